@@ -1,0 +1,251 @@
+"""Artifact: one ONNX file that is the whole truth of a model.
+
+Preprocessing, labels and the history of steps live in the file's metadata (`ModelProto.metadata_props`), so that no verb
+needs a side file. Keys: `repzoo.preprocess`, `repzoo.labels`, `repzoo.steps`, `repzoo.certificate`, each a JSON text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from repzoo.errors import InputError
+from repzoo.storage import read_bounded, sha256_of, write_atomically
+
+MAX_MODEL_BYTES = 2**31 - 1  # protobuf's own limit for one message
+_PREFIX = "repzoo."
+
+Resize = Literal["short", "squash"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Colour = Literal["RGB", "BGR"]
+Form = Literal["train", "deploy", "int8"]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes the model's input, float32 NCHW with pixel values first scaled to 0..1.
+
+    size           side of the square input, pixels
+    resize         "short": the short side becomes `resize_to`, aspect kept (torchvision `Resize(int)`);
+                   "squash": both sides become `resize_to` (torchvision `Resize((h, w))`)
+    crop_fraction  size / resize_to (timm's `crop_pct`); the centre is cropped
+    interpolation  Pillow's filter, antialiased
+    mean, std      per channel in the order of `colour`, in units of 0..1
+    colour         channel order of the tensor
+    """
+
+    size: int = 224
+    resize: Resize = "short"
+    crop_fraction: float = 0.875
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    colour: Colour = "RGB"
+
+    def __post_init__(self) -> None:
+        """Refuse values no image could be prepared with."""
+        if not (isinstance(self.size, int) and 1 <= self.size <= 4096):
+            raise InputError(f"preprocess size must be an integer in 1..4096; got {self.size!r}")
+        if not (math.isfinite(self.crop_fraction) and 0.05 <= self.crop_fraction <= 1):
+            raise InputError(f"preprocess crop fraction must lie in 0.05..1; got {self.crop_fraction!r}")
+        for name, kinds in (("resize", Resize), ("interpolation", Interpolation), ("colour", Colour)):
+            if getattr(self, name) not in get_args(kinds):
+                raise InputError(f"preprocess {name} must be one of {', '.join(get_args(kinds))}; got {getattr(self, name)!r}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise InputError(f"preprocess {name} must be three finite numbers; got {values!r}")
+        if min(self.std) <= 0:
+            raise InputError(f"preprocess std must be positive; got {self.std!r}")
+
+    @property
+    def resize_to(self) -> int:
+        """Side in pixels before the crop: floor(size / crop_fraction), as timm computes it."""
+        return math.floor(self.size / self.crop_fraction)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Build from plain JSON/TOML values; an unknown or ill-typed field is an InputError."""
+        known = {item.name for item in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise InputError(f"unknown preprocess field {unknown[0]!r}; expected some of {', '.join(sorted(known))}")
+        try:
+            return cls(**{key: tuple(map(float, value)) if key in ("mean", "std") else value for key, value in values.items()})
+        except TypeError as error:
+            raise InputError(f"preprocess values are of the wrong type: {error}") from None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One verb in an artifact's history: what was done, by which version, with what settings, to which input."""
+
+    verb: str
+    version: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    input_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A classifier in ONNX with what is needed to use it. Treat `model` as read-only: verbs return new artifacts.
+
+    preprocess  None for a foreign file that does not say; verbs that read images then ask for it
+    labels      class names in the order of the outputs; empty when unknown
+    extras      other JSON documents kept in the metadata, such as the certificate
+    """
+
+    model: onnx.ModelProto
+    name: str
+    preprocess: Preprocess | None = None
+    labels: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> Artifact:
+        """Read an ONNX file, repzoo's own or anyone's.
+
+        Raises:
+            InputError: absent, too large, truncated, not ONNX, external weights, or rejected by the ONNX checker.
+        """
+        return cls.from_bytes(read_bounded(path, MAX_MODEL_BYTES), name=path.stem, where=str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str, where: str = "the model") -> Artifact:
+        """As `read`, from bytes in memory; `where` names them in errors."""
+        model = onnx.ModelProto()
+        try:
+            model.ParseFromString(data)
+        except DecodeError:
+            raise InputError(f"{where} is not a readable ONNX file (truncated, or another format); export it again") from None
+        if not model.graph.node:
+            raise InputError(f"{where} holds no ONNX graph; give a file made by an ONNX exporter")
+        _refuse_external_data(model, where)
+        try:
+            onnx.checker.check_model(model)
+        except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
+            raise InputError(f"{where} is not valid ONNX: {str(error).splitlines()[0]}") from None
+        return cls(model, name, sha256=sha256_of(data), **_metadata_of(model, where))
+
+    def to_bytes(self) -> bytes:
+        """The ONNX file as bytes, metadata included; byte-identical for equal artifacts."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        kept = [(item.key, item.value) for item in model.metadata_props if not item.key.startswith(_PREFIX)]
+        del model.metadata_props[:]
+        for key, value in [*kept, *((_PREFIX + key, _dumps(value)) for key, value in self._documents().items())]:
+            model.metadata_props.add(key=key, value=value)
+        return model.SerializeToString(deterministic=True)
+
+    def write(self, path: Path) -> Artifact:
+        """Write to `path` in one rename and return the artifact with its file's name and hash."""
+        data = self.to_bytes()
+        write_atomically(path, data)
+        return replace(self, name=path.stem, sha256=sha256_of(data))
+
+    def then(self, model: onnx.ModelProto, step: Step, **extras: Any) -> Artifact:
+        """The artifact that `step` makes of this one: new graph, same contract, longer history."""
+        step = replace(step, input_sha256=self.sha256)
+        made = replace(self, model=model, steps=(*self.steps, step), extras={**self.extras, **extras}, sha256="")
+        return replace(made, sha256=sha256_of(made.to_bytes()))
+
+    @property
+    def form(self) -> Form:
+        """int8 when it holds QuantizeLinear, train when a BatchNormalization is left, else deploy."""
+        kinds = {node.op_type for node in self.model.graph.node}
+        if "QuantizeLinear" in kinds:
+            return "int8"
+        return "train" if "BatchNormalization" in kinds else "deploy"
+
+    @property
+    def opset(self) -> int:
+        """Version of the default ONNX operator set."""
+        return next((item.version for item in self.model.opset_import if item.domain in ("", "ai.onnx")), 0)
+
+    @property
+    def input_name(self) -> str:
+        """Name of the one input that is not an initializer."""
+        return classifier_input(self.model).name
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the output [N, classes]; 0 when the file does not say."""
+        dims = self.model.graph.output[0].type.tensor_type.shape.dim
+        return int(dims[1].dim_value) if len(dims) == 2 else 0
+
+    def needing_preprocess(self) -> Preprocess:
+        """The preprocessing, or an InputError that says which options to give."""
+        if self.preprocess is None:
+            raise InputError(
+                f"{self.name} does not say how its input is made (no repzoo metadata); give "
+                "--size --resize --crop-fraction --interpolation --mean --std --colour"
+            )
+        return self.preprocess
+
+    def _documents(self) -> dict[str, Any]:
+        documents: dict[str, Any] = {}
+        if self.preprocess is not None:
+            documents["preprocess"] = dataclasses.asdict(self.preprocess)
+        if self.labels:
+            documents["labels"] = list(self.labels)
+        if self.steps:
+            documents["steps"] = [dataclasses.asdict(step) for step in self.steps]
+        return {**documents, **self.extras}
+
+
+def classifier_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
+    """The single image input of a classifier.
+
+    Raises:
+        InputError: not one input [N, 3, H, W], or not one output [N, classes].
+    """
+    weights = {item.name for item in model.graph.initializer}
+    inputs = [item for item in model.graph.input if item.name not in weights]
+    ranks = [_rank(item) for item in (*inputs, *model.graph.output)]
+    if len(inputs) != 1 or len(model.graph.output) != 1 or ranks[0] not in (4, None) or ranks[1] not in (2, None):
+        shapes = ", ".join(f"{item.name} of rank {rank}" for item, rank in zip((*inputs, *model.graph.output), ranks, strict=True))
+        raise InputError(f"not a classifier: expected one input [N, 3, H, W] and one output [N, classes]; got {shapes}")
+    return inputs[0]
+
+
+def _rank(value: onnx.ValueInfoProto) -> int | None:
+    tensor = value.type.tensor_type
+    return len(tensor.shape.dim) if tensor.HasField("shape") else None
+
+
+def _refuse_external_data(model: onnx.ModelProto, where: str) -> None:
+    if any(item.data_location == onnx.TensorProto.EXTERNAL for item in model.graph.initializer):
+        raise InputError(f"{where} keeps its weights in another file; save it as one file (onnx.save without external data)")
+
+
+def _metadata_of(model: onnx.ModelProto, where: str) -> dict[str, Any]:
+    documents: dict[str, Any] = {}
+    for item in model.metadata_props:
+        if item.key.startswith(_PREFIX):
+            try:
+                documents[item.key.removeprefix(_PREFIX)] = json.loads(item.value)
+            except (ValueError, RecursionError):
+                raise InputError(f"{where} has damaged metadata under {item.key!r}; export it again") from None
+    try:
+        preprocess, labels, steps = (documents.pop(key, None) for key in ("preprocess", "labels", "steps"))
+        return {
+            "preprocess": None if preprocess is None else Preprocess.from_mapping(preprocess),
+            "labels": tuple(str(label) for label in labels or ()),
+            "steps": tuple(Step(**step) for step in steps or ()),
+            "extras": documents,
+        }
+    except (TypeError, AttributeError):
+        raise InputError(f"{where} has repzoo metadata of the wrong shape; export it again") from None
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -1,0 +1,35 @@
+"""The UCI handwritten digits that scikit-learn carries in its wheel: 1,797 grey images of 8x8 pixels, 10 classes.
+
+Split by position, not at random: neighbours come from the same writer, so a random split would test on writers seen in
+training. Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from repzoo.data.dataset import Dataset, Source
+
+PARTS = {"train": (0, 1077), "validation": (1077, 1437), "test": (1437, 1797)}
+
+
+def read() -> Source:
+    """The set with its three parts; pixels 0..16 become 0..255."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    targets = [int(value) for value in bunch.target]
+    classes = tuple(str(digit) for digit in range(10))
+
+    def load(key: str) -> Image.Image:
+        return Image.fromarray(pixels[int(key)]).convert("RGB")
+
+    return Source(
+        "digits",
+        {
+            part: Dataset(f"digits/{part}", classes, tuple(map(str, range(start, stop))), tuple(targets[start:stop]), load)
+            for part, (start, stop) in PARTS.items()
+        },
+    )

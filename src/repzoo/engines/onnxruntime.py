@@ -1,0 +1,56 @@
+"""ONNX Runtime, CPU execution provider."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from repzoo.engines import Array
+from repzoo.errors import InputError
+
+
+class OnnxRuntime:
+    """The `onnxruntime` engine."""
+
+    name = "onnxruntime"
+
+    def version(self) -> str:
+        """The wheel's version."""
+        return str(ort.__version__)
+
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> OnnxRuntimeSession:
+        """See `engines.Engine.open`."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_DISABLE_ALL if exact else level.ORT_ENABLE_ALL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
+        try:
+            return OnnxRuntimeSession(ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]))
+        except Exception as error:  # onnxruntime raises a class of its own for each status code
+            raise InputError(f"onnxruntime cannot compile this model: {_first_line(error)}") from None
+
+
+class OnnxRuntimeSession:
+    """A compiled model; ONNX Runtime's `run` is thread-safe."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self._input = session.get_inputs()[0].name
+
+    def run(self, inputs: Array) -> Array:
+        """See `engines.Session.run`."""
+        return self.run_all(inputs)[0]
+
+    def run_all(self, inputs: Array) -> list[Array]:
+        """See `engines.Session.run_all`."""
+        try:
+            return [np.asarray(output, np.float32) for output in self._session.run(None, {self._input: inputs})]
+        except Exception as error:
+            raise InputError(f"onnxruntime cannot run this model on {inputs.dtype} {inputs.shape}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,42 @@
+"""Errors of repzoo. Each message says what was expected, what was got, and what to do.
+
+RepzooError                 exit 1  a defect in repzoo if it reaches the command line bare
+├── InputError              exit 2  bad input or usage
+│   └── MissingExtra        exit 2  an optional dependency is not installed
+├── CertificateError        exit 3  the folded graph is not proven equal
+└── GateError               exit 4  an accuracy or latency budget is not met
+"""
+
+from __future__ import annotations
+
+
+class RepzooError(Exception):
+    """Root of every error that repzoo raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(RepzooError):
+    """What the caller gave cannot be used: a file, a folder, a name, a setting."""
+
+    exit_code = 2
+
+
+class MissingExtra(InputError):
+    """An optional dependency is absent; the message says what to type."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an optional dependency that is not installed; type: pip install 'repzoo[{extra}]'")
+        self.extra = extra
+
+
+class CertificateError(RepzooError):
+    """The certificate of a fold failed: the two graphs differ by more than the bound."""
+
+    exit_code = 3
+
+
+class GateError(RepzooError):
+    """A budget (accuracy drop, latency) is not met."""
+
+    exit_code = 4

@@ -1,0 +1,79 @@
+"""A PyTorch classifier to ONNX in its training form: every BatchNormalization stays, for the fold to prove away.
+
+torch's own exporter fuses Conv+BN unless it is told to preserve the training graph; the count of BatchNormalizations is
+therefore checked before and after.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from repzoo.artifact import Artifact, Preprocess, Step
+from repzoo.errors import InputError, RepzooError
+
+if TYPE_CHECKING:
+    import torch
+
+INPUT, OUTPUT = "data", "output"
+OPSETS = range(11, 21)
+
+
+def export(
+    module: torch.nn.Module, name: str, preprocess: Preprocess, labels: tuple[str, ...], step: Step, **options: Any
+) -> Artifact:
+    """The Artifact of `module` (float32 [N, 3, size, size] `data` -> [N, classes] `output`), with `step` as its history.
+
+    options  opset: 11..20 (default 17); dynamic_batch: True leaves N open, False fixes it at 1 (default True)
+
+    Raises:
+        InputError: opset outside 11..20, or a label count that is not the number of outputs.
+        RepzooError: the exporter dropped a BatchNormalization.
+    """
+    opset, dynamic_batch = int(options.pop("opset", 17)), bool(options.pop("dynamic_batch", True))
+    if opset not in OPSETS:
+        raise InputError(f"opset must lie in {OPSETS.start}..{OPSETS.stop - 1}; got {opset}")
+    model = _torch_export(module, preprocess.size, opset, dynamic_batch)
+    _assert_every_batchnorm(module, model)
+    artifact = Artifact(model, name, preprocess, labels)
+    if labels and artifact.num_classes != len(labels):
+        raise InputError(f"{len(labels)} labels were given for a model with {artifact.num_classes} outputs; give one for each")
+    settings = {"opset": opset, "dynamic_batch": dynamic_batch, **asdict(preprocess)}
+    return Artifact(model, name, preprocess, labels, (step,)).then(model, Step("export", step.version, settings))
+
+
+def _torch_export(module: torch.nn.Module, size: int, opset: int, dynamic_batch: bool) -> onnx.ModelProto:
+    import torch
+
+    buffer = io.BytesIO()
+    was_training = module.training
+    module.eval()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the TorchScript exporter is deprecated, yet the only one that keeps clean BNs
+        torch.onnx.export(
+            module,
+            (torch.zeros(1, 3, size, size),),
+            buffer,
+            dynamo=False,
+            training=torch.onnx.TrainingMode.PRESERVE,
+            do_constant_folding=False,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}} if dynamic_batch else None,
+        )
+    module.train(was_training)
+    return onnx.load_model_from_string(buffer.getvalue())
+
+
+def _assert_every_batchnorm(module: torch.nn.Module, model: onnx.ModelProto) -> None:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    expected = sum(isinstance(item, _BatchNorm) for item in module.modules())
+    found = sum(node.op_type == "BatchNormalization" for node in model.graph.node)
+    if found != expected:
+        raise RepzooError(f"the exporter wrote {found} BatchNormalizations where the module has {expected}")

@@ -1,0 +1,283 @@
+"""Fold: every linear piece between two nonlinearities that can become one cheaper node, does.
+
+The expression that ends in a tensor is read as a tree of affine maps (rules.py) and sums; where the whole tree is one map of
+one source tensor (algebra.py), and that map costs no more, one Conv or Gemm takes its place. Larger expressions are tried
+first; the passes repeat until nothing changes, so a folded graph folds to itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from repzoo.errors import InputError
+from repzoo.graph import algebra
+from repzoo.graph.algebra import AffineMap, Geometry, Inexact
+from repzoo.graph.rules import Link, Refusal, name_of, view
+
+QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"})
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold made: `nodes` became one node that writes `output`; costs are MACs for each pixel of the source."""
+
+    output: str
+    nodes: tuple[str, ...]
+    kind: str
+    macs_before: float
+    macs_after: float
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """A folded model with what was done and what was refused, in graph order."""
+
+    model: onnx.ModelProto
+    folds: tuple[Fold, ...]
+    refusals: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The tensor at hand as one map of `source`: which nodes that takes, and what they cost for each source pixel."""
+
+    source: ir.Value
+    geometry: Geometry
+    nodes: tuple[ir.Node, ...]
+    macs: float
+    parameters: int
+    build: Callable[[], AffineMap]
+    flat: bool
+
+    @property
+    def cost(self) -> float:
+        return _macs(self.geometry)
+
+
+def fold(model: onnx.ModelProto) -> FoldResult:
+    """Fold `model` (left as it was) to a fixed point.
+
+    Raises:
+        InputError: the graph is quantised already.
+    """
+    graph_model = _prepared(model)
+    state = _State(graph_model.graph)
+    while state.sweep():
+        pass
+    passes.RemoveUnusedNodesPass()(graph_model)
+    graph_model.graph.sort()
+    folded = ir.to_proto(graph_model)
+    folded.metadata_props.clear()
+    folded.metadata_props.extend(model.metadata_props)
+    return FoldResult(folded, tuple(state.folds), tuple(state.refusals.values()))
+
+
+def _prepared(model: onnx.ModelProto) -> ir.Model:
+    kinds = {node.op_type for node in model.graph.node}
+    if found := sorted(kinds & QUANTISED):
+        raise InputError(f"the graph is quantised already (it holds {found[0]}); fold the float model, then quantise")
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph_model = ir.from_proto(copy)
+    passes.ShapeInferencePass()(graph_model)
+    _drop_inference_noops(graph_model.graph)
+    passes.IdentityEliminationPass()(graph_model)
+    return graph_model
+
+
+def _drop_inference_noops(graph: ir.Graph) -> None:
+    """Dropout passes its input through at inference; its mask output must be unread."""
+    for node in list(graph):
+        if node.op_type == "Dropout" and node.inputs[0] is not None and not any(out.uses() for out in node.outputs[1:]):
+            training = node.inputs[2] if len(node.inputs) > 2 else None
+            flag = ir.convenience.get_const_tensor(training) if training is not None else None
+            if training is None or (flag is not None and not flag.numpy().any()):
+                _replace_value(graph, node, node.inputs[0])
+
+
+def _replace_value(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
+    if node.outputs[0].is_graph_output():
+        kept = ir.Node("", "Identity", [source], outputs=[ir.Value(name=node.outputs[0].name)])
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [kept], [node.outputs[0]], [kept.outputs[0]])
+    else:
+        ir.convenience.replace_all_uses_with(node.outputs[0], source)
+        graph.remove(node, safe=True)
+
+
+@dataclass
+class _State:
+    """One fold in progress."""
+
+    graph: ir.Graph
+    folds: list[Fold] = field(default_factory=list)
+    refusals: dict[str, Refusal] = field(default_factory=dict)
+
+    def sweep(self) -> bool:
+        """One pass from the outputs to the input; True when something was folded."""
+        self.refusals = {}
+        before = len(self.folds)
+        for node in reversed(list(self.graph)):
+            if node.graph is self.graph:
+                self._try(node)
+        return len(self.folds) > before
+
+    def _try(self, root: ir.Node) -> None:
+        candidates = [form for form in self._forms(root.outputs[0]) if _worth_writing(form)]
+        for form in sorted(candidates, key=lambda form: (form.cost - form.macs, -len(form.nodes))):
+            if form.cost > form.macs or form.geometry.macs > form.parameters:
+                if len(form.nodes) > 1:
+                    self._refuse(root, _too_dear(form))
+                continue
+            try:
+                self._write(root, form, form.build())
+                return
+            except Inexact as reason:
+                self._refuse(root, str(reason))
+
+    def _refuse(self, node: ir.Node, reason: str) -> None:
+        self.refusals.setdefault(name_of(node), Refusal(name_of(node), reason))
+
+    def _forms(self, value: ir.Value) -> list[_Form]:
+        node = value.producer()
+        if node is None or node.graph is not self.graph:
+            return []
+        seen = view(node)
+        if isinstance(seen, Refusal):
+            self.refusals.setdefault(seen.node, seen)
+            return []
+        if isinstance(seen, Link):
+            return list(self._chain(seen))
+        return list(self._sum(node)) if node.op_type in ("Add", "Sub") and len(node.inputs) == 2 else []
+
+    def _chain(self, link: Link) -> Iterator[_Form]:
+        shape = link.geometry
+        yield _Form(link.source, shape, (link.node,), _macs(shape), shape.macs, link.build, link.flat)
+        if _absorbable(link.source, (link.node,)):
+            for inner in self._forms(link.source):
+                try:
+                    yield _composed(link, inner)
+                except Inexact as reason:
+                    self._refuse(link.node, str(reason))
+
+    def _sum(self, node: ir.Node) -> Iterator[_Form]:
+        left, right = (self._operand(value, node) for value in node.inputs)
+        for one in left:
+            for two in right:
+                if one.source is two.source and (one.nodes or two.nodes):
+                    try:
+                        yield _added(node, one, two)
+                    except Inexact as reason:
+                        self._refuse(node, str(reason))
+
+    def _operand(self, value: ir.Value | None, reader: ir.Node) -> list[_Form]:
+        if value is None:
+            return []
+        nothing = _Form(value, Geometry(0, 0), (), 0.0, 0, lambda: algebra.identity(0), flat=False)
+        return [nothing, *(self._forms(value) if _absorbable(value, (reader,)) else [])]
+
+    def _write(self, root: ir.Node, form: _Form, made: AffineMap) -> None:
+        new = _node_for(form, made, root.outputs[0], self._names(form))
+        old = root.outputs[0]
+        new.outputs[0].name, new.outputs[0].shape, new.outputs[0].dtype = old.name, old.shape, old.dtype
+        for value in new.inputs[1:]:
+            if value is not None:
+                self.graph.initializers.pop(str(value.name), None)
+                self.graph.register_initializer(value)
+        ir.convenience.replace_nodes_and_values(self.graph, root, list(form.nodes[::-1]), [new], [old], [new.outputs[0]])
+        kind = "+".join(dict.fromkeys(node.op_type for node in form.nodes))
+        self.folds.append(Fold(str(old.name), tuple(map(name_of, form.nodes)), kind, form.macs, form.cost))
+
+    def _names(self, form: _Form) -> tuple[str, str, str]:
+        """(node, weight, bias) names, after the costliest convolution or linear layer that is replaced."""
+        heaviest = max(form.nodes, key=_weights)
+        weight = str(heaviest.inputs[1].name) if _weights(heaviest) and heaviest.inputs[1] else f"{name_of(heaviest)}.weight"
+        return name_of(heaviest), weight, weight.removesuffix(".weight") + ".folded_bias"
+
+
+def _weights(node: ir.Node) -> int:
+    shape = node.inputs[1].shape if node.op_type in ("Conv", "Gemm") and node.inputs[1] is not None else None
+    return math.prod(int(side) for side in shape) if shape is not None else 0
+
+
+def _macs(shape: Geometry) -> float:
+    return shape.macs / (shape.strides[0] * shape.strides[1])
+
+
+def _absorbable(value: ir.Value, readers: tuple[ir.Node, ...]) -> bool:
+    return not value.is_graph_output() and all(use.node in readers for use in value.uses())
+
+
+def _worth_writing(form: _Form) -> bool:
+    """More than one node, or a BatchNormalization alone (a scale and shift that a depthwise 1x1 convolution does)."""
+    return len(form.nodes) > 1 or form.nodes[0].op_type == "BatchNormalization"
+
+
+def _too_dear(form: _Form) -> str:
+    return (
+        f"one {form.geometry.kernel[0]}x{form.geometry.kernel[1]} convolution in place of {len(form.nodes)} nodes would take "
+        f"{form.cost:,.0f} MACs for each input pixel and {form.geometry.macs:,} weights; they take {form.macs:,.0f} and {form.parameters:,}"
+    )
+
+
+def _composed(link: Link, inner: _Form) -> _Form:
+    shape = algebra.compose_geometry(link.geometry, inner.geometry)
+    area = inner.geometry.strides[0] * inner.geometry.strides[1]
+    return _Form(
+        inner.source,
+        shape,
+        (link.node, *inner.nodes),
+        inner.macs + _macs(link.geometry) / area,
+        inner.parameters + link.geometry.macs,
+        lambda: algebra.compose(link.build(), inner.build()),
+        link.flat or inner.flat,
+    )
+
+
+def _added(node: ir.Node, one: _Form, two: _Form) -> _Form:
+    channels = (one if one.nodes else two).geometry.outputs
+    one, two = (_identity_form(form, channels) if not form.nodes else form for form in (one, two))
+    shape = algebra.add_geometry(one.geometry, two.geometry)
+    sign = -1.0 if node.op_type == "Sub" else 1.0
+    return _Form(
+        one.source,
+        shape,
+        (node, *one.nodes, *two.nodes),
+        one.macs + two.macs + channels / (shape.strides[0] * shape.strides[1]),
+        one.parameters + two.parameters,
+        lambda: algebra.add(one.build(), algebra.scaled(two.build(), sign)),
+        one.flat or two.flat,
+    )
+
+
+def _identity_form(form: _Form, channels: int) -> _Form:
+    shape = Geometry(channels, channels, groups=channels)
+    return _Form(form.source, shape, (), 0.0, 0, lambda: algebra.identity(channels), form.flat)
+
+
+def _node_for(form: _Form, made: AffineMap, like: ir.Value, names: tuple[str, str, str]) -> ir.Node:
+    dtype = like.dtype.numpy() if like.dtype is not None else np.dtype(np.float32)
+    kernel = made.kernel[:, :, 0, 0] if form.flat else made.kernel
+    weight, bias = (_initializer(name, values.astype(dtype)) for name, values in zip(names[1:], (kernel, made.bias), strict=True))
+    shape = made.geometry
+    if form.flat:
+        return ir.node("Gemm", [form.source, weight, bias], attributes={"transB": 1}, name=names[0])
+    window = {
+        "kernel_shape": shape.kernel,
+        "strides": shape.strides,
+        "pads": shape.pads,
+        "dilations": shape.dilations,
+        "group": shape.groups,
+    }
+    return ir.node("Conv", [form.source, weight, bias], attributes=window, name=names[0])
+
+
+def _initializer(name: str, values: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+    tensor = ir.Tensor(np.ascontiguousarray(values), name=name)
+    return ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)

@@ -1,0 +1,181 @@
+"""Which nodes of an ONNX graph are affine maps of one tensor, and with what values.
+
+A rule is guards, then one answer: a Link (this node is that map of that tensor), a Refusal (it would be, but for a reason
+that a person should hear), or None (it is something else). Rules read the graph and never change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from repzoo.graph import algebra
+from repzoo.graph.algebra import AffineMap, Geometry
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A fold that was not made: the node's name and a sentence saying why."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """`node` computes the map `build()` (of `geometry`) of the tensor `source`; `flat` when tensors are [N, C]."""
+
+    node: ir.Node
+    source: ir.Value
+    geometry: Geometry
+    build: Callable[[], AffineMap]
+    flat: bool = False
+
+
+Answer = Link | Refusal | None
+
+
+def view(node: ir.Node) -> Answer:
+    """`node` as an affine map, by the one rule for its operator."""
+    rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    return rule(node) if rule else None
+
+
+def constant(value: ir.Value | None) -> npt.NDArray[np.float64] | None:
+    """The value as float64 when it is known at fold time and cannot be fed from outside, else None."""
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else np.asarray(tensor.numpy(), np.float64)
+
+
+def name_of(node: ir.Node) -> str:
+    """A name a person can find in a viewer."""
+    return node.name or f"{node.op_type}({node.outputs[0].name})"
+
+
+def _conv(node: ir.Node) -> Answer:
+    source, weight, *rest = node.inputs
+    values = constant(weight)
+    if values is None or weight is None or source is None:
+        return Refusal(
+            name_of(node), "its weights are not constant (a graph input or computed), so nothing can be folded into them"
+        )
+    if values.ndim != 4:
+        return Refusal(name_of(node), f"it is a {values.ndim - 2}-D convolution; only 2-D ones are folded")
+    if len(weight.uses()) > 1:
+        return Refusal(name_of(node), f"its weight {weight.name!r} is shared with {len(weight.uses()) - 1} other reader(s)")
+    if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return Refusal(name_of(node), "its padding is decided at run time (auto_pad=SAME)")
+    bias = constant(rest[0]) if rest and rest[0] is not None else np.zeros(values.shape[0])
+    if bias is None:
+        return Refusal(name_of(node), "its bias is not constant")
+    groups = node.attributes.get_int("group", 1)
+    window = {"strides": _ints(node, "strides", (1, 1)), "dilations": _ints(node, "dilations", (1, 1)), "pads": _pads(node)}
+    shape = Geometry(values.shape[0], values.shape[1] * groups, values.shape[2:], groups=groups, **window)  # type: ignore[arg-type]
+    return Link(node, source, shape, lambda: algebra.from_kernel(values, bias, groups, **window))
+
+
+def _batchnorm(node: ir.Node) -> Answer:
+    source, *parameters = node.inputs
+    known = [constant(value) for value in parameters]
+    if source is None or any(value is None for value in known):
+        return Refusal(name_of(node), "its statistics are not constant")
+    if node.attributes.get_int("training_mode", 0):
+        return Refusal(name_of(node), "it is in training mode; export the model in eval mode")
+    gamma, beta, mean, variance = (value for value in known if value is not None)
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    channels = Geometry(gamma.size, gamma.size, groups=gamma.size)
+    return Link(node, source, channels, lambda: algebra.from_batchnorm(gamma, beta, mean, variance, epsilon), _rank(node) == 2)
+
+
+def _gemm(node: ir.Node) -> Answer:
+    source, weight, *rest = node.inputs
+    values = constant(weight)
+    if source is None or weight is None or values is None or node.attributes.get_int("transA", 0):
+        return Refusal(name_of(node), "its weights are not constant or its input is transposed")
+    if len(weight.uses()) > 1:
+        return Refusal(name_of(node), f"its weight {weight.name!r} is shared with {len(weight.uses()) - 1} other reader(s)")
+    values = (values if node.attributes.get_int("transB", 0) else values.T) * node.attributes.get_float("alpha", 1.0)
+    bias = constant(rest[0]) if rest and rest[0] is not None else np.zeros(1)
+    if bias is None:
+        return Refusal(name_of(node), "its bias is not constant")
+    shift = np.broadcast_to(bias.reshape(-1) * node.attributes.get_float("beta", 1.0), values.shape[:1])
+    return Link(node, source, Geometry(*values.shape), lambda: algebra.from_kernel(values[:, :, None, None], shift), flat=True)
+
+
+def _elementwise(node: ir.Node) -> Answer:
+    """Add, Sub, Mul or Div with a constant for each channel."""
+    left, right = constant(node.inputs[0]), constant(node.inputs[1])
+    if (left is None) == (right is None):
+        return None  # two tensors: a sum for the fold to see, or a product of activations
+    source, values = (node.inputs[1], left) if left is not None else (node.inputs[0], right)
+    rank, channels = _rank(node), _channels(node)
+    if source is None or values is None or not channels or (node.op_type == "Div" and left is not None):
+        return None
+    try:
+        spread = np.broadcast_to(values, (1, channels, *([1] * (rank - 2)))).reshape(-1)
+    except ValueError:
+        return None  # varies over pixels
+    scale, shift = _scale_and_shift(node.op_type, spread, constant_first=left is not None)
+    return Link(node, source, Geometry(channels, channels, groups=channels), lambda: algebra.from_scale(scale, shift), rank == 2)
+
+
+def _scale_and_shift(kind: str, values: algebra.Array, constant_first: bool) -> tuple[algebra.Array, algebra.Array]:
+    ones, zeros = np.ones_like(values), np.zeros_like(values)
+    if kind == "Mul":
+        return values, zeros
+    if kind == "Div":
+        return 1 / values, zeros
+    if kind == "Add":
+        return ones, values
+    return (-ones, values) if constant_first else (ones, -values)
+
+
+def _average_pool(node: ir.Node) -> Answer:
+    pads, source = _pads(node), node.inputs[0]
+    if any(pads) and not node.attributes.get_int("count_include_pad", 0):
+        return Refusal(name_of(node), "it averages fewer pixels at the border (count_include_pad=0), which no convolution does")
+    unusual = node.attributes.get_int("ceil_mode", 0) or node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    kernel, strides, channels = _ints(node, "kernel_shape", ()), _ints(node, "strides", (1, 1)), _channels(node)
+    if unusual or source is None or not channels or len(kernel) != 2 or _ints(node, "dilations", (1, 1)) != (1, 1):
+        return None
+    window = (kernel[0], kernel[1]), (strides[0], strides[1]), pads
+    shape = Geometry(channels, channels, *window, groups=channels)
+    return Link(node, source, shape, lambda: algebra.from_average_pool(channels, *window))
+
+
+_RULES: dict[str, Callable[[ir.Node], Answer]] = {
+    "Conv": _conv,
+    "BatchNormalization": _batchnorm,
+    "Gemm": _gemm,
+    "Add": _elementwise,
+    "Sub": _elementwise,
+    "Mul": _elementwise,
+    "Div": _elementwise,
+    "AveragePool": _average_pool,
+}
+
+
+def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(node.attributes.get_ints(name, default) or default)
+
+
+def _pads(node: ir.Node) -> tuple[int, int, int, int]:
+    top, left, bottom, right = _ints(node, "pads", (0, 0, 0, 0))
+    return top, left, bottom, right
+
+
+def _rank(node: ir.Node) -> int:
+    shape = node.outputs[0].shape
+    return len(shape) if shape is not None else 4
+
+
+def _channels(node: ir.Node) -> int:
+    shape = node.outputs[0].shape
+    channels = shape[1] if shape is not None and len(shape) in (2, 4) else 0
+    return channels if isinstance(channels, int) else 0

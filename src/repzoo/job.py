@@ -1,0 +1,114 @@
+"""The whole job: training form -> folded, INT8, evaluated, timed -> a card, and the files it speaks of."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from repzoo import verbs
+from repzoo.artifact import Artifact
+from repzoo.data.dataset import Source
+from repzoo.errors import InputError
+from repzoo.graph.cost import count
+from repzoo.measure import latency
+from repzoo.measure.host import host
+from repzoo.measure.record import Record, identity_of
+from repzoo.progress import Progress, silent
+from repzoo.report import card
+from repzoo.storage import make_folder
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """Settings of the job. threads: client threads of the multi-thread row, 0 takes one for each core; seconds: for all timing."""
+
+    quantize: verbs.QuantizeOptions = dataclasses.field(default_factory=verbs.QuantizeOptions)
+    threads: int = 0
+    seconds: float = 5.0
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """Everything the job made: the artifacts by form, all Records in order, the certificate and remarks for a person."""
+
+    artifacts: Mapping[str, Artifact]
+    records: tuple[Record, ...]
+    certificate: Mapping[str, Any]
+    remarks: tuple[str, ...]
+
+
+def run(artifact: Artifact, source: Source, options: JobOptions | None = None, progress: Progress = silent) -> JobResult:
+    """Do the job on a training-form (or folded) float `artifact` with the images of `source`.
+
+    Raises:
+        InputError, CertificateError, GateError: as the verbs it calls.
+    """
+    options = options or JobOptions()
+    if artifact.form == "int8":
+        raise InputError(f"{artifact.name} is quantised already; the card starts from the float model")
+    images, evaluation = source.calibration_split(options.quantize.images, options.quantize.seed)
+    trained = replace(artifact, name=artifact.name)
+    deploy, certificate = verbs.fold(trained, verbs.first_images(images, artifact.needing_preprocess()), options.quantize.engine)
+    int8, report = verbs.quantize(deploy, source, options.quantize, progress)
+    measured = verbs.evaluate([deploy, int8], evaluation, options.quantize.engine, deploy, progress)
+    artifacts = {"train": trained, "deploy": deploy, "int8": int8}
+    folded = Record("fold", identity_of(deploy), _fold_values(certificate.to_json()))
+    records = [*_costs(artifacts), folded, report.record, *measured.runs, measured.paired[1], *_timings(artifacts, options, progress)]
+    return JobResult(artifacts, tuple(records), certificate.to_json(), (*report.warnings, *measured.remarks))
+
+
+def write(result: JobResult, output: Path) -> list[Path]:
+    """Write artifacts, certificate, Records and cards to the folder `output`: all of them, or none.
+
+    Raises:
+        InputError: the folder is read-only or full.
+    """
+    make_folder(output.parent if output.parent != Path() else Path("."))
+    with contextlib.ExitStack() as stack:
+        try:
+            make_folder(output)
+            aside = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".part-", dir=output)))
+            written = _write_all(result, aside)
+            return [Path(shutil.move(path, output / path.name)) for path in written]
+        except OSError as error:
+            raise InputError(f"{output} cannot be written: {error.strerror}; free room or give another place with -o") from None
+
+
+def _write_all(result: JobResult, folder: Path) -> list[Path]:
+    name = result.artifacts["train"].name
+    for form, artifact in result.artifacts.items():
+        (folder / f"{name}.{form}.onnx").write_bytes(artifact.to_bytes())
+    texts = {
+        "certificate.json": json.dumps(result.certificate, indent=1),
+        "records.jsonl": "".join(json.dumps(dataclasses.asdict(one), ensure_ascii=False, sort_keys=True) + "\n" for one in result.records),
+        **card.render(result.records, result.remarks),
+    }
+    for file, text in texts.items():
+        (folder / file).write_text(text, "utf-8")
+    return sorted(folder.iterdir())
+
+
+def _costs(artifacts: Mapping[str, Artifact]) -> list[Record]:
+    return [Record("cost", identity_of(one), dataclasses.asdict(count(one))) for one in artifacts.values()]
+
+
+def _fold_values(certificate: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in certificate.items() if key not in ("folds", "refusals")}
+    return {**kept, "folds": len(certificate["folds"]), "refusals": len(certificate["refusals"])}
+
+
+def _timings(artifacts: Mapping[str, Artifact], options: JobOptions, progress: Progress) -> list[Record]:
+    """One-thread latency of all forms and many-client throughput of the two that ship, interleaved."""
+    engine = verbs.engine(options.quantize.engine)
+    clients = options.threads or host()["affinity"]
+    single = {form: latency.case(one, engine) for form, one in artifacts.items()}
+    many = [latency.case(artifacts[form], engine, clients) for form in ("deploy", "int8")] if clients > 1 else []
+    records = latency.run([*single.values(), *many], options.seconds, progress=progress)
+    return [*records, latency.ratio(single["int8"], single["deploy"]), latency.ratio(single["deploy"], single["train"])]

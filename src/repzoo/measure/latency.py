@@ -1,0 +1,128 @@
+"""Latency and throughput, round by round over all models, so that a noisy machine widens intervals and never swaps an order.
+
+Each round runs every case for the same short time. A case is a session, a batch and a number of client threads that call the
+same session; one thread gives the latency that a single caller sees, several give the throughput. Ratios are taken within a
+round and their median is reported with its interval.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from repzoo.artifact import Artifact
+from repzoo.engines import Array, Engine, Session
+from repzoo.errors import InputError
+from repzoo.measure import stats
+from repzoo.measure.host import load
+from repzoo.measure.record import Record, identity_of
+from repzoo.progress import Progress, silent
+
+ROUNDS = 12
+WARM_UP_CALLS = 5
+
+
+@dataclass
+class Case:
+    """One thing to time. `rounds_us` collects, for each round, the microseconds of every call; `rounds_fps` images a second."""
+
+    artifact: Artifact
+    engine: Engine
+    session: Session
+    inputs: Array
+    threads: int = 1
+    streams: int = 1
+    rounds_us: list[list[int]] = field(default_factory=list)
+    rounds_fps: list[float] = field(default_factory=list)
+
+    def record(self) -> Record:
+        """Percentiles in milliseconds and images a second over all rounds, with the raw samples."""
+        samples = np.concatenate([np.asarray(one) for one in self.rounds_us]) / 1000
+        p50 = stats.median_interval([float(np.median(one)) / 1000 for one in self.rounds_us])
+        fps = stats.median_interval(self.rounds_fps)
+        values = {
+            "threads": self.threads,
+            "streams": self.streams,
+            "batch": len(self.inputs),
+            "p50_ms": p50.value,
+            "p50_low_ms": p50.low,
+            "p50_high_ms": p50.high,
+            "p90_ms": float(np.percentile(samples, 90)),
+            "p99_ms": float(np.percentile(samples, 99)),
+            "fps": fps.value,
+            "fps_low": fps.low,
+            "fps_high": fps.high,
+            "samples": len(samples),
+            "load": load(),
+        }
+        engine = {"name": self.engine.name, "version": self.engine.version(), "threads": self.threads}
+        return Record("latency", identity_of(self.artifact), values, engine, samples={"latency_us": self.rounds_us})
+
+
+def case(artifact: Artifact, engine: Engine, streams: int = 1, threads: int = 1, batch: int = 1, seed: int = 0) -> Case:
+    """Compile `artifact` and make its random input; each of `streams` clients calls a session of `threads` threads."""
+    dims = [dim.dim_value for dim in artifact.model.graph.input[0].type.tensor_type.shape.dim]
+    if batch < 1 or streams < 1 or threads < 1:
+        raise InputError(f"threads, streams and batch must be at least 1; got {threads}, {streams}, {batch}")
+    if dims[0] not in (0, batch):
+        raise InputError(f"{artifact.name} has a fixed batch of {dims[0]}; asked for {batch}; export it with a dynamic batch")
+    side = artifact.needing_preprocess().size if not all(dims[2:]) else 0
+    shape = (batch, dims[1] or 3, dims[2] or side, dims[3] or side)
+    inputs = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return Case(artifact, engine, engine.open(artifact.model, threads), inputs, threads, streams)
+
+
+def run(cases: Sequence[Case], seconds: float = 2.0, rounds: int = ROUNDS, progress: Progress = silent) -> list[Record]:
+    """Time every case for about `seconds` in all, split over interleaved `rounds`, after a warm-up."""
+    if seconds <= 0:
+        raise InputError(f"seconds must be positive; got {seconds}")
+    for one in cases:
+        for _ in range(WARM_UP_CALLS):
+            one.session.run(one.inputs)
+    for done in range(rounds):
+        for one in cases if done % 2 == 0 else list(reversed(cases)):
+            _round(one, seconds / rounds)
+        progress("bench", done + 1, rounds)
+    return [one.record() for one in cases]
+
+
+def ratio(first: Case, second: Case) -> Record:
+    """Median latency of `first` over that of `second`, round by round: below 1, first is faster."""
+    pairs = zip(first.rounds_us, second.rounds_us, strict=True)
+    interval = stats.median_interval([float(np.median(one) / np.median(two)) for one, two in pairs])
+    values = {"ratio": interval.value, "ratio_low": interval.low, "ratio_high": interval.high, "rounds": len(first.rounds_us)}
+    values |= {"threads": first.threads, "streams": first.streams, "batch": len(first.inputs)}
+    artifact = {"first": identity_of(first.artifact), "second": identity_of(second.artifact)}
+    return Record("ratio", artifact, values, {"name": first.engine.name, "version": first.engine.version()})
+
+
+def _round(one: Case, seconds: float) -> None:
+    started = time.perf_counter()
+    if one.streams == 1:
+        clients = [_client(one, started + seconds)]
+    else:
+        clients = [[] for _ in range(one.streams)]
+        workers = [threading.Thread(target=lambda kept=kept: kept.extend(_client(one, started + seconds))) for kept in clients]  # type: ignore[misc]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    elapsed = time.perf_counter() - started
+    calls = [sample for kept in clients for sample in kept]
+    one.rounds_us.append(calls)
+    one.rounds_fps.append(len(calls) * len(one.inputs) / elapsed)
+
+
+def _client(one: Case, until: float) -> list[int]:
+    """Call the session until the time is over, at least once; microseconds of each call."""
+    kept: list[int] = []
+    now = time.perf_counter()
+    while not kept or now < until:
+        one.session.run(one.inputs)
+        then, now = now, time.perf_counter()
+        kept.append(round((now - then) * 1e6))
+    return kept

@@ -1,0 +1,72 @@
+"""Plug-ins by name: a table of lazy targets, third parties' entry points, and what to install when one is missing."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from repzoo.errors import InputError, MissingExtra, RepzooError
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Where an object lives ("module:Object") and the extra that its imports need ("" for none)."""
+
+    target: str
+    extra: str = ""
+
+
+class PluginTable:
+    """The plug-ins of one kind. Nothing is imported before `load`.
+
+    kind   singular noun for messages, such as "engine"
+    group  entry-point group that third parties declare, such as "repzoo.engines"
+    """
+
+    def __init__(self, kind: str, group: str, builtin: Mapping[str, Plugin]) -> None:
+        self.kind = kind
+        self._group = group
+        self._builtin = dict(builtin)
+
+    def names(self) -> list[str]:
+        """Every known name, installed or not, built-in ones first."""
+        return list(self._all())
+
+    def load(self, name: str) -> Any:
+        """Import and return the object called `name`.
+
+        Raises:
+            InputError: unknown name; the nearest names are offered.
+            MissingExtra: a dependency is not installed; says what to type.
+        """
+        plugins = self._all()
+        if name not in plugins:
+            raise InputError(unknown(self.kind, name, plugins))
+        module, _, attribute = plugins[name].target.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if plugins[name].extra and not (error.name or "").startswith("repzoo"):
+                raise MissingExtra(f"the {self.kind} {name!r}", plugins[name].extra) from error
+            raise
+
+    def _all(self) -> dict[str, Plugin]:
+        found = dict(self._builtin)
+        for point in entry_points(group=self._group):
+            if point.name in found:
+                raise RepzooError(
+                    f"two {self.kind}s are called {point.name!r}: {found[point.name].target} and {point.value}; uninstall one"
+                )
+            found[point.name] = Plugin(point.value)
+        return found
+
+
+def unknown(kind: str, name: str, known: Mapping[str, Any] | list[str]) -> str:
+    """The sentence for an unknown `name`, with the nearest known ones."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(list(known)[:12])}"
+    return f"no {kind} is called {name!r}; {hint}"

@@ -1,0 +1,179 @@
+"""The quantiser's decisions: calibrate once, try each placement, keep the fastest that the gate lets through.
+
+The gate is statistical: a model is refused when its paired drop is *proven* above the budget, that is when the whole 95 %
+interval lies above it. A point estimate above the budget whose interval reaches below is let through with a warning.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from repzoo import __version__
+from repzoo.artifact import Artifact, Step
+from repzoo.data.batches import ReadReport, batches
+from repzoo.data.dataset import Dataset
+from repzoo.engines import Engine
+from repzoo.errors import GateError, InputError
+from repzoo.measure import accuracy, latency
+from repzoo.measure.host import host
+from repzoo.measure.record import Record, identity_of
+from repzoo.progress import Progress, silent
+from repzoo.quant import place, qdq, ranges
+from repzoo.quant.observe import Histogram, observe
+from repzoo.quant.scheme import QuantScheme
+
+BENCH_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the result must keep: at most `max_drop` points of Top-1; `force` writes it even so, marked."""
+
+    max_drop: float = 0.3
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One attempt: its placement, paired drop (points), latency over float (ratio) and whether the gate lets it through."""
+
+    placement: str
+    paired: Record
+    ratio: Record
+    passes: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Without samples."""
+        return {"placement": self.placement, "passes": self.passes, **self.paired.values, **self.ratio.values}
+
+
+@dataclass(frozen=True)
+class QuantReport:
+    """What was tried and what was chosen; `record` goes to the results, `warnings` to the person."""
+
+    chosen: Rung
+    rungs: tuple[Rung, ...]
+    record: Record
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class _Attempt:
+    name: str
+    artifact: Artifact
+    case: latency.Case
+    rungs: list[Rung] = field(default_factory=list)
+
+
+def quantize(
+    artifact: Artifact, calibration: Dataset, gate: Dataset, engine: Engine, scheme: QuantScheme, budget: Budget, progress: Progress = silent
+) -> tuple[Artifact, QuantReport]:
+    """The INT8 artifact of the folded, float `artifact`, with the report.
+
+    calibration  images whose activations set the ranges (labels unused)
+    gate         labelled images, disjoint from `calibration`, on which the drop is measured
+
+    Raises:
+        InputError: not a folded float model, or images that cannot be used.
+        GateError: the drop is proven above the budget, whatever the placement.
+    """
+    if artifact.form != "deploy":
+        raise InputError(f"{artifact.name} is in {artifact.form} form; quantising starts from the folded float model (repzoo fold)")
+    started = time.perf_counter()
+    report = ReadReport()
+    model = qdq.at_least_opset(artifact.model)
+    attempts = list(_attempts(artifact, model, _histograms(model, artifact, calibration, engine, report, progress), engine, scheme))
+    report.check(calibration.name, len(calibration))
+    rungs = _measured(artifact, attempts, gate, engine, budget, progress)
+    passing = [index for index, rung in enumerate(rungs) if rung.passes]
+    if not passing and not budget.force:
+        raise GateError(_refusal(artifact, rungs, budget))
+    best = min(passing or range(len(rungs)), key=lambda index: rungs[index].ratio.values["ratio"])
+    settings = {"scheme": asdict(scheme), "placement": rungs[best].placement, "calibration_images": len(calibration), **asdict(budget)}
+    made = artifact.then(attempts[best].artifact.model, Step("quantize", __version__, settings))
+    values = _values(rungs, best, scheme, time.perf_counter() - started)
+    data = {"calibration": calibration.name, "images": len(calibration), "gate": gate.name, "gate_images": len(gate)}
+    record = Record("quantize", identity_of(made), values, {"name": engine.name, "version": engine.version()}, data)
+    return made, QuantReport(rungs[best], tuple(rungs), record, tuple([*report.sentences(), *_warnings(rungs[best], budget)]))
+
+
+def _histograms(
+    model: onnx.ModelProto, artifact: Artifact, calibration: Dataset, engine: Engine, report: ReadReport, progress: Progress
+) -> Mapping[str, Histogram]:
+    tensors = dict.fromkeys(name for one in place.candidates(model) for name in one.tensors)
+    if not tensors:
+        raise InputError(f"{artifact.name} has no convolution or linear layer with constant weights, so there is nothing to quantise")
+
+    def inputs() -> Iterator[npt.NDArray[np.float32]]:
+        done = 0
+        for batch in batches(calibration, artifact.needing_preprocess(), 16, report):
+            yield batch.inputs
+            done += len(batch.indices)
+            progress("calibrate", done, len(calibration))
+
+    return observe(model, list(tensors), inputs(), engine, host()["affinity"])
+
+
+def _attempts(
+    artifact: Artifact, model: onnx.ModelProto, seen: Mapping[str, Histogram], engine: Engine, scheme: QuantScheme
+) -> Iterator[_Attempt]:
+    for one in place.candidates(model):
+        parameters = {name: ranges.activation(seen[name], scheme.ranges) for name in one.tensors}
+        made = artifact.then(qdq.write(model, one, parameters, scheme.per_channel), Step("quantize", __version__))
+        yield _Attempt(one.name, made, latency.case(made, engine))
+
+
+def _measured(
+    artifact: Artifact, attempts: Sequence[_Attempt], gate: Dataset, engine: Engine, budget: Budget, progress: Progress
+) -> list[Rung]:
+    runs = [accuracy.open_run(one, engine, host()["affinity"]) for one in (artifact, *(attempt.artifact for attempt in attempts))]
+    reference, *predicted = accuracy.evaluate(runs, gate, ReadReport(), progress)
+    floating = latency.case(artifact, engine)
+    latency.run([floating, *(attempt.case for attempt in attempts)], BENCH_SECONDS, progress=progress)
+    rungs = []
+    for attempt, predictions in zip(attempts, predicted, strict=True):
+        paired = accuracy.compare(reference, predictions)
+        passes = paired.values["drop_low"] <= budget.max_drop
+        rungs.append(Rung(attempt.name, paired, latency.ratio(attempt.case, floating), passes))
+    return rungs
+
+
+def _refusal(artifact: Artifact, rungs: Sequence[Rung], budget: Budget) -> str:
+    best = min((rung.paired.values for rung in rungs), key=lambda values: values["drop"])
+    return (
+        f"{artifact.name}: INT8 loses {best['drop']:.2f} points of Top-1 (95 % interval {best['drop_low']:.2f} to {best['drop_high']:.2f}, "
+        f"{best['n']} images), above the budget of {budget.max_drop}; nothing was written. Raise --max-drop, or write it with --force"
+    )
+
+
+def _warnings(rung: Rung, budget: Budget) -> list[str]:
+    paired, ratio, said = rung.paired.values, rung.ratio.values, []
+    if not rung.passes:
+        said.append(f"forced: the drop of {paired['drop']:.2f} points is above the budget of {budget.max_drop}")
+    elif paired["drop_high"] > budget.max_drop:
+        said.append(f"{paired['n']} images cannot exclude a drop of up to {paired['drop_high']:.2f} points (budget {budget.max_drop})")
+    if ratio["ratio_low"] > 1:
+        said.append(f"INT8 takes {ratio['ratio']:.2f} times as long as float on this engine and host")
+    return said
+
+
+def _values(rungs: Sequence[Rung], best: int, scheme: QuantScheme, seconds: float) -> dict[str, Any]:
+    chosen = rungs[best]
+    paired = {key: chosen.paired.values[key] for key in ("drop", "drop_low", "drop_high", "p_value", "same_prediction")}
+    ratio = {f"latency_{key}": chosen.ratio.values[key] for key in ("ratio", "ratio_low", "ratio_high")}
+    return {
+        **paired,
+        **ratio,
+        "recipe": scheme.name,
+        "placement": chosen.placement,
+        "rungs": [rung.to_json() for rung in rungs],
+        "seconds": round(seconds, 1),
+        "culprits": [],
+    }

@@ -1,0 +1,120 @@
+"""Cards: Markdown in English and Chinese and JSON, every number taken from Records and from nothing else."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+
+from repzoo.errors import RepzooError
+from repzoo.measure.record import Kind, Record
+
+LANGUAGES = {"en": "card.md", "zh": "card_cn.md"}
+
+
+def render(records: Sequence[Record], remarks: Sequence[str]) -> dict[str, str]:
+    """File name -> text: the card in each language, and card.json with the same values unrounded."""
+    facts = {**summary(records), "remarks": list(remarks)}
+    template = _environment().get_template("card.md.j2")
+    cards = {file: template.render(language=key, t=_words()[key], **facts) for key, file in LANGUAGES.items()}
+    return {**cards, "card.json": json.dumps(facts, ensure_ascii=False, indent=1, sort_keys=True) + "\n"}
+
+
+def summary(records: Sequence[Record]) -> dict[str, Any]:
+    """What a card says, picked from the Records of one job.
+
+    Raises:
+        RepzooError: a Record that the card needs is not among them.
+    """
+    paired, fold, quantize = _one(records, "paired"), _one(records, "fold"), _one(records, "quantize")
+    timed = [one for one in records if one.kind == "latency"]
+    single = {str(one.artifact["form"]): one.values for one in timed if one.values["streams"] == 1}
+    many = {str(one.artifact["form"]): one.values for one in timed if one.values["streams"] > 1} or single
+    return {
+        "name": quantize.artifact["name"],
+        "size": quantize.artifact["size"],
+        "classes": quantize.artifact["classes"],
+        "cost": _by_form(records, "cost"),
+        "accuracy": _by_form(records, "accuracy"),
+        "paired": paired.values,
+        "flips": len(paired.samples["flips"]),
+        "data_name": paired.data["name"],
+        "single": single,
+        "many": {**many, "threads": many["int8"]["streams"]},
+        "latency_rows": [(one.artifact["form"], one.values) for one in timed],
+        "rounds": len(timed[0].samples["latency_us"]),
+        "ratios": {str(one.artifact["first"]["form"]): one.values for one in records if one.kind == "ratio"},
+        "fold": fold.values,
+        "quantize": quantize.values,
+        "calibration_images": quantize.data["images"],
+        "engine": quantize.engine,
+        "host": quantize.host,
+    }
+
+
+def _one(records: Sequence[Record], kind: Kind) -> Record:
+    found = [one for one in records if one.kind == kind]
+    if len(found) != 1:
+        raise RepzooError(f"a card needs one Record of kind {kind!r}; got {len(found)}")
+    return found[0]
+
+
+def _by_form(records: Sequence[Record], kind: Kind) -> dict[str, Mapping[str, Any]]:
+    return {str(one.artifact["form"]): one.values for one in records if one.kind == kind}
+
+
+@functools.cache
+def _words() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((files("repzoo.report") / "words.toml").read_text("utf-8"))
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("repzoo.report"), undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=False
+    )
+    environment.globals.update(millions=millions, percent=percent, points=points, ms=ms, rate=rate, ratio_of=ratio_of)
+    return environment
+
+
+def millions(count: float) -> str:
+    """A count in millions, two decimals as the vendors' cards print it."""
+    return f"{count / 1e6:.2f}"
+
+
+def percent(value: float) -> str:
+    """A percentage with the digits that a few hundred to a few thousand images carry."""
+    return f"{value:.2f}"
+
+
+def points(value: float) -> str:
+    """A signed difference in percentage points; never "-0.00"."""
+    return f"{value:+.2f}" if abs(value) >= 0.005 else "0.00"
+
+
+def ms(value: float) -> str:
+    """Milliseconds with three significant digits."""
+    return _significant(value, 3)
+
+
+def rate(value: float) -> str:
+    """Images a second with three significant digits, thousands unbroken."""
+    return _significant(value, 3)
+
+
+def ratio_of(value: float) -> str:
+    """A ratio with two decimals."""
+    return f"{value:.2f}"
+
+
+def _significant(value: float, digits: int) -> str:
+    if value == 0 or not math.isfinite(value):
+        return str(value)
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{round(value, decimals):.{max(0, decimals)}f}"
