@@ -52,9 +52,9 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         """Refuse values no image could be prepared with."""
-        if not (isinstance(self.size, int) and 1 <= self.size <= 4096):
+        if type(self.size) is not int or not 1 <= self.size <= 4096:
             raise InputError(f"preprocess size must be an integer in 1..4096; got {self.size!r}")
-        if not (math.isfinite(self.crop_fraction) and 0.05 <= self.crop_fraction <= 1):
+        if not 0.05 <= self.crop_fraction <= 1:
             raise InputError(f"preprocess crop fraction must lie in 0.05..1; got {self.crop_fraction!r}")
         for name, kinds in (("resize", Resize), ("interpolation", Interpolation), ("colour", Colour)):
             if getattr(self, name) not in get_args(kinds):
@@ -78,8 +78,11 @@ class Preprocess:
         if unknown := sorted(set(values) - known):
             raise InputError(f"unknown preprocess field {unknown[0]!r}; expected some of {', '.join(sorted(known))}")
         try:
-            return cls(**{key: tuple(map(float, value)) if key in ("mean", "std") else value for key, value in values.items()})
-        except TypeError as error:
+            fields: dict[str, Any] = {
+                key: tuple(map(float, value)) if key in ("mean", "std") else value for key, value in values.items()
+            }
+            return cls(**fields)
+        except (TypeError, ValueError) as error:
             raise InputError(f"preprocess values are of the wrong type: {error}") from None
 
 
@@ -144,7 +147,7 @@ class Artifact:
         del model.metadata_props[:]
         for key, value in [*kept, *((_PREFIX + key, _dumps(value)) for key, value in self._documents().items())]:
             model.metadata_props.add(key=key, value=value)
-        return model.SerializeToString(deterministic=True)
+        return bytes(model.SerializeToString(deterministic=True))
 
     def write(self, path: Path) -> Artifact:
         """Write to `path` in one rename and return the artifact with its file's name and hash."""
@@ -209,7 +212,7 @@ def classifier_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
         InputError: not one input [N, 3, H, W], or not one output [N, classes].
     """
     weights = {item.name for item in model.graph.initializer}
-    inputs = [item for item in model.graph.input if item.name not in weights]
+    inputs: list[onnx.ValueInfoProto] = [item for item in model.graph.input if item.name not in weights]
     ranks = [_rank(item) for item in (*inputs, *model.graph.output)]
     if len(inputs) != 1 or len(model.graph.output) != 1 or ranks[0] not in (4, None) or ranks[1] not in (2, None):
         shapes = ", ".join(f"{item.name} of rank {rank}" for item, rank in zip((*inputs, *model.graph.output), ranks, strict=True))

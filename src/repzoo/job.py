@@ -15,6 +15,7 @@ from typing import Any
 from repzoo import verbs
 from repzoo.artifact import Artifact
 from repzoo.data.dataset import Source
+from repzoo.engines import engine
 from repzoo.errors import InputError
 from repzoo.graph.cost import count
 from repzoo.measure import latency
@@ -60,7 +61,14 @@ def run(artifact: Artifact, source: Source, options: JobOptions | None = None, p
     measured = verbs.evaluate([deploy, int8], evaluation, options.quantize.engine, deploy, progress)
     artifacts = {"train": trained, "deploy": deploy, "int8": int8}
     folded = Record("fold", identity_of(deploy), _fold_values(certificate.to_json()))
-    records = [*_costs(artifacts), folded, report.record, *measured.runs, measured.paired[1], *_timings(artifacts, options, progress)]
+    records = [
+        *_costs(artifacts),
+        folded,
+        report.record,
+        *measured.runs,
+        measured.paired[1],
+        *_timings(artifacts, options, progress),
+    ]
     return JobResult(artifacts, tuple(records), certificate.to_json(), (*report.warnings, *measured.remarks))
 
 
@@ -70,7 +78,7 @@ def write(result: JobResult, output: Path) -> list[Path]:
     Raises:
         InputError: the folder is read-only or full.
     """
-    make_folder(output.parent if output.parent != Path() else Path("."))
+    make_folder(output.parent if output.parent != Path() else Path())
     with contextlib.ExitStack() as stack:
         try:
             make_folder(output)
@@ -87,7 +95,9 @@ def _write_all(result: JobResult, folder: Path) -> list[Path]:
         (folder / f"{name}.{form}.onnx").write_bytes(artifact.to_bytes())
     texts = {
         "certificate.json": json.dumps(result.certificate, indent=1),
-        "records.jsonl": "".join(json.dumps(dataclasses.asdict(one), ensure_ascii=False, sort_keys=True) + "\n" for one in result.records),
+        "records.jsonl": "".join(
+            json.dumps(dataclasses.asdict(one), ensure_ascii=False, sort_keys=True) + "\n" for one in result.records
+        ),
         **card.render(result.records, result.remarks),
     }
     for file, text in texts.items():
@@ -106,9 +116,9 @@ def _fold_values(certificate: Mapping[str, Any]) -> dict[str, Any]:
 
 def _timings(artifacts: Mapping[str, Artifact], options: JobOptions, progress: Progress) -> list[Record]:
     """One-thread latency of all forms and many-client throughput of the two that ship, interleaved."""
-    engine = verbs.engine(options.quantize.engine)
+    runner = engine(options.quantize.engine)
     clients = options.threads or host()["affinity"]
-    single = {form: latency.case(one, engine) for form, one in artifacts.items()}
-    many = [latency.case(artifacts[form], engine, clients) for form in ("deploy", "int8")] if clients > 1 else []
-    records = latency.run([*single.values(), *many], options.seconds, progress=progress)
+    single = {form: latency.case(one, runner) for form, one in artifacts.items()}
+    many = [latency.case(artifacts[form], runner, clients) for form in ("deploy", "int8")] if clients > 1 else []
+    records = latency.run([*single.values(), *many], options.seconds / (len(single) + len(many)), progress=progress)
     return [*records, latency.ratio(single["int8"], single["deploy"]), latency.ratio(single["deploy"], single["train"])]

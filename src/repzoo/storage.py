@@ -61,8 +61,8 @@ def written_aside(path: Path) -> Iterator[Path]:
         os.close(handle)
         aside = Path(name)
         yield aside
-        os.chmod(aside, 0o666 & ~_umask())
-        os.replace(aside, path)
+        aside.chmod(0o666 & ~_umask())
+        aside.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}; free room or give another place with -o") from None
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from repzoo.data.dataset import Dataset, Source, open_source
 from repzoo.data.folder import load_image
 from repzoo.data.preprocess import prepare
 from repzoo.engines import Engine, engine
-from repzoo.errors import InputError
+from repzoo.errors import InputError, MissingExtra
 from repzoo.graph import certify as certifying
 from repzoo.graph import fold as folding
 from repzoo.measure import accuracy, latency
@@ -48,7 +48,9 @@ def load(model: str | Path, **preprocess: Any) -> Artifact:
     elif str(model) in embedded.names():
         found = embedded.read(str(model))
     elif str(model) in {row.name for row in catalog.models()}:
-        raise InputError(f"{model} has no embedded weights; write it first: repzoo export {model} -o {model}.onnx --checkpoint FILE")
+        raise InputError(
+            f"{model} has no embedded weights; write it first: repzoo export {model} -o {model}.onnx --checkpoint FILE"
+        )
     else:
         raise InputError(unknown("model", str(model), [*embedded.names(), *(row.name for row in catalog.models())]))
     given = {key: value for key, value in preprocess.items() if value is not None}
@@ -56,6 +58,34 @@ def load(model: str | Path, **preprocess: Any) -> Artifact:
         return found
     base = asdict(found.preprocess) if found.preprocess else {}
     return replace(found, preprocess=Preprocess.from_mapping({**base, **given}))
+
+
+def embedded_for(classes: Sequence[str]) -> str:
+    """Name of the embedded checkpoint that knows all of `classes`.
+
+    Raises:
+        InputError: none does; says what to do.
+    """
+    for name in embedded.names():
+        if set(classes) <= set(embedded.read(name).labels):
+            return name
+    raise InputError(
+        f"no embedded model knows the classes {', '.join(classes[:4])}{', ...' if len(classes) > 4 else ''}; give a MODEL.onnx, "
+        "or train one: repzoo train repghostnet_050 --data DIR"
+    )
+
+
+def trainer() -> Callable[..., Any]:
+    """The `train` verb, imported on use: it needs torch.
+
+    Raises:
+        MissingExtra: torch or timm is not installed.
+    """
+    try:
+        from repzoo.train.run import train
+    except ModuleNotFoundError as error:
+        raise MissingExtra("training", "torch") from error
+    return train
 
 
 @dataclass(frozen=True)
@@ -97,11 +127,9 @@ def export(model: str, options: ExportOptions | None = None, labels: Sequence[st
 
 
 def _built(model: str, classes: int, options: ExportOptions) -> Any:
-    from repzoo.zoo import families
-
     import torch
 
-    from repzoo.zoo import checkpoints
+    from repzoo.zoo import checkpoints, families
 
     torch.manual_seed(options.seed)
     module = families.build(model, classes, options.pretrained)
@@ -110,7 +138,9 @@ def _built(model: str, classes: int, options: ExportOptions) -> Any:
     return module
 
 
-def fold(artifact: Artifact, images: npt.NDArray[np.float32] | None = None, engine_name: str = DEFAULT_ENGINE) -> tuple[Artifact, certifying.Certificate]:
+def fold(
+    artifact: Artifact, images: npt.NDArray[np.float32] | None = None, engine_name: str = DEFAULT_ENGINE
+) -> tuple[Artifact, certifying.Certificate]:
     """The deploy form with its certificate, which also goes into the artifact's metadata.
 
     images  real inputs, float32 [n, 3, size, size], to certify on besides random ones
@@ -172,7 +202,11 @@ class Evaluation:
 
 
 def evaluate(
-    artifacts: Sequence[Artifact], data: Dataset, engine_name: str = DEFAULT_ENGINE, against: Artifact | None = None, progress: Progress = silent
+    artifacts: Sequence[Artifact],
+    data: Dataset,
+    engine_name: str = DEFAULT_ENGINE,
+    against: Artifact | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Top-1 and Top-5 of every artifact on the same images, and the paired drop of each against `against`.
 
@@ -198,7 +232,9 @@ class BenchOptions:
     seconds: float = 2.0
 
 
-def benchmark(artifacts: Sequence[Artifact], options: BenchOptions | None = None, progress: Progress = silent) -> tuple[list[Record], list[Record]]:
+def benchmark(
+    artifacts: Sequence[Artifact], options: BenchOptions | None = None, progress: Progress = silent
+) -> tuple[list[Record], list[Record]]:
     """(latency Records, ratio Records): every file on every engine, interleaved; ratios against the first case of each setting.
 
     Raises:
@@ -207,7 +243,9 @@ def benchmark(artifacts: Sequence[Artifact], options: BenchOptions | None = None
     options = options or BenchOptions()
     runners: list[Engine] = [engine(name) for name in options.engines]
     settings = [(streams, batch) for streams in options.threads for batch in options.batch]
-    groups = [[latency.case(one, runner, streams, batch=batch) for runner in runners for one in artifacts] for streams, batch in settings]
+    groups = [
+        [latency.case(one, runner, streams, batch=batch) for runner in runners for one in artifacts] for streams, batch in settings
+    ]
     cases = [one for group in groups for one in group]
     records = latency.run(cases, options.seconds, progress=progress)
     return records, [latency.ratio(one, group[0]) for group in groups for one in group[1:]]

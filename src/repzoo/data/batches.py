@@ -15,6 +15,7 @@ from repzoo.artifact import Preprocess
 from repzoo.data.dataset import Dataset, UnreadableImage
 from repzoo.data.preprocess import normalised, resized_and_cropped
 from repzoo.errors import InputError
+from repzoo.progress import Progress, silent, tracked
 
 MAX_UNREADABLE = 0.01  # share of the images; above it the data set itself is in doubt
 
@@ -83,3 +84,19 @@ def _assemble(futures: list[tuple[int, Future[npt.NDArray[np.uint8] | None]]], p
     read = [(index, pixels) for index, future in futures if (pixels := future.result()) is not None]
     if read:
         yield Batch(tuple(index for index, _ in read), normalised(np.stack([pixels for _, pixels in read]), preprocess))
+
+
+def readable(dataset: Dataset, report: ReadReport, progress: Progress = silent) -> list[int]:
+    """Indices of the images that decode; the others are named in `report`. One pass, for work that reads images many times."""
+
+    def decodes(index: int) -> bool:
+        try:
+            dataset.load(dataset.keys[index])
+        except UnreadableImage as error:
+            report.unreadable.append(str(error))
+            return False
+        return True
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        checks = tracked(pool.map(decodes, range(len(dataset))), "check images", len(dataset), progress)
+        return [index for index, good in enumerate(checks) if good]

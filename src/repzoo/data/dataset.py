@@ -47,8 +47,8 @@ class Dataset:
 
     def subset(self, indices: Sequence[int], name: str | None = None) -> Dataset:
         """The images at `indices`, in that order."""
-        keys, targets = (tuple(values[index] for index in indices) for values in (self.keys, self.targets))
-        return replace(self, name=name or self.name, keys=keys, targets=targets)
+        keys = tuple(self.keys[index] for index in indices)
+        return replace(self, name=name or self.name, keys=keys, targets=tuple(self.targets[index] for index in indices))
 
     def balanced_sample(self, count: int, seed: int) -> list[int]:
         """Indices of `count` images (or all), drawn round-robin over the classes; same seed, same images."""

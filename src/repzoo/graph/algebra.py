@@ -19,8 +19,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 
-class Inexact(ValueError):  # noqa: N818  an answer of the algebra, not a failure of the program
-    """Two maps have no single affine map that equals their composition or sum; the text says why."""
+class Inexact(ValueError):
+    """An answer, not a failure: two maps have no single affine map that equals their composition or sum; the text says why."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,10 @@ import onnx_ir.passes.common as passes
 from repzoo.artifact import Artifact, classifier_input
 
 # Inputs of each operator that hold learnable values.
-_LEARNABLE = {"Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "MatMul": (0, 1), "BatchNormalization": (1, 2), "PRelu": (1,), "LayerNormalization": (1, 2)}  # fmt: skip
+_LEARNABLE: dict[str, tuple[int, ...]] = dict.fromkeys(
+    ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization"), (1, 2)
+)
+_LEARNABLE |= {"MatMul": (0, 1), "PRelu": (1,)}
 _SHAPES = frozenset({"Constant", "Shape", "Reshape", "Flatten", "Identity", "Unsqueeze", "Squeeze", "Cast", "Gather", "Dropout"})
 _CASTS = frozenset({"Identity", "Cast", "DequantizeLinear", "QuantizeLinear"})
 

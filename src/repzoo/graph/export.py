@@ -57,7 +57,7 @@ def _torch_export(module: torch.nn.Module, size: int, opset: int, dynamic_batch:
         torch.onnx.export(
             module,
             (torch.zeros(1, 3, size, size),),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # the TorchScript exporter takes a file object
             dynamo=False,
             training=torch.onnx.TrainingMode.PRESERVE,
             do_constant_folding=False,

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -185,7 +187,7 @@ class _State:
     def _write(self, root: ir.Node, form: _Form, made: AffineMap) -> None:
         new = _node_for(form, made, root.outputs[0], self._names(form))
         old = root.outputs[0]
-        new.outputs[0].name, new.outputs[0].shape, new.outputs[0].dtype = old.name, old.shape, old.dtype
+        new.outputs[0].name, new.outputs[0].shape, new.outputs[0].type = old.name, old.shape, old.type
         for value in new.inputs[1:]:
             if value is not None:
                 self.graph.initializers.pop(str(value.name), None)
@@ -197,13 +199,19 @@ class _State:
     def _names(self, form: _Form) -> tuple[str, str, str]:
         """(node, weight, bias) names, after the costliest convolution or linear layer that is replaced."""
         heaviest = max(form.nodes, key=_weights)
-        weight = str(heaviest.inputs[1].name) if _weights(heaviest) and heaviest.inputs[1] else f"{name_of(heaviest)}.weight"
-        return name_of(heaviest), weight, weight.removesuffix(".weight") + ".folded_bias"
+        old = heaviest.inputs[1] if _weights(heaviest) else None
+        weight = str(old.name) if old is not None else self._free(f"{name_of(heaviest)}.weight")
+        return name_of(heaviest), weight, self._free(weight.removesuffix(".weight") + ".folded_bias")
+
+    def _free(self, name: str) -> str:
+        """`name`, or with a number behind it where it is taken."""
+        taken = self.graph.initializers
+        return name if name not in taken else next(f"{name}.{i}" for i in range(2, len(taken) + 3) if f"{name}.{i}" not in taken)
 
 
 def _weights(node: ir.Node) -> int:
     shape = node.inputs[1].shape if node.op_type in ("Conv", "Gemm") and node.inputs[1] is not None else None
-    return math.prod(int(side) for side in shape) if shape is not None else 0
+    return math.prod(shape.numpy()) if shape is not None else 0
 
 
 def _macs(shape: Geometry) -> float:
@@ -268,7 +276,7 @@ def _node_for(form: _Form, made: AffineMap, like: ir.Value, names: tuple[str, st
     shape = made.geometry
     if form.flat:
         return ir.node("Gemm", [form.source, weight, bias], attributes={"transB": 1}, name=names[0])
-    window = {
+    window: dict[str, int | tuple[int, ...]] = {
         "kernel_shape": shape.kernel,
         "strides": shape.strides,
         "pads": shape.pads,
@@ -278,6 +286,6 @@ def _node_for(form: _Form, made: AffineMap, like: ir.Value, names: tuple[str, st
     return ir.node("Conv", [form.source, weight, bias], attributes=window, name=names[0])
 
 
-def _initializer(name: str, values: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+def _initializer(name: str, values: npt.NDArray[Any]) -> ir.Value:
     tensor = ir.Tensor(np.ascontiguousarray(values), name=name)
     return ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)

@@ -87,6 +87,10 @@ def _batchnorm(node: ir.Node) -> Answer:
         return Refusal(name_of(node), "its statistics are not constant")
     if node.attributes.get_int("training_mode", 0):
         return Refusal(name_of(node), "it is in training mode; export the model in eval mode")
+    if _rank(node) not in (2, 4):
+        return Refusal(
+            name_of(node), f"it works on a tensor of rank {_rank(node) or 'unknown'}; only [N, C] and [N, C, H, W] are folded"
+        )
     gamma, beta, mean, variance = (value for value in known if value is not None)
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     channels = Geometry(gamma.size, gamma.size, groups=gamma.size)
@@ -96,7 +100,8 @@ def _batchnorm(node: ir.Node) -> Answer:
 def _gemm(node: ir.Node) -> Answer:
     source, weight, *rest = node.inputs
     values = constant(weight)
-    if source is None or weight is None or values is None or node.attributes.get_int("transA", 0):
+    transposed = node.attributes.get_int("transA", 0) == 1
+    if source is None or weight is None or values is None or transposed:
         return Refusal(name_of(node), "its weights are not constant or its input is transposed")
     if len(weight.uses()) > 1:
         return Refusal(name_of(node), f"its weight {weight.name!r} is shared with {len(weight.uses()) - 1} other reader(s)")
@@ -104,7 +109,7 @@ def _gemm(node: ir.Node) -> Answer:
     bias = constant(rest[0]) if rest and rest[0] is not None else np.zeros(1)
     if bias is None:
         return Refusal(name_of(node), "its bias is not constant")
-    shift = np.broadcast_to(bias.reshape(-1) * node.attributes.get_float("beta", 1.0), values.shape[:1])
+    shift = np.broadcast_to(bias.reshape(-1) * (node.attributes.get_float("beta", 1.0) or 0.0), values.shape[:1])
     return Link(node, source, Geometry(*values.shape), lambda: algebra.from_kernel(values[:, :, None, None], shift), flat=True)
 
 
@@ -172,7 +177,7 @@ def _pads(node: ir.Node) -> tuple[int, int, int, int]:
 
 def _rank(node: ir.Node) -> int:
     shape = node.outputs[0].shape
-    return len(shape) if shape is not None else 4
+    return len(shape) if shape is not None else 0
 
 
 def _channels(node: ir.Node) -> int:

@@ -24,6 +24,7 @@ from repzoo.progress import Progress, silent
 
 ROUNDS = 12
 WARM_UP_CALLS = 5
+MAX_CALLS = 200  # a client's calls in one round: enough for its median, few enough to keep every sample
 
 
 @dataclass
@@ -106,7 +107,7 @@ def _round(one: Case, seconds: float) -> None:
         clients = [_client(one, started + seconds)]
     else:
         clients = [[] for _ in range(one.streams)]
-        workers = [threading.Thread(target=lambda kept=kept: kept.extend(_client(one, started + seconds))) for kept in clients]  # type: ignore[misc]
+        workers = [threading.Thread(target=lambda kept=kept: kept.extend(_client(one, started + seconds))) for kept in clients]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -118,10 +119,10 @@ def _round(one: Case, seconds: float) -> None:
 
 
 def _client(one: Case, until: float) -> list[int]:
-    """Call the session until the time is over, at least once; microseconds of each call."""
+    """Call the session until the time is over, at least once and at most MAX_CALLS times; microseconds of each call."""
     kept: list[int] = []
     now = time.perf_counter()
-    while not kept or now < until:
+    while not kept or (now < until and len(kept) < MAX_CALLS):
         one.session.run(one.inputs)
         then, now = now, time.perf_counter()
         kept.append(round((now - then) * 1e6))

@@ -73,7 +73,13 @@ class _Attempt:
 
 
 def quantize(
-    artifact: Artifact, calibration: Dataset, gate: Dataset, engine: Engine, scheme: QuantScheme, budget: Budget, progress: Progress = silent
+    artifact: Artifact,
+    calibration: Dataset,
+    gate: Dataset,
+    engine: Engine,
+    scheme: QuantScheme,
+    budget: Budget,
+    progress: Progress = silent,
 ) -> tuple[Artifact, QuantReport]:
     """The INT8 artifact of the folded, float `artifact`, with the report.
 
@@ -96,12 +102,17 @@ def quantize(
     if not passing and not budget.force:
         raise GateError(_refusal(artifact, rungs, budget))
     best = min(passing or range(len(rungs)), key=lambda index: rungs[index].ratio.values["ratio"])
-    settings = {"scheme": asdict(scheme), "placement": rungs[best].placement, "calibration_images": len(calibration), **asdict(budget)}
+    settings = {
+        "scheme": asdict(scheme),
+        "placement": rungs[best].placement,
+        "calibration_images": len(calibration),
+        **asdict(budget),
+    }
     made = artifact.then(attempts[best].artifact.model, Step("quantize", __version__, settings))
     values = _values(rungs, best, scheme, time.perf_counter() - started)
     data = {"calibration": calibration.name, "images": len(calibration), "gate": gate.name, "gate_images": len(gate)}
     record = Record("quantize", identity_of(made), values, {"name": engine.name, "version": engine.version()}, data)
-    return made, QuantReport(rungs[best], tuple(rungs), record, tuple([*report.sentences(), *_warnings(rungs[best], budget)]))
+    return made, QuantReport(rungs[best], tuple(rungs), record, (*report.sentences(), *_warnings(rungs[best], budget)))
 
 
 def _histograms(
@@ -109,7 +120,9 @@ def _histograms(
 ) -> Mapping[str, Histogram]:
     tensors = dict.fromkeys(name for one in place.candidates(model) for name in one.tensors)
     if not tensors:
-        raise InputError(f"{artifact.name} has no convolution or linear layer with constant weights, so there is nothing to quantise")
+        raise InputError(
+            f"{artifact.name} has no convolution or linear layer with constant weights, so there is nothing to quantise"
+        )
 
     def inputs() -> Iterator[npt.NDArray[np.float32]]:
         done = 0
@@ -158,7 +171,9 @@ def _warnings(rung: Rung, budget: Budget) -> list[str]:
     if not rung.passes:
         said.append(f"forced: the drop of {paired['drop']:.2f} points is above the budget of {budget.max_drop}")
     elif paired["drop_high"] > budget.max_drop:
-        said.append(f"{paired['n']} images cannot exclude a drop of up to {paired['drop_high']:.2f} points (budget {budget.max_drop})")
+        said.append(
+            f"{paired['n']} images cannot exclude a drop of up to {paired['drop_high']:.2f} points (budget {budget.max_drop})"
+        )
     if ratio["ratio_low"] > 1:
         said.append(f"INT8 takes {ratio['ratio']:.2f} times as long as float on this engine and host")
     return said

@@ -49,7 +49,7 @@ class Histogram:
     @property
     def centres(self) -> npt.NDArray[np.float64]:
         """The middle of each bin."""
-        return (np.arange(BINS) + 0.5) * (2 * self.edge / BINS) - self.edge
+        return np.asarray((np.arange(BINS) + 0.5) * (2 * self.edge / BINS) - self.edge, np.float64)
 
 
 def observe(

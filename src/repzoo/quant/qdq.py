@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
@@ -19,6 +21,7 @@ from repzoo.quant import ranges
 from repzoo.quant.place import WEIGHTED, Placement
 from repzoo.quant.ranges import Affine
 
+Numbers = npt.NDArray[Any]
 MIN_OPSET = 13
 INT32_ROOM = float(2**30)  # a bias keeps one bit free for the accumulator
 
@@ -30,19 +33,20 @@ class _Writer:
     activations: Mapping[str, Affine]
     per_channel: bool
 
-    def add(self, name: str, values: np.ndarray) -> str:  # type: ignore[type-arg]
+    def add(self, name: str, values: Numbers) -> str:
         """Store a constant."""
         self.graph.initializer.append(numpy_helper.from_array(values, name))
         return name
 
-    def dequantised(self, name: str, values: np.ndarray, scale: np.ndarray, axis: int) -> tuple[str, onnx.NodeProto]:  # type: ignore[type-arg]
+    def dequantised(self, name: str, values: Numbers, scale: Numbers, axis: int) -> tuple[str, onnx.NodeProto]:
         """Constants for a quantised `name` and the DequantizeLinear that restores it."""
         scalar = scale.size == 1 and not self.per_channel
         shaped = scale.astype(np.float32).reshape(()) if scalar else scale.astype(np.float32)
         zeros = np.zeros(shaped.shape, values.dtype)
         inputs = [self.add(f"{name}_quantized", values), self.add(f"{name}_scale", shaped), self.add(f"{name}_zero_point", zeros)]
-        attributes = {} if scalar else {"axis": axis}
-        node = helper.make_node("DequantizeLinear", inputs, [f"{name}_dequantized"], name=f"{name}_DequantizeLinear", **attributes)
+        node = helper.make_node("DequantizeLinear", inputs, [f"{name}_dequantized"], name=f"{name}_DequantizeLinear")
+        if not scalar:
+            node.attribute.append(helper.make_attribute("axis", axis))
         return f"{name}_dequantized", node
 
 
@@ -87,18 +91,24 @@ def _pair_nodes(writer: _Writer, name: str) -> tuple[onnx.NodeProto, onnx.NodePr
     scale = writer.add(f"{name}_scale", np.array(parameters.scale, np.float32))
     zero = writer.add(f"{name}_zero_point", np.array(parameters.zero_point, np.uint8))
     quantise = helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}_quantized"], name=f"{name}_QuantizeLinear")
-    restore = helper.make_node("DequantizeLinear", [f"{name}_quantized", scale, zero], [f"{name}_dequantized"], name=f"{name}_DequantizeLinear")
+    restore = helper.make_node(
+        "DequantizeLinear", [f"{name}_quantized", scale, zero], [f"{name}_dequantized"], name=f"{name}_DequantizeLinear"
+    )
     return quantise, restore
 
 
 def _quantised_weights(writer: _Writer, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Rewire weight and bias of `node` to quantised constants; the DQ nodes that this takes."""
     if any(item.name in ("alpha", "beta") and item.f != 1.0 for item in node.attribute):
-        raise InputError(f"{node.name or node.output[0]}: a Gemm with alpha or beta other than 1 is not quantised; fold the model first")
+        raise InputError(
+            f"{node.name or node.output[0]}: a Gemm with alpha or beta other than 1 is not quantised; fold the model first"
+        )
     name = node.name or node.output[0]
     values = numpy_helper.to_array(writer.weights[node.input[1]])
     axis = 1 if node.op_type == "Gemm" and not any(item.name == "transB" and item.i for item in node.attribute) else 0
-    bias = numpy_helper.to_array(writer.weights[node.input[2]]).astype(np.float64) if len(node.input) > 2 and node.input[2] else None
+    bias = (
+        numpy_helper.to_array(writer.weights[node.input[2]]).astype(np.float64) if len(node.input) > 2 and node.input[2] else None
+    )
     incoming = float(np.float32(writer.activations[node.input[0]].scale))
     least = np.abs(bias) / (incoming * INT32_ROOM) if bias is not None else 0.0
     least = least if writer.per_channel else float(np.max(least))

@@ -84,7 +84,8 @@ class Trainer:
             self.log.append(Epoch(epoch, lr, loss, score, rate, time.perf_counter() - started))
             self._save()
         self._save_weights()
-        return self.ema.module.eval()
+        averaged: torch.nn.Module = self.ema.module
+        return averaged.eval()
 
     def _epoch(self, epoch: int, progress: Progress) -> float:
         seed = self.seed * 100_003 + epoch

@@ -23,8 +23,12 @@ def load_into(module: torch.nn.Module, path: Path) -> None:
     own = module.state_dict()
     missing, strange = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or strange:
-        lines = [f"{kind} {len(keys)} tensors, such as {keys[0]!r}" for kind, keys in (("lacks", missing), ("adds", strange)) if keys]
-        raise InputError(f"{path} does not fit this model: it {' and '.join(lines)}; check the model's name and the source's naming")
+        lines = [
+            f"{kind} {len(keys)} tensors, such as {keys[0]!r}" for kind, keys in (("lacks", missing), ("adds", strange)) if keys
+        ]
+        raise InputError(
+            f"{path} does not fit this model: it {' and '.join(lines)}; check the model's name and the source's naming"
+        )
     for key, value in own.items():
         if state[key].shape != value.shape:
             raise InputError(

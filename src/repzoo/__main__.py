@@ -1,0 +1,5 @@
+"""`python -m repzoo`."""
+
+from repzoo.cli import main
+
+main()

@@ -1,0 +1,263 @@
+"""The command line: one command a verb, thin. Options are derived from the verbs' own settings dataclasses.
+
+stdout carries the result (with --json: one JSON document and nothing else), stderr progress and remarks.
+Exit codes: 0 done, 1 defect in repzoo, 2 bad input or usage, 3 certificate failed, 4 gate not met.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from repzoo import __version__, verbs
+from repzoo.console import Console, options_of, preprocess_options
+from repzoo.data.dataset import Dataset, Source, open_source
+from repzoo.errors import RepzooError
+from repzoo.storage import write_atomically
+
+FILE = click.Path(path_type=Path)
+output_option = click.option("-o", "--output", type=FILE, required=True, help="File to write.")
+data_option = click.option("--data", required=True, help="Folder with one subfolder of images a class, or `digits`.")
+engine_option = click.option("--engine", default=verbs.DEFAULT_ENGINE, show_default=True, help="Engine that runs the model.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="repzoo")
+def cli() -> None:
+    """From a light classifier's training form to a proven, measured INT8 model.
+
+    Start with `repzoo card`: it folds, quantises, evaluates and times the embedded model and writes its card to out/.
+    """
+
+
+@cli.command("list")
+@click.argument("pattern", default="*")
+@json_option
+def list_models(pattern: str, as_json: bool) -> None:
+    """Show the models of the zoo whose names match PATTERN (a glob such as 'repvgg_b*')."""
+    from repzoo.zoo import catalog
+
+    rows = catalog.models(pattern)
+    Console(as_json).models(rows)
+
+
+@cli.command()
+@click.argument("model")
+@json_option
+def info(model: str, as_json: bool) -> None:
+    """Show all that is known of MODEL: a catalogue name, an embedded checkpoint or an ONNX file."""
+    from repzoo.zoo import catalog
+
+    if Path(model).suffix == ".onnx" or "." in model:
+        Console(as_json).artifact(verbs.load(model))
+    else:
+        Console(as_json).spec(catalog.spec(model), catalog.sources())
+
+
+@cli.command()
+@json_option
+def engines(as_json: bool) -> None:
+    """Show the engines, their versions, and what to type for one that is missing."""
+    Console(as_json).engines()
+
+
+@cli.command()
+@click.argument("model")
+@output_option
+@click.option("--labels", type=FILE, help="Text file with one class name a line.")
+@options_of(verbs.ExportOptions)
+@preprocess_options
+@json_option
+def export(model: str, output: Path, labels: Path | None, as_json: bool, **settings: Any) -> None:
+    """Write the catalogue model MODEL as ONNX, in training form unless --form deploy."""
+    options, preprocess = _settings(verbs.ExportOptions, settings)
+    names = _lines(labels) if labels else ()
+    made = verbs.export(model, options, names, **preprocess).write(output)
+    Console(as_json).written(made, output)
+
+
+@cli.command()
+@click.argument("file")
+@output_option
+@click.option("--certificate", "certificate_file", type=FILE, help="Write the certificate here too (JSON).")
+@click.option("--data", help="Images to certify on besides random ones: a folder or `digits`.")
+@preprocess_options
+@json_option
+def fold(file: str, output: Path, certificate_file: Path | None, data: str | None, as_json: bool, **preprocess: Any) -> None:
+    """Fold FILE.onnx into its deploy form, with a certificate that the two are equal."""
+    artifact = verbs.load(file, **preprocess)
+    images = verbs.first_images(open_source(data).held_out(), artifact.needing_preprocess()) if data else None
+    made, certificate = verbs.fold(artifact, images)
+    if certificate_file:
+        write_atomically(certificate_file, Console.document(certificate.to_json()))
+    made.write(output)
+    Console(as_json).certificate(certificate, output)
+
+
+@cli.command()
+@click.argument("file")
+@output_option
+@data_option
+@click.option("--report", "report_file", type=FILE, help="Write the report here too (JSON).")
+@options_of(verbs.QuantizeOptions)
+@preprocess_options
+@json_option
+def quantize(file: str, output: Path, data: str, report_file: Path | None, as_json: bool, **settings: Any) -> None:
+    """Quantise FILE.onnx (folded first when it is not) to INT8; exit 4 when the accuracy budget is proven exceeded."""
+    options, preprocess = _settings(verbs.QuantizeOptions, settings)
+    with Console(as_json) as console:
+        made, report = verbs.quantize(verbs.load(file, **preprocess), data, options, console.progress)
+    if report_file:
+        write_atomically(report_file, Console.document(dataclasses.asdict(report.record)))
+    made.write(output)
+    console.quantized(report, output)
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True)
+@data_option
+@click.option("--part", multiple=True, help="Part of the data (train, validation, test); default: all that is held out.")
+@click.option("--against", help="Float model to compare every file with, image by image.")
+@engine_option
+@preprocess_options
+@json_option
+def evaluate(
+    files: tuple[str, ...], data: str, part: tuple[str, ...], against: str | None, engine: str, as_json: bool, **preprocess: Any
+) -> None:
+    """Measure Top-1 and Top-5 of FILES on labelled images, with 95 % intervals."""
+    artifacts = [verbs.load(file, **preprocess) for file in files]
+    reference = verbs.load(against, **preprocess) if against else None
+    with Console(as_json) as console:
+        result = verbs.evaluate(artifacts, _dataset(open_source(data), part), engine, reference, console.progress)
+    console.evaluation(result)
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True)
+@options_of(verbs.BenchOptions)
+@preprocess_options
+@json_option
+def bench(files: tuple[str, ...], as_json: bool, **settings: Any) -> None:
+    """Time FILES, interleaved round by round: latency percentiles, frames a second, ratios with intervals."""
+    options, preprocess = _settings(verbs.BenchOptions, settings)
+    artifacts = [verbs.load(file, **preprocess) for file in files]
+    with Console(as_json) as console:
+        records, ratios = verbs.benchmark(artifacts, options, console.progress)
+    console.bench(records, ratios)
+
+
+@cli.command()
+@click.argument("file")
+@click.argument("images", nargs=-1, required=True, type=FILE)
+@click.option("--top", default=5, show_default=True, type=click.IntRange(1, 100), help="Classes to show.")
+@engine_option
+@preprocess_options
+@json_option
+def predict(file: str, images: tuple[Path, ...], top: int, engine: str, as_json: bool, **preprocess: Any) -> None:
+    """Show the best classes of each of IMAGES with their probabilities."""
+    Console(as_json).predictions(verbs.predict(verbs.load(file, **preprocess), images, top, engine))
+
+
+@cli.command()
+@click.argument("file")
+@preprocess_options
+@json_option
+def count(file: str, as_json: bool, **preprocess: Any) -> None:
+    """Count parameters, MACs and bytes of FILE.onnx, and name what was not counted."""
+    from repzoo.graph.cost import count as count_cost
+
+    artifact = verbs.load(file, **preprocess)
+    Console(as_json).cost(artifact, count_cost(artifact))
+
+
+@cli.command()
+@click.argument("model")
+@data_option
+@click.option("-o", "--output", type=FILE, help="Folder of the run; the same command goes on with it.  [default: runs/MODEL.DATA]")
+@click.option("--recipe", "recipe_name", help="A recipe's name.  [default: digits for digits, else photos]")
+@click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
+@click.option("--batch", type=click.IntRange(2), help="Images a step, instead of the recipe's.")
+@click.option("--lr", type=float, help="Peak learning rate, instead of the recipe's.")
+@click.option("--size", type=click.IntRange(32), help="Side of the input in pixels, instead of the recipe's.")
+@click.option("--seed", default=0, show_default=True)
+@json_option
+def train(
+    model: str, data: str, output: Path | None, recipe_name: str | None, size: int | None, seed: int, as_json: bool, **changed: Any
+) -> None:
+    """Train MODEL on the `train` part of the data; validation and test images are scored, never trained on."""
+    from repzoo.train.recipe import recipe as recipe_called
+
+    chosen = recipe_called(recipe_name or ("digits" if data == "digits" else "photos")).changed(**changed)
+    if size:
+        chosen = chosen.changed(preprocess={**chosen.preprocess, "size": size})
+    source = open_source(data)
+    with Console(as_json) as console:
+        trainer = verbs.trainer()
+        made, log, remarks = trainer(
+            model, source, chosen, output or Path("runs") / f"{model}.{source.name}", seed, console.progress
+        )
+    console.trained(made, log, remarks)
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("--data", default="digits", show_default=True, help="Folder with one subfolder of images a class, or `digits`.")
+@click.option("-o", "--output", type=FILE, default=Path("out"), show_default=True, help="Folder for the card and its files.")
+@click.option("--append", type=FILE, help="Append the Records to this .jsonl file too.")
+@click.option("--threads", default=0, show_default=True, help="Client threads of the multi-thread row; 0: one for each core.")
+@click.option("--seconds", default=5.0, show_default=True, help="Time for all timing.")
+@options_of(verbs.QuantizeOptions)
+@preprocess_options
+@json_option
+def card(model: str | None, data: str, output: Path, append: Path | None, as_json: bool, **settings: Any) -> None:
+    """Do the whole job on MODEL and write its card: fold, quantise, evaluate, time.
+
+    Without MODEL: the embedded checkpoint whose classes are those of the data.
+    """
+    from repzoo import job
+    from repzoo.measure import record
+
+    times = {key: settings.pop(key) for key in ("threads", "seconds")}
+    options, preprocess = _settings(verbs.QuantizeOptions, settings)
+    source = open_source(data)
+    with Console(as_json) as console:
+        artifact = verbs.load(model or verbs.embedded_for(source.classes), **preprocess)
+        result = job.run(artifact, source, job.JobOptions(options, **times), console.progress)
+    files = job.write(result, output)
+    if append:
+        record.append(append, result.records)
+    console.card(result, files)
+
+
+def _settings(kind: type[Any], values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """(the settings dataclass, the preprocess fields) from a command's options."""
+    own = {field.name: values.pop(field.name) for field in dataclasses.fields(kind)}
+    return kind(**own), values
+
+
+def _dataset(source: Source, parts: tuple[str, ...]) -> Dataset:
+    return source.join(*parts) if parts else source.held_out()
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    from repzoo.storage import read_bounded
+
+    return tuple(line.strip() for line in read_bounded(path, 2**24).decode("utf-8", "replace").splitlines() if line.strip())
+
+
+def main() -> None:
+    """Run the command line; errors of repzoo become one sentence and their exit code."""
+    try:
+        cli.main(prog_name="repzoo", standalone_mode=True)
+    except RepzooError as error:
+        if error.exit_code == 1:
+            raise
+        click.echo(f"repzoo: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
