@@ -22,6 +22,7 @@ from repzoo.storage import read_bounded, sha256_of, write_atomically
 
 MAX_MODEL_BYTES = 2**31 - 1  # protobuf's own limit for one message
 _PREFIX = "repzoo."
+_LARGEST = 1e6  # of mean, std and 1 / std: far beyond what images need, and far within float32
 
 Resize = Literal["short", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -61,10 +62,10 @@ class Preprocess:
                 raise InputError(f"preprocess {name} must be one of {', '.join(get_args(kinds))}; got {getattr(self, name)!r}")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise InputError(f"preprocess {name} must be three finite numbers; got {values!r}")
-        if min(self.std) <= 0:
-            raise InputError(f"preprocess std must be positive; got {self.std!r}")
+            if len(values) != 3 or not all(abs(value) <= _LARGEST for value in values):
+                raise InputError(f"preprocess {name} must be three finite numbers of at most {_LARGEST:g}; got {values!r}")
+        if min(self.std) < 1 / _LARGEST:
+            raise InputError(f"preprocess std must be positive, at least {1 / _LARGEST:g}; got {self.std!r}")
 
     @property
     def resize_to(self) -> int:
@@ -95,6 +96,12 @@ class Step:
     settings: Mapping[str, Any] = field(default_factory=dict)
     input_sha256: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse what a damaged file may say: the history is shown and written again."""
+        texts = (self.verb, self.version, self.input_sha256)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.settings, Mapping):
+            raise InputError(f"a step has a verb, a version, settings and a hash; got {self}")
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -118,7 +125,8 @@ class Artifact:
         """Read an ONNX file, repzoo's own or anyone's.
 
         Raises:
-            InputError: absent, too large, truncated, not ONNX, external weights, or rejected by the ONNX checker.
+            InputError: absent, too large, truncated, not ONNX, external weights, rejected by the ONNX checker, not a
+                classifier, damaged metadata, or labels that are not one for each output.
         """
         return cls.from_bytes(read_bounded(path, MAX_MODEL_BYTES), name=path.stem, where=str(path))
 
@@ -136,8 +144,12 @@ class Artifact:
         try:
             onnx.checker.check_model(model)
         except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
-            raise InputError(f"{where} is not valid ONNX: {str(error).splitlines()[0]}") from None
-        return cls(model, name, sha256=sha256_of(data), **_metadata_of(model, where))
+            raise InputError(f"{where} is not valid ONNX: {str(error).strip().partition(chr(10))[0]}") from None
+        classifier_input(model)
+        made = cls(model, name, sha256=sha256_of(data), **_metadata_of(model, where))
+        if made.labels and made.num_classes not in (0, len(made.labels)):
+            raise InputError(f"{where} has {len(made.labels)} labels for {made.num_classes} outputs; export it again")
+        return made
 
     def to_bytes(self) -> bytes:
         """The ONNX file as bytes, metadata included; byte-identical for equal artifacts."""
@@ -231,23 +243,46 @@ def _refuse_external_data(model: onnx.ModelProto, where: str) -> None:
 
 
 def _metadata_of(model: onnx.ModelProto, where: str) -> dict[str, Any]:
-    documents: dict[str, Any] = {}
-    for item in model.metadata_props:
-        if item.key.startswith(_PREFIX):
-            try:
-                documents[item.key.removeprefix(_PREFIX)] = json.loads(item.value)
-            except (ValueError, RecursionError):
-                raise InputError(f"{where} has damaged metadata under {item.key!r}; export it again") from None
+    documents = _documents_in(model, where)
+    preprocess, labels, steps = (documents.pop(key, default) for key, default in (("preprocess", None), ("labels", []), ("steps", [])))
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels) or not isinstance(steps, list):
+        raise InputError(f"{where} has repzoo metadata of the wrong shape; export it again")
     try:
-        preprocess, labels, steps = (documents.pop(key, None) for key in ("preprocess", "labels", "steps"))
         return {
             "preprocess": None if preprocess is None else Preprocess.from_mapping(preprocess),
-            "labels": tuple(str(label) for label in labels or ()),
-            "steps": tuple(Step(**step) for step in steps or ()),
+            "labels": tuple(labels),
+            "steps": tuple(Step(**step) for step in steps),
             "extras": documents,
         }
     except (TypeError, AttributeError):
         raise InputError(f"{where} has repzoo metadata of the wrong shape; export it again") from None
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _documents_in(model: onnx.ModelProto, where: str) -> dict[str, Any]:
+    documents: dict[str, Any] = {}
+    for item in model.metadata_props:
+        try:
+            if item.key.startswith(_PREFIX):
+                documents[item.key.removeprefix(_PREFIX)] = _loads(item.value)
+        except (ValueError, RecursionError):  # ValueError is the root of the errors of JSON and of UTF-8
+            raise InputError(f"{where} has damaged metadata; export it again") from None
+    return documents
+
+
+def _loads(text: str) -> Any:
+    """The JSON value of `text`; deeper than any of repzoo's documents is a ValueError, for it could not be written again."""
+    value = layer = json.loads(text)
+    for _ in range(MAX_DEPTH):
+        layer = [item for one in (layer if isinstance(layer, list) else [layer]) for item in _inside(one)]
+        if not layer:
+            return value
+    raise ValueError
+
+
+def _inside(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def _dumps(value: Any) -> str:

@@ -55,11 +55,11 @@ def run(artifact: Artifact, source: Source, options: JobOptions | None = None, p
     if artifact.form == "int8":
         raise InputError(f"{artifact.name} is quantised already; the card starts from the float model")
     images, evaluation = source.calibration_split(options.quantize.images, options.quantize.seed)
-    trained = replace(artifact, name=artifact.name)
-    deploy, certificate = verbs.fold(trained, verbs.first_images(images, artifact.needing_preprocess()), options.quantize.engine)
+    progress("fold and certify", 0, 0)
+    deploy, certificate = verbs.fold(artifact, verbs.first_images(images, artifact.needing_preprocess()), options.quantize.engine)
     int8, report = verbs.quantize(deploy, source, options.quantize, progress)
     measured = verbs.evaluate([deploy, int8], evaluation, options.quantize.engine, deploy, progress)
-    artifacts = {"train": trained, "deploy": deploy, "int8": int8}
+    artifacts = {artifact.form: artifact} | {"deploy": deploy, "int8": int8}
     folded = Record("fold", identity_of(deploy), _fold_values(certificate.to_json()))
     records = [
         *_costs(artifacts),
@@ -69,7 +69,8 @@ def run(artifact: Artifact, source: Source, options: JobOptions | None = None, p
         measured.paired[1],
         *_timings(artifacts, options, progress),
     ]
-    return JobResult(artifacts, tuple(records), certificate.to_json(), (*report.warnings, *measured.remarks))
+    tied = tuple(replace(one, job=int8.sha256[:12]) for one in records)
+    return JobResult(artifacts, tied, certificate.to_json(), (*report.warnings, *measured.remarks))
 
 
 def write(result: JobResult, output: Path) -> list[Path]:
@@ -90,7 +91,7 @@ def write(result: JobResult, output: Path) -> list[Path]:
 
 
 def _write_all(result: JobResult, folder: Path) -> list[Path]:
-    name = result.artifacts["train"].name
+    name = result.artifacts["int8"].name
     for form, artifact in result.artifacts.items():
         (folder / f"{name}.{form}.onnx").write_bytes(artifact.to_bytes())
     texts = {
@@ -121,4 +122,5 @@ def _timings(artifacts: Mapping[str, Artifact], options: JobOptions, progress: P
     single = {form: latency.case(one, runner) for form, one in artifacts.items()}
     many = [latency.case(artifacts[form], runner, clients) for form in ("deploy", "int8")] if clients > 1 else []
     records = latency.run([*single.values(), *many], options.seconds / (len(single) + len(many)), progress=progress)
-    return [*records, latency.ratio(single["int8"], single["deploy"]), latency.ratio(single["deploy"], single["train"])]
+    gained = [latency.ratio(single["deploy"], single["train"])] if "train" in single else []
+    return [*records, latency.ratio(single["int8"], single["deploy"]), *gained]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from repzoo.errors import InputError, MissingExtra, RepzooError
+from repzoo.errors import InputError, MissingExtra
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,20 @@ class PluginTable:
         """Import and return the object called `name`.
 
         Raises:
-            InputError: unknown name; the nearest names are offered.
+            InputError: unknown name (the nearest are offered), or a third party's plug-in that does not import.
             MissingExtra: a dependency is not installed; says what to type.
         """
         plugins = self._all()
         if name not in plugins:
             raise InputError(unknown(self.kind, name, plugins))
-        module, _, attribute = plugins[name].target.partition(":")
+        target = plugins[name].target
+        module, _, attribute = target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            if plugins[name].extra and not (error.name or "").startswith("repzoo"):
+        except (ImportError, AttributeError) as error:
+            if name not in self._builtin:
+                raise InputError(f"the {self.kind} {name!r} ({target}) cannot be loaded: {error}; repair or uninstall it") from error
+            if isinstance(error, ModuleNotFoundError) and plugins[name].extra and (error.name or "").split(".")[0] != "repzoo":
                 raise MissingExtra(f"the {self.kind} {name!r}", plugins[name].extra) from error
             raise
 
@@ -58,7 +61,7 @@ class PluginTable:
         found = dict(self._builtin)
         for point in entry_points(group=self._group):
             if point.name in found:
-                raise RepzooError(
+                raise InputError(
                     f"two {self.kind}s are called {point.name!r}: {found[point.name].target} and {point.value}; uninstall one"
                 )
             found[point.name] = Plugin(point.value)

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from repzoo.errors import InputError
@@ -21,12 +21,14 @@ def read_bounded(path: Path, limit: int) -> bytes:
     """The bytes of `path`, refused before reading when there are more than `limit`.
 
     Raises:
-        InputError: no such file, a directory, unreadable, or larger than `limit` bytes.
+        InputError: no such file, not a regular file, unreadable, or larger than `limit` bytes.
     """
     try:
         size = path.stat().st_size
         if path.is_dir():
             raise InputError(f"{path} is a directory; expected a file")
+        if not path.is_file():  # a device or pipe has no size, and may never end
+            raise InputError(f"{path} is not a regular file; copy its content to one")
         if size > limit:
             raise InputError(f"{path} has {size:,} bytes; at most {limit:,} are accepted here")
         return path.read_bytes()
@@ -34,6 +36,19 @@ def read_bounded(path: Path, limit: int) -> bytes:
         raise InputError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_lines(path: Path, limit: int = 2**24) -> list[str]:
+    """The lines of a small UTF-8 text (a byte-order mark is dropped) that hold more than spaces.
+
+    Raises:
+        InputError: as `read_bounded`, or not UTF-8.
+    """
+    try:
+        text = read_bounded(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    return [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
 
 
 def make_folder(path: Path) -> Path:
@@ -52,19 +67,18 @@ def written_aside(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the folder is missing, read-only or full; `path` is then as it was.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a directory; give a file name with -o")
+    require_writable(path)
     make_folder(path.parent)
     aside: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=".repzoo.", suffix=".part", dir=path.parent)  # as long as `path` may be longer
         os.close(handle)
         aside = Path(name)
         yield aside
         aside.chmod(0o666 & ~_umask())
         aside.replace(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}; free room or give another place with -o") from None
+        raise _unwritable(path, error) from None
     finally:
         if aside is not None:
             aside.unlink(missing_ok=True)
@@ -72,20 +86,73 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write `data` (text as UTF-8) to `path` in one rename; see `written_aside` for errors."""
-    with written_aside(path) as aside, aside.open("wb") as file:
+    with written_aside(path) as aside:
+        _fill(aside, data)
+
+
+def write_together(contents: Mapping[Path, bytes | str]) -> None:
+    """Write several files: all are complete beside their places before the first is renamed.
+
+    Raises:
+        InputError: as `written_aside`, or one place named twice.
+    """
+    if len({path.resolve() for path in contents}) < len(contents):
+        raise InputError(f"two outputs would both be written to {next(iter(contents))}; give each its own file")
+    with contextlib.ExitStack() as stack:
+        for path, data in contents.items():
+            _fill(stack.enter_context(written_aside(path)), data)
+
+
+def require_writable(path: Path) -> None:
+    """Refuse, before any work is done, an output file `path` that could not be written at its end. Makes nothing.
+
+    Raises:
+        InputError: a directory, a device, a folder that cannot be made or is read-only.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; give a file name with -o")
+    if path.exists() and not path.is_file():  # renaming over /dev/null would replace the device
+        raise InputError(f"{path} is not a regular file; give another name with -o")
+    require_writable_folder(path.parent)
+
+
+def require_writable_folder(path: Path) -> None:
+    """As `require_writable`, for a folder that may not exist yet."""
+    above = path.absolute()
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise InputError(f"the folder {path} cannot be made: {above} is a file; give another with -o")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"the folder {path} cannot be written: {above} is read-only; give another with -o")
+
+
+def append_lines(path: Path, lines: list[str]) -> None:
+    """Append whole lines to `path` in one write, so that a kill leaves whole lines; a full disk leaves the file as it was."""
+    make_folder(path.parent)
+    data = memoryview("".join(line + "\n" for line in lines).encode())
+    try:
+        with path.open("ab", buffering=0) as file:
+            before, done = file.tell(), 0
+            try:
+                while done < len(data):
+                    done += file.write(data[done:]) or 0
+            except OSError:
+                file.truncate(before)
+                raise
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _fill(path: Path, data: bytes | str) -> None:
+    with path.open("wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def append_lines(path: Path, lines: list[str]) -> None:
-    """Append whole lines to `path` in one write, so that a kill leaves whole lines."""
-    make_folder(path.parent)
-    try:
-        with path.open("ab") as file:
-            file.write("".join(line + "\n" for line in lines).encode())
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}; free room or give another place with -o") from None
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path} cannot be written: {error.strerror or error}; free room or give another place with -o")
 
 
 def _umask() -> int:

@@ -111,6 +111,8 @@ def export(model: str, options: ExportOptions | None = None, labels: Sequence[st
         MissingExtra: torch or timm is not installed.
     """
     options = options or ExportOptions()
+    if options.form not in ("train", "deploy"):
+        raise InputError(f"form must be train or deploy; got {options.form!r}")
     row = catalog.spec(model)
     given = {key: value for key, value in preprocess.items() if value is not None}
     prepared = Preprocess.from_mapping({**asdict(row.preprocess), **given})
@@ -119,21 +121,20 @@ def export(model: str, options: ExportOptions | None = None, labels: Sequence[st
     weights = str(options.checkpoint.name) if options.checkpoint else ("pretrained" if options.pretrained else "random")
     step = Step("build", __version__, {"model": model, "weights": weights, "num_classes": classes, "seed": options.seed})
     from repzoo.graph import export as exporting
+    from repzoo.zoo import families
 
-    made = exporting.export(module, model, prepared, tuple(labels), step, opset=options.opset, dynamic_batch=options.dynamic_batch)
-    if options.form not in ("train", "deploy"):
-        raise InputError(f"form must be train or deploy; got {options.form!r}")
+    names = tuple(labels) or (families.imagenet_labels() if classes == families.IMAGENET_CLASSES else ())
+    made = exporting.export(module, model, prepared, names, step, opset=options.opset, dynamic_batch=options.dynamic_batch)
     return fold(made)[0] if options.form == "deploy" else made
 
 
 def _built(model: str, classes: int, options: ExportOptions) -> Any:
-    import torch
+    from repzoo.zoo import families
 
-    from repzoo.zoo import checkpoints, families
-
-    torch.manual_seed(options.seed)
-    module = families.build(model, classes, options.pretrained)
+    module = families.seeded(model, classes, options.seed, options.pretrained)
     if options.checkpoint:
+        from repzoo.zoo import checkpoints
+
         checkpoints.load_into(module, options.checkpoint)
     return module
 

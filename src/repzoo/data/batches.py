@@ -60,28 +60,45 @@ def batches(dataset: Dataset, preprocess: Preprocess, size: int, report: ReadRep
     """
     chunks = [range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
 
-    def pixels(index: int) -> npt.NDArray[np.uint8] | None:
-        try:
-            image = dataset.load(dataset.keys[index])
-            if image.mode != "RGB":
-                report.converted[image.mode] += 1
-            return resized_and_cropped(image, preprocess)
-        except UnreadableImage as error:
-            report.unreadable.append(str(error))
-            return None
-
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        ahead: collections.deque[list[tuple[int, Future[npt.NDArray[np.uint8] | None]]]] = collections.deque()
+        ahead: collections.deque[_Futures] = collections.deque()
         for chunk in chunks:
-            ahead.append([(index, pool.submit(pixels, index)) for index in chunk])
+            ahead.append([(index, pool.submit(_read, dataset, dataset.keys[index], preprocess)) for index in chunk])
             if len(ahead) > 2:
-                yield from _assemble(ahead.popleft(), preprocess)
+                yield from _assemble(ahead.popleft(), preprocess, report)
         while ahead:
-            yield from _assemble(ahead.popleft(), preprocess)
+            yield from _assemble(ahead.popleft(), preprocess, report)
 
 
-def _assemble(futures: list[tuple[int, Future[npt.NDArray[np.uint8] | None]]], preprocess: Preprocess) -> Iterator[Batch]:
-    read = [(index, pixels) for index, future in futures if (pixels := future.result()) is not None]
+@dataclass(frozen=True)
+class _Read:
+    """One image's pixels, or why there are none, and the mode that it had."""
+
+    pixels: npt.NDArray[np.uint8] | None = None
+    mode: str = "RGB"
+    why: str = ""
+
+
+_Futures = list[tuple[int, Future[_Read]]]
+
+
+def _read(dataset: Dataset, key: str, preprocess: Preprocess) -> _Read:
+    try:
+        image = dataset.load(key)
+    except UnreadableImage as error:
+        return _Read(why=str(error))
+    try:
+        return _Read(resized_and_cropped(image, preprocess), image.mode)
+    except UnreadableImage as error:
+        return _Read(why=f"{key}: {error}")
+
+
+def _assemble(futures: _Futures, preprocess: Preprocess, report: ReadReport) -> Iterator[Batch]:
+    """The batch of what could be read. The report is filled here, in order, and not by the threads, whose counts would race."""
+    done = [(index, future.result()) for index, future in futures]
+    report.unreadable.extend(one.why for _, one in done if one.why)
+    report.converted.update(one.mode for _, one in done if one.mode != "RGB")
+    read = [(index, one.pixels) for index, one in done if one.pixels is not None]
     if read:
         yield Batch(tuple(index for index, _ in read), normalised(np.stack([pixels for _, pixels in read]), preprocess))
 
@@ -89,14 +106,14 @@ def _assemble(futures: list[tuple[int, Future[npt.NDArray[np.uint8] | None]]], p
 def readable(dataset: Dataset, report: ReadReport, progress: Progress = silent) -> list[int]:
     """Indices of the images that decode; the others are named in `report`. One pass, for work that reads images many times."""
 
-    def decodes(index: int) -> bool:
+    def why_not(key: str) -> str:
         try:
-            dataset.load(dataset.keys[index])
+            dataset.load(key)
         except UnreadableImage as error:
-            report.unreadable.append(str(error))
-            return False
-        return True
+            return str(error)
+        return ""
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        checks = tracked(pool.map(decodes, range(len(dataset))), "check images", len(dataset), progress)
-        return [index for index, good in enumerate(checks) if good]
+        reasons = list(tracked(pool.map(why_not, dataset.keys), "check images", len(dataset), progress))
+    report.unreadable.extend(why for why in reasons if why)
+    return [index for index, why in enumerate(reasons) if not why]

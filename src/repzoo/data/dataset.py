@@ -78,6 +78,8 @@ class Source:
         """The named parts as one data set."""
         if missing := [name for name in names if name not in self.parts]:
             raise InputError(f"{self.name} has no part {missing[0]!r}; it has {', '.join(self.parts)}")
+        if len(set(names)) < len(names):
+            raise InputError(f"a part of {self.name} is named twice in {', '.join(names)}; its images would count twice")
         chosen = [self.parts[name] for name in names]
         keys, targets = (tuple(item for part in chosen for item in getattr(part, field)) for field in ("keys", "targets"))
         return replace(chosen[0], name=f"{self.name}[{'+'.join(names)}]", keys=keys, targets=targets)
@@ -87,7 +89,13 @@ class Source:
         return self.join(*([name for name in self.parts if name in HELD_OUT] or self.parts))
 
     def calibration_split(self, count: int, seed: int) -> tuple[Dataset, Dataset]:
-        """(calibration, evaluation), disjoint: calibration from `train`, or at most a quarter of a flat folder."""
+        """(calibration, evaluation), disjoint: calibration from `train`, or at most a quarter of a flat folder.
+
+        Raises:
+            InputError: count below 1, or fewer than four images.
+        """
+        if count < 1:
+            raise InputError(f"at least 1 calibration image is needed; got {count}")
         if "train" in self.parts and len(self.parts) > 1:
             train = self.join("train")
             return train.subset(train.balanced_sample(count, seed)), self.held_out()

@@ -10,13 +10,21 @@ import numpy as np
 from PIL import Image
 
 from repzoo.data.dataset import Dataset, Source
+from repzoo.errors import MissingExtra
 
 PARTS = {"train": (0, 1077), "validation": (1077, 1437), "test": (1437, 1797)}
 
 
 def read() -> Source:
-    """The set with its three parts; pixels 0..16 become 0..255."""
-    from sklearn.datasets import load_digits
+    """The set with its three parts; pixels 0..16 become 0..255.
+
+    Raises:
+        MissingExtra: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise MissingExtra("the data set 'digits'", "demo") from error
 
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)

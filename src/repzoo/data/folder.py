@@ -1,4 +1,5 @@
-"""Class folders: DIR/<class>/*.jpg, optionally with train/ validation/ test/ between them.
+"""Class folders: DIR/<class>/*.jpg, optionally with train/ validation/ test/ between them. Names that begin with a dot are not
+looked at: they are caches, version control and the `._x.jpg` that macOS leaves beside x.jpg.
 
 A file DIR/classes.tsv, whose lines begin with a folder's name, gives the order of the model's outputs; without it the order
 is that of the sorted names, as in torchvision's ImageFolder.
@@ -6,16 +7,20 @@ is that of the sorted names, as in torchvision's ImageFolder.
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from repzoo.data.dataset import HELD_OUT, Dataset, Source, UnreadableImage
 from repzoo.errors import InputError
-from repzoo.storage import read_bounded
+from repzoo.storage import read_lines
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 ORDER_FILE = "classes.tsv"
+# What may stand behind any suffix. Not all that Pillow opens: PostScript, for one, would start another program.
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000  # a decoded RGB image of 192 MB; more is refused before it is decoded
 
 
@@ -23,9 +28,9 @@ def read(root: Path) -> Source:
     """Scan the folder `root` (names only; no image is opened).
 
     Raises:
-        InputError: unreadable, no images, or fewer than two classes.
+        InputError: unreadable, no images, fewer than two classes, or a name that is not UTF-8.
     """
-    parts = [name for name in ("train", *HELD_OUT) if (root / name).is_dir()]
+    parts = [name for name in ("train", *HELD_OUT) if _has_folders(root / name)]
     try:
         found = {part: _files_by_class(root / part) for part in parts} if parts else {"all": _files_by_class(root)}
     except OSError as error:
@@ -50,30 +55,51 @@ def load_image(path: Path) -> Image.Image:
         UnreadableImage: truncated, not an image, too large, or gone.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(f"{path} has {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are decoded")
             image.load()
             return image
-    except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except UnreadableImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UnreadableImage(f"{path} has too many pixels; at most {MAX_PIXELS:,} are decoded") from None
+    except UnidentifiedImageError:
         raise UnreadableImage(f"{path} is not an image that can be decoded") from None
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError) as error:
+    except Exception as error:  # on damaged files Pillow's decoders raise of every kind: struct.error, IndexError, zlib.error ...
         raise UnreadableImage(f"{path} cannot be decoded: {error}") from None
 
 
+def _has_folders(path: Path) -> bool:
+    """Whether `path` is a part (a folder of class folders), and not a class that is called "train"."""
+    return path.is_dir() and any(item.is_dir() for item in path.iterdir())
+
+
 def _files_by_class(root: Path) -> dict[str, list[str]]:
-    folders = sorted(item for item in root.iterdir() if item.is_dir() and not item.name.startswith("."))
-    found = {folder.name: sorted(item.name for item in folder.iterdir() if item.suffix.lower() in SUFFIXES) for folder in folders}
+    folders = (name for name, is_dir in _entries(root) if is_dir)
+    found = {
+        folder: [name for name, is_dir in _entries(root / folder) if not is_dir and Path(name).suffix.lower() in SUFFIXES]
+        for folder in folders
+    }
     return {name: files for name, files in found.items() if files}
+
+
+def _entries(path: Path) -> list[tuple[str, bool]]:
+    """(name, whether it is a folder) of what is in `path`, sorted, without names that begin with a dot."""
+    with os.scandir(path) as entries:
+        found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    if strange := [name for name, _ in found if not name.isascii() and name.encode("utf-8", "replace").decode() != name]:
+        raise InputError(f"{path} has a name that is not UTF-8: {strange[0]!r}; rename it")
+    return found
 
 
 def _listed_order(path: Path, classes: list[str]) -> list[str]:
     """The class names of classes.tsv in their order, or [] where there is no such file."""
     if not path.is_file():
         return []
-    listed = [
-        line.split("\t")[0].strip() for line in read_bounded(path, 2**24).decode("utf-8", "replace").splitlines() if line.strip()
-    ]
+    listed = [line.split("\t")[0].strip() for line in read_lines(path)]
+    if twice := [name for name, times in Counter(listed).items() if times > 1]:
+        raise InputError(f"{path} lists {twice[0]!r} twice; each line is one output of the model, so names must differ")
     if missing := sorted(set(classes) - set(listed)):
         raise InputError(f"{path} does not list the folder {missing[0]!r}; add it, or remove the file to take the sorted order")
     return listed

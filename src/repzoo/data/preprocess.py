@@ -12,7 +12,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from repzoo.artifact import Preprocess
+from repzoo.data.dataset import UnreadableImage
 
+MAX_RESIZED = 64_000_000  # pixels; a strip of 1 x 60,000 would otherwise become gigabytes before its centre is cropped
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -31,9 +33,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resized_and_cropped(image: Image.Image, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
-    """The geometric half: uint8 [size, size, 3], always in RGB order."""
+    """The geometric half: uint8 [size, size, 3], always in RGB order.
+
+    Raises:
+        UnreadableImage: so long and narrow that it would be resized to more than MAX_RESIZED pixels.
+    """
     image = to_rgb(image)
     target = _target_size(image.size, preprocess)
+    if target[0] * target[1] > MAX_RESIZED:
+        raise UnreadableImage(
+            f"an image of {image.width}x{image.height} pixels would be resized to {target[0]}x{target[1]}; at most "
+            f"{MAX_RESIZED:,} pixels are made; crop it"
+        )
     if image.size != target:
         image = image.resize(target, _FILTERS[preprocess.interpolation])
     left, top = (round((side - preprocess.size) / 2.0) for side in image.size)

@@ -24,6 +24,7 @@ class Record:
     """What was measured (`kind`, `values`), on what (`artifact`, `engine`, `data`), where (`host`) and when (UTC).
 
     samples holds raw measurements, from which `values` were derived; units are in the names (`latency_us`).
+    job ties together the Records of one run of the whole job; empty for a measurement of its own.
     """
 
     kind: Kind
@@ -33,6 +34,7 @@ class Record:
     data: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[str, Any] = field(default_factory=dict)
     host: Mapping[str, Any] = field(default_factory=host)
+    job: str = ""
     time: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
 

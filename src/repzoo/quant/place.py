@@ -36,7 +36,8 @@ def candidates(model: onnx.ModelProto) -> list[Placement]:
     weights = {item.name: min(item.dims[:2], default=0) for item in model.graph.initializer}
     weighted = [node for node in model.graph.node if node.op_type in WEIGHTED and _weights_are_known(node, weights)]
     dense = [node for node in weighted if not _is_grouped(node)]
-    around = [node for node in model.graph.node if node.op_type in MOVING]
+    floats = _float_tensors(model)
+    around = [node for node in model.graph.node if node.op_type in MOVING and {node.input[0], *node.output} <= floats]
     around += [node for node in model.graph.node if node.op_type in ELEMENTWISE and not constants & set(node.input)]
     named = {"everything": [*weighted, *around], "dense": dense}
     named |= {f"dense, {width}+ channels": [node for node in dense if weights[node.input[1]] >= width] for width in WIDTHS}
@@ -76,6 +77,13 @@ def _fused_outputs(model: onnx.ModelProto, chosen: frozenset[str]) -> dict[str, 
 def _constants(model: onnx.ModelProto) -> set[str]:
     made = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
     return made | {item.name for item in model.graph.initializer}
+
+
+def _float_tensors(model: onnx.ModelProto) -> set[str]:
+    """Names of the tensors that are known to be float32; shapes and indices, which a graph may compute too, are not."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = (*graph.input, *graph.value_info, *graph.output)
+    return {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
 
 
 def _weights_are_known(node: onnx.NodeProto, weights: Container[str]) -> bool:

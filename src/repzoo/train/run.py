@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
 from repzoo import __version__
 from repzoo.artifact import Artifact, Preprocess, Step
 from repzoo.data.batches import ReadReport, readable
@@ -36,8 +34,7 @@ def train(
     report.check(images.name, len(images) + len(report.unreadable))
     held_out = source.held_out() if "train" in source.parts and len(source.parts) > 1 else None
     preprocess = Preprocess.from_mapping({**asdict(spec.preprocess), **recipe.preprocess})
-    torch.manual_seed(seed)
-    module = families.build(model, len(source.classes), drop_rate=recipe.drop_rate)
+    module = families.seeded(model, len(source.classes), seed, drop_rate=recipe.drop_rate)
     trainer = Trainer(module, images, preprocess, recipe, output, seed)
     best = trainer.run(held_out, progress)
     settings = {"model": model, "data": images.name, "images": len(images), "seed": seed, "recipe": asdict(recipe)}

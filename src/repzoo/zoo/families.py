@@ -20,6 +20,7 @@ from repzoo.zoo.catalog import spec
 
 try:
     import timm
+    import torch
     from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
     from timm.models.repghost import RepGhostBottleneck, RepGhostModule
     from timm.models.repvit import RepVit
@@ -28,6 +29,7 @@ except ModuleNotFoundError as error:
     raise MissingExtra("building a model of the zoo", "torch") from error
 
 Builder = Callable[..., nn.Module]
+IMAGENET_CLASSES = 1000
 
 
 def build(name: str, num_classes: int = 1000, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -45,6 +47,18 @@ def build(name: str, num_classes: int = 1000, pretrained: bool = False, **kwargs
     if pretrained:
         raise InputError(f"timm has no weights of {name}; get a checkpoint from {row.repository} and give its file")
     return _OWN[name](num_classes=num_classes, **kwargs)
+
+
+def seeded(name: str, num_classes: int, seed: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """As `build`, with the weights that `seed` gives: same seed, same weights."""
+    torch.manual_seed(seed)
+    return build(name, num_classes, pretrained, **kwargs)
+
+
+def imagenet_labels() -> tuple[str, ...]:
+    """The ImageNet-1k classes in output order, each its WordNet id and its words: "n01440764 tench, Tinca tinca"."""
+    known = timm.data.ImageNetInfo()
+    return tuple(f"{known.index_to_label_name(index)} {known.index_to_description(index)}" for index in range(IMAGENET_CLASSES))
 
 
 def _typed(model: Any) -> nn.Module:

@@ -1,0 +1,59 @@
+# make card    the whole job on the embedded model; the card lands in out/
+# make test    all tests        make check    lint, types, layers, then the tests with coverage
+# Both install what they need into .venv, at the versions of constraints.txt. PYTHON is any Python 3.11 or newer.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: card test check lint bench tables weights-digits weights-clothing clean
+
+card: $(VENV)/.core
+	$(BIN)/repzoo card --output out
+
+test: $(VENV)/.dev
+	$(BIN)/pytest
+
+check: lint
+	$(BIN)/pytest --cov=repzoo --cov-report=term:skip-covered
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# --- what is remade, not edited ---------------------------------------------------------------------------------------
+
+DATA ?= ../shared/data/clothing
+
+weights-digits: $(VENV)/.dev
+	$(BIN)/repzoo train repghostnet_050 --data digits --output runs/digits
+	$(BIN)/python -m repzoo.zoo.embedded runs/digits/repghostnet_050.digits.onnx src/repzoo/zoo/weights/repghostnet_050.digits.onnx.xz
+
+weights-clothing: $(VENV)/.dev
+	$(BIN)/repzoo train repghostnet_050 --data $(DATA) --output runs/clothing
+	$(BIN)/python -m repzoo.zoo.embedded runs/clothing/repghostnet_050.clothing.onnx src/repzoo/zoo/weights/repghostnet_050.clothing.onnx.xz
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.spine
+
+tables: $(VENV)/.core
+	$(BIN)/python -m repzoo.report.tables README.md README_cn.md
+
+# --- environments -----------------------------------------------------------------------------------------------------
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"repzoo needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Say PYTHON=python3.12, for example.")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) 'pip>=25.1'
+	$(PIP) --editable '.[all]' --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) out build src/repzoo.egg-info .mypy_cache .ruff_cache .pytest_cache
