@@ -21,6 +21,7 @@ from repzoo.errors import InputError
 from repzoo.storage import read_bounded, sha256_of, write_atomically
 
 MAX_MODEL_BYTES = 2**31 - 1  # protobuf's own limit for one message
+MAX_DEPTH = 64  # of a metadata document
 _PREFIX = "repzoo."
 _LARGEST = 1e6  # of mean, std and 1 / std: far beyond what images need, and far within float32
 
@@ -141,11 +142,15 @@ class Artifact:
         if not model.graph.node:
             raise InputError(f"{where} holds no ONNX graph; give a file made by an ONNX exporter")
         _refuse_external_data(model, where)
+        _refuse_names_of_bytes(model, where)
         try:
             onnx.checker.check_model(model)
         except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
             raise InputError(f"{where} is not valid ONNX: {str(error).strip().partition(chr(10))[0]}") from None
-        classifier_input(model)
+        try:
+            classifier_input(model)
+        except InputError as error:
+            raise InputError(f"{where} is {error}") from None
         made = cls(model, name, sha256=sha256_of(data), **_metadata_of(model, where))
         if made.labels and made.num_classes not in (0, len(made.labels)):
             raise InputError(f"{where} has {len(made.labels)} labels for {made.num_classes} outputs; export it again")
@@ -242,9 +247,22 @@ def _refuse_external_data(model: onnx.ModelProto, where: str) -> None:
         raise InputError(f"{where} keeps its weights in another file; save it as one file (onnx.save without external data)")
 
 
+def _refuse_names_of_bytes(model: onnx.ModelProto, where: str) -> None:
+    """protobuf reads text that is not UTF-8 as bytes without a word; they would fail somewhere deep in the work."""
+    graph = model.graph
+    named: list[Any] = [*graph.input, *graph.output, *graph.initializer, *graph.value_info]
+    values = [item.name for item in named]
+    nodes = [name for node in graph.node for name in (node.name, node.op_type, node.domain, *node.input, *node.output)]
+    entries = [text for item in model.metadata_props for text in (item.key, item.value)]
+    if any(isinstance(text, bytes) for text in (*values, *nodes, *entries)):
+        raise InputError(f"{where} holds a name that is not UTF-8 text, so it is damaged; export it again")
+
+
 def _metadata_of(model: onnx.ModelProto, where: str) -> dict[str, Any]:
     documents = _documents_in(model, where)
-    preprocess, labels, steps = (documents.pop(key, default) for key, default in (("preprocess", None), ("labels", []), ("steps", [])))
+    preprocess, labels, steps = (
+        documents.pop(key, default) for key, default in (("preprocess", None), ("labels", []), ("steps", []))
+    )
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels) or not isinstance(steps, list):
         raise InputError(f"{where} has repzoo metadata of the wrong shape; export it again")
     try:
@@ -266,16 +284,17 @@ def _documents_in(model: onnx.ModelProto, where: str) -> dict[str, Any]:
         try:
             if item.key.startswith(_PREFIX):
                 documents[item.key.removeprefix(_PREFIX)] = _loads(item.value)
-        except (ValueError, RecursionError):  # ValueError is the root of the errors of JSON and of UTF-8
+        except (ValueError, RecursionError):  # ValueError is the root of JSON's and of UTF-8's errors
             raise InputError(f"{where} has damaged metadata; export it again") from None
     return documents
 
 
 def _loads(text: str) -> Any:
     """The JSON value of `text`; deeper than any of repzoo's documents is a ValueError, for it could not be written again."""
-    value = layer = json.loads(text)
+    value = json.loads(text)
+    layer = [value]
     for _ in range(MAX_DEPTH):
-        layer = [item for one in (layer if isinstance(layer, list) else [layer]) for item in _inside(one)]
+        layer = [item for one in layer for item in _inside(one)]
         if not layer:
             return value
     raise ValueError

@@ -7,18 +7,23 @@ Exit codes: 0 done, 1 defect in repzoo, 2 bad input or usage, 3 certificate fail
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import rich_click as click
 
 from repzoo import __version__, verbs
-from repzoo.console import Console, options_of, preprocess_options
+from repzoo.artifact import Artifact
+from repzoo.console import POSITIVE, Console, options_of, preprocess_options
 from repzoo.data.dataset import Dataset, Source, open_source
-from repzoo.errors import RepzooError
-from repzoo.storage import write_atomically
+from repzoo.errors import InputError, MissingExtra, RepzooError
+from repzoo.storage import read_lines, require_writable, require_writable_folder, write_together
 
+INTERRUPTED, PIPE_CLOSED = 130, 141  # as shells say it: 128 + the signal
 FILE = click.Path(path_type=Path)
 output_option = click.option("-o", "--output", type=FILE, required=True, help="File to write.")
 data_option = click.option("--data", required=True, help="Folder with one subfolder of images a class, or `digits`.")
@@ -26,7 +31,27 @@ engine_option = click.option("--engine", default=verbs.DEFAULT_ENGINE, show_defa
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Group(click.RichGroup):
+    """The group of all commands; errors of repzoo become one sentence and their exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except RepzooError as error:
+            if error.exit_code == 1:
+                raise
+            click.echo(f"repzoo: {' '.join(str(error).split())}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:  # the reader, such as `head`, has seen enough
+            sys.stdout = None  # else Python complains when it flushes at exit
+            sys.exit(PIPE_CLOSED)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="repzoo")
 def cli() -> None:
     """From a light classifier's training form to a proven, measured INT8 model.
@@ -53,7 +78,7 @@ def info(model: str, as_json: bool) -> None:
     """Show all that is known of MODEL: a catalogue name, an embedded checkpoint or an ONNX file."""
     from repzoo.zoo import catalog
 
-    if Path(model).suffix == ".onnx" or "." in model:
+    if "." in model or Path(model).exists():
         Console(as_json).artifact(verbs.load(model))
     else:
         Console(as_json).spec(catalog.spec(model), catalog.sources())
@@ -76,9 +101,13 @@ def engines(as_json: bool) -> None:
 def export(model: str, output: Path, labels: Path | None, as_json: bool, **settings: Any) -> None:
     """Write the catalogue model MODEL as ONNX, in training form unless --form deploy."""
     options, preprocess = _settings(verbs.ExportOptions, settings)
-    names = _lines(labels) if labels else ()
-    made = verbs.export(model, options, names, **preprocess).write(output)
-    Console(as_json).written(made, output)
+    require_writable(output)
+    names = tuple(line.strip() for line in read_lines(labels)) if labels else ()
+    try:
+        made = verbs.export(model, options, names, **preprocess)
+    except ModuleNotFoundError as error:
+        raise _missing_torch("export", error) from error
+    Console(as_json).written(made.write(output), output)
 
 
 @cli.command()
@@ -91,11 +120,11 @@ def export(model: str, output: Path, labels: Path | None, as_json: bool, **setti
 def fold(file: str, output: Path, certificate_file: Path | None, data: str | None, as_json: bool, **preprocess: Any) -> None:
     """Fold FILE.onnx into its deploy form, with a certificate that the two are equal."""
     artifact = verbs.load(file, **preprocess)
+    _require_places(output, certificate_file)
     images = verbs.first_images(open_source(data).held_out(), artifact.needing_preprocess()) if data else None
     made, certificate = verbs.fold(artifact, images)
-    if certificate_file:
-        write_atomically(certificate_file, Console.document(certificate.to_json()))
-    made.write(output)
+    beside = [(certificate_file, Console.document(certificate.to_json()))] if certificate_file else []
+    write_together([(output, made.to_bytes()), *beside])
     Console(as_json).certificate(certificate, output)
 
 
@@ -110,11 +139,12 @@ def fold(file: str, output: Path, certificate_file: Path | None, data: str | Non
 def quantize(file: str, output: Path, data: str, report_file: Path | None, as_json: bool, **settings: Any) -> None:
     """Quantise FILE.onnx (folded first when it is not) to INT8; exit 4 when the accuracy budget is proven exceeded."""
     options, preprocess = _settings(verbs.QuantizeOptions, settings)
+    artifact = _float(verbs.load(file, **preprocess))
+    _require_places(output, report_file)
     with Console(as_json) as console:
-        made, report = verbs.quantize(verbs.load(file, **preprocess), data, options, console.progress)
-    if report_file:
-        write_atomically(report_file, Console.document(dataclasses.asdict(report.record)))
-    made.write(output)
+        made, report = verbs.quantize(artifact, data, options, console.progress)
+    beside = [(report_file, Console.document(dataclasses.asdict(report.record)))] if report_file else []
+    write_together([(output, made.to_bytes()), *beside])
     console.quantized(report, output)
 
 
@@ -184,7 +214,7 @@ def count(file: str, as_json: bool, **preprocess: Any) -> None:
 @click.option("--batch", type=click.IntRange(2), help="Images a step, instead of the recipe's.")
 @click.option("--lr", type=float, help="Peak learning rate, instead of the recipe's.")
 @click.option("--size", type=click.IntRange(32), help="Side of the input in pixels, instead of the recipe's.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random.")
 @json_option
 def train(
     model: str, data: str, output: Path | None, recipe_name: str | None, size: int | None, seed: int, as_json: bool, **changed: Any
@@ -196,11 +226,10 @@ def train(
     if size:
         chosen = chosen.changed(preprocess={**chosen.preprocess, "size": size})
     source = open_source(data)
+    run = output or Path("runs") / f"{model}.{source.name}"
+    require_writable_folder(run)
     with Console(as_json) as console:
-        trainer = verbs.trainer()
-        made, log, remarks = trainer(
-            model, source, chosen, output or Path("runs") / f"{model}.{source.name}", seed, console.progress
-        )
+        made, log, remarks = verbs.trainer()(model, source, chosen, run, seed, console.progress)
     console.trained(made, log, remarks)
 
 
@@ -209,8 +238,10 @@ def train(
 @click.option("--data", default="digits", show_default=True, help="Folder with one subfolder of images a class, or `digits`.")
 @click.option("-o", "--output", type=FILE, default=Path("out"), show_default=True, help="Folder for the card and its files.")
 @click.option("--append", type=FILE, help="Append the Records to this .jsonl file too.")
-@click.option("--threads", default=0, show_default=True, help="Client threads of the multi-thread row; 0: one for each core.")
-@click.option("--seconds", default=5.0, show_default=True, help="Time for all timing.")
+@click.option(
+    "--threads", default=0, show_default=True, type=click.IntRange(0), help="Clients of the multi-thread row; 0: one for each core."
+)
+@click.option("--seconds", default=5.0, show_default=True, type=POSITIVE, help="Time for all timing.")
 @options_of(verbs.QuantizeOptions)
 @preprocess_options
 @json_option
@@ -225,8 +256,11 @@ def card(model: str | None, data: str, output: Path, append: Path | None, as_jso
     times = {key: settings.pop(key) for key in ("threads", "seconds")}
     options, preprocess = _settings(verbs.QuantizeOptions, settings)
     source = open_source(data)
+    artifact = _float(verbs.load(model or verbs.embedded_for(source.classes), **preprocess))
+    require_writable_folder(output)
+    if append:
+        require_writable(append)
     with Console(as_json) as console:
-        artifact = verbs.load(model or verbs.embedded_for(source.classes), **preprocess)
         result = job.run(artifact, source, job.JobOptions(options, **times), console.progress)
     files = job.write(result, output)
     if append:
@@ -244,20 +278,26 @@ def _dataset(source: Source, parts: tuple[str, ...]) -> Dataset:
     return source.join(*parts) if parts else source.held_out()
 
 
-def _lines(path: Path) -> tuple[str, ...]:
-    from repzoo.storage import read_bounded
+def _float(artifact: Artifact) -> Artifact:
+    if artifact.form == "int8":
+        raise InputError(f"{artifact.name} is quantised already; give the float model it was made from")
+    return artifact
 
-    return tuple(line.strip() for line in read_bounded(path, 2**24).decode("utf-8", "replace").splitlines() if line.strip())
+
+def _require_places(*paths: Path | None) -> None:
+    for path in paths:
+        if path:
+            require_writable(path)
 
 
-def main() -> None:
-    """Run the command line; errors of repzoo become one sentence and their exit code."""
-    try:
-        cli.main(prog_name="repzoo", standalone_mode=True)
-    except RepzooError as error:
-        if error.exit_code == 1:
-            raise
-        click.echo(f"repzoo: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+def _missing_torch(feature: str, error: ModuleNotFoundError) -> ModuleNotFoundError | MissingExtra:
+    return error if (error.name or "").split(".")[0] == "repzoo" else MissingExtra(feature, "torch")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line on `arguments`, or on the process's own; always ends in SystemExit."""
+    warnings.filterwarnings("ignore", module="PIL")  # of odd but readable images; unreadable ones are counted and named
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
+    cli.main(arguments, prog_name="repzoo", standalone_mode=True)

@@ -45,7 +45,7 @@ HELP = {
     "seed": "Seed of everything random.",
     "engine": "Engine that runs the model.",
     "scheme": "How numbers are represented: ort-cpu, ort-minmax, per-tensor.",
-    "max_drop": "Budget: Top-1 points that INT8 may lose.",
+    "max_drop": "Budget: Top-1 points that INT8 may lose; negative: must gain.",
     "images": "Calibration images.",
     "force": "Write the model even when the gate refuses it.",
     "engines": "Engines to time on (repeat the option).",
@@ -59,6 +59,29 @@ HELP = {
     "mean": "Three numbers in 0..1, subtracted for each channel.",
     "std": "Three numbers in 0..1, divided by.",
     "colour": "Channel order: RGB or BGR.",
+}
+
+
+class _Number(click.FloatRange):
+    """A range without nan and infinity, which compare as if they lay inside."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number.", param, ctx)
+
+
+POSITIVE = _Number(min=0, min_open=True)
+# What an option accepts, where its field's type alone would let nonsense through to the middle of the work.
+ACCEPTED: dict[str, click.ParamType[Any]] = {
+    "num_classes": click.IntRange(1),
+    "opset": click.IntRange(11, 20),
+    "form": click.Choice(["train", "deploy"]),
+    "max_drop": _Number(),
+    "images": click.IntRange(1),
+    "threads": click.IntRange(1),
+    "batch": click.IntRange(1),
+    "seconds": POSITIVE,
+    "seed": click.IntRange(0),
 }
 
 
@@ -79,6 +102,8 @@ def _options(settings: type[Any], keep_defaults: bool) -> Callable[[Command], Co
         for field in reversed(dataclasses.fields(settings)):
             flag = f"--{field.name.replace('_', '-')}"
             shape = _click_type(hints[field.name])
+            if field.name in ACCEPTED:
+                shape["type"] = ACCEPTED[field.name]
             if shape.get("is_flag"):
                 flag = f"{flag}/--no-{field.name.replace('_', '-')}" if field.default is True else flag
             default = field.default if keep_defaults else None
@@ -103,12 +128,19 @@ def _click_type(hint: Any) -> dict[str, Any]:
     return {"type": click.Path(path_type=Path) if hint is Path else hint}
 
 
+class _Console(rich.console.Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line; rich would exit with 1."""
+        raise BrokenPipeError
+
+
 class Console:
     """Output of one command. As a context manager it shows progress bars on stderr while the block runs."""
 
     def __init__(self, as_json: bool) -> None:
         self._json = as_json
-        self._out = rich.console.Console(highlight=False, soft_wrap=False)
+        # No markup and no emoji: a class may be called "[red]" or ":cat:".
+        self._out = _Console(highlight=False, markup=False, emoji=False)
         self._err = rich.console.Console(stderr=True, highlight=False)
         self._bars: rich.progress.Progress | None = None
         self._tasks: dict[str, rich.progress.TaskID] = {}
@@ -141,8 +173,8 @@ class Console:
 
     @staticmethod
     def document(value: Any) -> str:
-        """JSON text; numbers that are not finite become null, as JSON has none."""
-        return json.dumps(_finite(value), ensure_ascii=False, indent=1) + "\n"
+        """JSON text in ASCII, for any pipe; numbers that are not finite become null, as JSON has none."""
+        return json.dumps(_finite(value), indent=1) + "\n"
 
     def _say(self, document: Any, *shown: Any, remarks: Sequence[str] = ()) -> None:
         if self._json:
@@ -341,7 +373,8 @@ def _paired_line(one: Record) -> str:
     values = one.values
     return (
         f"drop {cards.points(values['drop'])} points (95 % interval {cards.points(values['drop_low'])} .. "
-        f"{cards.points(values['drop_high'])}, p = {values['p_value']:.3g}), {len(one.samples['flips'])} of {values['n']} predictions changed"
+        f"{cards.points(values['drop_high'])}, p = {values['p_value']:.3g}), "
+        f"{len(one.samples['flips'])} of {values['n']} predictions changed"
     )
 
 

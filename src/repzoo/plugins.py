@@ -52,7 +52,9 @@ class PluginTable:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             if name not in self._builtin:
-                raise InputError(f"the {self.kind} {name!r} ({target}) cannot be loaded: {error}; repair or uninstall it") from error
+                raise InputError(
+                    f"the {self.kind} {name!r} ({target}) cannot be loaded: {error}; repair or uninstall it"
+                ) from error
             if isinstance(error, ModuleNotFoundError) and plugins[name].extra and (error.name or "").split(".")[0] != "repzoo":
                 raise MissingExtra(f"the {self.kind} {name!r}", plugins[name].extra) from error
             raise

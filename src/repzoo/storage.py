@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from repzoo.errors import InputError
@@ -90,16 +90,16 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         _fill(aside, data)
 
 
-def write_together(contents: Mapping[Path, bytes | str]) -> None:
+def write_together(contents: Sequence[tuple[Path, bytes | str]]) -> None:
     """Write several files: all are complete beside their places before the first is renamed.
 
     Raises:
         InputError: as `written_aside`, or one place named twice.
     """
-    if len({path.resolve() for path in contents}) < len(contents):
-        raise InputError(f"two outputs would both be written to {next(iter(contents))}; give each its own file")
+    if len({path.resolve() for path, _ in contents}) < len(contents):
+        raise InputError(f"two outputs would both be written to {contents[0][0]}; give each its own file")
     with contextlib.ExitStack() as stack:
-        for path, data in contents.items():
+        for path, data in contents:
             _fill(stack.enter_context(written_aside(path)), data)
 
 
@@ -123,8 +123,10 @@ def require_writable_folder(path: Path) -> None:
         above = above.parent
     if not above.is_dir():
         raise InputError(f"the folder {path} cannot be made: {above} is a file; give another with -o")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"the folder {path} cannot be written: {above} is read-only; give another with -o")
+    try:
+        tempfile.TemporaryFile(dir=above).close()  # the only true test: permissions say nothing of file systems or of root
+    except OSError as error:
+        raise InputError(f"the folder {path} cannot be written: {error.strerror or error}; give another with -o") from None
 
 
 def append_lines(path: Path, lines: list[str]) -> None:

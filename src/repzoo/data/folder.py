@@ -20,7 +20,7 @@ from repzoo.storage import read_lines
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 ORDER_FILE = "classes.tsv"
 # What may stand behind any suffix. Not all that Pillow opens: PostScript, for one, would start another program.
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000  # a decoded RGB image of 192 MB; more is refused before it is decoded
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_19
+from onnx.reference.ops.op_quantize_linear import QuantizeLinear_19
 
 from repzoo.engines import Array
 from repzoo.errors import InputError
@@ -24,16 +28,36 @@ class Reference:
     def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> ReferenceSession:  # noqa: ARG002
         """See `engines.Engine.open`."""
         try:
-            return ReferenceSession(ReferenceEvaluator(model))
-        except Exception as error:
-            raise InputError(f"onnx's reference evaluator cannot run this model: {error}") from None
+            return ReferenceSession(ReferenceEvaluator(model, new_ops=_older_ops(model)), model)
+        except Exception as error:  # whatever an operator's constructor raises
+            raise InputError(f"onnx's reference evaluator cannot run this model: {_first_line(error)}") from None
+
+
+class QuantizeLinear(QuantizeLinear_19):
+    """Opset 19's, which on uint8 and int8 does what opsets 10 and 13 say; the evaluator has none of those."""
+
+    op_schema = onnx.defs.get_schema("QuantizeLinear", 19)
+
+
+class DequantizeLinear(DequantizeLinear_19):
+    """As QuantizeLinear."""
+
+    op_schema = onnx.defs.get_schema("DequantizeLinear", 19)
+
+
+def _older_ops(model: onnx.ModelProto) -> list[type[OpRun]]:
+    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+    return [QuantizeLinear, DequantizeLinear] if opset < 19 else []
 
 
 class ReferenceSession:
-    """The evaluator behind a lock: it keeps state while it runs."""
+    """The evaluator behind a lock: it keeps state while it runs. It does not check shapes, so this does."""
 
-    def __init__(self, evaluator: ReferenceEvaluator) -> None:
-        self._evaluator, self._lock = evaluator, threading.Lock()
+    def __init__(self, evaluator: ReferenceEvaluator, model: onnx.ModelProto) -> None:
+        weights = {item.name for item in model.graph.initializer}
+        source = next(item for item in model.graph.input if item.name not in weights)
+        self._evaluator, self._lock, self._name = evaluator, threading.Lock(), source.name
+        self._dims = [dim.dim_value for dim in source.type.tensor_type.shape.dim]
 
     def run(self, inputs: Array) -> Array:
         """See `engines.Session.run`."""
@@ -41,6 +65,16 @@ class ReferenceSession:
 
     def run_all(self, inputs: Array) -> list[Array]:
         """See `engines.Session.run_all`."""
-        with self._lock:
-            outputs = self._evaluator.run(None, {self._evaluator.input_names[0]: inputs})
+        fits = [not dim or dim == got for dim, got in zip(self._dims, inputs.shape, strict=False)]
+        if inputs.dtype != np.float32 or (self._dims and len(self._dims) != inputs.ndim) or not all(fits):
+            raise InputError(f"this model takes float32 {self._dims or 'of any shape'} (0: any); got {inputs.dtype} {inputs.shape}")
+        try:
+            with self._lock:
+                outputs: Any = self._evaluator.run(None, {self._name: inputs})
+        except Exception as error:  # whatever an operator's NumPy code raises
+            raise InputError(f"onnx's reference evaluator cannot run {inputs.shape}: {_first_line(error)}") from None
         return [np.asarray(output, np.float32) for output in outputs]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

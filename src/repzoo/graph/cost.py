@@ -24,7 +24,7 @@ _LEARNABLE: dict[str, tuple[int, ...]] = dict.fromkeys(
 )
 _LEARNABLE |= {"MatMul": (0, 1), "PRelu": (1,)}
 _SHAPES = frozenset({"Constant", "Shape", "Reshape", "Flatten", "Identity", "Unsqueeze", "Squeeze", "Cast", "Gather", "Dropout"})
-_CASTS = frozenset({"Identity", "Cast", "DequantizeLinear", "QuantizeLinear"})
+_VIEWS = frozenset({"Identity", "Cast", "Reshape", "Transpose", "Unsqueeze", "DequantizeLinear", "QuantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class Cost:
 
 def count(artifact: Artifact, size: int | None = None) -> Cost:
     """Count `artifact` for one image of its own size, or of `size` pixels where the graph leaves it open."""
-    model = ir.from_proto(_at_batch_one(artifact, size))
+    proto = _sized(artifact, size)
+    batch = _batch(proto)
+    model = ir.from_proto(proto)
     passes.ShapeInferencePass()(model)
     nodes = [node for node in model.graph if node.op_type != "Constant"]
     operators = Counter(node.op_type for node in nodes)
@@ -57,15 +59,15 @@ def count(artifact: Artifact, size: int | None = None) -> Cost:
     uncounted = Counter(node.op_type for node in nodes if macs[id(node)] is None and node.op_type not in _SHAPES)
     return Cost(
         parameters=_parameters(nodes),
-        macs=sum(value for value in macs.values() if value is not None),
-        bytes=sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None),
+        macs=sum(value for value in macs.values() if value is not None) // batch,
+        bytes=sum(tensor.nbytes for tensor in _tensors(model.graph)),
         nodes=len(nodes),
         operators=dict(sorted(operators.items())),
         uncounted=dict(sorted(uncounted.items())),
     )
 
 
-def _at_batch_one(artifact: Artifact, size: int | None) -> onnx.ModelProto:
+def _sized(artifact: Artifact, size: int | None) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(artifact.model)
     side = size or (artifact.preprocess.size if artifact.preprocess else 0)
@@ -75,6 +77,18 @@ def _at_batch_one(artifact: Artifact, size: int | None) -> onnx.ModelProto:
     for value in (*model.graph.output, *model.graph.value_info):
         value.type.tensor_type.ClearField("shape")  # inferred anew, with the batch known
     return model
+
+
+def _batch(model: onnx.ModelProto) -> int:
+    """Images that the graph takes at once; its costs are for all of them."""
+    return max([1, *(dim.dim_value for dim in classifier_input(model).type.tensor_type.shape.dim[:1])])
+
+
+def _tensors(graph: ir.Graph) -> list[ir.TensorProtocol]:
+    """Every stored constant, whether an initializer or a Constant node holds it."""
+    held = [ir.convenience.get_const_tensor(node.outputs[0]) for node in graph if node.op_type == "Constant"]
+    stored = [value.const_value for value in graph.initializers.values()]
+    return [tensor for tensor in (*stored, *held) if tensor is not None]
 
 
 def _parameters(nodes: list[ir.Node]) -> int:
@@ -89,8 +103,8 @@ def _parameters(nodes: list[ir.Node]) -> int:
 
 
 def _origin(value: ir.Value | None) -> ir.Value | None:
-    """The constant behind casts and dequantisation."""
-    while value is not None and (node := value.producer()) is not None and node.op_type in _CASTS:
+    """The constant behind casts, other shapes and dequantisation."""
+    while value is not None and (node := value.producer()) is not None and node.op_type in _VIEWS:
         value = node.inputs[0]
     return value
 

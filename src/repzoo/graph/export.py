@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 
@@ -24,17 +24,24 @@ OPSETS = range(11, 21)
 
 
 def export(
-    module: torch.nn.Module, name: str, preprocess: Preprocess, labels: tuple[str, ...], step: Step, **options: Any
+    module: torch.nn.Module,
+    name: str,
+    preprocess: Preprocess,
+    labels: tuple[str, ...],
+    step: Step,
+    *,
+    opset: int = 17,
+    dynamic_batch: bool = True,
 ) -> Artifact:
     """The Artifact of `module` (float32 [N, 3, size, size] `data` -> [N, classes] `output`), with `step` as its history.
 
-    options  opset: 11..20 (default 17); dynamic_batch: True leaves N open, False fixes it at 1 (default True)
+    opset          11..20
+    dynamic_batch  True leaves N open, False fixes it at 1
 
     Raises:
         InputError: opset outside 11..20, or a label count that is not the number of outputs.
         RepzooError: the exporter dropped a BatchNormalization.
     """
-    opset, dynamic_batch = int(options.pop("opset", 17)), bool(options.pop("dynamic_batch", True))
     if opset not in OPSETS:
         raise InputError(f"opset must lie in {OPSETS.start}..{OPSETS.stop - 1}; got {opset}")
     model = _torch_export(module, preprocess.size, opset, dynamic_batch)
@@ -65,9 +72,19 @@ def _torch_export(module: torch.nn.Module, size: int, opset: int, dynamic_batch:
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}} if dynamic_batch else None,
+            keep_initializers_as_inputs=True,  # else it merges tensors of equal value, such as two BNs' fresh scales
         )
     module.train(was_training)
-    return onnx.load_model_from_string(buffer.getvalue())
+    return _with_constant_weights(onnx.load_model_from_string(buffer.getvalue()))
+
+
+def _with_constant_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` without the graph inputs that would let a caller replace its weights."""
+    weights = {item.name for item in model.graph.initializer}
+    kept = [item for item in model.graph.input if item.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    return model
 
 
 def _assert_every_batchnorm(module: torch.nn.Module, model: onnx.ModelProto) -> None:

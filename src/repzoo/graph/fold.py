@@ -21,7 +21,7 @@ import onnx_ir.passes.common as passes
 from repzoo.errors import InputError
 from repzoo.graph import algebra
 from repzoo.graph.algebra import AffineMap, Geometry, Inexact
-from repzoo.graph.rules import Link, Refusal, name_of, view
+from repzoo.graph.rules import Link, Refusal, constant, name_of, view
 
 QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"})
 
@@ -71,10 +71,12 @@ def fold(model: onnx.ModelProto) -> FoldResult:
     """
     graph_model = _prepared(model)
     state = _State(graph_model.graph)
-    while state.sweep():
-        pass
+    with np.errstate(all="ignore"):  # weights that are not finite are for the certificate to refuse, in words
+        while state.sweep():
+            pass
     passes.RemoveUnusedNodesPass()(graph_model)
     graph_model.graph.sort()
+    _order_constants(graph_model.graph)
     folded = ir.to_proto(graph_model)
     folded.metadata_props.clear()
     folded.metadata_props.extend(model.metadata_props)
@@ -91,7 +93,16 @@ def _prepared(model: onnx.ModelProto) -> ir.Model:
     passes.ShapeInferencePass()(graph_model)
     _drop_inference_noops(graph_model.graph)
     passes.IdentityEliminationPass()(graph_model)
+    passes.RemoveUnusedNodesPass()(graph_model)  # what nobody reads counts as a reader
     return graph_model
+
+
+def _order_constants(graph: ir.Graph) -> None:
+    """Initializers in the order of their first readers: shape inference moves the large ones to the end."""
+    read = (value for node in graph for value in node.inputs if value is not None)
+    for value in list(dict.fromkeys(value for value in read if value.is_initializer())):
+        del graph.initializers[str(value.name)]
+        graph.register_initializer(value)
 
 
 def _drop_inference_noops(graph: ir.Graph) -> None:
@@ -99,8 +110,8 @@ def _drop_inference_noops(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type == "Dropout" and node.inputs[0] is not None and not any(out.uses() for out in node.outputs[1:]):
             training = node.inputs[2] if len(node.inputs) > 2 else None
-            flag = ir.convenience.get_const_tensor(training) if training is not None else None
-            if training is None or (flag is not None and not flag.numpy().any()):
+            flag = constant(training)
+            if training is None or (flag is not None and not flag.any()):
                 _replace_value(graph, node, node.inputs[0])
 
 
@@ -131,8 +142,11 @@ class _State:
         return len(self.folds) > before
 
     def _try(self, root: ir.Node) -> None:
-        candidates = [form for form in self._forms(root.outputs[0]) if _worth_writing(form)]
+        candidates = [form for form in self._forms(root.outputs[0]) if _worth_writing(form) and not _belongs_below(form)]
         for form in sorted(candidates, key=lambda form: (form.cost - form.macs, -len(form.nodes))):
+            if form.flat and form.geometry.groups > 1:
+                self._refuse(root, "a scale and shift of [N, C] has no cheaper operator than the one that it is")
+                continue
             if form.cost > form.macs or form.geometry.macs > form.parameters:
                 if len(form.nodes) > 1:
                     self._refuse(root, _too_dear(form))
@@ -169,6 +183,8 @@ class _State:
                     self._refuse(link.node, str(reason))
 
     def _sum(self, node: ir.Node) -> Iterator[_Form]:
+        if node.inputs[0] is node.inputs[1]:
+            return  # both terms are the same nodes, which a form would count and remove twice
         left, right = (self._operand(value, node) for value in node.inputs)
         for one in left:
             for two in right:
@@ -205,7 +221,8 @@ class _State:
 
     def _free(self, name: str) -> str:
         """`name`, or with a number behind it where it is taken."""
-        taken = self.graph.initializers
+        taken = {*self.graph.initializers, *(str(out.name) for node in self.graph for out in node.outputs)}
+        taken |= {str(value.name) for value in self.graph.inputs}
         return name if name not in taken else next(f"{name}.{i}" for i in range(2, len(taken) + 3) if f"{name}.{i}" not in taken)
 
 
@@ -225,6 +242,22 @@ def _absorbable(value: ir.Value, readers: tuple[ir.Node, ...]) -> bool:
 def _worth_writing(form: _Form) -> bool:
     """More than one node, or a BatchNormalization alone (a scale and shift that a depthwise 1x1 convolution does)."""
     return len(form.nodes) > 1 or form.nodes[0].op_type == "BatchNormalization"
+
+
+def _belongs_below(form: _Form) -> bool:
+    """Whether the expression begins with a scale that the layer before can take.
+
+    There it scales output channels, which quantising per channel absorbs; in the layer after, input channels, which it cannot.
+    """
+    first, below = view(form.nodes[-1]), form.source.producer()
+    scale = isinstance(first, Link) and first.source is form.source and first.geometry.is_pointwise and first.geometry.is_diagonal
+    if not scale or form.nodes[-1].op_type == "Conv" or below is None or below.op_type not in ("Conv", "Gemm"):
+        return False
+    return isinstance(view(below), Link) and _absorbable(form.source, (form.nodes[-1],))
+
+
+def _has_bias(node: ir.Node) -> bool:
+    return node.op_type == "BatchNormalization" or (node.op_type in ("Conv", "Gemm") and len(node.inputs) > 2)
 
 
 def _too_dear(form: _Form) -> str:
@@ -272,10 +305,12 @@ def _identity_form(form: _Form, channels: int) -> _Form:
 def _node_for(form: _Form, made: AffineMap, like: ir.Value, names: tuple[str, str, str]) -> ir.Node:
     dtype = like.dtype.numpy() if like.dtype is not None else np.dtype(np.float32)
     kernel = made.kernel[:, :, 0, 0] if form.flat else made.kernel
-    weight, bias = (_initializer(name, values.astype(dtype)) for name, values in zip(names[1:], (kernel, made.bias), strict=True))
+    inputs = [form.source, _initializer(names[1], kernel.astype(dtype))]
+    if np.any(made.bias != 0) or any(map(_has_bias, form.nodes)):
+        inputs.append(_initializer(names[2], made.bias.astype(dtype)))
     shape = made.geometry
     if form.flat:
-        return ir.node("Gemm", [form.source, weight, bias], attributes={"transB": 1}, name=names[0])
+        return ir.node("Gemm", inputs, attributes={"transB": 1}, name=names[0])
     window: dict[str, int | tuple[int, ...]] = {
         "kernel_shape": shape.kernel,
         "strides": shape.strides,
@@ -283,7 +318,7 @@ def _node_for(form: _Form, made: AffineMap, like: ir.Value, names: tuple[str, st
         "dilations": shape.dilations,
         "group": shape.groups,
     }
-    return ir.node("Conv", [form.source, weight, bias], attributes=window, name=names[0])
+    return ir.node("Conv", inputs, attributes=window, name=names[0])
 
 
 def _initializer(name: str, values: npt.NDArray[Any]) -> ir.Value:

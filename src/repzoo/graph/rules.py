@@ -85,7 +85,7 @@ def _batchnorm(node: ir.Node) -> Answer:
     known = [constant(value) for value in parameters]
     if source is None or any(value is None for value in known):
         return Refusal(name_of(node), "its statistics are not constant")
-    if node.attributes.get_int("training_mode", 0):
+    if node.attributes.get_int("training_mode", 0) or len(node.outputs) > 1:  # the second marks training before opset 14
         return Refusal(name_of(node), "it is in training mode; export the model in eval mode")
     if _rank(node) not in (2, 4):
         return Refusal(
@@ -101,14 +101,14 @@ def _gemm(node: ir.Node) -> Answer:
     source, weight, *rest = node.inputs
     values = constant(weight)
     transposed = node.attributes.get_int("transA", 0) == 1
-    if source is None or weight is None or values is None or transposed:
+    if source is None or weight is None or values is None or values.ndim != 2 or transposed:
         return Refusal(name_of(node), "its weights are not constant or its input is transposed")
     if len(weight.uses()) > 1:
         return Refusal(name_of(node), f"its weight {weight.name!r} is shared with {len(weight.uses()) - 1} other reader(s)")
     values = (values if node.attributes.get_int("transB", 0) else values.T) * node.attributes.get_float("alpha", 1.0)
     bias = constant(rest[0]) if rest and rest[0] is not None else np.zeros(1)
-    if bias is None:
-        return Refusal(name_of(node), "its bias is not constant")
+    if bias is None or bias.shape not in ((), (1,), (1, 1), (len(values),), (1, len(values))):
+        return Refusal(name_of(node), "its bias is not constant, or not one number for each output")
     shift = np.broadcast_to(bias.reshape(-1) * (node.attributes.get_float("beta", 1.0) or 0.0), values.shape[:1])
     return Link(node, source, Geometry(*values.shape), lambda: algebra.from_kernel(values[:, :, None, None], shift), flat=True)
 
@@ -122,6 +122,8 @@ def _elementwise(node: ir.Node) -> Answer:
     rank, channels = _rank(node), _channels(node)
     if source is None or values is None or not channels or (node.op_type == "Div" and left is not None):
         return None
+    if not _same_layout(source, node.outputs[0]):
+        return None  # the constant widens the tensor, or the numbers are integers
     try:
         spread = np.broadcast_to(values, (1, channels, *([1] * (rank - 2)))).reshape(-1)
     except ValueError:
@@ -142,12 +144,15 @@ def _scale_and_shift(kind: str, values: algebra.Array, constant_first: bool) -> 
 
 
 def _average_pool(node: ir.Node) -> Answer:
-    pads, source = _pads(node), node.inputs[0]
+    kernel, source = _ints(node, "kernel_shape", ()), node.inputs[0]
+    if len(kernel) != 2:
+        return None
+    pads = _pads(node)
     if any(pads) and not node.attributes.get_int("count_include_pad", 0):
         return Refusal(name_of(node), "it averages fewer pixels at the border (count_include_pad=0), which no convolution does")
     unusual = node.attributes.get_int("ceil_mode", 0) or node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    kernel, strides, channels = _ints(node, "kernel_shape", ()), _ints(node, "strides", (1, 1)), _channels(node)
-    if unusual or source is None or not channels or len(kernel) != 2 or _ints(node, "dilations", (1, 1)) != (1, 1):
+    strides, channels = _ints(node, "strides", (1, 1)), _channels(node)
+    if unusual or source is None or not channels or _ints(node, "dilations", (1, 1)) != (1, 1):
         return None
     window = (kernel[0], kernel[1]), (strides[0], strides[1]), pads
     shape = Geometry(channels, channels, *window, groups=channels)
@@ -171,8 +176,17 @@ def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]
 
 
 def _pads(node: ir.Node) -> tuple[int, int, int, int]:
+    if node.attributes.get_string("auto_pad", "NOTSET") == "VALID":
+        return 0, 0, 0, 0  # whatever `pads` says
     top, left, bottom, right = _ints(node, "pads", (0, 0, 0, 0))
     return top, left, bottom, right
+
+
+def _same_layout(source: ir.Value, output: ir.Value) -> bool:
+    """Both are floats of one rank with one channel count."""
+    if source.shape is None or output.shape is None or source.dtype is None or not source.dtype.is_floating_point():
+        return False
+    return len(source.shape) == len(output.shape) and source.shape[1] == output.shape[1]
 
 
 def _rank(node: ir.Node) -> int:

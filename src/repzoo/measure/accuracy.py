@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from repzoo.storage import sha256_of
 
 BATCH = 32
 TOP = 5
+SYNSET = re.compile(r"^n\d{8}\b")  # a WordNet id, as ImageNet names its folders
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,13 @@ class Predictions:
         return Record("accuracy", identity_of(self.artifact), values, self.engine, self.data)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
-    """One model to evaluate: `session` runs `artifact`; logits are reduced to the best classes as they come."""
+    """One model to evaluate: `session` runs `artifact`."""
 
     artifact: Artifact
     engine: Engine
     session: Session
-    top: list[npt.NDArray[np.int64]] = field(default_factory=list)
 
 
 def open_run(artifact: Artifact, engine: Engine, threads: int) -> Run:
@@ -72,7 +73,8 @@ def evaluate(runs: Sequence[Run], dataset: Dataset, report: ReadReport, progress
     """Predictions of every run on the same images; all runs must agree on the preprocessing.
 
     Raises:
-        InputError: classes that do not match, preprocessing that differs, or too many unreadable images.
+        InputError: classes that do not match, preprocessing that differs, too many unreadable images, or logits that are not
+            finite.
     """
     preprocess = runs[0].artifact.needing_preprocess()
     if any(run.artifact.needing_preprocess() != preprocess for run in runs):
@@ -81,9 +83,10 @@ def evaluate(runs: Sequence[Run], dataset: Dataset, report: ReadReport, progress
         )
     indices = [class_indices(dataset, run.artifact) for run in runs]
     seen: list[int] = []
+    tops: list[list[npt.NDArray[np.int64]]] = [[] for _ in runs]
     for batch in batches(dataset, preprocess, BATCH, report):
-        for run in runs:
-            run.top.append(best_classes(run.session.run(batch.inputs), TOP))
+        for run, top in zip(runs, tops, strict=True):
+            top.append(best_classes(_finite_logits(run, batch.inputs), TOP))
         seen.extend(batch.indices)
         progress("evaluate", len(seen), len(dataset))
     report.check(dataset.name, len(dataset))
@@ -101,10 +104,20 @@ def evaluate(runs: Sequence[Run], dataset: Dataset, report: ReadReport, progress
             data,
             keys,
             np.array([mapping[dataset.targets[index]] for index in seen]),
-            np.concatenate(run.top),
+            np.concatenate(top),
         )
-        for run, mapping in zip(runs, indices, strict=True)
+        for run, mapping, top in zip(runs, indices, tops, strict=True)
     ]
+
+
+def _finite_logits(run: Run, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    logits = run.session.run(inputs)
+    if not np.isfinite(logits).all():
+        raise InputError(
+            f"{run.artifact.name} gives outputs that are not finite (NaN or overflow) on {run.engine.name}, so it has no accuracy; "
+            "check its weights and its preprocessing"
+        )
+    return logits
 
 
 def best_classes(logits: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
@@ -115,23 +128,35 @@ def best_classes(logits: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.
 def class_indices(dataset: Dataset, artifact: Artifact) -> list[int]:
     """The model's output index for each of the data set's classes: by name, else by position when the counts agree.
 
+    A label that begins with a WordNet id ("n01440764 tench, Tinca tinca") is also known by that id, which names ImageNet's folders.
+
     Raises:
         InputError: names and counts both fail; or a label that stands twice in the model is needed.
     """
-    labels, classes = list(artifact.labels), dataset.classes
+    labels, classes = artifact.labels, dataset.classes
     outputs = artifact.num_classes or len(labels)
-    if labels and set(classes) <= set(labels):
-        if twice := [name for name in classes if labels.count(name) > 1]:
+    known = _indices_by_name(labels)
+    if labels and set(classes) <= set(known):
+        if twice := [name for name in classes if len(known[name]) > 1]:
             raise InputError(f"{artifact.name} has two classes called {twice[0]!r}; name the folders by unique labels")
-        return [labels.index(name) for name in classes]
+        return [known[name][0] for name in classes]
     if outputs == len(classes) and (not labels or dataset.ordered):
         return list(range(outputs))
-    strange = next((name for name in classes if name not in labels), "")
+    strange = next((name for name in classes if name not in known), "")
     raise InputError(
         f"the classes of {dataset.name} ({len(classes)}, such as {strange!r}) are not those of {artifact.name} "
         f"({outputs}, such as {labels[0] if labels else 'unnamed'!r}); give folders named by the model's labels, or a "
         f"classes.tsv that lists its {outputs} classes in order"
     )
+
+
+def _indices_by_name(labels: Sequence[str]) -> dict[str, list[int]]:
+    """Output indices of each label, and of the WordNet id that an ImageNet label such as "n01440764 tench" begins with."""
+    known: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        for name in {label, *SYNSET.findall(label)}:
+            known.setdefault(name, []).append(index)
+    return known
 
 
 def compare(first: Predictions, second: Predictions) -> Record:
@@ -141,6 +166,8 @@ def compare(first: Predictions, second: Predictions) -> Record:
     """
     if first.keys != second.keys:
         raise InputError("the two runs saw different images; evaluate them together")
+    if not np.array_equal(first.targets, second.targets):
+        raise InputError("the two models have their classes in different orders, so their outputs cannot be compared one to one")
     a, b = first.right, second.right
     counts = [int(np.sum(one & two)) for one, two in ((a, b), (a, ~b), (~a, b), (~a, ~b))]
     interval = stats.paired_difference(*counts)

@@ -35,9 +35,9 @@ def host() -> dict[str, Any]:
     }
 
 
-def load() -> float:
-    """Processes ready to run, averaged over the last minute; nan where the system does not say."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+def load() -> float | None:
+    """Processes ready to run, averaged over the last minute; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def _cpuinfo() -> dict[str, str]:

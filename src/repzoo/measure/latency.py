@@ -7,14 +7,16 @@ round and their median is reported with its interval.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from repzoo.artifact import Artifact
+from repzoo.artifact import Artifact, classifier_input
 from repzoo.engines import Array, Engine, Session
 from repzoo.errors import InputError
 from repzoo.measure import stats
@@ -24,6 +26,7 @@ from repzoo.progress import Progress, silent
 
 ROUNDS = 12
 WARM_UP_CALLS = 5
+Clock = Callable[[], float]  # seconds from any moment on
 MAX_CALLS = 200  # a client's calls in one round: enough for its median, few enough to keep every sample
 
 
@@ -66,7 +69,7 @@ class Case:
 
 def case(artifact: Artifact, engine: Engine, streams: int = 1, threads: int = 1, batch: int = 1, seed: int = 0) -> Case:
     """Compile `artifact` and make its random input; each of `streams` clients calls a session of `threads` threads."""
-    dims = [dim.dim_value for dim in artifact.model.graph.input[0].type.tensor_type.shape.dim]
+    dims = [dim.dim_value for dim in classifier_input(artifact.model).type.tensor_type.shape.dim] or [0] * 4
     if batch < 1 or streams < 1 or threads < 1:
         raise InputError(f"threads, streams and batch must be at least 1; got {threads}, {streams}, {batch}")
     if dims[0] not in (0, batch):
@@ -77,16 +80,26 @@ def case(artifact: Artifact, engine: Engine, streams: int = 1, threads: int = 1,
     return Case(artifact, engine, engine.open(artifact.model, threads), inputs, threads, streams)
 
 
-def run(cases: Sequence[Case], seconds: float = 2.0, rounds: int = ROUNDS, progress: Progress = silent) -> list[Record]:
-    """Time every case for about `seconds` in all, split over interleaved `rounds`, after a warm-up."""
-    if seconds <= 0:
+def run(
+    cases: Sequence[Case],
+    seconds: float = 2.0,
+    rounds: int = ROUNDS,
+    progress: Progress = silent,
+    clock: Clock = time.perf_counter,
+) -> list[Record]:
+    """Time every case for about `seconds` in all, split over interleaved `rounds`, after a warm-up.
+
+    Raises:
+        InputError: a setting out of range, or a session that fails, in whichever client it does.
+    """
+    if not 0 < seconds < math.inf:
         raise InputError(f"seconds must be positive; got {seconds}")
     for one in cases:
         for _ in range(WARM_UP_CALLS):
             one.session.run(one.inputs)
     for done in range(rounds):
         for one in cases if done % 2 == 0 else list(reversed(cases)):
-            _round(one, seconds / rounds)
+            _round(one, seconds / rounds, clock)
         progress("bench", done + 1, rounds)
     return [one.record() for one in cases]
 
@@ -101,29 +114,38 @@ def ratio(first: Case, second: Case) -> Record:
     return Record("ratio", artifact, values, {"name": first.engine.name, "version": first.engine.version()})
 
 
-def _round(one: Case, seconds: float) -> None:
-    started = time.perf_counter()
+def _round(one: Case, seconds: float, clock: Clock) -> None:
+    """One round of `one`; an error in any client is raised here."""
     if one.streams == 1:
-        clients = [_client(one, started + seconds)]
+        started = clock()
+        clients = [_client(one, started + seconds, clock)]
+        elapsed = clock() - started
     else:
-        clients = [[] for _ in range(one.streams)]
-        workers = [threading.Thread(target=lambda kept=kept: kept.extend(_client(one, started + seconds))) for kept in clients]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    elapsed = time.perf_counter() - started
-    calls = [sample for kept in clients for sample in kept]
-    one.rounds_us.append(calls)
-    one.rounds_fps.append(len(calls) * len(one.inputs) / elapsed)
+        clients, elapsed = _together(one, seconds, clock)
+    one.rounds_us.append([sample for kept in clients for sample in kept])
+    one.rounds_fps.append(len(one.rounds_us[-1]) * len(one.inputs) / elapsed)
 
 
-def _client(one: Case, until: float) -> list[int]:
-    """Call the session until the time is over, at least once and at most MAX_CALLS times; microseconds of each call."""
+def _together(one: Case, seconds: float, clock: Clock) -> tuple[list[list[int]], float]:
+    """(samples of each client, seconds): all clients start at one moment, after the threads have been made."""
+    starts: list[float] = []
+    line = threading.Barrier(one.streams, action=lambda: starts.append(clock()))
+
+    def client() -> list[int]:
+        line.wait()
+        return _client(one, starts[0] + seconds, clock)
+
+    with ThreadPoolExecutor(one.streams) as pool:
+        clients = [future.result() for future in [pool.submit(client) for _ in range(one.streams)]]
+    return clients, clock() - starts[0]
+
+
+def _client(one: Case, until: float, clock: Clock) -> list[int]:
+    """Call the session until the time is over, at least once and at most MAX_CALLS times; microseconds of each call, at least 1."""
     kept: list[int] = []
-    now = time.perf_counter()
+    now = clock()
     while not kept or (now < until and len(kept) < MAX_CALLS):
         one.session.run(one.inputs)
-        then, now = now, time.perf_counter()
-        kept.append(round((now - then) * 1e6))
+        then, now = now, clock()
+        kept.append(max(1, round((now - then) * 1e6)))
     return kept

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
@@ -46,15 +47,35 @@ def identity_of(artifact: Artifact) -> dict[str, Any]:
 
 def append(path: Path, records: Sequence[Record]) -> None:
     """Append `records` to the JSON-lines file `path`."""
-    append_lines(path, [json.dumps(dataclasses.asdict(record), ensure_ascii=False, sort_keys=True) for record in records])
+    append_lines(path, [line(record) for record in records])
+
+
+def line(record: Record) -> str:
+    """`record` as one line of JSON. A number that is not finite has no JSON: it becomes null, as what was not measured."""
+    return json.dumps(finite(dataclasses.asdict(record)), ensure_ascii=False, sort_keys=True, allow_nan=False)
 
 
 def read(path: Path) -> list[Record]:
     """Read a JSON-lines file of Records; a damaged line is an InputError that names it."""
-    records = []
-    for number, line in enumerate(read_bounded(path, MAX_RECORDS_BYTES).decode("utf-8", "replace").splitlines(), 1):
-        try:
-            records.append(Record(**json.loads(line)))
-        except (ValueError, TypeError):
-            raise InputError(f"{path} line {number} is not a Record; remove that line") from None
-    return records
+    lines = read_bounded(path, MAX_RECORDS_BYTES).split(b"\n")  # not splitlines: a name may hold U+2028
+    return [_parsed(text, path, number) for number, text in enumerate(lines[:-1] if not lines[-1] else lines, 1)]
+
+
+def _parsed(text: bytes, path: Path, number: int) -> Record:
+    try:
+        made = Record(**json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        made = None
+    tables = (made.artifact, made.values, made.engine, made.data, made.samples, made.host) if made else ()
+    if made is None or made.kind not in get_args(Kind) or not all(isinstance(table, dict) for table in tables):
+        raise InputError(f"{path} line {number} is not a Record; remove that line")
+    return made
+
+
+def finite(value: Any) -> Any:
+    """`value` with every number that is not finite replaced by None, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -64,12 +64,11 @@ class QuantReport:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Attempt:
     name: str
     artifact: Artifact
     case: latency.Case
-    rungs: list[Rung] = field(default_factory=list)
 
 
 def quantize(
@@ -94,10 +93,12 @@ def quantize(
         raise InputError(f"{artifact.name} is in {artifact.form} form; quantising starts from the folded float model (repzoo fold)")
     started = time.perf_counter()
     report = ReadReport()
-    model = qdq.at_least_opset(artifact.model)
+    model = qdq.prepared(artifact.model)
     attempts = list(_attempts(artifact, model, _histograms(model, artifact, calibration, engine, report, progress), engine, scheme))
     report.check(calibration.name, len(calibration))
-    rungs = _measured(artifact, attempts, gate, engine, budget, progress)
+    gate_report = ReadReport()
+    runs = [accuracy.open_run(one, engine, host()["affinity"]) for one in (artifact, *(attempt.artifact for attempt in attempts))]
+    rungs = _measured(attempts, accuracy.evaluate(runs, gate, gate_report, progress), engine, budget, progress)
     passing = [index for index, rung in enumerate(rungs) if rung.passes]
     if not passing and not budget.force:
         raise GateError(_refusal(artifact, rungs, budget))
@@ -112,7 +113,9 @@ def quantize(
     values = _values(rungs, best, scheme, time.perf_counter() - started)
     data = {"calibration": calibration.name, "images": len(calibration), "gate": gate.name, "gate_images": len(gate)}
     record = Record("quantize", identity_of(made), values, {"name": engine.name, "version": engine.version()}, data)
-    return made, QuantReport(rungs[best], tuple(rungs), record, (*report.sentences(), *_warnings(rungs[best], budget)))
+    return made, QuantReport(
+        rungs[best], tuple(rungs), record, (*report.sentences(), *gate_report.sentences(), *_warnings(rungs[best], budget))
+    )
 
 
 def _histograms(
@@ -144,15 +147,15 @@ def _attempts(
 
 
 def _measured(
-    artifact: Artifact, attempts: Sequence[_Attempt], gate: Dataset, engine: Engine, budget: Budget, progress: Progress
+    attempts: Sequence[_Attempt], predictions: Sequence[accuracy.Predictions], engine: Engine, budget: Budget, progress: Progress
 ) -> list[Rung]:
-    runs = [accuracy.open_run(one, engine, host()["affinity"]) for one in (artifact, *(attempt.artifact for attempt in attempts))]
-    reference, *predicted = accuracy.evaluate(runs, gate, ReadReport(), progress)
-    floating = latency.case(artifact, engine)
+    """A rung for each attempt; `predictions` begin with those of the float model."""
+    reference, *predicted = predictions
+    floating = latency.case(reference.artifact, engine)
     latency.run([floating, *(attempt.case for attempt in attempts)], BENCH_SECONDS, progress=progress)
     rungs = []
-    for attempt, predictions in zip(attempts, predicted, strict=True):
-        paired = accuracy.compare(reference, predictions)
+    for attempt, quantised in zip(attempts, predicted, strict=True):
+        paired = accuracy.compare(reference, quantised)
         passes = paired.values["drop_low"] <= budget.max_drop
         rungs.append(Rung(attempt.name, paired, latency.ratio(attempt.case, floating), passes))
     return rungs

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from repzoo.artifact import classifier_input
 from repzoo.engines import Engine
 from repzoo.errors import InputError
 
@@ -31,16 +32,15 @@ class Histogram:
         self.low, self.high, self.total = min(self.low, low), max(self.high, high), self.total + values.size
         self._widen(max(-low, high))
         if self.edge > 0:
-            self.counts += np.histogram(values, BINS, (-self.edge, self.edge))[0]
+            # In float64 the bins' borders are exact, so doubling never moves a value across one, and nothing overflows.
+            self.counts += np.histogram(values.astype(np.float64), BINS, (-self.edge, self.edge))[0]
         else:
             self.counts[BINS // 2] += values.size
 
     def _widen(self, reach: float) -> None:
         if reach <= self.edge:
             return
-        if self.edge == 0:
-            waiting, self.edge = self.counts[BINS // 2], float(np.float32(reach))
-            self.counts[BINS // 2] = waiting
+        self.edge = self.edge or reach
         while self.edge < reach:
             halves = self.counts.reshape(-1, 2).sum(1)
             self.counts = np.concatenate([np.zeros(BINS // 4, np.int64), halves, np.zeros(BINS // 4, np.int64)])
@@ -62,7 +62,7 @@ def observe(
     """
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
-    source = model.graph.input[0].name
+    source = classifier_input(model).name
     wanted = [name for name in tensors if name != source]
     del probed.graph.output[:]
     probed.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted)

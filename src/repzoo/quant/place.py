@@ -32,13 +32,12 @@ def candidates(model: onnx.ModelProto) -> list[Placement]:
 
     Narrow and depthwise convolutions often cost more in INT8 than they save, so each next candidate leaves more of them float.
     """
-    constants = _constants(model)
     weights = {item.name: min(item.dims[:2], default=0) for item in model.graph.initializer}
-    weighted = [node for node in model.graph.node if node.op_type in WEIGHTED and _weights_are_known(node, weights)]
-    dense = [node for node in weighted if not _is_grouped(node)]
     floats = _float_tensors(model)
+    weighted = [node for node in model.graph.node if node.input[:1] and node.input[0] in floats and _is_plain(node, weights)]
+    dense = [node for node in weighted if not _is_grouped(node)]
     around = [node for node in model.graph.node if node.op_type in MOVING and {node.input[0], *node.output} <= floats]
-    around += [node for node in model.graph.node if node.op_type in ELEMENTWISE and not constants & set(node.input)]
+    around += [node for node in model.graph.node if node.op_type in ELEMENTWISE and {*node.input, *node.output} <= floats]
     named = {"everything": [*weighted, *around], "dense": dense}
     named |= {f"dense, {width}+ channels": [node for node in dense if weights[node.input[1]] >= width] for width in WIDTHS}
     found: dict[object, Placement] = {}
@@ -51,14 +50,13 @@ def candidates(model: onnx.ModelProto) -> list[Placement]:
 
 def placement(model: onnx.ModelProto, name: str, nodes: Iterable[str]) -> Placement:
     """The placement that runs `nodes` (by first output) in INT8."""
-    chosen = frozenset(nodes)
-    constants = _constants(model)
+    chosen, floats = frozenset(nodes), _float_tensors(model)
     fused = _fused_outputs(model, chosen)
     tensors: dict[str, None] = {}
     for node in model.graph.node:
         if node.output[0] in chosen:
             reads = node.input[:1] if node.op_type in WEIGHTED else node.input
-            tensors |= dict.fromkeys(value for value in reads if value and value not in constants)
+            tensors |= dict.fromkeys(value for value in reads if value in floats)
             tensors |= dict.fromkeys(fused.get(value, value) for value in node.output if value)
     outputs = {value.name for value in model.graph.output}
     return Placement(name, chosen, tuple(value for value in tensors if value not in outputs))
@@ -80,14 +78,17 @@ def _constants(model: onnx.ModelProto) -> set[str]:
 
 
 def _float_tensors(model: onnx.ModelProto) -> set[str]:
-    """Names of the tensors that are known to be float32; shapes and indices, which a graph may compute too, are not."""
+    """Names of the activations that are known to be float32; shapes and indices, which a graph may compute too, are not."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     values = (*graph.input, *graph.value_info, *graph.output)
-    return {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    return {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT} - _constants(model)
 
 
-def _weights_are_known(node: onnx.NodeProto, weights: Container[str]) -> bool:
-    return all(value in weights for value in node.input[1:] if value)
+def _is_plain(node: onnx.NodeProto, weights: Container[str]) -> bool:
+    """Whether it is a Conv or Gemm of constant weights and bias that computes nothing but their product and sum (a Gemm may also scale)."""
+    factors = all(item.f == 1.0 for item in node.attribute if item.name in ("alpha", "beta"))
+    turned = any(item.name == "transA" and item.i for item in node.attribute)
+    return node.op_type in WEIGHTED and factors and not turned and all(value in weights for value in node.input[1:] if value)
 
 
 def _is_grouped(node: onnx.NodeProto) -> bool:

@@ -22,7 +22,7 @@ from repzoo.quant.place import WEIGHTED, Placement
 from repzoo.quant.ranges import Affine
 
 Numbers = npt.NDArray[Any]
-MIN_OPSET = 13
+MIN_OPSET, MIN_IR = 13, 7  # onnx 1.8 brought both
 INT32_ROOM = float(2**30)  # a bias keeps one bit free for the accumulator
 
 
@@ -32,9 +32,17 @@ class _Writer:
     weights: dict[str, onnx.TensorProto]
     activations: Mapping[str, Affine]
     per_channel: bool
+    taken: set[str]
+
+    def fresh(self, name: str) -> str:
+        """`name`, or with a number behind it where the graph has such a name already."""
+        made = next(one for one in (name, *(f"{name}_{number}" for number in range(len(self.taken)))) if one not in self.taken)
+        self.taken.add(made)
+        return made
 
     def add(self, name: str, values: Numbers) -> str:
-        """Store a constant."""
+        """Store a constant; its name."""
+        name = self.fresh(name)
         self.graph.initializer.append(numpy_helper.from_array(values, name))
         return name
 
@@ -44,10 +52,11 @@ class _Writer:
         shaped = scale.astype(np.float32).reshape(()) if scalar else scale.astype(np.float32)
         zeros = np.zeros(shaped.shape, values.dtype)
         inputs = [self.add(f"{name}_quantized", values), self.add(f"{name}_scale", shaped), self.add(f"{name}_zero_point", zeros)]
-        node = helper.make_node("DequantizeLinear", inputs, [f"{name}_dequantized"], name=f"{name}_DequantizeLinear")
+        restored = self.fresh(f"{name}_dequantized")
+        node = helper.make_node("DequantizeLinear", inputs, [restored], name=f"{restored}_DequantizeLinear")
         if not scalar:
             node.attribute.append(helper.make_attribute("axis", axis))
-        return f"{name}_dequantized", node
+        return restored, node
 
 
 def at_least_opset(model: onnx.ModelProto, version: int = MIN_OPSET) -> onnx.ModelProto:
@@ -58,15 +67,35 @@ def at_least_opset(model: onnx.ModelProto, version: int = MIN_OPSET) -> onnx.Mod
     try:
         return onnx.version_converter.convert_version(model, version)
     except Exception as error:
-        raise InputError(f"INT8 needs opset {version}; this graph has {current} and cannot be converted: {error}") from None
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"INT8 needs opset {version}; this graph has {current} and cannot be converted: {why}") from None
+
+
+def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` as the quantiser takes it: opset 13 or newer, every constant an initializer and no initializer an input.
+
+    Exporters of old wrote weights as Constant nodes or, before IR 4, listed them among the inputs.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(at_least_opset(model))
+    made.ir_version = max(made.ir_version, MIN_IR)
+    graph = made.graph
+    for node in [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
+        graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(node.attribute[0].t), node.output[0]))
+        graph.node.remove(node)
+    stored = {item.name for item in graph.initializer}
+    inputs = [item for item in graph.input if item.name not in stored]
+    del graph.input[:]
+    graph.input.extend(inputs)
+    return made
 
 
 def write(model: onnx.ModelProto, placement: Placement, activations: Mapping[str, Affine], per_channel: bool) -> onnx.ModelProto:
-    """`model` (float, folded, opset >= 13) with the Q/DQ pairs of `placement`; `activations` gives each tensor's parameters."""
+    """`model` (float, folded, `prepared`) with the Q/DQ pairs of `placement`; `activations` gives each tensor's parameters."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     constants = {item.name: item for item in made.graph.initializer}
-    writer = _Writer(made.graph, constants, activations, per_channel)
+    writer = _Writer(made.graph, constants, activations, per_channel, _names(made.graph))
     pairs = {name: _pair_nodes(writer, name) for name in placement.tensors}
     nodes: list[onnx.NodeProto] = list(pairs.get(made.graph.input[0].name, ()))
     for node in model.graph.node:
@@ -76,7 +105,7 @@ def write(model: onnx.ModelProto, placement: Placement, activations: Mapping[str
             nodes.extend(_quantised_weights(writer, copied))
         for index, value in enumerate(copied.input):
             if value in pairs:
-                copied.input[index] = f"{value}_dequantized"
+                copied.input[index] = pairs[value][1].output[0]
         nodes.append(copied)
         nodes.extend(pair for value in node.output for pair in pairs.get(value, ()))
     del made.graph.node[:]
@@ -90,11 +119,15 @@ def _pair_nodes(writer: _Writer, name: str) -> tuple[onnx.NodeProto, onnx.NodePr
     parameters = writer.activations[name]
     scale = writer.add(f"{name}_scale", np.array(parameters.scale, np.float32))
     zero = writer.add(f"{name}_zero_point", np.array(parameters.zero_point, np.uint8))
-    quantise = helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}_quantized"], name=f"{name}_QuantizeLinear")
-    restore = helper.make_node(
-        "DequantizeLinear", [f"{name}_quantized", scale, zero], [f"{name}_dequantized"], name=f"{name}_DequantizeLinear"
-    )
+    stored, restored = writer.fresh(f"{name}_quantized"), writer.fresh(f"{name}_dequantized")
+    quantise = helper.make_node("QuantizeLinear", [name, scale, zero], [stored], name=f"{stored}_QuantizeLinear")
+    restore = helper.make_node("DequantizeLinear", [stored, scale, zero], [restored], name=f"{restored}_DequantizeLinear")
     return quantise, restore
+
+
+def _names(graph: onnx.GraphProto) -> set[str]:
+    tensors = {item.name for item in graph.input} | {item.name for item in graph.initializer}
+    return tensors.union(*(node.output for node in graph.node))
 
 
 def _quantised_weights(writer: _Writer, node: onnx.NodeProto) -> list[onnx.NodeProto]:
@@ -103,12 +136,10 @@ def _quantised_weights(writer: _Writer, node: onnx.NodeProto) -> list[onnx.NodeP
         raise InputError(
             f"{node.name or node.output[0]}: a Gemm with alpha or beta other than 1 is not quantised; fold the model first"
         )
-    name = node.name or node.output[0]
+    name = node.output[0]
     values = numpy_helper.to_array(writer.weights[node.input[1]])
     axis = 1 if node.op_type == "Gemm" and not any(item.name == "transB" and item.i for item in node.attribute) else 0
-    bias = (
-        numpy_helper.to_array(writer.weights[node.input[2]]).astype(np.float64) if len(node.input) > 2 and node.input[2] else None
-    )
+    bias = _bias(writer, node, values.shape[axis])
     incoming = float(np.float32(writer.activations[node.input[0]].scale))
     least = np.abs(bias) / (incoming * INT32_ROOM) if bias is not None else 0.0
     least = least if writer.per_channel else float(np.max(least))
@@ -122,6 +153,18 @@ def _quantised_weights(writer: _Writer, node: onnx.NodeProto) -> list[onnx.NodeP
         node.input[2], bias_node = writer.dequantised(f"{name}:{node.input[2]}", stored, scale, 0)
         nodes.append(bias_node)
     return nodes
+
+
+def _bias(writer: _Writer, node: onnx.NodeProto, channels: int) -> npt.NDArray[np.float64] | None:
+    """float64 [channels], or None where `node` has no bias; a Gemm's may be stored as one number or as a row."""
+    if len(node.input) < 3 or not node.input[2]:
+        return None
+    values = numpy_helper.to_array(writer.weights[node.input[2]]).astype(np.float64)
+    if values.size not in (1, channels) or values.shape[-1:] not in ((), (1,), (channels,)):
+        raise InputError(
+            f"{node.name or node.output[0]}: a bias of shape {values.shape} differs from row to row, which INT8 has not"
+        )
+    return np.broadcast_to(values.reshape(-1), (channels,))
 
 
 def _drop_unread_constants(graph: onnx.GraphProto) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from repzoo.quant.observe import Histogram
 
 Float = npt.NDArray[np.float64]
-SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+SMALLEST_SCALE = 2.0**-63  # the square root of float32's smallest normal: a bias's scale, a product of two, stays normal
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,12 @@ METHODS: dict[str, Callable[[Histogram], tuple[float, float]]] = {"minmax": minm
 def weight(values: npt.NDArray[np.float32], axis: int | None, least_scale: Float | float = 0.0) -> Symmetric:
     """Symmetric int8 for `values`, one scale a slice of `axis` (None: one for all), none below `least_scale`.
 
-    A slice of zeros gets `least_scale` (or the smallest normal number), so that a bias stored at the same scale stays exact.
+    A slice of zeros gets `least_scale`, or 1 where that is 0.
     """
     rows = values.astype(np.float64) if axis in (0, None) else np.moveaxis(values.astype(np.float64), axis or 0, 0)
     peaks = np.abs(rows).max(keepdims=True) if axis is None else np.abs(rows).reshape(len(rows), -1).max(1)
-    scale = np.maximum(np.maximum(peaks.reshape(-1) / 127, least_scale), SMALLEST_SCALE).astype(np.float32).astype(np.float64)
+    wanted = np.maximum(peaks.reshape(-1) / 127, least_scale)
+    scale = np.where(wanted > 0, np.maximum(wanted, SMALLEST_SCALE), 1.0).astype(np.float32).astype(np.float64)
     shaped = scale.reshape(-1, *([1] * (rows.ndim - 1))) if axis is not None else scale
     quantised = np.clip(np.round(rows / shaped), -127, 127).astype(np.int8)
     return Symmetric(scale, quantised if axis in (0, None) else np.moveaxis(quantised, 0, axis or 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -13,9 +14,11 @@ from typing import Any
 import jinja2
 
 from repzoo.errors import RepzooError
-from repzoo.measure.record import Kind, Record
+from repzoo.measure.record import Kind, Record, finite
 
 LANGUAGES = {"en": "card.md", "zh": "card_cn.md"}
+BOTH = ("deploy", "int8")  # the forms that a card compares
+ACTIVE = re.compile(r"[\\|*`\[\]<~]|(?<!\w)_|_(?!\w)")  # what Markdown would not print as it stands
 
 
 def render(records: Sequence[Record], remarks: Sequence[str]) -> dict[str, str]:
@@ -23,7 +26,7 @@ def render(records: Sequence[Record], remarks: Sequence[str]) -> dict[str, str]:
     facts = {**summary(records), "remarks": list(remarks)}
     template = _environment().get_template("card.md.j2")
     cards = {file: template.render(language=key, t=_words()[key], **facts) for key, file in LANGUAGES.items()}
-    return {**cards, "card.json": json.dumps(facts, ensure_ascii=False, indent=1, sort_keys=True) + "\n"}
+    return {**cards, "card.json": json.dumps(finite(facts), ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n"}
 
 
 def summary(records: Sequence[Record]) -> dict[str, Any]:
@@ -34,14 +37,24 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     """
     paired, fold, quantize = _one(records, "paired"), _one(records, "fold"), _one(records, "quantize")
     timed = [one for one in records if one.kind == "latency"]
+    cost, accuracy = _by_form(records, "cost"), _by_form(records, "accuracy")
+    ratios = {str(one.artifact["first"]["form"]): one.values for one in records if one.kind == "ratio"}
     single = {str(one.artifact["form"]): one.values for one in timed if one.values["streams"] == 1}
+    for kind, found, forms in (
+        ("cost", cost, BOTH),
+        ("accuracy", accuracy, BOTH),
+        ("latency", single, BOTH),
+        ("ratio", ratios, BOTH[1:]),
+    ):
+        if lacking := [form for form in forms if form not in found]:
+            raise RepzooError(f"a card needs a Record of kind {kind!r} for the {lacking[0]} form; there is none")
     many = {str(one.artifact["form"]): one.values for one in timed if one.values["streams"] > 1} or single
     return {
         "name": quantize.artifact["name"],
         "size": quantize.artifact["size"],
         "classes": quantize.artifact["classes"],
-        "cost": _by_form(records, "cost"),
-        "accuracy": _by_form(records, "accuracy"),
+        "cost": cost,
+        "accuracy": accuracy,
         "paired": paired.values,
         "flips": len(paired.samples["flips"]),
         "data_name": paired.data["name"],
@@ -49,7 +62,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "many": {**many, "threads": many["int8"]["streams"]},
         "latency_rows": [(one.artifact["form"], one.values) for one in timed],
         "rounds": len(timed[0].samples["latency_us"]),
-        "ratios": {str(one.artifact["first"]["form"]): one.values for one in records if one.kind == "ratio"},
+        "ratios": ratios,
         "fold": fold.values,
         "quantize": quantize.values,
         "calibration_images": quantize.data["images"],
@@ -79,8 +92,21 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("repzoo.report"), undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=False
     )
+    environment.filters.update(plain=plain, code=code)
     environment.globals.update(millions=millions, percent=percent, points=points, ms=ms, rate=rate, ratio_of=ratio_of)
     return environment
+
+
+def plain(value: object) -> str:
+    """`value` as Markdown text of one line that prints as it stands, in a table too."""
+    return ACTIVE.sub(r"\\\g<0>", " ".join(str(value).split()))
+
+
+def code(value: object) -> str:
+    """`value` as a code span, whatever backticks it holds (CommonMark 6.1)."""
+    text = " ".join(str(value).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
 
 
 def millions(count: float) -> str:

@@ -9,6 +9,7 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -106,9 +107,8 @@ class Trainer:
         smoothing = 0.0 if mixing is not None else self.recipe.label_smoothing
         loss = torch.nn.functional.cross_entropy(self.module(inputs), targets, label_smoothing=smoothing)
         if not math.isfinite(loss.item()):
-            raise InputError(
-                f"the loss became {loss.item()} at step {update}; the last good state is in {self.output / STATE}; lower --lr"
-            )
+            kept = f"epoch {len(self.log)} is kept in {self.output / STATE}" if self.log else "nothing was kept"
+            raise InputError(f"the loss became {loss.item()} at step {update}; {kept}; give a lower --lr and another -o")
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -122,6 +122,7 @@ class Trainer:
 
     def _fingerprint(self) -> str:
         settings = [
+            {key: tuple(value.shape) for key, value in self.module.state_dict().items()},
             dataclasses.asdict(self.recipe),
             dataclasses.asdict(self.preprocess),
             self.seed,
@@ -154,8 +155,12 @@ class Trainer:
         path = self.output / STATE
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
-        if state["fingerprint"] != self._fingerprint():
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            fingerprint = state["fingerprint"]
+        except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError):
+            raise InputError(f"{path} is damaged; remove it to start again, or give another -o") from None
+        if fingerprint != self._fingerprint():
             raise InputError(f"{path} belongs to a run with other settings or data; give another -o, or remove it to start again")
         self.module.load_state_dict(state["module"])
         self.ema.module.load_state_dict(state["ema"])

@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
@@ -22,6 +23,7 @@ from repzoo.storage import write_atomically
 from repzoo.zoo import catalog
 
 MAX_BYTES = 64 * 2**20  # decompressed
+MANTISSA_BITS = 11
 
 
 def names() -> list[str]:
@@ -39,22 +41,48 @@ def read(name: str) -> Artifact:
     if row is None:
         raise InputError(f"no weights of {name!r} are embedded; embedded: {', '.join(names())}")
     packed = (files("repzoo.zoo") / "weights" / row.file).read_bytes()
-    data = lzma.LZMADecompressor(memlimit=256 * 2**20).decompress(packed, MAX_BYTES)
-    if len(data) >= MAX_BYTES:
-        raise RepzooError(f"the embedded {row.file} unpacks to more than {MAX_BYTES:,} bytes")
-    return Artifact.from_bytes(data, name)
+    return Artifact.from_bytes(unpacked(packed, row.file), name)
+
+
+def unpacked(packed: bytes, where: str) -> bytes:
+    """The ONNX file in `packed`, whole and of at most MAX_BYTES; `where` names it in errors.
+
+    Raises:
+        RepzooError: damaged, truncated or too large: the installation is broken.
+    """
+    unpacker = lzma.LZMADecompressor(memlimit=256 * 2**20)
+    try:
+        data = unpacker.decompress(packed, MAX_BYTES)
+    except lzma.LZMAError as error:
+        raise RepzooError(f"the embedded {where} is damaged ({error}); install repzoo again") from None
+    if not unpacker.eof:
+        raise RepzooError(f"the embedded {where} is cut short, or unpacks to more than {MAX_BYTES:,} bytes; install repzoo again")
+    return data
 
 
 def pack(artifact: Artifact) -> bytes:
-    """The compressed form of `artifact` with its float weights rounded to half precision."""
+    """The compressed form of `artifact` with its float weights rounded to the mantissa of half precision.
+
+    Raises:
+        InputError: more than MAX_BYTES, which `read` would refuse.
+    """
     model = onnx.ModelProto()
     model.CopyFrom(artifact.model)
     for item in model.graph.initializer:
         if item.data_type == onnx.TensorProto.FLOAT:
             values = numpy_helper.to_array(item)
-            item.CopyFrom(numpy_helper.from_array(values.astype(np.float16).astype(np.float32), item.name))
-    rounded = artifact.then(model, Step("embed", __version__, {"mantissa_bits": 11}))
-    return lzma.compress(rounded.to_bytes(), preset=9 | lzma.PRESET_EXTREME)
+            item.CopyFrom(numpy_helper.from_array(rounded(values), item.name))
+    data = artifact.then(model, Step("embed", __version__, {"mantissa_bits": MANTISSA_BITS})).to_bytes()
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{artifact.name} has {len(data):,} bytes; at most {MAX_BYTES:,} can be embedded")
+    return lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
+
+
+def rounded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """`values` to MANTISSA_BITS significant bits, ties to even, over the whole range of float32 (float16 itself would overflow)."""
+    mantissa, exponent = np.frexp(values)
+    whole = np.round(np.ldexp(mantissa, MANTISSA_BITS))
+    return np.asarray(np.ldexp(whole, exponent - MANTISSA_BITS), np.float32)
 
 
 def main() -> None:

@@ -1,0 +1,142 @@
+"""Shared fixtures: photographs made of numbers, the embedded model as files, and the command line inside this process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from repzoo import cli
+from repzoo.artifact import Artifact
+from repzoo.data import digits
+from repzoo.zoo import embedded
+
+MODEL = "repghostnet_050.digits"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """What one run of the command line left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """stdout as the one JSON document that it must be."""
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+Photograph = Callable[..., Image.Image]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("fold", path, "-o", out)`: the real command line, its exit code and both streams."""
+
+    def ran(*arguments: object) -> Ran:
+        capsys.readouterr()
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+            cli.main([str(one) for one in arguments])
+        captured = capsys.readouterr()
+        code = ended.value.code
+        assert code is None or isinstance(code, int)
+        return Ran(code or 0, captured.out, captured.err)
+
+    return ran
+
+
+@pytest.fixture(scope="session")
+def photograph() -> Photograph:
+    """`photograph(width, height, seed)`: RGB with edges, slopes and noise, so that every filter and offset shows."""
+
+    def made(width: int, height: int, seed: int = 0) -> Image.Image:
+        random = np.random.default_rng(seed)
+        y, x = np.mgrid[:height, :width]
+        slope = np.stack([x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), (x * 7 + y * 13) % 256], -1)
+        block = ((x // 5 + y // 3) % 2 * 90)[..., None]
+        return Image.fromarray(np.clip(slope - block + random.integers(-40, 40, (height, width, 3)), 0, 255).astype(np.uint8))
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def trained() -> Artifact:
+    """The embedded training-form classifier of digits, 32 px, labels "0".."9"."""
+    return embedded.read(MODEL)
+
+
+@pytest.fixture(scope="session")
+def model_file(trained: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`trained` as a file; do not change it."""
+    path = tmp_path_factory.mktemp("model") / "digits.onnx"
+    trained.write(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def foreign_file(trained: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same graph without any metadata, as another exporter would leave it."""
+    model = onnx.ModelProto()
+    model.CopyFrom(trained.model)
+    del model.metadata_props[:]
+    path = tmp_path_factory.mktemp("foreign") / "foreign.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 held-out digits as PNG files in folders "0".."9", 20 each."""
+    pytest.importorskip("sklearn", reason="the demo extra is not installed")
+    root = tmp_path_factory.mktemp("images") / "numbers"
+    test = digits.read().join("test")
+    for name in test.classes:
+        (root / name).mkdir(parents=True)
+    for index in test.balanced_sample(200, seed=0):
+        key = test.keys[index]
+        test.load(key).save(root / test.classes[test.targets[index]] / f"{key}.png")
+    return root
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """What `repzoo quantize --force` left, with a budget that cannot be met."""
+
+    file: Path
+    report: Path
+    ran: Ran
+
+
+@pytest.fixture(scope="session")
+def quantized(model_file: Path, digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """`trained` folded and quantised by the command line, its gate forced."""
+    folder = tmp_path_factory.mktemp("int8")
+    file, report = folder / "int8.onnx", folder / "report.json"
+    options = ["--data", str(digits_folder), "--images", "20", "--max-drop", "-100", "--force", "--json"]
+    out, err = io.StringIO(), io.StringIO()
+    quiet = contextlib.ExitStack()
+    for manager in (warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
+        quiet.enter_context(manager)
+    with quiet, pytest.raises(SystemExit) as ended:
+        cli.main(["quantize", str(model_file), "-o", str(file), "--report", str(report), *options])
+    assert isinstance(ended.value.code, int)
+    return Quantized(file, report, Ran(ended.value.code, out.getvalue(), err.getvalue()))
+
+
+@pytest.fixture(scope="session")
+def int8_file(quantized: Quantized) -> Path:
+    """An INT8 model; do not change it."""
+    return quantized.file

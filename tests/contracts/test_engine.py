@@ -1,0 +1,226 @@
+"""What every engine keeps to, the package's own and anyone's: the suite runs against all that ENGINES knows."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from repzoo.engines import ENGINES, Array, Engine, engine
+from repzoo.errors import InputError, MissingExtra, RepzooError
+
+FLOAT = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3, 8, 8] data) => (float[N, 5] output)
+    {
+        stem = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (data, w0, b0)
+        live = Relu (stem)
+        wise = Conv <group = 6, pads = [1, 1, 1, 1]> (live, w1)
+        sum = Add (wise, live)
+        pooled = GlobalAveragePool (sum)
+        flat = Flatten (pooled)
+        output = Gemm <transB = 1> (flat, w2, b2)
+    }"""
+QDQ = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3, 8, 8] data) => (float[N, 5] output)
+    <float sx = {0.03}, uint8 zx = {128}, float ss = {0.02}, uint8 zs = {0}>
+    {
+        qx = QuantizeLinear (data, sx, zx)
+        x = DequantizeLinear (qx, sx, zx)
+        k = DequantizeLinear <axis = 0> (w8, sw, zw)
+        stem = Conv <pads = [1, 1, 1, 1]> (x, k)
+        live = Relu (stem)
+        qs = QuantizeLinear (live, ss, zs)
+        s = DequantizeLinear (qs, ss, zs)
+        pooled = GlobalAveragePool (s)
+        flat = Flatten (pooled)
+        output = Gemm <transB = 1> (flat, w2, b2)
+    }"""
+
+
+def model(text: str, opset: int = 17) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    shapes = {"w0": (6, 3, 3, 3), "b0": (6,), "w1": (6, 1, 3, 3), "w2": (5, 6), "b2": (5,)}
+    values: dict[str, Any] = {name: (0.4 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+    values["w8"] = rng.integers(-127, 128, (6, 3, 3, 3)).astype(np.int8)
+    values["sw"], values["zw"] = rng.uniform(0.001, 0.004, 6).astype(np.float32), np.zeros(6, np.int8)
+    made = onnx.parser.parse_model(text.replace('"" : 17', f'"" : {opset}'))
+    read = {name for node in made.graph.node for name in node.input}
+    made.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in values.items() if name in read)
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+def images(count: int, seed: int = 1) -> Array:
+    return np.random.default_rng(seed).standard_normal((count, 3, 8, 8)).astype(np.float32)
+
+
+def evaluated(model: onnx.ModelProto, inputs: Array) -> list[Array]:
+    outputs: Any = ReferenceEvaluator(model).run(None, {"data": inputs})
+    return list(outputs)
+
+
+@pytest.fixture(params=ENGINES.names())
+def runner(request: pytest.FixtureRequest) -> Engine:
+    try:
+        return engine(request.param)
+    except MissingExtra as error:
+        pytest.skip(str(error))
+
+
+def test_it_names_itself_and_its_version(runner: Engine) -> None:
+    assert runner.name in ENGINES.names()
+    assert runner.version().strip()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("text", [FLOAT, QDQ], ids=["float", "qdq"])
+def test_logits_are_the_reference_evaluators(runner: Engine, text: str, exact: bool) -> None:
+    one, inputs = model(text), images(6)
+    (expected,) = evaluated(model(text, opset=19), inputs)  # the evaluator's Q/DQ begin with opset 19
+    found = runner.open(one, 2, exact=exact).run(inputs)
+    assert found.dtype == np.float32
+    assert found.shape == (6, 5)
+    # A quantised value on the border between two steps may fall either way, which moves one pixel of one channel by a step.
+    tolerance = 1e-4 if text is FLOAT else 1e-3
+    assert np.abs(found - expected).max() <= tolerance * np.ptp(expected)
+
+
+def test_any_batch_gives_the_same_rows(runner: Engine) -> None:
+    session, inputs = runner.open(model(FLOAT)), images(5)
+    together = session.run(inputs)
+    apart = np.concatenate([session.run(inputs[i : i + 1]) for i in range(5)])
+    np.testing.assert_allclose(apart, together, rtol=0, atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 1e-3  # the rows do differ
+
+
+def test_two_threads_may_run_one_session(runner: Engine) -> None:
+    session, line = runner.open(model(FLOAT)), threading.Barrier(2, timeout=30)
+    groups = [images(3, seed) for seed in (1, 2)]
+    expected = [session.run(group) for group in groups]
+
+    def repeat(group: Array) -> list[Array]:
+        line.wait()
+        return [session.run(group) for _ in range(20)]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(repeat, groups))
+    for outputs, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(outputs, np.stack([wanted] * 20), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        np.zeros((1, 4, 8, 8), np.float32),
+        np.zeros((1, 3, 7, 8), np.float32),
+        np.zeros((3, 8, 8), np.float32),
+        np.zeros((1, 3, 8, 8), np.float64),
+    ],
+    ids=["channels", "height", "rank", "type"],
+)
+def test_inputs_that_do_not_fit_are_an_input_error(runner: Engine, inputs: Array) -> None:
+    session = runner.open(model(FLOAT))
+    with pytest.raises(InputError, match="float"):
+        session.run(inputs)
+    assert session.run(images(1)).shape == (1, 5)  # and the session lives on
+
+
+def test_a_model_it_cannot_run_is_an_input_error_of_one_line(runner: Engine) -> None:
+    unknown = model(FLOAT)
+    unknown.graph.node[1].op_type = "Unheard"
+    dangling = model(FLOAT)
+    dangling.graph.node[1].input[0] = "nowhere"
+    for broken in (unknown, onnx.ModelProto(), dangling):
+        with pytest.raises(InputError, match="cannot") as caught:
+            runner.open(broken).run(images(1))
+        assert "\n" not in str(caught.value)
+
+
+def test_run_all_keeps_the_models_order(runner: Engine) -> None:
+    probed = model(FLOAT)
+    del probed.graph.output[:]
+    names = ["output", "live", "sum", "stem"]
+    probed.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    found = runner.open(probed).run_all(images(2))
+    expected = evaluated(probed, images(2))
+    assert [one.shape for one in found] == [one.shape for one in expected]
+    for one, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, wanted, rtol=0, atol=1e-5)
+
+
+def test_initializers_among_the_inputs_are_no_inputs(runner: Engine) -> None:
+    old = model(FLOAT)
+    old.ir_version = 3
+    listed = [onnx.helper.make_tensor_value_info(item.name, item.data_type, list(item.dims)) for item in old.graph.initializer]
+    inputs = [*listed, *old.graph.input]
+    del old.graph.input[:]
+    old.graph.input.extend(inputs)
+    np.testing.assert_allclose(runner.open(old).run(images(2)), runner.open(model(FLOAT)).run(images(2)), rtol=0, atol=1e-6)
+
+
+def test_exact_turns_onnxruntimes_optimisations_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Asked of ONNX Runtime itself: the graph it would run, written out, is the one given, or a fused one."""
+    import onnxruntime as ort
+
+    made = ort.SessionOptions
+    paths = [tmp_path / "exact.onnx", tmp_path / "fast.onnx"]
+    for path in paths:
+
+        def writing(path: Path = path) -> ort.SessionOptions:
+            options = made()
+            options.optimized_model_filepath = str(path)
+            return options
+
+        monkeypatch.setattr(ort, "SessionOptions", writing)
+        engine("onnxruntime").open(model(FLOAT), exact="exact" in path.name)
+    kinds = [[node.op_type for node in onnx.load(path).graph.node] for path in paths]
+    assert kinds[0] == [node.op_type for node in model(FLOAT).graph.node]
+    assert "Relu" not in kinds[1]
+
+
+THIRD_PARTY = '''
+import numpy as np
+class Zeros:
+    name = "zeros"
+    def version(self): return "9.9"
+    def open(self, model, threads=1, exact=False): return self
+    def run(self, inputs): return np.zeros((len(inputs), 5), np.float32)
+    def run_all(self, inputs): return [self.run(inputs)]
+'''
+
+
+def install(folder: Path, entry: str) -> None:
+    """Lay a tiny distribution down as pip would."""
+    (folder / "zeros_engine.py").write_text(THIRD_PARTY)
+    info = folder / "zeros_engine-9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: zeros-engine\nVersion: 9.9\n")
+    (info / "entry_points.txt").write_text(f"[repzoo.engines]\n{entry} = zeros_engine:Zeros\n")
+
+
+def test_a_third_partys_engine_is_found_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "zeros" not in ENGINES.names()
+    install(tmp_path, "zeros")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "zeros" in ENGINES.names()
+    found = engine("zeros")
+    assert found.version() == "9.9"
+    assert found.open(model(FLOAT)).run(images(2)).shape == (2, 5)
+
+
+def test_a_third_party_cannot_take_a_builtin_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "onnxruntime")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RepzooError, match="two engines are called 'onnxruntime'"):
+        engine("onnxruntime")
+
+
+def test_an_unknown_engine_offers_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean onnxruntime"):
+        engine("onnxruntine")

@@ -1,0 +1,94 @@
+"""Graphs from ONNX text with weights filled in, run exactly; torch modules with BatchNorms that have lived; `--all-variants`."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper, parser
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[Any]
+Graph = Callable[..., onnx.ModelProto]
+Execute = Callable[[onnx.ModelProto, Array], list[Array]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-variants", action="store_true", help="fold every variant of the catalogue, the largest included")
+
+
+def drawn(name: str, what: tuple[int, ...] | list[float] | Array) -> Array:
+    """A constant: given, or of a given shape and drawn by its name; names in `var` are variances, those in `gamma` scales."""
+    if not isinstance(what, tuple):
+        return np.asarray(what, np.float32)
+    random = np.random.default_rng(zlib.crc32(name.encode()))
+    if name.startswith("var"):
+        return random.uniform(0.2, 2, what).astype(np.float32)
+    if name.startswith("gamma"):
+        return (random.uniform(0.5, 1.5, what) * random.choice([-1, 1], what)).astype(np.float32)
+    return random.standard_normal(what).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def graph() -> Graph:
+    """`graph(body, {name: shape or values}, data="N, 4, 9, 10", output="N, 8, H, W", opset=17)`: a checked model."""
+
+    def made(body: str, weights: Mapping[str, Any], data: str = "N, 4, 9, 10", output: str = "N, C, H, W", **more: Any) -> Any:
+        extra = "".join(f", {item}" for item in more.get("inputs", ()))
+        model = parser.parse_model(
+            f'<ir_version: 8, opset_import: ["": {more.get("opset", 17)}]>\n'
+            f"main (float[{data}] data{extra}) => (float[{output}] output{more.get('outputs', '')}) {{\n{body}\n}}"
+        )
+        for name, what in weights.items():
+            model.graph.initializer.append(numpy_helper.from_array(drawn(name, what), name))
+        for index, node in enumerate(model.graph.node):
+            node.name = f"{node.op_type}_{index}"
+        model.metadata_props.add(key="author", value="nobody")
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def execute() -> Execute:
+    """`execute(model, data)`: every output through ONNX Runtime with all optimisations off."""
+
+    def run(model: onnx.ModelProto, data: Array) -> list[Array]:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads, options.log_severity_level = 1, 4
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return [np.asarray(output) for output in session.run(None, {"data": data})]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def aged() -> Callable[[torch.nn.Module], torch.nn.Module]:
+    """`aged(module)`: the module with BatchNorm statistics, scales and shifts as after some training, both signs of scale."""
+    torch = pytest.importorskip("torch", reason="the torch extra is not installed")
+
+    def changed(module: torch.nn.Module) -> torch.nn.Module:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for item in module.modules():
+                if isinstance(item, torch.nn.modules.batchnorm._BatchNorm):
+                    assert item.running_mean is not None
+                    assert item.running_var is not None
+                    item.weight.uniform_(0.5, 1.5, generator=generator)
+                    item.weight.mul_(torch.where(torch.rand(item.weight.shape, generator=generator) < 0.2, -1.0, 1.0))
+                    item.bias.normal_(0, 0.2, generator=generator)
+                    item.running_mean.normal_(0, 0.2, generator=generator)
+                    item.running_var.uniform_(0.3, 1.5, generator=generator)
+        return module.eval()
+
+    return changed

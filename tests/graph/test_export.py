@@ -1,0 +1,137 @@
+"""Export from torch: every BatchNorm kept, the contract's names, the history, and the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+pytest.importorskip("torch", reason="the torch extra is not installed")
+
+import torch
+from torch import nn
+
+from repzoo.artifact import Artifact, Preprocess, Step
+from repzoo.errors import InputError, RepzooError
+from repzoo.graph import export as exporting
+from repzoo.graph.export import export
+
+Array = npt.NDArray[Any]
+Execute = Callable[[onnx.ModelProto, Array], list[Array]]
+
+PREPROCESS = Preprocess(size=16, resize="squash", crop_fraction=1.0, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0), colour="BGR")
+STEP = Step("build", "1.2", {"model": "small"})
+
+
+class Small(nn.Module):
+    """Two parallel branches with BatchNorm, a residual, and a head with one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_bn = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8)
+        self.side, self.side_bn = nn.Conv2d(3, 8, 1, 2, bias=False), nn.BatchNorm2d(8, eps=1e-3)
+        self.identity_bn, self.dropout = nn.BatchNorm2d(8), nn.Dropout(0.5)
+        self.head_bn, self.head = nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.relu(self.stem_bn(self.stem(x)) + self.side_bn(self.side(x)))
+        x = nn.functional.gelu(x + self.identity_bn(x)).mean((2, 3))
+        result: torch.Tensor = self.head(self.dropout(self.head_bn(x)))
+        return result
+
+
+@pytest.fixture
+def small(aged: Any) -> nn.Module:
+    """`Small` after some training."""
+    torch.manual_seed(0)
+    module: nn.Module = aged(Small())
+    return module
+
+
+@pytest.mark.parametrize("dynamic_batch", [True, False])
+@pytest.mark.parametrize("opset", exporting.OPSETS)
+def test_every_opset_keeps_every_batchnorm_and_the_values(
+    opset: int, dynamic_batch: bool, small: nn.Module, execute: Execute
+) -> None:
+    made = export(small, "small", PREPROCESS, ("a", "b", "c"), STEP, opset=opset, dynamic_batch=dynamic_batch)
+    onnx.checker.check_model(made.model, full_check=True)
+    assert sum(node.op_type == "BatchNormalization" for node in made.model.graph.node) == 4
+    assert made.opset == opset
+    assert [item.name for item in made.model.graph.input] == ["data"]
+    assert [item.name for item in made.model.graph.output] == ["output"]
+    first = [item.type.tensor_type.shape.dim[0] for item in (made.model.graph.input[0], made.model.graph.output[0])]
+    assert [(dim.dim_param, dim.dim_value) for dim in first] == [("N", 0) if dynamic_batch else ("", 1)] * 2
+    assert len({item.name for item in made.model.graph.initializer}) == 3 + 1 + 4 * 4
+    data = np.random.default_rng(0).standard_normal((3 if dynamic_batch else 1, 3, 16, 16)).astype(np.float32)
+    with torch.no_grad():
+        expected = small(torch.from_numpy(data)).numpy()
+    assert np.abs(execute(made.model, data)[0] - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_the_file_says_all_of_it(small: nn.Module, tmp_path: Path) -> None:
+    made = export(small, "small", PREPROCESS, ("a", "b", "c"), STEP)
+    made.write(tmp_path / "small.onnx")
+    read = Artifact.read(tmp_path / "small.onnx")
+    assert read.preprocess == PREPROCESS
+    assert read.labels == ("a", "b", "c")
+    assert read.form == "train"
+    assert read.num_classes == 3
+    assert [step.verb for step in read.steps] == ["build", "export"]
+    assert read.steps[0] == STEP
+    assert read.steps[1].settings["opset"] == 17
+    assert read.steps[1].settings["size"] == 16
+
+
+def test_export_is_deterministic_and_leaves_the_module_alone(small: nn.Module) -> None:
+    state = {name: value.clone() for name, value in small.state_dict().items()}
+    small.train()
+    first = export(small, "small", PREPROCESS, (), STEP)
+    assert small.training
+    assert all(torch.equal(value, state[name]) for name, value in small.state_dict().items())
+    assert first.to_bytes() == export(small.eval(), "small", PREPROCESS, (), STEP).to_bytes()
+    assert not small.training
+
+
+def test_layers_of_equal_values_keep_their_own_weights() -> None:
+    """torch's exporter would give two fresh BatchNorms one scale, and two equal convolutions one weight."""
+    module = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Flatten())
+    module[3].load_state_dict(module[0].state_dict())
+    made = export(module.eval(), "twins", Preprocess(size=4), (), STEP)
+    assert {item.name for item in made.model.graph.initializer} == {
+        name for name in module.state_dict() if not name.endswith("num_batches_tracked")
+    }
+
+
+def test_a_lost_batchnorm_is_noticed(small: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torch.onnx.export
+
+    def fusing(*arguments: Any, **options: Any) -> Any:
+        return whole(
+            *arguments,
+            **{
+                **options,
+                "training": torch.onnx.TrainingMode.EVAL,
+                "do_constant_folding": True,
+                "keep_initializers_as_inputs": False,
+            },
+        )
+
+    monkeypatch.setattr(torch.onnx, "export", fusing)
+    with pytest.raises(RepzooError, match=r"wrote \d BatchNormalizations where the module has 4"):
+        export(small, "small", PREPROCESS, (), STEP)
+
+
+@pytest.mark.parametrize("opset", [10, 21])
+def test_other_opsets_are_input_errors(opset: int, small: nn.Module) -> None:
+    with pytest.raises(InputError, match=rf"opset must lie in 11\.\.20; got {opset}"):
+        export(small, "small", PREPROCESS, (), STEP, opset=opset)
+
+
+def test_labels_must_be_one_for_each_output(small: nn.Module) -> None:
+    with pytest.raises(InputError, match="2 labels were given for a model with 3 outputs"):
+        export(small, "small", PREPROCESS, ("a", "b"), STEP)

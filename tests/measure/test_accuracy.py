@@ -1,0 +1,222 @@
+"""Accuracy on a real ONNX model whose answers are known: each image's pixel values say which logits come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from repzoo.artifact import Artifact, Preprocess
+from repzoo.data.batches import ReadReport
+from repzoo.data.dataset import Dataset, UnreadableImage
+from repzoo.engines import engine
+from repzoo.errors import InputError
+from repzoo.measure import accuracy, stats
+
+PLAIN = Preprocess(size=2, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def lookup(answers: Sequence[Sequence[float]], labels: tuple[str, ...] = (), preprocess: Preprocess = PLAIN) -> Artifact:
+    """A classifier that gives an image of grey value g the logits `answers[g]`."""
+    table = np.array(answers, np.float32)
+    body = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 2, 2] data) => (float[N, CLASSES] output)
+        {
+            mean = ReduceMean <axes = [1, 2, 3], keepdims = 0> (data)
+            scaled = Mul (mean, full)
+            rounded = Round (scaled)
+            index = Cast <to = 7> (rounded)
+            output = Gather <axis = 0> (table, index)
+        }"""
+    model = onnx.parser.parse_model(body.replace("CLASSES", str(table.shape[1])))
+    tensors = {"table": table, "full": np.array(255, np.float32)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in tensors.items())
+    onnx.checker.check_model(model)
+    return Artifact(model, "lookup", preprocess, labels)
+
+
+def greys(targets: Sequence[int], classes: tuple[str, ...], ordered: bool = False, broken: frozenset[int] = frozenset()) -> Dataset:
+    """Image i has grey value i and class `targets[i]`."""
+
+    def load(key: str) -> Image.Image:
+        if int(key) in broken:
+            raise UnreadableImage(f"{key} is broken")
+        return Image.new("RGB", (2, 2), (int(key),) * 3)
+
+    return Dataset("greys", classes, tuple(str(i) for i in range(len(targets))), tuple(targets), load, ordered)
+
+
+def predictions(artifacts: Sequence[Artifact], dataset: Dataset) -> list[accuracy.Predictions]:
+    runner = engine("onnxruntime")
+    return accuracy.evaluate([accuracy.open_run(one, runner, 1) for one in artifacts], dataset, ReadReport())
+
+
+def one_hot(winners: Sequence[int], classes: int) -> list[list[float]]:
+    return [[float(index == winner) for index in range(classes)] for winner in winners]
+
+
+def test_top1_and_top5_of_hand_made_answers() -> None:
+    names = tuple("abcdefg")
+    falling = [7.0, 6, 5, 4, 3, 2, 1]  # class 0 is best, 4 is fifth, 5 is sixth
+    targets = [0, 4, 5, 6]
+    record = predictions([lookup([falling] * 4, names)], greys(targets, names))[0].record()
+    interval = stats.wilson(1, 4)
+    assert record.values["n"] == 4
+    assert (record.values["top1"], record.values["top5"]) == (25.0, 50.0)
+    assert (record.values["top1_low"], record.values["top1_high"]) == (100 * interval.low, 100 * interval.high)
+    assert record.data["unreadable"] == 0
+    assert record.engine["name"] == "onnxruntime"
+
+
+def test_ties_go_to_the_lower_class() -> None:
+    names = ("a", "b", "c")
+    found = predictions([lookup([[1, 1, 1], [0, 2, 2]], names)], greys([0, 1], names))[0]
+    assert found.top[:, 0].tolist() == [0, 1]
+
+
+def test_with_fewer_than_five_classes_top5_is_all() -> None:
+    names = ("a", "b", "c")
+    found = predictions([lookup(one_hot([0, 0, 0], 3), names)], greys([0, 1, 2], names))[0]
+    assert found.top.shape == (3, 3)
+    assert found.record().values["top5"] == 100
+
+
+def test_batches_keep_every_image_in_order() -> None:
+    count = 2 * accuracy.BATCH + 5
+    names = tuple("abcdefghij")
+    winners = [(3 * i) % 10 for i in range(count)]
+    found = predictions([lookup(one_hot(winners, 10), names)], greys([0] * count, names))[0]
+    assert found.top[:, 0].tolist() == winners
+    assert found.keys == tuple(map(str, range(count)))
+
+
+def test_evaluating_the_same_run_twice_starts_anew() -> None:
+    names = ("a", "b")
+    run = accuracy.open_run(lookup(one_hot([0, 1], 2), names), engine("onnxruntime"), 1)
+    first, second = (accuracy.evaluate([run], greys([0, 1], names), ReadReport())[0] for _ in range(2))
+    assert second.top.tolist() == first.top.tolist()
+
+
+def test_an_unreadable_image_shifts_nothing() -> None:
+    names, count = ("a", "b"), 200
+    targets = [i % 2 for i in range(count)]
+    dataset = greys(targets, names, broken=frozenset({3}))
+    found = predictions([lookup(one_hot(targets, 2), names)], dataset)[0]
+    assert found.record().values["top1"] == 100
+    assert found.data["unreadable"] == 1
+    assert "3" not in found.keys
+    assert found.data["sha256"] != predictions([lookup(one_hot(targets, 2), names)], greys(targets, names))[0].data["sha256"]
+
+
+def test_too_many_unreadable_images_are_refused() -> None:
+    dataset = greys([0, 1] * 10, ("a", "b"), broken=frozenset({3}))
+    with pytest.raises(InputError, match="1 of 20 images of greys cannot be read"):
+        predictions([lookup(one_hot([0, 1] * 10, 2), ("a", "b"))], dataset)
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(InputError, match="not finite"):
+        predictions([lookup([[0, float("nan")], [1, 0]], ("a", "b"))], greys([0, 1], ("a", "b")))
+
+
+def test_models_prepared_differently_are_not_compared() -> None:
+    names = ("a", "b")
+    one = lookup(one_hot([0, 1], 2), names)
+    other = lookup(one_hot([0, 1], 2), names, Preprocess(size=2, resize="squash", crop_fraction=1.0))
+    with pytest.raises(InputError, match="prepare their images differently"):
+        predictions([one, other], greys([0, 1], names))
+
+
+def indices(classes: tuple[str, ...], labels: tuple[str, ...], outputs: int, ordered: bool = False) -> list[int]:
+    return accuracy.class_indices(greys([0], classes, ordered), lookup(one_hot([0], outputs), labels))
+
+
+def test_classes_match_by_name_and_a_subset_will_do() -> None:
+    assert indices(("cat", "dog"), ("dog", "emu", "cat"), 3) == [2, 0]
+
+
+def test_classes_match_by_order_only_when_nothing_contradicts() -> None:
+    assert indices(("x", "y"), (), 2) == [0, 1]
+    assert indices(("x", "y"), ("dog", "cat"), 2, ordered=True) == [0, 1]
+    with pytest.raises(InputError, match=r"'x'.*'dog'"):
+        indices(("x", "y"), ("dog", "cat"), 2)
+
+
+def test_names_win_over_order() -> None:
+    assert indices(("cat", "dog"), ("dog", "cat"), 2, ordered=True) == [1, 0]
+
+
+def test_a_class_the_model_lacks_is_named_with_what_to_do() -> None:
+    with pytest.raises(InputError, match=r"\(2, such as 'emu'\).*\(3, such as 'dog'\).*classes.tsv"):
+        indices(("dog", "emu"), ("dog", "cat", "owl"), 3)
+
+
+def test_a_label_that_stands_twice_is_refused_only_where_it_is_needed() -> None:
+    labels = ("crane", "owl", "crane", "emu")
+    assert indices(("emu", "owl"), labels, 4) == [3, 1]
+    with pytest.raises(InputError, match="two classes called 'crane'"):
+        indices(("crane", "owl"), labels, 4)
+
+
+def test_imagenet_labels_are_known_by_their_wordnet_id() -> None:
+    labels = ("n01440764 tench, Tinca tinca", "n02012849 crane", "n03126707 crane", "n0144076 short", "n014407641 long")
+    assert indices(("n03126707", "n01440764"), labels, 5) == [2, 0]
+    assert indices(("n02012849 crane", "n01440764"), labels, 5) == [1, 0]
+    for stranger in ("crane", "n0144076", "n014407641", "tench"):
+        with pytest.raises(InputError, match=repr(stranger)):
+            indices(("n01440764", stranger), labels, 5)
+
+
+def test_bare_wordnet_ids_are_labels_like_any_other() -> None:
+    assert indices(("n03126707", "n01440764"), ("n01440764", "n03126707"), 2) == [1, 0]
+
+
+def test_compare_counts_and_lists_the_flips() -> None:
+    names = tuple("abc")
+    targets = [0, 0, 1, 1, 2, 2]
+    before = lookup(one_hot([0, 0, 1, 1, 0, 1], 3), names)  # 4 right
+    after = lookup(one_hot([0, 1, 1, 2, 2, 1], 3), names)  # 3 right: lost images 1 and 3, gained image 4
+    first, second = predictions([before, after], greys(targets, names))
+    record = accuracy.compare(first, second)
+    interval = stats.paired_difference(2, 2, 1, 1)
+    assert record.values["drop"] == pytest.approx(100 / 6)
+    assert (record.values["drop_low"], record.values["drop_high"]) == pytest.approx((100 * interval.low, 100 * interval.high))
+    assert record.values["p_value"] == stats.mcnemar(2, 1)
+    assert record.values["same_prediction"] == pytest.approx(50)
+    assert record.samples["flips"] == [
+        {"key": "1", "target": 0, "first": 0, "second": 1},
+        {"key": "3", "target": 1, "first": 1, "second": 2},
+        {"key": "4", "target": 2, "first": 0, "second": 2},
+    ]
+    assert accuracy.compare(second, first).values["drop"] == -record.values["drop"]
+
+
+def test_a_flip_between_two_wrong_answers_is_listed_and_is_no_drop() -> None:
+    names = tuple("abc")
+    first, second = predictions([lookup(one_hot([1], 3), names), lookup(one_hot([2], 3), names)], greys([0], names))
+    record = accuracy.compare(first, second)
+    assert record.values["drop"] == 0
+    assert len(record.samples["flips"]) == 1
+
+
+def test_compare_refuses_other_images_and_other_class_orders() -> None:
+    names = ("a", "b")
+    long = predictions([lookup(one_hot([0, 1], 2), names)], greys([0, 1], names))[0]
+    short = predictions([lookup(one_hot([0], 2), names)], greys([0], names))[0]
+    with pytest.raises(InputError, match="different images"):
+        accuracy.compare(long, short)
+    turned = lookup(one_hot([1, 0], 2), ("b", "a"))
+    one, other = predictions([lookup(one_hot([0, 1], 2), names), turned], greys([0, 1], names))
+    assert one.record().values["top1"] == other.record().values["top1"] == 100
+    with pytest.raises(InputError, match="different orders"):
+        accuracy.compare(one, other)
+
+
+def test_a_model_without_preprocessing_says_which_options_to_give() -> None:
+    bare = replace(lookup([[0, 1]], ("a", "b")), preprocess=None)
+    with pytest.raises(InputError, match="--size"):
+        predictions([bare], greys([0], ("a", "b")))

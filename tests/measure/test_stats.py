@@ -1,0 +1,113 @@
+"""Statistics against SciPy's, against published tables, and their coverage by simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from repzoo.measure.stats import mcnemar, median_interval, paired_difference, wilson
+
+# R. G. Newcombe, Statistics in Medicine 17 (1998) 2635-2650, Table III, method 10: cells e, f, g, h and the 95 % limits.
+NEWCOMBE_TABLE_III = [
+    ((36, 12, 2, 0), (0.0569, 0.3404)),
+    ((20, 12, 2, 16), (0.0562, 0.3292)),
+    ((18, 12, 2, 18), (0.0562, 0.3290)),
+    ((36, 14, 0, 0), (0.1528, 0.4167)),
+    ((35, 14, 0, 1), (0.1461, 0.4175)),
+    ((18, 14, 0, 18), (0.1441, 0.3963)),
+    ((2, 97, 1, 0), (0.8721, 0.9854)),
+    ((1, 97, 1, 1), (0.8736, 0.9850)),
+    ((0, 29, 1, 0), (0.6666, 0.9882)),
+    ((2, 98, 0, 0), (0.9178, 0.9945)),
+    ((1, 98, 0, 1), (0.9171, 0.9916)),
+    ((0, 30, 0, 0), (0.8395, 1.0)),
+    ((54, 0, 0, 0), (-0.0664, 0.0664)),
+]
+counts = st.integers(0, 400)
+cells = st.tuples(counts, counts, counts, counts).filter(lambda found: sum(found) > 0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 100, 50_000])
+def test_wilson_is_scipys(n: int) -> None:
+    for successes in {0, 1, n // 3, n // 2, n - 1, n}:
+        theirs = binomtest(successes, n).proportion_ci(method="wilson")
+        ours = wilson(successes, n)
+        assert (ours.value, ours.low, ours.high) == pytest.approx((successes / n, theirs.low, theirs.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(-1, 4), (5, 4), (0, 0)])
+def test_wilson_refuses_what_is_no_proportion(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match="0 <= successes <= n"):
+        wilson(successes, n)
+
+
+@given(st.integers(0, 3000), st.integers(0, 3000))
+def test_mcnemar_is_the_exact_binomial_test(first: int, second: int) -> None:
+    expected = binomtest(first, first + second).pvalue if first + second else 1.0
+    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize(("table", "limits"), NEWCOMBE_TABLE_III)
+def test_paired_difference_reproduces_newcombes_table(
+    table: tuple[int, int, int, int], limits: tuple[float, float]
+) -> None:
+    found = paired_difference(*table)
+    assert (found.low, found.high) == pytest.approx(limits, abs=1.5e-4)  # the table has four decimals
+    assert found.value == (table[1] - table[2]) / sum(table)
+
+
+@given(cells)
+def test_swapping_the_models_negates_the_difference(found: tuple[int, int, int, int]) -> None:
+    one = paired_difference(*found)
+    other = paired_difference(found[0], found[2], found[1], found[3])
+    assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low), abs=1e-12)
+    assert -1 <= one.low <= one.value <= one.high <= 1
+
+
+@given(cells.filter(lambda found: sum(found) >= 20))
+def test_four_times_the_images_narrow_the_interval(found: tuple[int, int, int, int]) -> None:
+    few, many = paired_difference(*found), paired_difference(*(4 * count for count in found))
+    assert many.high - many.low < few.high - few.low
+
+
+@pytest.mark.parametrize("table", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (500, 0, 0, 0), (0, 0, 0, 500)])
+def test_degenerate_tables_keep_a_width(table: tuple[int, int, int, int]) -> None:
+    """No disagreement among few images proves little: the interval must not collapse to a point."""
+    found = paired_difference(*table)
+    assert found.high - found.low > 1 / (2 * sum(table))
+
+
+@pytest.mark.parametrize("n", [60, 400])
+@pytest.mark.parametrize("probabilities", [(0.7, 0.05, 0.05, 0.2), (0.9, 0.02, 0.01, 0.07), (0.5, 0.15, 0.05, 0.3)])
+def test_paired_difference_covers_the_truth(n: int, probabilities: tuple[float, ...]) -> None:
+    truth = probabilities[1] - probabilities[2]
+    drawn = np.random.default_rng(n).multinomial(n, probabilities, 3000)
+    found = [paired_difference(*(int(count) for count in row)) for row in drawn]
+    covered = np.mean([one.low <= truth <= one.high for one in found])
+    assert 0.94 <= covered <= (0.99 if n == 400 else 1)  # few images: conservative
+
+
+@pytest.mark.parametrize("n", [6, 7, 12, 30, 101])
+def test_median_interval_covers_the_median(n: int) -> None:
+    drawn = np.random.default_rng(n).lognormal(size=(4000, n))  # median 1, skewed as latencies are
+    found = [median_interval(list(row)) for row in drawn]
+    assert np.mean([one.low <= 1 <= one.high for one in found]) >= 0.94
+    assert all(one.low <= one.value <= one.high for one in found)
+
+
+@pytest.mark.parametrize("n", range(1, 6))
+def test_few_samples_give_their_whole_range(n: int) -> None:
+    samples = [float(value) for value in range(n, 0, -1)]
+    found = median_interval(samples)
+    assert (found.value, found.low, found.high) == ((n + 1) / 2, 1.0, float(n))
+
+
+def test_median_interval_tightens_and_refuses_nothing() -> None:
+    drawn = np.random.default_rng(0).normal(size=400)
+    few, many = median_interval(list(drawn[:20])), median_interval(list(drawn))
+    assert many.high - many.low < few.high - few.low
+    with pytest.raises(ValueError, match="no samples"):
+        median_interval([])

@@ -1,0 +1,135 @@
+"""Ranges and weights: properties that hold for any numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from repzoo.quant import ranges
+from repzoo.quant.observe import Histogram
+from repzoo.quant.ranges import Affine
+
+Numbers = npt.NDArray[np.float32]
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100)
+
+
+def quantised(values: Numbers, affine: Affine) -> npt.NDArray[np.float64]:
+    """QuantizeLinear then DequantizeLinear on uint8, as the ONNX operators define them."""
+    steps = np.clip(np.round(values / affine.scale) + affine.zero_point, 0, 255)
+    return np.asarray((steps - affine.zero_point) * affine.scale)
+
+
+def histogram(values: Numbers) -> Histogram:
+    made = Histogram()
+    made.add(values.astype(np.float32))
+    return made
+
+
+@given(finite, finite)
+def test_affine_holds_zero_exactly_and_covers_the_range(one: float, two: float) -> None:
+    low, high = sorted((one, two))
+    made = ranges.affine(low, high)
+    assert type(made.zero_point) is int
+    assert 0 <= made.zero_point <= 255
+    assert made.scale > 0
+    assert np.float32(made.scale) == made.scale
+    assert quantised(np.zeros(1, np.float32), made)[0] == 0
+    ends = np.array([min(low, 0), max(high, 0)], np.float32)
+    step = max(made.scale, float(np.abs(ends).max()) / 255)
+    assert np.abs(quantised(ends, made) - ends).max() <= 0.501 * step + 1e-6 * np.abs(ends).max() or made.scale <= ranges.SMALLEST_SCALE
+
+
+def test_affine_of_known_ranges() -> None:
+    assert ranges.affine(0.0, 255.0) == Affine(1.0, 0)
+    assert ranges.affine(-255.0, -5.0) == Affine(1.0, 255)
+    assert ranges.affine(-128.0, 127.0) == Affine(1.0, 128)
+    assert ranges.affine(0.0, 0.0) == Affine(1.0, 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mse_errs_no_more_than_minmax_on_heavy_tails(seed: int) -> None:
+    values = np.random.default_rng(seed).standard_t(2.5, 40_000).astype(np.float32)
+    errors = {}
+    for method in ranges.METHODS:
+        made = ranges.activation(histogram(values), method)
+        errors[method] = float(np.mean((quantised(values, made) - values) ** 2))
+    assert errors["mse"] < 0.97 * errors["minmax"]
+
+
+def test_mse_keeps_the_whole_of_an_even_range() -> None:
+    values = np.random.default_rng(0).uniform(-1, 3, 40_000).astype(np.float32)
+    low, high = ranges.mse(histogram(values))
+    assert (low, high) == pytest.approx((values.min(), values.max()), rel=0.03)
+
+
+def test_minmax_is_all_that_was_seen() -> None:
+    assert ranges.minmax(histogram(np.array([-0.25, 3, 1], np.float32))) == (-0.25, 3.0)
+
+
+def test_percentile_leaves_the_outliers_out() -> None:
+    values = np.append(np.random.default_rng(0).uniform(-1, 1, 999_999), 16.0).astype(np.float32)
+    low, high = ranges.percentile(histogram(values), share=0.999)
+    assert (low, high) == pytest.approx((-1, 1), abs=2 * 16 / 1024)
+    assert ranges.percentile(histogram(values), share=1.0)[1] == 16
+
+
+@given(arrays.arrays(np.float32, st.integers(1, 50), elements=finite), st.sampled_from(sorted(ranges.METHODS)))
+def test_every_method_stays_within_what_was_seen(values: Numbers, method: str) -> None:
+    found = histogram(values)
+    low, high = ranges.METHODS[method](found)
+    assert found.low <= 0 <= found.high or method != "mse" or low <= high
+    assert max(abs(low), abs(high)) <= max(abs(found.low), abs(found.high))
+    assert ranges.activation(found, method).scale > 0
+
+
+weights = arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=4, max_side=4), elements=st.floats(-8, 8, width=32))
+
+
+@given(weights, st.sampled_from([0, 1, None]))
+def test_weights_come_back_within_half_a_step(values: Numbers, axis: int | None) -> None:
+    made = ranges.weight(values, axis)
+    shape = [1] * values.ndim
+    if axis is not None:
+        shape[axis] = -1
+    scale = made.scale.reshape(shape)
+    assert made.values.dtype == np.int8
+    assert made.values.shape == values.shape
+    assert made.values.min() >= -127  # -128 is left out, so that the negative of a weight is a weight
+    assert made.scale.shape == ((1,) if axis is None else (values.shape[axis],))
+    assert (np.abs(made.values * scale - values) <= scale * (0.5 + 1e-5)).all()
+
+
+@given(weights)
+def test_the_largest_weight_of_a_channel_uses_the_whole_range(values: Numbers) -> None:
+    peaks = np.abs(values).reshape(len(values), -1).max(1)
+    assume((peaks > 1e-12).any())
+    found = np.abs(ranges.weight(values, 0).values.astype(int)).reshape(len(values), -1).max(1)
+    assert (found[peaks > 1e-12] == 127).all()
+
+
+def test_a_channel_of_zeros_has_a_usable_scale() -> None:
+    values = np.array([[1, -2], [0, 0]], np.float32)
+    made = ranges.weight(values, 0)
+    assert made.values[1].tolist() == [0, 0]
+    assert made.scale[1] == 1
+    assert ranges.weight(values, 0, np.array([0, 0.25])).scale[1] == 0.25
+
+
+def test_the_least_scale_makes_room_for_the_bias() -> None:
+    values, bias, incoming = np.array([[1e-6], [1.0]], np.float32), np.array([5e4, 1.0]), 1e-3
+    room = 2.0**30
+    made = ranges.weight(values, 0, np.abs(bias) / (incoming * room))
+    assert (np.abs(bias / (incoming * made.scale)) <= room * (1 + 1e-6)).all()
+    assert abs(bias[0] / (incoming * ranges.weight(values, 0).scale[0])) > 2.0**31  # without it, this would not fit
+    assert made.scale[1] == pytest.approx(1 / 127)  # the channel with room is left alone
+
+
+@given(st.floats(0, 1e-20), st.floats(0, 1e-20))
+def test_the_product_of_two_scales_is_a_normal_number(one: float, two: float) -> None:
+    incoming = np.float32(ranges.affine(0.0, one).scale)
+    scale = np.float32(ranges.weight(np.array([[two]], np.float32), 0).scale[0])
+    assert incoming * scale >= np.finfo(np.float32).tiny

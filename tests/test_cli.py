@@ -1,0 +1,305 @@
+"""Every command on good input: the documented fields of --json, text that fits 80 columns, and help for every option."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rich_click as click
+from PIL import Image
+
+from repzoo import __version__, job
+from repzoo.artifact import Artifact
+from repzoo.cli import cli
+from repzoo.measure import record
+from repzoo.zoo import catalog
+
+Run = Callable[..., Any]
+COMMANDS = ["list", "info", "engines", "export", "fold", "quantize", "evaluate", "bench", "predict", "count", "train", "card"]
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def fits(text: str) -> bool:
+    return 0 < max(len(line) for line in text.splitlines()) <= 80
+
+
+def numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+
+# Help
+
+
+def test_the_version(run: Run) -> None:
+    assert run("--version").out.strip().endswith(__version__)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_and_the_group_lists_every_command(run: Run, command: str) -> None:
+    ran = run(*command.split(), "--help")
+    assert (ran.code, ran.err) == (0, "")
+    assert fits(ran.out)
+    if not command:
+        assert all(f" {name} " in ran.out for name in COMMANDS)
+
+
+def test_every_command_and_every_option_has_help_text() -> None:
+    assert sorted(cli.commands) == sorted(COMMANDS)
+    for name, command in cli.commands.items():
+        assert command.help, name
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help, f"{name} {option.opts}"
+
+
+def test_every_command_takes_json() -> None:
+    assert all(any("--json" in option.opts for option in command.params) for command in cli.commands.values())
+
+
+# Looking
+
+
+def test_list(run: Run) -> None:
+    document = run("list", "repghost*", "--json").document
+    rows = {row["name"]: row for row in document["models"]}
+    assert set(rows) == {row.name for row in catalog.models("repghost*")}
+    assert len(rows) > 5
+    for row in rows.values():
+        assert {"name", "family", "parameters_train", "parameters_deploy", "macs"} <= set(row)
+        assert 0 < row["parameters_deploy"] < row["parameters_train"]
+    ran = run("list")
+    assert fits(ran.out)
+    assert all(row.name in ran.out for row in catalog.models())
+
+
+def test_info_of_a_catalogue_model_an_embedded_one_and_a_file(run: Run, model_file: Path, tmp_path: Path) -> None:
+    assert run("info", "repghostnet_050", "--json").document["name"] == "repghostnet_050"
+    embedded = run("info", "repghostnet_050.digits", "--json").document
+    (tmp_path / "without_suffix").write_bytes(model_file.read_bytes())
+    for path in (model_file, tmp_path / "without_suffix"):
+        document = run("info", path, "--json").document
+        assert document["form"] == "train"
+        assert document["labels"] == list("0123456789")
+        assert document["preprocess"]["size"] == 32
+        assert document["sha256"] == embedded["sha256"]
+    for one in ("repghostnet_050", "repghostnet_050.digits"):
+        assert fits(run("info", one).out)
+
+
+def test_engines(run: Run) -> None:
+    document = run("engines", "--json").document
+    rows = {row["name"]: row for row in document["engines"]}
+    assert rows["onnxruntime"]["version"]
+    assert all(row["version"] or "pip install" in row["hint"] for row in rows.values())
+    assert document["host"]["cores"] >= 1
+    assert fits(run("engines").out)
+
+
+def test_count(run: Run, model_file: Path) -> None:
+    document = run("count", model_file, "--json").document
+    own = Artifact.read(model_file)
+    assert document["parameters"] > 0
+    assert document["macs"] > document["parameters"]
+    assert document["bytes"] >= 4 * document["parameters"]
+    assert document["uncounted"]["Relu"] == sum(node.op_type == "Relu" for node in own.model.graph.node)
+    assert fits(run("count", model_file).out)
+
+
+# Making
+
+
+def test_fold(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -> None:
+    output, certificate = tmp_path / "new" / "deploy.onnx", tmp_path / "certificate.json"
+    ran = run("fold", model_file, "-o", output, "--certificate", certificate, "--data", digits_folder, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    document = ran.document
+    assert document["equal"] is True
+    assert 0 < document["max_abs_error"] <= document["bound"]
+    assert document["top1_agreement"] == 1
+    assert len(document["folds"]) > 10
+    assert all({"node", "reason"} <= set(refusal) for refusal in document["refusals"])
+    assert document["before"]["parameters"] > document["after"]["parameters"]
+    assert json.loads(certificate.read_text()) == document
+    made = Artifact.read(output)
+    assert (made.form, made.steps[-1].verb, made.labels) == ("deploy", "fold", tuple("0123456789"))
+    assert made.steps[-1].input_sha256 == Artifact.read(model_file).sha256
+    assert sorted(item.name for item in tmp_path.rglob("*")) == ["certificate.json", "deploy.onnx", "new"]
+    assert fits(run("fold", model_file, "-o", tmp_path / "d.onnx").out)
+
+
+def test_quantize(quantized: Any) -> None:
+    document = quantized.ran.document
+    assert numbers(document[key] for key in ("drop", "drop_low", "drop_high", "latency_ratio"))
+    assert document["drop_low"] <= document["drop"] <= document["drop_high"]
+    assert document["placement"] in [rung["placement"] for rung in document["rungs"]]
+    assert {"recipe", "culprits", "file"} <= set(document)
+    made = Artifact.read(quantized.file)
+    assert (made.form, [step.verb for step in made.steps][-2:]) == ("int8", ["fold", "quantize"])
+    assert made.labels == tuple("0123456789")
+
+
+def test_export(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="the torch extra is not installed")
+    labels, output = tmp_path / "labels.txt", tmp_path / "new.onnx"
+    labels.write_bytes("\ufeffcat\r\n狗\r\nbird\r\n".encode())
+    command = [
+        "export",
+        "repghostnet_050",
+        "-o",
+        output,
+        "--labels",
+        labels,
+        "--size",
+        "64",
+        "--mean",
+        "0.5",
+        "0.5",
+        "0.5",
+        "--json",
+    ]
+    document = run(*command).document
+    made = Artifact.read(output)
+    assert document == {"file": str(output), "form": "train", "opset": 17, "classes": 3, "sha256": made.sha256}
+    assert made.labels == ("cat", "狗", "bird")
+    assert made.needing_preprocess().mean == (0.5, 0.5, 0.5)
+    assert made.needing_preprocess().size == 64
+    assert [step.verb for step in made.steps] == ["build", "export"]
+
+
+# Measuring
+
+
+def test_evaluate(run: Run, model_file: Path, int8_file: Path, digits_folder: Path) -> None:
+    ran = run("evaluate", model_file, int8_file, "--against", model_file, "--data", digits_folder, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    first, second = ran.document["runs"]
+    assert (first["file"], first["engine"], first["n"]) == ("digits", "onnxruntime", 200)
+    for one in (first, second):
+        assert 0 <= one["top1_low"] <= one["top1"] <= one["top1_high"] <= 100
+        assert one["top1"] <= one["top5"] <= 100
+    assert first["top1"] > 90  # the embedded model on digits that it has not seen
+    same, changed = ran.document["all_paired"]
+    assert ran.document["paired"] == same
+    assert (same["drop"], same["flips"], same["p_value"]) == (0, [], 1)
+    assert changed["drop"] == pytest.approx(first["top1"] - second["top1"])
+    assert changed["drop_low"] <= changed["drop"] <= changed["drop_high"]
+    assert fits(run("evaluate", model_file, "--against", int8_file, "--data", digits_folder).out)
+
+
+def test_evaluate_takes_parts(run: Run, model_file: Path) -> None:
+    pytest.importorskip("sklearn", reason="the demo extra is not installed")
+    ran = run("evaluate", model_file, "--data", "digits", "--part", "test", "--json")
+    assert ran.document["runs"][0]["n"] == 360
+
+
+def test_bench(run: Run, model_file: Path, int8_file: Path) -> None:
+    ran = run("bench", model_file, int8_file, "--threads", 1, "--threads", 2, "--batch", 2, "--seconds", 0.05, "--json")
+    assert ran.code == 0
+    rows = ran.document["runs"]
+    assert [(row["file"], row["streams"], row["batch"]) for row in rows] == [
+        ("digits", 1, 2),
+        ("int8", 1, 2),
+        ("digits", 2, 2),
+        ("int8", 2, 2),
+    ]
+    for row in rows:
+        assert {"engine", "threads", "samples"} <= set(row)
+        assert numbers(row[key] for key in ("p50_ms", "p90_ms", "p99_ms", "fps"))
+        assert 0 < row["p90_ms"] <= row["p99_ms"]
+        assert row["p50_ms"] > 0
+        assert row["fps"] > 0
+    assert [(one["first"], one["second"]) for one in ran.document["ratios"]] == [("int8", "digits")] * 2
+    assert fits(run("bench", model_file, "--seconds", 0.05).out)
+
+
+def test_predict(run: Run, model_file: Path, digits_folder: Path) -> None:
+    images = [next((digits_folder / name).iterdir()) for name in "0123456789"]
+    ran = run("predict", model_file, *images, "--top", 3, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    found = ran.document["predictions"]
+    assert [one["image"] for one in found] == [str(image) for image in images]
+    for one in found:
+        shares = [row["probability"] for row in one["top"]]
+        assert len(shares) == 3
+        assert shares == sorted(shares, reverse=True)
+        assert 0 <= min(shares) <= sum(shares) <= 1 + 1e-9
+    assert sum(one["top"][0]["class"] == name for one, name in zip(found, "0123456789", strict=True)) >= 9
+    whole = run("predict", model_file, images[0], "--top", 100, "--json").document["predictions"][0]["top"]
+    assert sum(row["probability"] for row in whole) == pytest.approx(1)
+    assert fits(run("predict", model_file, *images).out)
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(
+    run: Run, trained: Artifact, digits_folder: Path, tmp_path: Path
+) -> None:
+    names = ["[red]", "[/]", ":cat:", "[link=x]", "[bold]b", "猫", "g", "h", "i", "j"]
+    model = Artifact(trained.model, "m", trained.preprocess, tuple(names))
+    model.write(tmp_path / "m.onnx")
+    ran = run("predict", tmp_path / "m.onnx", next((digits_folder / "7").iterdir()), "--top", 10)
+    assert ran.code == 0
+    assert all(f" {name} " in ran.out for name in names)
+
+
+# Training and the whole job
+
+
+def test_train(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="the torch extra is not installed")
+    random = np.random.default_rng(0)
+    for part, count in (("train", 8), ("validation", 4)):
+        for name in ("a", "b"):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / part / name / f"{number}.png")
+    options = ["--epochs", 1, "--batch", 8, "--size", 32]
+    ran = run("train", "repghostnet_050", "--data", tmp_path / "data", "-o", tmp_path / "run", *options, "--json")
+    assert ran.code == 0, ran.err
+    assert [one["epoch"] for one in ran.document["epochs"]] == [0]
+    made = Artifact.read(tmp_path / "run" / "repghostnet_050.data.onnx")
+    assert (made.labels, made.form, made.sha256) == (("a", "b"), "train", ran.document["sha256"])
+    assert (made.steps[0].verb, made.needing_preprocess().size) == ("train", 32)
+
+
+def test_card_writes_its_files_and_nothing_else_and_appends(
+    run: Run, digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[job.JobResult] = []
+    do = job.run
+
+    def once(*given: Any) -> job.JobResult:
+        """The job takes seconds: the second command, without --json, shows the result of the first."""
+        done.append(done[0] if done else do(*given))
+        return done[-1]
+
+    monkeypatch.setattr(job, "run", once)
+    output, log = tmp_path / "out", tmp_path / "all.jsonl"
+    log.write_text("")
+    command = ["card", "--data", digits_folder, "-o", output, "--append", log, "--images", 20, "--seconds", 0.5, "--force"]
+    ran = run(*command, "--json")
+    assert ran.code == 0, ran.err
+    name = "repghostnet_050.digits"
+    expected = [f"{name}.{form}.onnx" for form in ("train", "deploy", "int8")]
+    expected += ["card.json", "card.md", "card_cn.md", "certificate.json", "records.jsonl"]
+    assert sorted(item.name for item in output.iterdir()) == sorted(expected)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["all.jsonl", "out"]
+    assert sorted(Path(file).name for file in ran.document["files"]) == sorted(expected)
+    assert ran.document["name"] == name
+    assert record.read(log) == record.read(output / "records.jsonl")
+    kinds = [one.kind for one in record.read(log)]
+    assert set(kinds) == {"cost", "fold", "quantize", "accuracy", "paired", "latency", "ratio"}
+    assert [Artifact.read(output / file).form for file in expected[:3]] == ["train", "deploy", "int8"]
+    shown = run(*command)
+    assert shown.code == 0
+    assert fits(shown.out)
+    assert len(record.read(log)) == 2 * len(kinds)
+    assert len(done) == 2

@@ -1,0 +1,237 @@
+"""Training for real, two epochs on a few digits: resuming, logging, and what stops it."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch", reason="the torch extra is not installed")
+pytest.importorskip("timm", reason="the torch extra is not installed")
+
+from safetensors.torch import load_file
+
+from repzoo.artifact import Artifact, Preprocess
+from repzoo.data.dataset import Dataset, Source, open_source
+from repzoo.errors import InputError
+from repzoo.train import loop
+from repzoo.train.loop import Trainer
+from repzoo.train.recipe import Recipe, recipe, recipes
+from repzoo.train.run import train
+
+CLASSES = ("dark", "light", "striped")
+PREPROCESS = Preprocess(size=16, crop_fraction=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+SHORT = Recipe(
+    "short", "for tests", epochs=2, batch=8, lr=0.02, optimizer="adamw", label_smoothing=0.1, ema_decay=0.9, drop_rate=0.2,
+    scale=(0.6, 1.0), erase=0.3, mixup=0.2, cutmix=0.5, mix_off_epochs=1,
+)  # fmt: skip
+
+
+def picture(key: str) -> Image.Image:
+    kind, seed = key.split("/")
+    pixels = np.random.default_rng(int(seed)).integers(0, 60, (16, 16, 3)).astype(np.uint8)
+    pixels[:: (1 if kind == "light" else 2)] += np.uint8(0 if kind == "dark" else 150)
+    return Image.fromarray(pixels)
+
+
+def pictures(count: int, start: int = 0, load: Callable[[str], Image.Image] = picture) -> Dataset:
+    keys = tuple(f"{CLASSES[i % 3]}/{start + i}" for i in range(count))
+    return Dataset("pictures", CLASSES, keys, tuple(i % 3 for i in range(count)), load)
+
+
+def network(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    nn = torch.nn
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8, 3)
+    )  # fmt: skip
+
+
+def trainer(output: Path, settings: Recipe = SHORT, seed: int = 3, module: Any = None) -> Trainer:
+    return Trainer(module or network(), pictures(24), PREPROCESS, settings, output, seed)
+
+
+class Killed(BaseException):
+    """As a signal: nothing in the loop may catch it."""
+
+
+def kill_in_epoch(number: int) -> Callable[[str, int, int], None]:
+    def progress(stage: str, done: int, _: int) -> None:
+        if stage.startswith(f"epoch {number}/") and done == 2:
+            raise Killed
+
+    return progress
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = load_file(one / loop.WEIGHTS), load_file(other / loop.WEIGHTS)
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_killed_run_goes_on_to_the_very_same_weights(tmp_path: Path) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    trainer(straight).run(pictures(9, 100))
+    with pytest.raises(Killed):
+        trainer(broken).run(pictures(9, 100), kill_in_epoch(2))
+    assert not (broken / loop.WEIGHTS).exists()
+    torch.manual_seed(99)  # another process has another state
+    resumed = trainer(broken, module=network(seed=77))
+    resumed.run(pictures(9, 100))
+    assert same(straight, broken)
+    assert [line.epoch for line in resumed.log] == [0, 1]
+    trainer(tmp_path / "seed", seed=4).run(None)
+    assert not same(straight, tmp_path / "seed")  # so that equal weights mean something
+
+
+def test_a_finished_run_is_not_trained_on(tmp_path: Path) -> None:
+    trainer(tmp_path).run(None)
+    before = (tmp_path / loop.WEIGHTS).read_bytes()
+    again = trainer(tmp_path)
+    again.run(None, kill_in_epoch(1))
+    assert (tmp_path / loop.WEIGHTS).read_bytes() == before
+    assert len(again.log) == 2
+
+
+def test_the_log_says_what_happened(tmp_path: Path) -> None:
+    one = trainer(tmp_path)
+    best = one.run(pictures(9, 100), every=5)
+    with (tmp_path / loop.LOG).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert math.isnan(float(rows[0]["validation_top1"]))  # not due
+    assert float(rows[1]["validation_top1"]) == pytest.approx(loop.top1(best, pictures(9, 100), PREPROCESS))
+    assert all(0 < float(row["loss"]) < 10 for row in rows)
+    assert not best.training
+
+
+def test_top1_counts_right_answers() -> None:
+    class Says(torch.nn.Module):
+        def forward(self, inputs: Any) -> Any:
+            answer = torch.zeros(len(inputs), 3)
+            answer[:, 1] = 1
+            return answer
+
+    assert loop.top1(Says(), pictures(9), PREPROCESS) == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.01}, {"epochs": 3}, {"erase": 0.0}])
+def test_another_runs_folder_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    trainer(tmp_path).run(None)
+    with pytest.raises(InputError, match="other settings or data"):
+        trainer(tmp_path, SHORT.changed(**change)).run(None)
+
+
+def test_another_model_or_seed_or_data_is_another_run(tmp_path: Path) -> None:
+    trainer(tmp_path).run(None)
+    wider = network()
+    wider[0], wider[1], wider[6] = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 3)
+    others = [
+        trainer(tmp_path, module=wider),
+        trainer(tmp_path, seed=4),
+        Trainer(network(), pictures(24, start=1), PREPROCESS, SHORT, tmp_path, 3),
+        Trainer(network(), pictures(24), replace(PREPROCESS, colour="BGR"), SHORT, tmp_path, 3),
+    ]
+    for other in others:
+        with pytest.raises(InputError, match="other settings or data"):
+            other.run(None)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04broken"])
+def test_a_damaged_state_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / loop.STATE).write_bytes(content)
+    with pytest.raises(InputError, match=r"state\.pt is damaged; remove it"):
+        trainer(tmp_path).run(None)
+
+
+class Poisoned(torch.nn.Module):
+    """Gives NaN from the `number`-th training step on."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.inner, self.left = network(), number
+
+    def forward(self, inputs: Any) -> Any:
+        self.left -= self.training
+        return self.inner(inputs) * (math.nan if self.left <= 0 else 1)
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"loss became nan at step 4; epoch 1 is kept in .*state\.pt.*lower --lr"):
+        trainer(tmp_path, module=Poisoned(5)).run(None)
+    state = torch.load(tmp_path / loop.STATE, weights_only=True)
+    assert len(state["log"]) == 1
+    assert all(torch.isfinite(value).all() for value in state["module"].values())
+    assert not (tmp_path / loop.WEIGHTS).exists()
+
+
+def test_a_loss_that_is_not_a_number_at_once_keeps_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing was kept"):
+        trainer(tmp_path, module=Poisoned(1)).run(None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fewer_images_than_a_batch_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"24 images, fewer than one batch of 32; give a smaller --batch"):
+        trainer(tmp_path, SHORT.changed(batch=32))
+
+
+def test_held_out_images_are_scored_and_never_trained_on(tmp_path: Path) -> None:
+    """Training reads images in worker processes, scoring in this one; each reading is noted with its process."""
+    notes, here = tmp_path / "notes", os.getpid()
+
+    def noted(key: str) -> Image.Image:
+        with notes.open("a") as file:
+            file.write(f"{os.getpid()} {key}\n")
+        return picture(key)
+
+    source = Source("toys", {"train": pictures(24, 0, noted), "validation": pictures(6, 100, noted), "test": pictures(6, 200, noted)})
+    settings = replace(SHORT, preprocess={"size": 32, "crop_fraction": 1.0})
+    artifact, log, remarks = train("repghostnet_050", source, settings, tmp_path / "run")
+    read = [line.split() for line in notes.read_text().splitlines()]
+    trained = {key for process, key in read if int(process) != here}
+    assert trained <= set(source.parts["train"].keys)
+    assert len(trained) == 24
+    assert set(source.held_out().keys) <= {key for _, key in read}
+    assert (len(log), remarks) == (2, [])
+    found = Artifact.read(tmp_path / "run" / "repghostnet_050.toys.onnx")
+    assert found.form == artifact.form == "train"
+    assert found.labels == CLASSES
+    assert found.preprocess is not None
+    assert found.preprocess.size == 32
+    assert [step.verb for step in found.steps] == ["train", "export"]
+    assert found.steps[0].settings["images"] == 24
+    assert found.steps[0].settings["recipe"]["epochs"] == 2
+
+
+def test_an_unreadable_image_is_left_out_and_named(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for index in range(120):
+        folder = data / CLASSES[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(f"{CLASSES[index % 2]}/{index}").save(folder / f"{index}.png")
+    (data / "dark" / "50.png").write_bytes((data / "dark" / "50.png").read_bytes()[:60])
+    settings = replace(SHORT, epochs=1, preprocess={"size": 32, "crop_fraction": 1.0})
+    artifact, _, remarks = train("repghostnet_050", open_source(data), settings, tmp_path / "run")
+    assert artifact.steps[0].settings["images"] == 119
+    assert len(remarks) == 1
+    assert "50.png" in remarks[0]
+
+
+def test_every_recipe_is_whole() -> None:
+    assert {"digits", "photos"} <= set(recipes())
+    with pytest.raises(InputError, match="did you mean digits"):
+        recipe("digit")
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch": 7}, {"batch": 0}, {"lr": 0.0}, {"lr": math.nan}])
+def test_settings_that_cannot_train_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="recipe short"):
+        SHORT.changed(**change)

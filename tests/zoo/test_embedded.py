@@ -1,0 +1,100 @@
+"""Embedded checkpoints: what ships, how it is packed, and what a broken one says."""
+
+from __future__ import annotations
+
+import lzma
+from importlib.resources import files
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from onnx import numpy_helper
+
+from repzoo.artifact import Artifact, Preprocess
+from repzoo.errors import InputError, RepzooError
+from repzoo.zoo import embedded
+
+
+def artifact(values: list[float]) -> Artifact:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 2, 2] data) => (float[N, 3] output)
+        { flat = GlobalAveragePool (data) square = Flatten (flat) output = Mul (square, w) }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(values, np.float32), "w"))
+    return Artifact(model, "tiny", Preprocess(size=2), ("a", "b", "c"))
+
+
+def test_a_packed_artifact_comes_back_with_all_that_it_says() -> None:
+    source = artifact([1 / 3, -2.0, 1e-20])
+    found = Artifact.from_bytes(embedded.unpacked(embedded.pack(source), "x"), "tiny")
+    assert (found.labels, found.preprocess) == (source.labels, source.preprocess)
+    assert found.steps[-1].verb == "embed"
+    (weight,) = (numpy_helper.to_array(item) for item in found.model.graph.initializer)
+    assert weight.dtype == np.float32
+    np.testing.assert_allclose(weight, [1 / 3, -2, 1e-20], rtol=2.0**-11)
+    assert weight[0] != np.float32(1 / 3)
+
+
+normal = st.floats(width=32, min_value=-(2.0**15), max_value=2.0**15).filter(lambda x: x == 0 or abs(x) >= 2.0**-14)
+
+
+@given(arrays.arrays(np.float32, 9, elements=normal))
+def test_rounding_is_that_of_half_precision_where_that_has_normal_numbers(values: np.ndarray) -> None:  # type: ignore[type-arg]
+    np.testing.assert_array_equal(embedded.rounded(values), values.astype(np.float16).astype(np.float32))
+
+
+def test_rounding_neither_overflows_nor_underflows() -> None:
+    values = np.array([1e30, -7e4, 1e-30, 3e-8, 0], np.float32)
+    np.testing.assert_allclose(embedded.rounded(values), values, rtol=2.0**-11)
+
+
+def test_rounding_again_changes_nothing() -> None:
+    values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    once = embedded.rounded(values)
+    np.testing.assert_array_equal(embedded.rounded(once), once)
+    assert len(lzma.compress(once.tobytes())) < 0.6 * len(lzma.compress(values.tobytes()))
+
+
+def test_the_size_limit_holds_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = embedded.pack(artifact([1, 2, 3]))
+    monkeypatch.setattr(embedded, "MAX_BYTES", 100)
+    with pytest.raises(InputError, match="at most 100 can be embedded"):
+        embedded.pack(artifact([1, 2, 3]))
+    with pytest.raises(RepzooError, match="unpacks to more than 100 bytes"):
+        embedded.unpacked(packed, "tiny.xz")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: data[:50], lambda data: b"PK" + data[2:]])
+def test_a_damaged_file_says_to_install_again(damage: object) -> None:
+    assert callable(damage)
+    with pytest.raises(RepzooError, match=r"tiny\.xz .*install repzoo again"):
+        embedded.unpacked(damage(embedded.pack(artifact([1, 2, 3]))), "tiny.xz")
+
+
+def test_an_unknown_name_says_which_there_are() -> None:
+    with pytest.raises(InputError, match=r"'nothing'.*repghostnet_050\.digits"):
+        embedded.read("nothing")
+
+
+@pytest.mark.parametrize("name", embedded.names())
+def test_what_ships_is_a_training_form_with_everything_in_it(name: str) -> None:
+    found = embedded.read(name)
+    assert found.form == "train"
+    assert found.name == name
+    assert found.num_classes == len(found.labels) > 1
+    assert found.preprocess is not None
+    assert [step.verb for step in found.steps] == ["train", "export", "embed"]
+    for item in found.model.graph.initializer:
+        values = numpy_helper.to_array(item)
+        if values.dtype == np.float32:
+            np.testing.assert_array_equal(embedded.rounded(values), values)
+
+
+def test_no_shipped_file_is_larger_than_5_mb_and_all_are_in_the_catalogue() -> None:
+    folder = files("repzoo.zoo") / "weights"
+    shipped = {item.name: len(item.read_bytes()) for item in folder.iterdir() if item.name.endswith(".xz")}
+    assert shipped
+    assert max(shipped.values()) <= 5_000_000
+    assert {f"{name}.onnx.xz" for name in embedded.names()} == set(shipped)
