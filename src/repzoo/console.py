@@ -20,8 +20,6 @@ from repzoo import verbs
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.engines import ENGINES, engine
 from repzoo.errors import InputError
-from repzoo.graph.certify import Certificate
-from repzoo.graph.cost import Cost
 from repzoo.measure.host import host
 from repzoo.measure.record import Record
 from repzoo.quant.ladder import QuantReport
@@ -29,7 +27,9 @@ from repzoo.report import card as cards
 from repzoo.zoo.catalog import ModelSpec
 from repzoo.zoo.catalog import Source as FigureSource
 
-if typing.TYPE_CHECKING:
+if typing.TYPE_CHECKING:  # graph.* brings onnx-ir, which takes long to import
+    from repzoo.graph.certify import Certificate
+    from repzoo.graph.cost import Cost
     from repzoo.job import JobResult
     from repzoo.train.loop import Epoch
 

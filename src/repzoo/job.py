@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -18,7 +17,7 @@ from repzoo.data.dataset import Source
 from repzoo.engines import engine
 from repzoo.errors import InputError
 from repzoo.graph.cost import count
-from repzoo.measure import latency
+from repzoo.measure import accuracy, latency
 from repzoo.measure.host import host
 from repzoo.measure.record import Record, identity_of
 from repzoo.progress import Progress, silent
@@ -55,6 +54,7 @@ def run(artifact: Artifact, source: Source, options: JobOptions | None = None, p
     if artifact.form == "int8":
         raise InputError(f"{artifact.name} is quantised already; the card starts from the float model")
     images, evaluation = source.calibration_split(options.quantize.images, options.quantize.seed)
+    accuracy.class_indices(evaluation, artifact)
     progress("fold and certify", 0, 0)
     deploy, certificate = verbs.fold(artifact, verbs.first_images(images, artifact.needing_preprocess()), options.quantize.engine)
     int8, report = verbs.quantize(deploy, source, options.quantize, progress)
@@ -70,7 +70,8 @@ def run(artifact: Artifact, source: Source, options: JobOptions | None = None, p
         *_timings(artifacts, options, progress),
     ]
     tied = tuple(replace(one, job=int8.sha256[:12]) for one in records)
-    return JobResult(artifacts, tied, certificate.to_json(), (*report.warnings, *measured.remarks))
+    remarks = dict.fromkeys((*report.warnings, *measured.remarks))  # gate and evaluation may read the same broken image
+    return JobResult(artifacts, tied, certificate.to_json(), tuple(remarks))
 
 
 def write(result: JobResult, output: Path) -> list[Path]:
@@ -79,15 +80,16 @@ def write(result: JobResult, output: Path) -> list[Path]:
     Raises:
         InputError: the folder is read-only or full.
     """
-    make_folder(output.parent if output.parent != Path() else Path())
-    with contextlib.ExitStack() as stack:
-        try:
-            make_folder(output)
-            aside = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".part-", dir=output)))
-            written = _write_all(result, aside)
-            return [Path(shutil.move(path, output / path.name)) for path in written]
-        except OSError as error:
-            raise InputError(f"{output} cannot be written: {error.strerror}; free room or give another place with -o") from None
+    is_new = not output.exists()
+    make_folder(output)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=output) as aside:
+            written = _write_all(result, Path(aside))
+            return [path.replace(output / path.name) for path in written]
+    except OSError as error:
+        if is_new:
+            shutil.rmtree(output, ignore_errors=True)
+        raise InputError(f"{output} cannot be written: {error.strerror}; free room or give another place with -o") from None
 
 
 def _write_all(result: JobResult, folder: Path) -> list[Path]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,6 @@ from repzoo.data.folder import load_image
 from repzoo.data.preprocess import prepare
 from repzoo.engines import Engine, engine
 from repzoo.errors import InputError, MissingExtra
-from repzoo.graph import certify as certifying
-from repzoo.graph import fold as folding
 from repzoo.measure import accuracy, latency
 from repzoo.measure.host import host
 from repzoo.measure.record import Record
@@ -29,6 +28,9 @@ from repzoo.progress import Progress, silent
 from repzoo.quant import ladder
 from repzoo.quant.scheme import scheme as scheme_called
 from repzoo.zoo import catalog, embedded
+
+if TYPE_CHECKING:  # onnx-ir takes a quarter of a second to import: only the verbs that rewrite graphs pay for it
+    from repzoo.graph.certify import Certificate
 
 DEFAULT_ENGINE = "onnxruntime"
 CERTIFIED_IMAGES = 16
@@ -100,6 +102,15 @@ class ExportOptions:
     form: str = "train"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse, before anything is built, what no export could make."""
+        if self.form not in ("train", "deploy"):
+            raise InputError(f"form must be train or deploy; got {self.form!r}")
+        if not 11 <= self.opset <= 20:
+            raise InputError(f"opset must lie in 11..20; got {self.opset}")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise InputError(f"num_classes must be at least 1; got {self.num_classes}")
+
 
 def export(model: str, options: ExportOptions | None = None, labels: Sequence[str] = (), **preprocess: Any) -> Artifact:
     """The training form (or with form="deploy" the folded form) of a catalogue model as an Artifact.
@@ -111,8 +122,6 @@ def export(model: str, options: ExportOptions | None = None, labels: Sequence[st
         MissingExtra: torch or timm is not installed.
     """
     options = options or ExportOptions()
-    if options.form not in ("train", "deploy"):
-        raise InputError(f"form must be train or deploy; got {options.form!r}")
     row = catalog.spec(model)
     given = {key: value for key, value in preprocess.items() if value is not None}
     prepared = Preprocess.from_mapping({**asdict(row.preprocess), **given})
@@ -141,7 +150,7 @@ def _built(model: str, classes: int, options: ExportOptions) -> Any:
 
 def fold(
     artifact: Artifact, images: npt.NDArray[np.float32] | None = None, engine_name: str = DEFAULT_ENGINE
-) -> tuple[Artifact, certifying.Certificate]:
+) -> tuple[Artifact, Certificate]:
     """The deploy form with its certificate, which also goes into the artifact's metadata.
 
     images  real inputs, float32 [n, 3, size, size], to certify on besides random ones
@@ -151,6 +160,9 @@ def fold(
         CertificateError: the result is not proven equal.
     """
     artifact.input_name  # noqa: B018  refuses what is not a classifier
+    from repzoo.graph import certify as certifying
+    from repzoo.graph import fold as folding
+
     result = folding.fold(artifact.model)
     runner = engine(engine_name)
 
@@ -173,6 +185,13 @@ class QuantizeOptions:
     force: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse a budget or a count that means nothing."""
+        if not math.isfinite(self.max_drop):
+            raise InputError(f"max_drop must be a finite number of points; got {self.max_drop}")
+        if self.images < 1:
+            raise InputError(f"images must be at least 1; got {self.images}")
+
 
 def quantize(
     artifact: Artifact, data: str | Path | Source, options: QuantizeOptions | None = None, progress: Progress = silent
@@ -189,6 +208,7 @@ def quantize(
     if artifact.form == "train":
         artifact, _ = fold(artifact)
     calibration, gate = source.calibration_split(options.images, options.seed)
+    accuracy.class_indices(gate, artifact)  # refuses strange classes before the work, not after it
     budget = ladder.Budget(options.max_drop, options.force)
     return ladder.quantize(artifact, calibration, gate, engine(options.engine), scheme_called(options.scheme), budget, progress)
 
@@ -282,7 +302,8 @@ def predict(artifact: Artifact, images: Sequence[Path], top: int = 5, engine_nam
 def first_images(data: Dataset, preprocess: Preprocess, count: int = CERTIFIED_IMAGES) -> npt.NDArray[np.float32]:
     """Up to `count` prepared images of `data`, float32 [n, 3, size, size], for a certificate."""
     some = data.subset(range(min(count, len(data))))
-    return np.concatenate([batch.inputs for batch in batches(some, preprocess, count, ReadReport())])
+    read = [batch.inputs for batch in batches(some, preprocess, count, ReadReport())]
+    return np.concatenate(read) if read else np.empty((0, 3, preprocess.size, preprocess.size), np.float32)
 
 
 def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -184,7 +184,7 @@ def test_exact_turns_onnxruntimes_optimisations_off(monkeypatch: pytest.MonkeyPa
     assert "Relu" not in kinds[1]
 
 
-THIRD_PARTY = '''
+THIRD_PARTY = """
 import numpy as np
 class Zeros:
     name = "zeros"
@@ -192,7 +192,7 @@ class Zeros:
     def open(self, model, threads=1, exact=False): return self
     def run(self, inputs): return np.zeros((len(inputs), 5), np.float32)
     def run_all(self, inputs): return [self.run(inputs)]
-'''
+"""
 
 
 def install(folder: Path, entry: str) -> None:

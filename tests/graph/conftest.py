@@ -34,7 +34,7 @@ def drawn(name: str, what: tuple[int, ...] | list[float] | Array) -> Array:
         return random.uniform(0.2, 2, what).astype(np.float32)
     if name.startswith("gamma"):
         return (random.uniform(0.5, 1.5, what) * random.choice([-1, 1], what)).astype(np.float32)
-    return random.standard_normal(what).astype(np.float32)
+    return np.asarray(random.standard_normal(what), np.float32)
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +75,8 @@ def execute() -> Execute:
 @pytest.fixture(scope="session")
 def aged() -> Callable[[torch.nn.Module], torch.nn.Module]:
     """`aged(module)`: the module with BatchNorm statistics, scales and shifts as after some training, both signs of scale."""
-    torch = pytest.importorskip("torch", reason="the torch extra is not installed")
+    pytest.importorskip("torch", reason="the torch extra is not installed")
+    import torch
 
     def changed(module: torch.nn.Module) -> torch.nn.Module:
         generator = torch.Generator().manual_seed(0)

@@ -29,7 +29,9 @@ def strictly(text: str) -> Any:
 
 
 @given(values=tables, data=tables)
-def test_a_line_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any], data: dict[str, Any]) -> None:
+def test_a_line_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any], data: dict[str, Any]
+) -> None:
     path = tmp_path_factory.mktemp("records") / "r.jsonl"
     written = [Record("accuracy", {"name": "a\u2028b\x85c"}, values, data=data), Record("cost", {}, {}, job="j")]
     record.append(path, written)

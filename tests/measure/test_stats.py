@@ -51,9 +51,7 @@ def test_mcnemar_is_the_exact_binomial_test(first: int, second: int) -> None:
 
 
 @pytest.mark.parametrize(("table", "limits"), NEWCOMBE_TABLE_III)
-def test_paired_difference_reproduces_newcombes_table(
-    table: tuple[int, int, int, int], limits: tuple[float, float]
-) -> None:
+def test_paired_difference_reproduces_newcombes_table(table: tuple[int, int, int, int], limits: tuple[float, float]) -> None:
     found = paired_difference(*table)
     assert (found.low, found.high) == pytest.approx(limits, abs=1.5e-4)  # the table has four decimals
     assert found.value == (table[1] - table[2]) / sum(table)

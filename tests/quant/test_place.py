@@ -105,9 +105,7 @@ def test_a_layer_with_computed_weights_stays_float() -> None:
 
 def test_a_gemm_that_scales_or_transposes_its_input_stays_float() -> None:
     for attributes in ("transB = 1, alpha = 0.5", "transB = 1, beta = 2.0"):
-        model = graph(
-            f"p = GlobalAveragePool (x) f = Flatten (p) y = Gemm <{attributes}> (f, gemm, one)", "float[N, 10] y"
-        )
+        model = graph(f"p = GlobalAveragePool (x) f = Flatten (p) y = Gemm <{attributes}> (f, gemm, one)", "float[N, 10] y")
         assert all("y" not in one.nodes for one in candidates(model))
 
 

@@ -40,7 +40,10 @@ def test_affine_holds_zero_exactly_and_covers_the_range(one: float, two: float) 
     assert quantised(np.zeros(1, np.float32), made)[0] == 0
     ends = np.array([min(low, 0), max(high, 0)], np.float32)
     step = max(made.scale, float(np.abs(ends).max()) / 255)
-    assert np.abs(quantised(ends, made) - ends).max() <= 0.501 * step + 1e-6 * np.abs(ends).max() or made.scale <= ranges.SMALLEST_SCALE
+    assert (
+        np.abs(quantised(ends, made) - ends).max() <= 0.501 * step + 1e-6 * np.abs(ends).max()
+        or made.scale <= ranges.SMALLEST_SCALE
+    )
 
 
 def test_affine_of_known_ranges() -> None:

@@ -192,7 +192,9 @@ def test_held_out_images_are_scored_and_never_trained_on(tmp_path: Path) -> None
             file.write(f"{os.getpid()} {key}\n")
         return picture(key)
 
-    source = Source("toys", {"train": pictures(24, 0, noted), "validation": pictures(6, 100, noted), "test": pictures(6, 200, noted)})
+    source = Source(
+        "toys", {"train": pictures(24, 0, noted), "validation": pictures(6, 100, noted), "test": pictures(6, 200, noted)}
+    )
     settings = replace(SHORT, preprocess={"size": 32, "crop_fraction": 1.0})
     artifact, log, remarks = train("repghostnet_050", source, settings, tmp_path / "run")
     read = [line.split() for line in notes.read_text().splitlines()]

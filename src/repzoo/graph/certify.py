@@ -112,8 +112,10 @@ def _inputs(artifact: Artifact, images: Images | None, seed: int) -> Sequence[Im
 
 def _parts(images: Images | None, batch: int) -> Sequence[Images]:
     """`images` in the batches that the graph takes (0: any); of the last, only what fills one."""
-    if images is None or not batch:
-        return [] if images is None else [images]
+    if images is None or len(images) == 0:
+        return []
+    if not batch:
+        return [images]
     return [images[start : start + batch] for start in range(0, len(images) - batch + 1, batch)]
 
 

@@ -40,12 +40,12 @@ def candidates(model: onnx.ModelProto) -> list[Placement]:
     around += [node for node in model.graph.node if node.op_type in ELEMENTWISE and {*node.input, *node.output} <= floats]
     named = {"everything": [*weighted, *around], "dense": dense}
     named |= {f"dense, {width}+ channels": [node for node in dense if weights[node.input[1]] >= width] for width in WIDTHS}
-    found: dict[object, Placement] = {}
+    found: dict[tuple[frozenset[str], tuple[str, ...]], Placement] = {}
     for name, nodes in named.items():
         one = placement(model, name, (node.output[0] for node in nodes))
         heavy = frozenset(node.output[0] for node in nodes if node.op_type in WEIGHTED)
         found.setdefault((heavy, one.tensors), one)
-    return [one for one in found.values() if one.nodes]
+    return [one for (heavy, _), one in found.items() if heavy]
 
 
 def placement(model: onnx.ModelProto, name: str, nodes: Iterable[str]) -> Placement:

@@ -142,5 +142,5 @@ def ratio_of(value: float) -> str:
 def _significant(value: float, digits: int) -> str:
     if value == 0 or not math.isfinite(value):
         return str(value)
-    decimals = digits - 1 - math.floor(math.log10(abs(value)))
-    return f"{round(value, decimals):.{max(0, decimals)}f}"
+    rounded = float(f"{value:.{digits - 1}e}")  # first, for 0.9999 is 1.00 and not 1.000
+    return f"{rounded:.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"

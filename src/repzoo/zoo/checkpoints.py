@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -42,9 +43,12 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise InputError(f"the checkpoint {path} does not exist; check the path")
     try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's version: what torch cannot read safely it refuses anyway
+            loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not a readable file of tensors: {str(error).splitlines()[0]}") from None
+        why = (str(error).strip().splitlines() or ["it ends too early"])[0]
+        raise InputError(f"{path} is not a readable file of tensors: {why}") from None
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
