@@ -283,5 +283,7 @@ def test_compose_keeps_groups_and_dilations() -> None:
     scale = Geometry(6, 6, groups=6)
     assert algebra.compose_geometry(scale, conv) == conv
     assert algebra.compose_geometry(conv, scale) == conv
+    subsample = Geometry(6, 6, strides=(2, 2), groups=6)
+    assert algebra.compose_geometry(Geometry(6, 6, (3, 3)), subsample) == Geometry(6, 6, (3, 3), (2, 2), dilations=(2, 2))
     assert algebra.compose_geometry(Geometry(6, 6, groups=2), Geometry(6, 6, groups=3)).groups == 1
     assert algebra.compose_geometry(Geometry(8, 8, groups=4), Geometry(8, 8, groups=2)).groups == 2

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+
+pytest.importorskip("scipy", reason="SciPy, which scikit-learn brings, is not installed")
+
+from scipy.stats import binomtest  # type: ignore[import-untyped]
 
 from repzoo.measure.stats import mcnemar, median_interval, paired_difference, wilson
 

@@ -167,7 +167,7 @@ def test_every_name_is_unique_even_where_the_graph_uses_them_already() -> None:
     model = net(text)
     made = quantised(model)
     written = [name for node in made.graph.node for name in node.output]
-    written += [item.name for item in (*made.graph.initializer, *made.graph.input)]
+    written += [item.name for item in made.graph.initializer] + [item.name for item in made.graph.input]
     assert len(written) == len(set(written))
     onnx.checker.check_model(made, full_check=True)
     assert error(model, made) < NEAR
@@ -241,11 +241,8 @@ def steps_off(model: onnx.ModelProto, made: onnx.ModelProto) -> float:
     Weights and biases at worst, activations on average (noise pushes some out of their range). Rounding gives up to a half.
     """
     before, maker = stored(model), makers(made)
-    pairs: dict[str, str] = {}  # what a quantised layer reads -> what it was
-    for node in model.graph.node:
-        for was, now in zip(node.input, maker[node.output[0]].input, strict=True):
-            if was != now:
-                pairs[now] = was
+    reads = [pair for node in model.graph.node for pair in zip(maker[node.output[0]].input, node.input, strict=True)]
+    pairs = {now: was for now, was in reads if now != was}
     values = probe(made, [*pairs, *(was for was in pairs.values() if was not in before)])
     true = parameters(model, candidates(model)[0])
     off = []

@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-torch = pytest.importorskip("torch", reason="the torch extra is not installed")
+pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("timm", reason="the torch extra is not installed")
 
+import torch
 from safetensors.torch import load_file
 
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.data.dataset import Dataset, Source, open_source
 from repzoo.errors import InputError
+from repzoo.progress import Progress
 from repzoo.train import loop
 from repzoo.train.loop import Trainer
 from repzoo.train.recipe import Recipe, recipe, recipes
@@ -47,7 +49,7 @@ def pictures(count: int, start: int = 0, load: Callable[[str], Image.Image] = pi
     return Dataset("pictures", CLASSES, keys, tuple(i % 3 for i in range(count)), load)
 
 
-def network(seed: int = 0) -> torch.nn.Module:
+def network(seed: int = 0) -> torch.nn.Sequential:
     torch.manual_seed(seed)
     nn = torch.nn
     return nn.Sequential(
@@ -63,8 +65,8 @@ class Killed(BaseException):
     """As a signal: nothing in the loop may catch it."""
 
 
-def kill_in_epoch(number: int) -> Callable[[str, int, int], None]:
-    def progress(stage: str, done: int, _: int) -> None:
+def kill_in_epoch(number: int) -> Progress:
+    def progress(stage: str, done: int, total: int) -> None:  # noqa: ARG001
         if stage.startswith(f"epoch {number}/") and done == 2:
             raise Killed
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="the torch extra is not installed")
+pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("safetensors", reason="the torch extra is not installed")
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 

@@ -6,6 +6,7 @@ import lzma
 from importlib.resources import files
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from hypothesis import given
@@ -41,7 +42,7 @@ normal = st.floats(width=32, min_value=-(2.0**15), max_value=2.0**15).filter(lam
 
 
 @given(arrays.arrays(np.float32, 9, elements=normal))
-def test_rounding_is_that_of_half_precision_where_that_has_normal_numbers(values: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_rounding_is_that_of_half_precision_where_that_has_normal_numbers(values: npt.NDArray[np.float32]) -> None:
     np.testing.assert_array_equal(embedded.rounded(values), values.astype(np.float16).astype(np.float32))
 
 
