@@ -17,7 +17,7 @@ from repzoo.data.dataset import Source
 from repzoo.engines import engine
 from repzoo.errors import InputError
 from repzoo.graph.cost import count
-from repzoo.measure import accuracy, latency
+from repzoo.measure import accuracy, latency, record
 from repzoo.measure.host import host
 from repzoo.measure.record import Record, identity_of
 from repzoo.progress import Progress, silent
@@ -98,9 +98,7 @@ def _write_all(result: JobResult, folder: Path) -> list[Path]:
         (folder / f"{name}.{form}.onnx").write_bytes(artifact.to_bytes())
     texts = {
         "certificate.json": json.dumps(result.certificate, indent=1),
-        "records.jsonl": "".join(
-            json.dumps(dataclasses.asdict(one), ensure_ascii=False, sort_keys=True) + "\n" for one in result.records
-        ),
+        "records.jsonl": "".join(record.line(one) + "\n" for one in result.records),
         **card.render(result.records, result.remarks),
     }
     for file, text in texts.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -130,12 +131,15 @@ def require_writable_folder(path: Path) -> None:
 
 
 def append_lines(path: Path, lines: list[str]) -> None:
-    """Append whole lines to `path` in one write, so that a kill leaves whole lines; a full disk leaves the file as it was."""
+    """Append whole lines to `path` in one write, so that a kill leaves whole lines; a full disk leaves the file as it was.
+
+    A last line that another hand left without its end is ended first.
+    """
     make_folder(path.parent)
-    data = memoryview("".join(line + "\n" for line in lines).encode())
     try:
-        with path.open("ab", buffering=0) as file:
-            before, done = file.tell(), 0
+        with path.open("a+b", buffering=0) as file:
+            before, done = file.seek(0, os.SEEK_END), 0
+            data = memoryview((_missing_end(file, before) + "".join(line + "\n" for line in lines)).encode())
             try:
                 while done < len(data):
                     done += file.write(data[done:]) or 0
@@ -144,6 +148,12 @@ def append_lines(path: Path, lines: list[str]) -> None:
                 raise
     except OSError as error:
         raise _unwritable(path, error) from None
+
+
+def _missing_end(file: io.FileIO, size: int) -> str:
+    if size:
+        file.seek(size - 1)
+    return "\n" if size and file.read(1) != b"\n" else ""
 
 
 def _fill(path: Path, data: bytes | str) -> None:

@@ -33,7 +33,7 @@ def drawn(name: str, what: tuple[int, ...] | list[float] | Array) -> Array:
     if name.startswith("var"):
         return random.uniform(0.2, 2, what).astype(np.float32)
     if name.startswith("gamma"):
-        return (random.uniform(0.5, 1.5, what) * random.choice([-1, 1], what)).astype(np.float32)
+        return np.asarray(random.uniform(0.5, 1.5, what) * random.choice([-1, 1], what), np.float32)
     return np.asarray(random.standard_normal(what), np.float32)
 
 

@@ -354,6 +354,13 @@ def test_other_ranks_are_refused_in_words(graph: Graph, folded: Folded) -> None:
     assert not folded(graph(pool, {}, "N, 4, 9", "N, C, L")).folds
 
 
+def test_before_opset_14_a_second_output_means_training(graph: Graph) -> None:
+    body = "t = Conv(data, w)\noutput, m, v, n, u = BatchNormalization(t, gammaa, betaa, meana, vara)"
+    result = fold(graph(body, {"w": (4, 4, 1, 1)} | bn("a", 4), opset=13))
+    assert not result.folds
+    assert "training mode" in result.refusals[0].reason
+
+
 def test_integers_are_left_alone(graph: Graph) -> None:
     body = "two = Constant<value = int64 {2}>()\ni = Cast<to = 7>(data)\nj = Mul(i, two)\nk = Add(j, two)\noutput = Cast<to = 1>(k)"
     assert not fold(graph(body, {}, "N, 4", "N, 4")).folds

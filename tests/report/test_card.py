@@ -24,7 +24,9 @@ HOST = {"cpu": "Some CPU", "int8": ["avx2", "avx512_vnni"], "cores": 2}
 
 
 def identity(form: str, name: str = "net.digits") -> dict[str, Any]:
-    return {"name": name, "form": form, "sha256": form * 4, "size": 37, "classes": 13}
+    preprocess = {"size": 37, "resize": "squash", "crop_fraction": 0.5, "interpolation": "bicubic", "mean": [0.1, 0.2, 0.3]}
+    preprocess |= {"std": [0.4, 0.6, 0.7], "colour": "BGR"}
+    return {"name": name, "form": form, "sha256": form * 4, "size": 37, "classes": 13, "preprocess": preprocess}
 
 
 def numbers(start: float, *names: str) -> dict[str, float]:
@@ -48,6 +50,7 @@ def records(name: str = "net.digits", placement: str = "dense") -> list[Record]:
     quantize = {"recipe": "ort-cpu", "placement": placement, "rungs": rungs}
     paired = {"n": 720, "p_value": 0.123, **numbers(3, "drop", "drop_low", "drop_high", "same_prediction")}
     fold = {"equal": True, "max_abs_error": 3e-6, "bound": 1e-4, "top1_agreement": 0.98, "inputs": 24, "folds": 80, "refusals": 23}
+    fold["proven"] = 77
     hashes = {"before": {"sha256": "aa11"}, "after": {"sha256": "bb22"}}
     engine = {"name": "onnxruntime", "version": "1.2"}
     return [
@@ -234,3 +237,9 @@ def test_three_significant_digits(value: float) -> None:
     assert float(card.ms(value)) == pytest.approx(value, rel=0.00501)
     assert "e" not in card.ms(value)
     assert len(re.sub(r"^0\.?0*|\.", "", card.ms(value)).strip()) <= 3 or value >= 999.5
+
+
+def test_the_card_says_how_the_input_is_made() -> None:
+    for text in (card.render(records(), [])[file] for file in card.LANGUAGES.values()):
+        for said in ("squash", "bicubic", "BGR", "74", "[0.1, 0.2, 0.3]", "[0.4, 0.6, 0.7]"):  # 74 = 37 / 0.5, before the crop
+            assert said in text

@@ -30,6 +30,7 @@ def read(root: Path) -> Source:
     Raises:
         InputError: unreadable, no images, fewer than two classes, or a name that is not UTF-8.
     """
+    root = root.resolve() if root.name in ("", "..") else root  # "." has no name of its own
     parts = [name for name in ("train", *HELD_OUT) if _has_folders(root / name)]
     try:
         found = {part: _files_by_class(root / part) for part in parts} if parts else {"all": _files_by_class(root)}

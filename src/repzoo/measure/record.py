@@ -40,9 +40,10 @@ class Record:
 
 
 def identity_of(artifact: Artifact) -> dict[str, Any]:
-    """What identifies an artifact in a Record."""
-    size = artifact.preprocess.size if artifact.preprocess else None
-    return {"name": artifact.name, "form": artifact.form, "sha256": artifact.sha256, "size": size, "classes": artifact.num_classes}
+    """What identifies an artifact in a Record, and how its input is made."""
+    preprocess = dataclasses.asdict(artifact.preprocess) if artifact.preprocess else None
+    identity = {"name": artifact.name, "form": artifact.form, "sha256": artifact.sha256, "classes": artifact.num_classes}
+    return {**identity, "preprocess": preprocess, "size": preprocess["size"] if preprocess else None}
 
 
 def append(path: Path, records: Sequence[Record]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from repzoo.artifact import Preprocess
 from repzoo.errors import RepzooError
 from repzoo.measure.record import Kind, Record, finite
 
@@ -53,6 +54,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "name": quantize.artifact["name"],
         "size": quantize.artifact["size"],
         "classes": quantize.artifact["classes"],
+        "preprocess": _shown(quantize.artifact["preprocess"]),
         "cost": cost,
         "accuracy": accuracy,
         "paired": paired.values,
@@ -69,6 +71,12 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "engine": quantize.engine,
         "host": quantize.host,
     }
+
+
+def _shown(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+    """The preprocessing with the side before the crop, which the card prints."""
+    listed = {key: list(value) if isinstance(value, list | tuple) else value for key, value in preprocess.items()}
+    return {**listed, "to": Preprocess.from_mapping(preprocess).resize_to}
 
 
 def _one(records: Sequence[Record], kind: Kind) -> Record:

@@ -58,7 +58,7 @@ def _cells(facts: dict[str, Any]) -> list[str]:
     ratio = facts["ratios"]["int8"]
     parameters = " → ".join(card.millions(cost[form]["parameters"]) for form in ("train", "deploy") if form in cost)
     return [
-        f"{facts['name']}, {facts['classes']} classes",
+        card.plain(f"{facts['name']}, {facts['classes']} classes"),
         f"{facts['size']}x{facts['size']}",
         parameters,
         f"{cost['deploy']['macs'] / 1e6:.1f}",

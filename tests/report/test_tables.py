@@ -1,0 +1,54 @@
+"""Tables of documents: rendered from Records, stale ones noticed, names unable to break the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repzoo.errors import InputError
+from repzoo.measure import record
+from repzoo.report import card, tables
+from tests.report.test_card import records as job_records  # the Records of one made-up job
+
+PAGE = "before\n<!-- table: one -->\nold\n<!-- end -->\nafter\n"
+
+
+def tied(name: str, job: str) -> list[record.Record]:
+    """One job's Records under another name."""
+
+    def renamed(one: record.Record) -> record.Record:
+        artifact: dict[str, Any] = {**one.artifact, "name": name} if "name" in one.artifact else dict(one.artifact)
+        return dataclasses.replace(one, job=job, artifact=artifact)
+
+    return [renamed(one) for one in job_records()]
+
+
+def test_a_table_shows_the_newest_job_of_each_model(tmp_path: Path) -> None:
+    record.append(tmp_path / "one.jsonl", [*tied("a", "1"), *tied("b|c", "2"), *tied("a", "3")])
+    made = tables.rendered(PAGE, tmp_path, "en")
+    rows = [line for line in made.splitlines() if line.startswith("|")]
+    assert made.startswith("before\n")
+    assert made.endswith("\nafter\n")
+    assert "old" not in made
+    assert [row.split(",")[0] for row in rows[2:]] == ["| a", r"| b\|c"]
+    facts = card.summary(tied("a", "3"))
+    assert card.percent(facts["accuracy"]["int8"]["top1"]) in rows[2]
+    assert tables.rendered(made, tmp_path, "en") == made
+
+
+def test_no_records_is_a_sentence(tmp_path: Path) -> None:
+    record.append(tmp_path / "one.jsonl", job_records())  # not of a job
+    with pytest.raises(InputError, match="repzoo card MODEL"):
+        tables.rendered(PAGE, tmp_path, "en")
+
+
+def test_the_documents_of_this_repository_are_not_stale() -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "repzoo.report.tables", "--check", str(root / "README.md"), str(root / "README_cn.md")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
