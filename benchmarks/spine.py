@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 from repzoo import verbs
-from repzoo.data.dataset import open_source
+from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.graph.fold import fold
 from repzoo.measure import latency, stats

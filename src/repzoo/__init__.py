@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from repzoo.data.dataset import open_source
+    from repzoo.data.source import open_source
     from repzoo.verbs import benchmark, evaluate, export, fold, load, predict, quantize
 
 __all__ = ["benchmark", "evaluate", "export", "fold", "load", "open_source", "predict", "quantize"]
@@ -20,4 +20,4 @@ __all__ = ["benchmark", "evaluate", "export", "fold", "load", "open_source", "pr
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'repzoo' has no attribute {name!r}")
-    return getattr(importlib.import_module("repzoo.data.dataset" if name == "open_source" else "repzoo.verbs"), name)
+    return getattr(importlib.import_module("repzoo.data.source" if name == "open_source" else "repzoo.verbs"), name)

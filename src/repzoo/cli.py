@@ -19,7 +19,8 @@ import rich_click as click
 from repzoo import __version__, verbs
 from repzoo.artifact import Artifact
 from repzoo.console import POSITIVE, Console, options_of, preprocess_options
-from repzoo.data.dataset import Dataset, Source, open_source
+from repzoo.data.dataset import Dataset, Source
+from repzoo.data.source import open_source
 from repzoo.errors import InputError, MissingExtra, RepzooError
 from repzoo.storage import read_lines, require_writable, require_writable_folder, write_together
 

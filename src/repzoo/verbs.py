@@ -15,9 +15,10 @@ import onnx
 from repzoo import __version__
 from repzoo.artifact import Artifact, Preprocess, Step
 from repzoo.data.batches import ReadReport, batches
-from repzoo.data.dataset import Dataset, Source, open_source
+from repzoo.data.dataset import Dataset, Source
 from repzoo.data.folder import load_image
 from repzoo.data.preprocess import prepare
+from repzoo.data.source import open_source
 from repzoo.engines import Engine, engine
 from repzoo.errors import InputError, MissingExtra
 from repzoo.measure import accuracy, latency

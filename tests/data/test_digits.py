@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from repzoo.data import digits
-from repzoo.data.dataset import open_source
+from repzoo.data.source import open_source
 
 datasets = pytest.importorskip("sklearn.datasets", reason="the demo extra is not installed")
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from repzoo.data import folder
-from repzoo.data.dataset import UnreadableImage, open_source
+from repzoo.data.dataset import UnreadableImage
 from repzoo.data.folder import load_image, read
+from repzoo.data.source import open_source
 from repzoo.errors import InputError
 
 Photograph = Callable[..., Image.Image]

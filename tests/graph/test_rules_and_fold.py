@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from repzoo.errors import InputError
+from repzoo.errors import CertificateError, InputError
 from repzoo.graph.fold import FoldResult, fold
 from repzoo.graph.proof import prove
 
@@ -359,6 +359,34 @@ def test_before_opset_14_a_second_output_means_training(graph: Graph) -> None:
     result = fold(graph(body, {"w": (4, 4, 1, 1)} | bn("a", 4), opset=13))
     assert not result.folds
     assert "training mode" in result.refusals[0].reason
+
+
+def test_a_scale_between_two_layers_joins_the_first(graph: Graph, folded: Folded) -> None:
+    """The layer behind it keeps its weights to the bit: a scale of input channels is what INT8 weights cannot absorb."""
+    body = f"t = Conv<group = 4>(data, wa)\n{normal('u', 't', 'a')}\noutput = Conv(u, wb)"
+    model = graph(body, {"wa": (4, 1, 3, 3), "wb": (8, 4, 1, 1)} | bn("a", 4))
+    after = folded(model).model
+    first, second = after.graph.node
+    assert (len(first.input), len(second.input)) == (3, 2)
+    was, kept = (next(item for item in one.graph.initializer if item.name == "wb") for one in (model, after))
+    assert np.array_equal(numpy_helper.to_array(was), numpy_helper.to_array(kept))
+
+
+def test_a_weight_cast_between_two_passes_is_allowed_for(graph: Graph) -> None:
+    """The sum of two branches is cast in the first pass, then meets a layer whose rows nearly cancel in it."""
+    random = np.random.default_rng(0)
+    row, large, small = random.standard_normal(4), random.standard_normal((4, 1)), random.standard_normal((4, 4)) / 64
+    weights = {
+        "wa": np.outer([1, 1.0001, 1, 1.0001], row).reshape(4, 4, 1, 1),
+        "wb": (large * [1, -1, 1, -1]).reshape(4, 4, 1, 1),
+        "wc": (small - small.mean(1, keepdims=True) * [1, 1, 1, 1]).reshape(4, 4, 1, 1),
+    }
+    model = graph("t = Conv(data, wa)\na = Conv(t, wb)\nb = Conv(t, wc)\noutput = Add(a, b)", weights)
+    result = fold(model)
+    assert len(result.folds) == 2
+    assert prove(model, result.model, [one.output for one in result.folds])[0].ratio <= 1
+    with pytest.raises(CertificateError):
+        prove(model, result.model, ["output"])
 
 
 def test_integers_are_left_alone(graph: Graph) -> None:

@@ -19,7 +19,8 @@ pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not i
 from repzoo import verbs
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
-from repzoo.data.dataset import Dataset, UnreadableImage, open_source
+from repzoo.data.dataset import Dataset, UnreadableImage
+from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.errors import GateError, InputError
 from repzoo.measure import accuracy

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.report.test_card import records as job_records  # the Records of one made-up job
 
 from repzoo.errors import InputError
 from repzoo.measure import record
 from repzoo.report import card, tables
-from tests.report.test_card import records as job_records  # the Records of one made-up job
 
 PAGE = "before\n<!-- table: one -->\nold\n<!-- end -->\nafter\n"
 

@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import load_file
 
 from repzoo.artifact import Artifact, Preprocess
-from repzoo.data.dataset import Dataset, Source, open_source
+from repzoo.data.dataset import Dataset, Source
+from repzoo.data.source import open_source
 from repzoo.errors import InputError
 from repzoo.progress import Progress
 from repzoo.train import loop

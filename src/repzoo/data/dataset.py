@@ -1,21 +1,16 @@
-"""What every source of labelled images looks like to the verbs, and the one place that opens them."""
+"""What every source of labelled images looks like to the verbs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from repzoo.errors import InputError
-from repzoo.plugins import Plugin, PluginTable
 
 HELD_OUT = ("validation", "val", "test")
-# A name that is not a folder is one of these; each target is a function without arguments that returns a Source.
-NAMED = PluginTable("data set", "repzoo.datasets", {"digits": Plugin("repzoo.data.digits:read", "demo")})
 
 
 class UnreadableImage(InputError):
@@ -105,23 +100,3 @@ class Source:
             raise InputError(f"{self.name} has {len(whole)} images; at least 4 are needed to calibrate and evaluate")
         rest = sorted(set(range(len(whole))) - set(chosen))
         return whole.subset(chosen, f"{whole.name} calibration"), whole.subset(rest, f"{whole.name} minus calibration")
-
-
-def open_source(where: str | Path) -> Source:
-    """Open a folder of images or a named set such as `digits`.
-
-    Raises:
-        InputError: neither a folder nor a known name; a folder that is empty or has one class.
-    """
-    from repzoo.data import folder
-
-    path = Path(where)
-    if path.is_dir():
-        return folder.read(path)
-    if path.exists():
-        raise InputError(f"{where} is a file; --data takes a folder with one subfolder a class, or a name such as 'digits'")
-    if str(where) not in NAMED.names():
-        raise InputError(f"the folder {where} does not exist, and no data set is called so; known: {', '.join(NAMED.names())}")
-    source: Any = NAMED.load(str(where))()
-    assert isinstance(source, Source)
-    return source

@@ -13,8 +13,9 @@ An expression folded in several passes was cast between them; each such cast add
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +88,7 @@ def prove(before: onnx.ModelProto, after: onnx.ModelProto, written: Collection[s
         CertificateError: a node is neither unchanged nor equal to what it replaces; says which and by how much.
     """
     old, new = _Index.of(before.graph), _Index.of(after.graph)
-    passing = set(written) - {name for node in after.graph.node for name in node.output}
+    passing = Counter(written) - Counter({name for node in after.graph.node for name in node.output})
     proofs = []
     for node in after.graph.node:
         if node.op_type == "Constant" or _is_unchanged(node, old, new):
@@ -131,7 +132,7 @@ def _is_same(was: str, name: str, old: _Index, new: _Index) -> bool:
 # --- retraced -------------------------------------------------------------------------------------------------------------
 
 
-def _retraced(node: onnx.NodeProto, old: _Index, new: _Index, passing: Collection[str], random: np.random.Generator) -> float:
+def _retraced(node: onnx.NodeProto, old: _Index, new: _Index, passing: Mapping[str, int], random: np.random.Generator) -> float:
     """Largest error of the folded `node` over its bound; infinite when it is no fold, or when a value is not finite."""
     weight = new.values(node.input[1]) if node.op_type in ("Conv", "Gemm") else None
     if weight is None or not np.isfinite(weight).all():
@@ -180,22 +181,24 @@ class _Run:
 
     index: _Index
     known: dict[str, Array]
-    passing: Collection[str] = ()
+    passing: Mapping[str, int] = field(default_factory=dict)
     absolute: bool = False
 
     def evaluate(self, name: str) -> tuple[Array, int]:
-        """(values of tensor `name`, how many tensors that a fold wrote lie on the way)."""
-        casts: set[str] = set()
-        return self._value(name, casts), len(casts)
+        """(values of tensor `name`, how often a fold wrote a tensor on the way that a later fold took in)."""
+        seen: set[str] = set()
+        values = self._value(name, seen)
+        return values, sum(self.passing.get(item, 0) for item in seen)
 
-    def _value(self, name: str, casts: set[str]) -> Array:
-        casts |= {name} & set(self.passing)
+    def _value(self, name: str, seen: set[str]) -> Array:
+        seen.add(name)
         name = self.index.behind(name)
+        seen.add(name)
         if name not in self.known:
-            self.known[name] = self._computed(name, casts)
+            self.known[name] = self._computed(name, seen)
         return self.known[name]
 
-    def _computed(self, name: str, casts: set[str]) -> Array:
+    def _computed(self, name: str, seen: set[str]) -> Array:
         if (constant := self.index.values(name)) is not None:
             return np.abs(constant) if self.absolute else constant
         node = self.index.producers.get(name)
@@ -203,8 +206,8 @@ class _Run:
         if node is None or operator is None:
             raise _Unknown(name)
         if node.op_type == "BatchNormalization":
-            return _batchnorm(node, [self._value(node.input[0], casts), *self._statistics(node)], self.absolute)
-        return operator(node, [self._value(item, casts) for item in node.input if item], self.absolute)
+            return _batchnorm(node, [self._value(node.input[0], seen), *self._statistics(node)], self.absolute)
+        return operator(node, [self._value(item, seen) for item in node.input if item], self.absolute)
 
     def _statistics(self, node: onnx.NodeProto) -> Iterator[Array]:
         for name in node.input[1:]:

@@ -1,0 +1,30 @@
+"""Opening labelled images: a folder, or a set known by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from repzoo.data import folder
+from repzoo.data.dataset import Source
+from repzoo.errors import InputError
+from repzoo.plugins import Plugin, PluginTable
+
+# A name that is not a folder is one of these; each target is a function without arguments that returns a Source.
+NAMED = PluginTable("data set", "repzoo.datasets", {"digits": Plugin("repzoo.data.digits:read", "demo")})
+
+
+def open_source(where: str | Path) -> Source:
+    """Open a folder of images or a named set such as `digits`.
+
+    Raises:
+        InputError: neither a folder nor a known name; a folder that is empty or has one class.
+    """
+    path = Path(where)
+    if path.is_dir():
+        return folder.read(path)
+    if path.exists():
+        raise InputError(f"{where} is a file; --data takes a folder with one subfolder a class, or a name such as 'digits'")
+    if str(where) not in NAMED.names():
+        raise InputError(f"the folder {where} does not exist, and no data set is called so; known: {', '.join(NAMED.names())}")
+    named: Source = NAMED.load(str(where))()
+    return named
