@@ -70,17 +70,23 @@ def fold(model: onnx.ModelProto) -> FoldResult:
         InputError: the graph is quantised already.
     """
     graph_model = _prepared(model)
-    state = _State(graph_model.graph)
-    with np.errstate(all="ignore"):  # weights that are not finite are for the certificate to refuse, in words
-        while state.sweep():
-            pass
+    folds, refusals = fold_graph(graph_model.graph)
     passes.RemoveUnusedNodesPass()(graph_model)
     graph_model.graph.sort()
     _order_constants(graph_model.graph)
     folded = ir.to_proto(graph_model)
     folded.metadata_props.clear()
     folded.metadata_props.extend(model.metadata_props)
-    return FoldResult(folded, tuple(state.folds), tuple(state.refusals.values()))
+    return FoldResult(folded, folds, refusals)
+
+
+def fold_graph(graph: ir.Graph) -> tuple[tuple[Fold, ...], tuple[Refusal, ...]]:
+    """Fold `graph` in place to a fixed point; tensors need their shapes. Replaced initializers stay, unread."""
+    state = _State(graph)
+    with np.errstate(all="ignore"):  # weights that are not finite are for the certificate to refuse, in words
+        while state.sweep():
+            pass
+    return tuple(state.folds), tuple(state.refusals.values())
 
 
 def _prepared(model: onnx.ModelProto) -> ir.Model:
