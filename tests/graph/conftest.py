@@ -1,4 +1,4 @@
-"""Graphs from ONNX text with weights filled in, run exactly; torch modules with BatchNorms that have lived; `--all-variants`."""
+"""Graphs from ONNX text with weights filled in, run exactly; torch modules with BatchNorms that have lived; options."""
 
 from __future__ import annotations
 
@@ -23,10 +23,16 @@ Execute = Callable[[onnx.ModelProto, Array], list[Array]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-variants", action="store_true", help="fold every variant of the catalogue, the largest included")
+    parser.addoption(
+        "--remake-golden", action="store_true", help="write tests/graph/golden/*.json anew from what the fold does now"
+    )
+    parser.addoption("--random-graphs", type=int, default=400, help="how many random linear graphs to fold (default 400)")
 
 
 def drawn(name: str, what: tuple[int, ...] | list[float] | Array) -> Array:
     """A constant: given, or of a given shape and drawn by its name; names in `var` are variances, those in `gamma` scales."""
+    if isinstance(what, np.ndarray) and what.dtype == np.int64:
+        return what
     if not isinstance(what, tuple):
         return np.asarray(what, np.float32)
     random = np.random.default_rng(zlib.crc32(name.encode()))

@@ -215,6 +215,49 @@ def test_add_keeps_what_is_sparse_sparse() -> None:
     assert algebra.add_geometry(flat, tall).kernel == (3, 3)
 
 
+@given(pair=aligned(), two=CHANNELS, seed=SEEDS)
+@settings(deadline=None, max_examples=200)
+def test_join_is_one_above_the_other_wherever_outputs_line_up(pair: tuple[Geometry, Geometry], two: int, seed: int) -> None:
+    groups = np.gcd.reduce([two, pair[1].inputs, pair[1].groups])
+    shapes = pair[0], replace(pair[1], outputs=two, groups=int(groups))
+    maps = [made(shape, seed + i) for i, shape in enumerate(shapes)]
+    both = algebra.join(*maps)
+    assert both.geometry == algebra.join_geometry(*shapes)
+    smallest = [max(reach(shape)[a] for shape in shapes) for a in (0, 1)]
+    for image in images(pair[0].inputs, (smallest[0], smallest[1]), seed):
+        assert np.array_equal(direct(both, image), np.concatenate([direct(one, image) for one in maps]))
+
+
+def test_join_refuses_what_does_not_line_up() -> None:
+    with pytest.raises(Inexact, match="channels do not add"):
+        algebra.join(made(Geometry(4, 4), 0), made(Geometry(4, 2), 0))
+    with pytest.raises(Inexact, match="strides"):
+        algebra.join(made(Geometry(4, 4), 0), made(Geometry(2, 4, strides=(2, 2)), 0))
+
+
+@given(channels=st.integers(1, 8), data=st.data(), seed=SEEDS)
+@settings(deadline=None, max_examples=60)
+def test_select_takes_a_run_of_channels_and_join_puts_the_runs_back(channels: int, data: st.DataObject, seed: int) -> None:
+    start = data.draw(st.integers(0, channels - 1))
+    count = data.draw(st.integers(1, channels - start))
+    image = integers((channels, 3, 4), seed)
+    assert np.array_equal(direct(algebra.select(channels, start, count), image), image[start : start + count])
+    if start:
+        both = algebra.join(algebra.select(channels, 0, start), algebra.select(channels, start, channels - start))
+        assert np.array_equal(both.kernel, algebra.grouped(algebra.identity(channels), 1).kernel)
+
+
+@given(pads=PADS, seed=SEEDS)
+@settings(deadline=None, max_examples=60)
+def test_zero_pad_is_a_frame_of_zeros(pads: tuple[int, int, int, int], seed: int) -> None:
+    image = integers((3, 4, 5), seed)
+    framed = np.pad(image, ((0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    assert np.array_equal(direct(algebra.zero_pad(3, pads), image), framed)
+    outer = made(Geometry(2, 3, (2, 3), (2, 1), (1, 0, 2, 1)), seed)
+    whole = algebra.compose(outer, algebra.zero_pad(3, pads))
+    assert np.array_equal(direct(whole, image), direct(outer, framed))
+
+
 # --- compositions ---------------------------------------------------------------------------------------------------------
 
 
@@ -236,7 +279,7 @@ def chained(draw: st.DrawFn) -> tuple[Geometry, Geometry]:
 def test_compose_is_right_or_refuses_for_its_one_reason(pair: tuple[Geometry, Geometry], bias: bool, seed: int) -> None:
     outer, inner = made(pair[0], seed), made(pair[1], seed + 5, bias)
     padded = any(pair[0].pads)
-    moves = pair[1].kernel != (1, 1) or any(pair[1].pads) or pair[1].strides != (1, 1)
+    moves = pair[1].kernel != (1, 1) or pair[1].strides != (1, 1)
     try:
         whole = algebra.compose(outer, inner)
     except Inexact:

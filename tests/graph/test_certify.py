@@ -17,10 +17,12 @@ from onnx import numpy_helper
 
 from repzoo import verbs
 from repzoo.artifact import Artifact, Preprocess, Step
-from repzoo.errors import CertificateError
+from repzoo.errors import CertificateError, InputError
 from repzoo.graph import algebra, certify, fold
 from repzoo.graph.algebra import AffineMap
 from repzoo.graph.certify import Certificate
+from repzoo.graph.pieces import pieces, sha256_of_graph
+from repzoo.graph.proof import PROBES
 
 Array = npt.NDArray[Any]
 Graph = Callable[..., onnx.ModelProto]
@@ -87,7 +89,14 @@ def test_a_true_fold_is_certified_with_the_facts(before: Artifact, certified: Ca
     assert made.inputs == 8
     assert made.before["operators"]["BatchNormalization"] == 6
     assert made.after["operators"] == {"Conv": 3, "Flatten": 1, "Gemm": 1, "GlobalAveragePool": 1, "HardSigmoid": 1, "Relu": 2}
-    assert made.to_json()["folds"][0]["kind"]
+    folds = made.to_json()["folds"]
+    assert [one["output"] for one in folds] == [one.output for one in made.folds]
+    for one in folds:
+        proof = one["proof"]
+        assert proof.keys() == {"max_abs_error", "max_rel_error", "ratio", "bound", "probe"}
+        assert 0 < proof["max_rel_error"] < 1e-6 < 1e-3 < proof["ratio"] <= 1
+        assert proof["probe"] in PROBES
+    assert made.before["sha256"] == sha256_of_graph(before.model) != made.after["sha256"]
     assert made.line().startswith("equal: largest error")
 
 
@@ -200,6 +209,41 @@ def test_a_forgotten_epsilon_is_caught_at_any_usual_variance(
     monkeypatch.setattr(algebra, "from_batchnorm", epsilon_forgotten)
     with pytest.raises(CertificateError, match="differs from what it replaces"):
         certified(before)
+
+
+HOSTILE: dict[str, dict[str, Callable[[Array], Array]]] = {
+    "large mean": {"mean": lambda values: 1e4 * values},
+    "tiny variance": {"var": lambda values: 1e-9 * values},
+    "no variance": {"var": np.zeros_like},
+    "variance at epsilon": {"var": lambda values: np.full_like(values, 1e-5)},
+    "zero scale": {"gamma": lambda values: values * (np.arange(values.size) % 2)},
+    "negative scale": {"gamma": lambda values: -np.abs(values)},
+    "large mean over tiny variance": {"mean": lambda values: 1e3 * values, "var": lambda values: 1e-6 * values},
+}
+
+
+def with_hostile_statistics(artifact: Artifact, kind: str) -> Artifact:
+    model = onnx.ModelProto()
+    model.CopyFrom(artifact.model)
+    for start, by in HOSTILE[kind].items():
+        for name in [item.name for item in model.graph.initializer if item.name.startswith(start)]:
+            change(model, name, by)
+    return replace(artifact, model=model)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_statistics_are_certified_and_their_mutants_are_not(
+    kind: str, before: Artifact, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = with_hostile_statistics(before, kind)
+    made = certified(hostile)
+    assert made.equal
+    assert made.proof_ratio <= 1
+    for name, mutant in ALGEBRA_MUTANTS:
+        with monkeypatch.context() as patched:
+            patched.setattr(algebra, name, mutant)
+            with pytest.raises(CertificateError):
+                certified(hostile)
 
 
 # --- mutants of the folded graph ------------------------------------------------------------------------------------------
@@ -341,7 +385,7 @@ def test_a_fixed_batch_is_certified_in_its_batches(graph: Graph, certified: Call
     before = Artifact(graph(BODY, WEIGHTS, "2, 4, 16, 17", "2, 5"), "fixed", Preprocess(size=16))
     real = np.random.default_rng(3).standard_normal((5, 4, 16, 17)).astype(np.float32)
     assert certified(before).inputs == 4
-    assert certified(before, images=real).inputs == 4 + 4
+    assert certified(before, images=real).inputs == 4 + 5, "the last batch is filled up"
 
 
 def test_real_images_are_counted_and_compared(before: Artifact, certified: Callable[..., Certificate]) -> None:
@@ -349,14 +393,18 @@ def test_real_images_are_counted_and_compared(before: Artifact, certified: Calla
     assert certified(before, images=real).inputs == 13
 
 
-def test_weights_in_constant_nodes_are_jittered(before: Artifact, certified: Callable[..., Certificate]) -> None:
+def with_constant_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     moved = onnx.ModelProto()
-    moved.CopyFrom(before.model)
-    constants = [onnx.helper.make_node("Constant", [], [item.name], value=item) for item in before.model.graph.initializer]
+    moved.CopyFrom(model)
+    constants = [onnx.helper.make_node("Constant", [], [item.name], value=item) for item in model.graph.initializer]
     rest = list(moved.graph.node)
     del moved.graph.initializer[:], moved.graph.node[:]
     moved.graph.node.extend([*constants, *rest])
-    made = certified(replace(before, model=moved))
+    return moved
+
+
+def test_weights_in_constant_nodes_are_jittered(before: Artifact, certified: Callable[..., Certificate]) -> None:
+    made = certified(replace(before, model=with_constant_nodes(before.model)))
     assert made.bound == certified(before).bound
     assert made.proven == 4
 
@@ -376,6 +424,88 @@ def test_the_verb_raises_and_the_command_leaves_no_file(
     assert bad.code == 3
     assert "Traceback" not in bad.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good.onnx", "in.onnx"]
+
+
+# --- number types, sizes, pieces ------------------------------------------------------------------------------------------
+
+
+def as_halves(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` computing in float16 between float32 ends."""
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    for item in half.graph.initializer:
+        item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item).astype(np.float16), item.name))
+    for node in half.graph.node:
+        node.input[:] = ["half" if name == "data" else name for name in node.input]
+        node.output[:] = ["whole" if name == "output" else name for name in node.output]
+    half.graph.node.insert(0, onnx.helper.make_node("Cast", ["data"], ["half"], "first", to=onnx.TensorProto.FLOAT16))
+    half.graph.node.append(onnx.helper.make_node("Cast", ["whole"], ["output"], "last", to=onnx.TensorProto.FLOAT))
+    return half
+
+
+def test_float16_is_certified_against_its_own_rounding(
+    before: Artifact, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = replace(before, model=as_halves(before.model))
+    made = certified(half)
+    assert made.proven == 4
+    assert made.bound > 100 * certified(before).bound
+    monkeypatch.setattr(algebra, "from_batchnorm", mean_ignored)
+    with pytest.raises(CertificateError):
+        certified(half)
+
+
+def test_open_sides_are_certified_at_the_size_of_the_images(graph: Graph, certified: Callable[..., Certificate]) -> None:
+    before = Artifact(graph(BODY, WEIGHTS, "N, 4, H, W", "N, 5"), "open", None)
+    real = np.random.default_rng(3).standard_normal((5, 4, 20, 24)).astype(np.float32)
+    assert certified(before, images=real).inputs == 4 + 4 + 5
+
+
+def test_images_of_another_size_are_bad_input(before: Artifact, certified: Callable[..., Certificate]) -> None:
+    with pytest.raises(InputError, match=r"the images are \[4, 8, 8\], but subject takes \[4, 16, 17\]"):
+        certified(before, images=np.zeros((1, 4, 8, 8), np.float32))
+
+
+def test_a_model_beyond_one_file_is_refused_in_a_sentence(
+    before: Artifact, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certify, "MAX_MODEL_BYTES", 100)
+    with pytest.raises(InputError, match=r"subject folds to [\d,]+ bytes of weights; one ONNX file holds at most 100"):
+        certified(before)
+
+
+@pytest.mark.parametrize("held", ["initializers", "Constant nodes"])
+def test_pieces_give_what_the_whole_gives(held: str, before: Artifact, execute: Execute) -> None:
+    model = before.model if held == "initializers" else with_constant_nodes(before.model)
+    data = np.random.default_rng(0).standard_normal((3, 4, 16, 17)).astype(np.float32)
+    seen = data
+    parts = list(pieces(model, limit=600))
+    assert len(parts) == 3
+    for part in parts:
+        seen = execute(part, seen)[0]
+    assert np.array_equal(seen, execute(model, data)[0])
+    assert len(list(pieces(model))) == 1
+
+
+def test_a_fold_is_certified_in_pieces_too(
+    before: Artifact, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = certified(before)
+    monkeypatch.setattr(certify, "pieces", lambda model: pieces(model, 600))
+    assert certified(before).max_abs_error == whole.max_abs_error
+    model = onnx.ModelProto()
+    model.CopyFrom(fold.fold(before.model).model)
+    channels_permuted(model)
+    monkeypatch.setattr(certify, "prove", lambda *_: ())
+    with pytest.raises(CertificateError, match="NOT EQUAL"):
+        certified(before, model)
+
+
+def test_the_hash_is_of_the_graph_and_not_of_its_metadata(before: Artifact) -> None:
+    known = sha256_of_graph(before.model)
+    assert sha256_of_graph(Artifact.from_bytes(before.to_bytes(), "again").model) == known
+    change(before.model, "wa", lambda values: np.nextafter(values, np.float32(0)))
+    assert sha256_of_graph(before.model) != known
 
 
 # --- the families, at any scale -------------------------------------------------------------------------------------------

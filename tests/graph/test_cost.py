@@ -12,6 +12,7 @@ import pytest
 
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.graph.cost import count
+from repzoo.graph.pieces import skeleton
 from repzoo.quant import qdq
 from repzoo.quant.place import Placement
 from repzoo.quant.ranges import Affine
@@ -75,6 +76,14 @@ def test_int8_counts_what_its_float_form_does(network: Artifact) -> None:
     assert (after.parameters, after.macs) == (before.parameters, before.macs)
     assert after.bytes < before.bytes
     assert after.uncounted["QuantizeLinear"] == len(tensors)
+
+
+def test_counting_leaves_the_model_and_copies_none_of_its_weights(graph: Graph) -> None:
+    made = graph(NETWORK, WEIGHTS | {"w3": (500, 8), "b3": (500,)}, "N, 3, 16, 16", "N, 500")
+    known = made.SerializeToString(deterministic=True)
+    assert count(Artifact(made, "network")).bytes == 4 * (216 + 8 + 4 * 8 + 72 + 4000 + 500)
+    assert made.SerializeToString(deterministic=True) == known
+    assert skeleton(made).ByteSize() < len(known) - 4 * 4000
 
 
 def test_a_shared_weight_is_one_parameter_and_two_layers_of_work(graph: Graph) -> None:

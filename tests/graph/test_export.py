@@ -135,3 +135,10 @@ def test_other_opsets_are_input_errors(opset: int, small: nn.Module) -> None:
 def test_labels_must_be_one_for_each_output(small: nn.Module) -> None:
     with pytest.raises(InputError, match="2 labels were given for a model with 3 outputs"):
         export(small, "small", PREPROCESS, ("a", "b"), STEP)
+
+
+def test_more_weights_than_one_file_holds_are_refused_in_a_sentence() -> None:
+    with torch.device("meta"):
+        module = nn.Sequential(nn.Flatten(), nn.Linear(2**15, 2**14))
+    with pytest.raises(InputError, match=r"huge has 2,147,549,184 bytes of weights; one ONNX file holds at most 2,147,483,647"):
+        export(module, "huge", PREPROCESS, (), STEP)

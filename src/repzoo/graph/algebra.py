@@ -110,6 +110,16 @@ def from_average_pool(
     return from_kernel(taps, groups=channels, strides=strides, pads=pads)
 
 
+def zero_pad(channels: int, pads: tuple[int, int, int, int]) -> AffineMap:
+    """y = x inside a frame of zeros."""
+    return replace(identity(channels), geometry=Geometry(channels, channels, pads=pads, groups=channels))
+
+
+def select(channels: int, start: int, count: int) -> AffineMap:
+    """The `count` channels from `start` on, of `channels`."""
+    return from_kernel(np.eye(channels)[start : start + count, :, None, None])
+
+
 def scaled(one: AffineMap, factor: float) -> AffineMap:
     """factor * one(x)."""
     return replace(one, kernel=one.kernel * factor, bias=one.bias * factor)
@@ -173,6 +183,26 @@ def grouped(one: AffineMap, groups: int) -> AffineMap:
     return AffineMap(replace(shape, groups=groups), kernel, one.bias)
 
 
+def join_geometry(one: Geometry, two: Geometry) -> Geometry:
+    """The geometry of one(x) with two(x) below it, channel-wise; Inexact when they do not line up."""
+    total = one.outputs + two.outputs
+    return add_geometry(replace(one, outputs=total, groups=1), replace(two, outputs=total, groups=1))
+
+
+def join(one: AffineMap, two: AffineMap) -> AffineMap:
+    """The map that gives the channels of one(x), then those of two(x)."""
+    total = one.geometry.outputs + two.geometry.outputs
+    return add(_among(one, total, 0), _among(two, total, one.geometry.outputs))
+
+
+def _among(one: AffineMap, total: int, start: int) -> AffineMap:
+    """`one` as the channels from `start` on of a map that gives `total`, the others zero."""
+    dense, rows = grouped(one, 1), slice(start, start + one.geometry.outputs)
+    kernel, bias = np.zeros((total, *dense.kernel.shape[1:])), np.zeros(total)
+    kernel[rows], bias[rows] = dense.kernel, dense.bias
+    return AffineMap(replace(dense.geometry, outputs=total), kernel, bias)
+
+
 # --- compositions ---------------------------------------------------------------------------------------------------------
 
 
@@ -180,22 +210,24 @@ def compose_geometry(outer: Geometry, inner: Geometry) -> Geometry:
     """The geometry of outer(inner(x)), were it exact; Inexact when no window could make it so."""
     if outer.inputs != inner.outputs:
         raise Inexact(f"{outer.inputs} channels are read where {inner.outputs} are made")
-    if any(outer.pads) and not (inner.is_pointwise and inner.strides == (1, 1)):
+    if any(outer.pads) and (inner.kernel, inner.strides) != ((1, 1), (1, 1)):
         raise Inexact("the outer convolution pads what the inner one computes, so borders would differ")
     dilated = outer.kernel != (1, 1) and inner.kernel != (1, 1)
     dilations = (1, 1) if dilated else (inner.dilations if outer.kernel == (1, 1) else _times(outer.dilations, inner.strides))
     span = _pair((outer.span[a] - 1) * inner.strides[a] + inner.span[a] for a in (0, 1))
     kernel = _pair((span[a] - 1) // dilations[a] + 1 for a in (0, 1))
-    pads = outer.pads if any(outer.pads) else inner.pads
+    top, left, bottom, right = (one + two for one, two in zip(outer.pads, inner.pads, strict=True))
     groups = _common_groups(outer, inner)
-    return Geometry(outer.outputs, inner.inputs, kernel, _times(outer.strides, inner.strides), pads, dilations, groups)
+    return Geometry(
+        outer.outputs, inner.inputs, kernel, _times(outer.strides, inner.strides), (top, left, bottom, right), dilations, groups
+    )
 
 
 def compose(outer: AffineMap, inner: AffineMap) -> AffineMap:
     """The map of outer(inner(x)).
 
     Raises:
-        Inexact: outer pads and inner shifts or has a window: the padding would have to be inner's value, not 0.
+        Inexact: outer pads and inner shifts, strides or has a window: the padding would have to be inner's value, not 0.
     """
     target = compose_geometry(outer.geometry, inner.geometry)
     if any(outer.geometry.pads) and np.any(inner.bias != 0):

@@ -1,35 +1,41 @@
 """Certificate: how equal a folded graph is to its training form, against bounds that are derived or measured, not assumed.
 
-First every folded node is retraced on its own in float64 (proof.py): no depth blurs a wrong one there. Then both graphs run in
-float32 with every runtime optimisation off, on random images (normal, and of large amplitude) and on real ones where given. That
-bound comes from the training form itself: its weights are jittered by one unit in the last place, and the largest change that
-this makes in the output, times SAFETY, is what float32 cannot tell apart.
+First every folded node is retraced on its own in float64 (proof.py): no depth blurs a wrong one there. Then both graphs run with
+every runtime optimisation off, on random images (normal, and of large amplitude) and on real ones where given. That bound comes
+from the training form itself: its weights are jittered by one unit in the last place, and the largest change that this makes in
+the output, times SAFETY, is what its number type cannot tell apart.
+
+Large graphs run piece by piece (pieces.py), so the check needs little memory besides the two models.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
-from repzoo.artifact import Artifact, classifier_input
-from repzoo.errors import CertificateError
+from repzoo.artifact import MAX_MODEL_BYTES, Artifact, classifier_input
+from repzoo.errors import CertificateError, InputError
 from repzoo.graph.cost import Cost, count
 from repzoo.graph.fold import Fold, FoldResult
-from repzoo.graph.proof import prove
+from repzoo.graph.pieces import pieces, sha256_of_graph
+from repzoo.graph.proof import ROUNDOFF, Proof, prove
 from repzoo.graph.rules import Refusal
-from repzoo.storage import sha256_of
 
 SAFETY = 64.0  # jittering moves each weight once; a fold also reorders sums of up to some 10^4 terms in every layer
-FLOOR = 2.0**-20  # of the output's largest magnitude: 8 units in the last place, for networks too robust to jitter
+FLOOR = 16.0  # unit roundoffs of the output's largest magnitude: 8 units in the last place, for networks too robust to jitter
+IMAGES = range(2, 5)  # of each random kind: as many as ENOUGH_MACS pay for
+ENOUGH_MACS = 2**34
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Add", "Sub", "Mul", "Div"})
+
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 Images = npt.NDArray[np.float32]
 Runner = Callable[[onnx.ModelProto, Images], Images]  # exact: no graph optimisation
@@ -41,6 +47,9 @@ class Certificate:
 
     proven      folded nodes retraced one by one in float64
     proof_ratio the largest error among them, over the bound that the rounding of its weights allows
+    proofs      one for each of them
+    before      sha256 (of the graph without metadata, see pieces.sha256_of_graph) and cost of the training form
+    after       the same of the deploy form
     """
 
     equal: bool
@@ -55,10 +64,14 @@ class Certificate:
     refusals: tuple[Refusal, ...]
     before: Mapping[str, Any]
     after: Mapping[str, Any]
+    proofs: tuple[Proof, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """A plain JSON document."""
-        return dataclasses.asdict(self)
+        """A plain JSON document; each fold has its proof, or None where a later fold took its node in."""
+        document = dataclasses.asdict(self)
+        proofs = {one.pop("output"): one for one in document.pop("proofs")}
+        document["folds"] = [{**one, "proof": proofs.pop(one["output"], None)} for one in document["folds"][::-1]][::-1]
+        return document
 
     def line(self) -> str:
         """The verdict in one line."""
@@ -69,74 +82,98 @@ class Certificate:
         )
 
 
+@dataclass(frozen=True)
+class _Comparison:
+    """What one group of inputs showed; `agrees` holds one truth for each image."""
+
+    error: float
+    bound: float
+    magnitude: float
+    agrees: npt.NDArray[np.bool_]
+
+    @property
+    def ratio(self) -> float:
+        return _over(self.error, self.bound)
+
+
 def certify(before: Artifact, result: FoldResult, run: Runner, images: Images | None = None, seed: int = 0) -> Certificate:
     """Compare `before` with its fold on random inputs and, where given, `images` float32 [n, 3, size, size].
 
     Raises:
         CertificateError: a folded node or the whole graph differs by more than its bound, or an output is not finite.
+        InputError: the folded model could not be written as one file.
     """
-    proofs = prove(before.model, result.model, [item.output for item in result.folds], seed)
     after = dataclasses.replace(before, model=result.model)
-    groups = _inputs(before, images, seed)
-    errors, bounds, magnitudes, agreements = zip(
-        *(_compare(before.model, result.model, group, run, seed) for group in groups), strict=True
-    )
-    worst = int(np.argmax([_over(error, bound) for error, bound in zip(errors, bounds, strict=True)]))
+    costs = count(before), count(after)
+    _require_one_file(before.name, costs[1])
+    proofs = prove(before.model, result.model, [item.output for item in result.folds], seed)
+    groups = _inputs(before, costs[0], images, seed)
+    compared = _compared(before.model, result.model, groups, run, seed)
+    worst = max(compared, key=lambda one: one.ratio)
     certificate = Certificate(
-        equal=bool(all(error <= bound for error, bound in zip(errors, bounds, strict=True))),
-        max_abs_error=errors[worst],
-        max_rel_error=_over(errors[worst], magnitudes[worst]),
-        bound=bounds[worst],
-        top1_agreement=float(np.mean(np.concatenate(agreements))),
-        inputs=sum(len(group) for group in groups),
+        equal=all(one.error <= one.bound for one in compared),
+        max_abs_error=worst.error,
+        max_rel_error=_over(worst.error, worst.magnitude),
+        bound=worst.bound,
+        top1_agreement=float(np.mean(np.concatenate([one.agrees for one in compared]))),
+        inputs=sum(map(len, groups)),
         proven=len(proofs),
         proof_ratio=max((proof.ratio for proof in proofs), default=0.0),
         folds=result.folds,
         refusals=result.refusals,
-        before=_facts(before.model, count(before)),
-        after=_facts(result.model, count(after)),
+        before=_facts(before.model, costs[0]),
+        after=_facts(result.model, costs[1]),
+        proofs=proofs,
     )
     if not certificate.equal:
         raise CertificateError(f"{before.name}: the folded graph is not proven equal, so it is not written. {certificate.line()}")
     return certificate
 
 
-def _inputs(artifact: Artifact, images: Images | None, seed: int) -> Sequence[Images]:
+def _require_one_file(name: str, cost: Cost) -> None:
+    if cost.bytes > MAX_MODEL_BYTES:
+        raise InputError(f"{name} folds to {cost.bytes:,} bytes of weights; one ONNX file holds at most {MAX_MODEL_BYTES:,}")
+
+
+def _inputs(artifact: Artifact, cost: Cost, images: Images | None, seed: int) -> Sequence[Images]:
+    """Groups to compare apart: noise, loud noise, real images."""
     dims = [dim.dim_value for dim in classifier_input(artifact.model).type.tensor_type.shape.dim] or [0] * 4
     side = artifact.preprocess.size if artifact.preprocess else 224
-    shape = (dims[0] or 4, dims[1] or 3, dims[2] or side, dims[3] or side)
+    few = min(max(ENOUGH_MACS // max(cost.macs, 1), IMAGES.start), IMAGES.stop - 1)
+    real = [] if images is None or len(images) == 0 else [images]
+    usual = real[0].shape[1:] if real else (3, side, side)
+    shape = [dim or other for dim, other in zip(dims, (few, *usual), strict=True)]
+    if tuple(shape[1:]) != usual and real:
+        raise InputError(f"the images are {list(usual)}, but {artifact.name} takes {shape[1:]}; prepare them at that size")
     noise = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    groups = [noise, 30 * noise]
-    return [*groups, *_parts(images, dims[0])]
-
-
-def _parts(images: Images | None, batch: int) -> Sequence[Images]:
-    """`images` in the batches that the graph takes (0: any); of the last, only what fills one."""
-    if images is None or len(images) == 0:
-        return []
-    if not batch:
-        return [images]
-    return [images[start : start + batch] for start in range(0, len(images) - batch + 1, batch)]
+    return [noise, 30 * noise, *real]
 
 
 def _over(part: float, whole: float) -> float:
     return part / whole if part else 0.0
 
 
-def _compare(
-    before: onnx.ModelProto, after: onnx.ModelProto, images: Images, run: Runner, seed: int
-) -> tuple[float, float, float, Any]:
-    """(error, bound, magnitude, agreement for each image)."""
-    expected, got = run(before, images), run(after, images)
-    if not (np.isfinite(expected).all() and np.isfinite(got).all()):
+def _compared(
+    before: onnx.ModelProto, after: onnx.ModelProto, groups: Sequence[Images], run: Runner, seed: int
+) -> list[_Comparison]:
+    expected, got = _outputs(before, groups, run), _outputs(after, groups, run)
+    if not all(values.size for values in (*expected, *got)):
+        raise InputError("the graph gives no output for some images, so nothing can be compared; check what it cuts away")
+    if not all(np.isfinite(values).all() for values in (*expected, *got)):
         raise CertificateError("an output is not finite (overflow or NaN), so nothing can be proven; check the model's weights")
-    jittered = run(_jittered(before, seed), images)
+    jittered = _outputs(before, groups, run, np.random.default_rng(seed + 1))
+    floor = FLOOR * max(
+        (ROUNDOFF[item.data_type] for item in _weights(before.graph) if item.data_type in ROUNDOFF), default=2.0**-24
+    )
+    return [_compare(*three, floor) for three in zip(expected, got, jittered, strict=True)]
+
+
+def _compare(expected: Images, got: Images, jittered: Images, floor: float) -> _Comparison:
     magnitude = float(np.abs(expected).max())
-    error = float(np.abs(expected - got).max())
-    bound = max(SAFETY * float(np.abs(expected - jittered).max()), FLOOR * magnitude)
+    bound = max(SAFETY * float(np.abs(expected - jittered).max()), floor * magnitude)
     if not np.isfinite(bound):
         raise CertificateError("an output overflows when a weight moves by one unit in the last place; check the model's weights")
-    return error, bound, magnitude, _same_top1(expected, got, bound)
+    return _Comparison(float(np.abs(expected - got).max()), bound, magnitude, _same_top1(expected, got, bound))
 
 
 def _same_top1(expected: Images, got: Images, bound: float) -> npt.NDArray[np.bool_]:
@@ -145,19 +182,41 @@ def _same_top1(expected: Images, got: Images, bound: float) -> npt.NDArray[np.bo
     return np.asarray(expected.max(1) - expected[rows, got.argmax(1)] <= bound)
 
 
-def _jittered(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
-    generator = np.random.default_rng(seed + 1)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for item in _weights(copy.graph):
-        if item.data_type == onnx.TensorProto.FLOAT:
+def _outputs(
+    model: onnx.ModelProto, groups: Sequence[Images], run: Runner, jitter: np.random.Generator | None = None
+) -> Sequence[Images]:
+    """The outputs of `model` for each group, its weights moved by one unit in the last place where `jitter` is given."""
+    dims = classifier_input(model).type.tensor_type.shape.dim
+    batches = _batches(groups, dims[0].dim_value if dims else 0)
+    for piece in pieces(model):
+        if jitter is not None:
+            _jitter(_weights(piece.graph), jitter)
+        batches = [run(piece, batch) for batch in batches]
+    ends = np.cumsum([len(group) for group in groups])
+    return np.split(np.concatenate(batches), ends)[:-1]
+
+
+def _batches(groups: Sequence[Images], batch: int) -> list[Images]:
+    """All images in the batches that the graph takes (0: any); the last is filled with the first again."""
+    every = np.concatenate(groups)
+    if not batch:
+        return [every]
+    filled = np.concatenate([every, *[every[:1]] * (-len(every) % batch)])
+    return np.split(filled, len(filled) // batch)
+
+
+def _jitter(weights: Iterable[TensorProto], random: np.random.Generator) -> None:
+    """Move every value to one of its two neighbours, in place. Zeros stay: a padded kernel's are exact."""
+    for item in weights:
+        if item.data_type in _FLOATS:
             values = numpy_helper.to_array(item)
-            toward = np.where(generator.random(values.shape, np.float32) < 0.5, -np.inf, np.inf).astype(np.float32)
-            item.CopyFrom(numpy_helper.from_array(np.nextafter(values, toward), item.name))
-    return copy
+            bits = values.view(f"i{values.itemsize}").ravel()
+            signs = np.unpackbits(np.frombuffer(random.bytes(-(-bits.size // 8)), np.uint8), count=bits.size)
+            moved = np.where(values.ravel() == 0, bits, bits + 2 * signs.astype(bits.dtype) - 1)
+            item.CopyFrom(numpy_helper.from_array(moved.view(values.dtype).reshape(values.shape), item.name))
 
 
-def _weights(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+def _weights(graph: onnx.GraphProto) -> list[TensorProto]:
     """Every constant of the layers, whether an initializer or a Constant node holds it."""
     read = {name for node in graph.node if node.op_type in _LAYERS for name in node.input}
     held = [node for node in graph.node if node.op_type == "Constant" and node.output[0] in read]
@@ -165,5 +224,5 @@ def _weights(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
 
 
 def _facts(model: onnx.ModelProto, cost: Cost) -> dict[str, Any]:
-    facts = {"sha256": sha256_of(model.SerializeToString(deterministic=True)), **dataclasses.asdict(cost)}
+    facts = {"sha256": sha256_of_graph(model), **dataclasses.asdict(cost)}
     return {key: value for key, value in facts.items() if key != "uncounted"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from repzoo.artifact import Artifact, Preprocess, Step
+from repzoo.artifact import MAX_MODEL_BYTES, Artifact, Preprocess, Step
 from repzoo.errors import InputError, RepzooError
 
 if TYPE_CHECKING:
@@ -39,11 +39,12 @@ def export(
     dynamic_batch  True leaves N open, False fixes it at 1
 
     Raises:
-        InputError: opset outside 11..20, or a label count that is not the number of outputs.
+        InputError: opset outside 11..20, a label count that is not the number of outputs, or more weights than one file holds.
         RepzooError: the exporter dropped a BatchNormalization.
     """
     if opset not in OPSETS:
         raise InputError(f"opset must lie in {OPSETS.start}..{OPSETS.stop - 1}; got {opset}")
+    _require_one_file(module, name)
     model = _torch_export(module, preprocess.size, opset, dynamic_batch)
     _assert_every_batchnorm(module, model)
     artifact = Artifact(model, name, preprocess, labels)
@@ -51,6 +52,12 @@ def export(
         raise InputError(f"{len(labels)} labels were given for a model with {artifact.num_classes} outputs; give one for each")
     settings = {"opset": opset, "dynamic_batch": dynamic_batch, **asdict(preprocess)}
     return Artifact(model, name, preprocess, labels, (step,)).then(model, Step("export", step.version, settings))
+
+
+def _require_one_file(module: torch.nn.Module, name: str) -> None:
+    weights = sum(item.numel() * item.element_size() for item in module.state_dict().values())
+    if weights > MAX_MODEL_BYTES:
+        raise InputError(f"{name} has {weights:,} bytes of weights; one ONNX file holds at most {MAX_MODEL_BYTES:,}")
 
 
 def _torch_export(module: torch.nn.Module, size: int, opset: int, dynamic_batch: bool) -> onnx.ModelProto:

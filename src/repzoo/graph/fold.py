@@ -7,9 +7,10 @@ first; the passes repeat until nothing changes, so a folded graph folds to itsel
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,11 @@ import onnx_ir.passes.common as passes
 from repzoo.errors import InputError
 from repzoo.graph import algebra
 from repzoo.graph.algebra import AffineMap, Geometry, Inexact
-from repzoo.graph.rules import Link, Refusal, constant, name_of, view
+from repzoo.graph.constants import settle
+from repzoo.graph.rules import Link, Refusal, channels_of, constant, joined, name_of, rank_of, view
 
-QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"})
+QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
+OLDEST_OPSET = 7  # before it BatchNormalization trains unless told otherwise, and broadcasting is an attribute
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def fold(model: onnx.ModelProto) -> FoldResult:
     """Fold `model` (left as it was) to a fixed point.
 
     Raises:
-        InputError: the graph is quantised already.
+        InputError: the graph is quantised already, older than opset 7, or at odds with itself.
     """
     graph_model = _prepared(model)
     folds, refusals = fold_graph(graph_model.graph)
@@ -91,16 +94,28 @@ def fold_graph(graph: ir.Graph) -> tuple[tuple[Fold, ...], tuple[Refusal, ...]]:
 
 def _prepared(model: onnx.ModelProto) -> ir.Model:
     kinds = {node.op_type for node in model.graph.node}
-    if found := sorted(kinds & QUANTISED):
+    if found := sorted(kind for kind in kinds if kind in QUANTISED or kind.startswith("QLinear")):
         raise InputError(f"the graph is quantised already (it holds {found[0]}); fold the float model, then quantise")
+    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), OLDEST_OPSET)
+    if opset < OLDEST_OPSET:
+        raise InputError(f"the graph is of opset {opset}; convert it to {OLDEST_OPSET} or later (onnx.version_converter)")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    graph_model = ir.from_proto(copy)
-    passes.ShapeInferencePass()(graph_model)
+    try:
+        graph_model = ir.from_proto(copy)
+    except ir.serde.SerdeError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"the graph holds something that ONNX does not define ({reason}); export it again") from None
+    settle(graph_model)
     _drop_inference_noops(graph_model.graph)
-    passes.IdentityEliminationPass()(graph_model)
+    if not any(_holds_graph(node) for node in graph_model.graph):  # the pass would change the subgraphs too
+        passes.IdentityEliminationPass()(graph_model)
     passes.RemoveUnusedNodesPass()(graph_model)  # what nobody reads counts as a reader
     return graph_model
+
+
+def _holds_graph(node: ir.Node) -> bool:
+    return any(item.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for item in node.attributes.values())
 
 
 def _order_constants(graph: ir.Graph) -> None:
@@ -148,7 +163,11 @@ class _State:
         return len(self.folds) > before
 
     def _try(self, root: ir.Node) -> None:
-        candidates = [form for form in self._forms(root.outputs[0]) if _worth_writing(form) and not _belongs_below(form)]
+        candidates = [
+            form
+            for form in self._forms(root.outputs[0])
+            if _worth_writing(form) and not _belongs_below(form) and _is_closed(form, root)
+        ]
         for form in sorted(candidates, key=lambda form: (form.cost - form.macs, -len(form.nodes))):
             if form.flat and form.geometry.groups > 1:
                 self._refuse(root, "a scale and shift of [N, C] has no cheaper operator than the one that it is")
@@ -170,18 +189,21 @@ class _State:
         node = value.producer()
         if node is None or node.graph is not self.graph:
             return []
-        seen = view(node)
+        seen = view(node, value.index() or 0)
         if isinstance(seen, Refusal):
             self.refusals.setdefault(seen.node, seen)
             return []
         if isinstance(seen, Link):
             return list(self._chain(seen))
+        if parts := joined(node):
+            return list(self._join(node, parts))
         return list(self._sum(node)) if node.op_type in ("Add", "Sub") and len(node.inputs) == 2 else []
 
     def _chain(self, link: Link) -> Iterator[_Form]:
         shape = link.geometry
-        yield _Form(link.source, shape, (link.node,), _macs(shape), shape.macs, link.build, link.flat)
-        if _absorbable(link.source, (link.node,)):
+        macs, parameters = (0.0, 0) if link.moves else (_macs(shape), shape.macs)
+        yield _Form(link.source, shape, (link.node,), macs, parameters, link.build, link.flat)
+        if len(link.node.outputs) == 1 and _absorbable(link.source, (link.node,)):
             for inner in self._forms(link.source):
                 try:
                     yield _composed(link, inner)
@@ -199,6 +221,19 @@ class _State:
                         yield _added(node, one, two)
                     except Inexact as reason:
                         self._refuse(node, str(reason))
+
+    def _join(self, node: ir.Node, parts: list[ir.Value]) -> Iterator[_Form]:
+        """For each tensor that all parts can be read from, the largest expression of each part."""
+        if len(set(parts)) < len(parts):
+            return
+        flat = rank_of(node.outputs[0]) == 2
+        reach = [{form.source: form for form in self._operand(part, node)} for part in parts]
+        for source in (source for source in reach[0] if all(source in forms for forms in reach)):
+            forms = [_whole(forms[source], part, flat) for forms, part in zip(reach, parts, strict=True)]
+            try:
+                yield _joined(node, forms)
+            except Inexact as reason:
+                self._refuse(node, str(reason))
 
     def _operand(self, value: ir.Value | None, reader: ir.Node) -> list[_Form]:
         if value is None:
@@ -233,7 +268,7 @@ class _State:
 
 
 def _weights(node: ir.Node) -> int:
-    shape = node.inputs[1].shape if node.op_type in ("Conv", "Gemm") and node.inputs[1] is not None else None
+    shape = node.inputs[1].shape if node.op_type in ("Conv", "Gemm", "MatMul") and node.inputs[1] is not None else None
     return math.prod(shape.numpy()) if shape is not None else 0
 
 
@@ -243,6 +278,12 @@ def _macs(shape: Geometry) -> float:
 
 def _absorbable(value: ir.Value, readers: tuple[ir.Node, ...]) -> bool:
     return not value.is_graph_output() and all(use.node in readers for use in value.uses())
+
+
+def _is_closed(form: _Form, root: ir.Node) -> bool:
+    """Nothing outside the expression reads what it computes on the way; a Split has several outputs."""
+    inside = [value for node in form.nodes if node is not root for value in node.outputs]
+    return all(_absorbable(value, form.nodes) for value in inside)
 
 
 def _worth_writing(form: _Form) -> bool:
@@ -280,8 +321,8 @@ def _composed(link: Link, inner: _Form) -> _Form:
         inner.source,
         shape,
         (link.node, *inner.nodes),
-        inner.macs + _macs(link.geometry) / area,
-        inner.parameters + link.geometry.macs,
+        inner.macs + (0 if link.moves else _macs(link.geometry) / area),
+        inner.parameters + (0 if link.moves else link.geometry.macs),
         lambda: algebra.compose(link.build(), inner.build()),
         link.flat or inner.flat,
     )
@@ -295,11 +336,28 @@ def _added(node: ir.Node, one: _Form, two: _Form) -> _Form:
     return _Form(
         one.source,
         shape,
-        (node, *one.nodes, *two.nodes),
+        tuple(dict.fromkeys((node, *one.nodes, *two.nodes))),  # two outputs of one Split
         one.macs + two.macs + channels / (shape.strides[0] * shape.strides[1]),
         one.parameters + two.parameters,
         lambda: algebra.add(one.build(), algebra.scaled(two.build(), sign)),
         one.flat or two.flat,
+    )
+
+
+def _whole(form: _Form, part: ir.Value, flat: bool) -> _Form:
+    """`form`, or the identity where `part` is the source itself."""
+    return replace(form if form.nodes else _identity_form(form, channels_of(part)), flat=flat)
+
+
+def _joined(node: ir.Node, forms: list[_Form]) -> _Form:
+    return _Form(
+        forms[0].source,
+        functools.reduce(algebra.join_geometry, (form.geometry for form in forms)),
+        tuple(dict.fromkeys((node, *(inner for form in forms for inner in form.nodes)))),
+        sum(form.macs for form in forms),
+        sum(form.parameters for form in forms),
+        lambda: functools.reduce(algebra.join, (form.build() for form in forms)),
+        forms[0].flat,
     )
 
 

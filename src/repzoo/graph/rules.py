@@ -27,22 +27,39 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Link:
-    """`node` computes the map `build()` (of `geometry`) of the tensor `source`; `flat` when tensors are [N, C]."""
+    """`node` computes the map `build()` (of `geometry`) of the tensor `source`.
+
+    flat   tensors are [N, C]
+    moves  it only moves values, and costs no arithmetic: padding, and choosing channels
+    """
 
     node: ir.Node
     source: ir.Value
     geometry: Geometry
     build: Callable[[], AffineMap]
     flat: bool = False
+    moves: bool = False
 
 
 Answer = Link | Refusal | None
 
 
-def view(node: ir.Node) -> Answer:
-    """`node` as an affine map, by the one rule for its operator."""
-    rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+def view(node: ir.Node, output: int = 0) -> Answer:
+    """`node` as the affine map that gives its `output`, by the one rule for its operator."""
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type == "Split":
+        return _split(node, output)
+    rule = _RULES.get(node.op_type)
     return rule(node) if rule else None
+
+
+def joined(node: ir.Node) -> list[ir.Value]:
+    """The tensors whose channels `node` (Concat) puts one below the other; none when it does something else."""
+    parts = [value for value in node.inputs if value is not None and channels_of(value)]
+    whole = node.op_type == "Concat" and node.domain in ("", "ai.onnx") and len(parts) == len(node.inputs) > 1
+    rank = rank_of(node.outputs[0])
+    return parts if whole and rank in (2, 4) and node.attributes.get_int("axis", 1) in (1, 1 - rank) else []
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[np.float64] | None:
@@ -76,6 +93,8 @@ def _conv(node: ir.Node) -> Answer:
         return Refusal(name_of(node), "its bias is not constant")
     groups = node.attributes.get_int("group", 1)
     window = {"strides": _ints(node, "strides", (1, 1)), "dilations": _ints(node, "dilations", (1, 1)), "pads": _pads(node)}
+    if groups < 1 or not values.size or len(values) % groups or min(*window["strides"], *window["dilations"]) < 1:
+        return Refusal(name_of(node), "its groups, strides or dilations mean nothing")
     shape = Geometry(values.shape[0], values.shape[1] * groups, values.shape[2:], groups=groups, **window)  # type: ignore[arg-type]
     return Link(node, source, shape, lambda: algebra.from_kernel(values, bias, groups, **window))
 
@@ -87,14 +106,17 @@ def _batchnorm(node: ir.Node) -> Answer:
         return Refusal(name_of(node), "its statistics are not constant")
     if node.attributes.get_int("training_mode", 0) or len(node.outputs) > 1:  # the second marks training before opset 14
         return Refusal(name_of(node), "it is in training mode; export the model in eval mode")
-    if _rank(node) not in (2, 4):
+    if rank_of(node.outputs[0]) not in (2, 4):
         return Refusal(
-            name_of(node), f"it works on a tensor of rank {_rank(node) or 'unknown'}; only [N, C] and [N, C, H, W] are folded"
+            name_of(node),
+            f"it works on a tensor of rank {rank_of(node.outputs[0]) or 'unknown'}; only [N, C] and [N, C, H, W] are folded",
         )
     gamma, beta, mean, variance = (value for value in known if value is not None)
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     channels = Geometry(gamma.size, gamma.size, groups=gamma.size)
-    return Link(node, source, channels, lambda: algebra.from_batchnorm(gamma, beta, mean, variance, epsilon), _rank(node) == 2)
+    return Link(
+        node, source, channels, lambda: algebra.from_batchnorm(gamma, beta, mean, variance, epsilon), rank_of(node.outputs[0]) == 2
+    )
 
 
 def _gemm(node: ir.Node) -> Answer:
@@ -113,13 +135,27 @@ def _gemm(node: ir.Node) -> Answer:
     return Link(node, source, Geometry(*values.shape), lambda: algebra.from_kernel(values[:, :, None, None], shift), flat=True)
 
 
+def _matmul(node: ir.Node) -> Answer:
+    """A constant [inputs, outputs] on the right of [N, inputs]: a linear layer without its bias."""
+    source, weight = node.inputs
+    values = constant(weight)
+    if source is None or weight is None or values is None:
+        return None  # a product of activations
+    if values.ndim != 2 or rank_of(source) != 2:
+        return Refusal(name_of(node), f"it works on a tensor of rank {rank_of(source) or 'unknown'}; only [N, C] is folded")
+    if len(weight.uses()) > 1:
+        return Refusal(name_of(node), f"its weight {weight.name!r} is shared with {len(weight.uses()) - 1} other reader(s)")
+    shape = Geometry(values.shape[1], values.shape[0])
+    return Link(node, source, shape, lambda: algebra.from_kernel(values.T[:, :, None, None]), flat=True)
+
+
 def _elementwise(node: ir.Node) -> Answer:
     """Add, Sub, Mul or Div with a constant for each channel."""
     left, right = constant(node.inputs[0]), constant(node.inputs[1])
     if (left is None) == (right is None):
         return None  # two tensors: a sum for the fold to see, or a product of activations
     source, values = (node.inputs[1], left) if left is not None else (node.inputs[0], right)
-    rank, channels = _rank(node), _channels(node)
+    rank, channels = rank_of(node.outputs[0]), channels_of(node.outputs[0])
     if source is None or values is None or not channels or (node.op_type == "Div" and left is not None):
         return None
     if not _same_layout(source, node.outputs[0]):
@@ -151,12 +187,69 @@ def _average_pool(node: ir.Node) -> Answer:
     if any(pads) and not node.attributes.get_int("count_include_pad", 0):
         return Refusal(name_of(node), "it averages fewer pixels at the border (count_include_pad=0), which no convolution does")
     unusual = node.attributes.get_int("ceil_mode", 0) or node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    strides, channels = _ints(node, "strides", (1, 1)), _channels(node)
+    strides, channels = _ints(node, "strides", (1, 1)), channels_of(node.outputs[0])
     if unusual or source is None or not channels or _ints(node, "dilations", (1, 1)) != (1, 1):
         return None
     window = (kernel[0], kernel[1]), (strides[0], strides[1]), pads
     shape = Geometry(channels, channels, *window, groups=channels)
     return Link(node, source, shape, lambda: algebra.from_average_pool(channels, *window))
+
+
+def _pad(node: ir.Node) -> Answer:
+    """A frame of zeros, around height and width only."""
+    source, *_ = node.inputs
+    sizes, value, axes = (_setting(node, *where) for where in (("pads", 1), ("value", 2), ("axes", 3)))
+    if source is None or rank_of(source) != 4 or sizes is None or value is None or axes is None:
+        return None
+    if node.attributes.get_string("mode", "constant") != "constant" or value.any():
+        return Refusal(name_of(node), "it pads with something other than zeros, which no convolution does")
+    both = np.zeros((2, 4), int)
+    both[:, axes.astype(int) if axes.size else slice(None)] = sizes.reshape(2, -1)
+    channels = channels_of(source)
+    if not channels or both.min() < 0 or both[:, :2].any():
+        return None  # it crops, or pads channels
+    top, left, bottom, right = (int(side) for side in both[:, 2:].reshape(-1))
+    frame = top, left, bottom, right
+    shape = Geometry(channels, channels, pads=frame, groups=channels)
+    return Link(node, source, shape, lambda: algebra.zero_pad(channels, frame), moves=True)
+
+
+def _split(node: ir.Node, output: int) -> Answer:
+    """Channels apart: each output is a run of them."""
+    source, counts = node.inputs[0], [channels_of(value) for value in node.outputs]
+    rank = 0 if source is None else rank_of(source)
+    if source is None or rank not in (2, 4) or node.attributes.get_int("axis", 0) not in (1, 1 - rank) or not all(counts):
+        return None
+    return _chosen(node, source, sum(counts[:output]), counts[output])
+
+
+def _slice(node: ir.Node) -> Answer:
+    """A run of channels, where only these are cut."""
+    source = node.inputs[0]
+    starts, axes, steps = (_setting(node, *where) for where in (("starts", 1), ("axes", 3), ("steps", 4)))
+    if source is None or starts is None or axes is None or steps is None or starts.size != 1:
+        return None
+    axis = int(axes[0]) if axes.size else 0
+    total, count = channels_of(source), channels_of(node.outputs[0])
+    if axis not in (1, 1 - rank_of(source)) or (steps.size and steps[0] != 1) or not total or not count:
+        return None
+    start = int(max(starts[0] + total, 0) if starts[0] < 0 else starts[0])
+    return _chosen(node, source, start, count)
+
+
+def _chosen(node: ir.Node, source: ir.Value, start: int, count: int) -> Link:
+    total = channels_of(source)
+    shape, flat = Geometry(count, total), rank_of(source) == 2
+    return Link(node, source, shape, lambda: algebra.select(total, start, count), flat, moves=True)
+
+
+def _setting(node: ir.Node, name: str, index: int) -> algebra.Array | None:
+    """An attribute of older operator sets that became an input; empty when it is not given, None when it is computed."""
+    if name in node.attributes:
+        return np.atleast_1d(np.asarray(node.attributes[name].value, np.float64))
+    value = node.inputs[index] if index < len(node.inputs) else None
+    known = constant(value)
+    return np.zeros(0) if value is None else None if known is None else np.atleast_1d(known)
 
 
 _RULES: dict[str, Callable[[ir.Node], Answer]] = {
@@ -168,6 +261,9 @@ _RULES: dict[str, Callable[[ir.Node], Answer]] = {
     "Mul": _elementwise,
     "Div": _elementwise,
     "AveragePool": _average_pool,
+    "MatMul": _matmul,
+    "Pad": _pad,
+    "Slice": _slice,
 }
 
 
@@ -189,12 +285,12 @@ def _same_layout(source: ir.Value, output: ir.Value) -> bool:
     return len(source.shape) == len(output.shape) and source.shape[1] == output.shape[1]
 
 
-def _rank(node: ir.Node) -> int:
-    shape = node.outputs[0].shape
-    return len(shape) if shape is not None else 0
+def rank_of(value: ir.Value) -> int:
+    """Number of axes, 0 when it is not known."""
+    return len(value.shape) if value.shape is not None else 0
 
 
-def _channels(node: ir.Node) -> int:
-    shape = node.outputs[0].shape
-    channels = shape[1] if shape is not None and len(shape) in (2, 4) else 0
+def channels_of(value: ir.Value) -> int:
+    """C of a tensor [N, C] or [N, C, H, W], 0 when it is not known or the tensor is another."""
+    channels = value.shape[1] if value.shape is not None and len(value.shape) in (2, 4) else 0
     return channels if isinstance(channels, int) else 0

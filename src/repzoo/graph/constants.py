@@ -1,0 +1,179 @@
+"""What a graph computes from constants and from known shapes alone, so that rules see values where exporters left arithmetic.
+
+Known are: a node whose inputs are all known; Shape of a tensor whose sides are; one side of it that is, the batch open as it may
+be. The arithmetic is ONNX's own reference implementation, so a value is what a runtime would compute. Shape inference and this
+take turns until nothing new is known: a computed Pad gives the next tensor its size.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from onnx.reference import ReferenceEvaluator
+
+from repzoo.errors import InputError
+
+Values = npt.NDArray[Any]
+
+SMALL = 4096  # elements that a known value may have, where its inputs have fewer
+_LAYOUT = {"Identity", "Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Concat", "Slice", "Gather", "Expand"}
+_SIZES = {"ConstantOfShape", "Range", "ReduceProd", "Where", "Equal", "Greater", "Less", "Not", "And", "Or", "Mod", "Ceil", "Floor"}
+_ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Reciprocal", "Pow", "Min", "Max", "Clip"}
+_PURE = frozenset(_LAYOUT | _SIZES | _ARITHMETIC)
+
+
+def settle(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Infer shapes and make an initializer of every known value, in place; the values by name.
+
+    Raises:
+        InputError: types or shapes contradict each other.
+    """
+    found: dict[str, ir.TensorProtocol] = {}
+    infer(model)
+    while new := _known(model):
+        for name, (node, tensor) in new.items():
+            _replace(model.graph, node, tensor)
+            found[name] = tensor
+        infer(model)
+    return found
+
+
+def settled(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The values that `settle` finds, by name; `model` stays as it is."""
+    kinds = {node.op_type for node in model.graph.node}
+    if not kinds & _PURE and "Shape" not in kinds:
+        return {}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return {name: ir.to_proto(tensor) for name, tensor in settle(ir.from_proto(copy)).items()}
+
+
+def infer(model: ir.Model) -> None:
+    """Shapes and types of all tensors, in place.
+
+    Raises:
+        InputError: they contradict each other.
+    """
+    with _warnings_of("onnx_ir.passes.common.shape_inference") as said:
+        passes.ShapeInferencePass()(model)
+    errors = [str(record.exc_info[1]) for record in said if record.exc_info]
+    if errors:
+        reason = " ".join(errors[0].split())
+        raise InputError(f"types or shapes in the graph contradict each other, so no runtime can hold to them: {reason}")
+
+
+@contextmanager
+def _warnings_of(name: str) -> Iterator[list[logging.LogRecord]]:
+    """What a library says to its logger, kept from the terminal: that is how this one reports failure."""
+    said: list[logging.LogRecord] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        said.append(record)
+        return False
+
+    logger = logging.getLogger(name)
+    logger.addFilter(keep)
+    try:
+        yield said
+    finally:
+        logger.removeFilter(keep)
+
+
+def _known(model: ir.Model) -> dict[str, tuple[ir.Node, ir.TensorProtocol]]:
+    """The known values that are not constants yet, by name, each with its node."""
+    shapes = {node.outputs[0]: sides for node in model.graph if (sides := _sides(node)) is not None}
+    chosen: dict[ir.Value, ir.Node] = {}
+    for node in model.graph:
+        if node.outputs[0] not in shapes and _is_known(node, lambda value: value in shapes or value in chosen):
+            chosen[node.outputs[0]] = node
+    found = {**shapes, **_computed(model, chosen, shapes)}
+    makers = {value: value.producer() for value in found}
+    return {str(value.name): (made, ir.tensor(found[value], name=value.name)) for value, made in makers.items() if made is not None}
+
+
+def _sides(node: ir.Node) -> Values | None:
+    """What Shape, or Gather from a Shape, gives when the sides it reads are fixed."""
+    if node.outputs[0].is_graph_output():
+        return None
+    if (dims := _dims(node)) is not None:
+        return _fixed(dims, np.arange(len(dims)))
+    is_gather = node.op_type == "Gather" and node.domain in ("", "ai.onnx")
+    shape, which = (node.inputs[0], node.inputs[1]) if is_gather else (None, None)
+    if shape is None or which is None or not _is_constant(which) or (dims := _dims(shape.producer())) is None:
+        return None
+    return _fixed(dims, _array(which))
+
+
+def _dims(node: ir.Node | None) -> Sequence[object] | None:
+    """The sides that `node` (Shape) reads."""
+    if node is None or node.op_type != "Shape" or node.domain not in ("", "ai.onnx"):
+        return None
+    source = node.inputs[0]
+    if source is None or source.shape is None:
+        return None
+    return list(source.shape)[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(source.shape))]
+
+
+def _fixed(dims: Sequence[object], index: Values) -> Values | None:
+    if index.size > SMALL or not all(-len(dims) <= item < len(dims) for item in index.flat):
+        return None
+    taken = [side for item in index.flat if isinstance(side := dims[int(item)], int)]
+    return np.asarray(taken, np.int64).reshape(index.shape) if len(taken) == index.size else None
+
+
+def _is_known(node: ir.Node, known: Callable[[ir.Value], bool]) -> bool:
+    output = node.outputs[0]
+    if node.op_type not in _PURE or node.domain not in ("", "ai.onnx") or output.is_graph_output() or output.shape is None:
+        return False
+    read = [value for value in node.inputs if value is not None]
+    if not read or not all(known(value) or _is_constant(value) for value in read) or not output.shape.is_static():
+        return False
+    sizes = [math.prod(value.shape.numpy()) if value.shape is not None and value.shape.is_static() else 0 for value in read]
+    return math.prod(output.shape.numpy()) <= max(SMALL, *sizes)
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return not value.is_graph_input() and ir.convenience.get_const_tensor(value) is not None
+
+
+def _computed(model: ir.Model, chosen: Mapping[ir.Value, ir.Node], shapes: Mapping[ir.Value, Values]) -> dict[ir.Value, Values]:
+    """Values of the `chosen` nodes; none where ONNX's reference cannot compute them, as a runtime could not either."""
+    if not chosen:
+        return {}
+    read = {value for node in chosen.values() for value in node.inputs if value is not None and value not in chosen}
+    fed = {str(value.name): shapes[value] if value in shapes else _array(value) for value in read}
+    make = onnx.helper.make_tensor_value_info
+    inputs = [make(name, onnx.helper.np_dtype_to_tensor_dtype(item.dtype), item.shape) for name, item in fed.items()]
+    outputs = [make(str(value.name), onnx.TensorProto.UNDEFINED, None) for value in chosen]
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    nodes = [ir.to_proto(node) for node in chosen.values()]
+    part = onnx.helper.make_model(onnx.helper.make_graph(nodes, "known", inputs, outputs), opset_imports=opsets)
+    try:
+        with np.errstate(all="ignore"):
+            results = ReferenceEvaluator(part).run(None, fed)
+    except Exception:  # whatever it raises, the graph keeps its own nodes
+        return {}
+    return {value: np.asarray(result) for value, result in zip(chosen, results, strict=True)}
+
+
+def _array(value: ir.Value) -> Values:
+    tensor = ir.convenience.get_const_tensor(value)
+    assert tensor is not None  # _is_constant
+    return np.asarray(tensor.numpy())
+
+
+def _replace(graph: ir.Graph, node: ir.Node, tensor: ir.TensorProtocol) -> None:
+    old = node.outputs[0]
+    value = ir.Value(name=old.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    ir.convenience.replace_all_uses_with(old, value)
+    graph.remove(node, safe=True)
+    graph.register_initializer(value)

@@ -1,0 +1,354 @@
+# ruff: noqa: E501, C901, PT017  a graph is a row; what is raised is what is judged
+"""Whatever file is given: it folds to a valid graph with a certificate, or is refused in one sentence; nothing else is raised."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper, parser
+
+from repzoo import verbs
+from repzoo.artifact import Artifact
+from repzoo.errors import InputError, RepzooError
+from repzoo.graph.certify import Certificate
+
+Array = npt.NDArray[Any]
+Verdict = tuple[Artifact, Certificate]
+
+RANDOM = np.random.default_rng(5)
+BN = ("gamma", "beta", "mean", "var")
+HEAD = "z = GlobalAveragePool(u)\noutput = Flatten(z)"
+SIMPLE = f"c = Conv(data, w)\nt = BatchNormalization(c, gamma, beta, mean, var)\nu = Relu(t)\n{HEAD}"
+
+
+def weights(kind: Any = np.float32, **more: tuple[int, ...]) -> list[onnx.TensorProto]:
+    shapes: dict[str, tuple[int, ...]] = {"w": (4, 3, 3, 3)} | dict.fromkeys(BN, (4,)) | more
+    return [numpy_helper.from_array(RANDOM.uniform(0.2, 1, shape).astype(kind), name) for name, shape in shapes.items()]
+
+
+def model(body: str = SIMPLE, stored: Sequence[onnx.TensorProto] | None = None, **more: Any) -> onnx.ModelProto:
+    kind, inputs, after = more.get("kind", "float"), more.get("inputs", ""), more.get("after", "")
+    header = f'<ir_version: {more.get("ir", 8)}, opset_import: ["": {more.get("opset", 17)}{more.get("domains", "")}]>'
+    made = parser.parse_model(f"{header}\nmain ({kind}[N, 3, 8, 9] data{inputs}) => ({kind}[N, 4] output) {{\n{body}\n}}\n{after}")
+    made.graph.initializer.extend(weights() if stored is None else stored)
+    return made
+
+
+def judged(made: onnx.ModelProto | bytes, tmp_path: Path) -> Verdict | str:
+    """Through a file, as a user would: the fold and its certificate, or the sentence that refuses it."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(made if isinstance(made, bytes) else made.SerializeToString())
+    try:
+        folded, certificate = verbs.fold(Artifact.read(path))
+    except RepzooError as error:
+        assert isinstance(error, InputError), f"{type(error).__name__}: {error}"
+        assert "\n" not in str(error)
+        assert "Traceback" not in str(error)
+        return str(error)
+    onnx.checker.check_model(folded.model, full_check=True)
+    assert certificate.equal
+    return folded, certificate
+
+
+def kinds(verdict: Verdict | str) -> Counter[str]:
+    assert not isinstance(verdict, str), verdict
+    return Counter(node.op_type for node in verdict[0].model.graph.node)
+
+
+FOLDED = {"Conv": 1, "Relu": 1, "GlobalAveragePool": 1, "Flatten": 1}
+
+
+# --- files ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_cut_anywhere(tmp_path: Path) -> None:
+    data = model().SerializeToString()
+    for end in range(0, len(data) - 1, max(len(data) // 150, 1)):
+        verdict = judged(data[:end], tmp_path)
+        assert isinstance(verdict, str) or kinds(verdict)
+
+
+def test_a_file_with_any_byte_changed(tmp_path: Path) -> None:
+    data = model().SerializeToString()
+    for place in RANDOM.integers(0, len(data), 300):
+        changed = bytearray(data)
+        changed[place] ^= int(RANDOM.integers(1, 256))
+        try:
+            judged(bytes(changed), tmp_path)
+        except AssertionError as error:  # a changed weight may overflow: that is the certificate's sentence
+            assert "CertificateError" in str(error)
+
+
+def test_weights_in_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "large.onnx"
+    onnx.save(model(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert "in another file" in str(judged(path.read_bytes(), tmp_path))
+
+
+# --- graphs ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cycle(tmp_path: Path) -> None:
+    made = model()
+    made.graph.node[0].input[0] = "u"
+    assert "not valid ONNX" in str(judged(made, tmp_path))
+
+
+def test_nodes_out_of_order(tmp_path: Path) -> None:
+    made = model()
+    nodes = list(made.graph.node)[::-1]
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    assert "not valid ONNX" in str(judged(made, tmp_path))
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float64, np.float16])
+def test_weights_of_another_type_than_the_input(kind: Any, tmp_path: Path) -> None:
+    assert "contradict each other" in str(judged(model(stored=weights(kind)), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("w", (4, 2, 3, 3)), ("w", (4, 3, 3)), ("w", (0, 3, 3, 3)), ("w", ()), ("gamma", (3,)), ("var", (4, 1)), ("mean", ())],
+)
+def test_weights_of_a_shape_that_does_not_fit(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    assert isinstance(judged(model(stored=weights(**{name: shape})), tmp_path), str)
+
+
+@pytest.mark.parametrize(
+    "settings", ["group = 2", "group = 0", "group = -1", "strides = [0, 0]", "pads = [-1, -1, -1, -1]", "dilations = [0, 1]", "pads = [1, 1]"]
+)  # fmt: skip
+def test_settings_that_mean_nothing(settings: str, tmp_path: Path) -> None:
+    verdict = judged(model(SIMPLE.replace("Conv(", f"Conv<{settings}>(")), tmp_path)
+    assert isinstance(verdict, str) or "pads = [-1" in settings
+
+
+@pytest.mark.parametrize("opset", range(7, 24))
+def test_every_opset(opset: int, tmp_path: Path) -> None:
+    verdict = judged(model(opset=opset, ir=11 if opset > 21 else 10), tmp_path)
+    assert kinds(verdict) == FOLDED
+
+
+@pytest.mark.parametrize("opset", [1, 5, 6])
+def test_an_opset_that_is_too_old(opset: int, tmp_path: Path) -> None:
+    assert isinstance(judged(model(opset=opset), tmp_path), str)
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 13, 18])
+def test_pad_split_and_slice_of_every_age(opset: int, tmp_path: Path) -> None:
+    """What is an attribute in one version and an input in the next."""
+    frame, parts, starts, ends, axes = [0, 0, 1, 1, 0, 0, 1, 1], [1, 2], [0], [3], [1]
+    nodes, stored = [], weights(wa=(4, 1, 3, 3), wb=(4, 2, 3, 3))
+    old = {"Pad": opset < 11, "Slice": opset < 10, "Split": opset < 13}
+
+    def add(kind: str, inputs: list[str], outputs: list[str], given: dict[str, Any], **more: Any) -> None:
+        if old[kind]:
+            nodes.append(helper.make_node(kind, inputs, outputs, **given, **more))
+        else:
+            stored.extend(numpy_helper.from_array(np.array(value), kind + name) for name, value in given.items())
+            nodes.append(helper.make_node(kind, [*inputs, *(kind + name for name in given)], outputs, **more))
+
+    add("Slice", ["data"], ["s"], {"starts": starts, "ends": ends, "axes": axes})
+    add("Pad", ["s"], ["p"], {"pads": frame})
+    add("Split", ["p"], ["a", "b"], {"split": parts}, axis=1)
+    nodes += [helper.make_node("Conv", ["a", "wa"], ["ca"]), helper.make_node("Conv", ["b", "wb"], ["cb"])]
+    nodes += [helper.make_node("Add", ["ca", "cb"], ["u"]), helper.make_node("GlobalAveragePool", ["u"], ["z"])]
+    nodes += [helper.make_node("Flatten", ["z"], ["output"])]
+    made = model(opset=opset, stored=stored)
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    assert kinds(judged(made, tmp_path)) == {"Conv": 1, "GlobalAveragePool": 1, "Flatten": 1}
+
+
+def test_float16(tmp_path: Path) -> None:
+    made = model(stored=weights(np.float16), kind="float16")
+    verdict = judged(made, tmp_path)
+    assert isinstance(verdict, str) or kinds(verdict) == FOLDED
+
+
+def test_float16_weights_behind_a_cast(tmp_path: Path) -> None:
+    stored = weights(np.float16)
+    made = model("w32 = Cast<to = 1>(w)\n" + "".join(f"{name}32 = Cast<to = 1>({name})\n" for name in BN)
+                 + SIMPLE.replace("w)", "w32)").replace("gamma, beta, mean, var", "gamma32, beta32, mean32, var32"), stored)  # fmt: skip
+    assert kinds(judged(made, tmp_path)) == FOLDED
+
+
+def test_a_weight_that_is_an_input(tmp_path: Path) -> None:
+    """Older exporters list every weight as an input that has a default; a caller may then replace it, so it stays."""
+    made = model(inputs=", float[4, 3, 3, 3] w")
+    verdict = judged(made, tmp_path)
+    assert kinds(verdict)["Conv"] == 2
+    assert not isinstance(verdict, str)
+    assert any("not constant (a graph input or computed)" in item.reason for item in verdict[1].refusals)
+
+
+# --- what no rule knows ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "QLinearConv"])
+def test_a_quantised_graph(kind: str, tmp_path: Path) -> None:
+    one = "scale = Constant<value = float {0.1}>()\nzero = Constant<value = uint8 {3}>()\n"
+    q = {
+        "QuantizeLinear": "q = QuantizeLinear(data, scale, zero)\nd = DequantizeLinear(q, scale, zero)\n",
+        "DynamicQuantizeLinear": "q, s, z0 = DynamicQuantizeLinear(data)\nd = DequantizeLinear(q, s, z0)\n",
+        "ConvInteger": "i = Cast<to = 2>(data)\nj = ConvInteger(i, wi)\nd = Cast<to = 1>(j)\n",
+        "QLinearConv": "q = Cast<to = 2>(data)\nr = QLinearConv(q, scale, zero, wi, scale, zero, scale, zero)\nd = Cast<to = 1>(r)\n",
+    }[kind]
+    stored = [*weights(), numpy_helper.from_array(np.ones((3, 3, 1, 1), np.uint8), "wi")]
+    assert "quantised already" in str(judged(model(one + q + SIMPLE.replace("Conv(data", "Conv(d"), stored), tmp_path))
+
+
+def branches(reads: str) -> str:
+    """A graph with an If whose branches read the outer tensor `reads`, and hold a Conv and BatchNormalization of their own."""
+    inner = f"iy = Conv<pads = [1, 1, 1, 1]>({reads}, v)\nix = BatchNormalization(iy, gamma, beta, mean, var)"
+    return (
+        "c = Conv(data, w)\nt = BatchNormalization(c, gamma, beta, mean, var)\n"
+        "r = ReduceSum<keepdims = 0>(data)\nzero = Constant<value = float {0}>()\nflag = Greater(r, zero)\n"
+        f"u = If (flag) <then_branch = yes () => (float[N, 4, 6, 7] ix) {{ {inner} }}, "
+        f"else_branch = no () => (float[N, 4, 6, 7] iz) {{ iz = Relu({reads}) }}>\n{HEAD}"
+    )
+
+
+@pytest.mark.parametrize("reads", ["t", "c"])
+def test_an_if_whose_branches_read_a_tensor_that_folds(reads: str, tmp_path: Path) -> None:
+    """`t` is what the fold writes and keeps its name; `c` is inside the expression, and its second reader keeps it there."""
+    made = model(branches(reads) + ("" if reads == "t" else "\n"), weights(v=(4, 4, 3, 3)))
+    verdict = judged(made, tmp_path)
+    assert kinds(verdict)["If"] == 1
+    assert not isinstance(verdict, str)
+    graph = verdict[0].model.graph
+    assert "c" in {name for node in graph.node for name in node.output} or reads == "t"
+
+
+def test_a_loop(tmp_path: Path) -> None:
+    body = (
+        "c = Conv(data, w)\nt = BatchNormalization(c, gamma, beta, mean, var)\n"
+        "trips = Constant<value = int64 {2}>()\nyes = Constant<value = bool {1}>()\n"
+        "u = Loop (trips, yes, t) <body = step (int64 i, bool on, float[N, 4, 6, 7] x) => (bool on2, float[N, 4, 6, 7] y) "
+        f"{{ on2 = Identity(on) y = BatchNormalization(x, gamma, beta, mean, var) }}>\n{HEAD}"
+    )
+    verdict = judged(model(body), tmp_path)
+    assert kinds(verdict) == {"Conv": 1, "Constant": 2, "Loop": 1, "GlobalAveragePool": 1, "Flatten": 1}
+
+
+def test_a_function_of_the_model(tmp_path: Path) -> None:
+    """A call is left alone, and so is the body; what stands around it folds."""
+    after = '<domain: "own", opset_import: ["": 17]>\nsoft (x) => (y) { s = Sigmoid(x) y = Mul(x, s) }'
+    body = SIMPLE.replace("u = Relu(t)", "u = own.soft(t)")
+    verdict = judged(model(body, domains=', "own": 1', after=after, ir=9), tmp_path)
+    assert kinds(verdict) == {"Conv": 1, "soft": 1, "GlobalAveragePool": 1, "Flatten": 1}
+
+
+def test_an_operator_of_an_unknown_domain(tmp_path: Path) -> None:
+    verdict = judged(model(SIMPLE.replace("u = Relu(t)", "u = other.Thing(t)"), domains=', "other": 1'), tmp_path)
+    assert isinstance(verdict, str)
+
+
+def test_a_constant_part_that_cannot_be_computed(tmp_path: Path) -> None:
+    """A Reshape of the weights to a size that they do not have: no runtime loads it."""
+    stored = [*weights(flat=(107,)), numpy_helper.from_array(np.array([4, 3, 3, 3]), "shape")]
+    verdict = judged(model("w4 = Reshape(flat, shape)\n" + SIMPLE.replace("w)", "w4)"), stored), tmp_path)
+    assert isinstance(verdict, str)
+
+
+def test_a_constant_that_would_fill_the_memory_is_not_computed() -> None:
+    from repzoo.graph.fold import fold
+
+    stored = [*weights(), numpy_helper.from_array(np.array([1, 4, 40000, 40000]), "huge")]
+    body = "e = Expand(gamma4, huge)\nr = ReduceMean<axes = [2, 3]>(e)\n" + SIMPLE.replace("u = Relu(t)", "u = Mul(t, r)")
+    result = fold(model(body, [*stored, numpy_helper.from_array(np.ones((1, 4, 1, 1), np.float32), "gamma4")]))
+    assert "Expand" in {node.op_type for node in result.model.graph.node}
+
+
+def mutilations() -> list[Callable[[onnx.NodeProto], None]]:
+    def drop_input(node: onnx.NodeProto) -> None:
+        del node.input[-1]
+
+    def drop_inputs(node: onnx.NodeProto) -> None:
+        del node.input[:]
+
+    def empty_input(node: onnx.NodeProto) -> None:
+        node.input[-1] = ""
+
+    def empty_first(node: onnx.NodeProto) -> None:
+        node.input[0] = ""
+
+    def drop_output(node: onnx.NodeProto) -> None:
+        del node.output[:]
+
+    def more_inputs(node: onnx.NodeProto) -> None:
+        node.input.extend(["data"] * 4)
+
+    def no_settings(node: onnx.NodeProto) -> None:
+        del node.attribute[:]
+
+    def texts(node: onnx.NodeProto) -> None:
+        for item in node.attribute:
+            item.CopyFrom(helper.make_attribute(item.name, "text"))
+
+    def wide(node: onnx.NodeProto) -> None:
+        for item in node.attribute:
+            if item.type == onnx.AttributeProto.INTS:
+                item.ints.extend([1, 1])
+
+    return [drop_input, drop_inputs, empty_input, empty_first, drop_output, more_inputs, no_settings, texts, wide]
+
+
+RICH = """
+s = Slice(data, start, end, axis)
+p = Pad(s, frame)
+a, b = Split<axis = 1>(p, sizes)
+ca = Conv<strides = [1, 1]>(a, wa, bias)
+cb = Conv<pads = [0, 0, 0, 0]>(b, wb)
+j = Concat<axis = 1>(ca, cb)
+q = AveragePool<kernel_shape = [2, 2], strides = [1, 1]>(j)
+m = Mul(q, scale)
+n = BatchNormalization<epsilon = 0.1>(m, gamma8, beta8, mean8, var8)
+z = GlobalAveragePool(n)
+f = Flatten(z)
+g = MatMul(f, wm)
+h = Add(g, bias)
+i = Gemm<transB = 1>(h, wg)
+output = Div(i, two)
+"""
+
+
+def rich() -> onnx.ModelProto:
+    stored = weights(
+        wa=(4, 1, 3, 3),
+        wb=(4, 2, 3, 3),
+        wm=(8, 4),
+        wg=(4, 4),
+        bias=(4,),
+        scale=(8, 1, 1),
+        two=(1,),
+        **{f"{name}8": (8,) for name in BN},
+    )
+    integers = {"start": [0], "end": [3], "axis": [1], "sizes": [1, 2], "frame": [0, 0, 1, 1, 0, 0, 1, 1]}
+    return model(RICH, [*stored, *(numpy_helper.from_array(np.array(values), name) for name, values in integers.items())])
+
+
+def test_the_rich_graph_folds_as_it_stands(tmp_path: Path) -> None:
+    assert kinds(judged(rich(), tmp_path))["BatchNormalization"] == 0
+
+
+@pytest.mark.parametrize("place", range(15))
+@pytest.mark.parametrize("how", mutilations(), ids=lambda how: how.__name__)
+def test_every_node_mutilated(how: Callable[[onnx.NodeProto], None], place: int, tmp_path: Path) -> None:
+    made = rich()
+    how(made.graph.node[place])
+    judged(made, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.DOUBLE, TensorProto.STRING, TensorProto.FLOAT8E4M3FN, 99])
+def test_a_declared_type_that_is_not_true(kind: int, tmp_path: Path) -> None:
+    for made in (model(), model()):
+        made.graph.input[0].type.tensor_type.elem_type = kind
+        assert isinstance(judged(made, tmp_path), str)

@@ -1,0 +1,135 @@
+"""`repzoo.torch.fold`: equal modules without BatchNorms and branches, by the same engine as the ONNX fold."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import repzoo.torch
+from repzoo.errors import CertificateError, InputError
+from repzoo.graph import algebra
+from repzoo.zoo import catalog, families
+
+
+def lively(module: nn.Module, seed: int = 0) -> nn.Module:
+    """`module` with BatchNorms that do something."""
+    torch.manual_seed(seed)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 1.5)
+            norm.weight.data.uniform_(0.5, 1.5)
+            norm.bias.data.normal_(0, 0.1)
+    return module
+
+
+def batchnorms(module: nn.Module) -> int:
+    return sum(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in module.modules())
+
+
+class Squeeze(nn.Module):
+    """RepVGG's block with an SE layer before the ReLU, the one that other converters have dropped."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.three, self.one = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.Conv2d(channels, channels, 1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(3))
+        self.down, self.up = nn.Conv2d(channels, 2, 1), nn.Conv2d(2, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.norms[0](self.three(x)) + self.norms[1](self.one(x)) + self.norms[2](x)
+        weight: torch.Tensor = torch.sigmoid(self.up(torch.relu(self.down(made.mean((2, 3), keepdim=True)))))
+        return torch.relu(made * weight)
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "repghostnet_050", "repvit_m0_6", "fasternet_t0"])
+def test_a_variant_of_each_family_has_its_deploy_form(name: str) -> None:
+    module = lively(families.build(name))
+    before = copy.deepcopy(module.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    folded = repzoo.torch.fold(module, images)
+    assert batchnorms(folded) == 0
+    assert sum(weight.numel() for weight in folded.parameters()) == catalog.spec(name).parameters_deploy
+    with torch.no_grad():
+        expected, got = module.eval()(images), folded(images)
+    assert (expected - got).abs().max() <= 1e-4 * expected.abs().max()
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["fastvit_t8", "mobilenetv3_small_050", "tf_efficientnet_lite0", "ghostnet_050"])
+def test_networks_of_others_lose_every_batchnorm(name: str) -> None:
+    module = lively(timm.create_model(name))
+    assert batchnorms(module) > 20
+    assert batchnorms(repzoo.torch.fold(module, torch.randn(1, 3, 64, 64))) == 0
+
+
+def test_the_squeeze_stays_and_the_branches_go() -> None:
+    module = lively(Squeeze())
+    folded = repzoo.torch.fold(module, torch.randn(2, 8, 9, 9))
+    layers = [one for one in folded.modules() if isinstance(one, nn.Conv2d)]
+    assert sorted(tuple(one.kernel_size) for one in layers) == [(1, 1), (1, 1), (3, 3)]
+    images = torch.randn(4, 8, 5, 7)
+    with torch.no_grad():
+        assert torch.allclose(folded(images), module.eval()(images), atol=1e-5)
+
+
+def test_what_was_folded_still_learns() -> None:
+    folded = repzoo.torch.fold(lively(Squeeze()), torch.randn(1, 8, 9, 9)).train()
+    optimizer = torch.optim.Adam(folded.parameters(), lr=0.02)
+    images, losses = torch.randn(8, 8, 6, 6), []
+    for _ in range(60):
+        loss = (folded(images) - 0.5).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+class Twice(nn.Module):
+    """One convolution called at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.other = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = torch.relu(self.norm(self.conv(x))) * self.other(self.conv(torch.relu(x)))
+        return made
+
+
+def test_a_layer_called_twice_is_refused_by_name_and_the_result_is_equal() -> None:
+    module = lively(Twice())
+    found = repzoo.torch.fold_with_log(module, torch.randn(1, 4, 6, 6))
+    assert any(refusal.node == "conv" and "shared" in refusal.reason for refusal in found.refusals)
+    images = torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        assert torch.allclose(found.module(images), module.eval()(images), atol=1e-5)
+
+
+class Choosy(nn.Module):
+    """Control flow that depends on the data."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_traced_is_a_sentence() -> None:
+    with pytest.raises(InputError, match=r"Choosy cannot be traced by torch\.fx .*repzoo fold"):
+        repzoo.torch.fold(Choosy(), torch.randn(1, 3, 4, 4))
+
+
+def test_a_wrong_law_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right: Any = algebra.from_batchnorm
+
+    def without_mean(gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float) -> Any:
+        return right(gamma, beta, 0 * mean, variance, epsilon)
+
+    monkeypatch.setattr(algebra, "from_batchnorm", without_mean)
+    with pytest.raises(CertificateError, match="not proven equal"):
+        repzoo.torch.fold(lively(Squeeze()), torch.randn(1, 8, 9, 9))
