@@ -156,6 +156,8 @@ def add(one: AffineMap, two: AffineMap) -> AffineMap:
 def _placed(one: AffineMap, target: Geometry) -> Array:
     """The kernel of `one` in the window, dilation and groups of `target`."""
     kernel = grouped(one, target.groups).kernel
+    if kernel.shape[2:] == target.kernel and one.geometry.pads[:2] == target.pads[:2]:
+        return kernel
     placed = np.zeros((*kernel.shape[:2], *target.kernel))
     rows, columns = (
         [
@@ -251,6 +253,8 @@ def _common_groups(outer: Geometry, inner: Geometry) -> int:
 
 def _composed_kernel(outer: AffineMap, inner: AffineMap, target: Geometry) -> Array:
     out, inn = outer.geometry, inner.geometry
+    if out.kernel == (1, 1) and inn.kernel == target.kernel:
+        return _channel_product(outer, inner, target.groups, 0, 0)
     kernel = np.zeros((target.outputs, target.inputs // target.groups, *target.kernel))
     for row in range(out.kernel[0]):
         for column in range(out.kernel[1]):

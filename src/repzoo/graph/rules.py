@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,10 +65,16 @@ def joined(node: ir.Node) -> list[ir.Value]:
 
 def constant(value: ir.Value | None) -> npt.NDArray[np.float64] | None:
     """The value as float64 when it is known at fold time and cannot be fed from outside, else None."""
+    stored = _stored(value)
+    return None if stored is None else np.asarray(stored, np.float64)
+
+
+def _stored(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """As `constant`, in the type of the file: large weights are only converted when a fold is made."""
     if value is None or value.is_graph_input():
         return None
     tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else np.asarray(tensor.numpy(), np.float64)
+    return None if tensor is None else tensor.numpy()
 
 
 def name_of(node: ir.Node) -> str:
@@ -77,7 +84,7 @@ def name_of(node: ir.Node) -> str:
 
 def _conv(node: ir.Node) -> Answer:
     source, weight, *rest = node.inputs
-    values = constant(weight)
+    values = _stored(weight)
     if values is None or weight is None or source is None:
         return Refusal(
             name_of(node), "its weights are not constant (a graph input or computed), so nothing can be folded into them"
