@@ -24,10 +24,10 @@ from repzoo.measure.host import load
 from repzoo.measure.record import Record, identity_of
 from repzoo.progress import Progress, silent
 
-ROUNDS = 12
+ROUNDS = 24
 WARM_UP_CALLS = 5
 Clock = Callable[[], float]  # seconds from any moment on
-MAX_CALLS = 200  # a client's calls in one round: enough for its median, few enough to keep every sample
+MAX_CALLS = 100  # a client's calls in one round: enough for its median, few enough to keep every sample
 
 
 @dataclass
