@@ -13,7 +13,7 @@ from typing import Any
 
 from repzoo import verbs
 from repzoo.artifact import Artifact
-from repzoo.data.dataset import Source
+from repzoo.data.dataset import Dataset, Source
 from repzoo.engines import engine
 from repzoo.errors import InputError
 from repzoo.graph.cost import count
@@ -70,7 +70,8 @@ def run(artifact: Artifact, source: Source, options: JobOptions | None = None, p
         *_timings(artifacts, options, progress),
     ]
     tied = tuple(replace(one, job=int8.sha256[:12]) for one in records)
-    remarks = dict.fromkeys((*report.warnings, *measured.remarks))  # gate and evaluation may read the same broken image
+    said = (*_trained_on(artifact, evaluation), *report.warnings, *measured.remarks)
+    remarks = dict.fromkeys(said)  # gate and evaluation may read the same broken image
     return JobResult(artifacts, tied, certificate.to_json(), tuple(remarks))
 
 
@@ -104,6 +105,17 @@ def _write_all(result: JobResult, folder: Path) -> list[Path]:
     for file, text in texts.items():
         (folder / file).write_text(text, "utf-8")
     return sorted(folder.iterdir())
+
+
+def _trained_on(artifact: Artifact, evaluation: Dataset) -> list[str]:
+    """The remark that the model has seen these images in training, when its history says so."""
+    seen = [str(step.settings.get("data")) for step in artifact.steps if step.verb == "train"]
+    if not any(evaluation.name.startswith(name) for name in seen):
+        return []
+    return [
+        f"the model was trained on {evaluation.name} itself, so its accuracy says nothing about new images; "
+        "keep some apart: DIR/train, DIR/validation, DIR/test"
+    ]
 
 
 def _costs(artifacts: Mapping[str, Artifact]) -> list[Record]:
