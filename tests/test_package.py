@@ -13,7 +13,7 @@ import pytest
 import repzoo
 
 SOURCE = Path(repzoo.__file__).parent
-NEEDS_TORCH = {"repzoo.zoo.families", "repzoo.zoo.checkpoints", "repzoo.train.loop", "repzoo.train.run"}
+NEEDS_TORCH = {"repzoo.zoo.families", "repzoo.zoo.checkpoints", "repzoo.train.loop", "repzoo.train.run", "repzoo.torch"}
 BLOCKED = ("torch", "torchvision", "timm", "sklearn", "safetensors")
 BLOCK = f"""
 import sys

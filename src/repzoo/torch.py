@@ -15,14 +15,18 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
-from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
-from torch.nn import functional
 
-from repzoo.errors import CertificateError, InputError
+from repzoo.errors import CertificateError, InputError, MissingExtra
 from repzoo.graph.fold import Fold, fold_graph
 from repzoo.graph.rules import Refusal
+
+try:
+    import torch
+    from torch import fx, nn
+    from torch.fx.passes.shape_prop import ShapeProp
+    from torch.nn import functional
+except ModuleNotFoundError as error:
+    raise MissingExtra("folding PyTorch modules", "torch") from error
 
 OPAQUE = "repzoo.opaque"
 SAFETY = 64.0  # as graph/certify.py: jittering moves each weight by one unit in the last place, a fold reorders long sums

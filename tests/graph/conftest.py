@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--remake-golden", action="store_true", help="write tests/graph/golden/*.json anew from what the fold does now"
     )
-    parser.addoption("--random-graphs", type=int, default=400, help="how many random linear graphs to fold (default 400)")
+    parser.addoption("--random-graphs", type=int, default=2000, help="how many random linear graphs to fold (default 2000)")
 
 
 def drawn(name: str, what: tuple[int, ...] | list[float] | Array) -> Array:
