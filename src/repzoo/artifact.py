@@ -134,6 +134,7 @@ class Artifact:
     @classmethod
     def from_bytes(cls, data: bytes, name: str, where: str = "the model") -> Artifact:
         """As `read`, from bytes in memory; `where` names them in errors."""
+        problem = _checkers_problem(data)  # before parsing: the checker's own copy of the weights is then gone again
         model = onnx.ModelProto()
         try:
             model.ParseFromString(data)
@@ -143,10 +144,8 @@ class Artifact:
             raise InputError(f"{where} holds no ONNX graph; give a file made by an ONNX exporter")
         _refuse_external_data(model, where)
         _refuse_names_of_bytes(model, where)
-        try:
-            onnx.checker.check_model(model)
-        except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
-            raise InputError(f"{where} is not valid ONNX: {str(error).strip().partition(chr(10))[0]}") from None
+        if problem:
+            raise InputError(f"{where} is not valid ONNX: {problem}")
         try:
             classifier_input(model)
         except InputError as error:
@@ -240,6 +239,15 @@ def classifier_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
 def _rank(value: onnx.ValueInfoProto) -> int | None:
     tensor = value.type.tensor_type
     return len(tensor.shape.dim) if tensor.HasField("shape") else None
+
+
+def _checkers_problem(data: bytes) -> str:
+    """The first line of what the ONNX checker has against `data`, or ""."""
+    try:
+        onnx.checker.check_model(data)
+    except (onnx.checker.ValidationError, UnicodeDecodeError, ValueError, RuntimeError) as error:
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    return ""
 
 
 def _refuse_external_data(model: onnx.ModelProto, where: str) -> None:
