@@ -5,7 +5,8 @@ SLIM holds what the usual way leaves of the same network: timm.utils.reparameter
 17, open batch, 64 px, with its own constant folding), onnxslim. Constants are not counted. Made with timm 1.0.31, torch 2.14.1 and
 onnxslim 0.1.98:
 
-    model = timm.create_model(name, num_classes=10).eval()
+    model = timm.create_model(name, num_classes=10).eval()      # the zoo's own: families.seeded(name, 10, 0)
+    ...                                                         # BatchNorm statistics drawn at random
     torch.onnx.export(reparameterize_model(model), (torch.zeros(1, 3, 64, 64),), "m.onnx", dynamo=False, opset_version=17,
                       input_names=["data"], output_names=["output"], dynamic_axes={"data": {0: "N"}, "output": {0: "N"}})
     onnxslim.slim("m.onnx", "slim.onnx")
