@@ -29,8 +29,8 @@ except ModuleNotFoundError as error:
     raise MissingExtra("folding PyTorch modules", "torch") from error
 
 OPAQUE = "repzoo.opaque"
-SAFETY = 64.0  # as graph/certify.py: jittering moves each weight by one unit in the last place, a fold reorders long sums
-FLOOR = 2.0**-20
+SAFETY = 64.0  # as graph/certify.py: a fold reorders long sums, jittering moves each weight once
+FLOOR = 2.0**-20  # of the largest output: 8 units of float32 in the last place (certify.py counts it in units)
 
 _ARITHMETIC: dict[Any, str] = {
     operator.add: "Add", operator.iadd: "Add", torch.add: "Add", "add": "Add", "add_": "Add",
