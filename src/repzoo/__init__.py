@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from repzoo.privacy import silence_onnxruntime
+
 __version__ = "0.1.0"
+silence_onnxruntime()
 
 if TYPE_CHECKING:
     from repzoo.data.source import open_source

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from repzoo.engines import ENGINES, Array, Engine, engine
+from repzoo.engines import ENGINES, Array, Engine, engine, options
 from repzoo.errors import InputError, MissingExtra, RepzooError
 
 FLOAT = """<ir_version: 8, opset_import: ["" : 17]>
@@ -43,11 +43,12 @@ QDQ = """<ir_version: 8, opset_import: ["" : 17]>
     }"""
 
 
-def model(text: str, opset: int = 17) -> onnx.ModelProto:
+def model(text: str, opset: int = 17, reach: int = 127) -> onnx.ModelProto:
+    """`text` with seeded weights; `reach` is the largest INT8 weight (63: nothing saturates on a CPU without VNNI)."""
     rng = np.random.default_rng(0)
     shapes = {"w0": (6, 3, 3, 3), "b0": (6,), "w1": (6, 1, 3, 3), "w2": (5, 6), "b2": (5,)}
     values: dict[str, Any] = {name: (0.4 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
-    values["w8"] = rng.integers(-127, 128, (6, 3, 3, 3)).astype(np.int8)
+    values["w8"] = rng.integers(-reach, reach + 1, (6, 3, 3, 3)).astype(np.int8)
     values["sw"], values["zw"] = rng.uniform(0.001, 0.004, 6).astype(np.float32), np.zeros(6, np.int8)
     made = onnx.parser.parse_model(text.replace('"" : 17', f'"" : {opset}'))
     read = {name for node in made.graph.node for name in node.input}
@@ -65,7 +66,7 @@ def evaluated(model: onnx.ModelProto, inputs: Array) -> list[Array]:
     return list(outputs)
 
 
-@pytest.fixture(params=ENGINES.names())
+@pytest.fixture(params=[*ENGINES.names(), "onnxruntime:CPU", "openvino:cpu"])
 def runner(request: pytest.FixtureRequest) -> Engine:
     try:
         return engine(request.param)
@@ -74,15 +75,18 @@ def runner(request: pytest.FixtureRequest) -> Engine:
 
 
 def test_it_names_itself_and_its_version(runner: Engine) -> None:
-    assert runner.name in ENGINES.names()
+    base, _, option = runner.name.partition(":")
+    assert base in ENGINES.names()
+    assert not option or option in options(base)
     assert runner.version().strip()
 
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("text", [FLOAT, QDQ], ids=["float", "qdq"])
 def test_logits_are_the_reference_evaluators(runner: Engine, text: str, exact: bool) -> None:
-    one, inputs = model(text), images(6)
-    (expected,) = evaluated(model(text, opset=19), inputs)  # the evaluator's Q/DQ begin with opset 19
+    reach = 127 if exact else 63
+    one, inputs = model(text, reach=reach), images(6)
+    (expected,) = evaluated(model(text, opset=19, reach=reach), inputs)  # the evaluator's Q/DQ begin with opset 19
     found = runner.open(one, 2, exact=exact).run(inputs)
     assert found.dtype == np.float32
     assert found.shape == (6, 5)
@@ -193,6 +197,21 @@ class Zeros:
     def run(self, inputs): return np.zeros((len(inputs), 5), np.float32)
     def run_all(self, inputs): return [self.run(inputs)]
 """
+
+
+def test_onnxruntime_computes_full_range_int8_weights_rightly_even_without_vnni() -> None:
+    """Its AVX2 kernels add two products in 16 bits and saturate, unless told not to (session.x64quantprecision)."""
+    (expected,) = evaluated(model(QDQ, opset=19), images(6))
+    assert np.abs(engine("onnxruntime").open(model(QDQ)).run(images(6)) - expected).max() <= 1e-3 * np.ptp(expected)
+
+
+def test_an_option_is_found_by_its_beginning_and_an_unknown_one_lists_what_there_is() -> None:
+    assert engine("onnxruntime:cpu").name == "onnxruntime:CPUExecutionProvider"
+    with pytest.raises(InputError, match=r"^the engine 'onnxruntime' has no option 'TPU'; this machine has .*CPUExecutionProvider"):
+        engine("onnxruntime:TPU")
+    for name in ("reference:fast", "onnxruntime:"):
+        with pytest.raises(InputError, match="has no option"):
+            engine(name)
 
 
 def install(folder: Path, entry: str) -> None:

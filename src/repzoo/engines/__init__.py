@@ -1,7 +1,10 @@
 """Engines: what runs an artifact. One file each, found by name through ENGINES.
 
 An engine is an object with `name`, `version()` and `open(model, threads)`; its Session has `run(inputs)`. All that repzoo
-knows of a runtime is in that runtime's own file; tests/engines runs one contract suite against every one.
+knows of a runtime is in that runtime's own file; tests/contracts/test_engine.py runs one suite against every one.
+
+A name may carry an option after a colon: `onnxruntime:CUDAExecutionProvider`, `openvino:GPU`, `pytorch:compile`. An engine that
+has options is a class with a static method `options()`, the list of those that work here, and takes one as its only argument.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from repzoo.errors import InputError
 from repzoo.plugins import Plugin, PluginTable
 
 Array = npt.NDArray[np.float32]
@@ -48,12 +52,35 @@ ENGINES = PluginTable(
     "repzoo.engines",
     {
         "onnxruntime": Plugin("repzoo.engines.onnxruntime:OnnxRuntime"),
+        "openvino": Plugin("repzoo.engines.openvino:OpenVino", "openvino"),
         "reference": Plugin("repzoo.engines.reference:Reference"),
     },
 )
 
 
 def engine(name: str) -> Engine:
-    """The engine called `name`, ready to open models."""
-    loaded: Engine = ENGINES.load(name)()
+    """The engine called `name`, ready to open models; "engine:option" chooses an option by its beginning, in any case.
+
+    Raises:
+        InputError: no such engine, or no such option: says which there are.
+        MissingExtra: the runtime is not installed.
+    """
+    base, colon, option = name.partition(":")
+    kind = ENGINES.load(base)
+    loaded: Engine = kind(_option(base, option, options(base))) if colon else kind()
     return loaded
+
+
+def options(name: str) -> list[str]:
+    """What may follow `name` and a colon on this machine; empty for an engine without options."""
+    listed: list[str] = getattr(ENGINES.load(name), "options", list)()
+    return listed
+
+
+def _option(base: str, asked: str, known: list[str]) -> str:
+    same = [one for one in known if one.casefold() == asked.casefold()]
+    alike = same or [one for one in known if asked and one.casefold().startswith(asked.casefold())]
+    if len(alike) == 1:
+        return alike[0]
+    have = f"this machine has {', '.join(known)}" if known else "it takes none"
+    raise InputError(f"the engine {base!r} has no option {asked!r}; {have}")

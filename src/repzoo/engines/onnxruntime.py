@@ -1,4 +1,4 @@
-"""ONNX Runtime, CPU execution provider."""
+"""ONNX Runtime: `onnxruntime` is its CPU execution provider, `onnxruntime:CUDAExecutionProvider` and the like the others."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from repzoo.errors import InputError
 
 
 class OnnxRuntime:
-    """The `onnxruntime` engine."""
+    """The `onnxruntime` engine. option: an execution provider of `options`."""
 
-    name = "onnxruntime"
+    def __init__(self, option: str = "") -> None:
+        self.name = f"onnxruntime:{option}" if option else "onnxruntime"
+        self._provider = option or "CPUExecutionProvider"
+
+    @staticmethod
+    def options() -> list[str]:
+        """The execution providers that this build of ONNX Runtime has."""
+        return list(ort.get_available_providers())
 
     def version(self) -> str:
         """The wheel's version."""
@@ -27,10 +34,14 @@ class OnnxRuntime:
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_DISABLE_ALL if exact else level.ORT_ENABLE_ALL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
+        options.add_session_config_entry("session.x64quantprecision", "1")  # else AVX2 without VNNI saturates at 16 bits
         try:
-            return OnnxRuntimeSession(ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]))
+            session = ort.InferenceSession(model.SerializeToString(), options, providers=[self._provider])
         except Exception as error:  # onnxruntime raises a class of its own for each status code
             raise InputError(f"onnxruntime cannot compile this model: {_first_line(error)}") from None
+        if self._provider not in session.get_providers():  # it falls back to the CPU with no more than a log line
+            raise InputError(f"{self.name} cannot start here (its libraries or its device are missing); use onnxruntime")
+        return OnnxRuntimeSession(session)
 
 
 class OnnxRuntimeSession:

@@ -1,0 +1,130 @@
+"""OpenVINO, on any of its devices: `openvino` is the CPU, `openvino:GPU` and the like the others that it finds.
+
+Streams. One compiled model holds `cores // threads` streams of `threads` threads each. A client's call runs in the client's own
+thread on a free stream, so that one client sees the latency of `threads` threads (1 thread, 1 stream: what a single caller
+gets), and N clients run in parallel until the cores are used up. With one stream only, N clients would wait for one another
+(measured: two clients, 1.0 times the rate of one). Threads are not pinned to cores: every session would pin to the first ones,
+and interleaved sessions of several engines would fight over these.
+
+Shapes. A model with an open batch costs 15 to 20 % more than one with a fixed shape (layouts and kernels are chosen late). The
+first shape that a session sees gets a model compiled for it, all other shapes share one with open dimensions.
+
+exact=True: float32 arithmetic (on some CPUs the default is bfloat16), accuracy mode, no low-precision transformations (Q/DQ is
+then computed in float32 between its quantised values) and no fused subgraphs. OpenVINO has no switch for the fusions that remain.
+
+No model cache is kept on disk: CACHE_DIR stays unset.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from typing import Any
+
+import numpy as np
+import onnx
+
+from repzoo.engines import Array
+from repzoo.errors import InputError
+from repzoo.privacy import unreported
+
+with unreported():
+    import openvino as ov
+
+
+class OpenVino:
+    """The `openvino` engine. option: a device of `options`."""
+
+    def __init__(self, option: str = "") -> None:
+        self.name = f"openvino:{option}" if option else "openvino"
+        self._device = option or "CPU"
+
+    @staticmethod
+    def options() -> list[str]:
+        """The devices that OpenVINO finds here, such as CPU and GPU."""
+        return list(_core().available_devices)
+
+    def version(self) -> str:
+        """The release and the build."""
+        return str(ov.get_version())
+
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> OpenVinoSession:
+        """See `engines.Engine.open`."""
+        settings = _cpu_settings(threads, exact) if self._device == "CPU" else {"PERFORMANCE_HINT": "LATENCY"}
+        try:
+            return OpenVinoSession(_core().read_model(model.SerializeToString()), self._device, settings)
+        except RuntimeError as error:
+            raise InputError(f"openvino cannot compile this model: {_reason(error)}") from None
+
+
+def _cpu_settings(threads: int, exact: bool) -> dict[str, Any]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    streams = max(1, cores // threads)
+    settings = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams * threads, "ENABLE_CPU_PINNING": False}
+    off = {"LP_TRANSFORMS_MODE": False, "SNIPPETS_MODE": "DISABLE", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    careful = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY", **off}
+    return {**settings, **careful} if exact else settings
+
+
+class OpenVinoSession:
+    """A model, compiled for the shapes that it meets; every client thread has its own infer request."""
+
+    def __init__(self, model: Any, device: str, settings: dict[str, Any]) -> None:
+        self._model, self._device, self._settings = model, device, settings
+        self._shape, self._kind = model.inputs[0].partial_shape, model.inputs[0].element_type.to_dtype()
+        self._compiled: dict[tuple[int, ...], Any] = {}  # by shape; () is the one with open dimensions
+        self._lock, self._own = threading.Lock(), threading.local()
+        if self._shape.is_static:
+            self._compile(tuple(self._shape.to_shape()))
+
+    def run(self, inputs: Array) -> Array:
+        """See `engines.Session.run`."""
+        return self.run_all(inputs)[0]
+
+    def run_all(self, inputs: Array) -> list[Array]:
+        """See `engines.Session.run_all`."""
+        if inputs.dtype != self._kind:
+            raise InputError(f"openvino cannot run this model on {inputs.dtype} {inputs.shape}: it takes {self._kind}")
+        request = self._requests().get(inputs.shape) or self._new_request(inputs.shape)
+        try:
+            found = request.infer([inputs], share_inputs=True)
+        except RuntimeError as error:
+            raise InputError(f"openvino cannot run this model on {inputs.dtype} {inputs.shape}: {_reason(error)}") from None
+        return [np.asarray(output, np.float32) for output in found.values()]
+
+    def _requests(self) -> dict[tuple[int, ...], Any]:
+        """The calling thread's infer requests."""
+        found: dict[tuple[int, ...], Any] = getattr(self._own, "requests", None) or {}
+        self._own.requests = found
+        return found
+
+    def _new_request(self, shape: tuple[int, ...]) -> Any:
+        if not self._shape.compatible(ov.PartialShape(list(shape))):
+            raise InputError(f"openvino cannot run this model on {shape}: it takes {self._kind} {self._shape}")
+        with self._lock:
+            if not self._compiled:
+                self._compile(shape)
+            elif shape not in self._compiled and () not in self._compiled:
+                self._compile(())
+        made = self._compiled.get(shape) or self._compiled[()]
+        self._requests()[shape] = made.create_infer_request()
+        return self._requests()[shape]
+
+    def _compile(self, shape: tuple[int, ...]) -> None:
+        try:
+            self._model.reshape(list(shape) if shape else self._shape)
+            self._compiled[shape] = _core().compile_model(self._model, self._device, self._settings)
+        except RuntimeError as error:
+            raise InputError(f"openvino cannot compile this model: {_reason(error)}") from None
+
+
+@functools.cache
+def _core() -> Any:
+    return ov.Core()
+
+
+def _reason(error: Exception) -> str:
+    """The last line of the message: those before it name places in OpenVINO's own sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
