@@ -44,7 +44,7 @@ HELP = {
     "form": "train (every BatchNormalization kept) or deploy (folded).",
     "seed": "Seed of everything random.",
     "engine": "Engine that runs the model.",
-    "scheme": "How numbers are represented: ort-cpu, ort-minmax, per-tensor.",
+    "scheme": "Preset (ort-cpu, openvino-cpu, mnn, rdk, vastai, per-tensor, ...) or FILE.toml.",
     "max_drop": "Budget: Top-1 points that INT8 may lose; negative: must gain.",
     "images": "Calibration images.",
     "force": "Write the model even when the gate refuses it.",

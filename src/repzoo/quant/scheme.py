@@ -1,42 +1,154 @@
-"""QuantScheme: how numbers are represented, as data. One preset for each target."""
+"""QuantScheme: how a target represents numbers, as data (schemes.toml, or a person's own file).
+
+Why `saturates`: on x86 without VNNI, kernels multiply uint8 by int8 and add two neighbouring products in 16 bits
+(the instruction VPMADDUBSW), which clips at 32 767. Weights in -64..64 keep 2 x 255 x 64 = 32 640 below that, so such a model
+means the same on every host; tests/quant/test_scheme.py shows both on the engines themselves.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 from repzoo.errors import InputError
 from repzoo.plugins import unknown
+from repzoo.storage import read_bounded
+
+RANGES = ("minmax", "percentile", "mse", "entropy")
+MOVING = ("MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Concat", "Split", "Transpose")
+PEAKS = {8: 127, 7: 64}  # largest weight by weight bits; 7 bits are -64..64, so that a pair of products fits 16 bits
+# In the names of /proc/cpuinfo: instructions that add products of 8 bits in 32, which x86 needs not to saturate.
+EXACT_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+X86 = frozenset({"x86_64", "AMD64", "i686"})
+MAX_FILE_BYTES = 2**16
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "activation_type": ("uint8", "int8"),
+    "activation_bits": (8,),
+    "weight_type": ("int8", "uint8"),
+    "weight_bits": tuple(PEAKS),
+    "ranges": RANGES,
+    "escape": ("float", "int16"),
+}
 
 
 @dataclass(frozen=True)
 class QuantScheme:
-    """What a target wants.
+    """What a target wants. Activations have one scale for each tensor; weights are symmetric.
 
-    activation_bits, weight_bits  8; activations are asymmetric uint8, weights symmetric int8 in -127..127
-    per_channel                   one weight scale for each output channel, else one for each tensor
-    ranges                        how an activation's range is chosen: minmax | percentile | mse (see ranges.py)
+    engine                the engine whose numbers decide; "" where the target runs nowhere but on its board
+    activation_type       uint8 | int8
+    activation_symmetric  zero point in the middle (128 or 0), values within 127 of it; else any zero point
+    weight_type           int8 | uint8 (the same numbers stored with zero point 128)
+    weight_bits           8: -127..127; 7: -64..64
+    per_channel           one weight scale for each output channel, else one for each tensor
+    ranges                how an activation's range is chosen first: one of range_methods
+    range_methods         every method that the target's own tool knows, out of minmax, percentile, mse, entropy
+    quantised             ONNX operators that compute on quantised values
+    fused                 activations that the target applies within the layer before, so no Q/DQ goes between
+    escape                what a layer that INT8 breaks may use instead: float | int16
+    saturates             kernels add pairs of products in 16 bits on x86 without VNNI
+    remedy                the scheme to use on such a host
     """
 
     name: str
     about: str
+    engine: str = "onnxruntime"
+    activation_type: str = "uint8"
+    activation_symmetric: bool = False
     activation_bits: int = 8
+    weight_type: str = "int8"
     weight_bits: int = 8
     per_channel: bool = True
     ranges: str = "mse"
+    range_methods: tuple[str, ...] = RANGES
+    quantised: tuple[str, ...] = ("Conv", "Gemm", "MatMul", "Add", *MOVING)
+    fused: tuple[str, ...] = ("Relu", "Clip")
+    escape: str = "float"
+    saturates: bool = False
+    remedy: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what no writer could honour."""
+        for key, allowed in CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise InputError(f"scheme {self.name}: {key} must be one of {allowed}; got {getattr(self, key)!r}")
+        strange = set(self.range_methods) - set(RANGES)
+        if strange or self.ranges not in self.range_methods:
+            raise InputError(
+                f"scheme {self.name}: range_methods must be some of {RANGES} and hold ranges ({self.ranges!r}); "
+                f"got {self.range_methods}"
+            )
+
+    @property
+    def weight_peak(self) -> int:
+        """The largest magnitude of a stored weight."""
+        return PEAKS[self.weight_bits]
 
 
-SCHEMES = {
-    scheme.name: scheme
-    for scheme in (
-        QuantScheme("ort-cpu", "ONNX Runtime on x86 with VNNI or on Arm: U8S8, weights per channel"),
-        QuantScheme("per-tensor", "one scale for each weight tensor, as several boards want", per_channel=False),
-        QuantScheme("ort-minmax", "as ort-cpu with min-max ranges, the usual default elsewhere", ranges="minmax"),
-    )
-}
+@functools.cache
+def schemes() -> dict[str, QuantScheme]:
+    """The presets by name."""
+    tables = tomllib.loads((files("repzoo.quant") / "schemes.toml").read_text("utf-8"))
+    return {name: _made(name, table) for name, table in tables.items()}
 
 
 def scheme(name: str) -> QuantScheme:
-    """The preset called `name`, or an InputError that offers the nearest."""
-    if name not in SCHEMES:
-        raise InputError(unknown("scheme", name, SCHEMES))
-    return SCHEMES[name]
+    """The preset called `name`, or the one table of the TOML file `name`.
+
+    Raises:
+        InputError: unknown (the nearest are offered), or a file that is no scheme.
+    """
+    if name in schemes():
+        return schemes()[name]
+    if Path(name).suffix == ".toml":
+        return _from_file(Path(name))
+    raise InputError(unknown("scheme", name, schemes()))
+
+
+def for_host(wanted: QuantScheme, facts: Mapping[str, Any]) -> tuple[QuantScheme, str]:
+    """(the scheme to use on the host of `facts`, see measure.host; a remark, "" when it is `wanted` itself)."""
+    if not (wanted.saturates and saturating(facts)):
+        return wanted, ""
+    if not wanted.remedy:
+        return wanted, (
+            f"this host has no VNNI: {wanted.name} may saturate here, so what is measured can be worse than on a newer host"
+        )
+    return scheme(wanted.remedy), (
+        f"this host has no VNNI, so {wanted.name} would saturate in 16 bits; used {wanted.remedy} instead, which is exact on every "
+        f"host. For full 8-bit weights quantise on a host with VNNI, or take --scheme ort-cpu-u8u8 (exact, slower here)"
+    )
+
+
+def saturating(facts: Mapping[str, Any]) -> bool:
+    """Whether U8S8 kernels clip pairs of products on the host of `facts` (its `machine` and `int8` flags)."""
+    return facts["machine"] in X86 and not EXACT_FLAGS & set(facts["int8"])
+
+
+def _from_file(path: Path) -> QuantScheme:
+    try:
+        tables = tomllib.loads(read_bounded(path, MAX_FILE_BYTES).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from None
+    if len(tables) != 1 or not isinstance(next(iter(tables.values())), dict):
+        raise InputError(f"{path} must hold one table, such as [my-board]; it has {len(tables)} entries at the top")
+    return _made(*next(iter(tables.items())))
+
+
+def _made(name: str, table: Mapping[str, Any]) -> QuantScheme:
+    """A scheme from a table, whose values must have the types of the fields' defaults (a list stands for a tuple)."""
+    known: dict[str, object] = {item.name: item.default for item in fields(QuantScheme) if item.default is not MISSING}
+    values: dict[str, Any] = {"about": name}
+    for key, value in table.items():
+        given = tuple(value) if isinstance(value, list) else value
+        wanted = str if key == "about" else type(known.get(key))
+        if key != "about" and key not in known:
+            raise InputError(f"scheme {name}: {unknown('key', key, ['about', *known])}")
+        if type(given) is not wanted or (isinstance(given, tuple) and not all(isinstance(item, str) for item in given)):
+            raise InputError(f"scheme {name}: {key} must be {'a list of strings' if wanted is tuple else wanted.__name__}")
+        values[key] = given
+    return QuantScheme(name=name, **values)
