@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from repzoo.engines import engine
-from repzoo.errors import InputError
+from repzoo.engines import Session, engine
+from repzoo.errors import InputError, MissingExtra
 from repzoo.measure.host import host
-from repzoo.quant.scheme import RANGES, QuantScheme, for_host, saturating, scheme, schemes
+from repzoo.quant.scheme import PEAKS, RANGES, QuantScheme, for_host, saturating, scheme, scheme_for, schemes
 
 VNNI = {"machine": "x86_64", "int8": ["avx2", "avx512f", "avx512_vnni"]}
 AVX2 = {"machine": "x86_64", "int8": ["avx2"]}
@@ -21,7 +23,7 @@ AVX512 = {"machine": "x86_64", "int8": ["avx2", "avx512f", "avx512bw"]}
 ARM = {"machine": "aarch64", "int8": ["asimddp"]}
 
 
-def worst_case(weight: int, stored_as: str, kernel: int = 3) -> onnx.ModelProto:
+def worst_case(weight: int, kernel: int = 3) -> onnx.ModelProto:
     """A quantised convolution of 32 channels whose weights are all `weight` and whose input is 255 everywhere."""
     model = onnx.parser.parse_model(
         f"""<ir_version: 8, opset_import: ["" : 17]> g (float[1, 32, 6, 6] data) => (float[1, 16] output) {{
@@ -31,13 +33,12 @@ def worst_case(weight: int, stored_as: str, kernel: int = 3) -> onnx.ModelProto:
             cq = QuantizeLinear (c, out, zero)  cd = DequantizeLinear (cq, out, zero)
             p = GlobalAveragePool (cd)  output = Flatten (p) }}"""
     )
-    kind, middle = (np.int8, 0) if stored_as == "int8" else (np.uint8, 128)
-    tensors: dict[str, np.ndarray] = {
+    tensors: dict[str, npt.NDArray[Any]] = {
         "one": np.array(1, np.float32),
         "zero": np.array(0, np.uint8),
-        "weights": np.full((16, 32, kernel, kernel), weight + middle, kind),
+        "weights": np.full((16, 32, kernel, kernel), weight, np.int8),
         "scales": np.ones(16, np.float32),
-        "zeros": np.full(16, middle, kind),
+        "zeros": np.zeros(16, np.int8),
         "out": np.array(255 * weight * 32 * kernel**2 / 250, np.float32),
     }
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in tensors.items())
@@ -52,63 +53,98 @@ def error_of(model: onnx.ModelProto, name: str) -> float:
     return float(np.abs(found - truth).max() / np.abs(truth).max())
 
 
-@pytest.fixture(params=["onnxruntime", "openvino"])
-def engine_name(request: pytest.FixtureRequest) -> str:
-    name = str(request.param)
-    try:
-        engine(name)
-    except InputError as error:
-        pytest.skip(str(error))
-    return name
+def clipping_host() -> None:
+    if not saturating(host()):
+        pytest.skip("this host adds products of 8 bits in 32, so U8S8 is exact here")
+
+
+def default_session(model: onnx.ModelProto, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What a person's own script would run."""
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"data": inputs})[0])
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_u8s8_clips_pairs_of_products_where_the_host_lacks_vnni(engine_name: str, kernel: int) -> None:
-    if not saturating(host()):
-        pytest.skip("this host adds products of 8 bits in 32, so U8S8 is exact here")
-    assert error_of(worst_case(127, "int8", kernel), engine_name) > 0.4  # 32 767 instead of 2 x 255 x 127 = 64 770
+def test_default_sessions_of_onnxruntime_clip_where_the_host_lacks_vnni(kernel: int) -> None:
+    """The warning of `for_host` is true, and 7 bits are its remedy."""
+    clipping_host()
+    for weight, clips in ((127, True), (65, True), (64, False)):
+        model, inputs = worst_case(weight, kernel), np.full((1, 32, 6, 6), 255, np.float32)
+        truth = engine("reference").open(model).run(inputs)
+        assert (np.abs(default_session(model, inputs) - truth).max() > 1e-3 * np.abs(truth).max()) == clips
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize(("weight", "stored_as"), [(64, "int8"), (127, "uint8")])
-def test_the_remedies_agree_with_the_reference_on_every_host(engine_name: str, weight: int, stored_as: str, kernel: int) -> None:
-    assert error_of(worst_case(weight, stored_as, kernel), engine_name) < 1e-5
+@pytest.mark.parametrize("weight", [127, 65])
+def test_which_engines_clip_as_repzoo_runs_them(kernel: int, weight: int) -> None:
+    clipping_host()
+    assert error_of(worst_case(weight, kernel), "onnxruntime") < 1e-5
+    if "openvino" not in installed():
+        pytest.skip("OpenVINO is not installed")
+    assert error_of(worst_case(weight, kernel), "openvino") > 1e-3  # 127: 32 767 instead of 2 x 255 x 127 = 64 770
 
 
-def test_one_more_than_seven_bits_clips_again(engine_name: str) -> None:
-    """The mutant of PEAKS: 65 does not fit, so 64 is the most."""
-    if not saturating(host()):
-        pytest.skip("this host adds products of 8 bits in 32, so U8S8 is exact here")
-    assert 2 * 255 * 64 <= 2**15 - 1 < 2 * 255 * 65
-    assert error_of(worst_case(65, "int8"), engine_name) > 1e-3
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_seven_bits_are_exact_on_every_host(kernel: int) -> None:
+    for name in installed():
+        assert error_of(worst_case(PEAKS[7], kernel), name) < 1e-5, name
 
 
-def test_the_remedy_is_chosen_by_the_hosts_instructions() -> None:
-    wanted = scheme("ort-cpu")
+def installed() -> list[str]:
+    found = []
+    for name in ("onnxruntime", "openvino"):
+        try:
+            found.append(engine(name).name)
+        except MissingExtra:
+            continue
+    return found
+
+
+class Named:
+    """As much of an engine as `for_host` asks about."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def version(self) -> str:
+        raise NotImplementedError
+
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> Session:
+        raise NotImplementedError
+
+
+def test_the_remedy_is_chosen_by_the_hosts_instructions_and_the_engine() -> None:
+    wanted = scheme("openvino-cpu")
     assert [saturating(facts) for facts in (VNNI, AVX2, AVX512, ARM)] == [False, True, True, False]
     for facts in (VNNI, ARM):
-        assert for_host(wanted, facts) == (wanted, "")
-    used, remark = for_host(wanted, AVX2)
-    assert (used.name, used.weight_peak) == ("ort-cpu-7bit", 64)
-    assert "no VNNI" in remark
-    assert for_host(used, AVX2) == (used, "")
-    kept, warned = for_host(scheme("ort-cpu-8bit"), AVX512)
+        for name in ("openvino", "onnxruntime", "reference"):
+            assert for_host(wanted, Named(name), facts) == (wanted, "")
+    for name in ("openvino", "openvino:CPU"):
+        used, remark = for_host(wanted, Named(name), AVX512)
+        assert used == replace(wanted, weight_bits=7, name="openvino-cpu, 7-bit weights")
+        assert used.weight_peak == 64
+        assert "no VNNI" in remark
+        assert for_host(used, Named(name), AVX2) == (used, "")
+    kept, warned = for_host(scheme("ort-cpu"), Named("onnxruntime"), AVX2)
     assert kept.weight_peak == 127
-    assert "may saturate here" in warned
+    assert "session.x64quantprecision = 1" in warned
+    assert for_host(scheme("ort-cpu-7bit"), Named("onnxruntime"), AVX2)[1] == ""
+    assert for_host(wanted, Named("reference"), AVX2) == (wanted, "")
 
 
-def test_every_preset_is_whole_and_every_remedy_exact() -> None:
+def test_each_engine_has_its_scheme() -> None:
+    found = [scheme_for(name).name for name in ("onnxruntime", "openvino", "openvino:CPU", "mnn", "reference")]
+    assert found == ["ort-cpu", "openvino-cpu", "openvino-cpu", "mnn", "ort-cpu"]
+
+
+def test_every_preset_is_whole() -> None:
     assert {"ort-cpu", "openvino-cpu", "mnn", "rdk", "vastai", "per-tensor"} <= set(schemes())
     for name, one in schemes().items():
         assert one.name == name
         assert one.about
         assert set(one.range_methods) <= set(RANGES)
         assert {"Conv", "Gemm"} <= set(one.quantised)
-        if one.remedy:
-            other = scheme(one.remedy)
-            assert not other.saturates
-            assert other.per_channel == one.per_channel
-            assert replace(other, name=name, about=one.about, weight_bits=8, saturates=True, remedy=one.remedy) == one
     assert scheme("rdk").escape == "int16"
     assert not scheme("per-tensor").per_channel
 

@@ -1,8 +1,8 @@
 """QuantScheme: how a target represents numbers, as data (schemes.toml, or a person's own file).
 
-Why `saturates`: on x86 without VNNI, kernels multiply uint8 by int8 and add two neighbouring products in 16 bits
-(the instruction VPMADDUBSW), which clips at 32 767. Weights in -64..64 keep 2 x 255 x 64 = 32 640 below that, so such a model
-means the same on every host; tests/quant/test_scheme.py shows both on the engines themselves.
+Weights of 7 bits: on x86 without VNNI, kernels multiply uint8 by int8 and add two neighbouring products in 16 bits (the
+instruction VPMADDUBSW), which clips at 32 767. Weights in -64..64 keep 2 x 255 x 64 = 32 640 below that, so such a model means
+the same on every host; tests/quant/test_scheme.py shows both on the engines themselves.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from repzoo.engines import Engine
 from repzoo.errors import InputError
 from repzoo.plugins import unknown
 from repzoo.storage import read_bounded
@@ -25,11 +26,15 @@ PEAKS = {8: 127, 7: 64}  # largest weight by weight bits; 7 bits are -64..64, so
 # In the names of /proc/cpuinfo: instructions that add products of 8 bits in 32, which x86 needs not to saturate.
 EXACT_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
 X86 = frozenset({"x86_64", "AMD64", "i686"})
+CLIPPING = frozenset({"openvino"})  # engines that saturate on such hosts as repzoo runs them
+CAREFUL = {  # those that do with their default settings
+    "onnxruntime": "this host has no VNNI, where ONNX Runtime's default sessions clip sums of 8-bit products. What is measured here "
+    "is exact; get the same by the session option session.x64quantprecision = 1, or by --scheme ort-cpu-7bit",
+}
 MAX_FILE_BYTES = 2**16
 CHOICES: dict[str, tuple[Any, ...]] = {
     "activation_type": ("uint8", "int8"),
     "activation_bits": (8,),
-    "weight_type": ("int8", "uint8"),
     "weight_bits": tuple(PEAKS),
     "ranges": RANGES,
     "escape": ("float", "int16"),
@@ -43,7 +48,6 @@ class QuantScheme:
     engine                the engine whose numbers decide; "" where the target runs nowhere but on its board
     activation_type       uint8 | int8
     activation_symmetric  zero point in the middle (128 or 0), values within 127 of it; else any zero point
-    weight_type           int8 | uint8 (the same numbers stored with zero point 128)
     weight_bits           8: -127..127; 7: -64..64
     per_channel           one weight scale for each output channel, else one for each tensor
     ranges                how an activation's range is chosen first: one of range_methods
@@ -51,8 +55,6 @@ class QuantScheme:
     quantised             ONNX operators that compute on quantised values
     fused                 activations that the target applies within the layer before, so no Q/DQ goes between
     escape                what a layer that INT8 breaks may use instead: float | int16
-    saturates             kernels add pairs of products in 16 bits on x86 without VNNI
-    remedy                the scheme to use on such a host
     """
 
     name: str
@@ -61,7 +63,6 @@ class QuantScheme:
     activation_type: str = "uint8"
     activation_symmetric: bool = False
     activation_bits: int = 8
-    weight_type: str = "int8"
     weight_bits: int = 8
     per_channel: bool = True
     ranges: str = "mse"
@@ -69,8 +70,6 @@ class QuantScheme:
     quantised: tuple[str, ...] = ("Conv", "Gemm", "MatMul", "Add", *MOVING)
     fused: tuple[str, ...] = ("Relu", "Clip")
     escape: str = "float"
-    saturates: bool = False
-    remedy: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what no writer could honour."""
@@ -110,18 +109,23 @@ def scheme(name: str) -> QuantScheme:
     raise InputError(unknown("scheme", name, schemes()))
 
 
-def for_host(wanted: QuantScheme, facts: Mapping[str, Any]) -> tuple[QuantScheme, str]:
-    """(the scheme to use on the host of `facts`, see measure.host; a remark, "" when it is `wanted` itself)."""
-    if not (wanted.saturates and saturating(facts)):
+def scheme_for(engine_name: str) -> QuantScheme:
+    """The preset of the engine called `engine_name` ("engine:option" too); ort-cpu for one that has none."""
+    base = engine_name.partition(":")[0]
+    return next((one for one in schemes().values() if one.engine == base), schemes()["ort-cpu"])
+
+
+def for_host(wanted: QuantScheme, engine: Engine, facts: Mapping[str, Any]) -> tuple[QuantScheme, str]:
+    """(the scheme to use with `engine` on the host of `facts`, see measure.host; a remark, "" when there is nothing to say)."""
+    if wanted.weight_bits < 8 or not saturating(facts):
         return wanted, ""
-    if not wanted.remedy:
-        return wanted, (
-            f"this host has no VNNI: {wanted.name} may saturate here, so what is measured can be worse than on a newer host"
+    base = engine.name.partition(":")[0]
+    if base in CLIPPING:
+        return replace(wanted, name=f"{wanted.name}, 7-bit weights", weight_bits=7), (
+            f"this host has no VNNI, where {base} clips sums of 8-bit products: weights are kept to 7 bits, which is exact on every "
+            "host. For a file of 8 bits, right for hosts with VNNI alone, quantise with --engine onnxruntime"
         )
-    return scheme(wanted.remedy), (
-        f"this host has no VNNI, so {wanted.name} would saturate in 16 bits; used {wanted.remedy} instead, which is exact on every "
-        f"host. For full 8-bit weights quantise on a host with VNNI, or take --scheme ort-cpu-u8u8 (exact, slower here)"
-    )
+    return wanted, CAREFUL.get(base, "")
 
 
 def saturating(facts: Mapping[str, Any]) -> bool:
