@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from repzoo.errors import InputError
 from repzoo.storage import read_bounded, sha256_of, write_atomically
+from repzoo.wire import chunks
 
 MAX_MODEL_BYTES = 2**31 - 1  # protobuf's own limit for one message
 MAX_DEPTH = 64  # of a metadata document
@@ -157,25 +158,25 @@ class Artifact:
 
     def to_bytes(self) -> bytes:
         """The ONNX file as bytes, metadata included; byte-identical for equal artifacts."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
-        kept = [(item.key, item.value) for item in model.metadata_props if not item.key.startswith(_PREFIX)]
-        del model.metadata_props[:]
-        for key, value in [*kept, *((_PREFIX + key, _dumps(value)) for key, value in self._documents().items())]:
-            model.metadata_props.add(key=key, value=value)
-        return bytes(model.SerializeToString(deterministic=True))
+        return b"".join(self.chunks())
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes of `to_bytes` in pieces, so that large models need no second copy in memory."""
+        kept = [(item.key, item.value) for item in self.model.metadata_props if not item.key.startswith(_PREFIX)]
+        own = ((_PREFIX + key, _dumps(value)) for key, value in self._documents().items())
+        entries = [onnx.StringStringEntryProto(key=key, value=value) for key, value in (*kept, *own)]
+        return chunks(self.model, metadata_props=entries)
 
     def write(self, path: Path) -> Artifact:
         """Write to `path` in one rename and return the artifact with its file's name and hash."""
-        data = self.to_bytes()
-        write_atomically(path, data)
-        return replace(self, name=path.stem, sha256=sha256_of(data))
+        write_atomically(path, self.chunks())
+        return replace(self, name=path.stem, sha256=sha256_of(self.chunks()))
 
     def then(self, model: onnx.ModelProto, step: Step, **extras: Any) -> Artifact:
         """The artifact that `step` makes of this one: new graph, same contract, longer history."""
         step = replace(step, input_sha256=self.sha256)
         made = replace(self, model=model, steps=(*self.steps, step), extras={**self.extras, **extras}, sha256="")
-        return replace(made, sha256=sha256_of(made.to_bytes()))
+        return replace(made, sha256=sha256_of(made.chunks()))
 
     @property
     def form(self) -> Form:

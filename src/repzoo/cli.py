@@ -125,7 +125,7 @@ def fold(file: str, output: Path, certificate_file: Path | None, data: str | Non
     images = verbs.first_images(open_source(data).held_out(), artifact.needing_preprocess()) if data else None
     made, certificate = verbs.fold(artifact, images)
     beside = [(certificate_file, Console.document(certificate.to_json()))] if certificate_file else []
-    write_together([(output, made.to_bytes()), *beside])
+    write_together([(output, made.chunks()), *beside])
     Console(as_json).certificate(certificate, output)
 
 
@@ -145,7 +145,7 @@ def quantize(file: str, output: Path, data: str, report_file: Path | None, as_js
     with Console(as_json) as console:
         made, report = verbs.quantize(artifact, data, options, console.progress)
     beside = [(report_file, Console.document(dataclasses.asdict(report.record)))] if report_file else []
-    write_together([(output, made.to_bytes()), *beside])
+    write_together([(output, made.chunks()), *beside])
     console.quantized(report, output)
 
 

@@ -7,15 +7,20 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from repzoo.errors import InputError
 
+Data = bytes | str | Iterable[bytes]  # text is written as UTF-8; pieces one after another
 
-def sha256_of(data: bytes) -> str:
-    """Hex SHA-256 of `data`."""
-    return hashlib.sha256(data).hexdigest()
+
+def sha256_of(data: bytes | Iterable[bytes]) -> str:
+    """Hex SHA-256 of `data`, whole or in pieces."""
+    digest = hashlib.sha256()
+    for piece in [data] if isinstance(data, bytes) else data:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
@@ -85,13 +90,13 @@ def written_aside(path: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write `data` (text as UTF-8) to `path` in one rename; see `written_aside` for errors."""
+def write_atomically(path: Path, data: Data) -> None:
+    """Write `data` to `path` in one rename; see `written_aside` for errors."""
     with written_aside(path) as aside:
         _fill(aside, data)
 
 
-def write_together(contents: Sequence[tuple[Path, bytes | str]]) -> None:
+def write_together(contents: Sequence[tuple[Path, Data]]) -> None:
     """Write several files: all are complete beside their places before the first is renamed.
 
     Raises:
@@ -156,9 +161,9 @@ def _missing_end(file: io.FileIO, size: int) -> str:
     return "\n" if size and file.read(1) != b"\n" else ""
 
 
-def _fill(path: Path, data: bytes | str) -> None:
+def _fill(path: Path, data: Data) -> None:
     with path.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.writelines([data.encode()] if isinstance(data, str) else [data] if isinstance(data, bytes) else data)
         file.flush()
         os.fsync(file.fileno())
 

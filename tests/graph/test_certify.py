@@ -491,7 +491,7 @@ def test_a_fold_is_certified_in_pieces_too(
     before: Artifact, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = certified(before)
-    monkeypatch.setattr(certify, "pieces", lambda model: pieces(model, 600))
+    monkeypatch.setattr(certify, "pieces", lambda model, **more: pieces(model, 600, **more))
     assert certified(before).max_abs_error == whole.max_abs_error
     model = onnx.ModelProto()
     model.CopyFrom(fold.fold(before.model).model)

@@ -11,7 +11,7 @@ Large graphs run piece by piece (pieces.py), so the check needs little memory be
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from repzoo.errors import CertificateError, InputError
 from repzoo.graph.cost import Cost, count
 from repzoo.graph.fold import Fold, FoldResult
 from repzoo.graph.pieces import pieces, sha256_of_graph
-from repzoo.graph.proof import ROUNDOFF, Proof, prove
+from repzoo.graph.proof import BLOCK, ROUNDOFF, Proof, prove
 from repzoo.graph.rules import Refusal
 
 SAFETY = 64.0  # jittering moves each weight once; a fold also reorders sums of up to some 10^4 terms in every layer
@@ -163,7 +163,8 @@ def _compared(
         raise CertificateError("an output is not finite (overflow or NaN), so nothing can be proven; check the model's weights")
     jittered = _outputs(before, groups, run, np.random.default_rng(seed + 1))
     floor = FLOOR * max(
-        (ROUNDOFF[item.data_type] for item in _weights(before.graph) if item.data_type in ROUNDOFF), default=2.0**-24
+        (ROUNDOFF[item.data_type] for item in (*before.graph.initializer, *_held(before.graph)) if item.data_type in ROUNDOFF),
+        default=2.0**-24,
     )
     return [_compare(*three, floor) for three in zip(expected, got, jittered, strict=True)]
 
@@ -188,10 +189,12 @@ def _outputs(
     """The outputs of `model` for each group, its weights moved by one unit in the last place where `jitter` is given."""
     dims = classifier_input(model).type.tensor_type.shape.dim
     batches = _batches(groups, dims[0].dim_value if dims else 0)
-    for piece in pieces(model):
+    for piece in pieces(model) if jitter is None else pieces(model, change=lambda item: _jittered(item, jitter)):
         if jitter is not None:
-            _jitter(_weights(piece.graph), jitter)
+            for held in _held(piece.graph):
+                held.CopyFrom(_jittered(held, jitter))
         batches = [run(piece, batch) for batch in batches]
+        del piece  # before the next is made
     ends = np.cumsum([len(group) for group in groups])
     return np.split(np.concatenate(batches), ends)[:-1]
 
@@ -205,22 +208,25 @@ def _batches(groups: Sequence[Images], batch: int) -> list[Images]:
     return np.split(filled, len(filled) // batch)
 
 
-def _jitter(weights: Iterable[TensorProto], random: np.random.Generator) -> None:
-    """Move every value to one of its two neighbours, in place. Zeros stay: a padded kernel's are exact."""
-    for item in weights:
-        if item.data_type in _FLOATS:
-            values = numpy_helper.to_array(item)
-            bits = values.view(f"i{values.itemsize}").ravel()
-            signs = np.unpackbits(np.frombuffer(random.bytes(-(-bits.size // 8)), np.uint8), count=bits.size)
-            moved = np.where(values.ravel() == 0, bits, bits + 2 * signs.astype(bits.dtype) - 1)
-            item.CopyFrom(numpy_helper.from_array(moved.view(values.dtype).reshape(values.shape), item.name))
+def _jittered(item: TensorProto, random: np.random.Generator) -> TensorProto:
+    """Every value of a float `item` moved to one of its two neighbours. Zeros stay: a padded kernel's are exact."""
+    if item.data_type not in _FLOATS:
+        return item
+    values = numpy_helper.to_array(item)
+    values = values.ravel() if values.flags.writeable else values.flatten()
+    bits = values.view(f"i{values.itemsize}")
+    for start in range(0, bits.size, BLOCK):
+        part = bits[start : start + BLOCK]
+        signs = np.unpackbits(np.frombuffer(random.bytes(-(-part.size // 8)), np.uint8), count=part.size)
+        part += (2 * signs.astype(part.dtype) - 1) * (values[start : start + BLOCK] != 0)
+    return TensorProto(dims=item.dims, data_type=item.data_type, name=item.name, raw_data=values.tobytes())
 
 
-def _weights(graph: onnx.GraphProto) -> list[TensorProto]:
-    """Every constant of the layers, whether an initializer or a Constant node holds it."""
+def _held(graph: onnx.GraphProto) -> list[TensorProto]:
+    """The constants of the layers that Constant nodes hold."""
     read = {name for node in graph.node if node.op_type in _LAYERS for name in node.input}
-    held = [node for node in graph.node if node.op_type == "Constant" and node.output[0] in read]
-    return [*graph.initializer, *(item.t for node in held for item in node.attribute if item.name == "value")]
+    nodes = [node for node in graph.node if node.op_type == "Constant" and node.output[0] in read]
+    return [item.t for node in nodes for item in node.attribute if item.name == "value"]
 
 
 def _facts(model: onnx.ModelProto, cost: Cost) -> dict[str, Any]:

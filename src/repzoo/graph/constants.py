@@ -21,6 +21,7 @@ import onnx_ir.passes.common as passes
 from onnx.reference import ReferenceEvaluator
 
 from repzoo.errors import InputError
+from repzoo.graph.pieces import opened
 
 Values = npt.NDArray[Any]
 
@@ -52,9 +53,7 @@ def settled(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     kinds = {node.op_type for node in model.graph.node}
     if not kinds & _PURE and "Shape" not in kinds:
         return {}
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return {name: ir.to_proto(tensor) for name, tensor in settle(ir.from_proto(copy)).items()}
+    return {name: ir.to_proto(tensor) for name, tensor in settle(opened(model)).items()}
 
 
 def infer(model: ir.Model) -> None:

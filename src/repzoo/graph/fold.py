@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,9 +24,11 @@ from repzoo.errors import InputError
 from repzoo.graph import algebra
 from repzoo.graph.algebra import AffineMap, Geometry, Inexact
 from repzoo.graph.constants import settle
+from repzoo.graph.pieces import closed, opened
 from repzoo.graph.rules import Link, Refusal, channels_of, constant, joined, name_of, rank_of, view
 
 QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
+OWN_PAGES = 2**16  # bytes from which an array is worth them
 OLDEST_OPSET = 7  # before it BatchNormalization trains unless told otherwise, and broadcasting is an attribute
 
 
@@ -77,7 +80,7 @@ def fold(model: onnx.ModelProto) -> FoldResult:
     passes.RemoveUnusedNodesPass()(graph_model)
     graph_model.graph.sort()
     _order_constants(graph_model.graph)
-    folded = ir.to_proto(graph_model)
+    folded = closed(graph_model)
     folded.metadata_props.clear()
     folded.metadata_props.extend(model.metadata_props)
     return FoldResult(folded, folds, refusals)
@@ -99,10 +102,8 @@ def _prepared(model: onnx.ModelProto) -> ir.Model:
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), OLDEST_OPSET)
     if opset < OLDEST_OPSET:
         raise InputError(f"the graph is of opset {opset}; convert it to {OLDEST_OPSET} or later (onnx.version_converter)")
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
     try:
-        graph_model = ir.from_proto(copy)
+        graph_model = opened(model)
     except ir.serde.SerdeError as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise InputError(f"the graph holds something that ONNX does not define ({reason}); export it again") from None
@@ -386,5 +387,14 @@ def _node_for(form: _Form, made: AffineMap, like: ir.Value, names: tuple[str, st
 
 
 def _initializer(name: str, values: npt.NDArray[Any]) -> ir.Value:
-    tensor = ir.Tensor(np.ascontiguousarray(values), name=name)
+    tensor = ir.Tensor(_in_own_pages(values), name=name)
     return ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+
+
+def _in_own_pages(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A contiguous copy whose memory goes back to the system when it is freed; a heap keeps it between what lives longer."""
+    if values.nbytes < OWN_PAGES:
+        return np.ascontiguousarray(values)
+    made = np.frombuffer(mmap.mmap(-1, values.nbytes), values.dtype).reshape(values.shape)
+    made[...] = values
+    return made

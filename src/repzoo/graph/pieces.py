@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
+import onnx_ir as ir
 
+from repzoo import wire
 from repzoo.artifact import classifier_input
 
 PIECE_BYTES = 2**25  # of constants; a piece is larger only where a single uncuttable stretch is
@@ -30,6 +32,45 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def opened(model: onnx.ModelProto) -> ir.Model:
+    """`model` to work on, without a copy of its weights: they are read from `model`, which stays as it was.
+
+    Raises:
+        onnx_ir.serde.SerdeError: the graph holds something that ONNX does not define.
+    """
+    shell = wire.without(model, "graph")
+    shell.graph.CopyFrom(wire.without(model.graph, "initializer"))
+    large = {item.name: item for item in model.graph.initializer if _hollow(item) is not item}
+    shell.graph.initializer.extend(map(_hollow, model.graph.initializer))
+    made = ir.from_proto(shell)
+    for name, item in large.items():
+        made.graph.initializers[name].const_value = _lent(item)
+    return made
+
+
+def _lent(item: onnx.TensorProto) -> ir.LazyTensor:
+    """A tensor that reads `item` and has a name of its own: passes write names into tensors."""
+    dtype, shape = ir.DataType(item.data_type), ir.Shape(item.dims)
+    return ir.LazyTensor(lambda: ir.serde.TensorProtoTensor(item), dtype, shape, name=item.name)
+
+
+def closed(model: ir.Model) -> onnx.ModelProto:
+    """`model` as a message; each weight leaves it on the way, so that there is never a second copy of them all."""
+    values = [value for value in model.graph.initializers.values() if value.const_value is not None]
+    held = [value.const_value for value in values][::-1]
+    for value in values:
+        tensor = value.const_value
+        if tensor is not None and tensor.size > SMALL and tensor.dtype != ir.DataType.STRING:
+            hollow = onnx.TensorProto(dims=tensor.shape.numpy(), data_type=tensor.dtype.value, name=value.name)
+            value.const_value = ir.serde.TensorProtoTensor(hollow)
+    made = ir.to_proto(model)
+    for item in made.graph.initializer:
+        tensor = held.pop()
+        if tensor is not None and tensor.size > SMALL and tensor.dtype != ir.DataType.STRING:
+            item.raw_data = tensor.tobytes()
+    return made
+
+
 def sha256_of_graph(model: onnx.ModelProto) -> str:
     """Hex SHA-256 of the graph and its weights; metadata does not enter, so a file that has taken on its history keeps it."""
     digest = hashlib.sha256(skeleton(model).SerializeToString(deterministic=True))
@@ -38,21 +79,28 @@ def sha256_of_graph(model: onnx.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def pieces(model: onnx.ModelProto, limit: int = PIECE_BYTES) -> Iterator[onnx.ModelProto]:
+Change = Callable[[onnx.TensorProto], onnx.TensorProto]
+
+
+def pieces(model: onnx.ModelProto, limit: int = PIECE_BYTES, change: Change = lambda item: item) -> Iterator[onnx.ModelProto]:
     """Models, all new, that give what `model` gives when each is fed the output of the one before, as its input of that name.
 
-    A cut needs a tensor that is float32 and all that later nodes read. Constants go where they are read.
+    A cut needs a tensor that is float32 and all that later nodes read. Constants go where they are read. `change` gives what
+    stands in the place of each initializer (a copy: memory of a message's old values is only free when the message is).
     """
     parts = _Parts.of(model)
     stretches = list(parts.stretches(limit)) if parts.bytes() > limit else []
     if len(stretches) < 2:
         copy = onnx.ModelProto()
-        copy.CopyFrom(model)
+        copy.CopyFrom(wire.without(model, "graph"))
+        copy.graph.CopyFrom(wire.without(model.graph, "initializer"))
+        for item in model.graph.initializer:
+            copy.graph.initializer.append(change(item))
         yield copy
         return
     source = classifier_input(model).name
     for stretch in stretches:
-        yield parts.piece(source, stretch)
+        yield parts.piece(source, stretch, change)
         source = stretch[-1].output[0]
 
 
@@ -92,11 +140,12 @@ class _Parts:
             taken, total = [*taken, *run], total + size
         yield taken
 
-    def piece(self, source: str, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
+    def piece(self, source: str, nodes: Sequence[onnx.NodeProto], change: Change) -> onnx.ModelProto:
         given, target = classifier_input(self.model), nodes[-1].output[0]
         made = _empty_like(self.model)
         stored, makers = self._behind([name for node in nodes for name in node.input])
-        made.graph.initializer.extend(self.stored[name] for name in stored)
+        for name in stored:
+            made.graph.initializer.append(change(self.stored[name]))
         made.graph.node.extend([*makers, *nodes])
         for node in made.graph.node:
             node.input[:] = [given.name if name == source else name for name in node.input]
