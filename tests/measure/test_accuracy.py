@@ -187,11 +187,13 @@ def test_compare_counts_and_lists_the_flips() -> None:
     assert (record.values["drop_low"], record.values["drop_high"]) == pytest.approx((100 * interval.low, 100 * interval.high))
     assert record.values["p_value"] == stats.mcnemar(2, 1)
     assert record.values["same_prediction"] == pytest.approx(50)
-    assert record.samples["flips"] == [
-        {"key": "1", "target": 0, "first": 0, "second": 1},
-        {"key": "3", "target": 1, "first": 1, "second": 2},
-        {"key": "4", "target": 2, "first": 0, "second": 2},
+    assert (record.values["lost"], record.values["gained"]) == (2, 1)
+    assert [tuple(flip.values()) for flip in record.samples["flips"]] == [
+        ("1", 0, 0, 1, "a", "a", "b"),
+        ("3", 1, 1, 2, "b", "b", "c"),
+        ("4", 2, 0, 2, "c", "a", "c"),
     ]
+    assert list(record.samples["flips"][0])[:4] == ["key", "target", "first", "second"]
     assert accuracy.compare(second, first).values["drop"] == -record.values["drop"]
 
 
@@ -201,6 +203,49 @@ def test_a_flip_between_two_wrong_answers_is_listed_and_is_no_drop() -> None:
     record = accuracy.compare(first, second)
     assert record.values["drop"] == 0
     assert len(record.samples["flips"]) == 1
+
+
+def test_classes_are_listed_worst_first_with_what_they_are_taken_for() -> None:
+    names = tuple("abc")
+    found = predictions([lookup(one_hot([0, 0, 2, 2, 1, 2, 2], 3), names)], greys([0, 0, 1, 1, 1, 2, 2], names))[0].by_class()
+    assert [(one["class"], one["index"], one["n"], one["taken_for"]) for one in found] == [
+        ("b", 1, 3, "c"),
+        ("a", 0, 2, None),
+        ("c", 2, 2, None),
+    ]
+    interval = stats.wilson(1, 3)
+    assert (found[0]["top1"], found[0]["top1_low"], found[0]["top1_high"]) == pytest.approx(
+        (100 / 3, 100 * interval.low, 100 * interval.high)
+    )
+
+
+def test_a_model_without_labels_names_its_classes_by_number() -> None:
+    found = predictions([lookup(one_hot([1, 1], 2))], greys([0, 1], ("x", "y")))[0]
+    assert [(one["class"], one["taken_for"]) for one in found.by_class()] == [("0", "1"), ("1", None)]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_model_with_a_fixed_batch_answers_as_one_with_an_open_one(batch: int) -> None:
+    names, winners = tuple("abc"), [(2 * i) % 3 for i in range(11)]
+    fixed = lookup(one_hot(winners, 3), names)
+    fixed.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+    fixed.model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = batch
+    found = predictions([fixed], greys([0] * 11, names))[0]
+    assert found.top[:, 0].tolist() == winners
+
+
+def test_a_size_that_contradicts_the_model_is_refused_before_an_image_is_read() -> None:
+    large = replace(lookup(one_hot([0], 2), ("a", "b")), preprocess=replace(PLAIN, size=4))
+    with pytest.raises(InputError, match=r"takes images of 2x2 pixels, but is said to be given 4x4; give --size 2"):
+        predictions([large], greys([0], ("a", "b"), broken=frozenset({0})))
+
+
+def test_labels_beyond_the_outputs_are_refused() -> None:
+    liar = lookup(one_hot([0, 1], 2), ("a", "b", "c"))
+    del liar.model.graph.output[0].type.tensor_type.shape.dim[1:]
+    liar.model.graph.output[0].type.tensor_type.shape.dim.add()
+    with pytest.raises(InputError, match=r"shape \(2, 2\) for 2 images, but the data's labels reach to output 2"):
+        predictions([liar], greys([0, 2], ("a", "b", "c")))
 
 
 def test_compare_refuses_other_images_and_other_class_orders() -> None:

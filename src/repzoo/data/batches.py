@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from repzoo.data.preprocess import normalised, resized_and_cropped
 from repzoo.errors import InputError
 from repzoo.progress import Progress, silent, tracked
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 MAX_UNREADABLE = 0.01  # share of the images; above it the data set itself is in doubt
 
 
@@ -26,6 +29,13 @@ class ReadReport:
 
     unreadable: list[str] = field(default_factory=list)
     converted: collections.Counter[str] = field(default_factory=collections.Counter)
+
+    def take(self, read: ReadImage) -> None:
+        """Note what is out of the ordinary about one image."""
+        if read.why:
+            self.unreadable.append(read.why)
+        elif read.mode != "RGB":
+            self.converted[read.mode] += 1
 
     def check(self, name: str, total: int) -> None:
         """Raise InputError when more than MAX_UNREADABLE of `total` images could not be read."""
@@ -60,47 +70,80 @@ def batches(dataset: Dataset, preprocess: Preprocess, size: int, report: ReadRep
     """
     chunks = [range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or cores()) as pool:
         ahead: collections.deque[_Futures] = collections.deque()
         for chunk in chunks:
-            ahead.append([(index, pool.submit(_read, dataset, dataset.keys[index], preprocess)) for index in chunk])
+            ahead.append([(index, pool.submit(read_image, dataset, dataset.keys[index], preprocess)) for index in chunk])
             if len(ahead) > 2:
                 yield from _assemble(ahead.popleft(), preprocess, report)
         while ahead:
             yield from _assemble(ahead.popleft(), preprocess, report)
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(work: Callable[[Item], Made], items: Iterable[Item], workers: int = 0) -> Iterator[Made]:
+    """`work(item)` of every item, made by `workers` threads (0: one a core), in order; at most two a thread are underway.
+
+    `work` should leave Python's lock for most of its time, as Pillow, NumPy and the engines do. Its first error ends all.
+    """
+    count = workers or cores()
+    ahead: collections.deque[Future[Made]] = collections.deque()
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            for item in items:
+                ahead.append(pool.submit(work, item))
+                if len(ahead) >= 2 * count:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
 @dataclass(frozen=True)
-class _Read:
-    """One image's pixels, or why there are none, and the mode that it had."""
+class ReadImage:
+    """One image's pixels, uint8 [size, size, 3], or why there are none, and the mode that it had."""
 
     pixels: npt.NDArray[np.uint8] | None = None
     mode: str = "RGB"
     why: str = ""
 
 
-_Futures = list[tuple[int, Future[_Read]]]
+_Futures = list[tuple[int, Future[ReadImage]]]
 
 
-def _read(dataset: Dataset, key: str, preprocess: Preprocess) -> _Read:
+def read_image(dataset: Dataset, key: str, preprocess: Preprocess) -> ReadImage:
+    """Decode, resize and crop the image `key`; one that cannot be is no error but says why."""
     try:
         image = dataset.load(key)
     except UnreadableImage as error:
-        return _Read(why=str(error))
+        return ReadImage(why=str(error))
     try:
-        return _Read(resized_and_cropped(image, preprocess), image.mode)
+        return ReadImage(resized_and_cropped(image, preprocess), image.mode)
     except UnreadableImage as error:
-        return _Read(why=f"{key}: {error}")
+        return ReadImage(why=f"{key}: {error}")
 
 
 def _assemble(futures: _Futures, preprocess: Preprocess, report: ReadReport) -> Iterator[Batch]:
     """The batch of what could be read. The report is filled here, in order, and not by the threads, whose counts would race."""
     done = [(index, future.result()) for index, future in futures]
-    report.unreadable.extend(one.why for _, one in done if one.why)
-    report.converted.update(one.mode for _, one in done if one.mode != "RGB")
-    read = [(index, one.pixels) for index, one in done if one.pixels is not None]
-    if read:
-        yield Batch(tuple(index for index, _ in read), normalised(np.stack([pixels for _, pixels in read]), preprocess))
+    for _, one in done:
+        report.take(one)
+    if made := batch_of(done, preprocess):
+        yield made
+
+
+def batch_of(read: Iterable[tuple[int, ReadImage]], preprocess: Preprocess) -> Batch | None:
+    """The images of `read` (index, image) that could be read, as a model's input; None when there are none."""
+    kept = [(index, one.pixels) for index, one in read if one.pixels is not None]
+    if not kept:
+        return None
+    return Batch(tuple(index for index, _ in kept), normalised(np.stack([pixels for _, pixels in kept]), preprocess))
 
 
 def readable(dataset: Dataset, report: ReadReport, progress: Progress = silent) -> list[int]:
@@ -113,7 +156,7 @@ def readable(dataset: Dataset, report: ReadReport, progress: Progress = silent) 
             return str(error)
         return ""
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         reasons = list(tracked(pool.map(why_not, dataset.keys), "check images", len(dataset), progress))
     report.unreadable.extend(why for why in reasons if why)
     return [index for index, why in enumerate(reasons) if not why]

@@ -11,6 +11,8 @@ from PIL import Image
 from repzoo.errors import InputError
 
 HELD_OUT = ("validation", "val", "test")
+Stamp = tuple[int, int]
+GONE: Stamp = (-1, -1)
 
 
 class UnreadableImage(InputError):
@@ -27,6 +29,7 @@ class Dataset:
     targets  class index of each image
     load     key -> image; raises UnreadableImage
     ordered  True when the order of `classes` is the model's output order, said by the data itself
+    stamp    key -> (bytes, time of the last change) of its file, where there are files; GONE where it is not there
     """
 
     name: str
@@ -35,6 +38,7 @@ class Dataset:
     targets: tuple[int, ...]
     load: Callable[[str], Image.Image]
     ordered: bool = False
+    stamp: Callable[[str], Stamp] | None = None
 
     def __len__(self) -> int:
         """Number of images."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from repzoo.data.dataset import HELD_OUT, Dataset, Source, UnreadableImage
+from repzoo.data.dataset import GONE, HELD_OUT, Dataset, Source, Stamp, UnreadableImage
 from repzoo.errors import InputError
 from repzoo.storage import read_lines
 
@@ -71,6 +71,15 @@ def load_image(path: Path) -> Image.Image:
         raise UnreadableImage(f"{path} cannot be decoded: {error}") from None
 
 
+def stamp_of(path: Path) -> Stamp:
+    """What tells that the file at `path` was changed: its size in bytes and when it was last written, in nanoseconds."""
+    try:
+        found = path.stat()
+    except OSError:
+        return GONE
+    return found.st_size, found.st_mtime_ns
+
+
 def _has_folders(path: Path) -> bool:
     """Whether `path` is a part (a folder of class folders), and not a class that is called "train"."""
     return path.is_dir() and any(item.is_dir() for item in path.iterdir())
@@ -111,4 +120,7 @@ def _dataset(root: Path, part: str, classes: list[str], files: dict[str, list[st
     inside = "" if part == "all" else f"{part}/"
     pairs = [(f"{inside}{label}/{file}", index[label]) for label in files for file in files[label]]
     keys, targets = zip(*pairs, strict=True)
-    return Dataset(f"{root.name}/{part}", tuple(classes), keys, targets, lambda key: load_image(root / key), ordered)
+    name = f"{root.name}/{part}"
+    return Dataset(
+        name, tuple(classes), keys, targets, lambda key: load_image(root / key), ordered, lambda key: stamp_of(root / key)
+    )

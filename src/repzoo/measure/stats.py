@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 Z95 = 1.959963984540054
+POWER = 0.8
+Z_POWER = 0.8416212335729143  # the normal quantile of POWER
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,35 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def pairs_needed(discordant: float, difference: float) -> int:
+    """Pairs that McNemar's test at the 5 % level needs to see a `difference` of two proportions with a power of 80 %.
+
+    discordant  share of pairs (0..1) on which exactly one of the two is right; at least |difference|, or it is taken to be so
+    difference  of the proportions, not 0
+
+        n = (z_0.975 sqrt(discordant) + z_0.8 sqrt(discordant - difference^2))^2 / difference^2
+
+    Source: R. J. Connor, "Sample size for testing differences in proportions for the paired-sample design", Biometrics 43
+    (1987), equation for the unconditional test.
+    """
+    if not 0 <= discordant <= 1 or not 0 < abs(difference) <= 1:
+        raise ValueError(f"need 0 <= discordant <= 1 and 0 < |difference| <= 1; got {discordant} and {difference}")
+    share, square = max(discordant, abs(difference)), difference * difference
+    return math.ceil((Z95 * math.sqrt(share) + Z_POWER * math.sqrt(share - square)) ** 2 / square)
+
+
+def visible_difference(discordant: float, n: int) -> float:
+    """The smallest difference (0..1) that `n` pairs show with a power of 80 %: the inverse of `pairs_needed`.
+
+    1 where not even that would be seen.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if pairs_needed(discordant, middle) <= n else (middle, high)
+    return high
 
 
 def median_interval(samples: Sequence[float], z: float = Z95) -> Interval:

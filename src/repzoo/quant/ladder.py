@@ -97,7 +97,7 @@ def quantize(
     attempts = list(_attempts(artifact, model, _histograms(model, artifact, calibration, engine, report, progress), engine, scheme))
     report.check(calibration.name, len(calibration))
     gate_report = ReadReport()
-    runs = [accuracy.open_run(one, engine, host()["affinity"]) for one in (artifact, *(attempt.artifact for attempt in attempts))]
+    runs = [accuracy.open_run(one, engine) for one in (artifact, *(attempt.artifact for attempt in attempts))]
     rungs = _measured(attempts, accuracy.evaluate(runs, gate, gate_report, progress), engine, budget, progress)
     passing = [index for index, rung in enumerate(rungs) if rung.passes]
     if not passing and not budget.force:

@@ -1,0 +1,186 @@
+"""Several processes that evaluate together, as torchrun starts them; the only file of measuring that may import torch.
+
+A process that fails says so in the exchange that the others are in, or come to next, so that all of them end with its sentence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from repzoo.errors import InputError, MissingExtra, RepzooError
+
+MAX_MESSAGE_BYTES = 2**31  # from one process: 50,000 images take 1.4 MB
+
+
+class Group(Protocol):
+    """The processes that share one evaluation; this one is `rank` of `size`."""
+
+    rank: int
+    size: int
+
+    def threads(self, cores: int) -> int:
+        """How many of this host's `cores` are this process's."""
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """The `data` of every process, by rank, in every process. All must call it equally often."""
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """Refuse when the processes were given different `facts`."""
+
+    def check(self) -> None:
+        """Raise when another process has failed; cheap, for use between two pieces of work."""
+
+
+class Alone:
+    """A process that has no others."""
+
+    rank, size = 0, 1
+
+    def threads(self, cores: int) -> int:
+        """All of them."""
+        return cores
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """Its own."""
+        return [data]
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """It always does."""
+
+    def check(self) -> None:
+        """Nothing can have failed."""
+
+
+ALONE: Group = Alone()
+
+
+def rank() -> int:
+    """This process's place among those that torchrun started; 0 for one that was started alone."""
+    value = os.environ.get("RANK", "0")
+    return int(value) if value.isdigit() and os.environ.get("WORLD_SIZE") else 0
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Group]:
+    """The group of this process, by the environment that torchrun sets (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+
+    An error of repzoo inside the block is raised in every process.
+
+    Raises:
+        MissingExtra: several processes, but no torch.
+        InputError: the processes do not find each other, or one fails.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) < 2:
+        yield ALONE
+        return
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra("evaluating with several processes", "torch") from error
+    group = _Gloo()
+    try:
+        yield group
+        group.gather(b"")  # nobody leaves before all have succeeded
+    except RepzooError as error:
+        group.fail(error)
+        raise
+    finally:
+        group.close()
+
+
+class _Failed(InputError):
+    """Another process failed; its sentence is the message."""
+
+
+class _Gloo:
+    """Processes that talk through torch's gloo."""
+
+    def __init__(self) -> None:
+        import torch.distributed as dist
+        from torch.distributed.rendezvous import rendezvous
+
+        try:
+            store, self.rank, self.size = next(iter(rendezvous("env://")))
+            self._store = store
+            dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise InputError(f"the processes do not find each other: {_line(error)}; start them with torchrun") from None
+
+    def threads(self, cores: int) -> int:
+        """The cores, shared among the processes of this host."""
+        return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """See `Group.gather`."""
+        return self._exchange(b"+" + data)
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """See `Group.agree`."""
+        mine = json.dumps({**facts, "host": socket.gethostname()}, sort_keys=True)
+        all_facts = [json.loads(one) for one in self.gather(mine.encode())]
+        for place, one in enumerate(all_facts):
+            for key in facts:
+                if one[key] != all_facts[0][key]:
+                    raise InputError(
+                        f"process {place} of {self.size} on {one['host']} has other {key} than process 0 on {all_facts[0]['host']}; "
+                        "give all of them the same files"
+                    )
+
+    def check(self) -> None:
+        """See `Group.check`."""
+        with self._spoken():
+            failed = self._store.check(["repzoo/failed"])
+        if failed:
+            self.gather(b"")  # in which the one that failed says why
+
+    def fail(self, error: RepzooError) -> None:
+        """Tell the others, unless they know."""
+        if isinstance(error, _Failed):
+            return
+        with contextlib.suppress(RuntimeError, RepzooError):
+            self._store.set("repzoo/failed", str(self.rank))
+            self._exchange(b"-" + str(error).encode())
+
+    def close(self) -> None:
+        """Leave the group."""
+        import torch.distributed as dist
+
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()
+
+    def _exchange(self, data: bytes) -> list[bytes]:
+        import torch
+        import torch.distributed as dist
+
+        with self._spoken():
+            sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+            dist.all_gather(sizes, torch.tensor([len(data)]))
+            longest = int(max(sizes))
+            if longest > MAX_MESSAGE_BYTES:
+                raise InputError(f"a process sends {longest:,} bytes; at most {MAX_MESSAGE_BYTES:,} are accepted")
+            padded = torch.zeros(longest, dtype=torch.uint8)
+            padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            found = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(found, padded)
+        messages = [one.numpy().tobytes()[: int(size)] for one, size in zip(found, sizes, strict=True)]
+        for one in messages:
+            if one[:1] == b"-":
+                raise _Failed(one[1:].decode())
+        return [one[1:] for one in messages]
+
+    @contextlib.contextmanager
+    def _spoken(self) -> Iterator[None]:
+        """A connection that breaks is another process's end."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise _Failed(f"another of the {self.size} processes has ended ({_line(error)}); start them again") from None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
