@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("scipy", reason="SciPy, which scikit-learn brings, is not installed")
 
-from scipy.stats import binomtest  # type: ignore[import-untyped]
+from scipy.stats import binomtest
 
 from repzoo.measure.stats import mcnemar, median_interval, paired_difference, wilson
 

@@ -86,15 +86,15 @@ def _has_folders(path: Path) -> bool:
 
 
 def _files_by_class(root: Path) -> dict[str, list[str]]:
-    folders = (name for name, is_dir in _entries(root) if is_dir)
+    folders = (name for name, is_dir in entries(root) if is_dir)
     found = {
-        folder: [name for name, is_dir in _entries(root / folder) if not is_dir and Path(name).suffix.lower() in SUFFIXES]
+        folder: [name for name, is_dir in entries(root / folder) if not is_dir and Path(name).suffix.lower() in SUFFIXES]
         for folder in folders
     }
     return {name: files for name, files in found.items() if files}
 
 
-def _entries(path: Path) -> list[tuple[str, bool]]:
+def entries(path: Path) -> list[tuple[str, bool]]:
     """(name, whether it is a folder) of what is in `path`, sorted, without names that begin with a dot."""
     with os.scandir(path) as entries:
         found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))

@@ -1,10 +1,10 @@
-"""Opening labelled images: a folder, or a set known by name."""
+"""Opening labelled images: class folders, ImageNet's validation layout, or a set known by name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from repzoo.data import folder
+from repzoo.data import folder, imagenet
 from repzoo.data.dataset import Source
 from repzoo.errors import InputError
 from repzoo.plugins import Plugin, PluginTable
@@ -21,7 +21,7 @@ def open_source(where: str | Path) -> Source:
     """
     path = Path(where)
     if path.is_dir():
-        return folder.read(path)
+        return imagenet.read(path) if imagenet.is_layout(path) else folder.read(path)
     if path.exists():
         raise InputError(f"{where} is a file; --data takes a folder with one subfolder a class, or a name such as 'digits'")
     if str(where) not in NAMED.names():

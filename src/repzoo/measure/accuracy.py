@@ -276,15 +276,17 @@ class _Worker:
 
 
 def _run_all(run: Run, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The logits of `inputs`, by as many calls as a model with a fixed batch needs; its last one is filled up with zeros."""
+    """The logits of `inputs`, in calls of one and the same batch: the model's own where it is fixed, else BATCH.
+
+    What is missing is filled up with zeros. Runtimes choose kernels by the shape: so an image has the same logits whatever else
+    is asked of the session, and nothing is compiled twice.
+    """
     dims = classifier_input(run.artifact.model).type.tensor_type.shape.dim
-    fixed = dims[0].dim_value if dims else 0
-    if fixed < 1:
-        return run.session.run(inputs)
+    size = (dims[0].dim_value if dims else 0) or BATCH
     parts = []
-    for start in range(0, len(inputs), fixed):
-        part = inputs[start : start + fixed]
-        short = fixed - len(part)
+    for start in range(0, len(inputs), size):
+        part = inputs[start : start + size]
+        short = size - len(part)
         parts.append(run.session.run(np.concatenate([part, np.zeros((short, *part.shape[1:]), part.dtype)]) if short else part))
     return np.concatenate(parts)[: len(inputs)]
 
