@@ -18,9 +18,12 @@ import rich_click as click
 
 from repzoo import __version__, verbs
 from repzoo.artifact import Artifact
-from repzoo.console import POSITIVE, Console, options_of, preprocess_options
+from repzoo.console import models, results
+from repzoo.console.options import POSITIVE, options_of, preprocess_options
+from repzoo.console.output import Console
 from repzoo.data.dataset import Dataset, Source
 from repzoo.data.source import open_source
+from repzoo.engines import DEFAULT_ENGINE
 from repzoo.errors import InputError, MissingExtra, RepzooError
 from repzoo.storage import read_lines, require_writable, require_writable_folder, write_together
 
@@ -28,7 +31,7 @@ INTERRUPTED, PIPE_CLOSED = 130, 141  # as shells say it: 128 + the signal
 FILE = click.Path(path_type=Path)
 output_option = click.option("-o", "--output", type=FILE, required=True, help="File to write.")
 data_option = click.option("--data", required=True, help="Folder with one subfolder of images a class, or `digits`.")
-engine_option = click.option("--engine", default=verbs.DEFAULT_ENGINE, show_default=True, help="Engine that runs the model.")
+engine_option = click.option("--engine", default=DEFAULT_ENGINE, show_default=True, help="Engine that runs the model.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
 
 
@@ -69,7 +72,7 @@ def list_models(pattern: str, as_json: bool) -> None:
     from repzoo.zoo import catalog
 
     rows = catalog.models(pattern)
-    Console(as_json).models(rows)
+    Console(as_json).show(models.models(rows))
 
 
 @cli.command()
@@ -80,16 +83,16 @@ def info(model: str, as_json: bool) -> None:
     from repzoo.zoo import catalog
 
     if "." in model or Path(model).exists():
-        Console(as_json).artifact(verbs.load(model))
+        Console(as_json).show(models.artifact(verbs.load(model)))
     else:
-        Console(as_json).spec(catalog.spec(model), catalog.sources())
+        Console(as_json).show(models.spec(catalog.spec(model), catalog.sources()))
 
 
 @cli.command()
 @json_option
 def engines(as_json: bool) -> None:
     """Show the engines, their versions, and what to type for one that is missing."""
-    Console(as_json).engines()
+    Console(as_json).show(models.engines())
 
 
 @cli.command()
@@ -108,7 +111,7 @@ def export(model: str, output: Path, labels: Path | None, as_json: bool, **setti
         made = verbs.export(model, options, names, **preprocess)
     except ModuleNotFoundError as error:
         raise _missing_torch("export", error) from error
-    Console(as_json).written(made.write(output), output)
+    Console(as_json).show(models.written(made.write(output), output))
 
 
 @cli.command()
@@ -126,7 +129,7 @@ def fold(file: str, output: Path, certificate_file: Path | None, data: str | Non
     made, certificate = verbs.fold(artifact, images)
     beside = [(certificate_file, Console.document(certificate.to_json()))] if certificate_file else []
     write_together([(output, made.chunks()), *beside])
-    Console(as_json).certificate(certificate, output)
+    Console(as_json).show(models.certificate(certificate, output))
 
 
 @cli.command()
@@ -146,7 +149,7 @@ def quantize(file: str, output: Path, data: str, report_file: Path | None, as_js
         made, report = verbs.quantize(artifact, data, options, console.progress)
     beside = [(report_file, Console.document(dataclasses.asdict(report.record)))] if report_file else []
     write_together([(output, made.chunks()), *beside])
-    console.quantized(report, output)
+    console.show(results.quantized(report, output))
 
 
 @cli.command()
@@ -165,7 +168,7 @@ def evaluate(
     reference = verbs.load(against, **preprocess) if against else None
     with Console(as_json) as console:
         result = verbs.evaluate(artifacts, _dataset(open_source(data), part), engine, reference, console.progress)
-    console.evaluation(result)
+    console.show(results.evaluation(result))
 
 
 @cli.command()
@@ -179,7 +182,7 @@ def bench(files: tuple[str, ...], as_json: bool, **settings: Any) -> None:
     artifacts = [verbs.load(file, **preprocess) for file in files]
     with Console(as_json) as console:
         records, ratios = verbs.benchmark(artifacts, options, console.progress)
-    console.bench(records, ratios)
+    console.show(results.bench(records, ratios))
 
 
 @cli.command()
@@ -191,7 +194,7 @@ def bench(files: tuple[str, ...], as_json: bool, **settings: Any) -> None:
 @json_option
 def predict(file: str, images: tuple[Path, ...], top: int, engine: str, as_json: bool, **preprocess: Any) -> None:
     """Show the best classes of each of IMAGES with their probabilities."""
-    Console(as_json).predictions(verbs.predict(verbs.load(file, **preprocess), images, top, engine))
+    Console(as_json).show(results.predictions(verbs.predict(verbs.load(file, **preprocess), images, top, engine)))
 
 
 @cli.command()
@@ -203,7 +206,7 @@ def count(file: str, as_json: bool, **preprocess: Any) -> None:
     from repzoo.graph.cost import count as count_cost
 
     artifact = verbs.load(file, **preprocess)
-    Console(as_json).cost(artifact, count_cost(artifact))
+    Console(as_json).show(models.cost(artifact, count_cost(artifact)))
 
 
 @cli.command()
@@ -231,7 +234,7 @@ def train(
     require_writable_folder(run)
     with Console(as_json) as console:
         made, log, remarks = verbs.trainer()(model, source, chosen, run, seed, console.progress)
-    console.trained(made, log, remarks)
+    console.show(results.trained(made, log, remarks))
 
 
 @cli.command()
@@ -266,7 +269,7 @@ def card(model: str | None, data: str, output: Path, append: Path | None, as_jso
     files = job.write(result, output)
     if append:
         record.append(append, result.records)
-    console.card(result, files)
+    console.show(results.card(result, files))
 
 
 def _settings(kind: type[Any], values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

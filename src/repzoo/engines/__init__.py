@@ -47,6 +47,7 @@ class Engine(Protocol):
         """
 
 
+DEFAULT_ENGINE = "onnxruntime"
 ENGINES = PluginTable(
     "engine",
     "repzoo.engines",

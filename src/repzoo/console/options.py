@@ -1,0 +1,109 @@
+"""Command-line options, derived from the settings dataclasses whose fields they fill."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import rich_click as click
+
+from repzoo.artifact import Preprocess
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+HELP = {
+    "checkpoint": "Weights to load: .safetensors, or a .pth that holds tensors only.",
+    "pretrained": "Download timm's ImageNet weights.",
+    "num_classes": "Number of outputs.  [default: the labels', else 1000]",
+    "opset": "ONNX operator set, 11 to 20.",
+    "dynamic_batch": "Leave the batch size open, or fix it at 1.",
+    "form": "train (every BatchNormalization kept) or deploy (folded).",
+    "seed": "Seed of everything random.",
+    "engine": "Engine that runs the model.",
+    "scheme": "Preset (ort-cpu, openvino-cpu, mnn, rdk, vastai, per-tensor, ...) or FILE.toml.",
+    "max_drop": "Budget: Top-1 points that INT8 may lose; negative: must gain.",
+    "images": "Calibration images.",
+    "force": "Write the model even when the gate refuses it.",
+    "engines": "Engines to time on (repeat the option).",
+    "threads": "Client threads that call one model (repeat the option).",
+    "batch": "Images a call (repeat the option).",
+    "seconds": "Time for each case, over all rounds.",
+    "size": "Side of the square input, pixels.",
+    "resize": "short: short side to size / crop fraction; squash: both sides.",
+    "crop_fraction": "Size over resized side.",
+    "interpolation": "nearest, bilinear, bicubic or lanczos.",
+    "mean": "Three numbers in 0..1, subtracted for each channel.",
+    "std": "Three numbers in 0..1, divided by.",
+    "colour": "Channel order: RGB or BGR.",
+}
+
+
+class _Number(click.FloatRange):
+    """A range without nan and infinity, which compare as if they lay inside."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number.", param, ctx)
+
+
+POSITIVE = _Number(min=0, min_open=True)
+# What an option accepts, where its field's type alone would let nonsense through to the middle of the work.
+ACCEPTED: dict[str, click.ParamType[Any]] = {
+    "num_classes": click.IntRange(1),
+    "opset": click.IntRange(11, 20),
+    "form": click.Choice(["train", "deploy"]),
+    "max_drop": _Number(),
+    "images": click.IntRange(1),
+    "threads": click.IntRange(1),
+    "batch": click.IntRange(1),
+    "seconds": POSITIVE,
+    "seed": click.IntRange(0),
+}
+
+
+def options_of(settings: type[Any]) -> Callable[[Command], Command]:
+    """Options for every field of the dataclass `settings`, with its defaults."""
+    return _options(settings, keep_defaults=True)
+
+
+def preprocess_options(command: Command) -> Command:
+    """Options for every field of Preprocess; unset ones leave what the model says."""
+    return _options(Preprocess, keep_defaults=False)(command)
+
+
+def _options(settings: type[Any], keep_defaults: bool) -> Callable[[Command], Command]:
+    hints = get_type_hints(settings)
+
+    def decorate(command: Command) -> Command:
+        for field in reversed(dataclasses.fields(settings)):
+            flag = f"--{field.name.replace('_', '-')}"
+            shape = _click_type(hints[field.name])
+            if field.name in ACCEPTED:
+                shape["type"] = ACCEPTED[field.name]
+            if shape.get("is_flag"):
+                flag = f"{flag}/--no-{field.name.replace('_', '-')}" if field.default is True else flag
+            default = field.default if keep_defaults else None
+            shown = default not in (None, False, (), True)
+            command = click.option(flag, field.name, default=default, show_default=shown, help=HELP[field.name], **shape)(command)
+        return command
+
+    return decorate
+
+
+def _click_type(hint: Any) -> dict[str, Any]:
+    """click's arguments for a field's type."""
+    if isinstance(hint, types.UnionType):
+        hint = next(one for one in get_args(hint) if one is not type(None))
+    if hint is bool:
+        return {"is_flag": True}
+    if typing.get_origin(hint) is typing.Literal:
+        return {"type": click.Choice(get_args(hint))}
+    if typing.get_origin(hint) is tuple:
+        inner = get_args(hint)
+        return {"type": inner[0], "multiple": True} if inner[-1] is Ellipsis else {"type": tuple(inner)}
+    return {"type": click.Path(path_type=Path) if hint is Path else hint}

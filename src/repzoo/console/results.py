@@ -1,0 +1,128 @@
+"""Views of results: quantize, evaluate, bench, predict, train, card."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repzoo import verbs
+from repzoo.artifact import Artifact
+from repzoo.console.output import View, columned
+from repzoo.measure.record import Record
+from repzoo.quant.ladder import QuantReport
+from repzoo.report import card as cards
+
+if TYPE_CHECKING:  # they bring what takes long to import
+    from repzoo.job import JobResult
+    from repzoo.train.loop import Epoch
+
+
+def quantized(report: QuantReport, path: Path) -> View:
+    """`repzoo quantize`."""
+    table = columned("Q/DQ placement", ">drop", ">95 % interval", ">same %", ">latency ratio", "")
+    for rung in report.rungs:
+        paired, ratio = rung.paired.values, rung.ratio.values
+        mark = "chosen" if rung is report.chosen else ("" if rung.passes else "refused")
+        interval = f"{cards.points(paired['drop_low'])} .. {cards.points(paired['drop_high'])}"
+        shown = (
+            cards.points(paired["drop"]),
+            interval,
+            cards.percent(paired["same_prediction"]),
+            cards.ratio_of(ratio["ratio"]),
+        )
+        table.add_row(rung.placement, *shown, mark)
+    return View({"file": str(path), **report.record.values}, table, f"{path} written", remarks=report.warnings)
+
+
+def evaluation(result: verbs.Evaluation) -> View:
+    """`repzoo evaluate`."""
+    table = columned("file", ">n", ">Top-1 %", ">95 % interval", ">Top-5 %")
+    for one in result.runs:
+        values = one.values
+        interval = f"{cards.percent(values['top1_low'])} .. {cards.percent(values['top1_high'])}"
+        table.add_row(
+            one.artifact["name"], str(values["n"]), cards.percent(values["top1"]), interval, cards.percent(values["top5"])
+        )
+    lines = [_paired_line(one) for one in result.paired]
+    runs = [{"file": one.artifact["name"], "engine": one.engine["name"], **one.values} for one in result.runs]
+    paired = [{**one.values, **one.samples} for one in result.paired]
+    document = {"runs": runs, **({"paired": paired[0], "all_paired": paired} if paired else {})}
+    return View(document, table, *lines, remarks=result.remarks)
+
+
+def bench(records: Sequence[Record], ratios: Sequence[Record]) -> View:
+    """`repzoo bench`."""
+    table = columned("file", "engine", ">threads", ">batch", ">p50 ms", ">p90", ">p99", ">FPS")
+    for one in records:
+        values = one.values
+        times = (cards.ms(values[key]) for key in ("p50_ms", "p90_ms", "p99_ms"))
+        names = (one.artifact["name"], one.engine["name"])
+        table.add_row(*names, str(values["streams"]), str(values["batch"]), *times, cards.rate(values["fps"]))
+    lines = [
+        f"{one.artifact['first']['name']} takes {cards.ratio_of(one.values['ratio'])} times as long as "
+        f"{one.artifact['second']['name']} "
+        f"(95 % interval {cards.ratio_of(one.values['ratio_low'])} .. {cards.ratio_of(one.values['ratio_high'])})"
+        for one in ratios
+    ]
+    runs = [{"file": one.artifact["name"], "engine": one.engine["name"], **one.values, **one.samples} for one in records]
+    paired = [{"first": one.artifact["first"]["name"], "second": one.artifact["second"]["name"], **one.values} for one in ratios]
+    return View({"runs": runs, "ratios": paired}, table, *lines)
+
+
+def predictions(found: Sequence[verbs.Prediction]) -> View:
+    """`repzoo predict`."""
+    table = columned("image", "class", ">probability")
+    for one in found:
+        for rank, (label, share) in enumerate(one.best):
+            table.add_row("" if rank else one.image, label, f"{share:.4f}")
+    document = [{"image": one.image, "top": [{"class": name, "probability": share} for name, share in one.best]} for one in found]
+    return View({"predictions": document}, table)
+
+
+def trained(made: Artifact, log: Sequence[Epoch], remarks: Sequence[str]) -> View:
+    """`repzoo train`."""
+    scored = [one for one in log if not math.isnan(one.validation_top1)]
+    table = columned(">epoch", ">loss", ">held-out Top-1 %", ">images/s")
+    for one in scored[-5:]:
+        table.add_row(str(one.epoch + 1), f"{one.loss:.4f}", cards.percent(one.validation_top1), cards.rate(one.images_per_second))
+    document = {"name": made.name, "sha256": made.sha256, "epochs": [dataclasses.asdict(one) for one in log]}
+    return View(document, table, f"{made.name}: trained and written", remarks=remarks)
+
+
+def card(result: JobResult, files: Sequence[Path]) -> View:
+    """`repzoo card`: the seeds' row, one column a form, and where the card is."""
+    facts = cards.summary(result.records)
+    table = columned(facts["name"], ">float", ">INT8")
+    forms = ("deploy", "int8")
+    table.add_row("size (pixels)", *[f"{facts['size']}x{facts['size']}"] * 2)
+    table.add_row("classes", *[str(facts["classes"])] * 2)
+    table.add_row("parameters (M)", *(cards.millions(facts["cost"][form]["parameters"]) for form in forms))
+    table.add_row("weights (kB)", *(f"{facts['cost'][form]['bytes'] / 1000:.0f}" for form in forms))
+    table.add_row(f"Top-1 % (n = {facts['paired']['n']})", *(cards.percent(facts["accuracy"][form]["top1"]) for form in forms))
+    table.add_row("Top-5 %", *(cards.percent(facts["accuracy"][form]["top5"]) for form in forms))
+    table.add_row("latency, 1 thread (ms)", *(cards.ms(facts["single"][form]["p50_ms"]) for form in forms))
+    table.add_row(f"latency, {facts['many']['threads']} threads (ms)", *(cards.ms(facts["many"][form]["p50_ms"]) for form in forms))
+    table.add_row("frame rate (FPS)", *(cards.rate(facts["many"][form]["fps"]) for form in forms))
+    ratio, fold = facts["ratios"]["int8"], facts["fold"]
+    lines = [
+        _paired_line(next(one for one in result.records if one.kind == "paired")),
+        f"INT8 / float latency {cards.ratio_of(ratio['ratio'])} (95 % interval {cards.ratio_of(ratio['ratio_low'])} .. "
+        f"{cards.ratio_of(ratio['ratio_high'])})",
+        f"fold: {fold['before']['nodes']} nodes -> {fold['after']['nodes']}, largest error {fold['max_abs_error']:.2g} "
+        f"(bound {fold['bound']:.2g})",
+    ]
+    written = next(path for path in files if path.name == "card.md")
+    document = {**facts, "files": [str(path) for path in files], "remarks": list(result.remarks)}
+    return View(document, table, *lines, f"card: {written}", remarks=result.remarks)
+
+
+def _paired_line(one: Record) -> str:
+    values = one.values
+    return (
+        f"drop {cards.points(values['drop'])} points (95 % interval {cards.points(values['drop_low'])} .. "
+        f"{cards.points(values['drop_high'])}, p = {values['p_value']:.3g}), "
+        f"{len(one.samples['flips'])} of {values['n']} predictions changed"
+    )

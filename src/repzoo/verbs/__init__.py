@@ -1,0 +1,23 @@
+"""The verbs: what the command line and `import repzoo` offer. Each wires the layers below; none holds an algorithm."""
+
+from repzoo.verbs.loading import embedded_for, load
+from repzoo.verbs.making import ExportOptions, QuantizeOptions, export, fold, quantize, trainer
+from repzoo.verbs.measuring import BenchOptions, Evaluation, Prediction, benchmark, evaluate, first_images, predict
+
+__all__ = [
+    "BenchOptions",
+    "Evaluation",
+    "ExportOptions",
+    "Prediction",
+    "QuantizeOptions",
+    "benchmark",
+    "embedded_for",
+    "evaluate",
+    "export",
+    "first_images",
+    "fold",
+    "load",
+    "predict",
+    "quantize",
+    "trainer",
+]

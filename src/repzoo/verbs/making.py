@@ -1,0 +1,165 @@
+"""Verbs that make a model: export, fold, quantize, train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from repzoo import __version__
+from repzoo.artifact import Artifact, Preprocess, Step
+from repzoo.data.dataset import Source
+from repzoo.data.source import open_source
+from repzoo.engines import DEFAULT_ENGINE, engine
+from repzoo.errors import InputError, MissingExtra
+from repzoo.measure import accuracy
+from repzoo.measure.host import host
+from repzoo.progress import Progress, silent
+from repzoo.quant import ladder
+from repzoo.quant.scheme import scheme as scheme_called
+from repzoo.zoo import catalog
+
+if TYPE_CHECKING:  # onnx-ir takes a quarter of a second to import: only the verbs that rewrite graphs pay for it
+    from repzoo.graph.certify import Certificate
+
+
+def trainer() -> Callable[..., Any]:
+    """The `train` verb, imported on use: it needs torch.
+
+    Raises:
+        MissingExtra: torch or timm is not installed.
+    """
+    try:
+        from repzoo.train.run import train
+    except ModuleNotFoundError as error:
+        raise MissingExtra("training", "torch") from error
+    return train
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Settings of `export`. checkpoint: a .safetensors or weights-only .pth file in the model's own (timm) naming."""
+
+    checkpoint: Path | None = None
+    pretrained: bool = False
+    num_classes: int | None = None
+    opset: int = 17
+    dynamic_batch: bool = True
+    form: str = "train"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse, before anything is built, what no export could make."""
+        if self.form not in ("train", "deploy"):
+            raise InputError(f"form must be train or deploy; got {self.form!r}")
+        if not 11 <= self.opset <= 20:
+            raise InputError(f"opset must lie in 11..20; got {self.opset}")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise InputError(f"num_classes must be at least 1; got {self.num_classes}")
+
+
+def export(model: str, options: ExportOptions | None = None, labels: Sequence[str] = (), **preprocess: Any) -> Artifact:
+    """The training form (or with form="deploy" the folded form) of a catalogue model as an Artifact.
+
+    Without a checkpoint or `pretrained` the weights are random (seeded): right for counting and timing, not for accuracy.
+
+    Raises:
+        InputError: unknown model, checkpoint that does not fit, opset outside 11..20.
+        MissingExtra: torch or timm is not installed.
+    """
+    options = options or ExportOptions()
+    row = catalog.spec(model)
+    given = {key: value for key, value in preprocess.items() if value is not None}
+    prepared = Preprocess.from_mapping({**asdict(row.preprocess), **given})
+    classes = options.num_classes or len(labels) or row.num_classes
+    module = _built(model, classes, options)
+    weights = str(options.checkpoint.name) if options.checkpoint else ("pretrained" if options.pretrained else "random")
+    step = Step("build", __version__, {"model": model, "weights": weights, "num_classes": classes, "seed": options.seed})
+    from repzoo.graph import export as exporting
+    from repzoo.zoo import families
+
+    names = tuple(labels) or (families.imagenet_labels() if classes == families.IMAGENET_CLASSES else ())
+    made = exporting.export(module, model, prepared, names, step, opset=options.opset, dynamic_batch=options.dynamic_batch)
+    return fold(made)[0] if options.form == "deploy" else made
+
+
+def _built(model: str, classes: int, options: ExportOptions) -> Any:
+    from repzoo.zoo import families
+
+    module = families.seeded(model, classes, options.seed, options.pretrained)
+    if options.checkpoint:
+        from repzoo.zoo import checkpoints
+
+        checkpoints.load_into(module, options.checkpoint)
+    return module
+
+
+def fold(
+    artifact: Artifact, images: npt.NDArray[np.float32] | None = None, engine_name: str = DEFAULT_ENGINE
+) -> tuple[Artifact, Certificate]:
+    """The deploy form with its certificate, which also goes into the artifact's metadata.
+
+    images  real inputs, float32 [n, 3, size, size], to certify on besides random ones
+
+    Raises:
+        InputError: the graph is quantised, or not a classifier.
+        CertificateError: the result is not proven equal.
+    """
+    artifact.input_name  # noqa: B018  refuses what is not a classifier
+    from repzoo.graph import certify as certifying
+    from repzoo.graph import fold as folding
+
+    result = folding.fold(artifact.model)
+    runner = engine(engine_name)
+
+    def run(model: onnx.ModelProto, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return runner.open(model, host()["affinity"], exact=True).run(inputs)
+
+    certificate = certifying.certify(artifact, result, run, images)
+    settings = {"folds": len(result.folds), "refusals": len(result.refusals)}
+    return artifact.then(result.model, Step("fold", __version__, settings), certificate=certificate.to_json()), certificate
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """Settings of `quantize`."""
+
+    engine: str = DEFAULT_ENGINE
+    scheme: str = "ort-cpu"
+    max_drop: float = 0.3
+    images: int = 256
+    force: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a budget or a count that means nothing."""
+        if not math.isfinite(self.max_drop):
+            raise InputError(f"max_drop must be a finite number of points; got {self.max_drop}")
+        if self.images < 1:
+            raise InputError(f"images must be at least 1; got {self.images}")
+
+
+def quantize(
+    artifact: Artifact, data: str | Path | Source, options: QuantizeOptions | None = None, progress: Progress = silent
+) -> tuple[Artifact, ladder.QuantReport]:
+    """The INT8 form of `artifact` (folded first when it is not), with the report of what was tried.
+
+    Calibrates on `data`'s training part (or a quarter of a flat folder) and gates on the rest.
+
+    Raises:
+        InputError: bad images or model; CertificateError: see `fold`; GateError: the drop is proven above the budget.
+    """
+    options = options or QuantizeOptions()
+    source = data if isinstance(data, Source) else open_source(data)
+    if artifact.form == "train":
+        artifact, _ = fold(artifact)
+    calibration, gate = source.calibration_split(options.images, options.seed)
+    accuracy.class_indices(gate, artifact)  # refuses strange classes before the work, not after it
+    budget = ladder.Budget(options.max_drop, options.force)
+    return ladder.quantize(artifact, calibration, gate, engine(options.engine), scheme_called(options.scheme), budget, progress)

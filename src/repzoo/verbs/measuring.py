@@ -1,0 +1,130 @@
+"""Verbs that measure a model: evaluate, benchmark, predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from repzoo.artifact import Artifact, Preprocess
+from repzoo.data.batches import ReadReport, batches
+from repzoo.data.dataset import Dataset
+from repzoo.data.folder import load_image
+from repzoo.data.preprocess import prepare
+from repzoo.engines import DEFAULT_ENGINE, Engine, engine
+from repzoo.errors import InputError
+from repzoo.measure import accuracy, latency
+from repzoo.measure.host import host
+from repzoo.measure.record import Record
+from repzoo.progress import Progress, silent
+
+if TYPE_CHECKING:  # onnx-ir takes a quarter of a second to import: only the verbs that rewrite graphs pay for it
+    pass
+
+CERTIFIED_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Records of `evaluate`: one accuracy row a file; paired rows of each file against the float one; remarks on the images."""
+
+    runs: tuple[Record, ...]
+    paired: tuple[Record, ...]
+    remarks: tuple[str, ...]
+
+
+def evaluate(
+    artifacts: Sequence[Artifact],
+    data: Dataset,
+    engine_name: str = DEFAULT_ENGINE,
+    against: Artifact | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Top-1 and Top-5 of every artifact on the same images, and the paired drop of each against `against`.
+
+    Raises:
+        InputError: classes or preprocessing that do not fit, or more than 1 % unreadable images.
+    """
+    report, runner = ReadReport(), engine(engine_name)
+    every = [*artifacts, *([against] if against is not None else [])]
+    runs = [accuracy.open_run(one, runner, host()["affinity"]) for one in every]
+    predictions = accuracy.evaluate(runs, data, report, progress)
+    own = predictions[: len(artifacts)]
+    paired = [accuracy.compare(predictions[-1], one) for one in own] if against is not None else []
+    return Evaluation(tuple(one.record() for one in own), tuple(paired), tuple(report.sentences()))
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Settings of `benchmark`: every combination of `threads` (client threads) and `batch` is timed for `seconds` in all."""
+
+    engines: tuple[str, ...] = (DEFAULT_ENGINE,)
+    threads: tuple[int, ...] = (1,)
+    batch: tuple[int, ...] = (1,)
+    seconds: float = 2.0
+
+
+def benchmark(
+    artifacts: Sequence[Artifact], options: BenchOptions | None = None, progress: Progress = silent
+) -> tuple[list[Record], list[Record]]:
+    """(latency Records, ratio Records): every file on every engine, interleaved; ratios against the first case of each setting.
+
+    Raises:
+        InputError: a model that an engine cannot run, or settings below 1.
+    """
+    options = options or BenchOptions()
+    runners: list[Engine] = [engine(name) for name in options.engines]
+    settings = [(streams, batch) for streams in options.threads for batch in options.batch]
+    groups = [
+        [latency.case(one, runner, streams, batch=batch) for runner in runners for one in artifacts] for streams, batch in settings
+    ]
+    cases = [one for group in groups for one in group]
+    records = latency.run(cases, options.seconds, progress=progress)
+    return records, [latency.ratio(one, group[0]) for group in groups for one in group[1:]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best classes of one image: (class name, probability 0..1), best first."""
+
+    image: str
+    best: tuple[tuple[str, float], ...]
+
+
+def predict(artifact: Artifact, images: Sequence[Path], top: int = 5, engine_name: str = DEFAULT_ENGINE) -> list[Prediction]:
+    """Softmax probabilities of the `top` classes of each image file.
+
+    Raises:
+        InputError: a missing or broken image, or a model without preprocessing.
+    """
+    preprocess = artifact.needing_preprocess()
+    session = engine(engine_name).open(artifact.model, host()["affinity"])
+    found = []
+    for path in images:
+        if not path.is_file():
+            raise InputError(f"the image {path} does not exist; check the path")
+        logits = session.run(prepare(load_image(path), preprocess)[None])[0]
+        shares = _softmax(logits)
+        order = accuracy.best_classes(logits[None], top)[0]
+        found.append(Prediction(str(path), tuple((_label(artifact, int(index)), float(shares[index])) for index in order)))
+    return found
+
+
+def first_images(data: Dataset, preprocess: Preprocess, count: int = CERTIFIED_IMAGES) -> npt.NDArray[np.float32]:
+    """Up to `count` prepared images of `data`, float32 [n, 3, size, size], for a certificate."""
+    some = data.subset(range(min(count, len(data))))
+    read = [batch.inputs for batch in batches(some, preprocess, count, ReadReport())]
+    return np.concatenate(read) if read else np.empty((0, 3, preprocess.size, preprocess.size), np.float32)
+
+
+def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    shifted = np.exp(logits.astype(np.float64) - float(logits.max()))
+    return np.asarray(shifted / shifted.sum())
+
+
+def _label(artifact: Artifact, index: int) -> str:
+    return artifact.labels[index] if index < len(artifact.labels) else str(index)
