@@ -199,6 +199,19 @@ class Zeros:
 """
 
 
+def test_torch_compile_keeps_to_the_same() -> None:
+    """One test for it all: each compilation takes seconds of g++."""
+    pytest.importorskip("torch", reason="the torch extra is not installed")
+    session = engine("pytorch:compile").open(model(FLOAT), 2)
+    (expected,) = evaluated(model(FLOAT), images(3))
+    with ThreadPoolExecutor(2) as pool:  # two clients, the first call of both at once
+        found = list(pool.map(session.run, [images(3)] * 4))
+    for one in found:
+        np.testing.assert_allclose(one, expected, rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="float32"):
+        session.run(images(3)[:, :2])
+
+
 def test_onnxruntime_computes_full_range_int8_weights_rightly_even_without_vnni() -> None:
     """Its AVX2 kernels add two products in 16 bits and saturate, unless told not to (session.x64quantprecision)."""
     (expected,) = evaluated(model(QDQ, opset=19), images(6))

@@ -54,6 +54,7 @@ ENGINES = PluginTable(
     {
         "onnxruntime": Plugin("repzoo.engines.onnxruntime:OnnxRuntime"),
         "openvino": Plugin("repzoo.engines.openvino:OpenVino", "openvino"),
+        "pytorch": Plugin("repzoo.engines.pytorch:PyTorch", "torch"),
         "reference": Plugin("repzoo.engines.reference:Reference"),
     },
 )

@@ -13,6 +13,7 @@ from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_19
 from onnx.reference.ops.op_quantize_linear import QuantizeLinear_19
 
 from repzoo.engines import Array
+from repzoo.engines.signature import signature_of
 from repzoo.errors import InputError
 
 
@@ -54,10 +55,7 @@ class ReferenceSession:
     """The evaluator behind a lock: it keeps state while it runs. It does not check shapes, so this does."""
 
     def __init__(self, evaluator: ReferenceEvaluator, model: onnx.ModelProto) -> None:
-        weights = {item.name for item in model.graph.initializer}
-        source = next(item for item in model.graph.input if item.name not in weights)
-        self._evaluator, self._lock, self._name = evaluator, threading.Lock(), source.name
-        self._dims = [dim.dim_value for dim in source.type.tensor_type.shape.dim]
+        self._evaluator, self._lock, self._signature = evaluator, threading.Lock(), signature_of(model)
 
     def run(self, inputs: Array) -> Array:
         """See `engines.Session.run`."""
@@ -65,12 +63,10 @@ class ReferenceSession:
 
     def run_all(self, inputs: Array) -> list[Array]:
         """See `engines.Session.run_all`."""
-        fits = [not dim or dim == got for dim, got in zip(self._dims, inputs.shape, strict=False)]
-        if inputs.dtype != np.float32 or (self._dims and len(self._dims) != inputs.ndim) or not all(fits):
-            raise InputError(f"this model takes float32 {self._dims or 'of any shape'} (0: any); got {inputs.dtype} {inputs.shape}")
+        self._signature.require(inputs, "reference")
         try:
             with self._lock:
-                outputs: Any = self._evaluator.run(None, {self._name: inputs})
+                outputs: Any = self._evaluator.run(None, {self._signature.name: inputs})
         except Exception as error:  # whatever an operator's NumPy code raises
             raise InputError(f"onnx's reference evaluator cannot run {inputs.shape}: {_first_line(error)}") from None
         return [np.asarray(output, np.float32) for output in outputs]
