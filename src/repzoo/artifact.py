@@ -30,11 +30,14 @@ Resize = Literal["short", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Colour = Literal["RGB", "BGR"]
 Form = Literal["train", "deploy", "int8"]
+Input = Literal["float", "uint8", "nv12"]
+Yuv = Literal["bt601-full", "bt601-limited", "bt709-full", "bt709-limited"]
+_ELEMENTS = {"float": onnx.TensorProto.FLOAT, "uint8": onnx.TensorProto.UINT8, "nv12": onnx.TensorProto.UINT8}
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes the model's input, float32 NCHW with pixel values first scaled to 0..1.
+    """How an image becomes the model's input.
 
     size           side of the square input, pixels
     resize         "short": the short side becomes `resize_to`, aspect kept (torchvision `Resize(int)`);
@@ -43,6 +46,10 @@ class Preprocess:
     interpolation  Pillow's filter, antialiased
     mean, std      per channel in the order of `colour`, in units of 0..1
     colour         channel order of the tensor
+    input          what the tensor is: "float": float32 [N, 3, H, W], scaled to 0..1, then (x - mean) / std;
+                   "uint8": pixels [N, H, W, 3] as a camera or decoder gives them; "nv12": uint8 [N, H * 3 / 2, W, 1], the luma
+                   rows and below them the interleaved chroma. Of the latter two the arithmetic is in the graph
+    yuv            colour matrix and range of NV12
     """
 
     size: int = 224
@@ -52,6 +59,8 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     colour: Colour = "RGB"
+    input: Input = "float"
+    yuv: Yuv = "bt601-full"
 
     def __post_init__(self) -> None:
         """Refuse values no image could be prepared with."""
@@ -59,9 +68,7 @@ class Preprocess:
             raise InputError(f"preprocess size must be an integer in 1..4096; got {self.size!r}")
         if not 0.05 <= self.crop_fraction <= 1:
             raise InputError(f"preprocess crop fraction must lie in 0.05..1; got {self.crop_fraction!r}")
-        for name, kinds in (("resize", Resize), ("interpolation", Interpolation), ("colour", Colour)):
-            if getattr(self, name) not in get_args(kinds):
-                raise InputError(f"preprocess {name} must be one of {', '.join(get_args(kinds))}; got {getattr(self, name)!r}")
+        self._refuse_unknown_words()
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != 3 or not all(abs(value) <= _LARGEST for value in values):
@@ -69,10 +76,38 @@ class Preprocess:
         if min(self.std) < 1 / _LARGEST:
             raise InputError(f"preprocess std must be positive, at least {1 / _LARGEST:g}; got {self.std!r}")
 
+    def _refuse_unknown_words(self) -> None:
+        words = {"resize": Resize, "interpolation": Interpolation, "colour": Colour, "input": Input, "yuv": Yuv}
+        for name, kinds in words.items():
+            if getattr(self, name) not in get_args(kinds):
+                raise InputError(f"preprocess {name} must be one of {', '.join(get_args(kinds))}; got {getattr(self, name)!r}")
+        if self.input == "nv12" and self.size % 2:
+            raise InputError(f"NV12 has one chroma value for 2x2 pixels, so its sides must be even; got size {self.size}")
+        if self.input != "nv12" and self.yuv != "bt601-full":
+            raise InputError(f"preprocess yuv belongs to the input nv12; got {self.yuv} for the input {self.input}")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Sides of one image's tensor."""
+        size = self.size
+        return {"float": (3, size, size), "uint8": (size, size, 3), "nv12": (size * 3 // 2, size, 1)}[self.input]
+
     @property
     def resize_to(self) -> int:
         """Side in pixels before the crop: floor(size / crop_fraction), as timm computes it."""
         return math.floor(self.size / self.crop_fraction)
+
+    def sees_as(self, other: Self) -> bool:
+        """Whether both make the same of an image: the same pixels, and where neither graph does the arithmetic, the same numbers."""
+        names = ["size", "resize", "crop_fraction", "interpolation"]
+        if self.input == other.input == "float":
+            names += ["mean", "std", "colour"]
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+    def document(self) -> dict[str, Any]:
+        """Plain values for a file, the newer fields only where they say something: files written before them stay the same."""
+        usual = {"input": "float", "yuv": "bt601-full"}
+        return {key: value for key, value in dataclasses.asdict(self).items() if usual.get(key) != value}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -207,14 +242,15 @@ class Artifact:
         if self.preprocess is None:
             raise InputError(
                 f"{self.name} does not say how its input is made (no repzoo metadata); give "
-                "--size --resize --crop-fraction --interpolation --mean --std --colour"
+                "--size --resize --crop-fraction --interpolation --mean --std --colour --input --yuv"
             )
+        _require_input_fits(self.model, self.preprocess, self.name)
         return self.preprocess
 
     def _documents(self) -> dict[str, Any]:
         documents: dict[str, Any] = {}
         if self.preprocess is not None:
-            documents["preprocess"] = dataclasses.asdict(self.preprocess)
+            documents["preprocess"] = self.preprocess.document()
         if self.labels:
             documents["labels"] = list(self.labels)
         if self.steps:
@@ -226,7 +262,7 @@ def classifier_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     """The single image input of a classifier.
 
     Raises:
-        InputError: not one input [N, 3, H, W], or not one output [N, classes].
+        InputError: not one input of rank 4, or not one output [N, classes].
     """
     weights = {item.name for item in model.graph.initializer}
     inputs: list[onnx.ValueInfoProto] = [item for item in model.graph.input if item.name not in weights]
@@ -235,6 +271,26 @@ def classifier_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
         shapes = ", ".join(f"{item.name} of rank {rank}" for item, rank in zip((*inputs, *model.graph.output), ranks, strict=True))
         raise InputError(f"not a classifier: expected one input [N, 3, H, W] and one output [N, classes]; got {shapes}")
     return inputs[0]
+
+
+def _require_input_fits(model: onnx.ModelProto, preprocess: Preprocess, name: str) -> None:
+    """The graph must take what the preprocessing makes; otherwise every engine would fail in words of its own, or broadcast."""
+    tensor = classifier_input(model).type.tensor_type
+    wanted, element = preprocess.input_shape, _ELEMENTS[preprocess.input]
+    dims = [dim.dim_value for dim in tensor.shape.dim][1:] or [0] * 3
+    if tensor.elem_type == element and all(dim in (0, side) for dim, side in zip(dims, wanted, strict=True)):
+        return
+    if tensor.elem_type == element and dims[0] in (0, 3) and preprocess.input == "float":
+        raise InputError(
+            f"{name} takes images of {dims[2]}x{dims[1]} pixels, but is said to be given {preprocess.size}x{preprocess.size}; "
+            f"give --size {dims[1]}, or export it again"
+        )
+    got, made = onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), onnx.TensorProto.DataType.Name(element).lower()
+    shown = ", ".join(str(dim) if dim else "?" for dim in dims)
+    raise InputError(
+        f"{name} takes {got} [N, {shown}], but its preprocessing makes {made} [N, {', '.join(map(str, wanted))}] ({preprocess.input}); "
+        "give --input and --size as the file wants them (repzoo embed-input changes what a file wants)"
+    )
 
 
 def _rank(value: onnx.ValueInfoProto) -> int | None:

@@ -40,6 +40,8 @@ HELP = {
     "mean": "Three numbers in 0..1, subtracted for each channel.",
     "std": "Three numbers in 0..1, divided by.",
     "colour": "Channel order: RGB or BGR.",
+    "input": "Tensor: float, uint8 (pixels) or nv12.",
+    "yuv": "Matrix and range of NV12.",
 }
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from repzoo.artifact import Preprocess
 from repzoo.data.dataset import Dataset, UnreadableImage
-from repzoo.data.preprocess import normalised, resized_and_cropped
+from repzoo.data.preprocess import Tensor, model_input, resized_and_cropped
 from repzoo.errors import InputError
 from repzoo.progress import Progress, silent, tracked
 
@@ -56,10 +56,10 @@ class ReadReport:
 
 @dataclass(frozen=True)
 class Batch:
-    """`indices` into the data set of the images in `inputs`, float32 [n, 3, size, size]."""
+    """`indices` into the data set of the images in `inputs`, a tensor [n, ...] as Preprocess.input says."""
 
     indices: tuple[int, ...]
-    inputs: npt.NDArray[np.float32]
+    inputs: Tensor
 
 
 def batches(dataset: Dataset, preprocess: Preprocess, size: int, report: ReadReport, workers: int = 0) -> Iterator[Batch]:
@@ -143,7 +143,7 @@ def batch_of(read: Iterable[tuple[int, ReadImage]], preprocess: Preprocess) -> B
     kept = [(index, one.pixels) for index, one in read if one.pixels is not None]
     if not kept:
         return None
-    return Batch(tuple(index for index, _ in kept), normalised(np.stack([pixels for _, pixels in kept]), preprocess))
+    return Batch(tuple(index for index, _ in kept), model_input(np.stack([pixels for _, pixels in kept]), preprocess))
 
 
 def readable(dataset: Dataset, report: ReadReport, progress: Progress = silent) -> list[int]:

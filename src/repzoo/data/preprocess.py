@@ -2,17 +2,24 @@
 
 Resize -> CenterCrop -> /255 -> (x - mean) / std, with torchvision's rounding: long side int(to * long / short), crop offset
 int(round((side - size) / 2)). EXIF orientation is not applied, as in those libraries.
+A model whose input is uint8 or NV12 does the arithmetic itself: it is given the pixels, and `pixel_map` says what it must compute.
 Source: torchvision.transforms.functional (resize, center_crop, to_tensor, normalize) and timm.data.transforms_factory.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from repzoo.artifact import Preprocess
+from repzoo.artifact import Colour, Preprocess
+from repzoo.data import nv12
 from repzoo.data.dataset import UnreadableImage
+
+Tensor = npt.NDArray[Any]  # float32 or uint8, as Preprocess.input says
+Float = npt.NDArray[np.float64]
 
 MAX_RESIZED = 64_000_000  # pixels; a strip of 1 x 60,000 would otherwise become gigabytes before its centre is cropped
 _FILTERS = {
@@ -62,9 +69,51 @@ def normalised(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDA
     return scaled
 
 
-def prepare(image: Image.Image, preprocess: Preprocess) -> npt.NDArray[np.float32]:
-    """The whole: any Pillow image to float32 [3, size, size]."""
-    return normalised(resized_and_cropped(image, preprocess), preprocess)
+def model_input(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> Tensor:
+    """Pixels uint8 [..., H, W, 3] in RGB to the tensor that `preprocess.input` names, its shape as in Preprocess."""
+    if preprocess.input == "float":
+        return normalised(pixels, preprocess)
+    if preprocess.input == "nv12":
+        return nv12.from_rgb(pixels, preprocess.yuv)
+    return np.ascontiguousarray(pixels[..., ::-1] if preprocess.colour == "BGR" else pixels)
+
+
+def prepare(image: Image.Image, preprocess: Preprocess) -> Tensor:
+    """The whole: any Pillow image to one image's tensor."""
+    return model_input(resized_and_cropped(image, preprocess), preprocess)
+
+
+def as_float(raw: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDArray[np.float32]:
+    """What the tensor `raw` (uint8 or NV12, as `preprocess` says) stands for, float32 [N, 3, H, W] for the float model.
+
+    NV12 is decoded without rounding or clipping, as the graph decodes it.
+    """
+    if preprocess.input == "uint8":
+        return normalised(raw[..., ::-1] if preprocess.colour == "BGR" else raw, preprocess)
+    rgb = nv12.to_rgb(raw, preprocess.yuv)
+    if preprocess.colour == "BGR":
+        rgb = rgb[..., ::-1]
+    scaled = (rgb / 255 - np.array(preprocess.mean)) / np.array(preprocess.std)
+    return np.ascontiguousarray(np.moveaxis(scaled, -1, -3), np.float32)
+
+
+def pixel_map(preprocess: Preprocess, colour: Colour) -> tuple[Float, Float]:
+    """(matrix [3, 3], origin [3]) with which the graph makes the float input: matrix @ (values - origin), for each pixel.
+
+    values   of one pixel in the order of the tensor's planes: `preprocess.colour` for uint8, (Y, U, V) for NV12
+    colour   channel order of the float model's input; mean and std are in the order of `preprocess.colour`
+
+    The origin is what the float model sees as zero, so that a convolution's zero padding stays right when the matrix, but not
+    the origin, is merged into it.
+    """
+    matrix, origin = np.eye(3), np.zeros(3)
+    if preprocess.input == "nv12":
+        matrix, origin = nv12.decoding(preprocess.yuv)
+        if preprocess.colour == "BGR":
+            matrix = matrix[::-1]
+    scaled = matrix / (255 * np.array(preprocess.std))[:, None]
+    origin = origin + np.linalg.solve(matrix, 255 * np.array(preprocess.mean))
+    return (scaled if colour == preprocess.colour else scaled[::-1]), origin
 
 
 def _target_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:

@@ -9,23 +9,22 @@ has options is a class with a static method `options()`, the list of those that 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 
 from repzoo.errors import InputError
 from repzoo.plugins import Plugin, PluginTable
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]  # float32, or uint8 where it is the input of a model that takes bytes
 
 
 class Session(Protocol):
     """A compiled model. `run` may be called from several threads at once."""
 
     def run(self, inputs: Array) -> Array:
-        """float32 [N, 3, H, W] to float32 [N, classes]."""
+        """float32 [N, 3, H, W], or uint8 as Preprocess.input says, to float32 [N, classes]."""
 
     def run_all(self, inputs: Array) -> list[Array]:
         """Every output of the model, in its order; for models that calibration has given more outputs."""

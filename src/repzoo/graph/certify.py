@@ -37,7 +37,8 @@ _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalizat
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
-Images = npt.NDArray[np.float32]
+Images = npt.NDArray[Any]  # float32, or uint8 for a model that takes bytes
+Bytes = npt.NDArray[np.uint8]
 Runner = Callable[[onnx.ModelProto, Images], Images]  # exact: no graph optimisation
 
 
@@ -96,8 +97,55 @@ class _Comparison:
         return _over(self.error, self.bound)
 
 
+@dataclass(frozen=True)
+class InputCertificate:
+    """How equal a model that takes bytes is to the float model; errors and bound as in Certificate."""
+
+    equal: bool
+    max_abs_error: float
+    max_rel_error: float
+    bound: float
+    top1_agreement: float
+    inputs: int
+
+    def line(self) -> str:
+        """The verdict in one line."""
+        return (
+            f"{'equal' if self.equal else 'NOT EQUAL'} to the float input: largest error {self.max_abs_error:.2g} "
+            f"(bound {self.bound:.2g}), Top-1 agreement {100 * self.top1_agreement:.4g} % on {self.inputs} inputs"
+        )
+
+
+def certify_input(
+    before: Artifact, after: onnx.ModelProto, run: Runner, pairs: Sequence[tuple[Images, Bytes]], seed: int = 0
+) -> InputCertificate:
+    """Compare `before` on float32 tensors with `after` on the bytes that these were made from, group by group.
+
+    pairs  (float32 [n, 3, H, W], uint8 [n, ...]) of the same n images; made apart from the graph, so that they can convict it
+
+    Raises:
+        CertificateError: an output differs by more than the bound, or is not finite.
+    """
+    floats, raw = [one for one, _ in pairs], [two for _, two in pairs]
+    compared = _compared(before.model, after, floats, run, seed, raw)
+    worst = max(compared, key=lambda one: one.ratio)
+    certificate = InputCertificate(
+        equal=all(one.error <= one.bound for one in compared),
+        max_abs_error=worst.error,
+        max_rel_error=_over(worst.error, worst.magnitude),
+        bound=worst.bound,
+        top1_agreement=float(np.mean(np.concatenate([one.agrees for one in compared]))),
+        inputs=sum(map(len, floats)),
+    )
+    if not certificate.equal:
+        raise CertificateError(
+            f"{before.name}: the graph with bytes as its input is not proven equal, so it is not written. {certificate.line()}"
+        )
+    return certificate
+
+
 def certify(before: Artifact, result: FoldResult, run: Runner, images: Images | None = None, seed: int = 0) -> Certificate:
-    """Compare `before` with its fold on random inputs and, where given, `images` float32 [n, 3, size, size].
+    """Compare `before` with its fold on random inputs and, where given, `images` [n, ...] of the model's input type.
 
     Raises:
         CertificateError: a folded node or the whole graph differs by more than its bound, or an output is not finite.
@@ -138,14 +186,17 @@ def _require_one_file(name: str, cost: Cost) -> None:
 def _inputs(artifact: Artifact, cost: Cost, images: Images | None, seed: int) -> Sequence[Images]:
     """Groups to compare apart: noise, loud noise, real images."""
     dims = [dim.dim_value for dim in classifier_input(artifact.model).type.tensor_type.shape.dim] or [0] * 4
-    side = artifact.preprocess.size if artifact.preprocess else 224
+    side = artifact.preprocess.input_shape if artifact.preprocess else (3, 224, 224)
     few = min(max(ENOUGH_MACS // max(cost.macs, 1), IMAGES.start), IMAGES.stop - 1)
     real = [] if images is None or len(images) == 0 else [images]
-    usual = real[0].shape[1:] if real else (3, side, side)
+    usual = real[0].shape[1:] if real else side
     shape = [dim or other for dim, other in zip(dims, (few, *usual), strict=True)]
     if tuple(shape[1:]) != usual and real:
         raise InputError(f"the images are {list(usual)}, but {artifact.name} takes {shape[1:]}; prepare them at that size")
-    noise = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    random = np.random.default_rng(seed)
+    if classifier_input(artifact.model).type.tensor_type.elem_type == TensorProto.UINT8:
+        return [random.integers(0, 256, shape, np.uint8), 255 * random.integers(0, 2, shape, np.uint8), *real]
+    noise = random.standard_normal(shape).astype(np.float32)
     return [noise, 30 * noise, *real]
 
 
@@ -154,9 +205,15 @@ def _over(part: float, whole: float) -> float:
 
 
 def _compared(
-    before: onnx.ModelProto, after: onnx.ModelProto, groups: Sequence[Images], run: Runner, seed: int
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    groups: Sequence[Images],
+    run: Runner,
+    seed: int,
+    others: Sequence[Images] | None = None,
 ) -> list[_Comparison]:
-    expected, got = _outputs(before, groups, run), _outputs(after, groups, run)
+    """`groups` go into `before`, and into `after` where it takes no `others`."""
+    expected, got = _outputs(before, groups, run), _outputs(after, others or groups, run)
     if not all(values.size for values in (*expected, *got)):
         raise InputError("the graph gives no output for some images, so nothing can be compared; check what it cuts away")
     if not all(np.isfinite(values).all() for values in (*expected, *got)):

@@ -167,7 +167,7 @@ class _State:
         candidates = [
             form
             for form in self._forms(root.outputs[0])
-            if _worth_writing(form) and not _belongs_below(form) and _is_closed(form, root)
+            if _worth_writing(form) and not _belongs_below(form) and not _belongs_above(form, root) and _is_closed(form, root)
         ]
         for form in sorted(candidates, key=lambda form: (form.cost - form.macs, -len(form.nodes))):
             if form.flat and form.geometry.groups > 1:
@@ -302,6 +302,14 @@ def _belongs_below(form: _Form) -> bool:
     if not scale or form.nodes[-1].op_type == "Conv" or below is None or below.op_type not in ("Conv", "Gemm"):
         return False
     return isinstance(view(below), Link) and _absorbable(form.source, (form.nodes[-1],))
+
+
+def _belongs_above(form: _Form, root: ir.Node) -> bool:
+    """Whether the expression is a shift and then a scale that only a padded convolution reads: that can take the scale, but not
+    the shift, and once they are one node it could take neither."""
+    shift, above = form.nodes[-1].op_type in ("Add", "Sub"), [view(use.node) for use in root.outputs[0].uses()]
+    pads = len(above) == 1 and isinstance(above[0], Link) and any(above[0].geometry.pads)
+    return pads and shift and len(form.nodes) > 1 and form.geometry.is_pointwise and not _has_bias(root)
 
 
 def _has_bias(node: ir.Node) -> bool:

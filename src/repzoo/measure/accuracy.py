@@ -187,17 +187,10 @@ def _predictions(runs: Sequence[Run], dataset: Dataset, sheet: Sheet, indices: S
 
 def _common_preprocess(runs: Sequence[Run]) -> Preprocess:
     preprocess = runs[0].artifact.needing_preprocess()
-    if any(run.artifact.needing_preprocess() != preprocess for run in runs):
+    if not all(run.artifact.needing_preprocess().sees_as(preprocess) for run in runs):
         raise InputError(
             "the files prepare their images differently, so a paired comparison would mix two things; evaluate them apart"
         )
-    for run in runs:
-        dims = [dim.dim_value for dim in classifier_input(run.artifact.model).type.tensor_type.shape.dim]
-        if len(dims) == 4 and dims[1] == 3 and not {*dims[2:]} <= {0, preprocess.size}:
-            raise InputError(
-                f"{run.artifact.name} takes images of {dims[3]}x{dims[2]} pixels, but is said to be given "
-                f"{preprocess.size}x{preprocess.size}; give --size {dims[2]}, or export it again"
-            )
     return preprocess
 
 
@@ -240,8 +233,11 @@ class _Worker:
         chunk = chunk_range(number, len(self.dataset))
         read = [(index, read_image(self.dataset, self.dataset.keys[index], self.preprocess)) for index in chunk]
         stamps = [self._stamp(index) for index in chunk]
-        batch = batch_of(read, self.preprocess)
-        tops = [best_classes(self._logits(place, batch.inputs), TOP).tolist() for place in range(len(self.runs))] if batch else []
+        wanted = [run.artifact.needing_preprocess() for run in self.runs]
+        made = {one: batch_of(read, one) for one in dict.fromkeys(wanted)}  # a float model and one that takes bytes, of one image
+        batch = made[wanted[0]]
+        given = [one.inputs for one in map(made.get, wanted) if one]
+        tops = [best_classes(self._logits(place, inputs), TOP).tolist() for place, inputs in enumerate(given)]
         best = dict(zip(batch.indices, zip(*tops, strict=True), strict=True)) if batch else {}
         return [
             Answer(index, tuple(map(tuple, best.get(index, ()))), one.mode, one.why, stamp)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 
 from repzoo.artifact import Artifact, classifier_input
 from repzoo.engines import Array, Engine, Session
@@ -74,10 +75,18 @@ def case(artifact: Artifact, engine: Engine, streams: int = 1, threads: int = 1,
         raise InputError(f"threads, streams and batch must be at least 1; got {threads}, {streams}, {batch}")
     if dims[0] not in (0, batch):
         raise InputError(f"{artifact.name} has a fixed batch of {dims[0]}; asked for {batch}; export it with a dynamic batch")
-    side = artifact.needing_preprocess().size if not all(dims[2:]) else 0
-    shape = (batch, dims[1] or 3, dims[2] or side, dims[3] or side)
-    inputs = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    usual = artifact.needing_preprocess().input_shape if not all(dims[1:]) else dims[1:]
+    shape = (batch, *(dim or side for dim, side in zip(dims[1:], usual, strict=True)))
+    inputs = random_input(artifact.model, shape, seed)
     return Case(artifact, engine, engine.open(artifact.model, threads), inputs, threads, streams)
+
+
+def random_input(model: onnx.ModelProto, shape: tuple[int, ...], seed: int) -> Array:
+    """Bytes for a model of uint8 input, else normal float32."""
+    random = np.random.default_rng(seed)
+    if classifier_input(model).type.tensor_type.elem_type == onnx.TensorProto.UINT8:
+        return random.integers(0, 256, shape, np.uint8)
+    return random.standard_normal(shape).astype(np.float32)
 
 
 def run(
