@@ -238,12 +238,17 @@ def test_a_loop(tmp_path: Path) -> None:
     assert kinds(verdict) == {"Conv": 1, "Constant": 2, "Loop": 1, "GlobalAveragePool": 1, "Flatten": 1}
 
 
-def test_a_function_of_the_model(tmp_path: Path) -> None:
-    """A call is left alone, and so is the body; what stands around it folds."""
-    after = '<domain: "own", opset_import: ["": 17]>\nsoft (x) => (y) { s = Sigmoid(x) y = Mul(x, s) }'
-    body = SIMPLE.replace("u = Relu(t)", "u = own.soft(t)")
+def test_functions_of_the_model_are_folded_like_the_rest(tmp_path: Path) -> None:
+    """A call is replaced by the body, also where one body calls another, and a name in it is taken outside."""
+    after = (
+        '<domain: "own", opset_import: ["": 17]>\nsoft (x) => (y) { s = Sigmoid(x) y = Mul(x, s) }\n'
+        '<domain: "own", opset_import: ["": 17, "own": 1]>\n'
+        "block (x, w, gamma, beta, mean, var) => (t) { c = Conv(x, w) b = BatchNormalization(c, gamma, beta, mean, var) t = own.soft(b) }"
+    )
+    body = SIMPLE.replace("c = Conv(data, w)\nt = BatchNormalization(c, gamma, beta, mean, var)\nu = Relu(t)",
+                          "u = own.block(data, w, gamma, beta, mean, var)")  # fmt: skip
     verdict = judged(model(body, domains=', "own": 1', after=after, ir=9), tmp_path)
-    assert kinds(verdict) == {"Conv": 1, "soft": 1, "GlobalAveragePool": 1, "Flatten": 1}
+    assert kinds(verdict) == {"Conv": 1, "Sigmoid": 1, "Mul": 1, "GlobalAveragePool": 1, "Flatten": 1}
 
 
 def test_an_operator_of_an_unknown_domain(tmp_path: Path) -> None:

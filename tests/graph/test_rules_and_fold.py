@@ -171,6 +171,18 @@ FIRES = [
         {"Conv": 1},
     ),
     Case("auto_pad VALID", f"t = Conv<auto_pad = \"VALID\">(data, w3)\n{normal('output', 't', 'a')}", W3 | bn("a"), {"Conv": 1}),
+    *(
+        Case(
+            f"auto_pad {kind}, strides {down}",
+            f"r = AveragePool<kernel_shape = [2, 2], auto_pad = \"{kind}\", strides = [2, 2], count_include_pad = 1>(data)\n"
+            f"s = Conv<group = 4>(r, w1)\n{normal('v', 's', 'b')}\nq = Relu(v)\n"
+            f"t = Conv<auto_pad = \"{kind}\", strides = {down}>(q, w)\n{normal('output', 't', 'a')}",
+            {"w": (2, 4, 4, 3), "w1": (4, 1, 1, 1)} | bn("a", 2) | bn("b", 4),
+            {"Conv": 2, "Relu": 1},
+        )
+        for kind in ("SAME_UPPER", "SAME_LOWER")
+        for down in ([1, 1], [2, 3], [3, 4])
+    ),
     Case(
         "two 1x1 convolutions that narrow",
         "t = Conv(data, wa)\noutput = Conv(t, wb)",
@@ -256,11 +268,12 @@ REFUSES = [
         "shared with 1 other reader",
     ),
     Case(
-        "auto_pad SAME",
-        f"t = Conv<auto_pad = \"SAME_UPPER\">(data, w3)\n{normal('u', 't', 'a')}\noutput = Relu(u)",
+        "auto_pad SAME on an open size",
+        f"t = Conv<auto_pad = \"SAME_UPPER\", strides = [2, 1]>(data, w3)\n{normal('u', 't', 'a')}\noutput = Relu(u)",
         W3 | bn("a"),
         {"Conv": 2, "Relu": 1},
-        "decided at run time",
+        "auto_pad=SAME",
+        "N, 4, H, 10",
     ),
     Case(
         "average pool that leaves its padding out",
@@ -458,3 +471,22 @@ def test_random_linear_graphs_do_fold(graph: Graph, folded: Folded) -> None:
     )
     result = folded(graph(body, {"wa": (4, 4, 3, 3), "wb": (4, 4, 1, 1), "s": (4, 1, 1)} | bn("a", 4)))
     assert operators(result.model) == {"Conv": 1}
+
+
+@pytest.mark.parametrize("kind", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("sides", ["9, 10", "10, 9", "11, 8"])
+def test_a_proof_pads_as_on_the_true_size(kind: str, sides: str, graph: Graph) -> None:
+    """Two strided convolutions: what each pads depends on the size of the image, and a proof runs on a small one."""
+    body = (
+        f's = Conv<auto_pad = "{kind}", strides = [2, 3], group = 4>(data, w)\n{normal("r", "s", "b")}\nq = Relu(r)\n'
+        f't = Conv<auto_pad = "{kind}", strides = [3, 2]>(q, v)\n{normal("output", "t", "a")}'
+    )
+    model = graph(body, {"w": (4, 1, 4, 4), "v": (2, 4, 3, 4)} | bn("a", 2) | bn("b", 4), f"N, 4, {sides}")
+    result = fold(model)
+    assert max(one.ratio for one in prove(model, result.model, [one.output for one in result.folds])) <= 1
+    for node in result.model.graph.node:
+        for item in node.attribute:
+            if item.name == "pads":
+                item.ints[:] = [item.ints[0] + 1, item.ints[1], item.ints[2], item.ints[3]]
+    with pytest.raises(CertificateError):
+        prove(model, result.model, [one.output for one in result.folds])

@@ -24,8 +24,9 @@ from repzoo.artifact import MAX_MODEL_BYTES, Artifact, classifier_input
 from repzoo.errors import CertificateError, InputError
 from repzoo.graph.cost import Cost, count
 from repzoo.graph.fold import Fold, FoldResult
+from repzoo.graph.operators import BLOCK
 from repzoo.graph.pieces import pieces, sha256_of_graph
-from repzoo.graph.proof import BLOCK, ROUNDOFF, Proof, prove
+from repzoo.graph.proof import ROUNDOFF, Proof, prove
 from repzoo.graph.rules import Refusal
 
 SAFETY = 64.0  # jittering moves each weight once; a fold also reorders sums of up to some 10^4 terms in every layer

@@ -24,7 +24,7 @@ from repzoo.errors import InputError
 from repzoo.graph import algebra
 from repzoo.graph.algebra import AffineMap, Geometry, Inexact
 from repzoo.graph.constants import settle
-from repzoo.graph.pieces import closed, opened
+from repzoo.graph.pieces import closed, inlined, opened
 from repzoo.graph.rules import Link, Refusal, channels_of, constant, joined, name_of, rank_of, view
 
 QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
@@ -75,7 +75,7 @@ def fold(model: onnx.ModelProto) -> FoldResult:
     Raises:
         InputError: the graph is quantised already, older than opset 7, or at odds with itself.
     """
-    graph_model = _prepared(model)
+    graph_model = _prepared(inlined(model))
     folds, refusals = fold_graph(graph_model.graph)
     passes.RemoveUnusedNodesPass()(graph_model)
     graph_model.graph.sort()

@@ -11,10 +11,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
+import onnx.inliner
 import onnx_ir as ir
 
 from repzoo import wire
 from repzoo.artifact import classifier_input
+from repzoo.errors import InputError
 
 PIECE_BYTES = 2**25  # of constants; a piece is larger only where a single uncuttable stretch is
 SMALL = 1024  # elements; up to here a constant may be a shape or an axis that shape inference reads
@@ -45,6 +47,28 @@ def opened(model: onnx.ModelProto) -> ir.Model:
     made = ir.from_proto(shell)
     for name, item in large.items():
         made.graph.initializers[name].const_value = _lent(item)
+    return made
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with the bodies of its own functions in the place of their calls; itself where it has none.
+
+    Raises:
+        InputError: ONNX cannot put a body there.
+    """
+    if not model.functions:
+        return model
+    try:
+        made = onnx.inliner.inline_local_functions(skeleton(model))
+    except Exception as error:  # whatever ONNX's C++ raises
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"a function of the model cannot be put in the place of its call ({reason}); export without functions"
+        ) from None
+    for item, full in zip(made.graph.initializer, model.graph.initializer, strict=True):
+        item.CopyFrom(full)
+    made.metadata_props.extend(model.metadata_props)
+    made.producer_name, made.producer_version = model.producer_name, model.producer_version
     return made
 
 

@@ -2,7 +2,7 @@
 
 A node that was not folded must be there unchanged. One that was is retraced: the old expression between its two tensors and the
 new node run in float64 on PROBES, borders included: Gaussian noise, the same far from zero, the same very loud, a constant, and a
-few spikes. The operators are written here from the ONNX specification and share nothing with algebra.py.
+few spikes. The operators (operators.py) are written from the ONNX specification and share nothing with algebra.py.
 
 The bound is derived. The only inexact step of a fold is the cast of kernel w and bias b to the graph's type (unit roundoff u), so
 for every x, in each value of output channel o,
@@ -19,20 +19,17 @@ import hashlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
 from repzoo.errors import CertificateError
 from repzoo.graph.constants import settled
-
-Array = npt.NDArray[np.float64]
-Stored = npt.NDArray[Any]
+from repzoo.graph.operators import MOVES, OPERATORS, Array, Stored, Unknown, Window, batchnorm, integer
+from repzoo.graph.pieces import inlined, skeleton
 
 SIGMAS = 10.0  # one value in 10^23 of a Gaussian lies beyond
 FLOAT64_NOISE = 2.0**-46  # of the expression of absolute values: sums of up to some 10^4 terms in float64, with room
@@ -43,8 +40,6 @@ ROUNDOFF: dict[int, float] = {
 }
 SUBNORMAL: dict[int, float] = {onnx.TensorProto.FLOAT16: 2.0**-24, onnx.TensorProto.DOUBLE: 0.0}
 
-
-BLOCK = 2**20  # weights taken to float64 at once
 LOUD, FAR, SPARSE = 1e4, 1e3, 1 / 16  # standard deviation; mean; share of spikes
 
 PROBES = ("noise", "large mean", "large amplitude", "constant", "sparse")
@@ -67,10 +62,6 @@ class Proof:
     ratio: float
     bound: float
     probe: str
-
-
-class _Unknown(Exception):
-    """The expression holds something that no fold replaces."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +109,17 @@ def prove(before: onnx.ModelProto, after: onnx.ModelProto, written: Collection[s
     Raises:
         CertificateError: a node is neither unchanged nor equal to what it replaces; says which and by how much.
     """
+    before = inlined(before)
     old, new = _Index.of(before.graph, settled(before)), _Index.of(after.graph)
     passing = Counter(written) - Counter({name for node in after.graph.node for name in node.output})
+    sides = _sides(before)
     proofs = []
     for node in after.graph.node:
         if node.op_type == "Constant" or _is_unchanged(node, old, new):
             continue
-        proof = _retraced(node, old, new, passing, np.random.default_rng(seed))
+        weight = _weight(node, new)
+        shape = None if weight is None else _shape(node, weight, sides.get(old.behind(node.input[0])))
+        proof = None if shape is None else _retraced(node, old, new, passing, _probes(shape, np.random.default_rng(seed)))
         ratio = math.inf if proof is None else proof.ratio
         if proof is None or not ratio <= 1:
             raise CertificateError(
@@ -206,15 +201,12 @@ def _is_same(was: str, name: str, old: _Index, new: _Index) -> bool:
 # --- retraced -------------------------------------------------------------------------------------------------------------
 
 
-def _retraced(
-    node: onnx.NodeProto, old: _Index, new: _Index, passing: Mapping[str, int], random: np.random.Generator
-) -> Proof | None:
+def _retraced(node: onnx.NodeProto, old: _Index, new: _Index, passing: Mapping[str, int], probes: Array) -> Proof | None:
     """The folded `node` against what it replaces; None when it is no fold, or when a value is not finite."""
     weight = _weight(node, new)
     if weight is None or not np.isfinite(weight).all():
         return None
     source, target, own = old.behind(node.input[0]), old.behind(node.output[0]), new.behind(node.input[0])
-    probes = _probes(_sides(node, weight), random)
     loudness = np.abs(probes)
     try:
         with np.errstate(all="ignore"):
@@ -222,7 +214,7 @@ def _retraced(
             scale, _ = _Run(old, {source: loudness}, passing, absolute=True).evaluate(target)
             got, _ = _Run(new, {own: probes}).evaluate(node.output[0])
             reach, _ = _Run(new, {own: loudness}, absolute=True).evaluate(node.output[0])
-    except _Unknown:
+    except Unknown:
         return None
     if expected.shape != got.shape or not all(np.isfinite(values).all() for values in (expected, got, scale)):
         return None
@@ -257,18 +249,38 @@ def _short(value: float) -> float:
 def _weight(node: onnx.NodeProto, index: _Index) -> Stored | None:
     """[outputs, inputs per group, ...] of a node that a fold may write."""
     weight = index.stored(node.input[1]) if node.op_type in ("Conv", "Gemm") else None
-    turned = node.op_type == "Gemm" and not _int(node, "transB", 0)
+    turned = node.op_type == "Gemm" and not integer(node, "transB", 0)
     return weight.T if weight is not None and turned else weight
 
 
-def _sides(node: onnx.NodeProto, weight: Stored) -> tuple[int, ...]:
-    """Shape of one probe: taller than it is wide, with room for windows that touch one border, the other, and none."""
+def _sides(model: onnx.ModelProto) -> Mapping[str, tuple[int, ...]]:
+    """[height, width] of every tensor where it is fixed; empty for a graph in which no padding depends on it."""
+    settings = (item.s for node in model.graph.node for item in node.attribute if item.name == "auto_pad")
+    if not any(setting.startswith(b"SAME") for setting in settings):
+        return {}
+    graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
+    dims = {item.name: item.type.tensor_type.shape.dim for item in (*graph.input, *graph.value_info, *graph.output)}
+    sides = {name: (of[2].dim_value, of[3].dim_value) for name, of in dims.items() if len(of) == 4}
+    return {name: both for name, both in sides.items() if all(both)}
+
+
+def _shape(node: onnx.NodeProto, weight: Stored, like: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Shape of one probe: taller than it is wide, with room for windows that touch one border, the other, and none.
+
+    Where padding depends on the size (`like`), the probe leaves the same remainder by the stride, and so gets the same padding.
+    """
     if weight.ndim == 2:
         return 4, weight.shape[1]
-    window = _Window.of(node, (weight.shape[2], weight.shape[3]))
+    window = Window.of(node, (weight.shape[2], weight.shape[3]))
     sides = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
     rows, columns = (side + stride for side, stride in zip(sides, window.strides, strict=True))
-    return 1, weight.shape[1] * _int(node, "group", 1), rows + 1, columns
+    rows += 1
+    if like is not None:
+        rows, columns = (
+            side + (of - side) % stride for side, of, stride in zip((rows, columns), like, window.strides, strict=True)
+        )
+        rows += window.strides[0] * (rows == columns)
+    return 1, weight.shape[1] * integer(node, "group", 1), rows, columns
 
 
 def _probes(sides: tuple[int, ...], random: np.random.Generator) -> Array:
@@ -325,173 +337,21 @@ class _Run:
         if (constant := self.index.values(name)) is not None:
             return np.abs(constant) if self.absolute else constant
         node = self.index.producers.get(name)
-        if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in {**_OPERATORS, **_MOVES}:
-            raise _Unknown(name)
+        if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in {**OPERATORS, **MOVES}:
+            raise Unknown(name)
         if node.op_type == "BatchNormalization":
-            return _batchnorm(node, [self._value(node.input[0], seen), *self._statistics(node)], self.absolute)
+            return batchnorm(node, [self._value(node.input[0], seen), *self._statistics(node)], self.absolute)
         if node.op_type in ("Conv", "Gemm") and (weight := self.index.stored(node.input[1])) is not None:
             bias = [self._value(item, seen) for item in node.input[2:] if item]
-            return _OPERATORS[node.op_type](node, [self._value(node.input[0], seen), weight, *bias], self.absolute)
-        if node.op_type in _MOVES:
+            return OPERATORS[node.op_type](node, [self._value(node.input[0], seen), weight, *bias], self.absolute)
+        if node.op_type in MOVES:
             settings = list(self._statistics(node))
-            return _MOVES[node.op_type](node, self._value(node.input[0], seen), settings, list(node.output).index(name))
-        return _OPERATORS[node.op_type](node, [self._value(item, seen) for item in node.input if item], self.absolute)
+            return MOVES[node.op_type](node, self._value(node.input[0], seen), settings, list(node.output).index(name))
+        return OPERATORS[node.op_type](node, [self._value(item, seen) for item in node.input if item], self.absolute)
 
     def _statistics(self, node: onnx.NodeProto) -> Iterator[Array]:
         for name in node.input[1:]:
             values = self.index.values(name) if name else np.zeros(0)
             if values is None:
-                raise _Unknown(name)
+                raise Unknown(name)
             yield values
-
-
-# --- operators ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Window:
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    pads: tuple[int, ...]
-
-    @classmethod
-    def of(cls, node: onnx.NodeProto, kernel: tuple[int, ...]) -> _Window:
-        valid = any(item.name == "auto_pad" and item.s == b"VALID" for item in node.attribute)
-        pads = (0, 0, 0, 0) if valid else _ints(node, "pads", (0, 0, 0, 0))
-        return cls(kernel, _ints(node, "strides", (1, 1)), _ints(node, "dilations", (1, 1)), pads)
-
-    def taps(self, image: Array) -> Iterator[tuple[int, int, Array]]:
-        """(row, column, what the tap there sees [N, C, height, width]) of `image` [N, C, H, W]."""
-        top, left, bottom, right = self.pads
-        padded = np.pad(image, ((0, 0), (0, 0), (top, bottom), (left, right)))
-        height, width = (
-            (padded.shape[a + 2] - (self.kernel[a] - 1) * self.dilations[a] - 1) // self.strides[a] + 1 for a in (0, 1)
-        )
-        for row in range(self.kernel[0]):
-            for column in range(self.kernel[1]):
-                y, x = row * self.dilations[0], column * self.dilations[1]
-                rows = slice(y, y + (height - 1) * self.strides[0] + 1, self.strides[0])
-                columns = slice(x, x + (width - 1) * self.strides[1] + 1, self.strides[1])
-                yield row, column, padded[:, :, rows, columns]
-
-
-def _conv(node: onnx.NodeProto, inputs: list[Stored], absolute: bool) -> Array:
-    image, weight, *bias = inputs
-    groups = _int(node, "group", 1)
-    if image.ndim != 4 or weight.ndim != 4 or image.shape[1] != weight.shape[1] * groups or len(weight) % groups:
-        raise _Unknown(node.name)
-    window = _Window.of(node, (weight.shape[2], weight.shape[3]))
-    seen = np.stack([part for *_, part in window.taps(image)], 2).swapaxes(0, 1)  # [C, N, taps, height, width]
-    columns = seen.swapaxes(1, 2).reshape(groups, -1, len(image) * seen.shape[3] * seen.shape[4])
-    product = _product(weight.reshape(groups, len(weight) // groups, -1), columns, absolute)
-    total = product.reshape(len(weight), len(image), *seen.shape[3:]).swapaxes(0, 1)
-    return total + bias[0][:, None, None] if bias else total
-
-
-def _product(weight: Stored, columns: Array, absolute: bool) -> Array:
-    """weight [G, O, K] (its magnitude where `absolute`) times columns [G, K, P] in float64, without a float64 copy of it all."""
-    groups, outputs, taps = weight.shape
-    product = np.empty((groups, outputs, columns.shape[2]))
-    rows = max(1, BLOCK // (groups * taps))
-    for start in range(0, outputs, rows):
-        part = weight[:, start : start + rows].astype(np.float64)
-        np.matmul(np.abs(part, out=part) if absolute else part, columns, out=product[:, start : start + rows])
-    return product
-
-
-def _batchnorm(node: onnx.NodeProto, inputs: list[Array], absolute: bool) -> Array:
-    image, *parameters = inputs
-    shape = (-1, *[1] * (image.ndim - 2))
-    gamma, beta, mean, variance = (values.reshape(shape) for values in parameters)
-    epsilon = next((item.f for item in node.attribute if item.name == "epsilon"), 1e-5)
-    deviation = np.sqrt(variance + epsilon)
-    if absolute:
-        return np.abs(gamma) * (image + np.abs(mean)) / deviation + np.abs(beta)
-    return gamma * (image - mean) / deviation + beta
-
-
-def _gemm(node: onnx.NodeProto, inputs: list[Stored], absolute: bool) -> Array:
-    left, right, *bias = inputs
-    if left.ndim != 2 or right.ndim != 2:
-        raise _Unknown(node.name)
-    alpha, beta = (next((item.f for item in node.attribute if item.name == name), 1.0) for name in ("alpha", "beta"))
-    alpha, beta = (abs(alpha), abs(beta)) if absolute else (alpha, beta)
-    rows = right if _int(node, "transB", 0) else right.T
-    product: Array = _product(rows[None], (left if _int(node, "transA", 0) else left.T)[None], absolute)[0].T
-    return alpha * product + (beta * bias[0] if bias else 0.0)
-
-
-def _average_pool(node: onnx.NodeProto, inputs: list[Array], _: bool) -> Array:
-    if _int(node, "ceil_mode", 0):
-        raise _Unknown(node.name)
-    window = _Window.of(node, _ints(node, "kernel_shape", (1, 1)))
-    whole = _int(node, "count_include_pad", 0) or not any(window.pads)
-    ones = np.ones_like(inputs[0])
-    seen = math.prod(window.kernel) if whole else sum(part for *_, part in window.taps(ones))
-    return np.asarray(sum(part for *_, part in window.taps(inputs[0])) / seen)
-
-
-def _difference(_: onnx.NodeProto, inputs: list[Array], absolute: bool) -> Array:
-    return inputs[0] + inputs[1] if absolute else inputs[0] - inputs[1]
-
-
-def _concat(node: onnx.NodeProto, inputs: list[Array], _: bool) -> Array:
-    return np.concatenate(inputs, _int(node, "axis", 1))
-
-
-def _pad(node: onnx.NodeProto, image: Array, settings: list[Array], _: int) -> Array:
-    """`pads` lists every axis's beginning, then every axis's end; an attribute before opset 11."""
-    empty = np.zeros(0)
-    sizes, value, axes = [*settings, empty, empty, empty][:3]
-    sizes = sizes if sizes.size else np.asarray(_ints(node, "pads", ()), float)
-    widths = [(0, 0)] * image.ndim
-    for axis, (before, after) in zip(axes if axes.size else range(image.ndim), sizes.reshape(2, -1).T, strict=True):
-        widths[int(axis)] = int(before), int(after)
-    constant = float(value.reshape(-1)[0]) if value.size else next((item.f for item in node.attribute if item.name == "value"), 0.0)
-    if any(item.name == "mode" and item.s != b"constant" for item in node.attribute):
-        raise _Unknown(node.name)
-    return np.pad(image, widths, constant_values=constant)
-
-
-def _split(node: onnx.NodeProto, image: Array, settings: list[Array], output: int) -> Array:
-    """Sizes are given, or equal with a smaller last one."""
-    axis = _int(node, "axis", 0)
-    each = -(-image.shape[axis] // len(node.output))
-    sizes = [int(size) for size in (settings[0] if settings else _ints(node, "split", (each,) * (len(node.output) - 1)))]
-    return np.split(image, np.cumsum(sizes)[: len(node.output) - 1], axis)[output]
-
-
-def _slice(node: onnx.NodeProto, image: Array, settings: list[Array], _: int) -> Array:
-    empty = np.zeros(0)
-    given = [*settings, empty, empty, empty, empty][:4]
-    starts, ends, axes = (item if item.size else np.asarray(_ints(node, name, ()), float)
-                          for item, name in zip(given, ("starts", "ends", "axes"), strict=False))  # fmt: skip
-    cut = [slice(None)] * image.ndim
-    for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        step = int(given[3][index]) if given[3].size else 1
-        cut[int(axes[index]) if axes.size else index] = slice(int(start), int(end), step)
-    return image[tuple(cut)]
-
-
-_MOVES: dict[str, Callable[[onnx.NodeProto, Array, list[Array], int], Array]] = {"Pad": _pad, "Split": _split, "Slice": _slice}
-_OPERATORS: dict[str, Callable[[onnx.NodeProto, list[Stored], bool], Array]] = {
-    "Conv": _conv,
-    "BatchNormalization": _batchnorm,
-    "Gemm": _gemm,
-    "AveragePool": _average_pool,
-    "MatMul": lambda _node, inputs, _absolute: inputs[0] @ inputs[1],
-    "Concat": _concat,
-    "Add": lambda _node, inputs, _absolute: inputs[0] + inputs[1],
-    "Sub": _difference,
-    "Mul": lambda _node, inputs, _absolute: inputs[0] * inputs[1],
-    "Div": lambda _node, inputs, _absolute: inputs[0] / inputs[1],
-}
-
-
-def _int(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((int(item.i) for item in node.attribute if item.name == name), default)
-
-
-def _ints(node: onnx.NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    return next((tuple(item.ints) for item in node.attribute if item.name == name), default) or default

@@ -6,7 +6,8 @@ that a person should hear), or None (it is something else). Rules read the graph
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,8 @@ class Link:
 
 
 Answer = Link | Refusal | None
+
+AUTO_PAD = "its padding depends on the size of its input (auto_pad=SAME), which is open or dilated; export it with a fixed size"
 
 
 def view(node: ir.Node, output: int = 0) -> Answer:
@@ -93,13 +96,13 @@ def _conv(node: ir.Node) -> Answer:
         return Refusal(name_of(node), f"it is a {values.ndim - 2}-D convolution; only 2-D ones are folded")
     if len(weight.uses()) > 1:
         return Refusal(name_of(node), f"its weight {weight.name!r} is shared with {len(weight.uses()) - 1} other reader(s)")
-    if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return Refusal(name_of(node), "its padding is decided at run time (auto_pad=SAME)")
+    if (pads := _pads(node, source, values.shape[2:])) is None:
+        return Refusal(name_of(node), AUTO_PAD)
     bias = constant(rest[0]) if rest and rest[0] is not None else np.zeros(values.shape[0])
     if bias is None:
         return Refusal(name_of(node), "its bias is not constant")
     groups = node.attributes.get_int("group", 1)
-    window = {"strides": _ints(node, "strides", (1, 1)), "dilations": _ints(node, "dilations", (1, 1)), "pads": _pads(node)}
+    window = {"strides": _ints(node, "strides", (1, 1)), "dilations": _ints(node, "dilations", (1, 1)), "pads": pads}
     if groups < 1 or not values.size or len(values) % groups or min(*window["strides"], *window["dilations"]) < 1:
         return Refusal(name_of(node), "its groups, strides or dilations mean nothing")
     shape = Geometry(values.shape[0], values.shape[1] * groups, values.shape[2:], groups=groups, **window)  # type: ignore[arg-type]
@@ -190,10 +193,12 @@ def _average_pool(node: ir.Node) -> Answer:
     kernel, source = _ints(node, "kernel_shape", ()), node.inputs[0]
     if len(kernel) != 2:
         return None
-    pads = _pads(node)
+    pads = _pads(node, source, kernel)
+    if pads is None:
+        return Refusal(name_of(node), AUTO_PAD)
     if any(pads) and not node.attributes.get_int("count_include_pad", 0):
         return Refusal(name_of(node), "it averages fewer pixels at the border (count_include_pad=0), which no convolution does")
-    unusual = node.attributes.get_int("ceil_mode", 0) or node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    unusual = node.attributes.get_int("ceil_mode", 0)
     strides, channels = _ints(node, "strides", (1, 1)), channels_of(node.outputs[0])
     if unusual or source is None or not channels or _ints(node, "dilations", (1, 1)) != (1, 1):
         return None
@@ -278,11 +283,35 @@ def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]
     return tuple(node.attributes.get_ints(name, default) or default)
 
 
-def _pads(node: ir.Node) -> tuple[int, int, int, int]:
-    if node.attributes.get_string("auto_pad", "NOTSET") == "VALID":
+def _pads(node: ir.Node, source: ir.Value | None, kernel: Sequence[int]) -> tuple[int, int, int, int] | None:
+    """(top, left, bottom, right); None where they depend on a size that is not known, or on what runtimes disagree about."""
+    kind = node.attributes.get_string("auto_pad", "NOTSET")
+    if kind == "NOTSET":
+        top, left, bottom, right = _ints(node, "pads", (0, 0, 0, 0))
+        return top, left, bottom, right
+    if kind == "VALID":
         return 0, 0, 0, 0  # whatever `pads` says
-    top, left, bottom, right = _ints(node, "pads", (0, 0, 0, 0))
-    return top, left, bottom, right
+    strides, sides = _ints(node, "strides", (1, 1)), _sides(source)
+    if _ints(node, "dilations", (1, 1)) != (1, 1) or len(strides) != 2 or min(strides) < 1:
+        return None
+    total = [kernel[a] - 1 if strides[a] == 1 else _missing(sides[a], kernel[a], strides[a]) for a in (0, 1)]
+    if total[0] is None or total[1] is None:
+        return None
+    less, more = (total[0] // 2, total[1] // 2), (total[0] - total[0] // 2, total[1] - total[1] // 2)
+    return (*more, *less) if kind == "SAME_LOWER" else (*less, *more)
+
+
+def _missing(side: int | None, kernel: int, stride: int) -> int | None:
+    """Pixels that `side` lacks for ceil(side / stride) windows."""
+    return None if side is None else max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
+
+
+def _sides(value: ir.Value | None) -> tuple[int | None, int | None]:
+    """Height and width of [N, C, H, W] where they are known."""
+    if value is None or value.shape is None or len(value.shape) != 4:
+        return None, None
+    height, width = (side if isinstance(side, int) else None for side in value.shape[2:])
+    return height, width
 
 
 def _same_layout(source: ir.Value, output: ir.Value) -> bool:
