@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from itertools import cycle
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.engines import Array, Engine, engine
 from repzoo.errors import InputError
-from repzoo.measure import latency, stats
+from repzoo.measure import latency
 
 
 class Hands:
-    """A clock that stands still until a session takes its time."""
+    """A clock of nanoseconds that stands still until a session takes its time."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        self.now = 1_000_000_000
         self.calls: list[str] = []
 
-    def __call__(self) -> float:
+    def __call__(self) -> int:
         return self.now
 
 
@@ -45,7 +47,7 @@ class Timed:
 
     def run(self, inputs: Array) -> Array:
         self.shapes.add(inputs.shape)
-        self.hands.now += next(self._latencies) / 1000
+        self.hands.now += round(next(self._latencies) * 1e6)
         self.hands.calls.append(self.label)
         return np.zeros((len(inputs), 2), np.float32)
 
@@ -63,9 +65,12 @@ def case(session: Engine, streams: int = 1, batch: int = 1) -> latency.Case:
     return latency.case(artifact(), session, streams, batch=batch)
 
 
-def warm(latencies: Iterable[float], warm_up_ms: float = 999.0) -> Iterator[float]:
+WARM_UP = 1 + latency.WARM_UP_CALLS  # the first call is apart
+
+
+def warm(latencies: Iterable[float], warm_up_ms: float = 9.0) -> Iterator[float]:
     """A slow warm-up, which must not be counted, and then `latencies`."""
-    yield from [warm_up_ms] * latency.WARM_UP_CALLS
+    yield from [warm_up_ms] * WARM_UP
     yield from latencies
 
 
@@ -79,15 +84,6 @@ def test_percentiles_and_rate_of_known_latencies() -> None:
     assert record.values["fps"] == pytest.approx(250)
     assert record.samples["latency_us"] == [[1000, 2000, 3000, 4000, 10000] * 5] * 6
     assert record.engine == {"name": "timed", "version": "1", "threads": 1}
-
-
-def test_the_interval_is_that_of_the_rounds_medians() -> None:
-    hands = Hands()
-    one = case(Timed(hands, warm([1.0, 2, 3, 4, 5, 6, 7, 8])))
-    (record,) = latency.run([one], seconds=1e-9, rounds=8, clock=hands)  # so short that a round is one call
-    expected = stats.median_interval([1.0, 2, 3, 4, 5, 6, 7, 8])
-    found = (record.values["p50_ms"], record.values["p50_low_ms"], record.values["p50_high_ms"])
-    assert found == (expected.value, expected.low, expected.high)
 
 
 def test_a_batch_counts_as_that_many_images() -> None:
@@ -117,7 +113,7 @@ def test_rounds_interleave_and_turn_the_order() -> None:
     hands = Hands()
     cases = [case(Timed(hands, warm(cycle([5.0]), 0), label)) for label in "abc"]
     latency.run(cases, seconds=1e-9, rounds=4, clock=hands)
-    assert "".join(hands.calls[3 * latency.WARM_UP_CALLS :]) == "abc" + "cba" + "abc" + "cba"
+    assert "".join(hands.calls[3 * WARM_UP :]) == "abc" + "cba" + "abc" + "cba"
 
 
 def test_a_ratio_is_taken_within_rounds() -> None:
@@ -132,6 +128,210 @@ def test_a_ratio_is_taken_within_rounds() -> None:
     assert latency.ratio(fast, slow).values["ratio"] == pytest.approx(1 / 1.5)
 
 
+def shuffled(known: npt.NDArray[np.float64], times: int) -> list[float]:
+    """`known` again and again, each time in another order."""
+    random = np.random.default_rng(0)
+    return [float(one) for _ in range(times) for one in random.permutation(known)]
+
+
+def rank(ordered: npt.NDArray[np.float64], q: float) -> float:
+    """The smallest that the share `q` does not exceed."""
+    return float(np.sort(ordered)[math.ceil(q * len(ordered)) - 1])
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        np.arange(1, 1001) / 100,
+        np.where(np.arange(1000) < 700, 2.0, 5.0) + np.arange(1000) / 1e3,  # a clock of two speeds
+        np.exp(np.random.default_rng(1).normal(0, 0.5, 1000)),
+        np.where(np.arange(1000) % 50 == 7, 40.0, 1.0),  # one call in 50 takes 40 times as long: p90 does not see it, p99 does
+    ],
+    ids=["even", "two speeds", "lognormal", "outliers"],
+)
+def test_percentiles_of_a_known_distribution(known: npt.NDArray[np.float64]) -> None:
+    hands = Hands()
+    one = case(Timed(hands, warm(shuffled(known, 30))))
+    (record,) = latency.run([one], seconds=24 * float(known.sum()) / 1000 - 0.001, rounds=24, clock=hands)
+    for name, q in (("p50", 0.50), ("p90", 0.90), ("p99", 0.99)):
+        assert record.values[f"{name}_ms"] == pytest.approx(rank(known, q), rel=0.01), name  # the last round ends within a shuffle
+        assert record.values[f"{name}_low_ms"] <= rank(known, q) <= record.values[f"{name}_high_ms"]
+    assert record.values["fps"] == pytest.approx(1000 / known.mean(), rel=0.01)
+    assert record.values["steady"] is True
+
+
+def test_figures_are_derived_from_the_samples_that_are_kept() -> None:
+    hands = Hands()
+    (record,) = latency.run([case(Timed(hands, warm(shuffled(np.linspace(0.02, 3, 300), 40))))], 2.0, 12, clock=hands)
+    kept = np.concatenate(record.samples["latency_us"])
+    assert record.values["samples"] == len(kept)
+    assert [record.values[f"{name}_ms"] * 1000 for name in ("p50", "p90", "p99")] == [rank(kept, q) for q in (0.5, 0.9, 0.99)]
+    assert all(one == round(one, 1) for one in kept)
+
+
+def test_rounds_before_the_steady_state_are_dropped() -> None:
+    """Twenty per cent slower for seven rounds of one call, then steady: none of the seven is kept."""
+    hands = Hands()
+    one = case(Timed(hands, warm([12.0, 11.8, 11.9, 12, 11.7, 12, 11.9] + [10, 10.01, 9.99, 10.02] * 20)))
+    (record,) = latency.run([one], seconds=1e-9, rounds=24, clock=hands)
+    assert record.values["steady"] is True
+    assert record.values["rounds"] == 24
+    assert 7 <= record.values["warm_up_rounds"] <= 10
+    assert record.values["p50_ms"] == pytest.approx(10, abs=0.02)
+
+
+def test_the_search_for_a_steady_state_waits_for_every_case() -> None:
+    hands = Hands()
+    cold = case(Timed(hands, warm([20.0 - one for one in range(10)] + [10.0] * 60)))
+    still = case(Timed(hands, warm(cycle([10.0]))))
+    records = latency.run([still, cold], seconds=1e-9, rounds=12, clock=hands)
+    assert {one.values["warm_up_rounds"] for one in records} == {len(cold.rounds_us) and records[0].values["warm_up_rounds"]}
+    assert records[0].values["warm_up_rounds"] >= 7
+    assert latency.ratio(cold, still).values["ratio"] == 1.0
+
+
+def test_a_trend_without_end_is_said_and_ends() -> None:
+    hands = Hands()
+    one = case(Timed(hands, warm([1.05**index for index in range(200)])))
+    (record,) = latency.run([one], seconds=1e-9, rounds=12, clock=hands)
+    assert record.values["steady"] is False
+    assert (record.values["rounds"], record.values["warm_up_rounds"]) == (12, 13)
+
+
+def test_noise_without_a_trend_is_steady() -> None:
+    hands, noise = Hands(), np.random.default_rng(3).normal(10, 2, 200)
+    (record,) = latency.run([case(Timed(hands, warm(noise)))], seconds=1e-9, rounds=24, clock=hands)
+    assert record.values["steady"] is True
+    assert record.values["spread"] > 0.1
+
+
+def test_more_seconds_are_more_rounds_not_longer_ones() -> None:
+    hands = Hands()
+    (record,) = latency.run([case(Timed(hands, cycle([10.0])))], seconds=12, clock=hands)
+    assert record.values["rounds"] == 48
+    assert sum(map(sum, record.samples["latency_us"])) >= 12e6
+
+
+def test_multi_stream_times_queries_of_eight_images() -> None:
+    hands = Hands()
+    session = Timed(hands, cycle([1.0, 2, 3, 6]))
+    one = latency.case(artifact(), session, batch=2, scenario="multi-stream")
+    (record,) = latency.run([one], seconds=0.6, rounds=6, clock=hands)
+    assert record.values["p50_ms"] == record.values["p99_ms"] == 12.0
+    assert record.values["fps"] == pytest.approx(8 / 0.012)
+    assert (record.values["early_stopping_percentile"], record.values["early_stopping_ms"]) == (0.99, None)  # 54 queries are few
+    with pytest.raises(InputError, match="calls of 3"):
+        latency.case(artifact(), session, batch=3, scenario="multi-stream")
+
+
+def test_single_stream_reports_what_loadgen_does() -> None:
+    """Of 100 queries LoadGen discards the two slowest and reports the third (its p90 estimate at 99 % confidence)."""
+    hands, known = Hands(), shuffled(np.arange(1.0, 101), 1)
+    one = latency.case(artifact(), Timed(hands, warm(known)), scenario="single-stream")
+    (record,) = latency.run([one], seconds=1e-9, rounds=100, clock=hands)
+    assert (record.values["early_stopping_percentile"], record.values["early_stopping_ms"]) == (0.90, 98.0)
+    assert record.values["p90_ms"] == 90.0
+    with pytest.raises(InputError, match="one client"):
+        latency.case(artifact(), Timed(hands, []), streams=2, scenario="single-stream")
+
+
+def test_offline_counts_images_until_the_last_is_done() -> None:
+    hands = Hands()
+    one = latency.case(artifact(), Timed(hands, cycle([4.0])), batch=2, scenario="offline")
+    (record,) = latency.run([one], seconds=2.4, rounds=6, clock=hands)
+    assert [len(kept) for kept in record.samples["latency_us"]] == [100] * 6
+    assert record.values["fps"] == pytest.approx(500)
+    assert "early_stopping_ms" not in record.values
+
+
+class Machine:
+    """A clock that drifts, jumps between two speeds for seconds on end, and now and then is held up; it moves as work is done."""
+
+    def __init__(self, seed: int) -> None:
+        self.random, self.now, self.slow = np.random.default_rng(seed), 0, False
+
+    def __call__(self) -> int:
+        return self.now
+
+    def work(self, milliseconds: float) -> None:
+        """Let the time pass that work of `milliseconds` takes now."""
+        self.slow ^= self.random.random() < 0.01
+        held_up = self.random.exponential(20) if self.random.random() < 0.01 else 0.0
+        factor = (1 + self.now / 2e10) * (1.4 if self.slow else 1.0) * self.random.lognormal(0, 0.05)
+        self.now += round((milliseconds * factor + held_up) * 1e6)
+
+
+class Worker(Timed):
+    """Takes `milliseconds` of a machine's work."""
+
+    def __init__(self, machine: Machine, milliseconds: float) -> None:
+        super().__init__(Hands(), [])
+        self.machine, self.milliseconds = machine, milliseconds
+
+    def run(self, inputs: Array) -> Array:
+        self.machine.work(self.milliseconds)
+        return inputs
+
+
+@pytest.mark.parametrize("truth", [1.0, 1.03])
+def test_ratio_intervals_cover_the_truth_on_a_bad_machine(truth: float) -> None:
+    """Under drift (5 % a second), two clock speeds and outliers together; and never the wrong order where one is named."""
+    covered, wrong, trials = 0, 0, 120
+    for seed in range(trials):
+        machine = Machine(seed)
+        one, two = (case(Worker(machine, milliseconds)) for milliseconds in (truth, 1.0))
+        latency.run([one, two], seconds=0.24, rounds=24, clock=machine)
+        values = latency.ratio(one, two).values
+        covered += values["ratio_low"] <= truth <= values["ratio_high"]
+        wrong += values["faster"] == "first"
+    assert covered >= 0.93 * trials
+    assert wrong <= 0.05 * trials
+
+
+class Sleeping(Timed):
+    """Really sleeps, in turn, the given milliseconds; notes how long each call took by its own clock."""
+
+    def __init__(self, latencies_ms: Iterable[float]) -> None:
+        super().__init__(Hands(), latencies_ms)
+        self.slept_us: list[float] = []
+        self._lock = threading.Lock()
+
+    def run(self, inputs: Array) -> Array:
+        with self._lock:
+            wanted = next(self._latencies) / 1000
+        began = time.perf_counter_ns()
+        time.sleep(wanted)
+        self.slept_us.append((time.perf_counter_ns() - began) / 1000)
+        return np.zeros((len(inputs), 2), np.float32)
+
+
+@pytest.mark.parametrize(("scenario", "streams"), [("closed-loop", 1), ("closed-loop", 3), ("offline", 3), ("multi-stream", 4)])
+def test_a_sleeping_engine_is_timed_within_hard_bounds(scenario: latency.Scenario, streams: int) -> None:
+    """A sleep is never shorter than asked, so what is reported has hard bounds below; the engine's own clock bounds it above."""
+    session = Sleeping(cycle([2.0, 2, 2, 6]))
+    one = latency.case(artifact(), session, streams, scenario=scenario)
+    began = time.perf_counter()
+    (record,) = latency.run([one], seconds=0.24, rounds=12)
+    elapsed = time.perf_counter() - began
+    assert record.values["p50_ms"] >= 2
+    assert record.values["p90_ms"] >= 6
+    assert record.values["fps"] <= streams * 1000 / 3
+    assert record.values["samples"] * one.calls_a_query / elapsed <= record.values["fps"]
+    if streams == 1:
+        kept, own = np.sort(np.concatenate(record.samples["latency_us"])), np.sort(session.slept_us)
+        assert np.all(
+            kept + 0.5 >= own[: len(kept)]
+        )  # rounding; and the slowest that it slept are not undercut by the slowest kept
+        assert kept[-1] + 0.5 >= own[-len(kept)]
+
+
+def test_sleeping_clients_do_not_wait_for_one_another() -> None:
+    """Three clients of 20 ms each: one after the other would be 50 images a second."""
+    one = latency.case(artifact(), Sleeping(cycle([20.0])), 3)
+    (record,) = latency.run([one], seconds=0.24, rounds=6)
+    assert record.values["fps"] > 60
+
+
 class Meeting(Timed):
     """A session whose call returns only when `clients` calls are running at once."""
 
@@ -139,11 +339,12 @@ class Meeting(Timed):
         super().__init__(Hands(), [])
         self._meeting = threading.Barrier(clients, timeout=30)
         self.met = False
+        self.threads: set[int] = set()
 
     def run(self, inputs: Array) -> Array:
-        if threading.current_thread() is not threading.main_thread():  # the warm-up has one client
-            self._meeting.wait()
-            self.met = True
+        self._meeting.wait()
+        self.met = True
+        self.threads.add(threading.get_ident())
         return np.zeros((len(inputs), 2), np.float32)
 
 
@@ -151,6 +352,7 @@ def test_clients_call_at_the_same_time() -> None:
     session = Meeting(3)
     (record,) = latency.run([case(session, streams=3)], seconds=1e-9, rounds=2)
     assert session.met
+    assert len(session.threads) == 3  # the same ones in every round
     assert [len(kept) for kept in record.samples["latency_us"]] == [3, 3]  # the calls of all clients, each at least one
     assert record.values["streams"] == 3
 
@@ -170,9 +372,20 @@ class Failing(Timed):
             return super().run(inputs)
 
 
+def test_a_case_that_fails_leaves_the_others_to_go_on() -> None:
+    hands, failed = Hands(), list[tuple[latency.Case, str]]()
+    session = Failing(WARM_UP + 3)
+    session.hands = hands
+    cases = [case(Timed(hands, cycle([1.0]))), case(session), case(Timed(hands, cycle([2.0])))]
+    records = latency.run(cases, 1e-9, 8, clock=hands, on_error=lambda one, error: failed.append((one, str(error))))
+    assert [one.values["p50_ms"] for one in records] == [1.0, 2.0]
+    assert failed == [(cases[1], "the device went away")]
+    assert latency.ratio(cases[2], cases[0]).values["rounds"] == 8
+
+
 @pytest.mark.parametrize("streams", [1, 2, 4])
 def test_an_error_in_any_client_is_an_error(streams: int) -> None:
-    session = Failing(latency.WARM_UP_CALLS + 3)
+    session = Failing(WARM_UP + 3)
     with pytest.raises(InputError, match="the device went away"):
         latency.run([case(session, streams)], seconds=5, rounds=4, clock=session.hands)
 
@@ -196,16 +409,27 @@ def test_initializers_among_the_inputs_are_not_the_input() -> None:
     assert latency.case(old, engine("onnxruntime")).inputs.shape == (1, 3, 4, 4)
 
 
-@pytest.mark.parametrize("setting", [{"threads": 0}, {"streams": 0}, {"batch": 0}])
-def test_settings_below_one_are_refused(setting: dict[str, int]) -> None:
+@pytest.mark.parametrize("setting", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
+def test_settings_below_one_are_refused(setting: tuple[int, int, int]) -> None:
     with pytest.raises(InputError, match="at least 1"):
-        latency.case(artifact(), Timed(Hands(), []), **setting)
+        latency.case(artifact(), Timed(Hands(), []), *setting)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf])
 def test_seconds_must_be_positive(seconds: float) -> None:
     with pytest.raises(InputError, match="positive"):
         latency.run([], seconds)
+
+
+def test_the_record_says_what_the_machine_did() -> None:
+    (record,) = latency.run([case(Timed(Hands(), cycle([1.0])))], 1e-9, 6, clock=Hands())
+    assert {"cpu", "affinity", "load_before", "load_after", "used_by_others", "stolen"} <= set(record.host)
+    assert record.engine["threads"] == 1
+
+
+def test_an_image_of_another_size_than_the_metadata_says_is_refused() -> None:
+    with pytest.raises(InputError, match="takes images of 8x8"):
+        latency.case(artifact("N, 3, 8, 8"), Timed(Hands(), []))
 
 
 def test_a_real_engine_gives_samples_for_every_round() -> None:

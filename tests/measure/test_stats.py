@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("scipy", reason="SciPy, which scikit-learn brings, is not installed")
 
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest, t
 
+from repzoo.measure import stats
 from repzoo.measure.stats import mcnemar, median_interval, paired_difference, wilson
 
 # R. G. Newcombe, Statistics in Medicine 17 (1998) 2635-2650, Table III, method 10: cells e, f, g, h and the 95 % limits.
@@ -112,3 +115,67 @@ def test_median_interval_tightens_and_refuses_nothing() -> None:
     assert many.high - many.low < few.high - few.low
     with pytest.raises(ValueError, match="no samples"):
         median_interval([])
+
+
+@pytest.mark.parametrize(("n", "p"), [(1, 0.5), (24, 0.5), (1000, 0.01), (3000, 0.99)])
+def test_binomial_cdf_is_scipys(n: int, p: float) -> None:
+    np.testing.assert_allclose(stats.binomial_cdf(n, p), binom.cdf(np.arange(n + 1), n, p), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("freedom", [5, 7, 23, 100])
+def test_student_is_scipys(freedom: int) -> None:
+    assert stats.student(freedom) == pytest.approx(t.ppf(0.975, freedom), rel=0.01)
+
+
+# LoadGen 6.0.17 run on this many queries: how many of the slowest it says that it discards for its 90th and 99th percentile.
+LOADGEN_P90 = {64: 0, 100: 2, 500: 33, 661: 47, 1000: 77, 2400: 204, 10_000: 929}
+LOADGEN_P99 = {662: 0, 1000: 1, 2400: 11, 10_000: 76, 50_000: 447}
+
+
+@pytest.mark.parametrize(("q", "discarded"), [(0.90, LOADGEN_P90), (0.99, LOADGEN_P99)])
+def test_overlatency_is_loadgens(q: float, discarded: dict[int, int]) -> None:
+    assert {n: stats.overlatency_allowed(n, q) - 1 for n in discarded} == discarded
+    assert stats.queries_needed(q) == min(discarded)  # with one less, LoadGen says that it needs this many
+    assert stats.overlatency_allowed(min(discarded) - 1, q) == 0
+
+
+@pytest.mark.parametrize("between", [0.0, 0.1])
+@pytest.mark.parametrize("q", [0.5, 0.9, 0.99])
+def test_quantile_intervals_cover_the_truth(q: float, between: float) -> None:
+    """Rounds whose speeds differ by 10 % hold far less than 24 * 60 independent samples: the interval must know."""
+    random = np.random.default_rng(5)
+    truth = math.exp(math.hypot(0.2, between) * float(np.quantile(random.normal(size=2_000_000), q)))
+    drawn = [np.exp(0.2 * random.normal(size=(24, 60)) + between * random.normal(size=(24, 1))) for _ in range(500)]
+    found = [stats.quantile_interval(list(rounds), q) for rounds in drawn]
+    assert np.mean([one.low <= truth <= one.high for one in found]) >= 0.93
+    assert np.mean([math.isinf(one.high) for one in found]) <= 0.01 + (q == 0.99)
+
+
+@pytest.mark.parametrize(("n", "bounded"), [(367, False), (368, True)])
+def test_a_high_quantile_of_few_samples_has_no_upper_bound(n: int, bounded: bool) -> None:
+    """The largest of n exceeds the 0.99 quantile with 97.5 % only if 0.99 ** n <= 0.025: 368 samples."""
+    found = stats.quantile_interval([np.arange(1.0, n + 1)], 0.99)
+    assert math.isfinite(found.high) is bounded
+    assert found.value == math.ceil(0.99 * n)
+
+
+def test_a_quantile_is_a_sample_and_never_lies_between_two_modes() -> None:
+    assert stats.quantile_interval([np.array([1.0, 9.0])] * 10, 0.5).value == 1.0
+    assert stats.quantile_interval([np.full(40, 7.0)] * 10, 0.99) == stats.Interval(7.0, 7.0, 7.0)
+    with pytest.raises(ValueError, match="no samples"):
+        stats.quantile_interval([np.array([])], 0.5)
+
+
+@pytest.mark.parametrize("slow", [3, 6, 12])
+def test_a_trend_is_seen_wherever_it_ends(slow: int) -> None:
+    random = np.random.default_rng(slow)
+    values = np.concatenate([random.normal(12, 0.1, slow), random.normal(10, 0.1, 24 - slow)])
+    assert stats.trend(list(values)) == pytest.approx(-1 / 6, abs=0.01)
+    assert stats.trend(list(np.sort(values))) > 0
+
+
+def test_chance_is_seldom_a_trend() -> None:
+    random = np.random.default_rng(9)
+    seen = [stats.trend(list(row)) != 0 for row in random.lognormal(size=(2000, 24))]
+    assert np.mean(seen) <= 0.05
+    assert stats.trend([5.0] * 24) == stats.trend([1.0]) == 0

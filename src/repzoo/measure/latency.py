@@ -1,39 +1,66 @@
-"""Latency and throughput, round by round over all models, so that a noisy machine widens intervals and never swaps an order.
+"""Latency and throughput, round by round over all cases, so that a noisy machine widens intervals and never swaps an order.
 
-Each round runs every case for the same short time. A case is a session, a batch and a number of client threads that call the
-same session; one thread gives the latency that a single caller sees, several give the throughput. Ratios are taken within a
-round and their median is reported with its interval.
+Each round runs every case for the same short time; ratios are taken within a round and their median is reported with its
+interval. The first rounds are dropped until those that are kept show no trend in any case (`stats.trend`: their first eighth,
+quarter or half lies more than 2 % off the rest, and a rank test sees it); when any had to be dropped, an eighth more is. After
+as many dropped rounds as are kept the search ends, and the Record says that no steady state was found.
+
+A case is a session, a batch, a number of client threads and a scenario:
+
+closed-loop    each client sends its next call as soon as its last is answered. One client: what a single caller sees;
+               several: latency and rate under load
+single-stream  closed loop of one client and one image a query; MLPerf's figure is the 90th percentile
+multi-stream   closed loop of one client and QUERY images a query, which may be split into calls of `batch` images over `streams`
+               threads; MLPerf's figure is the 99th percentile of the query
+offline        all images of a round are there at its start and shared by the streams; the figure is images a second
+
+Source of the three: MLPerf Inference Rules, section "Scenarios" (LoadGen runs them for 600 s and offline with 24,576 samples or
+more; here `seconds` says how long).
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from repzoo.artifact import Artifact, classifier_input
 from repzoo.engines import Array, Engine, Session
 from repzoo.errors import InputError
-from repzoo.measure import stats
-from repzoo.measure.host import load
+from repzoo.measure import noise, stats
+from repzoo.measure.host import host
 from repzoo.measure.record import Record, identity_of
 from repzoo.progress import Progress, silent
 
-ROUNDS = 24
-WARM_UP_CALLS = 5
-Clock = Callable[[], float]  # seconds from any moment on
-MAX_CALLS = 100  # a client's calls in one round: enough for its median, few enough to keep every sample
+ROUNDS, ROUND_SECONDS = 24, 0.25  # the fewest rounds, and the longest: more seconds make more rounds, and finer interleaving
+LEAST_ROUNDS, DRIFT = 10, 0.02  # fewer rounds show no trend; a smaller change is none
+WARM_UP_CALLS, WARM_UP_SECONDS = 5, 0.5  # of each client, whichever is over first; compiling and first touches are not timed
+MAX_CALLS = 4096  # a client's calls in one round: what bounds memory and Records where calls take microseconds
+QUERY = 8  # samples of a multi-stream query
+Scenario = Literal["closed-loop", "single-stream", "multi-stream", "offline"]
+MLPERF = {"single-stream": 0.90, "multi-stream": 0.99}  # the quantile that MLPerf reports
+PERCENTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
+Clock = Callable[[], int]  # nanoseconds from any moment on
+Samples = npt.NDArray[np.float64]
 
 
 @dataclass
 class Case:
-    """One thing to time. `rounds_us` collects, for each round, the microseconds of every call; `rounds_fps` images a second."""
+    """One thing to time. `rounds_us` has, for each kept round, the microseconds of every call (multi-stream: of every query);
+    `rounds_fps` images a second. steady: no trend in the rounds; None: too few rounds to tell.
+    """
 
     artifact: Artifact
     engine: Engine
@@ -41,44 +68,91 @@ class Case:
     inputs: Array
     threads: int = 1
     streams: int = 1
-    rounds_us: list[list[int]] = field(default_factory=list)
+    scenario: Scenario = "closed-loop"
+    rounds_us: list[Samples] = field(default_factory=list)
     rounds_fps: list[float] = field(default_factory=list)
+    warm_up_rounds: int = 0
+    steady: bool | None = None
+    disturbed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What distinguishes this case from others of the same file and engine."""
+        return {"scenario": self.scenario, "threads": self.threads, "streams": self.streams, "batch": len(self.inputs)}
+
+    @property
+    def calls_a_query(self) -> int:
+        """How many calls of the session are timed together."""
+        return QUERY // len(self.inputs) if self.scenario == "multi-stream" else 1
+
+    def medians_us(self) -> list[float]:
+        """The median of each round."""
+        return [float(np.median(one)) for one in self.rounds_us]
 
     def record(self) -> Record:
         """Percentiles in milliseconds and images a second over all rounds, with the raw samples."""
-        samples = np.concatenate([np.asarray(one) for one in self.rounds_us]) / 1000
-        p50 = stats.median_interval([float(np.median(one)) / 1000 for one in self.rounds_us])
+        times: dict[str, Any] = {}
+        for name, q in PERCENTILES.items():
+            found = stats.quantile_interval(self.rounds_us, q)
+            times |= {f"{name}_ms": found.value / 1000, f"{name}_low_ms": found.low / 1000, f"{name}_high_ms": found.high / 1000}
         fps = stats.median_interval(self.rounds_fps)
         values = {
-            "threads": self.threads,
-            "streams": self.streams,
-            "batch": len(self.inputs),
-            "p50_ms": p50.value,
-            "p50_low_ms": p50.low,
-            "p50_high_ms": p50.high,
-            "p90_ms": float(np.percentile(samples, 90)),
-            "p99_ms": float(np.percentile(samples, 99)),
+            **self.setting,
+            **times,
             "fps": fps.value,
             "fps_low": fps.low,
             "fps_high": fps.high,
-            "samples": len(samples),
-            "load": load(),
+            **self._mlperf(),
+            "samples": sum(map(len, self.rounds_us)),
+            "rounds": len(self.rounds_us),
+            "warm_up_rounds": self.warm_up_rounds,
+            "steady": self.steady,
+            "spread": stats.spread(self.medians_us()),
         }
         engine = {"name": self.engine.name, "version": self.engine.version(), "threads": self.threads}
-        return Record("latency", identity_of(self.artifact), values, engine, samples={"latency_us": self.rounds_us})
+        samples = {"latency_us": [[_compact(one) for one in kept] for kept in self.rounds_us]}
+        return Record("latency", identity_of(self.artifact), values, engine, samples=samples, host={**host(), **self.disturbed})
+
+    def _mlperf(self) -> dict[str, Any]:
+        """MLPerf's early-stopping estimate of the scenario's percentile, None when the queries are too few for one."""
+        if self.scenario not in MLPERF:
+            return {}
+        ordered = np.sort(np.concatenate(self.rounds_us))
+        allowed = stats.overlatency_allowed(len(ordered), MLPERF[self.scenario])
+        estimate = float(ordered[len(ordered) - allowed]) / 1000 if allowed else None
+        return {"early_stopping_percentile": MLPERF[self.scenario], "early_stopping_ms": estimate}
 
 
-def case(artifact: Artifact, engine: Engine, streams: int = 1, threads: int = 1, batch: int = 1, seed: int = 0) -> Case:
-    """Compile `artifact` and make its random input; each of `streams` clients calls a session of `threads` threads."""
-    dims = [dim.dim_value for dim in classifier_input(artifact.model).type.tensor_type.shape.dim] or [0] * 4
+def case(
+    artifact: Artifact,
+    engine: Engine,
+    streams: int = 1,
+    threads: int = 1,
+    batch: int = 1,
+    seed: int = 0,
+    scenario: Scenario = "closed-loop",
+) -> Case:
+    """Compile `artifact` and make its random input; `streams` clients call one session of `threads` threads.
+
+    Raises:
+        InputError: settings below 1, a batch that the file or the scenario does not have, or a model the engine cannot compile.
+    """
     if batch < 1 or streams < 1 or threads < 1:
         raise InputError(f"threads, streams and batch must be at least 1; got {threads}, {streams}, {batch}")
+    if scenario == "single-stream" and (batch, streams) != (1, 1):
+        raise InputError(f"single-stream is one client and a batch of 1; got {streams} and {batch}; take closed-loop")
+    if scenario == "multi-stream" and QUERY % batch:
+        raise InputError(f"a multi-stream query has {QUERY} images, which calls of {batch} do not make up; take 1, 2, 4 or 8")
+    inputs = _random_input(artifact, batch, seed)
+    return Case(artifact, engine, engine.open(artifact.model, threads), inputs, threads, streams, scenario)
+
+
+def _random_input(artifact: Artifact, batch: int, seed: int) -> Array:
+    dims = [dim.dim_value for dim in classifier_input(artifact.model).type.tensor_type.shape.dim] or [0] * 4
     if dims[0] not in (0, batch):
         raise InputError(f"{artifact.name} has a fixed batch of {dims[0]}; asked for {batch}; export it with a dynamic batch")
-    usual = artifact.needing_preprocess().input_shape if not all(dims[1:]) else dims[1:]
-    shape = (batch, *(dim or side for dim, side in zip(dims[1:], usual, strict=True)))
-    inputs = random_input(artifact.model, shape, seed)
-    return Case(artifact, engine, engine.open(artifact.model, threads), inputs, threads, streams)
+    usual = artifact.needing_preprocess().input_shape if artifact.preprocess or not all(dims[1:]) else dims[1:]
+    return random_input(artifact.model, (batch, *(dim or side for dim, side in zip(dims[1:], usual, strict=True))), seed)
 
 
 def random_input(model: onnx.ModelProto, shape: tuple[int, ...], seed: int) -> Array:
@@ -92,69 +166,212 @@ def random_input(model: onnx.ModelProto, shape: tuple[int, ...], seed: int) -> A
 def run(
     cases: Sequence[Case],
     seconds: float = 2.0,
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
     progress: Progress = silent,
-    clock: Clock = time.perf_counter,
+    clock: Clock = time.perf_counter_ns,
+    on_error: Callable[[Case, InputError], None] | None = None,
 ) -> list[Record]:
-    """Time every case for about `seconds` in all, split over interleaved `rounds`, after a warm-up.
+    """Time every case for at least `seconds` in all, in interleaved rounds once they are steady (see the module).
+
+    A round is over after seconds / rounds, but not before one call of each client, and after MAX_CALLS of them.
+
+    rounds    how many to keep; None: ROUNDS, or so many that none is longer than ROUND_SECONDS
+    on_error  is told of a case whose session fails; the others go on, and no Record is made of it
 
     Raises:
-        InputError: a setting out of range, or a session that fails, in whichever client it does.
+        InputError: a setting out of range, or, without `on_error`, a session that fails, in whichever client it does.
     """
     if not 0 < seconds < math.inf:
         raise InputError(f"seconds must be positive; got {seconds}")
-    for one in cases:
-        for _ in range(WARM_UP_CALLS):
-            one.session.run(one.inputs)
-    for done in range(rounds):
-        for one in cases if done % 2 == 0 else list(reversed(cases)):
-            _round(one, seconds / rounds, clock)
-        progress("bench", done + 1, rounds)
-    return [one.record() for one in cases]
+    rounds = rounds or max(ROUNDS, math.ceil(seconds / ROUND_SECONDS))
+    before = noise.now()
+    with contextlib.ExitStack() as stack:
+        live = _each([stack.enter_context(_Clients(one, clock)) for one in cases], _Clients.warm_up, on_error)
+        done, turn = 0, partial(_turn, nanoseconds=round(seconds / rounds * 1e9), on_error=on_error)
+        while live and (done < rounds or (done < 2 * rounds and not all(is_steady(one.last(rounds)) for one in live))):
+            live, done = turn(live, done), done + 1
+            progress("bench", done, max(done, rounds))
+        for _ in range(rounds // 8 if done > rounds else 0):  # one or two odd rounds at the beginning show no trend
+            live, done = turn(live, done), done + 1
+    disturbed = noise.between(before, noise.now())
+    for one in live:
+        one.settle(done - rounds, disturbed)
+    return [one.case.record() for one in live]
+
+
+def _turn(live: list[_Clients], done: int, nanoseconds: int, on_error: Callable[[Case, InputError], None] | None) -> list[_Clients]:
+    """One round of each, in an order that turns; those that do not fail, in their own order."""
+    survived = _each(live if done % 2 == 0 else live[::-1], lambda one: one.round(nanoseconds), on_error)
+    return [one for one in live if one in survived]
+
+
+def is_steady(medians: Sequence[float]) -> bool:
+    """Whether a sequence of round medians has no trend above DRIFT; any sequence too short to show one."""
+    return len(medians) < LEAST_ROUNDS or abs(stats.trend(medians)) <= DRIFT
 
 
 def ratio(first: Case, second: Case) -> Record:
-    """Median latency of `first` over that of `second`, round by round: below 1, first is faster."""
-    pairs = zip(first.rounds_us, second.rounds_us, strict=True)
-    interval = stats.median_interval([float(np.median(one) / np.median(two)) for one, two in pairs])
-    values = {"ratio": interval.value, "ratio_low": interval.low, "ratio_high": interval.high, "rounds": len(first.rounds_us)}
-    values |= {"threads": first.threads, "streams": first.streams, "batch": len(first.inputs)}
+    """Median latency of `first` over that of `second`, round by round: below 1, first is faster; likewise images a second.
+
+    faster: "first" or "second" by the scenario's figure, None where its interval contains 1.
+    """
+    pairs = zip(first.medians_us(), second.medians_us(), strict=True)
+    times = stats.median_interval([one / two for one, two in pairs])
+    rates = stats.median_interval([one / two for one, two in zip(first.rounds_fps, second.rounds_fps, strict=True)])
+    values = {
+        **first.setting,
+        **{"ratio": times.value, "ratio_low": times.low, "ratio_high": times.high},
+        **{"fps_ratio": rates.value, "fps_ratio_low": rates.low, "fps_ratio_high": rates.high},
+        "faster": _faster(rates, "second", "first") if first.scenario == "offline" else _faster(times, "first", "second"),
+        "rounds": len(first.rounds_us),
+    }
     artifact = {"first": identity_of(first.artifact), "second": identity_of(second.artifact)}
-    return Record("ratio", artifact, values, {"name": first.engine.name, "version": first.engine.version()})
+    engines = [{"name": one.engine.name, "version": one.engine.version()} for one in (first, second)]
+    return Record("ratio", artifact, values, {**engines[0], "second": engines[1]}, host={**host(), **first.disturbed})
 
 
-def _round(one: Case, seconds: float, clock: Clock) -> None:
-    """One round of `one`; an error in any client is raised here."""
-    if one.streams == 1:
-        started = clock()
-        clients = [_client(one, started + seconds, clock)]
-        elapsed = clock() - started
-    else:
-        clients, elapsed = _together(one, seconds, clock)
-    one.rounds_us.append([sample for kept in clients for sample in kept])
-    one.rounds_fps.append(len(one.rounds_us[-1]) * len(one.inputs) / elapsed)
+def _faster(found: stats.Interval, below: str, above: str) -> str | None:
+    return below if found.high < 1 else above if found.low > 1 else None
 
 
-def _together(one: Case, seconds: float, clock: Clock) -> tuple[list[list[int]], float]:
-    """(samples of each client, seconds): all clients start at one moment, after the threads have been made."""
-    starts: list[float] = []
-    line = threading.Barrier(one.streams, action=lambda: starts.append(clock()))
+class _Clients:
+    """The threads that call a case's session: the same ones in every round, since engines keep state for each thread.
 
-    def client() -> list[int]:
-        line.wait()
-        return _client(one, starts[0] + seconds, clock)
+    Python's collector rests while calls are timed, as in timeit; between rounds it may run.
+    """
 
-    with ThreadPoolExecutor(one.streams) as pool:
-        clients = [future.result() for future in [pool.submit(client) for _ in range(one.streams)]]
-    return clients, clock() - starts[0]
+    def __init__(self, one: Case, clock: Clock) -> None:
+        self.case, self._clock = one, clock
+        self._pool = ThreadPoolExecutor(one.streams) if one.streams > 1 else None
+        self._callers = 1 if one.scenario == "multi-stream" else one.streams
+        self._kept = [array("q", bytes(8 * MAX_CALLS)) for _ in range(self._callers)]
+        self._run = self._query if one.calls_a_query > 1 else one.session.run
+        self._rate = 1.0  # calls a nanosecond of all callers
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown()
+
+    def warm_up(self) -> None:
+        """Let every client call a few times; the first call, in which some engines compile, is not among them."""
+        self._together(lambda kept, _: self._until(kept, 0, 1))
+        _, counts = self._together(lambda kept, start: self._until(kept, start + round(WARM_UP_SECONDS * 1e9), WARM_UP_CALLS))
+        self._rate = self._rate_of(counts)
+
+    def round(self, nanoseconds: int) -> None:
+        """Time one round."""
+        with _collector_rests():
+            if self.case.scenario == "offline":
+                calls = iter(range(max(1, round(min(self._rate * nanoseconds, MAX_CALLS * self._callers)))))
+                elapsed, counts = self._together(lambda kept, _: self._shared(kept, calls))
+                rate = sum(counts) / max(1, elapsed)
+            else:
+                _, counts = self._together(lambda kept, start: self._until(kept, start + nanoseconds, MAX_CALLS))
+                rate = self._rate_of(counts)
+        self._rate = rate
+        self.case.rounds_us.append(_microseconds(np.concatenate([kept[:n] for kept, n in zip(self._kept, counts, strict=True)])))
+        self.case.rounds_fps.append(rate * 1e9 * len(self.case.inputs) * self.case.calls_a_query)
+
+    def settle(self, begun: int, disturbed: Mapping[str, Any]) -> None:
+        """Drop the rounds before `begun`."""
+        one = self.case
+        del one.rounds_us[:begun], one.rounds_fps[:begun]
+        one.warm_up_rounds, one.disturbed = begun, disturbed
+        one.steady = is_steady(one.medians_us()) if len(one.rounds_us) >= LEAST_ROUNDS else None
+
+    def last(self, rounds: int) -> list[float]:
+        """Medians of the last `rounds` rounds."""
+        return self.case.medians_us()[-rounds:]
+
+    def _rate_of(self, counts: list[int]) -> float:
+        """Calls a nanosecond: each client's own, added up, so that it does not matter who finishes last."""
+        return sum(count / max(1, sum(kept[:count])) for kept, count in zip(self._kept, counts, strict=True))
+
+    def _together(self, work: Callable[[array[int], int], int]) -> tuple[int, list[int]]:
+        """(nanoseconds, calls of each client): all start at one moment."""
+        if self._callers == 1:
+            started = self._clock()
+            counts = [work(self._kept[0], started)]
+            return self._clock() - started, counts
+        assert self._pool
+        starts: list[int] = []
+        line = threading.Barrier(self._callers, action=lambda: starts.append(self._clock()))
+
+        def client(kept: array[int]) -> int:
+            line.wait()
+            return work(kept, starts[0])
+
+        counts = [future.result() for future in [self._pool.submit(client, kept) for kept in self._kept]]
+        return self._clock() - starts[0], counts
+
+    def _until(self, kept: array[int], until: int, most: int) -> int:
+        """Call until the time is over, at least once and at most `most` times; leaves nanoseconds in `kept`, returns the calls."""
+        run, inputs, clock, count = self._run, self.case.inputs, self._clock, 0
+        now = clock()
+        while not count or (now < until and count < most):
+            run(inputs)
+            then, now = now, clock()
+            kept[count] = now - then
+            count += 1
+        return count
+
+    def _shared(self, kept: array[int], calls: Iterator[int]) -> int:
+        """As `_until`, taking turns from `calls` until they are used up."""
+        run, inputs, clock, count = self._run, self.case.inputs, self._clock, 0
+        now = clock()
+        for _ in calls:
+            run(inputs)
+            then, now = now, clock()
+            kept[count % MAX_CALLS] = now - then
+            count += 1
+        return count
+
+    def _query(self, inputs: Array) -> None:
+        """All calls of one multi-stream query."""
+        calls, run = range(self.case.calls_a_query), self.case.session.run
+        if self._pool is None:
+            for _ in calls:
+                run(inputs)
+        else:
+            for future in [self._pool.submit(run, inputs) for _ in calls]:
+                future.result()
 
 
-def _client(one: Case, until: float, clock: Clock) -> list[int]:
-    """Call the session until the time is over, at least once and at most MAX_CALLS times; microseconds of each call, at least 1."""
-    kept: list[int] = []
-    now = clock()
-    while not kept or (now < until and len(kept) < MAX_CALLS):
-        one.session.run(one.inputs)
-        then, now = now, clock()
-        kept.append(max(1, round((now - then) * 1e6)))
-    return kept
+def _each(
+    live: Sequence[_Clients], work: Callable[[_Clients], None], on_error: Callable[[Case, InputError], None] | None
+) -> list[_Clients]:
+    """Do `work` with each; those that do not fail."""
+    survived = []
+    for one in live:
+        try:
+            work(one)
+            survived.append(one)
+        except InputError as error:
+            if on_error is None:
+                raise
+            on_error(one.case, error)
+    return survived
+
+
+@contextlib.contextmanager
+def _collector_rests() -> Iterator[None]:
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _microseconds(nanoseconds: npt.NDArray[np.int64]) -> Samples:
+    """With one decimal below a millisecond, whole above; at least 0.1. Statistics are made of these and of nothing finer."""
+    exact = np.maximum(nanoseconds, 100) / 1000
+    return np.where(exact < 1000, np.round(exact, 1), np.round(exact))
+
+
+def _compact(microseconds: float) -> float | int:
+    return int(microseconds) if float(microseconds).is_integer() else float(microseconds)

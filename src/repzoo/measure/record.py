@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
+from repzoo.measure import noise
 from repzoo.measure.host import host
 from repzoo.storage import append_lines, read_bounded
 
@@ -34,7 +35,7 @@ class Record:
     engine: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[str, Any] = field(default_factory=dict)
-    host: Mapping[str, Any] = field(default_factory=host)
+    host: Mapping[str, Any] = field(default_factory=lambda: {**host(), **noise.loads()})
     job: str = ""
     time: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 

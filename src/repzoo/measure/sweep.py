@@ -1,0 +1,201 @@
+"""A sweep: files x engines in every setting. One setting after the other, all its cases interleaved; what fails is left out.
+
+Records are handed over as each setting ends, so that an interrupt, a full disk or a crash costs the setting at work and no more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import product
+
+from repzoo.artifact import Artifact
+from repzoo.engines import Engine, engine
+from repzoo.errors import InputError, MissingExtra
+from repzoo.measure import latency, noise, stats
+from repzoo.measure.latency import Case, Scenario
+from repzoo.measure.record import Record
+from repzoo.progress import Progress, silent
+
+SPREAD = 0.05  # of the round medians: above it the machine, not the model, makes the difference
+USUAL_BATCH = {"multi-stream": latency.QUERY}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How all files are timed on all engines: threads of a session, client threads, images a call."""
+
+    scenario: Scenario
+    threads: int
+    streams: int
+    batch: int
+
+    def __str__(self) -> str:
+        """As a person reads it."""
+        kind = "" if self.scenario == "closed-loop" else f"{self.scenario}, "
+        return f"{kind}threads {self.threads}, streams {self.streams}, batch {self.batch}"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that was not timed on an engine in some settings, and why; the engine is empty where none could be had."""
+
+    file: str
+    engine: str
+    reason: str
+    settings: tuple[Setting, ...] = ()
+
+    def __str__(self) -> str:
+        """One sentence."""
+        what = f"{self.file} on {self.engine}" if self.file else f"the engine {self.engine}"
+        where = f" ({'; '.join(map(str, self.settings))})" if self.settings else ""
+        return f"left out: {what}{where}, because {self.reason}"
+
+
+@dataclass
+class Swept:
+    """What a sweep measured. ratios: of each file and engine over the first of the same setting; remarks: what to know of it."""
+
+    records: list[Record] = field(default_factory=list)
+    ratios: list[Record] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+    def leave_out(self, file: str, engine: str, reason: str, setting: Setting) -> None:
+        """Note it, together with the same reason in other settings."""
+        for index, known in enumerate(self.left_out):
+            if (known.file, known.engine, known.reason) == (file, engine, reason):
+                self.left_out[index] = LeftOut(file, engine, reason, (*known.settings, setting))
+                return
+        self.left_out.append(LeftOut(file, engine, reason, (setting,)))
+
+
+def settings(
+    scenarios: Sequence[Scenario], threads: Sequence[int], streams: Sequence[int], batches: Sequence[int]
+) -> list[Setting]:
+    """Every combination, each once; single-stream always has one stream and a batch of 1.
+
+    batches  empty: the scenario's usual one, QUERY for multi-stream, else 1
+    """
+    found: dict[Setting, None] = {}
+    for scenario, one in product(scenarios, threads):
+        for many, batch in product(streams, batches or [USUAL_BATCH.get(scenario, 1)]):
+            single = scenario == "single-stream"
+            found[Setting(scenario, one, 1 if single else many, 1 if single else batch)] = None
+    return list(found)
+
+
+def run(
+    artifacts: Sequence[Artifact],
+    engines: Sequence[str],
+    wanted: Sequence[Setting],
+    seconds: float,
+    progress: Progress = silent,
+    keep: Callable[[Sequence[Record]], None] = lambda _: None,
+) -> Swept:
+    """Time every file on every engine in each wanted setting for `seconds` a case.
+
+    keep  is given the Records of each setting as it ends
+
+    Raises:
+        InputError: nothing at all could be measured, or an engine's name is unknown, or `keep` cannot.
+    """
+    swept = Swept()
+    runners = _runners(engines, swept)
+    try:
+        for index, setting in enumerate(wanted if runners else ()):
+            shown = _staged(progress, f"bench {index + 1} of {len(wanted)}")
+            _group(swept, list(product(runners, artifacts)), setting, seconds, shown, keep)
+    except KeyboardInterrupt:
+        if not swept.records:
+            raise
+        swept.interrupted = True
+        swept.remarks.append("interrupted: the settings that were finished are shown")
+    if not swept.records:
+        raise InputError("; ".join(map(str, swept.left_out)))
+    swept.remarks += remarks(swept.records, seconds)
+    return swept
+
+
+def _staged(progress: Progress, stage: str) -> Progress:
+    return lambda _, done, total: progress(stage, done, total)
+
+
+def _runners(names: Sequence[str], swept: Swept) -> list[Engine]:
+    """The engines that are installed."""
+    found = []
+    for name in dict.fromkeys(names):
+        try:
+            found.append(engine(name))
+        except MissingExtra as error:
+            swept.left_out.append(LeftOut("", name, str(error)))
+    return found
+
+
+def _group(
+    swept: Swept,
+    pairs: Sequence[tuple[Engine, Artifact]],
+    setting: Setting,
+    seconds: float,
+    progress: Progress,
+    keep: Callable[[Sequence[Record]], None],
+) -> None:
+    failed: list[Case] = []
+
+    def leave_out(one: Case, error: InputError) -> None:
+        failed.append(one)
+        swept.leave_out(one.artifact.name, one.engine.name, str(error), setting)
+
+    cases = _opened(swept, pairs, setting)
+    records = latency.run(cases, seconds, progress=progress, on_error=leave_out)
+    timed = [one for one in cases if not any(one is other for other in failed)]
+    ratios = [latency.ratio(one, timed[0]) for one in timed[1:]]
+    keep([*records, *ratios])
+    swept.records += records
+    swept.ratios += ratios
+
+
+def _opened(swept: Swept, pairs: Sequence[tuple[Engine, Artifact]], setting: Setting) -> list[Case]:
+    """The cases that compile."""
+    cases = []
+    for runner, artifact in pairs:
+        try:
+            cases.append(latency.case(artifact, runner, setting.streams, setting.threads, setting.batch, scenario=setting.scenario))
+        except InputError as error:
+            swept.leave_out(artifact.name, runner.name, str(error), setting)
+    return cases
+
+
+def remarks(records: Sequence[Record], seconds: float) -> list[str]:
+    """What of latency Records is not as it should be, each matter once: trend, spread, few samples, and what disturbed."""
+    said = []
+    if unsteady := [one for one in records if one.values["steady"] is False]:
+        said.append(f"no steady state (a trend of more than {latency.DRIFT:.0%} over the rounds) in {_listed(unsteady)}")
+    if wide := [one for one in records if one.values["spread"] > SPREAD]:
+        most = max(one.values["spread"] for one in wide)
+        said.append(
+            f"the middle half of the round medians spans up to {most:.0%} (more than {SPREAD:.0%} is noise) in {_listed(wide)}"
+        )
+    few = [one for one in records if one.values["samples"] < stats.queries_needed(latency.PERCENTILES["p99"])]
+    if few:
+        least, needed = min(one.values["samples"] for one in few), stats.queries_needed(latency.PERCENTILES["p99"])
+        enough = f"--seconds {_rounded_up(1.1 * seconds * needed / least)}"
+        said.append(f"p99 rests on {least} calls or queries, {needed} are needed: give {enough}; too few in {_listed(few)}")
+    return [*said, *noise.sentences(noise.worst([one.host for one in records]))]
+
+
+def _rounded_up(value: float) -> int:
+    return math.ceil(value)
+
+
+def _listed(records: Iterable[Record]) -> str:
+    """The cases by file, engine and setting; the first three by name."""
+    names = [_named(one) for one in records]
+    return "; ".join(names[:3]) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _named(one: Record) -> str:
+    setting = Setting(**{item.name: one.values[item.name] for item in fields(Setting)})
+    return f"{one.artifact['name']} on {one.engine['name']} ({setting})"
