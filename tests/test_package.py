@@ -22,6 +22,7 @@ NEEDS_EXTRAS = {
     "repzoo.engines.pytorch",
     "repzoo.engines.openvino",
     "repzoo.engines.mnn",
+    "repzoo.quant.baselines_nncf",
 }
 BLOCKED = ("torch", "torchvision", "timm", "sklearn", "safetensors", "openvino", "MNN", "_tools", "nncf")
 BLOCK = f"""

@@ -65,10 +65,27 @@ class QuantReport:
 
 
 @dataclass(frozen=True)
-class _Attempt:
+class Attempt:
+    """A quantised model to be measured: the name of what made it."""
+
     name: str
     artifact: Artifact
-    case: latency.Case
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a report says besides measurements: the recipe, its settings, the data, the budget, and when the work began.
+
+    report   remarks on the calibration images
+    started  time.perf_counter()
+    """
+
+    recipe: str
+    settings: Mapping[str, Any]
+    data: Mapping[str, Any]
+    budget: Budget
+    report: ReadReport
+    started: float
 
 
 def quantize(
@@ -89,33 +106,45 @@ def quantize(
         InputError: not a folded float model, or images that cannot be used.
         GateError: the drop is proven above the budget, whatever the placement.
     """
-    if artifact.form != "deploy":
-        raise InputError(f"{artifact.name} is in {artifact.form} form; quantising starts from the folded float model (repzoo fold)")
+    require_deploy(artifact)
     started = time.perf_counter()
     report = ReadReport()
     model = qdq.prepared(artifact.model)
-    attempts = list(_attempts(artifact, model, _histograms(model, artifact, calibration, engine, report, progress), engine, scheme))
+    attempts = list(_attempts(artifact, model, _histograms(model, artifact, calibration, engine, report, progress), scheme))
     report.check(calibration.name, len(calibration))
-    gate_report = ReadReport()
+    settings = {"scheme": asdict(scheme), "calibration_images": len(calibration), **asdict(budget)}
+    data = {"calibration": calibration.name, "images": len(calibration)}
+    return concluded(artifact, attempts, gate, engine, Context(scheme.name, settings, data, budget, report, started), progress)
+
+
+def require_deploy(artifact: Artifact) -> None:
+    """Refuse what is not a folded float model."""
+    if artifact.form != "deploy":
+        raise InputError(f"{artifact.name} is in {artifact.form} form; quantising starts from the folded float model (repzoo fold)")
+
+
+def concluded(
+    artifact: Artifact, attempts: Sequence[Attempt], gate: Dataset, engine: Engine, context: Context, progress: Progress = silent
+) -> tuple[Artifact, QuantReport]:
+    """Measure every attempt against the float `artifact` on `gate`; the fastest that passes, with the report.
+
+    Raises:
+        GateError: the drop is proven above the budget, whatever the attempt.
+    """
+    budget, gate_report = context.budget, ReadReport()
     runs = [accuracy.open_run(one, engine) for one in (artifact, *(attempt.artifact for attempt in attempts))]
     rungs = _measured(attempts, accuracy.evaluate(runs, gate, gate_report, progress), engine, budget, progress)
     passing = [index for index, rung in enumerate(rungs) if rung.passes]
     if not passing and not budget.force:
         raise GateError(_refusal(artifact, rungs, budget))
     best = min(passing or range(len(rungs)), key=lambda index: rungs[index].ratio.values["ratio"])
-    settings = {
-        "scheme": asdict(scheme),
-        "placement": rungs[best].placement,
-        "calibration_images": len(calibration),
-        **asdict(budget),
-    }
-    made = artifact.then(attempts[best].artifact.model, Step("quantize", __version__, settings))
-    values = _values(rungs, best, scheme, time.perf_counter() - started)
-    data = {"calibration": calibration.name, "images": len(calibration), "gate": gate.name, "gate_images": len(gate)}
+    step = Step("quantize", __version__, {**context.settings, "placement": rungs[best].placement})
+    made = artifact.then(attempts[best].artifact.model, step)
+    values = _values(rungs, best, context.recipe, time.perf_counter() - context.started)
+    data = {**context.data, "gate": gate.name, "gate_images": len(gate)}
     record = Record("quantize", identity_of(made), values, {"name": engine.name, "version": engine.version()}, data)
-    return made, QuantReport(
-        rungs[best], tuple(rungs), record, (*report.sentences(), *gate_report.sentences(), *_warnings(rungs[best], budget))
-    )
+    remarks = (*context.report.sentences(), *gate_report.sentences(), *_warnings(rungs[best], budget))
+    return made, QuantReport(rungs[best], tuple(rungs), record, remarks)
 
 
 def _histograms(
@@ -137,27 +166,25 @@ def _histograms(
     return observe(model, list(tensors), inputs(), engine, host()["affinity"])
 
 
-def _attempts(
-    artifact: Artifact, model: onnx.ModelProto, seen: Mapping[str, Histogram], engine: Engine, scheme: QuantScheme
-) -> Iterator[_Attempt]:
+def _attempts(artifact: Artifact, model: onnx.ModelProto, seen: Mapping[str, Histogram], scheme: QuantScheme) -> Iterator[Attempt]:
     for one in place.candidates(model):
         parameters = {name: ranges.activation(seen[name], scheme.ranges) for name in one.tensors}
         made = artifact.then(qdq.write(model, one, parameters, scheme.per_channel), Step("quantize", __version__))
-        yield _Attempt(one.name, made, latency.case(made, engine))
+        yield Attempt(one.name, made)
 
 
 def _measured(
-    attempts: Sequence[_Attempt], predictions: Sequence[accuracy.Predictions], engine: Engine, budget: Budget, progress: Progress
+    attempts: Sequence[Attempt], predictions: Sequence[accuracy.Predictions], engine: Engine, budget: Budget, progress: Progress
 ) -> list[Rung]:
     """A rung for each attempt; `predictions` begin with those of the float model."""
     reference, *predicted = predictions
-    floating = latency.case(reference.artifact, engine)
-    latency.run([floating, *(attempt.case for attempt in attempts)], BENCH_SECONDS, progress=progress)
+    floating, *cases = (latency.case(one, engine) for one in (reference.artifact, *(attempt.artifact for attempt in attempts)))
+    latency.run([floating, *cases], BENCH_SECONDS, progress=progress)
     rungs = []
-    for attempt, quantised in zip(attempts, predicted, strict=True):
+    for attempt, case, quantised in zip(attempts, cases, predicted, strict=True):
         paired = accuracy.compare(reference, quantised)
         passes = paired.values["drop_low"] <= budget.max_drop
-        rungs.append(Rung(attempt.name, paired, latency.ratio(attempt.case, floating), passes))
+        rungs.append(Rung(attempt.name, paired, latency.ratio(case, floating), passes))
     return rungs
 
 
@@ -182,14 +209,14 @@ def _warnings(rung: Rung, budget: Budget) -> list[str]:
     return said
 
 
-def _values(rungs: Sequence[Rung], best: int, scheme: QuantScheme, seconds: float) -> dict[str, Any]:
+def _values(rungs: Sequence[Rung], best: int, recipe: str, seconds: float) -> dict[str, Any]:
     chosen = rungs[best]
     paired = {key: chosen.paired.values[key] for key in ("drop", "drop_low", "drop_high", "p_value", "same_prediction")}
     ratio = {f"latency_{key}": chosen.ratio.values[key] for key in ("ratio", "ratio_low", "ratio_high")}
     return {
         **paired,
         **ratio,
-        "recipe": scheme.name,
+        "recipe": recipe,
         "placement": chosen.placement,
         "rungs": [rung.to_json() for rung in rungs],
         "seconds": round(seconds, 1),

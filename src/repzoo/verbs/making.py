@@ -21,8 +21,9 @@ from repzoo.errors import InputError, MissingExtra
 from repzoo.measure import accuracy
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
-from repzoo.quant import ladder
+from repzoo.quant import ladder, recipes
 from repzoo.quant.scheme import scheme as scheme_called
+from repzoo.quant.scheme import scheme_for
 from repzoo.zoo import catalog
 
 if TYPE_CHECKING:  # onnx-ir takes a quarter of a second to import: only the verbs that rewrite graphs pay for it
@@ -128,10 +129,11 @@ def fold(
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """Settings of `quantize`."""
+    """Settings of `quantize`. scheme: "" for the engine's own; recipe: "repzoo", or another of recipes.names() to compare with."""
 
     engine: str = DEFAULT_ENGINE
-    scheme: str = "ort-cpu"
+    scheme: str = ""
+    recipe: str = recipes.OWN
     max_drop: float = 0.3
     images: int = 256
     force: bool = False
@@ -143,6 +145,8 @@ class QuantizeOptions:
             raise InputError(f"max_drop must be a finite number of points; got {self.max_drop}")
         if self.images < 1:
             raise InputError(f"images must be at least 1; got {self.images}")
+        if self.recipe != recipes.OWN and self.scheme:
+            raise InputError(f"the recipe {self.recipe} represents numbers in its own way; leave --scheme out, or --recipe")
 
 
 def quantize(
@@ -156,10 +160,16 @@ def quantize(
         InputError: bad images or model; CertificateError: see `fold`; GateError: the drop is proven above the budget.
     """
     options = options or QuantizeOptions()
+    if options.recipe != recipes.OWN:
+        recipes.recipe(options.recipe)  # refuses a strange name or a missing package before the work
     source = data if isinstance(data, Source) else open_source(data)
     if artifact.form == "train":
         artifact, _ = fold(artifact)
     calibration, gate = source.calibration_split(options.images, options.seed)
     accuracy.class_indices(gate, artifact)  # refuses strange classes before the work, not after it
     budget = ladder.Budget(options.max_drop, options.force)
-    return ladder.quantize(artifact, calibration, gate, engine(options.engine), scheme_called(options.scheme), budget, progress)
+    runner = engine(options.engine)
+    if options.recipe != recipes.OWN:
+        return recipes.quantize(artifact, calibration, gate, runner, options.recipe, budget, progress)
+    scheme = scheme_called(options.scheme) if options.scheme else scheme_for(options.engine)
+    return ladder.quantize(artifact, calibration, gate, runner, scheme, budget, progress)
