@@ -119,14 +119,17 @@ def export(model: str, output: Path, labels: Path | None, as_json: bool, **setti
 @output_option
 @click.option("--certificate", "certificate_file", type=FILE, help="Write the certificate here too (JSON).")
 @click.option("--data", help="Images to certify on besides random ones: a folder or `digits`.")
+@click.option("--timed/--no-timed", help="Also refuse folds that take longer on this machine; the result then depends on it.")
 @preprocess_options
 @json_option
-def fold(file: str, output: Path, certificate_file: Path | None, data: str | None, as_json: bool, **preprocess: Any) -> None:
+def fold(
+    file: str, output: Path, certificate_file: Path | None, data: str | None, timed: bool, as_json: bool, **preprocess: Any
+) -> None:
     """Fold FILE.onnx into its deploy form, with a certificate that the two are equal."""
     artifact = verbs.load(file, **preprocess)
     _require_places(output, certificate_file)
     images = verbs.first_images(open_source(data).held_out(), artifact.needing_preprocess()) if data else None
-    made, certificate = verbs.fold(artifact, images)
+    made, certificate = verbs.fold(artifact, images, timed=timed)
     beside = [(certificate_file, Console.document(certificate.to_json()))] if certificate_file else []
     write_together([(output, made.chunks()), *beside])
     Console(as_json).show(models.certificate(certificate, output))

@@ -26,6 +26,7 @@ from repzoo.graph.algebra import AffineMap, Geometry, Inexact
 from repzoo.graph.constants import settle
 from repzoo.graph.pieces import closed, inlined, opened
 from repzoo.graph.rules import Link, Refusal, channels_of, constant, joined, name_of, rank_of, view
+from repzoo.graph.timing import Stopwatch, Timer
 
 QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
 OWN_PAGES = 2**16  # bytes from which an array is worth them
@@ -69,14 +70,16 @@ class _Form:
         return _macs(self.geometry)
 
 
-def fold(model: onnx.ModelProto) -> FoldResult:
+def fold(model: onnx.ModelProto, timer: Timer | None = None) -> FoldResult:
     """Fold `model` (left as it was) to a fixed point.
+
+    timer  times what is not obviously faster; without it the fold is the same on every machine
 
     Raises:
         InputError: the graph is quantised already, older than opset 7, or at odds with itself.
     """
     graph_model = _prepared(inlined(model))
-    folds, refusals = fold_graph(graph_model.graph)
+    folds, refusals = fold_graph(graph_model.graph, timer)
     passes.RemoveUnusedNodesPass()(graph_model)
     graph_model.graph.sort()
     _order_constants(graph_model.graph)
@@ -86,9 +89,9 @@ def fold(model: onnx.ModelProto) -> FoldResult:
     return FoldResult(folded, folds, refusals)
 
 
-def fold_graph(graph: ir.Graph) -> tuple[tuple[Fold, ...], tuple[Refusal, ...]]:
+def fold_graph(graph: ir.Graph, timer: Timer | None = None) -> tuple[tuple[Fold, ...], tuple[Refusal, ...]]:
     """Fold `graph` in place to a fixed point; tensors need their shapes. Replaced initializers stay, unread."""
-    state = _State(graph)
+    state = _State(graph, None if timer is None else Stopwatch(timer))
     with np.errstate(all="ignore"):  # weights that are not finite are for the certificate to refuse, in words
         while state.sweep():
             pass
@@ -151,6 +154,7 @@ class _State:
     """One fold in progress."""
 
     graph: ir.Graph
+    stopwatch: Stopwatch | None = None
     folds: list[Fold] = field(default_factory=list)
     refusals: dict[str, Refusal] = field(default_factory=dict)
 
@@ -178,10 +182,24 @@ class _State:
                     self._refuse(root, _too_dear(form))
                 continue
             try:
-                self._write(root, form, form.build())
+                made = form.build()
+                if slower := self._slower(form, made, root.outputs[0]):
+                    self._refuse(root, slower)
+                    continue
+                self._write(root, form, made)
                 return
             except Inexact as reason:
                 self._refuse(root, str(reason))
+
+    def _slower(self, form: _Form, made: AffineMap, output: ir.Value) -> str:
+        """The sentence that refuses a fold that is proven slower."""
+        if self.stopwatch is None or form.flat:
+            return ""
+        nodes = [node for node in self.graph if node in form.nodes]
+        stand_in = replace(form, source=ir.Value(name=form.source.name))  # the source must not count one more reader
+        new = _node_for(stand_in, made, output, ("folded", "folded.weight", "folded.bias"))
+        new.outputs[0].name = output.name
+        return self.stopwatch.refusal(form.source, nodes, new, made.geometry)
 
     def _refuse(self, node: ir.Node, reason: str) -> None:
         self.refusals.setdefault(name_of(node), Refusal(name_of(node), reason))

@@ -102,11 +102,12 @@ def _built(model: str, classes: int, options: ExportOptions) -> Any:
 
 
 def fold(
-    artifact: Artifact, images: npt.NDArray[np.float32] | None = None, engine_name: str = DEFAULT_ENGINE
+    artifact: Artifact, images: npt.NDArray[np.float32] | None = None, engine_name: str = DEFAULT_ENGINE, timed: bool = False
 ) -> tuple[Artifact, Certificate]:
     """The deploy form with its certificate, which also goes into the artifact's metadata.
 
     images  real inputs, float32 [n, 3, size, size], to certify on besides random ones
+    timed   refuse what the engine takes longer for on this machine; else only MACs and weights decide, alike everywhere
 
     Raises:
         InputError: the graph is quantised, or not a classifier.
@@ -115,15 +116,16 @@ def fold(
     artifact.input_name  # noqa: B018  refuses what is not a classifier
     from repzoo.graph import certify as certifying
     from repzoo.graph import fold as folding
+    from repzoo.measure.duel import duel
 
-    result = folding.fold(artifact.model)
     runner = engine(engine_name)
+    result = folding.fold(artifact.model, (lambda before, after: duel(before, after, runner)) if timed else None)
 
     def run(model: onnx.ModelProto, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return runner.open(model, host()["affinity"], exact=True).run(inputs)
 
     certificate = certifying.certify(artifact, result, run, images)
-    settings = {"folds": len(result.folds), "refusals": len(result.refusals)}
+    settings = {"folds": len(result.folds), "refusals": len(result.refusals), **({"timed": engine_name} if timed else {})}
     return artifact.then(result.model, Step("fold", __version__, settings), certificate=certificate.to_json()), certificate
 
 
