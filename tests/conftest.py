@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,14 @@ class Ran:
     def document(self) -> Any:
         """stdout as the one JSON document that it must be."""
         return json.loads(self.out)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What engines cache goes to a folder of its own, not to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 Run = Callable[..., Ran]

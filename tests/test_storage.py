@@ -207,3 +207,56 @@ def test_lines_of_several_writers_do_not_mix(tmp_path: Path) -> None:
     written = path.read_text().splitlines()
     assert sorted(written) == sorted(line for one in lines for line in one)
     assert all(one == written[written.index(one[0]) :][: len(one)] for one in lines)
+
+
+def test_the_cache_makes_a_file_once_and_nothing_when_making_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPZOO_CACHE", str(tmp_path))
+    made: list[Path] = []
+
+    def make(path: Path) -> None:
+        made.append(path)
+        path.write_text("model")
+
+    first, second = (storage.cached_file("kind", "one", make) for _ in range(2))
+    assert first == second == tmp_path / "kind" / "one"
+    assert (len(made), first.read_text()) == (1, "model")
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise InputError("no")
+
+    with pytest.raises(InputError, match=r"^no$"):
+        storage.cached_file("kind", "two", fail)
+    assert list((tmp_path / "kind").iterdir()) == [first]
+
+
+def test_the_cache_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPZOO_CACHE", str(tmp_path))
+    monkeypatch.setattr(storage, "CACHE_BYTES", 35)
+
+    def make(path: Path) -> None:
+        path.write_bytes(bytes(10))
+
+    for age, name in enumerate("abc"):
+        path = storage.cached_file("kind", name, make)
+        os.utime(path, (1000 + age, 1000 + age))
+    storage.cached_file("kind", "a", lambda _: None)  # used again: now the youngest
+    storage.cached_file("kind", "d", make)
+    assert {path.name for path in (tmp_path / "kind").iterdir()} == {"a", "c", "d"}  # not b
+
+
+def test_the_caches_place_is_the_users_choice_then_xdgs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPZOO_CACHE", "/one")
+    assert storage.cache_folder() == Path("/one")
+    monkeypatch.delenv("REPZOO_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/two")
+    assert storage.cache_folder() == Path("/two/repzoo")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert storage.cache_folder() == Path.home() / ".cache" / "repzoo"
+
+
+def test_a_cache_that_cannot_be_made_says_how_to_move_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("REPZOO_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="file"):
+        storage.cached_file("kind", "one", lambda _: None)

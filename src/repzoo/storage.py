@@ -7,10 +7,12 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from repzoo.errors import InputError
+
+CACHE_BYTES = 2**30  # of one kind; the oldest beyond this are deleted
 
 Data = bytes | str | Iterable[bytes]  # text is written as UTF-8; pieces one after another
 
@@ -176,3 +178,41 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $REPZOO_CACHE, else repzoo in the user's cache folder (XDG)."""
+    if own := os.environ.get("REPZOO_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repzoo"
+
+
+def cached_file(kind: str, name: str, make: Callable[[Path], None]) -> Path:
+    """The file `name` of the cache's folder `kind`, made by `make(path)` when it is not there; the oldest go beyond CACHE_BYTES.
+
+    Raises:
+        InputError: whatever `make` raises, or a cache that cannot be written; nothing is left half-made.
+    """
+    path = cache_folder() / kind / name
+    if not path.is_file():
+        try:
+            with written_aside(path) as aside:
+                make(aside)
+        except InputError as error:
+            if isinstance(error.__context__, OSError):
+                raise InputError(f"the cache {path.parent} cannot be written; set REPZOO_CACHE to a folder with room") from None
+            raise
+    with contextlib.suppress(OSError):
+        path.touch()  # the one just used is the youngest
+        _trim(path)
+    return path
+
+
+def _trim(newest: Path) -> None:
+    """Delete the files used longest ago until the folder of `newest` holds at most CACHE_BYTES."""
+    facts = sorted(((one.stat().st_mtime, one.stat().st_size, one) for one in newest.parent.glob("[!.]*")), reverse=True)
+    total = 0
+    for _, size, one in facts:
+        total += size
+        if total > CACHE_BYTES and one != newest:
+            one.unlink(missing_ok=True)

@@ -52,6 +52,7 @@ ENGINES = PluginTable(
     "repzoo.engines",
     {
         "onnxruntime": Plugin("repzoo.engines.onnxruntime:OnnxRuntime"),
+        "mnn": Plugin("repzoo.engines.mnn:Mnn", "mnn"),
         "openvino": Plugin("repzoo.engines.openvino:OpenVino", "openvino"),
         "pytorch": Plugin("repzoo.engines.pytorch:PyTorch", "torch"),
         "reference": Plugin("repzoo.engines.reference:Reference"),
