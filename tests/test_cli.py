@@ -202,7 +202,7 @@ def test_evaluate_takes_parts(run: Run, model_file: Path) -> None:
 
 
 def test_bench(run: Run, model_file: Path, int8_file: Path) -> None:
-    ran = run("bench", model_file, int8_file, "--threads", 1, "--threads", 2, "--batch", 2, "--seconds", 0.05, "--json")
+    ran = run("bench", model_file, int8_file, "--streams", "1,2", "--batch", 2, "--seconds", 0.05, "--json")
     assert ran.code == 0
     rows = ran.document["runs"]
     assert [(row["file"], row["streams"], row["batch"]) for row in rows] == [

@@ -11,6 +11,7 @@ import io
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import rich_click as click
 from repzoo import __version__, verbs
 from repzoo.artifact import Artifact
 from repzoo.console import models, results
+from repzoo.console.bench import bench as bench_view
 from repzoo.console.options import POSITIVE, options_of, preprocess_options
 from repzoo.console.output import Console
 from repzoo.data.dataset import Dataset, Source
@@ -177,15 +179,21 @@ def evaluate(
 @cli.command()
 @click.argument("files", nargs=-1, required=True)
 @options_of(verbs.BenchOptions)
+@click.option("--append", type=FILE, help="Append the Records to this .jsonl file as each setting ends.")
 @preprocess_options
 @json_option
-def bench(files: tuple[str, ...], as_json: bool, **settings: Any) -> None:
+def bench(files: tuple[str, ...], append: Path | None, as_json: bool, **settings: Any) -> None:
     """Time FILES, interleaved round by round: latency percentiles, frames a second, ratios with intervals."""
+    from repzoo.measure import record
+
     options, preprocess = _settings(verbs.BenchOptions, settings)
+    _require_places(append)
     artifacts = [verbs.load(file, **preprocess) for file in files]
     with Console(as_json) as console:
-        records, ratios = verbs.benchmark(artifacts, options, console.progress)
-    console.show(results.bench(records, ratios))
+        swept = verbs.benchmark(artifacts, options, console.progress, partial(record.append, append) if append else lambda _: None)
+    console.show(bench_view(swept))
+    if swept.interrupted:
+        sys.exit(INTERRUPTED)
 
 
 @cli.command()

@@ -439,3 +439,20 @@ def test_a_real_engine_gives_samples_for_every_round() -> None:
     assert record.values["samples"] == sum(map(len, record.samples["latency_us"]))
     assert record.values["p50_low_ms"] <= record.values["p50_ms"] <= record.values["p50_high_ms"]
     assert record.values["p90_ms"] <= record.values["p99_ms"]
+
+
+@pytest.mark.parametrize(
+    ("others", "names", "faster"), [(0.5, "ab", None), (0.05, "ab", "second"), (0.5, "aa", "second"), (None, "ab", "second")]
+)
+def test_two_engines_on_a_busy_machine_have_no_winner(others: float | None, names: str, faster: str | None) -> None:
+    """Engines are held up unequally by others' work; two files on one engine are held up alike."""
+    hands = Hands()
+    slow, fast = (case(Timed(hands, cycle([milliseconds]))) for milliseconds in (2.0, 1.0))
+    latency.run([slow, fast], seconds=1e-9, rounds=12, clock=hands)
+    for one, name in zip((slow, fast), names, strict=True):
+        engine = Timed(hands, [])
+        engine.name = name
+        one.engine, one.disturbed = engine, {"used_by_others": others}
+    found = latency.ratio(slow, fast).values
+    assert (found["faster"], found["busy"]) == (faster, faster is None)
+    assert found["ratio"] == 2.0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import rich_click as click
+from click.types import convert_type
 
 from repzoo.artifact import Preprocess
 
@@ -30,10 +31,11 @@ HELP = {
     "max_drop": "Budget: Top-1 points that INT8 may lose; negative: must gain.",
     "images": "Calibration images.",
     "force": "Write the model even when the gate refuses it.",
-    "engines": "Engines to time on (repeat the option).",
-    "threads": "Client threads that call one model (repeat the option).",
-    "batch": "Images a call (repeat the option).",
-    "seconds": "Time for each case, over all rounds.",
+    "scenario": "closed-loop, or MLPerf's single-stream, multi-stream, offline.",
+    "threads": "Threads of a session.",
+    "streams": "Client threads that call one session.",
+    "batch": "Images a call.  [default: 1; of multi-stream 8]",
+    "seconds": "Least time for each case, over all rounds.",
     "size": "Side of the square input, pixels.",
     "resize": "short: short side to size / crop fraction; squash: both sides.",
     "crop_fraction": "Size over resized side.",
@@ -54,6 +56,23 @@ class _Number(click.FloatRange):
         return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number.", param, ctx)
 
 
+class _Several(click.ParamType[Any]):
+    """Values with commas between; the option may also be repeated."""
+
+    def __init__(self, one: click.ParamType[Any]) -> None:
+        self.name, self._one = one.name, one
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        return tuple(self._one.convert(part.strip(), param, ctx) for part in str(value).split(","))
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
+        return "A,B,.."
+
+
+def _each_once(_ctx: click.Context, _param: click.Parameter, found: tuple[tuple[Any, ...], ...]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(value for part in found for value in part))
+
+
 POSITIVE = _Number(min=0, min_open=True)
 # What an option accepts, where its field's type alone would let nonsense through to the middle of the work.
 ACCEPTED: dict[str, click.ParamType[Any]] = {
@@ -63,6 +82,7 @@ ACCEPTED: dict[str, click.ParamType[Any]] = {
     "max_drop": _Number(),
     "images": click.IntRange(1),
     "threads": click.IntRange(1),
+    "streams": click.IntRange(1),
     "batch": click.IntRange(1),
     "seconds": POSITIVE,
     "seed": click.IntRange(0),
@@ -88,6 +108,8 @@ def _options(settings: type[Any], keep_defaults: bool) -> Callable[[Command], Co
             shape = _click_type(hints[field.name])
             if field.name in ACCEPTED:
                 shape["type"] = ACCEPTED[field.name]
+            if shape.get("multiple"):
+                shape |= {"type": _Several(convert_type(shape["type"])), "callback": _each_once}
             if shape.get("is_flag"):
                 flag = f"{flag}/--no-{field.name.replace('_', '-')}" if field.default is True else flag
             default = field.default if keep_defaults else None
@@ -108,5 +130,5 @@ def _click_type(hint: Any) -> dict[str, Any]:
         return {"type": click.Choice(get_args(hint))}
     if typing.get_origin(hint) is tuple:
         inner = get_args(hint)
-        return {"type": inner[0], "multiple": True} if inner[-1] is Ellipsis else {"type": tuple(inner)}
+        return {**_click_type(inner[0]), "multiple": True} if inner[-1] is Ellipsis else {"type": tuple(inner)}
     return {"type": click.Path(path_type=Path) if hint is Path else hint}

@@ -1,4 +1,4 @@
-"""Views of results: quantize, evaluate, bench, predict, train, card."""
+"""Views of results: quantize, evaluate, predict, train, card."""
 
 from __future__ import annotations
 
@@ -51,25 +51,6 @@ def evaluation(result: verbs.Evaluation) -> View:
     paired = [{**one.values, **one.samples} for one in result.paired]
     document = {"runs": runs, **({"paired": paired[0], "all_paired": paired} if paired else {})}
     return View(document, table, *lines, remarks=result.remarks)
-
-
-def bench(records: Sequence[Record], ratios: Sequence[Record]) -> View:
-    """`repzoo bench`."""
-    table = columned("file", "engine", ">threads", ">batch", ">p50 ms", ">p90", ">p99", ">FPS")
-    for one in records:
-        values = one.values
-        times = (cards.ms(values[key]) for key in ("p50_ms", "p90_ms", "p99_ms"))
-        names = (one.artifact["name"], one.engine["name"])
-        table.add_row(*names, str(values["streams"]), str(values["batch"]), *times, cards.rate(values["fps"]))
-    lines = [
-        f"{one.artifact['first']['name']} takes {cards.ratio_of(one.values['ratio'])} times as long as "
-        f"{one.artifact['second']['name']} "
-        f"(95 % interval {cards.ratio_of(one.values['ratio_low'])} .. {cards.ratio_of(one.values['ratio_high'])})"
-        for one in ratios
-    ]
-    runs = [{"file": one.artifact["name"], "engine": one.engine["name"], **one.values, **one.samples} for one in records]
-    paired = [{"first": one.artifact["first"]["name"], "second": one.artifact["second"]["name"], **one.values} for one in ratios]
-    return View({"runs": runs, "ratios": paired}, table, *lines)
 
 
 def predictions(found: Sequence[verbs.Prediction]) -> View:

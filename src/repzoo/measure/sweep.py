@@ -191,9 +191,9 @@ def _rounded_up(value: float) -> int:
 
 
 def _listed(records: Iterable[Record]) -> str:
-    """The cases by file, engine and setting; the first three by name."""
+    """The first case by file, engine and setting, and how many more."""
     names = [_named(one) for one in records]
-    return "; ".join(names[:3]) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _named(one: Record) -> str:

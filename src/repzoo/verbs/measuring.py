@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +15,9 @@ from repzoo.data.batches import ReadReport, batches
 from repzoo.data.dataset import Dataset
 from repzoo.data.folder import load_image
 from repzoo.data.preprocess import prepare
-from repzoo.engines import DEFAULT_ENGINE, Engine, engine
+from repzoo.engines import DEFAULT_ENGINE, engine
 from repzoo.errors import InputError
-from repzoo.measure import accuracy, latency
+from repzoo.measure import accuracy, latency, sweep
 from repzoo.measure.host import host
 from repzoo.measure.record import Record
 from repzoo.progress import Progress, silent
@@ -60,31 +60,36 @@ def evaluate(
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Settings of `benchmark`: every combination of `threads` (client threads) and `batch` is timed for `seconds` in all."""
+    """Settings of `benchmark`: every combination is timed for `seconds` a case.
 
-    engines: tuple[str, ...] = (DEFAULT_ENGINE,)
+    scenario  closed-loop, or MLPerf's single-stream, multi-stream, offline (see measure.latency)
+    threads   of a session; streams: client threads that call it; batch: images a call, empty: what the scenario is used with
+    """
+
+    engine: tuple[str, ...] = (DEFAULT_ENGINE,)
+    scenario: tuple[latency.Scenario, ...] = ("closed-loop",)
     threads: tuple[int, ...] = (1,)
-    batch: tuple[int, ...] = (1,)
+    streams: tuple[int, ...] = (1,)
+    batch: tuple[int, ...] = ()
     seconds: float = 2.0
 
 
 def benchmark(
-    artifacts: Sequence[Artifact], options: BenchOptions | None = None, progress: Progress = silent
-) -> tuple[list[Record], list[Record]]:
-    """(latency Records, ratio Records): every file on every engine, interleaved; ratios against the first case of each setting.
+    artifacts: Sequence[Artifact],
+    options: BenchOptions | None = None,
+    progress: Progress = silent,
+    keep: Callable[[Sequence[Record]], None] = lambda _: None,
+) -> sweep.Swept:
+    """Every file on every engine, interleaved, one setting after the other; ratios against the first case of each setting.
+
+    keep  is given the Records of each setting as it ends
 
     Raises:
-        InputError: a model that an engine cannot run, or settings below 1.
+        InputError: nothing could be measured (what fails beside others is left out, with the reason), or an unknown engine.
     """
     options = options or BenchOptions()
-    runners: list[Engine] = [engine(name) for name in options.engines]
-    settings = [(streams, batch) for streams in options.threads for batch in options.batch]
-    groups = [
-        [latency.case(one, runner, streams, batch=batch) for runner in runners for one in artifacts] for streams, batch in settings
-    ]
-    cases = [one for group in groups for one in group]
-    records = latency.run(cases, options.seconds, progress=progress)
-    return records, [latency.ratio(one, group[0]) for group in groups for one in group[1:]]
+    settings = sweep.settings(options.scenario, options.threads, options.streams, options.batch)
+    return sweep.run(artifacts, options.engine, settings, options.seconds, progress, keep)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,84 @@
+"""The view of `repzoo bench`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from repzoo.console.output import View, columned
+from repzoo.measure.record import Record
+from repzoo.measure.sweep import Setting, Swept
+from repzoo.report import card as cards
+
+NUMBERS = ("threads", "streams", "batch")
+
+
+def bench(swept: Swept) -> View:
+    """What all cases share, a row for each, a sentence for each comparison; what was left out and what is to be doubted as remarks."""
+    runs, ratios = swept.records, swept.ratios
+    rows = [{"file": one.artifact["name"], "engine": one.engine["name"], **dataclasses.asdict(_setting(one))} for one in runs]
+    kept = [key for key in rows[0] if len({row[key] for row in rows}) > 1]
+    same = ", ".join(f"{key} {value}" for key, value in rows[0].items() if key not in kept)
+    table = columned(*(f">{key}" if key in NUMBERS else key for key in kept), ">p50 ms", ">p90", ">p99", ">FPS")
+    for one, row in zip(runs, rows, strict=True):
+        times = (cards.ms(one.values[key]) for key in ("p50_ms", "p90_ms", "p99_ms"))
+        table.add_row(*(str(row[key]) for key in kept), *times, cards.rate(one.values["fps"]))
+    left = [str(one) for one in swept.left_out]
+    lines = [*_mlperf(runs), *(_compared(one, _differing(ratios)) for one in ratios)]
+    return View(
+        _document(swept), *([f"all rows: {', '.join(same)}"] if same else []), table, *lines, remarks=[*left, *swept.remarks]
+    )
+
+
+def _document(swept: Swept) -> dict[str, Any]:
+    runs = [
+        {"file": one.artifact["name"], "engine": one.engine["name"], "version": one.engine["version"], **one.values, **one.samples}
+        | {"host": one.host}
+        for one in swept.records
+    ]
+    ratios = [{**_sides(one), **one.values} for one in swept.ratios]
+    left = [dataclasses.asdict(one) for one in swept.left_out]
+    return {"runs": runs, "ratios": ratios, "left_out": left, "remarks": swept.remarks, "interrupted": swept.interrupted}
+
+
+def _mlperf(runs: Sequence[Record]) -> list[str]:
+    """MLPerf's figure of each single-stream and multi-stream run, where the queries suffice for it."""
+    said = []
+    for one in runs:
+        if "early_stopping_ms" in one.values:
+            found = one.values["early_stopping_ms"]
+            figure = f"{cards.ms(found)} ms" if found else f"needs more than {one.values['samples']} queries"
+            rank = f"p{100 * one.values['early_stopping_percentile']:.0f} by MLPerf's early stopping"
+            said.append(f"{one.artifact['name']} on {one.engine['name']}, {one.values['scenario']}: {rank} {figure}")
+    return said
+
+
+def _sides(one: Record) -> dict[str, str]:
+    first, second = (one.artifact[side]["name"] for side in ("first", "second"))
+    engines = {"first_engine": one.engine["name"], "second_engine": one.engine["second"]["name"]}
+    return {"first": first, "second": second, **engines}
+
+
+def _differing(ratios: Sequence[Record]) -> tuple[bool, bool]:
+    """Whether sentences must name engines, and settings, to be told apart."""
+    engines = {name for one in ratios for key, name in _sides(one).items() if key.endswith("engine")}
+    return len(engines) > 1, len({_setting(one) for one in ratios}) > 1
+
+
+def _setting(one: Record) -> Setting:
+    return Setting(**{item.name: one.values[item.name] for item in dataclasses.fields(Setting)})
+
+
+def _compared(one: Record, differing: tuple[bool, bool]) -> str:
+    """Times as long, or for offline times the images a second; a winner only where the interval excludes 1."""
+    sides, values = _sides(one), one.values
+    first, second = (sides[side] + (f" on {sides[side + '_engine']}" if differing[0] else "") for side in ("first", "second"))
+    offline = values["scenario"] == "offline"
+    key, verb = ("fps_ratio", "does") if offline else ("ratio", "takes")
+    unit = "times the images a second of" if offline else "times as long as"
+    undecided = "the machine was too busy to say which engine is faster" if values["busy"] else "which is faster is not decided"
+    verdict = {"first": "faster", "second": "slower", None: undecided}[values["faster"]]
+    where = f"{_setting(one)}: " if differing[1] else ""
+    interval = f"95 % interval {values[f'{key}_low']:.3f} .. {values[f'{key}_high']:.3f}"
+    return f"{where}{first} {verb} {values[key]:.3f} {unit} {second} ({interval}): {verdict}"
