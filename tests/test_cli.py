@@ -20,7 +20,22 @@ from repzoo.measure import record
 from repzoo.zoo import catalog
 
 Run = Callable[..., Any]
-COMMANDS = ["list", "info", "engines", "export", "fold", "quantize", "evaluate", "bench", "predict", "count", "train", "card"]
+COMMANDS = [
+    "embed-input",
+    "mismatch",
+    "list",
+    "info",
+    "engines",
+    "export",
+    "fold",
+    "quantize",
+    "evaluate",
+    "bench",
+    "predict",
+    "count",
+    "train",
+    "card",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -137,6 +137,47 @@ def fold(
     Console(as_json).show(models.certificate(certificate, output))
 
 
+@cli.command("embed-input")
+@click.argument("file")
+@output_option
+@click.option("--order", type=click.Choice(["RGB", "BGR"]), help="Channel order of the uint8 buffer.  [default: the model's]")
+@click.option("--data", help="Images to certify on besides random ones: a folder or `digits`.")
+@engine_option
+@preprocess_options
+@json_option
+def embed_input(file: str, output: Path, order: Any, data: str | None, engine: str, as_json: bool, **preprocess: Any) -> None:
+    """Let FILE.onnx take a camera's buffer (--input uint8 or nv12): normalisation and colours move into its graph, certified."""
+    kind, yuv = preprocess.pop("input"), preprocess.pop("yuv")
+    artifact = verbs.load(file, **preprocess)
+    require_writable(output)
+    images = open_source(data).held_out() if data else None
+    made = verbs.embed_input(artifact, kind or "nothing", yuv, order, images, engine)
+    Console(as_json).show(models.embedded_input(made, made.artifact.write(output), output))
+
+
+@cli.command()
+@click.argument("file")
+@data_option
+@click.option("--part", multiple=True, help="Part of the data (train, validation, test); default: all that is held out.")
+@click.option("--append", type=FILE, help="Append the Records to this .jsonl file too.")
+@engine_option
+@preprocess_options
+@json_option
+def mismatch(
+    file: str, data: str, part: tuple[str, ...], append: Path | None, engine: str, as_json: bool, **preprocess: Any
+) -> None:
+    """Measure what each mistake in preparing images costs FILE in Top-1: resize, kernel, crop, colours, NV12, mean and std."""
+    from repzoo.measure import record
+
+    artifact = verbs.load(file, **preprocess)
+    _require_places(append)
+    with Console(as_json) as console:
+        result = verbs.measure_mismatch(artifact, _dataset(open_source(data), part), engine, console.progress)
+    if append:
+        record.append(append, [result.right, *result.wrong])
+    console.show(results.mismatches(result))
+
+
 @cli.command()
 @click.argument("file")
 @output_option

@@ -37,7 +37,7 @@ STEMS: dict[str, tuple[str, dict[str, Any], str]] = {  # first layer -> where th
         {"sides": [0, 0, 0, 0, 0, 0, 1, 1]},
         "padded",
     ),
-    "auto pad": ('stem = Conv<auto_pad = "SAME_UPPER", strides = [2, 2]>(data, k, c)', {}, "front"),
+    "auto pad": ('stem = Conv<auto_pad = "SAME_UPPER", strides = [2, 2]>(data, k, c)', {}, "padded"),
     "pool first": ("p = MaxPool<kernel_shape = [2, 2]>(data)\n  stem = Conv(p, k, c)", {}, "front"),
     "read twice": ("n = Neg(data)\n  x = Max(data, n)\n  stem = Conv<pads = [1, 1, 1, 1]>(x, k, c)", {}, "front"),
     "depthwise": ("stem = Conv<group = 3, pads = [1, 1, 1, 1]>(data, d, c)", {"d": (6, 1, 3, 3)}, "either"),

@@ -18,6 +18,7 @@ from repzoo.zoo.catalog import ModelSpec, Source
 if TYPE_CHECKING:  # graph.* brings onnx-ir, which takes long to import
     from repzoo.graph.certify import Certificate
     from repzoo.graph.cost import Cost
+    from repzoo.verbs import EmbeddedInput
 
 
 def models(rows: Sequence[ModelSpec]) -> View:
@@ -86,6 +87,16 @@ def written(one: Artifact, path: Path) -> View:
     """A file that was made."""
     document = {"file": str(path), "form": one.form, "opset": one.opset, "classes": one.num_classes, "sha256": one.sha256}
     return View(document, f"{path}: {one.form} form, opset {one.opset}, {one.num_classes} classes")
+
+
+def embedded_input(made: EmbeddedInput, one: Artifact, path: Path) -> View:
+    """`repzoo embed-input`."""
+    document = {**written(one, path).document, "placed": made.said, "certificate": dataclasses.asdict(made.certificate)}
+    prepared = one.needing_preprocess()
+    document |= {"input": prepared.input, "shape": list(prepared.input_shape), "colour": prepared.colour, "yuv": prepared.yuv}
+    how = prepared.yuv if prepared.input == "nv12" else prepared.colour
+    shape = ", ".join(map(str, prepared.input_shape))
+    return View(document, f"{path}: takes {prepared.input} [N, {shape}], {how}", made.said, made.certificate.line())
 
 
 def certificate(one: Certificate, path: Path) -> View:

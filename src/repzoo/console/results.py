@@ -37,6 +37,21 @@ def quantized(report: QuantReport, path: Path) -> View:
     return View({"file": str(path), **report.record.values}, table, f"{path} written", remarks=report.warnings)
 
 
+def mismatches(result: verbs.Mismatches) -> View:
+    """`repzoo mismatch`."""
+    table = columned("prepared", ">Top-1 %", ">drop", ">95 % interval", ">p")
+    right = result.right.values
+    table.add_row("as the model says", cards.percent(right["top1"]), "", "", "")
+    for one in result.wrong:
+        values = one.values
+        interval = f"{cards.points(values['drop_low'])} .. {cards.points(values['drop_high'])}"
+        figures = (cards.percent(values["top1"]), cards.points(values["drop"]), interval, f"{values['p_value']:.2g}")
+        table.add_row(values["mismatch"], *figures)
+    document = {"right": dict(right), "wrong": [dict(one.values) for one in result.wrong], "data": dict(result.right.data)}
+    note = f"{right['n']} images, the same in every row; drop in points of Top-1 against the first, p by McNemar's exact test."
+    return View(document, table, note, remarks=result.remarks)
+
+
 def evaluation(result: verbs.Evaluation) -> View:
     """`repzoo evaluate`."""
     table = columned("file", ">n", ">Top-1 %", ">95 % interval", ">Top-5 %")

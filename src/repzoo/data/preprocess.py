@@ -20,6 +20,8 @@ from repzoo.data.dataset import UnreadableImage
 
 Tensor = npt.NDArray[Any]  # float32 or uint8, as Preprocess.input says
 Float = npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.uint8]
+Index = npt.NDArray[np.intp]
 
 MAX_RESIZED = 64_000_000  # pixels; a strip of 1 x 60,000 would otherwise become gigabytes before its centre is cropped
 _FILTERS = {
@@ -56,6 +58,27 @@ def resized_and_cropped(image: Image.Image, preprocess: Preprocess) -> npt.NDArr
         image = image.resize(target, _FILTERS[preprocess.interpolation])
     left, top = (round((side - preprocess.size) / 2.0) for side in image.size)
     return np.asarray(image.crop((left, top, left + preprocess.size, top + preprocess.size)))
+
+
+def resized_without_antialiasing(image: Image.Image, preprocess: Preprocess) -> Bytes:
+    """As `resized_and_cropped`, each pixel interpolated from its four nearest only, however much is shrunk (OpenCV's INTER_LINEAR)."""
+    source = np.asarray(to_rgb(image), np.float32)
+    (width, height), size = _target_size(image.size, preprocess), preprocess.size
+    (above, below, down), (left, right, along) = (
+        _neighbours(side, to, size) for side, to in zip(source.shape[:2], (height, width), strict=True)
+    )
+    rows = source[above] + down[:, None, None] * (source[below] - source[above])
+    made = rows[:, left] + along[:, None] * (rows[:, right] - rows[:, left])
+    return np.asarray(np.clip(np.rint(made), 0, 255), np.uint8)
+
+
+def _neighbours(side: int, to: int, size: int) -> tuple[Index, Index, npt.NDArray[np.float32]]:
+    """(lower neighbour, upper neighbour, share of the upper) of the central `size` of `to` pixels made from `side`."""
+    places = (round((to - size) / 2.0) + np.arange(size) + 0.5) * side / to - 0.5
+    low = np.floor(places)
+    share = (places - low).astype(np.float32)
+    lower, upper = (np.clip(low + step, 0, side - 1).astype(np.intp) for step in (0, 1))
+    return lower, upper, share
 
 
 def normalised(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDArray[np.float32]:

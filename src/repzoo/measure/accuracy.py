@@ -257,7 +257,7 @@ class _Worker:
 
     def _logits(self, place: int, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         run = self.runs[place]
-        logits = _run_all(run, inputs)
+        logits = logits_of(run, inputs)
         if logits.shape[0] != len(inputs) or logits.ndim != 2 or logits.shape[1] <= self.largest[place]:
             raise InputError(
                 f"{run.artifact.name} gives outputs of shape {logits.shape} for {len(inputs)} images, but the data's labels reach "
@@ -271,7 +271,7 @@ class _Worker:
         return logits
 
 
-def _run_all(run: Run, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def logits_of(run: Run, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """The logits of `inputs`, in calls of one and the same batch: the model's own where it is fixed, else BATCH.
 
     What is missing is filled up with zeros. Runtimes choose kernels by the shape: so an image has the same logits whatever else

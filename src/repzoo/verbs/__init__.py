@@ -1,22 +1,27 @@
 """The verbs: what the command line and `import repzoo` offer. Each wires the layers below; none holds an algorithm."""
 
+from repzoo.verbs.inputs import EmbeddedInput, Mismatches, embed_input, measure_mismatch
 from repzoo.verbs.loading import embedded_for, load
 from repzoo.verbs.making import ExportOptions, QuantizeOptions, export, fold, quantize, trainer
 from repzoo.verbs.measuring import BenchOptions, Evaluation, Prediction, benchmark, evaluate, first_images, predict
 
 __all__ = [
     "BenchOptions",
+    "EmbeddedInput",
     "Evaluation",
     "ExportOptions",
+    "Mismatches",
     "Prediction",
     "QuantizeOptions",
     "benchmark",
+    "embed_input",
     "embedded_for",
     "evaluate",
     "export",
     "first_images",
     "fold",
     "load",
+    "measure_mismatch",
     "predict",
     "quantize",
     "trainer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from repzoo.progress import Progress, silent
 from repzoo.quant import ladder, recipes
 from repzoo.quant.scheme import scheme as scheme_called
 from repzoo.quant.scheme import scheme_for
+from repzoo.verbs.inputs import embed_input
 from repzoo.zoo import catalog
 
 if TYPE_CHECKING:  # onnx-ir takes a quarter of a second to import: only the verbs that rewrite graphs pay for it
@@ -77,7 +78,9 @@ def export(model: str, options: ExportOptions | None = None, labels: Sequence[st
     options = options or ExportOptions()
     row = catalog.spec(model)
     given = {key: value for key, value in preprocess.items() if value is not None}
+    kind, yuv = given.pop("input", "float"), given.pop("yuv", None)
     prepared = Preprocess.from_mapping({**asdict(row.preprocess), **given})
+    replace(prepared, input=kind, yuv=yuv or prepared.yuv)  # refuses, before anything is built, what cannot be
     classes = options.num_classes or len(labels) or row.num_classes
     module = _built(model, classes, options)
     weights = str(options.checkpoint.name) if options.checkpoint else ("pretrained" if options.pretrained else "random")
@@ -87,7 +90,8 @@ def export(model: str, options: ExportOptions | None = None, labels: Sequence[st
 
     names = tuple(labels) or (families.imagenet_labels() if classes == families.IMAGENET_CLASSES else ())
     made = exporting.export(module, model, prepared, names, step, opset=options.opset, dynamic_batch=options.dynamic_batch)
-    return fold(made)[0] if options.form == "deploy" else made
+    made = fold(made)[0] if options.form == "deploy" else made
+    return made if kind == "float" else embed_input(made, kind, yuv).artifact
 
 
 def _built(model: str, classes: int, options: ExportOptions) -> Any:

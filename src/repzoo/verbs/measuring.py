@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -119,11 +119,11 @@ def predict(artifact: Artifact, images: Sequence[Path], top: int = 5, engine_nam
     return found
 
 
-def first_images(data: Dataset, preprocess: Preprocess, count: int = CERTIFIED_IMAGES) -> npt.NDArray[np.float32]:
-    """Up to `count` prepared images of `data`, float32 [n, 3, size, size], for a certificate."""
+def first_images(data: Dataset, preprocess: Preprocess, count: int = CERTIFIED_IMAGES) -> npt.NDArray[Any]:
+    """Up to `count` prepared images of `data`, [n, ...] of its input type, for a certificate."""
     some = data.subset(range(min(count, len(data))))
     read = [batch.inputs for batch in batches(some, preprocess, count, ReadReport())]
-    return np.concatenate(read) if read else np.empty((0, 3, preprocess.size, preprocess.size), np.float32)
+    return np.concatenate(read) if read else np.empty((0, *preprocess.input_shape), np.float32)
 
 
 def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
