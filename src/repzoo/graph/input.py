@@ -5,8 +5,8 @@ x[c] = sum over p of matrix[c, p] * (v[p] - origin[p])        v: the values of a
 is put in front as Sub, then Mul (a diagonal) or a 1x1 convolution without bias. There it is exact whatever follows. The fold's own
 rules (fold.py) then merge what stays exact, borders included: all of it into a first convolution that does not pad; the matrix,
 but not the origin, into one that does, because the zeros that it pads with mean `origin`; nothing where the first layer is no
-convolution, or the input is read more than once. A constant map that corrects the borders would be exact too, but adds over the
-convolution's output, which is larger than its input: benchmarks/input.py.
+convolution, or the input is read more than once. A constant map that corrects the borders would be exact too, but adds over
+the convolution's output, 200,704 values for a stem of 16 channels at 224 pixels where Sub takes 150,528; wider stems, more.
 """
 
 from __future__ import annotations
