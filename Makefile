@@ -44,6 +44,7 @@ bench-int8: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.spine
+	$(BIN)/python -m benchmarks.harness
 
 tables: $(VENV)/.core
 	$(BIN)/python -m repzoo.report.tables README.md README_cn.md

@@ -4,7 +4,6 @@
 
 1. Evaluation: repzoo (decode threads + ONNX Runtime, folded) against timm's loader + PyTorch eager on the same photographs.
 2. Fold: repzoo's fold of RepVGG-A0's ONNX against timm.utils.reparameterize_model plus torch's export of the deploy form.
-3. Harness: the latency that repzoo reports against a bare loop over onnxruntime on the same session.
 
 PHOTOS is a folder of class folders; by default 256 are drawn here from noise and written to a temporary folder.
 """
@@ -20,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import timm
 import timm.data
 import timm.utils
@@ -29,9 +27,8 @@ from PIL import Image
 
 from repzoo import verbs
 from repzoo.data.source import open_source
-from repzoo.engines import engine
 from repzoo.graph.fold import fold
-from repzoo.measure import latency, stats
+from repzoo.measure import stats
 from repzoo.verbs import ExportOptions
 
 ROUNDS = 7
@@ -102,27 +99,11 @@ def folding() -> None:
     compare("fold of RepVGG-A0, timm reparameterize + torch export against repzoo", lambda: fold(trained.model), theirs)
 
 
-def harness() -> None:
-    """Median latency by repzoo over that of a bare loop, in turns."""
-    artifact = verbs.load("repghostnet_050.digits")
-    one = latency.case(artifact, engine("onnxruntime"))
-    session: ort.InferenceSession = one.session._session  # type: ignore[attr-defined]
-    ratios = []
-    for _ in range(ROUNDS * 3):
-        one.rounds_us.clear()
-        latency.run([one], seconds=0.2, rounds=1)
-        bare = [seconds(lambda: session.run(None, {"data": one.inputs})) for _ in range(200)]
-        ratios.append(np.median(one.rounds_us[0]) / 1e6 / np.median(bare))
-    found = stats.median_interval(ratios)
-    print(f"harness, repzoo's median over a bare loop's: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f})")
-
-
 def main() -> None:
-    """Run all three."""
+    """Run both."""
     with tempfile.TemporaryDirectory() as folder:
         evaluation(Path(sys.argv[1]) if len(sys.argv) > 1 else noise_photos(Path(folder)))
     folding()
-    harness()
 
 
 if __name__ == "__main__":
