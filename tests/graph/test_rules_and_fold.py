@@ -490,3 +490,15 @@ def test_a_proof_pads_as_on_the_true_size(kind: str, sides: str, graph: Graph) -
                 item.ints[:] = [item.ints[0] + 1, item.ints[1], item.ints[2], item.ints[3]]
     with pytest.raises(CertificateError):
         prove(model, result.model, [one.output for one in result.folds])
+
+
+def test_a_batchnorm_that_stays_as_exporters_write_it_is_proven_unchanged(graph: Graph) -> None:
+    """training_mode = 0 is written out by torch and left out by onnx-ir; only training itself would be another node."""
+    body = normal("u", "data", "a").replace("BatchNormalization", "BatchNormalization<training_mode = 0>") + "output = Relu(u)"
+    model = graph(body, bn("a", 4), "N, 4, 9", "N, C, L")
+    result = fold(model)
+    assert [node.op_type for node in result.model.graph.node] == ["BatchNormalization", "Relu"]
+    assert prove(model, result.model, []) == ()
+    result.model.graph.node[0].attribute.append(onnx.helper.make_attribute("training_mode", 1))
+    with pytest.raises(CertificateError):
+        prove(model, result.model, [])

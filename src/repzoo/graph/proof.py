@@ -157,7 +157,8 @@ def _settings(node: onnx.NodeProto, index: _Index) -> dict[str, bytes]:
     for item in copy.attribute:
         for graph in (item.g, *item.graphs) if item.HasField("g") else item.graphs:
             _plain(graph, index, {})
-    return {item.name: item.SerializeToString(deterministic=True) for item in copy.attribute}
+    kept = [item for item in copy.attribute if item.name != "training_mode" or item.i]  # 0 is its default, which onnx-ir leaves out
+    return {item.name: item.SerializeToString(deterministic=True) for item in kept}
 
 
 def _plain(graph: onnx.GraphProto, index: _Index, outer: Mapping[str, str]) -> None:
