@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from repzoo.errors import CertificateError, InputError, MissingExtra
+from repzoo.graph.certify import compare
 from repzoo.graph.fold import Fold, fold_graph
 from repzoo.graph.rules import Refusal
 
@@ -29,8 +30,6 @@ except ModuleNotFoundError as error:
     raise MissingExtra("folding PyTorch modules", "torch") from error
 
 OPAQUE = "repzoo.opaque"
-SAFETY = 64.0  # as graph/certify.py: a fold reorders long sums, jittering moves each weight once
-FLOOR = 2.0**-20  # of the largest output: 8 units of float32 in the last place (certify.py counts it in units)
 
 _ARITHMETIC: dict[Any, str] = {
     operator.add: "Add", operator.iadd: "Add", torch.add: "Add", "add": "Add", "add_": "Add",
@@ -121,10 +120,13 @@ def _certify(module: nn.Module, folded: nn.Module, images: torch.Tensor) -> None
         for weight in twin.parameters():
             up = torch.rand(weight.shape, generator=generator) < 0.5
             weight.copy_(torch.nextafter(weight, torch.where(up, torch.inf, -torch.inf).to(weight.dtype)))
-        bound = max(SAFETY * float((twin(images) - expected).abs().max()), FLOOR * float(expected.abs().max()))
-    error = float((got - expected).abs().max())
-    if not error <= bound:
-        raise CertificateError(f"the folded module is not proven equal: largest error {error:.3g}, bound {bound:.3g}")
+        jittered = twin(images)
+    kinds = [weight.dtype for weight in twin.parameters() if weight.is_floating_point()]
+    roundoff = max((torch.finfo(kind).eps / 2 for kind in kinds), default=2.0**-24)
+    before, after, moved = (one.double().reshape(len(one), -1).cpu().numpy() for one in (expected, got, jittered))
+    made = compare(before, after, moved, roundoff)
+    if not made.error <= made.bound:
+        raise CertificateError(f"the folded module is not proven equal: largest error {made.error:.3g}, bound {made.bound:.3g}")
 
 
 @dataclass

@@ -85,7 +85,7 @@ class Certificate:
 
 
 @dataclass(frozen=True)
-class _Comparison:
+class Comparison:
     """What one group of inputs showed; `agrees` holds one truth for each image."""
 
     error: float
@@ -212,7 +212,7 @@ def _compared(
     run: Runner,
     seed: int,
     others: Sequence[Images] | None = None,
-) -> list[_Comparison]:
+) -> list[Comparison]:
     """`groups` go into `before`, and into `after` where it takes no `others`."""
     expected, got = _outputs(before, groups, run), _outputs(after, others or groups, run)
     if not all(values.size for values in (*expected, *got)):
@@ -220,19 +220,24 @@ def _compared(
     if not all(np.isfinite(values).all() for values in (*expected, *got)):
         raise CertificateError("an output is not finite (overflow or NaN), so nothing can be proven; check the model's weights")
     jittered = _outputs(before, groups, run, np.random.default_rng(seed + 1))
-    floor = FLOOR * max(
-        (ROUNDOFF[item.data_type] for item in (*before.graph.initializer, *_held(before.graph)) if item.data_type in ROUNDOFF),
-        default=2.0**-24,
-    )
-    return [_compare(*three, floor) for three in zip(expected, got, jittered, strict=True)]
+    weights = (*before.graph.initializer, *_held(before.graph))
+    roundoff = max((ROUNDOFF[item.data_type] for item in weights if item.data_type in ROUNDOFF), default=2.0**-24)
+    return [compare(*three, roundoff) for three in zip(expected, got, jittered, strict=True)]
 
 
-def _compare(expected: Images, got: Images, jittered: Images, floor: float) -> _Comparison:
+def compare(expected: Images, got: Images, jittered: Images, roundoff: float) -> Comparison:
+    """The verdict on outputs [n, classes]: `jittered` is what the training form gives with each weight moved by one unit.
+
+    roundoff  of the number type, the coarsest among the weights
+
+    Raises:
+        CertificateError: a weight that moves so makes an output overflow.
+    """
     magnitude = float(np.abs(expected).max())
-    bound = max(SAFETY * float(np.abs(expected - jittered).max()), floor * magnitude)
+    bound = max(SAFETY * float(np.abs(expected - jittered).max()), FLOOR * roundoff * magnitude)
     if not np.isfinite(bound):
         raise CertificateError("an output overflows when a weight moves by one unit in the last place; check the model's weights")
-    return _Comparison(float(np.abs(expected - got).max()), bound, magnitude, _same_top1(expected, got, bound))
+    return Comparison(float(np.abs(expected - got).max()), bound, magnitude, _same_top1(expected, got, bound))
 
 
 def _same_top1(expected: Images, got: Images, bound: float) -> npt.NDArray[np.bool_]:
