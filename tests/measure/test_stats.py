@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -179,3 +180,33 @@ def test_chance_is_seldom_a_trend() -> None:
     seen = [stats.trend(list(row)) != 0 for row in random.lognormal(size=(2000, 24))]
     assert np.mean(seen) <= 0.05
     assert stats.trend([5.0] * 24) == stats.trend([1.0]) == 0
+
+
+@pytest.mark.parametrize(("discordant", "difference"), [(0.05, 0.02), (0.02, 0.015), (0.3, 0.05), (0.0, 0.02)])
+def test_as_many_pairs_as_needed_have_the_power_that_is_promised(discordant: float, difference: float) -> None:
+    n = stats.pairs_needed(discordant, difference)
+    share = max(discordant, difference)
+    generator = np.random.default_rng(0)
+    counts = generator.multinomial(n, [(share + difference) / 2, (share - difference) / 2, 1 - share], size=2000)
+    wald = (counts[:, 0] - counts[:, 1]) ** 2 / np.maximum(1, counts[:, 0] + counts[:, 1])
+    power = float(np.mean(wald > stats.Z95**2))
+    assert 0.75 < power < 0.85 or difference == share  # all discordant pairs on one side: the normal approximation is rough
+
+
+def test_pairs_needed_follow_the_formula_and_known_figures() -> None:
+    beta = NormalDist().inv_cdf(stats.POWER)
+    assert beta == pytest.approx(stats.Z_POWER)
+    n = ((stats.Z95 * math.sqrt(0.5) + beta * math.sqrt(0.5 - 0.16)) / 0.4) ** 2
+    assert stats.pairs_needed(0.5, 0.4) == math.ceil(n) == 23  # p10 = 0.05, p01 = 0.45: Connor's function in R gives 22.01
+    assert stats.pairs_needed(0.02, 0.003) > 17_000  # 0.3 points at 2 % of changed answers: not from 400 images
+    assert stats.pairs_needed(0.5, -0.4) == stats.pairs_needed(0.5, 0.4)
+    for bad in ((0.1, 0.0), (1.1, 0.1), (0.1, 2.0)):
+        with pytest.raises(ValueError, match="need 0 <= discordant"):
+            stats.pairs_needed(*bad)
+
+
+@given(st.floats(0, 1), st.integers(10, 10**6))
+def test_the_visible_difference_is_the_inverse_of_the_pairs_needed(discordant: float, n: int) -> None:
+    difference = stats.visible_difference(discordant, n)
+    assert stats.pairs_needed(discordant, difference) <= n or difference == 1
+    assert stats.pairs_needed(discordant, difference * 0.99) >= n
