@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 defect in repzoo, 2 bad input or usage, 3 certificate fail
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import sys
@@ -19,7 +20,7 @@ import rich_click as click
 
 from repzoo import __version__, verbs
 from repzoo.artifact import Artifact
-from repzoo.console import models, results
+from repzoo.console import evaluations, models, results
 from repzoo.console.bench import bench as bench_view
 from repzoo.console.options import POSITIVE, options_of, preprocess_options
 from repzoo.console.output import Console
@@ -27,12 +28,13 @@ from repzoo.data.dataset import Dataset, Source
 from repzoo.data.source import open_source
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.errors import InputError, MissingExtra, RepzooError
+from repzoo.progress import silent
 from repzoo.storage import read_lines, require_writable, require_writable_folder, write_together
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as shells say it: 128 + the signal
 FILE = click.Path(path_type=Path)
 output_option = click.option("-o", "--output", type=FILE, required=True, help="File to write.")
-data_option = click.option("--data", required=True, help="Folder with one subfolder of images a class, or `digits`.")
+data_option = click.option("--data", required=True, help="Class folders, ImageNet's validation layout, or `digits`.")
 engine_option = click.option("--engine", default=DEFAULT_ENGINE, show_default=True, help="Engine that runs the model.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
 
@@ -199,22 +201,42 @@ def quantize(file: str, output: Path, data: str, report_file: Path | None, as_js
 
 
 @cli.command()
-@click.argument("files", nargs=-1, required=True)
+@click.argument("files", nargs=-1)
 @data_option
 @click.option("--part", multiple=True, help="Part of the data (train, validation, test); default: all that is held out.")
-@click.option("--against", help="Float model to compare every file with, image by image.")
-@engine_option
+@click.option("--against", help="Float model to compare everything with, image by image; default: the first of FILES.")
+@click.option("--append", type=FILE, help="Append the Records to this .jsonl file.")
+@options_of(verbs.EvaluateOptions)
 @preprocess_options
 @json_option
 def evaluate(
-    files: tuple[str, ...], data: str, part: tuple[str, ...], against: str | None, engine: str, as_json: bool, **preprocess: Any
+    files: tuple[str, ...],
+    data: str,
+    part: tuple[str, ...],
+    against: str | None,
+    append: Path | None,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
-    """Measure Top-1 and Top-5 of FILES on labelled images, with 95 % intervals."""
-    artifacts = [verbs.load(file, **preprocess) for file in files]
-    reference = verbs.load(against, **preprocess) if against else None
-    with Console(as_json) as console:
-        result = verbs.evaluate(artifacts, _dataset(open_source(data), part), engine, reference, console.progress)
-    console.show(results.evaluation(result))
+    """Measure Top-1 and Top-5 of FILES on labelled images, with 95 % intervals; compare them image by image.
+
+    Several processes, or hosts, share the images: torchrun --nproc-per-node=2 -m repzoo evaluate ...
+    """
+    from repzoo.measure import distributed, record
+
+    options, preprocess = _settings(verbs.EvaluateOptions, settings)
+    with distributed.joined() as group:
+        artifacts = [verbs.load(file, **preprocess) for file in files]
+        reference = verbs.load(against, **preprocess) if against else None
+        _require_places(append)
+        images, console = _dataset(open_source(data), part), Console(as_json)
+        with console if not group.rank else contextlib.nullcontext():
+            progress = silent if group.rank else console.progress
+            result = verbs.evaluate(artifacts, images, options, reference, progress, group)
+        if append and not group.rank:
+            record.append(append, [*result.runs, *result.paired])
+    if not group.rank:
+        console.show(evaluations.evaluation(result))
 
 
 @cli.command()

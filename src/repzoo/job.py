@@ -58,7 +58,7 @@ def run(artifact: Artifact, source: Source, options: JobOptions | None = None, p
     progress("fold and certify", 0, 0)
     deploy, certificate = verbs.fold(artifact, verbs.first_images(images, artifact.needing_preprocess()), options.quantize.engine)
     int8, report = verbs.quantize(deploy, source, options.quantize, progress)
-    measured = verbs.evaluate([deploy, int8], evaluation, options.quantize.engine, deploy, progress)
+    measured = verbs.evaluate([deploy, int8], evaluation, verbs.EvaluateOptions((options.quantize.engine,)), deploy, progress)
     artifacts = {artifact.form: artifact} | {"deploy": deploy, "int8": int8}
     folded = Record("fold", identity_of(deploy), _fold_values(certificate.to_json()))
     records = [

@@ -1,4 +1,4 @@
-"""Views of results: quantize, evaluate, predict, train, card."""
+"""Views of results: quantize, predict, train, card."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from repzoo import verbs
 from repzoo.artifact import Artifact
+from repzoo.console.evaluations import paired_line
 from repzoo.console.output import View, columned
-from repzoo.measure.record import Record
 from repzoo.quant.ladder import QuantReport
 from repzoo.report import card as cards
 
@@ -52,22 +52,6 @@ def mismatches(result: verbs.Mismatches) -> View:
     return View(document, table, note, remarks=result.remarks)
 
 
-def evaluation(result: verbs.Evaluation) -> View:
-    """`repzoo evaluate`."""
-    table = columned("file", ">n", ">Top-1 %", ">95 % interval", ">Top-5 %")
-    for one in result.runs:
-        values = one.values
-        interval = f"{cards.percent(values['top1_low'])} .. {cards.percent(values['top1_high'])}"
-        table.add_row(
-            one.artifact["name"], str(values["n"]), cards.percent(values["top1"]), interval, cards.percent(values["top5"])
-        )
-    lines = [_paired_line(one) for one in result.paired]
-    runs = [{"file": one.artifact["name"], "engine": one.engine["name"], **one.values} for one in result.runs]
-    paired = [{**one.values, **one.samples} for one in result.paired]
-    document = {"runs": runs, **({"paired": paired[0], "all_paired": paired} if paired else {})}
-    return View(document, table, *lines, remarks=result.remarks)
-
-
 def predictions(found: Sequence[verbs.Prediction]) -> View:
     """`repzoo predict`."""
     table = columned("image", "class", ">probability")
@@ -104,7 +88,7 @@ def card(result: JobResult, files: Sequence[Path]) -> View:
     table.add_row("frame rate (FPS)", *(cards.rate(facts["many"][form]["fps"]) for form in forms))
     ratio, fold = facts["ratios"]["int8"], facts["fold"]
     lines = [
-        _paired_line(next(one for one in result.records if one.kind == "paired")),
+        paired_line(next(one for one in result.records if one.kind == "paired")),
         f"INT8 / float latency {cards.ratio_of(ratio['ratio'])} (95 % interval {cards.ratio_of(ratio['ratio_low'])} .. "
         f"{cards.ratio_of(ratio['ratio_high'])})",
         f"fold: {fold['before']['nodes']} nodes -> {fold['after']['nodes']}, largest error {fold['max_abs_error']:.2g} "
@@ -113,12 +97,3 @@ def card(result: JobResult, files: Sequence[Path]) -> View:
     written = next(path for path in files if path.name == "card.md")
     document = {**facts, "files": [str(path) for path in files], "remarks": list(result.remarks)}
     return View(document, table, *lines, f"card: {written}", remarks=result.remarks)
-
-
-def _paired_line(one: Record) -> str:
-    values = one.values
-    return (
-        f"drop {cards.points(values['drop'])} points (95 % interval {cards.points(values['drop_low'])} .. "
-        f"{cards.points(values['drop_high'])}, p = {values['p_value']:.3g}), "
-        f"{len(one.samples['flips'])} of {values['n']} predictions changed"
-    )

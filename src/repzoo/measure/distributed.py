@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -69,7 +70,7 @@ def rank() -> int:
 def joined() -> Iterator[Group]:
     """The group of this process, by the environment that torchrun sets (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
-    An error of repzoo inside the block is raised in every process.
+    An error of repzoo inside the block ends every process with its exit code; the first one raises it, the others are quiet.
 
     Raises:
         MissingExtra: several processes, but no torch.
@@ -87,14 +88,19 @@ def joined() -> Iterator[Group]:
         yield group
         group.gather(b"")  # nobody leaves before all have succeeded
     except RepzooError as error:
-        group.fail(error)
+        if group.fail(error) and group.rank:
+            sys.exit(error.exit_code)
         raise
     finally:
         group.close()
 
 
 class _Failed(InputError):
-    """Another process failed; its sentence is the message."""
+    """A process failed and all know; its sentence is the message."""
+
+
+class _Ended(InputError):
+    """A process is gone without a word."""
 
 
 class _Gloo:
@@ -138,13 +144,18 @@ class _Gloo:
         if failed:
             self.gather(b"")  # in which the one that failed says why
 
-    def fail(self, error: RepzooError) -> None:
-        """Tell the others, unless they know."""
-        if isinstance(error, _Failed):
-            return
-        with contextlib.suppress(RuntimeError, RepzooError):
+    def fail(self, error: RepzooError) -> bool:
+        """Tell the others, unless they know; False when they cannot be reached."""
+        if isinstance(error, _Ended | _Failed):
+            return isinstance(error, _Failed)
+        try:
             self._store.set("repzoo/failed", str(self.rank))
             self._exchange(b"-" + str(error).encode())
+        except (RuntimeError, _Ended):
+            return False
+        except _Failed:
+            pass  # its own words, come back, or those of another that failed at the same time
+        return True
 
     def close(self) -> None:
         """Leave the group."""
@@ -179,7 +190,7 @@ class _Gloo:
         try:
             yield
         except RuntimeError as error:
-            raise _Failed(f"another of the {self.size} processes has ended ({_line(error)}); start them again") from None
+            raise _Ended(f"another of the {self.size} processes has ended ({_line(error)}); start them again") from None
 
 
 def _line(error: Exception) -> str:

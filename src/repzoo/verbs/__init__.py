@@ -1,13 +1,15 @@
 """The verbs: what the command line and `import repzoo` offer. Each wires the layers below; none holds an algorithm."""
 
+from repzoo.verbs.evaluating import EvaluateOptions, Evaluation, evaluate
 from repzoo.verbs.inputs import EmbeddedInput, Mismatches, embed_input, measure_mismatch
 from repzoo.verbs.loading import embedded_for, load
 from repzoo.verbs.making import ExportOptions, QuantizeOptions, export, fold, quantize, trainer
-from repzoo.verbs.measuring import BenchOptions, Evaluation, Prediction, benchmark, evaluate, first_images, predict
+from repzoo.verbs.measuring import BenchOptions, Prediction, benchmark, first_images, predict
 
 __all__ = [
     "BenchOptions",
     "EmbeddedInput",
+    "EvaluateOptions",
     "Evaluation",
     "ExportOptions",
     "Mismatches",

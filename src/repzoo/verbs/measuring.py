@@ -29,36 +29,6 @@ CERTIFIED_IMAGES = 16
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Records of `evaluate`: one accuracy row a file; paired rows of each file against the float one; remarks on the images."""
-
-    runs: tuple[Record, ...]
-    paired: tuple[Record, ...]
-    remarks: tuple[str, ...]
-
-
-def evaluate(
-    artifacts: Sequence[Artifact],
-    data: Dataset,
-    engine_name: str = DEFAULT_ENGINE,
-    against: Artifact | None = None,
-    progress: Progress = silent,
-) -> Evaluation:
-    """Top-1 and Top-5 of every artifact on the same images, and the paired drop of each against `against`.
-
-    Raises:
-        InputError: classes or preprocessing that do not fit, or more than 1 % unreadable images.
-    """
-    report, runner = ReadReport(), engine(engine_name)
-    every = [*artifacts, *([against] if against is not None else [])]
-    runs = [accuracy.open_run(one, runner, host()["affinity"]) for one in every]
-    predictions = accuracy.evaluate(runs, data, report, progress)
-    own = predictions[: len(artifacts)]
-    paired = [accuracy.compare(predictions[-1], one) for one in own] if against is not None else []
-    return Evaluation(tuple(one.record() for one in own), tuple(paired), tuple(report.sentences()))
-
-
-@dataclass(frozen=True)
 class BenchOptions:
     """Settings of `benchmark`: every combination is timed for `seconds` a case.
 
