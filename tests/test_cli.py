@@ -233,7 +233,9 @@ def test_bench(run: Run, model_file: Path, int8_file: Path) -> None:
         assert row["p50_ms"] > 0
         assert row["fps"] > 0
     assert [(one["first"], one["second"]) for one in ran.document["ratios"]] == [("int8", "digits")] * 2
-    assert fits(run("bench", model_file, "--seconds", 0.05).out)
+    shown = run("bench", model_file, "--seconds", 0.05).out
+    assert fits(shown)
+    assert "file digits, engine onnxruntime, scenario closed-loop" in shown
 
 
 def test_predict(run: Run, model_file: Path, digits_folder: Path) -> None:

@@ -26,9 +26,7 @@ def bench(swept: Swept) -> View:
         table.add_row(*(str(row[key]) for key in kept), *times, cards.rate(one.values["fps"]))
     left = [str(one) for one in swept.left_out]
     lines = [*_mlperf(runs), *(_compared(one, _differing(ratios)) for one in ratios)]
-    return View(
-        _document(swept), *([f"all rows: {', '.join(same)}"] if same else []), table, *lines, remarks=[*left, *swept.remarks]
-    )
+    return View(_document(swept), same, table, *lines, remarks=[*left, *swept.remarks])
 
 
 def _document(swept: Swept) -> dict[str, Any]:
