@@ -217,6 +217,26 @@ def default_epsilon(original: Original) -> Original:
     return lambda gamma, beta, mean, variance, _: original(gamma, beta, mean, variance, 1e-5)
 
 
+def epsilon_outside_the_root(original: Original) -> Original:
+    return lambda gamma, beta, mean, variance, eps: original(gamma, beta, mean, (np.sqrt(variance) + eps) ** 2, 0.0)
+
+
+def epsilon_twice(original: Original) -> Original:
+    return lambda gamma, beta, mean, variance, eps: original(gamma, beta, mean, variance, 2 * eps)
+
+
+def mean_not_scaled(original: Original) -> Original:
+    return lambda gamma, beta, mean, variance, eps: original(gamma, beta - mean, 0 * mean, variance, eps)
+
+
+def variance_for_deviation(original: Original) -> Original:
+    return lambda gamma, beta, mean, variance, eps: original(gamma, beta, mean, (variance + eps) ** 2, 0.0)
+
+
+def magnitude_of_gamma(original: Original) -> Original:
+    return lambda gamma, *rest: original(np.abs(gamma), *rest)
+
+
 def written_without_bias(original: Original) -> Original:
     return lambda form, made, *rest: original(form, replace(made, bias=0 * made.bias), *rest)
 
@@ -268,6 +288,11 @@ MUTANTS: list[tuple[Any, str, Callable[[Original], Original]]] = [
     (algebra, "from_average_pool", pool_not_divided),
     (algebra, "from_average_pool", pool_divided_by_what_is_inside),
     (algebra, "from_batchnorm", default_epsilon),
+    (algebra, "from_batchnorm", epsilon_outside_the_root),
+    (algebra, "from_batchnorm", epsilon_twice),
+    (algebra, "from_batchnorm", mean_not_scaled),
+    (algebra, "from_batchnorm", variance_for_deviation),
+    (algebra, "from_batchnorm", magnitude_of_gamma),
     (rules, "_scale_and_shift", division_is_multiplication),
     (rules, "_scale_and_shift", order_of_difference_ignored),
     (rules, "_scale_and_shift", shift_lost),
