@@ -4,6 +4,7 @@ timm builds what it has; the rest is put together here from timm's own classes a
 
 - RepVGG B1g2, B2g2, B3g2: timm's block configuration with two groups in every second layer (arXiv 2101.03697, section 3.4);
 - RepViT M0.6: widths 40-80-160-320 (official repository, `model/repvit.py`, released after the paper);
+- RepVGGplus L2pse (official repository, `repvggplus.py`): D2's widths and depths, SE after the ReLU; without its auxiliary heads;
 - RepGhost 0.5x ablations (arXiv 2211.06088, section 4.3; official repository, `model/repghost.py`): see `_repghost_ablation`.
 
 Importing this module without torch or timm raises MissingExtra; nothing else in the zoo needs them.
@@ -21,7 +22,9 @@ from repzoo.zoo.catalog import spec
 try:
     import timm
     import torch
-    from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+    from timm.layers import SEModule
+    from timm.models import reparameterize_model
+    from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg, RepVggBlock
     from timm.models.repghost import RepGhostBottleneck, RepGhostModule
     from timm.models.repvit import RepVit
     from torch import nn
@@ -47,6 +50,25 @@ def build(name: str, num_classes: int = 1000, pretrained: bool = False, **kwargs
     if pretrained:
         raise InputError(f"timm has no weights of {name}; get a checkpoint from {row.repository} and give its file")
     return _OWN[name](num_classes=num_classes, **kwargs)
+
+
+def deploy_form(module: nn.Module) -> nn.Module:
+    """`module` with the deploy form's tensors, as timm and the authors merge its branches; their values are left undefined.
+
+    For loading a deploy-form checkpoint into. Changes `module`, and returns it.
+    """
+    for block in module.modules():
+        if isinstance(block, RepVggBlock):
+            _merge_shapes(block)
+    return _typed(reparameterize_model(module, inplace=True))
+
+
+def _merge_shapes(block: Any) -> None:
+    """timm's own merging computes the kernel in a loop over channels; here only its place is wanted."""
+    own = block.conv_kxk.conv
+    block.reparam_conv = nn.Conv2d(own.in_channels, own.out_channels, own.kernel_size, own.stride, own.padding, groups=own.groups)
+    for branch in ("conv_kxk", "conv_1x1", "identity", "drop_path"):
+        delattr(block, branch)
 
 
 def seeded(name: str, num_classes: int, seed: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -80,6 +102,28 @@ def _repvgg_b_grouped(width: float, last_width: float, groups: int) -> Builder:
         return _typed(ByobNet(ByoModelCfg(blocks=stages, stem_type="rep", stem_chs=64), **kwargs))
 
     return grouped
+
+
+class _ReluThenSE(SEModule):  # type: ignore[misc]  # timm has no types
+    """The end of a RepVGGplus block: SE that looks at what the ReLU has left."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] -> the same shape."""
+        gated: torch.Tensor = super().forward(torch.relu(x))
+        return gated
+
+
+def _repvggplus_l2pse(**kwargs: Any) -> nn.Module:
+    """RepVGG-D2 (8, 14, 24, 1 blocks; widths 2.5, 2.5, 2.5, 5) whose blocks end in ReLU and SE of a quarter of the channels."""
+    stages = tuple(
+        ByoBlockCfg(type="rep", d=d, c=int(c), gs=0) for d, c in zip((8, 14, 24, 1), (160, 320, 640, 2560), strict=True)
+    )
+    model = _typed(ByobNet(ByoModelCfg(blocks=stages, stem_type="rep", stem_chs=64), **kwargs))
+    for block in model.modules():
+        if isinstance(block, RepVggBlock):
+            channels = block.conv_kxk.conv.out_channels
+            block.attn, block.act = _ReluThenSE(channels, rd_channels=channels // 4), nn.Identity()
+    return model
 
 
 def _repvit_m0_6(**kwargs: Any) -> nn.Module:
@@ -126,6 +170,7 @@ _OWN: dict[str, Builder] = {
     "repvgg_b1g2": _repvgg_b_grouped(2, 4, groups=2),
     "repvgg_b2g2": _repvgg_b_grouped(2.5, 5, groups=2),
     "repvgg_b3g2": _repvgg_b_grouped(3, 5, groups=2),
+    "repvggplus_l2pse": _repvggplus_l2pse,
     "repvit_m0_6": _repvit_m0_6,
     "repghostnet_050_repid": _repghost_ablation(_add_plain_identity, reparam=False),
     "repghostnet_050_norep": _repghost_ablation(_keep, reparam=False),
