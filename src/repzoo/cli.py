@@ -29,7 +29,8 @@ from repzoo.data.source import open_source
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.errors import InputError, MissingExtra, RepzooError
 from repzoo.progress import silent
-from repzoo.storage import read_lines, require_writable, require_writable_folder, write_together
+from repzoo.storage import read_lines, require_writable, require_writable_folder, sha256_of, write_atomically, write_together
+from repzoo.zoo.naming import LoadOptions
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as shells say it: 128 + the signal
 FILE = click.Path(path_type=Path)
@@ -116,6 +117,49 @@ def export(model: str, output: Path, labels: Path | None, as_json: bool, **setti
     except ModuleNotFoundError as error:
         raise _missing_torch("export", error) from error
     Console(as_json).show(models.written(made.write(output), output))
+
+
+@cli.command()
+@click.argument("checkpoint")
+@click.option("--model", required=True, help="Catalogue model that the weights are of.")
+@output_option
+@options_of(LoadOptions)
+@json_option
+def convert(checkpoint: str, model: str, output: Path, as_json: bool, **settings: Any) -> None:
+    """Write the weights in CHECKPOINT, of any known source, as .safetensors in the catalogue's naming.
+
+    CHECKPOINT: .pth or .pt (PyTorch), .pdparams (Paddle) or .safetensors. Nothing in it is run.
+    """
+    options, _ = _settings(LoadOptions, settings)
+    require_writable(output)
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output} would hold .safetensors; give it that ending")
+    try:
+        data, found = verbs.convert(checkpoint, model, options)
+    except ModuleNotFoundError as error:
+        raise _missing_torch("convert", error) from error
+    write_atomically(output, data)
+    Console(as_json).show(models.converted(found, output, sha256_of(data)))
+
+
+@cli.command()
+@click.argument("wanted", nargs=-1, required=True)
+@click.option("-o", "--output", type=FILE, help="Folder to put the files in.  [default: the cache, ~/.cache/repzoo]")
+@click.option("--sha256", default="", help="What the SHA-256 of the one file must be.")
+@json_option
+def download(wanted: tuple[str, ...], output: Path | None, sha256: str, as_json: bool) -> None:
+    """Fetch published weights: a name (repghostnet_100.in1k), a model, a family, a glob, `all`, or an address.
+
+    Goes on where an earlier transfer broke, and checks length and hash before a file takes its place.
+    """
+    from repzoo.zoo import download as downloads
+
+    rows = [row for one in wanted for row in downloads.matching(one, sha256)]
+    with Console(as_json) as console:
+        done, failed = downloads.fetch_all(rows, output, console.progress)
+    console.show(models.downloaded(done, failed))
+    if failed:
+        raise InputError(f"{len(failed)} of {len(rows)} could not be fetched. {failed[0]}")
 
 
 @cli.command()

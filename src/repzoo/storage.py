@@ -25,6 +25,12 @@ def sha256_of(data: bytes | Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256 of the file at `path`, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_bounded(path: Path, limit: int) -> bytes:
     """The bytes of `path`, refused before reading when there are more than `limit`.
 

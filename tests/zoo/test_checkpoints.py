@@ -1,140 +1,334 @@
-"""Checkpoints: files that fit are loaded to the bit; all others are refused with a sentence, and nothing in them is run."""
+"""Checkpoints of every source: the authors' logits, each trap of each source, and what a file that does not fit is told."""
 
 from __future__ import annotations
 
-import os
+import argparse
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("safetensors", reason="the torch extra is not installed")
 
+import ml_dtypes
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from tests.conftest import Run
+from tests.zoo import official
+from tests.zoo.official import State
 
 from repzoo.errors import InputError
-from repzoo.zoo.checkpoints import load_into
+from repzoo.zoo.checkpoints import Loaded, load, module_of, shapes
+from repzoo.zoo.naming import LoadOptions
 
-State = dict[str, Tensor]
-
-
-def network(classes: int = 3, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, classes))
+Array = npt.NDArray[Any]
+SMALL = "repghostnet_050"
 
 
-def state() -> State:
-    """Of other weights than those of the network they are loaded into."""
-    return dict(network(seed=1).state_dict())
-
-
-def loaded(path: Path, classes: int = 3) -> State:
-    module = network(classes)
-    load_into(module, path)
-    return dict(module.state_dict())
-
-
-def written(path: Path, content: object) -> Path:
-    torch.save(content, path)
+def saved(path: Path, content: object, legacy: bool = False) -> Path:
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     return path
 
 
-def safetensors(path: Path, content: State) -> Path:
-    save_file({key: value.contiguous() for key, value in content.items()}, path)
-    return path
+def tensors(state: State) -> OrderedDict[str, torch.Tensor]:
+    return OrderedDict((key, torch.from_numpy(np.array(value))) for key, value in state.items())
 
 
-def assert_same(found: State, expected: State) -> None:
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
+def filled(
+    model: str, rename: Callable[[str], str] = str, form: str = "train", classes: int = 10, heads: bool = True, gain: float = 1.0
+) -> State:
+    """The model's tensors under a source's names, drawn by those names."""
+    own = shapes(model, form, classes, heads)
+    return official.filled({rename(name): shape for name, shape in own.items()}, gain)
 
 
-def test_safetensors(tmp_path: Path) -> None:
-    assert_same(loaded(safetensors(tmp_path / "w.safetensors", state())), state())
+def logits(loaded: Loaded, inputs: Array) -> Array:
+    with torch.no_grad():
+        return np.asarray(module_of(loaded)(torch.from_numpy(inputs)).numpy())
+
+
+def close(found: Array, expected: Array) -> None:
+    assert float(np.abs(found - expected).max()) <= 1e-4 * float(np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
-    "wrap",
+    ("name", "model", "source"),
     [
-        lambda one: one,
-        lambda one: {"state_dict": one},
-        lambda one: {"model": one, "epoch": 3},
-        lambda one: {f"module.{key}": value for key, value in one.items()},
+        ("fasternet_official.t0", "fasternet_t0", "the authors' FasterNet, training form"),
+        ("repghost_official.0_5x", "repghostnet_050", "RepGhost (they name alike), training form"),
+        ("repvgg_official.RepVGG-A0", "repvgg_a0", "the authors' RepVGG (repvgg.py), training form"),
+        ("repvgg_official.RepVGG-A0.deploy", "repvgg_a0", "the authors' RepVGG (repvgg.py), deploy form"),
+        ("repvit_thu.repvit_m0_9", "repvit_m0_9", "the authors' (THU) RepViT, training form"),
     ],
-    ids=["plain", "state_dict", "model", "data parallel"],
 )
-def test_pth_in_its_usual_wrappings(tmp_path: Path, wrap: Callable[[State], object]) -> None:
-    assert_same(loaded(written(tmp_path / "w.pth", wrap(state()))), state())
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_the_authors_logits(tmp_path: Path, name: str, model: str, source: str, legacy: bool) -> None:
+    known = official.fixture(name)
+    state = tensors(official.filled(known["tensors"], known["gain"]))
+    path = saved(tmp_path / "w.pth", {known["container"]: state, "epoch": 3} if known["container"] else state, legacy)
+    loaded = load(path, model)
+    assert loaded.source.endswith(source)
+    assert loaded.classes == 1000
+    close(logits(loaded, official.inputs(known["input"]["shape"], known["input"]["seed"])), np.array(known["logits"]))
 
 
-def refused(path: Path, sentence: str, classes: int = 3) -> None:
-    """Refused with `sentence`, the network untouched."""
-    module = network(classes)
-    with pytest.raises(InputError, match=sentence):
-        load_into(module, path)
-    assert_same(dict(module.state_dict()), dict(network(classes).state_dict()))
+def same(found: Loaded, expected: State) -> None:
+    assert set(found.state) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found.state[name], value, err_msg=name)
 
 
-def test_keys_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    less = state()
-    del less["3.bias"]
-    refused(written(tmp_path / "less.pth", less), r"lacks 1 tensors, such as '3\.bias'")
-    refused(written(tmp_path / "more.pth", {**state(), "9.weight": torch.zeros(1)}), r"adds 1 tensors, such as '9\.weight'")
-    other = {f"x{key}": value for key, value in state().items()}
-    refused(safetensors(tmp_path / "other.safetensors", other), r"lacks 9 .* and adds 9 .*source's naming")
+@pytest.mark.parametrize("form", ["train", "deploy"])
+@pytest.mark.parametrize(
+    ("model", "rename", "said"),
+    [
+        ("repvgg_a0", str, "timm RepVGG"),
+        ("repvgg_a0", official.mmpretrain_name, "mmpretrain or mmcls"),
+        ("repvgg_b0", official.repvgg_name, "the authors' RepVGG"),
+        (SMALL, str, "RepGhost"),
+        ("repghostnet_050_norep", str, "RepGhost"),
+        ("repvit_m0_6", str, "timm RepViT"),
+        ("repvit_m1", str, "timm RepViT"),
+        ("repvit_m0_6", None, "THU"),
+        ("repvit_m1", None, "THU"),
+        ("fasternet_t0", str, "timm FasterNet"),
+    ],
+)
+def test_every_source_and_form_places_each_tensor_once(
+    tmp_path: Path, model: str, rename: Callable[[str], str] | None, said: str, form: str
+) -> None:
+    if form == "deploy" and model.startswith("fasternet"):
+        pytest.skip("FasterNet has no deploy form of its own")
+    expected = official.filled(shapes(model, form, 10, True), 1.0)
+    renamed = rename or official.repvit_name(shapes(model, form, 10, True))
+    assert len({renamed(name) for name in expected}) == len(expected)
+    path = saved(tmp_path / "w.pth", {"state_dict": tensors({renamed(name): value for name, value in expected.items()})})
+    loaded = load(path, model)
+    assert (loaded.form, loaded.classes) == ("train" if "norep" in model else form, 10)
+    assert said in loaded.source
+    same(loaded, expected)
 
 
-def test_another_class_count_says_which_option_to_give(tmp_path: Path) -> None:
-    refused(written(tmp_path / "w.pth", state()), r"3\.(bias|weight) has shape \(3.*model has \(7.*--num-classes", classes=7)
+def test_paddles_linear_layers_are_transposed_and_its_counters_start_at_zero(tmp_path: Path) -> None:
+    for model, rename, head in (
+        ("repvgg_a0", official.repvgg_name, "head.fc"),
+        ("fasternet_t0", official.fasternet_name, "classifier"),
+    ):
+        state = filled(model, rename)
+        path = tmp_path / f"{model}.pdparams"
+        path.write_bytes(pickle.dumps({**official.paddle(state), "StructuredToParameterName@@": {"a": "linear_0.w_0"}}, 2))
+        loaded = load(path, model)
+        assert "PaddleClas" in loaded.source
+        np.testing.assert_array_equal(loaded.state[f"{head}.weight"], state[rename(f"{head}.weight")])
+        assert any("counters of batches" in remark for remark in loaded.remarks)
+        same(loaded, {name: state[rename(name)] for name in loaded.state})
 
 
-class Hostile:
-    """Unpickling this by the book would run a command."""
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_paddles_pairs_of_name_and_array_are_read(tmp_path: Path, protocol: int) -> None:
+    class Pair:
+        def __init__(self, value: Array) -> None:
+            self.value = value
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+        def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+            return tuple, (("conv2d_0.w_0", self.value),)
 
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (f"touch {self.mark}",)
-
-
-@pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.bin"])
-def test_a_pickle_that_would_run_a_command_is_refused_and_not_run(tmp_path: Path, name: str) -> None:
-    mark = tmp_path / "ran"
-    refused(written(tmp_path / name, {**state(), "3.bias": Hostile(mark)}), "not a readable file of tensors")
-    (tmp_path / f"bare-{name}").write_bytes(pickle.dumps(Hostile(mark)))
-    refused(tmp_path / f"bare-{name}", "not a readable file of tensors")
-    assert not mark.exists()
-    pickle.loads(pickle.dumps(Hostile(mark)))  # the trap works
-    assert mark.exists()
+    state = official.paddle(filled("fasternet_t0", official.fasternet_name))
+    path = tmp_path / "w.pdparams"
+    path.write_bytes(pickle.dumps({key: Pair(value) for key, value in state.items()}, protocol))
+    np.testing.assert_array_equal(load(path, "fasternet_t0").state["conv_head.weight"], state["avgpool_pre_head.1.weight"])
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.95])
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_a_truncated_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
-    path = tmp_path / name
-    written(path, state()) if name.endswith("pth") else safetensors(path, state())
+def test_paddles_merged_repvgg_keeps_its_se_blocks(tmp_path: Path) -> None:
+    """PaddleClas saves merged convolutions beside the branches and runs them without SE; here branches and SE are loaded."""
+    state = official.paddle(filled("repvgg_a0", official.repvgg_name))
+    merged = {key.replace("rbr_dense.conv", "rbr_reparam"): value for key, value in state.items() if "rbr_dense.conv" in key}
+    path = tmp_path / "w.pdparams"
+    path.write_bytes(pickle.dumps({**state, **merged}, 4))
+    loaded = load(path, "repvgg_a0")
+    assert loaded.form == "train"
+    assert any(f"{len(merged)} tensors left out" in remark and "SE block stays" in remark for remark in loaded.remarks)
+
+
+def test_repvit_with_one_head_and_fused(tmp_path: Path) -> None:
+    for heads, form, last in ((False, "train", "head.head.l.weight"), (True, "deploy", "head.weight")):
+        own = shapes("repvit_m0_6", form, 10, heads)
+        state = filled("repvit_m0_6", official.repvit_name(own), form, heads=heads)
+        loaded = load(saved(tmp_path / "w.pth", {"model": tensors(state)}), "repvit_m0_6")
+        assert (loaded.two_heads, loaded.form, last in loaded.state) == (heads and form == "train", form, True)
+        assert logits(loaded, official.inputs((1, 3, 64, 64))).shape == (1, 10)
+
+
+def test_legacy_repvit_is_told_from_its_successor(tmp_path: Path) -> None:
+    """M1 has M0.9's widths and depths, but a BatchNorm in each 1x1 branch."""
+    own = shapes("repvit_m1", "train", 10, True)
+    path = saved(tmp_path / "w.pth", tensors(filled("repvit_m1", official.repvit_name(own))))
+    with pytest.raises(InputError, match=r"does not fit repvit_m0_9: it lacks .*; it fits repvit_m1$"):
+        load(path, "repvit_m0_9")
+
+
+def test_only_the_two_smallest_fasternets_have_gelu() -> None:
+    from repzoo.zoo import families
+
+    for name in ("t0", "t1", "t2", "s", "m", "l"):
+        with torch.device("meta"):
+            kinds = {type(module) for module in families.build(f"fasternet_{name}").modules()}
+        assert (torch.nn.GELU in kinds, torch.nn.ReLU in kinds) == (name in ("t0", "t1"), name not in ("t0", "t1"))
+
+
+def test_averaged_weights_are_taken_where_the_source_prefers_them(tmp_path: Path) -> None:
+    plain, mean = filled(SMALL), filled(SMALL, gain=0.5)
+    wrapped = {f"module.{key}": value for key, value in tensors(mean).items()}
+    path = saved(tmp_path / "w.pth", {"state_dict": tensors(plain), "state_dict_ema": wrapped, "args": argparse.Namespace(lr=0.6)})
+    same(load(path, SMALL), mean)
+    assert "of 'state_dict', 'state_dict_ema' the table 'state_dict_ema' was taken" in load(path, SMALL).remarks
+    same(load(path, SMALL, LoadOptions(ema=False)), plain)
+
+
+def test_a_training_checkpoint_with_its_optimiser_is_read(tmp_path: Path) -> None:
+    expected = filled("fasternet_t0")
+    module = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5])
+    content = {
+        "model": tensors(expected),
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": scheduler.state_dict(),
+        "args": argparse.Namespace(a=Path("x")),
+    }
+    content |= {"best": np.float64(71.5), "scaler": {"scale": 65536.0, "_growth_tracker": 3}, "epoch": 299}
+    same(load(saved(tmp_path / "w.pth", content), "fasternet_t0"), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_floats_become_float32_and_it_is_said(tmp_path: Path, dtype: str) -> None:
+    state = filled(SMALL)
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    half = {
+        key: torch.from_numpy(np.array(value)).to(getattr(torch, dtype)) if value.ndim else torch.tensor(0)
+        for key, value in state.items()
+    }
+    loaded = load(saved(tmp_path / "w.pth", half), SMALL)
+    assert f"weights of type {dtype} became float32" in loaded.remarks
+    same(loaded, {key: value.astype(kind).astype(np.float32) if value.ndim else value for key, value in state.items()})
+    if dtype != "float64":
+        from safetensors.torch import save_file as save_torch
+
+        save_torch(half, tmp_path / "w.safetensors")
+        same(load(tmp_path / "w.safetensors", SMALL), dict(loaded.state))
+
+
+@pytest.fixture(scope="module")
+def ghost(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of ten classes of the smallest RepGhost."""
+    return saved(tmp_path_factory.mktemp("ghost") / "ghost.pth", {"state_dict": tensors(filled(SMALL))})
+
+
+def edited(path: Path, edit: Callable[[State], None]) -> Path:
+    state = filled(SMALL)
+    edit(state)
+    return saved(path, tensors(state))
+
+
+def test_what_is_missing_too_much_or_of_another_shape_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    with pytest.raises(InputError, match=r"lacks 1 tensors, such as 'conv_head\.bias'"):
+        load(edited(path, lambda state: state.__delitem__("conv_head.bias")), SMALL)
+    with pytest.raises(InputError, match=r"adds 1 tensors, such as 'extra\.weight'"):
+        load(edited(path, lambda state: state.update({"extra.weight": np.zeros(2, np.float32)})), SMALL)
+    with pytest.raises(InputError, match=r"has 1 of other shapes, such as 'bn1\.bias', \(3,\) where \(8,\) is expected"):
+        load(edited(path, lambda state: state.update({"bn1.bias": np.zeros(3, np.float32)})), SMALL)
+    with pytest.raises(InputError, match=r"'bn1\.bias' holds values that are not finite"):
+        load(edited(path, lambda state: state.update({"bn1.bias": np.full(8, np.nan, np.float32)})), SMALL)
+    with pytest.raises(InputError, match=r"'bn1\.bias' has elements of type int64"):
+        load(edited(path, lambda state: state.update({"bn1.bias": np.zeros(8, np.int64)})), SMALL)
+
+
+def test_the_wrong_model_is_told_which_one_fits(ghost: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"does not fit repghostnet_100: .*; it fits repghostnet_050 and repghostnet_050_wo$"):
+        load(ghost, "repghostnet_100")
+    with pytest.raises(InputError, match=r"is of .*RepGhost.*, not of repvgg_a0; it fits repghostnet_050 and repghostnet_050_wo$"):
+        load(ghost, "repvgg_a0")
+    with pytest.raises(InputError, match=r"adds .*fusion_bn.*it fits repghostnet_050 "):
+        load(ghost, "repghostnet_050_norep")
+    other = saved(tmp_path / "o.pth", {"a.weight": torch.zeros(2), "b.weight": torch.zeros(2)})
+    with pytest.raises(
+        InputError, match=r"2 tensors \('a\.weight', 'b\.weight', \.\.\.\) are not named as those of a model of the zoo"
+    ):
+        load(other, SMALL)
+
+
+def test_a_source_that_is_given_must_be_right(ghost: Path) -> None:
+    assert load(ghost, SMALL, LoadOptions("timm")).state.keys() == load(ghost, SMALL, LoadOptions("official")).state.keys()
+    with pytest.raises(InputError, match="by the source paddle; check the file and --source"):
+        load(ghost, SMALL, LoadOptions("paddle"))
+    with pytest.raises(InputError, match="no source is called 'tim'; did you mean timm"):
+        load(ghost, SMALL, LoadOptions("tim"))
+
+
+def test_another_class_count_needs_to_be_asked_for(ghost: Path) -> None:
+    with pytest.raises(InputError, match=r"has 10 classes where 7 are wanted; give --num-classes 10, or --reset-head"):
+        load(ghost, SMALL, LoadOptions(num_classes=7))
+    reset = load(ghost, SMALL, LoadOptions(num_classes=7, reset_head=True))
+    assert reset.state["classifier.weight"].shape == (7, 1280)
+    assert any("starts anew" in remark for remark in reset.remarks)
+    kept = {name: value for name, value in load(ghost, SMALL).state.items() if not name.startswith("classifier")}
+    assert all(np.array_equal(reset.state[name], value) for name, value in kept.items())
+    again = load(ghost, SMALL, LoadOptions(num_classes=7, reset_head=True))
+    np.testing.assert_array_equal(again.state["classifier.weight"], reset.state["classifier.weight"])
+
+
+def test_keys_that_meet_under_one_name_are_refused(tmp_path: Path) -> None:
+    state = filled("repvgg_a0", official.repvgg_name)
+    state["stem.conv_kxk.conv.weight"] = state["stage0.rbr_dense.conv.weight"]
+    with pytest.raises(InputError, match=r"gives stem\.conv_kxk\.conv\.weight twice"):
+        load(saved(tmp_path / "w.pth", tensors(state)), "repvgg_a0")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.95, 0.9999])
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "legacy.pth"])
+def test_a_half_downloaded_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
+    state, path = filled(SMALL), tmp_path / name
+    save_file(state, path) if name.endswith("safetensors") else saved(path, tensors(state), name.startswith("legacy"))
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    refused(path, "not a readable file of tensors")
-
-
-@pytest.mark.parametrize("content", [b"not a checkpoint at all", b"\x80\x02}q\x00.", b"PK\x03\x04", b"\xff" * 300])
-def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
-    for name in ("w.pth", "w.safetensors"):
-        (tmp_path / name).write_bytes(content)
-        refused(tmp_path / name, r"not a readable file of tensors|lacks 9 tensors")
-
-
-@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, torch.zeros(2), {"state_dict": {"a": "b"}}])
-def test_a_pth_of_something_else_is_refused(tmp_path: Path, content: object) -> None:
-    refused(written(tmp_path / "w.pth", content), "does not hold a table of tensors")
+    with pytest.raises(InputError, match=r"refused: .*(cut short|no end|beyond|starts like no)"):
+        load(path, SMALL)
 
 
 def test_no_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "none.pth", "does not exist")
-    refused(tmp_path, "does not exist")
+    for path in (tmp_path / "none.pth", tmp_path):
+        with pytest.raises(InputError, match="does not exist or is no file"):
+            load(path, SMALL)
+
+
+def test_convert_and_export_from_the_command_line(run: Run, ghost: Path, tmp_path: Path) -> None:
+    """convert writes what export reads; the graph computes what the module does; both say whose the weights were."""
+    out = tmp_path / "w.safetensors"
+    ran = run("convert", ghost, "--model", SMALL, "-o", out, "--json")
+    assert (ran.code, ran.document["classes"], ran.document["form"]) == (0, 10, "train")
+    same(load(ghost, SMALL), load_file(out))
+    with safe_open(out, "numpy") as file:
+        assert file.metadata()["model"] == SMALL
+    for weights in (ghost, out):
+        made = run(
+            "export", SMALL, "--checkpoint", weights, "--num-classes", 10, "--size", 32, "-o", tmp_path / f"{weights.stem}.onnx"
+        )
+        assert made.code == 0
+        assert "weights of" in made.err
+    onnx = [(tmp_path / name).read_bytes() for name in ("ghost.onnx", "w.onnx")]
+    assert len(onnx[0]) > 1_000_000
+    ran = run("export", SMALL, "--checkpoint", ghost, "-o", tmp_path / "x.onnx")
+    assert (ran.code, (tmp_path / "x.onnx").exists()) == (2, False)
+    assert "has 10 classes where 1000 are wanted" in ran.err
+    ran = run("convert", ghost, "--model", SMALL, "-o", tmp_path / "w.pth")
+    assert (ran.code, "give it that ending" in ran.err) == (2, True)

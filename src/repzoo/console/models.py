@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # graph.* brings onnx-ir, which takes long to import
     from repzoo.graph.certify import Certificate
     from repzoo.graph.cost import Cost
     from repzoo.verbs import EmbeddedInput
+    from repzoo.zoo.checkpoints import Loaded
+    from repzoo.zoo.download import Fetched
 
 
 def models(rows: Sequence[ModelSpec]) -> View:
@@ -86,7 +88,27 @@ def engines() -> View:
 def written(one: Artifact, path: Path) -> View:
     """A file that was made."""
     document = {"file": str(path), "form": one.form, "opset": one.opset, "classes": one.num_classes, "sha256": one.sha256}
-    return View(document, f"{path}: {one.form} form, opset {one.opset}, {one.num_classes} classes")
+    build = one.steps[0].settings if one.steps and one.steps[0].verb == "build" else {}
+    remarks = [f"weights of {build['source']}", *build.get("remarks", [])] if "source" in build else []
+    return View(document, f"{path}: {one.form} form, opset {one.opset}, {one.num_classes} classes", remarks=remarks)
+
+
+def converted(one: Loaded, path: Path, sha256: str) -> View:
+    """`repzoo convert`."""
+    facts = {"model": one.model, "source": one.source, "form": one.form, "classes": one.classes, "tensors": len(one.state)}
+    document = {"file": str(path), **facts, "remarks": list(one.remarks), "sha256": sha256}
+    said = f"{path}: {one.model}, {len(one.state)} tensors, {one.classes} classes; from {one.source}"
+    return View(document, said, remarks=one.remarks)
+
+
+def downloaded(done: Sequence[Fetched], failed: Sequence[str]) -> View:
+    """`repzoo download`."""
+    table = columned("weights", "status", ">MB", "verified by")
+    for one in done:
+        table.add_row(one.name, one.status, f"{one.bytes / 1e6:.1f}", one.verified or "nobody: no hash is published")
+    rows = [{**dataclasses.asdict(one), "file": str(one.file)} for one in done]
+    shown = [table, *(str(one.file) for one in done)] if done else []
+    return View({"files": rows, "failed": list(failed)}, *shown, remarks=failed[1:])
 
 
 def embedded_input(made: EmbeddedInput, one: Artifact, path: Path) -> View:

@@ -18,9 +18,12 @@ from repzoo.artifact import Preprocess
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 HELP = {
-    "checkpoint": "Weights to load: .safetensors, or a .pth that holds tensors only.",
+    "checkpoint": "Weights to load: a .pth, .pdparams or .safetensors file of any known source.",
+    "source": "Whose names the checkpoint has: auto, official, timm, thu, mmpretrain, paddle.",
+    "reset_head": "Start the last layer anew when its number of classes is another.",
+    "ema": "Take averaged weights where the source prefers them (timm, RepGhost).",
     "pretrained": "Download timm's ImageNet weights.",
-    "num_classes": "Number of outputs.  [default: the labels', else 1000]",
+    "num_classes": "Number of outputs.  [default: the labels', else 1000; convert: the checkpoint's]",
     "opset": "ONNX operator set, 11 to 20.",
     "dynamic_batch": "Leave the batch size open, or fix it at 1.",
     "form": "train (every BatchNormalization kept) or deploy (folded).",

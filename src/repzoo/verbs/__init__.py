@@ -3,7 +3,7 @@
 from repzoo.verbs.evaluating import EvaluateOptions, Evaluation, evaluate
 from repzoo.verbs.inputs import EmbeddedInput, Mismatches, embed_input, measure_mismatch
 from repzoo.verbs.loading import embedded_for, load
-from repzoo.verbs.making import ExportOptions, QuantizeOptions, export, fold, quantize, trainer
+from repzoo.verbs.making import ExportOptions, QuantizeOptions, convert, export, fold, quantize, trainer
 from repzoo.verbs.measuring import BenchOptions, Prediction, benchmark, first_images, predict
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Prediction",
     "QuantizeOptions",
     "benchmark",
+    "convert",
     "embed_input",
     "embedded_for",
     "evaluate",

@@ -24,11 +24,15 @@ from repzoo.progress import Progress, silent
 from repzoo.quant import ladder, recipes
 from repzoo.quant.scheme import scheme as scheme_called
 from repzoo.quant.scheme import scheme_for
+from repzoo.storage import sha256_of_file
 from repzoo.verbs.inputs import embed_input
 from repzoo.zoo import catalog
+from repzoo.zoo.download import resolve
+from repzoo.zoo.naming import LoadOptions
 
 if TYPE_CHECKING:  # onnx-ir takes a quarter of a second to import: only the verbs that rewrite graphs pay for it
     from repzoo.graph.certify import Certificate
+    from repzoo.zoo.checkpoints import Loaded
 
 
 def trainer() -> Callable[..., Any]:
@@ -46,9 +50,18 @@ def trainer() -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Settings of `export`. checkpoint: a .safetensors or weights-only .pth file in the model's own (timm) naming."""
+    """Settings of `export`.
 
-    checkpoint: Path | None = None
+    checkpoint  a file of weights from any known source, or the name of published ones (`repghostnet_100.in1k`)
+    source      whose naming it has, or "auto"
+    reset_head  start the last layer anew when its number of classes is another
+    ema         take the averaged weights where the source prefers them
+    """
+
+    checkpoint: str | Path | None = None
+    source: str = "auto"
+    reset_head: bool = False
+    ema: bool = True
     pretrained: bool = False
     num_classes: int | None = None
     opset: int = 17
@@ -82,9 +95,8 @@ def export(model: str, options: ExportOptions | None = None, labels: Sequence[st
     prepared = Preprocess.from_mapping({**asdict(row.preprocess), **given})
     replace(prepared, input=kind, yuv=yuv or prepared.yuv)  # refuses, before anything is built, what cannot be
     classes = options.num_classes or len(labels) or row.num_classes
-    module = _built(model, classes, options)
-    weights = str(options.checkpoint.name) if options.checkpoint else ("pretrained" if options.pretrained else "random")
-    step = Step("build", __version__, {"model": model, "weights": weights, "num_classes": classes, "seed": options.seed})
+    module, weights = _built(model, classes, options)
+    step = Step("build", __version__, {"model": model, **weights, "num_classes": classes, "seed": options.seed})
     from repzoo.graph import export as exporting
     from repzoo.zoo import families
 
@@ -94,15 +106,35 @@ def export(model: str, options: ExportOptions | None = None, labels: Sequence[st
     return made if kind == "float" else embed_input(made, kind, yuv).artifact
 
 
-def _built(model: str, classes: int, options: ExportOptions) -> Any:
+def _built(model: str, classes: int, options: ExportOptions) -> tuple[Any, dict[str, Any]]:
+    """(module, what its history says of its weights)."""
     from repzoo.zoo import families
 
-    module = families.seeded(model, classes, options.seed, options.pretrained)
-    if options.checkpoint:
-        from repzoo.zoo import checkpoints
+    if options.checkpoint is None:
+        module = families.seeded(model, classes, options.seed, options.pretrained)
+        return module, {"weights": "pretrained" if options.pretrained else "random"}
+    if options.pretrained:
+        raise InputError("two sets of weights are asked for; give a checkpoint, or pretrained, not both")
+    from repzoo.zoo import checkpoints
 
-        checkpoints.load_into(module, options.checkpoint)
-    return module
+    path = resolve(options.checkpoint)
+    loading = LoadOptions(options.source, classes, options.reset_head, options.ema, options.seed)
+    found = checkpoints.load(path, model, loading)
+    return checkpoints.module_of(found), {"weights": path.name, "source": found.source, "remarks": list(found.remarks)}
+
+
+def convert(checkpoint: str | Path, model: str, options: LoadOptions | None = None) -> tuple[bytes, Loaded]:
+    """(.safetensors file, what is in it): the weights of a checkpoint of any known source, in the catalogue's naming.
+
+    Raises:
+        InputError: not a checkpoint of tensors, or not one of `model` (which it fits is said); nothing in it is run.
+        MissingExtra: torch, timm or safetensors is not installed.
+    """
+    from repzoo.zoo import checkpoints
+
+    path = resolve(checkpoint)
+    found = checkpoints.load(path, model, options)
+    return checkpoints.to_safetensors(found, sha256_of_file(path)), found
 
 
 def fold(

@@ -20,26 +20,9 @@ from repzoo import __version__
 from repzoo.errors import InputError, MissingExtra
 from repzoo.zoo import catalog, families
 from repzoo.zoo.containers import Table, read
-from repzoo.zoo.naming import COUNTER, HEADS, Named, named
+from repzoo.zoo.naming import COUNTER, HEADS, LoadOptions, Named, named
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """How a checkpoint is read.
-
-    source       whose naming it has, or "auto": found by inspection
-    num_classes  outputs that are wanted; None: the checkpoint's own
-    reset_head   start the last layer anew (from `seed`) when the checkpoint's has another number of classes
-    ema          take the averaged weights where the source prefers them
-    """
-
-    source: str = "auto"
-    num_classes: int | None = None
-    reset_head: bool = False
-    ema: bool = True
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,7 +111,7 @@ def _named(path: Path, family: str, options: LoadOptions) -> Named:
 
 
 def _fitting(found: Named) -> str:
-    """"; it fits X" for the catalogue models whose tensors are exactly these, counters and classes aside; "" when none is."""
+    """ "; it fits X" for the catalogue models whose tensors are exactly these, counters and classes aside; "" when none is."""
     own = {name: value.shape for name, value in found.table.items() if not name.endswith(COUNTER)}
     rows = [row.name for row in catalog.models() if row.family == found.scheme.family]
     fits = [name for name in rows if _without_counters(shapes(name, found.form, found.classes or 1000, found.two_heads)) == own]

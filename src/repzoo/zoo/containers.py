@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from repzoo.errors import InputError, MissingExtra
-from repzoo.zoo.unpickle import Array, Refused, StorageRef, unpickle
+from repzoo.zoo.pickled import Array, Refused, StorageRef
+from repzoo.zoo.unpickle import unpickle
 
 MAX_BYTES = 16 * 2**30
 MAX_PICKLE_BYTES = 256 * 2**20  # of a zip form's data.pkl, which holds names and shapes only
@@ -164,9 +165,9 @@ def _safetensors(mapped: mmap.mmap) -> Table:
     if len(mapped) < 9 or int.from_bytes(mapped[:8], "little") > len(mapped) - 8:
         raise Refused(f"it is not a readable .safetensors file: cut short, or another format; {_AGAIN}")
     try:
-        entries = deserialize(bytes(mapped))
+        entries = deserialize(bytes(mapped))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise Refused(f"it is not a readable .safetensors file ({error}); {_AGAIN}") from None
+        raise Refused(f"it is not a readable .safetensors file: cut short or damaged ({error}); {_AGAIN}") from None
     return {name: _safe_array(name, entry) for name, entry in entries}
 
 
@@ -207,12 +208,18 @@ def _require_plain(archive: zipfile.ZipFile, length: int) -> None:
 
 def _torch_zip(path: Path, mapped: mmap.mmap) -> Any:
     with _zip_of(path, mapped) as archive:
-        roots = [name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
+        roots = [
+            name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1
+        ]
         if len(roots) != 1:
-            raise Refused("it is a zip archive, but not one of torch.save (it has no data.pkl); unpack it and give the weights inside")
+            raise Refused(
+                "it is a zip archive, but not one of torch.save (it has no data.pkl); unpack it and give the weights inside"
+            )
         root = roots[0]
         if f"{root}constants.pkl" in archive.namelist():
-            raise Refused("it is a TorchScript program, which holds code; save the weights alone: torch.save(model.state_dict(), F)")
+            raise Refused(
+                "it is a TorchScript program, which holds code; save the weights alone: torch.save(model.state_dict(), F)"
+            )
         swapped = f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") == b"big"
         if archive.getinfo(f"{root}data.pkl").file_size > MAX_PICKLE_BYTES:
             raise Refused("its data.pkl is larger than names and shapes need")
@@ -231,7 +238,9 @@ def _zip_storages(archive: zipfile.ZipFile, root: str, swapped: bool) -> Callabl
                 raise Refused(f"it refers to the storage {reference.key[:40]!r}, which it does not have")
             size = archive.getinfo(name).file_size
             if size != reference.count * reference.dtype.itemsize:
-                raise Refused(f"its storage {reference.key!r} has {size:,} bytes, not those of {reference.count:,} {reference.dtype}")
+                raise Refused(
+                    f"its storage {reference.key!r} has {size:,} bytes, not those of {reference.count:,} {reference.dtype}"
+                )
             kind = reference.dtype.newbyteorder(">") if swapped else reference.dtype
             known[reference.key] = reference, np.frombuffer(archive.read(name), kind)
         first, found = known[reference.key]
@@ -295,4 +304,3 @@ def _legacy_storages(mapped: mmap.mmap, keys: list[str], wanted: Mapping[str, St
     if place != len(mapped):
         raise Refused(f"{len(mapped) - place:,} bytes follow its last storage")
     return found
-

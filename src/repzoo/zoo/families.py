@@ -115,9 +115,7 @@ class _ReluThenSE(SEModule):  # type: ignore[misc]  # timm has no types
 
 def _repvggplus_l2pse(**kwargs: Any) -> nn.Module:
     """RepVGG-D2 (8, 14, 24, 1 blocks; widths 2.5, 2.5, 2.5, 5) whose blocks end in ReLU and SE of a quarter of the channels."""
-    stages = tuple(
-        ByoBlockCfg(type="rep", d=d, c=int(c), gs=0) for d, c in zip((8, 14, 24, 1), (160, 320, 640, 2560), strict=True)
-    )
+    stages = tuple(ByoBlockCfg(type="rep", d=d, c=int(c), gs=0) for d, c in zip((8, 14, 24, 1), (160, 320, 640, 2560), strict=True))
     model = _typed(ByobNet(ByoModelCfg(blocks=stages, stem_type="rep", stem_chs=64), **kwargs))
     for block in model.modules():
         if isinstance(block, RepVggBlock):

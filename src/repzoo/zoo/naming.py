@@ -41,6 +41,23 @@ HEADS = {
 
 
 @dataclass(frozen=True)
+class LoadOptions:
+    """How a checkpoint is read.
+
+    source       whose naming it has, or "auto": found by inspection
+    num_classes  outputs that are wanted; None: the checkpoint's own
+    reset_head   start the last layer anew (from `seed`) when the checkpoint's has another number of classes
+    ema          take the averaged weights where the source prefers them
+    """
+
+    source: str = "auto"
+    num_classes: int | None = None
+    reset_head: bool = False
+    ema: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Rule:
     """A substitution: `pattern` anywhere in the key becomes `replacement`, whose {} is group 1, as a number plus `add` if given."""
 
