@@ -92,6 +92,15 @@ def repvgg(variant: str, size: int) -> Iterator[Layer]:
     yield Layer(1, channels, 1000, 1)
 
 
+def repvggplus(variant: str, size: int) -> Iterator[Layer]:
+    """D2 with a wider SE after each block."""
+    assert variant == "l2pse"
+    *blocks, last = repvgg("d2", size)
+    for block in blocks:
+        yield from (block, *squeeze(block.outputs, block.outputs // 4))
+    yield last
+
+
 REPGHOST_BLOCKS = (  # kernel, expansion, output, squeeze, stride
     *((3, 8, 16, 0, 1), (3, 24, 24, 0, 2), (3, 36, 24, 0, 1), (5, 36, 40, 1, 2), (5, 60, 40, 1, 1), (3, 120, 80, 0, 2)),
     *((3, 100, 80, 0, 1), (3, 120, 80, 0, 1), (3, 120, 80, 0, 1), (3, 240, 112, 1, 1), (3, 336, 112, 1, 1), (5, 336, 160, 1, 2)),
@@ -124,6 +133,7 @@ def repghostnet(variant: str, size: int) -> Iterator[Layer]:
 REPVIT = {  # width of the first stage, blocks of each stage (the one before a downsampling included)
     "m0_6": (40, (2, 2, 9, 1)), "m0_9": (48, (3, 3, 15, 2)), "m1_0": (56, (3, 3, 15, 2)),
     "m1_1": (64, (3, 3, 13, 2)), "m1_5": (64, (5, 5, 25, 4)), "m2_3": (80, (7, 7, 35, 2)),
+    "m1": (48, (3, 3, 15, 2)), "m2": (64, (3, 3, 13, 2)), "m3": (64, (5, 5, 19, 2)),
 }  # fmt: skip
 
 
@@ -165,7 +175,7 @@ def fasternet(variant: str, size: int) -> Iterator[Layer]:
     yield from (Layer(1, width, 1280, 1, bias=False), Layer(1, 1280, 1000, 1))
 
 
-FAMILIES = {"repvgg": repvgg, "repghostnet": repghostnet, "repvit": repvit, "fasternet": fasternet}
+FAMILIES = {"repvgg": repvgg, "repvggplus": repvggplus, "repghostnet": repghostnet, "repvit": repvit, "fasternet": fasternet}
 
 
 def layers(name: str, size: int) -> list[Layer]:
@@ -211,7 +221,7 @@ def test_every_variant_is_listed_family_by_family() -> None:
     repvgg_names = [f"repvgg_{name}" for name in ("a0", "a1", "a2", "b0", *grouped, "d2se")]
     widths = ("050", "050_repid", "050_norep", "050_wo", "058", "080", "100", "111", "130", "150", "200")
     others = [f"repvit_{name}" for name in REPVIT] + [f"fasternet_{name}" for name in FASTERNET]
-    assert repvgg_names + [f"repghostnet_{name}" for name in widths] + others == NAMES
+    assert [*repvgg_names, "repvggplus_l2pse"] + [f"repghostnet_{name}" for name in widths] + others == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

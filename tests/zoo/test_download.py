@@ -171,7 +171,7 @@ def test_redirects(server: Server, tmp_path: Path) -> None:
     }
     assert fetch(matching(server.url("a.pth"))[0], tmp_path).bytes == len(CONTENT)
     for name in ("file.pth", "ftp.pth"):
-        with pytest.raises(InputError, match="is not (followed|allowed)"):
+        with pytest.raises(InputError, match=r"is not (followed|allowed)"):
             fetch(matching(server.url(name))[0], tmp_path)
     with pytest.raises(InputError, match="answered 302"):
         fetch(matching(server.url("loop.pth"))[0], tmp_path)
