@@ -208,6 +208,9 @@ def quantize(
     budget = ladder.Budget(options.max_drop, options.force)
     runner = engine(options.engine)
     if options.recipe != recipes.OWN:
-        return recipes.quantize(artifact, calibration, gate, runner, options.recipe, budget, progress)
-    scheme = scheme_called(options.scheme) if options.scheme else scheme_for(options.engine)
-    return ladder.quantize(artifact, calibration, gate, runner, scheme, budget, progress)
+        made, report = recipes.quantize(artifact, calibration, gate, runner, options.recipe, budget, progress)
+    else:
+        scheme = scheme_called(options.scheme) if options.scheme else scheme_for(options.engine)
+        made, report = ladder.quantize(artifact, calibration, gate, runner, scheme, budget, progress)
+    few = [f"{len(calibration)} calibration images, of {options.images} asked for"] if len(calibration) < options.images else []
+    return made, replace(report, warnings=(*few, *report.warnings))
