@@ -1,0 +1,88 @@
+"""Several real processes on this machine: the result of one, to the last image, and one sentence when one fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="the torch extra is not installed")
+
+Run = Callable[..., Any]
+
+
+def few(source: Path, target: Path, count: int) -> Path:
+    """The first `count` images of `source`, in turns over its classes."""
+    files = sorted(source.glob("*/*.png"), key=lambda path: (sorted(path.parent.iterdir()).index(path), path.parent.name))
+    for path in files[:count]:
+        (target / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target / path.parent.name)
+    return target
+
+
+def together(commands: Sequence[Sequence[object]]) -> list[subprocess.CompletedProcess[str]]:
+    """One process for each command, which find each other as those that torchrun starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": str(len(commands)),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "repzoo", *map(str, command)],
+            env={**shared, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, command in enumerate(commands)
+    ]
+    done = []
+    for process in started:
+        out, err = process.communicate(timeout=250)
+        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    return done
+
+
+def test_torchrun_gives_what_one_process_gives_and_one_goes_on_with_what_two_began(
+    run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
+) -> None:
+    data = few(digits_folder, tmp_path / "odd", 45)
+    command = ("evaluate", str(model_file), "--data", str(data), "--json")
+    alone = run(*command)
+    journal = tmp_path / "j.jsonl"
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "repzoo"]
+    two = subprocess.run([*start, *command, "--resume", str(journal)], capture_output=True, text=True, check=False, timeout=250)
+    assert two.returncode == 0, two.stderr
+    assert two.stdout == alone.out
+    parts = [journal, tmp_path / "j.jsonl.1"]
+    seen = [[json.loads(line)["i"] for line in path.read_text().splitlines()[1:]] for path in parts]
+    assert sorted(seen[0] + seen[1]) == list(range(45))
+    assert all(seen)
+    parts[1].write_text("".join(line + "\n" for line in parts[1].read_text().splitlines()[:9]))  # as if killed after one chunk
+    resumed = run(*command, "--resume", journal)
+    assert (resumed.code, resumed.out) == (0, alone.out)
+
+
+def test_what_fails_in_one_process_ends_all_with_its_sentence_said_once(
+    model_file: Path, digits_folder: Path, tmp_path: Path
+) -> None:
+    good = ("evaluate", model_file, "--data", digits_folder)
+    first, second = together([good, ("evaluate", model_file, "--data", tmp_path / "absent")])
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert first.stderr.count("\n") == 1
+    assert f"the folder {tmp_path / 'absent'} does not exist" in first.stderr
+    assert (first.stdout, second.stdout, second.stderr) == ("", "", "")
