@@ -1,0 +1,57 @@
+"""Engines on onnx's reference evaluator: one works, and has options; one takes the process down; one never returns."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+Array = npt.NDArray[np.float32]
+
+
+class Sample:
+    """Sums each image's channels with the reference evaluator; "sample:twice" doubles the logits."""
+
+    def __init__(self, option: str = "") -> None:
+        self.name = f"sample:{option}" if option else "sample"
+        self._factor = np.float32(2 if option else 1)
+
+    @staticmethod
+    def options() -> list[str]:
+        return ["twice"]
+
+    def version(self) -> str:
+        return "9.9"
+
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> SampleSession:  # noqa: ARG002
+        return SampleSession(ReferenceEvaluator(model), model.graph.input[0].name, self._factor)
+
+
+class SampleSession:
+    def __init__(self, evaluator: ReferenceEvaluator, name: str, factor: np.float32) -> None:
+        self._evaluator, self._name, self._factor = evaluator, name, factor
+
+    def run(self, inputs: Array) -> Array:
+        return self.run_all(inputs)[0]
+
+    def run_all(self, inputs: Array) -> list[Array]:
+        return [self._factor * np.asarray(one) for one in self._evaluator.run(None, {self._name: inputs})]
+
+
+class Abort(Sample):
+    """Aborts the process while it opens a model, as a runtime with a defect does."""
+
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> SampleSession:  # noqa: ARG002
+        os.abort()
+
+
+class Hang(Sample):
+    """Never finishes opening."""
+
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> SampleSession:
+        time.sleep(600)
+        return super().open(model, threads, exact)
