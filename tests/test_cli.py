@@ -115,6 +115,7 @@ def test_engines(run: Run) -> None:
     rows = {row["name"]: row for row in document["engines"]}
     assert rows["onnxruntime"]["version"]
     assert all(row["version"] or "pip install" in row["hint"] for row in rows.values())
+    assert "CPUExecutionProvider" in rows["onnxruntime"]["options"]
     assert document["host"]["cores"] >= 1
     assert fits(run("engines").out)
 

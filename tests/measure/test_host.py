@@ -31,6 +31,19 @@ def test_every_int8_flag_the_cpu_names_is_told() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
 def test_affinity_is_what_this_process_may_use() -> None:
     assert host.host()["affinity"] == len(os.sched_getaffinity(0))
+    assert set(host.host()["cpus"]) == os.sched_getaffinity(0)
+
+
+def test_what_overrules_a_sessions_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("OMP_PROC_BIND", "close")
+    host.host.cache_clear()
+    try:
+        threads = host.host()["threads"]
+    finally:
+        host.host.cache_clear()
+    assert threads["OMP_NUM_THREADS"] == "3"
+    assert threads["OMP_PROC_BIND"] == "close"
 
 
 def test_a_system_without_these_files_and_calls_still_has_facts(monkeypatch: pytest.MonkeyPatch) -> None:

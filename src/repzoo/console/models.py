@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from repzoo.artifact import Artifact
 from repzoo.console.output import View, columned
-from repzoo.engines import ENGINES, engine
+from repzoo.engines import ENGINES, engine, options
 from repzoo.errors import InputError
 from repzoo.measure.host import host
 from repzoo.report import card as cards
@@ -70,13 +70,16 @@ def artifact(one: Artifact) -> View:
 
 def engines() -> View:
     """`repzoo engines`."""
-    table, found = columned("engine", "version", "to install"), []
+    table = columned("engine", "version", "options, or what to type")
+    found: list[dict[str, Any]] = []
     for name in ENGINES.names():
+        row: dict[str, Any] = {"name": name, "version": "", "hint": "", "options": []}
         try:
-            found.append({"name": name, "version": engine(name).version(), "hint": ""})
+            row |= {"version": engine(name).version(), "options": options(name)}
         except InputError as error:
-            found.append({"name": name, "version": "", "hint": str(error)})
-        table.add_row(*found[-1].values())
+            row["hint"] = str(error)
+        found.append(row)
+        table.add_row(name, row["version"], row["hint"] or "\n".join(f"{name}:{one}" for one in row["options"]))
     facts = host()
     return View(
         {"engines": found, "host": facts},

@@ -386,6 +386,10 @@ def constant(*, value: Any = None, value_float: Any = None, value_floats: Any = 
     return given if isinstance(given, Tensor) else torch.tensor(given)
 
 
+def constant_of_shape(shape: Any, *, value: Tensor | None = None) -> Tensor:
+    return (torch.zeros(1) if value is None else value.reshape(1)).expand(_ints(shape)).clone()
+
+
 def concat(*parts: Any, axis: int) -> Tensor:
     return torch.cat([one if isinstance(one, Tensor) else torch.tensor(_ints(one)) for one in parts], axis)
 
@@ -421,7 +425,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "HardSwish": functional.hardswish, "Elu": lambda x, *, alpha=1.0: functional.elu(x, alpha),
     "LeakyRelu": lambda x, *, alpha=0.01: functional.leaky_relu(x, alpha),
     "Gelu": lambda x, *, approximate=b"none": functional.gelu(x, approximate=approximate.decode()),
-    "Softmax": softmax, "Clip": clip, "Cast": cast, "Constant": constant, "Shape": shape_of, "Expand": lambda x, to: x * torch.ones(
+    "Softmax": softmax, "Clip": clip, "Cast": cast, "Constant": constant, "ConstantOfShape": constant_of_shape, "Shape": shape_of, "Expand": lambda x, to: x * torch.ones(
         _ints(to), dtype=x.dtype),
     "Conv": conv, "Gemm": gemm, "BatchNormalization": batch_normalization, "LayerNormalization": layer_normalization,
     "MaxPool": max_pool, "AveragePool": average_pool,
