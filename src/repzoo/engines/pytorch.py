@@ -425,7 +425,8 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "HardSwish": functional.hardswish, "Elu": lambda x, *, alpha=1.0: functional.elu(x, alpha),
     "LeakyRelu": lambda x, *, alpha=0.01: functional.leaky_relu(x, alpha),
     "Gelu": lambda x, *, approximate=b"none": functional.gelu(x, approximate=approximate.decode()),
-    "Softmax": softmax, "Clip": clip, "Cast": cast, "Constant": constant, "ConstantOfShape": constant_of_shape, "Shape": shape_of, "Expand": lambda x, to: x * torch.ones(
+    "Softmax": softmax, "Clip": clip, "Cast": cast, "Constant": constant,
+    "ConstantOfShape": constant_of_shape, "Shape": shape_of, "Expand": lambda x, to: x * torch.ones(
         _ints(to), dtype=x.dtype),
     "Conv": conv, "Gemm": gemm, "BatchNormalization": batch_normalization, "LayerNormalization": layer_normalization,
     "MaxPool": max_pool, "AveragePool": average_pool,
