@@ -1,8 +1,15 @@
-"""One streaming calibration pass: a histogram for each tensor, in memory that does not grow with the number of images."""
+"""One streaming calibration pass. What later steps need is declared first; memory does not grow with the number of images.
+
+Of a tensor: exact extremes of each channel, and a histogram and a mean of each channel from random positions (the same for a
+seed). Of a layer: the mean and the Gram matrix X'X of its columns (see layers.py), from random output positions, which is what
+second-order rounding, bias correction and the diagnosis need. Everything can be rescaled afterwards as if the model had been
+equalised before the pass, so one pass serves with and without equalisation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,71 +18,210 @@ import onnx
 from repzoo.artifact import classifier_input
 from repzoo.engines import Engine
 from repzoo.errors import InputError
+from repzoo.quant import layers
+from repzoo.quant.layers import Layer
 
-BINS = 2048
+Float = npt.NDArray[np.float64]
+Images = npt.NDArray[np.float32]
+BINS = 256
+SPOTS = 196  # positions of each image that a histogram takes; extremes take all
+ROWS_PER_COLUMN, LEAST_ROWS = 8, 8192  # output positions behind a Gram matrix, in all
+GRAM_BYTES = 2**28  # of all Gram matrices together, float32
 
 
 class Histogram:
-    """Counts of a tensor's values over a range that doubles when a value falls outside; bins keep their borders.
+    """Counts of each channel's values over -edge..edge, where edge is a power of two that grows as values ask for it.
 
-    low, high    the exact extremes seen
-    edge         the bins span -edge..edge
+    low, high   exact extremes of each channel, [C]
+    counts      [C, BINS]; zeros [C] values that are exactly 0 (they cost nothing to quantise) are counted apart
     """
 
-    def __init__(self) -> None:
-        self.counts: npt.NDArray[np.int64] = np.zeros(BINS, np.int64)
-        self.edge, self.low, self.high, self.total = 0.0, np.inf, -np.inf, 0
-
-    def add(self, values: npt.NDArray[np.float32]) -> None:
-        """Count `values`, finite float32 of any shape."""
-        low, high = float(values.min()), float(values.max())
-        self.low, self.high, self.total = min(self.low, low), max(self.high, high), self.total + values.size
-        self._widen(max(-low, high))
-        if self.edge > 0:
-            # In float64 the bins' borders are exact, so doubling never moves a value across one, and nothing overflows.
-            self.counts += np.histogram(values.astype(np.float64), BINS, (-self.edge, self.edge))[0]
-        else:
-            self.counts[BINS // 2] += values.size
-
-    def _widen(self, reach: float) -> None:
-        if reach <= self.edge:
-            return
-        self.edge = self.edge or reach
-        while self.edge < reach:
-            halves = self.counts.reshape(-1, 2).sum(1)
-            self.counts = np.concatenate([np.zeros(BINS // 4, np.int64), halves, np.zeros(BINS // 4, np.int64)])
-            self.edge *= 2
+    def __init__(self, channels: int) -> None:
+        self.counts: npt.NDArray[np.int64] = np.zeros((channels, BINS), np.int64)
+        self.zeros: npt.NDArray[np.int64] = np.zeros(channels, np.int64)
+        self.edge: Float = np.zeros(channels)
+        self.low: Float = np.full(channels, np.inf)
+        self.high: Float = np.full(channels, -np.inf)
+        self.sum: Float = np.zeros(channels)
 
     @property
-    def centres(self) -> npt.NDArray[np.float64]:
-        """The middle of each bin."""
-        return np.asarray((np.arange(BINS) + 0.5) * (2 * self.edge / BINS) - self.edge, np.float64)
+    def total(self) -> int:
+        """Values counted, of all channels."""
+        return int(self.counts.sum() + self.zeros.sum())
+
+    def add(self, values: npt.NDArray[np.float32], low: npt.NDArray[np.float32], high: npt.NDArray[np.float32]) -> None:
+        """Count `values` [C, n], finite, whose channels' extremes (and those of values not given) are `low`, `high` [C]."""
+        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+        self._widen(np.maximum(-self.low, self.high))
+        wide = values.astype(np.float64)
+        self.sum += wide.sum(1)
+        step = np.where(self.edge > 0, self.edge, 1.0)[:, None] / (BINS // 2)
+        bins = np.clip(np.floor(wide / step).astype(np.int64) + BINS // 2, 0, BINS - 1)
+        filled = wide != 0
+        self.zeros += (~filled).sum(1)
+        flat = (bins + np.arange(len(bins))[:, None] * BINS)[filled]
+        self.counts += np.bincount(flat, minlength=self.counts.size).reshape(self.counts.shape)
+
+    def _widen(self, reach: Float) -> None:
+        wanted = np.where(reach > 0, np.exp2(np.ceil(np.log2(np.maximum(reach, np.finfo(float).tiny)))), 0.0)
+        for channel in np.flatnonzero(wanted > self.edge):
+            if self.edge[channel] > 0:
+                self.counts[channel] = _halved(self.counts[channel], round(np.log2(wanted[channel] / self.edge[channel])))
+            self.edge[channel] = wanted[channel]
+
+    @property
+    def centres(self) -> Float:
+        """The middle of each bin, [C, BINS]."""
+        return np.asarray(((np.arange(BINS) + 0.5) * (2 / BINS) - 1) * self.edge[:, None])
+
+    @property
+    def mean(self) -> Float:
+        """Of each channel, [C]."""
+        return self.sum / np.maximum(1, self.counts.sum(1) + self.zeros)
+
+    def over(self, factors: Float) -> Histogram:
+        """The histogram of values / factors, factors positive [C]."""
+        made = Histogram(len(factors))
+        made.counts, made.zeros = self.counts, self.zeros
+        made.edge, made.low, made.high, made.sum = (item / factors for item in (self.edge, self.low, self.high, self.sum))
+        return made
+
+
+def _halved(counts: npt.NDArray[np.int64], times: int) -> npt.NDArray[np.int64]:
+    """Counts over a range 2**times as wide."""
+    for _ in range(min(times, BINS)):
+        quarter = np.zeros(BINS // 4, np.int64)
+        counts = np.concatenate([quarter, counts.reshape(-1, 2).sum(1), quarter])
+    return counts
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of a layer's columns: their mean [G, K] and, block by block along K, mean of x x' [G, k, k].
+
+    blocks  where each block begins and ends; more than one only where the whole matrix would take too much memory
+    """
+
+    mean: Float
+    grams: tuple[npt.NDArray[np.float32], ...]
+    blocks: tuple[tuple[int, int], ...]
+    rows: int
+
+    def over(self, factors: Float) -> Moments:
+        """Moments of columns / factors, [G, K]."""
+        grams = tuple(
+            (gram / (factors[:, a:b, None] * factors[:, None, a:b])).astype(np.float32)
+            for gram, (a, b) in zip(self.grams, self.blocks, strict=True)
+        )
+        return replace(self, mean=self.mean / factors, grams=grams)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one pass found: histograms by tensor, moments by layer, images seen."""
+
+    histograms: Mapping[str, Histogram]
+    moments: Mapping[str, Moments]
+    images: int
+
+    def over(self, factors: Mapping[str, Float], reads: Iterable[Layer]) -> Statistics:
+        """As if each tensor named in `factors` had been divided by its factors [C] before the pass."""
+        scaled = {name: one.over(factors[name]) if name in factors else one for name, one in self.histograms.items()}
+        moved = {
+            one.name: self.moments[one.name].over(one.by_channel(factors[one.source]))
+            for one in reads
+            if one.source in factors and one.name in self.moments
+        }
+        return replace(self, histograms=scaled, moments={**self.moments, **moved})
+
+
+class _Gathering:
+    """Moments of one layer under way."""
+
+    def __init__(self, one: Layer, width: int, images: int) -> None:
+        self.layer, self.images = one, images
+        channels = max(1, width // int(np.prod(one.kernel))) * int(np.prod(one.kernel))
+        edges = [*range(0, one.fan_in, channels), one.fan_in]
+        self.blocks = tuple(zip(edges, edges[1:], strict=False))
+        self.grams = [np.zeros((one.groups, b - a, b - a), np.float32) for a, b in self.blocks]
+        self.sum, self.rows = np.zeros((one.groups, one.fan_in)), 0
+
+    def add(self, activation: Images, random: np.random.Generator) -> None:
+        wanted = max(LEAST_ROWS, ROWS_PER_COLUMN * self.layer.fan_in)
+        found = layers.columns(self.layer, activation, -(-wanted // self.images), random)
+        self.rows += found.shape[1]
+        self.sum += found.sum(1, dtype=np.float64)
+        for gram, (a, b) in zip(self.grams, self.blocks, strict=True):
+            gram += found[:, :, a:b].transpose(0, 2, 1) @ found[:, :, a:b]
+
+    def done(self) -> Moments:
+        return Moments(self.sum / self.rows, tuple(gram / self.rows for gram in self.grams), self.blocks, self.rows)
+
+
+def gram_width(wanted: Sequence[Layer]) -> int:
+    """The widest block for which all Gram matrices together fit GRAM_BYTES."""
+    width = max((one.fan_in for one in wanted), default=1)
+    while width > 64 and sum(4 * one.groups * one.fan_in * min(width, one.fan_in) for one in wanted) > GRAM_BYTES:
+        width //= 2
+    return width
 
 
 def observe(
-    model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[npt.NDArray[np.float32]], engine: Engine, threads: int
-) -> dict[str, Histogram]:
-    """Histograms of the named `tensors` of the float `model` over `batches` of inputs.
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    reads: Sequence[Layer],
+    batches: Iterable[Images],
+    engine: Engine,
+    threads: int,
+    images: int,
+) -> Statistics:
+    """Histograms of the float activations `tensors`, and moments of the layers `reads`, of `model` over `batches` of inputs.
+
+    images  how many are expected, for sampling positions evenly
 
     Raises:
         InputError: no batch, or a tensor that is not finite (it is named).
     """
+    source, names = classifier_input(model).name, list(dict.fromkeys([*tensors, *(one.source for one in reads)]))
+    wanted = [name for name in names if name != source]
+    session, random = engine.open(_probed(model, wanted), threads), np.random.default_rng(0)
+    width = gram_width(reads)
+    gathered = {one.name: _Gathering(one, width, images) for one in reads}
+    found: dict[str, Histogram] = {}
+    seen = 0
+    for inputs in batches:
+        seen += len(inputs)
+        values = {source: inputs, **(dict(zip(wanted, session.run_all(inputs), strict=True)) if wanted else {})}
+        for name in tensors:
+            _count(found, name, values[name], random)
+        for one in reads:
+            _require_finite(one.source, values[one.source])
+            gathered[one.name].add(values[one.source], random)
+    if not seen:
+        raise InputError("no calibration image could be read; give --data with images of the kind the model will see")
+    return Statistics(found, {name: one.done() for name, one in gathered.items()}, seen)
+
+
+def _probed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
-    source = classifier_input(model).name
-    wanted = [name for name in tensors if name != source]
-    del probed.graph.output[:]
-    probed.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in wanted)
-    session = engine.open(probed, threads)
-    seen = {name: Histogram() for name in tensors}
-    for inputs in batches:
-        values = dict(zip(wanted, session.run_all(inputs), strict=True))
-        if source in seen:
-            values[source] = inputs
-        for name, value in values.items():
-            if not np.isfinite(value).all():
-                raise InputError(f"the tensor {name!r} is not finite on calibration images; the float model is broken there")
-            seen[name].add(value)
-    if any(histogram.total == 0 for histogram in seen.values()):
-        raise InputError("no calibration image could be read; give --data with images of the kind the model will see")
-    return seen
+    if names:
+        del probed.graph.output[:]
+        probed.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    return probed
+
+
+def _require_finite(name: str, extremes: Images) -> None:
+    if not np.isfinite(extremes).all():
+        raise InputError(f"the tensor {name!r} is not finite on calibration images; the float model is broken there")
+
+
+def _count(found: dict[str, Histogram], name: str, values: Images, random: np.random.Generator) -> None:
+    """Add `values` [N, C, ...] (anything of fewer axes is one channel) to the histogram `name`."""
+    flat = values.reshape(*values.shape[:2], -1) if values.ndim > 1 else values.reshape(1, 1, -1)
+    low, high = flat.min((0, 2)), flat.max((0, 2))
+    _require_finite(name, np.stack([low, high]))
+    if flat.shape[2] > SPOTS:
+        flat = flat[:, :, random.choice(flat.shape[2], SPOTS, replace=False)]
+    held = found.setdefault(name, Histogram(flat.shape[1]))
+    held.add(flat.transpose(1, 0, 2).reshape(flat.shape[1], -1), low, high)

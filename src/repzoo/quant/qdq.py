@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from repzoo.errors import InputError
 from repzoo.quant import ranges
 from repzoo.quant.place import WEIGHTED, Placement
-from repzoo.quant.ranges import Affine
+from repzoo.quant.ranges import Affine, Symmetric
 
 Numbers = npt.NDArray[Any]
 MIN_OPSET, MIN_IR = 13, 7  # onnx 1.8 brought both
@@ -33,6 +33,7 @@ class _Writer:
     activations: Mapping[str, Affine]
     per_channel: bool
     taken: set[str]
+    rounded: Mapping[str, Symmetric]
 
     def fresh(self, name: str) -> str:
         """`name`, or with a number behind it where the graph has such a name already."""
@@ -90,12 +91,21 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-def write(model: onnx.ModelProto, placement: Placement, activations: Mapping[str, Affine], per_channel: bool) -> onnx.ModelProto:
-    """`model` (float, folded, `prepared`) with the Q/DQ pairs of `placement`; `activations` gives each tensor's parameters."""
+def write(
+    model: onnx.ModelProto,
+    placement: Placement,
+    activations: Mapping[str, Affine],
+    per_channel: bool,
+    rounded: Mapping[str, Symmetric] | None = None,
+) -> onnx.ModelProto:
+    """`model` (float, folded, `prepared`) with the Q/DQ pairs of `placement`; `activations` gives each tensor's parameters.
+
+    rounded  int8 weights by layer (its output's name); those of other layers are rounded to nearest
+    """
     made = onnx.ModelProto()
     made.CopyFrom(model)
     constants = {item.name: item for item in made.graph.initializer}
-    writer = _Writer(made.graph, constants, activations, per_channel, _names(made.graph))
+    writer = _Writer(made.graph, constants, activations, per_channel, _names(made.graph), rounded or {})
     pairs = {name: _pair_nodes(writer, name) for name in placement.tensors}
     nodes: list[onnx.NodeProto] = list(pairs.get(made.graph.input[0].name, ()))
     for node in model.graph.node:
@@ -143,7 +153,7 @@ def _quantised_weights(writer: _Writer, node: onnx.NodeProto) -> list[onnx.NodeP
     incoming = float(np.float32(writer.activations[node.input[0]].scale))
     least = np.abs(bias) / (incoming * INT32_ROOM) if bias is not None else 0.0
     least = least if writer.per_channel else float(np.max(least))
-    made = ranges.weight(values, axis if writer.per_channel else None, least)
+    made = writer.rounded.get(name) or ranges.weight(values, axis if writer.per_channel else None, least)
     weight_name, weight_node = writer.dequantised(f"{name}:{node.input[1]}", made.values, made.scale, axis)
     nodes = [weight_node]
     node.input[1] = weight_name

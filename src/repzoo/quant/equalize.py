@@ -1,0 +1,135 @@
+"""Cross-layer equalisation: the same function with weights whose channels are of like size.
+
+For a channel c that layer A writes and layer B reads through a positively homogeneous operator (see channels.py), and any s > 0,
+
+    W_A[c, :] / s,   b_A[c] / s,   W_B[:, c] * s
+
+leave the network's function as it is. With r_A = max|W_A[c, :]| and r_B = max|W_B[:, c]| the choice s = sqrt(r_A / r_B) makes both
+ranges sqrt(r_A r_B), which wastes the least of the quantisation grids. Channels that a sum ties together share one s, taken from
+the largest of their writers and of their readers. Repeated until nothing moves.
+Source: M. Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Correction", arXiv:1906.04721, section 4.1.
+
+The factors are powers of the layers' own ratios, so a network and its rescaled twin end in the same place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from repzoo.quant import layers as layering
+from repzoo.quant.channels import FIXED, Channels, linked
+from repzoo.quant.layers import Layer
+
+Float = npt.NDArray[np.float64]
+ROUNDS, SETTLED = 100, 1e-3  # at most so many rounds; enough when no factor moves by more
+WIDEST = 2.0**60  # of a factor, either way
+
+
+@dataclass(frozen=True)
+class Equalised:
+    """`model` computes what the given one did; tensor `t` of it is the old one divided by factors[t] [C]."""
+
+    model: onnx.ModelProto
+    factors: Mapping[str, Float]
+
+
+def equalised(model: onnx.ModelProto) -> Equalised:
+    """`model` (float, folded) with its channels equalised as far as its operators allow."""
+    found = layering.layers(model)
+    channels = linked(model, found)
+    values = layering.constants(model)
+    ends = {name: _Ends(one, channels, layering.weights(one, values)) for name, one in found.items()}
+    return rescaled(model, found, channels, _factors(ends, channels.count))
+
+
+class _Ends:
+    """A layer's largest weights between each input and output channel, and the labels of both."""
+
+    def __init__(self, one: Layer, channels: Channels, rows: Float) -> None:
+        self.into, self.out = _labels(channels, one.source, one.inputs), _labels(channels, one.name, one.outputs)
+        kernel = int(np.prod(one.kernel))
+        self.size = np.abs(rows).reshape(*rows.shape[:2], -1, kernel).max(3)  # [G, O/G, C/G]
+
+    def largest(self, total: Float) -> tuple[Float, Float]:
+        """Of what each output [O] and each input [C] touches, as scaled by `total`."""
+        groups = len(self.size)
+        size = self.size * total[self.into].reshape(groups, 1, -1) / total[self.out].reshape(groups, -1, 1)
+        return size.max(2).reshape(-1), size.max(1).reshape(-1)
+
+
+def _labels(channels: Channels, name: str, width: int) -> npt.NDArray[np.int64]:
+    labels = channels.labels.get(name, np.empty(0, np.int64))
+    return labels if len(labels) == width else np.full(width, FIXED)
+
+
+def _factors(ends: Mapping[str, _Ends], count: int) -> Float:
+    """The factor of each label, by balancing the largest weights that write and read it, one set of channels after another."""
+    total = np.ones(count)
+    sets = _sets(ends)
+    for _ in range(ROUNDS):
+        before = total.copy()
+        for labels, touching in sets:
+            written, read = np.zeros(count), np.zeros(count)
+            for one in touching:
+                rows, columns = one.largest(total)
+                np.maximum.at(written, one.out, rows)
+                np.maximum.at(read, one.into, columns)
+            live = labels[(written[labels] > 0) & (read[labels] > 0)]
+            total[live] = np.clip(total[live] * np.sqrt(written[live] / read[live]), 1 / WIDEST, WIDEST)
+        if np.abs(np.log(total / before)).max() < SETTLED:
+            break
+    return total
+
+
+def _sets(ends: Mapping[str, _Ends]) -> list[tuple[npt.NDArray[np.int64], list[_Ends]]]:
+    """Labels that may move, in the order in which layers write them, with the layers that touch each set."""
+    seen: set[int] = {FIXED}
+    sets = []
+    for one in ends.values():
+        fresh = set(one.out.tolist()) - seen
+        seen |= fresh
+        if fresh:
+            touching = [other for other in ends.values() if not fresh.isdisjoint({*other.into.tolist(), *other.out.tolist()})]
+            sets.append((np.array(sorted(fresh), np.int64), touching))
+    return sets
+
+
+def rescaled(model: onnx.ModelProto, found: Mapping[str, Layer], channels: Channels, total: Float) -> Equalised:
+    """`model` with label l's channels divided by total[l] (total[FIXED] is 1); every layer gets weights of its own."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    values = layering.constants(model)
+    taken = {item.name for item in made.graph.initializer}
+    nodes = {node.output[0]: node for node in made.graph.node}
+    for name, one in found.items():
+        into, out = (total[_labels(channels, *end)] for end in ((one.source, one.inputs), (one.name, one.outputs)))
+        if (into == 1).all() and (out == 1).all():
+            continue
+        rows = layering.weights(one, values) * one.by_channel(into)[:, None, :] / out.reshape(one.groups, -1, 1)
+        nodes[name].input[1] = _added(made, f"{one.weight}:{name}", one.stored(rows), taken)
+        if one.bias:
+            nodes[name].input[2] = _added(made, f"{one.bias}:{name}", layering.biases(one, values) / out, taken)
+    factors = {name: total[labels] for name, labels in channels.labels.items() if (total[labels] != 1).any()}
+    return Equalised(_without_unread(made), factors)
+
+
+def _added(model: onnx.ModelProto, name: str, values: Float, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    return name
+
+
+def _without_unread(model: onnx.ModelProto) -> onnx.ModelProto:
+    read = {value for node in model.graph.node for value in node.input}
+    kept = [item for item in model.graph.initializer if item.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return model

@@ -1,0 +1,140 @@
+"""From statistics to numbers: the range of every activation, the integers of every weight, the corrected biases.
+
+Bias correction: quantising changes what a layer adds up on average by (W' - W) E[x] + W' (E[x'] - E[x]), where x' is what clipping
+leaves of x; that much is taken from its bias. Source: M. Nagel et al., arXiv:1906.04721, section 4.2, with the expectations
+measured on calibration images instead of derived from batch normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from repzoo.quant import layers as layering
+from repzoo.quant import qdq, ranges, rounding
+from repzoo.quant.layers import Layer
+from repzoo.quant.observe import Moments, Statistics
+from repzoo.quant.place import Placement
+from repzoo.quant.ranges import Affine, Range, Symmetric
+
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Which corrections a recipe applies, and how an activation's range is chosen (see ranges.chosen)."""
+
+    second_order: bool = True
+    bias: bool = True
+    ranges: str = "auto"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What qdq.write needs: see there; `ranges` and `methods` say how each activation's parameters came about."""
+
+    model: onnx.ModelProto
+    activations: Mapping[str, Affine]
+    rounded: Mapping[str, Symmetric]
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    methods: Mapping[str, str] = field(default_factory=dict)
+
+
+def planned(
+    model: onnx.ModelProto, placement: Placement, seen: Statistics, per_channel: bool, corrections: Corrections
+) -> Plan:
+    """Numbers for `placement` of the float `model`, whose statistics are `seen`."""
+    values, found = layering.constants(model), layering.layers(model)
+    inside = {name: one for name, one in found.items() if name in placement.nodes}
+    wanted = importance(inside, values, seen)
+    chosen = {
+        name: ranges.chosen(seen.histograms[name], wanted.get(name, np.ones(len(seen.histograms[name].low))), corrections.ranges)
+        for name in placement.tensors
+    }
+    spans = {name: span for name, (_, span) in chosen.items()}
+    activations = {name: ranges.affine(*span) for name, span in spans.items()}
+    rounded, biases = {}, {}
+    for name, one in inside.items():
+        rows, moments = layering.weights(one, values), seen.moments[name]
+        bias = layering.biases(one, values)
+        room = np.abs(bias) / (activations[one.source].scale * qdq.INT32_ROOM)
+        scale = _scales(one, rows, per_channel, room)
+        integers = _rounded(rows, moments, scale) if corrections.second_order else rounding.nearest(rows, scale)
+        rounded[name] = Symmetric(scale.reshape(-1) if per_channel else scale.reshape(-1)[:1], one.stored(integers).astype(np.int8))
+        if corrections.bias:
+            shift = one.by_channel(ranges.clipped(seen.histograms[one.source], *spans[one.source]))
+            biases[name] = bias + corrected(rows, integers * scale, moments.mean, shift)
+    made = with_biases(model, found, biases) if biases else model
+    return Plan(made, activations, rounded, spans, {name: method for name, (method, _) in chosen.items()})
+
+
+def write(plan: Plan, placement: Placement, per_channel: bool) -> onnx.ModelProto:
+    """The QDQ graph."""
+    return qdq.write(plan.model, placement, plan.activations, per_channel, plan.rounded)
+
+
+def importance(inside: Mapping[str, Layer], values: Mapping[str, npt.NDArray[np.float32]], seen: Statistics) -> dict[str, Float]:
+    """For each activation that layers read, what a unit of squared error in each channel costs them, [C].
+
+    Noise e_c that is independent from channel to channel adds sum_c e_c ||W[:, c]||^2 to a layer's output, whose own power is
+    tr(W H W'); the ratio of the two, summed over the layers that read the tensor.
+    """
+    found: dict[str, Float] = {}
+    for name, one in inside.items():
+        rows = layering.weights(one, values)
+        power = signal(rows, seen.moments[name])
+        each = (rows**2).sum(1).reshape(one.inputs, -1).sum(1) / power if power > 0 else np.zeros(one.inputs)
+        found[one.source] = found.get(one.source, 0.0) + each
+    return found
+
+
+def signal(rows: Float, moments: Moments) -> float:
+    """Mean squared output of a layer, its bias left out, summed over output channels."""
+    pieces = zip(moments.grams, moments.blocks, strict=True)
+    return float(sum(rounding.error(rows[:, :, a:b], gram.astype(np.float64)).sum() for gram, (a, b) in pieces))
+
+
+def corrected(rows: Float, restored: Float, mean: Float, shift: Float) -> Float:
+    """What to add to the bias, [O], when weights `rows` become `restored` and mean inputs [G, K] move by `shift` [G, K]."""
+    change = np.einsum("gok,gk->go", restored - rows, mean) + np.einsum("gok,gk->go", restored, shift)
+    return np.asarray(-change.reshape(-1))
+
+
+def with_biases(model: onnx.ModelProto, found: Mapping[str, Layer], biases: Mapping[str, Float]) -> onnx.ModelProto:
+    """`model` with the biases [O] given for some layers, each an initializer of its own."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    taken = {item.name for item in made.graph.initializer}
+    for node in made.graph.node:
+        name = node.output[0]
+        if name in biases:
+            fresh = f"{found[name].bias or name + ':bias'}:corrected:{name}"
+            while fresh in taken:
+                fresh += "_"
+            made.graph.initializer.append(numpy_helper.from_array(biases[name].astype(np.float32), fresh))
+            del node.input[2:]
+            node.input.append(fresh)
+    return made
+
+
+def _scales(one: Layer, rows: Float, per_channel: bool, room: Float) -> Float:
+    """[G, O/G, 1]: the smallest scales that hold each row (or all) and leave `room` [O] for the bias in int32."""
+    peaks = np.abs(rows).max(2, keepdims=True) / rounding.LIMIT
+    wanted = np.maximum(peaks, room.reshape(one.groups, -1, 1))
+    if not per_channel:
+        wanted = np.full_like(wanted, wanted.max())
+    usable = np.where(wanted > 0, np.maximum(wanted, ranges.SMALLEST_SCALE), 1.0)
+    return np.asarray(usable.astype(np.float32), np.float64)
+
+
+def _rounded(rows: Float, moments: Moments, scale: Float) -> Float:
+    pieces = [
+        rounding.second_order(rows[:, :, a:b], gram.astype(np.float64), scale)
+        for gram, (a, b) in zip(moments.grams, moments.blocks, strict=True)
+    ]
+    return np.concatenate(pieces, axis=2)

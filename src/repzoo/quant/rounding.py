@@ -1,0 +1,89 @@
+"""Second-order rounding: integer weights that keep a layer's outputs, not its weights.
+
+Minimise over integers q the expected squared error of the layer's outputs, (w - s q)' H (w - s q) with H = E[x x'], for each
+row w. Column by column, the error of rounding one weight is taken up by the weights not yet rounded:
+
+    e = (w_k - s q_k) / U_kk,   w_j -= e U_kj for j > k,   U'U = inverse(H), U upper triangular.
+
+Sources: E. Frantar et al., "GPTQ", arXiv:2210.17323, algorithm 1 (the closed form of OBQ, arXiv:2208.11580); the sweeps that
+follow are coordinate descent on the same error (K. Behdin et al., "QuantEase", arXiv:2309.01885, equation 9).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Float = npt.NDArray[np.float64]
+DAMPING = 0.01  # of the mean of H's diagonal, added to it: also what columns that are always 0 live by
+BLOCK = 64
+LIMIT = 127  # -128 is left out, so that the negative of a weight is a weight
+
+
+def nearest(rows: Float, scale: Float) -> Float:
+    """Plain rounding: integers -127..127 of the shape of `rows`; `scale` broadcasts against it."""
+    return np.asarray(np.clip(np.round(rows / scale), -LIMIT, LIMIT))
+
+
+def second_order(rows: Float, gram: Float, scale: Float, damping: float = DAMPING, sweeps: int = 2) -> Float:
+    """Integers -127..127 [G, O, K] for `rows` [G, O, K] on the grid `scale` [G, O, 1], given `gram` [G, K, K] = E[x x'].
+
+    A group whose inputs are all 0 is rounded plainly.
+    """
+    diagonal = np.einsum("gkk->gk", gram)
+    mean = diagonal.mean(1)
+    alive = mean > 0
+    if not alive.any():
+        return nearest(rows, scale)
+    safe = gram / np.where(alive, mean, 1.0)[:, None, None] + damping * np.eye(gram.shape[-1])
+    order = np.argsort(-diagonal, axis=1, kind="stable")  # columns that matter most first, while all others can still help
+    sorted_rows, sorted_gram = _take(rows, order), np.take_along_axis(_take(safe, order), order[:, :, None], 1)
+    found = _descended(sorted_rows, sorted_gram, scale, _column_by_column(sorted_rows, sorted_gram, scale), sweeps)
+    made = np.empty_like(found)
+    np.put_along_axis(made, np.broadcast_to(order[:, None, :], found.shape), found, 2)
+    return np.where(alive[:, None, None], made, nearest(rows, scale))
+
+
+def error(rows: Float, gram: Float) -> Float:
+    """Expected squared output e = row' H row of each row: [G, O]."""
+    return np.einsum("gok,gok->go", rows @ gram, rows)
+
+
+def _take(values: Float, order: npt.NDArray[np.int64]) -> Float:
+    return np.take_along_axis(values, np.broadcast_to(order[:, None, :], values.shape), 2)
+
+
+def _inverse_factor(gram: Float) -> Float:
+    """Upper triangular U [G, K, K] with U'U = inverse(gram)."""
+    flipped = np.linalg.cholesky(gram[:, ::-1, ::-1])[:, ::-1, ::-1]  # gram = V V', V upper triangular
+    return np.linalg.inv(flipped)
+
+
+def _column_by_column(rows: Float, gram: Float, scale: Float) -> Float:
+    upper, left, made = _inverse_factor(gram), rows.copy(), np.empty_like(rows)
+    count = rows.shape[2]
+    for start in range(0, count, BLOCK):
+        end = min(start + BLOCK, count)
+        errors = np.empty((*rows.shape[:2], end - start))
+        for k in range(start, end):
+            made[:, :, k] = nearest(left[:, :, k], scale[:, :, 0])
+            errors[:, :, k - start] = (left[:, :, k] - made[:, :, k] * scale[:, :, 0]) / upper[:, None, k, k]
+            left[:, :, k:end] -= errors[:, :, k - start, None] * upper[:, None, k, k:end]
+        left[:, :, end:] -= errors @ upper[:, start:end, end:]
+    return made
+
+
+def _descended(rows: Float, gram: Float, scale: Float, start: Float, sweeps: int) -> Float:
+    """`start` improved coordinate by coordinate; the error never grows."""
+    made = start.copy()
+    for _ in range(sweeps):
+        slope = (made * scale - rows) @ gram  # half the gradient
+        for k in range(rows.shape[2]):
+            now = made[:, :, k] * scale[:, :, 0]
+            better = nearest(now - slope[:, :, k] / gram[:, None, k, k], scale[:, :, 0])
+            move = better * scale[:, :, 0] - now
+            moved = np.flatnonzero(np.abs(move).max(1) > 0)
+            if len(moved):
+                slope[moved] += move[moved, :, None] * gram[moved, None, k, :]
+                made[:, :, k] = better
+    return made
