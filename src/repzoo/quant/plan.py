@@ -95,8 +95,13 @@ def importance(inside: Mapping[str, Layer], values: Mapping[str, npt.NDArray[np.
 
 def signal(rows: Float, moments: Moments) -> float:
     """Mean squared output of a layer, its bias left out, summed over output channels."""
+    return float(output_power(rows, moments).sum())
+
+
+def output_power(rows: Float, moments: Moments) -> Float:
+    """Mean squared sum that `rows` [G, O, K] make of the layer's columns, [G, O]: row' E[x x'] row; blocks taken as uncorrelated."""
     pieces = zip(moments.grams, moments.blocks, strict=True)
-    return float(sum(rounding.error(rows[:, :, a:b], gram.astype(np.float64)).sum() for gram, (a, b) in pieces))
+    return np.asarray(sum(rounding.error(rows[:, :, a:b], gram) for gram, (a, b) in pieces))
 
 
 def corrected(rows: Float, restored: Float, mean: Float, shift: Float) -> Float:

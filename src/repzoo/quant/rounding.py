@@ -17,6 +17,7 @@ import numpy.typing as npt
 Float = npt.NDArray[np.float64]
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: also what columns that are always 0 live by
 BLOCK = 64
+MOST_SWEPT = 64  # columns; beyond, a sweep costs more than it gains
 LIMIT = 127  # -128 is left out, so that the negative of a weight is a weight
 
 
@@ -38,15 +39,18 @@ def second_order(rows: Float, gram: Float, scale: Float, damping: float = DAMPIN
     safe = gram / np.where(alive, mean, 1.0)[:, None, None] + damping * np.eye(gram.shape[-1])
     order = np.argsort(-diagonal, axis=1, kind="stable")  # columns that matter most first, while all others can still help
     sorted_rows, sorted_gram = _take(rows, order), np.take_along_axis(_take(safe, order), order[:, :, None], 1)
-    found = _descended(sorted_rows, sorted_gram, scale, _column_by_column(sorted_rows, sorted_gram, scale), sweeps)
+    found = _column_by_column(sorted_rows, sorted_gram, scale)
+    if rows.shape[2] <= MOST_SWEPT:
+        found = _descended(sorted_rows, sorted_gram, scale, found, sweeps)
     made = np.empty_like(found)
     np.put_along_axis(made, np.broadcast_to(order[:, None, :], found.shape), found, 2)
     return np.where(alive[:, None, None], made, nearest(rows, scale))
 
 
-def error(rows: Float, gram: Float) -> Float:
+def error(rows: Float, gram: npt.NDArray[np.float32]) -> Float:
     """Expected squared output e = row' H row of each row: [G, O]."""
-    return np.einsum("gok,gok->go", rows @ gram, rows)
+    narrow = rows.astype(np.float32)
+    return np.asarray(((narrow @ gram) * narrow).sum(2, dtype=np.float64))
 
 
 def _take(values: Float, order: npt.NDArray[np.int64]) -> Float:
@@ -55,8 +59,19 @@ def _take(values: Float, order: npt.NDArray[np.int64]) -> Float:
 
 def _inverse_factor(gram: Float) -> Float:
     """Upper triangular U [G, K, K] with U'U = inverse(gram)."""
-    flipped = np.linalg.cholesky(gram[:, ::-1, ::-1])[:, ::-1, ::-1]  # gram = V V', V upper triangular
-    return np.linalg.inv(flipped)
+    return _inverse_upper(np.linalg.cholesky(gram[:, ::-1, ::-1])[:, ::-1, ::-1])  # gram = V V', V upper triangular
+
+
+def _inverse_upper(upper: Float) -> Float:
+    """Of triangular matrices [G, K, K], by halves: mostly products, which BLAS is fast at."""
+    size = upper.shape[1]
+    if size <= BLOCK:
+        return np.asarray(np.linalg.inv(upper))
+    half, made = size // 2, np.zeros_like(upper)
+    first, last = _inverse_upper(upper[:, :half, :half]), _inverse_upper(upper[:, half:, half:])
+    made[:, :half, :half], made[:, half:, half:] = first, last
+    made[:, :half, half:] = -(first @ upper[:, :half, half:]) @ last
+    return made
 
 
 def _column_by_column(rows: Float, gram: Float, scale: Float) -> Float:
@@ -82,8 +97,6 @@ def _descended(rows: Float, gram: Float, scale: Float, start: Float, sweeps: int
             now = made[:, :, k] * scale[:, :, 0]
             better = nearest(now - slope[:, :, k] / gram[:, None, k, k], scale[:, :, 0])
             move = better * scale[:, :, 0] - now
-            moved = np.flatnonzero(np.abs(move).max(1) > 0)
-            if len(moved):
-                slope[moved] += move[moved, :, None] * gram[moved, None, k, :]
-                made[:, :, k] = better
+            slope += move[:, :, None] * gram[:, None, k, :]
+            made[:, :, k] = better
     return made
