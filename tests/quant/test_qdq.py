@@ -64,8 +64,8 @@ def run(model: onnx.ModelProto, inputs: Array, name: str = "onnxruntime") -> Arr
 
 
 def parameters(model: onnx.ModelProto, one: Placement) -> dict[str, ranges.Affine]:
-    seen = observe(model, list(one.tensors), [images(64)], engine("onnxruntime"), 1)
-    return {name: ranges.activation(seen[name], "minmax") for name in one.tensors}
+    seen = observe(model, list(one.tensors), [], [images(64)], engine("onnxruntime"), 1, 64).histograms
+    return {name: ranges.affine(*ranges.minmax(seen[name])) for name in one.tensors}
 
 
 def quantised(model: onnx.ModelProto, per_channel: bool = True, index: int = 0) -> onnx.ModelProto:

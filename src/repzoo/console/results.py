@@ -12,29 +12,36 @@ from repzoo import verbs
 from repzoo.artifact import Artifact
 from repzoo.console.evaluations import paired_line
 from repzoo.console.output import View, columned
-from repzoo.quant.ladder import QuantReport
+from repzoo.quant.gate import QuantReport
 from repzoo.report import card as cards
 
 if TYPE_CHECKING:  # they bring what takes long to import
     from repzoo.job import JobResult
     from repzoo.train.loop import Epoch
 
+SHOWN_LAYERS = 8  # of a quantised model
+
 
 def quantized(report: QuantReport, path: Path) -> View:
     """`repzoo quantize`."""
-    table = columned("Q/DQ placement", ">drop", ">95 % interval", ">same %", ">latency ratio", "")
+    table = columned("rung", ">drop", ">95 % interval", ">same %", ">seconds", "")
     for rung in report.rungs:
-        paired, ratio = rung.paired.values, rung.ratio.values
+        paired = rung.paired.values
         mark = "chosen" if rung is report.chosen else ("" if rung.passes else "refused")
         interval = f"{cards.points(paired['drop_low'])} .. {cards.points(paired['drop_high'])}"
-        shown = (
-            cards.points(paired["drop"]),
-            interval,
-            cards.percent(paired["same_prediction"]),
-            cards.ratio_of(ratio["ratio"]),
-        )
-        table.add_row(rung.placement, *shown, mark)
-    return View({"file": str(path), **report.record.values}, table, f"{path} written", remarks=report.warnings)
+        shown = (cards.points(paired["drop"]), interval, cards.percent(paired["same_prediction"]), f"{rung.seconds:.1f}")
+        table.add_row(rung.recipe, *shown, mark)
+    worst = columned("noisiest layers", ">weights dB", ">input dB", "worst side, channels")
+    for one in report.chosen.layers[:SHOWN_LAYERS]:
+        channels = ", ".join(map(str, one.channels[:3]))
+        worst.add_row(one.layer, f"{one.weight_db:.0f}", f"{one.activation_db:.0f}", f"{one.side} {channels}")
+    ratio = report.chosen.ratio.values
+    latency = (
+        f"placement: {report.chosen.placement}; INT8 / float latency {cards.ratio_of(ratio['ratio'])} "
+        f"(95 % interval {cards.ratio_of(ratio['ratio_low'])} .. {cards.ratio_of(ratio['ratio_high'])})"
+    )
+    shown_layers = [worst] if report.chosen.layers else []
+    return View({"file": str(path), **report.record.values}, table, *shown_layers, latency, f"{path} written", remarks=report.warnings)
 
 
 def mismatches(result: verbs.Mismatches) -> View:

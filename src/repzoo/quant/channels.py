@@ -137,4 +137,3 @@ class _Graph:
             changed = bool((labels != before).any())
         kept, compact = np.unique(labels, return_inverse=True)
         return Channels({name: compact[numbers] for name, numbers in self.numbers.items()}, len(kept))
-

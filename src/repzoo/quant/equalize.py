@@ -9,12 +9,14 @@ ranges sqrt(r_A r_B), which wastes the least of the quantisation grids. Channels
 the largest of their writers and of their readers. Repeated until nothing moves.
 Source: M. Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Correction", arXiv:1906.04721, section 4.1.
 
-The factors are powers of the layers' own ratios, so a network and its rescaled twin end in the same place.
+Where sums tie channels together this has several ends. Balancing starts from the scaling of least total sum of squared weights,
+which is unique (P. Stock et al., "Equi-normalization of Neural Networks", arXiv:1902.10416, theorem 1), so a network and its
+rescaled twin end in the same place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +29,7 @@ from repzoo.quant.channels import FIXED, Channels, linked
 from repzoo.quant.layers import Layer
 
 Float = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
 ROUNDS, SETTLED = 100, 1e-3  # at most so many rounds; enough when no factor moves by more
 WIDEST = 2.0**60  # of a factor, either way
 
@@ -49,18 +52,27 @@ def equalised(model: onnx.ModelProto) -> Equalised:
 
 
 class _Ends:
-    """A layer's largest weights between each input and output channel, and the labels of both."""
+    """A layer's weights between each input and output channel, by size, and the labels of both."""
 
     def __init__(self, one: Layer, channels: Channels, rows: Float) -> None:
         self.into, self.out = _labels(channels, one.source, one.inputs), _labels(channels, one.name, one.outputs)
-        kernel = int(np.prod(one.kernel))
-        self.size = np.abs(rows).reshape(*rows.shape[:2], -1, kernel).max(3)  # [G, O/G, C/G]
+        taps = rows.reshape(*rows.shape[:2], -1, int(np.prod(one.kernel)))
+        self.peaks, self.energy = np.abs(taps).max(3), (taps**2).sum(3)  # [G, O/G, C/G]
 
-    def largest(self, total: Float) -> tuple[Float, Float]:
-        """Of what each output [O] and each input [C] touches, as scaled by `total`."""
-        groups = len(self.size)
-        size = self.size * total[self.into].reshape(groups, 1, -1) / total[self.out].reshape(groups, -1, 1)
-        return size.max(2).reshape(-1), size.max(1).reshape(-1)
+    def _scaled(self, sizes: Float, total: Float) -> Float:
+        return np.asarray(sizes * total[self.into].reshape(len(sizes), 1, -1) / total[self.out].reshape(len(sizes), -1, 1))
+
+    def add_peaks(self, total: Float, written: Float, read: Float) -> None:
+        """Raise `written` and `read` [labels] to the largest weights of this layer, as scaled by `total`."""
+        sizes = self._scaled(self.peaks, total)
+        np.maximum.at(written, self.out, sizes.max(2).reshape(-1))
+        np.maximum.at(read, self.into, sizes.max(1).reshape(-1))
+
+    def add_energy(self, total: Float, written: Float, read: Float) -> None:
+        """Add this layer's sums of squared weights."""
+        sizes = self._scaled(self.energy, total**2)
+        np.add.at(written, self.out, sizes.sum(2).reshape(-1))
+        np.add.at(read, self.into, sizes.sum(1).reshape(-1))
 
 
 def _labels(channels: Channels, name: str, width: int) -> npt.NDArray[np.int64]:
@@ -68,26 +80,33 @@ def _labels(channels: Channels, name: str, width: int) -> npt.NDArray[np.int64]:
     return labels if len(labels) == width else np.full(width, FIXED)
 
 
+_Add = Callable[[_Ends, Float, Float, Float], None]
+
+
 def _factors(ends: Mapping[str, _Ends], count: int) -> Float:
-    """The factor of each label, by balancing the largest weights that write and read it, one set of channels after another."""
-    total = np.ones(count)
+    """The factor of each label: first of least energy, which is unique, then balancing the largest weights from there."""
     sets = _sets(ends)
+    total = _balanced(np.ones(count), sets, _Ends.add_energy, 0.25)
+    return _balanced(total, sets, _Ends.add_peaks, 0.5)
+
+
+def _balanced(start: Float, sets: Sequence[tuple[Labels, list[_Ends]]], add: _Add, power: float) -> Float:
+    """Factors, one set of channels after another, such that what is written and what is read are alike."""
+    total = start
     for _ in range(ROUNDS):
         before = total.copy()
         for labels, touching in sets:
-            written, read = np.zeros(count), np.zeros(count)
+            written, read = np.zeros(len(total)), np.zeros(len(total))
             for one in touching:
-                rows, columns = one.largest(total)
-                np.maximum.at(written, one.out, rows)
-                np.maximum.at(read, one.into, columns)
+                add(one, total, written, read)
             live = labels[(written[labels] > 0) & (read[labels] > 0)]
-            total[live] = np.clip(total[live] * np.sqrt(written[live] / read[live]), 1 / WIDEST, WIDEST)
+            total[live] = np.clip(total[live] * (written[live] / read[live]) ** power, 1 / WIDEST, WIDEST)
         if np.abs(np.log(total / before)).max() < SETTLED:
             break
     return total
 
 
-def _sets(ends: Mapping[str, _Ends]) -> list[tuple[npt.NDArray[np.int64], list[_Ends]]]:
+def _sets(ends: Mapping[str, _Ends]) -> list[tuple[Labels, list[_Ends]]]:
     """Labels that may move, in the order in which layers write them, with the layers that touch each set."""
     seen: set[int] = {FIXED}
     sets = []

@@ -1,97 +1,130 @@
-"""The quantiser's decisions: calibrate once, try each placement, keep the fastest that the gate lets through.
+"""The quantiser's decisions: calibrate once, place by measured latency, climb the recipes until the accuracy holds.
 
-The gate is statistical: a model is refused when its paired drop is *proven* above the budget, that is when the whole 95 %
-interval lies above it. A point estimate above the budget whose interval reaches below is let through with a warning.
+Rungs, from cheap to dear; each is tried only when the one before it does not hold (see gate.py):
+
+    rounding       ranges by downstream loss, weights to nearest, biases corrected
+    second-order   the same with second-order rounding (rounding.py)
+    equalised      the same on the equalised network (equalize.py)
+    escape N       the best of these, with the N noisiest layers (diagnose.py) left in float
+    a placement    the best of these on the other placements, the next fastest first
+
+Placement: the candidates are timed interleaved with the float model on the target engine, and the fastest is taken. Where none is
+faster than float beyond noise the fastest is taken all the same, with a warning: INT8 is still smaller.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
 from repzoo.data.batches import ReadReport, batches
 from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
-from repzoo.errors import GateError, InputError
-from repzoo.measure import accuracy, latency
+from repzoo.errors import InputError
 from repzoo.measure.host import host
-from repzoo.measure.record import Record, identity_of
+from repzoo.measure.record import Record
 from repzoo.progress import Progress, silent
-from repzoo.quant import place, qdq, ranges
-from repzoo.quant.observe import Histogram, observe
+from repzoo.quant import diagnose, equalize, gate, layers, place, plan, qdq
+from repzoo.quant.gate import Attempt, Budget, Context, Gate, QuantReport, Rung
+from repzoo.quant.observe import Statistics, observe
+from repzoo.quant.place import Placement
+from repzoo.quant.plan import Corrections, Plan
 from repzoo.quant.scheme import QuantScheme
 
-BENCH_SECONDS = 1.0
+DIAGNOSED_IMAGES = 64
+ESCAPES = (1, 3, 8)  # layers left in float, one rung each
+_Timed = tuple[Placement, Record]  # with its latency over float
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What the result must keep: at most `max_drop` points of Top-1; `force` writes it even so, marked."""
-
-    max_drop: float = 0.3
-    force: bool = False
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One attempt: its placement, paired drop (points), latency over float (ratio) and whether the gate lets it through."""
-
-    placement: str
-    paired: Record
-    ratio: Record
-    passes: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Without samples."""
-        return {"placement": self.placement, "passes": self.passes, **self.paired.values, **self.ratio.values}
-
-
-@dataclass(frozen=True)
-class QuantReport:
-    """What was tried and what was chosen; `record` goes to the results, `warnings` to the person."""
-
-    chosen: Rung
-    rungs: tuple[Rung, ...]
-    record: Record
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A quantised model to be measured: the name of what made it."""
-
+class _Recipe:
     name: str
-    artifact: Artifact
+    corrections: Corrections
+    equalise: bool = False
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a report says besides measurements: the recipe, its settings, the data, the budget, and when the work began.
+RECIPES = (
+    _Recipe("rounding", Corrections(second_order=False)),
+    _Recipe("second-order", Corrections()),
+    _Recipe("equalised", Corrections(), equalise=True),
+)
+TIMED = _Recipe("timed", Corrections(second_order=False, bias=False, ranges="minmax"))  # latency does not depend on the numbers
 
-    report   remarks on the calibration images
-    started  time.perf_counter()
-    """
 
-    recipe: str
-    settings: Mapping[str, Any]
-    data: Mapping[str, Any]
-    budget: Budget
-    report: ReadReport
-    started: float
+class _Climb:
+    """One model's way up: what every rung shares."""
+
+    def __init__(self, gate: Gate, scheme: QuantScheme) -> None:
+        self.gate, self.scheme, self.artifact = gate, scheme, gate.artifact
+        self.model = qdq.prepared(gate.artifact.model)
+        self.layers = layers.layers(self.model)
+        self.placements = place.candidates(self.model)
+        self._equalised: equalize.Equalised | None = None
+        self._gate_seen: Statistics | None = None
+
+    def calibrate(self, calibration: Dataset) -> ReadReport:
+        """Gather all that any placement and recipe may need, in one pass."""
+        nodes = frozenset[str]().union(*(one.nodes for one in self.placements))
+        self.reads = [one for name, one in self.layers.items() if name in nodes]
+        named = [*(name for one in self.placements for name in one.tensors), *(one.source for one in self.reads)]
+        self.tensors, report = list(dict.fromkeys(named)), ReadReport()
+        self.seen = self._observed(calibration, "calibrate", report)
+        report.check(calibration.name, len(calibration))
+        return report
+
+    def _observed(self, images: Dataset, stage: str, report: ReadReport) -> Statistics:
+        inputs = _inputs(images, self.artifact, report, self.gate.progress, stage)
+        return observe(self.model, self.tensors, self.reads, inputs, self.gate.engine, host()["affinity"], len(images))
+
+    def gate_statistics(self) -> Statistics:
+        """Of a few of the gate's images: what the diagnosis of a broken model looks at, since calibration images may mislead."""
+        if self._gate_seen is None:
+            images = self.gate.images
+            self._gate_seen = self._observed(images.subset(images.balanced_sample(DIAGNOSED_IMAGES, 0)), "diagnose", ReadReport())
+        return self._gate_seen
+
+    def base(self, recipe: _Recipe) -> equalize.Equalised:
+        """The float graph that a recipe starts from."""
+        if not recipe.equalise:
+            return equalize.Equalised(self.model, {})
+        self._equalised = self._equalised or equalize.equalised(self.model)
+        return self._equalised
+
+    def write(self, recipe: _Recipe, placement: Placement) -> tuple[Artifact, Plan]:
+        """The QDQ artifact of a recipe on a placement."""
+        base = self.base(recipe)
+        seen = self.seen.over(base.factors, self.layers.values())
+        made = plan.planned(base.model, placement, seen, self.scheme.per_channel, recipe.corrections)
+        graph = plan.write(made, placement, self.scheme.per_channel)
+        return self.artifact.then(graph, Step("quantize", __version__)), made
+
+    def rung(self, recipe: _Recipe, name: str, timed: _Timed) -> Attempt:
+        """Make, check and judge one rung."""
+        started, (placement, ratio) = time.perf_counter(), timed
+        artifact, made = self.write(recipe, placement)
+        paired = self.gate.paired(artifact)
+        passes, holds = self.gate.judged(paired)
+        seen = (self.seen if holds else self.gate_statistics()).over(self.base(recipe).factors, self.layers.values())
+        noise = tuple(diagnose.diagnosed(made, seen))
+        seconds = round(time.perf_counter() - started, 2)
+        return Attempt(artifact, Rung(name, placement.name, paired, ratio, passes, holds, seconds, noise))
+
+    def timed(self, placements: Sequence[Placement], seconds: float) -> list[_Timed]:
+        """The placements, fastest first."""
+        ratios = self.gate.timed([self.write(TIMED, one)[0] for one in placements], seconds)
+        return sorted(zip(placements, ratios, strict=True), key=lambda one: float(one[1].values["ratio"]))
 
 
 def quantize(
     artifact: Artifact,
     calibration: Dataset,
-    gate: Dataset,
+    images: Dataset,
     engine: Engine,
     scheme: QuantScheme,
     budget: Budget,
@@ -100,125 +133,60 @@ def quantize(
     """The INT8 artifact of the folded, float `artifact`, with the report.
 
     calibration  images whose activations set the ranges (labels unused)
-    gate         labelled images, disjoint from `calibration`, on which the drop is measured
+    images       labelled images, disjoint from `calibration`, on which the drop is measured
 
     Raises:
         InputError: not a folded float model, or images that cannot be used.
-        GateError: the drop is proven above the budget, whatever the placement.
+        GateError: the drop is proven above the budget, whatever the recipe.
     """
-    require_deploy(artifact)
+    gate.require_deploy(artifact)
     started = time.perf_counter()
-    report = ReadReport()
-    model = qdq.prepared(artifact.model)
-    attempts = list(_attempts(artifact, model, _histograms(model, artifact, calibration, engine, report, progress), scheme))
-    report.check(calibration.name, len(calibration))
-    settings = {"scheme": asdict(scheme), "calibration_images": len(calibration), **asdict(budget)}
-    data = {"calibration": calibration.name, "images": len(calibration)}
-    return concluded(artifact, attempts, gate, engine, Context(scheme.name, settings, data, budget, report, started), progress)
-
-
-def require_deploy(artifact: Artifact) -> None:
-    """Refuse what is not a folded float model."""
-    if artifact.form != "deploy":
-        raise InputError(f"{artifact.name} is in {artifact.form} form; quantising starts from the folded float model (repzoo fold)")
-
-
-def concluded(
-    artifact: Artifact, attempts: Sequence[Attempt], gate: Dataset, engine: Engine, context: Context, progress: Progress = silent
-) -> tuple[Artifact, QuantReport]:
-    """Measure every attempt against the float `artifact` on `gate`; the fastest that passes, with the report.
-
-    Raises:
-        GateError: the drop is proven above the budget, whatever the attempt.
-    """
-    budget, gate_report = context.budget, ReadReport()
-    runs = [accuracy.open_run(one, engine) for one in (artifact, *(attempt.artifact for attempt in attempts))]
-    rungs = _measured(attempts, accuracy.evaluate(runs, gate, gate_report, progress), engine, budget, progress)
-    passing = [index for index, rung in enumerate(rungs) if rung.passes]
-    if not passing and not budget.force:
-        raise GateError(_refusal(artifact, rungs, budget))
-    best = min(passing or range(len(rungs)), key=lambda index: rungs[index].ratio.values["ratio"])
-    step = Step("quantize", __version__, {**context.settings, "placement": rungs[best].placement})
-    made = artifact.then(attempts[best].artifact.model, step)
-    values = _values(rungs, best, context.recipe, time.perf_counter() - context.started)
-    data = {**context.data, "gate": gate.name, "gate_images": len(gate)}
-    record = Record("quantize", identity_of(made), values, {"name": engine.name, "version": engine.version()}, data)
-    remarks = (*context.report.sentences(), *gate_report.sentences(), *_warnings(rungs[best], budget))
-    return made, QuantReport(rungs[best], tuple(rungs), record, remarks)
-
-
-def _histograms(
-    model: onnx.ModelProto, artifact: Artifact, calibration: Dataset, engine: Engine, report: ReadReport, progress: Progress
-) -> Mapping[str, Histogram]:
-    tensors = dict.fromkeys(name for one in place.candidates(model) for name in one.tensors)
-    if not tensors:
+    climb = _Climb(Gate(artifact, images, engine, budget, progress), scheme)
+    if not climb.placements:
         raise InputError(
             f"{artifact.name} has no convolution or linear layer with constant weights, so there is nothing to quantise"
         )
-
-    def inputs() -> Iterator[npt.NDArray[np.float32]]:
-        done = 0
-        for batch in batches(calibration, artifact.needing_preprocess(), 16, report):
-            yield batch.inputs
-            done += len(batch.indices)
-            progress("calibrate", done, len(calibration))
-
-    return observe(model, list(tensors), inputs(), engine, host()["affinity"])
+    remarks = climb.calibrate(calibration).sentences()
+    attempts = list(_climbed(climb))
+    settings = {"scheme": asdict(scheme), "calibration_images": climb.seen.images, **asdict(budget)}
+    data = {"calibration": calibration.name, "images": len(calibration)}
+    return climb.gate.concluded(attempts, Context(settings, data, budget, remarks, started))
 
 
-def _attempts(artifact: Artifact, model: onnx.ModelProto, seen: Mapping[str, Histogram], scheme: QuantScheme) -> Iterator[Attempt]:
-    for one in place.candidates(model):
-        parameters = {name: ranges.activation(seen[name], scheme.ranges) for name in one.tensors}
-        made = artifact.then(qdq.write(model, one, parameters, scheme.per_channel), Step("quantize", __version__))
-        yield Attempt(one.name, made)
+def _inputs(
+    images: Dataset, artifact: Artifact, report: ReadReport, progress: Progress, stage: str
+) -> Iterator[npt.NDArray[np.float32]]:
+    done = 0
+    for batch in batches(images, artifact.needing_preprocess(), 16, report):
+        yield batch.inputs
+        done += len(batch.indices)
+        progress(stage, done, len(images))
 
 
-def _measured(
-    attempts: Sequence[Attempt], predictions: Sequence[accuracy.Predictions], engine: Engine, budget: Budget, progress: Progress
-) -> list[Rung]:
-    """A rung for each attempt; `predictions` begin with those of the float model."""
-    reference, *predicted = predictions
-    floating, *cases = (latency.case(one, engine) for one in (reference.artifact, *(attempt.artifact for attempt in attempts)))
-    latency.run([floating, *cases], BENCH_SECONDS, progress=progress)
-    rungs = []
-    for attempt, case, quantised in zip(attempts, cases, predicted, strict=True):
-        paired = accuracy.compare(reference, quantised)
-        passes = paired.values["drop_low"] <= budget.max_drop
-        rungs.append(Rung(attempt.name, paired, latency.ratio(case, floating), passes))
-    return rungs
+def _climbed(climb: _Climb) -> Iterator[Attempt]:
+    """Rung after rung until one holds: recipes on the fastest placement, then fewer layers, then the other placements."""
+    fastest, *others = climb.timed(climb.placements, gate.BENCH_SECONDS)
+    made: list[Attempt] = []
+    for recipe in RECIPES:
+        made.append(climb.rung(recipe, recipe.name, fastest))
+        yield made[-1]
+        if made[-1].rung.holds:
+            return
+    best = max(made, key=lambda one: one.merit).rung
+    recipe = next(one for one in RECIPES if one.name == best.recipe)
+    further = [*_escapes(climb, fastest[0], best), *((timed[0].name, timed) for timed in others)]
+    for name, timed in further:
+        attempt = climb.rung(recipe, f"{recipe.name}, {name}", timed)
+        yield attempt
+        if attempt.rung.holds:
+            return
 
 
-def _refusal(artifact: Artifact, rungs: Sequence[Rung], budget: Budget) -> str:
-    best = min((rung.paired.values for rung in rungs), key=lambda values: values["drop"])
-    return (
-        f"{artifact.name}: INT8 loses {best['drop']:.2f} points of Top-1 (95 % interval {best['drop_low']:.2f} to {best['drop_high']:.2f}, "
-        f"{best['n']} images), above the budget of {budget.max_drop}; nothing was written. Raise --max-drop, or write it with --force"
-    )
-
-
-def _warnings(rung: Rung, budget: Budget) -> list[str]:
-    paired, ratio, said = rung.paired.values, rung.ratio.values, []
-    if not rung.passes:
-        said.append(f"forced: the drop of {paired['drop']:.2f} points is above the budget of {budget.max_drop}")
-    elif paired["drop_high"] > budget.max_drop:
-        said.append(
-            f"{paired['n']} images cannot exclude a drop of up to {paired['drop_high']:.2f} points (budget {budget.max_drop})"
-        )
-    if ratio["ratio_low"] > 1:
-        said.append(f"INT8 takes {ratio['ratio']:.2f} times as long as float on this engine and host")
-    return said
-
-
-def _values(rungs: Sequence[Rung], best: int, recipe: str, seconds: float) -> dict[str, Any]:
-    chosen = rungs[best]
-    paired = {key: chosen.paired.values[key] for key in ("drop", "drop_low", "drop_high", "p_value", "same_prediction")}
-    ratio = {f"latency_{key}": chosen.ratio.values[key] for key in ("ratio", "ratio_low", "ratio_high")}
-    return {
-        **paired,
-        **ratio,
-        "recipe": recipe,
-        "placement": chosen.placement,
-        "rungs": [rung.to_json() for rung in rungs],
-        "seconds": round(seconds, 1),
-        "culprits": [],
-    }
+def _escapes(climb: _Climb, placement: Placement, rung: Rung) -> Iterator[tuple[str, _Timed]]:
+    """`placement` with more and more of the noisiest layers of `rung` in float, timed."""
+    noisiest = [one.layer for one in rung.layers]
+    for count in ESCAPES:
+        if count < len(noisiest):
+            left = noisiest[:count]
+            fewer = place.placement(climb.model, f"{placement.name}, float: {', '.join(left)}", placement.nodes - set(left))
+            yield f"escape {count}", climb.timed([fewer], gate.BENCH_SECONDS / 2)[0]

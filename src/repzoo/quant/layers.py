@@ -97,7 +97,7 @@ def _layer(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer
         return Layer(*ends, shape, turned=not given.get("transB", 0)) if plain else None
     if len(shape) != 4:
         return None
-    fields = {name: tuple(given[name]) for name in ("strides", "dilations", "pads") if name in given}
+    fields: dict[str, Any] = {name: tuple(given[name]) for name in ("strides", "dilations", "pads") if name in given}
     auto = given.get("auto_pad", b"NOTSET").decode()
     return Layer(*ends, shape, given.get("group", 1), shape[2:], auto_pad=auto, **fields)
 
@@ -126,7 +126,9 @@ def columns(one: Layer, activation: Images, count: int, random: np.random.Genera
     if activation.ndim == 2:
         return activation[None]
     padded = np.pad(activation, ((0, 0), (0, 0), *_padding(one, activation.shape[2:])))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, [(k - 1) * d + 1 for k, d in zip(one.kernel, one.dilations, strict=True)], (2, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, [(k - 1) * d + 1 for k, d in zip(one.kernel, one.dilations, strict=True)], (2, 3)
+    )
     windows = windows[:, :, :: one.strides[0], :: one.strides[1], :: one.dilations[0], :: one.dilations[1]]
     images, _, height, width = windows.shape[:4]
     count = min(count, height * width)

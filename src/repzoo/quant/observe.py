@@ -8,6 +8,7 @@ equalised before the pass, so one pass serves with and without equalisation.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -77,7 +78,7 @@ class Histogram:
     @property
     def mean(self) -> Float:
         """Of each channel, [C]."""
-        return self.sum / np.maximum(1, self.counts.sum(1) + self.zeros)
+        return np.asarray(self.sum / np.maximum(1, self.counts.sum(1) + self.zeros))
 
     def over(self, factors: Float) -> Histogram:
         """The histogram of values / factors, factors positive [C]."""
@@ -142,7 +143,7 @@ class _Gathering:
         self.layer, self.images = one, images
         channels = max(1, width // int(np.prod(one.kernel))) * int(np.prod(one.kernel))
         edges = [*range(0, one.fan_in, channels), one.fan_in]
-        self.blocks = tuple(zip(edges, edges[1:], strict=False))
+        self.blocks = tuple(itertools.pairwise(edges))
         self.grams = [np.zeros((one.groups, b - a, b - a), np.float32) for a, b in self.blocks]
         self.sum, self.rows = np.zeros((one.groups, one.fan_in)), 0
 
@@ -158,7 +159,9 @@ class _Gathering:
                 gram += found[:, :, a:b].transpose(0, 2, 1) @ found[:, :, a:b]
 
     def done(self) -> Moments:
-        return Moments(self.sum / self.rows, tuple(gram / self.rows for gram in self.grams), self.blocks, self.rows)
+        return Moments(
+            self.sum / self.rows, tuple((gram / self.rows).astype(np.float32) for gram in self.grams), self.blocks, self.rows
+        )
 
 
 def gram_width(wanted: Sequence[Layer]) -> int:

@@ -45,9 +45,7 @@ class Plan:
     methods: Mapping[str, str] = field(default_factory=dict)
 
 
-def planned(
-    model: onnx.ModelProto, placement: Placement, seen: Statistics, per_channel: bool, corrections: Corrections
-) -> Plan:
+def planned(model: onnx.ModelProto, placement: Placement, seen: Statistics, per_channel: bool, corrections: Corrections) -> Plan:
     """Numbers for `placement` of the float `model`, whose statistics are `seen`."""
     values, found = layering.constants(model), layering.layers(model)
     inside = {name: one for name, one in found.items() if name in placement.nodes}

@@ -66,7 +66,7 @@ def entropy(seen: Histogram, candidates: int = 32) -> Range:
     reach = max(-low, high)
     if not len(values) or reach <= 0:
         return low, high
-    pooled = np.histogram(np.abs(values), 2048, (0.0, reach), weights=counts)[0]
+    pooled = np.histogram(np.minimum(np.abs(values), reach), 2048, (0.0, reach), weights=counts)[0]
     ends = np.linspace(256, 2048, candidates).astype(int)
     best = ends[int(np.argmin([_divergence(pooled, end) for end in ends]))] / 2048
     return max(low, -reach * best), min(high, reach * best)
@@ -134,7 +134,7 @@ def chosen(seen: Histogram, importance: Float, method: str = "auto") -> tuple[st
         return method, METHODS[method](seen)
     low, high = minmax(seen)
     ranges = {name: made(seen) for name, made in METHODS.items()} if method == "auto" else {"minmax": (low, high)}
-    found = [(name, one) for name, one in ranges.items()]
+    found = list(ranges.items())
     lows = SHRINKS if low < 0 else (1.0,)
     found += [("mse", (low * one, high * two)) for one, two in _pairs((1.0, *lows), (1.0, *SHRINKS))]
     losses = [float(importance @ noise(seen, *one)) for _, one in found]

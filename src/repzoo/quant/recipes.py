@@ -21,7 +21,7 @@ from repzoo.errors import InputError
 from repzoo.measure import accuracy
 from repzoo.plugins import Plugin, PluginTable, unknown
 from repzoo.progress import Progress, silent
-from repzoo.quant import ladder, qdq
+from repzoo.quant import gate, qdq
 
 OWN = "repzoo"
 LABELLED_BYTES = 2**29  # of prepared images that a recipe may hold to check accuracy on
@@ -110,23 +110,23 @@ def task(
 def quantize(
     artifact: Artifact,
     calibration: Dataset,
-    gate: Dataset,
+    checked: Dataset,
     engine: Engine,
     name: str,
-    budget: ladder.Budget,
+    budget: gate.Budget,
     progress: Progress = silent,
-) -> tuple[Artifact, ladder.QuantReport]:
-    """As `ladder.quantize`, by the recipe called `name`: one attempt, measured, gated and reported as the ladder's are.
+) -> tuple[Artifact, gate.QuantReport]:
+    """As `ladder.quantize`, by the recipe called `name`: one attempt, measured on `checked`, gated and reported as the ladder's are.
 
     Raises:
         InputError: unknown recipe, a model or images that it cannot use; MissingExtra; GateError: see ladder.quantize.
     """
-    ladder.require_deploy(artifact)
+    gate.require_deploy(artifact)
     made_by, started, report = recipe(name), time.perf_counter(), ReadReport()
-    model = made_by(task(artifact, calibration, gate, budget.max_drop, report, progress))
+    model = made_by(task(artifact, calibration, checked, budget.max_drop, report, progress))
     report.check(calibration.name, len(calibration))
-    attempt = ladder.Attempt(name, artifact.then(model, Step("quantize", __version__)))
-    settings = {"recipe": name, "calibration_images": len(calibration), **asdict(budget)}
+    judge = gate.Gate(artifact, checked, engine, budget, progress)
+    attempt = judge.attempt(name, artifact.then(model, Step("quantize", __version__)))
+    settings = {"calibration_images": len(calibration), **asdict(budget)}
     data = {"calibration": calibration.name, "images": len(calibration)}
-    context = ladder.Context(name, settings, data, budget, report, started)
-    return ladder.concluded(artifact, [attempt], gate, engine, context, progress)
+    return judge.concluded([attempt], gate.Context(settings, data, budget, report.sentences(), started))

@@ -59,7 +59,9 @@ def _take(values: Float, order: npt.NDArray[np.int64]) -> Float:
 
 def _inverse_factor(gram: Float) -> Float:
     """Upper triangular U [G, K, K] with U'U = inverse(gram)."""
-    return _inverse_upper(np.linalg.cholesky(gram[:, ::-1, ::-1])[:, ::-1, ::-1])  # gram = V V', V upper triangular
+    return _inverse_upper(
+        np.asarray(np.linalg.cholesky(gram[:, ::-1, ::-1])[:, ::-1, ::-1], np.float64)
+    )  # gram = V V', V upper triangular
 
 
 def _inverse_upper(upper: Float) -> Float:

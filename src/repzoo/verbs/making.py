@@ -22,6 +22,7 @@ from repzoo.measure import accuracy
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
 from repzoo.quant import ladder, recipes
+from repzoo.quant.gate import Budget, QuantReport
 from repzoo.quant.scheme import scheme as scheme_called
 from repzoo.quant.scheme import scheme_for
 from repzoo.storage import sha256_of_file
@@ -189,7 +190,7 @@ class QuantizeOptions:
 
 def quantize(
     artifact: Artifact, data: str | Path | Source, options: QuantizeOptions | None = None, progress: Progress = silent
-) -> tuple[Artifact, ladder.QuantReport]:
+) -> tuple[Artifact, QuantReport]:
     """The INT8 form of `artifact` (folded first when it is not), with the report of what was tried.
 
     Calibrates on `data`'s training part (or a quarter of a flat folder) and gates on the rest.
@@ -205,7 +206,7 @@ def quantize(
         artifact, _ = fold(artifact)
     calibration, gate = source.calibration_split(options.images, options.seed)
     accuracy.class_indices(gate, artifact)  # refuses strange classes before the work, not after it
-    budget = ladder.Budget(options.max_drop, options.force)
+    budget = Budget(options.max_drop, options.force)
     runner = engine(options.engine)
     if options.recipe != recipes.OWN:
         made, report = recipes.quantize(artifact, calibration, gate, runner, options.recipe, budget, progress)

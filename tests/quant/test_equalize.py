@@ -1,0 +1,166 @@
+"""Equalisation: the function stays, like channels come out whatever went in, and what is not homogeneous holds still."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from repzoo.engines import engine
+from repzoo.quant import channels, equalize, layers
+from repzoo.quant.observe import observe
+
+Array = npt.NDArray[np.float32]
+
+# A residual block with squeeze-and-excitation, a depthwise chain, a grouped layer, Concat and Split, a ReLU6 and a swish.
+NET = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3, 8, 8] data) => (float[N, 5] output)
+    {
+        stem = Conv <pads = [1, 1, 1, 1]> (data, stem_w, b8)
+        live = Relu (stem)
+        deep = Conv <group = 8, pads = [1, 1, 1, 1]> (live, deep_w, b8)
+        deeper = Relu (deep)
+        squeezed = GlobalAveragePool (deeper)
+        less = Conv (squeezed, less_w)
+        lesser = Relu (less)
+        more = Conv (lesser, more_w)
+        gate = Sigmoid (more)
+        gated = Mul (deeper, gate)
+        back = Conv (gated, back_w, b8)
+        sum = Add (back, live)
+        left, right = Split <axis = 1> (sum)
+        cheap = Conv <group = 2> (left, cheap_w)
+        joined = Concat <axis = 1> (cheap, right)
+        wide = Conv (joined, wide_w, b6)
+        six = Clip (wide, zero, top)
+        narrow = Conv (six, narrow_w, b6)
+        swish = Sigmoid (narrow)
+        swished = Mul (narrow, swish)
+        last = Conv (swished, last_w, b6)
+        pooled = GlobalAveragePool (last)
+        flat = Flatten (pooled)
+        output = Gemm <transB = 0> (flat, fc_w, b5)
+    }"""
+SHAPES = {
+    "stem_w": (8, 3, 3, 3), "deep_w": (8, 1, 3, 3), "less_w": (2, 8, 1, 1), "more_w": (8, 2, 1, 1), "back_w": (8, 8, 1, 1),
+    "cheap_w": (4, 2, 1, 1), "wide_w": (6, 8, 1, 1), "narrow_w": (6, 6, 1, 1), "last_w": (6, 6, 1, 1), "fc_w": (6, 5),
+    "b8": (8,), "b6": (6,), "b5": (5,), "zero": (), "top": (),
+}  # fmt: skip
+FREE = {
+    "stem", "live", "deep", "deeper", "squeezed", "less", "lesser", "gated", "back", "sum", "left", "right", "cheap", "joined",
+    "last", "pooled", "flat",
+}  # fmt: skip
+
+
+def net(seed: int = 0) -> onnx.ModelProto:
+    rng = np.random.default_rng(seed)
+    model = onnx.parser.parse_model(NET)
+    for name, shape in SHAPES.items():
+        values = rng.standard_normal(shape) / np.sqrt(int(np.prod(shape[1:])))
+        values = {"zero": np.zeros(()), "top": np.array(6.0)}.get(name, values)
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(values, np.float32), name))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def images(count: int = 16) -> Array:
+    return np.random.default_rng(9).standard_normal((count, 3, 8, 8)).astype(np.float32)
+
+
+def run(model: onnx.ModelProto) -> Array:
+    return engine("onnxruntime").open(model, exact=True).run(images())
+
+
+def scrambled(model: onnx.ModelProto, seed: int = 1) -> onnx.ModelProto:
+    """The same function with its free channels multiplied by 10^-2 .. 10^2."""
+    found = layers.layers(model)
+    linked = channels.linked(model, found)
+    total = 10 ** np.random.default_rng(seed).uniform(-2, 2, linked.count)
+    total[channels.FIXED] = 1
+    return equalize.rescaled(model, found, linked, total).model
+
+
+def test_exactly_the_homogeneous_channels_are_free() -> None:
+    model = net()
+    labels = channels.linked(model, layers.layers(model)).labels
+    assert {name for name, one in labels.items() if one.all()} == FREE
+    assert {name for name, one in labels.items() if one.any()} == FREE
+    assert (labels["sum"] == labels["live"]).all()
+    assert (labels["joined"] == np.concatenate([labels["cheap"], labels["right"]])).all()
+    assert set(labels["deep"]).isdisjoint(labels["live"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_function_stays(seed: int) -> None:
+    model = net(seed)
+    expected = run(model)
+    bound = 1e-5 * np.abs(expected).max()
+    assert np.abs(run(equalize.equalised(model).model) - expected).max() < bound
+    twin = scrambled(model)
+    assert np.abs(run(twin) - expected).max() < bound
+    assert np.abs(run(equalize.equalised(twin).model) - expected).max() < bound
+    onnx.checker.check_model(twin, full_check=True)
+
+
+def test_a_rescaled_twin_ends_in_the_same_weights() -> None:
+    one, other = (equalize.equalised(model).model for model in (net(), scrambled(net())))
+    ours, theirs = (
+        [layers.weights(layer, layers.constants(made)) for layer in layers.layers(made).values()] for made in (one, other)
+    )
+    for first, second in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(first, second, rtol=0.02, atol=1e-4)
+
+
+def test_a_factor_too_many_is_caught() -> None:
+    """The mutant: a channel behind ReLU6 is scaled as if it were free."""
+    model = net()
+    found = layers.layers(model)
+    linked = channels.linked(model, found)
+    numbers = np.arange(linked.count, linked.count + 6)
+    wrong = channels.Channels({**linked.labels, "wide": numbers, "six": numbers}, linked.count + 6)
+    total = np.ones(wrong.count)
+    total[numbers] = 0.1
+    assert np.abs(run(equalize.rescaled(model, found, wrong, total).model) - run(model)).max() > 0.01
+
+
+def test_pairs_of_layers_come_out_alike() -> None:
+    """Two layers with one ReLU between: each channel's largest weight written is its largest read."""
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 8, 8] data) => (float[N, 6, 8, 8] output)
+        { one = Conv <pads = [1, 1, 1, 1]> (data, stem_w, b8) live = Relu (one) output = Conv (live, wide_w, b6) }""")
+    model.graph.initializer.extend(item for item in net().graph.initializer if item.name in ("stem_w", "b8", "wide_w", "b6"))
+    made = equalize.equalised(model)
+    found = layers.layers(made.model)
+    first, second = (layers.weights(found[name], layers.constants(made.model)) for name in ("one", "output"))
+    np.testing.assert_allclose(np.abs(first).max(2)[0], np.abs(second).max(1)[0], rtol=1e-3)
+
+
+def test_statistics_follow() -> None:
+    """Rescaled afterwards, they are those of the equalised model."""
+    model = net()
+    made = equalize.equalised(model)
+    names = [name for name in FREE if name != "output"]
+    before, after = (
+        observe(one, names, list(layers.layers(one).values()), [images()], engine("onnxruntime"), 1, 16)
+        for one in (model, made.model)
+    )
+    moved = before.over(made.factors, layers.layers(model).values())
+    for name in names:
+        np.testing.assert_allclose(moved.histograms[name].high, after.histograms[name].high, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(moved.histograms[name].mean, after.histograms[name].mean, rtol=1e-3, atol=1e-6)
+    for name, moments in after.moments.items():
+        np.testing.assert_allclose(moved.moments[name].mean, moments.mean, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(moved.moments[name].grams[0], moments.grams[0], rtol=1e-3, atol=1e-5)
+
+
+def test_a_dead_channel_is_left_alone() -> None:
+    model = net()
+    item = next(one for one in model.graph.initializer if one.name == "stem_w")
+    values = numpy_helper.to_array(item).copy()
+    values[3] = 0
+    item.CopyFrom(numpy_helper.from_array(values, item.name))
+    made = equalize.equalised(model)
+    assert all(np.isfinite(one).all() for one in made.factors.values())
+    assert np.abs(run(made.model) - run(model)).max() < 1e-5 * np.abs(run(model)).max()

@@ -1,0 +1,89 @@
+"""Second-order rounding against exhaustive search, and the properties it must have whatever the numbers."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from repzoo.quant import rounding
+
+Float = npt.NDArray[np.float64]
+
+
+def problem(seed: int, groups: int, outputs: int, inputs: int, rows: int = 400) -> tuple[Float, Float, Float]:
+    """(weights [G, O, K], Gram matrix [G, K, K] of correlated inputs with a mean, scales [G, O, 1])."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.standard_normal((groups, rows, inputs)) @ rng.standard_normal((groups, inputs, inputs)) + rng.uniform(0, 3, inputs)
+    weights = rng.standard_normal((groups, outputs, inputs))
+    return (
+        weights,
+        mixed.transpose(0, 2, 1) @ mixed / rows,
+        np.abs(weights).max(2, keepdims=True) / 7,
+    )  # 4-bit steps: rounding shows
+
+
+def loss(weights: Float, gram: Float, scale: Float, integers: Float) -> Float:
+    return rounding.error(integers * scale - weights, gram.astype(np.float32))
+
+
+def test_it_comes_near_the_best_of_all_roundings() -> None:
+    found = []
+    for seed in range(6):
+        weights, gram, scale = problem(seed, 1, 3, 6)
+        floors = np.floor(weights / scale)
+        every = [floors + np.array(up) for up in itertools.product((-1, 0, 1, 2), repeat=6)]
+        best = np.min([loss(weights, gram, scale, one) for one in every], axis=0).sum()
+        ours = loss(weights, gram, scale, rounding.second_order(weights, gram, scale, damping=1e-6)).sum()
+        found.append((best, ours, loss(weights, gram, scale, rounding.nearest(weights, scale)).sum()))
+        assert best - 1e-9 <= ours
+    best, ours, plain = np.array(found).sum(0)
+    assert best < 0.6 * plain  # there is something to win
+    assert ours <= best + 0.3 * (plain - best)
+
+
+@pytest.mark.parametrize(("groups", "outputs", "inputs"), [(1, 8, 150), (5, 2, 9), (1, 1, 1), (3, 4, 70)])
+def test_it_never_errs_more_than_rounding_to_nearest(groups: int, outputs: int, inputs: int) -> None:
+    weights, gram, scale = problem(7, groups, outputs, inputs)
+    integers = rounding.second_order(weights, gram, scale)
+    assert (integers == np.round(integers)).all()
+    assert np.abs(integers).max() <= 127
+    assert loss(weights, gram, scale, integers).sum() <= loss(weights, gram, scale, rounding.nearest(weights, scale)).sum() + 1e-12
+
+
+def test_independent_inputs_make_it_rounding_to_nearest() -> None:
+    weights, _, scale = problem(1, 2, 4, 12)
+    gram = np.broadcast_to(np.diag(np.arange(1.0, 13)), (2, 12, 12))
+    np.testing.assert_array_equal(rounding.second_order(weights, gram, scale), rounding.nearest(weights, scale))
+
+
+def test_the_column_formula_is_the_papers() -> None:
+    """One column at a time by the paper's own words: w += -(w_k - q_k) / [H^-1]_kk * [H^-1]_k,: , and k leaves H."""
+    weights, gram, scale = problem(3, 1, 2, 7)
+    found = rounding._column_by_column(weights, gram, scale)[0]
+    for row in range(2):
+        left, inverse = weights[0, row].copy(), np.linalg.inv(gram[0])
+        for k in range(7):
+            quantised = np.round(left[k] / scale[0, row, 0])
+            assert found[row, k] == quantised
+            left -= (left[k] - quantised * scale[0, row, 0]) / inverse[k, k] * inverse[k]
+            inverse = inverse - np.outer(inverse[:, k], inverse[k]) / inverse[k, k]
+
+
+def test_dead_inputs_and_dead_groups_are_rounded_plainly() -> None:
+    weights, gram, scale = problem(5, 3, 2, 6)
+    gram[1] = 0
+    gram[2, :, 4] = gram[2, 4, :] = 0
+    integers = rounding.second_order(weights, gram, scale)
+    np.testing.assert_array_equal(integers[1], rounding.nearest(weights, scale)[1])
+    assert np.isfinite(integers).all()
+    np.testing.assert_array_equal(integers[2, :, 4], rounding.nearest(weights, scale)[2, :, 4])
+
+
+@pytest.mark.parametrize("size", [1, 5, 64, 65, 200])
+def test_the_triangular_inverse(size: int) -> None:
+    rng = np.random.default_rng(size)
+    upper = np.triu(rng.standard_normal((2, size, size)) / size) + 2 * np.eye(size)
+    np.testing.assert_allclose(rounding._inverse_upper(upper) @ upper, np.broadcast_to(np.eye(size), upper.shape), atol=1e-12)
