@@ -41,7 +41,9 @@ def quantized(report: QuantReport, path: Path) -> View:
         f"(95 % interval {cards.ratio_of(ratio['ratio_low'])} .. {cards.ratio_of(ratio['ratio_high'])})"
     )
     shown_layers = [worst] if report.chosen.layers else []
-    return View({"file": str(path), **report.record.values}, table, *shown_layers, latency, f"{path} written", remarks=report.warnings)
+    return View(
+        {"file": str(path), **report.record.values}, table, *shown_layers, latency, f"{path} written", remarks=report.warnings
+    )
 
 
 def mismatches(result: verbs.Mismatches) -> View:
