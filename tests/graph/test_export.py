@@ -19,7 +19,9 @@ from torch import nn
 from repzoo.artifact import Artifact, Preprocess, Step
 from repzoo.errors import InputError, RepzooError
 from repzoo.graph import export as exporting
+from repzoo.graph.certify import certify
 from repzoo.graph.export import export
+from repzoo.graph.fold import fold
 
 Array = npt.NDArray[Any]
 Execute = Callable[[onnx.ModelProto, Array], list[Array]]
@@ -124,6 +126,50 @@ def test_a_lost_batchnorm_is_noticed(small: nn.Module, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.onnx, "export", fusing)
     with pytest.raises(RepzooError, match=r"wrote \d BatchNormalizations where the module has 4"):
         export(small, "small", PREPROCESS, (), STEP)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weights are standardised on the way, as in NFNets (arXiv 2102.06171), by F.batch_norm."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = self.weight.reshape(1, len(self.weight), -1)
+        scale = 1.7 * torch.linspace(-1, 1, len(self.weight))
+        even = nn.functional.batch_norm(flat, None, None, weight=scale, training=True, momentum=0.0, eps=1e-6)
+        return nn.functional.conv2d(x, even.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+
+@pytest.fixture
+def standardised(aged: Any) -> nn.Module:
+    torch.manual_seed(0)
+    layers = Standardised(3, 8, 3, padding=1), nn.ReLU(), Standardised(8, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten()
+    module: nn.Module = aged(nn.Sequential(*layers))
+    return module
+
+
+@pytest.mark.parametrize("opset", [11, 14, 17, 18])
+def test_standardised_weights_are_computed_and_folded_into(opset: int, standardised: nn.Module, execute: Execute) -> None:
+    made = export(standardised, "nf", Preprocess(size=8), (), STEP, opset=opset)
+    assert sum(node.op_type == "BatchNormalization" for node in made.model.graph.node) == 3
+    result = fold(made.model)
+    assert [node.op_type for node in result.model.graph.node] == ["Conv", "Relu", "Conv", "Flatten"]
+    assert certify(made, result, lambda model, data: execute(model, data)[0]).proven == 1
+    data = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    with torch.no_grad():
+        expected = standardised(torch.from_numpy(data)).numpy()
+    assert np.abs(execute(result.model, data)[0] - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_batchnorm_lost_among_those_of_weights_is_noticed(standardised: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = exporting._torch_export
+
+    def losing(*arguments: Any) -> onnx.ModelProto:
+        model = whole(*arguments)
+        model.graph.node.remove(next(node for node in model.graph.node if "/2/Conv_output_0" in node.input))
+        return model
+
+    monkeypatch.setattr(exporting, "_torch_export", losing)
+    with pytest.raises(RepzooError, match="wrote 0 BatchNormalizations where the module has 1"):
+        export(standardised, "nf", Preprocess(size=8), (), STEP)
 
 
 @pytest.mark.parametrize("opset", [10, 21])

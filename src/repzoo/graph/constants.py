@@ -29,7 +29,8 @@ SMALL = 4096  # elements that a known value may have, where its inputs have fewe
 _LAYOUT = {"Identity", "Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Concat", "Slice", "Gather", "Expand"}
 _SIZES = {"ConstantOfShape", "Range", "ReduceProd", "Where", "Equal", "Greater", "Less", "Not", "And", "Or", "Mod", "Ceil", "Floor"}
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Reciprocal", "Pow", "Min", "Max", "Clip"}
-_PURE = frozenset(_LAYOUT | _SIZES | _ARITHMETIC)
+_STANDARDS = {"ReduceMean", "ReduceSum", "BatchNormalization"}  # standardised weights are batch-normalised ones
+_PURE = frozenset(_LAYOUT | _SIZES | _ARITHMETIC | _STANDARDS)
 
 
 def settle(model: ir.Model) -> dict[str, ir.TensorProtocol]:
@@ -132,6 +133,8 @@ def _fixed(dims: Sequence[object], index: Values) -> Values | None:
 def _is_known(node: ir.Node, known: Callable[[ir.Value], bool]) -> bool:
     output = node.outputs[0]
     if node.op_type not in _PURE or node.domain not in ("", "ai.onnx") or output.is_graph_output() or output.shape is None:
+        return False
+    if any(other.uses() or other.is_graph_output() for other in node.outputs[1:]):
         return False
     read = [value for value in node.inputs if value is not None]
     if not read or not all(known(value) or _is_constant(value) for value in read) or not output.shape.is_static():
