@@ -327,3 +327,13 @@ def test_a_mutant_is_caught(name: str) -> None:
     made = quantised(model)
     MUTANTS[name](made)
     assert steps_off(model, made) > 0.55
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_int8_activations_are_the_same_numbers(per_channel: bool) -> None:
+    model = net()
+    one = candidates(model)[0]
+    made = qdq.write(model, one, parameters(model, one), per_channel, signed=True)
+    onnx.checker.check_model(made, full_check=True)
+    assert stored(made)["data_zero_point"].dtype == np.int8
+    np.testing.assert_array_equal(run(made, images(16)), run(quantised(model, per_channel), images(16)))

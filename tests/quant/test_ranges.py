@@ -162,3 +162,12 @@ def test_the_product_of_two_scales_is_a_normal_number(one: float, two: float) ->
     incoming = np.float32(ranges.affine(0.0, one).scale)
     scale = np.float32(ranges.weight(np.array([[two]], np.float32), 0).scale[0])
     assert incoming * scale >= np.finfo(np.float32).tiny
+
+
+def test_symmetric_ranges_have_their_zero_in_the_middle() -> None:
+    values = np.random.default_rng(0).uniform(-1, 3, 20_000).astype(np.float32)
+    name, (low, high) = ranges.chosen(histogram(values), np.ones(1), "auto", ("minmax",), symmetric=True)
+    assert (name, low, high) == ("minmax", -values.max(), values.max())
+    made = ranges.affine(low, high, symmetric=True)
+    assert made.zero_point == 128
+    assert made.scale == pytest.approx(float(values.max()) / 127)

@@ -26,6 +26,7 @@ from repzoo.quant.diagnose import LayerNoise
 
 BENCH_SECONDS = 1.0
 UNCHANGED = 98.0  # % of predictions that must be the float model's own for a rung to hold
+ENOUGH = 95.0  # % from which on no layer is taken out of INT8 for the sake of more: that would cost latency
 BLAMED = 3  # layers that a refusal names
 
 
@@ -42,7 +43,7 @@ class Rung:
     """One attempt and what it gave.
 
     paired   against the float model on the gate's images; ratio: latency over float
-    passes   the gate lets it through; holds: no further rung is needed
+    passes   the gate lets it through; within: the drop as measured is within the budget; holds: no further rung is needed
     seconds  what making and checking it cost
     layers   its noise, worst first; empty where the recipe does not say
     """
@@ -52,13 +53,19 @@ class Rung:
     paired: Record
     ratio: Record
     passes: bool
+    within: bool
     holds: bool
     seconds: float = 0.0
     layers: tuple[LayerNoise, ...] = ()
 
+    @property
+    def enough(self) -> bool:
+        """Whether it passes and nothing that costs latency need be tried."""
+        return self.holds or (self.within and self.paired.values["same_prediction"] >= ENOUGH)
+
     def to_json(self) -> dict[str, Any]:
         """Without samples and layers."""
-        own = {name: getattr(self, name) for name in ("recipe", "placement", "passes", "holds", "seconds")}
+        own = {name: getattr(self, name) for name in ("recipe", "placement", "passes", "within", "holds", "seconds")}
         return {**own, **self.paired.values, **self.ratio.values}
 
 
@@ -80,10 +87,10 @@ class Attempt:
     rung: Rung
 
     @property
-    def merit(self) -> tuple[bool, bool, float, float]:
-        """What makes it the better: it holds, it passes, fewer predictions changed, smaller drop."""
-        values = self.rung.paired.values
-        return self.rung.holds, self.rung.passes, values["same_prediction"], -values["drop"]
+    def merit(self) -> tuple[bool, bool, bool, float, float]:
+        """What makes it the better: it holds, it is enough, it passes, fewer predictions changed, smaller drop."""
+        rung, values = self.rung, self.rung.paired.values
+        return rung.holds, rung.enough, rung.passes, values["same_prediction"], -values["drop"]
 
 
 @dataclass(frozen=True)
@@ -117,10 +124,11 @@ class Gate:
         self._float = self._float or found[0]
         return accuracy.compare(self._float, found[-1])
 
-    def judged(self, paired: Record) -> tuple[bool, bool]:
-        """(passes, holds)."""
+    def judged(self, paired: Record) -> tuple[bool, bool, bool]:
+        """(passes, within, holds)."""
         values, most = paired.values, self.budget.max_drop
-        return values["drop_low"] <= most, values["drop"] <= most and values["same_prediction"] >= UNCHANGED
+        within = values["drop"] <= most
+        return values["drop_low"] <= most, within, within and values["same_prediction"] >= UNCHANGED
 
     def timed(self, models: Sequence[Artifact], seconds: float | None = None) -> list[Record]:
         """Latency of each model over the float one's, interleaved."""

@@ -1,6 +1,7 @@
 """The quantiser's decisions: calibrate once, place by measured latency, climb the recipes until the accuracy holds.
 
-Rungs, from cheap to dear; each is tried only when the one before it does not hold (see gate.py):
+Rungs, from cheap to dear; each is tried only when the one before it does not hold, those that cost latency only when none before
+is enough (see gate.py):
 
     rounding       ranges by downstream loss, weights to nearest, biases corrected
     second-order   the same with second-order rounding (rounding.py)
@@ -14,9 +15,10 @@ faster than float beyond noise the fastest is taken all the same, with a warning
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -100,20 +102,25 @@ class _Climb:
         """The QDQ artifact of a recipe on a placement."""
         base = self.base(recipe)
         seen = self.seen.over(base.factors, self.layers.values())
-        made = plan.planned(base.model, placement, seen, self.scheme.per_channel, recipe.corrections)
-        graph = plan.write(made, placement, self.scheme.per_channel)
+        made = plan.planned(base.model, placement, seen, self.scheme, self._corrections(recipe))
+        graph = plan.write(made, placement, self.scheme)
         return self.artifact.then(graph, Step("quantize", __version__)), made
+
+    def _corrections(self, recipe: _Recipe) -> Corrections:
+        """A scheme that asks for one way of choosing ranges gets it on the first rung; later ones may take any of its ways."""
+        asked = self.scheme.ranges
+        return replace(recipe.corrections, ranges=asked) if recipe is RECIPES[0] and asked != "mse" else recipe.corrections
 
     def rung(self, recipe: _Recipe, name: str, timed: _Timed) -> Attempt:
         """Make, check and judge one rung."""
         started, (placement, ratio) = time.perf_counter(), timed
         artifact, made = self.write(recipe, placement)
         paired = self.gate.paired(artifact)
-        passes, holds = self.gate.judged(paired)
-        seen = (self.seen if holds else self.gate_statistics()).over(self.base(recipe).factors, self.layers.values())
+        verdict = self.gate.judged(paired)
+        seen = (self.seen if verdict[-1] else self.gate_statistics()).over(self.base(recipe).factors, self.layers.values())
         noise = tuple(diagnose.diagnosed(made, seen))
         seconds = round(time.perf_counter() - started, 2)
-        return Attempt(artifact, Rung(name, placement.name, paired, ratio, passes, holds, seconds, noise))
+        return Attempt(artifact, Rung(name, placement.name, paired, ratio, *verdict, seconds, noise))
 
     def timed(self, placements: Sequence[Placement], seconds: float) -> list[_Timed]:
         """The placements, fastest first."""
@@ -173,12 +180,13 @@ def _climbed(climb: _Climb) -> Iterator[Attempt]:
         if made[-1].rung.holds:
             return
     best = max(made, key=lambda one: one.merit).rung
+    if best.enough:
+        return
     recipe = next(one for one in RECIPES if one.name == best.recipe)
-    further = [*_escapes(climb, fastest[0], best), *((timed[0].name, timed) for timed in others)]
-    for name, timed in further:
+    for name, timed in itertools.chain(_escapes(climb, fastest[0], best), ((timed[0].name, timed) for timed in others)):
         attempt = climb.rung(recipe, f"{recipe.name}, {name}", timed)
         yield attempt
-        if attempt.rung.holds:
+        if attempt.rung.enough:
             return
 
 

@@ -21,6 +21,7 @@ from repzoo.quant.layers import Layer
 from repzoo.quant.observe import Moments, Statistics
 from repzoo.quant.place import Placement
 from repzoo.quant.ranges import Affine, Range, Symmetric
+from repzoo.quant.scheme import QuantScheme
 
 Float = npt.NDArray[np.float64]
 
@@ -45,25 +46,33 @@ class Plan:
     methods: Mapping[str, str] = field(default_factory=dict)
 
 
-def planned(model: onnx.ModelProto, placement: Placement, seen: Statistics, per_channel: bool, corrections: Corrections) -> Plan:
-    """Numbers for `placement` of the float `model`, whose statistics are `seen`."""
+def planned(model: onnx.ModelProto, placement: Placement, seen: Statistics, scheme: QuantScheme, corrections: Corrections) -> Plan:
+    """Numbers for `placement` of the float `model`, whose statistics are `seen`, as `scheme` represents them."""
     values, found = layering.constants(model), layering.layers(model)
     inside = {name: one for name, one in found.items() if name in placement.nodes}
-    wanted = importance(inside, values, seen)
+    wanted = importance({name: one for name, one in found.items() if name in seen.moments}, values, seen)
     chosen = {
-        name: ranges.chosen(seen.histograms[name], wanted.get(name, np.ones(len(seen.histograms[name].low))), corrections.ranges)
+        name: ranges.chosen(
+            seen.histograms[name],
+            wanted.get(name, np.ones(len(seen.histograms[name].low))),
+            corrections.ranges,
+            scheme.range_methods,
+            scheme.activation_symmetric,
+        )
         for name in placement.tensors
     }
     spans = {name: span for name, (_, span) in chosen.items()}
-    activations = {name: ranges.affine(*span) for name, span in spans.items()}
+    activations = {name: ranges.affine(*span, scheme.activation_symmetric) for name, span in spans.items()}
     rounded, biases = {}, {}
     for name, one in inside.items():
         rows, moments = layering.weights(one, values), seen.moments[name]
         bias = layering.biases(one, values)
         room = np.abs(bias) / (activations[one.source].scale * qdq.INT32_ROOM)
-        scale = _scales(one, rows, per_channel, room)
-        integers = _rounded(rows, moments, scale) if corrections.second_order else rounding.nearest(rows, scale)
-        rounded[name] = Symmetric(scale.reshape(-1) if per_channel else scale.reshape(-1)[:1], one.stored(integers).astype(np.int8))
+        limit, scale = scheme.weight_peak, _scales(one, rows, scheme, room)
+        integers = _rounded(rows, moments, scale, limit) if corrections.second_order else rounding.nearest(rows, scale, limit)
+        rounded[name] = Symmetric(
+            scale.reshape(-1) if scheme.per_channel else scale.reshape(-1)[:1], one.stored(integers).astype(np.int8)
+        )
         if corrections.bias:
             shift = one.by_channel(ranges.clipped(seen.histograms[one.source], *spans[one.source]))
             biases[name] = bias + corrected(rows, integers * scale, moments.mean, shift)
@@ -71,19 +80,20 @@ def planned(model: onnx.ModelProto, placement: Placement, seen: Statistics, per_
     return Plan(made, activations, rounded, spans, {name: method for name, (method, _) in chosen.items()})
 
 
-def write(plan: Plan, placement: Placement, per_channel: bool) -> onnx.ModelProto:
+def write(plan: Plan, placement: Placement, scheme: QuantScheme) -> onnx.ModelProto:
     """The QDQ graph."""
-    return qdq.write(plan.model, placement, plan.activations, per_channel, plan.rounded)
+    signed = scheme.activation_type == "int8"
+    return qdq.write(plan.model, placement, plan.activations, scheme.per_channel, plan.rounded, signed)
 
 
-def importance(inside: Mapping[str, Layer], values: Mapping[str, npt.NDArray[np.float32]], seen: Statistics) -> dict[str, Float]:
+def importance(reads: Mapping[str, Layer], values: Mapping[str, npt.NDArray[np.float32]], seen: Statistics) -> dict[str, Float]:
     """For each activation that layers read, what a unit of squared error in each channel costs them, [C].
 
     Noise e_c that is independent from channel to channel adds sum_c e_c ||W[:, c]||^2 to a layer's output, whose own power is
-    tr(W H W'); the ratio of the two, summed over the layers that read the tensor.
+    tr(W H W'); the ratio of the two, summed over the layers that read the tensor, be they INT8 or float.
     """
     found: dict[str, Float] = {}
-    for name, one in inside.items():
+    for name, one in reads.items():
         rows = layering.weights(one, values)
         power = signal(rows, seen.moments[name])
         each = (rows**2).sum(1).reshape(one.inputs, -1).sum(1) / power if power > 0 else np.zeros(one.inputs)
@@ -125,19 +135,19 @@ def with_biases(model: onnx.ModelProto, found: Mapping[str, Layer], biases: Mapp
     return made
 
 
-def _scales(one: Layer, rows: Float, per_channel: bool, room: Float) -> Float:
+def _scales(one: Layer, rows: Float, scheme: QuantScheme, room: Float) -> Float:
     """[G, O/G, 1]: the smallest scales that hold each row (or all) and leave `room` [O] for the bias in int32."""
-    peaks = np.abs(rows).max(2, keepdims=True) / rounding.LIMIT
+    peaks = np.abs(rows).max(2, keepdims=True) / scheme.weight_peak
     wanted = np.maximum(peaks, room.reshape(one.groups, -1, 1))
-    if not per_channel:
+    if not scheme.per_channel:
         wanted = np.full_like(wanted, wanted.max())
     usable = np.where(wanted > 0, np.maximum(wanted, ranges.SMALLEST_SCALE), 1.0)
     return np.asarray(usable.astype(np.float32), np.float64)
 
 
-def _rounded(rows: Float, moments: Moments, scale: Float) -> Float:
+def _rounded(rows: Float, moments: Moments, scale: Float, limit: int) -> Float:
     pieces = [
-        rounding.second_order(rows[:, :, a:b], gram.astype(np.float64), scale)
+        rounding.second_order(rows[:, :, a:b], gram.astype(np.float64), scale, limit)
         for gram, (a, b) in zip(moments.grams, moments.blocks, strict=True)
     ]
     return np.concatenate(pieces, axis=2)

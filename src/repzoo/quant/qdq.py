@@ -34,6 +34,7 @@ class _Writer:
     per_channel: bool
     taken: set[str]
     rounded: Mapping[str, Symmetric]
+    signed: bool
 
     def fresh(self, name: str) -> str:
         """`name`, or with a number behind it where the graph has such a name already."""
@@ -97,15 +98,17 @@ def write(
     activations: Mapping[str, Affine],
     per_channel: bool,
     rounded: Mapping[str, Symmetric] | None = None,
+    signed: bool = False,
 ) -> onnx.ModelProto:
     """`model` (float, folded, `prepared`) with the Q/DQ pairs of `placement`; `activations` gives each tensor's parameters.
 
     rounded  int8 weights by layer (its output's name); those of other layers are rounded to nearest
+    signed   activations are stored as int8, the same numbers moved by 128, and not as uint8
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
     constants = {item.name: item for item in made.graph.initializer}
-    writer = _Writer(made.graph, constants, activations, per_channel, _names(made.graph), rounded or {})
+    writer = _Writer(made.graph, constants, activations, per_channel, _names(made.graph), rounded or {}, signed)
     pairs = {name: _pair_nodes(writer, name) for name in placement.tensors}
     nodes: list[onnx.NodeProto] = list(pairs.get(made.graph.input[0].name, ()))
     for node in model.graph.node:
@@ -128,7 +131,8 @@ def write(
 def _pair_nodes(writer: _Writer, name: str) -> tuple[onnx.NodeProto, onnx.NodeProto]:
     parameters = writer.activations[name]
     scale = writer.add(f"{name}_scale", np.array(parameters.scale, np.float32))
-    zero = writer.add(f"{name}_zero_point", np.array(parameters.zero_point, np.uint8))
+    point = np.int8(parameters.zero_point - 128) if writer.signed else np.uint8(parameters.zero_point)
+    zero = writer.add(f"{name}_zero_point", np.array(point))
     stored, restored = writer.fresh(f"{name}_quantized"), writer.fresh(f"{name}_dequantized")
     quantise = helper.make_node("QuantizeLinear", [name, scale, zero], [stored], name=f"{stored}_QuantizeLinear")
     restore = helper.make_node("DequantizeLinear", [stored, scale, zero], [restored], name=f"{restored}_DequantizeLinear")

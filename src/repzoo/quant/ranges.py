@@ -31,8 +31,11 @@ class Symmetric:
     values: npt.NDArray[np.int8]
 
 
-def affine(low: float, high: float) -> Affine:
-    """Cover low..high, stretched to hold 0, with 255 steps."""
+def affine(low: float, high: float, symmetric: bool = False) -> Affine:
+    """Cover low..high, stretched to hold 0, with 255 steps; `symmetric` with 127 on either side of a zero point of 128."""
+    if symmetric:
+        reach = max(-low, high, 0.0)
+        return Affine(max(float(np.float32(reach / 127)), SMALLEST_SCALE) if reach > 0 else 1.0, 128)
     low, high = min(low, 0.0), max(high, 0.0)
     scale = max(float(np.float32((high - low) / 255)), SMALLEST_SCALE)
     if high == low:
@@ -120,25 +123,36 @@ METHODS: dict[str, Callable[[Histogram], Range]] = {
     "percentile 99.99": lambda seen: percentile(seen, 0.9999),
     "entropy": entropy,
 }
+ALL = ("minmax", "percentile", "mse", "entropy")
 SHRINKS = tuple(float(share) for share in np.linspace(0.95, 0.3, 14))
 
 
-def chosen(seen: Histogram, importance: Float, method: str = "auto") -> tuple[str, Range]:
+def chosen(
+    seen: Histogram, importance: Float, method: str = "auto", methods: Sequence[str] = ALL, symmetric: bool = False
+) -> tuple[str, Range]:
     """(method, range) of least downstream loss sum_c importance[c] noise[c]; or the range of the one `method`.
 
     importance  [C]: what a unit of squared error in a channel costs the layers that read it (see plan.importance)
 
-    `auto` takes the best of minmax, percentiles, entropy and, as "mse", min-max shrunk by a factor on either side.
+    methods     what `auto` may take the best of: minmax, percentile, entropy, and as "mse" min-max shrunk on either side
+    symmetric   ranges are widened to -reach..reach first
     """
     if method not in ("auto", "mse"):
-        return method, METHODS[method](seen)
-    low, high = minmax(seen)
-    ranges = {name: made(seen) for name, made in METHODS.items()} if method == "auto" else {"minmax": (low, high)}
-    found = list(ranges.items())
-    lows = SHRINKS if low < 0 else (1.0,)
-    found += [("mse", (low * one, high * two)) for one, two in _pairs((1.0, *lows), (1.0, *SHRINKS))]
-    losses = [float(importance @ noise(seen, *one)) for _, one in found]
-    return found[int(np.argmin(losses))]
+        name = next(one for one in METHODS if one.startswith(method))
+        return name, _mirrored(METHODS[name](seen), symmetric)
+    wanted = methods if method == "auto" else ("minmax", "mse")
+    found = [(name, made(seen)) for name, made in METHODS.items() if name.split()[0] in wanted]
+    if "mse" in wanted:
+        low, high = minmax(seen)
+        lows = SHRINKS if low < 0 and not symmetric else (1.0,)
+        found += [("mse", (low * one, high * two)) for one, two in _pairs((1.0, *lows), (1.0, *SHRINKS))]
+    spans = [(name, _mirrored(one, symmetric)) for name, one in found]
+    return min(spans, key=lambda one: float(importance @ noise(seen, *one[1])))
+
+
+def _mirrored(span: Range, symmetric: bool) -> Range:
+    reach = max(-span[0], span[1])
+    return (-reach, reach) if symmetric else span
 
 
 def _pairs(lows: Sequence[float], highs: Sequence[float]) -> list[tuple[float, float]]:

@@ -17,17 +17,18 @@ import numpy.typing as npt
 Float = npt.NDArray[np.float64]
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: also what columns that are always 0 live by
 BLOCK = 64
+SWEEPS = 2
 MOST_SWEPT = 64  # columns; beyond, a sweep costs more than it gains
-LIMIT = 127  # -128 is left out, so that the negative of a weight is a weight
+LIMIT = 127  # largest integer; -128 is left out, so that the negative of a weight is a weight
 
 
-def nearest(rows: Float, scale: Float) -> Float:
-    """Plain rounding: integers -127..127 of the shape of `rows`; `scale` broadcasts against it."""
-    return np.asarray(np.clip(np.round(rows / scale), -LIMIT, LIMIT))
+def nearest(rows: Float, scale: Float, limit: int = LIMIT) -> Float:
+    """Plain rounding: integers -limit..limit of the shape of `rows`; `scale` broadcasts against it."""
+    return np.asarray(np.clip(np.round(rows / scale), -limit, limit))
 
 
-def second_order(rows: Float, gram: Float, scale: Float, damping: float = DAMPING, sweeps: int = 2) -> Float:
-    """Integers -127..127 [G, O, K] for `rows` [G, O, K] on the grid `scale` [G, O, 1], given `gram` [G, K, K] = E[x x'].
+def second_order(rows: Float, gram: Float, scale: Float, limit: int = LIMIT, damping: float = DAMPING) -> Float:
+    """Integers -limit..limit [G, O, K] for `rows` [G, O, K] on the grid `scale` [G, O, 1], given `gram` [G, K, K] = E[x x'].
 
     A group whose inputs are all 0 is rounded plainly.
     """
@@ -35,16 +36,16 @@ def second_order(rows: Float, gram: Float, scale: Float, damping: float = DAMPIN
     mean = diagonal.mean(1)
     alive = mean > 0
     if not alive.any():
-        return nearest(rows, scale)
+        return nearest(rows, scale, limit)
     safe = gram / np.where(alive, mean, 1.0)[:, None, None] + damping * np.eye(gram.shape[-1])
     order = np.argsort(-diagonal, axis=1, kind="stable")  # columns that matter most first, while all others can still help
     sorted_rows, sorted_gram = _take(rows, order), np.take_along_axis(_take(safe, order), order[:, :, None], 1)
-    found = _column_by_column(sorted_rows, sorted_gram, scale)
+    found = _column_by_column(sorted_rows, sorted_gram, scale, limit)
     if rows.shape[2] <= MOST_SWEPT:
-        found = _descended(sorted_rows, sorted_gram, scale, found, sweeps)
+        found = _descended(sorted_rows, sorted_gram, scale, found, limit)
     made = np.empty_like(found)
     np.put_along_axis(made, np.broadcast_to(order[:, None, :], found.shape), found, 2)
-    return np.where(alive[:, None, None], made, nearest(rows, scale))
+    return np.where(alive[:, None, None], made, nearest(rows, scale, limit))
 
 
 def error(rows: Float, gram: npt.NDArray[np.float32]) -> Float:
@@ -76,28 +77,28 @@ def _inverse_upper(upper: Float) -> Float:
     return made
 
 
-def _column_by_column(rows: Float, gram: Float, scale: Float) -> Float:
+def _column_by_column(rows: Float, gram: Float, scale: Float, limit: int = LIMIT) -> Float:
     upper, left, made = _inverse_factor(gram), rows.copy(), np.empty_like(rows)
     count = rows.shape[2]
     for start in range(0, count, BLOCK):
         end = min(start + BLOCK, count)
         errors = np.empty((*rows.shape[:2], end - start))
         for k in range(start, end):
-            made[:, :, k] = nearest(left[:, :, k], scale[:, :, 0])
+            made[:, :, k] = nearest(left[:, :, k], scale[:, :, 0], limit)
             errors[:, :, k - start] = (left[:, :, k] - made[:, :, k] * scale[:, :, 0]) / upper[:, None, k, k]
             left[:, :, k:end] -= errors[:, :, k - start, None] * upper[:, None, k, k:end]
         left[:, :, end:] -= errors @ upper[:, start:end, end:]
     return made
 
 
-def _descended(rows: Float, gram: Float, scale: Float, start: Float, sweeps: int) -> Float:
+def _descended(rows: Float, gram: Float, scale: Float, start: Float, limit: int) -> Float:
     """`start` improved coordinate by coordinate; the error never grows."""
     made = start.copy()
-    for _ in range(sweeps):
+    for _ in range(SWEEPS):
         slope = (made * scale - rows) @ gram  # half the gradient
         for k in range(rows.shape[2]):
             now = made[:, :, k] * scale[:, :, 0]
-            better = nearest(now - slope[:, :, k] / gram[:, None, k, k], scale[:, :, 0])
+            better = nearest(now - slope[:, :, k] / gram[:, None, k, k], scale[:, :, 0], limit)
             move = better * scale[:, :, 0] - now
             slope += move[:, :, None] * gram[:, None, k, :]
             made[:, :, k] = better

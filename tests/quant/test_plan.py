@@ -1,0 +1,96 @@
+"""Plans: biases that keep the mean, the numbers that a scheme asks for, and the noise that is told against the noise that is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from tests.quant import test_equalize
+from tests.quant.test_qdq import images, net, probe, run
+
+from repzoo.engines import engine
+from repzoo.quant import diagnose, equalize, layers, plan
+from repzoo.quant.observe import Statistics, observe
+from repzoo.quant.place import Placement, candidates
+from repzoo.quant.plan import Corrections
+from repzoo.quant.scheme import scheme
+
+COARSE = replace(scheme("ort-cpu"), name="coarse", weight_bits=7)
+
+
+def seen(model: onnx.ModelProto, placement: Placement) -> Statistics:
+    reads = [one for name, one in layers.layers(model).items() if name in placement.nodes]
+    tensors = list(dict.fromkeys([*placement.tensors, *(one.source for one in reads)]))
+    return observe(model, tensors, reads, [images(64)], engine("onnxruntime"), 1, 64)
+
+
+def test_corrected_biases_keep_the_mean_of_a_layer() -> None:
+    """One layer in INT8 by coarse weights of one scale: its mean outputs are the float model's, and are not without."""
+    model = net()
+    one = Placement("one", frozenset({"grouped"}), ("wise",))
+    statistics, coarse = seen(model, one), replace(COARSE, per_channel=False)
+    off = {}
+    for bias in (False, True):
+        made = plan.write(plan.planned(model, one, statistics, coarse, Corrections(False, bias, "minmax")), one, coarse)
+        change = probe(made, ["grouped"])["grouped"] - probe(model, ["grouped"])["grouped"]
+        off[bias] = np.abs(change.mean((0, 2, 3))).max()
+    assert off[True] < 0.2 * off[False]
+
+
+@pytest.mark.parametrize("name", ["ort-cpu", "per-tensor", "ort-cpu-7bit", "mnn", "rdk", "vastai"])
+def test_every_scheme_is_honoured_and_near_the_float_model(name: str) -> None:
+    model, wanted = net(), scheme(name)
+    one = candidates(model)[0]
+    made = plan.write(plan.planned(model, one, seen(model, one), wanted, Corrections()), one, wanted)
+    onnx.checker.check_model(made, full_check=True)
+    constants = layers.constants(made)
+    weights = [constants[item] for item in constants if item.endswith("_quantized") and constants[item].ndim > 1]
+    assert max(int(np.abs(values.astype(int)).max()) for values in weights) == wanted.weight_peak
+    points = {int(constants[item]) for item in constants if item.endswith("_zero_point") and constants[item].ndim == 0}
+    assert {constants["data_zero_point"].dtype} == {np.dtype(wanted.activation_type)}
+    assert not wanted.activation_symmetric or points == {0}
+    expected = run(model, images(32, 3))
+    assert np.sqrt(np.mean((run(made, images(32, 3)) - expected) ** 2)) < 0.08 * np.std(expected)
+
+
+def test_the_diagnosis_names_the_layer_and_the_side_that_was_broken() -> None:
+    model = net()
+    one = candidates(model)[0]
+    statistics = seen(model, one)
+    made = plan.planned(model, one, statistics, scheme("ort-cpu"), Corrections())
+    worst = diagnose.diagnosed(made, statistics)[0]
+    assert min(worst.weight_db, worst.activation_db) > 30  # sound
+    spoilt = made.rounded["again"]
+    values = spoilt.values.copy()
+    values[5] = np.clip(values[5].astype(int) + 40, -127, 127)
+    weights = replace(made, rounded={**made.rounded, "again": replace(spoilt, values=values)})
+    found = diagnose.diagnosed(weights, statistics)[0]
+    assert (found.layer, found.side, found.channels[0]) == ("again", "weight", 5)
+    inputs = replace(made, ranges={**made.ranges, "wise": (0.0, 0.05)})
+    found = diagnose.diagnosed(inputs, statistics)[0]
+    assert (found.layer, found.side) == ("grouped", "activation")
+
+
+@pytest.mark.parametrize("name", ["ort-cpu", "per-tensor"])
+def test_rescaled_channels_do_not_change_the_int8_result(name: str) -> None:
+    """The same function with its free channels multiplied by 10^-2 .. 10^2; without equalisation INT8 is lost."""
+    model, wanted = test_equalize.net(), scheme(name)
+    twin = test_equalize.scrambled(model)
+    expected = test_equalize.run(model)
+    errors = {}
+    for what, graph in {"as it is": model, "twin": twin, "equalised": equalised(model), "twin, equalised": equalised(twin)}.items():
+        one = candidates(graph)[0]
+        reads = [layer for layer in layers.layers(graph).values() if layer.name in one.nodes]
+        tensors = list(dict.fromkeys([*one.tensors, *(layer.source for layer in reads)]))
+        found = observe(graph, tensors, reads, [test_equalize.images()], engine("onnxruntime"), 1, 16)
+        made = plan.write(plan.planned(graph, one, found, wanted, Corrections()), one, wanted)
+        errors[what] = float(np.sqrt(np.mean((test_equalize.run(made) - expected) ** 2)) / np.std(expected))
+    assert errors["twin"] > 4 * errors["as it is"]
+    assert errors["equalised"] < 0.1
+    assert errors["twin, equalised"] == pytest.approx(errors["equalised"], rel=0.5)
+
+
+def equalised(model: onnx.ModelProto) -> onnx.ModelProto:
+    return equalize.equalised(model).model
