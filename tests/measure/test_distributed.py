@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from repzoo.measure import distributed
+
 pytest.importorskip("torch", reason="the torch extra is not installed")
 
 Run = Callable[..., Any]
@@ -77,6 +79,36 @@ def test_torchrun_gives_what_one_process_gives_and_one_goes_on_with_what_two_beg
     assert (resumed.code, resumed.out) == (0, alone.out)
 
 
+def test_fewer_images_than_processes(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -> None:
+    data = few(digits_folder, tmp_path / "two", 2)
+    command = ("evaluate", model_file, "--data", data, "--json")
+    first, second, third = together([command] * 3)
+    assert [one.returncode for one in (first, second, third)] == [0, 0, 0], first.stderr
+    assert first.stdout == run(*command).out
+    assert (second.stdout, second.stderr, third.stdout, third.stderr) == ("", "", "", "")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"MASTER_ADDR": "no-such-host.invalid"}, "MASTER_ADDR is 'no-such-host.invalid', and no host of that name is known"),
+        ({"MASTER_PORT": "9"}, "timed out"),
+        ({"MASTER_PORT": ""}, "MASTER_PORT"),
+        ({"RANK": "first"}, "invalid literal"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'; expected the number of processes"),
+    ],
+)
+def test_a_wrong_master_is_one_sentence(
+    changed: dict[str, str], said: str, run: Run, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "MEETING_SECONDS", 1.0)
+    for name, value in ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"} | changed).items():
+        monkeypatch.setenv(name, value)
+    ran = run("evaluate", model_file, "--data", "digits")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert said in ran.err
+
+
 def test_what_fails_in_one_process_ends_all_with_its_sentence_said_once(
     model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
@@ -86,3 +118,12 @@ def test_what_fails_in_one_process_ends_all_with_its_sentence_said_once(
     assert first.stderr.count("\n") == 1
     assert f"the folder {tmp_path / 'absent'} does not exist" in first.stderr
     assert (first.stdout, second.stdout, second.stderr) == ("", "", "")
+
+
+def test_processes_that_were_given_different_images_are_refused(model_file: Path, digits_folder: Path, tmp_path: Path) -> None:
+    data = few(digits_folder, tmp_path / "numbers", 30)
+    first, second = together([("evaluate", model_file, "--data", one) for one in (digits_folder, data)])
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert "process 1 of 2 on" in first.stderr
+    assert "has other data than process 0" in first.stderr
+    assert second.stderr == ""

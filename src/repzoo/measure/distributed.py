@@ -11,10 +11,13 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any, Protocol
 
 from repzoo.errors import InputError, MissingExtra, RepzooError
 
+MEETING_SECONDS = 60.0  # for all processes to have started; torch waits five times as long, twice
+WAITING = timedelta(hours=12)  # for a slower host to come to an exchange; one that is gone breaks its connection at once
 MAX_MESSAGE_BYTES = 2**31  # from one process: 50,000 images take 1.4 MB
 
 
@@ -76,9 +79,10 @@ def joined() -> Iterator[Group]:
         MissingExtra: several processes, but no torch.
         InputError: the processes do not find each other, or one fails.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) < 2:
+    if _world_size() < 2:
         yield ALONE
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a stack of frames for each failure that is said in a sentence below
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
@@ -93,6 +97,13 @@ def joined() -> Iterator[Group]:
         raise
     finally:
         group.close()
+
+
+def _world_size() -> int:
+    text = os.environ.get("WORLD_SIZE") or "1"
+    if not text.isdigit():
+        raise InputError(f"WORLD_SIZE is {text!r}; expected the number of processes, as torchrun sets it")
+    return int(text)
 
 
 class _Failed(InputError):
@@ -111,11 +122,15 @@ class _Gloo:
         from torch.distributed.rendezvous import rendezvous
 
         try:
-            store, self.rank, self.size = next(iter(rendezvous("env://")))
+            _require_master()
+            store, self.rank, self.size = next(iter(rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS))))
             self._store = store
-            dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size)
+            dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size, timeout=WAITING)
         except (RuntimeError, ValueError, OSError) as error:
-            raise InputError(f"the processes do not find each other: {_line(error)}; start them with torchrun") from None
+            raise InputError(
+                f"the processes do not find each other: {_line(error)}; start all of them with torchrun within a minute, "
+                "with the address and a free port of the first one's host"
+            ) from None
 
     def threads(self, cores: int) -> int:
         """The cores, shared among the processes of this host."""
@@ -191,6 +206,15 @@ class _Gloo:
             yield
         except RuntimeError as error:
             raise _Ended(f"another of the {self.size} processes has ended ({_line(error)}); start them again") from None
+
+
+def _require_master() -> None:
+    """Say at once what torch would try again and again: a name that no host has."""
+    host = os.environ.get("MASTER_ADDR", "")
+    try:
+        socket.getaddrinfo(host or None, os.environ.get("MASTER_PORT") or 0)
+    except OSError as error:
+        raise OSError(f"MASTER_ADDR is {host!r}, and no host of that name is known ({error.strerror})") from None
 
 
 def _line(error: Exception) -> str:
