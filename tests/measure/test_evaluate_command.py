@@ -1,0 +1,186 @@
+"""`repzoo evaluate` on what boards wrote, through the real command line; and ImageNet's two cranes on real photographs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tests import lite0
+
+from repzoo.artifact import Artifact
+from repzoo.data import folder
+from repzoo.data.batches import ReadReport, batches
+from repzoo.engines import engine
+from repzoo.measure import accuracy, stats
+
+Run = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Own:
+    """What our own run says of the digits: keys, targets and logits [n, 10]."""
+
+    keys: tuple[str, ...]
+    targets: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+
+    @property
+    def first(self) -> npt.NDArray[np.int64]:
+        """Top-1 class, int [n]."""
+        return np.asarray(self.logits.argmax(1))
+
+
+@pytest.fixture(scope="module")
+def own(trained: Artifact, digits_folder: Path) -> Own:
+    data = folder.read(digits_folder).held_out()
+    session = engine("onnxruntime").open(trained.model, 1)
+    read = [session.run(one.inputs) for one in batches(data, trained.needing_preprocess(), 8, ReadReport())]
+    return Own(data.keys, np.array(data.targets), np.concatenate(read))
+
+
+def result_txt(path: Path, own: Own, logits: npt.NDArray[np.float32]) -> Path:
+    """As VastModelZOO's classification.py writes it: five lines an image, in no order."""
+    lines = []
+    for place in np.random.default_rng(1).permutation(len(own.keys)):
+        shares = np.exp(logits[place] - logits[place].max())
+        for rank, index in enumerate(np.argsort(-logits[place], kind="stable")[:5]):
+            prob = shares[index] / shares.sum()
+            lines.append(f"/data/a:b/{own.keys[place]}: Relay top-{rank} id: {index}, prob: {prob:.8f}, class name: {index}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def npz_folder(path: Path, own: Own, logits: npt.NDArray[np.float32]) -> tuple[Path, Path]:
+    """(folder, datalist) as vamp writes them: files numbered in the order of the list."""
+    path.mkdir()
+    order = np.random.default_rng(2).permutation(len(own.keys))
+    for number, place in enumerate(order):
+        np.savez(path / f"output_{number:06d}.npz", output_0=logits[place][None])
+    datalist = path.with_suffix(".txt")
+    datalist.write_text("".join(f"/npz/{own.keys[place].removesuffix('.png')}.npz\n" for place in order))
+    return path, datalist
+
+
+def spoiled(own: Own, count: int) -> npt.NDArray[np.float32]:
+    """The logits, with another class first in `count` of the images that are right."""
+    logits = own.logits.copy()
+    for place in np.flatnonzero(own.first == own.targets)[:count]:
+        logits[place, (own.targets[place] + 1) % 10] = logits[place].max() + 1
+    return logits
+
+
+@pytest.mark.parametrize("form", ["text", "arrays"])
+def test_a_boards_run_is_paired_with_our_own(
+    form: str, own: Own, run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
+) -> None:
+    logits = spoiled(own, 7)
+    if form == "text":
+        given: list[object] = ["--result", result_txt(tmp_path / "result.txt", own, logits)]
+    else:
+        out, datalist = npz_folder(tmp_path / "out", own, logits)
+        given = ["--result", out, "--datalist", datalist]
+    kept = tmp_path / "kept.jsonl"
+    ran = run("evaluate", model_file, "--data", digits_folder, *given, "--drop", 1, "--append", kept, "--json")
+    assert ran.code == 0, ran.err
+    ours, board = ran.document["runs"]
+    paired = ran.document["paired"]
+    right = int((own.first == own.targets).sum())
+    assert ours["top1"] == pytest.approx(100 * right / 200)
+    assert board["top1"] == pytest.approx(100 * (right - 7) / 200)
+    assert (paired["lost"], paired["gained"], paired["drop"], paired["needed_drop"]) == (7, 0, pytest.approx(3.5), 1)
+    assert paired["p_value"] == pytest.approx(2 * 0.5**7)
+    assert paired["needed"] == stats.pairs_needed(7 / 200, 0.01)
+    assert len(paired["flips"]) == 7
+    assert all(flip["second"] == (flip["target"] + 1) % 10 for flip in paired["flips"])
+    assert [json.loads(line)["kind"] for line in kept.read_text().splitlines()] == ["accuracy", "accuracy", "paired"]
+
+
+def test_a_boards_run_alone_needs_no_model(own: Own, run: Run, digits_folder: Path, tmp_path: Path) -> None:
+    text = result_txt(tmp_path / "result.txt", own, own.logits)
+    ran = run("evaluate", "--data", digits_folder, "--result", text, "--json")
+    assert ran.code == 0, ran.err
+    (board,) = ran.document["runs"]
+    assert board["top1"] == pytest.approx(100 * float((own.first == own.targets).mean()))
+    shown = run("evaluate", "--data", digits_folder, "--result", text)
+    assert shown.code == 0
+    assert "result.txt" in shown.out
+    assert max(map(len, shown.out.splitlines())) <= 80
+
+
+def doubled(text: str) -> str:
+    return text + text
+
+
+def cut(text: str) -> str:
+    return text[: len(text) * 2 // 3]
+
+
+def foreign(text: str) -> str:
+    return text.replace(".png:", "_of_another_set.png:")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), [(doubled, "2 times: the tool appends"), (cut, "expected 'PATH|it was cut"), (foreign, "no image of that")]
+)
+def test_a_damaged_result_is_one_sentence_and_nothing_is_appended(
+    damage: Callable[[str], str], said: str, own: Own, run: Run, digits_folder: Path, tmp_path: Path
+) -> None:
+    text = result_txt(tmp_path / "result.txt", own, own.logits)
+    text.write_text(damage(text.read_text()))
+    ran = run("evaluate", "--data", digits_folder, "--result", text, "--append", tmp_path / "kept.jsonl")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert any(one in ran.err for one in said.split("|"))
+    assert not (tmp_path / "kept.jsonl").exists()
+
+
+BAD = [
+    (["--result", "{here}/absent.txt"], "absent.txt"),
+    (["--result", "{here}"], "holds no .npz file"),
+    (["--result", "{here}/result.txt", "--datalist", "{here}/result.txt"], "leave --datalist out"),
+    (["--result", "{here}/out", "--datalist", "{here}/absent.txt"], "absent.txt"),
+    (["--result", "{here}/out", "--datalist", "{here}/short.txt"], "names 1 images, but"),
+    (["--result", "{here}/result.txt", "--append", "{here}/short.txt/kept.jsonl"], "short.txt"),
+    (["--result", "{here}/result.txt", "--append", "{here}/out"], "out"),
+    ([], "give the files of models, or --result"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), BAD)
+def test_a_bad_option_is_one_sentence(
+    options: list[str], said: str, own: Own, run: Run, digits_folder: Path, tmp_path: Path
+) -> None:
+    result_txt(tmp_path / "result.txt", own, own.logits)
+    npz_folder(tmp_path / "out", own, own.logits)
+    (tmp_path / "short.txt").write_text("/npz/0.npz\n")
+    ran = run("evaluate", "--data", digits_folder, *(one.format(here=tmp_path) for one in options))
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1), ran
+    assert said in ran.err
+
+
+@pytest.mark.parametrize("drop", ["0", "-1", "101", "nan", "much"])
+def test_a_drop_that_no_number_of_images_shows_is_refused(drop: str, run: Run, digits_folder: Path, tmp_path: Path) -> None:
+    ran = run("evaluate", "--data", digits_folder, "--result", tmp_path, "--drop", drop)
+    assert (ran.code, ran.out) == (2, "")
+    assert "Invalid value for '--drop'" in ran.err
+
+
+CRANES = (134, 517)  # the bird and the machine, one name in many lists of ImageNet's classes
+
+
+def test_both_cranes_are_told_apart_on_real_photographs() -> None:
+    data = lite0.sample()
+    near = [index for index, target in enumerate(data.targets) if target in {*CRANES, 130, 131, 132, 133, 135, 516, 518}]
+    model = lite0.artifact()
+    run = accuracy.open_run(model, engine("onnxruntime"))
+    (found,) = accuracy.evaluate([run], data.subset(near), ReadReport())
+    rows = {row["index"]: row for row in found.by_class()}
+    assert len(rows) == len(near) == 9
+    assert all(rows[crane]["n"] == 1 for crane in CRANES)
+    assert all(rows[crane]["top1"] == 100 for crane in CRANES)
+    assert [rows[crane]["class"] for crane in CRANES] == ["n02012849", "n03126707"]
