@@ -12,6 +12,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from repzoo import verbs
+from repzoo.artifact import Artifact
 from repzoo.engines import Session, engine
 from repzoo.errors import InputError, MissingExtra
 from repzoo.measure.host import host
@@ -176,3 +178,15 @@ def test_a_scheme_of_ones_own(tmp_path: Path) -> None:
     assert scheme(str(path)) == QuantScheme("my-board", "mine", per_channel=False, escape="int16")
     with pytest.raises(InputError, match="does not exist"):
         scheme(str(tmp_path / "none.toml"))
+
+
+def test_quantize_keeps_to_7_bits_where_the_engine_would_clip(trained: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a host without VNNI, OpenVINO's own kernels clip: no weight may leave -64..64, and the person is told."""
+    pytest.importorskip("openvino", reason="the openvino extra is not installed")
+    plain = {**host(), "machine": "x86_64", "int8": ["avx2"]}
+    monkeypatch.setattr("repzoo.verbs.making.host", lambda: plain)
+    made, report = verbs.quantize(trained, "digits", verbs.QuantizeOptions(engine="openvino", images=32, force=True))
+    weights = [numpy_helper.to_array(item) for item in made.model.graph.initializer if item.data_type == onnx.TensorProto.INT8]
+    assert weights
+    assert all(np.abs(values.astype(int)).max() <= 64 for values in weights)
+    assert any("7 bits" in one for one in report.warnings)

@@ -23,8 +23,8 @@ from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
 from repzoo.quant import ladder, recipes
 from repzoo.quant.gate import Budget, QuantReport
+from repzoo.quant.scheme import for_host, scheme_for
 from repzoo.quant.scheme import scheme as scheme_called
-from repzoo.quant.scheme import scheme_for
 from repzoo.storage import sha256_of_file
 from repzoo.verbs.inputs import embed_input
 from repzoo.zoo import catalog
@@ -208,10 +208,12 @@ def quantize(
     accuracy.class_indices(gate, artifact)  # refuses strange classes before the work, not after it
     budget = Budget(options.max_drop, options.force)
     runner = engine(options.engine)
+    said = [f"{len(calibration)} calibration images, of {options.images} asked for"] if len(calibration) < options.images else []
     if options.recipe != recipes.OWN:
         made, report = recipes.quantize(artifact, calibration, gate, runner, options.recipe, budget, progress)
     else:
-        scheme = scheme_called(options.scheme) if options.scheme else scheme_for(options.engine)
+        wanted = scheme_called(options.scheme) if options.scheme else scheme_for(options.engine)
+        scheme, remark = for_host(wanted, runner, host())
+        said += [remark] if remark else []
         made, report = ladder.quantize(artifact, calibration, gate, runner, scheme, budget, progress)
-    few = [f"{len(calibration)} calibration images, of {options.images} asked for"] if len(calibration) < options.images else []
-    return made, replace(report, warnings=(*few, *report.warnings))
+    return made, replace(report, warnings=(*said, *report.warnings))
