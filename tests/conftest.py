@@ -24,6 +24,10 @@ from repzoo.zoo import embedded
 MODEL = "repghostnet_050.digits"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-variants", action="store_true", help="test every variant of the catalogue, the largest included")
+
+
 @dataclasses.dataclass(frozen=True)
 class Ran:
     """What one run of the command line left."""

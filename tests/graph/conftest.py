@@ -22,7 +22,6 @@ Execute = Callable[[onnx.ModelProto, Array], list[Array]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-variants", action="store_true", help="fold every variant of the catalogue, the largest included")
     parser.addoption(
         "--remake-golden", action="store_true", help="write tests/graph/golden/*.json anew from what the fold does now"
     )

@@ -157,6 +157,19 @@ def test_paddles_merged_repvgg_keeps_its_se_blocks(tmp_path: Path) -> None:
     assert any(f"{len(merged)} tensors left out" in remark and "SE block stays" in remark for remark in loaded.remarks)
 
 
+def test_paddles_bfloat16_and_split_tensors_are_refused_by_name(tmp_path: Path) -> None:
+    state = official.paddle(filled("fasternet_t0", official.fasternet_name))
+    path, key = tmp_path / "w.pdparams", "avgpool_pre_head.1.weight"
+    path.write_bytes(pickle.dumps({**state, key: state[key].astype(np.uint16)}, 4))
+    with pytest.raises(InputError, match=rf"'{key}' has elements of type uint16 .*Paddle stores bfloat16 so: save it as float32"):
+        load(path, "fasternet_t0")
+    parts = {"head.weight@@.0": state["head.weight"][:5].ravel(), "head.weight@@.1": state["head.weight"][5:].ravel()}
+    info = {"UnpackBigParamInfor@@": {"head.weight": {"OriginShape": (1280, 10), "slices": list(parts)}}}
+    path.write_bytes(pickle.dumps({**{name: value for name, value in state.items() if name != "head.weight"}, **parts, **info}, 2))
+    with pytest.raises(InputError):
+        load(path, "fasternet_t0")
+
+
 def test_repvit_with_one_head_and_fused(tmp_path: Path) -> None:
     for heads, form, last in ((False, "train", "head.head.l.weight"), (True, "deploy", "head.weight")):
         own = shapes("repvit_m0_6", form, 10, heads)

@@ -154,7 +154,8 @@ def _plain(path: Path, name: str, found: Named, value: npt.NDArray[Any], remarks
         return np.array(value, np.int64, order="C")
     kind = value.dtype.name
     if kind not in ("float32", "float16", "bfloat16", "float64"):
-        raise InputError(f"{path}: {found.origin[name]!r} has elements of type {kind} where weights are real numbers")
+        hint = "; Paddle stores bfloat16 so: save it as float32" if kind == "uint16" else ""
+        raise InputError(f"{path}: {found.origin[name]!r} has elements of type {kind} where weights are real numbers{hint}")
     if kind != "float32":
         remarks.append(f"weights of type {kind} became float32")
     made = np.array(value, np.float32, order="C")
