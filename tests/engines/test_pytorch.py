@@ -38,6 +38,10 @@ BODIES = {
     "reshape by shape": "s = Shape (x)\n i = Constant <value_ints = [0]> ()\n n = Gather (s, i)\n m = Constant <value_ints = [-1]> ()\n"
     " t = Concat <axis = 0> (n, m)\n y = Reshape (x, t)",
     "gather": "i = Constant <value_ints = [2, -1, 0]> ()\n y = Gather <axis = 1> (x, i)",
+    "gather one of a vector": "s = Shape (x)\n i = Constant <value_int = 3> ()\n n = Gather (s, i)\n"
+    " f = Cast <to = 1> (n)\n y = Mul (x, f)",
+    "constant of a computed shape": "s = Shape (x)\n c = ConstantOfShape <value = int64[1] {2}> (s)\n"
+    " f = Cast <to = 1> (c)\n y = Mul (x, f)",
     "rank": "a = Constant <value_ints = [0, 5]> ()\n d = Unsqueeze (x, a)\n c = Squeeze (d, a)\n y = Transpose <perm = [0, 2, 3, 1]> (c)",
     "matmul": "t = Transpose <perm = [0, 1, 3, 2]> (x)\n m = MatMul (x, t)\n y = Div (m, m)",
     "round": "r = Round (x)\n e = Erf (x)\n y = Sub (r, e)",

@@ -144,6 +144,7 @@ class _Builder:
 
     def _apply(self, node: onnx.NodeProto, function: Callable[..., Any], inputs: list[Any], settings: dict[str, Any]) -> None:
         if any(isinstance(value, fx.Node) for value in inputs):
+            settings = {key: self._argument(value) for key, value in settings.items()}
             found: Any = self._graph.call_function(function, tuple(map(self._argument, inputs)), settings)
             several: Any = [self._part(found, at) for at in range(len(node.output))] if len(node.output) > 1 else [found]
         else:
@@ -373,7 +374,9 @@ def unsqueeze(x: Tensor, given: Any = None, *, axes: Ints = ()) -> Tensor:
 
 def gather(x: Tensor, indices: Any, *, axis: int = 0) -> Tensor:
     chosen = torch.as_tensor(indices) % x.shape[axis]
-    return x.index_select(axis, chosen.reshape(-1)).reshape(*x.shape[:axis], *chosen.shape, *x.shape[axis % x.dim() + 1 :])
+    axis %= x.dim()
+    # a list: a single index of a vector leaves no dimension at all
+    return x.index_select(axis, chosen.reshape(-1)).reshape([*x.shape[:axis], *chosen.shape, *x.shape[axis + 1 :]])
 
 
 def shape_of(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
@@ -386,8 +389,8 @@ def constant(*, value: Any = None, value_float: Any = None, value_floats: Any = 
     return given if isinstance(given, Tensor) else torch.tensor(given)
 
 
-def constant_of_shape(shape: Any, *, value: Tensor | None = None) -> Tensor:
-    return (torch.zeros(1) if value is None else value.reshape(1)).expand(_ints(shape)).clone()
+def constant_of_shape(shape: Any, *, value: Any = None) -> Tensor:
+    return (torch.zeros(1) if value is None else torch.as_tensor(value).reshape(1)).expand(_ints(shape)).clone()
 
 
 def concat(*parts: Any, axis: int) -> Tensor:
