@@ -269,7 +269,7 @@ def test_settings_of_evaluate(
         ("bench", ["--seconds", "inf"]),
         ("bench", ["--threads", "0"]),
         ("bench", ["--batch", "0"]),
-        ("card", ["--threads", "-1"]),
+        ("card", ["--streams", "-1"]),
         ("card", ["--seconds", "0"]),
         ("predict", ["--top", "0"]),
         ("train", ["--epochs", "0"]),

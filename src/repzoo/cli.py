@@ -361,7 +361,7 @@ def train(
 @click.option("-o", "--output", type=FILE, default=Path("out"), show_default=True, help="Folder for the card and its files.")
 @click.option("--append", type=FILE, help="Append the Records to this .jsonl file too.")
 @click.option(
-    "--threads", default=0, show_default=True, type=click.IntRange(0), help="Clients of the multi-thread row; 0: one for each core."
+    "--streams", default=0, show_default=True, type=click.IntRange(0), help="Clients of the multi-thread row; 0: one for each core."
 )
 @click.option("--seconds", default=5.0, show_default=True, type=POSITIVE, help="Time for all timing.")
 @options_of(verbs.QuantizeOptions)
@@ -375,7 +375,7 @@ def card(model: str | None, data: str, output: Path, append: Path | None, as_jso
     from repzoo import job
     from repzoo.measure import record
 
-    times = {key: settings.pop(key) for key in ("threads", "seconds")}
+    times = {key: settings.pop(key) for key in ("streams", "seconds")}
     options, preprocess = _settings(verbs.QuantizeOptions, settings)
     source = open_source(data)
     artifact = _float(verbs.load(model or verbs.embedded_for(source.classes), **preprocess))

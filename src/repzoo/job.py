@@ -27,10 +27,10 @@ from repzoo.storage import make_folder
 
 @dataclass(frozen=True)
 class JobOptions:
-    """Settings of the job. threads: client threads of the multi-thread row, 0 takes one for each core; seconds: for all timing."""
+    """Settings of the job. streams: client threads of the multi-thread row, 0 takes one for each core; seconds: for all timing."""
 
     quantize: verbs.QuantizeOptions = dataclasses.field(default_factory=verbs.QuantizeOptions)
-    threads: int = 0
+    streams: int = 0
     seconds: float = 5.0
 
 
@@ -130,7 +130,7 @@ def _fold_values(certificate: Mapping[str, Any]) -> dict[str, Any]:
 def _timings(artifacts: Mapping[str, Artifact], options: JobOptions, progress: Progress) -> list[Record]:
     """One-thread latency of all forms and many-client throughput of the two that ship, interleaved."""
     runner = engine(options.quantize.engine)
-    clients = options.threads or host()["affinity"]
+    clients = options.streams or host()["affinity"]
     single = {form: latency.case(one, runner) for form, one in artifacts.items()}
     many = [latency.case(artifacts[form], runner, clients) for form in ("deploy", "int8")] if clients > 1 else []
     records = latency.run([*single.values(), *many], options.seconds / (len(single) + len(many)), progress=progress)
