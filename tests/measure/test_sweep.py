@@ -44,8 +44,13 @@ class Stopped(Sleeper):
     def run(self, inputs):
         if len(inputs) == 2: raise KeyboardInterrupt
         return super().run(inputs)
+class Aborter(Sleeper):
+    name = "aborter"
+    def run(self, inputs):
+        import os
+        os.abort()
 """
-NAMES = {"sleeper": "Sleeper", "refuser": "Refuser", "breaker": "Breaker", "stopped": "Stopped"}
+NAMES = {"sleeper": "Sleeper", "refuser": "Refuser", "breaker": "Breaker", "stopped": "Stopped", "aborter": "Aborter"}
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +76,14 @@ def flat(tmp_path: Path) -> Path:
 
 def bench(flat: Path, *engines: str, **options: Any) -> sweep.Swept:
     return verbs.benchmark([verbs.load(flat)], verbs.BenchOptions(engine=engines, **{"seconds": 0.02, **options}))
+
+
+def test_an_engine_that_crashes_the_process_costs_its_own_rows_only(flat: Path, run: Run) -> None:
+    ran = run("bench", flat, "--engine", "aborter,sleeper", "--seconds", "0.02", "--json")
+    assert ran.code == 0
+    assert [one["engine"] for one in ran.document["runs"]] == ["sleeper"]
+    assert "left out: flat on aborter" in ran.err
+    assert "crashed (signal SIGABRT)" in ran.err
 
 
 def test_what_fails_is_left_out_and_the_sweep_goes_on(flat: Path) -> None:

@@ -40,6 +40,8 @@ def probe(engine_name: str, model: onnx.ModelProto, inputs: Array, threads: int 
         raise InputError(
             f"the engine {engine_name} did not run the model within {seconds:g} s; leave it out of the sweep"
         ) from None
+    if ran.returncode == -signal.SIGINT:  # Ctrl-C reaches the child too
+        raise KeyboardInterrupt
     said = ran.stderr.decode("utf-8", "replace").strip().splitlines()
     if ran.returncode < 0:
         raise InputError(

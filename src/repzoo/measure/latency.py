@@ -143,11 +143,16 @@ def case(
         raise InputError(f"single-stream is one client and a batch of 1; got {streams} and {batch}; take closed-loop")
     if scenario == "multi-stream" and QUERY % batch:
         raise InputError(f"a multi-stream query has {QUERY} images, which calls of {batch} do not make up; take 1, 2, 4 or 8")
-    inputs = _random_input(artifact, batch, seed)
+    inputs = inputs_for(artifact, batch, seed)
     return Case(artifact, engine, engine.open(artifact.model, threads), inputs, threads, streams, scenario)
 
 
-def _random_input(artifact: Artifact, batch: int, seed: int) -> Array:
+def inputs_for(artifact: Artifact, batch: int, seed: int = 0) -> Array:
+    """Random images as `artifact` takes them, `batch` at once.
+
+    Raises:
+        InputError: a batch that the file does not have, or sides that neither graph nor metadata give.
+    """
     dims = [dim.dim_value for dim in classifier_input(artifact.model).type.tensor_type.shape.dim] or [0] * 4
     if dims[0] not in (0, batch):
         raise InputError(f"{artifact.name} has a fixed batch of {dims[0]}; asked for {batch}; export it with a dynamic batch")

@@ -1,5 +1,8 @@
 """A sweep: files x engines in every setting. One setting after the other, all its cases interleaved; what fails is left out.
 
+Where there is more than one case to lose, each file is first run once on each engine at each batch in a child process
+(engines/probe.py, about a second each): an engine that crashes there is left out, and does not take this process with it.
+
 Records are handed over as each setting ends, so that an interrupt, a full disk or a crash costs the setting at work and no more.
 """
 
@@ -12,6 +15,7 @@ from itertools import product
 
 from repzoo.artifact import Artifact
 from repzoo.engines import Engine, engine
+from repzoo.engines.probe import probe
 from repzoo.errors import InputError, MissingExtra
 from repzoo.measure import latency, noise, stats
 from repzoo.measure.latency import Case, Scenario
@@ -103,11 +107,13 @@ def run(
         InputError: nothing at all could be measured, or an engine's name is unknown, or `keep` cannot.
     """
     swept = Swept()
-    runners = _runners(engines, swept)
+    pairs = list(product(_runners(engines, swept), artifacts))
     try:
-        for index, setting in enumerate(wanted if runners else ()):
+        tried: dict[tuple[int, int], str] = {}
+        for index, setting in enumerate(wanted if pairs else ()):
             shown = _staged(progress, f"bench {index + 1} of {len(wanted)}")
-            _group(swept, list(product(runners, artifacts)), setting, seconds, shown, keep)
+            able = _able(swept, pairs, setting, tried) if len(pairs) * len(wanted) > 1 else pairs
+            _group(swept, able, setting, seconds, shown, keep)
     except KeyboardInterrupt:
         if not swept.records:
             raise
@@ -132,6 +138,30 @@ def _runners(names: Sequence[str], swept: Swept) -> list[Engine]:
         except MissingExtra as error:
             swept.left_out.append(LeftOut("", name, str(error)))
     return found
+
+
+def _able(
+    swept: Swept, pairs: Sequence[tuple[Engine, Artifact]], setting: Setting, tried: dict[tuple[int, int], str]
+) -> list[tuple[Engine, Artifact]]:
+    """The pairs that a child process can run; the others are noted. tried: why not, or "", by the pair's place and the batch."""
+    able = []
+    for place, (runner, artifact) in enumerate(pairs):
+        known = (place, setting.batch)
+        if known not in tried:
+            tried[known] = _why_not(runner, artifact, setting.batch)
+        if tried[known]:
+            swept.leave_out(artifact.name, runner.name, tried[known], setting)
+        else:
+            able.append((runner, artifact))
+    return able
+
+
+def _why_not(runner: Engine, artifact: Artifact, batch: int) -> str:
+    try:
+        probe(runner.name, artifact.model, latency.inputs_for(artifact, batch))
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _group(
