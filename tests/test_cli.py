@@ -21,6 +21,8 @@ from repzoo.zoo import catalog
 
 Run = Callable[..., Any]
 COMMANDS = [
+    "convert",
+    "download",
     "embed-input",
     "mismatch",
     "list",

@@ -22,7 +22,7 @@ from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
 from repzoo.data.source import open_source
 from repzoo.engines import engine
-from repzoo.quant import ladder
+from repzoo.quant import gate
 
 Run = Callable[..., Any]
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -31,7 +31,7 @@ Arrays = dict[str, npt.NDArray[np.float32]]
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timing decides nothing that is asserted here."""
-    monkeypatch.setattr(ladder, "BENCH_SECONDS", 0.02)
+    monkeypatch.setattr(gate, "BENCH_SECONDS", 0.02)
 
 
 @pytest.fixture

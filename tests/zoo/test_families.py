@@ -159,7 +159,13 @@ def test_timms_registry_is_left_alone() -> None:
     import timm
 
     ablations = {name for name in NAMES if name.startswith("repghostnet_050_")}
-    assert set(NAMES) - set(timm.list_models()) == ablations | {"repvgg_b1g2", "repvgg_b2g2", "repvgg_b3g2", "repvit_m0_6"}
+    assert set(NAMES) - set(timm.list_models()) == ablations | {
+        "repvgg_b1g2",
+        "repvgg_b2g2",
+        "repvgg_b3g2",
+        "repvggplus_l2pse",
+        "repvit_m0_6",
+    }
 
 
 def test_no_weights_are_promised_where_timm_has_none() -> None:

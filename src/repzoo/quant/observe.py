@@ -28,6 +28,7 @@ BINS = 256
 SPOTS = 196  # positions of each image that a histogram takes; extremes take all
 ROWS_PER_COLUMN, LEAST_ROWS = 4, 4096  # output positions behind a Gram matrix, in all
 GRAM_BYTES = 2**28  # of all Gram matrices together, float32
+LARGEST = 1e16  # of an activation: sums of some thousand squares stay within float32
 
 
 class Histogram:
@@ -220,6 +221,11 @@ def _probed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
 def _require_finite(name: str, extremes: Images) -> None:
     if not np.isfinite(extremes).all():
         raise InputError(f"the tensor {name!r} is not finite on calibration images; the float model is broken there")
+    if (most := float(np.abs(extremes).max(initial=0.0))) > LARGEST:
+        raise InputError(
+            f"the tensor {name!r} reaches {most:.2g} on calibration images, and squares of it leave float32 (at most {LARGEST:g} "
+            "is quantised); scale the layers around it: its values divided, the next layer's weights multiplied"
+        )
 
 
 def _count(found: dict[str, Histogram], name: str, values: Images, random: np.random.Generator) -> None:
