@@ -19,6 +19,7 @@ from repzoo.artifact import Artifact, Preprocess
 from repzoo.errors import CertificateError
 from repzoo.graph import algebra, certify, fold, rules
 from repzoo.graph.algebra import AffineMap
+from repzoo.graph.proof import prove
 from repzoo.graph.rules import Link
 
 Array = npt.NDArray[Any]
@@ -324,3 +325,27 @@ def test_a_mutant_is_caught(
         monkeypatch.setattr(place, name, mutate(getattr(place, name)))
     with pytest.raises(CertificateError):
         certified(before)
+
+
+def epsilon_forgotten(original: Original) -> Original:
+    return lambda gamma, beta, mean, variance, _: original(gamma, beta, mean, variance, 0.0)
+
+
+@pytest.mark.parametrize("mutate", [epsilon_forgotten, epsilon_twice, default_epsilon])
+def test_an_epsilon_error_does_not_hide_behind_large_variances(
+    mutate: Callable[[Original], Original], graph: Graph, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside such variances epsilon is below the rounding of a weight: only a specimen with others shows that it is wrong."""
+    body = (
+        "c = Conv(data, w)\nb = BatchNormalization<epsilon = 0.001>(c, gamma, beta, mean, var)\nr = Relu(b)\n"
+        "z = GlobalAveragePool(r)\noutput = Flatten(z)"
+    )
+    weights = {"w": (8, 4, 3, 3), "gamma": (8,), "beta": (8,), "mean": (8,), "var": np.full(8, 1e8).tolist()}
+    before = Artifact(graph(body, weights, output="N, 8"), "loud", Preprocess(size=9))
+    run: certify.Runner = lambda model, data: execute(model, data)[0]  # noqa: E731
+    assert certify.certify(before, fold.fold(before.model), run).specimens == 1
+    monkeypatch.setattr(algebra, "from_batchnorm", mutate(algebra.from_batchnorm))
+    result = fold.fold(before.model)
+    prove(before.model, result.model, [one.output for one in result.folds])  # what the model's own numbers show: nothing
+    with pytest.raises(CertificateError, match="with adversarial BatchNorm parameters"):
+        certify.certify(before, result, run)

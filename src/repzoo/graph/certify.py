@@ -1,6 +1,8 @@
 """Certificate: how equal a folded graph is to its training form, against bounds that are derived or measured, not assumed.
 
-First every folded node is retraced on its own in float64 (proof.py): no depth blurs a wrong one there. Then both graphs run with
+First every folded node is retraced on its own in float64 (proof.py): no depth blurs a wrong one there. Then a specimen of each
+kind of expression is folded and retraced with adversarial BatchNorms in place of its own (specimens.py), so that an error which
+this model's numbers hide shows all the same. Then both graphs run with
 every runtime optimisation off, on random images (normal, and of large amplitude) and on real ones where given. That bound comes
 from the training form itself: its weights are jittered by one unit in the last place, and the largest change that this makes in
 the output, times SAFETY, is what its number type cannot tell apart.
@@ -23,11 +25,12 @@ from onnx import TensorProto, numpy_helper
 from repzoo.artifact import MAX_MODEL_BYTES, Artifact, classifier_input
 from repzoo.errors import CertificateError, InputError
 from repzoo.graph.cost import Cost, count
-from repzoo.graph.fold import Fold, FoldResult
+from repzoo.graph.fold import Fold, FoldResult, fold
 from repzoo.graph.operators import BLOCK
 from repzoo.graph.pieces import pieces, sha256_of_graph
 from repzoo.graph.proof import ROUNDOFF, Proof, prove
 from repzoo.graph.rules import Refusal
+from repzoo.graph.specimens import specimens
 
 SAFETY = 64.0  # jittering moves each weight once; a fold also reorders sums of up to some 10^4 terms in every layer
 FLOOR = 16.0  # unit roundoffs of the output's largest magnitude: 8 units in the last place, for networks too robust to jitter
@@ -49,7 +52,8 @@ class Certificate:
 
     proven      folded nodes retraced one by one in float64
     proof_ratio the largest error among them, over the bound that the rounding of its weights allows
-    proofs      one for each of them
+    proofs      one for each of them, from tensors of the training form: it covers the folds that a later one took in
+    specimens   kinds of expressions that were also folded and retraced with adversarial BatchNorms
     before      sha256 (of the graph without metadata, see pieces.sha256_of_graph) and cost of the training form
     after       the same of the deploy form
     """
@@ -67,6 +71,7 @@ class Certificate:
     before: Mapping[str, Any]
     after: Mapping[str, Any]
     proofs: tuple[Proof, ...] = ()
+    specimens: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A plain JSON document; each fold has its proof, or None where a later fold took its node in."""
@@ -156,6 +161,7 @@ def certify(before: Artifact, result: FoldResult, run: Runner, images: Images | 
     costs = count(before), count(after)
     _require_one_file(before.name, costs[1])
     proofs = prove(before.model, result.model, [item.output for item in result.folds], seed)
+    kinds = _drilled(before.model, result.model, seed)
     groups = _inputs(before, costs[0], images, seed)
     compared = _compared(before.model, result.model, groups, run, seed)
     worst = max(compared, key=lambda one: one.ratio)
@@ -173,10 +179,28 @@ def certify(before: Artifact, result: FoldResult, run: Runner, images: Images | 
         before=_facts(before.model, costs[0]),
         after=_facts(result.model, costs[1]),
         proofs=proofs,
+        specimens=kinds,
     )
     if not certificate.equal:
         raise CertificateError(f"{before.name}: the folded graph is not proven equal, so it is not written. {certificate.line()}")
     return certificate
+
+
+def _drilled(before: onnx.ModelProto, after: onnx.ModelProto, seed: int) -> int:
+    """How many kinds of expressions were folded and retraced with adversarial BatchNorms.
+
+    Raises:
+        CertificateError: one of them folds wrongly.
+    """
+    kinds = set()
+    for kind, specimen in specimens(before, after):
+        made = fold(specimen)
+        try:
+            prove(specimen, made.model, [item.output for item in made.folds], seed)
+        except CertificateError as error:
+            raise CertificateError(f"with adversarial BatchNorm parameters, {error}") from None
+        kinds.add(kind)
+    return len(kinds)
 
 
 def _require_one_file(name: str, cost: Cost) -> None:

@@ -65,14 +65,14 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class _Index:
+class Index:
     """A graph by tensor names."""
 
     producers: Mapping[str, onnx.NodeProto]
     constants: Mapping[str, onnx.TensorProto]
 
     @classmethod
-    def of(cls, graph: onnx.GraphProto, computed: Mapping[str, onnx.TensorProto] | None = None) -> _Index:
+    def of(cls, graph: onnx.GraphProto, computed: Mapping[str, onnx.TensorProto] | None = None) -> Index:
         """`computed`: the tensors that nodes compute from constants alone."""
         producers = {name: node for node in graph.node for name in node.output if name}
         constants = {item.name: item for item in graph.initializer}
@@ -110,15 +110,15 @@ def prove(before: onnx.ModelProto, after: onnx.ModelProto, written: Collection[s
         CertificateError: a node is neither unchanged nor equal to what it replaces; says which and by how much.
     """
     before = inlined(before)
-    old, new = _Index.of(before.graph, settled(before)), _Index.of(after.graph)
+    old, new = Index.of(before.graph, settled(before)), Index.of(after.graph)
     passing = Counter(written) - Counter({name for node in after.graph.node for name in node.output})
-    sides = _sides(before)
+    sides = sides_of(before)
     proofs = []
     for node in after.graph.node:
-        if node.op_type == "Constant" or _is_unchanged(node, old, new):
+        if node.op_type == "Constant" or is_unchanged(node, old, new):
             continue
-        weight = _weight(node, new)
-        shape = None if weight is None else _shape(node, weight, sides.get(old.behind(node.input[0])))
+        weight = weight_of(node, new)
+        shape = None if weight is None else probe_shape(node, weight, sides.get(old.behind(node.input[0])))
         proof = None if shape is None else _retraced(node, old, new, passing, _probes(shape, np.random.default_rng(seed)))
         ratio = math.inf if proof is None else proof.ratio
         if proof is None or not ratio <= 1:
@@ -133,7 +133,8 @@ def prove(before: onnx.ModelProto, after: onnx.ModelProto, written: Collection[s
 # --- unchanged ------------------------------------------------------------------------------------------------------------
 
 
-def _is_unchanged(node: onnx.NodeProto, old: _Index, new: _Index) -> bool:
+def is_unchanged(node: onnx.NodeProto, old: Index, new: Index) -> bool:
+    """Whether `node` of the folded graph does what the training form does there, with the same values."""
     if node.op_type == "Identity" and old.behind(node.output[0]) == old.behind(node.input[0]):
         return True
     was = old.producers.get(old.behind(node.output[0]))
@@ -151,7 +152,7 @@ def _read(node: onnx.NodeProto) -> list[str]:
     return names
 
 
-def _settings(node: onnx.NodeProto, index: _Index) -> dict[str, bytes]:
+def _settings(node: onnx.NodeProto, index: Index) -> dict[str, bytes]:
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     for item in copy.attribute:
@@ -161,7 +162,7 @@ def _settings(node: onnx.NodeProto, index: _Index) -> dict[str, bytes]:
     return {item.name: item.SerializeToString(deterministic=True) for item in kept}
 
 
-def _plain(graph: onnx.GraphProto, index: _Index, outer: Mapping[str, str]) -> None:
+def _plain(graph: onnx.GraphProto, index: Index, outer: Mapping[str, str]) -> None:
     """A subgraph as its arithmetic: no notes, and the outer tensors that it reads by origin and, where constant, by value."""
     own = (
         [item.name for item in graph.input]
@@ -183,7 +184,7 @@ def _plain(graph: onnx.GraphProto, index: _Index, outer: Mapping[str, str]) -> N
                 _plain(inner, index, local)
 
 
-def _origin(name: str, index: _Index) -> str:
+def _origin(name: str, index: Index) -> str:
     held = index.constants.get(index.behind(name)) if name else None
     if held is None:
         return index.behind(name)
@@ -191,7 +192,7 @@ def _origin(name: str, index: _Index) -> str:
     return f"{values.dtype} {values.shape} {hashlib.sha256(values.tobytes()).hexdigest()}"
 
 
-def _is_same(was: str, name: str, old: _Index, new: _Index) -> bool:
+def _is_same(was: str, name: str, old: Index, new: Index) -> bool:
     one, two = old.constants.get(old.behind(was)), new.constants.get(new.behind(name))
     if one is None or two is None:
         return one is two and old.behind(was) == old.behind(name)
@@ -202,9 +203,9 @@ def _is_same(was: str, name: str, old: _Index, new: _Index) -> bool:
 # --- retraced -------------------------------------------------------------------------------------------------------------
 
 
-def _retraced(node: onnx.NodeProto, old: _Index, new: _Index, passing: Mapping[str, int], probes: Array) -> Proof | None:
+def _retraced(node: onnx.NodeProto, old: Index, new: Index, passing: Mapping[str, int], probes: Array) -> Proof | None:
     """The folded `node` against what it replaces; None when it is no fold, or when a value is not finite."""
-    weight = _weight(node, new)
+    weight = weight_of(node, new)
     if weight is None or not np.isfinite(weight).all():
         return None
     source, target, own = old.behind(node.input[0]), old.behind(node.output[0]), new.behind(node.input[0])
@@ -247,14 +248,14 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _weight(node: onnx.NodeProto, index: _Index) -> Stored | None:
+def weight_of(node: onnx.NodeProto, index: Index) -> Stored | None:
     """[outputs, inputs per group, ...] of a node that a fold may write."""
     weight = index.stored(node.input[1]) if node.op_type in ("Conv", "Gemm") else None
     turned = node.op_type == "Gemm" and not integer(node, "transB", 0)
     return weight.T if weight is not None and turned else weight
 
 
-def _sides(model: onnx.ModelProto) -> Mapping[str, tuple[int, ...]]:
+def sides_of(model: onnx.ModelProto) -> Mapping[str, tuple[int, ...]]:
     """[height, width] of every tensor where it is fixed; empty for a graph in which no padding depends on it."""
     settings = (item.s for node in model.graph.node for item in node.attribute if item.name == "auto_pad")
     if not any(setting.startswith(b"SAME") for setting in settings):
@@ -265,7 +266,7 @@ def _sides(model: onnx.ModelProto) -> Mapping[str, tuple[int, ...]]:
     return {name: both for name, both in sides.items() if all(both)}
 
 
-def _shape(node: onnx.NodeProto, weight: Stored, like: tuple[int, ...] | None) -> tuple[int, ...]:
+def probe_shape(node: onnx.NodeProto, weight: Stored, like: tuple[int, ...] | None) -> tuple[int, ...]:
     """Shape of one probe: taller than it is wide, with room for windows that touch one border, the other, and none.
 
     Where padding depends on the size (`like`), the probe leaves the same remainder by the stride, and so gets the same padding.
@@ -292,7 +293,7 @@ def _probes(sides: tuple[int, ...], random: np.random.Generator) -> Array:
     return np.concatenate([noise, FAR + noise, LOUD * noise, np.ones(sides), spikes])
 
 
-def _gaussian(node: onnx.NodeProto, weight: Stored, new: _Index, roundoff: float) -> Array:
+def _gaussian(node: onnx.NodeProto, weight: Stored, new: Index, roundoff: float) -> Array:
     """The Gaussian bound, infinite on probes that are not Gaussian; shaped to broadcast with the output."""
     bias = new.values(node.input[2]) if len(node.input) > 2 else None
     rows = weight.reshape(len(weight), -1)
@@ -315,7 +316,7 @@ def _underflow(weight: Stored, kind: int, loudness: Array) -> Array:
 class _Run:
     """One evaluation in float64; `absolute` takes the magnitude of every constant, and of every difference the sum."""
 
-    index: _Index
+    index: Index
     known: dict[str, Array]
     passing: Mapping[str, int] = field(default_factory=dict)
     absolute: bool = False
