@@ -45,6 +45,7 @@ bench-int8: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.spine
 	$(BIN)/python -m benchmarks.harness
+	$(BIN)/python -m benchmarks.evaluate $(DATA)
 
 tables: $(VENV)/.core
 	$(BIN)/python -m repzoo.report.tables README.md README_cn.md
