@@ -30,6 +30,7 @@ from repzoo.engines import DEFAULT_ENGINE
 from repzoo.errors import InputError, MissingExtra, RepzooError
 from repzoo.progress import silent
 from repzoo.storage import read_lines, require_writable, require_writable_folder, sha256_of, write_atomically, write_together
+from repzoo.train.options import Running, TrainOptions
 from repzoo.zoo.naming import LoadOptions
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as shells say it: 128 + the signal
@@ -331,28 +332,42 @@ def count(file: str, as_json: bool, **preprocess: Any) -> None:
 @click.argument("model")
 @data_option
 @click.option("-o", "--output", type=FILE, help="Folder of the run; the same command goes on with it.  [default: runs/MODEL.DATA]")
-@click.option("--recipe", "recipe_name", help="A recipe's name.  [default: digits for digits, else photos]")
+@click.option("--recipe", "recipe_name", help="A recipe's name, or FILE.toml.  [default: digits for digits, else photos]")
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
-@click.option("--batch", type=click.IntRange(2), help="Images a step, instead of the recipe's.")
-@click.option("--lr", type=float, help="Peak learning rate, instead of the recipe's.")
+@click.option("--batch", type=click.IntRange(2), help="Images a step over all processes, instead of the recipe's.")
+@click.option("--lr", type=float, help="Peak learning rate, instead of the recipe's (and for as many images as it says).")
+@click.option("--amp", type=click.Choice(["off", "on", "bf16", "fp16"]), help="Mixed precision, instead of the recipe's.")
+@click.option(
+    "--distill", type=click.Choice(["none", "soft", "hard"]), help="How to learn from --teacher, instead of the recipe's."
+)
 @click.option("--size", type=click.IntRange(32), help="Side of the input in pixels, instead of the recipe's.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random.")
+@options_of(TrainOptions)
 @json_option
 def train(
-    model: str, data: str, output: Path | None, recipe_name: str | None, size: int | None, seed: int, as_json: bool, **changed: Any
+    model: str, data: str, output: Path | None, recipe_name: str | None, size: int | None, as_json: bool, **settings: Any
 ) -> None:
-    """Train MODEL on the `train` part of the data; validation and test images are scored, never trained on."""
+    """Train MODEL on the `train` part of the data; validation and test images are scored, never trained on.
+
+    MODEL: a name of the catalogue, or any of timm's. Several processes, or hosts: torchrun --nproc-per-node=2 -m repzoo train ...
+    """
+    from repzoo.measure import distributed
     from repzoo.train.recipe import recipe as recipe_called
 
-    chosen = recipe_called(recipe_name or ("digits" if data == "digits" else "photos")).changed(**changed)
+    options, changed = _settings(TrainOptions, settings)
+    changed["distill"] = "" if changed["distill"] == "none" else changed["distill"]
+    chosen = recipe_called(recipe_name or ("digits" if data == "digits" else "photos")).for_model(model).changed(**changed)
     if size:
         chosen = chosen.changed(preprocess={**chosen.preprocess, "size": size})
-    source = open_source(data)
-    run = output or Path("runs") / f"{model}.{source.name}"
-    require_writable_folder(run)
-    with Console(as_json) as console:
-        made, log, remarks = verbs.trainer()(model, source, chosen, run, seed, console.progress)
-    console.show(results.trained(made, log, remarks))
+    with distributed.joined() as group:
+        source, console = open_source(data), Console(as_json)
+        run = Running(output=output or Path("runs") / f"{model}.{source.name}", **dataclasses.asdict(options))
+        if not group.rank:
+            require_writable_folder(run.output)
+        with console if not group.rank else contextlib.nullcontext():
+            progress = silent if group.rank else console.progress
+            result = verbs.trainer()(model, source, chosen, run, group, progress)
+    if not group.rank:
+        console.show(results.trained(result))
 
 
 @cli.command()

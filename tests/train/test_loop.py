@@ -25,8 +25,10 @@ from repzoo.data.dataset import Dataset, Source
 from repzoo.data.source import open_source
 from repzoo.errors import InputError
 from repzoo.progress import Progress
-from repzoo.train import loop
+from repzoo.train import loop, state
+from repzoo.train.images import TrainingImages
 from repzoo.train.loop import Trainer
+from repzoo.train.options import Running
 from repzoo.train.recipe import Recipe, recipe, recipes
 from repzoo.train.run import train
 
@@ -58,8 +60,9 @@ def network(seed: int = 0) -> torch.nn.Sequential:
     )  # fmt: skip
 
 
-def trainer(output: Path, settings: Recipe = SHORT, seed: int = 3, module: Any = None) -> Trainer:
-    return Trainer(module or network(), pictures(24), PREPROCESS, settings, output, seed)
+def trainer(output: Path, settings: Recipe = SHORT, seed: int = 3, module: Any = None, **running: Any) -> Trainer:
+    images = TrainingImages(pictures(24), PREPROCESS)
+    return Trainer(module or network(), images, settings, Running(output=output, seed=seed, **running))
 
 
 class Killed(BaseException):
@@ -68,14 +71,14 @@ class Killed(BaseException):
 
 def kill_in_epoch(number: int) -> Progress:
     def progress(stage: str, done: int, total: int) -> None:  # noqa: ARG001
-        if stage.startswith(f"epoch {number}/") and done == 2:
+        if stage.startswith(f"epoch {number}/") and done == 2 * 8:
             raise Killed
 
     return progress
 
 
 def same(one: Path, other: Path) -> bool:
-    first, second = load_file(one / loop.WEIGHTS), load_file(other / loop.WEIGHTS)
+    first, second = load_file(one / state.WEIGHTS), load_file(other / state.WEIGHTS)
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -84,7 +87,7 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(tmp_path: Path) -> None:
     trainer(straight).run(pictures(9, 100))
     with pytest.raises(Killed):
         trainer(broken).run(pictures(9, 100), kill_in_epoch(2))
-    assert not (broken / loop.WEIGHTS).exists()
+    assert not (broken / state.WEIGHTS).exists()
     torch.manual_seed(99)  # another process has another state
     resumed = trainer(broken, module=network(seed=77))
     resumed.run(pictures(9, 100))
@@ -96,17 +99,17 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_not_trained_on(tmp_path: Path) -> None:
     trainer(tmp_path).run(None)
-    before = (tmp_path / loop.WEIGHTS).read_bytes()
+    before = (tmp_path / state.WEIGHTS).read_bytes()
     again = trainer(tmp_path)
     again.run(None, kill_in_epoch(1))
-    assert (tmp_path / loop.WEIGHTS).read_bytes() == before
+    assert (tmp_path / state.WEIGHTS).read_bytes() == before
     assert len(again.log) == 2
 
 
 def test_the_log_says_what_happened(tmp_path: Path) -> None:
     one = trainer(tmp_path)
-    best = one.run(pictures(9, 100), every=5)
-    with (tmp_path / loop.LOG).open() as file:
+    best = one.run(pictures(9, 100))
+    with (tmp_path / state.LOG).open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert math.isnan(float(rows[0]["validation_top1"]))  # not due
@@ -139,8 +142,11 @@ def test_another_model_or_seed_or_data_is_another_run(tmp_path: Path) -> None:
     others = [
         trainer(tmp_path, module=wider),
         trainer(tmp_path, seed=4),
-        Trainer(network(), pictures(24, start=1), PREPROCESS, SHORT, tmp_path, 3),
-        Trainer(network(), pictures(24), replace(PREPROCESS, colour="BGR"), SHORT, tmp_path, 3),
+        trainer(tmp_path, accumulate=2),
+        Trainer(network(), TrainingImages(pictures(24, start=1), PREPROCESS), SHORT, Running(output=tmp_path, seed=3)),
+        Trainer(
+            network(), TrainingImages(pictures(24), replace(PREPROCESS, std=(0.4,) * 3)), SHORT, Running(output=tmp_path, seed=3)
+        ),
     ]
     for other in others:
         with pytest.raises(InputError, match="other settings or data"):
@@ -149,7 +155,7 @@ def test_another_model_or_seed_or_data_is_another_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04broken"])
 def test_a_damaged_state_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / loop.STATE).write_bytes(content)
+    (tmp_path / state.STATE).write_bytes(content)
     with pytest.raises(InputError, match=r"state\.pt is damaged; remove it"):
         trainer(tmp_path).run(None)
 
@@ -169,10 +175,10 @@ class Poisoned(torch.nn.Module):
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"loss became nan at step 4; epoch 1 is kept in .*state\.pt.*lower --lr"):
         trainer(tmp_path, module=Poisoned(5)).run(None)
-    state = torch.load(tmp_path / loop.STATE, weights_only=True)
-    assert len(state["log"]) == 1
-    assert all(torch.isfinite(value).all() for value in state["module"].values())
-    assert not (tmp_path / loop.WEIGHTS).exists()
+    kept = torch.load(tmp_path / state.STATE, weights_only=True)
+    assert len(kept["log"]) == 1
+    assert all(torch.isfinite(value).all() for value in kept["module"].values())
+    assert not (tmp_path / state.WEIGHTS).exists()
 
 
 def test_a_loss_that_is_not_a_number_at_once_keeps_nothing(tmp_path: Path) -> None:
@@ -199,13 +205,14 @@ def test_held_out_images_are_scored_and_never_trained_on(tmp_path: Path) -> None
         "toys", {"train": pictures(24, 0, noted), "validation": pictures(6, 100, noted), "test": pictures(6, 200, noted)}
     )
     settings = replace(SHORT, preprocess={"size": 32, "crop_fraction": 1.0})
-    artifact, log, remarks = train("repghostnet_050", source, settings, tmp_path / "run")
+    result = train("repghostnet_050", source, settings, Running(output=tmp_path / "run"))
+    artifact, log = result.artifact, result.log
     read = [line.split() for line in notes.read_text().splitlines()]
     trained = {key for process, key in read if int(process) != here}
     assert trained <= set(source.parts["train"].keys)
     assert len(trained) == 24
     assert set(source.held_out().keys) <= {key for _, key in read}
-    assert (len(log), remarks) == (2, [])
+    assert len(log) == 2
     found = Artifact.read(tmp_path / "run" / "repghostnet_050.toys.onnx")
     assert found.form == artifact.form == "train"
     assert found.labels == CLASSES
@@ -224,10 +231,9 @@ def test_an_unreadable_image_is_left_out_and_named(tmp_path: Path) -> None:
         picture(f"{CLASSES[index % 2]}/{index}").save(folder / f"{index}.png")
     (data / "dark" / "50.png").write_bytes((data / "dark" / "50.png").read_bytes()[:60])
     settings = replace(SHORT, epochs=1, preprocess={"size": 32, "crop_fraction": 1.0})
-    artifact, _, remarks = train("repghostnet_050", open_source(data), settings, tmp_path / "run")
-    assert artifact.steps[0].settings["images"] == 119
-    assert len(remarks) == 1
-    assert "50.png" in remarks[0]
+    result = train("repghostnet_050", open_source(data), settings, Running(output=tmp_path / "run"))
+    assert result.artifact.steps[0].settings["images"] == 119
+    assert "50.png" in result.remarks[-1]
 
 
 def test_every_recipe_is_whole() -> None:

@@ -43,6 +43,14 @@ HELP = {
     "result": "What another tool wrote: result.txt, or a folder of .npz (repeat the option).",
     "datalist": "Text that names the image of each .npz, one a line.",
     "resume": "Keep the answers in this file as they come; the same command goes on with it.",
+    "teacher": "Learn from FILE.onnx, a timm model NAME, or NAME=FILE.",
+    "accumulate": "Take each batch in so many parts, for want of memory.",
+    "device": "auto, cpu or cuda.",
+    "workers": "Processes that read images.",
+    "channels_last": "Keep images and kernels channels-last in memory.",
+    "save_minutes": "Keep the state within epochs too, every so many minutes.",
+    "validate_every": "Epochs between validations.",
+    "tensorboard": "Write a log for TensorBoard too.",
     "size": "Side of the square input, pixels.",
     "resize": "short: short side to size / crop fraction; squash: both sides.",
     "crop_fraction": "Size over resized side.",
@@ -94,6 +102,10 @@ ACCEPTED: dict[str, click.ParamType[Any]] = {
     "batch": click.IntRange(1),
     "seconds": POSITIVE,
     "seed": click.IntRange(0),
+    "accumulate": click.IntRange(1),
+    "workers": click.IntRange(0),
+    "save_minutes": _Number(min=0),
+    "validate_every": click.IntRange(1),
 }
 
 

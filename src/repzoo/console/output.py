@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import rich.console
 import rich.progress
+import rich.text
 import rich_click as click
 from rich.table import Table
 
@@ -24,6 +25,14 @@ class _Console(rich.console.Console):
     def on_broken_pipe(self) -> None:
         """Leave it to the command line; rich would exit with 1."""
         raise BrokenPipeError
+
+
+class _Rate(rich.progress.ProgressColumn):
+    """Units a second, such as images."""
+
+    def render(self, task: rich.progress.Task) -> rich.text.Text:
+        """Empty until it is known."""
+        return rich.text.Text(f"{task.speed:.0f}/s" if task.speed else "")
 
 
 class Console:
@@ -44,6 +53,7 @@ class Console:
                 rich.progress.TextColumn("{task.description}"),
                 rich.progress.BarColumn(),
                 rich.progress.MofNCompleteColumn(),
+                _Rate(),
                 rich.progress.TimeRemainingColumn(),
                 console=self._err,
                 transient=True,
@@ -60,7 +70,7 @@ class Console:
         """A repzoo.progress.Progress: one bar for each stage."""
         if self._bars:
             if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=total or None)
+                self._tasks[stage] = self._bars.add_task(stage, total=total or None, completed=done)
             self._bars.update(self._tasks[stage], completed=done, total=total or None)
 
     @staticmethod

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repzoo import verbs
-from repzoo.artifact import Artifact
 from repzoo.console.evaluations import paired_line
 from repzoo.console.output import View, columned
 from repzoo.quant.gate import QuantReport
@@ -17,7 +16,7 @@ from repzoo.report import card as cards
 
 if TYPE_CHECKING:  # they bring what takes long to import
     from repzoo.job import JobResult
-    from repzoo.train.loop import Epoch
+    from repzoo.train.run import Trained
 
 SHOWN_LAYERS = 8  # of a quantised model
 
@@ -71,14 +70,15 @@ def predictions(found: Sequence[verbs.Prediction]) -> View:
     return View({"predictions": document}, table)
 
 
-def trained(made: Artifact, log: Sequence[Epoch], remarks: Sequence[str]) -> View:
+def trained(result: Trained) -> View:
     """`repzoo train`."""
+    made, log = result.artifact, result.log
     scored = [one for one in log if not math.isnan(one.validation_top1)]
     table = columned(">epoch", ">loss", ">held-out Top-1 %", ">images/s")
     for one in scored[-5:]:
         table.add_row(str(one.epoch + 1), f"{one.loss:.4f}", cards.percent(one.validation_top1), cards.rate(one.images_per_second))
     document = {"name": made.name, "sha256": made.sha256, "epochs": [dataclasses.asdict(one) for one in log]}
-    return View(document, table, f"{made.name}: trained and written", remarks=remarks)
+    return View(document, table, f"{made.name}: trained and written", remarks=result.remarks)
 
 
 def card(result: JobResult, files: Sequence[Path]) -> View:

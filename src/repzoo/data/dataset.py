@@ -63,10 +63,14 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set with its parts: {"train", "validation", "test"} or some of them, or {"all"} for a flat folder."""
+    """A data set with its parts: {"train", "validation", "test"} or some of them, or {"all"} for a flat folder.
+
+    empty  classes that have a folder but in no part an image
+    """
 
     name: str
     parts: Mapping[str, Dataset]
+    empty: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:

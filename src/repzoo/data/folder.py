@@ -36,17 +36,17 @@ def read(root: Path) -> Source:
         found = {part: _files_by_class(root / part) for part in parts} if parts else {"all": _files_by_class(root)}
     except OSError as error:
         raise InputError(f"{root} cannot be read: {error.strerror}") from None
-    classes = sorted({name for files in found.values() for name in files})
+    classes = sorted({name for files in found.values() for name, inside in files.items() if inside})
+    empty = sorted({name for files in found.values() for name in files} - set(classes))
     if len(classes) < 2:
         got = f"only the class {classes[0]!r}" if classes else "no images in subfolders"
         raise InputError(
             f"{root} has {got}; expected one subfolder of images ({', '.join(sorted(SUFFIXES))}) for each of 2 or more classes"
         )
     order = _listed_order(root / ORDER_FILE, classes)
-    parts_found = {part: files for part, files in found.items() if files}
-    return Source(
-        root.name, {part: _dataset(root, part, order or classes, files, bool(order)) for part, files in parts_found.items()}
-    )
+    parts_found = {part: {name: inside for name, inside in files.items() if inside} for part, files in found.items()}
+    made = {part: _dataset(root, part, order or classes, files, bool(order)) for part, files in parts_found.items() if files}
+    return Source(root.name, made, tuple(empty))
 
 
 def load_image(path: Path) -> Image.Image:
@@ -87,11 +87,10 @@ def _has_folders(path: Path) -> bool:
 
 def _files_by_class(root: Path) -> dict[str, list[str]]:
     folders = (name for name, is_dir in entries(root) if is_dir)
-    found = {
+    return {
         folder: [name for name, is_dir in entries(root / folder) if not is_dir and Path(name).suffix.lower() in SUFFIXES]
         for folder in folders
     }
-    return {name: files for name, files in found.items() if files}
 
 
 def entries(path: Path) -> list[tuple[str, bool]]:

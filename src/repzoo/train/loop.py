@@ -1,212 +1,276 @@
-"""The training loop: one process, timm's optimisers, schedule, mixing and EMA; resumes exactly at an epoch's end."""
+"""The training loop, on timm's optimisers, schedule, mixing, distillation and EMA, in one process or several.
+
+Every step seeds the generators anew and every image is augmented by its own seed, so that a run which is killed goes on, from any
+step that it was saved at, to the very same weights.
+"""
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import dataclasses
 import math
-import random
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
-import numpy as np
-import timm.data
 import timm.optim
 import timm.scheduler
 import timm.utils
 import torch
-from torch.utils.data import DataLoader
 
 from repzoo.artifact import Preprocess
 from repzoo.data.batches import ReadReport, batches
 from repzoo.data.dataset import Dataset
 from repzoo.errors import InputError
+from repzoo.measure.distributed import ALONE, Group
 from repzoo.progress import Progress, silent
-from repzoo.storage import make_folder, sha256_of, write_atomically, written_aside
+from repzoo.storage import make_folder, sha256_of
+from repzoo.train import state
+from repzoo.train.distill import Objective
+from repzoo.train.images import Share, TrainingImages, mixing, seed_everything
+from repzoo.train.models import head_of
+from repzoo.train.options import Running
 from repzoo.train.recipe import Recipe
+from repzoo.train.state import Epoch
+from repzoo.train.together import Crew, unsynced
 
-STATE, LOG, WEIGHTS = "state.pt", "log.csv", "weights.safetensors"
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of the log. Accuracy is Top-1 % of the EMA weights on the validation images (nan when not taken)."""
-
-    epoch: int
-    lr: float
-    loss: float
-    validation_top1: float
-    images_per_second: float
-    seconds: float
+SHARE_LIMIT = 10_007  # processes; their seeds differ
 
 
 class Trainer:
-    """One training run in the folder `output`; `run` goes on from the state it finds there.
+    """One training run in a folder; `run` goes on from the state it finds there.
 
     Raises (all methods):
-        InputError: the folder holds the state of another run, or cannot be written.
+        InputError: the folder holds the state of another run, or cannot be written; batches that do not divide; no such device.
     """
 
     def __init__(
-        self, module: torch.nn.Module, train: Dataset, preprocess: Preprocess, recipe: Recipe, output: Path, seed: int
+        self,
+        module: torch.nn.Module,
+        images: TrainingImages,
+        recipe: Recipe,
+        running: Running,
+        group: Group = ALONE,
+        teacher: torch.nn.Module | None = None,
     ) -> None:
-        if len(train) < recipe.batch:
-            raise InputError(
-                f"{train.name} has {len(train)} images, fewer than one batch of {recipe.batch}; give a smaller --batch"
-            )
-        self.module, self.recipe, self.preprocess, self.output, self.seed = module, recipe, preprocess, make_folder(output), seed
+        _require_whole_batches(images, recipe, running, group)
+        self.images, self.recipe, self.running = images, recipe, running
+        self.output = make_folder(running.output) if not group.rank else running.output
+        self.crew = Crew(group, running.device)
+        self.share = Share(group.rank, group.size, running.accumulate)
+        self.memory_format = torch.channels_last if running.channels_last else torch.contiguous_format
+        self.module = module.to(self.crew.device).to(memory_format=self.memory_format)
+        self.heads = head_of(module) if recipe.trainable == "head" else []
+        if self.heads:
+            module.requires_grad_(False)
+            for head in self.heads:
+                head.requires_grad_(True)
         self.ema = timm.utils.ModelEmaV3(module, decay=recipe.ema_decay, use_warmup=True)
-        self.optimizer = timm.optim.create_optimizer_v2(
-            module, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay
-        )
-        self.train = train
-        self.steps = len(train) // recipe.batch
-        self.scheduler, _ = timm.scheduler.create_scheduler_v2(
-            self.optimizer, "cosine", num_epochs=recipe.epochs, warmup_epochs=recipe.warmup_epochs, warmup_lr=recipe.lr * 0.01,
-            min_lr=recipe.lr * 0.01, step_on_epochs=False, updates_per_epoch=self.steps, warmup_prefix=False,
-        )  # fmt: skip
-        self.mix = _mixing(recipe, len(train.classes))
+        self.joined = self.crew.joined(module)
+        teacher = teacher.to(self.crew.device) if teacher is not None else None
+        self.objective = Objective(self.joined, recipe, images.preprocess, teacher)
+        self.steps = images.steps(recipe)
+        self.optimizer, self.scheduler = _optimizer(module, recipe, self.steps)
+        self.precision = _precision(recipe, self.crew.device)
+        self.scaler = torch.amp.GradScaler(self.crew.device.type, enabled=self.precision is torch.float16)
+        self.mix = mixing(recipe, len(images.dataset.classes))
         self.log: list[Epoch] = []
+        self.step, self.total = 0, 0.0  # done of the epoch underway, and their losses
+        self.saved = time.monotonic()
 
-    def run(self, validation: Dataset | None, progress: Progress = silent, every: int = 5) -> torch.nn.Module:
-        """Train what is left and return the EMA module in eval mode; `validation` is scored every `every` epochs and last."""
-        self._resume()
-        for epoch in range(len(self.log), self.recipe.epochs):
-            started = time.perf_counter()
-            loss = self._epoch(epoch, progress)
-            trained = time.perf_counter() - started
-            due = validation is not None and ((epoch + 1) % every == 0 or epoch + 1 == self.recipe.epochs)
-            score = top1(self.ema.module, validation, self.preprocess) if due and validation else math.nan
-            rate = self.steps * self.recipe.batch / trained
-            lr = float(self.optimizer.param_groups[0]["lr"])
-            self.log.append(Epoch(epoch, lr, loss, score, rate, time.perf_counter() - started))
-            self._save()
-        self._save_weights()
+    def facts(self) -> list[str]:
+        """What a person should know of how it runs, a sentence each."""
+        lr = f"lr {self.recipe.peak_lr:g} at the peak"
+        if self.recipe.lr_per:
+            lr = f"{lr}: {self.recipe.lr:g} per {self.recipe.lr_per} images, {self.recipe.batch} a step"
+        kind = {None: "float32", torch.bfloat16: "bfloat16 autocast", torch.float16: "float16 autocast with loss scaling"}
+        where = f"{self.share.size} process{'es' if self.share.size > 1 else ''} on {self.crew.device.type}"
+        return [lr, f"{kind[self.precision]}, {where}, {self.running.accumulate} part(s) a batch"]
+
+    def run(self, validation: Dataset | None, progress: Progress = silent) -> torch.nn.Module:
+        """Train what is left and return the EMA module in eval mode; `validation` is scored at times and last."""
+        with self.crew.watched():
+            self._resume()
+            board = state.Board(self.output, len(self.log)) if self.running.tensorboard and not self.share.rank else None
+            for epoch in range(len(self.log), self.recipe.epochs):
+                self._epoch(epoch, validation, progress)
+                if board:
+                    board.add(self.log[-1])
+            if board:
+                board.close()
+            self._by_one(lambda: state.save_weights(self.output, self.ema.module))
         averaged: torch.nn.Module = self.ema.module
         return averaged.eval()
 
-    def _epoch(self, epoch: int, progress: Progress) -> float:
-        seed = self.seed * 100_003 + epoch
-        _seed_everything(seed)
-        mixing = self.mix if epoch < self.recipe.epochs - self.recipe.mix_off_epochs else None
-        self.module.train()
-        total = 0.0
-        stage = f"epoch {epoch + 1}/{self.recipe.epochs}"
-        for step, (inputs, targets) in enumerate(self._loader(seed)):
-            total += self._step(epoch * self.steps + step, inputs, targets, mixing)
-            progress(stage, step + 1, self.steps)
-        return total / self.steps
+    def _epoch(self, epoch: int, validation: Dataset | None, progress: Progress) -> None:
+        started, first = time.perf_counter(), self.step
+        self._steps(epoch, progress)
+        trained = time.perf_counter() - started
+        last = epoch + 1 == self.recipe.epochs
+        score = math.nan
+        if validation is not None and (last or (epoch + 1) % self.running.validate_every == 0):
+            score = top1(self.ema.module, validation, self.images.preprocess, self.crew)
+        rate = (self.steps - first) * self.recipe.batch / trained
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        self.log.append(Epoch(epoch, lr, self.total / self.steps, score, rate, time.perf_counter() - started))
+        self.step, self.total = 0, 0.0
+        self._by_one(self._save)
 
-    def _step(self, update: int, inputs: torch.Tensor, targets: torch.Tensor, mixing: Any) -> float:
+    def _steps(self, epoch: int, progress: Progress) -> None:
+        seed = self.running.seed * 100_003 + epoch
+        size = self.recipe.size_at(epoch, self.images.preprocess.size)
+        parts = self.images.parts(self.recipe, seed, self.share, self.step)
+        loader = iter(self.images.loader(self.recipe, size, seed, parts, self.running.workers))
+        self._training_mode()
+        batch, in_all = self.recipe.batch, self.recipe.epochs * self.steps
+        for step in range(self.step, self.steps):
+            self.total += self._update(epoch, step, seed, loader)
+            self.step = step + 1
+            done = epoch * self.steps + self.step
+            progress(f"epoch {epoch + 1}/{self.recipe.epochs} (images)", self.step * batch, self.steps * batch)
+            progress("training (images)", done * batch, in_all * batch)
+            if (
+                0 < self.running.save_minutes * 60 < time.monotonic() - self.saved
+                and self.step < self.steps
+                and not self.share.rank
+            ):
+                self._save()
+
+    def _training_mode(self) -> None:
+        self.joined.train(not self.heads)
+        for head in self.heads:
+            head.train()
+
+    def _update(self, epoch: int, step: int, seed: int, loader: Iterator[Any]) -> float:
+        update, device = epoch * self.steps + step, self.crew.device
         self.scheduler.step_update(update)
-        if mixing is not None:
-            inputs, targets = mixing(inputs, targets)
-        smoothing = 0.0 if mixing is not None else self.recipe.label_smoothing
-        loss = torch.nn.functional.cross_entropy(self.module(inputs), targets, label_smoothing=smoothing)
-        if not math.isfinite(loss.item()):
-            kept = f"epoch {len(self.log)} is kept in {self.output / STATE}" if self.log else "nothing was kept"
-            raise InputError(f"the loss became {loss.item()} at step {update}; {kept}; give a lower --lr and another -o")
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        total = torch.zeros((), device=device)
+        for part in range(self.running.accumulate):
+            inputs, targets = (one.to(device, non_blocking=True) for one in next(loader))
+            seed_everything(((seed * 2**24 + step) * self.running.accumulate + part) * SHARE_LIMIT + self.share.rank)
+            with unsynced(self.joined, part + 1 == self.running.accumulate):
+                loss = self._loss(epoch, inputs.to(memory_format=self.memory_format), targets) / self.running.accumulate
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        value = self.crew.mean(total)
+        if not math.isfinite(value):
+            raise InputError(f"the loss became {value} at step {update}; {self._kept()}; give a lower --lr and another -o")
+        if self.recipe.clip:
+            self.scaler.unscale_(self.optimizer)
+            timm.utils.dispatch_clip_grad(self._clipped(), self.recipe.clip, self.recipe.clip_mode)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.ema.update(self.module, step=update)
-        return loss.item()
+        return value
 
-    def _loader(self, seed: int) -> DataLoader[Any]:
-        images = _TorchImages(self.train, _augmentation(self.recipe, self.preprocess))
-        generator = torch.Generator().manual_seed(seed)
-        return DataLoader(images, self.recipe.batch, shuffle=True, drop_last=True, num_workers=2, generator=generator)
+    def _loss(self, epoch: int, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self.mix is not None and epoch < self.recipe.epochs - self.recipe.mix_off_epochs:
+            inputs, targets = self.mix(inputs, targets)
+        precise = self.precision is None
+        with contextlib.nullcontext() if precise else torch.autocast(self.crew.device.type, dtype=self.precision):
+            return self.objective(inputs, targets)
+
+    def _clipped(self) -> list[torch.nn.Parameter]:
+        """Adaptive clipping leaves the last layer alone (arXiv:2102.06171, section 4.1)."""
+        heads = head_of(self.module) if self.recipe.clip_mode == "agc" else []
+        left = {id(one) for head in heads for one in head.parameters()}
+        return [one for one in self.module.parameters() if one.grad is not None and id(one) not in left]
+
+    def _kept(self) -> str:
+        path = self.output / state.STATE
+        return f"epoch {len(self.log)} is kept in {path}" if self.log else "nothing was kept"
 
     def _fingerprint(self) -> str:
         settings = [
             {key: tuple(value.shape) for key, value in self.module.state_dict().items()},
             dataclasses.asdict(self.recipe),
-            dataclasses.asdict(self.preprocess),
-            self.seed,
-            self.train.keys,
-            self.train.classes,
+            dataclasses.asdict(self.images.preprocess),
+            (self.running.seed, self.running.accumulate),
+            self.images.dataset.keys,
+            self.images.dataset.classes,
         ]
         return sha256_of(repr(settings).encode())
 
+    def _by_one(self, write: Any) -> None:
+        """Process 0 writes; the others wait, and end with its sentence when it cannot."""
+        if not self.share.rank:
+            write()
+        self.crew.group.gather(b"")
+
     def _save(self) -> None:
-        state = {
+        kept = {
             "module": self.module.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "log": [dataclasses.astuple(line) for line in self.log],
+            "step": self.step,
+            "total": self.total,
             "fingerprint": self._fingerprint(),
         }
-        with written_aside(self.output / STATE) as aside:
-            torch.save(state, aside)
-        with written_aside(self.output / LOG) as aside, aside.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(field.name for field in dataclasses.fields(Epoch))
-            writer.writerows(dataclasses.astuple(line) for line in self.log)
-
-    def _save_weights(self) -> None:
-        from safetensors.torch import save
-
-        write_atomically(self.output / WEIGHTS, save(self.ema.module.state_dict()))
+        state.save(self.output, kept)
+        state.save_log(self.output, self.log)
+        self.saved = time.monotonic()
 
     def _resume(self) -> None:
-        path = self.output / STATE
-        if not path.exists():
+        data = self.crew.spread(state.read(self.output) if not self.share.rank else b"")
+        self.crew.group.agree({"settings or data": self._fingerprint()})
+        if not data:
             return
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            fingerprint = state["fingerprint"]
-        except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError):
-            raise InputError(f"{path} is damaged; remove it to start again, or give another -o") from None
-        if fingerprint != self._fingerprint():
-            raise InputError(f"{path} belongs to a run with other settings or data; give another -o, or remove it to start again")
-        self.module.load_state_dict(state["module"])
-        self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.log = [Epoch(*line) for line in state["log"]]
+        kept = state.decoded(self.output, data, self._fingerprint())
+        self.module.load_state_dict(kept["module"])
+        self.ema.module.load_state_dict(kept["ema"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.scaler.load_state_dict(kept["scaler"])
+        self.log, self.step, self.total = [Epoch(*line) for line in kept["log"]], kept["step"], kept["total"]
 
 
-def top1(module: torch.nn.Module, dataset: Dataset, preprocess: Preprocess) -> float:
-    """Top-1 % of `module` on `dataset`, whose targets are the module's output indices."""
+def top1(module: torch.nn.Module, dataset: Dataset, preprocess: Preprocess, crew: Crew | None = None) -> float:
+    """Top-1 % of `module` on `dataset`, whose targets are the module's output indices; processes share the images."""
+    crew = crew or Crew(ALONE, "cpu")
+    mine = dataset.subset(range(crew.group.rank, len(dataset), crew.group.size))
     module.eval()
     report, right, seen = ReadReport(), 0, 0
     with torch.inference_mode():
-        for batch in batches(dataset, preprocess, 64, report):
-            predicted = module(torch.from_numpy(batch.inputs)).argmax(1).tolist()
-            right += sum(guess == dataset.targets[index] for guess, index in zip(predicted, batch.indices, strict=True))
+        for batch in batches(mine, preprocess, 64, report):
+            predicted = module(torch.from_numpy(batch.inputs).to(crew.device)).argmax(1).tolist()
+            right += sum(guess == mine.targets[index] for guess, index in zip(predicted, batch.indices, strict=True))
             seen += len(batch.indices)
     report.check(dataset.name, len(dataset))
+    right, seen = crew.sums(right, seen)
     return 100 * right / seen
 
 
-class _TorchImages(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-    def __init__(self, dataset: Dataset, transform: Any) -> None:
-        self.dataset, self.transform = dataset, transform
+def _require_whole_batches(images: TrainingImages, recipe: Recipe, running: Running, group: Group) -> None:
+    count = len(images.dataset)
+    if count < recipe.batch:
+        raise InputError(
+            f"{images.dataset.name} has {count} images, fewer than one batch of {recipe.batch}; give a smaller --batch"
+        )
+    shares = group.size * running.accumulate
+    if recipe.batch % (2 * shares):
+        raise InputError(
+            f"a batch of {recipe.batch} images cannot be shared by {group.size} process(es) in {running.accumulate} part(s) of "
+            f"an even number each; give a --batch that is a multiple of {2 * shares}"
+        )
 
-    def __len__(self) -> int:
-        return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(self.dataset.load(self.dataset.keys[index]).convert("RGB")), self.dataset.targets[index]
-
-
-def _augmentation(recipe: Recipe, preprocess: Preprocess) -> Any:
-    return timm.data.create_transform(
-        (3, preprocess.size, preprocess.size), is_training=True, scale=recipe.scale, hflip=recipe.hflip,
-        auto_augment=recipe.auto_augment or None, re_prob=recipe.erase, re_mode="pixel", color_jitter=None,
-        interpolation=preprocess.interpolation, mean=preprocess.mean, std=preprocess.std,
+def _optimizer(module: torch.nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
+    lr = recipe.peak_lr
+    optimizer = timm.optim.create_optimizer_v2(module, opt=recipe.optimizer, lr=lr, weight_decay=recipe.weight_decay)
+    scheduler, _ = timm.scheduler.create_scheduler_v2(
+        optimizer, "cosine", num_epochs=recipe.epochs, warmup_epochs=recipe.warmup_epochs,
+        warmup_lr=lr * 0.01 if recipe.warmup_lr is None else recipe.warmup_lr,
+        min_lr=lr * 0.01 if recipe.min_lr is None else recipe.min_lr,
+        step_on_epochs=False, updates_per_epoch=steps, warmup_prefix=False,
     )  # fmt: skip
+    return optimizer, scheduler
 
 
-def _mixing(recipe: Recipe, classes: int) -> Any:
-    if not (recipe.mixup or recipe.cutmix):
+def _precision(recipe: Recipe, device: torch.device) -> Literal[None] | torch.dtype:
+    if recipe.amp == "off":
         return None
-    return timm.data.Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes)
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if recipe.amp == "fp16" and device.type == "cpu":
+        raise InputError("float16 trains on CUDA only; give --amp bf16, or off")
+    return torch.float16 if recipe.amp == "fp16" or (recipe.amp == "on" and device.type == "cuda") else torch.bfloat16

@@ -2,42 +2,77 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 from repzoo import __version__
-from repzoo.artifact import Artifact, Preprocess, Step
+from repzoo.artifact import Artifact, Step
 from repzoo.data.batches import ReadReport, readable
-from repzoo.data.dataset import Source
+from repzoo.data.dataset import Dataset, Source
+from repzoo.errors import InputError
 from repzoo.graph.export import export
+from repzoo.measure.distributed import ALONE, Group
 from repzoo.progress import Progress, silent
-from repzoo.train.loop import Epoch, Trainer
+from repzoo.train import models, state
+from repzoo.train.images import TrainingImages
+from repzoo.train.loop import Trainer
+from repzoo.train.options import Running
 from repzoo.train.recipe import Recipe
-from repzoo.zoo import catalog, families
+from repzoo.train.state import Epoch
+
+HOW = ("seed", "accumulate", "device", "channels_last", "checkpoint", "pretrained", "teacher")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The artifact, the log, and what a person should know: images left out, how it ran, where the weights came from."""
+
+    artifact: Artifact
+    log: Sequence[Epoch]
+    remarks: Sequence[str]
 
 
 def train(
-    model: str, source: Source, recipe: Recipe, output: Path, seed: int = 0, progress: Progress = silent
-) -> tuple[Artifact, list[Epoch], list[str]]:
-    """Train `model` on the training part of `source`, or go on with the run in `output`.
+    model: str, source: Source, recipe: Recipe, running: Running, group: Group = ALONE, progress: Progress = silent
+) -> Trained:
+    """Train `model` on the training part of `source`, or go on with the run in `running.output`.
 
-    Writes log.csv, state.pt, weights.safetensors and MODEL.SOURCE.onnx to `output`; images held out are scored, never trained on.
-    Returns the artifact, the log and remarks on images that were left out.
+    Writes run.json, log.csv, state.pt, weights.safetensors and MODEL.SOURCE.onnx there; images held out are scored, never
+    trained on. Of several processes (`group`) only the first writes.
 
     Raises:
-        InputError: unknown model, no training part, broken images, another run's folder.
+        InputError: unknown model, no training part, a class without images, broken images, another run's folder, weights or a
+            teacher that do not fit, a loss that is not a number.
     """
-    spec = catalog.spec(model)
-    report = ReadReport()
-    images = source.join("train" if "train" in source.parts else "all")
-    images = images.subset(readable(images, report, progress))
-    report.check(images.name, len(images) + len(report.unreadable))
+    recipe, report = recipe.for_model(model), ReadReport()
+    images = _training_images(source, report, progress if not group.rank else silent)
     held_out = source.held_out() if "train" in source.parts and len(source.parts) > 1 else None
-    preprocess = Preprocess.from_mapping({**asdict(spec.preprocess), **recipe.preprocess})
-    module = families.seeded(model, len(source.classes), seed, drop_rate=recipe.drop_rate)
-    trainer = Trainer(module, images, preprocess, recipe, output, seed)
+    student = models.student(model, len(source.classes), recipe, running)
+    teacher = models.teacher(running.teacher, source.classes, recipe)
+    trainer = Trainer(student.module, TrainingImages(images, student.preprocess), recipe, running, group, teacher)
+    remarks = [*trainer.facts(), *student.remarks]
+    settings = {
+        "model": model, "data": images.name, "images": len(images), "seed": running.seed, "recipe": asdict(recipe),
+        "processes": group.size, **student.facts, **{key: getattr(running, key) for key in HOW if getattr(running, key)},
+    }  # fmt: skip
+    if not group.rank:
+        state.save_settings(running.output, {"remarks": remarks, **settings})
     best = trainer.run(held_out, progress)
-    settings = {"model": model, "data": images.name, "images": len(images), "seed": seed, "recipe": asdict(recipe)}
     name = f"{model}.{source.name}"
-    artifact = export(best, name, preprocess, source.classes, Step("train", __version__, settings))
-    return replace(artifact.write(output / f"{name}.onnx"), name=name), trainer.log, report.sentences()
+    artifact = export(best.cpu(), name, student.preprocess, source.classes, Step("train", __version__, settings))
+    made = artifact.write(running.output / f"{name}.onnx") if not group.rank else artifact
+    return Trained(replace(made, name=name), trainer.log, [*remarks, *report.sentences()])
+
+
+def _training_images(source: Source, report: ReadReport, progress: Progress) -> Dataset:
+    whole = source.join("train" if "train" in source.parts else "all")
+    images = whole.subset(readable(whole, report, progress))
+    report.check(whole.name, len(whole))
+    present = set(images.targets)
+    if missing := [*source.empty, *(label for index, label in enumerate(source.classes) if index not in present)]:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise InputError(
+            f"{whole.name} has no image of the class {', '.join(map(repr, missing[:3]))}{more}, so it cannot be learned; "
+            "add images, or remove the class's folder from every part"
+        )
+    return images

@@ -45,6 +45,8 @@ def trainer() -> Callable[..., Any]:
     try:
         from repzoo.train.run import train
     except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "repzoo":
+            raise
         raise MissingExtra("training", "torch") from error
     return train
 

@@ -1,0 +1,130 @@
+"""Recipes as data: the published figures, scaling by the batch, and what is refused; where a training starts; what it learns from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="the torch extra is not installed")
+pytest.importorskip("timm", reason="the torch extra is not installed")
+
+import torch
+from tests.train.test_loop import PREPROCESS, SHORT, network, trainer
+
+from repzoo.errors import InputError
+from repzoo.train import models
+from repzoo.train.distill import Objective
+from repzoo.train.loop import Trainer
+from repzoo.train.options import Running, TrainOptions
+from repzoo.train.recipe import from_table, recipe, recipes
+
+WHOLE = {"about": "", "epochs": 1, "batch": 2, "lr": 0.1}
+
+
+def test_the_families_are_trained_as_published() -> None:
+    """Figures of the authors' READMEs, scripts and configurations."""
+    ghost, vgg, vit = recipe("repghost"), recipe("repvgg"), recipe("repvit")
+    assert (ghost.optimizer, ghost.lr, ghost.lr_per, ghost.epochs, ghost.warmup_epochs) == ("sgd", 0.6, 1024, 300, 5)
+    assert (ghost.ema_decay, ghost.erase, ghost.drop_rate, ghost.weight_decay, ghost.amp) == (0.9999, 0.2, 0.2, 1e-5, "on")
+    assert (vgg.epochs, vgg.peak_lr, vgg.weight_decay, vgg.changed(batch=512).peak_lr) == (120, 0.1, 1e-4, 0.2)
+    assert (vit.distill, vit.repeats, vit.clip_mode, vit.clip, vit.mixup, vit.cutmix) == ("hard", 3, "agc", 0.02, 0.8, 1.0)
+    assert vit.peak_lr == pytest.approx(1e-3 * 2048 / 512)
+    small, large = (recipe("fasternet").for_model(name) for name in ("fasternet_t0", "fasternet_l"))
+    assert (small.mixup, small.drop_path, small.batch, large.mixup, large.drop_path, large.batch) == (0.05, 0, 4096, 0.7, 0.3, 2048)
+    assert [small.size_at(epoch, 224) for epoch in (0, 279, 280, 299)] == [192, 192, 224, 224]
+    assert all(one.source for one in (ghost, vgg, vit, small))
+
+
+def test_what_was_trained_with_before_is_as_it_was() -> None:
+    for name in ("digits", "photos", "repvgg-sgd"):
+        one = recipes()[name]
+        assert (one.lr_per, one.min_lr, one.repeats, one.small_size, one.clip, one.amp, one.distill) == (
+            0,
+            None,
+            1,
+            0,
+            0,
+            "off",
+            "",
+        )
+    photos = recipe("photos")
+    assert (photos.epochs, photos.batch, photos.peak_lr, photos.weight_decay, photos.mixup) == (180, 64, 2e-3, 0.05, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({**WHOLE, "mixupp": 1.0}, "did you mean mixup"),
+        ({**WHOLE, "lr": "0.1"}, "lr must be of the kind float"),
+        ({**WHOLE, "epochs": True}, "epochs must be of the kind int"),
+        ({"about": "", "epochs": 1}, "lacks batch, lr"),
+        ({**WHOLE, "amp": "fp8"}, "amp must be one of"),
+        ({**WHOLE, "erase": 1.5}, "erase must lie in 0..1"),
+        ({**WHOLE, "scale": [0.5]}, "scale must be two shares"),
+        ({**WHOLE, "per_model": {"x": {"lrr": 1.0}}}, "did you mean lr"),
+    ],
+)
+def test_a_recipe_that_is_none(table: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        from_table("own", table)
+
+
+def test_no_decay_on_biases_and_norms(tmp_path: Path) -> None:
+    one = trainer(tmp_path, recipe("repvgg").changed(batch=8))
+    decayed = {id(value) for group in one.optimizer.param_groups if group["weight_decay"] for value in group["params"]}
+    assert {name for name, value in one.module.named_parameters() if id(value) in decayed} == {"0.weight", "6.weight"}
+
+
+def test_a_linear_probe_leaves_the_body_alone(tmp_path: Path) -> None:
+    before = {key: value.clone() for key, value in network().state_dict().items()}
+    after = trainer(tmp_path, SHORT.changed(trainable="head"), workers=0).run(None).state_dict()
+    assert {key for key in before if not torch.equal(before[key], after[key])} == {"6.weight", "6.bias"}
+
+
+@pytest.mark.parametrize("name", ["finetune", "linear-probe"])
+def test_fine_tuning_needs_weights(name: str) -> None:
+    with pytest.raises(InputError, match="starts from trained weights; give --checkpoint FILE or --pretrained"):
+        models.student("repghostnet_050", 3, recipe(name), TrainOptions())
+
+
+def test_a_teacher_is_asked_for_and_refused_where_it_has_no_use() -> None:
+    with pytest.raises(InputError, match=r"learns from a teacher \(the source had regnety_160"):
+        models.teacher("", ("a", "b"), recipe("repvit"))
+    with pytest.raises(InputError, match="does not learn from a teacher"):
+        models.teacher("x.onnx", ("a", "b"), SHORT)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_the_teachers_answers_pull(kind: str) -> None:
+    """With all weight on the teacher the loss is what its formula says, of images in the teacher's own normalisation."""
+    settings = SHORT.changed(distill=kind, distill_weight=1.0, temperature=2.0)
+    student, teacher = network(1).eval(), network(2).eval()
+    prepared = {"mean": (0.2, 0.3, 0.4), "std": (0.1, 0.2, 0.3)}
+    teacher.pretrained_cfg = prepared  # type: ignore[assignment]
+    inputs, targets = torch.randn(8, 3, 16, 16), torch.arange(8) % 3
+    loss = Objective(student, settings, PREPROCESS, teacher)(inputs, targets)
+    pixels = inputs * 0.5 + 0.5
+    mean, std = (torch.tensor(prepared[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    said, own = teacher((pixels - mean) / std).detach(), student(inputs).detach()
+    if kind == "hard":
+        expected = torch.nn.functional.cross_entropy(own, said.argmax(1))
+    else:
+        share = (said / 2).softmax(1)
+        expected = 4 * (share * (share.log() - (own / 2).log_softmax(1))).sum(1).mean()
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_teacher_teaches(tmp_path: Path) -> None:
+    from tests.train.test_loop import pictures
+
+    from repzoo.train.images import TrainingImages
+
+    settings = SHORT.changed(distill="soft", amp="bf16", clip=0.02, clip_mode="agc", repeats=3, small_size=12, full_size_epochs=1)
+    images = TrainingImages(pictures(24), PREPROCESS)
+    made = Trainer(network(), images, settings, Running(output=tmp_path, workers=0, tensorboard=True), teacher=network(5))
+    made.run(None)
+    assert [0 < one.loss < 10 for one in made.log] == [True, True]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert "bfloat16" in made.facts()[1]
