@@ -6,6 +6,7 @@ A process that fails says so in the exchange that the others are in, or come to 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -176,6 +177,7 @@ class _Gloo:
         """Leave the group."""
         import torch.distributed as dist
 
+        gc.collect()  # a trained module holds the group in circles; its threads must end here, not when the process does
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
 
