@@ -16,7 +16,12 @@ SOURCE = Path(repzoo.__file__).parent
 NEEDS_EXTRAS = {
     "repzoo.zoo.families",
     "repzoo.zoo.checkpoints",
+    "repzoo.train.distill",
+    "repzoo.train.images",
     "repzoo.train.loop",
+    "repzoo.train.models",
+    "repzoo.train.state",
+    "repzoo.train.together",
     "repzoo.train.run",
     "repzoo.torch",
     "repzoo.engines.pytorch",
