@@ -7,11 +7,13 @@ import hashlib
 import io
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from repzoo.errors import InputError
 
+_APPENDING = threading.Lock()
 CACHE_BYTES = 2**30  # of one kind; the oldest beyond this are deleted
 
 Data = bytes | str | Iterable[bytes]  # text is written as UTF-8; pieces one after another
@@ -146,11 +148,11 @@ def require_writable_folder(path: Path) -> None:
 def append_lines(path: Path, lines: list[str]) -> None:
     """Append whole lines to `path` in one write, so that a kill leaves whole lines; a full disk leaves the file as it was.
 
-    A last line that another hand left without its end is ended first.
+    A last line that another hand left without its end is ended first. Writers take turns, so that none sees half of another's.
     """
     make_folder(path.parent)
     try:
-        with path.open("a+b", buffering=0) as file:
+        with path.open("a+b", buffering=0) as file, _turn(path):
             before, done = file.seek(0, os.SEEK_END), 0
             data = memoryview((_missing_end(file, before) + "".join(line + "\n" for line in lines)).encode())
             try:
@@ -161,6 +163,19 @@ def append_lines(path: Path, lines: list[str]) -> None:
                 raise
     except OSError as error:
         raise _unwritable(path, error) from None
+
+
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """This writer's turn at `path`, among threads and, where the system has fcntl, among processes."""
+    with _APPENDING, contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            folder = os.open(path.parent, os.O_RDONLY)  # not the file itself, which a reader may hold locked for its whole run
+            stack.callback(os.close, folder)  # gives the lock back
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
 
 
 def _missing_end(file: io.FileIO, size: int) -> str:
