@@ -134,13 +134,8 @@ def certify_input(
     """
     floats, raw = [one for one, _ in pairs], [two for _, two in pairs]
     compared = _compared(before.model, after, floats, run, seed, raw)
-    worst = max(compared, key=lambda one: one.ratio)
     certificate = InputCertificate(
-        equal=all(one.error <= one.bound for one in compared),
-        max_abs_error=worst.error,
-        max_rel_error=_over(worst.error, worst.magnitude),
-        bound=worst.bound,
-        top1_agreement=float(np.mean(np.concatenate([one.agrees for one in compared]))),
+        **_verdict(compared),
         inputs=sum(map(len, floats)),
     )
     if not certificate.equal:
@@ -164,13 +159,8 @@ def certify(before: Artifact, result: FoldResult, run: Runner, images: Images | 
     kinds = _drilled(before.model, result.model, seed)
     groups = _inputs(before, costs[0], images, seed)
     compared = _compared(before.model, result.model, groups, run, seed)
-    worst = max(compared, key=lambda one: one.ratio)
     certificate = Certificate(
-        equal=all(one.error <= one.bound for one in compared),
-        max_abs_error=worst.error,
-        max_rel_error=_over(worst.error, worst.magnitude),
-        bound=worst.bound,
-        top1_agreement=float(np.mean(np.concatenate([one.agrees for one in compared]))),
+        **_verdict(compared),
         inputs=sum(map(len, groups)),
         proven=len(proofs),
         proof_ratio=max((proof.ratio for proof in proofs), default=0.0),
@@ -223,6 +213,18 @@ def _inputs(artifact: Artifact, cost: Cost, images: Images | None, seed: int) ->
         return [random.integers(0, 256, shape, np.uint8), 255 * random.integers(0, 2, shape, np.uint8), *real]
     noise = random.standard_normal(shape).astype(np.float32)
     return [noise, 30 * noise, *real]
+
+
+def _verdict(compared: Sequence[Comparison]) -> dict[str, Any]:
+    """What every certificate says of its comparisons: whether all hold, the worst, and how often Top-1 agrees."""
+    worst = max(compared, key=lambda one: one.ratio)
+    return {
+        "equal": all(one.error <= one.bound for one in compared),
+        "max_abs_error": worst.error,
+        "max_rel_error": _over(worst.error, worst.magnitude),
+        "bound": worst.bound,
+        "top1_agreement": float(np.mean(np.concatenate([one.agrees for one in compared]))),
+    }
 
 
 def _over(part: float, whole: float) -> float:
