@@ -5,7 +5,8 @@
 For each installed engine: round by round repzoo times the model, and so does a loop over the runtime's own Python call that a
 user would write without repzoo, on a session of its own with the same settings, and on repzoo's very session. Printed is
 repzoo's median latency over the loop's, which is to be at most 1.02 at 1 ms an inference; the same for two client threads as
-images a second; and what an empty model shows the harness to add to any call. Last, where it is installed
+images a second; what an empty model shows the harness to add to any call; how often the interval of a file against itself excludes
+1, as it should once in twenty; and what OpenVINO's streams cost a single client. Last, where it is installed
 (pip install mlcommons-loadgen): repzoo's single-stream figure over MLPerf LoadGen's on the same engine. MODEL is by default the
 embedded classifier of digits, about 1 ms a call.
 """
@@ -29,11 +30,12 @@ from repzoo.artifact import Artifact, Preprocess
 from repzoo.engines import Array, engine
 from repzoo.measure import latency, stats
 
-ROUNDS = 24
+ROUNDS, FRESH = 24, 6  # rounds of each comparison; how often its sessions are opened anew
+TWINS = 10  # runs of a file against itself
 Call = Callable[[], object]
 
 
-def bare_onnxruntime(artifact: Artifact, inputs: Array) -> Callable[[], Call]:
+def bare_onnxruntime(artifact: Artifact, inputs: Array, clients: int) -> Callable[[], Call]:  # noqa: ARG001
     """A factory of calls, one for each thread."""
     import onnxruntime as ort
 
@@ -44,14 +46,14 @@ def bare_onnxruntime(artifact: Artifact, inputs: Array) -> Callable[[], Call]:
     return lambda: lambda: session.run(None, {name: inputs})
 
 
-def bare_openvino(artifact: Artifact, inputs: Array) -> Callable[[], Call]:
+def bare_openvino(artifact: Artifact, inputs: Array, clients: int) -> Callable[[], Call]:
     """As for onnxruntime; the shape is fixed, as its own benchmark_app asks for."""
     import openvino as ov
 
     core = ov.Core()
     model = core.read_model(artifact.model.SerializeToString())
     model.reshape(list(inputs.shape))
-    settings = {"NUM_STREAMS": 2, "INFERENCE_NUM_THREADS": 2, "ENABLE_CPU_PINNING": False}
+    settings = {"NUM_STREAMS": clients, "INFERENCE_NUM_THREADS": clients, "ENABLE_CPU_PINNING": False}
     compiled = core.compile_model(model, "CPU", settings)
 
     def made() -> Call:
@@ -86,36 +88,71 @@ def loops(calls: list[Call], seconds: float) -> float:
     return sum(counts) / (time.perf_counter() - began)
 
 
-def in_turns(title: str, ours: Callable[[], float], theirs: Callable[[], float]) -> None:
-    """Print the ratio of both figures, round by round."""
+def said(title: str, ratios: list[float]) -> None:
+    """Print the median of `ratios` with its interval over openings of the sessions, each of which has ROUNDS / FRESH of them."""
+    each = ROUNDS // FRESH
+    kept = [float(np.nanmedian(ratios[start : start + each])) for start in range(0, len(ratios), each)]
+    found = stats.median_interval(kept)
+    print(f"{title}: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f}, {FRESH} openings)", flush=True)
+
+
+def in_turns(ours: Callable[[], float], theirs: Callable[[], float]) -> list[float]:
+    """The ratios of both figures of one opening, round by round, the order turning."""
     ours(), theirs()
-    ratios = [ours() / theirs() if turn % 2 else 1 / (theirs() / ours()) for turn in range(ROUNDS)]
-    found = stats.median_interval([one for one in ratios if np.isfinite(one)] or [np.nan])
-    print(f"{title}: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f}, {ROUNDS} rounds)")
+    return [ours() / theirs() if turn % 2 else 1 / (theirs() / ours()) for turn in range(ROUNDS // FRESH)]
 
 
 def compare(name: str, artifact: Artifact, seconds: float) -> None:
-    """One client's latency and two clients' rate, by repzoo over by hand."""
+    """One client's latency and two clients' rate, by repzoo over by hand; sessions differ by where they lie, so several are opened."""
     each = seconds / ROUNDS / 2
-    single, double = latency.case(artifact, engine(name)), latency.case(artifact, engine(name), streams=2)
-
-    def timed(one: latency.Case) -> latency.Case:
-        one.rounds_us.clear(), one.rounds_fps.clear()
-        latency.run([one], each, rounds=1)
-        return one
-
-    made = BARE[name](artifact, single.inputs)
-    call = made()
-    bare = lambda: float(np.median(loop(call, each))) / 1000  # noqa: E731
-    same = lambda: float(np.median(loop(lambda: single.session.run(single.inputs), each))) / 1000  # noqa: E731
+    found: dict[str, list[float]] = {"over the bare loop": [], "over a loop on repzoo's session": [], "two clients": []}
+    for _ in range(FRESH):
+        single, double = latency.case(artifact, engine(name)), latency.case(artifact, engine(name), streams=2)
+        call, calls = BARE[name](artifact, single.inputs, 1)(), BARE[name](artifact, single.inputs, 2)
+        pair = calls(), calls()
+        bare = lambda call=call: float(np.median(loop(call, each))) / 1000  # noqa: E731
+        same = lambda one=single: float(np.median(loop(lambda: one.session.run(one.inputs), each))) / 1000  # noqa: E731
+        ours = lambda one=single: timed(one, each).medians_us()[0]  # noqa: E731
+        found["over the bare loop"] += in_turns(ours, bare)
+        found["over a loop on repzoo's session"] += in_turns(ours, same)
+        found["two clients"] += in_turns(lambda: timed(double, each).rounds_fps[0], lambda: loops(list(pair), each))  # noqa: B023
     print(f"{name} {engine(name).version()}: {artifact.name}, {bare():.0f} us a call in the bare loop")
-    in_turns("  median latency, repzoo over the bare loop", lambda: timed(single).medians_us()[0], bare)
-    in_turns("  median latency, repzoo over a loop on repzoo's session", lambda: timed(single).medians_us()[0], same)
-    calls = [made(), made()]
-    in_turns(
-        "  two clients' images a second, repzoo over the bare loops",
-        lambda: timed(double).rounds_fps[0],
-        lambda: loops(calls, each),
+    said("  median latency, repzoo over the bare loop", found["over the bare loop"])
+    said("  median latency, repzoo over a loop on repzoo's session", found["over a loop on repzoo's session"])
+    said("  two clients' images a second, repzoo over the bare loops", found["two clients"])
+
+
+def timed(one: latency.Case, seconds: float) -> latency.Case:
+    """One round of `one`, and no other."""
+    one.rounds_us.clear(), one.rounds_fps.clear(), one.rounds_of.clear()
+    latency.run([one], seconds, rounds=1)
+    return one
+
+
+def against_itself(name: str, artifact: Artifact, seconds: float) -> None:
+    """How often a ratio's interval excludes 1 where it is 1: every file against itself, its sessions opened once and several times."""
+    for openings in (1, latency.OPENINGS):
+        wrong, width = 0, []
+        for _ in range(TWINS):
+            pair = [latency.case(artifact, engine(name)) for _ in range(2)]
+            latency.run(pair, seconds, openings=openings)
+            found = latency.ratio(*pair).values
+            wrong += found["faster"] is not None
+            width.append(found["ratio_high"] - found["ratio_low"])
+        print(
+            f"  against itself, {openings} opening(s): {wrong} of {TWINS} intervals exclude 1, width {np.median(width):.3f}",
+            flush=True,
+        )
+
+
+def streams(artifact: Artifact, seconds: float) -> None:
+    """What a session of openvino that is opened for two clients costs a single one."""
+    runner, one, two = engine("openvino"), latency.case(artifact, engine("openvino")), latency.case(artifact, engine("openvino"))
+    two.session = runner.open(artifact.model, streams=2)
+    latency.run([one, two], seconds)
+    found = latency.ratio(two, one).values
+    print(
+        f"  one client, session opened for two over for one: {found['ratio']:.2f} ({found['ratio_low']:.2f} .. {found['ratio_high']:.2f})"
     )
 
 
@@ -125,7 +162,7 @@ def least(name: str) -> None:
     artifact = Artifact(onnx.parser.parse_model(text), "flat", Preprocess(size=4))
     one = latency.case(artifact, engine(name))
     latency.run([one], 1.0)
-    ours, bare = min(map(min, one.rounds_us)), min(loop(BARE[name](artifact, one.inputs)(), 1.0)) / 1000
+    ours, bare = min(map(min, one.rounds_us)), min(loop(BARE[name](artifact, one.inputs, 1)(), 1.0)) / 1000
     share = (ours - bare) / 1000
     print(f"  an empty model: {ours:.1f} us by repzoo, {bare:.1f} us by the bare loop; {share:.2%} of 1 ms (at most 2 %)")
 
@@ -135,7 +172,7 @@ def loadgen(name: str, artifact: Artifact, seconds: float) -> None:
     import mlperf_loadgen as lg
 
     one = latency.case(artifact, engine(name), scenario="single-stream")
-    call = BARE[name](artifact, one.inputs)()
+    call = BARE[name](artifact, one.inputs, 1)()
 
     def issue(samples: list[Any]) -> None:
         call()
@@ -158,11 +195,11 @@ def loadgen(name: str, artifact: Artifact, seconds: float) -> None:
         return float(line.split(":")[1]) / 1e6
 
     def ours() -> float:
-        one.rounds_us.clear(), one.rounds_fps.clear()
+        one.rounds_us.clear(), one.rounds_fps.clear(), one.rounds_of.clear()
         (record,) = latency.run([one], 2 * seconds / ROUNDS, rounds=1)
         return float(record.values["early_stopping_ms"] or np.nan)
 
-    in_turns("  single-stream p90, repzoo over LoadGen", ours, theirs)
+    said("  single-stream p90, repzoo over LoadGen", [one for _ in range(FRESH) for one in in_turns(ours, theirs)])
 
 
 def main() -> None:
@@ -173,6 +210,9 @@ def main() -> None:
         if importlib.util.find_spec(name):
             compare(name, artifact, seconds)
             least(name)
+            against_itself(name, artifact, seconds / 2)
+            if name == "openvino":
+                streams(artifact, seconds)
             if importlib.util.find_spec("mlperf_loadgen"):
                 loadgen(name, artifact, seconds)
 

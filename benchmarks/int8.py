@@ -98,7 +98,7 @@ def compared(artifact: Artifact, entries: list[Entry], gate: Dataset, names: lis
         models = [artifact, *(one.artifact for one in made if one.artifact)]
         predictions = accuracy.evaluate([accuracy.open_run(one, runner) for one in models], gate, ReadReport())
         cases = [latency.case(one, runner) for one in models]
-        latency.run(cases, SECONDS)
+        latency.run(cases, SECONDS, openings=latency.openings_for(cases, SECONDS))
         for one, quantised, case in zip(made, predictions[1:], cases[1:], strict=True):
             paired = accuracy.compare(predictions[0], quantised).values
             ratio = latency.ratio(case, cases[0]).values

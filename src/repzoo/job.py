@@ -133,6 +133,8 @@ def _timings(artifacts: Mapping[str, Artifact], options: JobOptions, progress: P
     clients = options.streams or host()["affinity"]
     single = {form: latency.case(one, runner) for form, one in artifacts.items()}
     many = [latency.case(artifacts[form], runner, clients) for form in ("deploy", "int8")] if clients > 1 else []
-    records = latency.run([*single.values(), *many], options.seconds / (len(single) + len(many)), progress=progress)
+    cases = [*single.values(), *many]
+    each = options.seconds / len(cases)
+    records = latency.run(cases, each, progress=progress, openings=latency.openings_for(cases, each))
     gained = [latency.ratio(single["deploy"], single["train"])] if "train" in single else []
     return [*records, latency.ratio(single["int8"], single["deploy"]), *gained]

@@ -193,7 +193,7 @@ import numpy as np
 class Zeros:
     name = "zeros"
     def version(self): return "9.9"
-    def open(self, model, threads=1, exact=False): return self
+    def open(self, model, threads=1, exact=False, streams=1): return self
     def run(self, inputs): return np.zeros((len(inputs), 5), np.float32)
     def run_all(self, inputs): return [self.run(inputs)]
 """

@@ -42,7 +42,7 @@ class Timed:
     def version(self) -> str:
         return "1"
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> Timed:  # noqa: ARG002
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> Timed:  # noqa: ARG002
         return self
 
     def run(self, inputs: Array) -> Array:
@@ -456,3 +456,53 @@ def test_two_engines_on_a_busy_machine_have_no_winner(others: float | None, name
     found = latency.ratio(slow, fast).values
     assert (found["faster"], found["busy"]) == (faster, faster is None)
     assert found["ratio"] == 2.0
+
+
+class Lying:
+    """An engine whose sessions are each as fast as their memory happens to lie: the opening decides, for all rounds alike."""
+
+    name = "lying"
+
+    def __init__(self, hands: Hands, latencies_ms: Iterable[float]) -> None:
+        self.hands, self._each = hands, iter(latencies_ms)
+        self.streams: list[int] = []
+
+    def version(self) -> str:
+        return "1"
+
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> Timed:  # noqa: ARG002
+        self.streams.append(streams)
+        return Timed(self.hands, cycle([next(self._each)]))
+
+
+def test_an_interval_is_taken_over_openings_not_over_rounds_that_share_one() -> None:
+    """Twice the same file: one opening says 10 % slower in all its rounds, which must not look proven."""
+    hands, placed = Hands(), [1.0, 1.03, 1.1, 1.05, 1.02, 1.0]
+    alone, other = Lying(hands, placed), Lying(hands, cycle([1.0]))
+    one, two = (latency.case(artifact(), engine) for engine in (alone, other))
+    latency.run([one, two], seconds=1e-9, rounds=24, clock=hands, openings=6)
+    found = latency.ratio(one, two).values
+    assert (found["openings"], found["rounds"]) == (6, 24)
+    assert (found["ratio_low"], found["ratio_high"]) == (1.0, 1.1)  # the whole range of six
+    assert found["faster"] is None
+    assert one.rounds_of == [opening for opening in range(6) for _ in range(4)]
+    once = [latency.case(artifact(), Lying(hands, cycle([ms]))) for ms in (1.1, 1.0)]
+    latency.run(once, seconds=1e-9, rounds=24, clock=hands)
+    assert latency.ratio(*once).values["ratio_low"] == pytest.approx(1.1)  # what the openings are for
+
+
+def test_a_session_is_opened_for_its_clients_again_and_again() -> None:
+    hands = Hands()
+    runner = Lying(hands, cycle([1.0]))
+    one = latency.case(artifact(), runner, streams=1)
+    latency.run([one], seconds=1e-9, rounds=12, clock=hands, openings=6)
+    assert runner.streams == [1] * 6
+    latency.case(artifact(), runner, streams=3)
+    assert runner.streams[-1] == 3
+
+
+def test_sessions_that_take_long_to_open_are_opened_once() -> None:
+    quick, slow = (case(Timed(Hands(), [])) for _ in range(2))
+    quick.open_seconds, slow.open_seconds = 0.01, 5.0
+    assert latency.openings_for([quick, quick], 2.0) == latency.OPENINGS
+    assert latency.openings_for([quick, slow], 2.0) == 1

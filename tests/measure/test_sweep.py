@@ -25,14 +25,14 @@ from repzoo.errors import InputError
 class Sleeper:
     name = "sleeper"
     def version(self): return "1"
-    def open(self, model, threads=1, exact=False): return self
+    def open(self, model, threads=1, exact=False, streams=1): return self
     def run(self, inputs):
         time.sleep(0.003)
         return np.zeros((len(inputs), 48), np.float32)
     def run_all(self, inputs): return [self.run(inputs)]
 class Refuser(Sleeper):
     name = "refuser"
-    def open(self, model, threads=1, exact=False): raise InputError("refuser cannot compile this model: no such operator")
+    def open(self, model, threads=1, exact=False, streams=1): raise InputError("refuser cannot compile this model: no such operator")
 class Breaker(Sleeper):
     name, calls = "breaker", 0
     def run(self, inputs):

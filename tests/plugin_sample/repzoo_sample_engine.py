@@ -27,7 +27,7 @@ class Sample:
     def version(self) -> str:
         return "9.9"
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> SampleSession:  # noqa: ARG002
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> SampleSession:  # noqa: ARG002
         return SampleSession(ReferenceEvaluator(model), model.graph.input[0].name, self._factor)
 
 
@@ -45,13 +45,13 @@ class SampleSession:
 class Abort(Sample):
     """Aborts the process while it opens a model, as a runtime with a defect does."""
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> SampleSession:  # noqa: ARG002
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> SampleSession:  # noqa: ARG002
         os.abort()
 
 
 class Hang(Sample):
     """Never finishes opening."""
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> SampleSession:
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> SampleSession:
         time.sleep(600)
-        return super().open(model, threads, exact)
+        return super().open(model, threads, exact, streams)

@@ -112,7 +112,7 @@ class Named:
     def version(self) -> str:
         raise NotImplementedError
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> Session:
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> Session:
         raise NotImplementedError
 
 

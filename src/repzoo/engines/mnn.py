@@ -76,7 +76,7 @@ class Mnn:
         """The wheel's version."""
         return str(MNN.version())
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> MnnSession:  # noqa: ARG002
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> MnnSession:  # noqa: ARG002
         """See `engines.Engine.open`; MNN has no switch for its optimisations, arithmetic is float32 in any case."""
         made = MnnSession(model, _converted(model), threads)
         made.warm()

@@ -26,7 +26,7 @@ class OnnxRuntime:
         """The wheel's version."""
         return str(ort.__version__)
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> OnnxRuntimeSession:
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> OnnxRuntimeSession:  # noqa: ARG002
         """See `engines.Engine.open`."""
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

@@ -1,10 +1,9 @@
 """OpenVINO, on any of its devices: `openvino` is the CPU, `openvino:GPU` and the like the others that it finds.
 
-Streams. One compiled model holds `cores // threads` streams of `threads` threads each. A client's call runs in the client's own
-thread on a free stream, so that one client sees the latency of `threads` threads (1 thread, 1 stream: what a single caller
-gets), and N clients run in parallel until the cores are used up. With one stream only, N clients would wait for one another
-(measured: two clients, 1.0 times the rate of one). Threads are not pinned to cores: every session would pin to the first ones,
-and interleaved sessions of several engines would fight over these.
+Streams. A client's call runs in the client's own thread on a free stream of `threads` threads. With one stream, N clients wait
+for one another (measured: two clients, 1.0 times the rate of one); with two, a single client takes 1.2 to 1.4 times as long
+(measured: benchmarks/harness.py). So a session has as many streams as it was opened for, and no more than cores / threads. Threads
+are not pinned to cores: every session would pin to the first ones, and interleaved sessions of several engines would fight.
 
 Shapes. A model with an open batch costs 15 to 20 % more than one with a fixed shape (layouts and kernels are chosen late). The
 first shape that a session sees gets a model compiled for it, all other shapes share one with open dimensions.
@@ -49,18 +48,18 @@ class OpenVino:
         """The release and the build."""
         return str(ov.get_version())
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> OpenVinoSession:
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> OpenVinoSession:
         """See `engines.Engine.open`."""
-        settings = _cpu_settings(threads, exact) if self._device == "CPU" else {"PERFORMANCE_HINT": "LATENCY"}
+        settings = _cpu_settings(threads, streams, exact) if self._device == "CPU" else {"PERFORMANCE_HINT": "LATENCY"}
         try:
             return OpenVinoSession(_core().read_model(model.SerializeToString()), self._device, settings)
         except RuntimeError as error:
             raise InputError(f"openvino cannot compile this model: {_reason(error)}") from None
 
 
-def _cpu_settings(threads: int, exact: bool) -> dict[str, Any]:
+def _cpu_settings(threads: int, streams: int, exact: bool) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    streams = max(1, cores // threads)
+    streams = max(1, min(streams, cores // threads))
     settings = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams * threads, "ENABLE_CPU_PINNING": False}
     off = {"LP_TRANSFORMS_MODE": False, "SNIPPETS_MODE": "DISABLE", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     careful = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY", **off}

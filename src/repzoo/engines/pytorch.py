@@ -49,7 +49,7 @@ class PyTorch:
         """The wheel's version."""
         return str(torch.__version__)
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> PyTorchSession:
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> PyTorchSession:  # noqa: ARG002
         """See `engines.Engine.open`."""
         module: Any = _module(model)
         if self._compiled and not exact:

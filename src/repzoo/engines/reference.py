@@ -26,7 +26,7 @@ class Reference:
         """onnx's version."""
         return str(onnx.__version__)
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False) -> ReferenceSession:  # noqa: ARG002
+    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> ReferenceSession:  # noqa: ARG002
         """See `engines.Engine.open`."""
         try:
             return ReferenceSession(ReferenceEvaluator(model, new_ops=_older_ops(model)), model)

@@ -106,7 +106,7 @@ class Run:
 
 def open_run(artifact: Artifact, engine: Engine, threads: int = 1) -> Run:
     """Compile `artifact` on `engine`. One thread is right here: `evaluate` calls the session from one thread a core."""
-    return Run(artifact, engine, engine.open(artifact.model, threads))
+    return Run(artifact, engine, engine.open(artifact.model, threads, streams=cores()))
 
 
 def evaluate(

@@ -5,6 +5,10 @@ interval. The first rounds are dropped until those that are kept show no trend i
 quarter or half lies more than 2 % off the rest, and a rank test sees it); when any had to be dropped, an eighth more is. After
 as many dropped rounds as are kept the search ends, and the Record says that no steady state was found.
 
+Two sessions of one file differ: where their memory happens to lie makes up to 4 % on small models, in all rounds alike (measured:
+benchmarks/harness.py). So `openings` opens every session anew several times in a run, and a ratio's interval is then taken over
+the openings, of which the rounds between are not independent.
+
 A case is a session, a batch, a number of client threads and a scenario:
 
 closed-loop    each client sends its next call as soon as its last is answered. One client: what a single caller sees;
@@ -48,6 +52,7 @@ ROUNDS, ROUND_SECONDS = 24, 0.25  # the fewest rounds, and the longest: more sec
 LEAST_ROUNDS, DRIFT = 10, 0.02  # fewer rounds show no trend; a smaller change is none
 WARM_UP_CALLS, WARM_UP_SECONDS = 5, 0.5  # of each client, whichever is over first; compiling and first touches are not timed
 MAX_CALLS = 4096  # a client's calls in one round: what bounds memory and Records where calls take microseconds
+OPENINGS = 6  # of each session in a run: the fewest whose order statistics bound a median at 95 %
 QUERY = 8  # samples of a multi-stream query
 Scenario = Literal["closed-loop", "single-stream", "multi-stream", "offline"]
 MLPERF = {"single-stream": 0.90, "multi-stream": 0.99}  # the quantile that MLPerf reports
@@ -59,7 +64,8 @@ Samples = npt.NDArray[np.float64]
 @dataclass
 class Case:
     """One thing to time. `rounds_us` has, for each kept round, the microseconds of every call (multi-stream: of every query);
-    `rounds_fps` images a second. steady: no trend in the rounds; None: too few rounds to tell.
+    `rounds_fps` images a second; `rounds_of` which opening of the session. steady: no trend in the rounds; None: too few rounds to
+    tell. open_seconds: what opening took.
     """
 
     artifact: Artifact
@@ -71,6 +77,8 @@ class Case:
     scenario: Scenario = "closed-loop"
     rounds_us: list[Samples] = field(default_factory=list)
     rounds_fps: list[float] = field(default_factory=list)
+    rounds_of: list[int] = field(default_factory=list)
+    open_seconds: float = 0.0
     warm_up_rounds: int = 0
     steady: bool | None = None
     disturbed: Mapping[str, Any] = field(default_factory=dict)
@@ -105,6 +113,7 @@ class Case:
             **self._mlperf(),
             "samples": sum(map(len, self.rounds_us)),
             "rounds": len(self.rounds_us),
+            "openings": len(set(self.rounds_of)),
             "warm_up_rounds": self.warm_up_rounds,
             "steady": self.steady,
             "spread": stats.spread(self.medians_us()),
@@ -143,8 +152,14 @@ def case(
         raise InputError(f"single-stream is one client and a batch of 1; got {streams} and {batch}; take closed-loop")
     if scenario == "multi-stream" and QUERY % batch:
         raise InputError(f"a multi-stream query has {QUERY} images, which calls of {batch} do not make up; take 1, 2, 4 or 8")
-    inputs = inputs_for(artifact, batch, seed)
-    return Case(artifact, engine, engine.open(artifact.model, threads), inputs, threads, streams, scenario)
+    inputs, began = inputs_for(artifact, batch, seed), time.perf_counter()
+    session = engine.open(artifact.model, threads, streams=streams)
+    return Case(artifact, engine, session, inputs, threads, streams, scenario, open_seconds=time.perf_counter() - began)
+
+
+def openings_for(cases: Sequence[Case], seconds: float) -> int:
+    """OPENINGS, or as many as take no longer to open than the timing of `seconds` a case takes; 1 when that is too few for an interval."""
+    return OPENINGS if OPENINGS * sum(one.open_seconds for one in cases) <= seconds * len(cases) else 1
 
 
 def inputs_for(artifact: Artifact, batch: int, seed: int = 0) -> Array:
@@ -174,12 +189,14 @@ def run(
     rounds: int | None = None,
     progress: Progress = silent,
     clock: Clock = time.perf_counter_ns,
+    openings: int = 1,
     on_error: Callable[[Case, InputError], None] | None = None,
 ) -> list[Record]:
     """Time every case for at least `seconds` in all, in interleaved rounds once they are steady (see the module).
 
     A round is over after seconds / rounds, but not before one call of each client, and after MAX_CALLS of them.
 
+    openings  how often each session is opened in so many rounds; see `openings_for`
     rounds    how many to keep; None: ROUNDS, or so many that none is longer than ROUND_SECONDS
     on_error  is told of a case whose session fails; the others go on, and no Record is made of it
 
@@ -192,7 +209,8 @@ def run(
     before = noise.now()
     with contextlib.ExitStack() as stack:
         live = _each([stack.enter_context(_Clients(one, clock)) for one in cases], _Clients.warm_up, on_error)
-        done, turn = 0, partial(_turn, nanoseconds=round(seconds / rounds * 1e9), on_error=on_error)
+        each = math.ceil(rounds / openings)
+        done, turn = 0, partial(_turn, each=each, nanoseconds=round(seconds / rounds * 1e9), on_error=on_error)
         while live and (done < rounds or (done < 2 * rounds and not all(is_steady(one.last(rounds)) for one in live))):
             live, done = turn(live, done), done + 1
             progress("bench", done, max(done, rounds))
@@ -204,8 +222,12 @@ def run(
     return [one.case.record() for one in live]
 
 
-def _turn(live: list[_Clients], done: int, nanoseconds: int, on_error: Callable[[Case, InputError], None] | None) -> list[_Clients]:
-    """One round of each, in an order that turns; those that do not fail, in their own order."""
+def _turn(
+    live: list[_Clients], done: int, each: int, nanoseconds: int, on_error: Callable[[Case, InputError], None] | None
+) -> list[_Clients]:
+    """One round of each, in an order that turns, on new sessions after `each` rounds; those that do not fail, in their own order."""
+    if done and done % each == 0:
+        live = _each(live, _Clients.reopen, on_error)
     survived = _each(live if done % 2 == 0 else live[::-1], lambda one: one.round(nanoseconds), on_error)
     return [one for one in live if one in survived]
 
@@ -224,8 +246,8 @@ def ratio(first: Case, second: Case) -> Record:
     """
     busy = first.engine.name != second.engine.name and (first.disturbed.get("used_by_others") or 0) > noise.OTHERS
     pairs = zip(first.medians_us(), second.medians_us(), strict=True)
-    times = stats.median_interval([one / two for one, two in pairs])
-    rates = stats.median_interval([one / two for one, two in zip(first.rounds_fps, second.rounds_fps, strict=True)])
+    times = _over_openings([one / two for one, two in pairs], first.rounds_of)
+    rates = _over_openings([one / two for one, two in zip(first.rounds_fps, second.rounds_fps, strict=True)], first.rounds_of)
     faster = _faster(rates, "second", "first") if first.scenario == "offline" else _faster(times, "first", "second")
     values = {
         **first.setting,
@@ -234,10 +256,18 @@ def ratio(first: Case, second: Case) -> Record:
         "faster": None if busy else faster,
         "busy": busy,
         "rounds": len(first.rounds_us),
+        "openings": len(set(first.rounds_of)),
     }
     artifact = {"first": identity_of(first.artifact), "second": identity_of(second.artifact)}
     engines = [{"name": one.engine.name, "version": one.engine.version()} for one in (first, second)]
     return Record("ratio", artifact, values, {**engines[0], "second": engines[1]}, host={**host(), **first.disturbed})
+
+
+def _over_openings(ratios: Sequence[float], rounds_of: Sequence[int]) -> stats.Interval:
+    """Median and interval of the openings' medians where they are enough, else of the rounds'."""
+    openings = sorted(set(rounds_of))
+    medians = [float(np.median([one for one, of in zip(ratios, rounds_of, strict=True) if of == opening])) for opening in openings]
+    return stats.median_interval(medians if len(openings) >= OPENINGS else ratios)
 
 
 def _faster(found: stats.Interval, below: str, above: str) -> str | None:
@@ -256,6 +286,7 @@ class _Clients:
         self._callers = 1 if one.scenario == "multi-stream" else one.streams
         self._kept = [array("q", bytes(8 * MAX_CALLS)) for _ in range(self._callers)]
         self._run = self._query if one.calls_a_query > 1 else one.session.run
+        self._opening = 0
         self._rate = 1.0  # calls a nanosecond of all callers
 
     def __enter__(self) -> Self:
@@ -264,6 +295,14 @@ class _Clients:
     def __exit__(self, *_: object) -> None:
         if self._pool:
             self._pool.shutdown()
+
+    def reopen(self) -> None:
+        """Go on with a new session of the same file."""
+        one = self.case
+        one.session = one.engine.open(one.artifact.model, one.threads, streams=one.streams)
+        self._run = self._query if one.calls_a_query > 1 else one.session.run
+        self._opening += 1
+        self.warm_up()
 
     def warm_up(self) -> None:
         """Let every client call a few times; the first call, in which some engines compile, is not among them."""
@@ -284,11 +323,12 @@ class _Clients:
         self._rate = rate
         self.case.rounds_us.append(_microseconds(np.concatenate([kept[:n] for kept, n in zip(self._kept, counts, strict=True)])))
         self.case.rounds_fps.append(rate * 1e9 * len(self.case.inputs) * self.case.calls_a_query)
+        self.case.rounds_of.append(self._opening)
 
     def settle(self, begun: int, disturbed: Mapping[str, Any]) -> None:
         """Drop the rounds before `begun`."""
         one = self.case
-        del one.rounds_us[:begun], one.rounds_fps[:begun]
+        del one.rounds_us[:begun], one.rounds_fps[:begun], one.rounds_of[:begun]
         one.warm_up_rounds, one.disturbed = begun, disturbed
         one.steady = is_steady(one.medians_us()) if len(one.rounds_us) >= LEAST_ROUNDS else None
 
