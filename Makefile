@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: card test check lint bench bench-int8 tables weights-digits weights-clothing clean
+.PHONY: card test check lint bench bench-int8 tables weights-digits reference clean
 
 card: $(VENV)/.core
 	$(BIN)/repzoo card --output out
@@ -32,9 +32,12 @@ weights-digits: $(VENV)/.dev
 	$(BIN)/repzoo train repghostnet_050 --data digits --output runs/digits
 	$(BIN)/python -m repzoo.zoo.embedded runs/digits/repghostnet_050.digits.onnx src/repzoo/zoo/weights/repghostnet_050.digits.onnx.xz
 
-weights-clothing: $(VENV)/.dev
-	$(BIN)/repzoo train repghostnet_050 --data $(DATA) --output runs/clothing
-	$(BIN)/python -m repzoo.zoo.embedded runs/clothing/repghostnet_050.clothing.onnx src/repzoo/zoo/weights/repghostnet_050.clothing.onnx.xz
+# The reference models on photographs: trainings (about an hour each on one core; run again, they go on), cards, Records, tables.
+MODELS ?=
+
+reference: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reference $(MODELS) --data $(DATA)
+	$(MAKE) tables
 
 # Quantisers side by side: INT8 names other models, as MODEL=DATA pairs (see benchmarks/int8.py).
 INT8 ?= repghostnet_050.clothing=$(DATA) efficientnet_lite0=../shared/data/imagenet-sample

