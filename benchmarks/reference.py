@@ -23,6 +23,7 @@ from repzoo.train.recipe import recipe
 from repzoo.zoo import catalog
 
 TEACHER, RECIPE, TEACHER_RECIPE = "tf_efficientnet_lite0", "reference", "reference-teacher"
+PLAIN = ("repghostnet_050", "repvgg_a0")  # not channels-last: the first was trained so, the second PyTorch 2.14 crashes on
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def catalog_file(name: str) -> Path:
 
 
 def _common(place: Place, model: str, recipe_name: str) -> list[object]:
-    return ["--recipe", recipe_name, "--data", place.data, "--workers", 1, "-o", place.runs / model]
+    layout = [] if model in PLAIN else ["--channels-last"]
+    return ["--recipe", recipe_name, "--data", place.data, "--workers", 1, *layout, "-o", place.runs / model]
 
 
 def main() -> None:
