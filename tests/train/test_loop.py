@@ -19,6 +19,7 @@ pytest.importorskip("timm", reason="the torch extra is not installed")
 
 import torch
 from safetensors.torch import load_file
+from tests.conftest import Run
 
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.data.dataset import Dataset, Source
@@ -234,6 +235,18 @@ def test_an_unreadable_image_is_left_out_and_named(tmp_path: Path) -> None:
     result = train("repghostnet_050", open_source(data), settings, Running(output=tmp_path / "run"))
     assert result.artifact.steps[0].settings["images"] == 119
     assert "50.png" in result.remarks[-1]
+
+
+def test_a_class_without_images_is_named_before_any_work(run: Run, tmp_path: Path) -> None:
+    for index in range(8):
+        folder = tmp_path / "data" / CLASSES[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(f"{CLASSES[index % 2]}/{index}").save(folder / f"{index}.png")
+    (tmp_path / "data" / "striped").mkdir()
+    ran = run("train", "repghostnet_050", "--data", tmp_path / "data", "-o", tmp_path / "run", "--batch", 2)
+    assert ran.code == 2
+    assert "has no image of the class 'striped', so it cannot be learned; add images, or remove" in " ".join(ran.err.split())
+    assert not list(tmp_path.glob("run/*"))
 
 
 def test_every_recipe_is_whole() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -11,7 +11,7 @@ pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("timm", reason="the torch extra is not installed")
 
 import torch
-from tests.train.test_loop import PREPROCESS, SHORT, network, trainer
+from tests.train.test_loop import CLASSES, PREPROCESS, SHORT, network, trainer
 
 from repzoo.errors import InputError
 from repzoo.train import models
@@ -128,3 +128,49 @@ def test_a_teacher_teaches(tmp_path: Path) -> None:
     assert [0 < one.loss < 10 for one in made.log] == [True, True]
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert "bfloat16" in made.facts()[1]
+
+
+def exported(folder: Path, size: int = 24, labels: tuple[str, ...] = CLASSES) -> tuple[torch.nn.Module, Path]:
+    """A teacher as a module and as the artifact that repzoo would have exported."""
+    from repzoo.artifact import Preprocess, Step
+    from repzoo.graph.export import export
+
+    module = network(2).eval()
+    prepared = Preprocess(size, crop_fraction=1.0, mean=(0.2, 0.3, 0.4), std=(0.1, 0.2, 0.3))
+    export(module, "teacher", prepared, labels, Step("build", "test", {}), dynamic_batch=True).write(folder / "teacher.onnx")
+    return module, folder / "teacher.onnx"
+
+
+def test_a_teacher_in_a_file_says_what_its_module_says(tmp_path: Path) -> None:
+    """At its own side, in its own normalisation, and the same distance in the loss."""
+    module, path = exported(tmp_path)
+    settings = SHORT.changed(distill="soft", distill_weight=1.0)
+    teacher = models.teacher(str(path), CLASSES, settings)
+    assert teacher is not None
+    inputs = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    larger = torch.nn.functional.interpolate(inputs, size=(24, 24), mode="bilinear", antialias=True, align_corners=False)
+    torch.testing.assert_close(teacher(inputs), module(larger).detach(), rtol=1e-4, atol=1e-5)
+    module.pretrained_cfg = {"mean": (0.2, 0.3, 0.4), "std": (0.1, 0.2, 0.3)}  # type: ignore[assignment]
+
+    class Resized(torch.nn.Module):
+        pretrained_cfg = module.pretrained_cfg
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return cast(torch.Tensor, module(torch.nn.functional.interpolate(x, size=(24, 24), mode="bilinear", antialias=True)))
+
+    targets, student = torch.arange(6) % 3, network(1).eval()
+    losses = [float(Objective(student, settings, PREPROCESS, one)(inputs, targets).detach()) for one in (teacher, Resized())]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "said"),
+    [(("a", "b"), CLASSES, "has 3 classes, the data 2; fine-tune it"), (CLASSES, ("x", "y", "z"), "not those of the data")],
+)
+def test_a_teacher_of_other_classes_is_refused(
+    tmp_path: Path, classes: tuple[str, ...], labels: tuple[str, ...], said: str
+) -> None:
+    _, path = exported(tmp_path, labels=labels)
+    with pytest.raises(InputError, match=said):
+        models.teacher(str(path), classes, SHORT.changed(distill="hard"))

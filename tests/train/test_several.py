@@ -22,10 +22,14 @@ pytest.importorskip("timm", reason="the torch extra is not installed")
 
 import torch
 from safetensors.torch import load_file
-from tests.train.test_loop import SHORT, network, trainer
+from tests.train.test_loop import PREPROCESS, SHORT, network, pictures, trainer
 
 from repzoo.errors import InputError
+from repzoo.measure import distributed
 from repzoo.train import state
+from repzoo.train.images import TrainingImages
+from repzoo.train.loop import Trainer
+from repzoo.train.options import Running
 
 RECIPE = """
 about = "for tests"
@@ -114,6 +118,39 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     assert settings["processes"] == 2
 
 
+STILL = SHORT.changed(mixup=0.0, cutmix=0.0, drop_rate=0.0, optimizer="sgd")  # mixing and dropout draw for each process
+
+
+def still_network() -> torch.nn.Sequential:
+    made = network()
+    made[5] = torch.nn.Identity()
+    return made
+
+
+def train_still(output: Path) -> None:
+    with distributed.joined() as group:
+        Trainer(still_network(), TrainingImages(pictures(24), PREPROCESS), STILL, Running(output=output, workers=0), group).run(
+            None
+        )
+
+
+def test_gradients_of_many_steps_are_those_of_one_process(tmp_path: Path) -> None:
+    """Six steps of SGD: what the weights moved by is the sum of the gradients, of batch statistics over both processes too.
+
+    A sum in another order errs by some eps of each addend; six steps through three layers stay below 1e-5 of the largest weight.
+    """
+    call = "import sys, pathlib; from tests.train.test_several import train_still; train_still(pathlib.Path(sys.argv[1]))"
+    two = run_two([sys.executable, "-c", call, str(tmp_path / "two")])
+    assert [code for code, _, _ in two] == [0, 0], two
+    train_still(tmp_path / "one")
+    one, other = (torch.load(tmp_path / name / state.STATE, weights_only=True)["module"] for name in ("one", "two"))
+    before = still_network().state_dict()
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, rtol=0, atol=1e-5 * max(1.0, float(value.abs().max())), msg=key)
+    moved = {key: float((value - before[key]).abs().max()) for key, value in one.items() if value.is_floating_point()}
+    assert min(moved[key] for key in ("0.weight", "1.weight", "1.bias", "6.weight", "6.bias", "1.running_var")) > 1e-3
+
+
 def test_killed_it_goes_on_to_the_very_same_weights(data: Path, tmp_path: Path) -> None:
     """SIGKILL within the second epoch, as soon as a state from within it is there."""
     more = ("--epochs", 2, "--save-minutes", 1e-9, "--device", "cpu")
@@ -168,9 +205,8 @@ def test_a_batch_in_parts_is_the_batch(tmp_path: Path) -> None:
         nn = torch.nn
         return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
 
-    still = SHORT.changed(mixup=0.0, cutmix=0.0, drop_rate=0.0, optimizer="sgd")
     for parts in (1, 2, 4):
-        trainer(tmp_path / str(parts), still, module=plain(), accumulate=parts, workers=0).run(None)
+        trainer(tmp_path / str(parts), STILL, module=plain(), accumulate=parts, workers=0).run(None)
     whole = load_file(tmp_path / "1" / state.WEIGHTS)
     for parts in (2, 4):
         found = load_file(tmp_path / str(parts) / state.WEIGHTS)

@@ -345,3 +345,25 @@ def test_convert_and_export_from_the_command_line(run: Run, ghost: Path, tmp_pat
     assert "has 10 classes where 1000 are wanted" in ran.err
     ran = run("convert", ghost, "--model", SMALL, "-o", tmp_path / "w.pth")
     assert (ran.code, "give it that ending" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize(("model", "ending"), [("repvit_m0_9", "safetensors"), ("fasternet_t0", "pth")])
+def test_timms_own_file_exported_answers_as_timms_module(run: Run, tmp_path: Path, model: str, ending: str) -> None:
+    """Nothing of the catalogue makes the file: timm builds, saves and answers; RepViT's answer is the mean of its heads."""
+    import onnxruntime as ort
+    import timm
+
+    torch.manual_seed(0)
+    module = timm.create_model(model, num_classes=7).eval()
+    path = tmp_path / f"w.{ending}"
+    if ending == "pth":
+        torch.save(module.state_dict(), path)
+    else:
+        save_file({name: value.numpy() for name, value in module.state_dict().items()}, path)
+    ran = run("export", model, "--checkpoint", path, "--num-classes", 7, "--size", 64, "-o", tmp_path / "m.onnx")
+    assert ran.code == 0, ran.err
+    assert "timm" in ran.err
+    inputs = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    session = ort.InferenceSession((tmp_path / "m.onnx").read_bytes(), providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        close(session.run(None, {session.get_inputs()[0].name: inputs})[0], module(torch.from_numpy(inputs)).numpy())
