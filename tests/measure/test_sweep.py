@@ -101,6 +101,18 @@ def test_what_fails_is_left_out_and_the_sweep_goes_on(flat: Path) -> None:
     assert all(one.values["ratio_high"] < 1 for one in swept.ratios)
 
 
+def test_an_engine_that_computes_int8_in_float_says_so(flat: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 4, 4] data) => (float[N, 48] output)
+        <float scale = {0.1}, uint8 zero = {128}> {
+        steps = QuantizeLinear (data, scale, zero)
+        back = DequantizeLinear (steps, scale, zero)
+        output = Flatten (back) }"""
+    int8 = Artifact(onnx.parser.parse_model(text), "rounded", Preprocess(size=4))
+    for engine, said in (("mnn", 1), ("reference", 1), ("onnxruntime", 0)):
+        swept = verbs.benchmark([int8, verbs.load(flat)], verbs.BenchOptions(engine=(engine,), seconds=0.02))
+        assert sum("no latency of INT8" in one for one in swept.remarks) == said
+
+
 def test_nothing_measured_is_one_sentence(run: Run, flat: Path) -> None:
     ran = run("bench", flat, "--engine", "refuser", "--seconds", 0.02)
     assert (ran.code, ran.out) == (2, "")

@@ -31,7 +31,11 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """A runtime."""
+    """A runtime.
+
+    One that computes INT8 models in float arithmetic, so that their latency is no INT8 latency, says so by an attribute
+    `simulates_int8 = True`.
+    """
 
     name: str
 

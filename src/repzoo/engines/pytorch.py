@@ -36,6 +36,8 @@ Ints = Sequence[int]
 class PyTorch:
     """The `pytorch` engine. option: "compile"."""
 
+    simulates_int8 = True
+
     def __init__(self, option: str = "") -> None:
         self.name = f"pytorch:{option}" if option else "pytorch"
         self._compiled = option == "compile"

@@ -21,6 +21,7 @@ class Reference:
     """The `reference` engine; it has no threads and no optimisations, so both settings are moot."""
 
     name = "reference"
+    simulates_int8 = True
 
     def version(self) -> str:
         """onnx's version."""

@@ -121,8 +121,19 @@ def run(
         swept.remarks.append("interrupted: the settings that were finished are shown")
     if not swept.records:
         raise InputError("; ".join(map(str, swept.left_out)))
-    swept.remarks += remarks(swept.records, seconds)
+    swept.remarks += [*_simulated(pairs, swept.records), *remarks(swept.records, seconds)]
     return swept
+
+
+def _simulated(pairs: Sequence[tuple[Engine, Artifact]], records: Sequence[Record]) -> list[str]:
+    """INT8 files on engines that compute them in float: figures that must not be taken for INT8's."""
+    timed = {(one.engine["name"], one.artifact["name"]) for one in records}
+    named = [
+        f"{artifact.name} on {runner.name}"
+        for runner, artifact in pairs
+        if artifact.form == "int8" and getattr(runner, "simulates_int8", False) and (runner.name, artifact.name) in timed
+    ]
+    return [f"computed in float arithmetic, so no latency of INT8: {', '.join(named)}"] if named else []
 
 
 def _staged(progress: Progress, stage: str) -> Progress:
