@@ -164,3 +164,85 @@ def test_a_dead_channel_is_left_alone() -> None:
     made = equalize.equalised(model)
     assert all(np.isfinite(one).all() for one in made.factors.values())
     assert np.abs(run(made.model) - run(model)).max() < 1e-5 * np.abs(run(model)).max()
+
+
+# ReLU6
+
+SIX = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3, 8, 8] data) => (float[N, 5] output)
+    {
+        wide = Conv <pads = [1, 1, 1, 1]> (data, wide_w, wide_b)
+        six = Clip (wide, zero, top)
+        deep = Conv <group = 6, pads = [1, 1, 1, 1]> (six, deep_w)
+        sixth = Clip (deep, zero, top)
+        last = Conv (sixth, last_w)
+        pooled = GlobalAveragePool (last)
+        flat = Flatten (pooled)
+        output = Gemm <transB = 0> (flat, fc_w, b5)
+    }"""
+
+
+def relu6_net(loud: int = 2) -> onnx.ModelProto:
+    """A depthwise chain through ReLU6; channel `loud` saturates, the others stay far below 6 and are of unlike sizes."""
+    rng = np.random.default_rng(3)
+    sizes = np.array([0.01, 1.0, 9.0, 0.1, 0.5, 0.02])
+    sizes[[2, loud]] = sizes[[loud, 2]]
+    model = onnx.parser.parse_model(SIX)
+    tensors = {
+        "wide_w": rng.standard_normal((6, 3, 3, 3)) / 6 * sizes[:, None, None, None],
+        "wide_b": 0.1 * sizes,
+        "deep_w": rng.uniform(0.1, 0.3, (6, 1, 3, 3)),
+        "last_w": rng.standard_normal((6, 6, 1, 1)) / sizes[None, :, None, None],
+        "fc_w": rng.standard_normal((6, 5)),
+        "b5": rng.standard_normal(5),
+        "zero": np.zeros(()),
+        "top": np.array(6.0),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in tensors.items())
+    return model
+
+
+def reached(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.float64]]:
+    seen = observe(model, ["six", "sixth"], [], [images()], engine("onnxruntime"), 1, 16)
+    return {name: one.high for name, one in seen.histograms.items()}
+
+
+def test_relu6_holds_still_unless_it_is_known_what_it_cuts() -> None:
+    model = relu6_net()
+    assert not channels.linked(model, layers.layers(model)).labels["six"].any()
+
+
+def test_what_stays_below_six_is_equalised_and_what_saturates_is_not() -> None:
+    model = relu6_net()
+    seen = reached(model)
+    assert seen["six"][2] == 6 > seen["six"][[0, 1, 3, 4, 5]].max() * channels.REACH
+    made = equalize.equalised(model, seen)
+    factors = made.factors["six"]
+    assert factors[2] == 1
+    assert (factors[[0, 3, 5]] != 1).all()
+    bound = 1e-5 * np.abs(run(model)).max()
+    assert np.abs(run(made.model) - run(model)).max() < bound
+    for name, one in made.factors.items():
+        if name in seen:
+            assert (seen[name] / one * channels.REACH <= 6 * (1 + 1e-9))[one != 1].all()
+    plain = equalize.equalised(model)
+    first = [np.abs(layers.constants(one)[_layer(one, "wide").weight]).max((1, 2, 3)) for one in (plain.model, made.model)]
+    assert first[1].max() / first[1].min() < 0.1 * first[0].max() / first[0].min()
+
+
+def test_relu6_is_the_same_on_images_that_reach_a_little_further() -> None:
+    model = relu6_net()
+    made = equalize.equalised(model, reached(model)).model
+    ours, theirs = (engine("onnxruntime").open(one, exact=True).run(images() * np.float32(1.2)) for one in (made, model))
+    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+def test_a_relu6_channel_freed_though_it_saturates_is_caught() -> None:
+    """The mutant: what was reached is said to be half of it."""
+    model = relu6_net()
+    wrong = {name: values / 2 for name, values in reached(model).items()}
+    assert np.abs(run(equalize.equalised(model, wrong).model) - run(model)).max() > 0.01 * np.abs(run(model)).max()
+
+
+def _layer(model: onnx.ModelProto, name: str) -> layers.Layer:
+    return layers.layers(model)[name]

@@ -2,14 +2,25 @@
 
 A channel's factor passes through operators that are positively homogeneous, channel by channel: f(x / s) = f(x) / s for s > 0.
 ReLU, LeakyReLU and pooling are; so is a sum of tensors scaled alike, a product with a gate that has a number for each channel
-(squeeze-and-excitation), and joining or cutting channels. ReLU6, hard-swish, GELU and sigmoid are not, and hold their channels
-still. A layer of weights ends what comes in (its columns take the factor up) and begins what goes out (its rows do).
+(squeeze-and-excitation), and joining or cutting channels. A layer of weights ends what comes in (its columns take the factor up)
+and begins what goes out (its rows do).
+
+ReLU6 is homogeneous below 6: min(x / s, 6) = min(x, 6 s) / s. A channel that stayed below 6 / REACH on every calibration image is
+free as long as 6 s stays above REACH times what it reached, so `least` holds the factors from below; one that saturates is fixed.
+So no operator is added, and the function is the same on the calibration images and wherever a channel reaches no more than REACH
+times as far; beyond, the channel is cut at 6 s and not at 6, which the INT8 tensor's own range does anyway. (Nagel et al.,
+arXiv:1906.04721, section 5.1.1, put ReLU in place of ReLU6 throughout, which is another function; per-channel bounds, Min with a
+constant vector, would be exact, and an operator that no engine fuses into the convolution.)
+
+Hard-swish, SiLU, GELU and sigmoid bend everywhere: f(x / s) is no multiple of f(x) for any s but 1. Scaling around them would take
+a Mul by channel before and after, two passes over memory that INT8 came to save. They hold their channels still; what is linear on
+either side of them (the residual stream, the depthwise chain before) is equalised up to there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,21 +29,31 @@ import onnx
 from repzoo.quant.layers import Layer, constants
 
 Ids = npt.NDArray[np.int64]
+Float = npt.NDArray[np.float64]
 THROUGH = frozenset({"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity", "Dropout"})
 FIXED = 0  # the label of channels that must not be scaled
+REACH = 1.25  # how far beyond what calibration images reached a channel must still pass a ReLU6 uncut
 
 
 @dataclass(frozen=True)
 class Channels:
-    """labels[tensor] [C]: channels of one label share one factor; label 0 is fixed. `count` labels, 0 included."""
+    """labels[tensor] [C]: channels of one label share one factor; label 0 is fixed. `count` labels, 0 included.
+
+    least  [count]: the smallest factor that a label may take, 0 where any will do; empty where there is no such bound
+    """
 
     labels: Mapping[str, Ids]
     count: int
+    least: Float = field(default_factory=lambda: np.zeros(0))
 
 
-def linked(model: onnx.ModelProto, layers: Mapping[str, Layer]) -> Channels:
-    """The channels of every activation of `model`, labelled; `layers` are those whose weights may be rewritten."""
-    graph = _Graph(model, layers)
+def linked(model: onnx.ModelProto, layers: Mapping[str, Layer], reached: Mapping[str, Float] | None = None) -> Channels:
+    """The channels of every activation of `model`, labelled; `layers` are those whose weights may be rewritten.
+
+    reached  the largest value of each channel [C] of some tensors on calibration images; only outputs of ReLU6 are asked for, and
+             one that is not given holds still
+    """
+    graph = _Graph(model, layers, reached or {})
     for node in model.graph.node:
         graph.link(node)
     for value in (*model.graph.input, *model.graph.output):
@@ -43,14 +64,15 @@ def linked(model: onnx.ModelProto, layers: Mapping[str, Layer]) -> Channels:
 class _Graph:
     """Numbers for the channels of each tensor, and pairs of numbers that must be equal."""
 
-    def __init__(self, model: onnx.ModelProto, layers: Mapping[str, Layer]) -> None:
-        self.layers, self.constants = layers, constants(model)
+    def __init__(self, model: onnx.ModelProto, layers: Mapping[str, Layer], reached: Mapping[str, Float]) -> None:
+        self.layers, self.constants, self.reached = layers, constants(model), reached
         inferred = onnx.shape_inference.infer_shapes(model).graph
         values = (*inferred.input, *inferred.value_info, *inferred.output)
         self.shapes = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim] for item in values}
         self.numbers: dict[str, Ids] = {}
         self.next = 1
         self.pairs: list[tuple[Ids, Ids]] = []
+        self.bounds: list[tuple[Ids, Float]] = []
 
     def of(self, name: str) -> Ids:
         """The numbers of a tensor's channels; a tensor of unknown width has one, which is fixed."""
@@ -86,6 +108,8 @@ class _Graph:
         kind, out = node.op_type, node.output[0]
         if kind in THROUGH or (kind == "Clip" and self._is_relu(node)) or self._flattens_pixels(node):
             return self.equal(self.of(node.input[0]), self.of(out)) and not any(node.output[1:])
+        if kind == "Clip" and (top := self._top(node)) > 0 and len(self.reached.get(out, ())) == len(self.of(out)):
+            return self._passes_below(top, self.of(node.input[0]), self.of(out), self.reached[out])
         if kind == "Add" and not any(name in self.constants for name in node.input):
             return all(self.equal(self.of(name), self.of(out)) for name in node.input)
         if kind == "Mul" and (gated := self._gated(node)):
@@ -103,6 +127,23 @@ class _Graph:
             return False
         low, high = [*node.input[1:], "", ""][:2]
         return low in self.constants and not self.constants[low].any() and not high
+
+    def _top(self, node: onnx.NodeProto) -> float:
+        """u of a Clip that is min(max(x, 0), u), else 0; source: ONNX operator Clip-6 (attributes) and Clip-13 (inputs)."""
+        given = {item.name: item.f for item in node.attribute}
+        ends = [self.constants[name] for name in node.input[1:3] if name in self.constants]
+        low, high = (float(end.reshape(())) for end in ends) if len(ends) == 2 else (given.get("min", -1.0), given.get("max", 0.0))
+        return high if low == 0 else 0.0
+
+    def _passes_below(self, top: float, before: Ids, after: Ids, reached: Float) -> bool:
+        """A ReLU6: channels that stay below `top` are tied and bounded, the others fixed."""
+        if len(before) != len(after):
+            return False
+        free = reached * REACH <= top
+        self.pairs.append((before, np.where(free, after, FIXED)))
+        self.pairs.append((after, np.where(free, before, FIXED)))
+        self.bounds.append((after[free], np.maximum(reached[free], 0.0) * REACH / top))
+        return True
 
     def _flattens_pixels(self, node: onnx.NodeProto) -> bool:
         """Whether it turns [N, C, 1, 1] into [N, C] or back, or takes means over pixels alone."""
@@ -136,4 +177,8 @@ class _Graph:
             labels = labels[labels]
             changed = bool((labels != before).any())
         kept, compact = np.unique(labels, return_inverse=True)
-        return Channels({name: compact[numbers] for name, numbers in self.numbers.items()}, len(kept))
+        least = np.zeros(len(kept))
+        for numbers, bounds in self.bounds:
+            np.maximum.at(least, compact[numbers], bounds)
+        least[FIXED] = 0
+        return Channels({name: compact[numbers] for name, numbers in self.numbers.items()}, len(kept), least)

@@ -42,13 +42,16 @@ class Equalised:
     factors: Mapping[str, Float]
 
 
-def equalised(model: onnx.ModelProto) -> Equalised:
-    """`model` (float, folded) with its channels equalised as far as its operators allow."""
+def equalised(model: onnx.ModelProto, reached: Mapping[str, Float] | None = None) -> Equalised:
+    """`model` (float, folded) with its channels equalised as far as its operators allow.
+
+    reached  what opens ReLU6, see channels.linked; without it the function stays exactly, with it on images that reach as far
+    """
     found = layering.layers(model)
-    channels = linked(model, found)
+    channels = linked(model, found, reached)
     values = layering.constants(model)
     ends = {name: _Ends(one, channels, layering.weights(one, values)) for name, one in found.items()}
-    return rescaled(model, found, channels, _factors(ends, channels.count))
+    return rescaled(model, found, channels, _factors(ends, channels))
 
 
 class _Ends:
@@ -83,15 +86,16 @@ def _labels(channels: Channels, name: str, width: int) -> npt.NDArray[np.int64]:
 _Add = Callable[[_Ends, Float, Float, Float], None]
 
 
-def _factors(ends: Mapping[str, _Ends], count: int) -> Float:
+def _factors(ends: Mapping[str, _Ends], channels: Channels) -> Float:
     """The factor of each label: first of least energy, which is unique, then balancing the largest weights from there."""
-    sets = _sets(ends)
-    total = _balanced(np.ones(count), sets, _Ends.add_energy, 0.25)
-    return _balanced(total, sets, _Ends.add_peaks, 0.5)
+    sets, least = _sets(ends), np.full(channels.count, 1 / WIDEST)
+    least[: len(channels.least)] = np.maximum(channels.least, 1 / WIDEST)
+    total = _balanced(np.ones(channels.count), sets, least, _Ends.add_energy, 0.25)
+    return _balanced(total, sets, least, _Ends.add_peaks, 0.5)
 
 
-def _balanced(start: Float, sets: Sequence[tuple[Labels, list[_Ends]]], add: _Add, power: float) -> Float:
-    """Factors, one set of channels after another, such that what is written and what is read are alike."""
+def _balanced(start: Float, sets: Sequence[tuple[Labels, list[_Ends]]], least: Float, add: _Add, power: float) -> Float:
+    """Factors of at least `least`, one set of channels after another, such that what is written and what is read are alike."""
     total = start
     for _ in range(ROUNDS):
         before = total.copy()
@@ -100,7 +104,7 @@ def _balanced(start: Float, sets: Sequence[tuple[Labels, list[_Ends]]], add: _Ad
             for one in touching:
                 add(one, total, written, read)
             live = labels[(written[labels] > 0) & (read[labels] > 0)]
-            total[live] = np.clip(total[live] * (written[live] / read[live]) ** power, 1 / WIDEST, WIDEST)
+            total[live] = np.clip(total[live] * (written[live] / read[live]) ** power, least[live], WIDEST)
         if np.abs(np.log(total / before)).max() < SETTLED:
             break
     return total

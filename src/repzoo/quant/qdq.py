@@ -2,7 +2,8 @@
 
 Format: ONNX QDQ. Each quantised activation t becomes t -> Q -> DQ -> readers; each weight is stored as int8 behind a DQ, its
 bias as int32 behind a DQ with scale (input scale x weight scale). Per-channel axes need opset 13; older graphs are converted.
-Source: ONNX operators QuantizeLinear-13, DequantizeLinear-13; ONNX Runtime, "Quantize ONNX models" (QDQ representation).
+Activations of 16 bits are int16, which ONNX has from opset 21 on: a model that has one is converted to it.
+Source: ONNX operators QuantizeLinear-13 and -21, DequantizeLinear-13 and -21; ONNX Runtime, "Quantize ONNX models" (QDQ).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from repzoo.quant.ranges import Affine, Symmetric
 
 Numbers = npt.NDArray[Any]
 MIN_OPSET, MIN_IR = 13, 7  # onnx 1.8 brought both
+OPSET_16, IR_16 = 21, 10  # onnx 1.16 brought both: Q/DQ of int16
 INT32_ROOM = float(2**30)  # a bias keeps one bit free for the accumulator
 
 
@@ -105,13 +107,14 @@ def write(
     rounded  int8 weights by layer (its output's name); those of other layers are rounded to nearest
     signed   activations are stored as int8, the same numbers moved by 128, and not as uint8
     """
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    made, wide = onnx.ModelProto(), any(activations[name].bits == 16 for name in placement.tensors)
+    made.CopyFrom(at_least_opset(model, OPSET_16) if wide else model)
+    made.ir_version = max(made.ir_version, IR_16 if wide else 0)
     constants = {item.name: item for item in made.graph.initializer}
     writer = _Writer(made.graph, constants, activations, per_channel, _names(made.graph), rounded or {}, signed)
     pairs = {name: _pair_nodes(writer, name) for name in placement.tensors}
     nodes: list[onnx.NodeProto] = list(pairs.get(made.graph.input[0].name, ()))
-    for node in model.graph.node:
+    for node in made.graph.node:
         copied = onnx.NodeProto()
         copied.CopyFrom(node)
         if node.op_type in WEIGHTED and node.output[0] in placement.nodes:
@@ -131,8 +134,8 @@ def write(
 def _pair_nodes(writer: _Writer, name: str) -> tuple[onnx.NodeProto, onnx.NodeProto]:
     parameters = writer.activations[name]
     scale = writer.add(f"{name}_scale", np.array(parameters.scale, np.float32))
-    point = np.int8(parameters.zero_point - 128) if writer.signed else np.uint8(parameters.zero_point)
-    zero = writer.add(f"{name}_zero_point", np.array(point))
+    signed = np.array(parameters.zero_point - 128, np.int8) if writer.signed else np.array(parameters.zero_point, np.uint8)
+    zero = writer.add(f"{name}_zero_point", np.array(parameters.zero_point, np.int16) if parameters.bits == 16 else signed)
     stored, restored = writer.fresh(f"{name}_quantized"), writer.fresh(f"{name}_dequantized")
     quantise = helper.make_node("QuantizeLinear", [name, scale, zero], [stored], name=f"{stored}_QuantizeLinear")
     restore = helper.make_node("DequantizeLinear", [stored, scale, zero], [restored], name=f"{restored}_DequantizeLinear")

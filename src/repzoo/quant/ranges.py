@@ -12,15 +12,17 @@ from repzoo.quant.observe import BINS, Histogram
 
 Float = npt.NDArray[np.float64]
 Range = tuple[float, float]
+PEAK_16 = 32767
 SMALLEST_SCALE = 2.0**-63  # the square root of float32's smallest normal: a bias's scale, a product of two, stays normal
 
 
 @dataclass(frozen=True)
 class Affine:
-    """Asymmetric uint8: real = scale * (q - zero_point). Zero is represented exactly."""
+    """Asymmetric uint8: real = scale * (q - zero_point). Zero is represented exactly. 16 bits are symmetric: int16 about 0."""
 
     scale: float
     zero_point: int
+    bits: int = 8
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ def affine(low: float, high: float, symmetric: bool = False) -> Affine:
     if high == low:
         scale = 1.0
     return Affine(scale, int(np.clip(round(-low / scale), 0, 255)))
+
+
+def wide(low: float, high: float) -> Affine:
+    """Cover low..high with int16: 32,767 steps on either side of 0."""
+    reach = max(-low, high, 0.0)
+    return Affine(max(float(np.float32(reach / PEAK_16)), SMALLEST_SCALE) if reach > 0 else 1.0, 0, 16)
 
 
 def minmax(seen: Histogram) -> Range:
@@ -96,13 +104,13 @@ def _pooled(seen: Histogram) -> tuple[Float, Float, Float]:
     return values[order], counts[order], np.append(widths, 0.0)[order]
 
 
-def noise(seen: Histogram, low: float, high: float) -> Float:
-    """Expected squared error of each channel, [C], when 255 steps cover low..high.
+def noise(seen: Histogram, low: float, high: float, steps: int = 255) -> Float:
+    """Expected squared error of each channel, [C], when `steps` cover low..high.
 
     A value outside errs by its distance; one inside by step^2 / 12, or by itself where it is smaller than that; 0 is exact.
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    step = (high - low) / 255
+    step = (high - low) / steps
     centres = seen.centres
     outside = np.maximum(0.0, np.maximum(low - centres, centres - high))
     inside = np.minimum(step * step / 12, centres**2)
