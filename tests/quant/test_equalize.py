@@ -9,8 +9,9 @@ import pytest
 from onnx import numpy_helper
 
 from repzoo.engines import engine
-from repzoo.quant import channels, equalize, layers
+from repzoo.quant import channels, equalize, layers, place, plan
 from repzoo.quant.observe import observe
+from repzoo.quant.scheme import scheme
 
 Array = npt.NDArray[np.float32]
 
@@ -242,6 +243,45 @@ def test_a_relu6_channel_freed_though_it_saturates_is_caught() -> None:
     model = relu6_net()
     wrong = {name: values / 2 for name, values in reached(model).items()}
     assert np.abs(run(equalize.equalised(model, wrong).model) - run(model)).max() > 0.01 * np.abs(run(model)).max()
+
+
+# INT8 of a network and of its rescaled twin
+
+
+def quantised(model: onnx.ModelProto, name: str, seen: dict[str, npt.NDArray[np.float64]] | None = None) -> onnx.ModelProto:
+    made, placed = equalize.equalised(model, seen), place.candidates(model)[0]
+    found = observe(made.model, list(placed.tensors), list(layers.layers(made.model).values()), [images()], engine("onnxruntime"), 1, 16)
+    return plan.write(plan.planned(made.model, placed, found, scheme(name), plan.Corrections()), placed, scheme(name))
+
+
+@pytest.mark.parametrize("name", ["ort-cpu", "per-tensor"])
+@pytest.mark.parametrize("seed", range(2))
+def test_int8_does_not_see_that_channels_were_rescaled(seed: int, name: str) -> None:
+    """By 10^-2 .. 10^2 across ReLUs, a depthwise chain, a residual, a gate, Concat and Split: the errors are alike, and small."""
+    model = net(seed)
+    expected = run(model)
+    ours, theirs = (run(quantised(one, name)) - expected for one in (model, scrambled(model, seed + 5)))
+    assert np.square(theirs).mean() < 1.5 * np.square(ours).mean() < 0.01 * np.var(expected)
+    plain = plan.Corrections(second_order=False)
+    twin, placed = scrambled(model, seed + 5), place.candidates(model)[0]
+    seen = observe(twin, list(placed.tensors), list(layers.layers(twin).values()), [images()], engine("onnxruntime"), 1, 16)
+    broken = plan.write(plan.planned(twin, placed, seen, scheme(name), plain), placed, scheme(name))
+    assert np.square(run(broken) - expected).mean() > 4 * np.square(theirs).mean()  # what it would be without
+
+
+@pytest.mark.parametrize("name", ["ort-cpu", "per-tensor"])
+def test_nor_across_relu6(name: str) -> None:
+    """Channels that stay below 6, made smaller by up to 100."""
+    model = relu6_net()
+    found = layers.layers(model)
+    linked = channels.linked(model, found, reached(model))
+    total = 10 ** np.random.default_rng(8).uniform(0, 2, linked.count)
+    total[channels.FIXED] = 1
+    twin = equalize.rescaled(model, found, linked, total).model
+    expected = run(model)
+    assert np.abs(run(twin) - expected).max() < 1e-4 * np.abs(expected).max()
+    ours, theirs = (run(quantised(one, name, reached(one))) - expected for one in (model, twin))
+    assert np.square(theirs).mean() < 1.5 * np.square(ours).mean() < 0.01 * np.var(expected)
 
 
 def _layer(model: onnx.ModelProto, name: str) -> layers.Layer:

@@ -58,7 +58,7 @@ class _Ends:
     """A layer's weights between each input and output channel, by size, and the labels of both."""
 
     def __init__(self, one: Layer, channels: Channels, rows: Float) -> None:
-        self.into, self.out = _labels(channels, one.source, one.inputs), _labels(channels, one.name, one.outputs)
+        self.into, self.out = labels_of(channels, one.source, one.inputs), labels_of(channels, one.name, one.outputs)
         taps = rows.reshape(*rows.shape[:2], -1, int(np.prod(one.kernel)))
         self.peaks, self.energy = np.abs(taps).max(3), (taps**2).sum(3)  # [G, O/G, C/G]
 
@@ -78,7 +78,8 @@ class _Ends:
         np.add.at(read, self.into, sizes.sum(1).reshape(-1))
 
 
-def _labels(channels: Channels, name: str, width: int) -> npt.NDArray[np.int64]:
+def labels_of(channels: Channels, name: str, width: int) -> npt.NDArray[np.int64]:
+    """The labels of the `width` channels of a tensor; FIXED where they are not known."""
     labels = channels.labels.get(name, np.empty(0, np.int64))
     return labels if len(labels) == width else np.full(width, FIXED)
 
@@ -131,7 +132,7 @@ def rescaled(model: onnx.ModelProto, found: Mapping[str, Layer], channels: Chann
     taken = {item.name for item in made.graph.initializer}
     nodes = {node.output[0]: node for node in made.graph.node}
     for name, one in found.items():
-        into, out = (total[_labels(channels, *end)] for end in ((one.source, one.inputs), (one.name, one.outputs)))
+        into, out = (total[labels_of(channels, *end)] for end in ((one.source, one.inputs), (one.name, one.outputs)))
         if (into == 1).all() and (out == 1).all():
             continue
         rows = layering.weights(one, values) * one.by_channel(into)[:, None, :] / out.reshape(one.groups, -1, 1)

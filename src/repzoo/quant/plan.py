@@ -81,11 +81,9 @@ def planned(
         rows, moments = layering.weights(one, values), seen.moments[name]
         bias = layering.biases(one, values)
         room = np.abs(bias) / (activations[one.source].scale * qdq.INT32_ROOM)
-        limit, scale = scheme.weight_peak, _scales(one, rows, scheme, room)
+        limit, scale = scheme.weight_peak, scales(one, rows, scheme, room)
         integers = _rounded(rows, moments, scale, limit) if corrections.second_order else rounding.nearest(rows, scale, limit)
-        rounded[name] = Symmetric(
-            scale.reshape(-1) if scheme.per_channel else scale.reshape(-1)[:1], one.stored(integers).astype(np.int8)
-        )
+        rounded[name] = stored(one, integers, scale, scheme)
         if corrections.bias:
             shift = one.by_channel(ranges.clipped(seen.histograms[one.source], *spans[one.source]))
             biases[name] = bias + corrected(rows, integers * scale, moments.mean, shift)
@@ -157,7 +155,7 @@ def with_biases(model: onnx.ModelProto, found: Mapping[str, Layer], biases: Mapp
     return made
 
 
-def _scales(one: Layer, rows: Float, scheme: QuantScheme, room: Float) -> Float:
+def scales(one: Layer, rows: Float, scheme: QuantScheme, room: Float) -> Float:
     """[G, O/G, 1]: the smallest scales that hold each row (or all) and leave `room` [O] for the bias in int32."""
     peaks = np.abs(rows).max(2, keepdims=True) / scheme.weight_peak
     wanted = np.maximum(peaks, room.reshape(one.groups, -1, 1))
@@ -165,6 +163,11 @@ def _scales(one: Layer, rows: Float, scheme: QuantScheme, room: Float) -> Float:
         wanted = np.full_like(wanted, wanted.max())
     usable = np.where(wanted > 0, np.maximum(wanted, ranges.SMALLEST_SCALE), 1.0)
     return np.asarray(usable.astype(np.float32), np.float64)
+
+
+def stored(one: Layer, integers: Float, scale: Float, scheme: QuantScheme) -> Symmetric:
+    """`integers` [G, O/G, K] and `scale` [G, O/G, 1] as a QDQ file holds them."""
+    return Symmetric(scale.reshape(-1) if scheme.per_channel else scale.reshape(-1)[:1], one.stored(integers).astype(np.int8))
 
 
 def _rounded(rows: Float, moments: Moments, scale: Float, limit: int) -> Float:
