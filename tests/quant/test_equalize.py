@@ -250,7 +250,9 @@ def test_a_relu6_channel_freed_though_it_saturates_is_caught() -> None:
 
 def quantised(model: onnx.ModelProto, name: str, seen: dict[str, npt.NDArray[np.float64]] | None = None) -> onnx.ModelProto:
     made, placed = equalize.equalised(model, seen), place.candidates(model)[0]
-    found = observe(made.model, list(placed.tensors), list(layers.layers(made.model).values()), [images()], engine("onnxruntime"), 1, 16)
+    found = observe(
+        made.model, list(placed.tensors), list(layers.layers(made.model).values()), [images()], engine("onnxruntime"), 1, 16
+    )
     return plan.write(plan.planned(made.model, placed, found, scheme(name), plan.Corrections()), placed, scheme(name))
 
 

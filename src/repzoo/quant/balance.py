@@ -203,7 +203,9 @@ def _descended(terms: Sequence[_Weights | _Activation], channels: Channels, lowe
             best, least = theta.copy(), noise
         slope[FIXED] = 0
         slope /= max(noise, TINY)
-        mean, square = (decay * old + (1 - decay) * new for decay, old, new in zip(MOMENTA, (mean, square), (slope, slope**2), strict=True))
+        mean, square = (
+            decay * old + (1 - decay) * new for decay, old, new in zip(MOMENTA, (mean, square), (slope, slope**2), strict=True)
+        )
         sure, spread = mean / (1 - MOMENTA[0] ** step), np.sqrt(square / (1 - MOMENTA[1] ** step))
         moved = theta - RATE * (1 - (step - 1) / STEPS) * sure / (spread + 1e-12)
         theta = np.maximum(moved, lowest)
