@@ -33,6 +33,7 @@ class OnnxRuntime:
         options.log_severity_level = 4
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_DISABLE_ALL if exact else level.ORT_ENABLE_ALL
+        options.enable_cpu_mem_arena = not exact  # it takes memory in powers of two, weights included
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
         options.add_session_config_entry("session.x64quantprecision", "1")  # else AVX2 without VNNI saturates at 16 bits
         try:

@@ -1,8 +1,9 @@
 """Affine spatial maps: what a convolution, a BatchNorm, a scale, a pool, a linear layer and an identity have in common.
 
-y[o, p] = bias[o] + sum over i, t of kernel[o, i, t] * x[i, p * stride + t * dilation - pad]        x is 0 outside its borders
+y[o, p] = bias[o] + sum over i, t of kernel[o, i, t] * x[i, p * stride + t * dilation - pad]     x[i] is fill[i] outside its borders
 
-Everything is float64 and pure; a value is cast once, when a fold writes it. `compose` and `add` return maps that are equal
+fill is 0 in what a convolution can do; a frame of constants has another, until the map before it turns out to give just these
+constants where its own input is 0. Everything is float64 and pure; a value is cast once, when a fold writes it. `compose` and `add` return maps that are equal
 *everywhere, borders included*, or raise Inexact with the reason. Notation: pads are (top, left, bottom, right) as in ONNX.
 Source: X. Ding et al., "RepVGG", arXiv:2101.03697, eq. 3-4; "Diverse Branch Block", arXiv:2103.13425, transforms I-VI.
 """
@@ -63,11 +64,17 @@ class Geometry:
 
 @dataclass(frozen=True)
 class AffineMap:
-    """A map of `geometry` with kernel [outputs, inputs / groups, kh, kw] and bias [outputs], both float64."""
+    """A map of `geometry` with kernel [outputs, inputs / groups, kh, kw] and bias [outputs], both float64.
+
+    fill   [inputs], what the input is outside its borders; None for zeros
+    doubt  how exact fill is, relative to the largest of it: it was rounded when the graph was written
+    """
 
     geometry: Geometry
     kernel: Array
     bias: Array
+    fill: Array | None = None
+    doubt: float = 0.0
 
     def __post_init__(self) -> None:
         """Values must have the shape that the geometry says."""
@@ -115,6 +122,11 @@ def zero_pad(channels: int, pads: tuple[int, int, int, int]) -> AffineMap:
     return replace(identity(channels), geometry=Geometry(channels, channels, pads=pads, groups=channels))
 
 
+def frame(fill: Array, pads: tuple[int, int, int, int], doubt: float) -> AffineMap:
+    """y = x inside a frame of constants, one for each channel."""
+    return replace(zero_pad(fill.size, pads), fill=fill if np.any(fill != 0) else None, doubt=doubt)
+
+
 def select(channels: int, start: int, count: int) -> AffineMap:
     """The `count` channels from `start` on, of `channels`."""
     return from_kernel(np.eye(channels)[start : start + count, :, None, None])
@@ -149,6 +161,8 @@ def add_geometry(one: Geometry, two: Geometry) -> Geometry:
 
 def add(one: AffineMap, two: AffineMap) -> AffineMap:
     """The map of one(x) + two(x)."""
+    if one.fill is not None or two.fill is not None:
+        raise Inexact("a sum pads with constants that are not zero, which no convolution does")
     target = add_geometry(one.geometry, two.geometry)
     return AffineMap(target, _placed(one, target) + _placed(two, target), one.bias + two.bias)
 
@@ -182,7 +196,7 @@ def grouped(one: AffineMap, groups: int) -> AffineMap:
         rows = slice(index * per_group, (index + 1) * per_group)
         start = index % inside * inputs
         kernel[rows, start : start + inputs] = one.kernel[rows]
-    return AffineMap(replace(shape, groups=groups), kernel, one.bias)
+    return replace(one, geometry=replace(shape, groups=groups), kernel=kernel)
 
 
 def join_geometry(one: Geometry, two: Geometry) -> Geometry:
@@ -202,7 +216,7 @@ def _among(one: AffineMap, total: int, start: int) -> AffineMap:
     dense, rows = grouped(one, 1), slice(start, start + one.geometry.outputs)
     kernel, bias = np.zeros((total, *dense.kernel.shape[1:])), np.zeros(total)
     kernel[rows], bias[rows] = dense.kernel, dense.bias
-    return AffineMap(replace(dense.geometry, outputs=total), kernel, bias)
+    return replace(dense, geometry=replace(dense.geometry, outputs=total), kernel=kernel, bias=bias)
 
 
 # --- compositions ---------------------------------------------------------------------------------------------------------
@@ -229,13 +243,24 @@ def compose(outer: AffineMap, inner: AffineMap) -> AffineMap:
     """The map of outer(inner(x)).
 
     Raises:
-        Inexact: outer pads and inner shifts, strides or has a window: the padding would have to be inner's value, not 0.
+        Inexact: outer pads and inner strides or has a window, or gives something other than the padding outside its image.
     """
     target = compose_geometry(outer.geometry, inner.geometry)
-    if any(outer.geometry.pads) and np.any(inner.bias != 0):
-        raise Inexact("the outer convolution pads with 0 where the inner map would give its shift, so borders would differ")
+    if any(outer.geometry.pads):
+        _require_padding(outer, inner)
     bias = outer.bias + _apply(outer.kernel.sum((2, 3)), inner.bias, outer.geometry)
-    return AffineMap(target, _composed_kernel(outer, inner, target), bias)
+    return AffineMap(target, _composed_kernel(outer, inner, target), bias, inner.fill, inner.doubt)
+
+
+def _require_padding(outer: AffineMap, inner: AffineMap) -> None:
+    """Outside its image `inner`, which has one tap, gives what `outer` pads with."""
+    outside = inner.bias
+    if inner.fill is not None:
+        outside = outside + _apply(inner.kernel[:, :, 0, 0], inner.fill, inner.geometry)
+    if outer.fill is None and np.any(outside != 0):
+        raise Inexact("the outer convolution pads with 0 where the inner map would give its shift, so borders would differ")
+    if outer.fill is not None and not np.abs(outer.fill - outside).max() <= outer.doubt * np.abs(outside).max():
+        raise Inexact("the border is filled with constants that the map before it does not give for zeros, so borders would differ")
 
 
 def _apply(taps: Array, vector: Array, shape: Geometry) -> Array:

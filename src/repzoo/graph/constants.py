@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from repzoo.graph.pieces import opened
 Values = npt.NDArray[Any]
 
 SMALL = 4096  # elements that a known value may have, where its inputs have fewer
+LARGE = 2**22  # the same of one that is only looked at
 _LAYOUT = {"Identity", "Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Concat", "Slice", "Gather", "Expand"}
 _SIZES = {"ConstantOfShape", "Range", "ReduceProd", "Where", "Equal", "Greater", "Less", "Not", "And", "Or", "Mod", "Ceil", "Floor"}
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Reciprocal", "Pow", "Min", "Max", "Clip"}
@@ -33,15 +35,17 @@ _STANDARDS = {"ReduceMean", "ReduceSum", "BatchNormalization"}  # standardised w
 _PURE = frozenset(_LAYOUT | _SIZES | _ARITHMETIC | _STANDARDS)
 
 
-def settle(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+def settle(model: ir.Model, limit: int = SMALL) -> dict[str, ir.TensorProtocol]:
     """Infer shapes and make an initializer of every known value, in place; the values by name.
+
+    limit  elements that one may have, where its inputs have fewer
 
     Raises:
         InputError: types or shapes contradict each other.
     """
     found: dict[str, ir.TensorProtocol] = {}
     infer(model)
-    while new := _known(model):
+    while new := _known(model, limit):
         for name, (node, tensor) in new.items():
             _replace(model.graph, node, tensor)
             found[name] = tensor
@@ -55,6 +59,30 @@ def settled(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     if not kinds & _PURE and "Shape" not in kinds:
         return {}
     return {name: ir.to_proto(tensor) for name, tensor in settle(opened(model)).items()}
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A model at one batch size: its known values, large ones too, and the tensors [N, C, H, W] whose sides are then known."""
+
+    values: Mapping[str, onnx.TensorProto]
+    sides: Mapping[str, tuple[int, ...]]
+
+
+def sized(model: onnx.ModelProto, batch: int) -> Sized:
+    """`model` with `batch` images where it leaves that open."""
+    twin = opened(model)
+    _fix_batch(twin.graph, batch)
+    values = {name: ir.to_proto(tensor) for name, tensor in settle(twin, LARGE).items()}
+    tensors = [*twin.graph.inputs, *(value for node in twin.graph for value in node.outputs)]
+    shapes = {str(value.name): value.shape.numpy() for value in tensors if value.shape is not None and value.shape.is_static()}
+    return Sized(values, {name: sides for name, sides in shapes.items() if len(sides) == 4})
+
+
+def _fix_batch(graph: ir.Graph, batch: int) -> None:
+    for value in graph.inputs:
+        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
+            value.shape = ir.Shape((batch, *value.shape[1:]))
 
 
 def infer(model: ir.Model) -> None:
@@ -88,12 +116,12 @@ def _warnings_of(name: str) -> Iterator[list[logging.LogRecord]]:
         logger.removeFilter(keep)
 
 
-def _known(model: ir.Model) -> dict[str, tuple[ir.Node, ir.TensorProtocol]]:
+def _known(model: ir.Model, limit: int) -> dict[str, tuple[ir.Node, ir.TensorProtocol]]:
     """The known values that are not constants yet, by name, each with its node."""
     shapes = {node.outputs[0]: sides for node in model.graph if (sides := _sides(node)) is not None}
     chosen: dict[ir.Value, ir.Node] = {}
     for node in model.graph:
-        if node.outputs[0] not in shapes and _is_known(node, lambda value: value in shapes or value in chosen):
+        if node.outputs[0] not in shapes and _is_known(node, limit, lambda value: value in shapes or value in chosen):
             chosen[node.outputs[0]] = node
     found = {**shapes, **_computed(model, chosen, shapes)}
     makers = {value: value.producer() for value in found}
@@ -130,7 +158,7 @@ def _fixed(dims: Sequence[object], index: Values) -> Values | None:
     return np.asarray(taken, np.int64).reshape(index.shape) if len(taken) == index.size else None
 
 
-def _is_known(node: ir.Node, known: Callable[[ir.Value], bool]) -> bool:
+def _is_known(node: ir.Node, limit: int, known: Callable[[ir.Value], bool]) -> bool:
     output = node.outputs[0]
     if node.op_type not in _PURE or node.domain not in ("", "ai.onnx") or output.is_graph_output() or output.shape is None:
         return False
@@ -140,7 +168,7 @@ def _is_known(node: ir.Node, known: Callable[[ir.Value], bool]) -> bool:
     if not read or not all(known(value) or _is_constant(value) for value in read) or not output.shape.is_static():
         return False
     sizes = [math.prod(value.shape.numpy()) if value.shape is not None and value.shape.is_static() else 0 for value in read]
-    return math.prod(output.shape.numpy()) <= max(SMALL, *sizes)
+    return math.prod(output.shape.numpy()) <= max(limit, *sizes)
 
 
 def _is_constant(value: ir.Value) -> bool:

@@ -23,6 +23,7 @@ import onnx_ir.passes.common as passes
 from repzoo.errors import InputError
 from repzoo.graph import algebra
 from repzoo.graph.algebra import AffineMap, Geometry, Inexact
+from repzoo.graph.borders import mark_borders
 from repzoo.graph.constants import settle
 from repzoo.graph.pieces import closed, inlined, opened
 from repzoo.graph.rules import Link, Refusal, channels_of, constant, joined, name_of, rank_of, view
@@ -111,6 +112,7 @@ def _prepared(model: onnx.ModelProto) -> ir.Model:
         reason = " ".join(str(error.__cause__ or error).split())
         raise InputError(f"the graph holds something that ONNX does not define ({reason}); export it again") from None
     settle(graph_model)
+    mark_borders(graph_model.graph, model)
     _drop_inference_noops(graph_model.graph)
     if not any(_holds_graph(node) for node in graph_model.graph):  # the pass would change the subgraphs too
         passes.IdentityEliminationPass()(graph_model)
@@ -182,7 +184,7 @@ class _State:
                     self._refuse(root, _too_dear(form))
                 continue
             try:
-                made = form.build()
+                made = _writable(form.build())
                 if slower := self._slower(form, made, root.outputs[0]):
                     self._refuse(root, slower)
                     continue
@@ -221,8 +223,8 @@ class _State:
     def _chain(self, link: Link) -> Iterator[_Form]:
         shape = link.geometry
         macs, parameters = (0.0, 0) if link.moves else (_macs(shape), shape.macs)
-        yield _Form(link.source, shape, (link.node,), macs, parameters, link.build, link.flat)
-        if len(link.node.outputs) == 1 and _absorbable(link.source, (link.node,)):
+        yield _Form(link.source, shape, link.nodes, macs, parameters, link.build, link.flat)
+        if len(link.node.outputs) == 1 and _absorbable(link.source, link.nodes):
             for inner in self._forms(link.source):
                 try:
                     yield _composed(link, inner)
@@ -286,6 +288,12 @@ class _State:
         return name if name not in taken else next(f"{name}.{i}" for i in range(2, len(taken) + 3) if f"{name}.{i}" not in taken)
 
 
+def _writable(made: AffineMap) -> AffineMap:
+    if made.fill is not None:
+        raise Inexact("its border holds constants that are not zero, which no convolution pads with")
+    return made
+
+
 def _weights(node: ir.Node) -> int:
     shape = node.inputs[1].shape if node.op_type in ("Conv", "Gemm", "MatMul") and node.inputs[1] is not None else None
     return math.prod(shape.numpy()) if shape is not None else 0
@@ -347,7 +355,7 @@ def _composed(link: Link, inner: _Form) -> _Form:
     return _Form(
         inner.source,
         shape,
-        (link.node, *inner.nodes),
+        (*link.nodes, *inner.nodes),
         inner.macs + (0 if link.moves else _macs(link.geometry) / area),
         inner.parameters + (0 if link.moves else link.geometry.macs),
         lambda: algebra.compose(link.build(), inner.build()),

@@ -147,6 +147,19 @@ def _pad(node: onnx.NodeProto, image: Array, settings: list[Array], _: int) -> A
     return np.pad(image, widths, constant_values=constant)
 
 
+def scatter(node: onnx.NodeProto, image: Array, settings: list[Array], absolute: bool) -> Array:
+    """ScatterND of settings (index [..., axes], numbers [...]); `absolute` takes a number for no less inexact than its image."""
+    if any(item.name == "reduction" and item.s != b"none" for item in node.attribute):
+        raise Unknown(node.name)
+    index, numbers = settings
+    made = image.copy()
+    try:
+        made[tuple(np.moveaxis(index.astype(np.int64), -1, 0))] = np.maximum(np.abs(numbers), image.max()) if absolute else numbers
+    except (IndexError, ValueError):
+        raise Unknown(node.name) from None
+    return made
+
+
 def _split(node: onnx.NodeProto, image: Array, settings: list[Array], output: int) -> Array:
     """Sizes are given, or equal with a smaller last one."""
     axis = integer(node, "axis", 0)

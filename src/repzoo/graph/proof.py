@@ -10,7 +10,7 @@ for every x, in each value of output channel o,
 and for x ~ N(0, s), where the error is Gaussian with a standard deviation of at most u s |w_o|_2, also
     |new - old| <= u (SIGMAS s |w_o|_2 + |b_o|).
 The smaller of the two holds. An expression folded in several passes was cast between them; each such cast adds u times the
-expression of absolute values.
+expression of absolute values. So do the roundings in a border of constants (borders.py), as large as what they border.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ import onnx
 from onnx import numpy_helper
 
 from repzoo.errors import CertificateError
-from repzoo.graph.constants import settled
-from repzoo.graph.operators import MOVES, OPERATORS, Array, Stored, Unknown, Window, batchnorm, integer
+from repzoo.graph.constants import settled, sized
+from repzoo.graph.operators import MOVES, OPERATORS, Array, Stored, Unknown, Window, batchnorm, integer, scatter
 from repzoo.graph.pieces import inlined, skeleton
 
 SIGMAS = 10.0  # one value in 10^23 of a Gaussian lies beyond
 FLOAT64_NOISE = 2.0**-46  # of the expression of absolute values: sums of up to some 10^4 terms in float64, with room
+BORDER_ROUNDINGS = 8  # in a constant that a BatchNorm's four gave
 ROUNDOFF: dict[int, float] = {
     onnx.TensorProto.FLOAT16: 2.0**-11,
     onnx.TensorProto.BFLOAT16: 2.0**-8,
@@ -87,6 +88,28 @@ class Index:
             name = node.input[0]
         return name
 
+    def between(self, source: str, target: str) -> list[onnx.NodeProto]:
+        """Copies of the nodes from `source` to `target`, in order, reading each other without what merely repeats."""
+        made: dict[str, onnx.NodeProto] = {}
+        stack = [target]
+        while stack:
+            name = stack[-1]
+            node = self.producers.get(name)
+            if name in made or name == source or name in self.constants or node is None:
+                stack.pop()
+            elif missing := [
+                item
+                for item in map(self.behind, filter(None, node.input))
+                if item not in made and item != source and item not in self.constants and item in self.producers
+            ]:
+                stack += missing
+            else:
+                copy = onnx.NodeProto()
+                copy.CopyFrom(node)
+                copy.input[:] = [self.behind(item) if item else "" for item in node.input]
+                made.update(dict.fromkeys(node.output, copy))
+        return list({id(node): node for node in made.values()}.values())
+
     def _repeats(self, node: onnx.NodeProto) -> bool:
         if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
             flag = self.values(node.input[2])
@@ -103,23 +126,64 @@ class Index:
         return None if item is None else numpy_helper.to_array(item)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The training form with what a retrace needs to know of its sizes.
+
+    at     its index for one image; other than `index` only where a node writes by index, which is where sizes are values
+    sides  of tensors, for paddings and writes that depend on them
+    """
+
+    index: Index
+    at: Index
+    sides: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> Origin:
+        """Of a model with or without functions of its own."""
+        model = inlined(model)
+        index = Index.of(model.graph, settled(model))
+        if not any(node.op_type == "ScatterND" for node in model.graph.node):
+            return cls(index, index, _sides_for_padding(model))
+        fixed = sized(model, 1)
+        return cls(index, Index.of(model.graph, fixed.values), fixed.sides)
+
+    def probe(self, node: onnx.NodeProto, new: Index) -> tuple[int, ...] | None:
+        """The shape of one probe of the folded `node`; None where it is no fold, or nothing is known of its size."""
+        weight, source = weight_of(node, new), self.index.behind(node.input[0] if node.input else "")
+        if weight is None:
+            return None
+        if self.at is not self.index and self._writes(source, self.index.behind(node.output[0])):
+            return self.sides.get(source)
+        return _probe_shape(node, weight, self.sides.get(source))
+
+    def evaluated(
+        self, node: onnx.NodeProto, probes: Array, passing: Mapping[str, int], absolute: bool = False
+    ) -> tuple[Array, int]:
+        """As `_Run.evaluate`, what the folded `node` replaces; image by image where a node writes by index."""
+        source, target = self.at.behind(node.input[0]), self.at.behind(node.output[0])
+        parts = 1 if self.at is self.index else len(PROBES)
+        made = [_Run(self.at, {source: part}, passing, absolute).evaluate(target) for part in np.split(probes, parts)]
+        return np.concatenate([values for values, _ in made]), made[0][1]
+
+    def _writes(self, source: str, target: str) -> bool:
+        return any(node.op_type == "ScatterND" for node in self.at.between(source, target))
+
+
 def prove(before: onnx.ModelProto, after: onnx.ModelProto, written: Collection[str], seed: int = 0) -> tuple[Proof, ...]:
     """Retrace every node of `after` that `before` does not have; `written` names the tensors of all folds made on the way.
 
     Raises:
         CertificateError: a node is neither unchanged nor equal to what it replaces; says which and by how much.
     """
-    before = inlined(before)
-    old, new = Index.of(before.graph, settled(before)), Index.of(after.graph)
+    origin, new = Origin.of(before), Index.of(after.graph)
     passing = Counter(written) - Counter({name for node in after.graph.node for name in node.output})
-    sides = sides_of(before)
     proofs = []
     for node in after.graph.node:
-        if node.op_type == "Constant" or is_unchanged(node, old, new):
+        if node.op_type == "Constant" or is_unchanged(node, origin.index, new):
             continue
-        weight = weight_of(node, new)
-        shape = None if weight is None else probe_shape(node, weight, sides.get(old.behind(node.input[0])))
-        proof = None if shape is None else _retraced(node, old, new, passing, _probes(shape, np.random.default_rng(seed)))
+        shape = origin.probe(node, new)
+        proof = None if shape is None else _retraced(node, origin, new, passing, _probes(shape, np.random.default_rng(seed)))
         ratio = math.inf if proof is None else proof.ratio
         if proof is None or not ratio <= 1:
             raise CertificateError(
@@ -203,27 +267,37 @@ def _is_same(was: str, name: str, old: Index, new: Index) -> bool:
 # --- retraced -------------------------------------------------------------------------------------------------------------
 
 
-def _retraced(node: onnx.NodeProto, old: Index, new: Index, passing: Mapping[str, int], probes: Array) -> Proof | None:
+def _retraced(node: onnx.NodeProto, origin: Origin, new: Index, passing: Mapping[str, int], probes: Array) -> Proof | None:
     """The folded `node` against what it replaces; None when it is no fold, or when a value is not finite."""
     weight = weight_of(node, new)
     if weight is None or not np.isfinite(weight).all():
         return None
-    source, target, own = old.behind(node.input[0]), old.behind(node.output[0]), new.behind(node.input[0])
-    loudness = np.abs(probes)
     try:
         with np.errstate(all="ignore"):
-            expected, casts = _Run(old, {source: probes}, passing).evaluate(target)
-            scale, _ = _Run(old, {source: loudness}, passing, absolute=True).evaluate(target)
-            got, _ = _Run(new, {own: probes}).evaluate(node.output[0])
-            reach, _ = _Run(new, {own: loudness}, absolute=True).evaluate(node.output[0])
+            return _compared(node, weight, origin, new, passing, probes)
     except Unknown:
         return None
-    if expected.shape != got.shape or not all(np.isfinite(values).all() for values in (expected, got, scale)):
+
+
+def _compared(
+    node: onnx.NodeProto, weight: Stored, origin: Origin, new: Index, passing: Mapping[str, int], probes: Array
+) -> Proof | None:
+    own = new.behind(node.input[0])
+    expected, casts = origin.evaluated(node, probes, passing)
+    got, _ = _Run(new, {own: probes}).evaluate(node.output[0])
+    if expected.shape != got.shape or not all(np.isfinite(values).all() for values in (expected, got)):
         return None
+    reach, _ = _Run(new, {own: np.abs(probes)}, absolute=True).evaluate(node.output[0])
     kind = new.constants[new.behind(node.input[1])].data_type
     roundoff = ROUNDOFF.get(kind, 2.0**-24)
-    bound = np.minimum(roundoff * reach, _gaussian(node, weight, new, roundoff)) + _underflow(weight, kind, loudness)
-    return _proof(node.output[0], expected, np.abs(expected - got), bound + (FLOAT64_NOISE + casts * roundoff) * scale)
+    gaussian = _gaussian(node, weight, new, roundoff, len(probes) // len(PROBES))
+    bound = np.minimum(roundoff * reach, gaussian) + _underflow(weight, kind, np.abs(probes))
+    made = _proof(node.output[0], expected, np.abs(expected - got), bound)
+    if casts or made.ratio > 1:  # more than the last cast is allowed for: those before it, and float64 itself
+        scale, _ = origin.evaluated(node, np.abs(probes), passing, absolute=True)
+        bound = bound + (FLOAT64_NOISE + casts * roundoff) * scale
+        made = _proof(node.output[0], expected, np.abs(expected - got), bound) if np.isfinite(scale).all() else None
+    return made
 
 
 def _proof(output: str, expected: Array, error: Array, bound: Array) -> Proof:
@@ -255,19 +329,19 @@ def weight_of(node: onnx.NodeProto, index: Index) -> Stored | None:
     return weight.T if weight is not None and turned else weight
 
 
-def sides_of(model: onnx.ModelProto) -> Mapping[str, tuple[int, ...]]:
-    """[height, width] of every tensor where it is fixed; empty for a graph in which no padding depends on it."""
+def _sides_for_padding(model: onnx.ModelProto) -> Mapping[str, tuple[int, ...]]:
+    """[.., .., height, width] of every tensor where it is fixed; empty for a graph in which no padding depends on it."""
     settings = (item.s for node in model.graph.node for item in node.attribute if item.name == "auto_pad")
     if not any(setting.startswith(b"SAME") for setting in settings):
         return {}
     graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
     dims = {item.name: item.type.tensor_type.shape.dim for item in (*graph.input, *graph.value_info, *graph.output)}
-    sides = {name: (of[2].dim_value, of[3].dim_value) for name, of in dims.items() if len(of) == 4}
-    return {name: both for name, both in sides.items() if all(both)}
+    sides = {name: (0, 0, of[2].dim_value, of[3].dim_value) for name, of in dims.items() if len(of) == 4}
+    return {name: of for name, of in sides.items() if all(of[2:])}
 
 
-def probe_shape(node: onnx.NodeProto, weight: Stored, like: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Shape of one probe: taller than it is wide, with room for windows that touch one border, the other, and none.
+def _probe_shape(node: onnx.NodeProto, weight: Stored, like: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Shape of one probe: taller than it is wide, with just the room for windows that touch one border, the other, and none.
 
     Where padding depends on the size (`like`), the probe leaves the same remainder by the stride, and so gets the same padding.
     """
@@ -275,11 +349,11 @@ def probe_shape(node: onnx.NodeProto, weight: Stored, like: tuple[int, ...] | No
         return 4, weight.shape[1]
     window = Window.of(node, (weight.shape[2], weight.shape[3]))
     sides = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
-    rows, columns = (side + stride for side, stride in zip(sides, window.strides, strict=True))
+    rows, columns = (side + (stride if stride > 1 else 0) for side, stride in zip(sides, window.strides, strict=True))
     rows += 1
     if like is not None:
         rows, columns = (
-            side + (of - side) % stride for side, of, stride in zip((rows, columns), like, window.strides, strict=True)
+            side + (of - side) % stride for side, of, stride in zip((rows, columns), like[2:], window.strides, strict=True)
         )
         rows += window.strides[0] * (rows == columns)
     return 1, weight.shape[1] * integer(node, "group", 1), rows, columns
@@ -293,13 +367,12 @@ def _probes(sides: tuple[int, ...], random: np.random.Generator) -> Array:
     return np.concatenate([noise, FAR + noise, LOUD * noise, np.ones(sides), spikes])
 
 
-def _gaussian(node: onnx.NodeProto, weight: Stored, new: Index, roundoff: float) -> Array:
+def _gaussian(node: onnx.NodeProto, weight: Stored, new: Index, roundoff: float, images: int) -> Array:
     """The Gaussian bound, infinite on probes that are not Gaussian; shaped to broadcast with the output."""
     bias = new.values(node.input[2]) if len(node.input) > 2 else None
     rows = weight.reshape(len(weight), -1)
     length = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
     shift = np.zeros(len(weight)) if bias is None else np.abs(bias)
-    images = 4 if weight.ndim == 2 else 1
     deviations = np.repeat([1.0, math.inf, LOUD, math.inf, math.inf], images)[:, None]
     bound: Array = roundoff * (SIGMAS * deviations * np.maximum(length, np.finfo(float).tiny) + shift)
     return bound.reshape(*bound.shape, *[1] * (weight.ndim - 2))
@@ -320,12 +393,13 @@ class _Run:
     known: dict[str, Array]
     passing: Mapping[str, int] = field(default_factory=dict)
     absolute: bool = False
+    borders: bool = False  # whether constants were written into the image: they were computed in the type of the graph
 
     def evaluate(self, name: str) -> tuple[Array, int]:
-        """(values of tensor `name`, how often a fold wrote a tensor on the way that a later fold took in)."""
+        """(values of tensor `name`, how many roundings were on the way: casts of a fold that a later one took in, and borders)."""
         seen: set[str] = set()
         values = self._value(name, seen)
-        return values, sum(self.passing.get(item, 0) for item in seen)
+        return values, sum(self.passing.get(item, 0) for item in seen) + self.borders * BORDER_ROUNDINGS
 
     def _value(self, name: str, seen: set[str]) -> Array:
         seen.add(name)
@@ -339,13 +413,16 @@ class _Run:
         if (constant := self.index.values(name)) is not None:
             return np.abs(constant) if self.absolute else constant
         node = self.index.producers.get(name)
-        if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in {**OPERATORS, **MOVES}:
+        if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in {**OPERATORS, **MOVES, "ScatterND": scatter}:
             raise Unknown(name)
         if node.op_type == "BatchNormalization":
             return batchnorm(node, [self._value(node.input[0], seen), *self._statistics(node)], self.absolute)
         if node.op_type in ("Conv", "Gemm") and (weight := self.index.stored(node.input[1])) is not None:
             bias = [self._value(item, seen) for item in node.input[2:] if item]
             return OPERATORS[node.op_type](node, [self._value(node.input[0], seen), weight, *bias], self.absolute)
+        if node.op_type == "ScatterND":
+            self.borders = True
+            return scatter(node, self._value(node.input[0], seen), list(self._statistics(node)), self.absolute)
         if node.op_type in MOVES:
             settings = list(self._statistics(node))
             return MOVES[node.op_type](node, self._value(node.input[0], seen), settings, list(node.output).index(name))

@@ -33,6 +33,7 @@ class Link:
 
     flat   tensors are [N, C]
     moves  it only moves values, and costs no arithmetic: padding, and choosing channels
+    more   other nodes that it takes, the one that reads `source` at the end
     """
 
     node: ir.Node
@@ -41,7 +42,28 @@ class Link:
     build: Callable[[], AffineMap]
     flat: bool = False
     moves: bool = False
+    more: tuple[ir.Node, ...] = ()
 
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """From the one that gives the output to the one that reads `source`."""
+        return (self.node, *self.more)
+
+
+@dataclass(frozen=True)
+class Border:
+    """What `ScatterND` nodes make of a Pad: every pixel of its frame, and no other, has the number of its channel.
+
+    fill   float64 [C]; `doubt` as in algebra.AffineMap
+    nodes  behind the last ScatterND: the others, those that compute where they write, and the Pad
+    """
+
+    fill: algebra.Array
+    doubt: float
+    nodes: tuple[ir.Node, ...]
+
+
+BORDER = "repzoo.border"  # in the `meta` of a ScatterND: a Border, or the sentence that says why it is none (borders.py)
 
 Answer = Link | Refusal | None
 
@@ -226,6 +248,18 @@ def _pad(node: ir.Node) -> Answer:
     return Link(node, source, shape, lambda: algebra.zero_pad(channels, frame), moves=True)
 
 
+def _scatter(node: ir.Node) -> Answer:
+    """The last of those that fill a frame of zeros with constants."""
+    border = node.meta.get(BORDER)
+    if not isinstance(border, Border):
+        return Refusal(name_of(node), border) if border else None
+    zeros = _pad(border.nodes[-1])
+    if not isinstance(zeros, Link):
+        return None
+    build = lambda: algebra.frame(border.fill, zeros.geometry.pads, border.doubt)  # noqa: E731
+    return Link(node, zeros.source, zeros.geometry, build, moves=True, more=border.nodes)
+
+
 def _split(node: ir.Node, output: int) -> Answer:
     """Channels apart: each output is a run of them."""
     source, counts = node.inputs[0], [channels_of(value) for value in node.outputs]
@@ -275,6 +309,7 @@ _RULES: dict[str, Callable[[ir.Node], Answer]] = {
     "AveragePool": _average_pool,
     "MatMul": _matmul,
     "Pad": _pad,
+    "ScatterND": _scatter,
     "Slice": _slice,
 }
 

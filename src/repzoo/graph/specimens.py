@@ -2,8 +2,9 @@
 
 A wrong rule can hide behind a model's numbers: beside a variance of 100, a forgotten epsilon of 1e-5 is less than the rounding of
 a weight. In a specimen it cannot: variances lie at, below and far above epsilon and at zero, scales are positive, negative and
-zero, means are large. Two expressions are of one kind when they differ in channel counts and values only; the one with the fewest
-weights stands for all. gamma is in proportion to the deviation, so that no number type overflows.
+zero, means are large. A border of constants (borders.py) keeps the BatchNorm that it belongs to. Two expressions are of one kind
+when they differ in channel counts and values only; the one with the fewest weights stands for all. gamma is in proportion to the
+deviation, so that no number type overflows.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from repzoo.graph.constants import settled
 from repzoo.graph.operators import integer
-from repzoo.graph.pieces import inlined
-from repzoo.graph.proof import Index, is_unchanged, probe_shape, sides_of, weight_of
+from repzoo.graph.proof import Index, Origin, is_unchanged
 
 VARIANCES = (1.0, 0.0, 1e-3, 1e4)  # times epsilon
 SIGNS = (1.0, -1.0, 0.0)
@@ -31,55 +30,30 @@ Place = tuple[onnx.NodeProto, list[onnx.NodeProto]]  # a folded node, and the no
 
 def specimens(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto]]:
     """(kind, a model of one expression) for each kind in `before` that holds a BatchNormalization and that `after` folded."""
-    before = inlined(before)
-    old, new = Index.of(before.graph, settled(before)), Index.of(after.graph)
-    sides = sides_of(before)
-    for kind, (node, inside) in _smallest(after, old, new).items():
-        weight, source = weight_of(node, new), old.behind(node.input[0])
-        if weight is None:
+    origin, new = Origin.of(before), Index.of(after.graph)
+    for kind, (node, inside) in _smallest(after, origin, new).items():
+        source, shape = origin.at.behind(node.input[0]), origin.probe(node, new)
+        if shape is None:
             continue
-        shape = probe_shape(node, weight, sides.get(source))
-        for turn in range(0, ROUNDS, max(1, _fewest_channels(inside, old))):
-            yield kind, _model(before, old, source, inside, shape, turn)
+        for turn in range(0, ROUNDS, max(1, _fewest_channels(inside, origin.at))):
+            yield kind, _model(before, origin.at, source, inside, shape, turn)
 
 
-def _smallest(after: onnx.ModelProto, old: Index, new: Index) -> Mapping[str, Place]:
+def _smallest(after: onnx.ModelProto, origin: Origin, new: Index) -> Mapping[str, Place]:
     """For each kind, the expression with the fewest weights."""
+    old = origin.at
     found: dict[str, tuple[int, Place]] = {}
     for node in after.graph.node:
-        if node.op_type not in ("Conv", "Gemm") or is_unchanged(node, old, new):
+        if node.op_type not in ("Conv", "Gemm") or is_unchanged(node, origin.index, new):
             continue
         source = old.behind(node.input[0])
-        inside = _inside(old.behind(node.output[0]), source, old)
+        inside = old.between(source, old.behind(node.output[0]))
         if any(item.op_type == "BatchNormalization" for item in inside):
             size = sum(_size(name, old) for item in inside for name in item.input)
             kind = _kind(inside, source, old)
             if kind not in found or size < found[kind][0]:
                 found[kind] = size, (node, inside)
     return {kind: place for kind, (_, place) in found.items()}
-
-
-def _inside(target: str, source: str, index: Index) -> list[onnx.NodeProto]:
-    """The nodes from `source` to `target`, in order, reading each other without what merely repeats."""
-    made: dict[str, onnx.NodeProto] = {}
-    stack = [target]
-    while stack:
-        name = stack[-1]
-        node = index.producers.get(name)
-        if name in made or name == source or name in index.constants or node is None:
-            stack.pop()
-        elif missing := [
-            item
-            for item in map(index.behind, filter(None, node.input))
-            if item not in made and item != source and item not in index.constants and item in index.producers
-        ]:
-            stack += missing
-        else:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            copy.input[:] = [index.behind(item) if item else "" for item in node.input]
-            made.update(dict.fromkeys(node.output, copy))
-    return list({id(node): node for node in made.values()}.values())
 
 
 def _kind(inside: list[onnx.NodeProto], source: str, index: Index) -> str:
@@ -118,7 +92,7 @@ def _model(
     for number, node in enumerate(inside):
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        if copy.op_type == "BatchNormalization":
+        if copy.op_type == "BatchNormalization" and not _is_framed(node, inside):
             own = [f"{name}.{number}.{place}" for place, name in enumerate(node.input[1:])]
             copy.input[1:] = own
             kept |= dict(zip(own, _adverse(node, index, turn + number, own), strict=True))
@@ -129,6 +103,12 @@ def _model(
     read = {name for node in nodes for name in node.input}
     graph = onnx.helper.make_graph(nodes, "specimen", inputs, outputs, [item for name, item in kept.items() if name in read])
     return onnx.helper.make_model(graph, opset_imports=before.opset_import, ir_version=before.ir_version)
+
+
+def _is_framed(node: onnx.NodeProto, inside: list[onnx.NodeProto]) -> bool:
+    """Whether constants that are written around what `node` gives are those that its own parameters give."""
+    writes = any(other.op_type == "ScatterND" for other in inside)
+    return writes and any(other.op_type == "Pad" and other.input[0] == node.output[0] for other in inside)
 
 
 def _named(item: onnx.TensorProto, name: str) -> onnx.TensorProto:
