@@ -3,7 +3,9 @@
 y[o, p] = bias[o] + sum over i, t of kernel[o, i, t] * x[i, p * stride + t * dilation - pad]     x[i] is fill[i] outside its borders
 
 fill is 0 in what a convolution can do; a frame of constants has another, until the map before it turns out to give just these
-constants where its own input is 0. Everything is float64 and pure; a value is cast once, when a fold writes it. `compose` and `add` return maps that are equal
+constants where its own input is 0.
+
+Everything is float64 and pure; a value is cast once, when a fold writes it. `compose` and `add` return maps that are equal
 *everywhere, borders included*, or raise Inexact with the reason. Notation: pads are (top, left, bottom, right) as in ONNX.
 Source: X. Ding et al., "RepVGG", arXiv:2101.03697, eq. 3-4; "Diverse Branch Block", arXiv:2103.13425, transforms I-VI.
 """

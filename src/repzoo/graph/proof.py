@@ -292,12 +292,14 @@ def _compared(
     roundoff = ROUNDOFF.get(kind, 2.0**-24)
     gaussian = _gaussian(node, weight, new, roundoff, len(probes) // len(PROBES))
     bound = np.minimum(roundoff * reach, gaussian) + _underflow(weight, kind, np.abs(probes))
-    made = _proof(node.output[0], expected, np.abs(expected - got), bound)
-    if casts or made.ratio > 1:  # more than the last cast is allowed for: those before it, and float64 itself
-        scale, _ = origin.evaluated(node, np.abs(probes), passing, absolute=True)
-        bound = bound + (FLOAT64_NOISE + casts * roundoff) * scale
-        made = _proof(node.output[0], expected, np.abs(expected - got), bound) if np.isfinite(scale).all() else None
-    return made
+    error = np.abs(expected - got)
+    made = _proof(node.output[0], expected, error, bound)
+    if made.ratio <= 1 and not casts:
+        return made
+    scale, _ = origin.evaluated(node, np.abs(probes), passing, absolute=True)  # casts before the last one, and float64 itself
+    if not np.isfinite(scale).all():
+        return None
+    return _proof(node.output[0], expected, error, bound + (FLOAT64_NOISE + casts * roundoff) * scale)
 
 
 def _proof(output: str, expected: Array, error: Array, bound: Array) -> Proof:
