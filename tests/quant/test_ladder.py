@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pytest
 from onnx import numpy_helper
@@ -16,19 +16,25 @@ from PIL import Image
 
 pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not installed")
 
+from tests.quant.conftest import small
+
 from repzoo import verbs
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
-from repzoo.data.dataset import Dataset, UnreadableImage
+from repzoo.data.dataset import Dataset, Split, UnreadableImage
 from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.errors import GateError, InputError
 from repzoo.measure import accuracy
 from repzoo.quant import gate as gating
-from repzoo.quant import ladder, place, qdq
+from repzoo.quant import ladder, place, qdq, recipes
 from repzoo.quant.gate import Budget, QuantReport
+from repzoo.quant.ladder import Target
+from repzoo.quant.rungs import RUNGS
 from repzoo.quant.scheme import scheme
 from repzoo.zoo import embedded
+
+Run = Callable[..., Any]
 
 
 @functools.cache
@@ -37,28 +43,29 @@ def deploy() -> Artifact:
 
 
 @functools.cache
-def sets() -> tuple[Dataset, Dataset]:
-    calibration, gate = open_source("digits").calibration_split(64, 0)
-    return calibration, gate.subset(range(0, len(gate), 4))
+def sets() -> Split:
+    found = open_source("digits").quantising_split(64, 0)
+    return Split(found.ranges, found.selection.subset(range(0, 256, 4)), found.gate.subset(range(0, len(found.gate), 4)))
 
 
-def grey() -> Dataset:
+def grey() -> Split:
     """Calibration images that say nothing of the images to come: each input is near zero, so the range is."""
-    return replace(sets()[0].subset(range(16)), load=lambda _: Image.new("RGB", (8, 8), (127, 127, 127)), name="grey")
+    ranges = replace(sets().ranges.subset(range(16)), load=lambda _: Image.new("RGB", (8, 8), (127, 127, 127)), name="grey")
+    return replace(sets(), ranges=ranges)
 
 
 @functools.cache
 def linear() -> Artifact:
     """The classifier of the nearest mean: one linear layer, so that no placement can avoid quantising its input."""
-    train, preprocess = open_source("digits").join("train"), deploy().needing_preprocess()
+    train, preprocess = open_source("digits").join("train"), small().needing_preprocess()
     inputs = np.concatenate([one.inputs for one in batches(train, preprocess, 64, ReadReport())]).reshape(len(train), -1)
     means = np.stack([inputs[np.array(train.targets) == target].mean(0) for target in range(10)])
-    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 32, 32] data) => (float[N, 10] output)
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 16, 16] data) => (float[N, 10] output)
         { flat = Flatten (data) output = Gemm <transB = 1> (flat, means, lengths) }"""
     model = onnx.parser.parse_model(text)
     tensors = {"means": means, "lengths": -(means**2).sum(1) / 2}
     model.graph.initializer.extend(numpy_helper.from_array(value.astype(np.float32), name) for name, value in tensors.items())
-    return replace(deploy(), model=model, name="linear")
+    return replace(small(), model=model, name="linear")
 
 
 @pytest.fixture(autouse=True)
@@ -67,14 +74,12 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gating, "BENCH_SECONDS", 0.02)
 
 
-def quantize(
-    calibration: Dataset, budget: Budget, name: str = "ort-cpu", artifact: Artifact | None = None
-) -> tuple[Artifact, QuantReport]:
-    return ladder.quantize(artifact or deploy(), calibration, sets()[1], engine("onnxruntime"), scheme(name), budget)
+def quantize(split: Split, budget: Budget, name: str = "ort-cpu", artifact: Artifact | None = None) -> tuple[Artifact, QuantReport]:
+    return ladder.quantize(artifact or deploy(), split, Target(engine("onnxruntime"), scheme(name), search=0), budget)
 
 
 def test_a_good_model_passes_and_says_what_was_done() -> None:
-    made, report = quantize(sets()[0], Budget(max_drop=1.0))
+    made, report = quantize(sets(), Budget(max_drop=1.0))
     assert made.form == "int8"
     assert made.labels == deploy().labels
     assert made.preprocess == deploy().preprocess
@@ -82,14 +87,16 @@ def test_a_good_model_passes_and_says_what_was_done() -> None:
     assert made.steps[-1].input_sha256 == deploy().sha256
     assert made.steps[-1].settings["placement"] == report.chosen.placement
     assert report.chosen in report.rungs
-    assert report.chosen.passes
+    assert report.passes
     assert report.chosen.holds
     assert len(report.chosen.layers) >= 1
-    assert report.record.values["drop"] == report.chosen.paired.values["drop"]
+    assert report.record.values["drop"] == report.paired.values["drop"]
     assert report.record.artifact["sha256"] == made.sha256
+    counts = {key: report.record.data[key] for key in ("images", "selection_images", "gate_images")}
+    assert counts == {"images": 64, "selection_images": 64, "gate_images": 180}
     onnx.checker.check_model(made.model, full_check=True)
     runs = [accuracy.open_run(one, engine("onnxruntime"), 1) for one in (deploy(), made)]
-    measured = accuracy.compare(*accuracy.evaluate(runs, sets()[1], ReadReport()))
+    measured = accuracy.compare(*accuracy.evaluate(runs, sets().gate, ReadReport()))
     assert measured.values["drop"] == report.record.values["drop"]  # what is shipped is what was gated
 
 
@@ -98,67 +105,101 @@ def test_a_model_proven_broken_is_refused_with_the_numbers_and_the_way_out() -> 
         GateError, match=r"loses \d+\.\d+ points.*180 images.*budget of 0\.3.*from output \(activation side.*--force"
     ):
         quantize(grey(), Budget(), artifact=linear())
-    assert quantize(sets()[0], Budget(), artifact=linear())[1].chosen.passes  # the model itself is sound
+    assert quantize(sets(), Budget(), artifact=linear())[1].passes  # the model itself is sound
+
+
+def seen_by(split: Split, monkeypatch: pytest.MonkeyPatch, artifact: Artifact) -> list[tuple[str, str]]:
+    """(data set, sha256 of the model) of every evaluation of a quantisation."""
+    seen: list[tuple[str, str]] = []
+    evaluate = accuracy.evaluate
+
+    def noted(runs: Sequence[accuracy.Run], dataset: Dataset, *rest: Any) -> list[accuracy.Predictions]:
+        seen.append((dataset.name, runs[-1].artifact.sha256))
+        return evaluate(runs, dataset, *rest)
+
+    monkeypatch.setattr(accuracy, "evaluate", noted)
+    quantize(split, Budget(force=True), artifact=artifact)
+    return seen
+
+
+def test_the_gates_images_see_one_model_once_and_choose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ranges of grey images every rung is bad, so all are tried; the gate still sees only the one that was chosen."""
+    seen = seen_by(grey(), monkeypatch, linear())
+    selection, gate = sets().selection.name, sets().gate.name
+    assert [name for name, _ in seen].count(gate) == 1
+    assert seen[-1][0] == gate
+    tried = [sha for name, sha in seen if name == selection]
+    assert len(set(tried)) >= len(RUNGS) - 1
+    assert seen[-1][1] in tried
+
+
+def test_a_choice_that_the_gate_refuses_is_not_mended_by_the_gate() -> None:
+    """The selection images are as grey as those of the ranges, so the first rung holds there; the gate sees what it is worth."""
+    blind = replace(grey(), selection=grey().ranges)
+    with pytest.raises(GateError, match="above the budget"):
+        quantize(blind, Budget(), artifact=linear())
+    _, report = quantize(blind, Budget(force=True), artifact=linear())
+    assert [rung.recipe for rung in report.rungs] == [RUNGS[0].name]
+    assert report.chosen.holds
+    assert not report.passes
+    assert report.record.values["culprits"][0]["side"] == "activation"  # by the gate's images; by the grey ones it is flawless
 
 
 def test_fewer_layers_may_save_what_bad_ranges_break(monkeypatch: pytest.MonkeyPatch) -> None:
     every = place.candidates(qdq.prepared(deploy().model))
-    monkeypatch.setattr(place, "candidates", lambda _: [every[0], every[-1]])
+    monkeypatch.setattr(place.Places, "candidates", lambda _: [every[0], every[-1]])
     monkeypatch.setattr(ladder, "ESCAPES", (1,))
     _, report = quantize(grey(), Budget(max_drop=5.0))
-    assert report.chosen.passes
+    assert report.passes
     assert report.chosen.placement.startswith(every[-1].name)  # by the ranges of grey images everything in INT8 is lost
 
 
 def test_force_passes_it_and_marks_it() -> None:
     made, report = quantize(grey(), Budget(force=True), artifact=linear())
-    assert not report.chosen.passes
+    assert not report.passes
     assert report.warnings[0].startswith("forced: the drop of ")
     assert made.steps[-1].settings["force"] is True
     assert report.record.values["drop_low"] > 0.3
 
 
 def test_too_few_images_to_exclude_a_drop_are_warned_about() -> None:
-    few = sets()[1].subset(range(0, 180, 6))
-    _, report = ladder.quantize(deploy(), sets()[0], few, engine("onnxruntime"), scheme("ort-cpu"), Budget(0.3))
+    few = replace(sets(), gate=sets().gate.subset(range(0, 180, 6)))
+    _, report = quantize(few, Budget(0.3))
     assert any(warning.startswith("30 images cannot exclude a drop of up to ") for warning in report.warnings)
 
 
 def test_the_same_images_give_the_same_drops() -> None:
-    first, second = (quantize(sets()[0], Budget(max_drop=1.0))[1] for _ in range(2))
+    first, second = (quantize(sets(), Budget(max_drop=1.0), artifact=linear())[1] for _ in range(2))
     assert [rung.placement for rung in first.rungs] == [rung.placement for rung in second.rungs]
     assert [rung.paired.values for rung in first.rungs] == [rung.paired.values for rung in second.rungs]
-    assert [rung.paired.samples for rung in first.rungs] == [rung.paired.samples for rung in second.rungs]
+    assert first.paired.samples == second.paired.samples
 
 
 @pytest.mark.parametrize("name", ["per-tensor", "ort-minmax"])
 def test_the_other_schemes_work_too(name: str) -> None:
-    made, _ = quantize(sets()[0], Budget(max_drop=2.0), name)
+    made, _ = quantize(sets(), Budget(max_drop=2.0), name)
     assert made.steps[-1].settings["scheme"]["name"] == name
 
 
 def test_an_unreadable_gate_image_is_told() -> None:
-    calibration, gate = sets()
+    gate = sets().gate
 
     def load(key: str) -> Image.Image:
         if key == gate.keys[5]:
             raise UnreadableImage(f"{key} is broken")
         return gate.load(key)
 
-    _, report = ladder.quantize(
-        deploy(), calibration, replace(gate, load=load), engine("onnxruntime"), scheme("ort-cpu"), Budget(1.0)
-    )
+    _, report = quantize(replace(sets(), gate=replace(gate, load=load)), Budget(1.0), artifact=linear())
     assert f"left out: {gate.keys[5]} is broken" in report.warnings
-    assert report.chosen.paired.values["n"] == len(gate) - 1
+    assert report.paired.values["n"] == len(gate) - 1
 
 
 def test_only_a_folded_float_model_is_taken() -> None:
-    train = embedded.read("repghostnet_050.digits")
     with pytest.raises(InputError, match=r"in train form.*repzoo fold"):
-        ladder.quantize(train, *sets(), engine("onnxruntime"), scheme("ort-cpu"), Budget())
-    made, _ = quantize(sets()[0], Budget(1.0))
+        quantize(sets(), Budget(), artifact=embedded.read("repghostnet_050.digits"))
+    made, _ = quantize(sets(), Budget(1.0), artifact=linear())
     with pytest.raises(InputError, match="in int8 form"):
-        ladder.quantize(made, *sets(), engine("onnxruntime"), scheme("ort-cpu"), Budget())
+        quantize(sets(), Budget(), artifact=made)
 
 
 def test_a_model_without_layers_to_quantise_is_refused() -> None:
@@ -167,7 +208,7 @@ def test_a_model_without_layers_to_quantise_is_refused() -> None:
         { one = ReduceMean <axes = [1, 2, 3], keepdims = 1> (data) flat = Flatten (one) output = Mul (flat, ten) }"""
     bare = replace(deploy(), model=onnx.parser.parse_model(text))
     with pytest.raises(InputError, match="nothing to quantise"):
-        ladder.quantize(bare, *sets(), engine("onnxruntime"), scheme("ort-cpu"), Budget())
+        quantize(sets(), Budget(), artifact=bare)
 
 
 def test_unknown_schemes_offer_the_nearest() -> None:
@@ -175,33 +216,52 @@ def test_unknown_schemes_offer_the_nearest() -> None:
         scheme("ort-gpu")
 
 
-def test_no_worse_than_onnxruntimes_own_quantiser(tmp_path: Path) -> None:
-    """Theirs: static, QDQ, per channel, min-max, on the same images."""
-    import warnings
+def unlabelled(folder: Path, count: int) -> Path:
+    """`count` digits as pictures in one folder, without a word on what they are."""
+    data = open_source("digits").join("train")
+    folder.mkdir()
+    for number, index in enumerate(range(0, len(data), max(1, len(data) // count))):
+        data.load(data.keys[index]).save(folder / f"{number:04d}.png")
+    return folder
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from onnxruntime import quantization as theirs
 
-    calibration, gate = sets()
-    made, report = quantize(calibration, Budget(max_drop=5.0))
+def test_images_without_labels_are_enough(run: Run, small_file: Path, tmp_path: Path) -> None:
+    data = unlabelled(tmp_path / "photos", 160)
+    ran = run("quantize", small_file, "-o", tmp_path / "out.onnx", "--data", data, "--search", 0, "--json")
+    assert ran.code == 0
+    told = ran.document
+    assert told["labelled"] is False
+    assert told["drop"] == pytest.approx(100 - told["same_prediction"])  # at most that much is lost
+    assert "the images have no labels: at most" in ran.err
+    assert "takes labelled images" in ran.err
+    shown = run("quantize", small_file, "-o", tmp_path / "again.onnx", "--data", data, "--search", 0)
+    assert shown.code == 0
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
 
-    class Reader(theirs.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._batches: Iterator[npt.NDArray[np.float32]] = (
-                one.inputs for one in batches(calibration, deploy().needing_preprocess(), 32, ReadReport())
-            )
 
-        def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
-            found = next(self._batches, None)
-            return None if found is None else {deploy().input_name: found}
+def test_without_labels_a_broken_model_is_refused_all_the_same(run: Run, small_file: Path, tmp_path: Path) -> None:
+    """Half of its pictures are black, and those set the ranges: what `ranges` sees says nothing of the gate's."""
+    data = unlabelled(tmp_path / "photos", 160)
+    split = open_source(data, unlabelled=True).quantising_split(256, 0)
+    for key in (*split.ranges.keys, *split.selection.keys):
+        Image.new("RGB", (8, 8), (127, 127, 127)).save(data / key)
+    ran = run("quantize", small_file, "-o", tmp_path / "out.onnx", "--data", data, "--search", 0, "--json")
+    assert (ran.code, ran.out) == (4, "")
+    assert "% of the predictions" in ran.err
+    assert "more than the 5.3 % that pass without labels" in ran.err
+    assert not (tmp_path / "out.onnx").exists()
 
-    source, target = tmp_path / "float.onnx", tmp_path / "theirs.onnx"
-    source.write_bytes(deploy().to_bytes())
-    theirs.quantize_static(source, target, Reader(), quant_format=theirs.QuantFormat.QDQ, per_channel=True)
-    their_artifact = replace(made, model=onnx.load(target), name="theirs")
-    runs = [accuracy.open_run(one, engine("onnxruntime"), 1) for one in (deploy(), made, their_artifact)]
-    reference, ours, other = accuracy.evaluate(runs, gate, ReadReport())
-    our_drop, their_drop = (accuracy.compare(reference, one).values["drop"] for one in (ours, other))
-    assert our_drop == report.record.values["drop"]
-    assert our_drop <= their_drop + 1
+
+def test_no_other_verb_takes_images_without_labels(run: Run, small_file: Path, tmp_path: Path) -> None:
+    data = unlabelled(tmp_path / "photos", 8)
+    ran = run("evaluate", small_file, "--data", data)
+    assert ran.code == 2
+    assert "one subfolder of images" in ran.err
+
+
+def test_no_worse_than_onnxruntimes_own_quantiser() -> None:
+    """On the same images, through the same gate."""
+    _, ours = quantize(sets(), Budget(max_drop=5.0))
+    _, theirs = recipes.quantize(deploy(), sets(), engine("onnxruntime"), "ort-static", Budget(force=True))
+    assert ours.paired.values["drop"] <= theirs.paired.values["drop"] + 1
+    assert ours.paired.values["same_prediction"] >= theirs.paired.values["same_prediction"] - 1

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
+import pytest
 
-from repzoo.quant.place import Placement, candidates, placement
+from repzoo.quant.place import Placement, Places, candidates, placement
+from repzoo.quant.scheme import scheme
 
 WEIGHTS = {
     "w": (8, 8, 3, 3),
@@ -13,6 +17,7 @@ WEIGHTS = {
     "deep": (8, 1, 3, 3),
     "b": (8,),
     "gemm": (10, 8),
+    "both": (8, 16, 1, 1),
     "one": (1,),
 }
 
@@ -29,8 +34,8 @@ def graph(body: str, output: str = "float[N, 8, H, W] y", channels: int = 8) -> 
     return model
 
 
-def everything(model: onnx.ModelProto) -> Placement:
-    return next(one for one in candidates(model) if one.name == "everything")
+def everything(model: onnx.ModelProto, target: str = "ort-cpu") -> Placement:
+    return next(one for one in candidates(model, scheme(target)) if one.name == "everything")
 
 
 def test_a_fused_activation_is_quantised_once_after_it() -> None:
@@ -47,6 +52,59 @@ def test_an_activation_with_another_reader_before_it_is_not_fused() -> None:
 def test_a_swish_is_not_fused() -> None:
     model = graph("a = Conv <pads = [1, 1, 1, 1]> (x, w) s = Sigmoid (a) y = Mul (a, s)")
     assert everything(model).tensors == ("x", "a")
+
+
+SWISH = "s = Sigmoid (a) r = Mul (a, s)"
+HARD_SWISH = "s = HardSigmoid (a) r = Mul (a, s)"
+GELU = "d = Div (a, one) e = Erf (d) f = Add (e, one) m = Mul (a, f) r = Mul (m, one)"
+
+
+@pytest.mark.parametrize("spelt", ["r = HardSwish (a)", SWISH, HARD_SWISH, GELU])
+def test_an_activation_is_fused_where_the_target_fuses_it(spelt: str) -> None:
+    """OpenVINO applies it within the layer before; ONNX Runtime does not, so its layer needs a Q/DQ of its own."""
+    model = graph(f"a = Conv <pads = [1, 1, 1, 1]> (x, w, b) {spelt} y = Conv <pads = [1, 1, 1, 1]> (r, w)")
+    assert everything(model, "openvino-cpu").tensors == ("x", "r")
+    assert everything(model, "openvino-cpu").nodes == {"a", "y"}  # and nothing inside the activation is INT8
+    assert everything(model).tensors == ("x", "a", "r")
+
+
+@pytest.mark.parametrize("also", ["y = Mul (t, s)", "y = Mul (t, a)"])
+def test_an_activation_with_another_reader_inside_is_not_one(also: str) -> None:
+    model = graph(f"a = Conv <pads = [1, 1, 1, 1]> (x, w, b) {SWISH} t = Conv <pads = [1, 1, 1, 1]> (r, w) {also}")
+    assert "a" in everything(model, "openvino-cpu").tensors
+
+
+def test_a_scheme_says_which_operators_are_int8() -> None:
+    """A gate of squeeze-and-excitation: INT8 for OpenVINO, float for ONNX Runtime; a Concat that MNN's list leaves out."""
+    gated = graph(
+        "a = Conv <pads = [1, 1, 1, 1]> (x, w) p = GlobalAveragePool (a) g = Sigmoid (p) s = Mul (a, g)"
+        " y = Conv <pads = [1, 1, 1, 1]> (s, w)"
+    )
+    assert everything(gated, "openvino-cpu").nodes == {"a", "p", "s", "y"}
+    assert everything(gated).nodes == {"a", "p", "y"}
+    joined = graph("a = Conv <pads = [1, 1, 1, 1]> (x, w) k = Concat <axis = 1> (a, x) y = Conv (k, both)", "float[N, 8, H, W] y")
+    assert "k" in everything(joined).nodes
+    assert "k" not in everything(joined, "mnn").nodes
+    only = replace(scheme("ort-cpu"), quantised=("Gemm",))
+    assert candidates(joined, only) == []
+
+
+def test_groups_are_of_one_kind_and_one_resolution() -> None:
+    model = graph(
+        "a = Conv <pads = [1, 1, 1, 1], group = 8> (x, deep) c = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (a, w)"
+        " d = Conv <pads = [1, 1, 1, 1], group = 8> (c, deep) s = Add (c, d) p = GlobalAveragePool (s) f = Flatten (p)"
+        " y = Gemm <transB = 1> (f, gemm)",
+        "float[N, 10] y",
+    )
+    assert Places(model).groups() == {
+        "depthwise at 8 px": {"a"},
+        "depthwise at 4 px": {"d"},
+        "3x3 convolution at 4 px": {"c"},
+        "Add at 4 px": {"s"},
+        "pooling": {"p"},
+        "moving": {"f"},
+        "Gemm": {"y"},
+    }
 
 
 def test_the_graphs_output_is_never_quantised() -> None:
@@ -77,10 +135,11 @@ def test_each_next_candidate_leaves_more_in_float() -> None:
         "float[N, 64, H, W] y",
     )
     found = {one.name: one for one in candidates(model)}
-    assert list(found) == ["everything", "dense", "dense, 32+ channels"]  # 64+ would write the same, 128+ nothing
+    # "layers" and "dense" would write the same as the first two, 64+ the same as 32+, 128+ nothing
+    assert list(found) == ["everything", "everything but depthwise", "dense, 32+ channels"]
     assert found["everything"].nodes == {"a", "c", "k", "y"}
-    assert found["dense"].nodes == {"c", "y"}
-    assert found["dense"].tensors == ("a", "c", "k")
+    assert found["everything but depthwise"].nodes == {"c", "k", "y"}
+    assert found["everything but depthwise"].tensors == ("a", "c", "k")
     assert found["dense, 32+ channels"].nodes == {"y"}
     assert found["dense, 32+ channels"].tensors == ("k",)
 

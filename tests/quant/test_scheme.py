@@ -159,6 +159,8 @@ def test_every_preset_is_whole() -> None:
         ("[a]\nper_chanel = true", "did you mean per_channel"),
         ("[a]\nper_channel = 1", "per_channel must be bool"),
         ("[a]\nquantised = [1]", "quantised must be a list of strings"),
+        ("[a]\nquantised = ['MatMul']", "quantised must be some of Conv, Gemm"),
+        ("[a]\nfused = ['Softmax']", "fused must be some of Relu"),
         ("[a]\nranges = 'mse'\nrange_methods = ['minmax']", "hold ranges"),
         ("[a]\n[b]", "must hold one table"),
         ("a = 1", "must hold one table"),

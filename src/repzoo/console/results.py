@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repzoo import verbs
 from repzoo.console.evaluations import paired_line
@@ -25,24 +25,45 @@ def quantized(report: QuantReport, path: Path) -> View:
     """`repzoo quantize`."""
     table = columned("rung", ">drop", ">95 % interval", ">same %", ">seconds", "")
     for rung in report.rungs:
-        paired = rung.paired.values
         mark = "chosen" if rung is report.chosen else ("" if rung.passes else "refused")
-        interval = f"{cards.points(paired['drop_low'])} .. {cards.points(paired['drop_high'])}"
-        shown = (cards.points(paired["drop"]), interval, cards.percent(paired["same_prediction"]), f"{rung.seconds:.1f}")
-        table.add_row(rung.recipe, *shown, mark)
+        table.add_row(rung.recipe, *_drop(rung.paired.values), f"{rung.seconds:.1f}", mark)
+    verdict = "gate" if report.passes else "gate: refused"
+    table.add_row(verdict, *_drop(report.paired.values), "", f"{report.paired.values['n']} images")
     worst = columned("noisiest layers", ">weights dB", ">input dB", "worst side, channels")
     for one in report.chosen.layers[:SHOWN_LAYERS]:
         channels = ", ".join(map(str, one.channels[:3]))
         worst.add_row(one.layer, f"{one.weight_db:.0f}", f"{one.activation_db:.0f}", f"{one.side} {channels}")
+    data, rungs_by = report.record.data, report.record.data["selection_images"]
+    images = f"ranges by {data['images']} images; rungs compared on {rungs_by} others, the chosen one judged on {data['gate_images']} more"
+    return View(
+        {"file": str(path), **report.record.values},
+        table,
+        *([images] if rungs_by else []),
+        *([worst] if report.chosen.layers else []),
+        *_placement(report),
+        f"{path} written",
+        remarks=report.warnings,
+    )
+
+
+def _drop(values: Mapping[str, Any]) -> tuple[str, str, str]:
+    interval = f"{cards.points(values['drop_low'])} .. {cards.points(values['drop_high'])}"
+    return cards.points(values["drop"]), interval, cards.percent(values["same_prediction"])
+
+
+def _placement(report: QuantReport) -> list[str]:
+    """What runs in INT8, why the rest does not, and what that gives."""
     ratio = report.chosen.ratio.values
     latency = (
         f"placement: {report.chosen.placement}; INT8 / float latency {cards.ratio_of(ratio['ratio'])} "
         f"(95 % interval {cards.ratio_of(ratio['ratio_low'])} .. {cards.ratio_of(ratio['ratio_high'])})"
     )
-    shown_layers = [worst] if report.chosen.layers else []
-    return View(
-        {"file": str(path), **report.record.values}, table, *shown_layers, latency, f"{path} written", remarks=report.warnings
-    )
+    kept = [one for one in report.record.values.get("placement_trials", ()) if one["kept"]]
+    why = [
+        f"{one['group']} ({one['nodes']}) {'in INT8' if one['int8'] else 'in float'}: {cards.ratio_of(one['ratio'])} of the time"
+        for one in kept
+    ]
+    return [latency, *([f"by timing on this engine: {'; '.join(why)}"] if why else [])]
 
 
 def mismatches(result: verbs.Mismatches) -> View:

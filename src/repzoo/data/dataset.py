@@ -11,6 +11,7 @@ from PIL import Image
 from repzoo.errors import InputError
 
 HELD_OUT = ("validation", "val", "test")
+SELECTION = 256  # images among which a quantiser's attempts are chosen, where there are so many
 Stamp = tuple[int, int]
 GONE: Stamp = (-1, -1)
 
@@ -30,6 +31,7 @@ class Dataset:
     load     key -> image; raises UnreadableImage
     ordered  True when the order of `classes` is the model's output order, said by the data itself
     stamp    key -> (bytes, time of the last change) of its file, where there are files; GONE where it is not there
+    labelled False when nobody said what is in the images: there are no classes, and every target is 0
     """
 
     name: str
@@ -39,6 +41,7 @@ class Dataset:
     load: Callable[[str], Image.Image]
     ordered: bool = False
     stamp: Callable[[str], Stamp] | None = None
+    labelled: bool = True
 
     def __len__(self) -> int:
         """Number of images."""
@@ -59,6 +62,20 @@ class Dataset:
             rank[index] = seen.get(target, 0)
             seen[target] = rank[index] + 1
         return sorted(sorted(order, key=lambda index: rank[index])[:count])
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a quantiser is given, no image of it twice.
+
+    ranges     images that set ranges and rounding; their labels are not looked at
+    selection  images on which attempts are compared, of the same pool
+    gate       images on which the chosen attempt is judged, once
+    """
+
+    ranges: Dataset
+    selection: Dataset
+    gate: Dataset
 
 
 @dataclass(frozen=True)
@@ -92,19 +109,37 @@ class Source:
         return self.join(*([name for name in self.parts if name in HELD_OUT] or self.parts))
 
     def calibration_split(self, count: int, seed: int) -> tuple[Dataset, Dataset]:
-        """(calibration, evaluation), disjoint: calibration from `train`, or at most a quarter of a flat folder.
+        """(calibration, evaluation), disjoint: the ranges and the gate of `quantising_split`."""
+        found = self.quantising_split(count, seed)
+        return found.ranges, found.gate
+
+    def quantising_split(self, count: int, seed: int) -> Split:
+        """`count` images for ranges, up to SELECTION to choose by, the rest to judge by.
+
+        With a part `train` beside others, the first two are drawn from it (where it is too small for both, three quarters of it go
+        to the ranges) and what was held out judges. A flat folder gives at most a quarter of its images to the ranges and an
+        eighth to the choice.
 
         Raises:
-            InputError: count below 1, or fewer than four images.
+            InputError: count below 1, or fewer images than one for each.
         """
         if count < 1:
             raise InputError(f"at least 1 calibration image is needed; got {count}")
-        if "train" in self.parts and len(self.parts) > 1:
-            train = self.join("train")
-            return train.subset(train.balanced_sample(count, seed)), self.held_out()
-        whole = self.join(*self.parts)
-        chosen = whole.balanced_sample(min(count, len(whole) // 4), seed)
-        if not chosen:
-            raise InputError(f"{self.name} has {len(whole)} images; at least 4 are needed to calibrate and evaluate")
-        rest = sorted(set(range(len(whole))) - set(chosen))
-        return whole.subset(chosen, f"{whole.name} calibration"), whole.subset(rest, f"{whole.name} minus calibration")
+        apart = "train" in self.parts and len(self.parts) > 1
+        pool = self.join("train") if apart else self.join(*self.parts)
+        first = min(count, max(len(pool) * 3 // 4, 1)) if apart else min(count, len(pool) // 4)
+        second = min(SELECTION, len(pool) - first if apart else max(len(pool) // 8, 1))
+        if first < 1 or second < 1:
+            least = "2 in train" if apart else "4"
+            raise InputError(f"{self.name} has {len(pool)} images; at least {least} are needed to calibrate and evaluate")
+        ranges = pool.balanced_sample(first, seed)
+        left = sorted(set(range(len(pool))) - set(ranges))
+        others = pool.subset(left)
+        chosen = [left[index] for index in others.balanced_sample(second, seed)]
+        rest = sorted(set(left) - set(chosen))
+        gate = self.held_out() if apart else pool.subset(rest, f"{pool.name} minus calibration")
+        return Split(
+            pool.subset(ranges, pool.name if apart else f"{pool.name} calibration"),
+            pool.subset(chosen, f"{pool.name} selection"),
+            gate,
+        )

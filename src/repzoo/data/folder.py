@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -47,6 +48,23 @@ def read(root: Path) -> Source:
     parts_found = {part: {name: inside for name, inside in files.items() if inside} for part, files in found.items()}
     made = {part: _dataset(root, part, order or classes, files, bool(order)) for part, files in parts_found.items() if files}
     return Source(root.name, made, tuple(empty))
+
+
+def read_unlabelled(root: Path) -> Source | None:
+    """Images that lie in `root` itself, of which nobody says what is in them; None where there are none or class folders beside them.
+
+    Raises:
+        InputError: unreadable, or a name that is not UTF-8.
+    """
+    root = root.resolve() if root.name in ("", "..") else root
+    try:
+        images = [name for name, is_dir in entries(root) if not is_dir and Path(name).suffix.lower() in SUFFIXES]
+        if not images or any(_files_by_class(root).values()):
+            return None
+    except OSError as error:
+        raise InputError(f"{root} cannot be read: {error.strerror}") from None
+    part = _dataset(root, "all", ["?"], {"?": images}, ordered=False)
+    return Source(root.name, {"all": replace(part, classes=(), keys=tuple(images), labelled=False)})
 
 
 def load_image(path: Path) -> Image.Image:

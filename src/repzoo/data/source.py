@@ -13,13 +13,15 @@ from repzoo.plugins import Plugin, PluginTable
 NAMED = PluginTable("data set", "repzoo.datasets", {"digits": Plugin("repzoo.data.digits:read", "demo")})
 
 
-def open_source(where: str | Path) -> Source:
-    """Open a folder of images or a named set such as `digits`.
+def open_source(where: str | Path, unlabelled: bool = False) -> Source:
+    """Open a folder of images or a named set such as `digits`; with `unlabelled`, one with images and no class folders too.
 
     Raises:
         InputError: neither a folder nor a known name; a folder that is empty or has one class.
     """
     path = Path(where)
+    if unlabelled and path.is_dir() and (found := folder.read_unlabelled(path)):
+        return found
     if path.is_dir():
         return imagenet.read(path) if imagenet.is_layout(path) else folder.read(path)
     if path.exists():

@@ -1,15 +1,24 @@
 """The gate: what an INT8 model must keep, how that is measured, and what is said about it. Every recipe goes through it.
 
-A model *holds* when its paired drop is at most the budget and enough predictions are the float model's own: a few hundred labelled
-images cannot tell a drop of 0.3 points from none, but every flipped prediction shows. It is *refused* when its paired drop is
-proven above the budget, that is when the whole 95 % interval lies above it. What lies between is let through with a warning.
+Two sets of images, neither of which set a range. On the *selection* images attempts are compared with the float model and one is
+chosen; on the *gate* images the chosen one is measured, once, and that measurement is the verdict: since nothing was chosen by
+these images, the drop that is reported is no better than what other images of the kind will show.
+
+An attempt *holds* on the selection images when its paired drop is at most the budget and enough predictions are the float model's
+own: a few hundred labelled images cannot tell a drop of 0.3 points from none, but every flipped prediction shows. The chosen one
+is *refused* when its paired drop on the gate images is proven above the budget, that is when the whole 95 % interval lies above
+it. What lies between is let through with a warning.
+
+Without labels the float model's predictions stand for them. The drop is then the share of predictions that changed: the most that
+Top-1 can have lost, were every changed prediction right before and wrong now. Since many of them are not, a share of up to the
+budget and CHANGES points passes; what was lost of that is not known, and this is said.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from repzoo import __version__
@@ -25,8 +34,9 @@ from repzoo.quant import diagnose
 from repzoo.quant.diagnose import LayerNoise
 
 BENCH_SECONDS = 1.0
-UNCHANGED = 98.0  # % of predictions that must be the float model's own for a rung to hold
+UNCHANGED = 98.0  # % of predictions that must be the float model's own for an attempt to hold
 ENOUGH = 95.0  # % from which on no layer is taken out of INT8 for the sake of more: that would cost latency
+CHANGES = 100 - ENOUGH  # points that predictions may change without labels, beyond the budget
 BLAMED = 3  # layers that a refusal names
 
 
@@ -37,13 +47,25 @@ class Budget:
     max_drop: float = 0.3
     force: bool = False
 
+    def refuses(self, paired: Record) -> bool:
+        """Whether `paired` proves a drop above the budget."""
+        return bool(paired.values["drop_low"] > self.max_drop + (0 if paired.values["labelled"] else CHANGES))
+
+    def holds(self, paired: Record) -> bool:
+        """Whether `paired` leaves nothing to be wished for."""
+        return self.meets(paired) and bool(paired.values["same_prediction"] >= UNCHANGED)
+
+    def meets(self, paired: Record) -> bool:
+        """Whether the drop as measured is within the budget; without labels, all that counts are the predictions."""
+        return not paired.values["labelled"] or bool(paired.values["drop"] <= self.max_drop)
+
 
 @dataclass(frozen=True)
 class Rung:
     """One attempt and what it gave.
 
-    paired   against the float model on the gate's images; ratio: latency over float
-    passes   the gate lets it through; within: the drop as measured is within the budget; holds: no further rung is needed
+    paired   against the float model, on the selection images (those of the gate where there was no choice); ratio: latency over float
+    passes   not proven above the budget; within: the drop as measured is within it; holds: no further rung is needed
     seconds  what making and checking it cost
     layers   its noise, worst first; empty where the recipe does not say
     """
@@ -71,10 +93,12 @@ class Rung:
 
 @dataclass(frozen=True)
 class QuantReport:
-    """What was tried and what was chosen; `record` goes to the results, `warnings` to the person."""
+    """What was tried and what was chosen, `paired` on the gate images; `record` goes to the results, `warnings` to the person."""
 
     chosen: Rung
     rungs: tuple[Rung, ...]
+    paired: Record
+    passes: bool
     record: Record
     warnings: tuple[str, ...] = ()
 
@@ -97,8 +121,8 @@ class Attempt:
 class Context:
     """What a report says besides measurements.
 
-    settings  of the step that is written into the model; data: names and counts of the images
-    remarks   on the calibration images
+    settings  of the step that is written into the model; data: names and counts of the images; extras: more values of the Record
+    remarks   on the images
     started   time.perf_counter() when the work began
     """
 
@@ -107,13 +131,14 @@ class Context:
     budget: Budget
     remarks: Sequence[str]
     started: float
+    extras: Mapping[str, Any]
 
 
-class Gate:
-    """The images and the engine that decide about INT8 forms of one float model."""
+class Judge:
+    """INT8 forms of one float model, compared with it on the same images; the float model's answers are asked for once."""
 
-    def __init__(self, artifact: Artifact, images: Dataset, engine: Engine, budget: Budget, progress: Progress = silent) -> None:
-        self.artifact, self.images, self.engine, self.budget, self.progress = artifact, images, engine, budget, progress
+    def __init__(self, artifact: Artifact, images: Dataset, engine: Engine, progress: Progress = silent) -> None:
+        self.artifact, self.images, self.engine, self.progress = artifact, classed(images, artifact), engine, progress
         self.report = ReadReport()
         self._float: accuracy.Predictions | None = None
 
@@ -121,59 +146,96 @@ class Gate:
         """`made` against the float model, image by image."""
         runs = [accuracy.open_run(one, self.engine) for one in ([made] if self._float else [self.artifact, made])]
         found = accuracy.evaluate(runs, self.images, self.report if not self._float else ReadReport(), self.progress)
-        self._float = self._float or found[0]
-        return accuracy.compare(self._float, found[-1])
+        first, second = self._float or found[0], found[-1]
+        self._float = first
+        if not self.images.labelled:
+            first, second = (replace(one, targets=self._float.top[:, 0]) for one in (first, second))
+        paired = accuracy.compare(first, second)
+        return replace(paired, values={**paired.values, "labelled": self.images.labelled})
 
-    def judged(self, paired: Record) -> tuple[bool, bool, bool]:
-        """(passes, within, holds)."""
-        values, most = paired.values, self.budget.max_drop
-        within = values["drop"] <= most
-        return values["drop_low"] <= most, within, within and values["same_prediction"] >= UNCHANGED
+
+class Gate:
+    """What decides about INT8 forms of one float model: the images of the gate, the engine and the budget."""
+
+    def __init__(self, artifact: Artifact, images: Dataset, engine: Engine, budget: Budget, progress: Progress = silent) -> None:
+        self.artifact, self.engine, self.budget, self.progress = artifact, engine, budget, progress
+        self.judge = Judge(artifact, images, engine, progress)
+
+    def cases(self, models: Sequence[Artifact], seconds: float, rounds: int | None = None) -> list[latency.Case]:
+        """Each of `models` timed on one thread, interleaved."""
+        cases = [latency.case(one, self.engine) for one in models]
+        latency.run(cases, seconds, rounds, progress=self.progress)
+        return cases
 
     def timed(self, models: Sequence[Artifact], seconds: float | None = None) -> list[Record]:
-        """Latency of each model over the float one's, interleaved."""
-        cases = [latency.case(one, self.engine) for one in (self.artifact, *models)]
-        latency.run(cases, BENCH_SECONDS if seconds is None else seconds, progress=self.progress)
+        """Latency of each model over the float one's."""
+        cases = self.cases([self.artifact, *models], BENCH_SECONDS if seconds is None else seconds)
         return [latency.ratio(one, cases[0]) for one in cases[1:]]
 
-    def attempt(self, recipe: str, made: Artifact) -> Attempt:
-        """A whole rung for a model that another recipe made, whose placement and noise are not known."""
-        started = time.perf_counter()
-        paired = self.paired(made)
-        ratio = self.timed([made])[0]
-        return Attempt(made, Rung(recipe, recipe, paired, ratio, *self.judged(paired), time.perf_counter() - started))
+    def rung(self, recipe: str, placement: str, paired: Record, ratio: Record, started: float) -> Rung:
+        """A Rung with its verdicts; `started` by time.perf_counter()."""
+        verdict = not self.budget.refuses(paired), self.budget.meets(paired), self.budget.holds(paired)
+        return Rung(recipe, placement, paired, ratio, *verdict, round(time.perf_counter() - started, 2))
 
-    def concluded(self, attempts: Sequence[Attempt], context: Context) -> tuple[Artifact, QuantReport]:
-        """The best of `attempts`, with its history and report.
+    def attempt(self, recipe: str, made: Artifact) -> Attempt:
+        """A model that another recipe made, whose placement and noise are not known, measured on the gate's images."""
+        started = time.perf_counter()
+        return Attempt(made, self.rung(recipe, recipe, self.judge.paired(made), self.timed([made])[0], started))
+
+    def concluded(
+        self,
+        best: Attempt,
+        rungs: Sequence[Rung],
+        paired: Record,
+        context: Context,
+        blame: Callable[[], tuple[LayerNoise, ...]] = tuple,
+    ) -> tuple[Artifact, QuantReport]:
+        """`best`, chosen among `rungs`, with its history and report; `paired` is what it gave on the gate's images.
+
+        blame  the noise of its layers on the gate's images, asked for when these refuse it: calibration images may mislead
 
         Raises:
-            GateError: the drop is proven above the budget, whatever the attempt.
+            GateError: the drop is proven above the budget.
         """
-        best = max(attempts, key=lambda one: one.merit)
-        rung = best.rung
-        if not rung.passes and not self.budget.force:
-            raise GateError(self._refusal(rung))
-        settings = {"recipe": rung.recipe, "placement": rung.placement, **context.settings}
-        if not rung.passes:
-            settings["gate"] = self._refusal(rung)
+        passes = not self.budget.refuses(paired)
+        rung = best.rung if passes else replace(best.rung, layers=blame() or best.rung.layers)
+        said = "" if passes else self._refusal(rung, paired)
+        if said and not self.budget.force:
+            raise GateError(said)
+        settings = {"recipe": rung.recipe, "placement": rung.placement, **context.settings, **({"gate": said} if said else {})}
         made = self.artifact.then(best.artifact.model, Step("quantize", __version__, settings))
-        rungs = tuple(one.rung for one in attempts)
-        values = _values(rungs, rung, context, time.perf_counter() - context.started)
-        data = {**context.data, "gate": self.images.name, "gate_images": len(self.images)}
+        shown = tuple(rung if one is best.rung else one for one in rungs)
+        values = _values(shown, rung, paired, context)
+        images = self.judge.images
+        data = {**context.data, "gate": images.name, "gate_images": len(images), "labelled": images.labelled}
         engine = {"name": self.engine.name, "version": self.engine.version()}
         record = Record("quantize", identity_of(made), values, engine, data)
-        remarks = (*context.remarks, *self.report.sentences(), *_warnings(rung, self.budget))
-        return made, QuantReport(rung, rungs, record, tuple(dict.fromkeys(remarks)))
+        remarks = (*context.remarks, *self.judge.report.sentences(), *_warnings(rung, paired, self.budget))
+        return made, QuantReport(rung, shown, paired, passes, record, tuple(dict.fromkeys(remarks)))
 
-    def _refusal(self, rung: Rung) -> str:
-        values = rung.paired.values
+    def _refusal(self, rung: Rung, paired: Record) -> str:
+        values, budget = paired.values, self.budget.max_drop
         blamed = [one.sentence() for one in diagnose.culprits(rung.layers, BLAMED)]
         where = f"Most noise comes from {'; '.join(blamed)}. " if blamed else ""
-        return (
-            f"{self.artifact.name}: INT8 loses {values['drop']:.2f} points of Top-1 (95 % interval {values['drop_low']:.2f} to "
-            f"{values['drop_high']:.2f}, {values['n']} images), above the budget of {self.budget.max_drop}; nothing was written. "
-            f"{where}Raise --max-drop, calibrate on images like those that it was checked on, or write it with --force"
+        interval = (
+            f"{values['drop']:.2f} %s (95 %% interval {values['drop_low']:.2f} to {values['drop_high']:.2f}, {values['n']} images)"
         )
+        loses = (
+            f"loses {interval % 'points of Top-1'}, above the budget of {budget}"
+            if values["labelled"]
+            else f"changes {interval % '% of the predictions'}, more than the {budget + CHANGES:g} % that pass without labels"
+        )
+        return (
+            f"{self.artifact.name}: INT8 {loses}; nothing was written. {where}Raise --max-drop, calibrate on images like those that "
+            "it was checked on, or write it with --force"
+        )
+
+
+def classed(images: Dataset, artifact: Artifact) -> Dataset:
+    """`images`; without labels, with the model's own classes, which evaluation asks for (their targets mean nothing)."""
+    if images.labelled:
+        return images
+    return replace(images, classes=tuple(map(str, range(artifact.num_classes or len(artifact.labels)))), ordered=True)
 
 
 def require_deploy(artifact: Artifact) -> None:
@@ -182,10 +244,15 @@ def require_deploy(artifact: Artifact) -> None:
         raise InputError(f"{artifact.name} is in {artifact.form} form; quantising starts from the folded float model (repzoo fold)")
 
 
-def _warnings(rung: Rung, budget: Budget) -> list[str]:
-    paired, ratio, said = rung.paired.values, rung.ratio.values, []
-    if not rung.passes:
+def _warnings(rung: Rung, found: Record, budget: Budget) -> list[str]:
+    paired, ratio, said = found.values, rung.ratio.values, []
+    if budget.refuses(found):
         said.append(f"forced: the drop of {paired['drop']:.2f} points is above the budget of {budget.max_drop}")
+    elif not paired["labelled"]:
+        said.append(
+            f"the images have no labels: at most {paired['drop_high']:.2f} points can be lost ({paired['drop']:.2f} % of the "
+            f"predictions changed); whether it is {budget.max_drop} takes labelled images"
+        )
     elif paired["drop_high"] > budget.max_drop:
         said.append(
             f"{paired['n']} images cannot exclude a drop of up to {paired['drop_high']:.2f} points (budget {budget.max_drop})"
@@ -197,18 +264,19 @@ def _warnings(rung: Rung, budget: Budget) -> list[str]:
     return said
 
 
-def _values(rungs: Sequence[Rung], chosen: Rung, context: Context, seconds: float) -> dict[str, Any]:
-    paired = {key: chosen.paired.values[key] for key in ("drop", "drop_low", "drop_high", "p_value", "same_prediction")}
+def _values(rungs: Sequence[Rung], chosen: Rung, paired: Record, context: Context) -> dict[str, Any]:
+    shown = {key: paired.values[key] for key in ("drop", "drop_low", "drop_high", "p_value", "same_prediction", "labelled")}
     ratio = {f"latency_{key}": chosen.ratio.values[key] for key in ("ratio", "ratio_low", "ratio_high")}
-    blamed = () if chosen.holds else diagnose.culprits(chosen.layers)
+    blamed = () if context.budget.holds(paired) else diagnose.culprits(chosen.layers)
     return {
-        **paired,
+        **shown,
         **ratio,
         "recipe": chosen.recipe,
         "placement": chosen.placement,
         "rungs": [rung.to_json() for rung in rungs],
-        "seconds": round(seconds, 1),
+        "seconds": round(time.perf_counter() - context.started, 1),
         "culprits": [one.to_json() for one in blamed],
         "layers": [one.to_json() for one in chosen.layers],
         "max_drop": context.budget.max_drop,
+        **context.extras,
     }

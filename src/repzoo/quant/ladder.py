@@ -1,200 +1,266 @@
-"""The quantiser's decisions: calibrate once, place by measured latency, climb the recipes until the accuracy holds.
+"""The quantiser's decisions: calibrate once, place by measured latency, climb the rungs until the accuracy holds, judge the choice.
 
-Rungs, from cheap to dear; each is tried only when the one before it does not hold, those that cost latency only when none before
-is enough (see gate.py):
+Three sets of images, none in common (data.dataset.Split): *ranges* sets ranges and rounding, *selection* says which attempt is the
+best, *gate* judges that one, once. The rule, the same for the same images and placement:
 
-    rounding       ranges by downstream loss, weights to nearest, biases corrected
-    second-order   the same with second-order rounding (rounding.py)
-    equalised      the same on the equalised network (equalize.py)
-    escape N       the best of these, with the N noisiest layers (diagnose.py) left in float
-    a placement    the best of these on the other placements, the next fastest first
+1. The rungs that cost no latency (rungs.py) are tried in their order on the placement that search.py found, each compared with
+   the float model on the selection images. The first that holds there (see gate.py) is chosen.
+2. Where none holds, the best of them is, if it is *enough*: its drop within the budget, and 95 % of predictions unchanged.
+3. Where it is not, what costs latency follows, one after another until something is enough, and the best of all is chosen:
+   rungs that add work, the best recipe with 1, 3, 8 layers left in float or in 16 bits (those whose return to float takes most
+   noise off the logits of selection images), the best recipe on the other placements, the next fastest first.
+4. The gate images refuse the choice or let it pass. They lead to no other choice: that would make of them selection images.
 
-Placement: the candidates are timed interleaved with the float model on the target engine, and the fastest is taken. Where none is
-faster than float beyond noise the fastest is taken all the same, with a warning: INT8 is still smaller.
+The floor under all: where no placement is faster than float beyond noise the fastest is taken all the same, with a warning, since
+INT8 is still smaller.
 """
 
 from __future__ import annotations
 
-import itertools
+import importlib.util
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
 from repzoo.data.batches import ReadReport, batches
-from repzoo.data.dataset import Dataset
+from repzoo.data.dataset import Dataset, Split
 from repzoo.engines import Engine
 from repzoo.errors import InputError
 from repzoo.measure.host import host
-from repzoo.measure.record import Record
 from repzoo.progress import Progress, silent
-from repzoo.quant import diagnose, equalize, gate, layers, place, plan, qdq
-from repzoo.quant.gate import Attempt, Budget, Context, Gate, QuantReport, Rung
+from repzoo.quant import diagnose, gate, layers, plan, qdq, rungs, search
+from repzoo.quant.diagnose import LayerNoise
+from repzoo.quant.gate import Attempt, Budget, Context, Gate, Judge, QuantReport
 from repzoo.quant.observe import Statistics, observe
-from repzoo.quant.place import Placement
+from repzoo.quant.place import Placement, Places
 from repzoo.quant.plan import Corrections, Plan
+from repzoo.quant.rungs import RUNGS, Base, Recipe
 from repzoo.quant.scheme import QuantScheme
+from repzoo.quant.search import Found, Race, Timed
 
 DIAGNOSED_IMAGES = 64
-ESCAPES = (1, 3, 8)  # layers left in float, one rung each
-_Timed = tuple[Placement, Record]  # with its latency over float
+WEIGHED_IMAGES = 32  # on which escapes are weighed
+WEIGHED_LAYERS = 8  # of the noisiest, of which escapes are chosen
+ESCAPES = (1, 3, 8)  # layers that leave INT8, one rung each
+SEARCH_SECONDS = 30.0
+Inputs = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class _Recipe:
-    name: str
-    corrections: Corrections
-    equalise: bool = False
+class Target:
+    """What INT8 is made for. search: the most seconds for finding the fastest placement, which takes no longer than calibration."""
+
+    engine: Engine
+    scheme: QuantScheme
+    search: float = SEARCH_SECONDS
 
 
-RECIPES = (
-    _Recipe("rounding", Corrections(second_order=False)),
-    _Recipe("second-order", Corrections()),
-    _Recipe("equalised", Corrections(), equalise=True),
-)
-TIMED = _Recipe("timed", Corrections(second_order=False, bias=False, ranges="minmax"))  # latency does not depend on the numbers
+@dataclass(frozen=True)
+class _Made:
+    """A rung's model, how it came about, and what measured it."""
+
+    recipe: Recipe
+    timed: Timed
+    plan: Plan
+    attempt: Attempt
 
 
 class _Climb:
     """One model's way up: what every rung shares."""
 
-    def __init__(self, gate: Gate, scheme: QuantScheme) -> None:
-        self.gate, self.scheme, self.artifact = gate, scheme, gate.artifact
+    def __init__(self, gate: Gate, target: Target, split: Split) -> None:
+        self.gate, self.scheme, self.split, self.artifact = gate, target.scheme, split, gate.artifact
+        self.engine, self.threads = target.engine, int(host()["affinity"])
         self.model = qdq.prepared(gate.artifact.model)
         self.layers = layers.layers(self.model)
-        self.placements = place.candidates(self.model)
-        self._equalised: equalize.Equalised | None = None
-        self._gate_seen: Statistics | None = None
+        self.places = Places(self.model, target.scheme)
+        self.starts = self.places.candidates()
+        self.judge = Judge(gate.artifact, split.selection, target.engine, gate.progress)
+        self._bases: dict[tuple[rungs.Rewrite, ...], Base] = {}
+        self._weighed: Inputs | None = None
 
-    def calibrate(self, calibration: Dataset) -> ReadReport:
-        """Gather all that any placement and recipe may need, in one pass."""
-        nodes = frozenset[str]().union(*(one.nodes for one in self.placements))
-        self.reads = [one for name, one in self.layers.items() if name in nodes]
-        named = [*(name for one in self.placements for name in one.tensors), *(one.source for one in self.reads)]
-        self.tensors, report = list(dict.fromkeys(named)), ReadReport()
-        self.seen = self._observed(calibration, "calibrate", report)
-        report.check(calibration.name, len(calibration))
-        return report
+    def calibrate(self) -> list[str]:
+        """Gather all that any placement and recipe may need, in one pass; remarks on the images."""
+        nodes = frozenset[str]().union(*(one.nodes for one in self.starts))
+        reads = [one for name, one in self.layers.items() if name in nodes]
+        named = [*(name for one in self.starts for name in one.tensors), *(one.source for one in reads)]
+        report = ReadReport()
+        seen = self._observed(self.model, list(dict.fromkeys(named)), reads, self.split.ranges, report)
+        report.check(self.split.ranges.name, len(self.split.ranges))
+        self._bases[()] = Base(self.model, seen)
+        return report.sentences()
 
-    def _observed(self, images: Dataset, stage: str, report: ReadReport) -> Statistics:
-        inputs = _inputs(images, self.artifact, report, self.gate.progress, stage)
-        return observe(self.model, self.tensors, self.reads, inputs, self.gate.engine, host()["affinity"], len(images))
+    def _observed(
+        self, model: onnx.ModelProto, tensors: list[str], reads: Sequence[layers.Layer], images: Dataset, report: ReadReport
+    ) -> Statistics:
+        inputs = self._inputs(images, report, "calibrate")
+        return observe(model, tensors, reads, inputs, self.engine, self.threads, len(images))
 
-    def gate_statistics(self) -> Statistics:
-        """Of a few of the gate's images: what the diagnosis of a broken model looks at, since calibration images may mislead."""
-        if self._gate_seen is None:
-            images = self.gate.images
-            self._gate_seen = self._observed(images.subset(images.balanced_sample(DIAGNOSED_IMAGES, 0)), "diagnose", ReadReport())
-        return self._gate_seen
+    def _inputs(self, images: Dataset, report: ReadReport, stage: str) -> Iterator[Inputs]:
+        done = 0
+        for batch in batches(images, self.artifact.needing_preprocess(), 16, report):
+            yield batch.inputs
+            done += len(batch.indices)
+            self.gate.progress(stage, done, len(images))
 
-    def base(self, recipe: _Recipe) -> equalize.Equalised:
-        """The float graph that a recipe starts from."""
-        if not recipe.equalise:
-            return equalize.Equalised(self.model, {})
-        self._equalised = self._equalised or equalize.equalised(self.model)
-        return self._equalised
+    def base(self, rewrites: tuple[rungs.Rewrite, ...] = ()) -> Base:
+        """The float graph that a recipe starts from, with its statistics."""
+        if rewrites not in self._bases:
+            self._bases[rewrites] = rewrites[-1](self.base(rewrites[:-1]))
+        return self._bases[rewrites]
 
-    def write(self, recipe: _Recipe, placement: Placement) -> tuple[Artifact, Plan]:
+    def raced(self, seconds: float) -> Found:
+        """The fastest placement, searched for so long, and the others that the search began with."""
+        race = Race(self.gate, self.model, self.base().seen, self.scheme, self.places)
+        return search.fastest(race, self.starts, gate.BENCH_SECONDS, seconds)
+
+    def write(self, recipe: Recipe, placement: Placement) -> tuple[Artifact, Plan]:
         """The QDQ artifact of a recipe on a placement."""
-        base = self.base(recipe)
-        seen = self.seen.over(base.factors, self.layers.values())
-        made = plan.planned(base.model, placement, seen, self.scheme, self._corrections(recipe))
+        base = self.base(recipe.rewrites)
+        if base.places:
+            added = {new for new, old in base.places.items() if old in placement.nodes}
+            placement = Places(base.model, self.scheme).placement(placement.name, placement.nodes | added)
+        made = plan.planned(base.model, placement, base.seen, self.scheme, self._corrections(recipe))
         graph = plan.write(made, placement, self.scheme)
         return self.artifact.then(graph, Step("quantize", __version__)), made
 
-    def _corrections(self, recipe: _Recipe) -> Corrections:
+    def _corrections(self, recipe: Recipe) -> Corrections:
         """A scheme that asks for one way of choosing ranges gets it on the first rung; later ones may take any of its ways."""
         asked = self.scheme.ranges
-        return replace(recipe.corrections, ranges=asked) if recipe is RECIPES[0] and asked != "mse" else recipe.corrections
+        return replace(recipe.corrections, ranges=asked) if recipe is RUNGS[0] and asked != "mse" else recipe.corrections
 
-    def rung(self, recipe: _Recipe, name: str, timed: _Timed) -> Attempt:
-        """Make, check and judge one rung."""
-        started, (placement, ratio) = time.perf_counter(), timed
+    def rung(self, recipe: Recipe, name: str, timed: Timed) -> _Made:
+        """Make a rung and compare it with the float model on the selection images."""
+        started = time.perf_counter()
+        artifact, made = self.write(recipe, timed.placement)
+        return self._made(recipe, name, timed, (artifact, made), started)
+
+    def timed_rung(self, recipe: Recipe, name: str, placement: Placement) -> _Made:
+        """The same for one whose latency is not known."""
+        started = time.perf_counter()
         artifact, made = self.write(recipe, placement)
-        paired = self.gate.paired(artifact)
-        verdict = self.gate.judged(paired)
-        seen = (self.seen if verdict[-1] else self.gate_statistics()).over(self.base(recipe).factors, self.layers.values())
-        noise = tuple(diagnose.diagnosed(made, seen))
-        seconds = round(time.perf_counter() - started, 2)
-        return Attempt(artifact, Rung(name, placement.name, paired, ratio, *verdict, seconds, noise))
+        timed = Timed(placement, self.gate.timed([artifact], gate.BENCH_SECONDS / 2)[0])
+        return self._made(recipe, name, timed, (artifact, made), started)
 
-    def timed(self, placements: Sequence[Placement], seconds: float) -> list[_Timed]:
-        """The placements, fastest first."""
-        ratios = self.gate.timed([self.write(TIMED, one)[0] for one in placements], seconds)
-        return sorted(zip(placements, ratios, strict=True), key=lambda one: float(one[1].values["ratio"]))
+    def _made(self, recipe: Recipe, name: str, timed: Timed, written: tuple[Artifact, Plan], started: float) -> _Made:
+        artifact, made = written
+        noise = tuple(diagnose.diagnosed(made, self.base(recipe.rewrites).seen))
+        rung = self.gate.rung(name, timed.placement.name, self.judge.paired(artifact), timed.ratio, started)
+        return _Made(recipe, timed, made, Attempt(artifact, replace(rung, layers=noise)))
+
+    def blamed(self, one: _Made) -> tuple[LayerNoise, ...]:
+        """The noise of each layer of `one` on a few of the gate's images."""
+        images, base = self.split.gate, self.base(one.recipe.rewrites)
+        some = images.subset(images.balanced_sample(DIAGNOSED_IMAGES, 0))
+        reads = [item for name, item in layers.layers(base.model).items() if name in one.plan.rounded]
+        seen = self._observed(base.model, list(one.plan.activations), reads, some, ReadReport())
+        return tuple(diagnose.diagnosed(one.plan, seen))
+
+    def weighed(self, one: _Made) -> list[str]:
+        """The noisiest layers of `one`, first those whose return to float takes most noise off the logits."""
+        if self._weighed is None:
+            images = self.split.selection
+            some = images.subset(images.balanced_sample(WEIGHED_IMAGES, 0))
+            self._weighed = np.concatenate(list(self._inputs(some, ReadReport(), "weigh layers")))
+        truth = self.engine.open(self.artifact.model, self.threads).run(self._weighed)
+        left = {}
+        for noise in one.attempt.rung.layers[:WEIGHED_LAYERS]:
+            fewer = self.without(one.timed.placement, [noise.layer])
+            logits = self.engine.open(self.write(one.recipe, fewer)[0].model, self.threads).run(self._weighed)
+            left[noise.layer] = float(np.square(logits - truth).mean())
+        return [*sorted(left, key=lambda name: left[name]), *(it.layer for it in one.attempt.rung.layers[WEIGHED_LAYERS:])]
+
+    def without(self, placement: Placement, names: Sequence[str]) -> Placement:
+        """`placement` with the layers `names` in what the scheme's target has beside INT8."""
+        said = f"{placement.name}, {self.scheme.escape}: {', '.join(names)}"
+        if self.scheme.escape == "int16":
+            touched = self.places.placement(said, names).tensors
+            return replace(placement, name=said, wide=placement.wide | (frozenset(touched) & {*placement.tensors}))
+        return self.places.placement(said, placement.nodes - set(names))
 
 
 def quantize(
-    artifact: Artifact,
-    calibration: Dataset,
-    images: Dataset,
-    engine: Engine,
-    scheme: QuantScheme,
-    budget: Budget,
-    progress: Progress = silent,
+    artifact: Artifact, split: Split, target: Target, budget: Budget, progress: Progress = silent
 ) -> tuple[Artifact, QuantReport]:
     """The INT8 artifact of the folded, float `artifact`, with the report.
 
-    calibration  images whose activations set the ranges (labels unused)
-    images       labelled images, disjoint from `calibration`, on which the drop is measured
-
     Raises:
         InputError: not a folded float model, or images that cannot be used.
-        GateError: the drop is proven above the budget, whatever the recipe.
+        GateError: the drop of the rung that the selection images chose is proven above the budget on the gate's.
     """
     gate.require_deploy(artifact)
     started = time.perf_counter()
-    climb = _Climb(Gate(artifact, images, engine, budget, progress), scheme)
-    if not climb.placements:
+    climb = _Climb(Gate(artifact, split.gate, target.engine, budget, progress), target, split)
+    if not climb.starts:
         raise InputError(
             f"{artifact.name} has no convolution or linear layer with constant weights, so there is nothing to quantise"
         )
-    remarks = climb.calibrate(calibration).sentences()
-    attempts = list(_climbed(climb))
-    settings = {"scheme": asdict(scheme), "calibration_images": climb.seen.images, **asdict(budget)}
-    data = {"calibration": calibration.name, "images": len(calibration)}
-    return climb.gate.concluded(attempts, Context(settings, data, budget, remarks, started))
+    remarks = climb.calibrate()
+    calibrated = time.perf_counter() - started
+    found = climb.raced(min(target.search, calibrated))
+    made = list(_climbed(climb, found))
+    best = max(made, key=lambda one: one.attempt.merit)
+    judged = time.perf_counter()
+    paired = climb.gate.judge.paired(best.attempt.artifact)
+    seconds = {"calibrate": calibrated, "place": found.seconds, "gate": time.perf_counter() - judged}
+    context = Context(
+        {"scheme": asdict(target.scheme), "calibration_images": climb.base().seen.images, **asdict(budget)},
+        {"calibration": split.ranges.name, "images": len(split.ranges), "selection_images": len(split.selection)},
+        budget,
+        (*remarks, *climb.judge.report.sentences(), *_left_out()),
+        started,
+        {
+            "placement_trials": [one.to_json() for one in found.trials],
+            "stages": {name: round(value, 2) for name, value in seconds.items()},
+        },
+    )
+    return climb.gate.concluded(best.attempt, [one.attempt.rung for one in made], paired, context, lambda: climb.blamed(best))
 
 
-def _inputs(
-    images: Dataset, artifact: Artifact, report: ReadReport, progress: Progress, stage: str
-) -> Iterator[npt.NDArray[np.float32]]:
-    done = 0
-    for batch in batches(images, artifact.needing_preprocess(), 16, report):
-        yield batch.inputs
-        done += len(batch.indices)
-        progress(stage, done, len(images))
+def _offered(slower: bool) -> list[Recipe]:
+    """The rungs whose packages are installed."""
+    return [one for one in RUNGS if one.slower == slower and not _is_missing(one)]
 
 
-def _climbed(climb: _Climb) -> Iterator[Attempt]:
-    """Rung after rung until one holds: recipes on the fastest placement, then fewer layers, then the other placements."""
-    fastest, *others = climb.timed(climb.placements, gate.BENCH_SECONDS)
-    made: list[Attempt] = []
-    for recipe in RECIPES:
-        made.append(climb.rung(recipe, recipe.name, fastest))
+def _is_missing(recipe: Recipe) -> bool:
+    return bool(recipe.package) and importlib.util.find_spec(recipe.package) is None
+
+
+def _left_out() -> list[str]:
+    return [f"the rung {one.name} was left out: it needs the package {one.package}" for one in RUNGS if _is_missing(one)]
+
+
+def _climbed(climb: _Climb, found: Found) -> Iterator[_Made]:
+    """Rung after rung until one is good enough: see the module."""
+    made: list[_Made] = []
+    for recipe in _offered(slower=False):
+        made.append(climb.rung(recipe, recipe.name, found.best))
         yield made[-1]
-        if made[-1].rung.holds:
+        if made[-1].attempt.rung.holds:
             return
-    best = max(made, key=lambda one: one.merit).rung
-    if best.enough:
+    best = max(made, key=lambda one: one.attempt.merit)
+    if best.attempt.rung.enough:
         return
-    recipe = next(one for one in RECIPES if one.name == best.recipe)
-    for name, timed in itertools.chain(_escapes(climb, fastest[0], best), ((timed[0].name, timed) for timed in others)):
-        attempt = climb.rung(recipe, f"{recipe.name}, {name}", timed)
-        yield attempt
-        if attempt.rung.enough:
+    for one in _dearer(climb, found, best):
+        yield one
+        if one.attempt.rung.enough:
             return
 
 
-def _escapes(climb: _Climb, placement: Placement, rung: Rung) -> Iterator[tuple[str, _Timed]]:
-    """`placement` with more and more of the noisiest layers of `rung` in float, timed."""
-    noisiest = [one.layer for one in rung.layers]
-    for count in ESCAPES:
-        if count < len(noisiest):
-            left = noisiest[:count]
-            fewer = place.placement(climb.model, f"{placement.name}, float: {', '.join(left)}", placement.nodes - set(left))
-            yield f"escape {count}", climb.timed([fewer], gate.BENCH_SECONDS / 2)[0]
+def _dearer(climb: _Climb, found: Found, best: _Made) -> Iterator[_Made]:
+    """What costs latency: more work in the graph, less in INT8, another placement."""
+    placement, recipe = found.best.placement, best.recipe
+    for slower in _offered(slower=True):
+        yield climb.timed_rung(slower, slower.name, placement)
+    if len(best.attempt.rung.layers) > 1:
+        ranked = climb.weighed(best)
+        for count in (one for one in ESCAPES if one < len(ranked)):
+            yield climb.timed_rung(recipe, f"{recipe.name}, escape {count}", climb.without(placement, ranked[:count]))
+    for timed in found.others:
+        yield climb.rung(recipe, f"{recipe.name}, {timed.placement.name}", timed)

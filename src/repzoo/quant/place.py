@@ -1,95 +1,194 @@
 """Where Q/DQ pairs go: which nodes compute in INT8 and which tensors are therefore quantised.
 
 A Placement is data: the names of the nodes that run in INT8. The tensors follow: what such a node reads, and what it writes
-once the activation that the engine fuses into it (ReLU, Clip) has been applied.
+once the activation that the target applies within it (ReLU, for some targets GELU and hard-swish too) has been applied.
+
+Which operators may be INT8 and which activations belong to the layer before is the scheme's to say (`quantised`, `fused`). Of an
+activation that is spelt in several nodes (GELU by Erf, swish by Sigmoid and Mul) none runs in INT8 on any target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx
 
+from repzoo.graph.pieces import skeleton
+from repzoo.quant.scheme import MOVING, POOLING, QuantScheme
+
 WEIGHTED = frozenset({"Conv", "Gemm"})
-ELEMENTWISE = frozenset({"Add"})
-MOVING = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Concat", "Split", "Transpose"})
-FUSED = frozenset({"Relu", "Clip"})
+ELEMENTWISE = frozenset({"Add", "Mul"})
 WIDTHS = (32, 64, 128)  # least of input and output channels
+SPELT = {  # activations of several nodes: how often each operator stands in them
+    "Gelu": (Counter(Div=1, Erf=1, Add=1, Mul=2), Counter(Erf=1, Add=1, Mul=3)),
+    "Swish": (Counter(Sigmoid=1, Mul=1),),
+    "HardSwish": (Counter(HardSigmoid=1, Mul=1), Counter(Add=1, Clip=1, Mul=1, Div=1), Counter(Add=1, Clip=1, Mul=2)),
+}
+SPELLING = frozenset().union(*(form for forms in SPELT.values() for form in forms))
+LONGEST = max(sum(form.values()) for forms in SPELT.values() for form in forms)
+DEFAULT = QuantScheme("default", "operators and activations of ONNX Runtime")
 
 
 @dataclass(frozen=True)
 class Placement:
-    """nodes: names of outputs of the nodes that run in INT8; tensors: activations with a Q/DQ pair, in graph order."""
+    """nodes: names of outputs of the nodes that run in INT8; tensors: activations with a Q/DQ pair, in graph order.
+
+    wide  of `tensors`, those that take 16 bits
+    """
 
     name: str
     nodes: frozenset[str]
     tensors: tuple[str, ...]
+    wide: frozenset[str] = frozenset()
 
 
-def candidates(model: onnx.ModelProto) -> list[Placement]:
-    """Placements worth measuring, the most quantised first; empty ones, and those that write the same, are dropped.
+class Places:
+    """What may run in INT8 in one float `model` on the target of `scheme`.
 
-    Narrow and depthwise convolutions often cost more in INT8 than they save, so each next candidate leaves more of them float.
+    layers  convolutions and linear layers of constant weights, around: what else may; both by output, in graph order
     """
-    weights = {item.name: min(item.dims[:2], default=0) for item in model.graph.initializer}
-    floats = _float_tensors(model)
-    weighted = [node for node in model.graph.node if node.input[:1] and node.input[0] in floats and _is_plain(node, weights)]
-    dense = [node for node in weighted if not _is_grouped(node)]
-    around = [node for node in model.graph.node if node.op_type in MOVING and {node.input[0], *node.output} <= floats]
-    around += [node for node in model.graph.node if node.op_type in ELEMENTWISE and {*node.input, *node.output} <= floats]
-    named = {"everything": [*weighted, *around], "dense": dense}
-    named |= {f"dense, {width}+ channels": [node for node in dense if weights[node.input[1]] >= width] for width in WIDTHS}
-    found: dict[tuple[frozenset[str], tuple[str, ...]], Placement] = {}
-    for name, nodes in named.items():
-        one = placement(model, name, (node.output[0] for node in nodes))
-        heavy = frozenset(node.output[0] for node in nodes if node.op_type in WEIGHTED)
-        found.setdefault((heavy, one.tensors), one)
-    return [one for (heavy, _), one in found.items() if heavy]
+
+    def __init__(self, model: onnx.ModelProto, scheme: QuantScheme = DEFAULT) -> None:
+        self.model, self.scheme = model, scheme
+        self._nodes = list(model.graph.node)
+        self._sides, self._floats = _known(model)
+        self._shapes = {item.name: tuple(item.dims) for item in model.graph.initializer}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self._nodes:
+            for value in node.input:
+                self._readers.setdefault(value, []).append(node)
+        self._outputs = {value.name for value in model.graph.output}
+        self._spelt = dict(filter(None, (self._spelling(value) for value in (*self._floats,))))
+        self.layers = [node for node in self._nodes if self._is_plain(node)]
+        inside = {value for _, nodes, _ in self._spelt.values() for value in nodes}
+        self.around = [node for node in self._nodes if self._is_around(node) and node.output[0] not in inside]
+
+    def placement(self, name: str, nodes: Iterable[str]) -> Placement:
+        """The placement that runs `nodes` (by first output) in INT8."""
+        chosen = frozenset(nodes)
+        tensors: dict[str, None] = {}
+        for node in self._nodes:
+            if node.output[0] in chosen:
+                reads = node.input[:1] if node.op_type in WEIGHTED else node.input
+                tensors |= dict.fromkeys(value for value in reads if value in self._floats)
+                tensors |= dict.fromkeys(self._written(value) for value in node.output if value)
+        return Placement(name, chosen, tuple(value for value in tensors if value not in self._outputs))
+
+    def candidates(self) -> list[Placement]:
+        """Placements to begin a search with, the most quantised first; empty ones, and those that write the same, are dropped.
+
+        Narrow and depthwise convolutions, and operators without weights, often cost more in INT8 than they save.
+        """
+        dense = [node for node in self.layers if _kind(node, self._shapes) != "depthwise"]
+        named = {
+            "everything": [*self.layers, *self.around],
+            "everything but depthwise": [*dense, *self.around],
+            "layers": self.layers,
+            "dense": dense,
+        }
+        named |= {f"dense, {width}+ channels": [node for node in dense if self._width(node) >= width] for width in WIDTHS}
+        found: dict[tuple[frozenset[str], tuple[str, ...]], Placement] = {}
+        for name, nodes in named.items():
+            one = self.placement(name, (node.output[0] for node in nodes))
+            heavy = frozenset(node.output[0] for node in nodes if node.op_type in WEIGHTED)
+            found.setdefault((heavy, one.tensors), one)
+        return [one for (heavy, _), one in found.items() if heavy]
+
+    def groups(self) -> dict[str, frozenset[str]]:
+        """What may run in INT8 by kind and resolution, such as "depthwise at 28 px": what a search moves as one."""
+        found: dict[str, set[str]] = {}
+        for node in (*self.layers, *self.around):
+            kind, side = _kind(node, self._shapes), self._sides.get(node.output[0], 0)
+            found.setdefault(f"{kind} at {side} px" if side > 1 else kind, set()).add(node.output[0])
+        return {name: frozenset(nodes) for name, nodes in found.items()}
+
+    def _written(self, value: str) -> str:
+        """`value`, or what the activation that the target fuses into the layer makes of it."""
+        readers = self._readers.get(value, [])
+        if len(readers) == 1 and readers[0].op_type in self.scheme.fused and value not in self._outputs:
+            return str(readers[0].output[0])
+        kind, _, end = self._spelt.get(value, ("", (), value))
+        return end if kind in self.scheme.fused else value
+
+    def _spelling(self, value: str) -> tuple[str, tuple[str, tuple[str, ...], str]] | None:
+        """(value, (kind, its nodes, its result)) of an activation of several nodes that `value` goes through and nothing else."""
+        region, nodes = {value: None}, list[onnx.NodeProto]()
+        while len(nodes) < LONGEST:
+            grown = next((node for at in region for node in self._readers.get(at, []) if self._joins(node, region)), None)
+            if grown is None:
+                return None
+            nodes.append(grown)
+            region[grown.output[0]] = None
+            kinds = Counter(node.op_type for node in nodes)
+            kind = next((name for name, forms in SPELT.items() if kinds in forms), "")
+            if kind and [at for at in region if self._is_read_outside(at, region)] == [grown.output[0]]:
+                return value, (kind, tuple(node.output[0] for node in nodes), grown.output[0])
+        return None
+
+    def _is_read_outside(self, value: str, region: Mapping[str, None]) -> bool:
+        return value in self._outputs or any(node.output[0] not in region for node in self._readers.get(value, []))
+
+    def _joins(self, node: onnx.NodeProto, region: Mapping[str, None]) -> bool:
+        inside = all(name in region or name in self._shapes for name in node.input if name)
+        return node.op_type in SPELLING and inside and node.output[0] not in region
+
+    def _is_plain(self, node: onnx.NodeProto) -> bool:
+        """Whether it is a Conv or Gemm of constant weights and bias that computes their product and sum alone (a Gemm may scale)."""
+        if node.op_type not in WEIGHTED & {*self.scheme.quantised} or node.input[0] not in self._floats:
+            return False
+        factors = all(item.f == 1.0 for item in node.attribute if item.name in ("alpha", "beta"))
+        turned = any(item.name == "transA" and item.i for item in node.attribute)
+        return factors and not turned and all(value in self._shapes for value in node.input[1:] if value)
+
+    def _is_around(self, node: onnx.NodeProto) -> bool:
+        if node.op_type not in self.scheme.quantised:
+            return False
+        if node.op_type in ELEMENTWISE:
+            return {*node.input, *node.output} <= self._floats.keys()
+        return node.op_type in (*MOVING, *POOLING) and {node.input[0], *node.output} <= self._floats.keys()
+
+    def _width(self, node: onnx.NodeProto) -> int:
+        return min(self._shapes[node.input[1]][:2], default=0)
 
 
-def placement(model: onnx.ModelProto, name: str, nodes: Iterable[str]) -> Placement:
-    """The placement that runs `nodes` (by first output) in INT8."""
-    chosen, floats = frozenset(nodes), _float_tensors(model)
-    fused = _fused_outputs(model, chosen)
-    tensors: dict[str, None] = {}
-    for node in model.graph.node:
-        if node.output[0] in chosen:
-            reads = node.input[:1] if node.op_type in WEIGHTED else node.input
-            tensors |= dict.fromkeys(value for value in reads if value in floats)
-            tensors |= dict.fromkeys(fused.get(value, value) for value in node.output if value)
-    outputs = {value.name for value in model.graph.output}
-    return Placement(name, chosen, tuple(value for value in tensors if value not in outputs))
+def candidates(model: onnx.ModelProto, scheme: QuantScheme = DEFAULT) -> list[Placement]:
+    """See Places.candidates."""
+    return Places(model, scheme).candidates()
 
 
-def _fused_outputs(model: onnx.ModelProto, chosen: frozenset[str]) -> dict[str, str]:
-    """Output of an INT8 node -> output of the activation fused into it, when that is its only reader."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for value in node.input:
-            readers.setdefault(value, []).append(node)
-    alone = {value: found[0] for value, found in readers.items() if len(found) == 1 and value in chosen}
-    return {value: node.output[0] for value, node in alone.items() if node.op_type in FUSED}
+def placement(model: onnx.ModelProto, name: str, nodes: Iterable[str], scheme: QuantScheme = DEFAULT) -> Placement:
+    """See Places.placement."""
+    return Places(model, scheme).placement(name, nodes)
 
 
-def _constants(model: onnx.ModelProto) -> set[str]:
-    made = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
-    return made | {item.name for item in model.graph.initializer}
+def _kind(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What a node is alike to in speed."""
+    if node.op_type in MOVING:
+        return "moving"
+    if node.op_type in POOLING:
+        return "pooling"
+    if node.op_type != "Conv":
+        return node.op_type
+    if any(item.name == "group" and item.i > 1 for item in node.attribute):
+        return "depthwise"
+    return "x".join(map(str, shapes[node.input[1]][2:])) + " convolution"
 
 
-def _float_tensors(model: onnx.ModelProto) -> set[str]:
-    """Names of the activations that are known to be float32; shapes and indices, which a graph may compute too, are not."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    values = (*graph.input, *graph.value_info, *graph.output)
-    return {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT} - _constants(model)
+def _known(model: onnx.ModelProto) -> tuple[dict[str, int], dict[str, None]]:
+    """(height of each activation of rank 4 whose height is known, activations that are known to be float32).
 
-
-def _is_plain(node: onnx.NodeProto, weights: Container[str]) -> bool:
-    """Whether it is a Conv or Gemm of constant weights and bias that computes nothing but their product and sum (a Gemm may also scale)."""
-    factors = all(item.f == 1.0 for item in node.attribute if item.name in ("alpha", "beta"))
-    turned = any(item.name == "transA" and item.i for item in node.attribute)
-    return node.op_type in WEIGHTED and factors and not turned and all(value in weights for value in node.input[1:] if value)
-
-
-def _is_grouped(node: onnx.NodeProto) -> bool:
-    return any(item.name == "group" and item.i > 1 for item in node.attribute)
+    Shapes and indices, which a graph may compute too, are not float32.
+    """
+    graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
+    constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    constants |= {item.name for item in model.graph.initializer}
+    sides, floats = {}, {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        if tensor.elem_type == onnx.TensorProto.FLOAT and value.name not in constants:
+            floats[value.name] = None
+        if len(tensor.shape.dim) == 4:
+            sides[value.name] = tensor.shape.dim[2].dim_value
+    return sides, floats

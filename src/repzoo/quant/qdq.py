@@ -8,6 +8,7 @@ Source: ONNX operators QuantizeLinear-13 and -21, DequantizeLinear-13 and -21; O
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,8 @@ class _Writer:
 
     def fresh(self, name: str) -> str:
         """`name`, or with a number behind it where the graph has such a name already."""
-        made = next(one for one in (name, *(f"{name}_{number}" for number in range(len(self.taken)))) if one not in self.taken)
+        numbered = (f"{name}_{number}" for number in itertools.count())
+        made = next(one for one in itertools.chain([name], numbered) if one not in self.taken)
         self.taken.add(made)
         return made
 

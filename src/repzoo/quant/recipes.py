@@ -15,7 +15,7 @@ import onnx
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
 from repzoo.data.batches import ReadReport, batches
-from repzoo.data.dataset import Dataset
+from repzoo.data.dataset import Dataset, Split
 from repzoo.engines import Array, Engine
 from repzoo.errors import InputError
 from repzoo.measure import accuracy
@@ -95,11 +95,13 @@ def task(
         progress("calibrate", len(images), len(calibration))
     if not images:
         raise InputError("no calibration image could be read; give --data with images of the kind the model will see")
-    indices = accuracy.class_indices(gate, artifact)
+    indices = accuracy.class_indices(gate, artifact) if gate.labelled else []
     fits = max(1, LABELLED_BYTES // (3 * 4 * preprocess.size**2))
     some = gate.subset(range(0, len(gate), -(-len(gate) // fits)))
 
     def labelled() -> Iterator[tuple[Array, int]]:
+        if not gate.labelled:
+            raise InputError("the recipe checks accuracy by itself, which takes labelled images: one folder a class")
         for batch in batches(some, preprocess, 16, ReadReport()):
             for row, index in zip(batch.inputs, batch.indices, strict=True):
                 yield row[None], indices[some.targets[index]]
@@ -108,25 +110,21 @@ def task(
 
 
 def quantize(
-    artifact: Artifact,
-    calibration: Dataset,
-    checked: Dataset,
-    engine: Engine,
-    name: str,
-    budget: gate.Budget,
-    progress: Progress = silent,
+    artifact: Artifact, split: Split, engine: Engine, name: str, budget: gate.Budget, progress: Progress = silent
 ) -> tuple[Artifact, gate.QuantReport]:
-    """As `ladder.quantize`, by the recipe called `name`: one attempt, measured on `checked`, gated and reported as the ladder's are.
+    """As `ladder.quantize`, by the recipe called `name`: one attempt, so that there is nothing to choose by the selection images;
+    measured on the gate's, gated and reported as the ladder's are.
 
     Raises:
         InputError: unknown recipe, a model or images that it cannot use; MissingExtra; GateError: see ladder.quantize.
     """
     gate.require_deploy(artifact)
     made_by, started, report = recipe(name), time.perf_counter(), ReadReport()
-    model = made_by(task(artifact, calibration, checked, budget.max_drop, report, progress))
-    report.check(calibration.name, len(calibration))
-    judge = gate.Gate(artifact, checked, engine, budget, progress)
+    model = made_by(task(artifact, split.ranges, split.gate, budget.max_drop, report, progress))
+    report.check(split.ranges.name, len(split.ranges))
+    judge = gate.Gate(artifact, split.gate, engine, budget, progress)
     attempt = judge.attempt(name, artifact.then(model, Step("quantize", __version__)))
-    settings = {"calibration_images": len(calibration), **asdict(budget)}
-    data = {"calibration": calibration.name, "images": len(calibration)}
-    return judge.concluded([attempt], gate.Context(settings, data, budget, report.sentences(), started))
+    settings = {"calibration_images": len(split.ranges), **asdict(budget)}
+    data = {"calibration": split.ranges.name, "images": len(split.ranges), "selection_images": 0}
+    context = gate.Context(settings, data, budget, report.sentences(), started, {})
+    return judge.concluded(attempt, [attempt.rung], attempt.rung.paired, context)

@@ -21,7 +21,10 @@ from repzoo.plugins import unknown
 from repzoo.storage import read_bounded
 
 RANGES = ("minmax", "percentile", "mse", "entropy")
-MOVING = ("MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Concat", "Split", "Transpose")
+POOLING = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean")
+MOVING = ("Flatten", "Reshape", "Concat", "Split", "Transpose")
+OPERATORS = ("Conv", "Gemm", "Add", "Mul", *POOLING, *MOVING)  # what can be written as INT8
+ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Swish", "Gelu")
 PEAKS = {8: 127, 7: 64}  # largest weight by weight bits; 7 bits are -64..64, so that a pair of products fits 16 bits
 # In the names of /proc/cpuinfo: instructions that add products of 8 bits in 32, which x86 needs not to saturate.
 EXACT_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
@@ -52,8 +55,9 @@ class QuantScheme:
     per_channel           one weight scale for each output channel, else one for each tensor
     ranges                how an activation's range is chosen first: one of range_methods
     range_methods         every method that the target's own tool knows, out of minmax, percentile, mse, entropy
-    quantised             ONNX operators that compute on quantised values
-    fused                 activations that the target applies within the layer before, so no Q/DQ goes between
+    quantised             ONNX operators that may compute on quantised values, out of OPERATORS
+    fused                 activations that the target applies within the layer before, so no Q/DQ goes between, out of ACTIVATIONS;
+                          Gelu, Swish and HardSwish also where several nodes spell them
     escape                what a layer that INT8 breaks may use instead: float | int16
     """
 
@@ -67,7 +71,7 @@ class QuantScheme:
     per_channel: bool = True
     ranges: str = "mse"
     range_methods: tuple[str, ...] = RANGES
-    quantised: tuple[str, ...] = ("Conv", "Gemm", "MatMul", "Add", *MOVING)
+    quantised: tuple[str, ...] = ("Conv", "Gemm", "Add", *POOLING[:3], *MOVING)
     fused: tuple[str, ...] = ("Relu", "Clip")
     escape: str = "float"
 
@@ -76,6 +80,10 @@ class QuantScheme:
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in allowed:
                 raise InputError(f"scheme {self.name}: {key} must be one of {allowed}; got {getattr(self, key)!r}")
+        for key, known in (("quantised", OPERATORS), ("fused", ACTIVATIONS)):
+            for one in getattr(self, key):
+                if one not in known:
+                    raise InputError(f"scheme {self.name}: {key} must be some of {', '.join(known)}; got {one!r}")
         strange = set(self.range_methods) - set(RANGES)
         if strange or self.ranges not in self.range_methods:
             raise InputError(

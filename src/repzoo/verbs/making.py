@@ -170,13 +170,19 @@ def fold(
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """Settings of `quantize`. scheme: "" for the engine's own; recipe: "repzoo", or another of recipes.names() to compare with."""
+    """Settings of `quantize`.
+
+    scheme  "" for the engine's own
+    recipe  "repzoo", or another of recipes.names() to compare with
+    search  the most seconds for finding the fastest placement of Q/DQ on the engine; it never takes longer than calibration
+    """
 
     engine: str = DEFAULT_ENGINE
     scheme: str = ""
     recipe: str = recipes.OWN
     max_drop: float = 0.3
     images: int = 256
+    search: float = ladder.SEARCH_SECONDS
     force: bool = False
     seed: int = 0
 
@@ -186,6 +192,8 @@ class QuantizeOptions:
             raise InputError(f"max_drop must be a finite number of points; got {self.max_drop}")
         if self.images < 1:
             raise InputError(f"images must be at least 1; got {self.images}")
+        if not 0 <= self.search < math.inf:
+            raise InputError(f"search must be a number of seconds, 0 or more; got {self.search}")
         if self.recipe != recipes.OWN and self.scheme:
             raise InputError(f"the recipe {self.recipe} represents numbers in its own way; leave --scheme out, or --recipe")
 
@@ -195,7 +203,8 @@ def quantize(
 ) -> tuple[Artifact, QuantReport]:
     """The INT8 form of `artifact` (folded first when it is not), with the report of what was tried.
 
-    Calibrates on `data`'s training part (or a quarter of a flat folder) and gates on the rest.
+    data  labelled images, or a folder of images that nobody labelled; a part of it sets ranges, a part says which attempt is the
+          best, and the rest judges that one: see data.dataset.Source.quantising_split and quant.gate
 
     Raises:
         InputError: bad images or model; CertificateError: see `fold`; GateError: the drop is proven above the budget.
@@ -203,19 +212,21 @@ def quantize(
     options = options or QuantizeOptions()
     if options.recipe != recipes.OWN:
         recipes.recipe(options.recipe)  # refuses a strange name or a missing package before the work
-    source = data if isinstance(data, Source) else open_source(data)
+    source = data if isinstance(data, Source) else open_source(data, unlabelled=True)
     if artifact.form == "train":
         artifact, _ = fold(artifact)
-    calibration, gate = source.calibration_split(options.images, options.seed)
-    accuracy.class_indices(gate, artifact)  # refuses strange classes before the work, not after it
-    budget = Budget(options.max_drop, options.force)
-    runner = engine(options.engine)
-    said = [f"{len(calibration)} calibration images, of {options.images} asked for"] if len(calibration) < options.images else []
+    split = source.quantising_split(options.images, options.seed)
+    if split.gate.labelled:
+        accuracy.class_indices(split.gate, artifact)  # refuses strange classes before the work, not after it
+    budget, runner = Budget(options.max_drop, options.force), engine(options.engine)
+    fewer = len(split.ranges) < options.images
+    said = [f"{len(split.ranges)} calibration images, of {options.images} asked for"] if fewer else []
     if options.recipe != recipes.OWN:
-        made, report = recipes.quantize(artifact, calibration, gate, runner, options.recipe, budget, progress)
+        made, report = recipes.quantize(artifact, split, runner, options.recipe, budget, progress)
     else:
         wanted = scheme_called(options.scheme) if options.scheme else scheme_for(options.engine)
         scheme, remark = for_host(wanted, runner, host())
         said += [remark] if remark else []
-        made, report = ladder.quantize(artifact, calibration, gate, runner, scheme, budget, progress)
+        target = ladder.Target(runner, scheme, options.search)
+        made, report = ladder.quantize(artifact, split, target, budget, progress)
     return made, replace(report, warnings=(*said, *report.warnings))

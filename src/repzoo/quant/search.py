@@ -1,0 +1,179 @@
+"""The placement that runs fastest, found by timing on the target engine.
+
+Begins with the fastest of a few placements (place.Places.candidates), all timed in turns with the float model. Then groups of like
+nodes, by kind and resolution, change sides one at a time: out of INT8 where they are in it, into it where they are not. Each is
+timed in turns with the placement as it stands, and those that make it faster beyond noise (the whole interval of the ratio lies
+below 1) are taken together, or the best of them alone, whichever a second race says is faster, again beyond noise. So the
+placement only ever gets faster, and a group whose change is neutral stays where it is. It ends when no group gains, or when the
+seconds are used up.
+
+Latency does not depend on the numbers, so weights are rounded plainly and ranges are min-max here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import onnx
+
+from repzoo.artifact import Artifact
+from repzoo.measure import latency
+from repzoo.measure.record import Record
+from repzoo.measure.stats import Interval
+from repzoo.quant import qdq, ranges
+from repzoo.quant.gate import Gate
+from repzoo.quant.observe import Statistics
+from repzoo.quant.place import Placement, Places
+from repzoo.quant.scheme import QuantScheme
+
+ROUNDS = 9  # of each race: their median's 95 % interval is from the 2nd to the 8th
+CALLS = 3  # of each model in a round, about
+LEAST_SECONDS, MOST_SECONDS = 0.02, 0.6  # of each model in a race
+TOGETHER = 4  # models in a race, besides the one that they are compared with: each is a session with the weights
+SMALLEST_GAIN = 0.99  # of a ratio's middle: a change that gains less than 1 % is not worth a search
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A placement with its latency over the float model's."""
+
+    placement: Placement
+    ratio: Record
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What changing the side of a group of nodes did. int8: the side that was tried; ratio: latency over that before."""
+
+    group: str
+    nodes: int
+    int8: bool
+    ratio: float
+    low: float
+    high: float
+    kept: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """For a person."""
+        side = "in INT8" if self.int8 else "in float"
+        return f"{self.group} ({self.nodes}) {side}: {self.ratio:.2f} of the time ({self.low:.2f} .. {self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The fastest placement, the others that began with it (the next fastest first), and what was tried."""
+
+    best: Timed
+    others: tuple[Timed, ...]
+    trials: tuple[Trial, ...] = ()
+    seconds: float = 0.0
+
+
+class Race:
+    """Times placements of one float `model`."""
+
+    def __init__(self, gate: Gate, model: onnx.ModelProto, seen: Statistics, scheme: QuantScheme, places: Places) -> None:
+        self._gate, self._model, self._scheme, self.places = gate, model, scheme, places
+        spans = {name: ranges.minmax(one) for name, one in seen.histograms.items()}
+        self._numbers = {name: ranges.affine(*span, scheme.activation_symmetric) for name, span in spans.items()}
+        self.seconds = LEAST_SECONDS
+
+    def over_float(self, placements: Sequence[Placement], seconds: float) -> list[Record]:
+        """Latency of each over the float model's."""
+        cases = self._gate.cases([self._gate.artifact, *map(self._made, placements)], seconds)
+        usual = sum(cases[0].medians_us()) / len(cases[0].medians_us()) / 1e6
+        self.seconds = min(max(usual * CALLS * ROUNDS, LEAST_SECONDS), MOST_SECONDS)
+        return [latency.ratio(one, cases[0]) for one in cases[1:]]
+
+    def over(self, base: Placement, placements: Sequence[Placement]) -> list[Interval]:
+        """Latency of each over that of `base`."""
+        found: list[Interval] = []
+        for start in range(0, len(placements), TOGETHER):
+            some = placements[start : start + TOGETHER]
+            cases = self._gate.cases([*map(self._made, (base, *some))], self.seconds, ROUNDS)
+            records = [latency.ratio(one, cases[0]).values for one in cases[1:]]
+            found += [Interval(one["ratio"], one["ratio_low"], one["ratio_high"]) for one in records]
+        return found
+
+    def _made(self, placement: Placement) -> Artifact:
+        signed = self._scheme.activation_type == "int8"
+        graph = qdq.write(self._model, placement, self._numbers, self._scheme.per_channel, None, signed)
+        return replace(self._gate.artifact, model=graph)
+
+
+def fastest(race: Race, starts: Sequence[Placement], screening: float, seconds: float) -> Found:
+    """The fastest placement that can be found from `starts` in about `seconds`, the first race apart.
+
+    screening  seconds for each of `starts` in the first race
+    """
+    started = time.perf_counter()
+    ratios = race.over_float(starts, screening)
+    timed = sorted(map(Timed, starts, ratios), key=lambda one: float(one.ratio.values["ratio"]))
+    deadline = time.perf_counter() + seconds
+    best, trials = timed[0], list[Trial]()
+    while step := _step(race, best.placement, deadline, trials):
+        best = replace(best, placement=step)
+    if best.placement is not timed[0].placement:
+        best = Timed(best.placement, race.over_float([best.placement], screening)[0])
+    return Found(best, tuple(timed[1:]), tuple(trials), round(time.perf_counter() - started, 2))
+
+
+def _step(race: Race, base: Placement, deadline: float, trials: list[Trial]) -> Placement | None:
+    """A placement faster than `base` beyond noise; None where there is none, or the time is over."""
+    tried = list[tuple[Trial, frozenset[str]]]()
+    layers = {node.output[0] for node in race.places.layers}
+    flips = [one for one in _flips(race.places.groups(), base) if (base.nodes ^ one[1]) & layers]
+    for start in range(0, len(flips), TOGETHER):
+        if time.perf_counter() >= deadline:
+            break
+        some = flips[start : start + TOGETHER]
+        found = race.over(base, [_changed(race, base, [group]) for _, group, _ in some])
+        tried += [
+            (Trial(name, len(group), into, one.value, one.low, one.high), group)
+            for (name, group, into), one in zip(some, found, strict=True)
+        ]
+    gains = sorted((one for one in tried if one[0].high < 1 and one[0].ratio <= SMALLEST_GAIN), key=lambda one: one[0].ratio)
+    taken, made = _proven(race, base, gains)
+    trials += [replace(one, kept=one in taken) for one, _ in tried]
+    return made
+
+
+def _proven(race: Race, base: Placement, gains: Sequence[tuple[Trial, frozenset[str]]]) -> tuple[list[Trial], Placement | None]:
+    """(what was taken, the placement): all of `gains` together or the first alone, if a race of their own says so."""
+    if not gains:
+        return [], None
+    layers = {node.output[0] for node in race.places.layers}
+    choices = [gains[:1], *([gains] if len(gains) > 1 else [])]
+    made = [_changed(race, base, [group for _, group in one]) for one in choices]
+    made = [one for one in made if one.nodes & layers]
+    found = race.over(base, made)
+    best = min(range(len(made)), key=lambda index: found[index].value)
+    if found[best].high >= 1:
+        return [], None
+    return [trial for trial, _ in choices[best]], made[best]
+
+
+def _flips(groups: Mapping[str, frozenset[str]], base: Placement) -> Iterator[tuple[str, frozenset[str], bool]]:
+    """(name, nodes that change sides, whether into INT8) of each group; one that is on both sides changes with each part."""
+    for name, nodes in groups.items():
+        inside, outside = nodes & base.nodes, nodes - base.nodes
+        if inside:
+            yield name, inside, False
+        if outside:
+            yield name, outside, True
+
+
+def _changed(race: Race, base: Placement, groups: Sequence[frozenset[str]]) -> Placement:
+    """`base` with every node of `groups` on its other side."""
+    nodes = base.nodes
+    for group in groups:
+        nodes ^= group
+    names = [name for name, group in race.places.groups().items() if not group & nodes]
+    return race.places.placement(f"searched, float: {', '.join(names)}" if names else "everything", nodes)
