@@ -45,13 +45,14 @@ def test_another_seed_draws_other_images() -> None:
 
 
 @given(TARGETS, st.integers(1, 70), st.integers(0, 5))
-def test_a_flat_set_is_split_without_overlap_and_keeps_three_quarters_for_evaluation(
-    targets: list[int], count: int, seed: int
-) -> None:
-    calibration, evaluation = Source("s", {"all": dataset("all", targets)}).calibration_split(count, seed)
-    assert len(calibration) == min(count, len(targets) // 4)
-    assert sorted(map(int, calibration.keys + evaluation.keys)) == list(range(len(targets)))
-    assert list(map(int, evaluation.keys)) == sorted(map(int, evaluation.keys))
+def test_a_flat_set_is_split_without_overlap_and_most_of_it_judges(targets: list[int], count: int, seed: int) -> None:
+    split = Source("s", {"all": dataset("all", targets)}).quantising_split(count, seed)
+    assert len(split.ranges) == min(count, len(targets) // 4)
+    assert len(split.selection) == max(1, len(targets) // 8)
+    keys = split.ranges.keys + split.selection.keys + split.gate.keys
+    assert sorted(map(int, keys)) == list(range(len(targets)))
+    assert list(map(int, split.gate.keys)) == sorted(map(int, split.gate.keys))
+    assert Source("s", {"all": dataset("all", targets)}).calibration_split(count, seed)[1].keys == split.gate.keys
 
 
 def parted() -> Source:
@@ -59,17 +60,23 @@ def parted() -> Source:
     return Source("s", parts)
 
 
-def test_with_parts_the_calibration_is_drawn_from_train_and_the_rest_is_held_out() -> None:
-    calibration, evaluation = parted().calibration_split(6, 0)
-    assert Counter(calibration.targets) == {0: 2, 1: 2, 2: 2}
-    assert set(map(int, calibration.keys)) <= set(range(12))
-    assert evaluation.keys == ("100", "101", "200")
-    assert evaluation.name == "s[validation+test]"
+def test_with_parts_ranges_and_selection_are_drawn_from_train_and_the_rest_is_held_out() -> None:
+    split = parted().quantising_split(6, 0)
+    assert Counter(split.ranges.targets) == Counter(split.selection.targets) == {0: 2, 1: 2, 2: 2}
+    assert set(map(int, split.ranges.keys + split.selection.keys)) == set(range(12))
+    assert split.gate.keys == ("100", "101", "200")
+    assert split.gate.name == "s[validation+test]"
+
+
+def test_a_small_part_train_is_shared_three_to_one() -> None:
+    split = parted().quantising_split(256, 0)
+    assert (len(split.ranges), len(split.selection), len(split.gate)) == (9, 3, 3)
+    assert not set(split.ranges.keys) & set(split.selection.keys)
 
 
 def test_only_train_is_treated_as_flat() -> None:
-    calibration, evaluation = Source("s", {"train": dataset("t", [0, 1, 2, 0])}).calibration_split(4, 0)
-    assert (len(calibration), len(evaluation)) == (1, 3)
+    split = Source("s", {"train": dataset("t", [0, 1, 2, 0])}).quantising_split(4, 0)
+    assert (len(split.ranges), len(split.selection), len(split.gate)) == (1, 1, 2)
 
 
 @pytest.mark.parametrize("source", [parted(), Source("s", {"all": dataset("all", [0, 1] * 4)})])

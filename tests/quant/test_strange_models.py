@@ -211,8 +211,8 @@ def folders(tmp_path: Path) -> Path:
 def test_fewer_images_than_asked_are_said(quantize: Callable[..., Any], tmp_path: Path, folders: Path) -> None:
     ran = quantize(small(), "--report", tmp_path / "report.json", data=folders)
     assert ran.code == 0, ran.err
-    assert "note: 20 calibration images, of 32 asked for" in ran.err
-    assert '"images": 20' in (tmp_path / "report.json").read_text().replace("\n", "")
+    assert "note: 15 calibration images, of 32 asked for" in ran.err
+    assert '"images": 15' in (tmp_path / "report.json").read_text().replace("\n", "")
     require_agreement(tmp_path, small())
 
 
@@ -234,7 +234,7 @@ def test_images_of_other_classes(quantize: Callable[..., Any], folders: Path) ->
 
 
 def test_no_images(quantize: Callable[..., Any], tmp_path: Path, folders: Path) -> None:
-    """Without a training part, a quarter of what there is calibrates; without anything, it is said."""
+    """Without a training part, a quarter of what there is sets the ranges; without anything, it is said."""
     for path in (folders / "train").rglob("*.png"):
         path.unlink()
     ran = quantize(small(), data=folders)

@@ -37,7 +37,7 @@ from repzoo.progress import Progress, silent
 from repzoo.quant import diagnose, gate, layers, plan, qdq, rungs, search
 from repzoo.quant.diagnose import LayerNoise
 from repzoo.quant.gate import Attempt, Budget, Context, Gate, Judge, QuantReport
-from repzoo.quant.observe import Statistics, observe
+from repzoo.quant.observe import Statistics, batch_size, observe
 from repzoo.quant.place import Placement, Places
 from repzoo.quant.plan import Corrections, Plan
 from repzoo.quant.rungs import RUNGS, Base, Recipe
@@ -83,7 +83,7 @@ class _Climb:
         self.starts = self.places.candidates()
         self.judge = Judge(gate.artifact, split.selection, target.engine, gate.progress)
         self._bases: dict[tuple[rungs.Rewrite, ...], Base] = {}
-        self._weighed: Inputs | None = None
+        self._weighed: list[Inputs] | None = None
 
     def calibrate(self) -> list[str]:
         """Gather all that any placement and recipe may need, in one pass; remarks on the images."""
@@ -99,12 +99,13 @@ class _Climb:
     def _observed(
         self, model: onnx.ModelProto, tensors: list[str], reads: Sequence[layers.Layer], images: Dataset, report: ReadReport
     ) -> Statistics:
-        inputs = self._inputs(images, report, "calibrate")
+        size = batch_size(model, [*tensors, *(one.source for one in reads)])
+        inputs = self._inputs(images, report, "calibrate", size)
         return observe(model, tensors, reads, inputs, self.engine, self.threads, len(images))
 
-    def _inputs(self, images: Dataset, report: ReadReport, stage: str) -> Iterator[Inputs]:
+    def _inputs(self, images: Dataset, report: ReadReport, stage: str, size: int) -> Iterator[Inputs]:
         done = 0
-        for batch in batches(images, self.artifact.needing_preprocess(), 16, report):
+        for batch in batches(images, self.artifact.needing_preprocess(), size, report):
             yield batch.inputs
             done += len(batch.indices)
             self.gate.progress(stage, done, len(images))
@@ -167,14 +168,18 @@ class _Climb:
         if self._weighed is None:
             images = self.split.selection
             some = images.subset(images.balanced_sample(WEIGHED_IMAGES, 0))
-            self._weighed = np.concatenate(list(self._inputs(some, ReadReport(), "weigh layers")))
-        truth = self.engine.open(self.artifact.model, self.threads).run(self._weighed)
+            self._weighed = list(self._inputs(some, ReadReport(), "weigh layers", batch_size(self.model, ())))
+        truth = self._logits(self.artifact, self._weighed)
         left = {}
         for noise in one.attempt.rung.layers[:WEIGHED_LAYERS]:
             fewer = self.without(one.timed.placement, [noise.layer])
-            logits = self.engine.open(self.write(one.recipe, fewer)[0].model, self.threads).run(self._weighed)
+            logits = self._logits(self.write(one.recipe, fewer)[0], self._weighed)
             left[noise.layer] = float(np.square(logits - truth).mean())
         return [*sorted(left, key=lambda name: left[name]), *(it.layer for it in one.attempt.rung.layers[WEIGHED_LAYERS:])]
+
+    def _logits(self, artifact: Artifact, inputs: Sequence[Inputs]) -> Inputs:
+        session = self.engine.open(artifact.model, self.threads)
+        return np.concatenate([session.run(one) for one in inputs])
 
     def without(self, placement: Placement, names: Sequence[str]) -> Placement:
         """`placement` with the layers `names` in what the scheme's target has beside INT8."""

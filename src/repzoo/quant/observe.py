@@ -19,6 +19,7 @@ import onnx
 from repzoo.artifact import classifier_input
 from repzoo.engines import Engine
 from repzoo.errors import InputError
+from repzoo.graph.pieces import skeleton
 from repzoo.quant import layers
 from repzoo.quant.layers import Layer
 
@@ -28,6 +29,8 @@ BINS = 256
 SPOTS = 196  # positions of each image that a histogram takes; extremes take all
 ROWS_PER_COLUMN, LEAST_ROWS = 4, 4096  # output positions behind a Gram matrix, in all
 GRAM_BYTES = 2**28  # of all Gram matrices together, float32
+PROBED_BYTES = 2**26  # of the activations of one batch
+MOST_IMAGES = 16  # of a batch
 LARGEST = 1e16  # of an activation: sums of some thousand squares stay within float32
 
 
@@ -207,6 +210,17 @@ def observe(
     if not seen:
         raise InputError("no calibration image could be read; give --data with images of the kind the model will see")
     return Statistics(found, {name: one.done() for name, one in gathered.items()}, seen)
+
+
+def batch_size(model: onnx.ModelProto, tensors: Iterable[str]) -> int:
+    """Images that one call should take, so that the activations `tensors` of them stay within PROBED_BYTES."""
+    fixed = classifier_input(model).type.tensor_type.shape.dim
+    if fixed and fixed[0].dim_value:
+        return int(fixed[0].dim_value)
+    graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
+    shapes = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim][1:] for item in graph.value_info}
+    each = sum(4 * int(np.prod(shapes.get(name, [0]))) for name in set(tensors))
+    return int(np.clip(PROBED_BYTES // max(each, 1), 1, MOST_IMAGES))
 
 
 def _probed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

@@ -184,7 +184,7 @@ def _known(model: onnx.ModelProto) -> tuple[dict[str, int], dict[str, None]]:
     graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
     constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
     constants |= {item.name for item in model.graph.initializer}
-    sides, floats = {}, {}
+    sides, floats = dict[str, int](), dict[str, None]()
     for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
         if tensor.elem_type == onnx.TensorProto.FLOAT and value.name not in constants:

@@ -116,13 +116,16 @@ def fastest(race: Race, starts: Sequence[Placement], screening: float, seconds: 
     started = time.perf_counter()
     ratios = race.over_float(starts, screening)
     timed = sorted(map(Timed, starts, ratios), key=lambda one: float(one.ratio.values["ratio"]))
+    alike = [one for one in timed if one.ratio.values["ratio"] <= timed[0].ratio.values["ratio"] / SMALLEST_GAIN]
+    first = min(alike, key=lambda one: starts.index(one.placement))  # the most quantised of those as fast
     deadline = time.perf_counter() + seconds
-    best, trials = timed[0], list[Trial]()
+    best, trials = first, list[Trial]()
     while step := _step(race, best.placement, deadline, trials):
         best = replace(best, placement=step)
-    if best.placement is not timed[0].placement:
+    if best.placement is not first.placement:
         best = Timed(best.placement, race.over_float([best.placement], screening)[0])
-    return Found(best, tuple(timed[1:]), tuple(trials), round(time.perf_counter() - started, 2))
+    others = tuple(one for one in timed if one is not first)
+    return Found(best, others, tuple(trials), round(time.perf_counter() - started, 2))
 
 
 def _step(race: Race, base: Placement, deadline: float, trials: list[Trial]) -> Placement | None:
