@@ -1,8 +1,15 @@
 """Where the noise comes from: for each layer, its own rounding (weight side) against the quantised input (activation side).
 
-Signal is the layer's mean squared output tr(W H W') with H = E[x x'] over calibration images. Noise is, on the weight side,
-tr(D H D') with D = W' - W; on the activation side sum_c e_c ||W[:, c]||^2, where e_c is the expected squared rounding and clipping
+Signal of an output channel is its mean squared output W H W' with H = E[x x'] over calibration images. Noise is, on the weight
+side, D H D' with D = W' - W; on the activation side sum_c e_c W[:, c]^2, where e_c is the expected squared rounding and clipping
 error of input channel c, taken as independent from channel to channel. Both are local: what one layer adds, given a clean input.
+
+A layer's ratio is the mean over its output channels of noise over signal: a channel that dwarfs the others, and takes the steps
+for itself, then counts as one channel, as it does for the layers that read them all. A channel whose signal is below FAINT of the
+mean is taken to have that much.
+
+Besides the channels that hold most of the noise there are those that caused it: a scale is set by the channel that reaches
+furthest, and where that is more than OUTLYING times what the median channel reaches, it is named.
 """
 
 from __future__ import annotations
@@ -25,6 +32,8 @@ from repzoo.quant.plan import Plan
 Float = npt.NDArray[np.float64]
 WORST_CHANNELS = 5
 CLEAN_DB = 120.0  # shown for a side without noise
+FAINT = 1e-6  # of the mean signal of a layer's output channels
+OUTLYING = 4.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class LayerNoise:
     share     of the side's noise that those channels add, 0..1
     range     low and high that the input's steps cover; `seen` what its values spanned
     method    how that range was chosen
+    outliers  channels of that side that set its one scale: they reach `spread` times as far as the median channel, the worst first
     """
 
     layer: str
@@ -47,6 +57,8 @@ class LayerNoise:
     range: tuple[float, float]
     seen: tuple[float, float]
     method: str
+    outliers: tuple[int, ...] = ()
+    spread: float = 1.0
 
     @property
     def noise(self) -> float:
@@ -62,7 +74,9 @@ class LayerNoise:
         channels = ", ".join(map(str, self.channels))
         kind = "output" if self.side == "weight" else "input"
         worse = min(self.weight_db, self.activation_db)
-        return f"{self.layer} ({self.side} side, {worse:.0f} dB; {kind} channels {channels} add {self.share:.0%} of it)"
+        set_by = ", ".join(map(str, self.outliers))
+        why = f"; its scale is set by {kind} channel {set_by}, {self.spread:.0f} times the median" if set_by else ""
+        return f"{self.layer} ({self.side} side, {worse:.0f} dB; {kind} channels {channels} add {self.share:.0%} of it{why})"
 
 
 def diagnosed(made: Plan, seen: Statistics) -> list[LayerNoise]:
@@ -77,14 +91,28 @@ def _noise(one: Layer, made: Plan, values: Mapping[str, npt.NDArray[Any]], seen:
     rounded, span = made.rounded[one.name], made.ranges[one.source]
     scale = np.broadcast_to(rounded.scale.reshape(-1), (one.outputs,)).reshape(one.groups, -1, 1)
     restored = np.asarray(one.rows(rounded.values), np.float64) * scale
-    signal = planning.output_power(rows, moments).sum()
-    weight = planning.output_power(restored - rows, moments).reshape(-1)
-    costs = (restored**2).sum(1).reshape(one.inputs, -1).sum(1)
-    activation = costs * ranges.noise(histogram, *span)
-    side, worse = ("weight", weight) if weight.sum() >= activation.sum() else ("activation", activation)
+    signal = planning.output_power(rows, moments).reshape(-1)
+    signal = np.maximum(signal, max(FAINT * float(signal.mean()), 1e-300))
+    weight = planning.output_power(restored - rows, moments).reshape(-1) / signal
+    each = (restored**2 / signal.reshape(one.groups, -1, 1)).sum(1)  # what a unit of squared error in a column entry costs
+    activation = each.reshape(one.inputs, -1).sum(1) * ranges.noise(histogram, *span)
+    ratios = weight.sum() / one.outputs, activation.sum() / one.outputs
+    side, worse = ("weight", weight) if ratios[0] >= ratios[1] else ("activation", activation)
     channels, share = _worst(worse)
-    sides = decibel(signal, weight.sum()), decibel(signal, activation.sum())
-    return LayerNoise(one.name, side, *sides, channels, share, span, ranges.minmax(histogram), made.methods[one.source])
+    reached = np.abs(rows).max(2).reshape(-1) if side == "weight" else np.maximum(np.abs(histogram.low), np.abs(histogram.high))
+    outliers, spread = _outlying(reached) if side == "activation" or rounded.scale.size == 1 else ((), 1.0)
+    seen_range, method = ranges.minmax(histogram), made.methods[one.source]
+    sides = decibel(1, ratios[0]), decibel(1, ratios[1])
+    return LayerNoise(one.name, side, *sides, channels, share, span, seen_range, method, outliers, spread)
+
+
+def _outlying(reached: Float) -> tuple[tuple[int, ...], float]:
+    """(the few channels that reach more than OUTLYING times as far as the median one, furthest first; how far the first does)."""
+    usual = float(np.median(reached[reached > 0])) if (reached > 0).any() else 0.0
+    if usual == 0:
+        return (), 1.0
+    order = np.argsort(-reached, kind="stable")[:WORST_CHANNELS]
+    return tuple(int(index) for index in order if reached[index] > OUTLYING * usual), float(reached.max() / usual)
 
 
 def decibel(signal: float, noise: float) -> float:

@@ -86,8 +86,11 @@ class Rung:
         return self.holds or (self.within and self.paired.values["same_prediction"] >= ENOUGH)
 
     def to_json(self) -> dict[str, Any]:
-        """Without samples and layers."""
-        own = {name: getattr(self, name) for name in ("recipe", "placement", "passes", "within", "holds", "seconds")}
+        """Without samples, and of the layers only the culprits, where it does not hold."""
+        own: dict[str, Any] = {
+            name: getattr(self, name) for name in ("recipe", "placement", "passes", "within", "holds", "seconds")
+        }
+        own["culprits"] = [] if self.holds else [one.to_json() for one in diagnose.culprits(self.layers, BLAMED)]
         return {**own, **self.paired.values, **self.ratio.values}
 
 
