@@ -42,7 +42,7 @@ class Machine(search.Race):
         found = [self._ratio(self.cost(one), sum(FLOAT.values())) for one in placements]
         return [Record("ratio", {}, {"ratio": one.value, "ratio_low": one.low, "ratio_high": one.high}) for one in found]
 
-    def over(self, base: Placement, placements: Sequence[Placement]) -> list[Interval]:
+    def over(self, base: Placement, placements: Sequence[Placement], openings: int = 1) -> list[Interval]:  # noqa: ARG002
         self.races += 1
         return [self._ratio(self.cost(one), self.cost(base)) for one in placements]
 

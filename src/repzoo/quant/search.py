@@ -33,7 +33,7 @@ ROUNDS = 9  # of each race: their median's 95 % interval is from the 2nd to the 
 CALLS = 3  # of each model in a round, about
 LEAST_SECONDS, MOST_SECONDS = 0.02, 0.6  # of each model in a race
 TOGETHER = 4  # models in a race, besides the one that they are compared with: each is a session with the weights
-SMALLEST_GAIN = 0.99  # of a ratio's middle: a change that gains less than 1 % is not worth a search
+SMALLEST_GAIN = 0.98  # of a ratio's middle: less may be where a session's memory happens to lie, see measure.latency
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,13 @@ class Race:
         self.seconds = min(max(usual * CALLS * ROUNDS, LEAST_SECONDS), MOST_SECONDS)
         return [latency.ratio(one, cases[0]) for one in cases[1:]]
 
-    def over(self, base: Placement, placements: Sequence[Placement]) -> list[Interval]:
-        """Latency of each over that of `base`."""
+    def over(self, base: Placement, placements: Sequence[Placement], openings: int = 1) -> list[Interval]:
+        """Latency of each over that of `base`, over so many openings of their sessions."""
         found: list[Interval] = []
         for start in range(0, len(placements), TOGETHER):
             some = placements[start : start + TOGETHER]
-            cases = self._gate.cases([*map(self._made, (base, *some))], self.seconds, ROUNDS)
+            rounds = max(ROUNDS, 2 * openings)
+            cases = self._gate.cases([*map(self._made, (base, *some))], self.seconds * rounds / ROUNDS, rounds, openings)
             records = [latency.ratio(one, cases[0]).values for one in cases[1:]]
             found += [Interval(one["ratio"], one["ratio_low"], one["ratio_high"]) for one in records]
         return found
@@ -156,7 +157,7 @@ def _proven(race: Race, base: Placement, gains: Sequence[tuple[Trial, frozenset[
     choices = [gains[:1], *([gains] if len(gains) > 1 else [])]
     made = [_changed(race, base, [group for _, group in one]) for one in choices]
     made = [one for one in made if one.nodes & layers]
-    found = race.over(base, made)
+    found = race.over(base, made, latency.OPENINGS)
     best = min(range(len(made)), key=lambda index: found[index].value)
     if found[best].high >= 1:
         return [], None
