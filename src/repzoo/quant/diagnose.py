@@ -92,7 +92,8 @@ def _noise(one: Layer, made: Plan, values: Mapping[str, npt.NDArray[Any]], seen:
     scale = np.broadcast_to(rounded.scale.reshape(-1), (one.outputs,)).reshape(one.groups, -1, 1)
     restored = np.asarray(one.rows(rounded.values), np.float64) * scale
     signal = planning.output_power(rows, moments).reshape(-1)
-    signal = np.maximum(signal, max(FAINT * float(signal.mean()), 1e-300))
+    usual = float(signal.mean())
+    signal = np.maximum(signal, FAINT * usual) if usual > 0 else np.full(len(signal), np.inf)  # a layer that is silent has no noise
     weight = planning.output_power(restored - rows, moments).reshape(-1) / signal
     each = (restored**2 / signal.reshape(one.groups, -1, 1)).sum(1)  # what a unit of squared error in a column entry costs
     activation = each.reshape(one.inputs, -1).sum(1) * ranges.noise(histogram, *span)
