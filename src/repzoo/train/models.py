@@ -133,5 +133,8 @@ def _from_timm(
         raise InputError(
             f"{path} is of another number of classes than {loading.num_classes}; give --reset-head to start the last layer anew"
         )
-    module.load_state_dict({name: own[name] if name in fresh else torch.from_numpy(table[name].copy()) for name in own})
+    # A last layer of zeros: timm starts some so large that a short fine-tuning would only unlearn it.
+    module.load_state_dict(
+        {name: torch.zeros_like(own[name]) if name in fresh else torch.from_numpy(table[name].copy()) for name in own}
+    )
     return module, ("the last layer starts anew",) if fresh else ()
