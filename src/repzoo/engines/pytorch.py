@@ -110,6 +110,19 @@ def _module(model: onnx.ModelProto) -> fx.GraphModule:
         raise InputError(f"pytorch cannot compile this model: {_first_line(error)}") from None
 
 
+def traced(model: onnx.ModelProto) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
+    """`model` as a module that takes its input and returns the list of its outputs, and the node that makes each activation.
+
+    Weights are buffers, read by get_attr nodes: who trains them replaces these (quant/finetune.py).
+
+    Raises:
+        InputError: an operator that is not known here.
+    """
+    builder = _Builder(model)
+    module = builder.module()
+    return module, builder.activations()
+
+
 class _Builder:
     """Draws the fx graph. `values` maps an ONNX name to an fx node, or to a constant (a tensor)."""
 
@@ -127,6 +140,9 @@ class _Builder:
             self._draw(node)
         self._graph.output([self._argument(self._known(item.name)) for item in self._model.graph.output])
         return fx.GraphModule(self._root, self._graph).eval()
+
+    def activations(self) -> dict[str, fx.Node]:
+        return {name: value for name, value in self._values.items() if isinstance(value, fx.Node)}
 
     def _draw(self, node: onnx.NodeProto) -> None:
         function = OPERATORS.get(node.op_type)

@@ -1,0 +1,117 @@
+"""Fine-tuning with fake quantisation: what is trained is what is written, twice the same, and it mends what INT8 broke."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import numpy_helper
+from tests.quant.conftest import small
+
+pytest.importorskip("torch", reason="the torch extra is not installed")
+
+import torch
+
+from repzoo.data.batches import ReadReport, batches
+from repzoo.data.source import open_source
+from repzoo.engines import engine
+from repzoo.errors import InputError
+from repzoo.quant import finetune, layers, plan
+from repzoo.quant.finetune import FinetuneOptions
+from repzoo.quant.observe import observe
+from repzoo.quant.place import Placement, candidates
+from repzoo.quant.plan import Corrections, Plan
+from repzoo.quant.scheme import scheme
+
+Inputs = npt.NDArray[np.float32]
+COARSE = scheme("per-tensor")
+
+
+@functools.cache
+def digits(part: str, count: int) -> Inputs:
+    data = open_source("digits").join(part)
+    images = data.subset(data.balanced_sample(count, 0))
+    return np.concatenate([one.inputs for one in batches(images, small().needing_preprocess(), 64, ReadReport())])
+
+
+def uneven() -> onnx.ModelProto:
+    """The small classifier of digits, the same function with channels a hundredfold apart: one scale for a tensor loses most."""
+    model = onnx.ModelProto()
+    model.CopyFrom(small().model)
+    factors = np.geomspace(0.05, 20, 12).astype(np.float32)
+    for item in model.graph.initializer:
+        values = numpy_helper.to_array(item)
+        if item.name == "first":
+            item.CopyFrom(numpy_helper.from_array(values * factors[:, None, None, None], item.name))
+        elif item.name == "second":
+            item.CopyFrom(numpy_helper.from_array(values / factors[None, :, None, None], item.name))
+    return model
+
+
+def planned(model: onnx.ModelProto) -> tuple[Plan, Placement]:
+    one = candidates(model)[0]
+    reads = [layer for name, layer in layers.layers(model).items() if name in one.nodes]
+    tensors = list(dict.fromkeys([*one.tensors, *(layer.source for layer in reads)]))
+    seen = observe(model, tensors, reads, [digits("train", 128)], engine("onnxruntime"), 1, 128)
+    return plan.planned(model, one, seen, COARSE, Corrections()), one
+
+
+def shuffled(epoch: int) -> Iterator[Inputs]:
+    inputs = digits("train", 512)
+    yield inputs[np.random.default_rng(epoch).permutation(len(inputs))]
+
+
+def run(model: onnx.ModelProto, inputs: Inputs) -> Inputs:
+    return engine("onnxruntime").open(model, exact=True).run(inputs)
+
+
+def test_it_mends_what_one_scale_for_all_channels_broke_and_does_so_alike_every_time() -> None:
+    model, held_out = uneven(), digits("test", 300)
+    made, placement = planned(model)
+    options = FinetuneOptions(epochs=8, rate=5e-3, mirror=False)
+    state = torch.get_rng_state()
+    trained = [finetune.finetuned(model, made, COARSE, shuffled, options) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    written = [plan.write(one, placement, COARSE) for one in (made, *trained)]
+    assert written[1].SerializeToString(deterministic=True) == written[2].SerializeToString(deterministic=True)
+    onnx.checker.check_model(written[1], full_check=True)
+    wanted = run(model, held_out).argmax(1)
+    before, after = (float((run(one, held_out).argmax(1) == wanted).mean()) for one in written[:2])
+    assert before < 0.8
+    assert after > 0.9
+    assert all(np.array_equal(trained[0].rounded[name].scale, one.scale) for name, one in made.rounded.items())
+
+
+def test_what_is_trained_is_what_is_written() -> None:
+    """Before any step the student answers as the QDQ graph of its plan does, and as that of the plan that it gives back.
+
+    A sum in another order may round to the other side: one step of an activation in a few places, far below the logits' spread.
+    """
+    model, inputs = uneven(), digits("test", 64)
+    made, placement = planned(model)
+    student = finetune._Student(made, COARSE)
+    with torch.inference_mode():
+        answers = student(torch.from_numpy(inputs)).numpy()
+    for one in (made, student.plan()):
+        found = run(plan.write(one, placement, COARSE), inputs)
+        assert np.abs(found - answers).max() < 0.02 * np.std(answers)
+    assert np.abs(run(model, inputs) - answers).max() > 0.2 * np.std(answers)  # INT8 is far from float, so that this says something
+
+
+def test_answers_that_are_not_finite_end_it() -> None:
+    model = uneven()
+    made, _ = planned(model)
+    poisoned = replace(made, activations={name: replace(one, scale=float("nan")) for name, one in made.activations.items()})
+    with pytest.raises(InputError, match="not a number"):
+        finetune.finetuned(model, poisoned, COARSE, shuffled, FinetuneOptions(epochs=1))
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch": 0}, {"rate": 0.0}, {"rate": float("nan")}])
+def test_settings_that_train_nothing_are_refused(change: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="fine-tuning needs"):
+        FinetuneOptions(**change)  # type: ignore[arg-type]
