@@ -28,6 +28,7 @@ NEEDS_EXTRAS = {
     "repzoo.engines.openvino",
     "repzoo.engines.mnn",
     "repzoo.quant.baselines_nncf",
+    "repzoo.quant.finetune",
 }
 BLOCKED = ("torch", "torchvision", "timm", "sklearn", "safetensors", "openvino", "MNN", "_tools", "nncf")
 BLOCK = f"""

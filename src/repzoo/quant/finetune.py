@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from repzoo.progress import Progress, silent
 from repzoo.quant import layers as layering
 from repzoo.quant.layers import Layer
 from repzoo.quant.plan import Plan, with_biases
-from repzoo.quant.ranges import Affine, Symmetric
+from repzoo.quant.ranges import PEAK_16, Affine, Symmetric
 from repzoo.quant.scheme import QuantScheme
 
 Images = npt.NDArray[np.float32]
@@ -96,7 +96,7 @@ def _train(
     for epoch in range(options.epochs):
         whole = [torch.from_numpy(one) for one in images(epoch)]
         total, done = sum(map(len, whole)), 0
-        for inputs in (part for one in whole for part in one.split(options.batch)):
+        for inputs in (one[at : at + options.batch] for one in whole for at in range(0, len(one), options.batch)):
             done += len(inputs)
             share = (epoch + done / total) / options.epochs
             for group, start in zip(optimizer.param_groups, starts, strict=True):
@@ -113,7 +113,7 @@ def _step(student: _Student, teacher: fx.GraphModule, inputs: Tensor, optimizer:
     if not bool(torch.isfinite(loss.detach())):
         raise InputError("the loss of fine-tuning is not a number; the float model's answers on these images are not finite")
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     student.limit()
 
@@ -126,25 +126,26 @@ class _Student:
         self.module, nodes = traced(made.model)
         values, found = layering.constants(made.model), layering.layers(made.model)
         self.layers = {name: found[name] for name in made.rounded}
-        self.weights, self.biases, self.scales = {}, {}, {}
+        self.scales = {name: _Activation(one) for name, one in made.activations.items()}
+        self.weights: dict[str, _Weight] = {}
+        self.biases: dict[str, _Bias] = {}
         for number, (name, one) in enumerate(self.layers.items()):
             self.weights[name] = _Weight(values[one.weight], made.rounded[name], one, scheme.weight_peak)
-            self.biases[name] = _Bias(layering.biases(one, values))
+            self.biases[name] = _Bias(layering.biases(one, values), made.rounded[name], self.scales[one.source])
             self._replace(nodes[name], 1, f"weight{number}", self.weights[name])
             self._replace(nodes[name], 2, f"bias{number}", self.biases[name])
-        for number, (name, affine) in enumerate(made.activations.items()):
-            self.scales[name] = _Activation(affine)
-            self._follow(nodes[name], f"activation{number}", self.scales[name])
+        for number, (name, activation) in enumerate(self.scales.items()):
+            self._follow(nodes[name], f"activation{number}", activation)
         self.module.recompile()
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """float32 [N, 3, H, W] -> logits [N, classes]."""
-        logits: Tensor = self.module(inputs)[0]
-        return logits
+        return cast(Tensor, cast(Any, self.module)(inputs)[0])
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Adam's parameter groups: its steps are as long as its rate, so that this follows each tensor's size."""
-        values = [one.values for one in (*self.weights.values(), *self.biases.values())]
+        weights, biases = self.weights.values(), self.biases.values()
+        values = [*(one.values for one in weights), *(one.values for one in biases)]
         sized = [{"params": [one], "lr": rate * max(float(one.detach().square().mean().sqrt()), 1e-8)} for one in values]
         return [*sized, {"params": [one.moved for one in self.scales.values()], "lr": rate}]
 
@@ -215,29 +216,37 @@ class _Weight(torch.nn.Module):
         return found
 
 
-class _Bias(torch.nn.Module):
-    """float32 [O]; 32 bits round nothing away."""
-
-    def __init__(self, values: npt.NDArray[np.float64]) -> None:
-        super().__init__()
-        self.values = torch.nn.Parameter(torch.from_numpy(values.astype(np.float32)))
-
-    def forward(self) -> Tensor:
-        """float32 [O]."""
-        return self.values
-
-
 class _Activation(torch.nn.Module):
-    """An activation as INT8 restores it; `moved` is the logarithm of its scale over the plan's."""
+    """An activation as INT8 (or int16) restores it; `moved` is the logarithm of its scale over the plan's."""
 
     def __init__(self, affine: Affine) -> None:
         super().__init__()
         self.affine, self.moved = affine, torch.nn.Parameter(torch.zeros(()))
+        self.limits = (0, 255) if affine.bits == 8 else (-PEAK_16, PEAK_16)
+
+    @property
+    def scale(self) -> Tensor:
+        """A scalar."""
+        return self.affine.scale * self.moved.exp()
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape -> the same."""
-        scale, zero = self.affine.scale * self.moved.exp(), self.affine.zero_point
-        return ((_straight(x / scale) + zero).clamp(0, 255) - zero) * scale
+        scale, zero = self.scale, self.affine.zero_point
+        return ((_straight(x / scale) + zero).clamp(*self.limits) - zero) * scale
+
+
+class _Bias(torch.nn.Module):
+    """float32 [O], in steps of the products of the layer's input and weight steps: coarse where both are."""
+
+    def __init__(self, values: npt.NDArray[np.float64], rounded: Symmetric, source: _Activation) -> None:
+        super().__init__()
+        self.values = torch.nn.Parameter(torch.from_numpy(values.astype(np.float32)))
+        self.weight_scale, self.source = torch.from_numpy(rounded.scale.astype(np.float32)), source
+
+    def forward(self) -> Tensor:
+        """float32 [O]."""
+        step = self.source.scale.detach() * self.weight_scale
+        return _straight(self.values / step) * step
 
 
 def _straight(x: Tensor) -> Tensor:
