@@ -1,4 +1,7 @@
-"""Real components: EfficientNet-Lite0 with its ImageNet weights on 1,000 photographs, through every engine."""
+"""Real components: EfficientNet-Lite0 with its ImageNet weights on photographs, through every engine.
+
+Every fourth of the 1,000 photographs: Top-1 of so many varies by 2 points (one standard deviation), what engines differ by does not.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,20 @@ from tests import lite0
 
 from repzoo import verbs
 from repzoo.data.batches import ReadReport, batches
+from repzoo.data.dataset import Dataset
 from repzoo.engines import ENGINES, Array, engine
 from repzoo.errors import MissingExtra
 
 FAST = ("onnxruntime", "openvino", "mnn")  # the others take minutes for 1,000 images; they are held to PyTorch's logits below
 FEW = {"reference": 2}
-PUBLISHED = 88.0  # of PyTorch on these images, percent
+EVERY = 4
+PUBLISHED = 88.0  # of PyTorch on all 1,000 images, percent
 
-pytestmark = pytest.mark.timeout(1500)  # two minutes on two free cores
+pytestmark = pytest.mark.timeout(900)  # half a minute on two free cores
+
+
+def sample() -> Dataset:
+    return lite0.sample().subset(range(0, 1000, EVERY))
 
 
 def inputs_of(count: int) -> Array:
@@ -27,7 +36,7 @@ def inputs_of(count: int) -> Array:
 
 @pytest.fixture(scope="module")
 def logits() -> Mapping[str, Array]:
-    """Each fast engine's logits [1000, 1000] of the folded model; every photograph is decoded once, 32 are held at a time."""
+    """Each fast engine's logits [250, 1000] of the folded model; every photograph is decoded once, 40 are held at a time."""
     folded = verbs.fold(lite0.artifact())[0].model
     sessions = {}
     for name in FAST:
@@ -36,7 +45,7 @@ def logits() -> Mapping[str, Array]:
         except MissingExtra:
             continue
     found: dict[str, list[Array]] = {name: [] for name in sessions}
-    for batch in batches(lite0.sample(), lite0.PREPROCESS, 40, ReadReport()):
+    for batch in batches(sample(), lite0.PREPROCESS, 40, ReadReport()):
         for name, session in sessions.items():
             found[name].append(session.run(batch.inputs))
     return {name: np.concatenate(parts) for name, parts in found.items()}
@@ -46,10 +55,11 @@ def logits() -> Mapping[str, Array]:
 def test_top1_is_pytorchs(logits: Mapping[str, Array], name: str) -> None:
     if name not in logits:
         pytest.skip(f"{name} is not installed")
-    labels, data = lite0.artifact().labels, lite0.sample()
+    labels, data = lite0.artifact().labels, sample()
     targets = [labels.index(data.classes[target]) for target in data.targets]
-    assert len(targets) == 1000
-    assert 100 * np.mean(logits[name].argmax(1) == targets) == pytest.approx(PUBLISHED, abs=0.3)
+    assert len(targets) == 250
+    assert 100 * np.mean(logits[name].argmax(1) == targets) == pytest.approx(PUBLISHED, abs=4)
+    assert np.mean(logits[name].argmax(1) == logits["onnxruntime"].argmax(1)) >= 0.995
 
 
 @pytest.mark.parametrize("name", ENGINES.names())
