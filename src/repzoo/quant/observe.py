@@ -26,7 +26,8 @@ from repzoo.quant.layers import Layer
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
 BINS = 256
-SPOTS = 196  # positions of each image that a histogram takes; extremes take all
+SAMPLES, LEAST_SPOTS = 2**14, 32  # values of each channel behind a histogram, in all and of each image; extremes take all
+HELD_VALUES, HELD_ROWS = 256, 128  # of a channel, of a Gram matrix, before they are counted: a large matrix a few times, not often
 ROWS_PER_COLUMN, LEAST_ROWS = 4, 4096  # output positions behind a Gram matrix, in all
 GRAM_BYTES = 2**28  # of all Gram matrices together, float32
 PROBED_BYTES = 2**26  # of the activations of one batch
@@ -56,7 +57,15 @@ class Histogram:
 
     def add(self, values: npt.NDArray[np.float32], low: npt.NDArray[np.float32], high: npt.NDArray[np.float32]) -> None:
         """Count `values` [C, n], finite, whose channels' extremes (and those of values not given) are `low`, `high` [C]."""
+        self.reach(low, high)
+        self.count(values)
+
+    def reach(self, low: npt.NDArray[np.float32], high: npt.NDArray[np.float32]) -> None:
+        """Note the channels' extremes [C]."""
         self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+
+    def count(self, values: npt.NDArray[np.float32]) -> None:
+        """Count `values` [C, n], finite, all within the extremes."""
         self._widen(np.maximum(-self.low, self.high))
         wide = values.astype(np.float64)
         self.sum += wide.sum(1)
@@ -150,10 +159,17 @@ class _Gathering:
         self.blocks = tuple(itertools.pairwise(edges))
         self.grams = [np.zeros((one.groups, b - a, b - a), np.float32) for a, b in self.blocks]
         self.sum, self.rows = np.zeros((one.groups, one.fan_in)), 0
+        self._held: list[npt.NDArray[np.float32]] = []
 
     def add(self, activation: Images, random: np.random.Generator) -> None:
         wanted = max(LEAST_ROWS, ROWS_PER_COLUMN * self.layer.fan_in)
-        found = layers.columns(self.layer, activation, -(-wanted // self.images), random)
+        self._held.append(layers.columns(self.layer, activation, -(-wanted // self.images), random))
+        if sum(one.shape[1] for one in self._held) >= HELD_ROWS:
+            self._take()
+
+    def _take(self) -> None:
+        found = np.concatenate(self._held, axis=1)
+        self._held.clear()
         self.rows += found.shape[1]
         self.sum += found.sum(1, dtype=np.float64)
         for gram, (a, b) in zip(self.grams, self.blocks, strict=True):
@@ -163,6 +179,8 @@ class _Gathering:
                 gram += found[:, :, a:b].transpose(0, 2, 1) @ found[:, :, a:b]
 
     def done(self) -> Moments:
+        if self._held:
+            self._take()
         return Moments(
             self.sum / self.rows, tuple((gram / self.rows).astype(np.float32) for gram in self.grams), self.blocks, self.rows
         )
@@ -197,19 +215,23 @@ def observe(
     session, random = engine.open(_probed(model, wanted), threads), np.random.default_rng(0)
     width = gram_width(reads)
     gathered = {one.name: _Gathering(one, width, images) for one in reads}
-    found: dict[str, Histogram] = {}
+    spots = max(LEAST_SPOTS, SAMPLES // max(images, 1))
+    counted = {name: _Counting(name, spots) for name in tensors}
     seen = 0
     for inputs in batches:
         seen += len(inputs)
         values = {source: inputs, **(dict(zip(wanted, session.run_all(inputs), strict=True)) if wanted else {})}
-        for name in tensors:
-            _count(found, name, values[name], random)
-        for one in reads:
-            _require_finite(one.source, values[one.source])
-            gathered[one.name].add(values[one.source], random)
+        for name, one in counted.items():
+            one.add(values[name], random)
+        for layer in reads:
+            if layer.source not in counted:
+                _require_finite(layer.source, values[layer.source])
+            gathered[layer.name].add(values[layer.source], random)
     if not seen:
         raise InputError("no calibration image could be read; give --data with images of the kind the model will see")
-    return Statistics(found, {name: one.done() for name, one in gathered.items()}, seen)
+    return Statistics(
+        {name: one.done() for name, one in counted.items()}, {name: one.done() for name, one in gathered.items()}, seen
+    )
 
 
 def batch_size(model: onnx.ModelProto, tensors: Iterable[str]) -> int:
@@ -242,12 +264,30 @@ def _require_finite(name: str, extremes: Images) -> None:
         )
 
 
-def _count(found: dict[str, Histogram], name: str, values: Images, random: np.random.Generator) -> None:
-    """Add `values` [N, C, ...] (anything of fewer axes is one channel) to the histogram `name`."""
-    flat = values.reshape(*values.shape[:2], -1) if values.ndim > 1 else values.reshape(1, 1, -1)
-    low, high = flat.min((0, 2)), flat.max((0, 2))
-    _require_finite(name, np.stack([low, high]))
-    if flat.shape[2] > SPOTS:
-        flat = flat[:, :, random.choice(flat.shape[2], SPOTS, replace=False)]
-    held = found.setdefault(name, Histogram(flat.shape[1]))
-    held.add(flat.transpose(1, 0, 2).reshape(flat.shape[1], -1), low, high)
+class _Counting:
+    """The histogram of one tensor under way, of at most `spots` positions an image."""
+
+    def __init__(self, name: str, spots: int) -> None:
+        self._name, self._spots, self._histogram = name, spots, Histogram(0)
+        self._held: list[Images] = []
+
+    def add(self, values: Images, random: np.random.Generator) -> None:
+        """Take `values` [N, C, ...] in; anything of fewer axes is one channel."""
+        flat = values.reshape(*values.shape[:2], -1) if values.ndim > 1 else values.reshape(1, 1, -1)
+        low, high = flat.min((0, 2)), flat.max((0, 2))
+        _require_finite(self._name, np.stack([low, high]))
+        if not len(self._histogram.low):
+            self._histogram = Histogram(flat.shape[1])
+        self._histogram.reach(low, high)
+        if flat.shape[2] > self._spots:
+            flat = flat[:, :, random.choice(flat.shape[2], self._spots, replace=False)]
+        self._held.append(flat.transpose(1, 0, 2).reshape(flat.shape[1], -1))
+        if sum(one.shape[1] for one in self._held) >= HELD_VALUES:
+            self.done()
+
+    def done(self) -> Histogram:
+        """With all that was taken in."""
+        if self._held:
+            self._histogram.count(np.concatenate(self._held, axis=1))
+            self._held.clear()
+        return self._histogram

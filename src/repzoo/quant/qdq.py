@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class _Writer:
     taken: set[str]
     rounded: Mapping[str, Symmetric]
     signed: bool
+    added: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
     def fresh(self, name: str) -> str:
         """`name`, or with a number behind it where the graph has such a name already."""
@@ -49,7 +50,8 @@ class _Writer:
     def add(self, name: str, values: Numbers) -> str:
         """Store a constant; its name."""
         name = self.fresh(name)
-        self.graph.initializer.append(numpy_helper.from_array(values, name))
+        self.added[name] = numpy_helper.from_array(values, name)
+        self.graph.initializer.append(self.added[name])
         return name
 
     def dequantised(self, name: str, values: Numbers, scale: Numbers, axis: int) -> tuple[str, onnx.NodeProto]:
@@ -124,6 +126,8 @@ def write(
         for index, value in enumerate(copied.input):
             if value in pairs:
                 copied.input[index] = pairs[value][1].output[0]
+        if node.op_type in WEIGHTED and node.output[0] not in placement.nodes and node.input[0] in pairs:
+            nodes.extend(_kept_float(writer, copied, pairs[node.input[0]]))
         nodes.append(copied)
         nodes.extend(pair for value in node.output for pair in pairs.get(value, ()))
     del made.graph.node[:]
@@ -142,6 +146,29 @@ def _pair_nodes(writer: _Writer, name: str) -> tuple[onnx.NodeProto, onnx.NodePr
     quantise = helper.make_node("QuantizeLinear", [name, scale, zero], [stored], name=f"{stored}_QuantizeLinear")
     restore = helper.make_node("DequantizeLinear", [stored, scale, zero], [restored], name=f"{restored}_DequantizeLinear")
     return quantise, restore
+
+
+def _kept_float(writer: _Writer, node: onnx.NodeProto, pair: tuple[onnx.NodeProto, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """A DequantizeLinear of its own for a layer in float, with the same scale once for each channel.
+
+    ONNX Runtime takes a layer behind a DequantizeLinear of one scale for one whose weights someone forgot to quantise, and rounds
+    them to 8 bits, with one scale for the whole tensor (WeightBiasQuantization, on by default): on EfficientNet-Lite0 with its
+    depthwise convolutions left in float that costs 15 dB. It does not do so behind a scale for each channel.
+    """
+    weight = writer.weights.get(node.input[1])
+    groups = next((item.i for item in node.attribute if item.name == "group"), 1)
+    turned = node.op_type == "Gemm" and not any(item.name == "transB" and item.i for item in node.attribute)
+    channels = (weight.dims[0] if turned else weight.dims[1] * groups) if weight is not None else 1
+    if channels == 1:
+        return []
+    scale, zero = (numpy_helper.to_array(writer.added[name]) for name in pair[1].input[1:3])
+    name = f"{pair[0].input[0]}:{node.output[0]}"
+    ends = [writer.add(f"{name}_{what}", np.full(channels, value)) for what, value in (("scale", scale), ("zero_point", zero))]
+    restored = writer.fresh(f"{name}_dequantized")
+    node.input[0] = restored
+    return [
+        helper.make_node("DequantizeLinear", [pair[0].output[0], *ends], [restored], name=f"{restored}_DequantizeLinear", axis=1)
+    ]
 
 
 def _names(graph: onnx.GraphProto) -> set[str]:
