@@ -21,8 +21,11 @@ from repzoo.data.batches import ReadReport, batches
 from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.errors import InputError
-from repzoo.quant import finetune, layers, plan
-from repzoo.quant.finetune import FinetuneOptions
+from repzoo.quant import finetune, ladder, layers, place, plan, rungs
+from repzoo.quant import gate as gating
+from repzoo.quant.finetune import FinetuneOptions, Lessons
+from repzoo.quant.gate import Budget
+from repzoo.quant.ladder import Target
 from repzoo.quant.observe import observe
 from repzoo.quant.place import Placement, candidates
 from repzoo.quant.plan import Corrections, Plan
@@ -66,6 +69,9 @@ def shuffled(epoch: int) -> Iterator[Inputs]:
     yield inputs[np.random.default_rng(epoch).permutation(len(inputs))]
 
 
+SHUFFLED = Lessons(512, shuffled)
+
+
 def run(model: onnx.ModelProto, inputs: Inputs) -> Inputs:
     return engine("onnxruntime").open(model, exact=True).run(inputs)
 
@@ -74,7 +80,7 @@ def test_it_mends_what_one_scale_for_all_channels_broke() -> None:
     """A third of the answers are the float model's before, most after (84 % was seen); weight scales stay."""
     model, held_out = uneven(), digits("test", 300)
     made, placement = planned(model)
-    trained = finetune.finetuned(model, made, COARSE, shuffled, FinetuneOptions(epochs=8, rate=5e-3, mirror=False))
+    trained = finetune.finetuned(model, made, COARSE, SHUFFLED, FinetuneOptions(epochs=8, rate=5e-3, mirror=False))
     written = [plan.write(one, placement, COARSE) for one in (made, trained)]
     onnx.checker.check_model(written[1], full_check=True)
     wanted = run(model, held_out).argmax(1)
@@ -89,7 +95,7 @@ def test_it_comes_out_alike_and_leaves_the_generator_alone() -> None:
     state, found = torch.get_rng_state(), []
     for seed in (0, 0, 1):
         options = FinetuneOptions(epochs=1, batch=128, seed=seed)
-        trained = finetune.finetuned(uneven(), made, COARSE, lambda _: iter([digits("train", 256)]), options)
+        trained = finetune.finetuned(uneven(), made, COARSE, Lessons(256, lambda _: iter([digits("train", 256)])), options)
         found.append(plan.write(trained, placement, COARSE).SerializeToString(deterministic=True))
     assert found[0] == found[1] != found[2]
     assert torch.equal(torch.get_rng_state(), state)
@@ -118,10 +124,30 @@ def test_answers_that_are_not_finite_end_it() -> None:
     made, _ = planned(model)
     poisoned = replace(made, activations={name: replace(one, scale=float("nan")) for name, one in made.activations.items()})
     with pytest.raises(InputError, match="not a number"):
-        finetune.finetuned(model, poisoned, COARSE, shuffled, FinetuneOptions(epochs=1))
+        finetune.finetuned(model, poisoned, COARSE, SHUFFLED, FinetuneOptions(epochs=1))
 
 
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"batch": 0}, {"rate": 0.0}, {"rate": float("nan")}])
 def test_settings_that_train_nothing_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(InputError, match="fine-tuning needs"):
         FinetuneOptions(**change)  # type: ignore[arg-type]
+
+
+def test_the_ladder_learns_only_when_asked_and_when_corrections_are_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without equalisation, which would undo the damage exactly, and without layers that leave INT8."""
+    monkeypatch.setattr(gating, "BENCH_SECONDS", 0.02)
+    monkeypatch.setattr(ladder, "RUNGS", rungs.RUNGS[:1])
+    monkeypatch.setattr(ladder, "ESCAPES", ())
+    everything = place.candidates(uneven())[:1]
+    monkeypatch.setattr(place.Places, "candidates", lambda _: everything)
+    found = open_source("digits").quantising_split(256, 0)
+    split = replace(found, gate=found.gate.subset(range(0, len(found.gate), 2)))
+    said = {}
+    for epochs in (0, 12):
+        target = Target(engine("onnxruntime"), COARSE, 0, epochs)
+        _, report = ladder.quantize(replace(small(), model=uneven()), split, target, Budget(force=True))
+        said[epochs] = {one.recipe: one.paired.values["drop"] for one in report.rungs}
+    assert list(said[0]) == ["rounding"]
+    assert list(said[12]) == ["rounding", "rounding, 12 epochs of fine-tuning"]
+    assert said[12]["rounding"] == said[0]["rounding"] > 30
+    assert said[12]["rounding, 12 epochs of fine-tuning"] < 0.6 * said[0]["rounding"]

@@ -37,6 +37,14 @@ REACH = math.log(2)  # how far an activation's scale may move either way: a bias
 
 
 @dataclass(frozen=True)
+class Lessons:
+    """Images to learn from: `count` an epoch. `epoch` gives those of one (from 0), float32 [n, 3, H, W] each, in whatever order."""
+
+    count: int
+    epoch: Callable[[int], Iterator[Images]]
+
+
+@dataclass(frozen=True)
 class FinetuneOptions:
     """How long and how fast.
 
@@ -63,14 +71,13 @@ def finetuned(
     model: onnx.ModelProto,
     made: Plan,
     scheme: QuantScheme,
-    images: Callable[[int], Iterator[Images]],
+    lessons: Lessons,
     options: FinetuneOptions | None = None,
     progress: Progress = silent,
 ) -> Plan:
     """`made`, with numbers that answer more as the float `model` does; `plan.write` takes it as any other.
 
-    model   the float model that is to be matched, as `qdq.prepared`
-    images  epoch (from 0) -> its inputs, float32 [n, 3, H, W] each, in an order that may differ from epoch to epoch
+    model  the float model that is to be matched, as `qdq.prepared`
 
     Raises:
         InputError: an operator that the pytorch engine does not know, or a loss that is not a number.
@@ -80,30 +87,22 @@ def finetuned(
     student = _Student(made, scheme)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        _train(student, teacher, images, options, progress)
+        _train(student, teacher, lessons, options, progress)
     return student.plan()
 
 
-def _train(
-    student: _Student,
-    teacher: fx.GraphModule,
-    images: Callable[[int], Iterator[Images]],
-    options: FinetuneOptions,
-    progress: Progress,
-) -> None:
+def _train(student: _Student, teacher: fx.GraphModule, lessons: Lessons, options: FinetuneOptions, progress: Progress) -> None:
     optimizer = torch.optim.Adam(student.groups(options.rate), betas=(0.9, 0.99))
     starts = [group["lr"] for group in optimizer.param_groups]
-    for epoch in range(options.epochs):
-        whole = [torch.from_numpy(one) for one in images(epoch)]
-        total, done = sum(map(len, whole)), 0
-        for inputs in (one[at : at + options.batch] for one in whole for at in range(0, len(one), options.batch)):
-            done += len(inputs)
-            share = (epoch + done / total) / options.epochs
+    done, total = 0, options.epochs * lessons.count
+    for given in (one for epoch in range(options.epochs) for one in lessons.epoch(epoch)):
+        for inputs in (torch.from_numpy(given[at : at + options.batch]) for at in range(0, len(given), options.batch)):
             for group, start in zip(optimizer.param_groups, starts, strict=True):
-                group["lr"] = start * (1 + math.cos(math.pi * share)) / 2
-            turned = torch.where(torch.rand(len(inputs), 1, 1, 1) < 0.5, inputs.flip(3), inputs) if options.mirror else inputs
-            _step(student, teacher, turned, optimizer)
-            progress("fine-tune (images)", epoch * total + done, options.epochs * total)
+                group["lr"] = start * (1 + math.cos(math.pi * min(1.0, done / total))) / 2
+            chance = torch.rand(len(inputs), 1, 1, 1) < 0.5
+            _step(student, teacher, torch.where(chance, inputs.flip(3), inputs) if options.mirror else inputs, optimizer)
+            done += len(inputs)
+            progress("fine-tune (images)", done, total)
 
 
 def _step(student: _Student, teacher: fx.GraphModule, inputs: Tensor, optimizer: torch.optim.Optimizer) -> None:

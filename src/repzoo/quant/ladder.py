@@ -6,10 +6,11 @@ best, *gate* judges that one, once. The rule, the same for the same images and p
 1. The rungs that cost no latency (rungs.py) are tried in their order on the placement that search.py found, each compared with
    the float model on the selection images. The first that holds there (see gate.py) is chosen.
 2. Where none holds, the best of them is, if it is *enough*: its drop within the budget, and 95 % of predictions unchanged.
-3. Where it is not, what costs latency follows, one after another until something is enough, and the best of all is chosen:
+3. Where it is not, and fine-tuning was asked for, the best of them is fine-tuned on the images of the ranges (finetune.py).
+4. Where nothing is enough, what costs latency follows, one after another until something is enough, and the best of all is chosen:
    rungs that add work, the best recipe with 1, 3, 8 layers left in float or in 16 bits (those whose return to float takes most
    noise off the logits of selection images), the best recipe on the other placements, the next fastest first.
-4. The gate images refuse the choice or let it pass. They lead to no other choice: that would make of them selection images.
+5. The gate images refuse the choice or let it pass. They lead to no other choice: that would make of them selection images.
 
 The floor under all: where no placement is faster than float beyond noise the fastest is taken all the same, with a warning, since
 INT8 is still smaller.
@@ -54,11 +55,16 @@ Inputs = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Target:
-    """What INT8 is made for. search: the most seconds for finding the fastest placement, which takes no longer than calibration."""
+    """What INT8 is made for, and how hard it is tried.
+
+    search    the most seconds for finding the fastest placement, which takes no longer than calibration
+    finetune  epochs of fine-tuning where no correction is enough; needs torch
+    """
 
     engine: Engine
     scheme: QuantScheme
     search: float = SEARCH_SECONDS
+    finetune: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class _Climb:
 
     def __init__(self, gate: Gate, target: Target, split: Split) -> None:
         self.gate, self.scheme, self.split, self.artifact = gate, target.scheme, split, gate.artifact
-        self.engine, self.threads = target.engine, int(host()["affinity"])
+        self.target, self.engine, self.threads = target, target.engine, int(host()["affinity"])
         self.model = qdq.prepared(gate.artifact.model)
         self.layers = layers.layers(self.model)
         self.places = Places(self.model, target.scheme)
@@ -124,12 +130,16 @@ class _Climb:
     def write(self, recipe: Recipe, placement: Placement) -> tuple[Artifact, Plan]:
         """The QDQ artifact of a recipe on a placement."""
         base = self.base(recipe.rewrites)
-        if base.places:
-            added = {new for new, old in base.places.items() if old in placement.nodes}
-            placement = Places(base.model, self.scheme).placement(placement.name, placement.nodes | added)
+        placement = self._placed(base, placement)
         made = plan.planned(base.model, placement, base.seen, self.scheme, self._corrections(recipe))
-        graph = plan.write(made, placement, self.scheme)
-        return self.artifact.then(graph, Step("quantize", __version__)), made
+        return self._written(made, placement), made
+
+    def _placed(self, base: Base, placement: Placement) -> Placement:
+        added = {new for new, old in base.places.items() if old in placement.nodes}
+        return Places(base.model, self.scheme).placement(placement.name, placement.nodes | added) if base.places else placement
+
+    def _written(self, made: Plan, placement: Placement) -> Artifact:
+        return self.artifact.then(plan.write(made, placement, self.scheme), Step("quantize", __version__))
 
     def _corrections(self, recipe: Recipe) -> Corrections:
         """A scheme that asks for one way of choosing ranges gets it on the first rung; later ones may take any of its ways."""
@@ -148,6 +158,25 @@ class _Climb:
         artifact, made = self.write(recipe, placement)
         timed = Timed(placement, self.gate.timed([artifact], gate.BENCH_SECONDS / 2)[0])
         return self._made(recipe, name, timed, (artifact, made), started)
+
+    def finetuned(self, best: _Made) -> _Made:
+        """`best`, whose numbers learn from the float model on the images of the ranges."""
+        from repzoo.quant import finetune
+
+        started, images = time.perf_counter(), self.split.ranges
+
+        def epoch(number: int) -> Iterator[Inputs]:
+            order = np.random.default_rng(number).permutation(len(images))
+            return self._inputs(images.subset([int(at) for at in order]), ReadReport(), f"images of epoch {number + 1}", 32)
+
+        base = self.base(best.recipe.rewrites)
+        options = finetune.FinetuneOptions(self.target.finetune)
+        made = finetune.finetuned(
+            base.model, best.plan, self.scheme, finetune.Lessons(len(images), epoch), options, self.gate.progress
+        )
+        artifact = self._written(made, self._placed(base, best.timed.placement))
+        name = f"{best.recipe.name}, {self.target.finetune} epochs of fine-tuning"
+        return self._made(best.recipe, name, best.timed, (artifact, made), started)
 
     def _made(self, recipe: Recipe, name: str, timed: Timed, written: tuple[Artifact, Plan], started: float) -> _Made:
         artifact, made = written
@@ -252,6 +281,11 @@ def _climbed(climb: _Climb, found: Found) -> Iterator[_Made]:
     best = max(made, key=lambda one: one.attempt.merit)
     if best.attempt.rung.enough:
         return
+    if climb.target.finetune:
+        made.append(climb.finetuned(best))
+        yield made[-1]
+        if made[-1].attempt.rung.enough:
+            return
     for one in _dearer(climb, found, best):
         yield one
         if one.attempt.rung.enough:

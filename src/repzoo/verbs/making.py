@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -175,6 +176,7 @@ class QuantizeOptions:
     scheme  "" for the engine's own
     recipe  "repzoo", or another of recipes.names() to compare with
     search  the most seconds for finding the fastest placement of Q/DQ on the engine; it never takes longer than calibration
+    finetune_epochs  where no correction is enough: passes over the calibration images in which the INT8 model learns from the float one
     """
 
     engine: str = DEFAULT_ENGINE
@@ -183,6 +185,7 @@ class QuantizeOptions:
     max_drop: float = 0.3
     images: int = 256
     search: float = ladder.SEARCH_SECONDS
+    finetune_epochs: int = 0
     force: bool = False
     seed: int = 0
 
@@ -194,6 +197,10 @@ class QuantizeOptions:
             raise InputError(f"images must be at least 1; got {self.images}")
         if not 0 <= self.search < math.inf:
             raise InputError(f"search must be a number of seconds, 0 or more; got {self.search}")
+        if self.finetune_epochs < 0:
+            raise InputError(f"finetune_epochs must be 0 or more; got {self.finetune_epochs}")
+        if self.recipe != recipes.OWN and self.finetune_epochs:
+            raise InputError(f"only repzoo's own recipe fine-tunes; leave --finetune-epochs out, or --recipe {self.recipe}")
         if self.recipe != recipes.OWN and self.scheme:
             raise InputError(f"the recipe {self.recipe} represents numbers in its own way; leave --scheme out, or --recipe")
 
@@ -212,6 +219,8 @@ def quantize(
     options = options or QuantizeOptions()
     if options.recipe != recipes.OWN:
         recipes.recipe(options.recipe)  # refuses a strange name or a missing package before the work
+    if options.finetune_epochs and importlib.util.find_spec("torch") is None:
+        raise MissingExtra("fine-tuning", "torch")
     source = data if isinstance(data, Source) else open_source(data, unlabelled=True)
     if artifact.form == "train":
         artifact, _ = fold(artifact)
@@ -227,6 +236,6 @@ def quantize(
         wanted = scheme_called(options.scheme) if options.scheme else scheme_for(options.engine)
         scheme, remark = for_host(wanted, runner, host())
         said += [remark] if remark else []
-        target = ladder.Target(runner, scheme, options.search)
+        target = ladder.Target(runner, scheme, options.search, options.finetune_epochs)
         made, report = ladder.quantize(artifact, split, target, budget, progress)
     return made, replace(report, warnings=(*said, *report.warnings))
