@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnxruntime as ort
 
+from repzoo import wire
 from repzoo.engines import Array
 from repzoo.errors import InputError
+
+LARGE = 2**20  # bytes of a weight that is lent to a session, not copied into it
 
 
 class OnnxRuntime:
@@ -37,19 +41,20 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
         options.add_session_config_entry("session.x64quantprecision", "1")  # else AVX2 without VNNI saturates at 16 bits
         try:
-            session = ort.InferenceSession(model.SerializeToString(), options, providers=[self._provider])
+            held, lent = _lent(model, options) if exact else (model, [])
+            session = ort.InferenceSession(held.SerializeToString(), options, providers=[self._provider])
         except Exception as error:  # onnxruntime raises a class of its own for each status code
             raise InputError(f"onnxruntime cannot compile this model: {_first_line(error)}") from None
         if self._provider not in session.get_providers():  # it falls back to the CPU with no more than a log line
             raise InputError(f"{self.name} cannot start here (its libraries or its device are missing); use onnxruntime")
-        return OnnxRuntimeSession(session)
+        return OnnxRuntimeSession(session, lent)
 
 
 class OnnxRuntimeSession:
     """A compiled model; ONNX Runtime's `run` is thread-safe."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self._session = session
+    def __init__(self, session: ort.InferenceSession, lent: list[ort.OrtValue]) -> None:
+        self._session, self._lent = session, lent  # the session reads what it was lent
         self._input = session.get_inputs()[0].name
 
     def run(self, inputs: Array) -> Array:
@@ -62,6 +67,28 @@ class OnnxRuntimeSession:
             return [np.asarray(output, np.float32) for output in self._session.run(None, {self._input: inputs})]
         except Exception as error:
             raise InputError(f"onnxruntime cannot run this model on {inputs.dtype} {inputs.shape}: {_first_line(error)}") from None
+
+
+def _lent(model: onnx.ModelProto, options: ort.SessionOptions) -> tuple[onnx.ModelProto, list[ort.OrtValue]]:
+    """`model` with its large weights outside, and these weights, which `options` lend: ONNX Runtime then takes no copy of them.
+
+    As one message they would be in memory four times: in `model`, in its bytes, in what is parsed from these, in the session.
+    """
+    shell = wire.without(model, "graph")
+    shell.graph.CopyFrom(wire.without(model.graph, "initializer"))
+    lent = {}
+    for item in model.graph.initializer:
+        if item.data_type == onnx.TensorProto.FLOAT and item.HasField("raw_data") and len(item.raw_data) >= LARGE:
+            values = onnx.numpy_helper.to_array(item)
+            lent[item.name] = ort.OrtValue.ortvalue_from_numpy(values)
+            hollow = shell.graph.initializer.add(name=item.name, dims=item.dims, data_type=item.data_type)
+            hollow.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", "lent"), ("offset", "0"), ("length", str(values.nbytes))):
+                hollow.external_data.add(key=key, value=value)
+        else:
+            shell.graph.initializer.append(item)
+    options.add_external_initializers(list(lent), list(lent.values()))
+    return shell, list(lent.values())
 
 
 def _first_line(error: Exception) -> str:

@@ -27,7 +27,7 @@ from repzoo.errors import CertificateError, InputError
 from repzoo.graph.cost import Cost, count
 from repzoo.graph.fold import Fold, FoldResult, fold
 from repzoo.graph.operators import BLOCK
-from repzoo.graph.pieces import pieces, sha256_of_graph
+from repzoo.graph.pieces import give_back, pieces, sha256_of_graph
 from repzoo.graph.proof import ROUNDOFF, Proof, prove
 from repzoo.graph.rules import Refusal
 from repzoo.graph.specimens import specimens
@@ -284,6 +284,7 @@ def _outputs(
                 held.CopyFrom(_jittered(held, jitter))
         batches = [run(piece, batch) for batch in batches]
         del piece  # before the next is made
+        give_back()
     ends = np.cumsum([len(group) for group in groups])
     return np.split(np.concatenate(batches), ends)[:-1]
 
@@ -301,14 +302,18 @@ def _jittered(item: TensorProto, random: np.random.Generator) -> TensorProto:
     """Every value of a float `item` moved to one of its two neighbours. Zeros stay: a padded kernel's are exact."""
     if item.data_type not in _FLOATS:
         return item
-    values = numpy_helper.to_array(item)
-    values = values.ravel() if values.flags.writeable else values.flatten()
+    raw = _moved(numpy_helper.to_array(item), random).tobytes()  # what was moved is gone before the message takes its own copy
+    return TensorProto(dims=item.dims, data_type=item.data_type, name=item.name, raw_data=raw)
+
+
+def _moved(stored: npt.NDArray[Any], random: np.random.Generator) -> npt.NDArray[Any]:
+    values = stored.ravel() if stored.flags.writeable else stored.flatten()
     bits = values.view(f"i{values.itemsize}")
     for start in range(0, bits.size, BLOCK):
         part = bits[start : start + BLOCK]
         signs = np.unpackbits(np.frombuffer(random.bytes(-(-part.size // 8)), np.uint8), count=part.size)
         part += (2 * signs.astype(part.dtype) - 1) * (values[start : start + BLOCK] != 0)
-    return TensorProto(dims=item.dims, data_type=item.data_type, name=item.name, raw_data=values.tobytes())
+    return values
 
 
 def _held(graph: onnx.GraphProto) -> list[TensorProto]:

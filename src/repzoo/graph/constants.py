@@ -1,15 +1,16 @@
 """What a graph computes from constants and from known shapes alone, so that rules see values where exporters left arithmetic.
 
-Known are: a node whose inputs are all known; Shape of a tensor whose sides are; one side of it that is, the batch open as it may
-be. The arithmetic is ONNX's own reference implementation, so a value is what a runtime would compute. Shape inference and this
-take turns until nothing new is known: a computed Pad gives the next tensor its size.
+Known are: a node whose inputs are all known; Shape of a tensor whose sides are; those sides of it that are, the batch open as it
+may be (sizes.py); what a Reshape asks for, where that leaves one side open. The arithmetic is ONNX's own reference implementation,
+so a value is what a runtime would compute. Shape inference and this take turns until nothing new is known: a computed Pad gives the
+next tensor its size.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from onnx.reference import ReferenceEvaluator
 
 from repzoo.errors import InputError
 from repzoo.graph.pieces import opened
+from repzoo.graph.sizes import Size, Sizes, sizes_in, target
 
 Values = npt.NDArray[Any]
 
@@ -118,7 +120,8 @@ def _warnings_of(name: str) -> Iterator[list[logging.LogRecord]]:
 
 def _known(model: ir.Model, limit: int) -> dict[str, tuple[ir.Node, ir.TensorProtocol]]:
     """The known values that are not constants yet, by name, each with its node."""
-    shapes = {node.outputs[0]: sides for node in model.graph if (sides := _sides(node)) is not None}
+    held = sizes_in(model.graph)
+    shapes = {value: sides for value, of in held.items() if (sides := _fixed(value, of)) is not None} | _targets(model, held)
     chosen: dict[ir.Value, ir.Node] = {}
     for node in model.graph:
         if node.outputs[0] not in shapes and _is_known(node, limit, lambda value: value in shapes or value in chosen):
@@ -128,34 +131,22 @@ def _known(model: ir.Model, limit: int) -> dict[str, tuple[ir.Node, ir.TensorPro
     return {str(value.name): (made, ir.tensor(found[value], name=value.name)) for value, made in makers.items() if made is not None}
 
 
-def _sides(node: ir.Node) -> Values | None:
-    """What Shape, or Gather from a Shape, gives when the sides it reads are fixed."""
-    if node.outputs[0].is_graph_output():
+def _fixed(value: ir.Value, held: list[Size]) -> Values | None:
+    """`held` as a tensor where all of it is known."""
+    made = [size for size in held if isinstance(size, int)]
+    if value.is_graph_output() or value.shape is None or not value.shape.is_static() or len(made) < len(held):
         return None
-    if (dims := _dims(node)) is not None:
-        return _fixed(dims, np.arange(len(dims)))
-    is_gather = node.op_type == "Gather" and node.domain in ("", "ai.onnx")
-    shape, which = (node.inputs[0], node.inputs[1]) if is_gather else (None, None)
-    if shape is None or which is None or not _is_constant(which) or (dims := _dims(shape.producer())) is None:
-        return None
-    return _fixed(dims, _array(which))
+    return np.asarray(made, np.int64).reshape(value.shape.numpy()) if math.prod(value.shape.numpy()) == len(made) else None
 
 
-def _dims(node: ir.Node | None) -> Sequence[object] | None:
-    """The sides that `node` (Shape) reads."""
-    if node is None or node.op_type != "Shape" or node.domain not in ("", "ai.onnx"):
-        return None
-    source = node.inputs[0]
-    if source is None or source.shape is None:
-        return None
-    return list(source.shape)[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(source.shape))]
-
-
-def _fixed(dims: Sequence[object], index: Values) -> Values | None:
-    if index.size > SMALL or not all(-len(dims) <= item < len(dims) for item in index.flat):
-        return None
-    taken = [side for item in index.flat if isinstance(side := dims[int(item)], int)]
-    return np.asarray(taken, np.int64).reshape(index.shape) if len(taken) == index.size else None
+def _targets(model: ir.Model, known: Sizes) -> dict[ir.Value, Values]:
+    """Computed shapes that nothing but one Reshape reads, as constants that say the same."""
+    found = {}
+    for node in model.graph:
+        shape = node.inputs[1] if node.op_type == "Reshape" and node.domain in ("", "ai.onnx") and len(node.inputs) > 1 else None
+        if shape is not None and len(shape.uses()) == 1 and not shape.is_graph_output() and (made := target(node, known)):
+            found[shape] = np.asarray(made, np.int64)
+    return found
 
 
 def _is_known(node: ir.Node, limit: int, known: Callable[[ir.Value], bool]) -> bool:

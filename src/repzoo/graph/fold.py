@@ -26,10 +26,12 @@ from repzoo.graph.algebra import AffineMap, Geometry, Inexact
 from repzoo.graph.borders import mark_borders
 from repzoo.graph.constants import settle
 from repzoo.graph.pieces import closed, inlined, opened
+from repzoo.graph.proof import NEUTRAL_SIZE
 from repzoo.graph.rules import Link, Refusal, channels_of, constant, joined, name_of, rank_of, view
 from repzoo.graph.timing import Stopwatch, Timer
 
 QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
+NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 OWN_PAGES = 2**16  # bytes from which an array is worth them
 OLDEST_OPSET = 7  # before it BatchNormalization trains unless told otherwise, and broadcasting is an attribute
 
@@ -133,13 +135,30 @@ def _order_constants(graph: ir.Graph) -> None:
 
 
 def _drop_inference_noops(graph: ir.Graph) -> None:
-    """Dropout passes its input through at inference; its mask output must be unread."""
+    """Dropout passes its input through at inference; its mask output must be unread. So do zeros that are added, and ones."""
     for node in list(graph):
         if node.op_type == "Dropout" and node.inputs[0] is not None and not any(out.uses() for out in node.outputs[1:]):
             training = node.inputs[2] if len(node.inputs) > 2 else None
             flag = constant(training)
             if training is None or (flag is not None and not flag.any()):
                 _replace_value(graph, node, node.inputs[0])
+        elif node.op_type in NEUTRAL and node.domain in ("", "ai.onnx") and (source := _untouched(node)) is not None:
+            _replace_value(graph, node, source)
+
+
+def _untouched(node: ir.Node) -> ir.Value | None:
+    """The operand that an Add, Sub, Mul or Div gives back as it is: the other is all zeros or ones, and widens nothing."""
+    pairs = [(0, 1), (1, 0)] if node.op_type in ("Add", "Mul") else [(0, 1)]
+    for source, other in ((node.inputs[one], node.inputs[two]) for one, two in pairs):
+        numbers = constant(other)
+        small = numbers is not None and numbers.size <= NEUTRAL_SIZE
+        if source is not None and numbers is not None and small and np.all(numbers == NEUTRAL[node.op_type]):
+            sides = list(source.shape or ())
+            widens = numbers.ndim > len(sides) or any(
+                a not in (1, b) for a, b in zip(numbers.shape[::-1], sides[::-1], strict=False)
+            )
+            return None if widens else source
+    return None
 
 
 def _replace_value(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:

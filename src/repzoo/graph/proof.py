@@ -41,6 +41,7 @@ ROUNDOFF: dict[int, float] = {
 }
 SUBNORMAL: dict[int, float] = {onnx.TensorProto.FLOAT16: 2.0**-24, onnx.TensorProto.DOUBLE: 0.0}
 
+NEUTRAL_SIZE = 2**16  # of zeros that are added, or of ones
 LOUD, FAR, SPARSE = 1e4, 1e3, 1 / 16  # standard deviation; mean; share of spikes
 
 PROBES = ("noise", "large mean", "large amplitude", "constant", "sparse")
@@ -76,7 +77,8 @@ class Index:
     def of(cls, graph: onnx.GraphProto, computed: Mapping[str, onnx.TensorProto] | None = None) -> Index:
         """`computed`: the tensors that nodes compute from constants alone."""
         producers = {name: node for node in graph.node for name in node.output if name}
-        constants = {item.name: item for item in graph.initializer}
+        given = {item.name for item in graph.input}  # may be other than their defaults
+        constants = {item.name: item for item in graph.initializer if item.name not in given}
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 constants[node.output[0]] = node.attribute[0].t
@@ -84,8 +86,8 @@ class Index:
 
     def behind(self, name: str) -> str:
         """The tensor that `name` merely repeats."""
-        while (node := self.producers.get(name)) is not None and self._repeats(node) and name == node.output[0]:
-            name = node.input[0]
+        while (node := self.producers.get(name)) is not None and name == node.output[0] and (source := self._repeated(node)):
+            name = source
         return name
 
     def between(self, source: str, target: str) -> list[onnx.NodeProto]:
@@ -110,11 +112,24 @@ class Index:
                 made.update(dict.fromkeys(node.output, copy))
         return list({id(node): node for node in made.values()}.values())
 
-    def _repeats(self, node: onnx.NodeProto) -> bool:
+    def _repeated(self, node: onnx.NodeProto) -> str:
+        """The input that `node` gives back as it is, or nothing."""
+        if node.domain not in ("", "ai.onnx"):
+            return ""
         if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
             flag = self.values(node.input[2])
-            return flag is not None and not flag.any()
-        return node.op_type in ("Identity", "Dropout")
+            return node.input[0] if flag is not None and not flag.any() else ""
+        if node.op_type in ("Add", "Mul") and self._is_all(node.input[0], int(node.op_type == "Mul")):
+            return str(node.input[1])
+        neutral = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}.get(node.op_type)
+        passes = node.op_type in ("Identity", "Dropout") or (neutral is not None and self._is_all(node.input[1], neutral))
+        return node.input[0] if passes else ""
+
+    def _is_all(self, name: str, number: int) -> bool:
+        held = self.constants.get(name)
+        if held is None or math.prod(held.dims) > NEUTRAL_SIZE:
+            return False
+        return bool(np.all(numpy_helper.to_array(held) == number))
 
     def values(self, name: str) -> Array | None:
         stored = self.stored(name)
@@ -201,8 +216,9 @@ def is_unchanged(node: onnx.NodeProto, old: Index, new: Index) -> bool:
     """Whether `node` of the folded graph does what the training form does there, with the same values."""
     if node.op_type == "Identity" and old.behind(node.output[0]) == old.behind(node.input[0]):
         return True
-    was = old.producers.get(old.behind(node.output[0]))
-    if was is None or (was.op_type, was.domain) != (node.op_type, node.domain):
+    there = (old.producers.get(name) for name in (node.output[0], old.behind(node.output[0])))
+    was = next((item for item in there if item is not None and (item.op_type, item.domain) == (node.op_type, node.domain)), None)
+    if was is None:
         return False
     pairs = list(itertools.zip_longest(_read(was), _read(node), fillvalue=""))
     return _settings(was, old) == _settings(node, new) and all(_is_same(one, two, old, new) for one, two in pairs)
