@@ -114,11 +114,11 @@ def _prepared(model: onnx.ModelProto) -> ir.Model:
         reason = " ".join(str(error.__cause__ or error).split())
         raise InputError(f"the graph holds something that ONNX does not define ({reason}); export it again") from None
     settle(graph_model)
-    mark_borders(graph_model.graph, model)
     _drop_inference_noops(graph_model.graph)
     if not any(_holds_graph(node) for node in graph_model.graph):  # the pass would change the subgraphs too
         passes.IdentityEliminationPass()(graph_model)
     passes.RemoveUnusedNodesPass()(graph_model)  # what nobody reads counts as a reader
+    mark_borders(graph_model.graph, model)  # last, for it notes nodes
     return graph_model
 
 

@@ -86,7 +86,7 @@ class Index:
 
     def behind(self, name: str) -> str:
         """The tensor that `name` merely repeats."""
-        while (node := self.producers.get(name)) is not None and name == node.output[0] and (source := self._repeated(node)):
+        while name not in self.constants and (source := self._repeated(name)):
             name = source
         return name
 
@@ -112,9 +112,10 @@ class Index:
                 made.update(dict.fromkeys(node.output, copy))
         return list({id(node): node for node in made.values()}.values())
 
-    def _repeated(self, node: onnx.NodeProto) -> str:
-        """The input that `node` gives back as it is, or nothing."""
-        if node.domain not in ("", "ai.onnx"):
+    def _repeated(self, name: str) -> str:
+        """The input that the node of `name` gives back as it is, or nothing."""
+        node = self.producers.get(name)
+        if node is None or node.domain not in ("", "ai.onnx") or name != node.output[0]:
             return ""
         if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
             flag = self.values(node.input[2])
