@@ -69,18 +69,25 @@ SLIM: dict[str, dict[str, int]] = {
         "Split": 13,
     },
     "mobileone_s0": {"Conv": 43, "Flatten": 1, "Gemm": 1, "GlobalAveragePool": 1, "Relu": 43},
-    "fastvit_t8": {
-        "Add": 27,
-        "Conv": 52,
-        "Div": 17,
-        "Erf": 17,
+    "fastvit_sa12": {
+        "Add": 33,
+        "BatchNormalization": 2,
+        "Conv": 59,
+        "Div": 19,
+        "Erf": 19,
         "Flatten": 1,
         "Gemm": 1,
         "GlobalAveragePool": 1,
-        "Mul": 35,
+        "MatMul": 8,
+        "Mul": 45,
         "ReduceMean": 1,
         "Relu": 1,
+        "Reshape": 8,
         "Sigmoid": 1,
+        "Softmax": 2,
+        "Split": 2,
+        "Squeeze": 6,
+        "Transpose": 10,
     },
     "mobilenetv3_small_100": {
         "Add": 6,
@@ -139,7 +146,9 @@ def test_other_networks_fold_as_far_as_their_own_authors_and_onnxslim_go(name: s
     assert certificate.proven > 0
     assert "BatchNormalization" not in ours
     assert ours.total() <= sum(SLIM[name].values())
-    assert all(ours[kind] <= SLIM[name].get(kind, 0) for kind in LAYERS), ours
+    theirs = Counter(SLIM[name])
+    theirs["Conv"] += theirs["BatchNormalization"]  # that they leave alone
+    assert all(ours[kind] <= theirs[kind] for kind in LAYERS), ours
 
 
 def test_repvgg_a0_is_22_convolutions_and_a_linear_layer(exported: Callable[[str], Artifact]) -> None:
