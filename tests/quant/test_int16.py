@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -29,8 +31,9 @@ def planned(model: onnx.ModelProto, names: list[str], name: str = "rdk") -> tupl
     """The model with the layers `names` in int16; all its weights are representable, so that activations alone err."""
     placed, reads = place.candidates(model)[0], list(layers.layers(model).values())
     seen = observe(model, list(placed.tensors), reads, [images()], engine("onnxruntime"), 1, 32)
-    wide = plan.wide_tensors(model, placed, names)
-    made = plan.planned(model, placed, seen, scheme(name), Corrections(second_order=False), wide)
+    touched = place.placement(model, "", names).tensors
+    placed = replace(placed, wide=frozenset(touched) & {*placed.tensors})
+    made = plan.planned(model, placed, seen, scheme(name), Corrections(second_order=False))
     return made, plan.write(made, placed, scheme(name))
 
 

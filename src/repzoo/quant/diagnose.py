@@ -96,7 +96,7 @@ def _noise(one: Layer, made: Plan, values: Mapping[str, npt.NDArray[Any]], seen:
     signal = np.maximum(signal, FAINT * usual) if usual > 0 else np.full(len(signal), np.inf)  # a layer that is silent has no noise
     weight = planning.output_power(restored - rows, moments).reshape(-1) / signal
     each = (restored**2 / signal.reshape(one.groups, -1, 1)).sum(1)  # what a unit of squared error in a column entry costs
-    activation = each.reshape(one.inputs, -1).sum(1) * ranges.noise(histogram, *span)
+    activation = each.reshape(one.inputs, -1).sum(1) * ranges.noise(histogram, *span, made.activations[one.source].steps)
     ratios = weight.sum() / one.outputs, activation.sum() / one.outputs
     side, worse = ("weight", weight) if ratios[0] >= ratios[1] else ("activation", activation)
     channels, share = _worst(worse)

@@ -99,7 +99,7 @@ class _Climb:
         report = ReadReport()
         seen = self._observed(self.model, list(dict.fromkeys(named)), reads, self.split.ranges, report)
         report.check(self.split.ranges.name, len(self.split.ranges))
-        self._bases[()] = Base(self.model, seen)
+        self._bases[()] = Base(self.model, seen, per_channel=self.scheme.per_channel)
         return report.sentences()
 
     def _observed(

@@ -7,7 +7,7 @@ measured on calibration images instead of derived from batch normalisation.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from repzoo.quant import layers as layering
-from repzoo.quant import place, qdq, ranges, rounding
+from repzoo.quant import qdq, ranges, rounding
 from repzoo.quant.layers import Layer
 from repzoo.quant.observe import Moments, Statistics
 from repzoo.quant.place import Placement
@@ -46,17 +46,10 @@ class Plan:
     methods: Mapping[str, str] = field(default_factory=dict)
 
 
-def planned(
-    model: onnx.ModelProto,
-    placement: Placement,
-    seen: Statistics,
-    scheme: QuantScheme,
-    corrections: Corrections,
-    wide: frozenset[str] = frozenset(),
-) -> Plan:
+def planned(model: onnx.ModelProto, placement: Placement, seen: Statistics, scheme: QuantScheme, corrections: Corrections) -> Plan:
     """Numbers for `placement` of the float `model`, whose statistics are `seen`, as `scheme` represents them.
 
-    wide  activations of 16 bits (see wide_tensors); they cover all that was seen
+    Activations of 16 bits cover all that was seen.
     """
     values, found = layering.constants(model), layering.layers(model)
     inside = {name: one for name, one in found.items() if name in placement.nodes}
@@ -65,7 +58,7 @@ def planned(
         name: ranges.chosen(
             seen.histograms[name],
             wanted.get(name, np.ones(len(seen.histograms[name].low))),
-            "minmax" if name in wide else corrections.ranges,
+            "minmax" if name in placement.wide else corrections.ranges,
             scheme.range_methods,
             scheme.activation_symmetric,
         )
@@ -73,7 +66,7 @@ def planned(
     }
     spans = {name: span for name, (_, span) in chosen.items()}
     activations = {
-        name: ranges.wide(*span) if name in wide else ranges.affine(*span, scheme.activation_symmetric)
+        name: ranges.wide(*span) if name in placement.wide else ranges.affine(*span, scheme.activation_symmetric)
         for name, span in spans.items()
     }
     rounded, biases = {}, {}
@@ -89,15 +82,6 @@ def planned(
             biases[name] = bias + corrected(rows, integers * scale, moments.mean, shift)
     made = with_biases(model, found, biases) if biases else model
     return Plan(made, activations, rounded, spans, {name: method for name, (method, _) in chosen.items()})
-
-
-def wide_tensors(model: onnx.ModelProto, placement: Placement, names: Collection[str]) -> frozenset[str]:
-    """What the layers `names` read and write (behind their fused activation) among the tensors of `placement`.
-
-    Boards take a layer's inputs and outputs in int16 together; its weights stay int8, so only what activations add goes away.
-    """
-    without = place.placement(model, "", placement.nodes & frozenset(names))
-    return frozenset(without.tensors) & frozenset(placement.tensors)
 
 
 def write(plan: Plan, placement: Placement, scheme: QuantScheme) -> onnx.ModelProto:

@@ -24,6 +24,11 @@ class Affine:
     zero_point: int
     bits: int = 8
 
+    @property
+    def steps(self) -> int:
+        """Between the lowest and the highest value."""
+        return 255 if self.bits == 8 else 2 * PEAK_16
+
 
 @dataclass(frozen=True)
 class Symmetric:

@@ -7,18 +7,18 @@ gathered on the new graph, so that one calibration pass serves every rung.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx
 
-from repzoo.quant import equalize, layers
+from repzoo.quant import balance, equalize, layers
 from repzoo.quant.observe import Statistics
 from repzoo.quant.plan import Corrections
 
 
 @dataclass(frozen=True)
 class Base:
-    """A float graph and what its activations are like.
+    """A float graph, what its activations are like, and how the target will represent it.
 
     places  node that a rewrite added (its first output) -> the node on whose side, INT8 or float, it is
     """
@@ -26,6 +26,7 @@ class Base:
     model: onnx.ModelProto
     seen: Statistics
     places: Mapping[str, str] = field(default_factory=dict)
+    per_channel: bool = True
 
 
 Rewrite = Callable[[Base], Base]
@@ -48,9 +49,12 @@ class Recipe:
 
 
 def equalised(base: Base) -> Base:
-    """Cross-layer equalisation (equalize.py)."""
-    made = equalize.equalised(base.model)
-    return Base(made.model, base.seen.over(made.factors, layers.layers(made.model).values()), base.places)
+    """Cross-layer equalisation (equalize.py), through ReLU6 where calibration allows (channels.py), for least noise (balance.py)."""
+    histograms = base.seen.histograms
+    reached = {name: one.high for name, one in histograms.items()}
+    start = equalize.equalised(base.model, reached)
+    made = balance.balanced(base.model, start, base.seen, tuple(histograms), base.per_channel, reached)
+    return replace(base, model=made.model, seen=base.seen.over(made.factors, layers.layers(made.model).values()))
 
 
 RUNGS = (  # from cheap to dear
