@@ -23,7 +23,7 @@ from repzoo.train.recipe import recipe
 from repzoo.zoo import catalog
 
 TEACHER, RECIPE, TEACHER_RECIPE = "tf_efficientnet_lite0", "reference", "reference-teacher"
-PLAIN = ("repghostnet_050", "repvgg_a0")  # not channels-last: the first was trained so, the second PyTorch 2.14 crashes on
+PLAIN = ("repghostnet_050", "repvgg_a0")  # not channels-last: the first was trained so, the second is refused so (train/loop.py)
 
 
 @dataclass(frozen=True)

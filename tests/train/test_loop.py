@@ -188,6 +188,14 @@ def test_a_loss_that_is_not_a_number_at_once_keeps_nothing(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_layers_that_crash_channels_last_are_refused(tmp_path: Path) -> None:
+    nn = torch.nn
+    stem = nn.Sequential(nn.Conv2d(3, 8, 1, stride=2), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    with pytest.raises(InputError, match=r"0 is a 1x1 convolution of 3 channels with a stride.*leave --channels-last out"):
+        trainer(tmp_path, module=stem, channels_last=True, device="cpu")
+    trainer(tmp_path, module=network(), channels_last=True, device="cpu")  # a 3x3 one is not such a layer
+
+
 def test_fewer_images_than_a_batch_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"24 images, fewer than one batch of 32; give a smaller --batch"):
         trainer(tmp_path, SHORT.changed(batch=32))

@@ -58,6 +58,8 @@ class Trainer:
         self.output = make_folder(running.output) if not group.rank else running.output
         self.crew = Crew(group, running.device)
         self.share = Share(group.rank, group.size, running.accumulate)
+        if running.channels_last and self.crew.device.type == "cpu":
+            _require_sound_channels_last(module)
         self.memory_format = torch.channels_last if running.channels_last else torch.contiguous_format
         self.module = module.to(self.crew.device).to(memory_format=self.memory_format)
         self.heads = head_of(module) if recipe.trainable == "head" else []
@@ -254,6 +256,16 @@ def _require_whole_batches(images: TrainingImages, recipe: Recipe, running: Runn
             f"a batch of {recipe.batch} images cannot be shared by {group.size} process(es) in {running.accumulate} part(s) of "
             f"an even number each; give a --batch that is a multiple of {2 * shares}"
         )
+
+
+def _require_sound_channels_last(module: torch.nn.Module) -> None:
+    """oneDNN's gradient of the weights of such layers writes beyond its memory (seen with torch 2.14 on AVX2): RepVGG's first."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.in_channels < 8:
+            raise InputError(
+                f"{name} is a 1x1 convolution of {layer.in_channels} channels with a stride, on whose gradient PyTorch may crash "
+                "with --channels-last on a CPU; leave --channels-last out"
+            )
 
 
 def _optimizer(module: torch.nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
