@@ -37,7 +37,7 @@ from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
 from repzoo.quant import diagnose, gate, layers, plan, qdq, rungs, search
 from repzoo.quant.diagnose import LayerNoise
-from repzoo.quant.gate import Attempt, Budget, Context, Gate, Judge, QuantReport
+from repzoo.quant.gate import Attempt, Budget, Context, Gate, Judge, QuantReport, Rung
 from repzoo.quant.observe import Statistics, batch_size, observe
 from repzoo.quant.place import Placement, Places
 from repzoo.quant.plan import Corrections, Plan
@@ -238,8 +238,7 @@ def quantize(
     remarks = climb.calibrate()
     calibrated = time.perf_counter() - started
     found = climb.raced(min(target.search, calibrated))
-    made = list(_climbed(climb, found))
-    best = max(made, key=lambda one: one.attempt.merit)
+    best, tried = _chosen(_climbed(climb, found))
     judged = time.perf_counter()
     paired = climb.gate.judge.paired(best.attempt.artifact)
     seconds = {"calibrate": calibrated, "place": found.seconds, "gate": time.perf_counter() - judged}
@@ -254,7 +253,7 @@ def quantize(
             "stages": {name: round(value, 2) for name, value in seconds.items()},
         },
     )
-    return climb.gate.concluded(best.attempt, [one.attempt.rung for one in made], paired, context, lambda: climb.blamed(best))
+    return climb.gate.concluded(best.attempt, tried, paired, context, lambda: climb.blamed(best))
 
 
 def _offered(slower: bool) -> list[Recipe]:
@@ -270,21 +269,38 @@ def _left_out() -> list[str]:
     return [f"the rung {one.name} was left out: it needs the package {one.package}" for one in RUNGS if _is_missing(one)]
 
 
+def _chosen(made: Iterator[_Made]) -> tuple[_Made, list[Rung]]:
+    """(the best, what all gave); the models of the others are let go at once."""
+    best, tried = next(made), list[Rung]()
+    tried.append(best.attempt.rung)
+    for one in made:
+        tried.append(one.attempt.rung)
+        best = _better(best, one)
+    return best, tried
+
+
+def _better(first: _Made, second: _Made) -> _Made:
+    """The one of more merit; of equals the first, which was cheaper to make."""
+    return second if second.attempt.merit > first.attempt.merit else first
+
+
 def _climbed(climb: _Climb, found: Found) -> Iterator[_Made]:
     """Rung after rung until one is good enough: see the module."""
-    made: list[_Made] = []
-    for recipe in _offered(slower=False):
-        made.append(climb.rung(recipe, recipe.name, found.best))
-        yield made[-1]
-        if made[-1].attempt.rung.holds:
+    first, *others = _offered(slower=False)
+    best = climb.rung(first, first.name, found.best)
+    yield best
+    for recipe in others:
+        if best.attempt.rung.holds:
             return
-    best = max(made, key=lambda one: one.attempt.merit)
-    if best.attempt.rung.enough:
+        one = climb.rung(recipe, recipe.name, found.best)
+        yield one
+        best = _better(best, one)
+    if best.attempt.rung.enough:  # what holds is enough
         return
     if climb.target.finetune:
-        made.append(climb.finetuned(best))
-        yield made[-1]
-        if made[-1].attempt.rung.enough:
+        one = climb.finetuned(best)
+        yield one
+        if one.attempt.rung.enough:
             return
     for one in _dearer(climb, found, best):
         yield one
