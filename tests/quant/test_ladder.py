@@ -260,7 +260,7 @@ def test_no_other_verb_takes_images_without_labels(run: Run, small_file: Path, t
 
 
 def test_no_worse_than_onnxruntimes_own_quantiser() -> None:
-    """On the same images, through the same gate."""
+    """On the same images, through the same gate; whichever placement is the fastest here, at most 4 images of 180 more change."""
     _, ours = quantize(sets(), Budget(max_drop=5.0))
     _, theirs = recipes.quantize(small(), sets(), engine("onnxruntime"), "ort-static", Budget(force=True))
     assert ours.paired.values["drop"] <= theirs.paired.values["drop"] + 1
