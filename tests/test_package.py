@@ -89,6 +89,7 @@ def test_a_board_can_look_count_predict_and_evaluate(model_file: Path, digits_fo
     [
         (["export", "repghostnet_050", "-o", "{out}"], "torch"),
         (["train", "repghostnet_050", "--data", "{data}", "-o", "{out}"], "torch"),
+        (["quantize", "{model}", "--data", "{data}", "--finetune-epochs", "1", "-o", "{out}"], "torch"),
         (["evaluate", "{model}", "--data", "digits"], "demo"),
         (["card", "-o", "{out}"], "demo"),
     ],

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import numpy_helper
 
+from repzoo import verbs
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.errors import InputError, RepzooError
-from repzoo.zoo import embedded
+from repzoo.train.recipe import recipe
+from repzoo.zoo import catalog, embedded
 
 
 def artifact(values: list[float]) -> Artifact:
@@ -25,6 +27,30 @@ def artifact(values: list[float]) -> Artifact:
     model = onnx.parser.parse_model(text)
     model.graph.initializer.append(numpy_helper.from_array(np.array(values, np.float32), "w"))
     return Artifact(model, "tiny", Preprocess(size=2), ("a", "b", "c"))
+
+
+def test_weights_that_do_not_ship_say_which_command_makes_them() -> None:
+    absent = [row for row in catalog.checkpoints() if not row.file]
+    assert {row.variant for row in absent} == {"repghostnet_100", "fasternet_t0", "repvit_m0_9", "repvgg_a0"}
+    for row in absent:
+        with pytest.raises(InputError, match=f"of {row.name} do not come with repzoo; .*make reference MODELS={row.variant}"):
+            verbs.load(row.name)
+
+
+def test_every_reference_model_has_its_recipe() -> None:
+    """What ships was trained as `photos`; the others learn from the teacher, which starts from given weights."""
+    shared = {"name", "about", "source", "per_model", "full_size_epochs", "distill_weight", "temperature"}
+    for row in (row for row in catalog.checkpoints() if row.name.endswith(".clothing")):
+        found = recipe("reference").for_model(row.variant)
+        assert found.preprocess["size"] == row.size
+        if row.file:
+            photos = vars(recipe("photos"))
+            assert {key: value for key, value in vars(found).items() if key not in shared} == {
+                key: value for key, value in photos.items() if key not in shared
+            }
+        else:
+            assert found.distill == "soft"
+    assert recipe("reference-teacher").finetune
 
 
 def test_a_packed_artifact_comes_back_with_all_that_it_says() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -205,6 +204,13 @@ class QuantizeOptions:
             raise InputError(f"the recipe {self.recipe} represents numbers in its own way; leave --scheme out, or --recipe")
 
 
+def _require_finetuning() -> None:
+    try:
+        from repzoo.quant import finetune  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra("fine-tuning", "torch") from error
+
+
 def quantize(
     artifact: Artifact, data: str | Path | Source, options: QuantizeOptions | None = None, progress: Progress = silent
 ) -> tuple[Artifact, QuantReport]:
@@ -219,8 +225,8 @@ def quantize(
     options = options or QuantizeOptions()
     if options.recipe != recipes.OWN:
         recipes.recipe(options.recipe)  # refuses a strange name or a missing package before the work
-    if options.finetune_epochs and importlib.util.find_spec("torch") is None:
-        raise MissingExtra("fine-tuning", "torch")
+    if options.finetune_epochs:
+        _require_finetuning()
     source = data if isinstance(data, Source) else open_source(data, unlabelled=True)
     if artifact.form == "train":
         artifact, _ = fold(artifact)
