@@ -22,7 +22,7 @@ from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
 from repzoo.data.source import open_source
 from repzoo.engines import engine
-from repzoo.quant import gate
+from repzoo.quant import gate, ladder, rungs
 
 Run = Callable[..., Any]
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -123,6 +123,48 @@ def test_strange_weights_give_a_model_that_agrees_or_a_sentence(
 ) -> None:
     floating = given()
     ran = quantize(floating)
+    if ran.code == 0:
+        require_agreement(tmp_path, floating)
+
+
+def with_relu6(given: Callable[[], Artifact]) -> Callable[[], Artifact]:
+    """The same behind ReLU6s: another function where 6 is passed."""
+
+    def made() -> Artifact:
+        model = onnx.ModelProto()
+        model.CopyFrom(given().model)
+        for node in model.graph.node:
+            if node.op_type == "Relu":
+                node.op_type = "Clip"
+                node.input.extend(["zero", "six"])
+        model.graph.initializer.extend(
+            numpy_helper.from_array(np.array(end, np.float32), name) for name, end in (("zero", 0), ("six", 6))
+        )
+        return replace(small(), model=model)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        dead_channels,
+        constant_activations,
+        all_zero,
+        *(wide_then_narrow(factor) for factor in (1e4, 1e-4, 1e30, 1e-30)),
+        with_relu6(dead_channels),
+        with_relu6(wide_then_narrow(1e-4)),
+        with_relu6(wide_then_narrow(1e4)),
+    ],
+    ids=["dead", "constant", "zero", "1e4", "1e-4", "1e30", "1e-30", "dead, ReLU6", "1e-4, ReLU6", "1e4, ReLU6"],
+)
+def test_the_equalised_rung_alone_gives_a_model_that_agrees_or_a_sentence(
+    quantize: Callable[..., Any], tmp_path: Path, given: Callable[[], Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other rungs hold on most of these before it is asked."""
+    monkeypatch.setattr(ladder, "RUNGS", tuple(one for one in rungs.RUNGS if one.name == "equalised"))
+    floating = given()
+    ran = quantize(floating, "--scheme", "per-tensor")
     if ran.code == 0:
         require_agreement(tmp_path, floating)
 

@@ -9,8 +9,8 @@ holds for 99.87 % of Gaussian values; here c is the least value that calibration
 Source: M. Nagel et al., "Data-Free Quantization through Weight Equalization and Bias Correction", arXiv:1906.04721, section 4.1.3.
 
 Where B pads its input with zeros, those would have to be -c: its border would differ, so such layers are left alone (the paper does
-not say this). That, and that a ReLU is there to cut, leaves few channels: on the networks measured here there is none to absorb
-(benchmarks/int8_corrections.py), so no rung of the ladder does it.
+not say this). That, and that a ReLU is there to cut, leaves little: no channel of RepVGG-A0, whose every layer pads, and 8 of 932 of
+RepGhost 0.5x, all inside squeeze-and-excitation gates. So no rung of the ladder does it.
 """
 
 from __future__ import annotations
