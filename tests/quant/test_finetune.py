@@ -65,11 +65,11 @@ def planned(model: onnx.ModelProto) -> tuple[Plan, Placement]:
 
 
 def shuffled(epoch: int) -> Iterator[Inputs]:
-    inputs = digits("train", 512)
+    inputs = digits("train", 256)
     yield inputs[np.random.default_rng(epoch).permutation(len(inputs))]
 
 
-SHUFFLED = Lessons(512, shuffled)
+SHUFFLED = Lessons(256, shuffled)
 
 
 def run(model: onnx.ModelProto, inputs: Inputs) -> Inputs:
@@ -77,16 +77,16 @@ def run(model: onnx.ModelProto, inputs: Inputs) -> Inputs:
 
 
 def test_it_mends_what_one_scale_for_all_channels_broke() -> None:
-    """A third of the answers are the float model's before, most after (84 % was seen); weight scales stay."""
+    """A third of the answers are the float model's before, most after (80 % was seen); weight scales stay."""
     model, held_out = uneven(), digits("test", 300)
     made, placement = planned(model)
-    trained = finetune.finetuned(model, made, COARSE, SHUFFLED, FinetuneOptions(epochs=8, rate=5e-3, mirror=False))
+    trained = finetune.finetuned(model, made, COARSE, SHUFFLED, FinetuneOptions(epochs=6, mirror=False))
     written = [plan.write(one, placement, COARSE) for one in (made, trained)]
     onnx.checker.check_model(written[1], full_check=True)
     wanted = run(model, held_out).argmax(1)
     before, after = (float((run(one, held_out).argmax(1) == wanted).mean()) for one in written)
     assert before < 0.5
-    assert after > 0.75
+    assert after > 0.7
     assert all(np.array_equal(trained.rounded[name].scale, one.scale) for name, one in made.rounded.items())
 
 
@@ -143,11 +143,11 @@ def test_the_ladder_learns_only_when_asked_and_when_corrections_are_not_enough(m
     found = open_source("digits").quantising_split(256, 0)
     split = replace(found, gate=found.gate.subset(range(0, len(found.gate), 2)))
     said = {}
-    for epochs in (0, 12):
+    for epochs in (0, 5):
         target = Target(engine("onnxruntime"), COARSE, 0, epochs)
         _, report = ladder.quantize(replace(small(), model=uneven()), split, target, Budget(force=True))
         said[epochs] = {one.recipe: one.paired.values["drop"] for one in report.rungs}
     assert list(said[0]) == ["rounding"]
-    assert list(said[12]) == ["rounding", "rounding, 12 epochs of fine-tuning"]
-    assert said[12]["rounding"] == said[0]["rounding"] > 30
-    assert said[12]["rounding, 12 epochs of fine-tuning"] < 0.6 * said[0]["rounding"]
+    assert list(said[5]) == ["rounding", "rounding, 5 epochs of fine-tuning"]
+    assert said[5]["rounding"] == said[0]["rounding"] > 30
+    assert said[5]["rounding, 5 epochs of fine-tuning"] < 0.6 * said[0]["rounding"]

@@ -56,8 +56,8 @@ class FinetuneOptions:
     """
 
     epochs: int = 5
-    batch: int = 32
-    rate: float = 2e-3
+    batch: int = 16
+    rate: float = 5e-3
     mirror: bool = True
     seed: int = 0
 
