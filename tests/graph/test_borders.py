@@ -160,7 +160,7 @@ def test_a_framed_map_composes_only_with_what_gives_its_constants() -> None:
 
 @pytest.fixture
 def branches(aged: Any) -> Any:
-    """Diverse Branch Block's four branches; one or two frame a BatchNorm's output by slice assignment."""
+    """Diverse Branch Block's branches; one frames a BatchNorm's output by slice assignment, before a convolution or a pool."""
     pytest.importorskip("torch", reason="the torch extra is not installed")
     import torch
     from torch import nn
@@ -184,7 +184,7 @@ def branches(aged: Any) -> Any:
             return wide
 
     class Branches(nn.Module):
-        def __init__(self, stride: int, framed: int) -> None:
+        def __init__(self, stride: int, pooled: bool) -> None:
             super().__init__()
 
             def conv(size: int, stride: int = 1, padding: int = 0) -> nn.Module:
@@ -195,16 +195,15 @@ def branches(aged: Any) -> Any:
 
             self.whole = nn.Sequential(conv(3, stride=stride, padding=1), norm())
             self.point = nn.Sequential(conv(1, stride=stride), norm())
-            self.twice = nn.Sequential(conv(1), Framed(4), conv(3, stride=stride), norm())
-            self.mean = nn.Sequential(conv(1), Framed(4), nn.AvgPool2d(3, stride), norm()) if framed > 1 else None
+            last = nn.AvgPool2d(3, stride) if pooled else conv(3, stride)
+            self.framed = nn.Sequential(conv(1), Framed(4), last, norm())
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            made = self.whole(x) + self.point(x) + self.twice(x)
-            made = made if self.mean is None else made + self.mean(x)
+            made = self.whole(x) + self.point(x) + self.framed(x)
             return nn.functional.relu(made).mean((2, 3))
 
     torch.manual_seed(0)
-    return lambda stride, framed: aged(Branches(stride, framed))
+    return lambda stride, pooled: aged(Branches(stride, pooled))
 
 
 def exported(module: Any, side: int, **axes: dict[int, str]) -> onnx.ModelProto:
@@ -219,13 +218,13 @@ def exported(module: Any, side: int, **axes: dict[int, str]) -> onnx.ModelProto:
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter
-@pytest.mark.parametrize(("axes", "stride", "framed"), [({}, 2, 2), ({0: "N"}, 1, 1)])
+@pytest.mark.parametrize(("axes", "stride", "pooled"), [({}, 2, True), ({0: "N"}, 1, False)])
 def test_the_authors_branches_become_one_convolution(
-    axes: dict[int, str], stride: int, framed: int, branches: Any, execute: Execute
+    axes: dict[int, str], stride: int, pooled: bool, branches: Any, execute: Execute
 ) -> None:
     import torch
 
-    module = branches(stride, framed)
+    module = branches(stride, pooled)
     before = Artifact(exported(module, 8, **({"data": axes} if axes else {})), "branches", Preprocess(size=8))
     result = fold(before.model)
     assert kinds(result) == ["Conv", "Relu", "ReduceMean"]
@@ -238,7 +237,7 @@ def test_the_authors_branches_become_one_convolution(
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter
 def test_a_border_around_an_image_of_open_size_is_refused(branches: Any) -> None:
-    model = exported(branches(1, 1), 8, data={0: "N", 2: "H", 3: "W"})
+    model = exported(branches(1, False), 8, data={0: "N", 2: "H", 3: "W"})
     result = proven(model)
     assert "ScatterND" in kinds(result)
     assert any("export it with a fixed size" in refusal.reason for refusal in result.refusals)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir
 import pytest
 
 from repzoo.artifact import Artifact, Preprocess
@@ -325,6 +326,23 @@ def test_a_mutant_is_caught(
         monkeypatch.setattr(place, name, mutate(getattr(place, name)))
     with pytest.raises(CertificateError):
         certified(before)
+
+
+def test_weights_that_a_caller_may_replace_are_not_proven_as_constants(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"w": (5, 4, 1, 1), "gamma": (5,), "beta": (5,), "mean": (5,), "var": (5,)}
+    body = "c = Conv(data, w)\noutput = BatchNormalization(c, gamma, beta, mean, var)"
+    model = graph(body, weights, inputs=["float[5, 4, 1, 1] w"])
+    assert not any(len(one.nodes) > 1 for one in fold.fold(model).folds)
+
+    def stored(value: Any) -> Any:
+        tensor = None if value is None else onnx_ir.convenience.get_const_tensor(value)
+        return None if tensor is None else tensor.numpy()
+
+    monkeypatch.setattr(rules, "_stored", stored)
+    result = fold.fold(model)
+    assert [node.op_type for node in result.model.graph.node] == ["Conv"]
+    with pytest.raises(CertificateError):
+        prove(model, result.model, [one.output for one in result.folds])
 
 
 def epsilon_forgotten(original: Original) -> Original:

@@ -28,7 +28,7 @@ from repzoo.graph.cost import Cost, count
 from repzoo.graph.fold import Fold, FoldResult, fold
 from repzoo.graph.operators import BLOCK
 from repzoo.graph.pieces import give_back, pieces, sha256_of_graph
-from repzoo.graph.proof import ROUNDOFF, Proof, prove
+from repzoo.graph.proof import ROUNDOFF, Origin, Proof, prove
 from repzoo.graph.rules import Refusal
 from repzoo.graph.specimens import specimens
 
@@ -155,8 +155,9 @@ def certify(before: Artifact, result: FoldResult, run: Runner, images: Images | 
     after = dataclasses.replace(before, model=result.model)
     costs = count(before), count(after)
     _require_one_file(before.name, costs[1])
-    proofs = prove(before.model, result.model, [item.output for item in result.folds], seed)
-    kinds = _drilled(before.model, result.model, seed)
+    origin = Origin.of(before.model)
+    proofs = prove(origin, result.model, [item.output for item in result.folds], seed)
+    kinds = _drilled(before.model, result.model, origin, seed)
     groups = _inputs(before, costs[0], images, seed)
     compared = _compared(before.model, result.model, groups, run, seed)
     certificate = Certificate(
@@ -176,14 +177,14 @@ def certify(before: Artifact, result: FoldResult, run: Runner, images: Images | 
     return certificate
 
 
-def _drilled(before: onnx.ModelProto, after: onnx.ModelProto, seed: int) -> int:
+def _drilled(before: onnx.ModelProto, after: onnx.ModelProto, origin: Origin, seed: int) -> int:
     """How many kinds of expressions were folded and retraced with adversarial BatchNorms.
 
     Raises:
         CertificateError: one of them folds wrongly.
     """
     kinds = set()
-    for kind, specimen in specimens(before, after):
+    for kind, specimen in specimens(before, after, origin):
         made = fold(specimen)
         try:
             prove(specimen, made.model, [item.output for item in made.folds], seed)

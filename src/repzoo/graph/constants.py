@@ -47,11 +47,19 @@ def settle(model: ir.Model, limit: int = SMALL) -> dict[str, ir.TensorProtocol]:
     """
     found: dict[str, ir.TensorProtocol] = {}
     infer(model)
+    while new := _all_known(model, limit):
+        found |= new
+        infer(model)
+    return found
+
+
+def _all_known(model: ir.Model, limit: int) -> dict[str, ir.TensorProtocol]:
+    """What can be known before shapes are inferred again, which takes longer."""
+    found: dict[str, ir.TensorProtocol] = {}
     while new := _known(model, limit):
         for name, (node, tensor) in new.items():
             _replace(model.graph, node, tensor)
             found[name] = tensor
-        infer(model)
     return found
 
 

@@ -186,13 +186,13 @@ class Origin:
         return any(node.op_type == "ScatterND" for node in self.at.between(source, target))
 
 
-def prove(before: onnx.ModelProto, after: onnx.ModelProto, written: Collection[str], seed: int = 0) -> tuple[Proof, ...]:
+def prove(before: onnx.ModelProto | Origin, after: onnx.ModelProto, written: Collection[str], seed: int = 0) -> tuple[Proof, ...]:
     """Retrace every node of `after` that `before` does not have; `written` names the tensors of all folds made on the way.
 
     Raises:
         CertificateError: a node is neither unchanged nor equal to what it replaces; says which and by how much.
     """
-    origin, new = Origin.of(before), Index.of(after.graph)
+    origin, new = before if isinstance(before, Origin) else Origin.of(before), Index.of(after.graph)
     passing = Counter(written) - Counter({name for node in after.graph.node for name in node.output})
     proofs = []
     for node in after.graph.node:

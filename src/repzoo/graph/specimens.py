@@ -28,9 +28,9 @@ ROUNDS = len(VARIANCES) * len(SIGNS)  # channels in which every variance meets e
 Place = tuple[onnx.NodeProto, list[onnx.NodeProto]]  # a folded node, and the nodes that it replaces, in order
 
 
-def specimens(before: onnx.ModelProto, after: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto]]:
+def specimens(before: onnx.ModelProto, after: onnx.ModelProto, origin: Origin) -> Iterator[tuple[str, onnx.ModelProto]]:
     """(kind, a model of one expression) for each kind in `before` that holds a BatchNormalization and that `after` folded."""
-    origin, new = Origin.of(before), Index.of(after.graph)
+    new = Index.of(after.graph)
     for kind, (node, inside) in _smallest(after, origin, new).items():
         source, shape = origin.at.behind(node.input[0]), origin.probe(node, new)
         if shape is None:
