@@ -49,11 +49,9 @@ class Recipe:
 
 
 def equalised(base: Base) -> Base:
-    """Cross-layer equalisation (equalize.py), through ReLU6 where calibration allows (channels.py), for least noise (balance.py)."""
-    histograms = base.seen.histograms
-    reached = {name: one.high for name, one in histograms.items()}
-    start = equalize.equalised(base.model, reached)
-    made = balance.balanced(base.model, start, base.seen, tuple(histograms), base.per_channel, reached)
+    """Cross-layer equalisation (equalize.py) for least noise (balance.py); ReLU6 holds still (channels.py says why)."""
+    start = equalize.equalised(base.model)
+    made = balance.balanced(base.model, start, base.seen, tuple(base.seen.histograms), base.per_channel)
     return replace(base, model=made.model, seen=base.seen.over(made.factors, layers.layers(made.model).values()))
 
 
