@@ -25,7 +25,7 @@ from repzoo.data.dataset import Dataset, Split, UnreadableImage
 from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.errors import GateError, InputError
-from repzoo.measure import accuracy
+from repzoo.measure import accuracy, latency
 from repzoo.quant import gate as gating
 from repzoo.quant import ladder, place, qdq, recipes
 from repzoo.quant.gate import Budget, QuantReport
@@ -214,6 +214,21 @@ def test_a_model_without_layers_to_quantise_is_refused() -> None:
 def test_unknown_schemes_offer_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean ort-cpu"):
         scheme("ort-gpu")
+
+
+def test_fewer_layers_take_over_what_was_worked_out() -> None:
+    """Leaving a layer in float changes no number of the others, so that it need not be planned anew."""
+    target = Target(engine("onnxruntime"), scheme("ort-cpu"), search=0)
+    climb = ladder._Climb(gating.Gate(small(), sets().gate, target.engine, Budget()), target, sets())
+    climb.calibrate()
+    every = climb.starts[0]
+    for recipe in RUNGS[:3]:
+        one = climb.timed_rung(recipe, recipe.name, every)
+        fewer = climb.without(every, ["c"])
+        (taken, _), (anew, _) = climb.moved(one, fewer), climb.write(recipe, fewer)
+        data = latency.random_input(small().model, (4, 3, 16, 16), 0)
+        found, expected = (engine("onnxruntime").open(made.model).run(data) for made in (taken, anew))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def unlabelled(folder: Path, count: int) -> Path:

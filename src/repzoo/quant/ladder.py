@@ -146,18 +146,40 @@ class _Climb:
         asked = self.scheme.ranges
         return replace(recipe.corrections, ranges=asked) if recipe is RUNGS[0] and asked != "mse" else recipe.corrections
 
+    def moved(self, one: _Made, placement: Placement) -> tuple[Artifact, Plan]:
+        """The recipe of `one` on another placement. What a layer's numbers are does not depend on where the others run, so on fewer
+        layers they are taken over, and a layer that is float again gets its own bias back; else, and for 16 bits, all is made anew.
+        """
+        base = self.base(one.recipe.rewrites)
+        placed = self._placed(base, placement)
+        if placed.wide or not placed.nodes & self.layers.keys() <= one.plan.rounded.keys():
+            return self.write(one.recipe, placement)
+        own = {node.output[0]: node.input for node in base.model.graph.node if node.output[0] not in placed.nodes}
+        model = onnx.ModelProto()
+        model.CopyFrom(one.plan.model)
+        for node in model.graph.node:
+            if node.output[0] in one.plan.rounded and node.output[0] in own:
+                node.input[:] = own[node.output[0]]
+        kept = {name: numbers for name, numbers in one.plan.rounded.items() if name in placed.nodes}
+        made = replace(one.plan, model=model, rounded=kept)
+        return self._written(made, placed), made
+
     def rung(self, recipe: Recipe, name: str, timed: Timed) -> _Made:
         """Make a rung and compare it with the float model on the selection images."""
         started = time.perf_counter()
-        artifact, made = self.write(recipe, timed.placement)
-        return self._made(recipe, name, timed, (artifact, made), started)
+        return self._made(recipe, name, timed, self.write(recipe, timed.placement), started)
 
-    def timed_rung(self, recipe: Recipe, name: str, placement: Placement) -> _Made:
-        """The same for one whose latency is not known."""
+    def moved_rung(self, one: _Made, timed: Timed) -> _Made:
+        """The recipe of `one` on another placement."""
+        started, recipe = time.perf_counter(), one.recipe
+        return self._made(recipe, f"{recipe.name}, {timed.placement.name}", timed, self.moved(one, timed.placement), started)
+
+    def timed_rung(self, recipe: Recipe, name: str, placement: Placement, from_: _Made | None = None) -> _Made:
+        """A rung whose latency is not known, made anew or `from_` another of the same recipe."""
         started = time.perf_counter()
-        artifact, made = self.write(recipe, placement)
-        timed = Timed(placement, self.gate.timed([artifact], gate.BENCH_SECONDS / 2)[0])
-        return self._made(recipe, name, timed, (artifact, made), started)
+        written = self.moved(from_, placement) if from_ else self.write(recipe, placement)
+        timed = Timed(placement, self.gate.timed(written[:1], gate.BENCH_SECONDS / 2)[0])
+        return self._made(recipe, name, timed, written, started)
 
     def finetuned(self, best: _Made) -> _Made:
         """`best`, whose numbers learn from the float model on the images of the ranges."""
@@ -202,7 +224,7 @@ class _Climb:
         left = {}
         for noise in one.attempt.rung.layers[:WEIGHED_LAYERS]:
             fewer = self.without(one.timed.placement, [noise.layer])
-            logits = self._logits(self.write(one.recipe, fewer)[0], self._weighed)
+            logits = self._logits(self.moved(one, fewer)[0], self._weighed)
             left[noise.layer] = float(np.square(logits - truth).mean())
         return [*sorted(left, key=lambda name: left[name]), *(it.layer for it in one.attempt.rung.layers[WEIGHED_LAYERS:])]
 
@@ -316,6 +338,6 @@ def _dearer(climb: _Climb, found: Found, best: _Made) -> Iterator[_Made]:
     if len(best.attempt.rung.layers) > 1:
         ranked = climb.weighed(best)
         for count in (one for one in ESCAPES if one < len(ranked)):
-            yield climb.timed_rung(recipe, f"{recipe.name}, escape {count}", climb.without(placement, ranked[:count]))
+            yield climb.timed_rung(recipe, f"{recipe.name}, escape {count}", climb.without(placement, ranked[:count]), best)
     for timed in found.others:
-        yield climb.rung(recipe, f"{recipe.name}, {timed.placement.name}", timed)
+        yield climb.moved_rung(best, timed)
