@@ -137,7 +137,7 @@ def quantized(model_file: Path, digits_folder: Path, tmp_path_factory: pytest.Te
     """`trained` folded and quantised by the command line, its gate forced."""
     folder = tmp_path_factory.mktemp("int8")
     file, report = folder / "int8.onnx", folder / "report.json"
-    options = ["--data", str(digits_folder), "--images", "20", "--max-drop", "-100", "--force", "--json"]
+    options = ["--data", str(digits_folder), "--images", "20", "--max-drop", "-100", "--search", "0", "--force", "--json"]
     out, err = io.StringIO(), io.StringIO()
     quiet = contextlib.ExitStack()
     for manager in (warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):

@@ -9,7 +9,7 @@ best, *gate* judges that one, once. The rule, the same for the same images and p
 3. Where it is not, and fine-tuning was asked for, the best of them is fine-tuned on the images of the ranges (finetune.py).
 4. Where nothing is enough, what costs latency follows, one after another until something is enough, and the best of all is chosen:
    rungs that add work, the best recipe with 1, 3, 8 layers left in float or in 16 bits (those whose return to float takes most
-   noise off the logits of selection images), the best recipe on the other placements, the next fastest first.
+   noise off the logits of selection images), the best recipe on a few other placements, the next fastest first.
 5. The gate images refuse the choice or let it pass. They lead to no other choice: that would make of them selection images.
 
 The floor under all: where no placement is faster than float beyond noise the fastest is taken all the same, with a warning, since
@@ -49,6 +49,7 @@ DIAGNOSED_IMAGES = 64
 WEIGHED_IMAGES = 32  # on which escapes are weighed
 WEIGHED_LAYERS = 8  # of the noisiest, of which escapes are chosen
 ESCAPES = (1, 3, 8)  # layers that leave INT8, one rung each
+OTHERS = 3  # placements that are tried for the sake of accuracy
 SEARCH_SECONDS = 30.0
 Inputs = npt.NDArray[np.float32]
 
@@ -125,7 +126,7 @@ class _Climb:
     def raced(self, seconds: float) -> Found:
         """The fastest placement, searched for so long, and the others that the search began with."""
         race = Race(self.gate, self.model, self.base().seen, self.scheme, self.places)
-        return search.fastest(race, self.starts, gate.BENCH_SECONDS, seconds)
+        return search.fastest(race, self.starts, gate.BENCH_SECONDS / 2, seconds)
 
     def write(self, recipe: Recipe, placement: Placement) -> tuple[Artifact, Plan]:
         """The QDQ artifact of a recipe on a placement."""
@@ -339,5 +340,5 @@ def _dearer(climb: _Climb, found: Found, best: _Made) -> Iterator[_Made]:
         ranked = climb.weighed(best)
         for count in (one for one in ESCAPES if one < len(ranked)):
             yield climb.timed_rung(recipe, f"{recipe.name}, escape {count}", climb.without(placement, ranked[:count]), best)
-    for timed in found.others:
+    for timed in found.others[:OTHERS]:
         yield climb.moved_rung(best, timed)
