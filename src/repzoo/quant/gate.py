@@ -4,10 +4,10 @@ Two sets of images, neither of which set a range. On the *selection* images atte
 chosen; on the *gate* images the chosen one is measured, once, and that measurement is the verdict: since nothing was chosen by
 these images, the drop that is reported is no better than what other images of the kind will show.
 
-An attempt *holds* on the selection images when its paired drop is at most the budget and enough predictions are the float model's
-own: a few hundred labelled images cannot tell a drop of 0.3 points from none, but every flipped prediction shows. The chosen one
-is *refused* when its paired drop on the gate images is proven above the budget, that is when the whole 95 % interval lies above
-it. What lies between is let through with a warning.
+An attempt *holds* on the selection images when its paired drop, but for chance, is at most the budget, and enough predictions are
+the float model's own: a few hundred labelled images cannot tell a drop of 0.3 points from none, but every flipped prediction
+shows. The chosen one is *refused* when its paired drop on the gate images is proven above the budget, that is when the whole 95 %
+interval lies above it. What lies between is let through with a warning.
 
 Without labels the float model's predictions stand for them. The drop is then the share of predictions that changed: the most that
 Top-1 can have lost, were every changed prediction right before and wrong now. Since many of them are not, a share of up to the
@@ -16,6 +16,7 @@ budget and CHANGES points passes; what was lost of that is not known, and this i
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,8 +57,12 @@ class Budget:
         return self.meets(paired) and bool(paired.values["same_prediction"] >= UNCHANGED)
 
     def meets(self, paired: Record) -> bool:
-        """Whether the drop as measured is within the budget; without labels, all that counts are the predictions."""
-        return not paired.values["labelled"] or bool(paired.values["drop"] <= self.max_drop)
+        """Whether the drop less what chance makes of so many changed answers (one standard deviation: each is lost or gained) is within
+        the budget: one image of 256 is more than 0.3 points. Without labels, all that counts are the predictions.
+        """
+        values = paired.values
+        chance = 100 * math.sqrt(values["lost"] + values["gained"]) / values["n"]
+        return not values["labelled"] or bool(values["drop"] - chance <= self.max_drop)
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Rung:
     """One attempt and what it gave.
 
     paired   against the float model, on the selection images (those of the gate where there was no choice); ratio: latency over float
-    passes   not proven above the budget; within: the drop as measured is within it; holds: no further rung is needed
+    passes   not proven above the budget; within: so is the drop as measured, but for chance; holds: no further rung is needed
     seconds  what making and checking it cost
     layers   its noise, worst first; empty where the recipe does not say
     """
