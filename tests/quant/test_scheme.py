@@ -187,7 +187,9 @@ def test_quantize_keeps_to_7_bits_where_the_engine_would_clip(trained: Artifact,
     pytest.importorskip("openvino", reason="the openvino extra is not installed")
     plain = {**host(), "machine": "x86_64", "int8": ["avx2"]}
     monkeypatch.setattr("repzoo.verbs.making.host", lambda: plain)
-    made, report = verbs.quantize(trained, "digits", verbs.QuantizeOptions(engine="openvino", images=32, force=True))
+    made, report = verbs.quantize(
+        trained, "digits", verbs.QuantizeOptions(engine="openvino", images=32, max_drop=100, search=0.0, force=True)
+    )
     weights = [numpy_helper.to_array(item) for item in made.model.graph.initializer if item.data_type == onnx.TensorProto.INT8]
     assert weights
     assert all(np.abs(values.astype(int)).max() <= 64 for values in weights)

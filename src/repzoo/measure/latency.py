@@ -65,7 +65,7 @@ Samples = npt.NDArray[np.float64]
 class Case:
     """One thing to time. `rounds_us` has, for each kept round, the microseconds of every call (multi-stream: of every query);
     `rounds_fps` images a second; `rounds_of` which opening of the session. steady: no trend in the rounds; None: too few rounds to
-    tell. open_seconds: what opening took.
+    tell. open_seconds: what opening and the first call took, in which some engines compile.
     """
 
     artifact: Artifact
@@ -196,7 +196,7 @@ def run(
 
     A round is over after seconds / rounds, but not before one call of each client, and after MAX_CALLS of them.
 
-    openings  how often each session is opened in so many rounds; see `openings_for`
+    openings  how often each session is opened in so many rounds; 0: see `openings_for`
     rounds    how many to keep; None: ROUNDS, or so many that none is longer than ROUND_SECONDS
     on_error  is told of a case whose session fails; the others go on, and no Record is made of it
 
@@ -209,7 +209,7 @@ def run(
     before = noise.now()
     with contextlib.ExitStack() as stack:
         live = _each([stack.enter_context(_Clients(one, clock)) for one in cases], _Clients.warm_up, on_error)
-        each = math.ceil(rounds / openings)
+        each = math.ceil(rounds / (openings or openings_for([one.case for one in live], seconds)))
         done, turn = 0, partial(_turn, each=each, nanoseconds=round(seconds / rounds * 1e9), on_error=on_error)
         while live and (done < rounds or (done < 2 * rounds and not all(is_steady(one.last(rounds)) for one in live))):
             live, done = turn(live, done), done + 1
@@ -306,7 +306,9 @@ class _Clients:
 
     def warm_up(self) -> None:
         """Let every client call a few times; the first call, in which some engines compile, is not among them."""
+        began = time.perf_counter()
         self._together(lambda kept, _: self._until(kept, 0, 1))
+        self.case.open_seconds += time.perf_counter() - began if self._opening == 0 else 0.0
         _, counts = self._together(lambda kept, start: self._until(kept, start + round(WARM_UP_SECONDS * 1e9), WARM_UP_CALLS))
         self._rate = self._rate_of(counts)
 

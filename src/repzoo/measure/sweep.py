@@ -190,8 +190,7 @@ def _group(
         swept.leave_out(one.artifact.name, one.engine.name, str(error), setting)
 
     cases = _opened(swept, pairs, setting)
-    openings = latency.openings_for(cases, seconds) if len(cases) > 1 else 1
-    records = latency.run(cases, seconds, progress=progress, openings=openings, on_error=leave_out)
+    records = latency.run(cases, seconds, progress=progress, openings=0 if len(cases) > 1 else 1, on_error=leave_out)
     timed = [one for one in cases if not any(one is other for other in failed)]
     ratios = [latency.ratio(one, timed[0]) for one in timed[1:]]
     keep([*records, *ratios])

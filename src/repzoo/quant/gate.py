@@ -172,7 +172,7 @@ class Gate:
     def cases(self, models: Sequence[Artifact], seconds: float, rounds: int | None = None, openings: int = 0) -> list[latency.Case]:
         """Each of `models` timed on one thread, interleaved, over so many openings (0: as many as the seconds allow)."""
         cases = [latency.case(one, self.engine) for one in models]
-        latency.run(cases, seconds, rounds, progress=self.progress, openings=openings or latency.openings_for(cases, seconds))
+        latency.run(cases, seconds, rounds, progress=self.progress, openings=openings)
         return cases
 
     def timed(self, models: Sequence[Artifact], seconds: float | None = None) -> list[Record]:
