@@ -192,7 +192,7 @@ def _fill(path: Path, data: Data) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path} cannot be written: {error.strerror or error}; free room or give another place with -o")
+    return InputError(f"{path} cannot be written: {error.strerror or error}; free room or give another place")
 
 
 def _umask() -> int:
