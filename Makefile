@@ -12,11 +12,14 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 card: $(VENV)/.core
 	$(BIN)/repzoo card --output out
 
+# A worker a core, a file to a worker: what a file's tests share is made once.
+PYTEST := $(BIN)/pytest --numprocesses logical --dist loadfile
+
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(PYTEST)
 
 check: lint
-	$(BIN)/pytest --cov=repzoo --cov-report=term:skip-covered
+	$(PYTEST) --cov=repzoo --cov-report=term:skip-covered
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks
