@@ -10,7 +10,7 @@ Source: M. Nagel et al., "Data-Free Quantization through Weight Equalization and
 
 Where B pads its input with zeros, those would have to be -c: its border would differ, so such layers are left alone (the paper does
 not say this). That, and that a ReLU is there to cut, leaves little: no channel of RepVGG-A0, whose every layer pads, and 8 of 932 of
-RepGhost 0.5x, all inside squeeze-and-excitation gates. So no rung of the ladder does it.
+RepGhost 0.5x, all inside squeeze-and-excitation gates.
 """
 
 from __future__ import annotations

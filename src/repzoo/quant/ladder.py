@@ -89,7 +89,7 @@ class _Climb:
         self.places = Places(self.model, target.scheme)
         self.starts = self.places.candidates()
         self.judge = Judge(gate.artifact, split.selection, target.engine, gate.progress)
-        self._bases: dict[tuple[rungs.Rewrite, ...], Base] = {}
+        self._bases: dict[tuple[rungs.Rewrite, ...], Base | None] = {}
         self._weighed: list[Inputs] | None = None
 
     def calibrate(self) -> list[str]:
@@ -118,15 +118,40 @@ class _Climb:
             self.gate.progress(stage, done, len(images))
 
     def base(self, rewrites: tuple[rungs.Rewrite, ...] = ()) -> Base:
-        """The float graph that a recipe starts from, with its statistics."""
+        """The float graph that a recipe that changes something starts from, with its statistics."""
+        made = self._rewritten(rewrites)
+        assert made
+        return made
+
+    def changes(self, recipe: Recipe) -> bool:
+        """Whether the rewrites of `recipe` find anything to do in this model."""
+        return self._rewritten(recipe.rewrites) is not None
+
+    def _rewritten(self, rewrites: tuple[rungs.Rewrite, ...]) -> Base | None:
         if rewrites not in self._bases:
-            self._bases[rewrites] = rewrites[-1](self.base(rewrites[:-1]))
+            before = self._rewritten(rewrites[:-1])
+            made = rewrites[-1](before) if before else None
+            self._bases[rewrites] = self._refreshed(made) if made and made.stale else made
         return self._bases[rewrites]
+
+    def _refreshed(self, base: Base) -> Base:
+        """`base` with the statistics of what is stale, from a pass over the same images."""
+        reads = [one for name, one in layers.layers(base.model).items() if name in base.stale or one.source in base.stale]
+        tensors = sorted(base.stale)
+        fresh = self._observed(base.model, tensors, reads, self.split.ranges, ReadReport())
+        seen = replace(
+            base.seen,
+            histograms={**base.seen.histograms, **fresh.histograms},
+            moments={**base.seen.moments, **fresh.moments},
+        )
+        return replace(base, seen=seen, stale=frozenset())
 
     def raced(self, seconds: float) -> Found:
         """The fastest placement, searched for so long, and the others that the search began with."""
         race = Race(self.gate, self.model, self.base().seen, self.scheme, self.places)
-        return search.fastest(race, self.starts, gate.BENCH_SECONDS / 2, seconds)
+        found = search.fastest(race, self.starts, gate.BENCH_SECONDS / 2, seconds)
+        self._bases[()] = replace(self.base(), placed=found.best.placement.nodes)
+        return found
 
     def write(self, recipe: Recipe, placement: Placement) -> tuple[Artifact, Plan]:
         """The QDQ artifact of a recipe on a placement."""
@@ -136,8 +161,11 @@ class _Climb:
         return self._written(made, placement), made
 
     def _placed(self, base: Base, placement: Placement) -> Placement:
+        if not base.places:
+            return placement
         added = {new for new, old in base.places.items() if old in placement.nodes}
-        return Places(base.model, self.scheme).placement(placement.name, placement.nodes | added) if base.places else placement
+        made = Places(base.model, self.scheme).placement(placement.name, placement.nodes | added)
+        return replace(made, wide=placement.wide & {*made.tensors})
 
     def _written(self, made: Plan, placement: Placement) -> Artifact:
         return self.artifact.then(plan.write(made, placement, self.scheme), Step("quantize", __version__))
@@ -153,7 +181,7 @@ class _Climb:
         """
         base = self.base(one.recipe.rewrites)
         placed = self._placed(base, placement)
-        if placed.wide or not placed.nodes & self.layers.keys() <= one.plan.rounded.keys():
+        if placed.wide or not placed.nodes & layers.layers(base.model).keys() <= one.plan.rounded.keys():
             return self.write(one.recipe, placement)
         own = {node.output[0]: node.input for node in base.model.graph.node if node.output[0] not in placed.nodes}
         model = onnx.ModelProto()
@@ -315,6 +343,8 @@ def _climbed(climb: _Climb, found: Found) -> Iterator[_Made]:
     for recipe in others:
         if best.attempt.rung.holds:
             return
+        if not climb.changes(recipe):
+            continue
         one = climb.rung(recipe, recipe.name, found.best)
         yield one
         best = _better(best, one)
@@ -334,7 +364,7 @@ def _climbed(climb: _Climb, found: Found) -> Iterator[_Made]:
 def _dearer(climb: _Climb, found: Found, best: _Made) -> Iterator[_Made]:
     """What costs latency: more work in the graph, less in INT8, another placement."""
     placement, recipe = found.best.placement, best.recipe
-    for slower in _offered(slower=True):
+    for slower in (one for one in _offered(slower=True) if climb.changes(one)):
         yield climb.timed_rung(slower, slower.name, placement)
     if len(best.attempt.rung.layers) > 1:
         ranked = climb.weighed(best)

@@ -1,7 +1,9 @@
 """The ladder's rungs as data: which corrections a recipe makes and which rewrites of the float graph come before them.
 
-A rewrite is a pure function from a Base to a Base that computes the same; it carries the statistics along, as if they had been
-gathered on the new graph, so that one calibration pass serves every rung.
+A rewrite is a pure function from a Base to a Base that computes the same, or to None where it would change nothing, so that the
+rung is passed over. Where it only scales channels it carries the statistics along, as if they had been gathered on the new graph:
+one calibration pass serves all those rungs. What it cannot know of the new graph it names as `stale`, and the ladder gathers that
+in a pass of its own, which only a model pays for that nothing cheaper helps.
 """
 
 from __future__ import annotations
@@ -9,11 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
-from repzoo.quant import balance, equalize, layers
+from repzoo.quant import absorb, balance, equalize, layers, split
+from repzoo.quant.channels import linked
 from repzoo.quant.observe import Statistics
 from repzoo.quant.plan import Corrections
+
+Float = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -21,15 +28,19 @@ class Base:
     """A float graph, what its activations are like, and how the target will represent it.
 
     places  node that a rewrite added (its first output) -> the node on whose side, INT8 or float, it is
+    placed  nodes that the ladder's placement runs in INT8
+    stale   tensors and layers of `model` whose statistics are still to be gathered
     """
 
     model: onnx.ModelProto
     seen: Statistics
     places: Mapping[str, str] = field(default_factory=dict)
     per_channel: bool = True
+    placed: frozenset[str] = frozenset()
+    stale: frozenset[str] = frozenset()
 
 
-Rewrite = Callable[[Base], Base]
+Rewrite = Callable[[Base], Base | None]
 
 
 @dataclass(frozen=True)
@@ -49,9 +60,34 @@ class Recipe:
 
 
 def equalised(base: Base) -> Base:
-    """Cross-layer equalisation (equalize.py) for least noise (balance.py); ReLU6 holds still (channels.py says why)."""
-    start = equalize.equalised(base.model)
-    made = balance.balanced(base.model, start, base.seen, tuple(base.seen.histograms), base.per_channel)
+    """Cross-layer equalisation (equalize.py) for least noise (balance.py); ReLU6 holds still."""
+    return _equalised(base, {})
+
+
+def opened(base: Base) -> Base | None:
+    """The same through each ReLU6 whose channels stay well below 6 on the calibration images (channels.py says how exact that is)."""
+    reached = {name: one.high for name, one in base.seen.histograms.items()}
+    found = layers.layers(base.model)
+    opens = linked(base.model, found, reached).count > linked(base.model, found).count
+    return _equalised(base, reached) if opens else None
+
+
+def absorbed(base: Base) -> Base | None:
+    """Bias absorption (absorb.py)."""
+    model, moved = absorb.absorbed(base.model, {name: one.low for name, one in base.seen.histograms.items()})
+    return replace(base, model=model, stale=frozenset(moved)) if moved else None
+
+
+def split_centres(base: Base) -> Base | None:
+    """Coarse and fine (split.py) for every layer in INT8 whose grid that makes finer."""
+    made = split.split(base.model, base.placed, base.per_channel)
+    halves = {half: layer for layer, pair in made.parts.items() for half in pair}
+    return replace(base, model=made.model, places={**base.places, **halves}, stale=frozenset(halves)) if halves else None
+
+
+def _equalised(base: Base, reached: Mapping[str, Float]) -> Base:
+    start = equalize.equalised(base.model, reached)
+    made = balance.balanced(base.model, start, base.seen, tuple(base.seen.histograms), base.per_channel, reached)
     return replace(base, model=made.model, seen=base.seen.over(made.factors, layers.layers(made.model).values()))
 
 
@@ -59,4 +95,7 @@ RUNGS = (  # from cheap to dear
     Recipe("rounding", Corrections(second_order=False)),
     Recipe("second-order", Corrections()),
     Recipe("equalised", Corrections(), (equalised,)),
+    Recipe("equalised through ReLU6", Corrections(), (opened,)),
+    Recipe("absorbed", Corrections(), (equalised, absorbed)),
+    Recipe("coarse and fine", Corrections(), (equalised, split_centres), slower=True),
 )

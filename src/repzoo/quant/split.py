@@ -12,7 +12,7 @@ where t is the largest weight off the centre (of the row, or of the whole tensor
 Both grids then fit what they hold. The sum is exact in real numbers. It costs 1 / (k k) more multiplications, one more weight
 tensor of O C bytes, an Add and one more quantised activation: a late resort.
 
-No rung does it. On a RepVGG-A0 equalised for one scale a tensor it lifts the signal-to-noise ratio of the logits from 18.7 to 20.4 dB
+On a RepVGG-A0 equalised for one scale a tensor it lifts the signal-to-noise ratio of the logits from 18.7 to 20.4 dB
 where weights are rounded to nearest; with second-order rounding the two sums that are quantised on the way cost more than it gains
 (25.4 to 23.5 dB).
 Source: the decomposition of RepVGG's own branches (X. Ding et al., arXiv:2101.03697, section 3.3) read backwards; splitting an
