@@ -176,12 +176,14 @@ class _Climb:
         return replace(recipe.corrections, ranges=asked) if recipe is RUNGS[0] and asked != "mse" else recipe.corrections
 
     def moved(self, one: _Made, placement: Placement) -> tuple[Artifact, Plan]:
-        """The recipe of `one` on another placement. What a layer's numbers are does not depend on where the others run, so on fewer
-        layers they are taken over, and a layer that is float again gets its own bias back; else, and for 16 bits, all is made anew.
+        """The recipe of `one` on another placement. What a layer's numbers are does not depend on where the others run, so where
+        `one` has all that are asked for they are taken over, and a layer that is float again gets its own bias back; else, and for 16
+        bits, all is made anew.
         """
         base = self.base(one.recipe.rewrites)
         placed = self._placed(base, placement)
-        if placed.wide or not placed.nodes & layers.layers(base.model).keys() <= one.plan.rounded.keys():
+        known = placed.nodes & layers.layers(base.model).keys() <= one.plan.rounded.keys()
+        if placed.wide or not known or not one.plan.activations.keys() >= {*placed.tensors}:
             return self.write(one.recipe, placement)
         own = {node.output[0]: node.input for node in base.model.graph.node if node.output[0] not in placed.nodes}
         model = onnx.ModelProto()
