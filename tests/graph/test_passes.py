@@ -57,3 +57,16 @@ def test_a_weight_cast_between_two_passes_is_allowed_for(graph: Graph) -> None:
     assert prove(model, result.model, [one.output for one in result.folds])[0].ratio <= 1
     with pytest.raises(CertificateError):
         prove(model, result.model, ["output"])
+
+
+def test_a_cast_to_the_type_that_is_there_is_dropped_and_no_other(graph: Graph) -> None:
+    body = "t = Conv(data, wa)\nu = Cast<to = {to}>(t)\nv = Cast<to = 1>(u)\na = Conv(v, wb)\noutput = Relu(a)"
+    sizes = {"wa": (4, 4, 1, 1), "wb": (4, 4, 1, 1)}
+    model = graph(body.format(to=1), sizes)
+    result = fold(model)
+    assert [node.op_type for node in result.model.graph.node] == ["Conv", "Relu"]
+    assert prove(model, result.model, [one.output for one in result.folds])[0].ratio <= 1
+    rounding = graph(body.format(to=10), sizes)  # through float16
+    assert [node.op_type for node in fold(rounding).model.graph.node] == ["Conv", "Cast", "Cast", "Conv", "Relu"]
+    with pytest.raises(CertificateError):
+        prove(rounding, result.model, [one.output for one in result.folds])

@@ -135,15 +135,24 @@ def _order_constants(graph: ir.Graph) -> None:
 
 
 def _drop_inference_noops(graph: ir.Graph) -> None:
-    """Dropout passes its input through at inference; its mask output must be unread. So do zeros that are added, and ones."""
+    """Dropout passes its input through at inference; its mask must be unread. So do added zeros, factors of one, Casts to the same."""
     for node in list(graph):
         if node.op_type == "Dropout" and node.inputs[0] is not None and not any(out.uses() for out in node.outputs[1:]):
             training = node.inputs[2] if len(node.inputs) > 2 else None
             flag = constant(training)
             if training is None or (flag is not None and not flag.any()):
                 _replace_value(graph, node, node.inputs[0])
+        elif node.op_type == "Cast" and node.domain in ("", "ai.onnx") and (source := _of_that_type(node)) is not None:
+            _replace_value(graph, node, source)
         elif node.op_type in NEUTRAL and node.domain in ("", "ai.onnx") and (source := _untouched(node)) is not None:
             _replace_value(graph, node, source)
+
+
+def _of_that_type(node: ir.Node) -> ir.Value | None:
+    """A Cast's input, where it has the type that it is cast to."""
+    source, to = node.inputs[0], node.attributes.get("to")
+    same = source is not None and source.dtype is not None and to is not None and to.as_int() == int(source.dtype)
+    return source if same else None
 
 
 def _untouched(node: ir.Node) -> ir.Value | None:

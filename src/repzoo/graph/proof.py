@@ -68,13 +68,16 @@ class Proof:
 
 @dataclass(frozen=True)
 class Index:
-    """A graph by tensor names."""
+    """A graph by tensor names; element types of what its Casts read, where they were inferred."""
 
     producers: Mapping[str, onnx.NodeProto]
     constants: Mapping[str, onnx.TensorProto]
+    types: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, graph: onnx.GraphProto, computed: Mapping[str, onnx.TensorProto] | None = None) -> Index:
+    def of(
+        cls, graph: onnx.GraphProto, computed: Mapping[str, onnx.TensorProto] | None = None, types: Mapping[str, int] | None = None
+    ) -> Index:
         """`computed`: the tensors that nodes compute from constants alone."""
         producers = {name: node for node in graph.node for name in node.output if name}
         given = {item.name for item in graph.input}  # may be other than their defaults
@@ -82,7 +85,7 @@ class Index:
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 constants[node.output[0]] = node.attribute[0].t
-        return cls(producers, constants | dict(computed or {}))
+        return cls(producers, constants | dict(computed or {}), types or {})
 
     def behind(self, name: str) -> str:
         """The tensor that `name` merely repeats."""
@@ -120,6 +123,9 @@ class Index:
         if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
             flag = self.values(node.input[2])
             return node.input[0] if flag is not None and not flag.any() else ""
+        if node.op_type == "Cast":
+            to = next((item.i for item in node.attribute if item.name == "to"), 0)
+            return str(node.input[0]) if self.types.get(node.input[0]) == to else ""
         if node.op_type in ("Add", "Mul") and self._is_all(node.input[0], int(node.op_type == "Mul")):
             return str(node.input[1])
         neutral = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}.get(node.op_type)
@@ -158,11 +164,12 @@ class Origin:
     def of(cls, model: onnx.ModelProto) -> Origin:
         """Of a model with or without functions of its own."""
         model = inlined(model)
-        index = Index.of(model.graph, settled(model))
+        types = _types_for_casts(model)
+        index = Index.of(model.graph, settled(model), types)
         if not any(node.op_type == "ScatterND" for node in model.graph.node):
             return cls(index, index, _sides_for_padding(model))
         fixed = sized(model, 1)
-        return cls(index, Index.of(model.graph, fixed.values), fixed.sides)
+        return cls(index, Index.of(model.graph, fixed.values, types), fixed.sides)
 
     def probe(self, node: onnx.NodeProto, new: Index) -> tuple[int, ...] | None:
         """The shape of one probe of the folded `node`; None where it is no fold, or nothing is known of its size."""
@@ -184,6 +191,14 @@ class Origin:
 
     def _writes(self, source: str, target: str) -> bool:
         return any(node.op_type == "ScatterND" for node in self.at.between(source, target))
+
+
+def _types_for_casts(model: onnx.ModelProto) -> dict[str, int]:
+    read = {node.input[0] for node in model.graph.node if node.op_type == "Cast"}
+    if not read:
+        return {}
+    graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
+    return {item.name: item.type.tensor_type.elem_type for item in (*graph.input, *graph.value_info) if item.name in read}
 
 
 def prove(before: onnx.ModelProto | Origin, after: onnx.ModelProto, written: Collection[str], seed: int = 0) -> tuple[Proof, ...]:
