@@ -35,6 +35,7 @@ from repzoo.quant import recipes
 from repzoo.verbs import QuantizeOptions
 
 ENGINES = ("onnxruntime", "openvino")
+PER_TENSOR = f"{recipes.OWN}-per-tensor"  # repzoo under its strictest scheme: one scale for a layer's weights
 SECONDS = 3.0  # of timing for each model on each engine
 
 
@@ -87,26 +88,28 @@ def load(name: str) -> Artifact:
     return verbs.fold(found)[0] if found.form == "train" else found
 
 
-def own(artifact: Artifact, data: str, images: int, engines: list[str]) -> Entry:
+def own(name: str, artifact: Artifact, data: str, images: int, engines: list[str]) -> Entry:
     """repzoo's models, one an engine."""
+    scheme = "per-tensor" if name == PER_TENSOR else ""
     made, seconds = {}, []
-    for name in engines:
+    for engine_name in engines:
         started = time.perf_counter()
-        made[name], report = verbs.quantize(artifact, data, QuantizeOptions(engine=name, images=images, force=True))
+        settings = QuantizeOptions(engine=engine_name, scheme=scheme, images=images, force=True)
+        made[engine_name], report = verbs.quantize(artifact, data, settings)
         seconds.append(time.perf_counter() - started)
         for one in report.rungs:
             print(
-                f"    {name} {one.recipe} {one.placement}: {one.paired.values['same_prediction']:.1f} % same, {one.seconds:.1f} s"
+                f"    {engine_name} {one.recipe} {one.placement}: {one.paired.values['same_prediction']:.1f} % same, {one.seconds:.1f} s"
             )
-    return Entry(recipes.OWN, made, seconds[0])
+    return Entry(name, made, seconds[0])
 
 
 def made_by(name: str, artifact: Artifact, data: str, images: int, engines: list[str]) -> Entry:
     """Quantise `artifact` by the recipe called `name`."""
     started = time.perf_counter()
     try:
-        if name == recipes.OWN:
-            return own(artifact, data, images, engines)
+        if name in (recipes.OWN, PER_TENSOR):
+            return own(name, artifact, data, images, engines)
         calibration, gate = open_source(data).calibration_split(images, 0)
         task = recipes.task(artifact, calibration, gate, QuantizeOptions().max_drop, ReadReport())
         made = artifact.then(recipes.recipe(name)(task), Step("quantize", __version__, {"recipe": name}))
@@ -168,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", nargs="+", metavar="MODEL=DATA")
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--recipe", action="append", choices=recipes.names(), help="default: all")
+    parser.add_argument("--recipe", action="append", choices=[*recipes.names(), PER_TENSOR], help="default: all")
     parser.add_argument("--engine", action="append", choices=ENGINES, help="default: all")
     parser.add_argument("--results", type=Path, default=Path("results/int8.jsonl"))
     options = parser.parse_args()
@@ -176,7 +179,9 @@ def main() -> None:
         name, equals, data = pair.partition("=")
         if not equals:
             sys.exit(f"{pair!r} is not MODEL=DATA")
-        records = side_by_side(name, data, options.images, options.recipe or recipes.names(), options.engine or list(ENGINES))
+        records = side_by_side(
+            name, data, options.images, options.recipe or [*recipes.names(), PER_TENSOR], options.engine or list(ENGINES)
+        )
         record.append(options.results, records)
         for one in records:
             for engine_name, values in one.values["engines"].items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ def side_by_side(name: str, job: str, recipe: str, bytes_written: int | None = 1
 
 
 def test_quantisers_side_by_side(tmp_path: Path) -> None:
-    old, new = side_by_side("a", "1", "old"), [side_by_side("a", "2", "repzoo"), side_by_side("a", "2", "b|c", None)]
+    old, new = (
+        replace(side_by_side("a", "1", "old"), data={"gate": "others"}),
+        [side_by_side("a", "2", "repzoo"), side_by_side("a", "2", "b|c", None)],
+    )
     record.append(tmp_path / "one.jsonl", [old, *new, side_by_side("z", "3", "repzoo")])
     rows = [line for line in tables.rendered(PAGE, tmp_path, "en").splitlines() if line.startswith("|")]
     assert rows[0].startswith("| Model | Recipe | Drop (points) | Same prediction as float (%) | Size (MB), float → INT8 |")

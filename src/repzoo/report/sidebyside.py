@@ -1,4 +1,7 @@
-"""The table of quantisers side by side, from the Records of benchmarks/int8.py: for each model, its newest run, one row a recipe."""
+"""The table of quantisers side by side, from the Records of benchmarks/int8.py: for each model the newest row of each recipe.
+
+Rows of one model belong together where images and kind of host are the same; others, of an older run, are left out.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,25 @@ def table(records: Sequence[Record], language: str) -> list[str]:
     Raises:
         InputError: there is no Record of a side-by-side.
     """
-    newest: dict[str, list[Record]] = {}
-    for job in dict.fromkeys(one.job for one in records if one.job):
-        own = [one for one in records if one.job == job and "engines" in one.values]
-        if own:
-            newest[str(own[0].artifact["name"])] = own
+    newest: dict[str, dict[str, Record]] = {}
+    for one in records:
+        if "engines" in one.values:
+            rows = newest.setdefault(str(one.artifact["name"]), {})
+            if any(_setting(other) != _setting(one) for other in rows.values()):
+                rows.clear()
+            rows[one.values["recipe"]] = one
     if not newest:
         raise InputError("no Records of quantisers side by side; make some with: python -m benchmarks.int8 MODEL=DATA")
-    rows = [one for own in newest.values() for one in own]
-    engines = list(dict.fromkeys(name for one in rows for name in one.values["engines"]))
+    every = [one for rows in newest.values() for one in rows.values()]
+    engines = list(dict.fromkeys(name for one in every for name in one.values["engines"]))
     lines = [_heads(language, engines), ["---"] * len(_heads(language, engines))]
-    return ["| " + " | ".join(cells) + " |" for cells in (*lines, *(_cells(one, engines, language) for one in rows))]
+    return ["| " + " | ".join(cells) + " |" for cells in (*lines, *(_cells(one, engines, language) for one in every))]
+
+
+def _setting(one: Record) -> tuple[Any, ...]:
+    """What rows must share to stand side by side: images, kind of host, the float model (by its size)."""
+    host = {key: one.host.get(key) for key in ("cpu", "cores", "int8")}
+    return dict(one.data), host, one.values["float_bytes"]
 
 
 def _heads(language: str, engines: Sequence[str]) -> list[str]:
