@@ -16,14 +16,7 @@ HOST = {"cpu": "some", "cores": 2, "int8": ["avx2"], "load": 0.1}
 def row(recipe: str, drop: float, gate: str = "photos", **host: Any) -> Record:
     values = {"n": 100, "drop": drop, "drop_low": drop - 1, "drop_high": drop + 1, "same_prediction": 97.5}
     ratio = {"latency_ratio": 0.5, "latency_ratio_low": 0.4, "latency_ratio_high": 0.6}
-    told = {
-        "recipe": recipe,
-        "seconds": 3.0,
-        "reason": reason,
-        "engines": engines,
-        "bytes": None if reason else 1e6,
-        "float_bytes": 4e6,
-    }
+    told = {"recipe": recipe, "seconds": 3.0, "engines": {"onnxruntime": values | ratio}, "bytes": 1e6, "float_bytes": 4e6}
     return Record("quantize", {"name": "net"}, told, data={"gate": gate}, host={**HOST, **host})
 
 
