@@ -142,10 +142,15 @@ def _drop_inference_noops(graph: ir.Graph) -> None:
             flag = constant(training)
             if training is None or (flag is not None and not flag.any()):
                 _replace_value(graph, node, node.inputs[0])
-        elif node.op_type == "Cast" and node.domain in ("", "ai.onnx") and (source := _of_that_type(node)) is not None:
+        elif node.domain in ("", "ai.onnx") and (source := _given_back(node)) is not None:
             _replace_value(graph, node, source)
-        elif node.op_type in NEUTRAL and node.domain in ("", "ai.onnx") and (source := _untouched(node)) is not None:
-            _replace_value(graph, node, source)
+
+
+def _given_back(node: ir.Node) -> ir.Value | None:
+    """The input that the operator gives back as it is."""
+    if node.op_type == "Cast":
+        return _of_that_type(node)
+    return _untouched(node) if node.op_type in NEUTRAL else None
 
 
 def _of_that_type(node: ir.Node) -> ir.Value | None:

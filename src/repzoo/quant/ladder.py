@@ -33,6 +33,7 @@ from repzoo.data.batches import ReadReport, batches
 from repzoo.data.dataset import Dataset, Split
 from repzoo.engines import Engine
 from repzoo.errors import InputError
+from repzoo.graph.pieces import give_back
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
 from repzoo.quant import diagnose, gate, layers, plan, qdq, rungs, search
@@ -108,7 +109,9 @@ class _Climb:
     ) -> Statistics:
         size = batch_size(model, [*tensors, *(one.source for one in reads)])
         inputs = self._inputs(images, report, "calibrate", size)
-        return observe(model, tensors, reads, inputs, self.engine, self.threads, len(images))
+        seen = observe(model, tensors, reads, inputs, self.engine, self.threads, len(images))
+        give_back()  # here and below: what activations and sessions took, which else adds up to more than the statistics
+        return seen
 
     def _inputs(self, images: Dataset, report: ReadReport, stage: str, size: int) -> Iterator[Inputs]:
         done = 0
@@ -136,9 +139,8 @@ class _Climb:
 
     def _refreshed(self, base: Base) -> Base:
         """`base` with the statistics of what is stale, from a pass over the same images."""
-        reads = [one for name, one in layers.layers(base.model).items() if name in base.stale or one.source in base.stale]
-        tensors = sorted(base.stale)
-        fresh = self._observed(base.model, tensors, reads, self.split.ranges, ReadReport())
+        reads = [one for one in layers.layers(base.model).values() if one.source in base.stale]
+        fresh = self._observed(base.model, sorted(base.stale), reads, self.split.ranges, ReadReport())
         seen = replace(
             base.seen,
             histograms={**base.seen.histograms, **fresh.histograms},
@@ -151,6 +153,7 @@ class _Climb:
         race = Race(self.gate, self.model, self.base().seen, self.scheme, self.places)
         found = search.fastest(race, self.starts, gate.BENCH_SECONDS / 2, seconds)
         self._bases[()] = replace(self.base(), placed=found.best.placement.nodes)
+        give_back()
         return found
 
     def write(self, recipe: Recipe, placement: Placement) -> tuple[Artifact, Plan]:
@@ -233,6 +236,7 @@ class _Climb:
 
     def _made(self, recipe: Recipe, name: str, timed: Timed, written: tuple[Artifact, Plan], started: float) -> _Made:
         artifact, made = written
+        give_back()
         noise = tuple(diagnose.diagnosed(made, self.base(recipe.rewrites).seen))
         rung = self.gate.rung(name, timed.placement.name, self.judge.paired(artifact), timed.ratio, started)
         return _Made(recipe, timed, made, Attempt(artifact, replace(rung, layers=noise)))

@@ -190,9 +190,9 @@ class _Gathering:
     def done(self) -> Moments:
         if self._held:
             self._take()
-        return Moments(
-            self.sum / self.rows, tuple((gram / self.rows).astype(np.float32) for gram in self.grams), self.blocks, self.rows
-        )
+        for gram in self.grams:
+            gram /= self.rows  # in place: a second copy of every layer's would double what calibration holds most of
+        return Moments(self.sum / self.rows, tuple(self.grams), self.blocks, self.rows)
 
 
 def gram_width(wanted: Sequence[Layer]) -> int:

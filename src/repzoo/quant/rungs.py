@@ -29,7 +29,7 @@ class Base:
 
     places  node that a rewrite added (its first output) -> the node on whose side, INT8 or float, it is
     placed  nodes that the ladder's placement runs in INT8
-    stale   tensors and layers of `model` whose statistics are still to be gathered
+    stale   tensors of `model` whose statistics, and those of the layers that read them, are still to be gathered
     """
 
     model: onnx.ModelProto
@@ -81,8 +81,14 @@ def absorbed(base: Base) -> Base | None:
 def split_centres(base: Base) -> Base | None:
     """Coarse and fine (split.py) for every layer in INT8 whose grid that makes finer."""
     made = split.split(base.model, base.placed, base.per_channel)
+    if not made.parts:
+        return None
+    found, moments = layers.layers(base.model), dict(base.seen.moments)
+    for name, (coarse, fine) in made.parts.items():
+        moments |= {coarse: moments[name], fine: split.centred(found[name], moments[name])}
     halves = {half: layer for layer, pair in made.parts.items() for half in pair}
-    return replace(base, model=made.model, places={**base.places, **halves}, stale=frozenset(halves)) if halves else None
+    seen = replace(base.seen, moments=moments)
+    return replace(base, model=made.model, seen=seen, places={**base.places, **halves}, stale=frozenset(halves))
 
 
 def _equalised(base: Base, reached: Mapping[str, Float]) -> Base:

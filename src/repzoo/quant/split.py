@@ -33,6 +33,7 @@ from onnx import helper, numpy_helper
 
 from repzoo.quant import layers as layering
 from repzoo.quant.layers import Layer
+from repzoo.quant.observe import Moments
 
 Float = npt.NDArray[np.float64]
 WORTH = 1.5  # a layer is split when its grid becomes so many times finer
@@ -87,6 +88,19 @@ def split(model: onnx.ModelProto, names: Collection[str], per_channel: bool) -> 
     del made.graph.initializer[:]
     made.graph.initializer.extend(kept)
     return Split(made, parts)
+
+
+def centred(one: Layer, seen: Moments) -> Moments:
+    """The moments of the fine half of `one`, whose columns are those of the centre tap among its own."""
+    taps = int(np.prod(one.kernel))
+    middle = slice(taps // 2, None, taps)
+    return Moments(
+        seen.mean[:, middle],
+        tuple(gram[:, middle, middle] for gram in seen.stored),
+        tuple((a // taps, b // taps) for a, b in seen.blocks),  # blocks hold whole channels
+        seen.rows,
+        None if seen.factors is None else seen.factors[:, middle],
+    )
 
 
 def _has_centre(one: Layer) -> bool:
