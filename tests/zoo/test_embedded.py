@@ -38,18 +38,21 @@ def test_weights_that_do_not_ship_say_which_command_makes_them() -> None:
 
 
 def test_every_reference_model_has_its_recipe() -> None:
-    """What ships was trained as `photos`; the others learn from the teacher, which starts from given weights."""
+    """What ships was trained as `photos`, RepVGG as `repvgg-sgd`; two learn from the teacher, which starts from given weights."""
+    twins = {"repghostnet_050": "photos", "repvgg_a0": "repvgg-sgd"}
     shared = {"name", "about", "source", "per_model", "full_size_epochs", "distill_weight", "temperature"}
     for row in (row for row in catalog.checkpoints() if row.name.endswith(".clothing")):
         found = recipe("reference").for_model(row.variant)
         assert found.preprocess["size"] == row.size
-        if row.file:
-            photos = vars(recipe("photos"))
+        if twin := twins.get(row.variant):
+            expected = vars(recipe(twin))
             assert {key: value for key, value in vars(found).items() if key not in shared} == {
-                key: value for key, value in photos.items() if key not in shared
+                key: value for key, value in expected.items() if key not in shared
             }
-        else:
-            assert found.distill == "soft"
+    assert [one for one in recipe("reference").per_model if recipe("reference").for_model(one).distill] == [
+        "fasternet_t0",
+        "repvit_m0_9",
+    ]
     assert recipe("reference-teacher").finetune
 
 
