@@ -8,6 +8,7 @@ is busy for all. Time leaves out imports and reading; memory is the process's pe
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import subprocess
@@ -103,8 +104,11 @@ def report(name: str, size: int, readings: dict[str, list[Reading]]) -> None:
 
 def main() -> None:
     """Export, then measure all kinds in turns."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "repvgg_b3"
-    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else ROUNDS
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="repvgg_b3", metavar="MODEL")
+    parser.add_argument("rounds", nargs="?", type=int, default=ROUNDS, metavar="ROUNDS")
+    options = parser.parse_args()
+    name, rounds = options.model, options.rounds
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export(name, path)

@@ -136,6 +136,13 @@ def test_another_runs_folder_is_refused(tmp_path: Path, change: dict[str, Any]) 
         trainer(tmp_path, SHORT.changed(**change)).run(None)
 
 
+def test_what_a_recipe_says_of_itself_makes_no_other_run(tmp_path: Path) -> None:
+    trainer(tmp_path).run(None)
+    before = (tmp_path / "state.pt").read_bytes()
+    trainer(tmp_path, SHORT.changed(about="reworded", source="elsewhere")).run(None)
+    assert (tmp_path / "state.pt").read_bytes() == before
+
+
 def test_another_model_or_seed_or_data_is_another_run(tmp_path: Path) -> None:
     trainer(tmp_path).run(None)
     wider = network()

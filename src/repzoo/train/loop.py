@@ -186,7 +186,7 @@ class Trainer:
     def _fingerprint(self) -> str:
         settings = [
             {key: tuple(value.shape) for key, value in self.module.state_dict().items()},
-            dataclasses.asdict(self.recipe),
+            dataclasses.asdict(dataclasses.replace(self.recipe, about="", source="")),  # words change no weight
             dataclasses.asdict(self.images.preprocess),
             (self.running.seed, self.running.accumulate),
             self.images.dataset.keys,
