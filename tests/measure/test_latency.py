@@ -315,7 +315,10 @@ def test_a_sleeping_engine_is_timed_within_hard_bounds(scenario: latency.Scenari
     elapsed = time.perf_counter() - began
     assert record.values["p50_ms"] >= 2
     assert record.values["p90_ms"] >= 6
-    assert record.values["fps"] <= streams * 1000 / 3
+    calls = (
+        record.values["samples"] * one.calls_a_query / 12
+    )  # of a round; k of them sleep 3 k - 3 ms or more: the 6 may be left over
+    assert record.values["fps"] <= streams * 1000 / (3 - 3 / min(calls, 6 * streams))
     assert record.values["samples"] * one.calls_a_query / elapsed <= record.values["fps"]
     if streams == 1:
         kept, own = np.sort(np.concatenate(record.samples["latency_us"])), np.sort(session.slept_us)
