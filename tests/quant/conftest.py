@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from repzoo.artifact import Artifact, Preprocess, Step
 from repzoo.data.batches import ReadReport, batches
+from repzoo.data.dataset import Split
 from repzoo.data.source import open_source
 from repzoo.engines import engine
 
@@ -51,6 +52,13 @@ def small() -> Artifact:
     add(model, {**tensors, "means": means, "lengths": -(means**2).sum(1) / 2})
     step = Step("build", "0", {})
     return Artifact(model, "small", preprocess, tuple(map(str, range(10))), (step, replace(step, verb="fold")))
+
+
+@functools.cache
+def sets() -> Split:
+    """Few digits for each of a quantiser's three purposes."""
+    found = open_source("digits").quantising_split(64, 0)
+    return Split(found.ranges, found.selection.subset(range(0, 256, 4)), found.gate.subset(range(0, len(found.gate), 4)))
 
 
 def add(model: onnx.ModelProto, tensors: dict[str, npt.NDArray[Any]]) -> None:

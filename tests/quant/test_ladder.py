@@ -16,7 +16,7 @@ from PIL import Image
 
 pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not installed")
 
-from tests.quant.conftest import small
+from tests.quant.conftest import sets, small
 
 from repzoo import verbs
 from repzoo.artifact import Artifact
@@ -40,12 +40,6 @@ Run = Callable[..., Any]
 @functools.cache
 def deploy() -> Artifact:
     return verbs.fold(embedded.read("repghostnet_050.digits"))[0]
-
-
-@functools.cache
-def sets() -> Split:
-    found = open_source("digits").quantising_split(64, 0)
-    return Split(found.ranges, found.selection.subset(range(0, 256, 4)), found.gate.subset(range(0, len(found.gate), 4)))
 
 
 def grey() -> Split:

@@ -12,12 +12,10 @@ import pytest
 
 pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not installed")
 
-from tests.quant.conftest import add, small
+from tests.quant.conftest import add, sets, small
 
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
-from repzoo.data.dataset import Split
-from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.quant import gate as gating
 from repzoo.quant import ladder, layers
@@ -59,12 +57,6 @@ def made(kind: str) -> Artifact:
     }
     add(model, tensors | ({"zero": np.zeros(()), "six": np.full((), 6.0)} if kind == "relu6" else {}))
     return replace(small(), model=model, name=kind)
-
-
-@functools.cache
-def sets() -> Split:
-    found = open_source("digits").quantising_split(64, 0)
-    return Split(found.ranges, found.selection.subset(range(0, 256, 4)), found.gate.subset(range(0, len(found.gate), 4)))
 
 
 @functools.cache
