@@ -23,6 +23,7 @@ from repzoo.train.recipe import recipe
 from repzoo.zoo import catalog
 
 TEACHER, RECIPE, TEACHER_RECIPE = "tf_efficientnet_lite0", "reference", "reference-teacher"
+TIMED_ON, SECONDS = ("openvino", "mnn"), 12  # of a card: engines beside ONNX Runtime; seconds over all its cases
 PLAIN = ("repghostnet_050", "repvgg_a0")  # not channels-last: the first was trained so, the second is refused so (train/loop.py)
 
 
@@ -80,7 +81,8 @@ def card(model: str, place: Place) -> None:
     if row and row.file:
         target = catalog_file(row.file)
         subprocess.run([sys.executable, "-m", "repzoo.zoo.embedded", str(place.made(model)), str(target)], check=True)
-    repzoo("card", subject, "--data", place.data, "-o", place.runs / model / "card", "--append", place.results)
+    timing = ["--time-on", ",".join(TIMED_ON), "--seconds", SECONDS]
+    repzoo("card", subject, "--data", place.data, "-o", place.runs / model / "card", "--append", place.results, *timing)
 
 
 def catalog_file(name: str) -> Path:

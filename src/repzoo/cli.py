@@ -22,7 +22,7 @@ from repzoo import __version__, verbs
 from repzoo.artifact import Artifact
 from repzoo.console import evaluations, models, results
 from repzoo.console.bench import bench as bench_view
-from repzoo.console.options import POSITIVE, options_of, preprocess_options
+from repzoo.console.options import POSITIVE, options_of, preprocess_options, several
 from repzoo.console.output import Console
 from repzoo.data.dataset import Dataset, Source
 from repzoo.data.source import open_source
@@ -379,6 +379,7 @@ def train(
     "--streams", default=0, show_default=True, type=click.IntRange(0), help="Clients of the multi-thread row; 0: one for each core."
 )
 @click.option("--seconds", default=5.0, show_default=True, type=POSITIVE, help="Time for all timing.")
+@click.option("--time-on", help="Engines to time the float and the INT8 file on too.", **several(str))
 @options_of(verbs.QuantizeOptions)
 @preprocess_options
 @json_option
@@ -390,7 +391,7 @@ def card(model: str | None, data: str, output: Path, append: Path | None, as_jso
     from repzoo import job
     from repzoo.measure import record
 
-    times = {key: settings.pop(key) for key in ("streams", "seconds")}
+    times = {key: settings.pop(key) for key in ("streams", "seconds", "time_on")}
     options, preprocess = _settings(verbs.QuantizeOptions, settings)
     source = open_source(data)
     artifact = _float(verbs.load(model or verbs.embedded_for(source.classes), **preprocess))

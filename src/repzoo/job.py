@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +17,31 @@ from repzoo import verbs
 from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset, Source
 from repzoo.engines import engine
-from repzoo.errors import InputError
+from repzoo.engines.probe import probe
+from repzoo.errors import InputError, MissingExtra
 from repzoo.graph.cost import count
 from repzoo.measure import accuracy, latency, record
 from repzoo.measure.host import host
 from repzoo.measure.record import Record, identity_of
 from repzoo.progress import Progress, silent
 from repzoo.report import card
+from repzoo.report.card import BOTH
 from repzoo.storage import make_folder
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """Settings of the job. streams: client threads of the multi-thread row, 0 takes one for each core; seconds: for all timing."""
+    """Settings of the job.
+
+    streams  client threads of the multi-thread row, 0 takes one for each core
+    seconds  for all timing
+    time_on  engines that the float and the INT8 file are timed on beside the one they are quantised for, in the same rounds
+    """
 
     quantize: verbs.QuantizeOptions = dataclasses.field(default_factory=verbs.QuantizeOptions)
     streams: int = 0
     seconds: float = 5.0
+    time_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,9 @@ def run(artifact: Artifact, source: Source, options: JobOptions | None = None, p
     options = options or JobOptions()
     if artifact.form == "int8":
         raise InputError(f"{artifact.name} is quantised already; the card starts from the float model")
+    for name in options.time_on:
+        with contextlib.suppress(MissingExtra):  # said on the card; a name that nobody knows is refused before the work
+            engine(name)
     images, evaluation = source.calibration_split(options.quantize.images, options.quantize.seed)
     accuracy.class_indices(evaluation, artifact)
     progress("fold and certify", 0, 0)
@@ -61,16 +74,10 @@ def run(artifact: Artifact, source: Source, options: JobOptions | None = None, p
     measured = verbs.evaluate([deploy, int8], evaluation, verbs.EvaluateOptions((options.quantize.engine,)), deploy, progress)
     artifacts = {artifact.form: artifact} | {"deploy": deploy, "int8": int8}
     folded = Record("fold", identity_of(deploy), _fold_values(certificate.to_json()))
-    records = [
-        *_costs(artifacts),
-        folded,
-        report.record,
-        *measured.runs,
-        measured.paired[1],
-        *_timings(artifacts, options, progress),
-    ]
+    timed, left_out = _timings(artifacts, options, progress)
+    records = [*_costs(artifacts), folded, report.record, *measured.runs, measured.paired[1], *timed]
     tied = tuple(replace(one, job=int8.sha256[:12]) for one in records)
-    said = (*_trained_on(artifact, evaluation), *report.warnings, *measured.remarks)
+    said = (*_trained_on(artifact, evaluation), *report.warnings, *measured.remarks, *left_out)
     remarks = dict.fromkeys(said)  # gate and evaluation may read the same broken image
     return JobResult(artifacts, tied, certificate.to_json(), tuple(remarks))
 
@@ -127,13 +134,52 @@ def _fold_values(certificate: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "folds": len(certificate["folds"]), "refusals": len(certificate["refusals"])}
 
 
-def _timings(artifacts: Mapping[str, Artifact], options: JobOptions, progress: Progress) -> list[Record]:
-    """One-thread latency of all forms and many-client throughput of the two that ship, interleaved."""
+def _timings(artifacts: Mapping[str, Artifact], options: JobOptions, progress: Progress) -> tuple[list[Record], list[str]]:
+    """One-thread latency of all forms and many-client throughput of the two that ship, and what of it could not be measured.
+
+    All are interleaved, on whichever engine: the rows of a card may be compared.
+    """
     runner = engine(options.quantize.engine)
     clients = options.streams or host()["affinity"]
     single = {form: latency.case(one, runner) for form, one in artifacts.items()}
-    many = [latency.case(artifacts[form], runner, clients) for form in ("deploy", "int8")] if clients > 1 else []
-    cases = [*single.values(), *many]
-    records = latency.run(cases, options.seconds / len(cases), progress=progress, openings=0)
+    many = [latency.case(artifacts[form], runner, clients) for form in BOTH] if clients > 1 else []
+    beside, left_out = _beside({form: artifacts[form] for form in BOTH}, options)
+
+    def leave_out(one: latency.Case, error: InputError) -> None:
+        if one.engine is runner:
+            raise error
+        left_out.append(f"the {one.artifact.form} form was not timed on {one.engine.name}: {error}")
+
+    cases = [*single.values(), *many, *beside]
+    records = latency.run(cases, options.seconds / len(cases), progress=progress, openings=0, on_error=leave_out)
     gained = [latency.ratio(single["deploy"], single["train"])] if "train" in single else []
-    return [*records, latency.ratio(single["int8"], single["deploy"]), *gained]
+    return [*records, latency.ratio(single["int8"], single["deploy"]), *gained, *_ratios(beside)], left_out
+
+
+def _beside(artifacts: Mapping[str, Artifact], options: JobOptions) -> tuple[list[latency.Case], list[str]]:
+    """The cases of the other engines, tried in a process of their own first, and why some are left out."""
+    cases, left_out = [], []
+    for name, artifact in product(dict.fromkeys(options.time_on), artifacts.values()):
+        if name == options.quantize.engine:
+            continue
+        try:
+            cases.append(_case_beside(name, artifact))
+        except InputError as error:
+            left_out.append(f"the {artifact.form} form was not timed on {name}: {error}")
+    return cases, left_out
+
+
+def _case_beside(name: str, artifact: Artifact) -> latency.Case:
+    runner = engine(name)
+    if artifact.form == "int8" and getattr(runner, "simulates_int8", False):
+        raise InputError("it computes INT8 files in float arithmetic")
+    probe(name, artifact.model, latency.inputs_for(artifact, 1))
+    return latency.case(artifact, runner)
+
+
+def _ratios(cases: Sequence[latency.Case]) -> list[Record]:
+    """INT8 over float on each engine that ran both."""
+    ran = {(one.engine.name, one.artifact.form): one for one in cases if one.rounds_us}
+    names = dict.fromkeys(name for name, _ in ran)
+    pairs = [[ran.get((name, form)) for form in ("int8", "deploy")] for name in names]
+    return [latency.ratio(int8, deploy) for int8, deploy in pairs if int8 and deploy]

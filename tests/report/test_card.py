@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -34,12 +34,21 @@ def numbers(start: float, *names: str) -> dict[str, float]:
     return {name: start + 1.37 * index for index, name in enumerate(names)}
 
 
-def timed(form: str, streams: int, start: float) -> Record:
+ORT = {"name": "onnxruntime", "version": "1.2"}
+
+
+def timed(form: str, streams: int, start: float, engine: Mapping[str, str] = ORT) -> Record:
     names = ("p50_ms", "p50_low_ms", "p50_high_ms", "p90_ms", "p99_ms", "fps", "fps_low", "fps_high", "samples", "load")
     values = {**numbers(start, *names), "threads": 1, "streams": streams, "batch": 1}
-    return Record(
-        "latency", identity(form), values, {"name": "onnxruntime", "version": "1.2"}, samples={"latency_us": [[1]] * 12}, host=HOST
-    )
+    return Record("latency", identity(form), values, engine, samples={"latency_us": [[1]] * 12}, host=HOST)
+
+
+def beside(name: str = "open_vino", forms: Sequence[str] = ("deploy", "int8")) -> list[Record]:
+    """The same files on another engine, which may have refused one of them."""
+    engine = {"name": name, "version": "7.8"}
+    ratio = Record("ratio", {"first": identity("int8")}, numbers(0.81, "ratio", "ratio_low", "ratio_high"), engine)
+    times = [timed(form, 1, start, engine) for form, start in (("deploy", 211), ("int8", 231)) if form in forms]
+    return [*times, ratio] if len(times) == 2 else times
 
 
 def records(name: str = "net.digits", placement: str = "dense") -> list[Record]:
@@ -52,18 +61,17 @@ def records(name: str = "net.digits", placement: str = "dense") -> list[Record]:
     fold = {"equal": True, "max_abs_error": 3e-6, "bound": 1e-4, "top1_agreement": 0.98, "inputs": 24, "folds": 80, "refusals": 23}
     fold["proven"] = 77
     hashes = {"before": {"sha256": "aa11"}, "after": {"sha256": "bb22"}}
-    engine = {"name": "onnxruntime", "version": "1.2"}
     return [
         *(Record("cost", identity(form), {**numbers(start * 1e6, "parameters"), **numbers(start * 2e6, "macs", "bytes"), "nodes": start})
           for form, start in (("train", 400), ("deploy", 200), ("int8", 300))),
         Record("fold", identity("deploy"), {**fold, **hashes}, host=HOST),
-        Record("quantize", identity("int8", name), quantize, engine, {"images": 256}, host=HOST),
+        Record("quantize", identity("int8", name), quantize, ORT, {"images": 256}, host=HOST),
         *(Record("accuracy", identity(form), {"n": 720, **numbers(start, "top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high")})
           for form, start in (("deploy", 70), ("int8", 60))),
         Record("paired", {}, paired, data={"name": "digits"}, samples={"flips": [{}] * 17}),
         timed("train", 1, 11), timed("deploy", 1, 31), timed("int8", 1, 51), timed("deploy", 2, 71), timed("int8", 2, 91),
-        Record("ratio", {"first": identity("int8")}, numbers(0.51, "ratio", "ratio_low", "ratio_high")),
-        Record("ratio", {"first": identity("deploy")}, numbers(0.61, "ratio", "ratio_low", "ratio_high")),
+        Record("ratio", {"first": identity("int8")}, numbers(0.51, "ratio", "ratio_low", "ratio_high"), ORT),
+        Record("ratio", {"first": identity("deploy")}, numbers(0.61, "ratio", "ratio_low", "ratio_high"), ORT),
     ]  # fmt: skip
 
 
@@ -149,6 +157,18 @@ def test_every_table_reads_as_one() -> None:
             ("training form", "1", 11), ("folded (float)", "1", 31), ("INT8", "1", 51), ("folded (float)", "2", 71), ("INT8", "2", 91))
     ]  # fmt: skip
     assert [row[-1] for row in found[6]] == ["", "shipped", ""]
+
+
+def test_other_engines_have_a_table_of_their_own_and_leave_the_rest_as_it_is() -> None:
+    alone = tables(card.render(records(), [])["card.md"])
+    made = card.render([*records(), *beside(), *beside("slow", ["deploy"])], [])
+    found = tables(made["card.md"])
+    assert found[:5] + found[6:] == alone
+    assert found[5][1:] == [
+        ["open_vino", "7.8", "211", "231", "0.81", "2.18 – 3.55"],
+        ["slow", "7.8", "211", "–", "–", "–"],
+    ]
+    assert shapes(made["card.md"]) == shapes(made["card_cn.md"])
 
 
 NASTY = "a|b*c*_d_`e`[f](g)<h>~~i~~\\j"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.report.test_card import beside
 from tests.report.test_card import records as job_records  # the Records of one made-up job
 
 from repzoo.errors import InputError
@@ -40,6 +41,15 @@ def test_a_table_shows_the_newest_job_of_each_model(tmp_path: Path) -> None:
     facts = card.summary(tied("a", "3"))
     assert card.percent(facts["accuracy"]["int8"]["top1"]) in rows[2]
     assert tables.rendered(made, tmp_path, "en") == made
+
+
+def test_a_row_names_the_engines_where_there_are_several(tmp_path: Path) -> None:
+    others = [replace(one, job="1") for one in [*beside(), *beside("slow", ["int8"])]]
+    record.append(tmp_path / "one.jsonl", [*tied("a", "1"), *others, *tied("b", "2")])
+    rows = [line.split(" | ") for line in tables.rendered(PAGE, tmp_path, "en").splitlines() if line.startswith("| ")]
+    column = next(index for index, head in enumerate(rows[0]) if "1 thread" in head)
+    assert rows[2][column] == "onnxruntime 31.0 → 51.0<br>open_vino 211 → 231<br>slow – → 231"
+    assert rows[3][column] == "31.0 → 51.0"
 
 
 def test_no_records_is_a_sentence(tmp_path: Path) -> None:

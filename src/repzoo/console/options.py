@@ -90,6 +90,11 @@ def _each_once(_ctx: click.Context, _param: click.Parameter, found: tuple[tuple[
     return tuple(dict.fromkeys(value for part in found for value in part))
 
 
+def several(one: Any) -> dict[str, Any]:
+    """click's arguments of an option that takes values of type `one`, with commas between or repeated."""
+    return {"type": _Several(convert_type(one)), "callback": _each_once, "multiple": True}
+
+
 POSITIVE = _Number(min=0, min_open=True)
 # What an option accepts, where its field's type alone would let nonsense through to the middle of the work.
 ACCEPTED: dict[str, click.ParamType[Any]] = {
@@ -133,7 +138,7 @@ def _options(settings: type[Any], keep_defaults: bool) -> Callable[[Command], Co
             if field.name in ACCEPTED:
                 shape["type"] = ACCEPTED[field.name]
             if shape.get("multiple"):
-                shape |= {"type": _Several(convert_type(shape["type"])), "callback": _each_once}
+                shape |= several(shape["type"])
             if shape.get("is_flag"):
                 flag = f"{flag}/--no-{field.name.replace('_', '-')}" if field.default is True else flag
             default = field.default if keep_defaults else None

@@ -17,7 +17,7 @@ import inspect
 import operator
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -158,6 +158,8 @@ class _Builder:
         if strange := set(settings) - set(known) - {"training_mode"}:
             raise InputError(f"pytorch cannot compile this model: {node.op_type} with {sorted(strange)[0]} is not implemented")
         settings.pop("training_mode", None)
+        if known.issuperset(Window._fields):
+            settings["window"] = Window.taken_from(settings)
         self._apply(node, function, [self._known(name) for name in node.input], settings)
 
     def _apply(self, node: onnx.NodeProto, function: Callable[..., Any], inputs: list[Any], settings: dict[str, Any]) -> None:
@@ -197,7 +199,8 @@ def _settings(function: Callable[..., Any]) -> set[str]:
         found = inspect.signature(function).parameters.values()
     except ValueError:
         return set()
-    return {one.name for one in found if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    names = {one.name for one in found if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    return names - {"window"} | set(Window._fields) if "window" in names else names
 
 
 def _tensor(item: onnx.TensorProto) -> Tensor:
@@ -216,54 +219,77 @@ def _ints(value: Any) -> list[int]:
     return [int(one) for one in (value.tolist() if isinstance(value, Tensor) else [value] if isinstance(value, int) else value)]
 
 
-def _padded(x: Tensor, size: Ints, strides: Ints, pads: Ints, dilations: Ints, auto_pad: bytes, fill: float) -> Tensor:
-    """`x` with the padding that ONNX asks for: given, or so that the output is ceil(input / stride) (SAME_*)."""
-    if auto_pad in (b"SAME_UPPER", b"SAME_LOWER"):
-        spans = [(kernel - 1) * step + 1 for kernel, step in zip(size, dilations, strict=True)]
+class Window(NamedTuple):
+    """Where a kernel lands: the attributes that Conv and the pools share, one number an axis, `pads` all begins before all ends."""
+
+    kernel_shape: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    auto_pad: bytes = b"NOTSET"
+
+    @classmethod
+    def taken_from(cls, settings: dict[str, Any]) -> Window:
+        """The window in a node's attributes, which it leaves there no more."""
+        kernel, strides, pads = (tuple(settings.pop(key, ())) for key in ("kernel_shape", "strides", "pads"))
+        return cls(kernel, strides, pads, settings.pop("auto_pad", b"NOTSET"))
+
+    def over(self, kernel: Ints) -> Window:
+        """This window for a `kernel` of that size, ONNX's defaults filled in."""
+        axes = len(kernel)
+        return Window(tuple(kernel), self.strides or (1,) * axes, self.pads or (0,) * (2 * axes), self.auto_pad)
+
+    @property
+    def same(self) -> bool:
+        """Whether the padding follows from the input's size: the output is ceil(input / stride)."""
+        return self.auto_pad in (b"SAME_UPPER", b"SAME_LOWER")
+
+    @property
+    def border(self) -> tuple[int, ...] | None:
+        """The padding of each axis where it is known and the same on both sides, as torch's own operators take it."""
+        before, after = self.pads[: len(self.kernel_shape)], self.pads[len(self.kernel_shape) :]
+        return before if before == after and not self.same else None
+
+    def padded(self, x: Tensor, dilations: Ints, fill: float) -> Tensor:
+        """`x` within the border of `fill` that the window asks for."""
+        pads, axes = self._same(x.shape[2:], dilations) if self.same else self.pads, len(self.kernel_shape)
+        if not any(pads):
+            return x
+        return functional.pad(x, [one for axis in reversed(range(axes)) for one in (pads[axis], pads[axis + axes])], value=fill)
+
+    def _same(self, lengths: Ints, dilations: Ints) -> Ints:
+        spans = [(kernel - 1) * step + 1 for kernel, step in zip(self.kernel_shape, dilations, strict=True)]
         totals = [
             max(0, (-(-length // stride) - 1) * stride + span - length)
-            for length, stride, span in zip(x.shape[2:], strides, spans, strict=True)
+            for length, stride, span in zip(lengths, self.strides, spans, strict=True)
         ]
         less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
-        pads = [*less, *more] if auto_pad == b"SAME_UPPER" else [*more, *less]
-    if not any(pads):
-        return x
-    axes = len(size)
-    return functional.pad(x, [one for axis in reversed(range(axes)) for one in (pads[axis], pads[axis + axes])], value=fill)
+        return [*less, *more] if self.auto_pad == b"SAME_UPPER" else [*more, *less]
 
 
-def conv(x: Tensor, w: Tensor, b: Tensor | None = None, *, kernel_shape: Ints = (), strides: Ints = (), pads: Ints = (),
-         dilations: Ints = (), group: int = 1, auto_pad: bytes = b"NOTSET") -> Tensor:  # fmt: skip
+def conv(x: Tensor, w: Tensor, b: Tensor | None = None, *, window: Window, dilations: Ints = (), group: int = 1) -> Tensor:
     axes = w.dim() - 2
-    strides, dilations, pads = strides or [1] * axes, dilations or [1] * axes, pads or [0] * (2 * axes)
-    even = auto_pad not in (b"SAME_UPPER", b"SAME_LOWER") and list(pads[:axes]) == list(pads[axes:])
-    if not even:
-        x, pads = _padded(x, w.shape[2:], strides, pads, dilations, auto_pad, 0.0), [0] * (2 * axes)
+    window, steps = window.over(w.shape[2:]), tuple(dilations or [1] * axes)
+    if (border := window.border) is None:
+        x, border = window.padded(x, steps, 0.0), (0,) * axes
     convolve = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[axes]
-    return convolve(x, w, b, tuple(strides), tuple(pads[:axes]), tuple(dilations), group)
+    return convolve(x, w, b, window.strides, border, steps, group)
 
 
-def max_pool(x: Tensor, *, kernel_shape: Ints, strides: Ints = (), pads: Ints = (), dilations: Ints = (), ceil_mode: int = 0,
-             auto_pad: bytes = b"NOTSET", storage_order: int = 0) -> Tensor:  # fmt: skip
-    axes = len(kernel_shape)
-    strides, dilations, pads = strides or [1] * axes, dilations or [1] * axes, pads or [0] * (2 * axes)
-    x = _padded(x, kernel_shape, strides, pads, dilations, auto_pad, -torch.inf)
-    return functional.max_pool2d(x, tuple(kernel_shape), tuple(strides), 0, tuple(dilations), bool(ceil_mode))
+def max_pool(x: Tensor, *, window: Window, dilations: Ints = (), ceil_mode: int = 0, storage_order: int = 0) -> Tensor:
+    window, steps = window.over(window.kernel_shape), tuple(dilations or [1] * len(window.kernel_shape))
+    x = window.padded(x, steps, -torch.inf)
+    return functional.max_pool2d(x, window.kernel_shape, window.strides, 0, steps, bool(ceil_mode))
 
 
-def average_pool(x: Tensor, *, kernel_shape: Ints, strides: Ints = (), pads: Ints = (), ceil_mode: int = 0,
-                 auto_pad: bytes = b"NOTSET", count_include_pad: int = 0) -> Tensor:  # fmt: skip
-    axes = len(kernel_shape)
-    strides, pads = strides or [1] * axes, pads or [0] * (2 * axes)
-    if list(pads[:axes]) == list(pads[axes:]) and auto_pad == b"NOTSET":
-        window = (tuple(kernel_shape), tuple(strides), tuple(pads[:axes]), bool(ceil_mode), bool(count_include_pad))
-        return functional.avg_pool2d(x, *window)
-    padded = _padded(x, kernel_shape, strides, pads, [1] * axes, auto_pad, 0.0)
-    mean = functional.avg_pool2d(padded, tuple(kernel_shape), tuple(strides), 0, bool(ceil_mode))
-    if count_include_pad:
-        return mean
-    share = _padded(torch.ones_like(x[:1, :1]), kernel_shape, strides, pads, [1] * axes, auto_pad, 0.0)
-    return mean / functional.avg_pool2d(share, tuple(kernel_shape), tuple(strides), 0, bool(ceil_mode))
+def average_pool(x: Tensor, *, window: Window, ceil_mode: int = 0, count_include_pad: int = 0) -> Tensor:
+    window, steps = window.over(window.kernel_shape), [1] * len(window.kernel_shape)
+    if (border := window.border) is not None:
+        return functional.avg_pool2d(x, window.kernel_shape, window.strides, border, bool(ceil_mode), bool(count_include_pad))
+
+    def mean(values: Tensor) -> Tensor:
+        return functional.avg_pool2d(window.padded(values, steps, 0.0), window.kernel_shape, window.strides, 0, bool(ceil_mode))
+
+    return mean(x) if count_include_pad else mean(x) / mean(torch.ones_like(x[:1, :1]))
 
 
 def gemm(a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0,

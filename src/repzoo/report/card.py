@@ -37,9 +37,10 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         RepzooError: a Record that the card needs is not among them.
     """
     paired, fold, quantize = _one(records, "paired"), _one(records, "fold"), _one(records, "quantize")
-    timed = [one for one in records if one.kind == "latency"]
+    own = quantize.engine["name"]
+    timed = [one for one in records if one.kind == "latency" and one.engine["name"] == own]
     cost, accuracy = _by_form(records, "cost"), _by_form(records, "accuracy")
-    ratios = {str(one.artifact["first"]["form"]): one.values for one in records if one.kind == "ratio"}
+    ratios = _ratios(records, own)
     single = {str(one.artifact["form"]): one.values for one in timed if one.values["streams"] == 1}
     for kind, found, forms in (
         ("cost", cost, BOTH),
@@ -65,12 +66,30 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "latency_rows": [(one.artifact["form"], one.values) for one in timed],
         "rounds": len(timed[0].samples["latency_us"]),
         "ratios": ratios,
+        "beside": [_beside(records, name) for name in _engines(records) if name != own],
         "fold": fold.values,
         "quantize": quantize.values,
         "calibration_images": quantize.data["images"],
         "engine": quantize.engine,
         "host": quantize.host,
     }
+
+
+def _engines(records: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(str(one.engine["name"]) for one in records if one.kind == "latency"))
+
+
+def _ratios(records: Sequence[Record], engine: str) -> dict[str, Mapping[str, Any]]:
+    """Latency ratios on `engine` by the form that is compared with another."""
+    own = (one for one in records if one.kind == "ratio" and one.engine["name"] == engine)
+    return {str(one.artifact["first"]["form"]): one.values for one in own}
+
+
+def _beside(records: Sequence[Record], engine: str) -> dict[str, Any]:
+    """What an engine made of the files that were quantised for another; `single` by form, a form that it cannot run left out."""
+    timed = [one for one in records if one.kind == "latency" and one.engine["name"] == engine]
+    single = {str(one.artifact["form"]): one.values for one in timed}
+    return {"engine": timed[0].engine, "single": single, "ratio": _ratios(records, engine).get("int8")}
 
 
 def _shown(preprocess: Mapping[str, Any]) -> dict[str, Any]:

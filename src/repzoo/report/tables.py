@@ -57,7 +57,7 @@ def _table(records: Sequence[Record], language: str) -> list[str]:
 
 
 def _cells(facts: dict[str, Any]) -> list[str]:
-    cost, accuracy, paired, single, many = (facts[key] for key in ("cost", "accuracy", "paired", "single", "many"))
+    cost, accuracy, paired, many = (facts[key] for key in ("cost", "accuracy", "paired", "many"))
     ratio = facts["ratios"]["int8"]
     parameters = " → ".join(card.millions(cost[form]["parameters"]) for form in ("train", "deploy") if form in cost)
     return [
@@ -67,11 +67,21 @@ def _cells(facts: dict[str, Any]) -> list[str]:
         f"{cost['deploy']['macs'] / 1e6:.1f}",
         *(_with_interval(card.percent, accuracy[form], "top1") for form in ("deploy", "int8")),
         f"{_with_interval(card.points, paired, 'drop')}, n = {paired['n']}",
-        " → ".join(card.ms(single[form]["p50_ms"]) for form in ("deploy", "int8")),
+        _latencies(facts),
         card.ms(many["int8"]["p50_ms"]),
         card.rate(many["int8"]["fps"]),
         _with_interval(card.ratio_of, ratio, "ratio"),
     ]
+
+
+def _latencies(facts: dict[str, Any]) -> str:
+    """Float → INT8 milliseconds on the engine of the job; on each that it was timed on, named, where these are several."""
+    found = {facts["engine"]["name"]: facts["single"]} | {one["engine"]["name"]: one["single"] for one in facts["beside"]}
+    shown = {
+        name: " → ".join(card.ms(single[form]["p50_ms"]) if form in single else "–" for form in card.BOTH)
+        for name, single in found.items()
+    }
+    return "<br>".join(f"{card.plain(name)} {times}" if len(shown) > 1 else times for name, times in shown.items())
 
 
 def _with_interval(shown: Any, values: Any, key: str) -> str:
