@@ -73,7 +73,7 @@ def _all_known(model: ir.Model, limit: int) -> dict[str, ir.TensorProtocol]:
 
 @dataclass(frozen=True)
 class Settled:
-    """What `settle` finds in a model: values by name, and tensors that a Reshape gives back as they are, by its output's name."""
+    """What `settle` finds in a model: values by name, and tensors that a node gives back in the shape that they had, by its output's name."""
 
     values: Mapping[str, onnx.TensorProto]
     repeats: Mapping[str, str]
@@ -86,14 +86,24 @@ def settled(model: onnx.ModelProto) -> Settled:
         return Settled({}, {})
     twin = opened(model)
     values = {name: ir.to_proto(tensor) for name, tensor in settle(twin).items()}
-    pairs = [(node.outputs[0], source) for node in twin.graph if (source := reshaped_to_same(node)) is not None]
+    pairs = [(node.outputs[0], source) for node in twin.graph if (source := left_in_shape(node)) is not None]
     return Settled(values, {str(made.name): str(source.name) for made, source in pairs})
 
 
-def reshaped_to_same(node: ir.Node) -> ir.Value | None:
-    """The input of a Reshape that has that shape already."""
-    source = node.inputs[0] if _is_reshape(node) else None
+def left_in_shape(node: ir.Node) -> ir.Value | None:
+    """The input of a Reshape that has that shape already, or of a Transpose that only moves sides of one."""
+    source = node.inputs[0] if _is_reshape(node) or _moves_ones(node) else None
     return source if source is not None and same_shape(source, node.outputs[0]) else None
+
+
+def _moves_ones(node: ir.Node) -> bool:
+    """Whether a Transpose keeps the order of all sides but those of one."""
+    source = node.inputs[0] if node.op_type == "Transpose" and node.domain in ("", "ai.onnx") else None
+    if source is None or source.shape is None:
+        return False
+    order = node.attributes.get_ints("perm", range(len(source.shape))[::-1])
+    longer = [axis for axis in order if source.shape[axis] != 1]
+    return longer == sorted(longer)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from repzoo.graph.constants import reshaped_to_same
+from repzoo.graph.constants import left_in_shape
 from repzoo.graph.index import NEUTRAL_SIZE
 from repzoo.graph.rules import constant
 
@@ -14,7 +14,7 @@ NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 
 def drop_noops(graph: ir.Graph) -> None:
     """Dropout passes its input through at inference; its mask must be unread. So do added zeros, factors of one, Casts
-    to the same type, Reshapes to the same shape."""
+    to the same type, Reshapes and Transposes that change no shape."""
     for node in list(graph):
         if node.op_type == "Dropout" and node.inputs[0] is not None and not any(out.uses() for out in node.outputs[1:]):
             training = node.inputs[2] if len(node.inputs) > 2 else None
@@ -29,8 +29,8 @@ def _given_back(node: ir.Node) -> ir.Value | None:
     """The input that the operator gives back as it is."""
     if node.op_type == "Cast":
         return _of_that_type(node)
-    if node.op_type == "Reshape":
-        return reshaped_to_same(node)
+    if node.op_type in ("Reshape", "Transpose"):
+        return left_in_shape(node)
     return _untouched(node) if node.op_type in NEUTRAL else None
 
 
