@@ -73,7 +73,7 @@ def _all_known(model: ir.Model, limit: int) -> dict[str, ir.TensorProtocol]:
 
 @dataclass(frozen=True)
 class Settled:
-    """What `settle` finds in a model: values by name, and tensors that a node gives back in the shape that they had, by its output's name."""
+    """What `settle` finds in a model: values by name, and by the name of its output what a node gives back in the same shape."""
 
     values: Mapping[str, onnx.TensorProto]
     repeats: Mapping[str, str]

@@ -36,9 +36,7 @@ class Index:
     twins: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, graph: onnx.GraphProto, computed: Settled | None = None, types: Mapping[str, int] | None = None
-    ) -> Index:
+    def of(cls, graph: onnx.GraphProto, computed: Settled | None = None, types: Mapping[str, int] | None = None) -> Index:
         """`computed`: what is known of the graph before it runs."""
         computed = computed or Settled({}, {})
         producers = {name: node for node in graph.node for name in node.output if name}

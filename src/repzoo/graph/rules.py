@@ -175,7 +175,9 @@ def _matmul(node: ir.Node) -> Answer:
     if source is None or weight is None or values is None:
         return None  # a product of activations
     if values.ndim != 2 or rank_of(source) < 2:
-        return Refusal(name_of(node), f"it multiplies ranks {rank_of(source) or 'unknown'} and {values.ndim}; only rows by a matrix fold")
+        return Refusal(
+            name_of(node), f"it multiplies ranks {rank_of(source) or 'unknown'} and {values.ndim}; only rows by a matrix fold"
+        )
     if len(weight.uses()) > 1:
         return Refusal(name_of(node), f"its weight {weight.name!r} is shared with {len(weight.uses()) - 1} other reader(s)")
     shape = Geometry(values.shape[1], values.shape[0])

@@ -12,7 +12,9 @@ from collections.abc import Hashable
 import onnx_ir as ir
 
 SMALL = 64  # elements of constants that are compared by value
-RANDOM = frozenset({"RandomUniform", "RandomNormal", "RandomUniformLike", "RandomNormalLike", "Multinomial", "Bernoulli", "Dropout"})
+RANDOM = frozenset(
+    {"RandomUniform", "RandomNormal", "RandomUniformLike", "RandomNormalLike", "Multinomial", "Bernoulli", "Dropout"}
+)
 
 
 def merge_twins(graph: ir.Graph) -> bool:
