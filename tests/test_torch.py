@@ -124,6 +124,59 @@ def test_what_cannot_be_traced_is_a_sentence() -> None:
         repzoo.torch.fold(Choosy(), torch.randn(1, 3, 4, 4))
 
 
+class Chosen(nn.Module):
+    """Chooses its forward when it is made, as FasterNet's authors do."""
+
+    def __init__(self, sign: float) -> None:
+        super().__init__()
+        self.conv, self.norm, self.sign = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), sign
+        self.forward = self.minus if sign < 0 else self.plus
+
+    def plus(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.norm(self.conv(x)))
+
+    def minus(self, x: torch.Tensor) -> torch.Tensor:
+        return -self.sign * torch.sigmoid(self.norm(self.conv(x)))
+
+
+@pytest.mark.parametrize("sign", [2.0, -2.0])
+def test_a_module_that_chose_its_forward_folds_and_stays_as_it_was(sign: float) -> None:
+    module, images = lively(Chosen(sign)).eval(), torch.randn(2, 4, 6, 6)
+    folded = repzoo.torch.fold(module, images)
+    assert batchnorms(folded) == 0
+    with torch.no_grad():
+        assert torch.allclose(folded(images), module(images), atol=1e-5)
+    assert type(module) is Chosen
+    assert "forward" in vars(module)
+
+
+class Around(nn.Module):
+    """A part that no tracer can follow, between layers that fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.norm, self.part = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Sequential(Choosy())
+        self.after, self.last = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.last(self.after(self.part(self.norm(self.before(x)))))
+        return made
+
+
+def test_what_cannot_be_traced_stays_and_the_rest_folds_around_it() -> None:
+    module = lively(Around()).eval()
+    folded = repzoo.torch.fold(module, torch.randn(2, 4, 6, 6))
+    assert batchnorms(folded) == 0
+    assert any(isinstance(one, Choosy) for one in folded.modules())
+    with torch.no_grad():
+        for images in (
+            torch.randn(2, 4, 6, 6),
+            torch.randn(2, 4, 6, 6) + 3,
+            torch.randn(2, 4, 6, 6) - 3,
+        ):  # both ways of the choice
+            assert torch.allclose(folded(images), module(images), atol=1e-5)
+
+
 def test_a_wrong_law_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right: Any = algebra.from_batchnorm
 

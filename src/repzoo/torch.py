@@ -80,10 +80,10 @@ def _example(module: nn.Module) -> torch.Tensor:
 
 
 def _traced(module: nn.Module, images: torch.Tensor) -> fx.GraphModule:
-    twin = copy.deepcopy(module).eval()
+    twin = _with_forward(copy.deepcopy(module).eval())
     try:
         with torch.no_grad():
-            traced = _without_assertions(fx.GraphModule(twin, _Tracer().trace(twin)))
+            traced = _without_assertions(fx.GraphModule(twin, _Tracer().traced(twin)))
             ShapeProp(traced).propagate(images)
     except Exception as error:
         raise InputError(
@@ -91,6 +91,16 @@ def _traced(module: nn.Module, images: torch.Tensor) -> fx.GraphModule:
             "repzoo fold"
         ) from error
     return traced.eval()
+
+
+def _with_forward(module: nn.Module) -> nn.Module:
+    """`module` with the `forward` that it chose when it was made where others have theirs: in its class, where torch.fx looks."""
+    chosen = getattr(vars(module).get("forward"), "__func__", None)
+    if chosen is not None:
+        kind = type(module)
+        module.__class__ = type(kind.__name__, (kind,), {"forward": chosen, "__module__": kind.__module__})
+        del module.forward
+    return module
 
 
 def _without_assertions(traced: fx.GraphModule) -> fx.GraphModule:
@@ -104,11 +114,39 @@ def _without_assertions(traced: fx.GraphModule) -> fx.GraphModule:
 
 
 class _Tracer(fx.Tracer):
-    """Stops at every convolution and linear layer, also at subclasses that compute their padding from the input's size."""
+    """Stops at every convolution and linear layer, also at subclasses that compute their padding from the input's size.
+
+    A part whose code cannot be traced, since it decides by what it sees, stays one node too; the rest folds around it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole: set[str] = set()
+        self.culprit = ""
+
+    def traced(self, module: nn.Module) -> fx.Graph:
+        """`module` as a graph; each part that cannot be traced costs another try. Raises what tracing raises where that is its own code."""
+        while True:
+            self.culprit = ""
+            try:
+                return self.trace(module)
+            except Exception:
+                if not self.culprit:
+                    raise
+                self.whole.add(self.culprit)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As it is, noting the innermost module that fails."""
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.culprit = self.culprit or self.path_of_module(m)
+            raise
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether `m` stays one node."""
-        return isinstance(m, nn.Conv2d | nn.Linear) or super().is_leaf_module(m, module_qualified_name)
+        known = isinstance(m, nn.Conv2d | nn.Linear) or module_qualified_name in self.whole
+        return known or super().is_leaf_module(m, module_qualified_name)
 
 
 def _certify(module: nn.Module, folded: nn.Module, images: torch.Tensor) -> None:

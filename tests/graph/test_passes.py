@@ -13,7 +13,8 @@ import pytest
 from repzoo.errors import CertificateError
 from repzoo.graph import fold as folding
 from repzoo.graph.fold import fold
-from repzoo.graph.proof import Index, prove
+from repzoo.graph.index import Index
+from repzoo.graph.proof import prove
 
 Graph = Callable[..., onnx.ModelProto]
 

@@ -1,4 +1,4 @@
-"""Random linear graphs: branches, sums, frames, parts split and joined. No fold of one is ever wrong.
+"""Random linear graphs: branches, sums, frames, parts split and joined, rows, nodes that come twice. No fold of one is ever wrong.
 
 How many is --random-graphs; for many: pytest tests/graph/test_random_graphs.py --random-graphs 50000
 """
@@ -135,7 +135,7 @@ def parts(draw: st.DrawFn, build: Builder, at: At, depth: int) -> At:
 
 def chain(draw: st.DrawFn, build: Builder, at: At, depth: int) -> At:
     for _ in range(draw(st.integers(0, 3))):
-        kind = draw(st.sampled_from(["conv", "conv", "scale", "scale", "pool", "branches", "relu", "frame", "parts"]))
+        kind = draw(st.sampled_from(["conv", "conv", "scale", "scale", "pool", "branches", "relu", "frame", "parts", "again"]))
         if kind == "conv":
             at = conv(draw, build, at, draw(st.sampled_from([1, 1, 1, 2])))
         elif kind == "scale":
@@ -144,6 +144,8 @@ def chain(draw: st.DrawFn, build: Builder, at: At, depth: int) -> At:
             at = pool(draw, build, at)
         elif kind == "frame":
             at = frame(draw, build, at)
+        elif kind == "again":
+            at = At(again(build, at.name), *at.size)
         elif kind == "parts" and depth:
             at = parts(draw, build, at, depth - 1)
         elif kind == "relu":
@@ -164,9 +166,52 @@ def branches(draw: st.DrawFn, build: Builder, at: At, depth: int) -> At:
     return total
 
 
+def again(build: Builder, name: str) -> str:
+    """What gave `name`, a second time, and the sum of both."""
+    made = next((node for node in build.nodes if list(node.output) == [name]), None)
+    if made is None:
+        return name
+    twin = f"t{next(build.numbers)}"
+    build.nodes.append(onnx.NodeProto.FromString(made.SerializeToString()))
+    build.nodes[-1].output[0] = build.nodes[-1].name = twin
+    return build.node("Add", [name, twin])
+
+
+def rows(draw: st.DrawFn, build: Builder, name: str, width: int, depth: int) -> tuple[str, int]:
+    """Linear layers, scales and BatchNormalizations on [N, 36, width], and sums of branches."""
+    values = build.random
+    for _ in range(draw(st.integers(0, 4))):
+        kind = draw(st.sampled_from(["linear", "linear", "scale", "normal", "branches", "relu", "again"]))
+        if kind == "linear":
+            out = draw(st.sampled_from([4, 10, 12]))
+            name, width = build.node("MatMul", [name, build.constant(values.standard_normal((width, out)))]), out
+        elif kind == "scale":
+            shape = draw(st.sampled_from([(width,), (1, 1, width), (1,), ()]))
+            pair = [name, build.constant(values.uniform(0.5, 2, shape))][:: draw(st.sampled_from([1, -1]))]
+            name = build.node(draw(st.sampled_from(["Add", "Sub", "Mul"])), pair)
+        elif kind == "normal":
+            flat = build.node("Flatten", [name], axis=2)
+            rest = [build.constant(values.standard_normal(width)) for _ in range(3)]
+            normal = build.node("BatchNormalization", [flat, *rest, build.constant(values.uniform(0.2, 2, width))])
+            name = build.node("Reshape", [normal, build.integers(draw(st.sampled_from([[-1, 36, width], [-1, 9, width]])))])
+            name = build.node("Reshape", [name, build.integers([-1, 36, width])])
+        elif kind == "again":
+            name = again(build, name)
+        elif kind == "relu":
+            name = build.node("Relu", [name]) if draw(st.integers(0, 3)) == 0 else name
+        elif depth:
+            ends = [rows(draw, build, name, width, depth - 1) for _ in range(2)]
+            name, width = ends[0]
+            if ends[0][1] == ends[1][1]:
+                name = build.node("Add", [end[0] for end in ends])
+    return name, width
+
+
 @st.composite
 def linear_graphs(draw: st.DrawFn) -> onnx.ModelProto:
     build = Builder(draw(st.integers(0, 2**32 - 1)))
+    if draw(st.integers(0, 3)) == 0:
+        return build.model(rows(draw, build, build.node("Reshape", ["data", build.integers([0, 36, 10])]), 10, 1)[0])
     at = branches(draw, build, At("data", 4, 9, 10), 1)
     return build.model(chain(draw, build, at, 0).name)
 

@@ -115,7 +115,76 @@ SLIM: dict[str, dict[str, int]] = {
         "Relu": 42,
         "Slice": 32,
     },
+    "levit_conv_128s": {
+        "Add": 21,
+        "AveragePool": 2,
+        "Conv": 50,
+        "Div": 1,
+        "Gemm": 2,
+        "HardSwish": 25,
+        "MatMul": 22,
+        "Mul": 11,
+        "ReduceMean": 1,
+        "Reshape": 24,
+        "Softmax": 11,
+        "Split": 11,
+        "Transpose": 21,
+    },
+    "efficientvit_m0": {
+        "Add": 56,
+        "Concat": 6,
+        "Conv": 116,
+        "Flatten": 1,
+        "Gemm": 1,
+        "GlobalAveragePool": 1,
+        "MatMul": 48,
+        "Mul": 26,
+        "ReduceMean": 2,
+        "Relu": 31,
+        "Reshape": 96,
+        "Sigmoid": 2,
+        "Slice": 24,
+        "Softmax": 24,
+        "Split": 24,
+        "Transpose": 48,
+    },
+    "shvit_s1": {
+        "Add": 24,
+        "Concat": 9,
+        "Conv": 77,
+        "Flatten": 1,
+        "Gemm": 1,
+        "GlobalAveragePool": 1,
+        "InstanceNormalization": 9,
+        "MatMul": 18,
+        "Mul": 11,
+        "ReduceMean": 2,
+        "Relu": 33,
+        "Reshape": 54,
+        "Sigmoid": 2,
+        "Softmax": 9,
+        "Split": 18,
+        "Transpose": 13,
+    },
+    # at 224 px, its own size
+    "levit_128s": {
+        "Add": 67,
+        "Conv": 4,
+        "Div": 1,
+        "Gemm": 2,
+        "HardSwish": 25,
+        "MatMul": 68,
+        "Mul": 11,
+        "ReduceMean": 1,
+        "Reshape": 29,
+        "Slice": 2,
+        "Softmax": 11,
+        "Split": 11,
+        "Transpose": 45,
+    },
 }
+SIZES = {"levit_128s": 224}
+OPTIONS = {"levit_conv_128s": {"img_size": 64}, "efficientvit_m0": {"img_size": 64}}
 LAYERS = ("Conv", "Gemm", "MatMul", "BatchNormalization", "Add", "Mul")
 
 
@@ -132,8 +201,8 @@ def exported(aged: Any) -> Callable[[str], Artifact]:
 
     def made(name: str) -> Artifact:
         torch.manual_seed(0)
-        module = families.seeded(name, 10, 0) if name in ours else timm.create_model(name, num_classes=10)
-        return export(aged(module), name, Preprocess(size=64), (), Step("build", "0"))
+        module = families.seeded(name, 10, 0) if name in ours else timm.create_model(name, num_classes=10, **OPTIONS.get(name, {}))
+        return export(aged(module), name, Preprocess(size=SIZES.get(name, 64)), (), Step("build", "0"))
 
     return made
 

@@ -31,7 +31,7 @@ HELD: dict[str, Any] = {"zero": np.array(0), "first": integers(0), "minus": inte
 
 # name: (body, input, operators that are left)
 CASES: dict[str, tuple[str, str, list[str]]] = {
-    "a batch that is put before known sides": (BATCH + "t = Concat<axis = 0>(n, four, nine, ten)\nr = Relu(data)\noutput = Reshape(r, t)", "N, 4, 9, 10", ["Relu", "Reshape"]),
+    "a batch that is put before known sides": (BATCH + "t = Concat<axis = 0>(n, four, nine, ten)\nr = Relu(data)\noutput = Reshape(r, t)", "N, 4, 9, 10", ["Relu"]),
     "a batch that keeps its place, and a side to find": (
         BATCH + "t = Concat<axis = 0>(n, minus, ten)\nr = Relu(data)\nx = Reshape(r, t)\noutput = Relu(x)", "N, 4, 9, 10", ["Relu", "Reshape", "Relu"]),
     "a part of a shape": (SHAPE + "p = Slice(s, zeroth, two)\nt = Concat<axis = 0>(p, minus)\noutput = Reshape(data, t)", "N, 4, H, W", ["Reshape"]),
@@ -40,7 +40,19 @@ CASES: dict[str, tuple[str, str, list[str]]] = {
     "a side that stands elsewhere": (SHAPE + "t = Gather(s, order)\noutput = Reshape(data, t)", "N, 4, H, W", ["Reshape"]),
     "a shape that two read": (
         BATCH + "t = Concat<axis = 0>(n, four, nine, ten)\nx = Reshape(data, t)\ne = Expand(wide, t)\noutput = Concat<axis = 1>(x, e)", "N, 4, 9, 10",
-        ["Shape", "Gather", "Unsqueeze", "Concat", "Reshape", "Expand", "Concat"]),
+        ["Shape", "Gather", "Unsqueeze", "Concat", "Expand", "Concat"]),
+    "a side times a number": (
+        BATCH + "d = Mul(n, two)\nt = Concat<axis = 0>(d, two, nine, ten)\nx = Reshape(data, t)\noutput = Relu(x)", "N, 4, 9, 10", ["Reshape", "Relu"]),
+    "a side times itself": (
+        BATCH + "d = Mul(n, n)\nm = Div(d, n)\nt = Concat<axis = 0>(m, four, ten, nine)\nr = Relu(data)\noutput = Reshape(r, t)", "N, 4, 9, 10",
+        ["Shape", "Gather", "Unsqueeze", "Mul", "Div", "Concat", "Relu", "Reshape"]),
+    "a shape that two Reshapes read": (
+        BATCH + "t = Concat<axis = 0>(n, four, ten, nine)\nr = Relu(data)\nx = Reshape(r, t)\nq = Sigmoid(data)\ny = Reshape(q, t)\noutput = Add(x, y)", "N, 4, 9, 10",
+        ["Relu", "Reshape", "Sigmoid", "Reshape", "Add"]),
+    "a Transpose of ones": ("r = Relu(data)\nx = Transpose<perm = [0, 3, 2, 1]>(r)\noutput = Relu(x)", "N, 1, 1, 1", ["Relu", "Relu"]),
+    "a Transpose of ones that changes the shape": (
+        "r = Relu(data)\nx = Transpose<perm = [0, 3, 2, 1]>(r)\noutput = Abs(x)", "N, 4, 1, 1", ["Relu", "Transpose", "Abs"]),
+    "a Transpose of equal sides": ("r = Relu(data)\nx = Transpose<perm = [0, 3, 2, 1]>(r)\noutput = Abs(x)", "N, 4, 1, 4", ["Relu", "Transpose", "Abs"]),
     "zero that means zero": (BATCH + "t = Concat<axis = 0>(n, minus, ten)\noutput = Reshape<allowzero = 1>(data, t)", "N, 4, 9, 10", ["Shape", "Gather", "Unsqueeze", "Concat", "Reshape"]),
     "ones and zeros of each kind": (
         "a = Mul(data, one)\nb = Add(zeros, a)\nc = Mul(ones, b)\nd = Div(c, ones)\ne = Sub(d, nothing)\nr = Relu(e)\noutput = Add(r, zeros)", "N, 4, 9, 10", ["Relu"]),

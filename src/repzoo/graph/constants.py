@@ -24,11 +24,11 @@ from onnx.reference import ReferenceEvaluator
 
 from repzoo.errors import InputError
 from repzoo.graph.pieces import opened
-from repzoo.graph.sizes import Size, Sizes, sizes_in, target
+from repzoo.graph.sizes import Size, Sizes, made_up, same_shape, sizes_in, target
 
 Values = npt.NDArray[Any]
 
-SMALL = 4096  # elements that a known value may have, where its inputs have fewer
+SMALL = 2**18  # elements that a known value may have, where its inputs have fewer: a table looked up for an attention has some 10^5
 LARGE = 2**22  # the same of one that is only looked at
 _LAYOUT = {"Identity", "Cast", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Concat", "Slice", "Gather", "Expand"}
 _SIZES = {"ConstantOfShape", "Range", "ReduceProd", "Where", "Equal", "Greater", "Less", "Not", "And", "Or", "Mod", "Ceil", "Floor"}
@@ -49,8 +49,16 @@ def settle(model: ir.Model, limit: int = SMALL) -> dict[str, ir.TensorProtocol]:
     infer(model)
     while new := _all_known(model, limit):
         found |= new
+        _forget_made_up(model)
         infer(model)
     return found
+
+
+def _forget_made_up(model: ir.Model) -> None:
+    """Shapes with sides that inference had to make up a name for: it may know them now, and would not look again."""
+    for value in (value for node in model.graph for value in node.outputs):
+        if value.shape is not None and not value.is_graph_output() and any(made_up(side) for side in value.shape):
+            value.shape = None
 
 
 def _all_known(model: ir.Model, limit: int) -> dict[str, ir.TensorProtocol]:
@@ -63,20 +71,52 @@ def _all_known(model: ir.Model, limit: int) -> dict[str, ir.TensorProtocol]:
     return found
 
 
-def settled(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """The values that `settle` finds, by name; `model` stays as it is."""
+@dataclass(frozen=True)
+class Settled:
+    """What `settle` finds in a model: values by name, and by the name of its output what a node gives back in the same shape."""
+
+    values: Mapping[str, onnx.TensorProto]
+    repeats: Mapping[str, str]
+
+
+def settled(model: onnx.ModelProto) -> Settled:
+    """`model` stays as it is."""
     kinds = {node.op_type for node in model.graph.node}
     if not kinds & _PURE and "Shape" not in kinds:
-        return {}
-    return {name: ir.to_proto(tensor) for name, tensor in settle(opened(model)).items()}
+        return Settled({}, {})
+    twin = opened(model)
+    values = {name: ir.to_proto(tensor) for name, tensor in settle(twin).items()}
+    pairs = [(node.outputs[0], source) for node in twin.graph if (source := left_in_shape(node)) is not None]
+    return Settled(values, {str(made.name): str(source.name) for made, source in pairs})
+
+
+def left_in_shape(node: ir.Node) -> ir.Value | None:
+    """The input of a Reshape that has that shape already, or of a Transpose that only moves sides of one."""
+    source = node.inputs[0] if _is_reshape(node) or _moves_ones(node) else None
+    return source if source is not None and same_shape(source, node.outputs[0]) else None
+
+
+def _moves_ones(node: ir.Node) -> bool:
+    """Whether a Transpose keeps the order of all sides but those of one."""
+    source = node.inputs[0] if node.op_type == "Transpose" and node.domain in ("", "ai.onnx") else None
+    if source is None or source.shape is None:
+        return False
+    order = node.attributes.get_ints("perm", range(len(source.shape))[::-1])
+    longer = [axis for axis in order if source.shape[axis] != 1]
+    return longer == sorted(longer)
 
 
 @dataclass(frozen=True)
 class Sized:
-    """A model at one batch size: its known values, large ones too, and the tensors [N, C, H, W] whose sides are then known."""
+    """A model at one batch size: its known values, large ones too, and the shapes of its tensors, 0 for what is still open."""
 
     values: Mapping[str, onnx.TensorProto]
-    sides: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def sides(self) -> Mapping[str, tuple[int, ...]]:
+        """Those of the tensors [N, C, H, W] whose sides are all known."""
+        return {name: sides for name, sides in self.shapes.items() if len(sides) == 4 and all(sides)}
 
 
 def sized(model: onnx.ModelProto, batch: int) -> Sized:
@@ -85,8 +125,8 @@ def sized(model: onnx.ModelProto, batch: int) -> Sized:
     _fix_batch(twin.graph, batch)
     values = {name: ir.to_proto(tensor) for name, tensor in settle(twin, LARGE).items()}
     tensors = [*twin.graph.inputs, *(value for node in twin.graph for value in node.outputs)]
-    shapes = {str(value.name): value.shape.numpy() for value in tensors if value.shape is not None and value.shape.is_static()}
-    return Sized(values, {name: sides for name, sides in shapes.items() if len(sides) == 4})
+    shapes = {str(value.name): value.shape for value in tensors if value.shape is not None}
+    return Sized(values, {name: tuple(side if isinstance(side, int) else 0 for side in of) for name, of in shapes.items()})
 
 
 def _fix_batch(graph: ir.Graph, batch: int) -> None:
@@ -148,13 +188,19 @@ def _fixed(value: ir.Value, held: list[Size]) -> Values | None:
 
 
 def _targets(model: ir.Model, known: Sizes) -> dict[ir.Value, Values]:
-    """Computed shapes that nothing but one Reshape reads, as constants that say the same."""
+    """Computed shapes that nothing but Reshapes read, as constants that say the same to each of them."""
     found = {}
-    for node in model.graph:
-        shape = node.inputs[1] if node.op_type == "Reshape" and node.domain in ("", "ai.onnx") and len(node.inputs) > 1 else None
-        if shape is not None and len(shape.uses()) == 1 and not shape.is_graph_output() and (made := target(node, known)):
-            found[shape] = np.asarray(made, np.int64)
+    for shape in {node.inputs[1]: None for node in model.graph if _is_reshape(node)}:
+        if shape is None or shape.is_graph_output() or not all(_is_reshape(use.node) and use.idx == 1 for use in shape.uses()):
+            continue
+        made = [target(use.node, known) for use in shape.uses()]
+        if made[0] is not None and all(one == made[0] for one in made):
+            found[shape] = np.asarray(made[0], np.int64)
     return found
+
+
+def _is_reshape(node: ir.Node) -> bool:
+    return node.op_type == "Reshape" and node.domain in ("", "ai.onnx") and len(node.inputs) > 1
 
 
 def _is_known(node: ir.Node, limit: int, known: Callable[[ir.Value], bool]) -> bool:

@@ -25,13 +25,14 @@ from repzoo.graph import algebra
 from repzoo.graph.algebra import AffineMap, Geometry, Inexact
 from repzoo.graph.borders import mark_borders
 from repzoo.graph.constants import settle
+from repzoo.graph.noops import drop_noops
 from repzoo.graph.pieces import closed, inlined, opened
-from repzoo.graph.proof import NEUTRAL_SIZE
-from repzoo.graph.rules import Link, Refusal, channels_of, constant, joined, name_of, rank_of, view
+from repzoo.graph.rules import Link, Refusal, channels_of, joined, name_of, rank_of, view
 from repzoo.graph.timing import Stopwatch, Timer
+from repzoo.graph.twins import merge_twins
 
 QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
-NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
+UNSHIFTED = frozenset({"MatMul", "Mul", "Div"})  # what adds nothing
 OWN_PAGES = 2**16  # bytes from which an array is worth them
 OLDEST_OPSET = 7  # before it BatchNormalization trains unless told otherwise, and broadcasting is an attribute
 
@@ -82,7 +83,7 @@ def fold(model: onnx.ModelProto, timer: Timer | None = None) -> FoldResult:
         InputError: the graph is quantised already, older than opset 7, or at odds with itself.
     """
     graph_model = _prepared(inlined(model))
-    folds, refusals = fold_graph(graph_model.graph, timer)
+    folds, refusals = fold_graph(graph_model.graph, timer, merge_twins)
     passes.RemoveUnusedNodesPass()(graph_model)
     graph_model.graph.sort()
     _order_constants(graph_model.graph)
@@ -92,11 +93,16 @@ def fold(model: onnx.ModelProto, timer: Timer | None = None) -> FoldResult:
     return FoldResult(folded, folds, refusals)
 
 
-def fold_graph(graph: ir.Graph, timer: Timer | None = None) -> tuple[tuple[Fold, ...], tuple[Refusal, ...]]:
-    """Fold `graph` in place to a fixed point; tensors need their shapes. Replaced initializers stay, unread."""
+def fold_graph(
+    graph: ir.Graph, timer: Timer | None = None, tidy: Callable[[ir.Graph], bool] = lambda _: False
+) -> tuple[tuple[Fold, ...], tuple[Refusal, ...]]:
+    """Fold `graph` in place to a fixed point; tensors need their shapes. Replaced initializers stay, unread.
+
+    tidy  what else makes nodes fewer, and says whether it did; it follows the fold, for what two read no fold takes in
+    """
     state = _State(graph, None if timer is None else Stopwatch(timer))
     with np.errstate(all="ignore"):  # weights that are not finite are for the certificate to refuse, in words
-        while state.sweep():
+        while state.sweep() or tidy(graph):
             pass
     return tuple(state.folds), tuple(state.refusals.values())
 
@@ -114,7 +120,7 @@ def _prepared(model: onnx.ModelProto) -> ir.Model:
         reason = " ".join(str(error.__cause__ or error).split())
         raise InputError(f"the graph holds something that ONNX does not define ({reason}); export it again") from None
     settle(graph_model)
-    _drop_inference_noops(graph_model.graph)
+    drop_noops(graph_model.graph)
     if not any(_holds_graph(node) for node in graph_model.graph):  # the pass would change the subgraphs too
         passes.IdentityEliminationPass()(graph_model)
     passes.RemoveUnusedNodesPass()(graph_model)  # what nobody reads counts as a reader
@@ -132,56 +138,6 @@ def _order_constants(graph: ir.Graph) -> None:
     for value in list(dict.fromkeys(value for value in read if value.is_initializer())):
         del graph.initializers[str(value.name)]
         graph.register_initializer(value)
-
-
-def _drop_inference_noops(graph: ir.Graph) -> None:
-    """Dropout passes its input through at inference; its mask must be unread. So do added zeros, factors of one, Casts to the same."""
-    for node in list(graph):
-        if node.op_type == "Dropout" and node.inputs[0] is not None and not any(out.uses() for out in node.outputs[1:]):
-            training = node.inputs[2] if len(node.inputs) > 2 else None
-            flag = constant(training)
-            if training is None or (flag is not None and not flag.any()):
-                _replace_value(graph, node, node.inputs[0])
-        elif node.domain in ("", "ai.onnx") and (source := _given_back(node)) is not None:
-            _replace_value(graph, node, source)
-
-
-def _given_back(node: ir.Node) -> ir.Value | None:
-    """The input that the operator gives back as it is."""
-    if node.op_type == "Cast":
-        return _of_that_type(node)
-    return _untouched(node) if node.op_type in NEUTRAL else None
-
-
-def _of_that_type(node: ir.Node) -> ir.Value | None:
-    """A Cast's input, where it has the type that it is cast to."""
-    source, to = node.inputs[0], node.attributes.get("to")
-    same = source is not None and source.dtype is not None and to is not None and to.as_int() == int(source.dtype)
-    return source if same else None
-
-
-def _untouched(node: ir.Node) -> ir.Value | None:
-    """The operand that an Add, Sub, Mul or Div gives back as it is: the other is all zeros or ones, and widens nothing."""
-    pairs = [(0, 1), (1, 0)] if node.op_type in ("Add", "Mul") else [(0, 1)]
-    for source, other in ((node.inputs[one], node.inputs[two]) for one, two in pairs):
-        numbers = constant(other)
-        small = numbers is not None and numbers.size <= NEUTRAL_SIZE
-        if source is not None and numbers is not None and small and np.all(numbers == NEUTRAL[node.op_type]):
-            sides = list(source.shape or ())
-            widens = numbers.ndim > len(sides) or any(
-                a not in (1, b) for a, b in zip(numbers.shape[::-1], sides[::-1], strict=False)
-            )
-            return None if widens else source
-    return None
-
-
-def _replace_value(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
-    if node.outputs[0].is_graph_output():
-        kept = ir.Node("", "Identity", [source], outputs=[ir.Value(name=node.outputs[0].name)])
-        ir.convenience.replace_nodes_and_values(graph, node, [node], [kept], [node.outputs[0]], [kept.outputs[0]])
-    else:
-        ir.convenience.replace_all_uses_with(node.outputs[0], source)
-        graph.remove(node, safe=True)
 
 
 @dataclass
@@ -206,7 +162,7 @@ class _State:
         candidates = [
             form
             for form in self._forms(root.outputs[0])
-            if _worth_writing(form) and not _belongs_below(form) and not _belongs_above(form, root) and _is_closed(form, root)
+            if _worth_writing(form, root) and not _belongs_below(form) and not _belongs_above(form, root) and _is_closed(form, root)
         ]
         for form in sorted(candidates, key=lambda form: (form.cost - form.macs, -len(form.nodes))):
             if form.flat and form.geometry.groups > 1:
@@ -258,7 +214,7 @@ class _State:
         macs, parameters = (0.0, 0) if link.moves else (_macs(shape), shape.macs)
         yield _Form(link.source, shape, link.nodes, macs, parameters, link.build, link.flat)
         if len(link.node.outputs) == 1 and _absorbable(link.source, link.nodes):
-            for inner in self._forms(link.source):
+            for inner in (inner for inner in self._forms(link.source) if inner.flat == link.flat):
                 try:
                     yield _composed(link, inner)
                 except Inexact as reason:
@@ -270,7 +226,7 @@ class _State:
         left, right = (self._operand(value, node) for value in node.inputs)
         for one in left:
             for two in right:
-                if one.source is two.source and (one.nodes or two.nodes):
+                if one.source is two.source and (one.nodes or two.nodes) and _alike(one, two):
                     try:
                         yield _added(node, one, two)
                     except Inexact as reason:
@@ -281,7 +237,7 @@ class _State:
         if len(set(parts)) < len(parts):
             return
         flat = rank_of(node.outputs[0]) == 2
-        reach = [{form.source: form for form in self._operand(part, node)} for part in parts]
+        reach = [{form.source: form for form in self._operand(part, node) if not form.nodes or form.flat == flat} for part in parts]
         for source in (source for source in reach[0] if all(source in forms for forms in reach)):
             forms = [_whole(forms[source], part, flat) for forms, part in zip(reach, parts, strict=True)]
             try:
@@ -299,16 +255,17 @@ class _State:
         new = _node_for(form, made, root.outputs[0], self._names(form))
         old = root.outputs[0]
         new.outputs[0].name, new.outputs[0].shape, new.outputs[0].type = old.name, old.shape, old.type
-        for value in new.inputs[1:]:
+        written = _with_product(new)
+        for value in (value for node in written for value in node.inputs[1:]):
             if value is not None:
                 self.graph.initializers.pop(str(value.name), None)
                 self.graph.register_initializer(value)
-        ir.convenience.replace_nodes_and_values(self.graph, root, list(form.nodes[::-1]), [new], [old], [new.outputs[0]])
+        ir.convenience.replace_nodes_and_values(self.graph, root, list(form.nodes[::-1]), written, [old], [new.outputs[0]])
         kind = "+".join(dict.fromkeys(node.op_type for node in form.nodes))
         self.folds.append(Fold(str(old.name), tuple(map(name_of, form.nodes)), kind, form.macs, form.cost))
 
     def _names(self, form: _Form) -> tuple[str, str, str]:
-        """(node, weight, bias) names, after the costliest convolution or linear layer that is replaced."""
+        """(node, weight, bias) names, none taken, after the costliest convolution or linear layer that is replaced."""
         heaviest = max(form.nodes, key=_weights)
         old = heaviest.inputs[1] if _weights(heaviest) else None
         weight = str(old.name) if old is not None else self._free(f"{name_of(heaviest)}.weight")
@@ -346,9 +303,16 @@ def _is_closed(form: _Form, root: ir.Node) -> bool:
     return all(_absorbable(value, form.nodes) for value in inside)
 
 
-def _worth_writing(form: _Form) -> bool:
-    """More than one node, or a BatchNormalization alone (a scale and shift that a depthwise 1x1 convolution does)."""
-    return len(form.nodes) > 1 or form.nodes[0].op_type == "BatchNormalization"
+def _worth_writing(form: _Form, root: ir.Node) -> bool:
+    """More nodes than are written, or a BatchNormalization alone (a scale and shift that a depthwise 1x1 convolution does)."""
+    shifts = any(node.op_type not in UNSHIFTED for node in form.nodes)
+    writes = 2 if form.flat and rank_of(root.outputs[0]) != 2 and shifts else 1
+    return len(form.nodes) > writes or form.nodes[0].op_type == "BatchNormalization"
+
+
+def _alike(one: _Form, two: _Form) -> bool:
+    """Whether both read channels along the same axis, as a tensor itself does along any."""
+    return one.flat == two.flat or not one.nodes or not two.nodes
 
 
 def _belongs_below(form: _Form) -> bool:
@@ -358,7 +322,7 @@ def _belongs_below(form: _Form) -> bool:
     """
     first, below = view(form.nodes[-1]), form.source.producer()
     scale = isinstance(first, Link) and first.source is form.source and first.geometry.is_pointwise and first.geometry.is_diagonal
-    if not scale or form.nodes[-1].op_type == "Conv" or below is None or below.op_type not in ("Conv", "Gemm"):
+    if not scale or form.nodes[-1].op_type == "Conv" or below is None or below.op_type not in ("Conv", "Gemm", "MatMul"):
         return False
     return isinstance(view(below), Link) and _absorbable(form.source, (form.nodes[-1],))
 
@@ -442,7 +406,7 @@ def _node_for(form: _Form, made: AffineMap, like: ir.Value, names: tuple[str, st
         inputs.append(_initializer(names[2], made.bias.astype(dtype)))
     shape = made.geometry
     if form.flat:
-        return ir.node("Gemm", inputs, attributes={"transB": 1}, name=names[0])
+        return _linear(inputs, like, names)
     window: dict[str, int | tuple[int, ...]] = {
         "kernel_shape": shape.kernel,
         "strides": shape.strides,
@@ -451,6 +415,25 @@ def _node_for(form: _Form, made: AffineMap, like: ir.Value, names: tuple[str, st
         "group": shape.groups,
     }
     return ir.node("Conv", inputs, attributes=window, name=names[0])
+
+
+def _linear(inputs: list[ir.Value], like: ir.Value, names: tuple[str, str, str]) -> ir.Node:
+    """The linear layer of [source, weight [O, I], bias]: a Gemm, or an Add on a MatMul where rows have more than one axis."""
+    if rank_of(like) == 2:
+        return ir.node("Gemm", inputs, attributes={"transB": 1}, name=names[0])
+    source, weight, *bias = inputs
+    turned = _initializer(names[1], weight.const_value.numpy().T)  # type: ignore[union-attr]
+    product = ir.node("MatMul", [source, turned], name=names[0])
+    if not bias:
+        return product
+    product.outputs[0].name, product.outputs[0].shape, product.outputs[0].type = f"{names[2]}.product", like.shape, like.type
+    return ir.node("Add", [product.outputs[0], *bias], name=f"{names[0]}.shift")
+
+
+def _with_product(new: ir.Node) -> list[ir.Node]:
+    """The nodes to write for `new`, in order: it may be the Add of a bias to a MatMul."""
+    below = new.inputs[0].producer() if new.op_type == "Add" and new.inputs[0] is not None else None
+    return [new] if below is None else [below, new]
 
 
 def _initializer(name: str, values: npt.NDArray[Any]) -> ir.Value:

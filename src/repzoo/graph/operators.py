@@ -180,7 +180,29 @@ def _slice(node: onnx.NodeProto, image: Array, settings: list[Array], _: int) ->
     return image[tuple(cut)]
 
 
-MOVES: dict[str, Callable[[onnx.NodeProto, Array, list[Array], int], Array]] = {"Pad": _pad, "Split": _split, "Slice": _slice}
+def _flatten(node: onnx.NodeProto, image: Array, _settings: list[Array], _: int) -> Array:
+    axis = integer(node, "axis", 1) % (image.ndim + 1)
+    return image.reshape(math.prod(image.shape[:axis]), -1)
+
+
+def _reshape(node: onnx.NodeProto, image: Array, settings: list[Array], _: int) -> Array:
+    """0 keeps a side, -1 is what the others leave."""
+    if not settings or integer(node, "allowzero", 0):
+        raise Unknown(node.name)
+    sides = [int(side) or image.shape[axis] for axis, side in enumerate(settings[0])]
+    try:
+        return image.reshape(sides)
+    except ValueError:
+        raise Unknown(node.name) from None
+
+
+MOVES: dict[str, Callable[[onnx.NodeProto, Array, list[Array], int], Array]] = {
+    "Pad": _pad,
+    "Split": _split,
+    "Slice": _slice,
+    "Flatten": _flatten,
+    "Reshape": _reshape,
+}
 OPERATORS: dict[str, Callable[[onnx.NodeProto, list[Stored], bool], Array]] = {
     "Conv": _conv,
     "BatchNormalization": batchnorm,

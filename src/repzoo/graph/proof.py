@@ -15,6 +15,7 @@ expression of absolute values. So do the roundings in a border of constants (bor
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -27,7 +28,8 @@ import onnx
 from onnx import numpy_helper
 
 from repzoo.errors import CertificateError
-from repzoo.graph.constants import settled, sized
+from repzoo.graph.constants import Settled, settled, sized
+from repzoo.graph.index import Index
 from repzoo.graph.operators import MOVES, OPERATORS, Array, Stored, Unknown, Window, batchnorm, integer, scatter
 from repzoo.graph.pieces import inlined, skeleton
 
@@ -41,7 +43,7 @@ ROUNDOFF: dict[int, float] = {
 }
 SUBNORMAL: dict[int, float] = {onnx.TensorProto.FLOAT16: 2.0**-24, onnx.TensorProto.DOUBLE: 0.0}
 
-NEUTRAL_SIZE = 2**16  # of zeros that are added, or of ones
+OPEN_SIDE = 3  # of a probe, where nothing says how long it is
 LOUD, FAR, SPARSE = 1e4, 1e3, 1 / 16  # standard deviation; mean; share of spikes
 
 PROBES = ("noise", "large mean", "large amplitude", "constant", "sparse")
@@ -67,88 +69,6 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class Index:
-    """A graph by tensor names; element types of what its Casts read, where they were inferred."""
-
-    producers: Mapping[str, onnx.NodeProto]
-    constants: Mapping[str, onnx.TensorProto]
-    types: Mapping[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, graph: onnx.GraphProto, computed: Mapping[str, onnx.TensorProto] | None = None, types: Mapping[str, int] | None = None
-    ) -> Index:
-        """`computed`: the tensors that nodes compute from constants alone."""
-        producers = {name: node for node in graph.node for name in node.output if name}
-        given = {item.name for item in graph.input}  # may be other than their defaults
-        constants = {item.name: item for item in graph.initializer if item.name not in given}
-        for node in graph.node:
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
-                constants[node.output[0]] = node.attribute[0].t
-        return cls(producers, constants | dict(computed or {}), types or {})
-
-    def behind(self, name: str) -> str:
-        """The tensor that `name` merely repeats."""
-        while name not in self.constants and (source := self._repeated(name)):
-            name = source
-        return name
-
-    def between(self, source: str, target: str) -> list[onnx.NodeProto]:
-        """Copies of the nodes from `source` to `target`, in order, reading each other without what merely repeats."""
-        made: dict[str, onnx.NodeProto] = {}
-        stack = [target]
-        while stack:
-            name = stack[-1]
-            node = self.producers.get(name)
-            if name in made or name == source or name in self.constants or node is None:
-                stack.pop()
-            elif missing := [
-                item
-                for item in map(self.behind, filter(None, node.input))
-                if item not in made and item != source and item not in self.constants and item in self.producers
-            ]:
-                stack += missing
-            else:
-                copy = onnx.NodeProto()
-                copy.CopyFrom(node)
-                copy.input[:] = [self.behind(item) if item else "" for item in node.input]
-                made.update(dict.fromkeys(node.output, copy))
-        return list({id(node): node for node in made.values()}.values())
-
-    def _repeated(self, name: str) -> str:
-        """The input that the node of `name` gives back as it is, or nothing."""
-        node = self.producers.get(name)
-        if node is None or node.domain not in ("", "ai.onnx") or name != node.output[0]:
-            return ""
-        if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
-            flag = self.values(node.input[2])
-            return node.input[0] if flag is not None and not flag.any() else ""
-        if node.op_type == "Cast":
-            to = next((item.i for item in node.attribute if item.name == "to"), 0)
-            return str(node.input[0]) if self.types.get(node.input[0]) == to else ""
-        if node.op_type in ("Add", "Mul") and self._is_all(node.input[0], int(node.op_type == "Mul")):
-            return str(node.input[1])
-        neutral = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}.get(node.op_type)
-        passes = node.op_type in ("Identity", "Dropout") or (neutral is not None and self._is_all(node.input[1], neutral))
-        return node.input[0] if passes else ""
-
-    def _is_all(self, name: str, number: int) -> bool:
-        held = self.constants.get(name)
-        if held is None or math.prod(held.dims) > NEUTRAL_SIZE:
-            return False
-        return bool(np.all(numpy_helper.to_array(held) == number))
-
-    def values(self, name: str) -> Array | None:
-        stored = self.stored(name)
-        return None if stored is None else np.asarray(stored, np.float64)
-
-    def stored(self, name: str) -> Stored | None:
-        """As `values`, of the type in the file."""
-        item = self.constants.get(self.behind(name))
-        return None if item is None else numpy_helper.to_array(item)
-
-
-@dataclass(frozen=True)
 class Origin:
     """The training form with what a retrace needs to know of its sizes.
 
@@ -159,23 +79,38 @@ class Origin:
     index: Index
     at: Index
     sides: Mapping[str, tuple[int, ...]]
+    model: onnx.ModelProto
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Origin:
         """Of a model with or without functions of its own."""
         model = inlined(model)
         types = _types_for_casts(model)
-        index = Index.of(model.graph, settled(model), types)
+        known = settled(model)
+        index = Index.of(model.graph, known, types)
         if not any(node.op_type == "ScatterND" for node in model.graph.node):
-            return cls(index, index, _sides_for_padding(model))
+            return cls(index, index, _sides_for_padding(model), model)
         fixed = sized(model, 1)
-        return cls(index, Index.of(model.graph, fixed.values, types), fixed.sides)
+        return cls(index, Index.of(model.graph, Settled(fixed.values, known.repeats), types), fixed.sides, model)
+
+    @functools.cached_property
+    def _rows(self) -> tuple[Index, Mapping[str, tuple[int, ...]]]:
+        """The index for one image and all shapes: what is reshaped to rows and back depends on them."""
+        fixed = sized(self.model, 1)
+        return Index.of(self.model.graph, Settled(fixed.values, self.index.repeats), self.index.types), fixed.shapes
+
+    def before(self, node: onnx.NodeProto) -> Index:
+        """In which to look for what the folded `node` replaces."""
+        return self._rows[0] if node.op_type == "MatMul" else self.at
 
     def probe(self, node: onnx.NodeProto, new: Index) -> tuple[int, ...] | None:
         """The shape of one probe of the folded `node`; None where it is no fold, or nothing is known of its size."""
         weight, source = weight_of(node, new), self.index.behind(node.input[0] if node.input else "")
         if weight is None:
             return None
+        if node.op_type == "MatMul":
+            *sides, _ = self._rows[1].get(self._rows[0].behind(node.input[0])) or (1, 0, 0)
+            return (*(side or OPEN_SIDE for side in sides), weight.shape[1])
         if self.at is not self.index and self._writes(source, self.index.behind(node.output[0])):
             return self.sides.get(source)
         return _probe_shape(node, weight, self.sides.get(source))
@@ -183,10 +118,11 @@ class Origin:
     def evaluated(
         self, node: onnx.NodeProto, probes: Array, passing: Mapping[str, int], absolute: bool = False
     ) -> tuple[Array, int]:
-        """As `_Run.evaluate`, what the folded `node` replaces; image by image where a node writes by index."""
-        source, target = self.at.behind(node.input[0]), self.at.behind(node.output[0])
-        parts = 1 if self.at is self.index else len(PROBES)
-        made = [_Run(self.at, {source: part}, passing, absolute).evaluate(target) for part in np.split(probes, parts)]
+        """As `_Run.evaluate`, what the folded `node` replaces; probe by probe where sizes are values."""
+        at = self.before(node)
+        source, target = at.behind(node.input[0]), at.behind(node.output[0])
+        parts = 1 if at is self.index else len(PROBES)
+        made = [_Run(at, {source: part}, passing, absolute).evaluate(target) for part in np.split(probes, parts)]
         return np.concatenate([values for values, _ in made]), made[0][1]
 
     def _writes(self, source: str, target: str) -> bool:
@@ -210,9 +146,7 @@ def prove(before: onnx.ModelProto | Origin, after: onnx.ModelProto, written: Col
     origin, new = before if isinstance(before, Origin) else Origin.of(before), Index.of(after.graph)
     passing = Counter(written) - Counter({name for node in after.graph.node for name in node.output})
     proofs = []
-    for node in after.graph.node:
-        if node.op_type == "Constant" or is_unchanged(node, origin.index, new):
-            continue
+    for node in changed(after, origin, new):
         shape = origin.probe(node, new)
         proof = None if shape is None else _retraced(node, origin, new, passing, _probes(shape, np.random.default_rng(seed)))
         ratio = math.inf if proof is None else proof.ratio
@@ -223,6 +157,23 @@ def prove(before: onnx.ModelProto | Origin, after: onnx.ModelProto, written: Col
             )
         proofs.append(proof)
     return tuple(proofs)
+
+
+def changed(after: onnx.ModelProto, origin: Origin, new: Index) -> Iterator[onnx.NodeProto]:
+    """The nodes of `after` that the training form does not have; a MatMul and the Add of its bias as one, with three inputs.
+
+    The product between the two is no tensor of the training form, so what else reads it counts as changed, and is retraced.
+    """
+    given = {item.name for item in after.graph.output}
+    for node in after.graph.node:
+        inner = node.op_type == "MatMul" and node.output[0] not in given and node.output[0] not in origin.index.producers
+        if node.op_type == "Constant" or inner or is_unchanged(node, origin.index, new):
+            continue
+        product = new.producers.get(node.input[0]) if node.op_type == "Add" else None
+        if product is not None and product.op_type == "MatMul" and weight_of(product, new) is not None:
+            yield onnx.helper.make_node("MatMul", [*product.input, node.input[1]], node.output, node.name)
+        else:
+            yield node
 
 
 # --- unchanged ------------------------------------------------------------------------------------------------------------
@@ -322,7 +273,7 @@ def _compared(
     reach, _ = _Run(new, {own: np.abs(probes)}, absolute=True).evaluate(node.output[0])
     kind = new.constants[new.behind(node.input[1])].data_type
     roundoff = ROUNDOFF.get(kind, 2.0**-24)
-    gaussian = _gaussian(node, weight, new, roundoff, len(probes) // len(PROBES))
+    gaussian = _gaussian(node, weight, new, roundoff, got)
     bound = np.minimum(roundoff * reach, gaussian) + _underflow(weight, kind, np.abs(probes))
     error = np.abs(expected - got)
     made = _proof(node.output[0], expected, error, bound)
@@ -358,8 +309,10 @@ def _short(value: float) -> float:
 
 def weight_of(node: onnx.NodeProto, index: Index) -> Stored | None:
     """[outputs, inputs per group, ...] of a node that a fold may write."""
-    weight = index.stored(node.input[1]) if node.op_type in ("Conv", "Gemm") else None
-    turned = node.op_type == "Gemm" and not integer(node, "transB", 0)
+    weight = index.stored(node.input[1]) if node.op_type in ("Conv", "Gemm", "MatMul") else None
+    if weight is not None and node.op_type == "MatMul" and weight.ndim != 2:
+        return None
+    turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not integer(node, "transB", 0))
     return weight.T if weight is not None and turned else weight
 
 
@@ -401,22 +354,25 @@ def _probes(sides: tuple[int, ...], random: np.random.Generator) -> Array:
     return np.concatenate([noise, FAR + noise, LOUD * noise, np.ones(sides), spikes])
 
 
-def _gaussian(node: onnx.NodeProto, weight: Stored, new: Index, roundoff: float, images: int) -> Array:
-    """The Gaussian bound, infinite on probes that are not Gaussian; shaped to broadcast with the output."""
+def _gaussian(node: onnx.NodeProto, weight: Stored, new: Index, roundoff: float, like: Array) -> Array:
+    """The Gaussian bound, infinite on probes that are not Gaussian; shaped to broadcast with `like`, the output."""
+    images, rank = len(like) // len(PROBES), like.ndim
     bias = new.values(node.input[2]) if len(node.input) > 2 else None
     rows = weight.reshape(len(weight), -1)
     length = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
     shift = np.zeros(len(weight)) if bias is None else np.abs(bias)
     deviations = np.repeat([1.0, math.inf, LOUD, math.inf, math.inf], images)[:, None]
     bound: Array = roundoff * (SIGMAS * deviations * np.maximum(length, np.finfo(float).tiny) + shift)
-    return bound.reshape(*bound.shape, *[1] * (weight.ndim - 2))
+    if node.op_type == "MatMul":
+        return bound.reshape(len(bound), *[1] * (rank - 2), -1)
+    return bound.reshape(*bound.shape, *[1] * (rank - 2))
 
 
 def _underflow(weight: Stored, kind: int, loudness: Array) -> Array:
     """What values below the type's normal range add: half the smallest number for each weight."""
     loudest = loudness.reshape(len(loudness), -1).max(1)
     bound: Array = SUBNORMAL.get(kind, 2.0**-149) * (weight[0].size * loudest + 1)
-    return bound.reshape(-1, *[1] * (weight.ndim - 1))
+    return bound.reshape(-1, *[1] * (loudness.ndim - 1))
 
 
 @dataclass

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from repzoo.graph import algebra
 from repzoo.graph.algebra import AffineMap, Geometry
+from repzoo.graph.sizes import same_shape
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Refusal:
 class Link:
     """`node` computes the map `build()` (of `geometry`) of the tensor `source`.
 
-    flat   tensors are [N, C]
+    flat   tensors are [..., C]: rows of channels, as in [N, C] and in what a linear layer makes of [N, length, C]
     moves  it only moves values, and costs no arithmetic: padding, and choosing channels
     more   other nodes that it takes, the one that reads `source` at the end
     """
@@ -168,13 +169,15 @@ def _gemm(node: ir.Node) -> Answer:
 
 
 def _matmul(node: ir.Node) -> Answer:
-    """A constant [inputs, outputs] on the right of [N, inputs]: a linear layer without its bias."""
+    """A constant [inputs, outputs] on the right of [..., inputs]: a linear layer without its bias."""
     source, weight = node.inputs
     values = constant(weight)
     if source is None or weight is None or values is None:
         return None  # a product of activations
-    if values.ndim != 2 or rank_of(source) != 2:
-        return Refusal(name_of(node), f"it works on a tensor of rank {rank_of(source) or 'unknown'}; only [N, C] is folded")
+    if values.ndim != 2 or rank_of(source) < 2:
+        return Refusal(
+            name_of(node), f"it multiplies ranks {rank_of(source) or 'unknown'} and {values.ndim}; only rows by a matrix fold"
+        )
     if len(weight.uses()) > 1:
         return Refusal(name_of(node), f"its weight {weight.name!r} is shared with {len(weight.uses()) - 1} other reader(s)")
     shape = Geometry(values.shape[1], values.shape[0])
@@ -187,17 +190,25 @@ def _elementwise(node: ir.Node) -> Answer:
     if (left is None) == (right is None):
         return None  # two tensors: a sum for the fold to see, or a product of activations
     source, values = (node.inputs[1], left) if left is not None else (node.inputs[0], right)
-    rank, channels = rank_of(node.outputs[0]), channels_of(node.outputs[0])
-    if source is None or values is None or not channels or (node.op_type == "Div" and left is not None):
+    if source is None or values is None or (node.op_type == "Div" and left is not None):
         return None
-    if not _same_layout(source, node.outputs[0]):
-        return None  # the constant widens the tensor, or the numbers are integers
-    try:
-        spread = np.broadcast_to(values, (1, channels, *([1] * (rank - 2)))).reshape(-1)
-    except ValueError:
-        return None  # varies over pixels
+    spreads = ((axis, _along(values, axis, source)) for axis in _channel_axes(source, node.outputs[0]))
+    axis, spread = next(((axis, spread) for axis, spread in spreads if spread is not None), (0, None))
+    if spread is None:
+        return None  # varies over pixels, or the constant widens the tensor, or the numbers are integers
     scale, shift = _scale_and_shift(node.op_type, spread, constant_first=left is not None)
-    return Link(node, source, Geometry(channels, channels, groups=channels), lambda: algebra.from_scale(scale, shift), rank == 2)
+    channels = Geometry(spread.size, spread.size, groups=spread.size)
+    return Link(node, source, channels, lambda: algebra.from_scale(scale, shift), axis == rank_of(source) - 1)
+
+
+def _along(values: algebra.Array, axis: int, like: ir.Value) -> algebra.Array | None:
+    """`values` as one number for each place on `axis`; None where they vary along another or widen the tensor."""
+    sides = [1] * rank_of(like)
+    sides[axis] = int_of(like, axis)
+    try:
+        return np.broadcast_to(values, sides).reshape(-1)
+    except ValueError:
+        return None
 
 
 def _scale_and_shift(kind: str, values: algebra.Array, constant_first: bool) -> tuple[algebra.Array, algebra.Array]:
@@ -289,6 +300,23 @@ def _chosen(node: ir.Node, source: ir.Value, start: int, count: int) -> Link:
     return Link(node, source, shape, lambda: algebra.select(total, start, count), flat, moves=True)
 
 
+def _rows(node: ir.Node) -> Answer:
+    """A Reshape that ends where a Flatten (or Reshape) began, with only the BatchNormalization of its rows [.., C] between them."""
+    normal = _producer(node)
+    opening = _producer(normal) if normal is not None and normal.op_type == "BatchNormalization" else None
+    source = opening.inputs[0] if opening is not None and opening.op_type in ("Flatten", "Reshape") else None
+    seen = view(normal) if normal is not None and source is not None else None
+    if normal is None or opening is None or source is None or not isinstance(seen, Link) or not seen.flat:
+        return None
+    if not same_shape(source, node.outputs[0]) or int_of(source, rank_of(source) - 1) != seen.geometry.inputs:
+        return None
+    return Link(node, source, seen.geometry, seen.build, flat=True, more=(normal, opening))
+
+
+def _producer(node: ir.Node) -> ir.Node | None:
+    return node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+
+
 def _setting(node: ir.Node, name: str, index: int) -> algebra.Array | None:
     """An attribute of older operator sets that became an input; empty when it is not given, None when it is computed."""
     if name in node.attributes:
@@ -308,6 +336,7 @@ _RULES: dict[str, Callable[[ir.Node], Answer]] = {
     "Div": _elementwise,
     "AveragePool": _average_pool,
     "MatMul": _matmul,
+    "Reshape": _rows,
     "Pad": _pad,
     "ScatterND": _scatter,
     "Slice": _slice,
@@ -349,11 +378,19 @@ def _sides(value: ir.Value | None) -> tuple[int | None, int | None]:
     return height, width
 
 
-def _same_layout(source: ir.Value, output: ir.Value) -> bool:
-    """Both are floats of one rank with one channel count."""
-    if source.shape is None or output.shape is None or source.dtype is None or not source.dtype.is_floating_point():
-        return False
-    return len(source.shape) == len(output.shape) and source.shape[1] == output.shape[1]
+def _channel_axes(source: ir.Value, output: ir.Value) -> list[int]:
+    """The axes that may be channels, where both are floats of one rank with as many: of images the second, of rows the last."""
+    rank, floats = rank_of(source), source.dtype is not None and source.dtype.is_floating_point()
+    if not floats or source.shape is None or output.shape is None or rank != rank_of(output):
+        return []
+    axes = dict.fromkeys([*([1] if rank in (2, 4) else []), *([rank - 1] if rank > 1 else [])])
+    return [axis for axis in axes if source.shape[axis] == output.shape[axis] and int_of(source, axis)]
+
+
+def int_of(value: ir.Value, axis: int) -> int:
+    """Its side along `axis`, 0 when it is not known."""
+    side = value.shape[axis] if value.shape is not None else 0
+    return side if isinstance(side, int) else 0
 
 
 def rank_of(value: ir.Value) -> int:

@@ -6,7 +6,7 @@ That is more than shape inference keeps: of a shape [N, 4, 512] that is put toge
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +19,16 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Open:
-    """The size of `tensor` along `axis`, which is not known before it runs."""
+    """The size of `tensor` along `axis`, which is not known before it runs, or `times` as much."""
 
     tensor: ir.Value
     axis: int
+    times: int = 1
 
     @property
     def name(self) -> str | None:
         """What the graph calls it."""
-        return _name(self.tensor, self.axis)
+        return _name(self.tensor, self.axis) if self.times == 1 else None
 
 
 Size = int | Open
@@ -66,10 +67,27 @@ def _is_side(size: Size, tensor: ir.Value, axis: int) -> bool:
 
 
 def _name(tensor: ir.Value, axis: int) -> str | None:
-    """That of an open side; the ones that shape inference makes up say nothing."""
+    """That of an open side; shape inference gives the sides that it cannot tell names of their own, and hands these on."""
     side = tensor.shape[axis] if tensor.shape is not None else None
-    name = side.value if isinstance(side, ir.SymbolicDim) else None
-    return None if name is None or name.startswith("unk__") else name
+    return side.value if isinstance(side, ir.SymbolicDim) else None
+
+
+def made_up(side: int | ir.SymbolicDim) -> bool:
+    """Whether shape inference had to give this side a name."""
+    return isinstance(side, ir.SymbolicDim) and (side.value is None or side.value.startswith("unk__"))
+
+
+def same_shape(one: ir.Value, two: ir.Value) -> bool:
+    """Whether two tensors with the same elements have the same shape: one side follows from all the others."""
+    if one.shape is None or two.shape is None or len(one.shape) != len(two.shape):
+        return False
+    pairs = list(zip(one.shape, two.shape, strict=True))
+    unlike = sum(not (a == b != 0 if isinstance(a, int) else _is_named_alike(a, b)) for a, b in pairs)
+    return unlike == 0 or (unlike == 1 and not any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs))
+
+
+def _is_named_alike(one: ir.SymbolicDim, two: int | ir.SymbolicDim) -> bool:
+    return isinstance(two, ir.SymbolicDim) and one.value is not None and one.value == two.value
 
 
 def integers(value: ir.Value | None) -> Integers | None:
@@ -123,8 +141,29 @@ def _concat(node: ir.Node, known: Sizes) -> list[Size] | None:
     return made
 
 
+def _product(node: ir.Node, known: Sizes) -> list[Size] | None:
+    """Of sizes, each by the other's or all by one; of two that are open nothing is known."""
+    one, two = (_read(value, known) for value in node.inputs)
+    if not one or not two or (len(one) != len(two) and 1 not in (len(one), len(two))):
+        return None
+    longest = max(len(one), len(two))
+    made = [_times(*pair) for pair in zip(one * (longest // len(one)), two * (longest // len(two)), strict=True)]
+    return [size for size in made if size is not None] if None not in made else None
+
+
+def _times(one: Size, two: Size) -> Size | None:
+    if isinstance(one, int) and isinstance(two, int):
+        return one * two
+    number, side = (one, two) if isinstance(one, int) else (two, one)
+    return replace(side, times=side.times * number) if isinstance(side, Open) and isinstance(number, int) else None
+
+
 def _same(node: ir.Node, known: Sizes) -> list[Size] | None:
     return _read(node.inputs[0], known)
+
+
+def _cast(node: ir.Node, known: Sizes) -> list[Size] | None:
+    return _read(node.inputs[0], known) if node.attributes.get_int("to", 0) == ir.DataType.INT64 else None
 
 
 _RULES: dict[str, Callable[[ir.Node, Sizes], list[Size] | None]] = {
@@ -132,6 +171,8 @@ _RULES: dict[str, Callable[[ir.Node, Sizes], list[Size] | None]] = {
     "Gather": _gather,
     "Slice": _slice,
     "Concat": _concat,
+    "Mul": _product,
+    "Cast": _cast,
     "Identity": _same,
     "Unsqueeze": _same,
     "Squeeze": _same,

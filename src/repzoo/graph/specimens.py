@@ -16,8 +16,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from repzoo.graph.index import Index
 from repzoo.graph.operators import integer
-from repzoo.graph.proof import Index, Origin, is_unchanged
+from repzoo.graph.proof import Origin, changed
 
 VARIANCES = (1.0, 0.0, 1e-3, 1e4)  # times epsilon
 SIGNS = (1.0, -1.0, 0.0)
@@ -25,34 +26,34 @@ MEANS = (100.0, -1.0, 0.0, -100.0, 1.0)
 SHIFTS = (0.5, -0.25)
 ROUNDS = len(VARIANCES) * len(SIGNS)  # channels in which every variance meets every sign
 
-Place = tuple[onnx.NodeProto, list[onnx.NodeProto]]  # a folded node, and the nodes that it replaces, in order
+Place = tuple[onnx.NodeProto, list[onnx.NodeProto], Index]  # a folded node, the nodes that it replaces, in order, and their graph
 
 
 def specimens(before: onnx.ModelProto, after: onnx.ModelProto, origin: Origin) -> Iterator[tuple[str, onnx.ModelProto]]:
     """(kind, a model of one expression) for each kind in `before` that holds a BatchNormalization and that `after` folded."""
     new = Index.of(after.graph)
-    for kind, (node, inside) in _smallest(after, origin, new).items():
-        source, shape = origin.at.behind(node.input[0]), origin.probe(node, new)
+    for kind, (node, inside, old) in _smallest(after, origin, new).items():
+        source, shape = old.behind(node.input[0]), origin.probe(node, new)
         if shape is None:
             continue
-        for turn in range(0, ROUNDS, max(1, _fewest_channels(inside, origin.at))):
-            yield kind, _model(before, origin.at, source, inside, shape, turn)
+        for turn in range(0, ROUNDS, max(1, _fewest_channels(inside, old))):
+            yield kind, _model(before, old, source, inside, shape, turn)
 
 
 def _smallest(after: onnx.ModelProto, origin: Origin, new: Index) -> Mapping[str, Place]:
     """For each kind, the expression with the fewest weights."""
-    old = origin.at
     found: dict[str, tuple[int, Place]] = {}
-    for node in after.graph.node:
-        if node.op_type not in ("Conv", "Gemm") or is_unchanged(node, origin.index, new):
+    for node in changed(after, origin, new):
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
+        old = origin.before(node)
         source = old.behind(node.input[0])
         inside = old.between(source, old.behind(node.output[0]))
         if any(item.op_type == "BatchNormalization" for item in inside):
             size = sum(_size(name, old) for item in inside for name in item.input)
             kind = _kind(inside, source, old)
             if kind not in found or size < found[kind][0]:
-                found[kind] = size, (node, inside)
+                found[kind] = size, (node, inside, old)
     return {kind: place for kind, (_, place) in found.items()}
 
 
