@@ -91,6 +91,7 @@ class _Climb:
         self.starts = self.places.candidates()
         self.judge = Judge(gate.artifact, split.selection, target.engine, gate.progress)
         self._bases: dict[tuple[rungs.Rewrite, ...], Base | None] = {}
+        self._chosen: dict[tuple[tuple[rungs.Rewrite, ...], Placement, str], plan.Chosen] = {}  # the last
         self._weighed: list[Inputs] | None = None
 
     def calibrate(self) -> list[str]:
@@ -160,7 +161,11 @@ class _Climb:
         """The QDQ artifact of a recipe on a placement."""
         base = self.base(recipe.rewrites)
         placement = self._placed(base, placement)
-        made = plan.planned(base.model, placement, base.seen, self.scheme, self._corrections(recipe))
+        corrections = self._corrections(recipe)
+        key = recipe.rewrites, placement, corrections.ranges
+        if key not in self._chosen:  # two recipes may differ in what is rounded only
+            self._chosen = {key: plan.spans(base.model, placement, base.seen, self.scheme, corrections.ranges)}
+        made = plan.planned(base.model, placement, base.seen, self.scheme, corrections, self._chosen[key])
         return self._written(made, placement), made
 
     def _placed(self, base: Base, placement: Placement) -> Placement:
