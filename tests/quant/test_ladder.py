@@ -160,9 +160,10 @@ def test_every_rung_is_reached_from_every_placement(
 
     def other(*arguments: Any) -> search.Found:
         every = found(*arguments)
-        ranked = [every.best, *every.others]
+        ranked = [every.best.placement, *every.others]
         best = ranked[min(place, len(ranked) - 1)]
-        return replace(every, best=best, others=tuple(one for one in ranked if one is not best))
+        others = tuple(one for one in ranked if one is not best)
+        return replace(every, best=replace(every.best, placement=best), others=others)
 
     monkeypatch.setattr(search, "fastest", other)
     monkeypatch.setattr(gating, "ENOUGH", 101.0)

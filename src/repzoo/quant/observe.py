@@ -30,7 +30,7 @@ Images = npt.NDArray[np.float32]
 BINS = 256
 SAMPLES, LEAST_SPOTS = 2**14, 32  # values of each channel behind a histogram, in all and of each image; extremes take all
 HELD_VALUES = 256  # of a channel, before they are counted
-HELD_ROWS = (128, 512)  # of a Gram matrix, before they are counted: a large matrix a few times, not often
+HELD_ROWS = (128, 256)  # of a Gram matrix, before they are counted: a large matrix a few times, not often
 ROWS_PER_COLUMN, LEAST_ROWS = 4, 4096  # output positions behind a Gram matrix, in all
 GRAM_BYTES = 2**28  # of all Gram matrices together, float32
 PROBED_BYTES = 2**26  # of the activations of one batch
@@ -138,14 +138,18 @@ class Moments:
         """Mean of x x', [G, k, k] a block."""
         if self.factors is None:
             return self.stored
-        return tuple(
-            (gram / (self.factors[:, a:b, None] * self.factors[:, None, a:b])).astype(np.float32)
-            for gram, (a, b) in zip(self.stored, self.blocks, strict=True)
-        )
+        return tuple(_divided(gram, self.factors[:, a:b]) for gram, (a, b) in zip(self.stored, self.blocks, strict=True))
 
     def over(self, factors: Float) -> Moments:
         """Moments of columns / factors, [G, K]."""
         return replace(self, mean=self.mean / factors, factors=factors if self.factors is None else self.factors * factors)
+
+
+def _divided(gram: npt.NDArray[np.float32], factors: Float) -> npt.NDArray[np.float32]:
+    """`gram` [G, k, k] of columns / factors [G, k], without a copy in float64 of what is large."""
+    made = gram / factors[:, :, None].astype(np.float32)
+    made /= factors[:, None, :].astype(np.float32)
+    return made
 
 
 @dataclass(frozen=True)
@@ -252,15 +256,15 @@ def _take_in(values: Mapping[str, Images], one: _Counting | _Gathering) -> None:
     one.add(values)
 
 
-def batch_size(model: onnx.ModelProto, tensors: Iterable[str]) -> int:
-    """Images that one call should take, so that the activations `tensors` of them stay within PROBED_BYTES."""
+def batch_size(model: onnx.ModelProto, tensors: Iterable[str], limit: int = PROBED_BYTES) -> int:
+    """Images that one call should take, so that the activations `tensors` of them stay within `limit` bytes."""
     fixed = classifier_input(model).type.tensor_type.shape.dim
     if fixed and fixed[0].dim_value:
         return int(fixed[0].dim_value)
     graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
     shapes = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim][1:] for item in graph.value_info}
     each = sum(4 * int(np.prod(shapes.get(name, [0]))) for name in set(tensors))
-    return int(np.clip(PROBED_BYTES // max(each, 1), 1, MOST_IMAGES))
+    return int(np.clip(limit // max(each, 1), 1, MOST_IMAGES))
 
 
 def _probed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

@@ -172,7 +172,7 @@ def stored(one: Layer, integers: Float, scale: Float, scheme: QuantScheme) -> Sy
 
 def _rounded(rows: Float, moments: Moments, scale: Float, limit: int) -> Float:
     pieces = [
-        rounding.second_order(rows[:, :, a:b], gram.astype(np.float64), scale, limit)
+        rounding.second_order(rows[:, :, a:b], gram, scale, limit)
         for gram, (a, b) in zip(moments.grams, moments.blocks, strict=True)
     ]
     return np.concatenate(pieces, axis=2)
