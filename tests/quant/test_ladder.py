@@ -62,12 +62,6 @@ def linear() -> Artifact:
     return replace(small(), model=model, name="linear")
 
 
-@pytest.fixture(autouse=True)
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timing decides nothing that is asserted here."""
-    monkeypatch.setattr(gating, "BENCH_SECONDS", 0.02)
-
-
 def quantize(split: Split, budget: Budget, name: str = "ort-cpu", artifact: Artifact | None = None) -> tuple[Artifact, QuantReport]:
     return ladder.quantize(artifact or deploy(), split, Target(engine("onnxruntime"), scheme(name), search=0), budget)
 

@@ -224,14 +224,19 @@ def run(
 
 
 def race(
-    cases: Sequence[Case], rounds: int, calls: int, openings: int = 1, lost: Callable[[Sequence[float]], bool] = lambda _: False
+    cases: Sequence[Case],
+    rounds: int,
+    calls: int,
+    openings: int = 1,
+    lost: Callable[[Sequence[float]], bool] = lambda _: False,
+    clock: Clock = time.perf_counter_ns,
 ) -> None:
     """So many rounds of all `cases`, each of about so many calls of the first, which the others are compared with.
 
     lost  is told, after each round, the ratios of a case to the first so far; when it says so, the case is left out of those that follow
     """
     with contextlib.ExitStack() as stack:
-        live = _each([stack.enter_context(_Clients(one, time.perf_counter_ns)) for one in cases], _Clients.warm_up, None)
+        live = _each([stack.enter_context(_Clients(one, clock)) for one in cases], _Clients.warm_up, None)
         nanoseconds = round(np.clip(calls / live[0].rate, *RACED_NS))
         for done in range(rounds):
             live = _turn(live, done, math.ceil(rounds / openings), nanoseconds, None)
@@ -246,7 +251,7 @@ def _ratios(one: Case, first: Case) -> list[float]:
 
 
 def raced(one: Case, first: Case) -> stats.Interval:
-    """Latency of `one` over that of `first`, which were in a race: over the openings where they are enough, else over the rounds of `one`."""
+    """Latency of `one` over that of `first` after a race, over the openings where they are enough, else over the rounds of `one`."""
     return _over_openings(_ratios(one, first), one.rounds_of)
 
 

@@ -1,7 +1,7 @@
 """The placement that runs fastest, found by timing on the target engine.
 
-Begins with the fastest of a few placements (place.Places.candidates): all are timed in turns with the most quantised, and those
-that come near the fastest in turns with the float model, over several openings of their sessions. Then groups of like
+Begins with the fastest of a few placements (place.Places.candidates): all are timed in turns with the most quantised, then this and
+those that come near the fastest in turns with the float model, over several openings of their sessions. Then groups of like
 nodes, by kind and resolution, change sides one at a time: out of INT8 where they are in it, into it where they are not. Each is
 timed in turns with the placement as it stands, and those that make it faster beyond noise (the whole interval of the ratio lies
 below 1) are taken together, or the best of them alone, whichever a second race says is faster, again beyond noise. So the
@@ -131,6 +131,7 @@ def _begun(race: Race, starts: Sequence[Placement], screening: float) -> tuple[T
     ratios = [1.0, *(one.value for one in race.over(starts[0], starts[1:]))]
     order = sorted(range(len(starts)), key=lambda index: ratios[index])
     near = [starts[index] for index in order if ratios[index] <= ratios[order[0]] / NEAR][:FINALISTS]
+    near += [starts[0]] if starts[0] not in near else []  # all others were only compared with it
     timed = sorted(map(Timed, near, race.over_float(near, screening)), key=lambda one: float(one.ratio.values["ratio"]))
     alike = [one for one in timed if one.ratio.values["ratio"] <= timed[0].ratio.values["ratio"] / SMALLEST_GAIN]
     first = min(alike, key=lambda one: starts.index(one.placement))
