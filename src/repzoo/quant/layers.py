@@ -6,7 +6,7 @@ what one output position reads, K = input channels of the group x kernel positio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,18 +119,24 @@ def biases(one: Layer, values: Mapping[str, npt.NDArray[Any]]) -> Float:
     return np.array(np.broadcast_to(held, (one.outputs,)))
 
 
-def columns(one: Layer, activation: Images, count: int, random: np.random.Generator) -> npt.NDArray[np.float32]:
-    """What the layer reads at up to `count` random output positions of each image: float32 [G, K, R].
+def drawn(one: Layer, activation: Images, count: int, random: np.random.Generator) -> list[Ids]:
+    """Up to `count` random output positions of each image of `activation`, flat; none for a Gemm, which has one."""
+    if activation.ndim == 2:
+        return []
+    total = positions(one, activation.shape[2:])
+    return [random.choice(total, min(count, total), replace=False) for _ in activation]
+
+
+def columns(one: Layer, activation: Images, outputs: Sequence[Ids]) -> npt.NDArray[np.float32]:
+    """What the layer reads at the output positions `outputs` of each image (see `drawn`): float32 [G, K, R].
 
     activation  float32 [N, C, H, W], or [N, C] for a Gemm
     """
     if activation.ndim == 2:
         return activation.T[None]
-    size = activation.shape[2:]
-    total = positions(one, size)
     parts = []
-    for image in activation.reshape(*activation.shape[:2], -1):
-        places, inside = _read_at(one, size, random.choice(total, min(count, total), replace=False))
+    for image, at in zip(activation.reshape(*activation.shape[:2], -1), outputs, strict=True):
+        places, inside = _read_at(one, activation.shape[2:], at)
         taken = image.take(places.reshape(-1), axis=1).reshape(len(image), *places.shape)
         if not inside.all():
             taken *= inside.astype(np.float32)

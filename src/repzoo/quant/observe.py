@@ -27,6 +27,7 @@ from repzoo.quant.layers import Layer
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 BINS = 256
 SAMPLES, LEAST_SPOTS = 2**14, 32  # values of each channel behind a histogram, in all and of each image; extremes take all
 HELD_VALUES = 256  # of a channel, before they are counted
@@ -174,8 +175,8 @@ class Statistics:
 class _Gathering:
     """Moments of one layer under way."""
 
-    def __init__(self, one: Layer, width: int, images: int, random: np.random.Generator) -> None:
-        self.layer, self._random = one, random
+    def __init__(self, one: Layer, width: int, images: int) -> None:
+        self.layer = one
         channels = max(1, width // int(np.prod(one.kernel))) * int(np.prod(one.kernel))
         edges = [*range(0, one.fan_in, channels), one.fan_in]
         self.blocks = tuple(itertools.pairwise(edges))
@@ -185,8 +186,11 @@ class _Gathering:
         self._most = int(np.clip(channels, *HELD_ROWS))
         self._held: list[npt.NDArray[np.float32]] = []
 
-    def add(self, values: Mapping[str, Images]) -> None:
-        self._held.append(layers.columns(self.layer, values[self.layer.source], self._each, self._random))
+    def drawn(self, values: Mapping[str, Images], random: np.random.Generator) -> list[Ids]:
+        return layers.drawn(self.layer, values[self.layer.source], self._each, random)
+
+    def add(self, values: Mapping[str, Images], at: Sequence[Ids]) -> None:
+        self._held.append(layers.columns(self.layer, values[self.layer.source], at))
         if sum(one.shape[2] for one in self._held) >= self._most:
             self._take()
 
@@ -236,24 +240,25 @@ def observe(
     source, names = classifier_input(model).name, list(dict.fromkeys([*tensors, *(one.source for one in reads)]))
     wanted = [name for name in names if name != source]
     session, width = engine.open(_probed(model, wanted), threads), gram_width(reads)
-    spots, randoms = max(LEAST_SPOTS, SAMPLES // max(images, 1)), np.random.default_rng(0).spawn(len(names) + len(reads))
-    counted = [_Counting(name, name in tensors, spots, random) for name, random in zip(names, randoms, strict=False)]
-    gathered = [_Gathering(one, width, images, random) for one, random in zip(reads, randoms[len(names) :], strict=True)]
+    spots, random = max(LEAST_SPOTS, SAMPLES // max(images, 1)), np.random.default_rng(0)
+    counted = [_Counting(name, name in tensors, spots) for name in names]
+    gathered = [_Gathering(one, width, images) for one in reads]
     seen = 0
     with ThreadPoolExecutor(threads) as pool:
         for inputs in batches:
             seen += len(inputs)
             values = {source: inputs, **(dict(zip(wanted, session.run_all(inputs), strict=True)) if wanted else {})}
-            for every in (counted, gathered):  # one after the other: what is not finite is refused before sums are made of it
-                list(pool.map(partial(_take_in, values), every))
+            work = [(one, one.drawn(values, random)) for one in (*counted, *gathered)]  # in one order, whoever takes what in
+            for part in (work[: len(counted)], work[len(counted) :]):  # what is not finite is refused before sums are made of it
+                list(pool.map(partial(_take_in, values), part))
     if not seen:
         raise InputError("no calibration image could be read; give --data with images of the kind the model will see")
     histograms = {one.name: one.done() for one in counted if one.name in tensors}
     return Statistics(histograms, {one.layer.name: one.done() for one in gathered}, seen)
 
 
-def _take_in(values: Mapping[str, Images], one: _Counting | _Gathering) -> None:
-    one.add(values)
+def _take_in(values: Mapping[str, Images], work: tuple[_Counting | _Gathering, Sequence[Ids]]) -> None:
+    work[0].add(values, work[1])
 
 
 def batch_size(model: onnx.ModelProto, tensors: Iterable[str], limit: int = PROBED_BYTES) -> int:
@@ -290,15 +295,19 @@ def _require_finite(name: str, low: Images, high: Images) -> None:
 class _Counting:
     """The histogram of one tensor under way, of at most `spots` positions an image; its extremes alone, where it is not `wanted`."""
 
-    def __init__(self, name: str, wanted: bool, spots: int, random: np.random.Generator) -> None:
-        self.name, self._wanted, self._spots, self._random = name, wanted, spots, random
+    def __init__(self, name: str, wanted: bool, spots: int) -> None:
+        self.name, self._wanted, self._spots = name, wanted, spots
         self._histogram = Histogram(0)
         self._held: list[Images] = []
 
-    def add(self, tensors: Mapping[str, Images]) -> None:
-        """Take the tensor [N, C, ...] in; anything of fewer axes is one channel."""
-        values = tensors[self.name]
-        flat = values.reshape(*values.shape[:2], -1) if values.ndim > 1 else values.reshape(1, 1, -1)
+    def drawn(self, values: Mapping[str, Images], random: np.random.Generator) -> list[Ids]:
+        """Random positions, the same in all images; none where all are taken."""
+        total = _flat(values[self.name]).shape[2]
+        return [random.choice(total, self._spots, replace=False)] if self._wanted and total > self._spots else []
+
+    def add(self, values: Mapping[str, Images], at: Sequence[Ids]) -> None:
+        """Take the tensor [N, C, ...] in, its values at the positions `at`."""
+        flat = _flat(values[self.name])
         low, high = flat.min(2).min(0), flat.max(2).max(0)  # along what lies together first: three times as fast
         _require_finite(self.name, low, high)
         if not self._wanted:
@@ -306,8 +315,8 @@ class _Counting:
         if not len(self._histogram.low):
             self._histogram = Histogram(flat.shape[1])
         self._histogram.reach(low, high)
-        if flat.shape[2] > self._spots:
-            flat = flat.take(self._random.choice(flat.shape[2], self._spots, replace=False), axis=2)
+        if at:
+            flat = flat.take(at[0], axis=2)
         self._held.append(flat.transpose(1, 0, 2).reshape(flat.shape[1], -1))
         if sum(one.shape[1] for one in self._held) >= HELD_VALUES:
             self.done()
@@ -318,3 +327,8 @@ class _Counting:
             self._histogram.count(np.concatenate(self._held, axis=1))
             self._held.clear()
         return self._histogram
+
+
+def _flat(values: Images) -> Images:
+    """[N, C, ...] as [N, C, positions]; anything of fewer axes is one channel."""
+    return values.reshape(*values.shape[:2], -1) if values.ndim > 1 else values.reshape(1, 1, -1)
