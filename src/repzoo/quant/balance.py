@@ -135,8 +135,8 @@ class _Activations:
     @classmethod
     def joined(cls, parts: Sequence[_Activations]) -> _Activations:
         """As _Weights.joined."""
-        arrays = (np.concatenate(found) for found in zip(*((one.size, one.labels, one.worth) for one in parts), strict=True))
-        return cls(*arrays, _Runs.joined([one.tensors for one in parts]))
+        made: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in parts]) for name in ("size", "labels", "worth")}
+        return cls(**made, tensors=_Runs.joined([one.tensors for one in parts]))
 
     def add(self, theta: Float, slope: Float) -> float:
         """As _Weights.add."""
@@ -205,7 +205,8 @@ def _terms(
             high = np.maximum(np.maximum(histogram.high, -histogram.low), TINY)
             runs = _Runs.of([0], len(high))
             activations.append(_Activations(np.log(high), labels_of(channels, name, len(high)), read[name], runs))
-    return [kind.joined(parts) for kind, parts in ((_Weights, weights), (_Activations, activations)) if parts]
+    terms: list[_Weights | _Activations] = [_Weights.joined(weights)] if weights else []
+    return [*terms, *([_Activations.joined(activations)] if activations else [])]
 
 
 def _energy(one: Layer, seen: Statistics) -> Float:

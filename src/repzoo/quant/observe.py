@@ -148,8 +148,9 @@ class Moments:
 
 def _divided(gram: npt.NDArray[np.float32], factors: Float) -> npt.NDArray[np.float32]:
     """`gram` [G, k, k] of columns / factors [G, k], without a copy in float64 of what is large."""
-    made = gram / factors[:, :, None].astype(np.float32)
-    made /= factors[:, None, :].astype(np.float32)
+    narrow = factors.astype(np.float32)
+    made = np.divide(gram, narrow[:, :, None], dtype=np.float32)
+    made /= narrow[:, None, :]
     return made
 
 
@@ -243,12 +244,13 @@ def observe(
     spots, random = max(LEAST_SPOTS, SAMPLES // max(images, 1)), np.random.default_rng(0)
     counted = [_Counting(name, name in tensors, spots) for name in names]
     gathered = [_Gathering(one, width, images) for one in reads]
+    takers: list[_Counting | _Gathering] = [*counted, *gathered]
     seen = 0
     with ThreadPoolExecutor(threads) as pool:
         for inputs in batches:
             seen += len(inputs)
             values = {source: inputs, **(dict(zip(wanted, session.run_all(inputs), strict=True)) if wanted else {})}
-            work = [(one, one.drawn(values, random)) for one in (*counted, *gathered)]  # in one order, whoever takes what in
+            work = [(one, one.drawn(values, random)) for one in takers]  # in one order, whoever takes what in
             for part in (work[: len(counted)], work[len(counted) :]):  # what is not finite is refused before sums are made of it
                 list(pool.map(partial(_take_in, values), part))
     if not seen:

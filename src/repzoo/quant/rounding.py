@@ -92,15 +92,18 @@ def _inverse_upper(upper: Float) -> Float:
 
 def _column_by_column(rows: Float, gram: Float, scale: Float, limit: int = LIMIT) -> Float:
     upper, left, made = _inverse_factor(gram), rows.copy(), np.empty_like(rows)
-    count = rows.shape[2]
+    count, steps = rows.shape[2], scale[:, :, 0]
     for start in range(0, count, BLOCK):
         end = min(start + BLOCK, count)
-        errors = np.empty((*rows.shape[:2], end - start))
-        for k in range(start, end):
-            made[:, :, k] = nearest(left[:, :, k], scale[:, :, 0], limit)
-            errors[:, :, k - start] = (left[:, :, k] - made[:, :, k] * scale[:, :, 0]) / upper[:, None, k, k]
-            left[:, :, k:end] -= errors[:, :, k - start, None] * upper[:, None, k, k:end]
-        left[:, :, end:] -= errors @ upper[:, start:end, end:]
+        block = np.ascontiguousarray(left[:, :, start:end].transpose(0, 2, 1))  # a column's numbers lie together
+        errors = np.empty_like(block)
+        for k in range(end - start):
+            now, factors = block[:, k], upper[:, start + k, start + k : end]
+            rounded = nearest(now, steps, limit)
+            made[:, :, start + k] = rounded
+            errors[:, k] = (now - rounded * steps) / factors[:, :1]
+            block[:, k + 1 :] -= factors[:, 1:, None] * errors[:, None, k]
+        left[:, :, end:] -= errors.transpose(0, 2, 1) @ upper[:, start:end, end:]
     return made
 
 
