@@ -245,6 +245,7 @@ class _Climb:
         artifact, made = written
         give_back()
         noise = tuple(diagnose.diagnosed(made, self.base(recipe.rewrites).seen))
+        give_back()
         rung = self.gate.rung(name, timed.placement.name, self.judge.paired(artifact), timed.ratio, started)
         give_back()
         return _Made(recipe, timed, made, Attempt(artifact, replace(rung, layers=noise)))
@@ -262,7 +263,7 @@ class _Climb:
         if self._weighed is None:
             images = self.split.selection
             some = images.subset(images.balanced_sample(WEIGHED_IMAGES, 0))
-            self._weighed = list(self._inputs(some, ReadReport(), "weigh layers", batch_size(self.model, ())))
+            self._weighed = list(self._inputs(some, ReadReport(), "weigh layers", batch_size(self.model, self.starts[0].tensors)))
         truth = self._logits(self.artifact, self._weighed)
         left = {}
         for noise in one.attempt.rung.layers[:WEIGHED_LAYERS]:
