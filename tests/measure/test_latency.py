@@ -16,7 +16,7 @@ import pytest
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.engines import Array, Engine, engine
 from repzoo.errors import InputError
-from repzoo.measure import latency
+from repzoo.measure import latency, stats
 
 
 class Hands:
@@ -126,6 +126,27 @@ def test_a_ratio_is_taken_within_rounds() -> None:
     assert (values["ratio"], values["ratio_low"], values["ratio_high"]) == pytest.approx((1.5, 1.5, 1.5))
     assert values["rounds"] == len(drift)
     assert latency.ratio(fast, slow).values["ratio"] == pytest.approx(1 / 1.5)
+
+
+def test_who_has_lost_a_race_is_left_out_of_its_further_rounds() -> None:
+    """Rounds are as long as three calls of the first; once two ratios are above 1 there is nothing left to find out of a case."""
+    hands = Hands()
+    first, slow = case(Timed(hands, cycle([6.0]), "f")), case(Timed(hands, cycle([9.0]), "s"))
+    odd = case(Timed(hands, warm([12.0, 12, *[3.0] * 60], 3.0), "o"))  # slower in its first round only
+    latency.race([first, slow, odd], 9, 3, 1, lambda ratios: sum(one >= 1 for one in ratios) > 1, hands)
+    assert [len(one.rounds_us) for one in (first, slow, odd)] == [9, 2, 9]
+    assert [len(one) for one in first.rounds_us] == [3] * 9
+    assert latency.raced(slow, first) == stats.Interval(1.5, 1.5, 1.5)
+    found = latency.raced(odd, first)
+    assert (found.value, found.high) == (0.5, 0.5)
+    assert first.rounds_us[0].tolist() == [6000.0] * 3
+
+
+def test_a_race_whose_others_are_all_out_is_over() -> None:
+    hands = Hands()
+    cases = [case(Timed(hands, cycle([time]), "x")) for time in (1.0, 2.0, 3.0)]
+    latency.race(cases, 9, 3, 1, lambda ratios: ratios[-1] > 1, hands)
+    assert [len(one.rounds_us) for one in cases] == [1, 1, 1]
 
 
 def shuffled(known: npt.NDArray[np.float64], times: int) -> list[float]:

@@ -18,6 +18,7 @@ from repzoo.data.batches import ReadReport, batches
 from repzoo.data.dataset import Split
 from repzoo.data.source import open_source
 from repzoo.engines import engine
+from repzoo.quant import gate
 
 SMALL = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 16, 16] data) => (float[N, 10] output) {
     a = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (data, first)
@@ -63,6 +64,12 @@ def sets() -> Split:
 
 def add(model: onnx.ModelProto, tensors: dict[str, npt.NDArray[Any]]) -> None:
     model.graph.initializer.extend(numpy_helper.from_array(value.astype(np.float32), name) for name, value in tensors.items())
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timing decides nothing that is asserted in these tests."""
+    monkeypatch.setattr(gate, "BENCH_SECONDS", 0.02)
 
 
 @pytest.fixture

@@ -62,12 +62,6 @@ def linear() -> Artifact:
     return replace(small(), model=model, name="linear")
 
 
-@pytest.fixture(autouse=True)
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timing decides nothing that is asserted here."""
-    monkeypatch.setattr(gating, "BENCH_SECONDS", 0.02)
-
-
 def quantize(split: Split, budget: Budget, name: str = "ort-cpu", artifact: Artifact | None = None) -> tuple[Artifact, QuantReport]:
     return ladder.quantize(artifact or deploy(), split, Target(engine("onnxruntime"), scheme(name), search=0), budget)
 
@@ -160,9 +154,10 @@ def test_every_rung_is_reached_from_every_placement(
 
     def other(*arguments: Any) -> search.Found:
         every = found(*arguments)
-        ranked = [every.best, *every.others]
+        ranked = [every.best.placement, *every.others]
         best = ranked[min(place, len(ranked) - 1)]
-        return replace(every, best=best, others=tuple(one for one in ranked if one is not best))
+        others = tuple(one for one in ranked if one is not best)
+        return replace(every, best=replace(every.best, placement=best), others=others)
 
     monkeypatch.setattr(search, "fastest", other)
     monkeypatch.setattr(gating, "ENOUGH", 101.0)

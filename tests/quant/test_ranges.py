@@ -90,6 +90,22 @@ def test_the_predicted_noise_is_what_quantising_does() -> None:
     np.testing.assert_allclose(ranges.clipped(seen, low, high), clip.mean(1), rtol=0.05, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e30])
+def test_losses_from_sums_are_those_bin_by_bin(scale: float) -> None:
+    """Ranges inside, at and outside of what was seen, of channels of any width, one of them zero, and of one that was rescaled."""
+    rng = np.random.default_rng(2)
+    values = scale * rng.standard_t(3, (5, 3000)) * np.array([[1.0], [0.01], [0.0], [0.3], [1.0]])
+    values[4] = np.maximum(values[4], 0)
+    seen = Histogram(5)
+    seen.add(values.astype(np.float32), values.min(1).astype(np.float32), values.max(1).astype(np.float32))
+    seen, worth = seen.over(rng.uniform(0.3, 2, 5)), rng.uniform(0, 1, 5)
+    low, high = ranges.minmax(seen)
+    centre = float(seen.centres[0, 200])  # a value that lies on the border of a range is inside it
+    spans = [(low * one, high * two) for one in (0, 1e-3, 0.2, 1, 2) for two in (0, 1e-3, 0.5, 1, 2)] + [(-centre, centre)]
+    expected = [worth @ ranges.noise(seen, *span) for span in spans]
+    np.testing.assert_allclose(ranges.losses(seen, worth, np.array(spans)), expected, rtol=1e-9)
+
+
 def test_mse_keeps_the_whole_of_an_even_range() -> None:
     values = np.random.default_rng(0).uniform(-1, 3, 40_000).astype(np.float32)
     low, high = ranges.chosen(histogram(values), np.ones(1), "mse")[1]
@@ -102,9 +118,10 @@ def test_minmax_is_all_that_was_seen() -> None:
 
 def test_percentile_leaves_the_outliers_out() -> None:
     values = np.append(np.random.default_rng(0).uniform(-1, 1, 999_999), 16.0).astype(np.float32)
-    low, high = ranges.percentile(histogram(values), share=0.999)
+    seen = ranges.Pooled.of(histogram(values))
+    low, high = ranges.percentile(seen, share=0.999)
     assert (low, high) == pytest.approx((-1, 1), abs=2 * 16 / 256)
-    assert ranges.percentile(histogram(values), share=1.0)[1] == 16
+    assert ranges.percentile(seen, share=1.0)[1] == 16
 
 
 @given(arrays.arrays(np.float32, st.integers(1, 50), elements=finite), st.sampled_from([*ranges.METHODS, "mse", "auto"]))

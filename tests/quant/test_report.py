@@ -22,16 +22,9 @@ from repzoo.data.batches import ReadReport, batches
 from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.errors import MissingExtra
-from repzoo.quant import gate
 
 Run = Callable[..., Any]
 PIXELS = 16  # of a channel of the last convolution
-
-
-@pytest.fixture(autouse=True)
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timing decides nothing that is asserted here."""
-    monkeypatch.setattr(gate, "BENCH_SECONDS", 0.02)
 
 
 @pytest.fixture

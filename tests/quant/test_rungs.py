@@ -73,12 +73,6 @@ def inputs() -> npt.NDArray[np.float32]:
     return np.concatenate([one.inputs for one in batches(sets().ranges, made("plain").needing_preprocess(), 16, ReadReport())])
 
 
-@pytest.fixture(autouse=True)
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timing decides nothing that is asserted here."""
-    monkeypatch.setattr(gating, "BENCH_SECONDS", 0.02)
-
-
 def rung(name: str) -> Recipe:
     return next(one for one in RUNGS if one.name == name)
 

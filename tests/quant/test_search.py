@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.quant.test_place import graph
 
+from repzoo.measure import stats
 from repzoo.measure.record import Record
 from repzoo.measure.stats import Interval
 from repzoo.quant import search
@@ -65,7 +68,7 @@ def test_two_gains_are_taken_together() -> None:
     machine = Machine({"a": 0.3, "c": 0.3, "d": 0.3, "e": 3.0, "s": 0.3, "y": 3.0, "p": 1.0, "f": 1.0}, pair=0.0)
     found = searched(machine)
     assert {one.group for one in found.trials if one.kept} == {"3x3 convolution at 4 px", "Gemm"}
-    assert machine.races == 2 + 1 + 2  # trials, both together against the first alone, and trials that find no more
+    assert machine.races == 1 + 2 + 1 + 2  # the starts, trials, both together against the first alone, and trials that find no more
 
 
 def test_groups_come_back_into_int8() -> None:
@@ -96,10 +99,35 @@ def test_noise_moves_nothing() -> None:
 def test_without_time_the_first_race_decides() -> None:
     machine = Machine({"a": 3.0})
     assert searched(machine, seconds=0).trials == ()
-    assert machine.races == 0
+    assert machine.races == 1
 
 
 def test_one_that_obviously_wins_costs_one_round_of_trials() -> None:
     machine = Machine(dict.fromkeys(FLOAT, 0.3), pair=0.1)
     assert searched(machine).best.placement.name == "everything"
-    assert machine.races == 2  # eight groups, TOGETHER at a time
+    assert machine.races == 3  # the starts, and eight groups, TOGETHER at a time
+
+
+@given(st.lists(st.floats(0.9, 1.1), min_size=search.ROUNDS, max_size=search.ROUNDS), st.integers(1, search.ROUNDS))
+def test_what_leaves_a_race_could_not_have_won_it(ratios: list[float], seen: int) -> None:
+    """The decision is the one that all rounds would have given: nothing that they would have kept is let go."""
+    whole = stats.median_interval(ratios)
+    wins = whole.high < 1 and whole.value <= search.SMALLEST_GAIN
+    assert not (wins and search.cannot_win(ratios[:seen]))
+    assert wins or search.cannot_win(ratios)
+
+
+def test_a_start_that_is_slow_is_not_timed_with_care_but_stays_among_the_others() -> None:
+    timed: list[Placement] = []
+
+    class Watched(Machine):
+        def over_float(self, placements: Sequence[Placement], seconds: float) -> list[Record]:
+            timed.extend(placements)
+            return super().over_float(placements, seconds)
+
+    machine = Watched(dict.fromkeys(FLOAT, 0.2), pair=0.0)
+    found, starts = searched(machine), machine.places.candidates()
+    assert len(timed) < len(starts)
+    assert {one.name for one in (found.best.placement, *found.others)} == {one.name for one in starts}
+    costs = [machine.cost(one) for one in found.others]
+    assert costs == sorted(costs)

@@ -22,16 +22,10 @@ from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
 from repzoo.data.source import open_source
 from repzoo.engines import engine
-from repzoo.quant import gate, ladder, rungs
+from repzoo.quant import ladder, rungs
 
 Run = Callable[..., Any]
 Arrays = dict[str, npt.NDArray[np.float32]]
-
-
-@pytest.fixture(autouse=True)
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timing decides nothing that is asserted here."""
-    monkeypatch.setattr(gate, "BENCH_SECONDS", 0.02)
 
 
 @pytest.fixture

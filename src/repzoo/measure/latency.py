@@ -53,6 +53,7 @@ LEAST_ROUNDS, DRIFT = 10, 0.02  # fewer rounds show no trend; a smaller change i
 WARM_UP_CALLS, WARM_UP_SECONDS = 5, 0.5  # of each client, whichever is over first; compiling and first touches are not timed
 MAX_CALLS = 4096  # a client's calls in one round: what bounds memory and Records where calls take microseconds
 OPENINGS = 6  # of each session in a run: the fewest whose order statistics bound a median at 95 %
+RACED_NS = (2e6, 7e7)  # a round's length in a race, at least and at most
 QUERY = 8  # samples of a multi-stream query
 Scenario = Literal["closed-loop", "single-stream", "multi-stream", "offline"]
 MLPERF = {"single-stream": 0.90, "multi-stream": 0.99}  # the quantile that MLPerf reports
@@ -222,6 +223,38 @@ def run(
     return [one.case.record() for one in live]
 
 
+def race(
+    cases: Sequence[Case],
+    rounds: int,
+    calls: int,
+    openings: int = 1,
+    lost: Callable[[Sequence[float]], bool] = lambda _: False,
+    clock: Clock = time.perf_counter_ns,
+) -> None:
+    """So many rounds of all `cases`, each of about so many calls of the first, which the others are compared with.
+
+    lost  is told, after each round, the ratios of a case to the first so far; when it says so, the case is left out of those that follow
+    """
+    with contextlib.ExitStack() as stack:
+        live = _each([stack.enter_context(_Clients(one, clock)) for one in cases], _Clients.warm_up, None)
+        nanoseconds = round(np.clip(calls / live[0].rate, *RACED_NS))
+        for done in range(rounds):
+            live = _turn(live, done, math.ceil(rounds / openings), nanoseconds, None)
+            live = live[:1] + [one for one in live[1:] if not lost(_ratios(one.case, cases[0]))]
+            if len(live) == 1:
+                break
+
+
+def _ratios(one: Case, first: Case) -> list[float]:
+    """Latency of `one` over that of `first` in the rounds that it has."""
+    return [above / below for above, below in zip(one.medians_us(), first.medians_us(), strict=False)]
+
+
+def raced(one: Case, first: Case) -> stats.Interval:
+    """Latency of `one` over that of `first` after a race, over the openings where they are enough, else over the rounds of `one`."""
+    return _over_openings(_ratios(one, first), one.rounds_of)
+
+
 def _turn(
     live: list[_Clients], done: int, each: int, nanoseconds: int, on_error: Callable[[Case, InputError], None] | None
 ) -> list[_Clients]:
@@ -289,6 +322,11 @@ class _Clients:
         self._opening = 0
         self._rate = 1.0  # calls a nanosecond of all callers
 
+    @property
+    def rate(self) -> float:
+        """Calls a nanosecond of all callers, when last measured."""
+        return self._rate
+
     def __enter__(self) -> Self:
         return self
 
@@ -299,6 +337,7 @@ class _Clients:
     def reopen(self) -> None:
         """Go on with a new session of the same file."""
         one = self.case
+        del self._run, one.session  # two sessions of one model at once would be the most that timing holds
         one.session = one.engine.open(one.artifact.model, one.threads, streams=one.streams)
         self._run = self._query if one.calls_a_query > 1 else one.session.run
         self._opening += 1

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,55 +44,106 @@ TINY = 1e-300
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """A layer's part of the noise, flat: e candidates for the maxima, r rows, k inputs of g groups.
+class _Runs:
+    """A flat array cut into stretches, none empty: where each begins, and how long it is."""
 
-    size, into, out  [e]: log |W|, labels; first: where each maximum's candidates begin; rows_first: where its rows do
-    rows, worth      [r]: labels and importance of the rows, in the order of the maxima; group: of each row
-    inputs, energy   [g, k]: labels and E[x^2]
+    first: Ids
+    sizes: Ids
+
+    @classmethod
+    def of(cls, first: Sequence[int] | Ids, total: int) -> _Runs:
+        starts = np.asarray(first, np.int64)
+        return cls(starts, np.diff(np.append(starts, total)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Runs]) -> _Runs:
+        sizes = np.concatenate([one.sizes for one in parts])
+        return cls(np.cumsum(sizes) - sizes, sizes)
+
+    def sums(self, values: Float) -> Float:
+        return np.asarray(np.add.reduceat(values, self.first))
+
+    def spread(self, values: Float) -> Float:
+        """A value of each stretch, as often as the stretch is long."""
+        return np.repeat(values, self.sizes)
+
+    def largest(self, values: Float) -> tuple[Float, Float]:
+        """(log of the NORM-norm of exp(values) of each stretch; each value's share in its stretch's gradient)."""
+        most = np.maximum.reduceat(values, self.first)
+        weights = np.exp(NORM * (values - self.spread(most)))
+        sums = self.sums(weights)
+        return most + np.log(sums) / NORM, weights / self.spread(sums)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The layers' part of the noise, flat: e candidates for m maxima, r rows, i inputs of g groups.
+
+    size, into, out  [e]: log |W|, labels; maxima: which candidates are of one maximum
+    rows, worth      [r]: labels and importance of the rows, in the order of the maxima; group: of each; scaled: rows of one maximum
+    inputs, energy   [i]: labels and E[x^2]; groups: which are of one group
     """
 
     size: Float
     into: Ids
     out: Ids
-    first: Ids
+    maxima: _Runs
     rows: Ids
     worth: Float
     group: Ids
-    rows_first: Ids
+    scaled: _Runs
     inputs: Ids
     energy: Float
+    groups: _Runs
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Weights]) -> _Weights:
+        """All layers' as one: a step then takes a few operations on long arrays, and not many on short ones."""
+        before = np.cumsum([0, *(len(one.groups.sizes) for one in parts)])
+        made: dict[str, Any] = {"group": np.concatenate([one.group + at for one, at in zip(parts, before, strict=False)])}
+        for name in ("maxima", "scaled", "groups"):
+            made[name] = _Runs.joined([getattr(one, name) for one in parts])
+        for name in ("size", "into", "out", "rows", "worth", "inputs", "energy"):
+            made[name] = np.concatenate([getattr(one, name) for one in parts])
+        return cls(**made)
 
     def add(self, theta: Float, slope: Float) -> float:
         """The noise at log factors `theta`; its gradient is added to `slope`."""
-        powers = self.energy * np.exp(-2 * theta[self.inputs])  # [g, k]
-        total = powers.sum(1)
-        most, shares = _largest(self.size + theta[self.into] - theta[self.out], self.first)
+        powers = self.energy * np.exp(-2 * theta[self.inputs])
+        total = self.groups.sums(powers)
+        most, shares = self.maxima.largest(self.size + theta[self.into] - theta[self.out])
         each = GAIN / (12 * 127**2) * self.worth * np.exp(2 * theta[self.rows]) * total[self.group]
-        each = each * np.repeat(np.exp(2 * most), np.diff([*self.rows_first, len(each)]))
-        noise = np.add.reduceat(each, self.rows_first)
-        pull = 2 * shares * np.repeat(noise, np.diff([*self.first, len(shares)]))
-        np.add.at(slope, self.into, pull)
-        np.add.at(slope, self.out, -pull)
-        np.add.at(slope, self.rows, 2 * each)
-        by_group = np.bincount(self.group, each, len(total))
-        np.add.at(slope, self.inputs, -2 * powers * (by_group / np.maximum(total, TINY))[:, None])
+        each *= self.scaled.spread(np.exp(2 * most))
+        noise = self.scaled.sums(each)
+        pull = 2 * shares * self.maxima.spread(noise)
+        by_group = np.bincount(self.group, each, len(total)) / np.maximum(total, TINY)
+        slope += np.bincount(self.into, pull, len(slope)) - np.bincount(self.out, pull, len(slope))
+        slope += np.bincount(self.rows, 2 * each, len(slope))
+        slope -= np.bincount(self.inputs, 2 * powers * self.groups.spread(by_group), len(slope))
         return float(noise.sum())
 
 
 @dataclass(frozen=True)
-class _Activation:
-    """A quantised activation's part: log of its channels' largest values, their labels and importance."""
+class _Activations:
+    """The quantised activations' part: log of their channels' largest values, labels and importance; which are of one tensor."""
 
     size: Float
     labels: Ids
     worth: Float
+    tensors: _Runs
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Activations]) -> _Activations:
+        """As _Weights.joined."""
+        made: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in parts]) for name in ("size", "labels", "worth")}
+        return cls(**made, tensors=_Runs.joined([one.tensors for one in parts]))
 
     def add(self, theta: Float, slope: Float) -> float:
         """As _Weights.add."""
-        most, shares = _largest(self.size - theta[self.labels], np.zeros(1, np.int64))
-        each = np.exp(2 * most[0]) / (12 * 255**2) * self.worth * np.exp(2 * theta[self.labels])
-        np.add.at(slope, self.labels, 2 * each - 2 * each.sum() * shares)
+        most, shares = self.tensors.largest(self.size - theta[self.labels])
+        each = self.tensors.spread(np.exp(2 * most)) / (12 * 255**2) * self.worth * np.exp(2 * theta[self.labels])
+        pull = 2 * each - 2 * self.tensors.spread(self.tensors.sums(each)) * shares
+        slope += np.bincount(self.labels, pull, len(slope))
         return float(each.sum())
 
 
@@ -133,26 +185,28 @@ def _lowest(channels: Channels, before: Mapping[str, Float]) -> Float:
 
 def _terms(
     start: Equalised, seen: Statistics, tensors: Sequence[str], channels: Channels, per_channel: bool
-) -> list[_Weights | _Activation]:
+) -> list[_Weights | _Activations]:
     found, values = layering.layers(start.model), layering.constants(start.model)
     known = {name: one for name, one in found.items() if name in seen.moments}
     read = plan.importance(known, values, seen)
     worth = np.zeros(channels.count)
     for source, each in read.items():
         np.add.at(worth, labels_of(channels, source, len(each)), each)
-    terms: list[_Weights | _Activation] = []
+    weights, activations = list[_Weights](), list[_Activations]()
     for name, one in known.items():
         power = plan.signal(layering.weights(one, values), seen.moments[name])
         out = labels_of(channels, name, one.outputs)
         if power > 0:
             own = np.where((out == FIXED) | (worth[out] == 0), 1 / power, worth[out])
-            terms.append(_weights(one, layering.weights(one, values), _energy(one, seen), own, channels, per_channel))
+            weights.append(_weights(one, layering.weights(one, values), _energy(one, seen), own, channels, per_channel))
     for name in tensors:
         if name in read:
             histogram = seen.histograms[name]
             high = np.maximum(np.maximum(histogram.high, -histogram.low), TINY)
-            terms.append(_Activation(np.log(high), labels_of(channels, name, len(high)), read[name]))
-    return terms
+            runs = _Runs.of([0], len(high))
+            activations.append(_Activations(np.log(high), labels_of(channels, name, len(high)), read[name], runs))
+    terms: list[_Weights | _Activations] = [_Weights.joined(weights)] if weights else []
+    return [*terms, *([_Activations.joined(activations)] if activations else [])]
 
 
 def _energy(one: Layer, seen: Statistics) -> Float:
@@ -168,11 +222,19 @@ def _weights(one: Layer, rows: Float, energy: Float, worth: Float, channels: Cha
     number = group * peaks.shape[1] + row  # of the output channel; np.nonzero goes through them in order
     out, into = labels_of(channels, one.name, one.outputs), labels_of(channels, one.source, one.inputs).reshape(energy.shape)
     alive = np.unique(number)
-    first = np.searchsorted(number, alive) if per_channel else np.zeros(1, np.int64)
-    size = np.log(peaks[kept])
-    order = np.arange(len(alive)) if per_channel else np.zeros(1, np.int64)
+    first = np.searchsorted(number, alive) if per_channel else [0]
     return _Weights(
-        size, into[group, column], out[number], first, out[alive], worth[alive], alive // peaks.shape[1], order, into, energy
+        np.log(peaks[kept]),
+        into[group, column],
+        out[number],
+        _Runs.of(first, len(number)),
+        out[alive],
+        worth[alive],
+        alive // peaks.shape[1],
+        _Runs.of(np.arange(len(alive)) if per_channel else [0], len(alive)),
+        into.reshape(-1),
+        energy.reshape(-1),
+        _Runs.of(np.arange(0, energy.size, energy.shape[1]), energy.size),
     )
 
 
@@ -183,16 +245,7 @@ def _leading(peaks: Float, axis: int) -> npt.NDArray[np.bool_]:
     return np.asarray(peaks >= np.partition(peaks, -KEPT, axis).take([-KEPT], axis))
 
 
-def _largest(values: Float, first: Ids) -> tuple[Float, Float]:
-    """(log of the NORM-norm of exp(values) of each run that begins at `first`; each value's share in its run's gradient)."""
-    sizes = np.diff([*first, len(values)])
-    most = np.maximum.reduceat(values, first)
-    weights = np.exp(NORM * (values - np.repeat(most, sizes)))
-    sums = np.add.reduceat(weights, first)
-    return most + np.log(sums) / NORM, weights / np.repeat(sums, sizes)
-
-
-def _descended(terms: Sequence[_Weights | _Activation], channels: Channels, lowest: Float) -> Float:
+def _descended(terms: Sequence[_Weights | _Activations], channels: Channels, lowest: Float) -> Float:
     """Log factors of the least noise found."""
     theta, best, least = np.zeros(channels.count), np.zeros(channels.count), np.inf
     mean, square = np.zeros(channels.count), np.zeros(channels.count)

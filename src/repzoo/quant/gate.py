@@ -169,15 +169,14 @@ class Gate:
         self.artifact, self.engine, self.budget, self.progress = artifact, engine, budget, progress
         self.judge = Judge(artifact, images, engine, progress)
 
-    def cases(self, models: Sequence[Artifact], seconds: float, rounds: int | None = None, openings: int = 0) -> list[latency.Case]:
-        """Each of `models` timed on one thread, interleaved, over so many openings (0: as many as the seconds allow)."""
-        cases = [latency.case(one, self.engine) for one in models]
-        latency.run(cases, seconds, rounds, progress=self.progress, openings=openings)
-        return cases
+    def cases(self, models: Sequence[Artifact]) -> list[latency.Case]:
+        """Each of `models`, to be timed on one thread."""
+        return [latency.case(one, self.engine) for one in models]
 
     def timed(self, models: Sequence[Artifact], seconds: float | None = None) -> list[Record]:
-        """Latency of each model over the float one's."""
-        cases = self.cases([self.artifact, *models], BENCH_SECONDS if seconds is None else seconds)
+        """Latency of each model over the float one's, over as many openings as the seconds allow."""
+        cases = self.cases([self.artifact, *models])
+        latency.run(cases, BENCH_SECONDS if seconds is None else seconds, progress=self.progress, openings=0)
         return [latency.ratio(one, cases[0]) for one in cases[1:]]
 
     def rung(self, recipe: str, placement: str, paired: Record, ratio: Record, started: float) -> Rung:

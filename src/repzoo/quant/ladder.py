@@ -39,7 +39,7 @@ from repzoo.progress import Progress, silent
 from repzoo.quant import diagnose, gate, layers, plan, qdq, rungs, search
 from repzoo.quant.diagnose import LayerNoise
 from repzoo.quant.gate import Attempt, Budget, Context, Gate, Judge, QuantReport, Rung
-from repzoo.quant.observe import Statistics, batch_size, observe
+from repzoo.quant.observe import PROBED_BYTES, Statistics, batch_size, observe
 from repzoo.quant.place import Placement, Places
 from repzoo.quant.plan import Corrections, Plan
 from repzoo.quant.rungs import RUNGS, Base, Recipe
@@ -91,6 +91,7 @@ class _Climb:
         self.starts = self.places.candidates()
         self.judge = Judge(gate.artifact, split.selection, target.engine, gate.progress)
         self._bases: dict[tuple[rungs.Rewrite, ...], Base | None] = {}
+        self._chosen: dict[tuple[tuple[rungs.Rewrite, ...], Placement, str], plan.Chosen] = {}  # the last
         self._weighed: list[Inputs] | None = None
 
     def calibrate(self) -> list[str]:
@@ -107,10 +108,11 @@ class _Climb:
     def _observed(
         self, model: onnx.ModelProto, tensors: list[str], reads: Sequence[layers.Layer], images: Dataset, report: ReadReport
     ) -> Statistics:
-        size = batch_size(model, [*tensors, *(one.source for one in reads)])
+        give_back()  # here and elsewhere: what models and sessions took, which else adds up to more than the statistics
+        size = batch_size(model, [*tensors, *(one.source for one in reads)], PROBED_BYTES // (4 if self._bases else 1))
         inputs = self._inputs(images, report, "calibrate", size)
         seen = observe(model, tensors, reads, inputs, self.engine, self.threads, len(images))
-        give_back()  # here and below: what activations and sessions took, which else adds up to more than the statistics
+        give_back()
         return seen
 
     def _inputs(self, images: Dataset, report: ReadReport, stage: str, size: int) -> Iterator[Inputs]:
@@ -129,6 +131,11 @@ class _Climb:
     def changes(self, recipe: Recipe) -> bool:
         """Whether the rewrites of `recipe` find anything to do in this model."""
         return self._rewritten(recipe.rewrites) is not None
+
+    def forget(self, *needed: Recipe) -> None:
+        """Let go of the graphs and statistics that none of the recipes `needed` begins with."""
+        kept = {one.rewrites[:count] for one in needed for count in range(len(one.rewrites) + 1)}
+        self._bases = {rewrites: base for rewrites, base in self._bases.items() if rewrites in kept or not rewrites}
 
     def _rewritten(self, rewrites: tuple[rungs.Rewrite, ...]) -> Base | None:
         if rewrites not in self._bases:
@@ -160,7 +167,11 @@ class _Climb:
         """The QDQ artifact of a recipe on a placement."""
         base = self.base(recipe.rewrites)
         placement = self._placed(base, placement)
-        made = plan.planned(base.model, placement, base.seen, self.scheme, self._corrections(recipe))
+        corrections = self._corrections(recipe)
+        key = recipe.rewrites, placement, corrections.ranges
+        if key not in self._chosen:  # two recipes may differ in what is rounded only
+            self._chosen = {key: plan.spans(base.model, placement, base.seen, self.scheme, corrections.ranges)}
+        made = plan.planned(base.model, placement, base.seen, self.scheme, corrections, self._chosen[key])
         return self._written(made, placement), made
 
     def _placed(self, base: Base, placement: Placement) -> Placement:
@@ -203,15 +214,11 @@ class _Climb:
         started = time.perf_counter()
         return self._made(recipe, name, timed, self.write(recipe, timed.placement), started)
 
-    def moved_rung(self, one: _Made, timed: Timed) -> _Made:
-        """The recipe of `one` on another placement."""
-        started, recipe = time.perf_counter(), one.recipe
-        return self._made(recipe, f"{recipe.name}, {timed.placement.name}", timed, self.moved(one, timed.placement), started)
-
     def timed_rung(self, recipe: Recipe, name: str, placement: Placement, from_: _Made | None = None) -> _Made:
         """A rung whose latency is not known, made anew or `from_` another of the same recipe."""
         started = time.perf_counter()
         written = self.moved(from_, placement) if from_ else self.write(recipe, placement)
+        give_back()
         timed = Timed(placement, self.gate.timed(written[:1], gate.BENCH_SECONDS / 2)[0])
         return self._made(recipe, name, timed, written, started)
 
@@ -238,7 +245,9 @@ class _Climb:
         artifact, made = written
         give_back()
         noise = tuple(diagnose.diagnosed(made, self.base(recipe.rewrites).seen))
+        give_back()
         rung = self.gate.rung(name, timed.placement.name, self.judge.paired(artifact), timed.ratio, started)
+        give_back()
         return _Made(recipe, timed, made, Attempt(artifact, replace(rung, layers=noise)))
 
     def blamed(self, one: _Made) -> tuple[LayerNoise, ...]:
@@ -254,7 +263,7 @@ class _Climb:
         if self._weighed is None:
             images = self.split.selection
             some = images.subset(images.balanced_sample(WEIGHED_IMAGES, 0))
-            self._weighed = list(self._inputs(some, ReadReport(), "weigh layers", batch_size(self.model, ())))
+            self._weighed = list(self._inputs(some, ReadReport(), "weigh layers", batch_size(self.model, self.starts[0].tensors)))
         truth = self._logits(self.artifact, self._weighed)
         left = {}
         for noise in one.attempt.rung.layers[:WEIGHED_LAYERS]:
@@ -333,6 +342,7 @@ def _chosen(made: Iterator[_Made]) -> tuple[_Made, list[Rung]]:
     for one in made:
         tried.append(one.attempt.rung)
         best = _better(best, one)
+        del one  # while the next is made, no more than the best is held
     return best, tried
 
 
@@ -346,14 +356,15 @@ def _climbed(climb: _Climb, found: Found) -> Iterator[_Made]:
     first, *others = _offered(slower=False)
     best = climb.rung(first, first.name, found.best)
     yield best
-    for recipe in others:
+    for place, recipe in enumerate(others, 1):
         if best.attempt.rung.holds:
             return
-        if not climb.changes(recipe):
-            continue
-        one = climb.rung(recipe, recipe.name, found.best)
-        yield one
-        best = _better(best, one)
+        if climb.changes(recipe):
+            one = climb.rung(recipe, recipe.name, found.best)
+            yield one
+            best = _better(best, one)
+            del one  # as in _chosen
+        climb.forget(best.recipe, *others[place:], *_offered(slower=True))
     if best.attempt.rung.enough:  # what holds is enough
         return
     if climb.target.finetune:
@@ -370,11 +381,15 @@ def _climbed(climb: _Climb, found: Found) -> Iterator[_Made]:
 def _dearer(climb: _Climb, found: Found, best: _Made) -> Iterator[_Made]:
     """What costs latency: more work in the graph, less in INT8, another placement."""
     placement, recipe = found.best.placement, best.recipe
-    for slower in (one for one in _offered(slower=True) if climb.changes(one)):
-        yield climb.timed_rung(slower, slower.name, placement)
+    for slower in _offered(slower=True):
+        if climb.changes(slower):
+            one = climb.timed_rung(slower, slower.name, placement)
+            yield one
+            climb.forget(recipe, _better(best, one).recipe)
+            del one
     if len(best.attempt.rung.layers) > 1:
         ranked = climb.weighed(best)
         for count in (one for one in ESCAPES if one < len(ranked)):
             yield climb.timed_rung(recipe, f"{recipe.name}, escape {count}", climb.without(placement, ranked[:count]), best)
-    for timed in found.others[:OTHERS]:
-        yield climb.moved_rung(best, timed)
+    for other in found.others[:OTHERS]:
+        yield climb.timed_rung(recipe, f"{recipe.name}, {other.name}", other, best)

@@ -6,7 +6,7 @@ what one output position reads, K = input channels of the group x kernel positio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 KINDS = frozenset({"Conv", "Gemm"})
 
 
@@ -118,32 +119,57 @@ def biases(one: Layer, values: Mapping[str, npt.NDArray[Any]]) -> Float:
     return np.array(np.broadcast_to(held, (one.outputs,)))
 
 
-def columns(one: Layer, activation: Images, count: int, random: np.random.Generator) -> npt.NDArray[np.float32]:
-    """What the layer reads at up to `count` random output positions of each image: float32 [G, R, K].
+def drawn(one: Layer, activation: Images, count: int, random: np.random.Generator) -> list[Ids]:
+    """Up to `count` random output positions of each image of `activation`, flat; none for a Gemm, which has one."""
+    if activation.ndim == 2:
+        return []
+    total = positions(one, activation.shape[2:])
+    return [random.choice(total, min(count, total), replace=False) for _ in activation]
+
+
+def columns(one: Layer, activation: Images, outputs: Sequence[Ids]) -> npt.NDArray[np.float32]:
+    """What the layer reads at the output positions `outputs` of each image (see `drawn`): float32 [G, K, R].
 
     activation  float32 [N, C, H, W], or [N, C] for a Gemm
     """
     if activation.ndim == 2:
-        return activation[None]
-    padded = np.pad(activation, ((0, 0), (0, 0), *_padding(one, activation.shape[2:])))
-    windows = np.lib.stride_tricks.sliding_window_view(
-        padded, [(k - 1) * d + 1 for k, d in zip(one.kernel, one.dilations, strict=True)], (2, 3)
-    )
-    windows = windows[:, :, :: one.strides[0], :: one.strides[1], :: one.dilations[0], :: one.dilations[1]]
-    images, _, height, width = windows.shape[:4]
-    count = min(count, height * width)
-    chosen = np.concatenate([random.choice(height * width, count, replace=False) for _ in range(images)])
-    taken = windows[np.repeat(np.arange(images), count), :, chosen // width, chosen % width]
-    return np.ascontiguousarray(taken.reshape(len(chosen), one.groups, -1).transpose(1, 0, 2))
+        return activation.T[None]
+    parts = []
+    for image, at in zip(activation.reshape(*activation.shape[:2], -1), outputs, strict=True):
+        places, inside = _read_at(one, activation.shape[2:], at)
+        taken = image.take(places.reshape(-1), axis=1).reshape(len(image), *places.shape)
+        if not inside.all():
+            taken *= inside.astype(np.float32)
+        parts.append(taken.reshape(one.groups, one.fan_in, -1))
+    return np.concatenate(parts, axis=2)
+
+
+def _read_at(one: Layer, size: tuple[int, ...], outputs: Ids) -> tuple[Ids, npt.NDArray[np.bool_]]:
+    """(places in a flat activation that the taps read for the flat output positions `outputs`, [taps, R]; which are not padding).
+
+    Places are looked up one by one: of an image a few positions are wanted, and a padded copy of it would cost more than they do.
+    """
+    sides = _output_sides(one, size)
+    coordinates = []
+    for axis, at in enumerate((outputs // sides[1], outputs % sides[1])):
+        taps = np.arange(one.kernel[axis]) * one.dilations[axis] - _padding(one, size)[axis][0]
+        coordinates.append(taps[:, None] + at * one.strides[axis])
+    down, along = coordinates[0][:, None], coordinates[1][None]
+    inside = (down >= 0) & (down < size[0]) & (along >= 0) & (along < size[1])
+    places = np.where(inside, down * size[1] + along, 0)
+    return places.reshape(-1, len(outputs)), inside.reshape(-1, len(outputs))
 
 
 def positions(one: Layer, size: tuple[int, ...]) -> int:
     """Output positions of an image whose activation has spatial `size`."""
-    if not size:
-        return 1
+    return int(np.prod(_output_sides(one, size))) if size else 1
+
+
+def _output_sides(one: Layer, size: tuple[int, ...]) -> list[int]:
+    """Height and width of the output."""
     padded = [side + sum(pair) for side, pair in zip(size, _padding(one, size), strict=True)]
     spans = [(k - 1) * d + 1 for k, d in zip(one.kernel, one.dilations, strict=True)]
-    return int(np.prod([(p - span) // s + 1 for p, span, s in zip(padded, spans, one.strides, strict=True)]))
+    return [(p - span) // s + 1 for p, span, s in zip(padded, spans, one.strides, strict=True)]
 
 
 def _padding(one: Layer, size: tuple[int, ...]) -> list[tuple[int, int]]:

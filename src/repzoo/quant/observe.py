@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +27,16 @@ from repzoo.quant.layers import Layer
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 BINS = 256
 SAMPLES, LEAST_SPOTS = 2**14, 32  # values of each channel behind a histogram, in all and of each image; extremes take all
-HELD_VALUES, HELD_ROWS = 256, 128  # of a channel, of a Gram matrix, before they are counted: a large matrix a few times, not often
+HELD_VALUES = 256  # of a channel, before they are counted
+HELD_ROWS = (128, 256)  # of a Gram matrix, before they are counted: a large matrix a few times, not often
 ROWS_PER_COLUMN, LEAST_ROWS = 4, 4096  # output positions behind a Gram matrix, in all
 GRAM_BYTES = 2**28  # of all Gram matrices together, float32
 PROBED_BYTES = 2**26  # of the activations of one batch
 MOST_IMAGES = 16  # of a batch
+SMALLEST_STEP = 2.0**-100  # of a histogram that is counted in float32
 LARGEST = 1e16  # of an activation: sums of some thousand squares stay within float32
 
 
@@ -67,14 +72,19 @@ class Histogram:
     def count(self, values: npt.NDArray[np.float32]) -> None:
         """Count `values` [C, n], finite, all within the extremes."""
         self._widen(np.maximum(-self.low, self.high))
-        wide = values.astype(np.float64)
-        self.sum += wide.sum(1)
+        self.sum += values.sum(1, dtype=np.float64)
         step = np.where(self.edge > 0, self.edge, 1.0)[:, None] / (BINS // 2)
-        bins = np.clip(np.floor(wide / step).astype(np.int64) + BINS // 2, 0, BINS - 1)
-        filled = wide != 0
-        self.zeros += (~filled).sum(1)
-        flat = (bins + np.arange(len(bins))[:, None] * BINS)[filled]
-        self.counts += np.bincount(flat, minlength=self.counts.size).reshape(self.counts.shape).astype(np.int32)
+        # steps are powers of two: in float32 too the quotient is exact, where it does not leave the range
+        exact = np.float32 if step.max(initial=0) <= 1 and step.min(initial=1) >= SMALLEST_STEP else np.float64
+        scaled = values * (1 / step).astype(exact)
+        np.floor(scaled, out=scaled)
+        np.minimum(scaled, BINS // 2 - 1, out=scaled)  # the edge itself
+        bins = scaled.astype(np.int64)
+        bins += np.arange(len(step))[:, None] * BINS + BINS // 2
+        zeros = values.shape[1] - np.count_nonzero(values, axis=1)
+        self.zeros += zeros
+        self.counts += np.bincount(bins.reshape(-1), minlength=self.counts.size).reshape(self.counts.shape).astype(np.int32)
+        self.counts[:, BINS // 2] -= zeros
 
     def _widen(self, reach: Float) -> None:
         wanted = np.where(reach > 0, np.exp2(np.ceil(np.log2(np.maximum(reach, np.finfo(float).tiny)))), 0.0)
@@ -129,14 +139,19 @@ class Moments:
         """Mean of x x', [G, k, k] a block."""
         if self.factors is None:
             return self.stored
-        return tuple(
-            (gram / (self.factors[:, a:b, None] * self.factors[:, None, a:b])).astype(np.float32)
-            for gram, (a, b) in zip(self.stored, self.blocks, strict=True)
-        )
+        return tuple(_divided(gram, self.factors[:, a:b]) for gram, (a, b) in zip(self.stored, self.blocks, strict=True))
 
     def over(self, factors: Float) -> Moments:
         """Moments of columns / factors, [G, K]."""
         return replace(self, mean=self.mean / factors, factors=factors if self.factors is None else self.factors * factors)
+
+
+def _divided(gram: npt.NDArray[np.float32], factors: Float) -> npt.NDArray[np.float32]:
+    """`gram` [G, k, k] of columns / factors [G, k], without a copy in float64 of what is large."""
+    narrow = factors.astype(np.float32)
+    made = np.divide(gram, narrow[:, :, None], dtype=np.float32)
+    made /= narrow[:, None, :]
+    return made
 
 
 @dataclass(frozen=True)
@@ -162,30 +177,34 @@ class _Gathering:
     """Moments of one layer under way."""
 
     def __init__(self, one: Layer, width: int, images: int) -> None:
-        self.layer, self.images = one, images
+        self.layer = one
         channels = max(1, width // int(np.prod(one.kernel))) * int(np.prod(one.kernel))
         edges = [*range(0, one.fan_in, channels), one.fan_in]
         self.blocks = tuple(itertools.pairwise(edges))
         self.grams = [np.zeros((one.groups, b - a, b - a), np.float32) for a, b in self.blocks]
         self.sum, self.rows = np.zeros((one.groups, one.fan_in)), 0
+        self._each = -(-max(LEAST_ROWS, ROWS_PER_COLUMN * one.fan_in) // max(images, 1))  # rows of an image
+        self._most = int(np.clip(channels, *HELD_ROWS))
         self._held: list[npt.NDArray[np.float32]] = []
 
-    def add(self, activation: Images, random: np.random.Generator) -> None:
-        wanted = max(LEAST_ROWS, ROWS_PER_COLUMN * self.layer.fan_in)
-        self._held.append(layers.columns(self.layer, activation, -(-wanted // self.images), random))
-        if sum(one.shape[1] for one in self._held) >= HELD_ROWS:
+    def drawn(self, values: Mapping[str, Images], random: np.random.Generator) -> list[Ids]:
+        return layers.drawn(self.layer, values[self.layer.source], self._each, random)
+
+    def add(self, values: Mapping[str, Images], at: Sequence[Ids]) -> None:
+        self._held.append(layers.columns(self.layer, values[self.layer.source], at))
+        if sum(one.shape[2] for one in self._held) >= self._most:
             self._take()
 
     def _take(self) -> None:
-        found = np.concatenate(self._held, axis=1)
+        found = np.concatenate(self._held, axis=2)
         self._held.clear()
-        self.rows += found.shape[1]
-        self.sum += found.sum(1, dtype=np.float64)
+        self.rows += found.shape[2]
+        self.sum += found.sum(2, dtype=np.float64)
         for gram, (a, b) in zip(self.grams, self.blocks, strict=True):
-            if len(gram) == 1:  # two dimensions let NumPy see that it is x'x, which BLAS computes in half the time
-                gram[0] += found[0, :, a:b].T @ found[0, :, a:b]
+            if len(gram) == 1:  # two dimensions let NumPy see that it is xx', which BLAS computes in half the time
+                gram[0] += found[0, a:b] @ found[0, a:b].T
             else:
-                gram += found[:, :, a:b].transpose(0, 2, 1) @ found[:, :, a:b]
+                gram += found[:, a:b] @ found[:, a:b].transpose(0, 2, 1)
 
     def done(self) -> Moments:
         if self._held:
@@ -221,37 +240,38 @@ def observe(
     """
     source, names = classifier_input(model).name, list(dict.fromkeys([*tensors, *(one.source for one in reads)]))
     wanted = [name for name in names if name != source]
-    session, random = engine.open(_probed(model, wanted), threads), np.random.default_rng(0)
-    width = gram_width(reads)
-    gathered = {one.name: _Gathering(one, width, images) for one in reads}
-    spots = max(LEAST_SPOTS, SAMPLES // max(images, 1))
-    counted = {name: _Counting(name, spots) for name in tensors}
+    session, width = engine.open(_probed(model, wanted), threads), gram_width(reads)
+    spots, random = max(LEAST_SPOTS, SAMPLES // max(images, 1)), np.random.default_rng(0)
+    counted = [_Counting(name, name in tensors, spots) for name in names]
+    gathered = [_Gathering(one, width, images) for one in reads]
+    takers: list[_Counting | _Gathering] = [*counted, *gathered]
     seen = 0
-    for inputs in batches:
-        seen += len(inputs)
-        values = {source: inputs, **(dict(zip(wanted, session.run_all(inputs), strict=True)) if wanted else {})}
-        for name, one in counted.items():
-            one.add(values[name], random)
-        for layer in reads:
-            if layer.source not in counted:
-                _require_finite(layer.source, values[layer.source])
-            gathered[layer.name].add(values[layer.source], random)
+    with ThreadPoolExecutor(threads) as pool:
+        for inputs in batches:
+            seen += len(inputs)
+            values = {source: inputs, **(dict(zip(wanted, session.run_all(inputs), strict=True)) if wanted else {})}
+            work = [(one, one.drawn(values, random)) for one in takers]  # in one order, whoever takes what in
+            for part in (work[: len(counted)], work[len(counted) :]):  # what is not finite is refused before sums are made of it
+                list(pool.map(partial(_take_in, values), part))
     if not seen:
         raise InputError("no calibration image could be read; give --data with images of the kind the model will see")
-    return Statistics(
-        {name: one.done() for name, one in counted.items()}, {name: one.done() for name, one in gathered.items()}, seen
-    )
+    histograms = {one.name: one.done() for one in counted if one.name in tensors}
+    return Statistics(histograms, {one.layer.name: one.done() for one in gathered}, seen)
 
 
-def batch_size(model: onnx.ModelProto, tensors: Iterable[str]) -> int:
-    """Images that one call should take, so that the activations `tensors` of them stay within PROBED_BYTES."""
+def _take_in(values: Mapping[str, Images], work: tuple[_Counting | _Gathering, Sequence[Ids]]) -> None:
+    work[0].add(values, work[1])
+
+
+def batch_size(model: onnx.ModelProto, tensors: Iterable[str], limit: int = PROBED_BYTES) -> int:
+    """Images that one call should take, so that the activations `tensors` of them stay within `limit` bytes."""
     fixed = classifier_input(model).type.tensor_type.shape.dim
     if fixed and fixed[0].dim_value:
         return int(fixed[0].dim_value)
     graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
     shapes = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim][1:] for item in graph.value_info}
     each = sum(4 * int(np.prod(shapes.get(name, [0]))) for name in set(tensors))
-    return int(np.clip(PROBED_BYTES // max(each, 1), 1, MOST_IMAGES))
+    return int(np.clip(limit // max(each, 1), 1, MOST_IMAGES))
 
 
 def _probed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
@@ -263,10 +283,11 @@ def _probed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     return probed
 
 
-def _require_finite(name: str, extremes: Images) -> None:
-    if not np.isfinite(extremes).all():
+def _require_finite(name: str, low: Images, high: Images) -> None:
+    """Raise InputError where the extremes of the tensor `name`, [C], say that it cannot be used."""
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise InputError(f"the tensor {name!r} is not finite on calibration images; the float model is broken there")
-    if (most := float(np.abs(extremes).max(initial=0.0))) > LARGEST:
+    if (most := float(np.maximum(-low, high).max(initial=0.0))) > LARGEST:
         raise InputError(
             f"the tensor {name!r} reaches {most:.2g} on calibration images, and squares of it leave float32 (at most {LARGEST:g} "
             "is quantised); scale the layers around it: its values divided, the next layer's weights multiplied"
@@ -274,22 +295,30 @@ def _require_finite(name: str, extremes: Images) -> None:
 
 
 class _Counting:
-    """The histogram of one tensor under way, of at most `spots` positions an image."""
+    """The histogram of one tensor under way, of at most `spots` positions an image; its extremes alone, where it is not `wanted`."""
 
-    def __init__(self, name: str, spots: int) -> None:
-        self._name, self._spots, self._histogram = name, spots, Histogram(0)
+    def __init__(self, name: str, wanted: bool, spots: int) -> None:
+        self.name, self._wanted, self._spots = name, wanted, spots
+        self._histogram = Histogram(0)
         self._held: list[Images] = []
 
-    def add(self, values: Images, random: np.random.Generator) -> None:
-        """Take `values` [N, C, ...] in; anything of fewer axes is one channel."""
-        flat = values.reshape(*values.shape[:2], -1) if values.ndim > 1 else values.reshape(1, 1, -1)
-        low, high = flat.min((0, 2)), flat.max((0, 2))
-        _require_finite(self._name, np.stack([low, high]))
+    def drawn(self, values: Mapping[str, Images], random: np.random.Generator) -> list[Ids]:
+        """Random positions, the same in all images; none where all are taken."""
+        total = _flat(values[self.name]).shape[2]
+        return [random.choice(total, self._spots, replace=False)] if self._wanted and total > self._spots else []
+
+    def add(self, values: Mapping[str, Images], at: Sequence[Ids]) -> None:
+        """Take the tensor [N, C, ...] in, its values at the positions `at`."""
+        flat = _flat(values[self.name])
+        low, high = flat.min(2).min(0), flat.max(2).max(0)  # along what lies together first: three times as fast
+        _require_finite(self.name, low, high)
+        if not self._wanted:
+            return
         if not len(self._histogram.low):
             self._histogram = Histogram(flat.shape[1])
         self._histogram.reach(low, high)
-        if flat.shape[2] > self._spots:
-            flat = flat[:, :, random.choice(flat.shape[2], self._spots, replace=False)]
+        if at:
+            flat = flat.take(at[0], axis=2)
         self._held.append(flat.transpose(1, 0, 2).reshape(flat.shape[1], -1))
         if sum(one.shape[1] for one in self._held) >= HELD_VALUES:
             self.done()
@@ -300,3 +329,8 @@ class _Counting:
             self._histogram.count(np.concatenate(self._held, axis=1))
             self._held.clear()
         return self._histogram
+
+
+def _flat(values: Images) -> Images:
+    """[N, C, ...] as [N, C, positions]; anything of fewer axes is one channel."""
+    return values.reshape(*values.shape[:2], -1) if values.ndim > 1 else values.reshape(1, 1, -1)

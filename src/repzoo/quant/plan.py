@@ -46,28 +46,44 @@ class Plan:
     methods: Mapping[str, str] = field(default_factory=dict)
 
 
-def planned(model: onnx.ModelProto, placement: Placement, seen: Statistics, scheme: QuantScheme, corrections: Corrections) -> Plan:
-    """Numbers for `placement` of the float `model`, whose statistics are `seen`, as `scheme` represents them.
+Chosen = Mapping[str, tuple[str, Range]]  # of each activation: how its range was chosen, and the range
 
-    Activations of 16 bits cover all that was seen.
-    """
+
+def spans(model: onnx.ModelProto, placement: Placement, seen: Statistics, scheme: QuantScheme, method: str) -> Chosen:
+    """The ranges of the activations of `placement`; those of 16 bits cover all that was seen."""
     values, found = layering.constants(model), layering.layers(model)
-    inside = {name: one for name, one in found.items() if name in placement.nodes}
     wanted = importance({name: one for name, one in found.items() if name in seen.moments}, values, seen)
-    chosen = {
+    return {
         name: ranges.chosen(
             seen.histograms[name],
             wanted.get(name, np.ones(len(seen.histograms[name].low))),
-            "minmax" if name in placement.wide else corrections.ranges,
+            "minmax" if name in placement.wide else method,
             scheme.range_methods,
             scheme.activation_symmetric,
         )
         for name in placement.tensors
     }
-    spans = {name: span for name, (_, span) in chosen.items()}
+
+
+def planned(
+    model: onnx.ModelProto,
+    placement: Placement,
+    seen: Statistics,
+    scheme: QuantScheme,
+    corrections: Corrections,
+    chosen: Chosen | None = None,
+) -> Plan:
+    """Numbers for `placement` of the float `model`, whose statistics are `seen`, as `scheme` represents them.
+
+    chosen  its `spans`, where they are known
+    """
+    values, found = layering.constants(model), layering.layers(model)
+    inside = {name: one for name, one in found.items() if name in placement.nodes}
+    chosen = spans(model, placement, seen, scheme, corrections.ranges) if chosen is None else chosen
+    covered = {name: span for name, (_, span) in chosen.items()}
     activations = {
         name: ranges.wide(*span) if name in placement.wide else ranges.affine(*span, scheme.activation_symmetric)
-        for name, span in spans.items()
+        for name, span in covered.items()
     }
     rounded, biases = {}, {}
     for name, one in inside.items():
@@ -78,10 +94,10 @@ def planned(model: onnx.ModelProto, placement: Placement, seen: Statistics, sche
         integers = _rounded(rows, moments, scale, limit) if corrections.second_order else rounding.nearest(rows, scale, limit)
         rounded[name] = stored(one, integers, scale, scheme)
         if corrections.bias:
-            shift = one.by_channel(ranges.clipped(seen.histograms[one.source], *spans[one.source]))
+            shift = one.by_channel(ranges.clipped(seen.histograms[one.source], *covered[one.source]))
             biases[name] = bias + corrected(rows, integers * scale, moments.mean, shift)
     made = with_biases(model, found, biases) if biases else model
-    return Plan(made, activations, rounded, spans, {name: method for name, (method, _) in chosen.items()})
+    return Plan(made, activations, rounded, covered, {name: method for name, (method, _) in chosen.items()})
 
 
 def write(plan: Plan, placement: Placement, scheme: QuantScheme) -> onnx.ModelProto:
@@ -156,7 +172,7 @@ def stored(one: Layer, integers: Float, scale: Float, scheme: QuantScheme) -> Sy
 
 def _rounded(rows: Float, moments: Moments, scale: Float, limit: int) -> Float:
     pieces = [
-        rounding.second_order(rows[:, :, a:b], gram.astype(np.float64), scale, limit)
+        rounding.second_order(rows[:, :, a:b], gram, scale, limit)
         for gram, (a, b) in zip(moments.grams, moments.blocks, strict=True)
     ]
     return np.concatenate(pieces, axis=2)

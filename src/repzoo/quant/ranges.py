@@ -11,6 +11,7 @@ import numpy.typing as npt
 from repzoo.quant.observe import BINS, Histogram
 
 Float = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
 Range = tuple[float, float]
 PEAK_16 = 32767
 SMALLEST_SCALE = 2.0**-63  # the square root of float32's smallest normal: a bias's scale, a product of two, stays normal
@@ -61,31 +62,52 @@ def minmax(seen: Histogram) -> Range:
     return float(seen.low.min()), float(seen.high.max())
 
 
-def percentile(seen: Histogram, share: float = 0.99999) -> Range:
+@dataclass(frozen=True)
+class Pooled:
+    """All channels' values as one: value, count and width of every filled bin, in the order of the values; zeros are one more bin.
+
+    low, high   extremes
+    """
+
+    low: float
+    high: float
+    values: Float
+    counts: Float
+    widths: Float
+
+    @classmethod
+    def of(cls, seen: Histogram) -> Pooled:
+        """What `seen` counted."""
+        kept = seen.counts > 0
+        widths = np.broadcast_to(seen.edge[:, None] * (2 / BINS), kept.shape)[kept]
+        values, counts = np.append(seen.centres[kept], 0.0), np.append(seen.counts[kept], seen.zeros.sum()).astype(np.float64)
+        order = np.argsort(values, kind="stable")
+        return cls(*minmax(seen), values[order], counts[order], np.append(widths, 0.0)[order])
+
+
+def percentile(seen: Pooled, share: float = 0.99999) -> Range:
     """The central range that leaves (1 - share) / 2 of the values out on each side."""
-    low, high = minmax(seen)
-    values, counts, width = _pooled(seen)
-    if not len(values):
-        return low, high
-    cumulative = np.cumsum(counts) / counts.sum()
-    left, right = (min(int(at), len(values) - 1) for at in np.searchsorted(cumulative, [(1 - share) / 2, (1 + share) / 2]))
-    return max(low, float(values[left] - width[left] / 2)), min(high, float(values[right] + width[right] / 2))
+    if not len(seen.values):
+        return seen.low, seen.high
+    cumulative = np.cumsum(seen.counts) / seen.counts.sum()
+    ends = np.searchsorted(cumulative, [(1 - share) / 2, (1 + share) / 2])
+    left, right = (min(int(at), len(cumulative) - 1) for at in ends)
+    low, high = seen.values[left] - seen.widths[left] / 2, seen.values[right] + seen.widths[right] / 2
+    return max(seen.low, float(low)), min(seen.high, float(high))
 
 
-def entropy(seen: Histogram, candidates: int = 32) -> Range:
+def entropy(seen: Pooled, candidates: int = 32) -> Range:
     """The range low*s..high*s whose quantised histogram says least falsely of the values: least Kullback-Leibler divergence.
 
     Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017; on 2048 bins of the pooled values, zeros left out.
     """
-    low, high = minmax(seen)
-    values, counts, _ = _pooled(seen)
-    reach = max(-low, high)
-    if not len(values) or reach <= 0:
-        return low, high
-    pooled = np.histogram(np.minimum(np.abs(values), reach), 2048, (0.0, reach), weights=counts)[0]
+    reach = max(-seen.low, seen.high)
+    if not len(seen.values) or reach <= 0:
+        return seen.low, seen.high
+    pooled = np.histogram(np.minimum(np.abs(seen.values), reach), 2048, (0.0, reach), weights=seen.counts)[0]
     ends = np.linspace(256, 2048, candidates).astype(int)
     best = ends[int(np.argmin([_divergence(pooled, end) for end in ends]))] / 2048
-    return max(low, -reach * best), min(high, reach * best)
+    return max(seen.low, -reach * best), min(seen.high, reach * best)
 
 
 def _divergence(pooled: Float, end: int, levels: int = 128) -> float:
@@ -98,15 +120,6 @@ def _divergence(pooled: Float, end: int, levels: int = 128) -> float:
     spread = np.repeat(sums / np.maximum(filled, 1), np.diff(edges)) * (pooled[:end] > 0)
     true, told = clipped / clipped.sum(), (spread + 1e-12) / (spread + 1e-12).sum()
     return float((true * np.log(np.maximum(true, 1e-300) / told)).sum())
-
-
-def _pooled(seen: Histogram) -> tuple[Float, Float, Float]:
-    """(value, count, bin width) of every filled bin of every channel, in the order of the values; zeros are one more bin."""
-    kept = seen.counts > 0
-    widths = np.broadcast_to(seen.edge[:, None] * (2 / BINS), kept.shape)[kept]
-    values, counts = np.append(seen.centres[kept], 0.0), np.append(seen.counts[kept], seen.zeros.sum()).astype(np.float64)
-    order = np.argsort(values, kind="stable")
-    return values[order], counts[order], np.append(widths, 0.0)[order]
 
 
 def noise(seen: Histogram, low: float, high: float, steps: int = 255) -> Float:
@@ -130,8 +143,8 @@ def clipped(seen: Histogram, low: float, high: float) -> Float:
     return np.asarray((seen.counts * moved).sum(1) / np.maximum(1, seen.counts.sum(1) + seen.zeros))
 
 
-METHODS: dict[str, Callable[[Histogram], Range]] = {
-    "minmax": minmax,
+METHODS: dict[str, Callable[[Pooled], Range]] = {
+    "minmax": lambda seen: (seen.low, seen.high),
     "percentile 99.999": percentile,
     "percentile 99.99": lambda seen: percentile(seen, 0.9999),
     "entropy": entropy,
@@ -152,15 +165,70 @@ def chosen(
     """
     if method not in ("auto", "mse"):
         name = next(one for one in METHODS if one.startswith(method))
-        return name, _mirrored(METHODS[name](seen), symmetric)
+        return name, _mirrored(METHODS[name](Pooled.of(seen)), symmetric)
     wanted = methods if method == "auto" else ("minmax", "mse")
-    found = [(name, made(seen)) for name, made in METHODS.items() if name.split()[0] in wanted]
+    pooled = Pooled.of(seen)
+    found = [(name, made(pooled)) for name, made in METHODS.items() if name.split()[0] in wanted]
     if "mse" in wanted:
         low, high = minmax(seen)
         lows = SHRINKS if low < 0 and not symmetric else (1.0,)
         found += [("mse", (low * one, high * two)) for one, two in _pairs((1.0, *lows), (1.0, *SHRINKS))]
     spans = [(name, _mirrored(one, symmetric)) for name, one in found]
-    return min(spans, key=lambda one: float(importance @ noise(seen, *one[1])))
+    return spans[int(np.argmin(losses(seen, importance, np.array([span for _, span in spans]))))]
+
+
+def losses(seen: Histogram, importance: Float, spans: Float) -> Float:
+    """importance @ noise(seen, low, high) for each (low, high) of `spans` [R, 2]: [R].
+
+    From sums over the bins up to each, made once: a range then costs a look at six places of a channel and not at all its bins.
+    """
+    sums = _Sums.of(seen)
+    low, high = np.minimum(spans[:, :1], 0.0), np.maximum(spans[:, 1:], 0.0)  # [R, 1]
+    step = (high - low) / 255
+    below, above = sums.places(low), sums.places(high, including=True)
+    fine = step / np.sqrt(12)  # what lies nearer to 0 than this is better off as 0
+    first, last = sums.places(-fine), sums.places(fine, including=True)
+    outside = sums.squares(0, below, low) + sums.squares(above, BINS, high)
+    near = sums.squares(np.maximum(first, below), np.minimum(last, above), np.zeros_like(low))
+    far = sums.counts(below, above) - sums.counts(np.maximum(first, below), np.minimum(last, above))
+    return np.asarray((outside + near + far * step**2 / 12) @ (importance / np.maximum(1, sums.total)))
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Of each channel, over the bins before each: counts and sums of centres and of their squares, all [C, BINS + 1]; edge [C]."""
+
+    count: Float
+    first: Float
+    second: Float
+    edge: Float
+    total: Float
+
+    @classmethod
+    def of(cls, seen: Histogram) -> _Sums:
+        centres, counts = seen.centres, seen.counts.astype(np.float64)
+        count, first, second = (np.pad(np.cumsum(counts * centres**power, axis=1), ((0, 0), (1, 0))) for power in range(3))
+        return cls(count, first, second, seen.edge, seen.counts.sum(1) + seen.zeros)
+
+    def places(self, values: Float, including: bool = False) -> Index:
+        """How many bins of each channel have their centres below `values` [R, 1] (or at them): [R, C]."""
+        usable = np.where(self.edge > 0, self.edge, 1.0)
+        at = (values / usable + 1) * (BINS / 2) - 0.5  # as a number of bins, centres lying at 0, 1, 2 and so on
+        return np.asarray(np.clip(np.floor(at) + 1 if including else np.ceil(at), 0, BINS), np.int64)
+
+    def counts(self, start: Index, end: Index) -> Float:
+        """Values in the bins from `start` up to, not including, `end`: [R, C]."""
+        return _between(self.count, start, end)
+
+    def squares(self, start: Index | int, end: Index | int, away: Float) -> Float:
+        """Sum of (value - away)^2 over those bins: [R, C]."""
+        count, first, second = (_between(one, start, end) for one in (self.count, self.first, self.second))
+        return np.maximum(second - 2 * away * first + away**2 * count, 0.0)
+
+
+def _between(sums: Float, start: Index | int, end: Index | int) -> Float:
+    channels = np.arange(len(sums))
+    return np.asarray(np.where(np.less(start, end), sums[channels, end] - sums[channels, start], 0.0))
 
 
 def _mirrored(span: Range, symmetric: bool) -> Range:

@@ -11,6 +11,8 @@ follow are coordinate descent on the same error (K. Behdin et al., "QuantEase", 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -27,25 +29,36 @@ def nearest(rows: Float, scale: Float, limit: int = LIMIT) -> Float:
     return np.asarray(np.clip(np.round(rows / scale), -limit, limit))
 
 
-def second_order(rows: Float, gram: Float, scale: Float, limit: int = LIMIT, damping: float = DAMPING) -> Float:
+def second_order(
+    rows: Float, gram: npt.NDArray[np.floating[Any]], scale: Float, limit: int = LIMIT, damping: float = DAMPING
+) -> Float:
     """Integers -limit..limit [G, O, K] for `rows` [G, O, K] on the grid `scale` [G, O, 1], given `gram` [G, K, K] = E[x x'].
 
     A group whose inputs are all 0 is rounded plainly.
     """
-    diagonal = np.einsum("gkk->gk", gram)
+    diagonal = np.einsum("gkk->gk", gram).astype(np.float64)
     mean = diagonal.mean(1)
     alive = mean > 0
     if not alive.any():
         return nearest(rows, scale, limit)
-    safe = gram / np.where(alive, mean, 1.0)[:, None, None] + damping * np.eye(gram.shape[-1])
     order = np.argsort(-diagonal, axis=1, kind="stable")  # columns that matter most first, while all others can still help
-    sorted_rows, sorted_gram = _take(rows, order), np.take_along_axis(_take(safe, order), order[:, :, None], 1)
+    sorted_rows, sorted_gram = _take(rows, order), _damped(gram, order, np.where(alive, mean, 1.0), damping)
     found = _column_by_column(sorted_rows, sorted_gram, scale, limit)
     if rows.shape[2] <= MOST_SWEPT:
         found = _descended(sorted_rows, sorted_gram, scale, found, limit)
     made = np.empty_like(found)
     np.put_along_axis(made, np.broadcast_to(order[:, None, :], found.shape), found, 2)
-    return np.where(alive[:, None, None], made, nearest(rows, scale, limit))
+    return made if alive.all() else np.where(alive[:, None, None], made, nearest(rows, scale, limit))
+
+
+def _damped(gram: npt.NDArray[np.floating[Any]], order: npt.NDArray[np.int64], mean: Float, damping: float) -> Float:
+    """`gram` in float64 over its `mean` [G], columns and rows in `order` [G, K], with the damping; the one copy of its size."""
+    made = np.empty(gram.shape)
+    for one, each, at, usual in zip(made, gram, order, mean, strict=True):
+        one[:] = each.take(at, axis=0).take(at, axis=1)
+        one /= usual
+        one[np.diag_indices(len(one))] += damping
+    return made
 
 
 def error(rows: Float, gram: npt.NDArray[np.float32]) -> Float:
@@ -79,15 +92,18 @@ def _inverse_upper(upper: Float) -> Float:
 
 def _column_by_column(rows: Float, gram: Float, scale: Float, limit: int = LIMIT) -> Float:
     upper, left, made = _inverse_factor(gram), rows.copy(), np.empty_like(rows)
-    count = rows.shape[2]
+    count, steps = rows.shape[2], scale[:, :, 0]
     for start in range(0, count, BLOCK):
         end = min(start + BLOCK, count)
-        errors = np.empty((*rows.shape[:2], end - start))
-        for k in range(start, end):
-            made[:, :, k] = nearest(left[:, :, k], scale[:, :, 0], limit)
-            errors[:, :, k - start] = (left[:, :, k] - made[:, :, k] * scale[:, :, 0]) / upper[:, None, k, k]
-            left[:, :, k:end] -= errors[:, :, k - start, None] * upper[:, None, k, k:end]
-        left[:, :, end:] -= errors @ upper[:, start:end, end:]
+        block = np.ascontiguousarray(left[:, :, start:end].transpose(0, 2, 1))  # a column's numbers lie together
+        errors = np.empty_like(block)
+        for k in range(end - start):
+            now, factors = block[:, k], upper[:, start + k, start + k : end]
+            rounded = nearest(now, steps, limit)
+            made[:, :, start + k] = rounded
+            errors[:, k] = (now - rounded * steps) / factors[:, :1]
+            block[:, k + 1 :] -= factors[:, 1:, None] * errors[:, None, k]
+        left[:, :, end:] -= errors.transpose(0, 2, 1) @ upper[:, start:end, end:]
     return made
 
 

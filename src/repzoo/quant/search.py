@@ -1,11 +1,12 @@
 """The placement that runs fastest, found by timing on the target engine.
 
-Begins with the fastest of a few placements (place.Places.candidates), all timed in turns with the float model. Then groups of like
+Begins with the fastest of a few placements (place.Places.candidates): all are timed in turns with the most quantised, then this and
+those that come near the fastest in turns with the float model, over several openings of their sessions. Then groups of like
 nodes, by kind and resolution, change sides one at a time: out of INT8 where they are in it, into it where they are not. Each is
 timed in turns with the placement as it stands, and those that make it faster beyond noise (the whole interval of the ratio lies
 below 1) are taken together, or the best of them alone, whichever a second race says is faster, again beyond noise. So the
 placement only ever gets faster, and a group whose change is neutral stays where it is. It ends when no group gains, or when the
-seconds are used up.
+seconds are used up. What can win no more, whatever the rounds to come say, leaves its race at once: most do after a few rounds.
 
 Latency does not depend on the numbers, so weights are rounded plainly and ranges are min-max here.
 """
@@ -31,8 +32,8 @@ from repzoo.quant.scheme import QuantScheme
 
 ROUNDS = 9  # of each race: their median's 95 % interval is from the 2nd to the 8th
 CALLS = 3  # of each model in a round, about
-LEAST_SECONDS, MOST_SECONDS = 0.02, 0.6  # of each model in a race
 TOGETHER = 4  # models in a race, besides the one that they are compared with: each is a session with the weights
+NEAR, FINALISTS = 0.94, 3  # of the fastest start's speed: which are timed with care, and how many at most
 SMALLEST_GAIN = 0.98  # of a ratio's middle: less may be where a session's memory happens to lie, see measure.latency
 
 
@@ -71,7 +72,7 @@ class Found:
     """The fastest placement, the others that began with it (the next fastest first), and what was tried."""
 
     best: Timed
-    others: tuple[Timed, ...]
+    others: tuple[Placement, ...]
     trials: tuple[Trial, ...] = ()
     seconds: float = 0.0
 
@@ -83,24 +84,19 @@ class Race:
         self._gate, self._model, self._scheme, self.places = gate, model, scheme, places
         spans = {name: ranges.minmax(one) for name, one in seen.histograms.items()}
         self._numbers = {name: ranges.affine(*span, scheme.activation_symmetric) for name, span in spans.items()}
-        self.seconds = LEAST_SECONDS
 
     def over_float(self, placements: Sequence[Placement], seconds: float) -> list[Record]:
         """Latency of each over the float model's."""
-        cases = self._gate.cases([self._gate.artifact, *map(self._made, placements)], seconds)
-        usual = sum(cases[0].medians_us()) / len(cases[0].medians_us()) / 1e6
-        self.seconds = min(max(usual * CALLS * ROUNDS, LEAST_SECONDS), MOST_SECONDS)
-        return [latency.ratio(one, cases[0]) for one in cases[1:]]
+        return self._gate.timed([*map(self._made, placements)], seconds)
 
     def over(self, base: Placement, placements: Sequence[Placement], openings: int = 1) -> list[Interval]:
-        """Latency of each over that of `base`, over so many openings of their sessions."""
+        """Latency of each over that of `base`, over so many openings of their sessions; with one, until it cannot be the faster."""
         found: list[Interval] = []
+        rounds, lost = (ROUNDS, cannot_win) if openings == 1 else (max(ROUNDS, 2 * openings), lambda _: False)
         for start in range(0, len(placements), TOGETHER):
-            some = placements[start : start + TOGETHER]
-            rounds = max(ROUNDS, 2 * openings)
-            cases = self._gate.cases([*map(self._made, (base, *some))], self.seconds * rounds / ROUNDS, rounds, openings)
-            records = [latency.ratio(one, cases[0]).values for one in cases[1:]]
-            found += [Interval(one["ratio"], one["ratio_low"], one["ratio_high"]) for one in records]
+            cases = self._gate.cases([*map(self._made, (base, *placements[start : start + TOGETHER]))])
+            latency.race(cases, rounds, CALLS, openings, lost)
+            found += [latency.raced(one, cases[0]) for one in cases[1:]]
         return found
 
     def _made(self, placement: Placement) -> Artifact:
@@ -109,24 +105,38 @@ class Race:
         return replace(self._gate.artifact, model=graph)
 
 
+def cannot_win(ratios: Sequence[float]) -> bool:
+    """Whether no further rounds, up to ROUNDS, can bring the interval of these ratios below 1 and their median to SMALLEST_GAIN."""
+    return sum(one >= 1 for one in ratios) > 1 or sum(one > SMALLEST_GAIN for one in ratios) > ROUNDS // 2
+
+
 def fastest(race: Race, starts: Sequence[Placement], screening: float, seconds: float) -> Found:
     """The fastest placement that can be found from `starts` in about `seconds`, the first race apart.
 
     screening  seconds for each of `starts` in the first race
     """
     started = time.perf_counter()
-    ratios = race.over_float(starts, screening)
-    timed = sorted(map(Timed, starts, ratios), key=lambda one: float(one.ratio.values["ratio"]))
-    alike = [one for one in timed if one.ratio.values["ratio"] <= timed[0].ratio.values["ratio"] / SMALLEST_GAIN]
-    first = min(alike, key=lambda one: starts.index(one.placement))  # the most quantised of those as fast
+    first, others = _begun(race, starts, screening)
     deadline = time.perf_counter() + seconds
     best, trials = first, list[Trial]()
     while step := _step(race, best.placement, deadline, trials):
         best = replace(best, placement=step)
     if best.placement is not first.placement:
         best = Timed(best.placement, race.over_float([best.placement], screening)[0])
-    others = tuple(one for one in timed if one is not first)
     return Found(best, others, tuple(trials), round(time.perf_counter() - started, 2))
+
+
+def _begun(race: Race, starts: Sequence[Placement], screening: float) -> tuple[Timed, tuple[Placement, ...]]:
+    """(the fastest of `starts`; the others, the next fastest first). Of those as fast it is the most quantised."""
+    ratios = [1.0, *(one.value for one in race.over(starts[0], starts[1:]))]
+    order = sorted(range(len(starts)), key=lambda index: ratios[index])
+    near = [starts[index] for index in order if ratios[index] <= ratios[order[0]] / NEAR][:FINALISTS]
+    near += [starts[0]] if starts[0] not in near else []  # all others were only compared with it
+    timed = sorted(map(Timed, near, race.over_float(near, screening)), key=lambda one: float(one.ratio.values["ratio"]))
+    alike = [one for one in timed if one.ratio.values["ratio"] <= timed[0].ratio.values["ratio"] / SMALLEST_GAIN]
+    first = min(alike, key=lambda one: starts.index(one.placement))
+    ranked = [*(one.placement for one in timed), *(starts[index] for index in order if starts[index] not in near)]
+    return first, tuple(one for one in ranked if one is not first.placement)
 
 
 def _step(race: Race, base: Placement, deadline: float, trials: list[Trial]) -> Placement | None:
