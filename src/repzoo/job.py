@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -76,7 +77,8 @@ def run(artifact: Artifact, source: Source, options: JobOptions | None = None, p
     folded = Record("fold", identity_of(deploy), _fold_values(certificate.to_json()))
     timed, left_out = _timings(artifacts, options, progress)
     records = [*_costs(artifacts), folded, report.record, *measured.runs, measured.paired[1], *timed]
-    tied = tuple(replace(one, job=int8.sha256[:12]) for one in records)
+    name = uuid.uuid4().hex[:12]  # not the file's hash: the same file may be judged on other images, or timed on another host
+    tied = tuple(replace(one, job=name) for one in records)
     said = (*_trained_on(artifact, evaluation), *report.warnings, *measured.remarks, *left_out)
     remarks = dict.fromkeys(said)  # gate and evaluation may read the same broken image
     return JobResult(artifacts, tied, certificate.to_json(), tuple(remarks))
