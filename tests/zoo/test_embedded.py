@@ -51,7 +51,7 @@ def test_every_reference_model_has_its_recipe() -> None:
             }
     models = [row.variant for row in catalog.checkpoints() if row.name.endswith(".clothing")]
     taught = {one for one in models if recipe("reference").for_model(one).distill}
-    assert taught == {"fasternet_t0", "repvit_m0_9"}
+    assert taught == {"repvit_m0_9"}
     assert recipe("reference-teacher").finetune
 
 
