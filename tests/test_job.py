@@ -38,18 +38,20 @@ def test_other_engines_are_timed_in_the_same_rounds_and_what_fails_there_is_said
     digits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENGINES._builtin, "absent", Plugin("no_such_runtime:Absent", "absent"))
-    options = dataclasses.replace(QUICK, time_on=("onnxruntime", "pytorch", "openvino", "absent"))
+    options = dataclasses.replace(QUICK, time_on=("onnxruntime", "pytorch", "openvino:CPU", "openvino:cpu", "absent"))
     result = job.run(verbs.load("repghostnet_050.digits"), open_source(digits_folder), options)
     timed = [(one.engine["name"], one.artifact["form"]) for one in result.records if one.kind == "latency"]
     assert timed.count(("onnxruntime", "int8")) == 1 + (host()["affinity"] > 1)
     assert [one for one in timed if one[0] != "onnxruntime"] == [
         ("pytorch", "deploy"),
-        ("openvino", "deploy"),
-        ("openvino", "int8"),
+        ("openvino:CPU", "deploy"),
+        ("openvino:CPU", "int8"),
     ]
     assert len({one.values["rounds"] for one in result.records if one.kind == "latency"}) == 1
-    assert [one.engine["name"] for one in result.records if one.kind == "ratio"] == ["onnxruntime", "onnxruntime", "openvino"]
-    assert sum("not timed on absent: the engine 'absent' needs an optional dependency" in said for said in result.remarks) == 2
+    assert [one.engine["name"] for one in result.records if one.kind == "ratio"] == ["onnxruntime", "onnxruntime", "openvino:CPU"]
+    assert (
+        sum("nothing was timed on absent: the engine 'absent' needs an optional dependency" in said for said in result.remarks) == 1
+    )
     assert any("int8 form was not timed on pytorch: it computes INT8 files in float" in said for said in result.remarks)
     page = card.render(result.records, result.remarks)["card.md"]
     assert "| pytorch |" in page

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 from repzoo import verbs
 from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset, Source
-from repzoo.engines import engine
+from repzoo.engines import Engine, engine
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError, MissingExtra
 from repzoo.graph.cost import count
@@ -64,9 +63,7 @@ def run(artifact: Artifact, source: Source, options: JobOptions | None = None, p
     options = options or JobOptions()
     if artifact.form == "int8":
         raise InputError(f"{artifact.name} is quantised already; the card starts from the float model")
-    for name in options.time_on:
-        with contextlib.suppress(MissingExtra):  # said on the card; a name that nobody knows is refused before the work
-            engine(name)
+    _others(options)  # a name that nobody knows is refused before the work
     images, evaluation = source.calibration_split(options.quantize.images, options.quantize.seed)
     accuracy.class_indices(evaluation, artifact)
     progress("fold and certify", 0, 0)
@@ -160,22 +157,33 @@ def _timings(artifacts: Mapping[str, Artifact], options: JobOptions, progress: P
 
 def _beside(artifacts: Mapping[str, Artifact], options: JobOptions) -> tuple[list[latency.Case], list[str]]:
     """The cases of the other engines, tried in a process of their own first, and why some are left out."""
-    cases, left_out = [], []
-    for name, artifact in product(dict.fromkeys(options.time_on), artifacts.values()):
-        if name == options.quantize.engine:
-            continue
+    runners, left_out = _others(options)
+    cases = []
+    for runner, artifact in product(runners, artifacts.values()):
         try:
-            cases.append(_case_beside(name, artifact))
+            cases.append(_case_beside(runner, artifact))
         except InputError as error:
-            left_out.append(f"the {artifact.form} form was not timed on {name}: {error}")
+            left_out.append(f"the {artifact.form} form was not timed on {runner.name}: {error}")
     return cases, left_out
 
 
-def _case_beside(name: str, artifact: Artifact) -> latency.Case:
-    runner = engine(name)
+def _others(options: JobOptions) -> tuple[list[Engine], list[str]]:
+    """The engines of `time_on`, each once however it was called, and why some are left out."""
+    found, left_out = dict[str, Engine](), list[str]()
+    for name in options.time_on:
+        try:
+            runner = engine(name)
+            found[runner.name] = runner
+        except MissingExtra as error:
+            left_out.append(f"nothing was timed on {name}: {error}")
+    found.pop(engine(options.quantize.engine).name, None)
+    return list(found.values()), left_out
+
+
+def _case_beside(runner: Engine, artifact: Artifact) -> latency.Case:
     if artifact.form == "int8" and getattr(runner, "simulates_int8", False):
         raise InputError("it computes INT8 files in float arithmetic")
-    probe(name, artifact.model, latency.inputs_for(artifact, 1))
+    probe(runner.name, artifact.model, latency.inputs_for(artifact, 1))
     return latency.case(artifact, runner)
 
 

@@ -15,6 +15,7 @@ from repzoo.graph.operators import Array, Stored
 
 NEUTRAL_SIZE = 2**18  # of zeros that are added, or of ones
 COMPARED = 64  # elements of constants that are compared by value where nodes are
+# Not those of graph.twins, on purpose: a proof shares no rule with the fold that it proves.
 NEVER_ALIKE = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout", "Constant"}
 )
