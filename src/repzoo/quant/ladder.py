@@ -109,7 +109,8 @@ class _Climb:
         self, model: onnx.ModelProto, tensors: list[str], reads: Sequence[layers.Layer], images: Dataset, report: ReadReport
     ) -> Statistics:
         give_back()  # here and elsewhere: what models and sessions took, which else adds up to more than the statistics
-        size = batch_size(model, [*tensors, *(one.source for one in reads)], PROBED_BYTES // (4 if self._bases else 1))
+        room = PROBED_BYTES // (4 if self._bases else 1)  # of a rewritten graph: the first one's statistics are held beside
+        size = batch_size(model, [*tensors, *(one.source for one in reads)], room)
         inputs = self._inputs(images, report, "calibrate", size)
         seen = observe(model, tensors, reads, inputs, self.engine, self.threads, len(images))
         give_back()
