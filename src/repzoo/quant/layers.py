@@ -6,7 +6,7 @@ what one output position reads, K = input channels of the group x kernel positio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,33 +119,40 @@ def biases(one: Layer, values: Mapping[str, npt.NDArray[Any]]) -> Float:
     return np.array(np.broadcast_to(held, (one.outputs,)))
 
 
-def drawn(one: Layer, activation: Images, count: int, random: np.random.Generator) -> list[Ids]:
-    """Up to `count` random output positions of each image of `activation`, flat; none for a Gemm, which has one."""
-    if activation.ndim == 2:
-        return []
+def drawn(one: Layer, activation: Images, count: int, random: np.random.Generator) -> Ids | None:
+    """`count` output positions of each image of `activation`, flat [N, count]; None where that is all of them.
+
+    They are drawn once, and turned by a random number for each image: as even as drawing for each, and cheap for many layers.
+    """
     total = positions(one, activation.shape[2:])
-    return [random.choice(total, min(count, total), replace=False) for _ in activation]
+    if count >= total:
+        return None
+    turns = random.integers(total, size=(len(activation), 1))
+    return np.asarray((random.choice(total, count, replace=False) + turns) % total)
 
 
-def columns(one: Layer, activation: Images, outputs: Sequence[Ids]) -> npt.NDArray[np.float32]:
-    """What the layer reads at the output positions `outputs` of each image (see `drawn`): float32 [G, K, R].
+def columns(one: Layer, activation: Images, outputs: Ids | None) -> npt.NDArray[np.float32]:
+    """What the layer reads at the output positions `outputs` of each image (see `drawn`): float32 [G, K, N R].
 
     activation  float32 [N, C, H, W], or [N, C] for a Gemm
     """
     if activation.ndim == 2:
         return activation.T[None]
-    parts = []
-    for image, at in zip(activation.reshape(*activation.shape[:2], -1), outputs, strict=True):
-        places, inside = _read_at(one, activation.shape[2:], at)
-        taken = image.take(places.reshape(-1), axis=1).reshape(len(image), *places.shape)
-        if not inside.all():
-            taken *= inside.astype(np.float32)
-        parts.append(taken.reshape(one.groups, one.fan_in, -1))
-    return np.concatenate(parts, axis=2)
+    if outputs is None:
+        outputs = np.tile(np.arange(positions(one, activation.shape[2:])), (len(activation), 1))
+    places, inside = _read_at(one, activation.shape[2:], outputs)
+    flat = activation.reshape(*activation.shape[:2], -1)
+    taken = np.empty((flat.shape[1], *places.shape), np.float32)
+    for image, values in enumerate(flat):
+        taken[:, :, image] = values.take(places[:, image], axis=1)
+    if not inside.all():
+        taken *= inside
+    return taken.reshape(one.groups, one.fan_in, -1)
 
 
 def _read_at(one: Layer, size: tuple[int, ...], outputs: Ids) -> tuple[Ids, npt.NDArray[np.bool_]]:
-    """(places in a flat activation that the taps read for the flat output positions `outputs`, [taps, R]; which are not padding).
+    """(places in a flat activation that the taps read for the flat output positions `outputs` [N, R], [taps, N, R]; which are not
+    padding).
 
     Places are looked up one by one: of an image a few positions are wanted, and a padded copy of it would cost more than they do.
     """
@@ -153,11 +160,11 @@ def _read_at(one: Layer, size: tuple[int, ...], outputs: Ids) -> tuple[Ids, npt.
     coordinates = []
     for axis, at in enumerate((outputs // sides[1], outputs % sides[1])):
         taps = np.arange(one.kernel[axis]) * one.dilations[axis] - _padding(one, size)[axis][0]
-        coordinates.append(taps[:, None] + at * one.strides[axis])
+        coordinates.append(taps[:, None, None] + at * one.strides[axis])
     down, along = coordinates[0][:, None], coordinates[1][None]
     inside = (down >= 0) & (down < size[0]) & (along >= 0) & (along < size[1])
     places = np.where(inside, down * size[1] + along, 0)
-    return places.reshape(-1, len(outputs)), inside.reshape(-1, len(outputs))
+    return places.reshape(-1, *outputs.shape), inside.reshape(-1, *outputs.shape)
 
 
 def positions(one: Layer, size: tuple[int, ...]) -> int:

@@ -187,10 +187,10 @@ class _Gathering:
         self._most = int(np.clip(channels, *HELD_ROWS))
         self._held: list[npt.NDArray[np.float32]] = []
 
-    def drawn(self, values: Mapping[str, Images], random: np.random.Generator) -> list[Ids]:
+    def drawn(self, values: Mapping[str, Images], random: np.random.Generator) -> Ids | None:
         return layers.drawn(self.layer, values[self.layer.source], self._each, random)
 
-    def add(self, values: Mapping[str, Images], at: Sequence[Ids]) -> None:
+    def add(self, values: Mapping[str, Images], at: Ids | None) -> None:
         self._held.append(layers.columns(self.layer, values[self.layer.source], at))
         if sum(one.shape[2] for one in self._held) >= self._most:
             self._take()
@@ -259,7 +259,7 @@ def observe(
     return Statistics(histograms, {one.layer.name: one.done() for one in gathered}, seen)
 
 
-def _take_in(values: Mapping[str, Images], work: tuple[_Counting | _Gathering, Sequence[Ids]]) -> None:
+def _take_in(values: Mapping[str, Images], work: tuple[_Counting | _Gathering, Ids | None]) -> None:
     work[0].add(values, work[1])
 
 
@@ -302,12 +302,12 @@ class _Counting:
         self._histogram = Histogram(0)
         self._held: list[Images] = []
 
-    def drawn(self, values: Mapping[str, Images], random: np.random.Generator) -> list[Ids]:
-        """Random positions, the same in all images; none where all are taken."""
+    def drawn(self, values: Mapping[str, Images], random: np.random.Generator) -> Ids | None:
+        """Random positions, the same in all images; None where all are taken."""
         total = _flat(values[self.name]).shape[2]
-        return [random.choice(total, self._spots, replace=False)] if self._wanted and total > self._spots else []
+        return random.choice(total, self._spots, replace=False) if self._wanted and total > self._spots else None
 
-    def add(self, values: Mapping[str, Images], at: Sequence[Ids]) -> None:
+    def add(self, values: Mapping[str, Images], at: Ids | None) -> None:
         """Take the tensor [N, C, ...] in, its values at the positions `at`."""
         flat = _flat(values[self.name])
         low, high = flat.min(2).min(0), flat.max(2).max(0)  # along what lies together first: three times as fast
@@ -317,8 +317,8 @@ class _Counting:
         if not len(self._histogram.low):
             self._histogram = Histogram(flat.shape[1])
         self._histogram.reach(low, high)
-        if at:
-            flat = flat.take(at[0], axis=2)
+        if at is not None:
+            flat = flat.take(at, axis=2)
         self._held.append(flat.transpose(1, 0, 2).reshape(flat.shape[1], -1))
         if sum(one.shape[1] for one in self._held) >= HELD_VALUES:
             self.done()
