@@ -187,6 +187,17 @@ def test_writing_leaves_its_input_alone() -> None:
     assert model.SerializeToString(deterministic=True) == before
 
 
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_weights_rounded_once_for_many_placements_are_those_that_it_rounds_itself(per_channel: bool) -> None:
+    model = net()
+    most, *fewer = candidates(model)
+    known = parameters(model, most)
+    once = qdq.rounded(model, most.nodes, known, per_channel)
+    assert once.keys() == {node.output[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm")} & most.nodes
+    for one in (most, *fewer):
+        assert qdq.write(model, one, known, per_channel, once) == qdq.write(model, one, known, per_channel)
+
+
 def test_an_older_opset_is_converted_and_a_newer_one_kept() -> None:
     old = net(opset=11)
     made = qdq.prepared(old)

@@ -30,7 +30,7 @@ class Machine(search.Race):
 
     def __init__(self, int8: Mapping[str, float], pair: float = 0.5, noise: float = 0.0) -> None:
         self.places, self._int8, self._pair, self._noise = Places(MODEL), int8, pair, noise
-        self._random, self.races = np.random.default_rng(0), 0
+        self._random, self.races, self.together = np.random.default_rng(0), 0, search.TOGETHER[0]
 
     def cost(self, placement: Placement) -> float:
         nodes = sum(cost * (self._int8.get(name, 1.0) if name in placement.nodes else 1) for name, cost in FLOAT.items())
@@ -105,7 +105,7 @@ def test_without_time_the_first_race_decides() -> None:
 def test_one_that_obviously_wins_costs_one_round_of_trials() -> None:
     machine = Machine(dict.fromkeys(FLOAT, 0.3), pair=0.1)
     assert searched(machine).best.placement.name == "everything"
-    assert machine.races == 3  # the starts, and eight groups, TOGETHER at a time
+    assert machine.races == 3  # the starts, and eight groups, four at a time
 
 
 @given(st.lists(st.floats(0.9, 1.1), min_size=search.ROUNDS, max_size=search.ROUNDS), st.integers(1, search.ROUNDS))

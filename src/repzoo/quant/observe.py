@@ -17,6 +17,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import onnx
+from threadpoolctl import threadpool_limits
 
 from repzoo.artifact import classifier_input
 from repzoo.engines import Engine
@@ -30,7 +31,7 @@ Images = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 BINS = 256
 SAMPLES, LEAST_SPOTS = 2**14, 32  # values of each channel behind a histogram, in all and of each image; extremes take all
-HELD_VALUES = 256  # of a channel, before they are counted
+HELD_VALUES = 512  # of a channel, before they are counted
 HELD_ROWS = (128, 256)  # of a Gram matrix, before they are counted: a large matrix a few times, not often
 ROWS_PER_COLUMN, LEAST_ROWS = 4, 4096  # output positions behind a Gram matrix, in all
 GRAM_BYTES = 2**28  # of all Gram matrices together, float32
@@ -246,7 +247,8 @@ def observe(
     gathered = [_Gathering(one, width, images) for one in reads]
     takers: list[_Counting | _Gathering] = [*counted, *gathered]
     seen = 0
-    with ThreadPoolExecutor(threads) as pool:
+    # one thread of BLAS for each of ours: many small products, shared among its threads, cost three times what they need
+    with ThreadPoolExecutor(threads) as pool, threadpool_limits(1, "blas"):
         for inputs in batches:
             seen += len(inputs)
             values = {source: inputs, **(dict(zip(wanted, session.run_all(inputs), strict=True)) if wanted else {})}

@@ -9,7 +9,7 @@ Source: ONNX operators QuantizeLinear-13 and -21, DequantizeLinear-13 and -21; O
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,30 +182,53 @@ def _quantised_weights(writer: _Writer, node: onnx.NodeProto) -> list[onnx.NodeP
         raise InputError(
             f"{node.name or node.output[0]}: a Gemm with alpha or beta other than 1 is not quantised; fold the model first"
         )
-    name = node.output[0]
-    values = numpy_helper.to_array(writer.weights[node.input[1]])
-    axis = 1 if node.op_type == "Gemm" and not any(item.name == "transB" and item.i for item in node.attribute) else 0
-    bias = _bias(writer, node, values.shape[axis])
-    incoming = float(np.float32(writer.activations[node.input[0]].scale))
-    least = np.abs(bias) / (incoming * INT32_ROOM) if bias is not None else 0.0
-    least = least if writer.per_channel else float(np.max(least))
-    made = writer.rounded.get(name) or ranges.weight(values, axis if writer.per_channel else None, least)
+    name, axis, bias = node.output[0], _output_axis(node), _bias(writer.weights, node)
+    made = writer.rounded.get(name) or _nearest(writer.weights, node, writer.activations, writer.per_channel)
     weight_name, weight_node = writer.dequantised(f"{name}:{node.input[1]}", made.values, made.scale, axis)
     nodes = [weight_node]
     node.input[1] = weight_name
     if bias is not None:
-        scale = (np.float32(incoming) * made.scale.astype(np.float32)).astype(np.float64)
+        incoming = np.float32(writer.activations[node.input[0]].scale)
+        scale = (incoming * made.scale.astype(np.float32)).astype(np.float64)
         stored = np.round(bias / scale).astype(np.int32)
         node.input[2], bias_node = writer.dequantised(f"{name}:{node.input[2]}", stored, scale, 0)
         nodes.append(bias_node)
     return nodes
 
 
-def _bias(writer: _Writer, node: onnx.NodeProto, channels: int) -> npt.NDArray[np.float64] | None:
+def rounded(
+    model: onnx.ModelProto, nodes: Collection[str], activations: Mapping[str, Affine], per_channel: bool
+) -> dict[str, Symmetric]:
+    """The weights of those of `nodes` (by output) that have any, rounded as `write` rounds what it is not given.
+
+    For who writes many placements of one model, and would else round the same weights for each.
+    """
+    weights = {item.name: item for item in model.graph.initializer}
+    layers = [node for node in model.graph.node if node.op_type in WEIGHTED and node.output[0] in nodes]
+    return {node.output[0]: _nearest(weights, node, activations, per_channel) for node in layers}
+
+
+def _nearest(
+    weights: Mapping[str, onnx.TensorProto], node: onnx.NodeProto, activations: Mapping[str, Affine], per_channel: bool
+) -> Symmetric:
+    """The weights of `node` rounded to nearest, with scales that leave its bias room in int32."""
+    bias, incoming = _bias(weights, node), float(np.float32(activations[node.input[0]].scale))
+    least = np.abs(bias) / (incoming * INT32_ROOM) if bias is not None else np.zeros(1)
+    values = numpy_helper.to_array(weights[node.input[1]])
+    return ranges.weight(values, _output_axis(node) if per_channel else None, least if per_channel else float(np.max(least)))
+
+
+def _output_axis(node: onnx.NodeProto) -> int:
+    """Of the weights, the axis of the outputs: 1 for a Gemm that does not transpose them, else 0."""
+    return 1 if node.op_type == "Gemm" and not any(item.name == "transB" and item.i for item in node.attribute) else 0
+
+
+def _bias(weights: Mapping[str, onnx.TensorProto], node: onnx.NodeProto) -> npt.NDArray[np.float64] | None:
     """float64 [channels], or None where `node` has no bias; a Gemm's may be stored as one number or as a row."""
     if len(node.input) < 3 or not node.input[2]:
         return None
-    values = numpy_helper.to_array(writer.weights[node.input[2]]).astype(np.float64)
+    values = numpy_helper.to_array(weights[node.input[2]]).astype(np.float64)
+    channels = weights[node.input[1]].dims[_output_axis(node)]
     if values.size not in (1, channels) or values.shape[-1:] not in ((), (1,), (channels,)):
         raise InputError(
             f"{node.name or node.output[0]}: a bias of shape {values.shape} differs from row to row, which INT8 has not"

@@ -8,7 +8,7 @@ below 1) are taken together, or the best of them alone, whichever a second race 
 placement only ever gets faster, and a group whose change is neutral stays where it is. It ends when no group gains, or when the
 seconds are used up. What can win no more, whatever the rounds to come say, leaves its race at once: most do after a few rounds.
 
-Latency does not depend on the numbers, so weights are rounded plainly and ranges are min-max here.
+Latency does not depend on the numbers, so weights are rounded plainly, once for all, and ranges are min-max here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx
 
 from repzoo.artifact import Artifact
@@ -32,7 +33,11 @@ from repzoo.quant.scheme import QuantScheme
 
 ROUNDS = 9  # of each race: their median's 95 % interval is from the 2nd to the 8th
 CALLS = 3  # of each model in a round, about
-TOGETHER = 4  # models in a race, besides the one that they are compared with: each is a session with the weights
+TOGETHER = (
+    4,
+    12,
+)  # models in a race, least and most, besides the one that they are compared with: each is a session with the weights
+TOGETHER_BYTES = 2**26  # of these weights, from which on there are fewer than the most
 NEAR, FINALISTS = 0.94, 3  # of the fastest start's speed: which are timed with care, and how many at most
 SMALLEST_GAIN = 0.98  # of a ratio's middle: less may be where a session's memory happens to lie, see measure.latency
 
@@ -78,12 +83,15 @@ class Found:
 
 
 class Race:
-    """Times placements of one float `model`."""
+    """Times placements of one float `model`, `together` at a time."""
 
     def __init__(self, gate: Gate, model: onnx.ModelProto, seen: Statistics, scheme: QuantScheme, places: Places) -> None:
         self._gate, self._model, self._scheme, self.places = gate, model, scheme, places
         spans = {name: ranges.minmax(one) for name, one in seen.histograms.items()}
         self._numbers = {name: ranges.affine(*span, scheme.activation_symmetric) for name, span in spans.items()}
+        layers = {node.output[0] for node in places.layers} & frozenset[str]().union(*(one.nodes for one in places.candidates()))
+        self._rounded = qdq.rounded(model, layers, self._numbers, scheme.per_channel)
+        self.together = int(np.clip(TOGETHER_BYTES // max(1, gate.artifact.model.ByteSize()), *TOGETHER))
 
     def over_float(self, placements: Sequence[Placement], seconds: float) -> list[Record]:
         """Latency of each over the float model's."""
@@ -93,15 +101,15 @@ class Race:
         """Latency of each over that of `base`, over so many openings of their sessions; with one, until it cannot be the faster."""
         found: list[Interval] = []
         rounds, lost = (ROUNDS, cannot_win) if openings == 1 else (max(ROUNDS, 2 * openings), lambda _: False)
-        for start in range(0, len(placements), TOGETHER):
-            cases = self._gate.cases([*map(self._made, (base, *placements[start : start + TOGETHER]))])
+        for start in range(0, len(placements), self.together):
+            cases = self._gate.cases([*map(self._made, (base, *placements[start : start + self.together]))])
             latency.race(cases, rounds, CALLS, openings, lost)
             found += [latency.raced(one, cases[0]) for one in cases[1:]]
         return found
 
     def _made(self, placement: Placement) -> Artifact:
         signed = self._scheme.activation_type == "int8"
-        graph = qdq.write(self._model, placement, self._numbers, self._scheme.per_channel, None, signed)
+        graph = qdq.write(self._model, placement, self._numbers, self._scheme.per_channel, self._rounded, signed)
         return replace(self._gate.artifact, model=graph)
 
 
@@ -144,10 +152,10 @@ def _step(race: Race, base: Placement, deadline: float, trials: list[Trial]) -> 
     tried = list[tuple[Trial, frozenset[str]]]()
     layers = {node.output[0] for node in race.places.layers}
     flips = [one for one in _flips(race.places.groups(), base) if (base.nodes ^ one[1]) & layers]
-    for start in range(0, len(flips), TOGETHER):
+    for start in range(0, len(flips), race.together):
         if time.perf_counter() >= deadline:
             break
-        some = flips[start : start + TOGETHER]
+        some = flips[start : start + race.together]
         found = race.over(base, [_changed(race, base, [group]) for _, group, _ in some])
         tried += [
             (Trial(name, len(group), into, one.value, one.low, one.high), group)
