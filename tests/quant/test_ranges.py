@@ -78,6 +78,17 @@ def test_the_range_follows_the_channel_that_matters_downstream() -> None:
     assert narrow[1] < 0.5 * wide[1]
 
 
+@pytest.mark.parametrize("outlier", [30.0, 200.0])
+def test_a_channel_that_nothing_reads_does_not_set_the_range(outlier: float) -> None:
+    values = np.random.default_rng(0).standard_normal((2, 4096)).astype(np.float32)
+    values[1] *= outlier
+    seen = Histogram(2)
+    seen.add(values, values.min(1), values.max(1))
+    _, (low, high) = ranges.chosen(seen, np.array([1.0, 0.0]))
+    assert max(-low, high) <= 2 * np.abs(values[0]).max()
+    assert ranges.noise(seen, low, high)[0] <= 4 * ranges.noise(histogram(values[0]), *ranges.minmax(histogram(values[0])))[0]
+
+
 def test_the_predicted_noise_is_what_quantising_does() -> None:
     rng = np.random.default_rng(1)
     values = np.maximum(rng.standard_normal((3, 20_000)) * np.array([[0.1], [1], [3]]), 0).astype(np.float32)

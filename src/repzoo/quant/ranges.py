@@ -150,7 +150,7 @@ METHODS: dict[str, Callable[[Pooled], Range]] = {
     "entropy": entropy,
 }
 ALL = ("minmax", "percentile", "mse", "entropy")
-SHRINKS = tuple(float(share) for share in np.linspace(0.95, 0.3, 14))
+SHRINKS = (*(float(share) for share in np.linspace(0.95, 0.3, 14)), *(0.3 / 2**halvings for halvings in range(1, 9)))
 
 
 def chosen(
