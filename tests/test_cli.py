@@ -17,7 +17,7 @@ from repzoo import __version__, job
 from repzoo.artifact import Artifact
 from repzoo.cli import cli
 from repzoo.measure import record
-from repzoo.zoo import catalog
+from repzoo.zoo import catalog, embedded
 
 Run = Callable[..., Any]
 COMMANDS = [
@@ -191,6 +191,23 @@ def test_export(run: Run, tmp_path: Path) -> None:
     assert made.needing_preprocess().mean == (0.5, 0.5, 0.5)
     assert made.needing_preprocess().size == 64
     assert [step.verb for step in made.steps] == ["build", "export"]
+
+
+def test_export_of_weights_that_ship(run: Run, tmp_path: Path) -> None:
+    name, output = "repghostnet_050.digits", tmp_path / "shipped.onnx"
+    document = run("export", name, "-o", output, "--form", "deploy", "--json").document
+    made, shipped = Artifact.read(output), embedded.read(name)
+    assert (document["form"], document["classes"]) == ("deploy", 10)
+    assert [step.verb for step in made.steps] == [*(step.verb for step in shipped.steps), "fold"]
+    assert made.preprocess == shipped.preprocess
+
+
+@pytest.mark.parametrize("other", [["--num-classes", "5"], ["--opset", "13"], ["--size", "64"]], ids=lambda other: str(other[0]))
+def test_weights_that_ship_are_not_made_into_another_model(run: Run, tmp_path: Path, other: list[str]) -> None:
+    ran = run("export", "repghostnet_050.digits", "-o", tmp_path / "no.onnx", *other)
+    assert ran.code == 2
+    assert "repghostnet_050.digits" in ran.err
+    assert not (tmp_path / "no.onnx").exists()
 
 
 # Measuring

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.errors import InputError
 from repzoo.plugins import unknown
 from repzoo.zoo import catalog, embedded
-
-if TYPE_CHECKING:  # onnx-ir takes a quarter of a second to import: only the verbs that rewrite graphs pay for it
-    pass
 
 
 def load(model: str | Path, **preprocess: Any) -> Artifact:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,8 @@ from repzoo.quant.scheme import for_host, scheme_for
 from repzoo.quant.scheme import scheme as scheme_called
 from repzoo.storage import sha256_of_file
 from repzoo.verbs.inputs import embed_input
-from repzoo.zoo import catalog
+from repzoo.verbs.loading import load
+from repzoo.zoo import catalog, embedded
 from repzoo.zoo.download import resolve
 from repzoo.zoo.naming import LoadOptions
 
@@ -85,28 +86,47 @@ class ExportOptions:
 def export(model: str, options: ExportOptions | None = None, labels: Sequence[str] = (), **preprocess: Any) -> Artifact:
     """The training form (or with form="deploy" the folded form) of a catalogue model as an Artifact.
 
-    Without a checkpoint or `pretrained` the weights are random (seeded): right for counting and timing, not for accuracy.
+    Weights that ship (`repghostnet_050.digits`) are exported as they are. Of any other model, without a checkpoint or `pretrained`,
+    they are random (seeded): right for counting and timing, not for accuracy.
 
     Raises:
-        InputError: unknown model, checkpoint that does not fit, opset outside 11..20.
+        InputError: unknown model, checkpoint that does not fit, opset outside 11..20; settings that weights which ship cannot take.
         MissingExtra: torch or timm is not installed.
     """
     options = options or ExportOptions()
-    row = catalog.spec(model)
     given = {key: value for key, value in preprocess.items() if value is not None}
     kind, yuv = given.pop("input", "float"), given.pop("yuv", None)
-    prepared = Preprocess.from_mapping({**asdict(row.preprocess), **given})
+    shipped = _shipped(model, options, labels, given) if model in embedded.names() else None
+    usual = shipped.needing_preprocess() if shipped else catalog.spec(model).preprocess
+    prepared = Preprocess.from_mapping({**asdict(usual), **given})
     replace(prepared, input=kind, yuv=yuv or prepared.yuv)  # refuses, before anything is built, what cannot be
-    classes = options.num_classes or len(labels) or row.num_classes
+    made = shipped or _exported(model, prepared, options, labels)
+    made = fold(made)[0] if options.form == "deploy" else made
+    return made if kind == "float" else embed_input(made, kind, yuv).artifact
+
+
+def _shipped(model: str, options: ExportOptions, labels: Sequence[str], given: Mapping[str, Any]) -> Artifact:
+    """The weights that ship as `model`, with the preprocessing that is `given`; what would make another model of them is refused."""
+    other = [key for key, value in asdict(options).items() if key != "form" and value != getattr(ExportOptions(), key)]
+    other += ["labels"] if labels else []
+    if other:
+        raise InputError(
+            f"{model} ships as a finished graph, which cannot take another {', '.join(other)}; leave that out, or export "
+            f"{model.partition('.')[0]} with a checkpoint"
+        )
+    return load(model, **given)
+
+
+def _exported(model: str, preprocess: Preprocess, options: ExportOptions, labels: Sequence[str]) -> Artifact:
+    """The training form, built anew."""
+    classes = options.num_classes or len(labels) or catalog.spec(model).num_classes
     module, weights = _built(model, classes, options)
     step = Step("build", __version__, {"model": model, **weights, "num_classes": classes, "seed": options.seed})
     from repzoo.graph import export as exporting
     from repzoo.zoo import families
 
     names = tuple(labels) or (families.imagenet_labels() if classes == families.IMAGENET_CLASSES else ())
-    made = exporting.export(module, model, prepared, names, step, opset=options.opset, dynamic_batch=options.dynamic_batch)
-    made = fold(made)[0] if options.form == "deploy" else made
-    return made if kind == "float" else embed_input(made, kind, yuv).artifact
+    return exporting.export(module, model, preprocess, names, step, opset=options.opset, dynamic_batch=options.dynamic_batch)
 
 
 def _built(model: str, classes: int, options: ExportOptions) -> tuple[Any, dict[str, Any]]:
