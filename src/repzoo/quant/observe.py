@@ -37,6 +37,7 @@ ROWS_PER_COLUMN, LEAST_ROWS = 4, 4096  # output positions behind a Gram matrix, 
 GRAM_BYTES = 2**28  # of all Gram matrices together, float32
 PROBED_BYTES = 2**26  # of the activations of one batch
 MOST_IMAGES = 16  # of a batch
+SHARES = 2  # of the work on a batch, for each thread: few, since threads wait for one another at each
 SMALLEST_STEP = 2.0**-100  # of a histogram that is counted in float32
 LARGEST = 1e16  # of an activation: sums of some thousand squares stay within float32
 
@@ -246,7 +247,7 @@ def observe(
     counted = [_Counting(name, name in tensors, spots) for name in names]
     gathered = [_Gathering(one, width, images) for one in reads]
     takers: list[_Counting | _Gathering] = [*counted, *gathered]
-    seen = 0
+    seen, shares = 0, threads * SHARES
     # one thread of BLAS for each of ours: many small products, shared among its threads, cost three times what they need
     with ThreadPoolExecutor(threads) as pool, threadpool_limits(1, "blas"):
         for inputs in batches:
@@ -254,15 +255,16 @@ def observe(
             values = {source: inputs, **(dict(zip(wanted, session.run_all(inputs), strict=True)) if wanted else {})}
             work = [(one, one.drawn(values, random)) for one in takers]  # in one order, whoever takes what in
             for part in (work[: len(counted)], work[len(counted) :]):  # what is not finite is refused before sums are made of it
-                list(pool.map(partial(_take_in, values), part))
+                list(pool.map(partial(_take_in, values), [part[at::shares] for at in range(shares)]))
     if not seen:
         raise InputError("no calibration image could be read; give --data with images of the kind the model will see")
     histograms = {one.name: one.done() for one in counted if one.name in tensors}
     return Statistics(histograms, {one.layer.name: one.done() for one in gathered}, seen)
 
 
-def _take_in(values: Mapping[str, Images], work: tuple[_Counting | _Gathering, Ids | None]) -> None:
-    work[0].add(values, work[1])
+def _take_in(values: Mapping[str, Images], work: Sequence[tuple[_Counting | _Gathering, Ids | None]]) -> None:
+    for one, at in work:
+        one.add(values, at)
 
 
 def batch_size(model: onnx.ModelProto, tensors: Iterable[str], limit: int = PROBED_BYTES) -> int:
