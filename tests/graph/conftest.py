@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--remake-golden", action="store_true", help="write tests/graph/golden/*.json anew from what the fold does now"
     )
-    parser.addoption("--random-graphs", type=int, default=2000, help="how many random linear graphs to fold (default 2000)")
+    parser.addoption("--random-graphs", type=int, default=1000, help="how many random linear graphs to fold (default 1000)")
 
 
 def drawn(name: str, what: tuple[int, ...] | list[float] | Array) -> Array:

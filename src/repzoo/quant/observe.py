@@ -198,7 +198,7 @@ class _Gathering:
             self._take()
 
     def _take(self) -> None:
-        found = np.concatenate(self._held, axis=2)
+        found = np.concatenate(self._held, axis=2) if len(self._held) > 1 else self._held[0]  # which would copy even one
         self._held.clear()
         self.rows += found.shape[2]
         self.sum += found.sum(2, dtype=np.float64)
