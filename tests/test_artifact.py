@@ -168,6 +168,15 @@ def test_any_damaged_byte_is_refused_or_survives_another_round(changes: list[tup
         assert (twice.preprocess, twice.labels, twice.steps) == (once.preprocess, once.labels, once.steps)
 
 
+@pytest.mark.parametrize("title", ["producer_name", "producer_version", "domain", "doc_string", "graph.name", "graph.doc_string"])
+def test_a_title_that_is_not_text_is_refused(title: str) -> None:
+    model = onnx.load_from_string(made().to_bytes())
+    holder = model.graph if title.startswith("graph.") else model
+    setattr(holder, title.removeprefix("graph."), "QQQQ")
+    with pytest.raises(InputError, match="UTF-8"):
+        Artifact.from_bytes(model.SerializeToString().replace(b"QQQQ", b"QQ\x80Q"), "damaged")
+
+
 def test_external_weights_are_refused_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "split.onnx"
     model = graph()

@@ -319,7 +319,8 @@ def _refuse_names_of_bytes(model: onnx.ModelProto, where: str) -> None:
     values = [item.name for item in named]
     nodes = [name for node in graph.node for name in (node.name, node.op_type, node.domain, *node.input, *node.output)]
     entries = [text for item in model.metadata_props for text in (item.key, item.value)]
-    if any(isinstance(text, bytes) for text in (*values, *nodes, *entries)):
+    titles = [model.producer_name, model.producer_version, model.domain, model.doc_string, graph.name, graph.doc_string]
+    if any(isinstance(text, bytes) for text in (*values, *nodes, *entries, *titles)):
         raise InputError(f"{where} holds a name that is not UTF-8 text, so it is damaged; export it again")
 
 
