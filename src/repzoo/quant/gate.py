@@ -35,9 +35,8 @@ from repzoo.quant import diagnose
 from repzoo.quant.diagnose import LayerNoise
 
 BENCH_SECONDS = 1.0
-UNCHANGED = (
-    99.0  # % of predictions that must be the float model's own for an attempt to hold; a further rung costs seconds, not latency
-)
+# % of predictions that must be the float model's own for an attempt to hold; a further rung costs seconds, not latency.
+UNCHANGED = 99.0
 ENOUGH = 95.0  # % from which on no layer is taken out of INT8 for the sake of more: that would cost latency
 CHANGES = 100 - ENOUGH  # points that predictions may change without labels, beyond the budget
 BLAMED = 3  # layers that a refusal names

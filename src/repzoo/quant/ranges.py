@@ -150,6 +150,7 @@ METHODS: dict[str, Callable[[Pooled], Range]] = {
     "entropy": entropy,
 }
 ALL = ("minmax", "percentile", "mse", "entropy")
+# Of min-max: finely where most ranges end, then by halves, for outliers that nothing important reads.
 SHRINKS = (*(float(share) for share in np.linspace(0.95, 0.3, 14)), *(0.3 / 2**halvings for halvings in range(1, 9)))
 
 

@@ -33,10 +33,8 @@ from repzoo.quant.scheme import QuantScheme
 
 ROUNDS = 9  # of each race: their median's 95 % interval is from the 2nd to the 8th
 CALLS = 3  # of each model in a round, about
-TOGETHER = (
-    4,
-    12,
-)  # models in a race, least and most, besides the one that they are compared with: each is a session with the weights
+# Models in a race, least and most, besides the one that they are compared with: each is a session with the weights.
+TOGETHER = 4, 12
 TOGETHER_BYTES = 2**26  # of these weights, from which on there are fewer than the most
 NEAR, FINALISTS = 0.94, 3  # of the fastest start's speed: which are timed with care, and how many at most
 SMALLEST_GAIN = 0.98  # of a ratio's middle: less may be where a session's memory happens to lie, see measure.latency
@@ -89,7 +87,7 @@ class Race:
         self._gate, self._model, self._scheme, self.places = gate, model, scheme, places
         spans = {name: ranges.minmax(one) for name, one in seen.histograms.items()}
         self._numbers = {name: ranges.affine(*span, scheme.activation_symmetric) for name, span in spans.items()}
-        layers = {node.output[0] for node in places.layers} & frozenset[str]().union(*(one.nodes for one in places.candidates()))
+        layers = [node.output[0] for node in places.layers]
         self._rounded = qdq.rounded(model, layers, self._numbers, scheme.per_channel)
         self.together = int(np.clip(TOGETHER_BYTES // max(1, gate.artifact.model.ByteSize()), *TOGETHER))
 
