@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 
 from repzoo.engines import engine
 from repzoo.errors import InputError
-from repzoo.quant.observe import BINS, Histogram, observe
+from repzoo.quant.observe import BINS, KEPT_VALUES, Histogram, observe
 
 Values = npt.NDArray[np.float32]
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -104,3 +104,22 @@ def test_observe_names_a_tensor_that_is_not_finite() -> None:
 def test_observe_refuses_no_images() -> None:
     with pytest.raises(InputError, match="no calibration image"):
         observe(MODEL, ["scaled"], [], [], engine("onnxruntime"), 1, 1)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(8, 3), (100, 16), (1000, 16)])
+def test_values_are_kept_of_all_images_alike(count: int, batch: int) -> None:
+    """A graph whose tensor says which image it is of: no image gives more than its share, whatever their number."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 1, 5, 5] data) => (float[N, 1] y) {
+        t = Identity (data)
+        p = GlobalAveragePool (t)
+        y = Flatten (p) }"""
+    )
+    pictures = np.broadcast_to(np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1), (count, 1, 5, 5)).copy()
+    batches = (pictures[at : at + batch] for at in range(0, count, batch))
+    kept = observe(model, ["t"], [], batches, engine("onnxruntime"), 1, count).histograms["t"].kept
+    numbers, times = np.unique(kept, return_counts=True)
+    assert kept.shape == (1, KEPT_VALUES)
+    assert len(numbers) == min(count, KEPT_VALUES)
+    assert np.ptp(times) <= 1
+    assert np.diff(numbers).max() <= -(-count // KEPT_VALUES)

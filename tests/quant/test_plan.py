@@ -73,6 +73,63 @@ def test_the_diagnosis_names_the_layer_and_the_side_that_was_broken() -> None:
     assert (found.layer, found.side) == ("grouped", "activation")
 
 
+MOVED = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 12, 12] data) => (float[N, 5] y) {
+    a = Conv (data, first)
+    b = Relu (a)
+    left, right = Split <axis = 1> (b, parts)
+    c = Conv (left, second)
+    d = Concat <axis = 1> (c, right)
+    e = MaxPool <kernel_shape = [4, 4], strides = [4, 4]> (d)
+    f = Flatten (e)
+    y = Gemm <transB = 1> (f, third) }"""
+
+
+def moved() -> tuple[onnx.ModelProto, Placement, Statistics]:
+    model, random = onnx.parser.parse_model(MOVED), np.random.default_rng(0)
+    for name, shape in {"first": (8, 3, 1, 1), "second": (4, 4, 1, 1), "third": (5, 72)}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([4, 4]), "parts"))
+    one = replace(scheme("ort-cpu"), name="all", quantised=(*scheme("ort-cpu").quantised, "MaxPool"))
+    everything = candidates(model, one)[0]
+    return model, everything, seen(model, everything)
+
+
+def test_what_is_only_moved_keeps_its_steps() -> None:
+    model, everything, statistics = moved()
+    made = plan.planned(model, everything, statistics, scheme("ort-cpu"), Corrections())
+    numbers = made.activations
+    assert {"b", "left", "right", "c", "d", "e", "f"} <= numbers.keys()
+    assert numbers["left"] == numbers["right"] == numbers["b"]
+    assert numbers["c"] == numbers["d"] == numbers["e"] == numbers["f"]
+    assert numbers["b"] != numbers["d"]
+
+
+def test_the_diagnosis_tells_of_tensors_that_no_layer_reads() -> None:
+    """Steps of the tensor before MaxPool and Flatten, or of a Concat's input, are too coarse: the layer behind is told of it."""
+    model, everything, statistics = moved()
+    made = plan.planned(model, everything, statistics, scheme("ort-cpu"), Corrections())
+    assert min(one.activation_db for one in diagnose.diagnosed(made, statistics)) > 25
+    for tensor, layer in {"d": "y", "e": "y", "right": "y", "b": "y", "data": "a"}.items():
+        coarse = replace(made, ranges={**made.ranges, tensor: (-500.0, 500.0)})
+        found = diagnose.diagnosed(coarse, statistics)[0]
+        assert (found.layer, found.side, found.tensor) == (layer if tensor != "b" else found.layer, "activation", tensor)
+        assert f"of {tensor}, channels" in found.sentence()
+        assert found.activation_db < 20
+
+
+def test_a_layer_in_float_is_told_of_steps_in_its_input() -> None:
+    model, _, _ = moved()
+    one = Placement("one", frozenset({"a"}), ("data", "b"))
+    statistics = observe(
+        model, ["data", "b", "left"], list(layers.layers(model).values()), [images(64)], engine("onnxruntime"), 1, 64
+    )
+    made = plan.planned(model, one, statistics, scheme("ort-cpu"), Corrections())
+    coarse = replace(made, ranges={**made.ranges, "b": (-500.0, 500.0)})
+    found = diagnose.diagnosed(coarse, statistics)[0]
+    assert (found.layer in ("c", "y"), found.side, found.tensor) == (True, "activation", "b")
+    assert found.weight_db == diagnose.CLEAN_DB
+
+
 @pytest.mark.parametrize("name", ["ort-cpu", "per-tensor"])
 def test_rescaled_channels_do_not_change_the_int8_result(name: str) -> None:
     """The same function with its free channels multiplied by 10^-2 .. 10^2; without equalisation INT8 is lost."""

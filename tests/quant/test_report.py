@@ -76,8 +76,33 @@ def test_a_channel_of_weights_a_thousand_times_as_large_is_named(reported: Calla
     assert not first["holds"]
     assert (worst["layer"], worst["side"], worst["outliers"][0]) == ("c", "weight", 5)
     assert 100 < worst["spread"] < 10000
-    assert report["drop_low"] > 0.3  # no rung mends it: across a Flatten of several pixels nothing can be equalised
-    assert all(one["culprits"][0]["layer"] == "c" for one in report["rungs"] if "escape" not in one["recipe"])
+    *others, last = report["rungs"]  # across a Flatten of several pixels nothing can be equalised: that layer has to leave INT8
+    assert all(one["drop_low"] > 0.3 and one["culprits"][0]["layer"] == "c" for one in others)
+    assert last["placement"].endswith("float: c")
+    assert last["holds"]
+    assert report["drop_low"] < 0.3
+
+
+def test_an_outlying_activation_behind_a_flatten_is_named(reported: Callable[..., Any]) -> None:
+    """The same channel where weights have scales of their own: what suffers is the tensor that the last layer reads, flattened."""
+    second, means = stored("second"), stored("means")
+    second[5] *= 1000
+    means[:, 5 * PIXELS : 6 * PIXELS] /= 1000
+    rung = reported({"second": second, "means": means}, "--scheme", "ort-minmax")["values"]["rungs"][0]
+    worst = rung["culprits"][0]
+    assert (worst["layer"], worst["side"]) == ("output", "activation")
+    assert worst["tensor"] in ("d", "flat")
+    assert {one // PIXELS if worst["tensor"] == "flat" else one for one in worst["outliers"]} == {5}
+    assert worst["activation_db"] < 20
+
+
+def test_an_outlying_activation_behind_a_flatten_is_cut_where_ranges_may_be(reported: Callable[..., Any]) -> None:
+    second, means = stored("second"), stored("means")
+    second[5] *= 1000
+    means[:, 5 * PIXELS : 6 * PIXELS] /= 1000
+    rung = reported({"second": second, "means": means})["values"]["rungs"][0]
+    assert rung["recipe"] == "rounding"
+    assert rung["same_prediction"] > 95
 
 
 def test_an_outlying_activation_is_named(reported: Callable[..., Any]) -> None:

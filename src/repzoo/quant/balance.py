@@ -3,7 +3,7 @@
 Equalising weights alone (equalize.py) may leave one channel of an activation ten times as wide as the others, and where each row of
 a weight has a scale of its own there is no need to make rows alike. Here the noise that rounding will add, relative to the signal,
 is predicted for every layer and every quantised activation as a function of the factors s, and their sum is made least. With
-s = 1 the network that is given, I_o the importance of a channel (plan.importance), and x_k, h_c its inputs and largest values:
+s = 1 the network that is given, I_o the importance of a channel (importance.py), and x_k, h_c its inputs and largest values:
 
     weights        N = GAIN / (12 * 127^2) * sum_o m_o^2 I_o s_o^2 sum_k E[x_k^2] / s_k^2,   m_o = max_k |W_ok| s_k / s_o,
                    the maximum over all rows too where the tensor has one scale
@@ -28,9 +28,9 @@ import numpy.typing as npt
 import onnx
 
 from repzoo.quant import layers as layering
-from repzoo.quant import plan
 from repzoo.quant.channels import FIXED, Channels, linked
 from repzoo.quant.equalize import Equalised, labels_of, rescaled
+from repzoo.quant.importance import WayBack, charged, signal
 from repzoo.quant.layers import Layer
 from repzoo.quant.observe import Statistics
 
@@ -188,23 +188,24 @@ def _terms(
 ) -> list[_Weights | _Activations]:
     found, values = layering.layers(start.model), layering.constants(start.model)
     known = {name: one for name, one in found.items() if name in seen.moments}
-    read = plan.importance(known, values, seen)
+    read = charged(known.values(), values, seen)
+    reached = WayBack(start.model, found, seen).costs(read, read)
     worth = np.zeros(channels.count)
     for source, each in read.items():
         np.add.at(worth, labels_of(channels, source, len(each)), each)
     weights, activations = list[_Weights](), list[_Activations]()
     for name, one in known.items():
-        power = plan.signal(layering.weights(one, values), seen.moments[name])
+        power = signal(layering.weights(one, values), seen.moments[name])
         out = labels_of(channels, name, one.outputs)
         if power > 0:
             own = np.where((out == FIXED) | (worth[out] == 0), 1 / power, worth[out])
             weights.append(_weights(one, layering.weights(one, values), _energy(one, seen), own, channels, per_channel))
     for name in tensors:
-        if name in read:
+        if name in reached:
             histogram = seen.histograms[name]
             high = np.maximum(np.maximum(histogram.high, -histogram.low), TINY)
             runs = _Runs.of([0], len(high))
-            activations.append(_Activations(np.log(high), labels_of(channels, name, len(high)), read[name], runs))
+            activations.append(_Activations(np.log(high), labels_of(channels, name, len(high)), reached[name], runs))
     terms: list[_Weights | _Activations] = [_Weights.joined(weights)] if weights else []
     return [*terms, *([_Activations.joined(activations)] if activations else [])]
 

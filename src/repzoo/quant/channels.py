@@ -29,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from repzoo.quant.layers import Layer, constants
+from repzoo.quant.layers import Layer
+from repzoo.quant.wiring import Wiring, axis
 
 Ids = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
@@ -56,7 +57,7 @@ def linked(model: onnx.ModelProto, layers: Mapping[str, Layer], reached: Mapping
     reached  the largest value of each channel [C] of some tensors on calibration images; only outputs of ReLU6 are asked for, and
              one that is not given holds still
     """
-    graph = _Graph(model, layers, reached or {})
+    graph = _Graph(Wiring(model), layers, reached or {})
     for node in model.graph.node:
         graph.link(node)
     for value in (*model.graph.input, *model.graph.output):
@@ -67,11 +68,8 @@ def linked(model: onnx.ModelProto, layers: Mapping[str, Layer], reached: Mapping
 class _Graph:
     """Numbers for the channels of each tensor, and pairs of numbers that must be equal."""
 
-    def __init__(self, model: onnx.ModelProto, layers: Mapping[str, Layer], reached: Mapping[str, Float]) -> None:
-        self.layers, self.constants, self.reached = layers, constants(model), reached
-        inferred = onnx.shape_inference.infer_shapes(model).graph
-        values = (*inferred.input, *inferred.value_info, *inferred.output)
-        self.shapes = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim] for item in values}
+    def __init__(self, wiring: Wiring, layers: Mapping[str, Layer], reached: Mapping[str, Float]) -> None:
+        self.wiring, self.layers, self.reached = wiring, layers, reached
         self.numbers: dict[str, Ids] = {}
         self.next = 1
         self.pairs: list[tuple[Ids, Ids]] = []
@@ -80,15 +78,14 @@ class _Graph:
     def of(self, name: str) -> Ids:
         """The numbers of a tensor's channels; a tensor of unknown width has one, which is fixed."""
         if name not in self.numbers:
-            shape = self.shapes.get(name, [])
-            width = shape[1] if len(shape) > 1 and shape[1] > 0 else 0
+            width = self.wiring.width(name)
             self.numbers[name] = np.arange(self.next, self.next + width) if width else np.zeros(1, np.int64)
             self.next += width
         return self.numbers[name]
 
     def fix(self, *names: str) -> None:
         for name in names:
-            if name and name not in self.constants:
+            if name and name not in self.wiring.constants:
                 self.pairs.append((self.of(name), np.zeros(len(self.of(name)), np.int64)))
 
     def equal(self, one: Ids, two: Ids) -> bool:
@@ -109,34 +106,25 @@ class _Graph:
 
     def _passes(self, node: onnx.NodeProto) -> bool:
         kind, out = node.op_type, node.output[0]
-        if kind in THROUGH or (kind == "Clip" and self._is_relu(node)) or self._flattens_pixels(node):
+        if kind in THROUGH or (kind == "Clip" and self.wiring.ends(node) == (0, None)) or self.wiring.flattens_pixels(node):
             return self.equal(self.of(node.input[0]), self.of(out)) and not any(node.output[1:])
         if kind == "Clip" and (top := self._top(node)) > 0 and len(self.reached.get(out, ())) == len(self.of(out)):
             return self._passes_below(top, self.of(node.input[0]), self.of(out), self.reached[out])
-        if kind == "Add" and not any(name in self.constants for name in node.input):
+        if kind == "Add" and len(self.wiring.activations(node)) == len(node.input):
             return all(self.equal(self.of(name), self.of(out)) for name in node.input)
-        if kind == "Mul" and (gated := self._gated(node)):
+        if kind == "Mul" and (gated := self.wiring.gated(node)):
             self.fix(*(name for name in node.input if name != gated))
             return self.equal(self.of(gated), self.of(out))
-        if kind == "Concat" and self._axis(node) == 1:
+        if kind == "Concat" and axis(node) == 1:
             return self.equal(np.concatenate([self.of(name) for name in node.input]), self.of(out))
-        if kind == "Split" and self._axis(node) == 1:
+        if kind == "Split" and axis(node) == 1:
             return self.equal(np.concatenate([self.of(name) for name in node.output]), self.of(node.input[0]))
         return False
 
-    def _is_relu(self, node: onnx.NodeProto) -> bool:
-        """Whether a Clip is max(x, 0)."""
-        if any(item.name in ("min", "max") for item in node.attribute):
-            return False
-        low, high = [*node.input[1:], "", ""][:2]
-        return low in self.constants and not self.constants[low].any() and not high
-
     def _top(self, node: onnx.NodeProto) -> float:
-        """u of a Clip that is min(max(x, 0), u), else 0; source: ONNX operator Clip-6 (attributes) and Clip-13 (inputs)."""
-        given = {item.name: item.f for item in node.attribute}
-        ends = [self.constants[name] for name in node.input[1:3] if name in self.constants]
-        low, high = (float(end.reshape(())) for end in ends) if len(ends) == 2 else (given.get("min", -1.0), given.get("max", 0.0))
-        return high if low == 0 else 0.0
+        """u of a Clip that is min(max(x, 0), u), else 0."""
+        low, high = self.wiring.ends(node)
+        return high if low == 0 and high is not None else 0.0
 
     def _passes_below(self, top: float, before: Ids, after: Ids, reached: Float) -> bool:
         """A ReLU6: channels that stay below `top` are tied and bounded, the others fixed."""
@@ -147,26 +135,6 @@ class _Graph:
         self.pairs.append((after, np.where(free, before, FIXED)))
         self.bounds.append((after[free], np.maximum(reached[free], 0.0) * REACH / top))
         return True
-
-    def _flattens_pixels(self, node: onnx.NodeProto) -> bool:
-        """Whether it turns [N, C, 1, 1] into [N, C] or back, or takes means over pixels alone."""
-        before, after = self.shapes.get(node.input[0], []), self.shapes.get(node.output[0], [])
-        if node.op_type == "ReduceMean":
-            return len(before) == 4 and len(after) in (2, 4) and before[1] == after[1] > 0 and all(d == 1 for d in after[2:])
-        if node.op_type not in ("Flatten", "Reshape", "Squeeze", "Unsqueeze"):
-            return False
-        known = len(before) > 1 and len(after) > 1 and before[1] == after[1] > 0
-        return known and all(d == 1 for d in (*before[2:], *after[2:]))
-
-    def _gated(self, node: onnx.NodeProto) -> str:
-        """The input of a Mul whose other input is one number for each channel; "" where there is none."""
-        sizes = {name: self.shapes.get(name, []) for name in node.input if name not in self.constants}
-        gates = [name for name, shape in sizes.items() if len(shape) == 4 and shape[2:] == [1, 1]]
-        others = [name for name in sizes if name not in gates]
-        return others[0] if len(gates) == len(others) == 1 else ""
-
-    def _axis(self, node: onnx.NodeProto) -> int:
-        return next((item.i for item in node.attribute if item.name == "axis"), 0)
 
     def solved(self) -> Channels:
         labels: Ids = np.arange(self.next)

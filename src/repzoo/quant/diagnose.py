@@ -3,6 +3,9 @@
 Signal of an output channel is its mean squared output W H W' with H = E[x x'] over calibration images. Noise is, on the weight
 side, D H D' with D = W' - W; on the activation side sum_c e_c W[:, c]^2, where e_c is the expected squared rounding and clipping
 error of input channel c, taken as independent from channel to channel. Both are local: what one layer adds, given a clean input.
+A tensor that no layer reads, such as what goes into a sum or is flattened, is told of the layer that it reaches first, of which it
+spoils most (importance.py says what reaches it); one that reaches none, of the layer that it comes from, against its own signal.
+A layer in float is told of too where its input has steps.
 
 A layer's ratio is the mean over its output channels of noise over signal: a channel that dwarfs the others, and takes the steps
 for itself, then counts as one channel, as it does for the layers that read them all. A channel whose signal is below FAINT of the
@@ -23,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from repzoo.quant import layers as layering
-from repzoo.quant import plan as planning
 from repzoo.quant import ranges
+from repzoo.quant.activations import FUNCTIONS, Function, straight
+from repzoo.quant.importance import WayBack, expected, output_power
 from repzoo.quant.layers import Layer
 from repzoo.quant.observe import Statistics
 from repzoo.quant.plan import Plan
@@ -41,15 +45,17 @@ class LayerNoise:
     """One layer's signal-to-noise ratios, in dB; the smaller is the worse.
 
     side      weight | activation: the worse of the two
-    channels  of that side, worst first: output channels whose weights, or input channels whose values, add most noise
+    channels  of that side, worst first: output channels whose weights, or channels of `tensor` whose values, add most noise
     share     of the side's noise that those channels add, 0..1
-    range     low and high that the input's steps cover; `seen` what its values spanned
+    tensor    the activation of that side that adds most noise: the layer's input, or one before that it comes from
+    range     low and high that the steps of `tensor` cover; `seen` what its values spanned
     method    how that range was chosen
     outliers  channels of that side that set its one scale: they reach `spread` times as far as the median channel, the worst first
     """
 
     layer: str
     side: str
+    tensor: str
     weight_db: float
     activation_db: float
     channels: tuple[int, ...]
@@ -71,40 +77,116 @@ class LayerNoise:
 
     def sentence(self) -> str:
         """For a refusal."""
-        channels = ", ".join(map(str, self.channels))
-        kind = "output" if self.side == "weight" else "input"
+        whose = "output channels" if self.side == "weight" else f"of {self.tensor}, channels"
+        channels, set_by = (", ".join(map(str, some)) for some in (self.channels, self.outliers))
+        why = f"; its scale is set by channel {set_by}, {self.spread:.0f} times the median" if set_by else ""
         worse = min(self.weight_db, self.activation_db)
-        set_by = ", ".join(map(str, self.outliers))
-        why = f"; its scale is set by {kind} channel {set_by}, {self.spread:.0f} times the median" if set_by else ""
-        return f"{self.layer} ({self.side} side, {worse:.0f} dB; {kind} channels {channels} add {self.share:.0%} of it{why})"
+        return f"{self.layer} ({self.side} side, {worse:.0f} dB; {whose} {channels} add {self.share:.0%} of it{why})"
 
 
 def diagnosed(made: Plan, seen: Statistics) -> list[LayerNoise]:
-    """Every quantised layer of `made`, whose float statistics are `seen`; the noisiest first."""
-    values, found = layering.constants(made.model), layering.layers(made.model)
-    noises = [_noise(found[name], made, values, seen) for name in made.rounded]
-    return sorted(noises, key=lambda one: -one.noise)
+    """Every layer of `made` that is quantised or reads what is, whose float statistics are `seen`; the noisiest first."""
+    told = _Told(made, seen)
+    return sorted(told.noises(), key=lambda one: -one.noise)
 
 
-def _noise(one: Layer, made: Plan, values: Mapping[str, npt.NDArray[Any]], seen: Statistics) -> LayerNoise:
-    rows, moments, histogram = layering.weights(one, values), seen.moments[one.name], seen.histograms[one.source]
-    rounded, span = made.rounded[one.name], made.ranges[one.source]
-    scale = np.broadcast_to(rounded.scale.reshape(-1), (one.outputs,)).reshape(one.groups, -1, 1)
-    restored = np.asarray(one.rows(rounded.values), np.float64) * scale
-    signal = planning.output_power(rows, moments).reshape(-1)
-    usual = float(signal.mean())
-    signal = np.maximum(signal, FAINT * usual) if usual > 0 else np.full(len(signal), np.inf)  # a layer that is silent has no noise
-    weight = planning.output_power(restored - rows, moments).reshape(-1) / signal
-    each = (restored**2 / signal.reshape(one.groups, -1, 1)).sum(1)  # what a unit of squared error in a column entry costs
-    activation = each.reshape(one.inputs, -1).sum(1) * ranges.noise(histogram, *span, made.activations[one.source].steps)
-    ratios = weight.sum() / one.outputs, activation.sum() / one.outputs
-    side, worse = ("weight", weight) if ratios[0] >= ratios[1] else ("activation", activation)
-    channels, share = _worst(worse)
-    reached = np.abs(rows).max(2).reshape(-1) if side == "weight" else np.maximum(np.abs(histogram.low), np.abs(histogram.high))
-    outliers, spread = _outlying(reached) if side == "activation" or rounded.scale.size == 1 else ((), 1.0)
-    seen_range, method = ranges.minmax(histogram), made.methods[one.source]
-    sides = decibel(1, ratios[0]), decibel(1, ratios[1])
-    return LayerNoise(one.name, side, *sides, channels, share, span, seen_range, method, outliers, spread)
+@dataclass(frozen=True)
+class _Side:
+    """Noise over signal that each channel adds to a layer, [C]; of the side's channels, how far each reaches; `tensor` they are of."""
+
+    noise: Float
+    reached: Float
+    tensor: str
+
+
+class _Told:
+    """What each layer of `made` is told of: its own weights and some activations."""
+
+    def __init__(self, made: Plan, seen: Statistics) -> None:
+        found = layering.layers(made.model)
+        self.made, self.seen, self.values = made, seen, layering.constants(made.model)
+        self.layers = [one for name, one in found.items() if name in seen.moments]
+        self._rows = {one.name: layering.weights(one, self.values) for one in self.layers}
+        self._signals = {one.name: self._signal(one) for one in self.layers}
+        self._sides: dict[str, list[_Side]] = {one.name: [] for one in self.layers}
+        for one in self.layers:
+            if one.source in made.activations:
+                self._tell(one, one.source, self._charge(one))
+        self._tell_of_others(found)
+
+    def _signal(self, one: Layer) -> Float:
+        """Of each output channel [O]; infinite for a layer that is silent, which has no noise."""
+        signal = output_power(self._rows[one.name], self.seen.moments[one.name]).reshape(-1)
+        usual = float(signal.mean())
+        return np.maximum(signal, FAINT * usual) if usual > 0 else np.full(len(signal), np.inf)
+
+    def _restored(self, one: Layer) -> Float:
+        """Its weights as they will be: rows [G, O/G, K]."""
+        if one.name not in self.made.rounded:
+            return self._rows[one.name]
+        rounded = self.made.rounded[one.name]
+        scale = np.broadcast_to(rounded.scale.reshape(-1), (one.outputs,)).reshape(one.groups, -1, 1)
+        return np.asarray(one.rows(rounded.values) * scale, np.float64)
+
+    def _charge(self, one: Layer) -> Float:
+        """Mean noise over signal of its output channels that a unit of squared error in each input channel makes, [C]."""
+        each = (self._restored(one) ** 2 / self._signals[one.name].reshape(one.groups, -1, 1)).sum(1)
+        return np.asarray(each.reshape(one.inputs, -1).sum(1) / one.outputs)
+
+    def _tell(self, one: Layer, tensor: str, cost: Float, of: Function = straight) -> None:
+        histogram, span, steps = self.seen.histograms[tensor], self.made.ranges[tensor], self.made.activations[tensor].steps
+        reached = np.maximum(np.abs(histogram.low), np.abs(histogram.high))
+        self._sides[one.name].append(_Side(cost * ranges.noise(histogram, *span, steps, of), reached, tensor))
+
+    def _tell_of_others(self, found: Mapping[str, Layer]) -> None:
+        """Tell of the activations that no layer reads the one that they reach, or that they come from."""
+        sources = {one.source for one in self.layers}
+        others = [name for name in self.made.activations if name not in sources]
+        way = WayBack(self.made.model, found, self.seen)
+        costs = {one.name: way.costs({one.source: self._charge(one)}, sources) for one in self.layers} if others else {}
+        for tensor in others:
+            span, steps = self.made.ranges[tensor], self.made.activations[tensor].steps
+            kind, end = way.bent.get(tensor, ("", tensor))
+            of, noises = FUNCTIONS.get(kind, straight), {}
+            noise = ranges.noise(self.seen.histograms[tensor], *span, steps, of)
+            for one in self.layers:
+                if end in costs[one.name]:
+                    noises[one.name] = float(costs[one.name][end] @ noise)
+            worst = max(self.layers, key=lambda one: noises.get(one.name, -1.0))
+            if noises:
+                self._tell(worst, tensor, costs[worst.name][end], of)
+            elif writer := next((one for one in self.layers if one.name == way.written_by(tensor)), None):
+                self._tell(writer, tensor, self._own(tensor))
+
+    def _own(self, tensor: str) -> Float:
+        """One over the signal of each of its channels, and over how many they are, [C]."""
+        histogram = self.seen.histograms[tensor]
+        signal = expected(histogram, histogram.centres**2)
+        usual = float(signal.mean())
+        return 1 / (len(signal) * np.maximum(signal, FAINT * usual)) if usual > 0 else np.zeros(len(signal))
+
+    def _weight(self, one: Layer) -> _Side:
+        noise = output_power(self._restored(one) - self._rows[one.name], self.seen.moments[one.name]).reshape(-1)
+        reached = np.abs(self._rows[one.name]).max(2).reshape(-1)
+        return _Side(noise / self._signals[one.name] / one.outputs, reached, one.source)
+
+    def noises(self) -> list[LayerNoise]:
+        """Of each layer that has any, in the order of the graph."""
+        return [self._noise(one) for one in self.layers if one.name in self.made.rounded or self._sides[one.name]]
+
+    def _noise(self, one: Layer) -> LayerNoise:
+        weight, others = self._weight(one), self._sides[one.name]
+        noise = weight.noise.sum(), sum(side.noise.sum() for side in others)
+        activation = max(others, key=lambda side: float(side.noise.sum()), default=weight)
+        side, worse = ("weight", weight) if noise[0] >= noise[1] else ("activation", activation)
+        channels, share = _worst(worse.noise, max(noise))
+        shared = side == "activation" or (one.name in self.made.rounded and self.made.rounded[one.name].scale.size == 1)
+        outliers, spread = _outlying(worse.reached) if shared else ((), 1.0)
+        decibels, tensor = (decibel(1, noise[0]), decibel(1, noise[1])), activation.tensor
+        span, seen = self.made.ranges[tensor], ranges.minmax(self.seen.histograms[tensor])
+        return LayerNoise(
+            one.name, side, tensor, *decibels, channels, share, span, seen, self.made.methods[tensor], outliers, spread
+        )
 
 
 def _outlying(reached: Float) -> tuple[tuple[int, ...], float]:
@@ -123,10 +205,10 @@ def decibel(signal: float, noise: float) -> float:
     return float(np.clip(10 * math.log10(max(signal, 1e-300) / noise), -CLEAN_DB, CLEAN_DB))
 
 
-def _worst(noise: Float) -> tuple[tuple[int, ...], float]:
+def _worst(noise: Float, total: float) -> tuple[tuple[int, ...], float]:
     order = np.argsort(-noise, kind="stable")[:WORST_CHANNELS]
     kept = tuple(int(index) for index in order if noise[index] > 0)
-    return kept, float(noise[list(kept)].sum() / noise.sum()) if kept else 0.0
+    return kept, float(noise[list(kept)].sum() / total) if kept else 0.0
 
 
 def culprits(found: Sequence[LayerNoise], limit: int = 5) -> list[LayerNoise]:

@@ -207,7 +207,9 @@ class _Climb:
             if node.output[0] in one.plan.rounded and node.output[0] in own:
                 node.input[:] = own[node.output[0]]
         kept = {name: numbers for name, numbers in one.plan.rounded.items() if name in placed.nodes}
-        made = replace(one.plan, model=model, rounded=kept)
+        made = replace(
+            one.plan, model=model, rounded=kept, activations={name: one.plan.activations[name] for name in placed.tensors}
+        )
         return self._written(made, placed), made
 
     def rung(self, recipe: Recipe, name: str, timed: Timed) -> _Made:
@@ -255,7 +257,7 @@ class _Climb:
         """The noise of each layer of `one` on a few of the gate's images."""
         images, base = self.split.gate, self.base(one.recipe.rewrites)
         some = images.subset(images.balanced_sample(DIAGNOSED_IMAGES, 0))
-        reads = [item for name, item in layers.layers(base.model).items() if name in one.plan.rounded]
+        reads = [item for name, item in layers.layers(base.model).items() if name in base.seen.moments]
         seen = self._observed(base.model, list(one.plan.activations), reads, some, ReadReport())
         return tuple(diagnose.diagnosed(one.plan, seen))
 
@@ -266,12 +268,12 @@ class _Climb:
             some = images.subset(images.balanced_sample(WEIGHED_IMAGES, 0))
             self._weighed = list(self._inputs(some, ReadReport(), "weigh layers", batch_size(self.model, self.starts[0].tensors)))
         truth = self._logits(self.artifact, self._weighed)
-        left = {}
-        for noise in one.attempt.rung.layers[:WEIGHED_LAYERS]:
-            fewer = self.without(one.timed.placement, [noise.layer])
+        left, noisy = {}, [it.layer for it in one.attempt.rung.layers if it.layer in one.plan.rounded]
+        for name in noisy[:WEIGHED_LAYERS]:
+            fewer = self.without(one.timed.placement, [name])
             logits = self._logits(self.moved(one, fewer)[0], self._weighed)
-            left[noise.layer] = float(np.square(logits - truth).mean())
-        return [*sorted(left, key=lambda name: left[name]), *(it.layer for it in one.attempt.rung.layers[WEIGHED_LAYERS:])]
+            left[name] = float(np.square(logits - truth).mean())
+        return [*sorted(left, key=lambda name: left[name]), *noisy[WEIGHED_LAYERS:]]
 
     def _logits(self, artifact: Artifact, inputs: Sequence[Inputs]) -> Inputs:
         session = self.engine.open(artifact.model, self.threads)

@@ -31,6 +31,8 @@ Images = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 BINS = 256
 SAMPLES, LEAST_SPOTS = 2**14, 32  # values of each channel behind a histogram, in all and of each image; extremes take all
+KEPT_VALUES = 256  # of each channel, as they are
+SCATTER = 7919  # a prime, for positions far from one another
 HELD_VALUES = 512  # of a channel, before they are counted
 HELD_ROWS = (128, 256)  # of a Gram matrix, before they are counted: a large matrix a few times, not often
 ROWS_PER_COLUMN, LEAST_ROWS = 4, 4096  # output positions behind a Gram matrix, in all
@@ -47,6 +49,8 @@ class Histogram:
 
     low, high   exact extremes of each channel, [C]
     counts      [C, BINS]; zeros [C] values that are exactly 0 (they cost nothing to quantise) are counted apart
+    kept        some of the values [C, up to KEPT_VALUES], of all images alike: a bin may be as wide as a step of what is quantised,
+                and does not say to which side its values will be rounded
     """
 
     def __init__(self, channels: int) -> None:
@@ -56,6 +60,7 @@ class Histogram:
         self.low: Float = np.full(channels, np.inf)
         self.high: Float = np.full(channels, -np.inf)
         self.sum: Float = np.zeros(channels)
+        self.kept: npt.NDArray[np.float32] = np.zeros((channels, 0), np.float32)
 
     @property
     def total(self) -> int:
@@ -110,6 +115,7 @@ class Histogram:
         made = Histogram(len(factors))
         made.counts, made.zeros = self.counts, self.zeros
         made.edge, made.low, made.high, made.sum = (item / factors for item in (self.edge, self.low, self.high, self.sum))
+        made.kept = (self.kept / factors[:, None]).astype(np.float32)
         return made
 
 
@@ -244,7 +250,7 @@ def observe(
     wanted = [name for name in names if name != source]
     session, width = engine.open(_probed(model, wanted), threads), gram_width(reads)
     spots, random = max(LEAST_SPOTS, SAMPLES // max(images, 1)), np.random.default_rng(0)
-    counted = [_Counting(name, name in tensors, spots) for name in names]
+    counted = [_Counting(name, name in tensors, spots, images) for name in names]
     gathered = [_Gathering(one, width, images) for one in reads]
     takers: list[_Counting | _Gathering] = [*counted, *gathered]
     seen, shares = 0, threads * SHARES
@@ -301,10 +307,11 @@ def _require_finite(name: str, low: Images, high: Images) -> None:
 class _Counting:
     """The histogram of one tensor under way, of at most `spots` positions an image; its extremes alone, where it is not `wanted`."""
 
-    def __init__(self, name: str, wanted: bool, spots: int) -> None:
-        self.name, self._wanted, self._spots = name, wanted, spots
-        self._histogram = Histogram(0)
+    def __init__(self, name: str, wanted: bool, spots: int, images: int) -> None:
+        self.name, self._wanted, self._spots, self._images = name, wanted, spots, max(images, 1)
+        self._histogram, self._seen = Histogram(0), 0
         self._held: list[Images] = []
+        self._kept: list[Images] = []
 
     def drawn(self, values: Mapping[str, Images], random: np.random.Generator) -> Ids | None:
         """Random positions, the same in all images; None where all are taken."""
@@ -323,15 +330,29 @@ class _Counting:
         self._histogram.reach(low, high)
         if at is not None:
             flat = flat.take(at, axis=2)
+        self._keep(flat)
         self._held.append(flat.transpose(1, 0, 2).reshape(flat.shape[1], -1))
         if sum(one.shape[1] for one in self._held) >= HELD_VALUES:
-            self.done()
+            self._count()
+
+    def _keep(self, flat: Images) -> None:
+        """A few values of each image of `flat` [N, C, positions], so that all images together make KEPT_VALUES."""
+        due = np.arange(self._seen, self._seen + len(flat) + 1) * KEPT_VALUES // self._images
+        self._seen += len(flat)
+        numbers = np.arange(due[0], min(due[-1], KEPT_VALUES))
+        images = np.searchsorted(due, numbers, "right") - 1
+        self._kept.append(flat[images, :, numbers * SCATTER % flat.shape[2]].T)
+
+    def _count(self) -> None:
+        self._histogram.count(np.concatenate(self._held, axis=1))
+        self._held.clear()
 
     def done(self) -> Histogram:
         """With all that was taken in."""
         if self._held:
-            self._histogram.count(np.concatenate(self._held, axis=1))
-            self._held.clear()
+            self._count()
+        if self._kept:
+            self._histogram.kept = np.concatenate(self._kept, axis=1)
         return self._histogram
 
 

@@ -9,7 +9,6 @@ activation that is spelt in several nodes (GELU by Erf, swish by Sigmoid and Mul
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -17,17 +16,11 @@ import onnx
 
 from repzoo.graph.pieces import skeleton
 from repzoo.quant.scheme import MOVING, POOLING, QuantScheme
+from repzoo.quant.spelling import spelt
 
 WEIGHTED = frozenset({"Conv", "Gemm"})
 ELEMENTWISE = frozenset({"Add", "Mul"})
 WIDTHS = (32, 64, 128)  # least of input and output channels
-SPELT = {  # activations of several nodes: how often each operator stands in them
-    "Gelu": (Counter(Div=1, Erf=1, Add=1, Mul=2), Counter(Erf=1, Add=1, Mul=3)),
-    "Swish": (Counter(Sigmoid=1, Mul=1),),
-    "HardSwish": (Counter(HardSigmoid=1, Mul=1), Counter(Add=1, Clip=1, Mul=1, Div=1), Counter(Add=1, Clip=1, Mul=2)),
-}
-SPELLING = frozenset().union(*(form for forms in SPELT.values() for form in forms))
-LONGEST = max(sum(form.values()) for forms in SPELT.values() for form in forms)
 DEFAULT = QuantScheme("default", "operators and activations of ONNX Runtime")
 
 
@@ -60,9 +53,9 @@ class Places:
             for value in node.input:
                 self._readers.setdefault(value, []).append(node)
         self._outputs = {value.name for value in model.graph.output}
-        self._spelt = dict(filter(None, (self._spelling(value) for value in (*self._floats,))))
+        self._spelt = spelt(model, self._floats)
         self.layers = [node for node in self._nodes if self._is_plain(node)]
-        inside = {value for _, nodes, _ in self._spelt.values() for value in nodes}
+        inside = {value for one in self._spelt.values() for value in one.nodes}
         self.around = [node for node in self._nodes if self._is_around(node) and node.output[0] not in inside]
 
     def placement(self, name: str, nodes: Iterable[str]) -> Placement:
@@ -109,30 +102,8 @@ class Places:
         readers = self._readers.get(value, [])
         if len(readers) == 1 and readers[0].op_type in self.scheme.fused and value not in self._outputs:
             return str(readers[0].output[0])
-        kind, _, end = self._spelt.get(value, ("", (), value))
-        return end if kind in self.scheme.fused else value
-
-    def _spelling(self, value: str) -> tuple[str, tuple[str, tuple[str, ...], str]] | None:
-        """(value, (kind, its nodes, its result)) of an activation of several nodes that `value` goes through and nothing else."""
-        region, nodes = {value: None}, list[onnx.NodeProto]()
-        while len(nodes) < LONGEST:
-            grown = next((node for at in region for node in self._readers.get(at, []) if self._joins(node, region)), None)
-            if grown is None:
-                return None
-            nodes.append(grown)
-            region[grown.output[0]] = None
-            kinds = Counter(node.op_type for node in nodes)
-            kind = next((name for name, forms in SPELT.items() if kinds in forms), "")
-            if kind and [at for at in region if self._is_read_outside(at, region)] == [grown.output[0]]:
-                return value, (kind, tuple(node.output[0] for node in nodes), grown.output[0])
-        return None
-
-    def _is_read_outside(self, value: str, region: Mapping[str, None]) -> bool:
-        return value in self._outputs or any(node.output[0] not in region for node in self._readers.get(value, []))
-
-    def _joins(self, node: onnx.NodeProto, region: Mapping[str, None]) -> bool:
-        inside = all(name in region or name in self._shapes for name in node.input if name)
-        return node.op_type in SPELLING and inside and node.output[0] not in region
+        one = self._spelt.get(value)
+        return one.end if one and one.kind in self.scheme.fused else value
 
     def _is_plain(self, node: onnx.NodeProto) -> bool:
         """Whether it is a Conv or Gemm of constant weights and bias that computes their product and sum alone (a Gemm may scale)."""

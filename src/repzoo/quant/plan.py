@@ -1,7 +1,7 @@
 """From statistics to numbers: the range of every activation, the integers of every weight, the corrected biases.
 
 Bias correction: quantising changes what a layer adds up on average by (W' - W) E[x] + W' (E[x'] - E[x]), where x' is what clipping
-leaves of x; that much is taken from its bias. Source: M. Nagel et al., arXiv:1906.04721, section 4.2, with the expectations
+and rounding leave of x; that much is taken from its bias. Source: M. Nagel et al., arXiv:1906.04721, section 4.2, with the expectations
 measured on calibration images instead of derived from batch normalisation.
 """
 
@@ -17,11 +17,13 @@ from onnx import numpy_helper
 
 from repzoo.quant import layers as layering
 from repzoo.quant import qdq, ranges, rounding
+from repzoo.quant.importance import Importance, importance
 from repzoo.quant.layers import Layer
 from repzoo.quant.observe import Moments, Statistics
 from repzoo.quant.place import Placement
 from repzoo.quant.ranges import Affine, Range, Symmetric
-from repzoo.quant.scheme import QuantScheme
+from repzoo.quant.scheme import MOVING, QuantScheme
+from repzoo.quant.wiring import Wiring
 
 Float = npt.NDArray[np.float64]
 
@@ -51,18 +53,28 @@ Chosen = Mapping[str, tuple[str, Range]]  # of each activation: how its range wa
 
 def spans(model: onnx.ModelProto, placement: Placement, seen: Statistics, scheme: QuantScheme, method: str) -> Chosen:
     """The ranges of the activations of `placement`; those of 16 bits cover all that was seen."""
-    values, found = layering.constants(model), layering.layers(model)
-    wanted = importance({name: one for name, one in found.items() if name in seen.moments}, values, seen)
-    return {
-        name: ranges.chosen(
-            seen.histograms[name],
-            wanted.get(name, np.ones(len(seen.histograms[name].low))),
-            "minmax" if name in placement.wide else method,
-            scheme.range_methods,
-            scheme.activation_symmetric,
-        )
-        for name in placement.tensors
-    }
+    wanted = importance(model, layering.layers(model), seen)
+    found = {}
+    for name in placement.tensors:
+        histogram, how = seen.histograms[name], "minmax" if name in placement.wide else method
+        worth = wanted.get(name, Importance(np.ones(len(histogram.low))))
+        found[name] = ranges.chosen(histogram, worth.cost, how, scheme.range_methods, scheme.activation_symmetric, worth.of)
+    return _shared(model, placement, found)
+
+
+def _shared(model: onnx.ModelProto, placement: Placement, found: dict[str, tuple[str, Range]]) -> Chosen:
+    """`found` with one range for what is moved and for where it goes: numbers that lie on the steps of the one are then on those of
+    the other, and are not rounded a second time. What only a Concat reads takes the range of all that is joined.
+    """
+    once = Wiring(model).read_once()
+    moving = [node for node in model.graph.node if node.op_type in (*MOVING, "MaxPool") and node.output[0] in placement.nodes]
+    for node in reversed(moving):
+        if node.op_type == "Concat" and node.output[0] in found:
+            found |= {name: found[node.output[0]] for name in node.input if once.get(name) is node and name in found}
+    for node in moving:
+        if node.op_type != "Concat" and node.input[0] in found:
+            found |= {name: found[node.input[0]] for name in node.output if name in found}
+    return found
 
 
 def planned(
@@ -94,7 +106,9 @@ def planned(
         integers = _rounded(rows, moments, scale, limit) if corrections.second_order else rounding.nearest(rows, scale, limit)
         rounded[name] = stored(one, integers, scale, scheme)
         if corrections.bias:
-            shift = one.by_channel(ranges.clipped(seen.histograms[one.source], *covered[one.source]))
+            histogram = seen.histograms[one.source]
+            span, numbers = covered[one.source], activations[one.source]
+            shift = one.by_channel(ranges.clipped(histogram, *span) + ranges.rounded_by(histogram, *span, numbers))
             biases[name] = bias + corrected(rows, integers * scale, moments.mean, shift)
     made = with_biases(model, found, biases) if biases else model
     return Plan(made, activations, rounded, covered, {name: method for name, (method, _) in chosen.items()})
@@ -104,32 +118,6 @@ def write(plan: Plan, placement: Placement, scheme: QuantScheme) -> onnx.ModelPr
     """The QDQ graph."""
     signed = scheme.activation_type == "int8"
     return qdq.write(plan.model, placement, plan.activations, scheme.per_channel, plan.rounded, signed)
-
-
-def importance(reads: Mapping[str, Layer], values: Mapping[str, npt.NDArray[np.float32]], seen: Statistics) -> dict[str, Float]:
-    """For each activation that layers read, what a unit of squared error in each channel costs them, [C].
-
-    Noise e_c that is independent from channel to channel adds sum_c e_c ||W[:, c]||^2 to a layer's output, whose own power is
-    tr(W H W'); the ratio of the two, summed over the layers that read the tensor, be they INT8 or float.
-    """
-    found: dict[str, Float] = {}
-    for name, one in reads.items():
-        rows = layering.weights(one, values)
-        power = signal(rows, seen.moments[name])
-        each = (rows**2).sum(1).reshape(one.inputs, -1).sum(1) / power if power > 0 else np.zeros(one.inputs)
-        found[one.source] = found.get(one.source, 0.0) + each
-    return found
-
-
-def signal(rows: Float, moments: Moments) -> float:
-    """Mean squared output of a layer, its bias left out, summed over output channels."""
-    return float(output_power(rows, moments).sum())
-
-
-def output_power(rows: Float, moments: Moments) -> Float:
-    """Mean squared sum that `rows` [G, O, K] make of the layer's columns, [G, O]: row' E[x x'] row; blocks taken as uncorrelated."""
-    pieces = zip(moments.grams, moments.blocks, strict=True)
-    return np.asarray(sum(rounding.error(rows[:, :, a:b], gram) for gram, (a, b) in pieces))
 
 
 def corrected(rows: Float, restored: Float, mean: Float, shift: Float) -> Float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from repzoo.quant.activations import Function, straight
 from repzoo.quant.observe import BINS, Histogram
 
 Float = npt.NDArray[np.float64]
@@ -122,18 +123,28 @@ def _divergence(pooled: Float, end: int, levels: int = 128) -> float:
     return float((true * np.log(np.maximum(true, 1e-300) / told)).sum())
 
 
-def noise(seen: Histogram, low: float, high: float, steps: int = 255) -> Float:
-    """Expected squared error of each channel, [C], when `steps` cover low..high.
+def noise(seen: Histogram, low: float, high: float, steps: int = 255, of: Function = straight) -> Float:
+    """Expected squared error of each channel, [C], when `steps` cover low..high; of what the function `of` makes of its values.
 
-    A value outside errs by its distance; one inside by step^2 / 12, or by itself where it is smaller than that; 0 is exact.
+    A value outside errs by its distance; one inside by step^2 / 12, or by itself where it is smaller than that; 0 is exact. Under
+    a function distances are those of its values, and a step is as long as its slope makes it.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     step = (high - low) / steps
-    centres = seen.centres
-    outside = np.maximum(0.0, np.maximum(low - centres, centres - high))
-    inside = np.minimum(step * step / 12, centres**2)
-    errors = np.where(outside > 0, outside**2, inside)
+    centres, values = seen.centres, of(seen.centres)
+    clipped = of(np.clip(centres, low, high)) - values
+    zeroed = (centres > -step / np.sqrt(12)) & (centres < step / np.sqrt(12))
+    inside = np.where(zeroed, (values - of(np.zeros(1))) ** 2, slopes(seen, of) ** 2 * step * step / 12)
+    errors = np.where((centres < low) | (centres > high), clipped**2, inside)
     return np.asarray((seen.counts * errors).sum(1) / np.maximum(1, seen.counts.sum(1) + seen.zeros))
+
+
+def slopes(seen: Histogram, of: Function) -> Float:
+    """Of the function `of`, in each bin: [C, BINS]."""
+    if of is straight:
+        return np.ones(seen.counts.shape)
+    width = np.where(seen.edge > 0, seen.edge, 1.0)[:, None] * (2 / BINS)
+    return np.asarray((of(seen.centres + width / 2) - of(seen.centres - width / 2)) / width)
 
 
 def clipped(seen: Histogram, low: float, high: float) -> Float:
@@ -141,6 +152,19 @@ def clipped(seen: Histogram, low: float, high: float) -> Float:
     centres = seen.centres
     moved = np.clip(centres, min(low, 0.0), max(high, 0.0)) - centres
     return np.asarray((seen.counts * moved).sum(1) / np.maximum(1, seen.counts.sum(1) + seen.zeros))
+
+
+def rounded_by(seen: Histogram, low: float, high: float, numbers: Affine) -> Float:
+    """Expected change of each channel's values within low..high by rounding them to the steps of `numbers`, [C].
+
+    It is not nothing where values gather within a step or two of 0, as those that GELU and its kind leave of negative ones do.
+    """
+    if not seen.kept.shape[1]:
+        return np.zeros(len(seen.low))
+    least, most = (-PEAK_16, PEAK_16) if numbers.bits == 16 else (-numbers.zero_point, numbers.steps - numbers.zero_point)
+    rounded = np.clip(np.round(seen.kept / numbers.scale), least, most) * numbers.scale
+    inside = (seen.kept >= min(low, 0.0)) & (seen.kept <= max(high, 0.0))
+    return np.asarray(np.where(inside, rounded - seen.kept, 0.0).mean(1), np.float64)
 
 
 METHODS: dict[str, Callable[[Pooled], Range]] = {
@@ -155,12 +179,17 @@ SHRINKS = (*(float(share) for share in np.linspace(0.95, 0.3, 14)), *(0.3 / 2**h
 
 
 def chosen(
-    seen: Histogram, importance: Float, method: str = "auto", methods: Sequence[str] = ALL, symmetric: bool = False
+    seen: Histogram,
+    importance: Float,
+    method: str = "auto",
+    methods: Sequence[str] = ALL,
+    symmetric: bool = False,
+    of: Function = straight,
 ) -> tuple[str, Range]:
     """(method, range) of least downstream loss sum_c importance[c] noise[c]; or the range of the one `method`.
 
-    importance  [C]: what a unit of squared error in a channel costs the layers that read it (see plan.importance)
-
+    importance  [C]: what a unit of squared error in a channel costs the layers that read it, or what `of` makes of it (see
+                importance.py)
     methods     what `auto` may take the best of: minmax, percentile, entropy, and as "mse" min-max shrunk on either side
     symmetric   ranges are widened to -reach..reach first
     """
@@ -175,41 +204,45 @@ def chosen(
         lows = SHRINKS if low < 0 and not symmetric else (1.0,)
         found += [("mse", (low * one, high * two)) for one, two in _pairs((1.0, *lows), (1.0, *SHRINKS))]
     spans = [(name, _mirrored(one, symmetric)) for name, one in found]
-    return spans[int(np.argmin(losses(seen, importance, np.array([span for _, span in spans]))))]
+    return spans[int(np.argmin(losses(seen, importance, np.array([span for _, span in spans]), of)))]
 
 
-def losses(seen: Histogram, importance: Float, spans: Float) -> Float:
-    """importance @ noise(seen, low, high) for each (low, high) of `spans` [R, 2]: [R].
+def losses(seen: Histogram, importance: Float, spans: Float, of: Function = straight) -> Float:
+    """importance @ noise(seen, low, high, of=of) for each (low, high) of `spans` [R, 2]: [R].
 
     From sums over the bins up to each, made once: a range then costs a look at six places of a channel and not at all its bins.
     """
-    sums = _Sums.of(seen)
+    sums = _Sums.made(seen, of)
     low, high = np.minimum(spans[:, :1], 0.0), np.maximum(spans[:, 1:], 0.0)  # [R, 1]
     step = (high - low) / 255
     below, above = sums.places(low), sums.places(high, including=True)
     fine = step / np.sqrt(12)  # what lies nearer to 0 than this is better off as 0
     first, last = sums.places(-fine), sums.places(fine, including=True)
-    outside = sums.squares(0, below, low) + sums.squares(above, BINS, high)
-    near = sums.squares(np.maximum(first, below), np.minimum(last, above), np.zeros_like(low))
-    far = sums.counts(below, above) - sums.counts(np.maximum(first, below), np.minimum(last, above))
+    outside = sums.squares(0, below, of(low)) + sums.squares(above, BINS, of(high))
+    near = sums.squares(np.maximum(first, below), np.minimum(last, above), of(np.zeros_like(low)))
+    far = sums.slopes(below, above) - sums.slopes(np.maximum(first, below), np.minimum(last, above))
     return np.asarray((outside + near + far * step**2 / 12) @ (importance / np.maximum(1, sums.total)))
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Of each channel, over the bins before each: counts and sums of centres and of their squares, all [C, BINS + 1]; edge [C]."""
+    """Of each channel, over the bins before each: counts, sums of a function's values, of their squares and of its squared slopes, all
+    [C, BINS + 1]; edge [C].
+    """
 
     count: Float
     first: Float
     second: Float
+    slope: Float
     edge: Float
     total: Float
 
     @classmethod
-    def of(cls, seen: Histogram) -> _Sums:
-        centres, counts = seen.centres, seen.counts.astype(np.float64)
-        count, first, second = (np.pad(np.cumsum(counts * centres**power, axis=1), ((0, 0), (1, 0))) for power in range(3))
-        return cls(count, first, second, seen.edge, seen.counts.sum(1) + seen.zeros)
+    def made(cls, seen: Histogram, of: Function) -> _Sums:
+        values, counts = of(seen.centres), seen.counts.astype(np.float64)
+        count, first, second = (_summed(counts * values**power) for power in range(3))
+        slope = count if of is straight else _summed(counts * slopes(seen, of) ** 2)
+        return cls(count, first, second, slope, seen.edge, seen.counts.sum(1) + seen.zeros)
 
     def places(self, values: Float, including: bool = False) -> Index:
         """How many bins of each channel have their centres below `values` [R, 1] (or at them): [R, C]."""
@@ -217,14 +250,19 @@ class _Sums:
         at = (values / usable + 1) * (BINS / 2) - 0.5  # as a number of bins, centres lying at 0, 1, 2 and so on
         return np.asarray(np.clip(np.floor(at) + 1 if including else np.ceil(at), 0, BINS), np.int64)
 
-    def counts(self, start: Index, end: Index) -> Float:
-        """Values in the bins from `start` up to, not including, `end`: [R, C]."""
-        return _between(self.count, start, end)
+    def slopes(self, start: Index, end: Index) -> Float:
+        """Sum of squared slopes over the bins from `start` up to, not including, `end`: [R, C]."""
+        return _between(self.slope, start, end)
 
     def squares(self, start: Index | int, end: Index | int, away: Float) -> Float:
-        """Sum of (value - away)^2 over those bins: [R, C]."""
+        """Sum of (value of the function - away)^2 over those bins: [R, C]."""
         count, first, second = (_between(one, start, end) for one in (self.count, self.first, self.second))
         return np.maximum(second - 2 * away * first + away**2 * count, 0.0)
+
+
+def _summed(values: Float) -> Float:
+    """[C, BINS] -> [C, BINS + 1]: what comes before each bin."""
+    return np.pad(np.cumsum(values, axis=1), ((0, 0), (1, 0)))
 
 
 def _between(sums: Float, start: Index | int, end: Index | int) -> Float:
