@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,15 +209,17 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path: Path) -> None:
         trainer(tmp_path, SHORT.changed(batch=32))
 
 
+def picture_noted(notes: Path, key: str) -> Image.Image:
+    with notes.open("a") as file:
+        file.write(f"{os.getpid()} {key}\n")
+    return picture(key)
+
+
 def test_held_out_images_are_scored_and_never_trained_on(tmp_path: Path) -> None:
     """Training reads images in worker processes, scoring in this one; each reading is noted with its process."""
     notes, here = tmp_path / "notes", os.getpid()
 
-    def noted(key: str) -> Image.Image:
-        with notes.open("a") as file:
-            file.write(f"{os.getpid()} {key}\n")
-        return picture(key)
-
+    noted = partial(picture_noted, notes)
     source = Source(
         "toys", {"train": pictures(24, 0, noted), "validation": pictures(6, 100, noted), "test": pictures(6, 200, noted)}
     )

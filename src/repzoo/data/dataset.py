@@ -28,7 +28,7 @@ class Dataset:
     classes  class names; a target is an index into them
     keys     one stable identifier an image (a relative path)
     targets  class index of each image
-    load     key -> image; raises UnreadableImage
+    load     key -> image; raises UnreadableImage; for training in worker processes one that can be pickled
     ordered  True when the order of `classes` is the model's output order, said by the data itself
     stamp    key -> (bytes, time of the last change) of its file, where there are files; GONE where it is not there
     labelled False when nobody said what is in the images: there are no classes, and every target is 0

@@ -6,7 +6,10 @@ training. Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Di
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from repzoo.data.dataset import Dataset, Source
@@ -31,9 +34,7 @@ def read() -> Source:
     targets = [int(value) for value in bunch.target]
     classes = tuple(str(digit) for digit in range(10))
 
-    def load(key: str) -> Image.Image:
-        return Image.fromarray(pixels[int(key)]).convert("RGB")
-
+    load = partial(_picture, pixels)
     return Source(
         "digits",
         {
@@ -41,3 +42,7 @@ def read() -> Source:
             for part, (start, stop) in PARTS.items()
         },
     )
+
+
+def _picture(pixels: npt.NDArray[np.uint8], key: str) -> Image.Image:
+    return Image.fromarray(pixels[int(key)]).convert("RGB")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -98,6 +99,16 @@ def stamp_of(path: Path) -> Stamp:
     return found.st_size, found.st_mtime_ns
 
 
+def load_under(root: Path, key: str) -> Image.Image:
+    """`Dataset.load` of files below `root`; a function of the module, as is the next, since worker processes are sent a Dataset."""
+    return load_image(root / key)
+
+
+def stamp_under(root: Path, key: str) -> Stamp:
+    """`Dataset.stamp` of files below `root`."""
+    return stamp_of(root / key)
+
+
 def _has_folders(path: Path) -> bool:
     """Whether `path` is a part (a folder of class folders), and not a class that is called "train"."""
     return path.is_dir() and any(item.is_dir() for item in path.iterdir())
@@ -138,6 +149,4 @@ def _dataset(root: Path, part: str, classes: list[str], files: dict[str, list[st
     pairs = [(f"{inside}{label}/{file}", index[label]) for label in files for file in files[label]]
     keys, targets = zip(*pairs, strict=True)
     name = f"{root.name}/{part}"
-    return Dataset(
-        name, tuple(classes), keys, targets, lambda key: load_image(root / key), ordered, lambda key: stamp_of(root / key)
-    )
+    return Dataset(name, tuple(classes), keys, targets, partial(load_under, root), ordered, partial(stamp_under, root))

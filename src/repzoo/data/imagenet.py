@@ -22,10 +22,11 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from repzoo.data.dataset import Dataset, Source
-from repzoo.data.folder import SUFFIXES, entries, load_image, stamp_of
+from repzoo.data.folder import SUFFIXES, entries, load_under, stamp_under
 from repzoo.errors import InputError, MissingExtra
 from repzoo.storage import read_bounded, read_lines
 
@@ -69,9 +70,9 @@ def read(root: Path) -> Source:
         tuple(classes),
         keys,
         labelled,
-        lambda key: load_image(root / key),
+        partial(load_under, root),
         True,
-        lambda key: stamp_of(root / key),
+        partial(stamp_under, root),
     )
     return Source(name, {"validation": data})
 

@@ -106,7 +106,6 @@ class _Told:
         found = layering.layers(made.model)
         self.made, self.seen, self.values = made, seen, layering.constants(made.model)
         self.layers = [one for name, one in found.items() if name in seen.moments]
-        self._rows = {one.name: layering.weights(one, self.values) for one in self.layers}
         self._signals = {one.name: self._signal(one) for one in self.layers}
         self._sides: dict[str, list[_Side]] = {one.name: [] for one in self.layers}
         for one in self.layers:
@@ -114,16 +113,20 @@ class _Told:
                 self._tell(one, one.source, self._charge(one))
         self._tell_of_others(found)
 
+    def _rows(self, one: Layer) -> Float:
+        """Its weights in float64; not kept, since all layers' would be twice the model."""
+        return layering.weights(one, self.values)
+
     def _signal(self, one: Layer) -> Float:
         """Of each output channel [O]; infinite for a layer that is silent, which has no noise."""
-        signal = output_power(self._rows[one.name], self.seen.moments[one.name]).reshape(-1)
+        signal = output_power(self._rows(one), self.seen.moments[one.name]).reshape(-1)
         usual = float(signal.mean())
         return np.maximum(signal, FAINT * usual) if usual > 0 else np.full(len(signal), np.inf)
 
     def _restored(self, one: Layer) -> Float:
         """Its weights as they will be: rows [G, O/G, K]."""
         if one.name not in self.made.rounded:
-            return self._rows[one.name]
+            return self._rows(one)
         rounded = self.made.rounded[one.name]
         scale = np.broadcast_to(rounded.scale.reshape(-1), (one.outputs,)).reshape(one.groups, -1, 1)
         return np.asarray(one.rows(rounded.values) * scale, np.float64)
@@ -166,8 +169,8 @@ class _Told:
         return 1 / (len(signal) * np.maximum(signal, FAINT * usual)) if usual > 0 else np.zeros(len(signal))
 
     def _weight(self, one: Layer) -> _Side:
-        noise = output_power(self._restored(one) - self._rows[one.name], self.seen.moments[one.name]).reshape(-1)
-        reached = np.abs(self._rows[one.name]).max(2).reshape(-1)
+        noise = output_power(self._restored(one) - self._rows(one), self.seen.moments[one.name]).reshape(-1)
+        reached = np.abs(self._rows(one)).max(2).reshape(-1)
         return _Side(noise / self._signals[one.name] / one.outputs, reached, one.source)
 
     def noises(self) -> list[LayerNoise]:

@@ -3,6 +3,8 @@ so that workers, processes and an interruption change nothing."""
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +52,21 @@ class TrainingImages:
     def loader(self, recipe: Recipe, size: int, seed: int, parts: list[list[Placed]], workers: int) -> DataLoader[Any]:
         """Batches of (float32 [n, 3, size, size], int64 [n]), one for each of `parts`."""
         images = _Augmented(self.dataset, _augmentation(recipe, self.preprocess, size), seed)
-        return DataLoader(images, batch_sampler=parts, num_workers=workers, pin_memory=torch.cuda.is_available())
+        context = _context() if workers else None
+        return DataLoader(
+            images, batch_sampler=parts, num_workers=workers, pin_memory=torch.cuda.is_available(), multiprocessing_context=context
+        )
+
+
+@functools.cache
+def _context() -> multiprocessing.context.BaseContext:
+    """Workers come from a process that has loaded this module and started no thread: one that is forked from here may wait for ever for
+    a lock that a thread of ONNX Runtime, OpenVINO or OpenMP held."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload([__name__])
+    return made
 
 
 def _order(count: int, repeats: int, seed: int) -> list[int]:
