@@ -142,6 +142,7 @@ class _Climb:
         if rewrites not in self._bases:
             before = self._rewritten(rewrites[:-1])
             made = rewrites[-1](before) if before else None
+            give_back()
             self._bases[rewrites] = self._refreshed(made) if made and made.stale else made
         return self._bases[rewrites]
 
