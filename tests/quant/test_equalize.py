@@ -114,6 +114,33 @@ def test_a_rescaled_twin_ends_in_the_same_weights() -> None:
         np.testing.assert_allclose(first, second, rtol=0.02, atol=1e-4)
 
 
+@pytest.mark.parametrize("flatten", ["flat = Flatten (live)", "flat = Reshape (live, shape)"])
+def test_a_flatten_of_several_pixels_carries_factors_on(flatten: str) -> None:
+    """Each pixel of a channel takes the channel's factor; the twin's INT8 weights are the model's."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 8, 8] data) => (float[N, 5] output) {{
+        stem = Conv <strides = [2, 2]> (data, stem_w)
+        live = Relu (stem)
+        {flatten}
+        output = Gemm <transB = 1> (flat, fc_w) }}"""
+    )
+    random = np.random.default_rng(2)
+    for name, shape in {"stem_w": (6, 3, 2, 2), "fc_w": (5, 96)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name))
+    if "Reshape" in flatten:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 96]), "shape"))
+    twin, made = scrambled(model), equalize.equalised(model)
+    labels = channels.linked(model, layers.layers(model)).labels
+    assert labels["stem"].all()
+    assert (labels["flat"] == np.repeat(labels["stem"], 16)).all()
+    assert np.abs(layers.constants(twin)["fc_w:output"] / layers.constants(model)["fc_w"]).max() > 5
+    for one in (twin, made.model, equalize.equalised(twin).model):
+        np.testing.assert_allclose(run(one), run(model), atol=1e-4 * np.abs(run(model)).max())
+    first, second = (layers.constants(one) for one in (made.model, equalize.equalised(twin).model))
+    ours, theirs = (next(one[name] for name in one if name.startswith("fc_w")) for one in (first, second))
+    np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=1e-4)
+
+
 def test_a_factor_too_many_is_caught() -> None:
     """The mutant: a channel behind ReLU6 is scaled as if it were free."""
     model = net()

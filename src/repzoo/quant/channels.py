@@ -2,8 +2,8 @@
 
 A channel's factor passes through operators that are positively homogeneous, channel by channel: f(x / s) = f(x) / s for s > 0.
 ReLU, LeakyReLU and pooling are; so is a sum of tensors scaled alike, a product with a gate that has a number for each channel
-(squeeze-and-excitation), and joining or cutting channels. A layer of weights ends what comes in (its columns take the factor up)
-and begins what goes out (its rows do).
+(squeeze-and-excitation), joining or cutting channels, and flattening, which makes a channel of each pixel. A layer of weights ends
+what comes in (its columns take the factor up) and begins what goes out (its rows do).
 
 ReLU6 is homogeneous below 6: min(x / s, 6) = min(x, 6 s) / s. A channel that stayed below 6 / REACH on every calibration image is
 free as long as 6 s stays above REACH times what it reached, so `least` holds the factors from below; one that saturates is fixed.
@@ -108,6 +108,8 @@ class _Graph:
         kind, out = node.op_type, node.output[0]
         if kind in THROUGH or (kind == "Clip" and self.wiring.ends(node) == (0, None)) or self.wiring.flattens_pixels(node):
             return self.equal(self.of(node.input[0]), self.of(out)) and not any(node.output[1:])
+        if pixels := self.wiring.pixels(node):
+            return self.equal(np.repeat(self.of(node.input[0]), pixels), self.of(out))
         if kind == "Clip" and (top := self._top(node)) > 0 and len(self.reached.get(out, ())) == len(self.of(out)):
             return self._passes_below(top, self.of(node.input[0]), self.of(out), self.reached[out])
         if kind == "Add" and len(self.wiring.activations(node)) == len(node.input):

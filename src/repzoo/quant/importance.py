@@ -150,9 +150,8 @@ class WayBack:
 
     def _flat(self, node: onnx.NodeProto, cost: Float) -> Float:
         """`cost` of what flattens pixels, as its input's channels have it."""
-        before, after = (self._wiring.shapes.get(name, []) for name in (node.input[0], node.output[0]))
-        joined = len(before) > 2 and len(after) == 2 and math.prod(before[1:]) == after[1] == len(cost)
-        return cost.reshape(before[1], -1).sum(1) if joined and before[1] else cost
+        pixels = self._wiring.pixels(node)
+        return cost.reshape(-1, pixels).sum(1) if pixels and len(cost) % pixels == 0 else cost
 
     def _gain(self, node: onnx.NodeProto) -> Float | float:
         """What an operator of one input makes of noise."""

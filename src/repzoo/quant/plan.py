@@ -106,9 +106,8 @@ def planned(
         integers = _rounded(rows, moments, scale, limit) if corrections.second_order else rounding.nearest(rows, scale, limit)
         rounded[name] = stored(one, integers, scale, scheme)
         if corrections.bias:
-            histogram = seen.histograms[one.source]
-            span, numbers = covered[one.source], activations[one.source]
-            shift = one.by_channel(ranges.clipped(histogram, *span) + ranges.rounded_by(histogram, *span, numbers))
+            histogram, numbers = seen.histograms[one.source], activations[one.source]
+            shift = one.by_channel(ranges.clipped(histogram, *numbers.ends) + ranges.rounded_by(histogram, numbers))
             biases[name] = bias + corrected(rows, integers * scale, moments.mean, shift)
     made = with_biases(model, found, biases) if biases else model
     return Plan(made, activations, rounded, covered, {name: method for name, (method, _) in chosen.items()})

@@ -31,6 +31,12 @@ class Affine:
         """Between the lowest and the highest value."""
         return 255 if self.bits == 8 else 2 * PEAK_16
 
+    @property
+    def ends(self) -> Range:
+        """The lowest and the highest value, which are up to half a step beside those asked for, so that 0 is a step."""
+        least = PEAK_16 if self.bits == 16 else self.zero_point
+        return -least * self.scale, (self.steps - least) * self.scale
+
 
 @dataclass(frozen=True)
 class Symmetric:
@@ -154,16 +160,16 @@ def clipped(seen: Histogram, low: float, high: float) -> Float:
     return np.asarray((seen.counts * moved).sum(1) / np.maximum(1, seen.counts.sum(1) + seen.zeros))
 
 
-def rounded_by(seen: Histogram, low: float, high: float, numbers: Affine) -> Float:
-    """Expected change of each channel's values within low..high by rounding them to the steps of `numbers`, [C].
+def rounded_by(seen: Histogram, numbers: Affine) -> Float:
+    """Expected change of each channel's values by rounding them to the steps of `numbers`, [C]; values beyond its ends left out.
 
     It is not nothing where values gather within a step or two of 0, as those that GELU and its kind leave of negative ones do.
     """
     if not seen.kept.shape[1]:
         return np.zeros(len(seen.low))
-    least, most = (-PEAK_16, PEAK_16) if numbers.bits == 16 else (-numbers.zero_point, numbers.steps - numbers.zero_point)
-    rounded = np.clip(np.round(seen.kept / numbers.scale), least, most) * numbers.scale
-    inside = (seen.kept >= min(low, 0.0)) & (seen.kept <= max(high, 0.0))
+    low, high = numbers.ends
+    inside = (seen.kept >= low) & (seen.kept <= high)
+    rounded = np.round(seen.kept / numbers.scale) * numbers.scale
     return np.asarray(np.where(inside, rounded - seen.kept, 0.0).mean(1), np.float64)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import onnx
@@ -48,6 +49,12 @@ class Wiring:
             return False
         known = len(before) > 1 and len(after) > 1 and before[1] == after[1] > 0
         return known and all(d == 1 for d in (*before[2:], *after[2:]))
+
+    def pixels(self, node: onnx.NodeProto) -> int:
+        """Of what turns [N, C, H, W] into [N, C H W], a channel's pixels side by side: H W. 0 of any other."""
+        before, after = self.shapes.get(node.input[0], []), self.shapes.get(node.output[0], [])
+        flat = node.op_type in ("Flatten", "Reshape") and len(before) > 2 and len(after) == 2
+        return math.prod(before[2:]) if flat and after[1] == math.prod(before[1:]) else 0
 
     def gated(self, node: onnx.NodeProto) -> str:
         """The input of a Mul whose other input is one number for each channel; "" where there is none."""
