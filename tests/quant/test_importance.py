@@ -117,6 +117,23 @@ def test_costs_are_what_noise_does(way: str) -> None:
     np.testing.assert_allclose(costs["t"], expected, rtol=0.3, atol=0.02 * max(expected))
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_shapes_that_are_not_known_cost_precision_and_no_more(way: str) -> None:
+    """An exporter may leave them out; every tensor still has a finite cost for each channel that was seen."""
+    model = without_noise(net(*WAYS[way]))
+    statistics = seen(model, [name for node in model.graph.node for name in node.output if name != "y"])
+    found = layers.layers(model)
+    charges = charged([one for one in found.values() if one.source == "u"], layers.constants(model), statistics)
+    back = WayBack(model, found, statistics)
+    back._wiring.shapes.clear()
+    costs = back.costs(charges, charges)
+    for name, cost in costs.items():
+        assert len(cost) == len(statistics.histograms[name].low)
+        assert np.isfinite(cost).all()
+        assert (cost >= 0).all()
+    assert costs["t"].max() > 0
+
+
 def test_the_nearest_layers_speak_for_a_tensor() -> None:
     """t is read by a layer, and by a sum that another layer reads: what the other charges is for the sum's other input."""
     model = onnx.parser.parse_model(

@@ -121,32 +121,38 @@ class WayBack:
         """(an input of `node`, what its outputs' costs make of it)."""
         kind, out, sources = node.op_type, node.output[0], self._wiring.activations(node)
         if kind == "Split" and axis(node) == 1:
-            parts = [found.get(name, np.zeros(self._wiring.width(name))) for name in node.output]
+            parts = [found.get(name, np.zeros(self._width(name))) for name in node.output]
             yield from self._fitted(sources, np.concatenate(parts))
         elif out not in found:
             return
         elif out in self._spelt:
             value, kind = self._spelt[out]
-            yield from self._fitted([value], found[out] * self._slope(kind, value))
+            yield from self._fitted([value], _times(found[out], self._slope(kind, value)))
         elif kind == "Concat" and axis(node) == 1:
-            edges = np.cumsum([self._wiring.width(name) for name in node.input])
-            for name, part in zip(node.input, np.split(found[out], edges[:-1]), strict=True):
+            edges = np.cumsum([self._width(name) for name in node.input])
+            whole = edges[-1] == len(found[out])  # else some width is not known
+            parts = np.split(found[out], edges[:-1]) if whole else [found[out]] * len(edges)
+            for name, part in zip(node.input, parts, strict=True):
                 yield from self._fitted([name] if name in sources else [], part)
         elif kind in ("Mul", "Div"):
             for name, other in zip(node.input, reversed(node.input), strict=True):
                 power = self._power(other, len(found[out]), divides=kind == "Div" and name == node.input[0])
                 yield from self._fitted([name] if name in sources else [], found[out] * power)
         else:
-            yield from self._fitted(sources, self._flat(node, found[out]) * self._gain(node))
+            yield from self._fitted(sources, _times(self._flat(node, found[out]), self._gain(node)))
 
     def _fitted(self, names: Iterable[str], cost: Float) -> Iterator[tuple[str, Float]]:
         """`cost` for each of `names` that has as many channels; for others, their mean for each channel, or their sum for one alone."""
         for name in names:
-            width = self._wiring.width(name) or (len(self._seen[name].low) if name in self._seen else 0)
+            width = self._width(name)
             if width == len(cost):
                 yield name, cost
             elif width:
                 yield name, np.full(width, cost.sum() if width == 1 else cost.mean())
+
+    def _width(self, name: str) -> int:
+        """Channels of an activation; 0 where neither its shape nor what was seen of it says."""
+        return self._wiring.width(name) or (len(self._seen[name].low) if name in self._seen else 0)
 
     def _flat(self, node: onnx.NodeProto, cost: Float) -> Float:
         """`cost` of what flattens pixels, as its input's channels have it."""
@@ -181,6 +187,11 @@ class WayBack:
             power = expected(self._seen[name], self._seen[name].centres ** 2) if name in self._seen else np.ones(1)
         power = power if len(power) in (1, width) else np.full(1, power.mean())
         return np.asarray(1 / np.maximum(power, np.finfo(np.float32).tiny)) if divides else power
+
+
+def _times(cost: Float, factor: Float | float) -> Float:
+    """`cost` [C] times a factor for each channel, or for all where there is not one for each."""
+    return np.asarray(cost * (factor if np.size(factor) in (1, len(cost)) else np.mean(factor)))
 
 
 def expected(seen: Histogram, values: Float) -> Float:
