@@ -12,6 +12,7 @@ from repzoo.engines import engine
 from repzoo.quant import layers
 from repzoo.quant.importance import WayBack, charged, importance
 from repzoo.quant.observe import Statistics, observe
+from repzoo.quant.wiring import Wiring
 
 SIZE, SMALL = 8, 0.01
 WAYS = {  # from t [N, 6, 8, 8] to u, which the layer reads, and its weights
@@ -111,7 +112,7 @@ def test_costs_are_what_noise_does(way: str) -> None:
     statistics = seen(plain, [name for node in plain.graph.node for name in node.output if name != "y"])
     found = layers.layers(plain)
     charges = charged([one for one in found.values() if one.source == "u"], layers.constants(plain), statistics)
-    costs = WayBack(plain, found, statistics).costs(charges, charges)
+    costs = WayBack(Wiring(plain), found, statistics).costs(charges, charges)
     expected = [measured(model, channel) for channel in range(6)]
     # what slopes and factors make together is taken as what each makes alone
     np.testing.assert_allclose(costs["t"], expected, rtol=0.3, atol=0.02 * max(expected))
@@ -124,9 +125,9 @@ def test_shapes_that_are_not_known_cost_precision_and_no_more(way: str) -> None:
     statistics = seen(model, [name for node in model.graph.node for name in node.output if name != "y"])
     found = layers.layers(model)
     charges = charged([one for one in found.values() if one.source == "u"], layers.constants(model), statistics)
-    back = WayBack(model, found, statistics)
-    back._wiring.shapes.clear()
-    costs = back.costs(charges, charges)
+    wiring = Wiring(model)
+    wiring.shapes.clear()
+    costs = WayBack(wiring, found, statistics).costs(charges, charges)
     for name, cost in costs.items():
         assert len(cost) == len(statistics.histograms[name].low)
         assert np.isfinite(cost).all()
@@ -150,7 +151,7 @@ def test_the_nearest_layers_speak_for_a_tensor() -> None:
         model.graph.initializer.append(numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name))
     reads = list(layers.layers(model).values())
     statistics = observe(model, ["t", "a", "u"], reads, [images(32)], engine("onnxruntime"), 1, 32)
-    found = importance(model, layers.layers(model), statistics)
+    found = importance(Wiring(model), layers.layers(model), statistics)
     alone = {one.name: charged([one], layers.constants(model), statistics)[one.source] for one in reads}
     np.testing.assert_array_equal(found["t"].cost, alone["a"])
     np.testing.assert_array_equal(found["a"].cost, alone["y"])

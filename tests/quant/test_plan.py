@@ -138,10 +138,11 @@ def test_the_diagnosis_tells_of_tensors_that_no_layer_reads() -> None:
     model, everything, statistics = moved()
     made = plan.planned(model, everything, statistics, scheme("ort-cpu"), Corrections())
     assert min(one.activation_db for one in diagnose.diagnosed(made, statistics)) > 25
-    for tensor, layer in {"d": "y", "e": "y", "right": "y", "b": "y", "data": "a"}.items():
+    for tensor, layers_told in {"d": "y", "e": "y", "right": "y", "b": "cy", "data": "a"}.items():
         coarse = replace(made, ranges={**made.ranges, tensor: (-500.0, 500.0)})
         found = diagnose.diagnosed(coarse, statistics)[0]
-        assert (found.layer, found.side, found.tensor) == (layer if tensor != "b" else found.layer, "activation", tensor)
+        assert found.layer in layers_told
+        assert (found.side, found.tensor) == ("activation", tensor)
         assert f"of {tensor}, channels" in found.sentence()
         assert found.activation_db < 20
 
@@ -155,7 +156,8 @@ def test_a_layer_in_float_is_told_of_steps_in_its_input() -> None:
     made = plan.planned(model, one, statistics, scheme("ort-cpu"), Corrections())
     coarse = replace(made, ranges={**made.ranges, "b": (-500.0, 500.0)})
     found = diagnose.diagnosed(coarse, statistics)[0]
-    assert (found.layer in ("c", "y"), found.side, found.tensor) == (True, "activation", "b")
+    assert found.layer in ("c", "y")
+    assert (found.side, found.tensor) == ("activation", "b")
     assert found.weight_db == diagnose.CLEAN_DB
 
 

@@ -209,6 +209,16 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path: Path) -> None:
         trainer(tmp_path, SHORT.changed(batch=32))
 
 
+def test_images_that_no_worker_can_be_sent_are_refused(tmp_path: Path) -> None:
+    def inside(key: str) -> Image.Image:
+        return picture(key)
+
+    images = TrainingImages(pictures(24, 0, inside), PREPROCESS)
+    with pytest.raises(InputError, match="a function of a module, or train with 0 workers"):
+        Trainer(network(), images, SHORT, Running(output=tmp_path / "with")).run(None)
+    Trainer(network(), images, SHORT, Running(output=tmp_path / "without", workers=0)).run(None)
+
+
 def picture_noted(notes: Path, key: str) -> Image.Image:
     with notes.open("a") as file:
         file.write(f"{os.getpid()} {key}\n")

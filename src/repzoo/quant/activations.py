@@ -1,6 +1,7 @@
 """Activations as NumPy functions: what each makes of a number, float64 of any shape. Others are taken for straight lines.
 
-Sources: ONNX operators of these names; GELU and swish as D. Hendrycks and K. Gimpel, arXiv:1606.08415, have them, GELU by its tanh.
+Sources: ONNX operators of these names, HardSigmoid with the slope 1/6 that PyTorch exports; GELU (by its tanh) and swish as
+D. Hendrycks and K. Gimpel, arXiv:1606.08415, have them.
 """
 
 from __future__ import annotations

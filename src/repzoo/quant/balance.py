@@ -33,6 +33,7 @@ from repzoo.quant.equalize import Equalised, labels_of, rescaled
 from repzoo.quant.importance import WayBack, charged, signal
 from repzoo.quant.layers import Layer
 from repzoo.quant.observe import Statistics
+from repzoo.quant.wiring import Wiring
 
 Float = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -189,7 +190,7 @@ def _terms(
     found, values = layering.layers(start.model), layering.constants(start.model)
     known = {name: one for name, one in found.items() if name in seen.moments}
     read = charged(known.values(), values, seen)
-    reached = WayBack(start.model, found, seen).costs(read, read)
+    reached = WayBack(Wiring(start.model), found, seen).costs(read, read)
     worth = np.zeros(channels.count)
     for source, each in read.items():
         np.add.at(worth, labels_of(channels, source, len(each)), each)

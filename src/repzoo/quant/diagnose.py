@@ -27,11 +27,12 @@ import numpy.typing as npt
 
 from repzoo.quant import layers as layering
 from repzoo.quant import ranges
-from repzoo.quant.activations import FUNCTIONS, Function, straight
+from repzoo.quant.activations import Function, straight
 from repzoo.quant.importance import WayBack, expected, output_power
 from repzoo.quant.layers import Layer
 from repzoo.quant.observe import Statistics
 from repzoo.quant.plan import Plan
+from repzoo.quant.wiring import Wiring
 
 Float = npt.NDArray[np.float64]
 WORST_CHANNELS = 5
@@ -110,7 +111,7 @@ class _Told:
         self._sides: dict[str, list[_Side]] = {one.name: [] for one in self.layers}
         for one in self.layers:
             if one.source in made.activations:
-                self._tell(one, one.source, self._charge(one))
+                self._tell(one, one.source, self._charge(one) * self._error(one.source))
         self._tell_of_others(found)
 
     def _rows(self, one: Layer) -> Float:
@@ -136,30 +137,34 @@ class _Told:
         each = (self._restored(one) ** 2 / self._signals[one.name].reshape(one.groups, -1, 1)).sum(1)
         return np.asarray(each.reshape(one.inputs, -1).sum(1) / one.outputs)
 
-    def _tell(self, one: Layer, tensor: str, cost: Float, of: Function = straight) -> None:
-        histogram, span, steps = self.seen.histograms[tensor], self.made.ranges[tensor], self.made.activations[tensor].steps
+    def _error(self, tensor: str, of: Function = straight) -> Float:
+        """Expected squared error of each channel, [C], or of what `of` makes of it."""
+        span, steps = self.made.ranges[tensor], self.made.activations[tensor].steps
+        return ranges.noise(self.seen.histograms[tensor], *span, steps, of)
+
+    def _tell(self, one: Layer, tensor: str, noise: Float) -> None:
+        histogram = self.seen.histograms[tensor]
         reached = np.maximum(np.abs(histogram.low), np.abs(histogram.high))
-        self._sides[one.name].append(_Side(cost * ranges.noise(histogram, *span, steps, of), reached, tensor))
+        self._sides[one.name].append(_Side(noise, reached, tensor))
 
     def _tell_of_others(self, found: Mapping[str, Layer]) -> None:
-        """Tell of the activations that no layer reads the one that they reach, or that they come from."""
+        """Tell of the activations that no layer reads the one that they spoil most, or that they come from."""
         sources = {one.source for one in self.layers}
         others = [name for name in self.made.activations if name not in sources]
-        way = WayBack(self.made.model, found, self.seen)
-        costs = {one.name: way.costs({one.source: self._charge(one)}, sources) for one in self.layers} if others else {}
+        if not others:
+            return
+        way = WayBack(Wiring(self.made.model), found, self.seen)
+        costs = [way.costs({one.source: self._charge(one)}, sources) for one in self.layers]
         for tensor in others:
-            span, steps = self.made.ranges[tensor], self.made.activations[tensor].steps
-            kind, end = way.bent.get(tensor, ("", tensor))
-            of, noises = FUNCTIONS.get(kind, straight), {}
-            noise = ranges.noise(self.seen.histograms[tensor], *span, steps, of)
-            for one in self.layers:
-                if end in costs[one.name]:
-                    noises[one.name] = float(costs[one.name][end] @ noise)
-            worst = max(self.layers, key=lambda one: noises.get(one.name, -1.0))
+            noises = []
+            for one, each in zip(self.layers, costs, strict=True):
+                if (worth := way.importance(tensor, each)) is not None:
+                    noises.append((one, worth.cost * self._error(tensor, worth.of)))
             if noises:
-                self._tell(worst, tensor, costs[worst.name][end], of)
+                worst, noise = max(noises, key=lambda pair: float(pair[1].sum()))
+                self._tell(worst, tensor, noise)
             elif writer := next((one for one in self.layers if one.name == way.written_by(tensor)), None):
-                self._tell(writer, tensor, self._own(tensor))
+                self._tell(writer, tensor, self._own(tensor) * self._error(tensor))
 
     def _own(self, tensor: str) -> Float:
         """One over the signal of each of its channels, and over how many they are, [C]."""

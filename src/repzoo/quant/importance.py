@@ -74,32 +74,26 @@ class Importance:
     of: Function = straight
 
 
-def importance(model: onnx.ModelProto, found: Mapping[str, Layer], seen: Statistics) -> dict[str, Importance]:
-    """That of each activation of `model` that reaches a layer; `found` are its layers."""
+def importance(wiring: Wiring, found: Mapping[str, Layer], seen: Statistics) -> dict[str, Importance]:
+    """That of each activation that reaches a layer of the graph; `found` are its layers."""
     known = [one for name, one in found.items() if name in seen.moments]
-    way = WayBack(model, found, seen)
-    charges = charged(known, layering.constants(model), seen)
+    way = WayBack(wiring, found, seen)
+    charges = charged(known, layering.constants(wiring.model), seen)
     costs = way.costs(charges, charges)
-    bent = {name: (costs[end], FUNCTIONS[kind]) for name, (kind, end) in way.bent.items() if end in costs}
-    return {name: Importance(*bent.get(name, (cost, straight))) for name, cost in costs.items()}
+    return {name: one for name in costs if (one := way.importance(name, costs)) is not None}
 
 
 class WayBack:
-    """Carries costs from what layers of `model` read to what that is made of; `seen` says how large factors and slopes are.
+    """Carries costs from what layers read to what that is made of; `seen` says how large factors and slopes are."""
 
-    bent  activations that go through an elementwise function and nothing else: which, and what it makes of them
-    """
-
-    def __init__(self, model: onnx.ModelProto, layers: Iterable[str], seen: Statistics) -> None:
-        self._wiring, self._seen = Wiring(model), seen.histograms
-        whole = spelt(model, self._wiring.shapes)
+    def __init__(self, wiring: Wiring, layers: Iterable[str], seen: Statistics) -> None:
+        self._wiring, self._seen = wiring, seen.histograms
+        whole = spelt(wiring, wiring.floats)
         self._spelt = {one.end: (value, one.kind) for value, one in whole.items()}
         self._layers = frozenset(layers)
         self._writers = {name: node.input[0] for node in self._wiring.nodes if node.input for name in node.output}
         self._ended = self._layers.union(*(one.nodes for one in whole.values())) - self._spelt.keys()
-        single = self._wiring.read_once()
-        self.bent = {name: (node.op_type, node.output[0]) for name, node in single.items() if node.op_type in FUNCTIONS}
-        self.bent |= {value: (one.kind, one.end) for value, one in whole.items()}
+        self._whole = whole
 
     def costs(self, charges: Mapping[str, Float], ends: Collection[str]) -> Costs:
         """`charges` by tensor, [C] each, and what they make other tensors cost, as far as those that `ends` names."""
@@ -110,6 +104,14 @@ class WayBack:
                     if name not in ends:
                         found[name] = found[name] + each if name in found else each
         return found
+
+    def importance(self, name: str, costs: Costs) -> Importance | None:
+        """That of the activation `name`, given the `costs` of all; None where it reaches nothing that costs."""
+        whole, reader = self._whole.get(name), self._wiring.only_reader(name)
+        kind, end = (whole.kind, whole.end) if whole else (reader.op_type, reader.output[0]) if reader is not None else ("", name)
+        if kind in FUNCTIONS and end in costs:
+            return Importance(costs[end], FUNCTIONS[kind])
+        return Importance(costs[name]) if name in costs else None
 
     def written_by(self, tensor: str) -> str:
         """The layer that `tensor` comes from along first inputs; the activation at the very beginning where there is none."""
@@ -182,7 +184,7 @@ class WayBack:
     def _power(self, name: str, width: int, divides: bool) -> Float:
         """E[x^2] of a factor, [width] or [1]; of what `divides`, its inverse."""
         if name in self._wiring.constants:
-            power = np.square(self._wiring.constants[name].astype(np.float64)).reshape(-1)
+            power = np.square(self._wiring.values(name).astype(np.float64)).reshape(-1)
         else:
             power = expected(self._seen[name], self._seen[name].centres ** 2) if name in self._seen else np.ones(1)
         power = power if len(power) in (1, width) else np.full(1, power.mean())

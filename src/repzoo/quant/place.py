@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import onnx
 
-from repzoo.graph.pieces import skeleton
 from repzoo.quant.scheme import MOVING, POOLING, QuantScheme
 from repzoo.quant.spelling import spelt
+from repzoo.quant.wiring import Wiring
 
 WEIGHTED = frozenset({"Conv", "Gemm"})
 ELEMENTWISE = frozenset({"Add", "Mul"})
@@ -45,15 +45,10 @@ class Places:
 
     def __init__(self, model: onnx.ModelProto, scheme: QuantScheme = DEFAULT) -> None:
         self.model, self.scheme = model, scheme
-        self._nodes = list(model.graph.node)
-        self._sides, self._floats = _known(model)
-        self._shapes = {item.name: tuple(item.dims) for item in model.graph.initializer}
-        self._readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self._nodes:
-            for value in node.input:
-                self._readers.setdefault(value, []).append(node)
-        self._outputs = {value.name for value in model.graph.output}
-        self._spelt = spelt(model, self._floats)
+        self._wiring = Wiring(model)
+        self._nodes, self._floats = self._wiring.nodes, self._wiring.floats
+        self._shapes = {name: tuple(item.dims) for name, item in self._wiring.constants.items()}
+        self._spelt = spelt(self._wiring, self._floats)
         self.layers = [node for node in self._nodes if self._is_plain(node)]
         inside = {value for one in self._spelt.values() for value in one.nodes}
         self.around = [node for node in self._nodes if self._is_around(node) and node.output[0] not in inside]
@@ -67,7 +62,7 @@ class Places:
                 reads = node.input[:1] if node.op_type in WEIGHTED else node.input
                 tensors |= dict.fromkeys(value for value in reads if value in self._floats)
                 tensors |= dict.fromkeys(self._written(value) for value in node.output if value)
-        return Placement(name, chosen, tuple(value for value in tensors if value not in self._outputs))
+        return Placement(name, chosen, tuple(value for value in tensors if value not in self._wiring.outputs))
 
     def candidates(self) -> list[Placement]:
         """Placements to begin a search with, the most quantised first; empty ones, and those that write the same, are dropped.
@@ -93,15 +88,15 @@ class Places:
         """What may run in INT8 by kind and resolution, such as "depthwise at 28 px": what a search moves as one."""
         found: dict[str, set[str]] = {}
         for node in (*self.layers, *self.around):
-            kind, side = _kind(node, self._shapes), self._sides.get(node.output[0], 0)
+            kind, side = _kind(node, self._shapes), self._side(node.output[0])
             found.setdefault(f"{kind} at {side} px" if side > 1 else kind, set()).add(node.output[0])
         return {name: frozenset(nodes) for name, nodes in found.items()}
 
     def _written(self, value: str) -> str:
         """`value`, or what the activation that the target fuses into the layer makes of it."""
-        readers = self._readers.get(value, [])
-        if len(readers) == 1 and readers[0].op_type in self.scheme.fused and value not in self._outputs:
-            return str(readers[0].output[0])
+        reader = self._wiring.only_reader(value)
+        if reader is not None and reader.op_type in self.scheme.fused:
+            return str(reader.output[0])
         one = self._spelt.get(value)
         return one.end if one and one.kind in self.scheme.fused else value
 
@@ -119,6 +114,11 @@ class Places:
         if node.op_type in ELEMENTWISE:
             return {*node.input, *node.output} <= self._floats.keys()
         return node.op_type in (*MOVING, *POOLING) and {node.input[0], *node.output} <= self._floats.keys()
+
+    def _side(self, name: str) -> int:
+        """The height of an activation of rank 4, where it is known, else 0."""
+        shape = self._wiring.shapes.get(name, [])
+        return shape[2] if len(shape) == 4 else 0
 
     def _width(self, node: onnx.NodeProto) -> int:
         return min(self._shapes[node.input[1]][:2], default=0)
@@ -145,21 +145,3 @@ def _kind(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> str:
     if any(item.name == "group" and item.i > 1 for item in node.attribute):
         return "depthwise"
     return "x".join(map(str, shapes[node.input[1]][2:])) + " convolution"
-
-
-def _known(model: onnx.ModelProto) -> tuple[dict[str, int], dict[str, None]]:
-    """(height of each activation of rank 4 whose height is known, activations that are known to be float32).
-
-    Shapes and indices, which a graph may compute too, are not float32.
-    """
-    graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
-    constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
-    constants |= {item.name for item in model.graph.initializer}
-    sides, floats = dict[str, int](), dict[str, None]()
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        tensor = value.type.tensor_type
-        if tensor.elem_type == onnx.TensorProto.FLOAT and value.name not in constants:
-            floats[value.name] = None
-        if len(tensor.shape.dim) == 4:
-            sides[value.name] = tensor.shape.dim[2].dim_value
-    return sides, floats

@@ -53,24 +53,23 @@ Chosen = Mapping[str, tuple[str, Range]]  # of each activation: how its range wa
 
 def spans(model: onnx.ModelProto, placement: Placement, seen: Statistics, scheme: QuantScheme, method: str) -> Chosen:
     """The ranges of the activations of `placement`; those of 16 bits cover all that was seen."""
-    wanted = importance(model, layering.layers(model), seen)
-    found = {}
+    wiring = Wiring(model)
+    wanted, found = importance(wiring, layering.layers(model), seen), {}
     for name in placement.tensors:
         histogram, how = seen.histograms[name], "minmax" if name in placement.wide else method
         worth = wanted.get(name, Importance(np.ones(len(histogram.low))))
         found[name] = ranges.chosen(histogram, worth.cost, how, scheme.range_methods, scheme.activation_symmetric, worth.of)
-    return _shared(model, placement, found)
+    return _shared(wiring, placement, found)
 
 
-def _shared(model: onnx.ModelProto, placement: Placement, found: dict[str, tuple[str, Range]]) -> Chosen:
+def _shared(wiring: Wiring, placement: Placement, found: dict[str, tuple[str, Range]]) -> Chosen:
     """`found` with one range for what is moved and for where it goes: numbers that lie on the steps of the one are then on those of
     the other, and are not rounded a second time. What only a Concat reads takes the range of all that is joined.
     """
-    once = Wiring(model).read_once()
-    moving = [node for node in model.graph.node if node.op_type in (*MOVING, "MaxPool") and node.output[0] in placement.nodes]
+    moving = [node for node in wiring.nodes if node.op_type in (*MOVING, "MaxPool") and node.output[0] in placement.nodes]
     for node in reversed(moving):
         if node.op_type == "Concat" and node.output[0] in found:
-            found |= {name: found[node.output[0]] for name in node.input if once.get(name) is node and name in found}
+            found |= {name: found[node.output[0]] for name in node.input if wiring.only_reader(name) is node and name in found}
     for node in moving:
         if node.op_type != "Concat" and node.input[0] in found:
             found |= {name: found[node.input[0]] for name in node.output if name in found}

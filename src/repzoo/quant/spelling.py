@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from repzoo.quant.wiring import Wiring
+
 FORMS = {  # how often each operator stands in them
     "Gelu": (Counter(Div=1, Erf=1, Add=1, Mul=2), Counter(Erf=1, Add=1, Mul=3)),
     "Swish": (Counter(Sigmoid=1, Mul=1),),
@@ -26,39 +28,27 @@ class Spelt:
     end: str
 
 
-def spelt(model: onnx.ModelProto, values: Iterable[str]) -> dict[str, Spelt]:
+def spelt(wiring: Wiring, values: Iterable[str]) -> dict[str, Spelt]:
     """Those of the tensors `values` that go through such an activation and nothing else, each with it."""
-    reading = _Reading(model)
-    found = ((value, reading.spelling(value)) for value in values)
+    found = ((value, _spelling(wiring, value)) for value in values)
     return {value: one for value, one in found if one}
 
 
-class _Reading:
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._constants = {item.name for item in model.graph.initializer}
-        self._outputs = {value.name for value in model.graph.output}
-        self._readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for value in node.input:
-                self._readers.setdefault(value, []).append(node)
+def _spelling(wiring: Wiring, value: str) -> Spelt | None:
+    region, nodes = {value: None}, list[onnx.NodeProto]()
+    while len(nodes) < LONGEST:
+        grown = next((node for at in region for node in wiring.readers.get(at, []) if _joins(wiring, node, region)), None)
+        if grown is None:
+            return None
+        nodes.append(grown)
+        region[grown.output[0]] = None
+        kinds = Counter(node.op_type for node in nodes)
+        kind = next((name for name, forms in FORMS.items() if kinds in forms), "")
+        if kind and [at for at in region if wiring.is_read_outside(at, region)] == [grown.output[0]]:
+            return Spelt(kind, tuple(node.output[0] for node in nodes), grown.output[0])
+    return None
 
-    def spelling(self, value: str) -> Spelt | None:
-        region, nodes = {value: None}, list[onnx.NodeProto]()
-        while len(nodes) < LONGEST:
-            grown = next((node for at in region for node in self._readers.get(at, []) if self._joins(node, region)), None)
-            if grown is None:
-                return None
-            nodes.append(grown)
-            region[grown.output[0]] = None
-            kinds = Counter(node.op_type for node in nodes)
-            kind = next((name for name, forms in FORMS.items() if kinds in forms), "")
-            if kind and [at for at in region if self._is_read_outside(at, region)] == [grown.output[0]]:
-                return Spelt(kind, tuple(node.output[0] for node in nodes), grown.output[0])
-        return None
 
-    def _is_read_outside(self, value: str, region: Mapping[str, None]) -> bool:
-        return value in self._outputs or any(node.output[0] not in region for node in self._readers.get(value, []))
-
-    def _joins(self, node: onnx.NodeProto, region: Mapping[str, None]) -> bool:
-        inside = all(name in region or name in self._constants for name in node.input if name)
-        return node.op_type in SPELLING and inside and node.output[0] not in region
+def _joins(wiring: Wiring, node: onnx.NodeProto, region: Mapping[str, None]) -> bool:
+    inside = all(name in region for name in wiring.activations(node))
+    return node.op_type in SPELLING and inside and node.output[0] not in region

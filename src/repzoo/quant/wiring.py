@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
+import numpy.typing as npt
 import onnx
+from onnx import numpy_helper
 
 from repzoo.graph.pieces import skeleton
-from repzoo.quant.layers import constants
 
 
 class Wiring:
-    """The shapes and constants of one `model`, and what they say of its nodes.
+    """The shapes, readers and constants of one `model`, and what they say of its nodes.
 
-    shapes  of activations, where they are known; a size that is not is 0
+    shapes     of activations, where they are known; a size that is not is 0
+    readers    of each tensor, the nodes that read it, one that does so twice being there twice
+    constants  initializers, as they are stored: most are asked for their names alone
+    floats     activations that are known to be float32, in graph order: shapes and indices, which a graph may compute too, are not
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes = list(model.graph.node)
+        self.model, self.nodes = model, list(model.graph.node)
         self.outputs = {value.name for value in model.graph.output}
-        self.constants = constants(model)
+        self.constants = {item.name: item for item in model.graph.initializer}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
         inferred = onnx.shape_inference.infer_shapes(skeleton(model)).graph
         values = (*inferred.input, *inferred.value_info, *inferred.output)
         self.shapes = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim] for item in values}
+        fixed = self.constants.keys() | {node.output[0] for node in self.nodes if node.op_type == "Constant"}
+        float32 = [item.name for item in values if item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
+        self.floats = dict.fromkeys(name for name in float32 if name not in fixed)
 
     def width(self, name: str) -> int:
         """Channels of an activation; 0 where they are not known."""
@@ -34,11 +46,18 @@ class Wiring:
         """The inputs of `node` that are not constants."""
         return [name for name in node.input if name and name not in self.constants]
 
-    def read_once(self) -> dict[str, onnx.NodeProto]:
-        """Activations that one node reads, once, and nobody outside: that node."""
-        readers = [(name, node) for node in self.nodes for name in self.activations(node)]
-        counts = Counter(name for name, _ in readers)
-        return {name: node for name, node in readers if counts[name] == 1 and name not in self.outputs}
+    def values(self, name: str) -> npt.NDArray[Any]:
+        """Of a constant."""
+        return numpy_helper.to_array(self.constants[name])
+
+    def only_reader(self, name: str) -> onnx.NodeProto | None:
+        """The node that reads a tensor, where it is one, once, and nobody outside reads it."""
+        readers = self.readers.get(name, [])
+        return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
+    def is_read_outside(self, name: str, nodes: Iterable[str]) -> bool:
+        """Whether anybody reads a tensor but the nodes whose first outputs are `nodes`."""
+        return name in self.outputs or any(node.output[0] not in nodes for node in self.readers.get(name, []))
 
     def flattens_pixels(self, node: onnx.NodeProto) -> bool:
         """Whether it turns [N, C, 1, 1] into [N, C] or back, or takes means over pixels alone."""
@@ -75,7 +94,7 @@ class Wiring:
     def _end(self, name: str, attribute: float | None) -> float | None:
         if not name:
             return attribute
-        return float(self.constants[name].reshape(-1)[0]) if name in self.constants else float("nan")
+        return float(self.values(name).reshape(-1)[0]) if name in self.constants else float("nan")
 
 
 def axis(node: onnx.NodeProto) -> int:

@@ -3,8 +3,8 @@ so that workers, processes and an interruption change nothing."""
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
+import pickle
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from repzoo.artifact import Preprocess
 from repzoo.data.dataset import Dataset
+from repzoo.errors import InputError
 from repzoo.train.recipe import Recipe
 
 Placed = tuple[int, int]  # (place in the epoch, index into the data set)
@@ -52,16 +53,26 @@ class TrainingImages:
     def loader(self, recipe: Recipe, size: int, seed: int, parts: list[list[Placed]], workers: int) -> DataLoader[Any]:
         """Batches of (float32 [n, 3, size, size], int64 [n]), one for each of `parts`."""
         images = _Augmented(self.dataset, _augmentation(recipe, self.preprocess, size), seed)
-        context = _context() if workers else None
+        context = _context(self.dataset) if workers else None
         return DataLoader(
             images, batch_sampler=parts, num_workers=workers, pin_memory=torch.cuda.is_available(), multiprocessing_context=context
         )
 
 
-@functools.cache
-def _context() -> multiprocessing.context.BaseContext:
-    """Workers come from a process that has loaded this module and started no thread: one that is forked from here may wait for ever for
-    a lock that a thread of ONNX Runtime, OpenVINO or OpenMP held."""
+def _context(dataset: Dataset) -> multiprocessing.context.BaseContext:
+    """How the workers that read `dataset` are started: by a process that has loaded this module and started no thread. One that is
+    forked from here has copies of the locks that threads of ONNX Runtime, OpenVINO or OpenMP hold, and nobody to open them.
+
+    Raises:
+        InputError: its `load` cannot be sent to another process.
+    """
+    try:
+        pickle.dumps(dataset.load)
+    except Exception as error:  # whatever it holds may fail in its own way
+        raise InputError(
+            f"the images of {dataset.name} are read by what cannot be sent to worker processes ({error}); make Dataset.load a "
+            "function of a module, or train with 0 workers"
+        ) from None
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     made = multiprocessing.get_context("forkserver")
