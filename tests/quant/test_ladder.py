@@ -101,9 +101,9 @@ def seen_by(split: Split, monkeypatch: pytest.MonkeyPatch, artifact: Artifact) -
     seen: list[tuple[str, str]] = []
     evaluate = accuracy.evaluate
 
-    def noted(runs: Sequence[accuracy.Run], dataset: Dataset, *rest: Any) -> list[accuracy.Predictions]:
+    def noted(runs: Sequence[accuracy.Run], dataset: Dataset, *rest: Any, **named: Any) -> list[accuracy.Predictions]:
         seen.append((dataset.name, runs[-1].artifact.sha256))
-        return evaluate(runs, dataset, *rest)
+        return evaluate(runs, dataset, *rest, **named)
 
     monkeypatch.setattr(accuracy, "evaluate", noted)
     quantize(split, Budget(force=True), artifact=artifact)

@@ -241,3 +241,44 @@ def test_symmetric_ranges_have_their_zero_in_the_middle() -> None:
     made = ranges.affine(low, high, symmetric=True)
     assert made.zero_point == 128
     assert made.scale == pytest.approx(float(values.max()) / 127)
+
+
+def bytes_of_images(mean: float, std: tuple[float, ...]) -> tuple[Numbers, Histogram]:
+    """All values that bytes of images have, three channels, scaled as a model wants them; and what calibration keeps of them."""
+    values = np.stack([(np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(mean)) / np.float32(one) for one in std])
+    seen = Histogram(3)
+    seen.add(values, values.min(1), values.max(1))
+    seen.kept = values[:, np.random.default_rng(0).permutation(256)[:200]]
+    return values, seen
+
+
+def missed(values: Numbers, made: Affine) -> float:
+    """Root mean square error, in steps."""
+    return float(np.sqrt(np.square(quantised(values, made) - values).mean()) / made.scale)
+
+
+def test_bytes_scaled_to_both_sides_of_zero_do_not_lie_between_two_steps() -> None:
+    """(x - 0.5) / 0.5, as many models want it: 0 is no byte, so that on 255 steps from end to end each value errs by half a step."""
+    values, seen = bytes_of_images(0.5, (0.5,) * 3)
+    span = ranges.minmax(seen)
+    assert missed(values, ranges.affine(*span)) == pytest.approx(0.5, abs=0.01)
+    made = ranges.affine(*ranges.aligned(seen, np.ones(3), span))
+    assert missed(values, made) < 0.3
+    assert quantised(values, made) == pytest.approx(values, abs=0.51 * made.scale)  # nothing is cut
+
+
+@pytest.mark.parametrize("mean", [0.0, 127 / 255])
+def test_bytes_of_which_one_is_zero_are_not_rounded_at_all(mean: float) -> None:
+    values, seen = bytes_of_images(mean, (0.5,) * 3)
+    low, high = ranges.minmax(seen)
+    for span in ((low, high), (0.9 * low, 0.8 * high)):
+        assert missed(values, ranges.affine(*ranges.aligned(seen, np.ones(3), span))) < 0.01
+
+
+def test_a_range_stays_where_no_other_is_clearly_better() -> None:
+    _, seen = bytes_of_images(0.45, (0.229, 0.224, 0.225))
+    assert ranges.aligned(seen, np.ones(3), ranges.minmax(seen)) == ranges.minmax(seen)
+    for values in (np.zeros((1, 9), np.float32), np.random.default_rng(0).normal(0, 1, (1, 256)).astype(np.float32)):
+        one = histogram(values)
+        one.kept = values
+        assert ranges.aligned(one, np.ones(1), ranges.minmax(one)) == ranges.minmax(one)

@@ -131,3 +131,20 @@ def test_a_start_that_is_slow_is_not_timed_with_care_but_stays_among_the_others(
     assert {one.name for one in (found.best.placement, *found.others)} == {one.name for one in starts}
     costs = [machine.cost(one) for one in found.others]
     assert costs == sorted(costs)
+
+
+def test_what_is_nearly_as_fast_with_fewer_layers_in_int8_is_told_of() -> None:
+    """Depthwise ones cost the same on either side: without them it is as fast, and more accurate, which is not the search's to say."""
+    machine = Machine({"a": 0.99, "d": 0.99, "c": 0.3, "e": 0.3, "s": 0.3, "y": 0.3, "p": 0.3, "f": 0.3}, pair=0.0)
+    found = searched(machine)
+    assert found.best.placement.name == "everything"
+    assert "everything but depthwise" in [one.placement.name for one in found.alike]
+    layers = [len(one.placement.nodes & {"a", "c", "d", "e", "y"}) for one in found.alike]
+    assert layers == sorted(layers)
+    assert all(machine.cost(one.placement) <= machine.cost(found.best.placement) / search.NEAR for one in found.alike)
+
+
+def test_what_is_slower_or_has_as_many_layers_in_int8_is_not() -> None:
+    assert searched(Machine(dict.fromkeys(FLOAT, 0.2), pair=0.0)).alike == ()
+    same = Machine({**dict.fromkeys(FLOAT, 0.2), "s": 1.0, "p": 1.0, "f": 1.0}, pair=0.0)  # "layers" is as fast, with all of them
+    assert searched(same).alike == ()

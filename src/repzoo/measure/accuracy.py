@@ -27,6 +27,7 @@ from repzoo.storage import sha256_of
 
 BATCH = CHUNK  # images a call of the engine
 VISIBLE_DROP = 0.3  # points of Top-1; the quantiser's default budget
+Kept = dict[tuple[int, int], npt.NDArray[np.float32]]  # (which run, which image) -> its logits
 SYNSET = re.compile(r"^n\d{8}\b")  # a WordNet id, as ImageNet names its folders
 
 
@@ -90,9 +91,10 @@ class Answers:
 
 @dataclass(frozen=True)
 class Predictions(Answers):
-    """The answers of one model on one engine."""
+    """The answers of one model on one engine. logits: float32 [n, classes], where they were asked for."""
 
     artifact: Artifact
+    logits: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def evaluate(
     progress: Progress = silent,
     journal: Path | None = None,
     group: Group = ALONE,
+    logits: bool = False,
 ) -> list[Predictions]:
     """Predictions of every run on the same images in one pass; all runs must agree on the preprocessing.
 
@@ -123,15 +126,18 @@ def evaluate(
 
     journal  file in which the answers are kept as they come; what it holds already is not done again
     group    the processes among which the images are shared; each returns the predictions on all of them
+    logits   whether to keep them too, in memory; not with a journal or a group, which carry classes alone
 
     Raises:
         InputError: classes or a size of input that do not match, preprocessing that differs, too many unreadable images,
             logits that are not finite, images that change meanwhile, a journal that is another's or cannot be written.
     """
+    if logits and (journal or group.size > 1):
+        raise ValueError("logits are kept only by one process without a journal")
     preprocess = _common_preprocess(runs)
     indices = [class_indices(dataset, run.artifact) for run in runs]
     sheet = Sheet(len(runs), len(dataset))
-    worker = _Worker(runs, dataset, preprocess, _stamps(dataset), [max(mapping) for mapping in indices])
+    worker = _Worker(runs, dataset, preprocess, _stamps(dataset), [max(mapping) for mapping in indices], {} if logits else None)
     header = _header(runs, dataset, preprocess)
     group.agree(header)
     with Journal(journal, header, dataset, group.rank) if journal else contextlib.nullcontext() as kept:
@@ -150,7 +156,7 @@ def evaluate(
             sheet.unpack(packed)
     sheet.tell(report)
     report.check(dataset.name, len(dataset))
-    return _predictions(runs, dataset, sheet, indices)
+    return _predictions(runs, dataset, sheet, indices, worker.kept)
 
 
 def _share(sheet: Sheet, images: int, group: Group) -> tuple[list[int], list[int]]:
@@ -162,7 +168,9 @@ def _share(sheet: Sheet, images: int, group: Group) -> tuple[list[int], list[int
     return mine, sorted(seen[group.rank] - earlier) + mine
 
 
-def _predictions(runs: Sequence[Run], dataset: Dataset, sheet: Sheet, indices: Sequence[Sequence[int]]) -> list[Predictions]:
+def _predictions(
+    runs: Sequence[Run], dataset: Dataset, sheet: Sheet, indices: Sequence[Sequence[int]], kept: Kept | None
+) -> list[Predictions]:
     read = sheet.read()
     keys = tuple(dataset.keys[index] for index in read)
     targets = np.array([dataset.targets[index] for index in read])
@@ -173,14 +181,14 @@ def _predictions(runs: Sequence[Run], dataset: Dataset, sheet: Sheet, indices: S
         "unreadable": len(dataset) - len(read),
     }
     found = []
-    for run, mapping, top in zip(runs, indices, sheet.top[:, read], strict=True):
+    for place, (run, mapping, top) in enumerate(zip(runs, indices, sheet.top[:, read], strict=True)):
         width = int((top[:1] >= 0).sum())
         engine = {"name": run.engine.name, "version": run.engine.version()}
         best = top[:, :width].astype(np.int64)
+        logits = np.stack([kept[place, index] for index in read]) if kept else None
+        right = np.array(mapping)[targets]
         found.append(
-            Predictions(
-                identity_of(run.artifact), run.artifact.labels, engine, data, keys, np.array(mapping)[targets], best, run.artifact
-            )
+            Predictions(identity_of(run.artifact), run.artifact.labels, engine, data, keys, right, best, run.artifact, logits)
         )
     return found
 
@@ -221,13 +229,14 @@ def _stamps(dataset: Dataset) -> npt.NDArray[np.int64] | None:
 
 @dataclass(frozen=True)
 class _Worker:
-    """Takes one chunk from its images to the best classes of every run."""
+    """Takes one chunk from its images to the best classes of every run. kept: where logits are put, if they are to be kept."""
 
     runs: Sequence[Run]
     dataset: Dataset
     preprocess: Preprocess
     stamps: npt.NDArray[np.int64] | None
     largest: Sequence[int]
+    kept: Kept | None = None
 
     def __call__(self, number: int) -> list[Answer]:
         chunk = chunk_range(number, len(self.dataset))
@@ -237,7 +246,12 @@ class _Worker:
         made = {one: batch_of(read, one) for one in dict.fromkeys(wanted)}  # a float model and one that takes bytes, of one image
         batch = made[wanted[0]]
         given = [one.inputs for one in map(made.get, wanted) if one]
-        tops = [best_classes(self._logits(place, inputs), TOP).tolist() for place, inputs in enumerate(given)]
+        logits = [self._logits(place, inputs) for place, inputs in enumerate(given)]
+        if self.kept is not None and batch:
+            self.kept.update(
+                {(place, index): row for place, rows in enumerate(logits) for index, row in zip(batch.indices, rows, strict=True)}
+            )
+        tops = [best_classes(one, TOP).tolist() for one in logits]
         best = dict(zip(batch.indices, zip(*tops, strict=True), strict=True)) if batch else {}
         return [
             Answer(index, tuple(map(tuple, best.get(index, ()))), one.mode, one.why, stamp)

@@ -5,9 +5,10 @@ chosen; on the *gate* images the chosen one is measured, once, and that measurem
 these images, the drop that is reported is no better than what other images of the kind will show.
 
 An attempt *holds* on the selection images when its paired drop, but for chance, is at most the budget, and enough predictions are
-the float model's own: a few hundred labelled images cannot tell a drop of 0.3 points from none, but every flipped prediction
-shows. The chosen one is *refused* when its paired drop on the gate images is proven above the budget, that is when the whole 95 %
-interval lies above it. What lies between is let through with a warning.
+to be expected to stay the float model's own: a few hundred labelled images cannot tell a drop of 0.3 points from none, nor 98 % of
+unchanged predictions from all, but the noise on their logits and the margins that it has to overcome can (measure.expected). The
+chosen one is *refused* when its paired drop on the gate images is proven above the budget, that is when the whole 95 % interval
+lies above it. What lies between is let through with a warning.
 
 Without labels the float model's predictions stand for them. The drop is then the share of predictions that changed: the most that
 Top-1 can have lost, were every changed prediction right before and wrong now. Since many of them are not, a share of up to the
@@ -19,8 +20,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
@@ -29,16 +33,18 @@ from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
 from repzoo.errors import GateError, InputError
 from repzoo.measure import accuracy, latency
+from repzoo.measure.expected import Margins, expected, snr_db
 from repzoo.measure.record import Record, identity_of
 from repzoo.progress import Progress, silent
 from repzoo.quant import diagnose
 from repzoo.quant.diagnose import LayerNoise
 
 BENCH_SECONDS = 1.0
-# % of predictions that must be the float model's own for an attempt to hold; a further rung costs seconds, not latency.
+# % of predictions that must be expected to be the float model's own for an attempt to hold; a further rung costs seconds alone.
 UNCHANGED = 99.0
 ENOUGH = 95.0  # % from which on no layer is taken out of INT8 for the sake of more: that would cost latency
 CHANGES = 100 - ENOUGH  # points that predictions may change without labels, beyond the budget
+WORTH_DB = 0.3  # less noise on the logits that 1 % of latency must buy: about 3 % fewer changed predictions
 BLAMED = 3  # layers that a refusal names
 
 
@@ -54,16 +60,29 @@ class Budget:
         return bool(paired.values["drop_low"] > self.max_drop + (0 if paired.values["labelled"] else CHANGES))
 
     def holds(self, paired: Record) -> bool:
-        """Whether `paired` leaves nothing to be wished for."""
-        return self.meets(paired) and bool(paired.values["same_prediction"] >= UNCHANGED)
+        """Whether `paired` leaves nothing to be wished for: the budget met, and hardly a prediction changed. Where it is known what is to
+        be expected, that is what counts, and its error with it: more rungs cost seconds, not latency. The predictions that did change
+        may be more by chance (one standard deviation).
+        """
+        values, most = paired.values, 100 - UNCHANGED
+        changed = 100 - values["same_prediction"]
+        if "expected_changed" not in values:
+            return self.meets(paired) and bool(changed <= most)
+        chance = math.sqrt(100 * changed / values["n"])
+        lost = values["expected_drop"] + values["expected_drop_error"] if values["labelled"] else 0.0
+        return self.meets(paired) and bool(
+            values["expected_changed"] <= most and lost <= self.max_drop and changed - chance <= most
+        )
 
     def meets(self, paired: Record) -> bool:
         """Whether the drop less what chance makes of so many changed answers (one standard deviation: each is lost or gained) is within
-        the budget: one image of 256 is more than 0.3 points. Without labels, all that counts are the predictions.
+        the budget: one image of 256 is more than 0.3 points. So must be the drop to be expected, less its error, where it is known.
+        Without labels, all that counts are the predictions.
         """
         values = paired.values
         chance = 100 * math.sqrt(values["lost"] + values["gained"]) / values["n"]
-        return not values["labelled"] or bool(values["drop"] - chance <= self.max_drop)
+        told = values.get("expected_drop", 0.0) - values.get("expected_drop_error", 0.0)
+        return not values["labelled"] or bool(max(values["drop"] - chance, told) <= self.max_drop)
 
 
 @dataclass(frozen=True)
@@ -121,9 +140,10 @@ class Attempt:
 
     @property
     def merit(self) -> tuple[bool, bool, bool, float, float]:
-        """What makes it the better: it holds, it is enough, it passes, fewer predictions changed, smaller drop."""
+        """What makes it the better: it holds, it is enough, it passes, less noise on the logits for its latency, smaller drop."""
         rung, values = self.rung, self.rung.paired.values
-        return rung.holds, rung.enough, rung.passes, values["same_prediction"], -values["drop"]
+        worth = values.get("logits_snr_db", 0.0) - WORTH_DB * 100 * math.log(rung.ratio.values["ratio"])
+        return rung.holds, rung.enough, rung.passes, worth, -values["drop"]
 
 
 @dataclass(frozen=True)
@@ -144,23 +164,47 @@ class Context:
 
 
 class Judge:
-    """INT8 forms of one float model, compared with it on the same images; the float model's answers are asked for once."""
+    """INT8 forms of one float model, compared with it on the same images; the float model's answers are asked for once.
 
-    def __init__(self, artifact: Artifact, images: Dataset, engine: Engine, progress: Progress = silent) -> None:
+    choosing  whether to tell from the logits too what is to be expected (measure.expected); they are then held in memory
+    """
+
+    def __init__(
+        self, artifact: Artifact, images: Dataset, engine: Engine, progress: Progress = silent, choosing: bool = False
+    ) -> None:
         self.artifact, self.images, self.engine, self.progress = artifact, classed(images, artifact), engine, progress
+        self.choosing = choosing
+        self._more: list[tuple[Margins, npt.NDArray[np.int64]]] = []
         self.report = ReadReport()
         self._float: accuracy.Predictions | None = None
 
     def paired(self, made: Artifact) -> Record:
         """`made` against the float model, image by image."""
         runs = [accuracy.open_run(one, self.engine) for one in ([made] if self._float else [self.artifact, made])]
-        found = accuracy.evaluate(runs, self.images, self.report if not self._float else ReadReport(), self.progress)
+        report = self.report if not self._float else ReadReport()
+        found = accuracy.evaluate(runs, self.images, report, self.progress, logits=self.choosing)
         first, second = self._float or found[0], found[-1]
         self._float = first
         if not self.images.labelled:
             first, second = (replace(one, targets=self._float.top[:, 0]) for one in (first, second))
         paired = accuracy.compare(first, second)
-        return replace(paired, values={**paired.values, "labelled": self.images.labelled})
+        told = self._told(first, second) if self.choosing else {}
+        return replace(paired, values={**paired.values, **told, "labelled": self.images.labelled})
+
+    def widen(self, images: Dataset, found: Margins) -> None:
+        """Count with the float model's margins on other `images` of the kind, too."""
+        indices = accuracy.class_indices(self.images, self.artifact)
+        targets = np.array([indices[one] for one in images.targets]) if self.images.labelled else found.classes[:, 0]
+        self._more.append((found, targets))
+
+    def _told(self, first: accuracy.Predictions, second: accuracy.Predictions) -> dict[str, float]:
+        """What the logits say: see measure.expected."""
+        assert first.logits is not None
+        assert second.logits is not None
+        known, targets = zip((Margins.of(first.logits), first.targets), *self._more, strict=True)
+        found = expected(Margins.joined(known), np.concatenate(targets), first.logits, second.logits)
+        values = {f"expected_{name}": value for name, value in asdict(found).items()}
+        return {**values, "logits_snr_db": snr_db(first.logits, second.logits)}
 
 
 class Gate:

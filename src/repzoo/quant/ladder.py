@@ -4,7 +4,8 @@ Three sets of images, none in common (data.dataset.Split): *ranges* sets ranges 
 best, *gate* judges that one, once. The rule, the same for the same images and placement:
 
 1. The rungs that cost no latency (rungs.py) are tried in their order on the placement that search.py found, each compared with
-   the float model on the selection images. The first that holds there (see gate.py) is chosen.
+   the float model on the selection images; then the best of them on placements that are nearly as fast with fewer layers in INT8.
+   The first that holds there (see gate.py) is chosen.
 2. Where none holds, the best of them is, if it is *enough*: its drop within the budget, and 95 % of predictions unchanged.
 3. Where it is not, and fine-tuning was asked for, the best of them is fine-tuned on the images of the ranges (finetune.py).
 4. Where nothing is enough, what costs latency follows, one after another until something is enough, and the best of all is chosen:
@@ -89,7 +90,7 @@ class _Climb:
         self.layers = layers.layers(self.model)
         self.places = Places(self.model, target.scheme)
         self.starts = self.places.candidates()
-        self.judge = Judge(gate.artifact, split.selection, target.engine, gate.progress)
+        self.judge = Judge(gate.artifact, split.selection, target.engine, gate.progress, choosing=True)
         self._bases: dict[tuple[rungs.Rewrite, ...], Base | None] = {}
         self._chosen: dict[tuple[tuple[rungs.Rewrite, ...], Placement, str], plan.Chosen] = {}  # the last
         self._weighed: list[Inputs] | None = None
@@ -100,25 +101,38 @@ class _Climb:
         reads = [one for name, one in self.layers.items() if name in nodes]
         named = [*(name for one in self.starts for name in one.tensors), *(one.source for one in reads)]
         report = ReadReport()
-        seen = self._observed(self.model, list(dict.fromkeys(named)), reads, self.split.ranges, report)
+        read = list[int]()
+        seen = self._observed(self.model, list(dict.fromkeys(named)), reads, self.split.ranges, report, read)
         report.check(self.split.ranges.name, len(self.split.ranges))
         self._bases[()] = Base(self.model, seen, per_channel=self.scheme.per_channel)
+        self.judge.widen(self.split.ranges.subset(read), seen.margins)
         return report.sentences()
 
     def _observed(
-        self, model: onnx.ModelProto, tensors: list[str], reads: Sequence[layers.Layer], images: Dataset, report: ReadReport
+        self,
+        model: onnx.ModelProto,
+        tensors: list[str],
+        reads: Sequence[layers.Layer],
+        images: Dataset,
+        report: ReadReport,
+        read: list[int] | None = None,
     ) -> Statistics:
+        """Statistics of `model` on `images`; the numbers of those that could be read are put into `read`."""
         give_back()  # here and elsewhere: what models and sessions took, which else adds up to more than the statistics
         room = PROBED_BYTES // (4 if self._bases else 1)  # of a rewritten graph: the first one's statistics are held beside
         size = batch_size(model, [*tensors, *(one.source for one in reads)], room)
-        inputs = self._inputs(images, report, "calibrate", size)
+        inputs = self._inputs(images, report, "calibrate", size, read)
         seen = observe(model, tensors, reads, inputs, self.engine, self.threads, len(images))
         give_back()
         return seen
 
-    def _inputs(self, images: Dataset, report: ReadReport, stage: str, size: int) -> Iterator[Inputs]:
+    def _inputs(
+        self, images: Dataset, report: ReadReport, stage: str, size: int, read: list[int] | None = None
+    ) -> Iterator[Inputs]:
         done = 0
         for batch in batches(images, self.artifact.needing_preprocess(), size, report):
+            if read is not None:
+                read.extend(batch.indices)
             yield batch.inputs
             done += len(batch.indices)
             self.gate.progress(stage, done, len(images))
@@ -213,15 +227,18 @@ class _Climb:
         )
         return self._written(made, placed), made
 
-    def rung(self, recipe: Recipe, name: str, timed: Timed) -> _Made:
-        """Make a rung and compare it with the float model on the selection images."""
+    def rung(self, recipe: Recipe, name: str, timed: Timed, origin: _Made | None = None) -> _Made:
+        """Make a rung, anew or from the `origin`, another of the same recipe, and compare it with the float model on the selection
+        images.
+        """
         started = time.perf_counter()
-        return self._made(recipe, name, timed, self.write(recipe, timed.placement), started)
+        written = self.moved(origin, timed.placement) if origin else self.write(recipe, timed.placement)
+        return self._made(recipe, name, timed, written, started)
 
-    def timed_rung(self, recipe: Recipe, name: str, placement: Placement, from_: _Made | None = None) -> _Made:
-        """A rung whose latency is not known, made anew or `from_` another of the same recipe."""
+    def timed_rung(self, recipe: Recipe, name: str, placement: Placement, origin: _Made | None = None) -> _Made:
+        """As `rung`, of a placement whose latency is not known."""
         started = time.perf_counter()
-        written = self.moved(from_, placement) if from_ else self.write(recipe, placement)
+        written = self.moved(origin, placement) if origin else self.write(recipe, placement)
         give_back()
         timed = Timed(placement, self.gate.timed(written[:1], gate.BENCH_SECONDS / 2)[0])
         return self._made(recipe, name, timed, written, started)
@@ -357,6 +374,28 @@ def _better(first: _Made, second: _Made) -> _Made:
 
 def _climbed(climb: _Climb, found: Found) -> Iterator[_Made]:
     """Rung after rung until one is good enough: see the module."""
+    best = None
+    for one in _level(climb, found):
+        yield one
+        best = _better(best, one) if best else one
+        del one  # as in _chosen
+    assert best
+    if best.attempt.rung.enough:  # what holds is enough
+        return
+    if climb.target.finetune:
+        one = climb.finetuned(best)
+        yield one
+        if one.attempt.rung.enough:
+            return
+    placements = (found.best.placement, *found.others)
+    for one in _dearer(climb, best, [one for one in placements if one is not best.timed.placement]):
+        yield one
+        if one.attempt.rung.enough:
+            return
+
+
+def _level(climb: _Climb, found: Found) -> Iterator[_Made]:
+    """What costs no latency, or hardly any, until one holds."""
     first, *others = _offered(slower=False)
     best = climb.rung(first, first.name, found.best)
     yield best
@@ -367,24 +406,20 @@ def _climbed(climb: _Climb, found: Found) -> Iterator[_Made]:
             one = climb.rung(recipe, recipe.name, found.best)
             yield one
             best = _better(best, one)
-            del one  # as in _chosen
+            del one
         climb.forget(best.recipe, *others[place:], *_offered(slower=True))
-    if best.attempt.rung.enough:  # what holds is enough
-        return
-    if climb.target.finetune:
-        one = climb.finetuned(best)
-        yield one
-        if one.attempt.rung.enough:
+    for alike in found.alike:
+        if best.attempt.rung.holds:
             return
-    for one in _dearer(climb, found, best):
+        one = climb.rung(best.recipe, f"{best.recipe.name}, {alike.placement.name}", alike, best)
         yield one
-        if one.attempt.rung.enough:
-            return
+        best = _better(best, one)
+        del one
 
 
-def _dearer(climb: _Climb, found: Found, best: _Made) -> Iterator[_Made]:
-    """What costs latency: more work in the graph, less in INT8, another placement."""
-    placement, recipe = found.best.placement, best.recipe
+def _dearer(climb: _Climb, best: _Made, placements: Sequence[Placement]) -> Iterator[_Made]:
+    """What costs latency: more work in the graph, less in INT8, another of the `placements`."""
+    placement, recipe = best.timed.placement, best.recipe
     for slower in _offered(slower=True):
         if climb.changes(slower):
             one = climb.timed_rung(slower, slower.name, placement)
@@ -395,5 +430,5 @@ def _dearer(climb: _Climb, found: Found, best: _Made) -> Iterator[_Made]:
         ranked = climb.weighed(best)
         for count in (one for one in ESCAPES if one < len(ranked)):
             yield climb.timed_rung(recipe, f"{recipe.name}, escape {count}", climb.without(placement, ranked[:count]), best)
-    for other in found.others[:OTHERS]:
+    for other in placements[:OTHERS]:
         yield climb.timed_rung(recipe, f"{recipe.name}, {other.name}", other, best)

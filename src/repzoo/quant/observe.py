@@ -23,6 +23,7 @@ from repzoo.artifact import classifier_input
 from repzoo.engines import Engine
 from repzoo.errors import InputError
 from repzoo.graph.pieces import skeleton
+from repzoo.measure.expected import Margins
 from repzoo.quant import layers
 from repzoo.quant.layers import Layer
 
@@ -164,11 +165,12 @@ def _divided(gram: npt.NDArray[np.float32], factors: Float) -> npt.NDArray[np.fl
 
 @dataclass(frozen=True)
 class Statistics:
-    """What one pass found: histograms by tensor, moments by layer, images seen."""
+    """What one pass found: histograms by tensor, moments by layer, how many images were seen, and the answers' margins on each."""
 
     histograms: Mapping[str, Histogram]
     moments: Mapping[str, Moments]
     images: int
+    margins: Margins
 
     def over(self, factors: Mapping[str, Float], reads: Iterable[Layer]) -> Statistics:
         """As if each tensor named in `factors` had been divided by its factors [C] before the pass."""
@@ -248,24 +250,27 @@ def observe(
     """
     source, names = classifier_input(model).name, list(dict.fromkeys([*tensors, *(one.source for one in reads)]))
     wanted = [name for name in names if name != source]
-    session, width = engine.open(_probed(model, wanted), threads), gram_width(reads)
+    answer, margins = model.graph.output[0].name, list[Margins]()
+    session, width = engine.open(_probed(model, [*wanted, answer]), threads), gram_width(reads)
     spots, random = max(LEAST_SPOTS, SAMPLES // max(images, 1)), np.random.default_rng(0)
     counted = [_Counting(name, name in tensors, spots, images) for name in names]
     gathered = [_Gathering(one, width, images) for one in reads]
     takers: list[_Counting | _Gathering] = [*counted, *gathered]
-    seen, shares = 0, threads * SHARES
+    shares = threads * SHARES
     # one thread of BLAS for each of ours: many small products, shared among its threads, cost three times what they need
     with ThreadPoolExecutor(threads) as pool, threadpool_limits(1, "blas"):
         for inputs in batches:
-            seen += len(inputs)
-            values = {source: inputs, **(dict(zip(wanted, session.run_all(inputs), strict=True)) if wanted else {})}
+            *found, logits = session.run_all(inputs)
+            margins.append(Margins.of(logits.reshape(len(inputs), -1)))
+            values = {source: inputs, **dict(zip(wanted, found, strict=True))}
             work = [(one, one.drawn(values, random)) for one in takers]  # in one order, whoever takes what in
             for part in (work[: len(counted)], work[len(counted) :]):  # what is not finite is refused before sums are made of it
                 list(pool.map(partial(_take_in, values), [part[at::shares] for at in range(shares)]))
-    if not seen:
+    if not margins:
         raise InputError("no calibration image could be read; give --data with images of the kind the model will see")
     histograms = {one.name: one.done() for one in counted if one.name in tensors}
-    return Statistics(histograms, {one.layer.name: one.done() for one in gathered}, seen)
+    answers = Margins.joined(margins)
+    return Statistics(histograms, {one.layer.name: one.done() for one in gathered}, len(answers.classes), answers)
 
 
 def _take_in(values: Mapping[str, Images], work: Sequence[tuple[_Counting | _Gathering, Ids | None]]) -> None:
@@ -287,9 +292,8 @@ def batch_size(model: onnx.ModelProto, tensors: Iterable[str], limit: int = PROB
 def _probed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
-    if names:
-        del probed.graph.output[:]
-        probed.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    del probed.graph.output[:]
+    probed.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     return probed
 
 

@@ -58,7 +58,10 @@ def spans(model: onnx.ModelProto, placement: Placement, seen: Statistics, scheme
     for name in placement.tensors:
         histogram, how = seen.histograms[name], "minmax" if name in placement.wide else method
         worth = wanted.get(name, Importance(np.ones(len(histogram.low))))
-        found[name] = ranges.chosen(histogram, worth.cost, how, scheme.range_methods, scheme.activation_symmetric, worth.of)
+        made = ranges.chosen(histogram, worth.cost, how, scheme.range_methods, scheme.activation_symmetric, worth.of)
+        if name == model.graph.input[0].name and how in ("auto", "mse") and not scheme.activation_symmetric:
+            made = f"{made[0]}, aligned", ranges.aligned(histogram, worth.cost, made[1])
+        found[name] = made
     return _shared(wiring, placement, found)
 
 

@@ -1,7 +1,8 @@
 """The placement that runs fastest, found by timing on the target engine.
 
 Begins with the fastest of a few placements (place.Places.candidates): all are timed in turns with the most quantised, then this and
-those that come near the fastest in turns with the float model, over several openings of their sessions. Then groups of like
+the next of those that come near it and the least quantised of these in turns with the float model, over several openings of their
+sessions. Then groups of like
 nodes, by kind and resolution, change sides one at a time: out of INT8 where they are in it, into it where they are not. Each is
 timed in turns with the placement as it stands, and those that make it faster beyond noise (the whole interval of the ratio lies
 below 1) are taken together, or the best of them alone, whichever a second race says is faster, again beyond noise. So the
@@ -36,7 +37,7 @@ CALLS = 3  # of each model in a round, about
 # Models in a race, least and most, besides the one that they are compared with: each is a session with the weights.
 TOGETHER = 4, 12
 TOGETHER_BYTES = 2**26  # of these weights, from which on there are fewer than the most
-NEAR, FINALISTS = 0.94, 3  # of the fastest start's speed: which are timed with care, and how many at most
+NEAR, FINALISTS = 0.94, 3  # of the fastest's speed: which starts are timed with care, and how many at most
 SMALLEST_GAIN = 0.98  # of a ratio's middle: less may be where a session's memory happens to lie, see measure.latency
 
 
@@ -72,12 +73,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """The fastest placement, the others that began with it (the next fastest first), and what was tried."""
+    """The fastest placement, the others that began with it (the next fastest first), and what was tried.
+
+    alike  of the others that have fewer layers in INT8, those nearly as fast (NEAR), with their latency, the least quantised first
+    """
 
     best: Timed
     others: tuple[Placement, ...]
     trials: tuple[Trial, ...] = ()
     seconds: float = 0.0
+    alike: tuple[Timed, ...] = ()
 
 
 class Race:
@@ -122,27 +127,43 @@ def fastest(race: Race, starts: Sequence[Placement], screening: float, seconds: 
     screening  seconds for each of `starts` in the first race
     """
     started = time.perf_counter()
-    first, others = _begun(race, starts, screening)
+    timed, rest = _begun(race, starts, screening)
     deadline = time.perf_counter() + seconds
-    best, trials = first, list[Trial]()
+    first = best = timed[0]
+    trials = list[Trial]()
     while step := _step(race, best.placement, deadline, trials):
         best = replace(best, placement=step)
     if best.placement is not first.placement:
         best = Timed(best.placement, race.over_float([best.placement], screening)[0])
-    return Found(best, others, tuple(trials), round(time.perf_counter() - started, 2))
+    ranked = (*(one.placement for one in timed[1:]), *rest)
+    return Found(best, ranked, tuple(trials), round(time.perf_counter() - started, 2), _alike(race, best, timed))
 
 
-def _begun(race: Race, starts: Sequence[Placement], screening: float) -> tuple[Timed, tuple[Placement, ...]]:
-    """(the fastest of `starts`; the others, the next fastest first). Of those as fast it is the most quantised."""
+def _alike(race: Race, best: Timed, timed: Sequence[Timed]) -> tuple[Timed, ...]:
+    """See Found."""
+    ours, most = _layers(race, best.placement), float(best.ratio.values["ratio"]) / NEAR
+    near = [one for one in timed if _layers(race, one.placement) < ours and one.ratio.values["ratio"] <= most]
+    return tuple(sorted(near, key=lambda one: _layers(race, one.placement)))
+
+
+def _layers(race: Race, placement: Placement) -> int:
+    """How many are in INT8."""
+    return sum(node.output[0] in placement.nodes for node in race.places.layers)
+
+
+def _begun(race: Race, starts: Sequence[Placement], screening: float) -> tuple[list[Timed], list[Placement]]:
+    """(the fastest of `starts`; the others, the next fastest first). Of those as fast the most quantised is first."""
     ratios = [1.0, *(one.value for one in race.over(starts[0], starts[1:]))]
     order = sorted(range(len(starts)), key=lambda index: ratios[index])
-    near = [starts[index] for index in order if ratios[index] <= ratios[order[0]] / NEAR][:FINALISTS]
+    near = [starts[index] for index in order if ratios[index] <= ratios[order[0]] / NEAR]
+    least = min(near, key=lambda one: _layers(race, one))
+    near = list(dict.fromkeys([*near[: FINALISTS - 1], least]))
     near += [starts[0]] if starts[0] not in near else []  # all others were only compared with it
     timed = sorted(map(Timed, near, race.over_float(near, screening)), key=lambda one: float(one.ratio.values["ratio"]))
     alike = [one for one in timed if one.ratio.values["ratio"] <= timed[0].ratio.values["ratio"] / SMALLEST_GAIN]
     first = min(alike, key=lambda one: starts.index(one.placement))
-    ranked = [*(one.placement for one in timed), *(starts[index] for index in order if starts[index] not in near)]
-    return first, tuple(one for one in ranked if one is not first.placement)
+    timed = [first, *(one for one in timed if one is not first)]
+    return timed, [starts[index] for index in order if starts[index] not in near]
 
 
 def _step(race: Race, base: Placement, deadline: float, trials: list[Trial]) -> Placement | None:
