@@ -45,6 +45,10 @@ def test_that_nothing_changed_by_luck_does_not_hold_where_more_is_expected() -> 
     assert Budget(max_drop=0.5).holds(told(counted(), changed=0.9, drop=0.15, error=0.16))
 
 
+def test_no_more_can_be_lost_than_changes() -> None:
+    assert Budget().holds(told(counted(), changed=0.3, drop=0.25, error=0.2))
+
+
 def test_that_a_few_changed_by_chance_holds_where_less_is_expected() -> None:
     """2 of 125 are 1.6 %, but one more or less is nothing; 5 are not what was expected, so it cannot be relied on."""
     assert Budget().holds(told(counted(n=125, changed=2), changed=0.5, drop=0.1))
