@@ -68,11 +68,9 @@ class Budget:
         changed = 100 - values["same_prediction"]
         if "expected_changed" not in values:
             return self.meets(paired) and bool(changed <= most)
-        chance = math.sqrt(100 * changed / values["n"])
-        lost = values["expected_drop"] + values["expected_drop_error"] if values["labelled"] else 0.0
-        return self.meets(paired) and bool(
-            values["expected_changed"] <= most and lost <= self.max_drop and changed - chance <= most
-        )
+        chance, told = math.sqrt(100 * changed / values["n"]), values["expected_changed"]
+        lost = min(told, values["expected_drop"] + values["expected_drop_error"]) if values["labelled"] else 0.0
+        return self.meets(paired) and bool(told <= most and lost <= self.max_drop and changed - chance <= most)
 
     def meets(self, paired: Record) -> bool:
         """Whether the drop less what chance makes of so many changed answers (one standard deviation: each is lost or gained) is within
