@@ -8,8 +8,9 @@ equalised before the pass, so one pass serves with and without equalisation.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from repzoo.artifact import classifier_input
 from repzoo.engines import Engine
 from repzoo.errors import InputError
-from repzoo.graph.pieces import skeleton
+from repzoo.graph.pieces import give_back, skeleton
 from repzoo.measure.expected import Margins
 from repzoo.quant import layers
 from repzoo.quant.layers import Layer
@@ -251,7 +252,10 @@ def observe(
     source, names = classifier_input(model).name, list(dict.fromkeys([*tensors, *(one.source for one in reads)]))
     wanted = [name for name in names if name != source]
     answer, margins = model.graph.output[0].name, list[Margins]()
-    session, width = engine.open(_probed(model, [*wanted, answer]), threads), gram_width(reads)
+    with _probed(model, [*wanted, answer]) as probed:
+        session = engine.open(probed, threads)
+    give_back()  # what was copied meanwhile
+    width = gram_width(reads)
     spots, random = max(LEAST_SPOTS, SAMPLES // max(images, 1)), np.random.default_rng(0)
     counted = [_Counting(name, name in tensors, spots, images) for name in names]
     gathered = [_Gathering(one, width, images) for one in reads]
@@ -289,12 +293,17 @@ def batch_size(model: onnx.ModelProto, tensors: Iterable[str], limit: int = PROB
     return int(np.clip(limit // max(each, 1), 1, MOST_IMAGES))
 
 
-def _probed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    probed = onnx.ModelProto()
-    probed.CopyFrom(model)
-    del probed.graph.output[:]
-    probed.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    return probed
+@contextlib.contextmanager
+def _probed(model: onnx.ModelProto, names: Sequence[str]) -> Iterator[onnx.ModelProto]:
+    """`model` with the outputs `names`, while it is compiled, and not a copy: its weights would be held twice just then."""
+    own = list(model.graph.output)
+    try:
+        del model.graph.output[:]
+        model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+        yield model
+    finally:
+        del model.graph.output[:]
+        model.graph.output.extend(own)
 
 
 def _require_finite(name: str, low: Images, high: Images) -> None:

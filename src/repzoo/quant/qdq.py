@@ -80,12 +80,17 @@ def at_least_opset(model: onnx.ModelProto, version: int = MIN_OPSET) -> onnx.Mod
 
 
 def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` as the quantiser takes it: opset 13 or newer, every constant an initializer and no initializer an input.
+    """`model` as the quantiser takes it: opset 13 or newer, every constant an initializer and no initializer an input. Itself, not a
+    copy, where it is so already: the weights of a large one are then held once.
 
     Exporters of old wrote weights as Constant nodes or, before IR 4, listed them among the inputs.
     """
+    newer = at_least_opset(model)
+    values = [node for node in newer.graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
+    if newer.ir_version >= MIN_IR and not values and len(newer.graph.input) == 1:
+        return newer
     made = onnx.ModelProto()
-    made.CopyFrom(at_least_opset(model))
+    made.CopyFrom(newer)
     made.ir_version = max(made.ir_version, MIN_IR)
     graph = made.graph
     for node in [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:

@@ -106,7 +106,9 @@ def task(
             for row, index in zip(batch.inputs, batch.indices, strict=True):
                 yield row[None], indices[some.targets[index]]
 
-    return Task(qdq.prepared(artifact.model), images, labelled, max_drop)
+    model = onnx.ModelProto()
+    model.CopyFrom(qdq.prepared(artifact.model))  # other people's quantisers may work in place
+    return Task(model, images, labelled, max_drop)
 
 
 def quantize(
