@@ -90,10 +90,11 @@ class Console:
 
 
 def columned(*columns: str) -> Table:
-    """A table whose columns named ">x" are right-aligned."""
+    """A table whose columns named ">x" are right-aligned: figures, which are never broken, as words are where a line is too long."""
     table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        figures = column.startswith(">")
+        table.add_column(column.removeprefix(">"), justify="right" if figures else "left", overflow="fold", no_wrap=figures)
     return table
 
 

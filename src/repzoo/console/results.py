@@ -23,12 +23,12 @@ SHOWN_LAYERS = 8  # of a quantised model
 
 def quantized(report: QuantReport, path: Path) -> View:
     """`repzoo quantize`."""
-    table = columned("rung", ">drop", ">95 % interval", ">same %", ">seconds", "")
+    table = columned("rung", ">drop", ">95 % interval", ">same %", ">expected", ">dB", ">s", "")
     for rung in report.rungs:
         mark = "chosen" if rung is report.chosen else ("" if rung.passes else "refused")
-        table.add_row(rung.recipe, *_drop(rung.paired.values), f"{rung.seconds:.1f}", mark)
+        table.add_row(rung.recipe, *_drop(rung.paired.values), *_told(rung.paired.values), f"{rung.seconds:.1f}", mark)
     verdict = "gate" if report.passes else "gate: refused"
-    table.add_row(verdict, *_drop(report.paired.values), "", f"{report.paired.values['n']} images")
+    table.add_row(verdict, *_drop(report.paired.values), "", "", "", "")
     worst = columned("noisiest layers", ">weights dB", ">input dB", "worst side, channels")
     for one in report.chosen.layers[:SHOWN_LAYERS]:
         channels = ", ".join(map(str, one.channels[:3]))
@@ -49,6 +49,13 @@ def quantized(report: QuantReport, path: Path) -> View:
 def _drop(values: Mapping[str, Any]) -> tuple[str, str, str]:
     interval = f"{cards.points(values['drop_low'])} .. {cards.points(values['drop_high'])}"
     return cards.points(values["drop"]), interval, cards.percent(values["same_prediction"])
+
+
+def _told(values: Mapping[str, Any]) -> tuple[str, str]:
+    """What the logits of a rung say: unchanged predictions to be expected, in percent, and the logits' signal to noise, in dB."""
+    if "expected_changed" not in values:
+        return "", ""
+    return cards.percent(100 - values["expected_changed"]), f"{values['logits_snr_db']:.0f}"
 
 
 def _placement(report: QuantReport) -> list[str]:
