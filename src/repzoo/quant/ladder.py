@@ -48,7 +48,7 @@ from repzoo.quant.scheme import QuantScheme
 from repzoo.quant.search import Found, Race, Timed
 
 DIAGNOSED_IMAGES = 64
-WEIGHED_IMAGES = 32  # on which escapes are weighed
+WEIGHED_IMAGES = 16  # on which escapes are weighed
 WEIGHED_LAYERS = 8  # of the noisiest, of which escapes are chosen
 ESCAPES = (1, 3, 8)  # layers that leave INT8, one rung each
 OTHERS = 3  # placements that are tried for the sake of accuracy
