@@ -52,6 +52,11 @@ def opened(model: onnx.ModelProto) -> ir.Model:
     return made
 
 
+def constant_bytes(model: onnx.ModelProto) -> int:
+    """Of its initializers. The message's own ByteSize would write it out, which takes twice as much."""
+    return sum(map(_size, model.graph.initializer))
+
+
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` with the bodies of its own functions in the place of their calls; itself where it has none.
 

@@ -34,7 +34,7 @@ from repzoo.data.batches import ReadReport, batches
 from repzoo.data.dataset import Dataset, Split
 from repzoo.engines import Engine
 from repzoo.errors import InputError
-from repzoo.graph.pieces import give_back
+from repzoo.graph.pieces import constant_bytes, give_back
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
 from repzoo.quant import diagnose, gate, layers, plan, qdq, rungs, search
@@ -119,7 +119,8 @@ class _Climb:
     ) -> Statistics:
         """Statistics of `model` on `images`; the numbers of those that could be read are put into `read`."""
         give_back()  # here and elsewhere: what models and sessions took, which else adds up to more than the statistics
-        room = PROBED_BYTES // (4 if self._bases else 1)  # of a rewritten graph: the first one's statistics are held beside
+        crowded = 4 if self._bases else 1  # a rewritten graph: the first one's statistics are held beside
+        room = PROBED_BYTES // (crowded * (2 if constant_bytes(model) > PROBED_BYTES else 1))  # or large weights are
         size = batch_size(model, [*tensors, *(one.source for one in reads)], room)
         inputs = self._inputs(images, report, "calibrate", size, read)
         seen = observe(model, tensors, reads, inputs, self.engine, self.threads, len(images))

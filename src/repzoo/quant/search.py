@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 
 from repzoo.artifact import Artifact
+from repzoo.graph.pieces import constant_bytes
 from repzoo.measure import latency
 from repzoo.measure.record import Record
 from repzoo.measure.stats import Interval
@@ -94,7 +95,7 @@ class Race:
         self._numbers = {name: ranges.affine(*span, scheme.activation_symmetric) for name, span in spans.items()}
         layers = [node.output[0] for node in places.layers]
         self._rounded = qdq.rounded(model, layers, self._numbers, scheme.per_channel)
-        self.together = int(np.clip(TOGETHER_BYTES // max(1, gate.artifact.model.ByteSize()), *TOGETHER))
+        self.together = int(np.clip(TOGETHER_BYTES // max(1, constant_bytes(gate.artifact.model)), *TOGETHER))
 
     def over_float(self, placements: Sequence[Placement], seconds: float) -> list[Record]:
         """Latency of each over the float model's."""
