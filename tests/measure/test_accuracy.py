@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -110,6 +111,19 @@ def test_an_unreadable_image_shifts_nothing() -> None:
     assert found.data["unreadable"] == 1
     assert "3" not in found.keys
     assert found.data["sha256"] != predictions([lookup(one_hot(targets, 2), names)], greys(targets, names))[0].data["sha256"]
+
+
+def test_logits_are_kept_where_they_are_asked_for_each_with_its_image(tmp_path: Path) -> None:
+    names, count = tuple("abcdefghij"), 20 * accuracy.BATCH + 5
+    draws = np.random.default_rng(0).normal(size=(2, count, 10)).round(3).tolist()
+    runs = [accuracy.open_run(lookup(one, names), engine("onnxruntime"), 1) for one in draws]
+    dataset = greys([0] * count, names, broken=frozenset({3}))
+    assert accuracy.evaluate(runs, dataset, ReadReport())[0].logits is None
+    for one, answers in zip(accuracy.evaluate(runs, dataset, ReadReport(), logits=True), draws, strict=True):
+        assert one.logits is not None
+        np.testing.assert_allclose(one.logits, np.delete(np.array(answers), 3, axis=0), rtol=1e-6)
+    with pytest.raises(ValueError, match="without a journal"):
+        accuracy.evaluate(runs, dataset, ReadReport(), journal=tmp_path / "run.jsonl", logits=True)
 
 
 def test_too_many_unreadable_images_are_refused() -> None:

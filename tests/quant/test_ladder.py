@@ -206,6 +206,25 @@ def test_an_unreadable_gate_image_is_told() -> None:
     assert report.paired.values["n"] == len(gate) - 1
 
 
+def test_an_unreadable_image_of_the_ranges_shifts_no_margin() -> None:
+    """The classes of the images that set ranges are matched with the answers to them."""
+    split = open_source("digits").quantising_split(256, 0)
+
+    def load(key: str) -> Image.Image:
+        if key == split.ranges.keys[3]:
+            raise UnreadableImage(f"{key} is broken")
+        return split.ranges.load(key)
+
+    target = Target(engine("onnxruntime"), scheme("ort-cpu"), search=0)
+    broken = replace(split, ranges=replace(split.ranges, load=load))
+    climb = ladder._Climb(gating.Gate(linear(), split.gate, target.engine, Budget()), target, broken)
+    climb.calibrate()
+    margins, targets = climb.judge._more[0]
+    assert len(margins.classes) == len(targets) == len(split.ranges) - 1
+    assert (margins.classes[:, 0] == targets).mean() > 0.9  # a good model
+    assert (margins.classes[4:, 0] == targets[3:-1]).mean() < 0.5  # which neighbours would not show, were they of one class
+
+
 def test_only_a_folded_float_model_is_taken() -> None:
     with pytest.raises(InputError, match=r"in train form.*repzoo fold"):
         quantize(sets(), Budget(), artifact=embedded.read("repghostnet_050.digits"))

@@ -96,6 +96,18 @@ def test_observe_sees_the_input_and_the_inner_tensors_of_every_batch() -> None:
     assert [item.name for item in MODEL.graph.output] == ["output"]  # the model itself is left alone
 
 
+def test_a_model_is_left_as_it_was_even_where_it_does_not_compile() -> None:
+    """It is not copied to be probed."""
+    before = MODEL.SerializeToString(deterministic=True)
+    seen = observe(MODEL, ["live"], [], batches(), engine("onnxruntime"), 1, 6)
+    assert MODEL.SerializeToString(deterministic=True) == before
+    assert seen.margins.values.shape == (6, 4)  # all four classes alike
+    assert not seen.margins.values.any()
+    with pytest.raises(InputError):
+        observe(MODEL, ["no such tensor"], [], batches(), engine("onnxruntime"), 1, 6)
+    assert MODEL.SerializeToString(deterministic=True) == before
+
+
 def test_observe_names_a_tensor_that_is_not_finite() -> None:
     with pytest.raises(InputError, match="'scaled' is not finite"):
         observe(MODEL, ["scaled"], [], [np.full((1, 1, 2, 2), 3e38, np.float32)], engine("onnxruntime"), 1, 1)

@@ -207,6 +207,13 @@ def test_an_older_opset_is_converted_and_a_newer_one_kept() -> None:
     assert qdq.prepared(net(opset=17)).opset_import[0].version == 17
 
 
+def test_what_is_prepared_already_is_not_copied_and_what_is_not_is_left_alone() -> None:
+    model = net(opset=17)
+    assert qdq.prepared(model) is model
+    model.ir_version = 3
+    assert qdq.prepared(model).ir_version > model.ir_version == 3
+
+
 def test_old_habits_of_exporters_are_undone() -> None:
     """Weights listed among the inputs (before IR 4), and weights in Constant nodes."""
     model = net(opset=11)

@@ -6,7 +6,8 @@ best, *gate* judges that one, once. The rule, the same for the same images and p
 1. The rungs that cost no latency (rungs.py) are tried in their order on the placement that search.py found, each compared with
    the float model on the selection images; then the best of them on placements that are nearly as fast with fewer layers in INT8.
    The first that holds there (see gate.py) is chosen.
-2. Where none holds, the best of them is, if it is *enough*: its drop within the budget, and 95 % of predictions unchanged.
+2. Where none holds, the best of them is (that of least noise on the logits for its latency), if it is *enough*: its drop within
+   the budget, and 95 % of predictions unchanged.
 3. Where it is not, and fine-tuning was asked for, the best of them is fine-tuned on the images of the ranges (finetune.py).
 4. Where nothing is enough, what costs latency follows, one after another until something is enough, and the best of all is chosen:
    rungs that add work, the best recipe with 1, 3, 8 layers left in float or in 16 bits (those whose return to float takes most

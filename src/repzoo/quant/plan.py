@@ -19,7 +19,7 @@ from repzoo.quant import layers as layering
 from repzoo.quant import qdq, ranges, rounding
 from repzoo.quant.importance import Importance, importance
 from repzoo.quant.layers import Layer
-from repzoo.quant.observe import Moments, Statistics
+from repzoo.quant.observe import Histogram, Moments, Statistics
 from repzoo.quant.place import Placement
 from repzoo.quant.ranges import Affine, Range, Symmetric
 from repzoo.quant.scheme import MOVING, QuantScheme
@@ -59,10 +59,17 @@ def spans(model: onnx.ModelProto, placement: Placement, seen: Statistics, scheme
         histogram, how = seen.histograms[name], "minmax" if name in placement.wide else method
         worth = wanted.get(name, Importance(np.ones(len(histogram.low))))
         made = ranges.chosen(histogram, worth.cost, how, scheme.range_methods, scheme.activation_symmetric, worth.of)
-        if name == model.graph.input[0].name and how in ("auto", "mse") and not scheme.activation_symmetric:
-            made = f"{made[0]}, aligned", ranges.aligned(histogram, worth.cost, made[1])
-        found[name] = made
+        images = name == model.graph.input[0].name and how in ("auto", "mse")
+        found[name] = _aligned(histogram, worth.cost, made, scheme) if images else made
     return _shared(wiring, placement, found)
+
+
+def _aligned(seen: Histogram, cost: Float, made: tuple[str, Range], scheme: QuantScheme) -> tuple[str, Range]:
+    """`made` for the model's input, on whose steps bytes of images shall lie, where the target takes any range with any zero."""
+    if "mse" not in scheme.range_methods or scheme.activation_symmetric:
+        return made
+    span = ranges.aligned(seen, cost, made[1])
+    return made if span == made[1] else (f"{made[0]}, aligned", span)
 
 
 def _shared(wiring: Wiring, placement: Placement, found: dict[str, tuple[str, Range]]) -> Chosen:

@@ -86,14 +86,13 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     Exporters of old wrote weights as Constant nodes or, before IR 4, listed them among the inputs.
     """
     newer = at_least_opset(model)
-    values = [node for node in newer.graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
-    if newer.ir_version >= MIN_IR and not values and len(newer.graph.input) == 1:
+    if newer.ir_version >= MIN_IR and not any(map(_is_value, newer.graph.node)) and len(newer.graph.input) == 1:
         return newer
     made = onnx.ModelProto()
     made.CopyFrom(newer)
     made.ir_version = max(made.ir_version, MIN_IR)
     graph = made.graph
-    for node in [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
+    for node in list(filter(_is_value, graph.node)):
         graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(node.attribute[0].t), node.output[0]))
         graph.node.remove(node)
     stored = {item.name for item in graph.initializer}
@@ -101,6 +100,10 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.input[:]
     graph.input.extend(inputs)
     return made
+
+
+def _is_value(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Constant" and node.attribute[0].name == "value"
 
 
 def write(

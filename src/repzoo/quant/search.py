@@ -74,7 +74,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """The fastest placement, the others that began with it (the next fastest first), and what was tried.
+    """The fastest placement, the others that began with it (those timed with care, then the next fastest), and what was tried.
 
     alike  of the others that have fewer layers in INT8, those nearly as fast (NEAR), with their latency, the least quantised first
     """
