@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from repzoo.engines import engine
 from repzoo.quant.absorb import absorbed
-from repzoo.quant.observe import Statistics, observe
+from repzoo.quant.observe import Feed, Statistics, observe
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
     g (float[N, 3, 8, 8] data) => (float[N, 5] output)
@@ -43,7 +43,7 @@ def images(count: int = 16, seed: int = 9) -> npt.NDArray[np.float32]:
 
 
 def seen(model: onnx.ModelProto) -> Statistics:
-    return observe(model, ["live", "alive"], [], [images()], engine("onnxruntime"), 1, 16)
+    return observe(model, ["live", "alive"], [], Feed([images()], 16), engine("onnxruntime"), 1)
 
 
 def least(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.float64]]:

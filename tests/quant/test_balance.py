@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from repzoo.engines import engine
 from repzoo.quant import balance, channels, equalize, layers, place, plan
 from repzoo.quant.equalize import Equalised
-from repzoo.quant.observe import Statistics, observe
+from repzoo.quant.observe import Feed, Statistics, observe
 from repzoo.quant.scheme import scheme
 
 # A chain, a residual, a depthwise layer with ReLU6 behind it: `live` has one channel far wider than the others, though weights are alike.
@@ -56,7 +56,7 @@ def images(seed: int = 9, count: int = 64) -> npt.NDArray[np.float32]:
 
 def observed(model: onnx.ModelProto) -> Statistics:
     tensors = place.candidates(model)[0].tensors
-    return observe(model, list(tensors), list(layers.layers(model).values()), [images()], engine("onnxruntime"), 1, 64)
+    return observe(model, list(tensors), list(layers.layers(model).values()), Feed([images()], 64), engine("onnxruntime"), 1)
 
 
 def reached(seen: Statistics) -> dict[str, npt.NDArray[np.float64]]:

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from repzoo.engines import engine
 from repzoo.quant import channels, equalize, layers, place, plan
-from repzoo.quant.observe import observe
+from repzoo.quant.observe import Feed, observe
 from repzoo.quant.scheme import scheme
 
 Array = npt.NDArray[np.float32]
@@ -171,7 +171,7 @@ def test_statistics_follow() -> None:
     made = equalize.equalised(model)
     names = [name for name in FREE if name != "output"]
     before, after = (
-        observe(one, names, list(layers.layers(one).values()), [images()], engine("onnxruntime"), 1, 16)
+        observe(one, names, list(layers.layers(one).values()), Feed([images()], 16), engine("onnxruntime"), 1)
         for one in (model, made.model)
     )
     moved = before.over(made.factors, layers.layers(model).values())
@@ -231,7 +231,7 @@ def relu6_net(loud: int = 2) -> onnx.ModelProto:
 
 
 def reached(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.float64]]:
-    seen = observe(model, ["six", "sixth"], [], [images()], engine("onnxruntime"), 1, 16)
+    seen = observe(model, ["six", "sixth"], [], Feed([images()], 16), engine("onnxruntime"), 1)
     return {name: one.high for name, one in seen.histograms.items()}
 
 
@@ -278,7 +278,7 @@ def test_a_relu6_channel_freed_though_it_saturates_is_caught() -> None:
 def quantised(model: onnx.ModelProto, name: str, seen: dict[str, npt.NDArray[np.float64]] | None = None) -> onnx.ModelProto:
     made, placed = equalize.equalised(model, seen), place.candidates(model)[0]
     found = observe(
-        made.model, list(placed.tensors), list(layers.layers(made.model).values()), [images()], engine("onnxruntime"), 1, 16
+        made.model, list(placed.tensors), list(layers.layers(made.model).values()), Feed([images()], 16), engine("onnxruntime"), 1
     )
     return plan.write(plan.planned(made.model, placed, found, scheme(name), plan.Corrections()), placed, scheme(name))
 
@@ -293,7 +293,7 @@ def test_int8_does_not_see_that_channels_were_rescaled(seed: int, name: str) -> 
     assert np.square(theirs).mean() < 1.5 * np.square(ours).mean() < 0.01 * np.var(expected)
     plain = plan.Corrections(second_order=False)
     twin, placed = scrambled(model, seed + 5), place.candidates(model)[0]
-    seen = observe(twin, list(placed.tensors), list(layers.layers(twin).values()), [images()], engine("onnxruntime"), 1, 16)
+    seen = observe(twin, list(placed.tensors), list(layers.layers(twin).values()), Feed([images()], 16), engine("onnxruntime"), 1)
     broken = plan.write(plan.planned(twin, placed, seen, scheme(name), plain), placed, scheme(name))
     assert np.square(run(broken) - expected).mean() > 4 * np.square(theirs).mean()  # what it would be without
 

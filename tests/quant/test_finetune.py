@@ -26,7 +26,7 @@ from repzoo.quant import gate as gating
 from repzoo.quant.finetune import FinetuneOptions, Lessons
 from repzoo.quant.gate import Budget
 from repzoo.quant.ladder import Target
-from repzoo.quant.observe import observe
+from repzoo.quant.observe import Feed, observe
 from repzoo.quant.place import Placement, candidates
 from repzoo.quant.plan import Corrections, Plan
 from repzoo.quant.scheme import scheme
@@ -60,7 +60,7 @@ def planned(model: onnx.ModelProto) -> tuple[Plan, Placement]:
     one = candidates(model)[0]
     reads = [layer for name, layer in layers.layers(model).items() if name in one.nodes]
     tensors = list(dict.fromkeys([*one.tensors, *(layer.source for layer in reads)]))
-    seen = observe(model, tensors, reads, [digits("train", 128)], engine("onnxruntime"), 1, 128)
+    seen = observe(model, tensors, reads, Feed([digits("train", 128)], 128), engine("onnxruntime"), 1)
     return plan.planned(model, one, seen, COARSE, Corrections()), one
 
 

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from repzoo.engines import engine
 from repzoo.quant import layers
 from repzoo.quant.importance import WayBack, charged, importance
-from repzoo.quant.observe import Statistics, observe
+from repzoo.quant.observe import Feed, Statistics, observe
 from repzoo.quant.wiring import Wiring
 
 SIZE, SMALL = 8, 0.01
@@ -87,7 +87,7 @@ def images(count: int) -> npt.NDArray[np.float32]:
 def seen(model: onnx.ModelProto, tensors: list[str]) -> Statistics:
     reads = [one for one in layers.layers(model).values() if one.source == "u"]
     batches = [images(256)[at : at + 1] for at in range(256)]
-    return observe(model, tensors, reads, batches, engine("onnxruntime"), 1, 256)
+    return observe(model, tensors, reads, Feed(batches, 256), engine("onnxruntime"), 1)
 
 
 def measured(model: onnx.ModelProto, channel: int) -> float:
@@ -150,7 +150,7 @@ def test_the_nearest_layers_speak_for_a_tensor() -> None:
     for name, shape in {"first": (6, 3, 1, 1), "second": (6, 6, 1, 1), "third": (4, 6, 1, 1)}.items():
         model.graph.initializer.append(numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name))
     reads = list(layers.layers(model).values())
-    statistics = observe(model, ["t", "a", "u"], reads, [images(32)], engine("onnxruntime"), 1, 32)
+    statistics = observe(model, ["t", "a", "u"], reads, Feed([images(32)], 32), engine("onnxruntime"), 1)
     found = importance(Wiring(model), layers.layers(model), statistics)
     alone = {one.name: charged([one], layers.constants(model), statistics)[one.source] for one in reads}
     np.testing.assert_array_equal(found["t"].cost, alone["a"])

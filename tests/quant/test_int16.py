@@ -16,7 +16,7 @@ from tests.quant.conftest import small
 
 from repzoo.engines import engine
 from repzoo.quant import layers, place, plan, qdq, ranges
-from repzoo.quant.observe import observe
+from repzoo.quant.observe import Feed, observe
 from repzoo.quant.plan import Corrections, Plan
 from repzoo.quant.scheme import scheme
 
@@ -30,7 +30,7 @@ def images(count: int = 32, size: int = 16) -> Images:
 def planned(model: onnx.ModelProto, names: list[str], name: str = "rdk") -> tuple[Plan, onnx.ModelProto]:
     """The model with the layers `names` in int16; all its weights are representable, so that activations alone err."""
     placed, reads = place.candidates(model)[0], list(layers.layers(model).values())
-    seen = observe(model, list(placed.tensors), reads, [images()], engine("onnxruntime"), 1, 32)
+    seen = observe(model, list(placed.tensors), reads, Feed([images()], 32), engine("onnxruntime"), 1)
     touched = place.placement(model, "", names).tensors
     placed = replace(placed, wide=frozenset(touched) & {*placed.tensors})
     made = plan.planned(model, placed, seen, scheme(name), Corrections(second_order=False))

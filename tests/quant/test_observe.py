@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from repzoo import verbs
 from repzoo.engines import engine
 from repzoo.errors import InputError
-from repzoo.quant.observe import BINS, KEPT_VALUES, Histogram, observe
+from repzoo.graph.pieces import Pieces, pieces
+from repzoo.quant import layers, place, qdq
+from repzoo.quant import observe as observe_module
+from repzoo.quant.observe import BINS, KEPT_VALUES, Feed, Histogram, Statistics, gram_width, observe
 
 Values = npt.NDArray[np.float32]
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -87,7 +92,7 @@ def batches() -> Iterator[Values]:
 
 
 def test_observe_sees_the_input_and_the_inner_tensors_of_every_batch() -> None:
-    seen = observe(MODEL, ["data", "live", "scaled"], [], batches(), engine("onnxruntime"), 1, 6).histograms
+    seen = observe(MODEL, ["data", "live", "scaled"], [], Feed(batches(), 6), engine("onnxruntime"), 1).histograms
     assert {name: (one.low[0], one.high[0], one.total) for name, one in seen.items()} == {
         "data": (-3.0, 2.0, 24),
         "live": (0.0, 6.0, 24),
@@ -99,23 +104,23 @@ def test_observe_sees_the_input_and_the_inner_tensors_of_every_batch() -> None:
 def test_a_model_is_left_as_it_was_even_where_it_does_not_compile() -> None:
     """It is not copied to be probed."""
     before = MODEL.SerializeToString(deterministic=True)
-    seen = observe(MODEL, ["live"], [], batches(), engine("onnxruntime"), 1, 6)
+    seen = observe(MODEL, ["live"], [], Feed(batches(), 6), engine("onnxruntime"), 1)
     assert MODEL.SerializeToString(deterministic=True) == before
     assert seen.margins.values.shape == (6, 4)  # all four classes alike
     assert not seen.margins.values.any()
     with pytest.raises(InputError):
-        observe(MODEL, ["no such tensor"], [], batches(), engine("onnxruntime"), 1, 6)
+        observe(MODEL, ["no such tensor"], [], Feed(batches(), 6), engine("onnxruntime"), 1)
     assert MODEL.SerializeToString(deterministic=True) == before
 
 
 def test_observe_names_a_tensor_that_is_not_finite() -> None:
     with pytest.raises(InputError, match="'scaled' is not finite"):
-        observe(MODEL, ["scaled"], [], [np.full((1, 1, 2, 2), 3e38, np.float32)], engine("onnxruntime"), 1, 1)
+        observe(MODEL, ["scaled"], [], Feed([np.full((1, 1, 2, 2), 3e38, np.float32)], 1), engine("onnxruntime"), 1)
 
 
 def test_observe_refuses_no_images() -> None:
     with pytest.raises(InputError, match="no calibration image"):
-        observe(MODEL, ["scaled"], [], [], engine("onnxruntime"), 1, 1)
+        observe(MODEL, ["scaled"], [], Feed([], 1), engine("onnxruntime"), 1)
 
 
 @pytest.mark.parametrize(("count", "batch"), [(8, 3), (100, 16), (1000, 16)])
@@ -129,9 +134,85 @@ def test_values_are_kept_of_all_images_alike(count: int, batch: int) -> None:
     )
     pictures = np.broadcast_to(np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1), (count, 1, 5, 5)).copy()
     batches = (pictures[at : at + batch] for at in range(0, count, batch))
-    kept = observe(model, ["t"], [], batches, engine("onnxruntime"), 1, count).histograms["t"].kept
+    kept = observe(model, ["t"], [], Feed(batches, count), engine("onnxruntime"), 1).histograms["t"].kept
     numbers, times = np.unique(kept, return_counts=True)
     assert kept.shape == (1, KEPT_VALUES)
     assert len(numbers) == min(count, KEPT_VALUES)
     assert np.ptp(times) <= 1
     assert np.diff(numbers).max() <= -(-count // KEPT_VALUES)
+
+
+def test_a_large_model_in_pieces_gives_the_same(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece sees all images before the next is compiled; what is counted, and at which positions, is the same."""
+    model = qdq.prepared(verbs.load(str(model_file)).model)
+    tensors = place.candidates(model)[0].tensors
+    pictures = np.random.default_rng(0).normal(size=(5, 7, 3, 32, 32)).astype(np.float32)
+    shown, cut = list[int](), list[int]()
+
+    def statistics() -> Statistics:
+        feed = Feed(list(pictures), 35, lambda _, done, total: shown.append(round(100 * done / total)))
+        return observe(model, tensors, list(layers.layers(model).values()), feed, engine("onnxruntime"), 2)
+
+    def counted(model: onnx.ModelProto, limit: int) -> Pieces:
+        made = pieces(model, limit)
+        cut.append(len(made))
+        return made
+
+    whole = statistics()
+    assert shown == [20, 40, 60, 80, 100]
+    monkeypatch.setattr(observe_module, "pieces", counted)
+    monkeypatch.setattr(observe_module, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(observe_module, "PIECE_BYTES", 10_000)
+    shown.clear()
+    parts = statistics()
+    assert cut[0] > 3
+    assert shown == [round(100 * done / (5 * cut[0])) for done in range(1, 5 * cut[0] + 1)]
+    assert parts.histograms.keys() == whole.histograms.keys()
+    assert parts.moments.keys() == whole.moments.keys()
+    np.testing.assert_allclose(parts.margins.values, whole.margins.values, atol=1e-4)
+    for name, one in whole.histograms.items():
+        other = parts.histograms[name]
+        assert one.total == other.total
+        for field in ("low", "high", "kept", "mean"):
+            np.testing.assert_allclose(getattr(other, field), getattr(one, field), atol=1e-4)
+    for name, moments in whole.moments.items():
+        assert moments.rows == parts.moments[name].rows
+        for gram, again in zip(moments.grams, parts.moments[name].grams, strict=True):
+            np.testing.assert_allclose(again, gram, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_drawn_of_a_tensor_does_not_depend_on_the_others(model_file: Path) -> None:
+    model = qdq.prepared(verbs.load(str(model_file)).model)
+    every, reads = list(place.candidates(model)[0].tensors), list(layers.layers(model).values())
+    pictures = np.random.default_rng(0).normal(size=(2, 8, 3, 32, 32)).astype(np.float32)
+
+    def statistics(tensors: list[str], reads: list[layers.Layer]) -> Statistics:
+        return observe(model, tensors, reads, Feed(list(pictures), 2000), engine("onnxruntime"), 1)  # a few positions of each
+
+    together, alone = statistics(every, reads), statistics(every[-3:], reads[-3:])
+    for name in every[-3:]:
+        assert (alone.histograms[name].counts == together.histograms[name].counts).all()
+    for one in reads[-3:]:
+        np.testing.assert_allclose(alone.moments[one.name].grams[0], together.moments[one.name].grams[0], rtol=1e-3, atol=1e-3)
+
+
+@given(st.integers(1, 2**17))
+def test_counts_survive_being_held_in_less(count: int) -> None:
+    """Two bytes a bin where they are enough, four where they are not."""
+    made = Histogram(1)
+    made.add(np.ones((1, count), np.float32), np.ones(1, np.float32), np.ones(1, np.float32))
+    made.settle()
+    assert made.total == count
+    assert made.mean[0] == 1
+    assert made.counts.dtype == (np.uint16 if count < 2**16 else np.int32)
+
+
+def test_a_gram_matrix_is_narrower_where_weights_leave_less_room() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 512] data) => (float[N, 512] y) { y = Gemm (data, w) }"""
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((512, 512), np.float32), "w"))
+    wanted = [*layers.layers(model).values()] * 200
+    widths = [gram_width(wanted, weights) for weights in (10**7, 4 * 10**8, 10**12)]
+    assert widths == [512, 256, 128]
+    assert all(4 * 200 * 512 * width <= room for width, room in zip(widths, (2**28, 15 * 10**7, 2**26), strict=True))

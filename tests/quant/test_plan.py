@@ -12,7 +12,7 @@ from tests.quant.test_qdq import images, net, probe, run
 
 from repzoo.engines import engine
 from repzoo.quant import diagnose, equalize, layers, plan
-from repzoo.quant.observe import Statistics, observe
+from repzoo.quant.observe import Feed, Statistics, observe
 from repzoo.quant.place import Placement, candidates
 from repzoo.quant.plan import Corrections
 from repzoo.quant.scheme import scheme
@@ -23,7 +23,7 @@ COARSE = replace(scheme("ort-cpu"), name="coarse", weight_bits=7)
 def seen(model: onnx.ModelProto, placement: Placement) -> Statistics:
     reads = [one for name, one in layers.layers(model).items() if name in placement.nodes]
     tensors = list(dict.fromkeys([*placement.tensors, *(one.source for one in reads)]))
-    return observe(model, tensors, reads, [images(64)], engine("onnxruntime"), 1, 64)
+    return observe(model, tensors, reads, Feed([images(64)], 64), engine("onnxruntime"), 1)
 
 
 def test_corrected_biases_keep_the_mean_of_a_layer() -> None:
@@ -151,7 +151,7 @@ def test_a_layer_in_float_is_told_of_steps_in_its_input() -> None:
     model, _, _ = moved()
     one = Placement("one", frozenset({"a"}), ("data", "b"))
     statistics = observe(
-        model, ["data", "b", "left"], list(layers.layers(model).values()), [images(64)], engine("onnxruntime"), 1, 64
+        model, ["data", "b", "left"], list(layers.layers(model).values()), Feed([images(64)], 64), engine("onnxruntime"), 1
     )
     made = plan.planned(model, one, statistics, scheme("ort-cpu"), Corrections())
     coarse = replace(made, ranges={**made.ranges, "b": (-500.0, 500.0)})
@@ -172,7 +172,7 @@ def test_rescaled_channels_do_not_change_the_int8_result(name: str) -> None:
         one = candidates(graph)[0]
         reads = [layer for layer in layers.layers(graph).values() if layer.name in one.nodes]
         tensors = list(dict.fromkeys([*one.tensors, *(layer.source for layer in reads)]))
-        found = observe(graph, tensors, reads, [test_equalize.images()], engine("onnxruntime"), 1, 16)
+        found = observe(graph, tensors, reads, Feed([test_equalize.images()], 16), engine("onnxruntime"), 1)
         made = plan.write(plan.planned(graph, one, found, wanted, Corrections()), one, wanted)
         errors[what] = float(np.sqrt(np.mean((test_equalize.run(made) - expected) ** 2)) / np.std(expected))
     assert errors["twin"] > 4 * errors["as it is"]

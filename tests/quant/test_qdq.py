@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from repzoo.engines import engine
 from repzoo.errors import InputError
 from repzoo.quant import qdq, ranges
-from repzoo.quant.observe import observe
+from repzoo.quant.observe import Feed, observe
 from repzoo.quant.place import Placement, candidates
 
 Array = npt.NDArray[np.float32]
@@ -64,7 +64,7 @@ def run(model: onnx.ModelProto, inputs: Array, name: str = "onnxruntime") -> Arr
 
 
 def parameters(model: onnx.ModelProto, one: Placement) -> dict[str, ranges.Affine]:
-    seen = observe(model, list(one.tensors), [], [images(64)], engine("onnxruntime"), 1, 64).histograms
+    seen = observe(model, list(one.tensors), [], Feed([images(64)], 64), engine("onnxruntime"), 1).histograms
     return {name: ranges.affine(*ranges.minmax(seen[name])) for name in one.tensors}
 
 

@@ -21,7 +21,7 @@ from repzoo.quant import gate as gating
 from repzoo.quant import ladder, layers
 from repzoo.quant.gate import Budget, Gate
 from repzoo.quant.ladder import Target
-from repzoo.quant.observe import observe
+from repzoo.quant.observe import Feed, observe
 from repzoo.quant.rungs import RUNGS, Recipe
 from repzoo.quant.scheme import scheme
 
@@ -86,7 +86,7 @@ def test_the_function_is_the_same_and_the_statistics_are_its_own(name: str) -> N
     tensors, reads = list(base.seen.histograms), [one for key, one in layers.layers(base.model).items() if key in base.seen.moments]
     present = {value for node in base.model.graph.node for value in node.output} | {"data"}
     tensors = [one for one in tensors if one in present]
-    fresh = observe(base.model, tensors, reads, [inputs()], engine("onnxruntime"), 1, len(inputs()))
+    fresh = observe(base.model, tensors, reads, Feed([inputs()], len(inputs())), engine("onnxruntime"), 1)
     for tensor in tensors:
         known, found = base.seen.histograms[tensor], fresh.histograms[tensor]
         room = 1e-3 * max(np.abs(found.high).max(), np.abs(found.low).max())

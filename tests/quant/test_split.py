@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from repzoo.engines import engine
 from repzoo.quant import layers, place, plan, ranges, split
-from repzoo.quant.observe import observe
+from repzoo.quant.observe import Feed, observe
 from repzoo.quant.plan import Corrections
 from repzoo.quant.scheme import scheme
 
@@ -88,7 +88,7 @@ def test_both_halves_in_int8_are_nearer_to_float() -> None:
     for one in (model, split.split(model, ["block"], False).model):
         placed = place.candidates(one)[0]
         reads = list(layers.layers(one).values())
-        seen = observe(one, list(placed.tensors), reads, [images()], engine("onnxruntime"), 1, 32)
+        seen = observe(one, list(placed.tensors), reads, Feed([images()], 32), engine("onnxruntime"), 1)
         made = plan.planned(one, placed, seen, scheme("per-tensor"), Corrections(second_order=False))
         quantised = plan.write(made, placed, scheme("per-tensor"))
         errors.append(float(np.square(run(quantised) - run(model)).mean()))

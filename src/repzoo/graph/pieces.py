@@ -113,7 +113,7 @@ def sha256_of_graph(model: onnx.ModelProto) -> str:
 Change = Callable[[onnx.TensorProto], onnx.TensorProto]
 
 
-def pieces(model: onnx.ModelProto, limit: int = PIECE_BYTES, change: Change = lambda item: item) -> Iterator[onnx.ModelProto]:
+def pieces(model: onnx.ModelProto, limit: int = PIECE_BYTES, change: Change = lambda item: item) -> Pieces:
     """Models, all new, that give what `model` gives when each is fed the output of the one before, as its input of that name.
 
     A cut needs a tensor that is float32 and all that later nodes read. Constants go where they are read. `change` gives what
@@ -121,18 +121,27 @@ def pieces(model: onnx.ModelProto, limit: int = PIECE_BYTES, change: Change = la
     """
     parts = _Parts.of(model)
     stretches = list(parts.stretches(limit)) if parts.bytes() > limit else []
-    if len(stretches) < 2:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(wire.without(model, "graph"))
-        copy.graph.CopyFrom(wire.without(model.graph, "initializer"))
-        for item in model.graph.initializer:
-            copy.graph.initializer.append(change(item))
-        yield copy
-        return
-    source = classifier_input(model).name
-    for stretch in stretches:
-        yield parts.piece(source, stretch, change)
-        source = stretch[-1].output[0]
+    return Pieces(parts, stretches if len(stretches) > 1 else [], change)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """So many models, each made when it is asked for."""
+
+    _parts: _Parts
+    _stretches: Sequence[Sequence[onnx.NodeProto]]
+    _change: Change
+
+    def __len__(self) -> int:
+        return max(1, len(self._stretches))
+
+    def __iter__(self) -> Iterator[onnx.ModelProto]:
+        source = classifier_input(self._parts.model).name
+        for stretch in self._stretches:
+            yield self._parts.piece(source, stretch, self._change)
+            source = stretch[-1].output[0]
+        if not self._stretches:
+            yield self._parts.whole(self._change)
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,14 @@ class _Parts:
 
     def bytes(self) -> int:
         return sum(_size(item) for item in self.stored.values()) + sum(map(_held, self.makers.values()))
+
+    def whole(self, change: Change) -> onnx.ModelProto:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(wire.without(self.model, "graph"))
+        copy.graph.CopyFrom(wire.without(self.model.graph, "initializer"))
+        for item in self.model.graph.initializer:
+            copy.graph.initializer.append(change(item))
+        return copy
 
     def stretches(self, limit: int) -> Iterator[list[onnx.NodeProto]]:
         """The computing nodes in runs of at most `limit` bytes of constants, wherever cuts allow."""

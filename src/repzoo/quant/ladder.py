@@ -41,7 +41,7 @@ from repzoo.progress import Progress, silent
 from repzoo.quant import diagnose, gate, layers, plan, qdq, rungs, search
 from repzoo.quant.diagnose import LayerNoise
 from repzoo.quant.gate import Attempt, Budget, Context, Gate, Judge, QuantReport, Rung
-from repzoo.quant.observe import PROBED_BYTES, Statistics, batch_size, observe
+from repzoo.quant.observe import PROBED_BYTES, Feed, Statistics, batch_size, observe
 from repzoo.quant.place import Placement, Places
 from repzoo.quant.plan import Corrections, Plan
 from repzoo.quant.rungs import RUNGS, Base, Recipe
@@ -123,20 +123,22 @@ class _Climb:
         crowded = 4 if self._bases else 1  # a rewritten graph: the first one's statistics are held beside
         room = PROBED_BYTES // (crowded * (2 if constant_bytes(model) > PROBED_BYTES else 1))  # or large weights are
         size = batch_size(model, [*tensors, *(one.source for one in reads)], room)
-        inputs = self._inputs(images, report, "calibrate", size, read)
-        seen = observe(model, tensors, reads, inputs, self.engine, self.threads, len(images))
+        inputs = self._inputs(images, report, size, [] if read is None else read)
+        seen = observe(model, tensors, reads, Feed(inputs, len(images), self.gate.progress), self.engine, self.threads)
         give_back()
         return seen
 
-    def _inputs(
-        self, images: Dataset, report: ReadReport, stage: str, size: int, read: list[int] | None = None
-    ) -> Iterator[Inputs]:
-        done = 0
+    def _inputs(self, images: Dataset, report: ReadReport, size: int, read: list[int]) -> Iterator[Inputs]:
         for batch in batches(images, self.artifact.needing_preprocess(), size, report):
-            if read is not None:
-                read.extend(batch.indices)
+            read.extend(batch.indices)
             yield batch.inputs
-            done += len(batch.indices)
+
+    def _shown(self, stage: str, images: Dataset, size: int) -> Iterator[Inputs]:
+        """The inputs of `images`, with progress."""
+        done = 0
+        for inputs in self._inputs(images, ReadReport(), size, []):
+            yield inputs
+            done += len(inputs)
             self.gate.progress(stage, done, len(images))
 
     def base(self, rewrites: tuple[rungs.Rewrite, ...] = ()) -> Base:
@@ -253,7 +255,7 @@ class _Climb:
 
         def epoch(number: int) -> Iterator[Inputs]:
             order = np.random.default_rng(number).permutation(len(images))
-            return self._inputs(images.subset([int(at) for at in order]), ReadReport(), f"images of epoch {number + 1}", 32)
+            return self._shown(f"images of epoch {number + 1}", images.subset([int(at) for at in order]), 32)
 
         base = self.base(best.recipe.rewrites)
         options = finetune.FinetuneOptions(self.target.finetune)
@@ -286,7 +288,7 @@ class _Climb:
         if self._weighed is None:
             images = self.split.selection
             some = images.subset(images.balanced_sample(WEIGHED_IMAGES, 0))
-            self._weighed = list(self._inputs(some, ReadReport(), "weigh layers", batch_size(self.model, self.starts[0].tensors)))
+            self._weighed = list(self._shown("weigh layers", some, batch_size(self.model, self.starts[0].tensors)))
         truth = self._logits(self.artifact, self._weighed)
         left, noisy = {}, [it.layer for it in one.attempt.rung.layers if it.layer in one.plan.rounded]
         for name in noisy[:WEIGHED_LAYERS]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,12 +22,14 @@ import onnx
 from threadpoolctl import threadpool_limits
 
 from repzoo.artifact import classifier_input
-from repzoo.engines import Engine
+from repzoo.engines import Engine, Session
 from repzoo.errors import InputError
-from repzoo.graph.pieces import give_back, skeleton
+from repzoo.graph.pieces import constant_bytes, give_back, pieces, skeleton
 from repzoo.measure.expected import Margins
+from repzoo.progress import Progress, silent
 from repzoo.quant import layers
 from repzoo.quant.layers import Layer
+from repzoo.quant.spool import Spool
 
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -38,7 +41,10 @@ SCATTER = 7919  # a prime, for positions far from one another
 HELD_VALUES = 512  # of a channel, before they are counted
 HELD_ROWS = (128, 256)  # of a Gram matrix, before they are counted: a large matrix a few times, not often
 ROWS_PER_COLUMN, LEAST_ROWS = 4, 4096  # output positions behind a Gram matrix, in all
-GRAM_BYTES = 2**28  # of all Gram matrices together, float32
+GRAM_BYTES = (2**26, 2**28)  # of all Gram matrices together, float32: the least and the most
+CALIBRATION_BYTES = 10**9  # of the process, while it calibrates
+OTHER_BYTES = 45 * 10**7  # of them for what is neither weights nor Gram matrices: the libraries, a piece at work, a batch
+WHOLE_BYTES, PIECE_BYTES = 2**26, 2**24  # of weights: of a model that runs as a whole, and of pieces of larger ones
 PROBED_BYTES = 2**26  # of the activations of one batch
 MOST_IMAGES = 16  # of a batch
 SHARES = 2  # of the work on a batch, for each thread: few, since threads wait for one another at each
@@ -56,7 +62,7 @@ class Histogram:
     """
 
     def __init__(self, channels: int) -> None:
-        self.counts: npt.NDArray[np.int32] = np.zeros((channels, BINS), np.int32)
+        self.counts: npt.NDArray[np.int32 | np.uint16] = np.zeros((channels, BINS), np.int32)
         self.zeros: npt.NDArray[np.int64] = np.zeros(channels, np.int64)
         self.edge: Float = np.zeros(channels)
         self.low: Float = np.full(channels, np.inf)
@@ -95,6 +101,11 @@ class Histogram:
         self.counts += np.bincount(bins.reshape(-1), minlength=self.counts.size).reshape(self.counts.shape).astype(np.int32)
         self.counts[:, BINS // 2] -= zeros
 
+    def settle(self) -> None:
+        """Nothing more will be counted: hold the counts in as little memory as they need."""
+        if self.counts.max(initial=0) <= np.iinfo(np.uint16).max:
+            self.counts = self.counts.astype(np.uint16)
+
     def _widen(self, reach: Float) -> None:
         wanted = np.where(reach > 0, np.exp2(np.ceil(np.log2(np.maximum(reach, np.finfo(float).tiny)))), 0.0)
         for channel in np.flatnonzero(wanted > self.edge):
@@ -110,7 +121,7 @@ class Histogram:
     @property
     def mean(self) -> Float:
         """Of each channel, [C]."""
-        return np.asarray(self.sum / np.maximum(1, self.counts.sum(1) + self.zeros))
+        return np.asarray(self.sum / np.maximum(1, self.counts.sum(1, dtype=np.int64) + self.zeros))
 
     def over(self, factors: Float) -> Histogram:
         """The histogram of values / factors, factors positive [C]."""
@@ -184,10 +195,27 @@ class Statistics:
         return replace(self, histograms=scaled, moments={**self.moments, **moved})
 
 
-class _Gathering:
+class _Taker:
+    """What takes in one tensor, batch after batch. Its random positions depend on its name alone, not on what else is taken in."""
+
+    def __init__(self, source: str, name: str) -> None:
+        self.source = source
+        self._random = np.random.default_rng(zlib.crc32(name.encode()))
+
+    def add(self, values: Images) -> None:
+        """Take in a batch."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """After the last batch."""
+        raise NotImplementedError
+
+
+class _Gathering(_Taker):
     """Moments of one layer under way."""
 
     def __init__(self, one: Layer, width: int, images: int) -> None:
+        super().__init__(one.source, f"columns of {one.name}")
         self.layer = one
         channels = max(1, width // int(np.prod(one.kernel))) * int(np.prod(one.kernel))
         edges = [*range(0, one.fan_in, channels), one.fan_in]
@@ -198,11 +226,9 @@ class _Gathering:
         self._most = int(np.clip(channels, *HELD_ROWS))
         self._held: list[npt.NDArray[np.float32]] = []
 
-    def drawn(self, values: Mapping[str, Images], random: np.random.Generator) -> Ids | None:
-        return layers.drawn(self.layer, values[self.layer.source], self._each, random)
-
-    def add(self, values: Mapping[str, Images], at: Ids | None) -> None:
-        self._held.append(layers.columns(self.layer, values[self.layer.source], at))
+    def add(self, values: Images) -> None:
+        at = layers.drawn(self.layer, values, self._each, self._random)
+        self._held.append(layers.columns(self.layer, values, at))
         if sum(one.shape[2] for one in self._held) >= self._most:
             self._take()
 
@@ -217,69 +243,137 @@ class _Gathering:
             else:
                 gram += found[:, a:b] @ found[:, a:b].transpose(0, 2, 1)
 
-    def done(self) -> Moments:
+    def close(self) -> None:
         if self._held:
             self._take()
         for gram in self.grams:
-            gram /= self.rows  # in place: a second copy of every layer's would double what calibration holds most of
+            gram /= max(self.rows, 1)  # in place: a second copy of every layer's would double what calibration holds most of
+
+    @property
+    def moments(self) -> Moments:
         return Moments(self.sum / self.rows, tuple(self.grams), self.blocks, self.rows)
 
 
-def gram_width(wanted: Sequence[Layer]) -> int:
-    """The widest block for which all Gram matrices together fit GRAM_BYTES."""
+def gram_width(wanted: Sequence[Layer], weights: int) -> int:
+    """The widest block for which all Gram matrices together fit beside so many bytes of `weights`."""
+    room = np.clip(CALIBRATION_BYTES - OTHER_BYTES - weights, *GRAM_BYTES)
     width = max((one.fan_in for one in wanted), default=1)
-    while width > 64 and sum(4 * one.groups * one.fan_in * min(width, one.fan_in) for one in wanted) > GRAM_BYTES:
+    while width > 64 and sum(4 * one.groups * one.fan_in * min(width, one.fan_in) for one in wanted) > room:
         width //= 2
     return width
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What runs through a model once.
+
+    batches  inputs
+    images   how many are expected in all, for sampling positions evenly
+    """
+
+    batches: Iterable[Images]
+    images: int
+    progress: Progress = silent
+
+    def shown(self, batches: Iterable[Images], piece: int, pieces: int) -> Iterator[Images]:
+        """`batches` on their way through one of so many pieces of the model, with progress."""
+        done = piece * self.images
+        for batch in batches:
+            yield batch
+            done += len(batch)
+            self.progress("calibrate", done, pieces * self.images)
 
 
 def observe(
     model: onnx.ModelProto,
     tensors: Sequence[str],
     reads: Sequence[Layer],
-    batches: Iterable[Images],
+    feed: Feed,
     engine: Engine,
     threads: int,
-    images: int,
 ) -> Statistics:
-    """Histograms of the float activations `tensors`, and moments of the layers `reads`, of `model` over `batches` of inputs.
+    """Histograms of the float activations `tensors`, and moments of the layers `reads`, of `model` over what it is fed.
 
-    images  how many are expected, for sampling positions evenly
+    A model of more than WHOLE_BYTES of weights runs piece by piece, all images through one before the next is compiled, since an
+    engine takes three times the weights; what goes from piece to piece lies on disk. The statistics are the same.
 
     Raises:
-        InputError: no batch, or a tensor that is not finite (it is named).
+        InputError: no batch, a tensor that is not finite (it is named) or not there, no room for temporary files.
     """
-    source, names = classifier_input(model).name, list(dict.fromkeys([*tensors, *(one.source for one in reads)]))
-    wanted = [name for name in names if name != source]
-    answer, margins = model.graph.output[0].name, list[Margins]()
-    with _probed(model, [*wanted, answer]) as probed:
-        session = engine.open(probed, threads)
-    give_back()  # what was copied meanwhile
-    width = gram_width(reads)
-    spots, random = max(LEAST_SPOTS, SAMPLES // max(images, 1)), np.random.default_rng(0)
-    counted = [_Counting(name, name in tensors, spots, images) for name in names]
-    gathered = [_Gathering(one, width, images) for one in reads]
-    takers: list[_Counting | _Gathering] = [*counted, *gathered]
-    shares = threads * SHARES
-    # one thread of BLAS for each of ours: many small products, shared among its threads, cost three times what they need
-    with ThreadPoolExecutor(threads) as pool, threadpool_limits(1, "blas"):
-        for inputs in batches:
-            *found, logits = session.run_all(inputs)
-            margins.append(Margins.of(logits.reshape(len(inputs), -1)))
-            values = {source: inputs, **dict(zip(wanted, found, strict=True))}
-            work = [(one, one.drawn(values, random)) for one in takers]  # in one order, whoever takes what in
-            for part in (work[: len(counted)], work[len(counted) :]):  # what is not finite is refused before sums are made of it
-                list(pool.map(partial(_take_in, values), [part[at::shares] for at in range(shares)]))
+    known, names = {classifier_input(model).name}, list(dict.fromkeys([*tensors, *(one.source for one in reads)]))
+    if lost := {*names} - known - _computed(model):
+        raise InputError(f"the model computes no tensor {min(lost)!r}; name outputs of its nodes")
+    width, spots = gram_width(reads, constant_bytes(model)), max(LEAST_SPOTS, SAMPLES // max(feed.images, 1))
+    counted = [_Counting(name, name in tensors, spots, feed.images) for name in names]
+    gathered = [_Gathering(one, width, feed.images) for one in reads]
+    waiting: list[_Taker] = [*counted, *gathered]
+    parts = pieces(model, PIECE_BYTES) if constant_bytes(model) > WHOLE_BYTES else [model]
+    flow, done = feed.batches, 0
+    with contextlib.ExitStack() as files:
+        for part in parts:
+            known |= _computed(part)
+            takers = [one for one in waiting if one.source in known]
+            waiting = [one for one in waiting if one.source not in known]
+            # a layer much larger than a piece is compiled as it stands: to rearrange its weights takes six times their memory
+            exact = len(parts) > 1 and constant_bytes(part) > 2 * PIECE_BYTES
+            probe = _Probe.of(part, takers, engine, threads, exact)
+            del part  # a piece goes with its weights
+            give_back()
+            fed = feed.shown(flow, done, len(parts))
+            flow = files.enter_context(Spool(probe.answers(fed)))
+            done += 1
+            for one in takers:
+                one.close()
+            del probe  # and its session before the next is opened
+            give_back()
+        margins = [Margins.of(logits.reshape(len(logits), -1)) for logits in flow]
     if not margins:
         raise InputError("no calibration image could be read; give --data with images of the kind the model will see")
-    histograms = {one.name: one.done() for one in counted if one.name in tensors}
     answers = Margins.joined(margins)
-    return Statistics(histograms, {one.layer.name: one.done() for one in gathered}, len(answers.classes), answers)
+    histograms = {one.source: one.histogram for one in counted if one.source in tensors}
+    return Statistics(histograms, {one.layer.name: one.moments for one in gathered}, len(answers.classes), answers)
 
 
-def _take_in(values: Mapping[str, Images], work: Sequence[tuple[_Counting | _Gathering, Ids | None]]) -> None:
-    for one, at in work:
-        one.add(values, at)
+def _computed(model: onnx.ModelProto) -> set[str]:
+    return {name for node in model.graph.node for name in node.output}
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A compiled model or piece of one that gives, beside its answer, what its takers want to see."""
+
+    session: Session
+    source: str
+    outputs: tuple[str, ...]
+    target: str
+    takers: Sequence[_Taker]
+    threads: int
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, takers: Sequence[_Taker], engine: Engine, threads: int, exact: bool) -> _Probe:
+        source, target = classifier_input(model).name, model.graph.output[0].name
+        outputs = tuple(dict.fromkeys([*(one.source for one in takers if one.source != source), target]))
+        with _probed(model, outputs) as probed:
+            session = engine.open(probed, threads, exact)
+            return cls(session, source, outputs, target, takers, threads)
+
+    def answers(self, batches: Iterable[Images]) -> Iterator[Images]:
+        """To each batch, taken in on the way."""
+        kinds = [[one for one in self.takers if isinstance(one, kind)] for kind in (_Counting, _Gathering)]
+        # one thread of BLAS for each of ours: many small products, shared among its threads, cost three times what they need
+        own = max(1, self.threads // max(1, len(kinds[1])))
+        with ThreadPoolExecutor(self.threads) as pool, threadpool_limits(own, "blas"):
+            for inputs in batches:
+                found = dict(zip(self.outputs, self.session.run_all(inputs), strict=True))
+                for takers in kinds:  # what is not finite is refused before sums are made of it
+                    shares = [takers[at :: self.threads * SHARES] for at in range(self.threads * SHARES)]
+                    list(pool.map(partial(_take_in, {self.source: inputs, **found}), shares))
+                yield found[self.target]
+
+
+def _take_in(values: Mapping[str, Images], takers: Sequence[_Taker]) -> None:
+    for one in takers:
+        one.add(values[one.source])
 
 
 def batch_size(model: onnx.ModelProto, tensors: Iterable[str], limit: int = PROBED_BYTES) -> int:
@@ -317,32 +411,28 @@ def _require_finite(name: str, low: Images, high: Images) -> None:
         )
 
 
-class _Counting:
+class _Counting(_Taker):
     """The histogram of one tensor under way, of at most `spots` positions an image; its extremes alone, where it is not `wanted`."""
 
     def __init__(self, name: str, wanted: bool, spots: int, images: int) -> None:
-        self.name, self._wanted, self._spots, self._images = name, wanted, spots, max(images, 1)
-        self._histogram, self._seen = Histogram(0), 0
+        super().__init__(name, name)
+        self._wanted, self._spots, self._images = wanted, spots, max(images, 1)
+        self.histogram, self._seen = Histogram(0), 0
         self._held: list[Images] = []
         self._kept: list[Images] = []
 
-    def drawn(self, values: Mapping[str, Images], random: np.random.Generator) -> Ids | None:
-        """Random positions, the same in all images; None where all are taken."""
-        total = _flat(values[self.name]).shape[2]
-        return random.choice(total, self._spots, replace=False) if self._wanted and total > self._spots else None
-
-    def add(self, values: Mapping[str, Images], at: Ids | None) -> None:
-        """Take the tensor [N, C, ...] in, its values at the positions `at`."""
-        flat = _flat(values[self.name])
+    def add(self, values: Images) -> None:
+        """Of [N, C, ...], at random positions, the same in all images of the batch."""
+        flat = _flat(values)
         low, high = flat.min(2).min(0), flat.max(2).max(0)  # along what lies together first: three times as fast
-        _require_finite(self.name, low, high)
+        _require_finite(self.source, low, high)
         if not self._wanted:
             return
-        if not len(self._histogram.low):
-            self._histogram = Histogram(flat.shape[1])
-        self._histogram.reach(low, high)
-        if at is not None:
-            flat = flat.take(at, axis=2)
+        if not len(self.histogram.low):
+            self.histogram = Histogram(flat.shape[1])
+        self.histogram.reach(low, high)
+        if flat.shape[2] > self._spots:
+            flat = flat.take(self._random.choice(flat.shape[2], self._spots, replace=False), axis=2)
         self._keep(flat)
         self._held.append(flat.transpose(1, 0, 2).reshape(flat.shape[1], -1))
         if sum(one.shape[1] for one in self._held) >= HELD_VALUES:
@@ -357,16 +447,16 @@ class _Counting:
         self._kept.append(flat[images, :, numbers * SCATTER % flat.shape[2]].T)
 
     def _count(self) -> None:
-        self._histogram.count(np.concatenate(self._held, axis=1))
+        self.histogram.count(np.concatenate(self._held, axis=1))
         self._held.clear()
 
-    def done(self) -> Histogram:
-        """With all that was taken in."""
+    def close(self) -> None:
         if self._held:
             self._count()
+        self.histogram.settle()
         if self._kept:
-            self._histogram.kept = np.concatenate(self._kept, axis=1)
-        return self._histogram
+            self.histogram.kept = np.concatenate(self._kept, axis=1)
+            self._kept.clear()
 
 
 def _flat(values: Images) -> Images:
