@@ -61,7 +61,7 @@ Inputs = npt.NDArray[np.float32]
 class Target:
     """What INT8 is made for, and how hard it is tried.
 
-    search    the most seconds for finding the fastest placement, which takes no longer than calibration
+    search    the most seconds for a better placement than the best of the usual ones; never more than half those of calibration
     finetune  epochs of fine-tuning where no correction is enough; needs torch
     """
 
@@ -328,7 +328,7 @@ def quantize(
         )
     remarks = climb.calibrate()
     calibrated = time.perf_counter() - started
-    found = climb.raced(min(target.search, calibrated))
+    found = climb.raced(min(target.search, calibrated / 2))
     best, tried = _chosen(_climbed(climb, found))
     judged = time.perf_counter()
     paired = climb.gate.judge.paired(best.attempt.artifact)

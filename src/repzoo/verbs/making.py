@@ -194,7 +194,7 @@ class QuantizeOptions:
 
     scheme  "" for the engine's own
     recipe  "repzoo", or another of recipes.names() to compare with
-    search  the most seconds for finding the fastest placement of Q/DQ on the engine; it never takes longer than calibration
+    search  the most seconds for a better placement of Q/DQ than the best of the usual ones; never more than half those of calibration
     finetune_epochs  where no correction is enough: passes over the calibration images in which the INT8 model learns from the float one
     """
 
