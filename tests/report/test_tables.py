@@ -60,6 +60,7 @@ def test_no_records_is_a_sentence(tmp_path: Path) -> None:
 
 def side_by_side(name: str, job: str, recipe: str, bytes_written: int | None = 1_400_000) -> record.Record:
     paired = {"n": 500, "drop": 0.2, "drop_low": -0.4, "drop_high": 0.8, "same_prediction": 98.6, "float_top1": 90.0}
+    paired |= {"expected_drop": 0.1, "expected_drop_error": 0.1}
     ratio = {"latency_ratio": 0.61, "latency_ratio_low": 0.58, "latency_ratio_high": 0.64}
     engines = {"onnxruntime": paired | ratio, "openvino": paired | ratio | {"drop": 21.9}} if bytes_written else {}
     values = {"recipe": recipe, "seconds": 12.3, "reason": "", "engines": engines, "bytes": bytes_written, "float_bytes": 5_000_000}
@@ -73,10 +74,13 @@ def test_quantisers_side_by_side(tmp_path: Path) -> None:
     )
     record.append(tmp_path / "one.jsonl", [old, *new, side_by_side("z", "3", "repzoo")])
     rows = [line for line in tables.rendered(PAGE, tmp_path, "en").splitlines() if line.startswith("|")]
-    assert rows[0].startswith("| Model | Recipe | Drop (points) | Same prediction as float (%) | Size (MB), float → INT8 |")
+    assert rows[0].startswith(
+        "| Model | Recipe | Drop (points) | Drop to expect | Same prediction as float (%) | Size (MB), float → INT8 |"
+    )
     assert len({row.replace(r"\|", "").count("|") for row in rows}) == 1
     assert [row.split(" | ")[:2] for row in rows[2:]] == [["| a", "repzoo"], ["| a", r"b\|c"], ["| z", "repzoo"]]
     assert "+0.20 (-0.40 .. +0.80), n = 500" in rows[2]
+    assert "+0.10 (-0.10 .. +0.30)" in rows[2]
     assert "5.0 → 1.4" in rows[2]
     assert "21.9" in rows[2]
     assert "refused" in rows[3]

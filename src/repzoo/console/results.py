@@ -28,7 +28,7 @@ def quantized(report: QuantReport, path: Path) -> View:
         mark = "chosen" if rung is report.chosen else ("" if rung.passes else "refused")
         table.add_row(rung.recipe, *_drop(rung.paired.values), *_told(rung.paired.values), f"{rung.seconds:.1f}", mark)
     verdict = "gate" if report.passes else "gate: refused"
-    table.add_row(verdict, *_drop(report.paired.values), "", "", "", "")
+    table.add_row(verdict, *_drop(report.paired.values), *_told(report.paired.values), "", "")
     worst = columned("noisiest layers", ">weights dB", ">input dB", "worst side, channels")
     for one in report.chosen.layers[:SHOWN_LAYERS]:
         channels = ", ".join(map(str, one.channels[:3]))

@@ -8,13 +8,14 @@ drawn anew: n images tell what n^2 would. It takes the noise to be the same for 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 RIVALS = 5  # best classes of a model, among which the prediction is thought to move
+MOST = 2048  # margins, and noises: of more, evenly spaced ones, since each of these meets each of those
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
@@ -40,6 +41,12 @@ class Margins:
         return cls(np.concatenate([one.classes for one in parts]), np.concatenate([one.values for one in parts]))
 
 
+def told(margins: Margins, targets: Index, first: Logits, second: Logits) -> dict[str, float]:
+    """What `expected` and `snr_db` find, as values of a Record."""
+    found = expected(margins, targets, first, second)
+    return {**{f"expected_{name}": value for name, value in asdict(found).items()}, "logits_snr_db": snr_db(first, second)}
+
+
 @dataclass(frozen=True)
 class Expected:
     """In percent of images, each with its standard error: predictions that change, and Top-1 lost (less what is gained)."""
@@ -57,12 +64,25 @@ def expected(margins: Margins, targets: Index, first: Logits, second: Logits) ->
     Standard errors are those of a two-sample U-statistic, the margins one sample and the noise the other: E. L. Lehmann, "Consistency
     and unbiasedness of certain nonparametric tests", Annals of Mathematical Statistics 22 (1951).
     """
+    some, all_margins = _spaced(len(first)), _spaced(len(targets))
+    first, second = first[some], second[some]
     change = np.take_along_axis(second.astype(np.float64) - first, Margins.of(first).classes, 1)
     noise = change - change[:, :1]
-    moved = np.array([(one + noise).argmax(1) for one in margins.values])  # [margins, noise]: which of the best classes is it now
-    found = margins.classes == targets[:, None]
+    values = margins.values[all_margins]
+    moved = np.array([(one + noise).argmax(1).astype(np.int8) for one in values])  # [margins, noise]: which of the best it is now
+    found = margins.classes[all_margins] == targets[all_margins, None]
     right = np.where(found.any(1), found.argmax(1), -1)[:, None]
     return Expected(*_percent(moved != 0), *_percent((right == 0).astype(float) - (moved == right)))
+
+
+def drop_interval(values: Mapping[str, float]) -> tuple[float, float]:
+    """95 % interval of the drop to be expected, from a Record's `expected_drop` and its standard error `expected_drop_error`."""
+    drop, reach = values["expected_drop"], 1.96 * values["expected_drop_error"]
+    return drop - reach, drop + reach
+
+
+def _spaced(count: int) -> Index:
+    return np.linspace(0, count - 1, min(count, MOST)).round().astype(np.int64)
 
 
 def snr_db(first: Logits, second: Logits) -> float:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
 from repzoo.errors import GateError, InputError
 from repzoo.measure import accuracy, latency
-from repzoo.measure.expected import Margins, expected, snr_db
+from repzoo.measure.expected import Margins, drop_interval, told
 from repzoo.measure.record import Record, identity_of
 from repzoo.progress import Progress, silent
 from repzoo.quant import diagnose
@@ -46,6 +46,7 @@ ENOUGH = 95.0  # % from which on no layer is taken out of INT8 for the sake of m
 CHANGES = 100 - ENOUGH  # points that predictions may change without labels, beyond the budget
 WORTH_DB = 0.3  # less noise on the logits that 1 % of latency must buy: about 3 % fewer changed predictions
 BLAMED = 3  # layers that a refusal names
+LOGITS = 2**23  # of one model on all images, that are held in memory: 32 MB
 
 
 @dataclass(frozen=True)
@@ -164,14 +165,12 @@ class Context:
 class Judge:
     """INT8 forms of one float model, compared with it on the same images; the float model's answers are asked for once.
 
-    choosing  whether to tell from the logits too what is to be expected (measure.expected); they are then held in memory
+    Where all logits fit LOGITS, what they say is to be expected is told too (measure.expected).
     """
 
-    def __init__(
-        self, artifact: Artifact, images: Dataset, engine: Engine, progress: Progress = silent, choosing: bool = False
-    ) -> None:
+    def __init__(self, artifact: Artifact, images: Dataset, engine: Engine, progress: Progress = silent) -> None:
         self.artifact, self.images, self.engine, self.progress = artifact, classed(images, artifact), engine, progress
-        self.choosing = choosing
+        self._keeping = len(images) * (artifact.num_classes or LOGITS) <= LOGITS
         self._more: list[tuple[Margins, npt.NDArray[np.int64]]] = []
         self.report = ReadReport()
         self._float: accuracy.Predictions | None = None
@@ -180,14 +179,14 @@ class Judge:
         """`made` against the float model, image by image."""
         runs = [accuracy.open_run(one, self.engine) for one in ([made] if self._float else [self.artifact, made])]
         report = self.report if not self._float else ReadReport()
-        found = accuracy.evaluate(runs, self.images, report, self.progress, logits=self.choosing)
+        found = accuracy.evaluate(runs, self.images, report, self.progress, logits=self._keeping)
         first, second = self._float or found[0], found[-1]
         self._float = first
         if not self.images.labelled:
             first, second = (replace(one, targets=self._float.top[:, 0]) for one in (first, second))
         paired = accuracy.compare(first, second)
-        told = self._told(first, second) if self.choosing else {}
-        return replace(paired, values={**paired.values, **told, "labelled": self.images.labelled})
+        more = self._told(first, second) if self._keeping else {}
+        return replace(paired, values={**paired.values, **more, "labelled": self.images.labelled})
 
     def widen(self, images: Dataset, found: Margins) -> None:
         """Count with the float model's margins on other `images` of the kind, too."""
@@ -200,9 +199,7 @@ class Judge:
         assert first.logits is not None
         assert second.logits is not None
         known, targets = zip((Margins.of(first.logits), first.targets), *self._more, strict=True)
-        found = expected(Margins.joined(known), np.concatenate(targets), first.logits, second.logits)
-        values = {f"expected_{name}": value for name, value in asdict(found).items()}
-        return {**values, "logits_snr_db": snr_db(first.logits, second.logits)}
+        return told(Margins.joined(known), np.concatenate(targets), first.logits, second.logits)
 
 
 class Gate:
@@ -306,6 +303,7 @@ def _warnings(rung: Rung, found: Record, budget: Budget) -> list[str]:
     elif paired["drop_high"] > budget.max_drop:
         said.append(
             f"{paired['n']} images cannot exclude a drop of up to {paired['drop_high']:.2f} points (budget {budget.max_drop})"
+            f"{_to_be_expected(paired)}"
         )
     if paired["same_prediction"] < UNCHANGED:
         said.append(f"{100 - paired['same_prediction']:.1f} % of the predictions differ from the float model's")
@@ -314,8 +312,18 @@ def _warnings(rung: Rung, found: Record, budget: Budget) -> list[str]:
     return said
 
 
+def _to_be_expected(paired: Mapping[str, Any]) -> str:
+    if "expected_drop" not in paired:
+        return ""
+    low, high = drop_interval(paired)
+    return (
+        f"; from the noise on their logits {paired['expected_drop']:.2f} is to be expected (95 % interval {low:.2f} to {high:.2f})"
+    )
+
+
 def _values(rungs: Sequence[Rung], chosen: Rung, paired: Record, context: Context) -> dict[str, Any]:
-    shown = {key: paired.values[key] for key in ("drop", "drop_low", "drop_high", "p_value", "same_prediction", "labelled")}
+    keys = ("drop", "drop_low", "drop_high", "p_value", "same_prediction", "labelled", "logits_snr_db")
+    shown = {key: value for key, value in paired.values.items() if key in keys or key.startswith("expected_")}
     ratio = {f"latency_{key}": chosen.ratio.values[key] for key in ("ratio", "ratio_low", "ratio_high")}
     blamed = () if context.budget.holds(paired) else diagnose.culprits(chosen.layers)
     return {

@@ -91,7 +91,7 @@ class _Climb:
         self.layers = layers.layers(self.model)
         self.places = Places(self.model, target.scheme)
         self.starts = self.places.candidates()
-        self.judge = Judge(gate.artifact, split.selection, target.engine, gate.progress, choosing=True)
+        self.judge = Judge(gate.artifact, split.selection, target.engine, gate.progress)
         self._bases: dict[tuple[rungs.Rewrite, ...], Base | None] = {}
         self._chosen: dict[tuple[tuple[rungs.Rewrite, ...], Placement, str], plan.Chosen] = {}  # the last
         self._weighed: list[Inputs] | None = None

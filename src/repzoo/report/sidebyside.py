@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from repzoo.errors import InputError
+from repzoo.measure.expected import drop_interval
 from repzoo.measure.record import Record
 from repzoo.report import card
 
 HEADS = {
-    "en": ("Model", "Recipe", "Drop (points)", "Same prediction as float (%)", "Size (MB), float → INT8",
+    "en": ("Model", "Recipe", "Drop (points)", "Drop to expect", "Same prediction as float (%)", "Size (MB), float → INT8",
            "Latency over float, {engine}", "Drop on {engine} (points)", "Seconds to quantise"),
-    "zh": ("模型", "方法", "精度损失（百分点）", "与浮点预测一致 (%)", "大小 (MB)，浮点 → INT8",
+    "zh": ("模型", "方法", "精度损失（百分点）", "预期损失", "与浮点预测一致 (%)", "大小 (MB)，浮点 → INT8",
            "{engine} 延迟 / 浮点", "{engine} 精度损失（百分点）", "量化用时 (s)"),
 }  # fmt: skip
 REFUSED = {"en": "refused", "zh": "拒绝"}
@@ -62,6 +63,7 @@ def _cells(one: Record, engines: Sequence[str], language: str) -> list[str]:
         card.plain(one.artifact["name"]),
         card.plain(values["recipe"]),
         f"{_points(main, 'drop')}, n = {main['n']}" if main else "–",
+        _expected(main),
         card.percent(main["same_prediction"]) if main else "–",
         size,
         *(_ratio(item) for item in found),
@@ -72,6 +74,14 @@ def _cells(one: Record, engines: Sequence[str], language: str) -> list[str]:
 
 def _points(values: Mapping[str, Any] | None, key: str) -> str:
     return _interval(values, key, card.points)
+
+
+def _expected(values: Mapping[str, Any] | None) -> str:
+    """From the noise on the logits."""
+    if not values or "expected_drop" not in values:
+        return "–"
+    low, high = map(card.points, drop_interval(values))
+    return f"{card.points(values['expected_drop'])} ({low} .. {high})"
 
 
 def _ratio(values: Mapping[str, Any] | None) -> str:
