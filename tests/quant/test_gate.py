@@ -80,6 +80,18 @@ def test_what_takes_longer_must_be_clearly_better() -> None:
     assert attempt(told(counted(), 1.5, 0.2, snr_db=32.0), 0.65).merit > fast.merit
 
 
+def test_where_nothing_is_enough_accuracy_counts_more_than_latency() -> None:
+    """EfficientNet-Lite0 with 7-bit weights, one scale a tensor: a layer in float, and only wide layers in INT8."""
+    fast = attempt(told(counted(changed=5), 4.0, 1.7, snr_db=13.8), 0.68)
+    slow = attempt(told(counted(changed=2), 1.7, 0.7, snr_db=20.6), 0.88)
+    assert not fast.rung.enough
+    assert not slow.rung.enough
+    assert slow.merit > fast.merit
+    assert (
+        attempt(told(counted(changed=2), 1.7, 0.7, snr_db=20.8), 1.01).merit < slow.merit
+    )  # but what is hardly better may not be slow
+
+
 def test_refused_is_what_is_proven_alone() -> None:
     assert not Budget().refuses(told(counted(changed=3, lost=3), changed=9, drop=9))  # an interval that reaches down to the budget
     assert Budget().refuses(counted(changed=9, lost=9))

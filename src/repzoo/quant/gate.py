@@ -45,6 +45,7 @@ UNCHANGED = 99.0
 ENOUGH = 95.0  # % from which on no layer is taken out of INT8 for the sake of more: that would cost latency
 CHANGES = 100 - ENOUGH  # points that predictions may change without labels, beyond the budget
 WORTH_DB = 0.3  # less noise on the logits that 1 % of latency must buy: about 3 % fewer changed predictions
+SHORT_DB = 0.1  # the same where accuracy is what is short
 BLAMED = 3  # layers that a refusal names
 LOGITS = 2**23  # of one model on all images, that are held in memory: 32 MB
 
@@ -141,7 +142,8 @@ class Attempt:
     def merit(self) -> tuple[bool, bool, bool, float, float]:
         """What makes it the better: it holds, it is enough, it passes, less noise on the logits for its latency, smaller drop."""
         rung, values = self.rung, self.rung.paired.values
-        worth = values.get("logits_snr_db", 0.0) - WORTH_DB * 100 * math.log(rung.ratio.values["ratio"])
+        price = WORTH_DB if rung.enough else SHORT_DB
+        worth = values.get("logits_snr_db", 0.0) - price * 100 * math.log(rung.ratio.values["ratio"])
         return rung.holds, rung.enough, rung.passes, worth, -values["drop"]
 
 

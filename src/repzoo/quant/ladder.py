@@ -11,7 +11,7 @@ best, *gate* judges that one, once. The rule, the same for the same images and p
 3. Where it is not, and fine-tuning was asked for, the best of them is fine-tuned on the images of the ranges (finetune.py).
 4. Where nothing is enough, what costs latency follows, one after another until something is enough, and the best of all is chosen:
    rungs that add work, the best recipe with 1, 3, 8 layers left in float or in 16 bits (those whose return to float takes most
-   noise off the logits of selection images), the best recipe on a few other placements, the next fastest first.
+   noise off the logits of selection images), the best recipe on a few placements with less in INT8.
 5. The gate images refuse the choice or let it pass. They lead to no other choice: that would make of them selection images.
 
 The floor under all: where no placement is faster than float beyond noise the fastest is taken all the same, with a warning, since
@@ -391,8 +391,7 @@ def _climbed(climb: _Climb, found: Found) -> Iterator[_Made]:
         yield one
         if one.attempt.rung.enough:
             return
-    placements = (found.best.placement, *found.others)
-    for one in _dearer(climb, best, [one for one in placements if one is not best.timed.placement]):
+    for one in _dearer(climb, best, _fewer(climb, best, found)):
         yield one
         if one.attempt.rung.enough:
             return
@@ -421,6 +420,19 @@ def _level(climb: _Climb, found: Found) -> Iterator[_Made]:
         del one
 
 
+def _fewer(climb: _Climb, best: _Made, found: Found) -> list[Placement]:
+    """A few of the placements with less in INT8 than `best` that were not tried yet, spread evenly down to the least."""
+
+    def size(one: Placement) -> tuple[int, int]:
+        return climb.places.count(one), len(one.tensors)
+
+    tried = {one.placement for one in found.alike}
+    left = sorted((one for one in found.others if one not in tried and size(one) < size(best.timed.placement)), key=size)[::-1]
+    if len(left) <= OTHERS:
+        return left
+    return [left[round(at)] for at in np.linspace(0, len(left) - 1, OTHERS + 1)[1:].tolist()]
+
+
 def _dearer(climb: _Climb, best: _Made, placements: Sequence[Placement]) -> Iterator[_Made]:
     """What costs latency: more work in the graph, less in INT8, another of the `placements`."""
     placement, recipe = best.timed.placement, best.recipe
@@ -434,5 +446,5 @@ def _dearer(climb: _Climb, best: _Made, placements: Sequence[Placement]) -> Iter
         ranked = climb.weighed(best)
         for count in (one for one in ESCAPES if one < len(ranked)):
             yield climb.timed_rung(recipe, f"{recipe.name}, escape {count}", climb.without(placement, ranked[:count]), best)
-    for other in placements[:OTHERS]:
+    for other in placements:
         yield climb.timed_rung(recipe, f"{recipe.name}, {other.name}", other, best)

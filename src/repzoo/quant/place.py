@@ -64,6 +64,10 @@ class Places:
                 tensors |= dict.fromkeys(self._written(value) for value in node.output if value)
         return Placement(name, chosen, tuple(value for value in tensors if value not in self._wiring.outputs))
 
+    def count(self, placement: Placement) -> int:
+        """Layers that `placement` has in INT8."""
+        return sum(node.output[0] in placement.nodes for node in self.layers)
+
     def candidates(self) -> list[Placement]:
         """Placements to begin a search with, the most quantised first; empty ones, and those that write the same, are dropped.
 

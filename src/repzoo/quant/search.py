@@ -142,14 +142,9 @@ def fastest(race: Race, starts: Sequence[Placement], screening: float, seconds: 
 
 def _alike(race: Race, best: Timed, timed: Sequence[Timed]) -> tuple[Timed, ...]:
     """See Found."""
-    ours, most = _layers(race, best.placement), float(best.ratio.values["ratio"]) / NEAR
-    near = [one for one in timed if _layers(race, one.placement) < ours and one.ratio.values["ratio"] <= most]
-    return tuple(sorted(near, key=lambda one: _layers(race, one.placement)))
-
-
-def _layers(race: Race, placement: Placement) -> int:
-    """How many are in INT8."""
-    return sum(node.output[0] in placement.nodes for node in race.places.layers)
+    ours, most = race.places.count(best.placement), float(best.ratio.values["ratio"]) / NEAR
+    near = [one for one in timed if race.places.count(one.placement) < ours and one.ratio.values["ratio"] <= most]
+    return tuple(sorted(near, key=lambda one: race.places.count(one.placement)))
 
 
 def _begun(race: Race, starts: Sequence[Placement], screening: float) -> tuple[list[Timed], list[Placement]]:
@@ -157,7 +152,7 @@ def _begun(race: Race, starts: Sequence[Placement], screening: float) -> tuple[l
     ratios = [1.0, *(one.value for one in race.over(starts[0], starts[1:]))]
     order = sorted(range(len(starts)), key=lambda index: ratios[index])
     near = [starts[index] for index in order if ratios[index] <= ratios[order[0]] / NEAR]
-    least = min(near, key=lambda one: _layers(race, one))
+    least = min(near, key=race.places.count)
     near = list(dict.fromkeys([*near[: FINALISTS - 1], least]))
     near += [starts[0]] if starts[0] not in near else []  # all others were only compared with it
     timed = sorted(map(Timed, near, race.over_float(near, screening)), key=lambda one: float(one.ratio.values["ratio"]))
