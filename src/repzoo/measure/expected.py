@@ -2,7 +2,8 @@
 
 Of 256 images two or three change their class when a good model is quantised, and which ones is luck. But the noise can be measured on
 every image and so can the margins that it has to overcome. So each image's margins meet the noise of every image, as if that were
-drawn anew: n images tell what n^2 would. It takes the noise to be the same for images of wide and of narrow margins.
+drawn anew: n images tell what n^2 would. It takes the noise to be the same for images of wide and of narrow margins, and to stay
+among the best classes: good models' is; where it is as large as the signal, what is told may be twice or half the truth.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How channels go through one operator after another: what is asked of a graph's nodes besides its layers' weights."""
+"""What is asked of a graph besides its layers' weights: shapes, readers, constants, and how channels go through a node."""
 
 from __future__ import annotations
 
