@@ -31,7 +31,7 @@ def test_arrays_come_back_in_their_order_from_memory_and_from_disk(given_arrays:
 def test_a_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(spool, "IN_MEMORY", 16)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(InputError, match=r"no room for temporary files in .*gone.* set TMPDIR"):
+    with pytest.raises(InputError, match=r"temporary file cannot be written .*gone.* set TMPDIR"):
         Spool([np.zeros(100, np.float32)])
 
 

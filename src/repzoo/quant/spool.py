@@ -42,8 +42,7 @@ class Spool:
             self._file.write(np.ascontiguousarray(values, np.float32).data)
         except OSError as error:
             raise InputError(
-                f"no room for temporary files in {tempfile.gettempdir()} ({error.strerror or error}); "
-                "free some, or set TMPDIR to a folder with more"
+                f"a temporary file cannot be written ({error}); free room, or set TMPDIR to a folder with more"
             ) from None
         self._shapes.append(values.shape)
 
