@@ -198,4 +198,4 @@ def _times(cost: Float, factor: Float | float) -> Float:
 
 def expected(seen: Histogram, values: Float) -> Float:
     """The mean of each channel, [C], of what is `values` [C, BINS] where its numbers lie in that bin, and 0 where they are 0."""
-    return np.asarray((seen.counts * values).sum(1) / np.maximum(1, seen.counts.sum(1, dtype=np.int64) + seen.zeros))
+    return np.asarray((seen.counts * values).sum(1) / np.maximum(1, seen.numbers))

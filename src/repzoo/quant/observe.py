@@ -71,9 +71,14 @@ class Histogram:
         self.kept: npt.NDArray[np.float32] = np.zeros((channels, 0), np.float32)
 
     @property
+    def numbers(self) -> Ids:
+        """Values counted of each channel, [C]."""
+        return np.asarray(self.counts.sum(1, dtype=np.int64) + self.zeros)
+
+    @property
     def total(self) -> int:
         """Values counted, of all channels."""
-        return int(self.counts.sum() + self.zeros.sum())
+        return int(self.numbers.sum())
 
     def add(self, values: npt.NDArray[np.float32], low: npt.NDArray[np.float32], high: npt.NDArray[np.float32]) -> None:
         """Count `values` [C, n], finite, whose channels' extremes (and those of values not given) are `low`, `high` [C]."""
@@ -121,7 +126,7 @@ class Histogram:
     @property
     def mean(self) -> Float:
         """Of each channel, [C]."""
-        return np.asarray(self.sum / np.maximum(1, self.counts.sum(1, dtype=np.int64) + self.zeros))
+        return np.asarray(self.sum / np.maximum(1, self.numbers))
 
     def over(self, factors: Float) -> Histogram:
         """The histogram of values / factors, factors positive [C]."""

@@ -143,7 +143,7 @@ def noise(seen: Histogram, low: float, high: float, steps: int = 255, of: Functi
     zeroed = (centres > -step / np.sqrt(12)) & (centres < step / np.sqrt(12))
     inside = np.where(zeroed, (values - of(np.zeros(1))) ** 2, slopes(seen, of) ** 2 * step * step / 12)
     errors = np.where((centres < low) | (centres > high), clipped**2, inside)
-    return np.asarray((seen.counts * errors).sum(1) / np.maximum(1, seen.counts.sum(1, dtype=np.int64) + seen.zeros))
+    return np.asarray((seen.counts * errors).sum(1) / np.maximum(1, seen.numbers))
 
 
 def slopes(seen: Histogram, of: Function) -> Float:
@@ -158,7 +158,7 @@ def clipped(seen: Histogram, low: float, high: float) -> Float:
     """Expected change of each channel's values by cutting them to low..high, [C]."""
     centres = seen.centres
     moved = np.clip(centres, min(low, 0.0), max(high, 0.0)) - centres
-    return np.asarray((seen.counts * moved).sum(1) / np.maximum(1, seen.counts.sum(1, dtype=np.int64) + seen.zeros))
+    return np.asarray((seen.counts * moved).sum(1) / np.maximum(1, seen.numbers))
 
 
 def rounded_by(seen: Histogram, numbers: Affine) -> Float:
@@ -271,14 +271,14 @@ class _Sums:
     second: Float
     slope: Float
     edge: Float
-    total: Float
+    total: Index
 
     @classmethod
     def made(cls, seen: Histogram, of: Function) -> _Sums:
         values, counts = of(seen.centres), seen.counts.astype(np.float64)
         count, first, second = (_summed(counts * values**power) for power in range(3))
         slope = count if of is straight else _summed(counts * slopes(seen, of) ** 2)
-        return cls(count, first, second, slope, seen.edge, seen.counts.sum(1, dtype=np.int64) + seen.zeros)
+        return cls(count, first, second, slope, seen.edge, seen.numbers)
 
     def places(self, values: Float, including: bool = False) -> Index:
         """How many bins of each channel have their centres below `values` [R, 1] (or at them): [R, C]."""
