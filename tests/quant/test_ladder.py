@@ -333,3 +333,13 @@ def test_no_worse_than_onnxruntimes_own_quantiser() -> None:
     assert (
         ours.paired.values["same_prediction"] >= theirs.paired.values["same_prediction"] - 2.5
     )  # 4 of 180: the fastest placement here may be any
+
+
+def test_rungs_are_told_apart_by_their_logits_where_a_model_does_not_say_how_many_classes_it_has() -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(linear().model)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+    artifact = replace(linear(), model=model)
+    assert not artifact.num_classes
+    found = gating.Judge(artifact, sets().selection, engine("onnxruntime")).paired(artifact).values
+    assert (found["expected_changed"], found["expected_drop"]) == (0, 0)

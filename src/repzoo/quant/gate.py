@@ -48,6 +48,7 @@ WORTH_DB = 0.3  # less noise on the logits that 1 % of latency must buy: about 3
 SHORT_DB = 0.1  # the same where accuracy is what is short
 BLAMED = 3  # layers that a refusal names
 LOGITS = 2**23  # of one model on all images, that are held in memory: 32 MB
+CLASSES = 2**14  # of a model that does not say how many it has
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class Judge:
 
     def __init__(self, artifact: Artifact, images: Dataset, engine: Engine, progress: Progress = silent) -> None:
         self.artifact, self.images, self.engine, self.progress = artifact, classed(images, artifact), engine, progress
-        self._keeping = len(images) * (artifact.num_classes or LOGITS) <= LOGITS
+        self._keeping = len(images) * (artifact.num_classes or CLASSES) <= LOGITS
         self._more: list[tuple[Margins, npt.NDArray[np.int64]]] = []
         self.report = ReadReport()
         self._float: accuracy.Predictions | None = None
