@@ -5,20 +5,24 @@ does: what falls is T^2 KL(softmax(float / T) || softmax(INT8 / T)) on images wi
 through, clipping stops it (Bengio et al., arXiv:1308.3432; Jacob et al., arXiv:1712.05877, section 3). Trained are weights, biases and
 the scale of each activation (as in LSQ, Esser et al., arXiv:1902.08153); zero points and weight scales stay. Nothing is drawn at random
 but the order of the images and mirroring, by a seed: the same machine, versions and threads give the same model.
+
+Weights start where the plan rounded them to, in the middle of a step: where float has them, a weight that second-order rounding took
+to the farther step lies at the edge of it, and the first thing to be unlearnt was that rounding. How fast to learn depends on how much
+is broken, by a factor of 100: a few rates are tried on the first images. Where nothing was learnt, the plan is given back as it was.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor, fx
 from torch.nn.functional import kl_div, log_softmax
 
@@ -33,6 +37,11 @@ from repzoo.quant.scheme import QuantScheme
 
 Images = npt.NDArray[np.float32]
 TEMPERATURE = 2.0
+SLOWER = (1.0, 1 / 4, 1 / 16, 1 / 64)  # of the rate, that are tried
+TRIED = 4  # batches that each of them learns from, and is judged by
+WARM = 8  # steps, in which the rate rises: Adam's first steps go as far for noise as for signal
+INPUT_STEPS = 32  # of an input's 255 that are usual: so much a bias moves by when a weight moves by one
+SCALES = 0.01  # how fast the logarithm of an activation's scale learns, of the rate
 REACH = math.log(2)  # how far an activation's scale may move either way: a bias in int32 has that much room (qdq.INT32_ROOM)
 
 
@@ -50,14 +59,14 @@ class FinetuneOptions:
 
     epochs   passes over the images
     batch    images a step
-    rate     of Adam at its start, relative to the root mean square of each tensor; it falls to zero along a cosine
+    rate     of Adam at its highest, in steps of each weight; it falls to zero along a cosine. This and SLOWER ones are tried
     mirror   every other image is mirrored, by chance
     seed     of the images' order and mirroring
     """
 
     epochs: int = 5
     batch: int = 16
-    rate: float = 5e-3
+    rate: float = 0.3
     mirror: bool = True
     seed: int = 0
 
@@ -75,7 +84,8 @@ def finetuned(
     options: FinetuneOptions | None = None,
     progress: Progress = silent,
 ) -> Plan:
-    """`made`, with numbers that answer more as the float `model` does; `plan.write` takes it as any other.
+    """`made`, with numbers that answer more as the float `model` does; `plan.write` takes it as any other. `made` itself, where
+    nothing was learnt on the images that are looked at first.
 
     model  the float model that is to be matched, as `qdq.prepared`
 
@@ -87,34 +97,71 @@ def finetuned(
     student = _Student(made, scheme)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        _train(student, teacher, lessons, options, progress)
-    return student.plan()
+        return student.plan() if _train(student, teacher, lessons, options, progress) else made
 
 
-def _train(student: _Student, teacher: fx.GraphModule, lessons: Lessons, options: FinetuneOptions, progress: Progress) -> None:
-    optimizer = torch.optim.Adam(student.groups(options.rate), betas=(0.9, 0.99))
-    starts = [group["lr"] for group in optimizer.param_groups]
-    done, total = 0, options.epochs * lessons.count
-    for given in (one for epoch in range(options.epochs) for one in lessons.epoch(epoch)):
+def _train(student: _Student, teacher: fx.GraphModule, lessons: Lessons, options: FinetuneOptions, progress: Progress) -> bool:
+    """Teach `student` at the best of a few rates; whether it answers better for it."""
+    first = list(islice(_batches(lessons, options, 1), TRIED))
+    start, before = student.state(), _loss(student, teacher, first)
+    done, total = 0, len(SLOWER) * len(first) + math.ceil(options.epochs * lessons.count / options.batch)
+
+    def learn(rate: float, steps: int, batches: Iterable[Tensor]) -> float:
+        nonlocal done
+        student.restore(start)
+        course = _Course(student, teacher, rate, steps)
+        for inputs in batches:
+            course.step(inputs)
+            done += 1
+            progress("fine-tune (batches)", min(done, total), total)
+        return _loss(student, teacher, first)
+
+    rates = [options.rate * slower for slower in SLOWER]
+    tried = [learn(rate, 2 * len(first), first) for rate in rates]
+    rate = rates[int(np.argmin(tried))]
+    return learn(rate, total - done, _batches(lessons, options, options.epochs)) < before
+
+
+def _batches(lessons: Lessons, options: FinetuneOptions, epochs: int) -> Iterator[Tensor]:
+    for given in (one for epoch in range(epochs) for one in lessons.epoch(epoch)):
         for inputs in (torch.from_numpy(given[at : at + options.batch]) for at in range(0, len(given), options.batch)):
-            for group, start in zip(optimizer.param_groups, starts, strict=True):
-                group["lr"] = start * (1 + math.cos(math.pi * min(1.0, done / total))) / 2
             chance = torch.rand(len(inputs), 1, 1, 1) < 0.5
-            _step(student, teacher, torch.where(chance, inputs.flip(3), inputs) if options.mirror else inputs, optimizer)
-            done += len(inputs)
-            progress("fine-tune (images)", done, total)
+            yield torch.where(chance, inputs.flip(3), inputs) if options.mirror else inputs
 
 
-def _step(student: _Student, teacher: fx.GraphModule, inputs: Tensor, optimizer: torch.optim.Optimizer) -> None:
+def _loss(student: _Student, teacher: fx.GraphModule, batches: Sequence[Tensor]) -> float:
+    """Of `batches` on average."""
+    with torch.no_grad():
+        return float(np.mean([float(_difference(student, teacher, one)) for one in batches]))
+
+
+def _difference(student: _Student, teacher: fx.GraphModule, inputs: Tensor) -> Tensor:
     with torch.no_grad():
         wanted = log_softmax(teacher(inputs)[0] / TEMPERATURE, 1)
-    loss = TEMPERATURE**2 * kl_div(log_softmax(student(inputs) / TEMPERATURE, 1), wanted, log_target=True, reduction="batchmean")
-    if not bool(torch.isfinite(loss.detach())):
-        raise InputError("the loss of fine-tuning is not a number; the float model's answers on these images are not finite")
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    student.limit()
+    return TEMPERATURE**2 * kl_div(log_softmax(student(inputs) / TEMPERATURE, 1), wanted, log_target=True, reduction="batchmean")
+
+
+class _Course:
+    """Adam's steps at a rate that rises at once and falls to zero after `steps` of them."""
+
+    def __init__(self, student: _Student, teacher: fx.GraphModule, rate: float, steps: int) -> None:
+        self.student, self.teacher, self.steps, self.done = student, teacher, steps, 0
+        self.optimizer = torch.optim.Adam(student.groups(rate), betas=(0.9, 0.99))
+        self.starts = [group["lr"] for group in self.optimizer.param_groups]
+
+    def step(self, inputs: Tensor) -> None:
+        """Learn from float32 [N, 3, H, W]."""
+        falling = (1 + math.cos(math.pi * min(1.0, self.done / self.steps))) / 2
+        self.done += 1
+        for group, start in zip(self.optimizer.param_groups, self.starts, strict=True):
+            group["lr"] = start * falling * min(1.0, self.done / WARM)
+        loss = _difference(self.student, self.teacher, inputs)
+        if not bool(torch.isfinite(loss.detach())):
+            raise InputError("the loss of fine-tuning is not a number; the float model's answers on these images are not finite")
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.student.limit()
 
 
 class _Student:
@@ -129,7 +176,7 @@ class _Student:
         self.weights: dict[str, _Weight] = {}
         self.biases: dict[str, _Bias] = {}
         for number, (name, one) in enumerate(self.layers.items()):
-            self.weights[name] = _Weight(values[one.weight], made.rounded[name], one, scheme.weight_peak)
+            self.weights[name] = _Weight(made.rounded[name], one, scheme.weight_peak)
             self.biases[name] = _Bias(layering.biases(one, values), made.rounded[name], self.scales[one.source])
             self._replace(nodes[name], 1, f"weight{number}", self.weights[name])
             self._replace(nodes[name], 2, f"bias{number}", self.biases[name])
@@ -142,11 +189,23 @@ class _Student:
         return cast(Tensor, cast(Any, self.module)(inputs)[0])
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
-        """Adam's parameter groups: its steps are as long as its rate, so that this follows each tensor's size."""
-        weights, biases = self.weights.values(), self.biases.values()
-        values = [*(one.values for one in weights), *(one.values for one in biases)]
-        sized = [{"params": [one], "lr": rate * max(float(one.detach().square().mean().sqrt()), 1e-8)} for one in values]
-        return [*sized, {"params": [one.moved for one in self.scales.values()], "lr": rate}]
+        """Adam's parameter groups: its steps are as long as its rate, so that this follows each tensor's steps."""
+        biases = [{"params": [one.values], "lr": rate * INPUT_STEPS * float(one.step().mean())} for one in self.biases.values()]
+        weights = {"params": [one.steps for one in self.weights.values()], "lr": rate}
+        return [weights, *biases, {"params": [one.moved for one in self.scales.values()], "lr": SCALES * rate}]
+
+    def state(self) -> list[Tensor]:
+        """A copy of all that is trained."""
+        return [one.detach().clone() for one in self._trained()]
+
+    def restore(self, state: list[Tensor]) -> None:
+        """Be as in `state`."""
+        for one, value in zip(self._trained(), state, strict=True):
+            one.data.copy_(value)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        own = (self.weights, self.biases, self.scales)
+        return [value for part in own for one in part.values() for value in one.parameters(recurse=False)]
 
     def limit(self) -> None:
         """Keep scales near where they began."""
@@ -163,8 +222,7 @@ class _Student:
         }
         spans = {name: (low * factors[name], high * factors[name]) for name, (low, high) in before.ranges.items()}
         biases = {name: one.values.detach().numpy().astype(np.float64) for name, one in self.biases.items()}
-        model = _with_weights(before.model, {self.layers[name].weight: one.restored() for name, one in self.weights.items()})
-        model = with_biases(model, self.layers, biases)
+        model = with_biases(before.model, self.layers, biases)
         methods = dict.fromkeys(before.methods, "fine-tuned")
         return replace(before, model=model, activations=activations, rounded=rounded, ranges=spans, methods=methods)
 
@@ -186,32 +244,22 @@ class _Student:
 
 
 class _Weight(torch.nn.Module):
-    """A layer's weights, of the initializer's shape, as INT8 restores them.
+    """A layer's weights, of the initializer's shape, as INT8 restores them; trained are they in steps."""
 
-    They start where float has them, but within half a step of what the plan rounded them to (which need not be the nearest).
-    """
-
-    def __init__(self, values: npt.NDArray[Any], rounded: Symmetric, one: Layer, peak: int) -> None:
+    def __init__(self, rounded: Symmetric, one: Layer, peak: int) -> None:
         super().__init__()
         scale = torch.from_numpy(rounded.scale.astype(np.float32))
         self.scale = scale if scale.numel() == 1 or one.turned else scale.reshape(-1, *[1] * (len(one.shape) - 1))
         self.peak = peak
-        stored = torch.from_numpy(rounded.values.astype(np.float32))
-        steps = torch.from_numpy(np.array(values, np.float32)) / self.scale
-        self.values = torch.nn.Parameter((stored + (steps - stored).clamp(-0.49, 0.49)) * self.scale)
+        self.steps = torch.nn.Parameter(torch.from_numpy(rounded.values.astype(np.float32)))
 
     def forward(self) -> Tensor:
         """float32, the initializer's shape."""
-        return _straight(self.values / self.scale).clamp(-self.peak, self.peak) * self.scale
+        return _straight(self.steps).clamp(-self.peak, self.peak) * self.scale
 
     def integers(self) -> npt.NDArray[np.int8]:
         """What is stored."""
-        found: npt.NDArray[np.int8] = (self.forward().detach() / self.scale).round().numpy().astype(np.int8)
-        return found
-
-    def restored(self) -> npt.NDArray[np.float32]:
-        """The trained weights before rounding."""
-        found: npt.NDArray[np.float32] = self.values.detach().numpy()
+        found: npt.NDArray[np.int8] = self.steps.detach().round().clamp(-self.peak, self.peak).numpy().astype(np.int8)
         return found
 
 
@@ -242,21 +290,16 @@ class _Bias(torch.nn.Module):
         self.values = torch.nn.Parameter(torch.from_numpy(values.astype(np.float32)))
         self.weight_scale, self.source = torch.from_numpy(rounded.scale.astype(np.float32)), source
 
+    def step(self) -> Tensor:
+        """float32 [O] or [1]: that of the products."""
+        return self.source.scale.detach() * self.weight_scale
+
     def forward(self) -> Tensor:
         """float32 [O]."""
-        step = self.source.scale.detach() * self.weight_scale
+        step = self.step()
         return _straight(self.values / step) * step
 
 
 def _straight(x: Tensor) -> Tensor:
     """`x` rounded, ties to even, with the gradient of `x`."""
     return x + (x.round() - x).detach()
-
-
-def _with_weights(model: onnx.ModelProto, values: Mapping[str, npt.NDArray[np.float32]]) -> onnx.ModelProto:
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    for item in made.graph.initializer:
-        if item.name in values:
-            item.CopyFrom(numpy_helper.from_array(values[item.name], item.name))
-    return made
