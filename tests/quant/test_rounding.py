@@ -87,3 +87,48 @@ def test_the_triangular_inverse(size: int) -> None:
     rng = np.random.default_rng(size)
     upper = np.triu(rng.standard_normal((2, size, size)) / size) + 2 * np.eye(size)
     np.testing.assert_allclose(rounding._inverse_upper(upper) @ upper, np.broadcast_to(np.eye(size), upper.shape), atol=1e-12)
+
+
+@pytest.mark.parametrize(("groups", "outputs", "inputs"), [(1, 64, 40), (8, 4, 9)])
+def test_a_step_that_all_rows_share_cuts_off_what_costs_less_than_it_gains(groups: int, outputs: int, inputs: int) -> None:
+    """Near the best of all steps by the error of plain rounding, which is far below that of the step that reaches the outlier."""
+    weights, gram, _ = problem(3, groups, outputs, inputs)
+    weights[0, 0, 0] = 3 * np.abs(weights).max()
+    narrow = gram.astype(np.float32)
+
+    def total(step: float) -> float:
+        scale = np.full((groups, outputs, 1), step)
+        return float(loss(weights, gram, scale, rounding.nearest(weights, scale, 15)).sum())
+
+    reaching = np.abs(weights).max() / 15
+    best = min(total(reaching * factor) for factor in np.linspace(0.2, 1, 81))
+    ours = total(rounding.shared_step(weights, [narrow], [(0, inputs)], 15))
+    assert ours <= best + 0.2 * (total(reaching) - best)
+    assert best < 0.85 * total(reaching)  # there is something to win
+
+
+def test_a_shared_step_reaches_a_weight_whose_input_is_all_that_counts() -> None:
+    weights, _, _ = problem(4, 1, 8, 6)
+    weights[0, 2, 5] = 10 * np.abs(weights).max()
+    gram = np.diag([1e-3] * 5 + [1e3])[None].astype(np.float32)
+    assert rounding.shared_step(weights, [gram], [(0, 6)]) * 127 > 0.98 * weights.max()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-30, 1e30])
+def test_a_shared_step_of_weights_of_any_size(size: float) -> None:
+    weights = problem(5, 1, 4, 5)[0] * size
+    with np.errstate(all="raise", under="ignore"):
+        step = rounding.shared_step(weights, [np.eye(5, dtype=np.float32)[None]], [(0, 5)])
+    assert step <= np.abs(weights).max() / 127 * (1 + 1e-6)
+    assert step > 0 or size < 1e-40
+
+
+def test_blocks_of_columns_give_the_step_of_the_whole() -> None:
+    weights, gram, _ = problem(6, 1, 16, 12)
+    weights[0, 0, 3] *= 6
+    whole = np.zeros_like(gram)
+    for a, b in ((0, 5), (5, 12)):
+        whole[:, a:b, a:b] = gram[:, a:b, a:b]
+    parts = [np.ascontiguousarray(whole[:, a:b, a:b], np.float32) for a, b in ((0, 5), (5, 12))]
+    found = rounding.shared_step(weights, parts, [(0, 5), (5, 12)], 15)
+    assert found == rounding.shared_step(weights, [whole.astype(np.float32)], [(0, 12)], 15)

@@ -111,7 +111,7 @@ def planned(
         rows, moments = layering.weights(one, values), seen.moments[name]
         bias = layering.biases(one, values)
         room = np.abs(bias) / (activations[one.source].scale * qdq.INT32_ROOM)
-        limit, scale = scheme.weight_peak, scales(one, rows, scheme, room)
+        limit, scale = scheme.weight_peak, scales(one, rows, scheme, room, moments)
         integers = _rounded(rows, moments, scale, limit) if corrections.second_order else rounding.nearest(rows, scale, limit)
         rounded[name] = stored(one, integers, scale, scheme)
         if corrections.bias:
@@ -151,12 +151,12 @@ def with_biases(model: onnx.ModelProto, found: Mapping[str, Layer], biases: Mapp
     return made
 
 
-def scales(one: Layer, rows: Float, scheme: QuantScheme, room: Float) -> Float:
-    """[G, O/G, 1]: the smallest scales that hold each row (or all) and leave `room` [O] for the bias in int32."""
-    peaks = np.abs(rows).max(2, keepdims=True) / scheme.weight_peak
-    wanted = np.maximum(peaks, room.reshape(one.groups, -1, 1))
+def scales(one: Layer, rows: Float, scheme: QuantScheme, room: Float, moments: Moments) -> Float:
+    """[G, O/G, 1]: the smallest scales that hold each row, or the best for all, and leave `room` [O] for the bias in int32."""
+    wanted = np.maximum(np.abs(rows).max(2, keepdims=True) / scheme.weight_peak, room.reshape(one.groups, -1, 1))
     if not scheme.per_channel:
-        wanted = np.full_like(wanted, wanted.max())
+        step = rounding.shared_step(rows, moments.grams, moments.blocks, scheme.weight_peak)
+        wanted = np.full_like(wanted, max(step, room.max()))
     usable = np.where(wanted > 0, np.maximum(wanted, ranges.SMALLEST_SCALE), 1.0)
     return np.asarray(usable.astype(np.float32), np.float64)
 

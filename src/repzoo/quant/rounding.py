@@ -7,10 +7,16 @@ row w. Column by column, the error of rounding one weight is taken up by the wei
 
 Sources: E. Frantar et al., "GPTQ", arXiv:2210.17323, algorithm 1 (the closed form of OBQ, arXiv:2208.11580); the sweeps that
 follow are coordinate descent on the same error (K. Behdin et al., "QuantEase", arXiv:2309.01885, equation 9).
+
+A grid that all rows share need not reach the largest weight: `shared_step` chooses its step by that same error of plain rounding, what
+is cut off the largest weights and what all others gain by a finer step both counted (as R. Banner et al., arXiv:1810.05723, section 2,
+who derive it for weights of a known distribution).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +27,7 @@ DAMPING = 0.01  # of the mean of H's diagonal, added to it: also what columns th
 BLOCK = 64
 SWEEPS = 2
 MOST_SWEPT = 64  # columns; beyond, a sweep costs more than it gains
+SHORTER = tuple(2 ** (-one / 8) for one in range(13))  # how far a grid that all rows share may reach, over the largest weight
 LIMIT = 127  # largest integer; -128 is left out, so that the negative of a weight is a weight
 
 
@@ -61,10 +68,41 @@ def _damped(gram: npt.NDArray[np.floating[Any]], order: npt.NDArray[np.int64], m
     return made
 
 
-def error(rows: Float, gram: npt.NDArray[np.float32]) -> Float:
+def error(rows: npt.NDArray[np.floating[Any]], gram: npt.NDArray[np.float32]) -> Float:
     """Expected squared output e = row' H row of each row: [G, O]."""
     narrow = rows.astype(np.float32)
     return np.asarray(((narrow @ gram) * narrow).sum(2, dtype=np.float64))
+
+
+def shared_step(
+    rows: Float, grams: Sequence[npt.NDArray[np.float32]], blocks: Sequence[tuple[int, int]], limit: int = LIMIT
+) -> float:
+    """The step of one grid for all of `rows` [G, O, K] by which plain rounding moves the outputs least; 0.0 where all weights are 0.
+
+    Rounding errors of different weights are taken to be independent. What is cut off is not: there all of `grams` [G, k, k], one a
+    block of columns, is asked.
+    """
+    peak = float(np.abs(rows).max(initial=0))
+    if not peak:
+        return 0.0
+    narrow = (rows / peak).astype(np.float32)  # in units of the largest weight, of whatever size that is
+    diagonal = np.concatenate([np.einsum("gkk->gk", one) for one in grams], 1)[:, None, :]
+    best, least = 1.0, math.inf
+    for reach in SHORTER:
+        held = np.clip(narrow, -reach, reach)
+        cut, step = narrow - held, reach / limit
+        moved = np.round(held / step) * step - held
+        wrong = float((moved * moved * diagonal).sum(dtype=np.float64)) + _cut_off(cut, grams, blocks)
+        if wrong < least:
+            best, least = reach, wrong
+    return best * peak / limit
+
+
+def _cut_off(cut: npt.NDArray[np.float32], grams: Sequence[npt.NDArray[np.float32]], blocks: Sequence[tuple[int, int]]) -> float:
+    """What `cut` [G, O, K] off the weights moves the outputs by; few rows reach so far, and of many groups each is small."""
+    if len(cut) == 1:
+        cut = cut[:, cut.any((0, 2))]
+    return math.fsum(float(error(cut[:, :, a:b], gram).sum()) for gram, (a, b) in zip(grams, blocks, strict=True))
 
 
 def _take(values: Float, order: npt.NDArray[np.int64]) -> Float:
