@@ -8,9 +8,9 @@ row w. Column by column, the error of rounding one weight is taken up by the wei
 Sources: E. Frantar et al., "GPTQ", arXiv:2210.17323, algorithm 1 (the closed form of OBQ, arXiv:2208.11580); the sweeps that
 follow are coordinate descent on the same error (K. Behdin et al., "QuantEase", arXiv:2309.01885, equation 9).
 
-A grid that all rows share need not reach the largest weight: `shared_step` chooses its step by that same error of plain rounding, what
-is cut off the largest weights and what all others gain by a finer step both counted (as R. Banner et al., arXiv:1810.05723, section 2,
-who derive it for weights of a known distribution).
+A grid that all rows share need not reach the largest weight: `shared_step` weighs, by that same error, what is cut off the largest
+weights against what all others gain by a finer step (as R. Banner et al., arXiv:1810.05723, section 2, who derive it for weights of a
+known distribution).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ BLOCK = 64
 SWEEPS = 2
 MOST_SWEPT = 64  # columns; beyond, a sweep costs more than it gains
 SHORTER = tuple(2 ** (-one / 8) for one in range(13))  # how far a grid that all rows share may reach, over the largest weight
+LEFT = 0.5  # of the power of plain rounding's noise, that second-order rounding is taken to leave; of what is cut off it leaves nearly all
 LIMIT = 127  # largest integer; -128 is left out, so that the negative of a weight is a weight
 
 
@@ -77,7 +78,7 @@ def error(rows: npt.NDArray[np.floating[Any]], gram: npt.NDArray[np.float32]) ->
 def shared_step(
     rows: Float, grams: Sequence[npt.NDArray[np.float32]], blocks: Sequence[tuple[int, int]], limit: int = LIMIT
 ) -> float:
-    """The step of one grid for all of `rows` [G, O, K] by which plain rounding moves the outputs least; 0.0 where all weights are 0.
+    """The step of one grid for all of `rows` [G, O, K] by which rounding moves the outputs least; 0.0 where all weights are 0.
 
     Rounding errors of different weights are taken to be independent. What is cut off is not: there all of `grams` [G, k, k], one a
     block of columns, is asked.
@@ -92,7 +93,7 @@ def shared_step(
         held = np.clip(narrow, -reach, reach)
         cut, step = narrow - held, reach / limit
         moved = np.round(held / step) * step - held
-        wrong = float((moved * moved * diagonal).sum(dtype=np.float64)) + _cut_off(cut, grams, blocks)
+        wrong = LEFT * float((moved * moved * diagonal).sum(dtype=np.float64)) + _cut_off(cut, grams, blocks)
         if wrong < least:
             best, least = reach, wrong
     return best * peak / limit
