@@ -34,7 +34,6 @@ def table(records: Sequence[Record], language: str) -> list[str]:
             rows = newest.setdefault(str(one.artifact["name"]), {})
             if any(_setting(other) != _setting(one) for other in rows.values()):
                 rows.clear()
-            rows.pop(one.values["recipe"], None)  # rows stand in the order of the newest run
             rows[one.values["recipe"]] = one
     if not newest:
         raise InputError("no Records of quantisers side by side; make some with: python -m benchmarks.int8 MODEL=DATA")
