@@ -244,7 +244,7 @@ class _Student:
 
 
 class _Weight(torch.nn.Module):
-    """A layer's weights, of the initializer's shape, as INT8 restores them; trained are they in steps."""
+    """A layer's weights, of the initializer's shape, as INT8 restores them; they are trained in steps."""
 
     def __init__(self, rounded: Symmetric, one: Layer, peak: int) -> None:
         super().__init__()

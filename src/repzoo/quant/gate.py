@@ -319,9 +319,7 @@ def _to_be_expected(paired: Mapping[str, Any]) -> str:
     if "expected_drop" not in paired:
         return ""
     low, high = drop_interval(paired)
-    return (
-        f"; from the noise on their logits {paired['expected_drop']:.2f} is to be expected (95 % interval {low:.2f} to {high:.2f})"
-    )
+    return f"; from the noise on their logits {paired['expected_drop']:z.2f} is to be expected (95 % interval {low:z.2f} to {high:z.2f})"
 
 
 def _values(rungs: Sequence[Rung], chosen: Rung, paired: Record, context: Context) -> dict[str, Any]:

@@ -153,10 +153,12 @@ def with_biases(model: onnx.ModelProto, found: Mapping[str, Layer], biases: Mapp
 
 def scales(one: Layer, rows: Float, scheme: QuantScheme, room: Float, moments: Moments) -> Float:
     """[G, O/G, 1]: the smallest scales that hold each row, or the best for all, and leave `room` [O] for the bias in int32."""
-    wanted = np.maximum(np.abs(rows).max(2, keepdims=True) / scheme.weight_peak, room.reshape(one.groups, -1, 1))
-    if not scheme.per_channel:
+    least = room.reshape(one.groups, -1, 1)
+    if scheme.per_channel:
+        wanted = np.maximum(np.abs(rows).max(2, keepdims=True) / scheme.weight_peak, least)
+    else:
         step = rounding.shared_step(rows, moments.grams, moments.blocks, scheme.weight_peak)
-        wanted = np.full_like(wanted, max(step, room.max()))
+        wanted = np.full_like(least, max(step, least.max()))
     usable = np.where(wanted > 0, np.maximum(wanted, ranges.SMALLEST_SCALE), 1.0)
     return np.asarray(usable.astype(np.float32), np.float64)
 
