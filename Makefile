@@ -42,7 +42,7 @@ reference: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reference $(MODELS) --data $(DATA)
 	$(MAKE) tables
 
-# Quantisers side by side. REPVGG=FILE.onnx adds a RepVGG trained on $(DATA) (repzoo train repvgg_a0 --data $(DATA)); INT8 names
+# Quantizers side by side. REPVGG=FILE.onnx adds a RepVGG trained on $(DATA) (repzoo train repvgg_a0 --data $(DATA)); INT8 names
 # other models, as MODEL=DATA pairs (see benchmarks/int8.py).
 INT8 ?= repghostnet_050.clothing=$(DATA) $(if $(REPVGG),$(REPVGG)=$(DATA)) efficientnet_lite0=../shared/data/imagenet-sample
 

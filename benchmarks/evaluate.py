@@ -6,7 +6,7 @@ IMAGES is a folder of class folders with an optional classes.tsv; MODEL an ONNX 
 (default: repghostnet_050.clothing), or `efficientnet_lite0` (ImageNet weights). Interleaved, round by round, on the same first images:
 
 - whole      repzoo's evaluation, from files to predictions
-- decode     from the files to the model's inputs alone (decoding, resizing, cropping, normalising: what a loader does), by as many threads
+- decode     from the files to the model's inputs alone (decoding, resizing, cropping, normalizing: what a loader does), by as many threads
 - inference  the same session on inputs prepared before, in the same batches, called from as many threads
 - timm       the same images through timm's create_loader, in worker processes, one a core, that stay from round to round, into
              PyTorch eager; the model is the file's graph as PyTorch runs it
@@ -36,7 +36,7 @@ from repzoo.data.preprocess import model_input
 from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.measure import accuracy, stats
-from repzoo.measure.answers import chunk_numbers, chunk_range
+from repzoo.measure.journal import chunk_numbers, chunk_range
 
 TIMES = 20
 Work = Callable[[], object]
@@ -51,18 +51,26 @@ def opened(name: str) -> Artifact:
 
 def works(artifact: Artifact, data: Dataset) -> dict[str, Work]:
     """The three of ours, by name."""
-    run, preprocess = accuracy.open_run(artifact, engine("onnxruntime")), artifact.needing_preprocess()
+    run, preprocess = (
+        accuracy.open_run(artifact, engine("onnxruntime")),
+        artifact.needing_preprocess(),
+    )
     chunks = chunk_numbers(len(data))
 
     def prepared(number: int) -> np.ndarray:
-        read = [read_image(data, data.keys[index], preprocess).pixels for index in chunk_range(number, len(data))]
+        read = [
+            read_image(data, data.keys[index], preprocess).pixels
+            for index in chunk_range(number, len(data))
+        ]
         return model_input(np.stack([one for one in read if one is not None]), preprocess)
 
     inputs = list(map(prepared, chunks))
     return {
         "whole": lambda: accuracy.evaluate([run], data, ReadReport()),
         "decode": lambda: sum(len(one) for one in in_order(prepared, chunks)),
-        "inference": lambda: [len(one) for one in in_order(lambda one: accuracy.logits_of(run, one), inputs)],
+        "inference": lambda: [
+            len(one) for one in in_order(lambda one: accuracy.logits_of(run, one), inputs)
+        ],
     }
 
 
@@ -72,7 +80,9 @@ def timm_work(artifact: Artifact, data: Dataset, images: Path) -> Work:
     import torch
 
     preprocess = artifact.needing_preprocess()
-    files = [(str(images / key), target) for key, target in zip(data.keys, data.targets, strict=True)]
+    files = [
+        (str(images / key), target) for key, target in zip(data.keys, data.targets, strict=True)
+    ]
 
     class Files(torch.utils.data.Dataset):  # type: ignore[type-arg]
         transform = None
@@ -90,9 +100,14 @@ def timm_work(artifact: Artifact, data: Dataset, images: Path) -> Work:
         std=preprocess.std, crop_pct=preprocess.crop_fraction, interpolation=preprocess.interpolation,
         device=torch.device("cpu"), persistent_workers=True,
     )  # fmt: skip
-    list(loader)  # forks the workers, which stay, before this process has threads that a fork would lose
+    list(
+        loader
+    )  # forks the workers, which stay, before this process has threads that a fork would lose
     session = engine("pytorch").open(artifact.model, cores())
-    return lambda: sum(int((session.run(inputs.numpy()).argmax(1) == targets.numpy()).sum()) for inputs, targets in loader)
+    return lambda: sum(
+        int((session.run(inputs.numpy()).argmax(1) == targets.numpy()).sum())
+        for inputs, targets in loader
+    )
 
 
 def timed(works_by_name: dict[str, Work], rounds: int) -> dict[str, list[float]]:
@@ -110,18 +125,35 @@ def timed(works_by_name: dict[str, Work], rounds: int) -> dict[str, list[float]]
 def said(title: str, values: list[float]) -> None:
     """The median with its interval."""
     found = stats.median_interval(values)
-    print(f"{title}: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f}, {len(values)} rounds)", flush=True)
+    print(
+        f"{title}: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f}, {len(values)} rounds)",
+        flush=True,
+    )
 
 
 def peak(model: str, images: Path, count: int, times: int) -> float:
     """Peak resident MiB of a process that evaluates the first `count` images `times` times over, in one data set."""
-    command = [sys.executable, "-m", "benchmarks.evaluate", str(images), model, "--images", str(count), "--times", str(times)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.evaluate",
+        str(images),
+        model,
+        "--images",
+        str(count),
+        "--times",
+        str(times),
+    ]
+    return float(
+        subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout
+    )
 
 
 def main() -> None:
     """Print the shares, the ratio and the memory."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("model", nargs="?", default="repghostnet_050.clothing")
     parser.add_argument("--images", type=int, default=704)
@@ -133,19 +165,33 @@ def main() -> None:
     if given.times:
         run = accuracy.open_run(artifact, engine("onnxruntime"))
         accuracy.evaluate([run], data.subset(places * given.times), ReadReport())
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        print(int(status["VmHWM"].split()[0]) / 1024)  # not ru_maxrss, which begins with what the parent had
+        status = dict(
+            line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
+        )
+        print(
+            int(status["VmHWM"].split()[0]) / 1024
+        )  # not ru_maxrss, which begins with what the parent had
         return
     data = data.subset(places)
     beside = timm_work(artifact, data, given.data)
     seconds = timed({**works(artifact, data), "timm": beside}, given.rounds)
     for name, values in seconds.items():
         print(f"{name}: {len(data) / np.median(values):.0f} images a second", flush=True)
-    rounds = list(zip(seconds["whole"], seconds["decode"], seconds["inference"], seconds["timm"], strict=True))
-    said("share of what decoding and inference allow", [(decode + infer) / whole for whole, decode, infer, _ in rounds])
-    said("images a second over timm's loader + PyTorch", [other / whole for whole, _, _, other in rounds])
+    rounds = list(
+        zip(seconds["whole"], seconds["decode"], seconds["inference"], seconds["timm"], strict=True)
+    )
+    said(
+        "share of what decoding and inference allow",
+        [(decode + infer) / whole for whole, decode, infer, _ in rounds],
+    )
+    said(
+        "images a second over timm's loader + PyTorch",
+        [other / whole for whole, _, _, other in rounds],
+    )
     once, often = (peak(given.model, given.data, given.images, times) for times in (1, TIMES))
-    print(f"peak memory: {once:.0f} MiB on {len(data)} images, {often:.0f} MiB on the same {TIMES} times: {often / once:.3f}")
+    print(
+        f"peak memory: {once:.0f} MiB on {len(data)} images, {often:.0f} MiB on the same {TIMES} times: {often / once:.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.fold [MODEL] [ROUNDS]
 
-MODEL is a catalogue name (repvgg_b3). Each measurement has a process of its own, and rounds take turns, so that a busy machine
+MODEL is a catalog name (repvgg_b3). Each measurement has a process of its own, and rounds take turns, so that a busy machine
 is busy for all. Time leaves out imports and reading; memory is the process's peak, with reading and imports in it.
 """
 
@@ -32,7 +32,7 @@ def work_for(kind: str, name: str, path: Path) -> Callable[[], object]:
         return reparameterize(name)
     from repzoo import verbs
     from repzoo.artifact import Artifact
-    from repzoo.graph.fold import fold
+    from repzoo.graph.fold.engine import fold
 
     artifact = Artifact.read(path)
     jobs: dict[str, Callable[[], object]] = {
@@ -58,7 +58,9 @@ def reparameterize(name: str) -> Callable[[], object]:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             folded = timm.utils.reparameterize_model(module)
-            torch.onnx.export(folded, (torch.zeros(1, 3, 224, 224),), io.BytesIO(), dynamo=False, opset_version=17)
+            torch.onnx.export(
+                folded, (torch.zeros(1, 3, 224, 224),), io.BytesIO(), dynamo=False, opset_version=17
+            )
 
     return run
 
@@ -91,20 +93,31 @@ def shown(values: list[float], unit: str) -> str:
 
 
 def report(name: str, size: int, readings: dict[str, list[Reading]]) -> None:
-    print(f"{name}: {size / 1e6:,.0f} MB, {len(readings['fold'])} rounds; median and interval (the range where rounds are few)")
+    print(
+        f"{name}: {size / 1e6:,.0f} MB, {len(readings['fold'])} rounds; median and interval (the range where rounds are few)"
+    )
     for kind in KINDS:
-        seconds = (f"{shown([item[key] for item in readings[kind]], 's ' + key)}" for key in ("wall", "cpu"))
-        peak = shown([item["peak"] / size for item in readings[kind]], "x the model's size at the peak")
+        seconds = (
+            f"{shown([item[key] for item in readings[kind]], 's ' + key)}"
+            for key in ("wall", "cpu")
+        )
+        peak = shown(
+            [item["peak"] / size for item in readings[kind]], "x the model's size at the peak"
+        )
         print(f"{kind:12}", *seconds, peak, sep="  ")
     for kind in ("fold", "certificate"):
         for key in ("wall", "cpu"):
             pairs: list[Any] = list(zip(readings["timm"], readings[kind], strict=True))
-            print(f"timm + export takes {shown([theirs[key] / ours[key] for theirs, ours in pairs], f'times the {key} of {kind}')}")
+            print(
+                f"timm + export takes {shown([theirs[key] / ours[key] for theirs, ours in pairs], f'times the {key} of {kind}')}"
+            )
 
 
 def main() -> None:
     """Export, then measure all kinds in turns."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", nargs="?", default="repvgg_b3", metavar="MODEL")
     parser.add_argument("rounds", nargs="?", type=int, default=ROUNDS, metavar="ROUNDS")
     options = parser.parse_args()

@@ -41,7 +41,9 @@ def bare_onnxruntime(artifact: Artifact, inputs: Array, clients: int) -> Callabl
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = ort.InferenceSession(artifact.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        artifact.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     name = session.get_inputs()[0].name
     return lambda: lambda: session.run(None, {name: inputs})
 
@@ -53,7 +55,11 @@ def bare_openvino(artifact: Artifact, inputs: Array, clients: int) -> Callable[[
     core = ov.Core()
     model = core.read_model(artifact.model.SerializeToString())
     model.reshape(list(inputs.shape))
-    settings = {"NUM_STREAMS": clients, "INFERENCE_NUM_THREADS": clients, "ENABLE_CPU_PINNING": False}
+    settings = {
+        "NUM_STREAMS": clients,
+        "INFERENCE_NUM_THREADS": clients,
+        "ENABLE_CPU_PINNING": False,
+    }
     compiled = core.compile_model(model, "CPU", settings)
 
     def made() -> Call:
@@ -79,7 +85,10 @@ def loop(call: Call, seconds: float) -> list[int]:
 def loops(calls: list[Call], seconds: float) -> float:
     """Calls a second of all threads."""
     counts: list[int] = []
-    threads = [threading.Thread(target=lambda one=one: counts.append(len(loop(one, seconds)))) for one in calls]
+    threads = [
+        threading.Thread(target=lambda one=one: counts.append(len(loop(one, seconds))))
+        for one in calls
+    ]
     began = time.perf_counter()
     for one in threads:
         one.start()
@@ -91,34 +100,61 @@ def loops(calls: list[Call], seconds: float) -> float:
 def said(title: str, ratios: list[float]) -> None:
     """Print the median of `ratios` with its interval over openings of the sessions, each of which has ROUNDS / FRESH of them."""
     each = ROUNDS // FRESH
-    kept = [float(np.nanmedian(ratios[start : start + each])) for start in range(0, len(ratios), each)]
+    kept = [
+        float(np.nanmedian(ratios[start : start + each])) for start in range(0, len(ratios), each)
+    ]
     found = stats.median_interval(kept)
-    print(f"{title}: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f}, {FRESH} openings)", flush=True)
+    print(
+        f"{title}: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f}, {FRESH} openings)",
+        flush=True,
+    )
 
 
 def in_turns(ours: Callable[[], float], theirs: Callable[[], float]) -> list[float]:
     """The ratios of both figures of one opening, round by round, the order turning."""
     ours(), theirs()
-    return [ours() / theirs() if turn % 2 else 1 / (theirs() / ours()) for turn in range(ROUNDS // FRESH)]
+    return [
+        ours() / theirs() if turn % 2 else 1 / (theirs() / ours())
+        for turn in range(ROUNDS // FRESH)
+    ]
 
 
 def compare(name: str, artifact: Artifact, seconds: float) -> None:
     """One client's latency and two clients' rate, by repzoo over by hand; sessions differ by where they lie, so several are opened."""
     each = seconds / ROUNDS / 2
-    found: dict[str, list[float]] = {"over the bare loop": [], "over a loop on repzoo's session": [], "two clients": []}
+    found: dict[str, list[float]] = {
+        "over the bare loop": [],
+        "over a loop on repzoo's session": [],
+        "two clients": [],
+    }
     for _ in range(FRESH):
-        single, double = latency.case(artifact, engine(name)), latency.case(artifact, engine(name), streams=2)
-        call, calls = BARE[name](artifact, single.inputs, 1)(), BARE[name](artifact, single.inputs, 2)
+        single, double = (
+            latency.case(artifact, engine(name)),
+            latency.case(artifact, engine(name), streams=2),
+        )
+        call, calls = (
+            BARE[name](artifact, single.inputs, 1)(),
+            BARE[name](artifact, single.inputs, 2),
+        )
         pair = calls(), calls()
         bare = lambda call=call: float(np.median(loop(call, each))) / 1000  # noqa: E731
-        same = lambda one=single: float(np.median(loop(lambda: one.session.run(one.inputs), each))) / 1000  # noqa: E731
+        same = lambda one=single: (
+            float(np.median(loop(lambda: one.session.run(one.inputs), each))) / 1000
+        )
         ours = lambda one=single: timed(one, each).medians_us()[0]  # noqa: E731
         found["over the bare loop"] += in_turns(ours, bare)
         found["over a loop on repzoo's session"] += in_turns(ours, same)
-        found["two clients"] += in_turns(lambda: timed(double, each).rounds_fps[0], lambda: loops(list(pair), each))  # noqa: B023
-    print(f"{name} {engine(name).version()}: {artifact.name}, {bare():.0f} us a call in the bare loop")
+        found["two clients"] += in_turns(
+            lambda: timed(double, each).rounds_fps[0], lambda: loops(list(pair), each)
+        )
+    print(
+        f"{name} {engine(name).version()}: {artifact.name}, {bare():.0f} us a call in the bare loop"
+    )
     said("  median latency, repzoo over the bare loop", found["over the bare loop"])
-    said("  median latency, repzoo over a loop on repzoo's session", found["over a loop on repzoo's session"])
+    said(
+        "  median latency, repzoo over a loop on repzoo's session",
+        found["over a loop on repzoo's session"],
+    )
     said("  two clients' images a second, repzoo over the bare loops", found["two clients"])
 
 
@@ -147,7 +183,11 @@ def against_itself(name: str, artifact: Artifact, seconds: float) -> None:
 
 def streams(artifact: Artifact, seconds: float) -> None:
     """What a session of openvino that is opened for two clients costs a single one."""
-    runner, one, two = engine("openvino"), latency.case(artifact, engine("openvino")), latency.case(artifact, engine("openvino"))
+    runner, one, two = (
+        engine("openvino"),
+        latency.case(artifact, engine("openvino")),
+        latency.case(artifact, engine("openvino")),
+    )
     two.session = runner.open(artifact.model, streams=2)
     latency.run([one, two], seconds)
     found = latency.ratio(two, one).values
@@ -162,9 +202,14 @@ def least(name: str) -> None:
     artifact = Artifact(onnx.parser.parse_model(text), "flat", Preprocess(size=4))
     one = latency.case(artifact, engine(name))
     latency.run([one], 1.0)
-    ours, bare = min(map(min, one.rounds_us)), min(loop(BARE[name](artifact, one.inputs, 1)(), 1.0)) / 1000
+    ours, bare = (
+        min(map(min, one.rounds_us)),
+        min(loop(BARE[name](artifact, one.inputs, 1)(), 1.0)) / 1000,
+    )
     share = (ours - bare) / 1000
-    print(f"  an empty model: {ours:.1f} us by repzoo, {bare:.1f} us by the bare loop; {share:.2%} of 1 ms (at most 2 %)")
+    print(
+        f"  an empty model: {ours:.1f} us by repzoo, {bare:.1f} us by the bare loop; {share:.2%} of 1 ms (at most 2 %)"
+    )
 
 
 def loadgen(name: str, artifact: Artifact, seconds: float) -> None:
@@ -186,11 +231,16 @@ def loadgen(name: str, artifact: Artifact, seconds: float) -> None:
         with tempfile.TemporaryDirectory() as folder:
             output = lg.LogOutputSettings()
             output.outdir, logs.log_output, logs.enable_trace = folder, output, False
-            system, library = lg.ConstructSUT(issue, lambda: None), lg.ConstructQSL(1, 1, lambda _: None, lambda _: None)
+            system, library = (
+                lg.ConstructSUT(issue, lambda: None),
+                lg.ConstructQSL(1, 1, lambda _: None, lambda _: None),
+            )
             lg.StartTestWithLogSettings(system, library, settings, logs, "")
             lg.DestroyQSL(library), lg.DestroySUT(system)
             line = next(
-                line for line in (Path(folder) / "mlperf_log_summary.txt").read_text().splitlines() if "percentile estimate" in line
+                line
+                for line in (Path(folder) / "mlperf_log_summary.txt").read_text().splitlines()
+                if "percentile estimate" in line
             )
         return float(line.split(":")[1]) / 1e6
 
@@ -199,7 +249,10 @@ def loadgen(name: str, artifact: Artifact, seconds: float) -> None:
         (record,) = latency.run([one], 2 * seconds / ROUNDS, rounds=1)
         return float(record.values["early_stopping_ms"] or np.nan)
 
-    said("  single-stream p90, repzoo over LoadGen", [one for _ in range(FRESH) for one in in_turns(ours, theirs)])
+    said(
+        "  single-stream p90, repzoo over LoadGen",
+        [one for _ in range(FRESH) for one in in_turns(ours, theirs)],
+    )
 
 
 def main() -> None:

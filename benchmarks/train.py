@@ -4,7 +4,7 @@
 
 IMAGES is a folder of class folders (its `train` below, where there is one). Each round trains MODEL (default: repghostnet_050) anew
 for one epoch with repzoo, state saved at its end, and so does a loop as one would write it on PyTorch and timm: the same
-augmentation, batches, mixing, optimiser, schedule and EMA, and nothing else: no seeds, no state, no log, no progress, no check of the
+augmentation, batches, mixing, optimizer, schedule and EMA, and nothing else: no seeds, no state, no log, no progress, no check of the
 loss. Every other round goes backwards. Printed is repzoo's images a second over the loop's, wanted: 0.95; and its processor seconds,
 workers included, over the loop's, which other work on the machine disturbs less: wanted at most 1.05.
 """
@@ -34,11 +34,11 @@ from repzoo.data.source import open_source
 from repzoo.errors import RepzooError
 from repzoo.measure import stats
 from repzoo.train import models
-from repzoo.train.images import TrainingImages
 from repzoo.train.loop import Trainer
 from repzoo.train.models import Student
 from repzoo.train.options import Running, TrainOptions
 from repzoo.train.recipe import Recipe, recipe
+from repzoo.train.training_images import TrainingImages
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ def ours(setting: Setting) -> Callable[[], object]:
     student = setting.student()
     folder = tempfile.TemporaryDirectory()
     running = Running(output=Path(folder.name), workers=setting.workers)
-    trainer = Trainer(student.module, TrainingImages(setting.data, student.preprocess), setting.recipe, running)
+    trainer = Trainer(
+        student.module, TrainingImages(setting.data, student.preprocess), setting.recipe, running
+    )
     return lambda: (trainer.run(None), folder.cleanup())
 
 
@@ -68,13 +70,18 @@ def bare(setting: Setting) -> Callable[[], object]:
     """The same by hand."""
     student, chosen = setting.student(), setting.recipe
     module, steps = student.module, len(setting.data) // chosen.batch
-    optimizer = timm.optim.create_optimizer_v2(module, opt=chosen.optimizer, lr=chosen.lr, weight_decay=chosen.weight_decay)
+    optimizer = timm.optim.create_optimizer_v2(
+        module, opt=chosen.optimizer, lr=chosen.lr, weight_decay=chosen.weight_decay
+    )
     scheduler, _ = timm.scheduler.create_scheduler_v2(
         optimizer, "cosine", num_epochs=chosen.epochs, step_on_epochs=False, updates_per_epoch=steps
     )
     average = timm.utils.ModelEmaV3(module, decay=chosen.ema_decay, use_warmup=True)
     mix = timm.data.Mixup(
-        chosen.mixup, chosen.cutmix, label_smoothing=chosen.label_smoothing, num_classes=len(setting.data.classes)
+        chosen.mixup,
+        chosen.cutmix,
+        label_smoothing=chosen.label_smoothing,
+        num_classes=len(setting.data.classes),
     )
     loader = _loader(setting, student)
 
@@ -107,7 +114,9 @@ def _loader(setting: Setting, student: Student) -> Any:
         def __getitem__(self, index: int) -> tuple[Any, int]:
             return transform(data.load(data.keys[index]).convert("RGB")), data.targets[index]
 
-    return DataLoader(Images(), chosen.batch, shuffle=True, num_workers=setting.workers, drop_last=True)
+    return DataLoader(
+        Images(), chosen.batch, shuffle=True, num_workers=setting.workers, drop_last=True
+    )
 
 
 @dataclass(frozen=True)
@@ -128,12 +137,17 @@ def cost_of(work: Callable[[], object]) -> Cost:
 def said(title: str, values: list[float]) -> None:
     """The median with its interval."""
     found = stats.median_interval(values)
-    print(f"{title}: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f}, {len(values)} rounds)", flush=True)
+    print(
+        f"{title}: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f}, {len(values)} rounds)",
+        flush=True,
+    )
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("images_folder", metavar="IMAGES", type=Path)
     parser.add_argument("model", nargs="?", default="repghostnet_050")
     parser.add_argument("--images", type=int, default=1024)
@@ -146,9 +160,15 @@ def main() -> None:
     whole = source.join("train" if "train" in source.parts else "all")
     every = max(1, len(whole) // options.images)
     data = whole.subset(range(0, every * min(options.images, len(whole)), every))
-    chosen = recipe(options.recipe).for_model(options.model).changed(epochs=1, warmup_epochs=0, mix_off_epochs=0, distill="")
+    chosen = (
+        recipe(options.recipe)
+        .for_model(options.model)
+        .changed(epochs=1, warmup_epochs=0, mix_off_epochs=0, distill="")
+    )
     if not (chosen.mixup or chosen.cutmix) or chosen.clip or chosen.repeats > 1:
-        raise RepzooError("the hand-written loop mixes, and neither clips nor repeats; give such a --recipe")
+        raise RepzooError(
+            "the hand-written loop mixes, and neither clips nor repeats; give such a --recipe"
+        )
     setting = Setting(options.model, data, chosen, options.workers)
     found: dict[str, list[Cost]] = {"repzoo": [], "bare": []}
     for turn in range(options.rounds + 1):
@@ -161,7 +181,10 @@ def main() -> None:
         said(f"{setting.model} {name}, images/s", [images / one.seconds for one in costs])
     pairs = list(zip(found["repzoo"], found["bare"], strict=True))
     said("repzoo over bare, images/s", [other.seconds / own.seconds for own, other in pairs])
-    said("repzoo over bare, processor seconds", [own.processor / other.processor for own, other in pairs])
+    said(
+        "repzoo over bare, processor seconds",
+        [own.processor / other.processor for own, other in pairs],
+    )
 
 
 if __name__ == "__main__":

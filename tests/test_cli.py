@@ -79,7 +79,10 @@ def test_every_command_and_every_option_has_help_text() -> None:
 
 
 def test_every_command_takes_json() -> None:
-    assert all(any("--json" in option.opts for option in command.params) for command in cli.commands.values())
+    assert all(
+        any("--json" in option.opts for option in command.params)
+        for command in cli.commands.values()
+    )
 
 
 # Looking
@@ -98,7 +101,9 @@ def test_list(run: Run) -> None:
     assert all(row.name in ran.out for row in catalog.models())
 
 
-def test_info_of_a_catalogue_model_an_embedded_one_and_a_file(run: Run, model_file: Path, tmp_path: Path) -> None:
+def test_info_of_a_catalog_model_an_embedded_one_and_a_file(
+    run: Run, model_file: Path, tmp_path: Path
+) -> None:
     assert run("info", "repghostnet_050", "--json").document["name"] == "repghostnet_050"
     embedded = run("info", "repghostnet_050.digits", "--json").document
     (tmp_path / "without_suffix").write_bytes(model_file.read_bytes())
@@ -128,7 +133,9 @@ def test_count(run: Run, model_file: Path) -> None:
     assert document["parameters"] > 0
     assert document["macs"] > document["parameters"]
     assert document["bytes"] >= 4 * document["parameters"]
-    assert document["uncounted"]["Relu"] == sum(node.op_type == "Relu" for node in own.model.graph.node)
+    assert document["uncounted"]["Relu"] == sum(
+        node.op_type == "Relu" for node in own.model.graph.node
+    )
     assert fits(run("count", model_file).out)
 
 
@@ -137,7 +144,17 @@ def test_count(run: Run, model_file: Path) -> None:
 
 def test_fold(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -> None:
     output, certificate = tmp_path / "new" / "deploy.onnx", tmp_path / "certificate.json"
-    ran = run("fold", model_file, "-o", output, "--certificate", certificate, "--data", digits_folder, "--json")
+    ran = run(
+        "fold",
+        model_file,
+        "-o",
+        output,
+        "--certificate",
+        certificate,
+        "--data",
+        digits_folder,
+        "--json",
+    )
     assert (ran.code, ran.err) == (0, "")
     document = ran.document
     assert document["equal"] is True
@@ -150,7 +167,11 @@ def test_fold(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -
     made = Artifact.read(output)
     assert (made.form, made.steps[-1].verb, made.labels) == ("deploy", "fold", tuple("0123456789"))
     assert made.steps[-1].input_sha256 == Artifact.read(model_file).sha256
-    assert sorted(item.name for item in tmp_path.rglob("*")) == ["certificate.json", "deploy.onnx", "new"]
+    assert sorted(item.name for item in tmp_path.rglob("*")) == [
+        "certificate.json",
+        "deploy.onnx",
+        "new",
+    ]
     assert fits(run("fold", model_file, "-o", tmp_path / "d.onnx").out)
 
 
@@ -186,7 +207,13 @@ def test_export(run: Run, tmp_path: Path) -> None:
     ]
     document = run(*command).document
     made = Artifact.read(output)
-    assert document == {"file": str(output), "form": "train", "opset": 17, "classes": 3, "sha256": made.sha256}
+    assert document == {
+        "file": str(output),
+        "form": "train",
+        "opset": 17,
+        "classes": 3,
+        "sha256": made.sha256,
+    }
     assert made.labels == ("cat", "狗", "bird")
     assert made.needing_preprocess().mean == (0.5, 0.5, 0.5)
     assert made.needing_preprocess().size == 64
@@ -202,8 +229,14 @@ def test_export_of_weights_that_ship(run: Run, tmp_path: Path) -> None:
     assert made.preprocess == shipped.preprocess
 
 
-@pytest.mark.parametrize("other", [["--num-classes", "5"], ["--opset", "13"], ["--size", "64"]], ids=lambda other: str(other[0]))
-def test_weights_that_ship_are_not_made_into_another_model(run: Run, tmp_path: Path, other: list[str]) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [["--num-classes", "5"], ["--opset", "13"], ["--size", "64"]],
+    ids=lambda other: str(other[0]),
+)
+def test_weights_that_ship_are_not_made_into_another_model(
+    run: Run, tmp_path: Path, other: list[str]
+) -> None:
     ran = run("export", "repghostnet_050.digits", "-o", tmp_path / "no.onnx", *other)
     assert ran.code == 2
     assert "repghostnet_050.digits" in ran.err
@@ -214,7 +247,16 @@ def test_weights_that_ship_are_not_made_into_another_model(run: Run, tmp_path: P
 
 
 def test_evaluate(run: Run, model_file: Path, int8_file: Path, digits_folder: Path) -> None:
-    ran = run("evaluate", model_file, int8_file, "--against", model_file, "--data", digits_folder, "--json")
+    ran = run(
+        "evaluate",
+        model_file,
+        int8_file,
+        "--against",
+        model_file,
+        "--data",
+        digits_folder,
+        "--json",
+    )
     assert (ran.code, ran.err) == (0, "")
     first, second = ran.document["runs"]
     assert (first["file"], first["engine"], first["n"]) == ("digits", "onnxruntime", 200)
@@ -237,7 +279,18 @@ def test_evaluate_takes_parts(run: Run, model_file: Path) -> None:
 
 
 def test_bench(run: Run, model_file: Path, int8_file: Path) -> None:
-    ran = run("bench", model_file, int8_file, "--streams", "1,2", "--batch", 2, "--seconds", 0.05, "--json")
+    ran = run(
+        "bench",
+        model_file,
+        int8_file,
+        "--streams",
+        "1,2",
+        "--batch",
+        2,
+        "--seconds",
+        0.05,
+        "--json",
+    )
     assert ran.code == 0
     rows = ran.document["runs"]
     assert [(row["file"], row["streams"], row["batch"]) for row in rows] == [
@@ -252,7 +305,9 @@ def test_bench(run: Run, model_file: Path, int8_file: Path) -> None:
         assert 0 < row["p90_ms"] <= row["p99_ms"]
         assert row["p50_ms"] > 0
         assert row["fps"] > 0
-    assert [(one["first"], one["second"]) for one in ran.document["ratios"]] == [("int8", "digits")] * 2
+    assert [(one["first"], one["second"]) for one in ran.document["ratios"]] == [
+        ("int8", "digits")
+    ] * 2
     shown = run("bench", model_file, "--seconds", 0.05).out
     assert fits(shown)
     assert "file digits, engine onnxruntime, scenario closed-loop" in shown
@@ -269,8 +324,13 @@ def test_predict(run: Run, model_file: Path, digits_folder: Path) -> None:
         assert len(shares) == 3
         assert shares == sorted(shares, reverse=True)
         assert 0 <= min(shares) <= sum(shares) <= 1 + 1e-9
-    assert sum(one["top"][0]["class"] == name for one, name in zip(found, "0123456789", strict=True)) >= 9
-    whole = run("predict", model_file, images[0], "--top", 100, "--json").document["predictions"][0]["top"]
+    assert (
+        sum(one["top"][0]["class"] == name for one, name in zip(found, "0123456789", strict=True))
+        >= 9
+    )
+    whole = run("predict", model_file, images[0], "--top", 100, "--json").document["predictions"][
+        0
+    ]["top"]
     assert sum(row["probability"] for row in whole) == pytest.approx(1)
     assert fits(run("predict", model_file, *images).out)
 
@@ -299,7 +359,16 @@ def test_train(run: Run, tmp_path: Path) -> None:
                 pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "data" / part / name / f"{number}.png")
     options = ["--epochs", 1, "--batch", 8, "--size", 32]
-    ran = run("train", "repghostnet_050", "--data", tmp_path / "data", "-o", tmp_path / "run", *options, "--json")
+    ran = run(
+        "train",
+        "repghostnet_050",
+        "--data",
+        tmp_path / "data",
+        "-o",
+        tmp_path / "run",
+        *options,
+        "--json",
+    )
     assert ran.code == 0, ran.err
     assert [one["epoch"] for one in ran.document["epochs"]] == [0]
     made = Artifact.read(tmp_path / "run" / "repghostnet_050.data.onnx")
@@ -321,7 +390,20 @@ def test_card_writes_its_files_and_nothing_else_and_appends(
     monkeypatch.setattr(job, "run", once)
     output, log = tmp_path / "out", tmp_path / "all.jsonl"
     log.write_text("")
-    command = ["card", "--data", digits_folder, "-o", output, "--append", log, "--images", 20, "--seconds", 0.5, "--force"]
+    command = [
+        "card",
+        "--data",
+        digits_folder,
+        "-o",
+        output,
+        "--append",
+        log,
+        "--images",
+        20,
+        "--seconds",
+        0.5,
+        "--force",
+    ]
     ran = run(*command, "--json")
     assert ran.code == 0, ran.err
     name = "repghostnet_050.digits"
@@ -334,7 +416,11 @@ def test_card_writes_its_files_and_nothing_else_and_appends(
     assert record.read(log) == record.read(output / "records.jsonl")
     kinds = [one.kind for one in record.read(log)]
     assert set(kinds) == {"cost", "fold", "quantize", "accuracy", "paired", "latency", "ratio"}
-    assert [Artifact.read(output / file).form for file in expected[:3]] == ["train", "deploy", "int8"]
+    assert [Artifact.read(output / file).form for file in expected[:3]] == [
+        "train",
+        "deploy",
+        "int8",
+    ]
     shown = run(*command)
     assert shown.code == 0
     assert fits(shown.out)

@@ -24,14 +24,25 @@ def test_a_model_of_bytes_goes_through_every_verb(
 ) -> None:
     deploy, made = tmp_path / "deploy.onnx", tmp_path / "bytes.onnx"
     assert run("fold", model_file, "-o", deploy).code == 0
-    document = run("embed-input", deploy, "-o", made, "--input", kind, "--data", digits_folder, "--json").document
-    assert (document["input"], document["shape"], document["certificate"]["equal"]) == (kind, shape, True)
+    document = run(
+        "embed-input", deploy, "-o", made, "--input", kind, "--data", digits_folder, "--json"
+    ).document
+    assert (document["input"], document["shape"], document["certificate"]["equal"]) == (
+        kind,
+        shape,
+        True,
+    )
     assert "origin subtracted" in document["placed"]
     assert run("info", made, "--json").document["preprocess"]["input"] == kind
     result = run("evaluate", made, "--data", digits_folder, "--against", deploy, "--json").document
-    assert result["paired"]["same_prediction"] == 100  # digits are grey, so NV12 loses at most rounding
+    assert (
+        result["paired"]["same_prediction"] == 100
+    )  # digits are gray, so NV12 loses at most rounding
     picture = next(digits_folder.rglob("*.png"))
-    best = [run("predict", one, picture, "--json").document["predictions"][0]["top"] for one in (deploy, made)]
+    best = [
+        run("predict", one, picture, "--json").document["predictions"][0]["top"]
+        for one in (deploy, made)
+    ]
     assert best[0][0]["class"] == best[1][0]["class"]
     assert run("bench", made, "--seconds", "0.1", "--json").document["runs"][0]["samples"] > 0
     again = run("embed-input", made, "-o", tmp_path / "again.onnx", "--input", kind)
@@ -39,14 +50,18 @@ def test_a_model_of_bytes_goes_through_every_verb(
     assert f"takes {kind} already; start from the float model" in again.err
 
 
-def test_a_training_form_folds_after_it_was_embedded(run: Run, model_file: Path, tmp_path: Path) -> None:
+def test_a_training_form_folds_after_it_was_embedded(
+    run: Run, model_file: Path, tmp_path: Path
+) -> None:
     early, folded = tmp_path / "early.onnx", tmp_path / "folded.onnx"
-    assert run("embed-input", model_file, "-o", early, "--input", "uint8", "--order", "BGR").code == 0
+    assert (
+        run("embed-input", model_file, "-o", early, "--input", "uint8", "--order", "BGR").code == 0
+    )
     certificate = run("fold", early, "-o", folded, "--json").document
     assert certificate["equal"]
     made = Artifact.read(folded)
     assert made.preprocess is not None
-    assert (made.preprocess.input, made.preprocess.colour) == ("uint8", "BGR")
+    assert (made.preprocess.input, made.preprocess.color) == ("uint8", "BGR")
     assert [step.verb for step in made.steps][-2:] == ["embed-input", "fold"]
     assert "input_certificate" in made.extras
     assert [node.op_type for node in made.model.graph.node].count("Sub") == 1
@@ -56,18 +71,45 @@ def test_a_training_form_folds_after_it_was_embedded(run: Run, model_file: Path,
     ("arguments", "said"),
     [
         (["embed-input", "{model}", "-o", "{out}"], "give --input uint8 or --input nv12"),
-        (["embed-input", "{model}", "-o", "{out}", "--input", "float"], "the input to embed is uint8 or nv12; got 'float'"),
-        (["embed-input", "{model}", "-o", "{out}", "--input", "uint8", "--yuv", "bt709-full"], "yuv belongs to the input nv12"),
-        (["embed-input", "{model}", "-o", "{out}", "--input", "nv12", "--order", "BGR"], "NV12 has no channel order"),
-        (["embed-input", "{int8}", "-o", "{out}", "--input", "nv12"], "embed the input of the float model, then quantise"),
-        (["export", "repghostnet_050", "-o", "{out}", "--size", "65", "--input", "nv12"], "its sides must be even; got size 65"),
+        (
+            ["embed-input", "{model}", "-o", "{out}", "--input", "float"],
+            "the input to embed is uint8 or nv12; got 'float'",
+        ),
+        (
+            ["embed-input", "{model}", "-o", "{out}", "--input", "uint8", "--yuv", "bt709-full"],
+            "yuv belongs to the input nv12",
+        ),
+        (
+            ["embed-input", "{model}", "-o", "{out}", "--input", "nv12", "--order", "BGR"],
+            "NV12 has no channel order",
+        ),
+        (
+            ["embed-input", "{int8}", "-o", "{out}", "--input", "nv12"],
+            "embed the input of the float model, then quantize",
+        ),
+        (
+            ["export", "repghostnet_050", "-o", "{out}", "--size", "65", "--input", "nv12"],
+            "its sides must be even; got size 65",
+        ),
         (["bench", "{odd}"], "but its preprocessing makes uint8 [N, 32, 32, 3]"),
-        (["predict", "{model}", "{picture}", "--input", "uint8"], "takes float [N, 3, 32, 32], but its preprocessing makes uint8"),
-        (["predict", "{model}", "{picture}", "--size", "64"], "takes images of 32x32 pixels, but is said to be given 64x64"),
+        (
+            ["predict", "{model}", "{picture}", "--input", "uint8"],
+            "takes float [N, 3, 32, 32], but its preprocessing makes uint8",
+        ),
+        (
+            ["predict", "{model}", "{picture}", "--size", "64"],
+            "takes images of 32x32 pixels, but is said to be given 64x64",
+        ),
     ],
 )
 def test_contradictions_are_one_sentence(
-    run: Run, arguments: list[str], said: str, model_file: Path, int8_file: Path, digits_folder: Path, tmp_path: Path
+    run: Run,
+    arguments: list[str],
+    said: str,
+    model_file: Path,
+    int8_file: Path,
+    digits_folder: Path,
+    tmp_path: Path,
 ) -> None:
     odd = Artifact.read(model_file)
     opened = onnx.ModelProto()
@@ -75,8 +117,15 @@ def test_contradictions_are_one_sentence(
     for dim in opened.graph.input[0].type.tensor_type.shape.dim[2:]:
         dim.dim_param = "S"
     Artifact(opened, "odd", Preprocess(size=32, input="uint8")).write(tmp_path / "odd.onnx")
-    places = {"model": model_file, "int8": int8_file, "out": tmp_path / "out.onnx", "odd": tmp_path / "odd.onnx"}
-    ran = run(*(one.format(**places, picture=next(digits_folder.rglob("*.png"))) for one in arguments))
+    places = {
+        "model": model_file,
+        "int8": int8_file,
+        "out": tmp_path / "out.onnx",
+        "odd": tmp_path / "odd.onnx",
+    }
+    ran = run(
+        *(one.format(**places, picture=next(digits_folder.rglob("*.png"))) for one in arguments)
+    )
     assert (ran.code, ran.out) == (2, ""), ran.err
     assert said in ran.err
     assert ran.err.count("\n") == 1
@@ -87,21 +136,31 @@ def test_mismatch_names_every_mistake_once_and_its_first_row_is_evaluates(
     run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "records.jsonl"
-    document = run("mismatch", model_file, "--data", digits_folder, "--append", log, "--json").document
+    document = run(
+        "mismatch", model_file, "--data", digits_folder, "--append", log, "--json"
+    ).document
     names = [one["mismatch"] for one in document["wrong"]]
     assert len(set(names)) == len(names) > 20
     assert len(log.read_text().splitlines()) == len(names) + 1
     wanted = run("evaluate", model_file, "--data", digits_folder, "--json").document["runs"][0]
-    assert (document["right"]["top1"], document["right"]["n"]) == (wanted["top1"], wanted["n"]) == (wanted["top1"], 200)
+    assert (
+        (document["right"]["top1"], document["right"]["n"])
+        == (wanted["top1"], wanted["n"])
+        == (wanted["top1"], 200)
+    )
     rows = {one["mismatch"]: one for one in document["wrong"]}
-    assert rows["R and B swapped"]["same_prediction"] == 100  # digits are grey
+    assert rows["R and B swapped"]["same_prediction"] == 100  # digits are gray
     for one in rows.values():
         assert one["drop_low"] <= one["drop"] <= one["drop_high"]
         assert one["drop"] == pytest.approx(wanted["top1"] - one["top1"])
 
 
-@pytest.mark.parametrize("more", [{}, {"input": "uint8"}, {"input": "nv12", "yuv": "bt709-limited"}])
-def test_each_wrong_way_changes_what_the_model_sees(photograph: Callable[..., Image.Image], more: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"input": "uint8"}, {"input": "nv12", "yuv": "bt709-limited"}]
+)
+def test_each_wrong_way_changes_what_the_model_sees(
+    photograph: Callable[..., Image.Image], more: dict[str, str]
+) -> None:
     right = Preprocess.from_mapping({"size": 32, "interpolation": "bicubic", **more})
     first, *wrong = mismatch.ways(right)
     image = photograph(90, 61)
@@ -116,8 +175,12 @@ def test_without_antialiasing_it_is_plain_bilinear(photograph: Callable[..., Ima
     """Enlarging, Pillow's filter has nothing to antialias; at half the size, each pixel is the mean of the two by two around it."""
     grown = Preprocess(size=48, crop_fraction=1.0)
     image = photograph(30, 41)
-    apart = resized_without_antialiasing(image, grown).astype(int) - resized_and_cropped(image, grown)
+    apart = resized_without_antialiasing(image, grown).astype(int) - resized_and_cropped(
+        image, grown
+    )
     assert np.abs(apart).max() <= 1
-    halved = resized_without_antialiasing(photograph(64, 64), Preprocess(size=32, crop_fraction=1.0))
+    halved = resized_without_antialiasing(
+        photograph(64, 64), Preprocess(size=32, crop_fraction=1.0)
+    )
     blocks = np.asarray(photograph(64, 64), float).reshape(32, 2, 32, 2, 3).mean((1, 3))
     assert np.abs(halved - blocks).max() <= 0.5

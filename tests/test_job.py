@@ -38,9 +38,15 @@ def test_other_engines_are_timed_in_the_same_rounds_and_what_fails_there_is_said
     digits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENGINES._builtin, "absent", Plugin("no_such_runtime:Absent", "absent"))
-    options = dataclasses.replace(QUICK, time_on=("onnxruntime", "pytorch", "openvino:CPU", "openvino:cpu", "absent"))
+    options = dataclasses.replace(
+        QUICK, time_on=("onnxruntime", "pytorch", "openvino:CPU", "openvino:cpu", "absent")
+    )
     result = job.run(verbs.load("repghostnet_050.digits"), open_source(digits_folder), options)
-    timed = [(one.engine["name"], one.artifact["form"]) for one in result.records if one.kind == "latency"]
+    timed = [
+        (one.engine["name"], one.artifact["form"])
+        for one in result.records
+        if one.kind == "latency"
+    ]
     assert timed.count(("onnxruntime", "int8")) == 1 + (host()["affinity"] > 1)
     assert [one for one in timed if one[0] != "onnxruntime"] == [
         ("pytorch", "deploy"),
@@ -48,24 +54,39 @@ def test_other_engines_are_timed_in_the_same_rounds_and_what_fails_there_is_said
         ("openvino:CPU", "int8"),
     ]
     assert len({one.values["rounds"] for one in result.records if one.kind == "latency"}) == 1
-    assert [one.engine["name"] for one in result.records if one.kind == "ratio"] == ["onnxruntime", "onnxruntime", "openvino:CPU"]
+    assert [one.engine["name"] for one in result.records if one.kind == "ratio"] == [
+        "onnxruntime",
+        "onnxruntime",
+        "openvino:CPU",
+    ]
     assert (
-        sum("nothing was timed on absent: the engine 'absent' needs an optional dependency" in said for said in result.remarks) == 1
+        sum(
+            "nothing was timed on absent: the engine 'absent' needs an optional dependency" in said
+            for said in result.remarks
+        )
+        == 1
     )
-    assert any("int8 form was not timed on pytorch: it computes INT8 files in float" in said for said in result.remarks)
+    assert any(
+        "int8 form was not timed on pytorch: it computes INT8 files in float" in said
+        for said in result.remarks
+    )
     page = card.render(result.records, result.remarks)["card.md"]
     assert "| pytorch |" in page
 
 
 def test_an_engine_that_nobody_knows_is_refused_before_the_work(run: Run, tmp_path: Path) -> None:
-    ended = run("card", "repghostnet_050.digits", "--time-on", "openvino,openvini", "-o", tmp_path / "out")
+    ended = run(
+        "card", "repghostnet_050.digits", "--time-on", "openvino,openvini", "-o", tmp_path / "out"
+    )
     assert (ended.code, ended.out) == (2, "")
     assert "did you mean" in ended.err
     assert "'openvini'" in ended.err
     assert not (tmp_path / "out" / "card.md").exists()
 
 
-def test_a_session_that_fails_while_timed(digits_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_that_fails_while_timed(
+    digits_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of another engine: its case is left out; of the one that the card is about: no card."""
     source, model = open_source(digits_folder), verbs.load("repghostnet_050.digits")
     failing = {"name": "openvino"}
@@ -79,13 +100,17 @@ def test_a_session_that_fails_while_timed(digits_folder: Path, monkeypatch: pyte
     monkeypatch.setattr(latency._Clients, "round", broken)
     result = job.run(model, source, dataclasses.replace(QUICK, time_on=("openvino",)))
     assert sum("not timed on openvino: broke off" in said for said in result.remarks) == 2
-    assert {one.engine["name"] for one in result.records if one.kind == "latency"} == {"onnxruntime"}
+    assert {one.engine["name"] for one in result.records if one.kind == "latency"} == {
+        "onnxruntime"
+    }
     failing["name"] = "onnxruntime"
     with pytest.raises(InputError, match="broke off"):
         job.run(model, source, QUICK)
 
 
-def test_what_cannot_be_written_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_written_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> list[Path]:
         raise OSError(28, "No space left on device")
 

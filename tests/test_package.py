@@ -17,20 +17,30 @@ NEEDS_EXTRAS = {
     "repzoo.zoo.families",
     "repzoo.zoo.checkpoints",
     "repzoo.train.distill",
-    "repzoo.train.images",
+    "repzoo.train.training_images",
     "repzoo.train.loop",
     "repzoo.train.models",
     "repzoo.train.state",
-    "repzoo.train.together",
+    "repzoo.train.distributed",
     "repzoo.train.run",
     "repzoo.torch",
     "repzoo.engines.pytorch",
     "repzoo.engines.openvino",
     "repzoo.engines.mnn",
-    "repzoo.quant.baselines_nncf",
-    "repzoo.quant.finetune",
+    "repzoo.quant.baselines.nncf",
+    "repzoo.quant.parameters.finetune",
 }
-BLOCKED = ("torch", "torchvision", "timm", "sklearn", "safetensors", "openvino", "MNN", "_tools", "nncf")
+BLOCKED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "sklearn",
+    "safetensors",
+    "openvino",
+    "MNN",
+    "_tools",
+    "nncf",
+)
 BLOCK = f"""
 import sys
 class Block:
@@ -42,7 +52,10 @@ sys.meta_path.insert(0, Block())
 
 
 def modules() -> list[str]:
-    names = [".".join(path.relative_to(SOURCE.parent).with_suffix("").parts) for path in sorted(SOURCE.rglob("*.py"))]
+    names = [
+        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
+        for path in sorted(SOURCE.rglob("*.py"))
+    ]
     return [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
 
 
@@ -89,7 +102,10 @@ def test_a_board_can_look_count_predict_and_evaluate(model_file: Path, digits_fo
     [
         (["export", "repghostnet_050", "-o", "{out}"], "torch"),
         (["train", "repghostnet_050", "--data", "{data}", "-o", "{out}"], "torch"),
-        (["quantize", "{model}", "--data", "{data}", "--finetune-epochs", "1", "-o", "{out}"], "torch"),
+        (
+            ["quantize", "{model}", "--data", "{data}", "--finetune-epochs", "1", "-o", "{out}"],
+            "torch",
+        ),
         (["evaluate", "{model}", "--data", "digits"], "demo"),
         (["card", "-o", "{out}"], "demo"),
     ],
@@ -97,7 +113,13 @@ def test_a_board_can_look_count_predict_and_evaluate(model_file: Path, digits_fo
 def test_what_needs_an_extra_says_what_to_type(
     command: list[str], extra: str, model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
-    ran = without_extras(MAIN, *[part.format(out=tmp_path / "out", data=digits_folder, model=model_file) for part in command])
+    ran = without_extras(
+        MAIN,
+        *[
+            part.format(out=tmp_path / "out", data=digits_folder, model=model_file)
+            for part in command
+        ],
+    )
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith("repzoo: ")
     assert ran.stderr.endswith(f"type: pip install 'repzoo[{extra}]'\n")
@@ -107,7 +129,11 @@ def test_what_needs_an_extra_says_what_to_type(
 
 def test_nothing_prints_outside_the_command_line() -> None:
     for path in SOURCE.rglob("*.py"):
-        calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        calls = [
+            node
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.Call)
+        ]
         names = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
         assert "print" not in names, path
 

@@ -23,7 +23,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     def made(distribution: str, *points: str) -> None:
         folder = tmp_path / f"{distribution}-1.0.dist-info"
         folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n"
+        )
         (folder / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *points]))
 
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -45,18 +47,27 @@ def test_loading_imports_on_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_unknown_name_offers_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"^no engine is called 'onnxruntim'; did you mean onnxruntime\?$"):
+    with pytest.raises(
+        InputError, match=r"^no engine is called 'onnxruntim'; did you mean onnxruntime\?$"
+    ):
         ENGINES.load("onnxruntim")
-    assert unknown("engine", "zzz", ["alpha", "beta"]) == "no engine is called 'zzz'; known: alpha, beta"
+    assert (
+        unknown("engine", "zzz", ["alpha", "beta"])
+        == "no engine is called 'zzz'; known: alpha, beta"
+    )
     assert unknown("model", "repvgg_a9", ["repvgg_a0", "repvgg_a1", "fasternet_t0"]).endswith(
         "did you mean repvgg_a1 or repvgg_a0?"
     )
 
 
-def test_a_missing_dependency_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_dependency_says_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "repzoo_needy_plugin.py").write_text("import surely_not_installed")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(MissingExtra, match=r"the engine 'needy' needs.*type: pip install 'repzoo\[openvino\]'") as caught:
+    with pytest.raises(
+        MissingExtra, match=r"the engine 'needy' needs.*type: pip install 'repzoo\[openvino\]'"
+    ) as caught:
         table(needy=Plugin("repzoo_needy_plugin:Thing", "openvino")).load("needy")
     assert (caught.value.extra, caught.value.exit_code) == ("openvino", 2)
 
@@ -80,18 +91,26 @@ def test_two_of_one_name_are_refused_and_both_named(install: Install, clash: str
     if clash == "third party":
         install("two", "twice = json:dumps")
     some = table(**({"twice": Plugin("json:loads")} if clash == "built in" else {}))
-    with pytest.raises(InputError, match=r"two engines are called 'twice': (pathlib:Path|json:\w+) and .*; uninstall one"):
+    with pytest.raises(
+        InputError,
+        match=r"two engines are called 'twice': (pathlib:Path|json:\w+) and .*; uninstall one",
+    ):
         some.names()
 
 
 @pytest.mark.parametrize("target", ["surely_not_installed:X", "pathlib:NoSuchThing"])
 def test_a_third_partys_broken_plugin_is_named(install: Install, target: str) -> None:
     install("other", f"broken = {target}")
-    with pytest.raises(InputError, match=rf"the engine 'broken' \({target}\) cannot be loaded: .*; repair or uninstall it"):
+    with pytest.raises(
+        InputError,
+        match=rf"the engine 'broken' \({target}\) cannot be loaded: .*; repair or uninstall it",
+    ):
         table().load("broken")
 
 
-def test_a_missing_module_of_a_plugin_that_needs_no_extra_is_a_defect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_module_of_a_plugin_that_needs_no_extra_is_a_defect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "repzoo_plain_plugin.py").write_text("import surely_not_installed")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):

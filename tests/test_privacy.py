@@ -14,7 +14,16 @@ import repzoo
 
 SOURCE = Path(repzoo.__file__).parent.parent
 # What these libraries take as "do not report": without it, nothing but repzoo keeps them quiet.
-QUIET = ("CI", "TF_BUILD", "JENKINS_URL", "GITHUB_ACTIONS", "GITLAB_CI", "ORT_DISABLE_TELEMETRY", "BUILDKITE", "CIRCLECI")
+QUIET = (
+    "CI",
+    "TF_BUILD",
+    "JENKINS_URL",
+    "GITHUB_ACTIONS",
+    "GITLAB_CI",
+    "ORT_DISABLE_TELEMETRY",
+    "BUILDKITE",
+    "CIRCLECI",
+)
 USE = """
 import sys
 from repzoo.engines import engine
@@ -26,17 +35,32 @@ sys.exit(f"loaded {loaded}" if loaded else 0)
 """
 
 
-@pytest.mark.parametrize(("name", "module"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("mnn", "MNN")])
-def test_using_an_engine_connects_to_nobody_and_leaves_nothing_at_home(name: str, module: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "module"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("mnn", "MNN")]
+)
+def test_using_an_engine_connects_to_nobody_and_leaves_nothing_at_home(
+    name: str, module: str, tmp_path: Path
+) -> None:
     pytest.importorskip(module, reason=f"{name} is not installed")
     environment = {key: value for key, value in os.environ.items() if key not in QUIET}
-    environment |= {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(SOURCE), "REPZOO_CACHE": str(tmp_path / "cache")}
+    environment |= {
+        "HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(SOURCE),
+        "REPZOO_CACHE": str(tmp_path / "cache"),
+    }
     (tmp_path / "home").mkdir()
     log = tmp_path / "calls"
     strace = shutil.which("strace")
-    watched = [strace, "-f", "-qq", "-e", "trace=connect,sendto,execve", "-o", str(log)] if strace else []
+    watched = (
+        [strace, "-f", "-qq", "-e", "trace=connect,sendto,execve", "-o", str(log)] if strace else []
+    )
     ran = subprocess.run(
-        [*watched, sys.executable, "-c", USE, name], env=environment, capture_output=True, text=True, timeout=200, check=False
+        [*watched, sys.executable, "-c", USE, name],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert (ran.returncode, ran.stderr, ran.stdout) == (0, "", "")
     assert list((tmp_path / "home").rglob("*")) == []
@@ -44,5 +68,7 @@ def test_using_an_engine_connects_to_nobody_and_leaves_nothing_at_home(name: str
         calls = log.read_text().splitlines()
         assert not [line for line in calls if "connect(" in line or "sendto(" in line]
         # Python itself, and for MNN the child that converts (no pip, no shell): strace did see.
-        programs = [line.split('"')[1] for line in calls if "execve(" in line and "ENOENT" not in line]
+        programs = [
+            line.split('"')[1] for line in calls if "execve(" in line and "ENOENT" not in line
+        ]
         assert programs == [sys.executable] * (2 if name == "mnn" else 1)

@@ -75,7 +75,9 @@ def test_lines_are_utf8_without_mark_and_blanks(tmp_path: Path) -> None:
 
 
 def test_writing_replaces_the_whole_file_and_makes_the_folders(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b" / ("名" * 80)  # 240 bytes: the name of the temporary file must not be longer than its own
+    path = (
+        tmp_path / "a" / "b" / ("名" * 80)
+    )  # 240 bytes: the name of the temporary file must not be longer than its own
     storage.write_atomically(path, b"a long first text")
     storage.write_atomically(path, "zweitér")
     assert path.read_text("utf-8") == "zweitér"
@@ -92,7 +94,9 @@ def test_a_new_file_has_the_rights_that_the_umask_leaves(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, OSError])
-def test_a_failure_in_the_block_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: type[BaseException]) -> None:
+def test_a_failure_in_the_block_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, failure: type[BaseException]
+) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"old")
 
@@ -111,7 +115,12 @@ def test_a_failure_in_the_block_leaves_the_old_file_and_nothing_else(tmp_path: P
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"old")
-    with disk_of(1000), pytest.raises(InputError, match="x cannot be written: File too large; free room or give another place"):
+    with (
+        disk_of(1000),
+        pytest.raises(
+            InputError, match="x cannot be written: File too large; free room or give another place"
+        ),
+    ):
         storage.write_atomically(path, b"1" * 1001)
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["x"]
@@ -152,7 +161,10 @@ def test_places_that_can_never_be_written_are_refused_before_any_work(tmp_path: 
         Path("/dev/null"): "is not a regular file",
     }
     for path, message in cases.items():
-        for attempt in (storage.require_writable, lambda path: storage.write_atomically(path, b"x")):
+        for attempt in (
+            storage.require_writable,
+            lambda path: storage.write_atomically(path, b"x"),
+        ):
             with pytest.raises(InputError, match=message):
                 attempt(path)
     assert names(tmp_path) == ["file", "pipe"]
@@ -181,7 +193,9 @@ def test_a_read_only_file_system_is_an_input_error() -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only folders")
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
-    with pytest.raises(InputError, match="cannot be written: Permission denied; give another with -o"):
+    with pytest.raises(
+        InputError, match="cannot be written: Permission denied; give another with -o"
+    ):
         storage.require_writable(tmp_path / "x")
 
 
@@ -191,7 +205,10 @@ def test_lines_are_appended_whole_and_a_full_disk_takes_none(tmp_path: Path) -> 
     storage.append_lines(path, [])
     storage.append_lines(path, ["three"])
     assert path.read_text("utf-8") == "one\nzwei é\nthree\n"
-    with disk_of(40), pytest.raises(InputError, match=r"x\.jsonl cannot be written: File too large"):
+    with (
+        disk_of(40),
+        pytest.raises(InputError, match=r"x\.jsonl cannot be written: File too large"),
+    ):
         storage.append_lines(path, ["four", "5" * 100])
     assert path.read_text("utf-8") == "one\nzwei é\nthree\n"
 
@@ -209,7 +226,9 @@ def test_lines_of_several_writers_do_not_mix(tmp_path: Path) -> None:
     assert all(one == written[written.index(one[0]) :][: len(one)] for one in lines)
 
 
-def test_the_cache_makes_a_file_once_and_nothing_when_making_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_makes_a_file_once_and_nothing_when_making_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REPZOO_CACHE", str(tmp_path))
     made: list[Path] = []
 
@@ -230,7 +249,9 @@ def test_the_cache_makes_a_file_once_and_nothing_when_making_fails(tmp_path: Pat
     assert list((tmp_path / "kind").iterdir()) == [first]
 
 
-def test_the_cache_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_keeps_what_was_used_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REPZOO_CACHE", str(tmp_path))
     monkeypatch.setattr(storage, "CACHE_BYTES", 35)
 
@@ -255,7 +276,9 @@ def test_the_caches_place_is_the_users_choice_then_xdgs(monkeypatch: pytest.Monk
     assert storage.cache_folder() == Path.home() / ".cache" / "repzoo"
 
 
-def test_a_cache_that_cannot_be_made_says_how_to_move_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_made_says_how_to_move_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("REPZOO_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match="file"):

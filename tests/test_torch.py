@@ -12,7 +12,7 @@ from torch import nn
 
 import repzoo.torch
 from repzoo.errors import CertificateError, InputError
-from repzoo.graph import algebra
+from repzoo.graph.fold import algebra
 from repzoo.zoo import catalog, families
 
 
@@ -20,7 +20,11 @@ def lively(module: nn.Module, seed: int = 0) -> nn.Module:
     """`module` with BatchNorms that do something."""
     torch.manual_seed(seed)
     for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
+        if (
+            isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+            and norm.running_mean is not None
+            and norm.running_var is not None
+        ):
             norm.running_mean.normal_(0, 0.1)
             norm.running_var.uniform_(0.5, 1.5)
             norm.weight.data.uniform_(0.5, 1.5)
@@ -37,13 +41,18 @@ class Squeeze(nn.Module):
 
     def __init__(self, channels: int = 8) -> None:
         super().__init__()
-        self.three, self.one = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.Conv2d(channels, channels, 1, bias=False)
+        self.three, self.one = (
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.Conv2d(channels, channels, 1, bias=False),
+        )
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(3))
         self.down, self.up = nn.Conv2d(channels, 2, 1), nn.Conv2d(2, channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         made = self.norms[0](self.three(x)) + self.norms[1](self.one(x)) + self.norms[2](x)
-        weight: torch.Tensor = torch.sigmoid(self.up(torch.relu(self.down(made.mean((2, 3), keepdim=True)))))
+        weight: torch.Tensor = torch.sigmoid(
+            self.up(torch.relu(self.down(made.mean((2, 3), keepdim=True))))
+        )
         return torch.relu(made * weight)
 
 
@@ -54,14 +63,19 @@ def test_a_variant_of_each_family_has_its_deploy_form(name: str) -> None:
     images = torch.randn(2, 3, 64, 64)
     folded = repzoo.torch.fold(module, images)
     assert batchnorms(folded) == 0
-    assert sum(weight.numel() for weight in folded.parameters()) == catalog.spec(name).parameters_deploy
+    assert (
+        sum(weight.numel() for weight in folded.parameters())
+        == catalog.spec(name).parameters_deploy
+    )
     with torch.no_grad():
         expected, got = module.eval()(images), folded(images)
     assert (expected - got).abs().max() <= 1e-4 * expected.abs().max()
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["fastvit_t8", "mobilenetv3_small_050", "tf_efficientnet_lite0", "ghostnet_050"])
+@pytest.mark.parametrize(
+    "name", ["fastvit_t8", "mobilenetv3_small_050", "tf_efficientnet_lite0", "ghostnet_050"]
+)
 def test_networks_of_others_lose_every_batchnorm(name: str) -> None:
     module = lively(timm.create_model(name))
     assert batchnorms(module) > 20
@@ -96,10 +110,16 @@ class Twice(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.other = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.conv, self.norm, self.other = (
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.BatchNorm2d(4),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = torch.relu(self.norm(self.conv(x))) * self.other(self.conv(torch.relu(x)))
+        made: torch.Tensor = torch.relu(self.norm(self.conv(x))) * self.other(
+            self.conv(torch.relu(x))
+        )
         return made
 
 
@@ -155,7 +175,11 @@ class Around(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.before, self.norm, self.part = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Sequential(Choosy())
+        self.before, self.norm, self.part = (
+            nn.Conv2d(4, 4, 1),
+            nn.BatchNorm2d(4),
+            nn.Sequential(Choosy()),
+        )
         self.after, self.last = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -23,4 +23,7 @@ __all__ = ["benchmark", "evaluate", "export", "fold", "load", "open_source", "pr
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'repzoo' has no attribute {name!r}")
-    return getattr(importlib.import_module("repzoo.data.source" if name == "open_source" else "repzoo.verbs"), name)
+    return getattr(
+        importlib.import_module("repzoo.data.source" if name == "open_source" else "repzoo.verbs"),
+        name,
+    )

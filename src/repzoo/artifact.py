@@ -18,8 +18,8 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from repzoo.errors import InputError
+from repzoo.protobuf_stream import chunks
 from repzoo.storage import read_bounded, sha256_of, write_atomically
-from repzoo.wire import chunks
 
 MAX_MODEL_BYTES = 2**31 - 1  # protobuf's own limit for one message
 MAX_DEPTH = 64  # of a metadata document
@@ -28,11 +28,15 @@ _LARGEST = 1e6  # of mean, std and 1 / std: far beyond what images need, and far
 
 Resize = Literal["short", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Colour = Literal["RGB", "BGR"]
+Color = Literal["RGB", "BGR"]
 Form = Literal["train", "deploy", "int8"]
 Input = Literal["float", "uint8", "nv12"]
 Yuv = Literal["bt601-full", "bt601-limited", "bt709-full", "bt709-limited"]
-_ELEMENTS = {"float": onnx.TensorProto.FLOAT, "uint8": onnx.TensorProto.UINT8, "nv12": onnx.TensorProto.UINT8}
+_ELEMENTS = {
+    "float": onnx.TensorProto.FLOAT,
+    "uint8": onnx.TensorProto.UINT8,
+    "nv12": onnx.TensorProto.UINT8,
+}
 
 
 @dataclass(frozen=True)
@@ -42,14 +46,14 @@ class Preprocess:
     size           side of the square input, pixels
     resize         "short": the short side becomes `resize_to`, aspect kept (torchvision `Resize(int)`);
                    "squash": both sides become `resize_to` (torchvision `Resize((h, w))`)
-    crop_fraction  size / resize_to (timm's `crop_pct`); the centre is cropped
+    crop_fraction  size / resize_to (timm's `crop_pct`); the center is cropped
     interpolation  Pillow's filter, antialiased
-    mean, std      per channel in the order of `colour`, in units of 0..1
-    colour         channel order of the tensor
+    mean, std      per channel in the order of `color`, in units of 0..1
+    color         channel order of the tensor
     input          what the tensor is: "float": float32 [N, 3, H, W], scaled to 0..1, then (x - mean) / std;
                    "uint8": pixels [N, H, W, 3] as a camera or decoder gives them; "nv12": uint8 [N, H * 3 / 2, W, 1], the luma
                    rows and below them the interleaved chroma. Of the latter two the arithmetic is in the graph
-    yuv            colour matrix and range of NV12
+    yuv            color matrix and range of NV12
     """
 
     size: int = 224
@@ -58,7 +62,7 @@ class Preprocess:
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    colour: Colour = "RGB"
+    color: Color = "RGB"
     input: Input = "float"
     yuv: Yuv = "bt601-full"
 
@@ -67,30 +71,52 @@ class Preprocess:
         if type(self.size) is not int or not 1 <= self.size <= 4096:
             raise InputError(f"preprocess size must be an integer in 1..4096; got {self.size!r}")
         if not 0.05 <= self.crop_fraction <= 1:
-            raise InputError(f"preprocess crop fraction must lie in 0.05..1; got {self.crop_fraction!r}")
+            raise InputError(
+                f"preprocess crop fraction must lie in 0.05..1; got {self.crop_fraction!r}"
+            )
         self._refuse_unknown_words()
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != 3 or not all(abs(value) <= _LARGEST for value in values):
-                raise InputError(f"preprocess {name} must be three finite numbers of at most {_LARGEST:g}; got {values!r}")
+                raise InputError(
+                    f"preprocess {name} must be three finite numbers of at most {_LARGEST:g}; got {values!r}"
+                )
         if min(self.std) < 1 / _LARGEST:
-            raise InputError(f"preprocess std must be positive, at least {1 / _LARGEST:g}; got {self.std!r}")
+            raise InputError(
+                f"preprocess std must be positive, at least {1 / _LARGEST:g}; got {self.std!r}"
+            )
 
     def _refuse_unknown_words(self) -> None:
-        words = {"resize": Resize, "interpolation": Interpolation, "colour": Colour, "input": Input, "yuv": Yuv}
+        words = {
+            "resize": Resize,
+            "interpolation": Interpolation,
+            "color": Color,
+            "input": Input,
+            "yuv": Yuv,
+        }
         for name, kinds in words.items():
             if getattr(self, name) not in get_args(kinds):
-                raise InputError(f"preprocess {name} must be one of {', '.join(get_args(kinds))}; got {getattr(self, name)!r}")
+                raise InputError(
+                    f"preprocess {name} must be one of {', '.join(get_args(kinds))}; got {getattr(self, name)!r}"
+                )
         if self.input == "nv12" and self.size % 2:
-            raise InputError(f"NV12 has one chroma value for 2x2 pixels, so its sides must be even; got size {self.size}")
+            raise InputError(
+                f"NV12 has one chroma value for 2x2 pixels, so its sides must be even; got size {self.size}"
+            )
         if self.input != "nv12" and self.yuv != "bt601-full":
-            raise InputError(f"preprocess yuv belongs to the input nv12; got {self.yuv} for the input {self.input}")
+            raise InputError(
+                f"preprocess yuv belongs to the input nv12; got {self.yuv} for the input {self.input}"
+            )
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Sides of one image's tensor."""
         size = self.size
-        return {"float": (3, size, size), "uint8": (size, size, 3), "nv12": (size * 3 // 2, size, 1)}[self.input]
+        return {
+            "float": (3, size, size),
+            "uint8": (size, size, 3),
+            "nv12": (size * 3 // 2, size, 1),
+        }[self.input]
 
     @property
     def resize_to(self) -> int:
@@ -101,23 +127,30 @@ class Preprocess:
         """Whether both make the same of an image: the same pixels, and where neither graph does the arithmetic, the same numbers."""
         names = ["size", "resize", "crop_fraction", "interpolation"]
         if self.input == other.input == "float":
-            names += ["mean", "std", "colour"]
+            names += ["mean", "std", "color"]
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def document(self) -> dict[str, Any]:
         """Plain values for a file, the newer fields only where they say something: files written before them stay the same."""
         usual = {"input": "float", "yuv": "bt601-full"}
-        return {key: value for key, value in dataclasses.asdict(self).items() if usual.get(key) != value}
+        return {
+            key: value for key, value in dataclasses.asdict(self).items() if usual.get(key) != value
+        }
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """Build from plain JSON/TOML values; an unknown or ill-typed field is an InputError."""
+        # Files of pre-release versions spell it "colour".
+        values = {"color" if key == "colour" else key: value for key, value in values.items()}
         known = {item.name for item in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
-            raise InputError(f"unknown preprocess field {unknown[0]!r}; expected some of {', '.join(sorted(known))}")
+            raise InputError(
+                f"unknown preprocess field {unknown[0]!r}; expected some of {', '.join(sorted(known))}"
+            )
         try:
             fields: dict[str, Any] = {
-                key: tuple(map(float, value)) if key in ("mean", "std") else value for key, value in values.items()
+                key: tuple(map(float, value)) if key in ("mean", "std") else value
+                for key, value in values.items()
             }
             return cls(**fields)
         except (TypeError, ValueError) as error:
@@ -136,7 +169,9 @@ class Step:
     def __post_init__(self) -> None:
         """Refuse what a damaged file may say: the history is shown and written again."""
         texts = (self.verb, self.version, self.input_sha256)
-        if not all(isinstance(text, str) for text in texts) or not isinstance(self.settings, Mapping):
+        if not all(isinstance(text, str) for text in texts) or not isinstance(
+            self.settings, Mapping
+        ):
             raise InputError(f"a step has a verb, a version, settings and a hash; got {self}")
 
 
@@ -170,12 +205,16 @@ class Artifact:
     @classmethod
     def from_bytes(cls, data: bytes, name: str, where: str = "the model") -> Artifact:
         """As `read`, from bytes in memory; `where` names them in errors."""
-        problem = _checkers_problem(data)  # before parsing: the checker's own copy of the weights is then gone again
+        problem = _checkers_problem(
+            data
+        )  # before parsing: the checker's own copy of the weights is then gone again
         model = onnx.ModelProto()
         try:
             model.ParseFromString(data)
         except DecodeError:
-            raise InputError(f"{where} is not a readable ONNX file (truncated, or another format); export it again") from None
+            raise InputError(
+                f"{where} is not a readable ONNX file (truncated, or another format); export it again"
+            ) from None
         if not model.graph.node:
             raise InputError(f"{where} holds no ONNX graph; give a file made by an ONNX exporter")
         _refuse_external_data(model, where)
@@ -188,7 +227,9 @@ class Artifact:
             raise InputError(f"{where} is {error}") from None
         made = cls(model, name, sha256=sha256_of(data), **_metadata_of(model, where))
         if made.labels and made.num_classes not in (0, len(made.labels)):
-            raise InputError(f"{where} has {len(made.labels)} labels for {made.num_classes} outputs; export it again")
+            raise InputError(
+                f"{where} has {len(made.labels)} labels for {made.num_classes} outputs; export it again"
+            )
         return made
 
     def to_bytes(self) -> bytes:
@@ -197,9 +238,15 @@ class Artifact:
 
     def chunks(self) -> Iterator[bytes]:
         """The bytes of `to_bytes` in pieces, so that large models need no second copy in memory."""
-        kept = [(item.key, item.value) for item in self.model.metadata_props if not item.key.startswith(_PREFIX)]
+        kept = [
+            (item.key, item.value)
+            for item in self.model.metadata_props
+            if not item.key.startswith(_PREFIX)
+        ]
         own = ((_PREFIX + key, _dumps(value)) for key, value in self._documents().items())
-        entries = [onnx.StringStringEntryProto(key=key, value=value) for key, value in (*kept, *own)]
+        entries = [
+            onnx.StringStringEntryProto(key=key, value=value) for key, value in (*kept, *own)
+        ]
         return chunks(self.model, metadata_props=entries)
 
     def write(self, path: Path) -> Artifact:
@@ -210,7 +257,13 @@ class Artifact:
     def then(self, model: onnx.ModelProto, step: Step, **extras: Any) -> Artifact:
         """The artifact that `step` makes of this one: new graph, same contract, longer history."""
         step = replace(step, input_sha256=self.sha256)
-        made = replace(self, model=model, steps=(*self.steps, step), extras={**self.extras, **extras}, sha256="")
+        made = replace(
+            self,
+            model=model,
+            steps=(*self.steps, step),
+            extras={**self.extras, **extras},
+            sha256="",
+        )
         return replace(made, sha256=sha256_of(made.chunks()))
 
     @property
@@ -224,7 +277,9 @@ class Artifact:
     @property
     def opset(self) -> int:
         """Version of the default ONNX operator set."""
-        return next((item.version for item in self.model.opset_import if item.domain in ("", "ai.onnx")), 0)
+        return next(
+            (item.version for item in self.model.opset_import if item.domain in ("", "ai.onnx")), 0
+        )
 
     @property
     def input_name(self) -> str:
@@ -242,7 +297,7 @@ class Artifact:
         if self.preprocess is None:
             raise InputError(
                 f"{self.name} does not say how its input is made (no repzoo metadata); give "
-                "--size --resize --crop-fraction --interpolation --mean --std --colour --input --yuv"
+                "--size --resize --crop-fraction --interpolation --mean --std --color --input --yuv"
             )
         _require_input_fits(self.model, self.preprocess, self.name)
         return self.preprocess
@@ -265,11 +320,23 @@ def classifier_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
         InputError: not one input of rank 4, or not one output [N, classes].
     """
     weights = {item.name for item in model.graph.initializer}
-    inputs: list[onnx.ValueInfoProto] = [item for item in model.graph.input if item.name not in weights]
+    inputs: list[onnx.ValueInfoProto] = [
+        item for item in model.graph.input if item.name not in weights
+    ]
     ranks = [_rank(item) for item in (*inputs, *model.graph.output)]
-    if len(inputs) != 1 or len(model.graph.output) != 1 or ranks[0] not in (4, None) or ranks[1] not in (2, None):
-        shapes = ", ".join(f"{item.name} of rank {rank}" for item, rank in zip((*inputs, *model.graph.output), ranks, strict=True))
-        raise InputError(f"not a classifier: expected one input [N, 3, H, W] and one output [N, classes]; got {shapes}")
+    if (
+        len(inputs) != 1
+        or len(model.graph.output) != 1
+        or ranks[0] not in (4, None)
+        or ranks[1] not in (2, None)
+    ):
+        shapes = ", ".join(
+            f"{item.name} of rank {rank}"
+            for item, rank in zip((*inputs, *model.graph.output), ranks, strict=True)
+        )
+        raise InputError(
+            f"not a classifier: expected one input [N, 3, H, W] and one output [N, classes]; got {shapes}"
+        )
     return inputs[0]
 
 
@@ -278,14 +345,19 @@ def _require_input_fits(model: onnx.ModelProto, preprocess: Preprocess, name: st
     tensor = classifier_input(model).type.tensor_type
     wanted, element = preprocess.input_shape, _ELEMENTS[preprocess.input]
     dims = [dim.dim_value for dim in tensor.shape.dim][1:] or [0] * 3
-    if tensor.elem_type == element and all(dim in (0, side) for dim, side in zip(dims, wanted, strict=True)):
+    if tensor.elem_type == element and all(
+        dim in (0, side) for dim, side in zip(dims, wanted, strict=True)
+    ):
         return
     if tensor.elem_type == element and dims[0] in (0, 3) and preprocess.input == "float":
         raise InputError(
             f"{name} takes images of {dims[2]}x{dims[1]} pixels, but is said to be given {preprocess.size}x{preprocess.size}; "
             f"give --size {dims[1]}, or export it again"
         )
-    got, made = onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), onnx.TensorProto.DataType.Name(element).lower()
+    got, made = (
+        onnx.TensorProto.DataType.Name(tensor.elem_type).lower(),
+        onnx.TensorProto.DataType.Name(element).lower(),
+    )
     shown = ", ".join(str(dim) if dim else "?" for dim in dims)
     raise InputError(
         f"{name} takes {got} [N, {shown}], but its preprocessing makes {made} [N, {', '.join(map(str, wanted))}] ({preprocess.input}); "
@@ -309,7 +381,9 @@ def _checkers_problem(data: bytes) -> str:
 
 def _refuse_external_data(model: onnx.ModelProto, where: str) -> None:
     if any(item.data_location == onnx.TensorProto.EXTERNAL for item in model.graph.initializer):
-        raise InputError(f"{where} keeps its weights in another file; save it as one file (onnx.save without external data)")
+        raise InputError(
+            f"{where} keeps its weights in another file; save it as one file (onnx.save without external data)"
+        )
 
 
 def _refuse_names_of_bytes(model: onnx.ModelProto, where: str) -> None:
@@ -317,19 +391,37 @@ def _refuse_names_of_bytes(model: onnx.ModelProto, where: str) -> None:
     graph = model.graph
     named: list[Any] = [*graph.input, *graph.output, *graph.initializer, *graph.value_info]
     values = [item.name for item in named]
-    nodes = [name for node in graph.node for name in (node.name, node.op_type, node.domain, *node.input, *node.output)]
+    nodes = [
+        name
+        for node in graph.node
+        for name in (node.name, node.op_type, node.domain, *node.input, *node.output)
+    ]
     entries = [text for item in model.metadata_props for text in (item.key, item.value)]
-    titles = [model.producer_name, model.producer_version, model.domain, model.doc_string, graph.name, graph.doc_string]
+    titles = [
+        model.producer_name,
+        model.producer_version,
+        model.domain,
+        model.doc_string,
+        graph.name,
+        graph.doc_string,
+    ]
     if any(isinstance(text, bytes) for text in (*values, *nodes, *entries, *titles)):
-        raise InputError(f"{where} holds a name that is not UTF-8 text, so it is damaged; export it again")
+        raise InputError(
+            f"{where} holds a name that is not UTF-8 text, so it is damaged; export it again"
+        )
 
 
 def _metadata_of(model: onnx.ModelProto, where: str) -> dict[str, Any]:
     documents = _documents_in(model, where)
     preprocess, labels, steps = (
-        documents.pop(key, default) for key, default in (("preprocess", None), ("labels", []), ("steps", []))
+        documents.pop(key, default)
+        for key, default in (("preprocess", None), ("labels", []), ("steps", []))
     )
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels) or not isinstance(steps, list):
+    if (
+        not isinstance(labels, list)
+        or not all(isinstance(label, str) for label in labels)
+        or not isinstance(steps, list)
+    ):
         raise InputError(f"{where} has repzoo metadata of the wrong shape; export it again")
     try:
         return {
@@ -339,7 +431,9 @@ def _metadata_of(model: onnx.ModelProto, where: str) -> dict[str, Any]:
             "extras": documents,
         }
     except (TypeError, AttributeError):
-        raise InputError(f"{where} has repzoo metadata of the wrong shape; export it again") from None
+        raise InputError(
+            f"{where} has repzoo metadata of the wrong shape; export it again"
+        ) from None
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
@@ -350,7 +444,10 @@ def _documents_in(model: onnx.ModelProto, where: str) -> dict[str, Any]:
         try:
             if item.key.startswith(_PREFIX):
                 documents[item.key.removeprefix(_PREFIX)] = _loads(item.value)
-        except (ValueError, RecursionError):  # ValueError is the root of JSON's and of UTF-8's errors
+        except (
+            ValueError,
+            RecursionError,
+        ):  # ValueError is the root of JSON's and of UTF-8's errors
             raise InputError(f"{where} has damaged metadata; export it again") from None
     return documents
 
@@ -367,7 +464,13 @@ def _loads(text: str) -> Any:
 
 
 def _inside(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return (
+        list(value.values())
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, list)
+        else []
+    )
 
 
 def _dumps(value: Any) -> str:

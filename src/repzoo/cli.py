@@ -29,16 +29,29 @@ from repzoo.data.source import open_source
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.errors import InputError, MissingExtra, RepzooError
 from repzoo.progress import silent
-from repzoo.storage import read_lines, require_writable, require_writable_folder, sha256_of, write_atomically, write_together
+from repzoo.storage import (
+    read_lines,
+    require_writable,
+    require_writable_folder,
+    sha256_of,
+    write_atomically,
+    write_together,
+)
 from repzoo.train.options import Running, TrainOptions
 from repzoo.zoo.naming import LoadOptions
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as shells say it: 128 + the signal
 FILE = click.Path(path_type=Path)
 output_option = click.option("-o", "--output", type=FILE, required=True, help="File to write.")
-data_option = click.option("--data", required=True, help="Class folders, ImageNet's validation layout, or `digits`.")
-engine_option = click.option("--engine", default=DEFAULT_ENGINE, show_default=True, help="Engine that runs the model.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+data_option = click.option(
+    "--data", required=True, help="Class folders, ImageNet's validation layout, or `digits`."
+)
+engine_option = click.option(
+    "--engine", default=DEFAULT_ENGINE, show_default=True, help="Engine that runs the model."
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout."
+)
 
 
 class _Group(click.RichGroup):
@@ -61,12 +74,14 @@ class _Group(click.RichGroup):
             sys.exit(PIPE_CLOSED)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="repzoo")
 def cli() -> None:
     """From a light classifier's training form to a proven, measured INT8 model.
 
-    Start with `repzoo card`: it folds, quantises, evaluates and times the embedded model and writes its card to out/.
+    Start with `repzoo card`: it folds, quantizes, evaluates and times the embedded model and writes its card to out/.
     """
 
 
@@ -85,7 +100,7 @@ def list_models(pattern: str, as_json: bool) -> None:
 @click.argument("model")
 @json_option
 def info(model: str, as_json: bool) -> None:
-    """Show all that is known of MODEL: a catalogue name, an embedded checkpoint or an ONNX file."""
+    """Show all that is known of MODEL: a catalog name, an embedded checkpoint or an ONNX file."""
     from repzoo.zoo import catalog
 
     if "." in model or Path(model).exists():
@@ -109,7 +124,7 @@ def engines(as_json: bool) -> None:
 @preprocess_options
 @json_option
 def export(model: str, output: Path, labels: Path | None, as_json: bool, **settings: Any) -> None:
-    """Write the catalogue model MODEL as ONNX, in training form unless --form deploy."""
+    """Write the catalog model MODEL as ONNX, in training form unless --form deploy."""
     options, preprocess = _settings(verbs.ExportOptions, settings)
     require_writable(output)
     names = tuple(line.strip() for line in read_lines(labels)) if labels else ()
@@ -122,12 +137,12 @@ def export(model: str, output: Path, labels: Path | None, as_json: bool, **setti
 
 @cli.command()
 @click.argument("checkpoint")
-@click.option("--model", required=True, help="Catalogue model that the weights are of.")
+@click.option("--model", required=True, help="Catalog model that the weights are of.")
 @output_option
 @options_of(LoadOptions)
 @json_option
 def convert(checkpoint: str, model: str, output: Path, as_json: bool, **settings: Any) -> None:
-    """Write the weights in CHECKPOINT, of any known source, as .safetensors in the catalogue's naming.
+    """Write the weights in CHECKPOINT, of any known source, as .safetensors in the catalog's naming.
 
     CHECKPOINT: .pth or .pt (PyTorch), .pdparams (Paddle) or .safetensors. Nothing in it is run.
     """
@@ -145,7 +160,12 @@ def convert(checkpoint: str, model: str, output: Path, as_json: bool, **settings
 
 @cli.command()
 @click.argument("wanted", nargs=-1, required=True)
-@click.option("-o", "--output", type=FILE, help="Folder to put the files in.  [default: the cache, ~/.cache/repzoo]")
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    help="Folder to put the files in.  [default: the cache, ~/.cache/repzoo]",
+)
 @click.option("--sha256", default="", help="What the SHA-256 of the one file must be.")
 @json_option
 def download(wanted: tuple[str, ...], output: Path | None, sha256: str, as_json: bool) -> None:
@@ -166,20 +186,37 @@ def download(wanted: tuple[str, ...], output: Path | None, sha256: str, as_json:
 @cli.command()
 @click.argument("file")
 @output_option
-@click.option("--certificate", "certificate_file", type=FILE, help="Write the certificate here too (JSON).")
+@click.option(
+    "--certificate", "certificate_file", type=FILE, help="Write the certificate here too (JSON)."
+)
 @click.option("--data", help="Images to certify on besides random ones: a folder or `digits`.")
-@click.option("--timed/--no-timed", help="Also refuse folds that take longer on this machine; the result then depends on it.")
+@click.option(
+    "--timed/--no-timed",
+    help="Also refuse folds that take longer on this machine; the result then depends on it.",
+)
 @preprocess_options
 @json_option
 def fold(
-    file: str, output: Path, certificate_file: Path | None, data: str | None, timed: bool, as_json: bool, **preprocess: Any
+    file: str,
+    output: Path,
+    certificate_file: Path | None,
+    data: str | None,
+    timed: bool,
+    as_json: bool,
+    **preprocess: Any,
 ) -> None:
     """Fold FILE.onnx into its deploy form, with a certificate that the two are equal."""
     artifact = verbs.load(file, **preprocess)
     _require_places(output, certificate_file)
-    images = verbs.first_images(open_source(data).held_out(), artifact.needing_preprocess()) if data else None
+    images = (
+        verbs.first_images(open_source(data).held_out(), artifact.needing_preprocess())
+        if data
+        else None
+    )
     made, certificate = verbs.fold(artifact, images, timed=timed)
-    beside = [(certificate_file, Console.document(certificate.to_json()))] if certificate_file else []
+    beside = (
+        [(certificate_file, Console.document(certificate.to_json()))] if certificate_file else []
+    )
     write_together([(output, made.chunks()), *beside])
     Console(as_json).show(models.certificate(certificate, output))
 
@@ -187,13 +224,25 @@ def fold(
 @cli.command("embed-input")
 @click.argument("file")
 @output_option
-@click.option("--order", type=click.Choice(["RGB", "BGR"]), help="Channel order of the uint8 buffer.  [default: the model's]")
+@click.option(
+    "--order",
+    type=click.Choice(["RGB", "BGR"]),
+    help="Channel order of the uint8 buffer.  [default: the model's]",
+)
 @click.option("--data", help="Images to certify on besides random ones: a folder or `digits`.")
 @engine_option
 @preprocess_options
 @json_option
-def embed_input(file: str, output: Path, order: Any, data: str | None, engine: str, as_json: bool, **preprocess: Any) -> None:
-    """Let FILE.onnx take a camera's buffer (--input uint8 or nv12): normalisation and colours move into its graph, certified."""
+def embed_input(
+    file: str,
+    output: Path,
+    order: Any,
+    data: str | None,
+    engine: str,
+    as_json: bool,
+    **preprocess: Any,
+) -> None:
+    """Let FILE.onnx take a camera's buffer (--input uint8 or nv12): normalization and colors move into its graph, certified."""
     kind, yuv = preprocess.pop("input"), preprocess.pop("yuv")
     artifact = verbs.load(file, **preprocess)
     require_writable(output)
@@ -205,21 +254,33 @@ def embed_input(file: str, output: Path, order: Any, data: str | None, engine: s
 @cli.command()
 @click.argument("file")
 @data_option
-@click.option("--part", multiple=True, help="Part of the data (train, validation, test); default: all that is held out.")
+@click.option(
+    "--part",
+    multiple=True,
+    help="Part of the data (train, validation, test); default: all that is held out.",
+)
 @click.option("--append", type=FILE, help="Append the Records to this .jsonl file too.")
 @engine_option
 @preprocess_options
 @json_option
 def mismatch(
-    file: str, data: str, part: tuple[str, ...], append: Path | None, engine: str, as_json: bool, **preprocess: Any
+    file: str,
+    data: str,
+    part: tuple[str, ...],
+    append: Path | None,
+    engine: str,
+    as_json: bool,
+    **preprocess: Any,
 ) -> None:
-    """Measure what each mistake in preparing images costs FILE in Top-1: resize, kernel, crop, colours, NV12, mean and std."""
+    """Measure what each mistake in preparing images costs FILE in Top-1: resize, kernel, crop, colors, NV12, mean and std."""
     from repzoo.measure import record
 
     artifact = verbs.load(file, **preprocess)
     _require_places(append)
     with Console(as_json) as console:
-        result = verbs.measure_mismatch(artifact, _dataset(open_source(data), part), engine, console.progress)
+        result = verbs.measure_mismatch(
+            artifact, _dataset(open_source(data), part), engine, console.progress
+        )
     if append:
         record.append(append, [result.right, *result.wrong])
     console.show(results.mismatches(result))
@@ -233,14 +294,18 @@ def mismatch(
 @options_of(verbs.QuantizeOptions)
 @preprocess_options
 @json_option
-def quantize(file: str, output: Path, data: str, report_file: Path | None, as_json: bool, **settings: Any) -> None:
-    """Quantise FILE.onnx (folded first when it is not) to INT8; exit 4 when the accuracy budget is proven exceeded."""
+def quantize(
+    file: str, output: Path, data: str, report_file: Path | None, as_json: bool, **settings: Any
+) -> None:
+    """Quantize FILE.onnx (folded first when it is not) to INT8; exit 4 when the accuracy budget is proven exceeded."""
     options, preprocess = _settings(verbs.QuantizeOptions, settings)
     artifact = _float(verbs.load(file, **preprocess))
     _require_places(output, report_file)
     with Console(as_json) as console:
         made, report = verbs.quantize(artifact, data, options, console.progress)
-    beside = [(report_file, Console.document(dataclasses.asdict(report.record)))] if report_file else []
+    beside = (
+        [(report_file, Console.document(dataclasses.asdict(report.record)))] if report_file else []
+    )
     write_together([(output, made.chunks()), *beside])
     console.show(results.quantized(report, output))
 
@@ -248,8 +313,15 @@ def quantize(file: str, output: Path, data: str, report_file: Path | None, as_js
 @cli.command()
 @click.argument("files", nargs=-1)
 @data_option
-@click.option("--part", multiple=True, help="Part of the data (train, validation, test); default: all that is held out.")
-@click.option("--against", help="Float model to compare everything with, image by image; default: the first of FILES.")
+@click.option(
+    "--part",
+    multiple=True,
+    help="Part of the data (train, validation, test); default: all that is held out.",
+)
+@click.option(
+    "--against",
+    help="Float model to compare everything with, image by image; default: the first of FILES.",
+)
 @click.option("--append", type=FILE, help="Append the Records to this .jsonl file.")
 @options_of(verbs.EvaluateOptions)
 @preprocess_options
@@ -263,7 +335,7 @@ def evaluate(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Measure Top-1 and Top-5 of FILES on labelled images, with 95 % intervals; compare them image by image.
+    """Measure Top-1 and Top-5 of FILES on labeled images, with 95 % intervals; compare them image by image.
 
     Several processes, or hosts, share the images: torchrun --nproc-per-node=2 -m repzoo evaluate ...
     """
@@ -287,7 +359,9 @@ def evaluate(
 @cli.command()
 @click.argument("files", nargs=-1, required=True)
 @options_of(verbs.BenchOptions)
-@click.option("--append", type=FILE, help="Append the Records to this .jsonl file as each setting ends.")
+@click.option(
+    "--append", type=FILE, help="Append the Records to this .jsonl file as each setting ends."
+)
 @preprocess_options
 @json_option
 def bench(files: tuple[str, ...], append: Path | None, as_json: bool, **settings: Any) -> None:
@@ -298,7 +372,12 @@ def bench(files: tuple[str, ...], append: Path | None, as_json: bool, **settings
     _require_places(append)
     artifacts = [verbs.load(file, **preprocess) for file in files]
     with Console(as_json) as console:
-        swept = verbs.benchmark(artifacts, options, console.progress, partial(record.append, append) if append else lambda _: None)
+        swept = verbs.benchmark(
+            artifacts,
+            options,
+            console.progress,
+            partial(record.append, append) if append else lambda _: None,
+        )
     console.show(bench_view(swept))
     if swept.interrupted:
         sys.exit(INTERRUPTED)
@@ -307,13 +386,19 @@ def bench(files: tuple[str, ...], append: Path | None, as_json: bool, **settings
 @cli.command()
 @click.argument("file")
 @click.argument("images", nargs=-1, required=True, type=FILE)
-@click.option("--top", default=5, show_default=True, type=click.IntRange(1, 100), help="Classes to show.")
+@click.option(
+    "--top", default=5, show_default=True, type=click.IntRange(1, 100), help="Classes to show."
+)
 @engine_option
 @preprocess_options
 @json_option
-def predict(file: str, images: tuple[Path, ...], top: int, engine: str, as_json: bool, **preprocess: Any) -> None:
+def predict(
+    file: str, images: tuple[Path, ...], top: int, engine: str, as_json: bool, **preprocess: Any
+) -> None:
     """Show the best classes of each of IMAGES with their probabilities."""
-    Console(as_json).show(results.predictions(verbs.predict(verbs.load(file, **preprocess), images, top, engine)))
+    Console(as_json).show(
+        results.predictions(verbs.predict(verbs.load(file, **preprocess), images, top, engine))
+    )
 
 
 @cli.command()
@@ -322,7 +407,7 @@ def predict(file: str, images: tuple[Path, ...], top: int, engine: str, as_json:
 @json_option
 def count(file: str, as_json: bool, **preprocess: Any) -> None:
     """Count parameters, MACs and bytes of FILE.onnx, and name what was not counted."""
-    from repzoo.graph.cost import count as count_cost
+    from repzoo.graph.tools.cost import count as count_cost
 
     artifact = verbs.load(file, **preprocess)
     Console(as_json).show(models.cost(artifact, count_cost(artifact)))
@@ -331,36 +416,73 @@ def count(file: str, as_json: bool, **preprocess: Any) -> None:
 @cli.command()
 @click.argument("model")
 @data_option
-@click.option("-o", "--output", type=FILE, help="Folder of the run; the same command goes on with it.  [default: runs/MODEL.DATA]")
-@click.option("--recipe", "recipe_name", help="A recipe's name, or FILE.toml.  [default: digits for digits, else photos]")
-@click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
-@click.option("--batch", type=click.IntRange(2), help="Images a step over all processes, instead of the recipe's.")
-@click.option("--lr", type=float, help="Peak learning rate, instead of the recipe's (and for as many images as it says).")
-@click.option("--amp", type=click.Choice(["off", "on", "bf16", "fp16"]), help="Mixed precision, instead of the recipe's.")
 @click.option(
-    "--distill", type=click.Choice(["none", "soft", "hard"]), help="How to learn from --teacher, instead of the recipe's."
+    "-o",
+    "--output",
+    type=FILE,
+    help="Folder of the run; the same command goes on with it.  [default: runs/MODEL.DATA]",
 )
-@click.option("--size", type=click.IntRange(32), help="Side of the input in pixels, instead of the recipe's.")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    help="A recipe's name, or FILE.toml.  [default: digits for digits, else photos]",
+)
+@click.option("--epochs", type=click.IntRange(1), help="Instead of the recipe's.")
+@click.option(
+    "--batch",
+    type=click.IntRange(2),
+    help="Images a step over all processes, instead of the recipe's.",
+)
+@click.option(
+    "--lr",
+    type=float,
+    help="Peak learning rate, instead of the recipe's (and for as many images as it says).",
+)
+@click.option(
+    "--amp",
+    type=click.Choice(["off", "on", "bf16", "fp16"]),
+    help="Mixed precision, instead of the recipe's.",
+)
+@click.option(
+    "--distill",
+    type=click.Choice(["none", "soft", "hard"]),
+    help="How to learn from --teacher, instead of the recipe's.",
+)
+@click.option(
+    "--size", type=click.IntRange(32), help="Side of the input in pixels, instead of the recipe's."
+)
 @options_of(TrainOptions)
 @json_option
 def train(
-    model: str, data: str, output: Path | None, recipe_name: str | None, size: int | None, as_json: bool, **settings: Any
+    model: str,
+    data: str,
+    output: Path | None,
+    recipe_name: str | None,
+    size: int | None,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Train MODEL on the `train` part of the data; validation and test images are scored, never trained on.
 
-    MODEL: a name of the catalogue, or any of timm's. Several processes, or hosts: torchrun --nproc-per-node=2 -m repzoo train ...
+    MODEL: a name of the catalog, or any of timm's. Several processes, or hosts: torchrun --nproc-per-node=2 -m repzoo train ...
     """
     from repzoo.measure import distributed
     from repzoo.train.recipe import recipe as recipe_called
 
     options, changed = _settings(TrainOptions, settings)
     changed["distill"] = "" if changed["distill"] == "none" else changed["distill"]
-    chosen = recipe_called(recipe_name or ("digits" if data == "digits" else "photos")).for_model(model).changed(**changed)
+    chosen = (
+        recipe_called(recipe_name or ("digits" if data == "digits" else "photos"))
+        .for_model(model)
+        .changed(**changed)
+    )
     if size:
         chosen = chosen.changed(preprocess={**chosen.preprocess, "size": size})
     with distributed.joined() as group:
         source, console = open_source(data), Console(as_json)
-        run = Running(output=output or Path("runs") / f"{model}.{source.name}", **dataclasses.asdict(options))
+        run = Running(
+            output=output or Path("runs") / f"{model}.{source.name}", **dataclasses.asdict(options)
+        )
         if not group.rank:
             require_writable_folder(run.output)
         with console if not group.rank else contextlib.nullcontext():
@@ -372,19 +494,41 @@ def train(
 
 @cli.command()
 @click.argument("model", required=False)
-@click.option("--data", default="digits", show_default=True, help="Folder with one subfolder of images a class, or `digits`.")
-@click.option("-o", "--output", type=FILE, default=Path("out"), show_default=True, help="Folder for the card and its files.")
+@click.option(
+    "--data",
+    default="digits",
+    show_default=True,
+    help="Folder with one subfolder of images a class, or `digits`.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    default=Path("out"),
+    show_default=True,
+    help="Folder for the card and its files.",
+)
 @click.option("--append", type=FILE, help="Append the Records to this .jsonl file too.")
 @click.option(
-    "--streams", default=0, show_default=True, type=click.IntRange(0), help="Clients of the multi-thread row; 0: one for each core."
+    "--streams",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Clients of the multi-thread row; 0: one for each core.",
 )
-@click.option("--seconds", default=5.0, show_default=True, type=POSITIVE, help="Time for all timing.")
-@click.option("--time-on", help="Engines to time the float and the INT8 file on too.", **several(str))
+@click.option(
+    "--seconds", default=5.0, show_default=True, type=POSITIVE, help="Time for all timing."
+)
+@click.option(
+    "--time-on", help="Engines to time the float and the INT8 file on too.", **several(str)
+)
 @options_of(verbs.QuantizeOptions)
 @preprocess_options
 @json_option
-def card(model: str | None, data: str, output: Path, append: Path | None, as_json: bool, **settings: Any) -> None:
-    """Do the whole job on MODEL and write its card: fold, quantise, evaluate, time.
+def card(
+    model: str | None, data: str, output: Path, append: Path | None, as_json: bool, **settings: Any
+) -> None:
+    """Do the whole job on MODEL and write its card: fold, quantize, evaluate, time.
 
     Without MODEL: the embedded checkpoint whose classes are those of the data.
     """
@@ -418,7 +562,9 @@ def _dataset(source: Source, parts: tuple[str, ...]) -> Dataset:
 
 def _float(artifact: Artifact) -> Artifact:
     if artifact.form == "int8":
-        raise InputError(f"{artifact.name} is quantised already; give the float model it was made from")
+        raise InputError(
+            f"{artifact.name} is quantized already; give the float model it was made from"
+        )
     return artifact
 
 
@@ -434,8 +580,12 @@ def _missing_torch(feature: str, error: ModuleNotFoundError) -> ModuleNotFoundEr
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line on `arguments`, or on the process's own; always ends in SystemExit."""
-    warnings.filterwarnings("ignore", module="PIL")  # of odd but readable images; unreadable ones are counted and named
+    warnings.filterwarnings(
+        "ignore", module="PIL"
+    )  # of odd but readable images; unreadable ones are counted and named
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # names that the terminal's encoding lacks
     cli.main(arguments, prog_name="repzoo", standalone_mode=True)

@@ -26,7 +26,9 @@ class MissingExtra(InputError):
     """An optional dependency is absent; the message says what to type."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs an optional dependency that is not installed; type: pip install 'repzoo[{extra}]'")
+        super().__init__(
+            f"{feature} needs an optional dependency that is not installed; type: pip install 'repzoo[{extra}]'"
+        )
         self.extra = extra
 
 

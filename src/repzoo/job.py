@@ -19,7 +19,7 @@ from repzoo.data.dataset import Dataset, Source
 from repzoo.engines import Engine, engine
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError, MissingExtra
-from repzoo.graph.cost import count
+from repzoo.graph.tools.cost import count
 from repzoo.measure import accuracy, latency, record
 from repzoo.measure.host import host
 from repzoo.measure.record import Record, identity_of
@@ -35,7 +35,7 @@ class JobOptions:
 
     streams  client threads of the multi-thread row, 0 takes one for each core
     seconds  for all timing
-    time_on  engines that the float and the INT8 file are timed on beside the one they are quantised for, in the same rounds
+    time_on  engines that the float and the INT8 file are timed on beside the one they are quantized for, in the same rounds
     """
 
     quantize: verbs.QuantizeOptions = dataclasses.field(default_factory=verbs.QuantizeOptions)
@@ -54,7 +54,12 @@ class JobResult:
     remarks: tuple[str, ...]
 
 
-def run(artifact: Artifact, source: Source, options: JobOptions | None = None, progress: Progress = silent) -> JobResult:
+def run(
+    artifact: Artifact,
+    source: Source,
+    options: JobOptions | None = None,
+    progress: Progress = silent,
+) -> JobResult:
     """Do the job on a training-form (or folded) float `artifact` with the images of `source`.
 
     Raises:
@@ -62,19 +67,38 @@ def run(artifact: Artifact, source: Source, options: JobOptions | None = None, p
     """
     options = options or JobOptions()
     if artifact.form == "int8":
-        raise InputError(f"{artifact.name} is quantised already; the card starts from the float model")
+        raise InputError(
+            f"{artifact.name} is quantized already; the card starts from the float model"
+        )
     _others(options)  # a name that nobody knows is refused before the work
     images, evaluation = source.calibration_split(options.quantize.images, options.quantize.seed)
     accuracy.class_indices(evaluation, artifact)
     progress("fold and certify", 0, 0)
-    deploy, certificate = verbs.fold(artifact, verbs.first_images(images, artifact.needing_preprocess()), options.quantize.engine)
+    deploy, certificate = verbs.fold(
+        artifact, verbs.first_images(images, artifact.needing_preprocess()), options.quantize.engine
+    )
     int8, report = verbs.quantize(deploy, source, options.quantize, progress)
-    measured = verbs.evaluate([deploy, int8], evaluation, verbs.EvaluateOptions((options.quantize.engine,)), deploy, progress)
+    measured = verbs.evaluate(
+        [deploy, int8],
+        evaluation,
+        verbs.EvaluateOptions((options.quantize.engine,)),
+        deploy,
+        progress,
+    )
     artifacts = {artifact.form: artifact} | {"deploy": deploy, "int8": int8}
     folded = Record("fold", identity_of(deploy), _fold_values(certificate.to_json()))
     timed, left_out = _timings(artifacts, options, progress)
-    records = [*_costs(artifacts), folded, report.record, *measured.runs, measured.paired[1], *timed]
-    name = uuid.uuid4().hex[:12]  # not the file's hash: the same file may be judged on other images, or timed on another host
+    records = [
+        *_costs(artifacts),
+        folded,
+        report.record,
+        *measured.runs,
+        measured.paired[1],
+        *timed,
+    ]
+    name = uuid.uuid4().hex[
+        :12
+    ]  # not the file's hash: the same file may be judged on other images, or timed on another host
     tied = tuple(replace(one, job=name) for one in records)
     said = (*_trained_on(artifact, evaluation), *report.warnings, *measured.remarks, *left_out)
     remarks = dict.fromkeys(said)  # gate and evaluation may read the same broken image
@@ -96,7 +120,9 @@ def write(result: JobResult, output: Path) -> list[Path]:
     except OSError as error:
         if is_new:
             shutil.rmtree(output, ignore_errors=True)
-        raise InputError(f"{output} cannot be written: {error.strerror}; free room or give another place with -o") from None
+        raise InputError(
+            f"{output} cannot be written: {error.strerror}; free room or give another place with -o"
+        ) from None
 
 
 def _write_all(result: JobResult, folder: Path) -> list[Path]:
@@ -125,7 +151,10 @@ def _trained_on(artifact: Artifact, evaluation: Dataset) -> list[str]:
 
 
 def _costs(artifacts: Mapping[str, Artifact]) -> list[Record]:
-    return [Record("cost", identity_of(one), dataclasses.asdict(count(one))) for one in artifacts.values()]
+    return [
+        Record("cost", identity_of(one), dataclasses.asdict(count(one)))
+        for one in artifacts.values()
+    ]
 
 
 def _fold_values(certificate: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +162,9 @@ def _fold_values(certificate: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "folds": len(certificate["folds"]), "refusals": len(certificate["refusals"])}
 
 
-def _timings(artifacts: Mapping[str, Artifact], options: JobOptions, progress: Progress) -> tuple[list[Record], list[str]]:
+def _timings(
+    artifacts: Mapping[str, Artifact], options: JobOptions, progress: Progress
+) -> tuple[list[Record], list[str]]:
     """One-thread latency of all forms and many-client throughput of the two that ship, and what of it could not be measured.
 
     All are interleaved, on whichever engine: the rows of a card may be compared.
@@ -150,12 +181,21 @@ def _timings(artifacts: Mapping[str, Artifact], options: JobOptions, progress: P
         left_out.append(f"the {one.artifact.form} form was not timed on {one.engine.name}: {error}")
 
     cases = [*single.values(), *many, *beside]
-    records = latency.run(cases, options.seconds / len(cases), progress=progress, openings=0, on_error=leave_out)
+    records = latency.run(
+        cases, options.seconds / len(cases), progress=progress, openings=0, on_error=leave_out
+    )
     gained = [latency.ratio(single["deploy"], single["train"])] if "train" in single else []
-    return [*records, latency.ratio(single["int8"], single["deploy"]), *gained, *_ratios(beside)], left_out
+    return [
+        *records,
+        latency.ratio(single["int8"], single["deploy"]),
+        *gained,
+        *_ratios(beside),
+    ], left_out
 
 
-def _beside(artifacts: Mapping[str, Artifact], options: JobOptions) -> tuple[list[latency.Case], list[str]]:
+def _beside(
+    artifacts: Mapping[str, Artifact], options: JobOptions
+) -> tuple[list[latency.Case], list[str]]:
     """The cases of the other engines, tried in a process of their own first, and why some are left out."""
     runners, left_out = _others(options)
     cases = []

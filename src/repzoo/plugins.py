@@ -55,7 +55,11 @@ class PluginTable:
                 raise InputError(
                     f"the {self.kind} {name!r} ({target}) cannot be loaded: {error}; repair or uninstall it"
                 ) from error
-            if isinstance(error, ModuleNotFoundError) and plugins[name].extra and (error.name or "").split(".")[0] != "repzoo":
+            if (
+                isinstance(error, ModuleNotFoundError)
+                and plugins[name].extra
+                and (error.name or "").split(".")[0] != "repzoo"
+            ):
                 raise MissingExtra(f"the {self.kind} {name!r}", plugins[name].extra) from error
             raise
 

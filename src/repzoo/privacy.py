@@ -35,7 +35,7 @@ def silence_onnxruntime() -> None:
 def unreported() -> Iterator[None]:
     """Import a runtime in this block: its reporting modules cannot be imported meanwhile (ImportError).
 
-    A module that someone imported before is left alone afterwards: what they do outside repzoo is theirs.
+    A module that someone imported before is left alone afterward: what they do outside repzoo is theirs.
     """
     silence_onnxruntime()
     before = {name: sys.modules[name] for name in REPORTERS if name in sys.modules}

@@ -63,7 +63,9 @@ def read_lines(path: Path, limit: int = 2**24) -> list[str]:
     try:
         text = read_bounded(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise InputError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
     return [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
 
 
@@ -72,7 +74,9 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"the folder {path} cannot be made: {error.strerror}; give another with -o") from None
+        raise InputError(
+            f"the folder {path} cannot be made: {error.strerror}; give another with -o"
+        ) from None
     return path
 
 
@@ -87,7 +91,9 @@ def written_aside(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     aside: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=".repzoo.", suffix=".part", dir=path.parent)  # as long as `path` may be longer
+        handle, name = tempfile.mkstemp(
+            prefix=".repzoo.", suffix=".part", dir=path.parent
+        )  # as long as `path` may be longer
         os.close(handle)
         aside = Path(name)
         yield aside
@@ -113,7 +119,9 @@ def write_together(contents: Sequence[tuple[Path, Data]]) -> None:
         InputError: as `written_aside`, or one place named twice.
     """
     if len({path.resolve() for path, _ in contents}) < len(contents):
-        raise InputError(f"two outputs would both be written to {contents[0][0]}; give each its own file")
+        raise InputError(
+            f"two outputs would both be written to {contents[0][0]}; give each its own file"
+        )
     with contextlib.ExitStack() as stack:
         for path, data in contents:
             _fill(stack.enter_context(written_aside(path)), data)
@@ -138,11 +146,17 @@ def require_writable_folder(path: Path) -> None:
     while not above.exists():
         above = above.parent
     if not above.is_dir():
-        raise InputError(f"the folder {path} cannot be made: {above} is a file; give another with -o")
+        raise InputError(
+            f"the folder {path} cannot be made: {above} is a file; give another with -o"
+        )
     try:
-        tempfile.TemporaryFile(dir=above).close()  # the only true test: permissions say nothing of file systems or of root
+        tempfile.TemporaryFile(
+            dir=above
+        ).close()  # the only true test: permissions say nothing of file systems or of root
     except OSError as error:
-        raise InputError(f"the folder {path} cannot be written: {error.strerror or error}; give another with -o") from None
+        raise InputError(
+            f"the folder {path} cannot be written: {error.strerror or error}; give another with -o"
+        ) from None
 
 
 def append_lines(path: Path, lines: list[str]) -> None:
@@ -154,7 +168,9 @@ def append_lines(path: Path, lines: list[str]) -> None:
     try:
         with path.open("a+b", buffering=0) as file, _turn(path):
             before, done = file.seek(0, os.SEEK_END), 0
-            data = memoryview((_missing_end(file, before) + "".join(line + "\n" for line in lines)).encode())
+            data = memoryview(
+                (_missing_end(file, before) + "".join(line + "\n" for line in lines)).encode()
+            )
             try:
                 while done < len(data):
                     done += file.write(data[done:]) or 0
@@ -172,7 +188,9 @@ def _turn(path: Path) -> Iterator[None]:
         with contextlib.suppress(ImportError):
             import fcntl
 
-            folder = os.open(path.parent, os.O_RDONLY)  # not the file itself, which a reader may hold locked for its whole run
+            folder = os.open(
+                path.parent, os.O_RDONLY
+            )  # not the file itself, which a reader may hold locked for its whole run
             stack.callback(os.close, folder)  # gives the lock back
             fcntl.flock(folder, fcntl.LOCK_EX)
         yield
@@ -186,13 +204,21 @@ def _missing_end(file: io.FileIO, size: int) -> str:
 
 def _fill(path: Path, data: Data) -> None:
     with path.open("wb") as file:
-        file.writelines([data.encode()] if isinstance(data, str) else [data] if isinstance(data, bytes) else data)
+        file.writelines(
+            [data.encode()]
+            if isinstance(data, str)
+            else [data]
+            if isinstance(data, bytes)
+            else data
+        )
         file.flush()
         os.fsync(file.fileno())
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path} cannot be written: {error.strerror or error}; free room or give another place")
+    return InputError(
+        f"{path} cannot be written: {error.strerror or error}; free room or give another place"
+    )
 
 
 def _umask() -> int:
@@ -221,7 +247,9 @@ def cached_file(kind: str, name: str, make: Callable[[Path], None]) -> Path:
                 make(aside)
         except InputError as error:
             if isinstance(error.__context__, OSError):
-                raise InputError(f"the cache {path.parent} cannot be written; set REPZOO_CACHE to a folder with room") from None
+                raise InputError(
+                    f"the cache {path.parent} cannot be written; set REPZOO_CACHE to a folder with room"
+                ) from None
             raise
     with contextlib.suppress(OSError):
         path.touch()  # the one just used is the youngest
@@ -231,7 +259,10 @@ def cached_file(kind: str, name: str, make: Callable[[Path], None]) -> Path:
 
 def _trim(newest: Path) -> None:
     """Delete the files used longest ago until the folder of `newest` holds at most CACHE_BYTES."""
-    facts = sorted(((one.stat().st_mtime, one.stat().st_size, one) for one in newest.parent.glob("[!.]*")), reverse=True)
+    facts = sorted(
+        ((one.stat().st_mtime, one.stat().st_size, one) for one in newest.parent.glob("[!.]*")),
+        reverse=True,
+    )
     total = 0
     for _, size, one in facts:
         total += size

@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from repzoo.errors import CertificateError, InputError, MissingExtra
-from repzoo.graph.certify import compare
-from repzoo.graph.fold import Fold, fold_graph
-from repzoo.graph.rules import Refusal
+from repzoo.graph.certificate.certify import compare
+from repzoo.graph.fold.engine import Fold, fold_graph
+from repzoo.graph.fold.rules import Refusal
 
 try:
     import torch
@@ -98,7 +98,9 @@ def _with_forward(module: nn.Module) -> nn.Module:
     chosen = getattr(vars(module).get("forward"), "__func__", None)
     if chosen is not None:
         kind = type(module)
-        module.__class__ = type(kind.__name__, (kind,), {"forward": chosen, "__module__": kind.__module__})
+        module.__class__ = type(
+            kind.__name__, (kind,), {"forward": chosen, "__module__": kind.__module__}
+        )
         del module.forward
     return module
 
@@ -135,7 +137,13 @@ class _Tracer(fx.Tracer):
                     raise
                 self.whole.add(self.culprit)
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         """As it is, noting the innermost module that fails."""
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -157,14 +165,20 @@ def _certify(module: nn.Module, folded: nn.Module, images: torch.Tensor) -> None
         generator = torch.Generator().manual_seed(1)
         for weight in twin.parameters():
             up = torch.rand(weight.shape, generator=generator) < 0.5
-            weight.copy_(torch.nextafter(weight, torch.where(up, torch.inf, -torch.inf).to(weight.dtype)))
+            weight.copy_(
+                torch.nextafter(weight, torch.where(up, torch.inf, -torch.inf).to(weight.dtype))
+            )
         jittered = twin(images)
     kinds = [weight.dtype for weight in twin.parameters() if weight.is_floating_point()]
     roundoff = max((torch.finfo(kind).eps / 2 for kind in kinds), default=2.0**-24)
-    before, after, moved = (one.double().reshape(len(one), -1).cpu().numpy() for one in (expected, got, jittered))
+    before, after, moved = (
+        one.double().reshape(len(one), -1).cpu().numpy() for one in (expected, got, jittered)
+    )
     made = compare(before, after, moved, roundoff)
     if not made.error <= made.bound:
-        raise CertificateError(f"the folded module is not proven equal: largest error {made.error:.3g}, bound {made.bound:.3g}")
+        raise CertificateError(
+            f"the folded module is not proven equal: largest error {made.error:.3g}, bound {made.bound:.3g}"
+        )
 
 
 @dataclass
@@ -188,17 +202,31 @@ class _Drawing:
         inputs = [self.values[node] for node in self.module.graph.nodes if node.op == "placeholder"]
         last = next(node for node in self.module.graph.nodes if node.op == "output")
         outputs = list(dict.fromkeys(self.values[node] for node in last.all_input_nodes))
-        return ir.Graph(inputs, outputs, nodes=self.nodes, initializers=list(self.constants.values()), opset_imports={"": 17})
+        return ir.Graph(
+            inputs,
+            outputs,
+            nodes=self.nodes,
+            initializers=list(self.constants.values()),
+            opset_imports={"": 17},
+        )
 
     def write_back(self, graph: ir.Graph) -> None:
         """Put what the fold wrote into the module: new layers under the name of the costliest one that each replaces."""
         for node in graph:
             if id(node) in self.drawn_ids or node.op_type not in ("Conv", "Gemm"):
                 continue
-            source, root = (self.sources[str(value.name)] for value in (node.inputs[0], node.outputs[0]) if value is not None)
-            target = str(node.name) if _is_layer(self.module, str(node.name)) else f"folded_{root.name}"
+            source, root = (
+                self.sources[str(value.name)]
+                for value in (node.inputs[0], node.outputs[0])
+                if value is not None
+            )
+            target = (
+                str(node.name) if _is_layer(self.module, str(node.name)) else f"folded_{root.name}"
+            )
             layer = _layer(node).to(next(self.module.parameters()).device)
-            self.module.set_submodule(target, layer) if "." in target else setattr(self.module, target, layer)
+            self.module.set_submodule(target, layer) if "." in target else setattr(
+                self.module, target, layer
+            )
             with self.module.graph.inserting_before(root):
                 new = self.module.graph.call_module(target, (source,))
             root.replace_all_uses_with(new)
@@ -212,7 +240,9 @@ class _Drawing:
         if node.op == "placeholder":
             self.values[node] = self._named(node)
         elif node.op == "get_attr":
-            self.values[node] = self._constant(str(node.target), _attribute(self.module, str(node.target)))
+            self.values[node] = self._constant(
+                str(node.target), _attribute(self.module, str(node.target))
+            )
         else:
             self._compute(node)
         self.sources.setdefault(str(self.values[node].name), node)
@@ -224,7 +254,11 @@ class _Drawing:
             self.values[node] = made  # passes its input through
             return
         made = made or ir.Node(
-            OPAQUE, node.name, [self.values[item] for item in node.all_input_nodes], num_outputs=1, name=node.name
+            OPAQUE,
+            node.name,
+            [self.values[item] for item in node.all_input_nodes],
+            num_outputs=1,
+            name=node.name,
         )
         output = made.outputs[0]
         like = self._named(node)
@@ -235,7 +269,11 @@ class _Drawing:
     def _drawer(self, node: fx.Node) -> Callable[[fx.Node], ir.Node | ir.Value | None] | None:
         if node.op == "call_module":
             kind = type(self.module.get_submodule(str(node.target)))
-            return self._pass_through if kind in _DROPOUTS else _MODULES.get(kind) and (lambda one: _MODULES[kind](self, one))
+            return (
+                self._pass_through
+                if kind in _DROPOUTS
+                else _MODULES.get(kind) and (lambda one: _MODULES[kind](self, one))
+            )
         if node.target in _ARITHMETIC:
             return self._arithmetic
         function = _FUNCTIONS.get(node.target)
@@ -248,32 +286,67 @@ class _Drawing:
         if len(node.args) != 2 or node.kwargs:
             return None
         sides = [self._operand(node, index) for index in (0, 1)]
-        return None if any(side is None for side in sides) else ir.node(_ARITHMETIC[node.target], sides, name=node.name)
+        return (
+            None
+            if any(side is None for side in sides)
+            else ir.node(_ARITHMETIC[node.target], sides, name=node.name)
+        )
 
     def _operand(self, node: fx.Node, index: int) -> ir.Value | None:
         value = node.args[index]
         if isinstance(value, fx.Node):
-            return self.values[value] if "tensor_meta" in value.meta or value.op == "get_attr" else None
-        return self._constant(f"{node.name}.{index}", torch.tensor(float(value))) if isinstance(value, int | float) else None
+            return (
+                self.values[value]
+                if "tensor_meta" in value.meta or value.op == "get_attr"
+                else None
+            )
+        return (
+            self._constant(f"{node.name}.{index}", torch.tensor(float(value)))
+            if isinstance(value, int | float)
+            else None
+        )
 
     def _named(self, node: fx.Node) -> ir.Value:
         meta = node.meta.get("tensor_meta")
         shape = getattr(meta, "shape", None)
         kind = _DTYPES.get(getattr(meta, "dtype", torch.float32), ir.DataType.FLOAT)
-        return ir.Value(name=node.name, shape=ir.Shape(tuple(shape)) if shape is not None else None, type=ir.TensorType(kind))
+        return ir.Value(
+            name=node.name,
+            shape=ir.Shape(tuple(shape)) if shape is not None else None,
+            type=ir.TensorType(kind),
+        )
 
     def _constant(self, name: str, tensor: torch.Tensor) -> ir.Value:
         if name not in self.constants:
             values = tensor.detach().cpu().numpy()
-            made = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(ir.DataType.from_numpy(values.dtype)))
+            made = ir.Value(
+                name=name,
+                shape=ir.Shape(values.shape),
+                type=ir.TensorType(ir.DataType.from_numpy(values.dtype)),
+            )
             made.const_value = ir.Tensor(values, name=name)
             self.constants[name] = made
         return self.constants[name]
 
-    def layer(self, kind: str, node: fx.Node, inputs: list[tuple[str, torch.Tensor | None]], attributes: dict[str, Any]) -> ir.Node:
+    def layer(
+        self,
+        kind: str,
+        node: fx.Node,
+        inputs: list[tuple[str, torch.Tensor | None]],
+        attributes: dict[str, Any],
+    ) -> ir.Node:
         """The ONNX node `kind` of the layer called at `node`, its weights from `inputs` (name, values)."""
-        weights = [self._constant(f"{node.target}.{name}", values) for name, values in inputs if values is not None]
-        return ir.node(kind, [self.values[node.all_input_nodes[0]], *weights], attributes=attributes, name=str(node.target))
+        weights = [
+            self._constant(f"{node.target}.{name}", values)
+            for name, values in inputs
+            if values is not None
+        ]
+        return ir.node(
+            kind,
+            [self.values[node.all_input_nodes[0]], *weights],
+            attributes=attributes,
+            name=str(node.target),
+        )
 
     def weights(self, node: fx.Node, *names: str) -> list[ir.Value | None]:
         """Tensors that a functional call reads, by keyword or position."""
@@ -287,7 +360,12 @@ def _conv(drawing: _Drawing, node: fx.Node) -> ir.Node | None:
     assert isinstance(layer, nn.Conv2d)
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return None
-    window = {"strides": layer.stride, "pads": layer.padding * 2, "dilations": layer.dilation, "group": layer.groups}
+    window = {
+        "strides": layer.stride,
+        "pads": layer.padding * 2,
+        "dilations": layer.dilation,
+        "group": layer.groups,
+    }
     return drawing.layer("Conv", node, [("weight", layer.weight), ("bias", layer.bias)], window)
 
 
@@ -298,7 +376,12 @@ def _batchnorm(drawing: _Drawing, node: fx.Node) -> ir.Node | None:
         return None
     gamma = layer.weight if layer.affine else torch.ones_like(layer.running_mean)
     beta = layer.bias if layer.affine else torch.zeros_like(layer.running_mean)
-    named = [("weight", gamma), ("bias", beta), ("running_mean", layer.running_mean), ("running_var", layer.running_var)]
+    named = [
+        ("weight", gamma),
+        ("bias", beta),
+        ("running_mean", layer.running_mean),
+        ("running_var", layer.running_var),
+    ]
     return drawing.layer("BatchNormalization", node, named, {"epsilon": layer.eps})  # type: ignore[arg-type]
 
 
@@ -307,7 +390,9 @@ def _linear(drawing: _Drawing, node: fx.Node) -> ir.Node | None:
     shape = drawing.values[node.all_input_nodes[0]].shape
     if shape is None or len(shape) != 2:
         return None
-    return drawing.layer("Gemm", node, [("weight", layer.weight), ("bias", layer.bias)], {"transB": 1})  # type: ignore[list-item]
+    return drawing.layer(
+        "Gemm", node, [("weight", layer.weight), ("bias", layer.bias)], {"transB": 1}
+    )  # type: ignore[list-item]
 
 
 def _average_pool(drawing: _Drawing, node: fx.Node) -> ir.Node | None:
@@ -315,20 +400,41 @@ def _average_pool(drawing: _Drawing, node: fx.Node) -> ir.Node | None:
     assert isinstance(layer, nn.AvgPool2d)
     if layer.divisor_override is not None:
         return None
-    kernel, strides, padding = (_pair(value) for value in (layer.kernel_size, layer.stride, layer.padding))
+    kernel, strides, padding = (
+        _pair(value) for value in (layer.kernel_size, layer.stride, layer.padding)
+    )
     settings = {"kernel_shape": kernel, "strides": strides, "pads": padding * 2}
-    settings |= {"ceil_mode": int(layer.ceil_mode), "count_include_pad": int(layer.count_include_pad)}  # type: ignore[dict-item]
+    settings |= {
+        "ceil_mode": int(layer.ceil_mode),
+        "count_include_pad": int(layer.count_include_pad),
+    }  # type: ignore[dict-item]
     return drawing.layer("AveragePool", node, [], settings)
 
 
 def _functional_batchnorm(drawing: _Drawing, node: fx.Node) -> ir.Node | None:
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    names = (
+        "input",
+        "running_mean",
+        "running_var",
+        "weight",
+        "bias",
+        "training",
+        "momentum",
+        "eps",
+    )
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     source, mean, variance, gamma, beta = drawing.weights(node, *names)[:5]
-    if given.get("training") or any(value is None for value in (source, mean, variance, gamma, beta)):
+    if given.get("training") or any(
+        value is None for value in (source, mean, variance, gamma, beta)
+    ):
         return None
     settings = {"epsilon": float(given.get("eps", 1e-5))}  # type: ignore[arg-type]
-    return ir.node("BatchNormalization", [source, gamma, beta, mean, variance], attributes=settings, name=node.name)
+    return ir.node(
+        "BatchNormalization",
+        [source, gamma, beta, mean, variance],
+        attributes=settings,
+        name=node.name,
+    )
 
 
 _MODULES: dict[type[nn.Module], Callable[[_Drawing, fx.Node], ir.Node | None]] = {
@@ -339,14 +445,22 @@ _MODULES: dict[type[nn.Module], Callable[[_Drawing, fx.Node], ir.Node | None]] =
     nn.Linear: _linear,
     nn.AvgPool2d: _average_pool,
 }
-_FUNCTIONS: dict[Any, Callable[[_Drawing, fx.Node], ir.Node | None]] = {functional.batch_norm: _functional_batchnorm}
-_DTYPES = {torch.float32: ir.DataType.FLOAT, torch.float64: ir.DataType.DOUBLE, torch.float16: ir.DataType.FLOAT16}
+_FUNCTIONS: dict[Any, Callable[[_Drawing, fx.Node], ir.Node | None]] = {
+    functional.batch_norm: _functional_batchnorm
+}
+_DTYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float64: ir.DataType.DOUBLE,
+    torch.float16: ir.DataType.FLOAT16,
+}
 
 
 def _layer(node: ir.Node) -> nn.Module:
     """The torch layer of a Conv or Gemm that the fold wrote."""
     weight, *bias = (
-        torch.from_numpy(np.array(value.const_value.numpy())) for value in node.inputs[1:] if value and value.const_value
+        torch.from_numpy(np.array(value.const_value.numpy()))
+        for value in node.inputs[1:]
+        if value and value.const_value
     )
     layer: nn.Module
     if node.op_type == "Gemm":
@@ -355,15 +469,33 @@ def _layer(node: ir.Node) -> nn.Module:
         layer = _conv2d(node, weight, bool(bias))
     layer.load_state_dict({"weight": weight, **({"bias": bias[0]} if bias else {})})
     pads = tuple(node.attributes.get_ints("pads", ()) or ())
-    return layer if pads[:2] == pads[2:] else nn.Sequential(nn.ZeroPad2d((pads[1], pads[3], pads[0], pads[2])), layer)
+    return (
+        layer
+        if pads[:2] == pads[2:]
+        else nn.Sequential(nn.ZeroPad2d((pads[1], pads[3], pads[0], pads[2])), layer)
+    )
 
 
 def _conv2d(node: ir.Node, weight: torch.Tensor, bias: bool) -> nn.Module:
     groups = node.attributes.get_int("group", 1)
-    strides, dilations, pads = (tuple(node.attributes.get_ints(name, ()) or ()) for name in ("strides", "dilations", "pads"))
+    strides, dilations, pads = (
+        tuple(node.attributes.get_ints(name, ()) or ()) for name in ("strides", "dilations", "pads")
+    )
     padding: Any = pads[:2] if pads[:2] == pads[2:] else 0  # uneven pads get a layer of their own
-    window: dict[str, Any] = {"stride": strides, "padding": padding, "dilation": dilations, "groups": groups}
-    return nn.Conv2d(weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), bias=bias, dtype=weight.dtype, **window)  # type: ignore[arg-type]
+    window: dict[str, Any] = {
+        "stride": strides,
+        "padding": padding,
+        "dilation": dilations,
+        "groups": groups,
+    }
+    return nn.Conv2d(
+        weight.shape[1] * groups,
+        weight.shape[0],
+        tuple(weight.shape[2:]),
+        bias=bias,
+        dtype=weight.dtype,
+        **window,
+    )  # type: ignore[arg-type]
 
 
 def _drop_unread_tensors(module: fx.GraphModule) -> None:

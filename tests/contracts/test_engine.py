@@ -47,12 +47,20 @@ def model(text: str, opset: int = 17, reach: int = 127) -> onnx.ModelProto:
     """`text` with seeded weights; `reach` is the largest INT8 weight (63: nothing saturates on a CPU without VNNI)."""
     rng = np.random.default_rng(0)
     shapes = {"w0": (6, 3, 3, 3), "b0": (6,), "w1": (6, 1, 3, 3), "w2": (5, 6), "b2": (5,)}
-    values: dict[str, Any] = {name: (0.4 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+    values: dict[str, Any] = {
+        name: (0.4 * rng.standard_normal(shape)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
     values["w8"] = rng.integers(-reach, reach + 1, (6, 3, 3, 3)).astype(np.int8)
-    values["sw"], values["zw"] = rng.uniform(0.001, 0.004, 6).astype(np.float32), np.zeros(6, np.int8)
+    values["sw"], values["zw"] = (
+        rng.uniform(0.001, 0.004, 6).astype(np.float32),
+        np.zeros(6, np.int8),
+    )
     made = onnx.parser.parse_model(text.replace('"" : 17', f'"" : {opset}'))
     read = {name for node in made.graph.node for name in node.input}
-    made.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in values.items() if name in read)
+    made.graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, name) for name, value in values.items() if name in read
+    )
     onnx.checker.check_model(made, full_check=True)
     return made
 
@@ -86,11 +94,13 @@ def test_it_names_itself_and_its_version(runner: Engine) -> None:
 def test_logits_are_the_reference_evaluators(runner: Engine, text: str, exact: bool) -> None:
     reach = 127 if exact else 63
     one, inputs = model(text, reach=reach), images(6)
-    (expected,) = evaluated(model(text, opset=19, reach=reach), inputs)  # the evaluator's Q/DQ begin with opset 19
+    (expected,) = evaluated(
+        model(text, opset=19, reach=reach), inputs
+    )  # the evaluator's Q/DQ begin with opset 19
     found = runner.open(one, 2, exact=exact).run(inputs)
     assert found.dtype == np.float32
     assert found.shape == (6, 5)
-    # A quantised value on the border between two steps may fall either way, which moves one pixel of one channel by a step.
+    # A quantized value on the border between two steps may fall either way, which moves one pixel of one channel by a step.
     tolerance = 1e-4 if text is FLOAT else 1e-3
     assert np.abs(found - expected).max() <= tolerance * np.ptp(expected)
 
@@ -150,7 +160,9 @@ def test_run_all_keeps_the_models_order(runner: Engine) -> None:
     probed = model(FLOAT)
     del probed.graph.output[:]
     names = ["output", "live", "sum", "stem"]
-    probed.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    probed.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
+    )
     found = runner.open(probed).run_all(images(2))
     expected = evaluated(probed, images(2))
     assert [one.shape for one in found] == [one.shape for one in expected]
@@ -161,14 +173,21 @@ def test_run_all_keeps_the_models_order(runner: Engine) -> None:
 def test_initializers_among_the_inputs_are_no_inputs(runner: Engine) -> None:
     old = model(FLOAT)
     old.ir_version = 3
-    listed = [onnx.helper.make_tensor_value_info(item.name, item.data_type, list(item.dims)) for item in old.graph.initializer]
+    listed = [
+        onnx.helper.make_tensor_value_info(item.name, item.data_type, list(item.dims))
+        for item in old.graph.initializer
+    ]
     inputs = [*listed, *old.graph.input]
     del old.graph.input[:]
     old.graph.input.extend(inputs)
-    np.testing.assert_allclose(runner.open(old).run(images(2)), runner.open(model(FLOAT)).run(images(2)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        runner.open(old).run(images(2)), runner.open(model(FLOAT)).run(images(2)), rtol=0, atol=1e-6
+    )
 
 
-def test_exact_turns_onnxruntimes_optimisations_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_exact_turns_onnxruntimes_optimizations_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Asked of ONNX Runtime itself: the graph it would run, written out, is the one given, or a fused one."""
     import onnxruntime as ort
 
@@ -215,12 +234,17 @@ def test_torch_compile_keeps_to_the_same() -> None:
 def test_onnxruntime_computes_full_range_int8_weights_rightly_even_without_vnni() -> None:
     """Its AVX2 kernels add two products in 16 bits and saturate, unless told not to (session.x64quantprecision)."""
     (expected,) = evaluated(model(QDQ, opset=19), images(6))
-    assert np.abs(engine("onnxruntime").open(model(QDQ)).run(images(6)) - expected).max() <= 1e-3 * np.ptp(expected)
+    assert np.abs(
+        engine("onnxruntime").open(model(QDQ)).run(images(6)) - expected
+    ).max() <= 1e-3 * np.ptp(expected)
 
 
 def test_an_option_is_found_by_its_beginning_and_an_unknown_one_lists_what_there_is() -> None:
     assert engine("onnxruntime:cpu").name == "onnxruntime:CPUExecutionProvider"
-    with pytest.raises(InputError, match=r"^the engine 'onnxruntime' has no option 'TPU'; this machine has .*CPUExecutionProvider"):
+    with pytest.raises(
+        InputError,
+        match=r"^the engine 'onnxruntime' has no option 'TPU'; this machine has .*CPUExecutionProvider",
+    ):
         engine("onnxruntime:TPU")
     for name in ("reference:fast", "onnxruntime:"):
         with pytest.raises(InputError, match="has no option"):
@@ -236,7 +260,9 @@ def install(folder: Path, entry: str) -> None:
     (info / "entry_points.txt").write_text(f"[repzoo.engines]\n{entry} = zeros_engine:Zeros\n")
 
 
-def test_a_third_partys_engine_is_found_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_third_partys_engine_is_found_by_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "zeros" not in ENGINES.names()
     install(tmp_path, "zeros")
     monkeypatch.syspath_prepend(tmp_path)
@@ -246,7 +272,9 @@ def test_a_third_partys_engine_is_found_by_its_entry_point(tmp_path: Path, monke
     assert found.open(model(FLOAT)).run(images(2)).shape == (2, 5)
 
 
-def test_a_third_party_cannot_take_a_builtin_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_third_party_cannot_take_a_builtin_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(tmp_path, "onnxruntime")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RepzooError, match="two engines are called 'onnxruntime'"):

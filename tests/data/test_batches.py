@@ -25,7 +25,13 @@ def picture(key: str) -> Image.Image:
 
 
 def dataset(count: int, load: Callable[[str], Image.Image] = picture) -> Dataset:
-    return Dataset("d", ("a", "b"), tuple(map(str, range(count))), tuple(number % 2 for number in range(count)), load)
+    return Dataset(
+        "d",
+        ("a", "b"),
+        tuple(map(str, range(count))),
+        tuple(number % 2 for number in range(count)),
+        load,
+    )
 
 
 def failing_on(bad: set[int]) -> Callable[[str], Image.Image]:
@@ -39,12 +45,16 @@ def failing_on(bad: set[int]) -> Callable[[str], Image.Image]:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 23), st.integers(1, 9), st.integers(1, 4), st.sets(st.integers(0, 22)))
-def test_every_readable_image_comes_once_in_order_as_prepare_makes_it(count: int, size: int, workers: int, bad: set[int]) -> None:
+def test_every_readable_image_comes_once_in_order_as_prepare_makes_it(
+    count: int, size: int, workers: int, bad: set[int]
+) -> None:
     report = ReadReport()
     made = list(batches(dataset(count, failing_on(bad)), WANTED, size, report, workers))
     indices = [index for one in made for index in one.indices]
     assert indices == [index for index in range(count) if index not in bad]
-    assert report.unreadable == [f"image {index} is broken" for index in sorted(bad) if index < count]
+    assert report.unreadable == [
+        f"image {index} is broken" for index in sorted(bad) if index < count
+    ]
     assert all(0 < len(one.indices) <= size and len(one.inputs) == len(one.indices) for one in made)
     for one in made:
         for index, inputs in zip(one.indices, one.inputs, strict=True):
@@ -91,12 +101,23 @@ def test_an_unexpected_error_of_a_loader_is_not_swallowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "total", "fatal"), [(0, 1, False), (1, 100, False), (2, 200, False), (1, 99, True), (3, 200, True), (2, 100, True)]
+    ("bad", "total", "fatal"),
+    [
+        (0, 1, False),
+        (1, 100, False),
+        (2, 200, False),
+        (1, 99, True),
+        (3, 200, True),
+        (2, 100, True),
+    ],
 )
 def test_one_in_a_hundred_may_be_unreadable_and_no_more(bad: int, total: int, fatal: bool) -> None:
     report = ReadReport([f"image {number}" for number in range(bad)])
     if fatal:
-        with pytest.raises(InputError, match=rf"{bad} of {total} images of d cannot be read \(at most 1% may be\): image 0"):
+        with pytest.raises(
+            InputError,
+            match=rf"{bad} of {total} images of d cannot be read \(at most 1% may be\): image 0",
+        ):
             report.check("d", total)
     else:
         report.check("d", total)
@@ -124,7 +145,11 @@ def test_a_strip_too_long_to_resize_is_left_out_by_name() -> None:
 
 def test_readable_gives_the_indices_that_decode_and_names_the_rest_in_order() -> None:
     report, seen = ReadReport(), []
-    good = readable(dataset(30, failing_on({3, 17, 4})), report, lambda stage, done, total: seen.append((stage, done, total)))
+    good = readable(
+        dataset(30, failing_on({3, 17, 4})),
+        report,
+        lambda stage, done, total: seen.append((stage, done, total)),
+    )
     assert good == [index for index in range(30) if index not in (3, 4, 17)]
     assert report.unreadable == [f"image {number} is broken" for number in (3, 4, 17)]
     assert seen == [("check images", done, 30) for done in range(31)]

@@ -15,7 +15,9 @@ from repzoo.errors import InputError
 
 def dataset(name: str, targets: list[int], start: int = 0) -> Dataset:
     keys = tuple(f"{start + number}" for number in range(len(targets)))
-    return Dataset(name, ("a", "b", "c"), keys, tuple(targets), lambda key: Image.new("RGB", (int(key) + 1, 1)))
+    return Dataset(
+        name, ("a", "b", "c"), keys, tuple(targets), lambda key: Image.new("RGB", (int(key) + 1, 1))
+    )
 
 
 TARGETS = st.lists(st.integers(0, 2), min_size=4, max_size=60)
@@ -29,7 +31,9 @@ def test_a_subset_keeps_the_order_asked_for() -> None:
 
 
 @given(TARGETS, st.integers(0, 70), st.integers(0, 5))
-def test_a_sample_is_balanced_deterministic_and_without_repeats(targets: list[int], count: int, seed: int) -> None:
+def test_a_sample_is_balanced_deterministic_and_without_repeats(
+    targets: list[int], count: int, seed: int
+) -> None:
     whole = dataset("d", targets)
     chosen = whole.balanced_sample(count, seed)
     assert len(set(chosen)) == len(chosen) == min(count, len(targets))
@@ -45,23 +49,32 @@ def test_another_seed_draws_other_images() -> None:
 
 
 @given(TARGETS, st.integers(1, 70), st.integers(0, 5))
-def test_a_flat_set_is_split_without_overlap_and_most_of_it_judges(targets: list[int], count: int, seed: int) -> None:
-    split = Source("s", {"all": dataset("all", targets)}).quantising_split(count, seed)
+def test_a_flat_set_is_split_without_overlap_and_most_of_it_judges(
+    targets: list[int], count: int, seed: int
+) -> None:
+    split = Source("s", {"all": dataset("all", targets)}).quantizing_split(count, seed)
     assert len(split.ranges) == min(count, len(targets) // 4)
     assert len(split.selection) == max(1, len(targets) // 8)
     keys = split.ranges.keys + split.selection.keys + split.gate.keys
     assert sorted(map(int, keys)) == list(range(len(targets)))
     assert list(map(int, split.gate.keys)) == sorted(map(int, split.gate.keys))
-    assert Source("s", {"all": dataset("all", targets)}).calibration_split(count, seed)[1].keys == split.gate.keys
+    assert (
+        Source("s", {"all": dataset("all", targets)}).calibration_split(count, seed)[1].keys
+        == split.gate.keys
+    )
 
 
 def parted() -> Source:
-    parts = {"train": dataset("t", [0, 1, 2] * 4), "validation": dataset("v", [1, 2], 100), "test": dataset("e", [0], 200)}
+    parts = {
+        "train": dataset("t", [0, 1, 2] * 4),
+        "validation": dataset("v", [1, 2], 100),
+        "test": dataset("e", [0], 200),
+    }
     return Source("s", parts)
 
 
 def test_with_parts_ranges_and_selection_are_drawn_from_train_and_the_rest_is_held_out() -> None:
-    split = parted().quantising_split(6, 0)
+    split = parted().quantizing_split(6, 0)
     assert Counter(split.ranges.targets) == Counter(split.selection.targets) == {0: 2, 1: 2, 2: 2}
     assert set(map(int, split.ranges.keys + split.selection.keys)) == set(range(12))
     assert split.gate.keys == ("100", "101", "200")
@@ -69,13 +82,13 @@ def test_with_parts_ranges_and_selection_are_drawn_from_train_and_the_rest_is_he
 
 
 def test_a_small_part_train_is_shared_three_to_one() -> None:
-    split = parted().quantising_split(256, 0)
+    split = parted().quantizing_split(256, 0)
     assert (len(split.ranges), len(split.selection), len(split.gate)) == (9, 3, 3)
     assert not set(split.ranges.keys) & set(split.selection.keys)
 
 
 def test_only_train_is_treated_as_flat() -> None:
-    split = Source("s", {"train": dataset("t", [0, 1, 2, 0])}).quantising_split(4, 0)
+    split = Source("s", {"train": dataset("t", [0, 1, 2, 0])}).quantizing_split(4, 0)
     assert (len(split.ranges), len(split.selection), len(split.gate)) == (1, 1, 2)
 
 

@@ -38,18 +38,29 @@ def name(number: int) -> str:
 
 
 def kaggle(root: Path) -> None:
-    lines = [f"{name(number + 1)},{SYNSETS[place]} 1 2 3 4 {SYNSETS[place]} 5 6 7 8 " for number, place in enumerate(POSITIONS)]
-    (root / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(lines)]) + "\n")
-    (root / "LOC_synset_mapping.txt").write_text("".join(f"{one} crane, a bird\n" for one in SYNSETS))
+    lines = [
+        f"{name(number + 1)},{SYNSETS[place]} 1 2 3 4 {SYNSETS[place]} 5 6 7 8 "
+        for number, place in enumerate(POSITIONS)
+    ]
+    (root / "LOC_val_solution.csv").write_text(
+        "\n".join(["ImageId,PredictionString", *reversed(lines)]) + "\n"
+    )
+    (root / "LOC_synset_mapping.txt").write_text(
+        "".join(f"{one} crane, a bird\n" for one in SYNSETS)
+    )
 
 
 def caffe(root: Path) -> None:
-    (root / "val.txt").write_text("".join(f"{name(i + 1)}.JPEG {place}\n" for i, place in enumerate(POSITIONS)))
+    (root / "val.txt").write_text(
+        "".join(f"{name(i + 1)}.JPEG {place}\n" for i, place in enumerate(POSITIONS))
+    )
     (root / "synset_words.txt").write_text("".join(f"{one} crane\n" for one in SYNSETS))
 
 
 def paddle(root: Path) -> None:
-    (root / "val_list.txt").write_text("".join(f"val/{name(i + 1)}.JPEG {place}\n" for i, place in enumerate(POSITIONS)))
+    (root / "val_list.txt").write_text(
+        "".join(f"val/{name(i + 1)}.JPEG {place}\n" for i, place in enumerate(POSITIONS))
+    )
     (root / "synsets.txt").write_text("\n".join(SYNSETS))
 
 
@@ -62,7 +73,9 @@ def tensorflow(root: Path) -> None:
 def ground_truth(root: Path) -> Path:
     folder = root / "ILSVRC2012_devkit_t12" / "data"
     folder.mkdir(parents=True)
-    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{number}\n" for number in IDS))
+    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text(
+        "".join(f"{number}\n" for number in IDS)
+    )
     return folder
 
 
@@ -73,7 +86,12 @@ def with_map(root: Path) -> None:
 
 def with_meta(root: Path) -> None:
     io = pytest.importorskip("scipy.io", reason="SciPy is not installed")
-    kind = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("num_children", object)]
+    kind = [
+        ("ILSVRC2012_ID", object),
+        ("WNID", object),
+        ("words", object),
+        ("num_children", object),
+    ]
     leaves: list[Any] = [(number, synset, "crane", 0) for number, synset in MEANING.items()]
     inner: list[Any] = [(number, f"n{number:08d}", "animal", 2) for number in range(1001, 1861)]
     table = np.array([*leaves, *inner], kind).reshape(-1, 1)
@@ -91,7 +109,9 @@ def flat(tmp_path: Path, photograph: Photograph) -> Path:
 
 
 @pytest.mark.parametrize("labels", [kaggle, caffe, paddle, tensorflow, with_map, with_meta])
-def test_every_file_of_labels_gives_the_models_numbering(labels: Callable[[Path], None], flat: Path) -> None:
+def test_every_file_of_labels_gives_the_models_numbering(
+    labels: Callable[[Path], None], flat: Path
+) -> None:
     labels(flat)
     data = open_source(flat).held_out()
     assert data.classes == SYNSETS
@@ -133,7 +153,9 @@ def test_class_folders_say_more_than_files_of_labels(flat: Path) -> None:
 def test_ids_without_their_meaning_are_refused_and_not_taken_for_positions(flat: Path) -> None:
     ground_truth(flat)
     (flat / "synset_words.txt").write_text("".join(f"{one} crane\n" for one in SYNSETS))
-    with pytest.raises(InputError, match=r"ILSVRC2012_ID, which is not the order of a model's outputs.*meta.mat"):
+    with pytest.raises(
+        InputError, match=r"ILSVRC2012_ID, which is not the order of a model's outputs.*meta.mat"
+    ):
         open_source(flat)
 
 
@@ -146,21 +168,48 @@ def cut(file: str, text: str) -> Callable[[Path], None]:
 
 BAD = [
     (kaggle, cut("LOC_val_solution.csv", "a,b\n"), "expected the header ImageId,PredictionString"),
-    (kaggle, cut("LOC_val_solution.csv", f"ImageId,PredictionString\n{name(1)},{SYNSETS[0]} 1 2 3\n"), "one synset with boxes"),
     (
         kaggle,
-        cut("LOC_val_solution.csv", f"ImageId,PredictionString\n{name(1)},{SYNSETS[0]} 1 2 3 4 {SYNSETS[1]} 1 2 3 4\n"),
+        cut("LOC_val_solution.csv", f"ImageId,PredictionString\n{name(1)},{SYNSETS[0]} 1 2 3\n"),
         "one synset with boxes",
     ),
-    (kaggle, cut("LOC_val_solution.csv", f"ImageId,PredictionString\n{name(1)},{SYNSETS[0]} 1 2 3 4\n"), "has no label"),
+    (
+        kaggle,
+        cut(
+            "LOC_val_solution.csv",
+            f"ImageId,PredictionString\n{name(1)},{SYNSETS[0]} 1 2 3 4 {SYNSETS[1]} 1 2 3 4\n",
+        ),
+        "one synset with boxes",
+    ),
+    (
+        kaggle,
+        cut("LOC_val_solution.csv", f"ImageId,PredictionString\n{name(1)},{SYNSETS[0]} 1 2 3 4\n"),
+        "has no label",
+    ),
     (kaggle, cut("LOC_synset_mapping.txt", "n01440764 tench\n"), "has 1 lines; expected 1000"),
-    (caffe, cut("synset_words.txt", "\n".join(reversed(SYNSETS))), "not list the synsets in sorted order"),
+    (
+        caffe,
+        cut("synset_words.txt", "\n".join(reversed(SYNSETS))),
+        "not list the synsets in sorted order",
+    ),
     (caffe, cut("val.txt", f"{name(1)}.JPEG 1000\n"), "gives the class 1000; expected 0..999"),
     (caffe, cut("val.txt", f"{name(1)}.JPEG sea snake\n"), "expected a name and a class index"),
     (caffe, cut("val.txt", f"{name(1)}.JPEG 1\n{name(1)}.JPEG 2\n"), "two classes"),
-    (tensorflow, cut("imagenet_2012_validation_synset_labels.txt", "n99999999\n" * 5), "not among the 1000"),
-    (with_map, cut("ILSVRC2012_validation_ground_truth.txt", "0\n" * 5), "expected an ILSVRC2012_ID, 1..1000"),
-    (with_map, cut("map_clsloc.txt", "n02119789 1 kit_fox\n"), "does not give 1000 different synsets"),
+    (
+        tensorflow,
+        cut("imagenet_2012_validation_synset_labels.txt", "n99999999\n" * 5),
+        "not among the 1000",
+    ),
+    (
+        with_map,
+        cut("ILSVRC2012_validation_ground_truth.txt", "0\n" * 5),
+        "expected an ILSVRC2012_ID, 1..1000",
+    ),
+    (
+        with_map,
+        cut("map_clsloc.txt", "n02119789 1 kit_fox\n"),
+        "does not give 1000 different synsets",
+    ),
     (with_meta, cut("meta.mat", "not a matrix"), "is not the development kit's meta.mat"),
 ]
 
@@ -183,13 +232,19 @@ def test_positions_without_names_fit_a_model_of_a_thousand_outputs(flat: Path) -
 
 
 def test_the_real_labels_of_the_first_images(flat: Path) -> None:
-    listed = Path(__file__).parents[2].parent / "shared" / "data" / "imagenet-sample" / "classes.tsv"
+    listed = (
+        Path(__file__).parents[2].parent / "shared" / "data" / "imagenet-sample" / "classes.tsv"
+    )
     if not listed.is_file():
         pytest.skip("the ImageNet sample beside the checkout is absent")
     (flat / "synset_words.txt").write_text(listed.read_text().replace("\t", " "))
-    (flat / "val.txt").write_text("".join(f"{name(i + 1)}.JPEG {place}\n" for i, place in enumerate(POSITIONS)))
+    (flat / "val.txt").write_text(
+        "".join(f"{name(i + 1)}.JPEG {place}\n" for i, place in enumerate(POSITIONS))
+    )
     data = open_source(flat).held_out()
-    assert data.classes[data.targets[0]] == "n01751748"  # the sea snake, the first image's label in Kaggle's file too
+    assert (
+        data.classes[data.targets[0]] == "n01751748"
+    )  # the sea snake, the first image's label in Kaggle's file too
 
 
 def test_the_command_line_evaluates_a_flat_folder(run: Any, flat: Path, trained: Artifact) -> None:

@@ -33,16 +33,22 @@ settings_drawn = st.builds(
     Preprocess,
     size=st.integers(1, 48),
     resize=st.sampled_from(["short", "squash"]),
-    crop_fraction=st.one_of(st.sampled_from([1.0, 0.875, 0.9, 0.95, 224 / 256, 0.5]), st.floats(0.3, 1)),
+    crop_fraction=st.one_of(
+        st.sampled_from([1.0, 0.875, 0.9, 0.95, 224 / 256, 0.5]), st.floats(0.3, 1)
+    ),
     interpolation=st.sampled_from(INTERPOLATIONS),
     mean=channels,
     std=channels,
 )
-drawn = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+drawn = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    )
 
 
 def by_torchvision(image: Image.Image, wanted: Preprocess) -> Array:
@@ -50,7 +56,8 @@ def by_torchvision(image: Image.Image, wanted: Preprocess) -> Array:
     steps = transforms.Compose(
         [
             transforms.Resize(
-                to if wanted.resize == "short" else (to, to), transforms.InterpolationMode[wanted.interpolation.upper()]
+                to if wanted.resize == "short" else (to, to),
+                transforms.InterpolationMode[wanted.interpolation.upper()],
             ),
             transforms.CenterCrop(wanted.size),
             transforms.ToTensor(),
@@ -99,10 +106,14 @@ def test_equals_timm_bit_for_bit(width: int, height: int, wanted: Preprocess) ->
 
 
 @pytest.mark.parametrize(("width", "same"), [(40, True), (41, True), (42, False)])
-def test_short_and_squash_part_when_the_long_side_grows_by_a_whole_pixel(width: int, same: bool) -> None:
+def test_short_and_squash_part_when_the_long_side_grows_by_a_whole_pixel(
+    width: int, same: bool
+) -> None:
     """A short side of 40 becomes 36; 41 * 36 / 40 = 36.9 is truncated to 36, 42 * 36 / 40 = 37.8 to 37."""
     image = picture(width, 40)
-    short, squash = (resized_and_cropped(image, Preprocess(size=32, resize=one)) for one in ("short", "squash"))
+    short, squash = (
+        resized_and_cropped(image, Preprocess(size=32, resize=one)) for one in ("short", "squash")
+    )
     assert np.array_equal(short, squash) == same
 
 
@@ -121,7 +132,9 @@ def test_a_rounded_long_side_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("to", [33, 35, 37])
-def test_half_a_pixel_is_rounded_to_even_and_another_rounding_would_be_noticed(monkeypatch: pytest.MonkeyPatch, to: int) -> None:
+def test_half_a_pixel_is_rounded_to_even_and_another_rounding_would_be_noticed(
+    monkeypatch: pytest.MonkeyPatch, to: int
+) -> None:
     """Offsets 0.5, 1.5 and 2.5 become 0, 2 and 2; rounding down or up is wrong for at least one of them."""
     wanted, image = Preprocess(size=32, crop_fraction=32 / to), picture(to, to)
     assert wanted.resize_to == to
@@ -137,7 +150,9 @@ def test_multiplying_by_reciprocals_would_be_noticed() -> None:
     """The arithmetic is / 255, - mean, / std in float32; the cheaper (x * (1/255) - mean) * (1/std) is another number."""
     wanted, image = Preprocess(size=32, crop_fraction=1.0), picture(32, 32)
     pixels = np.moveaxis(np.asarray(image), -1, 0).astype(np.float32)
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (wanted.mean, wanted.std))
+    mean, std = (
+        np.array(values, np.float32)[:, None, None] for values in (wanted.mean, wanted.std)
+    )
     cheap = (pixels * np.float32(1 / 255) - mean) * (1 / std)
     assert not np.array_equal(cheap, prepare(image, wanted))
     np.testing.assert_allclose(cheap, prepare(image, wanted), rtol=1e-4, atol=1e-6)
@@ -146,20 +161,26 @@ def test_multiplying_by_reciprocals_would_be_noticed() -> None:
 def test_bgr_reverses_the_channels_and_leaves_mean_and_std_in_the_tensors_order() -> None:
     image = picture(50, 40)
     rgb = prepare(image, Preprocess(size=32, mean=(0, 0, 0), std=(1, 1, 1)))
-    bgr = prepare(image, Preprocess(size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), colour="BGR"))
-    shift, scale = (np.array(values, np.float32)[:, None, None] for values in ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    bgr = prepare(
+        image, Preprocess(size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), color="BGR")
+    )
+    shift, scale = (
+        np.array(values, np.float32)[:, None, None] for values in ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    )
     assert np.array_equal(bgr, (rgb[::-1] - shift) / scale)
 
 
 def in_mode(mode: str) -> Image.Image:
     image, random = picture(23, 31), np.random.default_rng(1)
     if mode.startswith("I;16"):
-        return Image.frombytes(mode, (23, 31), random.integers(0, 65536, 23 * 31, np.uint16).tobytes())
-    if mode == "P with one transparent colour":
+        return Image.frombytes(
+            mode, (23, 31), random.integers(0, 65536, 23 * 31, np.uint16).tobytes()
+        )
+    if mode == "P with one transparent color":
         palette = image.convert("P")
         palette.info["transparency"] = 3
         return palette
-    if mode == "P with alpha for each colour":
+    if mode == "P with alpha for each color":
         palette = image.convert("P", palette=Image.Palette.ADAPTIVE)
         palette.info["transparency"] = bytes(random.integers(0, 256, 256, np.uint8))
         return palette
@@ -173,11 +194,24 @@ def in_mode(mode: str) -> Image.Image:
 @pytest.mark.parametrize(
     "mode",
     [
-        *("1", "L", "LA", "P", "P with one transparent colour", "P with alpha for each colour", "RGBA", "RGBX", "CMYK", "YCbCr"),
+        *(
+            "1",
+            "L",
+            "LA",
+            "P",
+            "P with one transparent color",
+            "P with alpha for each color",
+            "RGBA",
+            "RGBX",
+            "CMYK",
+            "YCbCr",
+        ),
         *("I", "F", "I;16", "I;16L", "I;16B"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # Pillow's advice on the reference's own conversion
+@pytest.mark.filterwarnings(
+    "ignore:Palette images with Transparency"
+)  # Pillow's advice on the reference's own conversion
 def test_every_mode_becomes_what_convert_rgb_makes_of_it(mode: str) -> None:
     image, wanted = in_mode(mode), Preprocess(size=16)
     expected = image.convert("RGB")

@@ -17,7 +17,11 @@ from repzoo.data.dataset import Dataset
 from repzoo.engines import ENGINES, Array, engine
 from repzoo.errors import MissingExtra
 
-FAST = ("onnxruntime", "openvino", "mnn")  # the others take minutes for 1,000 images; they are held to PyTorch's logits below
+FAST = (
+    "onnxruntime",
+    "openvino",
+    "mnn",
+)  # the others take minutes for 1,000 images; they are held to PyTorch's logits below
 FEW = {"reference": 2}
 EVERY = 4
 PUBLISHED = 88.0  # of PyTorch on all 1,000 images, percent
@@ -31,7 +35,9 @@ def sample() -> Dataset:
 
 def inputs_of(count: int) -> Array:
     some = lite0.sample().subset(range(0, 1000, 1000 // count))
-    return np.concatenate([batch.inputs for batch in batches(some, lite0.PREPROCESS, 32, ReadReport())])
+    return np.concatenate(
+        [batch.inputs for batch in batches(some, lite0.PREPROCESS, 32, ReadReport())]
+    )
 
 
 @pytest.fixture(scope="module")

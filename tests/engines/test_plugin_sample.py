@@ -18,7 +18,9 @@ from repzoo.engines import engine
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError
 
-pytest.importorskip("setuptools", reason="pip builds the sample package with setuptools, which is not installed")
+pytest.importorskip(
+    "setuptools", reason="pip builds the sample package with setuptools, which is not installed"
+)
 SAMPLE = Path(__file__).parents[1] / "plugin_sample"
 IMAGE = np.zeros((1, 3, 32, 32), np.float32)
 
@@ -28,8 +30,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which pip has installed the sample, offline."""
     source, target = tmp_path_factory.mktemp("source") / "sample", tmp_path_factory.mktemp("site")
     shutil.copytree(SAMPLE, source, ignore=shutil.ignore_patterns("__pycache__"))
-    options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target", str(target)]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True, timeout=250)
+    options = [
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--disable-pip-version-check",
+        "--target",
+        str(target),
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, str(source)], check=True, timeout=250
+    )
     return target
 
 
@@ -43,7 +55,14 @@ def plugged(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def command(installed: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(installed), str(Path(repzoo.__file__).parents[1])])
     called = [sys.executable, "-m", "repzoo", *map(str, arguments)]
-    return subprocess.run(called, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(
+        called,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
 
 
 def test_the_command_line_lists_it_and_predicts_and_times_through_it(
@@ -53,19 +72,27 @@ def test_the_command_line_lists_it_and_predicts_and_times_through_it(
     assert {one["name"]: one["version"] for one in listed}["sample"] == "9.9"
     image = next((digits_folder / "7").iterdir())
     own, ours = (
-        json.loads(command(installed, "predict", model_file, image, "--engine", name, "--json").stdout)["predictions"][0]["top"]
+        json.loads(
+            command(installed, "predict", model_file, image, "--engine", name, "--json").stdout
+        )["predictions"][0]["top"]
         for name in ("sample", "onnxruntime")
     )
     assert [one["class"] for one in own] == [one["class"] for one in ours]
-    np.testing.assert_allclose([one["probability"] for one in own], [one["probability"] for one in ours], atol=1e-4)
-    ran = command(installed, "bench", model_file, "--engine", "sample:twice", "--seconds", "0.2", "--json")
+    np.testing.assert_allclose(
+        [one["probability"] for one in own], [one["probability"] for one in ours], atol=1e-4
+    )
+    ran = command(
+        installed, "bench", model_file, "--engine", "sample:twice", "--seconds", "0.2", "--json"
+    )
     assert ran.returncode == 0, ran.stderr
     assert {one["engine"] for one in json.loads(ran.stdout)["runs"]} == {"sample:twice"}
 
 
 @pytest.mark.usefixtures("plugged")
 def test_it_is_an_engine_like_any_other(trained: Artifact) -> None:
-    one, two, reference = (engine(name).open(trained.model).run(IMAGE) for name in ("sample", "sample:TW", "reference"))
+    one, two, reference = (
+        engine(name).open(trained.model).run(IMAGE) for name in ("sample", "sample:TW", "reference")
+    )
     np.testing.assert_allclose(two, 2 * one)
     np.testing.assert_allclose(one, reference, rtol=1e-5)
 
@@ -73,11 +100,18 @@ def test_it_is_an_engine_like_any_other(trained: Artifact) -> None:
 @pytest.mark.usefixtures("plugged")
 def test_a_probe_says_how_an_engine_ends(trained: Artifact) -> None:
     probe("sample", trained.model, IMAGE)
-    with pytest.raises(InputError, match=r"^the engine sample-abort crashed \(signal SIGABRT\) on this model; leave it out"):
+    with pytest.raises(
+        InputError,
+        match=r"^the engine sample-abort crashed \(signal SIGABRT\) on this model; leave it out",
+    ):
         probe("sample-abort", trained.model, IMAGE)
-    with pytest.raises(InputError, match=r"^the engine sample-hang did not run the model within 5 s"):
+    with pytest.raises(
+        InputError, match=r"^the engine sample-hang did not run the model within 5 s"
+    ):
         probe("sample-hang", trained.model, IMAGE, seconds=5)
-    with pytest.raises(InputError, match=r"^onnxruntime cannot run this model on float32 \(1, 3, 32, 31\)"):
+    with pytest.raises(
+        InputError, match=r"^onnxruntime cannot run this model on float32 \(1, 3, 32, 31\)"
+    ):
         probe("onnxruntime", trained.model, IMAGE[..., 1:])
     with pytest.raises(InputError, match="no engine is called 'onnxruntine'"):
         probe("onnxruntine", trained.model, IMAGE)

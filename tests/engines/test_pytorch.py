@@ -57,16 +57,22 @@ def graph(body: str) -> onnx.ModelProto:
         "q": rng.integers(-128, 128, (2, 4, 7, 9)).astype(np.int8), "s4": rng.uniform(0.01, 0.1, 4).astype(np.float32),
         "z4": rng.integers(-9, 9, 4).astype(np.int8), "s0": np.float32(0.013), "z0": np.int8(-7),
     }  # fmt: skip
-    made = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g (float[2, 4, 7, 9] x) => (float y) {{ {body} }}')
+    made = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[2, 4, 7, 9] x) => (float y) {{ {body} }}'
+    )
     del made.graph.output[:]
     made.graph.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None))
     read = {name for node in made.graph.node for name in node.input}
-    made.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in values.items() if name in read)
+    made.graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, name) for name, value in values.items() if name in read
+    )
     return made
 
 
 def both(made: onnx.ModelProto, inputs: Array) -> tuple[Array, Array]:
-    return engine("pytorch").open(made).run(inputs), engine("onnxruntime").open(made, exact=True).run(inputs)
+    return engine("pytorch").open(made).run(inputs), engine("onnxruntime").open(
+        made, exact=True
+    ).run(inputs)
 
 
 @pytest.mark.parametrize("name", BODIES)

@@ -23,9 +23,16 @@ Execute = Callable[[onnx.ModelProto, Array], list[Array]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--remake-golden", action="store_true", help="write tests/graph/golden/*.json anew from what the fold does now"
+        "--remake-golden",
+        action="store_true",
+        help="write tests/graph/golden/*.json anew from what the fold does now",
     )
-    parser.addoption("--random-graphs", type=int, default=1000, help="how many random linear graphs to fold (default 1000)")
+    parser.addoption(
+        "--random-graphs",
+        type=int,
+        default=1000,
+        help="how many random linear graphs to fold (default 1000)",
+    )
 
 
 def drawn(name: str, what: tuple[int, ...] | list[float] | Array) -> Array:
@@ -46,7 +53,13 @@ def drawn(name: str, what: tuple[int, ...] | list[float] | Array) -> Array:
 def graph() -> Graph:
     """`graph(body, {name: shape or values}, data="N, 4, 9, 10", output="N, 8, H, W", opset=17)`: a checked model."""
 
-    def made(body: str, weights: Mapping[str, Any], data: str = "N, 4, 9, 10", output: str = "N, C, H, W", **more: Any) -> Any:
+    def made(
+        body: str,
+        weights: Mapping[str, Any],
+        data: str = "N, 4, 9, 10",
+        output: str = "N, C, H, W",
+        **more: Any,
+    ) -> Any:
         extra = "".join(f", {item}" for item in more.get("inputs", ()))
         model = parser.parse_model(
             f'<ir_version: 8, opset_import: ["": {more.get("opset", 17)}]>\n'
@@ -65,13 +78,15 @@ def graph() -> Graph:
 
 @pytest.fixture(scope="session")
 def execute() -> Execute:
-    """`execute(model, data)`: every output through ONNX Runtime with all optimisations off."""
+    """`execute(model, data)`: every output through ONNX Runtime with all optimizations off."""
 
     def run(model: onnx.ModelProto, data: Array) -> list[Array]:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads, options.log_severity_level = 1, 4
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         return [np.asarray(output) for output in session.run(None, {"data": data})]
 
     return run
@@ -91,7 +106,11 @@ def aged() -> Callable[[torch.nn.Module], torch.nn.Module]:
                     assert item.running_mean is not None
                     assert item.running_var is not None
                     item.weight.uniform_(0.5, 1.5, generator=generator)
-                    item.weight.mul_(torch.where(torch.rand(item.weight.shape, generator=generator) < 0.2, -1.0, 1.0))
+                    item.weight.mul_(
+                        torch.where(
+                            torch.rand(item.weight.shape, generator=generator) < 0.2, -1.0, 1.0
+                        )
+                    )
                     item.bias.normal_(0, 0.2, generator=generator)
                     item.running_mean.normal_(0, 0.2, generator=generator)
                     item.running_var.uniform_(0.3, 1.5, generator=generator)

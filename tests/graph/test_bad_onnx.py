@@ -1,4 +1,4 @@
-# ruff: noqa: E501, C901, PT017  a graph is a row; what is raised is what is judged
+# ruff: noqa: C901, PT017  a graph is a row; what is raised is what is judged
 """Whatever file is given: it folds to a valid graph with a certificate, or is refused in one sentence; nothing else is raised."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from repzoo import verbs
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError, RepzooError
-from repzoo.graph.certify import Certificate
+from repzoo.graph.certificate.certify import Certificate
 
 Array = npt.NDArray[Any]
 Verdict = tuple[Artifact, Certificate]
@@ -25,18 +25,27 @@ Verdict = tuple[Artifact, Certificate]
 RANDOM = np.random.default_rng(5)
 BN = ("gamma", "beta", "mean", "var")
 HEAD = "z = GlobalAveragePool(u)\noutput = Flatten(z)"
-SIMPLE = f"c = Conv(data, w)\nt = BatchNormalization(c, gamma, beta, mean, var)\nu = Relu(t)\n{HEAD}"
+SIMPLE = (
+    f"c = Conv(data, w)\nt = BatchNormalization(c, gamma, beta, mean, var)\nu = Relu(t)\n{HEAD}"
+)
 
 
 def weights(kind: Any = np.float32, **more: tuple[int, ...]) -> list[onnx.TensorProto]:
     shapes: dict[str, tuple[int, ...]] = {"w": (4, 3, 3, 3)} | dict.fromkeys(BN, (4,)) | more
-    return [numpy_helper.from_array(RANDOM.uniform(0.2, 1, shape).astype(kind), name) for name, shape in shapes.items()]
+    return [
+        numpy_helper.from_array(RANDOM.uniform(0.2, 1, shape).astype(kind), name)
+        for name, shape in shapes.items()
+    ]
 
 
-def model(body: str = SIMPLE, stored: Sequence[onnx.TensorProto] | None = None, **more: Any) -> onnx.ModelProto:
+def model(
+    body: str = SIMPLE, stored: Sequence[onnx.TensorProto] | None = None, **more: Any
+) -> onnx.ModelProto:
     kind, inputs, after = more.get("kind", "float"), more.get("inputs", ""), more.get("after", "")
     header = f'<ir_version: {more.get("ir", 8)}, opset_import: ["": {more.get("opset", 17)}{more.get("domains", "")}]>'
-    made = parser.parse_model(f"{header}\nmain ({kind}[N, 3, 8, 9] data{inputs}) => ({kind}[N, 4] output) {{\n{body}\n}}\n{after}")
+    made = parser.parse_model(
+        f"{header}\nmain ({kind}[N, 3, 8, 9] data{inputs}) => ({kind}[N, 4] output) {{\n{body}\n}}\n{after}"
+    )
     made.graph.initializer.extend(weights() if stored is None else stored)
     return made
 
@@ -82,7 +91,9 @@ def test_a_file_with_any_byte_changed(tmp_path: Path) -> None:
         changed[place] ^= int(RANDOM.integers(1, 256))
         try:
             judged(bytes(changed), tmp_path)
-        except AssertionError as error:  # a changed weight may overflow: that is the certificate's sentence
+        except (
+            AssertionError
+        ) as error:  # a changed weight may overflow: that is the certificate's sentence
             assert "CertificateError" in str(error)
 
 
@@ -116,9 +127,19 @@ def test_weights_of_another_type_than_the_input(kind: Any, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("w", (4, 2, 3, 3)), ("w", (4, 3, 3)), ("w", (0, 3, 3, 3)), ("w", ()), ("gamma", (3,)), ("var", (4, 1)), ("mean", ())],
+    [
+        ("w", (4, 2, 3, 3)),
+        ("w", (4, 3, 3)),
+        ("w", (0, 3, 3, 3)),
+        ("w", ()),
+        ("gamma", (3,)),
+        ("var", (4, 1)),
+        ("mean", ()),
+    ],
 )
-def test_weights_of_a_shape_that_does_not_fit(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_weights_of_a_shape_that_does_not_fit(
+    name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
     assert isinstance(judged(model(stored=weights(**{name: shape})), tmp_path), str)
 
 
@@ -148,18 +169,31 @@ def test_pad_split_and_slice_of_every_age(opset: int, tmp_path: Path) -> None:
     nodes, stored = [], weights(wa=(4, 1, 3, 3), wb=(4, 2, 3, 3))
     old = {"Pad": opset < 11, "Slice": opset < 10, "Split": opset < 13}
 
-    def add(kind: str, inputs: list[str], outputs: list[str], given: dict[str, Any], **more: Any) -> None:
+    def add(
+        kind: str, inputs: list[str], outputs: list[str], given: dict[str, Any], **more: Any
+    ) -> None:
         if old[kind]:
             nodes.append(helper.make_node(kind, inputs, outputs, **given, **more))
         else:
-            stored.extend(numpy_helper.from_array(np.array(value), kind + name) for name, value in given.items())
-            nodes.append(helper.make_node(kind, [*inputs, *(kind + name for name in given)], outputs, **more))
+            stored.extend(
+                numpy_helper.from_array(np.array(value), kind + name)
+                for name, value in given.items()
+            )
+            nodes.append(
+                helper.make_node(kind, [*inputs, *(kind + name for name in given)], outputs, **more)
+            )
 
     add("Slice", ["data"], ["s"], {"starts": starts, "ends": ends, "axes": axes})
     add("Pad", ["s"], ["p"], {"pads": frame})
     add("Split", ["p"], ["a", "b"], {"split": parts}, axis=1)
-    nodes += [helper.make_node("Conv", ["a", "wa"], ["ca"]), helper.make_node("Conv", ["b", "wb"], ["cb"])]
-    nodes += [helper.make_node("Add", ["ca", "cb"], ["u"]), helper.make_node("GlobalAveragePool", ["u"], ["z"])]
+    nodes += [
+        helper.make_node("Conv", ["a", "wa"], ["ca"]),
+        helper.make_node("Conv", ["b", "wb"], ["cb"]),
+    ]
+    nodes += [
+        helper.make_node("Add", ["ca", "cb"], ["u"]),
+        helper.make_node("GlobalAveragePool", ["u"], ["z"]),
+    ]
     nodes += [helper.make_node("Flatten", ["z"], ["output"])]
     made = model(opset=opset, stored=stored)
     del made.graph.node[:]
@@ -186,14 +220,18 @@ def test_a_weight_that_is_an_input(tmp_path: Path) -> None:
     verdict = judged(made, tmp_path)
     assert kinds(verdict)["Conv"] == 2
     assert not isinstance(verdict, str)
-    assert any("not constant (a graph input or computed)" in item.reason for item in verdict[1].refusals)
+    assert any(
+        "not constant (a graph input or computed)" in item.reason for item in verdict[1].refusals
+    )
 
 
 # --- what no rule knows ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "QLinearConv"])
-def test_a_quantised_graph(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind", ["QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "QLinearConv"]
+)
+def test_a_quantized_graph(kind: str, tmp_path: Path) -> None:
     one = "scale = Constant<value = float {0.1}>()\nzero = Constant<value = uint8 {3}>()\n"
     q = {
         "QuantizeLinear": "q = QuantizeLinear(data, scale, zero)\nd = DequantizeLinear(q, scale, zero)\n",
@@ -202,7 +240,9 @@ def test_a_quantised_graph(kind: str, tmp_path: Path) -> None:
         "QLinearConv": "q = Cast<to = 2>(data)\nr = QLinearConv(q, scale, zero, wi, scale, zero, scale, zero)\nd = Cast<to = 1>(r)\n",
     }[kind]
     stored = [*weights(), numpy_helper.from_array(np.ones((3, 3, 1, 1), np.uint8), "wi")]
-    assert "quantised already" in str(judged(model(one + q + SIMPLE.replace("Conv(data", "Conv(d"), stored), tmp_path))
+    assert "quantized already" in str(
+        judged(model(one + q + SIMPLE.replace("Conv(data", "Conv(d"), stored), tmp_path)
+    )
 
 
 def branches(reads: str) -> str:
@@ -235,7 +275,13 @@ def test_a_loop(tmp_path: Path) -> None:
         f"{{ on2 = Identity(on) y = BatchNormalization(x, gamma, beta, mean, var) }}>\n{HEAD}"
     )
     verdict = judged(model(body), tmp_path)
-    assert kinds(verdict) == {"Conv": 1, "Constant": 2, "Loop": 1, "GlobalAveragePool": 1, "Flatten": 1}
+    assert kinds(verdict) == {
+        "Conv": 1,
+        "Constant": 2,
+        "Loop": 1,
+        "GlobalAveragePool": 1,
+        "Flatten": 1,
+    }
 
 
 def test_functions_of_the_model_are_folded_like_the_rest(tmp_path: Path) -> None:
@@ -248,27 +294,41 @@ def test_functions_of_the_model_are_folded_like_the_rest(tmp_path: Path) -> None
     body = SIMPLE.replace("c = Conv(data, w)\nt = BatchNormalization(c, gamma, beta, mean, var)\nu = Relu(t)",
                           "u = own.block(data, w, gamma, beta, mean, var)")  # fmt: skip
     verdict = judged(model(body, domains=', "own": 1', after=after, ir=9), tmp_path)
-    assert kinds(verdict) == {"Conv": 1, "Sigmoid": 1, "Mul": 1, "GlobalAveragePool": 1, "Flatten": 1}
+    assert kinds(verdict) == {
+        "Conv": 1,
+        "Sigmoid": 1,
+        "Mul": 1,
+        "GlobalAveragePool": 1,
+        "Flatten": 1,
+    }
 
 
 def test_an_operator_of_an_unknown_domain(tmp_path: Path) -> None:
-    verdict = judged(model(SIMPLE.replace("u = Relu(t)", "u = other.Thing(t)"), domains=', "other": 1'), tmp_path)
+    verdict = judged(
+        model(SIMPLE.replace("u = Relu(t)", "u = other.Thing(t)"), domains=', "other": 1'), tmp_path
+    )
     assert isinstance(verdict, str)
 
 
 def test_a_constant_part_that_cannot_be_computed(tmp_path: Path) -> None:
     """A Reshape of the weights to a size that they do not have: no runtime loads it."""
     stored = [*weights(flat=(107,)), numpy_helper.from_array(np.array([4, 3, 3, 3]), "shape")]
-    verdict = judged(model("w4 = Reshape(flat, shape)\n" + SIMPLE.replace("w)", "w4)"), stored), tmp_path)
+    verdict = judged(
+        model("w4 = Reshape(flat, shape)\n" + SIMPLE.replace("w)", "w4)"), stored), tmp_path
+    )
     assert isinstance(verdict, str)
 
 
 def test_a_constant_that_would_fill_the_memory_is_not_computed() -> None:
-    from repzoo.graph.fold import fold
+    from repzoo.graph.fold.engine import fold
 
     stored = [*weights(), numpy_helper.from_array(np.array([1, 4, 40000, 40000]), "huge")]
-    body = "e = Expand(gamma4, huge)\nr = ReduceMean<axes = [2, 3]>(e)\n" + SIMPLE.replace("u = Relu(t)", "u = Mul(t, r)")
-    result = fold(model(body, [*stored, numpy_helper.from_array(np.ones((1, 4, 1, 1), np.float32), "gamma4")]))
+    body = "e = Expand(gamma4, huge)\nr = ReduceMean<axes = [2, 3]>(e)\n" + SIMPLE.replace(
+        "u = Relu(t)", "u = Mul(t, r)"
+    )
+    result = fold(
+        model(body, [*stored, numpy_helper.from_array(np.ones((1, 4, 1, 1), np.float32), "gamma4")])
+    )
     assert "Expand" in {node.op_type for node in result.model.graph.node}
 
 
@@ -303,7 +363,17 @@ def mutilations() -> list[Callable[[onnx.NodeProto], None]]:
             if item.type == onnx.AttributeProto.INTS:
                 item.ints.extend([1, 1])
 
-    return [drop_input, drop_inputs, empty_input, empty_first, drop_output, more_inputs, no_settings, texts, wide]
+    return [
+        drop_input,
+        drop_inputs,
+        empty_input,
+        empty_first,
+        drop_output,
+        more_inputs,
+        no_settings,
+        texts,
+        wide,
+    ]
 
 
 RICH = """
@@ -336,8 +406,20 @@ def rich() -> onnx.ModelProto:
         two=(1,),
         **{f"{name}8": (8,) for name in BN},
     )
-    integers = {"start": [0], "end": [3], "axis": [1], "sizes": [1, 2], "frame": [0, 0, 1, 1, 0, 0, 1, 1]}
-    return model(RICH, [*stored, *(numpy_helper.from_array(np.array(values), name) for name, values in integers.items())])
+    integers = {
+        "start": [0],
+        "end": [3],
+        "axis": [1],
+        "sizes": [1, 2],
+        "frame": [0, 0, 1, 1, 0, 0, 1, 1],
+    }
+    return model(
+        RICH,
+        [
+            *stored,
+            *(numpy_helper.from_array(np.array(values), name) for name, values in integers.items()),
+        ],
+    )
 
 
 def test_the_rich_graph_folds_as_it_stands(tmp_path: Path) -> None:
@@ -346,13 +428,18 @@ def test_the_rich_graph_folds_as_it_stands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", range(15))
 @pytest.mark.parametrize("how", mutilations(), ids=lambda how: how.__name__)
-def test_every_node_mutilated(how: Callable[[onnx.NodeProto], None], place: int, tmp_path: Path) -> None:
+def test_every_node_mutilated(
+    how: Callable[[onnx.NodeProto], None], place: int, tmp_path: Path
+) -> None:
     made = rich()
     how(made.graph.node[place])
     judged(made, tmp_path)
 
 
-@pytest.mark.parametrize("kind", [TensorProto.INT32, TensorProto.DOUBLE, TensorProto.STRING, TensorProto.FLOAT8E4M3FN, 99])
+@pytest.mark.parametrize(
+    "kind",
+    [TensorProto.INT32, TensorProto.DOUBLE, TensorProto.STRING, TensorProto.FLOAT8E4M3FN, 99],
+)
 def test_a_declared_type_that_is_not_true(kind: int, tmp_path: Path) -> None:
     for made in (model(), model()):
         made.graph.input[0].type.tensor_type.elem_type = kind

@@ -1,4 +1,4 @@
-"""What the fold of each catalogue model is, to the line: operators left, every fold, refusals by reason.
+"""What the fold of each catalog model is, to the line: operators left, every fold, refusals by reason.
 
 Meant to change is remade, then read in the diff: pytest tests/graph/test_golden.py --remake-golden --all-variants
 """
@@ -18,8 +18,8 @@ pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("timm", reason="the torch extra is not installed")
 
 from repzoo.artifact import Step
-from repzoo.graph.export import export
-from repzoo.graph.fold import FoldResult, fold
+from repzoo.graph.fold.engine import FoldResult, fold
+from repzoo.graph.tools.export import export
 from repzoo.zoo import catalog, families
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -31,12 +31,22 @@ def summary(result: FoldResult) -> dict[str, Any]:
     """Counts: of operators; of folds of one kind, number of nodes, and MACs for each source pixel; of reasons, numbers left out."""
     alike: dict[str, list[str]] = {}
     for one in result.folds:
-        line = f"{one.kind}: {len(one.nodes)} nodes, {one.macs_before:.10g} -> {one.macs_after:.10g}"
+        line = (
+            f"{one.kind}: {len(one.nodes)} nodes, {one.macs_before:.10g} -> {one.macs_after:.10g}"
+        )
         alike.setdefault(line, []).append(one.output)
     return {
-        "operators": dict(sorted(Counter(node.op_type for node in result.model.graph.node).items())),
-        "folds": [f"{line}, {len(outputs)} times, first {outputs[0]}" for line, outputs in alike.items()],
-        "refusals": dict(sorted(Counter(re.sub(r"\d[\d,.x]*", "#", item.reason) for item in result.refusals).items())),
+        "operators": dict(
+            sorted(Counter(node.op_type for node in result.model.graph.node).items())
+        ),
+        "folds": [
+            f"{line}, {len(outputs)} times, first {outputs[0]}" for line, outputs in alike.items()
+        ],
+        "refusals": dict(
+            sorted(
+                Counter(re.sub(r"\d[\d,.x]*", "#", item.reason) for item in result.refusals).items()
+            )
+        ),
     }
 
 
@@ -45,11 +55,15 @@ def test_the_fold_is_the_one_on_record(name: str, request: pytest.FixtureRequest
     if SIZES[name] >= LARGE and not request.config.getoption("--all-variants"):
         pytest.skip("large; run with --all-variants")
     preprocess = replace(catalog.spec(name).preprocess, size=32)
-    made = summary(fold(export(families.seeded(name, 10, 0), name, preprocess, (), Step("build", "0")).model))
+    made = summary(
+        fold(export(families.seeded(name, 10, 0), name, preprocess, (), Step("build", "0")).model)
+    )
     path = GOLDEN / f"{name}.json"
     if request.config.getoption("--remake-golden"):
         path.write_text(json.dumps(made, indent=1) + "\n")
-    assert made == json.loads(path.read_text()), "run with --remake-golden if this is meant, and read the diff"
+    assert made == json.loads(path.read_text()), (
+        "run with --remake-golden if this is meant, and read the diff"
+    )
 
 
 def test_every_record_has_its_model_and_is_small() -> None:

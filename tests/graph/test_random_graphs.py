@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from repzoo.graph.fold import fold
-from repzoo.graph.proof import prove
+from repzoo.graph.certificate.proof import prove
+from repzoo.graph.fold.engine import fold
 
 Array = npt.NDArray[Any]
 Execute = Callable[[onnx.ModelProto, Array], list[Array]]
@@ -44,7 +44,9 @@ class Builder:
         self.weights.append(numpy_helper.from_array(np.asarray(values, np.int64), name))
         return name
 
-    def nodes_of(self, kind: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
+    def nodes_of(
+        self, kind: str, inputs: Sequence[str], outputs: int, **attributes: Any
+    ) -> list[str]:
         names = [f"t{next(self.numbers)}" for _ in range(outputs)]
         self.nodes.append(helper.make_node(kind, inputs, names, name=names[0], **attributes))
         return names
@@ -77,17 +79,32 @@ class At:
 
 
 def conv(draw: st.DrawFn, build: Builder, at: At, stride: int) -> At:
-    groups, out = draw(st.sampled_from([(1, 4), (1, 4), (1, 2), (2, 4), (at.channels, at.channels)]))
+    groups, out = draw(
+        st.sampled_from([(1, 4), (1, 4), (1, 2), (2, 4), (at.channels, at.channels)])
+    )
     groups = groups if at.channels % groups == 0 else 1
-    k, d = [draw(st.sampled_from([1, 1, 2, 3])) for _ in "hw"], [draw(st.sampled_from([1, 1, 2])) for _ in "hw"]
+    k, d = (
+        [draw(st.sampled_from([1, 1, 2, 3])) for _ in "hw"],
+        [draw(st.sampled_from([1, 1, 2])) for _ in "hw"],
+    )
     spans = [(k[a] - 1) * d[a] for a in (0, 1)]
     same = draw(st.booleans())
     before = [draw(st.integers(0, spans[a])) for a in (0, 1)]
-    pads = [*before, spans[0] - before[0], spans[1] - before[1]] if same else [draw(st.sampled_from([0, 1])) for _ in range(4)]
-    height, width = ((side + pads[a] + pads[a + 2] - spans[a] - 1) // stride + 1 for a, side in enumerate((at.height, at.width)))
+    pads = (
+        [*before, spans[0] - before[0], spans[1] - before[1]]
+        if same
+        else [draw(st.sampled_from([0, 1])) for _ in range(4)]
+    )
+    height, width = (
+        (side + pads[a] + pads[a + 2] - spans[a] - 1) // stride + 1
+        for a, side in enumerate((at.height, at.width))
+    )
     if min(height, width) < 1:
         return at
-    inputs = [at.name, build.constant(build.random.standard_normal((out, at.channels // groups, *k)))]
+    inputs = [
+        at.name,
+        build.constant(build.random.standard_normal((out, at.channels // groups, *k))),
+    ]
     if draw(st.booleans()):
         inputs.append(build.constant(build.random.standard_normal(out)))
     name = build.node("Conv", inputs, pads=pads, strides=[stride] * 2, dilations=d, group=groups)
@@ -108,14 +125,21 @@ def pool(draw: st.DrawFn, build: Builder, at: At) -> At:
     counted = draw(st.integers(0, 1))
     if min(at.height, at.width) < 2:
         return at
-    name = build.node("AveragePool", [at.name], kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=counted)
+    name = build.node(
+        "AveragePool", [at.name], kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=counted
+    )
     return At(name, *at.size)
 
 
 def frame(draw: st.DrawFn, build: Builder, at: At) -> At:
     top, left, bottom, right = (draw(st.integers(0, 2)) for _ in range(4))
     pads = build.integers([0, 0, top, left, 0, 0, bottom, right])
-    return At(build.node("Pad", [at.name, pads]), at.channels, at.height + top + bottom, at.width + left + right)
+    return At(
+        build.node("Pad", [at.name, pads]),
+        at.channels,
+        at.height + top + bottom,
+        at.width + left + right,
+    )
 
 
 def parts(draw: st.DrawFn, build: Builder, at: At, depth: int) -> At:
@@ -123,9 +147,14 @@ def parts(draw: st.DrawFn, build: Builder, at: At, depth: int) -> At:
     if at.channels < 2:
         return at
     first = draw(st.integers(1, at.channels - 1))
-    names = build.nodes_of("Split", [at.name, build.integers([first, at.channels - first])], 2, axis=1)
+    names = build.nodes_of(
+        "Split", [at.name, build.integers([first, at.channels - first])], 2, axis=1
+    )
     counts = first, at.channels - first
-    ends = [chain(draw, build, At(name, count, at.height, at.width), depth) for name, count in zip(names, counts, strict=True)]
+    ends = [
+        chain(draw, build, At(name, count, at.height, at.width), depth)
+        for name, count in zip(names, counts, strict=True)
+    ]
     if ends[0].size[1:] != ends[1].size[1:]:
         return ends[0]
     ends = ends[:: draw(st.sampled_from([1, -1]))]
@@ -135,7 +164,22 @@ def parts(draw: st.DrawFn, build: Builder, at: At, depth: int) -> At:
 
 def chain(draw: st.DrawFn, build: Builder, at: At, depth: int) -> At:
     for _ in range(draw(st.integers(0, 3))):
-        kind = draw(st.sampled_from(["conv", "conv", "scale", "scale", "pool", "branches", "relu", "frame", "parts", "again"]))
+        kind = draw(
+            st.sampled_from(
+                [
+                    "conv",
+                    "conv",
+                    "scale",
+                    "scale",
+                    "pool",
+                    "branches",
+                    "relu",
+                    "frame",
+                    "parts",
+                    "again",
+                ]
+            )
+        )
         if kind == "conv":
             at = conv(draw, build, at, draw(st.sampled_from([1, 1, 1, 2])))
         elif kind == "scale":
@@ -181,19 +225,31 @@ def rows(draw: st.DrawFn, build: Builder, name: str, width: int, depth: int) -> 
     """Linear layers, scales and BatchNormalizations on [N, 36, width], and sums of branches."""
     values = build.random
     for _ in range(draw(st.integers(0, 4))):
-        kind = draw(st.sampled_from(["linear", "linear", "scale", "normal", "branches", "relu", "again"]))
+        kind = draw(
+            st.sampled_from(["linear", "linear", "scale", "normal", "branches", "relu", "again"])
+        )
         if kind == "linear":
             out = draw(st.sampled_from([4, 10, 12]))
-            name, width = build.node("MatMul", [name, build.constant(values.standard_normal((width, out)))]), out
+            name, width = (
+                build.node("MatMul", [name, build.constant(values.standard_normal((width, out)))]),
+                out,
+            )
         elif kind == "scale":
             shape = draw(st.sampled_from([(width,), (1, 1, width), (1,), ()]))
-            pair = [name, build.constant(values.uniform(0.5, 2, shape))][:: draw(st.sampled_from([1, -1]))]
+            pair = [name, build.constant(values.uniform(0.5, 2, shape))][
+                :: draw(st.sampled_from([1, -1]))
+            ]
             name = build.node(draw(st.sampled_from(["Add", "Sub", "Mul"])), pair)
         elif kind == "normal":
             flat = build.node("Flatten", [name], axis=2)
             rest = [build.constant(values.standard_normal(width)) for _ in range(3)]
-            normal = build.node("BatchNormalization", [flat, *rest, build.constant(values.uniform(0.2, 2, width))])
-            name = build.node("Reshape", [normal, build.integers(draw(st.sampled_from([[-1, 36, width], [-1, 9, width]])))])
+            normal = build.node(
+                "BatchNormalization", [flat, *rest, build.constant(values.uniform(0.2, 2, width))]
+            )
+            name = build.node(
+                "Reshape",
+                [normal, build.integers(draw(st.sampled_from([[-1, 36, width], [-1, 9, width]])))],
+            )
             name = build.node("Reshape", [name, build.integers([-1, 36, width])])
         elif kind == "again":
             name = again(build, name)
@@ -211,13 +267,19 @@ def rows(draw: st.DrawFn, build: Builder, name: str, width: int, depth: int) -> 
 def linear_graphs(draw: st.DrawFn) -> onnx.ModelProto:
     build = Builder(draw(st.integers(0, 2**32 - 1)))
     if draw(st.integers(0, 3)) == 0:
-        return build.model(rows(draw, build, build.node("Reshape", ["data", build.integers([0, 36, 10])]), 10, 1)[0])
+        return build.model(
+            rows(draw, build, build.node("Reshape", ["data", build.integers([0, 36, 10])]), 10, 1)[
+                0
+            ]
+        )
     at = branches(draw, build, At("data", 4, 9, 10), 1)
     return build.model(chain(draw, build, at, 0).name)
 
 
 @pytest.mark.timeout(7200)
-def test_random_linear_graphs_never_fold_wrongly(execute: Execute, request: pytest.FixtureRequest) -> None:
+def test_random_linear_graphs_never_fold_wrongly(
+    execute: Execute, request: pytest.FixtureRequest
+) -> None:
     @given(model=linear_graphs())
     @settings(
         max_examples=request.config.getoption("--random-graphs"),
@@ -237,8 +299,12 @@ def _assert_right(model: onnx.ModelProto, execute: Execute) -> None:
     (expected,), (got,) = execute(model, data), execute(result.model, data)
     assert expected.shape == got.shape
     assert np.abs(expected - got).max(initial=0) <= 1e-4 * max(np.abs(expected).max(initial=0), 1)
-    prove(model, result.model, [one.output for one in result.folds])  # raises when it finds a true fold wrong
+    prove(
+        model, result.model, [one.output for one in result.folds]
+    )  # raises when it finds a true fold wrong
     again = fold(result.model)
     assert not again.folds
-    assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(deterministic=True)
+    assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(
+        deterministic=True
+    )
     assert all(one.macs_after <= one.macs_before for one in result.folds)

@@ -1,4 +1,3 @@
-# ruff: noqa: E501  a graph is a row
 """How far the fold reaches beyond the zoo: other people's networks, and other people's re-parameterised blocks.
 
 SLIM holds what the usual way leaves of the same network: timm.utils.reparameterize_model, torch.onnx.export (TorchScript, opset
@@ -25,8 +24,8 @@ import pytest
 
 from repzoo import verbs
 from repzoo.artifact import Artifact, Preprocess, Step
-from repzoo.graph.fold import fold
-from repzoo.graph.proof import prove
+from repzoo.graph.certificate.proof import prove
+from repzoo.graph.fold.engine import fold
 
 Array = npt.NDArray[Any]
 Graph = Callable[..., onnx.ModelProto]
@@ -101,7 +100,14 @@ SLIM: dict[str, dict[str, int]] = {
         "ReduceMean": 9,
         "Relu": 14,
     },
-    "tf_efficientnet_lite0": {"Add": 9, "Clip": 33, "Conv": 49, "Flatten": 1, "Gemm": 1, "GlobalAveragePool": 1},
+    "tf_efficientnet_lite0": {
+        "Add": 9,
+        "Clip": 33,
+        "Conv": 49,
+        "Flatten": 1,
+        "Gemm": 1,
+        "GlobalAveragePool": 1,
+    },
     "ghostnet_100": {
         "Add": 16,
         "Concat": 32,
@@ -194,21 +200,29 @@ def exported(aged: Any) -> Callable[[str], Artifact]:
     import timm
     import torch
 
-    from repzoo.graph.export import export
+    from repzoo.graph.tools.export import export
     from repzoo.zoo import catalog, families
 
     ours = {row.name for row in catalog.models()}
 
     def made(name: str) -> Artifact:
         torch.manual_seed(0)
-        module = families.seeded(name, 10, 0) if name in ours else timm.create_model(name, num_classes=10, **OPTIONS.get(name, {}))
-        return export(aged(module), name, Preprocess(size=SIZES.get(name, 64)), (), Step("build", "0"))
+        module = (
+            families.seeded(name, 10, 0)
+            if name in ours
+            else timm.create_model(name, num_classes=10, **OPTIONS.get(name, {}))
+        )
+        return export(
+            aged(module), name, Preprocess(size=SIZES.get(name, 64)), (), Step("build", "0")
+        )
 
     return made
 
 
 @pytest.mark.parametrize("name", SLIM)
-def test_other_networks_fold_as_far_as_their_own_authors_and_onnxslim_go(name: str, exported: Callable[[str], Artifact]) -> None:
+def test_other_networks_fold_as_far_as_their_own_authors_and_onnxslim_go(
+    name: str, exported: Callable[[str], Artifact]
+) -> None:
     folded, certificate = verbs.fold(exported(name))
     ours = Counter(node.op_type for node in folded.model.graph.node if node.op_type != "Constant")
     assert certificate.equal
@@ -220,26 +234,34 @@ def test_other_networks_fold_as_far_as_their_own_authors_and_onnxslim_go(name: s
     assert all(ours[kind] <= theirs[kind] for kind in LAYERS), ours
 
 
-def test_repvgg_a0_is_22_convolutions_and_a_linear_layer(exported: Callable[[str], Artifact]) -> None:
+def test_repvgg_a0_is_22_convolutions_and_a_linear_layer(
+    exported: Callable[[str], Artifact],
+) -> None:
     kinds = Counter(node.op_type for node in fold(exported("repvgg_a0").model).model.graph.node)
     assert (kinds["Conv"], kinds["Gemm"], kinds["Add"]) == (22, 1, 0)
 
 
-def test_the_partial_convolution_of_fasternet_is_seen_and_refused_with_both_costs(exported: Callable[[str], Artifact]) -> None:
+def test_the_partial_convolution_of_fasternet_is_seen_and_refused_with_both_costs(
+    exported: Callable[[str], Artifact],
+) -> None:
     """Split, convolve a quarter, Concat: linear, yet as one convolution it would multiply by all the zeros."""
     result = fold(exported("fasternet_t0").model)
     kinds = Counter(node.op_type for node in result.model.graph.node)
     assert kinds["Split"] == kinds["Concat"] == 13
     seen = {refusal.node: refusal.reason for refusal in result.refusals}
     concats = [node.name for node in result.model.graph.node if node.op_type == "Concat"]
-    assert all("one 3x3 convolution in place of 3 nodes would take" in seen[name] for name in concats)
+    assert all(
+        "one 3x3 convolution in place of 3 nodes would take" in seen[name] for name in concats
+    )
 
 
 # --- blocks of the papers -------------------------------------------------------------------------------------------------
 
 
 def normal(output: str, source: str, name: str) -> str:
-    return f"{output} = BatchNormalization({source}, gamma{name}, beta{name}, mean{name}, var{name})\n"
+    return (
+        f"{output} = BatchNormalization({source}, gamma{name}, beta{name}, mean{name}, var{name})\n"
+    )
 
 
 def bn(*names: str) -> dict[str, Any]:
@@ -247,7 +269,13 @@ def bn(*names: str) -> dict[str, Any]:
 
 
 PADS = "pads = [1, 1, 1, 1]"
-SQUARE = {"w": (4, 4, 3, 3), "w1": (4, 4, 1, 1), "v1": (4, 4, 1, 1), "v3": (4, 4, 3, 3), "p1": (4, 4, 1, 1)}
+SQUARE = {
+    "w": (4, 4, 3, 3),
+    "w1": (4, 4, 1, 1),
+    "v1": (4, 4, 1, 1),
+    "v3": (4, 4, 3, 3),
+    "p1": (4, 4, 1, 1),
+}
 BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {
     # RepLKNet (arXiv 2203.06717): a large depthwise kernel with a small one beside it
     "replknet": (

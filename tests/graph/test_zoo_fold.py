@@ -1,4 +1,4 @@
-"""The catalogue's counts, recomputed from the exported graph of every variant and from its fold."""
+"""The catalog's counts, recomputed from the exported graph of every variant and from its fold."""
 
 from __future__ import annotations
 
@@ -12,32 +12,48 @@ pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("timm", reason="the torch extra is not installed")
 
 from repzoo.artifact import Step
-from repzoo.graph.cost import count
-from repzoo.graph.export import export
-from repzoo.graph.fold import fold
-from repzoo.graph.proof import prove
+from repzoo.graph.certificate.proof import prove
+from repzoo.graph.fold.engine import fold
+from repzoo.graph.tools.cost import count
+from repzoo.graph.tools.export import export
 from repzoo.zoo import catalog, families
 
 LARGE = 30_000_000  # parameters of the deploy form
 
 
 @pytest.mark.parametrize("name", [row.name for row in catalog.models()])
-def test_the_graph_has_the_counts_of_the_catalogue_in_both_forms(name: str, aged: Any, request: pytest.FixtureRequest) -> None:
+def test_the_graph_has_the_counts_of_the_catalog_in_both_forms(
+    name: str, aged: Any, request: pytest.FixtureRequest
+) -> None:
     row = catalog.spec(name)
     if row.parameters_deploy >= LARGE and not request.config.getoption("--all-variants"):
         pytest.skip("large; run with --all-variants")
-    made = export(aged(families.seeded(name, row.num_classes, 0)), name, row.preprocess, (), Step("build", "0"))
+    made = export(
+        aged(families.seeded(name, row.num_classes, 0)),
+        name,
+        row.preprocess,
+        (),
+        Step("build", "0"),
+    )
     result = fold(made.model)
     before, after = count(made), count(replace(made, model=result.model))
     assert (before.parameters, before.macs) == (row.parameters_train, row.macs_train)
     assert (after.parameters, after.macs) == (row.parameters_deploy, row.macs)
     assert "BatchNormalization" not in after.operators
-    assert len(prove(made.model, result.model, [one.output for one in result.folds])) == len(result.folds)
+    assert len(prove(made.model, result.model, [one.output for one in result.folds])) == len(
+        result.folds
+    )
 
 
 def test_repvgg_a0_becomes_a_plain_stack(aged: Any) -> None:
     row = catalog.spec("repvgg_a0")
-    made = export(aged(families.seeded("repvgg_a0", 10, 0)), "a0", replace(row.preprocess, size=32), (), Step("build", "0"))
+    made = export(
+        aged(families.seeded("repvgg_a0", 10, 0)),
+        "a0",
+        replace(row.preprocess, size=32),
+        (),
+        Step("build", "0"),
+    )
     kinds = Counter(node.op_type for node in fold(made.model).model.graph.node)
     assert kinds == {"Conv": 22, "Relu": 22, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
 
@@ -46,6 +62,15 @@ def test_an_untrained_variant_has_the_same_counts() -> None:
     """Fresh BatchNorms shift nothing, yet their layers keep the biases that training will need."""
     for name in ("repghostnet_050", "repvit_m0_6", "fasternet_t0"):
         row = catalog.spec(name)
-        made = export(families.seeded(name, row.num_classes, 0), name, replace(row.preprocess, size=32), (), Step("build", "0"))
+        made = export(
+            families.seeded(name, row.num_classes, 0),
+            name,
+            replace(row.preprocess, size=32),
+            (),
+            Step("build", "0"),
+        )
         folded = replace(made, model=fold(made.model).model)
-        assert (count(made).parameters, count(folded).parameters) == (row.parameters_train, row.parameters_deploy)
+        assert (count(made).parameters, count(folded).parameters) == (
+            row.parameters_train,
+            row.parameters_deploy,
+        )

@@ -21,8 +21,10 @@ from repzoo.measure import accuracy, stats
 PLAIN = Preprocess(size=2, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1))
 
 
-def lookup(answers: Sequence[Sequence[float]], labels: tuple[str, ...] = (), preprocess: Preprocess = PLAIN) -> Artifact:
-    """A classifier that gives an image of grey value g the logits `answers[g]`."""
+def lookup(
+    answers: Sequence[Sequence[float]], labels: tuple[str, ...] = (), preprocess: Preprocess = PLAIN
+) -> Artifact:
+    """A classifier that gives an image of gray value g the logits `answers[g]`."""
     table = np.array(answers, np.float32)
     body = """<ir_version: 8, opset_import: ["" : 17]>
         g (float[N, 3, 2, 2] data) => (float[N, CLASSES] output)
@@ -35,25 +37,36 @@ def lookup(answers: Sequence[Sequence[float]], labels: tuple[str, ...] = (), pre
         }"""
     model = onnx.parser.parse_model(body.replace("CLASSES", str(table.shape[1])))
     tensors = {"table": table, "full": np.array(255, np.float32)}
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in tensors.items())
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, name) for name, value in tensors.items()
+    )
     onnx.checker.check_model(model)
     return Artifact(model, "lookup", preprocess, labels)
 
 
-def greys(targets: Sequence[int], classes: tuple[str, ...], ordered: bool = False, broken: frozenset[int] = frozenset()) -> Dataset:
-    """Image i has grey value i and class `targets[i]`."""
+def grays(
+    targets: Sequence[int],
+    classes: tuple[str, ...],
+    ordered: bool = False,
+    broken: frozenset[int] = frozenset(),
+) -> Dataset:
+    """Image i has gray value i and class `targets[i]`."""
 
     def load(key: str) -> Image.Image:
         if int(key) in broken:
             raise UnreadableImage(f"{key} is broken")
         return Image.new("RGB", (2, 2), (int(key),) * 3)
 
-    return Dataset("greys", classes, tuple(str(i) for i in range(len(targets))), tuple(targets), load, ordered)
+    return Dataset(
+        "grays", classes, tuple(str(i) for i in range(len(targets))), tuple(targets), load, ordered
+    )
 
 
 def predictions(artifacts: Sequence[Artifact], dataset: Dataset) -> list[accuracy.Predictions]:
     runner = engine("onnxruntime")
-    return accuracy.evaluate([accuracy.open_run(one, runner, 1) for one in artifacts], dataset, ReadReport())
+    return accuracy.evaluate(
+        [accuracy.open_run(one, runner, 1) for one in artifacts], dataset, ReadReport()
+    )
 
 
 def one_hot(winners: Sequence[int], classes: int) -> list[list[float]]:
@@ -64,24 +77,27 @@ def test_top1_and_top5_of_hand_made_answers() -> None:
     names = tuple("abcdefg")
     falling = [7.0, 6, 5, 4, 3, 2, 1]  # class 0 is best, 4 is fifth, 5 is sixth
     targets = [0, 4, 5, 6]
-    record = predictions([lookup([falling] * 4, names)], greys(targets, names))[0].record()
+    record = predictions([lookup([falling] * 4, names)], grays(targets, names))[0].record()
     interval = stats.wilson(1, 4)
     assert record.values["n"] == 4
     assert (record.values["top1"], record.values["top5"]) == (25.0, 50.0)
-    assert (record.values["top1_low"], record.values["top1_high"]) == (100 * interval.low, 100 * interval.high)
+    assert (record.values["top1_low"], record.values["top1_high"]) == (
+        100 * interval.low,
+        100 * interval.high,
+    )
     assert record.data["unreadable"] == 0
     assert record.engine["name"] == "onnxruntime"
 
 
 def test_ties_go_to_the_lower_class() -> None:
     names = ("a", "b", "c")
-    found = predictions([lookup([[1, 1, 1], [0, 2, 2]], names)], greys([0, 1], names))[0]
+    found = predictions([lookup([[1, 1, 1], [0, 2, 2]], names)], grays([0, 1], names))[0]
     assert found.top[:, 0].tolist() == [0, 1]
 
 
 def test_with_fewer_than_five_classes_top5_is_all() -> None:
     names = ("a", "b", "c")
-    found = predictions([lookup(one_hot([0, 0, 0], 3), names)], greys([0, 1, 2], names))[0]
+    found = predictions([lookup(one_hot([0, 0, 0], 3), names)], grays([0, 1, 2], names))[0]
     assert found.top.shape == (3, 3)
     assert found.record().values["top5"] == 100
 
@@ -90,7 +106,7 @@ def test_batches_keep_every_image_in_order() -> None:
     count = 2 * accuracy.BATCH + 5
     names = tuple("abcdefghij")
     winners = [(3 * i) % 10 for i in range(count)]
-    found = predictions([lookup(one_hot(winners, 10), names)], greys([0] * count, names))[0]
+    found = predictions([lookup(one_hot(winners, 10), names)], grays([0] * count, names))[0]
     assert found.top[:, 0].tolist() == winners
     assert found.keys == tuple(map(str, range(count)))
 
@@ -98,28 +114,37 @@ def test_batches_keep_every_image_in_order() -> None:
 def test_evaluating_the_same_run_twice_starts_anew() -> None:
     names = ("a", "b")
     run = accuracy.open_run(lookup(one_hot([0, 1], 2), names), engine("onnxruntime"), 1)
-    first, second = (accuracy.evaluate([run], greys([0, 1], names), ReadReport())[0] for _ in range(2))
+    first, second = (
+        accuracy.evaluate([run], grays([0, 1], names), ReadReport())[0] for _ in range(2)
+    )
     assert second.top.tolist() == first.top.tolist()
 
 
 def test_an_unreadable_image_shifts_nothing() -> None:
     names, count = ("a", "b"), 200
     targets = [i % 2 for i in range(count)]
-    dataset = greys(targets, names, broken=frozenset({3}))
+    dataset = grays(targets, names, broken=frozenset({3}))
     found = predictions([lookup(one_hot(targets, 2), names)], dataset)[0]
     assert found.record().values["top1"] == 100
     assert found.data["unreadable"] == 1
     assert "3" not in found.keys
-    assert found.data["sha256"] != predictions([lookup(one_hot(targets, 2), names)], greys(targets, names))[0].data["sha256"]
+    assert (
+        found.data["sha256"]
+        != predictions([lookup(one_hot(targets, 2), names)], grays(targets, names))[0].data[
+            "sha256"
+        ]
+    )
 
 
 def test_logits_are_kept_where_they_are_asked_for_each_with_its_image(tmp_path: Path) -> None:
     names, count = tuple("abcdefghij"), 20 * accuracy.BATCH + 5
     draws = np.random.default_rng(0).normal(size=(2, count, 10)).round(3).tolist()
     runs = [accuracy.open_run(lookup(one, names), engine("onnxruntime"), 1) for one in draws]
-    dataset = greys([0] * count, names, broken=frozenset({3}))
+    dataset = grays([0] * count, names, broken=frozenset({3}))
     assert accuracy.evaluate(runs, dataset, ReadReport())[0].logits is None
-    for one, answers in zip(accuracy.evaluate(runs, dataset, ReadReport(), logits=True), draws, strict=True):
+    for one, answers in zip(
+        accuracy.evaluate(runs, dataset, ReadReport(), logits=True), draws, strict=True
+    ):
         assert one.logits is not None
         np.testing.assert_allclose(one.logits, np.delete(np.array(answers), 3, axis=0), rtol=1e-6)
     with pytest.raises(ValueError, match="without a journal"):
@@ -127,26 +152,32 @@ def test_logits_are_kept_where_they_are_asked_for_each_with_its_image(tmp_path: 
 
 
 def test_too_many_unreadable_images_are_refused() -> None:
-    dataset = greys([0, 1] * 10, ("a", "b"), broken=frozenset({3}))
-    with pytest.raises(InputError, match="1 of 20 images of greys cannot be read"):
+    dataset = grays([0, 1] * 10, ("a", "b"), broken=frozenset({3}))
+    with pytest.raises(InputError, match="1 of 20 images of grays cannot be read"):
         predictions([lookup(one_hot([0, 1] * 10, 2), ("a", "b"))], dataset)
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
     with pytest.raises(InputError, match="not finite"):
-        predictions([lookup([[0, float("nan")], [1, 0]], ("a", "b"))], greys([0, 1], ("a", "b")))
+        predictions([lookup([[0, float("nan")], [1, 0]], ("a", "b"))], grays([0, 1], ("a", "b")))
 
 
 def test_models_prepared_differently_are_not_compared() -> None:
     names = ("a", "b")
     one = lookup(one_hot([0, 1], 2), names)
-    other = lookup(one_hot([0, 1], 2), names, Preprocess(size=2, resize="squash", crop_fraction=1.0))
+    other = lookup(
+        one_hot([0, 1], 2), names, Preprocess(size=2, resize="squash", crop_fraction=1.0)
+    )
     with pytest.raises(InputError, match="prepare their images differently"):
-        predictions([one, other], greys([0, 1], names))
+        predictions([one, other], grays([0, 1], names))
 
 
-def indices(classes: tuple[str, ...], labels: tuple[str, ...], outputs: int, ordered: bool = False) -> list[int]:
-    return accuracy.class_indices(greys([0], classes, ordered), lookup(one_hot([0], outputs), labels))
+def indices(
+    classes: tuple[str, ...], labels: tuple[str, ...], outputs: int, ordered: bool = False
+) -> list[int]:
+    return accuracy.class_indices(
+        grays([0], classes, ordered), lookup(one_hot([0], outputs), labels)
+    )
 
 
 def test_classes_match_by_name_and_a_subset_will_do() -> None:
@@ -165,7 +196,9 @@ def test_names_win_over_order() -> None:
 
 
 def test_a_class_the_model_lacks_is_named_with_what_to_do() -> None:
-    with pytest.raises(InputError, match=r"\(2, such as 'emu'\).*\(3, such as 'dog'\).*classes.tsv"):
+    with pytest.raises(
+        InputError, match=r"\(2, such as 'emu'\).*\(3, such as 'dog'\).*classes.tsv"
+    ):
         indices(("dog", "emu"), ("dog", "cat", "owl"), 3)
 
 
@@ -177,7 +210,13 @@ def test_a_label_that_stands_twice_is_refused_only_where_it_is_needed() -> None:
 
 
 def test_imagenet_labels_are_known_by_their_wordnet_id() -> None:
-    labels = ("n01440764 tench, Tinca tinca", "n02012849 crane", "n03126707 crane", "n0144076 short", "n014407641 long")
+    labels = (
+        "n01440764 tench, Tinca tinca",
+        "n02012849 crane",
+        "n03126707 crane",
+        "n0144076 short",
+        "n014407641 long",
+    )
     assert indices(("n03126707", "n01440764"), labels, 5) == [2, 0]
     assert indices(("n02012849 crane", "n01440764"), labels, 5) == [1, 0]
     for stranger in ("crane", "n0144076", "n014407641", "tench"):
@@ -193,12 +232,16 @@ def test_compare_counts_and_lists_the_flips() -> None:
     names = tuple("abc")
     targets = [0, 0, 1, 1, 2, 2]
     before = lookup(one_hot([0, 0, 1, 1, 0, 1], 3), names)  # 4 right
-    after = lookup(one_hot([0, 1, 1, 2, 2, 1], 3), names)  # 3 right: lost images 1 and 3, gained image 4
-    first, second = predictions([before, after], greys(targets, names))
+    after = lookup(
+        one_hot([0, 1, 1, 2, 2, 1], 3), names
+    )  # 3 right: lost images 1 and 3, gained image 4
+    first, second = predictions([before, after], grays(targets, names))
     record = accuracy.compare(first, second)
     interval = stats.paired_difference(2, 2, 1, 1)
     assert record.values["drop"] == pytest.approx(100 / 6)
-    assert (record.values["drop_low"], record.values["drop_high"]) == pytest.approx((100 * interval.low, 100 * interval.high))
+    assert (record.values["drop_low"], record.values["drop_high"]) == pytest.approx(
+        (100 * interval.low, 100 * interval.high)
+    )
     assert record.values["p_value"] == stats.mcnemar(2, 1)
     assert record.values["same_prediction"] == pytest.approx(50)
     assert (record.values["lost"], record.values["gained"]) == (2, 1)
@@ -213,7 +256,9 @@ def test_compare_counts_and_lists_the_flips() -> None:
 
 def test_a_flip_between_two_wrong_answers_is_listed_and_is_no_drop() -> None:
     names = tuple("abc")
-    first, second = predictions([lookup(one_hot([1], 3), names), lookup(one_hot([2], 3), names)], greys([0], names))
+    first, second = predictions(
+        [lookup(one_hot([1], 3), names), lookup(one_hot([2], 3), names)], grays([0], names)
+    )
     record = accuracy.compare(first, second)
     assert record.values["drop"] == 0
     assert len(record.samples["flips"]) == 1
@@ -221,7 +266,9 @@ def test_a_flip_between_two_wrong_answers_is_listed_and_is_no_drop() -> None:
 
 def test_classes_are_listed_worst_first_with_what_they_are_taken_for() -> None:
     names = tuple("abc")
-    found = predictions([lookup(one_hot([0, 0, 2, 2, 1, 2, 2], 3), names)], greys([0, 0, 1, 1, 1, 2, 2], names))[0].by_class()
+    found = predictions(
+        [lookup(one_hot([0, 0, 2, 2, 1, 2, 2], 3), names)], grays([0, 0, 1, 1, 1, 2, 2], names)
+    )[0].by_class()
     assert [(one["class"], one["index"], one["n"], one["taken_for"]) for one in found] == [
         ("b", 1, 3, "c"),
         ("a", 0, 2, None),
@@ -234,8 +281,11 @@ def test_classes_are_listed_worst_first_with_what_they_are_taken_for() -> None:
 
 
 def test_a_model_without_labels_names_its_classes_by_number() -> None:
-    found = predictions([lookup(one_hot([1, 1], 2))], greys([0, 1], ("x", "y")))[0]
-    assert [(one["class"], one["taken_for"]) for one in found.by_class()] == [("0", "1"), ("1", None)]
+    found = predictions([lookup(one_hot([1, 1], 2))], grays([0, 1], ("x", "y")))[0]
+    assert [(one["class"], one["taken_for"]) for one in found.by_class()] == [
+        ("0", "1"),
+        ("1", None),
+    ]
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -244,32 +294,36 @@ def test_a_model_with_a_fixed_batch_answers_as_one_with_an_open_one(batch: int) 
     fixed = lookup(one_hot(winners, 3), names)
     fixed.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
     fixed.model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = batch
-    found = predictions([fixed], greys([0] * 11, names))[0]
+    found = predictions([fixed], grays([0] * 11, names))[0]
     assert found.top[:, 0].tolist() == winners
 
 
 def test_a_size_that_contradicts_the_model_is_refused_before_an_image_is_read() -> None:
     large = replace(lookup(one_hot([0], 2), ("a", "b")), preprocess=replace(PLAIN, size=4))
-    with pytest.raises(InputError, match=r"takes images of 2x2 pixels, but is said to be given 4x4; give --size 2"):
-        predictions([large], greys([0], ("a", "b"), broken=frozenset({0})))
+    with pytest.raises(
+        InputError, match=r"takes images of 2x2 pixels, but is said to be given 4x4; give --size 2"
+    ):
+        predictions([large], grays([0], ("a", "b"), broken=frozenset({0})))
 
 
 def test_labels_beyond_the_outputs_are_refused() -> None:
     liar = lookup(one_hot([0, 1], 2), ("a", "b", "c"))
     del liar.model.graph.output[0].type.tensor_type.shape.dim[1:]
     liar.model.graph.output[0].type.tensor_type.shape.dim.add()
-    with pytest.raises(InputError, match=r"shape \(2, 2\) for 2 images, but the data's labels reach to output 2"):
-        predictions([liar], greys([0, 2], ("a", "b", "c")))
+    with pytest.raises(
+        InputError, match=r"shape \(2, 2\) for 2 images, but the data's labels reach to output 2"
+    ):
+        predictions([liar], grays([0, 2], ("a", "b", "c")))
 
 
 def test_compare_refuses_other_images_and_other_class_orders() -> None:
     names = ("a", "b")
-    long = predictions([lookup(one_hot([0, 1], 2), names)], greys([0, 1], names))[0]
-    short = predictions([lookup(one_hot([0], 2), names)], greys([0], names))[0]
+    long = predictions([lookup(one_hot([0, 1], 2), names)], grays([0, 1], names))[0]
+    short = predictions([lookup(one_hot([0], 2), names)], grays([0], names))[0]
     with pytest.raises(InputError, match="different images"):
         accuracy.compare(long, short)
     turned = lookup(one_hot([1, 0], 2), ("b", "a"))
-    one, other = predictions([lookup(one_hot([0, 1], 2), names), turned], greys([0, 1], names))
+    one, other = predictions([lookup(one_hot([0, 1], 2), names), turned], grays([0, 1], names))
     assert one.record().values["top1"] == other.record().values["top1"] == 100
     with pytest.raises(InputError, match="different orders"):
         accuracy.compare(one, other)
@@ -278,4 +332,4 @@ def test_compare_refuses_other_images_and_other_class_orders() -> None:
 def test_a_model_without_preprocessing_says_which_options_to_give() -> None:
     bare = replace(lookup([[0, 1]], ("a", "b")), preprocess=None)
     with pytest.raises(InputError, match="--size"):
-        predictions([bare], greys([0], ("a", "b")))
+        predictions([bare], grays([0], ("a", "b")))

@@ -23,7 +23,10 @@ Run = Callable[..., Any]
 
 def few(source: Path, target: Path, count: int) -> Path:
     """The first `count` images of `source`, in turns over its classes."""
-    files = sorted(source.glob("*/*.png"), key=lambda path: (sorted(path.parent.iterdir()).index(path), path.parent.name))
+    files = sorted(
+        source.glob("*/*.png"),
+        key=lambda path: (sorted(path.parent.iterdir()).index(path), path.parent.name),
+    )
     for path in files[:count]:
         (target / path.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target / path.parent.name)
@@ -66,20 +69,38 @@ def test_torchrun_gives_what_one_process_gives_and_one_goes_on_with_what_two_beg
     command = ("evaluate", str(model_file), "--data", str(data), "--json")
     alone = run(*command)
     journal = tmp_path / "j.jsonl"
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "repzoo"]
-    two = subprocess.run([*start, *command, "--resume", str(journal)], capture_output=True, text=True, check=False, timeout=250)
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "repzoo",
+    ]
+    two = subprocess.run(
+        [*start, *command, "--resume", str(journal)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
     assert two.returncode == 0, two.stderr
     assert two.stdout == alone.out
     parts = [journal, tmp_path / "j.jsonl.1"]
     seen = [[json.loads(line)["i"] for line in path.read_text().splitlines()[1:]] for path in parts]
     assert sorted(seen[0] + seen[1]) == list(range(45))
     assert all(seen)
-    parts[1].write_text("".join(line + "\n" for line in parts[1].read_text().splitlines()[:9]))  # as if killed after one chunk
+    parts[1].write_text(
+        "".join(line + "\n" for line in parts[1].read_text().splitlines()[:9])
+    )  # as if killed after one chunk
     resumed = run(*command, "--resume", journal)
     assert (resumed.code, resumed.out) == (0, alone.out)
 
 
-def test_fewer_images_than_processes(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -> None:
+def test_fewer_images_than_processes(
+    run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
+) -> None:
     data = few(digits_folder, tmp_path / "two", 2)
     command = ("evaluate", model_file, "--data", data, "--json")
     first, second, third = together([command] * 3)
@@ -91,7 +112,10 @@ def test_fewer_images_than_processes(run: Run, model_file: Path, digits_folder: 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"MASTER_ADDR": "no-such-host.invalid"}, "MASTER_ADDR is 'no-such-host.invalid', and no host of that name is known"),
+        (
+            {"MASTER_ADDR": "no-such-host.invalid"},
+            "MASTER_ADDR is 'no-such-host.invalid', and no host of that name is known",
+        ),
         ({"MASTER_PORT": "9"}, "timed out"),
         ({"MASTER_PORT": ""}, "MASTER_PORT"),
         ({"RANK": "first"}, "invalid literal"),
@@ -102,7 +126,9 @@ def test_a_wrong_master_is_one_sentence(
     changed: dict[str, str], said: str, run: Run, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, "MEETING_SECONDS", 1.0)
-    for name, value in ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"} | changed).items():
+    for name, value in (
+        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"} | changed
+    ).items():
         monkeypatch.setenv(name, value)
     ran = run("evaluate", model_file, "--data", "digits")
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
@@ -120,9 +146,13 @@ def test_what_fails_in_one_process_ends_all_with_its_sentence_said_once(
     assert (first.stdout, second.stdout, second.stderr) == ("", "", "")
 
 
-def test_processes_that_were_given_different_images_are_refused(model_file: Path, digits_folder: Path, tmp_path: Path) -> None:
+def test_processes_that_were_given_different_images_are_refused(
+    model_file: Path, digits_folder: Path, tmp_path: Path
+) -> None:
     data = few(digits_folder, tmp_path / "numbers", 30)
-    first, second = together([("evaluate", model_file, "--data", one) for one in (digits_folder, data)])
+    first, second = together(
+        [("evaluate", model_file, "--data", one) for one in (digits_folder, data)]
+    )
     assert (first.returncode, second.returncode) == (2, 2)
     assert "process 1 of 2 on" in first.stderr
     assert "has other data than process 0" in first.stderr

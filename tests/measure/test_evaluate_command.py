@@ -40,7 +40,10 @@ class Own:
 def own(trained: Artifact, digits_folder: Path) -> Own:
     data = folder.read(digits_folder).held_out()
     session = engine("onnxruntime").open(trained.model, 1)
-    read = [session.run(one.inputs) for one in batches(data, trained.needing_preprocess(), 8, ReadReport())]
+    read = [
+        session.run(one.inputs)
+        for one in batches(data, trained.needing_preprocess(), 8, ReadReport())
+    ]
     return Own(data.keys, np.array(data.targets), np.concatenate(read))
 
 
@@ -51,7 +54,9 @@ def result_txt(path: Path, own: Own, logits: npt.NDArray[np.float32]) -> Path:
         shares = np.exp(logits[place] - logits[place].max())
         for rank, index in enumerate(np.argsort(-logits[place], kind="stable")[:5]):
             prob = shares[index] / shares.sum()
-            lines.append(f"/data/a:b/{own.keys[place]}: Relay top-{rank} id: {index}, prob: {prob:.8f}, class name: {index}")
+            lines.append(
+                f"/data/a:b/{own.keys[place]}: Relay top-{rank} id: {index}, prob: {prob:.8f}, class name: {index}"
+            )
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -63,7 +68,9 @@ def npz_folder(path: Path, own: Own, logits: npt.NDArray[np.float32]) -> tuple[P
     for number, place in enumerate(order):
         np.savez(path / f"output_{number:06d}.npz", output_0=logits[place][None])
     datalist = path.with_suffix(".txt")
-    datalist.write_text("".join(f"/npz/{own.keys[place].removesuffix('.png')}.npz\n" for place in order))
+    datalist.write_text(
+        "".join(f"/npz/{own.keys[place].removesuffix('.png')}.npz\n" for place in order)
+    )
     return path, datalist
 
 
@@ -86,22 +93,44 @@ def test_a_boards_run_is_paired_with_our_own(
         out, datalist = npz_folder(tmp_path / "out", own, logits)
         given = ["--result", out, "--datalist", datalist]
     kept = tmp_path / "kept.jsonl"
-    ran = run("evaluate", model_file, "--data", digits_folder, *given, "--drop", 1, "--append", kept, "--json")
+    ran = run(
+        "evaluate",
+        model_file,
+        "--data",
+        digits_folder,
+        *given,
+        "--drop",
+        1,
+        "--append",
+        kept,
+        "--json",
+    )
     assert ran.code == 0, ran.err
     ours, board = ran.document["runs"]
     paired = ran.document["paired"]
     right = int((own.first == own.targets).sum())
     assert ours["top1"] == pytest.approx(100 * right / 200)
     assert board["top1"] == pytest.approx(100 * (right - 7) / 200)
-    assert (paired["lost"], paired["gained"], paired["drop"], paired["needed_drop"]) == (7, 0, pytest.approx(3.5), 1)
+    assert (paired["lost"], paired["gained"], paired["drop"], paired["needed_drop"]) == (
+        7,
+        0,
+        pytest.approx(3.5),
+        1,
+    )
     assert paired["p_value"] == pytest.approx(2 * 0.5**7)
     assert paired["needed"] == stats.pairs_needed(7 / 200, 0.01)
     assert len(paired["flips"]) == 7
     assert all(flip["second"] == (flip["target"] + 1) % 10 for flip in paired["flips"])
-    assert [json.loads(line)["kind"] for line in kept.read_text().splitlines()] == ["accuracy", "accuracy", "paired"]
+    assert [json.loads(line)["kind"] for line in kept.read_text().splitlines()] == [
+        "accuracy",
+        "accuracy",
+        "paired",
+    ]
 
 
-def test_a_boards_run_alone_needs_no_model(own: Own, run: Run, digits_folder: Path, tmp_path: Path) -> None:
+def test_a_boards_run_alone_needs_no_model(
+    own: Own, run: Run, digits_folder: Path, tmp_path: Path
+) -> None:
     text = result_txt(tmp_path / "result.txt", own, own.logits)
     ran = run("evaluate", "--data", digits_folder, "--result", text, "--json")
     assert ran.code == 0, ran.err
@@ -126,14 +155,21 @@ def foreign(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"), [(doubled, "2 times: the tool appends"), (cut, "expected 'PATH|it was cut"), (foreign, "no image of that")]
+    ("damage", "said"),
+    [
+        (doubled, "2 times: the tool appends"),
+        (cut, "expected 'PATH|it was cut"),
+        (foreign, "no image of that"),
+    ],
 )
 def test_a_damaged_result_is_one_sentence_and_nothing_is_appended(
     damage: Callable[[str], str], said: str, own: Own, run: Run, digits_folder: Path, tmp_path: Path
 ) -> None:
     text = result_txt(tmp_path / "result.txt", own, own.logits)
     text.write_text(damage(text.read_text()))
-    ran = run("evaluate", "--data", digits_folder, "--result", text, "--append", tmp_path / "kept.jsonl")
+    ran = run(
+        "evaluate", "--data", digits_folder, "--result", text, "--append", tmp_path / "kept.jsonl"
+    )
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
     assert any(one in ran.err for one in said.split("|"))
     assert not (tmp_path / "kept.jsonl").exists()
@@ -164,7 +200,9 @@ def test_a_bad_option_is_one_sentence(
 
 
 @pytest.mark.parametrize("drop", ["0", "-1", "101", "nan", "much"])
-def test_a_drop_that_no_number_of_images_shows_is_refused(drop: str, run: Run, digits_folder: Path, tmp_path: Path) -> None:
+def test_a_drop_that_no_number_of_images_shows_is_refused(
+    drop: str, run: Run, digits_folder: Path, tmp_path: Path
+) -> None:
     ran = run("evaluate", "--data", digits_folder, "--result", tmp_path, "--drop", drop)
     assert (ran.code, ran.out) == (2, "")
     assert "Invalid value for '--drop'" in ran.err
@@ -175,7 +213,11 @@ CRANES = (134, 517)  # the bird and the machine, one name in many lists of Image
 
 def test_both_cranes_are_told_apart_on_real_photographs() -> None:
     data = lite0.sample()
-    near = [index for index, target in enumerate(data.targets) if target in {*CRANES, 130, 131, 132, 133, 135, 516, 518}]
+    near = [
+        index
+        for index, target in enumerate(data.targets)
+        if target in {*CRANES, 130, 131, 132, 133, 135, 516, 518}
+    ]
     model = lite0.artifact()
     run = accuracy.open_run(model, engine("onnxruntime"))
     (found,) = accuracy.evaluate([run], data.subset(near), ReadReport())

@@ -46,7 +46,9 @@ def test_what_overrules_a_sessions_threads_is_told(monkeypatch: pytest.MonkeyPat
     assert threads["OMP_PROC_BIND"] == "close"
 
 
-def test_a_system_without_these_files_and_calls_still_has_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_these_files_and_calls_still_has_facts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(host, "_read", lambda _: "")
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.delattr(os, "getloadavg", raising=False)

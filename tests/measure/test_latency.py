@@ -42,7 +42,9 @@ class Timed:
     def version(self) -> str:
         return "1"
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> Timed:  # noqa: ARG002
+    def open(
+        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+    ) -> Timed:
         return self
 
     def run(self, inputs: Array) -> Array:
@@ -77,9 +79,16 @@ def warm(latencies: Iterable[float], warm_up_ms: float = 9.0) -> Iterator[float]
 def test_percentiles_and_rate_of_known_latencies() -> None:
     hands, known = Hands(), [1.0, 2, 3, 4, 10]
     one = case(Timed(hands, warm(cycle(known))))
-    (record,) = latency.run([one], seconds=0.095 * 6, rounds=6, clock=hands)  # a round: 5 times the 5 calls
+    (record,) = latency.run(
+        [one], seconds=0.095 * 6, rounds=6, clock=hands
+    )  # a round: 5 times the 5 calls
     assert record.values["samples"] == 6 * 25
-    assert record.values["p50_ms"] == record.values["p50_low_ms"] == record.values["p50_high_ms"] == 3.0
+    assert (
+        record.values["p50_ms"]
+        == record.values["p50_low_ms"]
+        == record.values["p50_high_ms"]
+        == 3.0
+    )
     assert record.values["p90_ms"] == 10.0
     assert record.values["fps"] == pytest.approx(250)
     assert record.samples["latency_us"] == [[1000, 2000, 3000, 4000, 10000] * 5] * 6
@@ -123,7 +132,9 @@ def test_a_ratio_is_taken_within_rounds() -> None:
     fast = case(Timed(hands, warm([2 * factor for factor in drift])))
     latency.run([slow, fast], seconds=1e-9, rounds=len(drift), clock=hands)
     values = latency.ratio(slow, fast).values
-    assert (values["ratio"], values["ratio_low"], values["ratio_high"]) == pytest.approx((1.5, 1.5, 1.5))
+    assert (values["ratio"], values["ratio_low"], values["ratio_high"]) == pytest.approx(
+        (1.5, 1.5, 1.5)
+    )
     assert values["rounds"] == len(drift)
     assert latency.ratio(fast, slow).values["ratio"] == pytest.approx(1 / 1.5)
 
@@ -132,8 +143,12 @@ def test_who_has_lost_a_race_is_left_out_of_its_further_rounds() -> None:
     """Rounds are as long as three calls of the first; once two ratios are above 1 there is nothing left to find out of a case."""
     hands = Hands()
     first, slow = case(Timed(hands, cycle([6.0]), "f")), case(Timed(hands, cycle([9.0]), "s"))
-    odd = case(Timed(hands, warm([12.0, 12, *[3.0] * 60], 3.0), "o"))  # slower in its first round only
-    latency.race([first, slow, odd], 9, 3, 1, lambda ratios: sum(one >= 1 for one in ratios) > 1, hands)
+    odd = case(
+        Timed(hands, warm([12.0, 12, *[3.0] * 60], 3.0), "o")
+    )  # slower in its first round only
+    latency.race(
+        [first, slow, odd], 9, 3, 1, lambda ratios: sum(one >= 1 for one in ratios) > 1, hands
+    )
     assert [len(one.rounds_us) for one in (first, slow, odd)] == [9, 2, 9]
     assert [len(one) for one in first.rounds_us] == [3] * 9
     assert latency.raced(slow, first) == stats.Interval(1.5, 1.5, 1.5)
@@ -166,16 +181,22 @@ def rank(ordered: npt.NDArray[np.float64], q: float) -> float:
         np.arange(1, 1001) / 100,
         np.where(np.arange(1000) < 700, 2.0, 5.0) + np.arange(1000) / 1e3,  # a clock of two speeds
         np.exp(np.random.default_rng(1).normal(0, 0.5, 1000)),
-        np.where(np.arange(1000) % 50 == 7, 40.0, 1.0),  # one call in 50 takes 40 times as long: p90 does not see it, p99 does
+        np.where(
+            np.arange(1000) % 50 == 7, 40.0, 1.0
+        ),  # one call in 50 takes 40 times as long: p90 does not see it, p99 does
     ],
     ids=["even", "two speeds", "lognormal", "outliers"],
 )
 def test_percentiles_of_a_known_distribution(known: npt.NDArray[np.float64]) -> None:
     hands = Hands()
     one = case(Timed(hands, warm(shuffled(known, 30))))
-    (record,) = latency.run([one], seconds=24 * float(known.sum()) / 1000 - 0.001, rounds=24, clock=hands)
+    (record,) = latency.run(
+        [one], seconds=24 * float(known.sum()) / 1000 - 0.001, rounds=24, clock=hands
+    )
     for name, q in (("p50", 0.50), ("p90", 0.90), ("p99", 0.99)):
-        assert record.values[f"{name}_ms"] == pytest.approx(rank(known, q), rel=0.01), name  # the last round ends within a shuffle
+        assert record.values[f"{name}_ms"] == pytest.approx(rank(known, q), rel=0.01), (
+            name
+        )  # the last round ends within a shuffle
         assert record.values[f"{name}_low_ms"] <= rank(known, q) <= record.values[f"{name}_high_ms"]
     assert record.values["fps"] == pytest.approx(1000 / known.mean(), rel=0.01)
     assert record.values["steady"] is True
@@ -183,17 +204,23 @@ def test_percentiles_of_a_known_distribution(known: npt.NDArray[np.float64]) -> 
 
 def test_figures_are_derived_from_the_samples_that_are_kept() -> None:
     hands = Hands()
-    (record,) = latency.run([case(Timed(hands, warm(shuffled(np.linspace(0.02, 3, 300), 40))))], 2.0, 12, clock=hands)
+    (record,) = latency.run(
+        [case(Timed(hands, warm(shuffled(np.linspace(0.02, 3, 300), 40))))], 2.0, 12, clock=hands
+    )
     kept = np.concatenate(record.samples["latency_us"])
     assert record.values["samples"] == len(kept)
-    assert [record.values[f"{name}_ms"] * 1000 for name in ("p50", "p90", "p99")] == [rank(kept, q) for q in (0.5, 0.9, 0.99)]
+    assert [record.values[f"{name}_ms"] * 1000 for name in ("p50", "p90", "p99")] == [
+        rank(kept, q) for q in (0.5, 0.9, 0.99)
+    ]
     assert all(one == round(one, 1) for one in kept)
 
 
 def test_rounds_before_the_steady_state_are_dropped() -> None:
     """Twenty per cent slower for seven rounds of one call, then steady: none of the seven is kept."""
     hands = Hands()
-    one = case(Timed(hands, warm([12.0, 11.8, 11.9, 12, 11.7, 12, 11.9] + [10, 10.01, 9.99, 10.02] * 20)))
+    one = case(
+        Timed(hands, warm([12.0, 11.8, 11.9, 12, 11.7, 12, 11.9] + [10, 10.01, 9.99, 10.02] * 20))
+    )
     (record,) = latency.run([one], seconds=1e-9, rounds=24, clock=hands)
     assert record.values["steady"] is True
     assert record.values["rounds"] == 24
@@ -206,7 +233,9 @@ def test_the_search_for_a_steady_state_waits_for_every_case() -> None:
     cold = case(Timed(hands, warm([20.0 - one for one in range(10)] + [10.0] * 60)))
     still = case(Timed(hands, warm(cycle([10.0]))))
     records = latency.run([still, cold], seconds=1e-9, rounds=12, clock=hands)
-    assert {one.values["warm_up_rounds"] for one in records} == {len(cold.rounds_us) and records[0].values["warm_up_rounds"]}
+    assert {one.values["warm_up_rounds"] for one in records} == {
+        len(cold.rounds_us) and records[0].values["warm_up_rounds"]
+    }
     assert records[0].values["warm_up_rounds"] >= 7
     assert latency.ratio(cold, still).values["ratio"] == 1.0
 
@@ -240,7 +269,10 @@ def test_multi_stream_times_queries_of_eight_images() -> None:
     (record,) = latency.run([one], seconds=0.6, rounds=6, clock=hands)
     assert record.values["p50_ms"] == record.values["p99_ms"] == 12.0
     assert record.values["fps"] == pytest.approx(8 / 0.012)
-    assert (record.values["early_stopping_percentile"], record.values["early_stopping_ms"]) == (0.99, None)  # 54 queries are few
+    assert (record.values["early_stopping_percentile"], record.values["early_stopping_ms"]) == (
+        0.99,
+        None,
+    )  # 54 queries are few
     with pytest.raises(InputError, match="calls of 3"):
         latency.case(artifact(), session, batch=3, scenario="multi-stream")
 
@@ -250,7 +282,10 @@ def test_single_stream_reports_what_loadgen_does() -> None:
     hands, known = Hands(), shuffled(np.arange(1.0, 101), 1)
     one = latency.case(artifact(), Timed(hands, warm(known)), scenario="single-stream")
     (record,) = latency.run([one], seconds=1e-9, rounds=100, clock=hands)
-    assert (record.values["early_stopping_percentile"], record.values["early_stopping_ms"]) == (0.90, 98.0)
+    assert (record.values["early_stopping_percentile"], record.values["early_stopping_ms"]) == (
+        0.90,
+        98.0,
+    )
     assert record.values["p90_ms"] == 90.0
     with pytest.raises(InputError, match="one client"):
         latency.case(artifact(), Timed(hands, []), streams=2, scenario="single-stream")
@@ -278,7 +313,9 @@ class Machine:
         """Let the time pass that work of `milliseconds` takes now."""
         self.slow ^= self.random.random() < 0.01
         held_up = self.random.exponential(20) if self.random.random() < 0.01 else 0.0
-        factor = (1 + self.now / 2e10) * (1.4 if self.slow else 1.0) * self.random.lognormal(0, 0.05)
+        factor = (
+            (1 + self.now / 2e10) * (1.4 if self.slow else 1.0) * self.random.lognormal(0, 0.05)
+        )
         self.now += round((milliseconds * factor + held_up) * 1e6)
 
 
@@ -326,8 +363,13 @@ class Sleeping(Timed):
         return np.zeros((len(inputs), 2), np.float32)
 
 
-@pytest.mark.parametrize(("scenario", "streams"), [("closed-loop", 1), ("closed-loop", 3), ("offline", 3), ("multi-stream", 4)])
-def test_a_sleeping_engine_is_timed_within_hard_bounds(scenario: latency.Scenario, streams: int) -> None:
+@pytest.mark.parametrize(
+    ("scenario", "streams"),
+    [("closed-loop", 1), ("closed-loop", 3), ("offline", 3), ("multi-stream", 4)],
+)
+def test_a_sleeping_engine_is_timed_within_hard_bounds(
+    scenario: latency.Scenario, streams: int
+) -> None:
     """A sleep is never shorter than asked, so what is reported has hard bounds below; the engine's own clock bounds it above."""
     session = Sleeping(cycle([2.0, 2, 2, 6]))
     one = latency.case(artifact(), session, streams, scenario=scenario)
@@ -377,7 +419,10 @@ def test_clients_call_at_the_same_time() -> None:
     (record,) = latency.run([case(session, streams=3)], seconds=1e-9, rounds=2)
     assert session.met
     assert len(session.threads) == 3  # the same ones in every round
-    assert [len(kept) for kept in record.samples["latency_us"]] == [3, 3]  # the calls of all clients, each at least one
+    assert [len(kept) for kept in record.samples["latency_us"]] == [
+        3,
+        3,
+    ]  # the calls of all clients, each at least one
     assert record.values["streams"] == 3
 
 
@@ -401,7 +446,9 @@ def test_a_case_that_fails_leaves_the_others_to_go_on() -> None:
     session = Failing(WARM_UP + 3)
     session.hands = hands
     cases = [case(Timed(hands, cycle([1.0]))), case(session), case(Timed(hands, cycle([2.0])))]
-    records = latency.run(cases, 1e-9, 8, clock=hands, on_error=lambda one, error: failed.append((one, str(error))))
+    records = latency.run(
+        cases, 1e-9, 8, clock=hands, on_error=lambda one, error: failed.append((one, str(error)))
+    )
     assert [one.values["p50_ms"] for one in records] == [1.0, 2.0]
     assert failed == [(cases[1], "the device went away")]
     assert latency.ratio(cases[2], cases[0]).values["rounds"] == 8
@@ -447,7 +494,9 @@ def test_seconds_must_be_positive(seconds: float) -> None:
 
 def test_the_record_says_what_the_machine_did() -> None:
     (record,) = latency.run([case(Timed(Hands(), cycle([1.0])))], 1e-9, 6, clock=Hands())
-    assert {"cpu", "affinity", "load_before", "load_after", "used_by_others", "stolen"} <= set(record.host)
+    assert {"cpu", "affinity", "load_before", "load_after", "used_by_others", "stolen"} <= set(
+        record.host
+    )
     assert record.engine["threads"] == 1
 
 
@@ -466,9 +515,12 @@ def test_a_real_engine_gives_samples_for_every_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("others", "names", "faster"), [(0.5, "ab", None), (0.05, "ab", "second"), (0.5, "aa", "second"), (None, "ab", "second")]
+    ("others", "names", "faster"),
+    [(0.5, "ab", None), (0.05, "ab", "second"), (0.5, "aa", "second"), (None, "ab", "second")],
 )
-def test_two_engines_on_a_busy_machine_have_no_winner(others: float | None, names: str, faster: str | None) -> None:
+def test_two_engines_on_a_busy_machine_have_no_winner(
+    others: float | None, names: str, faster: str | None
+) -> None:
     """Engines are held up unequally by others' work; two files on one engine are held up alike."""
     hands = Hands()
     slow, fast = (case(Timed(hands, cycle([milliseconds]))) for milliseconds in (2.0, 1.0))
@@ -494,7 +546,9 @@ class Lying:
     def version(self) -> str:
         return "1"
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> Timed:  # noqa: ARG002
+    def open(
+        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+    ) -> Timed:
         self.streams.append(streams)
         return Timed(self.hands, cycle([next(self._each)]))
 
@@ -512,7 +566,9 @@ def test_an_interval_is_taken_over_openings_not_over_rounds_that_share_one() -> 
     assert one.rounds_of == [opening for opening in range(6) for _ in range(4)]
     once = [latency.case(artifact(), Lying(hands, cycle([ms]))) for ms in (1.1, 1.0)]
     latency.run(once, seconds=1e-9, rounds=24, clock=hands)
-    assert latency.ratio(*once).values["ratio_low"] == pytest.approx(1.1)  # what the openings are for
+    assert latency.ratio(*once).values["ratio_low"] == pytest.approx(
+        1.1
+    )  # what the openings are for
 
 
 def test_a_session_is_opened_for_its_clients_again_and_again() -> None:

@@ -15,8 +15,18 @@ from repzoo.errors import InputError
 from repzoo.measure import record
 from repzoo.measure.record import Record
 
-leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-tables = st.dictionaries(st.text(), st.recursive(leaves, lambda inner: st.lists(inner, max_size=3), max_leaves=5), max_size=3)
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+)
+tables = st.dictionaries(
+    st.text(),
+    st.recursive(leaves, lambda inner: st.lists(inner, max_size=3), max_leaves=5),
+    max_size=3,
+)
 
 
 def strictly(text: str) -> Any:
@@ -33,7 +43,10 @@ def test_a_line_comes_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any], data: dict[str, Any]
 ) -> None:
     path = tmp_path_factory.mktemp("records") / "r.jsonl"
-    written = [Record("accuracy", {"name": "a\u2028b\x85c"}, values, data=data), Record("cost", {}, {}, job="j")]
+    written = [
+        Record("accuracy", {"name": "a\u2028b\x85c"}, values, data=data),
+        Record("cost", {}, {}, job="j"),
+    ]
     record.append(path, written)
     assert record.read(path) == written
 
@@ -48,8 +61,15 @@ def test_appending_keeps_what_is_there(tmp_path: Path) -> None:
 
 def test_numbers_without_json_become_null(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    record.append(path, [Record("ratio", {}, {"nan": math.nan, "inf": [math.inf, (-math.inf, 1.5)], "one": 1})])
-    assert strictly(path.read_text())["values"] == {"nan": None, "inf": [None, [None, 1.5]], "one": 1}
+    record.append(
+        path,
+        [Record("ratio", {}, {"nan": math.nan, "inf": [math.inf, (-math.inf, 1.5)], "one": 1})],
+    )
+    assert strictly(path.read_text())["values"] == {
+        "nan": None,
+        "inf": [None, [None, 1.5]],
+        "one": 1,
+    }
 
 
 GOOD = record.line(Record("cost", {}, {}))
@@ -80,7 +100,9 @@ def test_a_damaged_line_is_named(tmp_path: Path, damaged: str) -> None:
 
 def test_bytes_that_are_not_utf8_are_damage_not_a_question_mark(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    path.write_bytes(GOOD.replace('"job": ""', '"job": "X"').encode().replace(b"X", b"\xff") + b"\n")
+    path.write_bytes(
+        GOOD.replace('"job": ""', '"job": "X"').encode().replace(b"X", b"\xff") + b"\n"
+    )
     with pytest.raises(InputError, match="line 1"):
         record.read(path)
 

@@ -42,7 +42,9 @@ def test_wilson_is_scipys(n: int) -> None:
     for successes in {0, 1, n // 3, n // 2, n - 1, n}:
         theirs = binomtest(successes, n).proportion_ci(method="wilson")
         ours = wilson(successes, n)
-        assert (ours.value, ours.low, ours.high) == pytest.approx((successes / n, theirs.low, theirs.high), abs=1e-12)
+        assert (ours.value, ours.low, ours.high) == pytest.approx(
+            (successes / n, theirs.low, theirs.high), abs=1e-12
+        )
 
 
 @pytest.mark.parametrize(("successes", "n"), [(-1, 4), (5, 4), (0, 0)])
@@ -54,13 +56,19 @@ def test_wilson_refuses_what_is_no_proportion(successes: int, n: int) -> None:
 @given(st.integers(0, 3000), st.integers(0, 3000))
 def test_mcnemar_is_the_exact_binomial_test(first: int, second: int) -> None:
     expected = binomtest(first, first + second).pvalue if first + second else 1.0
-    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9, abs=1e-290)  # SciPy's own sums end in 0 near 1e-299
+    assert mcnemar(first, second) == pytest.approx(
+        expected, rel=1e-9, abs=1e-290
+    )  # SciPy's own sums end in 0 near 1e-299
 
 
 @pytest.mark.parametrize(("table", "limits"), NEWCOMBE_TABLE_III)
-def test_paired_difference_reproduces_newcombes_table(table: tuple[int, int, int, int], limits: tuple[float, float]) -> None:
+def test_paired_difference_reproduces_newcombes_table(
+    table: tuple[int, int, int, int], limits: tuple[float, float]
+) -> None:
     found = paired_difference(*table)
-    assert (found.low, found.high) == pytest.approx(limits, abs=1.5e-4)  # the table has four decimals
+    assert (found.low, found.high) == pytest.approx(
+        limits, abs=1.5e-4
+    )  # the table has four decimals
     assert found.value == (table[1] - table[2]) / sum(table)
 
 
@@ -68,7 +76,9 @@ def test_paired_difference_reproduces_newcombes_table(table: tuple[int, int, int
 def test_swapping_the_models_negates_the_difference(found: tuple[int, int, int, int]) -> None:
     one = paired_difference(*found)
     other = paired_difference(found[0], found[2], found[1], found[3])
-    assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low), abs=1e-12)
+    assert (one.value, one.low, one.high) == pytest.approx(
+        (-other.value, -other.high, -other.low), abs=1e-12
+    )
     assert -1 <= one.low <= one.value <= one.high <= 1
 
 
@@ -78,7 +88,10 @@ def test_four_times_the_images_narrow_the_interval(found: tuple[int, int, int, i
     assert many.high - many.low < few.high - few.low
 
 
-@pytest.mark.parametrize("table", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (500, 0, 0, 0), (0, 0, 0, 500)])
+@pytest.mark.parametrize(
+    "table",
+    [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (500, 0, 0, 0), (0, 0, 0, 500)],
+)
 def test_degenerate_tables_keep_a_width(table: tuple[int, int, int, int]) -> None:
     """No disagreement among few images proves little: the interval must not collapse to a point."""
     found = paired_difference(*table)
@@ -86,7 +99,9 @@ def test_degenerate_tables_keep_a_width(table: tuple[int, int, int, int]) -> Non
 
 
 @pytest.mark.parametrize("n", [60, 400])
-@pytest.mark.parametrize("probabilities", [(0.7, 0.05, 0.05, 0.2), (0.9, 0.02, 0.01, 0.07), (0.5, 0.15, 0.05, 0.3)])
+@pytest.mark.parametrize(
+    "probabilities", [(0.7, 0.05, 0.05, 0.2), (0.9, 0.02, 0.01, 0.07), (0.5, 0.15, 0.05, 0.3)]
+)
 def test_paired_difference_covers_the_truth(n: int, probabilities: tuple[float, ...]) -> None:
     truth = probabilities[1] - probabilities[2]
     drawn = np.random.default_rng(n).multinomial(n, probabilities, 3000)
@@ -120,7 +135,9 @@ def test_median_interval_tightens_and_refuses_nothing() -> None:
 
 @pytest.mark.parametrize(("n", "p"), [(1, 0.5), (24, 0.5), (1000, 0.01), (3000, 0.99)])
 def test_binomial_cdf_is_scipys(n: int, p: float) -> None:
-    np.testing.assert_allclose(stats.binomial_cdf(n, p), binom.cdf(np.arange(n + 1), n, p), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        stats.binomial_cdf(n, p), binom.cdf(np.arange(n + 1), n, p), rtol=0, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("freedom", [5, 7, 23, 100])
@@ -136,7 +153,9 @@ LOADGEN_P99 = {662: 0, 1000: 1, 2400: 11, 10_000: 76, 50_000: 447}
 @pytest.mark.parametrize(("q", "discarded"), [(0.90, LOADGEN_P90), (0.99, LOADGEN_P99)])
 def test_overlatency_is_loadgens(q: float, discarded: dict[int, int]) -> None:
     assert {n: stats.overlatency_allowed(n, q) - 1 for n in discarded} == discarded
-    assert stats.queries_needed(q) == min(discarded)  # with one less, LoadGen says that it needs this many
+    assert stats.queries_needed(q) == min(
+        discarded
+    )  # with one less, LoadGen says that it needs this many
     assert stats.overlatency_allowed(min(discarded) - 1, q) == 0
 
 
@@ -145,8 +164,13 @@ def test_overlatency_is_loadgens(q: float, discarded: dict[int, int]) -> None:
 def test_quantile_intervals_cover_the_truth(q: float, between: float) -> None:
     """Rounds whose speeds differ by 10 % hold far less than 24 * 60 independent samples: the interval must know."""
     random = np.random.default_rng(5)
-    truth = math.exp(math.hypot(0.2, between) * float(np.quantile(random.normal(size=2_000_000), q)))
-    drawn = [np.exp(0.2 * random.normal(size=(24, 60)) + between * random.normal(size=(24, 1))) for _ in range(500)]
+    truth = math.exp(
+        math.hypot(0.2, between) * float(np.quantile(random.normal(size=2_000_000), q))
+    )
+    drawn = [
+        np.exp(0.2 * random.normal(size=(24, 60)) + between * random.normal(size=(24, 1)))
+        for _ in range(500)
+    ]
     found = [stats.quantile_interval(list(rounds), q) for rounds in drawn]
     assert np.mean([one.low <= truth <= one.high for one in found]) >= 0.93
     assert np.mean([math.isinf(one.high) for one in found]) <= 0.01 + (q == 0.99)
@@ -182,23 +206,35 @@ def test_chance_is_seldom_a_trend() -> None:
     assert stats.trend([5.0] * 24) == stats.trend([1.0]) == 0
 
 
-@pytest.mark.parametrize(("discordant", "difference"), [(0.05, 0.02), (0.02, 0.015), (0.3, 0.05), (0.0, 0.02)])
-def test_as_many_pairs_as_needed_have_the_power_that_is_promised(discordant: float, difference: float) -> None:
+@pytest.mark.parametrize(
+    ("discordant", "difference"), [(0.05, 0.02), (0.02, 0.015), (0.3, 0.05), (0.0, 0.02)]
+)
+def test_as_many_pairs_as_needed_have_the_power_that_is_promised(
+    discordant: float, difference: float
+) -> None:
     n = stats.pairs_needed(discordant, difference)
     share = max(discordant, difference)
     generator = np.random.default_rng(0)
-    counts = generator.multinomial(n, [(share + difference) / 2, (share - difference) / 2, 1 - share], size=2000)
+    counts = generator.multinomial(
+        n, [(share + difference) / 2, (share - difference) / 2, 1 - share], size=2000
+    )
     wald = (counts[:, 0] - counts[:, 1]) ** 2 / np.maximum(1, counts[:, 0] + counts[:, 1])
     power = float(np.mean(wald > stats.Z95**2))
-    assert 0.75 < power < 0.85 or difference == share  # all discordant pairs on one side: the normal approximation is rough
+    assert (
+        0.75 < power < 0.85 or difference == share
+    )  # all discordant pairs on one side: the normal approximation is rough
 
 
 def test_pairs_needed_follow_the_formula_and_known_figures() -> None:
     beta = NormalDist().inv_cdf(stats.POWER)
     assert beta == pytest.approx(stats.Z_POWER)
     n = ((stats.Z95 * math.sqrt(0.5) + beta * math.sqrt(0.5 - 0.16)) / 0.4) ** 2
-    assert stats.pairs_needed(0.5, 0.4) == math.ceil(n) == 23  # p10 = 0.05, p01 = 0.45: Connor's function in R gives 22.01
-    assert stats.pairs_needed(0.02, 0.003) > 17_000  # 0.3 points at 2 % of changed answers: not from 400 images
+    assert (
+        stats.pairs_needed(0.5, 0.4) == math.ceil(n) == 23
+    )  # p10 = 0.05, p01 = 0.45: Connor's function in R gives 22.01
+    assert (
+        stats.pairs_needed(0.02, 0.003) > 17_000
+    )  # 0.3 points at 2 % of changed answers: not from 400 images
     assert stats.pairs_needed(0.5, -0.4) == stats.pairs_needed(0.5, 0.4)
     for bad in ((0.1, 0.0), (1.1, 0.1), (0.1, 2.0)):
         with pytest.raises(ValueError, match="need 0 <= discordant"):
@@ -206,7 +242,9 @@ def test_pairs_needed_follow_the_formula_and_known_figures() -> None:
 
 
 @given(st.floats(0, 1), st.integers(10, 10**6))
-def test_the_visible_difference_is_the_inverse_of_the_pairs_needed(discordant: float, n: int) -> None:
+def test_the_visible_difference_is_the_inverse_of_the_pairs_needed(
+    discordant: float, n: int
+) -> None:
     difference = stats.visible_difference(discordant, n)
     assert stats.pairs_needed(discordant, difference) <= n or difference == 1
     assert stats.pairs_needed(discordant, difference * 0.99) >= n

@@ -50,7 +50,13 @@ class Aborter(Sleeper):
         import os
         os.abort()
 """
-NAMES = {"sleeper": "Sleeper", "refuser": "Refuser", "breaker": "Breaker", "stopped": "Stopped", "aborter": "Aborter"}
+NAMES = {
+    "sleeper": "Sleeper",
+    "refuser": "Refuser",
+    "breaker": "Breaker",
+    "stopped": "Stopped",
+    "aborter": "Aborter",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +81,9 @@ def flat(tmp_path: Path) -> Path:
 
 
 def bench(flat: Path, *engines: str, **options: Any) -> sweep.Swept:
-    return verbs.benchmark([verbs.load(flat)], verbs.BenchOptions(engine=engines, **{"seconds": 0.02, **options}))
+    return verbs.benchmark(
+        [verbs.load(flat)], verbs.BenchOptions(engine=engines, **{"seconds": 0.02, **options})
+    )
 
 
 def test_an_engine_that_crashes_the_process_costs_its_own_rows_only(flat: Path, run: Run) -> None:
@@ -94,10 +102,17 @@ def test_what_fails_is_left_out_and_the_sweep_goes_on(flat: Path) -> None:
         ("sleeper", 2),
         ("onnxruntime", 2),
     ]
-    assert all(one.values["p50_ms"] >= 3 for one in swept.records if one.engine["name"] == "sleeper")
-    assert [(one.file, one.engine, len(one.settings)) for one in swept.left_out] == [("flat", "refuser", 2), ("flat", "breaker", 2)]
+    assert all(
+        one.values["p50_ms"] >= 3 for one in swept.records if one.engine["name"] == "sleeper"
+    )
+    assert [(one.file, one.engine, len(one.settings)) for one in swept.left_out] == [
+        ("flat", "refuser", 2),
+        ("flat", "breaker", 2),
+    ]
     assert "because breaker cannot go on: the device went away" in str(swept.left_out[1])
-    assert [(one.engine["name"], one.engine["second"]["name"]) for one in swept.ratios] == [("onnxruntime", "sleeper")] * 2
+    assert [(one.engine["name"], one.engine["second"]["name"]) for one in swept.ratios] == [
+        ("onnxruntime", "sleeper")
+    ] * 2
     assert all(one.values["ratio_high"] < 1 for one in swept.ratios)
 
 
@@ -109,7 +124,9 @@ def test_an_engine_that_computes_int8_in_float_says_so(flat: Path) -> None:
         output = Flatten (back) }"""
     int8 = Artifact(onnx.parser.parse_model(text), "rounded", Preprocess(size=4))
     for engine, said in (("mnn", 1), ("reference", 1), ("onnxruntime", 0)):
-        swept = verbs.benchmark([int8, verbs.load(flat)], verbs.BenchOptions(engine=(engine,), seconds=0.02))
+        swept = verbs.benchmark(
+            [int8, verbs.load(flat)], verbs.BenchOptions(engine=(engine,), seconds=0.02)
+        )
         assert sum("no latency of INT8" in one for one in swept.remarks) == said
 
 
@@ -125,11 +142,27 @@ def test_nothing_measured_is_one_sentence(run: Run, flat: Path) -> None:
 def test_records_are_kept_setting_by_setting(run: Run, flat: Path, tmp_path: Path) -> None:
     """The interrupt comes in the second setting: the first one's Records are in the file, and shown."""
     kept = tmp_path / "kept.jsonl"
-    ran = run("bench", flat, "--engine", "stopped,sleeper", "--batch", "1,2", "--seconds", 0.02, "--append", kept, "--json")
+    ran = run(
+        "bench",
+        flat,
+        "--engine",
+        "stopped,sleeper",
+        "--batch",
+        "1,2",
+        "--seconds",
+        0.02,
+        "--append",
+        kept,
+        "--json",
+    )
     assert ran.code == 130
     assert [one["batch"] for one in ran.document["runs"]] == [1, 1]
     assert ran.document["interrupted"] is True
-    assert [(one.kind, one.values["batch"]) for one in record.read(kept)] == [("latency", 1), ("latency", 1), ("ratio", 1)]
+    assert [(one.kind, one.values["batch"]) for one in record.read(kept)] == [
+        ("latency", 1),
+        ("latency", 1),
+        ("ratio", 1),
+    ]
     assert {"load_before", "load_after", "affinity"} <= set(record.read(kept)[0].host)
 
 
@@ -156,7 +189,21 @@ def test_every_combination_once_and_single_stream_alone() -> None:
 
 
 def test_lists_by_commas_and_by_repeating_are_one(run: Run, flat: Path) -> None:
-    ran = run("bench", flat, "--engine", "sleeper", "--streams", "1,2", "--streams", 1, "--batch", "2", "--seconds", 0.02, "--json")
+    ran = run(
+        "bench",
+        flat,
+        "--engine",
+        "sleeper",
+        "--streams",
+        "1,2",
+        "--streams",
+        1,
+        "--batch",
+        "2",
+        "--seconds",
+        0.02,
+        "--json",
+    )
     assert [(one["streams"], one["batch"]) for one in ran.document["runs"]] == [(1, 2), (2, 2)]
     assert json.dumps(ran.document["runs"][0]["latency_us"])
     for wrong in ("0", "1,0", "1,", "x"):

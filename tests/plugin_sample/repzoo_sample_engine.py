@@ -27,7 +27,9 @@ class Sample:
     def version(self) -> str:
         return "9.9"
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> SampleSession:  # noqa: ARG002
+    def open(
+        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+    ) -> SampleSession:
         return SampleSession(ReferenceEvaluator(model), model.graph.input[0].name, self._factor)
 
 
@@ -39,19 +41,26 @@ class SampleSession:
         return self.run_all(inputs)[0]
 
     def run_all(self, inputs: Array) -> list[Array]:
-        return [self._factor * np.asarray(one) for one in self._evaluator.run(None, {self._name: inputs})]
+        return [
+            self._factor * np.asarray(one)
+            for one in self._evaluator.run(None, {self._name: inputs})
+        ]
 
 
 class Abort(Sample):
     """Aborts the process while it opens a model, as a runtime with a defect does."""
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> SampleSession:  # noqa: ARG002
+    def open(
+        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+    ) -> SampleSession:
         os.abort()
 
 
 class Hang(Sample):
     """Never finishes opening."""
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> SampleSession:
+    def open(
+        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+    ) -> SampleSession:
         time.sleep(600)
         return super().open(model, threads, exact, streams)

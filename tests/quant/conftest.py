@@ -18,7 +18,7 @@ from repzoo.data.batches import ReadReport, batches
 from repzoo.data.dataset import Split
 from repzoo.data.source import open_source
 from repzoo.engines import engine
-from repzoo.quant import gate
+from repzoo.quant.search import gate
 
 SMALL = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 16, 16] data) => (float[N, 10] output) {
     a = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (data, first)
@@ -43,7 +43,9 @@ def small() -> Artifact:
     body = onnx.parser.parse_model(SMALL)
     add(body, {**tensors, "means": np.zeros((10, 256)), "lengths": np.zeros(10)})
     del body.graph.output[:]
-    body.graph.output.append(onnx.helper.make_tensor_value_info("flat", onnx.TensorProto.FLOAT, None))
+    body.graph.output.append(
+        onnx.helper.make_tensor_value_info("flat", onnx.TensorProto.FLOAT, None)
+    )
     session = engine("onnxruntime").open(body)
     found = list(batches(data, preprocess, 64, ReadReport()))
     features = np.concatenate([session.run(one.inputs) for one in found])
@@ -52,18 +54,26 @@ def small() -> Artifact:
     model = onnx.parser.parse_model(SMALL)
     add(model, {**tensors, "means": means, "lengths": -(means**2).sum(1) / 2})
     step = Step("build", "0", {})
-    return Artifact(model, "small", preprocess, tuple(map(str, range(10))), (step, replace(step, verb="fold")))
+    return Artifact(
+        model, "small", preprocess, tuple(map(str, range(10))), (step, replace(step, verb="fold"))
+    )
 
 
 @functools.cache
 def sets() -> Split:
-    """Few digits for each of a quantiser's three purposes."""
-    found = open_source("digits").quantising_split(64, 0)
-    return Split(found.ranges, found.selection.subset(range(0, 256, 4)), found.gate.subset(range(0, len(found.gate), 4)))
+    """Few digits for each of a quantizer's three purposes."""
+    found = open_source("digits").quantizing_split(64, 0)
+    return Split(
+        found.ranges,
+        found.selection.subset(range(0, 256, 4)),
+        found.gate.subset(range(0, len(found.gate), 4)),
+    )
 
 
 def add(model: onnx.ModelProto, tensors: dict[str, npt.NDArray[Any]]) -> None:
-    model.graph.initializer.extend(numpy_helper.from_array(value.astype(np.float32), name) for name, value in tensors.items())
+    model.graph.initializer.extend(
+        numpy_helper.from_array(value.astype(np.float32), name) for name, value in tensors.items()
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,8 @@ from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
 from repzoo.data.source import open_source
 from repzoo.engines import engine
-from repzoo.quant import ladder, rungs
+from repzoo.quant.rewrites import stages as rungs
+from repzoo.quant.search import ladder
 
 Run = Callable[..., Any]
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -35,13 +36,30 @@ def quantize(run: Run, tmp_path: Path) -> Callable[..., Any]:
     def done(given: Artifact | Path, *options: object, data: object = "digits") -> Any:
         source, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
         source.write_bytes(given.read_bytes() if isinstance(given, Path) else given.to_bytes())
-        ran = run("quantize", source, "-o", out, "--data", data, "--images", 32, "--max-drop", 3, "--search", 0, "--json", *options)
+        ran = run(
+            "quantize",
+            source,
+            "-o",
+            out,
+            "--data",
+            data,
+            "--images",
+            32,
+            "--max-drop",
+            3,
+            "--search",
+            0,
+            "--json",
+            *options,
+        )
         assert ran.code in (0, 2, 4), ran.err
         assert "Traceback" not in ran.err
         assert out.exists() == (ran.code == 0)
         if ran.code:
             assert ran.out == ""
-            assert next(line for line in ran.err.splitlines() if not line.startswith("note: ")).startswith("repzoo: ")
+            assert next(
+                line for line in ran.err.splitlines() if not line.startswith("note: ")
+            ).startswith("repzoo: ")
         return ran
 
     return done
@@ -62,11 +80,16 @@ def weights() -> Arrays:
 
 
 def agreement(made: Path, floating: Artifact, name: str) -> float:
-    """Share of images on which the quantised file and the float model say the same, on the engine called `name`."""
+    """Share of images on which the quantized file and the float model say the same, on the engine called `name`."""
     data = open_source("digits").held_out()
     some = data.subset(range(0, len(data), 4))
-    inputs = np.concatenate([one.inputs for one in batches(some, small().needing_preprocess(), 64, ReadReport())])
-    answers = [engine(name).open(one).run(inputs).argmax(1) for one in (floating.model, Artifact.read(made).model)]
+    inputs = np.concatenate(
+        [one.inputs for one in batches(some, small().needing_preprocess(), 64, ReadReport())]
+    )
+    answers = [
+        engine(name).open(one).run(inputs).argmax(1)
+        for one in (floating.model, Artifact.read(made).model)
+    ]
     return float(np.mean(answers[0] == answers[1]))
 
 
@@ -97,7 +120,9 @@ def wide_then_narrow(factor: float) -> Callable[[], Artifact]:
 
     def made() -> Artifact:
         both = weights()
-        return changed(first=both["first"] * np.float32(factor), second=both["second"] / np.float32(factor))
+        return changed(
+            first=both["first"] * np.float32(factor), second=both["second"] / np.float32(factor)
+        )
 
     return made
 
@@ -132,7 +157,8 @@ def with_relu6(given: Callable[[], Artifact]) -> Callable[[], Artifact]:
                 node.op_type = "Clip"
                 node.input.extend(["zero", "six"])
         model.graph.initializer.extend(
-            numpy_helper.from_array(np.array(end, np.float32), name) for name, end in (("zero", 0), ("six", 6))
+            numpy_helper.from_array(np.array(end, np.float32), name)
+            for name, end in (("zero", 0), ("six", 6))
         )
         return replace(small(), model=model)
 
@@ -150,13 +176,29 @@ def with_relu6(given: Callable[[], Artifact]) -> Callable[[], Artifact]:
         with_relu6(wide_then_narrow(1e-4)),
         with_relu6(wide_then_narrow(1e4)),
     ],
-    ids=["dead", "constant", "zero", "1e4", "1e-4", "1e30", "1e-30", "dead, ReLU6", "1e-4, ReLU6", "1e4, ReLU6"],
+    ids=[
+        "dead",
+        "constant",
+        "zero",
+        "1e4",
+        "1e-4",
+        "1e30",
+        "1e-30",
+        "dead, ReLU6",
+        "1e-4, ReLU6",
+        "1e4, ReLU6",
+    ],
 )
-def test_the_equalised_rung_alone_gives_a_model_that_agrees_or_a_sentence(
-    quantize: Callable[..., Any], tmp_path: Path, given: Callable[[], Artifact], monkeypatch: pytest.MonkeyPatch
+def test_the_equalized_rung_alone_gives_a_model_that_agrees_or_a_sentence(
+    quantize: Callable[..., Any],
+    tmp_path: Path,
+    given: Callable[[], Artifact],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Other rungs hold on most of these before it is asked."""
-    monkeypatch.setattr(ladder, "RUNGS", tuple(one for one in rungs.RUNGS if one.name == "equalised"))
+    monkeypatch.setattr(
+        ladder, "RUNGS", tuple(one for one in rungs.RUNGS if one.name == "equalized")
+    )
     floating = given()
     ran = quantize(floating, "--scheme", "per-tensor")
     if ran.code == 0:
@@ -164,12 +206,16 @@ def test_the_equalised_rung_alone_gives_a_model_that_agrees_or_a_sentence(
 
 
 @pytest.mark.parametrize("given", [dead_channels, constant_activations, all_zero])
-def test_ordinary_degenerate_layers_are_quantised(quantize: Callable[..., Any], given: Callable[[], Artifact]) -> None:
+def test_ordinary_degenerate_layers_are_quantized(
+    quantize: Callable[..., Any], given: Callable[[], Artifact]
+) -> None:
     assert quantize(given()).code == 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_activations_that_are_not_finite_are_named(quantize: Callable[..., Any], value: float) -> None:
+def test_activations_that_are_not_finite_are_named(
+    quantize: Callable[..., Any], value: float
+) -> None:
     first = weights()["first"].copy()
     first[2, 0, 1, 1] = value
     ran = quantize(changed(first=first))
@@ -180,18 +226,28 @@ def test_activations_that_are_not_finite_are_named(quantize: Callable[..., Any],
 # Graphs
 
 
-def test_what_is_quantised_already_is_refused_with_or_without_metadata(
+def test_what_is_quantized_already_is_refused_with_or_without_metadata(
     quantize: Callable[..., Any], tmp_path: Path, small_file: Path
 ) -> None:
     assert quantize(small_file).code == 0
     made = tmp_path / "made.onnx"
     (tmp_path / "out.onnx").rename(made)
-    assert "quantised already" in quantize(made).err
+    assert "quantized already" in quantize(made).err
     foreign = onnx.load(made)
     del foreign.metadata_props[:]
     made.write_bytes(foreign.SerializeToString())
     own = small().needing_preprocess()
-    ran = quantize(made, "--size", own.size, "--resize", own.resize, "--crop-fraction", 1, "--interpolation", own.interpolation)
+    ran = quantize(
+        made,
+        "--size",
+        own.size,
+        "--resize",
+        own.resize,
+        "--crop-fraction",
+        1,
+        "--interpolation",
+        own.interpolation,
+    )
     assert ran.code == 2
     assert "quantis" in ran.err
 
@@ -204,11 +260,19 @@ def unfolded(folded: bool) -> onnx.ModelProto:
         relu = model.graph.node[1]
         random = np.random.default_rng(1)
         names = ["gamma", "beta", "mean", "variance"]
-        ones = [random.uniform(0.8, 1.2, 12), random.normal(0, 0.05, 12), random.normal(0, 0.05, 12), random.uniform(0.8, 1.2, 12)]
+        ones = [
+            random.uniform(0.8, 1.2, 12),
+            random.normal(0, 0.05, 12),
+            random.normal(0, 0.05, 12),
+            random.uniform(0.8, 1.2, 12),
+        ]
         model.graph.initializer.extend(
-            numpy_helper.from_array(value.astype(np.float32), name) for name, value in zip(names, ones, strict=True)
+            numpy_helper.from_array(value.astype(np.float32), name)
+            for name, value in zip(names, ones, strict=True)
         )
-        model.graph.node.insert(1, onnx.helper.make_node("BatchNormalization", ["a", *names], ["normal"]))
+        model.graph.node.insert(
+            1, onnx.helper.make_node("BatchNormalization", ["a", *names], ["normal"])
+        )
         model.graph.node[2].input[0] = "normal"
         assert relu.op_type == "Relu"
     onnx.checker.check_model(model, full_check=True)
@@ -216,14 +280,27 @@ def unfolded(folded: bool) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("folded", [True, False])
-def test_graphs_that_someone_folded_or_nobody_did(quantize: Callable[..., Any], tmp_path: Path, folded: bool) -> None:
+def test_graphs_that_someone_folded_or_nobody_did(
+    quantize: Callable[..., Any], tmp_path: Path, folded: bool
+) -> None:
     foreign = tmp_path / "foreign.onnx"
     foreign.write_bytes(unfolded(folded).SerializeToString())
     own = small().needing_preprocess()
-    told = ["--size", own.size, "--resize", own.resize, "--crop-fraction", 1, "--interpolation", own.interpolation]
-    ran = quantize(foreign, *told, "--mean", *own.mean, "--std", *own.std, "--colour", "RGB")
+    told = [
+        "--size",
+        own.size,
+        "--resize",
+        own.resize,
+        "--crop-fraction",
+        1,
+        "--interpolation",
+        own.interpolation,
+    ]
+    ran = quantize(foreign, *told, "--mean", *own.mean, "--std", *own.std, "--color", "RGB")
     assert ran.code == 0, ran.err
-    assert "BatchNormalization" not in {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
+    assert "BatchNormalization" not in {
+        node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node
+    }
     require_agreement(tmp_path, replace(small(), model=unfolded(folded)))
 
 
@@ -239,12 +316,16 @@ def folders(tmp_path: Path) -> Path:
         for digit in range(10):
             folder = tmp_path / "data" / part / str(digit)
             folder.mkdir(parents=True)
-            for index in [index for index, target in enumerate(data.targets) if target == digit][:count]:
+            for index in [index for index, target in enumerate(data.targets) if target == digit][
+                :count
+            ]:
                 data.load(data.keys[index]).save(folder / f"{index}.png")
     return tmp_path / "data"
 
 
-def test_fewer_images_than_asked_are_said(quantize: Callable[..., Any], tmp_path: Path, folders: Path) -> None:
+def test_fewer_images_than_asked_are_said(
+    quantize: Callable[..., Any], tmp_path: Path, folders: Path
+) -> None:
     ran = quantize(small(), "--report", tmp_path / "report.json", data=folders)
     assert ran.code == 0, ran.err
     assert "note: 15 calibration images, of 32 asked for" in ran.err

@@ -24,9 +24,22 @@ HOST = {"cpu": "Some CPU", "int8": ["avx2", "avx512_vnni"], "cores": 2}
 
 
 def identity(form: str, name: str = "net.digits") -> dict[str, Any]:
-    preprocess = {"size": 37, "resize": "squash", "crop_fraction": 0.5, "interpolation": "bicubic", "mean": [0.1, 0.2, 0.3]}
-    preprocess |= {"std": [0.4, 0.6, 0.7], "colour": "BGR"}
-    return {"name": name, "form": form, "sha256": form * 4, "size": 37, "classes": 13, "preprocess": preprocess}
+    preprocess = {
+        "size": 37,
+        "resize": "squash",
+        "crop_fraction": 0.5,
+        "interpolation": "bicubic",
+        "mean": [0.1, 0.2, 0.3],
+    }
+    preprocess |= {"std": [0.4, 0.6, 0.7], "color": "BGR"}
+    return {
+        "name": name,
+        "form": form,
+        "sha256": form * 4,
+        "size": 37,
+        "classes": 13,
+        "preprocess": preprocess,
+    }
 
 
 def numbers(start: float, *names: str) -> dict[str, float]:
@@ -38,27 +51,64 @@ ORT = {"name": "onnxruntime", "version": "1.2"}
 
 
 def timed(form: str, streams: int, start: float, engine: Mapping[str, str] = ORT) -> Record:
-    names = ("p50_ms", "p50_low_ms", "p50_high_ms", "p90_ms", "p99_ms", "fps", "fps_low", "fps_high", "samples", "load")
+    names = (
+        "p50_ms",
+        "p50_low_ms",
+        "p50_high_ms",
+        "p90_ms",
+        "p99_ms",
+        "fps",
+        "fps_low",
+        "fps_high",
+        "samples",
+        "load",
+    )
     values = {**numbers(start, *names), "threads": 1, "streams": streams, "batch": 1}
-    return Record("latency", identity(form), values, engine, samples={"latency_us": [[1]] * 12}, host=HOST)
+    return Record(
+        "latency", identity(form), values, engine, samples={"latency_us": [[1]] * 12}, host=HOST
+    )
 
 
 def beside(name: str = "open_vino", forms: Sequence[str] = ("deploy", "int8")) -> list[Record]:
     """The same files on another engine, which may have refused one of them."""
     engine = {"name": name, "version": "7.8"}
-    ratio = Record("ratio", {"first": identity("int8")}, numbers(0.81, "ratio", "ratio_low", "ratio_high"), engine)
-    times = [timed(form, 1, start, engine) for form, start in (("deploy", 211), ("int8", 231)) if form in forms]
+    ratio = Record(
+        "ratio",
+        {"first": identity("int8")},
+        numbers(0.81, "ratio", "ratio_low", "ratio_high"),
+        engine,
+    )
+    times = [
+        timed(form, 1, start, engine)
+        for form, start in (("deploy", 211), ("int8", 231))
+        if form in forms
+    ]
     return [*times, ratio] if len(times) == 2 else times
 
 
 def records(name: str = "net.digits", placement: str = "dense") -> list[Record]:
     rungs = [
-        {"placement": other, **numbers(30 + 9 * index, "drop", "drop_low", "drop_high", "same_prediction", "ratio")}
+        {
+            "placement": other,
+            **numbers(30 + 9 * index, "drop", "drop_low", "drop_high", "same_prediction", "ratio"),
+        }
         for index, other in enumerate((placement, "everything"))
     ]
     quantize = {"recipe": "ort-cpu", "placement": placement, "rungs": rungs}
-    paired = {"n": 720, "p_value": 0.123, **numbers(3, "drop", "drop_low", "drop_high", "same_prediction")}
-    fold = {"equal": True, "max_abs_error": 3e-6, "bound": 1e-4, "top1_agreement": 0.98, "inputs": 24, "folds": 80, "refusals": 23}
+    paired = {
+        "n": 720,
+        "p_value": 0.123,
+        **numbers(3, "drop", "drop_low", "drop_high", "same_prediction"),
+    }
+    fold = {
+        "equal": True,
+        "max_abs_error": 3e-6,
+        "bound": 1e-4,
+        "top1_agreement": 0.98,
+        "inputs": 24,
+        "folds": 80,
+        "refusals": 23,
+    }
     fold["proven"] = 77
     hashes = {"before": {"sha256": "aa11"}, "after": {"sha256": "bb22"}}
     return [
@@ -104,18 +154,33 @@ def test_every_value_is_in_the_text(language: str) -> None:
             for key in path[:-1]:
                 inner = inner[key]
             old = inner[path[-1]]
-            inner[path[-1]] = (not old) if isinstance(old, bool) else old + "x" if isinstance(old, str) else old * 1.5 + 2
+            inner[path[-1]] = (
+                (not old)
+                if isinstance(old, bool)
+                else old + "x"
+                if isinstance(old, str)
+                else old * 1.5 + 2
+            )
             changed[index] = dataclasses.replace(one, values=target)
             told = (one.kind, path[-1]) not in UNTOLD
             if (one.kind, path[-1]) == ("latency", "streams") or path == ("batch",):
                 continue  # decides which row it is; the batch is told once
-            assert (card.render(changed, [])[language] != before) == told, (one.kind, one.artifact, path)
+            assert (card.render(changed, [])[language] != before) == told, (
+                one.kind,
+                one.artifact,
+                path,
+            )
 
 
 def test_both_languages_have_the_same_numbers_and_tables() -> None:
-    english, chinese = (card.render(records(), ["a remark"])[name] for name in card.LANGUAGES.values())
+    english, chinese = (
+        card.render(records(), ["a remark"])[name] for name in card.LANGUAGES.values()
+    )
     figures = [
-        re.findall(r"[-+]?\d+(?:\.\d+)?(?:e-?\d+)?", re.sub(r"Top-[15]|INT8|float32|1 thread\b|p50", "", text))
+        re.findall(
+            r"[-+]?\d+(?:\.\d+)?(?:e-?\d+)?",
+            re.sub(r"Top-[15]|INT8|float32|1 thread\b|p50", "", text),
+        )
         for text in (english, chinese)
     ]
     assert sorted(figures[0]) == sorted(figures[1])
@@ -147,9 +212,21 @@ def shapes(text: str) -> list[list[int]]:
 def test_every_table_reads_as_one() -> None:
     text = card.render(records(), [])["card.md"]
     assert shapes(text) == [[9] * 2, [5] * 3, [5] * 2, [7] * 6, [3] * 3, [5] * 4, [6] * 3]
-    assert sum(line.startswith("|") for line in text.splitlines()) == sum(map(len, tables(text))) + 7
+    assert (
+        sum(line.startswith("|") for line in text.splitlines()) == sum(map(len, tables(text))) + 7
+    )
     found = tables(text)
-    assert found[0][1] == ["net.digits", "37x37", "13", "200.00", "70.00", "60.00", "51.0", "91.0", "97.8"]
+    assert found[0][1] == [
+        "net.digits",
+        "37x37",
+        "13",
+        "200.00",
+        "70.00",
+        "60.00",
+        "51.0",
+        "91.0",
+        "97.8",
+    ]
     assert found[3][1:] == [
         [form, streams, *(card.ms(start + 1.37 * step) for step in (0,)), f"{card.ms(start + 1.37)} – {card.ms(start + 2.74)}",
          card.ms(start + 4.11), card.ms(start + 5.48), card.rate(start + 6.85)]
@@ -185,8 +262,14 @@ def test_names_cannot_break_the_card() -> None:
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     heading = next(index for index, token in enumerate(tokens) if token.type == "heading_open")
     assert "".join(child.content for child in tokens[heading + 1].children or []) == NASTY
-    inlines = ["".join(child.content for child in token.children or []) for token in tokens if token.type == "inline"]
-    assert any(NASTY in inline and "720 images" in inline for inline in inlines)  # the data's name, in code
+    inlines = [
+        "".join(child.content for child in token.children or [])
+        for token in tokens
+        if token.type == "inline"
+    ]
+    assert any(
+        NASTY in inline and "720 images" in inline for inline in inlines
+    )  # the data's name, in code
     assert NASTY in inlines
     assert "two lines" in inlines
 
@@ -200,7 +283,9 @@ def test_an_ordinary_name_is_left_as_it_is() -> None:
 def test_a_missing_record_is_an_error_and_not_a_gap(index: int) -> None:
     one = records()[index]
     rest = [other for position, other in enumerate(records()) if position != index]
-    optional = one.artifact.get("form") == "train" or (one.kind == "ratio" and one.artifact["first"]["form"] == "deploy")
+    optional = one.artifact.get("form") == "train" or (
+        one.kind == "ratio" and one.artifact["first"]["form"] == "deploy"
+    )
     if optional or (one.kind == "latency" and one.values["streams"] == 2):
         return  # a job may start from the folded form, and have one client only
     with pytest.raises(RepzooError, match=one.kind):
@@ -215,7 +300,11 @@ def test_two_jobs_records_are_refused(kind: Kind) -> None:
 
 
 def test_a_job_from_the_folded_form_with_one_client_has_a_card() -> None:
-    some = [one for one in records() if one.artifact.get("form") != "train" and one.values.get("streams") != 2]
+    some = [
+        one
+        for one in records()
+        if one.artifact.get("form") != "train" and one.values.get("streams") != 2
+    ]
     some = [one for one in some if one.kind != "ratio" or one.artifact["first"]["form"] == "int8"]
     found = tables(card.render(some, [])["card.md"])
     assert [len(table) for table in found] == [2, 3, 2, 3, 2, 3, 3]
@@ -223,7 +312,9 @@ def test_a_job_from_the_folded_form_with_one_client_has_a_card() -> None:
 
 def test_card_json_has_the_same_values_unrounded_and_is_json() -> None:
     made = records()
-    made[-1] = dataclasses.replace(made[-1], values={"ratio": math.nan, "ratio_low": 1 / 3, "ratio_high": 1})
+    made[-1] = dataclasses.replace(
+        made[-1], values={"ratio": math.nan, "ratio_low": 1 / 3, "ratio_high": 1}
+    )
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
@@ -261,5 +352,12 @@ def test_three_significant_digits(value: float) -> None:
 
 def test_the_card_says_how_the_input_is_made() -> None:
     for text in (card.render(records(), [])[file] for file in card.LANGUAGES.values()):
-        for said in ("squash", "bicubic", "BGR", "74", "[0.1, 0.2, 0.3]", "[0.4, 0.6, 0.7]"):  # 74 = 37 / 0.5, before the crop
+        for said in (
+            "squash",
+            "bicubic",
+            "BGR",
+            "74",
+            "[0.1, 0.2, 0.3]",
+            "[0.4, 0.6, 0.7]",
+        ):  # 74 = 37 / 0.5, before the crop
             assert said in text

@@ -24,7 +24,9 @@ def tied(name: str, job: str) -> list[record.Record]:
     """One job's Records under another name."""
 
     def renamed(one: record.Record) -> record.Record:
-        artifact: dict[str, Any] = {**one.artifact, "name": name} if "name" in one.artifact else dict(one.artifact)
+        artifact: dict[str, Any] = (
+            {**one.artifact, "name": name} if "name" in one.artifact else dict(one.artifact)
+        )
         return dataclasses.replace(one, job=job, artifact=artifact)
 
     return [renamed(one) for one in job_records()]
@@ -46,7 +48,11 @@ def test_a_table_shows_the_newest_job_of_each_model(tmp_path: Path) -> None:
 def test_a_row_names_the_engines_where_there_are_several(tmp_path: Path) -> None:
     others = [replace(one, job="1") for one in [*beside(), *beside("slow", ["int8"])]]
     record.append(tmp_path / "one.jsonl", [*tied("a", "1"), *others, *tied("b", "2")])
-    rows = [line.split(" | ") for line in tables.rendered(PAGE, tmp_path, "en").splitlines() if line.startswith("| ")]
+    rows = [
+        line.split(" | ")
+        for line in tables.rendered(PAGE, tmp_path, "en").splitlines()
+        if line.startswith("| ")
+    ]
     column = next(index for index, head in enumerate(rows[0]) if "1 thread" in head)
     assert rows[2][column] == "onnxruntime 31.0 → 51.0<br>open_vino 211 → 231<br>slow – → 231"
     assert rows[3][column] == "31.0 → 51.0"
@@ -58,27 +64,53 @@ def test_no_records_is_a_sentence(tmp_path: Path) -> None:
         tables.rendered(PAGE, tmp_path, "en")
 
 
-def side_by_side(name: str, job: str, recipe: str, bytes_written: int | None = 1_400_000) -> record.Record:
-    paired = {"n": 500, "drop": 0.2, "drop_low": -0.4, "drop_high": 0.8, "same_prediction": 98.6, "float_top1": 90.0}
+def side_by_side(
+    name: str, job: str, recipe: str, bytes_written: int | None = 1_400_000
+) -> record.Record:
+    paired = {
+        "n": 500,
+        "drop": 0.2,
+        "drop_low": -0.4,
+        "drop_high": 0.8,
+        "same_prediction": 98.6,
+        "float_top1": 90.0,
+    }
     paired |= {"expected_drop": 0.1, "expected_drop_error": 0.1}
     ratio = {"latency_ratio": 0.61, "latency_ratio_low": 0.58, "latency_ratio_high": 0.64}
-    engines = {"onnxruntime": paired | ratio, "openvino": paired | ratio | {"drop": 21.9}} if bytes_written else {}
-    values = {"recipe": recipe, "seconds": 12.3, "reason": "", "engines": engines, "bytes": bytes_written, "float_bytes": 5_000_000}
+    engines = (
+        {"onnxruntime": paired | ratio, "openvino": paired | ratio | {"drop": 21.9}}
+        if bytes_written
+        else {}
+    )
+    values = {
+        "recipe": recipe,
+        "seconds": 12.3,
+        "reason": "",
+        "engines": engines,
+        "bytes": bytes_written,
+        "float_bytes": 5_000_000,
+    }
     return record.Record("quantize", {"name": name}, values, job=job)
 
 
-def test_quantisers_side_by_side(tmp_path: Path) -> None:
+def test_quantizers_side_by_side(tmp_path: Path) -> None:
     old, new = (
         replace(side_by_side("a", "1", "old"), data={"gate": "others"}),
         [side_by_side("a", "2", "repzoo"), side_by_side("a", "2", "b|c", None)],
     )
     record.append(tmp_path / "one.jsonl", [old, *new, side_by_side("z", "3", "repzoo")])
-    rows = [line for line in tables.rendered(PAGE, tmp_path, "en").splitlines() if line.startswith("|")]
+    rows = [
+        line for line in tables.rendered(PAGE, tmp_path, "en").splitlines() if line.startswith("|")
+    ]
     assert rows[0].startswith(
         "| Model | Recipe | Drop (points) | Drop to expect | Same prediction as float (%) | Size (MB), float → INT8 |"
     )
     assert len({row.replace(r"\|", "").count("|") for row in rows}) == 1
-    assert [row.split(" | ")[:2] for row in rows[2:]] == [["| a", "repzoo"], ["| a", r"b\|c"], ["| z", "repzoo"]]
+    assert [row.split(" | ")[:2] for row in rows[2:]] == [
+        ["| a", "repzoo"],
+        ["| a", r"b\|c"],
+        ["| z", "repzoo"],
+    ]
     assert "+0.20 (-0.40 .. +0.80), n = 500" in rows[2]
     assert "+0.10 (-0.10 .. +0.30)" in rows[2]
     assert "5.0 → 1.4" in rows[2]
@@ -89,6 +121,13 @@ def test_quantisers_side_by_side(tmp_path: Path) -> None:
 
 def test_the_documents_of_this_repository_are_not_stale() -> None:
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "repzoo.report.tables", "--check", str(root / "README.md"), str(root / "README_cn.md")]
+    command = [
+        sys.executable,
+        "-m",
+        "repzoo.report.tables",
+        "--check",
+        str(root / "README.md"),
+        str(root / "README_cn.md"),
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

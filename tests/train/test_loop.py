@@ -28,11 +28,11 @@ from repzoo.data.source import open_source
 from repzoo.errors import InputError
 from repzoo.progress import Progress
 from repzoo.train import loop, state
-from repzoo.train.images import TrainingImages
 from repzoo.train.loop import Trainer
 from repzoo.train.options import Running
 from repzoo.train.recipe import Recipe, recipe, recipes
 from repzoo.train.run import train
+from repzoo.train.training_images import TrainingImages
 
 CLASSES = ("dark", "light", "striped")
 PREPROCESS = Preprocess(size=16, crop_fraction=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -62,9 +62,13 @@ def network(seed: int = 0) -> torch.nn.Sequential:
     )  # fmt: skip
 
 
-def trainer(output: Path, settings: Recipe = SHORT, seed: int = 3, module: Any = None, **running: Any) -> Trainer:
+def trainer(
+    output: Path, settings: Recipe = SHORT, seed: int = 3, module: Any = None, **running: Any
+) -> Trainer:
     images = TrainingImages(pictures(24), PREPROCESS)
-    return Trainer(module or network(), images, settings, Running(output=output, seed=seed, **running))
+    return Trainer(
+        module or network(), images, settings, Running(output=output, seed=seed, **running)
+    )
 
 
 class Killed(BaseException):
@@ -81,7 +85,9 @@ def kill_in_epoch(number: int) -> Progress:
 
 def same(one: Path, other: Path) -> bool:
     first, second = load_file(one / state.WEIGHTS), load_file(other / state.WEIGHTS)
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
 def test_a_killed_run_goes_on_to_the_very_same_weights(tmp_path: Path) -> None:
@@ -115,7 +121,9 @@ def test_the_log_says_what_happened(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert math.isnan(float(rows[0]["validation_top1"]))  # not due
-    assert float(rows[1]["validation_top1"]) == pytest.approx(loop.top1(best, pictures(9, 100), PREPROCESS))
+    assert float(rows[1]["validation_top1"]) == pytest.approx(
+        loop.top1(best, pictures(9, 100), PREPROCESS)
+    )
     assert all(0 < float(row["loss"]) < 10 for row in rows)
     assert not best.training
 
@@ -147,14 +155,26 @@ def test_what_a_recipe_says_of_itself_makes_no_other_run(tmp_path: Path) -> None
 def test_another_model_or_seed_or_data_is_another_run(tmp_path: Path) -> None:
     trainer(tmp_path).run(None)
     wider = network()
-    wider[0], wider[1], wider[6] = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 3)
+    wider[0], wider[1], wider[6] = (
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.Linear(4, 3),
+    )
     others = [
         trainer(tmp_path, module=wider),
         trainer(tmp_path, seed=4),
         trainer(tmp_path, accumulate=2),
-        Trainer(network(), TrainingImages(pictures(24, start=1), PREPROCESS), SHORT, Running(output=tmp_path, seed=3)),
         Trainer(
-            network(), TrainingImages(pictures(24), replace(PREPROCESS, std=(0.4,) * 3)), SHORT, Running(output=tmp_path, seed=3)
+            network(),
+            TrainingImages(pictures(24, start=1), PREPROCESS),
+            SHORT,
+            Running(output=tmp_path, seed=3),
+        ),
+        Trainer(
+            network(),
+            TrainingImages(pictures(24), replace(PREPROCESS, std=(0.4,) * 3)),
+            SHORT,
+            Running(output=tmp_path, seed=3),
         ),
     ]
     for other in others:
@@ -182,7 +202,9 @@ class Poisoned(torch.nn.Module):
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"loss became nan at step 4; epoch 1 is kept in .*state\.pt.*lower --lr"):
+    with pytest.raises(
+        InputError, match=r"loss became nan at step 4; epoch 1 is kept in .*state\.pt.*lower --lr"
+    ):
         trainer(tmp_path, module=Poisoned(5)).run(None)
     kept = torch.load(tmp_path / state.STATE, weights_only=True)
     assert len(kept["log"]) == 1
@@ -198,14 +220,27 @@ def test_a_loss_that_is_not_a_number_at_once_keeps_nothing(tmp_path: Path) -> No
 
 def test_layers_that_crash_channels_last_are_refused(tmp_path: Path) -> None:
     nn = torch.nn
-    stem = nn.Sequential(nn.Conv2d(3, 8, 1, stride=2), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
-    with pytest.raises(InputError, match=r"0 is a 1x1 convolution of 3 channels with a stride.*leave --channels-last out"):
+    stem = nn.Sequential(
+        nn.Conv2d(3, 8, 1, stride=2),
+        nn.BatchNorm2d(8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
+    with pytest.raises(
+        InputError,
+        match=r"0 is a 1x1 convolution of 3 channels with a stride.*leave --channels-last out",
+    ):
         trainer(tmp_path, module=stem, channels_last=True, device="cpu")
-    trainer(tmp_path, module=network(), channels_last=True, device="cpu")  # a 3x3 one is not such a layer
+    trainer(
+        tmp_path, module=network(), channels_last=True, device="cpu"
+    )  # a 3x3 one is not such a layer
 
 
 def test_fewer_images_than_a_batch_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"24 images, fewer than one batch of 32; give a smaller --batch"):
+    with pytest.raises(
+        InputError, match=r"24 images, fewer than one batch of 32; give a smaller --batch"
+    ):
         trainer(tmp_path, SHORT.changed(batch=32))
 
 
@@ -231,7 +266,12 @@ def test_held_out_images_are_scored_and_never_trained_on(tmp_path: Path) -> None
 
     noted = partial(picture_noted, notes)
     source = Source(
-        "toys", {"train": pictures(24, 0, noted), "validation": pictures(6, 100, noted), "test": pictures(6, 200, noted)}
+        "toys",
+        {
+            "train": pictures(24, 0, noted),
+            "validation": pictures(6, 100, noted),
+            "test": pictures(6, 200, noted),
+        },
     )
     settings = replace(SHORT, preprocess={"size": 32, "crop_fraction": 1.0})
     result = train("repghostnet_050", source, settings, Running(output=tmp_path / "run"))
@@ -271,9 +311,21 @@ def test_a_class_without_images_is_named_before_any_work(run: Run, tmp_path: Pat
         folder.mkdir(parents=True, exist_ok=True)
         picture(f"{CLASSES[index % 2]}/{index}").save(folder / f"{index}.png")
     (tmp_path / "data" / "striped").mkdir()
-    ran = run("train", "repghostnet_050", "--data", tmp_path / "data", "-o", tmp_path / "run", "--batch", 2)
+    ran = run(
+        "train",
+        "repghostnet_050",
+        "--data",
+        tmp_path / "data",
+        "-o",
+        tmp_path / "run",
+        "--batch",
+        2,
+    )
     assert ran.code == 2
-    assert "has no image of the class 'striped', so it cannot be learned; add images, or remove" in " ".join(ran.err.split())
+    assert (
+        "has no image of the class 'striped', so it cannot be learned; add images, or remove"
+        in " ".join(ran.err.split())
+    )
     assert not list(tmp_path.glob("run/*"))
 
 
@@ -283,7 +335,9 @@ def test_every_recipe_is_whole() -> None:
         recipe("digit")
 
 
-@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch": 7}, {"batch": 0}, {"lr": 0.0}, {"lr": math.nan}])
+@pytest.mark.parametrize(
+    "change", [{"epochs": 0}, {"batch": 7}, {"batch": 0}, {"lr": 0.0}, {"lr": math.nan}]
+)
 def test_settings_that_cannot_train_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="recipe short"):
         SHORT.changed(**change)

@@ -26,13 +26,44 @@ WHOLE = {"about": "", "epochs": 1, "batch": 2, "lr": 0.1}
 def test_the_families_are_trained_as_published() -> None:
     """Figures of the authors' READMEs, scripts and configurations."""
     ghost, vgg, vit = recipe("repghost"), recipe("repvgg"), recipe("repvit")
-    assert (ghost.optimizer, ghost.lr, ghost.lr_per, ghost.epochs, ghost.warmup_epochs) == ("sgd", 0.6, 1024, 300, 5)
-    assert (ghost.ema_decay, ghost.erase, ghost.drop_rate, ghost.weight_decay, ghost.amp) == (0.9999, 0.2, 0.2, 1e-5, "on")
-    assert (vgg.epochs, vgg.peak_lr, vgg.weight_decay, vgg.changed(batch=512).peak_lr) == (120, 0.1, 1e-4, 0.2)
-    assert (vit.distill, vit.repeats, vit.clip_mode, vit.clip, vit.mixup, vit.cutmix) == ("hard", 3, "agc", 0.02, 0.8, 1.0)
+    assert (ghost.optimizer, ghost.lr, ghost.lr_per, ghost.epochs, ghost.warmup_epochs) == (
+        "sgd",
+        0.6,
+        1024,
+        300,
+        5,
+    )
+    assert (ghost.ema_decay, ghost.erase, ghost.drop_rate, ghost.weight_decay, ghost.amp) == (
+        0.9999,
+        0.2,
+        0.2,
+        1e-5,
+        "on",
+    )
+    assert (vgg.epochs, vgg.peak_lr, vgg.weight_decay, vgg.changed(batch=512).peak_lr) == (
+        120,
+        0.1,
+        1e-4,
+        0.2,
+    )
+    assert (vit.distill, vit.repeats, vit.clip_mode, vit.clip, vit.mixup, vit.cutmix) == (
+        "hard",
+        3,
+        "agc",
+        0.02,
+        0.8,
+        1.0,
+    )
     assert vit.peak_lr == pytest.approx(1e-3 * 2048 / 512)
     small, large = (recipe("fasternet").for_model(name) for name in ("fasternet_t0", "fasternet_l"))
-    assert (small.mixup, small.drop_path, small.batch, large.mixup, large.drop_path, large.batch) == (0.05, 0, 4096, 0.7, 0.3, 2048)
+    assert (
+        small.mixup,
+        small.drop_path,
+        small.batch,
+        large.mixup,
+        large.drop_path,
+        large.batch,
+    ) == (0.05, 0, 4096, 0.7, 0.3, 2048)
     assert [small.size_at(epoch, 224) for epoch in (0, 279, 280, 299)] == [192, 192, 224, 224]
     assert all(one.source for one in (ghost, vgg, vit, small))
 
@@ -40,7 +71,15 @@ def test_the_families_are_trained_as_published() -> None:
 def test_what_was_trained_with_before_is_as_it_was() -> None:
     for name in ("digits", "photos", "repvgg-sgd"):
         one = recipes()[name]
-        assert (one.lr_per, one.min_lr, one.repeats, one.small_size, one.clip, one.amp, one.distill) == (
+        assert (
+            one.lr_per,
+            one.min_lr,
+            one.repeats,
+            one.small_size,
+            one.clip,
+            one.amp,
+            one.distill,
+        ) == (
             0,
             None,
             1,
@@ -50,7 +89,13 @@ def test_what_was_trained_with_before_is_as_it_was() -> None:
             "",
         )
     photos = recipe("photos")
-    assert (photos.epochs, photos.batch, photos.peak_lr, photos.weight_decay, photos.mixup) == (180, 64, 2e-3, 0.05, 0.2)
+    assert (photos.epochs, photos.batch, photos.peak_lr, photos.weight_decay, photos.mixup) == (
+        180,
+        64,
+        2e-3,
+        0.05,
+        0.2,
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,19 +118,32 @@ def test_a_recipe_that_is_none(table: dict[str, Any], said: str) -> None:
 
 def test_no_decay_on_biases_and_norms(tmp_path: Path) -> None:
     one = trainer(tmp_path, recipe("repvgg").changed(batch=8))
-    decayed = {id(value) for group in one.optimizer.param_groups if group["weight_decay"] for value in group["params"]}
-    assert {name for name, value in one.module.named_parameters() if id(value) in decayed} == {"0.weight", "6.weight"}
+    decayed = {
+        id(value)
+        for group in one.optimizer.param_groups
+        if group["weight_decay"]
+        for value in group["params"]
+    }
+    assert {name for name, value in one.module.named_parameters() if id(value) in decayed} == {
+        "0.weight",
+        "6.weight",
+    }
 
 
 def test_a_linear_probe_leaves_the_body_alone(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in network().state_dict().items()}
     after = trainer(tmp_path, SHORT.changed(trainable="head"), workers=0).run(None).state_dict()
-    assert {key for key in before if not torch.equal(before[key], after[key])} == {"6.weight", "6.bias"}
+    assert {key for key in before if not torch.equal(before[key], after[key])} == {
+        "6.weight",
+        "6.bias",
+    }
 
 
 @pytest.mark.parametrize("name", ["finetune", "linear-probe"])
 def test_fine_tuning_needs_weights(name: str) -> None:
-    with pytest.raises(InputError, match="starts from trained weights; give --checkpoint FILE or --pretrained"):
+    with pytest.raises(
+        InputError, match="starts from trained weights; give --checkpoint FILE or --pretrained"
+    ):
         models.student("repghostnet_050", 3, recipe(name), TrainOptions())
 
 
@@ -98,7 +156,7 @@ def test_a_teacher_is_asked_for_and_refused_where_it_has_no_use() -> None:
 
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_the_teachers_answers_pull(kind: str) -> None:
-    """With all weight on the teacher the loss is what its formula says, of images in the teacher's own normalisation."""
+    """With all weight on the teacher the loss is what its formula says, of images in the teacher's own normalization."""
     settings = SHORT.changed(distill=kind, distill_weight=1.0, temperature=2.0)
     student, teacher = network(1).eval(), network(2).eval()
     prepared = {"mean": (0.2, 0.3, 0.4), "std": (0.1, 0.2, 0.3)}
@@ -119,36 +177,56 @@ def test_the_teachers_answers_pull(kind: str) -> None:
 def test_a_teacher_teaches(tmp_path: Path) -> None:
     from tests.train.test_loop import pictures
 
-    from repzoo.train.images import TrainingImages
+    from repzoo.train.training_images import TrainingImages
 
-    settings = SHORT.changed(distill="soft", amp="bf16", clip=0.02, clip_mode="agc", repeats=3, small_size=12, full_size_epochs=1)
+    settings = SHORT.changed(
+        distill="soft",
+        amp="bf16",
+        clip=0.02,
+        clip_mode="agc",
+        repeats=3,
+        small_size=12,
+        full_size_epochs=1,
+    )
     images = TrainingImages(pictures(24), PREPROCESS)
-    made = Trainer(network(), images, settings, Running(output=tmp_path, workers=0, tensorboard=True), teacher=network(5))
+    made = Trainer(
+        network(),
+        images,
+        settings,
+        Running(output=tmp_path, workers=0, tensorboard=True),
+        teacher=network(5),
+    )
     made.run(None)
     assert [0 < one.loss < 10 for one in made.log] == [True, True]
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert "bfloat16" in made.facts()[1]
 
 
-def exported(folder: Path, size: int = 24, labels: tuple[str, ...] = CLASSES) -> tuple[torch.nn.Module, Path]:
+def exported(
+    folder: Path, size: int = 24, labels: tuple[str, ...] = CLASSES
+) -> tuple[torch.nn.Module, Path]:
     """A teacher as a module and as the artifact that repzoo would have exported."""
     from repzoo.artifact import Preprocess, Step
-    from repzoo.graph.export import export
+    from repzoo.graph.tools.export import export
 
     module = network(2).eval()
     prepared = Preprocess(size, crop_fraction=1.0, mean=(0.2, 0.3, 0.4), std=(0.1, 0.2, 0.3))
-    export(module, "teacher", prepared, labels, Step("build", "test", {}), dynamic_batch=True).write(folder / "teacher.onnx")
+    export(
+        module, "teacher", prepared, labels, Step("build", "test", {}), dynamic_batch=True
+    ).write(folder / "teacher.onnx")
     return module, folder / "teacher.onnx"
 
 
 def test_a_teacher_in_a_file_says_what_its_module_says(tmp_path: Path) -> None:
-    """At its own side, in its own normalisation, and the same distance in the loss."""
+    """At its own side, in its own normalization, and the same distance in the loss."""
     module, path = exported(tmp_path)
     settings = SHORT.changed(distill="soft", distill_weight=1.0)
     teacher = models.teacher(str(path), CLASSES, settings)
     assert teacher is not None
     inputs = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    larger = torch.nn.functional.interpolate(inputs, size=(24, 24), mode="bilinear", antialias=True, align_corners=False)
+    larger = torch.nn.functional.interpolate(
+        inputs, size=(24, 24), mode="bilinear", antialias=True, align_corners=False
+    )
     torch.testing.assert_close(teacher(inputs), module(larger).detach(), rtol=1e-4, atol=1e-5)
     module.pretrained_cfg = {"mean": (0.2, 0.3, 0.4), "std": (0.1, 0.2, 0.3)}  # type: ignore[assignment]
 
@@ -156,17 +234,30 @@ def test_a_teacher_in_a_file_says_what_its_module_says(tmp_path: Path) -> None:
         pretrained_cfg = module.pretrained_cfg
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return cast(torch.Tensor, module(torch.nn.functional.interpolate(x, size=(24, 24), mode="bilinear", antialias=True)))
+            return cast(
+                torch.Tensor,
+                module(
+                    torch.nn.functional.interpolate(
+                        x, size=(24, 24), mode="bilinear", antialias=True
+                    )
+                ),
+            )
 
     targets, student = torch.arange(6) % 3, network(1).eval()
-    losses = [float(Objective(student, settings, PREPROCESS, one)(inputs, targets).detach()) for one in (teacher, Resized())]
+    losses = [
+        float(Objective(student, settings, PREPROCESS, one)(inputs, targets).detach())
+        for one in (teacher, Resized())
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0] > 1e-3
 
 
 @pytest.mark.parametrize(
     ("classes", "labels", "said"),
-    [(("a", "b"), CLASSES, "has 3 classes, the data 2; fine-tune it"), (CLASSES, ("x", "y", "z"), "not those of the data")],
+    [
+        (("a", "b"), CLASSES, "has 3 classes, the data 2; fine-tune it"),
+        (CLASSES, ("x", "y", "z"), "not those of the data"),
+    ],
 )
 def test_a_teacher_of_other_classes_is_refused(
     tmp_path: Path, classes: tuple[str, ...], labels: tuple[str, ...], said: str

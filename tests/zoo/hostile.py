@@ -95,7 +95,9 @@ def _memo(mark: Path) -> bytes:
 
 def _getattr_chain(mark: Path) -> bytes:
     module = call(named("builtins", "__import__"), text("os"))
-    return whole(call(call(named("builtins", "getattr"), module, text("system")), text(touch(mark))))
+    return whole(
+        call(call(named("builtins", "getattr"), module, text("system")), text(touch(mark)))
+    )
 
 
 def _dotted(mark: Path) -> bytes:
@@ -185,14 +187,27 @@ def zipped(entries: dict[str, bytes], compress: int = zipfile.ZIP_STORED) -> byt
     return buffer.getvalue()
 
 
-def tensor(offset: int = 0, size: tuple[int, ...] = (2, 3), stride: tuple[int, ...] = (3, 1), count: int = 6) -> bytes:
+def tensor(
+    offset: int = 0,
+    size: tuple[int, ...] = (2, 3),
+    stride: tuple[int, ...] = (3, 1),
+    count: int = 6,
+) -> bytes:
     """torch's pickle of one tensor."""
 
     def numbers(values: tuple[int, ...]) -> bytes:
         return b"(" + b"".join(b"\x8a\x08" + struct.pack("<q", value) for value in values) + b"t"
 
     number = numbers((count,))[1:-1]
-    storage = b"(" + text("storage") + named("torch", "FloatStorage") + text("0") + text("cpu") + number + b"tQ"
+    storage = (
+        b"("
+        + text("storage")
+        + named("torch", "FloatStorage")
+        + text("0")
+        + text("cpu")
+        + number
+        + b"tQ"
+    )
     rebuilt = call(
         named("torch._utils", "_rebuild_tensor_v2"),
         storage,
@@ -206,7 +221,14 @@ def tensor(offset: int = 0, size: tuple[int, ...] = (2, 3), stride: tuple[int, .
 
 
 def archive(data: bytes, elements: int = 6, more: dict[str, bytes] | None = None) -> bytes:
-    return zipped({"archive/data.pkl": data, "archive/version": b"3\n", "archive/data/0": b"\0" * 4 * elements, **(more or {})})
+    return zipped(
+        {
+            "archive/data.pkl": data,
+            "archive/version": b"3\n",
+            "archive/data/0": b"\0" * 4 * elements,
+            **(more or {}),
+        }
+    )
 
 
 def _laughs() -> bytes:
@@ -214,7 +236,10 @@ def _laughs() -> bytes:
     return whole(
         b"]"
         + b"q\x00"
-        + b"".join(b"](" + b"h" + bytes([n]) + (b"h" + bytes([n])) * 9 + b"e" + b"q" + bytes([n + 1]) for n in range(30))
+        + b"".join(
+            b"](" + b"h" + bytes([n]) + (b"h" + bytes([n])) * 9 + b"e" + b"q" + bytes([n + 1])
+            for n in range(30)
+        )
     )
 
 
@@ -226,9 +251,27 @@ def _hash_bomb() -> bytes:
 def _raw_array(dtype: str, shape: tuple[int, ...], data: bytes) -> bytes:
     """numpy.ndarray as NumPy pickles it, with any claim."""
     kind = call(named("numpy", "dtype"), text(dtype), b"\x89", b"\x88")
-    blank = call(named("numpy.core.multiarray", "_reconstruct"), named("numpy", "ndarray"), b"(K\x00t", b"C\x01b")
+    blank = call(
+        named("numpy.core.multiarray", "_reconstruct"),
+        named("numpy", "ndarray"),
+        b"(K\x00t",
+        b"C\x01b",
+    )
     sides = b"(" + b"".join(b"\x8a\x08" + struct.pack("<q", side) for side in shape) + b"t"
-    return whole(table(text("w"), blank + b"(K\x01" + sides + kind + b"\x89" + b"B" + struct.pack("<I", len(data)) + data + b"tb"))
+    return whole(
+        table(
+            text("w"),
+            blank
+            + b"(K\x01"
+            + sides
+            + kind
+            + b"\x89"
+            + b"B"
+            + struct.pack("<I", len(data))
+            + data
+            + b"tb",
+        )
+    )
 
 
 # Those that would cost memory or time, reach outside, or lie; with a part of the sentence that refuses them.

@@ -55,8 +55,14 @@ def inputs(shape: Iterable[int], seed: int = 0) -> npt.NDArray[np.float32]:
 
 def repvgg_name(name: str) -> str:
     """timm's name of a RepVGG tensor as the authors write it."""
-    name = re.sub(r"^stages\.(\d+)", lambda match: f"stage{int(match[1]) + 1}", name).replace("stem.", "stage0.")
-    name = name.replace("conv_kxk", "rbr_dense").replace("conv_1x1", "rbr_1x1").replace(".identity.", ".rbr_identity.")
+    name = re.sub(r"^stages\.(\d+)", lambda match: f"stage{int(match[1]) + 1}", name).replace(
+        "stem.", "stage0."
+    )
+    name = (
+        name.replace("conv_kxk", "rbr_dense")
+        .replace("conv_1x1", "rbr_1x1")
+        .replace(".identity.", ".rbr_identity.")
+    )
     return (
         name.replace("reparam_conv", "rbr_reparam")
         .replace("attn.fc1", "se.down")
@@ -77,8 +83,12 @@ def repvggplus_name(name: str) -> str:
 
 
 def fasternet_name(name: str) -> str:
-    name = re.sub(r"^stages\.(\d)\.blocks", lambda match: f"stages.{2 * int(match[1])}.blocks", name)
-    name = re.sub(r"^stages\.(\d)\.downsample", lambda match: f"stages.{2 * int(match[1]) - 1}", name)
+    name = re.sub(
+        r"^stages\.(\d)\.blocks", lambda match: f"stages.{2 * int(match[1])}.blocks", name
+    )
+    name = re.sub(
+        r"^stages\.(\d)\.downsample", lambda match: f"stages.{2 * int(match[1]) - 1}", name
+    )
     return name.replace("conv_head", "avgpool_pre_head.1").replace("classifier", "head")
 
 
@@ -94,7 +104,9 @@ def repvit_name(names: Iterable[str]) -> Callable[[str], str]:
     def renamed(name: str) -> str:
         if not (match := pattern.match(name)):
             name = name.replace("stem.conv1", "features.0.0").replace("stem.conv2", "features.0.2")
-            name = name.replace("head.head_dist", "classifier.classifier_dist").replace("head.head", "classifier.classifier")
+            name = name.replace("head.head_dist", "classifier.classifier_dist").replace(
+                "head.head", "classifier.classifier"
+            )
             return re.sub(r"^head\.", "classifier.", name)
         rest = name[match.end() + 1 :]
         rest = (
@@ -103,21 +115,37 @@ def repvit_name(names: Iterable[str]) -> Callable[[str], str]:
             .replace("ffn", "channel_mixer")
         )
         rest = re.sub(r"^token_mixer\.(?=conv|bn|weight|bias)", "token_mixer.0.", rest)
-        rest = re.sub(r"^channel_mixer\.conv([12])", lambda part: f"channel_mixer.m.{2 * int(part[1]) - 2}", rest)
+        rest = re.sub(
+            r"^channel_mixer\.conv([12])",
+            lambda part: f"channel_mixer.m.{2 * int(part[1]) - 2}",
+            rest,
+        )
         return f"features.{numbers[match[0]]}.{rest.replace('se.fc', 'token_mixer.1.fc')}"
 
     return renamed
 
 
 def mmpretrain_name(name: str) -> str:
-    name = re.sub(r"^stages\.(\d+)", lambda match: f"backbone.stage_{int(match[1]) + 1}", name).replace("stem.", "backbone.stem.")
+    name = re.sub(
+        r"^stages\.(\d+)", lambda match: f"backbone.stage_{int(match[1]) + 1}", name
+    ).replace("stem.", "backbone.stem.")
     name = re.sub(r"\.attn\.fc([12])", r".se_layer.conv\1.conv", name)
-    name = name.replace("conv_kxk", "branch_3x3").replace("conv_1x1", "branch_1x1").replace(".bn.", ".norm.")
+    name = (
+        name.replace("conv_kxk", "branch_3x3")
+        .replace("conv_1x1", "branch_1x1")
+        .replace(".bn.", ".norm.")
+    )
     return name.replace(".identity.", ".branch_norm.").replace("reparam_conv", "branch_reparam")
 
 
 def paddle(state: Mapping[str, npt.NDArray[Any]]) -> State:
     """As PaddleClas saves an official state: other names of statistics, no counters, linear layers [in, out]."""
     kept = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    renamed = {key.replace("running_mean", "_mean").replace("running_var", "_variance"): value for key, value in kept.items()}
-    return {key: np.ascontiguousarray(value.T) if value.ndim == 2 else value for key, value in renamed.items()}
+    renamed = {
+        key.replace("running_mean", "_mean").replace("running_var", "_variance"): value
+        for key, value in kept.items()
+    }
+    return {
+        key: np.ascontiguousarray(value.T) if value.ndim == 2 else value
+        for key, value in renamed.items()
+    }

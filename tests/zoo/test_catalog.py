@@ -1,4 +1,4 @@
-"""The catalogue against the papers' architecture tables, and against every figure it quotes. No torch."""
+"""The catalog against the papers' architecture tables, and against every figure it quotes. No torch."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def repvgg(variant: str, size: int) -> Iterator[Layer]:
     a, b = REPVGG_WIDTHS[variant[:2]]
     groups = int(variant[3:]) if "g" in variant else 1
     blocks = [(min(64, int(64 * a)), size // 2, 1)]
-    for stage, (depth, base) in enumerate(zip(REPVGG_DEPTHS[variant[0]], (64, 128, 256, 512), strict=True), 2):
+    for stage, (depth, base) in enumerate(
+        zip(REPVGG_DEPTHS[variant[0]], (64, 128, 256, 512), strict=True), 2
+    ):
         width = int(base * (b if stage == 5 else a))
         blocks += [(width, size // 2**stage, groups if index % 2 else 1) for index in range(depth)]
     channels = 3
@@ -102,8 +104,22 @@ def repvggplus(variant: str, size: int) -> Iterator[Layer]:
 
 
 REPGHOST_BLOCKS = (  # kernel, expansion, output, squeeze, stride
-    *((3, 8, 16, 0, 1), (3, 24, 24, 0, 2), (3, 36, 24, 0, 1), (5, 36, 40, 1, 2), (5, 60, 40, 1, 1), (3, 120, 80, 0, 2)),
-    *((3, 100, 80, 0, 1), (3, 120, 80, 0, 1), (3, 120, 80, 0, 1), (3, 240, 112, 1, 1), (3, 336, 112, 1, 1), (5, 336, 160, 1, 2)),
+    *(
+        (3, 8, 16, 0, 1),
+        (3, 24, 24, 0, 2),
+        (3, 36, 24, 0, 1),
+        (5, 36, 40, 1, 2),
+        (5, 60, 40, 1, 1),
+        (3, 120, 80, 0, 2),
+    ),
+    *(
+        (3, 100, 80, 0, 1),
+        (3, 120, 80, 0, 1),
+        (3, 120, 80, 0, 1),
+        (3, 240, 112, 1, 1),
+        (3, 336, 112, 1, 1),
+        (5, 336, 160, 1, 2),
+    ),
     *((5, 480, 160, 0, 1), (5, 480, 160, 1, 1), (5, 480, 160, 0, 1), (5, 480, 160, 1, 1)),
 )
 
@@ -117,14 +133,21 @@ def repghostnet(variant: str, size: int) -> Iterator[Layer]:
     channels, side = divisible(16 * width, 4), size // 2
     yield Layer(3, 3, channels, side)
     for kernel, expansion, output, squeezed, stride in REPGHOST_BLOCKS:
-        middle, outputs, after = divisible(expansion * width, 4), divisible(output * width, 4), side // stride
+        middle, outputs, after = (
+            divisible(expansion * width, 4),
+            divisible(output * width, 4),
+            side // stride,
+        )
         yield from repghost_module(channels, middle, side)
         if stride == 2:
             yield Layer(kernel, middle, middle, after, middle)
         yield from squeeze(middle, divisible(middle / 4, 4)) if squeezed else ()
         yield from repghost_module(middle, outputs, after)
         if stride == 2 or channels != outputs:
-            yield from (Layer(kernel, channels, channels, after, channels), Layer(1, channels, outputs, after))
+            yield from (
+                Layer(kernel, channels, channels, after, channels),
+                Layer(1, channels, outputs, after),
+            )
         channels, side = outputs, after
     last = divisible(480 * width * 2, 4)
     yield from (Layer(1, channels, last, side), Layer(1, last, 1280, 1), Layer(1, 1280, 1000, 1))
@@ -148,7 +171,11 @@ def repvit(variant: str, size: int) -> Iterator[Layer]:
     for stage, depth in enumerate(depths):
         if stage:
             side //= 2
-            yield from (Layer(3, width, width, side, width), Layer(1, width, 2 * width, side), *repvit_mlp(2 * width, side))
+            yield from (
+                Layer(3, width, width, side, width),
+                Layer(1, width, 2 * width, side),
+                *repvit_mlp(2 * width, side),
+            )
             width *= 2
         for index in range(depth):
             last = index == depth - 1 and stage < 3
@@ -171,11 +198,20 @@ def fasternet(variant: str, size: int) -> Iterator[Layer]:
             yield Layer(2, width // 2, width, side)
         for _ in range(depth):
             yield Layer(3, width // 4, width // 4, side, bias=False)
-            yield from (Layer(1, width, 2 * width, side), Layer(1, 2 * width, width, side, bias=False))
+            yield from (
+                Layer(1, width, 2 * width, side),
+                Layer(1, 2 * width, width, side, bias=False),
+            )
     yield from (Layer(1, width, 1280, 1, bias=False), Layer(1, 1280, 1000, 1))
 
 
-FAMILIES = {"repvgg": repvgg, "repvggplus": repvggplus, "repghostnet": repghostnet, "repvit": repvit, "fasternet": fasternet}
+FAMILIES = {
+    "repvgg": repvgg,
+    "repvggplus": repvggplus,
+    "repghostnet": repghostnet,
+    "repvit": repvit,
+    "fasternet": fasternet,
+}
 
 
 def layers(name: str, size: int) -> list[Layer]:
@@ -196,22 +232,35 @@ def flop_count(row: ModelSpec, size: int, convention: str) -> int:
     squeezed = sum(part.elements for part in maps) if len(parts) > len(maps) + 1 else 0
     body = macs - parts[-1].macs + maps[-1].elements
     rectified = 2 * sum(part.elements for part in maps)
-    return {"macs": macs, "ops": 2 * macs, "mmpretrain": body + squeezed, "mmcls": body + rectified}[convention]
+    return {
+        "macs": macs,
+        "ops": 2 * macs,
+        "mmpretrain": body + squeezed,
+        "mmcls": body + rectified,
+    }[convention]
 
 
 def agrees(exact: int, printed: str, rounding: str) -> bool:
     """Whether `exact`, cut to the digits that are printed, is what is printed."""
     value = catalog.as_number(printed)
-    modes = {"nearest": (ROUND_HALF_UP,), "down": (ROUND_DOWN,), "either": (ROUND_HALF_UP, ROUND_DOWN)}[rounding]
+    modes = {
+        "nearest": (ROUND_HALF_UP,),
+        "down": (ROUND_DOWN,),
+        "either": (ROUND_HALF_UP, ROUND_DOWN),
+    }[rounding]
     return any(Decimal(exact).quantize(value, mode) == value for mode in modes)
 
 
 def refuted(row: ModelSpec, figure: Figure) -> set[str]:
     source, size = catalog.sources()[figure.source], figure.size or row.preprocess.size
     found = set()
-    if figure.parameters and not agrees(parameter_count(row, source.parameters), figure.parameters, source.rounding):
+    if figure.parameters and not agrees(
+        parameter_count(row, source.parameters), figure.parameters, source.rounding
+    ):
         found.add("parameters")
-    if figure.flops and not agrees(flop_count(row, size, source.flops), figure.flops, source.rounding):
+    if figure.flops and not agrees(
+        flop_count(row, size, source.flops), figure.flops, source.rounding
+    ):
         found.add("flops")
     return found
 
@@ -219,9 +268,23 @@ def refuted(row: ModelSpec, figure: Figure) -> set[str]:
 def test_every_variant_is_listed_family_by_family() -> None:
     grouped = [f"b{width}{groups}" for width in "123" for groups in ("", "g2", "g4")]
     repvgg_names = [f"repvgg_{name}" for name in ("a0", "a1", "a2", "b0", *grouped, "d2se")]
-    widths = ("050", "050_repid", "050_norep", "050_wo", "058", "080", "100", "111", "130", "150", "200")
+    widths = (
+        "050",
+        "050_repid",
+        "050_norep",
+        "050_wo",
+        "058",
+        "080",
+        "100",
+        "111",
+        "130",
+        "150",
+        "200",
+    )
     others = [f"repvit_{name}" for name in REPVIT] + [f"fasternet_{name}" for name in FASTERNET]
-    assert [*repvgg_names, "repvggplus_l2pse"] + [f"repghostnet_{name}" for name in widths] + others == NAMES
+    assert [*repvgg_names, "repvggplus_l2pse"] + [
+        f"repghostnet_{name}" for name in widths
+    ] + others == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -249,15 +312,30 @@ def moved(printed: str, steps: int) -> str:
 @pytest.mark.parametrize("steps", [-2, 2])
 @pytest.mark.parametrize("field", ["parameters", "flops"])
 def test_two_in_the_last_printed_digit_would_be_noticed(field: str, steps: int) -> None:
-    counted = [(row, item) for row in catalog.models() for item in row.figures if getattr(item, field) and field not in item.wrong]
-    changes: list[dict[str, Any]] = [{field: moved(getattr(item, field), steps)} for _, item in counted]
-    changed = [(row, dataclasses.replace(item, **change)) for (row, item), change in zip(counted, changes, strict=True)]
+    counted = [
+        (row, item)
+        for row in catalog.models()
+        for item in row.figures
+        if getattr(item, field) and field not in item.wrong
+    ]
+    changes: list[dict[str, Any]] = [
+        {field: moved(getattr(item, field), steps)} for _, item in counted
+    ]
+    changed = [
+        (row, dataclasses.replace(item, **change))
+        for (row, item), change in zip(counted, changes, strict=True)
+    ]
     assert len(changed) > 50
     assert [item for row, item in changed if field not in refuted(row, item)] == []
 
 
 def test_these_published_figures_are_wrong_and_no_others() -> None:
-    flagged = {(row.name, figure.source, field) for row in catalog.models() for figure in row.figures for field in figure.wrong}
+    flagged = {
+        (row.name, figure.source, field)
+        for row in catalog.models()
+        for figure in row.figures
+        for field in figure.wrong
+    }
     shifted = ("repvgg_a1", "repvgg_a2", "repghostnet_100", "repghostnet_200")
     columns = {(name, "hailo8l", field) for name in shifted for field in ("top1", "int8_top1")}
     assert columns < flagged
@@ -274,13 +352,20 @@ def test_these_published_figures_are_wrong_and_no_others() -> None:
 def test_repghost_counts_batchnorm_although_its_readme_denies_it() -> None:
     row = catalog.spec("repghostnet_150")
     parts = layers(row.name, 224)
-    without = sum(part.weights for part in parts) + sum(part.outputs for part in parts if part.side == 1)
+    without = sum(part.weights for part in parts) + sum(
+        part.outputs for part in parts if part.side == 1
+    )
     assert agrees(row.parameters_train, "6.6M", "nearest")
     assert not agrees(without, "6.6M", "either")
 
 
 def test_mmpretrain_counts_are_reproduced_to_the_last_digit() -> None:
-    exact = [figure for row in catalog.models("repvgg_*") for figure in row.figures if figure.source == "mmpretrain"]
+    exact = [
+        figure
+        for row in catalog.models("repvgg_*")
+        for figure in row.figures
+        if figure.source == "mmpretrain"
+    ]
     assert len(exact) == 12
     assert all(figure.flops.isdigit() and figure.parameters.isdigit() for figure in exact)
 
@@ -303,12 +388,18 @@ def title(text: str) -> str:
 
 def rows_of(text: str) -> list[list[str]]:
     """Table rows that hold a number in their last two cells."""
-    rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in text.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.strip("| \n").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     return [row for row in rows if re.search(r"\d", row[-1] + row[1])]
 
 
 def the_figure(name: str, source: str) -> Figure:
-    (figure,) = (item for item in catalog.spec(name).figures if item.source == source and not item.setting)
+    (figure,) = (
+        item for item in catalog.spec(name).figures if item.source == source and not item.setting
+    )
     return figure
 
 
@@ -319,20 +410,37 @@ def test_the_boards_tables_are_complete(seeds: dict[str, str], family: str, coun
     assert len(rows) == count
     for model, size, *numbers in rows:
         figure = the_figure(model.lower().replace("repghost", "repghostnet"), source)
-        printed = (figure.classes, figure.parameters.removesuffix("M"), figure.top1, figure.int8_top1)
+        printed = (
+            figure.classes,
+            figure.parameters.removesuffix("M"),
+            figure.top1,
+            figure.int8_top1,
+        )
         speed = (figure.latency_1thread_ms, figure.latency_multithread_ms, figure.fps)
         assert size == f"{figure.size}x{figure.size}"
         assert [str(item) for item in printed + speed] == numbers
     links = set(re.findall(r"https://\S+\.bin", text))
-    assert links == {link for row in catalog.models() for item in row.figures if item.source == source for link in item.files}
+    assert links == {
+        link
+        for row in catalog.models()
+        for item in row.figures
+        if item.source == source
+        for link in item.files
+    }
 
 
 def test_repghosts_own_table_is_complete(seeds: dict[str, str]) -> None:
     rows = rows_of(seeds["RepGhost"])
     assert len(rows) == 8
     for width, parameters, flops, latency, top1, top5, checkpoint, log in rows:
-        figure = the_figure(f"repghostnet_{round(float(width[:-1]) * 100):03d}", "repghost_official")
-        assert [str(item) for item in (figure.latency_ms, figure.top1, figure.top5)] == [latency, top1, top5]
+        figure = the_figure(
+            f"repghostnet_{round(float(width[:-1]) * 100):03d}", "repghost_official"
+        )
+        assert [str(item) for item in (figure.latency_ms, figure.top1, figure.top5)] == [
+            latency,
+            top1,
+            top5,
+        ]
         assert (figure.parameters, figure.flops) == (f"{parameters}M", f"{flops}M")
         assert f"({figure.files[0]})" in checkpoint
         assert figure.files[1].endswith(log.split("./")[1].rstrip(")"))
@@ -349,10 +457,14 @@ def test_vastais_table_is_complete(seeds: dict[str, str]) -> None:
 
 def test_vastais_measured_accuracies_are_there(seeds: dict[str, str]) -> None:
     (card,) = (item for item in catalog.spec("repvgg_a0").figures if item.fp16_top1 is not None)
-    measured = [str(item) for item in (card.fp16_top1, card.fp16_top5, card.int8_top1, card.int8_top5)]
+    measured = [
+        str(item) for item in (card.fp16_top1, card.fp16_top5, card.int8_top1, card.int8_top5)
+    ]
     assert re.findall(r"top\d_rate: ([\d.]+)", seeds["RepVGG"]) == measured
     conditions = " ".join(catalog.sources()["vastai"].conditions)
-    for fact in re.findall(r"commit: (\w+)", seeds["RepVGG"]) + re.findall(r"tag: (v[\d.]+)", seeds["RepVGG"]):
+    for fact in re.findall(r"commit: (\w+)", seeds["RepVGG"]) + re.findall(
+        r"tag: (v[\d.]+)", seeds["RepVGG"]
+    ):
         assert fact in conditions
 
 
@@ -360,12 +472,18 @@ def test_vastais_measured_accuracies_are_there(seeds: dict[str, str]) -> None:
 
 
 def test_models_takes_a_glob_and_keeps_the_order() -> None:
-    assert [row.name for row in catalog.models("repvgg_a*")] == ["repvgg_a0", "repvgg_a1", "repvgg_a2"]
+    assert [row.name for row in catalog.models("repvgg_a*")] == [
+        "repvgg_a0",
+        "repvgg_a1",
+        "repvgg_a2",
+    ]
     assert catalog.models("resnet*") == []
 
 
-def test_an_unknown_model_names_its_neighbours() -> None:
-    with pytest.raises(InputError, match=r"no model is called 'repghostnet_50'; did you mean .*repghostnet_050"):
+def test_an_unknown_model_names_its_neighbors() -> None:
+    with pytest.raises(
+        InputError, match=r"no model is called 'repghostnet_50'; did you mean .*repghostnet_050"
+    ):
         catalog.spec("repghostnet_50")
 
 
@@ -385,12 +503,22 @@ def test_a_row_becomes_json_without_empty_fields() -> None:
 
 def test_checkpoints_belong_to_variants() -> None:
     rows = {row.name: row for row in catalog.checkpoints()}
-    assert [name for name, row in rows.items() if row.file] == ["repghostnet_050.digits", "repghostnet_050.clothing"]
+    assert [name for name, row in rows.items() if row.file] == [
+        "repghostnet_050.digits",
+        "repghostnet_050.clothing",
+    ]
     assert rows["repghostnet_050.digits"].file == "repghostnet_050.digits.onnx.xz"
-    assert all(row.command == f"make reference MODELS={row.variant}" for name, row in rows.items() if name.endswith(".clothing"))
+    assert all(
+        row.command == f"make reference MODELS={row.variant}"
+        for name, row in rows.items()
+        if name.endswith(".clothing")
+    )
 
 
-@pytest.mark.parametrize(("text", "value"), [("0.34G", "3.4E+8"), ("8.30M", "8.30E+6"), ("8309384", "8309384"), ("43M", "43E+6")])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0.34G", "3.4E+8"), ("8.30M", "8.30E+6"), ("8309384", "8309384"), ("43M", "43E+6")],
+)
 def test_a_printed_count_keeps_its_precision(text: str, value: str) -> None:
     assert catalog.as_number(text).as_tuple() == Decimal(value).as_tuple()
 
@@ -430,7 +558,7 @@ command = "c"
 """
 
 
-def test_a_small_catalogue_is_read() -> None:
+def test_a_small_catalog_is_read() -> None:
     row = catalog.parse(VALID).models["m"]
     assert str(row.figures[0].top1) == "70.10"
     assert row.preprocess == Preprocess(size=64)
@@ -442,22 +570,34 @@ def test_a_small_catalogue_is_read() -> None:
         ('title = "M"', 'titel = "M"', "no key of m is called 'titel'; did you mean title"),
         ("top1 = 70.10", "top3 = 70.10", "no key of a figure of m is called 'top3'"),
         ("{ size = 64 }", "{ sise = 64 }", "unknown preprocess field 'sise'"),
-        ("[families.f]", "[families.f]\nlicence = 1", "no key of family f is called 'licence'"),
-        ("[[checkpoint]]", "[[checkpoints]]", "no key of the catalogue is called 'checkpoints'"),
+        ("[families.f]", "[families.f]\nlicence = 1", "no key of family f is called 'license'"),
+        ("[[checkpoint]]", "[[checkpoints]]", "no key of the catalog is called 'checkpoints'"),
         ('url = "u"', "", "source paper is not complete"),
         ("macs = 1", 'macs = "1"', "macs of m must be of type"),
         ("macs = 1", "macs = true", "macs of m must be of type"),
         ("top1 = 70.10", "top1 = true", "top1 of a figure of m must be of type"),
-        ('source = "paper"', 'source = "papr"', "no source .in m. is called 'papr'; did you mean paper"),
-        ("top1 = 70.10", 'top1 = 70.10, wrong = ["top5"]', "calls 'top5' wrong but does not give it"),
-        ('parameters = "deploy"', 'parameters = "all"', "parameters of source paper must be one of"),
+        (
+            'source = "paper"',
+            'source = "papr"',
+            "no source .in m. is called 'papr'; did you mean paper",
+        ),
+        (
+            "top1 = 70.10",
+            'top1 = 70.10, wrong = ["top5"]',
+            "calls 'top5' wrong but does not give it",
+        ),
+        (
+            'parameters = "deploy"',
+            'parameters = "all"',
+            "parameters of source paper must be one of",
+        ),
         ('name = "m.tag"', 'name = "n.tag"', "must be called m.<tag>"),
         ('variant = "m"', 'variant = "n"', "variant of m.tag must be one of 'm'"),
         ('[[checkpoint]]\nname = "m.tag"', '[[model]]\nname = "m"', "no key of m is called"),
-        ("[[model]]", "[[model", "the catalogue is not TOML"),
+        ("[[model]]", "[[model", "the catalog is not TOML"),
     ],
 )
-def test_a_damaged_catalogue_is_refused(old: str, new: str, message: str) -> None:
+def test_a_damaged_catalog_is_refused(old: str, new: str, message: str) -> None:
     assert old in VALID
     with pytest.raises(RepzooError, match=message):
         catalog.parse(VALID.replace(old, new, 1))

@@ -42,7 +42,12 @@ def tensors(state: State) -> OrderedDict[str, torch.Tensor]:
 
 
 def filled(
-    model: str, rename: Callable[[str], str] = str, form: str = "train", classes: int = 10, heads: bool = True, gain: float = 1.0
+    model: str,
+    rename: Callable[[str], str] = str,
+    form: str = "train",
+    classes: int = 10,
+    heads: bool = True,
+    gain: float = 1.0,
 ) -> State:
     """The model's tensors under a source's names, drawn by those names."""
     own = shapes(model, form, classes, heads)
@@ -63,20 +68,37 @@ def close(found: Array, expected: Array) -> None:
     [
         ("fasternet_official.t0", "fasternet_t0", "the authors' FasterNet, training form"),
         ("repghost_official.0_5x", "repghostnet_050", "RepGhost (they name alike), training form"),
-        ("repvgg_official.RepVGG-A0", "repvgg_a0", "the authors' RepVGG (repvgg.py), training form"),
-        ("repvgg_official.RepVGG-A0.deploy", "repvgg_a0", "the authors' RepVGG (repvgg.py), deploy form"),
+        (
+            "repvgg_official.RepVGG-A0",
+            "repvgg_a0",
+            "the authors' RepVGG (repvgg.py), training form",
+        ),
+        (
+            "repvgg_official.RepVGG-A0.deploy",
+            "repvgg_a0",
+            "the authors' RepVGG (repvgg.py), deploy form",
+        ),
         ("repvit_thu.repvit_m0_9", "repvit_m0_9", "the authors' (THU) RepViT, training form"),
     ],
 )
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_the_authors_logits(tmp_path: Path, name: str, model: str, source: str, legacy: bool) -> None:
+def test_the_authors_logits(
+    tmp_path: Path, name: str, model: str, source: str, legacy: bool
+) -> None:
     known = official.fixture(name)
     state = tensors(official.filled(known["tensors"], known["gain"]))
-    path = saved(tmp_path / "w.pth", {known["container"]: state, "epoch": 3} if known["container"] else state, legacy)
+    path = saved(
+        tmp_path / "w.pth",
+        {known["container"]: state, "epoch": 3} if known["container"] else state,
+        legacy,
+    )
     loaded = load(path, model)
     assert loaded.source.endswith(source)
     assert loaded.classes == 1000
-    close(logits(loaded, official.inputs(known["input"]["shape"], known["input"]["seed"])), np.array(known["logits"]))
+    close(
+        logits(loaded, official.inputs(known["input"]["shape"], known["input"]["seed"])),
+        np.array(known["logits"]),
+    )
 
 
 def same(found: Loaded, expected: State) -> None:
@@ -109,24 +131,35 @@ def test_every_source_and_form_places_each_tensor_once(
     expected = official.filled(shapes(model, form, 10, True), 1.0)
     renamed = rename or official.repvit_name(shapes(model, form, 10, True))
     assert len({renamed(name) for name in expected}) == len(expected)
-    path = saved(tmp_path / "w.pth", {"state_dict": tensors({renamed(name): value for name, value in expected.items()})})
+    path = saved(
+        tmp_path / "w.pth",
+        {"state_dict": tensors({renamed(name): value for name, value in expected.items()})},
+    )
     loaded = load(path, model)
     assert (loaded.form, loaded.classes) == ("train" if "norep" in model else form, 10)
     assert said in loaded.source
     same(loaded, expected)
 
 
-def test_paddles_linear_layers_are_transposed_and_its_counters_start_at_zero(tmp_path: Path) -> None:
+def test_paddles_linear_layers_are_transposed_and_its_counters_start_at_zero(
+    tmp_path: Path,
+) -> None:
     for model, rename, head in (
         ("repvgg_a0", official.repvgg_name, "head.fc"),
         ("fasternet_t0", official.fasternet_name, "classifier"),
     ):
         state = filled(model, rename)
         path = tmp_path / f"{model}.pdparams"
-        path.write_bytes(pickle.dumps({**official.paddle(state), "StructuredToParameterName@@": {"a": "linear_0.w_0"}}, 2))
+        path.write_bytes(
+            pickle.dumps(
+                {**official.paddle(state), "StructuredToParameterName@@": {"a": "linear_0.w_0"}}, 2
+            )
+        )
         loaded = load(path, model)
         assert "PaddleClas" in loaded.source
-        np.testing.assert_array_equal(loaded.state[f"{head}.weight"], state[rename(f"{head}.weight")])
+        np.testing.assert_array_equal(
+            loaded.state[f"{head}.weight"], state[rename(f"{head}.weight")]
+        )
         assert any("counters of batches" in remark for remark in loaded.remarks)
         same(loaded, {name: state[rename(name)] for name in loaded.state})
 
@@ -143,39 +176,72 @@ def test_paddles_pairs_of_name_and_array_are_read(tmp_path: Path, protocol: int)
     state = official.paddle(filled("fasternet_t0", official.fasternet_name))
     path = tmp_path / "w.pdparams"
     path.write_bytes(pickle.dumps({key: Pair(value) for key, value in state.items()}, protocol))
-    np.testing.assert_array_equal(load(path, "fasternet_t0").state["conv_head.weight"], state["avgpool_pre_head.1.weight"])
+    np.testing.assert_array_equal(
+        load(path, "fasternet_t0").state["conv_head.weight"], state["avgpool_pre_head.1.weight"]
+    )
 
 
 def test_paddles_merged_repvgg_keeps_its_se_blocks(tmp_path: Path) -> None:
     """PaddleClas saves merged convolutions beside the branches and runs them without SE; here branches and SE are loaded."""
     state = official.paddle(filled("repvgg_a0", official.repvgg_name))
-    merged = {key.replace("rbr_dense.conv", "rbr_reparam"): value for key, value in state.items() if "rbr_dense.conv" in key}
+    merged = {
+        key.replace("rbr_dense.conv", "rbr_reparam"): value
+        for key, value in state.items()
+        if "rbr_dense.conv" in key
+    }
     path = tmp_path / "w.pdparams"
     path.write_bytes(pickle.dumps({**state, **merged}, 4))
     loaded = load(path, "repvgg_a0")
     assert loaded.form == "train"
-    assert any(f"{len(merged)} tensors left out" in remark and "SE block stays" in remark for remark in loaded.remarks)
+    assert any(
+        f"{len(merged)} tensors left out" in remark and "SE block stays" in remark
+        for remark in loaded.remarks
+    )
 
 
 def test_paddles_bfloat16_and_split_tensors_are_refused_by_name(tmp_path: Path) -> None:
     state = official.paddle(filled("fasternet_t0", official.fasternet_name))
     path, key = tmp_path / "w.pdparams", "avgpool_pre_head.1.weight"
     path.write_bytes(pickle.dumps({**state, key: state[key].astype(np.uint16)}, 4))
-    with pytest.raises(InputError, match=rf"'{key}' has elements of type uint16 .*Paddle stores bfloat16 so: save it as float32"):
+    with pytest.raises(
+        InputError,
+        match=rf"'{key}' has elements of type uint16 .*Paddle stores bfloat16 so: save it as float32",
+    ):
         load(path, "fasternet_t0")
-    parts = {"head.weight@@.0": state["head.weight"][:5].ravel(), "head.weight@@.1": state["head.weight"][5:].ravel()}
-    info = {"UnpackBigParamInfor@@": {"head.weight": {"OriginShape": (1280, 10), "slices": list(parts)}}}
-    path.write_bytes(pickle.dumps({**{name: value for name, value in state.items() if name != "head.weight"}, **parts, **info}, 2))
+    parts = {
+        "head.weight@@.0": state["head.weight"][:5].ravel(),
+        "head.weight@@.1": state["head.weight"][5:].ravel(),
+    }
+    info = {
+        "UnpackBigParamInfor@@": {"head.weight": {"OriginShape": (1280, 10), "slices": list(parts)}}
+    }
+    path.write_bytes(
+        pickle.dumps(
+            {
+                **{name: value for name, value in state.items() if name != "head.weight"},
+                **parts,
+                **info,
+            },
+            2,
+        )
+    )
     with pytest.raises(InputError):
         load(path, "fasternet_t0")
 
 
 def test_repvit_with_one_head_and_fused(tmp_path: Path) -> None:
-    for heads, form, last in ((False, "train", "head.head.l.weight"), (True, "deploy", "head.weight")):
+    for heads, form, last in (
+        (False, "train", "head.head.l.weight"),
+        (True, "deploy", "head.weight"),
+    ):
         own = shapes("repvit_m0_6", form, 10, heads)
         state = filled("repvit_m0_6", official.repvit_name(own), form, heads=heads)
         loaded = load(saved(tmp_path / "w.pth", {"model": tensors(state)}), "repvit_m0_6")
-        assert (loaded.two_heads, loaded.form, last in loaded.state) == (heads and form == "train", form, True)
+        assert (loaded.two_heads, loaded.form, last in loaded.state) == (
+            heads and form == "train",
+            form,
+            True,
+        )
         assert logits(loaded, official.inputs((1, 3, 64, 64))).shape == (1, 10)
 
 
@@ -183,7 +249,9 @@ def test_legacy_repvit_is_told_from_its_successor(tmp_path: Path) -> None:
     """M1 has M0.9's widths and depths, but a BatchNorm in each 1x1 branch."""
     own = shapes("repvit_m1", "train", 10, True)
     path = saved(tmp_path / "w.pth", tensors(filled("repvit_m1", official.repvit_name(own))))
-    with pytest.raises(InputError, match=r"does not fit repvit_m0_9: it lacks .*; it fits repvit_m1$"):
+    with pytest.raises(
+        InputError, match=r"does not fit repvit_m0_9: it lacks .*; it fits repvit_m1$"
+    ):
         load(path, "repvit_m0_9")
 
 
@@ -193,19 +261,32 @@ def test_only_the_two_smallest_fasternets_have_gelu() -> None:
     for name in ("t0", "t1", "t2", "s", "m", "l"):
         with torch.device("meta"):
             kinds = {type(module) for module in families.build(f"fasternet_{name}").modules()}
-        assert (torch.nn.GELU in kinds, torch.nn.ReLU in kinds) == (name in ("t0", "t1"), name not in ("t0", "t1"))
+        assert (torch.nn.GELU in kinds, torch.nn.ReLU in kinds) == (
+            name in ("t0", "t1"),
+            name not in ("t0", "t1"),
+        )
 
 
 def test_averaged_weights_are_taken_where_the_source_prefers_them(tmp_path: Path) -> None:
     plain, mean = filled(SMALL), filled(SMALL, gain=0.5)
     wrapped = {f"module.{key}": value for key, value in tensors(mean).items()}
-    path = saved(tmp_path / "w.pth", {"state_dict": tensors(plain), "state_dict_ema": wrapped, "args": argparse.Namespace(lr=0.6)})
+    path = saved(
+        tmp_path / "w.pth",
+        {
+            "state_dict": tensors(plain),
+            "state_dict_ema": wrapped,
+            "args": argparse.Namespace(lr=0.6),
+        },
+    )
     same(load(path, SMALL), mean)
-    assert "of 'state_dict', 'state_dict_ema' the table 'state_dict_ema' was taken" in load(path, SMALL).remarks
+    assert (
+        "of 'state_dict', 'state_dict_ema' the table 'state_dict_ema' was taken"
+        in load(path, SMALL).remarks
+    )
     same(load(path, SMALL, LoadOptions(ema=False)), plain)
 
 
-def test_a_training_checkpoint_with_its_optimiser_is_read(tmp_path: Path) -> None:
+def test_a_training_checkpoint_with_its_optimizer_is_read(tmp_path: Path) -> None:
     expected = filled("fasternet_t0")
     module = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(module.parameters())
@@ -218,7 +299,11 @@ def test_a_training_checkpoint_with_its_optimiser_is_read(tmp_path: Path) -> Non
         "lr_scheduler": scheduler.state_dict(),
         "args": argparse.Namespace(a=Path("x")),
     }
-    content |= {"best": np.float64(71.5), "scaler": {"scale": 65536.0, "_growth_tracker": 3}, "epoch": 299}
+    content |= {
+        "best": np.float64(71.5),
+        "scaler": {"scale": 65536.0, "_growth_tracker": 3},
+        "epoch": 299,
+    }
     same(load(saved(tmp_path / "w.pth", content), "fasternet_t0"), expected)
 
 
@@ -227,12 +312,20 @@ def test_other_floats_become_float32_and_it_is_said(tmp_path: Path, dtype: str) 
     state = filled(SMALL)
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     half = {
-        key: torch.from_numpy(np.array(value)).to(getattr(torch, dtype)) if value.ndim else torch.tensor(0)
+        key: torch.from_numpy(np.array(value)).to(getattr(torch, dtype))
+        if value.ndim
+        else torch.tensor(0)
         for key, value in state.items()
     }
     loaded = load(saved(tmp_path / "w.pth", half), SMALL)
     assert f"weights of type {dtype} became float32" in loaded.remarks
-    same(loaded, {key: value.astype(kind).astype(np.float32) if value.ndim else value for key, value in state.items()})
+    same(
+        loaded,
+        {
+            key: value.astype(kind).astype(np.float32) if value.ndim else value
+            for key, value in state.items()
+        },
+    )
     if dtype != "float64":
         from safetensors.torch import save_file as save_torch
 
@@ -243,7 +336,9 @@ def test_other_floats_become_float32_and_it_is_said(tmp_path: Path, dtype: str) 
 @pytest.fixture(scope="module")
 def ghost(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of ten classes of the smallest RepGhost."""
-    return saved(tmp_path_factory.mktemp("ghost") / "ghost.pth", {"state_dict": tensors(filled(SMALL))})
+    return saved(
+        tmp_path_factory.mktemp("ghost") / "ghost.pth", {"state_dict": tensors(filled(SMALL))}
+    )
 
 
 def edited(path: Path, edit: Callable[[State], None]) -> Path:
@@ -257,31 +352,50 @@ def test_what_is_missing_too_much_or_of_another_shape_is_named(tmp_path: Path) -
     with pytest.raises(InputError, match=r"lacks 1 tensors, such as 'conv_head\.bias'"):
         load(edited(path, lambda state: state.__delitem__("conv_head.bias")), SMALL)
     with pytest.raises(InputError, match=r"adds 1 tensors, such as 'extra\.weight'"):
-        load(edited(path, lambda state: state.update({"extra.weight": np.zeros(2, np.float32)})), SMALL)
-    with pytest.raises(InputError, match=r"has 1 of other shapes, such as 'bn1\.bias', \(3,\) where \(8,\) is expected"):
+        load(
+            edited(path, lambda state: state.update({"extra.weight": np.zeros(2, np.float32)})),
+            SMALL,
+        )
+    with pytest.raises(
+        InputError,
+        match=r"has 1 of other shapes, such as 'bn1\.bias', \(3,\) where \(8,\) is expected",
+    ):
         load(edited(path, lambda state: state.update({"bn1.bias": np.zeros(3, np.float32)})), SMALL)
     with pytest.raises(InputError, match=r"'bn1\.bias' holds values that are not finite"):
-        load(edited(path, lambda state: state.update({"bn1.bias": np.full(8, np.nan, np.float32)})), SMALL)
+        load(
+            edited(path, lambda state: state.update({"bn1.bias": np.full(8, np.nan, np.float32)})),
+            SMALL,
+        )
     with pytest.raises(InputError, match=r"'bn1\.bias' has elements of type int64"):
         load(edited(path, lambda state: state.update({"bn1.bias": np.zeros(8, np.int64)})), SMALL)
 
 
 def test_the_wrong_model_is_told_which_one_fits(ghost: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"does not fit repghostnet_100: .*; it fits repghostnet_050 and repghostnet_050_wo$"):
+    with pytest.raises(
+        InputError,
+        match=r"does not fit repghostnet_100: .*; it fits repghostnet_050 and repghostnet_050_wo$",
+    ):
         load(ghost, "repghostnet_100")
-    with pytest.raises(InputError, match=r"is of .*RepGhost.*, not of repvgg_a0; it fits repghostnet_050 and repghostnet_050_wo$"):
+    with pytest.raises(
+        InputError,
+        match=r"is of .*RepGhost.*, not of repvgg_a0; it fits repghostnet_050 and repghostnet_050_wo$",
+    ):
         load(ghost, "repvgg_a0")
     with pytest.raises(InputError, match=r"adds .*fusion_bn.*it fits repghostnet_050 "):
         load(ghost, "repghostnet_050_norep")
     other = saved(tmp_path / "o.pth", {"a.weight": torch.zeros(2), "b.weight": torch.zeros(2)})
     with pytest.raises(
-        InputError, match=r"2 tensors \('a\.weight', 'b\.weight', \.\.\.\) are not named as those of a model of the zoo"
+        InputError,
+        match=r"2 tensors \('a\.weight', 'b\.weight', \.\.\.\) are not named as those of a model of the zoo",
     ):
         load(other, SMALL)
 
 
 def test_a_source_that_is_given_must_be_right(ghost: Path) -> None:
-    assert load(ghost, SMALL, LoadOptions("timm")).state.keys() == load(ghost, SMALL, LoadOptions("official")).state.keys()
+    assert (
+        load(ghost, SMALL, LoadOptions("timm")).state.keys()
+        == load(ghost, SMALL, LoadOptions("official")).state.keys()
+    )
     with pytest.raises(InputError, match="by the source paddle; check the file and --source"):
         load(ghost, SMALL, LoadOptions("paddle"))
     with pytest.raises(InputError, match="no source is called 'tim'; did you mean timm"):
@@ -289,15 +403,24 @@ def test_a_source_that_is_given_must_be_right(ghost: Path) -> None:
 
 
 def test_another_class_count_needs_to_be_asked_for(ghost: Path) -> None:
-    with pytest.raises(InputError, match=r"has 10 classes where 7 are wanted; give --num-classes 10, or --reset-head"):
+    with pytest.raises(
+        InputError,
+        match=r"has 10 classes where 7 are wanted; give --num-classes 10, or --reset-head",
+    ):
         load(ghost, SMALL, LoadOptions(num_classes=7))
     reset = load(ghost, SMALL, LoadOptions(num_classes=7, reset_head=True))
     assert reset.state["classifier.weight"].shape == (7, 1280)
     assert any("starts anew" in remark for remark in reset.remarks)
-    kept = {name: value for name, value in load(ghost, SMALL).state.items() if not name.startswith("classifier")}
+    kept = {
+        name: value
+        for name, value in load(ghost, SMALL).state.items()
+        if not name.startswith("classifier")
+    }
     assert all(np.array_equal(reset.state[name], value) for name, value in kept.items())
     again = load(ghost, SMALL, LoadOptions(num_classes=7, reset_head=True))
-    np.testing.assert_array_equal(again.state["classifier.weight"], reset.state["classifier.weight"])
+    np.testing.assert_array_equal(
+        again.state["classifier.weight"], reset.state["classifier.weight"]
+    )
 
 
 def test_keys_that_meet_under_one_name_are_refused(tmp_path: Path) -> None:
@@ -311,7 +434,9 @@ def test_keys_that_meet_under_one_name_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "legacy.pth"])
 def test_a_half_downloaded_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
     state, path = filled(SMALL), tmp_path / name
-    save_file(state, path) if name.endswith("safetensors") else saved(path, tensors(state), name.startswith("legacy"))
+    save_file(state, path) if name.endswith("safetensors") else saved(
+        path, tensors(state), name.startswith("legacy")
+    )
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(InputError, match=r"refused: .*(cut short|no end|beyond|starts like no)"):
@@ -334,7 +459,16 @@ def test_convert_and_export_from_the_command_line(run: Run, ghost: Path, tmp_pat
         assert file.metadata()["model"] == SMALL
     for weights in (ghost, out):
         made = run(
-            "export", SMALL, "--checkpoint", weights, "--num-classes", 10, "--size", 32, "-o", tmp_path / f"{weights.stem}.onnx"
+            "export",
+            SMALL,
+            "--checkpoint",
+            weights,
+            "--num-classes",
+            10,
+            "--size",
+            32,
+            "-o",
+            tmp_path / f"{weights.stem}.onnx",
         )
         assert made.code == 0
         assert "weights of" in made.err
@@ -347,9 +481,13 @@ def test_convert_and_export_from_the_command_line(run: Run, ghost: Path, tmp_pat
     assert (ran.code, "give it that ending" in ran.err) == (2, True)
 
 
-@pytest.mark.parametrize(("model", "ending"), [("repvit_m0_9", "safetensors"), ("fasternet_t0", "pth")])
-def test_timms_own_file_exported_answers_as_timms_module(run: Run, tmp_path: Path, model: str, ending: str) -> None:
-    """Nothing of the catalogue makes the file: timm builds, saves and answers; RepViT's answer is the mean of its heads."""
+@pytest.mark.parametrize(
+    ("model", "ending"), [("repvit_m0_9", "safetensors"), ("fasternet_t0", "pth")]
+)
+def test_timms_own_file_exported_answers_as_timms_module(
+    run: Run, tmp_path: Path, model: str, ending: str
+) -> None:
+    """Nothing of the catalog makes the file: timm builds, saves and answers; RepViT's answer is the mean of its heads."""
     import onnxruntime as ort
     import timm
 
@@ -360,10 +498,26 @@ def test_timms_own_file_exported_answers_as_timms_module(run: Run, tmp_path: Pat
         torch.save(module.state_dict(), path)
     else:
         save_file({name: value.numpy() for name, value in module.state_dict().items()}, path)
-    ran = run("export", model, "--checkpoint", path, "--num-classes", 7, "--size", 64, "-o", tmp_path / "m.onnx")
+    ran = run(
+        "export",
+        model,
+        "--checkpoint",
+        path,
+        "--num-classes",
+        7,
+        "--size",
+        64,
+        "-o",
+        tmp_path / "m.onnx",
+    )
     assert ran.code == 0, ran.err
     assert "timm" in ran.err
     inputs = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
-    session = ort.InferenceSession((tmp_path / "m.onnx").read_bytes(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        (tmp_path / "m.onnx").read_bytes(), providers=["CPUExecutionProvider"]
+    )
     with torch.inference_mode():
-        close(session.run(None, {session.get_inputs()[0].name: inputs})[0], module(torch.from_numpy(inputs)).numpy())
+        close(
+            session.run(None, {session.get_inputs()[0].name: inputs})[0],
+            module(torch.from_numpy(inputs)).numpy(),
+        )

@@ -31,7 +31,9 @@ class Server:
     address: str = ""
     content: bytes = CONTENT
     tag: str = '"one"'
-    breaks_after: list[int] = field(default_factory=list)  # bytes of each answer in turn, then whole answers
+    breaks_after: list[int] = field(
+        default_factory=list
+    )  # bytes of each answer in turn, then whole answers
     headers: dict[str, str] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
     claims: int | None = None
@@ -68,8 +70,12 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
             body = state.content[start:]
             self.send_response(206 if start else 200)
             if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(state.content) - 1}/{len(state.content)}")
-            self.send_header("Content-Length", str(len(body) if state.claims is None else state.claims))
+                self.send_header(
+                    "Content-Range", f"bytes {start}-{len(state.content) - 1}/{len(state.content)}"
+                )
+            self.send_header(
+                "Content-Length", str(len(body) if state.claims is None else state.claims)
+            )
             self.send_header("ETag", state.tag)
             for key, value in state.headers.items():
                 self.send_header(key, value)
@@ -111,7 +117,9 @@ def test_a_file_by_address_with_its_hash(server: Server, run: Run, tmp_path: Pat
     assert len(server.ranges) == 1
 
 
-def test_what_nobody_states_a_hash_of_is_said_to_be_unverified(server: Server, run: Run, tmp_path: Path) -> None:
+def test_what_nobody_states_a_hash_of_is_said_to_be_unverified(
+    server: Server, run: Run, tmp_path: Path
+) -> None:
     ran = run("download", server.url(), "-o", tmp_path)
     assert ran.code == 0
     assert "nobody" in ran.out
@@ -128,7 +136,9 @@ def test_a_broken_transfer_goes_on_within_one_run(server: Server, tmp_path: Path
 def test_a_transfer_that_broke_off_goes_on_in_the_next_run(server: Server, tmp_path: Path) -> None:
     server.breaks_after = [100_000] * 4
     row = matching(server.url(), SHA256)[0]
-    with pytest.raises(InputError, match=r"broke off 4 times .* the same command goes on from there"):
+    with pytest.raises(
+        InputError, match=r"broke off 4 times .* the same command goes on from there"
+    ):
         fetch(row, tmp_path)
     assert left(tmp_path) == ["w.pth.part", "w.pth.part.json"]
     assert fetch(row, tmp_path).status == "resumed"
@@ -136,7 +146,9 @@ def test_a_transfer_that_broke_off_goes_on_in_the_next_run(server: Server, tmp_p
     assert left(tmp_path) == ["w.pth"]
 
 
-def test_another_file_at_the_address_is_fetched_from_its_start(server: Server, tmp_path: Path) -> None:
+def test_another_file_at_the_address_is_fetched_from_its_start(
+    server: Server, tmp_path: Path
+) -> None:
     server.breaks_after = [100_000] * 4
     with pytest.raises(InputError):
         fetch(matching(server.url())[0], tmp_path)
@@ -178,7 +190,9 @@ def test_redirects(server: Server, tmp_path: Path) -> None:
     assert left(tmp_path) == ["a.pth"]
 
 
-def test_answers_that_are_no_file_of_bounded_length(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_are_no_file_of_bounded_length(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match="answered 404"):
         fetch(matching(server.url("missing.pth"))[0], tmp_path)
     server.headers = {"Content-Type": "text/html; charset=utf-8"}
@@ -211,7 +225,9 @@ def test_the_hub_by_name_with_the_hash_that_it_states(
     assert (ran.code, "is not what was published" in ran.err) == (2, True)
 
 
-def test_offline_says_where_to_put_the_file(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_offline_says_where_to_put_the_file(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A port of this machine where nobody listens stands for no network."""
     monkeypatch.setenv("REPZOO_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -227,8 +243,16 @@ def test_offline_says_where_to_put_the_file(run: Run, monkeypatch: pytest.Monkey
 
 def test_names_globs_families_and_all() -> None:
     assert [row.name for row in matching("repghostnet_100.in1k")] == ["repghostnet_100.in1k"]
-    assert {row.name for row in matching("repvgg_a0")} == {"repvgg_a0.rvgg_in1k", "repvgg_a0.mmpretrain", "repvgg_a0.paddle"}
-    assert {row.model for row in matching("fasternet_t*.official")} == {"fasternet_t0", "fasternet_t1", "fasternet_t2"}
+    assert {row.name for row in matching("repvgg_a0")} == {
+        "repvgg_a0.rvgg_in1k",
+        "repvgg_a0.mmpretrain",
+        "repvgg_a0.paddle",
+    }
+    assert {row.model for row in matching("fasternet_t*.official")} == {
+        "fasternet_t0",
+        "fasternet_t1",
+        "fasternet_t2",
+    }
     assert len(matching("repghost")) == 8
     assert len(matching("all")) == sum(bool(row.url) for row in published())
 
@@ -237,7 +261,11 @@ def test_names_globs_families_and_all() -> None:
     ("wanted", "sha256", "sentence"),
     [
         ("repghostnet_100.in1", "", "did you mean repghostnet_100.in1k"),
-        ("repghostnet_100.official", "", "is for people: fetch .* at https://github.com/ChengpengChen/RepGhost"),
+        (
+            "repghostnet_100.official",
+            "",
+            "is for people: fetch .* at https://github.com/ChengpengChen/RepGhost",
+        ),
         ("file:///etc/passwd", "", "is not an http or https address"),
         ("http://example.com/w.pth", "", "use https, or give --sha256"),
         ("https://example.com/", "", "does not end in a plain file name"),
@@ -251,7 +279,7 @@ def test_what_cannot_be_meant_is_refused(wanted: str, sha256: str, sentence: str
         matching(wanted, sha256)
 
 
-def test_the_table_of_weights_agrees_with_the_catalogue() -> None:
+def test_the_table_of_weights_agrees_with_the_catalog() -> None:
     names = [row.name for row in published()]
     assert len(set(names)) == len(names)
     assert {row.model for row in published()} <= {row.name for row in catalog.models()}
@@ -259,7 +287,13 @@ def test_the_table_of_weights_agrees_with_the_catalogue() -> None:
     hashed = [row for row in published() if row.sha256]
     assert len(hashed) == 12
     assert all(re.fullmatch(r"[0-9a-f]{8}", row.sha256) for row in hashed)
-    links = {link for row in catalog.models() for item in row.figures for link in item.files if link.endswith(".pth")}
+    links = {
+        link
+        for row in catalog.models()
+        for item in row.figures
+        for link in item.files
+        if link.endswith(".pth")
+    }
     assert links <= {row.url for row in published()}
 
 
@@ -267,12 +301,16 @@ def test_the_table_has_every_set_that_timm_publishes() -> None:
     timm = pytest.importorskip("timm", reason="the torch extra is not installed")
     ours = {row.name for row in published() if row.title.startswith("timm")}
     assert ours == {
-        name for family in ("repvgg_*", "repghostnet_*", "repvit_*", "fasternet_*") for name in timm.list_pretrained(family)
+        name
+        for family in ("repvgg_*", "repghostnet_*", "repvit_*", "fasternet_*")
+        for name in timm.list_pretrained(family)
     }
 
 
 def test_weights_in_the_cache_are_loaded_by_name(server: Server) -> None:
-    row = Weights("repvgg_a0.rvgg_in1k", "repvgg_a0", "", "https://huggingface.co/timm/x/model.safetensors")
+    row = Weights(
+        "repvgg_a0.rvgg_in1k", "repvgg_a0", "", "https://huggingface.co/timm/x/model.safetensors"
+    )
     place = download.cache_folder() / row.file
     place.parent.mkdir(parents=True)
     place.write_bytes(CONTENT)

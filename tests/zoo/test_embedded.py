@@ -31,24 +31,47 @@ def artifact(values: list[float]) -> Artifact:
 
 def test_weights_that_do_not_ship_say_which_command_makes_them() -> None:
     absent = [row for row in catalog.checkpoints() if not row.file]
-    assert {row.variant for row in absent} == {"repghostnet_100", "fasternet_t0", "repvit_m0_9", "repvgg_a0"}
+    assert {row.variant for row in absent} == {
+        "repghostnet_100",
+        "fasternet_t0",
+        "repvit_m0_9",
+        "repvgg_a0",
+    }
     for row in absent:
-        with pytest.raises(InputError, match=f"of {row.name} do not come with repzoo; .*make reference MODELS={row.variant}"):
+        with pytest.raises(
+            InputError,
+            match=f"of {row.name} do not come with repzoo; .*make reference MODELS={row.variant}",
+        ):
             verbs.load(row.name)
 
 
 def test_every_reference_model_has_its_recipe() -> None:
-    """What ships was trained as `photos`, RepVGG by the optimiser of `repvgg-sgd`; RepViT has a teacher, from given weights."""
-    shared = {"name", "about", "source", "per_model", "full_size_epochs", "distill_weight", "temperature"}
+    """What ships was trained as `photos`, RepVGG by the optimizer of `repvgg-sgd`; RepViT has a teacher, from given weights."""
+    shared = {
+        "name",
+        "about",
+        "source",
+        "per_model",
+        "full_size_epochs",
+        "distill_weight",
+        "temperature",
+    }
     for row in (row for row in catalog.checkpoints() if row.name.endswith(".clothing")):
         found = recipe("reference").for_model(row.variant)
         assert found.preprocess["size"] == row.size
-    ships, photos = (vars(one) for one in (recipe("reference").for_model("repghostnet_050"), recipe("photos")))
+    ships, photos = (
+        vars(one) for one in (recipe("reference").for_model("repghostnet_050"), recipe("photos"))
+    )
     assert {key: value for key, value in ships.items() if key not in shared} == {
         key: value for key, value in photos.items() if key not in shared
     }
     vgg, sgd = recipe("reference").for_model("repvgg_a0"), recipe("repvgg-sgd")
-    assert (vgg.optimizer, vgg.lr, vgg.weight_decay, vgg.batch) == (sgd.optimizer, sgd.lr, sgd.weight_decay, sgd.batch)
+    assert (vgg.optimizer, vgg.lr, vgg.weight_decay, vgg.batch) == (
+        sgd.optimizer,
+        sgd.lr,
+        sgd.weight_decay,
+        sgd.batch,
+    )
     models = [row.variant for row in catalog.checkpoints() if row.name.endswith(".clothing")]
     taught = {one for one in models if recipe("reference").for_model(one).distill}
     assert taught == {"repvit_m0_9"}
@@ -66,12 +89,18 @@ def test_a_packed_artifact_comes_back_with_all_that_it_says() -> None:
     assert weight[0] != np.float32(1 / 3)
 
 
-normal = st.floats(width=32, min_value=-(2.0**15), max_value=2.0**15).filter(lambda x: x == 0 or abs(x) >= 2.0**-14)
+normal = st.floats(width=32, min_value=-(2.0**15), max_value=2.0**15).filter(
+    lambda x: x == 0 or abs(x) >= 2.0**-14
+)
 
 
 @given(arrays.arrays(np.float32, 9, elements=normal))
-def test_rounding_is_that_of_half_precision_where_that_has_normal_numbers(values: npt.NDArray[np.float32]) -> None:
-    np.testing.assert_array_equal(embedded.rounded(values), values.astype(np.float16).astype(np.float32))
+def test_rounding_is_that_of_half_precision_where_that_has_normal_numbers(
+    values: npt.NDArray[np.float32],
+) -> None:
+    np.testing.assert_array_equal(
+        embedded.rounded(values), values.astype(np.float16).astype(np.float32)
+    )
 
 
 def test_rounding_neither_overflows_nor_underflows() -> None:
@@ -95,7 +124,9 @@ def test_the_size_limit_holds_both_ways(monkeypatch: pytest.MonkeyPatch) -> None
         embedded.unpacked(packed, "tiny.xz")
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: data[:50], lambda data: b"PK" + data[2:]])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-20], lambda data: data[:50], lambda data: b"PK" + data[2:]]
+)
 def test_a_damaged_file_says_to_install_again(damage: object) -> None:
     assert callable(damage)
     with pytest.raises(RepzooError, match=r"tiny\.xz .*install repzoo again"):
@@ -121,9 +152,11 @@ def test_what_ships_is_a_training_form_with_everything_in_it(name: str) -> None:
             np.testing.assert_array_equal(embedded.rounded(values), values)
 
 
-def test_no_shipped_file_is_larger_than_5_mb_and_all_are_in_the_catalogue() -> None:
+def test_no_shipped_file_is_larger_than_5_mb_and_all_are_in_the_catalog() -> None:
     folder = files("repzoo.zoo") / "weights"
-    shipped = {item.name: len(item.read_bytes()) for item in folder.iterdir() if item.name.endswith(".xz")}
+    shipped = {
+        item.name: len(item.read_bytes()) for item in folder.iterdir() if item.name.endswith(".xz")
+    }
     assert shipped
     assert max(shipped.values()) <= 5_000_000
     assert {f"{name}.onnx.xz" for name in embedded.names()} == set(shipped)

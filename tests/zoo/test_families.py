@@ -1,4 +1,4 @@
-"""Every catalogue model as torch builds it: counts of the training form, what the ablations change, and timm's own folds."""
+"""Every catalog model as torch builds it: counts of the training form, what the ablations change, and timm's own folds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def macs(model: nn.Module, size: int, layers: Sequence[nn.Module]) -> int:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_training_form_has_the_catalogues_counts(name: str) -> None:
+def test_the_training_form_has_the_catalogs_counts(name: str) -> None:
     row, model = catalog.spec(name), on_meta(name)
     assert parameters(model) == row.parameters_train
     layers = [item for item in model.modules() if isinstance(item, nn.Conv2d | nn.Linear)]
@@ -70,18 +70,25 @@ def test_the_deploy_counts_follow_from_the_modules(name: str) -> None:
     assert macs(model, row.preprocess.size, layers) == row.macs
 
 
-@pytest.mark.parametrize("name", ["repvgg_a0", *(name for name in NAMES if name.startswith("repvit"))])
+@pytest.mark.parametrize(
+    "name", ["repvgg_a0", *(name for name in NAMES if name.startswith("repvit"))]
+)
 def test_timms_own_fold_leaves_the_deploy_counts(name: str) -> None:
     """Of RepGhost and FasterNet timm leaves BatchNorms, and the folds of RepVGG need the weights: one suffices."""
     from timm.models import reparameterize_model
 
     row, model = catalog.spec(name), build(name).eval() if name == "repvgg_a0" else on_meta(name)
     folded = reparameterize_model(model)
-    assert not any(isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) for module in folded.modules())
+    assert not any(
+        isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) for module in folded.modules()
+    )
     assert parameters(folded) == row.parameters_deploy
 
 
-@pytest.mark.parametrize("name", ["repvgg_b1g2", "repvit_m0_6", "repghostnet_050_wo", "repghostnet_050_repid", "fasternet_t0"])
+@pytest.mark.parametrize(
+    "name",
+    ["repvgg_b1g2", "repvit_m0_6", "repghostnet_050_wo", "repghostnet_050_repid", "fasternet_t0"],
+)
 def test_any_number_of_classes(name: str) -> None:
     model = on_meta(name, num_classes=10)
     assert model(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 10)
@@ -96,7 +103,11 @@ def test_our_grouped_repvgg_is_built_as_timm_builds_its_own() -> None:
     """B1g2 is B1g4 with twice the group size: same names, and weights twice as deep in the grouped layers alone."""
     two, four = on_meta("repvgg_b1g2").state_dict(), on_meta("repvgg_b1g4").state_dict()
     assert list(two) == list(four)
-    ratios = {key: two[key].numel() / four[key].numel() for key in two if two[key].shape != four[key].shape}
+    ratios = {
+        key: two[key].numel() / four[key].numel()
+        for key in two
+        if two[key].shape != four[key].shape
+    }
     assert len(ratios) == 2 * (2 + 3 + 8 + 0)
     assert set(ratios.values()) == {2.0}
 
@@ -108,9 +119,16 @@ def official_keys(fixture: str) -> set[str]:
     return set(json.loads(path.read_text(encoding="utf-8"))["tensors"])
 
 
-@pytest.mark.parametrize(("tag", "missing"), [("", ()), ("_wo", ()), ("_repid", ("fusion_bn",)), ("_norep", ("fusion_bn",))])
+@pytest.mark.parametrize(
+    ("tag", "missing"),
+    [("", ()), ("_wo", ()), ("_repid", ("fusion_bn",)), ("_norep", ("fusion_bn",))],
+)
 def test_repghosts_forms_have_the_authors_tensor_names(tag: str, missing: tuple[str, ...]) -> None:
-    expected = {key for key in official_keys("repghost_official.0_5x.json") if not any(part in key for part in missing)}
+    expected = {
+        key
+        for key in official_keys("repghost_official.0_5x.json")
+        if not any(part in key for part in missing)
+    }
     assert set(on_meta(f"repghostnet_050{tag}").state_dict()) == expected
 
 
@@ -169,10 +187,13 @@ def test_timms_registry_is_left_alone() -> None:
 
 
 def test_no_weights_are_promised_where_timm_has_none() -> None:
-    with pytest.raises(InputError, match=r"no weights of repvit_m0_6; get a checkpoint from https://github\.com/THU-MIG/RepViT"):
+    with pytest.raises(
+        InputError,
+        match=r"no weights of repvit_m0_6; get a checkpoint from https://github\.com/THU-MIG/RepViT",
+    ):
         build("repvit_m0_6", pretrained=True)
 
 
-def test_an_unknown_model_is_refused_with_its_neighbours() -> None:
+def test_an_unknown_model_is_refused_with_its_neighbors() -> None:
     with pytest.raises(InputError, match="did you mean repvgg_b1g"):
         build("repvgg_b1g3")

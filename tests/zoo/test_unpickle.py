@@ -37,7 +37,9 @@ def extension() -> Iterator[None]:
 @pytest.mark.usefixtures("extension")
 @pytest.mark.parametrize("ending", ["pth", "pdparams"])
 @pytest.mark.parametrize("name", hostile.ACTING)
-def test_what_acts_is_refused_and_does_not(tmp_path: Path, run: Run, name: str, ending: str) -> None:
+def test_what_acts_is_refused_and_does_not(
+    tmp_path: Path, run: Run, name: str, ending: str
+) -> None:
     """Through the real command line; then Python's own unpickler shows that the trap was armed."""
     mark, path, out = tmp_path / "ran", tmp_path / f"w.{ending}", tmp_path / "out.safetensors"
     path.write_bytes(hostile.ACTING[name](mark))
@@ -63,8 +65,21 @@ def test_what_acts_is_refused_in_torchs_zip_form_too(tmp_path: Path, name: str) 
 def test_the_installed_command_refuses_and_does_not_run(tmp_path: Path) -> None:
     mark, path = tmp_path / "ran", tmp_path / "w.pth"
     path.write_bytes(hostile.archive(hostile.ACTING["eval"](mark)))
-    arguments = ["convert", str(path), "--model", "repvgg_a0", "-o", str(tmp_path / "o.safetensors")]
-    ran = subprocess.run([sys.executable, "-m", "repzoo", *arguments], capture_output=True, text=True, timeout=250, check=False)
+    arguments = [
+        "convert",
+        str(path),
+        "--model",
+        "repvgg_a0",
+        "-o",
+        str(tmp_path / "o.safetensors"),
+    ]
+    ran = subprocess.run(
+        [sys.executable, "-m", "repzoo", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
     assert (ran.returncode, ran.stdout, mark.exists()) == (2, "", False)
     assert "Traceback" not in ran.stderr
     assert "'builtins.eval'" in ran.stderr
@@ -106,7 +121,9 @@ def test_endless_steps_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["w.pth", "w.pdparams"])
-def test_other_files_are_told_what_they_are(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+def test_other_files_are_told_what_they_are(
+    tmp_path: Path, name: str, content: bytes, sentence: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=sentence):
         read(tmp_path / name)
@@ -147,11 +164,18 @@ def test_arrays_come_back_to_the_bit(protocol: int, dtype: str) -> None:
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_numbers_of_numpy_become_pythons(protocol: int) -> None:
-    assert back({"best": np.float64(71.5), "epoch": np.int64(3)}, protocol) == {"best": 71.5, "epoch": 3}
+    assert back({"best": np.float64(71.5), "epoch": np.int64(3)}, protocol) == {
+        "best": 71.5,
+        "epoch": 3,
+    }
 
 
 def test_settings_of_training_are_left_empty() -> None:
-    for value in (argparse.Namespace(lr=0.1, nested=argparse.Namespace(a=1)), Path("runs/x"), {1, 2}):
+    for value in (
+        argparse.Namespace(lr=0.1, nested=argparse.Namespace(a=1)),
+        Path("runs/x"),
+        {1, 2},
+    ):
         found = back({"args": value}, 4)["args"]
         assert found == [1, 2] or isinstance(found, Opaque)
     assert back({"args": argparse.Namespace(lr=0.1)}, 2)["args"] == Opaque("argparse.Namespace")

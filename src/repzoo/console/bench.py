@@ -17,10 +17,19 @@ NUMBERS = ("threads", "streams", "batch")
 def bench(swept: Swept) -> View:
     """What all cases share, a row for each, a sentence for each comparison; what was left out and what is to be doubted as remarks."""
     runs, ratios = swept.records, swept.ratios
-    rows = [{"file": one.artifact["name"], "engine": one.engine["name"], **dataclasses.asdict(_setting(one))} for one in runs]
+    rows = [
+        {
+            "file": one.artifact["name"],
+            "engine": one.engine["name"],
+            **dataclasses.asdict(_setting(one)),
+        }
+        for one in runs
+    ]
     kept = [key for key in rows[0] if len({row[key] for row in rows}) > 1]
     same = ", ".join(f"{key} {value}" for key, value in rows[0].items() if key not in kept)
-    table = columned(*(f">{key}" if key in NUMBERS else key for key in kept), ">p50 ms", ">p90", ">p99", ">FPS")
+    table = columned(
+        *(f">{key}" if key in NUMBERS else key for key in kept), ">p50 ms", ">p90", ">p99", ">FPS"
+    )
     for one, row in zip(runs, rows, strict=True):
         times = (cards.ms(one.values[key]) for key in ("p50_ms", "p90_ms", "p99_ms"))
         table.add_row(*(str(row[key]) for key in kept), *times, cards.rate(one.values["fps"]))
@@ -31,13 +40,25 @@ def bench(swept: Swept) -> View:
 
 def _document(swept: Swept) -> dict[str, Any]:
     runs = [
-        {"file": one.artifact["name"], "engine": one.engine["name"], "version": one.engine["version"], **one.values, **one.samples}
+        {
+            "file": one.artifact["name"],
+            "engine": one.engine["name"],
+            "version": one.engine["version"],
+            **one.values,
+            **one.samples,
+        }
         | {"host": one.host}
         for one in swept.records
     ]
     ratios = [{**_sides(one), **one.values} for one in swept.ratios]
     left = [dataclasses.asdict(one) for one in swept.left_out]
-    return {"runs": runs, "ratios": ratios, "left_out": left, "remarks": swept.remarks, "interrupted": swept.interrupted}
+    return {
+        "runs": runs,
+        "ratios": ratios,
+        "left_out": left,
+        "remarks": swept.remarks,
+        "interrupted": swept.interrupted,
+    }
 
 
 def _mlperf(runs: Sequence[Record]) -> list[str]:
@@ -46,9 +67,17 @@ def _mlperf(runs: Sequence[Record]) -> list[str]:
     for one in runs:
         if "early_stopping_ms" in one.values:
             found = one.values["early_stopping_ms"]
-            figure = f"{cards.ms(found)} ms" if found else f"needs more than {one.values['samples']} queries"
-            rank = f"p{100 * one.values['early_stopping_percentile']:.0f} by MLPerf's early stopping"
-            said.append(f"{one.artifact['name']} on {one.engine['name']}, {one.values['scenario']}: {rank} {figure}")
+            figure = (
+                f"{cards.ms(found)} ms"
+                if found
+                else f"needs more than {one.values['samples']} queries"
+            )
+            rank = (
+                f"p{100 * one.values['early_stopping_percentile']:.0f} by MLPerf's early stopping"
+            )
+            said.append(
+                f"{one.artifact['name']} on {one.engine['name']}, {one.values['scenario']}: {rank} {figure}"
+            )
     return said
 
 
@@ -60,7 +89,9 @@ def _sides(one: Record) -> dict[str, str]:
 
 def _differing(ratios: Sequence[Record]) -> tuple[bool, bool]:
     """Whether sentences must name engines, and settings, to be told apart."""
-    engines = {name for one in ratios for key, name in _sides(one).items() if key.endswith("engine")}
+    engines = {
+        name for one in ratios for key, name in _sides(one).items() if key.endswith("engine")
+    }
     return len(engines) > 1, len({_setting(one) for one in ratios}) > 1
 
 
@@ -71,11 +102,18 @@ def _setting(one: Record) -> Setting:
 def _compared(one: Record, differing: tuple[bool, bool]) -> str:
     """Times as long, or for offline times the images a second; a winner only where the interval excludes 1."""
     sides, values = _sides(one), one.values
-    first, second = (sides[side] + (f" on {sides[side + '_engine']}" if differing[0] else "") for side in ("first", "second"))
+    first, second = (
+        sides[side] + (f" on {sides[side + '_engine']}" if differing[0] else "")
+        for side in ("first", "second")
+    )
     offline = values["scenario"] == "offline"
     key, verb = ("fps_ratio", "does") if offline else ("ratio", "takes")
     unit = "times the images a second of" if offline else "times as long as"
-    undecided = "the machine was too busy to say which engine is faster" if values["busy"] else "which is faster is not decided"
+    undecided = (
+        "the machine was too busy to say which engine is faster"
+        if values["busy"]
+        else "which is faster is not decided"
+    )
     verdict = {"first": "faster", "second": "slower", None: undecided}[values["faster"]]
     where = f"{_setting(one)}: " if differing[1] else ""
     interval = f"95 % interval {values[f'{key}_low']:.3f} .. {values[f'{key}_high']:.3f}"

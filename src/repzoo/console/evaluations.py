@@ -18,7 +18,9 @@ WORST, FLIPS = 5, 5  # rows shown; --json has all
 def evaluation(result: verbs.Evaluation) -> View:
     """`repzoo evaluate`."""
     several = len({one.engine["name"] for one in result.runs}) > 1
-    table = columned("file", *(["engine"] if several else []), ">n", ">Top-1 %", ">95 % interval", ">Top-5 %")
+    table = columned(
+        "file", *(["engine"] if several else []), ">n", ">Top-1 %", ">95 % interval", ">Top-5 %"
+    )
     for one in result.runs:
         values = one.values
         names = (one.artifact["name"], one.engine["name"])[: 1 + several]
@@ -30,11 +32,21 @@ def evaluation(result: verbs.Evaluation) -> View:
     for one in result.paired:
         shown.extend(_paired(one, len(result.paired) > 1))
     runs = [
-        {"file": one.artifact["name"], "engine": one.engine["name"], **one.values, "per_class": one.samples["classes"]}
+        {
+            "file": one.artifact["name"],
+            "engine": one.engine["name"],
+            **one.values,
+            "per_class": one.samples["classes"],
+        }
         for one in result.runs
     ]
     paired = [
-        {"first": one.artifact["first"]["name"], "second": one.artifact["second"]["name"], **one.values, **one.samples}
+        {
+            "first": one.artifact["first"]["name"],
+            "second": one.artifact["second"]["name"],
+            **one.values,
+            **one.samples,
+        }
         for one in result.paired
     ]
     document = {"runs": runs, **({"paired": paired[0], "all_paired": paired} if paired else {})}
@@ -61,18 +73,38 @@ def _worst(runs: Sequence[Record]) -> Table | None:
     rows = [one for one in first.samples["classes"] if one["top1"] < 100][:WORST]
     if not rows:
         return None
-    table = columned("worst classes", ">n", ">Top-1 %", ">95 % interval", "taken for", *([">others"] if others else []))
+    table = columned(
+        "worst classes",
+        ">n",
+        ">Top-1 %",
+        ">95 % interval",
+        "taken for",
+        *([">others"] if others else []),
+    )
     for row in rows:
-        same = [next((one for one in run.samples["classes"] if one["index"] == row["index"]), None) for run in others]
+        same = [
+            next((one for one in run.samples["classes"] if one["index"] == row["index"]), None)
+            for run in others
+        ]
         beside = " ".join(cards.percent(one["top1"]) if one else "-" for one in same)
-        cells = (row["class"], str(row["n"]), cards.percent(row["top1"]), _interval(row), row["taken_for"] or "")
+        cells = (
+            row["class"],
+            str(row["n"]),
+            cards.percent(row["top1"]),
+            _interval(row),
+            row["taken_for"] or "",
+        )
         table.add_row(*cells, *([beside] if others else []))
     return table
 
 
 def _paired(one: Record, named: bool) -> Iterator[Any]:
     values, flips = one.values, one.samples["flips"]
-    names = f"{one.artifact['second']['name']} ({one.engine['name']}) against {one.artifact['first']['name']}: " if named else ""
+    names = (
+        f"{one.artifact['second']['name']} ({one.engine['name']}) against {one.artifact['first']['name']}: "
+        if named
+        else ""
+    )
     yield names + paired_line(one)
     yield (
         f"lost {values['lost']}, gained {values['gained']}; to see a drop of {values['needed_drop']:g} points takes "
@@ -80,10 +112,15 @@ def _paired(one: Record, named: bool) -> Iterator[Any]:
         f"(power {100 * values['power']:.0f} %)"
     )
     if flips:
-        lost_first = sorted(flips, key=lambda flip: (flip["first"] != flip["target"], flip["second"] == flip["target"]))
+        lost_first = sorted(
+            flips,
+            key=lambda flip: (flip["first"] != flip["target"], flip["second"] == flip["target"]),
+        )
         table = columned("image", "is", "first says", "second says")
         for flip in lost_first[:FLIPS]:
-            table.add_row(flip["key"], flip["target_label"], flip["first_label"], flip["second_label"])
+            table.add_row(
+                flip["key"], flip["target_label"], flip["first_label"], flip["second_label"]
+            )
         yield table
         if len(flips) > FLIPS:
             yield f"... and {len(flips) - FLIPS} more (--json lists them)"

@@ -59,7 +59,7 @@ HELP = {
     "interpolation": "nearest, bilinear, bicubic or lanczos.",
     "mean": "Three numbers in 0..1, subtracted for each channel.",
     "std": "Three numbers in 0..1, divided by.",
-    "colour": "Channel order: RGB or BGR.",
+    "color": "Channel order: RGB or BGR.",
     "input": "Tensor: float, uint8 (pixels) or nv12.",
     "yuv": "Matrix and range of NV12.",
 }
@@ -70,7 +70,11 @@ class _Number(click.FloatRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
-        return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return (
+            number
+            if math.isfinite(number)
+            else self.fail(f"{value!r} is not a finite number.", param, ctx)
+        )
 
 
 class _Several(click.ParamType[Any]):
@@ -79,14 +83,18 @@ class _Several(click.ParamType[Any]):
     def __init__(self, one: click.ParamType[Any]) -> None:
         self.name, self._one = one.name, one
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
         return tuple(self._one.convert(part.strip(), param, ctx) for part in str(value).split(","))
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
         return "A,B,.."
 
 
-def _each_once(_ctx: click.Context, _param: click.Parameter, found: tuple[tuple[Any, ...], ...]) -> tuple[Any, ...]:
+def _each_once(
+    _ctx: click.Context, _param: click.Parameter, found: tuple[tuple[Any, ...], ...]
+) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(value for part in found for value in part))
 
 
@@ -140,10 +148,19 @@ def _options(settings: type[Any], keep_defaults: bool) -> Callable[[Command], Co
             if shape.get("multiple"):
                 shape |= several(shape["type"])
             if shape.get("is_flag"):
-                flag = f"{flag}/--no-{field.name.replace('_', '-')}" if field.default is True else flag
+                flag = (
+                    f"{flag}/--no-{field.name.replace('_', '-')}" if field.default is True else flag
+                )
             default = field.default if keep_defaults else None
             shown = default not in (None, False, (), True)
-            command = click.option(flag, field.name, default=default, show_default=shown, help=HELP[field.name], **shape)(command)
+            command = click.option(
+                flag,
+                field.name,
+                default=default,
+                show_default=shown,
+                help=HELP[field.name],
+                **shape,
+            )(command)
         return command
 
     return decorate
@@ -159,5 +176,9 @@ def _click_type(hint: Any) -> dict[str, Any]:
         return {"type": click.Choice(get_args(hint))}
     if typing.get_origin(hint) is tuple:
         inner = get_args(hint)
-        return {**_click_type(inner[0]), "multiple": True} if inner[-1] is Ellipsis else {"type": tuple(inner)}
+        return (
+            {**_click_type(inner[0]), "multiple": True}
+            if inner[-1] is Ellipsis
+            else {"type": tuple(inner)}
+        )
     return {"type": click.Path(path_type=Path) if hint is Path else hint}

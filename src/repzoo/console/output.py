@@ -94,7 +94,12 @@ def columned(*columns: str) -> Table:
     table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         figures = column.startswith(">")
-        table.add_column(column.removeprefix(">"), justify="right" if figures else "left", overflow="fold", no_wrap=figures)
+        table.add_column(
+            column.removeprefix(">"),
+            justify="right" if figures else "left",
+            overflow="fold",
+            no_wrap=figures,
+        )
     return table
 
 

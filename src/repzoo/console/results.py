@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from repzoo import verbs
 from repzoo.console.evaluations import paired_line
 from repzoo.console.output import View, columned
-from repzoo.quant.gate import QuantReport
+from repzoo.quant.search.gate import QuantReport
 from repzoo.report import card as cards
 
 if TYPE_CHECKING:  # they bring what takes long to import
     from repzoo.job import JobResult
     from repzoo.train.run import Trained
 
-SHOWN_LAYERS = 8  # of a quantised model
+SHOWN_LAYERS = 8  # of a quantized model
 
 
 def quantized(report: QuantReport, path: Path) -> View:
@@ -26,13 +26,21 @@ def quantized(report: QuantReport, path: Path) -> View:
     table = columned("rung", ">drop", ">95 % interval", ">same %", ">expected", ">dB", ">s", "")
     for rung in report.rungs:
         mark = "chosen" if rung is report.chosen else ("" if rung.passes else "refused")
-        table.add_row(rung.recipe, *_drop(rung.paired.values), *_told(rung.paired.values), f"{rung.seconds:.1f}", mark)
+        table.add_row(
+            rung.recipe,
+            *_drop(rung.paired.values),
+            *_told(rung.paired.values),
+            f"{rung.seconds:.1f}",
+            mark,
+        )
     verdict = "gate" if report.passes else "gate: refused"
     table.add_row(verdict, *_drop(report.paired.values), *_told(report.paired.values), "", "")
     worst = columned("noisiest layers", ">weights dB", ">input dB", "worst side, channels")
     for one in report.chosen.layers[:SHOWN_LAYERS]:
         channels = ", ".join(map(str, one.channels[:3]))
-        worst.add_row(one.layer, f"{one.weight_db:.0f}", f"{one.activation_db:.0f}", f"{one.side} {channels}")
+        worst.add_row(
+            one.layer, f"{one.weight_db:.0f}", f"{one.activation_db:.0f}", f"{one.side} {channels}"
+        )
     data, rungs_by = report.record.data, report.record.data["selection_images"]
     images = f"ranges by {data['images']} images; rungs compared on {rungs_by} others, the chosen one judged on {data['gate_images']} more"
     return View(
@@ -81,9 +89,18 @@ def mismatches(result: verbs.Mismatches) -> View:
     for one in result.wrong:
         values = one.values
         interval = f"{cards.points(values['drop_low'])} .. {cards.points(values['drop_high'])}"
-        figures = (cards.percent(values["top1"]), cards.points(values["drop"]), interval, f"{values['p_value']:.2g}")
+        figures = (
+            cards.percent(values["top1"]),
+            cards.points(values["drop"]),
+            interval,
+            f"{values['p_value']:.2g}",
+        )
         table.add_row(values["mismatch"], *figures)
-    document = {"right": dict(right), "wrong": [dict(one.values) for one in result.wrong], "data": dict(result.right.data)}
+    document = {
+        "right": dict(right),
+        "wrong": [dict(one.values) for one in result.wrong],
+        "data": dict(result.right.data),
+    }
     note = f"{right['n']} images, the same in every row; drop in points of Top-1 against the first, p by McNemar's exact test."
     return View(document, table, note, remarks=result.remarks)
 
@@ -94,7 +111,13 @@ def predictions(found: Sequence[verbs.Prediction]) -> View:
     for one in found:
         for rank, (label, share) in enumerate(one.best):
             table.add_row("" if rank else one.image, label, f"{share:.4f}")
-    document = [{"image": one.image, "top": [{"class": name, "probability": share} for name, share in one.best]} for one in found]
+    document = [
+        {
+            "image": one.image,
+            "top": [{"class": name, "probability": share} for name, share in one.best],
+        }
+        for one in found
+    ]
     return View({"predictions": document}, table)
 
 
@@ -104,8 +127,17 @@ def trained(result: Trained) -> View:
     scored = [one for one in log if not math.isnan(one.validation_top1)]
     table = columned(">epoch", ">loss", ">held-out Top-1 %", ">images/s")
     for one in scored[-5:]:
-        table.add_row(str(one.epoch + 1), f"{one.loss:.4f}", cards.percent(one.validation_top1), cards.rate(one.images_per_second))
-    document = {"name": made.name, "sha256": made.sha256, "epochs": [dataclasses.asdict(one) for one in log]}
+        table.add_row(
+            str(one.epoch + 1),
+            f"{one.loss:.4f}",
+            cards.percent(one.validation_top1),
+            cards.rate(one.images_per_second),
+        )
+    document = {
+        "name": made.name,
+        "sha256": made.sha256,
+        "epochs": [dataclasses.asdict(one) for one in log],
+    }
     return View(document, table, f"{made.name}: trained and written", remarks=result.remarks)
 
 
@@ -116,12 +148,22 @@ def card(result: JobResult, files: Sequence[Path]) -> View:
     forms = ("deploy", "int8")
     table.add_row("size (pixels)", *[f"{facts['size']}x{facts['size']}"] * 2)
     table.add_row("classes", *[str(facts["classes"])] * 2)
-    table.add_row("parameters (M)", *(cards.millions(facts["cost"][form]["parameters"]) for form in forms))
+    table.add_row(
+        "parameters (M)", *(cards.millions(facts["cost"][form]["parameters"]) for form in forms)
+    )
     table.add_row("weights (kB)", *(f"{facts['cost'][form]['bytes'] / 1000:.0f}" for form in forms))
-    table.add_row(f"Top-1 % (n = {facts['paired']['n']})", *(cards.percent(facts["accuracy"][form]["top1"]) for form in forms))
+    table.add_row(
+        f"Top-1 % (n = {facts['paired']['n']})",
+        *(cards.percent(facts["accuracy"][form]["top1"]) for form in forms),
+    )
     table.add_row("Top-5 %", *(cards.percent(facts["accuracy"][form]["top5"]) for form in forms))
-    table.add_row("latency, 1 thread (ms)", *(cards.ms(facts["single"][form]["p50_ms"]) for form in forms))
-    table.add_row(f"latency, {facts['many']['threads']} threads (ms)", *(cards.ms(facts["many"][form]["p50_ms"]) for form in forms))
+    table.add_row(
+        "latency, 1 thread (ms)", *(cards.ms(facts["single"][form]["p50_ms"]) for form in forms)
+    )
+    table.add_row(
+        f"latency, {facts['many']['threads']} threads (ms)",
+        *(cards.ms(facts["many"][form]["p50_ms"]) for form in forms),
+    )
     table.add_row("frame rate (FPS)", *(cards.rate(facts["many"][form]["fps"]) for form in forms))
     ratio, fold = facts["ratios"]["int8"], facts["fold"]
     lines = [

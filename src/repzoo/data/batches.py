@@ -62,18 +62,27 @@ class Batch:
     inputs: Tensor
 
 
-def batches(dataset: Dataset, preprocess: Preprocess, size: int, report: ReadReport, workers: int = 0) -> Iterator[Batch]:
+def batches(
+    dataset: Dataset, preprocess: Preprocess, size: int, report: ReadReport, workers: int = 0
+) -> Iterator[Batch]:
     """All readable images in order, `size` at a time; at most two batches are decoded ahead.
 
-    report   is filled as images are read; call its `check` afterwards
+    report   is filled as images are read; call its `check` afterward
     workers  threads; 0 takes one for each core
     """
-    chunks = [range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
+    chunks = [
+        range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)
+    ]
 
     with ThreadPoolExecutor(workers or cores()) as pool:
         ahead: collections.deque[_Futures] = collections.deque()
         for chunk in chunks:
-            ahead.append([(index, pool.submit(read_image, dataset, dataset.keys[index], preprocess)) for index in chunk])
+            ahead.append(
+                [
+                    (index, pool.submit(read_image, dataset, dataset.keys[index], preprocess))
+                    for index in chunk
+                ]
+            )
             if len(ahead) > 2:
                 yield from _assemble(ahead.popleft(), preprocess, report)
         while ahead:
@@ -85,7 +94,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(work: Callable[[Item], Made], items: Iterable[Item], workers: int = 0) -> Iterator[Made]:
+def in_order(
+    work: Callable[[Item], Made], items: Iterable[Item], workers: int = 0
+) -> Iterator[Made]:
     """`work(item)` of every item, made by `workers` threads (0: one a core), in order; at most two a thread are underway.
 
     `work` should leave Python's lock for most of its time, as Pillow, NumPy and the engines do. Its first error ends all.
@@ -143,7 +154,10 @@ def batch_of(read: Iterable[tuple[int, ReadImage]], preprocess: Preprocess) -> B
     kept = [(index, one.pixels) for index, one in read if one.pixels is not None]
     if not kept:
         return None
-    return Batch(tuple(index for index, _ in kept), model_input(np.stack([pixels for _, pixels in kept]), preprocess))
+    return Batch(
+        tuple(index for index, _ in kept),
+        model_input(np.stack([pixels for _, pixels in kept]), preprocess),
+    )
 
 
 def readable(dataset: Dataset, report: ReadReport, progress: Progress = silent) -> list[int]:
@@ -157,6 +171,8 @@ def readable(dataset: Dataset, report: ReadReport, progress: Progress = silent) 
         return ""
 
     with ThreadPoolExecutor(cores()) as pool:
-        reasons = list(tracked(pool.map(why_not, dataset.keys), "check images", len(dataset), progress))
+        reasons = list(
+            tracked(pool.map(why_not, dataset.keys), "check images", len(dataset), progress)
+        )
     report.unreadable.extend(why for why in reasons if why)
     return [index for index, why in enumerate(reasons) if not why]

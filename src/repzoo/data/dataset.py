@@ -1,4 +1,4 @@
-"""What every source of labelled images looks like to the verbs."""
+"""What every source of labeled images looks like to the verbs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from repzoo.errors import InputError
 
 HELD_OUT = ("validation", "val", "test")
-SELECTION = 256  # images among which a quantiser's attempts are chosen, where there are so many
+SELECTION = 256  # images among which a quantizer's attempts are chosen, where there are so many
 Stamp = tuple[int, int]
 GONE: Stamp = (-1, -1)
 
@@ -22,7 +22,7 @@ class UnreadableImage(InputError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images, in a fixed order.
+    """Labeled images, in a fixed order.
 
     name     for people and Records
     classes  class names; a target is an index into them
@@ -31,7 +31,7 @@ class Dataset:
     load     key -> image; raises UnreadableImage; for training in worker processes one that can be pickled
     ordered  True when the order of `classes` is the model's output order, said by the data itself
     stamp    key -> (bytes, time of the last change) of its file, where there are files; GONE where it is not there
-    labelled False when nobody said what is in the images: there are no classes, and every target is 0
+    labeled False when nobody said what is in the images: there are no classes, and every target is 0
     """
 
     name: str
@@ -41,7 +41,7 @@ class Dataset:
     load: Callable[[str], Image.Image]
     ordered: bool = False
     stamp: Callable[[str], Stamp] | None = None
-    labelled: bool = True
+    labeled: bool = True
 
     def __len__(self) -> int:
         """Number of images."""
@@ -50,7 +50,12 @@ class Dataset:
     def subset(self, indices: Sequence[int], name: str | None = None) -> Dataset:
         """The images at `indices`, in that order."""
         keys = tuple(self.keys[index] for index in indices)
-        return replace(self, name=name or self.name, keys=keys, targets=tuple(self.targets[index] for index in indices))
+        return replace(
+            self,
+            name=name or self.name,
+            keys=keys,
+            targets=tuple(self.targets[index] for index in indices),
+        )
 
     def balanced_sample(self, count: int, seed: int) -> list[int]:
         """Indices of `count` images (or all), drawn round-robin over the classes; same seed, same images."""
@@ -66,7 +71,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Split:
-    """What a quantiser is given, no image of it twice.
+    """What a quantizer is given, no image of it twice.
 
     ranges     images that set ranges and rounding; their labels are not looked at
     selection  images on which attempts are compared, of the same pool
@@ -97,23 +102,32 @@ class Source:
     def join(self, *names: str) -> Dataset:
         """The named parts as one data set."""
         if missing := [name for name in names if name not in self.parts]:
-            raise InputError(f"{self.name} has no part {missing[0]!r}; it has {', '.join(self.parts)}")
+            raise InputError(
+                f"{self.name} has no part {missing[0]!r}; it has {', '.join(self.parts)}"
+            )
         if len(set(names)) < len(names):
-            raise InputError(f"a part of {self.name} is named twice in {', '.join(names)}; its images would count twice")
+            raise InputError(
+                f"a part of {self.name} is named twice in {', '.join(names)}; its images would count twice"
+            )
         chosen = [self.parts[name] for name in names]
-        keys, targets = (tuple(item for part in chosen for item in getattr(part, field)) for field in ("keys", "targets"))
-        return replace(chosen[0], name=f"{self.name}[{'+'.join(names)}]", keys=keys, targets=targets)
+        keys, targets = (
+            tuple(item for part in chosen for item in getattr(part, field))
+            for field in ("keys", "targets")
+        )
+        return replace(
+            chosen[0], name=f"{self.name}[{'+'.join(names)}]", keys=keys, targets=targets
+        )
 
     def held_out(self) -> Dataset:
         """What was not trained on: validation and test where they exist, else everything."""
         return self.join(*([name for name in self.parts if name in HELD_OUT] or self.parts))
 
     def calibration_split(self, count: int, seed: int) -> tuple[Dataset, Dataset]:
-        """(calibration, evaluation), disjoint: the ranges and the gate of `quantising_split`."""
-        found = self.quantising_split(count, seed)
+        """(calibration, evaluation), disjoint: the ranges and the gate of `quantizing_split`."""
+        found = self.quantizing_split(count, seed)
         return found.ranges, found.gate
 
-    def quantising_split(self, count: int, seed: int) -> Split:
+    def quantizing_split(self, count: int, seed: int) -> Split:
         """`count` images for ranges, up to SELECTION to choose by, the rest to judge by.
 
         With a part `train` beside others, the first two are drawn from it (where it is too small for both, three quarters of it go
@@ -131,7 +145,9 @@ class Source:
         second = min(SELECTION, len(pool) - first if apart else max(len(pool) // 8, 1))
         if first < 1 or second < 1:
             least = "2 in train" if apart else "4"
-            raise InputError(f"{self.name} has {len(pool)} images; at least {least} are needed to calibrate and evaluate")
+            raise InputError(
+                f"{self.name} has {len(pool)} images; at least {least} are needed to calibrate and evaluate"
+            )
         ranges = pool.balanced_sample(first, seed)
         left = sorted(set(range(len(pool))) - set(ranges))
         others = pool.subset(left)

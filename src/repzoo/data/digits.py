@@ -1,6 +1,6 @@
-"""The UCI handwritten digits that scikit-learn carries in its wheel: 1,797 grey images of 8x8 pixels, 10 classes.
+"""The UCI handwritten digits that scikit-learn carries in its wheel: 1,797 gray images of 8x8 pixels, 10 classes.
 
-Split by position, not at random: neighbours come from the same writer, so a random split would test on writers seen in
+Split by position, not at random: neighbors come from the same writer, so a random split would test on writers seen in
 training. Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
 """
 
@@ -38,7 +38,13 @@ def read() -> Source:
     return Source(
         "digits",
         {
-            part: Dataset(f"digits/{part}", classes, tuple(map(str, range(start, stop))), tuple(targets[start:stop]), load)
+            part: Dataset(
+                f"digits/{part}",
+                classes,
+                tuple(map(str, range(start, stop))),
+                tuple(targets[start:stop]),
+                load,
+            )
             for part, (start, stop) in PARTS.items()
         },
     )

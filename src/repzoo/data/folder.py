@@ -35,7 +35,11 @@ def read(root: Path) -> Source:
     root = root.resolve() if root.name in ("", "..") else root  # "." has no name of its own
     parts = [name for name in ("train", *HELD_OUT) if _has_folders(root / name)]
     try:
-        found = {part: _files_by_class(root / part) for part in parts} if parts else {"all": _files_by_class(root)}
+        found = (
+            {part: _files_by_class(root / part) for part in parts}
+            if parts
+            else {"all": _files_by_class(root)}
+        )
     except OSError as error:
         raise InputError(f"{root} cannot be read: {error.strerror}") from None
     classes = sorted({name for files in found.values() for name, inside in files.items() if inside})
@@ -46,12 +50,19 @@ def read(root: Path) -> Source:
             f"{root} has {got}; expected one subfolder of images ({', '.join(sorted(SUFFIXES))}) for each of 2 or more classes"
         )
     order = _listed_order(root / ORDER_FILE, classes)
-    parts_found = {part: {name: inside for name, inside in files.items() if inside} for part, files in found.items()}
-    made = {part: _dataset(root, part, order or classes, files, bool(order)) for part, files in parts_found.items() if files}
+    parts_found = {
+        part: {name: inside for name, inside in files.items() if inside}
+        for part, files in found.items()
+    }
+    made = {
+        part: _dataset(root, part, order or classes, files, bool(order))
+        for part, files in parts_found.items()
+        if files
+    }
     return Source(root.name, made, tuple(empty))
 
 
-def read_unlabelled(root: Path) -> Source | None:
+def read_unlabeled(root: Path) -> Source | None:
     """Images that lie in `root` itself, of which nobody says what is in them; None where there are none or class folders beside them.
 
     Raises:
@@ -59,13 +70,17 @@ def read_unlabelled(root: Path) -> Source | None:
     """
     root = root.resolve() if root.name in ("", "..") else root
     try:
-        images = [name for name, is_dir in entries(root) if not is_dir and Path(name).suffix.lower() in SUFFIXES]
+        images = [
+            name
+            for name, is_dir in entries(root)
+            if not is_dir and Path(name).suffix.lower() in SUFFIXES
+        ]
         if not images or any(_files_by_class(root).values()):
             return None
     except OSError as error:
         raise InputError(f"{root} cannot be read: {error.strerror}") from None
     part = _dataset(root, "all", ["?"], {"?": images}, ordered=False)
-    return Source(root.name, {"all": replace(part, classes=(), keys=tuple(images), labelled=False)})
+    return Source(root.name, {"all": replace(part, classes=(), keys=tuple(images), labeled=False)})
 
 
 def load_image(path: Path) -> Image.Image:
@@ -77,13 +92,17 @@ def load_image(path: Path) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UnreadableImage(f"{path} has {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are decoded")
+                raise UnreadableImage(
+                    f"{path} has {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are decoded"
+                )
             image.load()
             return image
     except UnreadableImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadableImage(f"{path} has too many pixels; at most {MAX_PIXELS:,} are decoded") from None
+        raise UnreadableImage(
+            f"{path} has too many pixels; at most {MAX_PIXELS:,} are decoded"
+        ) from None
     except UnidentifiedImageError:
         raise UnreadableImage(f"{path} is not an image that can be decoded") from None
     except Exception as error:  # on damaged files Pillow's decoders raise of every kind: struct.error, IndexError, zlib.error ...
@@ -117,7 +136,11 @@ def _has_folders(path: Path) -> bool:
 def _files_by_class(root: Path) -> dict[str, list[str]]:
     folders = (name for name, is_dir in entries(root) if is_dir)
     return {
-        folder: [name for name, is_dir in entries(root / folder) if not is_dir and Path(name).suffix.lower() in SUFFIXES]
+        folder: [
+            name
+            for name, is_dir in entries(root / folder)
+            if not is_dir and Path(name).suffix.lower() in SUFFIXES
+        ]
         for folder in folders
     }
 
@@ -125,8 +148,14 @@ def _files_by_class(root: Path) -> dict[str, list[str]]:
 def entries(path: Path) -> list[tuple[str, bool]]:
     """(name, whether it is a folder) of what is in `path`, sorted, without names that begin with a dot."""
     with os.scandir(path) as entries:
-        found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    if strange := [name for name, _ in found if not name.isascii() and name.encode("utf-8", "replace").decode() != name]:
+        found = sorted(
+            (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
+        )
+    if strange := [
+        name
+        for name, _ in found
+        if not name.isascii() and name.encode("utf-8", "replace").decode() != name
+    ]:
         raise InputError(f"{path} has a name that is not UTF-8: {strange[0]!r}; rename it")
     return found
 
@@ -137,16 +166,30 @@ def _listed_order(path: Path, classes: list[str]) -> list[str]:
         return []
     listed = [line.split("\t")[0].strip() for line in read_lines(path)]
     if twice := [name for name, times in Counter(listed).items() if times > 1]:
-        raise InputError(f"{path} lists {twice[0]!r} twice; each line is one output of the model, so names must differ")
+        raise InputError(
+            f"{path} lists {twice[0]!r} twice; each line is one output of the model, so names must differ"
+        )
     if missing := sorted(set(classes) - set(listed)):
-        raise InputError(f"{path} does not list the folder {missing[0]!r}; add it, or remove the file to take the sorted order")
+        raise InputError(
+            f"{path} does not list the folder {missing[0]!r}; add it, or remove the file to take the sorted order"
+        )
     return listed
 
 
-def _dataset(root: Path, part: str, classes: list[str], files: dict[str, list[str]], ordered: bool) -> Dataset:
+def _dataset(
+    root: Path, part: str, classes: list[str], files: dict[str, list[str]], ordered: bool
+) -> Dataset:
     index = {label: position for position, label in enumerate(classes)}
     inside = "" if part == "all" else f"{part}/"
     pairs = [(f"{inside}{label}/{file}", index[label]) for label in files for file in files[label]]
     keys, targets = zip(*pairs, strict=True)
     name = f"{root.name}/{part}"
-    return Dataset(name, tuple(classes), keys, targets, partial(load_under, root), ordered, partial(stamp_under, root))
+    return Dataset(
+        name,
+        tuple(classes),
+        keys,
+        targets,
+        partial(load_under, root),
+        ordered,
+        partial(stamp_under, root),
+    )

@@ -32,8 +32,20 @@ from repzoo.storage import read_bounded, read_lines
 
 CLASSES = 1000
 IMAGE_FOLDERS = ("", "val", "ILSVRC2012_img_val", "ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val")
-LABEL_FOLDERS = ("", "data", "ILSVRC2012_devkit_t12/data", "devkit/data", "ILSVRC2012_devkit_t12", "ILSVRC/ImageSets/CLS-LOC")
-LISTS = ("LOC_synset_mapping.txt", "synset_words.txt", "synsets.txt", "imagenet_lsvrc_2015_synsets.txt")
+LABEL_FOLDERS = (
+    "",
+    "data",
+    "ILSVRC2012_devkit_t12/data",
+    "devkit/data",
+    "ILSVRC2012_devkit_t12",
+    "ILSVRC/ImageSets/CLS-LOC",
+)
+LISTS = (
+    "LOC_synset_mapping.txt",
+    "synset_words.txt",
+    "synsets.txt",
+    "imagenet_lsvrc_2015_synsets.txt",
+)
 NAME = re.compile(r"ILSVRC2012_val_(\d{8})$")
 SYNSET = re.compile(r"n\d{8}$")
 MAX_META_BYTES = 2**24
@@ -54,22 +66,28 @@ def read(root: Path) -> Source:
     """
     folder, file = _image_folder(root), _labels_file(root)
     if folder is None or file is None:
-        raise InputError(f"{root} does not hold ImageNet's validation images and one of {', '.join(READERS)}")
+        raise InputError(
+            f"{root} does not hold ImageNet's validation images and one of {', '.join(READERS)}"
+        )
     names = _images(folder)
     classes, targets = READERS[file.name](root, file)
     order = {name: index for index, name in enumerate(classes)}
     found = [_target(targets, name, file) for name in names]
     if strange := next((label for label in found if label not in order), None):
-        raise InputError(f"{file} gives the class {strange!r}, which is not among the {len(classes)} of {root}")
+        raise InputError(
+            f"{file} gives the class {strange!r}, which is not among the {len(classes)} of {root}"
+        )
     inside = folder.relative_to(root)
     keys = tuple(str(inside / name) for name in names)
-    name = root.resolve().name + ("" if len(names) == len(targets) else f" ({len(names)} of {len(targets)} images)")
-    labelled = tuple(order[label] for label in found)
+    name = root.resolve().name + (
+        "" if len(names) == len(targets) else f" ({len(names)} of {len(targets)} images)"
+    )
+    labeled = tuple(order[label] for label in found)
     data = Dataset(
         f"{name}/validation",
         tuple(classes),
         keys,
-        labelled,
+        labeled,
         partial(load_under, root),
         True,
         partial(stamp_under, root),
@@ -77,18 +95,24 @@ def read(root: Path) -> Source:
     return Source(name, {"validation": data})
 
 
-Labels = tuple[list[str], Mapping[str, str]]  # (classes in the model's order, name of an image without suffix -> class)
+Labels = tuple[
+    list[str], Mapping[str, str]
+]  # (classes in the model's order, name of an image without suffix -> class)
 
 
 def _kaggle(root: Path, file: Path) -> Labels:
     rows = csv.reader(read_lines(file, MAX_LABEL_BYTES))
     if (head := next(rows, [])) != ["ImageId", "PredictionString"]:
-        raise InputError(f"{file} begins with {','.join(head)[:60]!r}; expected the header ImageId,PredictionString")
+        raise InputError(
+            f"{file} begins with {','.join(head)[:60]!r}; expected the header ImageId,PredictionString"
+        )
     targets: dict[str, str] = {}
     for row in rows:
         words = row[1].split() if len(row) == 2 else []
         if len(set(words[::5])) != 1 or len(words) % 5:
-            raise InputError(f"{file} gives {','.join(row)[:60]!r}; expected one synset with boxes: ImageId,synset x1 y1 x2 y2 ...")
+            raise InputError(
+                f"{file} gives {','.join(row)[:60]!r}; expected one synset with boxes: ImageId,synset x1 y1 x2 y2 ..."
+            )
         _enter(targets, row[0], words[0], file)
     return _synsets(root, targets), targets
 
@@ -97,9 +121,13 @@ def _numbered(root: Path, file: Path) -> Labels:
     """`name index`, the index counted from 0 in the model's order."""
     pairs = [line.rsplit(maxsplit=1) for line in read_lines(file, MAX_LABEL_BYTES)]
     if bad := next((pair for pair in pairs if len(pair) != 2 or not pair[1].isdecimal()), None):
-        raise InputError(f"{file} has the line {' '.join(bad)[:60]!r}; expected a name and a class index")
+        raise InputError(
+            f"{file} has the line {' '.join(bad)[:60]!r}; expected a name and a class index"
+        )
     if (largest := max((int(index) for _, index in pairs), default=0)) >= CLASSES:
-        raise InputError(f"{file} gives the class {largest}; expected 0..{CLASSES - 1}, the position in the sorted synsets")
+        raise InputError(
+            f"{file} gives the class {largest}; expected 0..{CLASSES - 1}, the position in the sorted synsets"
+        )
     classes = _listed(root) or [str(index) for index in range(CLASSES)]
     targets: dict[str, str] = {}
     for name, index in pairs:
@@ -108,17 +136,26 @@ def _numbered(root: Path, file: Path) -> Labels:
 
 
 def _tensorflow(root: Path, file: Path) -> Labels:
-    targets = {_image(number): line.strip() for number, line in enumerate(read_lines(file, MAX_LABEL_BYTES), 1)}
+    targets = {
+        _image(number): line.strip()
+        for number, line in enumerate(read_lines(file, MAX_LABEL_BYTES), 1)
+    }
     return _synsets(root, targets), targets
 
 
 def _development_kit(root: Path, file: Path) -> Labels:
     lines = read_lines(file, MAX_LABEL_BYTES)
     meaning = _meaning_of_ids(root, file)
-    strange = next((line for line in lines if not line.strip().isdecimal() or int(line) not in meaning), None)
+    strange = next(
+        (line for line in lines if not line.strip().isdecimal() or int(line) not in meaning), None
+    )
     if strange is not None:
-        raise InputError(f"{file} has the line {strange[:40]!r}; expected an ILSVRC2012_ID, 1..{CLASSES}")
-    return sorted(meaning.values()), {_image(number): meaning[int(line)] for number, line in enumerate(lines, 1)}
+        raise InputError(
+            f"{file} has the line {strange[:40]!r}; expected an ILSVRC2012_ID, 1..{CLASSES}"
+        )
+    return sorted(meaning.values()), {
+        _image(number): meaning[int(line)] for number, line in enumerate(lines, 1)
+    }
 
 
 Reader = Callable[[Path, Path], Labels]
@@ -135,7 +172,11 @@ def _meaning_of_ids(root: Path, file: Path) -> dict[int, str]:
     """ILSVRC2012_ID -> synset, 1..1000."""
     if path := _find(root, "map_clsloc.txt"):
         rows = [line.split() for line in read_lines(path)]
-        found = {int(row[1]): row[0] for row in rows if len(row) >= 2 and row[1].isdecimal() and SYNSET.match(row[0])}
+        found = {
+            int(row[1]): row[0]
+            for row in rows
+            if len(row) >= 2 and row[1].isdecimal() and SYNSET.match(row[0])
+        }
     elif path := _find(root, "meta.mat"):
         found = _from_meta(path)
     else:
@@ -161,7 +202,9 @@ def _from_meta(path: Path) -> dict[int, str]:
         rows = loadmat(str(path), squeeze_me=True, variable_names=["synsets"])["synsets"]
         pairs = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
     except Exception as error:  # of a damaged file SciPy raises errors of every kind
-        raise InputError(f"{path} is not the development kit's meta.mat: {str(error) or type(error).__name__}") from None
+        raise InputError(
+            f"{path} is not the development kit's meta.mat: {str(error) or type(error).__name__}"
+        ) from None
     return {number: synset for number, synset in pairs.items() if number <= CLASSES}
 
 
@@ -170,7 +213,9 @@ def _synsets(root: Path, targets: Mapping[str, str]) -> list[str]:
         return listed
     if len(found := sorted(set(targets.values()))) == CLASSES:
         return found
-    raise InputError(f"{root} names {len(found)} of {CLASSES} synsets in its labels; put {LISTS[0]} or {LISTS[1]} beside them")
+    raise InputError(
+        f"{root} names {len(found)} of {CLASSES} synsets in its labels; put {LISTS[0]} or {LISTS[1]} beside them"
+    )
 
 
 def _listed(root: Path) -> list[str]:
@@ -180,21 +225,29 @@ def _listed(root: Path) -> list[str]:
         return []
     synsets = [line.split()[0] for line in read_lines(path)]
     if len(synsets) != CLASSES or not all(SYNSET.match(one) for one in synsets):
-        raise InputError(f"{path} has {len(synsets)} lines; expected {CLASSES}, each beginning with a synset such as n01440764")
+        raise InputError(
+            f"{path} has {len(synsets)} lines; expected {CLASSES}, each beginning with a synset such as n01440764"
+        )
     if synsets != sorted(set(synsets)):
-        raise InputError(f"{path} does not list the synsets in sorted order, which is that of a model's outputs; sort it")
+        raise InputError(
+            f"{path} does not list the synsets in sorted order, which is that of a model's outputs; sort it"
+        )
     return synsets
 
 
 def _enter(targets: dict[str, str], name: str, label: str, file: Path) -> None:
     if targets.setdefault(name, label) != label:
-        raise InputError(f"{file} gives {name} two classes, {targets[name]!r} and {label!r}; keep one")
+        raise InputError(
+            f"{file} gives {name} two classes, {targets[name]!r} and {label!r}; keep one"
+        )
 
 
 def _target(targets: Mapping[str, str], name: str, file: Path) -> str:
     stem = Path(name).stem
     if stem not in targets:
-        raise InputError(f"the image {name} has no label in {file}; remove it, or complete the labels")
+        raise InputError(
+            f"the image {name} has no label in {file}; remove it, or complete the labels"
+        )
     return targets[stem]
 
 
@@ -221,6 +274,10 @@ def _image_folder(root: Path) -> Path | None:
 
 def _images(folder: Path) -> list[str]:
     try:
-        return [name for name, is_dir in entries(folder) if not is_dir and Path(name).suffix.lower() in SUFFIXES]
+        return [
+            name
+            for name, is_dir in entries(folder)
+            if not is_dir and Path(name).suffix.lower() in SUFFIXES
+        ]
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}") from None

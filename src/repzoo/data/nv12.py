@@ -33,7 +33,9 @@ def encoding(yuv: Yuv) -> tuple[Float, Float]:
     standard, _, extent = yuv.partition("-")
     red, blue = KR_KB[standard]
     luma = np.array([red, 1 - red - blue, blue])
-    matrix = np.stack([luma, (np.eye(3)[2] - luma) / (2 * (1 - blue)), (np.eye(3)[0] - luma) / (2 * (1 - red))])
+    matrix = np.stack(
+        [luma, (np.eye(3)[2] - luma) / (2 * (1 - blue)), (np.eye(3)[0] - luma) / (2 * (1 - red))]
+    )
     if extent == "full":
         return matrix, np.array([0.0, 128, 128])
     return matrix * LIMITED[:, None], np.array([16.0, 128, 128])

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from repzoo.artifact import Colour, Preprocess
+from repzoo.artifact import Color, Preprocess
 from repzoo.data import nv12
 from repzoo.data.dataset import UnreadableImage
 
@@ -23,7 +23,7 @@ Float = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
 Index = npt.NDArray[np.intp]
 
-MAX_RESIZED = 64_000_000  # pixels; a strip of 1 x 60,000 would otherwise become gigabytes before its centre is cropped
+MAX_RESIZED = 64_000_000  # pixels; a strip of 1 x 60,000 would otherwise become gigabytes before its center is cropped
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -65,15 +65,16 @@ def resized_without_antialiasing(image: Image.Image, preprocess: Preprocess) -> 
     source = np.asarray(to_rgb(image), np.float32)
     (width, height), size = _target_size(image.size, preprocess), preprocess.size
     (above, below, down), (left, right, along) = (
-        _neighbours(side, to, size) for side, to in zip(source.shape[:2], (height, width), strict=True)
+        _neighbors(side, to, size)
+        for side, to in zip(source.shape[:2], (height, width), strict=True)
     )
     rows = source[above] + down[:, None, None] * (source[below] - source[above])
     made = rows[:, left] + along[:, None] * (rows[:, right] - rows[:, left])
     return np.asarray(np.clip(np.rint(made), 0, 255), np.uint8)
 
 
-def _neighbours(side: int, to: int, size: int) -> tuple[Index, Index, npt.NDArray[np.float32]]:
-    """(lower neighbour, upper neighbour, share of the upper) of the central `size` of `to` pixels made from `side`."""
+def _neighbors(side: int, to: int, size: int) -> tuple[Index, Index, npt.NDArray[np.float32]]:
+    """(lower neighbor, upper neighbor, share of the upper) of the central `size` of `to` pixels made from `side`."""
     places = (round((to - size) / 2.0) + np.arange(size) + 0.5) * side / to - 0.5
     low = np.floor(places)
     share = (places - low).astype(np.float32)
@@ -81,9 +82,9 @@ def _neighbours(side: int, to: int, size: int) -> tuple[Index, Index, npt.NDArra
     return lower, upper, share
 
 
-def normalised(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDArray[np.float32]:
-    """The arithmetic half: uint8 [..., H, W, 3] in RGB to float32 [..., 3, H, W] in the preprocess's colour order."""
-    if preprocess.colour == "BGR":
+def normalized(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDArray[np.float32]:
+    """The arithmetic half: uint8 [..., H, W, 3] in RGB to float32 [..., 3, H, W] in the preprocess's color order."""
+    if preprocess.color == "BGR":
         pixels = pixels[..., ::-1]
     scaled = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C")
     scaled /= np.float32(255)
@@ -95,10 +96,10 @@ def normalised(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDA
 def model_input(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> Tensor:
     """Pixels uint8 [..., H, W, 3] in RGB to the tensor that `preprocess.input` names, its shape as in Preprocess."""
     if preprocess.input == "float":
-        return normalised(pixels, preprocess)
+        return normalized(pixels, preprocess)
     if preprocess.input == "nv12":
         return nv12.from_rgb(pixels, preprocess.yuv)
-    return np.ascontiguousarray(pixels[..., ::-1] if preprocess.colour == "BGR" else pixels)
+    return np.ascontiguousarray(pixels[..., ::-1] if preprocess.color == "BGR" else pixels)
 
 
 def prepare(image: Image.Image, preprocess: Preprocess) -> Tensor:
@@ -112,19 +113,19 @@ def as_float(raw: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDArray[
     NV12 is decoded without rounding or clipping, as the graph decodes it.
     """
     if preprocess.input == "uint8":
-        return normalised(raw[..., ::-1] if preprocess.colour == "BGR" else raw, preprocess)
+        return normalized(raw[..., ::-1] if preprocess.color == "BGR" else raw, preprocess)
     rgb = nv12.to_rgb(raw, preprocess.yuv)
-    if preprocess.colour == "BGR":
+    if preprocess.color == "BGR":
         rgb = rgb[..., ::-1]
     scaled = (rgb / 255 - np.array(preprocess.mean)) / np.array(preprocess.std)
     return np.ascontiguousarray(np.moveaxis(scaled, -1, -3), np.float32)
 
 
-def pixel_map(preprocess: Preprocess, colour: Colour) -> tuple[Float, Float]:
+def pixel_map(preprocess: Preprocess, color: Color) -> tuple[Float, Float]:
     """(matrix [3, 3], origin [3]) with which the graph makes the float input: matrix @ (values - origin), for each pixel.
 
-    values   of one pixel in the order of the tensor's planes: `preprocess.colour` for uint8, (Y, U, V) for NV12
-    colour   channel order of the float model's input; mean and std are in the order of `preprocess.colour`
+    values   of one pixel in the order of the tensor's planes: `preprocess.color` for uint8, (Y, U, V) for NV12
+    color   channel order of the float model's input; mean and std are in the order of `preprocess.color`
 
     The origin is what the float model sees as zero, so that a convolution's zero padding stays right when the matrix, but not
     the origin, is merged into it.
@@ -132,11 +133,11 @@ def pixel_map(preprocess: Preprocess, colour: Colour) -> tuple[Float, Float]:
     matrix, origin = np.eye(3), np.zeros(3)
     if preprocess.input == "nv12":
         matrix, origin = nv12.decoding(preprocess.yuv)
-        if preprocess.colour == "BGR":
+        if preprocess.color == "BGR":
             matrix = matrix[::-1]
     scaled = matrix / (255 * np.array(preprocess.std))[:, None]
     origin = origin + np.linalg.solve(matrix, 255 * np.array(preprocess.mean))
-    return (scaled if colour == preprocess.colour else scaled[::-1]), origin
+    return (scaled if color == preprocess.color else scaled[::-1]), origin
 
 
 def _target_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:

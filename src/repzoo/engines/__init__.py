@@ -42,8 +42,10 @@ class Engine(Protocol):
     def version(self) -> str:
         """The runtime's own version."""
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> Session:
-        """Compile `model`; `exact` turns every graph optimisation off.
+    def open(
+        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+    ) -> Session:
+        """Compile `model`; `exact` turns every graph optimization off.
 
         threads  of each call; streams: how many clients will call at once, which a runtime may need to know to let them
 

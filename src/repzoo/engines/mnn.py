@@ -6,14 +6,14 @@ imported (see repzoo/privacy.py). Converted models are kept in the cache by the 
 
 INT8. Which is faithful, MNN's import of our Q/DQ or a conversion of our own? Measured on the embedded digits model, 300 images,
 against ONNX Runtime on the same Q/DQ graph:
-- MNN 3.6.1 cannot import Q/DQ: with weights or activations quantised ("everything", "dense", and a single convolution alike) the
+- MNN 3.6.1 cannot import Q/DQ: with weights or activations quantized ("everything", "dense", and a single convolution alike) the
   converter aborts or the model fails at its first convolution with a wrong shape. Scalars as vectors, or float weights, do not help.
 - With Q/DQ written out as the arithmetic that it stands for (Div, Round, Clip, Mul; weights as the floats they stand for), all
   convert: 100.0 % (everything) and 99.3 % (dense) of the predictions are the same, logits differ by 0.024 of their deviation.
-- Its own quantiser (`mnnquant`, KL, from the same crops of 128 calibration images; its int8 kernels run): RepVGG-A0 at 64 px keeps
+- Its own quantizer (`mnnquant`, KL, from the same crops of 128 calibration images; its int8 kernels run): RepVGG-A0 at 64 px keeps
   77.3 % of the predictions and loses 5.3 points of Top-1 (n = 357) where our per-channel file keeps 97.1 % on ONNX Runtime,
   at 0.40 of MNN's float time (0.36 .. 0.48); on RepGhost 0.5x it ends with signal 11.
-So our scales are the faithful ones, and this engine computes INT8 models as fake quantisation in float32: right in accuracy, while
+So our scales are the faithful ones, and this engine computes INT8 models as fake quantization in float32: right in accuracy, while
 its latency says nothing about INT8 (`simulates_int8`: whoever times one is told).
 
 Threads. Every client thread has a module of its own. MNN's Python binding holds Python's lock during a call, so that clients take
@@ -80,8 +80,10 @@ class Mnn:
         """The wheel's version."""
         return str(MNN.version())
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> MnnSession:  # noqa: ARG002
-        """See `engines.Engine.open`; MNN has no switch for its optimisations, arithmetic is float32 in any case."""
+    def open(
+        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+    ) -> MnnSession:
+        """See `engines.Engine.open`; MNN has no switch for its optimizations, arithmetic is float32 in any case."""
         made = MnnSession(model, _converted(model), threads)
         made.warm()
         return made
@@ -91,11 +93,16 @@ class MnnSession:
     """A converted model; each client thread loads it once."""
 
     def __init__(self, model: onnx.ModelProto, path: Path, threads: int) -> None:
-        self._signature, self._outputs = signature_of(model), [item.name for item in model.graph.output]
+        self._signature, self._outputs = (
+            signature_of(model),
+            [item.name for item in model.graph.output],
+        )
         self._path, self._threads, self._own = path, threads, threading.local()
         kinds = {np.dtype(np.float32): MNN.expr.float, np.dtype(np.uint8): MNN.expr.uint8}
         if self._signature.dtype not in kinds:
-            raise InputError(f"mnn cannot run this model: its input is {self._signature.dtype}, not float32 or uint8")
+            raise InputError(
+                f"mnn cannot run this model: its input is {self._signature.dtype}, not float32 or uint8"
+            )
         self._kind = kinds[self._signature.dtype]
 
     def warm(self) -> None:
@@ -118,10 +125,14 @@ class MnnSession:
         return outputs
 
     def _run(self, inputs: Array) -> list[Array]:
-        given = MNN.expr.const(np.ascontiguousarray(inputs), list(inputs.shape), MNN.expr.NCHW, self._kind)
+        given = MNN.expr.const(
+            np.ascontiguousarray(inputs), list(inputs.shape), MNN.expr.NCHW, self._kind
+        )
         found = self._module().forward([given])
         if len(found) != len(self._outputs):
-            raise InputError(f"mnn cannot run this model on {inputs.dtype} {list(inputs.shape)}: it computed no output")
+            raise InputError(
+                f"mnn cannot run this model on {inputs.dtype} {list(inputs.shape)}: it computed no output"
+            )
         return [_array(one) for one in found]
 
     def _module(self) -> Any:
@@ -131,7 +142,9 @@ class MnnSession:
             self._own.runtime = MNN.nn.create_runtime_manager((settings,))
             names = ([self._signature.name], self._outputs)
             try:
-                self._own.module = MNN.nn.load_module_from_file(str(self._path), *names, runtime_manager=self._own.runtime)
+                self._own.module = MNN.nn.load_module_from_file(
+                    str(self._path), *names, runtime_manager=self._own.runtime
+                )
             except Exception as error:  # whatever the binding raises
                 raise InputError(f"mnn cannot load the converted model: {error}") from None
         return self._own.module
@@ -150,13 +163,29 @@ def _converted(model: onnx.ModelProto) -> Path:
     def convert(path: Path) -> None:
         source = path.with_suffix(".onnx")
         source.write_bytes(data)
-        arguments = ["mnnconvert", "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(path), "--bizCode", "repzoo"]
+        arguments = [
+            "mnnconvert",
+            "-f",
+            "ONNX",
+            "--modelFile",
+            str(source),
+            "--MNNModel",
+            str(path),
+            "--bizCode",
+            "repzoo",
+        ]
         try:
             ran = subprocess.run(
-                [sys.executable, "-c", CONVERT, *arguments], capture_output=True, text=True, timeout=CONVERSION_SECONDS, check=False
+                [sys.executable, "-c", CONVERT, *arguments],
+                capture_output=True,
+                text=True,
+                timeout=CONVERSION_SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired:
-            raise InputError(f"mnn cannot compile this model: its converter took over {CONVERSION_SECONDS} s") from None
+            raise InputError(
+                f"mnn cannot compile this model: its converter took over {CONVERSION_SECONDS} s"
+            ) from None
         finally:
             source.unlink(missing_ok=True)
         if ran.returncode or not path.stat().st_size:
@@ -176,7 +205,7 @@ def _complaint(ran: subprocess.CompletedProcess[str]) -> str:
 def _without_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` with each QuantizeLinear and DequantizeLinear written as the float arithmetic that it stands for.
 
-    A quantised value is kept as a float without its zero point: q = clip(round(x / scale), low - zero, high - zero), x' = q * scale.
+    A quantized value is kept as a float without its zero point: q = clip(round(x / scale), low - zero, high - zero), x' = q * scale.
     """
     if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         return model
@@ -186,9 +215,11 @@ def _without_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes: list[onnx.NodeProto] = []
     for node in made.graph.node:
         if node.op_type == "QuantizeLinear":
-            nodes += _quantising(made.graph, node, constants)
+            nodes += _quantizing(made.graph, node, constants)
         elif node.op_type == "DequantizeLinear" and node.input[0] in constants:
-            made.graph.initializer.append(numpy_helper.from_array(_weights(node, constants), node.output[0]))
+            made.graph.initializer.append(
+                numpy_helper.from_array(_weights(node, constants), node.output[0])
+            )
         elif node.op_type == "DequantizeLinear":
             nodes.append(helper.make_node("Mul", node.input[:2], node.output[:1]))
         else:
@@ -198,11 +229,18 @@ def _without_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-def _quantising(graph: onnx.GraphProto, node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto]:
-    known = [numpy_helper.to_array(constants[name]) if name in constants else None for name in node.input[1:3]]
+def _quantizing(
+    graph: onnx.GraphProto, node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]
+) -> list[onnx.NodeProto]:
+    known = [
+        numpy_helper.to_array(constants[name]) if name in constants else None
+        for name in node.input[1:3]
+    ]
     scale, zero = known[0], known[1] if len(known) > 1 else np.uint8(0)
     if scale is None or zero is None or scale.size != 1:
-        raise InputError("mnn cannot compile this model: an activation's scale is computed, or is not one number")
+        raise InputError(
+            "mnn cannot compile this model: an activation's scale is computed, or is not one number"
+        )
     reach, name = np.iinfo(zero.dtype), node.output[0]
     low, high = (np.float32(end - int(zero)) for end in (reach.min, reach.max))
     for suffix, value in (("low", low), ("high", high)):
@@ -218,6 +256,14 @@ def _weights(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> Ar
     values = numpy_helper.to_array(constants[node.input[0]])
     axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
     scale = numpy_helper.to_array(constants[node.input[1]])
-    shape = [-1 if one == axis % values.ndim else 1 for one in range(values.ndim)] if scale.size > 1 else []
-    zero = numpy_helper.to_array(constants[node.input[2]]).astype(np.float32).reshape(shape) if len(node.input) > 2 else 0
+    shape = (
+        [-1 if one == axis % values.ndim else 1 for one in range(values.ndim)]
+        if scale.size > 1
+        else []
+    )
+    zero = (
+        numpy_helper.to_array(constants[node.input[2]]).astype(np.float32).reshape(shape)
+        if len(node.input) > 2
+        else 0
+    )
     return np.asarray((values.astype(np.float32) - zero) * scale.reshape(shape), np.float32)

@@ -7,7 +7,7 @@ import onnx
 import onnx.numpy_helper
 import onnxruntime as ort
 
-from repzoo import wire
+from repzoo import protobuf_stream as wire
 from repzoo.engines import Array
 from repzoo.errors import InputError
 
@@ -30,23 +30,39 @@ class OnnxRuntime:
         """The wheel's version."""
         return str(ort.__version__)
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> OnnxRuntimeSession:  # noqa: ARG002
+    def open(
+        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+    ) -> OnnxRuntimeSession:
         """See `engines.Engine.open`."""
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_DISABLE_ALL if exact else level.ORT_ENABLE_ALL
-        options.enable_cpu_mem_arena = not exact  # it takes memory in powers of two, weights included
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
-        options.add_session_config_entry("session.x64quantprecision", "1")  # else AVX2 without VNNI saturates at 16 bits
+        options.enable_cpu_mem_arena = (
+            not exact
+        )  # it takes memory in powers of two, weights included
+        options.add_session_config_entry(
+            "session.intra_op.allow_spinning", "0" if threads == 1 else "1"
+        )
+        options.add_session_config_entry(
+            "session.x64quantprecision", "1"
+        )  # else AVX2 without VNNI saturates at 16 bits
         try:
             held, lent = _lent(model, options) if exact else (model, [])
-            session = ort.InferenceSession(held.SerializeToString(), options, providers=[self._provider])
+            session = ort.InferenceSession(
+                held.SerializeToString(), options, providers=[self._provider]
+            )
         except Exception as error:  # onnxruntime raises a class of its own for each status code
-            raise InputError(f"onnxruntime cannot compile this model: {_first_line(error)}") from None
-        if self._provider not in session.get_providers():  # it falls back to the CPU with no more than a log line
-            raise InputError(f"{self.name} cannot start here (its libraries or its device are missing); use onnxruntime")
+            raise InputError(
+                f"onnxruntime cannot compile this model: {_first_line(error)}"
+            ) from None
+        if (
+            self._provider not in session.get_providers()
+        ):  # it falls back to the CPU with no more than a log line
+            raise InputError(
+                f"{self.name} cannot start here (its libraries or its device are missing); use onnxruntime"
+            )
         return OnnxRuntimeSession(session, lent)
 
 
@@ -64,12 +80,19 @@ class OnnxRuntimeSession:
     def run_all(self, inputs: Array) -> list[Array]:
         """See `engines.Session.run_all`."""
         try:
-            return [np.asarray(output, np.float32) for output in self._session.run(None, {self._input: inputs})]
+            return [
+                np.asarray(output, np.float32)
+                for output in self._session.run(None, {self._input: inputs})
+            ]
         except Exception as error:
-            raise InputError(f"onnxruntime cannot run this model on {inputs.dtype} {inputs.shape}: {_first_line(error)}") from None
+            raise InputError(
+                f"onnxruntime cannot run this model on {inputs.dtype} {inputs.shape}: {_first_line(error)}"
+            ) from None
 
 
-def _lent(model: onnx.ModelProto, options: ort.SessionOptions) -> tuple[onnx.ModelProto, list[ort.OrtValue]]:
+def _lent(
+    model: onnx.ModelProto, options: ort.SessionOptions
+) -> tuple[onnx.ModelProto, list[ort.OrtValue]]:
     """`model` with its large weights outside, and these weights, which `options` lend: ONNX Runtime then takes no copy of them.
 
     As one message they would be in memory four times: in `model`, in its bytes, in what is parsed from these, in the session.
@@ -78,12 +101,22 @@ def _lent(model: onnx.ModelProto, options: ort.SessionOptions) -> tuple[onnx.Mod
     shell.graph.CopyFrom(wire.without(model.graph, "initializer"))
     lent = {}
     for item in model.graph.initializer:
-        if item.data_type == onnx.TensorProto.FLOAT and item.HasField("raw_data") and len(item.raw_data) >= LARGE:
+        if (
+            item.data_type == onnx.TensorProto.FLOAT
+            and item.HasField("raw_data")
+            and len(item.raw_data) >= LARGE
+        ):
             values = onnx.numpy_helper.to_array(item)
             lent[item.name] = ort.OrtValue.ortvalue_from_numpy(values)
-            hollow = shell.graph.initializer.add(name=item.name, dims=item.dims, data_type=item.data_type)
+            hollow = shell.graph.initializer.add(
+                name=item.name, dims=item.dims, data_type=item.data_type
+            )
             hollow.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", "lent"), ("offset", "0"), ("length", str(values.nbytes))):
+            for key, value in (
+                ("location", "lent"),
+                ("offset", "0"),
+                ("length", str(values.nbytes)),
+            ):
                 hollow.external_data.add(key=key, value=value)
         else:
             shell.graph.initializer.append(item)

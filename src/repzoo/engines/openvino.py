@@ -9,7 +9,7 @@ Shapes. A model with an open batch costs 15 to 20 % more than one with a fixed s
 first shape that a session sees gets a model compiled for it, all other shapes share one with open dimensions.
 
 exact=True: float32 arithmetic (on some CPUs the default is bfloat16), accuracy mode, no low-precision transformations (Q/DQ is
-then computed in float32 between its quantised values) and no fused subgraphs. OpenVINO has no switch for the fusions that remain.
+then computed in float32 between its quantized values) and no fused subgraphs. OpenVINO has no switch for the fusions that remain.
 
 No model cache is kept on disk: CACHE_DIR stays unset.
 """
@@ -48,20 +48,38 @@ class OpenVino:
         """The release and the build."""
         return str(ov.get_version())
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> OpenVinoSession:
+    def open(
+        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+    ) -> OpenVinoSession:
         """See `engines.Engine.open`."""
-        settings = _cpu_settings(threads, streams, exact) if self._device == "CPU" else {"PERFORMANCE_HINT": "LATENCY"}
+        settings = (
+            _cpu_settings(threads, streams, exact)
+            if self._device == "CPU"
+            else {"PERFORMANCE_HINT": "LATENCY"}
+        )
         try:
-            return OpenVinoSession(_core().read_model(model.SerializeToString()), self._device, settings)
+            return OpenVinoSession(
+                _core().read_model(model.SerializeToString()), self._device, settings
+            )
         except RuntimeError as error:
             raise InputError(f"openvino cannot compile this model: {_reason(error)}") from None
 
 
 def _cpu_settings(threads: int, streams: int, exact: bool) -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     streams = max(1, min(streams, cores // threads))
-    settings = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams * threads, "ENABLE_CPU_PINNING": False}
-    off = {"LP_TRANSFORMS_MODE": False, "SNIPPETS_MODE": "DISABLE", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    settings = {
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": streams * threads,
+        "ENABLE_CPU_PINNING": False,
+    }
+    off = {
+        "LP_TRANSFORMS_MODE": False,
+        "SNIPPETS_MODE": "DISABLE",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    }
     careful = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY", **off}
     return {**settings, **careful} if exact else settings
 
@@ -71,8 +89,13 @@ class OpenVinoSession:
 
     def __init__(self, model: Any, device: str, settings: dict[str, Any]) -> None:
         self._model, self._device, self._settings = model, device, settings
-        self._shape, self._kind = model.inputs[0].partial_shape, model.inputs[0].element_type.to_dtype()
-        self._compiled: dict[tuple[int, ...], Any] = {}  # by shape; () is the one with open dimensions
+        self._shape, self._kind = (
+            model.inputs[0].partial_shape,
+            model.inputs[0].element_type.to_dtype(),
+        )
+        self._compiled: dict[
+            tuple[int, ...], Any
+        ] = {}  # by shape; () is the one with open dimensions
         self._lock, self._own = threading.Lock(), threading.local()
         if self._shape.is_static:
             self._compile(tuple(self._shape.to_shape()))
@@ -84,12 +107,16 @@ class OpenVinoSession:
     def run_all(self, inputs: Array) -> list[Array]:
         """See `engines.Session.run_all`."""
         if inputs.dtype != self._kind:
-            raise InputError(f"openvino cannot run this model on {inputs.dtype} {inputs.shape}: it takes {self._kind}")
+            raise InputError(
+                f"openvino cannot run this model on {inputs.dtype} {inputs.shape}: it takes {self._kind}"
+            )
         request = self._requests().get(inputs.shape) or self._new_request(inputs.shape)
         try:
             found = request.infer([inputs], share_inputs=True)
         except RuntimeError as error:
-            raise InputError(f"openvino cannot run this model on {inputs.dtype} {inputs.shape}: {_reason(error)}") from None
+            raise InputError(
+                f"openvino cannot run this model on {inputs.dtype} {inputs.shape}: {_reason(error)}"
+            ) from None
         return [np.asarray(output, np.float32) for output in found.values()]
 
     def _requests(self) -> dict[tuple[int, ...], Any]:
@@ -100,7 +127,9 @@ class OpenVinoSession:
 
     def _new_request(self, shape: tuple[int, ...]) -> Any:
         if not self._shape.compatible(ov.PartialShape(list(shape))):
-            raise InputError(f"openvino cannot run this model on {shape}: it takes {self._kind} {self._shape}")
+            raise InputError(
+                f"openvino cannot run this model on {shape}: it takes {self._kind} {self._shape}"
+            )
         with self._lock:
             if not self._compiled:
                 self._compile(shape)

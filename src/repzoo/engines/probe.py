@@ -19,7 +19,13 @@ PROBE_SECONDS = 300.0  # torch.compile on a loaded machine takes minutes
 CHILD = "from repzoo.engines.probe import child; child()"
 
 
-def probe(engine_name: str, model: onnx.ModelProto, inputs: Array, threads: int = 1, seconds: float = PROBE_SECONDS) -> None:
+def probe(
+    engine_name: str,
+    model: onnx.ModelProto,
+    inputs: Array,
+    threads: int = 1,
+    seconds: float = PROBE_SECONDS,
+) -> None:
     """Open `model` on the engine called `engine_name` and run `inputs` once, in a child process.
 
     Call it before a sweep over several engines, so that one that crashes costs its own rows and not the others'.
@@ -34,7 +40,12 @@ def probe(engine_name: str, model: onnx.ModelProto, inputs: Array, threads: int 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         ran = subprocess.run(
-            [sys.executable, "-c", CHILD], input=sent, env=environment, capture_output=True, timeout=seconds, check=False
+            [sys.executable, "-c", CHILD],
+            input=sent,
+            env=environment,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise InputError(
@@ -50,7 +61,11 @@ def probe(engine_name: str, model: onnx.ModelProto, inputs: Array, threads: int 
         )
     if ran.returncode:
         ending = said[-1] if said else f"exit {ran.returncode}"
-        raise InputError(ending if ran.returncode == InputError.exit_code else f"the engine {engine_name} failed: {ending}")
+        raise InputError(
+            ending
+            if ran.returncode == InputError.exit_code
+            else f"the engine {engine_name} failed: {ending}"
+        )
 
 
 def child() -> None:
@@ -58,7 +73,10 @@ def child() -> None:
     sent = sys.stdin.buffer.read()
     name_size, threads, model_size = struct.unpack_from("<III", sent)
     start = struct.calcsize("<III")
-    name, data = sent[start : start + name_size].decode(), sent[start + name_size : start + name_size + model_size]
+    name, data = (
+        sent[start : start + name_size].decode(),
+        sent[start + name_size : start + name_size + model_size],
+    )
     inputs = np.load(io.BytesIO(sent[start + name_size + model_size :]), allow_pickle=False)
     try:
         engine(name).open(onnx.ModelProto.FromString(data), threads).run(inputs)

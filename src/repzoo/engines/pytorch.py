@@ -4,7 +4,7 @@ The ONNX graph becomes a torch.fx graph of the functions below, one for each ope
 own. No library does this for our graphs: onnx2torch (1.5.15, the last, of 2024) knows neither Q/DQ nor the opsets above 16 for
 several operators. What depends on constants alone is computed once.
 
-INT8 models are computed as fake quantisation: values are rounded to their 8-bit steps, multiplied and summed in float32. That is
+INT8 models are computed as fake quantization: values are rounded to their 8-bit steps, multiplied and summed in float32. That is
 the model's meaning to the last rounding, so accuracy is right; the latency says nothing about INT8.
 
 torch.compile needs a C++ compiler, compiles at the first input of a shape (many seconds), and keeps what it compiled in its own
@@ -51,11 +51,15 @@ class PyTorch:
         """The wheel's version."""
         return str(torch.__version__)
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> PyTorchSession:  # noqa: ARG002
+    def open(
+        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+    ) -> PyTorchSession:
         """See `engines.Engine.open`."""
         module: Any = _module(model)
         if self._compiled and not exact:
-            module = torch.compile(module, dynamic=False, options={"freezing": True, "compile_threads": 1})
+            module = torch.compile(
+                module, dynamic=False, options={"freezing": True, "compile_threads": 1}
+            )
         return PyTorchSession(module, signature_of(model), threads, self.name)
 
 
@@ -80,8 +84,12 @@ class PyTorchSession:
                 outputs = self._run(inputs)
             self._seen.add(inputs.shape)
             return outputs
-        except Exception as error:  # RuntimeError, IndexError, and whatever torch.compile's stages raise
-            raise InputError(f"{self._name} cannot run this model on {list(inputs.shape)}: {_first_line(error)}") from None
+        except (
+            Exception
+        ) as error:  # RuntimeError, IndexError, and whatever torch.compile's stages raise
+            raise InputError(
+                f"{self._name} cannot run this model on {list(inputs.shape)}: {_first_line(error)}"
+            ) from None
 
     def _run(self, inputs: Array) -> list[Array]:
         """With this session's number of threads, which torch keeps for each calling thread."""
@@ -130,7 +138,9 @@ class _Builder:
         self._model, self._graph, self._root = model, fx.Graph(), torch.nn.Module()
         self._values: dict[str, Any] = {"": None}
         self._constants = 0
-        self._opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+        self._opset = next(
+            (item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0
+        )
 
     def module(self) -> fx.GraphModule:
         for item in self._model.graph.initializer:
@@ -138,7 +148,9 @@ class _Builder:
         self._values[signature_of(self._model).name] = self._graph.placeholder("inputs")
         for node in self._model.graph.node:
             self._draw(node)
-        self._graph.output([self._argument(self._known(item.name)) for item in self._model.graph.output])
+        self._graph.output(
+            [self._argument(self._known(item.name)) for item in self._model.graph.output]
+        )
         return fx.GraphModule(self._root, self._graph).eval()
 
     def activations(self) -> dict[str, fx.Node]:
@@ -147,26 +159,45 @@ class _Builder:
     def _draw(self, node: onnx.NodeProto) -> None:
         function = OPERATORS.get(node.op_type)
         if function is None or node.domain not in ("", "ai.onnx"):
-            raise InputError(f"pytorch cannot compile this model: its engine knows no operator {node.op_type!r}")
+            raise InputError(
+                f"pytorch cannot compile this model: its engine knows no operator {node.op_type!r}"
+            )
         settings = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-        settings = {key: _tensor(item) if isinstance(item, onnx.TensorProto) else item for key, item in settings.items()}
+        settings = {
+            key: _tensor(item) if isinstance(item, onnx.TensorProto) else item
+            for key, item in settings.items()
+        }
         known = _settings(function)
         if "opset" in known:
             settings["opset"] = self._opset
         if "outputs" in known:
             settings["outputs"] = len(node.output)
         if strange := set(settings) - set(known) - {"training_mode"}:
-            raise InputError(f"pytorch cannot compile this model: {node.op_type} with {sorted(strange)[0]} is not implemented")
+            raise InputError(
+                f"pytorch cannot compile this model: {node.op_type} with {sorted(strange)[0]} is not implemented"
+            )
         settings.pop("training_mode", None)
         if known.issuperset(Window._fields):
             settings["window"] = Window.taken_from(settings)
         self._apply(node, function, [self._known(name) for name in node.input], settings)
 
-    def _apply(self, node: onnx.NodeProto, function: Callable[..., Any], inputs: list[Any], settings: dict[str, Any]) -> None:
+    def _apply(
+        self,
+        node: onnx.NodeProto,
+        function: Callable[..., Any],
+        inputs: list[Any],
+        settings: dict[str, Any],
+    ) -> None:
         if any(isinstance(value, fx.Node) for value in inputs):
             settings = {key: self._argument(value) for key, value in settings.items()}
-            found: Any = self._graph.call_function(function, tuple(map(self._argument, inputs)), settings)
-            several: Any = [self._part(found, at) for at in range(len(node.output))] if len(node.output) > 1 else [found]
+            found: Any = self._graph.call_function(
+                function, tuple(map(self._argument, inputs)), settings
+            )
+            several: Any = (
+                [self._part(found, at) for at in range(len(node.output))]
+                if len(node.output) > 1
+                else [found]
+            )
         else:
             with torch.inference_mode(False), torch.no_grad():
                 found = function(*inputs, **settings)
@@ -216,7 +247,16 @@ def _first_line(error: Exception) -> str:
 
 def _ints(value: Any) -> list[int]:
     """A shape, axes or sizes, given as a constant or computed by the graph."""
-    return [int(one) for one in (value.tolist() if isinstance(value, Tensor) else [value] if isinstance(value, int) else value)]
+    return [
+        int(one)
+        for one in (
+            value.tolist()
+            if isinstance(value, Tensor)
+            else [value]
+            if isinstance(value, int)
+            else value
+        )
+    ]
 
 
 class Window(NamedTuple):
@@ -230,13 +270,20 @@ class Window(NamedTuple):
     @classmethod
     def taken_from(cls, settings: dict[str, Any]) -> Window:
         """The window in a node's attributes, which it leaves there no more."""
-        kernel, strides, pads = (tuple(settings.pop(key, ())) for key in ("kernel_shape", "strides", "pads"))
+        kernel, strides, pads = (
+            tuple(settings.pop(key, ())) for key in ("kernel_shape", "strides", "pads")
+        )
         return cls(kernel, strides, pads, settings.pop("auto_pad", b"NOTSET"))
 
     def over(self, kernel: Ints) -> Window:
         """This window for a `kernel` of that size, ONNX's defaults filled in."""
         axes = len(kernel)
-        return Window(tuple(kernel), self.strides or (1,) * axes, self.pads or (0,) * (2 * axes), self.auto_pad)
+        return Window(
+            tuple(kernel),
+            self.strides or (1,) * axes,
+            self.pads or (0,) * (2 * axes),
+            self.auto_pad,
+        )
 
     @property
     def same(self) -> bool:
@@ -251,13 +298,23 @@ class Window(NamedTuple):
 
     def padded(self, x: Tensor, dilations: Ints, fill: float) -> Tensor:
         """`x` within the border of `fill` that the window asks for."""
-        pads, axes = self._same(x.shape[2:], dilations) if self.same else self.pads, len(self.kernel_shape)
+        pads, axes = (
+            self._same(x.shape[2:], dilations) if self.same else self.pads,
+            len(self.kernel_shape),
+        )
         if not any(pads):
             return x
-        return functional.pad(x, [one for axis in reversed(range(axes)) for one in (pads[axis], pads[axis + axes])], value=fill)
+        return functional.pad(
+            x,
+            [one for axis in reversed(range(axes)) for one in (pads[axis], pads[axis + axes])],
+            value=fill,
+        )
 
     def _same(self, lengths: Ints, dilations: Ints) -> Ints:
-        spans = [(kernel - 1) * step + 1 for kernel, step in zip(self.kernel_shape, dilations, strict=True)]
+        spans = [
+            (kernel - 1) * step + 1
+            for kernel, step in zip(self.kernel_shape, dilations, strict=True)
+        ]
         totals = [
             max(0, (-(-length // stride) - 1) * stride + span - length)
             for length, stride, span in zip(lengths, self.strides, spans, strict=True)
@@ -266,7 +323,15 @@ class Window(NamedTuple):
         return [*less, *more] if self.auto_pad == b"SAME_UPPER" else [*more, *less]
 
 
-def conv(x: Tensor, w: Tensor, b: Tensor | None = None, *, window: Window, dilations: Ints = (), group: int = 1) -> Tensor:
+def conv(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    window: Window,
+    dilations: Ints = (),
+    group: int = 1,
+) -> Tensor:
     axes = w.dim() - 2
     window, steps = window.over(w.shape[2:]), tuple(dilations or [1] * axes)
     if (border := window.border) is None:
@@ -275,19 +340,34 @@ def conv(x: Tensor, w: Tensor, b: Tensor | None = None, *, window: Window, dilat
     return convolve(x, w, b, window.strides, border, steps, group)
 
 
-def max_pool(x: Tensor, *, window: Window, dilations: Ints = (), ceil_mode: int = 0, storage_order: int = 0) -> Tensor:
-    window, steps = window.over(window.kernel_shape), tuple(dilations or [1] * len(window.kernel_shape))
+def max_pool(
+    x: Tensor, *, window: Window, dilations: Ints = (), ceil_mode: int = 0, storage_order: int = 0
+) -> Tensor:
+    window, steps = (
+        window.over(window.kernel_shape),
+        tuple(dilations or [1] * len(window.kernel_shape)),
+    )
     x = window.padded(x, steps, -torch.inf)
     return functional.max_pool2d(x, window.kernel_shape, window.strides, 0, steps, bool(ceil_mode))
 
 
-def average_pool(x: Tensor, *, window: Window, ceil_mode: int = 0, count_include_pad: int = 0) -> Tensor:
+def average_pool(
+    x: Tensor, *, window: Window, ceil_mode: int = 0, count_include_pad: int = 0
+) -> Tensor:
     window, steps = window.over(window.kernel_shape), [1] * len(window.kernel_shape)
     if (border := window.border) is not None:
-        return functional.avg_pool2d(x, window.kernel_shape, window.strides, border, bool(ceil_mode), bool(count_include_pad))
+        return functional.avg_pool2d(
+            x, window.kernel_shape, window.strides, border, bool(ceil_mode), bool(count_include_pad)
+        )
 
     def mean(values: Tensor) -> Tensor:
-        return functional.avg_pool2d(window.padded(values, steps, 0.0), window.kernel_shape, window.strides, 0, bool(ceil_mode))
+        return functional.avg_pool2d(
+            window.padded(values, steps, 0.0),
+            window.kernel_shape,
+            window.strides,
+            0,
+            bool(ceil_mode),
+        )
 
     return mean(x) if count_include_pad else mean(x) / mean(torch.ones_like(x[:1, :1]))
 
@@ -304,12 +384,21 @@ def batch_normalization(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, va
     return functional.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
 
 
-def layer_normalization(x: Tensor, scale: Tensor, bias: Tensor | None = None, *, axis: int = -1, epsilon: float = 1e-5) -> Tensor:
+def layer_normalization(
+    x: Tensor, scale: Tensor, bias: Tensor | None = None, *, axis: int = -1, epsilon: float = 1e-5
+) -> Tensor:
     return functional.layer_norm(x, x.shape[axis:], scale, bias, epsilon)
 
 
 def _reducing(reduce: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def reduced(x: Tensor, given: Any = None, *, axes: Ints = (), keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
+    def reduced(
+        x: Tensor,
+        given: Any = None,
+        *,
+        axes: Ints = (),
+        keepdims: int = 1,
+        noop_with_empty_axes: int = 0,
+    ) -> Tensor:
         chosen = _ints(given if given is not None else axes)
         if not chosen and noop_with_empty_axes:
             return x
@@ -328,27 +417,47 @@ def clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None, *, mi
 
 def _span(x: Tensor, scale: Tensor, axis: int) -> list[int]:
     """The shape in which one scale, or one for each index of `axis`, meets `x`."""
-    return [-1 if one == axis % x.dim() else 1 for one in range(x.dim())] if scale.numel() > 1 else []
+    return (
+        [-1 if one == axis % x.dim() else 1 for one in range(x.dim())] if scale.numel() > 1 else []
+    )
 
 
-def quantize_linear(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, saturate: int = 1) -> Tensor:
+def quantize_linear(
+    x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, saturate: int = 1
+) -> Tensor:
     kind = zero.dtype if zero is not None else torch.uint8
     reach, shape = torch.iinfo(kind), _span(x, scale, axis)
     offset = zero.reshape(shape).to(torch.float32) if zero is not None else 0.0
-    return torch.clamp(torch.round(x / scale.reshape(shape)) + offset, reach.min, reach.max).to(kind)
+    return torch.clamp(torch.round(x / scale.reshape(shape)) + offset, reach.min, reach.max).to(
+        kind
+    )
 
 
-def dequantize_linear(x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1) -> Tensor:
+def dequantize_linear(
+    x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1
+) -> Tensor:
     shape = _span(x, scale, axis)
-    centred = x.to(torch.float32) - (zero.reshape(shape).to(torch.float32) if zero is not None else 0.0)
-    return centred * scale.reshape(shape)
+    centerd = x.to(torch.float32) - (
+        zero.reshape(shape).to(torch.float32) if zero is not None else 0.0
+    )
+    return centerd * scale.reshape(shape)
 
 
 def reshape(x: Tensor, shape: Any, *, allowzero: int = 0) -> Tensor:
-    return x.reshape([x.shape[at] if one == 0 and not allowzero else one for at, one in enumerate(_ints(shape))])
+    return x.reshape(
+        [x.shape[at] if one == 0 and not allowzero else one for at, one in enumerate(_ints(shape))]
+    )
 
 
-def split(x: Tensor, given: Any = None, *, axis: int = 0, split: Ints = (), num_outputs: int = 0, outputs: int = 1) -> Any:
+def split(
+    x: Tensor,
+    given: Any = None,
+    *,
+    axis: int = 0,
+    split: Ints = (),
+    num_outputs: int = 0,
+    outputs: int = 1,
+) -> Any:
     sizes = _ints(given if given is not None else split)
     if not sizes:
         count, whole = num_outputs or outputs, x.shape[axis]
@@ -361,31 +470,63 @@ def split(x: Tensor, given: Any = None, *, axis: int = 0, split: Ints = (), num_
 def slices(x: Tensor, starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> Tensor:
     starts, ends = _ints(starts), _ints(ends)
     chosen = _ints(axes) if axes is not None else range(len(starts))
-    for start, end, axis, step in zip(starts, ends, chosen, _ints(steps) if steps is not None else [1] * len(starts), strict=True):
+    for start, end, axis, step in zip(
+        starts, ends, chosen, _ints(steps) if steps is not None else [1] * len(starts), strict=True
+    ):
         index = range(x.shape[axis])[start:end:step]
-        x = x.index_select(axis, torch.tensor(list(index))) if step != 1 else x.narrow(axis, index.start, len(index))
+        x = (
+            x.index_select(axis, torch.tensor(list(index)))
+            if step != 1
+            else x.narrow(axis, index.start, len(index))
+        )
     return x
 
 
-def pad(x: Tensor, given: Any = None, value: Any = None, axes: Any = None, *, pads: Ints = (), mode: bytes = b"constant") -> Tensor:
+def pad(
+    x: Tensor,
+    given: Any = None,
+    value: Any = None,
+    axes: Any = None,
+    *,
+    pads: Ints = (),
+    mode: bytes = b"constant",
+) -> Tensor:
     amounts = _ints(given if given is not None else pads)
     chosen = [one % x.dim() for one in (_ints(axes) if axes is not None else range(x.dim()))]
     both = {axis: (amounts[at], amounts[at + len(chosen)]) for at, axis in enumerate(chosen)}
     order = [one for axis in reversed(range(x.dim())) for one in both.get(axis, (0, 0))]
     while len(order) > 2 and order[-2:] == [0, 0]:
         order = order[:-2]
-    kind = {b"constant": "constant", b"reflect": "reflect", b"edge": "replicate", b"wrap": "circular"}[mode]
-    return functional.pad(x, order, kind, float(value) if kind == "constant" and value is not None else None)
+    kind = {
+        b"constant": "constant",
+        b"reflect": "reflect",
+        b"edge": "replicate",
+        b"wrap": "circular",
+    }[mode]
+    return functional.pad(
+        x, order, kind, float(value) if kind == "constant" and value is not None else None
+    )
 
 
 def resize(x: Tensor, roi: Any = None, scales: Any = None, sizes: Any = None, *, mode: bytes = b"nearest",
            coordinate_transformation_mode: bytes = b"half_pixel", nearest_mode: bytes = b"round_prefer_floor") -> Tensor:  # fmt: skip
     """Enlarging by whole factors, each pixel repeated, as NV12's chroma needs; every other kind is refused."""
-    size = _ints(sizes) if sizes is not None else [round(float(a) * b) for a, b in zip(scales, x.shape, strict=True)]
-    exact = all(new % old == 0 for new, old in zip(size, x.shape, strict=True)) and list(size[:2]) == list(x.shape[:2])
-    repeats = (coordinate_transformation_mode, nearest_mode) != (b"half_pixel", b"ceil") and mode == b"nearest"
+    size = (
+        _ints(sizes)
+        if sizes is not None
+        else [round(float(a) * b) for a, b in zip(scales, x.shape, strict=True)]
+    )
+    exact = all(new % old == 0 for new, old in zip(size, x.shape, strict=True)) and list(
+        size[:2]
+    ) == list(x.shape[:2])
+    repeats = (coordinate_transformation_mode, nearest_mode) != (
+        b"half_pixel",
+        b"ceil",
+    ) and mode == b"nearest"
     if not exact or not repeats or x.dim() != 4:
-        raise InputError(f"Resize ({mode.decode()}) of {list(x.shape)} to {size} is not implemented; use another engine")
+        raise InputError(
+            f"Resize ({mode.decode()}) of {list(x.shape)} to {size} is not implemented; use another engine"
+        )
     return x.repeat_interleave(size[2] // x.shape[2], 2).repeat_interleave(size[3] // x.shape[3], 3)
 
 
@@ -420,7 +561,9 @@ def gather(x: Tensor, indices: Any, *, axis: int = 0) -> Tensor:
     chosen = torch.as_tensor(indices) % x.shape[axis]
     axis %= x.dim()
     # a list: a single index of a vector leaves no dimension at all
-    return x.index_select(axis, chosen.reshape(-1)).reshape([*x.shape[:axis], *chosen.shape, *x.shape[axis + 1 :]])
+    return x.index_select(axis, chosen.reshape(-1)).reshape(
+        [*x.shape[:axis], *chosen.shape, *x.shape[axis + 1 :]]
+    )
 
 
 def shape_of(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
@@ -429,16 +572,24 @@ def shape_of(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
 
 def constant(*, value: Any = None, value_float: Any = None, value_floats: Any = None, value_int: Any = None,
              value_ints: Any = None) -> Tensor:  # fmt: skip
-    given = next(one for one in (value, value_float, value_floats, value_int, value_ints) if one is not None)
+    given = next(
+        one for one in (value, value_float, value_floats, value_int, value_ints) if one is not None
+    )
     return given if isinstance(given, Tensor) else torch.tensor(given)
 
 
 def constant_of_shape(shape: Any, *, value: Any = None) -> Tensor:
-    return (torch.zeros(1) if value is None else torch.as_tensor(value).reshape(1)).expand(_ints(shape)).clone()
+    return (
+        (torch.zeros(1) if value is None else torch.as_tensor(value).reshape(1))
+        .expand(_ints(shape))
+        .clone()
+    )
 
 
 def concat(*parts: Any, axis: int) -> Tensor:
-    return torch.cat([one if isinstance(one, Tensor) else torch.tensor(_ints(one)) for one in parts], axis)
+    return torch.cat(
+        [one if isinstance(one, Tensor) else torch.tensor(_ints(one)) for one in parts], axis
+    )
 
 
 def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:

@@ -18,7 +18,7 @@ from repzoo.errors import InputError
 
 
 class Reference:
-    """The `reference` engine; it has no threads and no optimisations, so both settings are moot."""
+    """The `reference` engine; it has no threads and no optimizations, so both settings are moot."""
 
     name = "reference"
     simulates_int8 = True
@@ -27,12 +27,16 @@ class Reference:
         """onnx's version."""
         return str(onnx.__version__)
 
-    def open(self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1) -> ReferenceSession:  # noqa: ARG002
+    def open(
+        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+    ) -> ReferenceSession:
         """See `engines.Engine.open`."""
         try:
             return ReferenceSession(ReferenceEvaluator(model, new_ops=_older_ops(model)), model)
         except Exception as error:  # whatever an operator's constructor raises
-            raise InputError(f"onnx's reference evaluator cannot run this model: {_first_line(error)}") from None
+            raise InputError(
+                f"onnx's reference evaluator cannot run this model: {_first_line(error)}"
+            ) from None
 
 
 class QuantizeLinear(QuantizeLinear_19):
@@ -56,7 +60,11 @@ class ReferenceSession:
     """The evaluator behind a lock: it keeps state while it runs. It does not check shapes, so this does."""
 
     def __init__(self, evaluator: ReferenceEvaluator, model: onnx.ModelProto) -> None:
-        self._evaluator, self._lock, self._signature = evaluator, threading.Lock(), signature_of(model)
+        self._evaluator, self._lock, self._signature = (
+            evaluator,
+            threading.Lock(),
+            signature_of(model),
+        )
 
     def run(self, inputs: Array) -> Array:
         """See `engines.Session.run`."""
@@ -69,7 +77,9 @@ class ReferenceSession:
             with self._lock:
                 outputs: Any = self._evaluator.run(None, {self._signature.name: inputs})
         except Exception as error:  # whatever an operator's NumPy code raises
-            raise InputError(f"onnx's reference evaluator cannot run {inputs.shape}: {_first_line(error)}") from None
+            raise InputError(
+                f"onnx's reference evaluator cannot run {inputs.shape}: {_first_line(error)}"
+            ) from None
         return [np.asarray(output, np.float32) for output in outputs]
 
 

@@ -44,5 +44,11 @@ def signature_of(model: onnx.ModelProto) -> Signature:
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(source.type.tensor_type.elem_type)
     except KeyError:
-        raise InputError("a model whose input has no element type cannot be run; export it again") from None
-    return Signature(source.name, np.dtype(dtype), tuple(dim.dim_value for dim in source.type.tensor_type.shape.dim))
+        raise InputError(
+            "a model whose input has no element type cannot be run; export it again"
+        ) from None
+    return Signature(
+        source.name,
+        np.dtype(dtype),
+        tuple(dim.dim_value for dim in source.type.tensor_type.shape.dim),
+    )

@@ -19,14 +19,14 @@ from repzoo.data.dataset import GONE, Dataset, Stamp
 from repzoo.engines import Engine, Session
 from repzoo.errors import InputError
 from repzoo.measure import stats
-from repzoo.measure.answers import CHUNK, TOP, Answer, Journal, Sheet, chunk_numbers, chunk_range
 from repzoo.measure.distributed import ALONE, Group
+from repzoo.measure.journal import CHUNK, TOP, Answer, Journal, Sheet, chunk_numbers, chunk_range
 from repzoo.measure.record import Record, identity_of
 from repzoo.progress import Progress, silent
 from repzoo.storage import sha256_of
 
 BATCH = CHUNK  # images a call of the engine
-VISIBLE_DROP = 0.3  # points of Top-1; the quantiser's default budget
+VISIBLE_DROP = 0.3  # points of Top-1; the quantizer's default budget
 Kept = dict[tuple[int, int], npt.NDArray[np.float32]]  # (which run, which image) -> its logits
 SYNSET = re.compile(r"^n\d{8}\b")  # a WordNet id, as ImageNet names its folders
 
@@ -58,10 +58,19 @@ class Answers:
     def record(self) -> Record:
         """Top-1 and Top-5 in percent with Wilson intervals; samples: the same counts for each class."""
         values: dict[str, Any] = {"n": len(self.keys)}
-        for name, hits in (("top1", self.right), ("top5", (self.top == self.targets[:, None]).any(1))):
+        for name, hits in (
+            ("top1", self.right),
+            ("top5", (self.top == self.targets[:, None]).any(1)),
+        ):
             interval = stats.wilson(int(hits.sum()), len(hits))
-            values |= {name: 100 * interval.value, f"{name}_low": 100 * interval.low, f"{name}_high": 100 * interval.high}
-        return Record("accuracy", self.identity, values, self.engine, self.data, {"classes": self.by_class()})
+            values |= {
+                name: 100 * interval.value,
+                f"{name}_low": 100 * interval.low,
+                f"{name}_high": 100 * interval.high,
+            }
+        return Record(
+            "accuracy", self.identity, values, self.engine, self.data, {"classes": self.by_class()}
+        )
 
     def by_class(self) -> list[dict[str, Any]]:
         """Of each class that has images, worst first: its index and label, n, Top-1 with interval, and what it is most taken for."""
@@ -71,7 +80,11 @@ class Answers:
             of = self.targets == target
             interval = stats.wilson(int(right[of].sum()), int(of.sum()))
             wrong = np.bincount(first[of & ~right])
-            figures = {"n": int(of.sum()), "top1": 100 * interval.value, "top1_low": 100 * interval.low}
+            figures = {
+                "n": int(of.sum()),
+                "top1": 100 * interval.value,
+                "top1_low": 100 * interval.low,
+            }
             taken = self.label(int(wrong.argmax())) if len(wrong) else None
             found.append(
                 {
@@ -137,10 +150,21 @@ def evaluate(
     preprocess = _common_preprocess(runs)
     indices = [class_indices(dataset, run.artifact) for run in runs]
     sheet = Sheet(len(runs), len(dataset))
-    worker = _Worker(runs, dataset, preprocess, _stamps(dataset), [max(mapping) for mapping in indices], {} if logits else None)
+    worker = _Worker(
+        runs,
+        dataset,
+        preprocess,
+        _stamps(dataset),
+        [max(mapping) for mapping in indices],
+        {} if logits else None,
+    )
     header = _header(runs, dataset, preprocess)
     group.agree(header)
-    with Journal(journal, header, dataset, group.rank) if journal else contextlib.nullcontext() as kept:
+    with (
+        Journal(journal, header, dataset, group.rank)
+        if journal
+        else contextlib.nullcontext() as kept
+    ):
         if kept:
             kept.restore(sheet)
         mine, own = _share(sheet, len(dataset), group)
@@ -161,7 +185,9 @@ def evaluate(
 
 def _share(sheet: Sheet, images: int, group: Group) -> tuple[list[int], list[int]]:
     """(chunks to do here, chunks to tell the others of): each of what is left goes to one process, in turns."""
-    seen = [set(json.loads(one)) for one in group.gather(json.dumps(sorted(sheet.chunks())).encode())]
+    seen = [
+        set(json.loads(one)) for one in group.gather(json.dumps(sorted(sheet.chunks())).encode())
+    ]
     left = sorted(set(chunk_numbers(images)).difference(*seen))
     mine = left[group.rank :: group.size]
     earlier: set[int] = set().union(*seen[: group.rank])
@@ -169,7 +195,11 @@ def _share(sheet: Sheet, images: int, group: Group) -> tuple[list[int], list[int
 
 
 def _predictions(
-    runs: Sequence[Run], dataset: Dataset, sheet: Sheet, indices: Sequence[Sequence[int]], kept: Kept | None
+    runs: Sequence[Run],
+    dataset: Dataset,
+    sheet: Sheet,
+    indices: Sequence[Sequence[int]],
+    kept: Kept | None,
 ) -> list[Predictions]:
     read = sheet.read()
     keys = tuple(dataset.keys[index] for index in read)
@@ -181,14 +211,26 @@ def _predictions(
         "unreadable": len(dataset) - len(read),
     }
     found = []
-    for place, (run, mapping, top) in enumerate(zip(runs, indices, sheet.top[:, read], strict=True)):
+    for place, (run, mapping, top) in enumerate(
+        zip(runs, indices, sheet.top[:, read], strict=True)
+    ):
         width = int((top[:1] >= 0).sum())
         engine = {"name": run.engine.name, "version": run.engine.version()}
         best = top[:, :width].astype(np.int64)
         logits = np.stack([kept[place, index] for index in read]) if kept else None
         right = np.array(mapping)[targets]
         found.append(
-            Predictions(identity_of(run.artifact), run.artifact.labels, engine, data, keys, right, best, run.artifact, logits)
+            Predictions(
+                identity_of(run.artifact),
+                run.artifact.labels,
+                engine,
+                data,
+                keys,
+                right,
+                best,
+                run.artifact,
+                logits,
+            )
         )
     return found
 
@@ -214,7 +256,9 @@ def _header(runs: Sequence[Run], dataset: Dataset, preprocess: Preprocess) -> di
         for run in runs
     ]
     images = zip(dataset.keys, dataset.targets, strict=True)
-    digest = sha256_of("\n".join(f"{key}\t{dataset.classes[target]}" for key, target in images).encode())
+    digest = sha256_of(
+        "\n".join(f"{key}\t{dataset.classes[target]}" for key, target in images).encode()
+    )
     return {
         "data": {"name": dataset.name, "images": len(dataset), "sha256": digest},
         "preprocess": asdict(preprocess),
@@ -224,7 +268,9 @@ def _header(runs: Sequence[Run], dataset: Dataset, preprocess: Preprocess) -> di
 
 def _stamps(dataset: Dataset) -> npt.NDArray[np.int64] | None:
     """int64 [n, 2]: the state of each image's file when the evaluation begins."""
-    return np.array([dataset.stamp(key) for key in dataset.keys], np.int64) if dataset.stamp else None
+    return (
+        np.array([dataset.stamp(key) for key in dataset.keys], np.int64) if dataset.stamp else None
+    )
 
 
 @dataclass(frozen=True)
@@ -240,16 +286,25 @@ class _Worker:
 
     def __call__(self, number: int) -> list[Answer]:
         chunk = chunk_range(number, len(self.dataset))
-        read = [(index, read_image(self.dataset, self.dataset.keys[index], self.preprocess)) for index in chunk]
+        read = [
+            (index, read_image(self.dataset, self.dataset.keys[index], self.preprocess))
+            for index in chunk
+        ]
         stamps = [self._stamp(index) for index in chunk]
         wanted = [run.artifact.needing_preprocess() for run in self.runs]
-        made = {one: batch_of(read, one) for one in dict.fromkeys(wanted)}  # a float model and one that takes bytes, of one image
+        made = {
+            one: batch_of(read, one) for one in dict.fromkeys(wanted)
+        }  # a float model and one that takes bytes, of one image
         batch = made[wanted[0]]
         given = [one.inputs for one in map(made.get, wanted) if one]
         logits = [self._logits(place, inputs) for place, inputs in enumerate(given)]
         if self.kept is not None and batch:
             self.kept.update(
-                {(place, index): row for place, rows in enumerate(logits) for index, row in zip(batch.indices, rows, strict=True)}
+                {
+                    (place, index): row
+                    for place, rows in enumerate(logits)
+                    for index, row in zip(batch.indices, rows, strict=True)
+                }
             )
         tops = [best_classes(one, TOP).tolist() for one in logits]
         best = dict(zip(batch.indices, zip(*tops, strict=True), strict=True)) if batch else {}
@@ -266,13 +321,19 @@ class _Worker:
         now = self.dataset.stamp(key)
         if now != tuple(before):
             how = "vanished" if now == GONE else "was changed"
-            raise InputError(f"the image {key} {how} while the evaluation went on; leave the images alone, and start again")
+            raise InputError(
+                f"the image {key} {how} while the evaluation went on; leave the images alone, and start again"
+            )
         return now
 
     def _logits(self, place: int, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         run = self.runs[place]
         logits = logits_of(run, inputs)
-        if logits.shape[0] != len(inputs) or logits.ndim != 2 or logits.shape[1] <= self.largest[place]:
+        if (
+            logits.shape[0] != len(inputs)
+            or logits.ndim != 2
+            or logits.shape[1] <= self.largest[place]
+        ):
             raise InputError(
                 f"{run.artifact.name} gives outputs of shape {logits.shape} for {len(inputs)} images, but the data's labels reach "
                 f"to output {self.largest[place]}; the labels in the file are not those of its outputs: export it again"
@@ -297,7 +358,13 @@ def logits_of(run: Run, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     for start in range(0, len(inputs), size):
         part = inputs[start : start + size]
         short = size - len(part)
-        parts.append(run.session.run(np.concatenate([part, np.zeros((short, *part.shape[1:]), part.dtype)]) if short else part))
+        parts.append(
+            run.session.run(
+                np.concatenate([part, np.zeros((short, *part.shape[1:]), part.dtype)])
+                if short
+                else part
+            )
+        )
     return np.concatenate(parts)[: len(inputs)]
 
 
@@ -319,7 +386,9 @@ def class_indices(dataset: Dataset, artifact: Artifact) -> list[int]:
     known = _indices_by_name(labels)
     if labels and set(classes) <= set(known):
         if twice := [name for name in classes if len(known[name]) > 1]:
-            raise InputError(f"{artifact.name} has two classes called {twice[0]!r}; name the folders by unique labels")
+            raise InputError(
+                f"{artifact.name} has two classes called {twice[0]!r}; name the folders by unique labels"
+            )
         return [known[name][0] for name in classes]
     if outputs == len(classes) and (not labels or dataset.ordered):
         return list(range(outputs))
@@ -350,7 +419,9 @@ def compare(first: Answers, second: Answers, *, drop: float = VISIBLE_DROP) -> R
     if first.keys != second.keys:
         raise InputError("the two runs saw different images; evaluate them together")
     if not np.array_equal(first.targets, second.targets):
-        raise InputError("the two models have their classes in different orders, so their outputs cannot be compared one to one")
+        raise InputError(
+            "the two models have their classes in different orders, so their outputs cannot be compared one to one"
+        )
     a, b = first.right, second.right
     counts = [int(np.sum(one & two)) for one, two in ((a, b), (a, ~b), (~a, b), (~a, ~b))]
     interval = stats.paired_difference(*counts)
@@ -378,7 +449,17 @@ def _flips(first: Answers, second: Answers) -> list[dict[str, Any]]:
     """The images of which the two say different things, with what each says."""
     flips = []
     for place in np.flatnonzero(first.top[:, 0] != second.top[:, 0]):
-        target, one, other = int(first.targets[place]), int(first.top[place, 0]), int(second.top[place, 0])
-        labels = {"target_label": first.label(target), "first_label": first.label(one), "second_label": second.label(other)}
-        flips.append({"key": first.keys[place], "target": target, "first": one, "second": other, **labels})
+        target, one, other = (
+            int(first.targets[place]),
+            int(first.top[place, 0]),
+            int(second.top[place, 0]),
+        )
+        labels = {
+            "target_label": first.label(target),
+            "first_label": first.label(one),
+            "second_label": second.label(other),
+        }
+        flips.append(
+            {"key": first.keys[place], "target": target, "first": one, "second": other, **labels}
+        )
     return flips

@@ -18,7 +18,9 @@ from typing import Any, Protocol
 from repzoo.errors import InputError, MissingExtra, RepzooError
 
 MEETING_SECONDS = 60.0  # for all processes to have started; torch waits five times as long, twice
-WAITING = timedelta(hours=12)  # for a slower host to come to an exchange; one that is gone breaks its connection at once
+WAITING = timedelta(
+    hours=12
+)  # for a slower host to come to an exchange; one that is gone breaks its connection at once
 MAX_MESSAGE_BYTES = 2**31  # from one process: 50,000 images take 1.4 MB
 
 
@@ -83,7 +85,9 @@ def joined() -> Iterator[Group]:
     if _world_size() < 2:
         yield ALONE
         return
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a stack of frames for each failure that is said in a sentence below
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "FATAL"
+    )  # a stack of frames for each failure that is said in a sentence below
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
@@ -103,7 +107,9 @@ def joined() -> Iterator[Group]:
 def _world_size() -> int:
     text = os.environ.get("WORLD_SIZE") or "1"
     if not text.isdigit():
-        raise InputError(f"WORLD_SIZE is {text!r}; expected the number of processes, as torchrun sets it")
+        raise InputError(
+            f"WORLD_SIZE is {text!r}; expected the number of processes, as torchrun sets it"
+        )
     return int(text)
 
 
@@ -124,9 +130,13 @@ class _Gloo:
 
         try:
             _require_master()
-            store, self.rank, self.size = next(iter(rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS))))
+            store, self.rank, self.size = next(
+                iter(rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS)))
+            )
             self._store = store
-            dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size, timeout=WAITING)
+            dist.init_process_group(
+                "gloo", store=store, rank=self.rank, world_size=self.size, timeout=WAITING
+            )
         except (RuntimeError, ValueError, OSError) as error:
             raise InputError(
                 f"the processes do not find each other: {_line(error)}; start all of them with torchrun within a minute, "
@@ -190,12 +200,16 @@ class _Gloo:
             dist.all_gather(sizes, torch.tensor([len(data)]))
             longest = int(max(sizes))
             if longest > MAX_MESSAGE_BYTES:
-                raise InputError(f"a process sends {longest:,} bytes; at most {MAX_MESSAGE_BYTES:,} are accepted")
+                raise InputError(
+                    f"a process sends {longest:,} bytes; at most {MAX_MESSAGE_BYTES:,} are accepted"
+                )
             padded = torch.zeros(longest, dtype=torch.uint8)
             padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             found = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
             dist.all_gather(found, padded)
-        messages = [one.numpy().tobytes()[: int(size)] for one, size in zip(found, sizes, strict=True)]
+        messages = [
+            one.numpy().tobytes()[: int(size)] for one, size in zip(found, sizes, strict=True)
+        ]
         for one in messages:
             if one[:1] == b"-":
                 raise _Failed(one[1:].decode())
@@ -207,7 +221,9 @@ class _Gloo:
         try:
             yield
         except RuntimeError as error:
-            raise _Ended(f"another of the {self.size} processes has ended ({_line(error)}); start them again") from None
+            raise _Ended(
+                f"another of the {self.size} processes has ended ({_line(error)}); start them again"
+            ) from None
 
 
 def _require_master() -> None:
@@ -216,7 +232,9 @@ def _require_master() -> None:
     try:
         socket.getaddrinfo(host or None, os.environ.get("MASTER_PORT") or 0)
     except OSError as error:
-        raise OSError(f"MASTER_ADDR is {host!r}, and no host of that name is known ({error.strerror})") from None
+        raise OSError(
+            f"MASTER_ADDR is {host!r}, and no host of that name is known ({error.strerror})"
+        ) from None
 
 
 def _line(error: Exception) -> str:

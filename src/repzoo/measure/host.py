@@ -13,10 +13,27 @@ import numpy as np
 from repzoo import __version__
 
 # What INT8 kernels choose by, in the names of /proc/cpuinfo (x86, then Arm).
-INT8_FLAGS = ("avx2", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+INT8_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512bw",
+    "avx_vnni",
+    "avx512_vnni",
+    "amx_int8",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
 
 # What overrules the threads that a session is opened with, or moves them.
-THREAD_SETTINGS = ("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "MKL_NUM_THREADS")
+THREAD_SETTINGS = (
+    "OMP_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "OMP_WAIT_POLICY",
+    "KMP_AFFINITY",
+    "GOMP_CPU_AFFINITY",
+    "MKL_NUM_THREADS",
+)
 
 
 @functools.cache
@@ -30,11 +47,16 @@ def host() -> dict[str, Any]:
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
     return {
-        "cpu": info.get("model name") or info.get("Model") or platform.processor() or platform.machine(),
+        "cpu": info.get("model name")
+        or info.get("Model")
+        or platform.processor()
+        or platform.machine(),
         "machine": platform.machine(),
         "int8": [flag for flag in INT8_FLAGS if flag in flags],
         "cores": os.cpu_count() or 1,
-        "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "affinity": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
         "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "unknown",
         "threads": {name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ},

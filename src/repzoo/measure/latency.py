@@ -43,14 +43,21 @@ import onnx
 from repzoo.artifact import Artifact, classifier_input
 from repzoo.engines import Array, Engine, Session
 from repzoo.errors import InputError
-from repzoo.measure import noise, stats
+from repzoo.measure import stats
+from repzoo.measure import system_noise as noise
 from repzoo.measure.host import host
 from repzoo.measure.record import Record, identity_of
 from repzoo.progress import Progress, silent
 
-ROUNDS, ROUND_SECONDS = 24, 0.25  # the fewest rounds, and the longest: more seconds make more rounds, and finer interleaving
+ROUNDS, ROUND_SECONDS = (
+    24,
+    0.25,
+)  # the fewest rounds, and the longest: more seconds make more rounds, and finer interleaving
 LEAST_ROUNDS, DRIFT = 10, 0.02  # fewer rounds show no trend; a smaller change is none
-WARM_UP_CALLS, WARM_UP_SECONDS = 5, 0.5  # of each client, whichever is over first; compiling and first touches are not timed
+WARM_UP_CALLS, WARM_UP_SECONDS = (
+    5,
+    0.5,
+)  # of each client, whichever is over first; compiling and first touches are not timed
 MAX_CALLS = 4096  # a client's calls in one round: what bounds memory and Records where calls take microseconds
 OPENINGS = 6  # of each session in a run: the fewest whose order statistics bound a median at 95 %
 RACED_NS = (2e6, 7e7)  # a round's length in a race, at least and at most
@@ -87,7 +94,12 @@ class Case:
     @property
     def setting(self) -> dict[str, Any]:
         """What distinguishes this case from others of the same file and engine."""
-        return {"scenario": self.scenario, "threads": self.threads, "streams": self.streams, "batch": len(self.inputs)}
+        return {
+            "scenario": self.scenario,
+            "threads": self.threads,
+            "streams": self.streams,
+            "batch": len(self.inputs),
+        }
 
     @property
     def calls_a_query(self) -> int:
@@ -103,7 +115,11 @@ class Case:
         times: dict[str, Any] = {}
         for name, q in PERCENTILES.items():
             found = stats.quantile_interval(self.rounds_us, q)
-            times |= {f"{name}_ms": found.value / 1000, f"{name}_low_ms": found.low / 1000, f"{name}_high_ms": found.high / 1000}
+            times |= {
+                f"{name}_ms": found.value / 1000,
+                f"{name}_low_ms": found.low / 1000,
+                f"{name}_high_ms": found.high / 1000,
+            }
         fps = stats.median_interval(self.rounds_fps)
         values = {
             **self.setting,
@@ -119,9 +135,20 @@ class Case:
             "steady": self.steady,
             "spread": stats.spread(self.medians_us()),
         }
-        engine = {"name": self.engine.name, "version": self.engine.version(), "threads": self.threads}
+        engine = {
+            "name": self.engine.name,
+            "version": self.engine.version(),
+            "threads": self.threads,
+        }
         samples = {"latency_us": [[_compact(one) for one in kept] for kept in self.rounds_us]}
-        return Record("latency", identity_of(self.artifact), values, engine, samples=samples, host={**host(), **self.disturbed})
+        return Record(
+            "latency",
+            identity_of(self.artifact),
+            values,
+            engine,
+            samples=samples,
+            host={**host(), **self.disturbed},
+        )
 
     def _mlperf(self) -> dict[str, Any]:
         """MLPerf's early-stopping estimate of the scenario's percentile, None when the queries are too few for one."""
@@ -148,19 +175,36 @@ def case(
         InputError: settings below 1, a batch that the file or the scenario does not have, or a model the engine cannot compile.
     """
     if batch < 1 or streams < 1 or threads < 1:
-        raise InputError(f"threads, streams and batch must be at least 1; got {threads}, {streams}, {batch}")
+        raise InputError(
+            f"threads, streams and batch must be at least 1; got {threads}, {streams}, {batch}"
+        )
     if scenario == "single-stream" and (batch, streams) != (1, 1):
-        raise InputError(f"single-stream is one client and a batch of 1; got {streams} and {batch}; take closed-loop")
+        raise InputError(
+            f"single-stream is one client and a batch of 1; got {streams} and {batch}; take closed-loop"
+        )
     if scenario == "multi-stream" and QUERY % batch:
-        raise InputError(f"a multi-stream query has {QUERY} images, which calls of {batch} do not make up; take 1, 2, 4 or 8")
+        raise InputError(
+            f"a multi-stream query has {QUERY} images, which calls of {batch} do not make up; take 1, 2, 4 or 8"
+        )
     inputs, began = inputs_for(artifact, batch, seed), time.perf_counter()
     session = engine.open(artifact.model, threads, streams=streams)
-    return Case(artifact, engine, session, inputs, threads, streams, scenario, open_seconds=time.perf_counter() - began)
+    return Case(
+        artifact,
+        engine,
+        session,
+        inputs,
+        threads,
+        streams,
+        scenario,
+        open_seconds=time.perf_counter() - began,
+    )
 
 
 def openings_for(cases: Sequence[Case], seconds: float) -> int:
     """OPENINGS, or as many as take no longer to open than the timing of `seconds` a case takes; 1 when that is too few for an interval."""
-    return OPENINGS if OPENINGS * sum(one.open_seconds for one in cases) <= seconds * len(cases) else 1
+    return (
+        OPENINGS if OPENINGS * sum(one.open_seconds for one in cases) <= seconds * len(cases) else 1
+    )
 
 
 def inputs_for(artifact: Artifact, batch: int, seed: int = 0) -> Array:
@@ -169,11 +213,23 @@ def inputs_for(artifact: Artifact, batch: int, seed: int = 0) -> Array:
     Raises:
         InputError: a batch that the file does not have, or sides that neither graph nor metadata give.
     """
-    dims = [dim.dim_value for dim in classifier_input(artifact.model).type.tensor_type.shape.dim] or [0] * 4
+    dims = [
+        dim.dim_value for dim in classifier_input(artifact.model).type.tensor_type.shape.dim
+    ] or [0] * 4
     if dims[0] not in (0, batch):
-        raise InputError(f"{artifact.name} has a fixed batch of {dims[0]}; asked for {batch}; export it with a dynamic batch")
-    usual = artifact.needing_preprocess().input_shape if artifact.preprocess or not all(dims[1:]) else dims[1:]
-    return random_input(artifact.model, (batch, *(dim or side for dim, side in zip(dims[1:], usual, strict=True))), seed)
+        raise InputError(
+            f"{artifact.name} has a fixed batch of {dims[0]}; asked for {batch}; export it with a dynamic batch"
+        )
+    usual = (
+        artifact.needing_preprocess().input_shape
+        if artifact.preprocess or not all(dims[1:])
+        else dims[1:]
+    )
+    return random_input(
+        artifact.model,
+        (batch, *(dim or side for dim, side in zip(dims[1:], usual, strict=True))),
+        seed,
+    )
 
 
 def random_input(model: onnx.ModelProto, shape: tuple[int, ...], seed: int) -> Array:
@@ -209,13 +265,23 @@ def run(
     rounds = rounds or max(ROUNDS, math.ceil(seconds / ROUND_SECONDS))
     before = noise.now()
     with contextlib.ExitStack() as stack:
-        live = _each([stack.enter_context(_Clients(one, clock)) for one in cases], _Clients.warm_up, on_error)
+        live = _each(
+            [stack.enter_context(_Clients(one, clock)) for one in cases], _Clients.warm_up, on_error
+        )
         each = math.ceil(rounds / (openings or openings_for([one.case for one in live], seconds)))
-        done, turn = 0, partial(_turn, each=each, nanoseconds=round(seconds / rounds * 1e9), on_error=on_error)
-        while live and (done < rounds or (done < 2 * rounds and not all(is_steady(one.last(rounds)) for one in live))):
+        done, turn = (
+            0,
+            partial(_turn, each=each, nanoseconds=round(seconds / rounds * 1e9), on_error=on_error),
+        )
+        while live and (
+            done < rounds
+            or (done < 2 * rounds and not all(is_steady(one.last(rounds)) for one in live))
+        ):
             live, done = turn(live, done), done + 1
             progress("bench", done, max(done, rounds))
-        for _ in range(rounds // 8 if done > rounds else 0):  # one or two odd rounds at the beginning show no trend
+        for _ in range(
+            rounds // 8 if done > rounds else 0
+        ):  # one or two odd rounds at the beginning show no trend
             live, done = turn(live, done), done + 1
     disturbed = noise.between(before, noise.now())
     for one in live:
@@ -236,7 +302,9 @@ def race(
     lost  is told, after each round, the ratios of a case to the first so far; when it says so, the case is left out of those that follow
     """
     with contextlib.ExitStack() as stack:
-        live = _each([stack.enter_context(_Clients(one, clock)) for one in cases], _Clients.warm_up, None)
+        live = _each(
+            [stack.enter_context(_Clients(one, clock)) for one in cases], _Clients.warm_up, None
+        )
         nanoseconds = round(np.clip(calls / live[0].rate, *RACED_NS))
         for done in range(rounds):
             live = _turn(live, done, math.ceil(rounds / openings), nanoseconds, None)
@@ -247,7 +315,9 @@ def race(
 
 def _ratios(one: Case, first: Case) -> list[float]:
     """Latency of `one` over that of `first` in the rounds that it has."""
-    return [above / below for above, below in zip(one.medians_us(), first.medians_us(), strict=False)]
+    return [
+        above / below for above, below in zip(one.medians_us(), first.medians_us(), strict=False)
+    ]
 
 
 def raced(one: Case, first: Case) -> stats.Interval:
@@ -256,12 +326,18 @@ def raced(one: Case, first: Case) -> stats.Interval:
 
 
 def _turn(
-    live: list[_Clients], done: int, each: int, nanoseconds: int, on_error: Callable[[Case, InputError], None] | None
+    live: list[_Clients],
+    done: int,
+    each: int,
+    nanoseconds: int,
+    on_error: Callable[[Case, InputError], None] | None,
 ) -> list[_Clients]:
     """One round of each, in an order that turns, on new sessions after `each` rounds; those that do not fail, in their own order."""
     if done and done % each == 0:
         live = _each(live, _Clients.reopen, on_error)
-    survived = _each(live if done % 2 == 0 else live[::-1], lambda one: one.round(nanoseconds), on_error)
+    survived = _each(
+        live if done % 2 == 0 else live[::-1], lambda one: one.round(nanoseconds), on_error
+    )
     return [one for one in live if one in survived]
 
 
@@ -277,11 +353,21 @@ def ratio(first: Case, second: Case) -> Record:
     a busy machine: one that hands its work to threads of its own is held up more than one that does not (measured: 29 times), in
     every round alike, which no interval shows.
     """
-    busy = first.engine.name != second.engine.name and (first.disturbed.get("used_by_others") or 0) > noise.OTHERS
+    busy = (
+        first.engine.name != second.engine.name
+        and (first.disturbed.get("used_by_others") or 0) > noise.OTHERS
+    )
     pairs = zip(first.medians_us(), second.medians_us(), strict=True)
     times = _over_openings([one / two for one, two in pairs], first.rounds_of)
-    rates = _over_openings([one / two for one, two in zip(first.rounds_fps, second.rounds_fps, strict=True)], first.rounds_of)
-    faster = _faster(rates, "second", "first") if first.scenario == "offline" else _faster(times, "first", "second")
+    rates = _over_openings(
+        [one / two for one, two in zip(first.rounds_fps, second.rounds_fps, strict=True)],
+        first.rounds_of,
+    )
+    faster = (
+        _faster(rates, "second", "first")
+        if first.scenario == "offline"
+        else _faster(times, "first", "second")
+    )
     values = {
         **first.setting,
         **{"ratio": times.value, "ratio_low": times.low, "ratio_high": times.high},
@@ -292,14 +378,25 @@ def ratio(first: Case, second: Case) -> Record:
         "openings": len(set(first.rounds_of)),
     }
     artifact = {"first": identity_of(first.artifact), "second": identity_of(second.artifact)}
-    engines = [{"name": one.engine.name, "version": one.engine.version()} for one in (first, second)]
-    return Record("ratio", artifact, values, {**engines[0], "second": engines[1]}, host={**host(), **first.disturbed})
+    engines = [
+        {"name": one.engine.name, "version": one.engine.version()} for one in (first, second)
+    ]
+    return Record(
+        "ratio",
+        artifact,
+        values,
+        {**engines[0], "second": engines[1]},
+        host={**host(), **first.disturbed},
+    )
 
 
 def _over_openings(ratios: Sequence[float], rounds_of: Sequence[int]) -> stats.Interval:
     """Median and interval of the openings' medians where they are enough, else of the rounds'."""
     openings = sorted(set(rounds_of))
-    medians = [float(np.median([one for one, of in zip(ratios, rounds_of, strict=True) if of == opening])) for opening in openings]
+    medians = [
+        float(np.median([one for one, of in zip(ratios, rounds_of, strict=True) if of == opening]))
+        for opening in openings
+    ]
     return stats.median_interval(medians if len(openings) >= OPENINGS else ratios)
 
 
@@ -337,7 +434,10 @@ class _Clients:
     def reopen(self) -> None:
         """Go on with a new session of the same file."""
         one = self.case
-        del self._run, one.session  # two sessions of one model at once would be the most that timing holds
+        del (
+            self._run,
+            one.session,
+        )  # two sessions of one model at once would be the most that timing holds
         one.session = one.engine.open(one.artifact.model, one.threads, streams=one.streams)
         self._run = self._query if one.calls_a_query > 1 else one.session.run
         self._opening += 1
@@ -348,21 +448,33 @@ class _Clients:
         began = time.perf_counter()
         self._together(lambda kept, _: self._until(kept, 0, 1))
         self.case.open_seconds += time.perf_counter() - began if self._opening == 0 else 0.0
-        _, counts = self._together(lambda kept, start: self._until(kept, start + round(WARM_UP_SECONDS * 1e9), WARM_UP_CALLS))
+        _, counts = self._together(
+            lambda kept, start: self._until(
+                kept, start + round(WARM_UP_SECONDS * 1e9), WARM_UP_CALLS
+            )
+        )
         self._rate = self._rate_of(counts)
 
     def round(self, nanoseconds: int) -> None:
         """Time one round."""
         with _collector_rests():
             if self.case.scenario == "offline":
-                calls = iter(range(max(1, round(min(self._rate * nanoseconds, MAX_CALLS * self._callers)))))
+                calls = iter(
+                    range(max(1, round(min(self._rate * nanoseconds, MAX_CALLS * self._callers))))
+                )
                 elapsed, counts = self._together(lambda kept, _: self._shared(kept, calls))
                 rate = sum(counts) / max(1, elapsed)
             else:
-                _, counts = self._together(lambda kept, start: self._until(kept, start + nanoseconds, MAX_CALLS))
+                _, counts = self._together(
+                    lambda kept, start: self._until(kept, start + nanoseconds, MAX_CALLS)
+                )
                 rate = self._rate_of(counts)
         self._rate = rate
-        self.case.rounds_us.append(_microseconds(np.concatenate([kept[:n] for kept, n in zip(self._kept, counts, strict=True)])))
+        self.case.rounds_us.append(
+            _microseconds(
+                np.concatenate([kept[:n] for kept, n in zip(self._kept, counts, strict=True)])
+            )
+        )
         self.case.rounds_fps.append(rate * 1e9 * len(self.case.inputs) * self.case.calls_a_query)
         self.case.rounds_of.append(self._opening)
 
@@ -379,7 +491,10 @@ class _Clients:
 
     def _rate_of(self, counts: list[int]) -> float:
         """Calls a nanosecond: each client's own, added up, so that it does not matter who finishes last."""
-        return sum(count / max(1, sum(kept[:count])) for kept, count in zip(self._kept, counts, strict=True))
+        return sum(
+            count / max(1, sum(kept[:count]))
+            for kept, count in zip(self._kept, counts, strict=True)
+        )
 
     def _together(self, work: Callable[[array[int], int], int]) -> tuple[int, list[int]]:
         """(nanoseconds, calls of each client): all start at one moment."""
@@ -395,7 +510,9 @@ class _Clients:
             line.wait()
             return work(kept, starts[0])
 
-        counts = [future.result() for future in [self._pool.submit(client, kept) for kept in self._kept]]
+        counts = [
+            future.result() for future in [self._pool.submit(client, kept) for kept in self._kept]
+        ]
         return self._clock() - starts[0], counts
 
     def _until(self, kept: array[int], until: int, most: int) -> int:
@@ -432,7 +549,9 @@ class _Clients:
 
 
 def _each(
-    live: Sequence[_Clients], work: Callable[[_Clients], None], on_error: Callable[[Case, InputError], None] | None
+    live: Sequence[_Clients],
+    work: Callable[[_Clients], None],
+    on_error: Callable[[Case, InputError], None] | None,
 ) -> list[_Clients]:
     """Do `work` with each; those that do not fail."""
     survived = []

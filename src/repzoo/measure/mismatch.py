@@ -22,7 +22,7 @@ from repzoo.data.dataset import Dataset, UnreadableImage
 from repzoo.data.preprocess import model_input, resized_and_cropped, resized_without_antialiasing
 from repzoo.measure import accuracy
 from repzoo.measure.accuracy import Predictions, Run
-from repzoo.measure.answers import TOP
+from repzoo.measure.journal import TOP
 from repzoo.measure.record import Record, identity_of
 from repzoo.progress import Progress, silent
 from repzoo.storage import sha256_of
@@ -36,7 +36,7 @@ class Way:
     """One way to prepare images: the pixels, what happens to them on the way, and the arithmetic.
 
     picture      geometry: size, resize, crop fraction, interpolation
-    numbers      arithmetic: mean, std, colour, input
+    numbers      arithmetic: mean, std, color, input
     antialiased  False: bilinear from the four nearest pixels only, as OpenCV's INTER_LINEAR
     camera       (matrix and range that encode, that decode) when the pixels go through NV12
     swapped      U and V, or without `camera` R and B, are taken for each other
@@ -51,13 +51,19 @@ class Way:
 
     def make(self, image: Image.Image) -> Bytes:
         """The pixels of one image, uint8 [size, size, 3]."""
-        return resized_and_cropped(image, self.picture) if self.antialiased else resized_without_antialiasing(image, self.picture)
+        return (
+            resized_and_cropped(image, self.picture)
+            if self.antialiased
+            else resized_without_antialiasing(image, self.picture)
+        )
 
     def send(self, pixels: Bytes) -> npt.NDArray[Any]:
         """The model's input of pixels uint8 [n, size, size, 3]."""
         if self.camera:
             buffer = nv12.from_rgb(pixels, self.camera[0])
-            pixels = nv12.to_rgb8(_swapped_chroma(buffer) if self.swapped else buffer, self.camera[1])
+            pixels = nv12.to_rgb8(
+                _swapped_chroma(buffer) if self.swapped else buffer, self.camera[1]
+            )
         elif self.swapped and self.numbers.input == "nv12":
             return _swapped_chroma(model_input(pixels, self.numbers))
         elif self.swapped:
@@ -72,7 +78,14 @@ def ways(right: Preprocess) -> list[Way]:
     if right.input == "nv12":
         faults[-1] = replace(as_said, name="U and V swapped (NV21)", swapped=True)
         wrong = [yuv for yuv in get_args(Yuv) if yuv != right.yuv]
-        return [as_said, *faults, *(replace(as_said, name=f"NV12 of {one}", numbers=replace(right, yuv=one)) for one in wrong)]
+        return [
+            as_said,
+            *faults,
+            *(
+                replace(as_said, name=f"NV12 of {one}", numbers=replace(right, yuv=one))
+                for one in wrong
+            ),
+        ]
     return [
         as_said,
         *faults,
@@ -86,20 +99,34 @@ def _geometry(as_said: Way, right: Preprocess) -> Iterator[Way]:
     yield replace(as_said, name=f"resize {other}", picture=replace(right, resize=other))
     for kernel in get_args(Interpolation):
         if kernel != right.interpolation:
-            yield replace(as_said, name=f"kernel {kernel}", picture=replace(right, interpolation=kernel))
+            yield replace(
+                as_said, name=f"kernel {kernel}", picture=replace(right, interpolation=kernel)
+            )
     yield replace(as_said, name="kernel bilinear, not antialiased (OpenCV)", antialiased=False)
     for share in (0.875, 0.95, 1.0):
         if share != right.crop_fraction:
-            yield replace(as_said, name=f"crop fraction {share:g}", picture=replace(right, crop_fraction=share))
+            yield replace(
+                as_said,
+                name=f"crop fraction {share:g}",
+                picture=replace(right, crop_fraction=share),
+            )
 
 
 def _arithmetic(as_said: Way, right: Preprocess) -> Iterator[Way]:
-    mean, std = (tuple(float(np.float16(value)) for value in values) for values in (right.mean, right.std))
+    mean, std = (
+        tuple(float(np.float16(value)) for value in values) for values in (right.mean, right.std)
+    )
     yield replace(
-        as_said, name="mean and std in float16", numbers=Preprocess.from_mapping({**right.document(), "mean": mean, "std": std})
+        as_said,
+        name="mean and std in float16",
+        numbers=Preprocess.from_mapping({**right.document(), "mean": mean, "std": std}),
     )
     plain = {"mean": (0, 0, 0), "std": (1, 1, 1)}
-    yield replace(as_said, name="mean and std forgotten", numbers=Preprocess.from_mapping({**right.document(), **plain}))
+    yield replace(
+        as_said,
+        name="mean and std forgotten",
+        numbers=Preprocess.from_mapping({**right.document(), **plain}),
+    )
 
 
 def _cameras(as_said: Way) -> Iterator[Way]:
@@ -108,9 +135,17 @@ def _cameras(as_said: Way) -> Iterator[Way]:
         yield replace(as_said, name=f"NV12 {yuv} and back", camera=(yuv, yuv))
     for sent in kinds:
         for taken in kinds:
-            if sum(one != two for one, two in zip(sent.split("-"), taken.split("-"), strict=True)) == 1:
+            if (
+                sum(one != two for one, two in zip(sent.split("-"), taken.split("-"), strict=True))
+                == 1
+            ):
                 yield replace(as_said, name=f"NV12 {sent} read as {taken}", camera=(sent, taken))
-    yield replace(as_said, name="NV21 read as NV12 (U and V swapped)", camera=(kinds[0], kinds[0]), swapped=True)
+    yield replace(
+        as_said,
+        name="NV21 read as NV12 (U and V swapped)",
+        camera=(kinds[0], kinds[0]),
+        swapped=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -121,7 +156,9 @@ class _Worker:
     dataset: Dataset
     ways: Sequence[Way]
 
-    def __call__(self, chunk: range) -> tuple[list[ReadImage], list[int], list[npt.NDArray[np.int64]]]:
+    def __call__(
+        self, chunk: range
+    ) -> tuple[list[ReadImage], list[int], list[npt.NDArray[np.int64]]]:
         read, kept, pictures = [], [], []
         for index in chunk:
             one, made = self._pictures(self.dataset.keys[index])
@@ -129,7 +166,11 @@ class _Worker:
             if made:
                 kept.append(index)
                 pictures.append(made)
-        tops = [self._best(way, np.stack([made[_key(way)] for made in pictures])) for way in self.ways] if kept else []
+        tops = (
+            [self._best(way, np.stack([made[_key(way)] for made in pictures])) for way in self.ways]
+            if kept
+            else []
+        )
         return read, kept, tops
 
     def _best(self, way: Way, pixels: Bytes) -> npt.NDArray[np.int64]:
@@ -139,9 +180,13 @@ class _Worker:
         try:
             image = self.dataset.load(key)
             makers = {_key(way): way for way in self.ways}
-            return ReadImage(mode=image.mode), {name: way.make(image) for name, way in makers.items()}
+            return ReadImage(mode=image.mode), {
+                name: way.make(image) for name, way in makers.items()
+            }
         except UnreadableImage as error:
-            return ReadImage(why=str(error) if str(error).startswith(key) else f"{key}: {error}"), {}
+            return ReadImage(
+                why=str(error) if str(error).startswith(key) else f"{key}: {error}"
+            ), {}
 
 
 def _key(way: Way) -> tuple[Preprocess, bool]:
@@ -151,11 +196,16 @@ def _key(way: Way) -> tuple[Preprocess, bool]:
 def _swapped_chroma(buffer: Bytes) -> Bytes:
     size = buffer.shape[-2]
     made = buffer.copy()
-    made[..., size:, 0::2, :], made[..., size:, 1::2, :] = buffer[..., size:, 1::2, :], buffer[..., size:, 0::2, :]
+    made[..., size:, 0::2, :], made[..., size:, 1::2, :] = (
+        buffer[..., size:, 1::2, :],
+        buffer[..., size:, 0::2, :],
+    )
     return made
 
 
-def measure(run: Run, dataset: Dataset, report: ReadReport, progress: Progress = silent) -> tuple[Record, list[Record]]:
+def measure(
+    run: Run, dataset: Dataset, report: ReadReport, progress: Progress = silent
+) -> tuple[Record, list[Record]]:
     """(accuracy Record of the right way, one paired Record for each wrong way, its name in `values["mismatch"]`).
 
     Raises:
@@ -163,10 +213,14 @@ def measure(run: Run, dataset: Dataset, report: ReadReport, progress: Progress =
     """
     listed = ways(run.artifact.needing_preprocess())
     mapping = np.array(accuracy.class_indices(dataset, run.artifact))
-    chunks = [range(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK)]
+    chunks = [
+        range(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK)
+    ]
     seen: list[int] = []
     tops: list[list[npt.NDArray[np.int64]]] = [[] for _ in listed]
-    for number, (read, kept, found) in enumerate(in_order(_Worker(run, dataset, listed), chunks), 1):
+    for number, (read, kept, found) in enumerate(
+        in_order(_Worker(run, dataset, listed), chunks), 1
+    ):
         for one in read:
             report.take(one)
         seen.extend(kept)
@@ -182,18 +236,32 @@ def measure(run: Run, dataset: Dataset, report: ReadReport, progress: Progress =
         "unreadable": len(dataset) - len(keys),
     }
     targets = mapping[[dataset.targets[index] for index in seen]]
-    every = [_predictions(run, way, data, keys, targets, np.concatenate(top)) for way, top in zip(listed, tops, strict=True)]
+    every = [
+        _predictions(run, way, data, keys, targets, np.concatenate(top))
+        for way, top in zip(listed, tops, strict=True)
+    ]
     pairs = zip(listed[1:], every[1:], strict=True)
-    return every[0].record(), [_named(way.name, accuracy.compare(every[0], one), one) for way, one in pairs]
+    return every[0].record(), [
+        _named(way.name, accuracy.compare(every[0], one), one) for way, one in pairs
+    ]
 
 
 def _predictions(
-    run: Run, way: Way, data: Mapping[str, Any], keys: tuple[str, ...], targets: npt.NDArray[np.int64], top: npt.NDArray[np.int64]
+    run: Run,
+    way: Way,
+    data: Mapping[str, Any],
+    keys: tuple[str, ...],
+    targets: npt.NDArray[np.int64],
+    top: npt.NDArray[np.int64],
 ) -> Predictions:
     engine = {"name": run.engine.name, "version": run.engine.version()}
     identity = {**identity_of(run.artifact), "prepared": way.name}
-    return Predictions(identity, run.artifact.labels, engine, data, keys, targets, top, run.artifact)
+    return Predictions(
+        identity, run.artifact.labels, engine, data, keys, targets, top, run.artifact
+    )
 
 
 def _named(name: str, pair: Record, wrong: Predictions) -> Record:
-    return dataclasses.replace(pair, values={"mismatch": name, "top1": 100 * float(wrong.right.mean()), **pair.values})
+    return dataclasses.replace(
+        pair, values={"mismatch": name, "top1": 100 * float(wrong.right.mean()), **pair.values}
+    )

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
-from repzoo.measure import noise
+from repzoo.measure import system_noise as noise
 from repzoo.measure.host import host
 from repzoo.storage import append_lines, read_bounded
 
@@ -37,14 +37,25 @@ class Record:
     samples: Mapping[str, Any] = field(default_factory=dict)
     host: Mapping[str, Any] = field(default_factory=lambda: {**host(), **noise.loads()})
     job: str = ""
-    time: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    time: str = field(
+        default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    )
 
 
 def identity_of(artifact: Artifact) -> dict[str, Any]:
     """What identifies an artifact in a Record, and how its input is made."""
     preprocess = dataclasses.asdict(artifact.preprocess) if artifact.preprocess else None
-    identity = {"name": artifact.name, "form": artifact.form, "sha256": artifact.sha256, "classes": artifact.num_classes}
-    return {**identity, "preprocess": preprocess, "size": preprocess["size"] if preprocess else None}
+    identity = {
+        "name": artifact.name,
+        "form": artifact.form,
+        "sha256": artifact.sha256,
+        "classes": artifact.num_classes,
+    }
+    return {
+        **identity,
+        "preprocess": preprocess,
+        "size": preprocess["size"] if preprocess else None,
+    }
 
 
 def append(path: Path, records: Sequence[Record]) -> None:
@@ -54,13 +65,20 @@ def append(path: Path, records: Sequence[Record]) -> None:
 
 def line(record: Record) -> str:
     """`record` as one line of JSON. A number that is not finite has no JSON: it becomes null, as what was not measured."""
-    return json.dumps(finite(dataclasses.asdict(record)), ensure_ascii=False, sort_keys=True, allow_nan=False)
+    return json.dumps(
+        finite(dataclasses.asdict(record)), ensure_ascii=False, sort_keys=True, allow_nan=False
+    )
 
 
 def read(path: Path) -> list[Record]:
     """Read a JSON-lines file of Records; a damaged line is an InputError that names it."""
-    lines = read_bounded(path, MAX_RECORDS_BYTES).split(b"\n")  # not splitlines: a name may hold U+2028
-    return [_parsed(text, path, number) for number, text in enumerate(lines[:-1] if not lines[-1] else lines, 1)]
+    lines = read_bounded(path, MAX_RECORDS_BYTES).split(
+        b"\n"
+    )  # not splitlines: a name may hold U+2028
+    return [
+        _parsed(text, path, number)
+        for number, text in enumerate(lines[:-1] if not lines[-1] else lines, 1)
+    ]
 
 
 def _parsed(text: bytes, path: Path, number: int) -> Record:
@@ -68,8 +86,16 @@ def _parsed(text: bytes, path: Path, number: int) -> Record:
         made = Record(**json.loads(text))
     except (ValueError, TypeError, RecursionError):
         made = None
-    tables = (made.artifact, made.values, made.engine, made.data, made.samples, made.host) if made else ()
-    if made is None or made.kind not in get_args(Kind) or not all(isinstance(table, dict) for table in tables):
+    tables = (
+        (made.artifact, made.values, made.engine, made.data, made.samples, made.host)
+        if made
+        else ()
+    )
+    if (
+        made is None
+        or made.kind not in get_args(Kind)
+        or not all(isinstance(table, dict) for table in tables)
+    ):
         raise InputError(f"{path} line {number} is not a Record; remove that line")
     return made
 

@@ -33,9 +33,11 @@ def wilson(successes: int, n: int, z: float = Z95) -> Interval:
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"need 0 <= successes <= n and n >= 1; got {successes} of {n}")
     p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Interval(p, 0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
+    return Interval(
+        p, 0.0 if successes == 0 else center - half, 1.0 if successes == n else center + half
+    )
 
 
 def paired_difference(both: int, only_first: int, only_second: int, neither: int) -> Interval:
@@ -98,7 +100,9 @@ def pairs_needed(discordant: float, difference: float) -> int:
     (1987), equation for the unconditional test.
     """
     if not 0 <= discordant <= 1 or not 0 < abs(difference) <= 1:
-        raise ValueError(f"need 0 <= discordant <= 1 and 0 < |difference| <= 1; got {discordant} and {difference}")
+        raise ValueError(
+            f"need 0 <= discordant <= 1 and 0 < |difference| <= 1; got {discordant} and {difference}"
+        )
     share, square = max(discordant, abs(difference)), difference * difference
     return math.ceil((Z95 * math.sqrt(share) + Z_POWER * math.sqrt(share - square)) ** 2 / square)
 
@@ -125,8 +129,14 @@ def median_interval(samples: Sequence[float]) -> Interval:
     n = len(ordered)
     if n == 0:
         raise ValueError("no samples")
-    outside = int(np.searchsorted(binomial_cdf(n, 0.5), (1 - CONFIDENCE) / 2, side="right"))  # samples beyond each end
-    return Interval(float(np.median(ordered)), float(ordered[max(0, outside - 1)]), float(ordered[n - max(1, outside)]))
+    outside = int(
+        np.searchsorted(binomial_cdf(n, 0.5), (1 - CONFIDENCE) / 2, side="right")
+    )  # samples beyond each end
+    return Interval(
+        float(np.median(ordered)),
+        float(ordered[max(0, outside - 1)]),
+        float(ordered[n - max(1, outside)]),
+    )
 
 
 def quantile_interval(rounds: Sequence[npt.NDArray[np.float64]], q: float) -> Interval:
@@ -145,10 +155,15 @@ def quantile_interval(rounds: Sequence[npt.NDArray[np.float64]], q: float) -> In
     if n == 0:
         raise ValueError("no samples")
     value = pooled[math.ceil(q * n) - 1]
-    below, counts = np.array([np.count_nonzero(one <= value) for one in rounds]), np.array([len(one) for one in rounds])
+    below, counts = (
+        np.array([np.count_nonzero(one <= value) for one in rounds]),
+        np.array([len(one) for one in rounds]),
+    )
     independent = _effective(below, counts)
     cdf = binomial_cdf(independent, q)
-    low, high = np.searchsorted(cdf, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])  # binomial quantiles: samples below the bounds
+    low, high = np.searchsorted(
+        cdf, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    )  # binomial quantiles: samples below the bounds
     lower = pooled[max(0, math.ceil(low / independent * n) - 1)]
     upper = pooled[math.ceil((high + 1) / independent * n) - 1] if high < independent else math.inf
     return Interval(float(value), float(lower), float(upper))
@@ -181,7 +196,9 @@ def binomial_cdf(n: int, p: float) -> npt.NDArray[np.float64]:
     k = np.arange(1, n + 1)
     choose = np.concatenate([[0.0], np.cumsum(np.log((n - k + 1) / k))])
     hits = np.arange(n + 1)
-    found: npt.NDArray[np.float64] = np.cumsum(np.exp(choose + hits * math.log(p) + (n - hits) * math.log1p(-p)))
+    found: npt.NDArray[np.float64] = np.cumsum(
+        np.exp(choose + hits * math.log(p) + (n - hits) * math.log1p(-p))
+    )
     return found
 
 

@@ -17,7 +17,8 @@ from repzoo.artifact import Artifact
 from repzoo.engines import Engine, engine
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError, MissingExtra
-from repzoo.measure import latency, noise, stats
+from repzoo.measure import latency, stats
+from repzoo.measure import system_noise as noise
 from repzoo.measure.latency import Case, Scenario
 from repzoo.measure.record import Record
 from repzoo.progress import Progress, silent
@@ -77,7 +78,10 @@ class Swept:
 
 
 def settings(
-    scenarios: Sequence[Scenario], threads: Sequence[int], streams: Sequence[int], batches: Sequence[int]
+    scenarios: Sequence[Scenario],
+    threads: Sequence[int],
+    streams: Sequence[int],
+    batches: Sequence[int],
 ) -> list[Setting]:
     """Every combination, each once; single-stream always has one stream and a batch of 1.
 
@@ -131,9 +135,15 @@ def _simulated(pairs: Sequence[tuple[Engine, Artifact]], records: Sequence[Recor
     named = [
         f"{artifact.name} on {runner.name}"
         for runner, artifact in pairs
-        if artifact.form == "int8" and getattr(runner, "simulates_int8", False) and (runner.name, artifact.name) in timed
+        if artifact.form == "int8"
+        and getattr(runner, "simulates_int8", False)
+        and (runner.name, artifact.name) in timed
     ]
-    return [f"computed in float arithmetic, so no latency of INT8: {', '.join(named)}"] if named else []
+    return (
+        [f"computed in float arithmetic, so no latency of INT8: {', '.join(named)}"]
+        if named
+        else []
+    )
 
 
 def _staged(progress: Progress, stage: str) -> Progress:
@@ -152,7 +162,10 @@ def _runners(names: Sequence[str], swept: Swept) -> list[Engine]:
 
 
 def _able(
-    swept: Swept, pairs: Sequence[tuple[Engine, Artifact]], setting: Setting, tried: dict[tuple[int, int], str]
+    swept: Swept,
+    pairs: Sequence[tuple[Engine, Artifact]],
+    setting: Setting,
+    tried: dict[tuple[int, int], str],
 ) -> list[tuple[Engine, Artifact]]:
     """The pairs that a child process can run; the others are noted. tried: why not, or "", by the pair's place and the batch."""
     able = []
@@ -190,7 +203,9 @@ def _group(
         swept.leave_out(one.artifact.name, one.engine.name, str(error), setting)
 
     cases = _opened(swept, pairs, setting)
-    records = latency.run(cases, seconds, progress=progress, openings=0 if len(cases) > 1 else 1, on_error=leave_out)
+    records = latency.run(
+        cases, seconds, progress=progress, openings=0 if len(cases) > 1 else 1, on_error=leave_out
+    )
     timed = [one for one in cases if not any(one is other for other in failed)]
     ratios = [latency.ratio(one, timed[0]) for one in timed[1:]]
     keep([*records, *ratios])
@@ -203,7 +218,16 @@ def _opened(swept: Swept, pairs: Sequence[tuple[Engine, Artifact]], setting: Set
     cases = []
     for runner, artifact in pairs:
         try:
-            cases.append(latency.case(artifact, runner, setting.streams, setting.threads, setting.batch, scenario=setting.scenario))
+            cases.append(
+                latency.case(
+                    artifact,
+                    runner,
+                    setting.streams,
+                    setting.threads,
+                    setting.batch,
+                    scenario=setting.scenario,
+                )
+            )
         except InputError as error:
             swept.leave_out(artifact.name, runner.name, str(error), setting)
     return cases
@@ -213,17 +237,28 @@ def remarks(records: Sequence[Record], seconds: float) -> list[str]:
     """What of latency Records is not as it should be, each matter once: trend, spread, few samples, and what disturbed."""
     said = []
     if unsteady := [one for one in records if one.values["steady"] is False]:
-        said.append(f"no steady state (a trend of more than {latency.DRIFT:.0%} over the rounds) in {_listed(unsteady)}")
+        said.append(
+            f"no steady state (a trend of more than {latency.DRIFT:.0%} over the rounds) in {_listed(unsteady)}"
+        )
     if wide := [one for one in records if one.values["spread"] > SPREAD]:
         most = max(one.values["spread"] for one in wide)
         said.append(
             f"the middle half of the round medians spans up to {most:.0%} (more than {SPREAD:.0%} is noise) in {_listed(wide)}"
         )
-    few = [one for one in records if one.values["samples"] < stats.queries_needed(latency.PERCENTILES["p99"])]
+    few = [
+        one
+        for one in records
+        if one.values["samples"] < stats.queries_needed(latency.PERCENTILES["p99"])
+    ]
     if few:
-        least, needed = min(one.values["samples"] for one in few), stats.queries_needed(latency.PERCENTILES["p99"])
+        least, needed = (
+            min(one.values["samples"] for one in few),
+            stats.queries_needed(latency.PERCENTILES["p99"]),
+        )
         enough = f"--seconds {_rounded_up(1.1 * seconds * needed / least)}"
-        said.append(f"p99 rests on {least} calls or queries, {needed} are needed: give {enough}; too few in {_listed(few)}")
+        said.append(
+            f"p99 rests on {least} calls or queries, {needed} are needed: give {enough}; too few in {_listed(few)}"
+        )
     return [*said, *noise.sentences(noise.worst([one.host for one in records]))]
 
 

@@ -1,1 +1,1 @@
-"""Quantising: calibrated ranges, per-channel weights, Q/DQ placed by measurement, and a gate."""
+"""Quantizing: calibrated ranges, per-channel weights, Q/DQ placed by measurement, and a gate."""

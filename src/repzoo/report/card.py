@@ -26,8 +26,17 @@ def render(records: Sequence[Record], remarks: Sequence[str]) -> dict[str, str]:
     """File name -> text: the card in each language, and card.json with the same values unrounded."""
     facts = {**summary(records), "remarks": list(remarks)}
     template = _environment().get_template("card.md.j2")
-    cards = {file: template.render(language=key, t=_words()[key], **facts) for key, file in LANGUAGES.items()}
-    return {**cards, "card.json": json.dumps(finite(facts), ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False) + "\n"}
+    cards = {
+        file: template.render(language=key, t=_words()[key], **facts)
+        for key, file in LANGUAGES.items()
+    }
+    return {
+        **cards,
+        "card.json": json.dumps(
+            finite(facts), ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False
+        )
+        + "\n",
+    }
 
 
 def summary(records: Sequence[Record]) -> dict[str, Any]:
@@ -36,7 +45,11 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     Raises:
         RepzooError: a Record that the card needs is not among them.
     """
-    paired, fold, quantize = _one(records, "paired"), _one(records, "fold"), _one(records, "quantize")
+    paired, fold, quantize = (
+        _one(records, "paired"),
+        _one(records, "fold"),
+        _one(records, "quantize"),
+    )
     own = quantize.engine["name"]
     timed = [one for one in records if one.kind == "latency" and one.engine["name"] == own]
     cost, accuracy = _by_form(records, "cost"), _by_form(records, "accuracy")
@@ -49,8 +62,12 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         ("ratio", ratios, BOTH[1:]),
     ):
         if lacking := [form for form in forms if form not in found]:
-            raise RepzooError(f"a card needs a Record of kind {kind!r} for the {lacking[0]} form; there is none")
-    many = {str(one.artifact["form"]): one.values for one in timed if one.values["streams"] > 1} or single
+            raise RepzooError(
+                f"a card needs a Record of kind {kind!r} for the {lacking[0]} form; there is none"
+            )
+    many = {
+        str(one.artifact["form"]): one.values for one in timed if one.values["streams"] > 1
+    } or single
     return {
         "name": quantize.artifact["name"],
         "size": quantize.artifact["size"],
@@ -86,15 +103,22 @@ def _ratios(records: Sequence[Record], engine: str) -> dict[str, Mapping[str, An
 
 
 def _beside(records: Sequence[Record], engine: str) -> dict[str, Any]:
-    """What an engine made of the files that were quantised for another; `single` by form, a form that it cannot run left out."""
+    """What an engine made of the files that were quantized for another; `single` by form, a form that it cannot run left out."""
     timed = [one for one in records if one.kind == "latency" and one.engine["name"] == engine]
     single = {str(one.artifact["form"]): one.values for one in timed}
-    return {"engine": timed[0].engine, "single": single, "ratio": _ratios(records, engine).get("int8")}
+    return {
+        "engine": timed[0].engine,
+        "single": single,
+        "ratio": _ratios(records, engine).get("int8"),
+    }
 
 
 def _shown(preprocess: Mapping[str, Any]) -> dict[str, Any]:
     """The preprocessing with the side before the crop, which the card prints."""
-    listed = {key: list(value) if isinstance(value, list | tuple) else value for key, value in preprocess.items()}
+    listed = {
+        key: list(value) if isinstance(value, list | tuple) else value
+        for key, value in preprocess.items()
+    }
     return {**listed, "to": Preprocess.from_mapping(preprocess).resize_to}
 
 
@@ -117,10 +141,15 @@ def _words() -> dict[str, dict[str, Any]]:
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("repzoo.report"), undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=False
+        loader=jinja2.PackageLoader("repzoo.report"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        trim_blocks=False,
     )
     environment.filters.update(plain=plain, code=code)
-    environment.globals.update(millions=millions, percent=percent, points=points, ms=ms, rate=rate, ratio_of=ratio_of)
+    environment.globals.update(
+        millions=millions, percent=percent, points=points, ms=ms, rate=rate, ratio_of=ratio_of
+    )
     return environment
 
 

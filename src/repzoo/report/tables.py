@@ -1,5 +1,5 @@
 """Tables in documents, rendered from the Records in results/: one row for each model, from its newest job; or, for Records of
-quantisers side by side, one for each recipe (sidebyside.py).
+quantizers side by side, one for each recipe (sidebyside.py).
 
 A document marks the place with `<!-- table: NAME -->` and `<!-- end -->`, where NAME is a file below results/ (beside the
 document, without .jsonl). `python -m repzoo.report.tables README.md README_cn.md` renders; with --check it only compares.
@@ -17,7 +17,8 @@ from typing import Any
 from repzoo.errors import InputError
 from repzoo.measure import record
 from repzoo.measure.record import Record
-from repzoo.report import card, sidebyside
+from repzoo.report import card
+from repzoo.report import quantizer_comparison as sidebyside
 from repzoo.storage import read_bounded, write_atomically
 
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -50,16 +51,23 @@ def _table(records: Sequence[Record], language: str) -> list[str]:
         own = [one for one in records if one.job == job]
         newest[str(card.summary(own)["name"])] = own
     if not newest:
-        raise InputError("no job's Records to make a table of; make some with: repzoo card MODEL --data DIR --append FILE.jsonl")
+        raise InputError(
+            "no job's Records to make a table of; make some with: repzoo card MODEL --data DIR --append FILE.jsonl"
+        )
     rows = [card.summary(own) for own in newest.values()]
     heads = [head.format(n=rows[0]["many"]["threads"]) for head in HEADS[language]]
-    return ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *map(_cells, rows))]
+    return [
+        "| " + " | ".join(cells) + " |"
+        for cells in (heads, ["---"] * len(heads), *map(_cells, rows))
+    ]
 
 
 def _cells(facts: dict[str, Any]) -> list[str]:
     cost, accuracy, paired, many = (facts[key] for key in ("cost", "accuracy", "paired", "many"))
     ratio = facts["ratios"]["int8"]
-    parameters = " → ".join(card.millions(cost[form]["parameters"]) for form in ("train", "deploy") if form in cost)
+    parameters = " → ".join(
+        card.millions(cost[form]["parameters"]) for form in ("train", "deploy") if form in cost
+    )
     return [
         card.plain(f"{facts['name']}, {facts['classes']} classes"),
         f"{facts['size']}x{facts['size']}",
@@ -76,12 +84,18 @@ def _cells(facts: dict[str, Any]) -> list[str]:
 
 def _latencies(facts: dict[str, Any]) -> str:
     """Float → INT8 milliseconds on the engine of the job; on each that it was timed on, named, where these are several."""
-    found = {facts["engine"]["name"]: facts["single"]} | {one["engine"]["name"]: one["single"] for one in facts["beside"]}
+    found = {facts["engine"]["name"]: facts["single"]} | {
+        one["engine"]["name"]: one["single"] for one in facts["beside"]
+    }
     shown = {
-        name: " → ".join(card.ms(single[form]["p50_ms"]) if form in single else "–" for form in card.BOTH)
+        name: " → ".join(
+            card.ms(single[form]["p50_ms"]) if form in single else "–" for form in card.BOTH
+        )
         for name, single in found.items()
     }
-    return "<br>".join(f"{card.plain(name)} {times}" if len(shown) > 1 else times for name, times in shown.items())
+    return "<br>".join(
+        f"{card.plain(name)} {times}" if len(shown) > 1 else times for name, times in shown.items()
+    )
 
 
 def _with_interval(shown: Any, values: Any, key: str) -> str:

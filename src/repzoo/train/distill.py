@@ -1,6 +1,6 @@
-"""What is minimised: cross entropy, and where there is a teacher also the distance to its answers, by timm's distillation tasks.
+"""What is minimized: cross entropy, and where there is a teacher also the distance to its answers, by timm's distillation tasks.
 
-A teacher sees the very images of the student, augmented and mixed, in its own normalisation (arXiv:2012.12877, section 4).
+A teacher sees the very images of the student, augmented and mixed, in its own normalization (arXiv:2012.12877, section 4).
 """
 
 from __future__ import annotations
@@ -29,37 +29,74 @@ class Classification(torch.nn.Module):
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """`targets` int64 [N] or float32 [N, classes]."""
-        return cross_entropy(logits, targets, label_smoothing=0.0 if targets.is_floating_point() else self.smoothing)
+        return cross_entropy(
+            logits, targets, label_smoothing=0.0 if targets.is_floating_point() else self.smoothing
+        )
 
 
 class Objective:
     """The loss of a batch by `student` (as wrapped for several processes), whose own module is `module`."""
 
-    def __init__(self, student: torch.nn.Module, recipe: Recipe, preprocess: Preprocess, teacher: torch.nn.Module | None) -> None:
-        self._student, self._criterion, self._task = student, Classification(recipe.label_smoothing), None
+    def __init__(
+        self,
+        student: torch.nn.Module,
+        recipe: Recipe,
+        preprocess: Preprocess,
+        teacher: torch.nn.Module | None,
+    ) -> None:
+        self._student, self._criterion, self._task = (
+            student,
+            Classification(recipe.label_smoothing),
+            None,
+        )
         if teacher is not None:
             self._task = _task(student, recipe, preprocess, teacher, self._criterion)
 
     def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss, a scalar with gradient."""
         loss: torch.Tensor = (
-            self._criterion(self._student(inputs), targets) if self._task is None else self._task(inputs, targets)["loss"]
+            self._criterion(self._student(inputs), targets)
+            if self._task is None
+            else self._task(inputs, targets)["loss"]
         )
         return loss
 
 
-def _task(student: torch.nn.Module, recipe: Recipe, preprocess: Preprocess, teacher: torch.nn.Module, criterion: Any) -> Any:
-    own = student.module if isinstance(student, torch.nn.parallel.DistributedDataParallel) else student
+def _task(
+    student: torch.nn.Module,
+    recipe: Recipe,
+    preprocess: Preprocess,
+    teacher: torch.nn.Module,
+    criterion: Any,
+) -> Any:
+    own = (
+        student.module
+        if isinstance(student, torch.nn.parallel.DistributedDataParallel)
+        else student
+    )
     device = next(own.parameters()).device
     own.pretrained_cfg = {"mean": preprocess.mean, "std": preprocess.std}  # what timm's tasks go by
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     wrapped = DistillationTeacher(teacher, device=device)
-    settings = {"task_loss_weight": 1 - recipe.distill_weight, "distill_loss_weight": recipe.distill_weight}
-    given = {"criterion": criterion, "temperature": recipe.temperature, "device": device, "verbose": False, **settings}
-    if getattr(getattr(own, "head", None), "distillation", False):  # RepViT: the second head learns from the teacher
+    settings = {
+        "task_loss_weight": 1 - recipe.distill_weight,
+        "distill_loss_weight": recipe.distill_weight,
+    }
+    given = {
+        "criterion": criterion,
+        "temperature": recipe.temperature,
+        "device": device,
+        "verbose": False,
+        **settings,
+    }
+    if getattr(
+        getattr(own, "head", None), "distillation", False
+    ):  # RepViT: the second head learns from the teacher
         return TokenDistillationTask(student, wrapped, distill_type=recipe.distill, **given)
-    return (LogitDistillationTask if recipe.distill == "soft" else _HardTask)(student, wrapped, **given)
+    return (LogitDistillationTask if recipe.distill == "soft" else _HardTask)(
+        student, wrapped, **given
+    )
 
 
 class _HardTask(LogitDistillationTask):  # type: ignore[misc]  # timm has no types
@@ -69,20 +106,28 @@ class _HardTask(LogitDistillationTask):  # type: ignore[misc]  # timm has no typ
         """{"loss": a scalar}."""
         logits = self.trainable_module(input)
         with torch.no_grad():
-            said = self.teacher(self.teacher.normalize_input(input, self.student_mean, self.student_std)).argmax(-1)
-        loss = self.task_loss_weight * self.criterion(logits, target) + self.distill_loss_weight * cross_entropy(logits, said)
+            said = self.teacher(
+                self.teacher.normalize_input(input, self.student_mean, self.student_std)
+            ).argmax(-1)
+        loss = self.task_loss_weight * self.criterion(
+            logits, target
+        ) + self.distill_loss_weight * cross_entropy(logits, said)
         return {"loss": loss}
 
 
 class OnnxTeacher(torch.nn.Module):
     """An artifact as a teacher, run by an engine; images are resized to its own side (bilinear, antialiased)."""
 
-    def __init__(self, path: Path, classes: tuple[str, ...], engine_name: str = DEFAULT_ENGINE) -> None:
+    def __init__(
+        self, path: Path, classes: tuple[str, ...], engine_name: str = DEFAULT_ENGINE
+    ) -> None:
         super().__init__()
         artifact = Artifact.read(path)
         prepared = artifact.needing_preprocess()
-        if prepared.input != "float" or prepared.colour != "RGB":
-            raise InputError(f"{path} takes {prepared.input} {prepared.colour}; a teacher must take float RGB")
+        if prepared.input != "float" or prepared.color != "RGB":
+            raise InputError(
+                f"{path} takes {prepared.input} {prepared.color}; a teacher must take float RGB"
+            )
         _require_classes(str(path), artifact.num_classes, len(classes))
         if artifact.labels and artifact.labels != classes:
             raise InputError(
@@ -90,12 +135,20 @@ class OnnxTeacher(torch.nn.Module):
             )
         self.pretrained_cfg: Any = {"mean": prepared.mean, "std": prepared.std}
         self._size = prepared.size
-        self._session = engine(engine_name).open(artifact.model, min(cores(), torch.get_num_threads()))
+        self._session = engine(engine_name).open(
+            artifact.model, min(cores(), torch.get_num_threads())
+        )
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """float32 [N, 3, H, W] -> float32 [N, classes]."""
         if inputs.shape[-1] != self._size:
-            inputs = interpolate(inputs, size=(self._size, self._size), mode="bilinear", antialias=True, align_corners=False)
+            inputs = interpolate(
+                inputs,
+                size=(self._size, self._size),
+                mode="bilinear",
+                antialias=True,
+                align_corners=False,
+            )
         answers = self._session.run(np.ascontiguousarray(inputs.float().cpu().numpy()))
         return torch.from_numpy(np.asarray(answers, np.float32)).to(inputs.device)
 
@@ -108,9 +161,13 @@ def require_teacher(recipe: Recipe, teacher: str) -> None:
             f"the recipe {recipe.name} learns from a teacher{hint}; give --teacher FILE.onnx, NAME or NAME=FILE, or --distill none"
         )
     if teacher and not recipe.distill:
-        raise InputError(f"the recipe {recipe.name} does not learn from a teacher; give --distill soft or hard with --teacher")
+        raise InputError(
+            f"the recipe {recipe.name} does not learn from a teacher; give --distill soft or hard with --teacher"
+        )
 
 
 def _require_classes(name: str, found: int, wanted: int) -> None:
     if found != wanted:
-        raise InputError(f"the teacher {name} has {found} classes, the data {wanted}; fine-tune it on the data first")
+        raise InputError(
+            f"the teacher {name} has {found} classes, the data {wanted}; fine-tune it on the data first"
+        )

@@ -1,4 +1,4 @@
-"""The training loop, on timm's optimisers, schedule, mixing, distillation and EMA, in one process or several.
+"""The training loop, on timm's optimizers, schedule, mixing, distillation and EMA, in one process or several.
 
 Every step seeds the generators anew and every image is augmented by its own seed, so that a run which is killed goes on, from any
 step that it was saved at, to the very same weights.
@@ -27,12 +27,12 @@ from repzoo.progress import Progress, silent
 from repzoo.storage import make_folder, sha256_of
 from repzoo.train import state
 from repzoo.train.distill import Objective
-from repzoo.train.images import Share, TrainingImages, mixing, seed_everything
+from repzoo.train.distributed import Crew, unsynced
 from repzoo.train.models import head_of
 from repzoo.train.options import Running
 from repzoo.train.recipe import Recipe
 from repzoo.train.state import Epoch
-from repzoo.train.together import Crew, unsynced
+from repzoo.train.training_images import Share, TrainingImages, mixing, seed_everything
 
 SHARE_LIMIT = 10_007  # processes; their seeds differ
 
@@ -60,7 +60,9 @@ class Trainer:
         self.share = Share(group.rank, group.size, running.accumulate)
         if running.channels_last and self.crew.device.type == "cpu":
             _require_sound_channels_last(module)
-        self.memory_format = torch.channels_last if running.channels_last else torch.contiguous_format
+        self.memory_format = (
+            torch.channels_last if running.channels_last else torch.contiguous_format
+        )
         self.module = module.to(self.crew.device).to(memory_format=self.memory_format)
         self.heads = head_of(module) if recipe.trainable == "head" else []
         if self.heads:
@@ -74,7 +76,9 @@ class Trainer:
         self.steps = images.steps(recipe)
         self.optimizer, self.scheduler = _optimizer(module, recipe, self.steps)
         self.precision = _precision(recipe, self.crew.device)
-        self.scaler = torch.amp.GradScaler(self.crew.device.type, enabled=self.precision is torch.float16)
+        self.scaler = torch.amp.GradScaler(
+            self.crew.device.type, enabled=self.precision is torch.float16
+        )
         self.mix = mixing(recipe, len(images.dataset.classes))
         self.log: list[Epoch] = []
         self.step, self.total = 0, 0.0  # done of the epoch underway, and their losses
@@ -85,7 +89,11 @@ class Trainer:
         lr = f"lr {self.recipe.peak_lr:g} at the peak"
         if self.recipe.lr_per:
             lr = f"{lr}: {self.recipe.lr:g} per {self.recipe.lr_per} images, {self.recipe.batch} a step"
-        kind = {None: "float32", torch.bfloat16: "bfloat16 autocast", torch.float16: "float16 autocast with loss scaling"}
+        kind = {
+            None: "float32",
+            torch.bfloat16: "bfloat16 autocast",
+            torch.float16: "float16 autocast with loss scaling",
+        }
         where = f"{self.share.size} process{'es' if self.share.size > 1 else ''} on {self.crew.device.type}"
         return [lr, f"{kind[self.precision]}, {where}, {self.running.accumulate} part(s) a batch"]
 
@@ -93,7 +101,11 @@ class Trainer:
         """Train what is left and return the EMA module in eval mode; `validation` is scored at times and last."""
         with self.crew.watched():
             self._resume()
-            board = state.Board(self.output, len(self.log)) if self.running.tensorboard and not self.share.rank else None
+            board = (
+                state.Board(self.output, len(self.log))
+                if self.running.tensorboard and not self.share.rank
+                else None
+            )
             for epoch in range(len(self.log), self.recipe.epochs):
                 self._epoch(epoch, validation, progress)
                 if board:
@@ -114,7 +126,9 @@ class Trainer:
             score = top1(self.ema.module, validation, self.images.preprocess, self.crew)
         rate = (self.steps - first) * self.recipe.batch / trained
         lr = float(self.optimizer.param_groups[0]["lr"])
-        self.log.append(Epoch(epoch, lr, self.total / self.steps, score, rate, time.perf_counter() - started))
+        self.log.append(
+            Epoch(epoch, lr, self.total / self.steps, score, rate, time.perf_counter() - started)
+        )
         self.step, self.total = 0, 0.0
         self._by_one(self._save)
 
@@ -129,7 +143,11 @@ class Trainer:
             self.total += self._update(epoch, step, seed, loader)
             self.step = step + 1
             done = epoch * self.steps + self.step
-            progress(f"epoch {epoch + 1}/{self.recipe.epochs} (images)", self.step * batch, self.steps * batch)
+            progress(
+                f"epoch {epoch + 1}/{self.recipe.epochs} (images)",
+                self.step * batch,
+                self.steps * batch,
+            )
             progress("training (images)", done * batch, in_all * batch)
             if (
                 0 < self.running.save_minutes * 60 < time.monotonic() - self.saved
@@ -150,14 +168,22 @@ class Trainer:
         total = torch.zeros((), device=device)
         for part in range(self.running.accumulate):
             inputs, targets = (one.to(device, non_blocking=True) for one in next(loader))
-            seed_everything(((seed * 2**24 + step) * self.running.accumulate + part) * SHARE_LIMIT + self.share.rank)
+            seed_everything(
+                ((seed * 2**24 + step) * self.running.accumulate + part) * SHARE_LIMIT
+                + self.share.rank
+            )
             with unsynced(self.joined, part + 1 == self.running.accumulate):
-                loss = self._loss(epoch, inputs.to(memory_format=self.memory_format), targets) / self.running.accumulate
+                loss = (
+                    self._loss(epoch, inputs.to(memory_format=self.memory_format), targets)
+                    / self.running.accumulate
+                )
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         value = self.crew.mean(total)
         if not math.isfinite(value):
-            raise InputError(f"the loss became {value} at step {update}; {self._kept()}; give a lower --lr and another -o")
+            raise InputError(
+                f"the loss became {value} at step {update}; {self._kept()}; give a lower --lr and another -o"
+            )
         if self.recipe.clip:
             self.scaler.unscale_(self.optimizer)
             timm.utils.dispatch_clip_grad(self._clipped(), self.recipe.clip, self.recipe.clip_mode)
@@ -170,14 +196,20 @@ class Trainer:
         if self.mix is not None and epoch < self.recipe.epochs - self.recipe.mix_off_epochs:
             inputs, targets = self.mix(inputs, targets)
         precise = self.precision is None
-        with contextlib.nullcontext() if precise else torch.autocast(self.crew.device.type, dtype=self.precision):
+        with (
+            contextlib.nullcontext()
+            if precise
+            else torch.autocast(self.crew.device.type, dtype=self.precision)
+        ):
             return self.objective(inputs, targets)
 
     def _clipped(self) -> list[torch.nn.Parameter]:
         """Adaptive clipping leaves the last layer alone (arXiv:2102.06171, section 4.1)."""
         heads = head_of(self.module) if self.recipe.clip_mode == "agc" else []
         left = {id(one) for head in heads for one in head.parameters()}
-        return [one for one in self.module.parameters() if one.grad is not None and id(one) not in left]
+        return [
+            one for one in self.module.parameters() if one.grad is not None and id(one) not in left
+        ]
 
     def _kept(self) -> str:
         path = self.output / state.STATE
@@ -186,7 +218,9 @@ class Trainer:
     def _fingerprint(self) -> str:
         settings = [
             {key: tuple(value.shape) for key, value in self.module.state_dict().items()},
-            dataclasses.asdict(dataclasses.replace(self.recipe, about="", source="")),  # words change no weight
+            dataclasses.asdict(
+                dataclasses.replace(self.recipe, about="", source="")
+            ),  # words change no weight
             dataclasses.asdict(self.images.preprocess),
             (self.running.seed, self.running.accumulate),
             self.images.dataset.keys,
@@ -225,10 +259,16 @@ class Trainer:
         self.ema.module.load_state_dict(kept["ema"])
         self.optimizer.load_state_dict(kept["optimizer"])
         self.scaler.load_state_dict(kept["scaler"])
-        self.log, self.step, self.total = [Epoch(*line) for line in kept["log"]], kept["step"], kept["total"]
+        self.log, self.step, self.total = (
+            [Epoch(*line) for line in kept["log"]],
+            kept["step"],
+            kept["total"],
+        )
 
 
-def top1(module: torch.nn.Module, dataset: Dataset, preprocess: Preprocess, crew: Crew | None = None) -> float:
+def top1(
+    module: torch.nn.Module, dataset: Dataset, preprocess: Preprocess, crew: Crew | None = None
+) -> float:
     """Top-1 % of `module` on `dataset`, whose targets are the module's output indices; processes share the images."""
     crew = crew or Crew(ALONE, "cpu")
     mine = dataset.subset(range(crew.group.rank, len(dataset), crew.group.size))
@@ -237,14 +277,19 @@ def top1(module: torch.nn.Module, dataset: Dataset, preprocess: Preprocess, crew
     with torch.inference_mode():
         for batch in batches(mine, preprocess, 64, report):
             predicted = module(torch.from_numpy(batch.inputs).to(crew.device)).argmax(1).tolist()
-            right += sum(guess == mine.targets[index] for guess, index in zip(predicted, batch.indices, strict=True))
+            right += sum(
+                guess == mine.targets[index]
+                for guess, index in zip(predicted, batch.indices, strict=True)
+            )
             seen += len(batch.indices)
     report.check(dataset.name, len(dataset))
     right, seen = crew.sums(right, seen)
     return 100 * right / seen
 
 
-def _require_whole_batches(images: TrainingImages, recipe: Recipe, running: Running, group: Group) -> None:
+def _require_whole_batches(
+    images: TrainingImages, recipe: Recipe, running: Running, group: Group
+) -> None:
     count = len(images.dataset)
     if count < recipe.batch:
         raise InputError(
@@ -261,16 +306,25 @@ def _require_whole_batches(images: TrainingImages, recipe: Recipe, running: Runn
 def _require_sound_channels_last(module: torch.nn.Module) -> None:
     """oneDNN's gradient of the weights of such layers writes beyond its memory (seen with torch 2.14 on AVX2): RepVGG's first."""
     for name, layer in module.named_modules():
-        if isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.in_channels < 8:
+        if (
+            isinstance(layer, torch.nn.Conv2d)
+            and layer.kernel_size == (1, 1)
+            and max(layer.stride) > 1
+            and layer.in_channels < 8
+        ):
             raise InputError(
                 f"{name} is a 1x1 convolution of {layer.in_channels} channels with a stride, on whose gradient PyTorch may crash "
                 "with --channels-last on a CPU; leave --channels-last out"
             )
 
 
-def _optimizer(module: torch.nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
+def _optimizer(
+    module: torch.nn.Module, recipe: Recipe, steps: int
+) -> tuple[torch.optim.Optimizer, Any]:
     lr = recipe.peak_lr
-    optimizer = timm.optim.create_optimizer_v2(module, opt=recipe.optimizer, lr=lr, weight_decay=recipe.weight_decay)
+    optimizer = timm.optim.create_optimizer_v2(
+        module, opt=recipe.optimizer, lr=lr, weight_decay=recipe.weight_decay
+    )
     scheduler, _ = timm.scheduler.create_scheduler_v2(
         optimizer, "cosine", num_epochs=recipe.epochs, warmup_epochs=recipe.warmup_epochs,
         warmup_lr=lr * 0.01 if recipe.warmup_lr is None else recipe.warmup_lr,
@@ -285,4 +339,8 @@ def _precision(recipe: Recipe, device: torch.device) -> Literal[None] | torch.dt
         return None
     if recipe.amp == "fp16" and device.type == "cpu":
         raise InputError("float16 trains on CUDA only; give --amp bf16, or off")
-    return torch.float16 if recipe.amp == "fp16" or (recipe.amp == "on" and device.type == "cuda") else torch.bfloat16
+    return (
+        torch.float16
+        if recipe.amp == "fp16" or (recipe.amp == "on" and device.type == "cuda")
+        else torch.bfloat16
+    )

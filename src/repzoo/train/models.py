@@ -1,4 +1,4 @@
-"""The network to train, from the catalogue or else timm's, with random or given weights; and the teacher."""
+"""The network to train, from the catalog or else timm's, with random or given weights; and the teacher."""
 
 from __future__ import annotations
 
@@ -33,26 +33,37 @@ class Student:
 
 
 def student(model: str, classes: int, recipe: Recipe, options: TrainOptions) -> Student:
-    """The catalogue's or timm's `model` for `classes`, with random weights (of `options.seed`) or the given ones.
+    """The catalog's or timm's `model` for `classes`, with random weights (of `options.seed`) or the given ones.
 
     Raises:
         InputError: unknown model, weights that do not fit, a recipe that needs weights without any, or two sets of them.
     """
     _require_weights(recipe, options)
-    settings = {"drop_rate": recipe.drop_rate, **({"drop_path_rate": recipe.drop_path} if recipe.drop_path else {})}
+    settings = {
+        "drop_rate": recipe.drop_rate,
+        **({"drop_path_rate": recipe.drop_path} if recipe.drop_path else {}),
+    }
     known = model in {row.name for row in catalog.models()}
     if not known and not timm.is_model(model):
         catalog.spec(model)  # says what is near
     preprocess = _preprocess(model, known, recipe)
     torch.manual_seed(options.seed)
     if options.checkpoint is None:
-        made = (families.build if known else _timm_model)(model, classes, options.pretrained, **settings)
-        return Student(made, preprocess, {"weights": "pretrained" if options.pretrained else "random"})
+        made = (families.build if known else _timm_model)(
+            model, classes, options.pretrained, **settings
+        )
+        return Student(
+            made, preprocess, {"weights": "pretrained" if options.pretrained else "random"}
+        )
     path = resolve(options.checkpoint)
-    loading = LoadOptions(options.source, classes, options.reset_head or recipe.finetune, seed=options.seed)
-    load = _from_catalogue if known else _from_timm
+    loading = LoadOptions(
+        options.source, classes, options.reset_head or recipe.finetune, seed=options.seed
+    )
+    load = _from_catalog if known else _from_timm
     module, remarks = load(path, model, loading, settings)
-    return Student(module, preprocess, {"weights": path.name, "sha256": sha256_of_file(path)}, remarks)
+    return Student(
+        module, preprocess, {"weights": path.name, "sha256": sha256_of_file(path)}, remarks
+    )
 
 
 def teacher(name: str, classes: tuple[str, ...], recipe: Recipe) -> torch.nn.Module | None:
@@ -76,20 +87,28 @@ def teacher(name: str, classes: tuple[str, ...], recipe: Recipe) -> torch.nn.Mod
 
 def head_of(module: torch.nn.Module) -> list[torch.nn.Module]:
     """The last layer, or layers where there are two heads; what has no `get_classifier` ends in its last child."""
-    found = module.get_classifier() if hasattr(module, "get_classifier") else list(module.children())[-1]  # type: ignore[operator]
+    found = (
+        module.get_classifier()
+        if hasattr(module, "get_classifier")
+        else list(module.children())[-1]
+    )  # type: ignore[operator]
     return list(found) if isinstance(found, tuple | list) else [found]
 
 
 def _require_weights(recipe: Recipe, options: TrainOptions) -> None:
     if recipe.finetune and not options.given_weights:
-        raise InputError(f"the recipe {recipe.name} starts from trained weights; give --checkpoint FILE or --pretrained")
+        raise InputError(
+            f"the recipe {recipe.name} starts from trained weights; give --checkpoint FILE or --pretrained"
+        )
 
 
 def _preprocess(model: str, known: bool, recipe: Recipe) -> Preprocess:
     if known:
         own = asdict(catalog.spec(model).preprocess)
     else:
-        found = timm.data.resolve_data_config(timm.get_pretrained_cfg(model, allow_unregistered=False).to_dict())
+        found = timm.data.resolve_data_config(
+            timm.get_pretrained_cfg(model, allow_unregistered=False).to_dict()
+        )
         own = {
             "size": found["input_size"][-1], "crop_fraction": found["crop_pct"], "interpolation": found["interpolation"],
             "mean": tuple(found["mean"]), "std": tuple(found["std"]),
@@ -97,19 +116,23 @@ def _preprocess(model: str, known: bool, recipe: Recipe) -> Preprocess:
     return Preprocess.from_mapping({**own, **recipe.preprocess})
 
 
-def _timm_model(model: str, classes: int, pretrained: bool = False, **options: Any) -> torch.nn.Module:
+def _timm_model(
+    model: str, classes: int, pretrained: bool = False, **options: Any
+) -> torch.nn.Module:
     made = timm.create_model(model, pretrained=pretrained, num_classes=classes, **options)
     if not isinstance(made, torch.nn.Module):
         raise InputError(f"timm's {model} is no torch module")
     return made
 
 
-def _from_catalogue(
+def _from_catalog(
     path: Path, model: str, loading: LoadOptions, settings: Mapping[str, Any]
 ) -> tuple[torch.nn.Module, tuple[str, ...]]:
     found = checkpoints.load(path, model, loading)
     if found.form != "train":
-        raise InputError(f"{path} is of {model} in deploy form, whose branches are merged; training needs the training form")
+        raise InputError(
+            f"{path} is of {model} in deploy form, whose branches are merged; training needs the training form"
+        )
     heads = {"distillation": found.two_heads} if catalog.spec(model).family == "repvit" else {}
     module = families.build(model, found.classes, **heads, **settings)
     module.load_state_dict({name: torch.from_numpy(value) for name, value in found.state.items()})
@@ -125,16 +148,25 @@ def _from_timm(
     tables = containers.read(path).tables
     table = tables.get("", next(iter(tables.values())))
     own = module.state_dict()
-    odd = sorted(set(own) ^ set(table)) or [name for name in own if tuple(table[name].shape) != tuple(own[name].shape)]
+    odd = sorted(set(own) ^ set(table)) or [
+        name for name in own if tuple(table[name].shape) != tuple(own[name].shape)
+    ]
     fresh = [name for name in odd if name.startswith(head) and name in own and name in table]
     if wrong := [name for name in odd if name not in fresh]:
-        raise InputError(f"{path} does not fit {model}: {len(wrong)} tensors differ, such as {wrong[0]!r}; check the model's name")
+        raise InputError(
+            f"{path} does not fit {model}: {len(wrong)} tensors differ, such as {wrong[0]!r}; check the model's name"
+        )
     if fresh and not loading.reset_head:
         raise InputError(
             f"{path} is of another number of classes than {loading.num_classes}; give --reset-head to start the last layer anew"
         )
     # A last layer of zeros: timm starts some so large that a short fine-tuning would only unlearn it.
     module.load_state_dict(
-        {name: torch.zeros_like(own[name]) if name in fresh else torch.from_numpy(table[name].copy()) for name in own}
+        {
+            name: torch.zeros_like(own[name])
+            if name in fresh
+            else torch.from_numpy(table[name].copy())
+            for name in own
+        }
     )
     return module, ("the last layer starts anew",) if fresh else ()

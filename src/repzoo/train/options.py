@@ -42,10 +42,19 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """Refuse counts that mean nothing, and two sets of weights."""
-        if self.accumulate < 1 or self.workers < 0 or self.validate_every < 1 or not self.save_minutes >= 0:
-            raise InputError("accumulate and validate_every must be at least 1, workers and save_minutes at least 0")
+        if (
+            self.accumulate < 1
+            or self.workers < 0
+            or self.validate_every < 1
+            or not self.save_minutes >= 0
+        ):
+            raise InputError(
+                "accumulate and validate_every must be at least 1, workers and save_minutes at least 0"
+            )
         if self.checkpoint is not None and self.pretrained:
-            raise InputError("two sets of weights are asked for; give --checkpoint or --pretrained, not both")
+            raise InputError(
+                "two sets of weights are asked for; give --checkpoint or --pretrained, not both"
+            )
 
     @property
     def given_weights(self) -> bool:

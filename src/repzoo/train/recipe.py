@@ -15,9 +15,20 @@ from repzoo.errors import InputError
 from repzoo.plugins import unknown
 from repzoo.storage import read_bounded
 
-AMP, DISTILL, CLIP, TRAINABLE = ("off", "on", "bf16", "fp16"), ("", "soft", "hard"), ("norm", "value", "agc"), ("all", "head")
+AMP, DISTILL, CLIP, TRAINABLE = (
+    ("off", "on", "bf16", "fp16"),
+    ("", "soft", "hard"),
+    ("norm", "value", "agc"),
+    ("all", "head"),
+)
 MAX_RECIPE_BYTES = 2**20
-_KINDS = {"int": (int,), "float": (int, float), "float | None": (int, float), "str": (str,), "bool": (bool,)}
+_KINDS = {
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float),
+    "str": (str,),
+    "bool": (bool,),
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Recipe:
     finetune         starts from given weights; the last layer starts anew where the classes are others
     trainable        "all" or "head": only the last layer, the rest as in evaluation (a linear probe)
     preprocess       evaluation preprocessing fields that differ from the model's
-    per_model        fields that differ for a model of the catalogue
+    per_model        fields that differ for a model of the catalog
     """
 
     name: str
@@ -91,24 +102,45 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
         if self.epochs < 1 or self.batch < 2 or self.batch % 2 or not self.lr > 0:
-            raise InputError(f"recipe {self.name}: epochs >= 1, an even batch >= 2 and lr > 0 are needed; got {self}")
-        for key, accepted in (("amp", AMP), ("distill", DISTILL), ("clip_mode", CLIP), ("trainable", TRAINABLE)):
+            raise InputError(
+                f"recipe {self.name}: epochs >= 1, an even batch >= 2 and lr > 0 are needed; got {self}"
+            )
+        for key, accepted in (
+            ("amp", AMP),
+            ("distill", DISTILL),
+            ("clip_mode", CLIP),
+            ("trainable", TRAINABLE),
+        ):
             if getattr(self, key) not in accepted:
                 raise InputError(
                     f"recipe {self.name}: {key} must be one of {', '.join(map(repr, accepted))}; got {getattr(self, key)!r}"
                 )
-        for key in ("label_smoothing", "ema_decay", "drop_rate", "drop_path", "hflip", "erase", "distill_weight"):
+        for key in (
+            "label_smoothing",
+            "ema_decay",
+            "drop_rate",
+            "drop_path",
+            "hflip",
+            "erase",
+            "distill_weight",
+        ):
             if not 0 <= getattr(self, key) <= 1:
-                raise InputError(f"recipe {self.name}: {key} must lie in 0..1; got {getattr(self, key)}")
+                raise InputError(
+                    f"recipe {self.name}: {key} must lie in 0..1; got {getattr(self, key)}"
+                )
         if self.repeats < 1 or self.clip < 0 or not self.temperature > 0:
-            raise InputError(f"recipe {self.name}: repeats >= 1, clip >= 0 and temperature > 0 are needed; got {self}")
+            raise InputError(
+                f"recipe {self.name}: repeats >= 1, clip >= 0 and temperature > 0 are needed; got {self}"
+            )
 
     def changed(self, **overrides: Any) -> Recipe:
         """This recipe with every override that is not None."""
-        return dataclasses.replace(self, **{key: value for key, value in overrides.items() if value is not None})
+        return dataclasses.replace(
+            self, **{key: value for key, value in overrides.items() if value is not None}
+        )
 
     def for_model(self, model: str) -> Recipe:
-        """This recipe as it is for the catalogue model `model`."""
+        """This recipe as it is for the catalog model `model`."""
         return dataclasses.replace(self, **{**self.per_model.get(model, {}), "per_model": {}})
 
     @property
@@ -118,7 +150,11 @@ class Recipe:
 
     def size_at(self, epoch: int, full: int) -> int:
         """Side of the training images in `epoch` (from 0), of a model for `full` pixels."""
-        return self.small_size if self.small_size and epoch < self.epochs - self.full_size_epochs else full
+        return (
+            self.small_size
+            if self.small_size and epoch < self.epochs - self.full_size_epochs
+            else full
+        )
 
 
 @functools.cache
@@ -132,7 +168,9 @@ def recipe(name: str) -> Recipe:
     """The recipe called `name`, or in the file NAME.toml; an InputError offers the nearest, or says what is wrong with the file."""
     if name.endswith(".toml"):
         try:
-            return from_table(Path(name).stem, tomllib.loads(read_bounded(Path(name), MAX_RECIPE_BYTES).decode()))
+            return from_table(
+                Path(name).stem, tomllib.loads(read_bounded(Path(name), MAX_RECIPE_BYTES).decode())
+            )
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{name} is not TOML: {error}") from None
     if name not in recipes():
@@ -149,7 +187,11 @@ def from_table(name: str, table: Mapping[str, Any]) -> Recipe:
     found = _checked(name, table)
     for model, changes in found.get("per_model", {}).items():
         _checked(f"{name} for {model}", changes)
-    required = [one.name for one in dataclasses.fields(Recipe) if one.default is one.default_factory is dataclasses.MISSING]
+    required = [
+        one.name
+        for one in dataclasses.fields(Recipe)
+        if one.default is one.default_factory is dataclasses.MISSING
+    ]
     if missing := [key for key in required if key not in found and key != "name"]:
         raise InputError(f"recipe {name} lacks {', '.join(missing)}")
     made = Recipe(name=name, **found)
@@ -163,14 +205,24 @@ def _checked(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in table.items():
         if key not in kinds:
             raise InputError(f"recipe {name}: {unknown('setting', key, kinds)}")
-        expected = _KINDS.get(kinds[key], (list, tuple) if kinds[key].startswith("tuple") else (Mapping,))
+        expected = _KINDS.get(
+            kinds[key], (list, tuple) if kinds[key].startswith("tuple") else (Mapping,)
+        )
         if not isinstance(value, expected) or (isinstance(value, bool) and kinds[key] != "bool"):
-            raise InputError(f"recipe {name}: {key} must be of the kind {kinds[key]}; got {value!r}")
+            raise InputError(
+                f"recipe {name}: {key} must be of the kind {kinds[key]}; got {value!r}"
+            )
     scale = {"scale": _range(name, table["scale"])} if "scale" in table else {}
     return {**table, **scale}
 
 
 def _range(name: str, given: Any) -> tuple[float, float]:
-    if len(given) != 2 or not all(isinstance(one, int | float) for one in given) or not 0 < given[0] <= given[1] <= 1:
-        raise InputError(f"recipe {name}: scale must be two shares of the area, such as [0.35, 1.0]; got {given!r}")
+    if (
+        len(given) != 2
+        or not all(isinstance(one, int | float) for one in given)
+        or not 0 < given[0] <= given[1] <= 1
+    ):
+        raise InputError(
+            f"recipe {name}: scale must be two shares of the area, such as [0.35, 1.0]; got {given!r}"
+        )
     return float(given[0]), float(given[1])

@@ -1,4 +1,4 @@
-"""`repzoo train`: from a catalogue model and a data set to a trained training-form artifact."""
+"""`repzoo train`: from a catalog model and a data set to a trained training-form artifact."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from repzoo.artifact import Artifact, Step
 from repzoo.data.batches import ReadReport, readable
 from repzoo.data.dataset import Dataset, Source
 from repzoo.errors import InputError
-from repzoo.graph.export import export
+from repzoo.graph.tools.export import export
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.progress import Progress, silent
 from repzoo.train import models, state
-from repzoo.train.images import TrainingImages
 from repzoo.train.loop import Trainer
 from repzoo.train.options import Running
 from repzoo.train.recipe import Recipe
 from repzoo.train.state import Epoch
+from repzoo.train.training_images import TrainingImages
 
 HOW = ("seed", "accumulate", "device", "channels_last", "checkpoint", "pretrained", "teacher")
 
@@ -33,7 +33,12 @@ class Trained:
 
 
 def train(
-    model: str, source: Source, recipe: Recipe, running: Running, group: Group = ALONE, progress: Progress = silent
+    model: str,
+    source: Source,
+    recipe: Recipe,
+    running: Running,
+    group: Group = ALONE,
+    progress: Progress = silent,
 ) -> Trained:
     """Train `model` on the training part of `source`, or go on with the run in `running.output`.
 
@@ -49,7 +54,9 @@ def train(
     held_out = source.held_out() if "train" in source.parts and len(source.parts) > 1 else None
     student = models.student(model, len(source.classes), recipe, running)
     teacher = models.teacher(running.teacher, source.classes, recipe)
-    trainer = Trainer(student.module, TrainingImages(images, student.preprocess), recipe, running, group, teacher)
+    trainer = Trainer(
+        student.module, TrainingImages(images, student.preprocess), recipe, running, group, teacher
+    )
     remarks = [*trainer.facts(), *student.remarks]
     settings = {
         "model": model, "data": images.name, "images": len(images), "seed": running.seed, "recipe": asdict(recipe),
@@ -59,7 +66,9 @@ def train(
         state.save_settings(running.output, {"remarks": remarks, **settings})
     best = trainer.run(held_out, progress)
     name = f"{model}.{source.name}"
-    artifact = export(best.cpu(), name, student.preprocess, source.classes, Step("train", __version__, settings))
+    artifact = export(
+        best.cpu(), name, student.preprocess, source.classes, Step("train", __version__, settings)
+    )
     made = artifact.write(running.output / f"{name}.onnx") if not group.rank else artifact
     return Trained(replace(made, name=name), trainer.log, [*remarks, *report.sentences()])
 
@@ -69,7 +78,10 @@ def _training_images(source: Source, report: ReadReport, progress: Progress) -> 
     images = whole.subset(readable(whole, report, progress))
     report.check(whole.name, len(whole))
     present = set(images.targets)
-    if missing := [*source.empty, *(label for index, label in enumerate(source.classes) if index not in present)]:
+    if missing := [
+        *source.empty,
+        *(label for index, label in enumerate(source.classes) if index not in present),
+    ]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(
             f"{whole.name} has no image of the class {', '.join(map(repr, missing[:3]))}{more}, so it cannot be learned; "

@@ -18,7 +18,13 @@ import torch
 from repzoo.errors import InputError, MissingExtra
 from repzoo.storage import write_atomically, written_aside
 
-STATE, LOG, WEIGHTS, SETTINGS, BOARD = "state.pt", "log.csv", "weights.safetensors", "run.json", "tensorboard"
+STATE, LOG, WEIGHTS, SETTINGS, BOARD = (
+    "state.pt",
+    "log.csv",
+    "weights.safetensors",
+    "run.json",
+    "tensorboard",
+)
 MAX_STATE_BYTES = 2**33
 
 
@@ -53,7 +59,7 @@ def save_log(folder: Path, log: Sequence[Epoch]) -> None:
 
 
 def save_weights(folder: Path, module: torch.nn.Module) -> None:
-    """Write the weights of `module` as .safetensors, float32 in the catalogue's naming."""
+    """Write the weights of `module` as .safetensors, float32 in the catalog's naming."""
     from safetensors.torch import save as safetensors
 
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
@@ -70,7 +76,9 @@ def read(folder: Path) -> bytes:
     path = folder / STATE
     try:
         if path.stat().st_size > MAX_STATE_BYTES:
-            raise InputError(f"{path} has more than {MAX_STATE_BYTES:,} bytes, which no state has; remove it to start again")
+            raise InputError(
+                f"{path} has more than {MAX_STATE_BYTES:,} bytes, which no state has; remove it to start again"
+            )
         return b"+" + path.read_bytes()
     except FileNotFoundError:
         return b""
@@ -82,12 +90,18 @@ def decoded(folder: Path, data: bytes, fingerprint: str) -> dict[str, Any]:
     """The state in `data` of `read`, if it is whole and of the run with `fingerprint`; nothing in it is run."""
     path = folder / STATE
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(data[1:]), map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(
+            io.BytesIO(data[1:]), map_location="cpu", weights_only=True
+        )
         found = state["fingerprint"]
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError):
-        raise InputError(f"{path} is damaged; remove it to start again, or give another -o") from None
+        raise InputError(
+            f"{path} is damaged; remove it to start again, or give another -o"
+        ) from None
     if found != fingerprint:
-        raise InputError(f"{path} belongs to a run with other settings or data; give another -o, or remove it to start again")
+        raise InputError(
+            f"{path} belongs to a run with other settings or data; give another -o, or remove it to start again"
+        )
     return state
 
 

@@ -3,7 +3,15 @@
 from repzoo.verbs.evaluating import EvaluateOptions, Evaluation, evaluate
 from repzoo.verbs.inputs import EmbeddedInput, Mismatches, embed_input, measure_mismatch
 from repzoo.verbs.loading import embedded_for, load
-from repzoo.verbs.making import ExportOptions, QuantizeOptions, convert, export, fold, quantize, trainer
+from repzoo.verbs.making import (
+    ExportOptions,
+    QuantizeOptions,
+    convert,
+    export,
+    fold,
+    quantize,
+    trainer,
+)
 from repzoo.verbs.measuring import BenchOptions, Prediction, benchmark, first_images, predict
 
 __all__ = [

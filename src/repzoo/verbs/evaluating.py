@@ -13,7 +13,8 @@ from repzoo.data.batches import ReadReport
 from repzoo.data.dataset import Dataset
 from repzoo.engines import DEFAULT_ENGINE, engine
 from repzoo.errors import InputError
-from repzoo.measure import accuracy, outputs
+from repzoo.measure import accuracy
+from repzoo.measure import external_results as outputs
 from repzoo.measure.accuracy import Answers
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.measure.record import Record
@@ -42,7 +43,9 @@ class EvaluateOptions:
         if not (math.isfinite(self.drop) and 0 < abs(self.drop) <= 100):
             raise InputError(f"drop must lie in 0..100 points and not be 0; got {self.drop}")
         if len(set(self.engines)) < max(1, len(self.engines)):
-            raise InputError(f"each engine is to be named once; got {', '.join(self.engine) or 'none'}")
+            raise InputError(
+                f"each engine is to be named once; got {', '.join(self.engine) or 'none'}"
+            )
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -78,32 +81,52 @@ def evaluate(
     """
     options, report = options or EvaluateOptions(), ReadReport()
     if not artifacts and not options.result:
-        raise InputError("nothing to evaluate: give the files of models, or --result with what another tool wrote")
+        raise InputError(
+            "nothing to evaluate: give the files of models, or --result with what another tool wrote"
+        )
     model = next(iter([*artifacts, *([against] if against else [])]), None)
     read = [outputs.read(path, data, options.datalist, model, progress) for path in options.result]
     if any(one != other for (_, one), (_, other) in pairwise(read)):
-        raise InputError("the results are of different images, so they cannot be compared; evaluate them apart")
+        raise InputError(
+            "the results are of different images, so they cannot be compared; evaluate them apart"
+        )
     remarks = list(outputs.covered(data, read[0][1])) if read else []
     if remarks:
         data = data.subset(read[0][1])
     runs, places = _runs(artifacts, against, options.engines)
-    predictions = accuracy.evaluate(runs, data, report, progress, options.resume, group) if runs else []
+    predictions = (
+        accuracy.evaluate(runs, data, report, progress, options.resume, group) if runs else []
+    )
     found = [predictions[place] for place in places]
-    own, references = found[: len(artifacts) * len(options.engines)], found[len(artifacts) * len(options.engines) :]
+    own, references = (
+        found[: len(artifacts) * len(options.engines)],
+        found[len(artifacts) * len(options.engines) :],
+    )
     keys = found[0].keys if found else read[0][0].keys
     others = [one if one.keys == keys else outputs.at(one, keys) for one, _ in read]
-    paired = tuple(accuracy.compare(first, second, drop=options.drop) for first, second in _pairs(own, others, references))
-    return Evaluation(tuple(one.record() for one in [*own, *others]), paired, (*remarks, *report.sentences()))
+    paired = tuple(
+        accuracy.compare(first, second, drop=options.drop)
+        for first, second in _pairs(own, others, references)
+    )
+    return Evaluation(
+        tuple(one.record() for one in [*own, *others]), paired, (*remarks, *report.sentences())
+    )
 
 
-def _runs(artifacts: Sequence[Artifact], against: Artifact | None, engines: Sequence[str]) -> tuple[list[accuracy.Run], list[int]]:
+def _runs(
+    artifacts: Sequence[Artifact], against: Artifact | None, engines: Sequence[str]
+) -> tuple[list[accuracy.Run], list[int]]:
     """(runs, place among them of each file on each engine, `against` last): what is named twice runs once."""
     opened = [engine(name) for name in engines]
     runs: list[accuracy.Run] = []
     places: list[int] = []
     for one in [*artifacts, *([against] if against is not None else [])]:
         for runner in opened:
-            same = (place for place, run in enumerate(runs) if run.engine is runner and _same(run.artifact, one))
+            same = (
+                place
+                for place, run in enumerate(runs)
+                if run.engine is runner and _same(run.artifact, one)
+            )
             place = next(same, len(runs))
             if place == len(runs):
                 runs.append(accuracy.open_run(one, runner))
@@ -114,10 +137,16 @@ def _runs(artifacts: Sequence[Artifact], against: Artifact | None, engines: Sequ
 def _same(one: Artifact, other: Artifact) -> bool:
     """Whether the two are the same model, said to be prepared in the same way."""
     known = one is other or (one.sha256 == other.sha256 != "")
-    return known and (one.name, one.preprocess, one.labels) == (other.name, other.preprocess, other.labels)
+    return known and (one.name, one.preprocess, one.labels) == (
+        other.name,
+        other.preprocess,
+        other.labels,
+    )
 
 
-def _pairs(own: Sequence[Answers], others: Sequence[Answers], references: Sequence[Answers]) -> list[tuple[Answers, Answers]]:
+def _pairs(
+    own: Sequence[Answers], others: Sequence[Answers], references: Sequence[Answers]
+) -> list[tuple[Answers, Answers]]:
     """(first, second) of each comparison: against the float model on the same engine, or else against the first of all."""
     if references:
         return [

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 
 from repzoo import __version__
-from repzoo.artifact import Artifact, Colour, Preprocess, Step
+from repzoo.artifact import Artifact, Color, Preprocess, Step
 from repzoo.data.batches import ReadReport
 from repzoo.data.dataset import Dataset
 from repzoo.data.preprocess import as_float, model_input, pixel_map
@@ -23,7 +23,7 @@ from repzoo.progress import Progress, silent
 from repzoo.verbs.measuring import first_images
 
 if TYPE_CHECKING:
-    from repzoo.graph.certify import InputCertificate
+    from repzoo.graph.certificate.certify import InputCertificate
 
 RANDOM_IMAGES = 3  # of noise, and as many of black and white
 
@@ -38,10 +38,10 @@ class EmbeddedInput:
 
 
 def embed_input(
-    artifact: Artifact, kind: str, yuv: str | None = None, order: Colour | None = None, data: Dataset | None = None,
+    artifact: Artifact, kind: str, yuv: str | None = None, order: Color | None = None, data: Dataset | None = None,
     engine_name: str = DEFAULT_ENGINE,
 ) -> EmbeddedInput:  # fmt: skip
-    """`artifact` with normalisation and colour conversion in its graph, so that a camera's buffer goes straight in.
+    """`artifact` with normalization and color conversion in its graph, so that a camera's buffer goes straight in.
 
     kind   "uint8": [N, size, size, 3]; "nv12": [N, size * 3 / 2, size, 1]
     yuv    matrix and range of NV12; default bt601-full
@@ -49,16 +49,18 @@ def embed_input(
     data   real images to certify on besides random bytes
 
     Raises:
-        InputError: the model takes bytes already, is quantised, or has odd sides for NV12.
+        InputError: the model takes bytes already, is quantized, or has odd sides for NV12.
         CertificateError: the result is not proven equal to the float input.
     """
-    from repzoo.graph import input as inputs
-    from repzoo.graph.certify import certify_input
-    from repzoo.graph.proof import prove
+    from repzoo.graph.certificate.certify import certify_input
+    from repzoo.graph.certificate.proof import prove
+    from repzoo.graph.fold import input as inputs
 
     given = artifact.needing_preprocess()
     wanted = _wanted(artifact.name, given, kind, yuv, order)
-    made = inputs.embed(artifact.model, wanted, *pixel_map(wanted, given.colour), merge=artifact.form == "deploy")
+    made = inputs.embed(
+        artifact.model, wanted, *pixel_map(wanted, given.color), merge=artifact.form == "deploy"
+    )
     if made.folded:
         prove(made.prepended, made.model, [one.output for one in made.folded.folds])
     runner = engine(engine_name)
@@ -66,23 +68,41 @@ def embed_input(
     def run(model: onnx.ModelProto, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return runner.open(model, host()["affinity"], exact=True).run(values)
 
-    certificate = certify_input(artifact, made.model, run, [(_floats(raw, wanted, given), raw) for raw in _raws(wanted, data)])
-    settings = {"input": wanted.input, "yuv": wanted.yuv, "colour": wanted.colour, "placed": made.said}
+    certificate = certify_input(
+        artifact,
+        made.model,
+        run,
+        [(_floats(raw, wanted, given), raw) for raw in _raws(wanted, data)],
+    )
+    settings = {
+        "input": wanted.input,
+        "yuv": wanted.yuv,
+        "color": wanted.color,
+        "placed": made.said,
+    }
     step = Step("embed-input", __version__, settings)
-    result = replace(artifact, preprocess=wanted).then(made.model, step, input_certificate=asdict(certificate))
+    result = replace(artifact, preprocess=wanted).then(
+        made.model, step, input_certificate=asdict(certificate)
+    )
     return EmbeddedInput(result, made.said, certificate)
 
 
-def _wanted(name: str, given: Preprocess, kind: str, yuv: str | None, order: Colour | None) -> Preprocess:
+def _wanted(
+    name: str, given: Preprocess, kind: str, yuv: str | None, order: Color | None
+) -> Preprocess:
     if given.input != "float":
-        raise InputError(f"{name} takes {given.input} already; start from the float model it was made from")
+        raise InputError(
+            f"{name} takes {given.input} already; start from the float model it was made from"
+        )
     if kind not in ("uint8", "nv12"):
-        raise InputError(f"the input to embed is uint8 or nv12; got {kind!r}; give --input uint8 or --input nv12")
+        raise InputError(
+            f"the input to embed is uint8 or nv12; got {kind!r}; give --input uint8 or --input nv12"
+        )
     if order and kind == "nv12":
         raise InputError("NV12 has no channel order; leave --order out, or embed uint8")
     fields = {**given.document(), "input": kind, **({"yuv": yuv} if yuv else {})}
-    if order and order != given.colour:
-        fields |= {"colour": order, "mean": given.mean[::-1], "std": given.std[::-1]}
+    if order and order != given.color:
+        fields |= {"color": order, "mean": given.mean[::-1], "std": given.std[::-1]}
     return Preprocess.from_mapping(fields)
 
 
@@ -91,16 +111,21 @@ def _raws(wanted: Preprocess, data: Dataset | None) -> list[npt.NDArray[np.uint8
     raws = [random.integers(0, 256, shape, np.uint8), 255 * random.integers(0, 2, shape, np.uint8)]
     if data:
         pixels = first_images(
-            data, Preprocess.from_mapping({**wanted.document(), "input": "uint8", "yuv": "bt601-full", "colour": "RGB"})
+            data,
+            Preprocess.from_mapping(
+                {**wanted.document(), "input": "uint8", "yuv": "bt601-full", "color": "RGB"}
+            ),
         )
         raws += [model_input(pixels, wanted)] if len(pixels) else []
     return raws
 
 
-def _floats(raw: npt.NDArray[np.uint8], wanted: Preprocess, given: Preprocess) -> npt.NDArray[np.float32]:
+def _floats(
+    raw: npt.NDArray[np.uint8], wanted: Preprocess, given: Preprocess
+) -> npt.NDArray[np.float32]:
     """The float model's input, in its own channel order."""
     made = as_float(raw, wanted)
-    return made if wanted.colour == given.colour else np.ascontiguousarray(made[:, ::-1])
+    return made if wanted.color == given.color else np.ascontiguousarray(made[:, ::-1])
 
 
 @dataclass(frozen=True)
@@ -113,7 +138,10 @@ class Mismatches:
 
 
 def measure_mismatch(
-    artifact: Artifact, data: Dataset, engine_name: str = DEFAULT_ENGINE, progress: Progress = silent
+    artifact: Artifact,
+    data: Dataset,
+    engine_name: str = DEFAULT_ENGINE,
+    progress: Progress = silent,
 ) -> Mismatches:
     """What every usual mistake in preparing images costs in Top-1, on the same images.
 

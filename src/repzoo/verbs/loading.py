@@ -27,13 +27,19 @@ def load(model: str | Path, **preprocess: Any) -> Artifact:
     elif str(model) in embedded.names():
         found = embedded.read(str(model))
     elif row := next((row for row in catalog.checkpoints() if row.name == str(model)), None):
-        raise InputError(f"the weights of {model} do not come with repzoo; in a checkout make them: {row.command}")
+        raise InputError(
+            f"the weights of {model} do not come with repzoo; in a checkout make them: {row.command}"
+        )
     elif str(model) in {row.name for row in catalog.models()}:
         raise InputError(
             f"{model} has no embedded weights; write it first: repzoo export {model} -o {model}.onnx --checkpoint FILE"
         )
     else:
-        raise InputError(unknown("model", str(model), [*embedded.names(), *(row.name for row in catalog.models())]))
+        raise InputError(
+            unknown(
+                "model", str(model), [*embedded.names(), *(row.name for row in catalog.models())]
+            )
+        )
     given = {key: value for key, value in preprocess.items() if value is not None}
     if not given:
         return found

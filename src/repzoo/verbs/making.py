@@ -21,10 +21,11 @@ from repzoo.errors import InputError, MissingExtra
 from repzoo.measure import accuracy
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
-from repzoo.quant import ladder, recipes
-from repzoo.quant.gate import Budget, QuantReport
-from repzoo.quant.scheme import for_host, scheme_for
-from repzoo.quant.scheme import scheme as scheme_called
+from repzoo.quant.baselines import registry as recipes
+from repzoo.quant.network.scheme import for_host, scheme_for
+from repzoo.quant.network.scheme import scheme as scheme_called
+from repzoo.quant.search import ladder
+from repzoo.quant.search.gate import Budget, QuantReport
 from repzoo.storage import sha256_of_file
 from repzoo.verbs.inputs import embed_input
 from repzoo.verbs.loading import load
@@ -32,8 +33,10 @@ from repzoo.zoo import catalog, embedded
 from repzoo.zoo.download import resolve
 from repzoo.zoo.naming import LoadOptions
 
-if TYPE_CHECKING:  # onnx-ir takes a quarter of a second to import: only the verbs that rewrite graphs pay for it
-    from repzoo.graph.certify import Certificate
+if (
+    TYPE_CHECKING
+):  # onnx-ir takes a quarter of a second to import: only the verbs that rewrite graphs pay for it
+    from repzoo.graph.certificate.certify import Certificate
     from repzoo.zoo.checkpoints import Loaded
 
 
@@ -83,8 +86,10 @@ class ExportOptions:
             raise InputError(f"num_classes must be at least 1; got {self.num_classes}")
 
 
-def export(model: str, options: ExportOptions | None = None, labels: Sequence[str] = (), **preprocess: Any) -> Artifact:
-    """The training form (or with form="deploy" the folded form) of a catalogue model as an Artifact.
+def export(
+    model: str, options: ExportOptions | None = None, labels: Sequence[str] = (), **preprocess: Any
+) -> Artifact:
+    """The training form (or with form="deploy" the folded form) of a catalog model as an Artifact.
 
     Weights that ship (`repghostnet_050.digits`) are exported as they are. Of any other model, without a checkpoint or `pretrained`,
     they are random (seeded): right for counting and timing, not for accuracy.
@@ -99,15 +104,23 @@ def export(model: str, options: ExportOptions | None = None, labels: Sequence[st
     shipped = _shipped(model, options, labels, given) if model in embedded.names() else None
     usual = shipped.needing_preprocess() if shipped else catalog.spec(model).preprocess
     prepared = Preprocess.from_mapping({**asdict(usual), **given})
-    replace(prepared, input=kind, yuv=yuv or prepared.yuv)  # refuses, before anything is built, what cannot be
+    replace(
+        prepared, input=kind, yuv=yuv or prepared.yuv
+    )  # refuses, before anything is built, what cannot be
     made = shipped or _exported(model, prepared, options, labels)
     made = fold(made)[0] if options.form == "deploy" else made
     return made if kind == "float" else embed_input(made, kind, yuv).artifact
 
 
-def _shipped(model: str, options: ExportOptions, labels: Sequence[str], given: Mapping[str, Any]) -> Artifact:
+def _shipped(
+    model: str, options: ExportOptions, labels: Sequence[str], given: Mapping[str, Any]
+) -> Artifact:
     """The weights that ship as `model`, with the preprocessing that is `given`; what would make another model of them is refused."""
-    other = [key for key, value in asdict(options).items() if key != "form" and value != getattr(ExportOptions(), key)]
+    other = [
+        key
+        for key, value in asdict(options).items()
+        if key != "form" and value != getattr(ExportOptions(), key)
+    ]
     other += ["labels"] if labels else []
     if other:
         raise InputError(
@@ -117,16 +130,32 @@ def _shipped(model: str, options: ExportOptions, labels: Sequence[str], given: M
     return load(model, **given)
 
 
-def _exported(model: str, preprocess: Preprocess, options: ExportOptions, labels: Sequence[str]) -> Artifact:
+def _exported(
+    model: str, preprocess: Preprocess, options: ExportOptions, labels: Sequence[str]
+) -> Artifact:
     """The training form, built anew."""
     classes = options.num_classes or len(labels) or catalog.spec(model).num_classes
     module, weights = _built(model, classes, options)
-    step = Step("build", __version__, {"model": model, **weights, "num_classes": classes, "seed": options.seed})
-    from repzoo.graph import export as exporting
+    step = Step(
+        "build",
+        __version__,
+        {"model": model, **weights, "num_classes": classes, "seed": options.seed},
+    )
+    from repzoo.graph.tools import export as exporting
     from repzoo.zoo import families
 
-    names = tuple(labels) or (families.imagenet_labels() if classes == families.IMAGENET_CLASSES else ())
-    return exporting.export(module, model, preprocess, names, step, opset=options.opset, dynamic_batch=options.dynamic_batch)
+    names = tuple(labels) or (
+        families.imagenet_labels() if classes == families.IMAGENET_CLASSES else ()
+    )
+    return exporting.export(
+        module,
+        model,
+        preprocess,
+        names,
+        step,
+        opset=options.opset,
+        dynamic_batch=options.dynamic_batch,
+    )
 
 
 def _built(model: str, classes: int, options: ExportOptions) -> tuple[Any, dict[str, Any]]:
@@ -137,17 +166,25 @@ def _built(model: str, classes: int, options: ExportOptions) -> tuple[Any, dict[
         module = families.seeded(model, classes, options.seed, options.pretrained)
         return module, {"weights": "pretrained" if options.pretrained else "random"}
     if options.pretrained:
-        raise InputError("two sets of weights are asked for; give a checkpoint, or pretrained, not both")
+        raise InputError(
+            "two sets of weights are asked for; give a checkpoint, or pretrained, not both"
+        )
     from repzoo.zoo import checkpoints
 
     path = resolve(options.checkpoint)
     loading = LoadOptions(options.source, classes, options.reset_head, options.ema, options.seed)
     found = checkpoints.load(path, model, loading)
-    return checkpoints.module_of(found), {"weights": path.name, "source": found.source, "remarks": list(found.remarks)}
+    return checkpoints.module_of(found), {
+        "weights": path.name,
+        "source": found.source,
+        "remarks": list(found.remarks),
+    }
 
 
-def convert(checkpoint: str | Path, model: str, options: LoadOptions | None = None) -> tuple[bytes, Loaded]:
-    """(.safetensors file, what is in it): the weights of a checkpoint of any known source, in the catalogue's naming.
+def convert(
+    checkpoint: str | Path, model: str, options: LoadOptions | None = None
+) -> tuple[bytes, Loaded]:
+    """(.safetensors file, what is in it): the weights of a checkpoint of any known source, in the catalog's naming.
 
     Raises:
         InputError: not a checkpoint of tensors, or not one of `model` (which it fits is said); nothing in it is run.
@@ -161,7 +198,10 @@ def convert(checkpoint: str | Path, model: str, options: LoadOptions | None = No
 
 
 def fold(
-    artifact: Artifact, images: npt.NDArray[np.float32] | None = None, engine_name: str = DEFAULT_ENGINE, timed: bool = False
+    artifact: Artifact,
+    images: npt.NDArray[np.float32] | None = None,
+    engine_name: str = DEFAULT_ENGINE,
+    timed: bool = False,
 ) -> tuple[Artifact, Certificate]:
     """The deploy form with its certificate, which also goes into the artifact's metadata.
 
@@ -169,23 +209,31 @@ def fold(
     timed   refuse what the engine takes longer for on this machine; else only MACs and weights decide, alike everywhere
 
     Raises:
-        InputError: the graph is quantised, or not a classifier.
+        InputError: the graph is quantized, or not a classifier.
         CertificateError: the result is not proven equal.
     """
     artifact.input_name  # noqa: B018  refuses what is not a classifier
-    from repzoo.graph import certify as certifying
-    from repzoo.graph import fold as folding
-    from repzoo.measure.duel import duel
+    from repzoo.graph.certificate import certify as certifying
+    from repzoo.graph.fold import engine as folding
+    from repzoo.measure.compare import duel
 
     runner = engine(engine_name)
-    result = folding.fold(artifact.model, (lambda before, after: duel(before, after, runner)) if timed else None)
+    result = folding.fold(
+        artifact.model, (lambda before, after: duel(before, after, runner)) if timed else None
+    )
 
     def run(model: onnx.ModelProto, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return runner.open(model, host()["affinity"], exact=True).run(inputs)
 
     certificate = certifying.certify(artifact, result, run, images)
-    settings = {"folds": len(result.folds), "refusals": len(result.refusals), **({"timed": engine_name} if timed else {})}
-    return artifact.then(result.model, Step("fold", __version__, settings), certificate=certificate.to_json()), certificate
+    settings = {
+        "folds": len(result.folds),
+        "refusals": len(result.refusals),
+        **({"timed": engine_name} if timed else {}),
+    }
+    return artifact.then(
+        result.model, Step("fold", __version__, settings), certificate=certificate.to_json()
+    ), certificate
 
 
 @dataclass(frozen=True)
@@ -219,43 +267,56 @@ class QuantizeOptions:
         if self.finetune_epochs < 0:
             raise InputError(f"finetune_epochs must be 0 or more; got {self.finetune_epochs}")
         if self.recipe != recipes.OWN and self.finetune_epochs:
-            raise InputError(f"only repzoo's own recipe fine-tunes; leave --finetune-epochs out, or --recipe {self.recipe}")
+            raise InputError(
+                f"only repzoo's own recipe fine-tunes; leave --finetune-epochs out, or --recipe {self.recipe}"
+            )
         if self.recipe != recipes.OWN and self.scheme:
-            raise InputError(f"the recipe {self.recipe} represents numbers in its own way; leave --scheme out, or --recipe")
+            raise InputError(
+                f"the recipe {self.recipe} represents numbers in its own way; leave --scheme out, or --recipe"
+            )
 
 
 def _require_finetuning() -> None:
     try:
-        from repzoo.quant import finetune  # noqa: F401
+        from repzoo.quant.parameters import finetune
     except ModuleNotFoundError as error:
         raise MissingExtra("fine-tuning", "torch") from error
 
 
 def quantize(
-    artifact: Artifact, data: str | Path | Source, options: QuantizeOptions | None = None, progress: Progress = silent
+    artifact: Artifact,
+    data: str | Path | Source,
+    options: QuantizeOptions | None = None,
+    progress: Progress = silent,
 ) -> tuple[Artifact, QuantReport]:
     """The INT8 form of `artifact` (folded first when it is not), with the report of what was tried.
 
-    data  labelled images, or a folder of images that nobody labelled; a part of it sets ranges, a part says which attempt is the
-          best, and the rest judges that one: see data.dataset.Source.quantising_split and quant.gate
+    data  labeled images, or a folder of images that nobody labeled; a part of it sets ranges, a part says which attempt is the
+          best, and the rest judges that one: see data.dataset.Source.quantizing_split and quant.gate
 
     Raises:
         InputError: bad images or model; CertificateError: see `fold`; GateError: the drop is proven above the budget.
     """
     options = options or QuantizeOptions()
     if options.recipe != recipes.OWN:
-        recipes.recipe(options.recipe)  # refuses a strange name or a missing package before the work
+        recipes.recipe(
+            options.recipe
+        )  # refuses a strange name or a missing package before the work
     if options.finetune_epochs:
         _require_finetuning()
-    source = data if isinstance(data, Source) else open_source(data, unlabelled=True)
+    source = data if isinstance(data, Source) else open_source(data, unlabeled=True)
     if artifact.form == "train":
         artifact, _ = fold(artifact)
-    split = source.quantising_split(options.images, options.seed)
-    if split.gate.labelled:
-        accuracy.class_indices(split.gate, artifact)  # refuses strange classes before the work, not after it
+    split = source.quantizing_split(options.images, options.seed)
+    if split.gate.labeled:
+        accuracy.class_indices(
+            split.gate, artifact
+        )  # refuses strange classes before the work, not after it
     budget, runner = Budget(options.max_drop, options.force), engine(options.engine)
     fewer = len(split.ranges) < options.images
-    said = [f"{len(split.ranges)} calibration images, of {options.images} asked for"] if fewer else []
+    said = (
+        [f"{len(split.ranges)} calibration images, of {options.images} asked for"] if fewer else []
+    )
     if options.recipe != recipes.OWN:
         made, report = recipes.quantize(artifact, split, runner, options.recipe, budget, progress)
     else:

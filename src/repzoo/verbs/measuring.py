@@ -22,7 +22,9 @@ from repzoo.measure.host import host
 from repzoo.measure.record import Record
 from repzoo.progress import Progress, silent
 
-if TYPE_CHECKING:  # onnx-ir takes a quarter of a second to import: only the verbs that rewrite graphs pay for it
+if (
+    TYPE_CHECKING
+):  # onnx-ir takes a quarter of a second to import: only the verbs that rewrite graphs pay for it
     pass
 
 CERTIFIED_IMAGES = 16
@@ -70,7 +72,9 @@ class Prediction:
     best: tuple[tuple[str, float], ...]
 
 
-def predict(artifact: Artifact, images: Sequence[Path], top: int = 5, engine_name: str = DEFAULT_ENGINE) -> list[Prediction]:
+def predict(
+    artifact: Artifact, images: Sequence[Path], top: int = 5, engine_name: str = DEFAULT_ENGINE
+) -> list[Prediction]:
     """Softmax probabilities of the `top` classes of each image file.
 
     Raises:
@@ -85,11 +89,18 @@ def predict(artifact: Artifact, images: Sequence[Path], top: int = 5, engine_nam
         logits = session.run(prepare(load_image(path), preprocess)[None])[0]
         shares = _softmax(logits)
         order = accuracy.best_classes(logits[None], top)[0]
-        found.append(Prediction(str(path), tuple((_label(artifact, int(index)), float(shares[index])) for index in order)))
+        found.append(
+            Prediction(
+                str(path),
+                tuple((_label(artifact, int(index)), float(shares[index])) for index in order),
+            )
+        )
     return found
 
 
-def first_images(data: Dataset, preprocess: Preprocess, count: int = CERTIFIED_IMAGES) -> npt.NDArray[Any]:
+def first_images(
+    data: Dataset, preprocess: Preprocess, count: int = CERTIFIED_IMAGES
+) -> npt.NDArray[Any]:
     """Up to `count` prepared images of `data`, [n, ...] of its input type, for a certificate."""
     some = data.subset(range(min(count, len(data))))
     read = [batch.inputs for batch in batches(some, preprocess, count, ReadReport())]

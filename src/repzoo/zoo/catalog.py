@@ -1,4 +1,4 @@
-"""The zoo's catalogue: `catalog.toml` read strictly into frozen dataclasses. The dataclasses are the file's schema.
+"""The zoo's catalog: `catalog.toml` read strictly into frozen dataclasses. The dataclasses are the file's schema.
 
 Every figure says who published it (`Figure.source`, a key of `sources()`), and a source says what its columns count, so that the
 tests recompute each count to the digits it prints. One that does not survive this is kept as printed and named in `Figure.wrong`.
@@ -210,7 +210,7 @@ def _packaged() -> Catalog:
 
 
 def parse(text: str) -> Catalog:
-    """Read a catalogue.
+    """Read a catalog.
 
     Raises:
         RepzooError: not TOML, a key that the dataclasses do not have, a missing or ill-typed value, or a name that leads nowhere.
@@ -218,18 +218,26 @@ def parse(text: str) -> Catalog:
     try:
         document = tomllib.loads(text, parse_float=Decimal)
     except tomllib.TOMLDecodeError as error:
-        raise RepzooError(f"the catalogue is not TOML: {error}") from None
-    _only(document, ("sources", "families", "model", "checkpoint"), "the catalogue")
-    found = {key: _record(Source, table, f"source {key}") for key, table in document.get("sources", {}).items()}
+        raise RepzooError(f"the catalog is not TOML: {error}") from None
+    _only(document, ("sources", "families", "model", "checkpoint"), "the catalog")
+    found = {
+        key: _record(Source, table, f"source {key}")
+        for key, table in document.get("sources", {}).items()
+    }
     families = document.get("families", {})
     rows = [_model(table, families, found) for table in document.get("model", [])]
-    weights = [_record(Checkpoint, _with_figures(table, found), _label(table)) for table in document.get("checkpoint", [])]
+    weights = [
+        _record(Checkpoint, _with_figures(table, found), _label(table))
+        for table in document.get("checkpoint", [])
+    ]
     catalog = Catalog(found, _by_name(rows), _by_name(weights))
     _check(catalog)
     return catalog
 
 
-def _model(table: Mapping[str, Any], families: Mapping[str, Any], known: Mapping[str, Source]) -> ModelSpec:
+def _model(
+    table: Mapping[str, Any], families: Mapping[str, Any], known: Mapping[str, Source]
+) -> ModelSpec:
     key = str(table.get("family", ""))
     family = families.get(key, {})
     _only(family, ("paper", "repository", "preprocess"), f"family {key}")
@@ -240,7 +248,10 @@ def _model(table: Mapping[str, Any], families: Mapping[str, Any], known: Mapping
 
 def _with_figures(table: Mapping[str, Any], known: Mapping[str, Source]) -> dict[str, Any]:
     where = _label(table)
-    return {**table, "figures": tuple(_figure(item, known, where) for item in table.get("figures", ()))}
+    return {
+        **table,
+        "figures": tuple(_figure(item, known, where) for item in table.get("figures", ())),
+    }
 
 
 def _figure(table: Mapping[str, Any], known: Mapping[str, Source], where: str) -> Figure:
@@ -248,8 +259,12 @@ def _figure(table: Mapping[str, Any], known: Mapping[str, Source], where: str) -
     if figure.source not in known:
         raise RepzooError(unknown(f"source (in {where})", figure.source, dict(known)))
     if lost := [name for name in figure.wrong if name not in table]:
-        raise RepzooError(f"{where}: the {figure.source} figure calls {lost[0]!r} wrong but does not give it")
-    return dataclasses.replace(figure, files=tuple(known[figure.source].base + name for name in figure.files))
+        raise RepzooError(
+            f"{where}: the {figure.source} figure calls {lost[0]!r} wrong but does not give it"
+        )
+    return dataclasses.replace(
+        figure, files=tuple(known[figure.source].base + name for name in figure.files)
+    )
 
 
 def _record(kind: type[Record], table: Mapping[str, Any], where: str) -> Record:
@@ -269,9 +284,15 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         return Decimal(value)
     if kind in (int, int | None) and isinstance(value, int) and not isinstance(value, bool):
         return value
-    if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(item, str) for item in value):
+    if (
+        kind == tuple[str, ...]
+        and isinstance(value, list)
+        and all(isinstance(item, str) for item in value)
+    ):
         return tuple(value)
-    if (kind is str and isinstance(value, str)) or (kind == tuple[Figure, ...] and isinstance(value, tuple)):
+    if (kind is str and isinstance(value, str)) or (
+        kind == tuple[Figure, ...] and isinstance(value, tuple)
+    ):
         return value
     raise RepzooError(f"{where} must be of type {kind}; got {value!r}")
 
@@ -291,7 +312,9 @@ def _by_name(rows: list[Row]) -> dict[str, Row]:
     found = {row.name: row for row in rows}
     if len(found) != len(rows):
         names = [row.name for row in rows]
-        raise RepzooError(f"the catalogue has two rows called {next(name for name in names if names.count(name) > 1)!r}")
+        raise RepzooError(
+            f"the catalog has two rows called {next(name for name in names if names.count(name) > 1)!r}"
+        )
     return found
 
 
@@ -317,7 +340,11 @@ def _label(table: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None and item not in ("", ())}
+        return {
+            key: _plain(item)
+            for key, item in value.items()
+            if item is not None and item not in ("", ())
+        }
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return float(value) if isinstance(value, Decimal) else value

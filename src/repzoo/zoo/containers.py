@@ -72,7 +72,9 @@ def read(path: Path) -> Contents:
     """
     _require_file(path)
     with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # stays as long as an array looks at it
+        mapped = mmap.mmap(
+            file.fileno(), 0, access=mmap.ACCESS_READ
+        )  # stays as long as an array looks at it
     _refuse_foreign(path, mapped[:512])
     try:
         return _opened(path, mapped)
@@ -96,9 +98,13 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
             raise InputError(f"{path} is {what}")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise InputError(f"{path} is a web page, not weights: its server answered with a page (log-in? quota?); {_AGAIN}")
+        raise InputError(
+            f"{path} is a web page, not weights: its server answered with a page (log-in? quota?); {_AGAIN}"
+        )
     if head[257:262] == b"ustar":
-        raise InputError(f"{path} is a tar archive (or torch's form before 0.1.10); unpack it, or save it with a newer torch")
+        raise InputError(
+            f"{path} is a tar archive (or torch's form before 0.1.10); unpack it, or save it with a newer torch"
+        )
 
 
 def _opened(path: Path, mapped: mmap.mmap) -> Contents:
@@ -107,7 +113,9 @@ def _opened(path: Path, mapped: mmap.mmap) -> Contents:
     if mapped[:2] == b"PK":
         return _contents("torch zip", _torch_zip(path, mapped))
     if mapped[:1] != b"\x80":
-        raise Refused("it starts like no checkpoint that is read (.safetensors, PyTorch's .pth, or a pickle as Paddle's .pdparams)")
+        raise Refused(
+            "it starts like no checkpoint that is read (.safetensors, PyTorch's .pth, or a pickle as Paddle's .pdparams)"
+        )
     if _is_legacy(mapped):
         return _contents("torch legacy", _torch_legacy(mapped))
     mapped.seek(0)
@@ -122,15 +130,25 @@ def _contents(kind: str, found: Any) -> Contents:
     tables = {".".join(where): table for where, table in _tables(found, ())}
     if not tables:
         raise Refused("it does not hold a table of tensors")
-    beside = [key for key in found if isinstance(key, str) and key not in tables] if "" not in tables else []
+    beside = (
+        [key for key in found if isinstance(key, str) and key not in tables]
+        if "" not in tables
+        else []
+    )
     return Contents(kind, tables, tuple(sorted(beside)))
 
 
 def _tables(found: Any, where: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Table]]:
     if not isinstance(found, dict):
         return
-    arrays = {key: array for key, value in found.items() if isinstance(key, str) and (array := _array_of(value)) is not None}
-    strange = [key for key, value in found.items() if key not in arrays and not _is_remark(key, value)]
+    arrays = {
+        key: array
+        for key, value in found.items()
+        if isinstance(key, str) and (array := _array_of(value)) is not None
+    }
+    strange = [
+        key for key, value in found.items() if key not in arrays and not _is_remark(key, value)
+    ]
     if arrays and not strange:
         yield where, arrays
     elif len(where) < 2:
@@ -140,7 +158,9 @@ def _tables(found: Any, where: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
 
 
 def _array_of(value: Any) -> npt.NDArray[Any] | None:
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):  # Paddle: (parameter's name, array)
+    if (
+        isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
+    ):  # Paddle: (parameter's name, array)
         value = value[1]
     return value.value if isinstance(value, Array) else None
 
@@ -154,7 +174,11 @@ def _is_remark(key: Any, value: Any) -> bool:
 
 
 def _is_safetensors(mapped: mmap.mmap) -> bool:
-    return len(mapped) > 9 and int.from_bytes(mapped[:8], "little") <= len(mapped) - 8 and mapped[8:9] == b"{"
+    return (
+        len(mapped) > 9
+        and int.from_bytes(mapped[:8], "little") <= len(mapped) - 8
+        and mapped[8:9] == b"{"
+    )
 
 
 def _safetensors(mapped: mmap.mmap) -> Table:
@@ -163,18 +187,24 @@ def _safetensors(mapped: mmap.mmap) -> Table:
     except ModuleNotFoundError as error:
         raise MissingExtra("reading .safetensors", "torch") from error
     if len(mapped) < 9 or int.from_bytes(mapped[:8], "little") > len(mapped) - 8:
-        raise Refused(f"it is not a readable .safetensors file: cut short, or another format; {_AGAIN}")
+        raise Refused(
+            f"it is not a readable .safetensors file: cut short, or another format; {_AGAIN}"
+        )
     try:
         entries = deserialize(bytes(mapped))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise Refused(f"it is not a readable .safetensors file: cut short or damaged ({error}); {_AGAIN}") from None
+        raise Refused(
+            f"it is not a readable .safetensors file: cut short or damaged ({error}); {_AGAIN}"
+        ) from None
     return {name: _safe_array(name, entry) for name, entry in entries}
 
 
 def _safe_array(name: str, entry: Mapping[str, Any]) -> npt.NDArray[Any]:
     kind = entry["dtype"]
     if kind != "BF16" and kind not in _SAFE_TYPES:
-        raise Refused(f"{name[:80]!r} has elements of type {kind}; read are {', '.join(_SAFE_TYPES)} and BF16")
+        raise Refused(
+            f"{name[:80]!r} has elements of type {kind}; read are {', '.join(_SAFE_TYPES)} and BF16"
+        )
     dtype = np.dtype(ml_dtypes.bfloat16) if kind == "BF16" else np.dtype(_SAFE_TYPES[kind])
     return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
 
@@ -188,8 +218,18 @@ def _zip_of(path: Path, mapped: mmap.mmap) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             _require_plain(archive, len(mapped))
             yield archive
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, RuntimeError, KeyError) as error:
-        raise Refused(f"its zip archive is damaged or cut short ({str(error)[:100]}); {_AGAIN}") from None
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        EOFError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+    ) as error:
+        raise Refused(
+            f"its zip archive is damaged or cut short ({str(error)[:100]}); {_AGAIN}"
+        ) from None
 
 
 def _require_plain(archive: zipfile.ZipFile, length: int) -> None:
@@ -198,10 +238,18 @@ def _require_plain(archive: zipfile.ZipFile, length: int) -> None:
     if len(entries) > MAX_ENTRIES or len(set(names)) < len(names):
         raise Refused("its zip archive has an entry twice, or too many")
     for entry in entries:
-        if entry.filename.startswith(("/", "\\")) or "\\" in entry.filename or ".." in entry.filename.split("/"):
-            raise Refused(f"its zip archive has an entry outside of itself, {entry.filename[:80]!r}")
+        if (
+            entry.filename.startswith(("/", "\\"))
+            or "\\" in entry.filename
+            or ".." in entry.filename.split("/")
+        ):
+            raise Refused(
+                f"its zip archive has an entry outside of itself, {entry.filename[:80]!r}"
+            )
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise Refused(f"its zip entry {entry.filename[:80]!r} is compressed or encrypted, which PyTorch never writes")
+            raise Refused(
+                f"its zip entry {entry.filename[:80]!r} is compressed or encrypted, which PyTorch never writes"
+            )
     if sum(entry.file_size for entry in entries) > length:
         raise Refused("its zip entries claim more bytes than the file has")
 
@@ -209,7 +257,9 @@ def _require_plain(archive: zipfile.ZipFile, length: int) -> None:
 def _torch_zip(path: Path, mapped: mmap.mmap) -> Any:
     with _zip_of(path, mapped) as archive:
         roots = [
-            name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1
+            name.removesuffix("data.pkl")
+            for name in archive.namelist()
+            if name.endswith("/data.pkl") and name.count("/") == 1
         ]
         if len(roots) != 1:
             raise Refused(
@@ -220,14 +270,18 @@ def _torch_zip(path: Path, mapped: mmap.mmap) -> Any:
             raise Refused(
                 "it is a TorchScript program, which holds code; save the weights alone: torch.save(model.state_dict(), F)"
             )
-        swapped = f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") == b"big"
+        swapped = (
+            f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") == b"big"
+        )
         if archive.getinfo(f"{root}data.pkl").file_size > MAX_PICKLE_BYTES:
             raise Refused("its data.pkl is larger than names and shapes need")
         data = archive.read(f"{root}data.pkl")
         return unpickle(io.BytesIO(data), len(data), _zip_storages(archive, root, swapped))
 
 
-def _zip_storages(archive: zipfile.ZipFile, root: str, swapped: bool) -> Callable[[StorageRef], npt.NDArray[Any]]:
+def _zip_storages(
+    archive: zipfile.ZipFile, root: str, swapped: bool
+) -> Callable[[StorageRef], npt.NDArray[Any]]:
     """Each storage is read once, at its first use, and its size compared before its bytes are asked for."""
     known: dict[str, tuple[StorageRef, npt.NDArray[Any]]] = {}
 
@@ -235,7 +289,9 @@ def _zip_storages(archive: zipfile.ZipFile, root: str, swapped: bool) -> Callabl
         if reference.key not in known:
             name = f"{root}data/{reference.key}"
             if not reference.key.isalnum() or name not in archive.NameToInfo:
-                raise Refused(f"it refers to the storage {reference.key[:40]!r}, which it does not have")
+                raise Refused(
+                    f"it refers to the storage {reference.key[:40]!r}, which it does not have"
+                )
             size = archive.getinfo(name).file_size
             if size != reference.count * reference.dtype.itemsize:
                 raise Refused(
@@ -274,24 +330,34 @@ def _torch_legacy(mapped: mmap.mmap) -> Any:
 
     def blank(reference: StorageRef) -> npt.NDArray[Any]:
         wanted[reference.key] = reference
-        return np.broadcast_to(np.zeros((), reference.dtype), reference.count)  # no memory, whatever the count
+        return np.broadcast_to(
+            np.zeros((), reference.dtype), reference.count
+        )  # no memory, whatever the count
 
     unpickle(mapped, len(mapped), blank)
     keys = unpickle(mapped, len(mapped))
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) < len(keys):
+    if (
+        not isinstance(keys, list)
+        or not all(isinstance(key, str) for key in keys)
+        or len(set(keys)) < len(keys)
+    ):
         raise Refused("its list of storages is not a list of names")
     found = _legacy_storages(mapped, keys, wanted)
     mapped.seek(start)
 
     def elements(reference: StorageRef) -> npt.NDArray[Any]:
         if reference.key not in found or wanted[reference.key] != reference:
-            raise Refused(f"it refers to the storage {reference.key[:40]!r}, which it does not have, or with two types")
+            raise Refused(
+                f"it refers to the storage {reference.key[:40]!r}, which it does not have, or with two types"
+            )
         return found[reference.key]
 
     return unpickle(mapped, len(mapped), elements)
 
 
-def _legacy_storages(mapped: mmap.mmap, keys: list[str], wanted: Mapping[str, StorageRef]) -> dict[str, npt.NDArray[Any]]:
+def _legacy_storages(
+    mapped: mmap.mmap, keys: list[str], wanted: Mapping[str, StorageRef]
+) -> dict[str, npt.NDArray[Any]]:
     found, place = {}, mapped.tell()
     for key in keys:
         if key not in wanted:
@@ -299,7 +365,9 @@ def _legacy_storages(mapped: mmap.mmap, keys: list[str], wanted: Mapping[str, St
         count, kind = int.from_bytes(mapped[place : place + 8], "little"), wanted[key].dtype
         end = place + 8 + count * kind.itemsize
         if count != wanted[key].count or end > len(mapped):
-            raise Refused(f"its storage {key[:40]!r} is cut short or has another size than its tensors say; {_AGAIN}")
+            raise Refused(
+                f"its storage {key[:40]!r} is cut short or has another size than its tensors say; {_AGAIN}"
+            )
         found[key], place = np.frombuffer(mapped, kind, count, place + 8), end
     if place != len(mapped):
         raise Refused(f"{len(mapped) - place:,} bytes follow its last storage")

@@ -86,8 +86,14 @@ def cache_folder() -> Path:
 @cache
 def published() -> tuple[Weights, ...]:
     """Every row of weights.toml, groups in its order."""
-    document = tomllib.loads(files("repzoo.zoo").joinpath("weights.toml").read_text(encoding="utf-8"))
-    found = [_row(group, model, file) for group in document["group"] for model, file in group["files"].items()]
+    document = tomllib.loads(
+        files("repzoo.zoo").joinpath("weights.toml").read_text(encoding="utf-8")
+    )
+    found = [
+        _row(group, model, file)
+        for group in document["group"]
+        for model, file in group["files"].items()
+    ]
     found += [
         Weights(f"{model}.{group['tag']}", model, group["title"], page=group["page"])
         for group in document["by_hand"]
@@ -98,9 +104,21 @@ def published() -> tuple[Weights, ...]:
 
 def _row(group: dict[str, Any], model: str, file: str) -> Weights:
     stem = file.rpartition(".")[0]
-    known = {"hub": ("", "the Hugging Face hub"), "name": (stem[-8:], "the file's name (eight digits)"), "": ("", "")}
+    known = {
+        "hub": ("", "the Hugging Face hub"),
+        "name": (stem[-8:], "the file's name (eight digits)"),
+        "": ("", ""),
+    }
     sha256, hash_source = known[group["hash"]]
-    return Weights(f"{model}.{group['tag']}", model, group["title"], group["base"] + file, "", sha256, hash_source)
+    return Weights(
+        f"{model}.{group['tag']}",
+        model,
+        group["title"],
+        group["base"] + file,
+        "",
+        sha256,
+        hash_source,
+    )
 
 
 def matching(wanted: str, sha256: str = "") -> list[Weights]:
@@ -113,19 +131,40 @@ def matching(wanted: str, sha256: str = "") -> list[Weights]:
         raise InputError(f"a SHA-256 has 64 hex digits, in lower case; got {sha256!r}")
     if "://" in wanted:
         _require_address(wanted, sha256)
-        return [Weights(_file_name(wanted), "", "the given address", wanted, "", sha256, "the given hash" if sha256 else "")]
+        return [
+            Weights(
+                _file_name(wanted),
+                "",
+                "the given address",
+                wanted,
+                "",
+                sha256,
+                "the given hash" if sha256 else "",
+            )
+        ]
     families = {row.name: row.family for row in catalog.models()}
     rows = [
-        row for row in published() if wanted in ("all", row.name, row.model, families[row.model]) or fnmatchcase(row.name, wanted)
+        row
+        for row in published()
+        if wanted in ("all", row.name, row.model, families[row.model])
+        or fnmatchcase(row.name, wanted)
     ]
     by_address = [row for row in rows if row.url]
     if not rows:
-        raise InputError(unknown("set of published weights", wanted, [row.name for row in published()]))
+        raise InputError(
+            unknown("set of published weights", wanted, [row.name for row in published()])
+        )
     if not by_address:
-        raise InputError(f"{rows[0].title} is for people: fetch {rows[0].name} at {rows[0].page} and give the file to --checkpoint")
+        raise InputError(
+            f"{rows[0].title} is for people: fetch {rows[0].name} at {rows[0].page} and give the file to --checkpoint"
+        )
     if sha256 and len(by_address) > 1:
         raise InputError(f"one hash was given for {len(by_address)} files; name one of them")
-    return [replace(row, sha256=sha256, hash_source="the given hash") for row in by_address] if sha256 else by_address
+    return (
+        [replace(row, sha256=sha256, hash_source="the given hash") for row in by_address]
+        if sha256
+        else by_address
+    )
 
 
 def fetch(weights: Weights, folder: Path | None = None, progress: Progress = silent) -> Fetched:
@@ -147,7 +186,14 @@ def fetch(weights: Weights, folder: Path | None = None, progress: Progress = sil
     part.replace(place)
     _facts(part).unlink(missing_ok=True)
     verified = weights.hash_source if weights.sha256 or stated else ""
-    return Fetched(weights.name, place, place.stat().st_size, found, verified, "resumed" if kept else "downloaded")
+    return Fetched(
+        weights.name,
+        place,
+        place.stat().st_size,
+        found,
+        verified,
+        "resumed" if kept else "downloaded",
+    )
 
 
 def _transferred(weights: Weights, place: Path, part: Path, progress: Progress) -> tuple[str, int]:
@@ -168,13 +214,19 @@ def _transferred(weights: Weights, place: Path, part: Path, progress: Progress) 
             raise InputError(
                 f"{part} cannot be written: {error.strerror or error}; free room or give another folder with -o"
             ) from None
-    raise InputError(f"{weights.url} broke off {TRIES} times ({broken}); the same command goes on from there")
+    raise InputError(
+        f"{weights.url} broke off {TRIES} times ({broken}); the same command goes on from there"
+    )
 
 
 def resolve(checkpoint: str | Path, progress: Progress = silent) -> Path:
     """The file that `checkpoint` means: a path, or the name of published weights, which are fetched unless they are there."""
     path = Path(checkpoint)
-    if path.exists() or isinstance(checkpoint, Path) or str(checkpoint) not in {row.name for row in published()}:
+    if (
+        path.exists()
+        or isinstance(checkpoint, Path)
+        or str(checkpoint) not in {row.name for row in published()}
+    ):
         return path
     return fetch(matching(str(checkpoint))[0], None, progress).file
 
@@ -182,7 +234,9 @@ def resolve(checkpoint: str | Path, progress: Progress = silent) -> Path:
 def _file_name(url: str) -> str:
     name = unquote(urlsplit(url).path.rpartition("/")[2])
     if not re.fullmatch(r"[\w][\w.+=-]{0,200}", name):
-        raise InputError(f"the address {url} does not end in a plain file name; fetch it with another program")
+        raise InputError(
+            f"the address {url} does not end in a plain file name; fetch it with another program"
+        )
     return name
 
 
@@ -207,7 +261,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     stated = ""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
     ) -> urllib.request.Request | None:
         to, was = urlsplit(newurl).scheme, urlsplit(req.full_url).scheme
         if to not in ("http", "https") or (was == "https" and to == "http"):
@@ -226,7 +286,11 @@ def _linked_hash(headers: http.client.HTTPMessage) -> str:
 def _address(weights: Weights) -> str:
     """Its address, at the mirror of the hub that the user may have set."""
     mirror = os.environ.get("HF_ENDPOINT", "").rstrip("/")
-    url = weights.url.replace(HUB, mirror, 1) if mirror and weights.url.startswith(f"{HUB}/") else weights.url
+    url = (
+        weights.url.replace(HUB, mirror, 1)
+        if mirror and weights.url.startswith(f"{HUB}/")
+        else weights.url
+    )
     _require_address(url, weights.sha256)
     return url
 
@@ -235,7 +299,8 @@ def _transfer(weights: Weights, part: Path, progress: Progress) -> tuple[str, in
     """(hash that the hub states or "", bytes that an earlier transfer left) after appending to `part` all that it lacks."""
     redirects = _Redirects()
     request = urllib.request.Request(
-        _address(weights), headers={"User-Agent": f"repzoo/{__version__}", "Accept-Encoding": "identity"}
+        _address(weights),
+        headers={"User-Agent": f"repzoo/{__version__}", "Accept-Encoding": "identity"},
     )
     have, tag = _left(weights, part)
     if have:
@@ -253,7 +318,10 @@ def _transfer(weights: Weights, part: Path, progress: Progress) -> tuple[str, in
         stated = _linked_hash(answer.headers) or redirects.stated
         start = _start(answer, have)
         total = _total(weights, answer, start)
-        _facts(part).write_text(json.dumps({"url": weights.url, "etag": answer.headers.get("ETag", "")}), encoding="utf-8")
+        _facts(part).write_text(
+            json.dumps({"url": weights.url, "etag": answer.headers.get("ETag", "")}),
+            encoding="utf-8",
+        )
         _append(weights, answer, part, (start, total), progress)
     return stated, start
 
@@ -263,7 +331,11 @@ def _left(weights: Weights, part: Path) -> tuple[int, str]:
     try:
         facts = json.loads(_facts(part).read_text(encoding="utf-8"))
         size, tag = part.stat().st_size, facts["etag"]
-        return (size, tag) if facts["url"] == weights.url and tag and not tag.startswith("W/") else (0, "")
+        return (
+            (size, tag)
+            if facts["url"] == weights.url and tag and not tag.startswith("W/")
+            else (0, "")
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0, ""
 
@@ -283,15 +355,21 @@ def _start(answer: Any, have: int) -> int:
 def _total(weights: Weights, answer: Any, start: int) -> int:
     length = answer.headers.get("Content-Length", "")
     if "text/html" in answer.headers.get("Content-Type", ""):
-        raise InputError(f"{weights.url} answered with a web page, not a file (log-in? quota?); fetch it by hand")
+        raise InputError(
+            f"{weights.url} answered with a web page, not a file (log-in? quota?); fetch it by hand"
+        )
     if not length.isdecimal():
         raise InputError(f"{weights.url} does not say how long its file is; fetch it by hand")
     if start + int(length) > MAX_BYTES:
-        raise InputError(f"{weights.url} has {start + int(length):,} bytes; at most {MAX_BYTES:,} are fetched")
+        raise InputError(
+            f"{weights.url} has {start + int(length):,} bytes; at most {MAX_BYTES:,} are fetched"
+        )
     return start + int(length)
 
 
-def _append(weights: Weights, answer: Any, part: Path, span: tuple[int, int], progress: Progress) -> None:
+def _append(
+    weights: Weights, answer: Any, part: Path, span: tuple[int, int], progress: Progress
+) -> None:
     """Write the bytes from span[0] to span[1]; what came before a break stays for the next try."""
     done, total = span
     with part.open("r+b" if done else "wb") as file:
@@ -323,8 +401,17 @@ def _checked(weights: Weights, part: Path, stated: str) -> str:
 def _present(weights: Weights, place: Path) -> Fetched:
     found = sha256_of_file(place)
     if not found.startswith(weights.sha256):
-        raise InputError(f"{place} is there but its SHA-256 is {found}, expected {weights.sha256}; remove it and try again")
-    return Fetched(weights.name, place, place.stat().st_size, found, weights.hash_source if weights.sha256 else "", "present")
+        raise InputError(
+            f"{place} is there but its SHA-256 is {found}, expected {weights.sha256}; remove it and try again"
+        )
+    return Fetched(
+        weights.name,
+        place,
+        place.stat().st_size,
+        found,
+        weights.hash_source if weights.sha256 else "",
+        "present",
+    )
 
 
 def _offline(weights: Weights, place: Path, reason: object) -> str:
@@ -336,7 +423,9 @@ def _facts(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def fetch_all(rows: Sequence[Weights], folder: Path | None, progress: Progress = silent) -> tuple[list[Fetched], list[str]]:
+def fetch_all(
+    rows: Sequence[Weights], folder: Path | None, progress: Progress = silent
+) -> tuple[list[Fetched], list[str]]:
     """(what is in its place, sentences on what is not): one failure does not stop the others."""
     done: list[Fetched] = []
     failed: list[str] = []

@@ -28,7 +28,11 @@ MANTISSA_BITS = 11
 
 def names() -> list[str]:
     """Names of the embedded checkpoints, such as `repghostnet_050.digits`."""
-    return [row.name for row in catalog.checkpoints() if row.file and (files("repzoo.zoo") / "weights" / row.file).is_file()]
+    return [
+        row.name
+        for row in catalog.checkpoints()
+        if row.file and (files("repzoo.zoo") / "weights" / row.file).is_file()
+    ]
 
 
 def read(name: str) -> Artifact:
@@ -37,7 +41,9 @@ def read(name: str) -> Artifact:
     Raises:
         InputError: no such embedded checkpoint.
     """
-    row = next((row for row in catalog.checkpoints() if row.name == name and row.name in names()), None)
+    row = next(
+        (row for row in catalog.checkpoints() if row.name == name and row.name in names()), None
+    )
     if row is None:
         raise InputError(f"no weights of {name!r} are embedded; embedded: {', '.join(names())}")
     packed = (files("repzoo.zoo") / "weights" / row.file).read_bytes()
@@ -54,9 +60,13 @@ def unpacked(packed: bytes, where: str) -> bytes:
     try:
         data = unpacker.decompress(packed, MAX_BYTES)
     except lzma.LZMAError as error:
-        raise RepzooError(f"the embedded {where} is damaged ({error}); install repzoo again") from None
+        raise RepzooError(
+            f"the embedded {where} is damaged ({error}); install repzoo again"
+        ) from None
     if not unpacker.eof:
-        raise RepzooError(f"the embedded {where} is cut short, or unpacks to more than {MAX_BYTES:,} bytes; install repzoo again")
+        raise RepzooError(
+            f"the embedded {where} is cut short, or unpacks to more than {MAX_BYTES:,} bytes; install repzoo again"
+        )
     return data
 
 
@@ -72,9 +82,13 @@ def pack(artifact: Artifact) -> bytes:
         if item.data_type == onnx.TensorProto.FLOAT:
             values = numpy_helper.to_array(item)
             item.CopyFrom(numpy_helper.from_array(rounded(values), item.name))
-    data = artifact.then(model, Step("embed", __version__, {"mantissa_bits": MANTISSA_BITS})).to_bytes()
+    data = artifact.then(
+        model, Step("embed", __version__, {"mantissa_bits": MANTISSA_BITS})
+    ).to_bytes()
     if len(data) > MAX_BYTES:
-        raise InputError(f"{artifact.name} has {len(data):,} bytes; at most {MAX_BYTES:,} can be embedded")
+        raise InputError(
+            f"{artifact.name} has {len(data):,} bytes; at most {MAX_BYTES:,} can be embedded"
+        )
     return lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
 
 

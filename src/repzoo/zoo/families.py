@@ -1,4 +1,4 @@
-"""Every model of the catalogue as a torch module in its training form.
+"""Every model of the catalog as a torch module in its training form.
 
 timm builds what it has; the rest is put together here from timm's own classes and never enters timm's registry:
 
@@ -36,7 +36,7 @@ IMAGENET_CLASSES = 1000
 
 
 def build(name: str, num_classes: int = 1000, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """The training form of catalogue model `name`, on torch's current default device.
+    """The training form of catalog model `name`, on torch's current default device.
 
     pretrained  download timm's ImageNet weights (variants that timm has; needs the network)
     kwargs      passed to the model's constructor, such as `in_chans`, `drop_rate`; RepViT: `distillation=False` for one head
@@ -46,9 +46,13 @@ def build(name: str, num_classes: int = 1000, pretrained: bool = False, **kwargs
     """
     row = spec(name)
     if name not in _OWN:
-        return _typed(timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs))
+        return _typed(
+            timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
+        )
     if pretrained:
-        raise InputError(f"timm has no weights of {name}; get a checkpoint from {row.repository} and give its file")
+        raise InputError(
+            f"timm has no weights of {name}; get a checkpoint from {row.repository} and give its file"
+        )
     return _OWN[name](num_classes=num_classes, **kwargs)
 
 
@@ -66,12 +70,21 @@ def deploy_form(module: nn.Module) -> nn.Module:
 def _merge_shapes(block: Any) -> None:
     """timm's own merging computes the kernel in a loop over channels; here only its place is wanted."""
     own = block.conv_kxk.conv
-    block.reparam_conv = nn.Conv2d(own.in_channels, own.out_channels, own.kernel_size, own.stride, own.padding, groups=own.groups)
+    block.reparam_conv = nn.Conv2d(
+        own.in_channels,
+        own.out_channels,
+        own.kernel_size,
+        own.stride,
+        own.padding,
+        groups=own.groups,
+    )
     for branch in ("conv_kxk", "conv_1x1", "identity", "drop_path"):
         delattr(block, branch)
 
 
-def seeded(name: str, num_classes: int, seed: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def seeded(
+    name: str, num_classes: int, seed: int, pretrained: bool = False, **kwargs: Any
+) -> nn.Module:
     """As `build`, with the weights that `seed` gives: same seed, same weights."""
     torch.manual_seed(seed)
     return build(name, num_classes, pretrained, **kwargs)
@@ -80,7 +93,10 @@ def seeded(name: str, num_classes: int, seed: int, pretrained: bool = False, **k
 def imagenet_labels() -> tuple[str, ...]:
     """The ImageNet-1k classes in output order, each its WordNet id and its words: "n01440764 tench, Tinca tinca"."""
     known = timm.data.ImageNetInfo()
-    return tuple(f"{known.index_to_label_name(index)} {known.index_to_description(index)}" for index in range(IMAGENET_CLASSES))
+    return tuple(
+        f"{known.index_to_label_name(index)} {known.index_to_description(index)}"
+        for index in range(IMAGENET_CLASSES)
+    )
 
 
 def _typed(model: Any) -> nn.Module:
@@ -96,7 +112,10 @@ def _repvgg_b_grouped(width: float, last_width: float, groups: int) -> Builder:
         return channels // groups if index % 2 else 0
 
     widths = (64 * width, 128 * width, 256 * width, 512 * last_width)
-    stages = tuple(ByoBlockCfg(type="rep", d=d, c=int(c), gs=group_size) for d, c in zip((4, 6, 16, 1), widths, strict=True))
+    stages = tuple(
+        ByoBlockCfg(type="rep", d=d, c=int(c), gs=group_size)
+        for d, c in zip((4, 6, 16, 1), widths, strict=True)
+    )
 
     def grouped(**kwargs: Any) -> nn.Module:
         return _typed(ByobNet(ByoModelCfg(blocks=stages, stem_type="rep", stem_chs=64), **kwargs))
@@ -115,7 +134,10 @@ class _ReluThenSE(SEModule):  # type: ignore[misc]  # timm has no types
 
 def _repvggplus_l2pse(**kwargs: Any) -> nn.Module:
     """RepVGG-D2 (8, 14, 24, 1 blocks; widths 2.5, 2.5, 2.5, 5) whose blocks end in ReLU and SE of a quarter of the channels."""
-    stages = tuple(ByoBlockCfg(type="rep", d=d, c=int(c), gs=0) for d, c in zip((8, 14, 24, 1), (160, 320, 640, 2560), strict=True))
+    stages = tuple(
+        ByoBlockCfg(type="rep", d=d, c=int(c), gs=0)
+        for d, c in zip((8, 14, 24, 1), (160, 320, 640, 2560), strict=True)
+    )
     model = _typed(ByobNet(ByoModelCfg(blocks=stages, stem_type="rep", stem_chs=64), **kwargs))
     for block in model.modules():
         if isinstance(block, RepVggBlock):
@@ -160,7 +182,9 @@ def _drop_identity_shortcuts(model: nn.Module) -> None:
     for name, block in list(model.named_modules()):
         if isinstance(block, RepGhostBottleneck) and len(block.shortcut) == 0:
             parts = (("ghost1", block.ghost1), ("se", block.se), ("ghost2", block.ghost2))
-            chain = nn.Sequential(OrderedDict((part, module) for part, module in parts if module is not None))
+            chain = nn.Sequential(
+                OrderedDict((part, module) for part, module in parts if module is not None)
+            )
             model.set_submodule(name, chain)
 
 

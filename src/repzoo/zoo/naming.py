@@ -1,4 +1,4 @@
-"""Whose naming a checkpoint has, and its tensors under the catalogue's own names. Pure NumPy; the rules are data: `naming.toml`.
+"""Whose naming a checkpoint has, and its tensors under the catalog's own names. Pure NumPy; the rules are data: `naming.toml`.
 
 A scheme is a list of ordered substitutions that every key runs through, plus what a rewriting of names cannot say: which arrays
 are transposed (Paddle's linear layers store [in, out]), which are left out and why, and, for RepViT, how one row of numbered
@@ -71,7 +71,9 @@ class Rule:
 
     def _replaced(self, match: re.Match[str]) -> str:
         group = match[1] if match.re.groups else ""
-        return self.replacement.replace("{}", group if self.add is None else str(int(group) + self.add))
+        return self.replacement.replace(
+            "{}", group if self.add is None else str(int(group) + self.add)
+        )
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Scheme:
     blocks: tuple[re.Pattern[str], re.Pattern[str]] | None = None
     ema_first: bool = False
 
-    def recognises(self, keys: Iterable[str]) -> bool:
+    def recognizes(self, keys: Iterable[str]) -> bool:
         """Whether each mark is found among `keys`."""
         known = list(keys)
         return all(any(mark.search(key) for key in known) for mark in self.marks)
@@ -97,7 +99,7 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Named:
-    """A table under the catalogue's names.
+    """A table under the catalog's names.
 
     table    name -> array; as stored, but for the transposed
     origin   name -> the key that the file gives it
@@ -117,7 +119,14 @@ class Named:
     def classes(self) -> int | None:
         """Outputs of its last layer, None when it has none."""
         heads = (f"{head}.weight" for head in HEADS[self.scheme.family])
-        return next((self.table[head].shape[0] for head in heads if head in self.table and self.table[head].ndim == 2), None)
+        return next(
+            (
+                self.table[head].shape[0]
+                for head in heads
+                if head in self.table and self.table[head].ndim == 2
+            ),
+            None,
+        )
 
     @property
     def two_heads(self) -> bool:
@@ -128,17 +137,21 @@ class Named:
 @cache
 def schemes() -> tuple[Scheme, ...]:
     """Every scheme of naming.toml, in its order."""
-    document = tomllib.loads(files("repzoo.zoo").joinpath("naming.toml").read_text(encoding="utf-8"))
+    document = tomllib.loads(
+        files("repzoo.zoo").joinpath("naming.toml").read_text(encoding="utf-8")
+    )
     return tuple(_scheme(entry) for entry in document["scheme"])
 
 
 def sources() -> tuple[str, ...]:
     """The names that `source` may have."""
-    return tuple(dict.fromkeys(name for scheme in schemes() for name in (scheme.source, *scheme.aliases)))
+    return tuple(
+        dict.fromkeys(name for scheme in schemes() for name in (scheme.source, *scheme.aliases))
+    )
 
 
 def named(contents: Contents, family: str, source: str = "auto", ema: bool = True) -> Named:
-    """The weights in `contents` under the catalogue's names.
+    """The weights in `contents` under the catalog's names.
 
     family  whose model is wanted: looked for first; the answer may be another's, see `Scheme.family`
     source  one of `sources()`, or "auto": told from the keys
@@ -148,9 +161,11 @@ def named(contents: Contents, family: str, source: str = "auto", ema: bool = Tru
         InputError: unknown source, keys that it does not use, or two keys for one name.
     """
     stripped = {where: _stripped(table) for where, table in contents.tables.items()}
-    scheme, candidates = _recognised(stripped, family, source)
+    scheme, candidates = _recognized(stripped, family, source)
     where = _chosen(list(candidates), scheme, ema)
-    remarks = [] if len(candidates) == 1 else [f"of {_listed(candidates)} the table {where!r} was taken"]
+    remarks = (
+        [] if len(candidates) == 1 else [f"of {_listed(candidates)} the table {where!r} was taken"]
+    )
     keys = _numbered(candidates[where], scheme)
     table, origin, dropped = _renamed(keys, scheme)
     remarks += [f"{count} tensors left out: {why}" for why, count in dropped.items()]
@@ -177,18 +192,22 @@ def _scheme(entry: Mapping[str, Any]) -> Scheme:
 
 def _stripped(table: Table) -> Table:
     """Without the prefixes that data parallel, Lightning and torch.compile put before every key."""
-    while prefix := next((one for one in PREFIXES if table and all(key.startswith(one) for key in table)), ""):
+    while prefix := next(
+        (one for one in PREFIXES if table and all(key.startswith(one) for key in table)), ""
+    ):
         table = {key.removeprefix(prefix): value for key, value in table.items()}
     return table
 
 
-def _recognised(tables: Mapping[str, Table], family: str, source: str) -> tuple[Scheme, dict[str, Table]]:
+def _recognized(
+    tables: Mapping[str, Table], family: str, source: str
+) -> tuple[Scheme, dict[str, Table]]:
     """The first scheme whose marks the keys bear, one of `family` before others, and the tables that bear them."""
     if source != "auto" and source not in sources():
         raise InputError(unknown("source", source, ["auto", *sources()]))
     allowed = [one for one in schemes() if source == "auto" or source in (one.source, *one.aliases)]
     for scheme in sorted(allowed, key=lambda one: one.family != family):
-        if found := {where: table for where, table in tables.items() if scheme.recognises(table)}:
+        if found := {where: table for where, table in tables.items() if scheme.recognizes(table)}:
             return scheme, found
     keys = [key for table in tables.values() for key in table]
     said = "by any known source" if source == "auto" else f"by the source {source}"
@@ -202,7 +221,9 @@ def _chosen(places: list[str], scheme: Scheme, ema: bool) -> str:
     def rank(where: str) -> tuple[int, int]:
         averaged = where in EMA_TABLES
         order = EMA_TABLES if averaged else TABLES
-        return int(averaged != (ema and scheme.ema_first)), order.index(where) if where in order else len(order)
+        return int(averaged != (ema and scheme.ema_first)), order.index(
+            where
+        ) if where in order else len(order)
 
     return min(places, key=rank)
 
@@ -235,12 +256,18 @@ def _numbered(table: Table, scheme: Scheme) -> dict[str, tuple[str, Any]]:
     found = {}
     for key, value in table.items():
         match = index.match(key)
-        inner = f"{places[int(match[1])]}.{key[match.end() :]}" if match and int(match[1]) in places else key
+        inner = (
+            f"{places[int(match[1])]}.{key[match.end() :]}"
+            if match and int(match[1]) in places
+            else key
+        )
         found[inner] = (key, value)
     return found
 
 
-def _renamed(keys: Mapping[str, tuple[str, Any]], scheme: Scheme) -> tuple[Table, dict[str, str], dict[str, int]]:
+def _renamed(
+    keys: Mapping[str, tuple[str, Any]], scheme: Scheme
+) -> tuple[Table, dict[str, str], dict[str, int]]:
     table: Table = {}
     origin: dict[str, str] = {}
     dropped: dict[str, int] = {}
@@ -252,7 +279,9 @@ def _renamed(keys: Mapping[str, tuple[str, Any]], scheme: Scheme) -> tuple[Table
         for rule in scheme.rules:
             name = rule(name)
         if name in table:
-            raise InputError(f"the checkpoint gives {name} twice, as {origin[name]!r} and as {key!r}; it mixes two models or forms")
+            raise InputError(
+                f"the checkpoint gives {name} twice, as {origin[name]!r} and as {key!r}; it mixes two models or forms"
+            )
         flips = value.ndim == 2 and any(pattern.search(name) for pattern in scheme.transpose)
         table[name], origin[name] = np.transpose(value) if flips else value, key
     return table, origin, dropped

@@ -84,7 +84,18 @@ INERT_PACKAGES = (
     "timm.scheduler", "torch.optim", "pytorch_lightning.utilities", "pytorch_lightning.callbacks", "lightning_fabric.utilities",
     "lightning.fabric.utilities", "lightning.pytorch.callbacks",
 )  # fmt: skip
-_TORCH_DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+_TORCH_DTYPES = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "float64",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+)
 
 
 def fill(table: dict[Any, Any], keys: Sequence[Any], values: Sequence[Any]) -> None:
@@ -93,7 +104,7 @@ def fill(table: dict[Any, Any], keys: Sequence[Any], values: Sequence[Any]) -> N
         raise ValueError("a key without a value")
     for key, value in zip(keys, values, strict=True):
         if not isinstance(key, str | int | float | bytes | None):
-            continue  # a table of settings, such as of optimisers: hashing its keys could take for ever
+            continue  # a table of settings, such as of optimizers: hashing its keys could take for ever
         if key in table:
             raise Refused(f"it gives {str(key)[:80]!r} twice")
         table[key] = value
@@ -107,7 +118,12 @@ def admitted(name: str) -> str:
         storage_dtype(dotted)
         return dotted
     plain = "." not in attribute
-    if plain and (dotted in BUILDERS or dotted in INERT or dotted in _KNOWN or (module == "torch" and attribute in _TORCH_DTYPES)):
+    if plain and (
+        dotted in BUILDERS
+        or dotted in INERT
+        or dotted in _KNOWN
+        or (module == "torch" and attribute in _TORCH_DTYPES)
+    ):
         return dotted
     if plain and any(module == one or module.startswith(f"{one}.") for one in INERT_PACKAGES):
         return dotted
@@ -124,7 +140,9 @@ def storage_dtype(name: str) -> np.dtype[Any]:
     """The element type of torch's storage class `name`; raises Refused."""
     kind = name.removeprefix("torch.").removesuffix("Storage")
     if kind not in _STORAGE:
-        raise Refused(f"it holds a storage of type {name[:80]!r}; read are {', '.join(sorted(_STORAGE))}")
+        raise Refused(
+            f"it holds a storage of type {name[:80]!r}; read are {', '.join(sorted(_STORAGE))}"
+        )
     found: np.dtype[Any] = _STORAGE[kind]
     return found
 
@@ -135,7 +153,11 @@ def is_count(value: Any) -> bool:
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, tuple | list) or len(value) > MAX_AXES or not all(is_count(side) for side in value):
+    if (
+        not isinstance(value, tuple | list)
+        or len(value) > MAX_AXES
+        or not all(is_count(side) for side in value)
+    ):
         raise Refused("an array whose shape is not a short row of counts")
     return tuple(value)
 
@@ -181,7 +203,12 @@ def _encode(reading: Reading, text: Any, encoding: Any = "latin1") -> bytes:
 
 def _paddle_eval(_reading: Reading, text: Any = None, names: Any = None) -> Any:
     """Paddle writes a dense tensor as `eval("data", {"data": array})`. That one form is matched; nothing is evaluated."""
-    if text != "data" or not isinstance(names, dict) or list(names) != ["data"] or not isinstance(names["data"], Array):
+    if (
+        text != "data"
+        or not isinstance(names, dict)
+        or list(names) != ["data"]
+        or not isinstance(names["data"], Array)
+    ):
         raise Refused("it names 'builtins.eval', which is no data: nothing of it was run")
     return names["data"]
 
@@ -203,7 +230,20 @@ class DType:
 def _dtype(_reading: Reading, code: Any, *_flags: Any) -> DType:
     if code == "bfloat16":
         return DType(_BF16)
-    if isinstance(code, str) and code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
+    if isinstance(code, str) and code in (
+        "f2",
+        "f4",
+        "f8",
+        "i1",
+        "i2",
+        "i4",
+        "i8",
+        "u1",
+        "u2",
+        "u4",
+        "u8",
+        "b1",
+    ):
         return DType(np.dtype(code))
     raise Refused(f"an array of elements {str(code)[:20]!r}; read are real numbers of 1 to 8 bytes")
 
@@ -244,22 +284,32 @@ def _scalar(_reading: Reading, kind: Any, data: Any) -> Any:
     return _from_bytes(data, kind.dtype, (), "C").item()
 
 
-def _tensor(reading: Reading, storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> Array:
+def _tensor(
+    reading: Reading, storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any
+) -> Array:
     """A view of a storage, within its bounds, and with no more elements than it: a tensor of torch never needs more."""
     sides, steps = _shape(size), _shape(stride)
     elements = reading.storage(storage)
     if not is_count(offset) or len(sides) != len(steps):
         raise Refused("a tensor whose offset or strides are not counts")
     count = math.prod(sides)
-    last = offset + sum((side - 1) * step for side, step in zip(sides, steps, strict=True)) if count else offset
+    last = (
+        offset + sum((side - 1) * step for side, step in zip(sides, steps, strict=True))
+        if count
+        else offset
+    )
     if count > len(elements) or (count and last >= len(elements)):
-        raise Refused(f"a tensor of shape {sides} that reaches beyond its storage of {len(elements)} elements")
+        raise Refused(
+            f"a tensor of shape {sides} that reaches beyond its storage of {len(elements)} elements"
+        )
     if not count:
         return Array(np.empty(sides, elements.dtype))
     if not elements.strides[0]:  # a stand-in for bytes that come later in the file
         return Array()
     width = elements.itemsize
-    view = np.lib.stride_tricks.as_strided(elements[offset:], sides, [step * width for step in steps], writeable=False)
+    view = np.lib.stride_tricks.as_strided(
+        elements[offset:], sides, [step * width for step in steps], writeable=False
+    )
     return Array(view)
 
 
@@ -274,7 +324,11 @@ _TENSOR_REBUILDS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_te
 
 def _typed_tensor(reading: Reading, rebuild: Any, _kind: Any, arguments: Any, _state: Any) -> Array:
     """A tensor of a subclass: its data alone."""
-    if not isinstance(rebuild, Global) or rebuild.name not in _TENSOR_REBUILDS or not isinstance(arguments, tuple):
+    if (
+        not isinstance(rebuild, Global)
+        or rebuild.name not in _TENSOR_REBUILDS
+        or not isinstance(arguments, tuple)
+    ):
         raise Refused("a tensor of a class of its own")
     return _tensor(reading, *arguments)
 

@@ -34,7 +34,9 @@ from repzoo.zoo.pickled import (
     storage_dtype,
 )
 
-MAX_STEPS = 2_000_000  # a training checkpoint of 3,000 tensors with its optimiser and EMA has about 400,000
+MAX_STEPS = (
+    2_000_000  # a training checkpoint of 3,000 tensors with its optimizer and EMA has about 400,000
+)
 MAX_BITS = 128  # torch's magic number has 77
 
 _MARK = object()
@@ -71,13 +73,26 @@ def unpickle(file: Readable, length: int, storages: Storages | None = None) -> A
         for opcode, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]
             steps += 1
             if steps > MAX_STEPS:
-                raise Refused(f"its pickle has more than {MAX_STEPS:,} steps, which no checkpoint needs")
+                raise Refused(
+                    f"its pickle has more than {MAX_STEPS:,} steps, which no checkpoint needs"
+                )
             if opcode.name == "STOP":
                 return machine.pop()
             machine.step(opcode.name, argument)
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, UnicodeError, MemoryError) as error:
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        UnicodeError,
+        MemoryError,
+    ) as error:
         why = (
-            str(error).splitlines()[0][:100] if isinstance(error, ValueError) and str(error) else "a step does not fit its content"
+            str(error).splitlines()[0][:100]
+            if isinstance(error, ValueError) and str(error)
+            else "a step does not fit its content"
         )
         raise Refused(f"its pickle is damaged, cut short or not a pickle ({why})") from None
     raise Refused("its pickle has no end")
@@ -89,7 +104,9 @@ class _Machine:
     def __init__(self, length: int, storages: Storages | None) -> None:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
-        self._budget = length + 2**16  # bytes of text that may be copied, elements that may be listed again
+        self._budget = (
+            length + 2**16
+        )  # bytes of text that may be copied, elements that may be listed again
         self._storages = storages
 
     def pop(self) -> Any:
@@ -219,14 +236,18 @@ class _Machine:
         """torch: ("storage", type, key, device, element count[, view])."""
         given = self.pop()
         if self._storages is None:
-            raise Refused("its pickle refers to bytes outside of it, which only PyTorch's own format has")
+            raise Refused(
+                "its pickle refers to bytes outside of it, which only PyTorch's own format has"
+            )
         if not isinstance(given, tuple) or len(given) not in (5, 6) or given[0] != "storage":
             raise Refused("it refers to a storage in an unknown way")
         kind, key, count = given[1], given[2], given[4]
         if not isinstance(kind, Global) or not isinstance(key, str) or not is_count(count):
             raise Refused("it refers to a storage in an unknown way")
         if len(given) == 6 and given[5] is not None:
-            raise Refused("it holds views of storages in the form of torch before 0.4; load and save it with a newer torch")
+            raise Refused(
+                "it holds views of storages in the form of torch before 0.4; load and save it with a newer torch"
+            )
         self._stack.append(StorageRef(storage_dtype(kind.name), key, count))
 
     def storage(self, reference: Any) -> AnyArray:
@@ -239,7 +260,9 @@ def _literal(name: str, argument: Any) -> Any:
     if name in ("NONE", "NEWTRUE", "NEWFALSE"):
         return {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name]
     if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
-        raise Refused(f"its pickle holds an integer of {argument.bit_length():,} bits, which no checkpoint needs")
+        raise Refused(
+            f"its pickle holds an integer of {argument.bit_length():,} bits, which no checkpoint needs"
+        )
     return argument
 
 
@@ -278,7 +301,11 @@ _ACTIONS: dict[str, Callable[[_Machine], None]] = {
     "BINPERSID": lambda machine: machine.persistent(),
 }
 _ACTIONS_WITH_ARGUMENT: dict[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, argument: machine.get(int(argument))),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda machine, argument: machine.put(int(argument))),
+    **dict.fromkeys(
+        ("GET", "BINGET", "LONG_BINGET"), lambda machine, argument: machine.get(int(argument))
+    ),
+    **dict.fromkeys(
+        ("PUT", "BINPUT", "LONG_BINPUT"), lambda machine, argument: machine.put(int(argument))
+    ),
     "GLOBAL": lambda machine, argument: machine.global_(argument),
 }

@@ -1,0 +1,1 @@
+"""The proof that a folded graph equals its training form."""

@@ -1,0 +1,1 @@
+"""The fold: linear pieces of a graph become one cheaper node."""

@@ -1,0 +1,1 @@
+"""What every user of a graph needs: reading, constant folding, shapes, costs, export."""

@@ -1,0 +1,1 @@
+"""Other people's quantizers behind one registry, to compare with."""

@@ -1,0 +1,90 @@
+"""Recipe of ONNX Runtime's own static quantizer, as its documents recommend it for x86 (QDQ, U8S8, min-max).
+
+Source: onnxruntime.ai, "Quantize ONNX models". NNCF's recipes are in baselines_nncf.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+
+from repzoo.engines import Array
+from repzoo.errors import InputError
+from repzoo.quant.baselines.registry import Task
+
+
+def ort_static(task: Task) -> onnx.ModelProto:
+    """ONNX Runtime's quantize_static: QDQ, min-max, weights per channel."""
+    return _ort(task, per_channel=True)
+
+
+def ort_static_per_tensor(task: Task) -> onnx.ModelProto:
+    """The same with one scale for each weight tensor, which is its default."""
+    return _ort(task, per_channel=False)
+
+
+def _ort(task: Task, per_channel: bool) -> onnx.ModelProto:
+    with quiet():
+        from onnxruntime import quantization
+
+        class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+            def __init__(self) -> None:
+                self._images = iter(task.images)
+
+            def get_next(self) -> dict[str, Array] | None:
+                found = next(self._images, None)
+                return None if found is None else {task.input_name: found}
+
+        with tempfile.TemporaryDirectory(prefix="repzoo-") as folder:
+            target = Path(folder) / "int8.onnx"
+            try:
+                quantization.quantize_static(
+                    copied(task.model),
+                    target,
+                    Reader(),
+                    quant_format=quantization.QuantFormat.QDQ,
+                    per_channel=per_channel,
+                    activation_type=quantization.QuantType.QUInt8,
+                    weight_type=quantization.QuantType.QInt8,
+                )
+            except Exception as error:  # whatever it meets in a graph; it has no class of its own
+                raise InputError(
+                    f"ONNX Runtime's quantizer cannot quantize this model: {first_line(error)}"
+                ) from None
+            return onnx.load(target)
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Both packages change the model that they are given."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    return made
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No output, no warnings and no log lines of the root logger below errors in this block."""
+    level = logging.root.manager.disable
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+def first_line(error: Exception) -> str:
+    """Of its message; its class's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""Decisions by measurement: the placement search, the accuracy gate and the ladder."""

@@ -1,0 +1,196 @@
+"""Several processes that train one model: DistributedDataParallel over gloo (CPU) or nccl (CUDA), and batch statistics of all of them.
+
+torch's SyncBatchNorm knows no CPU, so there the mean and variance over all processes are taken here, by an all-reduce with gradient:
+mean = sum(x) / n, var = sum((x - mean)^2) / n over the n values of a channel in every process (arXiv:1502.03167, algorithm 1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from repzoo.data.batches import cores
+from repzoo.errors import InputError
+from repzoo.measure.distributed import Group
+
+
+class Crew:
+    """The processes of one training, and the device of this one.
+
+    Raises:
+        InputError: a device that is not there.
+    """
+
+    def __init__(self, group: Group, device: str) -> None:
+        self.group, self.device = group, _device(device)
+        self._channel: Any = (
+            dist.new_group(backend="nccl")
+            if group.size > 1 and self.device.type == "cuda"
+            else None
+        )
+        if group.size > 1:
+            torch.set_num_threads(group.threads(cores()))
+
+    def joined(self, module: torch.nn.Module) -> torch.nn.Module:
+        """`module`, whose gradients and batch statistics are those of all processes."""
+        if self.group.size == 1:
+            return module
+        if self.device.type == "cuda":
+            synced = convert_sync_batchnorm(module, self._channel)
+            return _distributed(synced, device_ids=[self.device], process_group=self._channel)
+        for layer in module.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.__class__ = type(f"Synced{type(layer).__name__}", (_Synced, type(layer)), {})
+        return _distributed(module)
+
+    def mean(self, value: torch.Tensor) -> float:
+        """The mean of a number over the processes: the same in all of them, so that all stop at the same step."""
+        total = value.detach().double()
+        if self.group.size > 1:
+            dist.all_reduce(total, group=self._channel)
+        return float(total) / self.group.size
+
+    def sums(self, *counts: int) -> list[int]:
+        """Each count, summed over the processes."""
+        told = [json.loads(one) for one in self.group.gather(json.dumps(counts).encode())]
+        return [sum(column) for column in zip(*told, strict=True)]
+
+    def spread(self, data: bytes) -> bytes:
+        """What process 0 calls this with, in every process."""
+        if self.group.size == 1:
+            return data
+        size = torch.tensor([len(data)])
+        dist.broadcast(size, 0)
+        bytes_ = (
+            torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            if data and not self.group.rank
+            else None
+        )
+        content = bytes_ if bytes_ is not None else torch.empty(int(size), dtype=torch.uint8)
+        if len(content):
+            dist.broadcast(content, 0)
+        return content.numpy().tobytes()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """A connection that breaks is another process's end, and no defect."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.group.size == 1 or not (
+                isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+            ):
+                raise
+            line = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"another of the {self.group.size} processes has ended ({line}); start them again: the run goes on from its last state"
+            ) from None
+
+
+def unsynced(module: torch.nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+    """The context of a backward pass whose gradients other parts of the batch will be added to, unless it is the `last`."""
+    return (
+        contextlib.nullcontext()
+        if last or not isinstance(module, DistributedDataParallel)
+        else module.no_sync()
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"there is no device {name!r}; give auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda") or (
+        device.type == "cuda" and not torch.cuda.is_available()
+    ):
+        raise InputError(f"the device {name} is not there; give --device cpu, or auto")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
+        torch.cuda.set_device(device)
+    return device
+
+
+class _Synced(_BatchNorm):
+    """Mixed before a class of batch normalization (timm's with an activation too): in training, over all processes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, C, ...] -> the same shape."""
+        if not self.training:
+            return super().forward(x)
+        made, own = _over_all(self, x), cast(Any, self)
+        return cast(torch.Tensor, own.act(own.drop(made)) if hasattr(self, "act") else made)
+
+    def _check_input_dim(self, x: torch.Tensor) -> None:
+        """Any number of axes behind the channels."""
+
+
+def _over_all(layer: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    count = x.numel() // x.shape[1] * dist.get_world_size()
+    wide = x.float()
+    mean = _summed(wide.sum(axes)) / count
+    centerd = wide - mean.view(shape)
+    var = _summed(centerd.square().sum(axes)) / count
+    if (
+        layer.running_mean is not None
+        and layer.running_var is not None
+        and layer.num_batches_tracked is not None
+    ):
+        with torch.no_grad():
+            layer.num_batches_tracked += 1
+            share = (
+                layer.momentum
+                if layer.momentum is not None
+                else 1 / float(layer.num_batches_tracked)
+            )
+            layer.running_mean.lerp_(mean.detach(), share)
+            layer.running_var.lerp_(var.detach() * count / max(1, count - 1), share)
+    made: torch.Tensor = centerd * torch.rsqrt(var + layer.eps).view(shape)
+    if layer.affine:
+        made = made * layer.weight.view(shape) + layer.bias.view(shape)
+    return made.to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; each one's gradient is the sum of what all of them want of it."""
+
+    @staticmethod
+    def forward(_ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        """Any shape -> the same shape."""
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        """As forward."""
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _summed(value: torch.Tensor) -> torch.Tensor:
+    return cast(torch.Tensor, _Sum.apply(value))
+
+
+def _distributed(module: torch.nn.Module, **more: Any) -> torch.nn.Module:
+    """Buffers are not sent around: they are the same everywhere, as the batch statistics are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # the option's new name is not in the oldest torch that is supported
+        return DistributedDataParallel(module, broadcast_buffers=False, **more)

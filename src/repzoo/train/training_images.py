@@ -1,0 +1,132 @@
+"""Training images: which, in which order, and augmented how. All of it follows from a seed and the image's place in the epoch alone,
+so that workers, processes and an interruption change nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import timm.data
+import torch
+from timm.data.distributed_sampler import RepeatAugSampler
+from torch.utils.data import DataLoader
+
+from repzoo.artifact import Preprocess
+from repzoo.data.dataset import Dataset
+from repzoo.errors import InputError
+from repzoo.train.recipe import Recipe
+
+Placed = tuple[int, int]  # (place in the epoch, index into the data set)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part `rank` of `size` of every batch, itself in `accumulate` parts one after another."""
+
+    rank: int = 0
+    size: int = 1
+    accumulate: int = 1
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The images of a training and how the trained model will be given images."""
+
+    dataset: Dataset
+    preprocess: Preprocess
+
+    def steps(self, recipe: Recipe) -> int:
+        """Whole batches in an epoch."""
+        return len(self.dataset) // recipe.batch
+
+    def parts(self, recipe: Recipe, seed: int, share: Share, first: int = 0) -> list[list[Placed]]:
+        """`share` of the batches of the epoch with `seed`, from the step `first` on: `accumulate` lists a step."""
+        order = list(enumerate(_order(len(self.dataset), recipe.repeats, seed)))
+        each = recipe.batch // share.accumulate
+        starts = range(first * recipe.batch, self.steps(recipe) * recipe.batch, each)
+        return [order[start : start + each][share.rank :: share.size] for start in starts]
+
+    def loader(
+        self, recipe: Recipe, size: int, seed: int, parts: list[list[Placed]], workers: int
+    ) -> DataLoader[Any]:
+        """Batches of (float32 [n, 3, size, size], int64 [n]), one for each of `parts`."""
+        images = _Augmented(self.dataset, _augmentation(recipe, self.preprocess, size), seed)
+        context = _context(self.dataset) if workers else None
+        return DataLoader(
+            images,
+            batch_sampler=parts,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context=context,
+        )
+
+
+def _context(dataset: Dataset) -> multiprocessing.context.BaseContext:
+    """How the workers that read `dataset` are started: by a process that has loaded this module and started no thread. One that is
+    forked from here has copies of the locks that threads of ONNX Runtime, OpenVINO or OpenMP hold, and nobody to open them.
+
+    Raises:
+        InputError: its `load` cannot be sent to another process.
+    """
+    try:
+        pickle.dumps(dataset.load)
+    except Exception as error:  # whatever it holds may fail in its own way
+        raise InputError(
+            f"the images of {dataset.name} are read by what cannot be sent to worker processes ({error}); make Dataset.load a "
+            "function of a module, or train with 0 workers"
+        ) from None
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload([__name__])
+    return made
+
+
+def _order(count: int, repeats: int, seed: int) -> list[int]:
+    if repeats == 1:
+        return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    sampler = RepeatAugSampler(
+        range(count), num_replicas=1, rank=0, num_repeats=repeats, selected_round=0
+    )
+    sampler.set_epoch(seed)
+    return list(sampler)
+
+
+class _Augmented(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    def __init__(self, dataset: Dataset, transform: Any, seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __getitem__(self, placed: Placed) -> tuple[torch.Tensor, int]:
+        place, index = placed
+        seed_everything(self.seed * 2**24 + place)
+        return self.transform(
+            self.dataset.load(self.dataset.keys[index]).convert("RGB")
+        ), self.dataset.targets[index]
+
+
+def _augmentation(recipe: Recipe, preprocess: Preprocess, size: int) -> Any:
+    return timm.data.create_transform(
+        (3, size, size), is_training=True, scale=recipe.scale, hflip=recipe.hflip,
+        auto_augment=recipe.auto_augment or None, re_prob=recipe.erase, re_mode="pixel", color_jitter=None,
+        interpolation=preprocess.interpolation, mean=preprocess.mean, std=preprocess.std,
+    )  # fmt: skip
+
+
+def mixing(recipe: Recipe, classes: int) -> Any:
+    """timm's Mixup, which pairs the images of one part with each other; None where the recipe has none."""
+    if not (recipe.mixup or recipe.cutmix):
+        return None
+    return timm.data.Mixup(
+        recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the three generators that torch, timm and torchvision draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed % 2**63)

@@ -1,0 +1,615 @@
+"""The certificate passes true folds, however scaled, and fails every wrong one: of the graph, of the algebra, of the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from repzoo import verbs
+from repzoo.artifact import Artifact, Preprocess, Step
+from repzoo.errors import CertificateError, InputError
+from repzoo.graph.certificate import certify
+from repzoo.graph.certificate.certify import Certificate
+from repzoo.graph.certificate.proof import PROBES
+from repzoo.graph.fold import algebra
+from repzoo.graph.fold import engine as fold
+from repzoo.graph.fold.algebra import AffineMap
+from repzoo.graph.tools.pieces import pieces, sha256_of_graph
+
+Array = npt.NDArray[Any]
+Graph = Callable[..., onnx.ModelProto]
+Execute = Callable[[onnx.ModelProto, Array], list[Array]]
+Mutant = Callable[[onnx.ModelProto], None]
+
+BODY = """
+a = Conv<pads = [1, 1, 1, 1]>(data, wa)
+ab = BatchNormalization(a, gammaa, betaa, meana, vara)
+b = Conv(data, wb)
+bb = BatchNormalization(b, gammab, betab, meanb, varb)
+cb = BatchNormalization(data, gammac, betac, meanc, varc)
+s = Add(ab, bb)
+t = Add(s, cb)
+u = Relu(t)
+d = Conv<strides = [2, 2], pads = [0, 1, 2, 3], group = 2, dilations = [1, 2]>(u, wd, bd)
+db = BatchNormalization(d, gammad, betad, meand, vard)
+v = Relu(db)
+x = Conv<strides = [2, 2]>(v, wx)
+xb = BatchNormalization(x, gammax, betax, meanx, varx)
+y = HardSigmoid(xb)
+z = GlobalAveragePool(y)
+f = Flatten(z)
+h = BatchNormalization(f, gammah, betah, meanh, varh)
+output = Gemm<transB = 1>(h, wh, bh)
+"""
+
+
+def statistics(name: str, channels: int) -> dict[str, tuple[int, ...]]:
+    return {f"{part}{name}": (channels,) for part in ("gamma", "beta", "mean", "var")}
+
+
+WEIGHTS: dict[str, Any] = (
+    {"wa": (4, 4, 3, 3), "wb": (4, 4, 1, 1), "wd": (6, 2, 3, 2), "bd": (6,), "wx": (8, 6, 1, 1), "wh": (5, 8), "bh": (5,)}
+    | statistics("a", 4) | statistics("b", 4) | statistics("c", 4) | statistics("d", 6) | statistics("x", 8) | statistics("h", 8)
+)  # fmt: skip
+
+
+@pytest.fixture
+def before(graph: Graph) -> Artifact:
+    """Parallel branches; a grouped, dilated, strided convolution with uneven pads; a strided 1x1; a head with BatchNorm."""
+    return Artifact(graph(BODY, WEIGHTS, "N, 4, 16, 17", "N, 5"), "subject", Preprocess(size=16))
+
+
+@pytest.fixture
+def certified(execute: Execute) -> Callable[..., Certificate]:
+    """`certified(before, folded model or None)`: the certificate of this fold, its images and seed given by name."""
+
+    def run(before: Artifact, model: onnx.ModelProto | None = None, **more: Any) -> Certificate:
+        result = fold.fold(before.model)
+        result = result if model is None else replace(result, model=model)
+        return certify.certify(before, result, lambda model, data: execute(model, data)[0], **more)
+
+    return run
+
+
+def test_a_true_fold_is_certified_with_the_facts(
+    before: Artifact, certified: Callable[..., Certificate]
+) -> None:
+    made = certified(before)
+    assert made.equal
+    assert made.proven == len(made.folds) == 4
+    assert 0 < made.proof_ratio <= 1
+    assert 0 < made.max_abs_error <= made.bound
+    assert made.top1_agreement == 1
+    assert made.inputs == 8
+    assert made.before["operators"]["BatchNormalization"] == 6
+    assert made.after["operators"] == {
+        "Conv": 3,
+        "Flatten": 1,
+        "Gemm": 1,
+        "GlobalAveragePool": 1,
+        "HardSigmoid": 1,
+        "Relu": 2,
+    }
+    folds = made.to_json()["folds"]
+    assert [one["output"] for one in folds] == [one.output for one in made.folds]
+    for one in folds:
+        proof = one["proof"]
+        assert proof.keys() == {"max_abs_error", "max_rel_error", "ratio", "bound", "probe"}
+        assert 0 < proof["max_rel_error"] < 1e-6 < 1e-3 < proof["ratio"] <= 1
+        assert proof["probe"] in PROBES
+    assert made.before["sha256"] == sha256_of_graph(before.model) != made.after["sha256"]
+    assert made.line().startswith("equal: largest error")
+
+
+# --- mutants of the algebra -----------------------------------------------------------------------------------------------
+
+
+def epsilon_forgotten(gamma: Any, beta: Any, mean: Any, variance: Any, _: float) -> Any:
+    return ORIGINAL["from_batchnorm"](gamma, beta, mean, variance, 0.0)
+
+
+def gamma_sign_lost(gamma: Any, *rest: Any) -> Any:
+    return ORIGINAL["from_batchnorm"](np.abs(gamma), *rest)
+
+
+def mean_ignored(gamma: Any, beta: Any, mean: Any, *rest: Any) -> Any:
+    return ORIGINAL["from_batchnorm"](gamma, beta, 0 * mean, *rest)
+
+
+def deviation_is_variance(gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float) -> Any:
+    return ORIGINAL["from_batchnorm"](gamma, beta, mean, (variance + epsilon) ** 2, 0.0)
+
+
+def identity_doubled(channels: int) -> Any:
+    return algebra.scaled(ORIGINAL["identity"](channels), 2.0)
+
+
+def inner_bias_dropped(outer: AffineMap, inner: AffineMap) -> Any:
+    return replace(ORIGINAL["compose"](outer, inner), bias=outer.bias)
+
+
+def outer_bias_dropped(outer: AffineMap, inner: AffineMap) -> Any:
+    return ORIGINAL["compose"](replace(outer, bias=0 * outer.bias), inner)
+
+
+def kernel_flipped(outer: AffineMap, inner: AffineMap) -> Any:
+    made = ORIGINAL["compose"](outer, inner)
+    return replace(made, kernel=made.kernel[:, :, ::-1, ::-1])
+
+
+def kernel_transposed(outer: AffineMap, inner: AffineMap) -> Any:
+    made = ORIGINAL["compose"](outer, inner)
+    square = made.kernel.shape[2] == made.kernel.shape[3]
+    return replace(made, kernel=made.kernel.swapaxes(2, 3)) if square else made
+
+
+def groups_swapped(outer: AffineMap, inner: AffineMap) -> Any:
+    made = ORIGINAL["compose"](outer, inner)
+    return (
+        replace(made, kernel=np.roll(made.kernel, len(made.kernel) // 2, 0))
+        if made.geometry.groups == 2
+        else made
+    )
+
+
+def off_center(one: AffineMap, target: algebra.Geometry) -> Array:
+    placed: Array = ORIGINAL["_placed"](one, target)
+    return np.roll(placed, 1, 2) if one.geometry.kernel == (1, 1) else placed
+
+
+def cast_to_half(outer: AffineMap, inner: AffineMap) -> Any:
+    made = ORIGINAL["compose"](outer, inner)
+    return replace(made, kernel=made.kernel.astype(np.float16).astype(np.float64))
+
+
+def one_branch_lost(one: AffineMap, two: AffineMap) -> Any:
+    return ORIGINAL["add"](one, algebra.scaled(two, 0.0))
+
+
+ORIGINAL: dict[str, Any] = {
+    name: getattr(algebra, name)
+    for name in ("from_batchnorm", "identity", "compose", "_placed", "add")
+}
+ALGEBRA_MUTANTS = [
+    ("from_batchnorm", epsilon_forgotten),
+    ("from_batchnorm", gamma_sign_lost),
+    ("from_batchnorm", mean_ignored),
+    ("from_batchnorm", deviation_is_variance),
+    ("compose", inner_bias_dropped),
+    ("compose", outer_bias_dropped),
+    ("compose", kernel_flipped),
+    ("compose", kernel_transposed),
+    ("compose", groups_swapped),
+    ("compose", cast_to_half),
+    ("_placed", off_center),
+    ("add", one_branch_lost),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant"), ALGEBRA_MUTANTS, ids=lambda item: getattr(item, "__name__", None)
+)
+def test_a_wrong_law_is_caught(
+    name: str,
+    mutant: Any,
+    before: Artifact,
+    certified: Callable[..., Certificate],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(algebra, name, mutant)
+    with pytest.raises(CertificateError):
+        certified(before)
+
+
+def test_an_identity_counted_twice_is_caught(
+    graph: Graph, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = "a = Conv<pads = [1, 1, 1, 1]>(data, w)\nt = Add(data, a)\nz = GlobalAveragePool(t)\noutput = Flatten(z)"
+    before = Artifact(graph(body, {"w": (4, 4, 3, 3)}, "N, 4, 8, 9", "N, C"), "residual")
+    assert certified(before).proven == 1
+    monkeypatch.setattr(algebra, "identity", identity_doubled)
+    with pytest.raises(CertificateError, match="differs from what it replaces"):
+        certified(before)
+
+
+@pytest.mark.parametrize("variance", [1e-6, 1e-2, 1.0])
+def test_a_forgotten_epsilon_is_caught_at_any_usual_variance(
+    variance: float,
+    graph: Graph,
+    certified: Callable[..., Certificate],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At variance 1 the error is 5e-6 of the weight: lost in the bound on the outputs, found node by node."""
+    weights = {
+        name: [variance] * shape[0] if name.startswith("var") else shape
+        for name, shape in WEIGHTS.items()
+    }
+    before = Artifact(graph(BODY, weights, "N, 4, 16, 17", "N, 5"), "subject", Preprocess(size=16))
+    assert certified(before).equal
+    monkeypatch.setattr(algebra, "from_batchnorm", epsilon_forgotten)
+    with pytest.raises(CertificateError, match="differs from what it replaces"):
+        certified(before)
+
+
+HOSTILE: dict[str, dict[str, Callable[[Array], Array]]] = {
+    "large mean": {"mean": lambda values: 1e4 * values},
+    "tiny variance": {"var": lambda values: 1e-9 * values},
+    "no variance": {"var": np.zeros_like},
+    "variance at epsilon": {"var": lambda values: np.full_like(values, 1e-5)},
+    "zero scale": {"gamma": lambda values: values * (np.arange(values.size) % 2)},
+    "negative scale": {"gamma": lambda values: -np.abs(values)},
+    "large mean over tiny variance": {
+        "mean": lambda values: 1e3 * values,
+        "var": lambda values: 1e-6 * values,
+    },
+}
+
+
+def with_hostile_statistics(artifact: Artifact, kind: str) -> Artifact:
+    model = onnx.ModelProto()
+    model.CopyFrom(artifact.model)
+    for start, by in HOSTILE[kind].items():
+        for name in [item.name for item in model.graph.initializer if item.name.startswith(start)]:
+            change(model, name, by)
+    return replace(artifact, model=model)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_statistics_are_certified_and_their_mutants_are_not(
+    kind: str,
+    before: Artifact,
+    certified: Callable[..., Certificate],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hostile = with_hostile_statistics(before, kind)
+    made = certified(hostile)
+    assert made.equal
+    assert made.proof_ratio <= 1
+    for name, mutant in ALGEBRA_MUTANTS:
+        with monkeypatch.context() as patched:
+            patched.setattr(algebra, name, mutant)
+            with pytest.raises(CertificateError):
+                certified(hostile)
+
+
+# --- mutants of the folded graph ------------------------------------------------------------------------------------------
+
+
+def nodes(model: onnx.ModelProto, kind: str) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == kind]
+
+
+def setting(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
+    return next(item for item in node.attribute if item.name == name)
+
+
+def change(model: onnx.ModelProto, name: str, by: Callable[[Array], Array]) -> None:
+    item = next(item for item in model.graph.initializer if item.name == name)
+    values = by(numpy_helper.to_array(item).copy()).astype(np.float32)
+    item.CopyFrom(numpy_helper.from_array(values, name))
+
+
+def pads_mirrored(model: onnx.ModelProto) -> None:
+    pads = setting(nodes(model, "Conv")[1], "pads")
+    pads.ints[:] = [pads.ints[i] for i in (2, 3, 0, 1)]
+
+
+def stride_ignored(model: onnx.ModelProto) -> None:
+    setting(nodes(model, "Conv")[2], "strides").ints[:] = [1, 1]
+
+
+def stride_transposed_window(model: onnx.ModelProto) -> None:
+    setting(nodes(model, "Conv")[1], "dilations").ints[:] = [2, 1]
+
+
+def bias_dropped(model: onnx.ModelProto) -> None:
+    del nodes(model, "Conv")[0].input[2]
+
+
+def one_weight_off(model: onnx.ModelProto) -> None:
+    def by(values: Array) -> Array:
+        values.flat[7] *= 1 + 1e-4
+        return values
+
+    change(model, nodes(model, "Conv")[0].input[1], by)
+
+
+def one_bias_off(model: onnx.ModelProto) -> None:
+    def by(values: Array) -> Array:
+        values.flat[-1] += 1e-4
+        return values
+
+    change(model, nodes(model, "Gemm")[0].input[2], by)
+
+
+def weights_rounded_to_bfloat(model: onnx.ModelProto) -> None:
+    change(
+        model,
+        nodes(model, "Conv")[1].input[1],
+        lambda values: (values.view(np.uint32) & 0xFFFF0000).view(np.float32),
+    )
+
+
+def channels_permuted(model: onnx.ModelProto) -> None:
+    change(model, nodes(model, "Conv")[2].input[1], lambda values: values[:, ::-1])
+
+
+def activation_lost(model: onnx.ModelProto) -> None:
+    nodes(model, "Relu")[1].op_type = "Identity"
+
+
+def activation_changed(model: onnx.ModelProto) -> None:
+    nodes(model, "HardSigmoid")[0].attribute.append(onnx.helper.make_attribute("alpha", 0.2001))
+
+
+def rewired(model: onnx.ModelProto) -> None:
+    """The second convolution reads before the ReLU."""
+    first, second = nodes(model, "Conv")[:2]
+    second.input[0] = first.output[0]
+
+
+def nan_weight(model: onnx.ModelProto) -> None:
+    def by(values: Array) -> Array:
+        values.flat[0] = np.nan
+        return values
+
+    change(model, nodes(model, "Conv")[1].input[1], by)
+
+
+GRAPH_MUTANTS = [
+    pads_mirrored, stride_ignored, stride_transposed_window, bias_dropped, one_weight_off, one_bias_off, weights_rounded_to_bfloat,
+    channels_permuted, activation_lost, activation_changed, rewired, nan_weight,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", GRAPH_MUTANTS)
+def test_a_wrong_graph_is_caught(
+    mutant: Mutant, before: Artifact, certified: Callable[..., Certificate]
+) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(fold.fold(before.model).model)
+    mutant(model)
+    onnx.checker.check_model(model)
+    with pytest.raises(CertificateError):
+        certified(before, model)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [pads_mirrored, stride_ignored, bias_dropped, channels_permuted, activation_lost, rewired],
+)
+def test_the_whole_graph_is_compared_too(
+    mutant: Mutant,
+    before: Artifact,
+    certified: Callable[..., Certificate],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second line of defense on its own: the outputs, against the jittered training form."""
+    monkeypatch.setattr(certify, "prove", lambda *_: ())
+    model = onnx.ModelProto()
+    model.CopyFrom(fold.fold(before.model).model)
+    assert certified(before, model).equal
+    mutant(model)
+    with pytest.raises(
+        CertificateError, match=r"not proven equal, so it is not written. NOT EQUAL"
+    ):
+        certified(before, model)
+
+
+# --- odd inputs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("vard", np.nan), *itertools.product(["wa", "bd", "meanx", "wh"], [np.nan, np.inf])],
+)
+def test_weights_that_are_not_finite_are_refused(
+    name: str, value: float, before: Artifact, certified: Callable[..., Certificate]
+) -> None:
+    def by(values: Array) -> Array:
+        values.flat[0] = value
+        return values
+
+    change(before.model, name, by)
+    with pytest.raises(CertificateError):
+        certified(before)
+
+
+def test_a_network_that_answers_zero_is_certified(
+    before: Artifact, certified: Callable[..., Certificate]
+) -> None:
+    """Zero-initialized heads exist; no division by their magnitude."""
+    for name in ("wh", "bh"):
+        change(before.model, name, np.zeros_like)
+    made = certified(before)
+    assert made.equal
+    assert made.max_rel_error == 0
+
+
+def test_a_fixed_batch_is_certified_in_its_batches(
+    graph: Graph, certified: Callable[..., Certificate]
+) -> None:
+    before = Artifact(graph(BODY, WEIGHTS, "2, 4, 16, 17", "2, 5"), "fixed", Preprocess(size=16))
+    real = np.random.default_rng(3).standard_normal((5, 4, 16, 17)).astype(np.float32)
+    assert certified(before).inputs == 4
+    assert certified(before, images=real).inputs == 4 + 5, "the last batch is filled up"
+
+
+def test_real_images_are_counted_and_compared(
+    before: Artifact, certified: Callable[..., Certificate]
+) -> None:
+    real = np.random.default_rng(3).standard_normal((5, 4, 16, 17)).astype(np.float32)
+    assert certified(before, images=real).inputs == 13
+
+
+def with_constant_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    moved = onnx.ModelProto()
+    moved.CopyFrom(model)
+    constants = [
+        onnx.helper.make_node("Constant", [], [item.name], value=item)
+        for item in model.graph.initializer
+    ]
+    rest = list(moved.graph.node)
+    del moved.graph.initializer[:], moved.graph.node[:]
+    moved.graph.node.extend([*constants, *rest])
+    return moved
+
+
+def test_weights_in_constant_nodes_are_jittered(
+    before: Artifact, certified: Callable[..., Certificate]
+) -> None:
+    made = certified(replace(before, model=with_constant_nodes(before.model)))
+    assert made.bound == certified(before).bound
+    assert made.proven == 4
+
+
+def test_the_verb_raises_and_the_command_leaves_no_file(
+    before: Artifact, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before.write(tmp_path / "in.onnx")
+    good = run("fold", tmp_path / "in.onnx", "-o", tmp_path / "good.onnx", "--json")
+    assert good.code == 0
+    assert good.document["equal"] is True
+    monkeypatch.setattr(algebra, "from_batchnorm", mean_ignored)
+    with pytest.raises(CertificateError):
+        verbs.fold(before)
+    report = tmp_path / "certificate.json"
+    bad = run("fold", tmp_path / "in.onnx", "-o", tmp_path / "bad.onnx", "--certificate", report)
+    assert bad.code == 3
+    assert "Traceback" not in bad.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["good.onnx", "in.onnx"]
+
+
+# --- number types, sizes, pieces ------------------------------------------------------------------------------------------
+
+
+def as_halves(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` computing in float16 between float32 ends."""
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    for item in half.graph.initializer:
+        item.CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(item).astype(np.float16), item.name)
+        )
+    for node in half.graph.node:
+        node.input[:] = ["half" if name == "data" else name for name in node.input]
+        node.output[:] = ["whole" if name == "output" else name for name in node.output]
+    half.graph.node.insert(
+        0, onnx.helper.make_node("Cast", ["data"], ["half"], "first", to=onnx.TensorProto.FLOAT16)
+    )
+    half.graph.node.append(
+        onnx.helper.make_node("Cast", ["whole"], ["output"], "last", to=onnx.TensorProto.FLOAT)
+    )
+    return half
+
+
+def test_float16_is_certified_against_its_own_rounding(
+    before: Artifact, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = replace(before, model=as_halves(before.model))
+    made = certified(half)
+    assert made.proven == 4
+    assert made.bound > 100 * certified(before).bound
+    monkeypatch.setattr(algebra, "from_batchnorm", mean_ignored)
+    with pytest.raises(CertificateError):
+        certified(half)
+
+
+def test_open_sides_are_certified_at_the_size_of_the_images(
+    graph: Graph, certified: Callable[..., Certificate]
+) -> None:
+    before = Artifact(graph(BODY, WEIGHTS, "N, 4, H, W", "N, 5"), "open", None)
+    real = np.random.default_rng(3).standard_normal((5, 4, 20, 24)).astype(np.float32)
+    assert certified(before, images=real).inputs == 4 + 4 + 5
+
+
+def test_images_of_another_size_are_bad_input(
+    before: Artifact, certified: Callable[..., Certificate]
+) -> None:
+    with pytest.raises(
+        InputError, match=r"the images are \[4, 8, 8\], but subject takes \[4, 16, 17\]"
+    ):
+        certified(before, images=np.zeros((1, 4, 8, 8), np.float32))
+
+
+def test_a_model_beyond_one_file_is_refused_in_a_sentence(
+    before: Artifact, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certify, "MAX_MODEL_BYTES", 100)
+    with pytest.raises(
+        InputError,
+        match=r"subject folds to [\d,]+ bytes of weights; one ONNX file holds at most 100",
+    ):
+        certified(before)
+
+
+@pytest.mark.parametrize("held", ["initializers", "Constant nodes"])
+def test_pieces_give_what_the_whole_gives(held: str, before: Artifact, execute: Execute) -> None:
+    model = before.model if held == "initializers" else with_constant_nodes(before.model)
+    data = np.random.default_rng(0).standard_normal((3, 4, 16, 17)).astype(np.float32)
+    seen = data
+    parts = list(pieces(model, limit=600))
+    assert len(parts) == 3
+    for part in parts:
+        seen = execute(part, seen)[0]
+    assert np.array_equal(seen, execute(model, data)[0])
+    assert len(list(pieces(model))) == 1
+
+
+def test_a_fold_is_certified_in_pieces_too(
+    before: Artifact, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = certified(before)
+    monkeypatch.setattr(certify, "pieces", lambda model, **more: pieces(model, 600, **more))
+    assert certified(before).max_abs_error == whole.max_abs_error
+    model = onnx.ModelProto()
+    model.CopyFrom(fold.fold(before.model).model)
+    channels_permuted(model)
+    monkeypatch.setattr(certify, "prove", lambda *_: ())
+    with pytest.raises(CertificateError, match="NOT EQUAL"):
+        certified(before, model)
+
+
+def test_the_hash_is_of_the_graph_and_not_of_its_metadata(before: Artifact) -> None:
+    known = sha256_of_graph(before.model)
+    assert sha256_of_graph(Artifact.from_bytes(before.to_bytes(), "again").model) == known
+    change(before.model, "wa", lambda values: np.nextafter(values, np.float32(0)))
+    assert sha256_of_graph(before.model) != known
+
+
+# --- the families, at any scale -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "repghostnet_050", "repvit_m0_6", "fasternet_t0"])
+def test_the_families_are_certified_at_any_scale(name: str, aged: Any) -> None:
+    """As they are, and with a first convolution that makes every activation behind it very large or very small."""
+    pytest.importorskip("timm", reason="the torch extra is not installed")
+    from repzoo.graph.tools.export import export
+    from repzoo.zoo import families
+
+    made = export(
+        aged(families.seeded(name, 10, 0)), name, Preprocess(size=32), (), Step("build", "0")
+    )
+    assert verbs.fold(made)[1].equal
+    for factor in (1e6, 1e-6):
+        scaled = dataclasses.replace(made, model=_scaled(made.model, factor))
+        certificate = verbs.fold(scaled)[1]
+        assert certificate.equal
+        assert certificate.proven == len(certificate.folds)
+
+
+def _scaled(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    change(copy, nodes(copy, "Conv")[0].input[1], lambda values: values * factor)
+    return copy

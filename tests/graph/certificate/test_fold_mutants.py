@@ -1,0 +1,433 @@
+"""Wrong laws, wrong rules and wrong writing, one at a time, in a network that uses them all: the certificate fails each.
+
+test_certify.py has 25 more, of the algebra and of the folded graph; those here are of the code on the way from one to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir
+import pytest
+
+from repzoo.artifact import Artifact, Preprocess
+from repzoo.errors import CertificateError
+from repzoo.graph.certificate import certify
+from repzoo.graph.certificate.proof import prove
+from repzoo.graph.fold import algebra, rules
+from repzoo.graph.fold import engine as fold
+from repzoo.graph.fold.algebra import AffineMap
+from repzoo.graph.fold.rules import Link
+
+Array = npt.NDArray[Any]
+Graph = Callable[..., onnx.ModelProto]
+Execute = Callable[[onnx.ModelProto, Array], list[Array]]
+
+BODY = """
+p = Pad(data, frame)
+c = Conv<strides = [2, 2]>(p, wc, bc)
+cb = BatchNormalization<epsilon = 0.1>(c, gammac, betac, meanc, varc)
+r = Relu(cb)
+a, b = Split<axis = 1>(r, sizes)
+ca = Conv(a, wa)
+cc = Conv(b, wb)
+s = Sub(ca, cc)
+t4 = Relu(s)
+t = Conv(t4, wt)
+jg = Conv<pads = [1, 1, 1, 1], group = 2>(t, wj)
+jd = Conv<pads = [1, 1, 1, 1]>(t, wd)
+ja = Add(jg, jd)
+jb = Conv<pads = [1, 1, 1, 1]>(t, wk)
+j = Concat<axis = 1>(ja, jb)
+u = Relu(j)
+q = AveragePool<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1], count_include_pad = 1>(u)
+m = Mul(q, scale)
+n = Sub(shift, m)
+o = Div(n, divisor)
+v = Relu(o)
+l = Slice(v, start, end, axis)
+w = Conv(l, wl)
+x = Relu(w)
+g = Sigmoid(x)
+h = Mul(x, g)
+z = GlobalAveragePool(h)
+f = Flatten(z)
+y = MatMul(f, wm)
+d = Add(y, bm)
+e = Relu(d)
+k = Gemm<alpha = 0.5, beta = 2.0, transB = 1>(e, wg, bg)
+output = BatchNormalization(k, gammag, betag, meang, varg)
+"""
+WEIGHTS: dict[str, Any] = {
+    "wc": (6, 4, 3, 3), "bc": (6,), "gammac": (6,), "betac": (6,), "meanc": (6,), "varc": (6,), "wa": (5, 2, 3, 1), "wb": (5, 4, 3, 1),
+    "wj": (4, 2, 3, 3), "wk": (4, 4, 3, 3), "wd": (4, 4, 3, 3), "scale": (8, 1, 1), "shift": (8, 1, 1), "divisor": [2.0], "wl": (6, 3, 1, 1),
+    "wt": (4, 5, 1, 1), "wm": (6, 5), "bm": (5,), "wg": (7, 5), "bg": (7,), "gammag": (7,), "betag": (7,), "meang": (7,), "varg": (7,),
+    "sizes": np.array([2, 4]), "start": np.array([2]), "end": np.array([5]), "axis": np.array([1]),
+    "frame": np.array([0, 0, 1, 0, 0, 0, 2, 1]),
+}  # fmt: skip
+
+
+@pytest.fixture
+def before(graph: Graph) -> Artifact:
+    """Every rule fires: Pad, Conv, BN, Split, Sub, Concat, AveragePool, Mul, constant Sub, Div, Slice, MatMul, Add, Gemm."""
+    return Artifact(graph(BODY, WEIGHTS, "N, 4, 17, 16", "N, 7"), "subject", Preprocess(size=16))
+
+
+@pytest.fixture
+def certified(execute: Execute) -> Callable[[Artifact], certify.Certificate]:
+    def run(before: Artifact) -> certify.Certificate:
+        return certify.certify(
+            before, fold.fold(before.model), lambda model, data: execute(model, data)[0]
+        )
+
+    return run
+
+
+def test_the_network_folds_truly(
+    before: Artifact, certified: Callable[[Artifact], certify.Certificate]
+) -> None:
+    made = certified(before)
+    kinds = "".join(one.kind for one in made.folds)
+    assert all(
+        kind in kinds
+        for kind in (
+            "Pad",
+            "BatchNormalization",
+            "Split",
+            "Sub",
+            "Concat",
+            "AveragePool",
+            "Mul",
+            "Div",
+            "MatMul",
+            "Gemm",
+        )
+    )
+    assert made.proven >= 6
+
+
+# --- what is mutated: a function of the package, by a function of the original ---------------------------------------------
+
+Original = Callable[..., Any]
+
+
+def joined_in_reverse(original: Original) -> Original:
+    return lambda one, two: (
+        original(two, one) if one.geometry.outputs == two.geometry.outputs else original(one, two)
+    )
+
+
+def selected_one_off(original: Original) -> Original:
+    return lambda channels, start, count: original(channels, max(start - 1, 0), count)
+
+
+def selected_from_the_end(original: Original) -> Original:
+    return lambda channels, start, count: original(channels, channels - start - count, count)
+
+
+def pads_swapped(original: Original) -> Original:
+    return lambda channels, pads: original(channels, (pads[2], pads[3], pads[0], pads[1]))
+
+
+def pads_transposed(original: Original) -> Original:
+    return lambda channels, pads: original(channels, (pads[1], pads[0], pads[3], pads[2]))
+
+
+def padding_forgotten(original: Original) -> Original:
+    def mutant(node: Any) -> Any:
+        made = original(node)
+        shape = replace(made.geometry, pads=(0, 0, 0, 0))
+        return replace(made, geometry=shape, build=lambda: replace(made.build(), geometry=shape))
+
+    return mutant
+
+
+def placed_at_the_other_end(original: Original) -> Original:
+    return lambda one, total, start: original(one, total, total - start - one.geometry.outputs)
+
+
+def joined_bias_lost(original: Original) -> Original:
+    def mutant(one: AffineMap, total: int, start: int) -> AffineMap:
+        made: AffineMap = original(one, total, start)
+        return replace(made, kernel=made.kernel * (start == 0))
+
+    return mutant
+
+
+def groups_put_together_wrongly(original: Original) -> Original:
+    def mutant(one: AffineMap, groups: int) -> AffineMap:
+        made: AffineMap = original(one, groups)
+        return (
+            made
+            if groups == one.geometry.groups
+            else replace(made, kernel=np.roll(made.kernel, 1, 1))
+        )
+
+    return mutant
+
+
+def difference_added(original: Original) -> Original:
+    return lambda one, factor: original(one, abs(factor))
+
+
+def pool_not_divided(original: Original) -> Original:
+    return lambda channels, kernel, *rest: algebra.scaled(original(channels, kernel, *rest), 9.0)
+
+
+def pool_divided_by_what_is_inside(original: Original) -> Original:
+    return lambda channels, kernel, strides, pads: original(
+        channels, kernel, strides, (pads[0], pads[1], pads[2] + 1, pads[3] - 1)
+    )
+
+
+def division_is_multiplication(original: Original) -> Original:
+    return lambda kind, *rest, **more: original("Mul" if kind == "Div" else kind, *rest, **more)
+
+
+def order_of_difference_ignored(original: Original) -> Original:
+    return lambda kind, values, **_: original(kind, values, constant_first=False)
+
+
+def shift_lost(original: Original) -> Original:
+    def mutant(*arguments: Any, **more: Any) -> Any:
+        scale, shift = original(*arguments, **more)
+        return scale, 0 * shift
+
+    return mutant
+
+
+def rebuilt(change: Callable[[AffineMap], AffineMap]) -> Callable[[Original], Original]:
+    """A rule whose map is changed."""
+
+    def mutate(original: Original) -> Original:
+        def mutant(*arguments: Any) -> Any:
+            made = original(*arguments)
+            return (
+                replace(made, build=lambda: change(made.build()))
+                if isinstance(made, Link)
+                else made
+            )
+
+        return mutant
+
+    return mutate
+
+
+def matmul_not_transposed(made: AffineMap) -> AffineMap:
+    values = made.kernel[:, :, 0, 0]
+    return replace(made, kernel=values.T.reshape(values.shape)[:, :, None, None])
+
+
+def gemm_alpha_lost(made: AffineMap) -> AffineMap:
+    return replace(made, kernel=made.kernel * 2)
+
+
+def gemm_beta_lost(made: AffineMap) -> AffineMap:
+    return replace(made, bias=made.bias / 2)
+
+
+def conv_bias_lost(made: AffineMap) -> AffineMap:
+    return replace(made, bias=0 * made.bias)
+
+
+def conv_bias_shifted(made: AffineMap) -> AffineMap:
+    return replace(made, bias=np.roll(made.bias, 1))
+
+
+def conv_mirrored(made: AffineMap) -> AffineMap:
+    return replace(made, kernel=made.kernel[..., ::-1, :])
+
+
+def default_epsilon(original: Original) -> Original:
+    return lambda gamma, beta, mean, variance, _: original(gamma, beta, mean, variance, 1e-5)
+
+
+def epsilon_outside_the_root(original: Original) -> Original:
+    return lambda gamma, beta, mean, variance, eps: original(
+        gamma, beta, mean, (np.sqrt(variance) + eps) ** 2, 0.0
+    )
+
+
+def epsilon_twice(original: Original) -> Original:
+    return lambda gamma, beta, mean, variance, eps: original(gamma, beta, mean, variance, 2 * eps)
+
+
+def mean_not_scaled(original: Original) -> Original:
+    return lambda gamma, beta, mean, variance, eps: original(
+        gamma, beta - mean, 0 * mean, variance, eps
+    )
+
+
+def variance_for_deviation(original: Original) -> Original:
+    return lambda gamma, beta, mean, variance, eps: original(
+        gamma, beta, mean, (variance + eps) ** 2, 0.0
+    )
+
+
+def magnitude_of_gamma(original: Original) -> Original:
+    return lambda gamma, *rest: original(np.abs(gamma), *rest)
+
+
+def written_without_bias(original: Original) -> Original:
+    return lambda form, made, *rest: original(form, replace(made, bias=0 * made.bias), *rest)
+
+
+def written_with_other_pads(original: Original) -> Original:
+    def mutant(form: Any, made: AffineMap, *rest: Any) -> Any:
+        top, left, bottom, right = made.geometry.pads
+        return original(
+            form,
+            replace(made, geometry=replace(made.geometry, pads=(bottom, right, top, left))),
+            *rest,
+        )
+
+    return mutant
+
+
+def written_with_stride_one(original: Original) -> Original:
+    return lambda form, made, *rest: original(
+        form, replace(made, geometry=replace(made.geometry, strides=(1, 1))), *rest
+    )
+
+
+def written_in_half_precision(original: Original) -> Original:
+    return lambda name, values: original(name, values.astype(np.float16).astype(values.dtype))
+
+
+def written_transposed(original: Original) -> Original:
+    def mutant(name: str, values: Array) -> Any:
+        square = values.ndim == 4 and values.shape[2] == values.shape[3] > 1
+        return original(name, values.swapaxes(2, 3) if square else values)
+
+    return mutant
+
+
+def frame_read_backwards(original: Original) -> Original:
+    """The ends of every axis taken for its beginnings."""
+
+    def mutant(node: Any, name: str, index: int) -> Any:
+        found = original(node, name, index)
+        return (
+            found.reshape(2, -1)[::-1].reshape(-1)
+            if name == "pads" and found is not None
+            else found
+        )
+
+    return mutant
+
+
+MUTANTS: list[tuple[Any, str, Callable[[Original], Original]]] = [
+    (algebra, "join", joined_in_reverse),
+    (algebra, "select", selected_one_off),
+    (algebra, "select", selected_from_the_end),
+    (algebra, "zero_pad", pads_swapped),
+    (algebra, "zero_pad", pads_transposed),
+    (algebra, "_among", placed_at_the_other_end),
+    (algebra, "_among", joined_bias_lost),
+    (algebra, "grouped", groups_put_together_wrongly),
+    (algebra, "scaled", difference_added),
+    (algebra, "from_average_pool", pool_not_divided),
+    (algebra, "from_average_pool", pool_divided_by_what_is_inside),
+    (algebra, "from_batchnorm", default_epsilon),
+    (algebra, "from_batchnorm", epsilon_outside_the_root),
+    (algebra, "from_batchnorm", epsilon_twice),
+    (algebra, "from_batchnorm", mean_not_scaled),
+    (algebra, "from_batchnorm", variance_for_deviation),
+    (algebra, "from_batchnorm", magnitude_of_gamma),
+    (rules, "_scale_and_shift", division_is_multiplication),
+    (rules, "_scale_and_shift", order_of_difference_ignored),
+    (rules, "_scale_and_shift", shift_lost),
+    (rules._RULES, "Pad", padding_forgotten),
+    (rules._RULES, "MatMul", rebuilt(matmul_not_transposed)),
+    (rules._RULES, "Gemm", rebuilt(gemm_alpha_lost)),
+    (rules._RULES, "Gemm", rebuilt(gemm_beta_lost)),
+    (rules._RULES, "Conv", rebuilt(conv_bias_lost)),
+    (rules._RULES, "Conv", rebuilt(conv_bias_shifted)),
+    (rules._RULES, "Conv", rebuilt(conv_mirrored)),
+    (rules, "_setting", frame_read_backwards),
+    (fold, "_node_for", written_without_bias),
+    (fold, "_node_for", written_with_other_pads),
+    (fold, "_node_for", written_with_stride_one),
+    (fold, "_initializer", written_in_half_precision),
+    (fold, "_initializer", written_transposed),
+]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "mutate"),
+    MUTANTS,
+    ids=[f"{name}-{number}" for number, (_, name, _) in enumerate(MUTANTS)],
+)
+def test_a_mutant_is_caught(
+    place: Any,
+    name: str,
+    mutate: Callable[[Original], Original],
+    before: Artifact,
+    certified: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if isinstance(place, dict):
+        monkeypatch.setitem(place, name, mutate(place[name]))
+    else:
+        monkeypatch.setattr(place, name, mutate(getattr(place, name)))
+    with pytest.raises(CertificateError):
+        certified(before)
+
+
+def test_weights_that_a_caller_may_replace_are_not_proven_as_constants(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"w": (5, 4, 1, 1), "gamma": (5,), "beta": (5,), "mean": (5,), "var": (5,)}
+    body = "c = Conv(data, w)\noutput = BatchNormalization(c, gamma, beta, mean, var)"
+    model = graph(body, weights, inputs=["float[5, 4, 1, 1] w"])
+    assert not any(len(one.nodes) > 1 for one in fold.fold(model).folds)
+
+    def stored(value: Any) -> Any:
+        tensor = None if value is None else onnx_ir.convenience.get_const_tensor(value)
+        return None if tensor is None else tensor.numpy()
+
+    monkeypatch.setattr(rules, "_stored", stored)
+    result = fold.fold(model)
+    assert [node.op_type for node in result.model.graph.node] == ["Conv"]
+    with pytest.raises(CertificateError):
+        prove(model, result.model, [one.output for one in result.folds])
+
+
+def epsilon_forgotten(original: Original) -> Original:
+    return lambda gamma, beta, mean, variance, _: original(gamma, beta, mean, variance, 0.0)
+
+
+@pytest.mark.parametrize("mutate", [epsilon_forgotten, epsilon_twice, default_epsilon])
+def test_an_epsilon_error_does_not_hide_behind_large_variances(
+    mutate: Callable[[Original], Original],
+    graph: Graph,
+    execute: Execute,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside such variances epsilon is below the rounding of a weight: only a specimen with others shows that it is wrong."""
+    body = (
+        "c = Conv(data, w)\nb = BatchNormalization<epsilon = 0.001>(c, gamma, beta, mean, var)\nr = Relu(b)\n"
+        "z = GlobalAveragePool(r)\noutput = Flatten(z)"
+    )
+    weights = {
+        "w": (8, 4, 3, 3),
+        "gamma": (8,),
+        "beta": (8,),
+        "mean": (8,),
+        "var": np.full(8, 1e8).tolist(),
+    }
+    before = Artifact(graph(body, weights, output="N, 8"), "loud", Preprocess(size=9))
+    run: certify.Runner = lambda model, data: execute(model, data)[0]  # noqa: E731
+    assert certify.certify(before, fold.fold(before.model), run).specimens == 1
+    monkeypatch.setattr(algebra, "from_batchnorm", mutate(algebra.from_batchnorm))
+    result = fold.fold(before.model)
+    prove(
+        before.model, result.model, [one.output for one in result.folds]
+    )  # what the model's own numbers show: nothing
+    with pytest.raises(CertificateError, match="with adversarial BatchNorm parameters"):
+        certify.certify(before, result, run)

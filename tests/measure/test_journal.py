@@ -1,0 +1,336 @@
+"""Going on after a kill: real processes, killed by SIGKILL at several moments, against one that was left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from repzoo.artifact import Artifact
+from repzoo.data import folder
+from repzoo.data.batches import ReadReport
+from repzoo.data.dataset import Dataset
+from repzoo.engines import engine
+from repzoo.errors import InputError
+from repzoo.measure import accuracy
+from repzoo.measure.journal import CHUNK, Answer, Journal, Sheet, chunk_numbers, chunk_range
+
+Run = Callable[..., Any]
+
+
+def numbers(path: Path) -> list[int]:
+    """The images that a journal holds, in its order."""
+    return [json.loads(line)["i"] for line in path.read_bytes().split(b"\n")[1:-1]]
+
+
+@contextlib.contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the command line; its end is awaited."""
+    command = [sys.executable, "-m", "repzoo", *map(str, arguments)]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as made:
+        yield made
+
+
+def kill_at(images: int, journal: Path, *arguments: object) -> None:
+    """Start the command and kill it when its journal holds `images` images."""
+    with started(*arguments) as process:
+        while process.poll() is None and (
+            not journal.exists() or journal.read_bytes().count(b"\n") - 1 < images
+        ):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+
+
+def test_killed_again_and_again_it_ends_as_if_left_alone(
+    run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
+) -> None:
+    some = tmp_path / "some"
+    for path in digits_folder.glob("*/*.png"):
+        if len(list((some / path.parent.name).glob("*"))) < 5:
+            (some / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, some / path.parent.name)
+    command = (
+        "evaluate",
+        model_file,
+        "--data",
+        some,
+        "--engine",
+        "reference,onnxruntime",
+        "--json",
+    )  # reference is slow
+    alone = run(*command, "--resume", tmp_path / "alone.jsonl")
+    journal = tmp_path / "killed.jsonl"
+    sizes = []
+    for images in (1, 24):
+        kill_at(images, journal, *command, "--resume", journal)
+        sizes.append(len(numbers(journal)))
+    assert 0 < sizes[0] < sizes[1] < 50  # it was killed in the middle, and went on
+    with journal.open("ab") as file:
+        file.write(b'{"i":')  # as a write that was cut would leave it
+    resumed = run(*command, "--resume", journal)
+    assert (resumed.code, resumed.out) == (0, alone.out)
+    assert numbers(journal) == list(range(50))
+    assert journal.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+
+
+def test_a_finished_run_is_not_done_again(
+    run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
+) -> None:
+    command = ("evaluate", model_file, "--data", digits_folder, "--json", "--resume", tmp_path)
+    first = run(*command)
+    before = (tmp_path / "evaluation.jsonl").read_bytes()
+    assert run(*command).out == first.out
+    assert (tmp_path / "evaluation.jsonl").read_bytes() == before
+
+
+# The journal itself
+
+
+def dataset(count: int, stamp: Callable[[str], tuple[int, int]] | None = None) -> Dataset:
+    keys = tuple(f"{number}.png" for number in range(count))
+    return Dataset(
+        "d",
+        ("a", "b"),
+        keys,
+        tuple(number % 2 for number in range(count)),
+        lambda _: Image.new("RGB", (2, 2)),
+        stamp=stamp,
+    )
+
+
+HEADER = {"data": {"name": "d"}, "runs": [{"file": "m", "sha256": "0"}]}
+
+
+def answers(number: int, images: int) -> list[Answer]:
+    made = []
+    for index in chunk_range(number, images):
+        one = Answer(index, ((index % 2, 1 - index % 2),), "L" if index == 4 else "RGB")
+        made.append(Answer(3, why="3.png is broken") if index == 3 else one)
+    return made
+
+
+def filled(path: Path, images: int = 21) -> tuple[Dataset, Sheet]:
+    data, sheet = dataset(images), Sheet(1, images)
+    with Journal(path, HEADER, data) as journal:
+        journal.restore(sheet)
+        for number in chunk_numbers(images):
+            journal.append(answers(number, images))
+            sheet.add(answers(number, images))
+    return data, sheet
+
+
+def test_every_cut_of_the_file_gives_whole_chunks_and_the_rest_follows(tmp_path: Path) -> None:
+    data, whole = filled(tmp_path / "whole.jsonl")
+    content = (tmp_path / "whole.jsonl").read_bytes()
+    path = tmp_path / "cut.jsonl"
+    for end in range(0, len(content) + 1, 7):
+        path.write_bytes(content[:end])
+        sheet = Sheet(1, len(data))
+        with Journal(path, HEADER, data) as journal:
+            journal.restore(sheet)
+            lines = content[:end].count(b"\n") - 1
+            assert int(sheet.known.sum()) == (
+                max(0, lines) if lines == len(data) else max(0, lines) // CHUNK * CHUNK
+            )
+            for number in set(chunk_numbers(len(data))) - sheet.chunks():
+                journal.append(answers(number, len(data)))
+                sheet.add(answers(number, len(data)))
+        assert path.read_bytes() == content
+        assert np.array_equal(sheet.top, whole.top)
+        report, expected = ReadReport(), ReadReport()
+        sheet.tell(report)
+        whole.tell(expected)
+        assert report == expected
+        assert report.sentences() == ["left out: 3.png is broken", "converted to RGB: 1 L"]
+
+
+def swapped(lines: list[bytes]) -> None:
+    lines[2], lines[3] = lines[3], lines[2]
+
+
+def set_in(number: int, **values: object) -> Callable[[list[bytes]], None]:
+    def change(lines: list[bytes]) -> None:
+        lines[number] = json.dumps({**json.loads(lines[number]), **values}).encode()
+
+    return change
+
+
+DAMAGES: list[tuple[Callable[[list[bytes]], object], str]] = [
+    (swapped, "line 3 is not the image that was to follow"),
+    (lambda lines: lines.pop(2), "line 3 is not the image that was to follow"),
+    (lambda lines: lines.extend(lines[1:9]), "repeats an image"),
+    (lambda lines: lines.__setitem__(5, b"{"), "line 6 is damaged"),
+    (lambda lines: lines.__setitem__(5, b"[]"), "line 6 is damaged"),
+    (set_in(2, key="x.png"), "line 3 is damaged"),
+    (set_in(2, target=0), "line 3 is damaged"),
+    (set_in(2, top=[[1, -1]]), "line 3 is damaged"),
+    (set_in(2, top=[]), "line 3 is damaged"),
+    (set_in(2, top=[[0] * 6]), "line 3 is damaged"),
+    (set_in(2, i=-20), "line 3 is damaged"),
+    (set_in(2, i=99), "line 3 is damaged"),
+    (
+        set_in(0, runs=[{"file": "m", "sha256": "1"}]),
+        'belongs to another evaluation: its runs 1: sha256 was "1", now "0"',
+    ),
+    (set_in(0, data={"name": "e"}), 'its data name was "e", now "d"'),
+    (set_in(0, chunk=99), "its chunk was 99"),
+    (lambda lines: lines.__setitem__(0, b"{}"), "is not the journal of an evaluation"),
+]
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES)
+def test_every_damage_is_one_sentence_and_nothing_is_lost(
+    damage: Callable[[list[bytes]], object], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "j.jsonl"
+    data, _ = filled(path)
+    lines = path.read_bytes().split(b"\n")[:-1]
+    damage(lines)
+    content = b"\n".join(lines) + b"\n"
+    path.write_bytes(content)
+    with Journal(path, HEADER, data) as journal, pytest.raises(InputError, match=said):
+        journal.restore(Sheet(1, len(data)))
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"notes of mine", b"notes\n of mine", b"\x00" * 100, b"{}\n"])
+def test_a_file_that_is_no_journal_stays_as_it_is(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_bytes(content)
+    with (
+        Journal(path, HEADER, dataset(3)) as journal,
+        pytest.raises(InputError, match=r"give another file|start again"),
+    ):
+        journal.restore(Sheet(1, 3))
+    assert path.read_bytes() == content
+
+
+def test_two_processes_do_not_go_on_with_one_journal(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    with (
+        Journal(path, HEADER, dataset(3)),
+        pytest.raises(InputError, match="another process is going on"),
+        Journal(path, HEADER, dataset(3)),
+    ):
+        pass
+
+
+def test_a_sheet_goes_to_another_process_and_back() -> None:
+    whole, other = Sheet(1, 21), Sheet(1, 21)
+    for number in chunk_numbers(21):
+        whole.add(answers(number, 21))
+    for share in ([0, 2], [1]):
+        other.unpack(whole.packed(share))
+    assert np.array_equal(other.top, whole.top)
+    assert other.known.all()
+    assert (
+        other.read().tolist()
+        == whole.read().tolist()
+        == [index for index in range(21) if index != 3]
+    )
+    assert Sheet(1, 21).packed([]) is not None
+
+
+# Images that change, and disks that fill
+
+
+def folder_of(root: Path, count: int) -> Path:
+    for number in range(count):
+        target = root / "0123456789"[number % 10]
+        target.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(target / f"{number:03}.png")
+    return root
+
+
+def test_an_image_that_was_changed_since_is_named(
+    run: Run, model_file: Path, tmp_path: Path
+) -> None:
+    data = folder_of(tmp_path / "data", 20)
+    command = ("evaluate", model_file, "--data", data, "--resume", tmp_path / "j.jsonl")
+    assert run(*command).code == 0
+    Image.new("L", (9, 9), 1).save(data / "3" / "003.png")
+    ran = run(*command)
+    assert ran.code == 2
+    assert "the image 3/003.png was changed after it was evaluated into" in ran.err
+
+
+@pytest.mark.parametrize("change", ["was changed", "vanished"])
+def test_an_image_that_changes_meanwhile_is_named_and_the_answers_so_far_are_kept(
+    change: str, trained: Artifact, tmp_path: Path
+) -> None:
+    data = folder.read(folder_of(tmp_path / "data", 80)).held_out()
+    victim = data.keys[-1]
+    load = data.load
+
+    def changing(key: str) -> Image.Image:
+        if key == data.keys[40]:
+            path = tmp_path / "data" / victim
+            path.unlink() if change == "vanished" else path.write_bytes(path.read_bytes() + b" ")
+        return load(key)
+
+    runs = [accuracy.open_run(trained, engine("onnxruntime"))]
+    with pytest.raises(
+        InputError, match=f"the image {victim} {change} while the evaluation went on"
+    ):
+        accuracy.evaluate(
+            runs, replace(data, load=changing), ReadReport(), journal=tmp_path / "j.jsonl"
+        )
+    kept = numbers(tmp_path / "j.jsonl")
+    assert kept == list(range(len(kept)))
+    assert 40 <= len(kept) < 80
+
+
+def test_a_full_disk_is_one_sentence_and_what_is_written_is_whole(
+    model_file: Path, digits_folder: Path, tmp_path: Path
+) -> None:
+    journal = tmp_path / "j.jsonl"
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({6000}, {resource.RLIM_INFINITY}))"
+    code = f"{limit}; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from repzoo.cli import main; main()"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "evaluate",
+        model_file,
+        "--data",
+        digits_folder,
+        "--resume",
+        journal,
+    ]
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert ran.returncode == 2, ran.stderr
+    assert ran.stderr.count("\n") == 1
+    assert f"{journal} cannot be written: File too large; free room" in ran.stderr
+    kept = numbers(journal)
+    assert kept == list(range(len(kept)))
+    assert len(kept) % CHUNK == 0 < len(kept) < 200
+    assert journal.read_bytes().endswith(b"\n")
+
+
+def test_a_preprocess_given_otherwise_is_another_evaluation(
+    run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
+) -> None:
+    command = ("evaluate", model_file, "--data", digits_folder, "--resume", tmp_path / "j.jsonl")
+    assert run(*command).code == 0
+    ran = run(*command, "--interpolation", "nearest")
+    assert ran.code == 2
+    assert "its preprocess interpolation was" in ran.err

@@ -1,0 +1,380 @@
+"""Equalization: the function stays, like channels come out whatever went in, and what is not homogeneous holds still."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from repzoo.engines import engine
+from repzoo.quant.calibration.observers import Feed, observe
+from repzoo.quant.network import channels, layers
+from repzoo.quant.network import placement as place
+from repzoo.quant.network.scheme import scheme
+from repzoo.quant.parameters import compute as plan
+from repzoo.quant.rewrites import equalize
+
+Array = npt.NDArray[np.float32]
+
+# A residual block with squeeze-and-excitation, a depthwise chain, a grouped layer, Concat and Split, a ReLU6 and a swish.
+NET = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3, 8, 8] data) => (float[N, 5] output)
+    {
+        stem = Conv <pads = [1, 1, 1, 1]> (data, stem_w, b8)
+        live = Relu (stem)
+        deep = Conv <group = 8, pads = [1, 1, 1, 1]> (live, deep_w, b8)
+        deeper = Relu (deep)
+        squeezed = GlobalAveragePool (deeper)
+        less = Conv (squeezed, less_w)
+        lesser = Relu (less)
+        more = Conv (lesser, more_w)
+        gate = Sigmoid (more)
+        gated = Mul (deeper, gate)
+        back = Conv (gated, back_w, b8)
+        sum = Add (back, live)
+        left, right = Split <axis = 1> (sum)
+        cheap = Conv <group = 2> (left, cheap_w)
+        joined = Concat <axis = 1> (cheap, right)
+        wide = Conv (joined, wide_w, b6)
+        six = Clip (wide, zero, top)
+        narrow = Conv (six, narrow_w, b6)
+        swish = Sigmoid (narrow)
+        swished = Mul (narrow, swish)
+        last = Conv (swished, last_w, b6)
+        pooled = GlobalAveragePool (last)
+        flat = Flatten (pooled)
+        output = Gemm <transB = 0> (flat, fc_w, b5)
+    }"""
+SHAPES = {
+    "stem_w": (8, 3, 3, 3), "deep_w": (8, 1, 3, 3), "less_w": (2, 8, 1, 1), "more_w": (8, 2, 1, 1), "back_w": (8, 8, 1, 1),
+    "cheap_w": (4, 2, 1, 1), "wide_w": (6, 8, 1, 1), "narrow_w": (6, 6, 1, 1), "last_w": (6, 6, 1, 1), "fc_w": (6, 5),
+    "b8": (8,), "b6": (6,), "b5": (5,), "zero": (), "top": (),
+}  # fmt: skip
+FREE = {
+    "stem", "live", "deep", "deeper", "squeezed", "less", "lesser", "gated", "back", "sum", "left", "right", "cheap", "joined",
+    "last", "pooled", "flat",
+}  # fmt: skip
+
+
+def net(seed: int = 0) -> onnx.ModelProto:
+    rng = np.random.default_rng(seed)
+    model = onnx.parser.parse_model(NET)
+    for name, shape in SHAPES.items():
+        values = rng.standard_normal(shape) / np.sqrt(int(np.prod(shape[1:])))
+        values = {"zero": np.zeros(()), "top": np.array(6.0)}.get(name, values)
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.asarray(values, np.float32), name)
+        )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def images(count: int = 16) -> Array:
+    return np.random.default_rng(9).standard_normal((count, 3, 8, 8)).astype(np.float32)
+
+
+def run(model: onnx.ModelProto) -> Array:
+    return engine("onnxruntime").open(model, exact=True).run(images())
+
+
+def scrambled(model: onnx.ModelProto, seed: int = 1) -> onnx.ModelProto:
+    """The same function with its free channels multiplied by 10^-2 .. 10^2."""
+    found = layers.layers(model)
+    linked = channels.linked(model, found)
+    total = 10 ** np.random.default_rng(seed).uniform(-2, 2, linked.count)
+    total[channels.FIXED] = 1
+    return equalize.rescaled(model, found, linked, total).model
+
+
+def test_exactly_the_homogeneous_channels_are_free() -> None:
+    model = net()
+    labels = channels.linked(model, layers.layers(model)).labels
+    assert {name for name, one in labels.items() if one.all()} == FREE
+    assert {name for name, one in labels.items() if one.any()} == FREE
+    assert (labels["sum"] == labels["live"]).all()
+    assert (labels["joined"] == np.concatenate([labels["cheap"], labels["right"]])).all()
+    assert set(labels["deep"]).isdisjoint(labels["live"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_function_stays(seed: int) -> None:
+    model = net(seed)
+    expected = run(model)
+    bound = 1e-5 * np.abs(expected).max()
+    assert np.abs(run(equalize.equalized(model).model) - expected).max() < bound
+    twin = scrambled(model)
+    assert np.abs(run(twin) - expected).max() < bound
+    assert np.abs(run(equalize.equalized(twin).model) - expected).max() < bound
+    onnx.checker.check_model(twin, full_check=True)
+
+
+def test_a_rescaled_twin_ends_in_the_same_weights() -> None:
+    one, other = (equalize.equalized(model).model for model in (net(), scrambled(net())))
+    ours, theirs = (
+        [layers.weights(layer, layers.constants(made)) for layer in layers.layers(made).values()]
+        for made in (one, other)
+    )
+    for first, second in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(first, second, rtol=0.02, atol=1e-4)
+
+
+@pytest.mark.parametrize("flatten", ["flat = Flatten (live)", "flat = Reshape (live, shape)"])
+def test_a_flatten_of_several_pixels_carries_factors_on(flatten: str) -> None:
+    """Each pixel of a channel takes the channel's factor; the twin's INT8 weights are the model's."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 8, 8] data) => (float[N, 5] output) {{
+        stem = Conv <strides = [2, 2]> (data, stem_w)
+        live = Relu (stem)
+        {flatten}
+        output = Gemm <transB = 1> (flat, fc_w) }}"""
+    )
+    random = np.random.default_rng(2)
+    for name, shape in {"stem_w": (6, 3, 2, 2), "fc_w": (5, 96)}.items():
+        model.graph.initializer.append(
+            numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
+        )
+    if "Reshape" in flatten:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 96]), "shape"))
+    twin, made = scrambled(model), equalize.equalized(model)
+    labels = channels.linked(model, layers.layers(model)).labels
+    assert labels["stem"].all()
+    assert (labels["flat"] == np.repeat(labels["stem"], 16)).all()
+    assert np.abs(layers.constants(twin)["fc_w:output"] / layers.constants(model)["fc_w"]).max() > 5
+    for one in (twin, made.model, equalize.equalized(twin).model):
+        np.testing.assert_allclose(run(one), run(model), atol=1e-4 * np.abs(run(model)).max())
+    first, second = (layers.constants(one) for one in (made.model, equalize.equalized(twin).model))
+    ours, theirs = (
+        next(one[name] for name in one if name.startswith("fc_w")) for one in (first, second)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=1e-4)
+
+
+def test_a_factor_too_many_is_caught() -> None:
+    """The mutant: a channel behind ReLU6 is scaled as if it were free."""
+    model = net()
+    found = layers.layers(model)
+    linked = channels.linked(model, found)
+    numbers = np.arange(linked.count, linked.count + 6)
+    wrong = channels.Channels({**linked.labels, "wide": numbers, "six": numbers}, linked.count + 6)
+    total = np.ones(wrong.count)
+    total[numbers] = 0.1
+    assert (
+        np.abs(run(equalize.rescaled(model, found, wrong, total).model) - run(model)).max() > 0.01
+    )
+
+
+def test_pairs_of_layers_come_out_alike() -> None:
+    """Two layers with one ReLU between: each channel's largest weight written is its largest read."""
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 8, 8] data) => (float[N, 6, 8, 8] output)
+        { one = Conv <pads = [1, 1, 1, 1]> (data, stem_w, b8) live = Relu (one) output = Conv (live, wide_w, b6) }""")
+    model.graph.initializer.extend(
+        item for item in net().graph.initializer if item.name in ("stem_w", "b8", "wide_w", "b6")
+    )
+    made = equalize.equalized(model)
+    found = layers.layers(made.model)
+    first, second = (
+        layers.weights(found[name], layers.constants(made.model)) for name in ("one", "output")
+    )
+    np.testing.assert_allclose(np.abs(first).max(2)[0], np.abs(second).max(1)[0], rtol=1e-3)
+
+
+def test_statistics_follow() -> None:
+    """Rescaled afterward, they are those of the equalized model."""
+    model = net()
+    made = equalize.equalized(model)
+    names = [name for name in FREE if name != "output"]
+    before, after = (
+        observe(
+            one,
+            names,
+            list(layers.layers(one).values()),
+            Feed([images()], 16),
+            engine("onnxruntime"),
+            1,
+        )
+        for one in (model, made.model)
+    )
+    moved = before.over(made.factors, layers.layers(model).values())
+    for name in names:
+        np.testing.assert_allclose(
+            moved.histograms[name].high, after.histograms[name].high, rtol=1e-4, atol=1e-6
+        )
+        np.testing.assert_allclose(
+            moved.histograms[name].mean, after.histograms[name].mean, rtol=1e-3, atol=1e-6
+        )
+    for name, moments in after.moments.items():
+        np.testing.assert_allclose(moved.moments[name].mean, moments.mean, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(
+            moved.moments[name].grams[0], moments.grams[0], rtol=1e-3, atol=1e-5
+        )
+
+
+def test_a_dead_channel_is_left_alone() -> None:
+    model = net()
+    item = next(one for one in model.graph.initializer if one.name == "stem_w")
+    values = numpy_helper.to_array(item).copy()
+    values[3] = 0
+    item.CopyFrom(numpy_helper.from_array(values, item.name))
+    made = equalize.equalized(model)
+    assert all(np.isfinite(one).all() for one in made.factors.values())
+    assert np.abs(run(made.model) - run(model)).max() < 1e-5 * np.abs(run(model)).max()
+
+
+# ReLU6
+
+SIX = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3, 8, 8] data) => (float[N, 5] output)
+    {
+        wide = Conv <pads = [1, 1, 1, 1]> (data, wide_w, wide_b)
+        six = Clip (wide, zero, top)
+        deep = Conv <group = 6, pads = [1, 1, 1, 1]> (six, deep_w)
+        sixth = Clip (deep, zero, top)
+        last = Conv (sixth, last_w)
+        pooled = GlobalAveragePool (last)
+        flat = Flatten (pooled)
+        output = Gemm <transB = 0> (flat, fc_w, b5)
+    }"""
+
+
+def relu6_net(loud: int = 2) -> onnx.ModelProto:
+    """A depthwise chain through ReLU6; channel `loud` saturates, the others stay far below 6 and are of unlike sizes."""
+    rng = np.random.default_rng(3)
+    sizes = np.array([0.01, 1.0, 9.0, 0.1, 0.5, 0.02])
+    sizes[[2, loud]] = sizes[[loud, 2]]
+    model = onnx.parser.parse_model(SIX)
+    tensors = {
+        "wide_w": rng.standard_normal((6, 3, 3, 3)) / 6 * sizes[:, None, None, None],
+        "wide_b": 0.1 * sizes,
+        "deep_w": rng.uniform(0.1, 0.3, (6, 1, 3, 3)),
+        "last_w": rng.standard_normal((6, 6, 1, 1)) / sizes[None, :, None, None],
+        "fc_w": rng.standard_normal((6, 5)),
+        "b5": rng.standard_normal(5),
+        "zero": np.zeros(()),
+        "top": np.array(6.0),
+    }
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value, np.float32), name)
+        for name, value in tensors.items()
+    )
+    return model
+
+
+def reached(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.float64]]:
+    seen = observe(model, ["six", "sixth"], [], Feed([images()], 16), engine("onnxruntime"), 1)
+    return {name: one.high for name, one in seen.histograms.items()}
+
+
+def test_relu6_holds_still_unless_it_is_known_what_it_cuts() -> None:
+    model = relu6_net()
+    assert not channels.linked(model, layers.layers(model)).labels["six"].any()
+
+
+def test_what_stays_below_six_is_equalized_and_what_saturates_is_not() -> None:
+    model = relu6_net()
+    seen = reached(model)
+    assert seen["six"][2] == 6 > seen["six"][[0, 1, 3, 4, 5]].max() * channels.REACH
+    made = equalize.equalized(model, seen)
+    factors = made.factors["six"]
+    assert factors[2] == 1
+    assert (factors[[0, 3, 5]] != 1).all()
+    bound = 1e-5 * np.abs(run(model)).max()
+    assert np.abs(run(made.model) - run(model)).max() < bound
+    for name, one in made.factors.items():
+        if name in seen:
+            assert (seen[name] / one * channels.REACH <= 6 * (1 + 1e-9))[one != 1].all()
+    plain = equalize.equalized(model)
+    first = [
+        np.abs(layers.constants(one)[_layer(one, "wide").weight]).max((1, 2, 3))
+        for one in (plain.model, made.model)
+    ]
+    assert first[1].max() / first[1].min() < 0.1 * first[0].max() / first[0].min()
+
+
+def test_relu6_is_the_same_on_images_that_reach_a_little_further() -> None:
+    model = relu6_net()
+    made = equalize.equalized(model, reached(model)).model
+    ours, theirs = (
+        engine("onnxruntime").open(one, exact=True).run(images() * np.float32(1.2))
+        for one in (made, model)
+    )
+    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+def test_a_relu6_channel_freed_though_it_saturates_is_caught() -> None:
+    """The mutant: what was reached is said to be half of it."""
+    model = relu6_net()
+    wrong = {name: values / 2 for name, values in reached(model).items()}
+    assert (
+        np.abs(run(equalize.equalized(model, wrong).model) - run(model)).max()
+        > 0.01 * np.abs(run(model)).max()
+    )
+
+
+# INT8 of a network and of its rescaled twin
+
+
+def quantized(
+    model: onnx.ModelProto, name: str, seen: dict[str, npt.NDArray[np.float64]] | None = None
+) -> onnx.ModelProto:
+    made, placed = equalize.equalized(model, seen), place.candidates(model)[0]
+    found = observe(
+        made.model,
+        list(placed.tensors),
+        list(layers.layers(made.model).values()),
+        Feed([images()], 16),
+        engine("onnxruntime"),
+        1,
+    )
+    return plan.write(
+        plan.planned(made.model, placed, found, scheme(name), plan.Corrections()),
+        placed,
+        scheme(name),
+    )
+
+
+@pytest.mark.parametrize("name", ["ort-cpu", "per-tensor"])
+@pytest.mark.parametrize("seed", range(2))
+def test_int8_does_not_see_that_channels_were_rescaled(seed: int, name: str) -> None:
+    """By 10^-2 .. 10^2 across ReLUs, a depthwise chain, a residual, a gate, Concat and Split: the errors are alike, and small."""
+    model = net(seed)
+    expected = run(model)
+    ours, theirs = (
+        run(quantized(one, name)) - expected for one in (model, scrambled(model, seed + 5))
+    )
+    assert np.square(theirs).mean() < 1.5 * np.square(ours).mean() < 0.01 * np.var(expected)
+    plain = plan.Corrections(second_order=False)
+    twin, placed = scrambled(model, seed + 5), place.candidates(model)[0]
+    seen = observe(
+        twin,
+        list(placed.tensors),
+        list(layers.layers(twin).values()),
+        Feed([images()], 16),
+        engine("onnxruntime"),
+        1,
+    )
+    broken = plan.write(plan.planned(twin, placed, seen, scheme(name), plain), placed, scheme(name))
+    assert (
+        np.square(run(broken) - expected).mean() > 4 * np.square(theirs).mean()
+    )  # what it would be without
+
+
+@pytest.mark.parametrize("name", ["ort-cpu", "per-tensor"])
+def test_nor_across_relu6(name: str) -> None:
+    """Channels that stay below 6, made smaller by up to 100."""
+    model = relu6_net()
+    found = layers.layers(model)
+    linked = channels.linked(model, found, reached(model))
+    total = 10 ** np.random.default_rng(8).uniform(0, 2, linked.count)
+    total[channels.FIXED] = 1
+    twin = equalize.rescaled(model, found, linked, total).model
+    expected = run(model)
+    assert np.abs(run(twin) - expected).max() < 1e-4 * np.abs(expected).max()
+    ours, theirs = (run(quantized(one, name, reached(one))) - expected for one in (model, twin))
+    assert np.square(theirs).mean() < 1.5 * np.square(ours).mean() < 0.01 * np.var(expected)
+
+
+def _layer(model: onnx.ModelProto, name: str) -> layers.Layer:
+    return layers.layers(model)[name]

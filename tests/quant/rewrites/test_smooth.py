@@ -1,0 +1,186 @@
+"""Factors of least predicted noise: the function stays, the slope is the noise's, twins end alike, and INT8 is nearer to float."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from repzoo.engines import engine
+from repzoo.quant.calibration.observers import Feed, Statistics, observe
+from repzoo.quant.network import channels, layers
+from repzoo.quant.network import placement as place
+from repzoo.quant.network.scheme import scheme
+from repzoo.quant.parameters import compute as plan
+from repzoo.quant.rewrites import equalize
+from repzoo.quant.rewrites import smooth as balance
+from repzoo.quant.rewrites.equalize import Equalized
+
+# A chain, a residual, a depthwise layer with ReLU6 behind it: `live` has one channel far wider than the others, though weights are alike.
+NET = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3, 8, 8] data) => (float[N, 5] output)
+    {
+        stem = Conv <pads = [1, 1, 1, 1]> (data, stem_w, stem_b)
+        live = Relu (stem)
+        one = Conv <pads = [1, 1, 1, 1]> (live, one_w)
+        sum = Add (one, live)
+        alive = Relu (sum)
+        wide = Conv (alive, wide_w)
+        six = Clip (wide, zero, top)
+        deep = Conv <group = 12, pads = [1, 1, 1, 1]> (six, deep_w)
+        last = Conv (deep, last_w)
+        pooled = GlobalAveragePool (last)
+        flat = Flatten (pooled)
+        output = Gemm <transB = 1> (flat, fc_w, fc_b)
+    }"""
+SHAPES = {
+    "stem_w": (10, 3, 3, 3), "stem_b": (10,), "one_w": (10, 10, 3, 3), "wide_w": (12, 10, 1, 1), "deep_w": (12, 1, 3, 3),
+    "last_w": (8, 12, 1, 1), "fc_w": (5, 8), "fc_b": (5,), "zero": (), "top": (),
+}  # fmt: skip
+
+
+def net(seed: int = 0) -> onnx.ModelProto:
+    rng, model = np.random.default_rng(seed), onnx.parser.parse_model(NET)
+    for name, shape in SHAPES.items():
+        values = rng.standard_normal(shape) / np.sqrt(int(np.prod(shape[1:])))
+        values = {"zero": np.zeros(()), "top": np.array(6.0)}.get(name, values)
+        if name == "stem_b":
+            values[3] = 25.0  # a wide activation behind ordinary weights
+        if name == "wide_w":
+            values[:, 3] /= 20
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.asarray(values, np.float32), name)
+        )
+    return model
+
+
+def images(seed: int = 9, count: int = 64) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((count, 3, 8, 8)).astype(np.float32)
+
+
+def observed(model: onnx.ModelProto) -> Statistics:
+    tensors = place.candidates(model)[0].tensors
+    return observe(
+        model,
+        list(tensors),
+        list(layers.layers(model).values()),
+        Feed([images()], 64),
+        engine("onnxruntime"),
+        1,
+    )
+
+
+def reached(seen: Statistics) -> dict[str, npt.NDArray[np.float64]]:
+    return {"six": seen.histograms["six"].high}
+
+
+def made(model: onnx.ModelProto, per_channel: bool) -> Equalized:
+    seen = observed(model)
+    start = equalize.equalized(model, reached(seen))
+    return balance.balanced(
+        model, start, seen, place.candidates(model)[0].tensors, per_channel, reached(seen)
+    )
+
+
+def run(
+    model: onnx.ModelProto, given: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    return engine("onnxruntime").open(model, exact=True).run(images() if given is None else given)
+
+
+def error(model: onnx.ModelProto, base: Equalized, name: str) -> float:
+    """Mean squared error of the INT8 form of `base`, on images that it was not calibrated on."""
+    placed = place.candidates(model)[0]
+    seen = observed(model).over(base.factors, layers.layers(model).values())
+    found = plan.planned(base.model, placed, seen, scheme(name), plan.Corrections())
+    given = images(4, 256)
+    return float(
+        np.square(run(plan.write(found, placed, scheme(name)), given) - run(model, given)).mean()
+    )
+
+
+def twin_of(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+    """The same function: free channels multiplied by 10^-2 .. 10^2, those before the ReLU6 only made smaller."""
+    found = layers.layers(model)
+    linked = channels.linked(model, found, reached(observed(model)))
+    rng = np.random.default_rng(seed)
+    total = 10 ** np.where(
+        linked.least > 0, rng.uniform(0, 2, linked.count), rng.uniform(-2, 2, linked.count)
+    )
+    total[channels.FIXED] = 1
+    return equalize.rescaled(model, found, linked, total).model
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_the_function_stays_and_relu6_is_respected(per_channel: bool) -> None:
+    model = net()
+    found = made(model, per_channel)
+    assert np.abs(run(found.model) - run(model)).max() < 1e-5 * np.abs(run(model)).max()
+    high = observed(found.model).histograms["six"].high
+    moved = found.factors["six"] != 1
+    assert moved.any()
+    assert (high[moved] * channels.REACH <= 6 * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_the_slope_is_that_of_the_noise(per_channel: bool) -> None:
+    model = net()
+    seen, found = observed(model), layers.layers(model)
+    linked, start = channels.linked(model, found), equalize.equalized(model)
+    terms = balance._terms(
+        start,
+        seen.over(start.factors, found.values()),
+        place.candidates(model)[0].tensors,
+        linked,
+        per_channel,
+    )
+
+    def noise(theta: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        slope = np.zeros(linked.count)
+        return sum(one.add(theta, slope) for one in terms), slope
+
+    theta = np.random.default_rng(0).normal(0, 0.3, linked.count)
+    steps = 1e-5 * np.eye(linked.count)
+    numeric = [(noise(theta + step)[0] - noise(theta - step)[0]) / 2e-5 for step in steps]
+    np.testing.assert_allclose(
+        noise(theta)[1], numeric, rtol=1e-5, atol=1e-6 * np.abs(numeric).max()
+    )
+
+
+@pytest.mark.parametrize("name", ["per-tensor", "ort-cpu"])
+def test_int8_is_nearer_to_float_than_with_weights_equalized_alone(name: str) -> None:
+    errors = []
+    for seed in range(3):
+        model = net(seed)
+        start = equalize.equalized(model, reached(observed(model)))
+        errors.append(
+            (error(model, made(model, scheme(name).per_channel), name), error(model, start, name))
+        )
+    ours, theirs = np.array(errors).mean(0)
+    assert ours < 0.8 * theirs
+
+
+@pytest.mark.parametrize("name", ["per-tensor", "ort-cpu"])
+def test_a_rescaled_twin_gives_the_same_int8_to_within_its_noise(name: str) -> None:
+    model = net()
+    twin = twin_of(model, 3)
+    assert np.abs(run(twin) - run(model)).max() < 1e-4 * np.abs(run(model)).max()
+    ours, theirs = (error(one, made(one, scheme(name).per_channel), name) for one in (model, twin))
+    assert theirs < 1.5 * ours
+    assert error(twin, Equalized(twin, {}), name) > 4 * theirs
+
+
+def test_dead_and_constant_channels_are_left_finite() -> None:
+    model = net()
+    for item in model.graph.initializer:
+        values = numpy_helper.to_array(item).copy()
+        if item.name == "stem_w":
+            values[2] = 0
+        if item.name == "one_w":
+            values[:] = 0
+        item.CopyFrom(numpy_helper.from_array(values, item.name))
+    found = made(model, False)
+    assert all(np.isfinite(one).all() and (one > 0).all() for one in found.factors.values())
+    assert np.abs(run(found.model) - run(model)).max() < 1e-5 * np.abs(run(model)).max()

@@ -1,0 +1,56 @@
+"""The table of quantizers: newest rows of what may be compared, and no others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from repzoo.errors import InputError
+from repzoo.measure.record import Record
+from repzoo.report.quantizer_comparison import table
+
+HOST = {"cpu": "some", "cores": 2, "int8": ["avx2"], "load": 0.1}
+
+
+def row(recipe: str, drop: float, gate: str = "photos", **host: Any) -> Record:
+    values = {
+        "n": 100,
+        "drop": drop,
+        "drop_low": drop - 1,
+        "drop_high": drop + 1,
+        "same_prediction": 97.5,
+    }
+    ratio = {"latency_ratio": 0.5, "latency_ratio_low": 0.4, "latency_ratio_high": 0.6}
+    told = {
+        "recipe": recipe,
+        "seconds": 3.0,
+        "engines": {"onnxruntime": values | ratio},
+        "bytes": 1e6,
+        "float_bytes": 4e6,
+    }
+    return Record("quantize", {"name": "net"}, told, data={"gate": gate}, host={**HOST, **host})
+
+
+def shown(*records: Record) -> list[list[str]]:
+    return [line.strip("| ").split(" | ") for line in table(records, "en")[2:]]
+
+
+def test_the_newest_row_of_each_recipe_stays_beside_older_ones_of_the_same_setting() -> None:
+    found = shown(row("repzoo", 9.0), row("other", 5.0), row("repzoo", 0.25, load=3.0))
+    assert [(cells[1], cells[2]) for cells in found] == [
+        ("repzoo", "+0.25 (-0.75 .. +1.25), n = 100"),
+        ("other", "+5.00 (+4.00 .. +6.00), n = 100"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "newer", [row("repzoo", 1.0, gate="others"), row("repzoo", 1.0, int8=["avx512_vnni"])]
+)
+def test_rows_of_other_images_or_another_kind_of_host_are_left_out(newer: Record) -> None:
+    assert [cells[1] for cells in shown(row("other", 5.0), newer)] == ["repzoo"]
+
+
+def test_records_of_something_else_make_no_table() -> None:
+    with pytest.raises(InputError, match="no Records"):
+        table([Record("cost", {}, {"macs": 1})], "en")
