@@ -30,7 +30,7 @@ import numpy as np
 
 from repzoo import verbs
 from repzoo.artifact import Artifact
-from repzoo.data.batches import ReadReport, cores, in_order, read_image
+from repzoo.data.batches import ReadReport, available_cores, map_in_order, read_image
 from repzoo.data.dataset import Dataset
 from repzoo.data.preprocess import model_input
 from repzoo.data.source import open_source
@@ -67,9 +67,9 @@ def works(artifact: Artifact, data: Dataset) -> dict[str, Work]:
     inputs = list(map(prepared, chunks))
     return {
         "whole": lambda: accuracy.evaluate([run], data, ReadReport()),
-        "decode": lambda: sum(len(one) for one in in_order(prepared, chunks)),
+        "decode": lambda: sum(len(one) for one in map_in_order(prepared, chunks)),
         "inference": lambda: [
-            len(one) for one in in_order(lambda one: accuracy.logits_of(run, one), inputs)
+            len(one) for one in map_in_order(lambda one: accuracy.logits_of(run, one), inputs)
         ],
     }
 
@@ -96,14 +96,14 @@ def timm_work(artifact: Artifact, data: Dataset, images: Path) -> Work:
             return self.transform(Image.open(files[index][0]).convert("RGB")), files[index][1]  # type: ignore[misc]
 
     loader = timm.data.create_loader(
-        Files(), (3, preprocess.size, preprocess.size), 32, use_prefetcher=False, num_workers=cores(), mean=preprocess.mean,
+        Files(), (3, preprocess.size, preprocess.size), 32, use_prefetcher=False, num_workers=available_cores(), mean=preprocess.mean,
         std=preprocess.std, crop_pct=preprocess.crop_fraction, interpolation=preprocess.interpolation,
         device=torch.device("cpu"), persistent_workers=True,
     )  # fmt: skip
     list(
         loader
     )  # forks the workers, which stay, before this process has threads that a fork would lose
-    session = engine("pytorch").open(artifact.model, cores())
+    session = engine("pytorch").open(artifact.model, available_cores())
     return lambda: sum(
         int((session.run(inputs.numpy()).argmax(1) == targets.numpy()).sum())
         for inputs, targets in loader

@@ -138,14 +138,15 @@ def compare(name: str, artifact: Artifact, seconds: float) -> None:
         )
         pair = calls(), calls()
         bare = lambda call=call: float(np.median(loop(call, each))) / 1000  # noqa: E731
-        same = lambda one=single: (
-            float(np.median(loop(lambda: one.session.run(one.inputs), each))) / 1000
+        same = lambda one=single: float(  # noqa: E731
+            np.median(loop(lambda: one.session.run(one.inputs), each)) / 1000
         )
         ours = lambda one=single: timed(one, each).medians_us()[0]  # noqa: E731
         found["over the bare loop"] += in_turns(ours, bare)
         found["over a loop on repzoo's session"] += in_turns(ours, same)
         found["two clients"] += in_turns(
-            lambda: timed(double, each).rounds_fps[0], lambda: loops(list(pair), each)
+            lambda: timed(double, each).rounds_fps[0],  # noqa: B023
+            lambda: loops(list(pair), each),  # noqa: B023
         )
     print(
         f"{name} {engine(name).version()}: {artifact.name}, {bare():.0f} us a call in the bare loop"

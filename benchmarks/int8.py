@@ -144,7 +144,7 @@ def made_by(name: str, artifact: Artifact, setting: Setting) -> Entry:
         calibration, gate = setting.split()
         task = recipes.task(artifact, calibration, gate, QuantizeOptions().max_drop, ReadReport())
         made = artifact.then(
-            recipes.recipe(name)(task), Step("quantize", __version__, {"recipe": name})
+            recipes.load_quantizer(name)(task), Step("quantize", __version__, {"recipe": name})
         )
     except RepzooError as error:
         return Entry(name, {}, time.perf_counter() - started, str(error))
@@ -181,11 +181,11 @@ def compared(
     return found
 
 
-def _told(first: accuracy.Predictions, second: accuracy.Predictions) -> dict[str, float]:
+def _told(first: accuracy.ModelPredictions, second: accuracy.ModelPredictions) -> dict[str, float]:
     """What their logits say is to be expected."""
     assert first.logits is not None
     assert second.logits is not None
-    return expected.told(
+    return expected.expected_drop_values(
         expected.Margins.of(first.logits), first.targets, first.logits, second.logits
     )
 

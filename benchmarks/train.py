@@ -28,7 +28,7 @@ import timm.utils
 import torch
 from torch.utils.data import DataLoader
 
-from repzoo.data.batches import cores
+from repzoo.data.batches import available_cores
 from repzoo.data.dataset import Dataset
 from repzoo.data.source import open_source
 from repzoo.errors import RepzooError
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--recipe", default="photos")
     options = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores()))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or available_cores()))
     source = open_source(options.images_folder)
     whole = source.join("train" if "train" in source.parts else "all")
     every = max(1, len(whole) // options.images)

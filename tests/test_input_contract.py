@@ -162,7 +162,7 @@ def test_each_wrong_way_changes_what_the_model_sees(
     photograph: Callable[..., Image.Image], more: dict[str, str]
 ) -> None:
     right = Preprocess.from_mapping({"size": 32, "interpolation": "bicubic", **more})
-    first, *wrong = mismatch.ways(right)
+    first, *wrong = mismatch.variants(right)
     image = photograph(90, 61)
     expected = first.send(first.make(image)[None])
     for way in wrong:

@@ -24,7 +24,7 @@ from repzoo.console import evaluations, models, results
 from repzoo.console.bench import bench as bench_view
 from repzoo.console.options import POSITIVE, options_of, preprocess_options, several
 from repzoo.console.output import Console
-from repzoo.data.dataset import Dataset, Source
+from repzoo.data.dataset import Dataset, DataSource
 from repzoo.data.source import open_source
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.errors import InputError, MissingExtra, RepzooError
@@ -342,7 +342,7 @@ def evaluate(
     from repzoo.measure import distributed, record
 
     options, preprocess = _settings(verbs.EvaluateOptions, settings)
-    with distributed.joined() as group:
+    with distributed.join_group() as group:
         artifacts = [verbs.load(file, **preprocess) for file in files]
         reference = verbs.load(against, **preprocess) if against else None
         _require_places(append)
@@ -478,7 +478,7 @@ def train(
     )
     if size:
         chosen = chosen.changed(preprocess={**chosen.preprocess, "size": size})
-    with distributed.joined() as group:
+    with distributed.join_group() as group:
         source, console = open_source(data), Console(as_json)
         run = Running(
             output=output or Path("runs") / f"{model}.{source.name}", **dataclasses.asdict(options)
@@ -556,7 +556,7 @@ def _settings(kind: type[Any], values: dict[str, Any]) -> tuple[Any, dict[str, A
     return kind(**own), values
 
 
-def _dataset(source: Source, parts: tuple[str, ...]) -> Dataset:
+def _dataset(source: DataSource, parts: tuple[str, ...]) -> Dataset:
     return source.join(*parts) if parts else source.held_out()
 
 

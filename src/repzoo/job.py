@@ -15,7 +15,7 @@ from typing import Any
 
 from repzoo import verbs
 from repzoo.artifact import Artifact
-from repzoo.data.dataset import Dataset, Source
+from repzoo.data.dataset import Dataset, DataSource
 from repzoo.engines import Engine, engine
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError, MissingExtra
@@ -56,7 +56,7 @@ class JobResult:
 
 def run(
     artifact: Artifact,
-    source: Source,
+    source: DataSource,
     options: JobOptions | None = None,
     progress: Progress = silent,
 ) -> JobResult:

@@ -390,9 +390,9 @@ def _linear(drawing: _Drawing, node: fx.Node) -> ir.Node | None:
     shape = drawing.values[node.all_input_nodes[0]].shape
     if shape is None or len(shape) != 2:
         return None
-    return drawing.layer(
-        "Gemm", node, [("weight", layer.weight), ("bias", layer.bias)], {"transB": 1}
-    )  # type: ignore[list-item]
+    assert isinstance(layer, nn.Linear)
+    inputs: list[tuple[str, torch.Tensor | None]] = [("weight", layer.weight), ("bias", layer.bias)]
+    return drawing.layer("Gemm", node, inputs, {"transB": 1})
 
 
 def _average_pool(drawing: _Drawing, node: fx.Node) -> ir.Node | None:
@@ -403,11 +403,11 @@ def _average_pool(drawing: _Drawing, node: fx.Node) -> ir.Node | None:
     kernel, strides, padding = (
         _pair(value) for value in (layer.kernel_size, layer.stride, layer.padding)
     )
-    settings = {"kernel_shape": kernel, "strides": strides, "pads": padding * 2}
+    settings: dict[str, Any] = {"kernel_shape": kernel, "strides": strides, "pads": padding * 2}
     settings |= {
         "ceil_mode": int(layer.ceil_mode),
         "count_include_pad": int(layer.count_include_pad),
-    }  # type: ignore[dict-item]
+    }
     return drawing.layer("AveragePool", node, [], settings)
 
 
@@ -491,11 +491,11 @@ def _conv2d(node: ir.Node, weight: torch.Tensor, bias: bool) -> nn.Module:
     return nn.Conv2d(
         weight.shape[1] * groups,
         weight.shape[0],
-        tuple(weight.shape[2:]),
+        tuple(weight.shape[2:]),  # type: ignore[arg-type]
         bias=bias,
         dtype=weight.dtype,
         **window,
-    )  # type: ignore[arg-type]
+    )
 
 
 def _drop_unread_tensors(module: fx.GraphModule) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from repzoo.artifact import Preprocess
-from repzoo.data.batches import ReadReport, batches, readable
+from repzoo.data.batches import ReadReport, batches, readable_indices
 from repzoo.data.dataset import Dataset, UnreadableImage
 from repzoo.data.preprocess import prepare
 from repzoo.errors import InputError
@@ -145,7 +145,7 @@ def test_a_strip_too_long_to_resize_is_left_out_by_name() -> None:
 
 def test_readable_gives_the_indices_that_decode_and_names_the_rest_in_order() -> None:
     report, seen = ReadReport(), []
-    good = readable(
+    good = readable_indices(
         dataset(30, failing_on({3, 17, 4})),
         report,
         lambda stage, done, total: seen.append((stage, done, total)),

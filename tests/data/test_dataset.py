@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from repzoo.data.dataset import Dataset, Source
+from repzoo.data.dataset import Dataset, DataSource
 from repzoo.errors import InputError
 
 
@@ -52,60 +52,62 @@ def test_another_seed_draws_other_images() -> None:
 def test_a_flat_set_is_split_without_overlap_and_most_of_it_judges(
     targets: list[int], count: int, seed: int
 ) -> None:
-    split = Source("s", {"all": dataset("all", targets)}).quantizing_split(count, seed)
-    assert len(split.ranges) == min(count, len(targets) // 4)
+    split = DataSource("s", {"all": dataset("all", targets)}).split_for_quantization(count, seed)
+    assert len(split.calibration) == min(count, len(targets) // 4)
     assert len(split.selection) == max(1, len(targets) // 8)
-    keys = split.ranges.keys + split.selection.keys + split.gate.keys
+    keys = split.calibration.keys + split.selection.keys + split.gate.keys
     assert sorted(map(int, keys)) == list(range(len(targets)))
     assert list(map(int, split.gate.keys)) == sorted(map(int, split.gate.keys))
     assert (
-        Source("s", {"all": dataset("all", targets)}).calibration_split(count, seed)[1].keys
+        DataSource("s", {"all": dataset("all", targets)}).calibration_split(count, seed)[1].keys
         == split.gate.keys
     )
 
 
-def parted() -> Source:
+def parted() -> DataSource:
     parts = {
         "train": dataset("t", [0, 1, 2] * 4),
         "validation": dataset("v", [1, 2], 100),
         "test": dataset("e", [0], 200),
     }
-    return Source("s", parts)
+    return DataSource("s", parts)
 
 
 def test_with_parts_ranges_and_selection_are_drawn_from_train_and_the_rest_is_held_out() -> None:
-    split = parted().quantizing_split(6, 0)
-    assert Counter(split.ranges.targets) == Counter(split.selection.targets) == {0: 2, 1: 2, 2: 2}
-    assert set(map(int, split.ranges.keys + split.selection.keys)) == set(range(12))
+    split = parted().split_for_quantization(6, 0)
+    assert (
+        Counter(split.calibration.targets) == Counter(split.selection.targets) == {0: 2, 1: 2, 2: 2}
+    )
+    assert set(map(int, split.calibration.keys + split.selection.keys)) == set(range(12))
     assert split.gate.keys == ("100", "101", "200")
     assert split.gate.name == "s[validation+test]"
 
 
 def test_a_small_part_train_is_shared_three_to_one() -> None:
-    split = parted().quantizing_split(256, 0)
-    assert (len(split.ranges), len(split.selection), len(split.gate)) == (9, 3, 3)
-    assert not set(split.ranges.keys) & set(split.selection.keys)
+    split = parted().split_for_quantization(256, 0)
+    assert (len(split.calibration), len(split.selection), len(split.gate)) == (9, 3, 3)
+    assert not set(split.calibration.keys) & set(split.selection.keys)
 
 
 def test_only_train_is_treated_as_flat() -> None:
-    split = Source("s", {"train": dataset("t", [0, 1, 2, 0])}).quantizing_split(4, 0)
-    assert (len(split.ranges), len(split.selection), len(split.gate)) == (1, 1, 2)
+    split = DataSource("s", {"train": dataset("t", [0, 1, 2, 0])}).split_for_quantization(4, 0)
+    assert (len(split.calibration), len(split.selection), len(split.gate)) == (1, 1, 2)
 
 
-@pytest.mark.parametrize("source", [parted(), Source("s", {"all": dataset("all", [0, 1] * 4)})])
-def test_no_calibration_images_are_refused(source: Source) -> None:
+@pytest.mark.parametrize("source", [parted(), DataSource("s", {"all": dataset("all", [0, 1] * 4)})])
+def test_no_calibration_images_are_refused(source: DataSource) -> None:
     with pytest.raises(InputError, match="at least 1 calibration image is needed; got 0"):
         source.calibration_split(0, 0)
 
 
 def test_three_images_cannot_be_split() -> None:
     with pytest.raises(InputError, match="has 3 images; at least 4 are needed"):
-        Source("s", {"all": dataset("all", [0, 1, 2])}).calibration_split(1, 0)
+        DataSource("s", {"all": dataset("all", [0, 1, 2])}).calibration_split(1, 0)
 
 
 def test_held_out_is_everything_where_nothing_was_trained_on() -> None:
-    assert Source("s", {"all": dataset("all", [0, 1])}).held_out().keys == ("0", "1")
-    assert Source("s", {"train": dataset("t", [0, 1])}).held_out().keys == ("0", "1")
+    assert DataSource("s", {"all": dataset("all", [0, 1])}).held_out().keys == ("0", "1")
+    assert DataSource("s", {"train": dataset("t", [0, 1])}).held_out().keys == ("0", "1")
     assert parted().held_out().targets == (1, 2, 0)
 
 

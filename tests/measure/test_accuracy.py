@@ -62,7 +62,7 @@ def grays(
     )
 
 
-def predictions(artifacts: Sequence[Artifact], dataset: Dataset) -> list[accuracy.Predictions]:
+def predictions(artifacts: Sequence[Artifact], dataset: Dataset) -> list[accuracy.ModelPredictions]:
     runner = engine("onnxruntime")
     return accuracy.evaluate(
         [accuracy.open_run(one, runner, 1) for one in artifacts], dataset, ReadReport()

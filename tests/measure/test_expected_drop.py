@@ -6,7 +6,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from repzoo.measure.expected_drop import MOST, Expected, Margins, drop_interval, expected, snr_db
+from repzoo.measure.expected_drop import (
+    MOST,
+    ExpectedDrop,
+    Margins,
+    drop_interval,
+    expected_drop,
+    snr_db,
+)
 
 IMAGES, CLASSES = 300, 12
 
@@ -30,9 +37,9 @@ def told(
     logits: npt.NDArray[np.float32],
     other: npt.NDArray[np.float32],
     targets: npt.NDArray[np.int64] | None = None,
-) -> Expected:
+) -> ExpectedDrop:
     found = Margins.of(logits)
-    return expected(found, found.classes[:, 0] if targets is None else targets, logits, other)
+    return expected_drop(found, found.classes[:, 0] if targets is None else targets, logits, other)
 
 
 @pytest.mark.parametrize("size", [0.02, 0.1, 0.4])
@@ -72,13 +79,13 @@ def test_it_varies_less_than_counting() -> None:
 def test_the_margins_may_be_those_of_other_images() -> None:
     (logits, _), (others, right) = model(1), model(2, images=2000)
     other = noisy(logits, 0.1, 3)
-    wide = expected(Margins.of(others), right, logits, other)
+    wide = expected_drop(Margins.of(others), right, logits, other)
     assert wide.changed == pytest.approx(
         told(others, noisy(others, 0.1, 4), right).changed, rel=0.15
     )
     assert wide.changed_error < told(logits, other).changed_error
     parts = Margins.joined([Margins.of(others[:500]), Margins.of(others[500:])])
-    assert expected(parts, right, logits, other) == wide
+    assert expected_drop(parts, right, logits, other) == wide
 
 
 @pytest.mark.parametrize("shift", [0.0, 3.0])

@@ -27,7 +27,14 @@ from repzoo.data.dataset import Dataset
 from repzoo.engines import engine
 from repzoo.errors import InputError
 from repzoo.measure import accuracy
-from repzoo.measure.journal import CHUNK, Answer, Journal, Sheet, chunk_numbers, chunk_range
+from repzoo.measure.journal import (
+    CHUNK,
+    ImagePrediction,
+    Journal,
+    PredictionTable,
+    chunk_numbers,
+    chunk_range,
+)
 
 Run = Callable[..., Any]
 
@@ -120,16 +127,16 @@ def dataset(count: int, stamp: Callable[[str], tuple[int, int]] | None = None) -
 HEADER = {"data": {"name": "d"}, "runs": [{"file": "m", "sha256": "0"}]}
 
 
-def answers(number: int, images: int) -> list[Answer]:
+def answers(number: int, images: int) -> list[ImagePrediction]:
     made = []
     for index in chunk_range(number, images):
-        one = Answer(index, ((index % 2, 1 - index % 2),), "L" if index == 4 else "RGB")
-        made.append(Answer(3, why="3.png is broken") if index == 3 else one)
+        one = ImagePrediction(index, ((index % 2, 1 - index % 2),), "L" if index == 4 else "RGB")
+        made.append(ImagePrediction(3, why="3.png is broken") if index == 3 else one)
     return made
 
 
-def filled(path: Path, images: int = 21) -> tuple[Dataset, Sheet]:
-    data, sheet = dataset(images), Sheet(1, images)
+def filled(path: Path, images: int = 21) -> tuple[Dataset, PredictionTable]:
+    data, sheet = dataset(images), PredictionTable(1, images)
     with Journal(path, HEADER, data) as journal:
         journal.restore(sheet)
         for number in chunk_numbers(images):
@@ -144,7 +151,7 @@ def test_every_cut_of_the_file_gives_whole_chunks_and_the_rest_follows(tmp_path:
     path = tmp_path / "cut.jsonl"
     for end in range(0, len(content) + 1, 7):
         path.write_bytes(content[:end])
-        sheet = Sheet(1, len(data))
+        sheet = PredictionTable(1, len(data))
         with Journal(path, HEADER, data) as journal:
             journal.restore(sheet)
             lines = content[:end].count(b"\n") - 1
@@ -157,8 +164,8 @@ def test_every_cut_of_the_file_gives_whole_chunks_and_the_rest_follows(tmp_path:
         assert path.read_bytes() == content
         assert np.array_equal(sheet.top, whole.top)
         report, expected = ReadReport(), ReadReport()
-        sheet.tell(report)
-        whole.tell(expected)
+        sheet.fill_report(report)
+        whole.fill_report(expected)
         assert report == expected
         assert report.sentences() == ["left out: 3.png is broken", "converted to RGB: 1 L"]
 
@@ -208,7 +215,7 @@ def test_every_damage_is_one_sentence_and_nothing_is_lost(
     content = b"\n".join(lines) + b"\n"
     path.write_bytes(content)
     with Journal(path, HEADER, data) as journal, pytest.raises(InputError, match=said):
-        journal.restore(Sheet(1, len(data)))
+        journal.restore(PredictionTable(1, len(data)))
     assert path.read_bytes() == content
 
 
@@ -220,7 +227,7 @@ def test_a_file_that_is_no_journal_stays_as_it_is(content: bytes, tmp_path: Path
         Journal(path, HEADER, dataset(3)) as journal,
         pytest.raises(InputError, match=r"give another file|start again"),
     ):
-        journal.restore(Sheet(1, 3))
+        journal.restore(PredictionTable(1, 3))
     assert path.read_bytes() == content
 
 
@@ -235,7 +242,7 @@ def test_two_processes_do_not_go_on_with_one_journal(tmp_path: Path) -> None:
 
 
 def test_a_sheet_goes_to_another_process_and_back() -> None:
-    whole, other = Sheet(1, 21), Sheet(1, 21)
+    whole, other = PredictionTable(1, 21), PredictionTable(1, 21)
     for number in chunk_numbers(21):
         whole.add(answers(number, 21))
     for share in ([0, 2], [1]):
@@ -247,7 +254,7 @@ def test_a_sheet_goes_to_another_process_and_back() -> None:
         == whole.read().tolist()
         == [index for index in range(21) if index != 3]
     )
-    assert Sheet(1, 21).packed([]) is not None
+    assert PredictionTable(1, 21).packed([]) is not None
 
 
 # Images that change, and disks that fill

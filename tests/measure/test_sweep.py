@@ -80,7 +80,7 @@ def flat(tmp_path: Path) -> Path:
     return path
 
 
-def bench(flat: Path, *engines: str, **options: Any) -> sweep.Swept:
+def bench(flat: Path, *engines: str, **options: Any) -> sweep.SweepResult:
     return verbs.benchmark(
         [verbs.load(flat)], verbs.BenchOptions(engine=engines, **{"seconds": 0.02, **options})
     )

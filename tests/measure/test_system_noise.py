@@ -28,7 +28,7 @@ def test_the_lines_of_the_own_processors_are_added_up(
     monkeypatch.setattr(noise, "_STAT", stat)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     monkeypatch.setattr(os, "sysconf", lambda _: 100)
-    found = noise.now()
+    found = noise.read_counters()
     assert (found.total, found.busy, found.stolen) == (
         5.0,
         1.35,
@@ -36,9 +36,9 @@ def test_the_lines_of_the_own_processors_are_added_up(
     )  # user, nice, system, irq and softirq are busy
 
 
-def moment(**given: float | None) -> noise.Moment:
+def moment(**given: float | None) -> noise.Counters:
     usual = {"load": 1.0, "total": 0.0, "busy": 0.0, "stolen": 0.0, "own": 0.0, "mhz": None}
-    return noise.Moment(**{**usual, **given})  # type: ignore[arg-type]
+    return noise.Counters(**{**usual, **given})  # type: ignore[arg-type]
 
 
 def test_what_this_process_used_is_not_others() -> None:
@@ -80,12 +80,12 @@ def test_the_worst_of_several_measurements_is_what_is_said() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the counters are Linux's")
 def test_another_process_at_work_is_seen() -> None:
     """A child that spins for half a second of its processor time is seen as at least most of that, in the kernel's own count."""
-    before = noise.now()
+    before = noise.read_counters()
     began = time.process_time()
     spin = "import time\nwhile time.process_time() < 0.5: pass"
     subprocess.run([sys.executable, "-c", spin], check=True)
-    facts, own = noise.between(before, noise.now()), time.process_time() - began
-    total = noise.now().total - before.total
+    facts, own = noise.between(before, noise.read_counters()), time.process_time() - began
+    total = noise.read_counters().total - before.total
     assert facts["used_by_others"] * total >= 0.4 - own
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
 
@@ -96,4 +96,4 @@ def test_a_system_without_counters_knows_nothing(
     for name in ("_STAT", "_CPUINFO", "_FREQUENCIES"):
         monkeypatch.setattr(noise, name, tmp_path / "absent")
     monkeypatch.delattr(os, "getloadavg", raising=False)
-    assert set(noise.between(noise.now(), noise.now()).values()) == {None}
+    assert set(noise.between(noise.read_counters(), noise.read_counters()).values()) == {None}

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from repzoo.artifact import Artifact, Preprocess, Step
 from repzoo.data.batches import ReadReport, batches
-from repzoo.data.dataset import Split
+from repzoo.data.dataset import QuantizationSplit
 from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.quant.search import gate
@@ -60,11 +60,11 @@ def small() -> Artifact:
 
 
 @functools.cache
-def sets() -> Split:
+def sets() -> QuantizationSplit:
     """Few digits for each of a quantizer's three purposes."""
-    found = open_source("digits").quantizing_split(64, 0)
-    return Split(
-        found.ranges,
+    found = open_source("digits").split_for_quantization(64, 0)
+    return QuantizationSplit(
+        found.calibration,
         found.selection.subset(range(0, 256, 4)),
         found.gate.subset(range(0, len(found.gate), 4)),
     )

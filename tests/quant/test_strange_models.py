@@ -197,7 +197,7 @@ def test_the_equalized_rung_alone_gives_a_model_that_agrees_or_a_sentence(
 ) -> None:
     """Other rungs hold on most of these before it is asked."""
     monkeypatch.setattr(
-        ladder, "RUNGS", tuple(one for one in rungs.RUNGS if one.name == "equalized")
+        ladder, "RUNGS", tuple(one for one in rungs.STAGES if one.name == "equalized")
     )
     floating = given()
     ran = quantize(floating, "--scheme", "per-tensor")

@@ -275,7 +275,9 @@ def test_names_cannot_break_the_card() -> None:
 
 
 def test_an_ordinary_name_is_left_as_it_is() -> None:
-    assert card.plain("repghostnet_050.digits (v1) #2") == "repghostnet_050.digits (v1) #2"
+    assert (
+        card.escape_markdown("repghostnet_050.digits (v1) #2") == "repghostnet_050.digits (v1) #2"
+    )
     assert card.code("digits[test]") == "`digits[test]`"
 
 

@@ -152,7 +152,7 @@ def still_network() -> torch.nn.Sequential:
 
 
 def train_still(output: Path) -> None:
-    with distributed.joined() as group:
+    with distributed.join_group() as group:
         Trainer(
             still_network(),
             TrainingImages(pictures(24), PREPROCESS),

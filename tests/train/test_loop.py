@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from tests.conftest import Run
 
 from repzoo.artifact import Artifact, Preprocess
-from repzoo.data.dataset import Dataset, Source
+from repzoo.data.dataset import Dataset, DataSource
 from repzoo.data.source import open_source
 from repzoo.errors import InputError
 from repzoo.progress import Progress
@@ -265,7 +265,7 @@ def test_held_out_images_are_scored_and_never_trained_on(tmp_path: Path) -> None
     notes, here = tmp_path / "notes", os.getpid()
 
     noted = partial(picture_noted, notes)
-    source = Source(
+    source = DataSource(
         "toys",
         {
             "train": pictures(24, 0, noted),

@@ -18,7 +18,7 @@ from tests.conftest import Run
 
 from repzoo.errors import InputError
 from repzoo.zoo import catalog, download
-from repzoo.zoo.download import Weights, fetch, matching, published
+from repzoo.zoo.download import PublishedWeights, fetch, matching, published
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -308,7 +308,7 @@ def test_the_table_has_every_set_that_timm_publishes() -> None:
 
 
 def test_weights_in_the_cache_are_loaded_by_name(server: Server) -> None:
-    row = Weights(
+    row = PublishedWeights(
         "repvgg_a0.rvgg_in1k", "repvgg_a0", "", "https://huggingface.co/timm/x/model.safetensors"
     )
     place = download.cache_folder() / row.file

@@ -22,7 +22,7 @@ from tests.zoo import official
 from repzoo.zoo import catalog
 from repzoo.zoo.checkpoints import Shapes, load, module_of, shapes
 from repzoo.zoo.containers import Contents
-from repzoo.zoo.naming import named
+from repzoo.zoo.naming import to_catalog_names
 
 KNOWN: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "official_logits.json").read_text(encoding="utf-8")
@@ -85,7 +85,7 @@ def test_the_se_blocks_of_d2se_keep_their_place_in_every_source(source: str) -> 
             for key, value in kept.items()
         }
         table["linear.weight"] = table["linear.weight"].T
-    found = named(Contents("pickle", {"": table}), "repvgg")
+    found = to_catalog_names(Contents("pickle", {"": table}), "repvgg")
     expected = {
         name: shape
         for name, shape in own.items()

@@ -8,13 +8,13 @@ from typing import Any
 
 from repzoo.console.output import View, columned
 from repzoo.measure.record import Record
-from repzoo.measure.sweep import Setting, Swept
+from repzoo.measure.sweep import Setting, SweepResult
 from repzoo.report import card as cards
 
 NUMBERS = ("threads", "streams", "batch")
 
 
-def bench(swept: Swept) -> View:
+def bench(swept: SweepResult) -> View:
     """What all cases share, a row for each, a sentence for each comparison; what was left out and what is to be doubted as remarks."""
     runs, ratios = swept.records, swept.ratios
     rows = [
@@ -38,7 +38,7 @@ def bench(swept: Swept) -> View:
     return View(_document(swept), same, table, *lines, remarks=[*left, *swept.remarks])
 
 
-def _document(swept: Swept) -> dict[str, Any]:
+def _document(swept: SweepResult) -> dict[str, Any]:
     runs = [
         {
             "file": one.artifact["name"],

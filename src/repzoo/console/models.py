@@ -13,7 +13,7 @@ from repzoo.engines import ENGINES, engine, options
 from repzoo.errors import InputError
 from repzoo.measure.host import host
 from repzoo.report import card as cards
-from repzoo.zoo.catalog import ModelSpec, Source
+from repzoo.zoo.catalog import FigureSource, ModelSpec
 
 if TYPE_CHECKING:  # graph.* brings onnx-ir, which takes long to import
     from repzoo.graph.certificate.certify import Certificate
@@ -39,7 +39,7 @@ def models(rows: Sequence[ModelSpec]) -> View:
     return View({"models": [row.document() for row in rows]}, table, note)
 
 
-def spec(row: ModelSpec, sources: Mapping[str, Source]) -> View:
+def spec(row: ModelSpec, sources: Mapping[str, FigureSource]) -> View:
     """`repzoo info` of a catalog model."""
     document = row.document()
     facts = columned("", "")

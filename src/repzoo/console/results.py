@@ -16,7 +16,7 @@ from repzoo.report import card as cards
 
 if TYPE_CHECKING:  # they bring what takes long to import
     from repzoo.job import JobResult
-    from repzoo.train.run import Trained
+    from repzoo.train.run import TrainResult
 
 SHOWN_LAYERS = 8  # of a quantized model
 
@@ -121,7 +121,7 @@ def predictions(found: Sequence[verbs.Prediction]) -> View:
     return View({"predictions": document}, table)
 
 
-def trained(result: Trained) -> View:
+def trained(result: TrainResult) -> View:
     """`repzoo train`."""
     made, log = result.artifact, result.log
     scored = [one for one in log if not math.isnan(one.validation_top1)]

@@ -30,7 +30,7 @@ class ReadReport:
     unreadable: list[str] = field(default_factory=list)
     converted: collections.Counter[str] = field(default_factory=collections.Counter)
 
-    def take(self, read: ReadImage) -> None:
+    def note(self, read: ReadImage) -> None:
         """Note what is out of the ordinary about one image."""
         if read.why:
             self.unreadable.append(read.why)
@@ -74,7 +74,7 @@ def batches(
         range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)
     ]
 
-    with ThreadPoolExecutor(workers or cores()) as pool:
+    with ThreadPoolExecutor(workers or available_cores()) as pool:
         ahead: collections.deque[_Futures] = collections.deque()
         for chunk in chunks:
             ahead.append(
@@ -89,19 +89,19 @@ def batches(
             yield from _assemble(ahead.popleft(), preprocess, report)
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(
+def map_in_order(
     work: Callable[[Item], Made], items: Iterable[Item], workers: int = 0
 ) -> Iterator[Made]:
     """`work(item)` of every item, made by `workers` threads (0: one a core), in order; at most two a thread are underway.
 
     `work` should leave Python's lock for most of its time, as Pillow, NumPy and the engines do. Its first error ends all.
     """
-    count = workers or cores()
+    count = workers or available_cores()
     ahead: collections.deque[Future[Made]] = collections.deque()
     with ThreadPoolExecutor(count) as pool:
         try:
@@ -144,7 +144,7 @@ def _assemble(futures: _Futures, preprocess: Preprocess, report: ReadReport) -> 
     """The batch of what could be read. The report is filled here, in order, and not by the threads, whose counts would race."""
     done = [(index, future.result()) for index, future in futures]
     for _, one in done:
-        report.take(one)
+        report.note(one)
     if made := batch_of(done, preprocess):
         yield made
 
@@ -160,7 +160,9 @@ def batch_of(read: Iterable[tuple[int, ReadImage]], preprocess: Preprocess) -> B
     )
 
 
-def readable(dataset: Dataset, report: ReadReport, progress: Progress = silent) -> list[int]:
+def readable_indices(
+    dataset: Dataset, report: ReadReport, progress: Progress = silent
+) -> list[int]:
     """Indices of the images that decode; the others are named in `report`. One pass, for work that reads images many times."""
 
     def why_not(key: str) -> str:
@@ -170,7 +172,7 @@ def readable(dataset: Dataset, report: ReadReport, progress: Progress = silent) 
             return str(error)
         return ""
 
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         reasons = list(
             tracked(pool.map(why_not, dataset.keys), "check images", len(dataset), progress)
         )

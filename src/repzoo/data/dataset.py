@@ -70,7 +70,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Split:
+class QuantizationSplit:
     """What a quantizer is given, no image of it twice.
 
     ranges     images that set ranges and rounding; their labels are not looked at
@@ -78,13 +78,13 @@ class Split:
     gate       images on which the chosen attempt is judged, once
     """
 
-    ranges: Dataset
+    calibration: Dataset
     selection: Dataset
     gate: Dataset
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """A data set with its parts: {"train", "validation", "test"} or some of them, or {"all"} for a flat folder.
 
     empty  classes that have a folder but in no part an image
@@ -124,10 +124,10 @@ class Source:
 
     def calibration_split(self, count: int, seed: int) -> tuple[Dataset, Dataset]:
         """(calibration, evaluation), disjoint: the ranges and the gate of `quantizing_split`."""
-        found = self.quantizing_split(count, seed)
-        return found.ranges, found.gate
+        found = self.split_for_quantization(count, seed)
+        return found.calibration, found.gate
 
-    def quantizing_split(self, count: int, seed: int) -> Split:
+    def split_for_quantization(self, count: int, seed: int) -> QuantizationSplit:
         """`count` images for ranges, up to SELECTION to choose by, the rest to judge by.
 
         With a part `train` beside others, the first two are drawn from it (where it is too small for both, three quarters of it go
@@ -154,7 +154,7 @@ class Source:
         chosen = [left[index] for index in others.balanced_sample(second, seed)]
         rest = sorted(set(left) - set(chosen))
         gate = self.held_out() if apart else pool.subset(rest, f"{pool.name} minus calibration")
-        return Split(
+        return QuantizationSplit(
             pool.subset(ranges, pool.name if apart else f"{pool.name} calibration"),
             pool.subset(chosen, f"{pool.name} selection"),
             gate,

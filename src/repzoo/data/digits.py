@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from repzoo.data.dataset import Dataset, Source
+from repzoo.data.dataset import Dataset, DataSource
 from repzoo.errors import MissingExtra
 
 PARTS = {"train": (0, 1077), "validation": (1077, 1437), "test": (1437, 1797)}
 
 
-def read() -> Source:
+def read() -> DataSource:
     """The set with its three parts; pixels 0..16 become 0..255.
 
     Raises:
@@ -35,7 +35,7 @@ def read() -> Source:
     classes = tuple(str(digit) for digit in range(10))
 
     load = partial(_picture, pixels)
-    return Source(
+    return DataSource(
         "digits",
         {
             part: Dataset(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from repzoo.data.dataset import GONE, HELD_OUT, Dataset, Source, Stamp, UnreadableImage
+from repzoo.data.dataset import GONE, HELD_OUT, Dataset, DataSource, Stamp, UnreadableImage
 from repzoo.errors import InputError
 from repzoo.storage import read_lines
 
@@ -26,7 +26,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000  # a decoded RGB image of 192 MB; more is refused before it is decoded
 
 
-def read(root: Path) -> Source:
+def read(root: Path) -> DataSource:
     """Scan the folder `root` (names only; no image is opened).
 
     Raises:
@@ -59,10 +59,10 @@ def read(root: Path) -> Source:
         for part, files in parts_found.items()
         if files
     }
-    return Source(root.name, made, tuple(empty))
+    return DataSource(root.name, made, tuple(empty))
 
 
-def read_unlabeled(root: Path) -> Source | None:
+def read_unlabeled(root: Path) -> DataSource | None:
     """Images that lie in `root` itself, of which nobody says what is in them; None where there are none or class folders beside them.
 
     Raises:
@@ -80,7 +80,9 @@ def read_unlabeled(root: Path) -> Source | None:
     except OSError as error:
         raise InputError(f"{root} cannot be read: {error.strerror}") from None
     part = _dataset(root, "all", ["?"], {"?": images}, ordered=False)
-    return Source(root.name, {"all": replace(part, classes=(), keys=tuple(images), labeled=False)})
+    return DataSource(
+        root.name, {"all": replace(part, classes=(), keys=tuple(images), labeled=False)}
+    )
 
 
 def load_image(path: Path) -> Image.Image:

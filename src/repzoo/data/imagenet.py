@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from repzoo.data.dataset import Dataset, Source
+from repzoo.data.dataset import Dataset, DataSource
 from repzoo.data.folder import SUFFIXES, entries, load_under, stamp_under
 from repzoo.errors import InputError, MissingExtra
 from repzoo.storage import read_bounded, read_lines
@@ -57,7 +57,7 @@ def is_layout(root: Path) -> bool:
     return _labels_file(root) is not None and _image_folder(root) is not None
 
 
-def read(root: Path) -> Source:
+def read(root: Path) -> DataSource:
     """The validation images of `root` as the part "validation"; classes in the model's order.
 
     Raises:
@@ -92,7 +92,7 @@ def read(root: Path) -> Source:
         True,
         partial(stamp_under, root),
     )
-    return Source(name, {"validation": data})
+    return DataSource(name, {"validation": data})
 
 
 Labels = tuple[

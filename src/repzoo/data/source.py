@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from repzoo.data import folder, imagenet
-from repzoo.data.dataset import Source
+from repzoo.data.dataset import DataSource
 from repzoo.errors import InputError
 from repzoo.plugins import Plugin, PluginTable
 
@@ -15,7 +15,7 @@ NAMED = PluginTable(
 )
 
 
-def open_source(where: str | Path, unlabeled: bool = False) -> Source:
+def open_source(where: str | Path, unlabeled: bool = False) -> DataSource:
     """Open a folder of images or a named set such as `digits`; with `unlabeled`, one with images and no class folders too.
 
     Raises:
@@ -34,5 +34,5 @@ def open_source(where: str | Path, unlabeled: bool = False) -> Source:
         raise InputError(
             f"the folder {where} does not exist, and no data set is called so; known: {', '.join(NAMED.names())}"
         )
-    named: Source = NAMED.load(str(where))()
+    named: DataSource = NAMED.load(str(where))()
     return named

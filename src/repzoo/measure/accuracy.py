@@ -14,13 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from repzoo.artifact import Artifact, Preprocess, classifier_input
-from repzoo.data.batches import ReadReport, batch_of, cores, in_order, read_image
+from repzoo.data.batches import ReadReport, available_cores, batch_of, map_in_order, read_image
 from repzoo.data.dataset import GONE, Dataset, Stamp
 from repzoo.engines import Engine, Session
 from repzoo.errors import InputError
 from repzoo.measure import stats
 from repzoo.measure.distributed import ALONE, Group
-from repzoo.measure.journal import CHUNK, TOP, Answer, Journal, Sheet, chunk_numbers, chunk_range
+from repzoo.measure.journal import (
+    CHUNK,
+    TOP,
+    ImagePrediction,
+    Journal,
+    PredictionTable,
+    chunk_numbers,
+    chunk_range,
+)
 from repzoo.measure.record import Record, identity_of
 from repzoo.progress import Progress, silent
 from repzoo.storage import sha256_of
@@ -32,7 +40,7 @@ SYNSET = re.compile(r"^n\d{8}\b")  # a WordNet id, as ImageNet names its folders
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What one run said of each image that could be read.
 
     identity  of what answered, as in a Record
@@ -103,7 +111,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Predictions(Answers):
+class ModelPredictions(Predictions):
     """The answers of one model on one engine. logits: float32 [n, classes], where they were asked for."""
 
     artifact: Artifact
@@ -111,7 +119,7 @@ class Predictions(Answers):
 
 
 @dataclass(frozen=True)
-class Run:
+class EvaluationRun:
     """One model to evaluate: `session` runs `artifact`."""
 
     artifact: Artifact
@@ -119,20 +127,22 @@ class Run:
     session: Session
 
 
-def open_run(artifact: Artifact, engine: Engine, threads: int = 1) -> Run:
+def open_run(artifact: Artifact, engine: Engine, threads: int = 1) -> EvaluationRun:
     """Compile `artifact` on `engine`. One thread is right here: `evaluate` calls the session from one thread a core."""
-    return Run(artifact, engine, engine.open(artifact.model, threads, streams=cores()))
+    return EvaluationRun(
+        artifact, engine, engine.open(artifact.model, threads, streams=available_cores())
+    )
 
 
 def evaluate(
-    runs: Sequence[Run],
+    runs: Sequence[EvaluationRun],
     dataset: Dataset,
     report: ReadReport,
     progress: Progress = silent,
     journal: Path | None = None,
     group: Group = ALONE,
     logits: bool = False,
-) -> list[Predictions]:
+) -> list[ModelPredictions]:
     """Predictions of every run on the same images in one pass; all runs must agree on the preprocessing.
 
     Each worker thread takes a chunk of images through the whole way, from the file to the classes, so that no core waits.
@@ -149,7 +159,7 @@ def evaluate(
         raise ValueError("logits are kept only by one process without a journal")
     preprocess = _common_preprocess(runs)
     indices = [class_indices(dataset, run.artifact) for run in runs]
-    sheet = Sheet(len(runs), len(dataset))
+    sheet = PredictionTable(len(runs), len(dataset))
     worker = _Worker(
         runs,
         dataset,
@@ -169,7 +179,7 @@ def evaluate(
             kept.restore(sheet)
         mine, own = _share(sheet, len(dataset), group)
         done = int(sheet.known.sum())
-        for answers in in_order(worker, mine, group.threads(cores())):
+        for answers in map_in_order(worker, mine, group.threads(available_cores())):
             if kept:
                 kept.append(answers)
             sheet.add(answers)
@@ -178,12 +188,12 @@ def evaluate(
             group.check()
         for packed in group.gather(sheet.packed(own)) if group.size > 1 else ():
             sheet.unpack(packed)
-    sheet.tell(report)
+    sheet.fill_report(report)
     report.check(dataset.name, len(dataset))
     return _predictions(runs, dataset, sheet, indices, worker.kept)
 
 
-def _share(sheet: Sheet, images: int, group: Group) -> tuple[list[int], list[int]]:
+def _share(sheet: PredictionTable, images: int, group: Group) -> tuple[list[int], list[int]]:
     """(chunks to do here, chunks to tell the others of): each of what is left goes to one process, in turns."""
     seen = [
         set(json.loads(one)) for one in group.gather(json.dumps(sorted(sheet.chunks())).encode())
@@ -195,12 +205,12 @@ def _share(sheet: Sheet, images: int, group: Group) -> tuple[list[int], list[int
 
 
 def _predictions(
-    runs: Sequence[Run],
+    runs: Sequence[EvaluationRun],
     dataset: Dataset,
-    sheet: Sheet,
+    sheet: PredictionTable,
     indices: Sequence[Sequence[int]],
     kept: Kept | None,
-) -> list[Predictions]:
+) -> list[ModelPredictions]:
     read = sheet.read()
     keys = tuple(dataset.keys[index] for index in read)
     targets = np.array([dataset.targets[index] for index in read])
@@ -220,7 +230,7 @@ def _predictions(
         logits = np.stack([kept[place, index] for index in read]) if kept else None
         right = np.array(mapping)[targets]
         found.append(
-            Predictions(
+            ModelPredictions(
                 identity_of(run.artifact),
                 run.artifact.labels,
                 engine,
@@ -235,7 +245,7 @@ def _predictions(
     return found
 
 
-def _common_preprocess(runs: Sequence[Run]) -> Preprocess:
+def _common_preprocess(runs: Sequence[EvaluationRun]) -> Preprocess:
     preprocess = runs[0].artifact.needing_preprocess()
     if not all(run.artifact.needing_preprocess().sees_as(preprocess) for run in runs):
         raise InputError(
@@ -244,7 +254,9 @@ def _common_preprocess(runs: Sequence[Run]) -> Preprocess:
     return preprocess
 
 
-def _header(runs: Sequence[Run], dataset: Dataset, preprocess: Preprocess) -> dict[str, Any]:
+def _header(
+    runs: Sequence[EvaluationRun], dataset: Dataset, preprocess: Preprocess
+) -> dict[str, Any]:
     """All that the answers depend on: what a journal must agree on with the run that goes on with it."""
     rows = [
         {
@@ -277,14 +289,14 @@ def _stamps(dataset: Dataset) -> npt.NDArray[np.int64] | None:
 class _Worker:
     """Takes one chunk from its images to the best classes of every run. kept: where logits are put, if they are to be kept."""
 
-    runs: Sequence[Run]
+    runs: Sequence[EvaluationRun]
     dataset: Dataset
     preprocess: Preprocess
     stamps: npt.NDArray[np.int64] | None
     largest: Sequence[int]
     kept: Kept | None = None
 
-    def __call__(self, number: int) -> list[Answer]:
+    def __call__(self, number: int) -> list[ImagePrediction]:
         chunk = chunk_range(number, len(self.dataset))
         read = [
             (index, read_image(self.dataset, self.dataset.keys[index], self.preprocess))
@@ -309,7 +321,7 @@ class _Worker:
         tops = [best_classes(one, TOP).tolist() for one in logits]
         best = dict(zip(batch.indices, zip(*tops, strict=True), strict=True)) if batch else {}
         return [
-            Answer(index, tuple(map(tuple, best.get(index, ()))), one.mode, one.why, stamp)
+            ImagePrediction(index, tuple(map(tuple, best.get(index, ()))), one.mode, one.why, stamp)
             for (index, one), stamp in zip(read, stamps, strict=True)
         ]
 
@@ -346,7 +358,7 @@ class _Worker:
         return logits
 
 
-def logits_of(run: Run, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def logits_of(run: EvaluationRun, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """The logits of `inputs`, in calls of one and the same batch: the model's own where it is fixed, else BATCH.
 
     What is missing is filled up with zeros. Runtimes choose kernels by the shape: so an image has the same logits whatever else
@@ -409,7 +421,7 @@ def _indices_by_name(labels: Sequence[str]) -> dict[str, list[int]]:
     return known
 
 
-def compare(first: Answers, second: Answers, *, drop: float = VISIBLE_DROP) -> Record:
+def compare(first: Predictions, second: Predictions, *, drop: float = VISIBLE_DROP) -> Record:
     """Top-1 of `first` minus `second` on the same images, in percentage points: `drop` when first is float and second INT8.
 
     drop  in points: `needed` is how many images would show it, `visible` what drop these images would show
@@ -445,7 +457,7 @@ def compare(first: Answers, second: Answers, *, drop: float = VISIBLE_DROP) -> R
     return Record("paired", artifact, values, second.engine, first.data, {"flips": flips})
 
 
-def _flips(first: Answers, second: Answers) -> list[dict[str, Any]]:
+def _flips(first: Predictions, second: Predictions) -> list[dict[str, Any]]:
     """The images of which the two say different things, with what each says."""
     flips = []
     for place in np.flatnonzero(first.top[:, 0] != second.top[:, 0]):

@@ -13,7 +13,7 @@ from repzoo.measure import latency
 ROUNDS = 12
 
 
-def duel(
+def compare_latency(
     before: onnx.ModelProto, after: onnx.ModelProto, engine: Engine, seconds: float = 0.4
 ) -> Timing:
     """Time both (a fixed input, one output) in turns on one thread, for about `seconds` in all, warm-up apart.

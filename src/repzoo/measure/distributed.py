@@ -73,7 +73,7 @@ def rank() -> int:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Group]:
+def join_group() -> Iterator[Group]:
     """The group of this process, by the environment that torchrun sets (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
     An error of repzoo inside the block ends every process with its exit code; the first one raises it, the others are quiet.

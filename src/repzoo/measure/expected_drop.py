@@ -45,9 +45,11 @@ class Margins:
         )
 
 
-def told(margins: Margins, targets: Index, first: Logits, second: Logits) -> dict[str, float]:
+def expected_drop_values(
+    margins: Margins, targets: Index, first: Logits, second: Logits
+) -> dict[str, float]:
     """What `expected` and `snr_db` find, as values of a Record."""
-    found = expected(margins, targets, first, second)
+    found = expected_drop(margins, targets, first, second)
     return {
         **{f"expected_{name}": value for name, value in asdict(found).items()},
         "logits_snr_db": snr_db(first, second),
@@ -55,7 +57,7 @@ def told(margins: Margins, targets: Index, first: Logits, second: Logits) -> dic
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedDrop:
     """In percent of images, each with its standard error: predictions that change, and Top-1 lost (less what is gained)."""
 
     changed: float
@@ -64,7 +66,7 @@ class Expected:
     drop_error: float
 
 
-def expected(margins: Margins, targets: Index, first: Logits, second: Logits) -> Expected:
+def expected_drop(margins: Margins, targets: Index, first: Logits, second: Logits) -> ExpectedDrop:
     """Of a model with the logits `second` in place of `first`, both [n, classes], where the margins are `margins` and the right classes
     `targets`; that may be on other images than those of the logits.
 
@@ -81,7 +83,9 @@ def expected(margins: Margins, targets: Index, first: Logits, second: Logits) ->
     )  # [margins, noise]: which of the best it is now
     found = margins.classes[all_margins] == targets[all_margins, None]
     right = np.where(found.any(1), found.argmax(1), -1)[:, None]
-    return Expected(*_percent(moved != 0), *_percent((right == 0).astype(float) - (moved == right)))
+    return ExpectedDrop(
+        *_percent(moved != 0), *_percent((right == 0).astype(float) - (moved == right))
+    )
 
 
 def drop_interval(values: Mapping[str, float]) -> tuple[float, float]:

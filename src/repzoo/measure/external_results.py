@@ -26,7 +26,7 @@ from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset
 from repzoo.data.folder import SUFFIXES
 from repzoo.errors import InputError
-from repzoo.measure.accuracy import SYNSET, Answers, best_classes, class_indices
+from repzoo.measure.accuracy import SYNSET, Predictions, best_classes, class_indices
 from repzoo.measure.journal import TOP
 from repzoo.progress import Progress, silent, tracked
 from repzoo.storage import read_bounded, read_lines, sha256_of
@@ -54,7 +54,7 @@ def read(
     datalist: Path | None = None,
     model: Artifact | None = None,
     progress: Progress = silent,
-) -> tuple[Answers, list[int]]:
+) -> tuple[Predictions, list[int]]:
     """(answers in the data set's order, indices into the data set of the images that they are of).
 
     datalist  for a folder of .npz: the text whose line i names the image of the i-th file
@@ -100,12 +100,12 @@ def read(
         "unreadable": 0,
     }
     labels = model.labels if model else dataset.classes
-    return Answers(
+    return Predictions(
         identity, labels, {"name": "external", "version": ""}, data, keys, targets, top
     ), chosen
 
 
-def at(answers: Answers, keys: Sequence[str]) -> Answers:
+def at(answers: Predictions, keys: Sequence[str]) -> Predictions:
     """`answers` to the images `keys` alone, all of which it must have."""
     place = {key: index for index, key in enumerate(answers.keys)}
     chosen = [place[key] for key in keys]

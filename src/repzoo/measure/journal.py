@@ -31,7 +31,7 @@ JOURNAL = "evaluation.jsonl"
 
 
 @dataclass(frozen=True)
-class Answer:
+class ImagePrediction:
     """Of one image: why it could not be read, or the mode that it had and the best classes of each run, best first."""
 
     index: int
@@ -51,15 +51,15 @@ def chunk_range(number: int, images: int) -> range:
     return range(number * CHUNK, min((number + 1) * CHUNK, images))
 
 
-class Sheet:
+class PredictionTable:
     """The answers of `runs` runs to `images` images, in arrays of a fixed size: 20 bytes an image and run."""
 
     def __init__(self, runs: int, images: int) -> None:
         self.top = np.full((runs, images, TOP), -1, np.int32)
         self.known = np.zeros(images, bool)
-        self._odd: dict[int, Answer] = {}  # what is not an ordinary RGB image
+        self._odd: dict[int, ImagePrediction] = {}  # what is not an ordinary RGB image
 
-    def add(self, answers: Sequence[Answer]) -> None:
+    def add(self, answers: Sequence[ImagePrediction]) -> None:
         """Enter what is known of some images."""
         for one in answers:
             self.known[one.index] = True
@@ -83,10 +83,10 @@ class Sheet:
         kept[[index for index, one in self._odd.items() if one.why]] = False
         return np.flatnonzero(kept)
 
-    def tell(self, report: ReadReport) -> None:
+    def fill_report(self, report: ReadReport) -> None:
         """Enter into `report`, in order, what was out of the ordinary."""
         for _, one in sorted(self._odd.items()):
-            report.take(ReadImage(mode=one.mode, why=one.why))
+            report.note(ReadImage(mode=one.mode, why=one.why))
 
     def packed(self, numbers: Sequence[int]) -> bytes:
         """The chunks `numbers` as bytes for another process; see `unpack`."""
@@ -111,7 +111,9 @@ class Sheet:
             len(self.top), head["n"], TOP
         )
         self.known[indices] = True
-        self._odd |= {index: Answer(index, (), mode, why) for index, mode, why in head["odd"]}
+        self._odd |= {
+            index: ImagePrediction(index, (), mode, why) for index, mode, why in head["odd"]
+        }
 
 
 class Journal:
@@ -159,7 +161,7 @@ class Journal:
                 self._path.unlink(missing_ok=True)
             self._lock.close()
 
-    def restore(self, sheet: Sheet) -> None:
+    def restore(self, sheet: PredictionTable) -> None:
         """Enter into `sheet` what is written, cut off what a kill left unfinished, and begin the file if it is new.
 
         Raises:
@@ -185,11 +187,11 @@ class Journal:
                 f"{self._path} is not the journal of an evaluation; give another file with --resume"
             )
 
-    def append(self, answers: Sequence[Answer]) -> None:
+    def append(self, answers: Sequence[ImagePrediction]) -> None:
         """Write a chunk; on a full disk the file stays as it was."""
         append_lines(self._path, [_dumps(self._line(one)) for one in answers])
 
-    def _restore_one(self, path: Path, sheet: Sheet) -> int:
+    def _restore_one(self, path: Path, sheet: PredictionTable) -> int:
         """Bytes of `path` that hold the header and whole chunks, which are entered into `sheet`."""
         lines = _whole_lines(path)
         first = next(lines, None)
@@ -197,7 +199,7 @@ class Journal:
             return 0
         self._check_header(path, _loads(first[0], path, 1))
         images, whole = len(self._dataset), first[1]
-        waiting: list[Answer] = []
+        waiting: list[ImagePrediction] = []
         for number, (text, end) in enumerate(lines, 2):
             waiting.append(self._answer(_loads(text, path, number), path, number))
             expected = chunk_range(waiting[0].index // CHUNK, images)
@@ -231,7 +233,7 @@ class Journal:
             "give another file with --resume, or repeat that command"
         )
 
-    def _line(self, one: Answer) -> dict[str, Any]:
+    def _line(self, one: ImagePrediction) -> dict[str, Any]:
         key, target = self._dataset.keys[one.index], self._dataset.targets[one.index]
         said = (
             {"why": one.why}
@@ -242,11 +244,11 @@ class Journal:
             {"stamp": one.stamp} if one.stamp else {}
         )
 
-    def _answer(self, line: Any, path: Path, number: int) -> Answer:
+    def _answer(self, line: Any, path: Path, number: int) -> ImagePrediction:
         runs = len(self._header["runs"])
         try:
             index, top = line["i"], tuple(tuple(best) for best in line.get("top", ()))
-            made = Answer(
+            made = ImagePrediction(
                 index,
                 top,
                 str(line.get("mode", "RGB")),

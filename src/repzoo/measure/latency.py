@@ -263,7 +263,7 @@ def run(
     if not 0 < seconds < math.inf:
         raise InputError(f"seconds must be positive; got {seconds}")
     rounds = rounds or max(ROUNDS, math.ceil(seconds / ROUND_SECONDS))
-    before = noise.now()
+    before = noise.read_counters()
     with contextlib.ExitStack() as stack:
         live = _each(
             [stack.enter_context(_Clients(one, clock)) for one in cases], _Clients.warm_up, on_error
@@ -283,7 +283,7 @@ def run(
             rounds // 8 if done > rounds else 0
         ):  # one or two odd rounds at the beginning show no trend
             live, done = turn(live, done), done + 1
-    disturbed = noise.between(before, noise.now())
+    disturbed = noise.between(before, noise.read_counters())
     for one in live:
         one.settle(done - rounds, disturbed)
     return [one.case.record() for one in live]

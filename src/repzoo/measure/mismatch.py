@@ -17,11 +17,11 @@ from PIL import Image
 
 from repzoo.artifact import Interpolation, Preprocess, Resize, Yuv
 from repzoo.data import nv12
-from repzoo.data.batches import ReadImage, ReadReport, in_order
+from repzoo.data.batches import ReadImage, ReadReport, map_in_order
 from repzoo.data.dataset import Dataset, UnreadableImage
 from repzoo.data.preprocess import model_input, resized_and_cropped, resized_without_antialiasing
 from repzoo.measure import accuracy
-from repzoo.measure.accuracy import Predictions, Run
+from repzoo.measure.accuracy import EvaluationRun, ModelPredictions
 from repzoo.measure.journal import TOP
 from repzoo.measure.record import Record, identity_of
 from repzoo.progress import Progress, silent
@@ -32,7 +32,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Way:
+class Variant:
     """One way to prepare images: the pixels, what happens to them on the way, and the arithmetic.
 
     picture      geometry: size, resize, crop fraction, interpolation
@@ -71,9 +71,9 @@ class Way:
         return model_input(pixels, self.numbers)
 
 
-def ways(right: Preprocess) -> list[Way]:
+def variants(right: Preprocess) -> list[Variant]:
     """The right way first, then one fault at a time; what the graph does itself cannot be done wrong and has no row."""
-    as_said = Way("as the model says", right, right)
+    as_said = Variant("as the model says", right, right)
     faults = [*_geometry(as_said, right), replace(as_said, name="R and B swapped", swapped=True)]
     if right.input == "nv12":
         faults[-1] = replace(as_said, name="U and V swapped (NV21)", swapped=True)
@@ -94,7 +94,7 @@ def ways(right: Preprocess) -> list[Way]:
     ]
 
 
-def _geometry(as_said: Way, right: Preprocess) -> Iterator[Way]:
+def _geometry(as_said: Variant, right: Preprocess) -> Iterator[Variant]:
     other: Resize = "squash" if right.resize == "short" else "short"
     yield replace(as_said, name=f"resize {other}", picture=replace(right, resize=other))
     for kernel in get_args(Interpolation):
@@ -112,7 +112,7 @@ def _geometry(as_said: Way, right: Preprocess) -> Iterator[Way]:
             )
 
 
-def _arithmetic(as_said: Way, right: Preprocess) -> Iterator[Way]:
+def _arithmetic(as_said: Variant, right: Preprocess) -> Iterator[Variant]:
     mean, std = (
         tuple(float(np.float16(value)) for value in values) for values in (right.mean, right.std)
     )
@@ -129,7 +129,7 @@ def _arithmetic(as_said: Way, right: Preprocess) -> Iterator[Way]:
     )
 
 
-def _cameras(as_said: Way) -> Iterator[Way]:
+def _cameras(as_said: Variant) -> Iterator[Variant]:
     kinds: tuple[Yuv, ...] = get_args(Yuv)
     for yuv in kinds:
         yield replace(as_said, name=f"NV12 {yuv} and back", camera=(yuv, yuv))
@@ -152,9 +152,9 @@ def _cameras(as_said: Way) -> Iterator[Way]:
 class _Worker:
     """A chunk of images from their files to the best classes in every way."""
 
-    run: Run
+    run: EvaluationRun
     dataset: Dataset
-    ways: Sequence[Way]
+    ways: Sequence[Variant]
 
     def __call__(
         self, chunk: range
@@ -173,7 +173,7 @@ class _Worker:
         )
         return read, kept, tops
 
-    def _best(self, way: Way, pixels: Bytes) -> npt.NDArray[np.int64]:
+    def _best(self, way: Variant, pixels: Bytes) -> npt.NDArray[np.int64]:
         return accuracy.best_classes(accuracy.logits_of(self.run, way.send(pixels)), TOP)
 
     def _pictures(self, key: str) -> tuple[ReadImage, dict[tuple[Preprocess, bool], Bytes]]:
@@ -189,7 +189,7 @@ class _Worker:
             ), {}
 
 
-def _key(way: Way) -> tuple[Preprocess, bool]:
+def _key(way: Variant) -> tuple[Preprocess, bool]:
     return way.picture, way.antialiased
 
 
@@ -204,14 +204,14 @@ def _swapped_chroma(buffer: Bytes) -> Bytes:
 
 
 def measure(
-    run: Run, dataset: Dataset, report: ReadReport, progress: Progress = silent
+    run: EvaluationRun, dataset: Dataset, report: ReadReport, progress: Progress = silent
 ) -> tuple[Record, list[Record]]:
     """(accuracy Record of the right way, one paired Record for each wrong way, its name in `values["mismatch"]`).
 
     Raises:
         InputError: classes that do not match, too many unreadable images, or logits that are not finite.
     """
-    listed = ways(run.artifact.needing_preprocess())
+    listed = variants(run.artifact.needing_preprocess())
     mapping = np.array(accuracy.class_indices(dataset, run.artifact))
     chunks = [
         range(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK)
@@ -219,10 +219,10 @@ def measure(
     seen: list[int] = []
     tops: list[list[npt.NDArray[np.int64]]] = [[] for _ in listed]
     for number, (read, kept, found) in enumerate(
-        in_order(_Worker(run, dataset, listed), chunks), 1
+        map_in_order(_Worker(run, dataset, listed), chunks), 1
     ):
         for one in read:
-            report.take(one)
+            report.note(one)
         seen.extend(kept)
         for top, rows in zip(tops, found, strict=False):
             top.append(rows)
@@ -247,21 +247,21 @@ def measure(
 
 
 def _predictions(
-    run: Run,
-    way: Way,
+    run: EvaluationRun,
+    way: Variant,
     data: Mapping[str, Any],
     keys: tuple[str, ...],
     targets: npt.NDArray[np.int64],
     top: npt.NDArray[np.int64],
-) -> Predictions:
+) -> ModelPredictions:
     engine = {"name": run.engine.name, "version": run.engine.version()}
     identity = {**identity_of(run.artifact), "prepared": way.name}
-    return Predictions(
+    return ModelPredictions(
         identity, run.artifact.labels, engine, data, keys, targets, top, run.artifact
     )
 
 
-def _named(name: str, pair: Record, wrong: Predictions) -> Record:
+def _named(name: str, pair: Record, wrong: ModelPredictions) -> Record:
     return dataclasses.replace(
         pair, values={"mismatch": name, "top1": 100 * float(wrong.right.mean()), **pair.values}
     )

@@ -59,7 +59,7 @@ class LeftOut:
 
 
 @dataclass
-class Swept:
+class SweepResult:
     """What a sweep measured. ratios: of each file and engine over the first of the same setting; remarks: what to know of it."""
 
     records: list[Record] = field(default_factory=list)
@@ -102,7 +102,7 @@ def run(
     seconds: float,
     progress: Progress = silent,
     keep: Callable[[Sequence[Record]], None] = lambda _: None,
-) -> Swept:
+) -> SweepResult:
     """Time every file on every engine in each wanted setting for `seconds` a case.
 
     keep  is given the Records of each setting as it ends
@@ -110,7 +110,7 @@ def run(
     Raises:
         InputError: nothing at all could be measured, or an engine's name is unknown, or `keep` cannot.
     """
-    swept = Swept()
+    swept = SweepResult()
     pairs = list(product(_runners(engines, swept), artifacts))
     try:
         tried: dict[tuple[int, int], str] = {}
@@ -150,7 +150,7 @@ def _staged(progress: Progress, stage: str) -> Progress:
     return lambda _, done, total: progress(stage, done, total)
 
 
-def _runners(names: Sequence[str], swept: Swept) -> list[Engine]:
+def _runners(names: Sequence[str], swept: SweepResult) -> list[Engine]:
     """The engines that are installed."""
     found = []
     for name in dict.fromkeys(names):
@@ -162,7 +162,7 @@ def _runners(names: Sequence[str], swept: Swept) -> list[Engine]:
 
 
 def _able(
-    swept: Swept,
+    swept: SweepResult,
     pairs: Sequence[tuple[Engine, Artifact]],
     setting: Setting,
     tried: dict[tuple[int, int], str],
@@ -189,7 +189,7 @@ def _why_not(runner: Engine, artifact: Artifact, batch: int) -> str:
 
 
 def _group(
-    swept: Swept,
+    swept: SweepResult,
     pairs: Sequence[tuple[Engine, Artifact]],
     setting: Setting,
     seconds: float,
@@ -213,7 +213,9 @@ def _group(
     swept.ratios += ratios
 
 
-def _opened(swept: Swept, pairs: Sequence[tuple[Engine, Artifact]], setting: Setting) -> list[Case]:
+def _opened(
+    swept: SweepResult, pairs: Sequence[tuple[Engine, Artifact]], setting: Setting
+) -> list[Case]:
     """The cases that compile."""
     cases = []
     for runner, artifact in pairs:

@@ -24,7 +24,7 @@ _FREQUENCIES = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True)
-class Moment:
+class Counters:
     """Counters at one time. total, busy, stolen: seconds of the processors that this process may use; own: of this process."""
 
     load: float | None
@@ -35,7 +35,7 @@ class Moment:
     mhz: float | None
 
 
-def now() -> Moment:
+def read_counters() -> Counters:
     """The counters as they stand."""
     ticks = [values for name, values in _processors() if name in _own_processors()]
     total, busy, stolen = (
@@ -43,10 +43,10 @@ def now() -> Moment:
         if ticks
         else (0.0,) * 3
     )
-    return Moment(load(), total, busy, stolen, time.process_time(), _mhz())
+    return Counters(load(), total, busy, stolen, time.process_time(), _mhz())
 
 
-def between(before: Moment, after: Moment) -> dict[str, Any]:
+def between(before: Counters, after: Counters) -> dict[str, Any]:
     """Facts for a Record: load averages, and the shares of the processors' time that others used and that was stolen."""
     total = after.total - before.total
     others = after.busy - before.busy - (after.own - before.own)
@@ -143,4 +143,4 @@ def _text(path: Path) -> str:
         return ""
 
 
-STARTED = now()  # about when this process began
+STARTED = read_counters()  # about when this process began

@@ -146,14 +146,14 @@ def _environment() -> jinja2.Environment:
         autoescape=False,
         trim_blocks=False,
     )
-    environment.filters.update(plain=plain, code=code)
+    environment.filters.update(plain=escape_markdown, code=code)
     environment.globals.update(
         millions=millions, percent=percent, points=points, ms=ms, rate=rate, ratio_of=ratio_of
     )
     return environment
 
 
-def plain(value: object) -> str:
+def escape_markdown(value: object) -> str:
     """`value` as Markdown text of one line that prints as it stands, in a table too."""
     return ACTIVE.sub(r"\\\g<0>", " ".join(str(value).split()))
 

@@ -74,8 +74,8 @@ def _cells(one: Record, engines: Sequence[str], language: str) -> list[str]:
         else REFUSED[language]
     )
     return [
-        card.plain(one.artifact["name"]),
-        card.plain(values["recipe"]),
+        card.escape_markdown(one.artifact["name"]),
+        card.escape_markdown(values["recipe"]),
         f"{_points(main, 'drop')}, n = {main['n']}" if main else "–",
         _expected(main),
         card.percent(main["same_prediction"]) if main else "–",

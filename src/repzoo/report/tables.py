@@ -69,7 +69,7 @@ def _cells(facts: dict[str, Any]) -> list[str]:
         card.millions(cost[form]["parameters"]) for form in ("train", "deploy") if form in cost
     )
     return [
-        card.plain(f"{facts['name']}, {facts['classes']} classes"),
+        card.escape_markdown(f"{facts['name']}, {facts['classes']} classes"),
         f"{facts['size']}x{facts['size']}",
         parameters,
         f"{cost['deploy']['macs'] / 1e6:.1f}",
@@ -94,7 +94,8 @@ def _latencies(facts: dict[str, Any]) -> str:
         for name, single in found.items()
     }
     return "<br>".join(
-        f"{card.plain(name)} {times}" if len(shown) > 1 else times for name, times in shown.items()
+        f"{card.escape_markdown(name)} {times}" if len(shown) > 1 else times
+        for name, times in shown.items()
     )
 
 

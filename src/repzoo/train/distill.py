@@ -14,7 +14,7 @@ from timm.task import DistillationTeacher, LogitDistillationTask, TokenDistillat
 from torch.nn.functional import cross_entropy, interpolate
 
 from repzoo.artifact import Artifact, Preprocess
-from repzoo.data.batches import cores
+from repzoo.data.batches import available_cores
 from repzoo.engines import DEFAULT_ENGINE, engine
 from repzoo.errors import InputError
 from repzoo.train.recipe import Recipe
@@ -136,7 +136,7 @@ class OnnxTeacher(torch.nn.Module):
         self.pretrained_cfg: Any = {"mean": prepared.mean, "std": prepared.std}
         self._size = prepared.size
         self._session = engine(engine_name).open(
-            artifact.model, min(cores(), torch.get_num_threads())
+            artifact.model, min(available_cores(), torch.get_num_threads())
         )
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from timm.layers import convert_sync_batchnorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from repzoo.data.batches import cores
+from repzoo.data.batches import available_cores
 from repzoo.errors import InputError
 from repzoo.measure.distributed import Group
 
@@ -39,7 +39,7 @@ class Crew:
             else None
         )
         if group.size > 1:
-            torch.set_num_threads(group.threads(cores()))
+            torch.set_num_threads(group.threads(available_cores()))
 
     def joined(self, module: torch.nn.Module) -> torch.nn.Module:
         """`module`, whose gradients and batch statistics are those of all processes."""

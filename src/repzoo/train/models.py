@@ -87,11 +87,10 @@ def teacher(name: str, classes: tuple[str, ...], recipe: Recipe) -> torch.nn.Mod
 
 def head_of(module: torch.nn.Module) -> list[torch.nn.Module]:
     """The last layer, or layers where there are two heads; what has no `get_classifier` ends in its last child."""
-    found = (
-        module.get_classifier()
-        if hasattr(module, "get_classifier")
-        else list(module.children())[-1]
-    )  # type: ignore[operator]
+    if hasattr(module, "get_classifier"):
+        found = module.get_classifier()  # type: ignore[operator]
+    else:
+        found = list(module.children())[-1]
     return list(found) if isinstance(found, tuple | list) else [found]
 
 

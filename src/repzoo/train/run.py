@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
-from repzoo.data.batches import ReadReport, readable
-from repzoo.data.dataset import Dataset, Source
+from repzoo.data.batches import ReadReport, readable_indices
+from repzoo.data.dataset import Dataset, DataSource
 from repzoo.errors import InputError
 from repzoo.graph.tools.export import export
 from repzoo.measure.distributed import ALONE, Group
@@ -24,7 +24,7 @@ HOW = ("seed", "accumulate", "device", "channels_last", "checkpoint", "pretraine
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainResult:
     """The artifact, the log, and what a person should know: images left out, how it ran, where the weights came from."""
 
     artifact: Artifact
@@ -34,12 +34,12 @@ class Trained:
 
 def train(
     model: str,
-    source: Source,
+    source: DataSource,
     recipe: Recipe,
     running: Running,
     group: Group = ALONE,
     progress: Progress = silent,
-) -> Trained:
+) -> TrainResult:
     """Train `model` on the training part of `source`, or go on with the run in `running.output`.
 
     Writes run.json, log.csv, state.pt, weights.safetensors and MODEL.SOURCE.onnx there; images held out are scored, never
@@ -70,12 +70,12 @@ def train(
         best.cpu(), name, student.preprocess, source.classes, Step("train", __version__, settings)
     )
     made = artifact.write(running.output / f"{name}.onnx") if not group.rank else artifact
-    return Trained(replace(made, name=name), trainer.log, [*remarks, *report.sentences()])
+    return TrainResult(replace(made, name=name), trainer.log, [*remarks, *report.sentences()])
 
 
-def _training_images(source: Source, report: ReadReport, progress: Progress) -> Dataset:
+def _training_images(source: DataSource, report: ReadReport, progress: Progress) -> Dataset:
     whole = source.join("train" if "train" in source.parts else "all")
-    images = whole.subset(readable(whole, report, progress))
+    images = whole.subset(readable_indices(whole, report, progress))
     report.check(whole.name, len(whole))
     present = set(images.targets)
     if missing := [

@@ -15,7 +15,7 @@ from repzoo.engines import DEFAULT_ENGINE, engine
 from repzoo.errors import InputError
 from repzoo.measure import accuracy
 from repzoo.measure import external_results as outputs
-from repzoo.measure.accuracy import Answers
+from repzoo.measure.accuracy import Predictions
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.measure.record import Record
 from repzoo.progress import Progress, silent
@@ -115,10 +115,10 @@ def evaluate(
 
 def _runs(
     artifacts: Sequence[Artifact], against: Artifact | None, engines: Sequence[str]
-) -> tuple[list[accuracy.Run], list[int]]:
+) -> tuple[list[accuracy.EvaluationRun], list[int]]:
     """(runs, place among them of each file on each engine, `against` last): what is named twice runs once."""
     opened = [engine(name) for name in engines]
-    runs: list[accuracy.Run] = []
+    runs: list[accuracy.EvaluationRun] = []
     places: list[int] = []
     for one in [*artifacts, *([against] if against is not None else [])]:
         for runner in opened:
@@ -145,8 +145,8 @@ def _same(one: Artifact, other: Artifact) -> bool:
 
 
 def _pairs(
-    own: Sequence[Answers], others: Sequence[Answers], references: Sequence[Answers]
-) -> list[tuple[Answers, Answers]]:
+    own: Sequence[Predictions], others: Sequence[Predictions], references: Sequence[Predictions]
+) -> list[tuple[Predictions, Predictions]]:
     """(first, second) of each comparison: against the float model on the same engine, or else against the first of all."""
     if references:
         return [

@@ -78,13 +78,13 @@ def embed_input(
         "input": wanted.input,
         "yuv": wanted.yuv,
         "color": wanted.color,
-        "placed": made.said,
+        "placed": made.summary,
     }
     step = Step("embed-input", __version__, settings)
     result = replace(artifact, preprocess=wanted).then(
         made.model, step, input_certificate=asdict(certificate)
     )
-    return EmbeddedInput(result, made.said, certificate)
+    return EmbeddedInput(result, made.summary, certificate)
 
 
 def _wanted(

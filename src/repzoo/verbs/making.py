@@ -14,7 +14,7 @@ import onnx
 
 from repzoo import __version__
 from repzoo.artifact import Artifact, Preprocess, Step
-from repzoo.data.dataset import Source
+from repzoo.data.dataset import DataSource
 from repzoo.data.source import open_source
 from repzoo.engines import DEFAULT_ENGINE, engine
 from repzoo.errors import InputError, MissingExtra
@@ -22,8 +22,8 @@ from repzoo.measure import accuracy
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
 from repzoo.quant.baselines import registry as recipes
-from repzoo.quant.network.scheme import for_host, scheme_for
-from repzoo.quant.network.scheme import scheme as scheme_called
+from repzoo.quant.network.scheme import adapt_to_host, default_scheme
+from repzoo.quant.network.scheme import load_scheme as scheme_called
 from repzoo.quant.search import ladder
 from repzoo.quant.search.gate import Budget, QuantReport
 from repzoo.storage import sha256_of_file
@@ -215,11 +215,12 @@ def fold(
     artifact.input_name  # noqa: B018  refuses what is not a classifier
     from repzoo.graph.certificate import certify as certifying
     from repzoo.graph.fold import engine as folding
-    from repzoo.measure.compare import duel
+    from repzoo.measure.compare import compare_latency
 
     runner = engine(engine_name)
     result = folding.fold(
-        artifact.model, (lambda before, after: duel(before, after, runner)) if timed else None
+        artifact.model,
+        (lambda before, after: compare_latency(before, after, runner)) if timed else None,
     )
 
     def run(model: onnx.ModelProto, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -278,14 +279,14 @@ class QuantizeOptions:
 
 def _require_finetuning() -> None:
     try:
-        from repzoo.quant.parameters import finetune
+        from repzoo.quant.parameters import finetune  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtra("fine-tuning", "torch") from error
 
 
 def quantize(
     artifact: Artifact,
-    data: str | Path | Source,
+    data: str | Path | DataSource,
     options: QuantizeOptions | None = None,
     progress: Progress = silent,
 ) -> tuple[Artifact, QuantReport]:
@@ -299,29 +300,31 @@ def quantize(
     """
     options = options or QuantizeOptions()
     if options.recipe != recipes.OWN:
-        recipes.recipe(
+        recipes.load_quantizer(
             options.recipe
         )  # refuses a strange name or a missing package before the work
     if options.finetune_epochs:
         _require_finetuning()
-    source = data if isinstance(data, Source) else open_source(data, unlabeled=True)
+    source = data if isinstance(data, DataSource) else open_source(data, unlabeled=True)
     if artifact.form == "train":
         artifact, _ = fold(artifact)
-    split = source.quantizing_split(options.images, options.seed)
+    split = source.split_for_quantization(options.images, options.seed)
     if split.gate.labeled:
         accuracy.class_indices(
             split.gate, artifact
         )  # refuses strange classes before the work, not after it
     budget, runner = Budget(options.max_drop, options.force), engine(options.engine)
-    fewer = len(split.ranges) < options.images
+    fewer = len(split.calibration) < options.images
     said = (
-        [f"{len(split.ranges)} calibration images, of {options.images} asked for"] if fewer else []
+        [f"{len(split.calibration)} calibration images, of {options.images} asked for"]
+        if fewer
+        else []
     )
     if options.recipe != recipes.OWN:
         made, report = recipes.quantize(artifact, split, runner, options.recipe, budget, progress)
     else:
-        wanted = scheme_called(options.scheme) if options.scheme else scheme_for(options.engine)
-        scheme, remark = for_host(wanted, runner, host())
+        wanted = scheme_called(options.scheme) if options.scheme else default_scheme(options.engine)
+        scheme, remark = adapt_to_host(wanted, runner, host())
         said += [remark] if remark else []
         target = ladder.Target(runner, scheme, options.search, options.finetune_epochs)
         made, report = ladder.quantize(artifact, split, target, budget, progress)

@@ -51,7 +51,7 @@ def benchmark(
     options: BenchOptions | None = None,
     progress: Progress = silent,
     keep: Callable[[Sequence[Record]], None] = lambda _: None,
-) -> sweep.Swept:
+) -> sweep.SweepResult:
     """Every file on every engine, interleaved, one setting after the other; ratios against the first case of each setting.
 
     keep  is given the Records of each setting as it ends

@@ -39,7 +39,7 @@ Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
-class Source:
+class FigureSource:
     """Who published figures, and what they count.
 
     base        prefix of the `files` of its figures
@@ -160,7 +160,7 @@ Row = TypeVar("Row", ModelSpec, Checkpoint)
 class Catalog:
     """Everything in the file, in its order."""
 
-    sources: Mapping[str, Source]
+    sources: Mapping[str, FigureSource]
     models: Mapping[str, ModelSpec]
     checkpoints: Mapping[str, Checkpoint]
 
@@ -187,7 +187,7 @@ def checkpoints() -> list[Checkpoint]:
     return list(_packaged().checkpoints.values())
 
 
-def sources() -> Mapping[str, Source]:
+def sources() -> Mapping[str, FigureSource]:
     """Who published the figures, by the key that `Figure.source` gives."""
     return _packaged().sources
 
@@ -221,7 +221,7 @@ def parse(text: str) -> Catalog:
         raise RepzooError(f"the catalog is not TOML: {error}") from None
     _only(document, ("sources", "families", "model", "checkpoint"), "the catalog")
     found = {
-        key: _record(Source, table, f"source {key}")
+        key: _record(FigureSource, table, f"source {key}")
         for key, table in document.get("sources", {}).items()
     }
     families = document.get("families", {})
@@ -236,7 +236,7 @@ def parse(text: str) -> Catalog:
 
 
 def _model(
-    table: Mapping[str, Any], families: Mapping[str, Any], known: Mapping[str, Source]
+    table: Mapping[str, Any], families: Mapping[str, Any], known: Mapping[str, FigureSource]
 ) -> ModelSpec:
     key = str(table.get("family", ""))
     family = families.get(key, {})
@@ -246,7 +246,7 @@ def _model(
     return _record(ModelSpec, _with_figures(merged, known), _label(table))
 
 
-def _with_figures(table: Mapping[str, Any], known: Mapping[str, Source]) -> dict[str, Any]:
+def _with_figures(table: Mapping[str, Any], known: Mapping[str, FigureSource]) -> dict[str, Any]:
     where = _label(table)
     return {
         **table,
@@ -254,7 +254,7 @@ def _with_figures(table: Mapping[str, Any], known: Mapping[str, Source]) -> dict
     }
 
 
-def _figure(table: Mapping[str, Any], known: Mapping[str, Source], where: str) -> Figure:
+def _figure(table: Mapping[str, Any], known: Mapping[str, FigureSource], where: str) -> Figure:
     figure = _record(Figure, table, f"a figure of {where}")
     if figure.source not in known:
         raise RepzooError(unknown(f"source (in {where})", figure.source, dict(known)))

@@ -20,7 +20,7 @@ from repzoo import __version__
 from repzoo.errors import InputError, MissingExtra
 from repzoo.zoo import catalog, families
 from repzoo.zoo.containers import Table, read
-from repzoo.zoo.naming import COUNTER, HEADS, LoadOptions, Named, named
+from repzoo.zoo.naming import COUNTER, HEADS, LoadOptions, RenamedWeights, to_catalog_names
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -119,15 +119,15 @@ def _on_meta(model: str, form: str, classes: int, two_heads: bool) -> torch.nn.M
         return families.deploy_form(module) if form == "deploy" else module
 
 
-def _named(path: Path, family: str, options: LoadOptions) -> Named:
+def _named(path: Path, family: str, options: LoadOptions) -> RenamedWeights:
     contents = read(path)
     try:
-        return named(contents, family, options.source, options.ema)
+        return to_catalog_names(contents, family, options.source, options.ema)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def _fitting(found: Named) -> str:
+def _fitting(found: RenamedWeights) -> str:
     """ "; it fits X" for the catalog models whose tensors are exactly these, counters and classes aside; "" when none is."""
     own = {name: value.shape for name, value in found.table.items() if not name.endswith(COUNTER)}
     rows = [row.name for row in catalog.models() if row.family == found.scheme.family]
@@ -154,7 +154,9 @@ def _add_counters(table: Table, target: Shapes, remarks: list[str]) -> None:
         )
 
 
-def _require_shapes(path: Path, model: str, found: Named, table: Table, target: Shapes) -> None:
+def _require_shapes(
+    path: Path, model: str, found: RenamedWeights, table: Table, target: Shapes
+) -> None:
     missing, strange = (
         [name for name in target if name not in table],
         [name for name in table if name not in target],
@@ -183,12 +185,12 @@ def _require_shapes(path: Path, model: str, found: Named, table: Table, target: 
     )
 
 
-def _difference(found: Named, table: Table, target: Shapes, name: str) -> str:
+def _difference(found: RenamedWeights, table: Table, target: Shapes, name: str) -> str:
     return f"{found.origin.get(name, name)!r}, {table[name].shape} where {target[name]} is expected"
 
 
 def _plain(
-    path: Path, name: str, found: Named, value: npt.NDArray[Any], remarks: list[str]
+    path: Path, name: str, found: RenamedWeights, value: npt.NDArray[Any], remarks: list[str]
 ) -> npt.NDArray[Any]:
     """A copy of `value` as float32 (a counter: int64), in C order and this machine's byte order."""
     if name.endswith(COUNTER):
@@ -210,7 +212,7 @@ def _plain(
 
 
 def _with_new_head(
-    path: Path, model: str, found: Named, state: Table, options: LoadOptions
+    path: Path, model: str, found: RenamedWeights, state: Table, options: LoadOptions
 ) -> Table:
     if not options.reset_head:
         raise InputError(

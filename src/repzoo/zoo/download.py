@@ -41,7 +41,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Weights:
+class PublishedWeights:
     """Published weights.
 
     name         MODEL.TAG, or the last part of an address
@@ -84,7 +84,7 @@ def cache_folder() -> Path:
 
 
 @cache
-def published() -> tuple[Weights, ...]:
+def published() -> tuple[PublishedWeights, ...]:
     """Every row of weights.toml, groups in its order."""
     document = tomllib.loads(
         files("repzoo.zoo").joinpath("weights.toml").read_text(encoding="utf-8")
@@ -95,14 +95,14 @@ def published() -> tuple[Weights, ...]:
         for model, file in group["files"].items()
     ]
     found += [
-        Weights(f"{model}.{group['tag']}", model, group["title"], page=group["page"])
+        PublishedWeights(f"{model}.{group['tag']}", model, group["title"], page=group["page"])
         for group in document["by_hand"]
         for model in group["models"]
     ]
     return tuple(found)
 
 
-def _row(group: dict[str, Any], model: str, file: str) -> Weights:
+def _row(group: dict[str, Any], model: str, file: str) -> PublishedWeights:
     stem = file.rpartition(".")[0]
     known = {
         "hub": ("", "the Hugging Face hub"),
@@ -110,7 +110,7 @@ def _row(group: dict[str, Any], model: str, file: str) -> Weights:
         "": ("", ""),
     }
     sha256, hash_source = known[group["hash"]]
-    return Weights(
+    return PublishedWeights(
         f"{model}.{group['tag']}",
         model,
         group["title"],
@@ -121,7 +121,7 @@ def _row(group: dict[str, Any], model: str, file: str) -> Weights:
     )
 
 
-def matching(wanted: str, sha256: str = "") -> list[Weights]:
+def matching(wanted: str, sha256: str = "") -> list[PublishedWeights]:
     """The weights that `wanted` names: an address, `all`, a family, a model, a name, or a glob of names.
 
     Raises:
@@ -132,7 +132,7 @@ def matching(wanted: str, sha256: str = "") -> list[Weights]:
     if "://" in wanted:
         _require_address(wanted, sha256)
         return [
-            Weights(
+            PublishedWeights(
                 _file_name(wanted),
                 "",
                 "the given address",
@@ -167,7 +167,9 @@ def matching(wanted: str, sha256: str = "") -> list[Weights]:
     )
 
 
-def fetch(weights: Weights, folder: Path | None = None, progress: Progress = silent) -> Fetched:
+def fetch(
+    weights: PublishedWeights, folder: Path | None = None, progress: Progress = silent
+) -> Fetched:
     """`weights` in `folder` (default: the cache), fetched unless they are there.
 
     Raises:
@@ -196,7 +198,9 @@ def fetch(weights: Weights, folder: Path | None = None, progress: Progress = sil
     )
 
 
-def _transferred(weights: Weights, place: Path, part: Path, progress: Progress) -> tuple[str, int]:
+def _transferred(
+    weights: PublishedWeights, place: Path, part: Path, progress: Progress
+) -> tuple[str, int]:
     """As `_transfer`, tried again where the connection breaks."""
     broken: Exception | None = None
     for _ in range(TRIES):
@@ -283,7 +287,7 @@ def _linked_hash(headers: http.client.HTTPMessage) -> str:
     return tag if _HASH.fullmatch(tag) else ""
 
 
-def _address(weights: Weights) -> str:
+def _address(weights: PublishedWeights) -> str:
     """Its address, at the mirror of the hub that the user may have set."""
     mirror = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     url = (
@@ -295,7 +299,7 @@ def _address(weights: Weights) -> str:
     return url
 
 
-def _transfer(weights: Weights, part: Path, progress: Progress) -> tuple[str, int]:
+def _transfer(weights: PublishedWeights, part: Path, progress: Progress) -> tuple[str, int]:
     """(hash that the hub states or "", bytes that an earlier transfer left) after appending to `part` all that it lacks."""
     redirects = _Redirects()
     request = urllib.request.Request(
@@ -326,7 +330,7 @@ def _transfer(weights: Weights, part: Path, progress: Progress) -> tuple[str, in
     return stated, start
 
 
-def _left(weights: Weights, part: Path) -> tuple[int, str]:
+def _left(weights: PublishedWeights, part: Path) -> tuple[int, str]:
     """(bytes kept, ETag) of an earlier transfer from the same address; (0, "") when going on would not be safe."""
     try:
         facts = json.loads(_facts(part).read_text(encoding="utf-8"))
@@ -352,7 +356,7 @@ def _start(answer: Any, have: int) -> int:
     return have
 
 
-def _total(weights: Weights, answer: Any, start: int) -> int:
+def _total(weights: PublishedWeights, answer: Any, start: int) -> int:
     length = answer.headers.get("Content-Length", "")
     if "text/html" in answer.headers.get("Content-Type", ""):
         raise InputError(
@@ -368,7 +372,7 @@ def _total(weights: Weights, answer: Any, start: int) -> int:
 
 
 def _append(
-    weights: Weights, answer: Any, part: Path, span: tuple[int, int], progress: Progress
+    weights: PublishedWeights, answer: Any, part: Path, span: tuple[int, int], progress: Progress
 ) -> None:
     """Write the bytes from span[0] to span[1]; what came before a break stays for the next try."""
     done, total = span
@@ -386,7 +390,7 @@ def _append(
         os.fsync(file.fileno())
 
 
-def _checked(weights: Weights, part: Path, stated: str) -> str:
+def _checked(weights: PublishedWeights, part: Path, stated: str) -> str:
     found, wanted = sha256_of_file(part), weights.sha256 or stated
     if not found.startswith(wanted):
         part.unlink()
@@ -398,7 +402,7 @@ def _checked(weights: Weights, part: Path, stated: str) -> str:
     return found
 
 
-def _present(weights: Weights, place: Path) -> Fetched:
+def _present(weights: PublishedWeights, place: Path) -> Fetched:
     found = sha256_of_file(place)
     if not found.startswith(weights.sha256):
         raise InputError(
@@ -414,7 +418,7 @@ def _present(weights: Weights, place: Path) -> Fetched:
     )
 
 
-def _offline(weights: Weights, place: Path, reason: object) -> str:
+def _offline(weights: PublishedWeights, place: Path, reason: object) -> str:
     host = urlsplit(weights.url).hostname
     return f"{host} cannot be reached ({reason}); fetch {weights.url} on a machine that can, and put the file at {place}"
 
@@ -424,7 +428,7 @@ def _facts(part: Path) -> Path:
 
 
 def fetch_all(
-    rows: Sequence[Weights], folder: Path | None, progress: Progress = silent
+    rows: Sequence[PublishedWeights], folder: Path | None, progress: Progress = silent
 ) -> tuple[list[Fetched], list[str]]:
     """(what is in its place, sentences on what is not): one failure does not stop the others."""
     done: list[Fetched] = []

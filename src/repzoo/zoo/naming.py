@@ -77,7 +77,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Scheme:
+class NamingScheme:
     """How `source` names the tensors of `family`; see naming.toml."""
 
     source: str
@@ -98,7 +98,7 @@ class Scheme:
 
 
 @dataclass(frozen=True)
-class Named:
+class RenamedWeights:
     """A table under the catalog's names.
 
     table    name -> array; as stored, but for the transposed
@@ -110,7 +110,7 @@ class Named:
 
     table: Table
     origin: Mapping[str, str]
-    scheme: Scheme
+    scheme: NamingScheme
     form: str
     where: str
     remarks: tuple[str, ...]
@@ -135,7 +135,7 @@ class Named:
 
 
 @cache
-def schemes() -> tuple[Scheme, ...]:
+def schemes() -> tuple[NamingScheme, ...]:
     """Every scheme of naming.toml, in its order."""
     document = tomllib.loads(
         files("repzoo.zoo").joinpath("naming.toml").read_text(encoding="utf-8")
@@ -150,7 +150,9 @@ def sources() -> tuple[str, ...]:
     )
 
 
-def named(contents: Contents, family: str, source: str = "auto", ema: bool = True) -> Named:
+def to_catalog_names(
+    contents: Contents, family: str, source: str = "auto", ema: bool = True
+) -> RenamedWeights:
     """The weights in `contents` under the catalog's names.
 
     family  whose model is wanted: looked for first; the answer may be another's, see `Scheme.family`
@@ -171,12 +173,12 @@ def named(contents: Contents, family: str, source: str = "auto", ema: bool = Tru
     remarks += [f"{count} tensors left out: {why}" for why, count in dropped.items()]
     mark = DEPLOY_MARKS.get(scheme.family)
     form = "deploy" if mark and any(mark.search(name) for name in table) else "train"
-    return Named(table, origin, scheme, form, where, tuple(remarks))
+    return RenamedWeights(table, origin, scheme, form, where, tuple(remarks))
 
 
-def _scheme(entry: Mapping[str, Any]) -> Scheme:
+def _scheme(entry: Mapping[str, Any]) -> NamingScheme:
     blocks = entry.get("blocks")
-    return Scheme(
+    return NamingScheme(
         entry["source"],
         entry["family"],
         entry["title"],
@@ -201,7 +203,7 @@ def _stripped(table: Table) -> Table:
 
 def _recognized(
     tables: Mapping[str, Table], family: str, source: str
-) -> tuple[Scheme, dict[str, Table]]:
+) -> tuple[NamingScheme, dict[str, Table]]:
     """The first scheme whose marks the keys bear, one of `family` before others, and the tables that bear them."""
     if source != "auto" and source not in sources():
         raise InputError(unknown("source", source, ["auto", *sources()]))
@@ -217,7 +219,7 @@ def _recognized(
     )
 
 
-def _chosen(places: list[str], scheme: Scheme, ema: bool) -> str:
+def _chosen(places: list[str], scheme: NamingScheme, ema: bool) -> str:
     def rank(where: str) -> tuple[int, int]:
         averaged = where in EMA_TABLES
         order = EMA_TABLES if averaged else TABLES
@@ -232,7 +234,7 @@ def _listed(places: Iterable[str]) -> str:
     return ", ".join(repr(place) for place in places)
 
 
-def _numbered(table: Table, scheme: Scheme) -> dict[str, tuple[str, Any]]:
+def _numbered(table: Table, scheme: NamingScheme) -> dict[str, tuple[str, Any]]:
     """The key that the rules see -> (the file's key, array). RepViT: block i of one row becomes its place in a stage.
 
     A stage begins with a block that halves the resolution; timm keeps the last block before it as that block's `pre_block`.
@@ -266,7 +268,7 @@ def _numbered(table: Table, scheme: Scheme) -> dict[str, tuple[str, Any]]:
 
 
 def _renamed(
-    keys: Mapping[str, tuple[str, Any]], scheme: Scheme
+    keys: Mapping[str, tuple[str, Any]], scheme: NamingScheme
 ) -> tuple[Table, dict[str, str], dict[str, int]]:
     table: Table = {}
     origin: dict[str, str] = {}

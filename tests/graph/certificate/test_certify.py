@@ -24,7 +24,7 @@ from repzoo.graph.certificate.proof import PROBES
 from repzoo.graph.fold import algebra
 from repzoo.graph.fold import engine as fold
 from repzoo.graph.fold.algebra import AffineMap
-from repzoo.graph.tools.pieces import pieces, sha256_of_graph
+from repzoo.graph.tools.pieces import sha256_of_graph, split_model
 
 Array = npt.NDArray[Any]
 Graph = Callable[..., onnx.ModelProto]
@@ -558,19 +558,19 @@ def test_pieces_give_what_the_whole_gives(held: str, before: Artifact, execute: 
     model = before.model if held == "initializers" else with_constant_nodes(before.model)
     data = np.random.default_rng(0).standard_normal((3, 4, 16, 17)).astype(np.float32)
     seen = data
-    parts = list(pieces(model, limit=600))
+    parts = list(split_model(model, limit=600))
     assert len(parts) == 3
     for part in parts:
         seen = execute(part, seen)[0]
     assert np.array_equal(seen, execute(model, data)[0])
-    assert len(list(pieces(model))) == 1
+    assert len(list(split_model(model))) == 1
 
 
 def test_a_fold_is_certified_in_pieces_too(
     before: Artifact, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = certified(before)
-    monkeypatch.setattr(certify, "pieces", lambda model, **more: pieces(model, 600, **more))
+    monkeypatch.setattr(certify, "pieces", lambda model, **more: split_model(model, 600, **more))
     assert certified(before).max_abs_error == whole.max_abs_error
     model = onnx.ModelProto()
     model.CopyFrom(fold.fold(before.model).model)

@@ -22,7 +22,7 @@ from repzoo.graph.certificate.proof import prove
 from repzoo.graph.fold import algebra, rules
 from repzoo.graph.fold import engine as fold
 from repzoo.graph.fold.algebra import AffineMap
-from repzoo.graph.fold.rules import Link
+from repzoo.graph.fold.rules import AffineNode
 
 Array = npt.NDArray[Any]
 Graph = Callable[..., onnx.ModelProto]
@@ -209,7 +209,7 @@ def rebuilt(change: Callable[[AffineMap], AffineMap]) -> Callable[[Original], Or
             made = original(*arguments)
             return (
                 replace(made, build=lambda: change(made.build()))
-                if isinstance(made, Link)
+                if isinstance(made, AffineNode)
                 else made
             )
 
@@ -423,7 +423,7 @@ def test_an_epsilon_error_does_not_hide_behind_large_variances(
     }
     before = Artifact(graph(body, weights, output="N, 8"), "loud", Preprocess(size=9))
     run: certify.Runner = lambda model, data: execute(model, data)[0]  # noqa: E731
-    assert certify.certify(before, fold.fold(before.model), run).specimens == 1
+    assert certify.certify(before, fold.fold(before.model), run).adversarial_cases == 1
     monkeypatch.setattr(algebra, "from_batchnorm", mutate(algebra.from_batchnorm))
     result = fold.fold(before.model)
     prove(

@@ -253,7 +253,7 @@ def test_the_authors_branches_become_one_convolution(
     result = fold(before.model)
     assert kinds(result) == ["Conv", "Relu", "ReduceMean"]
     certificate = certify(before, result, lambda model, data: execute(model, data)[0])
-    assert certificate.proven == certificate.specimens == 1
+    assert certificate.proven == certificate.adversarial_cases == 1
     data = torch.randn(1, 4, 8, 8)
     (got,) = execute(result.model, data.numpy())
     assert np.abs(module(data).detach().numpy() - got).max() <= 1e-5

@@ -18,7 +18,7 @@ from repzoo.engines import engine
 from repzoo.errors import CertificateError, InputError
 from repzoo.graph.certificate.certify import InputCertificate, certify_input
 from repzoo.graph.fold import engine as folding
-from repzoo.graph.fold.input import Embedded, embed
+from repzoo.graph.fold.input import EmbeddedModel, embed
 
 Graph = Callable[..., onnx.ModelProto]
 TAIL = """
@@ -88,7 +88,7 @@ def subject(graph: Graph, stem: str, opset: int = 17) -> Artifact:
 
 def embedded(
     artifact: Artifact, contract: dict[str, Any], **more: Any
-) -> tuple[Embedded, Preprocess]:
+) -> tuple[EmbeddedModel, Preprocess]:
     assert artifact.preprocess is not None
     wanted = Preprocess.from_mapping({**dataclasses.asdict(artifact.preprocess), **contract})
     return embed(artifact.model, wanted, *pixel_map(wanted, wanted.color), **more), wanted
@@ -124,7 +124,7 @@ def test_every_stem_is_equal_and_merged_where_that_is_exact(
     made, wanted = embedded(artifact, contract)
     onnx.checker.check_model(made.model, full_check=True)
     where = STEMS[stem][2]
-    assert where == "either" or SAID[where] in made.said
+    assert where == "either" or SAID[where] in made.summary
     kinds = [node.op_type for node in made.model.graph.node]
     assert kinds[0] == "Cast"
     assert ("Sub" in kinds) == (where == "padded") or where in ("front", "either")
@@ -164,7 +164,7 @@ def test_the_zoos_families(aged: Callable[[Any], Any], name: str, contract: dict
         node.op_type for node in late.model.graph.node
     ]
     assert certified(artifact, folded, wanted).equal
-    assert SAID["none" if name == "fasternet_t0" else "padded"] in late.said
+    assert SAID["none" if name == "fasternet_t0" else "padded"] in late.summary
 
 
 # Mutants: each is a mistake that people make, and the certificate must name none of them equal

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from repzoo.errors import CertificateError
-from repzoo.graph.certificate.index import Index
+from repzoo.graph.certificate.index import TensorIndex
 from repzoo.graph.certificate.proof import prove
 from repzoo.graph.fold import engine as folding
 from repzoo.graph.fold.engine import fold
@@ -29,7 +29,7 @@ def test_a_fold_that_a_later_one_takes_in_is_within_what_that_ones_proof_retrace
     inner, outer = (one.output for one in result.folds)
     (proof,) = prove(model, result.model, [inner, outer])
     assert proof.output == outer
-    retraced = Index.of(model.graph).between("data", proof.output)
+    retraced = TensorIndex.of(model.graph).between("data", proof.output)
     assert {name for node in retraced for name in node.output} >= {inner, outer}
     right, written = folding._node_for, iter(range(9))
 

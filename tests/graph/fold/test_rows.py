@@ -12,9 +12,9 @@ import pytest
 
 from repzoo.errors import CertificateError
 from repzoo.graph.certificate import proof
-from repzoo.graph.certificate.adversarial import specimens
-from repzoo.graph.certificate.index import Index
-from repzoo.graph.certificate.proof import Origin, prove
+from repzoo.graph.certificate.adversarial import adversarial_cases
+from repzoo.graph.certificate.index import TensorIndex
+from repzoo.graph.certificate.proof import TrainingForm, prove
 from repzoo.graph.fold import engine as folding
 from repzoo.graph.fold.engine import fold
 
@@ -113,7 +113,7 @@ def test_the_values_are_those_of_the_formula(graph: Graph) -> None:
 
 def test_batchnorms_between_rows_are_drilled(graph: Graph) -> None:
     model = made(graph, LEVIT)
-    drilled = list(specimens(model, fold(model).model, Origin.of(model)))
+    drilled = list(adversarial_cases(model, fold(model).model, TrainingForm.of(model)))
     assert drilled
     for _, specimen in drilled:
         result = fold(specimen)
@@ -153,7 +153,7 @@ def test_a_product_of_two_steps_does_not_hide_what_else_reads_it(graph: Graph) -
 
 def test_the_probe_has_the_length_of_the_rows(graph: Graph) -> None:
     model = made(graph, LEVIT)
-    origin, after = Origin.of(model), fold(model).model
-    new = Index.of(after.graph)
-    (layer,) = proof.changed(after, origin, new)
+    origin, after = TrainingForm.of(model), fold(model).model
+    new = TensorIndex.of(after.graph)
+    (layer,) = proof.changed_nodes(after, origin, new)
     assert (layer.op_type, len(layer.input), origin.probe(layer, new)) == ("MatMul", 3, (1, 6, 5))

@@ -14,7 +14,7 @@ import pytest
 from repzoo.engines import engine
 from repzoo.graph.fold.engine import FoldResult, fold
 from repzoo.graph.fold.timing import Timing
-from repzoo.measure.compare import duel
+from repzoo.measure.compare import compare_latency
 
 Array = npt.NDArray[Any]
 Graph = Callable[..., onnx.ModelProto]
@@ -104,7 +104,7 @@ def test_a_real_engine_times_both(graph: Graph) -> None:
     given = []
 
     def timer(before: onnx.ModelProto, after: onnx.ModelProto) -> Timing:
-        given.append(duel(before, after, engine("onnxruntime"), seconds=0.05))
+        given.append(compare_latency(before, after, engine("onnxruntime"), seconds=0.05))
         return given[-1]
 
     result = fold(graph(TWICE, WEIGHTS), timer)

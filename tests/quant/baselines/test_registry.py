@@ -138,9 +138,11 @@ def test_a_missing_package_says_what_to_type(
 def test_what_they_cannot_quantize_is_one_sentence_and_the_given_model_stays(name: str) -> None:
     model = small().model
     before = model.SerializeToString()
-    wrong = recipes.Task(model, [np.zeros((1, 3, 5, 5), np.float32)], lambda: iter(()), 0.3)
+    wrong = recipes.QuantizerTask(
+        model, [np.zeros((1, 3, 5, 5), np.float32)], lambda: iter(()), 0.3
+    )
     with pytest.raises(InputError, match="cannot quantize this model: "):
-        recipes.recipe(name)(wrong)
+        recipes.load_quantizer(name)(wrong)
     assert model.SerializeToString() == before
 
 

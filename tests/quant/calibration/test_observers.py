@@ -16,16 +16,16 @@ from hypothesis.extra import numpy as arrays
 from repzoo import verbs
 from repzoo.engines import engine
 from repzoo.errors import InputError
-from repzoo.graph.tools.pieces import Pieces, pieces
+from repzoo.graph.tools.pieces import Pieces, split_model
 from repzoo.quant.calibration import observers as observe_module
 from repzoo.quant.calibration.observers import (
     BINS,
     KEPT_VALUES,
-    Feed,
+    CalibrationStream,
     Histogram,
     Statistics,
+    collect_statistics,
     gram_width,
-    observe,
 )
 from repzoo.quant.network import layers
 from repzoo.quant.network import placement as place
@@ -80,7 +80,7 @@ def test_zeros_alone_and_zeros_first() -> None:
 
 @given(chunks, st.floats(0.01, 100))
 def test_dividing_afterwards_is_as_dividing_before(parts: list[Values], factor: float) -> None:
-    made = histogram(parts).over(np.array([factor]))
+    made = histogram(parts).rescaled(np.array([factor]))
     whole = np.concatenate(parts).astype(np.float64) / factor
     assert made.low[0] == pytest.approx(whole.min(), rel=1e-6)
     assert made.high[0] == pytest.approx(whole.max(), rel=1e-6)
@@ -118,8 +118,13 @@ def batches() -> Iterator[Values]:
 
 
 def test_observe_sees_the_input_and_the_inner_tensors_of_every_batch() -> None:
-    seen = observe(
-        MODEL, ["data", "live", "scaled"], [], Feed(batches(), 6), engine("onnxruntime"), 1
+    seen = collect_statistics(
+        MODEL,
+        ["data", "live", "scaled"],
+        [],
+        CalibrationStream(batches(), 6),
+        engine("onnxruntime"),
+        1,
     ).histograms
     assert {name: (one.low[0], one.high[0], one.total) for name, one in seen.items()} == {
         "data": (-3.0, 2.0, 24),
@@ -134,22 +139,26 @@ def test_observe_sees_the_input_and_the_inner_tensors_of_every_batch() -> None:
 def test_a_model_is_left_as_it_was_even_where_it_does_not_compile() -> None:
     """It is not copied to be probed."""
     before = MODEL.SerializeToString(deterministic=True)
-    seen = observe(MODEL, ["live"], [], Feed(batches(), 6), engine("onnxruntime"), 1)
+    seen = collect_statistics(
+        MODEL, ["live"], [], CalibrationStream(batches(), 6), engine("onnxruntime"), 1
+    )
     assert MODEL.SerializeToString(deterministic=True) == before
     assert seen.margins.values.shape == (6, 4)  # all four classes alike
     assert not seen.margins.values.any()
     with pytest.raises(InputError):
-        observe(MODEL, ["no such tensor"], [], Feed(batches(), 6), engine("onnxruntime"), 1)
+        collect_statistics(
+            MODEL, ["no such tensor"], [], CalibrationStream(batches(), 6), engine("onnxruntime"), 1
+        )
     assert MODEL.SerializeToString(deterministic=True) == before
 
 
 def test_observe_names_a_tensor_that_is_not_finite() -> None:
     with pytest.raises(InputError, match="'scaled' is not finite"):
-        observe(
+        collect_statistics(
             MODEL,
             ["scaled"],
             [],
-            Feed([np.full((1, 1, 2, 2), 3e38, np.float32)], 1),
+            CalibrationStream([np.full((1, 1, 2, 2), 3e38, np.float32)], 1),
             engine("onnxruntime"),
             1,
         )
@@ -157,7 +166,9 @@ def test_observe_names_a_tensor_that_is_not_finite() -> None:
 
 def test_observe_refuses_no_images() -> None:
     with pytest.raises(InputError, match="no calibration image"):
-        observe(MODEL, ["scaled"], [], Feed([], 1), engine("onnxruntime"), 1)
+        collect_statistics(
+            MODEL, ["scaled"], [], CalibrationStream([], 1), engine("onnxruntime"), 1
+        )
 
 
 @pytest.mark.parametrize(("count", "batch"), [(8, 3), (100, 16), (1000, 16)])
@@ -174,7 +185,9 @@ def test_values_are_kept_of_all_images_alike(count: int, batch: int) -> None:
     ).copy()
     batches = (pictures[at : at + batch] for at in range(0, count, batch))
     kept = (
-        observe(model, ["t"], [], Feed(batches, count), engine("onnxruntime"), 1)
+        collect_statistics(
+            model, ["t"], [], CalibrationStream(batches, count), engine("onnxruntime"), 1
+        )
         .histograms["t"]
         .kept
     )
@@ -189,21 +202,21 @@ def test_a_large_model_in_pieces_gives_the_same(
     model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each piece sees all images before the next is compiled; what is counted, and at which positions, is the same."""
-    model = qdq.prepared(verbs.load(str(model_file)).model)
+    model = qdq.prepare_for_qdq(verbs.load(str(model_file)).model)
     tensors = place.candidates(model)[0].tensors
     pictures = np.random.default_rng(0).normal(size=(5, 7, 3, 32, 32)).astype(np.float32)
     shown, cut = list[int](), list[int]()
 
     def statistics() -> Statistics:
-        feed = Feed(
+        feed = CalibrationStream(
             list(pictures), 35, lambda _, done, total: shown.append(round(100 * done / total))
         )
-        return observe(
-            model, tensors, list(layers.layers(model).values()), feed, engine("onnxruntime"), 2
+        return collect_statistics(
+            model, tensors, list(layers.find_layers(model).values()), feed, engine("onnxruntime"), 2
         )
 
     def counted(model: onnx.ModelProto, limit: int) -> Pieces:
-        made = pieces(model, limit)
+        made = split_model(model, limit)
         cut.append(len(made))
         return made
 
@@ -231,13 +244,16 @@ def test_a_large_model_in_pieces_gives_the_same(
 
 
 def test_what_is_drawn_of_a_tensor_does_not_depend_on_the_others(model_file: Path) -> None:
-    model = qdq.prepared(verbs.load(str(model_file)).model)
-    every, reads = list(place.candidates(model)[0].tensors), list(layers.layers(model).values())
+    model = qdq.prepare_for_qdq(verbs.load(str(model_file)).model)
+    every, reads = (
+        list(place.candidates(model)[0].tensors),
+        list(layers.find_layers(model).values()),
+    )
     pictures = np.random.default_rng(0).normal(size=(2, 8, 3, 32, 32)).astype(np.float32)
 
     def statistics(tensors: list[str], reads: list[layers.Layer]) -> Statistics:
-        return observe(
-            model, tensors, reads, Feed(list(pictures), 2000), engine("onnxruntime"), 1
+        return collect_statistics(
+            model, tensors, reads, CalibrationStream(list(pictures), 2000), engine("onnxruntime"), 1
         )  # a few positions of each
 
     together, alone = statistics(every, reads), statistics(every[-3:], reads[-3:])
@@ -257,7 +273,7 @@ def test_counts_survive_being_held_in_less(count: int) -> None:
     """Two bytes a bin where they are enough, four where they are not."""
     made = Histogram(1)
     made.add(np.ones((1, count), np.float32), np.ones(1, np.float32), np.ones(1, np.float32))
-    made.settle()
+    made.compact()
     assert made.total == count
     assert made.mean[0] == 1
     assert made.counts.dtype == (np.uint16 if count < 2**16 else np.int32)
@@ -270,7 +286,7 @@ def test_a_gram_matrix_is_narrower_where_weights_leave_less_room() -> None:
     model.graph.initializer.append(
         onnx.numpy_helper.from_array(np.zeros((512, 512), np.float32), "w")
     )
-    wanted = [*layers.layers(model).values()] * 200
+    wanted = [*layers.find_layers(model).values()] * 200
     widths = [gram_width(wanted, weights) for weights in (10**7, 4 * 10**8, 10**12)]
     assert widths == [512, 256, 128]
     assert all(

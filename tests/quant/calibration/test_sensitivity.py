@@ -9,10 +9,14 @@ import pytest
 from onnx import numpy_helper
 
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import Feed, Statistics, observe
-from repzoo.quant.calibration.sensitivity import WayBack, charged, importance
+from repzoo.quant.calibration.observers import CalibrationStream, Statistics, collect_statistics
+from repzoo.quant.calibration.sensitivity import (
+    SensitivityPropagation,
+    activation_sensitivity,
+    input_sensitivity,
+)
 from repzoo.quant.network import layers
-from repzoo.quant.network.graph_view import Wiring
+from repzoo.quant.network.graph_view import GraphView
 
 SIZE, SMALL = 8, 0.01
 WAYS = {  # from t [N, 6, 8, 8] to u, which the layer reads, and its weights
@@ -98,9 +102,11 @@ def images(count: int) -> npt.NDArray[np.float32]:
 
 
 def seen(model: onnx.ModelProto, tensors: list[str]) -> Statistics:
-    reads = [one for one in layers.layers(model).values() if one.source == "u"]
+    reads = [one for one in layers.find_layers(model).values() if one.source == "u"]
     batches = [images(256)[at : at + 1] for at in range(256)]
-    return observe(model, tensors, reads, Feed(batches, 256), engine("onnxruntime"), 1)
+    return collect_statistics(
+        model, tensors, reads, CalibrationStream(batches, 256), engine("onnxruntime"), 1
+    )
 
 
 def measured(model: onnx.ModelProto, channel: int) -> float:
@@ -127,11 +133,13 @@ def test_costs_are_what_noise_does(way: str) -> None:
     statistics = seen(
         plain, [name for node in plain.graph.node for name in node.output if name != "y"]
     )
-    found = layers.layers(plain)
-    charges = charged(
-        [one for one in found.values() if one.source == "u"], layers.constants(plain), statistics
+    found = layers.find_layers(plain)
+    charges = input_sensitivity(
+        [one for one in found.values() if one.source == "u"],
+        layers.initializer_arrays(plain),
+        statistics,
     )
-    costs = WayBack(Wiring(plain), found, statistics).costs(charges, charges)
+    costs = SensitivityPropagation(GraphView(plain), found, statistics).costs(charges, charges)
     expected = [measured(model, channel) for channel in range(6)]
     # what slopes and factors make together is taken as what each makes alone
     np.testing.assert_allclose(costs["t"], expected, rtol=0.3, atol=0.02 * max(expected))
@@ -144,13 +152,15 @@ def test_shapes_that_are_not_known_cost_precision_and_no_more(way: str) -> None:
     statistics = seen(
         model, [name for node in model.graph.node for name in node.output if name != "y"]
     )
-    found = layers.layers(model)
-    charges = charged(
-        [one for one in found.values() if one.source == "u"], layers.constants(model), statistics
+    found = layers.find_layers(model)
+    charges = input_sensitivity(
+        [one for one in found.values() if one.source == "u"],
+        layers.initializer_arrays(model),
+        statistics,
     )
-    wiring = Wiring(model)
+    wiring = GraphView(model)
     wiring.shapes.clear()
-    costs = WayBack(wiring, found, statistics).costs(charges, charges)
+    costs = SensitivityPropagation(wiring, found, statistics).costs(charges, charges)
     for name, cost in costs.items():
         assert len(cost) == len(statistics.histograms[name].low)
         assert np.isfinite(cost).all()
@@ -178,13 +188,14 @@ def test_the_nearest_layers_speak_for_a_tensor() -> None:
         model.graph.initializer.append(
             numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
         )
-    reads = list(layers.layers(model).values())
-    statistics = observe(
-        model, ["t", "a", "u"], reads, Feed([images(32)], 32), engine("onnxruntime"), 1
+    reads = list(layers.find_layers(model).values())
+    statistics = collect_statistics(
+        model, ["t", "a", "u"], reads, CalibrationStream([images(32)], 32), engine("onnxruntime"), 1
     )
-    found = importance(Wiring(model), layers.layers(model), statistics)
+    found = activation_sensitivity(GraphView(model), layers.find_layers(model), statistics)
     alone = {
-        one.name: charged([one], layers.constants(model), statistics)[one.source] for one in reads
+        one.name: input_sensitivity([one], layers.initializer_arrays(model), statistics)[one.source]
+        for one in reads
     }
     np.testing.assert_array_equal(found["t"].cost, alone["a"])
     np.testing.assert_array_equal(found["a"].cost, alone["y"])

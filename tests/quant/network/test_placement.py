@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from repzoo.quant.network.placement import Placement, Places, candidates, placement
-from repzoo.quant.network.scheme import scheme
+from repzoo.quant.network.placement import Placement, PlacementSpace, candidates, placement
+from repzoo.quant.network.scheme import load_scheme
 
 WEIGHTS = {
     "w": (8, 8, 3, 3),
@@ -37,7 +37,7 @@ def graph(body: str, output: str = "float[N, 8, H, W] y", channels: int = 8) -> 
 
 
 def everything(model: onnx.ModelProto, target: str = "ort-cpu") -> Placement:
-    return next(one for one in candidates(model, scheme(target)) if one.name == "everything")
+    return next(one for one in candidates(model, load_scheme(target)) if one.name == "everything")
 
 
 def test_a_fused_activation_is_quantized_once_after_it() -> None:
@@ -99,7 +99,7 @@ def test_a_scheme_says_which_operators_are_int8() -> None:
     )
     assert "k" in everything(joined).nodes
     assert "k" not in everything(joined, "mnn").nodes
-    only = replace(scheme("ort-cpu"), quantized=("Gemm",))
+    only = replace(load_scheme("ort-cpu"), quantized=("Gemm",))
     assert candidates(joined, only) == []
 
 
@@ -110,7 +110,7 @@ def test_groups_are_of_one_kind_and_one_resolution() -> None:
         " y = Gemm <transB = 1> (f, gemm)",
         "float[N, 10] y",
     )
-    assert Places(model).groups() == {
+    assert PlacementSpace(model).groups() == {
         "depthwise at 8 px": {"a"},
         "depthwise at 4 px": {"d"},
         "3x3 convolution at 4 px": {"c"},

@@ -21,10 +21,10 @@ from repzoo.quant.network.scheme import (
     PEAKS,
     RANGES,
     QuantScheme,
-    for_host,
-    saturating,
-    scheme,
-    scheme_for,
+    adapt_to_host,
+    default_scheme,
+    load_scheme,
+    saturates,
     schemes,
 )
 
@@ -67,7 +67,7 @@ def error_of(model: onnx.ModelProto, name: str) -> float:
 
 
 def clipping_host() -> None:
-    if not saturating(host()):
+    if not saturates(host()):
         pytest.skip("this host adds products of 8 bits in 32, so U8S8 is exact here")
 
 
@@ -138,27 +138,27 @@ class Named:
 
 
 def test_the_remedy_is_chosen_by_the_hosts_instructions_and_the_engine() -> None:
-    wanted = scheme("openvino-cpu")
-    assert [saturating(facts) for facts in (VNNI, AVX2, AVX512, ARM)] == [False, True, True, False]
+    wanted = load_scheme("openvino-cpu")
+    assert [saturates(facts) for facts in (VNNI, AVX2, AVX512, ARM)] == [False, True, True, False]
     for facts in (VNNI, ARM):
         for name in ("openvino", "onnxruntime", "reference"):
-            assert for_host(wanted, Named(name), facts) == (wanted, "")
+            assert adapt_to_host(wanted, Named(name), facts) == (wanted, "")
     for name in ("openvino", "openvino:CPU"):
-        used, remark = for_host(wanted, Named(name), AVX512)
+        used, remark = adapt_to_host(wanted, Named(name), AVX512)
         assert used == replace(wanted, weight_bits=7, name="openvino-cpu, 7-bit weights")
-        assert used.weight_peak == 64
+        assert used.weight_max == 64
         assert "no VNNI" in remark
-        assert for_host(used, Named(name), AVX2) == (used, "")
-    kept, warned = for_host(scheme("ort-cpu"), Named("onnxruntime"), AVX2)
-    assert kept.weight_peak == 127
+        assert adapt_to_host(used, Named(name), AVX2) == (used, "")
+    kept, warned = adapt_to_host(load_scheme("ort-cpu"), Named("onnxruntime"), AVX2)
+    assert kept.weight_max == 127
     assert "session.x64quantprecision = 1" in warned
-    assert for_host(scheme("ort-cpu-7bit"), Named("onnxruntime"), AVX2)[1] == ""
-    assert for_host(wanted, Named("reference"), AVX2) == (wanted, "")
+    assert adapt_to_host(load_scheme("ort-cpu-7bit"), Named("onnxruntime"), AVX2)[1] == ""
+    assert adapt_to_host(wanted, Named("reference"), AVX2) == (wanted, "")
 
 
 def test_each_engine_has_its_scheme() -> None:
     found = [
-        scheme_for(name).name
+        default_scheme(name).name
         for name in ("onnxruntime", "openvino", "openvino:CPU", "mnn", "reference")
     ]
     assert found == ["ort-cpu", "openvino-cpu", "openvino-cpu", "mnn", "ort-cpu"]
@@ -171,8 +171,8 @@ def test_every_preset_is_whole() -> None:
         assert one.about
         assert set(one.range_methods) <= set(RANGES)
         assert {"Conv", "Gemm"} <= set(one.quantized)
-    assert scheme("rdk").escape == "int16"
-    assert not scheme("per-tensor").per_channel
+    assert load_scheme("rdk").escape == "int16"
+    assert not load_scheme("per-tensor").per_channel
 
 
 @pytest.mark.parametrize(
@@ -195,15 +195,17 @@ def test_a_file_that_is_no_scheme_is_refused(tmp_path: Path, text: str, message:
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
-        scheme(str(path))
+        load_scheme(str(path))
 
 
 def test_a_scheme_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("[my-board]\nabout = 'mine'\nper_channel = false\nescape = 'int16'")
-    assert scheme(str(path)) == QuantScheme("my-board", "mine", per_channel=False, escape="int16")
+    assert load_scheme(str(path)) == QuantScheme(
+        "my-board", "mine", per_channel=False, escape="int16"
+    )
     with pytest.raises(InputError, match="does not exist"):
-        scheme(str(tmp_path / "none.toml"))
+        load_scheme(str(tmp_path / "none.toml"))
 
 
 def test_quantize_keeps_to_7_bits_where_the_engine_would_clip(

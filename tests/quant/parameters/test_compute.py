@@ -11,22 +11,24 @@ from tests.quant.parameters.test_qdq_writer import images, net, probe, run
 from tests.quant.rewrites import test_equalize
 
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import Feed, Statistics, observe
+from repzoo.quant.calibration.observers import CalibrationStream, Statistics, collect_statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network.placement import Placement, candidates
-from repzoo.quant.network.scheme import scheme
+from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.parameters import sqnr as diagnose
 from repzoo.quant.parameters.compute import Corrections
 from repzoo.quant.rewrites import equalize
 
-COARSE = replace(scheme("ort-cpu"), name="coarse", weight_bits=7)
+COARSE = replace(load_scheme("ort-cpu"), name="coarse", weight_bits=7)
 
 
 def seen(model: onnx.ModelProto, placement: Placement) -> Statistics:
-    reads = [one for name, one in layers.layers(model).items() if name in placement.nodes]
+    reads = [one for name, one in layers.find_layers(model).items() if name in placement.nodes]
     tensors = list(dict.fromkeys([*placement.tensors, *(one.source for one in reads)]))
-    return observe(model, tensors, reads, Feed([images(64)], 64), engine("onnxruntime"), 1)
+    return collect_statistics(
+        model, tensors, reads, CalibrationStream([images(64)], 64), engine("onnxruntime"), 1
+    )
 
 
 def test_corrected_biases_keep_the_mean_of_a_layer() -> None:
@@ -36,8 +38,10 @@ def test_corrected_biases_keep_the_mean_of_a_layer() -> None:
     statistics, coarse = seen(model, one), replace(COARSE, per_channel=False)
     off = {}
     for bias in (False, True):
-        made = plan.write(
-            plan.planned(model, one, statistics, coarse, Corrections(False, bias, "minmax")),
+        made = plan.write_qdq(
+            plan.compute_parameters(
+                model, one, statistics, coarse, Corrections(False, bias, "minmax")
+            ),
             one,
             coarse,
         )
@@ -73,10 +77,10 @@ def test_biases_take_up_the_mean_that_rounding_moves() -> None:
     statistics, off = seen(model, one), {}
     for kept in (statistics.histograms["b"].kept, np.zeros((16, 0), np.float32)):
         statistics.histograms["b"].kept = kept
-        made = plan.write(
-            plan.planned(model, one, statistics, scheme("ort-cpu"), Corrections()),
+        made = plan.write_qdq(
+            plan.compute_parameters(model, one, statistics, load_scheme("ort-cpu"), Corrections()),
             one,
-            scheme("ort-cpu"),
+            load_scheme("ort-cpu"),
         )
         change = run(made, images(64, 3)) - run(model, images(64, 3))
         off[kept.size > 0] = np.abs(change.mean(0)).max()
@@ -85,19 +89,19 @@ def test_biases_take_up_the_mean_that_rounding_moves() -> None:
 
 @pytest.mark.parametrize("name", ["ort-cpu", "per-tensor", "ort-cpu-7bit", "mnn", "rdk", "vastai"])
 def test_every_scheme_is_honored_and_near_the_float_model(name: str) -> None:
-    model, wanted = net(), scheme(name)
+    model, wanted = net(), load_scheme(name)
     one = candidates(model)[0]
-    made = plan.write(
-        plan.planned(model, one, seen(model, one), wanted, Corrections()), one, wanted
+    made = plan.write_qdq(
+        plan.compute_parameters(model, one, seen(model, one), wanted, Corrections()), one, wanted
     )
     onnx.checker.check_model(made, full_check=True)
-    constants = layers.constants(made)
+    constants = layers.initializer_arrays(made)
     weights = [
         constants[item]
         for item in constants
         if item.endswith("_quantized") and constants[item].ndim > 1
     ]
-    assert max(int(np.abs(values.astype(int)).max()) for values in weights) == wanted.weight_peak
+    assert max(int(np.abs(values.astype(int)).max()) for values in weights) == wanted.weight_max
     points = {
         int(constants[item])
         for item in constants
@@ -113,17 +117,17 @@ def test_the_diagnosis_names_the_layer_and_the_side_that_was_broken() -> None:
     model = net()
     one = candidates(model)[0]
     statistics = seen(model, one)
-    made = plan.planned(model, one, statistics, scheme("ort-cpu"), Corrections())
-    worst = diagnose.diagnosed(made, statistics)[0]
+    made = plan.compute_parameters(model, one, statistics, load_scheme("ort-cpu"), Corrections())
+    worst = diagnose.layer_sqnr(made, statistics)[0]
     assert min(worst.weight_db, worst.activation_db) > 30  # sound
-    spoiled = made.rounded["again"]
+    spoiled = made.weights["again"]
     values = spoiled.values.copy()
     values[5] = np.clip(values[5].astype(int) + 40, -127, 127)
-    weights = replace(made, rounded={**made.rounded, "again": replace(spoiled, values=values)})
-    found = diagnose.diagnosed(weights, statistics)[0]
+    weights = replace(made, weights={**made.weights, "again": replace(spoiled, values=values)})
+    found = diagnose.layer_sqnr(weights, statistics)[0]
     assert (found.layer, found.side, found.channels[0]) == ("again", "weight", 5)
     inputs = replace(made, ranges={**made.ranges, "wise": (0.0, 0.05)})
-    found = diagnose.diagnosed(inputs, statistics)[0]
+    found = diagnose.layer_sqnr(inputs, statistics)[0]
     assert (found.layer, found.side) == ("grouped", "activation")
 
 
@@ -146,7 +150,7 @@ def moved() -> tuple[onnx.ModelProto, Placement, Statistics]:
         )
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([4, 4]), "parts"))
     one = replace(
-        scheme("ort-cpu"), name="all", quantized=(*scheme("ort-cpu").quantized, "MaxPool")
+        load_scheme("ort-cpu"), name="all", quantized=(*load_scheme("ort-cpu").quantized, "MaxPool")
     )
     everything = candidates(model, one)[0]
     return model, everything, seen(model, everything)
@@ -154,7 +158,9 @@ def moved() -> tuple[onnx.ModelProto, Placement, Statistics]:
 
 def test_what_is_only_moved_keeps_its_steps() -> None:
     model, everything, statistics = moved()
-    made = plan.planned(model, everything, statistics, scheme("ort-cpu"), Corrections())
+    made = plan.compute_parameters(
+        model, everything, statistics, load_scheme("ort-cpu"), Corrections()
+    )
     numbers = made.activations
     assert {"b", "left", "right", "c", "d", "e", "f"} <= numbers.keys()
     assert numbers["left"] == numbers["right"] == numbers["b"]
@@ -165,11 +171,13 @@ def test_what_is_only_moved_keeps_its_steps() -> None:
 def test_the_diagnosis_tells_of_tensors_that_no_layer_reads() -> None:
     """Steps of the tensor before MaxPool and Flatten, or of a Concat's input, are too coarse: the layer behind is told of it."""
     model, everything, statistics = moved()
-    made = plan.planned(model, everything, statistics, scheme("ort-cpu"), Corrections())
-    assert min(one.activation_db for one in diagnose.diagnosed(made, statistics)) > 25
+    made = plan.compute_parameters(
+        model, everything, statistics, load_scheme("ort-cpu"), Corrections()
+    )
+    assert min(one.activation_db for one in diagnose.layer_sqnr(made, statistics)) > 25
     for tensor, layers_told in {"d": "y", "e": "y", "right": "y", "b": "cy", "data": "a"}.items():
         coarse = replace(made, ranges={**made.ranges, tensor: (-500.0, 500.0)})
-        found = diagnose.diagnosed(coarse, statistics)[0]
+        found = diagnose.layer_sqnr(coarse, statistics)[0]
         assert found.layer in layers_told
         assert (found.side, found.tensor) == ("activation", tensor)
         assert f"of {tensor}, channels" in found.sentence()
@@ -179,17 +187,17 @@ def test_the_diagnosis_tells_of_tensors_that_no_layer_reads() -> None:
 def test_a_layer_in_float_is_told_of_steps_in_its_input() -> None:
     model, _, _ = moved()
     one = Placement("one", frozenset({"a"}), ("data", "b"))
-    statistics = observe(
+    statistics = collect_statistics(
         model,
         ["data", "b", "left"],
-        list(layers.layers(model).values()),
-        Feed([images(64)], 64),
+        list(layers.find_layers(model).values()),
+        CalibrationStream([images(64)], 64),
         engine("onnxruntime"),
         1,
     )
-    made = plan.planned(model, one, statistics, scheme("ort-cpu"), Corrections())
+    made = plan.compute_parameters(model, one, statistics, load_scheme("ort-cpu"), Corrections())
     coarse = replace(made, ranges={**made.ranges, "b": (-500.0, 500.0)})
-    found = diagnose.diagnosed(coarse, statistics)[0]
+    found = diagnose.layer_sqnr(coarse, statistics)[0]
     assert found.layer in ("c", "y")
     assert (found.side, found.tensor) == ("activation", "b")
     assert found.weight_db == diagnose.CLEAN_DB
@@ -198,7 +206,7 @@ def test_a_layer_in_float_is_told_of_steps_in_its_input() -> None:
 @pytest.mark.parametrize("name", ["ort-cpu", "per-tensor"])
 def test_rescaled_channels_do_not_change_the_int8_result(name: str) -> None:
     """The same function with its free channels multiplied by 10^-2 .. 10^2; without equalization INT8 is lost."""
-    model, wanted = test_equalize.net(), scheme(name)
+    model, wanted = test_equalize.net(), load_scheme(name)
     twin = test_equalize.scrambled(model)
     expected = test_equalize.run(model)
     errors = {}
@@ -209,12 +217,19 @@ def test_rescaled_channels_do_not_change_the_int8_result(name: str) -> None:
         "twin, equalized": equalized(twin),
     }.items():
         one = candidates(graph)[0]
-        reads = [layer for layer in layers.layers(graph).values() if layer.name in one.nodes]
+        reads = [layer for layer in layers.find_layers(graph).values() if layer.name in one.nodes]
         tensors = list(dict.fromkeys([*one.tensors, *(layer.source for layer in reads)]))
-        found = observe(
-            graph, tensors, reads, Feed([test_equalize.images()], 16), engine("onnxruntime"), 1
+        found = collect_statistics(
+            graph,
+            tensors,
+            reads,
+            CalibrationStream([test_equalize.images()], 16),
+            engine("onnxruntime"),
+            1,
         )
-        made = plan.write(plan.planned(graph, one, found, wanted, Corrections()), one, wanted)
+        made = plan.write_qdq(
+            plan.compute_parameters(graph, one, found, wanted, Corrections()), one, wanted
+        )
         errors[what] = float(
             np.sqrt(np.mean((test_equalize.run(made) - expected) ** 2)) / np.std(expected)
         )
@@ -224,4 +239,4 @@ def test_rescaled_channels_do_not_change_the_int8_result(name: str) -> None:
 
 
 def equalized(model: onnx.ModelProto) -> onnx.ModelProto:
-    return equalize.equalized(model).model
+    return equalize.equalize_ranges(model).model

@@ -22,14 +22,14 @@ from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.errors import InputError
 from repzoo.measure.expected_drop import snr_db
-from repzoo.quant.calibration.observers import Feed, observe
+from repzoo.quant.calibration.observers import CalibrationStream, collect_statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network import placement as place
 from repzoo.quant.network.placement import Placement, candidates
-from repzoo.quant.network.scheme import scheme
+from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.parameters import finetune
-from repzoo.quant.parameters.compute import Corrections, Plan
+from repzoo.quant.parameters.compute import Corrections, QuantizationPlan
 from repzoo.quant.parameters.finetune import FinetuneOptions, Lessons
 from repzoo.quant.rewrites import stages as rungs
 from repzoo.quant.search import gate as gating
@@ -38,7 +38,7 @@ from repzoo.quant.search.gate import Budget
 from repzoo.quant.search.ladder import Target
 
 Inputs = npt.NDArray[np.float32]
-COARSE = scheme("per-tensor")
+COARSE = load_scheme("per-tensor")
 
 
 @functools.cache
@@ -64,14 +64,19 @@ def uneven() -> onnx.ModelProto:
     return model
 
 
-def planned(model: onnx.ModelProto) -> tuple[Plan, Placement]:
+def planned(model: onnx.ModelProto) -> tuple[QuantizationPlan, Placement]:
     one = candidates(model)[0]
-    reads = [layer for name, layer in layers.layers(model).items() if name in one.nodes]
+    reads = [layer for name, layer in layers.find_layers(model).items() if name in one.nodes]
     tensors = list(dict.fromkeys([*one.tensors, *(layer.source for layer in reads)]))
-    seen = observe(
-        model, tensors, reads, Feed([digits("train", 128)], 128), engine("onnxruntime"), 1
+    seen = collect_statistics(
+        model,
+        tensors,
+        reads,
+        CalibrationStream([digits("train", 128)], 128),
+        engine("onnxruntime"),
+        1,
     )
-    return plan.planned(model, one, seen, COARSE, Corrections()), one
+    return plan.compute_parameters(model, one, seen, COARSE, Corrections()), one
 
 
 def shuffled(epoch: int) -> Iterator[Inputs]:
@@ -93,14 +98,14 @@ def test_it_mends_what_one_scale_for_all_channels_broke() -> None:
     trained = finetune.finetuned(
         model, made, COARSE, SHUFFLED, FinetuneOptions(epochs=6, mirror=False)
     )
-    written = [plan.write(one, placement, COARSE) for one in (made, trained)]
+    written = [plan.write_qdq(one, placement, COARSE) for one in (made, trained)]
     onnx.checker.check_model(written[1], full_check=True)
     wanted = run(model, held_out).argmax(1)
     before, after = (float((run(one, held_out).argmax(1) == wanted).mean()) for one in written)
     assert before < 0.5
     assert after > 0.7
     assert all(
-        np.array_equal(trained.rounded[name].scale, one.scale) for name, one in made.rounded.items()
+        np.array_equal(trained.weights[name].scale, one.scale) for name, one in made.weights.items()
     )
 
 
@@ -111,7 +116,8 @@ def test_it_takes_nothing_from_a_good_plan() -> None:
     trained = finetune.finetuned(model, made, COARSE, SHUFFLED, FinetuneOptions(epochs=3))
     wanted = run(model, held_out)
     before, after = (
-        snr_db(wanted, run(plan.write(one, placement, COARSE), held_out)) for one in (made, trained)
+        snr_db(wanted, run(plan.write_qdq(one, placement, COARSE), held_out))
+        for one in (made, trained)
     )
     assert before > 20
     assert after > before - 0.5
@@ -135,7 +141,9 @@ def test_it_comes_out_alike_and_leaves_the_generator_alone() -> None:
         trained = finetune.finetuned(
             uneven(), made, COARSE, Lessons(256, lambda _: iter([digits("train", 256)])), options
         )
-        found.append(plan.write(trained, placement, COARSE).SerializeToString(deterministic=True))
+        found.append(
+            plan.write_qdq(trained, placement, COARSE).SerializeToString(deterministic=True)
+        )
     assert found[0] == found[1] != found[2]
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -151,7 +159,7 @@ def test_what_is_trained_is_what_is_written() -> None:
     with torch.inference_mode():
         answers = student(torch.from_numpy(inputs)).numpy()
     for one in (made, student.plan()):
-        found = run(plan.write(one, placement, COARSE), inputs)
+        found = run(plan.write_qdq(one, placement, COARSE), inputs)
         assert np.abs(found - answers).mean() < 1e-3 * np.std(answers)
     assert np.abs(run(model, inputs) - answers).mean() > 0.2 * np.std(
         answers
@@ -184,11 +192,11 @@ def test_the_ladder_learns_only_when_asked_and_when_corrections_are_not_enough(
 ) -> None:
     """Without equalization, which would undo the damage exactly, and without layers that leave INT8."""
     monkeypatch.setattr(gating, "BENCH_SECONDS", 0.02)
-    monkeypatch.setattr(ladder, "RUNGS", rungs.RUNGS[:1])
+    monkeypatch.setattr(ladder, "RUNGS", rungs.STAGES[:1])
     monkeypatch.setattr(ladder, "ESCAPES", ())
     everything = place.candidates(uneven())[:1]
-    monkeypatch.setattr(place.Places, "candidates", lambda _: everything)
-    found = open_source("digits").quantizing_split(256, 0)
+    monkeypatch.setattr(place.PlacementSpace, "candidates", lambda _: everything)
+    found = open_source("digits").split_for_quantization(256, 0)
     split = replace(found, gate=found.gate.subset(range(0, len(found.gate), 2)))
     said = {}
     for epochs in (0, 5):

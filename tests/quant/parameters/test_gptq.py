@@ -30,7 +30,7 @@ def problem(
 
 
 def loss(weights: Float, gram: Float, scale: Float, integers: Float) -> Float:
-    return rounding.error(integers * scale - weights, gram.astype(np.float32))
+    return rounding.output_error(integers * scale - weights, gram.astype(np.float32))
 
 
 def test_it_comes_near_the_best_of_all_roundings() -> None:
@@ -41,10 +41,14 @@ def test_it_comes_near_the_best_of_all_roundings() -> None:
         every = [floors + np.array(up) for up in itertools.product((-1, 0, 1, 2), repeat=6)]
         best = np.min([loss(weights, gram, scale, one) for one in every], axis=0).sum()
         ours = loss(
-            weights, gram, scale, rounding.second_order(weights, gram, scale, damping=1e-6)
+            weights, gram, scale, rounding.gptq_round(weights, gram, scale, damping=1e-6)
         ).sum()
         found.append(
-            (best, ours, loss(weights, gram, scale, rounding.nearest(weights, scale)).sum())
+            (
+                best,
+                ours,
+                loss(weights, gram, scale, rounding.round_to_nearest(weights, scale)).sum(),
+            )
         )
         assert best - 1e-9 <= ours
     best, ours, plain = np.array(found).sum(0)
@@ -59,12 +63,12 @@ def test_it_never_errs_more_than_rounding_to_nearest(
     groups: int, outputs: int, inputs: int
 ) -> None:
     weights, gram, scale = problem(7, groups, outputs, inputs)
-    integers = rounding.second_order(weights, gram, scale)
+    integers = rounding.gptq_round(weights, gram, scale)
     assert (integers == np.round(integers)).all()
     assert np.abs(integers).max() <= 127
     assert (
         loss(weights, gram, scale, integers).sum()
-        <= loss(weights, gram, scale, rounding.nearest(weights, scale)).sum() + 1e-12
+        <= loss(weights, gram, scale, rounding.round_to_nearest(weights, scale)).sum() + 1e-12
     )
 
 
@@ -72,7 +76,7 @@ def test_independent_inputs_make_it_rounding_to_nearest() -> None:
     weights, _, scale = problem(1, 2, 4, 12)
     gram = np.broadcast_to(np.diag(np.arange(1.0, 13)), (2, 12, 12))
     np.testing.assert_array_equal(
-        rounding.second_order(weights, gram, scale), rounding.nearest(weights, scale)
+        rounding.gptq_round(weights, gram, scale), rounding.round_to_nearest(weights, scale)
     )
 
 
@@ -93,10 +97,12 @@ def test_dead_inputs_and_dead_groups_are_rounded_plainly() -> None:
     weights, gram, scale = problem(5, 3, 2, 6)
     gram[1] = 0
     gram[2, :, 4] = gram[2, 4, :] = 0
-    integers = rounding.second_order(weights, gram, scale)
-    np.testing.assert_array_equal(integers[1], rounding.nearest(weights, scale)[1])
+    integers = rounding.gptq_round(weights, gram, scale)
+    np.testing.assert_array_equal(integers[1], rounding.round_to_nearest(weights, scale)[1])
     assert np.isfinite(integers).all()
-    np.testing.assert_array_equal(integers[2, :, 4], rounding.nearest(weights, scale)[2, :, 4])
+    np.testing.assert_array_equal(
+        integers[2, :, 4], rounding.round_to_nearest(weights, scale)[2, :, 4]
+    )
 
 
 @pytest.mark.parametrize("size", [1, 5, 64, 65, 200])
@@ -121,11 +127,13 @@ def test_a_step_that_all_rows_share_cuts_off_what_costs_less_than_it_gains(
 
     def total(step: float) -> float:
         scale = np.full((groups, outputs, 1), step)
-        return float(loss(weights, gram, scale, rounding.nearest(weights, scale, 15)).sum())
+        return float(
+            loss(weights, gram, scale, rounding.round_to_nearest(weights, scale, 15)).sum()
+        )
 
     reaching = np.abs(weights).max() / 15
     best = min(total(reaching * factor) for factor in np.linspace(0.2, 1, 81))
-    ours = total(rounding.shared_step(weights, [narrow], [(0, inputs)], 15))
+    ours = total(rounding.shared_scale(weights, [narrow], [(0, inputs)], 15))
     assert ours <= best + 0.2 * (total(reaching) - best)
     assert best < 0.85 * total(reaching)  # there is something to win
 
@@ -134,14 +142,14 @@ def test_a_shared_step_reaches_a_weight_whose_input_is_all_that_counts() -> None
     weights, _, _ = problem(4, 1, 8, 6)
     weights[0, 2, 5] = 10 * np.abs(weights).max()
     gram = np.diag([1e-3] * 5 + [1e3])[None].astype(np.float32)
-    assert rounding.shared_step(weights, [gram], [(0, 6)]) * 127 > 0.98 * weights.max()
+    assert rounding.shared_scale(weights, [gram], [(0, 6)]) * 127 > 0.98 * weights.max()
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-44, 1e-30, 1e30])
 def test_a_shared_step_of_weights_of_any_size(size: float) -> None:
     weights = problem(5, 1, 4, 5)[0] * size
     with np.errstate(all="raise", under="ignore"):
-        step = rounding.shared_step(weights, [np.eye(5, dtype=np.float32)[None]], [(0, 5)])
+        step = rounding.shared_scale(weights, [np.eye(5, dtype=np.float32)[None]], [(0, 5)])
     assert step <= np.abs(weights).max() / 127 * (1 + 1e-6)
     assert (step > 0) == (size > 0)
 
@@ -153,5 +161,5 @@ def test_blocks_of_columns_give_the_step_of_the_whole() -> None:
     for a, b in ((0, 5), (5, 12)):
         whole[:, a:b, a:b] = gram[:, a:b, a:b]
     parts = [np.ascontiguousarray(whole[:, a:b, a:b], np.float32) for a, b in ((0, 5), (5, 12))]
-    found = rounding.shared_step(weights, parts, [(0, 5), (5, 12)], 15)
-    assert found == rounding.shared_step(weights, [whole.astype(np.float32)], [(0, 12)], 15)
+    found = rounding.shared_scale(weights, parts, [(0, 5), (5, 12)], 15)
+    assert found == rounding.shared_scale(weights, [whole.astype(np.float32)], [(0, 12)], 15)

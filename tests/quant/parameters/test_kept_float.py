@@ -59,18 +59,19 @@ def without(floats: list[str]) -> tuple[onnx.ModelProto, Placement]:
     graph = model()
     every = place.candidates(graph)[0]
     one = place.placement(graph, "some", every.nodes - set(floats))
-    numbers = {name: ranges.affine(-8.0, 8.0) for name in one.tensors}
+    numbers = {name: ranges.uint8_parameters(-8.0, 8.0) for name in one.tensors}
     stored = {item.name: numpy_helper.to_array(item) for item in graph.graph.initializer}
     halved = {"a": "first", "c": "deep", "e": "last", "output": "head"}
     rounded = {
-        name: seven_bits(ranges.weight(stored[weight], 0)) for name, weight in halved.items()
+        name: seven_bits(ranges.quantize_weight(stored[weight], 0))
+        for name, weight in halved.items()
     }
     return qdq.write(graph, one, numbers, per_channel=True, rounded=rounded), one
 
 
-def seven_bits(made: ranges.Symmetric) -> ranges.Symmetric:
+def seven_bits(made: ranges.QuantizedWeight) -> ranges.QuantizedWeight:
     """Coarser weights, which no engine clips on hosts without VNNI."""
-    return ranges.Symmetric(made.scale * 2, np.round(made.values / 2).astype(np.int8))
+    return ranges.QuantizedWeight(made.scale * 2, np.round(made.values / 2).astype(np.int8))
 
 
 @pytest.mark.parametrize("floats", FLOATS.values(), ids=FLOATS)

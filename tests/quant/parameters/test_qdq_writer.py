@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from repzoo.engines import engine
 from repzoo.errors import InputError
-from repzoo.quant.calibration.observers import Feed, observe
+from repzoo.quant.calibration.observers import CalibrationStream, collect_statistics
 from repzoo.quant.network.placement import Placement, candidates
 from repzoo.quant.parameters import qdq_writer as qdq
 from repzoo.quant.parameters import ranges
@@ -66,11 +66,11 @@ def run(model: onnx.ModelProto, inputs: Array, name: str = "onnxruntime") -> Arr
     return engine(name).open(model, exact=True).run(inputs)
 
 
-def parameters(model: onnx.ModelProto, one: Placement) -> dict[str, ranges.Affine]:
-    seen = observe(
-        model, list(one.tensors), [], Feed([images(64)], 64), engine("onnxruntime"), 1
+def parameters(model: onnx.ModelProto, one: Placement) -> dict[str, ranges.ActivationParameters]:
+    seen = collect_statistics(
+        model, list(one.tensors), [], CalibrationStream([images(64)], 64), engine("onnxruntime"), 1
     ).histograms
-    return {name: ranges.affine(*ranges.minmax(seen[name])) for name in one.tensors}
+    return {name: ranges.uint8_parameters(*ranges.minmax(seen[name])) for name in one.tensors}
 
 
 def quantized(model: onnx.ModelProto, per_channel: bool = True, index: int = 0) -> onnx.ModelProto:
@@ -211,7 +211,7 @@ def test_weights_rounded_once_for_many_placements_are_those_that_it_rounds_itsel
     model = net()
     most, *fewer = candidates(model)
     known = parameters(model, most)
-    once = qdq.rounded(model, most.nodes, known, per_channel)
+    once = qdq.round_weights(model, most.nodes, known, per_channel)
     assert (
         once.keys()
         == {node.output[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm")}
@@ -225,18 +225,18 @@ def test_weights_rounded_once_for_many_placements_are_those_that_it_rounds_itsel
 
 def test_an_older_opset_is_converted_and_a_newer_one_kept() -> None:
     old = net(opset=11)
-    made = qdq.prepared(old)
+    made = qdq.prepare_for_qdq(old)
     assert made.opset_import[0].version == qdq.MIN_OPSET
     assert error(old, made) < 1e-6
     assert error(old, quantized(made)) < NEAR
-    assert qdq.prepared(net(opset=17)).opset_import[0].version == 17
+    assert qdq.prepare_for_qdq(net(opset=17)).opset_import[0].version == 17
 
 
 def test_what_is_prepared_already_is_not_copied_and_what_is_not_is_left_alone() -> None:
     model = net(opset=17)
-    assert qdq.prepared(model) is model
+    assert qdq.prepare_for_qdq(model) is model
     model.ir_version = 3
-    assert qdq.prepared(model).ir_version > model.ir_version == 3
+    assert qdq.prepare_for_qdq(model).ir_version > model.ir_version == 3
 
 
 def test_old_habits_of_exporters_are_undone() -> None:
@@ -252,7 +252,7 @@ def test_old_habits_of_exporters_are_undone() -> None:
     model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w0"], value=weight))
     for field in (model.graph.initializer, model.graph.input):
         field.remove(next(item for item in field if item.name == "w0"))  # type: ignore[arg-type]
-    made = qdq.prepared(model)
+    made = qdq.prepare_for_qdq(model)
     assert [item.name for item in made.graph.input] == ["data"]
     assert "w0" in stored(made)
     onnx.checker.check_model(made, full_check=True)

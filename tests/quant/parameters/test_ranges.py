@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from repzoo.quant.calibration.observers import Histogram
-from repzoo.quant.network.functions import FUNCTIONS, Function, straight
+from repzoo.quant.network.functions import FUNCTIONS, Function, identity
 from repzoo.quant.parameters import ranges
-from repzoo.quant.parameters.ranges import Affine
+from repzoo.quant.parameters.ranges import ActivationParameters
 
 Numbers = npt.NDArray[np.float32]
 finite = st.floats(
@@ -20,7 +20,7 @@ finite = st.floats(
 )
 
 
-def quantized(values: Numbers, affine: Affine) -> npt.NDArray[np.float64]:
+def quantized(values: Numbers, affine: ActivationParameters) -> npt.NDArray[np.float64]:
     """QuantizeLinear then DequantizeLinear on uint8, as the ONNX operators define them."""
     steps = np.clip(np.round(values / affine.scale) + affine.zero_point, 0, 255)
     return np.asarray((steps - affine.zero_point) * affine.scale)
@@ -34,14 +34,14 @@ def histogram(values: Numbers) -> Histogram:
     return made
 
 
-def activation(values: Numbers, method: str) -> Affine:
-    return ranges.affine(*ranges.chosen(histogram(values), np.ones(1), method)[1])
+def activation(values: Numbers, method: str) -> ActivationParameters:
+    return ranges.uint8_parameters(*ranges.choose_range(histogram(values), np.ones(1), method)[1])
 
 
 @given(finite, finite)
 def test_affine_holds_zero_exactly_and_covers_the_range(one: float, two: float) -> None:
     low, high = sorted((one, two))
-    made = ranges.affine(low, high)
+    made = ranges.uint8_parameters(low, high)
     assert type(made.zero_point) is int
     assert 0 <= made.zero_point <= 255
     assert made.scale > 0
@@ -56,10 +56,10 @@ def test_affine_holds_zero_exactly_and_covers_the_range(one: float, two: float) 
 
 
 def test_affine_of_known_ranges() -> None:
-    assert ranges.affine(0.0, 255.0) == Affine(1.0, 0)
-    assert ranges.affine(-255.0, -5.0) == Affine(1.0, 255)
-    assert ranges.affine(-128.0, 127.0) == Affine(1.0, 128)
-    assert ranges.affine(0.0, 0.0) == Affine(1.0, 0)
+    assert ranges.uint8_parameters(0.0, 255.0) == ActivationParameters(1.0, 0)
+    assert ranges.uint8_parameters(-255.0, -5.0) == ActivationParameters(1.0, 255)
+    assert ranges.uint8_parameters(-128.0, 127.0) == ActivationParameters(1.0, 128)
+    assert ranges.uint8_parameters(0.0, 0.0) == ActivationParameters(1.0, 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -86,7 +86,9 @@ def test_the_range_follows_the_channel_that_matters_downstream() -> None:
     seen.add(
         parts.astype(np.float32), parts.min(1).astype(np.float32), parts.max(1).astype(np.float32)
     )
-    narrow, wide = (ranges.chosen(seen, np.array(one, float))[1] for one in ([1, 1e-6], [1e-3, 1]))
+    narrow, wide = (
+        ranges.choose_range(seen, np.array(one, float))[1] for one in ([1, 1e-6], [1e-3, 1])
+    )
     assert narrow[1] < 0.5 * wide[1]
 
 
@@ -96,11 +98,12 @@ def test_a_channel_that_nothing_reads_does_not_set_the_range(outlier: float) -> 
     values[1] *= outlier
     seen = Histogram(2)
     seen.add(values, values.min(1), values.max(1))
-    _, (low, high) = ranges.chosen(seen, np.array([1.0, 0.0]))
+    _, (low, high) = ranges.choose_range(seen, np.array([1.0, 0.0]))
     assert max(-low, high) <= 2 * np.abs(values[0]).max()
     assert (
-        ranges.noise(seen, low, high)[0]
-        <= 4 * ranges.noise(histogram(values[0]), *ranges.minmax(histogram(values[0])))[0]
+        ranges.quantization_noise(seen, low, high)[0]
+        <= 4
+        * ranges.quantization_noise(histogram(values[0]), *ranges.minmax(histogram(values[0])))[0]
     )
 
 
@@ -112,10 +115,14 @@ def test_the_predicted_noise_is_what_quantizing_does() -> None:
     seen = Histogram(3)
     seen.add(values, values.min(1), values.max(1))
     low, high = 0.0, 4.0
-    found = quantized(values, ranges.affine(low, high)) - values
-    np.testing.assert_allclose(ranges.noise(seen, low, high), (found**2).mean(1), rtol=0.15)
+    found = quantized(values, ranges.uint8_parameters(low, high)) - values
+    np.testing.assert_allclose(
+        ranges.quantization_noise(seen, low, high), (found**2).mean(1), rtol=0.15
+    )
     clip = np.clip(values, low, high) - values
-    np.testing.assert_allclose(ranges.clipped(seen, low, high), clip.mean(1), rtol=0.05, atol=1e-6)
+    np.testing.assert_allclose(
+        ranges.clipping_shift(seen, low, high), clip.mean(1), rtol=0.05, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -126,15 +133,19 @@ def test_the_predicted_noise_is_what_a_function_makes_of_it(name: str) -> None:
     )
     seen, of, (low, high) = Histogram(3), FUNCTIONS[name], (-1.0, 4.0)
     seen.add(values, values.min(1), values.max(1))
-    found = of(quantized(values, ranges.affine(low, high)).astype(float)) - of(values.astype(float))
-    np.testing.assert_allclose(ranges.noise(seen, low, high, of=of), (found**2).mean(1), rtol=0.15)
+    found = of(quantized(values, ranges.uint8_parameters(low, high)).astype(float)) - of(
+        values.astype(float)
+    )
+    np.testing.assert_allclose(
+        ranges.quantization_noise(seen, low, high, of=of), (found**2).mean(1), rtol=0.15
+    )
 
 
 def test_what_gelu_makes_nothing_of_need_not_be_covered() -> None:
     values = np.random.default_rng(1).uniform(-40, 4, (1, 20_000)).astype(np.float32)
     seen = Histogram(1)
     seen.add(values, values.min(1), values.max(1))
-    low, high = ranges.chosen(seen, np.ones(1), of=FUNCTIONS["Gelu"])[1]
+    low, high = ranges.choose_range(seen, np.ones(1), of=FUNCTIONS["Gelu"])[1]
     assert -8 < low < -2
     assert high > 3.8
 
@@ -148,31 +159,33 @@ def test_the_mean_that_rounding_moves_is_foreseen() -> None:
     seen = Histogram(4)
     seen.kept = values.astype(np.float32)
     for low, high in ((-0.16, 17.6), (-0.16, 1.0), (-20.0, 20.0)):
-        numbers = ranges.affine(low, high)
+        numbers = ranges.uint8_parameters(low, high)
         moved = quantized(seen.kept, numbers) - np.clip(
-            values, *numbers.ends
+            values, *numbers.bounds
         )  # what is cut off is ranges.clipped's to say
-        np.testing.assert_allclose(ranges.rounded_by(seen, numbers), moved.mean(1), atol=1e-6)
+        np.testing.assert_allclose(ranges.rounding_shift(seen, numbers), moved.mean(1), atol=1e-6)
         assert np.abs(moved.mean(1)).min() > 1e-3 or high < 20
 
 
 @pytest.mark.parametrize(
     "numbers",
     [
-        ranges.affine(-0.16, 17.6),
-        ranges.affine(-3, 2),
-        ranges.affine(-1, 2, True),
-        ranges.wide(-1, 2),
+        ranges.uint8_parameters(-0.16, 17.6),
+        ranges.uint8_parameters(-3, 2),
+        ranges.uint8_parameters(-1, 2, True),
+        ranges.int16_parameters(-1, 2),
     ],
 )
-def test_the_ends_are_the_furthest_that_can_be_written(numbers: ranges.Affine) -> None:
+def test_the_ends_are_the_furthest_that_can_be_written(
+    numbers: ranges.ActivationParameters,
+) -> None:
     least, most = {8: (0, 255), 16: (-ranges.PEAK_16, ranges.PEAK_16)}[numbers.bits]
-    assert numbers.ends == pytest.approx(
+    assert numbers.bounds == pytest.approx(
         tuple((code - numbers.zero_point) * numbers.scale for code in (least, most))
     )
 
 
-@pytest.mark.parametrize("of", [straight, FUNCTIONS["Gelu"], FUNCTIONS["Sigmoid"]])
+@pytest.mark.parametrize("of", [identity, FUNCTIONS["Gelu"], FUNCTIONS["Sigmoid"]])
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e30])
 def test_losses_from_sums_are_those_bin_by_bin(scale: float, of: Function) -> None:
     """Ranges inside, at and outside of what was seen, of channels of any width, one of them zero, and of one that was rescaled."""
@@ -185,19 +198,21 @@ def test_losses_from_sums_are_those_bin_by_bin(scale: float, of: Function) -> No
         values.min(1).astype(np.float32),
         values.max(1).astype(np.float32),
     )
-    seen, worth = seen.over(rng.uniform(0.3, 2, 5)), rng.uniform(0, 1, 5)
+    seen, worth = seen.rescaled(rng.uniform(0.3, 2, 5)), rng.uniform(0, 1, 5)
     low, high = ranges.minmax(seen)
     center = float(seen.centers[0, 200])  # a value that lies on the border of a range is inside it
     spans = [
         (low * one, high * two) for one in (0, 1e-3, 0.2, 1, 2) for two in (0, 1e-3, 0.5, 1, 2)
     ] + [(-center, center)]
-    expected = [worth @ ranges.noise(seen, *span, of=of) for span in spans]
-    np.testing.assert_allclose(ranges.losses(seen, worth, np.array(spans), of), expected, rtol=1e-6)
+    expected = [worth @ ranges.quantization_noise(seen, *span, of=of) for span in spans]
+    np.testing.assert_allclose(
+        ranges.range_losses(seen, worth, np.array(spans), of), expected, rtol=1e-6
+    )
 
 
 def test_mse_keeps_the_whole_of_an_even_range() -> None:
     values = np.random.default_rng(0).uniform(-1, 3, 40_000).astype(np.float32)
-    low, high = ranges.chosen(histogram(values), np.ones(1), "mse")[1]
+    low, high = ranges.choose_range(histogram(values), np.ones(1), "mse")[1]
     assert (low, high) == pytest.approx((values.min(), values.max()), rel=0.03)
 
 
@@ -219,7 +234,7 @@ def test_percentile_leaves_the_outliers_out() -> None:
 )
 def test_every_method_stays_within_what_was_seen(values: Numbers, method: str) -> None:
     found = histogram(values)
-    low, high = ranges.chosen(found, np.ones(1), method)[1]
+    low, high = ranges.choose_range(found, np.ones(1), method)[1]
     assert max(abs(low), abs(high)) <= float(np.abs(values).max())
     assert activation(values, method).scale > 0
 
@@ -233,7 +248,7 @@ weights = arrays.arrays(
 
 @given(weights, st.sampled_from([0, 1, None]))
 def test_weights_come_back_within_half_a_step(values: Numbers, axis: int | None) -> None:
-    made = ranges.weight(values, axis)
+    made = ranges.quantize_weight(values, axis)
     shape = [1] * values.ndim
     if axis is not None:
         shape[axis] = -1
@@ -251,43 +266,45 @@ def test_weights_come_back_within_half_a_step(values: Numbers, axis: int | None)
 def test_the_largest_weight_of_a_channel_uses_the_whole_range(values: Numbers) -> None:
     peaks = np.abs(values).reshape(len(values), -1).max(1)
     assume((peaks > 1e-12).any())
-    found = np.abs(ranges.weight(values, 0).values.astype(int)).reshape(len(values), -1).max(1)
+    found = (
+        np.abs(ranges.quantize_weight(values, 0).values.astype(int)).reshape(len(values), -1).max(1)
+    )
     assert (found[peaks > 1e-12] == 127).all()
 
 
 def test_a_channel_of_zeros_has_a_usable_scale() -> None:
     values = np.array([[1, -2], [0, 0]], np.float32)
-    made = ranges.weight(values, 0)
+    made = ranges.quantize_weight(values, 0)
     assert made.values[1].tolist() == [0, 0]
     assert made.scale[1] == 1
-    assert ranges.weight(values, 0, np.array([0, 0.25])).scale[1] == 0.25
+    assert ranges.quantize_weight(values, 0, np.array([0, 0.25])).scale[1] == 0.25
 
 
 def test_the_least_scale_makes_room_for_the_bias() -> None:
     values, bias, incoming = np.array([[1e-6], [1.0]], np.float32), np.array([5e4, 1.0]), 1e-3
     room = 2.0**30
-    made = ranges.weight(values, 0, np.abs(bias) / (incoming * room))
+    made = ranges.quantize_weight(values, 0, np.abs(bias) / (incoming * room))
     assert (np.abs(bias / (incoming * made.scale)) <= room * (1 + 1e-6)).all()
     assert (
-        abs(bias[0] / (incoming * ranges.weight(values, 0).scale[0])) > 2.0**31
+        abs(bias[0] / (incoming * ranges.quantize_weight(values, 0).scale[0])) > 2.0**31
     )  # without it, this would not fit
     assert made.scale[1] == pytest.approx(1 / 127)  # the channel with room is left alone
 
 
 @given(st.floats(0, 1e-20), st.floats(0, 1e-20))
 def test_the_product_of_two_scales_is_a_normal_number(one: float, two: float) -> None:
-    incoming = np.float32(ranges.affine(0.0, one).scale)
-    scale = np.float32(ranges.weight(np.array([[two]], np.float32), 0).scale[0])
+    incoming = np.float32(ranges.uint8_parameters(0.0, one).scale)
+    scale = np.float32(ranges.quantize_weight(np.array([[two]], np.float32), 0).scale[0])
     assert incoming * scale >= np.finfo(np.float32).tiny
 
 
 def test_symmetric_ranges_have_their_zero_in_the_middle() -> None:
     values = np.random.default_rng(0).uniform(-1, 3, 20_000).astype(np.float32)
-    name, (low, high) = ranges.chosen(
+    name, (low, high) = ranges.choose_range(
         histogram(values), np.ones(1), "auto", ("minmax",), symmetric=True
     )
     assert (name, low, high) == ("minmax", -values.max(), values.max())
-    made = ranges.affine(low, high, symmetric=True)
+    made = ranges.uint8_parameters(low, high, symmetric=True)
     assert made.zero_point == 128
     assert made.scale == pytest.approx(float(values.max()) / 127)
 
@@ -307,7 +324,7 @@ def bytes_of_images(mean: float, std: tuple[float, ...]) -> tuple[Numbers, Histo
     return values, seen
 
 
-def missed(values: Numbers, made: Affine) -> float:
+def missed(values: Numbers, made: ActivationParameters) -> float:
     """Root mean square error, in steps."""
     return float(np.sqrt(np.square(quantized(values, made) - values).mean()) / made.scale)
 
@@ -316,8 +333,8 @@ def test_bytes_scaled_to_both_sides_of_zero_do_not_lie_between_two_steps() -> No
     """(x - 0.5) / 0.5, as many models want it: 0 is no byte, so that on 255 steps from end to end each value errs by half a step."""
     values, seen = bytes_of_images(0.5, (0.5,) * 3)
     span = ranges.minmax(seen)
-    assert missed(values, ranges.affine(*span)) == pytest.approx(0.5, abs=0.01)
-    made = ranges.affine(*ranges.aligned(seen, np.ones(3), span))
+    assert missed(values, ranges.uint8_parameters(*span)) == pytest.approx(0.5, abs=0.01)
+    made = ranges.uint8_parameters(*ranges.align_to_pixel_values(seen, np.ones(3), span))
     assert missed(values, made) < 0.3
     assert quantized(values, made) == pytest.approx(values, abs=0.51 * made.scale)  # nothing is cut
 
@@ -327,16 +344,26 @@ def test_bytes_of_which_one_is_zero_are_not_rounded_at_all(mean: float) -> None:
     values, seen = bytes_of_images(mean, (0.5,) * 3)
     low, high = ranges.minmax(seen)
     for span in ((low, high), (0.9 * low, 0.8 * high)):
-        assert missed(values, ranges.affine(*ranges.aligned(seen, np.ones(3), span))) < 0.01
+        assert (
+            missed(
+                values,
+                ranges.uint8_parameters(*ranges.align_to_pixel_values(seen, np.ones(3), span)),
+            )
+            < 0.01
+        )
 
 
 def test_a_range_stays_where_no_other_is_clearly_better() -> None:
     _, seen = bytes_of_images(0.45, (0.229, 0.224, 0.225))
-    assert ranges.aligned(seen, np.ones(3), ranges.minmax(seen)) == ranges.minmax(seen)
+    assert ranges.align_to_pixel_values(seen, np.ones(3), ranges.minmax(seen)) == ranges.minmax(
+        seen
+    )
     for values in (
         np.zeros((1, 9), np.float32),
         np.random.default_rng(0).normal(0, 1, (1, 256)).astype(np.float32),
     ):
         one = histogram(values)
         one.kept = values
-        assert ranges.aligned(one, np.ones(1), ranges.minmax(one)) == ranges.minmax(one)
+        assert ranges.align_to_pixel_values(one, np.ones(1), ranges.minmax(one)) == ranges.minmax(
+            one
+        )

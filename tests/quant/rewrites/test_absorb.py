@@ -9,7 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import Feed, Statistics, observe
+from repzoo.quant.calibration.observers import CalibrationStream, Statistics, collect_statistics
 from repzoo.quant.rewrites.absorb import absorbed
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
@@ -49,7 +49,9 @@ def images(count: int = 16, seed: int = 9) -> npt.NDArray[np.float32]:
 
 
 def seen(model: onnx.ModelProto) -> Statistics:
-    return observe(model, ["live", "alive"], [], Feed([images()], 16), engine("onnxruntime"), 1)
+    return collect_statistics(
+        model, ["live", "alive"], [], CalibrationStream([images()], 16), engine("onnxruntime"), 1
+    )
 
 
 def least(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.float64]]:

@@ -9,10 +9,10 @@ import pytest
 from onnx import numpy_helper
 
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import Feed, observe
+from repzoo.quant.calibration.observers import CalibrationStream, collect_statistics
 from repzoo.quant.network import channels, layers
 from repzoo.quant.network import placement as place
-from repzoo.quant.network.scheme import scheme
+from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.rewrites import equalize
 
@@ -81,16 +81,16 @@ def run(model: onnx.ModelProto) -> Array:
 
 def scrambled(model: onnx.ModelProto, seed: int = 1) -> onnx.ModelProto:
     """The same function with its free channels multiplied by 10^-2 .. 10^2."""
-    found = layers.layers(model)
-    linked = channels.linked(model, found)
+    found = layers.find_layers(model)
+    linked = channels.link_channels(model, found)
     total = 10 ** np.random.default_rng(seed).uniform(-2, 2, linked.count)
     total[channels.FIXED] = 1
-    return equalize.rescaled(model, found, linked, total).model
+    return equalize.rescale_channels(model, found, linked, total).model
 
 
 def test_exactly_the_homogeneous_channels_are_free() -> None:
     model = net()
-    labels = channels.linked(model, layers.layers(model)).labels
+    labels = channels.link_channels(model, layers.find_layers(model)).labels
     assert {name for name, one in labels.items() if one.all()} == FREE
     assert {name for name, one in labels.items() if one.any()} == FREE
     assert (labels["sum"] == labels["live"]).all()
@@ -103,17 +103,20 @@ def test_the_function_stays(seed: int) -> None:
     model = net(seed)
     expected = run(model)
     bound = 1e-5 * np.abs(expected).max()
-    assert np.abs(run(equalize.equalized(model).model) - expected).max() < bound
+    assert np.abs(run(equalize.equalize_ranges(model).model) - expected).max() < bound
     twin = scrambled(model)
     assert np.abs(run(twin) - expected).max() < bound
-    assert np.abs(run(equalize.equalized(twin).model) - expected).max() < bound
+    assert np.abs(run(equalize.equalize_ranges(twin).model) - expected).max() < bound
     onnx.checker.check_model(twin, full_check=True)
 
 
 def test_a_rescaled_twin_ends_in_the_same_weights() -> None:
-    one, other = (equalize.equalized(model).model for model in (net(), scrambled(net())))
+    one, other = (equalize.equalize_ranges(model).model for model in (net(), scrambled(net())))
     ours, theirs = (
-        [layers.weights(layer, layers.constants(made)) for layer in layers.layers(made).values()]
+        [
+            layers.weight_rows(layer, layers.initializer_arrays(made))
+            for layer in layers.find_layers(made).values()
+        ]
         for made in (one, other)
     )
     for first, second in zip(ours, theirs, strict=True):
@@ -137,14 +140,22 @@ def test_a_flatten_of_several_pixels_carries_factors_on(flatten: str) -> None:
         )
     if "Reshape" in flatten:
         model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 96]), "shape"))
-    twin, made = scrambled(model), equalize.equalized(model)
-    labels = channels.linked(model, layers.layers(model)).labels
+    twin, made = scrambled(model), equalize.equalize_ranges(model)
+    labels = channels.link_channels(model, layers.find_layers(model)).labels
     assert labels["stem"].all()
     assert (labels["flat"] == np.repeat(labels["stem"], 16)).all()
-    assert np.abs(layers.constants(twin)["fc_w:output"] / layers.constants(model)["fc_w"]).max() > 5
-    for one in (twin, made.model, equalize.equalized(twin).model):
+    assert (
+        np.abs(
+            layers.initializer_arrays(twin)["fc_w:output"]
+            / layers.initializer_arrays(model)["fc_w"]
+        ).max()
+        > 5
+    )
+    for one in (twin, made.model, equalize.equalize_ranges(twin).model):
         np.testing.assert_allclose(run(one), run(model), atol=1e-4 * np.abs(run(model)).max())
-    first, second = (layers.constants(one) for one in (made.model, equalize.equalized(twin).model))
+    first, second = (
+        layers.initializer_arrays(one) for one in (made.model, equalize.equalize_ranges(twin).model)
+    )
     ours, theirs = (
         next(one[name] for name in one if name.startswith("fc_w")) for one in (first, second)
     )
@@ -154,14 +165,17 @@ def test_a_flatten_of_several_pixels_carries_factors_on(flatten: str) -> None:
 def test_a_factor_too_many_is_caught() -> None:
     """The mutant: a channel behind ReLU6 is scaled as if it were free."""
     model = net()
-    found = layers.layers(model)
-    linked = channels.linked(model, found)
+    found = layers.find_layers(model)
+    linked = channels.link_channels(model, found)
     numbers = np.arange(linked.count, linked.count + 6)
-    wrong = channels.Channels({**linked.labels, "wide": numbers, "six": numbers}, linked.count + 6)
+    wrong = channels.ChannelGroups(
+        {**linked.labels, "wide": numbers, "six": numbers}, linked.count + 6
+    )
     total = np.ones(wrong.count)
     total[numbers] = 0.1
     assert (
-        np.abs(run(equalize.rescaled(model, found, wrong, total).model) - run(model)).max() > 0.01
+        np.abs(run(equalize.rescale_channels(model, found, wrong, total).model) - run(model)).max()
+        > 0.01
     )
 
 
@@ -173,10 +187,11 @@ def test_pairs_of_layers_come_out_alike() -> None:
     model.graph.initializer.extend(
         item for item in net().graph.initializer if item.name in ("stem_w", "b8", "wide_w", "b6")
     )
-    made = equalize.equalized(model)
-    found = layers.layers(made.model)
+    made = equalize.equalize_ranges(model)
+    found = layers.find_layers(made.model)
     first, second = (
-        layers.weights(found[name], layers.constants(made.model)) for name in ("one", "output")
+        layers.weight_rows(found[name], layers.initializer_arrays(made.model))
+        for name in ("one", "output")
     )
     np.testing.assert_allclose(np.abs(first).max(2)[0], np.abs(second).max(1)[0], rtol=1e-3)
 
@@ -184,20 +199,20 @@ def test_pairs_of_layers_come_out_alike() -> None:
 def test_statistics_follow() -> None:
     """Rescaled afterward, they are those of the equalized model."""
     model = net()
-    made = equalize.equalized(model)
+    made = equalize.equalize_ranges(model)
     names = [name for name in FREE if name != "output"]
     before, after = (
-        observe(
+        collect_statistics(
             one,
             names,
-            list(layers.layers(one).values()),
-            Feed([images()], 16),
+            list(layers.find_layers(one).values()),
+            CalibrationStream([images()], 16),
             engine("onnxruntime"),
             1,
         )
         for one in (model, made.model)
     )
-    moved = before.over(made.factors, layers.layers(model).values())
+    moved = before.rescaled(made.factors, layers.find_layers(model).values())
     for name in names:
         np.testing.assert_allclose(
             moved.histograms[name].high, after.histograms[name].high, rtol=1e-4, atol=1e-6
@@ -218,7 +233,7 @@ def test_a_dead_channel_is_left_alone() -> None:
     values = numpy_helper.to_array(item).copy()
     values[3] = 0
     item.CopyFrom(numpy_helper.from_array(values, item.name))
-    made = equalize.equalized(model)
+    made = equalize.equalize_ranges(model)
     assert all(np.isfinite(one).all() for one in made.factors.values())
     assert np.abs(run(made.model) - run(model)).max() < 1e-5 * np.abs(run(model)).max()
 
@@ -263,20 +278,22 @@ def relu6_net(loud: int = 2) -> onnx.ModelProto:
 
 
 def reached(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.float64]]:
-    seen = observe(model, ["six", "sixth"], [], Feed([images()], 16), engine("onnxruntime"), 1)
+    seen = collect_statistics(
+        model, ["six", "sixth"], [], CalibrationStream([images()], 16), engine("onnxruntime"), 1
+    )
     return {name: one.high for name, one in seen.histograms.items()}
 
 
 def test_relu6_holds_still_unless_it_is_known_what_it_cuts() -> None:
     model = relu6_net()
-    assert not channels.linked(model, layers.layers(model)).labels["six"].any()
+    assert not channels.link_channels(model, layers.find_layers(model)).labels["six"].any()
 
 
 def test_what_stays_below_six_is_equalized_and_what_saturates_is_not() -> None:
     model = relu6_net()
     seen = reached(model)
     assert seen["six"][2] == 6 > seen["six"][[0, 1, 3, 4, 5]].max() * channels.REACH
-    made = equalize.equalized(model, seen)
+    made = equalize.equalize_ranges(model, seen)
     factors = made.factors["six"]
     assert factors[2] == 1
     assert (factors[[0, 3, 5]] != 1).all()
@@ -285,9 +302,9 @@ def test_what_stays_below_six_is_equalized_and_what_saturates_is_not() -> None:
     for name, one in made.factors.items():
         if name in seen:
             assert (seen[name] / one * channels.REACH <= 6 * (1 + 1e-9))[one != 1].all()
-    plain = equalize.equalized(model)
+    plain = equalize.equalize_ranges(model)
     first = [
-        np.abs(layers.constants(one)[_layer(one, "wide").weight]).max((1, 2, 3))
+        np.abs(layers.initializer_arrays(one)[_layer(one, "wide").weight]).max((1, 2, 3))
         for one in (plain.model, made.model)
     ]
     assert first[1].max() / first[1].min() < 0.1 * first[0].max() / first[0].min()
@@ -295,7 +312,7 @@ def test_what_stays_below_six_is_equalized_and_what_saturates_is_not() -> None:
 
 def test_relu6_is_the_same_on_images_that_reach_a_little_further() -> None:
     model = relu6_net()
-    made = equalize.equalized(model, reached(model)).model
+    made = equalize.equalize_ranges(model, reached(model)).model
     ours, theirs = (
         engine("onnxruntime").open(one, exact=True).run(images() * np.float32(1.2))
         for one in (made, model)
@@ -308,7 +325,7 @@ def test_a_relu6_channel_freed_though_it_saturates_is_caught() -> None:
     model = relu6_net()
     wrong = {name: values / 2 for name, values in reached(model).items()}
     assert (
-        np.abs(run(equalize.equalized(model, wrong).model) - run(model)).max()
+        np.abs(run(equalize.equalize_ranges(model, wrong).model) - run(model)).max()
         > 0.01 * np.abs(run(model)).max()
     )
 
@@ -319,19 +336,19 @@ def test_a_relu6_channel_freed_though_it_saturates_is_caught() -> None:
 def quantized(
     model: onnx.ModelProto, name: str, seen: dict[str, npt.NDArray[np.float64]] | None = None
 ) -> onnx.ModelProto:
-    made, placed = equalize.equalized(model, seen), place.candidates(model)[0]
-    found = observe(
+    made, placed = equalize.equalize_ranges(model, seen), place.candidates(model)[0]
+    found = collect_statistics(
         made.model,
         list(placed.tensors),
-        list(layers.layers(made.model).values()),
-        Feed([images()], 16),
+        list(layers.find_layers(made.model).values()),
+        CalibrationStream([images()], 16),
         engine("onnxruntime"),
         1,
     )
-    return plan.write(
-        plan.planned(made.model, placed, found, scheme(name), plan.Corrections()),
+    return plan.write_qdq(
+        plan.compute_parameters(made.model, placed, found, load_scheme(name), plan.Corrections()),
         placed,
-        scheme(name),
+        load_scheme(name),
     )
 
 
@@ -345,17 +362,21 @@ def test_int8_does_not_see_that_channels_were_rescaled(seed: int, name: str) -> 
         run(quantized(one, name)) - expected for one in (model, scrambled(model, seed + 5))
     )
     assert np.square(theirs).mean() < 1.5 * np.square(ours).mean() < 0.01 * np.var(expected)
-    plain = plan.Corrections(second_order=False)
+    plain = plan.Corrections(gptq=False)
     twin, placed = scrambled(model, seed + 5), place.candidates(model)[0]
-    seen = observe(
+    seen = collect_statistics(
         twin,
         list(placed.tensors),
-        list(layers.layers(twin).values()),
-        Feed([images()], 16),
+        list(layers.find_layers(twin).values()),
+        CalibrationStream([images()], 16),
         engine("onnxruntime"),
         1,
     )
-    broken = plan.write(plan.planned(twin, placed, seen, scheme(name), plain), placed, scheme(name))
+    broken = plan.write_qdq(
+        plan.compute_parameters(twin, placed, seen, load_scheme(name), plain),
+        placed,
+        load_scheme(name),
+    )
     assert (
         np.square(run(broken) - expected).mean() > 4 * np.square(theirs).mean()
     )  # what it would be without
@@ -365,11 +386,11 @@ def test_int8_does_not_see_that_channels_were_rescaled(seed: int, name: str) -> 
 def test_nor_across_relu6(name: str) -> None:
     """Channels that stay below 6, made smaller by up to 100."""
     model = relu6_net()
-    found = layers.layers(model)
-    linked = channels.linked(model, found, reached(model))
+    found = layers.find_layers(model)
+    linked = channels.link_channels(model, found, reached(model))
     total = 10 ** np.random.default_rng(8).uniform(0, 2, linked.count)
     total[channels.FIXED] = 1
-    twin = equalize.rescaled(model, found, linked, total).model
+    twin = equalize.rescale_channels(model, found, linked, total).model
     expected = run(model)
     assert np.abs(run(twin) - expected).max() < 1e-4 * np.abs(expected).max()
     ours, theirs = (run(quantized(one, name, reached(one))) - expected for one in (model, twin))
@@ -377,4 +398,4 @@ def test_nor_across_relu6(name: str) -> None:
 
 
 def _layer(model: onnx.ModelProto, name: str) -> layers.Layer:
-    return layers.layers(model)[name]
+    return layers.find_layers(model)[name]

@@ -9,14 +9,14 @@ import pytest
 from onnx import numpy_helper
 
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import Feed, Statistics, observe
+from repzoo.quant.calibration.observers import CalibrationStream, Statistics, collect_statistics
 from repzoo.quant.network import channels, layers
 from repzoo.quant.network import placement as place
-from repzoo.quant.network.scheme import scheme
+from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.rewrites import equalize
 from repzoo.quant.rewrites import smooth as balance
-from repzoo.quant.rewrites.equalize import Equalized
+from repzoo.quant.rewrites.equalize import EqualizedModel
 
 # A chain, a residual, a depthwise layer with ReLU6 behind it: `live` has one channel far wider than the others, though weights are alike.
 NET = """<ir_version: 8, opset_import: ["" : 17]>
@@ -62,11 +62,11 @@ def images(seed: int = 9, count: int = 64) -> npt.NDArray[np.float32]:
 
 def observed(model: onnx.ModelProto) -> Statistics:
     tensors = place.candidates(model)[0].tensors
-    return observe(
+    return collect_statistics(
         model,
         list(tensors),
-        list(layers.layers(model).values()),
-        Feed([images()], 64),
+        list(layers.find_layers(model).values()),
+        CalibrationStream([images()], 64),
         engine("onnxruntime"),
         1,
     )
@@ -76,10 +76,10 @@ def reached(seen: Statistics) -> dict[str, npt.NDArray[np.float64]]:
     return {"six": seen.histograms["six"].high}
 
 
-def made(model: onnx.ModelProto, per_channel: bool) -> Equalized:
+def made(model: onnx.ModelProto, per_channel: bool) -> EqualizedModel:
     seen = observed(model)
-    start = equalize.equalized(model, reached(seen))
-    return balance.balanced(
+    start = equalize.equalize_ranges(model, reached(seen))
+    return balance.smooth(
         model, start, seen, place.candidates(model)[0].tensors, per_channel, reached(seen)
     )
 
@@ -90,27 +90,29 @@ def run(
     return engine("onnxruntime").open(model, exact=True).run(images() if given is None else given)
 
 
-def error(model: onnx.ModelProto, base: Equalized, name: str) -> float:
+def error(model: onnx.ModelProto, base: EqualizedModel, name: str) -> float:
     """Mean squared error of the INT8 form of `base`, on images that it was not calibrated on."""
     placed = place.candidates(model)[0]
-    seen = observed(model).over(base.factors, layers.layers(model).values())
-    found = plan.planned(base.model, placed, seen, scheme(name), plan.Corrections())
+    seen = observed(model).rescaled(base.factors, layers.find_layers(model).values())
+    found = plan.compute_parameters(base.model, placed, seen, load_scheme(name), plan.Corrections())
     given = images(4, 256)
     return float(
-        np.square(run(plan.write(found, placed, scheme(name)), given) - run(model, given)).mean()
+        np.square(
+            run(plan.write_qdq(found, placed, load_scheme(name)), given) - run(model, given)
+        ).mean()
     )
 
 
 def twin_of(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     """The same function: free channels multiplied by 10^-2 .. 10^2, those before the ReLU6 only made smaller."""
-    found = layers.layers(model)
-    linked = channels.linked(model, found, reached(observed(model)))
+    found = layers.find_layers(model)
+    linked = channels.link_channels(model, found, reached(observed(model)))
     rng = np.random.default_rng(seed)
     total = 10 ** np.where(
-        linked.least > 0, rng.uniform(0, 2, linked.count), rng.uniform(-2, 2, linked.count)
+        linked.lower_bounds > 0, rng.uniform(0, 2, linked.count), rng.uniform(-2, 2, linked.count)
     )
     total[channels.FIXED] = 1
-    return equalize.rescaled(model, found, linked, total).model
+    return equalize.rescale_channels(model, found, linked, total).model
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -127,11 +129,11 @@ def test_the_function_stays_and_relu6_is_respected(per_channel: bool) -> None:
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_the_slope_is_that_of_the_noise(per_channel: bool) -> None:
     model = net()
-    seen, found = observed(model), layers.layers(model)
-    linked, start = channels.linked(model, found), equalize.equalized(model)
+    seen, found = observed(model), layers.find_layers(model)
+    linked, start = channels.link_channels(model, found), equalize.equalize_ranges(model)
     terms = balance._terms(
         start,
-        seen.over(start.factors, found.values()),
+        seen.rescaled(start.factors, found.values()),
         place.candidates(model)[0].tensors,
         linked,
         per_channel,
@@ -154,9 +156,12 @@ def test_int8_is_nearer_to_float_than_with_weights_equalized_alone(name: str) ->
     errors = []
     for seed in range(3):
         model = net(seed)
-        start = equalize.equalized(model, reached(observed(model)))
+        start = equalize.equalize_ranges(model, reached(observed(model)))
         errors.append(
-            (error(model, made(model, scheme(name).per_channel), name), error(model, start, name))
+            (
+                error(model, made(model, load_scheme(name).per_channel), name),
+                error(model, start, name),
+            )
         )
     ours, theirs = np.array(errors).mean(0)
     assert ours < 0.8 * theirs
@@ -167,9 +172,11 @@ def test_a_rescaled_twin_gives_the_same_int8_to_within_its_noise(name: str) -> N
     model = net()
     twin = twin_of(model, 3)
     assert np.abs(run(twin) - run(model)).max() < 1e-4 * np.abs(run(model)).max()
-    ours, theirs = (error(one, made(one, scheme(name).per_channel), name) for one in (model, twin))
+    ours, theirs = (
+        error(one, made(one, load_scheme(name).per_channel), name) for one in (model, twin)
+    )
     assert theirs < 1.5 * ours
-    assert error(twin, Equalized(twin, {}), name) > 4 * theirs
+    assert error(twin, EqualizedModel(twin, {}), name) > 4 * theirs
 
 
 def test_dead_and_constant_channels_are_left_finite() -> None:

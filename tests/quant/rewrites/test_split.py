@@ -9,10 +9,10 @@ import pytest
 from onnx import numpy_helper
 
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import Feed, observe
+from repzoo.quant.calibration.observers import CalibrationStream, collect_statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network import placement as place
-from repzoo.quant.network.scheme import scheme
+from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.parameters import ranges
 from repzoo.quant.parameters.compute import Corrections
@@ -72,7 +72,7 @@ def test_the_sum_is_the_layer(groups: int, strides: int, dilation: int, per_chan
     assert made.parts == {"block": ("block:coarse", "block:fine")}
     onnx.checker.check_model(made.model, full_check=True)
     assert np.abs(run(made.model) - run(model)).max() < 1e-5 * np.abs(run(model)).max()
-    values, found = layers.constants(made.model), layers.layers(made.model)
+    values, found = layers.initializer_arrays(made.model), layers.find_layers(made.model)
     coarse, fine = (found[name] for name in made.parts["block"])
     assert np.abs(values[coarse.weight]).max() < 0.1 < 1 < np.abs(values[fine.weight]).max()
     assert (fine.kernel, fine.bias) == ((1, 1), "")
@@ -84,7 +84,7 @@ def test_a_center_counted_twice_is_caught() -> None:
     made = split.split(model, ["block"], True).model
     next(node for node in made.graph.node if node.name == "block:coarse").input[1] = "whole"
     made.graph.initializer.append(
-        numpy_helper.from_array(layers.constants(model)["block_w"], "whole")
+        numpy_helper.from_array(layers.initializer_arrays(model)["block_w"], "whole")
     )
     assert np.abs(run(made) - run(model)).max() > 0.1 * np.abs(run(model)).max()
 
@@ -111,14 +111,19 @@ def test_both_halves_in_int8_are_nearer_to_float() -> None:
     model, errors = net(small=0.01), []
     for one in (model, split.split(model, ["block"], False).model):
         placed = place.candidates(one)[0]
-        reads = list(layers.layers(one).values())
-        seen = observe(
-            one, list(placed.tensors), reads, Feed([images()], 32), engine("onnxruntime"), 1
+        reads = list(layers.find_layers(one).values())
+        seen = collect_statistics(
+            one,
+            list(placed.tensors),
+            reads,
+            CalibrationStream([images()], 32),
+            engine("onnxruntime"),
+            1,
         )
-        made = plan.planned(
-            one, placed, seen, scheme("per-tensor"), Corrections(second_order=False)
+        made = plan.compute_parameters(
+            one, placed, seen, load_scheme("per-tensor"), Corrections(gptq=False)
         )
-        quantized = plan.write(made, placed, scheme("per-tensor"))
+        quantized = plan.write_qdq(made, placed, load_scheme("per-tensor"))
         errors.append(float(np.square(run(quantized) - run(model)).mean()))
     assert errors[1] < 0.75 * errors[0]  # the rest is activations
 
@@ -126,15 +131,15 @@ def test_both_halves_in_int8_are_nearer_to_float() -> None:
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_the_grids_are_finer(per_channel: bool) -> None:
     def restored(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        made = ranges.weight(values, 0 if per_channel else None)
+        made = ranges.quantize_weight(values, 0 if per_channel else None)
         return made.values * made.scale.reshape(
             -1, *([1] * (values.ndim - 1)) if per_channel else (1,)
         )
 
     model = net()
     made = split.split(model, ["block"], per_channel)
-    values, found = layers.constants(made.model), layers.layers(made.model)
+    values, found = layers.initializer_arrays(made.model), layers.find_layers(made.model)
     coarse, fine = (restored(values[found[name].weight]) for name in made.parts["block"])
-    whole = layers.constants(model)["block_w"]
+    whole = layers.initializer_arrays(model)["block_w"]
     both = coarse + np.pad(fine, ((0, 0), (0, 0), (1, 1), (1, 1)))
     assert np.square(both - whole).mean() < 0.1 * np.square(restored(whole) - whole).mean()

@@ -17,10 +17,10 @@ from tests.quant.conftest import add, sets, small
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import Feed, observe
+from repzoo.quant.calibration.observers import CalibrationStream, collect_statistics
 from repzoo.quant.network import layers
-from repzoo.quant.network.scheme import scheme
-from repzoo.quant.rewrites.stages import RUNGS, Recipe
+from repzoo.quant.network.scheme import load_scheme
+from repzoo.quant.rewrites.stages import STAGES, Stage
 from repzoo.quant.search import gate as gating
 from repzoo.quant.search import ladder
 from repzoo.quant.search.gate import Budget, Gate
@@ -72,7 +72,7 @@ def made(kind: str) -> Artifact:
 
 @functools.cache
 def climb(kind: str) -> ladder._Climb:
-    target = Target(engine("onnxruntime"), scheme("per-tensor"), search=0)
+    target = Target(engine("onnxruntime"), load_scheme("per-tensor"), search=0)
     started = ladder._Climb(Gate(made(kind), sets().gate, target.engine, Budget()), target, sets())
     started.calibrate()
     started.raced(0.0)
@@ -84,13 +84,15 @@ def inputs() -> npt.NDArray[np.float32]:
     return np.concatenate(
         [
             one.inputs
-            for one in batches(sets().ranges, made("plain").needing_preprocess(), 16, ReadReport())
+            for one in batches(
+                sets().calibration, made("plain").needing_preprocess(), 16, ReadReport()
+            )
         ]
     )
 
 
-def rung(name: str) -> Recipe:
-    return next(one for one in RUNGS if one.name == name)
+def rung(name: str) -> Stage:
+    return next(one for one in STAGES if one.name == name)
 
 
 @pytest.mark.parametrize("name", [*NEEDS])
@@ -103,16 +105,25 @@ def test_the_function_is_the_same_and_the_statistics_are_its_own(name: str) -> N
     )
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4 * np.abs(before).max())
     tensors, reads = (
-        list(base.seen.histograms),
-        [one for key, one in layers.layers(base.model).items() if key in base.seen.moments],
+        list(base.statistics.histograms),
+        [
+            one
+            for key, one in layers.find_layers(base.model).items()
+            if key in base.statistics.moments
+        ],
     )
     present = {value for node in base.model.graph.node for value in node.output} | {"data"}
     tensors = [one for one in tensors if one in present]
-    fresh = observe(
-        base.model, tensors, reads, Feed([inputs()], len(inputs())), engine("onnxruntime"), 1
+    fresh = collect_statistics(
+        base.model,
+        tensors,
+        reads,
+        CalibrationStream([inputs()], len(inputs())),
+        engine("onnxruntime"),
+        1,
     )
     for tensor in tensors:
-        known, found = base.seen.histograms[tensor], fresh.histograms[tensor]
+        known, found = base.statistics.histograms[tensor], fresh.histograms[tensor]
         room = 1e-3 * max(np.abs(found.high).max(), np.abs(found.low).max())
         np.testing.assert_allclose(
             np.stack([known.low, known.high]),
@@ -121,7 +132,7 @@ def test_the_function_is_the_same_and_the_statistics_are_its_own(name: str) -> N
             atol=room,
         )
     for one in reads:  # of random positions, so alike, not equal
-        own, true = base.seen.moments[one.name], fresh.moments[one.name]
+        own, true = base.statistics.moments[one.name], fresh.moments[one.name]
         np.testing.assert_allclose(own.mean, true.mean, atol=0.1 * np.abs(true.mean).max())
         np.testing.assert_allclose(
             own.grams[0], true.grams[0], atol=0.1 * np.abs(true.grams[0]).max()
@@ -132,7 +143,7 @@ def test_the_function_is_the_same_and_the_statistics_are_its_own(name: str) -> N
 def test_its_int8_form_is_near_the_float_model_and_leaves_no_layer_in_float(name: str) -> None:
     way = climb(NEEDS[name])
     artifact, plan = way.write(rung(name), way.starts[0])
-    assert plan.rounded.keys() == layers.layers(way.base(rung(name).rewrites).model).keys()
+    assert plan.weights.keys() == layers.find_layers(way.base(rung(name).rewrites).model).keys()
     true = engine("onnxruntime").open(way.artifact.model, exact=True).run(inputs())
     told = engine("onnxruntime").open(artifact.model, exact=True).run(inputs())
     assert 10 * np.log10(np.square(true).sum() / np.square(told - true).sum()) > 25
@@ -142,8 +153,8 @@ def test_coarse_and_fine_is_nearer_where_the_center_taps_are_outliers() -> None:
     way = climb("center")
     true = engine("onnxruntime").open(way.artifact.model, exact=True).run(inputs())
 
-    def error(recipe: Recipe) -> float:
-        plain = replace(recipe, corrections=replace(recipe.corrections, second_order=False))
+    def error(recipe: Stage) -> float:
+        plain = replace(recipe, corrections=replace(recipe.corrections, gptq=False))
         told = (
             engine("onnxruntime")
             .open(way.write(plain, way.starts[0])[0].model, exact=True)
@@ -156,14 +167,14 @@ def test_coarse_and_fine_is_nearer_where_the_center_taps_are_outliers() -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "relu6", "high", "center"])
 def test_a_rung_that_would_change_nothing_is_passed_over(kind: str) -> None:
-    found = {recipe.name for recipe in RUNGS if recipe.rewrites and climb(kind).changes(recipe)}
+    found = {recipe.name for recipe in STAGES if recipe.rewrites and climb(kind).changes(recipe)}
     assert found == {"equalized", *(name for name, needed in NEEDS.items() if needed == kind)}
 
 
 def test_a_model_that_nothing_helps_is_tried_on_every_rung(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gating, "UNCHANGED", 101.0)
     monkeypatch.setattr(gating, "ENOUGH", 101.0)
-    target = Target(engine("onnxruntime"), scheme("per-tensor"), search=0)
+    target = Target(engine("onnxruntime"), load_scheme("per-tensor"), search=0)
     _, report = ladder.quantize(made("center"), sets(), target, Budget(force=True))
     tried = [one.recipe for one in report.rungs]
     assert {"rounding", "second-order", "equalized", "coarse and fine"} <= {*tried}
@@ -173,11 +184,11 @@ def test_a_model_that_nothing_helps_is_tried_on_every_rung(monkeypatch: pytest.M
 
 
 def test_what_leaves_int8_for_16_bits_keeps_them_where_a_rewrite_adds_nodes() -> None:
-    target = Target(engine("onnxruntime"), scheme("rdk"), search=0)
+    target = Target(engine("onnxruntime"), load_scheme("rdk"), search=0)
     way = ladder._Climb(Gate(made("center"), sets().gate, target.engine, Budget()), target, sets())
     way.calibrate()
     way.raced(0.0)
     wide = way.without(way.starts[0], ["c"])
-    assert wide.wide
+    assert wide.int16_tensors
     base = way.base(rung("coarse and fine").rewrites)
-    assert way._placed(base, wide).wide & wide.wide
+    assert way._placed(base, wide).int16_tensors & wide.int16_tensors

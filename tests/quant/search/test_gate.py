@@ -9,7 +9,7 @@ import onnx
 
 from repzoo.artifact import Artifact
 from repzoo.measure.record import Record
-from repzoo.quant.search.gate import Attempt, Budget, Rung
+from repzoo.quant.search.gate import Budget, Candidate, CandidateModel
 
 RATIO = Record("ratio", {}, {"ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6})
 
@@ -43,11 +43,12 @@ def told(
     return replace(record, values={**record.values, **more})
 
 
-def attempt(record: Record, ratio: float = 0.5) -> Attempt:
+def attempt(record: Record, ratio: float = 0.5) -> CandidateModel:
     budget, timed = Budget(), replace(RATIO, values={**RATIO.values, "ratio": ratio})
     verdict = not budget.refuses(record), budget.meets(record), budget.holds(record)
-    return Attempt(
-        Artifact(onnx.ModelProto(), "model"), Rung("one", "everything", record, timed, *verdict)
+    return CandidateModel(
+        Artifact(onnx.ModelProto(), "model"),
+        Candidate("one", "everything", record, timed, *verdict),
     )
 
 

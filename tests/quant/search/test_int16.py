@@ -15,14 +15,14 @@ pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not i
 from tests.quant.conftest import small
 
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import Feed, observe
+from repzoo.quant.calibration.observers import CalibrationStream, collect_statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network import placement as place
-from repzoo.quant.network.scheme import scheme
+from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.parameters import qdq_writer as qdq
 from repzoo.quant.parameters import ranges
-from repzoo.quant.parameters.compute import Corrections, Plan
+from repzoo.quant.parameters.compute import Corrections, QuantizationPlan
 
 Images = npt.NDArray[np.float32]
 
@@ -33,20 +33,25 @@ def images(count: int = 32, size: int = 16) -> Images:
 
 def planned(
     model: onnx.ModelProto, names: list[str], name: str = "rdk"
-) -> tuple[Plan, onnx.ModelProto]:
+) -> tuple[QuantizationPlan, onnx.ModelProto]:
     """The model with the layers `names` in int16; all its weights are representable, so that activations alone err."""
-    placed, reads = place.candidates(model)[0], list(layers.layers(model).values())
-    seen = observe(
-        model, list(placed.tensors), reads, Feed([images()], 32), engine("onnxruntime"), 1
+    placed, reads = place.candidates(model)[0], list(layers.find_layers(model).values())
+    seen = collect_statistics(
+        model,
+        list(placed.tensors),
+        reads,
+        CalibrationStream([images()], 32),
+        engine("onnxruntime"),
+        1,
     )
     touched = place.placement(model, "", names).tensors
-    placed = replace(placed, wide=frozenset(touched) & {*placed.tensors})
-    made = plan.planned(model, placed, seen, scheme(name), Corrections(second_order=False))
-    return made, plan.write(made, placed, scheme(name))
+    placed = replace(placed, int16_tensors=frozenset(touched) & {*placed.tensors})
+    made = plan.compute_parameters(model, placed, seen, load_scheme(name), Corrections(gptq=False))
+    return made, plan.write_qdq(made, placed, load_scheme(name))
 
 
 def model() -> onnx.ModelProto:
-    return qdq.prepared(small().model)
+    return qdq.prepare_for_qdq(small().model)
 
 
 @pytest.mark.parametrize("name", ["rdk", "ort-cpu"])
@@ -89,14 +94,14 @@ def test_activations_of_16_bits_add_no_noise() -> None:
     representable, expected = model(), None
     for item in representable.graph.initializer:
         if numpy_helper.to_array(item).ndim > 1:
-            made = ranges.weight(numpy_helper.to_array(item), 0)
+            made = ranges.quantize_weight(numpy_helper.to_array(item), 0)
             shaped = made.scale.reshape(-1, *([1] * (made.values.ndim - 1)))
             item.CopyFrom(
                 numpy_helper.from_array((made.values * shaped).astype(np.float32), item.name)
             )
     expected = engine("onnxruntime").open(representable, exact=True).run(images())
     errors = []
-    for names in ([], list(layers.layers(representable))):
+    for names in ([], list(layers.find_layers(representable))):
         _, quantized = planned(representable, names)
         errors.append(
             float(
@@ -120,7 +125,7 @@ def test_older_graphs_are_converted_and_8_bits_are_left_where_they_are() -> None
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 0.0), (-1e-30, 0.0), (0.0, 1e30)])
 def test_the_steps_cover_the_range(low: float, high: float) -> None:
-    made = ranges.wide(low, high)
+    made = ranges.int16_parameters(low, high)
     assert (made.zero_point, made.bits) == (0, 16)
     assert max(-low, high) <= made.scale * ranges.PEAK_16 * (1 + 1e-6)
     assert np.isfinite(np.float32(made.scale))

@@ -22,7 +22,7 @@ from tests.quant.conftest import sets, small
 from repzoo import verbs
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
-from repzoo.data.dataset import Dataset, Split, UnreadableImage
+from repzoo.data.dataset import Dataset, QuantizationSplit, UnreadableImage
 from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.errors import GateError, InputError
@@ -30,9 +30,9 @@ from repzoo.measure import accuracy, latency
 from repzoo.measure.record import Record
 from repzoo.quant.baselines import registry as recipes
 from repzoo.quant.network import placement as place
-from repzoo.quant.network.scheme import scheme
+from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import qdq_writer as qdq
-from repzoo.quant.rewrites.stages import RUNGS
+from repzoo.quant.rewrites.stages import STAGES
 from repzoo.quant.search import gate as gating
 from repzoo.quant.search import ladder
 from repzoo.quant.search import placement_search as search
@@ -48,14 +48,14 @@ def deploy() -> Artifact:
     return verbs.fold(embedded.read("repghostnet_050.digits"))[0]
 
 
-def gray() -> Split:
+def gray() -> QuantizationSplit:
     """Calibration images that say nothing of the images to come: each input is near zero, so the range is."""
     ranges = replace(
-        sets().ranges.subset(range(16)),
+        sets().calibration.subset(range(16)),
         load=lambda _: Image.new("RGB", (8, 8), (127, 127, 127)),
         name="gray",
     )
-    return replace(sets(), ranges=ranges)
+    return replace(sets(), calibration=ranges)
 
 
 @functools.cache
@@ -77,10 +77,16 @@ def linear() -> Artifact:
 
 
 def quantize(
-    split: Split, budget: Budget, name: str = "ort-cpu", artifact: Artifact | None = None
+    split: QuantizationSplit,
+    budget: Budget,
+    name: str = "ort-cpu",
+    artifact: Artifact | None = None,
 ) -> tuple[Artifact, QuantReport]:
     return ladder.quantize(
-        artifact or deploy(), split, Target(engine("onnxruntime"), scheme(name), search=0), budget
+        artifact or deploy(),
+        split,
+        Target(engine("onnxruntime"), load_scheme(name), search=0),
+        budget,
     )
 
 
@@ -118,15 +124,15 @@ def test_a_model_proven_broken_is_refused_with_the_numbers_and_the_way_out() -> 
 
 
 def seen_by(
-    split: Split, monkeypatch: pytest.MonkeyPatch, artifact: Artifact
+    split: QuantizationSplit, monkeypatch: pytest.MonkeyPatch, artifact: Artifact
 ) -> list[tuple[str, str]]:
     """(data set, sha256 of the model) of every evaluation of a quantization."""
     seen: list[tuple[str, str]] = []
     evaluate = accuracy.evaluate
 
     def noted(
-        runs: Sequence[accuracy.Run], dataset: Dataset, *rest: Any, **named: Any
-    ) -> list[accuracy.Predictions]:
+        runs: Sequence[accuracy.EvaluationRun], dataset: Dataset, *rest: Any, **named: Any
+    ) -> list[accuracy.ModelPredictions]:
         seen.append((dataset.name, runs[-1].artifact.sha256))
         return evaluate(runs, dataset, *rest, **named)
 
@@ -152,11 +158,11 @@ def test_the_gates_images_see_one_model_once_and_choose_nothing(
 
 def test_a_choice_that_the_gate_refuses_is_not_mended_by_the_gate() -> None:
     """The selection images are as gray as those of the ranges, so the first rung holds there; the gate sees what it is worth."""
-    blind = replace(gray(), selection=gray().ranges)
+    blind = replace(gray(), selection=gray().calibration)
     with pytest.raises(GateError, match="above the budget"):
         quantize(blind, Budget(), artifact=linear())
     _, report = quantize(blind, Budget(force=True), artifact=linear())
-    assert [rung.recipe for rung in report.rungs] == [RUNGS[0].name]
+    assert [rung.recipe for rung in report.rungs] == [STAGES[0].name]
     assert report.chosen.holds
     assert not report.passes
     assert (
@@ -165,8 +171,8 @@ def test_a_choice_that_the_gate_refuses_is_not_mended_by_the_gate() -> None:
 
 
 def test_fewer_layers_may_save_what_bad_ranges_break(monkeypatch: pytest.MonkeyPatch) -> None:
-    every = place.candidates(qdq.prepared(deploy().model))
-    monkeypatch.setattr(place.Places, "candidates", lambda _: [every[0], every[-1]])
+    every = place.candidates(qdq.prepare_for_qdq(deploy().model))
+    monkeypatch.setattr(place.PlacementSpace, "candidates", lambda _: [every[0], every[-1]])
     monkeypatch.setattr(ladder, "ESCAPES", (1,))
     _, report = quantize(gray(), Budget(max_drop=5.0), artifact=deploy())
     assert report.passes
@@ -181,9 +187,9 @@ def test_every_rung_is_reached_from_every_placement(
     place: int, artifact: Callable[[], Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which placement is the fastest is the machine's to say, so each must do."""
-    found = search.fastest
+    found = search.find_fastest
 
-    def other(*arguments: Any) -> search.Found:
+    def other(*arguments: Any) -> search.SearchResult:
         every = found(*arguments)
         ranked = [every.best.placement, *every.others]
         best = ranked[min(place, len(ranked) - 1)]
@@ -202,19 +208,22 @@ def test_every_rung_is_reached_from_every_placement(
 @pytest.mark.parametrize("alike", [0, 2])
 def test_what_is_tried_last_reaches_down_to_the_least_in_int8(alike: int) -> None:
     """Whatever the others cost: the fastest of them may all lose as much as the first."""
-    places = place.Places(qdq.prepared(deploy().model), scheme("ort-cpu"))
-    first, *others = places.candidates()
+    places = place.PlacementSpace(qdq.prepare_for_qdq(deploy().model), load_scheme("ort-cpu"))
+    first, *others = places.starting_placements()
     sizes = [(places.count(one), len(one.tensors)) for one in (first, *others)]
     assert sizes == sorted(sizes, reverse=True)
     alone = Record("ratio", {}, {"ratio": 1.0})
-    near = tuple(search.Timed(one, alone) for one in others[:alike])
-    climb, best = SimpleNamespace(places=places), SimpleNamespace(timed=search.Timed(first, alone))
-    found = search.Found(best.timed, tuple(reversed(others)), alike=near)
+    near = tuple(search.TimedPlacement(one, alone) for one in others[:alike])
+    climb, best = (
+        SimpleNamespace(places=places),
+        SimpleNamespace(timed=search.TimedPlacement(first, alone)),
+    )
+    found = search.SearchResult(best.timed, tuple(reversed(others)), alike=near)
     tried = ladder._fewer(cast("Any", climb), cast("Any", best), found)
     assert tried[-1] == others[-1]
     assert len(tried) == min(ladder.OTHERS, len(others) - alike)
     assert tried == [one for one in others[alike:] if one in tried]
-    least = SimpleNamespace(timed=search.Timed(others[-1], alone))
+    least = SimpleNamespace(timed=search.TimedPlacement(others[-1], alone))
     assert not ladder._fewer(cast("Any", climb), cast("Any", least), found)
 
 
@@ -239,7 +248,9 @@ def test_too_few_images_to_exclude_a_drop_are_warned_about() -> None:
 
 def test_the_same_images_and_placement_give_the_same_drops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        place.Places, "candidates", lambda one: [one.placement("everything", ["flat", "output"])]
+        place.PlacementSpace,
+        "candidates",
+        lambda one: [one.placement("everything", ["flat", "output"])],
     )
     first, second = (quantize(sets(), Budget(max_drop=1.0), artifact=linear())[1] for _ in range(2))
     assert [rung.paired.values for rung in first.rungs] == [
@@ -271,21 +282,21 @@ def test_an_unreadable_gate_image_is_told() -> None:
 
 def test_an_unreadable_image_of_the_ranges_shifts_no_margin() -> None:
     """The classes of the images that set ranges are matched with the answers to them."""
-    split = open_source("digits").quantizing_split(256, 0)
+    split = open_source("digits").split_for_quantization(256, 0)
 
     def load(key: str) -> Image.Image:
-        if key == split.ranges.keys[3]:
+        if key == split.calibration.keys[3]:
             raise UnreadableImage(f"{key} is broken")
-        return split.ranges.load(key)
+        return split.calibration.load(key)
 
-    target = Target(engine("onnxruntime"), scheme("ort-cpu"), search=0)
-    broken = replace(split, ranges=replace(split.ranges, load=load))
+    target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search=0)
+    broken = replace(split, calibration=replace(split.calibration, load=load))
     climb = ladder._Climb(
         gating.Gate(linear(), split.gate, target.engine, Budget()), target, broken
     )
     climb.calibrate()
     margins, targets = climb.judge._more[0]
-    assert len(margins.classes) == len(targets) == len(split.ranges) - 1
+    assert len(margins.classes) == len(targets) == len(split.calibration) - 1
     assert (margins.classes[:, 0] == targets).mean() > 0.9  # a good model
     assert (
         margins.classes[4:, 0] == targets[3:-1]
@@ -311,18 +322,18 @@ def test_a_model_without_layers_to_quantize_is_refused() -> None:
 
 def test_unknown_schemes_offer_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean ort-cpu"):
-        scheme("ort-gpu")
+        load_scheme("ort-gpu")
 
 
 def test_fewer_layers_take_over_what_was_worked_out() -> None:
     """Leaving a layer in float changes no number of the others, so that it need not be planned anew."""
-    target = Target(engine("onnxruntime"), scheme("ort-cpu"), search=0)
+    target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search=0)
     climb = ladder._Climb(
         gating.Gate(small(), sets().gate, target.engine, Budget()), target, sets()
     )
     climb.calibrate()
     every = climb.starts[0]
-    for recipe in RUNGS[:3]:
+    for recipe in STAGES[:3]:
         one = climb.timed_rung(recipe, recipe.name, every)
         fewer = climb.without(every, ["c"])
         (taken, _), (anew, _) = climb.moved(one, fewer), climb.write(recipe, fewer)
@@ -365,8 +376,8 @@ def test_without_labels_a_broken_model_is_refused_all_the_same(
 ) -> None:
     """Half of its pictures are black, and those set the ranges: what `ranges` sees says nothing of the gate's."""
     data = unlabeled(tmp_path / "photos", 160)
-    split = open_source(data, unlabeled=True).quantizing_split(256, 0)
-    for key in (*split.ranges.keys, *split.selection.keys):
+    split = open_source(data, unlabeled=True).split_for_quantization(256, 0)
+    for key in (*split.calibration.keys, *split.selection.keys):
         Image.new("RGB", (8, 8), (127, 127, 127)).save(data / key)
     ran = run(
         "quantize", small_file, "-o", tmp_path / "out.onnx", "--data", data, "--search", 0, "--json"
@@ -406,5 +417,9 @@ def test_rungs_are_told_apart_by_their_logits_where_a_model_does_not_say_how_man
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
     artifact = replace(linear(), model=model)
     assert not artifact.num_classes
-    found = gating.Judge(artifact, sets().selection, engine("onnxruntime")).paired(artifact).values
+    found = (
+        gating.FloatComparison(artifact, sets().selection, engine("onnxruntime"))
+        .paired(artifact)
+        .values
+    )
     assert (found["expected_changed"], found["expected_drop"]) == (0, 0)

@@ -13,7 +13,7 @@ from tests.quant.network.test_placement import graph
 from repzoo.measure import stats
 from repzoo.measure.record import Record
 from repzoo.measure.stats import Interval
-from repzoo.quant.network.placement import Placement, Places
+from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.search import placement_search as search
 
 MODEL = graph(
@@ -25,11 +25,11 @@ MODEL = graph(
 FLOAT = {"a": 10.0, "c": 40.0, "d": 10.0, "e": 30.0, "s": 2.0, "p": 1.0, "f": 0.1, "y": 4.0}
 
 
-class Machine(search.Race):
+class Machine(search.PlacementRace):
     """Each node costs what FLOAT says, or `int8` of that; each Q/DQ pair costs `pair`; every reading is off by up to `noise`."""
 
     def __init__(self, int8: Mapping[str, float], pair: float = 0.5, noise: float = 0.0) -> None:
-        self.places, self._int8, self._pair, self._noise = Places(MODEL), int8, pair, noise
+        self.places, self._int8, self._pair, self._noise = PlacementSpace(MODEL), int8, pair, noise
         self._random, self.races, self.together = np.random.default_rng(0), 0, search.TOGETHER[0]
 
     def cost(self, placement: Placement) -> float:
@@ -44,7 +44,7 @@ class Machine(search.Race):
         low, *_, high = sorted(readings)[1:8]
         return Interval(float(np.median(readings)), low, high)
 
-    def over_float(self, placements: Sequence[Placement], seconds: float) -> list[Record]:  # noqa: ARG002
+    def over_float(self, placements: Sequence[Placement], seconds: float) -> list[Record]:
         found = [self._ratio(self.cost(one), sum(FLOAT.values())) for one in placements]
         return [
             Record("ratio", {}, {"ratio": one.value, "ratio_low": one.low, "ratio_high": one.high})
@@ -58,8 +58,8 @@ class Machine(search.Race):
         return [self._ratio(self.cost(one), self.cost(base)) for one in placements]
 
 
-def searched(machine: Machine, seconds: float = 60.0) -> search.Found:
-    return search.fastest(machine, machine.places.candidates(), 0.1, seconds)
+def searched(machine: Machine, seconds: float = 60.0) -> search.SearchResult:
+    return search.find_fastest(machine, machine.places.starting_placements(), 0.1, seconds)
 
 
 def test_what_costs_more_in_int8_stays_float_and_the_rest_does_not() -> None:
@@ -104,7 +104,9 @@ def test_whatever_the_costs_it_is_never_slower_than_any_start(seed: int) -> None
         {name: float(random.uniform(0.2, 3)) for name in FLOAT}, pair=float(random.uniform(0, 5))
     )
     found = searched(machine)
-    assert machine.cost(found.best.placement) <= min(map(machine.cost, machine.places.candidates()))
+    assert machine.cost(found.best.placement) <= min(
+        map(machine.cost, machine.places.starting_placements())
+    )
     assert any(node.output[0] in found.best.placement.nodes for node in machine.places.layers)
 
 
@@ -113,7 +115,7 @@ def test_noise_moves_nothing() -> None:
     machine = Machine({}, pair=0.0, noise=0.05)
     found = searched(machine)
     assert not any(one.kept for one in found.trials)
-    assert found.best.placement in machine.places.candidates()
+    assert found.best.placement in machine.places.starting_placements()
 
 
 def test_without_time_the_first_race_decides() -> None:
@@ -149,7 +151,7 @@ def test_a_start_that_is_slow_is_not_timed_with_care_but_stays_among_the_others(
             return super().over_float(placements, seconds)
 
     machine = Watched(dict.fromkeys(FLOAT, 0.2), pair=0.0)
-    found, starts = searched(machine), machine.places.candidates()
+    found, starts = searched(machine), machine.places.starting_placements()
     assert len(timed) < len(starts)
     assert {one.name for one in (found.best.placement, *found.others)} == {
         one.name for one in starts

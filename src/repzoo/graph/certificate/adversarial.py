@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from repzoo.graph.certificate.index import Index
+from repzoo.graph.certificate.index import TensorIndex
 from repzoo.graph.certificate.operators import integer
-from repzoo.graph.certificate.proof import Origin, changed
+from repzoo.graph.certificate.proof import TrainingForm, changed_nodes
 
 VARIANCES = (1.0, 0.0, 1e-3, 1e4)  # times epsilon
 SIGNS = (1.0, -1.0, 0.0)
@@ -27,32 +27,34 @@ SHIFTS = (0.5, -0.25)
 ROUNDS = len(VARIANCES) * len(SIGNS)  # channels in which every variance meets every sign
 
 Place = tuple[
-    onnx.NodeProto, list[onnx.NodeProto], Index
+    onnx.NodeProto, list[onnx.NodeProto], TensorIndex
 ]  # a folded node, the nodes that it replaces, in order, and their graph
 
 
-def specimens(
-    before: onnx.ModelProto, after: onnx.ModelProto, origin: Origin
+def adversarial_cases(
+    before: onnx.ModelProto, after: onnx.ModelProto, origin: TrainingForm
 ) -> Iterator[tuple[str, onnx.ModelProto]]:
     """(kind, a model of one expression) for each kind in `before` that holds a BatchNormalization and that `after` folded."""
-    new = Index.of(after.graph)
+    new = TensorIndex.of(after.graph)
     for kind, (node, inside, old) in _smallest(after, origin, new).items():
-        source, shape = old.behind(node.input[0]), origin.probe(node, new)
+        source, shape = old.resolve(node.input[0]), origin.probe(node, new)
         if shape is None:
             continue
         for turn in range(0, ROUNDS, max(1, _fewest_channels(inside, old))):
             yield kind, _model(before, old, source, inside, shape, turn)
 
 
-def _smallest(after: onnx.ModelProto, origin: Origin, new: Index) -> Mapping[str, Place]:
+def _smallest(
+    after: onnx.ModelProto, origin: TrainingForm, new: TensorIndex
+) -> Mapping[str, Place]:
     """For each kind, the expression with the fewest weights."""
     found: dict[str, tuple[int, Place]] = {}
-    for node in changed(after, origin, new):
+    for node in changed_nodes(after, origin, new):
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
         old = origin.before(node)
-        source = old.behind(node.input[0])
-        inside = old.between(source, old.behind(node.output[0]))
+        source = old.resolve(node.input[0])
+        inside = old.between(source, old.resolve(node.output[0]))
         if any(item.op_type == "BatchNormalization" for item in inside):
             size = sum(_size(name, old) for item in inside for name in item.input)
             kind = _kind(inside, source, old)
@@ -61,7 +63,7 @@ def _smallest(after: onnx.ModelProto, origin: Origin, new: Index) -> Mapping[str
     return {kind: place for kind, (_, place) in found.items()}
 
 
-def _kind(inside: list[onnx.NodeProto], source: str, index: Index) -> str:
+def _kind(inside: list[onnx.NodeProto], source: str, index: TensorIndex) -> str:
     """What the expression is, but for channel counts and values."""
     numbers, lines = {source: 0}, []
     for node in inside:
@@ -80,16 +82,16 @@ def _kind(inside: list[onnx.NodeProto], source: str, index: Index) -> str:
     return repr(lines)
 
 
-def _dims(name: str, index: Index) -> tuple[int, ...]:
+def _dims(name: str, index: TensorIndex) -> tuple[int, ...]:
     held = index.constants.get(name)
     return tuple(held.dims) if held is not None else ()
 
 
-def _size(name: str, index: Index) -> int:
+def _size(name: str, index: TensorIndex) -> int:
     return math.prod(_dims(name, index)) if name in index.constants else 0
 
 
-def _fewest_channels(inside: list[onnx.NodeProto], index: Index) -> int:
+def _fewest_channels(inside: list[onnx.NodeProto], index: TensorIndex) -> int:
     return min(
         _size(node.input[1], index) for node in inside if node.op_type == "BatchNormalization"
     )
@@ -97,7 +99,7 @@ def _fewest_channels(inside: list[onnx.NodeProto], index: Index) -> int:
 
 def _model(
     before: onnx.ModelProto,
-    index: Index,
+    index: TensorIndex,
     source: str,
     inside: list[onnx.NodeProto],
     shape: tuple[int, ...],
@@ -153,7 +155,7 @@ def _named(item: onnx.TensorProto, name: str) -> onnx.TensorProto:
 
 
 def _adverse(
-    node: onnx.NodeProto, index: Index, turn: int, names: list[str]
+    node: onnx.NodeProto, index: TensorIndex, turn: int, names: list[str]
 ) -> list[onnx.TensorProto]:
     """gamma, beta, mean, variance in the type of the node's own."""
     held = index.constants[node.input[1]]

@@ -24,13 +24,13 @@ from onnx import TensorProto, numpy_helper
 
 from repzoo.artifact import MAX_MODEL_BYTES, Artifact, classifier_input
 from repzoo.errors import CertificateError, InputError
-from repzoo.graph.certificate.adversarial import specimens
+from repzoo.graph.certificate.adversarial import adversarial_cases
 from repzoo.graph.certificate.operators import BLOCK
-from repzoo.graph.certificate.proof import ROUNDOFF, Origin, Proof, prove
+from repzoo.graph.certificate.proof import ROUNDOFF, Proof, TrainingForm, prove
 from repzoo.graph.fold.engine import Fold, FoldResult, fold
 from repzoo.graph.fold.rules import Refusal
 from repzoo.graph.tools.cost import Cost, count
-from repzoo.graph.tools.pieces import give_back, pieces, sha256_of_graph
+from repzoo.graph.tools.pieces import sha256_of_graph, split_model, trim_heap
 
 SAFETY = 64.0  # jittering moves each weight once; a fold also reorders sums of up to some 10^4 terms in every layer
 FLOOR = 16.0  # unit roundoffs of the output's largest magnitude: 8 units in the last place, for networks too robust to jitter
@@ -75,7 +75,7 @@ class Certificate:
     before: Mapping[str, Any]
     after: Mapping[str, Any]
     proofs: tuple[Proof, ...] = ()
-    specimens: int = 0
+    adversarial_cases: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A plain JSON document; each fold has its proof, or None where a later fold took its node in."""
@@ -167,7 +167,7 @@ def certify(
     after = dataclasses.replace(before, model=result.model)
     costs = count(before), count(after)
     _require_one_file(before.name, costs[1])
-    origin = Origin.of(before.model)
+    origin = TrainingForm.of(before.model)
     proofs = prove(origin, result.model, [item.output for item in result.folds], seed)
     kinds = _drilled(before.model, result.model, origin, seed)
     groups = _inputs(before, costs[0], images, seed)
@@ -182,7 +182,7 @@ def certify(
         before=_facts(before.model, costs[0]),
         after=_facts(result.model, costs[1]),
         proofs=proofs,
-        specimens=kinds,
+        adversarial_cases=kinds,
     )
     if not certificate.equal:
         raise CertificateError(
@@ -191,14 +191,16 @@ def certify(
     return certificate
 
 
-def _drilled(before: onnx.ModelProto, after: onnx.ModelProto, origin: Origin, seed: int) -> int:
+def _drilled(
+    before: onnx.ModelProto, after: onnx.ModelProto, origin: TrainingForm, seed: int
+) -> int:
     """How many kinds of expressions were folded and retraced with adversarial BatchNorms.
 
     Raises:
         CertificateError: one of them folds wrongly.
     """
     kinds = set()
-    for kind, specimen in specimens(before, after, origin):
+    for kind, specimen in adversarial_cases(before, after, origin):
         made = fold(specimen)
         try:
             prove(specimen, made.model, [item.output for item in made.folds], seed)
@@ -318,16 +320,16 @@ def _outputs(
     dims = classifier_input(model).type.tensor_type.shape.dim
     batches = _batches(groups, dims[0].dim_value if dims else 0)
     for piece in (
-        pieces(model)
+        split_model(model)
         if jitter is None
-        else pieces(model, change=lambda item: _jittered(item, jitter))
+        else split_model(model, change=lambda item: _jittered(item, jitter))
     ):
         if jitter is not None:
             for held in _held(piece.graph):
                 held.CopyFrom(_jittered(held, jitter))
         batches = [run(piece, batch) for batch in batches]
         del piece  # before the next is made
-        give_back()
+        trim_heap()
     ends = np.cumsum([len(group) for group in groups])
     return np.split(np.concatenate(batches), ends)[:-1]
 

@@ -11,7 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from repzoo.graph.certificate.operators import Array, Stored
-from repzoo.graph.tools.constant_folding import Settled
+from repzoo.graph.tools.constant_folding import KnownValues
 
 NEUTRAL_SIZE = 2**18  # of zeros that are added, or of ones
 COMPARED = 64  # elements of constants that are compared by value where nodes are
@@ -31,7 +31,7 @@ NEVER_ALIKE = frozenset(
 
 
 @dataclass(frozen=True)
-class Index:
+class TensorIndex:
     """A graph by tensor names.
 
     types    element types of what its Casts read, where they were inferred
@@ -42,18 +42,18 @@ class Index:
     producers: Mapping[str, onnx.NodeProto]
     constants: Mapping[str, onnx.TensorProto]
     types: Mapping[str, int] = field(default_factory=dict)
-    repeats: Mapping[str, str] = field(default_factory=dict)
-    twins: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    duplicates: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
         graph: onnx.GraphProto,
-        computed: Settled | None = None,
+        computed: KnownValues | None = None,
         types: Mapping[str, int] | None = None,
-    ) -> Index:
+    ) -> TensorIndex:
         """`computed`: what is known of the graph before it runs."""
-        computed = computed or Settled({}, {})
+        computed = computed or KnownValues({}, {})
         producers = {name: node for node in graph.node for name in node.output if name}
         given = {item.name for item in graph.input}  # may be other than their defaults
         constants = {item.name: item for item in graph.initializer if item.name not in given}
@@ -67,10 +67,10 @@ class Index:
         made._find_twins(graph.node, twins)
         return made
 
-    def behind(self, name: str) -> str:
+    def resolve(self, name: str) -> str:
         """The tensor that `name` merely repeats, or computes once more."""
         while name not in self.constants and (
-            source := self._repeated(name) or self.twins.get(name)
+            source := self._repeated(name) or self.duplicates.get(name)
         ):
             name = source
         return name
@@ -100,7 +100,7 @@ class Index:
 
     def _content(self, name: str) -> Hashable:
         """What stands for a tensor: the number type and the values of a small constant, or the name it first has."""
-        held = self.constants.get(source := self.behind(name))
+        held = self.constants.get(source := self.resolve(name))
         if held is None or math.prod(held.dims) > COMPARED:
             return source
         return held.data_type, tuple(held.dims), numpy_helper.to_array(held).tobytes()
@@ -116,7 +116,7 @@ class Index:
                 stack.pop()
             elif missing := [
                 item
-                for item in map(self.behind, filter(None, node.input))
+                for item in map(self.resolve, filter(None, node.input))
                 if item not in made
                 and item != source
                 and item not in self.constants
@@ -126,7 +126,7 @@ class Index:
             else:
                 copy = onnx.NodeProto()
                 copy.CopyFrom(node)
-                copy.input[:] = [self.behind(item) if item else "" for item in node.input]
+                copy.input[:] = [self.resolve(item) if item else "" for item in node.input]
                 made.update(dict.fromkeys(node.output, copy))
         return list({id(node): node for node in made.values()}.values())
 
@@ -135,8 +135,8 @@ class Index:
         node = self.producers.get(name)
         if node is None or node.domain not in ("", "ai.onnx") or name != node.output[0]:
             return ""
-        if name in self.repeats:
-            return self.repeats[name]
+        if name in self.aliases:
+            return self.aliases[name]
         if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
             flag = self.values(node.input[2])
             return node.input[0] if flag is not None and not flag.any() else ""
@@ -165,7 +165,7 @@ class Index:
 
     def stored(self, name: str) -> Stored | None:
         """As `values`, of the type in the file."""
-        item = self.constants.get(self.behind(name))
+        item = self.constants.get(self.resolve(name))
         return None if item is None else numpy_helper.to_array(item)
 
 

@@ -28,7 +28,7 @@ import onnx
 from onnx import numpy_helper
 
 from repzoo.errors import CertificateError
-from repzoo.graph.certificate.index import Index
+from repzoo.graph.certificate.index import TensorIndex
 from repzoo.graph.certificate.operators import (
     MOVES,
     OPERATORS,
@@ -40,8 +40,8 @@ from repzoo.graph.certificate.operators import (
     integer,
     scatter,
 )
-from repzoo.graph.tools.constant_folding import Settled, settled, sized
-from repzoo.graph.tools.pieces import inlined, skeleton
+from repzoo.graph.tools.constant_folding import KnownValues, at_batch_size, known_values
+from repzoo.graph.tools.pieces import inline_functions, without_weights
 
 SIGMAS = 10.0  # one value in 10^23 of a Gaussian lies beyond
 FLOAT64_NOISE = (
@@ -81,59 +81,59 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class Origin:
+class TrainingForm:
     """The training form with what a retrace needs to know of its sizes.
 
     at     its index for one image; other than `index` only where a node writes by index, which is where sizes are values
     sides  of tensors, for paddings and writes that depend on them
     """
 
-    index: Index
-    at: Index
+    index: TensorIndex
+    at: TensorIndex
     sides: Mapping[str, tuple[int, ...]]
     model: onnx.ModelProto
 
     @classmethod
-    def of(cls, model: onnx.ModelProto) -> Origin:
+    def of(cls, model: onnx.ModelProto) -> TrainingForm:
         """Of a model with or without functions of its own."""
-        model = inlined(model)
+        model = inline_functions(model)
         types = _types_for_casts(model)
-        known = settled(model)
-        index = Index.of(model.graph, known, types)
+        known = known_values(model)
+        index = TensorIndex.of(model.graph, known, types)
         if not any(node.op_type == "ScatterND" for node in model.graph.node):
             return cls(index, index, _sides_for_padding(model), model)
-        fixed = sized(model, 1)
+        fixed = at_batch_size(model, 1)
         return cls(
             index,
-            Index.of(model.graph, Settled(fixed.values, known.repeats), types),
+            TensorIndex.of(model.graph, KnownValues(fixed.values, known.repeats), types),
             fixed.sides,
             model,
         )
 
     @functools.cached_property
-    def _rows(self) -> tuple[Index, Mapping[str, tuple[int, ...]]]:
+    def _rows(self) -> tuple[TensorIndex, Mapping[str, tuple[int, ...]]]:
         """The index for one image and all shapes: what is reshaped to rows and back depends on them."""
-        fixed = sized(self.model, 1)
-        return Index.of(
-            self.model.graph, Settled(fixed.values, self.index.repeats), self.index.types
+        fixed = at_batch_size(self.model, 1)
+        return TensorIndex.of(
+            self.model.graph, KnownValues(fixed.values, self.index.aliases), self.index.types
         ), fixed.shapes
 
-    def before(self, node: onnx.NodeProto) -> Index:
+    def before(self, node: onnx.NodeProto) -> TensorIndex:
         """In which to look for what the folded `node` replaces."""
         return self._rows[0] if node.op_type == "MatMul" else self.at
 
-    def probe(self, node: onnx.NodeProto, new: Index) -> tuple[int, ...] | None:
+    def probe(self, node: onnx.NodeProto, new: TensorIndex) -> tuple[int, ...] | None:
         """The shape of one probe of the folded `node`; None where it is no fold, or nothing is known of its size."""
         weight, source = (
             weight_of(node, new),
-            self.index.behind(node.input[0] if node.input else ""),
+            self.index.resolve(node.input[0] if node.input else ""),
         )
         if weight is None:
             return None
         if node.op_type == "MatMul":
-            *sides, _ = self._rows[1].get(self._rows[0].behind(node.input[0])) or (1, 0, 0)
+            *sides, _ = self._rows[1].get(self._rows[0].resolve(node.input[0])) or (1, 0, 0)
             return (*(side or OPEN_SIDE for side in sides), weight.shape[1])
-        if self.at is not self.index and self._writes(source, self.index.behind(node.output[0])):
+        if self.at is not self.index and self._writes(source, self.index.resolve(node.output[0])):
             return self.sides.get(source)
         return _probe_shape(node, weight, self.sides.get(source))
 
@@ -146,7 +146,7 @@ class Origin:
     ) -> tuple[Array, int]:
         """As `_Run.evaluate`, what the folded `node` replaces; probe by probe where sizes are values."""
         at = self.before(node)
-        source, target = at.behind(node.input[0]), at.behind(node.output[0])
+        source, target = at.resolve(node.input[0]), at.resolve(node.output[0])
         parts = 1 if at is self.index else len(PROBES)
         made = [
             _Run(at, {source: part}, passing, absolute).evaluate(target)
@@ -162,7 +162,7 @@ def _types_for_casts(model: onnx.ModelProto) -> dict[str, int]:
     read = {node.input[0] for node in model.graph.node if node.op_type == "Cast"}
     if not read:
         return {}
-    graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
+    graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     return {
         item.name: item.type.tensor_type.elem_type
         for item in (*graph.input, *graph.value_info)
@@ -171,7 +171,7 @@ def _types_for_casts(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def prove(
-    before: onnx.ModelProto | Origin,
+    before: onnx.ModelProto | TrainingForm,
     after: onnx.ModelProto,
     written: Collection[str],
     seed: int = 0,
@@ -181,12 +181,15 @@ def prove(
     Raises:
         CertificateError: a node is neither unchanged nor equal to what it replaces; says which and by how much.
     """
-    origin, new = before if isinstance(before, Origin) else Origin.of(before), Index.of(after.graph)
+    origin, new = (
+        before if isinstance(before, TrainingForm) else TrainingForm.of(before),
+        TensorIndex.of(after.graph),
+    )
     passing = Counter(written) - Counter(
         {name for node in after.graph.node for name in node.output}
     )
     proofs = []
-    for node in changed(after, origin, new):
+    for node in changed_nodes(after, origin, new):
         shape = origin.probe(node, new)
         proof = (
             None
@@ -203,7 +206,9 @@ def prove(
     return tuple(proofs)
 
 
-def changed(after: onnx.ModelProto, origin: Origin, new: Index) -> Iterator[onnx.NodeProto]:
+def changed_nodes(
+    after: onnx.ModelProto, origin: TrainingForm, new: TensorIndex
+) -> Iterator[onnx.NodeProto]:
     """The nodes of `after` that the training form does not have; a MatMul and the Add of its bias as one, with three inputs.
 
     The product between the two is no tensor of the training form, so what else reads it counts as changed, and is retraced.
@@ -233,11 +238,11 @@ def changed(after: onnx.ModelProto, origin: Origin, new: Index) -> Iterator[onnx
 # --- unchanged ------------------------------------------------------------------------------------------------------------
 
 
-def is_unchanged(node: onnx.NodeProto, old: Index, new: Index) -> bool:
+def is_unchanged(node: onnx.NodeProto, old: TensorIndex, new: TensorIndex) -> bool:
     """Whether `node` of the folded graph does what the training form does there, with the same values."""
-    if node.op_type == "Identity" and old.behind(node.output[0]) == old.behind(node.input[0]):
+    if node.op_type == "Identity" and old.resolve(node.output[0]) == old.resolve(node.input[0]):
         return True
-    there = (old.producers.get(name) for name in (node.output[0], old.behind(node.output[0])))
+    there = (old.producers.get(name) for name in (node.output[0], old.resolve(node.output[0])))
     was = next(
         (
             item
@@ -262,7 +267,7 @@ def _read(node: onnx.NodeProto) -> list[str]:
     return names
 
 
-def _settings(node: onnx.NodeProto, index: Index) -> dict[str, bytes]:
+def _settings(node: onnx.NodeProto, index: TensorIndex) -> dict[str, bytes]:
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     for item in copy.attribute:
@@ -274,7 +279,7 @@ def _settings(node: onnx.NodeProto, index: Index) -> dict[str, bytes]:
     return {item.name: item.SerializeToString(deterministic=True) for item in kept}
 
 
-def _plain(graph: onnx.GraphProto, index: Index, outer: Mapping[str, str]) -> None:
+def _plain(graph: onnx.GraphProto, index: TensorIndex, outer: Mapping[str, str]) -> None:
     """A subgraph as its arithmetic: no notes, and the outer tensors that it reads by origin and, where constant, by value."""
     own = (
         [item.name for item in graph.input]
@@ -298,18 +303,18 @@ def _plain(graph: onnx.GraphProto, index: Index, outer: Mapping[str, str]) -> No
                 _plain(inner, index, local)
 
 
-def _origin(name: str, index: Index) -> str:
-    held = index.constants.get(index.behind(name)) if name else None
+def _origin(name: str, index: TensorIndex) -> str:
+    held = index.constants.get(index.resolve(name)) if name else None
     if held is None:
-        return index.behind(name)
+        return index.resolve(name)
     values = numpy_helper.to_array(held)
     return f"{values.dtype} {values.shape} {hashlib.sha256(values.tobytes()).hexdigest()}"
 
 
-def _is_same(was: str, name: str, old: Index, new: Index) -> bool:
-    one, two = old.constants.get(old.behind(was)), new.constants.get(new.behind(name))
+def _is_same(was: str, name: str, old: TensorIndex, new: TensorIndex) -> bool:
+    one, two = old.constants.get(old.resolve(was)), new.constants.get(new.resolve(name))
     if one is None or two is None:
-        return one is two and old.behind(was) == old.behind(name)
+        return one is two and old.resolve(was) == old.resolve(name)
     left, right = numpy_helper.to_array(one), numpy_helper.to_array(two)
     return left.dtype == right.dtype and np.array_equal(left, right)
 
@@ -318,7 +323,11 @@ def _is_same(was: str, name: str, old: Index, new: Index) -> bool:
 
 
 def _retraced(
-    node: onnx.NodeProto, origin: Origin, new: Index, passing: Mapping[str, int], probes: Array
+    node: onnx.NodeProto,
+    origin: TrainingForm,
+    new: TensorIndex,
+    passing: Mapping[str, int],
+    probes: Array,
 ) -> Proof | None:
     """The folded `node` against what it replaces; None when it is no fold, or when a value is not finite."""
     weight = weight_of(node, new)
@@ -334,12 +343,12 @@ def _retraced(
 def _compared(
     node: onnx.NodeProto,
     weight: Stored,
-    origin: Origin,
-    new: Index,
+    origin: TrainingForm,
+    new: TensorIndex,
     passing: Mapping[str, int],
     probes: Array,
 ) -> Proof | None:
-    own = new.behind(node.input[0])
+    own = new.resolve(node.input[0])
     expected, casts = origin.evaluated(node, probes, passing)
     got, _ = _Run(new, {own: probes}).evaluate(node.output[0])
     if expected.shape != got.shape or not all(
@@ -347,7 +356,7 @@ def _compared(
     ):
         return None
     reach, _ = _Run(new, {own: np.abs(probes)}, absolute=True).evaluate(node.output[0])
-    kind = new.constants[new.behind(node.input[1])].data_type
+    kind = new.constants[new.resolve(node.input[1])].data_type
     roundoff = ROUNDOFF.get(kind, 2.0**-24)
     gaussian = _gaussian(node, weight, new, roundoff, got)
     bound = np.minimum(roundoff * reach, gaussian) + _underflow(weight, kind, np.abs(probes))
@@ -387,7 +396,7 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def weight_of(node: onnx.NodeProto, index: Index) -> Stored | None:
+def weight_of(node: onnx.NodeProto, index: TensorIndex) -> Stored | None:
     """[outputs, inputs per group, ...] of a node that a fold may write."""
     weight = index.stored(node.input[1]) if node.op_type in ("Conv", "Gemm", "MatMul") else None
     if weight is not None and node.op_type == "MatMul" and weight.ndim != 2:
@@ -403,7 +412,7 @@ def _sides_for_padding(model: onnx.ModelProto) -> Mapping[str, tuple[int, ...]]:
     )
     if not any(setting.startswith(b"SAME") for setting in settings):
         return {}
-    graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
+    graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     dims = {
         item.name: item.type.tensor_type.shape.dim
         for item in (*graph.input, *graph.value_info, *graph.output)
@@ -448,7 +457,7 @@ def _probes(sides: tuple[int, ...], random: np.random.Generator) -> Array:
 
 
 def _gaussian(
-    node: onnx.NodeProto, weight: Stored, new: Index, roundoff: float, like: Array
+    node: onnx.NodeProto, weight: Stored, new: TensorIndex, roundoff: float, like: Array
 ) -> Array:
     """The Gaussian bound, infinite on probes that are not Gaussian; shaped to broadcast with `like`, the output."""
     images, rank = len(like) // len(PROBES), like.ndim
@@ -476,7 +485,7 @@ def _underflow(weight: Stored, kind: int, loudness: Array) -> Array:
 class _Run:
     """One evaluation in float64; `absolute` takes the magnitude of every constant, and of every difference the sum."""
 
-    index: Index
+    index: TensorIndex
     known: dict[str, Array]
     passing: Mapping[str, int] = field(default_factory=dict)
     absolute: bool = False
@@ -492,7 +501,7 @@ class _Run:
 
     def _value(self, name: str, seen: set[str]) -> Array:
         seen.add(name)
-        name = self.index.behind(name)
+        name = self.index.resolve(name)
         seen.add(name)
         if name not in self.known:
             self.known[name] = self._computed(name, seen)

@@ -22,8 +22,8 @@ from onnx import numpy_helper
 
 from repzoo.graph.certificate.proof import BORDER_ROUNDINGS, ROUNDOFF
 from repzoo.graph.fold.algebra import Array, Geometry
-from repzoo.graph.fold.rules import BORDER, Border, Link, constant, view
-from repzoo.graph.tools.constant_folding import sized
+from repzoo.graph.fold.rules import BORDER, AffineNode, Border, as_affine, constant
+from repzoo.graph.tools.constant_folding import at_batch_size
 
 IMAGES = 2
 LARGEST = 2**24  # numbers in a framed tensor
@@ -39,7 +39,7 @@ def mark_borders(graph: ir.Graph, model: onnx.ModelProto) -> None:
     ]
     if writers:
         known, places = (
-            sized(model, IMAGES).values,
+            at_batch_size(model, IMAGES).values,
             {node: place for place, node in enumerate(graph)},
         )
         for node in writers:
@@ -50,8 +50,8 @@ def _border(
     last: ir.Node, known: Mapping[str, onnx.TensorProto], places: Mapping[ir.Node, int]
 ) -> Border | str | None:
     *writers, pad = _chain(last)
-    frame = view(pad) if pad is not None and pad.op_type == "Pad" else None
-    if not isinstance(frame, Link):
+    frame = as_affine(pad) if pad is not None and pad.op_type == "Pad" else None
+    if not isinstance(frame, AffineNode):
         return None
     if not (sides := _sides(frame.source)):
         return "it writes into a tensor of open (or immense) height and width; export it with a fixed size to have that folded"

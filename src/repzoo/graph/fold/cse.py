@@ -25,7 +25,7 @@ RANDOM = frozenset(
 )
 
 
-def merge_twins(graph: ir.Graph) -> bool:
+def eliminate_common_subexpressions(graph: ir.Graph) -> bool:
     """Keep the first of all nodes that are alike, in place; True when some were. Nodes must be sorted."""
     seen: dict[Hashable, ir.Node] = {}
     before = len(graph)

@@ -7,12 +7,12 @@ import onnx_ir as ir
 
 from repzoo.graph.certificate.index import NEUTRAL_SIZE
 from repzoo.graph.fold.rules import constant
-from repzoo.graph.tools.constant_folding import left_in_shape
+from repzoo.graph.tools.constant_folding import shape_preserving_input
 
 NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 
 
-def drop_noops(graph: ir.Graph) -> None:
+def eliminate_identities(graph: ir.Graph) -> None:
     """Dropout passes its input through at inference; its mask must be unread. So do added zeros, factors of one, Casts
     to the same type, Reshapes and Transposes that change no shape."""
     for node in list(graph):
@@ -34,7 +34,7 @@ def _given_back(node: ir.Node) -> ir.Value | None:
     if node.op_type == "Cast":
         return _of_that_type(node)
     if node.op_type in ("Reshape", "Transpose"):
-        return left_in_shape(node)
+        return shape_preserving_input(node)
     return _untouched(node) if node.op_type in NEUTRAL else None
 
 

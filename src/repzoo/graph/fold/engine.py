@@ -24,12 +24,20 @@ from repzoo.errors import InputError
 from repzoo.graph.fold import algebra
 from repzoo.graph.fold.algebra import AffineMap, Geometry, Inexact
 from repzoo.graph.fold.border_constants import mark_borders
-from repzoo.graph.fold.cse import merge_twins
-from repzoo.graph.fold.eliminate import drop_noops
-from repzoo.graph.fold.rules import Link, Refusal, channels_of, joined, name_of, rank_of, view
+from repzoo.graph.fold.cse import eliminate_common_subexpressions
+from repzoo.graph.fold.eliminate import eliminate_identities
+from repzoo.graph.fold.rules import (
+    AffineNode,
+    Refusal,
+    as_affine,
+    channels_of,
+    concatenated_inputs,
+    node_name,
+    rank_of,
+)
 from repzoo.graph.fold.timing import Stopwatch, Timer
-from repzoo.graph.tools.constant_folding import settle
-from repzoo.graph.tools.pieces import closed, inlined, opened
+from repzoo.graph.tools.constant_folding import fold_constants
+from repzoo.graph.tools.pieces import inline_functions, to_ir, to_proto
 
 QUANTIZED = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
@@ -86,12 +94,12 @@ def fold(model: onnx.ModelProto, timer: Timer | None = None) -> FoldResult:
     Raises:
         InputError: the graph is quantized already, older than opset 7, or at odds with itself.
     """
-    graph_model = _prepared(inlined(model))
-    folds, refusals = fold_graph(graph_model.graph, timer, merge_twins)
+    graph_model = _prepared(inline_functions(model))
+    folds, refusals = fold_graph(graph_model.graph, timer, eliminate_common_subexpressions)
     passes.RemoveUnusedNodesPass()(graph_model)
     graph_model.graph.sort()
     _order_constants(graph_model.graph)
-    folded = closed(graph_model)
+    folded = to_proto(graph_model)
     folded.metadata_props.clear()
     folded.metadata_props.extend(model.metadata_props)
     return FoldResult(folded, folds, refusals)
@@ -128,14 +136,14 @@ def _prepared(model: onnx.ModelProto) -> ir.Model:
             f"the graph is of opset {opset}; convert it to {OLDEST_OPSET} or later (onnx.version_converter)"
         )
     try:
-        graph_model = opened(model)
+        graph_model = to_ir(model)
     except ir.serde.SerdeError as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise InputError(
             f"the graph holds something that ONNX does not define ({reason}); export it again"
         ) from None
-    settle(graph_model)
-    drop_noops(graph_model.graph)
+    fold_constants(graph_model)
+    eliminate_identities(graph_model.graph)
     if not any(
         _holds_graph(node) for node in graph_model.graph
     ):  # the pass would change the subgraphs too
@@ -221,19 +229,19 @@ class _State:
         return self.stopwatch.refusal(form.source, nodes, new, made.geometry)
 
     def _refuse(self, node: ir.Node, reason: str) -> None:
-        self.refusals.setdefault(name_of(node), Refusal(name_of(node), reason))
+        self.refusals.setdefault(node_name(node), Refusal(node_name(node), reason))
 
     def _forms(self, value: ir.Value) -> list[_Form]:
         node = value.producer()
         if node is None or node.graph is not self.graph:
             return []
-        seen = view(node, value.index() or 0)
+        seen = as_affine(node, value.index() or 0)
         if isinstance(seen, Refusal):
             self.refusals.setdefault(seen.node, seen)
             return []
-        if isinstance(seen, Link):
+        if isinstance(seen, AffineNode):
             return list(self._chain(seen))
-        if parts := joined(node):
+        if parts := concatenated_inputs(node):
             return list(self._join(node, parts))
         return (
             list(self._sum(node))
@@ -241,7 +249,7 @@ class _State:
             else []
         )
 
-    def _chain(self, link: Link) -> Iterator[_Form]:
+    def _chain(self, link: AffineNode) -> Iterator[_Form]:
         shape = link.geometry
         macs, parameters = (0.0, 0) if link.moves else (_macs(shape), shape.macs)
         yield _Form(link.source, shape, link.nodes, macs, parameters, link.build, link.flat)
@@ -310,16 +318,16 @@ class _State:
         )
         kind = "+".join(dict.fromkeys(node.op_type for node in form.nodes))
         self.folds.append(
-            Fold(str(old.name), tuple(map(name_of, form.nodes)), kind, form.macs, form.cost)
+            Fold(str(old.name), tuple(map(node_name, form.nodes)), kind, form.macs, form.cost)
         )
 
     def _names(self, form: _Form) -> tuple[str, str, str]:
         """(node, weight, bias) names, none taken, after the costliest convolution or linear layer that is replaced."""
         heaviest = max(form.nodes, key=_weights)
         old = heaviest.inputs[1] if _weights(heaviest) else None
-        weight = str(old.name) if old is not None else self._free(f"{name_of(heaviest)}.weight")
+        weight = str(old.name) if old is not None else self._free(f"{node_name(heaviest)}.weight")
         return (
-            name_of(heaviest),
+            node_name(heaviest),
             weight,
             self._free(weight.removesuffix(".weight") + ".folded_bias"),
         )
@@ -386,9 +394,9 @@ def _belongs_below(form: _Form) -> bool:
 
     There it scales output channels, which quantizing per channel absorbs; in the layer after, input channels, which it cannot.
     """
-    first, below = view(form.nodes[-1]), form.source.producer()
+    first, below = as_affine(form.nodes[-1]), form.source.producer()
     scale = (
-        isinstance(first, Link)
+        isinstance(first, AffineNode)
         and first.source is form.source
         and first.geometry.is_pointwise
         and first.geometry.is_diagonal
@@ -400,7 +408,7 @@ def _belongs_below(form: _Form) -> bool:
         or below.op_type not in ("Conv", "Gemm", "MatMul")
     ):
         return False
-    return isinstance(view(below), Link) and _absorbable(form.source, (form.nodes[-1],))
+    return isinstance(as_affine(below), AffineNode) and _absorbable(form.source, (form.nodes[-1],))
 
 
 def _belongs_above(form: _Form, root: ir.Node) -> bool:
@@ -408,9 +416,9 @@ def _belongs_above(form: _Form, root: ir.Node) -> bool:
     the shift, and once they are one node it could take neither."""
     shift, above = (
         form.nodes[-1].op_type in ("Add", "Sub"),
-        [view(use.node) for use in root.outputs[0].uses()],
+        [as_affine(use.node) for use in root.outputs[0].uses()],
     )
-    pads = len(above) == 1 and isinstance(above[0], Link) and any(above[0].geometry.pads)
+    pads = len(above) == 1 and isinstance(above[0], AffineNode) and any(above[0].geometry.pads)
     return (
         pads
         and shift
@@ -433,7 +441,7 @@ def _too_dear(form: _Form) -> str:
     )
 
 
-def _composed(link: Link, inner: _Form) -> _Form:
+def _composed(link: AffineNode, inner: _Form) -> _Form:
     shape = algebra.compose_geometry(link.geometry, inner.geometry)
     area = inner.geometry.strides[0] * inner.geometry.strides[1]
     return _Form(

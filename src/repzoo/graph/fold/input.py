@@ -29,12 +29,12 @@ OLDEST_OPSET = 11  # Resize as it is used here
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedModel:
     """The `model` that takes bytes; `prepended` is the same with nothing merged; `said` tells where the arithmetic went."""
 
     model: onnx.ModelProto
     prepended: onnx.ModelProto
-    said: str
+    summary: str
     folded: FoldResult | None = None
 
 
@@ -45,7 +45,7 @@ def embed(
     origin: Float,
     *,
     merge: bool = True,
-) -> Embedded:
+) -> EmbeddedModel:
     """`model` (float32 [N, 3, H, W]) with the input that `preprocess` names, and matrix [3, 3], origin [3] in front.
 
     merge  False leaves the rest of the graph as it is, as for a training form
@@ -70,9 +70,9 @@ def embed(
     made.graph.node.extend(nodes)
     del made.graph.value_info[:]
     if not merge:
-        return Embedded(made, made, "in front of the graph, nothing merged")
+        return EmbeddedModel(made, made, "in front of the graph, nothing merged")
     folded = fold(made)
-    return Embedded(folded.model, made, _said(folded, inner, shifted), folded)
+    return EmbeddedModel(folded.model, made, _said(folded, inner, shifted), folded)
 
 
 def _require_embeddable(model: onnx.ModelProto) -> None:

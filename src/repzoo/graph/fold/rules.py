@@ -29,7 +29,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Link:
+class AffineNode:
     """`node` computes the map `build()` (of `geometry`) of the tensor `source`.
 
     flat   tensors are [..., C]: rows of channels, as in [N, C] and in what a linear layer makes of [N, length, C]
@@ -66,12 +66,12 @@ class Border:
 
 BORDER = "repzoo.border"  # in the `meta` of a ScatterND: a Border, or the sentence that says why it is none (borders.py)
 
-Answer = Link | Refusal | None
+Answer = AffineNode | Refusal | None
 
 AUTO_PAD = "its padding depends on the size of its input (auto_pad=SAME), which is open or dilated; export it with a fixed size"
 
 
-def view(node: ir.Node, output: int = 0) -> Answer:
+def as_affine(node: ir.Node, output: int = 0) -> Answer:
     """`node` as the affine map that gives its `output`, by the one rule for its operator."""
     if node.domain not in ("", "ai.onnx"):
         return None
@@ -81,7 +81,7 @@ def view(node: ir.Node, output: int = 0) -> Answer:
     return rule(node) if rule else None
 
 
-def joined(node: ir.Node) -> list[ir.Value]:
+def concatenated_inputs(node: ir.Node) -> list[ir.Value]:
     """The tensors whose channels `node` (Concat) puts one below the other; none when it does something else."""
     parts = [value for value in node.inputs if value is not None and channels_of(value)]
     whole = (
@@ -111,7 +111,7 @@ def _stored(value: ir.Value | None) -> npt.NDArray[Any] | None:
     return None if tensor is None else tensor.numpy()
 
 
-def name_of(node: ir.Node) -> str:
+def node_name(node: ir.Node) -> str:
     """A name a person can find in a viewer."""
     return node.name or f"{node.op_type}({node.outputs[0].name})"
 
@@ -121,23 +121,23 @@ def _conv(node: ir.Node) -> Answer:
     values = _stored(weight)
     if values is None or weight is None or source is None:
         return Refusal(
-            name_of(node),
+            node_name(node),
             "its weights are not constant (a graph input or computed), so nothing can be folded into them",
         )
     if values.ndim != 4:
         return Refusal(
-            name_of(node), f"it is a {values.ndim - 2}-D convolution; only 2-D ones are folded"
+            node_name(node), f"it is a {values.ndim - 2}-D convolution; only 2-D ones are folded"
         )
     if len(weight.uses()) > 1:
         return Refusal(
-            name_of(node),
+            node_name(node),
             f"its weight {weight.name!r} is shared with {len(weight.uses()) - 1} other reader(s)",
         )
     if (pads := _pads(node, source, values.shape[2:])) is None:
-        return Refusal(name_of(node), AUTO_PAD)
+        return Refusal(node_name(node), AUTO_PAD)
     bias = constant(rest[0]) if rest and rest[0] is not None else np.zeros(values.shape[0])
     if bias is None:
-        return Refusal(name_of(node), "its bias is not constant")
+        return Refusal(node_name(node), "its bias is not constant")
     groups = node.attributes.get_int("group", 1)
     window = {
         "strides": _ints(node, "strides", (1, 1)),
@@ -150,31 +150,37 @@ def _conv(node: ir.Node) -> Answer:
         or len(values) % groups
         or min(*window["strides"], *window["dilations"]) < 1
     ):
-        return Refusal(name_of(node), "its groups, strides or dilations mean nothing")
+        return Refusal(node_name(node), "its groups, strides or dilations mean nothing")
     shape = Geometry(
-        values.shape[0], values.shape[1] * groups, values.shape[2:], groups=groups, **window
-    )  # type: ignore[arg-type]
-    return Link(node, source, shape, lambda: algebra.from_kernel(values, bias, groups, **window))
+        values.shape[0],
+        values.shape[1] * groups,
+        values.shape[2:],
+        groups=groups,
+        **window,  # type: ignore[arg-type]
+    )
+    return AffineNode(
+        node, source, shape, lambda: algebra.from_kernel(values, bias, groups, **window)
+    )
 
 
 def _batchnorm(node: ir.Node) -> Answer:
     source, *parameters = node.inputs
     known = [constant(value) for value in parameters]
     if source is None or any(value is None for value in known):
-        return Refusal(name_of(node), "its statistics are not constant")
+        return Refusal(node_name(node), "its statistics are not constant")
     if (
         node.attributes.get_int("training_mode", 0) or len(node.outputs) > 1
     ):  # the second marks training before opset 14
-        return Refusal(name_of(node), "it is in training mode; export the model in eval mode")
+        return Refusal(node_name(node), "it is in training mode; export the model in eval mode")
     if rank_of(node.outputs[0]) not in (2, 4):
         return Refusal(
-            name_of(node),
+            node_name(node),
             f"it works on a tensor of rank {rank_of(node.outputs[0]) or 'unknown'}; only [N, C] and [N, C, H, W] are folded",
         )
     gamma, beta, mean, variance = (value for value in known if value is not None)
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     channels = Geometry(gamma.size, gamma.size, groups=gamma.size)
-    return Link(
+    return AffineNode(
         node,
         source,
         channels,
@@ -188,10 +194,10 @@ def _gemm(node: ir.Node) -> Answer:
     values = constant(weight)
     transposed = node.attributes.get_int("transA", 0) == 1
     if source is None or weight is None or values is None or values.ndim != 2 or transposed:
-        return Refusal(name_of(node), "its weights are not constant or its input is transposed")
+        return Refusal(node_name(node), "its weights are not constant or its input is transposed")
     if len(weight.uses()) > 1:
         return Refusal(
-            name_of(node),
+            node_name(node),
             f"its weight {weight.name!r} is shared with {len(weight.uses()) - 1} other reader(s)",
         )
     values = (
@@ -199,11 +205,13 @@ def _gemm(node: ir.Node) -> Answer:
     ) * node.attributes.get_float("alpha", 1.0)
     bias = constant(rest[0]) if rest and rest[0] is not None else np.zeros(1)
     if bias is None or bias.shape not in ((), (1,), (1, 1), (len(values),), (1, len(values))):
-        return Refusal(name_of(node), "its bias is not constant, or not one number for each output")
+        return Refusal(
+            node_name(node), "its bias is not constant, or not one number for each output"
+        )
     shift = np.broadcast_to(
         bias.reshape(-1) * (node.attributes.get_float("beta", 1.0) or 0.0), values.shape[:1]
     )
-    return Link(
+    return AffineNode(
         node,
         source,
         Geometry(*values.shape),
@@ -220,16 +228,16 @@ def _matmul(node: ir.Node) -> Answer:
         return None  # a product of activations
     if values.ndim != 2 or rank_of(source) < 2:
         return Refusal(
-            name_of(node),
+            node_name(node),
             f"it multiplies ranks {rank_of(source) or 'unknown'} and {values.ndim}; only rows by a matrix fold",
         )
     if len(weight.uses()) > 1:
         return Refusal(
-            name_of(node),
+            node_name(node),
             f"its weight {weight.name!r} is shared with {len(weight.uses()) - 1} other reader(s)",
         )
     shape = Geometry(values.shape[1], values.shape[0])
-    return Link(
+    return AffineNode(
         node, source, shape, lambda: algebra.from_kernel(values.T[:, :, None, None]), flat=True
     )
 
@@ -252,7 +260,7 @@ def _elementwise(node: ir.Node) -> Answer:
         return None  # varies over pixels, or the constant widens the tensor, or the numbers are integers
     scale, shift = _scale_and_shift(node.op_type, spread, constant_first=left is not None)
     channels = Geometry(spread.size, spread.size, groups=spread.size)
-    return Link(
+    return AffineNode(
         node,
         source,
         channels,
@@ -290,10 +298,10 @@ def _average_pool(node: ir.Node) -> Answer:
         return None
     pads = _pads(node, source, kernel)
     if pads is None:
-        return Refusal(name_of(node), AUTO_PAD)
+        return Refusal(node_name(node), AUTO_PAD)
     if any(pads) and not node.attributes.get_int("count_include_pad", 0):
         return Refusal(
-            name_of(node),
+            node_name(node),
             "it averages fewer pixels at the border (count_include_pad=0), which no convolution does",
         )
     unusual = node.attributes.get_int("ceil_mode", 0)
@@ -302,7 +310,7 @@ def _average_pool(node: ir.Node) -> Answer:
         return None
     window = (kernel[0], kernel[1]), (strides[0], strides[1]), pads
     shape = Geometry(channels, channels, *window, groups=channels)
-    return Link(node, source, shape, lambda: algebra.from_average_pool(channels, *window))
+    return AffineNode(node, source, shape, lambda: algebra.from_average_pool(channels, *window))
 
 
 def _pad(node: ir.Node) -> Answer:
@@ -315,7 +323,7 @@ def _pad(node: ir.Node) -> Answer:
         return None
     if node.attributes.get_string("mode", "constant") != "constant" or value.any():
         return Refusal(
-            name_of(node), "it pads with something other than zeros, which no convolution does"
+            node_name(node), "it pads with something other than zeros, which no convolution does"
         )
     both = np.zeros((2, 4), int)
     both[:, axes.astype(int) if axes.size else slice(None)] = sizes.reshape(2, -1)
@@ -325,19 +333,19 @@ def _pad(node: ir.Node) -> Answer:
     top, left, bottom, right = (int(side) for side in both[:, 2:].reshape(-1))
     frame = top, left, bottom, right
     shape = Geometry(channels, channels, pads=frame, groups=channels)
-    return Link(node, source, shape, lambda: algebra.zero_pad(channels, frame), moves=True)
+    return AffineNode(node, source, shape, lambda: algebra.zero_pad(channels, frame), moves=True)
 
 
 def _scatter(node: ir.Node) -> Answer:
     """The last of those that fill a frame of zeros with constants."""
     border = node.meta.get(BORDER)
     if not isinstance(border, Border):
-        return Refusal(name_of(node), border) if border else None
+        return Refusal(node_name(node), border) if border else None
     zeros = _pad(border.nodes[-1])
-    if not isinstance(zeros, Link):
+    if not isinstance(zeros, AffineNode):
         return None
     build = lambda: algebra.frame(border.fill, zeros.geometry.pads, border.doubt)  # noqa: E731
-    return Link(node, zeros.source, zeros.geometry, build, moves=True, more=border.nodes)
+    return AffineNode(node, zeros.source, zeros.geometry, build, moves=True, more=border.nodes)
 
 
 def _split(node: ir.Node, output: int) -> Answer:
@@ -375,10 +383,12 @@ def _slice(node: ir.Node) -> Answer:
     return _chosen(node, source, start, count)
 
 
-def _chosen(node: ir.Node, source: ir.Value, start: int, count: int) -> Link:
+def _chosen(node: ir.Node, source: ir.Value, start: int, count: int) -> AffineNode:
     total = channels_of(source)
     shape, flat = Geometry(count, total), rank_of(source) == 2
-    return Link(node, source, shape, lambda: algebra.select(total, start, count), flat, moves=True)
+    return AffineNode(
+        node, source, shape, lambda: algebra.select(total, start, count), flat, moves=True
+    )
 
 
 def _rows(node: ir.Node) -> Answer:
@@ -392,12 +402,12 @@ def _rows(node: ir.Node) -> Answer:
         if opening is not None and opening.op_type in ("Flatten", "Reshape")
         else None
     )
-    seen = view(normal) if normal is not None and source is not None else None
+    seen = as_affine(normal) if normal is not None and source is not None else None
     if (
         normal is None
         or opening is None
         or source is None
-        or not isinstance(seen, Link)
+        or not isinstance(seen, AffineNode)
         or not seen.flat
     ):
         return None
@@ -406,7 +416,7 @@ def _rows(node: ir.Node) -> Answer:
         or int_of(source, rank_of(source) - 1) != seen.geometry.inputs
     ):
         return None
-    return Link(node, source, seen.geometry, seen.build, flat=True, more=(normal, opening))
+    return AffineNode(node, source, seen.geometry, seen.build, flat=True, more=(normal, opening))
 
 
 def _producer(node: ir.Node) -> ir.Node | None:

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from repzoo.graph.fold.algebra import Geometry
-from repzoo.graph.fold.rules import Link, view
+from repzoo.graph.fold.rules import AffineNode, as_affine
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def is_doubtful(nodes: Sequence[ir.Node], shape: Geometry) -> bool:
 
 
 def _geometry(node: ir.Node) -> Geometry | None:
-    seen = view(node)
-    return seen.geometry if isinstance(seen, Link) else None
+    seen = as_affine(node)
+    return seen.geometry if isinstance(seen, AffineNode) else None
 
 
 def _sides(source: ir.Value) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ import onnx_ir.passes.common as passes
 from onnx.reference import ReferenceEvaluator
 
 from repzoo.errors import InputError
-from repzoo.graph.tools.pieces import opened
+from repzoo.graph.tools.pieces import to_ir
 from repzoo.graph.tools.symbolic_sizes import Size, Sizes, made_up, same_shape, sizes_in, target
 
 Values = npt.NDArray[Any]
@@ -82,7 +82,7 @@ _STANDARDS = {
 _PURE = frozenset(_LAYOUT | _SIZES | _ARITHMETIC | _STANDARDS)
 
 
-def settle(model: ir.Model, limit: int = SMALL) -> dict[str, ir.TensorProtocol]:
+def fold_constants(model: ir.Model, limit: int = SMALL) -> dict[str, ir.TensorProtocol]:
     """Infer shapes and make an initializer of every known value, in place; the values by name.
 
     limit  elements that one may have, where its inputs have fewer
@@ -91,11 +91,11 @@ def settle(model: ir.Model, limit: int = SMALL) -> dict[str, ir.TensorProtocol]:
         InputError: types or shapes contradict each other.
     """
     found: dict[str, ir.TensorProtocol] = {}
-    infer(model)
+    infer_shapes(model)
     while new := _all_known(model, limit):
         found |= new
         _forget_made_up(model)
-        infer(model)
+        infer_shapes(model)
     return found
 
 
@@ -121,29 +121,29 @@ def _all_known(model: ir.Model, limit: int) -> dict[str, ir.TensorProtocol]:
 
 
 @dataclass(frozen=True)
-class Settled:
+class KnownValues:
     """What `settle` finds in a model: values by name, and by the name of its output what a node gives back in the same shape."""
 
     values: Mapping[str, onnx.TensorProto]
     repeats: Mapping[str, str]
 
 
-def settled(model: onnx.ModelProto) -> Settled:
+def known_values(model: onnx.ModelProto) -> KnownValues:
     """`model` stays as it is."""
     kinds = {node.op_type for node in model.graph.node}
     if not kinds & _PURE and "Shape" not in kinds:
-        return Settled({}, {})
-    twin = opened(model)
-    values = {name: ir.to_proto(tensor) for name, tensor in settle(twin).items()}
+        return KnownValues({}, {})
+    twin = to_ir(model)
+    values = {name: ir.to_proto(tensor) for name, tensor in fold_constants(twin).items()}
     pairs = [
         (node.outputs[0], source)
         for node in twin.graph
-        if (source := left_in_shape(node)) is not None
+        if (source := shape_preserving_input(node)) is not None
     ]
-    return Settled(values, {str(made.name): str(source.name) for made, source in pairs})
+    return KnownValues(values, {str(made.name): str(source.name) for made, source in pairs})
 
 
-def left_in_shape(node: ir.Node) -> ir.Value | None:
+def shape_preserving_input(node: ir.Node) -> ir.Value | None:
     """The input of a Reshape that has that shape already, or of a Transpose that only moves sides of one."""
     source = node.inputs[0] if _is_reshape(node) or _moves_ones(node) else None
     return source if source is not None and same_shape(source, node.outputs[0]) else None
@@ -162,7 +162,7 @@ def _moves_ones(node: ir.Node) -> bool:
 
 
 @dataclass(frozen=True)
-class Sized:
+class SizedModel:
     """A model at one batch size: its known values, large ones too, and the shapes of its tensors, 0 for what is still open."""
 
     values: Mapping[str, onnx.TensorProto]
@@ -176,14 +176,14 @@ class Sized:
         }
 
 
-def sized(model: onnx.ModelProto, batch: int) -> Sized:
+def at_batch_size(model: onnx.ModelProto, batch: int) -> SizedModel:
     """`model` with `batch` images where it leaves that open."""
-    twin = opened(model)
+    twin = to_ir(model)
     _fix_batch(twin.graph, batch)
-    values = {name: ir.to_proto(tensor) for name, tensor in settle(twin, LARGE).items()}
+    values = {name: ir.to_proto(tensor) for name, tensor in fold_constants(twin, LARGE).items()}
     tensors = [*twin.graph.inputs, *(value for node in twin.graph for value in node.outputs)]
     shapes = {str(value.name): value.shape for value in tensors if value.shape is not None}
-    return Sized(
+    return SizedModel(
         values,
         {
             name: tuple(side if isinstance(side, int) else 0 for side in of)
@@ -198,7 +198,7 @@ def _fix_batch(graph: ir.Graph, batch: int) -> None:
             value.shape = ir.Shape((batch, *value.shape[1:]))
 
 
-def infer(model: ir.Model) -> None:
+def infer_shapes(model: ir.Model) -> None:
     """Shapes and types of all tensors, in place.
 
     Raises:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from repzoo.artifact import Artifact, classifier_input
-from repzoo.graph.tools.pieces import inlined, skeleton
+from repzoo.graph.tools.pieces import inline_functions, without_weights
 
 # Inputs of each operator that hold learnable values.
 _LEARNABLE: dict[str, tuple[int, ...]] = dict.fromkeys(
@@ -86,7 +86,7 @@ def count(artifact: Artifact, size: int | None = None) -> Cost:
 
 
 def _sized(artifact: Artifact, size: int | None) -> onnx.ModelProto:
-    model = inlined(skeleton(artifact.model))
+    model = inline_functions(without_weights(artifact.model))
     side = size or (artifact.preprocess.size if artifact.preprocess else 0)
     for axis, dim in enumerate(classifier_input(model).type.tensor_type.shape.dim):
         if not dim.dim_value and (axis == 0 or (axis > 1 and side)):

@@ -24,7 +24,7 @@ PIECE_BYTES = 2**25  # of constants; a piece is larger only where a single uncut
 SMALL = 1024  # elements; up to here a constant may be a shape or an axis that shape inference reads
 
 
-def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of `model` in which initializers of more than SMALL elements have a type and a shape but no values.
 
     Metadata is left out.
@@ -32,11 +32,11 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = _empty_like(model)
     for name in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(copy.graph, name).extend(getattr(model.graph, name))
-    copy.graph.initializer.extend(_hollow(item) for item in model.graph.initializer)
+    copy.graph.initializer.extend(strip_data(item) for item in model.graph.initializer)
     return copy
 
 
-def opened(model: onnx.ModelProto) -> ir.Model:
+def to_ir(model: onnx.ModelProto) -> ir.Model:
     """`model` to work on, without a copy of its weights: they are read from `model`, which stays as it was.
 
     Raises:
@@ -44,20 +44,20 @@ def opened(model: onnx.ModelProto) -> ir.Model:
     """
     shell = wire.without(model, "graph")
     shell.graph.CopyFrom(wire.without(model.graph, "initializer"))
-    large = {item.name: item for item in model.graph.initializer if _hollow(item) is not item}
-    shell.graph.initializer.extend(map(_hollow, model.graph.initializer))
+    large = {item.name: item for item in model.graph.initializer if strip_data(item) is not item}
+    shell.graph.initializer.extend(map(strip_data, model.graph.initializer))
     made = ir.from_proto(shell)
     for name, item in large.items():
         made.graph.initializers[name].const_value = _lent(item)
     return made
 
 
-def constant_bytes(model: onnx.ModelProto) -> int:
+def initializer_bytes(model: onnx.ModelProto) -> int:
     """Of its initializers. The message's own ByteSize would write it out, which takes twice as much."""
     return sum(map(_size, model.graph.initializer))
 
 
-def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` with the bodies of its own functions in the place of their calls; itself where it has none.
 
     Raises:
@@ -66,7 +66,7 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     if not model.functions:
         return model
     try:
-        made = onnx.inliner.inline_local_functions(skeleton(model))
+        made = onnx.inliner.inline_local_functions(without_weights(model))
     except Exception as error:  # whatever ONNX's C++ raises
         reason = " ".join(str(error).split())
         raise InputError(
@@ -85,7 +85,7 @@ def _lent(item: onnx.TensorProto) -> ir.LazyTensor:
     return ir.LazyTensor(lambda: ir.serde.TensorProtoTensor(item), dtype, shape, name=item.name)
 
 
-def closed(model: ir.Model) -> onnx.ModelProto:
+def to_proto(model: ir.Model) -> onnx.ModelProto:
     """`model` as a message; each weight leaves it on the way, so that there is never a second copy of them all."""
     values = [value for value in model.graph.initializers.values() if value.const_value is not None]
     held = [value.const_value for value in values][::-1]
@@ -106,7 +106,7 @@ def closed(model: ir.Model) -> onnx.ModelProto:
 
 def sha256_of_graph(model: onnx.ModelProto) -> str:
     """Hex SHA-256 of the graph and its weights; metadata does not enter, so a file that has taken on its history keeps it."""
-    digest = hashlib.sha256(skeleton(model).SerializeToString(deterministic=True))
+    digest = hashlib.sha256(without_weights(model).SerializeToString(deterministic=True))
     for item in model.graph.initializer:
         digest.update(item.SerializeToString(deterministic=True))
     return digest.hexdigest()
@@ -115,7 +115,7 @@ def sha256_of_graph(model: onnx.ModelProto) -> str:
 Change = Callable[[onnx.TensorProto], onnx.TensorProto]
 
 
-def pieces(
+def split_model(
     model: onnx.ModelProto, limit: int = PIECE_BYTES, change: Change = lambda item: item
 ) -> Pieces:
     """Models, all new, that give what `model` gives when each is fed the output of the one before, as its input of that name.
@@ -246,7 +246,7 @@ class _Parts:
         return sum(_size(self.stored[item]) for item in stored) + sum(map(_held, makers))
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Hand memory that was freed back to the system: glibc keeps it between what lives on, a third of a large model after some pieces."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
@@ -274,7 +274,7 @@ def _empty_like(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _hollow(item: onnx.TensorProto) -> onnx.TensorProto:
+def strip_data(item: onnx.TensorProto) -> onnx.TensorProto:
     if math.prod(item.dims) <= SMALL or item.data_type == onnx.TensorProto.STRING:
         return item
     return onnx.TensorProto(dims=item.dims, data_type=item.data_type, name=item.name)
@@ -312,7 +312,7 @@ def _is_random(node: onnx.NodeProto) -> bool:
 
 def _floats(model: onnx.ModelProto) -> Collection[str]:
     """Names of the tensors that are known to be float32."""
-    inferred = onnx.shape_inference.infer_shapes(skeleton(model)).graph
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     known = (*inferred.value_info, *inferred.output)
     return {
         item.name for item in known if item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT

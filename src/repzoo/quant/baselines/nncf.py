@@ -18,7 +18,7 @@ from repzoo.engines import Array
 from repzoo.errors import InputError
 from repzoo.privacy import unreported
 from repzoo.quant.baselines.onnxruntime import copied, first_line, quiet
-from repzoo.quant.baselines.registry import Task
+from repzoo.quant.baselines.registry import QuantizerTask
 
 _LOGGER = logging.getLoggerClass()
 try:
@@ -29,7 +29,7 @@ finally:
 nncf.set_log_level(logging.CRITICAL)
 
 
-def default(task: Task) -> onnx.ModelProto:
+def default(task: QuantizerTask) -> onnx.ModelProto:
     """nncf.quantize with its defaults, on all calibration images."""
     with quiet(), _refusals():
         made: onnx.ModelProto = nncf.quantize(
@@ -38,7 +38,7 @@ def default(task: Task) -> onnx.ModelProto:
         return made
 
 
-def accuracy_control(task: Task) -> onnx.ModelProto:
+def accuracy_control(task: QuantizerTask) -> onnx.ModelProto:
     """nncf.quantize_with_accuracy_control: layers go back to float, one by one, until the budget holds on labeled images."""
     labeled = list(task.labeled())
 
@@ -77,7 +77,7 @@ def _refusals() -> Iterator[None]:
         raise InputError(f"NNCF cannot quantize this model: {first_line(error)}") from None
 
 
-def _images(task: Task) -> Any:
+def _images(task: QuantizerTask) -> Any:
     return nncf.Dataset(list(task.images), lambda image: {task.input_name: image})
 
 

@@ -17,20 +17,20 @@ import onnx
 
 from repzoo.engines import Array
 from repzoo.errors import InputError
-from repzoo.quant.baselines.registry import Task
+from repzoo.quant.baselines.registry import QuantizerTask
 
 
-def ort_static(task: Task) -> onnx.ModelProto:
+def ort_static(task: QuantizerTask) -> onnx.ModelProto:
     """ONNX Runtime's quantize_static: QDQ, min-max, weights per channel."""
     return _ort(task, per_channel=True)
 
 
-def ort_static_per_tensor(task: Task) -> onnx.ModelProto:
+def ort_static_per_tensor(task: QuantizerTask) -> onnx.ModelProto:
     """The same with one scale for each weight tensor, which is its default."""
     return _ort(task, per_channel=False)
 
 
-def _ort(task: Task, per_channel: bool) -> onnx.ModelProto:
+def _ort(task: QuantizerTask, per_channel: bool) -> onnx.ModelProto:
     with quiet():
         from onnxruntime import quantization
 

@@ -15,7 +15,7 @@ import onnx
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
 from repzoo.data.batches import ReadReport, batches
-from repzoo.data.dataset import Dataset, Split
+from repzoo.data.dataset import Dataset, QuantizationSplit
 from repzoo.engines import Array, Engine
 from repzoo.errors import InputError
 from repzoo.measure import accuracy
@@ -29,7 +29,7 @@ LABELED_BYTES = 2**29  # of prepared images that a recipe may hold to check accu
 
 
 @dataclass(frozen=True)
-class Task:
+class QuantizerTask:
     """What a recipe is given.
 
     model     float, folded, as qdq.prepared makes it; one input [N, 3, S, S], one output [N, classes]
@@ -50,9 +50,9 @@ class Task:
         return str(self.model.graph.input[0].name)
 
 
-Recipe = Callable[[Task], onnx.ModelProto]
+Quantizer = Callable[[QuantizerTask], onnx.ModelProto]
 
-RECIPES = PluginTable(
+QUANTIZERS = PluginTable(
     "recipe",
     "repzoo.recipes",
     {
@@ -68,10 +68,10 @@ RECIPES = PluginTable(
 
 def names() -> list[str]:
     """Every recipe that --recipe takes, our own first."""
-    return [OWN, *RECIPES.names()]
+    return [OWN, *QUANTIZERS.names()]
 
 
-def recipe(name: str) -> Recipe:
+def load_quantizer(name: str) -> Quantizer:
     """The recipe called `name`, other than our own.
 
     Raises:
@@ -79,7 +79,7 @@ def recipe(name: str) -> Recipe:
     """
     if name not in names():
         raise InputError(unknown("recipe", name, names()))
-    found: Recipe = RECIPES.load(name)
+    found: Quantizer = QUANTIZERS.load(name)
     return found
 
 
@@ -90,7 +90,7 @@ def task(
     max_drop: float,
     report: ReadReport,
     progress: Progress = silent,
-) -> Task:
+) -> QuantizerTask:
     """The Task of quantizing `artifact` (folded, float) by `calibration`, checked on `gate`.
 
     Raises:
@@ -119,13 +119,15 @@ def task(
                 yield row[None], indices[some.targets[index]]
 
     model = onnx.ModelProto()
-    model.CopyFrom(qdq.prepared(artifact.model))  # other people's quantizers may work in place
-    return Task(model, images, labeled, max_drop)
+    model.CopyFrom(
+        qdq.prepare_for_qdq(artifact.model)
+    )  # other people's quantizers may work in place
+    return QuantizerTask(model, images, labeled, max_drop)
 
 
 def quantize(
     artifact: Artifact,
-    split: Split,
+    split: QuantizationSplit,
     engine: Engine,
     name: str,
     budget: gate.Budget,
@@ -138,12 +140,18 @@ def quantize(
         InputError: unknown recipe, a model or images that it cannot use; MissingExtra; GateError: see ladder.quantize.
     """
     gate.require_deploy(artifact)
-    made_by, started, report = recipe(name), time.perf_counter(), ReadReport()
-    model = made_by(task(artifact, split.ranges, split.gate, budget.max_drop, report, progress))
-    report.check(split.ranges.name, len(split.ranges))
+    made_by, started, report = load_quantizer(name), time.perf_counter(), ReadReport()
+    model = made_by(
+        task(artifact, split.calibration, split.gate, budget.max_drop, report, progress)
+    )
+    report.check(split.calibration.name, len(split.calibration))
     judge = gate.Gate(artifact, split.gate, engine, budget, progress)
     attempt = judge.attempt(name, artifact.then(model, Step("quantize", __version__)))
-    settings = {"calibration_images": len(split.ranges), **asdict(budget)}
-    data = {"calibration": split.ranges.name, "images": len(split.ranges), "selection_images": 0}
-    context = gate.Context(settings, data, budget, report.sentences(), started, {})
+    settings = {"calibration_images": len(split.calibration), **asdict(budget)}
+    data = {
+        "calibration": split.calibration.name,
+        "images": len(split.calibration),
+        "selection_images": 0,
+    }
+    context = gate.ReportContext(settings, data, budget, report.sentences(), started, {})
     return judge.concluded(attempt, [attempt.rung], attempt.rung.paired, context)

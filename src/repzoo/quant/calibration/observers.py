@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from repzoo.artifact import classifier_input
 from repzoo.engines import Engine, Session
 from repzoo.errors import InputError
-from repzoo.graph.tools.pieces import constant_bytes, give_back, pieces, skeleton
+from repzoo.graph.tools.pieces import initializer_bytes, split_model, trim_heap, without_weights
 from repzoo.measure.expected_drop import Margins
 from repzoo.progress import Progress, silent
 from repzoo.quant.calibration.disk_buffer import Spool
@@ -132,7 +132,7 @@ class Histogram:
         )
         self.counts[:, BINS // 2] -= zeros
 
-    def settle(self) -> None:
+    def compact(self) -> None:
         """Nothing more will be counted: hold the counts in as little memory as they need."""
         if self.counts.max(initial=0) <= np.iinfo(np.uint16).max:
             self.counts = self.counts.astype(np.uint16)
@@ -158,7 +158,7 @@ class Histogram:
         """Of each channel, [C]."""
         return np.asarray(self.sum / np.maximum(1, self.numbers))
 
-    def over(self, factors: Float) -> Histogram:
+    def rescaled(self, factors: Float) -> Histogram:
         """The histogram of values / factors, factors positive [C]."""
         made = Histogram(len(factors))
         made.counts, made.zeros = self.counts, self.zeros
@@ -202,7 +202,7 @@ class Moments:
             for gram, (a, b) in zip(self.stored, self.blocks, strict=True)
         )
 
-    def over(self, factors: Float) -> Moments:
+    def rescaled(self, factors: Float) -> Moments:
         """Moments of columns / factors, [G, K]."""
         return replace(
             self,
@@ -228,21 +228,21 @@ class Statistics:
     images: int
     margins: Margins
 
-    def over(self, factors: Mapping[str, Float], reads: Iterable[Layer]) -> Statistics:
+    def rescaled(self, factors: Mapping[str, Float], reads: Iterable[Layer]) -> Statistics:
         """As if each tensor named in `factors` had been divided by its factors [C] before the pass."""
         scaled = {
-            name: one.over(factors[name]) if name in factors else one
+            name: one.rescaled(factors[name]) if name in factors else one
             for name, one in self.histograms.items()
         }
         moved = {
-            one.name: self.moments[one.name].over(one.by_channel(factors[one.source]))
+            one.name: self.moments[one.name].rescaled(one.per_column(factors[one.source]))
             for one in reads
             if one.source in factors and one.name in self.moments
         }
         return replace(self, histograms=scaled, moments={**self.moments, **moved})
 
 
-class _Taker:
+class Observer:
     """What takes in one tensor, batch after batch. Its random positions depend on its name alone, not on what else is taken in."""
 
     def __init__(self, source: str, name: str) -> None:
@@ -258,7 +258,7 @@ class _Taker:
         raise NotImplementedError
 
 
-class _Gathering(_Taker):
+class GramObserver(Observer):
     """Moments of one layer under way."""
 
     def __init__(self, one: Layer, width: int, images: int) -> None:
@@ -276,8 +276,8 @@ class _Gathering(_Taker):
         self._held: list[npt.NDArray[np.float32]] = []
 
     def add(self, values: Images) -> None:
-        at = layers.drawn(self.layer, values, self._each, self._random)
-        self._held.append(layers.columns(self.layer, values, at))
+        at = layers.sample_positions(self.layer, values, self._each, self._random)
+        self._held.append(layers.im2col(self.layer, values, at))
         if sum(one.shape[2] for one in self._held) >= self._most:
             self._take()
 
@@ -322,7 +322,7 @@ def gram_width(wanted: Sequence[Layer], weights: int) -> int:
 
 
 @dataclass(frozen=True)
-class Feed:
+class CalibrationStream:
     """What runs through a model once.
 
     batches  inputs
@@ -342,11 +342,11 @@ class Feed:
             self.progress("calibrate", done, pieces * self.images)
 
 
-def observe(
+def collect_statistics(
     model: onnx.ModelProto,
     tensors: Sequence[str],
     reads: Sequence[Layer],
-    feed: Feed,
+    feed: CalibrationStream,
     engine: Engine,
     threads: int,
 ) -> Statistics:
@@ -365,13 +365,13 @@ def observe(
     if lost := {*names} - known - _computed(model):
         raise InputError(f"the model computes no tensor {min(lost)!r}; name outputs of its nodes")
     width, spots = (
-        gram_width(reads, constant_bytes(model)),
+        gram_width(reads, initializer_bytes(model)),
         max(LEAST_SPOTS, SAMPLES // max(feed.images, 1)),
     )
-    counted = [_Counting(name, name in tensors, spots, feed.images) for name in names]
-    gathered = [_Gathering(one, width, feed.images) for one in reads]
-    waiting: list[_Taker] = [*counted, *gathered]
-    parts = pieces(model, PIECE_BYTES) if constant_bytes(model) > WHOLE_BYTES else [model]
+    counted = [HistogramObserver(name, name in tensors, spots, feed.images) for name in names]
+    gathered = [GramObserver(one, width, feed.images) for one in reads]
+    waiting: list[Observer] = [*counted, *gathered]
+    parts = split_model(model, PIECE_BYTES) if initializer_bytes(model) > WHOLE_BYTES else [model]
     flow, done = feed.batches, 0
     with contextlib.ExitStack() as files:
         for part in parts:
@@ -379,17 +379,17 @@ def observe(
             takers = [one for one in waiting if one.source in known]
             waiting = [one for one in waiting if one.source not in known]
             # a layer much larger than a piece is compiled as it stands: to rearrange its weights takes six times their memory
-            exact = len(parts) > 1 and constant_bytes(part) > 2 * PIECE_BYTES
+            exact = len(parts) > 1 and initializer_bytes(part) > 2 * PIECE_BYTES
             probe = _Probe.of(part, takers, engine, threads, exact)
             del part  # a piece goes with its weights
-            give_back()
+            trim_heap()
             fed = feed.shown(flow, done, len(parts))
             flow = files.enter_context(Spool(probe.answers(fed)))
             done += 1
             for one in takers:
                 one.close()
             del probe  # and its session before the next is opened
-            give_back()
+            trim_heap()
         margins = [Margins.of(logits.reshape(len(logits), -1)) for logits in flow]
     if not margins:
         raise InputError(
@@ -414,14 +414,14 @@ class _Probe:
     source: str
     outputs: tuple[str, ...]
     target: str
-    takers: Sequence[_Taker]
+    takers: Sequence[Observer]
     threads: int
 
     @classmethod
     def of(
         cls,
         model: onnx.ModelProto,
-        takers: Sequence[_Taker],
+        takers: Sequence[Observer],
         engine: Engine,
         threads: int,
         exact: bool,
@@ -438,7 +438,7 @@ class _Probe:
         """To each batch, taken in on the way."""
         kinds = [
             [one for one in self.takers if isinstance(one, kind)]
-            for kind in (_Counting, _Gathering)
+            for kind in (HistogramObserver, GramObserver)
         ]
         # one thread of BLAS for each of ours: many small products, shared among its threads, cost three times what they need
         own = max(1, self.threads // max(1, len(kinds[1])))
@@ -453,7 +453,7 @@ class _Probe:
                 yield found[self.target]
 
 
-def _take_in(values: Mapping[str, Images], takers: Sequence[_Taker]) -> None:
+def _take_in(values: Mapping[str, Images], takers: Sequence[Observer]) -> None:
     for one in takers:
         one.add(values[one.source])
 
@@ -463,7 +463,7 @@ def batch_size(model: onnx.ModelProto, tensors: Iterable[str], limit: int = PROB
     fixed = classifier_input(model).type.tensor_type.shape.dim
     if fixed and fixed[0].dim_value:
         return int(fixed[0].dim_value)
-    graph = onnx.shape_inference.infer_shapes(skeleton(model)).graph
+    graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     shapes = {
         item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim][1:]
         for item in graph.value_info
@@ -500,7 +500,7 @@ def _require_finite(name: str, low: Images, high: Images) -> None:
         )
 
 
-class _Counting(_Taker):
+class HistogramObserver(Observer):
     """The histogram of one tensor under way, of at most `spots` positions an image; its extremes alone, where it is not `wanted`."""
 
     def __init__(self, name: str, wanted: bool, spots: int, images: int) -> None:
@@ -545,7 +545,7 @@ class _Counting(_Taker):
     def close(self) -> None:
         if self._held:
             self._count()
-        self.histogram.settle()
+        self.histogram.compact()
         if self._kept:
             self.histogram.kept = np.concatenate(self._kept, axis=1)
             self._kept.clear()

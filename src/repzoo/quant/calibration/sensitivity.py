@@ -29,9 +29,9 @@ import onnx
 
 from repzoo.quant.calibration.observers import BINS, Histogram, Moments, Statistics
 from repzoo.quant.network import layers as layering
-from repzoo.quant.network.composites import spelt
-from repzoo.quant.network.functions import FUNCTIONS, Function, straight
-from repzoo.quant.network.graph_view import Wiring, axis
+from repzoo.quant.network.composites import find_composites
+from repzoo.quant.network.functions import FUNCTIONS, Function, identity
+from repzoo.quant.network.graph_view import GraphView, axis_of
 from repzoo.quant.network.layers import Layer
 from repzoo.quant.parameters import gptq as rounding
 
@@ -41,22 +41,22 @@ Costs = dict[str, Float]
 LEAST_SLOPE = 0.01  # squared, of an activation: what calibration images never passed others may
 
 
-def charged(reads: Iterable[Layer], values: Values, seen: Statistics) -> Costs:
+def input_sensitivity(reads: Iterable[Layer], values: Values, seen: Statistics) -> Costs:
     """What the layers `reads` charge for each activation that they read, [C]: added up where several do, be they INT8 or float."""
     found: Costs = {}
     for one in reads:
-        rows = layering.weights(one, values)
-        power = signal(rows, seen.moments[one.name])
+        rows = layering.weight_rows(one, values)
+        power = signal_power(rows, seen.moments[one.name])
         each = (
-            (rows**2).sum(1).reshape(one.inputs, -1).sum(1) / power
+            (rows**2).sum(1).reshape(one.in_channels, -1).sum(1) / power
             if power > 0
-            else np.zeros(one.inputs)
+            else np.zeros(one.in_channels)
         )
         found[one.source] = found.get(one.source, 0.0) + each
     return found
 
 
-def signal(rows: Float, moments: Moments) -> float:
+def signal_power(rows: Float, moments: Moments) -> float:
     """Mean squared output of a layer, its bias left out, summed over output channels."""
     return float(output_power(rows, moments).sum())
 
@@ -64,37 +64,37 @@ def signal(rows: Float, moments: Moments) -> float:
 def output_power(rows: Float, moments: Moments) -> Float:
     """Mean squared sum that `rows` [G, O, K] make of the layer's columns, [G, O]: row' E[x x'] row; blocks taken as uncorrelated."""
     pieces = zip(moments.grams, moments.blocks, strict=True)
-    return np.asarray(sum(rounding.error(rows[:, :, a:b], gram) for gram, (a, b) in pieces))
+    return np.asarray(sum(rounding.output_error(rows[:, :, a:b], gram) for gram, (a, b) in pieces))
 
 
 @dataclass(frozen=True)
-class Importance:
+class Sensitivity:
     """What a unit of squared error in each channel of an activation costs, [C].
 
     of  what makes the error: the activation itself, or, where an elementwise function is all that reads it, what that makes of it
     """
 
     cost: Float
-    of: Function = straight
+    function: Function = identity
 
 
-def importance(
-    wiring: Wiring, found: Mapping[str, Layer], seen: Statistics
-) -> dict[str, Importance]:
+def activation_sensitivity(
+    wiring: GraphView, found: Mapping[str, Layer], seen: Statistics
+) -> dict[str, Sensitivity]:
     """That of each activation that reaches a layer of the graph; `found` are its layers."""
     known = [one for name, one in found.items() if name in seen.moments]
-    way = WayBack(wiring, found, seen)
-    charges = charged(known, layering.constants(wiring.model), seen)
+    way = SensitivityPropagation(wiring, found, seen)
+    charges = input_sensitivity(known, layering.initializer_arrays(wiring.model), seen)
     costs = way.costs(charges, charges)
     return {name: one for name in costs if (one := way.importance(name, costs)) is not None}
 
 
-class WayBack:
+class SensitivityPropagation:
     """Carries costs from what layers read to what that is made of; `seen` says how large factors and slopes are."""
 
-    def __init__(self, wiring: Wiring, layers: Iterable[str], seen: Statistics) -> None:
+    def __init__(self, wiring: GraphView, layers: Iterable[str], seen: Statistics) -> None:
         self._wiring, self._seen = wiring, seen.histograms
-        whole = spelt(wiring, wiring.floats)
+        whole = find_composites(wiring, wiring.floats)
         self._spelt = {one.end: (value, one.kind) for value, one in whole.items()}
         self._layers = frozenset(layers)
         self._writers = {
@@ -115,9 +115,9 @@ class WayBack:
                         found[name] = found[name] + each if name in found else each
         return found
 
-    def importance(self, name: str, costs: Costs) -> Importance | None:
+    def importance(self, name: str, costs: Costs) -> Sensitivity | None:
         """That of the activation `name`, given the `costs` of all; None where it reaches nothing that costs."""
-        whole, reader = self._whole.get(name), self._wiring.only_reader(name)
+        whole, reader = self._whole.get(name), self._wiring.sole_consumer(name)
         kind, end = (
             (whole.kind, whole.end)
             if whole
@@ -126,8 +126,8 @@ class WayBack:
             else ("", name)
         )
         if kind in FUNCTIONS and end in costs:
-            return Importance(costs[end], FUNCTIONS[kind])
-        return Importance(costs[name]) if name in costs else None
+            return Sensitivity(costs[end], FUNCTIONS[kind])
+        return Sensitivity(costs[name]) if name in costs else None
 
     def written_by(self, tensor: str) -> str:
         """The layer that `tensor` comes from along first inputs; the activation at the very beginning where there is none."""
@@ -138,7 +138,7 @@ class WayBack:
     def _passed(self, node: onnx.NodeProto, found: Costs) -> Iterator[tuple[str, Float]]:
         """(an input of `node`, what its outputs' costs make of it)."""
         kind, out, sources = node.op_type, node.output[0], self._wiring.activations(node)
-        if kind == "Split" and axis(node) == 1:
+        if kind == "Split" and axis_of(node) == 1:
             parts = [found.get(name, np.zeros(self._width(name))) for name in node.output]
             yield from self._fitted(sources, np.concatenate(parts))
         elif out not in found:
@@ -146,7 +146,7 @@ class WayBack:
         elif out in self._spelt:
             value, kind = self._spelt[out]
             yield from self._fitted([value], _times(found[out], self._slope(kind, value)))
-        elif kind == "Concat" and axis(node) == 1:
+        elif kind == "Concat" and axis_of(node) == 1:
             edges = np.cumsum([self._width(name) for name in node.input])
             whole = edges[-1] == len(found[out])  # else some width is not known
             parts = np.split(found[out], edges[:-1]) if whole else [found[out]] * len(edges)
@@ -176,7 +176,7 @@ class WayBack:
 
     def _flat(self, node: onnx.NodeProto, cost: Float) -> Float:
         """`cost` of what flattens pixels, as its input's channels have it."""
-        pixels = self._wiring.pixels(node)
+        pixels = self._wiring.pixels_per_channel(node)
         return cost.reshape(-1, pixels).sum(1) if pixels and len(cost) % pixels == 0 else cost
 
     def _gain(self, node: onnx.NodeProto) -> Float | float:
@@ -204,7 +204,7 @@ class WayBack:
         slopes = np.diff(FUNCTIONS[kind](edges), axis=1) / np.maximum(
             np.diff(edges, axis=1), np.finfo(float).tiny
         )
-        return np.maximum(expected(seen, slopes**2), LEAST_SLOPE)
+        return np.maximum(expectation(seen, slopes**2), LEAST_SLOPE)
 
     def _power(self, name: str, width: int, divides: bool) -> Float:
         """E[x^2] of a factor, [width] or [1]; of what `divides`, its inverse."""
@@ -212,7 +212,7 @@ class WayBack:
             power = np.square(self._wiring.values(name).astype(np.float64)).reshape(-1)
         else:
             power = (
-                expected(self._seen[name], self._seen[name].centers ** 2)
+                expectation(self._seen[name], self._seen[name].centers ** 2)
                 if name in self._seen
                 else np.ones(1)
             )
@@ -225,6 +225,6 @@ def _times(cost: Float, factor: Float | float) -> Float:
     return np.asarray(cost * (factor if np.size(factor) in (1, len(cost)) else np.mean(factor)))
 
 
-def expected(seen: Histogram, values: Float) -> Float:
+def expectation(seen: Histogram, values: Float) -> Float:
     """The mean of each channel, [C], of what is `values` [C, BINS] where its numbers lie in that bin, and 0 where they are 0."""
     return np.asarray((seen.counts * values).sum(1) / np.maximum(1, seen.numbers))

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from repzoo.quant.network.graph_view import Wiring, axis
+from repzoo.quant.network.graph_view import GraphView, axis_of
 from repzoo.quant.network.layers import Layer
 
 Ids = npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ REACH = (
 
 
 @dataclass(frozen=True)
-class Channels:
+class ChannelGroups:
     """labels[tensor] [C]: channels of one label share one factor; label 0 is fixed. `count` labels, 0 included.
 
     least  [count]: the smallest factor that a label may take, 0 where any will do; empty where there is no such bound
@@ -61,18 +61,18 @@ class Channels:
 
     labels: Mapping[str, Ids]
     count: int
-    least: Float = field(default_factory=lambda: np.zeros(0))
+    lower_bounds: Float = field(default_factory=lambda: np.zeros(0))
 
 
-def linked(
+def link_channels(
     model: onnx.ModelProto, layers: Mapping[str, Layer], reached: Mapping[str, Float] | None = None
-) -> Channels:
+) -> ChannelGroups:
     """The channels of every activation of `model`, labeled; `layers` are those whose weights may be rewritten.
 
     reached  the largest value of each channel [C] of some tensors on calibration images; only outputs of ReLU6 are asked for, and
              one that is not given holds still
     """
-    graph = _Graph(Wiring(model), layers, reached or {})
+    graph = _Graph(GraphView(model), layers, reached or {})
     for node in model.graph.node:
         graph.link(node)
     for value in (*model.graph.input, *model.graph.output):
@@ -84,7 +84,7 @@ class _Graph:
     """Numbers for the channels of each tensor, and pairs of numbers that must be equal."""
 
     def __init__(
-        self, wiring: Wiring, layers: Mapping[str, Layer], reached: Mapping[str, Float]
+        self, wiring: GraphView, layers: Mapping[str, Layer], reached: Mapping[str, Float]
     ) -> None:
         self.wiring, self.layers, self.reached = wiring, layers, reached
         self.numbers: dict[str, Ids] = {}
@@ -116,9 +116,9 @@ class _Graph:
         """Record what `node` asks of its channels; what it does not understand is fixed."""
         if node.output[0] in self.layers:
             one = self.layers[node.output[0]]
-            if len(self.of(one.source)) != one.inputs:
+            if len(self.of(one.source)) != one.in_channels:
                 self.fix(one.source)
-            if len(self.of(one.name)) != one.outputs:
+            if len(self.of(one.name)) != one.out_channels:
                 self.fix(one.name)
         elif not self._passes(node):
             self.fix(*node.input, *node.output)
@@ -127,11 +127,11 @@ class _Graph:
         kind, out = node.op_type, node.output[0]
         if (
             kind in THROUGH
-            or (kind == "Clip" and self.wiring.ends(node) == (0, None))
+            or (kind == "Clip" and self.wiring.clip_bounds(node) == (0, None))
             or self.wiring.flattens_pixels(node)
         ):
             return self.equal(self.of(node.input[0]), self.of(out)) and not any(node.output[1:])
-        if pixels := self.wiring.pixels(node):
+        if pixels := self.wiring.pixels_per_channel(node):
             return self.equal(np.repeat(self.of(node.input[0]), pixels), self.of(out))
         if (
             kind == "Clip"
@@ -141,12 +141,12 @@ class _Graph:
             return self._passes_below(top, self.of(node.input[0]), self.of(out), self.reached[out])
         if kind == "Add" and len(self.wiring.activations(node)) == len(node.input):
             return all(self.equal(self.of(name), self.of(out)) for name in node.input)
-        if kind == "Mul" and (gated := self.wiring.gated(node)):
+        if kind == "Mul" and (gated := self.wiring.gated_input(node)):
             self.fix(*(name for name in node.input if name != gated))
             return self.equal(self.of(gated), self.of(out))
-        if kind == "Concat" and axis(node) == 1:
+        if kind == "Concat" and axis_of(node) == 1:
             return self.equal(np.concatenate([self.of(name) for name in node.input]), self.of(out))
-        if kind == "Split" and axis(node) == 1:
+        if kind == "Split" and axis_of(node) == 1:
             return self.equal(
                 np.concatenate([self.of(name) for name in node.output]), self.of(node.input[0])
             )
@@ -154,7 +154,7 @@ class _Graph:
 
     def _top(self, node: onnx.NodeProto) -> float:
         """u of a Clip that is min(max(x, 0), u), else 0."""
-        low, high = self.wiring.ends(node)
+        low, high = self.wiring.clip_bounds(node)
         return high if low == 0 and high is not None else 0.0
 
     def _passes_below(self, top: float, before: Ids, after: Ids, reached: Float) -> bool:
@@ -167,7 +167,7 @@ class _Graph:
         self.bounds.append((after[free], np.maximum(reached[free], 0.0) * REACH / top))
         return True
 
-    def solved(self) -> Channels:
+    def solved(self) -> ChannelGroups:
         labels: Ids = np.arange(self.next)
         changed = True
         while changed:  # each round carries the least number one link further and jumps along what is known: few are needed
@@ -183,6 +183,6 @@ class _Graph:
         for numbers, bounds in self.bounds:
             np.maximum.at(least, compact[numbers], bounds)
         least[FIXED] = 0
-        return Channels(
+        return ChannelGroups(
             {name: compact[numbers] for name, numbers in self.numbers.items()}, len(kept), least
         )

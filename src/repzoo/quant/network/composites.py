@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from repzoo.quant.network.graph_view import Wiring
+from repzoo.quant.network.graph_view import GraphView
 
 FORMS = {  # how often each operator stands in them
     "Gelu": (Counter(Div=1, Erf=1, Add=1, Mul=2), Counter(Erf=1, Add=1, Mul=3)),
@@ -24,7 +24,7 @@ LONGEST = max(sum(form.values()) for forms in FORMS.values() for form in forms)
 
 
 @dataclass(frozen=True)
-class Spelt:
+class CompositeActivation:
     """One activation of several nodes: its name in FORMS, the first outputs of its nodes, and its result."""
 
     kind: str
@@ -32,20 +32,20 @@ class Spelt:
     end: str
 
 
-def spelt(wiring: Wiring, values: Iterable[str]) -> dict[str, Spelt]:
+def find_composites(wiring: GraphView, values: Iterable[str]) -> dict[str, CompositeActivation]:
     """Those of the tensors `values` that go through such an activation and nothing else, each with it."""
     found = ((value, _spelling(wiring, value)) for value in values)
     return {value: one for value, one in found if one}
 
 
-def _spelling(wiring: Wiring, value: str) -> Spelt | None:
+def _spelling(wiring: GraphView, value: str) -> CompositeActivation | None:
     region, nodes = {value: None}, list[onnx.NodeProto]()
     while len(nodes) < LONGEST:
         grown = next(
             (
                 node
                 for at in region
-                for node in wiring.readers.get(at, [])
+                for node in wiring.consumers.get(at, [])
                 if _joins(wiring, node, region)
             ),
             None,
@@ -56,13 +56,15 @@ def _spelling(wiring: Wiring, value: str) -> Spelt | None:
         region[grown.output[0]] = None
         kinds = Counter(node.op_type for node in nodes)
         kind = next((name for name, forms in FORMS.items() if kinds in forms), "")
-        if kind and [at for at in region if wiring.is_read_outside(at, region)] == [
+        if kind and [at for at in region if wiring.has_consumer_outside(at, region)] == [
             grown.output[0]
         ]:
-            return Spelt(kind, tuple(node.output[0] for node in nodes), grown.output[0])
+            return CompositeActivation(
+                kind, tuple(node.output[0] for node in nodes), grown.output[0]
+            )
     return None
 
 
-def _joins(wiring: Wiring, node: onnx.NodeProto, region: Mapping[str, None]) -> bool:
+def _joins(wiring: GraphView, node: onnx.NodeProto, region: Mapping[str, None]) -> bool:
     inside = all(name in region for name in wiring.activations(node))
     return node.op_type in SPELLING and inside and node.output[0] not in region

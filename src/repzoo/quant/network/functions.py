@@ -15,7 +15,7 @@ Float = npt.NDArray[np.float64]
 Function = Callable[[Float], Float]
 
 
-def straight(x: Float) -> Float:
+def identity(x: Float) -> Float:
     """x itself."""
     return x
 

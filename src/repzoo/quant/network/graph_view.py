@@ -10,10 +10,10 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from repzoo.graph.tools.pieces import skeleton
+from repzoo.graph.tools.pieces import without_weights
 
 
-class Wiring:
+class GraphView:
     """The shapes, readers and constants of one `model`, and what they say of its nodes.
 
     shapes     of activations, where they are known; a size that is not is 0
@@ -26,11 +26,11 @@ class Wiring:
         self.model, self.nodes = model, list(model.graph.node)
         self.outputs = {value.name for value in model.graph.output}
         self.constants = {item.name: item for item in model.graph.initializer}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.nodes:
             for name in node.input:
-                self.readers.setdefault(name, []).append(node)
-        inferred = onnx.shape_inference.infer_shapes(skeleton(model)).graph
+                self.consumers.setdefault(name, []).append(node)
+        inferred = onnx.shape_inference.infer_shapes(without_weights(model)).graph
         values = (*inferred.input, *inferred.value_info, *inferred.output)
         self.shapes = {
             item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim] for item in values
@@ -58,15 +58,15 @@ class Wiring:
         """Of a constant."""
         return numpy_helper.to_array(self.constants[name])
 
-    def only_reader(self, name: str) -> onnx.NodeProto | None:
+    def sole_consumer(self, name: str) -> onnx.NodeProto | None:
         """The node that reads a tensor, where it is one, once, and nobody outside reads it."""
-        readers = self.readers.get(name, [])
+        readers = self.consumers.get(name, [])
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
-    def is_read_outside(self, name: str, nodes: Iterable[str]) -> bool:
+    def has_consumer_outside(self, name: str, nodes: Iterable[str]) -> bool:
         """Whether anybody reads a tensor but the nodes whose first outputs are `nodes`."""
         return name in self.outputs or any(
-            node.output[0] not in nodes for node in self.readers.get(name, [])
+            node.output[0] not in nodes for node in self.consumers.get(name, [])
         )
 
     def flattens_pixels(self, node: onnx.NodeProto) -> bool:
@@ -84,20 +84,20 @@ class Wiring:
         known = len(before) > 1 and len(after) > 1 and before[1] == after[1] > 0
         return known and all(d == 1 for d in (*before[2:], *after[2:]))
 
-    def pixels(self, node: onnx.NodeProto) -> int:
+    def pixels_per_channel(self, node: onnx.NodeProto) -> int:
         """Of what turns [N, C, H, W] into [N, C H W], a channel's pixels side by side: H W. 0 of any other."""
         before, after = self.shapes.get(node.input[0], []), self.shapes.get(node.output[0], [])
         flat = node.op_type in ("Flatten", "Reshape") and len(before) > 2 and len(after) == 2
         return math.prod(before[2:]) if flat and after[1] == math.prod(before[1:]) else 0
 
-    def gated(self, node: onnx.NodeProto) -> str:
+    def gated_input(self, node: onnx.NodeProto) -> str:
         """The input of a Mul whose other input is one number for each channel; "" where there is none."""
         sizes = {name: self.shapes.get(name, []) for name in self.activations(node)}
         gates = [name for name, shape in sizes.items() if len(shape) == 4 and shape[2:] == [1, 1]]
         others = [name for name in sizes if name not in gates]
         return others[0] if len(gates) == len(others) == 1 else ""
 
-    def ends(self, node: onnx.NodeProto) -> tuple[float | None, float | None]:
+    def clip_bounds(self, node: onnx.NodeProto) -> tuple[float | None, float | None]:
         """(low, high) of a Clip, None where it has none; NaN where an end is computed.
 
         Source: ONNX operators Clip-6 (attributes) and Clip-13 (inputs).
@@ -112,6 +112,6 @@ class Wiring:
         return float(self.values(name).reshape(-1)[0]) if name in self.constants else float("nan")
 
 
-def axis(node: onnx.NodeProto) -> int:
+def axis_of(node: onnx.NodeProto) -> int:
     """Of a Concat or Split."""
     return next((item.i for item in node.attribute if item.name == "axis"), 0)

@@ -45,39 +45,39 @@ class Layer:
     dilations: tuple[int, ...] = (1, 1)
     pads: tuple[int, ...] = (0, 0, 0, 0)
     auto_pad: str = "NOTSET"
-    turned: bool = False
+    transposed: bool = False
 
     @property
-    def outputs(self) -> int:
+    def out_channels(self) -> int:
         """Output channels."""
-        return self.shape[1] if self.turned else self.shape[0]
+        return self.shape[1] if self.transposed else self.shape[0]
 
     @property
-    def inputs(self) -> int:
+    def in_channels(self) -> int:
         """Input channels, of all groups."""
-        return self.shape[0] if self.turned else self.shape[1] * self.groups
+        return self.shape[0] if self.transposed else self.shape[1] * self.groups
 
     @property
     def fan_in(self) -> int:
         """K: weights that one output reads."""
-        return self.inputs // self.groups * int(np.prod(self.kernel))
+        return self.in_channels // self.groups * int(np.prod(self.kernel))
 
-    def rows(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def to_rows(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Weights of the initializer's shape as [G, O/G, K]."""
-        turned = values.T if self.turned else values
-        return turned.reshape(self.groups, self.outputs // self.groups, self.fan_in)
+        turned = values.T if self.transposed else values
+        return turned.reshape(self.groups, self.out_channels // self.groups, self.fan_in)
 
-    def stored(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def from_rows(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The inverse of `rows`."""
-        flat = rows.reshape(self.outputs, -1)
-        return np.ascontiguousarray(flat.T) if self.turned else flat.reshape(self.shape)
+        flat = rows.reshape(self.out_channels, -1)
+        return np.ascontiguousarray(flat.T) if self.transposed else flat.reshape(self.shape)
 
-    def by_channel(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def per_column(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[G, K], or [C], a number for each input channel -> [G, K], one for each column entry."""
         return np.repeat(values.reshape(self.groups, -1), int(np.prod(self.kernel)), axis=1)
 
 
-def layers(model: onnx.ModelProto) -> dict[str, Layer]:
+def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
     """Every plain Conv or Gemm of constant float weights and bias, by output name, in graph order.
 
     Plain: a Gemm with alpha = beta = 1 and its input not transposed; a Conv over two spatial axes.
@@ -107,7 +107,7 @@ def _layer(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer
         plain = given.get("alpha", 1.0) == 1.0 == given.get("beta", 1.0) and not given.get(
             "transA", 0
         )
-        return Layer(*ends, shape, turned=not given.get("transB", 0)) if plain else None
+        return Layer(*ends, shape, transposed=not given.get("transB", 0)) if plain else None
     if len(shape) != 4:
         return None
     fields: dict[str, Any] = {
@@ -117,35 +117,37 @@ def _layer(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer
     return Layer(*ends, shape, given.get("group", 1), shape[2:], auto_pad=auto, **fields)
 
 
-def constants(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
+def initializer_arrays(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
     """Initializers by name."""
     return {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
 
 
-def weights(one: Layer, values: Mapping[str, npt.NDArray[Any]]) -> Float:
+def weight_rows(one: Layer, values: Mapping[str, npt.NDArray[Any]]) -> Float:
     """float64 rows [G, O/G, K]."""
-    return np.asarray(one.rows(values[one.weight]), np.float64)
+    return np.asarray(one.to_rows(values[one.weight]), np.float64)
 
 
-def biases(one: Layer, values: Mapping[str, npt.NDArray[Any]]) -> Float:
+def bias_vector(one: Layer, values: Mapping[str, npt.NDArray[Any]]) -> Float:
     """float64 [O]; zeros where the layer has no bias."""
     held = values[one.bias].astype(np.float64).reshape(-1) if one.bias else np.zeros(1)
-    return np.array(np.broadcast_to(held, (one.outputs,)))
+    return np.array(np.broadcast_to(held, (one.out_channels,)))
 
 
-def drawn(one: Layer, activation: Images, count: int, random: np.random.Generator) -> Ids | None:
+def sample_positions(
+    one: Layer, activation: Images, count: int, random: np.random.Generator
+) -> Ids | None:
     """`count` output positions of each image of `activation`, flat [N, count]; None where that is all of them.
 
     They are drawn once, and turned by a random number for each image: as even as drawing for each, and cheap for many layers.
     """
-    total = positions(one, activation.shape[2:])
+    total = output_positions(one, activation.shape[2:])
     if count >= total:
         return None
     turns = random.integers(total, size=(len(activation), 1))
     return np.asarray((random.choice(total, count, replace=False) + turns) % total)
 
 
-def columns(one: Layer, activation: Images, outputs: Ids | None) -> npt.NDArray[np.float32]:
+def im2col(one: Layer, activation: Images, outputs: Ids | None) -> npt.NDArray[np.float32]:
     """What the layer reads at the output positions `outputs` of each image (see `drawn`): float32 [G, K, N R].
 
     activation  float32 [N, C, H, W], or [N, C] for a Gemm
@@ -153,7 +155,9 @@ def columns(one: Layer, activation: Images, outputs: Ids | None) -> npt.NDArray[
     if activation.ndim == 2:
         return activation.T[None]
     if outputs is None:
-        outputs = np.tile(np.arange(positions(one, activation.shape[2:])), (len(activation), 1))
+        outputs = np.tile(
+            np.arange(output_positions(one, activation.shape[2:])), (len(activation), 1)
+        )
     places, inside = _read_at(one, activation.shape[2:], outputs)
     flat = activation.reshape(*activation.shape[:2], -1)
     taken = np.empty((flat.shape[1], *places.shape), np.float32)
@@ -181,7 +185,7 @@ def _read_at(one: Layer, size: tuple[int, ...], outputs: Ids) -> tuple[Ids, npt.
     return places.reshape(-1, *outputs.shape), inside.reshape(-1, *outputs.shape)
 
 
-def positions(one: Layer, size: tuple[int, ...]) -> int:
+def output_positions(one: Layer, size: tuple[int, ...]) -> int:
     """Output positions of an image whose activation has spatial `size`."""
     return int(np.prod(_output_sides(one, size))) if size else 1
 

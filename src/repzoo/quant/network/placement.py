@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import onnx
 
-from repzoo.quant.network.composites import spelt
-from repzoo.quant.network.graph_view import Wiring
-from repzoo.quant.network.scheme import MOVING, POOLING, QuantScheme
+from repzoo.quant.network.composites import find_composites
+from repzoo.quant.network.graph_view import GraphView
+from repzoo.quant.network.scheme import DATA_MOVEMENT, POOLING, QuantScheme
 
 WEIGHTED = frozenset({"Conv", "Gemm"})
 ELEMENTWISE = frozenset({"Add", "Mul"})
@@ -34,10 +34,10 @@ class Placement:
     name: str
     nodes: frozenset[str]
     tensors: tuple[str, ...]
-    wide: frozenset[str] = frozenset()
+    int16_tensors: frozenset[str] = frozenset()
 
 
-class Places:
+class PlacementSpace:
     """What may run in INT8 in one float `model` on the target of `scheme`.
 
     layers  convolutions and linear layers of constant weights, around: what else may; both by output, in graph order
@@ -45,10 +45,10 @@ class Places:
 
     def __init__(self, model: onnx.ModelProto, scheme: QuantScheme = DEFAULT) -> None:
         self.model, self.scheme = model, scheme
-        self._wiring = Wiring(model)
+        self._wiring = GraphView(model)
         self._nodes, self._floats = self._wiring.nodes, self._wiring.floats
         self._shapes = {name: tuple(item.dims) for name, item in self._wiring.constants.items()}
-        self._spelt = spelt(self._wiring, self._floats)
+        self._spelt = find_composites(self._wiring, self._floats)
         self.layers = [node for node in self._nodes if self._is_plain(node)]
         inside = {value for one in self._spelt.values() for value in one.nodes}
         self.around = [
@@ -72,7 +72,7 @@ class Places:
         """Layers that `placement` has in INT8."""
         return sum(node.output[0] in placement.nodes for node in self.layers)
 
-    def candidates(self) -> list[Placement]:
+    def starting_placements(self) -> list[Placement]:
         """Placements to begin a search with, the most quantized first; empty ones, and those that write the same, are dropped.
 
         Narrow and depthwise convolutions, and operators without weights, often cost more in INT8 than they save.
@@ -107,7 +107,7 @@ class Places:
 
     def _written(self, value: str) -> str:
         """`value`, or what the activation that the target fuses into the layer makes of it."""
-        reader = self._wiring.only_reader(value)
+        reader = self._wiring.sole_consumer(value)
         if reader is not None and reader.op_type in self.scheme.fused:
             return str(reader.output[0])
         one = self._spelt.get(value)
@@ -134,7 +134,7 @@ class Places:
         if node.op_type in ELEMENTWISE:
             return {*node.input, *node.output} <= self._floats.keys()
         return (
-            node.op_type in (*MOVING, *POOLING)
+            node.op_type in (*DATA_MOVEMENT, *POOLING)
             and {node.input[0], *node.output} <= self._floats.keys()
         )
 
@@ -149,19 +149,19 @@ class Places:
 
 def candidates(model: onnx.ModelProto, scheme: QuantScheme = DEFAULT) -> list[Placement]:
     """See Places.candidates."""
-    return Places(model, scheme).candidates()
+    return PlacementSpace(model, scheme).starting_placements()
 
 
 def placement(
     model: onnx.ModelProto, name: str, nodes: Iterable[str], scheme: QuantScheme = DEFAULT
 ) -> Placement:
     """See Places.placement."""
-    return Places(model, scheme).placement(name, nodes)
+    return PlacementSpace(model, scheme).placement(name, nodes)
 
 
 def _kind(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """What a node is alike to in speed."""
-    if node.op_type in MOVING:
+    if node.op_type in DATA_MOVEMENT:
         return "moving"
     if node.op_type in POOLING:
         return "pooling"

@@ -22,8 +22,8 @@ from repzoo.storage import read_bounded
 
 RANGES = ("minmax", "percentile", "mse", "entropy")
 POOLING = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean")
-MOVING = ("Flatten", "Reshape", "Concat", "Split", "Transpose")
-OPERATORS = ("Conv", "Gemm", "Add", "Mul", *POOLING, *MOVING)  # what can be written as INT8
+DATA_MOVEMENT = ("Flatten", "Reshape", "Concat", "Split", "Transpose")
+OPERATORS = ("Conv", "Gemm", "Add", "Mul", *POOLING, *DATA_MOVEMENT)  # what can be written as INT8
 ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Swish", "Gelu")
 PEAKS = {
     8: 127,
@@ -74,7 +74,7 @@ class QuantScheme:
     per_channel: bool = True
     ranges: str = "mse"
     range_methods: tuple[str, ...] = RANGES
-    quantized: tuple[str, ...] = ("Conv", "Gemm", "Add", *POOLING[:3], *MOVING)
+    quantized: tuple[str, ...] = ("Conv", "Gemm", "Add", *POOLING[:3], *DATA_MOVEMENT)
     fused: tuple[str, ...] = ("Relu", "Clip")
     escape: str = "float"
 
@@ -99,7 +99,7 @@ class QuantScheme:
             )
 
     @property
-    def weight_peak(self) -> int:
+    def weight_max(self) -> int:
         """The largest magnitude of a stored weight."""
         return PEAKS[self.weight_bits]
 
@@ -111,7 +111,7 @@ def schemes() -> dict[str, QuantScheme]:
     return {name: _made(name, table) for name, table in tables.items()}
 
 
-def scheme(name: str) -> QuantScheme:
+def load_scheme(name: str) -> QuantScheme:
     """The preset called `name`, or the one table of the TOML file `name`.
 
     Raises:
@@ -124,17 +124,17 @@ def scheme(name: str) -> QuantScheme:
     raise InputError(unknown("scheme", name, schemes()))
 
 
-def scheme_for(engine_name: str) -> QuantScheme:
+def default_scheme(engine_name: str) -> QuantScheme:
     """The preset of the engine called `engine_name` ("engine:option" too); ort-cpu for one that has none."""
     base = engine_name.partition(":")[0]
     return next((one for one in schemes().values() if one.engine == base), schemes()["ort-cpu"])
 
 
-def for_host(
+def adapt_to_host(
     wanted: QuantScheme, engine: Engine, facts: Mapping[str, Any]
 ) -> tuple[QuantScheme, str]:
     """(the scheme to use with `engine` on the host of `facts`, see measure.host; a remark, "" when there is nothing to say)."""
-    if wanted.weight_bits < 8 or not saturating(facts):
+    if wanted.weight_bits < 8 or not saturates(facts):
         return wanted, ""
     base = engine.name.partition(":")[0]
     if base in CLIPPING:
@@ -145,7 +145,7 @@ def for_host(
     return wanted, CAREFUL.get(base, "")
 
 
-def saturating(facts: Mapping[str, Any]) -> bool:
+def saturates(facts: Mapping[str, Any]) -> bool:
     """Whether U8S8 kernels clip pairs of products on the host of `facts` (its `machine` and `int8` flags)."""
     return facts["machine"] in X86 and not EXACT_FLAGS & set(facts["int8"])
 

@@ -32,8 +32,8 @@ from repzoo.progress import Progress, silent
 from repzoo.quant.network import layers as layering
 from repzoo.quant.network.layers import Layer
 from repzoo.quant.network.scheme import QuantScheme
-from repzoo.quant.parameters.compute import Plan, with_biases
-from repzoo.quant.parameters.ranges import PEAK_16, Affine, Symmetric
+from repzoo.quant.parameters.compute import QuantizationPlan, replace_biases
+from repzoo.quant.parameters.ranges import PEAK_16, ActivationParameters, QuantizedWeight
 
 Images = npt.NDArray[np.float32]
 TEMPERATURE = 2.0
@@ -84,12 +84,12 @@ class FinetuneOptions:
 
 def finetuned(
     model: onnx.ModelProto,
-    made: Plan,
+    made: QuantizationPlan,
     scheme: QuantScheme,
     lessons: Lessons,
     options: FinetuneOptions | None = None,
     progress: Progress = silent,
-) -> Plan:
+) -> QuantizationPlan:
     """`made`, with numbers that answer more as the float `model` does; `plan.write` takes it as any other. `made` itself, where
     nothing was learned on the images that are looked at first.
 
@@ -192,18 +192,18 @@ class _Course:
 class _Student:
     """The fx graph of the float model with rounding put in: behind each activation of the plan, and in place of each weight."""
 
-    def __init__(self, made: Plan, scheme: QuantScheme) -> None:
+    def __init__(self, made: QuantizationPlan, scheme: QuantScheme) -> None:
         self.made = made
         self.module, nodes = traced(made.model)
-        values, found = layering.constants(made.model), layering.layers(made.model)
-        self.layers = {name: found[name] for name in made.rounded}
+        values, found = layering.initializer_arrays(made.model), layering.find_layers(made.model)
+        self.layers = {name: found[name] for name in made.weights}
         self.scales = {name: _Activation(one) for name, one in made.activations.items()}
         self.weights: dict[str, _Weight] = {}
         self.biases: dict[str, _Bias] = {}
         for number, (name, one) in enumerate(self.layers.items()):
-            self.weights[name] = _Weight(made.rounded[name], one, scheme.weight_peak)
+            self.weights[name] = _Weight(made.weights[name], one, scheme.weight_max)
             self.biases[name] = _Bias(
-                layering.biases(one, values), made.rounded[name], self.scales[one.source]
+                layering.bias_vector(one, values), made.weights[name], self.scales[one.source]
             )
             self._replace(nodes[name], 1, f"weight{number}", self.weights[name])
             self._replace(nodes[name], 2, f"bias{number}", self.biases[name])
@@ -251,11 +251,11 @@ class _Student:
         for one in self.scales.values():
             one.moved.data.clamp_(-REACH, REACH)
 
-    def plan(self) -> Plan:
+    def plan(self) -> QuantizationPlan:
         """The plan with the trained numbers."""
         before = self.made
         rounded = {
-            name: replace(before.rounded[name], values=one.integers())
+            name: replace(before.weights[name], values=one.integers())
             for name, one in self.weights.items()
         }
         factors = {name: math.exp(float(one.moved.detach())) for name, one in self.scales.items()}
@@ -271,13 +271,13 @@ class _Student:
             name: one.values.detach().numpy().astype(np.float64)
             for name, one in self.biases.items()
         }
-        model = with_biases(before.model, self.layers, biases)
+        model = replace_biases(before.model, self.layers, biases)
         methods = dict.fromkeys(before.methods, "fine-tuned")
         return replace(
             before,
             model=model,
             activations=activations,
-            rounded=rounded,
+            weights=rounded,
             ranges=spans,
             methods=methods,
         )
@@ -302,12 +302,12 @@ class _Student:
 class _Weight(torch.nn.Module):
     """A layer's weights, of the initializer's shape, as INT8 restores them; they are trained in steps."""
 
-    def __init__(self, rounded: Symmetric, one: Layer, peak: int) -> None:
+    def __init__(self, rounded: QuantizedWeight, one: Layer, peak: int) -> None:
         super().__init__()
         scale = torch.from_numpy(rounded.scale.astype(np.float32))
         self.scale = (
             scale
-            if scale.numel() == 1 or one.turned
+            if scale.numel() == 1 or one.transposed
             else scale.reshape(-1, *[1] * (len(one.shape) - 1))
         )
         self.peak = peak
@@ -328,7 +328,7 @@ class _Weight(torch.nn.Module):
 class _Activation(torch.nn.Module):
     """An activation as INT8 (or int16) restores it; `moved` is the logarithm of its scale over the plan's."""
 
-    def __init__(self, affine: Affine) -> None:
+    def __init__(self, affine: ActivationParameters) -> None:
         super().__init__()
         self.affine, self.moved = affine, torch.nn.Parameter(torch.zeros(()))
         self.limits = (0, 255) if affine.bits == 8 else (-PEAK_16, PEAK_16)
@@ -348,7 +348,7 @@ class _Bias(torch.nn.Module):
     """float32 [O], in steps of the products of the layer's input and weight steps: coarse where both are."""
 
     def __init__(
-        self, values: npt.NDArray[np.float64], rounded: Symmetric, source: _Activation
+        self, values: npt.NDArray[np.float64], rounded: QuantizedWeight, source: _Activation
     ) -> None:
         super().__init__()
         self.values = torch.nn.Parameter(torch.from_numpy(values.astype(np.float32)))

@@ -36,12 +36,12 @@ LEFT = 0.5  # of the power of plain rounding's noise, that second-order rounding
 LIMIT = 127  # largest integer; -128 is left out, so that the negative of a weight is a weight
 
 
-def nearest(rows: Float, scale: Float, limit: int = LIMIT) -> Float:
+def round_to_nearest(rows: Float, scale: Float, limit: int = LIMIT) -> Float:
     """Plain rounding: integers -limit..limit of the shape of `rows`; `scale` broadcasts against it."""
     return np.asarray(np.clip(np.round(rows / scale), -limit, limit))
 
 
-def second_order(
+def gptq_round(
     rows: Float,
     gram: npt.NDArray[np.floating[Any]],
     scale: Float,
@@ -56,7 +56,7 @@ def second_order(
     mean = diagonal.mean(1)
     alive = mean > 0
     if not alive.any():
-        return nearest(rows, scale, limit)
+        return round_to_nearest(rows, scale, limit)
     order = np.argsort(
         -diagonal, axis=1, kind="stable"
     )  # columns that matter most first, while all others can still help
@@ -70,7 +70,9 @@ def second_order(
     made = np.empty_like(found)
     np.put_along_axis(made, np.broadcast_to(order[:, None, :], found.shape), found, 2)
     return (
-        made if alive.all() else np.where(alive[:, None, None], made, nearest(rows, scale, limit))
+        made
+        if alive.all()
+        else np.where(alive[:, None, None], made, round_to_nearest(rows, scale, limit))
     )
 
 
@@ -86,13 +88,13 @@ def _damped(
     return made
 
 
-def error(rows: npt.NDArray[np.floating[Any]], gram: npt.NDArray[np.float32]) -> Float:
+def output_error(rows: npt.NDArray[np.floating[Any]], gram: npt.NDArray[np.float32]) -> Float:
     """Expected squared output e = row' H row of each row: [G, O]."""
     narrow = rows.astype(np.float32)
     return np.asarray(((narrow @ gram) * narrow).sum(2, dtype=np.float64))
 
 
-def shared_step(
+def shared_scale(
     rows: Float,
     grams: Sequence[npt.NDArray[np.float32]],
     blocks: Sequence[tuple[int, int]],
@@ -132,7 +134,8 @@ def _cut_off(
     if len(cut) == 1:
         cut = cut[:, cut.any((0, 2))]
     return math.fsum(
-        float(error(cut[:, :, a:b], gram).sum()) for gram, (a, b) in zip(grams, blocks, strict=True)
+        float(output_error(cut[:, :, a:b], gram).sum())
+        for gram, (a, b) in zip(grams, blocks, strict=True)
     )
 
 
@@ -170,7 +173,7 @@ def _column_by_column(rows: Float, gram: Float, scale: Float, limit: int = LIMIT
         errors = np.empty_like(block)
         for k in range(end - start):
             now, factors = block[:, k], upper[:, start + k, start + k : end]
-            rounded = nearest(now, steps, limit)
+            rounded = round_to_nearest(now, steps, limit)
             made[:, :, start + k] = rounded
             errors[:, k] = (now - rounded * steps) / factors[:, :1]
             block[:, k + 1 :] -= factors[:, 1:, None] * errors[:, None, k]
@@ -185,7 +188,9 @@ def _descended(rows: Float, gram: Float, scale: Float, start: Float, limit: int)
         slope = (made * scale - rows) @ gram  # half the gradient
         for k in range(rows.shape[2]):
             now = made[:, :, k] * scale[:, :, 0]
-            better = nearest(now - slope[:, :, k] / gram[:, None, k, k], scale[:, :, 0], limit)
+            better = round_to_nearest(
+                now - slope[:, :, k] / gram[:, None, k, k], scale[:, :, 0], limit
+            )
             move = better * scale[:, :, 0] - now
             slope += move[:, :, None] * gram[:, None, k, :]
             made[:, :, k] = better

@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 from repzoo.errors import InputError
 from repzoo.quant.network.placement import WEIGHTED, Placement
 from repzoo.quant.parameters import ranges
-from repzoo.quant.parameters.ranges import Affine, Symmetric
+from repzoo.quant.parameters.ranges import ActivationParameters, QuantizedWeight
 
 Numbers = npt.NDArray[Any]
 MIN_OPSET, MIN_IR = 13, 7  # onnx 1.8 brought both
@@ -33,10 +33,10 @@ INT32_ROOM = float(2**30)  # a bias keeps one bit free for the accumulator
 class _Writer:
     graph: onnx.GraphProto
     weights: dict[str, onnx.TensorProto]
-    activations: Mapping[str, Affine]
+    activations: Mapping[str, ActivationParameters]
     per_channel: bool
     taken: set[str]
-    rounded: Mapping[str, Symmetric]
+    rounded: Mapping[str, QuantizedWeight]
     signed: bool
     added: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
@@ -75,7 +75,7 @@ class _Writer:
         return restored, node
 
 
-def at_least_opset(model: onnx.ModelProto, version: int = MIN_OPSET) -> onnx.ModelProto:
+def upgrade_opset(model: onnx.ModelProto, version: int = MIN_OPSET) -> onnx.ModelProto:
     """`model` converted to opset `version` when it is older (onnx's own converter), else as it is."""
     current = next(
         (item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0
@@ -91,13 +91,13 @@ def at_least_opset(model: onnx.ModelProto, version: int = MIN_OPSET) -> onnx.Mod
         ) from None
 
 
-def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
+def prepare_for_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model` as the quantizer takes it: opset 13 or newer, every constant an initializer and no initializer an input. Itself, not a
     copy, where it is so already: the weights of a large one are then held once.
 
     Exporters of old wrote weights as Constant nodes or, before IR 4, listed them among the inputs.
     """
-    newer = at_least_opset(model)
+    newer = upgrade_opset(model)
     if (
         newer.ir_version >= MIN_IR
         and not any(map(_is_value, newer.graph.node))
@@ -127,9 +127,9 @@ def _is_value(node: onnx.NodeProto) -> bool:
 def write(
     model: onnx.ModelProto,
     placement: Placement,
-    activations: Mapping[str, Affine],
+    activations: Mapping[str, ActivationParameters],
     per_channel: bool,
-    rounded: Mapping[str, Symmetric] | None = None,
+    rounded: Mapping[str, QuantizedWeight] | None = None,
     signed: bool = False,
 ) -> onnx.ModelProto:
     """`model` (float, folded, `prepared`) with the Q/DQ pairs of `placement`; `activations` gives each tensor's parameters.
@@ -138,7 +138,7 @@ def write(
     signed   activations are stored as int8, the same numbers moved by 128, and not as uint8
     """
     made, wide = onnx.ModelProto(), any(activations[name].bits == 16 for name in placement.tensors)
-    made.CopyFrom(at_least_opset(model, OPSET_16) if wide else model)
+    made.CopyFrom(upgrade_opset(model, OPSET_16) if wide else model)
     made.ir_version = max(made.ir_version, IR_16 if wide else 0)
     constants = {item.name: item for item in made.graph.initializer}
     writer = _Writer(
@@ -256,12 +256,12 @@ def _quantized_weights(writer: _Writer, node: onnx.NodeProto) -> list[onnx.NodeP
     return nodes
 
 
-def rounded(
+def round_weights(
     model: onnx.ModelProto,
     nodes: Collection[str],
-    activations: Mapping[str, Affine],
+    activations: Mapping[str, ActivationParameters],
     per_channel: bool,
-) -> dict[str, Symmetric]:
+) -> dict[str, QuantizedWeight]:
     """The weights of those of `nodes` (by output) that have any, rounded as `write` rounds what it is not given.
 
     For who writes many placements of one model, and would else round the same weights for each.
@@ -276,14 +276,14 @@ def rounded(
 def _nearest(
     weights: Mapping[str, onnx.TensorProto],
     node: onnx.NodeProto,
-    activations: Mapping[str, Affine],
+    activations: Mapping[str, ActivationParameters],
     per_channel: bool,
-) -> Symmetric:
+) -> QuantizedWeight:
     """The weights of `node` rounded to nearest, with scales that leave its bias room in int32."""
     bias, incoming = _bias(weights, node), float(np.float32(activations[node.input[0]].scale))
     least = np.abs(bias) / (incoming * INT32_ROOM) if bias is not None else np.zeros(1)
     values = numpy_helper.to_array(weights[node.input[1]])
-    return ranges.weight(
+    return ranges.quantize_weight(
         values,
         _output_axis(node) if per_channel else None,
         least if per_channel else float(np.max(least)),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repzoo.quant.calibration.observers import BINS, Histogram
-from repzoo.quant.network.functions import Function, straight
+from repzoo.quant.network.functions import Function, identity
 
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -26,7 +26,7 @@ SMALLEST_SCALE = (
 
 
 @dataclass(frozen=True)
-class Affine:
+class ActivationParameters:
     """Asymmetric uint8: real = scale * (q - zero_point). Zero is represented exactly. 16 bits are symmetric: int16 about 0."""
 
     scale: float
@@ -39,38 +39,38 @@ class Affine:
         return 255 if self.bits == 8 else 2 * PEAK_16
 
     @property
-    def ends(self) -> Range:
+    def bounds(self) -> Range:
         """The lowest and the highest value, which are up to half a step beside those asked for, so that 0 is a step."""
         least = PEAK_16 if self.bits == 16 else self.zero_point
         return -least * self.scale, (self.steps - least) * self.scale
 
 
 @dataclass(frozen=True)
-class Symmetric:
+class QuantizedWeight:
     """Symmetric int8 weights: real = scale * q, one scale for each slice along axis 0 or one for all."""
 
     scale: Float
     values: npt.NDArray[np.int8]
 
 
-def affine(low: float, high: float, symmetric: bool = False) -> Affine:
+def uint8_parameters(low: float, high: float, symmetric: bool = False) -> ActivationParameters:
     """Cover low..high, stretched to hold 0, with 255 steps; `symmetric` with 127 on either side of a zero point of 128."""
     if symmetric:
         reach = max(-low, high, 0.0)
-        return Affine(
+        return ActivationParameters(
             max(float(np.float32(reach / 127)), SMALLEST_SCALE) if reach > 0 else 1.0, 128
         )
     low, high = min(low, 0.0), max(high, 0.0)
     scale = max(float(np.float32((high - low) / 255)), SMALLEST_SCALE)
     if high == low:
         scale = 1.0
-    return Affine(scale, int(np.clip(round(-low / scale), 0, 255)))
+    return ActivationParameters(scale, int(np.clip(round(-low / scale), 0, 255)))
 
 
-def wide(low: float, high: float) -> Affine:
+def int16_parameters(low: float, high: float) -> ActivationParameters:
     """Cover low..high with int16: 32,767 steps on either side of 0."""
     reach = max(-low, high, 0.0)
-    return Affine(
+    return ActivationParameters(
         max(float(np.float32(reach / PEAK_16)), SMALLEST_SCALE) if reach > 0 else 1.0, 0, 16
     )
 
@@ -148,8 +148,8 @@ def _divergence(pooled: Float, end: int, levels: int = 128) -> float:
     return float((true * np.log(np.maximum(true, 1e-300) / told)).sum())
 
 
-def noise(
-    seen: Histogram, low: float, high: float, steps: int = 255, of: Function = straight
+def quantization_noise(
+    seen: Histogram, low: float, high: float, steps: int = 255, of: Function = identity
 ) -> Float:
     """Expected squared error of each channel, [C], when `steps` cover low..high; of what the function `of` makes of its values.
 
@@ -170,33 +170,33 @@ def noise(
 
 def slopes(seen: Histogram, of: Function) -> Float:
     """Of the function `of`, in each bin: [C, BINS]."""
-    if of is straight:
+    if of is identity:
         return np.ones(seen.counts.shape)
     width = np.where(seen.edge > 0, seen.edge, 1.0)[:, None] * (2 / BINS)
     return np.asarray((of(seen.centers + width / 2) - of(seen.centers - width / 2)) / width)
 
 
-def clipped(seen: Histogram, low: float, high: float) -> Float:
+def clipping_shift(seen: Histogram, low: float, high: float) -> Float:
     """Expected change of each channel's values by cutting them to low..high, [C]."""
     centers = seen.centers
     moved = np.clip(centers, min(low, 0.0), max(high, 0.0)) - centers
     return np.asarray((seen.counts * moved).sum(1) / np.maximum(1, seen.numbers))
 
 
-def rounded_by(seen: Histogram, numbers: Affine) -> Float:
+def rounding_shift(seen: Histogram, numbers: ActivationParameters) -> Float:
     """Expected change of each channel's values by rounding them to the steps of `numbers`, [C]; values beyond its ends left out.
 
     It is not nothing where values gather within a step or two of 0, as those that GELU and its kind leave of negative ones do.
     """
     if not seen.kept.shape[1]:
         return np.zeros(len(seen.low))
-    low, high = numbers.ends
+    low, high = numbers.bounds
     inside = (seen.kept >= low) & (seen.kept <= high)
     rounded = np.round(seen.kept / numbers.scale) * numbers.scale
     return np.asarray(np.where(inside, rounded - seen.kept, 0.0).mean(1), np.float64)
 
 
-def aligned(seen: Histogram, importance: Float, span: Range) -> Range:
+def align_to_pixel_values(seen: Histogram, importance: Float, span: Range) -> Range:
     """`span`, or one up to WIDEST of it, or all that was seen in steps of its own, where the values kept lie best: least
     sum_c importance[c] error[c]^2.
 
@@ -243,13 +243,13 @@ SHRINKS = (
 )
 
 
-def chosen(
+def choose_range(
     seen: Histogram,
     importance: Float,
     method: str = "auto",
     methods: Sequence[str] = ALL,
     symmetric: bool = False,
-    of: Function = straight,
+    of: Function = identity,
 ) -> tuple[str, Range]:
     """(method, range) of least downstream loss sum_c importance[c] noise[c]; or the range of the one `method`.
 
@@ -272,11 +272,13 @@ def chosen(
         ]
     spans = [(name, _mirrored(one, symmetric)) for name, one in found]
     return spans[
-        int(np.argmin(losses(seen, importance, np.array([span for _, span in spans]), of)))
+        int(np.argmin(range_losses(seen, importance, np.array([span for _, span in spans]), of)))
     ]
 
 
-def losses(seen: Histogram, importance: Float, spans: Float, of: Function = straight) -> Float:
+def range_losses(
+    seen: Histogram, importance: Float, spans: Float, of: Function = identity
+) -> Float:
     """importance @ noise(seen, low, high, of=of) for each (low, high) of `spans` [R, 2]: [R].
 
     From sums over the bins up to each, made once: a range then costs a look at six places of a channel and not at all its bins.
@@ -312,7 +314,7 @@ class _Sums:
     def made(cls, seen: Histogram, of: Function) -> _Sums:
         values, counts = of(seen.centers), seen.counts.astype(np.float64)
         count, first, second = (_summed(counts * values**power) for power in range(3))
-        slope = count if of is straight else _summed(counts * slopes(seen, of) ** 2)
+        slope = count if of is identity else _summed(counts * slopes(seen, of) ** 2)
         return cls(count, first, second, slope, seen.edge, seen.numbers)
 
     def places(self, values: Float, including: bool = False) -> Index:
@@ -363,9 +365,9 @@ def _pairs(lows: Sequence[float], highs: Sequence[float]) -> list[tuple[float, f
     ]
 
 
-def weight(
+def quantize_weight(
     values: npt.NDArray[np.float32], axis: int | None, least_scale: Float | float = 0.0
-) -> Symmetric:
+) -> QuantizedWeight:
     """Symmetric int8 for `values`, one scale a slice of `axis` (None: one for all), none below `least_scale`.
 
     A slice of zeros gets `least_scale`, or 1 where that is 0.
@@ -388,6 +390,6 @@ def weight(
     )
     shaped = scale.reshape(-1, *([1] * (rows.ndim - 1))) if axis is not None else scale
     quantized = np.clip(np.round(rows / shaped), -127, 127).astype(np.int8)
-    return Symmetric(
+    return QuantizedWeight(
         scale, quantized if axis in (0, None) else np.moveaxis(quantized, 0, axis or 0)
     )

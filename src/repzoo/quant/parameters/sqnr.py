@@ -26,13 +26,13 @@ import numpy as np
 import numpy.typing as npt
 
 from repzoo.quant.calibration.observers import Statistics
-from repzoo.quant.calibration.sensitivity import WayBack, expected, output_power
+from repzoo.quant.calibration.sensitivity import SensitivityPropagation, expectation, output_power
 from repzoo.quant.network import layers as layering
-from repzoo.quant.network.functions import Function, straight
-from repzoo.quant.network.graph_view import Wiring
+from repzoo.quant.network.functions import Function, identity
+from repzoo.quant.network.graph_view import GraphView
 from repzoo.quant.network.layers import Layer
 from repzoo.quant.parameters import ranges
-from repzoo.quant.parameters.compute import Plan
+from repzoo.quant.parameters.compute import QuantizationPlan
 
 Float = npt.NDArray[np.float64]
 WORST_CHANNELS = 5
@@ -42,7 +42,7 @@ OUTLYING = 4.0
 
 
 @dataclass(frozen=True)
-class LayerNoise:
+class LayerSqnr:
     """One layer's signal-to-noise ratios, in dB; the smaller is the worse.
 
     side      weight | activation: the worse of the two
@@ -89,9 +89,9 @@ class LayerNoise:
         return f"{self.layer} ({self.side} side, {worse:.0f} dB; {whose} {channels} add {self.share:.0%} of it{why})"
 
 
-def diagnosed(made: Plan, seen: Statistics) -> list[LayerNoise]:
+def layer_sqnr(made: QuantizationPlan, seen: Statistics) -> list[LayerSqnr]:
     """Every layer of `made` that is quantized or reads what is, whose float statistics are `seen`; the noisiest first."""
-    told = _Told(made, seen)
+    told = NoiseAttribution(made, seen)
     return sorted(told.noises(), key=lambda one: -one.noise)
 
 
@@ -104,12 +104,12 @@ class _Side:
     tensor: str
 
 
-class _Told:
+class NoiseAttribution:
     """What each layer of `made` is told of: its own weights and some activations."""
 
-    def __init__(self, made: Plan, seen: Statistics) -> None:
-        found = layering.layers(made.model)
-        self.made, self.seen, self.values = made, seen, layering.constants(made.model)
+    def __init__(self, made: QuantizationPlan, seen: Statistics) -> None:
+        found = layering.find_layers(made.model)
+        self.made, self.seen, self.values = made, seen, layering.initializer_arrays(made.model)
         self.layers = [one for name, one in found.items() if name in seen.moments]
         self._signals = {one.name: self._signal(one) for one in self.layers}
         self._sides: dict[str, list[_Side]] = {one.name: [] for one in self.layers}
@@ -120,7 +120,7 @@ class _Told:
 
     def _rows(self, one: Layer) -> Float:
         """Its weights in float64; not kept, since all layers' would be twice the model."""
-        return layering.weights(one, self.values)
+        return layering.weight_rows(one, self.values)
 
     def _signal(self, one: Layer) -> Float:
         """Of each output channel [O]; infinite for a layer that is silent, which has no noise."""
@@ -130,25 +130,25 @@ class _Told:
 
     def _restored(self, one: Layer) -> Float:
         """Its weights as they will be: rows [G, O/G, K]."""
-        if one.name not in self.made.rounded:
+        if one.name not in self.made.weights:
             return self._rows(one)
-        rounded = self.made.rounded[one.name]
-        scale = np.broadcast_to(rounded.scale.reshape(-1), (one.outputs,)).reshape(
+        rounded = self.made.weights[one.name]
+        scale = np.broadcast_to(rounded.scale.reshape(-1), (one.out_channels,)).reshape(
             one.groups, -1, 1
         )
-        return np.asarray(one.rows(rounded.values) * scale, np.float64)
+        return np.asarray(one.to_rows(rounded.values) * scale, np.float64)
 
     def _charge(self, one: Layer) -> Float:
         """Mean noise over signal of its output channels that a unit of squared error in each input channel makes, [C]."""
         each = (self._restored(one) ** 2 / self._signals[one.name].reshape(one.groups, -1, 1)).sum(
             1
         )
-        return np.asarray(each.reshape(one.inputs, -1).sum(1) / one.outputs)
+        return np.asarray(each.reshape(one.in_channels, -1).sum(1) / one.out_channels)
 
-    def _error(self, tensor: str, of: Function = straight) -> Float:
+    def _error(self, tensor: str, of: Function = identity) -> Float:
         """Expected squared error of each channel, [C], or of what `of` makes of it."""
         span, steps = self.made.ranges[tensor], self.made.activations[tensor].steps
-        return ranges.noise(self.seen.histograms[tensor], *span, steps, of)
+        return ranges.quantization_noise(self.seen.histograms[tensor], *span, steps, of)
 
     def _tell(self, one: Layer, tensor: str, noise: Float) -> None:
         histogram = self.seen.histograms[tensor]
@@ -161,13 +161,13 @@ class _Told:
         others = [name for name in self.made.activations if name not in sources]
         if not others:
             return
-        way = WayBack(Wiring(self.made.model), found, self.seen)
+        way = SensitivityPropagation(GraphView(self.made.model), found, self.seen)
         costs = [way.costs({one.source: self._charge(one)}, sources) for one in self.layers]
         for tensor in others:
             noises = []
             for one, each in zip(self.layers, costs, strict=True):
                 if (worth := way.importance(tensor, each)) is not None:
-                    noises.append((one, worth.cost * self._error(tensor, worth.of)))
+                    noises.append((one, worth.cost * self._error(tensor, worth.function)))
             if noises:
                 worst, noise = max(noises, key=lambda pair: float(pair[1].sum()))
                 self._tell(worst, tensor, noise)
@@ -179,7 +179,7 @@ class _Told:
     def _own(self, tensor: str) -> Float:
         """One over the signal of each of its channels, and over how many they are, [C]."""
         histogram = self.seen.histograms[tensor]
-        signal = expected(histogram, histogram.centers**2)
+        signal = expectation(histogram, histogram.centers**2)
         usual = float(signal.mean())
         return (
             1 / (len(signal) * np.maximum(signal, FAINT * usual))
@@ -192,29 +192,29 @@ class _Told:
             self._restored(one) - self._rows(one), self.seen.moments[one.name]
         ).reshape(-1)
         reached = np.abs(self._rows(one)).max(2).reshape(-1)
-        return _Side(noise / self._signals[one.name] / one.outputs, reached, one.source)
+        return _Side(noise / self._signals[one.name] / one.out_channels, reached, one.source)
 
-    def noises(self) -> list[LayerNoise]:
+    def noises(self) -> list[LayerSqnr]:
         """Of each layer that has any, in the order of the graph."""
         return [
             self._noise(one)
             for one in self.layers
-            if one.name in self.made.rounded or self._sides[one.name]
+            if one.name in self.made.weights or self._sides[one.name]
         ]
 
-    def _noise(self, one: Layer) -> LayerNoise:
+    def _noise(self, one: Layer) -> LayerSqnr:
         weight, others = self._weight(one), self._sides[one.name]
         noise = weight.noise.sum(), sum(side.noise.sum() for side in others)
         activation = max(others, key=lambda side: float(side.noise.sum()), default=weight)
         side, worse = ("weight", weight) if noise[0] >= noise[1] else ("activation", activation)
         channels, share = _worst(worse.noise, max(noise))
         shared = side == "activation" or (
-            one.name in self.made.rounded and self.made.rounded[one.name].scale.size == 1
+            one.name in self.made.weights and self.made.weights[one.name].scale.size == 1
         )
         outliers, spread = _outlying(worse.reached) if shared else ((), 1.0)
-        decibels, tensor = (decibel(1, noise[0]), decibel(1, noise[1])), activation.tensor
+        decibels, tensor = (to_db(1, noise[0]), to_db(1, noise[1])), activation.tensor
         span, seen = self.made.ranges[tensor], ranges.minmax(self.seen.histograms[tensor])
-        return LayerNoise(
+        return LayerSqnr(
             one.name,
             side,
             tensor,
@@ -240,7 +240,7 @@ def _outlying(reached: Float) -> tuple[tuple[int, ...], float]:
     )
 
 
-def decibel(signal: float, noise: float) -> float:
+def to_db(signal: float, noise: float) -> float:
     """10 log10(signal / noise), between -CLEAN_DB and CLEAN_DB."""
     if noise <= 0:
         return CLEAN_DB
@@ -253,6 +253,6 @@ def _worst(noise: Float, total: float) -> tuple[tuple[int, ...], float]:
     return kept, float(noise[list(kept)].sum() / total) if kept else 0.0
 
 
-def culprits(found: Sequence[LayerNoise], limit: int = 5) -> list[LayerNoise]:
+def noisiest_layers(found: Sequence[LayerSqnr], limit: int = 5) -> list[LayerSqnr]:
     """The few layers that make most of the noise: the worst, and those within 6 dB of it, at most `limit`."""
     return [one for one in found if one.noise >= found[0].noise / 4][:limit]

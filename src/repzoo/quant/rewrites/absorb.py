@@ -23,7 +23,7 @@ import onnx
 
 from repzoo.quant.network import layers as layering
 from repzoo.quant.network.layers import Layer
-from repzoo.quant.parameters.compute import with_biases
+from repzoo.quant.parameters.compute import replace_biases
 
 Float = npt.NDArray[np.float64]
 
@@ -35,16 +35,16 @@ def absorbed(
 
     least  the smallest value of each channel [C] of ReLU outputs on calibration images; those not named are left alone
     """
-    found, values = layering.layers(model), layering.constants(model)
-    biases = {name: layering.biases(one, values) for name, one in found.items()}
+    found, values = layering.find_layers(model), layering.initializer_arrays(model)
+    biases = {name: layering.bias_vector(one, values) for name, one in found.items()}
     moved: dict[str, Float] = {}
     for first, middle, second in _chains(model, found):
         shift = np.maximum(least.get(middle, np.zeros(0)), 0.0)
-        if len(shift) == first.outputs == second.inputs and shift.any():
-            rows = layering.weights(second, values)
+        if len(shift) == first.out_channels == second.in_channels and shift.any():
+            rows = layering.weight_rows(second, values)
             biases[first.name] = biases[first.name] - shift
             biases[second.name] = biases[second.name] + np.einsum(
-                "gok,gk->go", rows, second.by_channel(shift)
+                "gok,gk->go", rows, second.per_column(shift)
             ).reshape(-1)
             moved[middle] = shift
     touched = {
@@ -53,7 +53,7 @@ def absorbed(
         if middle in moved
         for one in (first, second)
     }
-    return with_biases(model, found, {name: biases[name] for name in touched}), moved
+    return replace_biases(model, found, {name: biases[name] for name in touched}), moved
 
 
 def _chains(model: onnx.ModelProto, found: Mapping[str, Layer]) -> list[tuple[Layer, str, Layer]]:

@@ -25,7 +25,7 @@ import onnx
 from onnx import numpy_helper
 
 from repzoo.quant.network import layers as layering
-from repzoo.quant.network.channels import FIXED, Channels, linked
+from repzoo.quant.network.channels import FIXED, ChannelGroups, link_channels
 from repzoo.quant.network.layers import Layer
 
 Float = npt.NDArray[np.float64]
@@ -35,34 +35,36 @@ WIDEST = 2.0**60  # of a factor, either way
 
 
 @dataclass(frozen=True)
-class Equalized:
+class EqualizedModel:
     """`model` computes what the given one did; tensor `t` of it is the old one divided by factors[t] [C]."""
 
     model: onnx.ModelProto
     factors: Mapping[str, Float]
 
 
-def equalized(model: onnx.ModelProto, reached: Mapping[str, Float] | None = None) -> Equalized:
+def equalize_ranges(
+    model: onnx.ModelProto, reached: Mapping[str, Float] | None = None
+) -> EqualizedModel:
     """`model` (float, folded) with its channels equalized as far as its operators allow.
 
     reached  what opens ReLU6, see channels.linked; without it the function stays exactly, with it on images that reach as far
     """
-    found = layering.layers(model)
-    channels = linked(model, found, reached)
-    values = layering.constants(model)
+    found = layering.find_layers(model)
+    channels = link_channels(model, found, reached)
+    values = layering.initializer_arrays(model)
     ends = {
-        name: _Ends(one, channels, layering.weights(one, values)) for name, one in found.items()
+        name: _Ends(one, channels, layering.weight_rows(one, values)) for name, one in found.items()
     }
-    return rescaled(model, found, channels, _factors(ends, channels))
+    return rescale_channels(model, found, channels, _factors(ends, channels))
 
 
 class _Ends:
     """A layer's weights between each input and output channel, by size, and the labels of both."""
 
-    def __init__(self, one: Layer, channels: Channels, rows: Float) -> None:
+    def __init__(self, one: Layer, channels: ChannelGroups, rows: Float) -> None:
         self.into, self.out = (
-            labels_of(channels, one.source, one.inputs),
-            labels_of(channels, one.name, one.outputs),
+            labels_of(channels, one.source, one.in_channels),
+            labels_of(channels, one.name, one.out_channels),
         )
         taps = rows.reshape(*rows.shape[:2], -1, int(np.prod(one.kernel)))
         self.peaks, self.energy = np.abs(taps).max(3), (taps**2).sum(3)  # [G, O/G, C/G]
@@ -87,7 +89,7 @@ class _Ends:
         np.add.at(read, self.into, sizes.sum(1).reshape(-1))
 
 
-def labels_of(channels: Channels, name: str, width: int) -> npt.NDArray[np.int64]:
+def labels_of(channels: ChannelGroups, name: str, width: int) -> npt.NDArray[np.int64]:
     """The labels of the `width` channels of a tensor; FIXED where they are not known."""
     labels = channels.labels.get(name, np.empty(0, np.int64))
     return labels if len(labels) == width else np.full(width, FIXED)
@@ -96,10 +98,10 @@ def labels_of(channels: Channels, name: str, width: int) -> npt.NDArray[np.int64
 _Add = Callable[[_Ends, Float, Float, Float], None]
 
 
-def _factors(ends: Mapping[str, _Ends], channels: Channels) -> Float:
+def _factors(ends: Mapping[str, _Ends], channels: ChannelGroups) -> Float:
     """The factor of each label: first of least energy, which is unique, then balancing the largest weights from there."""
     sets, least = _sets(ends), np.full(channels.count, 1 / WIDEST)
-    least[: len(channels.least)] = np.maximum(channels.least, 1 / WIDEST)
+    least[: len(channels.lower_bounds)] = np.maximum(channels.lower_bounds, 1 / WIDEST)
     total = _balanced(np.ones(channels.count), sets, least, _Ends.add_energy, 0.25)
     return _balanced(total, sets, least, _Ends.add_peaks, 0.5)
 
@@ -141,38 +143,38 @@ def _sets(ends: Mapping[str, _Ends]) -> list[tuple[Labels, list[_Ends]]]:
     return sets
 
 
-def rescaled(
-    model: onnx.ModelProto, found: Mapping[str, Layer], channels: Channels, total: Float
-) -> Equalized:
+def rescale_channels(
+    model: onnx.ModelProto, found: Mapping[str, Layer], channels: ChannelGroups, total: Float
+) -> EqualizedModel:
     """`model` with label l's channels divided by total[l] (total[FIXED] is 1); every layer gets weights of its own."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    values = layering.constants(model)
+    values = layering.initializer_arrays(model)
     taken = {item.name for item in made.graph.initializer}
     nodes = {node.output[0]: node for node in made.graph.node}
     for name, one in found.items():
         into, out = (
             total[labels_of(channels, *end)]
-            for end in ((one.source, one.inputs), (one.name, one.outputs))
+            for end in ((one.source, one.in_channels), (one.name, one.out_channels))
         )
         if (into == 1).all() and (out == 1).all():
             continue
         rows = (
-            layering.weights(one, values)
-            * one.by_channel(into)[:, None, :]
+            layering.weight_rows(one, values)
+            * one.per_column(into)[:, None, :]
             / out.reshape(one.groups, -1, 1)
         )
-        nodes[name].input[1] = _added(made, f"{one.weight}:{name}", one.stored(rows), taken)
+        nodes[name].input[1] = _added(made, f"{one.weight}:{name}", one.from_rows(rows), taken)
         if one.bias:
             nodes[name].input[2] = _added(
-                made, f"{one.bias}:{name}", layering.biases(one, values) / out, taken
+                made, f"{one.bias}:{name}", layering.bias_vector(one, values) / out, taken
             )
     factors = {
         name: total[labels]
         for name, labels in channels.labels.items()
         if (total[labels] != 1).any()
     }
-    return Equalized(_without_unread(made), factors)
+    return EqualizedModel(_without_unread(made), factors)
 
 
 def _added(model: onnx.ModelProto, name: str, values: Float, taken: set[str]) -> str:

@@ -28,12 +28,16 @@ import numpy.typing as npt
 import onnx
 
 from repzoo.quant.calibration.observers import Statistics
-from repzoo.quant.calibration.sensitivity import WayBack, charged, signal
+from repzoo.quant.calibration.sensitivity import (
+    SensitivityPropagation,
+    input_sensitivity,
+    signal_power,
+)
 from repzoo.quant.network import layers as layering
-from repzoo.quant.network.channels import FIXED, Channels, linked
-from repzoo.quant.network.graph_view import Wiring
+from repzoo.quant.network.channels import FIXED, ChannelGroups, link_channels
+from repzoo.quant.network.graph_view import GraphView
 from repzoo.quant.network.layers import Layer
-from repzoo.quant.rewrites.equalize import Equalized, labels_of, rescaled
+from repzoo.quant.rewrites.equalize import EqualizedModel, labels_of, rescale_channels
 
 Float = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -160,66 +164,68 @@ class _Activations:
         return float(each.sum())
 
 
-def balanced(
+def smooth(
     model: onnx.ModelProto,
-    start: Equalized,
+    start: EqualizedModel,
     seen: Statistics,
     tensors: Sequence[str],
     per_channel: bool,
     reached: Mapping[str, Float] | None = None,
-) -> Equalized:
+) -> EqualizedModel:
     """The float `model` with factors of least predicted noise, searched for from `start`, its equalized form.
 
     seen     statistics of `model` itself; tensors: the activations that will be quantized; reached: see channels.linked
     """
-    found = layering.layers(model)
-    channels = linked(model, found, reached)
-    terms = _terms(start, seen.over(start.factors, found.values()), tensors, channels, per_channel)
+    found = layering.find_layers(model)
+    channels = link_channels(model, found, reached)
+    terms = _terms(
+        start, seen.rescaled(start.factors, found.values()), tensors, channels, per_channel
+    )
     theta = _descended(terms, channels, _lowest(channels, start.factors))
     factors = np.exp(theta)
-    made = rescaled(start.model, layering.layers(start.model), channels, factors)
+    made = rescale_channels(start.model, layering.find_layers(start.model), channels, factors)
     both = {
         name: start.factors.get(name, np.ones(1)) * made.factors.get(name, np.ones(1))
         for name in start.factors.keys() | made.factors.keys()
     }
-    return Equalized(made.model, both)
+    return EqualizedModel(made.model, both)
 
 
-def _lowest(channels: Channels, before: Mapping[str, Float]) -> Float:
+def _lowest(channels: ChannelGroups, before: Mapping[str, Float]) -> Float:
     """What log factors may not fall below, given those `before`: see Channels.least."""
     already = np.ones(channels.count)
     for name, labels in channels.labels.items():
         if name in before:
             already[labels] = before[name]
     least = np.zeros(channels.count)
-    least[: len(channels.least)] = channels.least
+    least[: len(channels.lower_bounds)] = channels.lower_bounds
     return np.log(np.maximum(least / already, TINY))
 
 
 def _terms(
-    start: Equalized,
+    start: EqualizedModel,
     seen: Statistics,
     tensors: Sequence[str],
-    channels: Channels,
+    channels: ChannelGroups,
     per_channel: bool,
 ) -> list[_Weights | _Activations]:
-    found, values = layering.layers(start.model), layering.constants(start.model)
+    found, values = layering.find_layers(start.model), layering.initializer_arrays(start.model)
     known = {name: one for name, one in found.items() if name in seen.moments}
-    read = charged(known.values(), values, seen)
-    reached = WayBack(Wiring(start.model), found, seen).costs(read, read)
+    read = input_sensitivity(known.values(), values, seen)
+    reached = SensitivityPropagation(GraphView(start.model), found, seen).costs(read, read)
     worth = np.zeros(channels.count)
     for source, each in read.items():
         np.add.at(worth, labels_of(channels, source, len(each)), each)
     weights, activations = list[_Weights](), list[_Activations]()
     for name, one in known.items():
-        power = signal(layering.weights(one, values), seen.moments[name])
-        out = labels_of(channels, name, one.outputs)
+        power = signal_power(layering.weight_rows(one, values), seen.moments[name])
+        out = labels_of(channels, name, one.out_channels)
         if power > 0:
             own = np.where((out == FIXED) | (worth[out] == 0), 1 / power, worth[out])
             weights.append(
                 _weights(
                     one,
-                    layering.weights(one, values),
+                    layering.weight_rows(one, values),
                     _energy(one, seen),
                     own,
                     channels,
@@ -249,7 +255,7 @@ def _energy(one: Layer, seen: Statistics) -> Float:
 
 
 def _weights(
-    one: Layer, rows: Float, energy: Float, worth: Float, channels: Channels, per_channel: bool
+    one: Layer, rows: Float, energy: Float, worth: Float, channels: ChannelGroups, per_channel: bool
 ) -> _Weights:
     peaks = np.abs(rows).reshape(*rows.shape[:2], energy.shape[1], -1).max(3)  # [G, O/G, C/G]
     kept = (_leading(peaks, 1) | _leading(peaks, 2)) & (peaks > 0)
@@ -258,8 +264,8 @@ def _weights(
         group * peaks.shape[1] + row
     )  # of the output channel; np.nonzero goes through them in order
     out, into = (
-        labels_of(channels, one.name, one.outputs),
-        labels_of(channels, one.source, one.inputs).reshape(energy.shape),
+        labels_of(channels, one.name, one.out_channels),
+        labels_of(channels, one.source, one.in_channels).reshape(energy.shape),
     )
     alive = np.unique(number)
     first = np.searchsorted(number, alive) if per_channel else [0]
@@ -286,7 +292,7 @@ def _leading(peaks: Float, axis: int) -> npt.NDArray[np.bool_]:
 
 
 def _descended(
-    terms: Sequence[_Weights | _Activations], channels: Channels, lowest: Float
+    terms: Sequence[_Weights | _Activations], channels: ChannelGroups, lowest: Float
 ) -> Float:
     """Log factors of the least noise found."""
     theta, best, least = np.zeros(channels.count), np.zeros(channels.count), np.inf

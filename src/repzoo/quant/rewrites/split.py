@@ -67,7 +67,11 @@ def split(model: onnx.ModelProto, names: Collection[str], per_channel: bool) -> 
 
     per_channel  whether each row has a grid of its own
     """
-    made, found, values = onnx.ModelProto(), layering.layers(model), layering.constants(model)
+    made, found, values = (
+        onnx.ModelProto(),
+        layering.find_layers(model),
+        layering.initializer_arrays(model),
+    )
     made.CopyFrom(model)
     parts: dict[str, tuple[str, str]] = {}
     taken = {item.name for item in made.graph.initializer}.union(
@@ -76,12 +80,14 @@ def split(model: onnx.ModelProto, names: Collection[str], per_channel: bool) -> 
     nodes = []
     for node in model.graph.node:
         one = found.get(node.output[0])
-        rows = layering.weights(one, values) if one and one.name in names else np.zeros((1, 1, 1))
+        rows = (
+            layering.weight_rows(one, values) if one and one.name in names else np.zeros((1, 1, 1))
+        )
         if one and one.name in names and gain(one, rows, per_channel) >= WORTH:
             coarse, fine = _halves(one, rows, per_channel)
             pair = _convolutions(node, one, taken)
             for part, rest in zip(
-                pair, (one.stored(coarse), fine.reshape(*one.shape[:2], 1, 1)), strict=True
+                pair, (one.from_rows(coarse), fine.reshape(*one.shape[:2], 1, 1)), strict=True
             ):
                 made.graph.initializer.append(
                     numpy_helper.from_array(rest.astype(np.float32), part.input[1])

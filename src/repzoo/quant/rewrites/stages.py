@@ -17,7 +17,7 @@ import onnx
 
 from repzoo.quant.calibration.observers import Statistics
 from repzoo.quant.network import layers
-from repzoo.quant.network.channels import linked
+from repzoo.quant.network.channels import link_channels
 from repzoo.quant.parameters.compute import Corrections
 from repzoo.quant.rewrites import absorb, equalize, split
 from repzoo.quant.rewrites import smooth as balance
@@ -26,7 +26,7 @@ Float = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Base:
+class FloatModel:
     """A float graph, what its activations are like, and how the target will represent it.
 
     places  node that a rewrite added (its first output) -> the node on whose side, INT8 or float, it is
@@ -35,18 +35,18 @@ class Base:
     """
 
     model: onnx.ModelProto
-    seen: Statistics
+    statistics: Statistics
     places: Mapping[str, str] = field(default_factory=dict)
     per_channel: bool = True
     placed: frozenset[str] = frozenset()
     stale: frozenset[str] = frozenset()
 
 
-Rewrite = Callable[[Base], Base | None]
+Rewrite = Callable[[FloatModel], FloatModel | None]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Stage:
     """One rung.
 
     rewrites  applied to the float graph, in this order
@@ -61,59 +61,68 @@ class Recipe:
     package: str = ""
 
 
-def equalized(base: Base) -> Base:
+def equalize_stage(base: FloatModel) -> FloatModel:
     """Cross-layer equalization (equalize.py) for least noise (balance.py); ReLU6 holds still."""
     return _equalized(base, {})
 
 
-def opened(base: Base) -> Base | None:
+def opened(base: FloatModel) -> FloatModel | None:
     """The same through each ReLU6 whose channels stay well below 6 on the calibration images (channels.py says how exact that is)."""
-    reached = {name: one.high for name, one in base.seen.histograms.items()}
-    found = layers.layers(base.model)
-    opens = linked(base.model, found, reached).count > linked(base.model, found).count
+    reached = {name: one.high for name, one in base.statistics.histograms.items()}
+    found = layers.find_layers(base.model)
+    opens = link_channels(base.model, found, reached).count > link_channels(base.model, found).count
     return _equalized(base, reached) if opens else None
 
 
-def absorbed(base: Base) -> Base | None:
+def absorbed(base: FloatModel) -> FloatModel | None:
     """Bias absorption (absorb.py)."""
     model, moved = absorb.absorbed(
-        base.model, {name: one.low for name, one in base.seen.histograms.items()}
+        base.model, {name: one.low for name, one in base.statistics.histograms.items()}
     )
     return replace(base, model=model, stale=frozenset(moved)) if moved else None
 
 
-def split_centers(base: Base) -> Base | None:
+def split_centers(base: FloatModel) -> FloatModel | None:
     """Coarse and fine (split.py) for every layer in INT8 whose grid that makes finer."""
     made = split.split(base.model, base.placed, base.per_channel)
     if not made.parts:
         return None
-    found, moments = layers.layers(base.model), dict(base.seen.moments)
+    found, moments = layers.find_layers(base.model), dict(base.statistics.moments)
     for name, (coarse, fine) in made.parts.items():
         moments |= {coarse: moments[name], fine: split.centerd(found[name], moments[name])}
     halves = {half: layer for layer, pair in made.parts.items() for half in pair}
-    seen = replace(base.seen, moments=moments)
+    seen = replace(base.statistics, moments=moments)
     return replace(
-        base, model=made.model, seen=seen, places={**base.places, **halves}, stale=frozenset(halves)
+        base,
+        model=made.model,
+        statistics=seen,
+        places={**base.places, **halves},
+        stale=frozenset(halves),
     )
 
 
-def _equalized(base: Base, reached: Mapping[str, Float]) -> Base:
-    start = equalize.equalized(base.model, reached)
-    made = balance.balanced(
-        base.model, start, base.seen, tuple(base.seen.histograms), base.per_channel, reached
+def _equalized(base: FloatModel, reached: Mapping[str, Float]) -> FloatModel:
+    start = equalize.equalize_ranges(base.model, reached)
+    made = balance.smooth(
+        base.model,
+        start,
+        base.statistics,
+        tuple(base.statistics.histograms),
+        base.per_channel,
+        reached,
     )
     return replace(
         base,
         model=made.model,
-        seen=base.seen.over(made.factors, layers.layers(made.model).values()),
+        statistics=base.statistics.rescaled(made.factors, layers.find_layers(made.model).values()),
     )
 
 
-RUNGS = (  # from cheap to dear
-    Recipe("rounding", Corrections(second_order=False)),
-    Recipe("second-order", Corrections()),
-    Recipe("equalized", Corrections(), (equalized,)),
-    Recipe("equalized through ReLU6", Corrections(), (opened,)),
-    Recipe("absorbed", Corrections(), (equalized, absorbed)),
-    Recipe("coarse and fine", Corrections(), (equalized, split_centers), slower=True),
+STAGES = (  # from cheap to dear
+    Stage("rounding", Corrections(gptq=False)),
+    Stage("second-order", Corrections()),
+    Stage("equalized", Corrections(), (equalize_stage,)),
+    Stage("equalized through ReLU6", Corrections(), (opened,)),
+    Stage("absorbed", Corrections(), (equalize_stage, absorbed)),
+    Stage("coarse and fine", Corrections(), (equalize_stage, split_centers), slower=True),
 )

@@ -33,11 +33,11 @@ from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
 from repzoo.errors import GateError, InputError
 from repzoo.measure import accuracy, latency
-from repzoo.measure.expected_drop import Margins, drop_interval, told
+from repzoo.measure.expected_drop import Margins, drop_interval, expected_drop_values
 from repzoo.measure.record import Record, identity_of
 from repzoo.progress import Progress, silent
 from repzoo.quant.parameters import sqnr as diagnose
-from repzoo.quant.parameters.sqnr import LayerNoise
+from repzoo.quant.parameters.sqnr import LayerSqnr
 
 BENCH_SECONDS = 1.0
 # % of predictions that must be expected to be the float model's own for an attempt to hold; a further rung costs seconds alone.
@@ -95,7 +95,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Rung:
+class Candidate:
     """One attempt and what it gave.
 
     paired   against the float model, on the selection images (those of the gate where there was no choice); ratio: latency over float
@@ -112,7 +112,7 @@ class Rung:
     within: bool
     holds: bool
     seconds: float = 0.0
-    layers: tuple[LayerNoise, ...] = ()
+    layers: tuple[LayerSqnr, ...] = ()
 
     @property
     def enough(self) -> bool:
@@ -126,7 +126,9 @@ class Rung:
             for name in ("recipe", "placement", "passes", "within", "holds", "seconds")
         }
         own["culprits"] = (
-            [] if self.holds else [one.to_json() for one in diagnose.culprits(self.layers, BLAMED)]
+            []
+            if self.holds
+            else [one.to_json() for one in diagnose.noisiest_layers(self.layers, BLAMED)]
         )
         return {**own, **self.paired.values, **self.ratio.values}
 
@@ -135,8 +137,8 @@ class Rung:
 class QuantReport:
     """What was tried and what was chosen, `paired` on the gate images; `record` goes to the results, `warnings` to the person."""
 
-    chosen: Rung
-    rungs: tuple[Rung, ...]
+    chosen: Candidate
+    rungs: tuple[Candidate, ...]
     paired: Record
     passes: bool
     record: Record
@@ -144,11 +146,11 @@ class QuantReport:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class CandidateModel:
     """A quantized model with the rung that measured it."""
 
     artifact: Artifact
-    rung: Rung
+    rung: Candidate
 
     @property
     def merit(self) -> tuple[bool, bool, bool, float, float]:
@@ -162,7 +164,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Context:
+class ReportContext:
     """What a report says besides measurements.
 
     settings  of the step that is written into the model; data: names and counts of the images; extras: more values of the Record
@@ -178,7 +180,7 @@ class Context:
     extras: Mapping[str, Any]
 
 
-class Judge:
+class FloatComparison:
     """INT8 forms of one float model, compared with it on the same images; the float model's answers are asked for once.
 
     Where all logits fit LOGITS, what they say is to be expected is told too (measure.expected).
@@ -196,7 +198,7 @@ class Judge:
         self._keeping = len(images) * (artifact.num_classes or CLASSES) <= LOGITS
         self._more: list[tuple[Margins, npt.NDArray[np.int64]]] = []
         self.report = ReadReport()
-        self._float: accuracy.Predictions | None = None
+        self._float: accuracy.ModelPredictions | None = None
 
     def paired(self, made: Artifact) -> Record:
         """`made` against the float model, image by image."""
@@ -214,7 +216,7 @@ class Judge:
         more = self._told(first, second) if self._keeping else {}
         return replace(paired, values={**paired.values, **more, "labeled": self.images.labeled})
 
-    def widen(self, images: Dataset, found: Margins) -> None:
+    def add_margins(self, images: Dataset, found: Margins) -> None:
         """Count with the float model's margins on other `images` of the kind, too."""
         indices = accuracy.class_indices(self.images, self.artifact)
         targets = (
@@ -224,12 +226,16 @@ class Judge:
         )
         self._more.append((found, targets))
 
-    def _told(self, first: accuracy.Predictions, second: accuracy.Predictions) -> dict[str, float]:
+    def _told(
+        self, first: accuracy.ModelPredictions, second: accuracy.ModelPredictions
+    ) -> dict[str, float]:
         """What the logits say: see measure.expected."""
         assert first.logits is not None
         assert second.logits is not None
         known, targets = zip((Margins.of(first.logits), first.targets), *self._more, strict=True)
-        return told(Margins.joined(known), np.concatenate(targets), first.logits, second.logits)
+        return expected_drop_values(
+            Margins.joined(known), np.concatenate(targets), first.logits, second.logits
+        )
 
 
 class Gate:
@@ -244,7 +250,7 @@ class Gate:
         progress: Progress = silent,
     ) -> None:
         self.artifact, self.engine, self.budget, self.progress = artifact, engine, budget, progress
-        self.judge = Judge(artifact, images, engine, progress)
+        self.judge = FloatComparison(artifact, images, engine, progress)
 
     def cases(self, models: Sequence[Artifact]) -> list[latency.Case]:
         """Each of `models`, to be timed on one thread."""
@@ -260,31 +266,31 @@ class Gate:
 
     def rung(
         self, recipe: str, placement: str, paired: Record, ratio: Record, started: float
-    ) -> Rung:
+    ) -> Candidate:
         """A Rung with its verdicts; `started` by time.perf_counter()."""
         verdict = (
             not self.budget.refuses(paired),
             self.budget.meets(paired),
             self.budget.holds(paired),
         )
-        return Rung(
+        return Candidate(
             recipe, placement, paired, ratio, *verdict, round(time.perf_counter() - started, 2)
         )
 
-    def attempt(self, recipe: str, made: Artifact) -> Attempt:
+    def attempt(self, recipe: str, made: Artifact) -> CandidateModel:
         """A model that another recipe made, whose placement and noise are not known, measured on the gate's images."""
         started = time.perf_counter()
-        return Attempt(
+        return CandidateModel(
             made, self.rung(recipe, recipe, self.judge.paired(made), self.timed([made])[0], started)
         )
 
     def concluded(
         self,
-        best: Attempt,
-        rungs: Sequence[Rung],
+        best: CandidateModel,
+        rungs: Sequence[Candidate],
         paired: Record,
-        context: Context,
-        blame: Callable[[], tuple[LayerNoise, ...]] = tuple,
+        context: ReportContext,
+        blame: Callable[[], tuple[LayerSqnr, ...]] = tuple,
     ) -> tuple[Artifact, QuantReport]:
         """`best`, chosen among `rungs`, with its history and report; `paired` is what it gave on the gate's images.
 
@@ -323,9 +329,9 @@ class Gate:
         )
         return made, QuantReport(rung, shown, paired, passes, record, tuple(dict.fromkeys(remarks)))
 
-    def _refusal(self, rung: Rung, paired: Record) -> str:
+    def _refusal(self, rung: Candidate, paired: Record) -> str:
         values, budget = paired.values, self.budget.max_drop
-        blamed = [one.sentence() for one in diagnose.culprits(rung.layers, BLAMED)]
+        blamed = [one.sentence() for one in diagnose.noisiest_layers(rung.layers, BLAMED)]
         where = f"Most noise comes from {'; '.join(blamed)}. " if blamed else ""
         interval = f"{values['drop']:.2f} %s (95 %% interval {values['drop_low']:.2f} to {values['drop_high']:.2f}, {values['n']} images)"
         loses = (
@@ -358,7 +364,7 @@ def require_deploy(artifact: Artifact) -> None:
         )
 
 
-def _warnings(rung: Rung, found: Record, budget: Budget) -> list[str]:
+def _warnings(rung: Candidate, found: Record, budget: Budget) -> list[str]:
     paired, ratio, said = found.values, rung.ratio.values, []
     if budget.refuses(found):
         said.append(
@@ -393,7 +399,7 @@ def _to_be_expected(paired: Mapping[str, Any]) -> str:
 
 
 def _values(
-    rungs: Sequence[Rung], chosen: Rung, paired: Record, context: Context
+    rungs: Sequence[Candidate], chosen: Candidate, paired: Record, context: ReportContext
 ) -> dict[str, Any]:
     keys = (
         "drop",
@@ -412,7 +418,7 @@ def _values(
     ratio = {
         f"latency_{key}": chosen.ratio.values[key] for key in ("ratio", "ratio_low", "ratio_high")
     }
-    blamed = () if context.budget.holds(paired) else diagnose.culprits(chosen.layers)
+    blamed = () if context.budget.holds(paired) else diagnose.noisiest_layers(chosen.layers)
     return {
         **shown,
         **ratio,

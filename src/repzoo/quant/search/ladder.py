@@ -32,27 +32,41 @@ import onnx
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
 from repzoo.data.batches import ReadReport, batches
-from repzoo.data.dataset import Dataset, Split
+from repzoo.data.dataset import Dataset, QuantizationSplit
 from repzoo.engines import Engine
 from repzoo.errors import InputError
-from repzoo.graph.tools.pieces import constant_bytes, give_back
+from repzoo.graph.tools.pieces import initializer_bytes, trim_heap
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
-from repzoo.quant.calibration.observers import PROBED_BYTES, Feed, Statistics, batch_size, observe
+from repzoo.quant.calibration.observers import (
+    PROBED_BYTES,
+    CalibrationStream,
+    Statistics,
+    batch_size,
+    collect_statistics,
+)
 from repzoo.quant.network import layers
-from repzoo.quant.network.placement import Placement, Places
+from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.parameters import qdq_writer as qdq
 from repzoo.quant.parameters import sqnr as diagnose
-from repzoo.quant.parameters.compute import Corrections, Plan
-from repzoo.quant.parameters.sqnr import LayerNoise
+from repzoo.quant.parameters.compute import Corrections, QuantizationPlan
+from repzoo.quant.parameters.sqnr import LayerSqnr
 from repzoo.quant.rewrites import stages as rungs
-from repzoo.quant.rewrites.stages import RUNGS, Base, Recipe
+from repzoo.quant.rewrites.stages import STAGES, FloatModel, Stage
 from repzoo.quant.search import gate
 from repzoo.quant.search import placement_search as search
-from repzoo.quant.search.gate import Attempt, Budget, Context, Gate, Judge, QuantReport, Rung
-from repzoo.quant.search.placement_search import Found, Race, Timed
+from repzoo.quant.search.gate import (
+    Budget,
+    Candidate,
+    CandidateModel,
+    FloatComparison,
+    Gate,
+    QuantReport,
+    ReportContext,
+)
+from repzoo.quant.search.placement_search import PlacementRace, SearchResult, TimedPlacement
 
 DIAGNOSED_IMAGES = 64
 WEIGHED_IMAGES = 16  # on which escapes are weighed
@@ -81,16 +95,16 @@ class Target:
 class _Made:
     """A rung's model, how it came about, and what measured it."""
 
-    recipe: Recipe
-    timed: Timed
-    plan: Plan
-    attempt: Attempt
+    recipe: Stage
+    timed: TimedPlacement
+    plan: QuantizationPlan
+    attempt: CandidateModel
 
 
 class _Climb:
     """One model's way up: what every rung shares."""
 
-    def __init__(self, gate: Gate, target: Target, split: Split) -> None:
+    def __init__(self, gate: Gate, target: Target, split: QuantizationSplit) -> None:
         self.gate, self.scheme, self.split, self.artifact = (
             gate,
             target.scheme,
@@ -98,14 +112,14 @@ class _Climb:
             gate.artifact,
         )
         self.target, self.engine, self.threads = target, target.engine, int(host()["affinity"])
-        self.model = qdq.prepared(gate.artifact.model)
-        self.layers = layers.layers(self.model)
-        self.places = Places(self.model, target.scheme)
-        self.starts = self.places.candidates()
-        self.judge = Judge(gate.artifact, split.selection, target.engine, gate.progress)
-        self._bases: dict[tuple[rungs.Rewrite, ...], Base | None] = {}
+        self.model = qdq.prepare_for_qdq(gate.artifact.model)
+        self.layers = layers.find_layers(self.model)
+        self.places = PlacementSpace(self.model, target.scheme)
+        self.starts = self.places.starting_placements()
+        self.judge = FloatComparison(gate.artifact, split.selection, target.engine, gate.progress)
+        self._bases: dict[tuple[rungs.Rewrite, ...], FloatModel | None] = {}
         self._chosen: dict[
-            tuple[tuple[rungs.Rewrite, ...], Placement, str], plan.Chosen
+            tuple[tuple[rungs.Rewrite, ...], Placement, str], plan.ChosenRanges
         ] = {}  # the last
         self._weighed: list[Inputs] | None = None
 
@@ -120,11 +134,11 @@ class _Climb:
         report = ReadReport()
         read = list[int]()
         seen = self._observed(
-            self.model, list(dict.fromkeys(named)), reads, self.split.ranges, report, read
+            self.model, list(dict.fromkeys(named)), reads, self.split.calibration, report, read
         )
-        report.check(self.split.ranges.name, len(self.split.ranges))
-        self._bases[()] = Base(self.model, seen, per_channel=self.scheme.per_channel)
-        self.judge.widen(self.split.ranges.subset(read), seen.margins)
+        report.check(self.split.calibration.name, len(self.split.calibration))
+        self._bases[()] = FloatModel(self.model, seen, per_channel=self.scheme.per_channel)
+        self.judge.add_margins(self.split.calibration.subset(read), seen.margins)
         return report.sentences()
 
     def _observed(
@@ -137,24 +151,24 @@ class _Climb:
         read: list[int] | None = None,
     ) -> Statistics:
         """Statistics of `model` on `images`; the numbers of those that could be read are put into `read`."""
-        give_back()  # here and elsewhere: what models and sessions took, which else adds up to more than the statistics
+        trim_heap()  # here and elsewhere: what models and sessions took, which else adds up to more than the statistics
         crowded = (
             4 if self._bases else 1
         )  # a rewritten graph: the first one's statistics are held beside
         room = PROBED_BYTES // (
-            crowded * (2 if constant_bytes(model) > PROBED_BYTES else 1)
+            crowded * (2 if initializer_bytes(model) > PROBED_BYTES else 1)
         )  # or large weights are
         size = batch_size(model, [*tensors, *(one.source for one in reads)], room)
         inputs = self._inputs(images, report, size, [] if read is None else read)
-        seen = observe(
+        seen = collect_statistics(
             model,
             tensors,
             reads,
-            Feed(inputs, len(images), self.gate.progress),
+            CalibrationStream(inputs, len(images), self.gate.progress),
             self.engine,
             self.threads,
         )
-        give_back()
+        trim_heap()
         return seen
 
     def _inputs(
@@ -172,17 +186,17 @@ class _Climb:
             done += len(inputs)
             self.gate.progress(stage, done, len(images))
 
-    def base(self, rewrites: tuple[rungs.Rewrite, ...] = ()) -> Base:
+    def base(self, rewrites: tuple[rungs.Rewrite, ...] = ()) -> FloatModel:
         """The float graph that a recipe that changes something starts from, with its statistics."""
         made = self._rewritten(rewrites)
         assert made
         return made
 
-    def changes(self, recipe: Recipe) -> bool:
+    def changes(self, recipe: Stage) -> bool:
         """Whether the rewrites of `recipe` find anything to do in this model."""
         return self._rewritten(recipe.rewrites) is not None
 
-    def forget(self, *needed: Recipe) -> None:
+    def forget(self, *needed: Stage) -> None:
         """Let go of the graphs and statistics that none of the recipes `needed` begins with."""
         kept = {one.rewrites[:count] for one in needed for count in range(len(one.rewrites) + 1)}
         self._bases = {
@@ -191,80 +205,90 @@ class _Climb:
             if rewrites in kept or not rewrites
         }
 
-    def _rewritten(self, rewrites: tuple[rungs.Rewrite, ...]) -> Base | None:
+    def _rewritten(self, rewrites: tuple[rungs.Rewrite, ...]) -> FloatModel | None:
         if rewrites not in self._bases:
             before = self._rewritten(rewrites[:-1])
             made = rewrites[-1](before) if before else None
-            give_back()
+            trim_heap()
             self._bases[rewrites] = self._refreshed(made) if made and made.stale else made
         return self._bases[rewrites]
 
-    def _refreshed(self, base: Base) -> Base:
+    def _refreshed(self, base: FloatModel) -> FloatModel:
         """`base` with the statistics of what is stale, from a pass over the same images."""
-        reads = [one for one in layers.layers(base.model).values() if one.source in base.stale]
+        reads = [one for one in layers.find_layers(base.model).values() if one.source in base.stale]
         fresh = self._observed(
-            base.model, sorted(base.stale), reads, self.split.ranges, ReadReport()
+            base.model, sorted(base.stale), reads, self.split.calibration, ReadReport()
         )
         seen = replace(
-            base.seen,
-            histograms={**base.seen.histograms, **fresh.histograms},
-            moments={**base.seen.moments, **fresh.moments},
+            base.statistics,
+            histograms={**base.statistics.histograms, **fresh.histograms},
+            moments={**base.statistics.moments, **fresh.moments},
         )
-        return replace(base, seen=seen, stale=frozenset())
+        return replace(base, statistics=seen, stale=frozenset())
 
-    def raced(self, seconds: float) -> Found:
+    def raced(self, seconds: float) -> SearchResult:
         """The fastest placement, searched for so long, and the others that the search began with."""
-        race = Race(self.gate, self.model, self.base().seen, self.scheme, self.places)
-        found = search.fastest(race, self.starts, gate.BENCH_SECONDS / 2, seconds)
+        race = PlacementRace(
+            self.gate, self.model, self.base().statistics, self.scheme, self.places
+        )
+        found = search.find_fastest(race, self.starts, gate.BENCH_SECONDS / 2, seconds)
         self._bases[()] = replace(self.base(), placed=found.best.placement.nodes)
-        give_back()
+        trim_heap()
         return found
 
-    def write(self, recipe: Recipe, placement: Placement) -> tuple[Artifact, Plan]:
+    def write(self, recipe: Stage, placement: Placement) -> tuple[Artifact, QuantizationPlan]:
         """The QDQ artifact of a recipe on a placement."""
         base = self.base(recipe.rewrites)
         placement = self._placed(base, placement)
         corrections = self._corrections(recipe)
-        key = recipe.rewrites, placement, corrections.ranges
+        key = recipe.rewrites, placement, corrections.range_method
         if key not in self._chosen:  # two recipes may differ in what is rounded only
             self._chosen = {
-                key: plan.spans(base.model, placement, base.seen, self.scheme, corrections.ranges)
+                key: plan.choose_ranges(
+                    base.model, placement, base.statistics, self.scheme, corrections.range_method
+                )
             }
-        made = plan.planned(
-            base.model, placement, base.seen, self.scheme, corrections, self._chosen[key]
+        made = plan.compute_parameters(
+            base.model, placement, base.statistics, self.scheme, corrections, self._chosen[key]
         )
         return self._written(made, placement), made
 
-    def _placed(self, base: Base, placement: Placement) -> Placement:
+    def _placed(self, base: FloatModel, placement: Placement) -> Placement:
         if not base.places:
             return placement
         added = {new for new, old in base.places.items() if old in placement.nodes}
-        made = Places(base.model, self.scheme).placement(placement.name, placement.nodes | added)
-        return replace(made, wide=placement.wide & {*made.tensors})
+        made = PlacementSpace(base.model, self.scheme).placement(
+            placement.name, placement.nodes | added
+        )
+        return replace(made, int16_tensors=placement.int16_tensors & {*made.tensors})
 
-    def _written(self, made: Plan, placement: Placement) -> Artifact:
+    def _written(self, made: QuantizationPlan, placement: Placement) -> Artifact:
         return self.artifact.then(
-            plan.write(made, placement, self.scheme), Step("quantize", __version__)
+            plan.write_qdq(made, placement, self.scheme), Step("quantize", __version__)
         )
 
-    def _corrections(self, recipe: Recipe) -> Corrections:
+    def _corrections(self, recipe: Stage) -> Corrections:
         """A scheme that asks for one way of choosing ranges gets it on the first rung; later ones may take any of its ways."""
         asked = self.scheme.ranges
         return (
-            replace(recipe.corrections, ranges=asked)
-            if recipe is RUNGS[0] and asked != "mse"
+            replace(recipe.corrections, range_method=asked)
+            if recipe is STAGES[0] and asked != "mse"
             else recipe.corrections
         )
 
-    def moved(self, one: _Made, placement: Placement) -> tuple[Artifact, Plan]:
+    def moved(self, one: _Made, placement: Placement) -> tuple[Artifact, QuantizationPlan]:
         """The recipe of `one` on another placement. What a layer's numbers are does not depend on where the others run, so where
         `one` has all that are asked for they are taken over, and a layer that is float again gets its own bias back; else, and for 16
         bits, all is made anew.
         """
         base = self.base(one.recipe.rewrites)
         placed = self._placed(base, placement)
-        known = placed.nodes & layers.layers(base.model).keys() <= one.plan.rounded.keys()
-        if placed.wide or not known or not one.plan.activations.keys() >= {*placed.tensors}:
+        known = placed.nodes & layers.find_layers(base.model).keys() <= one.plan.weights.keys()
+        if (
+            placed.int16_tensors
+            or not known
+            or not one.plan.activations.keys() >= {*placed.tensors}
+        ):
             return self.write(one.recipe, placement)
         own = {
             node.output[0]: node.input
@@ -274,18 +298,20 @@ class _Climb:
         model = onnx.ModelProto()
         model.CopyFrom(one.plan.model)
         for node in model.graph.node:
-            if node.output[0] in one.plan.rounded and node.output[0] in own:
+            if node.output[0] in one.plan.weights and node.output[0] in own:
                 node.input[:] = own[node.output[0]]
-        kept = {name: numbers for name, numbers in one.plan.rounded.items() if name in placed.nodes}
+        kept = {name: numbers for name, numbers in one.plan.weights.items() if name in placed.nodes}
         made = replace(
             one.plan,
             model=model,
-            rounded=kept,
+            weights=kept,
             activations={name: one.plan.activations[name] for name in placed.tensors},
         )
         return self._written(made, placed), made
 
-    def rung(self, recipe: Recipe, name: str, timed: Timed, origin: _Made | None = None) -> _Made:
+    def rung(
+        self, recipe: Stage, name: str, timed: TimedPlacement, origin: _Made | None = None
+    ) -> _Made:
         """Make a rung, anew or from the `origin`, another of the same recipe, and compare it with the float model on the selection
         images.
         """
@@ -296,20 +322,20 @@ class _Climb:
         return self._made(recipe, name, timed, written, started)
 
     def timed_rung(
-        self, recipe: Recipe, name: str, placement: Placement, origin: _Made | None = None
+        self, recipe: Stage, name: str, placement: Placement, origin: _Made | None = None
     ) -> _Made:
         """As `rung`, of a placement whose latency is not known."""
         started = time.perf_counter()
         written = self.moved(origin, placement) if origin else self.write(recipe, placement)
-        give_back()
-        timed = Timed(placement, self.gate.timed(written[:1], gate.BENCH_SECONDS / 2)[0])
+        trim_heap()
+        timed = TimedPlacement(placement, self.gate.timed(written[:1], gate.BENCH_SECONDS / 2)[0])
         return self._made(recipe, name, timed, written, started)
 
     def finetuned(self, best: _Made) -> _Made:
         """`best`, whose numbers learn from the float model on the images of the ranges."""
         from repzoo.quant.parameters import finetune
 
-        started, images = time.perf_counter(), self.split.ranges
+        started, images = time.perf_counter(), self.split.calibration
 
         def epoch(number: int) -> Iterator[Inputs]:
             order = np.random.default_rng(number).permutation(len(images))
@@ -333,31 +359,33 @@ class _Climb:
 
     def _made(
         self,
-        recipe: Recipe,
+        recipe: Stage,
         name: str,
-        timed: Timed,
-        written: tuple[Artifact, Plan],
+        timed: TimedPlacement,
+        written: tuple[Artifact, QuantizationPlan],
         started: float,
     ) -> _Made:
         artifact, made = written
-        give_back()
-        noise = tuple(diagnose.diagnosed(made, self.base(recipe.rewrites).seen))
-        give_back()
+        trim_heap()
+        noise = tuple(diagnose.layer_sqnr(made, self.base(recipe.rewrites).statistics))
+        trim_heap()
         rung = self.gate.rung(
             name, timed.placement.name, self.judge.paired(artifact), timed.ratio, started
         )
-        give_back()
-        return _Made(recipe, timed, made, Attempt(artifact, replace(rung, layers=noise)))
+        trim_heap()
+        return _Made(recipe, timed, made, CandidateModel(artifact, replace(rung, layers=noise)))
 
-    def blamed(self, one: _Made) -> tuple[LayerNoise, ...]:
+    def blamed(self, one: _Made) -> tuple[LayerSqnr, ...]:
         """The noise of each layer of `one` on a few of the gate's images."""
         images, base = self.split.gate, self.base(one.recipe.rewrites)
         some = images.subset(images.balanced_sample(DIAGNOSED_IMAGES, 0))
         reads = [
-            item for name, item in layers.layers(base.model).items() if name in base.seen.moments
+            item
+            for name, item in layers.find_layers(base.model).items()
+            if name in base.statistics.moments
         ]
         seen = self._observed(base.model, list(one.plan.activations), reads, some, ReadReport())
-        return tuple(diagnose.diagnosed(one.plan, seen))
+        return tuple(diagnose.layer_sqnr(one.plan, seen))
 
     def weighed(self, one: _Made) -> list[str]:
         """The noisiest layers of `one`, first those whose return to float takes most noise off the logits."""
@@ -370,7 +398,7 @@ class _Climb:
         truth = self._logits(self.artifact, self._weighed)
         left, noisy = (
             {},
-            [it.layer for it in one.attempt.rung.layers if it.layer in one.plan.rounded],
+            [it.layer for it in one.attempt.rung.layers if it.layer in one.plan.weights],
         )
         for name in noisy[:WEIGHED_LAYERS]:
             fewer = self.without(one.timed.placement, [name])
@@ -390,13 +418,17 @@ class _Climb:
             return replace(
                 placement,
                 name=said,
-                wide=placement.wide | (frozenset(touched) & {*placement.tensors}),
+                int16_tensors=placement.int16_tensors | (frozenset(touched) & {*placement.tensors}),
             )
         return self.places.placement(said, placement.nodes - set(names))
 
 
 def quantize(
-    artifact: Artifact, split: Split, target: Target, budget: Budget, progress: Progress = silent
+    artifact: Artifact,
+    split: QuantizationSplit,
+    target: Target,
+    budget: Budget,
+    progress: Progress = silent,
 ) -> tuple[Artifact, QuantReport]:
     """The INT8 artifact of the folded, float `artifact`, with the report.
 
@@ -422,15 +454,15 @@ def quantize(
         "place": found.seconds,
         "gate": time.perf_counter() - judged,
     }
-    context = Context(
+    context = ReportContext(
         {
             "scheme": asdict(target.scheme),
-            "calibration_images": climb.base().seen.images,
+            "calibration_images": climb.base().statistics.images,
             **asdict(budget),
         },
         {
-            "calibration": split.ranges.name,
-            "images": len(split.ranges),
+            "calibration": split.calibration.name,
+            "images": len(split.calibration),
             "selection_images": len(split.selection),
         },
         budget,
@@ -444,26 +476,26 @@ def quantize(
     return climb.gate.concluded(best.attempt, tried, paired, context, lambda: climb.blamed(best))
 
 
-def _offered(slower: bool) -> list[Recipe]:
+def _offered(slower: bool) -> list[Stage]:
     """The rungs whose packages are installed."""
-    return [one for one in RUNGS if one.slower == slower and not _is_missing(one)]
+    return [one for one in STAGES if one.slower == slower and not _is_missing(one)]
 
 
-def _is_missing(recipe: Recipe) -> bool:
+def _is_missing(recipe: Stage) -> bool:
     return bool(recipe.package) and importlib.util.find_spec(recipe.package) is None
 
 
 def _left_out() -> list[str]:
     return [
         f"the rung {one.name} was left out: it needs the package {one.package}"
-        for one in RUNGS
+        for one in STAGES
         if _is_missing(one)
     ]
 
 
-def _chosen(made: Iterator[_Made]) -> tuple[_Made, list[Rung]]:
+def _chosen(made: Iterator[_Made]) -> tuple[_Made, list[Candidate]]:
     """(the best, what all gave); the models of the others are let go at once."""
-    best, tried = next(made), list[Rung]()
+    best, tried = next(made), list[Candidate]()
     tried.append(best.attempt.rung)
     for one in made:
         tried.append(one.attempt.rung)
@@ -477,7 +509,7 @@ def _better(first: _Made, second: _Made) -> _Made:
     return second if second.attempt.merit > first.attempt.merit else first
 
 
-def _climbed(climb: _Climb, found: Found) -> Iterator[_Made]:
+def _climbed(climb: _Climb, found: SearchResult) -> Iterator[_Made]:
     """Rung after rung until one is good enough: see the module."""
     best = None
     for one in _level(climb, found):
@@ -498,7 +530,7 @@ def _climbed(climb: _Climb, found: Found) -> Iterator[_Made]:
             return
 
 
-def _level(climb: _Climb, found: Found) -> Iterator[_Made]:
+def _level(climb: _Climb, found: SearchResult) -> Iterator[_Made]:
     """What costs no latency, or hardly any, until one holds."""
     first, *others = _offered(slower=False)
     best = climb.rung(first, first.name, found.best)
@@ -521,7 +553,7 @@ def _level(climb: _Climb, found: Found) -> Iterator[_Made]:
         del one
 
 
-def _fewer(climb: _Climb, best: _Made, found: Found) -> list[Placement]:
+def _fewer(climb: _Climb, best: _Made, found: SearchResult) -> list[Placement]:
     """A few of the placements with less in INT8 than `best` that were not tried yet, spread evenly down to the least."""
 
     def size(one: Placement) -> tuple[int, int]:

@@ -23,12 +23,12 @@ import numpy as np
 import onnx
 
 from repzoo.artifact import Artifact
-from repzoo.graph.tools.pieces import constant_bytes
+from repzoo.graph.tools.pieces import initializer_bytes
 from repzoo.measure import latency
 from repzoo.measure.record import Record
 from repzoo.measure.stats import Interval
 from repzoo.quant.calibration.observers import Statistics
-from repzoo.quant.network.placement import Placement, Places
+from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer as qdq
 from repzoo.quant.parameters import ranges
@@ -47,7 +47,7 @@ SMALLEST_GAIN = 0.98  # of a ratio's middle: less may be where a session's memor
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedPlacement:
     """A placement with its latency over the float model's."""
 
     placement: Placement
@@ -77,20 +77,20 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The fastest placement, the others that began with it (those timed with care, then the next fastest), and what was tried.
 
     alike  of the others that have fewer layers in INT8, those nearly as fast (NEAR), with their latency, the least quantized first
     """
 
-    best: Timed
+    best: TimedPlacement
     others: tuple[Placement, ...]
     trials: tuple[Trial, ...] = ()
     seconds: float = 0.0
-    alike: tuple[Timed, ...] = ()
+    alike: tuple[TimedPlacement, ...] = ()
 
 
-class Race:
+class PlacementRace:
     """Times placements of one float `model`, `together` at a time."""
 
     def __init__(
@@ -99,17 +99,18 @@ class Race:
         model: onnx.ModelProto,
         seen: Statistics,
         scheme: QuantScheme,
-        places: Places,
+        places: PlacementSpace,
     ) -> None:
         self._gate, self._model, self._scheme, self.places = gate, model, scheme, places
         spans = {name: ranges.minmax(one) for name, one in seen.histograms.items()}
         self._numbers = {
-            name: ranges.affine(*span, scheme.activation_symmetric) for name, span in spans.items()
+            name: ranges.uint8_parameters(*span, scheme.activation_symmetric)
+            for name, span in spans.items()
         }
         layers = [node.output[0] for node in places.layers]
-        self._rounded = qdq.rounded(model, layers, self._numbers, scheme.per_channel)
+        self._rounded = qdq.round_weights(model, layers, self._numbers, scheme.per_channel)
         self.together = int(
-            np.clip(TOGETHER_BYTES // max(1, constant_bytes(gate.artifact.model)), *TOGETHER)
+            np.clip(TOGETHER_BYTES // max(1, initializer_bytes(gate.artifact.model)), *TOGETHER)
         )
 
     def over_float(self, placements: Sequence[Placement], seconds: float) -> list[Record]:
@@ -148,7 +149,9 @@ def cannot_win(ratios: Sequence[float]) -> bool:
     )
 
 
-def fastest(race: Race, starts: Sequence[Placement], screening: float, seconds: float) -> Found:
+def find_fastest(
+    race: PlacementRace, starts: Sequence[Placement], screening: float, seconds: float
+) -> SearchResult:
     """The fastest placement that can be found from `starts` in about `seconds`, the first race apart.
 
     screening  seconds for each of `starts` in the first race
@@ -161,9 +164,9 @@ def fastest(race: Race, starts: Sequence[Placement], screening: float, seconds: 
     while step := _step(race, best.placement, deadline, trials):
         best = replace(best, placement=step)
     if best.placement is not first.placement:
-        best = Timed(best.placement, race.over_float([best.placement], screening)[0])
+        best = TimedPlacement(best.placement, race.over_float([best.placement], screening)[0])
     ranked = (*(one.placement for one in timed[1:]), *rest)
-    return Found(
+    return SearchResult(
         best,
         ranked,
         tuple(trials),
@@ -172,7 +175,9 @@ def fastest(race: Race, starts: Sequence[Placement], screening: float, seconds: 
     )
 
 
-def _alike(race: Race, best: Timed, timed: Sequence[Timed]) -> tuple[Timed, ...]:
+def _alike(
+    race: PlacementRace, best: TimedPlacement, timed: Sequence[TimedPlacement]
+) -> tuple[TimedPlacement, ...]:
     """See Found."""
     ours, most = race.places.count(best.placement), float(best.ratio.values["ratio"]) / NEAR
     near = [
@@ -184,8 +189,8 @@ def _alike(race: Race, best: Timed, timed: Sequence[Timed]) -> tuple[Timed, ...]
 
 
 def _begun(
-    race: Race, starts: Sequence[Placement], screening: float
-) -> tuple[list[Timed], list[Placement]]:
+    race: PlacementRace, starts: Sequence[Placement], screening: float
+) -> tuple[list[TimedPlacement], list[Placement]]:
     """(the fastest of `starts`; the others, the next fastest first). Of those as fast the most quantized is first."""
     ratios = [1.0, *(one.value for one in race.over(starts[0], starts[1:]))]
     order = sorted(range(len(starts)), key=lambda index: ratios[index])
@@ -194,7 +199,7 @@ def _begun(
     near = list(dict.fromkeys([*near[: FINALISTS - 1], least]))
     near += [starts[0]] if starts[0] not in near else []  # all others were only compared with it
     timed = sorted(
-        map(Timed, near, race.over_float(near, screening)),
+        map(TimedPlacement, near, race.over_float(near, screening)),
         key=lambda one: float(one.ratio.values["ratio"]),
     )
     alike = [
@@ -207,7 +212,9 @@ def _begun(
     return timed, [starts[index] for index in order if starts[index] not in near]
 
 
-def _step(race: Race, base: Placement, deadline: float, trials: list[Trial]) -> Placement | None:
+def _step(
+    race: PlacementRace, base: Placement, deadline: float, trials: list[Trial]
+) -> Placement | None:
     """A placement faster than `base` beyond noise; None where there is none, or the time is over."""
     tried = list[tuple[Trial, frozenset[str]]]()
     layers = {node.output[0] for node in race.places.layers}
@@ -231,7 +238,7 @@ def _step(race: Race, base: Placement, deadline: float, trials: list[Trial]) -> 
 
 
 def _proven(
-    race: Race, base: Placement, gains: Sequence[tuple[Trial, frozenset[str]]]
+    race: PlacementRace, base: Placement, gains: Sequence[tuple[Trial, frozenset[str]]]
 ) -> tuple[list[Trial], Placement | None]:
     """(what was taken, the placement): all of `gains` together or the first alone, if a race of their own says so."""
     if not gains:
@@ -259,7 +266,7 @@ def _flips(
             yield name, outside, True
 
 
-def _changed(race: Race, base: Placement, groups: Sequence[frozenset[str]]) -> Placement:
+def _changed(race: PlacementRace, base: Placement, groups: Sequence[frozenset[str]]) -> Placement:
     """`base` with every node of `groups` on its other side."""
     nodes = base.nodes
     for group in groups:
