@@ -59,7 +59,7 @@ def load_model(name: str) -> Artifact:
 def repzoo_works(artifact: Artifact, data: Dataset) -> dict[str, Work]:
     """Evaluation as a whole, and its two parts, by name."""
     run = accuracy.open_run(artifact, engine("onnxruntime"))
-    preprocess = artifact.needing_preprocess()
+    preprocess = artifact.require_preprocess()
     chunks = chunk_numbers(len(data))
 
     def prepare(number: int) -> np.ndarray:
@@ -91,7 +91,7 @@ def timm_work(artifact: Artifact, data: Dataset, images: Path) -> Work:
     import torch
     from PIL import Image
 
-    preprocess = artifact.needing_preprocess()
+    preprocess = artifact.require_preprocess()
     paths = [str(images / key) for key in data.keys]
 
     class Files(torch.utils.data.Dataset):  # type: ignore[type-arg]

@@ -206,9 +206,9 @@ def _predictions(
 
 
 def _common_preprocess(runs: Sequence[EvaluationRun]) -> Preprocess:
-    preprocess = runs[0].artifact.needing_preprocess()
+    preprocess = runs[0].artifact.require_preprocess()
     for run in runs:
-        if not run.artifact.needing_preprocess().sees_as(preprocess):
+        if not run.artifact.require_preprocess().sees_as(preprocess):
             raise InputError(
                 "the files prepare their images differently, so a paired comparison would mix two "
                 "effects; evaluate them separately"
@@ -273,12 +273,12 @@ class _Worker:
         # A float model and one that takes bytes get the same decoded pixels.
         batches = {}
         for run in self.runs:
-            preprocess = run.artifact.needing_preprocess()
+            preprocess = run.artifact.require_preprocess()
             if preprocess not in batches:
                 batches[preprocess] = batch_of(images, preprocess)
         top: dict[int, list[tuple[int, ...]]] = {index: [] for index, _ in images}
         for position, run in enumerate(self.runs):
-            batch = batches[run.artifact.needing_preprocess()]
+            batch = batches[run.artifact.require_preprocess()]
             if batch is None:  # no image of the chunk could be read
                 continue
             logits = self._logits(position, batch.inputs)

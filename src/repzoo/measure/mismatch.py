@@ -226,7 +226,7 @@ def measure(
         InputError: classes that do not match, too many unreadable images, or logits that are not
             finite.
     """
-    measured = variants(run.artifact.needing_preprocess())
+    measured = variants(run.artifact.require_preprocess())
     mapping = np.array(class_indices(dataset, run.artifact))
     starts = range(0, len(dataset), CHUNK)
     ranges = [range(start, min(start + CHUNK, len(dataset))) for start in starts]
