@@ -16,7 +16,7 @@ from repzoo.report import card as cards
 
 if TYPE_CHECKING:  # they bring what takes long to import
     from repzoo.job import JobResult
-    from repzoo.train.run import TrainResult
+    from repzoo.training.run import TrainResult
 
 SHOWN_LAYERS = 8  # of a quantized model
 

@@ -46,7 +46,7 @@ def digits(part: str, count: int) -> Inputs:
     data = open_source("digits").join(part)
     images = data.subset(data.balanced_sample(count, 0))
     return np.concatenate(
-        [one.inputs for one in batches(images, small().needing_preprocess(), 64, ReadReport())]
+        [one.inputs for one in batches(images, small().require_preprocess(), 64, ReadReport())]
     )
 
 

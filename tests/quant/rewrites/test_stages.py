@@ -85,7 +85,7 @@ def inputs() -> npt.NDArray[np.float32]:
         [
             one.inputs
             for one in batches(
-                sets().calibration, made("plain").needing_preprocess(), 16, ReadReport()
+                sets().calibration, made("plain").require_preprocess(), 16, ReadReport()
             )
         ]
     )

@@ -61,7 +61,7 @@ def gray() -> QuantizationSplit:
 @functools.cache
 def linear() -> Artifact:
     """The classifier of the nearest mean: one linear layer, so that no placement can avoid quantizing its input."""
-    train, preprocess = open_source("digits").join("train"), small().needing_preprocess()
+    train, preprocess = open_source("digits").join("train"), small().require_preprocess()
     inputs = np.concatenate(
         [one.inputs for one in batches(train, preprocess, 64, ReadReport())]
     ).reshape(len(train), -1)

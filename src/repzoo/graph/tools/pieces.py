@@ -275,6 +275,7 @@ def _empty_like(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def strip_data(item: onnx.TensorProto) -> onnx.TensorProto:
+    """`item` without its values where it has more than SMALL elements; type and shape stay."""
     if math.prod(item.dims) <= SMALL or item.data_type == onnx.TensorProto.STRING:
         return item
     return onnx.TensorProto(dims=item.dims, data_type=item.data_type, name=item.name)

@@ -96,7 +96,7 @@ def make_task(
     Raises:
         InputError: no calibration image can be read, or classes that do not fit.
     """
-    preprocess = artifact.needing_preprocess()
+    preprocess = artifact.require_preprocess()
     images: list[Array] = []
     for batch in batches(calibration, preprocess, 16, report):
         images.extend(batch.inputs[index : index + 1] for index in range(len(batch.inputs)))

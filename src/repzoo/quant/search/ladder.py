@@ -174,7 +174,7 @@ class _Climb:
     def _inputs(
         self, images: Dataset, report: ReadReport, size: int, read: list[int]
     ) -> Iterator[Inputs]:
-        for batch in batches(images, self.artifact.needing_preprocess(), size, report):
+        for batch in batches(images, self.artifact.require_preprocess(), size, report):
             read.extend(batch.indices)
             yield batch.inputs
 
