@@ -111,7 +111,7 @@ def trained() -> Artifact:
 def model_file(trained: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`trained` as a file; do not change it."""
     path = tmp_path_factory.mktemp("model") / "digits.onnx"
-    trained.write(path)
+    trained.save(path)
     return path
 
 
