@@ -110,7 +110,7 @@ class Candidate:
     layers   its noise, worst first; empty where the recipe does not say
     """
 
-    recipe: str
+    stage: str
     placement: str
     paired: Record[PairedAccuracy]
     ratio: Record[LatencyRatio]
@@ -129,7 +129,7 @@ class Candidate:
         """Without samples, and of the layers only the culprits, where it does not hold."""
         culprits = [] if self.holds else diagnose.noisiest_layers(self.layers, BLAMED)
         return CandidateSummary(
-            recipe=self.recipe,
+            recipe=self.stage,
             placement=self.placement,
             passes=self.passes,
             within=self.within,
@@ -146,7 +146,7 @@ class QuantReport:
     """What was tried and what was chosen, `paired` on the gate images; `record` goes to the results, `warnings` to the person."""
 
     chosen: Candidate
-    rungs: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
     paired: Record[PairedAccuracy]
     passes: bool
     record: Record[QuantizeSummary]
@@ -210,7 +210,7 @@ class FloatComparison:
         self.report = ReadReport()
         self._float: accuracy.ModelPredictions | None = None
 
-    def paired(self, made: Artifact) -> Record[PairedAccuracy]:
+    def compare(self, made: Artifact) -> Record[PairedAccuracy]:
         """`made` against the float model, image by image."""
         runs = [
             accuracy.open_run(one, self.engine)
@@ -308,7 +308,8 @@ class Gate:
         """A model that another recipe made, whose placement and noise are not known, measured on the gate's images."""
         started = time.perf_counter()
         return CandidateModel(
-            made, self.rung(recipe, recipe, self.judge.paired(made), self.timed([made])[0], started)
+            made,
+            self.rung(recipe, recipe, self.judge.compare(made), self.timed([made])[0], started),
         )
 
     def concluded(
@@ -332,7 +333,7 @@ class Gate:
         if said and not self.budget.force:
             raise GateError(said)
         settings = {
-            "recipe": rung.recipe,
+            "recipe": rung.stage,
             "placement": rung.placement,
             **context.settings,
             **({"gate": said} if said else {}),
@@ -386,7 +387,7 @@ def classed(images: Dataset, artifact: Artifact) -> Dataset:
     )
 
 
-def require_deploy(artifact: Artifact) -> None:
+def require_folded(artifact: Artifact) -> None:
     """Refuse what is not a folded float model."""
     if artifact.form != "deploy":
         raise InputError(
@@ -449,7 +450,7 @@ def _values(
         latency_ratio=ratio.ratio,
         latency_ratio_low=ratio.ratio_low,
         latency_ratio_high=ratio.ratio_high,
-        recipe=chosen.recipe,
+        recipe=chosen.stage,
         placement=chosen.placement,
         rungs=tuple(rung.summary() for rung in rungs),
         seconds=round(time.perf_counter() - context.started, 1),
