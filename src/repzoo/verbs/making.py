@@ -172,7 +172,9 @@ def _built(model: str, classes: int, options: ExportOptions) -> tuple[Any, dict[
     from repzoo.zoo import checkpoints
 
     path = resolve(options.checkpoint)
-    loading = CheckpointOptions(options.source, classes, options.reset_head, options.ema, options.seed)
+    loading = CheckpointOptions(
+        options.source, classes, options.reset_head, options.ema, options.seed
+    )
     found = checkpoints.load(path, model, loading)
     return checkpoints.module_of(found), {
         "weights": path.name,
