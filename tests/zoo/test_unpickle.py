@@ -23,7 +23,7 @@ from tests.zoo import hostile
 
 from repzoo.errors import InputError
 from repzoo.zoo.containers import read
-from repzoo.zoo.pickled import Array, Opaque, Refused
+from repzoo.zoo.pickle_allowlist import Array, Opaque, Refused
 from repzoo.zoo.unpickle import unpickle
 
 

@@ -13,9 +13,9 @@ The 1,000 classes have two numberings. Mistaking one for the other gives an accu
 | imagenet_2012_validation_synset_labels.txt (TensorFlow) | `n01751748`, by line | synset |
 | ILSVRC2012_validation_ground_truth.txt (development kit) | `490`, by line | ILSVRC2012_ID |
 
-"By line" means that line i belongs to image i. ILSVRC2012_IDs need meta.mat or map_clsloc.txt. The list of classes comes from
-LOC_synset_mapping.txt, synset_words.txt, synsets.txt, meta.mat or map_clsloc.txt, or from the
-labels if they name all 1,000 synsets.
+"By line" means that line i belongs to image i. ILSVRC2012_IDs need meta.mat or map_clsloc.txt.
+The list of classes comes from LOC_synset_mapping.txt, synset_words.txt, synsets.txt, meta.mat or
+map_clsloc.txt, or from the labels if they name all 1,000 synsets.
 
 Sources: readme.txt of ILSVRC2012_devkit_t12; caffe/data/ilsvrc12/get_ilsvrc_aux.sh; Kaggle
 "ImageNet Object Localization Challenge", Data; tensorflow/models, research/slim/datasets.
