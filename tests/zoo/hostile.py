@@ -277,7 +277,7 @@ def _raw_array(dtype: str, shape: tuple[int, ...], data: bytes) -> bytes:
 # Those that would cost memory or time, reach outside, or lie; with a part of the sentence that refuses them.
 COSTLY: dict[str, tuple[bytes, str]] = {
     "gzip": (gzip.compress(pickle.dumps(weights())), "compressed with gzip"),
-    "zlib": (zlib.compress(pickle.dumps(weights())), "starts like no checkpoint"),
+    "zlib": (zlib.compress(pickle.dumps(weights())), "does not begin like a supported checkpoint"),
     "zip bomb": (zipped({"a/data.pkl": tensor(), "a/data/0": b"\0" * 50_000_000}, zipfile.ZIP_DEFLATED), "compressed or encrypted"),
     "path out of the archive": (archive(tensor(), more={"archive/../../etc/passwd": b"x"}), "outside of itself"),
     "absolute path": (archive(tensor(), more={"/etc/passwd": b"x"}), "outside of itself"),
