@@ -53,7 +53,7 @@ def works(artifact: Artifact, data: Dataset) -> dict[str, Work]:
     """The three of ours, by name."""
     run, preprocess = (
         accuracy.open_run(artifact, engine("onnxruntime")),
-        artifact.needing_preprocess(),
+        artifact.require_preprocess(),
     )
     chunks = chunk_numbers(len(data))
 
@@ -79,7 +79,7 @@ def timm_work(artifact: Artifact, data: Dataset, images: Path) -> Work:
     import timm.data
     import torch
 
-    preprocess = artifact.needing_preprocess()
+    preprocess = artifact.require_preprocess()
     files = [
         (str(images / key), target) for key, target in zip(data.keys, data.targets, strict=True)
     ]

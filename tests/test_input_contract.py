@@ -116,7 +116,7 @@ def test_contradictions_are_one_sentence(
     opened.CopyFrom(odd.model)
     for dim in opened.graph.input[0].type.tensor_type.shape.dim[2:]:
         dim.dim_param = "S"
-    Artifact(opened, "odd", Preprocess(size=32, input="uint8")).write(tmp_path / "odd.onnx")
+    Artifact(opened, "odd", Preprocess(size=32, input="uint8")).save(tmp_path / "odd.onnx")
     places = {
         "model": model_file,
         "int8": int8_file,

@@ -75,7 +75,7 @@ def run(
     accuracy.class_indices(evaluation, artifact)
     progress("fold and certify", 0, 0)
     deploy, certificate = verbs.fold(
-        artifact, verbs.first_images(images, artifact.needing_preprocess()), options.quantize.engine
+        artifact, verbs.first_images(images, artifact.require_preprocess()), options.quantize.engine
     )
     int8, report = verbs.quantize(deploy, source, options.quantize, progress)
     measured = verbs.evaluate(

@@ -42,7 +42,7 @@ def own(trained: Artifact, digits_folder: Path) -> Own:
     session = engine("onnxruntime").open(trained.model, 1)
     read = [
         session.run(one.inputs)
-        for one in batches(data, trained.needing_preprocess(), 8, ReadReport())
+        for one in batches(data, trained.require_preprocess(), 8, ReadReport())
     ]
     return Own(data.keys, np.array(data.targets), np.concatenate(read))
 

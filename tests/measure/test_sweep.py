@@ -76,7 +76,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def flat(tmp_path: Path) -> Path:
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 4, 4] data) => (float[N, 48] output) { output = Flatten (data) }"""
     path = tmp_path / "flat.onnx"
-    Artifact(onnx.parser.parse_model(text), "flat", Preprocess(size=4)).write(path)
+    Artifact(onnx.parser.parse_model(text), "flat", Preprocess(size=4)).save(path)
     return path
 
 

@@ -16,7 +16,7 @@ from repzoo.report import card as cards
 
 if TYPE_CHECKING:  # they bring what takes long to import
     from repzoo.job import JobResult
-    from repzoo.train.run import TrainResult
+    from repzoo.training.run import TrainResult
 
 SHOWN_LAYERS = 8  # of a quantized model
 
@@ -24,10 +24,10 @@ SHOWN_LAYERS = 8  # of a quantized model
 def quantized(report: QuantReport, path: Path) -> View:
     """`repzoo quantize`."""
     table = columned("rung", ">drop", ">95 % interval", ">same %", ">expected", ">dB", ">s", "")
-    for rung in report.rungs:
+    for rung in report.candidates:
         mark = "chosen" if rung is report.chosen else ("" if rung.passes else "refused")
         table.add_row(
-            rung.recipe,
+            rung.stage,
             *_drop(rung.paired.values),
             *_told(rung.paired.values),
             f"{rung.seconds:.1f}",

@@ -246,8 +246,8 @@ def _predictions(
 
 
 def _common_preprocess(runs: Sequence[EvaluationRun]) -> Preprocess:
-    preprocess = runs[0].artifact.needing_preprocess()
-    if not all(run.artifact.needing_preprocess().sees_as(preprocess) for run in runs):
+    preprocess = runs[0].artifact.require_preprocess()
+    if not all(run.artifact.require_preprocess().sees_as(preprocess) for run in runs):
         raise InputError(
             "the files prepare their images differently, so a paired comparison would mix two things; evaluate them apart"
         )
@@ -303,7 +303,7 @@ class _Worker:
             for index in chunk
         ]
         stamps = [self._stamp(index) for index in chunk]
-        wanted = [run.artifact.needing_preprocess() for run in self.runs]
+        wanted = [run.artifact.require_preprocess() for run in self.runs]
         made = {
             one: batch_of(read, one) for one in dict.fromkeys(wanted)
         }  # a float model and one that takes bytes, of one image

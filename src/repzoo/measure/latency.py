@@ -221,7 +221,7 @@ def inputs_for(artifact: Artifact, batch: int, seed: int = 0) -> Array:
             f"{artifact.name} has a fixed batch of {dims[0]}; asked for {batch}; export it with a dynamic batch"
         )
     usual = (
-        artifact.needing_preprocess().input_shape
+        artifact.require_preprocess().input_shape
         if artifact.preprocess or not all(dims[1:])
         else dims[1:]
     )

@@ -211,7 +211,7 @@ def measure(
     Raises:
         InputError: classes that do not match, too many unreadable images, or logits that are not finite.
     """
-    listed = variants(run.artifact.needing_preprocess())
+    listed = variants(run.artifact.require_preprocess())
     mapping = np.array(accuracy.class_indices(dataset, run.artifact))
     chunks = [
         range(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK)

@@ -56,7 +56,7 @@ def embed_input(
     from repzoo.graph.certificate.proof import prove
     from repzoo.graph.fold import input as inputs
 
-    given = artifact.needing_preprocess()
+    given = artifact.require_preprocess()
     wanted = _wanted(artifact.name, given, kind, yuv, order)
     made = inputs.embed(
         artifact.model, wanted, *pixel_map(wanted, given.color), merge=artifact.form == "deploy"

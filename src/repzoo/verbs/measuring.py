@@ -80,7 +80,7 @@ def predict(
     Raises:
         InputError: a missing or broken image, or a model without preprocessing.
     """
-    preprocess = artifact.needing_preprocess()
+    preprocess = artifact.require_preprocess()
     session = engine(engine_name).open(artifact.model, host()["affinity"])
     found = []
     for path in images:
