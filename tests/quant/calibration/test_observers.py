@@ -20,8 +20,7 @@ from repzoo.graph.tools.pieces import Pieces, split_model
 from repzoo.quant.calibration import calibrate
 from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.calibration.histogram import BINS, Histogram
-from repzoo.quant.calibration.observers import gram_width
-from repzoo.quant.calibration.observers import RAW_SAMPLES
+from repzoo.quant.calibration.observers import RAW_SAMPLES, gram_width
 from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network import placement as place

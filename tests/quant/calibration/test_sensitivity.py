@@ -10,7 +10,11 @@ from onnx import numpy_helper
 
 from repzoo.engines import engine
 from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
-from repzoo.quant.calibration.sensitivity import SensitivityPropagation, activation_sensitivity, input_sensitivity
+from repzoo.quant.calibration.sensitivity import (
+    SensitivityPropagation,
+    activation_sensitivity,
+    input_sensitivity,
+)
 from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network.graph_view import GraphView
