@@ -165,13 +165,13 @@ def _run(
                 observer.close()
             del probe  # frees its session before the next one is opened
             trim_heap()
-        margins = [Margins.of(logits.reshape(len(logits), -1)) for logits in activations]
+        margins = [Margins.from_logits(logits.reshape(len(logits), -1)) for logits in activations]
     if not margins:
         raise InputError(
             "no calibration image could be read; "
             "give --data with images of the kind that the model will see"
         )
-    return Margins.joined(margins)
+    return Margins.concatenate(margins)
 
 
 @dataclass(frozen=True)
