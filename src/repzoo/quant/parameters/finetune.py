@@ -34,6 +34,7 @@ from repzoo.quant.network.layers import Layer
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters.compute import QuantizationPlan, replace_biases
 from repzoo.quant.parameters.ranges import PEAK_16, ActivationParameters, QuantizedWeight
+from repzoo.settings import above, at_least, setting, validate
 
 Images = npt.NDArray[np.float32]
 TEMPERATURE = 2.0
@@ -59,27 +60,19 @@ class Lessons:
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """How long and how fast.
+    """Settings of `finetuned`. Adam's rate is in units of each weight's scale."""
 
-    epochs   passes over the images
-    batch    images a step
-    rate     of Adam at its highest, in steps of each weight; it falls to zero along a cosine. This and SLOWER ones are tried
-    mirror   every other image is mirrored, by chance
-    seed     of the images' order and mirroring
-    """
-
-    epochs: int = 5
-    batch: int = 16
-    rate: float = 0.3
-    mirror: bool = True
-    seed: int = 0
+    epochs: int = setting(5, help="Passes over the calibration images.", range=at_least(1))
+    batch: int = setting(16, help="Images in a step.", range=at_least(1))
+    rate: float = setting(
+        0.3, help="Peak learning rate of Adam, decayed to zero along a cosine.", range=above(0, 1)
+    )
+    mirror: bool = setting(True, help="Mirror every image with a probability of one half.")
+    seed: int = setting(0, help="Seed of the images' order and mirroring.", range=at_least(0))
 
     def __post_init__(self) -> None:
-        """Refuse what trains nothing."""
-        if self.epochs < 1 or self.batch < 1 or not 0 < self.rate < 1:
-            raise InputError(
-                f"fine-tuning needs epochs >= 1, batch >= 1 and 0 < rate < 1; got {self}"
-            )
+        """Refuse settings that train nothing."""
+        validate(self, "fine-tuning")
 
 
 def finetuned(
