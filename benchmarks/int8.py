@@ -130,9 +130,9 @@ def own(name: str, artifact: Artifact, setting: Setting) -> Entry:
         made[engine_name], report = int8, int8.report
         assert report is not None
         seconds.append(time.perf_counter() - started)
-        for one in report.rungs:
+        for one in report.candidates:
             print(
-                f"    {engine_name} {one.recipe} {one.placement}: {one.paired.values['same_prediction']:.1f} % same, {one.seconds:.1f} s"
+                f"    {engine_name} {one.stage} {one.placement}: {one.paired.values['same_prediction']:.1f} % same, {one.seconds:.1f} s"
             )
     return Entry(name, made, seconds[0])
 
@@ -144,7 +144,9 @@ def made_by(name: str, artifact: Artifact, setting: Setting) -> Entry:
         if name in (recipes.OWN, PER_TENSOR):
             return own(name, artifact, setting)
         calibration, gate = setting.split()
-        task = recipes.task(artifact, calibration, gate, QuantizeOptions().max_drop, ReadReport())
+        task = recipes.make_task(
+            artifact, calibration, gate, QuantizeOptions().max_drop, ReadReport()
+        )
         made = artifact.then(
             recipes.load_quantizer(name)(task), Step("quantize", __version__, {"recipe": name})
         )

@@ -24,10 +24,10 @@ SHOWN_LAYERS = 8  # of a quantized model
 def quantized(report: QuantReport, path: Path) -> View:
     """`repzoo quantize`."""
     table = make_table("rung", ">drop", ">95 % interval", ">same %", ">expected", ">dB", ">s", "")
-    for rung in report.rungs:
+    for rung in report.candidates:
         mark = "chosen" if rung is report.chosen else ("" if rung.passes else "refused")
         table.add_row(
-            rung.recipe,
+            rung.stage,
             *_drop(rung.paired.values),
             *_told(rung.paired.values),
             f"{rung.seconds:.1f}",

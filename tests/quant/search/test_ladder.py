@@ -85,7 +85,7 @@ def quantize(
     return ladder.quantize(
         artifact or deploy(),
         split,
-        Target(engine("onnxruntime"), load_scheme(name), search=0),
+        Target(engine("onnxruntime"), load_scheme(name), search_seconds=0),
         budget,
     )
 
@@ -98,7 +98,7 @@ def test_a_good_model_passes_and_says_what_was_done() -> None:
     assert [step.verb for step in made.steps][-1] == "quantize"
     assert made.steps[-1].input_sha256 == deploy().sha256
     assert made.steps[-1].settings["placement"] == report.chosen.placement
-    assert report.chosen in report.rungs
+    assert report.chosen in report.candidates
     assert report.passes
     assert report.chosen.holds
     assert len(report.chosen.layers) >= 1
@@ -162,7 +162,7 @@ def test_a_choice_that_the_gate_refuses_is_not_mended_by_the_gate() -> None:
     with pytest.raises(GateError, match="above the budget"):
         quantize(blind, Budget(), artifact=linear())
     _, report = quantize(blind, Budget(force=True), artifact=linear())
-    assert [rung.recipe for rung in report.rungs] == [STAGES[0].name]
+    assert [rung.stage for rung in report.candidates] == [STAGES[0].name]
     assert report.chosen.holds
     assert not report.passes
     assert (
@@ -200,7 +200,7 @@ def test_every_rung_is_reached_from_every_placement(
     monkeypatch.setattr(gating, "ENOUGH", 101.0)
     monkeypatch.setattr(gating, "UNCHANGED", 101.0)
     _, report = quantize(gray(), Budget(force=True), artifact=artifact())
-    assert len(report.rungs) > (
+    assert len(report.candidates) > (
         2 if artifact is linear else 3
     )  # of one layer there is nothing less to be had than that one
 
@@ -253,8 +253,8 @@ def test_the_same_images_and_placement_give_the_same_drops(monkeypatch: pytest.M
         lambda one: [one.placement("everything", ["flat", "output"])],
     )
     first, second = (quantize(sets(), Budget(max_drop=1.0), artifact=linear())[1] for _ in range(2))
-    assert [rung.paired.values for rung in first.rungs] == [
-        rung.paired.values for rung in second.rungs
+    assert [rung.paired.values for rung in first.candidates] == [
+        rung.paired.values for rung in second.candidates
     ]
     assert first.paired.samples == second.paired.samples
 
@@ -289,7 +289,7 @@ def test_an_unreadable_image_of_the_ranges_shifts_no_margin() -> None:
             raise UnreadableImage(f"{key} is broken")
         return split.calibration.load(key)
 
-    target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search=0)
+    target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search_seconds=0)
     broken = replace(split, calibration=replace(split.calibration, load=load))
     climb = ladder._Climb(
         gating.Gate(linear(), split.gate, target.engine, Budget()), target, broken
@@ -327,7 +327,7 @@ def test_unknown_schemes_offer_the_nearest() -> None:
 
 def test_fewer_layers_take_over_what_was_worked_out() -> None:
     """Leaving a layer in float changes no number of the others, so that it need not be planned anew."""
-    target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search=0)
+    target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search_seconds=0)
     climb = ladder._Climb(
         gating.Gate(small(), sets().gate, target.engine, Budget()), target, sets()
     )
@@ -419,7 +419,7 @@ def test_rungs_are_told_apart_by_their_logits_where_a_model_does_not_say_how_man
     assert not artifact.num_classes
     found = (
         gating.FloatComparison(artifact, sets().selection, engine("onnxruntime"))
-        .paired(artifact)
+        .compare(artifact)
         .values
     )
     assert (found["expected_changed"], found["expected_drop"]) == (0, 0)

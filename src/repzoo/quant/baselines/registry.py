@@ -83,7 +83,7 @@ def load_quantizer(name: str) -> Quantizer:
     return found
 
 
-def task(
+def make_task(
     artifact: Artifact,
     calibration: Dataset,
     gate: Dataset,
@@ -139,10 +139,10 @@ def quantize(
     Raises:
         InputError: unknown recipe, a model or images that it cannot use; MissingExtra; GateError: see ladder.quantize.
     """
-    gate.require_deploy(artifact)
+    gate.require_folded(artifact)
     made_by, started, report = load_quantizer(name), time.perf_counter(), ReadReport()
     model = made_by(
-        task(artifact, split.calibration, split.gate, budget.max_drop, report, progress)
+        make_task(artifact, split.calibration, split.gate, budget.max_drop, report, progress)
     )
     report.check(split.calibration.name, len(split.calibration))
     judge = gate.Gate(artifact, split.gate, engine, budget, progress)

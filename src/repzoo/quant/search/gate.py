@@ -104,7 +104,7 @@ class Candidate:
     layers   its noise, worst first; empty where the recipe does not say
     """
 
-    recipe: str
+    stage: str
     placement: str
     paired: Record
     ratio: Record
@@ -123,8 +123,9 @@ class Candidate:
         """Without samples, and of the layers only the culprits, where it does not hold."""
         own: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("recipe", "placement", "passes", "within", "holds", "seconds")
+            for name in ("placement", "passes", "within", "holds", "seconds")
         }
+        own["recipe"] = self.stage
         own["culprits"] = (
             []
             if self.holds
@@ -138,7 +139,7 @@ class QuantReport:
     """What was tried and what was chosen, `paired` on the gate images; `record` goes to the results, `warnings` to the person."""
 
     chosen: Candidate
-    rungs: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
     paired: Record
     passes: bool
     record: Record
@@ -200,7 +201,7 @@ class FloatComparison:
         self.report = ReadReport()
         self._float: accuracy.ModelPredictions | None = None
 
-    def paired(self, made: Artifact) -> Record:
+    def compare(self, made: Artifact) -> Record:
         """`made` against the float model, image by image."""
         runs = [
             accuracy.open_run(one, self.engine)
@@ -281,7 +282,8 @@ class Gate:
         """A model that another recipe made, whose placement and noise are not known, measured on the gate's images."""
         started = time.perf_counter()
         return CandidateModel(
-            made, self.rung(recipe, recipe, self.judge.paired(made), self.timed([made])[0], started)
+            made,
+            self.rung(recipe, recipe, self.judge.compare(made), self.timed([made])[0], started),
         )
 
     def concluded(
@@ -305,7 +307,7 @@ class Gate:
         if said and not self.budget.force:
             raise GateError(said)
         settings = {
-            "recipe": rung.recipe,
+            "recipe": rung.stage,
             "placement": rung.placement,
             **context.settings,
             **({"gate": said} if said else {}),
@@ -356,7 +358,7 @@ def classed(images: Dataset, artifact: Artifact) -> Dataset:
     )
 
 
-def require_deploy(artifact: Artifact) -> None:
+def require_folded(artifact: Artifact) -> None:
     """Refuse what is not a folded float model."""
     if artifact.form != "deploy":
         raise InputError(
@@ -422,7 +424,7 @@ def _values(
     return {
         **shown,
         **ratio,
-        "recipe": chosen.recipe,
+        "recipe": chosen.stage,
         "placement": chosen.placement,
         "rungs": [rung.to_json() for rung in rungs],
         "seconds": round(time.perf_counter() - context.started, 1),
