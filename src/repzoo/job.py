@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import tempfile
@@ -19,10 +18,11 @@ from repzoo.data.dataset import Dataset, DataSource
 from repzoo.engines import Engine, engine
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError, MissingExtra
-from repzoo.graph.tools.cost import count
+from repzoo.graph.tools.cost import Cost, count
 from repzoo.measure import accuracy, latency, record
 from repzoo.measure.host import host
 from repzoo.measure.record import Record, identity_of
+from repzoo.measure.results import FoldSummary, LatencyRatio
 from repzoo.progress import Progress, silent
 from repzoo.report import card
 from repzoo.report.card import BOTH
@@ -56,7 +56,7 @@ class JobResult:
     """What the job made: artifacts by form, Records in order, the certificate, and remarks."""
 
     artifacts: Mapping[str, Artifact]
-    records: tuple[Record, ...]
+    records: tuple[Record[Any], ...]
     certificate: Mapping[str, Any]
     remarks: tuple[str, ...]
 
@@ -93,9 +93,9 @@ def run(
     artifacts: dict[str, Artifact] = {artifact.form: artifact, "deploy": deploy, "int8": int8}
     certificate = deploy.certificate.to_json()
     timings, left_out = _time_all(artifacts, options, progress)
-    records = [
+    records: list[Record[Any]] = [
         *(_cost(model) for model in artifacts.values()),
-        Record("fold", identity_of(deploy), _fold_values(certificate)),
+        Record(identity_of(deploy), _fold_summary(certificate)),
         int8.report.record,
         *evaluated.runs,
         evaluated.paired[1],  # the first compares the float model with itself
@@ -166,19 +166,19 @@ def _training_remarks(artifact: Artifact, evaluation: Dataset) -> list[str]:
     ]
 
 
-def _cost(artifact: Artifact) -> Record:
-    return Record("cost", identity_of(artifact), dataclasses.asdict(count(artifact)))
+def _cost(artifact: Artifact) -> Record[Cost]:
+    return Record(identity_of(artifact), count(artifact))
 
 
-def _fold_values(certificate: Mapping[str, Any]) -> dict[str, Any]:
-    """The certificate with counts in place of the lists of folds and refusals."""
+def _fold_summary(certificate: Mapping[str, Any]) -> FoldSummary:
+    """The certificate's JSON document with folds and refusals counted."""
     counts = {name: len(certificate[name]) for name in ("folds", "refusals")}
-    return {**certificate, **counts}
+    return record.read_result(FoldSummary, {**certificate, **counts})
 
 
 def _time_all(
     artifacts: Mapping[str, Artifact], options: JobOptions, progress: Progress
-) -> tuple[list[Record], list[str]]:
+) -> tuple[list[Record[Any]], list[str]]:
     """(latency and ratio Records, sentences on what could not be timed).
 
     All forms are timed on one thread, the two that ship also by many clients and on the other
@@ -200,7 +200,7 @@ def _time_all(
         left_out.append(_not_timed(case.artifact.form, case.engine.name, error))
 
     cases = [*single.values(), *many, *extra]
-    records = latency.run(
+    records: list[Record[Any]] = latency.run(
         cases, options.seconds / len(cases), progress=progress, openings=0, on_error=leave_out
     )
     records.append(latency.ratio(single["int8"], single["deploy"]))
@@ -251,7 +251,7 @@ def _not_timed(form: str, engine_name: str, error: InputError) -> str:
     return f"the {form} form was not timed on {engine_name}: {error}"
 
 
-def _extra_ratios(cases: Sequence[latency.Case]) -> list[Record]:
+def _extra_ratios(cases: Sequence[latency.Case]) -> list[Record[LatencyRatio]]:
     """INT8 over float latency on each engine that ran both."""
     timed = {(case.engine.name, case.artifact.form): case for case in cases if case.rounds_us}
     ratios = []

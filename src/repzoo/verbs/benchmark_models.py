@@ -8,8 +8,8 @@ from typing import Any
 
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.measure import sweep
-from repzoo.measure.latency import Scenario
 from repzoo.measure.record import Record
+from repzoo.measure.results import Scenario
 from repzoo.progress import Progress, silent
 from repzoo.settings import above, at_least, merge_keywords, setting, validate
 from repzoo.verbs.model_files import ModelLike, open_models
@@ -40,7 +40,7 @@ class BenchOptions:
         validate(self)
 
 
-def _ignore(_records: Sequence[Record]) -> None:
+def _ignore(_records: Sequence[Record[Any]]) -> None:
     """A `on_records` that does nothing."""
 
 
@@ -49,7 +49,7 @@ def benchmark(
     *,
     options: BenchOptions | None = None,
     progress: Progress = silent,
-    on_records: Callable[[Sequence[Record]], None] = _ignore,
+    on_records: Callable[[Sequence[Record[Any]]], None] = _ignore,
     **settings: Any,
 ) -> sweep.SweepResult:
     """Time every model on every engine, interleaved round by round.

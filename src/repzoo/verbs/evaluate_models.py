@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from repzoo import engines
 from repzoo.artifact import Artifact as StoredArtifact
@@ -18,10 +18,13 @@ from repzoo.measure import accuracy, external_results
 from repzoo.measure.accuracy import EvaluationRun, Predictions
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.measure.record import Record
+from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.progress import Progress, silent
 from repzoo.settings import above, merge_keywords, setting, validate
 from repzoo.verbs.image_data import DataLike, open_dataset
 from repzoo.verbs.model_files import ModelLike, open_model, open_models
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class Evaluation:
     remarks  sentences about images that were left out or converted
     """
 
-    runs: tuple[Record, ...]
-    paired: tuple[Record, ...]
+    runs: tuple[Record[Accuracy], ...]
+    paired: tuple[Record[PairedAccuracy], ...]
     remarks: tuple[str, ...]
 
     @property
@@ -76,7 +79,7 @@ class Evaluation:
         Raises:
             InputError: there are several runs.
         """
-        return float(_only(self.runs, "run", "runs[i].values.top1").values["top1"])
+        return _only(self.runs, "run", "runs[i].values.top1").top1
 
     @property
     def drop(self) -> float:
@@ -85,15 +88,16 @@ class Evaluation:
         Raises:
             InputError: there is no comparison, or there are several.
         """
-        return float(_only(self.paired, "comparison", "paired[i].values.drop").values["drop"])
+        return _only(self.paired, "comparison", "paired[i].values.drop").drop
 
 
-def _only(records: Sequence[Record], noun: str, path: str) -> Record:
+def _only(records: Sequence[Record[Result]], noun: str, path: str) -> Result:
+    """The result of the only record; `path` tells where to find one of several."""
     if not records:
         raise InputError("nothing was compared; call evaluate with against=FLOAT_MODEL")
     if len(records) > 1:
         raise InputError(f"this evaluation has {len(records)} {noun}s; read evaluation.{path}")
-    return records[0]
+    return records[0].values
 
 
 def evaluate(
@@ -132,7 +136,7 @@ def evaluate(
     external = _read_external(options, images, known, progress)
     remarks: list[str] = []
     if external.results:
-        remarks = list(external_results.covered(images, external.indices))
+        remarks = list(external_results.coverage_remarks(images, external.indices))
     if remarks:  # the other tool saw only some of the images
         images = images.subset(external.indices)
     runs = _Runs()
@@ -194,7 +198,7 @@ class _External:
         """The results, their images in the order of `predictions`, where there are any."""
         keys = predictions[0].keys if predictions else self.results[0].keys
         return [
-            result if result.keys == keys else external_results.at(result, keys)
+            result if result.keys == keys else external_results.select_images(result, keys)
             for result in self.results
         ]
 

@@ -11,6 +11,7 @@ from repzoo.engines import DEFAULT_ENGINE
 from repzoo.measure import mismatch
 from repzoo.measure.accuracy import open_run
 from repzoo.measure.record import Record
+from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.progress import Progress, silent
 from repzoo.verbs.image_data import DataLike, open_dataset
 from repzoo.verbs.model_files import ModelLike, open_model
@@ -20,8 +21,8 @@ from repzoo.verbs.model_files import ModelLike, open_model
 class Mismatches:
     """Accuracy with the model's own preprocessing, and the paired drop with each wrong one."""
 
-    right: Record
-    wrong: tuple[Record, ...]
+    right: Record[Accuracy]
+    wrong: tuple[Record[PairedAccuracy], ...]
     remarks: tuple[str, ...]
 
 

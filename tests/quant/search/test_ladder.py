@@ -18,6 +18,7 @@ from PIL import Image
 pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not installed")
 
 from tests.quant.conftest import sets, small
+from tests.sample_results import latency_ratio
 
 from repzoo import verbs
 from repzoo.artifact import Artifact
@@ -102,16 +103,14 @@ def test_a_good_model_passes_and_says_what_was_done() -> None:
     assert report.passes
     assert report.chosen.holds
     assert len(report.chosen.layers) >= 1
-    assert report.record.values["drop"] == report.paired.values["drop"]
+    assert report.record.values.drop == report.paired.values.drop
     assert report.record.artifact["sha256"] == made.sha256
     counts = {key: report.record.data[key] for key in ("images", "selection_images", "gate_images")}
     assert counts == {"images": 64, "selection_images": 64, "gate_images": 180}
     onnx.checker.check_model(made.model, full_check=True)
     runs = [accuracy.open_run(one, engine("onnxruntime"), 1) for one in (deploy(), made)]
     measured = accuracy.compare(*accuracy.evaluate(runs, sets().gate, ReadReport()))
-    assert (
-        measured.values["drop"] == report.record.values["drop"]
-    )  # what is shipped is what was gated
+    assert measured.values.drop == report.record.values.drop  # what is shipped is what was gated
 
 
 def test_a_model_proven_broken_is_refused_with_the_numbers_and_the_way_out() -> None:
@@ -166,7 +165,7 @@ def test_a_choice_that_the_gate_refuses_is_not_mended_by_the_gate() -> None:
     assert report.chosen.holds
     assert not report.passes
     assert (
-        report.record.values["culprits"][0]["side"] == "activation"
+        report.record.values.culprits[0]["side"] == "activation"
     )  # by the gate's images; by the gray ones it is flawless
 
 
@@ -212,7 +211,7 @@ def test_what_is_tried_last_reaches_down_to_the_least_in_int8(alike: int) -> Non
     first, *others = places.starting_placements()
     sizes = [(places.count(one), len(one.tensors)) for one in (first, *others)]
     assert sizes == sorted(sizes, reverse=True)
-    alone = Record("ratio", {}, {"ratio": 1.0})
+    alone = Record({}, latency_ratio(1.0))
     near = tuple(search.TimedPlacement(one, alone) for one in others[:alike])
     climb, best = (
         SimpleNamespace(places=places),
@@ -232,7 +231,7 @@ def test_force_passes_it_and_marks_it() -> None:
     assert not report.passes
     assert report.warnings[0].startswith("forced: the drop of ")
     assert made.steps[-1].settings["force"] is True
-    assert report.record.values["drop_low"] > 0.3
+    assert report.record.values.drop_low > 0.3
 
 
 def test_too_few_images_to_exclude_a_drop_are_warned_about() -> None:
@@ -277,7 +276,7 @@ def test_an_unreadable_gate_image_is_told() -> None:
         replace(sets(), gate=replace(gate, load=load)), Budget(1.0), artifact=linear()
     )
     assert f"left out: {gate.keys[5]} is broken" in report.warnings
-    assert report.paired.values["n"] == len(gate) - 1
+    assert report.paired.values.n == len(gate) - 1
 
 
 def test_an_unreadable_image_of_the_ranges_shifts_no_margin() -> None:
@@ -403,9 +402,9 @@ def test_no_worse_than_onnxruntimes_own_quantizer() -> None:
     _, theirs = recipes.quantize(
         small(), sets(), engine("onnxruntime"), "ort-static", Budget(force=True)
     )
-    assert ours.paired.values["drop"] <= theirs.paired.values["drop"] + 1
+    assert ours.paired.values.drop <= theirs.paired.values.drop + 1
     assert (
-        ours.paired.values["same_prediction"] >= theirs.paired.values["same_prediction"] - 2.5
+        ours.paired.values.same_prediction >= theirs.paired.values.same_prediction - 2.5
     )  # 4 of 180: the fastest placement here may be any
 
 
@@ -422,4 +421,5 @@ def test_rungs_are_told_apart_by_their_logits_where_a_model_does_not_say_how_man
         .compare(artifact)
         .values
     )
-    assert (found["expected_changed"], found["expected_drop"]) == (0, 0)
+    assert found.expected is not None
+    assert (found.expected.changed, found.expected.drop) == (0, 0)

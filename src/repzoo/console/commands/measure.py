@@ -97,7 +97,7 @@ def bench(files: tuple[str, ...], append: Path | None, as_json: bool, **values: 
     options, preprocess = split_options(verbs.BenchOptions, values)
     require_writable_files(append)
 
-    def keep(records: Sequence[Record]) -> None:
+    def keep(records: Sequence[Record[Any]]) -> None:
         """Append the Records of a finished setting, so that an interrupt does not lose them."""
         if append:
             append_records(append, records)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +139,6 @@ def quantize(
     assert int8.report is not None
     contents: list[Any] = [(output, int8.chunks())]
     if report:
-        record = dataclasses.asdict(int8.report.record)
-        contents.append((report, Console.document(record)))
+        contents.append((report, Console.document(int8.report.record.to_json())))
     write_together(contents)
     console.show(results.quantized(int8.report, output))

@@ -153,5 +153,5 @@ def quantize(
         "images": len(split.calibration),
         "selection_images": 0,
     }
-    context = gate.ReportContext(settings, data, budget, report.sentences(), started, {})
+    context = gate.ReportContext(settings, data, budget, report.sentences(), started)
     return judge.concluded(attempt, [attempt.rung], attempt.rung.paired, context)

@@ -468,10 +468,8 @@ def quantize(
         budget,
         (*remarks, *climb.judge.report.sentences(), *_left_out()),
         started,
-        {
-            "placement_trials": [one.to_json() for one in found.trials],
-            "stages": {name: round(value, 2) for name, value in seconds.items()},
-        },
+        found.trials,
+        {name: round(value, 2) for name, value in seconds.items()},
     )
     return climb.gate.concluded(best.attempt, tried, paired, context, lambda: climb.blamed(best))
 
