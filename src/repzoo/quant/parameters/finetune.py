@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import kl_div, log_softmax
 
-from repzoo.engines.pytorch import traced
 from repzoo.errors import InputError
 from repzoo.progress import Progress, silent
 from repzoo.quant.network import layers as layering
@@ -34,6 +33,7 @@ from repzoo.quant.network.layers import Layer
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters.compute import QuantizationPlan, replace_biases
 from repzoo.quant.parameters.ranges import PEAK_16, ActivationParameters, QuantizedWeight
+from repzoo.torch.from_onnx import build_module
 
 Images = npt.NDArray[np.float32]
 TEMPERATURE = 2.0
@@ -99,7 +99,7 @@ def finetuned(
         InputError: an operator that the pytorch engine does not know, or a loss that is not a number.
     """
     options = options or FinetuneOptions()
-    teacher, _ = traced(model)
+    teacher, _ = build_module(model)
     student = _Student(made, scheme)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -194,7 +194,7 @@ class _Student:
 
     def __init__(self, made: QuantizationPlan, scheme: QuantScheme) -> None:
         self.made = made
-        self.module, nodes = traced(made.model)
+        self.module, nodes = build_module(made.model)
         values, found = layering.initializer_arrays(made.model), layering.find_layers(made.model)
         self.layers = {name: found[name] for name in made.weights}
         self.scales = {name: _Activation(one) for name, one in made.activations.items()}
