@@ -83,7 +83,7 @@ def measured(kind: str, name: str, path: Path) -> Reading:
 
 def export(name: str, path: Path) -> None:
     """The training form, in a process whose memory does not count."""
-    code = "import sys; from pathlib import Path; from repzoo import verbs; verbs.export(sys.argv[1]).write(Path(sys.argv[2]))"
+    code = "import sys; from pathlib import Path; from repzoo import verbs; verbs.export(sys.argv[1]).save(Path(sys.argv[2]))"
     subprocess.run([sys.executable, "-c", code, name, str(path)], check=True)
 
 

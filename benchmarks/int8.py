@@ -34,6 +34,7 @@ from repzoo.errors import RepzooError
 from repzoo.measure import accuracy, latency, record
 from repzoo.measure import expected_drop as expected
 from repzoo.measure.record import Record, identity_of
+from repzoo.measure.results import EngineComparison, LatencyRatio, QuantizerComparison
 from repzoo.quant.baselines import registry as recipes
 from repzoo.verbs import QuantizeOptions
 
@@ -128,9 +129,9 @@ def own(name: str, artifact: Artifact, setting: Setting) -> Entry:
         )
         made[engine_name], report = verbs.quantize(artifact, setting.data, options)
         seconds.append(time.perf_counter() - started)
-        for one in report.rungs:
+        for one in report.candidates:
             print(
-                f"    {engine_name} {one.recipe} {one.placement}: {one.paired.values['same_prediction']:.1f} % same, {one.seconds:.1f} s"
+                f"    {engine_name} {one.stage} {one.placement}: {one.paired.values.same_prediction:.1f} % same, {one.seconds:.1f} s"
             )
     return Entry(name, made, seconds[0])
 
@@ -142,7 +143,9 @@ def made_by(name: str, artifact: Artifact, setting: Setting) -> Entry:
         if name in (recipes.OWN, PER_TENSOR):
             return own(name, artifact, setting)
         calibration, gate = setting.split()
-        task = recipes.task(artifact, calibration, gate, QuantizeOptions().max_drop, ReadReport())
+        task = recipes.make_task(
+            artifact, calibration, gate, QuantizeOptions().max_drop, ReadReport()
+        )
         made = artifact.then(
             recipes.load_quantizer(name)(task), Step("quantize", __version__, {"recipe": name})
         )
@@ -153,10 +156,10 @@ def made_by(name: str, artifact: Artifact, setting: Setting) -> Entry:
 
 def compared(
     artifact: Artifact, entries: list[Entry], gate: Dataset, names: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """For each recipe: paired values by engine and latency ratios by engine."""
+) -> dict[str, dict[str, EngineComparison]]:
+    """For each recipe, by engine: accuracy and latency against the float model."""
     made = [one for one in entries if one.made]
-    found: dict[str, dict[str, Any]] = {one.recipe: {} for one in made}
+    found: dict[str, dict[str, EngineComparison]] = {one.recipe: {} for one in made}
     for name in names:
         runner = engine(name)
         models = [artifact, *(one.on(name) for one in made)]
@@ -166,31 +169,37 @@ def compared(
         cases = [latency.case(one, runner) for one in models]
         latency.run(cases, SECONDS, openings=0)
         for one, quantized, case in zip(made, predictions[1:], cases[1:], strict=True):
-            paired = accuracy.compare(predictions[0], quantized).values
             ratio = latency.ratio(case, cases[0]).values
-            kept = {
-                key: paired[key]
-                for key in ("n", "drop", "drop_low", "drop_high", "same_prediction")
-            }
-            found[one.recipe][name] = {
-                **kept,
-                **_told(predictions[0], quantized),
-                "float_top1": predictions[0].record().values["top1"],
-                **{f"latency_{key}": ratio[key] for key in ("ratio", "ratio_low", "ratio_high")},
-            }
+            found[one.recipe][name] = engine_comparison(predictions[0], quantized, ratio)
     return found
 
 
-def _told(first: accuracy.ModelPredictions, second: accuracy.ModelPredictions) -> dict[str, float]:
-    """What their logits say is to be expected."""
+def engine_comparison(
+    first: accuracy.ModelPredictions, second: accuracy.ModelPredictions, ratio: LatencyRatio
+) -> EngineComparison:
+    """`second` (INT8) against `first` (float) on one engine."""
     assert first.logits is not None
     assert second.logits is not None
-    return expected.expected_drop_values(
-        expected.Margins.of(first.logits), first.targets, first.logits, second.logits
+    paired = accuracy.compare(first, second).values
+    margins = expected.Margins.from_logits(first.logits)
+    return EngineComparison(
+        n=paired.n,
+        drop=paired.drop,
+        drop_low=paired.drop_low,
+        drop_high=paired.drop_high,
+        same_prediction=paired.same_prediction,
+        expected=expected.expected_drop(margins, first.targets, first.logits, second.logits),
+        logits_snr_db=expected.snr_db(first.logits, second.logits),
+        float_top1=first.record().values.top1,
+        latency_ratio=ratio.ratio,
+        latency_ratio_low=ratio.ratio_low,
+        latency_ratio_high=ratio.ratio_high,
     )
 
 
-def side_by_side(name: str, wanted: Sequence[str], setting: Setting) -> list[Record]:
+def side_by_side(
+    name: str, wanted: Sequence[str], setting: Setting
+) -> list[Record[QuantizerComparison]]:
     """Records of one model, tied by one job."""
     artifact, job, engines = load(name), uuid.uuid4().hex[:12], setting.engines
     calibration, gate = setting.split()
@@ -209,14 +218,14 @@ def side_by_side(name: str, wanted: Sequence[str], setting: Setting) -> list[Rec
     told |= {"seed": setting.seed}
     records = []
     for one in entries:
-        values = {
-            "recipe": one.recipe,
-            "seconds": round(one.seconds, 1),
-            "reason": one.reason,
-            "engines": measured.get(one.recipe, {}),
-            "bytes": len(one.on(engines[0]).to_bytes()) if one.made else None,
-            "float_bytes": len(artifact.to_bytes()),
-        }
+        values = QuantizerComparison(
+            recipe=one.recipe,
+            seconds=round(one.seconds, 1),
+            reason=one.reason,
+            engines=measured.get(one.recipe, {}),
+            bytes=len(one.on(engines[0]).to_bytes()) if one.made else None,
+            float_bytes=len(artifact.to_bytes()),
+        )
         identity = (
             identity_of(replace(one.on(engines[0]), name=artifact.name))
             if one.made
@@ -224,7 +233,6 @@ def side_by_side(name: str, wanted: Sequence[str], setting: Setting) -> list[Rec
         )
         records.append(
             Record(
-                "quantize",
                 identity,
                 values,
                 {name: engine(name).version() for name in engines},
@@ -262,10 +270,11 @@ def main() -> None:
         records = side_by_side(name, options.recipe or [*recipes.names(), PER_TENSOR], setting)
         record.append(options.results, records)
         for one in records:
-            for engine_name, values in one.values["engines"].items():
+            for engine_name, values in one.values.engines.items():
                 print(
-                    f"{name} {one.values['recipe']:22} {engine_name:11} drop {values['drop']:6.2f} ({values['drop_low']:.2f} .. "
-                    f"{values['drop_high']:.2f}), same {values['same_prediction']:.1f} %, latency {values['latency_ratio']:.2f} of float"
+                    f"{name} {one.values.recipe:22} {engine_name:11} drop {values.drop:6.2f} "
+                    f"({values.drop_low:.2f} .. {values.drop_high:.2f}), "
+                    f"same {values.same_prediction:.1f} %, latency {values.latency_ratio:.2f} of float"
                 )
 
 

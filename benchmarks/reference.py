@@ -18,8 +18,8 @@ from pathlib import Path
 
 from benchmarks.int8 import imagenet_lite0
 from repzoo.storage import make_folder, sha256_of_file
-from repzoo.train import state
-from repzoo.train.recipe import recipe
+from repzoo.training import state
+from repzoo.training.recipe import recipe
 from repzoo.zoo import catalog
 
 TEACHER, RECIPE, TEACHER_RECIPE = "tf_efficientnet_lite0", "reference", "reference-teacher"

@@ -33,12 +33,12 @@ from repzoo.data.dataset import Dataset
 from repzoo.data.source import open_source
 from repzoo.errors import RepzooError
 from repzoo.measure import stats
-from repzoo.train import models
-from repzoo.train.loop import Trainer
-from repzoo.train.models import Student
-from repzoo.train.options import Running, TrainOptions
-from repzoo.train.recipe import Recipe, recipe
-from repzoo.train.training_images import TrainingImages
+from repzoo.training import models
+from repzoo.training.loop import Trainer
+from repzoo.training.models import Student
+from repzoo.training.options import Running, TrainOptions
+from repzoo.training.recipe import Recipe, recipe
+from repzoo.training.training_images import TrainingImages
 
 
 @dataclass(frozen=True)

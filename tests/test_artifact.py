@@ -54,7 +54,7 @@ def made() -> Artifact:
 
 def test_a_file_keeps_everything(tmp_path: Path) -> None:
     one = made()
-    written = one.write(tmp_path / "some.name.onnx")
+    written = one.save(tmp_path / "some.name.onnx")
     again = Artifact.read(tmp_path / "some.name.onnx")
     assert replace(again, model=written.model) == written
     assert again.name == "some.name"
@@ -102,8 +102,8 @@ def test_a_foreign_file_has_no_preprocessing_and_the_sentence_says_which_options
         InputError,
         match=r"theirs does not say.*--size --resize --crop-fraction --interpolation --mean --std --color",
     ):
-        one.needing_preprocess()
-    assert made().needing_preprocess() == PREPROCESS
+        one.require_preprocess()
+    assert made().require_preprocess() == PREPROCESS
 
 
 def test_then_adds_a_step_that_names_its_input_and_hashes_its_output() -> None:

@@ -179,7 +179,7 @@ def test_an_onnx_that_does_not_say_how_its_input_is_made(
 
 
 def _options_of(file: Path) -> list[object]:
-    own = Artifact.read(file).needing_preprocess()
+    own = Artifact.read(file).require_preprocess()
     single: list[tuple[str, object]] = [
         ("--size", own.size),
         ("--resize", own.resize),

@@ -215,8 +215,8 @@ def test_export(run: Run, tmp_path: Path) -> None:
         "sha256": made.sha256,
     }
     assert made.labels == ("cat", "狗", "bird")
-    assert made.needing_preprocess().mean == (0.5, 0.5, 0.5)
-    assert made.needing_preprocess().size == 64
+    assert made.require_preprocess().mean == (0.5, 0.5, 0.5)
+    assert made.require_preprocess().size == 64
     assert [step.verb for step in made.steps] == ["build", "export"]
 
 
@@ -340,7 +340,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
 ) -> None:
     names = ["[red]", "[/]", ":cat:", "[link=x]", "[bold]b", "猫", "g", "h", "i", "j"]
     model = Artifact(trained.model, "m", trained.preprocess, tuple(names))
-    model.write(tmp_path / "m.onnx")
+    model.save(tmp_path / "m.onnx")
     ran = run("predict", tmp_path / "m.onnx", next((digits_folder / "7").iterdir()), "--top", 10)
     assert ran.code == 0
     assert all(f" {name} " in ran.out for name in names)
@@ -373,7 +373,7 @@ def test_train(run: Run, tmp_path: Path) -> None:
     assert [one["epoch"] for one in ran.document["epochs"]] == [0]
     made = Artifact.read(tmp_path / "run" / "repghostnet_050.data.onnx")
     assert (made.labels, made.form, made.sha256) == (("a", "b"), "train", ran.document["sha256"])
-    assert (made.steps[0].verb, made.needing_preprocess().size) == ("train", 32)
+    assert (made.steps[0].verb, made.require_preprocess().size) == ("train", 32)
 
 
 def test_card_writes_its_files_and_nothing_else_and_appends(

@@ -116,7 +116,7 @@ def test_contradictions_are_one_sentence(
     opened.CopyFrom(odd.model)
     for dim in opened.graph.input[0].type.tensor_type.shape.dim[2:]:
         dim.dim_param = "S"
-    Artifact(opened, "odd", Preprocess(size=32, input="uint8")).write(tmp_path / "odd.onnx")
+    Artifact(opened, "odd", Preprocess(size=32, input="uint8")).save(tmp_path / "odd.onnx")
     places = {
         "model": model_file,
         "int8": int8_file,
@@ -164,9 +164,9 @@ def test_each_wrong_way_changes_what_the_model_sees(
     right = Preprocess.from_mapping({"size": 32, "interpolation": "bicubic", **more})
     first, *wrong = mismatch.variants(right)
     image = photograph(90, 61)
-    expected = first.send(first.make(image)[None])
+    expected = first.to_input(first.resize(image)[None])
     for way in wrong:
-        found = way.send(way.make(image)[None])
+        found = way.to_input(way.resize(image)[None])
         assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
         assert not np.array_equal(found, expected), way.name
 

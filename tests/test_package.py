@@ -16,13 +16,13 @@ SOURCE = Path(repzoo.__file__).parent
 NEEDS_EXTRAS = {
     "repzoo.zoo.families",
     "repzoo.zoo.checkpoints",
-    "repzoo.train.distill",
-    "repzoo.train.training_images",
-    "repzoo.train.loop",
-    "repzoo.train.models",
-    "repzoo.train.state",
-    "repzoo.train.distributed",
-    "repzoo.train.run",
+    "repzoo.training.distill",
+    "repzoo.training.training_images",
+    "repzoo.training.loop",
+    "repzoo.training.models",
+    "repzoo.training.state",
+    "repzoo.training.distributed",
+    "repzoo.training.run",
     "repzoo.torch",
     "repzoo.torch.fold",
     "repzoo.torch.from_onnx",
@@ -146,5 +146,5 @@ def test_nothing_prints_outside_the_command_line() -> None:
 
 
 def test_the_package_is_typed_and_carries_its_data() -> None:
-    for name in ("py.typed", "zoo/catalog.toml", "train/recipes.toml", "report/words.toml"):
+    for name in ("py.typed", "zoo/catalog.toml", "training/recipes.toml", "report/words.toml"):
         assert (SOURCE / name).is_file()

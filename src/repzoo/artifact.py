@@ -193,13 +193,14 @@ class Artifact:
     sha256: str = ""
 
     @classmethod
-    def read(cls, path: Path) -> Artifact:
+    def read(cls, path: str | Path) -> Artifact:
         """Read an ONNX file, repzoo's own or anyone's.
 
         Raises:
             InputError: absent, too large, truncated, not ONNX, external weights, rejected by the ONNX checker, not a
                 classifier, damaged metadata, or labels that are not one for each output.
         """
+        path = Path(path)
         return cls.from_bytes(read_bounded(path, MAX_MODEL_BYTES), name=path.stem, where=str(path))
 
     @classmethod
@@ -249,12 +250,13 @@ class Artifact:
         ]
         return chunks(self.model, metadata_props=entries)
 
-    def write(self, path: Path) -> Artifact:
+    def save(self, path: str | Path) -> Self:
         """Write to `path` in one rename and return the artifact with its file's name and hash."""
+        path = Path(path)
         write_atomically(path, self.chunks())
         return replace(self, name=path.stem, sha256=sha256_of(self.chunks()))
 
-    def then(self, model: onnx.ModelProto, step: Step, **extras: Any) -> Artifact:
+    def then(self, model: onnx.ModelProto, step: Step, **extras: Any) -> Self:
         """The artifact that `step` makes of this one: new graph, same contract, longer history."""
         step = replace(step, input_sha256=self.sha256)
         made = replace(
@@ -292,7 +294,7 @@ class Artifact:
         dims = self.model.graph.output[0].type.tensor_type.shape.dim
         return int(dims[1].dim_value) if len(dims) == 2 else 0
 
-    def needing_preprocess(self) -> Preprocess:
+    def require_preprocess(self) -> Preprocess:
         """The preprocessing, or an InputError that says which options to give."""
         if self.preprocess is None:
             raise InputError(

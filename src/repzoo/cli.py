@@ -37,8 +37,8 @@ from repzoo.storage import (
     write_atomically,
     write_together,
 )
-from repzoo.train.options import Running, TrainOptions
-from repzoo.zoo.naming import LoadOptions
+from repzoo.training.options import Running, TrainOptions
+from repzoo.zoo.naming import CheckpointOptions
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as shells say it: 128 + the signal
 FILE = click.Path(path_type=Path)
@@ -132,21 +132,21 @@ def export(model: str, output: Path, labels: Path | None, as_json: bool, **setti
         made = verbs.export(model, options, names, **preprocess)
     except ModuleNotFoundError as error:
         raise _missing_torch("export", error) from error
-    Console(as_json).show(models.written(made.write(output), output))
+    Console(as_json).show(models.written(made.save(output), output))
 
 
 @cli.command()
 @click.argument("checkpoint")
 @click.option("--model", required=True, help="Catalog model that the weights are of.")
 @output_option
-@options_of(LoadOptions)
+@options_of(CheckpointOptions)
 @json_option
 def convert(checkpoint: str, model: str, output: Path, as_json: bool, **settings: Any) -> None:
     """Write the weights in CHECKPOINT, of any known source, as .safetensors in the catalog's naming.
 
     CHECKPOINT: .pth or .pt (PyTorch), .pdparams (Paddle) or .safetensors. Nothing in it is run.
     """
-    options, _ = _settings(LoadOptions, settings)
+    options, _ = _settings(CheckpointOptions, settings)
     require_writable(output)
     if output.suffix != ".safetensors":
         raise InputError(f"{output} would hold .safetensors; give it that ending")
@@ -209,7 +209,7 @@ def fold(
     artifact = verbs.load(file, **preprocess)
     _require_places(output, certificate_file)
     images = (
-        verbs.first_images(open_source(data).held_out(), artifact.needing_preprocess())
+        verbs.first_images(open_source(data).held_out(), artifact.require_preprocess())
         if data
         else None
     )
@@ -248,7 +248,7 @@ def embed_input(
     require_writable(output)
     images = open_source(data).held_out() if data else None
     made = verbs.embed_input(artifact, kind or "nothing", yuv, order, images, engine)
-    Console(as_json).show(models.embedded_input(made, made.artifact.write(output), output))
+    Console(as_json).show(models.embedded_input(made, made.artifact.save(output), output))
 
 
 @cli.command()
@@ -303,9 +303,7 @@ def quantize(
     _require_places(output, report_file)
     with Console(as_json) as console:
         made, report = verbs.quantize(artifact, data, options, console.progress)
-    beside = (
-        [(report_file, Console.document(dataclasses.asdict(report.record)))] if report_file else []
-    )
+    beside = [(report_file, Console.document(report.record.to_json()))] if report_file else []
     write_together([(output, made.chunks()), *beside])
     console.show(results.quantized(report, output))
 
@@ -467,7 +465,7 @@ def train(
     MODEL: a name of the catalog, or any of timm's. Several processes, or hosts: torchrun --nproc-per-node=2 -m repzoo train ...
     """
     from repzoo.measure import distributed
-    from repzoo.train.recipe import recipe as recipe_called
+    from repzoo.training.recipe import recipe as recipe_called
 
     options, changed = _settings(TrainOptions, settings)
     changed["distill"] = "" if changed["distill"] == "none" else changed["distill"]

@@ -251,7 +251,7 @@ def test_the_command_line_evaluates_a_flat_folder(run: Any, flat: Path, trained:
     caffe(flat)
     (flat / "synset_words.txt").unlink()
     path = flat / "model.onnx"
-    trained.write(path)
+    trained.save(path)
     ran = run("evaluate", path, "--data", flat)
     assert ran.code == 2  # ten outputs, a thousand classes
     assert "(1000, such as" in ran.err

@@ -84,7 +84,7 @@ def agreement(made: Path, floating: Artifact, name: str) -> float:
     data = open_source("digits").held_out()
     some = data.subset(range(0, len(data), 4))
     inputs = np.concatenate(
-        [one.inputs for one in batches(some, small().needing_preprocess(), 64, ReadReport())]
+        [one.inputs for one in batches(some, small().require_preprocess(), 64, ReadReport())]
     )
     answers = [
         engine(name).open(one).run(inputs).argmax(1)
@@ -236,7 +236,7 @@ def test_what_is_quantized_already_is_refused_with_or_without_metadata(
     foreign = onnx.load(made)
     del foreign.metadata_props[:]
     made.write_bytes(foreign.SerializeToString())
-    own = small().needing_preprocess()
+    own = small().require_preprocess()
     ran = quantize(
         made,
         "--size",
@@ -285,7 +285,7 @@ def test_graphs_that_someone_folded_or_nobody_did(
 ) -> None:
     foreign = tmp_path / "foreign.onnx"
     foreign.write_bytes(unfolded(folded).SerializeToString())
-    own = small().needing_preprocess()
+    own = small().require_preprocess()
     told = [
         "--size",
         own.size,

@@ -26,10 +26,10 @@ from tests.train.test_loop import PREPROCESS, SHORT, network, pictures, trainer
 
 from repzoo.errors import InputError
 from repzoo.measure import distributed
-from repzoo.train import state
-from repzoo.train.loop import Trainer
-from repzoo.train.options import Running
-from repzoo.train.training_images import TrainingImages
+from repzoo.training import state
+from repzoo.training.loop import Trainer
+from repzoo.training.options import Running
+from repzoo.training.training_images import TrainingImages
 
 RECIPE = """
 about = "for tests"

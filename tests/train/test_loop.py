@@ -27,12 +27,12 @@ from repzoo.data.dataset import Dataset, DataSource
 from repzoo.data.source import open_source
 from repzoo.errors import InputError
 from repzoo.progress import Progress
-from repzoo.train import loop, state
-from repzoo.train.loop import Trainer
-from repzoo.train.options import Running
-from repzoo.train.recipe import Recipe, recipe, recipes
-from repzoo.train.run import train
-from repzoo.train.training_images import TrainingImages
+from repzoo.training import loop, state
+from repzoo.training.loop import Trainer
+from repzoo.training.options import Running
+from repzoo.training.recipe import Recipe, recipe, recipes
+from repzoo.training.run import train
+from repzoo.training.training_images import TrainingImages
 
 CLASSES = ("dark", "light", "striped")
 PREPROCESS = Preprocess(size=16, crop_fraction=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

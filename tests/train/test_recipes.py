@@ -14,11 +14,11 @@ import torch
 from tests.train.test_loop import CLASSES, PREPROCESS, SHORT, network, trainer
 
 from repzoo.errors import InputError
-from repzoo.train import models
-from repzoo.train.distill import Objective
-from repzoo.train.loop import Trainer
-from repzoo.train.options import Running, TrainOptions
-from repzoo.train.recipe import from_table, recipe, recipes
+from repzoo.training import models
+from repzoo.training.distill import Objective
+from repzoo.training.loop import Trainer
+from repzoo.training.options import Running, TrainOptions
+from repzoo.training.recipe import from_table, recipe, recipes
 
 WHOLE = {"about": "", "epochs": 1, "batch": 2, "lr": 0.1}
 
@@ -177,7 +177,7 @@ def test_the_teachers_answers_pull(kind: str) -> None:
 def test_a_teacher_teaches(tmp_path: Path) -> None:
     from tests.train.test_loop import pictures
 
-    from repzoo.train.training_images import TrainingImages
+    from repzoo.training.training_images import TrainingImages
 
     settings = SHORT.changed(
         distill="soft",
@@ -213,7 +213,7 @@ def exported(
     prepared = Preprocess(size, crop_fraction=1.0, mean=(0.2, 0.3, 0.4), std=(0.1, 0.2, 0.3))
     export(
         module, "teacher", prepared, labels, Step("build", "test", {}), dynamic_batch=True
-    ).write(folder / "teacher.onnx")
+    ).save(folder / "teacher.onnx")
     return module, folder / "teacher.onnx"
 
 

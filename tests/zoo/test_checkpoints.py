@@ -26,7 +26,7 @@ from tests.zoo.official import State
 
 from repzoo.errors import InputError
 from repzoo.zoo.checkpoints import Loaded, load, module_of, shapes
-from repzoo.zoo.naming import LoadOptions
+from repzoo.zoo.naming import CheckpointOptions
 
 Array = npt.NDArray[Any]
 SMALL = "repghostnet_050"
@@ -283,7 +283,7 @@ def test_averaged_weights_are_taken_where_the_source_prefers_them(tmp_path: Path
         "of 'state_dict', 'state_dict_ema' the table 'state_dict_ema' was taken"
         in load(path, SMALL).remarks
     )
-    same(load(path, SMALL, LoadOptions(ema=False)), plain)
+    same(load(path, SMALL, CheckpointOptions(ema=False)), plain)
 
 
 def test_a_training_checkpoint_with_its_optimizer_is_read(tmp_path: Path) -> None:
@@ -393,13 +393,13 @@ def test_the_wrong_model_is_told_which_one_fits(ghost: Path, tmp_path: Path) -> 
 
 def test_a_source_that_is_given_must_be_right(ghost: Path) -> None:
     assert (
-        load(ghost, SMALL, LoadOptions("timm")).state.keys()
-        == load(ghost, SMALL, LoadOptions("official")).state.keys()
+        load(ghost, SMALL, CheckpointOptions("timm")).state.keys()
+        == load(ghost, SMALL, CheckpointOptions("official")).state.keys()
     )
     with pytest.raises(InputError, match="by the source paddle; check the file and --source"):
-        load(ghost, SMALL, LoadOptions("paddle"))
+        load(ghost, SMALL, CheckpointOptions("paddle"))
     with pytest.raises(InputError, match="no source is called 'tim'; did you mean timm"):
-        load(ghost, SMALL, LoadOptions("tim"))
+        load(ghost, SMALL, CheckpointOptions("tim"))
 
 
 def test_another_class_count_needs_to_be_asked_for(ghost: Path) -> None:
@@ -407,8 +407,8 @@ def test_another_class_count_needs_to_be_asked_for(ghost: Path) -> None:
         InputError,
         match=r"has 10 classes where 7 are wanted; give --num-classes 10, or --reset-head",
     ):
-        load(ghost, SMALL, LoadOptions(num_classes=7))
-    reset = load(ghost, SMALL, LoadOptions(num_classes=7, reset_head=True))
+        load(ghost, SMALL, CheckpointOptions(num_classes=7))
+    reset = load(ghost, SMALL, CheckpointOptions(num_classes=7, reset_head=True))
     assert reset.state["classifier.weight"].shape == (7, 1280)
     assert any("starts anew" in remark for remark in reset.remarks)
     kept = {
@@ -417,7 +417,7 @@ def test_another_class_count_needs_to_be_asked_for(ghost: Path) -> None:
         if not name.startswith("classifier")
     }
     assert all(np.array_equal(reset.state[name], value) for name, value in kept.items())
-    again = load(ghost, SMALL, LoadOptions(num_classes=7, reset_head=True))
+    again = load(ghost, SMALL, CheckpointOptions(num_classes=7, reset_head=True))
     np.testing.assert_array_equal(
         again.state["classifier.weight"], reset.state["classifier.weight"]
     )

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from repzoo import verbs
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.errors import InputError, RepzooError
-from repzoo.train.recipe import recipe
+from repzoo.training.recipe import recipe
 from repzoo.zoo import catalog, embedded
 
 

@@ -162,7 +162,7 @@ def embedded_input(made: EmbeddedInput, one: Artifact, path: Path) -> View:
         "placed": made.said,
         "certificate": made.certificate.to_json(),
     }
-    prepared = one.needing_preprocess()
+    prepared = one.require_preprocess()
     document |= {
         "input": prepared.input,
         "shape": list(prepared.input_shape),

@@ -31,7 +31,7 @@ from repzoo.verbs.inputs import embed_input
 from repzoo.verbs.loading import load
 from repzoo.zoo import catalog, embedded
 from repzoo.zoo.download import resolve
-from repzoo.zoo.naming import LoadOptions
+from repzoo.zoo.naming import CheckpointOptions
 
 if (
     TYPE_CHECKING
@@ -47,7 +47,7 @@ def trainer() -> Callable[..., Any]:
         MissingExtra: torch or timm is not installed.
     """
     try:
-        from repzoo.train.run import train
+        from repzoo.training.run import train
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "repzoo":
             raise
@@ -102,7 +102,7 @@ def export(
     given = {key: value for key, value in preprocess.items() if value is not None}
     kind, yuv = given.pop("input", "float"), given.pop("yuv", None)
     shipped = _shipped(model, options, labels, given) if model in embedded.names() else None
-    usual = shipped.needing_preprocess() if shipped else catalog.spec(model).preprocess
+    usual = shipped.require_preprocess() if shipped else catalog.spec(model).preprocess
     prepared = Preprocess.from_mapping({**asdict(usual), **given})
     replace(
         prepared, input=kind, yuv=yuv or prepared.yuv
@@ -172,7 +172,7 @@ def _built(model: str, classes: int, options: ExportOptions) -> tuple[Any, dict[
     from repzoo.zoo import checkpoints
 
     path = resolve(options.checkpoint)
-    loading = LoadOptions(options.source, classes, options.reset_head, options.ema, options.seed)
+    loading = CheckpointOptions(options.source, classes, options.reset_head, options.ema, options.seed)
     found = checkpoints.load(path, model, loading)
     return checkpoints.module_of(found), {
         "weights": path.name,
@@ -182,7 +182,7 @@ def _built(model: str, classes: int, options: ExportOptions) -> tuple[Any, dict[
 
 
 def convert(
-    checkpoint: str | Path, model: str, options: LoadOptions | None = None
+    checkpoint: str | Path, model: str, options: CheckpointOptions | None = None
 ) -> tuple[bytes, Loaded]:
     """(.safetensors file, what is in it): the weights of a checkpoint of any known source, in the catalog's naming.
 

@@ -20,7 +20,7 @@ from repzoo import __version__
 from repzoo.errors import InputError, MissingExtra
 from repzoo.zoo import catalog, families
 from repzoo.zoo.containers import Table, read
-from repzoo.zoo.naming import COUNTER, HEADS, LoadOptions, RenamedWeights, to_catalog_names
+from repzoo.zoo.naming import COUNTER, HEADS, CheckpointOptions, RenamedWeights, to_catalog_names
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -44,14 +44,14 @@ class Loaded:
     remarks: tuple[str, ...] = field(default=())
 
 
-def load(path: Path, model: str, options: LoadOptions | None = None) -> Loaded:
+def load(path: Path, model: str, options: CheckpointOptions | None = None) -> Loaded:
     """The weights in the file at `path` for the catalog model `model`.
 
     Raises:
         InputError: unreadable or refused file, weights of another model (which one fits is said), tensors that are missing or too
             many, another number of classes without `reset_head`, values that are not finite.
     """
-    options, row = options or LoadOptions(), catalog.spec(model)
+    options, row = options or CheckpointOptions(), catalog.spec(model)
     found = _named(path, row.family, options)
     if found.classes is None or found.scheme.family != row.family:
         raise InputError(f"{path} is of {found.scheme.title}, not of {model}{_fitting(found)}")
@@ -119,7 +119,7 @@ def _on_meta(model: str, form: str, classes: int, two_heads: bool) -> torch.nn.M
         return families.deploy_form(module) if form == "deploy" else module
 
 
-def _named(path: Path, family: str, options: LoadOptions) -> RenamedWeights:
+def _named(path: Path, family: str, options: CheckpointOptions) -> RenamedWeights:
     contents = read(path)
     try:
         return to_catalog_names(contents, family, options.source, options.ema)
@@ -212,7 +212,7 @@ def _plain(
 
 
 def _with_new_head(
-    path: Path, model: str, found: RenamedWeights, state: Table, options: LoadOptions
+    path: Path, model: str, found: RenamedWeights, state: Table, options: CheckpointOptions
 ) -> Table:
     if not options.reset_head:
         raise InputError(

@@ -41,7 +41,7 @@ HEADS = {
 
 
 @dataclass(frozen=True)
-class LoadOptions:
+class CheckpointOptions:
     """How a checkpoint is read.
 
     source       whose naming it has, or "auto": found by inspection

@@ -478,7 +478,7 @@ def test_weights_in_constant_nodes_are_jittered(
 def test_a_wrong_fold_raises_and_the_command_leaves_no_file(
     before: Artifact, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before.write(tmp_path / "in.onnx")
+    before.save(tmp_path / "in.onnx")
     good = run("fold", tmp_path / "in.onnx", "-o", tmp_path / "good.onnx", "--json")
     assert good.code == 0
     assert good.document["equal"] is True

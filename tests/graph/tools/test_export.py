@@ -95,7 +95,7 @@ def test_every_opset_keeps_every_batchnorm_and_the_values(
 
 def test_the_file_says_all_of_it(small: nn.Module, tmp_path: Path) -> None:
     made = export(small, "small", PREPROCESS, ("a", "b", "c"), STEP)
-    made.write(tmp_path / "small.onnx")
+    made.save(tmp_path / "small.onnx")
     read = Artifact.read(tmp_path / "small.onnx")
     assert read.preprocess == PREPROCESS
     assert read.labels == ("a", "b", "c")

@@ -60,7 +60,7 @@ def gate_inputs() -> npt.NDArray[np.float32]:
     data = open_source("digits").held_out()
     some = data.subset(range(0, len(data), 6))
     return np.concatenate(
-        [one.inputs for one in batches(some, small().needing_preprocess(), 64, ReadReport())]
+        [one.inputs for one in batches(some, small().require_preprocess(), 64, ReadReport())]
     )
 
 

@@ -17,7 +17,7 @@ from tests.quant.conftest import add, sets, small
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import CalibrationStream, collect_statistics
+from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.rewrites.stages import STAGES, Stage
@@ -72,7 +72,7 @@ def made(kind: str) -> Artifact:
 
 @functools.cache
 def climb(kind: str) -> ladder._Climb:
-    target = Target(engine("onnxruntime"), load_scheme("per-tensor"), search=0)
+    target = Target(engine("onnxruntime"), load_scheme("per-tensor"), search_seconds=0)
     started = ladder._Climb(Gate(made(kind), sets().gate, target.engine, Budget()), target, sets())
     started.calibrate()
     started.raced(0.0)
@@ -85,7 +85,7 @@ def inputs() -> npt.NDArray[np.float32]:
         [
             one.inputs
             for one in batches(
-                sets().calibration, made("plain").needing_preprocess(), 16, ReadReport()
+                sets().calibration, made("plain").require_preprocess(), 16, ReadReport()
             )
         ]
     )
@@ -174,9 +174,9 @@ def test_a_rung_that_would_change_nothing_is_passed_over(kind: str) -> None:
 def test_a_model_that_nothing_helps_is_tried_on_every_rung(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gating, "UNCHANGED", 101.0)
     monkeypatch.setattr(gating, "ENOUGH", 101.0)
-    target = Target(engine("onnxruntime"), load_scheme("per-tensor"), search=0)
+    target = Target(engine("onnxruntime"), load_scheme("per-tensor"), search_seconds=0)
     _, report = ladder.quantize(made("center"), sets(), target, Budget(force=True))
-    tried = [one.recipe for one in report.rungs]
+    tried = [one.stage for one in report.candidates]
     assert {"rounding", "second-order", "equalized", "coarse and fine"} <= {*tried}
     assert tried.index("coarse and fine") < tried.index(
         "equalized, escape 1" if "equalized, escape 1" in tried else tried[-1]
@@ -184,7 +184,7 @@ def test_a_model_that_nothing_helps_is_tried_on_every_rung(monkeypatch: pytest.M
 
 
 def test_what_leaves_int8_for_16_bits_keeps_them_where_a_rewrite_adds_nodes() -> None:
-    target = Target(engine("onnxruntime"), load_scheme("rdk"), search=0)
+    target = Target(engine("onnxruntime"), load_scheme("rdk"), search_seconds=0)
     way = ladder._Climb(Gate(made("center"), sets().gate, target.engine, Budget()), target, sets())
     way.calibrate()
     way.raced(0.0)

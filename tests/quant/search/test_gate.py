@@ -3,48 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import onnx
+from tests.sample_results import latency_ratio, paired_accuracy
 
 from repzoo.artifact import Artifact
 from repzoo.measure.record import Record
+from repzoo.measure.results import ExpectedDrop, PairedAccuracy
 from repzoo.quant.search.gate import Budget, Candidate, CandidateModel
 
-RATIO = Record("ratio", {}, {"ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6})
+Paired = Record[PairedAccuracy]
 
 
-def counted(n: int = 256, changed: int = 0, lost: int = 0, labeled: bool = True) -> Record:
+def counted(n: int = 256, changed: int = 0, lost: int = 0, labeled: bool = True) -> Paired:
     """Of `changed` predictions `lost` were right before, and none of them is now."""
-    drop = 100 * lost / n
-    values: dict[str, Any] = {
-        "n": n,
-        "drop": drop,
-        "drop_low": drop - 1,
-        "drop_high": drop + 1,
-        "lost": lost,
-        "gained": 0,
-    }
-    return Record(
-        "paired", {}, {**values, "same_prediction": 100 * (1 - changed / n), "labeled": labeled}
+    same_prediction = 100 * (1 - changed / n)
+    values = paired_accuracy(
+        100 * lost / n, n=n, lost=lost, same_prediction=same_prediction, labeled=labeled
     )
+    return Record({}, values)
 
 
 def told(
-    record: Record, changed: float, drop: float, error: float = 0.1, snr_db: float = 30.0
-) -> Record:
+    record: Paired, changed: float, drop: float, error: float = 0.1, snr_db: float = 30.0
+) -> Paired:
     """`record`, with what the logits say is to be expected, in percent."""
-    more = {
-        "expected_changed": changed,
-        "expected_drop": drop,
-        "expected_drop_error": error,
-        "logits_snr_db": snr_db,
-    }
-    return replace(record, values={**record.values, **more})
+    expected = ExpectedDrop(changed=changed, changed_error=0.1, drop=drop, drop_error=error)
+    values = replace(record.values, expected=expected, logits_snr_db=snr_db)
+    return replace(record, values=values)
 
 
-def attempt(record: Record, ratio: float = 0.5) -> CandidateModel:
-    budget, timed = Budget(), replace(RATIO, values={**RATIO.values, "ratio": ratio})
+def attempt(record: Paired, ratio: float = 0.5) -> CandidateModel:
+    budget, timed = Budget(), Record({}, latency_ratio(ratio))
     verdict = not budget.refuses(record), budget.meets(record), budget.holds(record)
     return CandidateModel(
         Artifact(onnx.ModelProto(), "model"),

@@ -18,6 +18,7 @@ from PIL import Image
 pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not installed")
 
 from tests.quant.conftest import sets, small
+from tests.sample_results import latency_ratio
 
 from repzoo import verbs
 from repzoo.artifact import Artifact
@@ -61,7 +62,7 @@ def gray() -> QuantizationSplit:
 @functools.cache
 def linear() -> Artifact:
     """The classifier of the nearest mean: one linear layer, so that no placement can avoid quantizing its input."""
-    train, preprocess = open_source("digits").join("train"), small().needing_preprocess()
+    train, preprocess = open_source("digits").join("train"), small().require_preprocess()
     inputs = np.concatenate(
         [one.inputs for one in batches(train, preprocess, 64, ReadReport())]
     ).reshape(len(train), -1)
@@ -85,7 +86,7 @@ def quantize(
     return ladder.quantize(
         artifact or deploy(),
         split,
-        Target(engine("onnxruntime"), load_scheme(name), search=0),
+        Target(engine("onnxruntime"), load_scheme(name), search_seconds=0),
         budget,
     )
 
@@ -98,20 +99,18 @@ def test_a_good_model_passes_and_says_what_was_done() -> None:
     assert [step.verb for step in made.steps][-1] == "quantize"
     assert made.steps[-1].input_sha256 == deploy().sha256
     assert made.steps[-1].settings["placement"] == report.chosen.placement
-    assert report.chosen in report.rungs
+    assert report.chosen in report.candidates
     assert report.passes
     assert report.chosen.holds
     assert len(report.chosen.layers) >= 1
-    assert report.record.values["drop"] == report.paired.values["drop"]
+    assert report.record.values.drop == report.paired.values.drop
     assert report.record.artifact["sha256"] == made.sha256
     counts = {key: report.record.data[key] for key in ("images", "selection_images", "gate_images")}
     assert counts == {"images": 64, "selection_images": 64, "gate_images": 180}
     onnx.checker.check_model(made.model, full_check=True)
     runs = [accuracy.open_run(one, engine("onnxruntime"), 1) for one in (deploy(), made)]
     measured = accuracy.compare(*accuracy.evaluate(runs, sets().gate, ReadReport()))
-    assert (
-        measured.values["drop"] == report.record.values["drop"]
-    )  # what is shipped is what was gated
+    assert measured.values.drop == report.record.values.drop  # what is shipped is what was gated
 
 
 def test_a_model_proven_broken_is_refused_with_the_numbers_and_the_way_out() -> None:
@@ -162,11 +161,11 @@ def test_a_choice_that_the_gate_refuses_is_not_mended_by_the_gate() -> None:
     with pytest.raises(GateError, match="above the budget"):
         quantize(blind, Budget(), artifact=linear())
     _, report = quantize(blind, Budget(force=True), artifact=linear())
-    assert [rung.recipe for rung in report.rungs] == [STAGES[0].name]
+    assert [rung.stage for rung in report.candidates] == [STAGES[0].name]
     assert report.chosen.holds
     assert not report.passes
     assert (
-        report.record.values["culprits"][0]["side"] == "activation"
+        report.record.values.culprits[0]["side"] == "activation"
     )  # by the gate's images; by the gray ones it is flawless
 
 
@@ -200,7 +199,7 @@ def test_every_rung_is_reached_from_every_placement(
     monkeypatch.setattr(gating, "ENOUGH", 101.0)
     monkeypatch.setattr(gating, "UNCHANGED", 101.0)
     _, report = quantize(gray(), Budget(force=True), artifact=artifact())
-    assert len(report.rungs) > (
+    assert len(report.candidates) > (
         2 if artifact is linear else 3
     )  # of one layer there is nothing less to be had than that one
 
@@ -212,7 +211,7 @@ def test_what_is_tried_last_reaches_down_to_the_least_in_int8(alike: int) -> Non
     first, *others = places.starting_placements()
     sizes = [(places.count(one), len(one.tensors)) for one in (first, *others)]
     assert sizes == sorted(sizes, reverse=True)
-    alone = Record("ratio", {}, {"ratio": 1.0})
+    alone = Record({}, latency_ratio(1.0))
     near = tuple(search.TimedPlacement(one, alone) for one in others[:alike])
     climb, best = (
         SimpleNamespace(places=places),
@@ -232,7 +231,7 @@ def test_force_passes_it_and_marks_it() -> None:
     assert not report.passes
     assert report.warnings[0].startswith("forced: the drop of ")
     assert made.steps[-1].settings["force"] is True
-    assert report.record.values["drop_low"] > 0.3
+    assert report.record.values.drop_low > 0.3
 
 
 def test_too_few_images_to_exclude_a_drop_are_warned_about() -> None:
@@ -253,8 +252,8 @@ def test_the_same_images_and_placement_give_the_same_drops(monkeypatch: pytest.M
         lambda one: [one.placement("everything", ["flat", "output"])],
     )
     first, second = (quantize(sets(), Budget(max_drop=1.0), artifact=linear())[1] for _ in range(2))
-    assert [rung.paired.values for rung in first.rungs] == [
-        rung.paired.values for rung in second.rungs
+    assert [rung.paired.values for rung in first.candidates] == [
+        rung.paired.values for rung in second.candidates
     ]
     assert first.paired.samples == second.paired.samples
 
@@ -277,7 +276,7 @@ def test_an_unreadable_gate_image_is_told() -> None:
         replace(sets(), gate=replace(gate, load=load)), Budget(1.0), artifact=linear()
     )
     assert f"left out: {gate.keys[5]} is broken" in report.warnings
-    assert report.paired.values["n"] == len(gate) - 1
+    assert report.paired.values.n == len(gate) - 1
 
 
 def test_an_unreadable_image_of_the_ranges_shifts_no_margin() -> None:
@@ -289,7 +288,7 @@ def test_an_unreadable_image_of_the_ranges_shifts_no_margin() -> None:
             raise UnreadableImage(f"{key} is broken")
         return split.calibration.load(key)
 
-    target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search=0)
+    target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search_seconds=0)
     broken = replace(split, calibration=replace(split.calibration, load=load))
     climb = ladder._Climb(
         gating.Gate(linear(), split.gate, target.engine, Budget()), target, broken
@@ -327,7 +326,7 @@ def test_unknown_schemes_offer_the_nearest() -> None:
 
 def test_fewer_layers_take_over_what_was_worked_out() -> None:
     """Leaving a layer in float changes no number of the others, so that it need not be planned anew."""
-    target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search=0)
+    target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search_seconds=0)
     climb = ladder._Climb(
         gating.Gate(small(), sets().gate, target.engine, Budget()), target, sets()
     )
@@ -403,9 +402,9 @@ def test_no_worse_than_onnxruntimes_own_quantizer() -> None:
     _, theirs = recipes.quantize(
         small(), sets(), engine("onnxruntime"), "ort-static", Budget(force=True)
     )
-    assert ours.paired.values["drop"] <= theirs.paired.values["drop"] + 1
+    assert ours.paired.values.drop <= theirs.paired.values.drop + 1
     assert (
-        ours.paired.values["same_prediction"] >= theirs.paired.values["same_prediction"] - 2.5
+        ours.paired.values.same_prediction >= theirs.paired.values.same_prediction - 2.5
     )  # 4 of 180: the fastest placement here may be any
 
 
@@ -419,7 +418,8 @@ def test_rungs_are_told_apart_by_their_logits_where_a_model_does_not_say_how_man
     assert not artifact.num_classes
     found = (
         gating.FloatComparison(artifact, sets().selection, engine("onnxruntime"))
-        .paired(artifact)
+        .compare(artifact)
         .values
     )
-    assert (found["expected_changed"], found["expected_drop"]) == (0, 0)
+    assert found.expected is not None
+    assert (found.expected.changed, found.expected.drop) == (0, 0)

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.quant.network.test_placement import graph
+from tests.sample_results import latency_ratio
 
 from repzoo.measure import stats
 from repzoo.measure.record import Record
+from repzoo.measure.results import LatencyRatio
 from repzoo.measure.stats import Interval
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.search import placement_search as search
@@ -44,12 +46,11 @@ class Machine(search.PlacementRace):
         low, *_, high = sorted(readings)[1:8]
         return Interval(float(np.median(readings)), low, high)
 
-    def over_float(self, placements: Sequence[Placement], seconds: float) -> list[Record]:
+    def over_float(
+        self, placements: Sequence[Placement], seconds: float
+    ) -> list[Record[LatencyRatio]]:
         found = [self._ratio(self.cost(one), sum(FLOAT.values())) for one in placements]
-        return [
-            Record("ratio", {}, {"ratio": one.value, "ratio_low": one.low, "ratio_high": one.high})
-            for one in found
-        ]
+        return [Record({}, latency_ratio(one.value, one.low, one.high)) for one in found]
 
     def over(
         self, base: Placement, placements: Sequence[Placement], openings: int = 1
@@ -146,7 +147,9 @@ def test_a_start_that_is_slow_is_not_timed_with_care_but_stays_among_the_others(
     timed: list[Placement] = []
 
     class Watched(Machine):
-        def over_float(self, placements: Sequence[Placement], seconds: float) -> list[Record]:
+        def over_float(
+            self, placements: Sequence[Placement], seconds: float
+        ) -> list[Record[LatencyRatio]]:
             timed.extend(placements)
             return super().over_float(placements, seconds)
 

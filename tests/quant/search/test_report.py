@@ -172,7 +172,7 @@ def test_a_qdq_file_means_the_same_on_every_engine(
     model, data = onnx.load(tmp_path / "out.onnx"), open_source("digits").held_out()
     some = data.subset(range(0, len(data), 3))
     inputs = np.concatenate(
-        [one.inputs for one in batches(some, small().needing_preprocess(), 64, ReadReport())]
+        [one.inputs for one in batches(some, small().require_preprocess(), 64, ReadReport())]
     )
     truth = engine("reference").open(model).run(inputs)
     margins = np.diff(np.sort(truth, axis=1)[:, -2:], axis=1)[:, 0]

@@ -17,7 +17,7 @@ import onnx
 from repzoo.engines import Array
 from repzoo.errors import InputError
 from repzoo.privacy import unreported
-from repzoo.quant.baselines.onnxruntime import copied, first_line, quiet
+from repzoo.quant.baselines.onnxruntime import copy_model, first_line, quiet
 from repzoo.quant.baselines.registry import QuantizerTask
 
 _LOGGER = logging.getLoggerClass()
@@ -33,7 +33,7 @@ def default(task: QuantizerTask) -> onnx.ModelProto:
     """nncf.quantize with its defaults, on all calibration images."""
     with quiet(), _refusals():
         made: onnx.ModelProto = nncf.quantize(
-            copied(task.model), _images(task), subset_size=len(task.images)
+            copy_model(task.model), _images(task), subset_size=len(task.images)
         )
         return made
 
@@ -58,7 +58,7 @@ def accuracy_control(task: QuantizerTask) -> onnx.ModelProto:
     with quiet(), _refusals():
         checked = nncf.Dataset(labeled, lambda item: {task.input_name: item[0]})
         made: onnx.ModelProto = nncf.quantize_with_accuracy_control(
-            copied(task.model),
+            copy_model(task.model),
             _images(task),
             checked,
             validate,

@@ -46,7 +46,7 @@ def _ort(task: QuantizerTask, per_channel: bool) -> onnx.ModelProto:
             target = Path(folder) / "int8.onnx"
             try:
                 quantization.quantize_static(
-                    copied(task.model),
+                    copy_model(task.model),
                     target,
                     Reader(),
                     quant_format=quantization.QuantFormat.QDQ,
@@ -61,7 +61,7 @@ def _ort(task: QuantizerTask, per_channel: bool) -> onnx.ModelProto:
             return onnx.load(target)
 
 
-def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """Both packages change the model that they are given."""
     made = onnx.ModelProto()
     made.CopyFrom(model)

@@ -83,7 +83,7 @@ def load_quantizer(name: str) -> Quantizer:
     return found
 
 
-def task(
+def make_task(
     artifact: Artifact,
     calibration: Dataset,
     gate: Dataset,
@@ -96,7 +96,7 @@ def task(
     Raises:
         InputError: no calibration image can be read, or classes that do not fit.
     """
-    preprocess = artifact.needing_preprocess()
+    preprocess = artifact.require_preprocess()
     images: list[Array] = []
     for batch in batches(calibration, preprocess, 16, report):
         images.extend(batch.inputs[index : index + 1] for index in range(len(batch.inputs)))
@@ -139,10 +139,10 @@ def quantize(
     Raises:
         InputError: unknown recipe, a model or images that it cannot use; MissingExtra; GateError: see ladder.quantize.
     """
-    gate.require_deploy(artifact)
+    gate.require_folded(artifact)
     made_by, started, report = load_quantizer(name), time.perf_counter(), ReadReport()
     model = made_by(
-        task(artifact, split.calibration, split.gate, budget.max_drop, report, progress)
+        make_task(artifact, split.calibration, split.gate, budget.max_drop, report, progress)
     )
     report.check(split.calibration.name, len(split.calibration))
     judge = gate.Gate(artifact, split.gate, engine, budget, progress)
@@ -153,5 +153,5 @@ def quantize(
         "images": len(split.calibration),
         "selection_images": 0,
     }
-    context = gate.ReportContext(settings, data, budget, report.sentences(), started, {})
+    context = gate.ReportContext(settings, data, budget, report.sentences(), started)
     return judge.concluded(attempt, [attempt.rung], attempt.rung.paired, context)

@@ -33,8 +33,15 @@ from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
 from repzoo.errors import GateError, InputError
 from repzoo.measure import accuracy, latency
-from repzoo.measure.expected_drop import Margins, drop_interval, expected_drop_values
+from repzoo.measure.expected_drop import Margins, expected_drop, snr_db
 from repzoo.measure.record import Record, identity_of
+from repzoo.measure.results import (
+    CandidateSummary,
+    LatencyRatio,
+    PairedAccuracy,
+    PlacementTrial,
+    QuantizeSummary,
+)
 from repzoo.progress import Progress, silent
 from repzoo.quant.parameters import sqnr as diagnose
 from repzoo.quant.parameters.sqnr import LayerSqnr
@@ -58,40 +65,39 @@ class Budget:
     max_drop: float = 0.3
     force: bool = False
 
-    def refuses(self, paired: Record) -> bool:
+    def refuses(self, paired: Record[PairedAccuracy]) -> bool:
         """Whether `paired` proves a drop above the budget."""
-        return bool(
-            paired.values["drop_low"] > self.max_drop + (0 if paired.values["labeled"] else CHANGES)
-        )
+        allowed = self.max_drop + (0 if paired.values.labeled else CHANGES)
+        return paired.values.drop_low > allowed
 
-    def holds(self, paired: Record) -> bool:
+    def holds(self, paired: Record[PairedAccuracy]) -> bool:
         """Whether `paired` leaves nothing to be wished for: the budget met, and hardly a prediction changed. Where it is known what is to
         be expected, that is what counts, and its error with it: more rungs cost seconds, not latency. The predictions that did change
         may be more by chance (one standard deviation).
         """
         values, most = paired.values, 100 - UNCHANGED
-        changed = 100 - values["same_prediction"]
-        if "expected_changed" not in values:
-            return self.meets(paired) and bool(changed <= most)
-        chance, told = math.sqrt(100 * changed / values["n"]), values["expected_changed"]
-        lost = (
-            min(told, values["expected_drop"] + values["expected_drop_error"])
-            if values["labeled"]
-            else 0.0
-        )
-        return self.meets(paired) and bool(
-            told <= most and lost <= self.max_drop and changed - chance <= most
-        )
+        changed = 100 - values.same_prediction
+        expected = values.expected
+        if expected is None:
+            return self.meets(paired) and changed <= most
+        chance = math.sqrt(100 * changed / values.n)
+        lost = 0.0
+        if values.labeled:
+            lost = min(expected.changed, expected.drop + expected.drop_error)
+        is_unchanged = expected.changed <= most and changed - chance <= most
+        return self.meets(paired) and is_unchanged and lost <= self.max_drop
 
-    def meets(self, paired: Record) -> bool:
+    def meets(self, paired: Record[PairedAccuracy]) -> bool:
         """Whether the drop less what chance makes of so many changed answers (one standard deviation: each is lost or gained) is within
         the budget: one image of 256 is more than 0.3 points. So must be the drop to be expected, less its error, where it is known.
         Without labels, all that counts are the predictions.
         """
-        values = paired.values
-        chance = 100 * math.sqrt(values["lost"] + values["gained"]) / values["n"]
-        told = values.get("expected_drop", 0.0) - values.get("expected_drop_error", 0.0)
-        return not values["labeled"] or bool(max(values["drop"] - chance, told) <= self.max_drop)
+        values, expected = paired.values, paired.values.expected
+        if not values.labeled:
+            return True
+        chance = 100 * math.sqrt(values.discordant) / values.n
+        expected_drop = expected.drop - expected.drop_error if expected else 0.0
+        return max(values.drop - chance, expected_drop) <= self.max_drop
 
 
 @dataclass(frozen=True)
@@ -104,10 +110,10 @@ class Candidate:
     layers   its noise, worst first; empty where the recipe does not say
     """
 
-    recipe: str
+    stage: str
     placement: str
-    paired: Record
-    ratio: Record
+    paired: Record[PairedAccuracy]
+    ratio: Record[LatencyRatio]
     passes: bool
     within: bool
     holds: bool
@@ -117,20 +123,22 @@ class Candidate:
     @property
     def enough(self) -> bool:
         """Whether it passes and nothing that costs latency need be tried."""
-        return self.holds or (self.within and self.paired.values["same_prediction"] >= ENOUGH)
+        return self.holds or (self.within and self.paired.values.same_prediction >= ENOUGH)
 
-    def to_json(self) -> dict[str, Any]:
+    def summary(self) -> CandidateSummary:
         """Without samples, and of the layers only the culprits, where it does not hold."""
-        own: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("recipe", "placement", "passes", "within", "holds", "seconds")
-        }
-        own["culprits"] = (
-            []
-            if self.holds
-            else [one.to_json() for one in diagnose.noisiest_layers(self.layers, BLAMED)]
+        culprits = [] if self.holds else diagnose.noisiest_layers(self.layers, BLAMED)
+        return CandidateSummary(
+            recipe=self.stage,
+            placement=self.placement,
+            passes=self.passes,
+            within=self.within,
+            holds=self.holds,
+            seconds=self.seconds,
+            culprits=tuple(one.to_json() for one in culprits),
+            paired=self.paired.values,
+            ratio=self.ratio.values,
         )
-        return {**own, **self.paired.values, **self.ratio.values}
 
 
 @dataclass(frozen=True)
@@ -138,10 +146,10 @@ class QuantReport:
     """What was tried and what was chosen, `paired` on the gate images; `record` goes to the results, `warnings` to the person."""
 
     chosen: Candidate
-    rungs: tuple[Candidate, ...]
-    paired: Record
+    candidates: tuple[Candidate, ...]
+    paired: Record[PairedAccuracy]
     passes: bool
-    record: Record
+    record: Record[QuantizeSummary]
     warnings: tuple[str, ...] = ()
 
 
@@ -157,19 +165,20 @@ class CandidateModel:
         """What makes it the better: it holds, it is enough, it passes, less noise on the logits for its latency, smaller drop."""
         rung, values = self.rung, self.rung.paired.values
         price = WORTH_DB if rung.enough else SHORT_DB
-        worth = values.get("logits_snr_db", 0.0) - price * 100 * math.log(
-            rung.ratio.values["ratio"]
-        )
-        return rung.holds, rung.enough, rung.passes, worth, -values["drop"]
+        worth = (values.logits_snr_db or 0.0) - price * 100 * math.log(rung.ratio.values.ratio)
+        return rung.holds, rung.enough, rung.passes, worth, -values.drop
 
 
 @dataclass(frozen=True)
 class ReportContext:
     """What a report says besides measurements.
 
-    settings  of the step that is written into the model; data: names and counts of the images; extras: more values of the Record
-    remarks   on the images
-    started   time.perf_counter() when the work began
+    settings          of the step that is written into the model
+    data              names and counts of the images
+    remarks           on the images
+    started           time.perf_counter() when the work began
+    placement_trials  moves that the placement search tried; None where there was no search
+    stages            seconds that each part of the work took; None where they were not timed
     """
 
     settings: Mapping[str, Any]
@@ -177,7 +186,8 @@ class ReportContext:
     budget: Budget
     remarks: Sequence[str]
     started: float
-    extras: Mapping[str, Any]
+    placement_trials: tuple[PlacementTrial, ...] | None = None
+    stages: Mapping[str, float] | None = None
 
 
 class FloatComparison:
@@ -200,7 +210,7 @@ class FloatComparison:
         self.report = ReadReport()
         self._float: accuracy.ModelPredictions | None = None
 
-    def paired(self, made: Artifact) -> Record:
+    def compare(self, made: Artifact) -> Record[PairedAccuracy]:
         """`made` against the float model, image by image."""
         runs = [
             accuracy.open_run(one, self.engine)
@@ -213,8 +223,10 @@ class FloatComparison:
         if not self.images.labeled:
             first, second = (replace(one, targets=self._float.top[:, 0]) for one in (first, second))
         paired = accuracy.compare(first, second)
-        more = self._told(first, second) if self._keeping else {}
-        return replace(paired, values={**paired.values, **more, "labeled": self.images.labeled})
+        values = replace(paired.values, labeled=self.images.labeled)
+        if self._keeping:
+            values = self._with_expected_drop(values, first, second)
+        return replace(paired, values=values)
 
     def add_margins(self, images: Dataset, found: Margins) -> None:
         """Count with the float model's margins on other `images` of the kind, too."""
@@ -226,15 +238,23 @@ class FloatComparison:
         )
         self._more.append((found, targets))
 
-    def _told(
-        self, first: accuracy.ModelPredictions, second: accuracy.ModelPredictions
-    ) -> dict[str, float]:
-        """What the logits say: see measure.expected."""
+    def _with_expected_drop(
+        self,
+        values: PairedAccuracy,
+        first: accuracy.ModelPredictions,
+        second: accuracy.ModelPredictions,
+    ) -> PairedAccuracy:
+        """`values` with what the logits of both models say (measure.expected_drop)."""
         assert first.logits is not None
         assert second.logits is not None
-        known, targets = zip((Margins.of(first.logits), first.targets), *self._more, strict=True)
-        return expected_drop_values(
-            Margins.joined(known), np.concatenate(targets), first.logits, second.logits
+        known, targets = zip(
+            (Margins.from_logits(first.logits), first.targets), *self._more, strict=True
+        )
+        margins, all_targets = Margins.concatenate(known), np.concatenate(targets)
+        return replace(
+            values,
+            expected=expected_drop(margins, all_targets, first.logits, second.logits),
+            logits_snr_db=snr_db(first.logits, second.logits),
         )
 
 
@@ -256,7 +276,9 @@ class Gate:
         """Each of `models`, to be timed on one thread."""
         return [latency.case(one, self.engine) for one in models]
 
-    def timed(self, models: Sequence[Artifact], seconds: float | None = None) -> list[Record]:
+    def timed(
+        self, models: Sequence[Artifact], seconds: float | None = None
+    ) -> list[Record[LatencyRatio]]:
         """Latency of each model over the float one's, over as many openings as the seconds allow."""
         cases = self.cases([self.artifact, *models])
         latency.run(
@@ -265,7 +287,12 @@ class Gate:
         return [latency.ratio(one, cases[0]) for one in cases[1:]]
 
     def rung(
-        self, recipe: str, placement: str, paired: Record, ratio: Record, started: float
+        self,
+        recipe: str,
+        placement: str,
+        paired: Record[PairedAccuracy],
+        ratio: Record[LatencyRatio],
+        started: float,
     ) -> Candidate:
         """A Rung with its verdicts; `started` by time.perf_counter()."""
         verdict = (
@@ -281,14 +308,15 @@ class Gate:
         """A model that another recipe made, whose placement and noise are not known, measured on the gate's images."""
         started = time.perf_counter()
         return CandidateModel(
-            made, self.rung(recipe, recipe, self.judge.paired(made), self.timed([made])[0], started)
+            made,
+            self.rung(recipe, recipe, self.judge.compare(made), self.timed([made])[0], started),
         )
 
     def concluded(
         self,
         best: CandidateModel,
         rungs: Sequence[Candidate],
-        paired: Record,
+        paired: Record[PairedAccuracy],
         context: ReportContext,
         blame: Callable[[], tuple[LayerSqnr, ...]] = tuple,
     ) -> tuple[Artifact, QuantReport]:
@@ -305,7 +333,7 @@ class Gate:
         if said and not self.budget.force:
             raise GateError(said)
         settings = {
-            "recipe": rung.recipe,
+            "recipe": rung.stage,
             "placement": rung.placement,
             **context.settings,
             **({"gate": said} if said else {}),
@@ -321,7 +349,7 @@ class Gate:
             "labeled": images.labeled,
         }
         engine = {"name": self.engine.name, "version": self.engine.version()}
-        record = Record("quantize", identity_of(made), values, engine, data)
+        record = Record(identity_of(made), values, engine, data)
         remarks = (
             *context.remarks,
             *self.judge.report.sentences(),
@@ -329,14 +357,17 @@ class Gate:
         )
         return made, QuantReport(rung, shown, paired, passes, record, tuple(dict.fromkeys(remarks)))
 
-    def _refusal(self, rung: Candidate, paired: Record) -> str:
+    def _refusal(self, rung: Candidate, paired: Record[PairedAccuracy]) -> str:
         values, budget = paired.values, self.budget.max_drop
         blamed = [one.sentence() for one in diagnose.noisiest_layers(rung.layers, BLAMED)]
         where = f"Most noise comes from {'; '.join(blamed)}. " if blamed else ""
-        interval = f"{values['drop']:.2f} %s (95 %% interval {values['drop_low']:.2f} to {values['drop_high']:.2f}, {values['n']} images)"
+        interval = (
+            f"{values.drop:.2f} %s (95 %% interval {values.drop_low:.2f} to {values.drop_high:.2f}, "
+            f"{values.n} images)"
+        )
         loses = (
             f"loses {interval % 'points of Top-1'}, above the budget of {budget}"
-            if values["labeled"]
+            if values.labeled
             else f"changes {interval % '% of the predictions'}, more than the {budget + CHANGES:g} % that pass without labels"
         )
         return (
@@ -356,7 +387,7 @@ def classed(images: Dataset, artifact: Artifact) -> Dataset:
     )
 
 
-def require_deploy(artifact: Artifact) -> None:
+def require_folded(artifact: Artifact) -> None:
     """Refuse what is not a folded float model."""
     if artifact.form != "deploy":
         raise InputError(
@@ -364,70 +395,68 @@ def require_deploy(artifact: Artifact) -> None:
         )
 
 
-def _warnings(rung: Candidate, found: Record, budget: Budget) -> list[str]:
+def _warnings(rung: Candidate, found: Record[PairedAccuracy], budget: Budget) -> list[str]:
     paired, ratio, said = found.values, rung.ratio.values, []
     if budget.refuses(found):
         said.append(
-            f"forced: the drop of {paired['drop']:.2f} points is above the budget of {budget.max_drop}"
+            f"forced: the drop of {paired.drop:.2f} points is above the budget of {budget.max_drop}"
         )
-    elif not paired["labeled"]:
+    elif not paired.labeled:
         said.append(
-            f"the images have no labels: at most {paired['drop_high']:.2f} points can be lost ({paired['drop']:.2f} % of the "
+            f"the images have no labels: at most {paired.drop_high:.2f} points can be lost ({paired.drop:.2f} % of the "
             f"predictions changed); whether it is {budget.max_drop} takes labeled images"
         )
-    elif paired["drop_high"] > budget.max_drop:
+    elif paired.drop_high > budget.max_drop:
         said.append(
-            f"{paired['n']} images cannot exclude a drop of up to {paired['drop_high']:.2f} points (budget {budget.max_drop})"
+            f"{paired.n} images cannot exclude a drop of up to {paired.drop_high:.2f} points (budget {budget.max_drop})"
             f"{_to_be_expected(paired)}"
         )
-    if paired["same_prediction"] < UNCHANGED:
+    if paired.same_prediction < UNCHANGED:
         said.append(
-            f"{100 - paired['same_prediction']:.1f} % of the predictions differ from the float model's"
+            f"{100 - paired.same_prediction:.1f} % of the predictions differ from the float model's"
         )
-    if ratio["ratio_low"] > 1:
-        said.append(
-            f"INT8 takes {ratio['ratio']:.2f} times as long as float on this engine and host"
-        )
+    if ratio.ratio_low > 1:
+        said.append(f"INT8 takes {ratio.ratio:.2f} times as long as float on this engine and host")
     return said
 
 
-def _to_be_expected(paired: Mapping[str, Any]) -> str:
-    if "expected_drop" not in paired:
+def _to_be_expected(paired: PairedAccuracy) -> str:
+    if paired.expected is None:
         return ""
-    low, high = drop_interval(paired)
-    return f"; from the noise on their logits {paired['expected_drop']:z.2f} is to be expected (95 % interval {low:z.2f} to {high:z.2f})"
+    low, high = paired.expected.drop_interval()
+    return (
+        f"; from the noise on their logits {paired.expected.drop:z.2f} is to be expected "
+        f"(95 % interval {low:z.2f} to {high:z.2f})"
+    )
 
 
 def _values(
-    rungs: Sequence[Candidate], chosen: Candidate, paired: Record, context: ReportContext
-) -> dict[str, Any]:
-    keys = (
-        "drop",
-        "drop_low",
-        "drop_high",
-        "p_value",
-        "same_prediction",
-        "labeled",
-        "logits_snr_db",
-    )
-    shown = {
-        key: value
-        for key, value in paired.values.items()
-        if key in keys or key.startswith("expected_")
-    }
-    ratio = {
-        f"latency_{key}": chosen.ratio.values[key] for key in ("ratio", "ratio_low", "ratio_high")
-    }
+    rungs: Sequence[Candidate],
+    chosen: Candidate,
+    paired: Record[PairedAccuracy],
+    context: ReportContext,
+) -> QuantizeSummary:
+    values, ratio = paired.values, chosen.ratio.values
     blamed = () if context.budget.holds(paired) else diagnose.noisiest_layers(chosen.layers)
-    return {
-        **shown,
-        **ratio,
-        "recipe": chosen.recipe,
-        "placement": chosen.placement,
-        "rungs": [rung.to_json() for rung in rungs],
-        "seconds": round(time.perf_counter() - context.started, 1),
-        "culprits": [one.to_json() for one in blamed],
-        "layers": [one.to_json() for one in chosen.layers],
-        "max_drop": context.budget.max_drop,
-        **context.extras,
-    }
+    return QuantizeSummary(
+        drop=values.drop,
+        drop_low=values.drop_low,
+        drop_high=values.drop_high,
+        p_value=values.p_value,
+        same_prediction=values.same_prediction,
+        expected=values.expected,
+        logits_snr_db=values.logits_snr_db,
+        labeled=values.labeled,
+        latency_ratio=ratio.ratio,
+        latency_ratio_low=ratio.ratio_low,
+        latency_ratio_high=ratio.ratio_high,
+        recipe=chosen.stage,
+        placement=chosen.placement,
+        rungs=tuple(rung.summary() for rung in rungs),
+        seconds=round(time.perf_counter() - context.started, 1),
+        culprits=tuple(one.to_json() for one in blamed),
+        layers=tuple(one.to_json() for one in chosen.layers),
+        max_drop=context.budget.max_drop,
+        placement_trials=context.placement_trials,
+        stages=context.stages,
+    )

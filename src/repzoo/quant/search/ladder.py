@@ -38,13 +38,13 @@ from repzoo.errors import InputError
 from repzoo.graph.tools.pieces import initializer_bytes, trim_heap
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
-from repzoo.quant.calibration.observers import (
+from repzoo.quant.calibration.calibrate import (
     PROBED_BYTES,
     CalibrationStream,
-    Statistics,
     batch_size,
     collect_statistics,
 )
+from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
@@ -87,8 +87,8 @@ class Target:
 
     engine: Engine
     scheme: QuantScheme
-    search: float = SEARCH_SECONDS
-    finetune: int = 0
+    search_seconds: float = SEARCH_SECONDS
+    finetune_epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class _Climb:
     def _inputs(
         self, images: Dataset, report: ReadReport, size: int, read: list[int]
     ) -> Iterator[Inputs]:
-        for batch in batches(images, self.artifact.needing_preprocess(), size, report):
+        for batch in batches(images, self.artifact.require_preprocess(), size, report):
             read.extend(batch.indices)
             yield batch.inputs
 
@@ -344,17 +344,17 @@ class _Climb:
             )
 
         base = self.base(best.recipe.rewrites)
-        options = finetune.FinetuneOptions(self.target.finetune)
-        made = finetune.finetuned(
+        options = finetune.FinetuneOptions(self.target.finetune_epochs)
+        made = finetune.distill(
             base.model,
             best.plan,
             self.scheme,
-            finetune.Lessons(len(images), epoch),
+            finetune.DistillationImages(len(images), epoch),
             options,
             self.gate.progress,
         )
         artifact = self._written(made, self._placed(base, best.timed.placement))
-        name = f"{best.recipe.name}, {self.target.finetune} epochs of fine-tuning"
+        name = f"{best.recipe.name}, {self.target.finetune_epochs} epochs of fine-tuning"
         return self._made(best.recipe, name, best.timed, (artifact, made), started)
 
     def _made(
@@ -370,7 +370,7 @@ class _Climb:
         noise = tuple(diagnose.layer_sqnr(made, self.base(recipe.rewrites).statistics))
         trim_heap()
         rung = self.gate.rung(
-            name, timed.placement.name, self.judge.paired(artifact), timed.ratio, started
+            name, timed.placement.name, self.judge.compare(artifact), timed.ratio, started
         )
         trim_heap()
         return _Made(recipe, timed, made, CandidateModel(artifact, replace(rung, layers=noise)))
@@ -436,7 +436,7 @@ def quantize(
         InputError: not a folded float model, or images that cannot be used.
         GateError: the drop of the rung that the selection images chose is proven above the budget on the gate's.
     """
-    gate.require_deploy(artifact)
+    gate.require_folded(artifact)
     started = time.perf_counter()
     climb = _Climb(Gate(artifact, split.gate, target.engine, budget, progress), target, split)
     if not climb.starts:
@@ -445,10 +445,10 @@ def quantize(
         )
     remarks = climb.calibrate()
     calibrated = time.perf_counter() - started
-    found = climb.raced(min(target.search, calibrated / 2))
+    found = climb.raced(min(target.search_seconds, calibrated / 2))
     best, tried = _chosen(_climbed(climb, found))
     judged = time.perf_counter()
-    paired = climb.gate.judge.paired(best.attempt.artifact)
+    paired = climb.gate.judge.compare(best.attempt.artifact)
     seconds = {
         "calibrate": calibrated,
         "place": found.seconds,
@@ -468,10 +468,8 @@ def quantize(
         budget,
         (*remarks, *climb.judge.report.sentences(), *_left_out()),
         started,
-        {
-            "placement_trials": [one.to_json() for one in found.trials],
-            "stages": {name: round(value, 2) for name, value in seconds.items()},
-        },
+        found.trials,
+        {name: round(value, 2) for name, value in seconds.items()},
     )
     return climb.gate.concluded(best.attempt, tried, paired, context, lambda: climb.blamed(best))
 
@@ -519,7 +517,7 @@ def _climbed(climb: _Climb, found: SearchResult) -> Iterator[_Made]:
     assert best
     if best.attempt.rung.enough:  # what holds is enough
         return
-    if climb.target.finetune:
+    if climb.target.finetune_epochs:
         one = climb.finetuned(best)
         yield one
         if one.attempt.rung.enough:

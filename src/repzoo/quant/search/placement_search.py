@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -26,12 +25,13 @@ from repzoo.artifact import Artifact
 from repzoo.graph.tools.pieces import initializer_bytes
 from repzoo.measure import latency
 from repzoo.measure.record import Record
+from repzoo.measure.results import LatencyRatio, PlacementTrial
 from repzoo.measure.stats import Interval
-from repzoo.quant.calibration.observers import Statistics
+from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer as qdq
-from repzoo.quant.parameters import ranges
+from repzoo.quant.parameters import ranges, scales
 from repzoo.quant.search.gate import Gate
 
 ROUNDS = 9  # of each race: their median's 95 % interval is from the 2nd to the 8th
@@ -51,29 +51,7 @@ class TimedPlacement:
     """A placement with its latency over the float model's."""
 
     placement: Placement
-    ratio: Record
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What changing the side of a group of nodes did. int8: the side that was tried; ratio: latency over that before."""
-
-    group: str
-    nodes: int
-    int8: bool
-    ratio: float
-    low: float
-    high: float
-    kept: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Its fields."""
-        return asdict(self)
-
-    def sentence(self) -> str:
-        """For a person."""
-        side = "in INT8" if self.int8 else "in float"
-        return f"{self.group} ({self.nodes}) {side}: {self.ratio:.2f} of the time ({self.low:.2f} .. {self.high:.2f})"
+    ratio: Record[LatencyRatio]
 
 
 @dataclass(frozen=True)
@@ -85,7 +63,7 @@ class SearchResult:
 
     best: TimedPlacement
     others: tuple[Placement, ...]
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[PlacementTrial, ...] = ()
     seconds: float = 0.0
     alike: tuple[TimedPlacement, ...] = ()
 
@@ -104,7 +82,7 @@ class PlacementRace:
         self._gate, self._model, self._scheme, self.places = gate, model, scheme, places
         spans = {name: ranges.minmax(one) for name, one in seen.histograms.items()}
         self._numbers = {
-            name: ranges.uint8_parameters(*span, scheme.activation_symmetric)
+            name: scales.uint8_parameters(*span, scheme.activation_symmetric)
             for name, span in spans.items()
         }
         layers = [node.output[0] for node in places.layers]
@@ -113,7 +91,9 @@ class PlacementRace:
             np.clip(TOGETHER_BYTES // max(1, initializer_bytes(gate.artifact.model)), *TOGETHER)
         )
 
-    def over_float(self, placements: Sequence[Placement], seconds: float) -> list[Record]:
+    def over_float(
+        self, placements: Sequence[Placement], seconds: float
+    ) -> list[Record[LatencyRatio]]:
         """Latency of each over the float model's."""
         return self._gate.timed([*map(self._made, placements)], seconds)
 
@@ -135,7 +115,7 @@ class PlacementRace:
 
     def _made(self, placement: Placement) -> Artifact:
         signed = self._scheme.activation_type == "int8"
-        graph = qdq.write(
+        graph = qdq.insert_qdq(
             self._model, placement, self._numbers, self._scheme.per_channel, self._rounded, signed
         )
         return replace(self._gate.artifact, model=graph)
@@ -160,7 +140,7 @@ def find_fastest(
     timed, rest = _begun(race, starts, screening)
     deadline = time.perf_counter() + seconds
     first = best = timed[0]
-    trials = list[Trial]()
+    trials = list[PlacementTrial]()
     while step := _step(race, best.placement, deadline, trials):
         best = replace(best, placement=step)
     if best.placement is not first.placement:
@@ -179,11 +159,11 @@ def _alike(
     race: PlacementRace, best: TimedPlacement, timed: Sequence[TimedPlacement]
 ) -> tuple[TimedPlacement, ...]:
     """See Found."""
-    ours, most = race.places.count(best.placement), float(best.ratio.values["ratio"]) / NEAR
+    ours, most = race.places.count(best.placement), best.ratio.values.ratio / NEAR
     near = [
         one
         for one in timed
-        if race.places.count(one.placement) < ours and one.ratio.values["ratio"] <= most
+        if race.places.count(one.placement) < ours and one.ratio.values.ratio <= most
     ]
     return tuple(sorted(near, key=lambda one: race.places.count(one.placement)))
 
@@ -200,12 +180,12 @@ def _begun(
     near += [starts[0]] if starts[0] not in near else []  # all others were only compared with it
     timed = sorted(
         map(TimedPlacement, near, race.over_float(near, screening)),
-        key=lambda one: float(one.ratio.values["ratio"]),
+        key=lambda one: one.ratio.values.ratio,
     )
     alike = [
         one
         for one in timed
-        if one.ratio.values["ratio"] <= timed[0].ratio.values["ratio"] / SMALLEST_GAIN
+        if one.ratio.values.ratio <= timed[0].ratio.values.ratio / SMALLEST_GAIN
     ]
     first = min(alike, key=lambda one: starts.index(one.placement))
     timed = [first, *(one for one in timed if one is not first)]
@@ -213,10 +193,10 @@ def _begun(
 
 
 def _step(
-    race: PlacementRace, base: Placement, deadline: float, trials: list[Trial]
+    race: PlacementRace, base: Placement, deadline: float, trials: list[PlacementTrial]
 ) -> Placement | None:
     """A placement faster than `base` beyond noise; None where there is none, or the time is over."""
-    tried = list[tuple[Trial, frozenset[str]]]()
+    tried = list[tuple[PlacementTrial, frozenset[str]]]()
     layers = {node.output[0] for node in race.places.layers}
     flips = [one for one in _flips(race.places.groups(), base) if (base.nodes ^ one[1]) & layers]
     for start in range(0, len(flips), race.together):
@@ -225,7 +205,7 @@ def _step(
         some = flips[start : start + race.together]
         found = race.over(base, [_changed(race, base, [group]) for _, group, _ in some])
         tried += [
-            (Trial(name, len(group), into, one.value, one.low, one.high), group)
+            (PlacementTrial(name, len(group), into, one.value, one.low, one.high), group)
             for (name, group, into), one in zip(some, found, strict=True)
         ]
     gains = sorted(
@@ -238,8 +218,8 @@ def _step(
 
 
 def _proven(
-    race: PlacementRace, base: Placement, gains: Sequence[tuple[Trial, frozenset[str]]]
-) -> tuple[list[Trial], Placement | None]:
+    race: PlacementRace, base: Placement, gains: Sequence[tuple[PlacementTrial, frozenset[str]]]
+) -> tuple[list[PlacementTrial], Placement | None]:
     """(what was taken, the placement): all of `gains` together or the first alone, if a race of their own says so."""
     if not gains:
         return [], None

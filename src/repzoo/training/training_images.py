@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from repzoo.artifact import Preprocess
 from repzoo.data.dataset import Dataset
 from repzoo.errors import InputError
-from repzoo.train.recipe import Recipe
+from repzoo.training.recipe import Recipe
 
 Placed = tuple[int, int]  # (place in the epoch, index into the data set)
 

@@ -160,7 +160,7 @@ class Recipe:
 @functools.cache
 def recipes() -> dict[str, Recipe]:
     """All recipes by name."""
-    tables = tomllib.loads((files("repzoo.train") / "recipes.toml").read_text("utf-8"))
+    tables = tomllib.loads((files("repzoo.training") / "recipes.toml").read_text("utf-8"))
     return {name: from_table(name, table) for name, table in tables.items()}
 
 

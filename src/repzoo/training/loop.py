@@ -25,14 +25,14 @@ from repzoo.errors import InputError
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.progress import Progress, silent
 from repzoo.storage import make_folder, sha256_of
-from repzoo.train import state
-from repzoo.train.distill import Objective
-from repzoo.train.distributed import Crew, unsynced
-from repzoo.train.models import head_of
-from repzoo.train.options import Running
-from repzoo.train.recipe import Recipe
-from repzoo.train.state import Epoch
-from repzoo.train.training_images import Share, TrainingImages, mixing, seed_everything
+from repzoo.training import state
+from repzoo.training.distill import Objective
+from repzoo.training.distributed import Crew, unsynced
+from repzoo.training.models import head_of
+from repzoo.training.options import Running
+from repzoo.training.recipe import Recipe
+from repzoo.training.state import Epoch
+from repzoo.training.training_images import Share, TrainingImages, mixing, seed_everything
 
 SHARE_LIMIT = 10_007  # processes; their seeds differ
 

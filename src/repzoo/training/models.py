@@ -14,12 +14,12 @@ import torch
 from repzoo.artifact import Preprocess
 from repzoo.errors import InputError
 from repzoo.storage import sha256_of_file
-from repzoo.train.distill import OnnxTeacher, require_teacher
-from repzoo.train.options import TrainOptions
-from repzoo.train.recipe import Recipe
+from repzoo.training.distill import OnnxTeacher, require_teacher
+from repzoo.training.options import TrainOptions
+from repzoo.training.recipe import Recipe
 from repzoo.zoo import catalog, checkpoints, containers, families
 from repzoo.zoo.download import resolve
-from repzoo.zoo.naming import LoadOptions
+from repzoo.zoo.naming import CheckpointOptions
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def student(model: str, classes: int, recipe: Recipe, options: TrainOptions) -> 
             made, preprocess, {"weights": "pretrained" if options.pretrained else "random"}
         )
     path = resolve(options.checkpoint)
-    loading = LoadOptions(
+    loading = CheckpointOptions(
         options.source, classes, options.reset_head or recipe.finetune, seed=options.seed
     )
     load = _from_catalog if known else _from_timm
@@ -125,7 +125,7 @@ def _timm_model(
 
 
 def _from_catalog(
-    path: Path, model: str, loading: LoadOptions, settings: Mapping[str, Any]
+    path: Path, model: str, loading: CheckpointOptions, settings: Mapping[str, Any]
 ) -> tuple[torch.nn.Module, tuple[str, ...]]:
     found = checkpoints.load(path, model, loading)
     if found.form != "train":
@@ -139,7 +139,7 @@ def _from_catalog(
 
 
 def _from_timm(
-    path: Path, model: str, loading: LoadOptions, settings: Mapping[str, Any]
+    path: Path, model: str, loading: CheckpointOptions, settings: Mapping[str, Any]
 ) -> tuple[torch.nn.Module, tuple[str, ...]]:
     """A file in timm's own naming; the last layer may be of other classes where it may start anew."""
     module = _timm_model(model, loading.num_classes or 1000, **settings)

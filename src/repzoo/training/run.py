@@ -13,12 +13,12 @@ from repzoo.errors import InputError
 from repzoo.graph.tools.export import export
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.progress import Progress, silent
-from repzoo.train import models, state
-from repzoo.train.loop import Trainer
-from repzoo.train.options import Running
-from repzoo.train.recipe import Recipe
-from repzoo.train.state import Epoch
-from repzoo.train.training_images import TrainingImages
+from repzoo.training import models, state
+from repzoo.training.loop import Trainer
+from repzoo.training.options import Running
+from repzoo.training.recipe import Recipe
+from repzoo.training.state import Epoch
+from repzoo.training.training_images import TrainingImages
 
 HOW = ("seed", "accumulate", "device", "channels_last", "checkpoint", "pretrained", "teacher")
 
@@ -69,7 +69,7 @@ def train(
     artifact = export(
         best.cpu(), name, student.preprocess, source.classes, Step("train", __version__, settings)
     )
-    made = artifact.write(running.output / f"{name}.onnx") if not group.rank else artifact
+    made = artifact.save(running.output / f"{name}.onnx") if not group.rank else artifact
     return TrainResult(replace(made, name=name), trainer.log, [*remarks, *report.sentences()])
 
 

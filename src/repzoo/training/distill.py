@@ -17,7 +17,7 @@ from repzoo.artifact import Artifact, Preprocess
 from repzoo.data.batches import available_cores
 from repzoo.engines import DEFAULT_ENGINE, engine
 from repzoo.errors import InputError
-from repzoo.train.recipe import Recipe
+from repzoo.training.recipe import Recipe
 
 
 class Classification(torch.nn.Module):
@@ -123,7 +123,7 @@ class OnnxTeacher(torch.nn.Module):
     ) -> None:
         super().__init__()
         artifact = Artifact.read(path)
-        prepared = artifact.needing_preprocess()
+        prepared = artifact.require_preprocess()
         if prepared.input != "float" or prepared.color != "RGB":
             raise InputError(
                 f"{path} takes {prepared.input} {prepared.color}; a teacher must take float RGB"
