@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from repzoo.artifact import Artifact, Preprocess, Step
+from repzoo.artifact import Artifact, Preprocess
 from repzoo.errors import CertificateError
 from repzoo.graph.certificate import certify, float64
 from repzoo.graph.certificate.certify import Certificate, InputCertificate, certify_input
@@ -212,7 +212,7 @@ def test_a_graph_that_needs_its_own_size_is_not_compared_at_a_smaller_one(graph:
 def test_the_command_writes_the_file_and_says_what_holds(
     amplifying: Artifact, run: Any, tmp_path: Path
 ) -> None:
-    amplifying.write(tmp_path / "in.onnx")
+    amplifying.save(tmp_path / "in.onnx")
     folded = run("fold", tmp_path / "in.onnx", "-o", tmp_path / "out.onnx", "--json")
     assert folded.code == 0
     assert folded.document["equal"] is None
