@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,11 +68,11 @@ def embed_input(
     matrix, origin = pixel_map(after, before.color)
     is_folded = artifact.form == "deploy"
     embedded = input_fold.embed(artifact.model, after, matrix, origin, merge=is_folded)
+    proofs: Any = ()
     if embedded.folded:
-        outputs = [fold.output for fold in embedded.folded.folds]
-        prove(embedded.prepended, embedded.model, outputs)
+        proofs = prove(embedded.prepended, embedded.model, embedded.folded.outputs)
     pairs = [(_float_input(buffer, after, before), buffer) for buffer in _test_buffers(after, data)]
-    certificate = certify_input(artifact, embedded.model, exact_runner(engine), pairs)
+    certificate = certify_input(artifact, embedded.model, exact_runner(engine), pairs, proofs)
     settings = {
         "input": after.input,
         "yuv": after.yuv,
@@ -82,7 +82,7 @@ def embed_input(
     result = replace(artifact, preprocess=after).then(
         embedded.model,
         Step("embed-input", __version__, settings),
-        input_certificate=asdict(certificate),
+        input_certificate=certificate.to_json(),
     )
     return EmbeddedInput(Artifact.wrap(result), embedded.summary, certificate)
 

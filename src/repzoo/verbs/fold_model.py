@@ -47,7 +47,7 @@ def fold(
     runner = engines.engine(engine)
     timer = (lambda before, after: compare_latency(before, after, runner)) if timed else None
     result = fold_graph(artifact.model, timer)
-    certificate = certify(artifact, result, exact_runner(engine), images)
+    certificate = certify(artifact, result, fold_graph, exact_runner(engine), images)
     settings: dict[str, Any] = {"folds": len(result.folds), "refusals": len(result.refusals)}
     if timed:
         settings["timed"] = engine

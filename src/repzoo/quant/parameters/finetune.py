@@ -34,7 +34,6 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import kl_div, log_softmax
 
-from repzoo.engines.pytorch import traced
 from repzoo.errors import InputError
 from repzoo.progress import Progress, silent
 from repzoo.quant.network.layers import Layer, bias_vector, find_layers, initializer_arrays
@@ -42,6 +41,7 @@ from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters.compute import QuantizationPlan, replace_biases
 from repzoo.quant.parameters.scales import INT16_MAX, ActivationParameters, QuantizedWeight
 from repzoo.settings import above, at_least, setting, validate
+from repzoo.torch.from_onnx import build_module
 
 Images = npt.NDArray[np.float32]
 
@@ -116,7 +116,7 @@ def distill(
             finite.
     """
     options = options or FinetuneOptions()
-    teacher, _ = traced(model)
+    teacher, _ = build_module(model)
     student = _Student(plan, scheme)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -222,7 +222,7 @@ class _Student:
 
     def __init__(self, plan: QuantizationPlan, scheme: QuantScheme) -> None:
         self._plan = plan
-        self._module, nodes = traced(plan.model)
+        self._module, nodes = build_module(plan.model)
         values = initializer_arrays(plan.model)
         layers = find_layers(plan.model)
         self._layers = {name: layers[name] for name in plan.weights}
