@@ -9,12 +9,12 @@ import pytest
 from onnx import numpy_helper
 
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import CalibrationStream, collect_statistics
+from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network import placement as place
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
-from repzoo.quant.parameters import ranges
+from repzoo.quant.parameters import scales
 from repzoo.quant.parameters.compute import Corrections
 from repzoo.quant.rewrites import split
 
@@ -131,7 +131,7 @@ def test_both_halves_in_int8_are_nearer_to_float() -> None:
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_the_grids_are_finer(per_channel: bool) -> None:
     def restored(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        made = ranges.quantize_weight(values, 0 if per_channel else None)
+        made = scales.quantize_weight(values, 0 if per_channel else None)
         return made.values * made.scale.reshape(
             -1, *([1] * (values.ndim - 1)) if per_channel else (1,)
         )

@@ -31,7 +31,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from repzoo.quant.calibration.observers import Moments
+from repzoo.quant.calibration.statistics import Moments
 from repzoo.quant.network import layers as layering
 from repzoo.quant.network.layers import Layer
 

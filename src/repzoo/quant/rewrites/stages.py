@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from repzoo.quant.calibration.observers import Statistics
+from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network.channels import link_channels
 from repzoo.quant.parameters.compute import Corrections

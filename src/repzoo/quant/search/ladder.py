@@ -38,13 +38,13 @@ from repzoo.errors import InputError
 from repzoo.graph.tools.pieces import initializer_bytes, trim_heap
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
-from repzoo.quant.calibration.observers import (
+from repzoo.quant.calibration.calibrate import (
     PROBED_BYTES,
     CalibrationStream,
-    Statistics,
     batch_size,
     collect_statistics,
 )
+from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
@@ -345,11 +345,11 @@ class _Climb:
 
         base = self.base(best.recipe.rewrites)
         options = finetune.FinetuneOptions(self.target.finetune_epochs)
-        made = finetune.finetuned(
+        made = finetune.distill(
             base.model,
             best.plan,
             self.scheme,
-            finetune.Lessons(len(images), epoch),
+            finetune.DistillationImages(len(images), epoch),
             options,
             self.gate.progress,
         )

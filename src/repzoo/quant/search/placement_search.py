@@ -27,11 +27,11 @@ from repzoo.measure import latency
 from repzoo.measure.record import Record
 from repzoo.measure.results import LatencyRatio, PlacementTrial
 from repzoo.measure.stats import Interval
-from repzoo.quant.calibration.observers import Statistics
+from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer as qdq
-from repzoo.quant.parameters import ranges
+from repzoo.quant.parameters import ranges, scales
 from repzoo.quant.search.gate import Gate
 
 ROUNDS = 9  # of each race: their median's 95 % interval is from the 2nd to the 8th
@@ -82,7 +82,7 @@ class PlacementRace:
         self._gate, self._model, self._scheme, self.places = gate, model, scheme, places
         spans = {name: ranges.minmax(one) for name, one in seen.histograms.items()}
         self._numbers = {
-            name: ranges.uint8_parameters(*span, scheme.activation_symmetric)
+            name: scales.uint8_parameters(*span, scheme.activation_symmetric)
             for name, span in spans.items()
         }
         layers = [node.output[0] for node in places.layers]
@@ -115,7 +115,7 @@ class PlacementRace:
 
     def _made(self, placement: Placement) -> Artifact:
         signed = self._scheme.activation_type == "int8"
-        graph = qdq.write(
+        graph = qdq.insert_qdq(
             self._model, placement, self._numbers, self._scheme.per_channel, self._rounded, signed
         )
         return replace(self._gate.artifact, model=graph)
