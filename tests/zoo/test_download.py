@@ -137,7 +137,7 @@ def test_a_transfer_that_broke_off_goes_on_in_the_next_run(server: Server, tmp_p
     server.breaks_after = [100_000] * 4
     row = matching(server.url(), SHA256)[0]
     with pytest.raises(
-        InputError, match=r"broke off 4 times .* the same command goes on from there"
+        InputError, match=r"broke off 4 times .* the same command continues from there"
     ):
         fetch(row, tmp_path)
     assert left(tmp_path) == ["w.pth.part", "w.pth.part.json"]
@@ -264,7 +264,7 @@ def test_names_globs_families_and_all() -> None:
         (
             "repghostnet_100.official",
             "",
-            "is for people: fetch .* at https://github.com/ChengpengChen/RepGhost",
+            "has no direct address: fetch .* at https://github.com/ChengpengChen/RepGhost",
         ),
         ("file:///etc/passwd", "", "is not an http or https address"),
         ("http://example.com/w.pth", "", "use https, or give --sha256"),

@@ -1,1 +1,1 @@
-"""The zoo: which models exist (`catalog`), how to build them (`families`, with torch), their weights."""
+"""The zoo: which models exist (`catalog`), how to build them (`families`), and their weights."""

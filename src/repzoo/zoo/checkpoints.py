@@ -1,8 +1,8 @@
 """Load the weights of any known source into a catalog model.
 
-A file is read (`containers`), its tensors are renamed (`naming`) and compared with the shapes of the
-model, which is built without memory on torch's meta device. Every tensor of the file gets exactly one
-place, or a remark says why it was left out.
+A file is read (`containers`), its tensors are renamed (`naming`) and compared with the shapes
+of the model, which is built without memory on torch's meta device. Every tensor of the file
+gets exactly one place, or a remark says why it was left out.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _read_renamed(path: Path, family: str, options: CheckpointOptions) -> Rename
 
 
 def _fitting_models(weights: RenamedWeights) -> str:
-    """"; it fits X" for the catalog models with exactly these tensors; "" if there are none."""
+    """ "; it fits X" for the catalog models with exactly these tensors; "" if there are none."""
     own = _without_counters({name: value.shape for name, value in weights.table.items()})
     classes = weights.classes or 1000
     fitting: list[str] = []
@@ -158,7 +158,7 @@ def _without_counters(target: Shapes) -> Shapes:
 
 
 def _add_counters(table: Table, target: Shapes, remarks: list[str]) -> None:
-    """Add batch counters at 0. Paddle and torch before 0.4.1 have none; no result depends on them."""
+    """Add missing batch counters. Paddle and torch before 0.4.1 have none; nothing needs them."""
     absent = [name for name in target if name.endswith(COUNTER) and name not in table]
     table.update({name: np.zeros((), np.int64) for name in absent})
     if absent:
@@ -235,9 +235,7 @@ def _with_new_head(
     return renewed
 
 
-def _initial_values(
-    shape: tuple[int, ...], random: np.random.Generator
-) -> npt.NDArray[np.float32]:
+def _initial_values(shape: tuple[int, ...], random: np.random.Generator) -> npt.NDArray[np.float32]:
     """timm's initialization of a last layer: weights from N(0, 0.02), biases 0."""
     values = random.normal(0, 0.02, shape) if len(shape) > 1 else np.zeros(shape)
     return np.asarray(values, np.float32)

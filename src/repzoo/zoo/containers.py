@@ -7,7 +7,8 @@ Needs no torch. Nothing in a file is executed. The kind is detected from the con
   (torch_files.py);
 - a bare pickle of NumPy arrays, such as Paddle's `.pdparams`.
 
-Other files are refused with advice: compressed files, TorchScript archives, tar files of torch before
+Other files are refused with advice: compressed files, TorchScript archives, tar files of torch
+before
 0.1.10, web pages saved as weights, Git LFS pointers, truncated files.
 """
 

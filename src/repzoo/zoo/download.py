@@ -1,9 +1,9 @@
 """Download published weights by name or address. Needs no torch.
 
-`weights.toml` lists them. A file grows as `NAME.part` beside its target. The next run continues it only
-if the server confirms that it still has the same file (its ETag, by If-Range), and otherwise starts
-again. The file gets its name when its length is the stated one and its SHA-256 the known one. If
-nobody states a hash, the result says that the file is not verified.
+`weights.toml` lists them. A file grows as `NAME.part` beside its target. The next run continues
+it only if the server confirms that it still has the same file (its ETag, by If-Range), and
+otherwise starts again. The file gets its name when its length is the stated one and its SHA-256
+the known one. If nobody states a hash, the result says that the file is not verified.
 
 Only http and https are followed, and never from https to http.
 """
@@ -31,7 +31,7 @@ from repzoo import __version__
 from repzoo.errors import InputError
 from repzoo.plugins import unknown
 from repzoo.progress import Progress, silent
-from repzoo.storage import make_folder, require_writable_folder, sha256_of_file
+from repzoo.storage import cache_folder, make_folder, require_writable_folder, sha256_of_file
 from repzoo.zoo import catalog
 
 MAX_BYTES = 8 * 2**30
@@ -81,12 +81,6 @@ class Fetched:
     sha256: str
     verified: str
     status: str
-
-
-def cache_folder() -> Path:
-    """Where downloads go: $REPZOO_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("REPZOO_CACHE") or Path(base) / "repzoo")
 
 
 @cache
@@ -390,8 +384,7 @@ def _total_bytes(weights: PublishedWeights, answer: Any, start: int) -> int:
     length = answer.headers.get("Content-Length", "")
     if "text/html" in answer.headers.get("Content-Type", ""):
         raise InputError(
-            f"{weights.url} answered with a web page, not a file (log-in? quota?); fetch it by "
-            "hand"
+            f"{weights.url} answered with a web page, not a file (log-in? quota?); fetch it by hand"
         )
     if not length.isdecimal():
         raise InputError(f"{weights.url} does not say how long its file is; fetch it by hand")

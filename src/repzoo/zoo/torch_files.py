@@ -1,8 +1,9 @@
 """PyTorch's two checkpoint formats, read without torch and without executing anything.
 
-The zip format (`torch.save` since 1.6) holds a pickle, data.pkl, and one entry per storage. torch
-stores entries uncompressed, so no entry can unpack to more than the file. The older format is a row of
-pickles (magic number, protocol, machine, data, storage keys) followed by the storages.
+The zip format (`torch.save` since 1.6) holds a pickle, data.pkl, and one entry per storage.
+torch stores entries uncompressed, so no entry can unpack to more than the file. The older
+format is a row of pickles (magic number, protocol, machine, data, storage keys) followed by the
+storages.
 """
 
 from __future__ import annotations

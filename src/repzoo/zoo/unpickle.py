@@ -1,11 +1,11 @@
 """Read a pickle of tensors without executing it.
 
-Python's unpickler calls whatever a file names. This one calls nothing. It walks the opcodes with the
-standard library's `pickletools.genops` and builds None, bool, int, float, str, bytes, list, tuple,
-dict and arrays. A few globals stand for these types in files of NumPy, PyTorch and Paddle; they
-are matched by name (`pickle_allowlist.BUILDERS`). Settings that training scripts store beside the
-weights (`argparse.Namespace`, configuration and log classes: `pickle_allowlist.INERT`) become
-`Opaque` placeholders. Any other global is `Refused` by name.
+Python's unpickler calls whatever a file names. This one calls nothing. It walks the opcodes
+with the standard library's `pickletools.genops` and builds None, bool, int, float, str, bytes,
+list, tuple, dict and arrays. A few globals stand for these types in files of NumPy, PyTorch and
+Paddle; they are matched by name (`pickle_allowlist.BUILDERS`). Settings that training scripts
+store beside the weights (`argparse.Namespace`, configuration and log classes:
+`pickle_allowlist.INERT`) become `Opaque` placeholders. Any other global is `Refused` by name.
 
 Limits: MAX_STEPS opcodes; integers of MAX_BITS bits; copies of text no longer than the file; array
 sizes compared with the bytes that are there; only plain keys are hashed. Time and memory grow
@@ -98,7 +98,7 @@ def unpickle(file: Readable, length: int, storages: Storages | None = None) -> A
         why = "a step does not fit its content"
         if isinstance(error, ValueError) and str(error):
             why = str(error).splitlines()[0][:100]
-        raise Refused(f"its pickle is damaged, cut short or not a pickle ({why})") from None
+        raise Refused(f"its pickle is damaged, truncated or not a pickle ({why})") from None
     raise Refused("its pickle has no end")
 
 
