@@ -107,7 +107,7 @@ def efficientnet_lite0() -> Artifact:
         (),
         Step("build", __version__, {"model": "efficientnet_lite0"}),
     )
-    return verbs.fold(made)[0]
+    return verbs.fold(made)
 
 
 def load(name: str) -> Artifact:
@@ -115,7 +115,7 @@ def load(name: str) -> Artifact:
     if name == "efficientnet_lite0":
         return efficientnet_lite0()
     found = verbs.load(name)
-    return verbs.fold(found)[0] if found.form == "train" else found
+    return verbs.fold(found) if found.form == "train" else found
 
 
 def own(name: str, artifact: Artifact, setting: Setting) -> Entry:
@@ -127,7 +127,9 @@ def own(name: str, artifact: Artifact, setting: Setting) -> Entry:
         options = QuantizeOptions(
             engine=engine_name, scheme=scheme, images=setting.images, seed=setting.seed, force=True
         )
-        made[engine_name], report = verbs.quantize(artifact, setting.data, options)
+        int8 = verbs.quantize(artifact, setting.data, options=options)
+        made[engine_name], report = int8, int8.report
+        assert report is not None
         seconds.append(time.perf_counter() - started)
         for one in report.candidates:
             print(

@@ -299,11 +299,6 @@ def test_classes_that_are_not_the_models(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--size", "0"], "preprocess size must be an integer in 1..4096; got 0"),
-        (["--size", "5000"], "preprocess size must be an integer in 1..4096"),
-        (["--mean", "nan", "0", "0"], "preprocess mean must be three finite numbers"),
-        (["--std", "0", "1", "1"], "preprocess std must be positive"),
-        (["--crop-fraction", "nan"], "preprocess crop fraction must lie in 0.05..1; got nan"),
         (["--engine", "nothing"], "no engine is called 'nothing'"),
         (["--part", "train"], "has no part 'train'; it has all"),
         (["--part", "all", "--part", "all"], "named twice"),
@@ -341,6 +336,11 @@ def test_settings_of_evaluate(
         ("predict", ["--top", "0"]),
         ("train", ["--epochs", "0"]),
         ("evaluate", ["--color", "rgb"]),
+        ("evaluate", ["--size", "0"]),
+        ("evaluate", ["--size", "5000"]),
+        ("evaluate", ["--mean", "nan", "0", "0"]),
+        ("evaluate", ["--std", "0", "1", "1"]),
+        ("evaluate", ["--crop-fraction", "nan"]),
         ("list", ["--nothing"]),
     ],
 )
@@ -378,7 +378,7 @@ def test_usage(run: Run, arguments: list[str]) -> None:
 def test_an_int8_model_where_a_float_one_is_due(
     refused: Callable[..., str], int8_file: Path, digits_folder: Path
 ) -> None:
-    assert "quantis" in refused("fold", int8_file, "-o", "{out}")
+    assert "is quantized already" in refused("fold", int8_file, "-o", "{out}")
     for verb in ("quantize", "card"):
         said = refused(verb, int8_file, "-o", "{out}", "--data", digits_folder)
         assert "is quantized already; give the float model it was made from" in said

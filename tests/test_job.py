@@ -67,7 +67,7 @@ def test_other_engines_are_timed_in_the_same_rounds_and_what_fails_there_is_said
         == 1
     )
     assert any(
-        "int8 form was not timed on pytorch: it computes INT8 files in float" in said
+        "int8 form was not timed on pytorch: it computes INT8 models in float" in said
         for said in result.remarks
     )
     page = card.render(result.records, result.remarks)["card.md"]

@@ -43,7 +43,7 @@ def inputs_of(count: int) -> Array:
 @pytest.fixture(scope="module")
 def logits() -> Mapping[str, Array]:
     """Each fast engine's logits [250, 1000] of the folded model; every photograph is decoded once, 40 are held at a time."""
-    folded = verbs.fold(lite0.artifact())[0].model
+    folded = verbs.fold(lite0.artifact()).model
     sessions = {}
     for name in FAST:
         try:

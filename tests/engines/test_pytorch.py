@@ -85,7 +85,7 @@ def test_an_operator_is_onnxruntimes(name: str) -> None:
 @pytest.mark.parametrize("name", ["repvgg_a0", "repghostnet_050", "repvit_m0_9", "fasternet_t0"])
 def test_a_family_of_the_zoo_runs_in_both_forms(name: str) -> None:
     pytest.importorskip("timm", reason="the torch extra is not installed")
-    training = verbs.export(name, verbs.ExportOptions(num_classes=10), size=64)
+    training = verbs.export(name, num_classes=10, size=64)
     inputs = np.random.default_rng(2).standard_normal((2, 3, 64, 64)).astype(np.float32)
     found, expected = both(training.model, inputs)
     assert np.abs(found - expected).max() <= 1e-4 * np.ptp(expected)

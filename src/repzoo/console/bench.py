@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from repzoo.console.output import View, columned
+from repzoo.console.output import View, make_table
 from repzoo.measure.record import Record, to_json
 from repzoo.measure.results import Latency, LatencyRatio
 from repzoo.measure.sweep import SweepResult
@@ -28,7 +28,7 @@ def bench(swept: SweepResult) -> View:
     ]
     kept = [key for key in rows[0] if len({row[key] for row in rows}) > 1]
     same = ", ".join(f"{key} {value}" for key, value in rows[0].items() if key not in kept)
-    table = columned(
+    table = make_table(
         *(f">{key}" if key in NUMBERS else key for key in kept), ">p50 ms", ">p90", ">p99", ">FPS"
     )
     for one, row in zip(runs, rows, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from repzoo import verbs
-from repzoo.console.output import View, columned
+from repzoo.console.output import View, make_table
 from repzoo.measure.record import Record, to_json
 from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.report import card as cards
@@ -19,7 +19,7 @@ WORST, FLIPS = 5, 5  # rows shown; --json has all
 def evaluation(result: verbs.Evaluation) -> View:
     """`repzoo evaluate`."""
     several = len({one.engine["name"] for one in result.runs}) > 1
-    table = columned(
+    table = make_table(
         "file", *(["engine"] if several else []), ">n", ">Top-1 %", ">95 % interval", ">Top-5 %"
     )
     for one in result.runs:
@@ -75,7 +75,7 @@ def _worst(runs: Sequence[Record[Accuracy]]) -> Table | None:
     rows = [one for one in first.samples["classes"] if one["top1"] < 100][:WORST]
     if not rows:
         return None
-    table = columned(
+    table = make_table(
         "worst classes",
         ">n",
         ">Top-1 %",
@@ -118,7 +118,7 @@ def _paired(one: Record[PairedAccuracy], named: bool) -> Iterator[Any]:
             flips,
             key=lambda flip: (flip["first"] != flip["target"], flip["second"] == flip["target"]),
         )
-        table = columned("image", "is", "first says", "second says")
+        table = make_table("image", "is", "first says", "second says")
         for flip in lost_first[:FLIPS]:
             table.add_row(
                 flip["key"], flip["target_label"], flip["first_label"], flip["second_label"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repzoo.artifact import Artifact
-from repzoo.console.output import View, columned
+from repzoo.console.output import View, make_table
 from repzoo.engines import ENGINES, engine, options
 from repzoo.errors import InputError
 from repzoo.measure.host import host
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # graph.* brings onnx-ir, which takes long to import
 
 def models(rows: Sequence[ModelSpec]) -> View:
     """`repzoo list`."""
-    table = columned("model", "size", ">train M", ">deploy M", ">MACs M", ">Top-1 %")
+    table = make_table("model", "size", ">train M", ">deploy M", ">MACs M", ">Top-1 %")
     for row in rows:
         top1 = max((figure.top1 for figure in row.figures if figure.top1 is not None), default=None)
         counts = (row.parameters_train, row.parameters_deploy, row.macs)
@@ -42,14 +42,14 @@ def models(rows: Sequence[ModelSpec]) -> View:
 def spec(row: ModelSpec, sources: Mapping[str, FigureSource]) -> View:
     """`repzoo info` of a catalog model."""
     document = row.document()
-    facts = columned("", "")
+    facts = make_table("", "")
     for key, value in document.items():
         if key not in ("figures", "notes", "preprocess"):
             facts.add_row(key, str(value))
     facts.add_row(
         "preprocess", ", ".join(f"{key} {value}" for key, value in document["preprocess"].items())
     )
-    figures = columned("published by", "figures")
+    figures = make_table("published by", "figures")
     for figure in document["figures"]:
         said = [f"{key} {value}" for key, value in figure.items() if key not in ("source", "files")]
         figures.add_row(sources[figure["source"]].title, ", ".join(said))
@@ -74,7 +74,7 @@ def artifact(one: Artifact) -> View:
         "steps": [dataclasses.asdict(step) for step in one.steps],
         "sha256": one.sha256,
     }
-    table = columned("", "")
+    table = make_table("", "")
     for key, value in facts.items():
         table.add_row(key, _short(value))
     return View(facts, table)
@@ -82,7 +82,7 @@ def artifact(one: Artifact) -> View:
 
 def engines() -> View:
     """`repzoo engines`."""
-    table = columned("engine", "version", "options, or what to type")
+    table = make_table("engine", "version", "options, or what to type")
     found: list[dict[str, Any]] = []
     for name in ENGINES.names():
         row: dict[str, Any] = {"name": name, "version": "", "hint": "", "options": []}
@@ -142,7 +142,7 @@ def converted(one: Loaded, path: Path, sha256: str) -> View:
 
 def downloaded(done: Sequence[Fetched], failed: Sequence[str]) -> View:
     """`repzoo download`."""
-    table = columned("weights", "status", ">MB", "verified by")
+    table = make_table("weights", "status", ">MB", "verified by")
     for one in done:
         table.add_row(
             one.name,
@@ -159,7 +159,7 @@ def embedded_input(made: EmbeddedInput, one: Artifact, path: Path) -> View:
     """`repzoo embed-input`."""
     document = {
         **written(one, path).document,
-        "placed": made.said,
+        "placed": made.summary,
         "certificate": made.certificate.to_json(),
     }
     prepared = one.require_preprocess()
@@ -174,17 +174,17 @@ def embedded_input(made: EmbeddedInput, one: Artifact, path: Path) -> View:
     return View(
         document,
         f"{path}: takes {prepared.input} [N, {shape}], {how}",
-        made.said,
+        made.summary,
         made.certificate.line(),
     )
 
 
 def certificate(one: Certificate, path: Path) -> View:
     """`repzoo fold`."""
-    table = columned("", ">before", ">after")
+    table = make_table("", ">before", ">after")
     for key in ("nodes", "parameters", "macs", "bytes"):
         table.add_row(key, f"{one.before[key]:,}", f"{one.after[key]:,}")
-    folds = columned("folded", "nodes", ">MACs a pixel")
+    folds = make_table("folded", "nodes", ">MACs a pixel")
     for fold in one.folds:
         folds.add_row(
             fold.output,
@@ -197,7 +197,7 @@ def certificate(one: Certificate, path: Path) -> View:
 
 def cost(artifact: Artifact, one: Cost) -> View:
     """`repzoo count`."""
-    table = columned(artifact.name, f">{artifact.form} form")
+    table = make_table(artifact.name, f">{artifact.form} form")
     for key in ("parameters", "macs", "bytes", "nodes"):
         table.add_row(key, f"{getattr(one, key):,}")
     left = ", ".join(f"{count} {name}" for name, count in one.uncounted.items())

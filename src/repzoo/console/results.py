@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from repzoo import verbs
 from repzoo.console.evaluations import paired_line
-from repzoo.console.output import View, columned
+from repzoo.console.output import View, make_table
 from repzoo.measure.record import select, to_json
 from repzoo.measure.results import PairedAccuracy
 from repzoo.quant.search.gate import QuantReport
@@ -25,7 +25,7 @@ SHOWN_LAYERS = 8  # of a quantized model
 
 def quantized(report: QuantReport, path: Path) -> View:
     """`repzoo quantize`."""
-    table = columned("rung", ">drop", ">95 % interval", ">same %", ">expected", ">dB", ">s", "")
+    table = make_table("rung", ">drop", ">95 % interval", ">same %", ">expected", ">dB", ">s", "")
     for rung in report.candidates:
         mark = "chosen" if rung is report.chosen else ("" if rung.passes else "refused")
         table.add_row(
@@ -37,7 +37,7 @@ def quantized(report: QuantReport, path: Path) -> View:
         )
     verdict = "gate" if report.passes else "gate: refused"
     table.add_row(verdict, *_drop(report.paired.values), *_told(report.paired.values), "", "")
-    worst = columned("noisiest layers", ">weights dB", ">input dB", "worst side, channels")
+    worst = make_table("noisiest layers", ">weights dB", ">input dB", "worst side, channels")
     for one in report.chosen.layers[:SHOWN_LAYERS]:
         channels = ", ".join(map(str, one.channels[:3]))
         worst.add_row(
@@ -85,7 +85,7 @@ def _placement(report: QuantReport) -> list[str]:
 
 def mismatches(result: verbs.Mismatches) -> View:
     """`repzoo mismatch`."""
-    table = columned("prepared", ">Top-1 %", ">drop", ">95 % interval", ">p")
+    table = make_table("prepared", ">Top-1 %", ">drop", ">95 % interval", ">p")
     right = result.right.values
     table.add_row("as the model says", cards.percent(right.top1), "", "", "")
     for one in result.wrong:
@@ -110,14 +110,14 @@ def mismatches(result: verbs.Mismatches) -> View:
 
 def predictions(found: Sequence[verbs.Prediction]) -> View:
     """`repzoo predict`."""
-    table = columned("image", "class", ">probability")
+    table = make_table("image", "class", ">probability")
     for one in found:
-        for rank, (label, share) in enumerate(one.best):
-            table.add_row("" if rank else one.image, label, f"{share:.4f}")
+        for rank, best in enumerate(one.top):
+            table.add_row("" if rank else one.image, best.label, f"{best.probability:.4f}")
     document = [
         {
             "image": one.image,
-            "top": [{"class": name, "probability": share} for name, share in one.best],
+            "top": [{"class": best.label, "probability": best.probability} for best in one.top],
         }
         for one in found
     ]
@@ -128,7 +128,7 @@ def trained(result: TrainResult) -> View:
     """`repzoo train`."""
     made, log = result.artifact, result.log
     scored = [one for one in log if not math.isnan(one.validation_top1)]
-    table = columned(">epoch", ">loss", ">held-out Top-1 %", ">images/s")
+    table = make_table(">epoch", ">loss", ">held-out Top-1 %", ">images/s")
     for one in scored[-5:]:
         table.add_row(
             str(one.epoch + 1),
@@ -147,7 +147,7 @@ def trained(result: TrainResult) -> View:
 def card(result: JobResult, files: Sequence[Path]) -> View:
     """`repzoo card`: the seeds' row, one column a form, and where the card is."""
     facts = cards.summary(result.records)
-    table = columned(facts.name, ">float", ">INT8")
+    table = make_table(facts.name, ">float", ">INT8")
     forms = ("deploy", "int8")
     table.add_row("size (pixels)", *[f"{facts.size}x{facts.size}"] * 2)
     table.add_row("classes", *[str(facts.classes)] * 2)

@@ -187,7 +187,7 @@ def test_answers_that_are_not_finite_end_it() -> None:
     "change", [{"epochs": 0}, {"batch": 0}, {"rate": 0.0}, {"rate": float("nan")}]
 )
 def test_settings_that_train_nothing_are_refused(change: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="fine-tuning needs"):
+    with pytest.raises(InputError, match=f"fine-tuning {next(iter(change))} must be"):
         FinetuneOptions(**change)  # type: ignore[arg-type]
 
 

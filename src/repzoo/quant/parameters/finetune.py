@@ -40,6 +40,7 @@ from repzoo.quant.network.layers import Layer, bias_vector, find_layers, initial
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters.compute import QuantizationPlan, replace_biases
 from repzoo.quant.parameters.scales import INT16_MAX, ActivationParameters, QuantizedWeight
+from repzoo.settings import above, at_least, setting, validate
 from repzoo.torch.from_onnx import build_module
 
 Images = npt.NDArray[np.float32]
@@ -73,27 +74,20 @@ class DistillationImages:
 class FinetuneOptions:
     """How long and how fast to train.
 
-    Attributes:
-        epochs: passes over the images.
-        batch: images per step.
-        rate: Adam's highest learning rate, in steps of each weight. It falls to zero along a
-            cosine. The rate and smaller ones (RATE_FACTORS) are tried.
-        mirror: flip each image horizontally with probability 1/2.
-        seed: of the mirroring.
+    `rate` and smaller rates (RATE_FACTORS) are tried. It is in steps of each weight.
     """
 
-    epochs: int = 5
-    batch: int = 16
-    rate: float = 0.3
-    mirror: bool = True
-    seed: int = 0
+    epochs: int = setting(5, help="Passes over the images.", range=at_least(1))
+    batch: int = setting(16, help="Images in a step.", range=at_least(1))
+    rate: float = setting(
+        0.3, help="Adam's peak learning rate, which falls along a cosine.", range=above(0, 1)
+    )
+    mirror: bool = setting(True, help="Flip each image horizontally with a probability of 1/2.")
+    seed: int = setting(0, help="Seed of the mirroring.", range=at_least(0))
 
     def __post_init__(self) -> None:
-        """Raise InputError for settings that train nothing."""
-        if self.epochs < 1 or self.batch < 1 or not 0 < self.rate < 1:
-            raise InputError(
-                f"fine-tuning needs epochs >= 1, batch >= 1 and 0 < rate < 1; got {self}"
-            )
+        """Refuse settings that train nothing."""
+        validate(self, "fine-tuning")
 
 
 def distill(
