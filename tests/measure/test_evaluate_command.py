@@ -156,7 +156,7 @@ def foreign(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (doubled, "2 times: the tool appends"),
         (cut, "expected 'PATH|so it is incomplete"),
@@ -189,11 +189,11 @@ BAD = [
     (["--result", "{here}/out", "--datalist", "{here}/short.txt"], "names 1 images, but"),
     (["--result", "{here}/result.txt", "--append", "{here}/short.txt/kept.jsonl"], "short.txt"),
     (["--result", "{here}/result.txt", "--append", "{here}/out"], "out"),
-    ([], "give the files of models, or --result"),
+    ([], "give model files, or --result"),
 ]
 
 
-@pytest.mark.parametrize(("options", "said"), BAD)
+@pytest.mark.parametrize(("options", "message"), BAD)
 def test_a_bad_option_is_refused_in_one_sentence(
     options: list[str], message: str, own: OwnRun, run: Run, digits_folder: Path, tmp_path: Path
 ) -> None:

@@ -166,6 +166,7 @@ def read(path: Path) -> list[Record[Any]]:
     Raises:
         InputError: no such file, or a damaged line, which is named.
     """
+    # Bounded, since a file of someone else's results may be anything.
     content = read_bounded(path, MAX_RECORDS_BYTES)
     lines = content.split(b"\n")  # not splitlines: a name may hold U+2028
     if not lines[-1]:
@@ -282,6 +283,7 @@ def _is_plain(expected: Any, value: Any) -> bool:
         return True
     if get_origin(expected) is Literal:
         return value in get_args(expected)
+    # Not isinstance: bool is a subclass of int, and true is not a count.
     if expected is float:
         return type(value) in (int, float)
     return type(value) is expected

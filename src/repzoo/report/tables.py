@@ -65,7 +65,8 @@ def rendered(document: str, results: Path, language: str) -> str:
         InputError: a marked table has no Records.
     """
 
-    def table(match: re.Match[str]) -> str:
+    def render_match(match: re.Match[str]) -> str:
+        """The marks with the table between them."""
         records = record.read(results / f"{match['name']}.jsonl")
         if record.select(records, QuantizerComparison):
             lines = quantizer_comparison.table(records, language)
@@ -73,7 +74,7 @@ def rendered(document: str, results: Path, language: str) -> str:
             lines = _job_table(records, language)
         return match.group(1) + "\n".join(lines) + "\n" + match.group(3)
 
-    return MARKED.sub(table, document)
+    return MARKED.sub(render_match, document)
 
 
 def _job_table(records: Sequence[Record[Any]], language: str) -> list[str]:
