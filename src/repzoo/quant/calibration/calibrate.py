@@ -112,9 +112,9 @@ def collect_statistics(
     grams = [GramObserver(layer, width, feed.images) for layer in reads]
     margins = _run(model, [*histograms, *grams], feed, engine, threads)
     # a layer's input is observed even without a histogram, to refuse values that are not finite
-    wanted = [observer for observer in histograms if observer.source in tensors]
+    requested = [observer for observer in histograms if observer.source in tensors]
     return Statistics(
-        histograms={observer.source: observer.histogram for observer in wanted},
+        histograms={observer.source: observer.histogram for observer in requested},
         moments={observer.layer.name: observer.moments for observer in grams},
         images=len(margins.classes),
         margins=margins,
