@@ -1,4 +1,4 @@
-"""Graphs from ONNX text with weights filled in, run exactly; torch modules with BatchNorms that have lived; options."""
+"""Graphs from ONNX text with random weights, exact execution, modules with random BatchNorms."""
 
 from __future__ import annotations
 
@@ -33,10 +33,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=1000,
         help="how many random linear graphs to fold (default 1000)",
     )
+    parser.addoption(
+        "--random-graphs-seed",
+        default=None,
+        help="a number draws other graphs, `random` draws new ones in each run; "
+        "by default the graphs are the same in each run",
+    )
 
 
-def drawn(name: str, what: tuple[int, ...] | list[float] | Array) -> Array:
-    """A constant: given, or of a given shape and drawn by its name; names in `var` are variances, those in `gamma` scales."""
+def make_constant(name: str, what: tuple[int, ...] | list[float] | Array) -> Array:
+    """A constant: `what` itself, or random numbers of that shape, seeded by its name.
+
+    A name that begins with `var` gets variances, one that begins with `gamma` gets scales of either
+    sign.
+    """
     if isinstance(what, np.ndarray) and what.dtype == np.int64:
         return what
     if not isinstance(what, tuple):
@@ -66,7 +76,7 @@ def graph() -> Graph:
             f"main (float[{data}] data{extra}) => (float[{output}] output{more.get('outputs', '')}) {{\n{body}\n}}"
         )
         for name, what in weights.items():
-            model.graph.initializer.append(numpy_helper.from_array(drawn(name, what), name))
+            model.graph.initializer.append(numpy_helper.from_array(make_constant(name, what), name))
         for index, node in enumerate(model.graph.node):
             node.name = f"{node.op_type}_{index}"
         model.metadata_props.add(key="author", value="nobody")
