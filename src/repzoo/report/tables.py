@@ -84,7 +84,7 @@ def _job_table(records: Sequence[Record[Any]], language: str) -> list[str]:
     newest: dict[str, CardFacts] = {}
     for rows in by_job.values():
         facts = card.summary(rows)
-        newest[facts.name] = facts
+        newest[facts.name] = facts  # files are append-only: the last job is the newest
     if not newest:
         raise InputError(
             "there are no Records of a job to make a table of; "
@@ -143,6 +143,7 @@ def main() -> None:
     for path in options.documents:
         old = read_bounded(path, MAX_DOCUMENT_BYTES).decode()
         new = rendered(old, path.parent / "results", "zh" if "_cn" in path.stem else "en")
+        # The tests call --check, so that a table cannot disagree with the results.
         if options.check and new != old:
             sys.exit(f"{path} is stale; run: make tables")
         if new != old:
