@@ -61,7 +61,10 @@ def make_constant(name: str, what: tuple[int, ...] | list[float] | Array) -> Arr
 
 @pytest.fixture(scope="session")
 def graph() -> Graph:
-    """`graph(body, {name: shape or values}, data="N, 4, 9, 10", output="N, 8, H, W", opset=17)`: a checked model."""
+    """A function that makes a checked model.
+
+    `graph(body, {name: shape or values}, data="N, 4, 9, 10", output="N, 8, H, W", opset=17)`
+    """
 
     def made(
         body: str,
@@ -73,7 +76,10 @@ def graph() -> Graph:
         extra = "".join(f", {item}" for item in more.get("inputs", ()))
         model = parser.parse_model(
             f'<ir_version: 8, opset_import: ["": {more.get("opset", 17)}]>\n'
-            f"main (float[{data}] data{extra}) => (float[{output}] output{more.get('outputs', '')}) {{\n{body}\n}}"
+            f"main (float[{data}] data{extra}) "
+            f"=> (float[{output}] output{more.get('outputs', '')}) {{\n"
+            f"{body}\n"
+            f"}}"
         )
         for name, what in weights.items():
             model.graph.initializer.append(numpy_helper.from_array(make_constant(name, what), name))
@@ -88,7 +94,7 @@ def graph() -> Graph:
 
 @pytest.fixture(scope="session")
 def execute() -> Execute:
-    """`execute(model, data)`: every output through ONNX Runtime with all optimizations off."""
+    """`execute(model, data)`: every output by ONNX Runtime without optimizations."""
 
     def run(model: onnx.ModelProto, data: Array) -> list[Array]:
         options = ort.SessionOptions()
@@ -104,7 +110,7 @@ def execute() -> Execute:
 
 @pytest.fixture(scope="session")
 def aged() -> Callable[[torch.nn.Module], torch.nn.Module]:
-    """`aged(module)`: the module with BatchNorm statistics, scales and shifts as after some training, both signs of scale."""
+    """`aged(module)`: the module with random BatchNorm parameters; scales have either sign."""
     pytest.importorskip("torch", reason="the torch extra is not installed")
     import torch
 

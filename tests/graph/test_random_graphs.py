@@ -206,7 +206,7 @@ def chain(draw: st.DrawFn, build: GraphBuilder, at: Feature, depth: int) -> Feat
 
 
 def branches(draw: st.DrawFn, build: GraphBuilder, at: Feature, depth: int) -> Feature:
-    """Two to six branches from one tensor; those of the first one's size are summed, the rest are dead."""
+    """Two to six branches of one tensor; those of equal size are summed, the rest are unused."""
     ends = [chain(draw, build, at, depth) for _ in range(draw(st.integers(2, 6)))]
     total = ends[0]
     for end in ends[1:]:
