@@ -15,9 +15,11 @@ from typing import Any
 import rich_click as click
 
 from repzoo import __version__
+from repzoo.artifact import Preprocess
 from repzoo.console.commands import catalog, jobs, measure, transform
 from repzoo.console.commands.shared import INTERRUPTED, PIPE_CLOSED
 from repzoo.errors import RepzooError
+from repzoo.settings import fields_of
 
 
 class _Group(click.RichGroup):
@@ -72,6 +74,24 @@ for _command in (
     jobs.card,
 ):
     cli.add_command(_command)
+
+
+def _group_options() -> None:
+    """Let `--help` list the options about images in a panel of their own."""
+    preprocessing = [f"--{field.name.replace('_', '-')}" for field in fields_of(Preprocess)]
+    for name, command in cli.commands.items():
+        options = [item for item in command.params if isinstance(item, click.Option)]
+        flags = [item.opts[0] for item in options]
+        if not set(preprocessing) <= set(flags):
+            continue
+        own = [flag for flag in flags if flag not in preprocessing]
+        click.rich_click.OPTION_GROUPS[f"repzoo {name}"] = [
+            {"name": "Options", "options": [*own, "--help"]},
+            {"name": "Preprocessing, where the model's own is not right", "options": preprocessing},
+        ]
+
+
+_group_options()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

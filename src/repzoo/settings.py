@@ -7,7 +7,8 @@
         def __post_init__(self) -> None:
             validate(self)
 
-The command line derives its options from these fields, and `validate` checks the values whoever set them.
+The command line derives its options from these fields, and `validate` checks the values whoever
+set them.
 """
 
 from __future__ import annotations

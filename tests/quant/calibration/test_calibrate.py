@@ -33,7 +33,8 @@ MODEL = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
         output = Flatten (live)
     }""")
 
-IDENTITY = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 1, 5, 5] data) => (float[N, 1] y) {
+IDENTITY = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 1, 5, 5] data) => (float[N, 1] y) {
     t = Identity (data)
     p = GlobalAveragePool (t)
     y = Flatten (p)

@@ -163,6 +163,7 @@ def _batches(images: DistillationImages, options: FinetuneOptions, epochs: int) 
         for loaded in images.epoch(epoch):
             for start in range(0, len(loaded), options.batch):
                 inputs = torch.from_numpy(loaded[start : start + options.batch])
+                # drawn even if unused, so that the seed gives the same sequence with both settings
                 flip = torch.rand(len(inputs), 1, 1, 1) < 0.5
                 yield torch.where(flip, inputs.flip(3), inputs) if options.mirror else inputs
 
@@ -241,7 +242,7 @@ class _Student:
             self._replace_argument(nodes[name], 2, f"bias{index}", bias)
         for index, (name, activation) in enumerate(self._activations.items()):
             self._insert_after(nodes[name], f"activation{index}", activation)
-        self._module.recompile()
+        self._module.recompile()  # fx generates the code of a graph only on request
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """float32 [N, 3, H, W] -> logits [N, classes]."""
@@ -320,7 +321,7 @@ class _Student:
     def _insert_after(self, node: fx.Node, name: str, module: torch.nn.Module) -> None:
         """Make all consumers of `node` read the output of `module` on it."""
         self._module.add_submodule(name, module)
-        consumers = list(node.users)
+        consumers = list(node.users)  # taken before the call, which is a consumer too
         with self._module.graph.inserting_after(node):
             call = self._module.graph.call_module(name, (node,))
         for consumer in consumers:
@@ -395,4 +396,5 @@ class _Bias(torch.nn.Module):
 
 def _round(x: Tensor) -> Tensor:
     """`x` rounded, ties to even, with the gradient of `x`."""
+    # the straight-through estimator: the difference is a constant to autograd
     return x + (x.round() - x).detach()
