@@ -478,7 +478,7 @@ def test_convert_and_export_from_the_command_line(run: Run, ghost: Path, tmp_pat
     assert (ran.code, (tmp_path / "x.onnx").exists()) == (2, False)
     assert "has 10 classes where 1000 are wanted" in ran.err
     ran = run("convert", ghost, "--model", SMALL, "-o", tmp_path / "w.pth")
-    assert (ran.code, "give it that ending" in ran.err) == (2, True)
+    assert (ran.code, "give it that suffix" in ran.err) == (2, True)
 
 
 @pytest.mark.parametrize(

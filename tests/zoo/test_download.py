@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from tests.conftest import Run
 
+from repzoo import storage
 from repzoo.errors import InputError
 from repzoo.zoo import catalog, download
 from repzoo.zoo.download import PublishedWeights, fetch, matching, published
@@ -311,7 +312,7 @@ def test_weights_in_the_cache_are_loaded_by_name(server: Server) -> None:
     row = PublishedWeights(
         "repvgg_a0.rvgg_in1k", "repvgg_a0", "", "https://huggingface.co/timm/x/model.safetensors"
     )
-    place = download.cache_folder() / row.file
+    place = storage.cache_folder() / row.file
     place.parent.mkdir(parents=True)
     place.write_bytes(CONTENT)
     assert download.resolve(row.name) == place
