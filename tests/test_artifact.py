@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from repzoo.artifact import MAX_DEPTH, Artifact, Preprocess, Step, classifier_input
+from repzoo.artifact import Artifact, Preprocess, Step
 from repzoo.errors import InputError
+from repzoo.onnx_file import classifier_input
 from repzoo.storage import sha256_of
 
 TEXT = """

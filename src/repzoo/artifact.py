@@ -1,7 +1,8 @@
-"""Artifact: one ONNX file that is the whole truth of a model.
+"""Artifact: a classifier as one ONNX file with everything needed to use it.
 
-Preprocessing, labels and the history of steps live in the file's metadata (`ModelProto.metadata_props`), so that no verb
-needs a side file. Keys: `repzoo.preprocess`, `repzoo.labels`, `repzoo.steps`, `repzoo.certificate`, each a JSON text.
+Preprocessing, labels and the history of steps live in the file's metadata
+(`ModelProto.metadata_props`), so that no command needs a side file. Keys: `repzoo.preprocess`,
+`repzoo.labels`, `repzoo.steps`, `repzoo.certificate`; each value is a JSON text.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import onnx
-from google.protobuf.message import DecodeError
 
+from repzoo import onnx_file
 from repzoo.errors import InputError
+from repzoo.onnx_file import classifier_input
 from repzoo.protobuf_stream import chunks
 from repzoo.settings import between, setting, validate
 from repzoo.storage import read_bounded, sha256_of, write_atomically
 
 MAX_MODEL_BYTES = 2**31 - 1  # protobuf's own limit for one message
 MAX_SIDE = 4096  # pixels of a model's input
-MAX_DEPTH = 64  # of a metadata document
 _PREFIX = "repzoo."
-_LARGEST = 1e6  # of mean, std and 1 / std: far beyond what images need, and far within float32
+# Limit of mean, std and 1 / std: far beyond what images need, and far within float32.
+_LARGEST = 1e6
 
 Resize = Literal["short", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -109,34 +111,41 @@ class Preprocess:
         return math.floor(self.size / self.crop_fraction)
 
     def sees_as(self, other: Self) -> bool:
-        """Whether both make the same of an image: the same pixels, and where neither graph does the arithmetic, the same numbers."""
+        """Whether both prepare images alike.
+
+        Pixels must be equal. Normalization must be equal too if neither graph does it.
+        """
         names = ["size", "resize", "crop_fraction", "interpolation"]
         if self.input == other.input == "float":
             names += ["mean", "std", "color"]
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def document(self) -> dict[str, Any]:
-        """Plain values for a file, the newer fields only where they say something: files written before them stay the same."""
-        usual = {"input": "float", "yuv": "bt601-full"}
-        return {
-            key: value for key, value in dataclasses.asdict(self).items() if usual.get(key) != value
-        }
+        """Plain values for a file, without input fields that have their defaults."""
+        # Float inputs are the rule; leaving these out keeps the files of such models unchanged.
+        defaults = {"input": "float", "yuv": "bt601-full"}
+        values = dataclasses.asdict(self)
+        return {key: value for key, value in values.items() if defaults.get(key) != value}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Build from plain JSON/TOML values; an unknown or ill-typed field is an InputError."""
+        """Build from plain JSON or TOML values.
+
+        Raises:
+            InputError: an unknown field, or a value of the wrong type.
+        """
         # Files of pre-release versions spell it "colour".
         values = {"color" if key == "colour" else key: value for key, value in values.items()}
-        known = {item.name for item in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
+        known = sorted(item.name for item in dataclasses.fields(cls))
+        unknown = sorted(set(values) - set(known))
+        if unknown:
             raise InputError(
-                f"unknown preprocess field {unknown[0]!r}; expected some of {', '.join(sorted(known))}"
+                f"unknown preprocess field {unknown[0]!r}; expected some of {', '.join(known)}"
             )
+        fields: dict[str, Any] = dict(values)
         try:
-            fields: dict[str, Any] = {
-                key: tuple(map(float, value)) if key in ("mean", "std") else value
-                for key, value in values.items()
-            }
+            for key in {"mean", "std"} & fields.keys():
+                fields[key] = tuple(map(float, fields[key]))
             return cls(**fields)
         except (TypeError, ValueError) as error:
             raise InputError(f"preprocess values are of the wrong type: {error}") from None
@@ -144,7 +153,13 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Step:
-    """One verb in an artifact's history: what was done, by which version, with what settings, to which input."""
+    """One entry of an artifact's history.
+
+    verb          what was done, such as "fold"
+    version       of repzoo
+    settings      options that the result depends on
+    input_sha256  hash of the artifact that it was done to
+    """
 
     verb: str
     version: str
@@ -152,21 +167,24 @@ class Step:
     input_sha256: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what a damaged file may say: the history is shown and written again."""
+        """Refuse values of a damaged file: the history is shown and written again."""
         texts = (self.verb, self.version, self.input_sha256)
-        if not all(isinstance(text, str) for text in texts) or not isinstance(
-            self.settings, Mapping
-        ):
+        are_texts = all(isinstance(text, str) for text in texts)
+        if not are_texts or not isinstance(self.settings, Mapping):
             raise InputError(f"a step has a verb, a version, settings and a hash; got {self}")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A classifier in ONNX with what is needed to use it. Treat `model` as read-only: verbs return new artifacts.
+    """A classifier in ONNX with everything needed to use it.
 
-    preprocess  None for a foreign file that does not say; verbs that read images then ask for it
-    labels      class names in the order of the outputs; empty when unknown
-    extras      other JSON documents kept in the metadata, such as the certificate
+    Treat `model` as read-only: every operation returns a new artifact.
+
+    preprocess  None for a file from elsewhere without repzoo metadata
+    labels      class names in the order of the outputs; empty if unknown
+    steps       history, oldest first
+    extras      other JSON documents in the metadata, such as the certificate
+    sha256      of the file's bytes; "" if it was not read from or written to a file
     """
 
     model: onnx.ModelProto
@@ -179,83 +197,63 @@ class Artifact:
 
     @classmethod
     def read(cls, path: str | Path) -> Artifact:
-        """Read an ONNX file, repzoo's own or anyone's.
+        """Read an ONNX file made by repzoo or by any other tool.
 
         Raises:
-            InputError: absent, too large, truncated, not ONNX, external weights, rejected by the ONNX checker, not a
-                classifier, damaged metadata, or labels that are not one for each output.
+            InputError: absent, too large, truncated, not ONNX, external weights, rejected by the
+                ONNX checker, not a classifier, damaged metadata, or not one label per output.
         """
         path = Path(path)
         return cls.from_bytes(read_bounded(path, MAX_MODEL_BYTES), name=path.stem, where=str(path))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str, where: str = "the model") -> Artifact:
-        """As `read`, from bytes in memory; `where` names them in errors."""
-        problem = _checkers_problem(
-            data
-        )  # before parsing: the checker's own copy of the weights is then gone again
-        model = onnx.ModelProto()
-        try:
-            model.ParseFromString(data)
-        except DecodeError:
+        """Like `read`, from bytes in memory. `where` names them in errors."""
+        model = onnx_file.parse(data, where)
+        artifact = cls(model, name, sha256=sha256_of(data), **_metadata_of(model, where))
+        if artifact.labels and artifact.num_classes not in (0, len(artifact.labels)):
             raise InputError(
-                f"{where} is not a readable ONNX file (truncated, or another format); export it again"
-            ) from None
-        if not model.graph.node:
-            raise InputError(f"{where} holds no ONNX graph; give a file made by an ONNX exporter")
-        _refuse_external_data(model, where)
-        _refuse_names_of_bytes(model, where)
-        if problem:
-            raise InputError(f"{where} is not valid ONNX: {problem}")
-        try:
-            classifier_input(model)
-        except InputError as error:
-            raise InputError(f"{where} is {error}") from None
-        made = cls(model, name, sha256=sha256_of(data), **_metadata_of(model, where))
-        if made.labels and made.num_classes not in (0, len(made.labels)):
-            raise InputError(
-                f"{where} has {len(made.labels)} labels for {made.num_classes} outputs; export it again"
+                f"{where} has {len(artifact.labels)} labels for {artifact.num_classes} outputs; "
+                "export it again"
             )
-        return made
+        return artifact
 
     def to_bytes(self) -> bytes:
-        """The ONNX file as bytes, metadata included; byte-identical for equal artifacts."""
+        """The ONNX file as bytes, with metadata. Equal artifacts give identical bytes."""
         return b"".join(self.chunks())
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes of `to_bytes` in pieces, so that large models need no second copy in memory."""
-        kept = [
-            (item.key, item.value)
-            for item in self.model.metadata_props
-            if not item.key.startswith(_PREFIX)
-        ]
-        own = ((_PREFIX + key, _dumps(value)) for key, value in self._documents().items())
-        entries = [
-            onnx.StringStringEntryProto(key=key, value=value) for key, value in (*kept, *own)
-        ]
+        """The bytes of `to_bytes` in pieces: large models need no second copy in memory."""
+        entries: list[onnx.StringStringEntryProto] = []
+        for item in self.model.metadata_props:
+            if not item.key.startswith(_PREFIX):
+                entries.append(onnx.StringStringEntryProto(key=item.key, value=item.value))
+        for key, value in self._documents().items():
+            text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+            entries.append(onnx.StringStringEntryProto(key=_PREFIX + key, value=text))
         return chunks(self.model, metadata_props=entries)
 
     def save(self, path: str | Path) -> Self:
-        """Write to `path` in one rename and return the artifact with its file's name and hash."""
+        """Write to `path` in one rename. Returns the artifact with the file's name and hash."""
         path = Path(path)
         write_atomically(path, self.chunks())
         return replace(self, name=path.stem, sha256=sha256_of(self.chunks()))
 
     def then(self, model: onnx.ModelProto, step: Step, **extras: Any) -> Self:
-        """The artifact that `step` makes of this one: new graph, same contract, longer history."""
+        """The artifact with a new graph and `step` added to its history."""
         step = replace(step, input_sha256=self.sha256)
-        made = replace(
+        changed = replace(
             self,
             model=model,
             steps=(*self.steps, step),
             extras={**self.extras, **extras},
             sha256="",
         )
-        return replace(made, sha256=sha256_of(made.chunks()))
+        return replace(changed, sha256=sha256_of(changed.chunks()))
 
     @property
     def form(self) -> Form:
-        """int8 when it holds QuantizeLinear, train when a BatchNormalization is left, else deploy."""
+        """int8 if it holds QuantizeLinear, train if a BatchNormalization is left, else deploy."""
         kinds = {node.op_type for node in self.model.graph.node}
         if "QuantizeLinear" in kinds:
             return "int8"
@@ -264,9 +262,10 @@ class Artifact:
     @property
     def opset(self) -> int:
         """Version of the default ONNX operator set."""
-        return next(
-            (item.version for item in self.model.opset_import if item.domain in ("", "ai.onnx")), 0
-        )
+        for item in self.model.opset_import:
+            if item.domain in ("", "ai.onnx"):
+                return int(item.version)
+        return 0
 
     @property
     def input_name(self) -> str:
@@ -275,12 +274,17 @@ class Artifact:
 
     @property
     def num_classes(self) -> int:
-        """Width of the output [N, classes]; 0 when the file does not say."""
+        """Width of the output [N, classes]; 0 if the file does not say."""
         dims = self.model.graph.output[0].type.tensor_type.shape.dim
         return int(dims[1].dim_value) if len(dims) == 2 else 0
 
     def require_preprocess(self) -> Preprocess:
-        """The preprocessing, or an InputError that says which options to give."""
+        """The preprocessing.
+
+        Raises:
+            InputError: the file does not say (the error names the options to give), or the graph
+                takes another tensor than the preprocessing makes.
+        """
         if self.preprocess is None:
             raise InputError(
                 f"{self.name} does not say how its input is made (no repzoo metadata); give "
@@ -300,116 +304,48 @@ class Artifact:
         return {**documents, **self.extras}
 
 
-def classifier_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
-    """The single image input of a classifier.
-
-    Raises:
-        InputError: not one input of rank 4, or not one output [N, classes].
-    """
-    weights = {item.name for item in model.graph.initializer}
-    inputs: list[onnx.ValueInfoProto] = [
-        item for item in model.graph.input if item.name not in weights
-    ]
-    ranks = [_rank(item) for item in (*inputs, *model.graph.output)]
-    if (
-        len(inputs) != 1
-        or len(model.graph.output) != 1
-        or ranks[0] not in (4, None)
-        or ranks[1] not in (2, None)
-    ):
-        shapes = ", ".join(
-            f"{item.name} of rank {rank}"
-            for item, rank in zip((*inputs, *model.graph.output), ranks, strict=True)
-        )
-        raise InputError(
-            f"not a classifier: expected one input [N, 3, H, W] and one output [N, classes]; got {shapes}"
-        )
-    return inputs[0]
-
-
 def _require_input_fits(model: onnx.ModelProto, preprocess: Preprocess, name: str) -> None:
-    """The graph must take what the preprocessing makes; otherwise every engine would fail in words of its own, or broadcast."""
+    """Refuse a preprocessing whose tensor the graph does not take.
+
+    Otherwise each engine would fail with its own message, or broadcast.
+    """
     tensor = classifier_input(model).type.tensor_type
-    wanted, element = preprocess.input_shape, _ELEMENTS[preprocess.input]
-    dims = [dim.dim_value for dim in tensor.shape.dim][1:] or [0] * 3
-    if tensor.elem_type == element and all(
-        dim in (0, side) for dim, side in zip(dims, wanted, strict=True)
-    ):
+    expected_type = _ELEMENTS[preprocess.input]
+    expected = preprocess.input_shape
+    sides = [dim.dim_value for dim in tensor.shape.dim][1:] or [0, 0, 0]
+    pairs = zip(sides, expected, strict=True)
+    fits = all(side in (0, wanted) for side, wanted in pairs)
+    if tensor.elem_type == expected_type and fits:
         return
-    if tensor.elem_type == element and dims[0] in (0, 3) and preprocess.input == "float":
+    is_image = tensor.elem_type == expected_type and sides[0] in (0, 3)
+    if is_image and preprocess.input == "float":
+        size = preprocess.size
         raise InputError(
-            f"{name} takes images of {dims[2]}x{dims[1]} pixels, but is said to be given {preprocess.size}x{preprocess.size}; "
-            f"give --size {dims[1]}, or export it again"
+            f"{name} takes images of {sides[2]}x{sides[1]} pixels, but is said to be given "
+            f"{size}x{size}; give --size {sides[1]}, or export it again"
         )
-    got, made = (
-        onnx.TensorProto.DataType.Name(tensor.elem_type).lower(),
-        onnx.TensorProto.DataType.Name(element).lower(),
-    )
-    shown = ", ".join(str(dim) if dim else "?" for dim in dims)
+    element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    expected_element = onnx.TensorProto.DataType.Name(expected_type).lower()
+    shape = ", ".join(str(side) if side else "?" for side in sides)
+    expected_shape = ", ".join(map(str, expected))
     raise InputError(
-        f"{name} takes {got} [N, {shown}], but its preprocessing makes {made} [N, {', '.join(map(str, wanted))}] ({preprocess.input}); "
-        "give --input and --size as the file wants them (repzoo embed-input changes what a file wants)"
+        f"{name} takes {element} [N, {shape}], but its preprocessing makes {expected_element} "
+        f"[N, {expected_shape}] ({preprocess.input}); give --input and --size as the file wants "
+        "them (repzoo embed-input changes what a file wants)"
     )
-
-
-def _rank(value: onnx.ValueInfoProto) -> int | None:
-    tensor = value.type.tensor_type
-    return len(tensor.shape.dim) if tensor.HasField("shape") else None
-
-
-def _checkers_problem(data: bytes) -> str:
-    """The first line of what the ONNX checker has against `data`, or ""."""
-    try:
-        onnx.checker.check_model(data)
-    except (onnx.checker.ValidationError, UnicodeDecodeError, ValueError, RuntimeError) as error:
-        return str(error).strip().partition("\n")[0] or type(error).__name__
-    return ""
-
-
-def _refuse_external_data(model: onnx.ModelProto, where: str) -> None:
-    if any(item.data_location == onnx.TensorProto.EXTERNAL for item in model.graph.initializer):
-        raise InputError(
-            f"{where} keeps its weights in another file; save it as one file (onnx.save without external data)"
-        )
-
-
-def _refuse_names_of_bytes(model: onnx.ModelProto, where: str) -> None:
-    """protobuf reads text that is not UTF-8 as bytes without a word; they would fail somewhere deep in the work."""
-    graph = model.graph
-    named: list[Any] = [*graph.input, *graph.output, *graph.initializer, *graph.value_info]
-    values = [item.name for item in named]
-    nodes = [
-        name
-        for node in graph.node
-        for name in (node.name, node.op_type, node.domain, *node.input, *node.output)
-    ]
-    entries = [text for item in model.metadata_props for text in (item.key, item.value)]
-    titles = [
-        model.producer_name,
-        model.producer_version,
-        model.domain,
-        model.doc_string,
-        graph.name,
-        graph.doc_string,
-    ]
-    if any(isinstance(text, bytes) for text in (*values, *nodes, *entries, *titles)):
-        raise InputError(
-            f"{where} holds a name that is not UTF-8 text, so it is damaged; export it again"
-        )
 
 
 def _metadata_of(model: onnx.ModelProto, where: str) -> dict[str, Any]:
-    documents = _documents_in(model, where)
-    preprocess, labels, steps = (
-        documents.pop(key, default)
-        for key, default in (("preprocess", None), ("labels", []), ("steps", []))
-    )
-    if (
-        not isinstance(labels, list)
-        or not all(isinstance(label, str) for label in labels)
-        or not isinstance(steps, list)
-    ):
-        raise InputError(f"{where} has repzoo metadata of the wrong shape; export it again")
+    """Constructor arguments of the artifact from the file's metadata."""
+    documents = onnx_file.documents(model, _PREFIX, where)
+    preprocess = documents.pop("preprocess", None)
+    labels = documents.pop("labels", [])
+    steps = documents.pop("steps", [])
+    wrong_shape = InputError(f"{where} has repzoo metadata of the wrong shape; export it again")
+    if not isinstance(labels, list) or not isinstance(steps, list):
+        raise wrong_shape
+    if not all(isinstance(label, str) for label in labels):
+        raise wrong_shape
     try:
         return {
             "preprocess": None if preprocess is None else Preprocess.from_mapping(preprocess),
@@ -418,47 +354,6 @@ def _metadata_of(model: onnx.ModelProto, where: str) -> dict[str, Any]:
             "extras": documents,
         }
     except (TypeError, AttributeError):
-        raise InputError(
-            f"{where} has repzoo metadata of the wrong shape; export it again"
-        ) from None
+        raise wrong_shape from None
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-
-
-def _documents_in(model: onnx.ModelProto, where: str) -> dict[str, Any]:
-    documents: dict[str, Any] = {}
-    for item in model.metadata_props:
-        try:
-            if item.key.startswith(_PREFIX):
-                documents[item.key.removeprefix(_PREFIX)] = _loads(item.value)
-        except (
-            ValueError,
-            RecursionError,
-        ):  # ValueError is the root of JSON's and of UTF-8's errors
-            raise InputError(f"{where} has damaged metadata; export it again") from None
-    return documents
-
-
-def _loads(text: str) -> Any:
-    """The JSON value of `text`; deeper than any of repzoo's documents is a ValueError, for it could not be written again."""
-    value = json.loads(text)
-    layer = [value]
-    for _ in range(MAX_DEPTH):
-        layer = [item for one in layer for item in _inside(one)]
-        if not layer:
-            return value
-    raise ValueError
-
-
-def _inside(value: Any) -> list[Any]:
-    return (
-        list(value.values())
-        if isinstance(value, dict)
-        else value
-        if isinstance(value, list)
-        else []
-    )
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)

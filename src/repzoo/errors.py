@@ -1,6 +1,6 @@
-"""Errors of repzoo. Each message says what was expected, what was got, and what to do.
+"""Errors of repzoo. Each message says what was expected, what was found, and what to do.
 
-RepzooError                 exit 1  a defect in repzoo if it reaches the command line bare
+RepzooError                 exit 1  a defect in repzoo if it is none of the following
 ├── InputError              exit 2  bad input or usage
 │   └── MissingExtra        exit 2  an optional dependency is not installed
 ├── CertificateError        exit 3  the folded graph is not proven equal
@@ -11,23 +11,24 @@ from __future__ import annotations
 
 
 class RepzooError(Exception):
-    """Root of every error that repzoo raises on purpose."""
+    """Base class of all errors that repzoo raises on purpose."""
 
     exit_code = 1
 
 
 class InputError(RepzooError):
-    """What the caller gave cannot be used: a file, a folder, a name, a setting."""
+    """An input that cannot be used: a file, a folder, a name, a setting."""
 
     exit_code = 2
 
 
 class MissingExtra(InputError):
-    """An optional dependency is absent; the message says what to type."""
+    """An optional dependency is not installed. The message says what to type."""
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(
-            f"{feature} needs an optional dependency that is not installed; type: pip install 'repzoo[{extra}]'"
+            f"{feature} needs an optional dependency that is not installed; type: "
+            f"pip install 'repzoo[{extra}]'"
         )
         self.extra = extra
 

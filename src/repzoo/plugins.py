@@ -1,4 +1,4 @@
-"""Plug-ins by name: a table of lazy targets, third parties' entry points, and what to install when one is missing."""
+"""Plug-ins by name: built-in ones, those of third parties, and which extra a missing one needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from repzoo.errors import InputError, MissingExtra
 
 @dataclass(frozen=True)
 class Plugin:
-    """Where an object lives ("module:Object") and the extra that its imports need ("" for none)."""
+    """A plug-in.
+
+    target  where it is: "module:Object"
+    extra   extra of repzoo that its imports need; "" for none
+    """
 
     target: str
     extra: str = ""
@@ -40,8 +44,9 @@ class PluginTable:
         """Import and return the object called `name`.
 
         Raises:
-            InputError: unknown name (the nearest are offered), or a third party's plug-in that does not import.
-            MissingExtra: a dependency is not installed; says what to type.
+            InputError: an unknown name (similar ones are offered), or a third party's plug-in
+                that cannot be imported.
+            MissingExtra: a dependency is not installed.
         """
         plugins = self._all()
         if name not in plugins:
@@ -53,29 +58,36 @@ class PluginTable:
         except (ImportError, AttributeError) as error:
             if name not in self._builtin:
                 raise InputError(
-                    f"the {self.kind} {name!r} ({target}) cannot be loaded: {error}; repair or uninstall it"
+                    f"the {self.kind} {name!r} ({target}) cannot be loaded: {error}; repair or "
+                    "uninstall it"
                 ) from error
-            if (
-                isinstance(error, ModuleNotFoundError)
-                and plugins[name].extra
-                and (error.name or "").split(".")[0] != "repzoo"
-            ):
-                raise MissingExtra(f"the {self.kind} {name!r}", plugins[name].extra) from error
+            extra = plugins[name].extra
+            if extra and _is_other_package_missing(error):
+                raise MissingExtra(f"the {self.kind} {name!r}", extra) from error
             raise
 
     def _all(self) -> dict[str, Plugin]:
-        found = dict(self._builtin)
+        plugins = dict(self._builtin)
         for point in entry_points(group=self._group):
-            if point.name in found:
+            if point.name in plugins:
+                first = plugins[point.name].target
                 raise InputError(
-                    f"two {self.kind}s are called {point.name!r}: {found[point.name].target} and {point.value}; uninstall one"
+                    f"two {self.kind}s are called {point.name!r}: {first} and {point.value}; "
+                    "uninstall one"
                 )
-            found[point.name] = Plugin(point.value)
-        return found
+            plugins[point.name] = Plugin(point.value)
+        return plugins
+
+
+def _is_other_package_missing(error: Exception) -> bool:
+    """Whether a package other than repzoo itself is not installed."""
+    if not isinstance(error, ModuleNotFoundError):
+        return False
+    return (error.name or "").split(".")[0] != "repzoo"
 
 
 def unknown(kind: str, name: str, known: Mapping[str, Any] | list[str]) -> str:
-    """The sentence for an unknown `name`, with the nearest known ones."""
+    """The error message for an unknown `name`, with similar known ones."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(list(known)[:12])}"
     return f"no {kind} is called {name!r}; {hint}"

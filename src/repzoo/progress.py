@@ -1,4 +1,4 @@
-"""How long work tells how far it is, without knowing who watches."""
+"""Progress of long work, reported to a callable that may show it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Called with the stage's name, the units done and the units in all (0 when unknown)."""
+    """Called with a stage's name, the units done and the total (0 if unknown)."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show or ignore it."""
@@ -20,7 +20,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 def tracked(items: Iterable[T], stage: str, total: int, progress: Progress) -> Iterator[T]:
-    """Yield `items`, reporting after each."""
+    """Yield `items` and report progress after each."""
     progress(stage, 0, total)
     for done, item in enumerate(items, 1):
         yield item

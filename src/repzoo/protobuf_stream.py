@@ -1,12 +1,11 @@
-"""A model as the bytes of its file, one weight at a time: hashing and writing then need no second copy of the whole.
+"""Serialize a model one weight at a time: hashing and writing need no second copy of the whole.
 
-Source: protobuf's encoding (protobuf.dev/programming-guides/encoding): fields in the order of their numbers, a message inside
-another as its key, its length as a varint, its bytes.
+Source: protobuf's encoding (protobuf.dev/programming-guides/encoding). Fields are written in
+the order of their numbers; a nested message is its key, its length as a varint, then its bytes.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -21,50 +20,48 @@ Kind = TypeVar("Kind", bound=Message)
 
 
 def chunks(model: onnx.ModelProto, **replaced: Sequence[Message]) -> Iterator[bytes]:
-    """What `model.SerializeToString(deterministic=True)` gives, in pieces; the lists in `replaced` stand for its own fields.
+    """`model.SerializeToString(deterministic=True)` in pieces.
+
+    replaced  lists that take the place of the model's own fields of those names
 
     Fields that this version of ONNX does not know are left out.
     """
     graph = model.graph
-    head, tail = (
-        _part(graph, chosen)
-        for chosen in (lambda number: number < _INITIALIZER, lambda number: number > _INITIALIZER)
-    )
+    head = _part(graph, lambda number: number < _INITIALIZER)
+    tail = _part(graph, lambda number: number > _INITIALIZER)
     keys = [_key(_INITIALIZER, item.ByteSize()) for item in graph.initializer]
-    length = (
-        len(head)
-        + sum(map(len, keys))
-        + sum(item.ByteSize() for item in graph.initializer)
-        + len(tail)
-    )
+    # The length of the graph stands before its bytes, so all sizes are needed first.
+    length = len(head) + len(tail)
+    for key, item in zip(keys, graph.initializer, strict=True):
+        length += len(key) + item.ByteSize()
     yield _part(model, lambda number: number < _GRAPH, **replaced)
     if model.HasField("graph"):
         yield _key(_GRAPH, length) + head
-        yield from itertools.chain.from_iterable(
-            (key, item.SerializeToString(deterministic=True))
-            for key, item in zip(keys, graph.initializer, strict=True)
-        )
+        for key, item in zip(keys, graph.initializer, strict=True):
+            yield key
+            yield item.SerializeToString(deterministic=True)
         yield tail
     yield _part(model, lambda number: number > _GRAPH, **replaced)
 
 
 def without(message: Kind, *names: str) -> Kind:
-    """A copy of `message` without the fields `names`, which are not copied on the way."""
-    made = type(message)()
+    """A copy of `message` without the fields `names`, which are never copied."""
+    copy = type(message)()
     for field, value in message.ListFields():
         if field.name not in names:
-            _set(made, field.name, value)
-    return made
+            _set(copy, field.name, value)
+    return copy
 
 
 def _part(message: Message, chosen: Callable[[int], bool], **replaced: Sequence[Message]) -> bytes:
     """The bytes of the fields whose numbers are `chosen`."""
-    left_out = [field.name for field in type(message).DESCRIPTOR.fields if not chosen(field.number)]
-    made = without(message, *left_out, *replaced)
+    fields = type(message).DESCRIPTOR.fields
+    omitted = [field.name for field in fields if not chosen(field.number)]
+    part = without(message, *omitted, *replaced)
     for name, values in replaced.items():
-        if name not in left_out:
-            _set(made, name, values)
-    return bytes(made.SerializeToString(deterministic=True))
+        if name not in omitted:
+            _set(part, name, values)
+    return bytes(part.SerializeToString(deterministic=True))
 
 
 def _set(message: Message, name: str, value: object) -> None:
@@ -82,7 +79,7 @@ def _key(number: int, length: int) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the eighth says that more follow."""
+    """Seven bits per byte, lowest first. The eighth bit says that more bytes follow."""
     digits = []
     while value > 0x7F:
         digits.append(value & 0x7F | 0x80)

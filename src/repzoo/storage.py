@@ -1,4 +1,4 @@
-"""Reading and writing files so that nothing is half-written, lost or unbounded."""
+"""Read and write files so that nothing is half-written, lost or unbounded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from pathlib import Path
 from repzoo.errors import InputError
 
 _APPENDING = threading.Lock()
-CACHE_BYTES = 2**30  # of one kind; the oldest beyond this are deleted
+# Size of one kind of cached files. Beyond it the least recently used are deleted.
+CACHE_BYTES = 2**30
 
-Data = bytes | str | Iterable[bytes]  # text is written as UTF-8; pieces one after another
+# Text is written as UTF-8. Pieces are written one after another.
+Data = bytes | str | Iterable[bytes]
 
 
 def sha256_of(data: bytes | Iterable[bytes]) -> str:
@@ -34,7 +36,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """The bytes of `path`, refused before reading when there are more than `limit`.
+    """The bytes of `path`. More than `limit` are refused before reading.
 
     Raises:
         InputError: no such file, not a regular file, unreadable, or larger than `limit` bytes.
@@ -43,7 +45,8 @@ def read_bounded(path: Path, limit: int) -> bytes:
         size = path.stat().st_size
         if path.is_dir():
             raise InputError(f"{path} is a directory; expected a file")
-        if not path.is_file():  # a device or pipe has no size, and may never end
+        # A device or pipe has no size and may never end.
+        if not path.is_file():
             raise InputError(f"{path} is not a regular file; copy its content to one")
         if size > limit:
             raise InputError(f"{path} has {size:,} bytes; at most {limit:,} are accepted here")
@@ -55,7 +58,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def read_lines(path: Path, limit: int = 2**24) -> list[str]:
-    """The lines of a small UTF-8 text (a byte-order mark is dropped) that hold more than spaces.
+    """The non-empty lines of a small UTF-8 text, without its byte-order mark.
 
     Raises:
         InputError: as `read_bounded`, or not UTF-8.
@@ -70,7 +73,11 @@ def read_lines(path: Path, limit: int = 2**24) -> list[str]:
 
 
 def make_folder(path: Path) -> Path:
-    """Create the folder `path` and its parents; an InputError says why it cannot be."""
+    """Create the folder `path` and its parents.
+
+    Raises:
+        InputError: it cannot be created.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -91,9 +98,8 @@ def written_aside(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     aside: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(
-            prefix=".repzoo.", suffix=".part", dir=path.parent
-        )  # as long as `path` may be longer
+        # A fixed short name: a suffix to `path` could exceed the file system's limit.
+        handle, name = tempfile.mkstemp(prefix=".repzoo.", suffix=".part", dir=path.parent)
         os.close(handle)
         aside = Path(name)
         yield aside
@@ -107,16 +113,16 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: Data) -> None:
-    """Write `data` to `path` in one rename; see `written_aside` for errors."""
+    """Write `data` to `path` in one rename. Errors are those of `written_aside`."""
     with written_aside(path) as aside:
         _fill(aside, data)
 
 
 def write_together(contents: Sequence[tuple[Path, Data]]) -> None:
-    """Write several files: all are complete beside their places before the first is renamed.
+    """Write several files. All are complete beside their targets before the first is renamed.
 
     Raises:
-        InputError: as `written_aside`, or one place named twice.
+        InputError: as `written_aside`, or one target named twice.
     """
     if len({path.resolve() for path, _ in contents}) < len(contents):
         raise InputError(
@@ -128,20 +134,23 @@ def write_together(contents: Sequence[tuple[Path, Data]]) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Refuse, before any work is done, an output file `path` that could not be written at its end. Makes nothing.
+    """Refuse an output file that could not be written, before any work is done.
+
+    Nothing is created.
 
     Raises:
         InputError: a directory, a device, a folder that cannot be made or is read-only.
     """
     if path.is_dir():
         raise InputError(f"{path} is a directory; give a file name with -o")
-    if path.exists() and not path.is_file():  # renaming over /dev/null would replace the device
+    # Renaming over a device such as /dev/null would replace it.
+    if path.exists() and not path.is_file():
         raise InputError(f"{path} is not a regular file; give another name with -o")
     require_writable_folder(path.parent)
 
 
 def require_writable_folder(path: Path) -> None:
-    """As `require_writable`, for a folder that may not exist yet."""
+    """Like `require_writable`, for a folder that may not exist yet."""
     above = path.absolute()
     while not above.exists():
         above = above.parent
@@ -150,9 +159,8 @@ def require_writable_folder(path: Path) -> None:
             f"the folder {path} cannot be made: {above} is a file; give another with -o"
         )
     try:
-        tempfile.TemporaryFile(
-            dir=above
-        ).close()  # the only true test: permissions say nothing of file systems or of root
+        # The only reliable test: permissions do not show read-only file systems, nor apply to root.
+        tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
         raise InputError(
             f"the folder {path} cannot be written: {error.strerror or error}; give another with -o"
@@ -160,57 +168,58 @@ def require_writable_folder(path: Path) -> None:
 
 
 def append_lines(path: Path, lines: list[str]) -> None:
-    """Append whole lines to `path` in one write, so that a kill leaves whole lines; a full disk leaves the file as it was.
+    """Append lines to `path` in one write, so that an interruption leaves whole lines.
 
-    A last line that another hand left without its end is ended first. Writers take turns, so that none sees half of another's.
+    A full disk leaves the file as it was. A last line without a line end is ended first.
+    Threads and processes write one after another.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     make_folder(path.parent)
     try:
-        with path.open("a+b", buffering=0) as file, _turn(path):
-            before, done = file.seek(0, os.SEEK_END), 0
-            data = memoryview(
-                (_missing_end(file, before) + "".join(line + "\n" for line in lines)).encode()
-            )
+        with path.open("a+b", buffering=0) as file, _exclusive(path):
+            size = file.seek(0, os.SEEK_END)
+            text = _missing_line_end(file, size) + "".join(f"{line}\n" for line in lines)
+            data = memoryview(text.encode())
+            written = 0
             try:
-                while done < len(data):
-                    done += file.write(data[done:]) or 0
+                while written < len(data):
+                    written += file.write(data[written:]) or 0
             except OSError:
-                file.truncate(before)
+                file.truncate(size)
                 raise
     except OSError as error:
         raise _unwritable(path, error) from None
 
 
 @contextlib.contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """This writer's turn at `path`, among threads and, where the system has fcntl, among processes."""
+def _exclusive(path: Path) -> Iterator[None]:
+    """Exclude other threads and, on systems with fcntl, other processes from writing `path`."""
     with _APPENDING, contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError):
             import fcntl
 
-            folder = os.open(
-                path.parent, os.O_RDONLY
-            )  # not the file itself, which a reader may hold locked for its whole run
-            stack.callback(os.close, folder)  # gives the lock back
+            # The folder is locked and not the file, which a reader may lock for its whole run.
+            folder = os.open(path.parent, os.O_RDONLY)
+            stack.callback(os.close, folder)  # closing releases the lock
             fcntl.flock(folder, fcntl.LOCK_EX)
         yield
 
 
-def _missing_end(file: io.FileIO, size: int) -> str:
-    if size:
-        file.seek(size - 1)
-    return "\n" if size and file.read(1) != b"\n" else ""
+def _missing_line_end(file: io.FileIO, size: int) -> str:
+    if size == 0:
+        return ""
+    file.seek(size - 1)
+    return "" if file.read(1) == b"\n" else "\n"
 
 
 def _fill(path: Path, data: Data) -> None:
+    if isinstance(data, str):
+        data = data.encode()
+    pieces = [data] if isinstance(data, bytes) else data
     with path.open("wb") as file:
-        file.writelines(
-            [data.encode()]
-            if isinstance(data, str)
-            else [data]
-            if isinstance(data, bytes)
-            else data
-        )
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
 
@@ -228,17 +237,22 @@ def _umask() -> int:
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: $REPZOO_CACHE, else repzoo in the user's cache folder (XDG)."""
-    if own := os.environ.get("REPZOO_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "repzoo"
+    """Folder of downloads and other files that can be made again.
+
+    $REPZOO_CACHE, else "repzoo" in the user's cache folder (XDG base directory specification).
+    """
+    override = os.environ.get("REPZOO_CACHE")
+    if override:
+        return Path(override)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "repzoo"
 
 
 def cached_file(kind: str, name: str, make: Callable[[Path], None]) -> Path:
-    """The file `name` of the cache's folder `kind`, made by `make(path)` when it is not there; the oldest go beyond CACHE_BYTES.
+    """The cached file `kind`/`name`, created by `make(path)` if it is absent.
 
     Raises:
-        InputError: whatever `make` raises, or a cache that cannot be written; nothing is left half-made.
+        InputError: what `make` raises, or a cache that cannot be written. Nothing is half-written.
     """
     path = cache_folder() / kind / name
     if not path.is_file():
@@ -248,23 +262,22 @@ def cached_file(kind: str, name: str, make: Callable[[Path], None]) -> Path:
         except InputError as error:
             if isinstance(error.__context__, OSError):
                 raise InputError(
-                    f"the cache {path.parent} cannot be written; set REPZOO_CACHE to a folder with room"
+                    f"the cache {path.parent} cannot be written; set REPZOO_CACHE to a folder with "
+                    "room"
                 ) from None
             raise
     with contextlib.suppress(OSError):
-        path.touch()  # the one just used is the youngest
+        path.touch()  # marks it as the most recently used
         _trim(path)
     return path
 
 
 def _trim(newest: Path) -> None:
-    """Delete the files used longest ago until the folder of `newest` holds at most CACHE_BYTES."""
-    facts = sorted(
-        ((one.stat().st_mtime, one.stat().st_size, one) for one in newest.parent.glob("[!.]*")),
-        reverse=True,
-    )
+    """Delete the least recently used files beside `newest` until CACHE_BYTES hold the rest."""
+    files = list(newest.parent.glob("[!.]*"))
+    files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
     total = 0
-    for _, size, one in facts:
-        total += size
-        if total > CACHE_BYTES and one != newest:
-            one.unlink(missing_ok=True)
+    for file in files:
+        total += file.stat().st_size
+        if total > CACHE_BYTES and file != newest:
+            file.unlink(missing_ok=True)

@@ -81,9 +81,7 @@ def flat(tmp_path: Path) -> Path:
 
 
 def bench(flat: Path, *engines: str, **options: Any) -> sweep.SweepResult:
-    return verbs.benchmark(
-        verbs.load(flat), engine=engines, **{"seconds": 0.02, **options}
-    )
+    return verbs.benchmark(verbs.load(flat), engine=engines, **{"seconds": 0.02, **options})
 
 
 def test_an_engine_that_crashes_the_process_costs_its_own_rows_only(flat: Path, run: Run) -> None:
@@ -122,9 +120,7 @@ def test_an_engine_that_computes_int8_in_float_says_so(flat: Path) -> None:
         output = Flatten (back) }"""
     int8 = Artifact(onnx.parser.parse_model(text), "rounded", Preprocess(size=4))
     for engine, said in (("mnn", 1), ("reference", 1), ("onnxruntime", 0)):
-        swept = verbs.benchmark(
-            [int8, verbs.load(flat)], engine=engine, seconds=0.02
-        )
+        swept = verbs.benchmark([int8, verbs.load(flat)], engine=engine, seconds=0.02)
         assert sum("no latency of INT8" in one for one in swept.remarks) == said
 
 

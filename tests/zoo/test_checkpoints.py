@@ -439,7 +439,9 @@ def test_a_half_downloaded_file_is_refused(tmp_path: Path, name: str, share: flo
     )
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(InputError, match=r"refused: .*(truncated|cut short|no end|beyond|does not begin)"):
+    with pytest.raises(
+        InputError, match=r"refused: .*(truncated|cut short|no end|beyond|does not begin)"
+    ):
         load(path, SMALL)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from repzoo.artifact import Artifact, Preprocess, classifier_input
+from repzoo.artifact import Artifact, Preprocess
 from repzoo.data.batches import ReadReport, available_cores, batch_of, map_in_order, read_image
 from repzoo.data.dataset import GONE, Dataset, Stamp
 from repzoo.engines import Engine, Session
@@ -41,6 +41,7 @@ from repzoo.measure.predictions import (
     describe_images,
 )
 from repzoo.measure.record import identity_of
+from repzoo.onnx_file import classifier_input
 from repzoo.progress import Progress, silent
 from repzoo.storage import sha256_of
 

@@ -40,7 +40,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from repzoo.artifact import Artifact, classifier_input
+from repzoo.artifact import Artifact
 from repzoo.engines import Array, Engine, Session
 from repzoo.errors import InputError
 from repzoo.measure import stats
@@ -48,6 +48,7 @@ from repzoo.measure import system_noise as noise
 from repzoo.measure.host import host
 from repzoo.measure.record import Record, identity_of
 from repzoo.measure.results import EarlyStopping, Latency, LatencyRatio, Scenario, Setting
+from repzoo.onnx_file import classifier_input
 from repzoo.progress import Progress, silent
 
 ROUNDS, ROUND_SECONDS = (

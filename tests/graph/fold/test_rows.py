@@ -157,4 +157,8 @@ def test_the_probe_has_the_length_of_the_rows(graph: Graph) -> None:
     origin, after = TrainingForm.of(model), fold(model).model
     new = TensorIndex.of(after.graph)
     (layer,) = changed_nodes(after, origin, new)
-    assert (layer.op_type, len(layer.input), origin.probe_shape(layer, new)) == ("MatMul", 3, (1, 6, 5))
+    assert (layer.op_type, len(layer.input), origin.probe_shape(layer, new)) == (
+        "MatMul",
+        3,
+        (1, 6, 5),
+    )

@@ -19,7 +19,6 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from repzoo.artifact import classifier_input
 from repzoo.errors import CertificateError, RepzooError
 from repzoo.graph.certificate.attributes import has_subgraph
 from repzoo.graph.certificate.comparison import (
@@ -35,6 +34,7 @@ from repzoo.graph.certificate.proof import UNIT_ROUNDOFF
 from repzoo.graph.certificate.window import Array, UnknownExpression
 from repzoo.graph.tools.fold_result import FoldResult
 from repzoo.graph.tools.pieces import inline_functions, trim_heap
+from repzoo.onnx_file import classifier_input
 
 Folder = Callable[[onnx.ModelProto], FoldResult]
 

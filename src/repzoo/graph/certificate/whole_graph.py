@@ -14,13 +14,14 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
-from repzoo.artifact import Artifact, classifier_input
+from repzoo.artifact import Artifact
 from repzoo.errors import CertificateError, InputError
 from repzoo.graph.certificate.comparison import GraphComparison, combine, compare
 from repzoo.graph.certificate.jitter import jitter, jitter_constants, layer_constants
 from repzoo.graph.certificate.proof import UNIT_ROUNDOFF
 from repzoo.graph.tools.cost import Cost
 from repzoo.graph.tools.pieces import split_model, trim_heap
+from repzoo.onnx_file import classifier_input
 
 Images = npt.NDArray[Any]  # float32, or uint8 for a model that takes bytes
 Runner = Callable[[onnx.ModelProto, Images], Images]  # exact: no graph optimization

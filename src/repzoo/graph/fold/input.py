@@ -20,10 +20,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from repzoo.artifact import Preprocess, classifier_input
+from repzoo.artifact import Preprocess
 from repzoo.errors import InputError
 from repzoo.graph.fold.engine import QUANTIZED, fold
 from repzoo.graph.tools.fold_result import FoldResult
+from repzoo.onnx_file import classifier_input
 
 Float = npt.NDArray[np.float64]
 OLDEST_OPSET = 11  # Resize as it is used here

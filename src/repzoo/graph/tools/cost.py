@@ -16,8 +16,9 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from repzoo.artifact import Artifact, classifier_input
+from repzoo.artifact import Artifact
 from repzoo.graph.tools.pieces import inline_functions, without_weights
+from repzoo.onnx_file import classifier_input
 
 # Inputs of each operator that hold learnable values.
 _LEARNABLE: dict[str, tuple[int, ...]] = dict.fromkeys(

@@ -17,8 +17,8 @@ import onnx.inliner
 import onnx_ir as ir
 
 from repzoo import protobuf_stream as wire
-from repzoo.artifact import classifier_input
 from repzoo.errors import InputError
+from repzoo.onnx_file import classifier_input
 
 PIECE_BYTES = 2**25  # of constants; a piece is larger only where a single uncuttable stretch is
 SMALL = 1024  # elements; up to here a constant may be a shape or an axis that shape inference reads

@@ -19,7 +19,6 @@ import numpy.typing as npt
 import onnx
 from threadpoolctl import threadpool_limits
 
-from repzoo.artifact import classifier_input
 from repzoo.engines import Engine, Session
 from repzoo.errors import InputError
 from repzoo.graph.tools.pieces import (
@@ -30,6 +29,7 @@ from repzoo.graph.tools.pieces import (
     without_weights,
 )
 from repzoo.measure.expected_drop import Margins
+from repzoo.onnx_file import classifier_input
 from repzoo.progress import Progress, silent
 from repzoo.quant.calibration.disk_buffer import DiskBuffer
 from repzoo.quant.calibration.observers import (
