@@ -1,5 +1,6 @@
 # make card    the whole job on the embedded model; the card lands in out/
 # make test    all tests        make check    lint, types, layers, then the tests with coverage
+# make fuzz    the property tests at random: ROUNDS=10 rounds, then GRAPHS=5000 random graphs
 # Both install what they need into .venv, at the versions of constraints.txt. PYTHON is any Python 3.11 or newer.
 
 PYTHON ?= python3
@@ -7,12 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: card test check lint bench bench-int8 tables weights-digits reference clean
+.PHONY: card test check lint fuzz bench bench-int8 tables weights-digits reference clean
 
 card: $(VENV)/.core
 	$(BIN)/repzoo card --output out
 
-# A worker a core, a file to a worker: what a file's tests share is made once.
+# One worker per core, one file per worker: fixtures that a file's tests share are made once.
 PYTEST := $(BIN)/pytest --numprocesses logical --dist loadfile
 
 test: $(VENV)/.dev
@@ -27,7 +28,15 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# --- what is remade, not edited ---------------------------------------------------------------------------------------
+# `make test` draws the same examples every time. Here they are random; a failure prints how to repeat it.
+ROUNDS ?= 10
+GRAPHS ?= 5000
+
+fuzz: $(VENV)/.dev
+	for round in $$(seq $(ROUNDS)); do HYPOTHESIS_PROFILE=fuzz $(PYTEST) -m hypothesis || exit 1; done
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest tests/graph/test_random_graphs.py --random-graphs $(GRAPHS)
+
+# --- results and tables, made by commands and never edited by hand ----------------------------------------------------
 
 DATA ?= ../shared/data/clothing
 
@@ -35,15 +44,16 @@ weights-digits: $(VENV)/.dev
 	$(BIN)/repzoo train repghostnet_050 --data digits --output runs/digits
 	$(BIN)/python -m repzoo.zoo.embedded runs/digits/repghostnet_050.digits.onnx src/repzoo/zoo/weights/repghostnet_050.digits.onnx.xz
 
-# The reference models on photographs: trainings (one to two hours each on one core; run again, they go on), cards, Records, tables.
+# Train the reference models on photographs, make their cards, append their Records, render the tables.
+# One to two hours per model on one core. An interrupted run continues.
 MODELS ?=
 
 reference: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reference $(MODELS) --data $(DATA)
 	$(MAKE) tables
 
-# Quantizers side by side. REPVGG=FILE.onnx adds a RepVGG trained on $(DATA) (repzoo train repvgg_a0 --data $(DATA)); INT8 names
-# other models, as MODEL=DATA pairs (see benchmarks/int8.py).
+# Compare quantizers. REPVGG=FILE.onnx adds a RepVGG trained on $(DATA) (repzoo train repvgg_a0 --data $(DATA)).
+# INT8 names other models as MODEL=DATA pairs (see benchmarks/int8.py).
 INT8 ?= repghostnet_050.clothing=$(DATA) $(if $(REPVGG),$(REPVGG)=$(DATA)) efficientnet_lite0=../shared/data/imagenet-sample
 
 bench-int8: $(VENV)/.dev

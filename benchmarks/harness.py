@@ -174,8 +174,8 @@ def against_itself(name: str, artifact: Artifact, seconds: float) -> None:
             pair = [latency.case(artifact, engine(name)) for _ in range(2)]
             latency.run(pair, seconds, openings=openings)
             found = latency.ratio(*pair).values
-            wrong += found["faster"] is not None
-            width.append(found["ratio_high"] - found["ratio_low"])
+            wrong += found.faster is not None
+            width.append(found.ratio_high - found.ratio_low)
         print(
             f"  against itself, {openings} opening(s): {wrong} of {TWINS} intervals exclude 1, width {np.median(width):.3f}",
             flush=True,
@@ -193,7 +193,7 @@ def streams(artifact: Artifact, seconds: float) -> None:
     latency.run([one, two], seconds)
     found = latency.ratio(two, one).values
     print(
-        f"  one client, session opened for two over for one: {found['ratio']:.2f} ({found['ratio_low']:.2f} .. {found['ratio_high']:.2f})"
+        f"  one client, session opened for two over for one: {found.ratio:.2f} ({found.ratio_low:.2f} .. {found.ratio_high:.2f})"
     )
 
 
@@ -248,7 +248,8 @@ def loadgen(name: str, artifact: Artifact, seconds: float) -> None:
     def ours() -> float:
         one.rounds_us.clear(), one.rounds_fps.clear(), one.rounds_of.clear()
         (record,) = latency.run([one], 2 * seconds / ROUNDS, rounds=1)
-        return float(record.values["early_stopping_ms"] or np.nan)
+        stopping = record.values.early_stopping
+        return stopping.ms if stopping and stopping.ms else float("nan")
 
     said(
         "  single-stream p90, repzoo over LoadGen",

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from repzoo import cli
@@ -22,6 +24,11 @@ from repzoo.data import digits
 from repzoo.zoo import embedded
 
 MODEL = "repghostnet_050.digits"
+
+# `make test` draws the same examples on every run; `make fuzz` sets the profile and draws at random.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.register_profile("fuzz", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -164,9 +164,9 @@ def test_each_wrong_way_changes_what_the_model_sees(
     right = Preprocess.from_mapping({"size": 32, "interpolation": "bicubic", **more})
     first, *wrong = mismatch.variants(right)
     image = photograph(90, 61)
-    expected = first.send(first.make(image)[None])
+    expected = first.to_input(first.resize(image)[None])
     for way in wrong:
-        found = way.send(way.make(image)[None])
+        found = way.to_input(way.resize(image)[None])
         assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
         assert not np.array_equal(found, expected), way.name
 

@@ -53,7 +53,7 @@ def test_other_engines_are_timed_in_the_same_rounds_and_what_fails_there_is_said
         ("openvino:CPU", "deploy"),
         ("openvino:CPU", "int8"),
     ]
-    assert len({one.values["rounds"] for one in result.records if one.kind == "latency"}) == 1
+    assert len({one.values.rounds for one in result.records if one.kind == "latency"}) == 1
     assert [one.engine["name"] for one in result.records if one.kind == "ratio"] == [
         "onnxruntime",
         "onnxruntime",

@@ -303,9 +303,7 @@ def quantize(
     _require_places(output, report_file)
     with Console(as_json) as console:
         made, report = verbs.quantize(artifact, data, options, console.progress)
-    beside = (
-        [(report_file, Console.document(dataclasses.asdict(report.record)))] if report_file else []
-    )
+    beside = [(report_file, Console.document(report.record.to_json()))] if report_file else []
     write_together([(output, made.chunks()), *beside])
     console.show(results.quantized(report, output))
 

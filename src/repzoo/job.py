@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from repzoo.data.dataset import Dataset, DataSource
 from repzoo.engines import Engine, engine
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError, MissingExtra
-from repzoo.graph.tools.cost import count
+from repzoo.graph.tools.cost import Cost, count
 from repzoo.measure import accuracy, latency, record
 from repzoo.measure.host import host
 from repzoo.measure.record import Record, identity_of
+from repzoo.measure.results import FoldSummary, LatencyRatio
 from repzoo.progress import Progress, silent
 from repzoo.report import card
 from repzoo.report.card import BOTH
@@ -38,7 +38,7 @@ class JobOptions:
     time_on  engines that the float and the INT8 file are timed on beside the one they are quantized for, in the same rounds
     """
 
-    quantize: verbs.QuantizeOptions = dataclasses.field(default_factory=verbs.QuantizeOptions)
+    quantize: verbs.QuantizeOptions = field(default_factory=verbs.QuantizeOptions)
     streams: int = 0
     seconds: float = 5.0
     time_on: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class JobResult:
     """Everything the job made: the artifacts by form, all Records in order, the certificate and remarks for a person."""
 
     artifacts: Mapping[str, Artifact]
-    records: tuple[Record, ...]
+    records: tuple[Record[Any], ...]
     certificate: Mapping[str, Any]
     remarks: tuple[str, ...]
 
@@ -86,7 +86,7 @@ def run(
         progress,
     )
     artifacts = {artifact.form: artifact} | {"deploy": deploy, "int8": int8}
-    folded = Record("fold", identity_of(deploy), _fold_values(certificate.to_json()))
+    folded = Record(identity_of(deploy), _fold_summary(certificate.to_json()))
     timed, left_out = _timings(artifacts, options, progress)
     records = [
         *_costs(artifacts),
@@ -150,21 +150,19 @@ def _trained_on(artifact: Artifact, evaluation: Dataset) -> list[str]:
     ]
 
 
-def _costs(artifacts: Mapping[str, Artifact]) -> list[Record]:
-    return [
-        Record("cost", identity_of(one), dataclasses.asdict(count(one)))
-        for one in artifacts.values()
-    ]
+def _costs(artifacts: Mapping[str, Artifact]) -> list[Record[Cost]]:
+    return [Record(identity_of(artifact), count(artifact)) for artifact in artifacts.values()]
 
 
-def _fold_values(certificate: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in certificate.items() if key not in ("folds", "refusals")}
-    return {**kept, "folds": len(certificate["folds"]), "refusals": len(certificate["refusals"])}
+def _fold_summary(certificate: Mapping[str, Any]) -> FoldSummary:
+    """The certificate's JSON document with folds and refusals counted."""
+    counts = {name: len(certificate[name]) for name in ("folds", "refusals")}
+    return record.read_result(FoldSummary, {**certificate, **counts})
 
 
 def _timings(
     artifacts: Mapping[str, Artifact], options: JobOptions, progress: Progress
-) -> tuple[list[Record], list[str]]:
+) -> tuple[list[Record[Any]], list[str]]:
     """One-thread latency of all forms and many-client throughput of the two that ship, and what of it could not be measured.
 
     All are interleaved, on whichever engine: the rows of a card may be compared.
@@ -227,7 +225,7 @@ def _case_beside(runner: Engine, artifact: Artifact) -> latency.Case:
     return latency.case(artifact, runner)
 
 
-def _ratios(cases: Sequence[latency.Case]) -> list[Record]:
+def _ratios(cases: Sequence[latency.Case]) -> list[Record[LatencyRatio]]:
     """INT8 over float on each engine that ran both."""
     ran = {(one.engine.name, one.artifact.form): one for one in cases if one.rounds_us}
     names = dict.fromkeys(name for name, _ in ran)

@@ -1,4 +1,4 @@
-"""Accuracy on a real ONNX model whose answers are known: each image's pixel values say which logits come out."""
+"""Accuracy of a real ONNX model whose outputs are known: gray value g gives row g of a table."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def lookup(
     return Artifact(model, "lookup", preprocess, labels)
 
 
-def grays(
+def gray_images(
     targets: Sequence[int],
     classes: tuple[str, ...],
     ordered: bool = False,
@@ -73,15 +73,15 @@ def one_hot(winners: Sequence[int], classes: int) -> list[list[float]]:
     return [[float(index == winner) for index in range(classes)] for winner in winners]
 
 
-def test_top1_and_top5_of_hand_made_answers() -> None:
+def test_top1_and_top5_of_known_logits() -> None:
     names = tuple("abcdefg")
     falling = [7.0, 6, 5, 4, 3, 2, 1]  # class 0 is best, 4 is fifth, 5 is sixth
     targets = [0, 4, 5, 6]
-    record = predictions([lookup([falling] * 4, names)], grays(targets, names))[0].record()
+    record = predictions([lookup([falling] * 4, names)], gray_images(targets, names))[0].record()
     interval = stats.wilson(1, 4)
-    assert record.values["n"] == 4
-    assert (record.values["top1"], record.values["top5"]) == (25.0, 50.0)
-    assert (record.values["top1_low"], record.values["top1_high"]) == (
+    assert record.values.n == 4
+    assert (record.values.top1, record.values.top5) == (25.0, 50.0)
+    assert (record.values.top1_low, record.values.top1_high) == (
         100 * interval.low,
         100 * interval.high,
     )
@@ -91,56 +91,56 @@ def test_top1_and_top5_of_hand_made_answers() -> None:
 
 def test_ties_go_to_the_lower_class() -> None:
     names = ("a", "b", "c")
-    found = predictions([lookup([[1, 1, 1], [0, 2, 2]], names)], grays([0, 1], names))[0]
+    found = predictions([lookup([[1, 1, 1], [0, 2, 2]], names)], gray_images([0, 1], names))[0]
     assert found.top[:, 0].tolist() == [0, 1]
 
 
-def test_with_fewer_than_five_classes_top5_is_all() -> None:
+def test_with_fewer_than_five_classes_top5_is_100_percent() -> None:
     names = ("a", "b", "c")
-    found = predictions([lookup(one_hot([0, 0, 0], 3), names)], grays([0, 1, 2], names))[0]
+    found = predictions([lookup(one_hot([0, 0, 0], 3), names)], gray_images([0, 1, 2], names))[0]
     assert found.top.shape == (3, 3)
-    assert found.record().values["top5"] == 100
+    assert found.record().values.top5 == 100
 
 
-def test_batches_keep_every_image_in_order() -> None:
+def test_predictions_keep_the_order_of_the_images() -> None:
     count = 2 * accuracy.BATCH + 5
     names = tuple("abcdefghij")
     winners = [(3 * i) % 10 for i in range(count)]
-    found = predictions([lookup(one_hot(winners, 10), names)], grays([0] * count, names))[0]
+    found = predictions([lookup(one_hot(winners, 10), names)], gray_images([0] * count, names))[0]
     assert found.top[:, 0].tolist() == winners
     assert found.keys == tuple(map(str, range(count)))
 
 
-def test_evaluating_the_same_run_twice_starts_anew() -> None:
+def test_a_run_can_be_evaluated_twice() -> None:
     names = ("a", "b")
     run = accuracy.open_run(lookup(one_hot([0, 1], 2), names), engine("onnxruntime"), 1)
     first, second = (
-        accuracy.evaluate([run], grays([0, 1], names), ReadReport())[0] for _ in range(2)
+        accuracy.evaluate([run], gray_images([0, 1], names), ReadReport())[0] for _ in range(2)
     )
     assert second.top.tolist() == first.top.tolist()
 
 
-def test_an_unreadable_image_shifts_nothing() -> None:
+def test_an_unreadable_image_is_left_out_and_shifts_no_other() -> None:
     names, count = ("a", "b"), 200
     targets = [i % 2 for i in range(count)]
-    dataset = grays(targets, names, broken=frozenset({3}))
+    dataset = gray_images(targets, names, broken=frozenset({3}))
     found = predictions([lookup(one_hot(targets, 2), names)], dataset)[0]
-    assert found.record().values["top1"] == 100
+    assert found.record().values.top1 == 100
     assert found.data["unreadable"] == 1
     assert "3" not in found.keys
     assert (
         found.data["sha256"]
-        != predictions([lookup(one_hot(targets, 2), names)], grays(targets, names))[0].data[
+        != predictions([lookup(one_hot(targets, 2), names)], gray_images(targets, names))[0].data[
             "sha256"
         ]
     )
 
 
-def test_logits_are_kept_where_they_are_asked_for_each_with_its_image(tmp_path: Path) -> None:
+def test_logits_are_kept_on_request_in_the_order_of_the_images(tmp_path: Path) -> None:
     names, count = tuple("abcdefghij"), 20 * accuracy.BATCH + 5
     draws = np.random.default_rng(0).normal(size=(2, count, 10)).round(3).tolist()
     runs = [accuracy.open_run(lookup(one, names), engine("onnxruntime"), 1) for one in draws]
-    dataset = grays([0] * count, names, broken=frozenset({3}))
+    dataset = gray_images([0] * count, names, broken=frozenset({3}))
     assert accuracy.evaluate(runs, dataset, ReadReport())[0].logits is None
     for one, answers in zip(
         accuracy.evaluate(runs, dataset, ReadReport(), logits=True), draws, strict=True
@@ -152,64 +152,66 @@ def test_logits_are_kept_where_they_are_asked_for_each_with_its_image(tmp_path: 
 
 
 def test_too_many_unreadable_images_are_refused() -> None:
-    dataset = grays([0, 1] * 10, ("a", "b"), broken=frozenset({3}))
+    dataset = gray_images([0, 1] * 10, ("a", "b"), broken=frozenset({3}))
     with pytest.raises(InputError, match="1 of 20 images of grays cannot be read"):
         predictions([lookup(one_hot([0, 1] * 10, 2), ("a", "b"))], dataset)
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
     with pytest.raises(InputError, match="not finite"):
-        predictions([lookup([[0, float("nan")], [1, 0]], ("a", "b"))], grays([0, 1], ("a", "b")))
+        predictions(
+            [lookup([[0, float("nan")], [1, 0]], ("a", "b"))], gray_images([0, 1], ("a", "b"))
+        )
 
 
-def test_models_prepared_differently_are_not_compared() -> None:
+def test_models_with_different_preprocessing_are_not_compared() -> None:
     names = ("a", "b")
     one = lookup(one_hot([0, 1], 2), names)
     other = lookup(
         one_hot([0, 1], 2), names, Preprocess(size=2, resize="squash", crop_fraction=1.0)
     )
     with pytest.raises(InputError, match="prepare their images differently"):
-        predictions([one, other], grays([0, 1], names))
+        predictions([one, other], gray_images([0, 1], names))
 
 
 def indices(
     classes: tuple[str, ...], labels: tuple[str, ...], outputs: int, ordered: bool = False
 ) -> list[int]:
     return accuracy.class_indices(
-        grays([0], classes, ordered), lookup(one_hot([0], outputs), labels)
+        gray_images([0], classes, ordered), lookup(one_hot([0], outputs), labels)
     )
 
 
-def test_classes_match_by_name_and_a_subset_will_do() -> None:
+def test_classes_match_by_name_and_may_be_a_subset() -> None:
     assert indices(("cat", "dog"), ("dog", "emu", "cat"), 3) == [2, 0]
 
 
-def test_classes_match_by_order_only_when_nothing_contradicts() -> None:
+def test_classes_match_by_position_only_when_no_name_contradicts() -> None:
     assert indices(("x", "y"), (), 2) == [0, 1]
     assert indices(("x", "y"), ("dog", "cat"), 2, ordered=True) == [0, 1]
     with pytest.raises(InputError, match=r"'x'.*'dog'"):
         indices(("x", "y"), ("dog", "cat"), 2)
 
 
-def test_names_win_over_order() -> None:
+def test_names_take_precedence_over_position() -> None:
     assert indices(("cat", "dog"), ("dog", "cat"), 2, ordered=True) == [1, 0]
 
 
-def test_a_class_the_model_lacks_is_named_with_what_to_do() -> None:
+def test_a_class_that_the_model_lacks_is_named_with_advice() -> None:
     with pytest.raises(
         InputError, match=r"\(2, such as 'emu'\).*\(3, such as 'dog'\).*classes.tsv"
     ):
         indices(("dog", "emu"), ("dog", "cat", "owl"), 3)
 
 
-def test_a_label_that_stands_twice_is_refused_only_where_it_is_needed() -> None:
+def test_a_repeated_label_is_refused_only_if_the_data_uses_it() -> None:
     labels = ("crane", "owl", "crane", "emu")
     assert indices(("emu", "owl"), labels, 4) == [3, 1]
     with pytest.raises(InputError, match="two classes called 'crane'"):
         indices(("crane", "owl"), labels, 4)
 
 
-def test_imagenet_labels_are_known_by_their_wordnet_id() -> None:
+def test_imagenet_labels_match_by_wordnet_id() -> None:
     labels = (
         "n01440764 tench, Tinca tinca",
         "n02012849 crane",
@@ -224,7 +226,7 @@ def test_imagenet_labels_are_known_by_their_wordnet_id() -> None:
             indices(("n01440764", stranger), labels, 5)
 
 
-def test_bare_wordnet_ids_are_labels_like_any_other() -> None:
+def test_bare_wordnet_ids_are_ordinary_labels() -> None:
     assert indices(("n03126707", "n01440764"), ("n01440764", "n03126707"), 2) == [1, 0]
 
 
@@ -235,39 +237,40 @@ def test_compare_counts_and_lists_the_flips() -> None:
     after = lookup(
         one_hot([0, 1, 1, 2, 2, 1], 3), names
     )  # 3 right: lost images 1 and 3, gained image 4
-    first, second = predictions([before, after], grays(targets, names))
+    first, second = predictions([before, after], gray_images(targets, names))
     record = accuracy.compare(first, second)
     interval = stats.paired_difference(2, 2, 1, 1)
-    assert record.values["drop"] == pytest.approx(100 / 6)
-    assert (record.values["drop_low"], record.values["drop_high"]) == pytest.approx(
+    assert record.values.drop == pytest.approx(100 / 6)
+    assert (record.values.drop_low, record.values.drop_high) == pytest.approx(
         (100 * interval.low, 100 * interval.high)
     )
-    assert record.values["p_value"] == stats.mcnemar(2, 1)
-    assert record.values["same_prediction"] == pytest.approx(50)
-    assert (record.values["lost"], record.values["gained"]) == (2, 1)
+    assert record.values.p_value == stats.mcnemar(2, 1)
+    assert record.values.same_prediction == pytest.approx(50)
+    assert (record.values.lost, record.values.gained) == (2, 1)
     assert [tuple(flip.values()) for flip in record.samples["flips"]] == [
         ("1", 0, 0, 1, "a", "a", "b"),
         ("3", 1, 1, 2, "b", "b", "c"),
         ("4", 2, 0, 2, "c", "a", "c"),
     ]
     assert list(record.samples["flips"][0])[:4] == ["key", "target", "first", "second"]
-    assert accuracy.compare(second, first).values["drop"] == -record.values["drop"]
+    assert accuracy.compare(second, first).values.drop == -record.values.drop
 
 
-def test_a_flip_between_two_wrong_answers_is_listed_and_is_no_drop() -> None:
+def test_a_flip_between_two_wrong_classes_is_listed_and_is_no_drop() -> None:
     names = tuple("abc")
     first, second = predictions(
-        [lookup(one_hot([1], 3), names), lookup(one_hot([2], 3), names)], grays([0], names)
+        [lookup(one_hot([1], 3), names), lookup(one_hot([2], 3), names)], gray_images([0], names)
     )
     record = accuracy.compare(first, second)
-    assert record.values["drop"] == 0
+    assert record.values.drop == 0
     assert len(record.samples["flips"]) == 1
 
 
-def test_classes_are_listed_worst_first_with_what_they_are_taken_for() -> None:
+def test_classes_are_listed_worst_first_with_their_commonest_mistake() -> None:
     names = tuple("abc")
     found = predictions(
-        [lookup(one_hot([0, 0, 2, 2, 1, 2, 2], 3), names)], grays([0, 0, 1, 1, 1, 2, 2], names)
+        [lookup(one_hot([0, 0, 2, 2, 1, 2, 2], 3), names)],
+        gray_images([0, 0, 1, 1, 1, 2, 2], names),
     )[0].by_class()
     assert [(one["class"], one["index"], one["n"], one["taken_for"]) for one in found] == [
         ("b", 1, 3, "c"),
@@ -280,8 +283,8 @@ def test_classes_are_listed_worst_first_with_what_they_are_taken_for() -> None:
     )
 
 
-def test_a_model_without_labels_names_its_classes_by_number() -> None:
-    found = predictions([lookup(one_hot([1, 1], 2))], grays([0, 1], ("x", "y")))[0]
+def test_a_model_without_labels_has_numbered_classes() -> None:
+    found = predictions([lookup(one_hot([1, 1], 2))], gray_images([0, 1], ("x", "y")))[0]
     assert [(one["class"], one["taken_for"]) for one in found.by_class()] == [
         ("0", "1"),
         ("1", None),
@@ -289,47 +292,49 @@ def test_a_model_without_labels_names_its_classes_by_number() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_model_with_a_fixed_batch_answers_as_one_with_an_open_one(batch: int) -> None:
+def test_a_fixed_batch_size_gives_the_same_predictions(batch: int) -> None:
     names, winners = tuple("abc"), [(2 * i) % 3 for i in range(11)]
     fixed = lookup(one_hot(winners, 3), names)
     fixed.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
     fixed.model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = batch
-    found = predictions([fixed], grays([0] * 11, names))[0]
+    found = predictions([fixed], gray_images([0] * 11, names))[0]
     assert found.top[:, 0].tolist() == winners
 
 
-def test_a_size_that_contradicts_the_model_is_refused_before_an_image_is_read() -> None:
+def test_a_size_that_contradicts_the_model_is_refused_before_reading_images() -> None:
     large = replace(lookup(one_hot([0], 2), ("a", "b")), preprocess=replace(PLAIN, size=4))
     with pytest.raises(
         InputError, match=r"takes images of 2x2 pixels, but is said to be given 4x4; give --size 2"
     ):
-        predictions([large], grays([0], ("a", "b"), broken=frozenset({0})))
+        predictions([large], gray_images([0], ("a", "b"), broken=frozenset({0})))
 
 
-def test_labels_beyond_the_outputs_are_refused() -> None:
+def test_more_labels_than_outputs_are_refused() -> None:
     liar = lookup(one_hot([0, 1], 2), ("a", "b", "c"))
     del liar.model.graph.output[0].type.tensor_type.shape.dim[1:]
     liar.model.graph.output[0].type.tensor_type.shape.dim.add()
     with pytest.raises(
         InputError, match=r"shape \(2, 2\) for 2 images, but the data's labels reach to output 2"
     ):
-        predictions([liar], grays([0, 2], ("a", "b", "c")))
+        predictions([liar], gray_images([0, 2], ("a", "b", "c")))
 
 
-def test_compare_refuses_other_images_and_other_class_orders() -> None:
+def test_compare_refuses_different_images_and_class_orders() -> None:
     names = ("a", "b")
-    long = predictions([lookup(one_hot([0, 1], 2), names)], grays([0, 1], names))[0]
-    short = predictions([lookup(one_hot([0], 2), names)], grays([0], names))[0]
+    long = predictions([lookup(one_hot([0, 1], 2), names)], gray_images([0, 1], names))[0]
+    short = predictions([lookup(one_hot([0], 2), names)], gray_images([0], names))[0]
     with pytest.raises(InputError, match="different images"):
         accuracy.compare(long, short)
     turned = lookup(one_hot([1, 0], 2), ("b", "a"))
-    one, other = predictions([lookup(one_hot([0, 1], 2), names), turned], grays([0, 1], names))
-    assert one.record().values["top1"] == other.record().values["top1"] == 100
+    one, other = predictions(
+        [lookup(one_hot([0, 1], 2), names), turned], gray_images([0, 1], names)
+    )
+    assert one.record().values.top1 == other.record().values.top1 == 100
     with pytest.raises(InputError, match="different orders"):
         accuracy.compare(one, other)
 
 
-def test_a_model_without_preprocessing_says_which_options_to_give() -> None:
+def test_a_model_without_preprocessing_is_refused_with_the_options_to_give() -> None:
     bare = replace(lookup([[0, 1]], ("a", "b")), preprocess=None)
     with pytest.raises(InputError, match="--size"):
-        predictions([bare], grays([0], ("a", "b")))
+        predictions([bare], gray_images([0], ("a", "b")))

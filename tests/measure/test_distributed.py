@@ -1,4 +1,4 @@
-"""Several real processes on this machine: the result of one, to the last image, and one sentence when one fails."""
+"""Several real processes on this machine: the result of one process, and one message on failure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest.importorskip("torch", reason="the torch extra is not installed")
 Run = Callable[..., Any]
 
 
-def few(source: Path, target: Path, count: int) -> Path:
+def copy_some(source: Path, target: Path, count: int) -> Path:
     """The first `count` images of `source`, in turns over its classes."""
     files = sorted(
         source.glob("*/*.png"),
@@ -33,7 +33,7 @@ def few(source: Path, target: Path, count: int) -> Path:
     return target
 
 
-def together(commands: Sequence[Sequence[object]]) -> list[subprocess.CompletedProcess[str]]:
+def run_together(commands: Sequence[Sequence[object]]) -> list[subprocess.CompletedProcess[str]]:
     """One process for each command, which find each other as those that torchrun starts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -62,10 +62,10 @@ def together(commands: Sequence[Sequence[object]]) -> list[subprocess.CompletedP
     return done
 
 
-def test_torchrun_gives_what_one_process_gives_and_one_goes_on_with_what_two_began(
+def test_two_processes_give_the_result_of_one_and_one_can_resume_their_journal(
     run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
-    data = few(digits_folder, tmp_path / "odd", 45)
+    data = copy_some(digits_folder, tmp_path / "odd", 45)
     command = ("evaluate", str(model_file), "--data", str(data), "--json")
     alone = run(*command)
     journal = tmp_path / "j.jsonl"
@@ -98,19 +98,19 @@ def test_torchrun_gives_what_one_process_gives_and_one_goes_on_with_what_two_beg
     assert (resumed.code, resumed.out) == (0, alone.out)
 
 
-def test_fewer_images_than_processes(
+def test_more_processes_than_images(
     run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
-    data = few(digits_folder, tmp_path / "two", 2)
+    data = copy_some(digits_folder, tmp_path / "two", 2)
     command = ("evaluate", model_file, "--data", data, "--json")
-    first, second, third = together([command] * 3)
+    first, second, third = run_together([command] * 3)
     assert [one.returncode for one in (first, second, third)] == [0, 0, 0], first.stderr
     assert first.stdout == run(*command).out
     assert (second.stdout, second.stderr, third.stdout, third.stderr) == ("", "", "", "")
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         (
             {"MASTER_ADDR": "no-such-host.invalid"},
@@ -122,35 +122,39 @@ def test_fewer_images_than_processes(
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'; expected the number of processes"),
     ],
 )
-def test_a_wrong_master_is_one_sentence(
-    changed: dict[str, str], said: str, run: Run, model_file: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_wrong_environment_is_refused_in_one_sentence(
+    changed: dict[str, str],
+    message: str,
+    run: Run,
+    model_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(distributed, "MEETING_SECONDS", 1.0)
+    monkeypatch.setattr(distributed, "RENDEZVOUS_SECONDS", 1.0)
     for name, value in (
         {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"} | changed
     ).items():
         monkeypatch.setenv(name, value)
     ran = run("evaluate", model_file, "--data", "digits")
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
-    assert said in ran.err
+    assert message in ran.err
 
 
-def test_what_fails_in_one_process_ends_all_with_its_sentence_said_once(
+def test_a_failure_in_one_process_ends_all_and_is_printed_once(
     model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
     good = ("evaluate", model_file, "--data", digits_folder)
-    first, second = together([good, ("evaluate", model_file, "--data", tmp_path / "absent")])
+    first, second = run_together([good, ("evaluate", model_file, "--data", tmp_path / "absent")])
     assert (first.returncode, second.returncode) == (2, 2)
     assert first.stderr.count("\n") == 1
     assert f"the folder {tmp_path / 'absent'} does not exist" in first.stderr
     assert (first.stdout, second.stdout, second.stderr) == ("", "", "")
 
 
-def test_processes_that_were_given_different_images_are_refused(
+def test_processes_with_different_images_are_refused(
     model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
-    data = few(digits_folder, tmp_path / "numbers", 30)
-    first, second = together(
+    data = copy_some(digits_folder, tmp_path / "numbers", 30)
+    first, second = run_together(
         [("evaluate", model_file, "--data", one) for one in (digits_folder, data)]
     )
     assert (first.returncode, second.returncode) == (2, 2)

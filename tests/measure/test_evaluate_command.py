@@ -1,4 +1,4 @@
-"""`repzoo evaluate` on what boards wrote, through the real command line; and ImageNet's two cranes on real photographs."""
+"""`repzoo evaluate` on results of boards, through the command line, and on ImageNet photographs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Run = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Own:
-    """What our own run says of the digits: keys, targets and logits [n, 10]."""
+class OwnRun:
+    """Our own predictions for the digits: keys, targets and logits [n, 10]."""
 
     keys: tuple[str, ...]
     targets: npt.NDArray[np.int64]
@@ -37,17 +37,17 @@ class Own:
 
 
 @pytest.fixture(scope="module")
-def own(trained: Artifact, digits_folder: Path) -> Own:
+def own(trained: Artifact, digits_folder: Path) -> OwnRun:
     data = folder.read(digits_folder).held_out()
     session = engine("onnxruntime").open(trained.model, 1)
     read = [
         session.run(one.inputs)
         for one in batches(data, trained.require_preprocess(), 8, ReadReport())
     ]
-    return Own(data.keys, np.array(data.targets), np.concatenate(read))
+    return OwnRun(data.keys, np.array(data.targets), np.concatenate(read))
 
 
-def result_txt(path: Path, own: Own, logits: npt.NDArray[np.float32]) -> Path:
+def result_txt(path: Path, own: OwnRun, logits: npt.NDArray[np.float32]) -> Path:
     """As VastModelZOO's classification.py writes it: five lines an image, in no order."""
     lines = []
     for place in np.random.default_rng(1).permutation(len(own.keys)):
@@ -61,7 +61,7 @@ def result_txt(path: Path, own: Own, logits: npt.NDArray[np.float32]) -> Path:
     return path
 
 
-def npz_folder(path: Path, own: Own, logits: npt.NDArray[np.float32]) -> tuple[Path, Path]:
+def npz_folder(path: Path, own: OwnRun, logits: npt.NDArray[np.float32]) -> tuple[Path, Path]:
     """(folder, datalist) as vamp writes them: files numbered in the order of the list."""
     path.mkdir()
     order = np.random.default_rng(2).permutation(len(own.keys))
@@ -74,8 +74,8 @@ def npz_folder(path: Path, own: Own, logits: npt.NDArray[np.float32]) -> tuple[P
     return path, datalist
 
 
-def spoiled(own: Own, count: int) -> npt.NDArray[np.float32]:
-    """The logits, with another class first in `count` of the images that are right."""
+def with_mistakes(own: OwnRun, count: int) -> npt.NDArray[np.float32]:
+    """The logits, with another class first in `count` of the correct images."""
     logits = own.logits.copy()
     for place in np.flatnonzero(own.first == own.targets)[:count]:
         logits[place, (own.targets[place] + 1) % 10] = logits[place].max() + 1
@@ -83,10 +83,10 @@ def spoiled(own: Own, count: int) -> npt.NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("form", ["text", "arrays"])
-def test_a_boards_run_is_paired_with_our_own(
-    form: str, own: Own, run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
+def test_results_of_a_board_are_compared_with_our_own(
+    form: str, own: OwnRun, run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
-    logits = spoiled(own, 7)
+    logits = with_mistakes(own, 7)
     if form == "text":
         given: list[object] = ["--result", result_txt(tmp_path / "result.txt", own, logits)]
     else:
@@ -128,8 +128,8 @@ def test_a_boards_run_is_paired_with_our_own(
     ]
 
 
-def test_a_boards_run_alone_needs_no_model(
-    own: Own, run: Run, digits_folder: Path, tmp_path: Path
+def test_results_of_a_board_need_no_model(
+    own: OwnRun, run: Run, digits_folder: Path, tmp_path: Path
 ) -> None:
     text = result_txt(tmp_path / "result.txt", own, own.logits)
     ran = run("evaluate", "--data", digits_folder, "--result", text, "--json")
@@ -158,12 +158,17 @@ def foreign(text: str) -> str:
     ("damage", "said"),
     [
         (doubled, "2 times: the tool appends"),
-        (cut, "expected 'PATH|it was cut"),
+        (cut, "expected 'PATH|so it is incomplete"),
         (foreign, "no image of that"),
     ],
 )
-def test_a_damaged_result_is_one_sentence_and_nothing_is_appended(
-    damage: Callable[[str], str], said: str, own: Own, run: Run, digits_folder: Path, tmp_path: Path
+def test_a_damaged_result_is_refused_in_one_sentence_and_nothing_is_appended(
+    damage: Callable[[str], str],
+    said: str,
+    own: OwnRun,
+    run: Run,
+    digits_folder: Path,
+    tmp_path: Path,
 ) -> None:
     text = result_txt(tmp_path / "result.txt", own, own.logits)
     text.write_text(damage(text.read_text()))
@@ -188,8 +193,8 @@ BAD = [
 
 
 @pytest.mark.parametrize(("options", "said"), BAD)
-def test_a_bad_option_is_one_sentence(
-    options: list[str], said: str, own: Own, run: Run, digits_folder: Path, tmp_path: Path
+def test_a_bad_option_is_refused_in_one_sentence(
+    options: list[str], said: str, own: OwnRun, run: Run, digits_folder: Path, tmp_path: Path
 ) -> None:
     result_txt(tmp_path / "result.txt", own, own.logits)
     npz_folder(tmp_path / "out", own, own.logits)
@@ -200,7 +205,7 @@ def test_a_bad_option_is_one_sentence(
 
 
 @pytest.mark.parametrize("drop", ["0", "-1", "101", "nan", "much"])
-def test_a_drop_that_no_number_of_images_shows_is_refused(
+def test_a_drop_that_no_number_of_images_could_show_is_refused(
     drop: str, run: Run, digits_folder: Path, tmp_path: Path
 ) -> None:
     ran = run("evaluate", "--data", digits_folder, "--result", tmp_path, "--drop", drop)
@@ -211,7 +216,7 @@ def test_a_drop_that_no_number_of_images_shows_is_refused(
 CRANES = (134, 517)  # the bird and the machine, one name in many lists of ImageNet's classes
 
 
-def test_both_cranes_are_told_apart_on_real_photographs() -> None:
+def test_two_classes_of_one_name_are_told_apart_on_photographs() -> None:
     data = lite0.sample()
     near = [
         index

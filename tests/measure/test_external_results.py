@@ -1,4 +1,4 @@
-"""What boards write, read into our statistics: a hand-written file, our own run written in their formats, and every trap."""
+"""Results that boards write: a hand-written file, our own run in their formats, and damage."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ SYNSETS = tuple(f"n{number:08d}" for number in range(1000))
 CRANES = (134, 517)  # of ImageNet's classes, both are called "crane"
 
 
-def relay(image: str, ids: Sequence[int], names: Callable[[int], str] = str, start: int = 1) -> str:
+def relay_lines(
+    image: str, ids: Sequence[int], names: Callable[[int], str] = str, start: int = 1
+) -> str:
     return "".join(
         f"{image}: Relay top-{start + rank} id: {index}, prob: {0.9 - rank / 10:.8f}, class name: {names(index)}\n"
         for rank, index in enumerate(ids)
     )
 
 
-def nothing(key: str) -> Image.Image:
+def refuse_to_load(key: str) -> Image.Image:
     raise AssertionError(f"{key} was opened")
 
 
@@ -42,19 +44,21 @@ def imagenet(targets: Sequence[int], flat: bool = False) -> Dataset:
         f"{'val' if flat else SYNSETS[target]}/ILSVRC2012_val_{i:08d}.JPEG"
         for i, target in enumerate(targets)
     )
-    return Dataset("imagenet/val", SYNSETS, keys, tuple(targets), nothing, True)
+    return Dataset("imagenet/val", SYNSETS, keys, tuple(targets), refuse_to_load, True)
 
 
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("start", [0, 1])
-def test_a_crane_is_no_crane(flat: bool, start: int, tmp_path: Path) -> None:
-    """Top-1 names the other crane: right by class name, as the vendor's script counts it, and wrong in truth."""
+def test_classes_of_the_same_name_are_told_apart_by_id(
+    flat: bool, start: int, tmp_path: Path
+) -> None:
+    """Top-1 is the other crane: correct by class name, as the vendor's script counts, but wrong."""
     bird, machine = CRANES
     data = imagenet([bird, machine, 3], flat)
     lines = [([machine, bird, 1, 2, 3], 0), ([machine, 4, 5, 6, 7], 1), ([9, 8, 7, 6, 5], 2)]
     path = tmp_path / "result.txt"
     text = (
-        relay(
+        relay_lines(
             f"/a:b/{SYNSETS[data.targets[i]]}/ILSVRC2012_val_{i:08d}.JPEG",
             ids,
             lambda _: "crane: x",
@@ -66,41 +70,41 @@ def test_a_crane_is_no_crane(flat: bool, start: int, tmp_path: Path) -> None:
     found, indices = outputs.read(path, data)
     assert indices == [0, 1, 2]
     values = found.record().values
-    assert (values["n"], values["top1"], values["top5"]) == (
-        3,
-        pytest.approx(100 / 3),
-        pytest.approx(200 / 3),
-    )
+    assert values.n == 3
+    assert (values.top1, values.top5) == pytest.approx((100 / 3, 200 / 3))
     assert found.record().engine["name"] == "external"
     assert found.label(bird) == SYNSETS[bird]
 
 
-def written(tmp_path: Path, text: str) -> Path:
+def write_text(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "result.txt"
     path.write_text(text)
     return path
 
 
-GOOD = relay("x/n00000000/ILSVRC2012_val_00000000.JPEG", [0, 1, 2, 3, 4]) + relay(
+GOOD = relay_lines("x/n00000000/ILSVRC2012_val_00000000.JPEG", [0, 1, 2, 3, 4]) + relay_lines(
     "x/n00000001/ILSVRC2012_val_00000001.JPEG", [0, 1, 2, 3, 4]
 )
 BAD = [
     ("", "is empty"),
     ("hello\n", "line 1 is 'hello'"),
     (GOOD + GOOD, "2 times: the tool appends"),
-    ("".join(line + "\n" for line in GOOD.splitlines() for _ in range(2)), "times|does not go on"),
-    (GOOD.rsplit("\n", 2)[0] + "\n", "has 4 lines for x/n00000001.*it was cut"),
+    (
+        "".join(line + "\n" for line in GOOD.splitlines() for _ in range(2)),
+        "times|is not the next best class",
+    ),
+    (GOOD.rsplit("\n", 2)[0] + "\n", "has 4 lines for x/n00000001.*so it is incomplete"),
     (GOOD.replace("00000001.JPEG", "00000007.JPEG"), "has no image of that name"),
     (GOOD.replace("n00000001", "n00000002"), "has no image of that name and class"),
     (GOOD.replace("id: 4", "id: 1000"), "ids up to 1000.*classes.tsv"),
-    (GOOD.replace("id: 4", "id: 3"), "does not go on"),
-    (GOOD.replace("top-2", "top-3"), "does not go on"),
+    (GOOD.replace("id: 4", "id: 3"), "is not the next best class"),
+    (GOOD.replace("top-2", "top-3"), "is not the next best class"),
     (
         GOOD.replace("0.80000000", "0.95000000"),
-        "does not go on with the best classes .* best first",
+        "is not the next best class of .* best first",
     ),
     (GOOD.replace("0.80000000", "nan"), "not finite"),
-    (GOOD.replace("name: 1", "name: 9", 1), "calls the class 1 '1', and above '9'"),
+    (GOOD.replace("name: 1", "name: 9", 1), "calls the class 1 '1'; a line above calls it '9'"),
     (
         GOOD.replace("name: 1\n", "name: n00000005\n"),
         "which is class 5 in the order of imagenet/val",
@@ -108,37 +112,45 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("text", "said"), BAD)
-def test_every_damage_is_one_sentence(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=said):
-        outputs.read(written(tmp_path, text), imagenet([0, 1]))
-    assert len(outputs.read(written(tmp_path, GOOD), imagenet([0, 1]))[1]) == 2
+@pytest.mark.parametrize(("text", "message"), BAD)
+def test_a_damaged_text_is_refused_in_one_sentence(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        outputs.read(write_text(tmp_path, text), imagenet([0, 1]))
+    assert len(outputs.read(write_text(tmp_path, GOOD), imagenet([0, 1]))[1]) == 2
 
 
-def test_a_few_synset_folders_do_not_say_what_an_id_means(tmp_path: Path) -> None:
-    data = Dataset("some", SYNSETS[:10], ("n00000000/ILSVRC2012_val_00000000.JPEG",), (0,), nothing)
+def test_some_imagenet_classes_do_not_define_the_meaning_of_an_id(tmp_path: Path) -> None:
+    data = Dataset(
+        "some", SYNSETS[:10], ("n00000000/ILSVRC2012_val_00000000.JPEG",), (0,), refuse_to_load
+    )
     with pytest.raises(
         InputError, match=r"their order does not say what an id means; put a classes.tsv"
     ):
         outputs.read(
-            written(tmp_path, relay("x/ILSVRC2012_val_00000000.JPEG", [0, 1, 2, 3, 4])), data
+            write_text(tmp_path, relay_lines("x/ILSVRC2012_val_00000000.JPEG", [0, 1, 2, 3, 4])),
+            data,
         )
 
 
-def test_equal_file_names_in_several_classes_are_told_apart_by_their_folder(tmp_path: Path) -> None:
-    data = Dataset("d", ("a", "b", "c"), ("a/1.jpg", "b/1.jpg", "c/2.jpg"), (0, 1, 2), nothing)
-    found, indices = outputs.read(
-        written(tmp_path, relay("/x/b/1.jpg", [1, 0, 2]) + relay("/y/2.jpg", [0, 1, 2])), data
+def test_images_of_the_same_name_are_told_apart_by_their_folder(tmp_path: Path) -> None:
+    data = Dataset(
+        "d", ("a", "b", "c"), ("a/1.jpg", "b/1.jpg", "c/2.jpg"), (0, 1, 2), refuse_to_load
     )
-    assert (indices, found.targets.tolist(), found.right.tolist()) == (
+    found, indices = outputs.read(
+        write_text(
+            tmp_path, relay_lines("/x/b/1.jpg", [1, 0, 2]) + relay_lines("/y/2.jpg", [0, 1, 2])
+        ),
+        data,
+    )
+    assert (indices, found.targets.tolist(), found.correct.tolist()) == (
         [1, 2],
         [1, 2],
         [True, False],
     )
     with pytest.raises(InputError, match="2 images of that name"):
-        outputs.read(written(tmp_path, relay("/x/1.jpg", [1, 0, 2])), data)
-    assert list(outputs.covered(data, indices))
-    assert not list(outputs.covered(data, [0, 1, 2]))
+        outputs.read(write_text(tmp_path, relay_lines("/x/1.jpg", [1, 0, 2])), data)
+    assert list(outputs.coverage_remarks(data, indices))
+    assert not list(outputs.coverage_remarks(data, [0, 1, 2]))
 
 
 # A folder of arrays
@@ -153,13 +165,13 @@ def arrays(folder: Path, rows: Sequence[npt.NDArray[np.floating]], name: str = "
 
 @pytest.fixture
 def two() -> Dataset:
-    return Dataset("d", ("a", "b", "c"), ("a/x.jpg", "b/y.jpg"), (0, 1), nothing)
+    return Dataset("d", ("a", "b", "c"), ("a/x.jpg", "b/y.jpg"), (0, 1), refuse_to_load)
 
 
 ROWS = [np.array([[0, 2, 1]], np.float32), np.array([[0, 2, 1]], np.float32)]
 
 
-def test_arrays_are_matched_by_the_order_of_the_datalist_or_by_equal_names(
+def test_arrays_are_matched_by_name_or_by_the_order_of_the_datalist(
     two: Dataset, tmp_path: Path
 ) -> None:
     listed = tmp_path / "npz.txt"
@@ -170,17 +182,19 @@ def test_arrays_are_matched_by_the_order_of_the_datalist_or_by_equal_names(
     ]
     found, _ = outputs.read(arrays(tmp_path / "numbered", rows), two, listed)
     assert found.top.tolist() == [[0, 1, 2], [1, 2, 0]]
-    assert found.right.all()
+    assert found.correct.all()
     named = tmp_path / "named"
     named.mkdir()
     np.savez(named / "x.npz", output_0=rows[1])
     np.savez(named / "y.jpg.npz", output_0=rows[0])
     for datalist in (listed, None):
-        assert outputs.read(named, two, datalist)[0].right.all()
+        assert outputs.read(named, two, datalist)[0].correct.all()
 
 
-def test_names_that_sort_differently_by_number_are_refused(tmp_path: Path) -> None:
-    data = Dataset("d", ("a", "b"), tuple(f"a/{i}.jpg" for i in range(11)), (0,) * 11, nothing)
+def test_file_names_without_leading_zeros_are_refused(tmp_path: Path) -> None:
+    data = Dataset(
+        "d", ("a", "b"), tuple(f"a/{i}.jpg" for i in range(11)), (0,) * 11, refuse_to_load
+    )
     listed = tmp_path / "npz.txt"
     listed.write_text("".join(f"/in/a/{i}.npz\n" for i in range(11)))
     rows = [np.zeros((1, 2), np.float32)] * 11
@@ -189,13 +203,13 @@ def test_names_that_sort_differently_by_number_are_refused(tmp_path: Path) -> No
     assert len(outputs.read(arrays(tmp_path / "padded", rows, "out_{:02d}"), data, listed)[1]) == 11
 
 
-def test_a_count_that_does_not_fit_the_datalist_is_refused(two: Dataset, tmp_path: Path) -> None:
+def test_a_datalist_of_another_length_is_refused(two: Dataset, tmp_path: Path) -> None:
     (tmp_path / "npz.txt").write_text("/in/a/x.npz\n")
     with pytest.raises(InputError, match=r"names 1 images, but .* holds 2 .npz files"):
         outputs.read(arrays(tmp_path / "out", ROWS), two, tmp_path / "npz.txt")
 
 
-def bomb(claimed: int) -> bytes:
+def zip_bomb(claimed: int) -> bytes:
     """A zip entry whose header says that it unpacks to `claimed` bytes."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -211,7 +225,7 @@ def npz(value: npt.NDArray[np.generic], name: str = "output_0") -> bytes:
     return out.getvalue()
 
 
-def header_that_lies() -> bytes:
+def array_with_a_false_size() -> bytes:
     """An array header that asks for a terabyte."""
     text = io.BytesIO()
     np.lib.format.write_array_header_1_0(
@@ -230,28 +244,28 @@ BAD_ARRAYS = [
     (npz(np.array([{"a": 1}], object)), "output_0 is object"),
     (npz(np.array(["x", "y", "z"])), "expected numbers"),
     (npz(np.zeros((2, 3))), "has the shape"),
-    (npz(np.zeros((1, 4))), "holds 4 outputs, and .* 3; all must be of one model"),
+    (npz(np.zeros((1, 4))), "holds 4 outputs, but .* holds 3; all must be of one model"),
     (npz(np.array([[0, np.nan, 1]])), "not finite"),
-    (bomb(2**30), "has 1,073,741,824 bytes; at most"),
-    (header_that_lies(), "in 0 bytes; expected numbers"),
+    (zip_bomb(2**30), "has 1,073,741,824 bytes; at most"),
+    (array_with_a_false_size(), "in 0 bytes; expected numbers"),
 ]
 
 
-@pytest.mark.parametrize(("content", "said"), BAD_ARRAYS)
-def test_every_damaged_array_is_one_sentence(
-    content: bytes, said: str, two: Dataset, tmp_path: Path
+@pytest.mark.parametrize(("content", "message"), BAD_ARRAYS)
+def test_a_damaged_array_is_refused_in_one_sentence(
+    content: bytes, message: str, two: Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / "npz.txt").write_text("/in/a/x.npz\n/in/b/y.npz\n")
     out = arrays(tmp_path / "out", ROWS)
     (out / "000001.npz").write_bytes(content)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         outputs.read(out, two, tmp_path / "npz.txt")
 
 
 # Beside our own run
 
 
-def test_our_own_run_in_the_vendors_formats_gives_the_same_figures(
+def test_our_own_predictions_in_the_vendors_format_give_the_same_figures(
     trained: Artifact, digits_folder: Path, tmp_path: Path
 ) -> None:
     data = folder.read(digits_folder).held_out()
@@ -261,18 +275,18 @@ def test_our_own_run_in_the_vendors_formats_gives_the_same_figures(
     board = tmp_path / "result.txt"
     order = np.random.default_rng(0).permutation(len(own.keys))
     board.write_text(
-        "".join(relay(f"/board/{own.keys[i]}", own.top[i].tolist(), str) for i in order)
+        "".join(relay_lines(f"/board/{own.keys[i]}", own.top[i].tolist(), str) for i in order)
     )
     found, indices = outputs.read(board, data, model=trained)
     assert indices == list(range(len(data)))
     record = accuracy.compare(own, found)
-    assert (record.values["drop"], record.samples["flips"], record.values["same_prediction"]) == (
+    assert (record.values.drop, record.samples["flips"], record.values.same_prediction) == (
         0,
         [],
         100,
     )
     assert found.record().values == own.record().values
-    some = outputs.at(found, own.keys[3:50])
+    some = outputs.select_images(found, own.keys[3:50])
     assert some.keys == own.keys[3:50]
     assert np.array_equal(some.top, own.top[3:50])
     assert re.fullmatch("[0-9a-f]{64}", some.data["sha256"])

@@ -1,4 +1,4 @@
-"""Going on after a kill: real processes, killed by SIGKILL at several moments, against one that was left alone."""
+"""Resuming after a kill: real processes, killed by SIGKILL, against one that was not."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from repzoo.measure.journal import (
 Run = Callable[..., Any]
 
 
-def numbers(path: Path) -> list[int]:
+def image_indices(path: Path) -> list[int]:
     """The images that a journal holds, in its order."""
     return [json.loads(line)["i"] for line in path.read_bytes().split(b"\n")[1:-1]]
 
@@ -67,7 +67,7 @@ def kill_at(images: int, journal: Path, *arguments: object) -> None:
         process.send_signal(signal.SIGKILL)
 
 
-def test_killed_again_and_again_it_ends_as_if_left_alone(
+def test_an_evaluation_killed_twice_ends_as_an_undisturbed_one(
     run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
     some = tmp_path / "some"
@@ -89,17 +89,17 @@ def test_killed_again_and_again_it_ends_as_if_left_alone(
     sizes = []
     for images in (1, 24):
         kill_at(images, journal, *command, "--resume", journal)
-        sizes.append(len(numbers(journal)))
+        sizes.append(len(image_indices(journal)))
     assert 0 < sizes[0] < sizes[1] < 50  # it was killed in the middle, and went on
     with journal.open("ab") as file:
         file.write(b'{"i":')  # as a write that was cut would leave it
     resumed = run(*command, "--resume", journal)
     assert (resumed.code, resumed.out) == (0, alone.out)
-    assert numbers(journal) == list(range(50))
+    assert image_indices(journal) == list(range(50))
     assert journal.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
 
 
-def test_a_finished_run_is_not_done_again(
+def test_a_finished_evaluation_is_not_repeated(
     run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
     command = ("evaluate", model_file, "--data", digits_folder, "--json", "--resume", tmp_path)
@@ -109,7 +109,7 @@ def test_a_finished_run_is_not_done_again(
     assert (tmp_path / "evaluation.jsonl").read_bytes() == before
 
 
-# The journal itself
+# Journal and table
 
 
 def dataset(count: int, stamp: Callable[[str], tuple[int, int]] | None = None) -> Dataset:
@@ -127,7 +127,7 @@ def dataset(count: int, stamp: Callable[[str], tuple[int, int]] | None = None) -
 HEADER = {"data": {"name": "d"}, "runs": [{"file": "m", "sha256": "0"}]}
 
 
-def answers(number: int, images: int) -> list[ImagePrediction]:
+def predictions(number: int, images: int) -> list[ImagePrediction]:
     made = []
     for index in chunk_range(number, images):
         one = ImagePrediction(index, ((index % 2, 1 - index % 2),), "L" if index == 4 else "RGB")
@@ -135,42 +135,44 @@ def answers(number: int, images: int) -> list[ImagePrediction]:
     return made
 
 
-def filled(path: Path, images: int = 21) -> tuple[Dataset, PredictionTable]:
-    data, sheet = dataset(images), PredictionTable(1, images)
+def fill_journal(path: Path, images: int = 21) -> tuple[Dataset, PredictionTable]:
+    data, table = dataset(images), PredictionTable(1, images)
     with Journal(path, HEADER, data) as journal:
-        journal.restore(sheet)
+        journal.restore(table)
         for number in chunk_numbers(images):
-            journal.append(answers(number, images))
-            sheet.add(answers(number, images))
-    return data, sheet
+            journal.append(predictions(number, images))
+            table.add(predictions(number, images))
+    return data, table
 
 
-def test_every_cut_of_the_file_gives_whole_chunks_and_the_rest_follows(tmp_path: Path) -> None:
-    data, whole = filled(tmp_path / "whole.jsonl")
+def test_a_journal_cut_anywhere_restores_its_whole_chunks_and_can_be_completed(
+    tmp_path: Path,
+) -> None:
+    data, whole = fill_journal(tmp_path / "whole.jsonl")
     content = (tmp_path / "whole.jsonl").read_bytes()
     path = tmp_path / "cut.jsonl"
     for end in range(0, len(content) + 1, 7):
         path.write_bytes(content[:end])
-        sheet = PredictionTable(1, len(data))
+        table = PredictionTable(1, len(data))
         with Journal(path, HEADER, data) as journal:
-            journal.restore(sheet)
+            journal.restore(table)
             lines = content[:end].count(b"\n") - 1
-            assert int(sheet.known.sum()) == (
+            assert int(table.known.sum()) == (
                 max(0, lines) if lines == len(data) else max(0, lines) // CHUNK * CHUNK
             )
-            for number in set(chunk_numbers(len(data))) - sheet.chunks():
-                journal.append(answers(number, len(data)))
-                sheet.add(answers(number, len(data)))
+            for number in set(chunk_numbers(len(data))) - table.chunks():
+                journal.append(predictions(number, len(data)))
+                table.add(predictions(number, len(data)))
         assert path.read_bytes() == content
-        assert np.array_equal(sheet.top, whole.top)
+        assert np.array_equal(table.top, whole.top)
         report, expected = ReadReport(), ReadReport()
-        sheet.fill_report(report)
+        table.fill_report(report)
         whole.fill_report(expected)
         assert report == expected
         assert report.sentences() == ["left out: 3.png is broken", "converted to RGB: 1 L"]
 
 
-def swapped(lines: list[bytes]) -> None:
+def swap_lines(lines: list[bytes]) -> None:
     lines[2], lines[3] = lines[3], lines[2]
 
 
@@ -182,8 +184,8 @@ def set_in(number: int, **values: object) -> Callable[[list[bytes]], None]:
 
 
 DAMAGES: list[tuple[Callable[[list[bytes]], object], str]] = [
-    (swapped, "line 3 is not the image that was to follow"),
-    (lambda lines: lines.pop(2), "line 3 is not the image that was to follow"),
+    (swap_lines, "line 3 is not the image that should follow"),
+    (lambda lines: lines.pop(2), "line 3 is not the image that should follow"),
     (lambda lines: lines.extend(lines[1:9]), "repeats an image"),
     (lambda lines: lines.__setitem__(5, b"{"), "line 6 is damaged"),
     (lambda lines: lines.__setitem__(5, b"[]"), "line 6 is damaged"),
@@ -204,23 +206,23 @@ DAMAGES: list[tuple[Callable[[list[bytes]], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("damage", "said"), DAMAGES)
-def test_every_damage_is_one_sentence_and_nothing_is_lost(
-    damage: Callable[[list[bytes]], object], said: str, tmp_path: Path
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_a_damaged_journal_is_refused_in_one_sentence_and_left_as_it_is(
+    damage: Callable[[list[bytes]], object], message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "j.jsonl"
-    data, _ = filled(path)
+    data, _ = fill_journal(path)
     lines = path.read_bytes().split(b"\n")[:-1]
     damage(lines)
     content = b"\n".join(lines) + b"\n"
     path.write_bytes(content)
-    with Journal(path, HEADER, data) as journal, pytest.raises(InputError, match=said):
+    with Journal(path, HEADER, data) as journal, pytest.raises(InputError, match=message):
         journal.restore(PredictionTable(1, len(data)))
     assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("content", [b"notes of mine", b"notes\n of mine", b"\x00" * 100, b"{}\n"])
-def test_a_file_that_is_no_journal_stays_as_it_is(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_journal_is_left_as_it_is(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_bytes(content)
     with (
@@ -231,33 +233,33 @@ def test_a_file_that_is_no_journal_stays_as_it_is(content: bytes, tmp_path: Path
     assert path.read_bytes() == content
 
 
-def test_two_processes_do_not_go_on_with_one_journal(tmp_path: Path) -> None:
+def test_two_processes_cannot_write_one_journal(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     with (
         Journal(path, HEADER, dataset(3)),
-        pytest.raises(InputError, match="another process is going on"),
+        pytest.raises(InputError, match="another process is writing"),
         Journal(path, HEADER, dataset(3)),
     ):
         pass
 
 
-def test_a_sheet_goes_to_another_process_and_back() -> None:
+def test_a_table_is_packed_for_another_process_and_unpacked() -> None:
     whole, other = PredictionTable(1, 21), PredictionTable(1, 21)
     for number in chunk_numbers(21):
-        whole.add(answers(number, 21))
+        whole.add(predictions(number, 21))
     for share in ([0, 2], [1]):
-        other.unpack(whole.packed(share))
+        other.unpack(whole.pack(share))
     assert np.array_equal(other.top, whole.top)
     assert other.known.all()
     assert (
-        other.read().tolist()
-        == whole.read().tolist()
+        other.readable().tolist()
+        == whole.readable().tolist()
         == [index for index in range(21) if index != 3]
     )
-    assert PredictionTable(1, 21).packed([]) is not None
+    assert PredictionTable(1, 21).pack([]) is not None
 
 
-# Images that change, and disks that fill
+# Images that change, and a full disk
 
 
 def folder_of(root: Path, count: int) -> Path:
@@ -268,7 +270,7 @@ def folder_of(root: Path, count: int) -> Path:
     return root
 
 
-def test_an_image_that_was_changed_since_is_named(
+def test_an_image_changed_since_its_evaluation_is_named(
     run: Run, model_file: Path, tmp_path: Path
 ) -> None:
     data = folder_of(tmp_path / "data", 20)
@@ -281,7 +283,7 @@ def test_an_image_that_was_changed_since_is_named(
 
 
 @pytest.mark.parametrize("change", ["was changed", "vanished"])
-def test_an_image_that_changes_meanwhile_is_named_and_the_answers_so_far_are_kept(
+def test_an_image_that_changes_during_the_evaluation_is_named_and_predictions_are_kept(
     change: str, trained: Artifact, tmp_path: Path
 ) -> None:
     data = folder.read(folder_of(tmp_path / "data", 80)).held_out()
@@ -295,18 +297,16 @@ def test_an_image_that_changes_meanwhile_is_named_and_the_answers_so_far_are_kep
         return load(key)
 
     runs = [accuracy.open_run(trained, engine("onnxruntime"))]
-    with pytest.raises(
-        InputError, match=f"the image {victim} {change} while the evaluation went on"
-    ):
+    with pytest.raises(InputError, match=f"the image {victim} {change} during the evaluation"):
         accuracy.evaluate(
             runs, replace(data, load=changing), ReadReport(), journal=tmp_path / "j.jsonl"
         )
-    kept = numbers(tmp_path / "j.jsonl")
+    kept = image_indices(tmp_path / "j.jsonl")
     assert kept == list(range(len(kept)))
     assert 40 <= len(kept) < 80
 
 
-def test_a_full_disk_is_one_sentence_and_what_is_written_is_whole(
+def test_a_full_disk_is_reported_in_one_sentence_and_leaves_whole_chunks(
     model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
     journal = tmp_path / "j.jsonl"
@@ -327,13 +327,13 @@ def test_a_full_disk_is_one_sentence_and_what_is_written_is_whole(
     assert ran.returncode == 2, ran.stderr
     assert ran.stderr.count("\n") == 1
     assert f"{journal} cannot be written: File too large; free room" in ran.stderr
-    kept = numbers(journal)
+    kept = image_indices(journal)
     assert kept == list(range(len(kept)))
     assert len(kept) % CHUNK == 0 < len(kept) < 200
     assert journal.read_bytes().endswith(b"\n")
 
 
-def test_a_preprocess_given_otherwise_is_another_evaluation(
+def test_other_preprocessing_is_another_evaluation(
     run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
     command = ("evaluate", model_file, "--data", digits_folder, "--resume", tmp_path / "j.jsonl")

@@ -17,6 +17,7 @@ from repzoo.artifact import Artifact, Preprocess
 from repzoo.engines import Array, Engine, engine
 from repzoo.errors import InputError
 from repzoo.measure import latency, stats
+from repzoo.measure.results import EarlyStopping, Scenario
 
 
 class Hands:
@@ -82,15 +83,10 @@ def test_percentiles_and_rate_of_known_latencies() -> None:
     (record,) = latency.run(
         [one], seconds=0.095 * 6, rounds=6, clock=hands
     )  # a round: 5 times the 5 calls
-    assert record.values["samples"] == 6 * 25
-    assert (
-        record.values["p50_ms"]
-        == record.values["p50_low_ms"]
-        == record.values["p50_high_ms"]
-        == 3.0
-    )
-    assert record.values["p90_ms"] == 10.0
-    assert record.values["fps"] == pytest.approx(250)
+    assert record.values.samples == 6 * 25
+    assert record.values.p50_ms == record.values.p50_low_ms == record.values.p50_high_ms == 3.0
+    assert record.values.p90_ms == 10.0
+    assert record.values.fps == pytest.approx(250)
     assert record.samples["latency_us"] == [[1000, 2000, 3000, 4000, 10000] * 5] * 6
     assert record.engine == {"name": "timed", "version": "1", "threads": 1}
 
@@ -100,9 +96,9 @@ def test_a_batch_counts_as_that_many_images() -> None:
     session = Timed(hands, cycle([8.0]))
     (record,) = latency.run([case(session, batch=4)], seconds=0.8, rounds=4, clock=hands)
     assert session.shapes == {(4, 3, 4, 4)}
-    assert record.values["batch"] == 4
-    assert record.values["p50_ms"] == 8.0
-    assert record.values["fps"] == pytest.approx(500)
+    assert record.values.setting.batch == 4
+    assert record.values.p50_ms == 8.0
+    assert record.values.fps == pytest.approx(500)
 
 
 def test_a_fast_session_keeps_at_most_max_calls_a_round() -> None:
@@ -115,7 +111,7 @@ def test_a_call_too_short_to_see_still_has_a_ratio() -> None:
     hands = Hands()
     one, two = (case(Timed(hands, cycle([0.0001]))) for _ in range(2))
     latency.run([one, two], seconds=1e-9, rounds=6, clock=hands)
-    assert latency.ratio(one, two).values["ratio"] == 1.0
+    assert latency.ratio(one, two).values.ratio == 1.0
 
 
 def test_rounds_interleave_and_turn_the_order() -> None:
@@ -132,11 +128,9 @@ def test_a_ratio_is_taken_within_rounds() -> None:
     fast = case(Timed(hands, warm([2 * factor for factor in drift])))
     latency.run([slow, fast], seconds=1e-9, rounds=len(drift), clock=hands)
     values = latency.ratio(slow, fast).values
-    assert (values["ratio"], values["ratio_low"], values["ratio_high"]) == pytest.approx(
-        (1.5, 1.5, 1.5)
-    )
-    assert values["rounds"] == len(drift)
-    assert latency.ratio(fast, slow).values["ratio"] == pytest.approx(1 / 1.5)
+    assert (values.ratio, values.ratio_low, values.ratio_high) == pytest.approx((1.5, 1.5, 1.5))
+    assert values.rounds == len(drift)
+    assert latency.ratio(fast, slow).values.ratio == pytest.approx(1 / 1.5)
 
 
 def test_who_has_lost_a_race_is_left_out_of_its_further_rounds() -> None:
@@ -194,12 +188,16 @@ def test_percentiles_of_a_known_distribution(known: npt.NDArray[np.float64]) -> 
         [one], seconds=24 * float(known.sum()) / 1000 - 0.001, rounds=24, clock=hands
     )
     for name, q in (("p50", 0.50), ("p90", 0.90), ("p99", 0.99)):
-        assert record.values[f"{name}_ms"] == pytest.approx(rank(known, q), rel=0.01), (
+        assert getattr(record.values, f"{name}_ms") == pytest.approx(rank(known, q), rel=0.01), (
             name
         )  # the last round ends within a shuffle
-        assert record.values[f"{name}_low_ms"] <= rank(known, q) <= record.values[f"{name}_high_ms"]
-    assert record.values["fps"] == pytest.approx(1000 / known.mean(), rel=0.01)
-    assert record.values["steady"] is True
+        assert (
+            getattr(record.values, f"{name}_low_ms")
+            <= rank(known, q)
+            <= getattr(record.values, f"{name}_high_ms")
+        )
+    assert record.values.fps == pytest.approx(1000 / known.mean(), rel=0.01)
+    assert record.values.steady is True
 
 
 def test_figures_are_derived_from_the_samples_that_are_kept() -> None:
@@ -208,8 +206,8 @@ def test_figures_are_derived_from_the_samples_that_are_kept() -> None:
         [case(Timed(hands, warm(shuffled(np.linspace(0.02, 3, 300), 40))))], 2.0, 12, clock=hands
     )
     kept = np.concatenate(record.samples["latency_us"])
-    assert record.values["samples"] == len(kept)
-    assert [record.values[f"{name}_ms"] * 1000 for name in ("p50", "p90", "p99")] == [
+    assert record.values.samples == len(kept)
+    assert [getattr(record.values, f"{name}_ms") * 1000 for name in ("p50", "p90", "p99")] == [
         rank(kept, q) for q in (0.5, 0.9, 0.99)
     ]
     assert all(one == round(one, 1) for one in kept)
@@ -222,10 +220,10 @@ def test_rounds_before_the_steady_state_are_dropped() -> None:
         Timed(hands, warm([12.0, 11.8, 11.9, 12, 11.7, 12, 11.9] + [10, 10.01, 9.99, 10.02] * 20))
     )
     (record,) = latency.run([one], seconds=1e-9, rounds=24, clock=hands)
-    assert record.values["steady"] is True
-    assert record.values["rounds"] == 24
-    assert 7 <= record.values["warm_up_rounds"] <= 10
-    assert record.values["p50_ms"] == pytest.approx(10, abs=0.02)
+    assert record.values.steady is True
+    assert record.values.rounds == 24
+    assert 7 <= record.values.warm_up_rounds <= 10
+    assert record.values.p50_ms == pytest.approx(10, abs=0.02)
 
 
 def test_the_search_for_a_steady_state_waits_for_every_case() -> None:
@@ -233,32 +231,32 @@ def test_the_search_for_a_steady_state_waits_for_every_case() -> None:
     cold = case(Timed(hands, warm([20.0 - one for one in range(10)] + [10.0] * 60)))
     still = case(Timed(hands, warm(cycle([10.0]))))
     records = latency.run([still, cold], seconds=1e-9, rounds=12, clock=hands)
-    assert {one.values["warm_up_rounds"] for one in records} == {
-        len(cold.rounds_us) and records[0].values["warm_up_rounds"]
+    assert {one.values.warm_up_rounds for one in records} == {
+        len(cold.rounds_us) and records[0].values.warm_up_rounds
     }
-    assert records[0].values["warm_up_rounds"] >= 7
-    assert latency.ratio(cold, still).values["ratio"] == 1.0
+    assert records[0].values.warm_up_rounds >= 7
+    assert latency.ratio(cold, still).values.ratio == 1.0
 
 
 def test_a_trend_without_end_is_said_and_ends() -> None:
     hands = Hands()
     one = case(Timed(hands, warm([1.05**index for index in range(200)])))
     (record,) = latency.run([one], seconds=1e-9, rounds=12, clock=hands)
-    assert record.values["steady"] is False
-    assert (record.values["rounds"], record.values["warm_up_rounds"]) == (12, 13)
+    assert record.values.steady is False
+    assert (record.values.rounds, record.values.warm_up_rounds) == (12, 13)
 
 
 def test_noise_without_a_trend_is_steady() -> None:
     hands, noise = Hands(), np.random.default_rng(3).normal(10, 2, 200)
     (record,) = latency.run([case(Timed(hands, warm(noise)))], seconds=1e-9, rounds=24, clock=hands)
-    assert record.values["steady"] is True
-    assert record.values["spread"] > 0.1
+    assert record.values.steady is True
+    assert record.values.spread > 0.1
 
 
 def test_more_seconds_are_more_rounds_not_longer_ones() -> None:
     hands = Hands()
     (record,) = latency.run([case(Timed(hands, cycle([10.0])))], seconds=12, clock=hands)
-    assert record.values["rounds"] == 48
+    assert record.values.rounds == 48
     assert sum(map(sum, record.samples["latency_us"])) >= 12e6
 
 
@@ -267,12 +265,10 @@ def test_multi_stream_times_queries_of_eight_images() -> None:
     session = Timed(hands, cycle([1.0, 2, 3, 6]))
     one = latency.case(artifact(), session, batch=2, scenario="multi-stream")
     (record,) = latency.run([one], seconds=0.6, rounds=6, clock=hands)
-    assert record.values["p50_ms"] == record.values["p99_ms"] == 12.0
-    assert record.values["fps"] == pytest.approx(8 / 0.012)
-    assert (record.values["early_stopping_percentile"], record.values["early_stopping_ms"]) == (
-        0.99,
-        None,
-    )  # 54 queries are few
+    assert record.values.p50_ms == record.values.p99_ms == 12.0
+    assert record.values.fps == pytest.approx(8 / 0.012)
+    few_queries = EarlyStopping(percentile=0.99, ms=None)  # 54
+    assert record.values.early_stopping == few_queries
     with pytest.raises(InputError, match="calls of 3"):
         latency.case(artifact(), session, batch=3, scenario="multi-stream")
 
@@ -282,11 +278,8 @@ def test_single_stream_reports_what_loadgen_does() -> None:
     hands, known = Hands(), shuffled(np.arange(1.0, 101), 1)
     one = latency.case(artifact(), Timed(hands, warm(known)), scenario="single-stream")
     (record,) = latency.run([one], seconds=1e-9, rounds=100, clock=hands)
-    assert (record.values["early_stopping_percentile"], record.values["early_stopping_ms"]) == (
-        0.90,
-        98.0,
-    )
-    assert record.values["p90_ms"] == 90.0
+    assert record.values.early_stopping == EarlyStopping(percentile=0.90, ms=98.0)
+    assert record.values.p90_ms == 90.0
     with pytest.raises(InputError, match="one client"):
         latency.case(artifact(), Timed(hands, []), streams=2, scenario="single-stream")
 
@@ -296,8 +289,8 @@ def test_offline_counts_images_until_the_last_is_done() -> None:
     one = latency.case(artifact(), Timed(hands, cycle([4.0])), batch=2, scenario="offline")
     (record,) = latency.run([one], seconds=2.4, rounds=6, clock=hands)
     assert [len(kept) for kept in record.samples["latency_us"]] == [100] * 6
-    assert record.values["fps"] == pytest.approx(500)
-    assert "early_stopping_ms" not in record.values
+    assert record.values.fps == pytest.approx(500)
+    assert record.values.early_stopping is None
 
 
 class Machine:
@@ -340,8 +333,8 @@ def test_ratio_intervals_cover_the_truth_on_a_bad_machine(truth: float) -> None:
         one, two = (case(Worker(machine, milliseconds)) for milliseconds in (truth, 1.0))
         latency.run([one, two], seconds=0.24, rounds=24, clock=machine)
         values = latency.ratio(one, two).values
-        covered += values["ratio_low"] <= truth <= values["ratio_high"]
-        wrong += values["faster"] == "first"
+        covered += values.ratio_low <= truth <= values.ratio_high
+        wrong += values.faster == "first"
     assert covered >= 0.93 * trials
     assert wrong <= 0.05 * trials
 
@@ -367,22 +360,20 @@ class Sleeping(Timed):
     ("scenario", "streams"),
     [("closed-loop", 1), ("closed-loop", 3), ("offline", 3), ("multi-stream", 4)],
 )
-def test_a_sleeping_engine_is_timed_within_hard_bounds(
-    scenario: latency.Scenario, streams: int
-) -> None:
+def test_a_sleeping_engine_is_timed_within_hard_bounds(scenario: Scenario, streams: int) -> None:
     """A sleep is never shorter than asked, so what is reported has hard bounds below; the engine's own clock bounds it above."""
     session = Sleeping(cycle([2.0, 2, 2, 6]))
     one = latency.case(artifact(), session, streams, scenario=scenario)
     began = time.perf_counter()
     (record,) = latency.run([one], seconds=0.24, rounds=12)
     elapsed = time.perf_counter() - began
-    assert record.values["p50_ms"] >= 2
-    assert record.values["p90_ms"] >= 6
+    assert record.values.p50_ms >= 2
+    assert record.values.p90_ms >= 6
     calls = (
-        record.values["samples"] * one.calls_a_query / 12
+        record.values.samples * one.calls_a_query / 12
     )  # of a round; k of them sleep 3 k - 3 ms or more: the 6 may be left over
-    assert record.values["fps"] <= streams * 1000 / (3 - 3 / min(calls, 6 * streams))
-    assert record.values["samples"] * one.calls_a_query / elapsed <= record.values["fps"]
+    assert record.values.fps <= streams * 1000 / (3 - 3 / min(calls, 6 * streams))
+    assert record.values.samples * one.calls_a_query / elapsed <= record.values.fps
     if streams == 1:
         kept, own = np.sort(np.concatenate(record.samples["latency_us"])), np.sort(session.slept_us)
         assert np.all(
@@ -395,7 +386,7 @@ def test_sleeping_clients_do_not_wait_for_one_another() -> None:
     """Three clients of 20 ms each: one after the other would be 50 images a second."""
     one = latency.case(artifact(), Sleeping(cycle([20.0])), 3)
     (record,) = latency.run([one], seconds=0.24, rounds=6)
-    assert record.values["fps"] > 60
+    assert record.values.fps > 60
 
 
 class Meeting(Timed):
@@ -423,7 +414,7 @@ def test_clients_call_at_the_same_time() -> None:
         3,
         3,
     ]  # the calls of all clients, each at least one
-    assert record.values["streams"] == 3
+    assert record.values.setting.streams == 3
 
 
 class Failing(Timed):
@@ -449,9 +440,9 @@ def test_a_case_that_fails_leaves_the_others_to_go_on() -> None:
     records = latency.run(
         cases, 1e-9, 8, clock=hands, on_error=lambda one, error: failed.append((one, str(error)))
     )
-    assert [one.values["p50_ms"] for one in records] == [1.0, 2.0]
+    assert [one.values.p50_ms for one in records] == [1.0, 2.0]
     assert failed == [(cases[1], "the device went away")]
-    assert latency.ratio(cases[2], cases[0]).values["rounds"] == 8
+    assert latency.ratio(cases[2], cases[0]).values.rounds == 8
 
 
 @pytest.mark.parametrize("streams", [1, 2, 4])
@@ -509,9 +500,9 @@ def test_a_real_engine_gives_samples_for_every_round() -> None:
     one = latency.case(artifact(), engine("onnxruntime"), streams=2, batch=3)
     (record,) = latency.run([one], seconds=0.06, rounds=6)
     assert len(record.samples["latency_us"]) == 6
-    assert record.values["samples"] == sum(map(len, record.samples["latency_us"]))
-    assert record.values["p50_low_ms"] <= record.values["p50_ms"] <= record.values["p50_high_ms"]
-    assert record.values["p90_ms"] <= record.values["p99_ms"]
+    assert record.values.samples == sum(map(len, record.samples["latency_us"]))
+    assert record.values.p50_low_ms <= record.values.p50_ms <= record.values.p50_high_ms
+    assert record.values.p90_ms <= record.values.p99_ms
 
 
 @pytest.mark.parametrize(
@@ -530,8 +521,8 @@ def test_two_engines_on_a_busy_machine_have_no_winner(
         engine.name = name
         one.engine, one.disturbed = engine, {"used_by_others": others}
     found = latency.ratio(slow, fast).values
-    assert (found["faster"], found["busy"]) == (faster, faster is None)
-    assert found["ratio"] == 2.0
+    assert (found.faster, found.busy) == (faster, faster is None)
+    assert found.ratio == 2.0
 
 
 class Lying:
@@ -560,15 +551,13 @@ def test_an_interval_is_taken_over_openings_not_over_rounds_that_share_one() -> 
     one, two = (latency.case(artifact(), engine) for engine in (alone, other))
     latency.run([one, two], seconds=1e-9, rounds=24, clock=hands, openings=6)
     found = latency.ratio(one, two).values
-    assert (found["openings"], found["rounds"]) == (6, 24)
-    assert (found["ratio_low"], found["ratio_high"]) == (1.0, 1.1)  # the whole range of six
-    assert found["faster"] is None
+    assert (found.openings, found.rounds) == (6, 24)
+    assert (found.ratio_low, found.ratio_high) == (1.0, 1.1)  # the whole range of six
+    assert found.faster is None
     assert one.rounds_of == [opening for opening in range(6) for _ in range(4)]
     once = [latency.case(artifact(), Lying(hands, cycle([ms]))) for ms in (1.1, 1.0)]
     latency.run(once, seconds=1e-9, rounds=24, clock=hands)
-    assert latency.ratio(*once).values["ratio_low"] == pytest.approx(
-        1.1
-    )  # what the openings are for
+    assert latency.ratio(*once).values.ratio_low == pytest.approx(1.1)  # what the openings are for
 
 
 def test_a_session_is_opened_for_its_clients_again_and_again() -> None:

@@ -96,15 +96,13 @@ def test_an_engine_that_crashes_the_process_costs_its_own_rows_only(flat: Path, 
 
 def test_what_fails_is_left_out_and_the_sweep_goes_on(flat: Path) -> None:
     swept = bench(flat, "refuser", "sleeper", "breaker", "onnxruntime", streams=(1, 2))
-    assert [(one.engine["name"], one.values["streams"]) for one in swept.records] == [
+    assert [(one.engine["name"], one.values.setting.streams) for one in swept.records] == [
         ("sleeper", 1),
         ("onnxruntime", 1),
         ("sleeper", 2),
         ("onnxruntime", 2),
     ]
-    assert all(
-        one.values["p50_ms"] >= 3 for one in swept.records if one.engine["name"] == "sleeper"
-    )
+    assert all(one.values.p50_ms >= 3 for one in swept.records if one.engine["name"] == "sleeper")
     assert [(one.file, one.engine, len(one.settings)) for one in swept.left_out] == [
         ("flat", "refuser", 2),
         ("flat", "breaker", 2),
@@ -113,7 +111,7 @@ def test_what_fails_is_left_out_and_the_sweep_goes_on(flat: Path) -> None:
     assert [(one.engine["name"], one.engine["second"]["name"]) for one in swept.ratios] == [
         ("onnxruntime", "sleeper")
     ] * 2
-    assert all(one.values["ratio_high"] < 1 for one in swept.ratios)
+    assert all(one.values.ratio_high < 1 for one in swept.ratios)
 
 
 def test_an_engine_that_computes_int8_in_float_says_so(flat: Path) -> None:
@@ -158,7 +156,7 @@ def test_records_are_kept_setting_by_setting(run: Run, flat: Path, tmp_path: Pat
     assert ran.code == 130
     assert [one["batch"] for one in ran.document["runs"]] == [1, 1]
     assert ran.document["interrupted"] is True
-    assert [(one.kind, one.values["batch"]) for one in record.read(kept)] == [
+    assert [(one.kind, one.values.setting.batch) for one in record.read(kept)] == [
         ("latency", 1),
         ("latency", 1),
         ("ratio", 1),
@@ -167,9 +165,9 @@ def test_records_are_kept_setting_by_setting(run: Run, flat: Path, tmp_path: Pat
 
 
 def test_a_full_disk_ends_the_sweep_and_leaves_what_was_kept(flat: Path) -> None:
-    kept: list[Record] = []
+    kept: list[Record[Any]] = []
 
-    def keep(records: Sequence[Record]) -> None:
+    def keep(records: Sequence[Record[Any]]) -> None:
         if kept:
             raise InputError(f"kept.jsonl cannot be written: {errno.ENOSPC}")
         kept.extend(records)
@@ -177,7 +175,7 @@ def test_a_full_disk_ends_the_sweep_and_leaves_what_was_kept(flat: Path) -> None
     options = verbs.BenchOptions(engine=("sleeper",), batch=(1, 2, 3), seconds=0.02)
     with pytest.raises(InputError, match="cannot be written"):
         verbs.benchmark([verbs.load(flat)], options, keep=keep)
-    assert [one.values["batch"] for one in kept] == [1]
+    assert [one.values.setting.batch for one in kept] == [1]
 
 
 def test_every_combination_once_and_single_stream_alone() -> None:

@@ -5,34 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.report.test_card import cost
+from tests.sample_results import engine_comparison
 
 from repzoo.errors import InputError
 from repzoo.measure.record import Record
+from repzoo.measure.results import QuantizerComparison
 from repzoo.report.quantizer_comparison import table
 
 HOST = {"cpu": "some", "cores": 2, "int8": ["avx2"], "load": 0.1}
 
 
-def row(recipe: str, drop: float, gate: str = "photos", **host: Any) -> Record:
-    values = {
-        "n": 100,
-        "drop": drop,
-        "drop_low": drop - 1,
-        "drop_high": drop + 1,
-        "same_prediction": 97.5,
-    }
-    ratio = {"latency_ratio": 0.5, "latency_ratio_low": 0.4, "latency_ratio_high": 0.6}
-    told = {
-        "recipe": recipe,
-        "seconds": 3.0,
-        "engines": {"onnxruntime": values | ratio},
-        "bytes": 1e6,
-        "float_bytes": 4e6,
-    }
-    return Record("quantize", {"name": "net"}, told, data={"gate": gate}, host={**HOST, **host})
+def row(recipe: str, drop: float, gate: str = "photos", **host: Any) -> Record[QuantizerComparison]:
+    values = QuantizerComparison(
+        recipe=recipe,
+        seconds=3.0,
+        reason="",
+        engines={"onnxruntime": engine_comparison(drop)},
+        bytes=10**6,
+        float_bytes=4 * 10**6,
+    )
+    return Record({"name": "net"}, values, data={"gate": gate}, host={**HOST, **host})
 
 
-def shown(*records: Record) -> list[list[str]]:
+def shown(*records: Record[Any]) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in table(records, "en")[2:]]
 
 
@@ -47,10 +43,12 @@ def test_the_newest_row_of_each_recipe_stays_beside_older_ones_of_the_same_setti
 @pytest.mark.parametrize(
     "newer", [row("repzoo", 1.0, gate="others"), row("repzoo", 1.0, int8=["avx512_vnni"])]
 )
-def test_rows_of_other_images_or_another_kind_of_host_are_left_out(newer: Record) -> None:
+def test_rows_of_other_images_or_another_kind_of_host_are_left_out(
+    newer: Record[QuantizerComparison],
+) -> None:
     assert [cells[1] for cells in shown(row("other", 5.0), newer)] == ["repzoo"]
 
 
 def test_records_of_something_else_make_no_table() -> None:
     with pytest.raises(InputError, match="no Records"):
-        table([Record("cost", {}, {"macs": 1})], "en")
+        table([cost("deploy", 1)], "en")

@@ -12,18 +12,20 @@ from typing import Any
 import pytest
 from tests.report.test_card import beside
 from tests.report.test_card import records as job_records  # the Records of one made-up job
+from tests.sample_results import engine_comparison
 
 from repzoo.errors import InputError
 from repzoo.measure import record
+from repzoo.measure.results import QuantizerComparison
 from repzoo.report import card, tables
 
 PAGE = "before\n<!-- table: one -->\nold\n<!-- end -->\nafter\n"
 
 
-def tied(name: str, job: str) -> list[record.Record]:
+def tied(name: str, job: str) -> list[record.Record[Any]]:
     """One job's Records under another name."""
 
-    def renamed(one: record.Record) -> record.Record:
+    def renamed(one: record.Record[Any]) -> record.Record[Any]:
         artifact: dict[str, Any] = (
             {**one.artifact, "name": name} if "name" in one.artifact else dict(one.artifact)
         )
@@ -41,7 +43,7 @@ def test_a_table_shows_the_newest_job_of_each_model(tmp_path: Path) -> None:
     assert "old" not in made
     assert [row.split(",")[0] for row in rows[2:]] == ["| a", r"| b\|c"]
     facts = card.summary(tied("a", "3"))
-    assert card.percent(facts["accuracy"]["int8"]["top1"]) in rows[2]
+    assert card.percent(facts.accuracy["int8"].top1) in rows[2]
     assert tables.rendered(made, tmp_path, "en") == made
 
 
@@ -64,46 +66,35 @@ def test_no_records_is_a_sentence(tmp_path: Path) -> None:
         tables.rendered(PAGE, tmp_path, "en")
 
 
-def side_by_side(
+def comparison(
     name: str, job: str, recipe: str, bytes_written: int | None = 1_400_000
-) -> record.Record:
-    paired = {
-        "n": 500,
-        "drop": 0.2,
-        "drop_low": -0.4,
-        "drop_high": 0.8,
-        "same_prediction": 98.6,
-        "float_top1": 90.0,
-    }
-    paired |= {"expected_drop": 0.1, "expected_drop_error": 0.1}
-    ratio = {"latency_ratio": 0.61, "latency_ratio_low": 0.58, "latency_ratio_high": 0.64}
-    engines = (
-        {"onnxruntime": paired | ratio, "openvino": paired | ratio | {"drop": 21.9}}
-        if bytes_written
-        else {}
+) -> record.Record[QuantizerComparison]:
+    engines = {}
+    if bytes_written:
+        first = engine_comparison(0.2, n=500, expected_drop=0.1)
+        engines = {"onnxruntime": first, "openvino": engine_comparison(21.9, n=500)}
+    values = QuantizerComparison(
+        recipe=recipe,
+        seconds=12.3,
+        reason="",
+        engines=engines,
+        bytes=bytes_written,
+        float_bytes=5_000_000,
     )
-    values = {
-        "recipe": recipe,
-        "seconds": 12.3,
-        "reason": "",
-        "engines": engines,
-        "bytes": bytes_written,
-        "float_bytes": 5_000_000,
-    }
-    return record.Record("quantize", {"name": name}, values, job=job)
+    return record.Record({"name": name}, values, job=job)
 
 
-def test_quantizers_side_by_side(tmp_path: Path) -> None:
+def test_quantizers_comparison(tmp_path: Path) -> None:
     old, new = (
-        replace(side_by_side("a", "1", "old"), data={"gate": "others"}),
-        [side_by_side("a", "2", "repzoo"), side_by_side("a", "2", "b|c", None)],
+        replace(comparison("a", "1", "old"), data={"gate": "others"}),
+        [comparison("a", "2", "repzoo"), comparison("a", "2", "b|c", None)],
     )
-    record.append(tmp_path / "one.jsonl", [old, *new, side_by_side("z", "3", "repzoo")])
+    record.append(tmp_path / "one.jsonl", [old, *new, comparison("z", "3", "repzoo")])
     rows = [
         line for line in tables.rendered(PAGE, tmp_path, "en").splitlines() if line.startswith("|")
     ]
     assert rows[0].startswith(
-        "| Model | Recipe | Drop (points) | Drop to expect | Same prediction as float (%) | Size (MB), float → INT8 |"
+        "| Model | Quantizer | Drop (points) | Expected drop (points) | Same prediction as float (%) | Size (MB), float → INT8 |"
     )
     assert len({row.replace(r"\|", "").count("|") for row in rows}) == 1
     assert [row.split(" | ")[:2] for row in rows[2:]] == [
@@ -111,7 +102,7 @@ def test_quantizers_side_by_side(tmp_path: Path) -> None:
         ["| a", r"b\|c"],
         ["| z", "repzoo"],
     ]
-    assert "+0.20 (-0.40 .. +0.80), n = 500" in rows[2]
+    assert "+0.20 (-0.80 .. +1.20), n = 500" in rows[2]
     assert "+0.10 (-0.10 .. +0.30)" in rows[2]
     assert "5.0 → 1.4" in rows[2]
     assert "21.9" in rows[2]

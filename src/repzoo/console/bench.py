@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from repzoo.console.output import View, columned
-from repzoo.measure.record import Record
-from repzoo.measure.sweep import Setting, SweepResult
+from repzoo.measure.record import Record, to_json
+from repzoo.measure.results import Latency, LatencyRatio
+from repzoo.measure.sweep import SweepResult
 from repzoo.report import card as cards
 
 NUMBERS = ("threads", "streams", "batch")
@@ -21,7 +22,7 @@ def bench(swept: SweepResult) -> View:
         {
             "file": one.artifact["name"],
             "engine": one.engine["name"],
-            **dataclasses.asdict(_setting(one)),
+            **dataclasses.asdict(one.values.setting),
         }
         for one in runs
     ]
@@ -31,8 +32,9 @@ def bench(swept: SweepResult) -> View:
         *(f">{key}" if key in NUMBERS else key for key in kept), ">p50 ms", ">p90", ">p99", ">FPS"
     )
     for one, row in zip(runs, rows, strict=True):
-        times = (cards.ms(one.values[key]) for key in ("p50_ms", "p90_ms", "p99_ms"))
-        table.add_row(*(str(row[key]) for key in kept), *times, cards.rate(one.values["fps"]))
+        values = one.values
+        times = (cards.ms(value) for value in (values.p50_ms, values.p90_ms, values.p99_ms))
+        table.add_row(*(str(row[key]) for key in kept), *times, cards.rate(values.fps))
     left = [str(one) for one in swept.left_out]
     lines = [*_mlperf(runs), *(_compared(one, _differing(ratios)) for one in ratios)]
     return View(_document(swept), same, table, *lines, remarks=[*left, *swept.remarks])
@@ -44,13 +46,13 @@ def _document(swept: SweepResult) -> dict[str, Any]:
             "file": one.artifact["name"],
             "engine": one.engine["name"],
             "version": one.engine["version"],
-            **one.values,
+            **to_json(one.values),
             **one.samples,
         }
         | {"host": one.host}
         for one in swept.records
     ]
-    ratios = [{**_sides(one), **one.values} for one in swept.ratios]
+    ratios = [{**_sides(one), **to_json(one.values)} for one in swept.ratios]
     left = [dataclasses.asdict(one) for one in swept.left_out]
     return {
         "runs": runs,
@@ -61,60 +63,55 @@ def _document(swept: SweepResult) -> dict[str, Any]:
     }
 
 
-def _mlperf(runs: Sequence[Record]) -> list[str]:
+def _mlperf(runs: Sequence[Record[Latency]]) -> list[str]:
     """MLPerf's figure of each single-stream and multi-stream run, where the queries suffice for it."""
-    said = []
+    lines = []
     for one in runs:
-        if "early_stopping_ms" in one.values:
-            found = one.values["early_stopping_ms"]
-            figure = (
-                f"{cards.ms(found)} ms"
-                if found
-                else f"needs more than {one.values['samples']} queries"
-            )
-            rank = (
-                f"p{100 * one.values['early_stopping_percentile']:.0f} by MLPerf's early stopping"
-            )
-            said.append(
-                f"{one.artifact['name']} on {one.engine['name']}, {one.values['scenario']}: {rank} {figure}"
-            )
-    return said
+        stopping = one.values.early_stopping
+        if stopping is None:
+            continue
+        figure = f"needs more than {one.values.samples} queries"
+        if stopping.ms:
+            figure = f"{cards.ms(stopping.ms)} ms"
+        rank = f"p{100 * stopping.percentile:.0f} by MLPerf's early stopping"
+        name = f"{one.artifact['name']} on {one.engine['name']}"
+        lines.append(f"{name}, {one.values.setting.scenario}: {rank} {figure}")
+    return lines
 
 
-def _sides(one: Record) -> dict[str, str]:
+def _sides(one: Record[LatencyRatio]) -> dict[str, str]:
     first, second = (one.artifact[side]["name"] for side in ("first", "second"))
     engines = {"first_engine": one.engine["name"], "second_engine": one.engine["second"]["name"]}
     return {"first": first, "second": second, **engines}
 
 
-def _differing(ratios: Sequence[Record]) -> tuple[bool, bool]:
+def _differing(ratios: Sequence[Record[LatencyRatio]]) -> tuple[bool, bool]:
     """Whether sentences must name engines, and settings, to be told apart."""
     engines = {
         name for one in ratios for key, name in _sides(one).items() if key.endswith("engine")
     }
-    return len(engines) > 1, len({_setting(one) for one in ratios}) > 1
+    return len(engines) > 1, len({one.values.setting for one in ratios}) > 1
 
 
-def _setting(one: Record) -> Setting:
-    return Setting(**{item.name: one.values[item.name] for item in dataclasses.fields(Setting)})
-
-
-def _compared(one: Record, differing: tuple[bool, bool]) -> str:
+def _compared(one: Record[LatencyRatio], differing: tuple[bool, bool]) -> str:
     """Times as long, or for offline times the images a second; a winner only where the interval excludes 1."""
     sides, values = _sides(one), one.values
     first, second = (
         sides[side] + (f" on {sides[side + '_engine']}" if differing[0] else "")
         for side in ("first", "second")
     )
-    offline = values["scenario"] == "offline"
-    key, verb = ("fps_ratio", "does") if offline else ("ratio", "takes")
-    unit = "times the images a second of" if offline else "times as long as"
+    offline = values.setting.scenario == "offline"
+    ratio, low, high = values.ratio, values.ratio_low, values.ratio_high
+    verb, unit = "takes", "times as long as"
+    if offline:
+        ratio, low, high = values.fps_ratio, values.fps_ratio_low, values.fps_ratio_high
+        verb, unit = "does", "times the images a second of"
     undecided = (
         "the machine was too busy to say which engine is faster"
-        if values["busy"]
+        if values.busy
         else "which is faster is not decided"
     )
-    verdict = {"first": "faster", "second": "slower", None: undecided}[values["faster"]]
-    where = f"{_setting(one)}: " if differing[1] else ""
-    interval = f"95 % interval {values[f'{key}_low']:.3f} .. {values[f'{key}_high']:.3f}"
-    return f"{where}{first} {verb} {values[key]:.3f} {unit} {second} ({interval}): {verdict}"
+    verdict = {"first": "faster", "second": "slower", None: undecided}[values.faster]
+    where = f"{values.setting}: " if differing[1] else ""
+    interval = f"95 % interval {low:.3f} .. {high:.3f}"
+    return f"{where}{first} {verb} {ratio:.3f} {unit} {second} ({interval}): {verdict}"

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from repzoo import verbs
 from repzoo.console.output import View, columned
-from repzoo.measure.record import Record
+from repzoo.measure.record import Record, to_json
+from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.report import card as cards
 
 WORST, FLIPS = 5, 5  # rows shown; --json has all
@@ -24,18 +25,19 @@ def evaluation(result: verbs.Evaluation) -> View:
     for one in result.runs:
         values = one.values
         names = (one.artifact["name"], one.engine["name"])[: 1 + several]
-        figures = (cards.percent(values["top1"]), _interval(values), cards.percent(values["top5"]))
-        table.add_row(*names, str(values["n"]), *figures)
+        interval = _interval(values.top1_low, values.top1_high)
+        figures = (cards.percent(values.top1), interval, cards.percent(values.top5))
+        table.add_row(*names, str(values.n), *figures)
     shown: list[Any] = [table]
     if worst := _worst(result.runs):
         shown.append(worst)
-    for one in result.paired:
-        shown.extend(_paired(one, len(result.paired) > 1))
+    for pair in result.paired:
+        shown.extend(_paired(pair, len(result.paired) > 1))
     runs = [
         {
             "file": one.artifact["name"],
             "engine": one.engine["name"],
-            **one.values,
+            **to_json(one.values),
             "per_class": one.samples["classes"],
         }
         for one in result.runs
@@ -44,7 +46,7 @@ def evaluation(result: verbs.Evaluation) -> View:
         {
             "first": one.artifact["first"]["name"],
             "second": one.artifact["second"]["name"],
-            **one.values,
+            **to_json(one.values),
             **one.samples,
         }
         for one in result.paired
@@ -53,21 +55,21 @@ def evaluation(result: verbs.Evaluation) -> View:
     return View(document, *shown, remarks=result.remarks)
 
 
-def paired_line(one: Record) -> str:
+def paired_line(one: Record[PairedAccuracy]) -> str:
     """The drop of a paired Record in a sentence."""
     values = one.values
     return (
-        f"drop {cards.points(values['drop'])} points (95 % interval {cards.points(values['drop_low'])} .. "
-        f"{cards.points(values['drop_high'])}, p = {values['p_value']:.3g}), "
-        f"{len(one.samples['flips'])} of {values['n']} predictions changed"
+        f"drop {cards.points(values.drop)} points (95 % interval {cards.points(values.drop_low)} .. "
+        f"{cards.points(values.drop_high)}, p = {values.p_value:.3g}), "
+        f"{len(one.samples['flips'])} of {values.n} predictions changed"
     )
 
 
-def _interval(values: Any) -> str:
-    return f"{cards.percent(values['top1_low'])} .. {cards.percent(values['top1_high'])}"
+def _interval(low: float, high: float) -> str:
+    return f"{cards.percent(low)} .. {cards.percent(high)}"
 
 
-def _worst(runs: Sequence[Record]) -> Table | None:
+def _worst(runs: Sequence[Record[Accuracy]]) -> Table | None:
     """The classes that the first run does worst on, and how the others do on them."""
     first, *others = runs
     rows = [one for one in first.samples["classes"] if one["top1"] < 100][:WORST]
@@ -91,14 +93,14 @@ def _worst(runs: Sequence[Record]) -> Table | None:
             row["class"],
             str(row["n"]),
             cards.percent(row["top1"]),
-            _interval(row),
+            _interval(row["top1_low"], row["top1_high"]),
             row["taken_for"] or "",
         )
         table.add_row(*cells, *([beside] if others else []))
     return table
 
 
-def _paired(one: Record, named: bool) -> Iterator[Any]:
+def _paired(one: Record[PairedAccuracy], named: bool) -> Iterator[Any]:
     values, flips = one.values, one.samples["flips"]
     names = (
         f"{one.artifact['second']['name']} ({one.engine['name']}) against {one.artifact['first']['name']}: "
@@ -107,9 +109,9 @@ def _paired(one: Record, named: bool) -> Iterator[Any]:
     )
     yield names + paired_line(one)
     yield (
-        f"lost {values['lost']}, gained {values['gained']}; to see a drop of {values['needed_drop']:g} points takes "
-        f"{values['needed']:,} images, and {values['n']:,} show one of {values['visible']:.2f} points "
-        f"(power {100 * values['power']:.0f} %)"
+        f"lost {values.lost}, gained {values.gained}; to see a drop of {values.needed_drop:g} points takes "
+        f"{values.needed:,} images, and {values.n:,} show one of {values.visible:.2f} points "
+        f"(power {100 * (values.power or 0):.0f} %)"
     )
     if flips:
         lost_first = sorted(

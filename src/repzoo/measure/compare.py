@@ -25,4 +25,4 @@ def compare_latency(
     latency.run([first, second], seconds / 2, rounds=ROUNDS)
     found = latency.ratio(second, first).values
     before_ms, after_ms = (float(np.median(one.medians_us())) / 1000 for one in (first, second))
-    return Timing(before_ms, after_ms, float(found["ratio_low"]), float(found["ratio_high"]))
+    return Timing(before_ms, after_ms, found.ratio_low, found.ratio_high)

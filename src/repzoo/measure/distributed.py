@@ -1,6 +1,7 @@
-"""Several processes that evaluate together, as torchrun starts them; the only file of measuring that may import torch.
+"""Several processes that evaluate together, as torchrun starts them.
 
-A process that fails says so in the exchange that the others are in, or come to next, so that all of them end with its sentence.
+This is the only file of `measure` that may import torch. A process that fails reports its error in
+the exchange that the others are in, or enter next; all of them end with its message.
 """
 
 from __future__ import annotations
@@ -17,66 +18,81 @@ from typing import Any, Protocol
 
 from repzoo.errors import InputError, MissingExtra, RepzooError
 
-MEETING_SECONDS = 60.0  # for all processes to have started; torch waits five times as long, twice
-WAITING = timedelta(
-    hours=12
-)  # for a slower host to come to an exchange; one that is gone breaks its connection at once
+# For all processes to have started. torch waits five times as long, and tries twice.
+RENDEZVOUS_SECONDS = 60.0
+# For a slower host to reach an exchange. A process that ends breaks its connection at once.
+EXCHANGE_TIMEOUT = timedelta(hours=12)
 MAX_MESSAGE_BYTES = 2**31  # from one process: 50,000 images take 1.4 MB
+
+# The first byte of a message.
+DATA, ERROR = b"+", b"-"
+FAILED_KEY = "repzoo/failed"
 
 
 class Group(Protocol):
-    """The processes that share one evaluation; this one is `rank` of `size`."""
+    """The processes that share one evaluation; this one is number `rank` of `size`."""
 
     rank: int
     size: int
 
     def threads(self, cores: int) -> int:
-        """How many of this host's `cores` are this process's."""
+        """How many of this host's `cores` this process should use."""
 
     def gather(self, data: bytes) -> list[bytes]:
-        """The `data` of every process, by rank, in every process. All must call it equally often."""
+        """The `data` of every process, by rank, in every process.
+
+        A collective call: all processes must make it equally often.
+        """
 
     def agree(self, facts: Mapping[str, Any]) -> None:
-        """Refuse when the processes were given different `facts`."""
+        """Refuse if the processes were given different `facts`. A collective call.
+
+        Raises:
+            InputError: they differ; the message names the process and the fact.
+        """
 
     def check(self) -> None:
-        """Raise when another process has failed; cheap, for use between two pieces of work."""
+        """Raise if another process has failed; cheap, for use between two pieces of work."""
 
 
 class Alone:
-    """A process that has no others."""
+    """A group of one process."""
 
-    rank, size = 0, 1
+    rank = 0
+    size = 1
 
     def threads(self, cores: int) -> int:
-        """All of them."""
+        """All cores."""
         return cores
 
     def gather(self, data: bytes) -> list[bytes]:
-        """Its own."""
+        """Its own data."""
         return [data]
 
     def agree(self, facts: Mapping[str, Any]) -> None:
-        """It always does."""
+        """Nothing to compare with."""
 
     def check(self) -> None:
-        """Nothing can have failed."""
+        """No other process can have failed."""
 
 
 ALONE: Group = Alone()
 
 
 def rank() -> int:
-    """This process's place among those that torchrun started; 0 for one that was started alone."""
+    """This process's number among those that torchrun started; 0 for one that was started alone."""
     value = os.environ.get("RANK", "0")
     return int(value) if value.isdigit() and os.environ.get("WORLD_SIZE") else 0
 
 
 @contextlib.contextmanager
 def join_group() -> Iterator[Group]:
-    """The group of this process, by the environment that torchrun sets (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+    """The group of this process, as torchrun's environment variables describe it.
 
-    An error of repzoo inside the block ends every process with its exit code; the first one raises it, the others are quiet.
+    They are RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    A RepzooError inside the block ends every process with its exit code. Process 0 raises the first
+    error; the others exit without a message, so that it is printed once.
 
     Raises:
         MissingExtra: several processes, but no torch.
@@ -85,19 +101,18 @@ def join_group() -> Iterator[Group]:
     if _world_size() < 2:
         yield ALONE
         return
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "FATAL"
-    )  # a stack of frames for each failure that is said in a sentence below
+    # torch would print a stack of C++ frames for each failure that has a message below.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtra("evaluating with several processes", "torch") from error
-    group = _Gloo()
+    group = _GlooGroup()
     try:
         yield group
         group.gather(b"")  # nobody leaves before all have succeeded
     except RepzooError as error:
-        if group.fail(error) and group.rank:
+        if group.report_failure(error) and group.rank:
             sys.exit(error.exit_code)
         raise
     finally:
@@ -113,34 +128,40 @@ def _world_size() -> int:
     return int(text)
 
 
-class _Failed(InputError):
-    """A process failed and all know; its sentence is the message."""
+class _ReportedFailure(InputError):
+    """A process failed, and all processes know; the message is that process's."""
 
 
-class _Ended(InputError):
-    """A process is gone without a word."""
+class _LostProcess(InputError):
+    """A process ended without reporting an error."""
 
 
-class _Gloo:
-    """Processes that talk through torch's gloo."""
+class _GlooGroup:
+    """Processes that communicate through torch's gloo."""
 
     def __init__(self) -> None:
         import torch.distributed as dist
         from torch.distributed.rendezvous import rendezvous
 
         try:
-            _require_master()
-            store, self.rank, self.size = next(
-                iter(rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS)))
-            )
+            _require_known_master()
+            timeout = timedelta(seconds=RENDEZVOUS_SECONDS)
+            store, own_rank, size = next(iter(rendezvous("env://", timeout=timeout)))
             self._store = store
+            self.rank: int = own_rank
+            self.size: int = size
             dist.init_process_group(
-                "gloo", store=store, rank=self.rank, world_size=self.size, timeout=WAITING
+                "gloo",
+                store=self._store,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=EXCHANGE_TIMEOUT,
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise InputError(
-                f"the processes do not find each other: {_line(error)}; start all of them with torchrun within a minute, "
-                "with the address and a free port of the first one's host"
+                f"the processes do not find each other: {_first_line(error)}; start all of them "
+                "with torchrun within a minute, with the address and a free port of the first "
+                "process's host"
             ) from None
 
     def threads(self, cores: int) -> int:
@@ -149,53 +170,62 @@ class _Gloo:
 
     def gather(self, data: bytes) -> list[bytes]:
         """See `Group.gather`."""
-        return self._exchange(b"+" + data)
+        return self._exchange(DATA + data)
 
     def agree(self, facts: Mapping[str, Any]) -> None:
         """See `Group.agree`."""
-        mine = json.dumps({**facts, "host": socket.gethostname()}, sort_keys=True)
-        all_facts = [json.loads(one) for one in self.gather(mine.encode())]
-        for place, one in enumerate(all_facts):
+        own = json.dumps({**facts, "host": socket.gethostname()}, sort_keys=True)
+        by_rank = [json.loads(message) for message in self.gather(own.encode())]
+        first = by_rank[0]
+        for number, other in enumerate(by_rank):
             for key in facts:
-                if one[key] != all_facts[0][key]:
+                if other[key] != first[key]:
                     raise InputError(
-                        f"process {place} of {self.size} on {one['host']} has other {key} than process 0 on {all_facts[0]['host']}; "
-                        "give all of them the same files"
+                        f"process {number} of {self.size} on {other['host']} has other {key} than "
+                        f"process 0 on {first['host']}; give all of them the same files"
                     )
 
     def check(self) -> None:
         """See `Group.check`."""
-        with self._spoken():
-            failed = self._store.check(["repzoo/failed"])
+        with self._broken_connections_reported():
+            failed = self._store.check([FAILED_KEY])
         if failed:
-            self.gather(b"")  # in which the one that failed says why
+            self.gather(b"")  # the process that failed sends its error in this exchange
 
-    def fail(self, error: RepzooError) -> bool:
-        """Tell the others, unless they know; False when they cannot be reached."""
-        if isinstance(error, _Ended | _Failed):
-            return isinstance(error, _Failed)
+    def report_failure(self, error: RepzooError) -> bool:
+        """Tell the other processes of `error` unless they know; False if they are unreachable."""
+        if isinstance(error, _LostProcess | _ReportedFailure):
+            return isinstance(error, _ReportedFailure)
         try:
-            self._store.set("repzoo/failed", str(self.rank))
-            self._exchange(b"-" + str(error).encode())
-        except (RuntimeError, _Ended):
+            self._store.set(FAILED_KEY, str(self.rank))
+            self._exchange(ERROR + str(error).encode())
+        except (RuntimeError, _LostProcess):
             return False
-        except _Failed:
-            pass  # its own words, come back, or those of another that failed at the same time
+        except _ReportedFailure:
+            pass  # this error, come back, or that of a process that failed at the same time
         return True
 
     def close(self) -> None:
         """Leave the group."""
         import torch.distributed as dist
 
-        gc.collect()  # a trained module holds the group in circles; its threads must end here, not when the process does
+        # A trained module holds the group in a reference cycle. Its threads must end here, not when
+        # the interpreter does.
+        gc.collect()
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
 
     def _exchange(self, data: bytes) -> list[bytes]:
+        """The `data` of every process without its first byte.
+
+        Raises:
+            _ReportedFailure: a process sent an error.
+            _LostProcess: a process ended.
+        """
         import torch
         import torch.distributed as dist
 
-        with self._spoken():
+        with self._broken_connections_reported():
             sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
             dist.all_gather(sizes, torch.tensor([len(data)]))
             longest = int(max(sizes))
@@ -203,31 +233,33 @@ class _Gloo:
                 raise InputError(
                     f"a process sends {longest:,} bytes; at most {MAX_MESSAGE_BYTES:,} are accepted"
                 )
+            # all_gather wants tensors of one size.
             padded = torch.zeros(longest, dtype=torch.uint8)
             padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            found = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-            dist.all_gather(found, padded)
-        messages = [
-            one.numpy().tobytes()[: int(size)] for one, size in zip(found, sizes, strict=True)
-        ]
-        for one in messages:
-            if one[:1] == b"-":
-                raise _Failed(one[1:].decode())
-        return [one[1:] for one in messages]
+            received = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(received, padded)
+        messages = []
+        for tensor, size in zip(received, sizes, strict=True):
+            messages.append(tensor.numpy().tobytes()[: int(size)])
+        for message in messages:
+            if message.startswith(ERROR):
+                raise _ReportedFailure(message[1:].decode())
+        return [message[1:] for message in messages]
 
     @contextlib.contextmanager
-    def _spoken(self) -> Iterator[None]:
-        """A connection that breaks is another process's end."""
+    def _broken_connections_reported(self) -> Iterator[None]:
+        """A connection that breaks means that another process has ended."""
         try:
             yield
         except RuntimeError as error:
-            raise _Ended(
-                f"another of the {self.size} processes has ended ({_line(error)}); start them again"
+            raise _LostProcess(
+                f"another of the {self.size} processes has ended ({_first_line(error)}); "
+                "start them again"
             ) from None
 
 
-def _require_master() -> None:
-    """Say at once what torch would try again and again: a name that no host has."""
+def _require_known_master() -> None:
+    """Refuse a host name that does not exist at once; torch would try it again and again."""
     host = os.environ.get("MASTER_ADDR", "")
     try:
         socket.getaddrinfo(host or None, os.environ.get("MASTER_PORT") or 0)
@@ -237,5 +269,5 @@ def _require_master() -> None:
         ) from None
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

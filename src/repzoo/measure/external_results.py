@@ -1,11 +1,16 @@
-"""What other tools wrote of the same images, such as a board's own run, read into the same statistics.
+"""Results that other tools, such as a board's runtime, wrote for the same images.
 
-- A text with a line for each of the best classes of an image, best first, as VastModelZOO's classification.py and
-  vamp_npz_decode.py write it: `PATH: Relay top-K id: ID, prob: P, class name: NAME`. PATH may hold colons.
-- A folder of .npz files, one for each image, with the logits as `output_0`, as vamp writes it with --datalist. Which file is of
-  which image is said by equal names, or by the order of the datalist and of the sorted names.
+Two formats are read:
 
-Classes are matched by id, never by name: two classes of ImageNet are called "crane". The id is the position of the model's output.
+- A text file with a line for each of the best classes of an image, best first, as VastModelZOO's
+  classification.py and vamp_npz_decode.py write it:
+  `PATH: Relay top-K id: ID, prob: P, class name: NAME`. PATH may contain colons.
+- A folder of .npz files, one for each image, with the logits as `output_0`, as vamp writes it with
+  --datalist. A file belongs to the image of the same name; or else the i-th file, sorted by name,
+  belongs to the i-th line of the datalist.
+
+Classes are matched by id, never by name: two classes of ImageNet are called "crane". The id is the
+index of the model's output.
 """
 
 from __future__ import annotations
@@ -26,26 +31,43 @@ from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset
 from repzoo.data.folder import SUFFIXES
 from repzoo.errors import InputError
-from repzoo.measure.accuracy import SYNSET, Predictions, best_classes, class_indices
+from repzoo.measure.class_mapping import SYNSET, class_indices
 from repzoo.measure.journal import TOP
+from repzoo.measure.predictions import Predictions, best_classes, describe_images
 from repzoo.progress import Progress, silent, tracked
 from repzoo.storage import read_bounded, read_lines, sha256_of
 
 LINE = re.compile(
-    r"(?P<image>.+): Relay top-(?P<rank>\d+) id: (?P<id>\d+), prob: (?P<prob>[^,]+), class name: (?P<name>.*)"
+    r"(?P<image>.+): Relay top-(?P<rank>\d+) id: (?P<id>\d+), "
+    r"prob: (?P<prob>[^,]+), class name: (?P<name>.*)"
 )
+LINE_FORMAT = "PATH: Relay top-K id: ID, prob: P, class name: NAME"
 MAX_TEXT_BYTES = 2**28  # 50,000 images take about 40 MB
-MAX_ARRAY_BYTES = 2**24  # of one image's output; 1,000 float32 take 4 kB
+MAX_ARRAY_BYTES = 2**24  # of one image's logits; 1,000 float32 take 4 kB
 MAX_CLASSES = 2**20
-ARRAY = "output_0.npy"
+IMAGENET_CLASSES = 1000
+ARRAY = "output_0.npy"  # the member of an .npz file that holds `output_0`
 
 
 @dataclass
-class _Said:
-    """Of one image: its path as the tool wrote it, and the ids, best first."""
+class _ImageResult:
+    """The result for one image: its path as the tool wrote it, and the class ids, best first."""
 
     image: str
     ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Results:
+    """All results of a file or folder.
+
+    class_names  by id; empty where the format has none
+    sha256       of the content
+    """
+
+    images: list[_ImageResult]
+    class_names: Mapping[int, str]
+    sha256: str
 
 
 def read(
@@ -55,191 +77,238 @@ def read(
     model: Artifact | None = None,
     progress: Progress = silent,
 ) -> tuple[Predictions, list[int]]:
-    """(answers in the data set's order, indices into the data set of the images that they are of).
+    """The predictions in the order of the data set, and the indices of their images.
 
-    datalist  for a folder of .npz: the text whose line i names the image of the i-th file
-    model     what was run; it tells the classes of the ids. Without it they are the data's classes in order.
+    datalist  for a folder of .npz: a text whose i-th line names the image of the i-th file
+    model     what was run: it says which class an id is. Without it, the ids are taken for the
+              data's classes in order
 
     Raises:
-        InputError: an unknown format, damaged or doubled lines, images that the data lacks, ids beyond the classes,
-            counts that do not fit, outputs that are not finite.
+        InputError: an unknown format, damaged or repeated lines, images that the data set lacks,
+            ids beyond the classes, counts that do not match, logits that are not finite.
     """
     if path.is_dir():
-        said, digest = _from_arrays(path, datalist, progress)
-        names: Mapping[int, str] = {}
+        results = _read_arrays(path, datalist, progress)
+    elif datalist:
+        raise InputError(
+            f"{path} is a file; a datalist belongs to a folder of .npz files: leave --datalist out"
+        )
     else:
-        if datalist:
-            raise InputError(
-                f"{path} is a file, and a datalist goes with a folder of .npz files; leave --datalist out"
-            )
-        said, names, digest = _from_text(path)
-    indices = _matched([one.image for one in said], dataset, path)
-    width = min(len(one.ids) for one in said)
-    order = np.argsort(indices)
-    top = np.array([one.ids[:width] for one in said], np.int64)[order]
-    chosen = sorted(indices)
-    mapping = (
-        class_indices(dataset, model)
-        if model
-        else _by_position(dataset, int(top.max()), names, path)
-    )
-    keys = tuple(dataset.keys[index] for index in chosen)
-    targets = np.array([mapping[dataset.targets[index]] for index in chosen])
+        results = _read_text(path)
+    indices = _match_images([result.image for result in results.images], dataset, path)
+    width = min(len(result.ids) for result in results.images)
+    top_as_written = np.array([result.ids[:width] for result in results.images], np.int64)
+    top = top_as_written[np.argsort(indices)]
+    indices = sorted(indices)
+    if model:
+        mapping: Sequence[int] = class_indices(dataset, model)
+    else:
+        mapping = _classes_in_order(dataset, int(top.max()), results.class_names, path)
+    keys = tuple(dataset.keys[index] for index in indices)
     identity = {
         "name": path.name,
         "form": "external",
-        "sha256": digest,
+        "sha256": results.sha256,
         "classes": None,
         "preprocess": None,
         "size": None,
     }
-    data = {
-        "name": dataset.name,
-        "n": len(keys),
-        "sha256": sha256_of("\n".join(keys).encode()),
-        "unreadable": 0,
-    }
-    labels = model.labels if model else dataset.classes
-    return Predictions(
-        identity, labels, {"name": "external", "version": ""}, data, keys, targets, top
-    ), chosen
+    predictions = Predictions(
+        identity=identity,
+        labels=model.labels if model else dataset.classes,
+        engine={"name": "external", "version": ""},
+        data=describe_images(dataset.name, keys),
+        keys=keys,
+        targets=np.array([mapping[dataset.targets[index]] for index in indices]),
+        top=top,
+    )
+    return predictions, indices
 
 
-def at(answers: Predictions, keys: Sequence[str]) -> Predictions:
-    """`answers` to the images `keys` alone, all of which it must have."""
-    place = {key: index for index, key in enumerate(answers.keys)}
-    chosen = [place[key] for key in keys]
-    data = {**answers.data, "n": len(chosen), "sha256": sha256_of("\n".join(keys).encode())}
+def select_images(predictions: Predictions, keys: Sequence[str]) -> Predictions:
+    """`predictions` for the images `keys` only; it must have all of them."""
+    position = {key: index for index, key in enumerate(predictions.keys)}
+    rows = [position[key] for key in keys]
+    data = describe_images(predictions.data["name"], keys, predictions.data["unreadable"])
     return replace(
-        answers,
+        predictions,
         keys=tuple(keys),
-        targets=answers.targets[chosen],
-        top=answers.top[chosen],
+        targets=predictions.targets[rows],
+        top=predictions.top[rows],
         data=data,
     )
 
 
-def _from_text(path: Path) -> tuple[list[_Said], dict[int, str], str]:
-    """(what is said of each image, name of each id, hash)."""
+def coverage_remarks(dataset: Dataset, indices: Sequence[int]) -> Iterator[str]:
+    """What a person should know when there are results for some of the images only."""
+    if len(indices) < len(dataset):
+        yield (
+            f"evaluated on the {len(indices)} of {len(dataset)} images of {dataset.name} "
+            "for which there are results"
+        )
+
+
+# Text files
+
+
+def _read_text(path: Path) -> _Results:
     lines = read_lines(path, MAX_TEXT_BYTES)
-    said: list[_Said] = []
-    names: dict[int, str] = {}
-    first, last, probability = 0, 0, math.inf
+    reader = _TextReader(path)
     for number, text in enumerate(lines, 1):
-        found = LINE.fullmatch(text.rstrip())
-        if not found:
+        reader.add(number, text)
+    _check_images(reader.images, path)
+    return _Results(reader.images, reader.class_names, sha256_of("\n".join(lines).encode()))
+
+
+class _TextReader:
+    """Groups the lines of a text by image; those of an image must go from best to worst."""
+
+    def __init__(self, path: Path) -> None:
+        self.images: list[_ImageResult] = []
+        self.class_names: dict[int, str] = {}
+        self._path = path
+        self._first_rank = 0  # tools count from 0 or from 1
+        self._rank = 0
+        self._probability = math.inf
+
+    def add(self, number: int, text: str) -> None:
+        """Enter line `number`."""
+        match = LINE.fullmatch(text.rstrip())
+        if not match:
             raise InputError(
-                f"{path} line {number} is {text[:60]!r}; expected 'PATH: Relay top-K id: ID, prob: P, class name: NAME'"
+                f"{self._path} line {number} is {text[:60]!r}; expected {LINE_FORMAT!r}"
             )
-        rank, index, now = (
-            int(found["rank"]),
-            int(found["id"]),
-            _probability(found["prob"], path, number),
-        )
-        if not said or found["image"] != said[-1].image or rank <= last:
-            said.append(_Said(found["image"]))
-            first = first if len(said) > 1 else rank
-            last, probability = first - 1, math.inf
-        if rank != last + 1 or now > probability or index in said[-1].ids or index >= MAX_CLASSES:
+        image, rank, class_id = match["image"], int(match["rank"]), int(match["id"])
+        probability = self._parse_probability(match["prob"], number)
+        # The rank tells two images of one name apart, which are refused later with their count.
+        if not self.images or image != self.images[-1].image or rank <= self._rank:
+            self._begin_image(image, rank)
+        ids = self.images[-1].ids
+        is_next = rank == self._rank + 1 and probability <= self._probability
+        if not is_next or class_id in ids or class_id >= MAX_CLASSES:
             raise InputError(
-                f"{path} line {number} does not go on with the best classes of {said[-1].image}, best first"
+                f"{self._path} line {number} is not the next best class of {image}; "
+                "expected the classes of an image one after another, best first"
             )
-        if names.setdefault(index, found["name"]) != found["name"]:
+        name = match["name"]
+        if self.class_names.setdefault(class_id, name) != name:
             raise InputError(
-                f"{path} line {number} calls the class {index} {found['name']!r}, and above {names[index]!r}"
+                f"{self._path} line {number} calls the class {class_id} {name!r}; "
+                f"a line above calls it {self.class_names[class_id]!r}"
             )
-        said[-1].ids.append(index)
-        last, probability = rank, now
-    _check_text(said, path)
-    return said, names, sha256_of("\n".join(lines).encode())
+        ids.append(class_id)
+        self._rank = rank
+        self._probability = probability
+
+    def _begin_image(self, image: str, rank: int) -> None:
+        if not self.images:
+            self._first_rank = rank
+        self.images.append(_ImageResult(image))
+        self._rank = self._first_rank - 1
+        self._probability = math.inf
+
+    def _parse_probability(self, text: str, number: int) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise InputError(
+                f"{self._path} line {number} gives the probability {text!r}, "
+                "so the outputs of this model are not finite numbers"
+            )
+        return value
 
 
-def _probability(text: str, path: Path, number: int) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise InputError(
-            f"{path} line {number} gives the probability {text!r}, so this model's outputs are not finite numbers"
-        )
-    return value
-
-
-def _check_text(said: Sequence[_Said], path: Path) -> None:
-    if not said:
+def _check_images(images: Sequence[_ImageResult], path: Path) -> None:
+    if not images:
         raise InputError(
             f"{path} is empty; expected one line for each of the best classes of each image"
         )
-    image, times = Counter(one.image for one in said).most_common(1)[0]
+    image, times = Counter(result.image for result in images).most_common(1)[0]
     if times > 1:
         raise InputError(
-            f"{path} tells of {image} {times} times: the tool appends to the file of an earlier run; remove the file and run it again"
+            f"{path} has {image} {times} times: the tool appends to the file of an earlier run; "
+            "remove the file and run the tool again"
         )
-    counts = Counter(len(one.ids) for one in said)
+    counts = Counter(len(result.ids) for result in images)
     if len(counts) > 1:
-        short = next(one for one in said if len(one.ids) == min(counts))
+        short = next(result for result in images if len(result.ids) == min(counts))
         raise InputError(
-            f"{path} has {len(short.ids)} lines for {short.image} and {max(counts)} for others, so it was cut; run the tool again"
+            f"{path} has {len(short.ids)} lines for {short.image} and {max(counts)} for others, "
+            "so it is incomplete; run the tool again"
         )
 
 
-def _from_arrays(
-    folder: Path, datalist: Path | None, progress: Progress
-) -> tuple[list[_Said], str]:
-    try:
-        files = sorted(
-            path
-            for path in folder.iterdir()
-            if path.suffix == ".npz" and not path.name.startswith(".")
-        )
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
-    if not files:
-        raise InputError(
-            f"{folder} holds no .npz file; expected one for each image, with the logits as output_0"
-        )
+# Folders of arrays
+
+
+def _read_arrays(folder: Path, datalist: Path | None, progress: Progress) -> _Results:
+    files = _array_files(folder)
     images = _images_of(files, datalist, folder)
-    said, digests, width = [], [], 0
-    for path, image in tracked(
-        list(zip(files, images, strict=True)), "read outputs", len(files), progress
-    ):
+    pairs = list(zip(files, images, strict=True))
+    results = []
+    digests = []
+    width = 0
+    for path, image in tracked(pairs, "read outputs", len(files), progress):
         data = read_bounded(path, MAX_ARRAY_BYTES)
         logits = _logits(data, path)
         width = width or len(logits)
         if len(logits) != width:
             raise InputError(
-                f"{path} holds {len(logits)} outputs, and {files[0].name} {width}; all must be of one model"
+                f"{path} holds {len(logits)} outputs, but {files[0].name} holds {width}; "
+                "all must be of one model"
             )
-        said.append(_Said(image, best_classes(logits[None], TOP)[0].tolist()))
+        results.append(_ImageResult(image, best_classes(logits[None], TOP)[0].tolist()))
         digests.append(f"{path.name} {sha256_of(data)}")
-    return said, sha256_of("\n".join(digests).encode())
+    return _Results(results, {}, sha256_of("\n".join(digests).encode()))
+
+
+def _array_files(folder: Path) -> list[Path]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
+    files = [path for path in entries if path.suffix == ".npz" and not path.name.startswith(".")]
+    if not files:
+        raise InputError(
+            f"{folder} holds no .npz file; expected one for each image, with the logits as output_0"
+        )
+    return files
 
 
 def _images_of(files: Sequence[Path], datalist: Path | None, folder: Path) -> list[str]:
-    """The image of each file: by equal names, else by order."""
+    """The image of each file: by name, or by the order of the datalist."""
     if datalist is None:
         return [path.name for path in files]
     images = [line.strip() for line in read_lines(datalist, MAX_TEXT_BYTES)]
     if len(images) != len(files):
         raise InputError(
-            f"{datalist} names {len(images)} images, but {folder} holds {len(files)} .npz files; run the tool again"
+            f"{datalist} names {len(images)} images, but {folder} holds {len(files)} .npz files; "
+            "run the tool again"
         )
     by_name = {_stem(image): image for image in images}
-    if len(by_name) == len(images) and set(by_name) == {_stem(path.name) for path in files}:
-        return [by_name[_stem(path.name)] for path in files]
-    if sorted(
+    names = [_stem(path.name) for path in files]
+    if len(by_name) == len(images) and set(by_name) == set(names):
+        return [by_name[name] for name in names]
+    by_number = sorted(
         files, key=lambda path: [int(part) for part in re.findall(r"\d+", path.stem)]
-    ) != list(files):
+    )
+    if by_number != list(files):
         raise InputError(
-            f"the files of {folder} sort differently by name and by number ({files[0].name}, {files[1].name}, ...), so the order "
-            f"of {datalist} does not say which is which; name them with leading zeros"
+            f"the files of {folder} sort differently by name and by number ({files[0].name}, "
+            f"{files[1].name}, ...), so the order of {datalist} does not say which is which; "
+            "name them with leading zeros"
         )
     return images
 
 
 def _logits(data: bytes, path: Path) -> npt.NDArray[np.float32]:
-    """The one vector in `output_0`. Nothing is unpickled, and no size is believed before it is compared with the bytes."""
+    """The one vector in `output_0` of an .npz file, whose content may be hostile.
+
+    Nothing is unpickled, and a size that a header gives is compared with the bytes that are there
+    before anything is allocated.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             size = archive.getinfo(ARRAY).file_size
@@ -248,13 +317,10 @@ def _logits(data: bytes, path: Path) -> npt.NDArray[np.float32]:
                     f"{path}: output_0 has {size:,} bytes; at most {MAX_ARRAY_BYTES:,} are accepted"
                 )
             content = io.BytesIO(archive.read(ARRAY))
-        version = np.lib.format.read_magic(content)
-        reader = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, _, kind = reader(content)
+        if np.lib.format.read_magic(content) == (1, 0):
+            header = np.lib.format.read_array_header_1_0(content)
+        else:
+            header = np.lib.format.read_array_header_2_0(content)
         values = content.read()
     except KeyError:
         raise InputError(
@@ -262,61 +328,77 @@ def _logits(data: bytes, path: Path) -> npt.NDArray[np.float32]:
         ) from None
     except InputError:
         raise
-    except Exception as error:  # damaged archives: BadZipFile, zlib.error, NotImplementedError, ValueError, struct.error ...
+    # A damaged archive raises BadZipFile, zlib.error, NotImplementedError, ValueError, struct.error
+    # and others.
+    except Exception as error:
         raise InputError(f"{path} is not a readable .npz file: {error}") from None
-    if kind.kind not in "fiu" or math.prod(shape) * kind.itemsize != len(values):
+    shape, _, dtype = header
+    count = math.prod(shape)
+    if dtype.kind not in "fiu" or count * dtype.itemsize != len(values):
         raise InputError(
-            f"{path}: output_0 is {kind} {shape} in {len(values):,} bytes; expected numbers, one for each class"
+            f"{path}: output_0 is {dtype} {shape} in {len(values):,} bytes; "
+            "expected numbers, one for each class"
         )
-    if math.prod(shape) != max(shape, default=0) or math.prod(shape) < 2:
+    if count != max(shape, default=0) or count < 2:
         raise InputError(
             f"{path}: output_0 has the shape {shape}; expected the outputs of one image"
         )
-    logits = np.frombuffer(values, kind).astype(np.float32)
+    logits = np.frombuffer(values, dtype).astype(np.float32)
     if not np.isfinite(logits).all():
         raise InputError(
-            f"{path}: outputs that are not finite (NaN or overflow), so this model has no accuracy"
+            f"{path}: the outputs are not finite (NaN or overflow), so this model has no accuracy"
         )
     return logits
 
 
-def _matched(images: Sequence[str], dataset: Dataset, path: Path) -> list[int]:
-    """Index into `dataset` of each image: by name without suffix, and by the class folder where that is not enough."""
+# Matching with the data set
+
+
+def _match_images(images: Sequence[str], dataset: Dataset, path: Path) -> list[int]:
+    """The index in `dataset` of each image: by file name, and by class folder if needed."""
     by_stem: dict[str, list[int]] = {}
     for index, key in enumerate(dataset.keys):
         by_stem.setdefault(_stem(key), []).append(index)
     classes = frozenset(dataset.classes)
-    found = [
-        _index(image, by_stem.get(_stem(image), []), dataset, classes, path) for image in images
-    ]
-    index, times = Counter(found).most_common(1)[0]
+    indices = []
+    for image in images:
+        candidates = by_stem.get(_stem(image), [])
+        candidates = _in_same_folder(image, candidates, dataset, classes)
+        if len(candidates) != 1:
+            count = f"{len(candidates)} images" if candidates else "no image"
+            raise InputError(
+                f"{path} has a result for {image}, but {dataset.name} has {count} of that name and "
+                "class; give --data with the images that the tool evaluated"
+            )
+        indices.append(candidates[0])
+    index, times = Counter(indices).most_common(1)[0]
     if times > 1:
         raise InputError(
-            f"{path} tells of {dataset.keys[index]} {times} times; each image may count once"
+            f"{path} has {times} results for {dataset.keys[index]}; each image may count once"
         )
-    return found
+    return indices
 
 
-def _index(
-    image: str, candidates: Sequence[int], dataset: Dataset, classes: frozenset[str], path: Path
-) -> int:
+def _in_same_folder(
+    image: str, candidates: Sequence[int], dataset: Dataset, classes: frozenset[str]
+) -> list[int]:
+    """Those of `candidates`, images with the name of `image`, that may be it by their folders.
+
+    A folder decides where it names a class, or where several images share the name.
+    """
     folder = _folder(image)
-    own = {index: _folder(dataset.keys[index]) for index in candidates}
+    folders = {index: _folder(dataset.keys[index]) for index in candidates}
+    same = [index for index in candidates if folders[index] == folder]
     if folder in classes:
-        candidates = [
-            index for index in candidates if own[index] == folder or own[index] not in classes
-        ]
-    elif len(candidates) > 1:
-        candidates = [index for index in candidates if own[index] == folder] or candidates
-    if len(candidates) != 1:
-        said = f"{len(candidates)} images" if candidates else "no image"
-        raise InputError(
-            f"{path} tells of {image}, but {dataset.name} has {said} of that name and class; give --data with its images"
-        )
-    return candidates[0]
+        unsorted = [index for index in candidates if folders[index] not in classes]
+        return same + unsorted
+    if len(candidates) > 1 and same:
+        return same
+    return list(candidates)
 
 
 def _stem(path: str) -> str:
+    """The file name without folder and without the suffix of an image or of .npz."""
     name = PurePosixPath(path.replace("\\", "/")).name.removesuffix(".npz")
     head, dot, suffix = name.rpartition(".")
     return head if f"{dot}{suffix}".lower() in SUFFIXES else name
@@ -326,32 +408,25 @@ def _folder(path: str) -> str:
     return PurePosixPath(path.replace("\\", "/")).parent.name
 
 
-def _by_position(
+def _classes_in_order(
     dataset: Dataset, largest: int, names: Mapping[int, str], path: Path
 ) -> Sequence[int]:
-    """The data's classes, in their order, as the model's outputs; refused where anything speaks against it."""
+    """The data's classes, in order, as the model's outputs; refused if anything contradicts it."""
     classes = dataset.classes
-    some_synsets = (
-        all(SYNSET.fullmatch(name) for name in classes)
-        and len(classes) != 1000
-        and not dataset.ordered
-    )
-    if largest >= len(classes) or some_synsets:
+    are_synsets = all(SYNSET.fullmatch(name) for name in classes)
+    is_part_of_imagenet = are_synsets and len(classes) != IMAGENET_CLASSES and not dataset.ordered
+    if largest >= len(classes) or is_part_of_imagenet:
         raise InputError(
-            f"{path} gives ids up to {largest}, and {dataset.name} has {len(classes)} classes, so their order does not say what an id "
-            "means; put a classes.tsv into the data with the model's classes, one a line in the order of its outputs"
+            f"{path} gives ids up to {largest}, and {dataset.name} has {len(classes)} classes, so "
+            "their order does not say what an id means; put a classes.tsv into the data that lists "
+            "the model's classes, one a line, in the order of its outputs"
         )
     known = {name: index for index, name in enumerate(classes)}
     for index, name in names.items():
         if known.get(name, index) != index:
             raise InputError(
-                f"{path} calls the class {index} {name!r}, which is class {known[name]} in the order of {dataset.name}; put a "
-                "classes.tsv into the data that lists the classes in the order of the model's outputs"
+                f"{path} calls the class {index} {name!r}, which is class {known[name]} in the "
+                f"order of {dataset.name}; put a classes.tsv into the data that lists the classes "
+                "in the order of the model's outputs"
             )
     return range(len(classes))
-
-
-def covered(dataset: Dataset, indices: Sequence[int]) -> Iterator[str]:
-    """What a person should know when only some of the images were evaluated."""
-    if len(indices) < len(dataset):
-        yield f"evaluated on the {len(indices)} of {len(dataset)} images of {dataset.name} that the results are of"

@@ -1,8 +1,9 @@
-"""What every run said of every image while an evaluation goes on, and the journal that outlives a kill.
+"""The predictions of an evaluation under way, and the journal from which a killed one resumes.
 
-Images are taken in chunks whose bounds depend on nothing but the data set. A chunk is computed, written to the journal and
-shared out as a whole, so an image always meets the same neighbors in its batch: the results after a kill, or over several
-processes, are those of one undisturbed process to the last bit.
+Images are taken in chunks whose bounds depend on nothing but the data set. A chunk is computed,
+written to the journal and exchanged between processes as a whole, so an image always shares its
+batch with the same neighbors: the results after a kill, or of several processes, are those of one
+undisturbed process to the last bit.
 """
 
 from __future__ import annotations
@@ -23,16 +24,24 @@ from repzoo.data.dataset import Dataset, Stamp
 from repzoo.errors import InputError
 from repzoo.storage import append_lines, make_folder
 
-CHUNK = 8  # images: small enough for the caches and for even shares, large enough for the engines to be at their best
-TOP = 5
+# Images: small enough for the caches and for even shares, large enough for the engines to be fast.
+CHUNK = 8
+TOP = 5  # classes that are kept of each image
 FORMAT = 1
 MAX_LINE_BYTES = 2**20
 JOURNAL = "evaluation.jsonl"
+MAX_SHOWN = 40  # characters of a value in an error message
 
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """Of one image: why it could not be read, or the mode that it had and the best classes of each run, best first."""
+    """What all runs predicted for one image.
+
+    top    for each run the best classes, best first; empty where the image could not be read
+    mode   of the image file, such as "RGB" or "L"
+    why    why it could not be read; empty where it could
+    stamp  size and time of the file, see `Dataset.stamp`
+    """
 
     index: int
     top: tuple[tuple[int, ...], ...] = ()
@@ -42,7 +51,7 @@ class ImagePrediction:
 
 
 def chunk_numbers(images: int) -> range:
-    """The chunks of a data set of `images` images."""
+    """The numbers of the chunks of `images` images."""
     return range(-(-images // CHUNK))
 
 
@@ -52,95 +61,110 @@ def chunk_range(number: int, images: int) -> range:
 
 
 class PredictionTable:
-    """The answers of `runs` runs to `images` images, in arrays of a fixed size: 20 bytes an image and run."""
+    """The predictions of all runs for all images, in arrays of a fixed size.
+
+    That is 20 bytes for each image and run, whatever the number of classes.
+
+    top    int32 [runs, images, TOP]: best classes, best first; -1 where there is none
+    known  bool [images]: whether the image was evaluated
+    """
 
     def __init__(self, runs: int, images: int) -> None:
         self.top = np.full((runs, images, TOP), -1, np.int32)
         self.known = np.zeros(images, bool)
-        self._odd: dict[int, ImagePrediction] = {}  # what is not an ordinary RGB image
+        self._unusual: dict[int, ImagePrediction] = {}  # unreadable, or not RGB
 
-    def add(self, answers: Sequence[ImagePrediction]) -> None:
-        """Enter what is known of some images."""
-        for one in answers:
-            self.known[one.index] = True
-            for run, best in enumerate(one.top):
-                self.top[run, one.index, : len(best)] = best
-            if one.why or one.mode != "RGB":
-                self._odd[one.index] = one
+    def add(self, predictions: Sequence[ImagePrediction]) -> None:
+        """Enter the predictions for some images."""
+        for prediction in predictions:
+            index = prediction.index
+            self.known[index] = True
+            for run, classes in enumerate(prediction.top):
+                self.top[run, index, : len(classes)] = classes
+            if prediction.why or prediction.mode != "RGB":
+                self._unusual[index] = prediction
 
     def chunks(self) -> set[int]:
         """The chunks of which every image is known."""
         images = len(self.known)
-        return {
-            number
-            for number in chunk_numbers(images)
-            if self.known[chunk_range(number, images)].all()
-        }
+        complete = set()
+        for number in chunk_numbers(images):
+            if self.known[chunk_range(number, images)].all():
+                complete.add(number)
+        return complete
 
-    def read(self) -> npt.NDArray[np.int64]:
-        """Indices of the images that could be read."""
-        kept = self.known.copy()
-        kept[[index for index, one in self._odd.items() if one.why]] = False
-        return np.flatnonzero(kept)
+    def readable(self) -> npt.NDArray[np.int64]:
+        """Indices of the images that are known and could be read."""
+        readable = self.known.copy()
+        unreadable = [index for index, image in self._unusual.items() if image.why]
+        readable[unreadable] = False
+        return np.flatnonzero(readable)
 
     def fill_report(self, report: ReadReport) -> None:
-        """Enter into `report`, in order, what was out of the ordinary."""
-        for _, one in sorted(self._odd.items()):
-            report.note(ReadImage(mode=one.mode, why=one.why))
+        """Enter into `report`, in the order of the images, what was out of the ordinary."""
+        for _, prediction in sorted(self._unusual.items()):
+            report.note(ReadImage(mode=prediction.mode, why=prediction.why))
 
-    def packed(self, numbers: Sequence[int]) -> bytes:
-        """The chunks `numbers` as bytes for another process; see `unpack`."""
+    def pack(self, numbers: Sequence[int]) -> bytes:
+        """The chunks `numbers` as bytes for another process; see `unpack`.
+
+        Layout: 8 bytes with the length of a JSON header, the header, int64 indices [n], and int32
+        classes [runs, n, TOP].
+        """
         images = len(self.known)
-        indices = np.array(
-            [index for number in numbers for index in chunk_range(number, images)], np.int64
-        )
-        chosen = set(indices.tolist())
-        odd = [
-            [one.index, one.mode, one.why] for index, one in self._odd.items() if index in chosen
-        ]
-        head = json.dumps({"n": len(indices), "odd": odd}).encode()
-        return len(head).to_bytes(8) + head + indices.tobytes() + self.top[:, indices].tobytes()
+        index_list = [index for number in numbers for index in chunk_range(number, images)]
+        indices = np.array(index_list, np.int64)
+        unusual = []
+        for index in index_list:
+            if index in self._unusual:
+                prediction = self._unusual[index]
+                unusual.append([index, prediction.mode, prediction.why])
+        header = json.dumps({"n": len(indices), "unusual": unusual}).encode()
+        arrays = indices.tobytes() + self.top[:, indices].tobytes()
+        return len(header).to_bytes(8) + header + arrays
 
     def unpack(self, data: bytes) -> None:
         """Enter what another process has packed."""
-        start = 8 + int.from_bytes(data[:8])
-        head = json.loads(data[8:start])
-        middle = start + 8 * head["n"]
-        indices = np.frombuffer(data[start:middle], np.int64)
-        self.top[:, indices] = np.frombuffer(data[middle:], np.int32).reshape(
-            len(self.top), head["n"], TOP
-        )
+        header_end = 8 + int.from_bytes(data[:8])
+        header = json.loads(data[8:header_end])
+        n = header["n"]
+        indices_end = header_end + 8 * n
+        indices = np.frombuffer(data[header_end:indices_end], np.int64)
+        classes = np.frombuffer(data[indices_end:], np.int32)
+        self.top[:, indices] = classes.reshape(len(self.top), n, TOP)
         self.known[indices] = True
-        self._odd |= {
-            index: ImagePrediction(index, (), mode, why) for index, mode, why in head["odd"]
-        }
+        for index, mode, why in header["unusual"]:
+            self._unusual[index] = ImagePrediction(index, (), mode, why)
 
 
 class Journal:
-    """A file of lines, a header and one for each image, appended chunk by chunk. Use as a context manager: it is locked.
+    """A file with a header line and a line for each image, appended chunk by chunk.
 
-    Each of several processes writes a file of its own (`path`, `path`.1, ...) and reads all that it can see, so a run may go
-    on with another number of processes.
+    Use it as a context manager: the file is locked. Each of several processes writes a file of its
+    own (`path`, `path`.1, ...) and reads all that exist, so an evaluation may resume with another
+    number of processes.
     """
 
     def __init__(
         self, path: Path, header: Mapping[str, Any], dataset: Dataset, rank: int = 0
     ) -> None:
-        folder = path.is_dir() or not path.suffix
-        self._first = path / JOURNAL if folder else path
+        is_folder = path.is_dir() or not path.suffix
+        self._first = path / JOURNAL if is_folder else path
         self._path = self._first.with_name(f"{self._first.name}.{rank}") if rank else self._first
+        # Through JSON and back, so that it equals what is read from a file (lists, not tuples).
         self._header = json.loads(json.dumps({"evaluation": FORMAT, "chunk": CHUNK, **header}))
         self._dataset = dataset
         self._lock: IO[bytes] | None = None
 
     def __enter__(self) -> Journal:
-        """Lock the file against a second process that would go on with the same run."""
+        """Lock the file against a second process that would resume the same evaluation."""
         make_folder(self._path.parent)
         try:
             self._lock = self._path.open("ab")
         except OSError as error:
             raise InputError(
-                f"{self._path} cannot be written: {error.strerror}; give another place with --resume"
+                f"{self._path} cannot be written: {error.strerror}; "
+                "give another place with --resume"
             ) from None
         with contextlib.suppress(ImportError):  # where there is no fcntl, there is no lock
             import fcntl
@@ -150,138 +174,152 @@ class Journal:
             except OSError:
                 self._lock.close()
                 raise InputError(
-                    f"another process is going on with {self._path}; wait for its end, or give another file"
+                    f"another process is writing {self._path}; wait until it ends, "
+                    "or give another file"
                 ) from None
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let go of the file; one in which nothing was written is removed."""
+        """Unlock the file; one in which nothing was written is removed."""
         if self._lock:
             if not os.fstat(self._lock.fileno()).st_size:
                 self._path.unlink(missing_ok=True)
             self._lock.close()
 
-    def restore(self, sheet: PredictionTable) -> None:
-        """Enter into `sheet` what is written, cut off what a kill left unfinished, and begin the file if it is new.
+    def restore(self, table: PredictionTable) -> None:
+        """Enter into `table` what is written, and make the file ready for more.
+
+        An incomplete chunk that a kill left at the end is cut off; a new file gets its header.
 
         Raises:
-            InputError: another evaluation's journal, a damaged one, or an image that was changed since.
+            InputError: a journal of another evaluation, a damaged one, or an image that was
+                changed since it was evaluated.
         """
-        others = self._first.parent.glob(f"{self._first.name}.*")
-        parts = [self._first, *sorted(path for path in others if path.suffix[1:].isdigit())]
-        for path in parts:
-            if path == self._path or path.exists():
-                whole = self._restore_one(path, sheet)
-                if path == self._path and whole < path.stat().st_size:
-                    self._require_torn(whole)
-                    os.truncate(path, whole)
+        siblings = self._first.parent.glob(f"{self._first.name}.*")
+        others = sorted(path for path in siblings if path.suffix[1:].isdigit())
+        for path in [self._first, *others]:
+            if path != self._path and not path.exists():
+                continue
+            whole = self._restore_file(path, table)
+            if path == self._path and whole < path.stat().st_size:
+                self._require_own_beginning(whole)
+                os.truncate(path, whole)
         if self._path.stat().st_size == 0:
             append_lines(self._path, [_dumps(self._header)])
 
-    def _require_torn(self, whole: int) -> None:
-        """Refuse to cut a file that no kill of ours has left: without a whole header, it must be the beginning of one."""
-        if not whole and not (_dumps(self._header) + "\n").encode().startswith(
-            self._path.read_bytes()
-        ):
+    def _require_own_beginning(self, whole: int) -> None:
+        """Refuse to cut a file that no kill of ours can have left.
+
+        A file without a complete header must be the beginning of one.
+        """
+        header = (_dumps(self._header) + "\n").encode()
+        if not whole and not header.startswith(self._path.read_bytes()):
             raise InputError(
                 f"{self._path} is not the journal of an evaluation; give another file with --resume"
             )
 
-    def append(self, answers: Sequence[ImagePrediction]) -> None:
+    def append(self, chunk: Sequence[ImagePrediction]) -> None:
         """Write a chunk; on a full disk the file stays as it was."""
-        append_lines(self._path, [_dumps(self._line(one)) for one in answers])
+        append_lines(self._path, [_dumps(self._line(prediction)) for prediction in chunk])
 
-    def _restore_one(self, path: Path, sheet: PredictionTable) -> int:
-        """Bytes of `path` that hold the header and whole chunks, which are entered into `sheet`."""
+    def _restore_file(self, path: Path, table: PredictionTable) -> int:
+        """Enter the complete chunks of `path` into `table`; the offset of their end."""
         lines = _whole_lines(path)
         first = next(lines, None)
         if first is None:
             return 0
-        self._check_header(path, _loads(first[0], path, 1))
-        images, whole = len(self._dataset), first[1]
-        waiting: list[ImagePrediction] = []
+        header, whole = first
+        self._check_header(path, _loads(header, path, 1))
+        images = len(self._dataset)
+        pending: list[ImagePrediction] = []
         for number, (text, end) in enumerate(lines, 2):
-            waiting.append(self._answer(_loads(text, path, number), path, number))
-            expected = chunk_range(waiting[0].index // CHUNK, images)
-            if (
-                waiting[-1].index != waiting[0].index + len(waiting) - 1
-                or waiting[0].index != expected[0]
-            ):
+            pending.append(self._prediction(_loads(text, path, number), path, number))
+            start = pending[0].index
+            chunk = chunk_range(start // CHUNK, images)
+            if start != chunk[0] or pending[-1].index != start + len(pending) - 1:
                 raise InputError(
-                    f"{path} line {number} is not the image that was to follow; remove the file and start again"
+                    f"{path} line {number} is not the image that should follow; "
+                    "remove the file and start again"
                 )
-            if len(waiting) == len(expected):
-                if sheet.known[expected].any():
-                    raise InputError(
-                        f"{path} line {number} repeats an image; remove the file and start again"
-                    )
-                sheet.add(waiting)
-                waiting, whole = [], end
+            if len(pending) < len(chunk):
+                continue
+            if table.known[chunk].any():
+                raise InputError(
+                    f"{path} line {number} repeats an image; remove the file and start again"
+                )
+            table.add(pending)
+            pending = []
+            whole = end
         return whole
 
-    def _check_header(self, path: Path, found: Any) -> None:
-        if found == self._header:
+    def _check_header(self, path: Path, header: Any) -> None:
+        if header == self._header:
             return
-        if not isinstance(found, dict) or "evaluation" not in found:
+        if not isinstance(header, dict) or "evaluation" not in header:
             raise InputError(
                 f"{path} is not the journal of an evaluation; give another file with --resume"
             )
-        keys = dict.fromkeys([*self._header, *found])
-        differs = next(key for key in keys if found.get(key) != self._header.get(key))
+        keys = dict.fromkeys([*self._header, *header])
+        key = next(key for key in keys if header.get(key) != self._header.get(key))
+        difference = _first_difference(header.get(key), self._header.get(key))
         raise InputError(
-            f"{path} belongs to another evaluation: its {differs} {_first_difference(found.get(differs), self._header.get(differs))}; "
+            f"{path} belongs to another evaluation: its {key} {difference}; "
             "give another file with --resume, or repeat that command"
         )
 
-    def _line(self, one: ImagePrediction) -> dict[str, Any]:
-        key, target = self._dataset.keys[one.index], self._dataset.targets[one.index]
-        said = (
-            {"why": one.why}
-            if one.why
-            else {"top": one.top} | ({"mode": one.mode} if one.mode != "RGB" else {})
-        )
-        return {"i": one.index, "key": key, "target": target, **said} | (
-            {"stamp": one.stamp} if one.stamp else {}
-        )
+    def _line(self, prediction: ImagePrediction) -> dict[str, Any]:
+        index = prediction.index
+        line: dict[str, Any] = {
+            "i": index,
+            "key": self._dataset.keys[index],
+            "target": self._dataset.targets[index],
+        }
+        if prediction.why:
+            line["why"] = prediction.why
+        else:
+            line["top"] = prediction.top
+            if prediction.mode != "RGB":
+                line["mode"] = prediction.mode
+        if prediction.stamp:
+            line["stamp"] = prediction.stamp
+        return line
 
-    def _answer(self, line: Any, path: Path, number: int) -> ImagePrediction:
-        runs = len(self._header["runs"])
+    def _prediction(self, line: Any, path: Path, number: int) -> ImagePrediction:
         try:
-            index, top = line["i"], tuple(tuple(best) for best in line.get("top", ()))
-            made = ImagePrediction(
-                index,
-                top,
-                str(line.get("mode", "RGB")),
-                str(line.get("why", "")),
-                _pair(line.get("stamp")),
-            )
-            right = (
-                self._dataset.keys[index] == line["key"]
-                and self._dataset.targets[index] == line["target"]
-                and index >= 0
-            )
-            classes = [best for one in top for best in one]
-            if (
-                not right
-                or (len(top) != runs and not made.why)
-                or not all(type(best) is int and best >= 0 for best in classes)
-            ):
-                raise ValueError
-            if any(not 1 <= len(one) <= TOP for one in top):
-                raise ValueError
+            prediction = self._parse_line(line)
         except (TypeError, KeyError, IndexError, ValueError, AttributeError):
             raise InputError(
                 f"{path} line {number} is damaged; remove the file and start again"
             ) from None
-        now = self._dataset.stamp(line["key"]) if self._dataset.stamp else None
-        if made.stamp is not None and now != made.stamp:
+        stamp = self._dataset.stamp(line["key"]) if self._dataset.stamp else None
+        if prediction.stamp not in (None, stamp):
             raise InputError(
-                f"the image {line['key']} was changed after it was evaluated into {path}; restore it, or start again in another file"
+                f"the image {line['key']} was changed after it was evaluated into {path}; "
+                "restore it, or start again in another file"
             )
-        return made
+        return prediction
+
+    def _parse_line(self, line: Any) -> ImagePrediction:
+        """`line` as it was written by `_line`; anything else raises one of several errors."""
+        index = line["i"]
+        top = tuple(tuple(classes) for classes in line.get("top", ()))
+        why = str(line.get("why", ""))
+        if index < 0 or self._dataset.keys[index] != line["key"]:
+            raise ValueError("another image")
+        if self._dataset.targets[index] != line["target"]:
+            raise ValueError("another class")
+        if not why and len(top) != len(self._header["runs"]):
+            raise ValueError("another number of runs")
+        for classes in top:
+            if not 1 <= len(classes) <= TOP:
+                raise ValueError("another number of classes")
+            if not all(type(item) is int and item >= 0 for item in classes):
+                raise ValueError("not a class")
+        stamp = _stamp(line.get("stamp"))
+        return ImagePrediction(index, top, str(line.get("mode", "RGB")), why, stamp)
 
 
-def _pair(value: Any) -> Stamp | None:
+def _stamp(value: Any) -> Stamp | None:
     if value is None:
         return None
     size, time = value
@@ -289,14 +327,18 @@ def _pair(value: Any) -> Stamp | None:
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[bytes, int]]:
-    """(line, offset of its end) of each line that was written to its end."""
+    """(line, offset of its end) of each line that ends with a newline."""
     try:
         with path.open("rb") as file:
-            while (text := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+            while True:
+                text = file.readline(MAX_LINE_BYTES)
+                if not text.endswith(b"\n"):
+                    break
                 yield text, file.tell()
             if len(text) == MAX_LINE_BYTES:
                 raise InputError(
-                    f"{path} has a line of more than {MAX_LINE_BYTES:,} bytes, so it is no journal; give another file"
+                    f"{path} has a line of more than {MAX_LINE_BYTES:,} bytes, "
+                    "so it is not a journal; give another file"
                 )
     except OSError as error:
         raise InputError(
@@ -313,23 +355,21 @@ def _loads(text: bytes, path: Path, number: int) -> Any:
         ) from None
 
 
-def _first_difference(found: Any, wanted: Any) -> str:
+def _first_difference(old: Any, new: Any) -> str:
     """The innermost pair of values that differ, in words."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        key = next(key for key in [*wanted, *found] if found.get(key) != wanted.get(key))
-        return f"{key} {_first_difference(found.get(key), wanted.get(key))}"
-    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
-        place = next(
-            place
-            for place, (one, other) in enumerate(zip(found, wanted, strict=True))
-            if one != other
-        )
-        return f"{place + 1}: {_first_difference(found[place], wanted[place])}"
-    short = [
-        text if len(text) <= 40 else text[:37] + "..."
-        for text in (json.dumps(found), json.dumps(wanted))
-    ]
-    return f"was {short[0]}, now {short[1]}"
+    if isinstance(old, dict) and isinstance(new, dict):
+        key = next(key for key in [*new, *old] if old.get(key) != new.get(key))
+        return f"{key} {_first_difference(old.get(key), new.get(key))}"
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for position, (old_item, new_item) in enumerate(zip(old, new, strict=True), 1):
+            if old_item != new_item:
+                return f"{position}: {_first_difference(old_item, new_item)}"
+    return f"was {_shortened(old)}, now {_shortened(new)}"
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
 def _dumps(value: Any) -> str:

@@ -47,6 +47,7 @@ from repzoo.measure import stats
 from repzoo.measure import system_noise as noise
 from repzoo.measure.host import host
 from repzoo.measure.record import Record, identity_of
+from repzoo.measure.results import EarlyStopping, Latency, LatencyRatio, Scenario, Setting
 from repzoo.progress import Progress, silent
 
 ROUNDS, ROUND_SECONDS = (
@@ -62,7 +63,7 @@ MAX_CALLS = 4096  # a client's calls in one round: what bounds memory and Record
 OPENINGS = 6  # of each session in a run: the fewest whose order statistics bound a median at 95 %
 RACED_NS = (2e6, 7e7)  # a round's length in a race, at least and at most
 QUERY = 8  # samples of a multi-stream query
-Scenario = Literal["closed-loop", "single-stream", "multi-stream", "offline"]
+Side = Literal["first", "second"]
 MLPERF = {"single-stream": 0.90, "multi-stream": 0.99}  # the quantile that MLPerf reports
 PERCENTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 Clock = Callable[[], int]  # nanoseconds from any moment on
@@ -92,14 +93,9 @@ class Case:
     disturbed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def setting(self) -> dict[str, Any]:
+    def setting(self) -> Setting:
         """What distinguishes this case from others of the same file and engine."""
-        return {
-            "scenario": self.scenario,
-            "threads": self.threads,
-            "streams": self.streams,
-            "batch": len(self.inputs),
-        }
+        return Setting(self.scenario, self.threads, self.streams, len(self.inputs))
 
     @property
     def calls_a_query(self) -> int:
@@ -110,31 +106,29 @@ class Case:
         """The median of each round."""
         return [float(np.median(one)) for one in self.rounds_us]
 
-    def record(self) -> Record:
+    def record(self) -> Record[Latency]:
         """Percentiles in milliseconds and images a second over all rounds, with the raw samples."""
-        times: dict[str, Any] = {}
+        times: dict[str, float] = {}
         for name, q in PERCENTILES.items():
             found = stats.quantile_interval(self.rounds_us, q)
-            times |= {
-                f"{name}_ms": found.value / 1000,
-                f"{name}_low_ms": found.low / 1000,
-                f"{name}_high_ms": found.high / 1000,
-            }
+            times[f"{name}_ms"] = found.value / 1000
+            times[f"{name}_low_ms"] = found.low / 1000
+            times[f"{name}_high_ms"] = found.high / 1000
         fps = stats.median_interval(self.rounds_fps)
-        values = {
-            **self.setting,
+        values = Latency(
+            setting=self.setting,
             **times,
-            "fps": fps.value,
-            "fps_low": fps.low,
-            "fps_high": fps.high,
-            **self._mlperf(),
-            "samples": sum(map(len, self.rounds_us)),
-            "rounds": len(self.rounds_us),
-            "openings": len(set(self.rounds_of)),
-            "warm_up_rounds": self.warm_up_rounds,
-            "steady": self.steady,
-            "spread": stats.spread(self.medians_us()),
-        }
+            fps=fps.value,
+            fps_low=fps.low,
+            fps_high=fps.high,
+            early_stopping=self._early_stopping(),
+            samples=sum(map(len, self.rounds_us)),
+            rounds=len(self.rounds_us),
+            openings=len(set(self.rounds_of)),
+            warm_up_rounds=self.warm_up_rounds,
+            steady=self.steady,
+            spread=stats.spread(self.medians_us()),
+        )
         engine = {
             "name": self.engine.name,
             "version": self.engine.version(),
@@ -142,7 +136,6 @@ class Case:
         }
         samples = {"latency_us": [[_compact(one) for one in kept] for kept in self.rounds_us]}
         return Record(
-            "latency",
             identity_of(self.artifact),
             values,
             engine,
@@ -150,14 +143,14 @@ class Case:
             host={**host(), **self.disturbed},
         )
 
-    def _mlperf(self) -> dict[str, Any]:
-        """MLPerf's early-stopping estimate of the scenario's percentile, None when the queries are too few for one."""
+    def _early_stopping(self) -> EarlyStopping | None:
+        """MLPerf's early-stopping estimate of the scenario's percentile; None for scenarios that have none."""
         if self.scenario not in MLPERF:
-            return {}
+            return None
         ordered = np.sort(np.concatenate(self.rounds_us))
         allowed = stats.overlatency_allowed(len(ordered), MLPERF[self.scenario])
         estimate = float(ordered[len(ordered) - allowed]) / 1000 if allowed else None
-        return {"early_stopping_percentile": MLPERF[self.scenario], "early_stopping_ms": estimate}
+        return EarlyStopping(percentile=MLPERF[self.scenario], ms=estimate)
 
 
 def case(
@@ -248,7 +241,7 @@ def run(
     clock: Clock = time.perf_counter_ns,
     openings: int = 1,
     on_error: Callable[[Case, InputError], None] | None = None,
-) -> list[Record]:
+) -> list[Record[Latency]]:
     """Time every case for at least `seconds` in all, in interleaved rounds once they are steady (see the module).
 
     A round is over after seconds / rounds, but not before one call of each client, and after MAX_CALLS of them.
@@ -346,7 +339,7 @@ def is_steady(medians: Sequence[float]) -> bool:
     return len(medians) < LEAST_ROUNDS or abs(stats.trend(medians)) <= DRIFT
 
 
-def ratio(first: Case, second: Case) -> Record:
+def ratio(first: Case, second: Case) -> Record[LatencyRatio]:
     """Median latency of `first` over that of `second`, round by round: below 1, first is faster; likewise images a second.
 
     faster: "first" or "second" by the scenario's figure, None where its interval contains 1, or where two engines were timed on
@@ -368,21 +361,24 @@ def ratio(first: Case, second: Case) -> Record:
         if first.scenario == "offline"
         else _faster(times, "first", "second")
     )
-    values = {
-        **first.setting,
-        **{"ratio": times.value, "ratio_low": times.low, "ratio_high": times.high},
-        **{"fps_ratio": rates.value, "fps_ratio_low": rates.low, "fps_ratio_high": rates.high},
-        "faster": None if busy else faster,
-        "busy": busy,
-        "rounds": len(first.rounds_us),
-        "openings": len(set(first.rounds_of)),
-    }
+    values = LatencyRatio(
+        setting=first.setting,
+        ratio=times.value,
+        ratio_low=times.low,
+        ratio_high=times.high,
+        fps_ratio=rates.value,
+        fps_ratio_low=rates.low,
+        fps_ratio_high=rates.high,
+        faster=None if busy else faster,
+        busy=busy,
+        rounds=len(first.rounds_us),
+        openings=len(set(first.rounds_of)),
+    )
     artifact = {"first": identity_of(first.artifact), "second": identity_of(second.artifact)}
     engines = [
         {"name": one.engine.name, "version": one.engine.version()} for one in (first, second)
     ]
     return Record(
-        "ratio",
         artifact,
         values,
         {**engines[0], "second": engines[1]},
@@ -400,7 +396,7 @@ def _over_openings(ratios: Sequence[float], rounds_of: Sequence[int]) -> stats.I
     return stats.median_interval(medians if len(openings) >= OPENINGS else ratios)
 
 
-def _faster(found: stats.Interval, below: str, above: str) -> str | None:
+def _faster(found: stats.Interval, below: Side, above: Side) -> Side | None:
     return below if found.high < 1 else above if found.low > 1 else None
 
 

@@ -1,14 +1,14 @@
-"""What each mistake in preparing images costs: the same images, decoded once, prepared rightly and in every wrong way.
+"""What each mistake in preparing images costs, measured on the same images, decoded once.
 
-A deployment rarely prepares an image as training did: another kernel, a squash for a short-side resize, a camera's NV12 decoded with
-another matrix. Each way is one row, paired with the right one image by image.
+A deployment rarely prepares images as training did: it resizes with another kernel, squashes
+instead of resizing the short side, or decodes a camera's NV12 with another matrix. Each such
+variant is one row, compared with the correct one image by image.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -19,27 +19,39 @@ from repzoo.artifact import Interpolation, Preprocess, Resize, Yuv
 from repzoo.data import nv12
 from repzoo.data.batches import ReadImage, ReadReport, map_in_order
 from repzoo.data.dataset import Dataset, UnreadableImage
-from repzoo.data.preprocess import model_input, resized_and_cropped, resized_without_antialiasing
-from repzoo.measure import accuracy
-from repzoo.measure.accuracy import EvaluationRun, ModelPredictions
+from repzoo.data.preprocess import (
+    model_input,
+    resized_and_cropped,
+    resized_without_antialiasing,
+)
+from repzoo.measure.accuracy import EvaluationRun, logits_of
+from repzoo.measure.class_mapping import class_indices
 from repzoo.measure.journal import TOP
+from repzoo.measure.predictions import (
+    ModelPredictions,
+    best_classes,
+    compare,
+    describe_images,
+)
 from repzoo.measure.record import Record, identity_of
+from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.progress import Progress, silent
-from repzoo.storage import sha256_of
 
-CHUNK = 16
+CHUNK = 16  # images that a worker thread takes at once
+CROP_FRACTIONS = (0.875, 0.95, 1.0)  # that models are commonly evaluated with
 Bytes = npt.NDArray[np.uint8]
+Classes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to prepare images: the pixels, what happens to them on the way, and the arithmetic.
+    """One way to prepare images: geometry, what happens to the pixels on the way, arithmetic.
 
     picture      geometry: size, resize, crop fraction, interpolation
     numbers      arithmetic: mean, std, color, input
     antialiased  False: bilinear from the four nearest pixels only, as OpenCV's INTER_LINEAR
-    camera       (matrix and range that encode, that decode) when the pixels go through NV12
-    swapped      U and V, or without `camera` R and B, are taken for each other
+    camera       (encoding, decoding) matrix and range where the pixels pass through NV12
+    swapped      U and V are swapped where there is NV12, else R and B
     """
 
     name: str
@@ -49,219 +61,220 @@ class Variant:
     camera: tuple[Yuv, Yuv] | None = None
     swapped: bool = False
 
-    def make(self, image: Image.Image) -> Bytes:
-        """The pixels of one image, uint8 [size, size, 3]."""
-        return (
-            resized_and_cropped(image, self.picture)
-            if self.antialiased
-            else resized_without_antialiasing(image, self.picture)
-        )
+    @property
+    def geometry(self) -> tuple[Preprocess, bool]:
+        """What the pixels depend on: variants of one geometry share them."""
+        return self.picture, self.antialiased
 
-    def send(self, pixels: Bytes) -> npt.NDArray[Any]:
-        """The model's input of pixels uint8 [n, size, size, 3]."""
+    def resize(self, image: Image.Image) -> Bytes:
+        """The pixels of one image, uint8 [size, size, 3]."""
+        if self.antialiased:
+            return resized_and_cropped(image, self.picture)
+        return resized_without_antialiasing(image, self.picture)
+
+    def to_input(self, pixels: Bytes) -> npt.NDArray[Any]:
+        """The model's input from pixels, uint8 [n, size, size, 3]."""
         if self.camera:
-            buffer = nv12.from_rgb(pixels, self.camera[0])
-            pixels = nv12.to_rgb8(
-                _swapped_chroma(buffer) if self.swapped else buffer, self.camera[1]
-            )
-        elif self.swapped and self.numbers.input == "nv12":
-            return _swapped_chroma(model_input(pixels, self.numbers))
-        elif self.swapped:
+            encoding, decoding = self.camera
+            buffer = nv12.from_rgb(pixels, encoding)
+            if self.swapped:
+                buffer = _swap_chroma(buffer)
+            return model_input(nv12.to_rgb8(buffer, decoding), self.numbers)
+        if self.swapped and self.numbers.input == "nv12":
+            return _swap_chroma(model_input(pixels, self.numbers))
+        if self.swapped:
             pixels = pixels[..., ::-1]
         return model_input(pixels, self.numbers)
 
 
-def variants(right: Preprocess) -> list[Variant]:
-    """The right way first, then one fault at a time; what the graph does itself cannot be done wrong and has no row."""
-    as_said = Variant("as the model says", right, right)
-    faults = [*_geometry(as_said, right), replace(as_said, name="R and B swapped", swapped=True)]
-    if right.input == "nv12":
-        faults[-1] = replace(as_said, name="U and V swapped (NV21)", swapped=True)
-        wrong = [yuv for yuv in get_args(Yuv) if yuv != right.yuv]
-        return [
-            as_said,
-            *faults,
-            *(
-                replace(as_said, name=f"NV12 of {one}", numbers=replace(right, yuv=one))
-                for one in wrong
-            ),
-        ]
-    return [
-        as_said,
-        *faults,
-        *(_arithmetic(as_said, right) if right.input == "float" else ()),
-        *(_cameras(as_said) if right.size % 2 == 0 else ()),
-    ]
+def variants(correct: Preprocess) -> list[Variant]:
+    """The correct variant first, then one mistake at a time.
+
+    What the graph does itself cannot be done wrong outside of it and has no variant.
+    """
+    base = Variant("as the model says", correct, correct)
+    found = [base, *_wrong_geometry(base)]
+    if correct.input == "nv12":
+        found.append(replace(base, name="U and V swapped (NV21)", swapped=True))
+        for yuv in get_args(Yuv):
+            if yuv != correct.yuv:
+                numbers = replace(correct, yuv=yuv)
+                found.append(replace(base, name=f"NV12 of {yuv}", numbers=numbers))
+        return found
+    found.append(replace(base, name="R and B swapped", swapped=True))
+    if correct.input == "float":
+        found += _wrong_arithmetic(base)
+    if correct.size % 2 == 0:  # NV12 has one pair of chroma values for 2 x 2 pixels
+        found += _cameras(base)
+    return found
 
 
-def _geometry(as_said: Variant, right: Preprocess) -> Iterator[Variant]:
-    other: Resize = "squash" if right.resize == "short" else "short"
-    yield replace(as_said, name=f"resize {other}", picture=replace(right, resize=other))
+def _wrong_geometry(base: Variant) -> Iterator[Variant]:
+    correct = base.picture
+    resize: Resize = "squash" if correct.resize == "short" else "short"
+    yield replace(base, name=f"resize {resize}", picture=replace(correct, resize=resize))
     for kernel in get_args(Interpolation):
-        if kernel != right.interpolation:
-            yield replace(
-                as_said, name=f"kernel {kernel}", picture=replace(right, interpolation=kernel)
-            )
-    yield replace(as_said, name="kernel bilinear, not antialiased (OpenCV)", antialiased=False)
-    for share in (0.875, 0.95, 1.0):
-        if share != right.crop_fraction:
-            yield replace(
-                as_said,
-                name=f"crop fraction {share:g}",
-                picture=replace(right, crop_fraction=share),
-            )
+        if kernel != correct.interpolation:
+            picture = replace(correct, interpolation=kernel)
+            yield replace(base, name=f"kernel {kernel}", picture=picture)
+    yield replace(base, name="kernel bilinear, not antialiased (OpenCV)", antialiased=False)
+    for fraction in CROP_FRACTIONS:
+        if fraction != correct.crop_fraction:
+            picture = replace(correct, crop_fraction=fraction)
+            yield replace(base, name=f"crop fraction {fraction:g}", picture=picture)
 
 
-def _arithmetic(as_said: Variant, right: Preprocess) -> Iterator[Variant]:
-    mean, std = (
-        tuple(float(np.float16(value)) for value in values) for values in (right.mean, right.std)
-    )
-    yield replace(
-        as_said,
-        name="mean and std in float16",
-        numbers=Preprocess.from_mapping({**right.document(), "mean": mean, "std": std}),
-    )
-    plain = {"mean": (0, 0, 0), "std": (1, 1, 1)}
-    yield replace(
-        as_said,
-        name="mean and std forgotten",
-        numbers=Preprocess.from_mapping({**right.document(), **plain}),
-    )
+def _wrong_arithmetic(base: Variant) -> Iterator[Variant]:
+    document = base.numbers.document()
+    mean = tuple(float(np.float16(value)) for value in base.numbers.mean)
+    std = tuple(float(np.float16(value)) for value in base.numbers.std)
+    in_float16 = Preprocess.from_mapping({**document, "mean": mean, "std": std})
+    yield replace(base, name="mean and std in float16", numbers=in_float16)
+    absent = Preprocess.from_mapping({**document, "mean": (0, 0, 0), "std": (1, 1, 1)})
+    yield replace(base, name="mean and std forgotten", numbers=absent)
 
 
-def _cameras(as_said: Variant) -> Iterator[Variant]:
+def _cameras(base: Variant) -> Iterator[Variant]:
+    """Pixels that pass through NV12: decoded correctly, then with the matrix or the range wrong."""
     kinds: tuple[Yuv, ...] = get_args(Yuv)
     for yuv in kinds:
-        yield replace(as_said, name=f"NV12 {yuv} and back", camera=(yuv, yuv))
-    for sent in kinds:
-        for taken in kinds:
-            if (
-                sum(one != two for one, two in zip(sent.split("-"), taken.split("-"), strict=True))
-                == 1
-            ):
-                yield replace(as_said, name=f"NV12 {sent} read as {taken}", camera=(sent, taken))
+        yield replace(base, name=f"NV12 {yuv} and back", camera=(yuv, yuv))
+    for encoding in kinds:
+        for decoding in kinds:
+            pairs = zip(encoding.split("-"), decoding.split("-"), strict=True)
+            differences = sum(first != second for first, second in pairs)
+            if differences == 1:
+                name = f"NV12 {encoding} read as {decoding}"
+                yield replace(base, name=name, camera=(encoding, decoding))
     yield replace(
-        as_said,
+        base,
         name="NV21 read as NV12 (U and V swapped)",
         camera=(kinds[0], kinds[0]),
         swapped=True,
     )
 
 
+def _swap_chroma(buffer: Bytes) -> Bytes:
+    """NV12 [..., size * 3 / 2, size, 1] with U and V swapped, which makes it NV21."""
+    size = buffer.shape[-2]
+    swapped = buffer.copy()
+    swapped[..., size:, 0::2, :] = buffer[..., size:, 1::2, :]
+    swapped[..., size:, 1::2, :] = buffer[..., size:, 0::2, :]
+    return swapped
+
+
+@dataclass
+class _Chunk:
+    """What the images of one chunk gave.
+
+    images   in order, as the report takes them
+    indices  of those that could be read
+    top      for each variant int64 [indices, up to TOP]; empty where no image could be read
+    """
+
+    images: list[ReadImage] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    top: list[Classes] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class _Worker:
-    """A chunk of images from their files to the best classes in every way."""
+    """Takes a chunk of images from their files to the best classes in every variant."""
 
     run: EvaluationRun
     dataset: Dataset
-    ways: Sequence[Variant]
+    variants: Sequence[Variant]
 
-    def __call__(
-        self, chunk: range
-    ) -> tuple[list[ReadImage], list[int], list[npt.NDArray[np.int64]]]:
-        read, kept, pictures = [], [], []
-        for index in chunk:
-            one, made = self._pictures(self.dataset.keys[index])
-            read.append(one)
-            if made:
-                kept.append(index)
-                pictures.append(made)
-        tops = (
-            [self._best(way, np.stack([made[_key(way)] for made in pictures])) for way in self.ways]
-            if kept
-            else []
-        )
-        return read, kept, tops
+    def __call__(self, indices: range) -> _Chunk:
+        chunk = _Chunk()
+        by_geometry: dict[tuple[Preprocess, bool], list[Bytes]] = {}
+        for index in indices:
+            image, pixels = self._read(self.dataset.keys[index])
+            chunk.images.append(image)
+            if pixels:
+                chunk.indices.append(index)
+            for geometry, resized in pixels.items():
+                by_geometry.setdefault(geometry, []).append(resized)
+        if chunk.indices:
+            for variant in self.variants:
+                inputs = variant.to_input(np.stack(by_geometry[variant.geometry]))
+                chunk.top.append(best_classes(logits_of(self.run, inputs), TOP))
+        return chunk
 
-    def _best(self, way: Variant, pixels: Bytes) -> npt.NDArray[np.int64]:
-        return accuracy.best_classes(accuracy.logits_of(self.run, way.send(pixels)), TOP)
-
-    def _pictures(self, key: str) -> tuple[ReadImage, dict[tuple[Preprocess, bool], Bytes]]:
+    def _read(self, key: str) -> tuple[ReadImage, dict[tuple[Preprocess, bool], Bytes]]:
+        """The image as the report takes it, and its pixels by geometry; none if unreadable."""
         try:
             image = self.dataset.load(key)
-            makers = {_key(way): way for way in self.ways}
-            return ReadImage(mode=image.mode), {
-                name: way.make(image) for name, way in makers.items()
-            }
+            pixels = {}
+            for variant in self.variants:
+                if variant.geometry not in pixels:
+                    pixels[variant.geometry] = variant.resize(image)
         except UnreadableImage as error:
-            return ReadImage(
-                why=str(error) if str(error).startswith(key) else f"{key}: {error}"
-            ), {}
-
-
-def _key(way: Variant) -> tuple[Preprocess, bool]:
-    return way.picture, way.antialiased
-
-
-def _swapped_chroma(buffer: Bytes) -> Bytes:
-    size = buffer.shape[-2]
-    made = buffer.copy()
-    made[..., size:, 0::2, :], made[..., size:, 1::2, :] = (
-        buffer[..., size:, 1::2, :],
-        buffer[..., size:, 0::2, :],
-    )
-    return made
+            why = str(error)
+            return ReadImage(why=why if why.startswith(key) else f"{key}: {why}"), {}
+        return ReadImage(mode=image.mode), pixels
 
 
 def measure(
     run: EvaluationRun, dataset: Dataset, report: ReadReport, progress: Progress = silent
-) -> tuple[Record, list[Record]]:
-    """(accuracy Record of the right way, one paired Record for each wrong way, its name in `values["mismatch"]`).
+) -> tuple[Record[Accuracy], list[Record[PairedAccuracy]]]:
+    """The accuracy of the correct variant, and a paired Record for each wrong one.
+
+    The name of a wrong variant is in `values.mismatch`.
 
     Raises:
-        InputError: classes that do not match, too many unreadable images, or logits that are not finite.
+        InputError: classes that do not match, too many unreadable images, or logits that are not
+            finite.
     """
-    listed = variants(run.artifact.require_preprocess())
-    mapping = np.array(accuracy.class_indices(dataset, run.artifact))
-    chunks = [
-        range(start, min(start + CHUNK, len(dataset))) for start in range(0, len(dataset), CHUNK)
-    ]
-    seen: list[int] = []
-    tops: list[list[npt.NDArray[np.int64]]] = [[] for _ in listed]
-    for number, (read, kept, found) in enumerate(
-        map_in_order(_Worker(run, dataset, listed), chunks), 1
-    ):
-        for one in read:
-            report.note(one)
-        seen.extend(kept)
-        for top, rows in zip(tops, found, strict=False):
-            top.append(rows)
-        progress("mismatch", min(number * CHUNK, len(dataset)), len(dataset))
+    measured = variants(run.artifact.require_preprocess())
+    mapping = np.array(class_indices(dataset, run.artifact))
+    starts = range(0, len(dataset), CHUNK)
+    ranges = [range(start, min(start + CHUNK, len(dataset))) for start in starts]
+    readable: list[int] = []
+    top: list[list[Classes]] = [[] for _ in measured]
+    chunks = map_in_order(_Worker(run, dataset, measured), ranges)
+    for indices, chunk in zip(ranges, chunks, strict=True):
+        for image in chunk.images:
+            report.note(image)
+        readable.extend(chunk.indices)
+        for rows, chunk_rows in zip(top, chunk.top, strict=False):  # none where none was readable
+            rows.append(chunk_rows)
+        progress("mismatch", indices.stop, len(dataset))
     report.check(dataset.name, len(dataset))
-    keys = tuple(dataset.keys[index] for index in seen)
-    data = {
-        "name": dataset.name,
-        "n": len(keys),
-        "sha256": sha256_of("\n".join(keys).encode()),
-        "unreadable": len(dataset) - len(keys),
-    }
-    targets = mapping[[dataset.targets[index] for index in seen]]
-    every = [
-        _predictions(run, way, data, keys, targets, np.concatenate(top))
-        for way, top in zip(listed, tops, strict=True)
-    ]
-    pairs = zip(listed[1:], every[1:], strict=True)
-    return every[0].record(), [
-        _named(way.name, accuracy.compare(every[0], one), one) for way, one in pairs
-    ]
+    keys = tuple(dataset.keys[index] for index in readable)
+    data = describe_images(dataset.name, keys, len(dataset) - len(keys))
+    targets = mapping[[dataset.targets[index] for index in readable]]
+    predictions = []
+    for variant, rows in zip(measured, top, strict=True):
+        predictions.append(_predictions(run, variant, data, keys, targets, np.concatenate(rows)))
+    correct = predictions[0]
+    wrong = zip(measured[1:], predictions[1:], strict=True)
+    return correct.record(), [_compare(correct, row, variant.name) for variant, row in wrong]
 
 
 def _predictions(
     run: EvaluationRun,
-    way: Variant,
+    variant: Variant,
     data: Mapping[str, Any],
     keys: tuple[str, ...],
-    targets: npt.NDArray[np.int64],
-    top: npt.NDArray[np.int64],
+    targets: Classes,
+    top: Classes,
 ) -> ModelPredictions:
-    engine = {"name": run.engine.name, "version": run.engine.version()}
-    identity = {**identity_of(run.artifact), "prepared": way.name}
     return ModelPredictions(
-        identity, run.artifact.labels, engine, data, keys, targets, top, run.artifact
+        identity={**identity_of(run.artifact), "prepared": variant.name},
+        labels=run.artifact.labels,
+        engine={"name": run.engine.name, "version": run.engine.version()},
+        data=data,
+        keys=keys,
+        targets=targets,
+        top=top,
+        artifact=run.artifact,
     )
 
 
-def _named(name: str, pair: Record, wrong: ModelPredictions) -> Record:
-    return dataclasses.replace(
-        pair, values={"mismatch": name, "top1": 100 * float(wrong.right.mean()), **pair.values}
-    )
+def _compare(
+    correct: ModelPredictions, wrong: ModelPredictions, name: str
+) -> Record[PairedAccuracy]:
+    paired = compare(correct, wrong)
+    top1 = 100 * float(wrong.correct.mean())
+    return replace(paired, values=replace(paired.values, mismatch=name, top1=top1))

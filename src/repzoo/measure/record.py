@@ -1,37 +1,78 @@
-"""Record: one measured row, artifact x engine x host. Cards and tables are rendered from Records and from nothing else."""
+"""Record: one measured row, and the only place where results become JSON and come back from it.
+
+A file of Records has one JSON object a line. Cards and tables are rendered from Records and from
+nothing else.
+
+Reading is strict about what it knows: a field that a result needs must be there, with its type.
+Fields that it does not know are ignored, since rows of other versions hold some and no reader asks
+for them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
+from repzoo.graph.tools.cost import Cost
 from repzoo.measure import system_noise as noise
 from repzoo.measure.host import host
+from repzoo.measure.results import (
+    FORMERLY,
+    INLINE,
+    Accuracy,
+    FoldSummary,
+    Latency,
+    LatencyRatio,
+    PairedAccuracy,
+    QuantizerComparison,
+    QuantizeSummary,
+)
 from repzoo.storage import append_lines, read_bounded
 
 Kind = Literal["cost", "fold", "quantize", "accuracy", "paired", "latency", "ratio"]
 MAX_RECORDS_BYTES = 256 * 2**20
 
+RESULT_KINDS: dict[type, Kind] = {
+    Cost: "cost",
+    FoldSummary: "fold",
+    QuantizeSummary: "quantize",
+    QuantizerComparison: "quantize",
+    Accuracy: "accuracy",
+    PairedAccuracy: "paired",
+    Latency: "latency",
+    LatencyRatio: "ratio",
+}
+
+T = TypeVar("T")
+ResultT_co = TypeVar("ResultT_co", covariant=True)
+
 
 @dataclass(frozen=True)
-class Record:
-    """What was measured (`kind`, `values`), on what (`artifact`, `engine`, `data`), where (`host`) and when (UTC).
+class Record(Generic[ResultT_co]):
+    """What was measured, on what, where and when.
 
-    samples holds raw measurements, from which `values` were derived; units are in the names (`latency_us`).
-    job ties together the Records of one run of the whole job; empty for a measurement of its own.
+    artifact  identity of the model, or of both as `first` and `second`
+    values    the result; its type is one of RESULT_KINDS
+    engine    name and version
+    data      the images, see `predictions.describe_images`
+    samples  raw measurements from which `values` were derived; units are in the names
+             (`latency_us`)
+    job      ties together the Records of one run of the whole job; empty for a measurement of its
+             own
     """
 
-    kind: Kind
     artifact: Mapping[str, Any]
-    values: Mapping[str, Any]
+    values: ResultT_co
     engine: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[str, Any] = field(default_factory=dict)
@@ -41,63 +82,72 @@ class Record:
         default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     )
 
+    @property
+    def kind(self) -> Kind:
+        """The name of the result's type in files."""
+        return RESULT_KINDS[type(self.values)]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that stands in files."""
+        return {"kind": self.kind, **to_json(self)}
+
+
+def select(records: Iterable[Record[Any]], result_type: type[T]) -> list[Record[T]]:
+    """The Records whose values are a `result_type`, in order."""
+    return [record for record in records if isinstance(record.values, result_type)]
+
 
 def identity_of(artifact: Artifact) -> dict[str, Any]:
-    """What identifies an artifact in a Record, and how its input is made."""
+    """What identifies an artifact in a Record, and how its input is prepared."""
     preprocess = dataclasses.asdict(artifact.preprocess) if artifact.preprocess else None
-    identity = {
+    return {
         "name": artifact.name,
         "form": artifact.form,
         "sha256": artifact.sha256,
         "classes": artifact.num_classes,
-    }
-    return {
-        **identity,
         "preprocess": preprocess,
         "size": preprocess["size"] if preprocess else None,
     }
 
 
-def append(path: Path, records: Sequence[Record]) -> None:
+def append(path: Path, records: Sequence[Record[Any]]) -> None:
     """Append `records` to the JSON-lines file `path`."""
     append_lines(path, [line(record) for record in records])
 
 
-def line(record: Record) -> str:
-    """`record` as one line of JSON. A number that is not finite has no JSON: it becomes null, as what was not measured."""
-    return json.dumps(
-        finite(dataclasses.asdict(record)), ensure_ascii=False, sort_keys=True, allow_nan=False
-    )
+def line(record: Record[Any]) -> str:
+    """`record` as one line of JSON; a number that is not finite becomes null, as JSON has none."""
+    document = finite(record.to_json())
+    return json.dumps(document, ensure_ascii=False, sort_keys=True, allow_nan=False)
 
 
-def read(path: Path) -> list[Record]:
-    """Read a JSON-lines file of Records; a damaged line is an InputError that names it."""
-    lines = read_bounded(path, MAX_RECORDS_BYTES).split(
-        b"\n"
-    )  # not splitlines: a name may hold U+2028
-    return [
-        _parsed(text, path, number)
-        for number, text in enumerate(lines[:-1] if not lines[-1] else lines, 1)
-    ]
+def to_json(value: Any) -> Any:
+    """`value` with every dataclass in it, at any depth, as a JSON object.
+
+    An optional field (None by default) that is None is left out. See `results.inline` for nested
+    objects without a level of their own.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _object(value)
+    if isinstance(value, Mapping):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value
 
 
-def _parsed(text: bytes, path: Path, number: int) -> Record:
-    try:
-        made = Record(**json.loads(text))
-    except (ValueError, TypeError, RecursionError):
-        made = None
-    tables = (
-        (made.artifact, made.values, made.engine, made.data, made.samples, made.host)
-        if made
-        else ()
-    )
-    if (
-        made is None
-        or made.kind not in get_args(Kind)
-        or not all(isinstance(table, dict) for table in tables)
-    ):
-        raise InputError(f"{path} line {number} is not a Record; remove that line")
-    return made
+def _object(value: Any) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for entry in dataclasses.fields(value):
+        item = getattr(value, entry.name)
+        if item is None and entry.default is None:
+            continue
+        prefix = entry.metadata.get(INLINE)
+        if prefix is None:
+            document[entry.name] = to_json(item)
+        else:
+            document |= {prefix + name: inner for name, inner in _object(item).items()}
+    return document
 
 
 def finite(value: Any) -> Any:
@@ -107,3 +157,130 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read(path: Path) -> list[Record[Any]]:
+    """Read a JSON-lines file of Records.
+
+    Raises:
+        InputError: no such file, or a damaged line, which is named.
+    """
+    content = read_bounded(path, MAX_RECORDS_BYTES)
+    lines = content.split(b"\n")  # not splitlines: a name may hold U+2028
+    if not lines[-1]:
+        lines.pop()
+    return [_parse(text, path, number) for number, text in enumerate(lines, 1)]
+
+
+def _parse(text: bytes, path: Path, number: int) -> Record[Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(
+            f"{path} line {number} is not a Record: it is not JSON; remove that line"
+        ) from None
+    try:
+        return _read_record(document)
+    except _UnexpectedJson as error:
+        raise InputError(
+            f"{path} line {number} is not a Record: {error}; remove that line"
+        ) from None
+
+
+class _UnexpectedJson(Exception):
+    """JSON that is not of the expected type; the message names the field."""
+
+
+def _read_record(document: Any) -> Record[Any]:
+    names = {"kind", *(entry.name for entry in dataclasses.fields(Record))}
+    if not isinstance(document, dict) or not {"kind", "artifact", "values"} <= document.keys():
+        raise _UnexpectedJson("it is not an object with kind, artifact and values")
+    if unknown := sorted(document.keys() - names):
+        raise _UnexpectedJson(f"it has an unknown field {unknown[0]!r}")
+    for name in ("artifact", "values", "engine", "data", "samples", "host"):
+        _read_value(dict, document.get(name, {}), name)
+    for name in ("job", "time"):
+        _read_value(str, document.get(name, ""), name)
+    kind, values = document.pop("kind"), document.pop("values")
+    result_type = _result_type(kind, values)
+    return Record(values=read_result(result_type, values), **document)
+
+
+def _result_type(kind: Any, values: Mapping[str, Any]) -> type:
+    if kind == "quantize":
+        return QuantizerComparison if "engines" in values else QuantizeSummary
+    for result_type, name in RESULT_KINDS.items():
+        if name == kind:
+            return result_type
+    raise _UnexpectedJson(f"its kind is {kind!r}; expected one of {', '.join(get_args(Kind))}")
+
+
+def read_result(result_type: type[T], document: Mapping[str, Any], prefix: str = "") -> T:
+    """A `result_type` from the JSON object that `to_json` makes of one.
+
+    prefix  before the name of every field, where the object is nested without a level of its own
+    """
+    arguments: dict[str, Any] = {}
+    dataclass_type: Any = result_type
+    hints = _type_hints(dataclass_type)
+    for entry in dataclasses.fields(dataclass_type):
+        expected = hints[entry.name]
+        if INLINE in entry.metadata:
+            arguments[entry.name] = _read_inline(
+                expected, document, prefix + entry.metadata[INLINE]
+            )
+            continue
+        name = prefix + entry.name
+        if name not in document:
+            name = prefix + entry.metadata.get(FORMERLY, entry.name)
+        if name in document:
+            arguments[entry.name] = _read_value(expected, document[name], name)
+        elif type(None) in get_args(expected):
+            arguments[entry.name] = None
+        elif entry.default is dataclasses.MISSING:
+            raise _UnexpectedJson(f"it has no {name!r}")
+    return result_type(**arguments)
+
+
+@functools.cache
+def _type_hints(result_type: type) -> dict[str, Any]:
+    return get_type_hints(result_type)
+
+
+def _read_inline(expected: Any, document: Mapping[str, Any], prefix: str) -> Any:
+    """A nested dataclass from fields of the outer object; None if optional and all are missing."""
+    is_optional = type(None) in get_args(expected)
+    inner = get_args(expected)[0] if is_optional else expected
+    names = {prefix + entry.name for entry in dataclasses.fields(inner)}
+    if is_optional and not names & document.keys():
+        return None
+    return read_result(inner, document, prefix)
+
+
+def _read_value(expected: Any, value: Any, name: str) -> Any:
+    """`value` of JSON as the annotated type `expected` has it."""
+    origin, arguments = get_origin(expected), get_args(expected)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _read_value(arguments[0], value, name)
+    if expected is float and value is None:
+        return math.nan  # what was not finite when it was written
+    if dataclasses.is_dataclass(expected) and isinstance(value, dict):
+        return read_result(expected, value)  # type: ignore[arg-type]
+    if origin is tuple and isinstance(value, list):
+        return tuple(_read_value(arguments[0], item, name) for item in value)
+    if origin is Mapping and isinstance(value, dict):
+        return {key: _read_value(arguments[1], item, key) for key, item in value.items()}
+    if _is_plain(expected, value):
+        return value
+    raise _UnexpectedJson(f"its {name!r} is {json.dumps(value)[:40]}")
+
+
+def _is_plain(expected: Any, value: Any) -> bool:
+    """Whether `value` is of the plain type `expected`; a float may be written as 1."""
+    if expected is Any:
+        return True
+    if get_origin(expected) is Literal:
+        return value in get_args(expected)
+    if expected is float:
+        return type(value) in (int, float)
+    return type(value) is expected

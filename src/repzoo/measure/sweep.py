@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 from repzoo.artifact import Artifact
 from repzoo.engines import Engine, engine
@@ -19,27 +20,13 @@ from repzoo.engines.probe import probe
 from repzoo.errors import InputError, MissingExtra
 from repzoo.measure import latency, stats
 from repzoo.measure import system_noise as noise
-from repzoo.measure.latency import Case, Scenario
+from repzoo.measure.latency import Case
 from repzoo.measure.record import Record
+from repzoo.measure.results import Latency, LatencyRatio, Scenario, Setting
 from repzoo.progress import Progress, silent
 
 SPREAD = 0.05  # of the round medians: above it the machine, not the model, makes the difference
 USUAL_BATCH = {"multi-stream": latency.QUERY}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How all files are timed on all engines: threads of a session, client threads, images a call."""
-
-    scenario: Scenario
-    threads: int
-    streams: int
-    batch: int
-
-    def __str__(self) -> str:
-        """As a person reads it."""
-        kind = "" if self.scenario == "closed-loop" else f"{self.scenario}, "
-        return f"{kind}threads {self.threads}, streams {self.streams}, batch {self.batch}"
 
 
 @dataclass(frozen=True)
@@ -62,8 +49,8 @@ class LeftOut:
 class SweepResult:
     """What a sweep measured. ratios: of each file and engine over the first of the same setting; remarks: what to know of it."""
 
-    records: list[Record] = field(default_factory=list)
-    ratios: list[Record] = field(default_factory=list)
+    records: list[Record[Latency]] = field(default_factory=list)
+    ratios: list[Record[LatencyRatio]] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -101,7 +88,7 @@ def run(
     wanted: Sequence[Setting],
     seconds: float,
     progress: Progress = silent,
-    keep: Callable[[Sequence[Record]], None] = lambda _: None,
+    keep: Callable[[Sequence[Record[Any]]], None] = lambda _: None,
 ) -> SweepResult:
     """Time every file on every engine in each wanted setting for `seconds` a case.
 
@@ -129,7 +116,9 @@ def run(
     return swept
 
 
-def _simulated(pairs: Sequence[tuple[Engine, Artifact]], records: Sequence[Record]) -> list[str]:
+def _simulated(
+    pairs: Sequence[tuple[Engine, Artifact]], records: Sequence[Record[Latency]]
+) -> list[str]:
     """INT8 files on engines that compute them in float: figures that must not be taken for INT8's."""
     timed = {(one.engine["name"], one.artifact["name"]) for one in records}
     named = [
@@ -194,7 +183,7 @@ def _group(
     setting: Setting,
     seconds: float,
     progress: Progress,
-    keep: Callable[[Sequence[Record]], None],
+    keep: Callable[[Sequence[Record[Any]]], None],
 ) -> None:
     failed: list[Case] = []
 
@@ -235,26 +224,26 @@ def _opened(
     return cases
 
 
-def remarks(records: Sequence[Record], seconds: float) -> list[str]:
+def remarks(records: Sequence[Record[Latency]], seconds: float) -> list[str]:
     """What of latency Records is not as it should be, each matter once: trend, spread, few samples, and what disturbed."""
     said = []
-    if unsteady := [one for one in records if one.values["steady"] is False]:
+    if unsteady := [one for one in records if one.values.steady is False]:
         said.append(
             f"no steady state (a trend of more than {latency.DRIFT:.0%} over the rounds) in {_listed(unsteady)}"
         )
-    if wide := [one for one in records if one.values["spread"] > SPREAD]:
-        most = max(one.values["spread"] for one in wide)
+    if wide := [one for one in records if one.values.spread > SPREAD]:
+        most = max(one.values.spread for one in wide)
         said.append(
             f"the middle half of the round medians spans up to {most:.0%} (more than {SPREAD:.0%} is noise) in {_listed(wide)}"
         )
     few = [
         one
         for one in records
-        if one.values["samples"] < stats.queries_needed(latency.PERCENTILES["p99"])
+        if one.values.samples < stats.queries_needed(latency.PERCENTILES["p99"])
     ]
     if few:
         least, needed = (
-            min(one.values["samples"] for one in few),
+            min(one.values.samples for one in few),
             stats.queries_needed(latency.PERCENTILES["p99"]),
         )
         enough = f"--seconds {_rounded_up(1.1 * seconds * needed / least)}"
@@ -268,12 +257,11 @@ def _rounded_up(value: float) -> int:
     return math.ceil(value)
 
 
-def _listed(records: Iterable[Record]) -> str:
+def _listed(records: Iterable[Record[Latency]]) -> str:
     """The first case by file, engine and setting, and how many more."""
     names = [_named(one) for one in records]
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _named(one: Record) -> str:
-    setting = Setting(**{item.name: one.values[item.name] for item in fields(Setting)})
-    return f"{one.artifact['name']} on {one.engine['name']} ({setting})"
+def _named(one: Record[Latency]) -> str:
+    return f"{one.artifact['name']} on {one.engine['name']} ({one.values.setting})"

@@ -1,4 +1,4 @@
-"""Cards: Markdown in English and Chinese and JSON, every number taken from Records and from nothing else."""
+"""Model cards: Markdown in English and Chinese, and JSON. Every number comes from Records."""
 
 from __future__ import annotations
 
@@ -8,129 +8,207 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 
 from repzoo.artifact import Preprocess
 from repzoo.errors import RepzooError
-from repzoo.measure.record import Kind, Record, finite
+from repzoo.graph.tools.cost import Cost
+from repzoo.measure.record import RESULT_KINDS, Record, finite, select, to_json
+from repzoo.measure.results import (
+    Accuracy,
+    FoldSummary,
+    Latency,
+    LatencyRatio,
+    PairedAccuracy,
+    QuantizeSummary,
+)
 
 LANGUAGES = {"en": "card.md", "zh": "card_cn.md"}
 BOTH = ("deploy", "int8")  # the forms that a card compares
-ACTIVE = re.compile(r"[\\|*`\[\]<~]|(?<!\w)_|_(?!\w)")  # what Markdown would not print as it stands
+
+# Characters that Markdown would not print as they stand.
+ACTIVE = re.compile(r"[\\|*`\[\]<~]|(?<!\w)_|_(?!\w)")
+
+T = TypeVar("T")
 
 
-def render(records: Sequence[Record], remarks: Sequence[str]) -> dict[str, str]:
-    """File name -> text: the card in each language, and card.json with the same values unrounded."""
-    facts = {**summary(records), "remarks": list(remarks)}
+@dataclass(frozen=True)
+class OtherEngine:
+    """An engine that also ran the two files, which were quantized for another one.
+
+    engine  name and version
+    single  latency with one client by form; a form that the engine cannot run is missing
+    ratio   INT8 over float; None where it did not run both
+    """
+
+    engine: Mapping[str, Any]
+    single: Mapping[str, Latency]
+    ratio: LatencyRatio | None
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """All that a card says, picked from the Records of one job.
+
+    A form is `train`, `deploy` or `int8`.
+
+    preprocess    fields of Preprocess, and `to`: the side in pixels before the crop
+    flips         predictions that differ between float and INT8
+    single, many  latency by form, with one client and with as many as the job timed (one where it
+                  timed no more)
+    latency_rows  (form, latency) in the order in which they were timed
+    rounds        interleaved rounds of the timing
+    ratios        latency ratio by the form that is compared: `int8` over deploy, `deploy` over
+                  train
+    beside        the other engines
+    """
+
+    name: str
+    size: int
+    classes: int
+    preprocess: Mapping[str, Any]
+    cost: Mapping[str, Cost]
+    accuracy: Mapping[str, Accuracy]
+    paired: PairedAccuracy
+    flips: int
+    data_name: str
+    single: Mapping[str, Latency]
+    many: Mapping[str, Latency]
+    latency_rows: Sequence[tuple[str, Latency]]
+    rounds: int
+    ratios: Mapping[str, LatencyRatio]
+    beside: Sequence[OtherEngine]
+    fold: FoldSummary
+    quantize: QuantizeSummary
+    calibration_images: int
+    engine: Mapping[str, Any]
+    host: Mapping[str, Any]
+
+    @property
+    def client_threads(self) -> int:
+        """How many clients `many` was timed with."""
+        return self.many["int8"].setting.streams
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, numbers unrounded."""
+        document: dict[str, Any] = to_json(self)
+        document["many"]["threads"] = self.client_threads
+        return document
+
+
+def render(records: Sequence[Record[Any]], remarks: Sequence[str]) -> dict[str, str]:
+    """The card in each language, and card.json with the same values unrounded, by file name."""
+    facts = summary(records)
     template = _environment().get_template("card.md.j2")
-    cards = {
-        file: template.render(language=key, t=_words()[key], **facts)
-        for key, file in LANGUAGES.items()
-    }
-    return {
-        **cards,
-        "card.json": json.dumps(
-            finite(facts), ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False
+    rendered = {}
+    for language, file in LANGUAGES.items():
+        words = _words()[language]
+        rendered[file] = template.render(
+            language=language,
+            t=words,
+            remarks=remarks,
+            client_threads=facts.client_threads,
+            **vars(facts),
         )
-        + "\n",
-    }
+    document = finite({**facts.to_json(), "remarks": list(remarks)})
+    text = json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False)
+    rendered["card.json"] = text + "\n"
+    return rendered
 
 
-def summary(records: Sequence[Record]) -> dict[str, Any]:
+def summary(records: Sequence[Record[Any]]) -> CardFacts:
     """What a card says, picked from the Records of one job.
 
     Raises:
         RepzooError: a Record that the card needs is not among them.
     """
-    paired, fold, quantize = (
-        _one(records, "paired"),
-        _one(records, "fold"),
-        _one(records, "quantize"),
+    paired = _only(records, PairedAccuracy)
+    fold = _only(records, FoldSummary)
+    quantize = _only(records, QuantizeSummary)
+    engine_name = quantize.engine["name"]
+    timed = _on_engine(select(records, Latency), engine_name)
+    single = _by_form([row for row in timed if row.values.setting.streams == 1])
+    many = _by_form([row for row in timed if row.values.setting.streams > 1])
+    others = [name for name in _timed_engines(records) if name != engine_name]
+    facts = CardFacts(
+        name=quantize.artifact["name"],
+        size=quantize.artifact["size"],
+        classes=quantize.artifact["classes"],
+        preprocess=_shown_preprocess(quantize.artifact["preprocess"]),
+        cost=_by_form(select(records, Cost)),
+        accuracy=_by_form(select(records, Accuracy)),
+        paired=paired.values,
+        flips=len(paired.samples["flips"]),
+        data_name=paired.data["name"],
+        single=single,
+        many=many or single,
+        latency_rows=[(str(row.artifact["form"]), row.values) for row in timed],
+        rounds=len(timed[0].samples["latency_us"]) if timed else 0,
+        ratios=_ratios(records, engine_name),
+        beside=[_other_engine(records, name) for name in others],
+        fold=fold.values,
+        quantize=quantize.values,
+        calibration_images=quantize.data["images"],
+        engine=quantize.engine,
+        host=quantize.host,
     )
-    own = quantize.engine["name"]
-    timed = [one for one in records if one.kind == "latency" and one.engine["name"] == own]
-    cost, accuracy = _by_form(records, "cost"), _by_form(records, "accuracy")
-    ratios = _ratios(records, own)
-    single = {str(one.artifact["form"]): one.values for one in timed if one.values["streams"] == 1}
-    for kind, found, forms in (
-        ("cost", cost, BOTH),
-        ("accuracy", accuracy, BOTH),
-        ("latency", single, BOTH),
-        ("ratio", ratios, BOTH[1:]),
-    ):
-        if lacking := [form for form in forms if form not in found]:
-            raise RepzooError(
-                f"a card needs a Record of kind {kind!r} for the {lacking[0]} form; there is none"
-            )
-    many = {
-        str(one.artifact["form"]): one.values for one in timed if one.values["streams"] > 1
-    } or single
-    return {
-        "name": quantize.artifact["name"],
-        "size": quantize.artifact["size"],
-        "classes": quantize.artifact["classes"],
-        "preprocess": _shown(quantize.artifact["preprocess"]),
-        "cost": cost,
-        "accuracy": accuracy,
-        "paired": paired.values,
-        "flips": len(paired.samples["flips"]),
-        "data_name": paired.data["name"],
-        "single": single,
-        "many": {**many, "threads": many["int8"]["streams"]},
-        "latency_rows": [(one.artifact["form"], one.values) for one in timed],
-        "rounds": len(timed[0].samples["latency_us"]),
-        "ratios": ratios,
-        "beside": [_beside(records, name) for name in _engines(records) if name != own],
-        "fold": fold.values,
-        "quantize": quantize.values,
-        "calibration_images": quantize.data["images"],
-        "engine": quantize.engine,
-        "host": quantize.host,
-    }
+    _require(facts.cost, Cost, BOTH)
+    _require(facts.accuracy, Accuracy, BOTH)
+    _require(facts.single, Latency, BOTH)
+    _require(facts.ratios, LatencyRatio, ("int8",))
+    return facts
 
 
-def _engines(records: Sequence[Record]) -> list[str]:
-    return list(dict.fromkeys(str(one.engine["name"]) for one in records if one.kind == "latency"))
-
-
-def _ratios(records: Sequence[Record], engine: str) -> dict[str, Mapping[str, Any]]:
-    """Latency ratios on `engine` by the form that is compared with another."""
-    own = (one for one in records if one.kind == "ratio" and one.engine["name"] == engine)
-    return {str(one.artifact["first"]["form"]): one.values for one in own}
-
-
-def _beside(records: Sequence[Record], engine: str) -> dict[str, Any]:
-    """What an engine made of the files that were quantized for another; `single` by form, a form that it cannot run left out."""
-    timed = [one for one in records if one.kind == "latency" and one.engine["name"] == engine]
-    single = {str(one.artifact["form"]): one.values for one in timed}
-    return {
-        "engine": timed[0].engine,
-        "single": single,
-        "ratio": _ratios(records, engine).get("int8"),
-    }
-
-
-def _shown(preprocess: Mapping[str, Any]) -> dict[str, Any]:
-    """The preprocessing with the side before the crop, which the card prints."""
-    listed = {
-        key: list(value) if isinstance(value, list | tuple) else value
-        for key, value in preprocess.items()
-    }
-    return {**listed, "to": Preprocess.from_mapping(preprocess).resize_to}
-
-
-def _one(records: Sequence[Record], kind: Kind) -> Record:
-    found = [one for one in records if one.kind == kind]
+def _only(records: Sequence[Record[Any]], result_type: type[T]) -> Record[T]:
+    found = select(records, result_type)
     if len(found) != 1:
+        kind = RESULT_KINDS[result_type]
         raise RepzooError(f"a card needs one Record of kind {kind!r}; got {len(found)}")
     return found[0]
 
 
-def _by_form(records: Sequence[Record], kind: Kind) -> dict[str, Mapping[str, Any]]:
-    return {str(one.artifact["form"]): one.values for one in records if one.kind == kind}
+def _require(by_form: Mapping[str, object], result_type: type, forms: Sequence[str]) -> None:
+    for form in forms:
+        if form not in by_form:
+            kind = RESULT_KINDS[result_type]
+            raise RepzooError(
+                f"a card needs a Record of kind {kind!r} for the {form} form; there is none"
+            )
+
+
+def _by_form(records: Sequence[Record[T]]) -> dict[str, T]:
+    return {str(row.artifact["form"]): row.values for row in records}
+
+
+def _on_engine(records: Sequence[Record[T]], engine: str) -> list[Record[T]]:
+    return [row for row in records if row.engine["name"] == engine]
+
+
+def _timed_engines(records: Sequence[Record[Any]]) -> list[str]:
+    return list(dict.fromkeys(str(row.engine["name"]) for row in select(records, Latency)))
+
+
+def _ratios(records: Sequence[Record[Any]], engine: str) -> dict[str, LatencyRatio]:
+    """Latency ratios on `engine` by the form that is compared with another."""
+    rows = _on_engine(select(records, LatencyRatio), engine)
+    return {str(row.artifact["first"]["form"]): row.values for row in rows}
+
+
+def _other_engine(records: Sequence[Record[Any]], engine: str) -> OtherEngine:
+    timed = _on_engine(select(records, Latency), engine)
+    return OtherEngine(timed[0].engine, _by_form(timed), _ratios(records, engine).get("int8"))
+
+
+def _shown_preprocess(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+    """The preprocessing with the side before the crop, which the card prints."""
+    shown = {}
+    for key, value in preprocess.items():
+        shown[key] = list(value) if isinstance(value, list | tuple) else value
+    return {**shown, "to": Preprocess.from_mapping(preprocess).resize_to}
 
 
 @functools.cache
@@ -161,7 +239,8 @@ def escape_markdown(value: object) -> str:
 def code(value: object) -> str:
     """`value` as a code span, whatever backticks it holds (CommonMark 6.1)."""
     text = " ".join(str(value).split())
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * (1 + longest)
     return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
 
 
@@ -186,7 +265,7 @@ def ms(value: float) -> str:
 
 
 def rate(value: float) -> str:
-    """Images a second with three significant digits, thousands unbroken."""
+    """Images a second with three significant digits, without a thousands separator."""
     return _significant(value, 3)
 
 
@@ -195,8 +274,14 @@ def ratio_of(value: float) -> str:
     return f"{value:.2f}"
 
 
+def interval(show: Any, value: float, low: float, high: float) -> str:
+    """`value (low .. high)`, each printed by `show`, a function of this module."""
+    return f"{show(value)} ({show(low)} .. {show(high)})"
+
+
 def _significant(value: float, digits: int) -> str:
     if value == 0 or not math.isfinite(value):
         return str(value)
-    rounded = float(f"{value:.{digits - 1}e}")  # first, for 0.9999 is 1.00 and not 1.000
-    return f"{rounded:.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"
+    rounded = float(f"{value:.{digits - 1}e}")  # before counting digits: 0.9999 is 1.00, not 1.000
+    decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
+    return f"{rounded:.{max(0, decimals)}f}"

@@ -1,8 +1,12 @@
-"""Tables in documents, rendered from the Records in results/: one row for each model, from its newest job; or, for Records of
-quantizers side by side, one for each recipe (sidebyside.py).
+"""Tables in documents, rendered from the Records in results/.
 
-A document marks the place with `<!-- table: NAME -->` and `<!-- end -->`, where NAME is a file below results/ (beside the
-document, without .jsonl). `python -m repzoo.report.tables README.md README_cn.md` renders; with --check it only compares.
+A document marks the place of a table with `<!-- table: NAME -->` and `<!-- end -->`, where NAME is
+a file of the folder results/ beside the document, without its `.jsonl`. Records of jobs make a
+table with a row for each model, from its newest job; Records of benchmarks/int8.py make one with a
+row for each quantizer (quantizer_comparison.py).
+
+`python -m repzoo.report.tables README.md README_cn.md` renders the tables; with --check it only
+compares.
 """
 
 from __future__ import annotations
@@ -17,100 +21,127 @@ from typing import Any
 from repzoo.errors import InputError
 from repzoo.measure import record
 from repzoo.measure.record import Record
-from repzoo.report import card
-from repzoo.report import quantizer_comparison as sidebyside
+from repzoo.measure.results import QuantizerComparison
+from repzoo.report import card, quantizer_comparison
+from repzoo.report.card import CardFacts
 from repzoo.storage import read_bounded, write_atomically
 
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-HEADS = {
-    "en": ("Model", "Size", "Parameters (M), training → deploy", "MACs (M)", "Float Top-1 (%)", "INT8 Top-1 (%)", "Drop (points)",
-           "Latency, 1 thread (ms), float → INT8", "Latency, {n} threads (ms)", "FPS, {n} threads", "INT8 / float latency"),
-    "zh": ("模型", "尺寸", "参数量(M)，训练 → 部署", "乘加(M)", "浮点 Top-1 (%)", "量化 Top-1 (%)", "精度损失（百分点）",
-           "单线程延迟 (ms)，浮点 → INT8", "{n} 线程延迟 (ms)", "{n} 线程帧率 (FPS)", "INT8 / 浮点延迟比"),
-}  # fmt: skip
+MAX_DOCUMENT_BYTES = 2**24
+HEADINGS = {
+    "en": (
+        "Model",
+        "Size",
+        "Parameters (M), training → deploy",
+        "MACs (M)",
+        "Float Top-1 (%)",
+        "INT8 Top-1 (%)",
+        "Drop (points)",
+        "Latency, 1 thread (ms), float → INT8",
+        "Latency, {n} threads (ms)",
+        "FPS, {n} threads",
+        "INT8 / float latency",
+    ),
+    "zh": (
+        "模型",
+        "尺寸",
+        "参数量 (M)，训练 → 部署",
+        "乘加 (M)",
+        "浮点 Top-1 (%)",
+        "INT8 Top-1 (%)",
+        "精度损失（百分点）",
+        "单线程延迟 (ms)，浮点 → INT8",
+        "{n} 线程延迟 (ms)",
+        "{n} 线程帧率 (FPS)",
+        "INT8 / 浮点延迟比",
+    ),
+}
 
 
 def rendered(document: str, results: Path, language: str) -> str:
-    """`document` with every marked table made anew.
+    """`document` with every marked table rendered anew from the files of the folder `results`.
 
     Raises:
         InputError: a marked table has no Records.
     """
 
     def table(match: re.Match[str]) -> str:
-        found = record.read(results / f"{match['name']}.jsonl")
-        lines = (sidebyside.table if sidebyside.belongs(found) else _table)(found, language)
+        records = record.read(results / f"{match['name']}.jsonl")
+        if record.select(records, QuantizerComparison):
+            lines = quantizer_comparison.table(records, language)
+        else:
+            lines = _job_table(records, language)
         return match.group(1) + "\n".join(lines) + "\n" + match.group(3)
 
     return MARKED.sub(table, document)
 
 
-def _table(records: Sequence[Record], language: str) -> list[str]:
-    newest: dict[str, list[Record]] = {}
-    for job in dict.fromkeys(one.job for one in records if one.job):
-        own = [one for one in records if one.job == job]
-        newest[str(card.summary(own)["name"])] = own
+def _job_table(records: Sequence[Record[Any]], language: str) -> list[str]:
+    by_job: dict[str, list[Record[Any]]] = {}
+    for row in records:
+        if row.job:
+            by_job.setdefault(row.job, []).append(row)
+    newest: dict[str, CardFacts] = {}
+    for rows in by_job.values():
+        facts = card.summary(rows)
+        newest[facts.name] = facts
     if not newest:
         raise InputError(
-            "no job's Records to make a table of; make some with: repzoo card MODEL --data DIR --append FILE.jsonl"
+            "there are no Records of a job to make a table of; "
+            "make some with: repzoo card MODEL --data DIR --append FILE.jsonl"
         )
-    rows = [card.summary(own) for own in newest.values()]
-    heads = [head.format(n=rows[0]["many"]["threads"]) for head in HEADS[language]]
-    return [
-        "| " + " | ".join(cells) + " |"
-        for cells in (heads, ["---"] * len(heads), *map(_cells, rows))
-    ]
+    threads = next(iter(newest.values())).client_threads
+    headings = [heading.format(n=threads) for heading in HEADINGS[language]]
+    lines = [headings, ["---"] * len(headings), *map(_cells, newest.values())]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 
-def _cells(facts: dict[str, Any]) -> list[str]:
-    cost, accuracy, paired, many = (facts[key] for key in ("cost", "accuracy", "paired", "many"))
-    ratio = facts["ratios"]["int8"]
-    parameters = " → ".join(
-        card.millions(cost[form]["parameters"]) for form in ("train", "deploy") if form in cost
-    )
+def _cells(facts: CardFacts) -> list[str]:
+    cost, paired = facts.cost, facts.paired
+    many, ratio = facts.many["int8"], facts.ratios["int8"]
+    forms = [form for form in ("train", "deploy") if form in cost]
+    drop = card.interval(card.points, paired.drop, paired.drop_low, paired.drop_high)
     return [
-        card.escape_markdown(f"{facts['name']}, {facts['classes']} classes"),
-        f"{facts['size']}x{facts['size']}",
-        parameters,
-        f"{cost['deploy']['macs'] / 1e6:.1f}",
-        *(_with_interval(card.percent, accuracy[form], "top1") for form in ("deploy", "int8")),
-        f"{_with_interval(card.points, paired, 'drop')}, n = {paired['n']}",
+        card.escape_markdown(f"{facts.name}, {facts.classes} classes"),
+        f"{facts.size}x{facts.size}",
+        " → ".join(card.millions(cost[form].parameters) for form in forms),
+        f"{cost['deploy'].macs / 1e6:.1f}",
+        _top1(facts, "deploy"),
+        _top1(facts, "int8"),
+        f"{drop}, n = {paired.n}",
         _latencies(facts),
-        card.ms(many["int8"]["p50_ms"]),
-        card.rate(many["int8"]["fps"]),
-        _with_interval(card.ratio_of, ratio, "ratio"),
+        card.ms(many.p50_ms),
+        card.rate(many.fps),
+        card.interval(card.ratio_of, ratio.ratio, ratio.ratio_low, ratio.ratio_high),
     ]
 
 
-def _latencies(facts: dict[str, Any]) -> str:
-    """Float → INT8 milliseconds on the engine of the job; on each that it was timed on, named, where these are several."""
-    found = {facts["engine"]["name"]: facts["single"]} | {
-        one["engine"]["name"]: one["single"] for one in facts["beside"]
-    }
-    shown = {
-        name: " → ".join(
-            card.ms(single[form]["p50_ms"]) if form in single else "–" for form in card.BOTH
-        )
-        for name, single in found.items()
-    }
-    return "<br>".join(
-        f"{card.escape_markdown(name)} {times}" if len(shown) > 1 else times
-        for name, times in shown.items()
-    )
+def _top1(facts: CardFacts, form: str) -> str:
+    accuracy = facts.accuracy[form]
+    return card.interval(card.percent, accuracy.top1, accuracy.top1_low, accuracy.top1_high)
 
 
-def _with_interval(shown: Any, values: Any, key: str) -> str:
-    return f"{shown(values[key])} ({shown(values[f'{key}_low'])} .. {shown(values[f'{key}_high'])})"
+def _latencies(facts: CardFacts) -> str:
+    """Float → INT8 milliseconds on the job's engine; of several engines, each with its name."""
+    by_engine = {facts.engine["name"]: facts.single}
+    for other in facts.beside:
+        by_engine[other.engine["name"]] = other.single
+    shown = []
+    for name, single in by_engine.items():
+        times = [card.ms(single[form].p50_ms) if form in single else "–" for form in card.BOTH]
+        prefix = f"{card.escape_markdown(name)} " if len(by_engine) > 1 else ""
+        shown.append(prefix + " → ".join(times))
+    return "<br>".join(shown)
 
 
 def main() -> None:
-    """Render, or with --check compare and exit 1 when a document is stale."""
+    """Render the tables of documents; with --check, exit with 1 when a document is stale."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("documents", nargs="+", type=Path)
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--check", action="store_true", help="compare only, and write nothing")
     options = parser.parse_args()
     for path in options.documents:
-        old = read_bounded(path, 2**24).decode()
+        old = read_bounded(path, MAX_DOCUMENT_BYTES).decode()
         new = rendered(old, path.parent / "results", "zh" if "_cn" in path.stem else "en")
         if options.check and new != old:
             sys.exit(f"{path} is stale; run: make tables")

@@ -18,6 +18,7 @@ from repzoo.measure import external_results as outputs
 from repzoo.measure.accuracy import Predictions
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.measure.record import Record
+from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.progress import Progress, silent
 
 
@@ -58,8 +59,8 @@ class Evaluation:
     """Records of `evaluate`: one accuracy row a file and engine; paired rows of each against the float one, or where none is
     given against the first; remarks on the images."""
 
-    runs: tuple[Record, ...]
-    paired: tuple[Record, ...]
+    runs: tuple[Record[Accuracy], ...]
+    paired: tuple[Record[PairedAccuracy], ...]
     remarks: tuple[str, ...]
 
 
@@ -90,7 +91,7 @@ def evaluate(
         raise InputError(
             "the results are of different images, so they cannot be compared; evaluate them apart"
         )
-    remarks = list(outputs.covered(data, read[0][1])) if read else []
+    remarks = list(outputs.coverage_remarks(data, read[0][1])) if read else []
     if remarks:
         data = data.subset(read[0][1])
     runs, places = _runs(artifacts, against, options.engines)
@@ -103,7 +104,7 @@ def evaluate(
         found[len(artifacts) * len(options.engines) :],
     )
     keys = found[0].keys if found else read[0][0].keys
-    others = [one if one.keys == keys else outputs.at(one, keys) for one, _ in read]
+    others = [one if one.keys == keys else outputs.select_images(one, keys) for one, _ in read]
     paired = tuple(
         accuracy.compare(first, second, drop=options.drop)
         for first, second in _pairs(own, others, references)

@@ -19,6 +19,7 @@ from repzoo.errors import InputError
 from repzoo.measure import accuracy, mismatch
 from repzoo.measure.host import host
 from repzoo.measure.record import Record
+from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.progress import Progress, silent
 from repzoo.verbs.measuring import first_images
 
@@ -132,8 +133,8 @@ def _floats(
 class Mismatches:
     """Accuracy as the model says, and the paired drop of every wrong way."""
 
-    right: Record
-    wrong: tuple[Record, ...]
+    right: Record[Accuracy]
+    wrong: tuple[Record[PairedAccuracy], ...]
     remarks: tuple[str, ...]
 
 

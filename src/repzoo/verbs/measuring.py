@@ -17,9 +17,10 @@ from repzoo.data.folder import load_image
 from repzoo.data.preprocess import prepare
 from repzoo.engines import DEFAULT_ENGINE, engine
 from repzoo.errors import InputError
-from repzoo.measure import accuracy, latency, sweep
+from repzoo.measure import accuracy, sweep
 from repzoo.measure.host import host
 from repzoo.measure.record import Record
+from repzoo.measure.results import Scenario
 from repzoo.progress import Progress, silent
 
 if (
@@ -39,7 +40,7 @@ class BenchOptions:
     """
 
     engine: tuple[str, ...] = (DEFAULT_ENGINE,)
-    scenario: tuple[latency.Scenario, ...] = ("closed-loop",)
+    scenario: tuple[Scenario, ...] = ("closed-loop",)
     threads: tuple[int, ...] = (1,)
     streams: tuple[int, ...] = (1,)
     batch: tuple[int, ...] = ()
@@ -50,7 +51,7 @@ def benchmark(
     artifacts: Sequence[Artifact],
     options: BenchOptions | None = None,
     progress: Progress = silent,
-    keep: Callable[[Sequence[Record]], None] = lambda _: None,
+    keep: Callable[[Sequence[Record[Any]]], None] = lambda _: None,
 ) -> sweep.SweepResult:
     """Every file on every engine, interleaved, one setting after the other; ratios against the first case of each setting.
 

@@ -204,7 +204,7 @@ def test_the_ladder_learns_only_when_asked_and_when_corrections_are_not_enough(
         _, report = ladder.quantize(
             replace(small(), model=uneven()), split, target, Budget(force=True)
         )
-        said[epochs] = {one.stage: one.paired.values["drop"] for one in report.candidates}
+        said[epochs] = {one.stage: one.paired.values.drop for one in report.candidates}
     assert list(said[0]) == ["rounding"]
     assert list(said[5]) == ["rounding", "rounding, 5 epochs of fine-tuning"]
     assert said[5]["rounding"] == said[0]["rounding"] > 30

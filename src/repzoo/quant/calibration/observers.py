@@ -390,12 +390,12 @@ def collect_statistics(
                 one.close()
             del probe  # and its session before the next is opened
             trim_heap()
-        margins = [Margins.of(logits.reshape(len(logits), -1)) for logits in flow]
+        margins = [Margins.from_logits(logits.reshape(len(logits), -1)) for logits in flow]
     if not margins:
         raise InputError(
             "no calibration image could be read; give --data with images of the kind the model will see"
         )
-    answers = Margins.joined(margins)
+    answers = Margins.concatenate(margins)
     histograms = {one.source: one.histogram for one in counted if one.source in tensors}
     return Statistics(
         histograms, {one.layer.name: one.moments for one in gathered}, len(answers.classes), answers
