@@ -1,4 +1,4 @@
-"""Strange models and data end in a sentence and exit 2 or 4, or in a model that agrees with float."""
+"""Strange models and data end in a sentence and exit 2 or 4, or in a model that works."""
 
 from __future__ import annotations
 

@@ -27,11 +27,11 @@ def quantized(report: QuantReport, path: Path) -> View:
     """`repzoo quantize`."""
     table = columned("rung", ">drop", ">95 % interval", ">same %", ">expected", ">dB", ">s", "")
     for rung in report.candidates:
-        mark = "chosen" if rung is report.chosen else ("" if rung.passes else "refused")
+        mark = "chosen" if rung is report.chosen else ("" if rung.verdict.passes else "refused")
         table.add_row(
             rung.stage,
-            *_drop(rung.paired.values),
-            *_told(rung.paired.values),
+            *_drop(rung.paired),
+            *_told(rung.paired),
             f"{rung.seconds:.1f}",
             mark,
         )
@@ -70,7 +70,7 @@ def _told(values: PairedAccuracy) -> tuple[str, str]:
 
 def _placement(report: QuantReport) -> list[str]:
     """What runs in INT8, why the rest does not, and what that gives."""
-    ratio = report.chosen.ratio.values
+    ratio = report.chosen.ratio
     latency = (
         f"placement: {report.chosen.placement}; INT8 / float latency {cards.ratio_of(ratio.ratio)} "
         f"(95 % interval {cards.ratio_of(ratio.ratio_low)} .. {cards.ratio_of(ratio.ratio_high)})"

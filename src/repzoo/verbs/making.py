@@ -25,7 +25,8 @@ from repzoo.quant.baselines import registry as recipes
 from repzoo.quant.network.scheme import adapt_to_host, default_scheme
 from repzoo.quant.network.scheme import load_scheme as scheme_called
 from repzoo.quant.search import ladder
-from repzoo.quant.search.gate import Budget, QuantReport
+from repzoo.quant.search.gate import QuantReport
+from repzoo.quant.search.verdict import Budget
 from repzoo.storage import sha256_of_file
 from repzoo.verbs.inputs import embed_input
 from repzoo.verbs.loading import load

@@ -34,8 +34,8 @@ from repzoo.quant.parameters.finetune import FinetuneOptions, Lessons
 from repzoo.quant.rewrites import stages as rungs
 from repzoo.quant.search import gate as gating
 from repzoo.quant.search import ladder
-from repzoo.quant.search.gate import Budget
 from repzoo.quant.search.ladder import Target
+from repzoo.quant.search.verdict import Budget
 
 Inputs = npt.NDArray[np.float32]
 COARSE = load_scheme("per-tensor")
@@ -192,10 +192,10 @@ def test_the_ladder_learns_only_when_asked_and_when_corrections_are_not_enough(
 ) -> None:
     """Without equalization, which would undo the damage exactly, and without layers that leave INT8."""
     monkeypatch.setattr(gating, "BENCH_SECONDS", 0.02)
-    monkeypatch.setattr(ladder, "RUNGS", rungs.STAGES[:1])
-    monkeypatch.setattr(ladder, "ESCAPES", ())
+    monkeypatch.setattr(ladder, "STAGES", rungs.STAGES[:1])
+    monkeypatch.setattr(ladder, "FALLBACK_COUNTS", ())
     everything = place.candidates(uneven())[:1]
-    monkeypatch.setattr(place.PlacementSpace, "candidates", lambda _: everything)
+    monkeypatch.setattr(place.PlacementSpace, "starting_placements", lambda _: everything)
     found = open_source("digits").split_for_quantization(256, 0)
     split = replace(found, gate=found.gate.subset(range(0, len(found.gate), 2)))
     said = {}
@@ -204,7 +204,7 @@ def test_the_ladder_learns_only_when_asked_and_when_corrections_are_not_enough(
         _, report = ladder.quantize(
             replace(small(), model=uneven()), split, target, Budget(force=True)
         )
-        said[epochs] = {one.stage: one.paired.values.drop for one in report.candidates}
+        said[epochs] = {one.stage: one.paired.drop for one in report.candidates}
     assert list(said[0]) == ["rounding"]
     assert list(said[5]) == ["rounding", "rounding, 5 epochs of fine-tuning"]
     assert said[5]["rounding"] == said[0]["rounding"] > 30

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import onnx
 import pytest
-
 from tests.quant.search.test_verdict import counted, expecting
 
 from repzoo.artifact import Artifact
@@ -54,7 +53,7 @@ def test_a_slower_candidate_must_be_clearly_more_accurate() -> None:
 
 
 def test_where_nothing_is_enough_accuracy_counts_more_than_latency() -> None:
-    """EfficientNet-Lite0, 7-bit weights per tensor: a layer in float, or only wide layers in INT8."""
+    """EfficientNet-Lite0 with 7-bit weights: a layer in float, or only wide layers in INT8."""
     fast = candidate(noisy(counted(changed=5), 4.0, 1.7, snr_db=13.8), 0.68)
     slow = candidate(noisy(counted(changed=2), 1.7, 0.7, snr_db=20.6), 0.88)
     assert fast.candidate.verdict < Verdict.ENOUGH

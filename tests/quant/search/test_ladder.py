@@ -273,9 +273,7 @@ def breaking(images: Dataset, index: int) -> Dataset:
 
 def test_an_unreadable_gate_image_is_reported() -> None:
     gate = sets().gate
-    _, report = quantize(
-        replace(sets(), gate=breaking(gate, 5)), Budget(1.0), artifact=linear()
-    )
+    _, report = quantize(replace(sets(), gate=breaking(gate, 5)), Budget(1.0), artifact=linear())
     assert f"left out: {gate.keys[5]} is broken" in report.warnings
     assert report.paired.values.n == len(gate) - 1
 

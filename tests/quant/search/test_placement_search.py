@@ -67,7 +67,7 @@ class Machine(PlacementRace):
     def ratios_to_float(
         self,
         placements: Sequence[Placement],
-        seconds: float,  # noqa: ARG002
+        seconds: float,
     ) -> list[LatencyRatio]:
         ratios = []
         for placement in placements:
@@ -79,7 +79,7 @@ class Machine(PlacementRace):
         self,
         base: Placement,
         placements: Sequence[Placement],
-        openings: int = 1,  # noqa: ARG002
+        openings: int = 1,
     ) -> list[Interval]:
         self.races += 1
         return [self._ratio(self.cost(placement), self.cost(base)) for placement in placements]

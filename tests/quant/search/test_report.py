@@ -1,4 +1,4 @@
-"""What `--report` says of sound models and of models broken on purpose, through the command line."""
+"""What `--report` says of sound models and of models broken on purpose, by the command line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def weight(name: str) -> npt.NDArray[np.float64]:
 
 
 def outlier_behind_a_flatten() -> Weights:
-    """The same function; channel 5 of the second layer is 1000 times as large, and divided again."""
+    """The same function; channel 5 of the second layer is 1000 times as large in between."""
     second = weight("second")
     means = weight("means")
     second[5] *= 1000
@@ -67,7 +67,7 @@ def outlier_behind_a_flatten() -> Weights:
 
 
 def outlier_between_convolutions() -> Weights:
-    """The same function; channel 3 of the first layer is 1000 times as large, and divided again."""
+    """The same function; channel 3 of the first layer is 1000 times as large in between."""
     first = weight("first")
     second = weight("second")
     first[3] *= 1000

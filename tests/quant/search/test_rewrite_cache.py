@@ -1,4 +1,4 @@
-"""Float graphs are made once per chain of rewrites, shared between stages, and dropped when done."""
+"""Float graphs are made once per chain of rewrites, shared by stages, and dropped when done."""
 
 from __future__ import annotations
 

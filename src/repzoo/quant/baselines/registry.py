@@ -108,8 +108,7 @@ def make_task(
     preprocess = artifact.require_preprocess()
     images: list[Array] = []
     for batch in batches(calibration, preprocess, PREPARED_AT_ONCE, report):
-        for index in range(len(batch.inputs)):
-            images.append(batch.inputs[index : index + 1])
+        images.extend(image[None] for image in batch.inputs)
         progress("calibrate", len(images), len(calibration))
     if not images:
         raise InputError(

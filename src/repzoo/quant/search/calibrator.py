@@ -96,7 +96,11 @@ class Calibrator:
         return Calibration(statistics, images.subset(reader.indices), reader.report.sentences())
 
     def observe_again(
-        self, model: onnx.ModelProto, tensors: Sequence[str], wanted: Sequence[Layer], images: Dataset
+        self,
+        model: onnx.ModelProto,
+        tensors: Sequence[str],
+        wanted: Sequence[Layer],
+        images: Dataset,
     ) -> Statistics:
         """Statistics of `tensors` and of the inputs of the layers `wanted`, on other images."""
         # The statistics of the calibration pass are still in memory.

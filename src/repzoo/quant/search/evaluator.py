@@ -105,7 +105,9 @@ class Evaluator:
         float_model = self.builder.cache.get(candidate.build.stage)
         sample = images.subset(images.balanced_sample(DIAGNOSED_IMAGES, 0))
         found = layers.find_layers(float_model.model)
-        observed = [layer for name, layer in found.items() if name in float_model.statistics.moments]
+        observed = [
+            layer for name, layer in found.items() if name in float_model.statistics.moments
+        ]
         tensors = list(candidate.build.plan.activations)
         free_memory()
         statistics = self.calibrator.observe_again(float_model.model, tensors, observed, sample)

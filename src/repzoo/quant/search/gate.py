@@ -138,7 +138,9 @@ class Gate:
         verdict = self.budget.judge(paired)
         return Candidate(stage, placement, paired, ratio, verdict, seconds)
 
-    def measure(self, quantizer: str, quantized: Artifact) -> tuple[CandidateModel, Record[PairedAccuracy]]:
+    def measure(
+        self, quantizer: str, quantized: Artifact
+    ) -> tuple[CandidateModel, Record[PairedAccuracy]]:
         """Measure on the gate images what another quantizer made.
 
         Returns the candidate, and the Record of its comparison with float. Its placement and the

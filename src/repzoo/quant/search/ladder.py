@@ -26,7 +26,6 @@ is still smaller.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -123,9 +122,7 @@ def quantize(
     )
 
 
-def calibrate(
-    gate: Gate, split: QuantizationSplit, target: Target
-) -> tuple[Evaluator, list[str]]:
+def calibrate(gate: Gate, split: QuantizationSplit, target: Target) -> tuple[Evaluator, list[str]]:
     """Run the calibration pass.
 
     Returns what builds and measures candidates from its statistics, and remarks on the images.

@@ -11,13 +11,9 @@ from repzoo.quant.search.candidate import NAMED_LAYERS
 from repzoo.quant.search.verdict import CHANGED_ALLOWED, UNCHANGED, Verdict
 
 
-def refusal(
-    name: str, layers: Sequence[LayerSqnr], paired: PairedAccuracy, max_drop: float
-) -> str:
+def refusal(name: str, layers: Sequence[LayerSqnr], paired: PairedAccuracy, max_drop: float) -> str:
     """Why the model called `name` is refused, which layers are to blame, and what to do."""
-    interval = (
-        f"95 % interval {paired.drop_low:.2f} to {paired.drop_high:.2f}, {paired.n} images"
-    )
+    interval = f"95 % interval {paired.drop_low:.2f} to {paired.drop_high:.2f}, {paired.n} images"
     if paired.labeled is not False:
         loss = (
             f"loses {paired.drop:.2f} points of Top-1 ({interval}), above the budget of {max_drop}"

@@ -237,7 +237,10 @@ def _time_starts(
 
 
 def _choose_finalists(
-    space: PlacementSpace, starts: Sequence[Placement], order: Sequence[int], ratios: Sequence[float]
+    space: PlacementSpace,
+    starts: Sequence[Placement],
+    order: Sequence[int],
+    ratios: Sequence[float],
 ) -> list[Placement]:
     """Those of `starts` to time with care.
 
