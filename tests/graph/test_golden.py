@@ -18,8 +18,9 @@ pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("timm", reason="the torch extra is not installed")
 
 from repzoo.artifact import Step
-from repzoo.graph.fold.engine import FoldResult, fold
+from repzoo.graph.fold.engine import fold
 from repzoo.graph.tools.export import export
+from repzoo.graph.tools.fold_result import FoldResult
 from repzoo.zoo import catalog, families
 
 GOLDEN = Path(__file__).parent / "golden"

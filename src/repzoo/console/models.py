@@ -160,7 +160,7 @@ def embedded_input(made: EmbeddedInput, one: Artifact, path: Path) -> View:
     document = {
         **written(one, path).document,
         "placed": made.said,
-        "certificate": dataclasses.asdict(made.certificate),
+        "certificate": made.certificate.to_json(),
     }
     prepared = one.require_preprocess()
     document |= {

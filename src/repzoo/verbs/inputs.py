@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,8 +62,7 @@ def embed_input(
     made = inputs.embed(
         artifact.model, wanted, *pixel_map(wanted, given.color), merge=artifact.form == "deploy"
     )
-    if made.folded:
-        prove(made.prepended, made.model, [one.output for one in made.folded.folds])
+    proofs = prove(made.prepended, made.model, made.folded.outputs) if made.folded else ()
     runner = engine(engine_name)
 
     def run(model: onnx.ModelProto, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -74,6 +73,7 @@ def embed_input(
         made.model,
         run,
         [(_floats(raw, wanted, given), raw) for raw in _raws(wanted, data)],
+        proofs,
     )
     settings = {
         "input": wanted.input,
@@ -83,7 +83,7 @@ def embed_input(
     }
     step = Step("embed-input", __version__, settings)
     result = replace(artifact, preprocess=wanted).then(
-        made.model, step, input_certificate=asdict(certificate)
+        made.model, step, input_certificate=certificate.to_json()
     )
     return EmbeddedInput(result, made.summary, certificate)
 

@@ -227,7 +227,7 @@ def fold(
     def run(model: onnx.ModelProto, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return runner.open(model, host()["affinity"], exact=True).run(inputs)
 
-    certificate = certifying.certify(artifact, result, run, images)
+    certificate = certifying.certify(artifact, result, folding.fold, run, images)
     settings = {
         "folds": len(result.folds),
         "refusals": len(result.refusals),

@@ -1,4 +1,4 @@
-"""The certificate passes true folds, however scaled, and fails every wrong one: of the graph, of the algebra, of the weights."""
+"""The certificate passes correct folds at any scale and fails wrong ones: algebra, graph, weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from onnx import numpy_helper
 from repzoo import verbs
 from repzoo.artifact import Artifact, Preprocess, Step
 from repzoo.errors import CertificateError, InputError
-from repzoo.graph.certificate import certify
+from repzoo.graph.certificate import certify, whole_graph
 from repzoo.graph.certificate.certify import Certificate
-from repzoo.graph.certificate.proof import PROBES
+from repzoo.graph.certificate.probes import PROBES
 from repzoo.graph.fold import algebra
 from repzoo.graph.fold import engine as fold
 from repzoo.graph.fold.algebra import AffineMap
@@ -76,21 +76,23 @@ def certified(execute: Execute) -> Callable[..., Certificate]:
     def run(before: Artifact, model: onnx.ModelProto | None = None, **more: Any) -> Certificate:
         result = fold.fold(before.model)
         result = result if model is None else replace(result, model=model)
-        return certify.certify(before, result, lambda model, data: execute(model, data)[0], **more)
+        return certify.certify(
+            before, result, fold.fold, lambda model, data: execute(model, data)[0], **more
+        )
 
     return run
 
 
-def test_a_true_fold_is_certified_with_the_facts(
+def test_certificate_of_a_correct_fold_states_errors_costs_and_proofs(
     before: Artifact, certified: Callable[..., Certificate]
 ) -> None:
     made = certified(before)
     assert made.equal
     assert made.proven == len(made.folds) == 4
     assert 0 < made.proof_ratio <= 1
-    assert 0 < made.max_abs_error <= made.bound
-    assert made.top1_agreement == 1
-    assert made.inputs == 8
+    assert 0 < made.comparison.max_abs_error <= made.comparison.bound
+    assert made.comparison.top1_agreement == 1
+    assert made.comparison.inputs == 8
     assert made.before["operators"]["BatchNormalization"] == 6
     assert made.after["operators"] == {
         "Conv": 3,
@@ -111,7 +113,7 @@ def test_a_true_fold_is_certified_with_the_facts(
     assert made.line().startswith("equal: largest error")
 
 
-# --- mutants of the algebra -----------------------------------------------------------------------------------------------
+# --- wrong algebra --------------------------------------------------------------------------------
 
 
 def epsilon_forgotten(gamma: Any, beta: Any, mean: Any, variance: Any, _: float) -> Any:
@@ -199,7 +201,7 @@ ALGEBRA_MUTANTS = [
 @pytest.mark.parametrize(
     ("name", "mutant"), ALGEBRA_MUTANTS, ids=lambda item: getattr(item, "__name__", None)
 )
-def test_a_wrong_law_is_caught(
+def test_wrong_algebra_is_caught(
     name: str,
     mutant: Any,
     before: Artifact,
@@ -211,7 +213,7 @@ def test_a_wrong_law_is_caught(
         certified(before)
 
 
-def test_an_identity_counted_twice_is_caught(
+def test_an_identity_branch_that_counts_twice_is_caught(
     graph: Graph, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = "a = Conv<pads = [1, 1, 1, 1]>(data, w)\nt = Add(data, a)\nz = GlobalAveragePool(t)\noutput = Flatten(z)"
@@ -265,7 +267,7 @@ def with_hostile_statistics(artifact: Artifact, kind: str) -> Artifact:
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_statistics_are_certified_and_their_mutants_are_not(
+def test_hostile_batchnorm_statistics_are_certified_and_wrong_algebra_on_them_is_not(
     kind: str,
     before: Artifact,
     certified: Callable[..., Certificate],
@@ -282,7 +284,7 @@ def test_hostile_statistics_are_certified_and_their_mutants_are_not(
                 certified(hostile)
 
 
-# --- mutants of the folded graph ------------------------------------------------------------------------------------------
+# --- wrong graphs ---------------------------------------------------------------------------------
 
 
 def nodes(model: onnx.ModelProto, kind: str) -> list[onnx.NodeProto]:
@@ -373,7 +375,7 @@ GRAPH_MUTANTS = [
 
 
 @pytest.mark.parametrize("mutant", GRAPH_MUTANTS)
-def test_a_wrong_graph_is_caught(
+def test_a_change_of_the_folded_graph_is_caught(
     mutant: Mutant, before: Artifact, certified: Callable[..., Certificate]
 ) -> None:
     model = onnx.ModelProto()
@@ -388,7 +390,7 @@ def test_a_wrong_graph_is_caught(
     "mutant",
     [pads_mirrored, stride_ignored, bias_dropped, channels_permuted, activation_lost, rewired],
 )
-def test_the_whole_graph_is_compared_too(
+def test_comparing_the_outputs_alone_catches_wrong_graphs(
     mutant: Mutant,
     before: Artifact,
     certified: Callable[..., Certificate],
@@ -406,7 +408,7 @@ def test_the_whole_graph_is_compared_too(
         certified(before, model)
 
 
-# --- odd inputs -----------------------------------------------------------------------------------------------------------
+# --- unusual inputs -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -425,7 +427,7 @@ def test_weights_that_are_not_finite_are_refused(
         certified(before)
 
 
-def test_a_network_that_answers_zero_is_certified(
+def test_a_network_with_zero_outputs_is_certified(
     before: Artifact, certified: Callable[..., Certificate]
 ) -> None:
     """Zero-initialized heads exist; no division by their magnitude."""
@@ -433,23 +435,23 @@ def test_a_network_that_answers_zero_is_certified(
         change(before.model, name, np.zeros_like)
     made = certified(before)
     assert made.equal
-    assert made.max_rel_error == 0
+    assert made.comparison.max_rel_error == 0
 
 
-def test_a_fixed_batch_is_certified_in_its_batches(
+def test_a_fixed_batch_size_is_certified_in_batches_of_that_size(
     graph: Graph, certified: Callable[..., Certificate]
 ) -> None:
     before = Artifact(graph(BODY, WEIGHTS, "2, 4, 16, 17", "2, 5"), "fixed", Preprocess(size=16))
     real = np.random.default_rng(3).standard_normal((5, 4, 16, 17)).astype(np.float32)
-    assert certified(before).inputs == 4
-    assert certified(before, images=real).inputs == 4 + 5, "the last batch is filled up"
+    assert certified(before).comparison.inputs == 4
+    assert certified(before, images=real).comparison.inputs == 4 + 5, "the last batch is filled up"
 
 
 def test_real_images_are_counted_and_compared(
     before: Artifact, certified: Callable[..., Certificate]
 ) -> None:
     real = np.random.default_rng(3).standard_normal((5, 4, 16, 17)).astype(np.float32)
-    assert certified(before, images=real).inputs == 13
+    assert certified(before, images=real).comparison.inputs == 13
 
 
 def with_constant_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -469,11 +471,11 @@ def test_weights_in_constant_nodes_are_jittered(
     before: Artifact, certified: Callable[..., Certificate]
 ) -> None:
     made = certified(replace(before, model=with_constant_nodes(before.model)))
-    assert made.bound == certified(before).bound
+    assert made.comparison.bound == certified(before).comparison.bound
     assert made.proven == 4
 
 
-def test_the_verb_raises_and_the_command_leaves_no_file(
+def test_a_wrong_fold_raises_and_the_command_leaves_no_file(
     before: Artifact, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before.save(tmp_path / "in.onnx")
@@ -490,7 +492,7 @@ def test_the_verb_raises_and_the_command_leaves_no_file(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good.onnx", "in.onnx"]
 
 
-# --- number types, sizes, pieces ------------------------------------------------------------------------------------------
+# --- number types, sizes, pieces ------------------------------------------------------------------
 
 
 def as_halves(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -513,13 +515,13 @@ def as_halves(model: onnx.ModelProto) -> onnx.ModelProto:
     return half
 
 
-def test_float16_is_certified_against_its_own_rounding(
+def test_float16_is_certified_against_float16_rounding(
     before: Artifact, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = replace(before, model=as_halves(before.model))
     made = certified(half)
     assert made.proven == 4
-    assert made.bound > 100 * certified(before).bound
+    assert made.comparison.bound > 100 * certified(before).comparison.bound
     monkeypatch.setattr(algebra, "from_batchnorm", mean_ignored)
     with pytest.raises(CertificateError):
         certified(half)
@@ -530,7 +532,7 @@ def test_open_sides_are_certified_at_the_size_of_the_images(
 ) -> None:
     before = Artifact(graph(BODY, WEIGHTS, "N, 4, H, W", "N, 5"), "open", None)
     real = np.random.default_rng(3).standard_normal((5, 4, 20, 24)).astype(np.float32)
-    assert certified(before, images=real).inputs == 4 + 4 + 5
+    assert certified(before, images=real).comparison.inputs == 4 + 4 + 5
 
 
 def test_images_of_another_size_are_bad_input(
@@ -554,7 +556,9 @@ def test_a_model_beyond_one_file_is_refused_in_a_sentence(
 
 
 @pytest.mark.parametrize("held", ["initializers", "Constant nodes"])
-def test_pieces_give_what_the_whole_gives(held: str, before: Artifact, execute: Execute) -> None:
+def test_the_pieces_of_a_model_compute_what_the_model_computes(
+    held: str, before: Artifact, execute: Execute
+) -> None:
     model = before.model if held == "initializers" else with_constant_nodes(before.model)
     data = np.random.default_rng(0).standard_normal((3, 4, 16, 17)).astype(np.float32)
     seen = data
@@ -566,12 +570,14 @@ def test_pieces_give_what_the_whole_gives(held: str, before: Artifact, execute: 
     assert len(list(split_model(model))) == 1
 
 
-def test_a_fold_is_certified_in_pieces_too(
+def test_a_fold_can_be_certified_piece_by_piece(
     before: Artifact, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = certified(before)
-    monkeypatch.setattr(certify, "pieces", lambda model, **more: split_model(model, 600, **more))
-    assert certified(before).max_abs_error == whole.max_abs_error
+    monkeypatch.setattr(
+        whole_graph, "split_model", lambda model, **more: split_model(model, 600, **more)
+    )
+    assert certified(before).comparison == whole.comparison
     model = onnx.ModelProto()
     model.CopyFrom(fold.fold(before.model).model)
     channels_permuted(model)
@@ -580,18 +586,18 @@ def test_a_fold_is_certified_in_pieces_too(
         certified(before, model)
 
 
-def test_the_hash_is_of_the_graph_and_not_of_its_metadata(before: Artifact) -> None:
+def test_the_hash_covers_the_graph_but_not_its_metadata(before: Artifact) -> None:
     known = sha256_of_graph(before.model)
     assert sha256_of_graph(Artifact.from_bytes(before.to_bytes(), "again").model) == known
     change(before.model, "wa", lambda values: np.nextafter(values, np.float32(0)))
     assert sha256_of_graph(before.model) != known
 
 
-# --- the families, at any scale -------------------------------------------------------------------------------------------
+# --- model families -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["repvgg_a0", "repghostnet_050", "repvit_m0_6", "fasternet_t0"])
-def test_the_families_are_certified_at_any_scale(name: str, aged: Any) -> None:
+def test_models_of_every_family_are_certified_at_any_scale(name: str, aged: Any) -> None:
     """As they are, and with a first convolution that makes every activation behind it very large or very small."""
     pytest.importorskip("timm", reason="the torch extra is not installed")
     from repzoo.graph.tools.export import export

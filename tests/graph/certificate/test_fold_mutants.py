@@ -19,6 +19,7 @@ from repzoo.artifact import Artifact, Preprocess
 from repzoo.errors import CertificateError
 from repzoo.graph.certificate import certify
 from repzoo.graph.certificate.proof import prove
+from repzoo.graph.certificate.whole_graph import Runner
 from repzoo.graph.fold import algebra, rules
 from repzoo.graph.fold import engine as fold
 from repzoo.graph.fold.algebra import AffineMap
@@ -82,7 +83,7 @@ def before(graph: Graph) -> Artifact:
 def certified(execute: Execute) -> Callable[[Artifact], certify.Certificate]:
     def run(before: Artifact) -> certify.Certificate:
         return certify.certify(
-            before, fold.fold(before.model), lambda model, data: execute(model, data)[0]
+            before, fold.fold(before.model), fold.fold, lambda model, data: execute(model, data)[0]
         )
 
     return run
@@ -422,12 +423,12 @@ def test_an_epsilon_error_does_not_hide_behind_large_variances(
         "var": np.full(8, 1e8).tolist(),
     }
     before = Artifact(graph(body, weights, output="N, 8"), "loud", Preprocess(size=9))
-    run: certify.Runner = lambda model, data: execute(model, data)[0]  # noqa: E731
-    assert certify.certify(before, fold.fold(before.model), run).adversarial_cases == 1
+    run: Runner = lambda model, data: execute(model, data)[0]  # noqa: E731
+    assert certify.certify(before, fold.fold(before.model), fold.fold, run).adversarial_cases == 1
     monkeypatch.setattr(algebra, "from_batchnorm", mutate(algebra.from_batchnorm))
     result = fold.fold(before.model)
     prove(
         before.model, result.model, [one.output for one in result.folds]
     )  # what the model's own numbers show: nothing
     with pytest.raises(CertificateError, match="with adversarial BatchNorm parameters"):
-        certify.certify(before, result, run)
+        certify.certify(before, result, fold.fold, run)

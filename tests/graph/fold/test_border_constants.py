@@ -18,7 +18,8 @@ from repzoo.graph.certificate.proof import prove
 from repzoo.graph.fold import algebra
 from repzoo.graph.fold import border_constants as borders
 from repzoo.graph.fold.algebra import Inexact
-from repzoo.graph.fold.engine import FoldResult, fold
+from repzoo.graph.fold.engine import fold
+from repzoo.graph.tools.fold_result import FoldResult
 
 Array = npt.NDArray[Any]
 Graph = Callable[..., onnx.ModelProto]
@@ -252,7 +253,7 @@ def test_the_authors_branches_become_one_convolution(
     )
     result = fold(before.model)
     assert kinds(result) == ["Conv", "Relu", "ReduceMean"]
-    certificate = certify(before, result, lambda model, data: execute(model, data)[0])
+    certificate = certify(before, result, fold, lambda model, data: execute(model, data)[0])
     assert certificate.proven == certificate.adversarial_cases == 1
     data = torch.randn(1, 4, 8, 8)
     (got,) = execute(result.model, data.numpy())

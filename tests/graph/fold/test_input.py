@@ -128,7 +128,7 @@ def test_every_stem_is_equal_and_merged_where_that_is_exact(
     kinds = [node.op_type for node in made.model.graph.node]
     assert kinds[0] == "Cast"
     assert ("Sub" in kinds) == (where == "padded") or where in ("front", "either")
-    assert certified(artifact, made.model, wanted).top1_agreement == 1
+    assert certified(artifact, made.model, wanted).comparison.top1_agreement == 1
     assert certified(artifact, made.prepended, wanted).equal
     reference = engine("reference").open(made.model)  # a second runtime, for the operators' meaning
     raw = np.random.default_rng(1).integers(0, 256, (2, *wanted.input_shape), np.uint8)

@@ -11,10 +11,11 @@ import onnx
 import pytest
 
 from repzoo.errors import CertificateError
-from repzoo.graph.certificate import proof
 from repzoo.graph.certificate.adversarial import adversarial_cases
 from repzoo.graph.certificate.index import TensorIndex
-from repzoo.graph.certificate.proof import TrainingForm, prove
+from repzoo.graph.certificate.proof import prove
+from repzoo.graph.certificate.training_form import TrainingForm
+from repzoo.graph.certificate.unchanged import changed_nodes
 from repzoo.graph.fold import engine as folding
 from repzoo.graph.fold.engine import fold
 
@@ -155,5 +156,5 @@ def test_the_probe_has_the_length_of_the_rows(graph: Graph) -> None:
     model = made(graph, LEVIT)
     origin, after = TrainingForm.of(model), fold(model).model
     new = TensorIndex.of(after.graph)
-    (layer,) = proof.changed_nodes(after, origin, new)
-    assert (layer.op_type, len(layer.input), origin.probe(layer, new)) == ("MatMul", 3, (1, 6, 5))
+    (layer,) = changed_nodes(after, origin, new)
+    assert (layer.op_type, len(layer.input), origin.probe_shape(layer, new)) == ("MatMul", 3, (1, 6, 5))

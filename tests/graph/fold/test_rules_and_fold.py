@@ -15,7 +15,8 @@ from onnx import numpy_helper
 
 from repzoo.errors import CertificateError, InputError
 from repzoo.graph.certificate.proof import prove
-from repzoo.graph.fold.engine import FoldResult, fold
+from repzoo.graph.fold.engine import fold
+from repzoo.graph.tools.fold_result import FoldResult
 
 Array = npt.NDArray[Any]
 Graph = Callable[..., onnx.ModelProto]

@@ -12,8 +12,9 @@ import onnx
 import pytest
 
 from repzoo.engines import engine
-from repzoo.graph.fold.engine import FoldResult, fold
+from repzoo.graph.fold.engine import fold
 from repzoo.graph.fold.timing import Timing
+from repzoo.graph.tools.fold_result import FoldResult
 from repzoo.measure.compare import compare_latency
 
 Array = npt.NDArray[Any]

@@ -15,7 +15,7 @@ from repzoo.graph.tools.cost import count
 from repzoo.graph.tools.pieces import without_weights
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.parameters import qdq_writer as qdq
-from repzoo.quant.parameters.ranges import ActivationParameters
+from repzoo.quant.parameters.scales import ActivationParameters
 
 Graph = Callable[..., onnx.ModelProto]
 
@@ -85,7 +85,7 @@ def test_open_sides_take_the_artifacts_size_or_the_given_one(
 def test_int8_counts_what_its_float_form_does(network: Artifact) -> None:
     tensors = ("data", "c", "d", "f")
     placement = Placement(name="all", tensors=tensors, nodes=frozenset({"a", "d", "output"}))
-    quantized = qdq.write(
+    quantized = qdq.insert_qdq(
         network.model,
         placement,
         {name: ActivationParameters(0.02, 128) for name in tensors},

@@ -189,7 +189,7 @@ def test_standardized_weights_are_computed_and_folded_into(
     assert sum(node.op_type == "BatchNormalization" for node in made.model.graph.node) == 3
     result = fold(made.model)
     assert [node.op_type for node in result.model.graph.node] == ["Conv", "Relu", "Conv", "Flatten"]
-    assert certify(made, result, lambda model, data: execute(model, data)[0]).proven == 1
+    assert certify(made, result, fold, lambda model, data: execute(model, data)[0]).proven == 1
     data = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
     with torch.no_grad():
         expected = standardized(torch.from_numpy(data)).numpy()

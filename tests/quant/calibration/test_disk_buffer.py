@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from repzoo.errors import InputError
-from repzoo.quant.calibration import disk_buffer as spool
-from repzoo.quant.calibration.disk_buffer import Array, Spool
+from repzoo.quant.calibration import disk_buffer as disk_buffer_module
+from repzoo.quant.calibration.disk_buffer import Array, DiskBuffer
 
 shapes = arrays.array_shapes(min_dims=1, max_dims=4, max_side=5)
 
@@ -23,8 +23,8 @@ def test_arrays_come_back_in_their_order_from_memory_and_from_disk(
     given_arrays: list[Array], room: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spool, "IN_MEMORY", room)
-        with Spool(one.T for one in given_arrays) as kept:  # not as memory holds them
+        patch.setattr(disk_buffer_module, "MAX_BYTES_IN_MEMORY", room)
+        with DiskBuffer(one.T for one in given_arrays) as kept:  # not as memory holds them
             found = list(kept)
     assert [one.tobytes() for one in found] == [
         np.ascontiguousarray(one.T).tobytes() for one in given_arrays
@@ -33,18 +33,18 @@ def test_arrays_come_back_in_their_order_from_memory_and_from_disk(
 
 
 def test_a_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(spool, "IN_MEMORY", 16)
+    monkeypatch.setattr(disk_buffer_module, "MAX_BYTES_IN_MEMORY", 16)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(InputError, match=r"temporary file cannot be written .*gone.* set TMPDIR"):
-        Spool([np.zeros(100, np.float32)])
+    with pytest.raises(InputError, match=r"temporary file .*gone.* set TMPDIR"):
+        DiskBuffer([np.zeros(100, np.float32)])
 
 
 def test_what_fails_on_the_way_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """pytest turns the warning of a file that nobody closed into an error."""
-    monkeypatch.setattr(spool, "IN_MEMORY", 16)
+    monkeypatch.setattr(disk_buffer_module, "MAX_BYTES_IN_MEMORY", 16)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(ZeroDivisionError):
-        Spool(np.full(100 // one, 1.0, np.float32) for one in (1, 0))
+        DiskBuffer(np.full(100 // one, 1.0, np.float32) for one in (1, 0))
     assert not list(tmp_path.iterdir())

@@ -17,16 +17,11 @@ from repzoo import verbs
 from repzoo.engines import engine
 from repzoo.errors import InputError
 from repzoo.graph.tools.pieces import Pieces, split_model
-from repzoo.quant.calibration import observers as observe_module
-from repzoo.quant.calibration.observers import (
-    BINS,
-    KEPT_VALUES,
-    CalibrationStream,
-    Histogram,
-    Statistics,
-    collect_statistics,
-    gram_width,
-)
+from repzoo.quant.calibration import calibrate
+from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
+from repzoo.quant.calibration.histogram import BINS, Histogram
+from repzoo.quant.calibration.observers import RAW_SAMPLES, gram_width
+from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network import placement as place
 from repzoo.quant.parameters import qdq_writer as qdq
@@ -189,13 +184,13 @@ def test_values_are_kept_of_all_images_alike(count: int, batch: int) -> None:
             model, ["t"], [], CalibrationStream(batches, count), engine("onnxruntime"), 1
         )
         .histograms["t"]
-        .kept
+        .samples
     )
     numbers, times = np.unique(kept, return_counts=True)
-    assert kept.shape == (1, KEPT_VALUES)
-    assert len(numbers) == min(count, KEPT_VALUES)
+    assert kept.shape == (1, RAW_SAMPLES)
+    assert len(numbers) == min(count, RAW_SAMPLES)
     assert np.ptp(times) <= 1
-    assert np.diff(numbers).max() <= -(-count // KEPT_VALUES)
+    assert np.diff(numbers).max() <= -(-count // RAW_SAMPLES)
 
 
 def test_a_large_model_in_pieces_gives_the_same(
@@ -222,9 +217,9 @@ def test_a_large_model_in_pieces_gives_the_same(
 
     whole = statistics()
     assert shown == [20, 40, 60, 80, 100]
-    monkeypatch.setattr(observe_module, "pieces", counted)
-    monkeypatch.setattr(observe_module, "WHOLE_BYTES", 0)
-    monkeypatch.setattr(observe_module, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr(calibrate, "split_model", counted)
+    monkeypatch.setattr(calibrate, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(calibrate, "PIECE_BYTES", 10_000)
     shown.clear()
     parts = statistics()
     assert cut[0] > 3
@@ -235,7 +230,7 @@ def test_a_large_model_in_pieces_gives_the_same(
     for name, one in whole.histograms.items():
         other = parts.histograms[name]
         assert one.total == other.total
-        for field in ("low", "high", "kept", "mean"):
+        for field in ("low", "high", "samples", "mean"):
             np.testing.assert_allclose(getattr(other, field), getattr(one, field), atol=1e-4)
     for name, moments in whole.moments.items():
         assert moments.rows == parts.moments[name].rows

@@ -9,12 +9,13 @@ import pytest
 from onnx import numpy_helper
 
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import CalibrationStream, Statistics, collect_statistics
+from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.calibration.sensitivity import (
     SensitivityPropagation,
     activation_sensitivity,
     input_sensitivity,
 )
+from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network.graph_view import GraphView
 
@@ -139,7 +140,7 @@ def test_costs_are_what_noise_does(way: str) -> None:
         layers.initializer_arrays(plain),
         statistics,
     )
-    costs = SensitivityPropagation(GraphView(plain), found, statistics).costs(charges, charges)
+    costs = SensitivityPropagation(GraphView(plain), found, statistics).propagate(charges, charges)
     expected = [measured(model, channel) for channel in range(6)]
     # what slopes and factors make together is taken as what each makes alone
     np.testing.assert_allclose(costs["t"], expected, rtol=0.3, atol=0.02 * max(expected))
@@ -160,7 +161,7 @@ def test_shapes_that_are_not_known_cost_precision_and_no_more(way: str) -> None:
     )
     wiring = GraphView(model)
     wiring.shapes.clear()
-    costs = SensitivityPropagation(wiring, found, statistics).costs(charges, charges)
+    costs = SensitivityPropagation(wiring, found, statistics).propagate(charges, charges)
     for name, cost in costs.items():
         assert len(cost) == len(statistics.histograms[name].low)
         assert np.isfinite(cost).all()

@@ -11,7 +11,8 @@ from tests.quant.parameters.test_qdq_writer import images, net, probe, run
 from tests.quant.rewrites import test_equalize
 
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import CalibrationStream, Statistics, collect_statistics
+from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
+from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network.placement import Placement, candidates
 from repzoo.quant.network.scheme import load_scheme
@@ -75,8 +76,8 @@ def test_biases_take_up_the_mean_that_rounding_moves() -> None:
         )
     one = Placement("one", frozenset({"y"}), ("b",))
     statistics, off = seen(model, one), {}
-    for kept in (statistics.histograms["b"].kept, np.zeros((16, 0), np.float32)):
-        statistics.histograms["b"].kept = kept
+    for kept in (statistics.histograms["b"].samples, np.zeros((16, 0), np.float32)):
+        statistics.histograms["b"].samples = kept
         made = plan.write_qdq(
             plan.compute_parameters(model, one, statistics, load_scheme("ort-cpu"), Corrections()),
             one,
@@ -200,7 +201,7 @@ def test_a_layer_in_float_is_told_of_steps_in_its_input() -> None:
     found = diagnose.layer_sqnr(coarse, statistics)[0]
     assert found.layer in ("c", "y")
     assert (found.side, found.tensor) == ("activation", "b")
-    assert found.weight_db == diagnose.CLEAN_DB
+    assert found.weight_db == diagnose.MAX_DB
 
 
 @pytest.mark.parametrize("name", ["ort-cpu", "per-tensor"])

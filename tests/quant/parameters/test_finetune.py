@@ -22,7 +22,7 @@ from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.errors import InputError
 from repzoo.measure.expected_drop import snr_db
-from repzoo.quant.calibration.observers import CalibrationStream, collect_statistics
+from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network import placement as place
 from repzoo.quant.network.placement import Placement, candidates
@@ -30,7 +30,7 @@ from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.parameters import finetune
 from repzoo.quant.parameters.compute import Corrections, QuantizationPlan
-from repzoo.quant.parameters.finetune import FinetuneOptions, Lessons
+from repzoo.quant.parameters.finetune import DistillationImages, FinetuneOptions
 from repzoo.quant.rewrites import stages as rungs
 from repzoo.quant.search import gate as gating
 from repzoo.quant.search import ladder
@@ -84,7 +84,7 @@ def shuffled(epoch: int) -> Iterator[Inputs]:
     yield inputs[np.random.default_rng(epoch).permutation(len(inputs))]
 
 
-SHUFFLED = Lessons(256, shuffled)
+SHUFFLED = DistillationImages(256, shuffled)
 
 
 def run(model: onnx.ModelProto, inputs: Inputs) -> Inputs:
@@ -95,7 +95,7 @@ def test_it_mends_what_one_scale_for_all_channels_broke() -> None:
     """A sixth of the answers are the float model's before, most after (80 % was seen); weight scales stay."""
     model, held_out = uneven(), digits("test", 300)
     made, placement = planned(model)
-    trained = finetune.finetuned(
+    trained = finetune.distill(
         model, made, COARSE, SHUFFLED, FinetuneOptions(epochs=6, mirror=False)
     )
     written = [plan.write_qdq(one, placement, COARSE) for one in (made, trained)]
@@ -113,7 +113,7 @@ def test_it_takes_nothing_from_a_good_plan() -> None:
     """Second-order rounding is not unlearned: what began where float has the weights went from 47 to 30 dB."""
     model, held_out = small().model, digits("test", 300)
     made, placement = planned(model)
-    trained = finetune.finetuned(model, made, COARSE, SHUFFLED, FinetuneOptions(epochs=3))
+    trained = finetune.distill(model, made, COARSE, SHUFFLED, FinetuneOptions(epochs=3))
     wanted = run(model, held_out)
     before, after = (
         snr_db(wanted, run(plan.write_qdq(one, placement, COARSE), held_out))
@@ -126,9 +126,9 @@ def test_it_takes_nothing_from_a_good_plan() -> None:
 def test_a_plan_that_learns_nothing_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small().model
     made, _ = planned(model)
-    monkeypatch.setattr(finetune, "_loss", lambda *_: 1.0)
+    monkeypatch.setattr(finetune, "_mean_loss", lambda *_: 1.0)
     assert (
-        finetune.finetuned(model, made, COARSE, SHUFFLED, FinetuneOptions(epochs=1, batch=128))
+        finetune.distill(model, made, COARSE, SHUFFLED, FinetuneOptions(epochs=1, batch=128))
         is made
     )
 
@@ -138,8 +138,12 @@ def test_it_comes_out_alike_and_leaves_the_generator_alone() -> None:
     state, found = torch.get_rng_state(), []
     for seed in (0, 0, 1):
         options = FinetuneOptions(epochs=1, batch=128, seed=seed)
-        trained = finetune.finetuned(
-            uneven(), made, COARSE, Lessons(256, lambda _: iter([digits("train", 256)])), options
+        trained = finetune.distill(
+            uneven(),
+            made,
+            COARSE,
+            DistillationImages(256, lambda _: iter([digits("train", 256)])),
+            options,
         )
         found.append(
             plan.write_qdq(trained, placement, COARSE).SerializeToString(deterministic=True)
@@ -176,7 +180,7 @@ def test_answers_that_are_not_finite_end_it() -> None:
         },
     )
     with pytest.raises(InputError, match="not a number"):
-        finetune.finetuned(model, poisoned, COARSE, SHUFFLED, FinetuneOptions(epochs=1))
+        finetune.distill(model, poisoned, COARSE, SHUFFLED, FinetuneOptions(epochs=1))
 
 
 @pytest.mark.parametrize(

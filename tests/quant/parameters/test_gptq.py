@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from repzoo.quant.calibration.statistics import squared_output
 from repzoo.quant.parameters import gptq as rounding
 
 Float = npt.NDArray[np.float64]
@@ -30,7 +31,7 @@ def problem(
 
 
 def loss(weights: Float, gram: Float, scale: Float, integers: Float) -> Float:
-    return rounding.output_error(integers * scale - weights, gram.astype(np.float32))
+    return squared_output(integers * scale - weights, gram.astype(np.float32))
 
 
 def test_it_comes_near_the_best_of_all_roundings() -> None:
@@ -83,7 +84,7 @@ def test_independent_inputs_make_it_rounding_to_nearest() -> None:
 def test_the_column_formula_is_the_papers() -> None:
     """One column at a time by the paper's own words: w += -(w_k - q_k) / [H^-1]_kk * [H^-1]_k,: , and k leaves H."""
     weights, gram, scale = problem(3, 1, 2, 7)
-    found = rounding._column_by_column(weights, gram, scale)[0]
+    found = rounding._round_column_by_column(weights, gram, scale)[0]
     for row in range(2):
         left, inverse = weights[0, row].copy(), np.linalg.inv(gram[0])
         for k in range(7):

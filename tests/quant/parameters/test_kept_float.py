@@ -16,7 +16,7 @@ from repzoo.errors import MissingExtra
 from repzoo.quant.network import placement as place
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.parameters import qdq_writer as qdq
-from repzoo.quant.parameters import ranges
+from repzoo.quant.parameters import scales
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 8, 12, 12] data) => (float[N, 10] output)
     <float zero = {0}, float six = {6}> {
@@ -59,19 +59,19 @@ def without(floats: list[str]) -> tuple[onnx.ModelProto, Placement]:
     graph = model()
     every = place.candidates(graph)[0]
     one = place.placement(graph, "some", every.nodes - set(floats))
-    numbers = {name: ranges.uint8_parameters(-8.0, 8.0) for name in one.tensors}
+    numbers = {name: scales.uint8_parameters(-8.0, 8.0) for name in one.tensors}
     stored = {item.name: numpy_helper.to_array(item) for item in graph.graph.initializer}
     halved = {"a": "first", "c": "deep", "e": "last", "output": "head"}
     rounded = {
-        name: seven_bits(ranges.quantize_weight(stored[weight], 0))
+        name: seven_bits(scales.quantize_weight(stored[weight], 0))
         for name, weight in halved.items()
     }
-    return qdq.write(graph, one, numbers, per_channel=True, rounded=rounded), one
+    return qdq.insert_qdq(graph, one, numbers, per_channel=True, weights=rounded), one
 
 
-def seven_bits(made: ranges.QuantizedWeight) -> ranges.QuantizedWeight:
+def seven_bits(made: scales.QuantizedWeight) -> scales.QuantizedWeight:
     """Coarser weights, which no engine clips on hosts without VNNI."""
-    return ranges.QuantizedWeight(made.scale * 2, np.round(made.values / 2).astype(np.int8))
+    return scales.QuantizedWeight(made.scale * 2, np.round(made.values / 2).astype(np.int8))
 
 
 @pytest.mark.parametrize("floats", FLOATS.values(), ids=FLOATS)

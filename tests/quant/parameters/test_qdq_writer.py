@@ -13,10 +13,10 @@ from onnx import numpy_helper
 
 from repzoo.engines import engine
 from repzoo.errors import InputError
-from repzoo.quant.calibration.observers import CalibrationStream, collect_statistics
+from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.network.placement import Placement, candidates
 from repzoo.quant.parameters import qdq_writer as qdq
-from repzoo.quant.parameters import ranges
+from repzoo.quant.parameters import ranges, scales
 
 Array = npt.NDArray[np.float32]
 
@@ -66,16 +66,16 @@ def run(model: onnx.ModelProto, inputs: Array, name: str = "onnxruntime") -> Arr
     return engine(name).open(model, exact=True).run(inputs)
 
 
-def parameters(model: onnx.ModelProto, one: Placement) -> dict[str, ranges.ActivationParameters]:
+def parameters(model: onnx.ModelProto, one: Placement) -> dict[str, scales.ActivationParameters]:
     seen = collect_statistics(
         model, list(one.tensors), [], CalibrationStream([images(64)], 64), engine("onnxruntime"), 1
     ).histograms
-    return {name: ranges.uint8_parameters(*ranges.minmax(seen[name])) for name in one.tensors}
+    return {name: scales.uint8_parameters(*ranges.minmax(seen[name])) for name in one.tensors}
 
 
 def quantized(model: onnx.ModelProto, per_channel: bool = True, index: int = 0) -> onnx.ModelProto:
     one = candidates(model)[index]
-    return qdq.write(model, one, parameters(model, one), per_channel)
+    return qdq.insert_qdq(model, one, parameters(model, one), per_channel)
 
 
 def error(model: onnx.ModelProto, made: onnx.ModelProto) -> float:
@@ -167,7 +167,7 @@ def test_no_float_weight_of_a_quantized_layer_is_left() -> None:
 def test_a_float_layer_keeps_its_shared_weight() -> None:
     model = net()
     one = Placement("first use only", frozenset({"again"}), ("grouped", "again"))
-    made = qdq.write(model, one, parameters(model, one), per_channel=True)
+    made = qdq.insert_qdq(model, one, parameters(model, one), per_channel=True)
     assert "w3" in stored(made)
     assert error(model, made) < NEAR
 
@@ -192,7 +192,7 @@ def test_every_name_is_unique_even_where_the_graph_uses_them_already() -> None:
 
 def test_a_placement_of_nothing_leaves_the_graph_as_it_is() -> None:
     model = net()
-    made = qdq.write(model, Placement("nothing", frozenset(), ()), {}, per_channel=True)
+    made = qdq.insert_qdq(model, Placement("nothing", frozenset(), ()), {}, per_channel=True)
     assert made.graph.node == model.graph.node
     assert stored(made).keys() == stored(model).keys()
 
@@ -218,7 +218,7 @@ def test_weights_rounded_once_for_many_placements_are_those_that_it_rounds_itsel
         & most.nodes
     )
     for one in (most, *fewer):
-        assert qdq.write(model, one, known, per_channel, once) == qdq.write(
+        assert qdq.insert_qdq(model, one, known, per_channel, once) == qdq.insert_qdq(
             model, one, known, per_channel
         )
 
@@ -266,7 +266,7 @@ def test_what_cannot_be_written_is_refused_by_name() -> None:
     scaled = net(NET.replace("<transB = 0>", "<alpha = 0.5>"))
     one = Placement("forced", frozenset({"output"}), ("hidden",))
     with pytest.raises(InputError, match=r"output: a Gemm with alpha"):
-        qdq.write(scaled, one, parameters(scaled, one), per_channel=True)
+        qdq.insert_qdq(scaled, one, parameters(scaled, one), per_channel=True)
 
 
 def test_a_channel_of_zeros_without_bias_is_exact() -> None:
@@ -407,7 +407,7 @@ def test_a_mutant_is_caught(name: str) -> None:
 def test_int8_activations_are_the_same_numbers(per_channel: bool) -> None:
     model = net()
     one = candidates(model)[0]
-    made = qdq.write(model, one, parameters(model, one), per_channel, signed=True)
+    made = qdq.insert_qdq(model, one, parameters(model, one), per_channel, signed=True)
     onnx.checker.check_model(made, full_check=True)
     assert stored(made)["data_zero_point"].dtype == np.int8
     np.testing.assert_array_equal(

@@ -9,10 +9,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from repzoo.quant.calibration.observers import Histogram
+from repzoo.quant.calibration.histogram import Histogram
 from repzoo.quant.network.functions import FUNCTIONS, Function, identity
-from repzoo.quant.parameters import ranges
-from repzoo.quant.parameters.ranges import ActivationParameters
+from repzoo.quant.parameters import noise, ranges, scales
+from repzoo.quant.parameters.scales import ActivationParameters
 
 Numbers = npt.NDArray[np.float32]
 finite = st.floats(
@@ -35,13 +35,13 @@ def histogram(values: Numbers) -> Histogram:
 
 
 def activation(values: Numbers, method: str) -> ActivationParameters:
-    return ranges.uint8_parameters(*ranges.choose_range(histogram(values), np.ones(1), method)[1])
+    return scales.uint8_parameters(*ranges.choose_range(histogram(values), np.ones(1), method)[1])
 
 
 @given(finite, finite)
 def test_affine_holds_zero_exactly_and_covers_the_range(one: float, two: float) -> None:
     low, high = sorted((one, two))
-    made = ranges.uint8_parameters(low, high)
+    made = scales.uint8_parameters(low, high)
     assert type(made.zero_point) is int
     assert 0 <= made.zero_point <= 255
     assert made.scale > 0
@@ -51,15 +51,15 @@ def test_affine_holds_zero_exactly_and_covers_the_range(one: float, two: float) 
     step = max(made.scale, float(np.abs(ends).max()) / 255)
     assert (
         np.abs(quantized(ends, made) - ends).max() <= 0.501 * step + 1e-6 * np.abs(ends).max()
-        or made.scale <= ranges.SMALLEST_SCALE
+        or made.scale <= scales.SMALLEST_SCALE
     )
 
 
 def test_affine_of_known_ranges() -> None:
-    assert ranges.uint8_parameters(0.0, 255.0) == ActivationParameters(1.0, 0)
-    assert ranges.uint8_parameters(-255.0, -5.0) == ActivationParameters(1.0, 255)
-    assert ranges.uint8_parameters(-128.0, 127.0) == ActivationParameters(1.0, 128)
-    assert ranges.uint8_parameters(0.0, 0.0) == ActivationParameters(1.0, 0)
+    assert scales.uint8_parameters(0.0, 255.0) == ActivationParameters(1.0, 0)
+    assert scales.uint8_parameters(-255.0, -5.0) == ActivationParameters(1.0, 255)
+    assert scales.uint8_parameters(-128.0, 127.0) == ActivationParameters(1.0, 128)
+    assert scales.uint8_parameters(0.0, 0.0) == ActivationParameters(1.0, 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -101,9 +101,9 @@ def test_a_channel_that_nothing_reads_does_not_set_the_range(outlier: float) -> 
     _, (low, high) = ranges.choose_range(seen, np.array([1.0, 0.0]))
     assert max(-low, high) <= 2 * np.abs(values[0]).max()
     assert (
-        ranges.quantization_noise(seen, low, high)[0]
+        noise.quantization_noise(seen, low, high)[0]
         <= 4
-        * ranges.quantization_noise(histogram(values[0]), *ranges.minmax(histogram(values[0])))[0]
+        * noise.quantization_noise(histogram(values[0]), *ranges.minmax(histogram(values[0])))[0]
     )
 
 
@@ -115,13 +115,13 @@ def test_the_predicted_noise_is_what_quantizing_does() -> None:
     seen = Histogram(3)
     seen.add(values, values.min(1), values.max(1))
     low, high = 0.0, 4.0
-    found = quantized(values, ranges.uint8_parameters(low, high)) - values
+    found = quantized(values, scales.uint8_parameters(low, high)) - values
     np.testing.assert_allclose(
-        ranges.quantization_noise(seen, low, high), (found**2).mean(1), rtol=0.15
+        noise.quantization_noise(seen, low, high), (found**2).mean(1), rtol=0.15
     )
     clip = np.clip(values, low, high) - values
     np.testing.assert_allclose(
-        ranges.clipping_shift(seen, low, high), clip.mean(1), rtol=0.05, atol=1e-6
+        noise.clipping_shift(seen, low, high), clip.mean(1), rtol=0.05, atol=1e-6
     )
 
 
@@ -133,11 +133,11 @@ def test_the_predicted_noise_is_what_a_function_makes_of_it(name: str) -> None:
     )
     seen, of, (low, high) = Histogram(3), FUNCTIONS[name], (-1.0, 4.0)
     seen.add(values, values.min(1), values.max(1))
-    found = of(quantized(values, ranges.uint8_parameters(low, high)).astype(float)) - of(
+    found = of(quantized(values, scales.uint8_parameters(low, high)).astype(float)) - of(
         values.astype(float)
     )
     np.testing.assert_allclose(
-        ranges.quantization_noise(seen, low, high, of=of), (found**2).mean(1), rtol=0.15
+        noise.quantization_noise(seen, low, high, function=of), (found**2).mean(1), rtol=0.15
     )
 
 
@@ -145,7 +145,7 @@ def test_what_gelu_makes_nothing_of_need_not_be_covered() -> None:
     values = np.random.default_rng(1).uniform(-40, 4, (1, 20_000)).astype(np.float32)
     seen = Histogram(1)
     seen.add(values, values.min(1), values.max(1))
-    low, high = ranges.choose_range(seen, np.ones(1), of=FUNCTIONS["Gelu"])[1]
+    low, high = ranges.choose_range(seen, np.ones(1), function=FUNCTIONS["Gelu"])[1]
     assert -8 < low < -2
     assert high > 3.8
 
@@ -157,29 +157,29 @@ def test_the_mean_that_rounding_moves_is_foreseen() -> None:
         random.random((4, 256)) < 0.1, 17, 0
     )
     seen = Histogram(4)
-    seen.kept = values.astype(np.float32)
+    seen.samples = values.astype(np.float32)
     for low, high in ((-0.16, 17.6), (-0.16, 1.0), (-20.0, 20.0)):
-        numbers = ranges.uint8_parameters(low, high)
-        moved = quantized(seen.kept, numbers) - np.clip(
+        numbers = scales.uint8_parameters(low, high)
+        moved = quantized(seen.samples, numbers) - np.clip(
             values, *numbers.bounds
         )  # what is cut off is ranges.clipped's to say
-        np.testing.assert_allclose(ranges.rounding_shift(seen, numbers), moved.mean(1), atol=1e-6)
+        np.testing.assert_allclose(noise.rounding_shift(seen, numbers), moved.mean(1), atol=1e-6)
         assert np.abs(moved.mean(1)).min() > 1e-3 or high < 20
 
 
 @pytest.mark.parametrize(
     "numbers",
     [
-        ranges.uint8_parameters(-0.16, 17.6),
-        ranges.uint8_parameters(-3, 2),
-        ranges.uint8_parameters(-1, 2, True),
-        ranges.int16_parameters(-1, 2),
+        scales.uint8_parameters(-0.16, 17.6),
+        scales.uint8_parameters(-3, 2),
+        scales.uint8_parameters(-1, 2, True),
+        scales.int16_parameters(-1, 2),
     ],
 )
 def test_the_ends_are_the_furthest_that_can_be_written(
-    numbers: ranges.ActivationParameters,
+    numbers: scales.ActivationParameters,
 ) -> None:
-    least, most = {8: (0, 255), 16: (-ranges.PEAK_16, ranges.PEAK_16)}[numbers.bits]
+    least, most = {8: (0, 255), 16: (-scales.INT16_MAX, scales.INT16_MAX)}[numbers.bits]
     assert numbers.bounds == pytest.approx(
         tuple((code - numbers.zero_point) * numbers.scale for code in (least, most))
     )
@@ -204,9 +204,9 @@ def test_losses_from_sums_are_those_bin_by_bin(scale: float, of: Function) -> No
     spans = [
         (low * one, high * two) for one in (0, 1e-3, 0.2, 1, 2) for two in (0, 1e-3, 0.5, 1, 2)
     ] + [(-center, center)]
-    expected = [worth @ ranges.quantization_noise(seen, *span, of=of) for span in spans]
+    expected = [worth @ noise.quantization_noise(seen, *span, function=of) for span in spans]
     np.testing.assert_allclose(
-        ranges.range_losses(seen, worth, np.array(spans), of), expected, rtol=1e-6
+        noise.range_losses(seen, worth, np.array(spans), of), expected, rtol=1e-6
     )
 
 
@@ -222,7 +222,7 @@ def test_minmax_is_all_that_was_seen() -> None:
 
 def test_percentile_leaves_the_outliers_out() -> None:
     values = np.append(np.random.default_rng(0).uniform(-1, 1, 999_999), 16.0).astype(np.float32)
-    seen = ranges.Pooled.of(histogram(values))
+    seen = ranges.PooledHistogram.of(histogram(values))
     low, high = ranges.percentile(seen, share=0.999)
     assert (low, high) == pytest.approx((-1, 1), abs=2 * 16 / 256)
     assert ranges.percentile(seen, share=1.0)[1] == 16
@@ -248,7 +248,7 @@ weights = arrays.arrays(
 
 @given(weights, st.sampled_from([0, 1, None]))
 def test_weights_come_back_within_half_a_step(values: Numbers, axis: int | None) -> None:
-    made = ranges.quantize_weight(values, axis)
+    made = scales.quantize_weight(values, axis)
     shape = [1] * values.ndim
     if axis is not None:
         shape[axis] = -1
@@ -267,34 +267,34 @@ def test_the_largest_weight_of_a_channel_uses_the_whole_range(values: Numbers) -
     peaks = np.abs(values).reshape(len(values), -1).max(1)
     assume((peaks > 1e-12).any())
     found = (
-        np.abs(ranges.quantize_weight(values, 0).values.astype(int)).reshape(len(values), -1).max(1)
+        np.abs(scales.quantize_weight(values, 0).values.astype(int)).reshape(len(values), -1).max(1)
     )
     assert (found[peaks > 1e-12] == 127).all()
 
 
 def test_a_channel_of_zeros_has_a_usable_scale() -> None:
     values = np.array([[1, -2], [0, 0]], np.float32)
-    made = ranges.quantize_weight(values, 0)
+    made = scales.quantize_weight(values, 0)
     assert made.values[1].tolist() == [0, 0]
     assert made.scale[1] == 1
-    assert ranges.quantize_weight(values, 0, np.array([0, 0.25])).scale[1] == 0.25
+    assert scales.quantize_weight(values, 0, np.array([0, 0.25])).scale[1] == 0.25
 
 
 def test_the_least_scale_makes_room_for_the_bias() -> None:
     values, bias, incoming = np.array([[1e-6], [1.0]], np.float32), np.array([5e4, 1.0]), 1e-3
     room = 2.0**30
-    made = ranges.quantize_weight(values, 0, np.abs(bias) / (incoming * room))
+    made = scales.quantize_weight(values, 0, np.abs(bias) / (incoming * room))
     assert (np.abs(bias / (incoming * made.scale)) <= room * (1 + 1e-6)).all()
     assert (
-        abs(bias[0] / (incoming * ranges.quantize_weight(values, 0).scale[0])) > 2.0**31
+        abs(bias[0] / (incoming * scales.quantize_weight(values, 0).scale[0])) > 2.0**31
     )  # without it, this would not fit
     assert made.scale[1] == pytest.approx(1 / 127)  # the channel with room is left alone
 
 
 @given(st.floats(0, 1e-20), st.floats(0, 1e-20))
 def test_the_product_of_two_scales_is_a_normal_number(one: float, two: float) -> None:
-    incoming = np.float32(ranges.uint8_parameters(0.0, one).scale)
-    scale = np.float32(ranges.quantize_weight(np.array([[two]], np.float32), 0).scale[0])
+    incoming = np.float32(scales.uint8_parameters(0.0, one).scale)
+    scale = np.float32(scales.quantize_weight(np.array([[two]], np.float32), 0).scale[0])
     assert incoming * scale >= np.finfo(np.float32).tiny
 
 
@@ -304,7 +304,7 @@ def test_symmetric_ranges_have_their_zero_in_the_middle() -> None:
         histogram(values), np.ones(1), "auto", ("minmax",), symmetric=True
     )
     assert (name, low, high) == ("minmax", -values.max(), values.max())
-    made = ranges.uint8_parameters(low, high, symmetric=True)
+    made = scales.uint8_parameters(low, high, symmetric=True)
     assert made.zero_point == 128
     assert made.scale == pytest.approx(float(values.max()) / 127)
 
@@ -320,7 +320,7 @@ def bytes_of_images(mean: float, std: tuple[float, ...]) -> tuple[Numbers, Histo
     )
     seen = Histogram(3)
     seen.add(values, values.min(1), values.max(1))
-    seen.kept = values[:, np.random.default_rng(0).permutation(256)[:200]]
+    seen.samples = values[:, np.random.default_rng(0).permutation(256)[:200]]
     return values, seen
 
 
@@ -333,8 +333,8 @@ def test_bytes_scaled_to_both_sides_of_zero_do_not_lie_between_two_steps() -> No
     """(x - 0.5) / 0.5, as many models want it: 0 is no byte, so that on 255 steps from end to end each value errs by half a step."""
     values, seen = bytes_of_images(0.5, (0.5,) * 3)
     span = ranges.minmax(seen)
-    assert missed(values, ranges.uint8_parameters(*span)) == pytest.approx(0.5, abs=0.01)
-    made = ranges.uint8_parameters(*ranges.align_to_pixel_values(seen, np.ones(3), span))
+    assert missed(values, scales.uint8_parameters(*span)) == pytest.approx(0.5, abs=0.01)
+    made = scales.uint8_parameters(*ranges.align_to_pixel_values(seen, np.ones(3), span))
     assert missed(values, made) < 0.3
     assert quantized(values, made) == pytest.approx(values, abs=0.51 * made.scale)  # nothing is cut
 
@@ -347,7 +347,7 @@ def test_bytes_of_which_one_is_zero_are_not_rounded_at_all(mean: float) -> None:
         assert (
             missed(
                 values,
-                ranges.uint8_parameters(*ranges.align_to_pixel_values(seen, np.ones(3), span)),
+                scales.uint8_parameters(*ranges.align_to_pixel_values(seen, np.ones(3), span)),
             )
             < 0.01
         )
@@ -363,7 +363,7 @@ def test_a_range_stays_where_no_other_is_clearly_better() -> None:
         np.random.default_rng(0).normal(0, 1, (1, 256)).astype(np.float32),
     ):
         one = histogram(values)
-        one.kept = values
+        one.samples = values
         assert ranges.align_to_pixel_values(one, np.ones(1), ranges.minmax(one)) == ranges.minmax(
             one
         )

@@ -9,7 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import CalibrationStream, collect_statistics
+from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.network import channels, layers
 from repzoo.quant.network import placement as place
 from repzoo.quant.network.scheme import load_scheme

@@ -17,7 +17,7 @@ from tests.quant.conftest import add, sets, small
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import CalibrationStream, collect_statistics
+from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.rewrites.stages import STAGES, Stage

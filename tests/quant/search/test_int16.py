@@ -15,13 +15,13 @@ pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not i
 from tests.quant.conftest import small
 
 from repzoo.engines import engine
-from repzoo.quant.calibration.observers import CalibrationStream, collect_statistics
+from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network import placement as place
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.parameters import qdq_writer as qdq
-from repzoo.quant.parameters import ranges
+from repzoo.quant.parameters import scales
 from repzoo.quant.parameters.compute import Corrections, QuantizationPlan
 
 Images = npt.NDArray[np.float32]
@@ -94,7 +94,7 @@ def test_activations_of_16_bits_add_no_noise() -> None:
     representable, expected = model(), None
     for item in representable.graph.initializer:
         if numpy_helper.to_array(item).ndim > 1:
-            made = ranges.quantize_weight(numpy_helper.to_array(item), 0)
+            made = scales.quantize_weight(numpy_helper.to_array(item), 0)
             shaped = made.scale.reshape(-1, *([1] * (made.values.ndim - 1)))
             item.CopyFrom(
                 numpy_helper.from_array((made.values * shaped).astype(np.float32), item.name)
@@ -119,14 +119,14 @@ def test_older_graphs_are_converted_and_8_bits_are_left_where_they_are() -> None
     opsets = [
         next(item.version for item in one.opset_import if not item.domain) for one in (wide, narrow)
     ]
-    assert opsets == [qdq.OPSET_16, 17]
-    assert wide.ir_version >= qdq.IR_16
+    assert opsets == [qdq.INT16_OPSET, 17]
+    assert wide.ir_version >= qdq.INT16_IR
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 0.0), (-1e-30, 0.0), (0.0, 1e30)])
 def test_the_steps_cover_the_range(low: float, high: float) -> None:
-    made = ranges.int16_parameters(low, high)
+    made = scales.int16_parameters(low, high)
     assert (made.zero_point, made.bits) == (0, 16)
-    assert max(-low, high) <= made.scale * ranges.PEAK_16 * (1 + 1e-6)
+    assert max(-low, high) <= made.scale * scales.INT16_MAX * (1 + 1e-6)
     assert np.isfinite(np.float32(made.scale))
     assert made.scale > 0

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from repzoo.measure.expected_drop import Margins
-from repzoo.quant.calibration.observers import Statistics
+from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.parameters.compute import Corrections
 from repzoo.quant.rewrites.stages import FloatModel, Rewrite, Stage
 from repzoo.quant.search.rewrite_cache import RewriteCache

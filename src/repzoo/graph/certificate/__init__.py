@@ -1,1 +1,1 @@
-"""The proof that a folded graph equals its training form."""
+"""The proof that a folded graph equals its training form. It shares no reasoning with the fold."""

@@ -1,122 +1,72 @@
-"""ONNX operators in float64, for proofs: written from the specification, and sharing nothing with algebra.py that could err alike.
+"""ONNX operators in float64, written from the specification for the proof.
 
-`absolute` asks for the bound of an operator instead of its value: the magnitude of every constant, and of every difference the sum.
+The fold has its own arithmetic (graph/fold/algebra.py). Nothing is shared with it, so one mistake
+cannot be in both.
+
+Each operator can also compute its error bound: with `absolute` it takes the magnitude of every
+constant and adds where it would subtract. Applied to the magnitude of the input, that bounds every
+intermediate sum.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-Array = npt.NDArray[np.float64]
-Stored = npt.NDArray[Any]
+from repzoo.graph.certificate.attributes import attribute, integer, integers, real, text
+from repzoo.graph.certificate.window import Array, UnknownExpression, Window
 
-BLOCK = 2**20  # weights taken to float64 at once
+Stored = npt.NDArray[Any]  # a constant in the number type of the file
+Compute = Callable[[onnx.NodeProto, list[Stored], bool], Array]
+Move = Callable[[onnx.NodeProto, Array, list[Array], int], Array]
 
+BLOCK = 2**20  # weights converted to float64 at once: a float64 copy of a large layer is never made
 
-class Unknown(Exception):
-    """The expression holds something that no fold replaces."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """What a convolution or a pool slides over its image; each pair is (height, width), pads are (top, left, bottom, right)."""
-
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    pads: tuple[int, ...]
-
-    @classmethod
-    def of(
-        cls, node: onnx.NodeProto, kernel: tuple[int, ...], sides: tuple[int, ...] | None = None
-    ) -> Window:
-        """That of `node` on an image of these [height, width], which auto_pad needs."""
-        strides, dilations = integers(node, "strides", (1, 1)), integers(node, "dilations", (1, 1))
-        kind = next((item.s for item in node.attribute if item.name == "auto_pad"), b"NOTSET")
-        pads = integers(node, "pads", (0, 0, 0, 0)) if kind == b"NOTSET" else (0, 0, 0, 0)
-        if kind.startswith(b"SAME"):
-            if sides is None:
-                raise Unknown(node.name)
-            both = [
-                _same(*of, kind == b"SAME_LOWER")
-                for of in zip(sides, kernel, strides, dilations, strict=True)
-            ]
-            pads = (both[0][0], both[1][0], both[0][1], both[1][1])
-        return cls(kernel, strides, dilations, pads)
-
-    def taps(self, image: Array) -> Iterator[tuple[int, int, Array]]:
-        """(row, column, what the tap there sees [N, C, height, width]) of `image` [N, C, H, W]."""
-        top, left, bottom, right = self.pads
-        padded = np.pad(image, ((0, 0), (0, 0), (top, bottom), (left, right)))
-        height, width = (
-            (padded.shape[a + 2] - (self.kernel[a] - 1) * self.dilations[a] - 1) // self.strides[a]
-            + 1
-            for a in (0, 1)
-        )
-        for row in range(self.kernel[0]):
-            for column in range(self.kernel[1]):
-                y, x = row * self.dilations[0], column * self.dilations[1]
-                rows = slice(y, y + (height - 1) * self.strides[0] + 1, self.strides[0])
-                columns = slice(x, x + (width - 1) * self.strides[1] + 1, self.strides[1])
-                yield row, column, padded[:, :, rows, columns]
+# --- arithmetic: (node, inputs, absolute) ---------------------------------------------------------
 
 
-def _same(side: int, kernel: int, stride: int, dilation: int, lower: bool) -> tuple[int, int]:
-    """auto_pad along one axis: as much as makes ceil(side / stride) windows fit; SAME_LOWER puts the odd pixel first."""
-    total = max((-(-side // stride) - 1) * stride + (kernel - 1) * dilation + 1 - side, 0)
-    less, more = total // 2, total - total // 2
-    return (more, less) if lower else (less, more)
-
-
-def _conv(node: onnx.NodeProto, inputs: list[Stored], absolute: bool) -> Array:
+def convolve(node: onnx.NodeProto, inputs: list[Stored], absolute: bool) -> Array:
+    """Conv of [N, C, H, W] by [O, C / groups, height, width], plus a bias [O] if given."""
     image, weight, *bias = inputs
     groups = integer(node, "group", 1)
-    if (
-        image.ndim != 4
-        or weight.ndim != 4
-        or image.shape[1] != weight.shape[1] * groups
-        or len(weight) % groups
-    ):
-        raise Unknown(node.name)
+    if image.ndim != 4 or weight.ndim != 4:
+        raise UnknownExpression(node.name)
+    if image.shape[1] != weight.shape[1] * groups or len(weight) % groups:
+        raise UnknownExpression(node.name)
     window = Window.of(node, (weight.shape[2], weight.shape[3]), image.shape[2:])
-    seen = np.stack([part for *_, part in window.taps(image)], 2).swapaxes(
-        0, 1
-    )  # [C, N, taps, height, width]
-    columns = seen.swapaxes(1, 2).reshape(groups, -1, len(image) * seen.shape[3] * seen.shape[4])
-    product = _product(weight.reshape(groups, len(weight) // groups, -1), columns, absolute)
-    total = product.reshape(len(weight), len(image), *seen.shape[3:]).swapaxes(0, 1)
-    return total + bias[0][:, None, None] if bias else total
+    patches = np.stack(list(window.taps(image)), axis=2)  # [N, C, taps, height, width]
+    height, width = patches.shape[3:]
+    columns = patches.transpose(1, 2, 0, 3, 4).reshape(groups, -1, len(image) * height * width)
+    rows = weight.reshape(groups, len(weight) // groups, -1)
+    product = multiply_blockwise(rows, columns, absolute)
+    output = product.reshape(len(weight), len(image), height, width).swapaxes(0, 1)
+    return output + bias[0][:, None, None] if bias else output
 
 
-def _product(weight: Stored, columns: Array, absolute: bool) -> Array:
-    """weight [G, O, K] (its magnitude where `absolute`) times columns [G, K, P] in float64, without a float64 copy of it all."""
+def multiply_blockwise(weight: Stored, columns: Array, absolute: bool) -> Array:
+    """weight [G, O, K] (its magnitude where `absolute`) times columns [G, K, P], in float64."""
     groups, outputs, taps = weight.shape
     product = np.empty((groups, outputs, columns.shape[2]))
     rows = max(1, BLOCK // (groups * taps))
     for start in range(0, outputs, rows):
-        part = weight[:, start : start + rows].astype(np.float64)
-        np.matmul(
-            np.abs(part, out=part) if absolute else part,
-            columns,
-            out=product[:, start : start + rows],
-        )
+        block = weight[:, start : start + rows].astype(np.float64)
+        if absolute:
+            np.abs(block, out=block)
+        np.matmul(block, columns, out=product[:, start : start + rows])
     return product
 
 
-def batchnorm(node: onnx.NodeProto, inputs: list[Array], absolute: bool) -> Array:
-    """Inference BatchNormalization of [N, C, ...]."""
+def batch_normalize(node: onnx.NodeProto, inputs: list[Array], absolute: bool) -> Array:
+    """Inference BatchNormalization of [N, C, ...] by scale, bias, mean and variance, each [C]."""
     image, *parameters = inputs
     shape = (-1, *[1] * (image.ndim - 2))
     gamma, beta, mean, variance = (values.reshape(shape) for values in parameters)
-    epsilon = next((item.f for item in node.attribute if item.name == "epsilon"), 1e-5)
-    deviation = np.sqrt(variance + epsilon)
+    deviation = np.sqrt(variance + real(node, "epsilon", 1e-5))
     if absolute:
         return np.abs(gamma) * (image + np.abs(mean)) / deviation + np.abs(beta)
     return gamma * (image - mean) / deviation + beta
@@ -125,141 +75,148 @@ def batchnorm(node: onnx.NodeProto, inputs: list[Array], absolute: bool) -> Arra
 def _gemm(node: onnx.NodeProto, inputs: list[Stored], absolute: bool) -> Array:
     left, right, *bias = inputs
     if left.ndim != 2 or right.ndim != 2:
-        raise Unknown(node.name)
-    alpha, beta = (
-        next((item.f for item in node.attribute if item.name == name), 1.0)
-        for name in ("alpha", "beta")
-    )
-    alpha, beta = (abs(alpha), abs(beta)) if absolute else (alpha, beta)
-    rows = right if integer(node, "transB", 0) else right.T
-    product: Array = _product(
-        rows[None], (left if integer(node, "transA", 0) else left.T)[None], absolute
-    )[0].T
+        raise UnknownExpression(node.name)
+    alpha = real(node, "alpha", 1.0)
+    beta = real(node, "beta", 1.0)
+    if absolute:
+        alpha, beta = abs(alpha), abs(beta)
+    weight = right if integer(node, "transB", 0) else right.T
+    columns = left if integer(node, "transA", 0) else left.T
+    product: Array = multiply_blockwise(weight[None], columns[None], absolute)[0].T
     return alpha * product + (beta * bias[0] if bias else 0.0)
 
 
-def _average_pool(node: onnx.NodeProto, inputs: list[Array], _: bool) -> Array:
+def _average_pool(node: onnx.NodeProto, inputs: list[Array], _absolute: bool) -> Array:
     if integer(node, "ceil_mode", 0):
-        raise Unknown(node.name)
-    window = Window.of(node, integers(node, "kernel_shape", (1, 1)), inputs[0].shape[2:])
-    whole = integer(node, "count_include_pad", 0) or not any(window.pads)
-    ones = np.ones_like(inputs[0])
-    seen = math.prod(window.kernel) if whole else sum(part for *_, part in window.taps(ones))
-    return np.asarray(sum(part for *_, part in window.taps(inputs[0])) / seen)
+        raise UnknownExpression(node.name)
+    image = inputs[0]
+    window = Window.of(node, integers(node, "kernel_shape", (1, 1)), image.shape[2:])
+    total = sum(window.taps(image))
+    if integer(node, "count_include_pad", 0) or not any(window.pads):
+        return np.asarray(total / math.prod(window.kernel))
+    return np.asarray(total / sum(window.taps(np.ones_like(image))))
 
 
-def _difference(_: onnx.NodeProto, inputs: list[Array], absolute: bool) -> Array:
+def _subtract(_: onnx.NodeProto, inputs: list[Array], absolute: bool) -> Array:
     return inputs[0] + inputs[1] if absolute else inputs[0] - inputs[1]
 
 
-def _concat(node: onnx.NodeProto, inputs: list[Array], _: bool) -> Array:
-    return np.concatenate(inputs, integer(node, "axis", 1))
+ARITHMETIC: dict[str, Compute] = {
+    "Conv": convolve,
+    "BatchNormalization": batch_normalize,
+    "Gemm": _gemm,
+    "AveragePool": _average_pool,
+    "MatMul": lambda _node, inputs, _absolute: inputs[0] @ inputs[1],
+    "Concat": lambda node, inputs, _absolute: np.concatenate(inputs, integer(node, "axis", 1)),
+    "Add": lambda _node, inputs, _absolute: inputs[0] + inputs[1],
+    "Sub": _subtract,
+    "Mul": lambda _node, inputs, _absolute: inputs[0] * inputs[1],
+    "Div": lambda _node, inputs, _absolute: inputs[0] / inputs[1],
+}
 
 
-def _pad(node: onnx.NodeProto, image: Array, settings: list[Array], _: int) -> Array:
-    """`pads` lists every axis's beginning, then every axis's end; an attribute before opset 11."""
-    empty = np.zeros(0)
-    sizes, value, axes = [*settings, empty, empty, empty][:3]
-    sizes = sizes if sizes.size else np.asarray(integers(node, "pads", ()), float)
+# --- data movement: (node, image, its other inputs, which output) ---------------------------------
+
+
+def _setting(node: onnx.NodeProto, settings: list[Array], index: int, name: str) -> Array:
+    """An input, or the attribute that it was in older opsets; empty where neither is there."""
+    if index < len(settings) and settings[index].size:
+        return settings[index]
+    return np.asarray(integers(node, name, ()), np.float64)
+
+
+def _pad(node: onnx.NodeProto, image: Array, settings: list[Array], _output: int) -> Array:
+    if text(node, "mode", "constant") != "constant":
+        raise UnknownExpression(node.name)
+    pads = _setting(node, settings, 0, "pads")  # every axis's beginning, then every axis's end
+    axes = settings[2] if len(settings) > 2 and settings[2].size else range(image.ndim)
     widths = [(0, 0)] * image.ndim
-    for axis, (before, after) in zip(
-        axes if axes.size else range(image.ndim), sizes.reshape(2, -1).T, strict=True
-    ):
+    for axis, (before, after) in zip(axes, pads.reshape(2, -1).T, strict=True):
         widths[int(axis)] = int(before), int(after)
-    constant = (
-        float(value.reshape(-1)[0])
-        if value.size
-        else next((item.f for item in node.attribute if item.name == "value"), 0.0)
-    )
-    if any(item.name == "mode" and item.s != b"constant" for item in node.attribute):
-        raise Unknown(node.name)
-    return np.pad(image, widths, constant_values=constant)
-
-
-def scatter(node: onnx.NodeProto, image: Array, settings: list[Array], absolute: bool) -> Array:
-    """ScatterND of settings (index [..., axes], numbers [...]); `absolute` takes a number for no less inexact than its image."""
-    if any(item.name == "reduction" and item.s != b"none" for item in node.attribute):
-        raise Unknown(node.name)
-    index, numbers = settings
-    made = image.copy()
-    try:
-        made[tuple(np.moveaxis(index.astype(np.int64), -1, 0))] = (
-            np.maximum(np.abs(numbers), image.max()) if absolute else numbers
-        )
-    except (IndexError, ValueError):
-        raise Unknown(node.name) from None
-    return made
+    fill = real(node, "value", 0.0)
+    if len(settings) > 1 and settings[1].size:
+        fill = float(settings[1].reshape(-1)[0])
+    return np.pad(image, widths, constant_values=fill)
 
 
 def _split(node: onnx.NodeProto, image: Array, settings: list[Array], output: int) -> Array:
-    """Sizes are given, or equal with a smaller last one."""
-    axis = integer(node, "axis", 0)
-    each = -(-image.shape[axis] // len(node.output))
-    sizes = [
-        int(size)
-        for size in (
-            settings[0] if settings else integers(node, "split", (each,) * (len(node.output) - 1))
-        )
-    ]
-    return np.split(image, np.cumsum(sizes)[: len(node.output) - 1], axis)[output]
+    axis, count = integer(node, "axis", 0), len(node.output)
+    sizes = _setting(node, settings, 0, "split")
+    if not sizes.size:
+        sizes = np.full(count, -(-image.shape[axis] // count))  # equal, with a smaller last one
+    ends = np.cumsum(sizes.astype(np.int64))
+    return np.split(image, ends[: count - 1], axis)[output]
 
 
-def _slice(node: onnx.NodeProto, image: Array, settings: list[Array], _: int) -> Array:
-    empty = np.zeros(0)
-    given = [*settings, empty, empty, empty, empty][:4]
-    starts, ends, axes = (item if item.size else np.asarray(integers(node, name, ()), float)
-                          for item, name in zip(given, ("starts", "ends", "axes"), strict=False))  # fmt: skip
-    cut = [slice(None)] * image.ndim
+def _slice(node: onnx.NodeProto, image: Array, settings: list[Array], _output: int) -> Array:
+    starts = _setting(node, settings, 0, "starts")
+    ends = _setting(node, settings, 1, "ends")
+    axes = _setting(node, settings, 2, "axes")
+    steps = settings[3] if len(settings) > 3 and settings[3].size else np.ones(len(starts))
+    selection = [slice(None)] * image.ndim
     for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        step = int(given[3][index]) if given[3].size else 1
-        cut[int(axes[index]) if axes.size else index] = slice(int(start), int(end), step)
-    return image[tuple(cut)]
+        axis = int(axes[index]) if axes.size else index
+        selection[axis] = slice(int(start), int(end), int(steps[index]))
+    return image[tuple(selection)]
 
 
-def _flatten(node: onnx.NodeProto, image: Array, _settings: list[Array], _: int) -> Array:
+def _flatten(node: onnx.NodeProto, image: Array, _settings: list[Array], _output: int) -> Array:
     axis = integer(node, "axis", 1) % (image.ndim + 1)
     return image.reshape(math.prod(image.shape[:axis]), -1)
 
 
-def _reshape(node: onnx.NodeProto, image: Array, settings: list[Array], _: int) -> Array:
-    """0 keeps a side, -1 is what the others leave."""
+def _reshape(node: onnx.NodeProto, image: Array, settings: list[Array], _output: int) -> Array:
     if not settings or integer(node, "allowzero", 0):
-        raise Unknown(node.name)
-    sides = [int(side) or image.shape[axis] for axis, side in enumerate(settings[0])]
-    try:
-        return image.reshape(sides)
-    except ValueError:
-        raise Unknown(node.name) from None
+        raise UnknownExpression(node.name)
+    shape = reshape_shape(image.shape, [int(side) for side in settings[0]])
+    if shape is None:
+        raise UnknownExpression(node.name)
+    return image.reshape(shape)
 
 
-MOVES: dict[str, Callable[[onnx.NodeProto, Array, list[Array], int], Array]] = {
+def reshape_shape(shape: tuple[int, ...], target: list[int]) -> tuple[int, ...] | None:
+    """What Reshape (allowzero=0) makes of `shape`; None where the sizes do not agree.
+
+    In `target` 0 keeps the side that is there, and one -1 takes what the others leave.
+    """
+    if target.count(-1) > 1 or any(side < -1 for side in target):
+        return None
+    sides = []
+    for axis, side in enumerate(target):
+        if side == 0 and axis >= len(shape):
+            return None
+        sides.append(shape[axis] if side == 0 else side)
+    total, fixed = math.prod(shape), math.prod(side for side in sides if side != -1)
+    if -1 not in sides:
+        return tuple(sides) if fixed == total else None
+    if fixed == 0 or total % fixed:
+        return None
+    return tuple(total // fixed if side == -1 else side for side in sides)
+
+
+MOVES: dict[str, Move] = {
     "Pad": _pad,
     "Split": _split,
     "Slice": _slice,
     "Flatten": _flatten,
     "Reshape": _reshape,
 }
-OPERATORS: dict[str, Callable[[onnx.NodeProto, list[Stored], bool], Array]] = {
-    "Conv": _conv,
-    "BatchNormalization": batchnorm,
-    "Gemm": _gemm,
-    "AveragePool": _average_pool,
-    "MatMul": lambda _node, inputs, _absolute: inputs[0] @ inputs[1],
-    "Concat": _concat,
-    "Add": lambda _node, inputs, _absolute: inputs[0] + inputs[1],
-    "Sub": _difference,
-    "Mul": lambda _node, inputs, _absolute: inputs[0] * inputs[1],
-    "Div": lambda _node, inputs, _absolute: inputs[0] / inputs[1],
-}
 
 
-def integer(node: onnx.NodeProto, name: str, default: int) -> int:
-    """An attribute, or its default."""
-    return next((int(item.i) for item in node.attribute if item.name == name), default)
+def scatter(node: onnx.NodeProto, image: Array, settings: list[Array], absolute: bool) -> Array:
+    """ScatterND of settings (index [..., axes], numbers [...]).
 
-
-def integers(node: onnx.NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    """As `integer`, of several."""
-    return (
-        next((tuple(item.ints) for item in node.attribute if item.name == name), default) or default
-    )
+    With `absolute`, a number that is written counts as no less inexact than the image around it.
+    """
+    reduction = attribute(node, "reduction")
+    if reduction is not None and reduction.s != b"none":
+        raise UnknownExpression(node.name)
+    index, numbers = settings
+    if absolute:
+        numbers = np.maximum(np.abs(numbers), image.max())
+    result = image.copy()
+    try:
+        result[tuple(np.moveaxis(index.astype(np.int64), -1, 0))] = numbers
+    except (IndexError, ValueError):
+        raise UnknownExpression(node.name) from None
+    return result

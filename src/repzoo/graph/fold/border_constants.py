@@ -20,11 +20,17 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 
-from repzoo.graph.certificate.proof import BORDER_ROUNDINGS, ROUNDOFF
 from repzoo.graph.fold.algebra import Array, Geometry
 from repzoo.graph.fold.rules import BORDER, AffineNode, Border, as_affine, constant
 from repzoo.graph.tools.constant_folding import at_batch_size
 
+# A border constant was computed from the four parameters of a BatchNorm, in the number type of the graph.
+BORDER_ROUNDINGS = 8
+ROUNDOFF: dict[int, float] = {
+    onnx.TensorProto.FLOAT16: 2.0**-11,
+    onnx.TensorProto.BFLOAT16: 2.0**-8,
+    onnx.TensorProto.DOUBLE: 2.0**-53,
+}
 IMAGES = 2
 LARGEST = 2**24  # numbers in a framed tensor
 

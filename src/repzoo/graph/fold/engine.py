@@ -28,7 +28,6 @@ from repzoo.graph.fold.cse import eliminate_common_subexpressions
 from repzoo.graph.fold.eliminate import eliminate_identities
 from repzoo.graph.fold.rules import (
     AffineNode,
-    Refusal,
     as_affine,
     channels_of,
     concatenated_inputs,
@@ -37,6 +36,7 @@ from repzoo.graph.fold.rules import (
 )
 from repzoo.graph.fold.timing import Stopwatch, Timer
 from repzoo.graph.tools.constant_folding import fold_constants
+from repzoo.graph.tools.fold_result import Fold, FoldResult, Refusal
 from repzoo.graph.tools.pieces import inline_functions, to_ir, to_proto
 
 QUANTIZED = frozenset(
@@ -47,26 +47,6 @@ OWN_PAGES = 2**16  # bytes from which an array is worth them
 OLDEST_OPSET = (
     7  # before it BatchNormalization trains unless told otherwise, and broadcasting is an attribute
 )
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One fold made: `nodes` became one node that writes `output`; costs are MACs for each pixel of the source."""
-
-    output: str
-    nodes: tuple[str, ...]
-    kind: str
-    macs_before: float
-    macs_after: float
-
-
-@dataclass(frozen=True)
-class FoldResult:
-    """A folded model with what was done and what was refused, in graph order."""
-
-    model: onnx.ModelProto
-    folds: tuple[Fold, ...]
-    refusals: tuple[Refusal, ...]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from repzoo.artifact import Preprocess, classifier_input
 from repzoo.errors import InputError
-from repzoo.graph.fold.engine import QUANTIZED, FoldResult, fold
+from repzoo.graph.fold.engine import QUANTIZED, fold
+from repzoo.graph.tools.fold_result import FoldResult
 
 Float = npt.NDArray[np.float64]
 OLDEST_OPSET = 11  # Resize as it is used here

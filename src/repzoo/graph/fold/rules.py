@@ -17,15 +17,8 @@ import onnx_ir as ir
 
 from repzoo.graph.fold import algebra
 from repzoo.graph.fold.algebra import AffineMap, Geometry
+from repzoo.graph.tools.fold_result import Refusal
 from repzoo.graph.tools.symbolic_sizes import same_shape
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A fold that was not made: the node's name and a sentence saying why."""
-
-    node: str
-    reason: str
 
 
 @dataclass(frozen=True)

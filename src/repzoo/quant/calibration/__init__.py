@@ -1,1 +1,1 @@
-"""One pass over calibration images: histograms, second moments, and what noise in a tensor costs."""
+"""One pass over calibration images: histograms, moments, and each layer's noise sensitivity."""

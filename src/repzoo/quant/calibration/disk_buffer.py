@@ -1,4 +1,4 @@
-"""Arrays that wait on disk to be read once."""
+"""A buffer of arrays on disk: written once, then read once in the same order."""
 
 from __future__ import annotations
 
@@ -12,43 +12,50 @@ import numpy.typing as npt
 from repzoo.errors import InputError
 
 Array = npt.NDArray[np.float32]
-IN_MEMORY = 2**22  # bytes; more is written to disk
+MAX_BYTES_IN_MEMORY = 2**22  # a buffer larger than this moves to disk
 
 
-class Spool:
-    """float32 arrays of any shapes, each taken as it is made, kept in a temporary file and given back once, in their order.
+class DiskBuffer:
+    """float32 arrays of any shapes in a temporary file. Iterate once to read them back in order.
+
+    The file is deleted after the last array has been read, or on leaving the `with` block.
 
     Raises:
-        InputError: no room in the folder for temporary files.
+        InputError: the folder for temporary files is full or cannot be written.
     """
 
     def __init__(self, arrays: Iterable[Array]) -> None:
         self._shapes = list[tuple[int, ...]]()
-        self._file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # closed below, and then gone
-        with contextlib.ExitStack() as failing:
-            failing.callback(self._file.close)
-            for values in arrays:
-                self._keep(values)
-            failing.pop_all()
+        # the file outlives this method, so no `with` here: __iter__ or __exit__ closes it
+        self._file = tempfile.SpooledTemporaryFile(MAX_BYTES_IN_MEMORY)  # noqa: SIM115
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._file.close)
+            for array in arrays:
+                self._write(array)
+            on_failure.pop_all()
 
-    def __enter__(self) -> Spool:
+    def __enter__(self) -> DiskBuffer:
+        """Return the buffer itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
+        """Delete the file."""
         self._file.close()
 
-    def _keep(self, values: Array) -> None:
+    def _write(self, array: Array) -> None:
         try:
-            self._file.write(np.ascontiguousarray(values, np.float32).data)
+            self._file.write(np.ascontiguousarray(array, np.float32).data)
         except OSError as error:
             raise InputError(
-                f"a temporary file cannot be written ({error}); free room, or set TMPDIR to a folder with more"
+                f"cannot write a temporary file ({error}); "
+                "free some disk space, or set TMPDIR to a folder on a larger disk"
             ) from None
-        self._shapes.append(values.shape)
+        self._shapes.append(array.shape)
 
     def __iter__(self) -> Iterator[Array]:
+        """Yield the arrays in the order in which they were written, then delete the file."""
         self._file.seek(0)
         for shape in self._shapes:
-            count = int(np.prod(shape))
-            yield np.frombuffer(self._file.read(4 * count), np.float32).reshape(shape)
-        self._file.close()  # its room is wanted
+            data = self._file.read(4 * int(np.prod(shape)))
+            yield np.frombuffer(data, np.float32).reshape(shape)
+        self._file.close()  # frees the disk space before the buffer itself goes out of scope

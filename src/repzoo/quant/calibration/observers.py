@@ -1,556 +1,241 @@
-"""One streaming calibration pass. What later steps need is declared first; memory does not grow with the number of images.
+"""Observers: each watches one tensor during calibration and accumulates one kind of statistic.
 
-Of a tensor: exact extremes of each channel, and a histogram and a mean of each channel from random positions (the same for a
-seed). Of a layer: the mean and the Gram matrix X'X of its columns (see layers.py), from random output positions, which is what
-second-order rounding, bias correction and the diagnosis need. Everything can be rescaled afterward as if the model had been
-equalized before the pass, so one pass serves with and without equalization.
+Both kinds look at random positions of each image, so that their cost does not grow with the image
+size, and keep a fixed amount of memory whatever the number of images. A tensor's extremes are
+taken from all of its values.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from threadpoolctl import threadpool_limits
 
-from repzoo.artifact import classifier_input
-from repzoo.engines import Engine, Session
 from repzoo.errors import InputError
-from repzoo.graph.tools.pieces import initializer_bytes, split_model, trim_heap, without_weights
-from repzoo.measure.expected_drop import Margins
-from repzoo.progress import Progress, silent
-from repzoo.quant.calibration.disk_buffer import Spool
-from repzoo.quant.network import layers
-from repzoo.quant.network.layers import Layer
+from repzoo.quant.calibration.histogram import Histogram
+from repzoo.quant.calibration.statistics import Moments
+from repzoo.quant.network.layers import Layer, im2col, sample_positions
 
-Float = npt.NDArray[np.float64]
-Images = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
-BINS = 256
-SAMPLES, LEAST_SPOTS = (
-    2**13,
-    32,
-)  # values of each channel behind a histogram, in all and of each image; extremes take all
-KEPT_VALUES = 256  # of each channel, as they are
-SCATTER = 7919  # a prime, for positions far from one another
-HELD_VALUES = 512  # of a channel, before they are counted
-HELD_ROWS = (
-    128,
-    256,
-)  # of a Gram matrix, before they are counted: a large matrix a few times, not often
-ROWS_PER_COLUMN, LEAST_ROWS = 4, 4096  # output positions behind a Gram matrix, in all
-GRAM_BYTES = (2**26, 2**28)  # of all Gram matrices together, float32: the least and the most
-CALIBRATION_BYTES = 10**9  # of the process, while it calibrates
-OTHER_BYTES = (
-    45 * 10**7
-)  # of them for what is neither weights nor Gram matrices: the libraries, a piece at work, a batch
-WHOLE_BYTES, PIECE_BYTES = (
-    2**26,
-    2**24,
-)  # of weights: of a model that runs as a whole, and of pieces of larger ones
-PROBED_BYTES = 2**26  # of the activations of one batch
-MOST_IMAGES = 16  # of a batch
-SHARES = (
-    2  # of the work on a batch, for each thread: few, since threads wait for one another at each
-)
-SMALLEST_STEP = 2.0**-100  # of a histogram that is counted in float32
-LARGEST = 1e16  # of an activation: sums of some thousand squares stay within float32
+Float32 = npt.NDArray[np.float32]
 
+SAMPLES = 2**13  # values of each channel behind a histogram, from all images together
+MIN_POSITIONS = 32  # of each image, however many images there are
+RAW_SAMPLES = 256  # raw values kept of each channel, from all images together
+POSITION_STRIDE = 7919  # a prime: consecutive raw samples come from distant positions
+MAX_MAGNITUDE = 1e16  # of an activation: sums of a few thousand squares stay within float32
 
-class Histogram:
-    """Counts of each channel's values over -edge..edge, where edge is a power of two that grows as values ask for it.
+# Batches are collected until they reach these sizes, since counting has a cost for each call.
+PENDING_VALUES = 512  # per channel of a histogram
+MIN_PENDING_ROWS = 128  # of a Gram matrix; a wide one waits for more, up to the maximum
+MAX_PENDING_ROWS = 256
 
-    low, high   exact extremes of each channel, [C]
-    counts      [C, BINS]; zeros [C] values that are exactly 0 (they cost nothing to quantize) are counted apart
-    kept        some of the values [C, up to KEPT_VALUES], of all images alike: a bin may be as wide as a step of what is quantized,
-                and does not say to which side its values will be rounded
-    """
+ROWS_PER_COLUMN = 4  # output positions behind a Gram matrix, for each of its columns
+MIN_ROWS = 4096  # output positions behind a Gram matrix
 
-    def __init__(self, channels: int) -> None:
-        self.counts: npt.NDArray[np.int32 | np.uint16] = np.zeros((channels, BINS), np.int32)
-        self.zeros: npt.NDArray[np.int64] = np.zeros(channels, np.int64)
-        self.edge: Float = np.zeros(channels)
-        self.low: Float = np.full(channels, np.inf)
-        self.high: Float = np.full(channels, -np.inf)
-        self.sum: Float = np.zeros(channels)
-        self.kept: npt.NDArray[np.float32] = np.zeros((channels, 0), np.float32)
-
-    @property
-    def numbers(self) -> Ids:
-        """Values counted of each channel, [C]."""
-        return np.asarray(self.counts.sum(1, dtype=np.int64) + self.zeros)
-
-    @property
-    def total(self) -> int:
-        """Values counted, of all channels."""
-        return int(self.numbers.sum())
-
-    def add(
-        self,
-        values: npt.NDArray[np.float32],
-        low: npt.NDArray[np.float32],
-        high: npt.NDArray[np.float32],
-    ) -> None:
-        """Count `values` [C, n], finite, whose channels' extremes (and those of values not given) are `low`, `high` [C]."""
-        self.reach(low, high)
-        self.count(values)
-
-    def reach(self, low: npt.NDArray[np.float32], high: npt.NDArray[np.float32]) -> None:
-        """Note the channels' extremes [C]."""
-        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
-
-    def count(self, values: npt.NDArray[np.float32]) -> None:
-        """Count `values` [C, n], finite, all within the extremes."""
-        self._widen(np.maximum(-self.low, self.high))
-        self.sum += values.sum(1, dtype=np.float64)
-        step = np.where(self.edge > 0, self.edge, 1.0)[:, None] / (BINS // 2)
-        # steps are powers of two: in float32 too the quotient is exact, where it does not leave the range
-        exact = (
-            np.float32
-            if step.max(initial=0) <= 1 and step.min(initial=1) >= SMALLEST_STEP
-            else np.float64
-        )
-        scaled = values * (1 / step).astype(exact)
-        np.floor(scaled, out=scaled)
-        np.minimum(scaled, BINS // 2 - 1, out=scaled)  # the edge itself
-        bins = scaled.astype(np.int64)
-        bins += np.arange(len(step))[:, None] * BINS + BINS // 2
-        zeros = values.shape[1] - np.count_nonzero(values, axis=1)
-        self.zeros += zeros
-        self.counts += (
-            np.bincount(bins.reshape(-1), minlength=self.counts.size)
-            .reshape(self.counts.shape)
-            .astype(np.int32)
-        )
-        self.counts[:, BINS // 2] -= zeros
-
-    def compact(self) -> None:
-        """Nothing more will be counted: hold the counts in as little memory as they need."""
-        if self.counts.max(initial=0) <= np.iinfo(np.uint16).max:
-            self.counts = self.counts.astype(np.uint16)
-
-    def _widen(self, reach: Float) -> None:
-        wanted = np.where(
-            reach > 0, np.exp2(np.ceil(np.log2(np.maximum(reach, np.finfo(float).tiny)))), 0.0
-        )
-        for channel in np.flatnonzero(wanted > self.edge):
-            if self.edge[channel] > 0:
-                self.counts[channel] = _halved(
-                    self.counts[channel], round(np.log2(wanted[channel] / self.edge[channel]))
-                )
-            self.edge[channel] = wanted[channel]
-
-    @property
-    def centers(self) -> Float:
-        """The middle of each bin, [C, BINS]."""
-        return np.asarray(((np.arange(BINS) + 0.5) * (2 / BINS) - 1) * self.edge[:, None])
-
-    @property
-    def mean(self) -> Float:
-        """Of each channel, [C]."""
-        return np.asarray(self.sum / np.maximum(1, self.numbers))
-
-    def rescaled(self, factors: Float) -> Histogram:
-        """The histogram of values / factors, factors positive [C]."""
-        made = Histogram(len(factors))
-        made.counts, made.zeros = self.counts, self.zeros
-        made.edge, made.low, made.high, made.sum = (
-            item / factors for item in (self.edge, self.low, self.high, self.sum)
-        )
-        made.kept = (self.kept / factors[:, None]).astype(np.float32)
-        return made
-
-
-def _halved(counts: npt.NDArray[np.int32], times: int) -> npt.NDArray[np.int32]:
-    """Counts over a range 2**times as wide."""
-    for _ in range(min(times, BINS)):
-        quarter = np.zeros(BINS // 4, np.int32)
-        counts = np.concatenate([quarter, counts.reshape(-1, 2).sum(1, dtype=np.int32), quarter])
-    return counts
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Of a layer's columns: their mean [G, K] and, block by block along K, mean of x x' [G, k, k].
-
-    stored   the latter of the columns as gathered; factors [G, K] they have been divided by since: what is divided is made when it
-             is asked for, since all layers' together are what calibration holds most of
-    blocks   where each block begins and ends; more than one only where the whole matrix would take too much memory
-    """
-
-    mean: Float
-    stored: tuple[npt.NDArray[np.float32], ...]
-    blocks: tuple[tuple[int, int], ...]
-    rows: int
-    factors: Float | None = None
-
-    @property
-    def grams(self) -> tuple[npt.NDArray[np.float32], ...]:
-        """Mean of x x', [G, k, k] a block."""
-        if self.factors is None:
-            return self.stored
-        return tuple(
-            _divided(gram, self.factors[:, a:b])
-            for gram, (a, b) in zip(self.stored, self.blocks, strict=True)
-        )
-
-    def rescaled(self, factors: Float) -> Moments:
-        """Moments of columns / factors, [G, K]."""
-        return replace(
-            self,
-            mean=self.mean / factors,
-            factors=factors if self.factors is None else self.factors * factors,
-        )
-
-
-def _divided(gram: npt.NDArray[np.float32], factors: Float) -> npt.NDArray[np.float32]:
-    """`gram` [G, k, k] of columns / factors [G, k], without a copy in float64 of what is large."""
-    narrow = factors.astype(np.float32)
-    made = np.divide(gram, narrow[:, :, None], dtype=np.float32)
-    made /= narrow[:, None, :]
-    return made
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What one pass found: histograms by tensor, moments by layer, how many images were seen, and the answers' margins on each."""
-
-    histograms: Mapping[str, Histogram]
-    moments: Mapping[str, Moments]
-    images: int
-    margins: Margins
-
-    def rescaled(self, factors: Mapping[str, Float], reads: Iterable[Layer]) -> Statistics:
-        """As if each tensor named in `factors` had been divided by its factors [C] before the pass."""
-        scaled = {
-            name: one.rescaled(factors[name]) if name in factors else one
-            for name, one in self.histograms.items()
-        }
-        moved = {
-            one.name: self.moments[one.name].rescaled(one.per_column(factors[one.source]))
-            for one in reads
-            if one.source in factors and one.name in self.moments
-        }
-        return replace(self, histograms=scaled, moments={**self.moments, **moved})
+CALIBRATION_BYTES = 10**9  # memory of the whole process while it calibrates
+OTHER_BYTES = 45 * 10**7  # of it for neither weights nor Gram matrices: libraries, one batch
+MIN_GRAM_BYTES = 2**26  # of all Gram matrices together
+MAX_GRAM_BYTES = 2**28
+MIN_GRAM_WIDTH = 64
 
 
 class Observer:
-    """What takes in one tensor, batch after batch. Its random positions depend on its name alone, not on what else is taken in."""
+    """Watches the tensor `source`. Its random positions depend on `name` alone.
+
+    They do not depend on which other tensors are observed: adding one does not change the rest.
+    """
 
     def __init__(self, source: str, name: str) -> None:
         self.source = source
         self._random = np.random.default_rng(zlib.crc32(name.encode()))
 
-    def add(self, values: Images) -> None:
-        """Take in a batch."""
+    def add(self, values: Float32) -> None:
+        """Observe one batch, [N, C, ...].
+
+        Raises:
+            InputError: a value is not finite, or too large to be squared in float32.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
-        """After the last batch."""
+        """Finish the statistics after the last batch."""
         raise NotImplementedError
+
+
+class HistogramObserver(Observer):
+    """Accumulates the histogram of a tensor.
+
+    Args:
+        name: the tensor.
+        enabled: False to check only that the values are usable.
+        positions: at most so many positions of each image are counted.
+        images: expected number of images.
+    """
+
+    def __init__(self, name: str, enabled: bool, positions: int, images: int) -> None:
+        super().__init__(name, name)
+        self.histogram = Histogram(0)
+        self._enabled = enabled
+        self._positions = positions
+        self._expected_images = max(images, 1)
+        self._images = 0
+        self._pending: list[Float32] = []
+        self._samples: list[Float32] = []
+
+    def add(self, values: Float32) -> None:
+        """Observe one batch, [N, C, ...]. All of its images are sampled at the same positions."""
+        flat = _flatten_positions(values)
+        # reduce the contiguous axis first: three times as fast as both axes in one call
+        low = flat.min(2).min(0)
+        high = flat.max(2).max(0)
+        _check_magnitude(self.source, low, high)
+        if not self._enabled:
+            return
+        channels = flat.shape[1]
+        if not len(self.histogram.low):
+            self.histogram = Histogram(channels)
+        self.histogram.update_extremes(low, high)
+        if flat.shape[2] > self._positions:
+            positions = self._random.choice(flat.shape[2], self._positions, replace=False)
+            flat = flat.take(positions, axis=2)
+        self._collect_samples(flat)
+        self._pending.append(flat.transpose(1, 0, 2).reshape(channels, -1))
+        if sum(batch.shape[1] for batch in self._pending) >= PENDING_VALUES:
+            self._count_pending()
+
+    def _collect_samples(self, flat: Float32) -> None:
+        """Keep a few raw values of each image of `flat` [N, C, positions].
+
+        Over all images they add up to RAW_SAMPLES, and no image gives more than its share.
+        """
+        first = self._images
+        self._images += len(flat)
+        due = np.arange(first, self._images + 1) * RAW_SAMPLES // self._expected_images
+        numbers = np.arange(due[0], min(due[-1], RAW_SAMPLES))
+        images = np.searchsorted(due, numbers, "right") - 1
+        positions = numbers * POSITION_STRIDE % flat.shape[2]
+        self._samples.append(flat[images, :, positions].T)
+
+    def _count_pending(self) -> None:
+        self.histogram.count_values(np.concatenate(self._pending, axis=1))
+        self._pending.clear()
+
+    def close(self) -> None:
+        """Count what is pending, and store the counts compactly."""
+        if self._pending:
+            self._count_pending()
+        self.histogram.compact()
+        if self._samples:
+            self.histogram.samples = np.concatenate(self._samples, axis=1)
+            self._samples.clear()
 
 
 class GramObserver(Observer):
-    """Moments of one layer under way."""
+    """Accumulates the mean and the Gram matrix of a layer's im2col columns.
 
-    def __init__(self, one: Layer, width: int, images: int) -> None:
-        super().__init__(one.source, f"columns of {one.name}")
-        self.layer = one
-        channels = max(1, width // int(np.prod(one.kernel))) * int(np.prod(one.kernel))
-        edges = [*range(0, one.fan_in, channels), one.fan_in]
-        self.blocks = tuple(itertools.pairwise(edges))
-        self.grams = [np.zeros((one.groups, b - a, b - a), np.float32) for a, b in self.blocks]
-        self.sum, self.rows = np.zeros((one.groups, one.fan_in)), 0
-        self._each = -(
-            -max(LEAST_ROWS, ROWS_PER_COLUMN * one.fan_in) // max(images, 1)
-        )  # rows of an image
-        self._most = int(np.clip(channels, *HELD_ROWS))
-        self._held: list[npt.NDArray[np.float32]] = []
+    Args:
+        layer: the layer whose input is observed.
+        width: widest block of the Gram matrix (see `gram_width`); rounded to whole channels.
+        images: expected number of images.
+    """
 
-    def add(self, values: Images) -> None:
-        at = layers.sample_positions(self.layer, values, self._each, self._random)
-        self._held.append(layers.im2col(self.layer, values, at))
-        if sum(one.shape[2] for one in self._held) >= self._most:
-            self._take()
+    def __init__(self, layer: Layer, width: int, images: int) -> None:
+        super().__init__(layer.source, f"columns of {layer.name}")
+        self.layer = layer
+        taps = int(np.prod(layer.kernel))
+        width = max(1, width // taps) * taps
+        edges = [*range(0, layer.fan_in, width), layer.fan_in]
+        self._blocks = tuple(itertools.pairwise(edges))
+        self._grams = []
+        for start, end in self._blocks:
+            self._grams.append(np.zeros((layer.groups, end - start, end - start), np.float32))
+        self._sum = np.zeros((layer.groups, layer.fan_in))
+        self._rows = 0
+        wanted_rows = max(MIN_ROWS, ROWS_PER_COLUMN * layer.fan_in)
+        self._positions = -(-wanted_rows // max(images, 1))
+        self._max_pending = int(np.clip(width, MIN_PENDING_ROWS, MAX_PENDING_ROWS))
+        self._pending: list[Float32] = []
 
-    def _take(self) -> None:
-        found = (
-            np.concatenate(self._held, axis=2) if len(self._held) > 1 else self._held[0]
-        )  # which would copy even one
-        self._held.clear()
-        self.rows += found.shape[2]
-        self.sum += found.sum(2, dtype=np.float64)
-        for gram, (a, b) in zip(self.grams, self.blocks, strict=True):
-            if (
-                len(gram) == 1
-            ):  # two dimensions let NumPy see that it is xx', which BLAS computes in half the time
-                gram[0] += found[0, a:b] @ found[0, a:b].T
+    def add(self, values: Float32) -> None:
+        """Observe one batch of the layer's input, [N, C, H, W] or [N, C]."""
+        positions = sample_positions(self.layer, values, self._positions, self._random)
+        self._pending.append(im2col(self.layer, values, positions))
+        if sum(columns.shape[2] for columns in self._pending) >= self._max_pending:
+            self._sum_pending()
+
+    def _sum_pending(self) -> None:
+        # np.concatenate would copy even a single array
+        columns = self._pending[0]
+        if len(self._pending) > 1:
+            columns = np.concatenate(self._pending, axis=2)
+        self._pending.clear()
+        self._rows += columns.shape[2]
+        self._sum += columns.sum(2, dtype=np.float64)
+        for gram, (start, end) in zip(self._grams, self._blocks, strict=True):
+            block = columns[:, start:end]
+            if len(gram) == 1:
+                # for a 2-D product X X', NumPy calls BLAS syrk, which takes half the time
+                gram[0] += block[0] @ block[0].T
             else:
-                gram += found[:, a:b] @ found[:, a:b].transpose(0, 2, 1)
+                gram += block @ block.transpose(0, 2, 1)
 
     def close(self) -> None:
-        if self._held:
-            self._take()
-        for gram in self.grams:
-            gram /= max(
-                self.rows, 1
-            )  # in place: a second copy of every layer's would double what calibration holds most of
+        """Sum what is pending, and divide by the number of columns."""
+        if self._pending:
+            self._sum_pending()
+        for gram in self._grams:
+            gram /= max(self._rows, 1)  # in place: Gram matrices take most of the memory
 
     @property
     def moments(self) -> Moments:
-        return Moments(self.sum / self.rows, tuple(self.grams), self.blocks, self.rows)
+        """The moments, after `close`."""
+        return Moments(self._sum / self._rows, tuple(self._grams), self._blocks, self._rows)
 
 
-def gram_width(wanted: Sequence[Layer], weights: int) -> int:
-    """The widest block for which all Gram matrices together fit beside so many bytes of `weights`."""
-    room = np.clip(CALIBRATION_BYTES - OTHER_BYTES - weights, *GRAM_BYTES)
-    width = max((one.fan_in for one in wanted), default=1)
-    while (
-        width > 64
-        and sum(4 * one.groups * one.fan_in * min(width, one.fan_in) for one in wanted) > room
-    ):
+def gram_width(layers: Sequence[Layer], weight_bytes: int) -> int:
+    """The widest Gram block for which the matrices of all `layers` fit in memory.
+
+    A model with `weight_bytes` of weights leaves the rest of CALIBRATION_BYTES to them.
+    """
+    budget = CALIBRATION_BYTES - OTHER_BYTES - weight_bytes
+    budget = int(np.clip(budget, MIN_GRAM_BYTES, MAX_GRAM_BYTES))
+    width = max((layer.fan_in for layer in layers), default=1)
+    while width > MIN_GRAM_WIDTH and _gram_bytes(layers, width) > budget:
         width //= 2
     return width
 
 
-@dataclass(frozen=True)
-class CalibrationStream:
-    """What runs through a model once.
-
-    batches  inputs
-    images   how many are expected in all, for sampling positions evenly
-    """
-
-    batches: Iterable[Images]
-    images: int
-    progress: Progress = silent
-
-    def shown(self, batches: Iterable[Images], piece: int, pieces: int) -> Iterator[Images]:
-        """`batches` on their way through one of so many pieces of the model, with progress."""
-        done = piece * self.images
-        for batch in batches:
-            yield batch
-            done += len(batch)
-            self.progress("calibrate", done, pieces * self.images)
+def _gram_bytes(layers: Sequence[Layer], width: int) -> int:
+    """Bytes of all layers' Gram matrices, float32, in blocks of at most `width`."""
+    return sum(4 * layer.groups * layer.fan_in * min(width, layer.fan_in) for layer in layers)
 
 
-def collect_statistics(
-    model: onnx.ModelProto,
-    tensors: Sequence[str],
-    reads: Sequence[Layer],
-    feed: CalibrationStream,
-    engine: Engine,
-    threads: int,
-) -> Statistics:
-    """Histograms of the float activations `tensors`, and moments of the layers `reads`, of `model` over what it is fed.
-
-    A model of more than WHOLE_BYTES of weights runs piece by piece, all images through one before the next is compiled, since an
-    engine takes three times the weights; what goes from piece to piece lies on disk. The statistics are the same.
-
-    Raises:
-        InputError: no batch, a tensor that is not finite (it is named) or not there, no room for temporary files.
-    """
-    known, names = (
-        {classifier_input(model).name},
-        list(dict.fromkeys([*tensors, *(one.source for one in reads)])),
-    )
-    if lost := {*names} - known - _computed(model):
-        raise InputError(f"the model computes no tensor {min(lost)!r}; name outputs of its nodes")
-    width, spots = (
-        gram_width(reads, initializer_bytes(model)),
-        max(LEAST_SPOTS, SAMPLES // max(feed.images, 1)),
-    )
-    counted = [HistogramObserver(name, name in tensors, spots, feed.images) for name in names]
-    gathered = [GramObserver(one, width, feed.images) for one in reads]
-    waiting: list[Observer] = [*counted, *gathered]
-    parts = split_model(model, PIECE_BYTES) if initializer_bytes(model) > WHOLE_BYTES else [model]
-    flow, done = feed.batches, 0
-    with contextlib.ExitStack() as files:
-        for part in parts:
-            known |= _computed(part)
-            takers = [one for one in waiting if one.source in known]
-            waiting = [one for one in waiting if one.source not in known]
-            # a layer much larger than a piece is compiled as it stands: to rearrange its weights takes six times their memory
-            exact = len(parts) > 1 and initializer_bytes(part) > 2 * PIECE_BYTES
-            probe = _Probe.of(part, takers, engine, threads, exact)
-            del part  # a piece goes with its weights
-            trim_heap()
-            fed = feed.shown(flow, done, len(parts))
-            flow = files.enter_context(Spool(probe.answers(fed)))
-            done += 1
-            for one in takers:
-                one.close()
-            del probe  # and its session before the next is opened
-            trim_heap()
-        margins = [Margins.from_logits(logits.reshape(len(logits), -1)) for logits in flow]
-    if not margins:
-        raise InputError(
-            "no calibration image could be read; give --data with images of the kind the model will see"
-        )
-    answers = Margins.concatenate(margins)
-    histograms = {one.source: one.histogram for one in counted if one.source in tensors}
-    return Statistics(
-        histograms, {one.layer.name: one.moments for one in gathered}, len(answers.classes), answers
-    )
+def positions_per_image(images: int) -> int:
+    """How many positions of each of `images` images a histogram counts."""
+    return max(MIN_POSITIONS, SAMPLES // max(images, 1))
 
 
-def _computed(model: onnx.ModelProto) -> set[str]:
-    return {name for node in model.graph.node for name in node.output}
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """A compiled model or piece of one that gives, beside its answer, what its takers want to see."""
-
-    session: Session
-    source: str
-    outputs: tuple[str, ...]
-    target: str
-    takers: Sequence[Observer]
-    threads: int
-
-    @classmethod
-    def of(
-        cls,
-        model: onnx.ModelProto,
-        takers: Sequence[Observer],
-        engine: Engine,
-        threads: int,
-        exact: bool,
-    ) -> _Probe:
-        source, target = classifier_input(model).name, model.graph.output[0].name
-        outputs = tuple(
-            dict.fromkeys([*(one.source for one in takers if one.source != source), target])
-        )
-        with _probed(model, outputs) as probed:
-            session = engine.open(probed, threads, exact)
-            return cls(session, source, outputs, target, takers, threads)
-
-    def answers(self, batches: Iterable[Images]) -> Iterator[Images]:
-        """To each batch, taken in on the way."""
-        kinds = [
-            [one for one in self.takers if isinstance(one, kind)]
-            for kind in (HistogramObserver, GramObserver)
-        ]
-        # one thread of BLAS for each of ours: many small products, shared among its threads, cost three times what they need
-        own = max(1, self.threads // max(1, len(kinds[1])))
-        with ThreadPoolExecutor(self.threads) as pool, threadpool_limits(own, "blas"):
-            for inputs in batches:
-                found = dict(zip(self.outputs, self.session.run_all(inputs), strict=True))
-                for takers in kinds:  # what is not finite is refused before sums are made of it
-                    shares = [
-                        takers[at :: self.threads * SHARES] for at in range(self.threads * SHARES)
-                    ]
-                    list(pool.map(partial(_take_in, {self.source: inputs, **found}), shares))
-                yield found[self.target]
-
-
-def _take_in(values: Mapping[str, Images], takers: Sequence[Observer]) -> None:
-    for one in takers:
-        one.add(values[one.source])
-
-
-def batch_size(model: onnx.ModelProto, tensors: Iterable[str], limit: int = PROBED_BYTES) -> int:
-    """Images that one call should take, so that the activations `tensors` of them stay within `limit` bytes."""
-    fixed = classifier_input(model).type.tensor_type.shape.dim
-    if fixed and fixed[0].dim_value:
-        return int(fixed[0].dim_value)
-    graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph
-    shapes = {
-        item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim][1:]
-        for item in graph.value_info
-    }
-    each = sum(4 * int(np.prod(shapes.get(name, [0]))) for name in set(tensors))
-    return int(np.clip(limit // max(each, 1), 1, MOST_IMAGES))
-
-
-@contextlib.contextmanager
-def _probed(model: onnx.ModelProto, names: Sequence[str]) -> Iterator[onnx.ModelProto]:
-    """`model` with the outputs `names`, while it is compiled, and not a copy: its weights would be held twice just then."""
-    own = list(model.graph.output)
-    try:
-        del model.graph.output[:]
-        model.graph.output.extend(
-            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
-        )
-        yield model
-    finally:
-        del model.graph.output[:]
-        model.graph.output.extend(own)
-
-
-def _require_finite(name: str, low: Images, high: Images) -> None:
-    """Raise InputError where the extremes of the tensor `name`, [C], say that it cannot be used."""
+def _check_magnitude(name: str, low: Float32, high: Float32) -> None:
+    """Raise InputError if the extremes [C] of the tensor `name` rule out quantization."""
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise InputError(
-            f"the tensor {name!r} is not finite on calibration images; the float model is broken there"
+            f"the tensor {name!r} is not finite on calibration images: "
+            "the float model itself overflows there; repair it before you quantize"
         )
-    if (most := float(np.maximum(-low, high).max(initial=0.0))) > LARGEST:
+    largest = float(np.maximum(-low, high).max(initial=0.0))
+    if largest > MAX_MAGNITUDE:
         raise InputError(
-            f"the tensor {name!r} reaches {most:.2g} on calibration images, and squares of it leave float32 (at most {LARGEST:g} "
-            "is quantized); scale the layers around it: its values divided, the next layer's weights multiplied"
+            f"the tensor {name!r} reaches {largest:.2g} on calibration images; at most "
+            f"{MAX_MAGNITUDE:g} can be quantized, since larger squares overflow float32; divide "
+            "the weights that produce it by a factor, and multiply the next layer's by the same"
         )
 
 
-class HistogramObserver(Observer):
-    """The histogram of one tensor under way, of at most `spots` positions an image; its extremes alone, where it is not `wanted`."""
-
-    def __init__(self, name: str, wanted: bool, spots: int, images: int) -> None:
-        super().__init__(name, name)
-        self._wanted, self._spots, self._images = wanted, spots, max(images, 1)
-        self.histogram, self._seen = Histogram(0), 0
-        self._held: list[Images] = []
-        self._kept: list[Images] = []
-
-    def add(self, values: Images) -> None:
-        """Of [N, C, ...], at random positions, the same in all images of the batch."""
-        flat = _flat(values)
-        low, high = (
-            flat.min(2).min(0),
-            flat.max(2).max(0),
-        )  # along what lies together first: three times as fast
-        _require_finite(self.source, low, high)
-        if not self._wanted:
-            return
-        if not len(self.histogram.low):
-            self.histogram = Histogram(flat.shape[1])
-        self.histogram.reach(low, high)
-        if flat.shape[2] > self._spots:
-            flat = flat.take(self._random.choice(flat.shape[2], self._spots, replace=False), axis=2)
-        self._keep(flat)
-        self._held.append(flat.transpose(1, 0, 2).reshape(flat.shape[1], -1))
-        if sum(one.shape[1] for one in self._held) >= HELD_VALUES:
-            self._count()
-
-    def _keep(self, flat: Images) -> None:
-        """A few values of each image of `flat` [N, C, positions], so that all images together make KEPT_VALUES."""
-        due = np.arange(self._seen, self._seen + len(flat) + 1) * KEPT_VALUES // self._images
-        self._seen += len(flat)
-        numbers = np.arange(due[0], min(due[-1], KEPT_VALUES))
-        images = np.searchsorted(due, numbers, "right") - 1
-        self._kept.append(flat[images, :, numbers * SCATTER % flat.shape[2]].T)
-
-    def _count(self) -> None:
-        self.histogram.count(np.concatenate(self._held, axis=1))
-        self._held.clear()
-
-    def close(self) -> None:
-        if self._held:
-            self._count()
-        self.histogram.compact()
-        if self._kept:
-            self.histogram.kept = np.concatenate(self._kept, axis=1)
-            self._kept.clear()
-
-
-def _flat(values: Images) -> Images:
-    """[N, C, ...] as [N, C, positions]; anything of fewer axes is one channel."""
-    return values.reshape(*values.shape[:2], -1) if values.ndim > 1 else values.reshape(1, 1, -1)
+def _flatten_positions(values: Float32) -> Float32:
+    """[N, C, ...] as [N, C, positions]. A tensor with fewer than two axes is one channel."""
+    if values.ndim < 2:
+        return values.reshape(1, 1, -1)
+    return values.reshape(*values.shape[:2], -1)

@@ -1,20 +1,27 @@
-"""What noise in an activation costs the layers that it reaches, channel by channel.
+"""How much quantization noise in an activation disturbs the layers that read it, per channel.
 
-Noise e_c that is independent from channel to channel and from position to position adds sum_c e_c ||W[:, c]||^2 to a layer's output,
-whose own power is tr(W H W') with H = E[x x']: the ratio of the two is what the layer charges for the tensor that it reads. What
-stands between a tensor and that layer passes noise on by the square of its slope, and costs are carried back through it:
+Noise with power e_c in channel c, independent between channels and positions, adds
 
-    a sum, and what moves numbers only      as it is
-    f of each number                        E[f'(x)^2]
-    a product x g                           E[g^2] for x, E[x^2] for g
-    a mean over n positions                 1 / n
-    flattening                              the sum over the channel's pixels
-    anything else                           the mean of all channels
+    sum_c e_c ||W[:, c]||^2
 
-Where a tensor has several readers their costs add up. The nearest layers count: the way back ends at a layer, what whose output
-costs is for those that read it to say, and at a tensor that layers read, for which they speak. (Adding what layers further down a
-residual stream charge is no better on EfficientNet-Lite0, RepGhost and FasterNet all in INT8, and 0.7 dB worse on RepViT.) An
-expectation over a tensor of which nothing was seen is taken as 1.
+to the output power of a layer with weights W. The layer's signal power is tr(W H W') with
+H = E[x x']. The cost of a channel is the ratio of the two for e_c = 1: noise over signal in the
+layer's output for a unit of noise power in the channel.
+
+Costs of layer inputs are propagated back through the operators in front of the layer. An operator
+passes noise power on by the square of its slope:
+
+    Add, data movement                 1
+    y = f(x), elementwise              E[f'(x)^2]
+    y = x g                            E[g^2] for x, E[x^2] for g
+    mean over n positions              1 / n
+    Flatten                            the sum over the channel's pixels
+    any other operator                 the mean over all channels
+
+The costs of several consumers add up. Propagation stops at the nearest layers: it does not pass
+through a layer, nor beyond a tensor that a layer reads. Adding the cost to layers further down a
+residual stream gains nothing on EfficientNet-Lite0, RepGhost and FasterNet entirely in INT8, and
+loses 0.7 dB on RepViT. An expectation over a tensor that was not observed is taken to be 1.
 """
 
 from __future__ import annotations
@@ -27,51 +34,46 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from repzoo.quant.calibration.observers import BINS, Histogram, Moments, Statistics
-from repzoo.quant.network import layers as layering
+from repzoo.quant.calibration.histogram import BINS
+from repzoo.quant.calibration.statistics import Statistics, signal_power
 from repzoo.quant.network.composites import find_composites
 from repzoo.quant.network.functions import FUNCTIONS, Function, identity
 from repzoo.quant.network.graph_view import GraphView, axis_of
-from repzoo.quant.network.layers import Layer
-from repzoo.quant.parameters import gptq as rounding
+from repzoo.quant.network.layers import Layer, initializer_arrays, weight_rows
 
 Float = npt.NDArray[np.float64]
 Values = Mapping[str, npt.NDArray[np.float32]]
 Costs = dict[str, Float]
-LEAST_SLOPE = 0.01  # squared, of an activation: what calibration images never passed others may
+# Least squared slope of an activation function. Where it is flat for all calibration images, it
+# need not be flat for the next one.
+MIN_SQUARED_SLOPE = 0.01
 
 
-def input_sensitivity(reads: Iterable[Layer], values: Values, seen: Statistics) -> Costs:
-    """What the layers `reads` charge for each activation that they read, [C]: added up where several do, be they INT8 or float."""
-    found: Costs = {}
-    for one in reads:
-        rows = layering.weight_rows(one, values)
-        power = signal_power(rows, seen.moments[one.name])
-        each = (
-            (rows**2).sum(1).reshape(one.in_channels, -1).sum(1) / power
-            if power > 0
-            else np.zeros(one.in_channels)
-        )
-        found[one.source] = found.get(one.source, 0.0) + each
-    return found
+def input_sensitivity(reads: Iterable[Layer], values: Values, statistics: Statistics) -> Costs:
+    """The cost of noise in each activation that the layers `reads` read, [C] by tensor name.
 
-
-def signal_power(rows: Float, moments: Moments) -> float:
-    """Mean squared output of a layer, its bias left out, summed over output channels."""
-    return float(output_power(rows, moments).sum())
-
-
-def output_power(rows: Float, moments: Moments) -> Float:
-    """Mean squared sum that `rows` [G, O, K] make of the layer's columns, [G, O]: row' E[x x'] row; blocks taken as uncorrelated."""
-    pieces = zip(moments.grams, moments.blocks, strict=True)
-    return np.asarray(sum(rounding.output_error(rows[:, :, a:b], gram) for gram, (a, b) in pieces))
+    Costs add up where several layers read the same activation. `values` are the initializers.
+    """
+    costs: Costs = {}
+    for layer in reads:
+        rows = weight_rows(layer, values)
+        power = signal_power(rows, statistics.moments[layer.name])
+        cost = np.zeros(layer.in_channels)
+        if power > 0:
+            squares = (rows**2).sum(1).reshape(layer.in_channels, -1)
+            cost = squares.sum(1) / power
+        costs[layer.source] = costs.get(layer.source, 0.0) + cost
+    return costs
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What a unit of squared error in each channel of an activation costs, [C].
+    """The cost of a unit of squared error in each channel of an activation.
 
-    of  what makes the error: the activation itself, or, where an elementwise function is all that reads it, what that makes of it
+    Attributes:
+        cost: [C].
+        function: the error is measured behind this function: the elementwise activation function
+            that alone reads the tensor, or the identity.
     """
 
     cost: Float
@@ -79,152 +81,198 @@ class Sensitivity:
 
 
 def activation_sensitivity(
-    wiring: GraphView, found: Mapping[str, Layer], seen: Statistics
+    graph: GraphView, layers: Mapping[str, Layer], statistics: Statistics
 ) -> dict[str, Sensitivity]:
-    """That of each activation that reaches a layer of the graph; `found` are its layers."""
-    known = [one for name, one in found.items() if name in seen.moments]
-    way = SensitivityPropagation(wiring, found, seen)
-    charges = input_sensitivity(known, layering.initializer_arrays(wiring.model), seen)
-    costs = way.costs(charges, charges)
-    return {name: one for name in costs if (one := way.importance(name, costs)) is not None}
+    """The sensitivity of every activation from which noise reaches one of the `layers`."""
+    observed = [layer for name, layer in layers.items() if name in statistics.moments]
+    propagation = SensitivityPropagation(graph, layers, statistics)
+    at_inputs = input_sensitivity(observed, initializer_arrays(graph.model), statistics)
+    costs = propagation.propagate(at_inputs, at_inputs)
+    sensitivities = {}
+    for name in costs:
+        sensitivity = propagation.sensitivity_of(name, costs)
+        if sensitivity is not None:
+            sensitivities[name] = sensitivity
+    return sensitivities
 
 
 class SensitivityPropagation:
-    """Carries costs from what layers read to what that is made of; `seen` says how large factors and slopes are."""
+    """Propagates costs from layer inputs back to the activations that they are computed from.
 
-    def __init__(self, wiring: GraphView, layers: Iterable[str], seen: Statistics) -> None:
-        self._wiring, self._seen = wiring, seen.histograms
-        whole = find_composites(wiring, wiring.floats)
-        self._spelt = {one.end: (value, one.kind) for value, one in whole.items()}
+    Args:
+        graph: the float model.
+        layers: names of its layers, where propagation stops.
+        statistics: histograms, from which slopes and powers of factors are estimated.
+    """
+
+    def __init__(self, graph: GraphView, layers: Iterable[str], statistics: Statistics) -> None:
+        self._graph = graph
+        self._histograms = statistics.histograms
         self._layers = frozenset(layers)
-        self._writers = {
-            name: node.input[0] for node in self._wiring.nodes if node.input for name in node.output
-        }
-        self._ended = (
-            self._layers.union(*(one.nodes for one in whole.values())) - self._spelt.keys()
-        )
-        self._whole = whole
+        # an activation function that was exported as several nodes is passed in one step,
+        # from its end to the value that it starts from
+        self._composites = find_composites(graph, graph.floats)
+        self._composite_ends = {}
+        inner = set(self._layers)
+        for value, composite in self._composites.items():
+            self._composite_ends[composite.end] = (value, composite.kind)
+            inner |= set(composite.nodes)
+        self._stops = inner - self._composite_ends.keys()
+        self._first_inputs = {}
+        for node in graph.nodes:
+            if node.input:
+                self._first_inputs.update(dict.fromkeys(node.output, node.input[0]))
 
-    def costs(self, charges: Mapping[str, Float], ends: Collection[str]) -> Costs:
-        """`charges` by tensor, [C] each, and what they make other tensors cost, as far as those that `ends` names."""
-        found = dict(charges)
-        for node in reversed(self._wiring.nodes):
-            if node.output[0] not in self._ended and any(name in found for name in node.output):
-                for name, each in self._passed(node, found):
-                    if name not in ends:
-                        found[name] = found[name] + each if name in found else each
-        return found
+    def propagate(self, at_inputs: Mapping[str, Float], ends: Collection[str]) -> Costs:
+        """Costs by tensor: those `at_inputs`, [C] each, and what they imply for other tensors.
 
-    def importance(self, name: str, costs: Costs) -> Sensitivity | None:
-        """That of the activation `name`, given the `costs` of all; None where it reaches nothing that costs."""
-        whole, reader = self._whole.get(name), self._wiring.sole_consumer(name)
-        kind, end = (
-            (whole.kind, whole.end)
-            if whole
-            else (reader.op_type, reader.output[0])
-            if reader is not None
-            else ("", name)
-        )
+        Nothing is added to the tensors `ends`.
+        """
+        costs = dict(at_inputs)
+        for node in reversed(self._graph.nodes):
+            if node.output[0] in self._stops:
+                continue
+            if not any(name in costs for name in node.output):
+                continue
+            for name, cost in self._input_costs(node, costs):
+                if name not in ends:
+                    costs[name] = costs[name] + cost if name in costs else cost
+        return costs
+
+    def sensitivity_of(self, name: str, costs: Costs) -> Sensitivity | None:
+        """The sensitivity of the activation `name`, or None if no cost depends on it.
+
+        `costs` are those of all activations, as `propagate` returns them.
+        """
+        kind, end = self._function_behind(name)
         if kind in FUNCTIONS and end in costs:
             return Sensitivity(costs[end], FUNCTIONS[kind])
         return Sensitivity(costs[name]) if name in costs else None
 
-    def written_by(self, tensor: str) -> str:
-        """The layer that `tensor` comes from along first inputs; the activation at the very beginning where there is none."""
-        while tensor not in self._layers and tensor in self._writers:
-            tensor = self._writers[tensor]
+    def _function_behind(self, name: str) -> tuple[str, str]:
+        """(operator, output) of the one function that reads `name`; ("", name) if there is none."""
+        if name in self._composites:
+            composite = self._composites[name]
+            return composite.kind, composite.end
+        consumer = self._graph.sole_consumer(name)
+        if consumer is None:
+            return "", name
+        return consumer.op_type, consumer.output[0]
+
+    def producing_layer(self, tensor: str) -> str:
+        """The layer that `tensor` comes from, following first inputs; else the model's input."""
+        while tensor not in self._layers and tensor in self._first_inputs:
+            tensor = self._first_inputs[tensor]
         return tensor
 
-    def _passed(self, node: onnx.NodeProto, found: Costs) -> Iterator[tuple[str, Float]]:
-        """(an input of `node`, what its outputs' costs make of it)."""
-        kind, out, sources = node.op_type, node.output[0], self._wiring.activations(node)
-        if kind == "Split" and axis_of(node) == 1:
-            parts = [found.get(name, np.zeros(self._width(name))) for name in node.output]
-            yield from self._fitted(sources, np.concatenate(parts))
-        elif out not in found:
+    def _input_costs(self, node: onnx.NodeProto, costs: Costs) -> Iterator[tuple[str, Float]]:
+        """(input of `node`, its cost), given the `costs` of the node's outputs."""
+        out = node.output[0]
+        inputs = self._graph.activations(node)
+        if node.op_type == "Split" and axis_of(node) == 1:
+            parts = [costs.get(name, np.zeros(self._channels(name))) for name in node.output]
+            yield from self._match_channels(inputs, np.concatenate(parts))
+        elif out not in costs:
             return
-        elif out in self._spelt:
-            value, kind = self._spelt[out]
-            yield from self._fitted([value], _times(found[out], self._slope(kind, value)))
-        elif kind == "Concat" and axis_of(node) == 1:
-            edges = np.cumsum([self._width(name) for name in node.input])
-            whole = edges[-1] == len(found[out])  # else some width is not known
-            parts = np.split(found[out], edges[:-1]) if whole else [found[out]] * len(edges)
-            for name, part in zip(node.input, parts, strict=True):
-                yield from self._fitted([name] if name in sources else [], part)
-        elif kind in ("Mul", "Div"):
-            for name, other in zip(node.input, reversed(node.input), strict=True):
-                power = self._power(
-                    other, len(found[out]), divides=kind == "Div" and name == node.input[0]
-                )
-                yield from self._fitted([name] if name in sources else [], found[out] * power)
+        elif out in self._composite_ends:
+            value, kind = self._composite_ends[out]
+            yield from self._match_channels([value], _scale(costs[out], self._slope(kind, value)))
+        elif node.op_type == "Concat" and axis_of(node) == 1:
+            yield from self._concat_costs(node, costs[out])
+        elif node.op_type in ("Mul", "Div"):
+            yield from self._product_costs(node, costs[out])
         else:
-            yield from self._fitted(sources, _times(self._flat(node, found[out]), self._gain(node)))
+            cost = _scale(self._unflatten(node, costs[out]), self._gain(node))
+            yield from self._match_channels(inputs, cost)
 
-    def _fitted(self, names: Iterable[str], cost: Float) -> Iterator[tuple[str, Float]]:
-        """`cost` for each of `names` that has as many channels; for others, their mean for each channel, or their sum for one alone."""
+    def _concat_costs(self, node: onnx.NodeProto, cost: Float) -> Iterator[tuple[str, Float]]:
+        """(input, cost) of a Concat of channels."""
+        inputs = self._graph.activations(node)
+        ends = np.cumsum([self._channels(name) for name in node.input])
+        parts = [cost] * len(ends)
+        if ends[-1] == len(cost):  # else the width of some input is unknown
+            parts = np.split(cost, ends[:-1])
+        for name, part in zip(node.input, parts, strict=True):
+            if name in inputs:
+                yield from self._match_channels([name], part)
+
+    def _product_costs(self, node: onnx.NodeProto, cost: Float) -> Iterator[tuple[str, Float]]:
+        """(input, cost) of a Mul or Div: that of each factor depends on the power of the other."""
+        inputs = self._graph.activations(node)
+        for name, other in zip(node.input, reversed(node.input), strict=True):
+            power = self._power(other, len(cost))
+            if node.op_type == "Div" and name == node.input[0]:
+                power = 1 / np.maximum(power, np.finfo(np.float32).tiny)
+            if name in inputs:
+                yield from self._match_channels([name], cost * power)
+
+    def _match_channels(self, names: Iterable[str], cost: Float) -> Iterator[tuple[str, Float]]:
+        """(name, cost [C]) of each of `names`, C being the tensor's own number of channels.
+
+        Where that differs from the length of `cost`, all channels get the mean, and a single
+        channel gets the sum. A tensor of unknown width is left out.
+        """
         for name in names:
-            width = self._width(name)
-            if width == len(cost):
+            channels = self._channels(name)
+            if channels == len(cost):
                 yield name, cost
-            elif width:
-                yield name, np.full(width, cost.sum() if width == 1 else cost.mean())
+            elif channels:
+                yield name, np.full(channels, cost.sum() if channels == 1 else cost.mean())
 
-    def _width(self, name: str) -> int:
-        """Channels of an activation; 0 where neither its shape nor what was seen of it says."""
-        return self._wiring.width(name) or (len(self._seen[name].low) if name in self._seen else 0)
+    def _channels(self, name: str) -> int:
+        """Channels of an activation, from its shape or its histogram; 0 if neither is known."""
+        width = self._graph.width(name)
+        if width or name not in self._histograms:
+            return width
+        return len(self._histograms[name].low)
 
-    def _flat(self, node: onnx.NodeProto, cost: Float) -> Float:
-        """`cost` of what flattens pixels, as its input's channels have it."""
-        pixels = self._wiring.pixels_per_channel(node)
-        return cost.reshape(-1, pixels).sum(1) if pixels and len(cost) % pixels == 0 else cost
+    def _unflatten(self, node: onnx.NodeProto, cost: Float) -> Float:
+        """The `cost` of a flattening node's output, summed over the pixels of each channel."""
+        pixels = self._graph.pixels_per_channel(node)
+        if not pixels or len(cost) % pixels:
+            return cost
+        return np.asarray(cost.reshape(-1, pixels).sum(1))
 
     def _gain(self, node: onnx.NodeProto) -> Float | float:
-        """What an operator of one input makes of noise."""
+        """Factor by which an operator with one input changes noise power, per channel or in all."""
         if node.op_type in FUNCTIONS:
             return self._slope(node.op_type, node.input[0])
-        before, after = (
-            math.prod(self._wiring.shapes.get(name, [])[2:])
-            for name in (node.input[0], node.output[0])
-        )
-        if node.op_type in ("GlobalAveragePool", "ReduceMean") and before and after:
-            return after / before
         if node.op_type == "AveragePool":
-            return 1 / math.prod(
-                next(item.ints for item in node.attribute if item.name == "kernel_shape")
-            )
+            kernel = next(item.ints for item in node.attribute if item.name == "kernel_shape")
+            return 1 / math.prod(kernel)
+        if node.op_type in ("GlobalAveragePool", "ReduceMean"):
+            before = math.prod(self._graph.shapes.get(node.input[0], [])[2:])
+            after = math.prod(self._graph.shapes.get(node.output[0], [])[2:])
+            if before and after:
+                return after / before
         return 1.0
 
     def _slope(self, kind: str, name: str) -> Float | float:
-        """E[f'(x)^2] of each channel of the tensor `name`, [C]."""
-        if name not in self._seen:
+        """E[f'(x)^2] over each channel of the tensor `name`, [C], for the function `kind`."""
+        if name not in self._histograms:
             return 1.0
-        seen = self._seen[name]
-        edges = (np.arange(BINS + 1) * (2 / BINS) - 1) * seen.edge[:, None]
-        slopes = np.diff(FUNCTIONS[kind](edges), axis=1) / np.maximum(
-            np.diff(edges, axis=1), np.finfo(float).tiny
-        )
-        return np.maximum(expectation(seen, slopes**2), LEAST_SLOPE)
+        histogram = self._histograms[name]
+        edges = (np.arange(BINS + 1) * (2 / BINS) - 1) * histogram.edge[:, None]
+        widths = np.maximum(np.diff(edges, axis=1), np.finfo(float).tiny)
+        slopes = np.diff(FUNCTIONS[kind](edges), axis=1) / widths
+        return np.maximum(histogram.expectation(slopes**2), MIN_SQUARED_SLOPE)
 
-    def _power(self, name: str, width: int, divides: bool) -> Float:
-        """E[x^2] of a factor, [width] or [1]; of what `divides`, its inverse."""
-        if name in self._wiring.constants:
-            power = np.square(self._wiring.values(name).astype(np.float64)).reshape(-1)
+    def _power(self, name: str, channels: int) -> Float:
+        """E[x^2] of a factor: [channels], or [1] where it is one number or of another width."""
+        if name in self._graph.constants:
+            power = np.square(self._graph.values(name).astype(np.float64)).reshape(-1)
+        elif name in self._histograms:
+            histogram = self._histograms[name]
+            power = histogram.expectation(histogram.centers**2)
         else:
-            power = (
-                expectation(self._seen[name], self._seen[name].centers ** 2)
-                if name in self._seen
-                else np.ones(1)
-            )
-        power = power if len(power) in (1, width) else np.full(1, power.mean())
-        return np.asarray(1 / np.maximum(power, np.finfo(np.float32).tiny)) if divides else power
+            power = np.ones(1)
+        if len(power) not in (1, channels):
+            power = np.full(1, power.mean())
+        return np.asarray(power)
 
 
-def _times(cost: Float, factor: Float | float) -> Float:
-    """`cost` [C] times a factor for each channel, or for all where there is not one for each."""
-    return np.asarray(cost * (factor if np.size(factor) in (1, len(cost)) else np.mean(factor)))
-
-
-def expectation(seen: Histogram, values: Float) -> Float:
-    """The mean of each channel, [C], of what is `values` [C, BINS] where its numbers lie in that bin, and 0 where they are 0."""
-    return np.asarray((seen.counts * values).sum(1) / np.maximum(1, seen.numbers))
+def _scale(cost: Float, factor: Float | float) -> Float:
+    """`cost` [C] times a factor for each channel, or times the mean factor if C differs."""
+    if np.size(factor) not in (1, len(cost)):
+        factor = float(np.mean(factor))
+    return np.asarray(cost * factor)

@@ -1,1 +1,1 @@
-"""From statistics to scales, zero points and integers, and the only writer of Q/DQ."""
+"""Quantization parameters: ranges, scales, GPTQ rounding, bias correction, and the QDQ writer."""

@@ -1,13 +1,17 @@
-"""From statistics to numbers: the range of every activation, the integers of every weight, the corrected biases.
+"""From statistics to quantization parameters: ranges, integer weights and corrected biases.
 
-Bias correction: quantizing changes what a layer adds up on average by (W' - W) E[x] + W' (E[x'] - E[x]), where x' is what clipping
-and rounding leave of x; that much is taken from its bias. Source: M. Nagel et al., arXiv:1906.04721, section 4.2, with the expectations
-measured on calibration images instead of derived from batch normalization.
+Bias correction: quantization changes the mean output of a layer by
+
+    (W' - W) E[x] + W' (E[x'] - E[x])
+
+where W' are the quantized weights and x' is x after clipping and rounding. The bias is reduced by
+that much. Source: M. Nagel et al., arXiv:1906.04721, section 4.2, with the expectations measured
+on calibration images instead of derived from batch normalization.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,24 +19,46 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from repzoo.quant.calibration.observers import Histogram, Moments, Statistics
+from repzoo.quant.calibration.histogram import Histogram
 from repzoo.quant.calibration.sensitivity import Sensitivity, activation_sensitivity
-from repzoo.quant.network import layers as layering
+from repzoo.quant.calibration.statistics import Moments, Statistics
 from repzoo.quant.network.graph_view import GraphView
-from repzoo.quant.network.layers import Layer
+from repzoo.quant.network.layers import (
+    Layer,
+    bias_vector,
+    find_layers,
+    initializer_arrays,
+    weight_rows,
+)
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.network.scheme import DATA_MOVEMENT, QuantScheme
-from repzoo.quant.parameters import gptq as rounding
-from repzoo.quant.parameters import qdq_writer as qdq
-from repzoo.quant.parameters import ranges
-from repzoo.quant.parameters.ranges import ActivationParameters, QuantizedWeight, Range
+from repzoo.quant.parameters import qdq_writer
+from repzoo.quant.parameters.gptq import gptq_round, round_to_nearest, shared_scale
+from repzoo.quant.parameters.noise import clipping_shift, rounding_shift
+from repzoo.quant.parameters.ranges import align_to_pixel_values, choose_range
+from repzoo.quant.parameters.scales import (
+    ActivationParameters,
+    QuantizedWeight,
+    Range,
+    int16_parameters,
+    uint8_parameters,
+    usable_scale,
+)
 
 Float = npt.NDArray[np.float64]
+
+ChosenRanges = Mapping[str, tuple[str, Range]]  # (method, range) of each activation
 
 
 @dataclass(frozen=True)
 class Corrections:
-    """Which corrections a recipe applies, and how an activation's range is chosen (see ranges.chosen)."""
+    """Which corrections a stage applies.
+
+    Attributes:
+        gptq: round weights by GPTQ instead of to nearest.
+        bias: correct biases.
+        range_method: how activation ranges are chosen (see `ranges.choose_range`).
+    """
 
     gptq: bool = True
     bias: bool = True
@@ -41,7 +67,15 @@ class Corrections:
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """What qdq.write needs: see there; `ranges` and `methods` say how each activation's parameters came about."""
+    """Everything that `write_qdq` needs.
+
+    Attributes:
+        model: the float model with corrected biases.
+        activations: scale and zero point by activation.
+        weights: integer weights by layer.
+        ranges: the range that each activation's parameters were computed from.
+        methods: how each of those ranges was chosen.
+    """
 
     model: onnx.ModelProto
     activations: Mapping[str, ActivationParameters]
@@ -50,183 +84,222 @@ class QuantizationPlan:
     methods: Mapping[str, str] = field(default_factory=dict)
 
 
-ChosenRanges = Mapping[
-    str, tuple[str, Range]
-]  # of each activation: how its range was chosen, and the range
-
-
 def choose_ranges(
-    model: onnx.ModelProto, placement: Placement, seen: Statistics, scheme: QuantScheme, method: str
+    model: onnx.ModelProto,
+    placement: Placement,
+    statistics: Statistics,
+    scheme: QuantScheme,
+    method: str,
 ) -> ChosenRanges:
-    """The ranges of the activations of `placement`; those of 16 bits cover all that was seen."""
-    wiring = GraphView(model)
-    wanted, found = activation_sensitivity(wiring, layering.find_layers(model), seen), {}
+    """A range for every activation of `placement`. int16 activations cover all observed values."""
+    graph = GraphView(model)
+    input_name = model.graph.input[0].name
+    sensitivities = activation_sensitivity(graph, find_layers(model), statistics)
+    chosen = {}
     for name in placement.tensors:
-        histogram, how = (
-            seen.histograms[name],
-            "minmax" if name in placement.int16_tensors else method,
-        )
-        worth = wanted.get(name, Sensitivity(np.ones(len(histogram.low))))
-        made = ranges.choose_range(
+        histogram = statistics.histograms[name]
+        tensor_method = "minmax" if name in placement.int16_tensors else method
+        # noise that reaches no layer counts alike in all channels
+        default = Sensitivity(np.ones(len(histogram.low)))
+        sensitivity = sensitivities.get(name, default)
+        chosen[name] = choose_range(
             histogram,
-            worth.cost,
-            how,
+            sensitivity.cost,
+            tensor_method,
             scheme.range_methods,
             scheme.activation_symmetric,
-            worth.function,
+            sensitivity.function,
         )
-        images = name == model.graph.input[0].name and how in ("auto", "mse")
-        found[name] = _aligned(histogram, worth.cost, made, scheme) if images else made
-    return _shared(wiring, placement, found)
+        if name == input_name and tensor_method in ("auto", "mse"):
+            chosen[name] = _align_input_range(histogram, sensitivity.cost, chosen[name], scheme)
+    return _share_ranges(graph, placement, chosen)
 
 
-def _aligned(
-    seen: Histogram, cost: Float, made: tuple[str, Range], scheme: QuantScheme
+def _align_input_range(
+    histogram: Histogram, cost: Float, chosen: tuple[str, Range], scheme: QuantScheme
 ) -> tuple[str, Range]:
-    """`made` for the model's input, on whose steps bytes of images shall lie, where the target takes any range with any zero."""
+    """`chosen`, aligned with the values of pixels where the scheme allows any range."""
     if "mse" not in scheme.range_methods or scheme.activation_symmetric:
-        return made
-    span = ranges.align_to_pixel_values(seen, cost, made[1])
-    return made if span == made[1] else (f"{made[0]}, aligned", span)
+        return chosen
+    method, bounds = chosen
+    aligned = align_to_pixel_values(histogram, cost, bounds)
+    return chosen if aligned == bounds else (f"{method}, aligned", aligned)
 
 
-def _shared(
-    wiring: GraphView, placement: Placement, found: dict[str, tuple[str, Range]]
+def _share_ranges(
+    graph: GraphView, placement: Placement, chosen: dict[str, tuple[str, Range]]
 ) -> ChosenRanges:
-    """`found` with one range for what is moved and for where it goes: numbers that lie on the steps of the one are then on those of
-    the other, and are not rounded a second time. What only a Concat reads takes the range of all that is joined.
+    """`chosen` with one range on both sides of every operator that only moves data.
+
+    Values on the steps of the first range are then on those of the second, and are not rounded a
+    second time. A tensor that only a Concat reads takes the range of the Concat's output.
     """
-    moving = [
-        node
-        for node in wiring.nodes
-        if node.op_type in (*DATA_MOVEMENT, "MaxPool") and node.output[0] in placement.nodes
-    ]
-    for node in reversed(moving):
-        if node.op_type == "Concat" and node.output[0] in found:
-            found |= {
-                name: found[node.output[0]]
-                for name in node.input
-                if wiring.sole_consumer(name) is node and name in found
-            }
-    for node in moving:
-        if node.op_type != "Concat" and node.input[0] in found:
-            found |= {name: found[node.input[0]] for name in node.output if name in found}
-    return found
+    ranges = dict(chosen)
+    concats = []
+    movers = []
+    for node in graph.nodes:
+        if node.output[0] not in placement.nodes:
+            continue
+        if node.op_type == "Concat":
+            concats.append(node)
+        elif node.op_type in (*DATA_MOVEMENT, "MaxPool"):
+            movers.append(node)
+    for node in reversed(concats):
+        inputs = [name for name in node.input if graph.sole_consumer(name) is node]
+        _copy_range(ranges, node.output[0], inputs)
+    for node in movers:
+        _copy_range(ranges, node.input[0], node.output)
+    return ranges
+
+
+def _copy_range(ranges: dict[str, tuple[str, Range]], source: str, targets: Iterable[str]) -> None:
+    """Give the range of `source` to those of `targets` that have one."""
+    if source in ranges:
+        ranges.update(dict.fromkeys(ranges.keys() & targets, ranges[source]))
 
 
 def compute_parameters(
     model: onnx.ModelProto,
     placement: Placement,
-    seen: Statistics,
+    statistics: Statistics,
     scheme: QuantScheme,
     corrections: Corrections,
     chosen: ChosenRanges | None = None,
 ) -> QuantizationPlan:
-    """Numbers for `placement` of the float `model`, whose statistics are `seen`, as `scheme` represents them.
+    """Quantization parameters for `placement` of the float `model`, in the format of `scheme`.
 
-    chosen  its `spans`, where they are known
+    Args:
+        model: float, as `prepare_for_qdq` returns it.
+        placement: what to quantize.
+        statistics: of `model`.
+        scheme: number formats of the target.
+        corrections: which corrections to apply.
+        chosen: the result of `choose_ranges`, if it is known already.
     """
-    values, found = layering.initializer_arrays(model), layering.find_layers(model)
-    inside = {name: one for name, one in found.items() if name in placement.nodes}
-    chosen = (
-        choose_ranges(model, placement, seen, scheme, corrections.range_method)
-        if chosen is None
-        else chosen
-    )
-    covered = {name: span for name, (_, span) in chosen.items()}
-    activations = {
-        name: ranges.int16_parameters(*span)
-        if name in placement.int16_tensors
-        else ranges.uint8_parameters(*span, scheme.activation_symmetric)
-        for name, span in covered.items()
-    }
-    rounded, biases = {}, {}
-    for name, one in inside.items():
-        rows, moments = layering.weight_rows(one, values), seen.moments[name]
-        bias = layering.bias_vector(one, values)
-        room = np.abs(bias) / (activations[one.source].scale * qdq.INT32_ROOM)
-        limit, scale = scheme.weight_max, weight_scales(one, rows, scheme, room, moments)
-        integers = (
-            _rounded(rows, moments, scale, limit)
-            if corrections.gptq
-            else rounding.round_to_nearest(rows, scale, limit)
-        )
-        rounded[name] = pack_weights(one, integers, scale, scheme)
+    if chosen is None:
+        chosen = choose_ranges(model, placement, statistics, scheme, corrections.range_method)
+    activations = {}
+    for name, (_, (low, high)) in chosen.items():
+        if name in placement.int16_tensors:
+            activations[name] = int16_parameters(low, high)
+        else:
+            activations[name] = uint8_parameters(low, high, scheme.activation_symmetric)
+
+    values = initializer_arrays(model)
+    layers = find_layers(model)
+    weights = {}
+    biases = {}
+    for name, layer in layers.items():
+        if name not in placement.nodes:
+            continue
+        rows = weight_rows(layer, values)
+        bias = bias_vector(layer, values)
+        moments = statistics.moments[name]
+        source = activations[layer.source]
+        min_scale = np.abs(bias) / (source.scale * qdq_writer.MAX_BIAS_CODE)
+        scale = weight_scales(layer, rows, scheme, min_scale, moments)
+        integers = _round_weights(rows, moments, scale, scheme.weight_max, corrections.gptq)
+        weights[name] = pack_weights(layer, integers, scale, scheme)
         if corrections.bias:
-            histogram, numbers = seen.histograms[one.source], activations[one.source]
-            shift = one.per_column(
-                ranges.clipping_shift(histogram, *numbers.bounds)
-                + ranges.rounding_shift(histogram, numbers)
-            )
-            biases[name] = bias + bias_correction(rows, integers * scale, moments.mean, shift)
-    made = replace_biases(model, found, biases) if biases else model
+            shift = _input_shift(layer, statistics.histograms[layer.source], source)
+            correction = bias_correction(rows, integers * scale, moments.mean, shift)
+            biases[name] = bias + correction
     return QuantizationPlan(
-        made, activations, rounded, covered, {name: method for name, (method, _) in chosen.items()}
+        model=replace_biases(model, layers, biases) if biases else model,
+        activations=activations,
+        weights=weights,
+        ranges={name: bounds for name, (_, bounds) in chosen.items()},
+        methods={name: method for name, (method, _) in chosen.items()},
     )
 
 
 def write_qdq(plan: QuantizationPlan, placement: Placement, scheme: QuantScheme) -> onnx.ModelProto:
-    """The QDQ graph."""
-    signed = scheme.activation_type == "int8"
-    return qdq.write(
-        plan.model, placement, plan.activations, scheme.per_channel, plan.weights, signed
+    """The quantized model in ONNX QDQ format."""
+    return qdq_writer.insert_qdq(
+        plan.model,
+        placement,
+        plan.activations,
+        scheme.per_channel,
+        plan.weights,
+        signed=scheme.activation_type == "int8",
     )
 
 
-def bias_correction(rows: Float, restored: Float, mean: Float, shift: Float) -> Float:
-    """What to add to the bias, [O], when weights `rows` become `restored` and mean inputs [G, K] move by `shift` [G, K]."""
-    change = np.einsum("gok,gk->go", restored - rows, mean) + np.einsum(
-        "gok,gk->go", restored, shift
-    )
+def weight_scales(
+    layer: Layer, rows: Float, scheme: QuantScheme, min_scale: Float, moments: Moments
+) -> Float:
+    """Scales of a layer's weights, [G, O/G, 1].
+
+    Per channel, they are the smallest that clip nothing. Per tensor, all are the shared scale of
+    least output error. None is below `min_scale` [O], which the bias needs to fit into int32.
+    """
+    min_scale = min_scale.reshape(layer.groups, -1, 1)
+    if scheme.per_channel:
+        largest = np.abs(rows).max(2, keepdims=True)
+        scale = np.maximum(largest / scheme.weight_max, min_scale)
+    else:
+        shared = shared_scale(rows, moments.grams, moments.blocks, scheme.weight_max)
+        scale = np.full_like(min_scale, max(shared, min_scale.max()))
+    return usable_scale(scale)
+
+
+def _round_weights(rows: Float, moments: Moments, scale: Float, limit: int, gptq: bool) -> Float:
+    """Integers [G, O, K] for the weights `rows`, by GPTQ or to nearest."""
+    if not gptq:
+        return round_to_nearest(rows, scale, limit)
+    parts = []
+    for gram, (start, end) in zip(moments.grams, moments.blocks, strict=True):
+        parts.append(gptq_round(rows[:, :, start:end], gram, scale, limit))
+    return np.concatenate(parts, axis=2)
+
+
+def pack_weights(
+    layer: Layer, integers: Float, scale: Float, scheme: QuantScheme
+) -> QuantizedWeight:
+    """`integers` [G, O/G, K] and `scale` [G, O/G, 1] in the shapes that a QDQ file has."""
+    scales = scale.reshape(-1)
+    if not scheme.per_channel:
+        scales = scales[:1]
+    return QuantizedWeight(scales, layer.from_rows(integers).astype(np.int8))
+
+
+def _input_shift(layer: Layer, histogram: Histogram, parameters: ActivationParameters) -> Float:
+    """E[x'] - E[x] of the layer's columns, [G, K], by clipping and rounding its input."""
+    clipping = clipping_shift(histogram, *parameters.bounds)
+    rounding = rounding_shift(histogram, parameters)
+    return np.asarray(layer.per_column(clipping + rounding))
+
+
+def bias_correction(rows: Float, quantized: Float, mean: Float, shift: Float) -> Float:
+    """What to add to the bias, [O], so that the mean output stays.
+
+    Args:
+        rows: float weights [G, O/G, K].
+        quantized: the weights as INT8 represents them, of the same shape.
+        mean: E[x], [G, K].
+        shift: E[x'] - E[x], [G, K].
+    """
+    change = np.einsum("gok,gk->go", quantized - rows, mean)
+    change = change + np.einsum("gok,gk->go", quantized, shift)
     return np.asarray(-change.reshape(-1))
 
 
 def replace_biases(
-    model: onnx.ModelProto, found: Mapping[str, Layer], biases: Mapping[str, Float]
+    model: onnx.ModelProto, layers: Mapping[str, Layer], biases: Mapping[str, Float]
 ) -> onnx.ModelProto:
-    """`model` with the biases [O] given for some layers, each an initializer of its own."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    taken = {item.name for item in made.graph.initializer}
-    for node in made.graph.node:
+    """A copy of `model` with new `biases` [O] for some `layers`, each an initializer of its own."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    names = {item.name for item in result.graph.initializer}
+    for node in result.graph.node:
         name = node.output[0]
-        if name in biases:
-            fresh = f"{found[name].bias or name + ':bias'}:corrected:{name}"
-            while fresh in taken:
-                fresh += "_"
-            made.graph.initializer.append(
-                numpy_helper.from_array(biases[name].astype(np.float32), fresh)
-            )
-            del node.input[2:]
-            node.input.append(fresh)
-    return made
-
-
-def weight_scales(
-    one: Layer, rows: Float, scheme: QuantScheme, room: Float, moments: Moments
-) -> Float:
-    """[G, O/G, 1]: the smallest scales that hold each row, or the best for all, and leave `room` [O] for the bias in int32."""
-    least = room.reshape(one.groups, -1, 1)
-    if scheme.per_channel:
-        wanted = np.maximum(np.abs(rows).max(2, keepdims=True) / scheme.weight_max, least)
-    else:
-        step = rounding.shared_scale(rows, moments.grams, moments.blocks, scheme.weight_max)
-        wanted = np.full_like(least, max(step, least.max()))
-    usable = np.where(wanted > 0, np.maximum(wanted, ranges.SMALLEST_SCALE), 1.0)
-    return np.asarray(usable.astype(np.float32), np.float64)
-
-
-def pack_weights(one: Layer, integers: Float, scale: Float, scheme: QuantScheme) -> QuantizedWeight:
-    """`integers` [G, O/G, K] and `scale` [G, O/G, 1] as a QDQ file holds them."""
-    return QuantizedWeight(
-        scale.reshape(-1) if scheme.per_channel else scale.reshape(-1)[:1],
-        one.from_rows(integers).astype(np.int8),
-    )
-
-
-def _rounded(rows: Float, moments: Moments, scale: Float, limit: int) -> Float:
-    pieces = [
-        rounding.gptq_round(rows[:, :, a:b], gram, scale, limit)
-        for gram, (a, b) in zip(moments.grams, moments.blocks, strict=True)
-    ]
-    return np.concatenate(pieces, axis=2)
+        if name not in biases:
+            continue
+        new_name = f"{layers[name].bias or name + ':bias'}:corrected:{name}"
+        while new_name in names:
+            new_name += "_"
+        new_bias = numpy_helper.from_array(biases[name].astype(np.float32), new_name)
+        result.graph.initializer.append(new_bias)
+        del node.input[2:]
+        node.input.append(new_name)
+    return result

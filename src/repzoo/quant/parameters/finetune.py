@@ -1,14 +1,22 @@
-"""Fine-tuning with fake quantization: the last thing to try when no correction in closed form is enough. Needs torch: import it on use.
+"""Quantization-aware distillation: the last resort when corrections in closed form are not enough.
 
-The INT8 model is computed as it will be, weights and activations rounded to their steps, and taught to answer as the float model
-does: what falls is T^2 KL(softmax(float / T) || softmax(INT8 / T)) on images without labels. Rounding passes its gradient straight
-through, clipping stops it (Bengio et al., arXiv:1308.3432; Jacob et al., arXiv:1712.05877, section 3). Trained are weights, biases and
-the scale of each activation (as in LSQ, Esser et al., arXiv:1902.08153); zero points and weight scales stay. Nothing is drawn at random
-but the order of the images and mirroring, by a seed: the same machine, versions and threads give the same model.
+The INT8 model is simulated in PyTorch, with weights and activations rounded to their steps, and is
+trained to match the float model on unlabeled images. The loss is
 
-Weights start where the plan rounded them to, in the middle of a step: where float has them, a weight that second-order rounding took
-to the farther step lies at the edge of it, and the first thing to be unlearned was that rounding. How fast to learn depends on how much
-is broken, by a factor of 100: a few rates are tried on the first images. Where nothing was learned, the plan is given back as it was.
+    T^2 KL(softmax(float logits / T) || softmax(INT8 logits / T))
+
+Rounding passes its gradient straight through, and clipping stops it (Y. Bengio et al.,
+arXiv:1308.3432; B. Jacob et al., arXiv:1712.05877, section 3). Weights, biases and activation
+scales are trained (the latter as in LSQ, S. Esser et al., arXiv:1902.08153); zero points and weight
+scales are not. Only the order of images and mirroring are random, by a seed: the same machine,
+versions and number of threads give the same model.
+
+Weights start at the integers of the plan. Started at their float values, weights that GPTQ rounded
+to the farther integer begin at the edge of their step, and training first undoes GPTQ. The best
+learning rate depends on how much accuracy is lost, by a factor of 100, so a few rates are tried on
+the first images. If training does not lower the loss, the plan stays as it was.
+
+This module needs torch: import it only when it is used.
 """
 
 from __future__ import annotations
@@ -26,32 +34,36 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import kl_div, log_softmax
 
-from repzoo.engines.pytorch import traced
 from repzoo.errors import InputError
 from repzoo.progress import Progress, silent
-from repzoo.quant.network import layers as layering
-from repzoo.quant.network.layers import Layer
+from repzoo.quant.network.layers import Layer, bias_vector, find_layers, initializer_arrays
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters.compute import QuantizationPlan, replace_biases
-from repzoo.quant.parameters.ranges import PEAK_16, ActivationParameters, QuantizedWeight
+from repzoo.quant.parameters.scales import INT16_MAX, ActivationParameters, QuantizedWeight
+from repzoo.torch.from_onnx import build_module
 
 Images = npt.NDArray[np.float32]
+
 TEMPERATURE = 2.0
-SLOWER = (1.0, 1 / 4, 1 / 16, 1 / 64)  # of the rate, that are tried
-TRIED = 4  # batches that each of them learns from, and is judged by
-WARM = 8  # steps, in which the rate rises: Adam's first steps go as far for noise as for signal
-INPUT_STEPS = (
-    32  # of an input's 255 that are usual: so much a bias moves by when a weight moves by one
-)
-SCALES = 0.01  # how fast the logarithm of an activation's scale learns, of the rate
-REACH = math.log(
-    2
-)  # how far an activation's scale may move either way: a bias in int32 has that much room (qdq.INT32_ROOM)
+RATE_FACTORS = (1.0, 1 / 4, 1 / 16, 1 / 64)  # of the learning rate, that are tried
+TRIAL_BATCHES = 4  # for training and judging each of them
+WARMUP_STEPS = 8  # Adam's first steps are as long for noise as for signal
+# A bias moves by so many of its own steps while a weight moves by one: of the 255 steps of an
+# input, about 32 are usual.
+BIAS_RATE = 32
+SCALE_RATE = 0.01  # of the logarithm of an activation's scale, relative to the weights' rate
+# How far the logarithm of a scale may move: a bias has that much room in int32 (MAX_BIAS_CODE).
+MAX_LOG_SCALE_CHANGE = math.log(2)
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """Images to learn from: `count` an epoch. `epoch` gives those of one (from 0), float32 [n, 3, H, W] each, in whatever order."""
+class DistillationImages:
+    """The training images.
+
+    Attributes:
+        count: images in an epoch.
+        epoch: batches of the epoch with this index, float32 [n, 3, H, W] each, in any order.
+    """
 
     count: int
     epoch: Callable[[int], Iterator[Images]]
@@ -59,13 +71,15 @@ class Lessons:
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """How long and how fast.
+    """How long and how fast to train.
 
-    epochs   passes over the images
-    batch    images a step
-    rate     of Adam at its highest, in steps of each weight; it falls to zero along a cosine. This and SLOWER ones are tried
-    mirror   every other image is mirrored, by chance
-    seed     of the images' order and mirroring
+    Attributes:
+        epochs: passes over the images.
+        batch: images per step.
+        rate: Adam's highest learning rate, in steps of each weight. It falls to zero along a
+            cosine. The rate and smaller ones (RATE_FACTORS) are tried.
+        mirror: flip each image horizontally with probability 1/2.
+        seed: of the mirroring.
     """
 
     epochs: int = 5
@@ -75,295 +89,316 @@ class FinetuneOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what trains nothing."""
+        """Raise InputError for settings that train nothing."""
         if self.epochs < 1 or self.batch < 1 or not 0 < self.rate < 1:
             raise InputError(
                 f"fine-tuning needs epochs >= 1, batch >= 1 and 0 < rate < 1; got {self}"
             )
 
 
-def finetuned(
+def distill(
     model: onnx.ModelProto,
-    made: QuantizationPlan,
+    plan: QuantizationPlan,
     scheme: QuantScheme,
-    lessons: Lessons,
+    images: DistillationImages,
     options: FinetuneOptions | None = None,
     progress: Progress = silent,
 ) -> QuantizationPlan:
-    """`made`, with numbers that answer more as the float `model` does; `plan.write` takes it as any other. `made` itself, where
-    nothing was learned on the images that are looked at first.
+    """Train the numbers of `plan` so that the INT8 model matches the float `model`.
 
-    model  the float model that is to be matched, as `qdq.prepared`
+    Args:
+        model: the float model, as `prepare_for_qdq` returns it.
+        plan: where training starts.
+        scheme: number formats of the target.
+        images: to train on.
+        options: how to train.
+        progress: called after each batch.
+
+    Returns:
+        The trained plan, or `plan` itself if training did not lower the loss on the first batches.
 
     Raises:
-        InputError: an operator that the pytorch engine does not know, or a loss that is not a number.
+        InputError: an operator that the PyTorch engine does not support, or a loss that is not
+            finite.
     """
     options = options or FinetuneOptions()
-    teacher, _ = traced(model)
-    student = _Student(made, scheme)
+    teacher, _ = build_module(model)
+    student = _Student(plan, scheme)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        return student.plan() if _train(student, teacher, lessons, options, progress) else made
+        improved = _train(student, teacher, images, options, progress)
+    return student.plan() if improved else plan
 
 
 def _train(
     student: _Student,
     teacher: fx.GraphModule,
-    lessons: Lessons,
+    images: DistillationImages,
     options: FinetuneOptions,
     progress: Progress,
 ) -> bool:
-    """Teach `student` at the best of a few rates; whether it answers better for it."""
-    first = list(islice(_batches(lessons, options, 1), TRIED))
-    start, before = student.state(), _loss(student, teacher, first)
-    done, total = (
-        0,
-        len(SLOWER) * len(first) + math.ceil(options.epochs * lessons.count / options.batch),
-    )
+    """Train `student` with the best of a few learning rates. True if its loss fell."""
+    trial_batches = list(islice(_batches(images, options, 1), TRIAL_BATCHES))
+    initial_state = student.state()
+    initial_loss = _mean_loss(student, teacher, trial_batches)
+    trial_steps = len(RATE_FACTORS) * len(trial_batches)
+    total = trial_steps + math.ceil(options.epochs * images.count / options.batch)
+    done = 0
 
-    def learn(rate: float, steps: int, batches: Iterable[Tensor]) -> float:
+    def train(rate: float, steps: int, batches: Iterable[Tensor]) -> float:
+        """Train from the start, and return the loss on the trial batches."""
         nonlocal done
-        student.restore(start)
-        course = _Course(student, teacher, rate, steps)
+        student.restore(initial_state)
+        optimizer = _Optimizer(student, teacher, rate, steps)
         for inputs in batches:
-            course.step(inputs)
+            optimizer.step(inputs)
             done += 1
             progress("fine-tune (batches)", min(done, total), total)
-        return _loss(student, teacher, first)
+        return _mean_loss(student, teacher, trial_batches)
 
-    rates = [options.rate * slower for slower in SLOWER]
-    tried = [learn(rate, 2 * len(first), first) for rate in rates]
-    rate = rates[int(np.argmin(tried))]
-    return learn(rate, total - done, _batches(lessons, options, options.epochs)) < before
-
-
-def _batches(lessons: Lessons, options: FinetuneOptions, epochs: int) -> Iterator[Tensor]:
-    for given in (one for epoch in range(epochs) for one in lessons.epoch(epoch)):
-        for inputs in (
-            torch.from_numpy(given[at : at + options.batch])
-            for at in range(0, len(given), options.batch)
-        ):
-            chance = torch.rand(len(inputs), 1, 1, 1) < 0.5
-            yield torch.where(chance, inputs.flip(3), inputs) if options.mirror else inputs
+    rates = [options.rate * factor for factor in RATE_FACTORS]
+    losses = [train(rate, 2 * len(trial_batches), trial_batches) for rate in rates]
+    best_rate = rates[int(np.argmin(losses))]
+    batches = _batches(images, options, options.epochs)
+    return train(best_rate, total - done, batches) < initial_loss
 
 
-def _loss(student: _Student, teacher: fx.GraphModule, batches: Sequence[Tensor]) -> float:
-    """Of `batches` on average."""
+def _batches(images: DistillationImages, options: FinetuneOptions, epochs: int) -> Iterator[Tensor]:
+    """Batches of `options.batch` images, mirrored at random."""
+    for epoch in range(epochs):
+        for loaded in images.epoch(epoch):
+            for start in range(0, len(loaded), options.batch):
+                inputs = torch.from_numpy(loaded[start : start + options.batch])
+                flip = torch.rand(len(inputs), 1, 1, 1) < 0.5
+                yield torch.where(flip, inputs.flip(3), inputs) if options.mirror else inputs
+
+
+def _mean_loss(student: _Student, teacher: fx.GraphModule, batches: Sequence[Tensor]) -> float:
+    """The mean loss over `batches`."""
     with torch.no_grad():
-        return float(np.mean([float(_difference(student, teacher, one)) for one in batches]))
+        losses = [float(_loss(student, teacher, inputs)) for inputs in batches]
+    return float(np.mean(losses))
 
 
-def _difference(student: _Student, teacher: fx.GraphModule, inputs: Tensor) -> Tensor:
+def _loss(student: _Student, teacher: fx.GraphModule, inputs: Tensor) -> Tensor:
+    """The distillation loss of a batch: a scalar."""
     with torch.no_grad():
-        wanted = log_softmax(teacher(inputs)[0] / TEMPERATURE, 1)
-    return TEMPERATURE**2 * kl_div(
-        log_softmax(student(inputs) / TEMPERATURE, 1),
-        wanted,
-        log_target=True,
-        reduction="batchmean",
-    )
+        target = log_softmax(teacher(inputs)[0] / TEMPERATURE, 1)
+    output = log_softmax(student(inputs) / TEMPERATURE, 1)
+    divergence = kl_div(output, target, log_target=True, reduction="batchmean")
+    return TEMPERATURE**2 * divergence
 
 
-class _Course:
-    """Adam's steps at a rate that rises at once and falls to zero after `steps` of them."""
+class _Optimizer:
+    """Adam with a short warmup and a cosine decay to zero after `steps` steps."""
 
     def __init__(self, student: _Student, teacher: fx.GraphModule, rate: float, steps: int) -> None:
-        self.student, self.teacher, self.steps, self.done = student, teacher, steps, 0
-        self.optimizer = torch.optim.Adam(student.groups(rate), betas=(0.9, 0.99))
-        self.starts = [group["lr"] for group in self.optimizer.param_groups]
+        self._student = student
+        self._teacher = teacher
+        self._steps = steps
+        self._done = 0
+        self._adam = torch.optim.Adam(student.parameter_groups(rate), betas=(0.9, 0.99))
+        self._rates = [group["lr"] for group in self._adam.param_groups]
 
     def step(self, inputs: Tensor) -> None:
-        """Learn from float32 [N, 3, H, W]."""
-        falling = (1 + math.cos(math.pi * min(1.0, self.done / self.steps))) / 2
-        self.done += 1
-        for group, start in zip(self.optimizer.param_groups, self.starts, strict=True):
-            group["lr"] = start * falling * min(1.0, self.done / WARM)
-        loss = _difference(self.student, self.teacher, inputs)
+        """Train on a batch, float32 [N, 3, H, W]."""
+        decay = (1 + math.cos(math.pi * min(1.0, self._done / self._steps))) / 2
+        self._done += 1
+        warmup = min(1.0, self._done / WARMUP_STEPS)
+        for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
+            group["lr"] = rate * decay * warmup
+        loss = _loss(self._student, self._teacher, inputs)
         if not bool(torch.isfinite(loss.detach())):
             raise InputError(
-                "the loss of fine-tuning is not a number; the float model's answers on these images are not finite"
+                "the loss of fine-tuning is not a number: the float model's logits on these images "
+                "are not finite; check the model with `repzoo evaluate`"
             )
-        self.optimizer.zero_grad()
+        self._adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.student.limit()
+        self._adam.step()
+        self._student.limit_scales()
 
 
 class _Student:
-    """The fx graph of the float model with rounding put in: behind each activation of the plan, and in place of each weight."""
+    """The float model's fx graph with simulated quantization.
 
-    def __init__(self, made: QuantizationPlan, scheme: QuantScheme) -> None:
-        self.made = made
-        self.module, nodes = traced(made.model)
-        values, found = layering.initializer_arrays(made.model), layering.find_layers(made.model)
-        self.layers = {name: found[name] for name in made.weights}
-        self.scales = {name: _Activation(one) for name, one in made.activations.items()}
-        self.weights: dict[str, _Weight] = {}
-        self.biases: dict[str, _Bias] = {}
-        for number, (name, one) in enumerate(self.layers.items()):
-            self.weights[name] = _Weight(made.weights[name], one, scheme.weight_max)
-            self.biases[name] = _Bias(
-                layering.bias_vector(one, values), made.weights[name], self.scales[one.source]
-            )
-            self._replace(nodes[name], 1, f"weight{number}", self.weights[name])
-            self._replace(nodes[name], 2, f"bias{number}", self.biases[name])
-        for number, (name, activation) in enumerate(self.scales.items()):
-            self._follow(nodes[name], f"activation{number}", activation)
-        self.module.recompile()
+    Each weight and bias of the plan is replaced by a trained, rounded one, and a rounding module
+    follows each of its activations.
+    """
+
+    def __init__(self, plan: QuantizationPlan, scheme: QuantScheme) -> None:
+        self._plan = plan
+        self._module, nodes = build_module(plan.model)
+        values = initializer_arrays(plan.model)
+        layers = find_layers(plan.model)
+        self._layers = {name: layers[name] for name in plan.weights}
+        self._activations: dict[str, _Activation] = {}
+        for name, parameters in plan.activations.items():
+            self._activations[name] = _Activation(parameters)
+        self._weights: dict[str, _Weight] = {}
+        self._biases: dict[str, _Bias] = {}
+        for index, (name, layer) in enumerate(self._layers.items()):
+            quantized = plan.weights[name]
+            weight = _Weight(quantized, layer, scheme.weight_max)
+            bias = _Bias(bias_vector(layer, values), quantized, self._activations[layer.source])
+            self._weights[name] = weight
+            self._biases[name] = bias
+            self._replace_argument(nodes[name], 1, f"weight{index}", weight)
+            self._replace_argument(nodes[name], 2, f"bias{index}", bias)
+        for index, (name, activation) in enumerate(self._activations.items()):
+            self._insert_after(nodes[name], f"activation{index}", activation)
+        self._module.recompile()
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """float32 [N, 3, H, W] -> logits [N, classes]."""
-        return cast(Tensor, cast(Any, self.module)(inputs)[0])
+        return cast(Tensor, cast(Any, self._module)(inputs)[0])
 
-    def groups(self, rate: float) -> list[dict[str, Any]]:
-        """Adam's parameter groups: its steps are as long as its rate, so that this follows each tensor's steps."""
-        biases = [
-            {"params": [one.values], "lr": rate * INPUT_STEPS * float(one.step().mean())}
-            for one in self.biases.values()
-        ]
-        weights = {"params": [one.steps for one in self.weights.values()], "lr": rate}
-        return [
-            weights,
-            *biases,
-            {"params": [one.moved for one in self.scales.values()], "lr": SCALES * rate},
-        ]
+    def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
+        """Adam's parameter groups. An Adam step is about as long as its rate."""
+        weights = [weight.codes for weight in self._weights.values()]
+        scales = [activation.log_change for activation in self._activations.values()]
+        groups: list[dict[str, Any]] = [{"params": weights, "lr": rate}]
+        for bias in self._biases.values():
+            step = float(bias.step().mean())
+            groups.append({"params": [bias.values], "lr": rate * BIAS_RATE * step})
+        groups.append({"params": scales, "lr": SCALE_RATE * rate})
+        return groups
 
     def state(self) -> list[Tensor]:
-        """A copy of all that is trained."""
-        return [one.detach().clone() for one in self._trained()]
+        """A copy of all trained parameters."""
+        return [parameter.detach().clone() for parameter in self._parameters()]
 
     def restore(self, state: list[Tensor]) -> None:
-        """Be as in `state`."""
-        for one, value in zip(self._trained(), state, strict=True):
-            one.data.copy_(value)
+        """Set all trained parameters to `state`."""
+        for parameter, value in zip(self._parameters(), state, strict=True):
+            parameter.data.copy_(value)
 
-    def _trained(self) -> list[torch.nn.Parameter]:
-        own = (self.weights, self.biases, self.scales)
-        return [
-            value
-            for part in own
-            for one in part.values()
-            for value in one.parameters(recurse=False)
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        modules = [
+            *self._weights.values(),
+            *self._biases.values(),
+            *self._activations.values(),
         ]
+        # not recursive: a bias has its input's activation as a submodule
+        return [item for module in modules for item in module.parameters(recurse=False)]
 
-    def limit(self) -> None:
-        """Keep scales near where they began."""
-        for one in self.scales.values():
-            one.moved.data.clamp_(-REACH, REACH)
+    def limit_scales(self) -> None:
+        """Keep activation scales within a factor of 2 of the plan's."""
+        for activation in self._activations.values():
+            activation.log_change.data.clamp_(-MAX_LOG_SCALE_CHANGE, MAX_LOG_SCALE_CHANGE)
 
     def plan(self) -> QuantizationPlan:
-        """The plan with the trained numbers."""
-        before = self.made
-        rounded = {
-            name: replace(before.weights[name], values=one.integers())
-            for name, one in self.weights.items()
-        }
-        factors = {name: math.exp(float(one.moved.detach())) for name, one in self.scales.items()}
-        activations = {
-            name: replace(one, scale=float(np.float32(one.scale * factors[name])))
-            for name, one in before.activations.items()
-        }
-        spans = {
-            name: (low * factors[name], high * factors[name])
-            for name, (low, high) in before.ranges.items()
-        }
-        biases = {
-            name: one.values.detach().numpy().astype(np.float64)
-            for name, one in self.biases.items()
-        }
-        model = replace_biases(before.model, self.layers, biases)
-        methods = dict.fromkeys(before.methods, "fine-tuned")
+        """The plan with the trained weights, biases and scales."""
+        before = self._plan
+        weights = {}
+        biases = {}
+        for name in self._layers:
+            integers = self._weights[name].integers()
+            weights[name] = replace(before.weights[name], values=integers)
+            biases[name] = self._biases[name].values.detach().numpy().astype(np.float64)
+        activations = {}
+        ranges = {}
+        for name, activation in self._activations.items():
+            parameters = before.activations[name]
+            factor = math.exp(float(activation.log_change.detach()))
+            scale = float(np.float32(parameters.scale * factor))
+            activations[name] = replace(parameters, scale=scale)
+            low, high = before.ranges[name]
+            ranges[name] = (low * factor, high * factor)
         return replace(
             before,
-            model=model,
+            model=replace_biases(before.model, self._layers, biases),
             activations=activations,
-            weights=rounded,
-            ranges=spans,
-            methods=methods,
+            weights=weights,
+            ranges=ranges,
+            methods=dict.fromkeys(before.methods, "fine-tuned"),
         )
 
-    def _replace(self, node: fx.Node, place: int, name: str, source: torch.nn.Module) -> None:
-        """Argument `place` of `node` becomes what `source` gives."""
-        self.module.add_submodule(name, source)
-        with self.module.graph.inserting_before(node):
-            made = self.module.graph.call_module(name)
-        node.args = (*node.args[:place], made, *node.args[place + 1 :])
+    def _replace_argument(
+        self, node: fx.Node, index: int, name: str, module: torch.nn.Module
+    ) -> None:
+        """Make argument number `index` of `node` the output of `module`."""
+        self._module.add_submodule(name, module)
+        with self._module.graph.inserting_before(node):
+            call = self._module.graph.call_module(name)
+        node.args = (*node.args[:index], call, *node.args[index + 1 :])
 
-    def _follow(self, node: fx.Node, name: str, follower: torch.nn.Module) -> None:
-        """All that reads `node` reads `follower` of it."""
-        self.module.add_submodule(name, follower)
-        readers = list(node.users)
-        with self.module.graph.inserting_after(node):
-            made = self.module.graph.call_module(name, (node,))
-        for reader in readers:
-            reader.replace_input_with(node, made)
+    def _insert_after(self, node: fx.Node, name: str, module: torch.nn.Module) -> None:
+        """Make all consumers of `node` read the output of `module` on it."""
+        self._module.add_submodule(name, module)
+        consumers = list(node.users)
+        with self._module.graph.inserting_after(node):
+            call = self._module.graph.call_module(name, (node,))
+        for consumer in consumers:
+            consumer.replace_input_with(node, call)
 
 
 class _Weight(torch.nn.Module):
-    """A layer's weights, of the initializer's shape, as INT8 restores them; they are trained in steps."""
+    """A layer's weight as INT8 represents it. `codes` are its integers before rounding."""
 
-    def __init__(self, rounded: QuantizedWeight, one: Layer, peak: int) -> None:
+    def __init__(self, quantized: QuantizedWeight, layer: Layer, limit: int) -> None:
         super().__init__()
-        scale = torch.from_numpy(rounded.scale.astype(np.float32))
-        self.scale = (
-            scale
-            if scale.numel() == 1 or one.transposed
-            else scale.reshape(-1, *[1] * (len(one.shape) - 1))
-        )
-        self.peak = peak
-        self.steps = torch.nn.Parameter(torch.from_numpy(rounded.values.astype(np.float32)))
+        scale = torch.from_numpy(quantized.scale.astype(np.float32))
+        if scale.numel() > 1 and not layer.transposed:
+            scale = scale.reshape(-1, *[1] * (len(layer.shape) - 1))
+        self.scale = scale
+        self.limit = limit
+        self.codes = torch.nn.Parameter(torch.from_numpy(quantized.values.astype(np.float32)))
 
     def forward(self) -> Tensor:
-        """float32, the initializer's shape."""
-        return _straight(self.steps).clamp(-self.peak, self.peak) * self.scale
+        """float32, of the initializer's shape."""
+        return _round(self.codes).clamp(-self.limit, self.limit) * self.scale
 
     def integers(self) -> npt.NDArray[np.int8]:
-        """What is stored."""
-        found: npt.NDArray[np.int8] = (
-            self.steps.detach().round().clamp(-self.peak, self.peak).numpy().astype(np.int8)
-        )
-        return found
+        """The integers to store, of the initializer's shape."""
+        rounded = self.codes.detach().round().clamp(-self.limit, self.limit)
+        integers: npt.NDArray[np.int8] = rounded.numpy().astype(np.int8)
+        return integers
 
 
 class _Activation(torch.nn.Module):
-    """An activation as INT8 (or int16) restores it; `moved` is the logarithm of its scale over the plan's."""
+    """Rounds an activation to INT8 or int16. `log_change` is log(scale / scale of the plan)."""
 
-    def __init__(self, affine: ActivationParameters) -> None:
+    def __init__(self, parameters: ActivationParameters) -> None:
         super().__init__()
-        self.affine, self.moved = affine, torch.nn.Parameter(torch.zeros(()))
-        self.limits = (0, 255) if affine.bits == 8 else (-PEAK_16, PEAK_16)
+        self.parameters_before = parameters
+        self.log_change = torch.nn.Parameter(torch.zeros(()))
+        self.limits = (0, 255) if parameters.bits == 8 else (-INT16_MAX, INT16_MAX)
 
     @property
     def scale(self) -> Tensor:
-        """A scalar."""
-        return self.affine.scale * self.moved.exp()
+        """The current scale, a scalar."""
+        return self.parameters_before.scale * self.log_change.exp()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape -> the same."""
-        scale, zero = self.scale, self.affine.zero_point
-        return ((_straight(x / scale) + zero).clamp(*self.limits) - zero) * scale
+        """Any shape -> the same shape."""
+        scale = self.scale
+        zero_point = self.parameters_before.zero_point
+        codes = (_round(x / scale) + zero_point).clamp(*self.limits)
+        return (codes - zero_point) * scale
 
 
 class _Bias(torch.nn.Module):
-    """float32 [O], in steps of the products of the layer's input and weight steps: coarse where both are."""
+    """A layer's bias as int32 represents it, with the product of the two scales as its step."""
 
     def __init__(
-        self, values: npt.NDArray[np.float64], rounded: QuantizedWeight, source: _Activation
+        self, values: npt.NDArray[np.float64], quantized: QuantizedWeight, source: _Activation
     ) -> None:
         super().__init__()
         self.values = torch.nn.Parameter(torch.from_numpy(values.astype(np.float32)))
-        self.weight_scale, self.source = torch.from_numpy(rounded.scale.astype(np.float32)), source
+        self.weight_scale = torch.from_numpy(quantized.scale.astype(np.float32))
+        self.source = source
 
     def step(self) -> Tensor:
-        """float32 [O] or [1]: that of the products."""
+        """The step of the bias, float32 [O] or [1]."""
         return self.source.scale.detach() * self.weight_scale
 
     def forward(self) -> Tensor:
         """float32 [O]."""
         step = self.step()
-        return _straight(self.values / step) * step
+        return _round(self.values / step) * step
 
 
-def _straight(x: Tensor) -> Tensor:
+def _round(x: Tensor) -> Tensor:
     """`x` rounded, ties to even, with the gradient of `x`."""
     return x + (x.round() - x).detach()

@@ -1,16 +1,21 @@
-"""Second-order rounding: integer weights that keep a layer's outputs, not its weights.
+"""GPTQ: round weights so that a layer's outputs stay close, not its weights.
 
-Minimize over integers q the expected squared error of the layer's outputs, (w - s q)' H (w - s q) with H = E[x x'], for each
-row w. Column by column, the error of rounding one weight is taken up by the weights not yet rounded:
+For each row w of a layer's weights, with scale s and H = E[x x'] over the layer's inputs x, find
+integers q that minimize the expected squared error of the output:
 
-    e = (w_k - s q_k) / U_kk,   w_j -= e U_kj for j > k,   U'U = inverse(H), U upper triangular.
+    (w - s q)' H (w - s q)
 
-Sources: E. Frantar et al., "GPTQ", arXiv:2210.17323, algorithm 1 (the closed form of OBQ, arXiv:2208.11580); the sweeps that
-follow are coordinate descent on the same error (K. Behdin et al., "QuantEase", arXiv:2309.01885, equation 9).
+Columns are rounded one by one, and each one's error is compensated by those not yet rounded:
 
-A grid that all rows share need not reach the largest weight: `shared_step` weighs, by that same error, what is cut off the largest
-weights against what all others gain by a finer step (as R. Banner et al., arXiv:1810.05723, section 2, who derive it for weights of a
-known distribution).
+    e = (w_k - s q_k) / U_kk,   w_j -= e U_kj for j > k,   U'U = inverse(H), U upper triangular
+
+Source: E. Frantar et al., "GPTQ", arXiv:2210.17323, algorithm 1 (the closed form of OBQ,
+arXiv:2208.11580). Layers with few columns are then refined by coordinate descent on the same error
+(K. Behdin et al., "QuantEase", arXiv:2309.01885, equation 9).
+
+`shared_scale` chooses the scale of a layer whose rows all share one: it weighs the error of
+clipping the largest weights against the smaller rounding error of all others, as R. Banner et al.,
+arXiv:1810.05723, section 2, do for weights of a known distribution.
 """
 
 from __future__ import annotations
@@ -22,22 +27,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from repzoo.quant.calibration.statistics import squared_output
+from repzoo.quant.parameters.scales import INT8_MAX
+
 Float = npt.NDArray[np.float64]
-DAMPING = (
-    0.01  # of the mean of H's diagonal, added to it: also what columns that are always 0 live by
-)
-BLOCK = 64
-SWEEPS = 2
-MOST_SWEPT = 64  # columns; beyond, a sweep costs more than it gains
-SHORTER = tuple(
-    2 ** (-one / 8) for one in range(13)
-)  # how far a grid that all rows share may reach, over the largest weight
-LEFT = 0.5  # of the power of plain rounding's noise, that second-order rounding is taken to leave; of what is cut off it leaves nearly all
-LIMIT = 127  # largest integer; -128 is left out, so that the negative of a weight is a weight
+Float32 = npt.NDArray[np.float32]
+Order = npt.NDArray[np.int64]
+
+DAMPING = 0.01  # times the mean of H's diagonal, added to it: H may be singular
+BLOCK = 64  # columns whose compensation of later columns is done in one matrix product
+DESCENT_SWEEPS = 2
+MAX_DESCENT_COLUMNS = 64  # in wider layers a sweep costs more time than it gains accuracy
+# Clipping thresholds tried for a shared scale, as fractions of the largest weight.
+CLIPPING_FRACTIONS = tuple(2 ** (-eighths / 8) for eighths in range(13))
+# Fraction of the noise of rounding to nearest that remains after GPTQ. Clipping noise remains
+# nearly whole.
+REMAINING_ROUNDING_NOISE = 0.5
 
 
-def round_to_nearest(rows: Float, scale: Float, limit: int = LIMIT) -> Float:
-    """Plain rounding: integers -limit..limit of the shape of `rows`; `scale` broadcasts against it."""
+def round_to_nearest(rows: Float, scale: Float, limit: int = INT8_MAX) -> Float:
+    """The nearest integers in -limit..limit, of the shape of `rows`; `scale` broadcasts to it."""
     return np.asarray(np.clip(np.round(rows / scale), -limit, limit))
 
 
@@ -45,153 +54,166 @@ def gptq_round(
     rows: Float,
     gram: npt.NDArray[np.floating[Any]],
     scale: Float,
-    limit: int = LIMIT,
+    limit: int = INT8_MAX,
     damping: float = DAMPING,
 ) -> Float:
-    """Integers -limit..limit [G, O, K] for `rows` [G, O, K] on the grid `scale` [G, O, 1], given `gram` [G, K, K] = E[x x'].
+    """Integers in -limit..limit, [G, O, K], that minimize the output error.
 
-    A group whose inputs are all 0 is rounded plainly.
+    A group whose inputs are all 0 is rounded to nearest.
+
+    Args:
+        rows: weights [G, O, K].
+        gram: H = E[x x'], [G, K, K].
+        scale: [G, O, 1].
+        limit: largest integer.
+        damping: added to the diagonal of H, relative to its mean.
     """
     diagonal = np.einsum("gkk->gk", gram).astype(np.float64)
     mean = diagonal.mean(1)
-    alive = mean > 0
-    if not alive.any():
+    active = mean > 0
+    if not active.any():
         return round_to_nearest(rows, scale, limit)
-    order = np.argsort(
-        -diagonal, axis=1, kind="stable"
-    )  # columns that matter most first, while all others can still help
-    sorted_rows, sorted_gram = (
-        _take(rows, order),
-        _damped(gram, order, np.where(alive, mean, 1.0), damping),
-    )
-    found = _column_by_column(sorted_rows, sorted_gram, scale, limit)
-    if rows.shape[2] <= MOST_SWEPT:
-        found = _descended(sorted_rows, sorted_gram, scale, found, limit)
-    made = np.empty_like(found)
-    np.put_along_axis(made, np.broadcast_to(order[:, None, :], found.shape), found, 2)
-    return (
-        made
-        if alive.all()
-        else np.where(alive[:, None, None], made, round_to_nearest(rows, scale, limit))
-    )
+    # the columns with the largest inputs first, while all others can still compensate
+    order = np.argsort(-diagonal, axis=1, kind="stable")
+    sorted_rows = np.take_along_axis(rows, _for_each_row(order, rows), 2)
+    sorted_gram = _sorted_and_damped(gram, order, np.where(active, mean, 1.0), damping)
+
+    integers = _round_column_by_column(sorted_rows, sorted_gram, scale, limit)
+    if rows.shape[2] <= MAX_DESCENT_COLUMNS:
+        integers = _coordinate_descent(sorted_rows, sorted_gram, scale, integers, limit)
+
+    result = np.empty_like(integers)
+    np.put_along_axis(result, _for_each_row(order, rows), integers, 2)
+    if not active.all():
+        nearest = round_to_nearest(rows, scale, limit)
+        result = np.where(active[:, None, None], result, nearest)
+    return result
 
 
-def _damped(
-    gram: npt.NDArray[np.floating[Any]], order: npt.NDArray[np.int64], mean: Float, damping: float
+def _for_each_row(order: Order, rows: Float) -> Order:
+    """`order` [G, K] of columns as [G, O, K]."""
+    return np.broadcast_to(order[:, None, :], rows.shape)
+
+
+def _sorted_and_damped(
+    gram: npt.NDArray[np.floating[Any]], order: Order, mean: Float, damping: float
 ) -> Float:
-    """`gram` in float64 over its `mean` [G], columns and rows in `order` [G, K], with the damping; the one copy of its size."""
-    made = np.empty(gram.shape)
-    for one, each, at, usual in zip(made, gram, order, mean, strict=True):
-        one[:] = each.take(at, axis=0).take(at, axis=1)
-        one /= usual
-        one[np.diag_indices(len(one))] += damping
-    return made
+    """H / mean in float64 with rows and columns in `order` [G, K], and the damping added."""
+    # group by group into one array: a Gram matrix is the largest thing in memory here
+    result = np.empty(gram.shape)
+    for group, columns in enumerate(order):
+        target = result[group]
+        target[:] = gram[group].take(columns, axis=0).take(columns, axis=1)
+        target /= mean[group]
+        target[np.diag_indices(len(target))] += damping
+    return result
 
 
-def output_error(rows: npt.NDArray[np.floating[Any]], gram: npt.NDArray[np.float32]) -> Float:
-    """Expected squared output e = row' H row of each row: [G, O]."""
-    narrow = rows.astype(np.float32)
-    return np.asarray(((narrow @ gram) * narrow).sum(2, dtype=np.float64))
+def _round_column_by_column(rows: Float, gram: Float, scale: Float, limit: int = INT8_MAX) -> Float:
+    """Algorithm 1 of the paper, in blocks of columns: integers [G, O, K]."""
+    upper = _inverse_factor(gram)
+    remaining = rows.copy()  # the weights with the compensation so far
+    integers = np.empty_like(rows)
+    columns = rows.shape[2]
+    row_scale = scale[:, :, 0]
+    for start in range(0, columns, BLOCK):
+        end = min(start + BLOCK, columns)
+        # transposed, so that the numbers of a column are contiguous
+        block = np.ascontiguousarray(remaining[:, :, start:end].transpose(0, 2, 1))
+        errors = np.empty_like(block)
+        for k in range(end - start):
+            current = block[:, k]
+            factors = upper[:, start + k, start + k : end]
+            rounded = round_to_nearest(current, row_scale, limit)
+            integers[:, :, start + k] = rounded
+            errors[:, k] = (current - rounded * row_scale) / factors[:, :1]
+            block[:, k + 1 :] -= factors[:, 1:, None] * errors[:, None, k]
+        remaining[:, :, end:] -= errors.transpose(0, 2, 1) @ upper[:, start:end, end:]
+    return integers
 
 
-def shared_scale(
-    rows: Float,
-    grams: Sequence[npt.NDArray[np.float32]],
-    blocks: Sequence[tuple[int, int]],
-    limit: int = LIMIT,
-) -> float:
-    """The step of one grid for all of `rows` [G, O, K] by which rounding moves the outputs least; 0.0 where all weights are 0.
-
-    Rounding errors of different weights are taken to be independent. What is cut off is not: there all of `grams` [G, k, k], one a
-    block of columns, is asked.
-    """
-    peak = float(np.abs(rows).max(initial=0))
-    if not peak:
-        return 0.0
-    narrow = (rows / peak).astype(
-        np.float32
-    )  # in units of the largest weight, of whatever size that is
-    diagonal = np.concatenate([np.einsum("gkk->gk", one) for one in grams], 1)[:, None, :]
-    best, least = 1.0, math.inf
-    for reach in SHORTER:
-        held = np.clip(narrow, -reach, reach)
-        cut, step = narrow - held, reach / limit
-        moved = np.round(held / step) * step - held
-        wrong = LEFT * float((moved * moved * diagonal).sum(dtype=np.float64)) + _cut_off(
-            cut, grams, blocks
-        )
-        if wrong < least:
-            best, least = reach, wrong
-    return best * peak / limit
-
-
-def _cut_off(
-    cut: npt.NDArray[np.float32],
-    grams: Sequence[npt.NDArray[np.float32]],
-    blocks: Sequence[tuple[int, int]],
-) -> float:
-    """What `cut` [G, O, K] off the weights moves the outputs by; few rows reach so far, and of many groups each is small."""
-    if len(cut) == 1:
-        cut = cut[:, cut.any((0, 2))]
-    return math.fsum(
-        float(output_error(cut[:, :, a:b], gram).sum())
-        for gram, (a, b) in zip(grams, blocks, strict=True)
-    )
-
-
-def _take(values: Float, order: npt.NDArray[np.int64]) -> Float:
-    return np.take_along_axis(values, np.broadcast_to(order[:, None, :], values.shape), 2)
+def _coordinate_descent(
+    rows: Float, gram: Float, scale: Float, integers: Float, limit: int
+) -> Float:
+    """Improve `integers` one column at a time. The error never grows."""
+    result = integers.copy()
+    row_scale = scale[:, :, 0]
+    for _ in range(DESCENT_SWEEPS):
+        gradient = (result * scale - rows) @ gram  # half of it
+        for k in range(rows.shape[2]):
+            current = result[:, :, k] * row_scale
+            optimum = current - gradient[:, :, k] / gram[:, None, k, k]
+            rounded = round_to_nearest(optimum, row_scale, limit)
+            change = rounded * row_scale - current
+            gradient += change[:, :, None] * gram[:, None, k, :]
+            result[:, :, k] = rounded
+    return result
 
 
 def _inverse_factor(gram: Float) -> Float:
     """Upper triangular U [G, K, K] with U'U = inverse(gram)."""
-    return _inverse_upper(
-        np.asarray(np.linalg.cholesky(gram[:, ::-1, ::-1])[:, ::-1, ::-1], np.float64)
-    )  # gram = V V', V upper triangular
+    # Cholesky of the matrix in reverse order gives gram = V V' with V upper triangular; U = 1 / V
+    upper = np.linalg.cholesky(gram[:, ::-1, ::-1])[:, ::-1, ::-1]
+    return _inverse_upper(np.asarray(upper, np.float64))
 
 
 def _inverse_upper(upper: Float) -> Float:
-    """Of triangular matrices [G, K, K], by halves: mostly products, which BLAS is fast at."""
+    """The inverse of upper triangular matrices [G, K, K]."""
+    # by halves: nearly all of it is matrix products, the fastest operation of BLAS
     size = upper.shape[1]
     if size <= BLOCK:
         return np.asarray(np.linalg.inv(upper))
-    half, made = size // 2, np.zeros_like(upper)
-    first, last = _inverse_upper(upper[:, :half, :half]), _inverse_upper(upper[:, half:, half:])
-    made[:, :half, :half], made[:, half:, half:] = first, last
-    made[:, :half, half:] = -(first @ upper[:, :half, half:]) @ last
-    return made
+    half = size // 2
+    first = _inverse_upper(upper[:, :half, :half])
+    last = _inverse_upper(upper[:, half:, half:])
+    inverse = np.zeros_like(upper)
+    inverse[:, :half, :half] = first
+    inverse[:, half:, half:] = last
+    inverse[:, :half, half:] = -(first @ upper[:, :half, half:]) @ last
+    return inverse
 
 
-def _column_by_column(rows: Float, gram: Float, scale: Float, limit: int = LIMIT) -> Float:
-    upper, left, made = _inverse_factor(gram), rows.copy(), np.empty_like(rows)
-    count, steps = rows.shape[2], scale[:, :, 0]
-    for start in range(0, count, BLOCK):
-        end = min(start + BLOCK, count)
-        block = np.ascontiguousarray(
-            left[:, :, start:end].transpose(0, 2, 1)
-        )  # a column's numbers lie together
-        errors = np.empty_like(block)
-        for k in range(end - start):
-            now, factors = block[:, k], upper[:, start + k, start + k : end]
-            rounded = round_to_nearest(now, steps, limit)
-            made[:, :, start + k] = rounded
-            errors[:, k] = (now - rounded * steps) / factors[:, :1]
-            block[:, k + 1 :] -= factors[:, 1:, None] * errors[:, None, k]
-        left[:, :, end:] -= errors.transpose(0, 2, 1) @ upper[:, start:end, end:]
-    return made
+def shared_scale(
+    rows: Float,
+    grams: Sequence[Float32],
+    blocks: Sequence[tuple[int, int]],
+    limit: int = INT8_MAX,
+) -> float:
+    """The one scale for all `rows` [G, O, K] that changes the outputs least; 0.0 for zero weights.
+
+    Rounding errors of different weights are taken to be independent. Clipping errors are not: they
+    are measured with the whole of `grams`, [G, k, k] for each of the column `blocks`.
+    """
+    largest = float(np.abs(rows).max(initial=0))
+    if not largest:
+        return 0.0
+    # relative to the largest weight, so that float32 holds weights of any magnitude
+    weights = (rows / largest).astype(np.float32)
+    diagonals = [np.einsum("gkk->gk", gram) for gram in grams]
+    input_power = np.concatenate(diagonals, 1)[:, None, :]
+    best_fraction = 1.0
+    least_error = math.inf
+    for fraction in CLIPPING_FRACTIONS:
+        clipped = np.clip(weights, -fraction, fraction)
+        scale = fraction / limit
+        rounding = np.round(clipped / scale) * scale - clipped
+        rounding_error = float((rounding * rounding * input_power).sum(dtype=np.float64))
+        clipping_error = _clipping_error(weights - clipped, grams, blocks)
+        error = REMAINING_ROUNDING_NOISE * rounding_error + clipping_error
+        if error < least_error:
+            best_fraction = fraction
+            least_error = error
+    return best_fraction * largest / limit
 
 
-def _descended(rows: Float, gram: Float, scale: Float, start: Float, limit: int) -> Float:
-    """`start` improved coordinate by coordinate; the error never grows."""
-    made = start.copy()
-    for _ in range(SWEEPS):
-        slope = (made * scale - rows) @ gram  # half the gradient
-        for k in range(rows.shape[2]):
-            now = made[:, :, k] * scale[:, :, 0]
-            better = round_to_nearest(
-                now - slope[:, :, k] / gram[:, None, k, k], scale[:, :, 0], limit
-            )
-            move = better * scale[:, :, 0] - now
-            slope += move[:, :, None] * gram[:, None, k, :]
-            made[:, :, k] = better
-    return made
+def _clipping_error(
+    difference: Float32, grams: Sequence[Float32], blocks: Sequence[tuple[int, int]]
+) -> float:
+    """Squared change of the outputs if `difference` [G, O, K] is clipped off the weights."""
+    if len(difference) == 1:
+        # few rows are clipped at all; with many groups each is small already
+        difference = difference[:, difference.any((0, 2))]
+    errors = []
+    for gram, (start, end) in zip(grams, blocks, strict=True):
+        errors.append(float(squared_output(difference[:, :, start:end], gram).sum()))
+    return math.fsum(errors)

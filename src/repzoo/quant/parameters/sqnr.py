@@ -1,18 +1,27 @@
-"""Where the noise comes from: for each layer, its own rounding (weight side) against the quantized input (activation side).
+"""SQNR of each layer: how much quantization noise its weights and its input add.
 
-Signal of an output channel is its mean squared output W H W' with H = E[x x'] over calibration images. Noise is, on the weight
-side, D H D' with D = W' - W; on the activation side sum_c e_c W[:, c]^2, where e_c is the expected squared rounding and clipping
-error of input channel c, taken as independent from channel to channel. Both are local: what one layer adds, given a clean input.
-A tensor that no layer reads, such as what goes into a sum or is flattened, is told of the layer that it reaches first, of which it
-spoils most (importance.py says what reaches it); one that reaches none, of the layer that it comes from, against its own signal.
-A layer in float is told of too where its input has steps.
+With H = E[x x'] over the layer's input columns x, and for an output channel with float weights w
+and quantized weights v:
 
-A layer's ratio is the mean over its output channels of noise over signal: a channel that dwarfs the others, and takes the steps
-for itself, then counts as one channel, as it does for the layers that read them all. A channel whose signal is below FAINT of the
-mean is taken to have that much.
+    signal                          w' H w
+    noise of the weight side        (v - w)' H (v - w)
+    noise of the activation side    sum_c e_c ||v_c||^2
 
-Besides the channels that hold most of the noise there are those that caused it: a scale is set by the channel that reaches
-furthest, and where that is more than OUTLYING times what the median channel reaches, it is named.
+e_c is the expected squared error of input channel c, taken to be independent between channels.
+Both are local: what this layer adds, given an exact input.
+
+An activation that no layer reads, such as the input of an Add or a Flatten, is attributed to the
+first downstream layer whose SQNR it lowers most (sensitivity.py). If noise in it reaches no layer,
+it is attributed to the layer that produces it, relative to its own signal. A float layer is listed
+too if its input is quantized.
+
+A layer's noise-to-signal ratio is the mean over its output channels. A channel that dwarfs the
+others then counts as one channel, as it does for the next layer. The signal of a channel is taken
+to be at least MIN_RELATIVE_SIGNAL of the mean.
+
+Besides the channels with most noise, the report names those that cause it: one scale for all
+channels is set by the one with the largest values. It is named if these are more than
+OUTLIER_RATIO times those of the median channel.
 """
 
 from __future__ import annotations
@@ -25,33 +34,41 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from repzoo.quant.calibration.observers import Statistics
-from repzoo.quant.calibration.sensitivity import SensitivityPropagation, expectation, output_power
-from repzoo.quant.network import layers as layering
+from repzoo.quant.calibration.sensitivity import SensitivityPropagation
+from repzoo.quant.calibration.statistics import Statistics, output_power
 from repzoo.quant.network.functions import Function, identity
 from repzoo.quant.network.graph_view import GraphView
-from repzoo.quant.network.layers import Layer
-from repzoo.quant.parameters import ranges
+from repzoo.quant.network.layers import Layer, find_layers, initializer_arrays, weight_rows
 from repzoo.quant.parameters.compute import QuantizationPlan
+from repzoo.quant.parameters.noise import quantization_noise
+from repzoo.quant.parameters.ranges import minmax
 
 Float = npt.NDArray[np.float64]
-WORST_CHANNELS = 5
-CLEAN_DB = 120.0  # shown for a side without noise
-FAINT = 1e-6  # of the mean signal of a layer's output channels
-OUTLYING = 4.0
+
+MAX_CHANNELS = 5  # named in a report
+MAX_DB = 120.0  # reported for a side without noise
+MIN_RELATIVE_SIGNAL = 1e-6
+OUTLIER_RATIO = 4.0
 
 
 @dataclass(frozen=True)
 class LayerSqnr:
-    """One layer's signal-to-noise ratios, in dB; the smaller is the worse.
+    """The signal-to-noise ratios of one layer, in dB. Lower is worse.
 
-    side      weight | activation: the worse of the two
-    channels  of that side, worst first: output channels whose weights, or channels of `tensor` whose values, add most noise
-    share     of the side's noise that those channels add, 0..1
-    tensor    the activation of that side that adds most noise: the layer's input, or one before that it comes from
-    range     low and high that the steps of `tensor` cover; `seen` what its values spanned
-    method    how that range was chosen
-    outliers  channels of that side that set its one scale: they reach `spread` times as far as the median channel, the worst first
+    Attributes:
+        layer: its name.
+        side: "weight" or "activation", whichever adds more noise.
+        tensor: the activation attributed to this layer that adds most noise, usually its input.
+        weight_db: SQNR of the weight side alone.
+        activation_db: SQNR of the activation side alone.
+        channels: the channels of `side` that add most noise, worst first: output channels of the
+            layer, or channels of `tensor`.
+        share: fraction of the side's noise from those channels, 0..1.
+        range: low and high that the quantization of `tensor` covers.
+        seen: low and high of its values on calibration images.
+        method: how the range was chosen.
+        outliers: channels of `side` that set its one scale, largest first.
+        spread: the largest value of the first of them, relative to the median channel.
     """
 
     layer: str
@@ -69,190 +86,232 @@ class LayerSqnr:
 
     @property
     def noise(self) -> float:
-        """Both sides' noise over the signal."""
+        """Noise of both sides over the signal."""
         return float(10 ** (-self.weight_db / 10) + 10 ** (-self.activation_db / 10))
 
     def to_json(self) -> dict[str, Any]:
-        """Fields as JSON has them."""
+        """The fields as a JSON object."""
         return asdict(self)
 
     def sentence(self) -> str:
-        """For a refusal."""
+        """One line for a report."""
         whose = "output channels" if self.side == "weight" else f"of {self.tensor}, channels"
-        channels, set_by = (", ".join(map(str, some)) for some in (self.channels, self.outliers))
-        why = (
-            f"; its scale is set by channel {set_by}, {self.spread:.0f} times the median"
-            if set_by
-            else ""
-        )
+        channels = ", ".join(map(str, self.channels))
+        cause = ""
+        if self.outliers:
+            outliers = ", ".join(map(str, self.outliers))
+            cause = f"; its scale is set by channel {outliers}, {self.spread:.0f} times the median"
         worse = min(self.weight_db, self.activation_db)
-        return f"{self.layer} ({self.side} side, {worse:.0f} dB; {whose} {channels} add {self.share:.0%} of it{why})"
+        return (
+            f"{self.layer} ({self.side} side, {worse:.0f} dB; "
+            f"{whose} {channels} add {self.share:.0%} of it{cause})"
+        )
 
 
-def layer_sqnr(made: QuantizationPlan, seen: Statistics) -> list[LayerSqnr]:
-    """Every layer of `made` that is quantized or reads what is, whose float statistics are `seen`; the noisiest first."""
-    told = NoiseAttribution(made, seen)
-    return sorted(told.noises(), key=lambda one: -one.noise)
+def layer_sqnr(plan: QuantizationPlan, statistics: Statistics) -> list[LayerSqnr]:
+    """The SQNR of every layer that is quantized or reads a quantized activation, worst first.
+
+    `statistics` are those of the float model of `plan`.
+    """
+    attribution = NoiseAttribution(plan, statistics)
+    return sorted(attribution.layers(), key=lambda layer: -layer.noise)
+
+
+def noisiest_layers(layers: Sequence[LayerSqnr], limit: int = 5) -> list[LayerSqnr]:
+    """The first of `layers`, worst first, and those within 6 dB of it; at most `limit`."""
+    return [layer for layer in layers if layer.noise >= layers[0].noise / 4][:limit]
 
 
 @dataclass(frozen=True)
 class _Side:
-    """Noise over signal that each channel adds to a layer, [C]; of the side's channels, how far each reaches; `tensor` they are of."""
+    """Noise that one tensor adds to a layer.
+
+    Attributes:
+        noise: over signal, from each channel, [C].
+        largest: largest magnitude in each channel, [C].
+        tensor: the activation.
+    """
 
     noise: Float
-    reached: Float
+    largest: Float
     tensor: str
+
+    @property
+    def total(self) -> float:
+        """Noise over signal of all channels."""
+        return float(self.noise.sum())
 
 
 class NoiseAttribution:
-    """What each layer of `made` is told of: its own weights and some activations."""
+    """Attributes the noise of a plan's weights and activations to its layers."""
 
-    def __init__(self, made: QuantizationPlan, seen: Statistics) -> None:
-        found = layering.find_layers(made.model)
-        self.made, self.seen, self.values = made, seen, layering.initializer_arrays(made.model)
-        self.layers = [one for name, one in found.items() if name in seen.moments]
-        self._signals = {one.name: self._signal(one) for one in self.layers}
-        self._sides: dict[str, list[_Side]] = {one.name: [] for one in self.layers}
-        for one in self.layers:
-            if one.source in made.activations:
-                self._tell(one, one.source, self._charge(one) * self._error(one.source))
-        self._tell_of_others(found)
+    def __init__(self, plan: QuantizationPlan, statistics: Statistics) -> None:
+        self._plan = plan
+        self._statistics = statistics
+        self._values = initializer_arrays(plan.model)
+        layers = find_layers(plan.model)
+        self._layers = [layer for name, layer in layers.items() if name in statistics.moments]
+        self._signals = {layer.name: self._signal(layer) for layer in self._layers}
+        self._inputs: dict[str, list[_Side]] = {layer.name: [] for layer in self._layers}
+        for layer in self._layers:
+            if layer.source in plan.activations:
+                noise = self._input_cost(layer) * self._error(layer.source)
+                self._attribute(layer.name, layer.source, noise)
+        self._attribute_other_activations(layers)
 
-    def _rows(self, one: Layer) -> Float:
-        """Its weights in float64; not kept, since all layers' would be twice the model."""
-        return layering.weight_rows(one, self.values)
+    def layers(self) -> list[LayerSqnr]:
+        """The SQNR of every layer with noise, in graph order."""
+        noisy = [
+            layer
+            for layer in self._layers
+            if layer.name in self._plan.weights or self._inputs[layer.name]
+        ]
+        return [self._layer_sqnr(layer) for layer in noisy]
 
-    def _signal(self, one: Layer) -> Float:
-        """Of each output channel [O]; infinite for a layer that is silent, which has no noise."""
-        signal = output_power(self._rows(one), self.seen.moments[one.name]).reshape(-1)
-        usual = float(signal.mean())
-        return np.maximum(signal, FAINT * usual) if usual > 0 else np.full(len(signal), np.inf)
+    def _rows(self, layer: Layer) -> Float:
+        """Float weights [G, O/G, K]. Not cached: those of all layers would be twice the model."""
+        return weight_rows(layer, self._values)
 
-    def _restored(self, one: Layer) -> Float:
-        """Its weights as they will be: rows [G, O/G, K]."""
-        if one.name not in self.made.weights:
-            return self._rows(one)
-        rounded = self.made.weights[one.name]
-        scale = np.broadcast_to(rounded.scale.reshape(-1), (one.out_channels,)).reshape(
-            one.groups, -1, 1
-        )
-        return np.asarray(one.to_rows(rounded.values) * scale, np.float64)
+    def _quantized_rows(self, layer: Layer) -> Float:
+        """Weights as INT8 represents them, [G, O/G, K]; float ones for a layer left in float."""
+        if layer.name not in self._plan.weights:
+            return self._rows(layer)
+        weight = self._plan.weights[layer.name]
+        scale = np.broadcast_to(weight.scale.reshape(-1), (layer.out_channels,))
+        scale = scale.reshape(layer.groups, -1, 1)
+        return np.asarray(layer.to_rows(weight.values) * scale, np.float64)
 
-    def _charge(self, one: Layer) -> Float:
-        """Mean noise over signal of its output channels that a unit of squared error in each input channel makes, [C]."""
-        each = (self._restored(one) ** 2 / self._signals[one.name].reshape(one.groups, -1, 1)).sum(
-            1
-        )
-        return np.asarray(each.reshape(one.in_channels, -1).sum(1) / one.out_channels)
+    def _signal(self, layer: Layer) -> Float:
+        """Signal of each output channel, [O]; infinite for a layer whose output is always 0."""
+        moments = self._statistics.moments[layer.name]
+        signal = output_power(self._rows(layer), moments).reshape(-1)
+        mean = float(signal.mean())
+        if mean <= 0:
+            return np.full(len(signal), np.inf)
+        return np.maximum(signal, MIN_RELATIVE_SIGNAL * mean)
 
-    def _error(self, tensor: str, of: Function = identity) -> Float:
-        """Expected squared error of each channel, [C], or of what `of` makes of it."""
-        span, steps = self.made.ranges[tensor], self.made.activations[tensor].steps
-        return ranges.quantization_noise(self.seen.histograms[tensor], *span, steps, of)
+    def _input_cost(self, layer: Layer) -> Float:
+        """Noise over signal, mean over outputs, for a unit of squared error in each input, [C]."""
+        signal = self._signals[layer.name].reshape(layer.groups, -1, 1)
+        ratios = (self._quantized_rows(layer) ** 2 / signal).sum(1)
+        per_channel = ratios.reshape(layer.in_channels, -1).sum(1)
+        return np.asarray(per_channel / layer.out_channels)
 
-    def _tell(self, one: Layer, tensor: str, noise: Float) -> None:
-        histogram = self.seen.histograms[tensor]
-        reached = np.maximum(np.abs(histogram.low), np.abs(histogram.high))
-        self._sides[one.name].append(_Side(noise, reached, tensor))
+    def _error(self, tensor: str, function: Function = identity) -> Float:
+        """Expected squared error of each channel of an activation, [C], behind `function`."""
+        low, high = self._plan.ranges[tensor]
+        steps = self._plan.activations[tensor].steps
+        histogram = self._statistics.histograms[tensor]
+        return quantization_noise(histogram, low, high, steps, function)
 
-    def _tell_of_others(self, found: Mapping[str, Layer]) -> None:
-        """Tell of the activations that no layer reads the one that they spoil most, or that they come from."""
-        sources = {one.source for one in self.layers}
-        others = [name for name in self.made.activations if name not in sources]
+    def _attribute(self, layer: str, tensor: str, noise: Float) -> None:
+        """Add the noise over signal [C] of an activation to a layer's activation side."""
+        histogram = self._statistics.histograms[tensor]
+        largest = np.maximum(np.abs(histogram.low), np.abs(histogram.high))
+        self._inputs[layer].append(_Side(noise, largest, tensor))
+
+    def _attribute_other_activations(self, layers: Mapping[str, Layer]) -> None:
+        """Attribute the activations that no layer reads."""
+        sources = {layer.source for layer in self._layers}
+        others = [name for name in self._plan.activations if name not in sources]
         if not others:
             return
-        way = SensitivityPropagation(GraphView(self.made.model), found, self.seen)
-        costs = [way.costs({one.source: self._charge(one)}, sources) for one in self.layers]
+        graph = GraphView(self._plan.model)
+        propagation = SensitivityPropagation(graph, layers, self._statistics)
+        costs = {}
+        for layer in self._layers:
+            at_input = {layer.source: self._input_cost(layer)}
+            costs[layer.name] = propagation.propagate(at_input, sources)
         for tensor in others:
-            noises = []
-            for one, each in zip(self.layers, costs, strict=True):
-                if (worth := way.importance(tensor, each)) is not None:
-                    noises.append((one, worth.cost * self._error(tensor, worth.function)))
+            noises = {}
+            for name, layer_costs in costs.items():
+                sensitivity = propagation.sensitivity_of(tensor, layer_costs)
+                if sensitivity is not None:
+                    error = self._error(tensor, sensitivity.function)
+                    noises[name] = sensitivity.cost * error
             if noises:
-                worst, noise = max(noises, key=lambda pair: float(pair[1].sum()))
-                self._tell(worst, tensor, noise)
-            elif writer := next(
-                (one for one in self.layers if one.name == way.written_by(tensor)), None
-            ):
-                self._tell(writer, tensor, self._own(tensor) * self._error(tensor))
+                worst = max(noises, key=lambda name: float(noises[name].sum()))
+                self._attribute(worst, tensor, noises[worst])
+                continue
+            producer = propagation.producing_layer(tensor)
+            if producer in costs:
+                noise = self._relative_to_own_signal(tensor) * self._error(tensor)
+                self._attribute(producer, tensor, noise)
 
-    def _own(self, tensor: str) -> Float:
-        """One over the signal of each of its channels, and over how many they are, [C]."""
-        histogram = self.seen.histograms[tensor]
-        signal = expectation(histogram, histogram.centers**2)
-        usual = float(signal.mean())
-        return (
-            1 / (len(signal) * np.maximum(signal, FAINT * usual))
-            if usual > 0
-            else np.zeros(len(signal))
-        )
+    def _relative_to_own_signal(self, tensor: str) -> Float:
+        """The cost of squared error relative to the activation's own signal, [C]."""
+        histogram = self._statistics.histograms[tensor]
+        signal = histogram.expectation(histogram.centers**2)
+        mean = float(signal.mean())
+        if mean <= 0:
+            return np.zeros(len(signal))
+        return 1 / (len(signal) * np.maximum(signal, MIN_RELATIVE_SIGNAL * mean))
 
-    def _weight(self, one: Layer) -> _Side:
-        noise = output_power(
-            self._restored(one) - self._rows(one), self.seen.moments[one.name]
-        ).reshape(-1)
-        reached = np.abs(self._rows(one)).max(2).reshape(-1)
-        return _Side(noise / self._signals[one.name] / one.out_channels, reached, one.source)
+    def _weight_side(self, layer: Layer) -> _Side:
+        """Noise from rounding the layer's weights, by output channel."""
+        rows = self._rows(layer)
+        difference = self._quantized_rows(layer) - rows
+        noise = output_power(difference, self._statistics.moments[layer.name]).reshape(-1)
+        ratio = noise / self._signals[layer.name] / layer.out_channels
+        return _Side(ratio, np.abs(rows).max(2).reshape(-1), layer.source)
 
-    def noises(self) -> list[LayerSqnr]:
-        """Of each layer that has any, in the order of the graph."""
-        return [
-            self._noise(one)
-            for one in self.layers
-            if one.name in self.made.weights or self._sides[one.name]
-        ]
-
-    def _noise(self, one: Layer) -> LayerSqnr:
-        weight, others = self._weight(one), self._sides[one.name]
-        noise = weight.noise.sum(), sum(side.noise.sum() for side in others)
-        activation = max(others, key=lambda side: float(side.noise.sum()), default=weight)
-        side, worse = ("weight", weight) if noise[0] >= noise[1] else ("activation", activation)
-        channels, share = _worst(worse.noise, max(noise))
-        shared = side == "activation" or (
-            one.name in self.made.weights and self.made.weights[one.name].scale.size == 1
-        )
-        outliers, spread = _outlying(worse.reached) if shared else ((), 1.0)
-        decibels, tensor = (to_db(1, noise[0]), to_db(1, noise[1])), activation.tensor
-        span, seen = self.made.ranges[tensor], ranges.minmax(self.seen.histograms[tensor])
+    def _layer_sqnr(self, layer: Layer) -> LayerSqnr:
+        """Compare both sides of a layer."""
+        weight = self._weight_side(layer)
+        inputs = self._inputs[layer.name]
+        worst_input = max(inputs, key=lambda item: item.total, default=weight)
+        weight_noise = weight.noise.sum()
+        activation_noise = sum(item.noise.sum() for item in inputs)
+        if weight_noise >= activation_noise:
+            side, worse = "weight", weight
+        else:
+            side, worse = "activation", worst_input
+        channels, share = _noisiest_channels(worse.noise, max(weight_noise, activation_noise))
+        quantized = self._plan.weights.get(layer.name)
+        shares_scale = quantized is not None and quantized.scale.size == 1
+        outliers: tuple[int, ...] = ()
+        spread = 1.0
+        if side == "activation" or shares_scale:
+            outliers, spread = _outliers(worse.largest)
+        tensor = worst_input.tensor
         return LayerSqnr(
-            one.name,
-            side,
-            tensor,
-            *decibels,
-            channels,
-            share,
-            span,
-            seen,
-            self.made.methods[tensor],
-            outliers,
-            spread,
+            layer=layer.name,
+            side=side,
+            tensor=tensor,
+            weight_db=to_db(1, weight_noise),
+            activation_db=to_db(1, activation_noise),
+            channels=channels,
+            share=share,
+            range=self._plan.ranges[tensor],
+            seen=minmax(self._statistics.histograms[tensor]),
+            method=self._plan.methods[tensor],
+            outliers=outliers,
+            spread=spread,
         )
 
 
-def _outlying(reached: Float) -> tuple[tuple[int, ...], float]:
-    """(the few channels that reach more than OUTLYING times as far as the median one, furthest first; how far the first does)."""
-    usual = float(np.median(reached[reached > 0])) if (reached > 0).any() else 0.0
-    if usual == 0:
+def _outliers(largest: Float) -> tuple[tuple[int, ...], float]:
+    """(channels with more than OUTLIER_RATIO times the median's magnitude, the highest ratio)."""
+    used = largest[largest > 0]
+    if not len(used):
         return (), 1.0
-    order = np.argsort(-reached, kind="stable")[:WORST_CHANNELS]
-    return tuple(int(index) for index in order if reached[index] > OUTLYING * usual), float(
-        reached.max() / usual
-    )
+    median = float(np.median(used))
+    order = np.argsort(-largest, kind="stable")[:MAX_CHANNELS]
+    outliers = tuple(int(index) for index in order if largest[index] > OUTLIER_RATIO * median)
+    return outliers, float(largest.max() / median)
+
+
+def _noisiest_channels(noise: Float, total: float) -> tuple[tuple[int, ...], float]:
+    """(the few channels with most noise, their share of `total`)."""
+    order = np.argsort(-noise, kind="stable")[:MAX_CHANNELS]
+    channels = [int(index) for index in order if noise[index] > 0]
+    if not channels:
+        return (), 0.0
+    return tuple(channels), float(noise[channels].sum() / total)
 
 
 def to_db(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), between -CLEAN_DB and CLEAN_DB."""
+    """10 log10(signal / noise), limited to -MAX_DB..MAX_DB."""
     if noise <= 0:
-        return CLEAN_DB
-    return float(np.clip(10 * math.log10(max(signal, 1e-300) / noise), -CLEAN_DB, CLEAN_DB))
-
-
-def _worst(noise: Float, total: float) -> tuple[tuple[int, ...], float]:
-    order = np.argsort(-noise, kind="stable")[:WORST_CHANNELS]
-    kept = tuple(int(index) for index in order if noise[index] > 0)
-    return kept, float(noise[list(kept)].sum() / total) if kept else 0.0
-
-
-def noisiest_layers(found: Sequence[LayerSqnr], limit: int = 5) -> list[LayerSqnr]:
-    """The few layers that make most of the noise: the worst, and those within 6 dB of it, at most `limit`."""
-    return [one for one in found if one.noise >= found[0].noise / 4][:limit]
+        return MAX_DB
+    return float(np.clip(10 * math.log10(max(signal, 1e-300) / noise), -MAX_DB, MAX_DB))

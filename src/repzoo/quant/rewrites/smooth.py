@@ -27,12 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from repzoo.quant.calibration.observers import Statistics
-from repzoo.quant.calibration.sensitivity import (
-    SensitivityPropagation,
-    input_sensitivity,
-    signal_power,
-)
+from repzoo.quant.calibration.sensitivity import SensitivityPropagation, input_sensitivity
+from repzoo.quant.calibration.statistics import Statistics, signal_power
 from repzoo.quant.network import layers as layering
 from repzoo.quant.network.channels import FIXED, ChannelGroups, link_channels
 from repzoo.quant.network.graph_view import GraphView
@@ -212,7 +208,7 @@ def _terms(
     found, values = layering.find_layers(start.model), layering.initializer_arrays(start.model)
     known = {name: one for name, one in found.items() if name in seen.moments}
     read = input_sensitivity(known.values(), values, seen)
-    reached = SensitivityPropagation(GraphView(start.model), found, seen).costs(read, read)
+    reached = SensitivityPropagation(GraphView(start.model), found, seen).propagate(read, read)
     worth = np.zeros(channels.count)
     for source, each in read.items():
         np.add.at(worth, labels_of(channels, source, len(each)), each)

@@ -108,11 +108,11 @@ class Builder:
             shuffled = images.subset(order)
             return calibrator.prepare(f"images of epoch {epoch + 1}", shuffled, FINETUNE_BATCH)
 
-        plan = finetune.finetuned(
+        plan = finetune.distill(
             self.cache.get(origin.stage).model,
             origin.plan,
             self.scheme,
-            finetune.Lessons(len(images), epoch_images),
+            finetune.DistillationImages(len(images), epoch_images),
             finetune.FinetuneOptions(epochs),
             calibrator.progress,
         )

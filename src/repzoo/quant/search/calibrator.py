@@ -20,13 +20,13 @@ from repzoo.engines import Engine
 from repzoo.graph.tools.pieces import initializer_bytes
 from repzoo.measure.host import host
 from repzoo.progress import Progress
-from repzoo.quant.calibration.observers import (
+from repzoo.quant.calibration.calibrate import (
     PROBED_BYTES,
     CalibrationStream,
-    Statistics,
     batch_size,
     collect_statistics,
 )
+from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network.layers import Layer
 from repzoo.quant.network.placement import Placement

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from repzoo.data.dataset import Dataset
-from repzoo.quant.calibration.observers import batch_size
+from repzoo.quant.calibration.calibrate import batch_size
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.parameters.sqnr import LayerSqnr
 from repzoo.quant.search.builder import Build, Builder

@@ -29,10 +29,10 @@ from repzoo.graph.tools.pieces import initializer_bytes
 from repzoo.measure import latency
 from repzoo.measure.results import LatencyRatio, PlacementTrial
 from repzoo.measure.stats import Interval
-from repzoo.quant.calibration.observers import Statistics
+from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
-from repzoo.quant.parameters import qdq_writer, ranges
+from repzoo.quant.parameters import qdq_writer, ranges, scales
 from repzoo.quant.search.gate import Gate
 
 ROUNDS = 9  # of each race: the 95 % interval of a median of 9 is from the 2nd to the 8th
@@ -95,7 +95,7 @@ class PlacementRace:
         self._model = model
         self._scheme = scheme
         self._parameters = {
-            name: ranges.uint8_parameters(*ranges.minmax(histogram), scheme.activation_symmetric)
+            name: scales.uint8_parameters(*ranges.minmax(histogram), scheme.activation_symmetric)
             for name, histogram in statistics.histograms.items()
         }
         self._weights = qdq_writer.round_weights(
@@ -135,7 +135,7 @@ class PlacementRace:
         signed = self._scheme.activation_type == "int8"
         artifacts = []
         for placement in placements:
-            graph = qdq_writer.write(
+            graph = qdq_writer.insert_qdq(
                 self._model,
                 placement,
                 self._parameters,

@@ -1,0 +1,61 @@
+"""Move every weight by one unit in the last place, to measure what rounding can do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from repzoo.graph.certificate.operators import BLOCK
+
+FLOATS = frozenset(
+    {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+)
+LAYERS = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Add", "Sub", "Mul", "Div"}
+)
+
+
+def jitter(tensor: TensorProto, random: np.random.Generator) -> TensorProto:
+    """Every value of a float tensor moved to one of its two neighbors; another tensor as it is.
+
+    Zeros stay: those around a padded kernel are exact.
+    """
+    if tensor.data_type not in FLOATS:
+        return tensor
+    values = _move(numpy_helper.to_array(tensor), random)
+    # The array is freed before the message copies its bytes.
+    raw = values.tobytes()
+    del values
+    return TensorProto(dims=tensor.dims, data_type=tensor.data_type, name=tensor.name, raw_data=raw)
+
+
+def jitter_constants(graph: onnx.GraphProto, random: np.random.Generator) -> None:
+    """Move, in place, the weights that Constant nodes hold."""
+    for tensor in layer_constants(graph):
+        tensor.CopyFrom(jitter(tensor, random))
+
+
+def layer_constants(graph: onnx.GraphProto) -> list[TensorProto]:
+    """The weights of layers that Constant nodes hold. Other constants may be shapes or axes."""
+    names = {name for node in graph.node if node.op_type in LAYERS for name in node.input}
+    tensors = []
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output[0] in names:
+            tensors += [item.t for item in node.attribute if item.name == "value"]
+    return tensors
+
+
+def _move(stored: npt.NDArray[Any], random: np.random.Generator) -> npt.NDArray[Any]:
+    values = stored.ravel() if stored.flags.writeable else stored.flatten()
+    # The bits of a float, read as an integer, count through all floats of one sign in order.
+    bits = values.view(f"i{values.itemsize}")
+    for start in range(0, bits.size, BLOCK):
+        block = bits[start : start + BLOCK]
+        coins = np.frombuffer(random.bytes(-(-block.size // 8)), np.uint8)
+        up = np.unpackbits(coins, count=block.size).astype(block.dtype)
+        block += (2 * up - 1) * (values[start : start + BLOCK] != 0)
+    return values

@@ -1,0 +1,133 @@
+"""Run the training form and its fold on images, and compare what they compute.
+
+Large graphs run piece by piece (graph/tools/pieces.py), so the check needs little memory besides
+the two models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto
+
+from repzoo.artifact import Artifact, classifier_input
+from repzoo.errors import CertificateError, InputError
+from repzoo.graph.certificate.comparison import GraphComparison, combine, compare
+from repzoo.graph.certificate.jitter import jitter, jitter_constants, layer_constants
+from repzoo.graph.certificate.proof import UNIT_ROUNDOFF
+from repzoo.graph.tools.cost import Cost
+from repzoo.graph.tools.pieces import split_model, trim_heap
+
+Images = npt.NDArray[Any]  # float32, or uint8 for a model that takes bytes
+Runner = Callable[[onnx.ModelProto, Images], Images]  # exact: no graph optimization
+
+FEWEST_IMAGES, MOST_IMAGES = 1, 4  # of each random kind, as many as MACS_BUDGET pays for
+MACS_BUDGET = 2**34
+LOUD = 30  # amplitude of the loud noise, in standard deviations of an image
+DEFAULT_SHAPE = (3, 224, 224)
+
+
+def random_inputs(artifact: Artifact, cost: Cost, images: Images | None, seed: int) -> list[Images]:
+    """Groups of inputs to compare one by one: noise, loud noise, and `images` where there are any.
+
+    Raises:
+        InputError: `images` are of another size than the model takes.
+    """
+    source = classifier_input(artifact.model).type.tensor_type
+    dims = [dim.dim_value for dim in source.shape.dim] or [0] * 4
+    real = [] if images is None or len(images) == 0 else [images]
+    usual = artifact.preprocess.input_shape if artifact.preprocess else DEFAULT_SHAPE
+    if real:
+        usual = real[0].shape[1:]
+    affordable = MACS_BUDGET // max(cost.macs, 1)
+    count = min(max(affordable, FEWEST_IMAGES), MOST_IMAGES)
+    shape = [dim or default for dim, default in zip(dims, (count, *usual), strict=True)]
+    if real and tuple(shape[1:]) != usual:
+        raise InputError(
+            f"the images are {list(usual)}, but {artifact.name} takes {shape[1:]}; "
+            "prepare them at that size"
+        )
+    random = np.random.default_rng(seed)
+    if source.elem_type == TensorProto.UINT8:
+        noise = random.integers(0, 256, shape, np.uint8)
+        black_and_white = 255 * random.integers(0, 2, shape, np.uint8)
+        return [noise, black_and_white, *real]
+    normal = random.standard_normal(shape).astype(np.float32)
+    return [normal, LOUD * normal, *real]
+
+
+def compare_graphs(
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    groups: Sequence[Images],
+    run: Runner,
+    seed: int,
+    after_groups: Sequence[Images] | None = None,
+) -> GraphComparison:
+    """Compare `before` on `groups` with `after` on `after_groups`, by default the same.
+
+    Raises:
+        InputError: a graph computes no output.
+        CertificateError: an output is not finite.
+    """
+    expected = _run_groups(before, groups, run)
+    actual = _run_groups(after, after_groups or groups, run)
+    if not all(values.size for values in (*expected, *actual)):
+        raise InputError(
+            "the graph computes no output for some images, so nothing can be compared; "
+            "check what it cuts away"
+        )
+    if not all(np.isfinite(values).all() for values in (*expected, *actual)):
+        raise CertificateError(
+            "an output is not finite (overflow or NaN), so nothing can be proven; "
+            "check the weights of the model"
+        )
+    jittered = _run_groups(before, groups, run, np.random.default_rng(seed + 1))
+    roundoff = _coarsest_roundoff(before.graph)
+    triples = zip(expected, actual, jittered, strict=True)
+    return combine([compare(*triple, roundoff) for triple in triples])
+
+
+def _coarsest_roundoff(graph: onnx.GraphProto) -> float:
+    """The largest unit roundoff among the number types of the weights."""
+    types = {item.data_type for item in (*graph.initializer, *layer_constants(graph))}
+    roundoffs = [UNIT_ROUNDOFF[kind] for kind in types if kind in UNIT_ROUNDOFF]
+    return max(roundoffs, default=2.0**-24)
+
+
+def _run_groups(
+    model: onnx.ModelProto,
+    groups: Sequence[Images],
+    run: Runner,
+    random: np.random.Generator | None = None,
+) -> list[Images]:
+    """The outputs of `model` for each group; with `random`, its weights are moved."""
+    dims = classifier_input(model).type.tensor_type.shape.dim
+    batches = _batches(groups, dims[0].dim_value if dims else 0)
+    if random is None:
+        pieces = split_model(model)
+    else:
+        pieces = split_model(model, change=lambda tensor: jitter(tensor, random))
+    for piece in pieces:
+        if random is not None:
+            jitter_constants(piece.graph, random)
+        batches = [run(piece, batch) for batch in batches]
+        # Without this the next piece would be made while this one is still in memory.
+        del piece
+        trim_heap()
+    ends = np.cumsum([len(group) for group in groups])
+    return np.split(np.concatenate(batches), ends)[:-1]
+
+
+def _batches(groups: Sequence[Images], batch: int) -> list[Images]:
+    """All images in batches of the size that the graph takes (0: any)."""
+    images = np.concatenate(groups)
+    if not batch:
+        return [images]
+    missing = -len(images) % batch
+    filled = np.concatenate([images, *[images[:1]] * missing])
+    return np.split(filled, len(filled) // batch)

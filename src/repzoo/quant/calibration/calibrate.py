@@ -1,0 +1,269 @@
+"""The calibration pass: run images through the float model once and collect its statistics.
+
+Every statistic that a later step needs is declared before the pass. Memory does not grow with the
+number of images. For each tensor: exact extremes, a histogram and a mean of each channel. For each
+layer: the mean and the Gram matrix X'X of its im2col columns, which GPTQ rounding, bias correction
+and the SQNR report need.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from threadpoolctl import threadpool_limits
+
+from repzoo.artifact import classifier_input
+from repzoo.engines import Engine, Session
+from repzoo.errors import InputError
+from repzoo.graph.tools.pieces import (
+    Pieces,
+    initializer_bytes,
+    split_model,
+    trim_heap,
+    without_weights,
+)
+from repzoo.measure.expected_drop import Margins
+from repzoo.progress import Progress, silent
+from repzoo.quant.calibration.disk_buffer import DiskBuffer
+from repzoo.quant.calibration.observers import (
+    GramObserver,
+    HistogramObserver,
+    Observer,
+    gram_width,
+    positions_per_image,
+)
+from repzoo.quant.calibration.statistics import Statistics
+from repzoo.quant.network.layers import Layer
+
+Images = npt.NDArray[np.float32]
+
+WHOLE_BYTES = 2**26  # a model with more weights runs piece by piece
+PIECE_BYTES = 2**24  # weights of one piece
+PROBED_BYTES = 2**26  # observed activations of one batch
+MAX_BATCH = 16
+TASKS_PER_THREAD = 2  # of each batch; more tasks make threads wait for one another more often
+
+
+@dataclass(frozen=True)
+class CalibrationStream:
+    """The images of one calibration pass.
+
+    Attributes:
+        batches: float32 inputs, [N, 3, H, W]; iterated once.
+        images: expected number of images in all, so that sampling can be spread evenly.
+        progress: called after each batch.
+    """
+
+    batches: Iterable[Images]
+    images: int
+    progress: Progress = silent
+
+    def with_progress(self, batches: Iterable[Images], piece: int, pieces: int) -> Iterator[Images]:
+        """Yield `batches` and report progress, for piece number `piece` of `pieces`."""
+        done = piece * self.images
+        for batch in batches:
+            yield batch
+            done += len(batch)
+            self.progress("calibrate", done, pieces * self.images)
+
+
+def collect_statistics(
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    reads: Sequence[Layer],
+    feed: CalibrationStream,
+    engine: Engine,
+    threads: int,
+) -> Statistics:
+    """Run the images of `feed` through `model` and collect statistics.
+
+    A model with more than WHOLE_BYTES of weights runs piece by piece, since a runtime needs three
+    times the memory of the weights: all images go through one piece before the next is compiled,
+    and the activations between pieces wait on disk. The statistics are the same.
+
+    Args:
+        model: the float model.
+        tensors: activations to make histograms of.
+        reads: layers whose input moments are collected.
+        feed: the images.
+        engine: runs the model.
+        threads: of the engine and of the observers.
+
+    Raises:
+        InputError: no image, a tensor that is not finite or not in the model, or no disk space.
+    """
+    sources = [layer.source for layer in reads]
+    names = list(dict.fromkeys([*tensors, *sources]))
+    _check_tensors_exist(model, names)
+
+    weight_bytes = initializer_bytes(model)
+    positions = positions_per_image(feed.images)
+    width = gram_width(reads, weight_bytes)
+    histograms = [
+        HistogramObserver(name, name in tensors, positions, feed.images) for name in names
+    ]
+    grams = [GramObserver(layer, width, feed.images) for layer in reads]
+    margins = _run(model, [*histograms, *grams], feed, engine, threads)
+    return Statistics(
+        {item.source: item.histogram for item in histograms if item.source in tensors},
+        {item.layer.name: item.moments for item in grams},
+        len(margins.classes),
+        margins,
+    )
+
+
+def _check_tensors_exist(model: onnx.ModelProto, names: Iterable[str]) -> None:
+    available = _computed_tensors(model) | {classifier_input(model).name}
+    missing = set(names) - available
+    if missing:
+        raise InputError(
+            f"the model computes no tensor {min(missing)!r}; name outputs of its nodes"
+        )
+
+
+def _computed_tensors(model: onnx.ModelProto) -> set[str]:
+    return {name for node in model.graph.node for name in node.output}
+
+
+def _run(
+    model: onnx.ModelProto,
+    observers: Sequence[Observer],
+    feed: CalibrationStream,
+    engine: Engine,
+    threads: int,
+) -> Margins:
+    """Show every tensor of `model` to its observers, piece by piece; the margins of the logits."""
+    large = initializer_bytes(model) > WHOLE_BYTES
+    pieces: Pieces | list[onnx.ModelProto] = split_model(model, PIECE_BYTES) if large else [model]
+    available = {classifier_input(model).name}
+    waiting = list(observers)
+    activations = feed.batches
+    index = 0
+    with contextlib.ExitStack() as buffers:
+        # not enumerate(): it would hold on to a piece, and its weights, until the next one
+        for piece in pieces:
+            available |= _computed_tensors(piece)
+            active = [observer for observer in waiting if observer.source in available]
+            waiting = [observer for observer in waiting if observer.source not in available]
+            # Runtimes rearrange weights for speed, which takes six times their memory. A single
+            # layer much larger than a piece is compiled without that.
+            exact = len(pieces) > 1 and initializer_bytes(piece) > 2 * PIECE_BYTES
+            probe = _Probe.compile(piece, active, engine, threads, exact)
+            del piece  # the session has its own copy of the weights
+            trim_heap()
+            inputs = feed.with_progress(activations, index, len(pieces))
+            activations = buffers.enter_context(DiskBuffer(probe.run(inputs)))
+            index += 1
+            for observer in active:
+                observer.close()
+            del probe  # frees its session before the next one is opened
+            trim_heap()
+        margins = [Margins.from_logits(logits.reshape(len(logits), -1)) for logits in activations]
+    if not margins:
+        raise InputError(
+            "no calibration image could be read; "
+            "give --data with images of the kind that the model will see"
+        )
+    return Margins.concatenate(margins)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A compiled model, or a piece of one, that also returns the tensors its observers watch."""
+
+    session: Session
+    source: str
+    outputs: tuple[str, ...]
+    target: str
+    observers: Sequence[Observer]
+    threads: int
+
+    @classmethod
+    def compile(
+        cls,
+        model: onnx.ModelProto,
+        observers: Sequence[Observer],
+        engine: Engine,
+        threads: int,
+        exact: bool,
+    ) -> _Probe:
+        """Compile `model` with the observed tensors as outputs."""
+        source = classifier_input(model).name
+        target = model.graph.output[0].name
+        observed = [observer.source for observer in observers if observer.source != source]
+        outputs = tuple(dict.fromkeys([*observed, target]))
+        with _with_outputs(model, outputs) as probed:
+            session = engine.open(probed, threads, exact)
+        return cls(session, source, outputs, target, observers, threads)
+
+    def run(self, batches: Iterable[Images]) -> Iterator[Images]:
+        """Yield the model's output for each batch, after its observers have seen the batch."""
+        histograms = [item for item in self.observers if isinstance(item, HistogramObserver)]
+        grams = [item for item in self.observers if isinstance(item, GramObserver)]
+        # One BLAS thread for each of ours: sharing each of many small products among several
+        # threads takes three times as long.
+        blas_threads = max(1, self.threads // max(1, len(grams)))
+        with ThreadPoolExecutor(self.threads) as pool, threadpool_limits(blas_threads, "blas"):
+            for inputs in batches:
+                results = self.session.run_all(inputs)
+                tensors = dict(zip(self.outputs, results, strict=True))
+                # histograms first: they refuse values that are not finite before these are summed
+                self._observe(pool, histograms, {self.source: inputs, **tensors})
+                self._observe(pool, grams, {self.source: inputs, **tensors})
+                yield tensors[self.target]
+
+    def _observe(
+        self,
+        pool: ThreadPoolExecutor,
+        observers: Sequence[Observer],
+        tensors: Mapping[str, Images],
+    ) -> None:
+        """Show a batch to `observers`, shared among the threads of `pool`."""
+        tasks = self.threads * TASKS_PER_THREAD
+        shares = [observers[start::tasks] for start in range(tasks)]
+        list(pool.map(partial(_add_batch, tensors), shares))  # list() raises what a thread raised
+
+
+def _add_batch(tensors: Mapping[str, Images], observers: Sequence[Observer]) -> None:
+    for observer in observers:
+        observer.add(tensors[observer.source])
+
+
+@contextlib.contextmanager
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> Iterator[onnx.ModelProto]:
+    """Give `model` the outputs `names` for as long as it is being compiled."""
+    # in place, since a copy would hold the weights twice just when memory is tightest
+    original = list(model.graph.output)
+    try:
+        del model.graph.output[:]
+        for name in names:
+            value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            model.graph.output.append(value)
+        yield model
+    finally:
+        del model.graph.output[:]
+        model.graph.output.extend(original)
+
+
+def batch_size(model: onnx.ModelProto, tensors: Iterable[str], limit: int = PROBED_BYTES) -> int:
+    """The largest batch whose activations `tensors` stay within `limit` bytes, 1 to MAX_BATCH.
+
+    A model with a fixed batch size keeps it.
+    """
+    dims = classifier_input(model).type.tensor_type.shape.dim
+    if dims and dims[0].dim_value:
+        return int(dims[0].dim_value)
+    graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph
+    elements = {}
+    for value in graph.value_info:
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        elements[value.name] = int(np.prod(shape[1:]))
+    bytes_per_image = sum(4 * elements.get(name, 0) for name in set(tensors))
+    return int(np.clip(limit // max(bytes_per_image, 1), 1, MAX_BATCH))

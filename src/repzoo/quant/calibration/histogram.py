@@ -1,0 +1,179 @@
+"""Per-channel histograms of one tensor, counted batch by batch.
+
+Each channel has BINS bins of equal width over [-edge, edge]. The edge is a power of two. When a
+value exceeds it, the edge doubles and neighboring bins are merged in pairs:
+
+    bin(x) = min(floor(x / width), BINS/2 - 1) + BINS/2,   width = edge / (BINS/2)
+
+Every width is a power of two, so x / width is exact, and merging bins gives the same counts as
+counting again with the wider bins. The one exception is a value equal to the edge: `min` puts it
+into the last bin, but after widening it starts the next one. Those values are tracked separately.
+The counts therefore do not depend on how the values are split into batches, or on their order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int32 | np.uint16]
+
+BINS = 256
+HALF = BINS // 2  # bins on either side of zero
+# Bin widths for which x / width neither overflows nor loses bits in float32. Outside of them
+# the division is done in float64, which is exact for every float32 value but slower.
+MIN_FLOAT32_WIDTH = 2.0**-100
+MAX_FLOAT32_WIDTH = 1.0
+
+
+class Histogram:
+    """Histogram, exact extremes and exact mean of each of C channels.
+
+    Attributes:
+        counts: values per bin, [C, BINS], without zeros.
+        zeros: values that are exactly 0, [C]. They are counted separately, since they quantize
+            without error.
+        edge: outer edge of the last bin, [C]; 0 for a channel of zeros alone.
+        low, high: exact extremes, [C].
+        sum: sum of the values, [C].
+        samples: some raw values of each channel, [C, n], the same number from every image. A bin
+            can be as wide as a quantization step, and then does not tell which way a value rounds.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.counts: Counts = np.zeros((channels, BINS), np.int32)
+        self.zeros: Ids = np.zeros(channels, np.int64)
+        self.edge: Float = np.zeros(channels)
+        self.low: Float = np.full(channels, np.inf)
+        self.high: Float = np.full(channels, -np.inf)
+        self.sum: Float = np.zeros(channels)
+        self.samples: Float32 = np.zeros((channels, 0), np.float32)
+        self._at_edge: Ids = np.zeros(channels, np.int64)  # values equal to the current edge
+
+    @property
+    def channel_totals(self) -> Ids:
+        """Number of values counted in each channel, [C]."""
+        return np.asarray(self.counts.sum(1, dtype=np.int64) + self.zeros)
+
+    @property
+    def total(self) -> int:
+        """Number of values counted in all channels."""
+        return int(self.channel_totals.sum())
+
+    @property
+    def bin_widths(self) -> Float:
+        """Width of each channel's bins, [C]; that of an edge of 1 for a channel of zeros alone."""
+        return np.where(self.edge > 0, self.edge, 1.0) / HALF
+
+    @property
+    def centers(self) -> Float:
+        """The middle of each bin, [C, BINS]."""
+        return np.asarray(((np.arange(BINS) + 0.5) * (2 / BINS) - 1) * self.edge[:, None])
+
+    @property
+    def mean(self) -> Float:
+        """Mean of each channel, [C]."""
+        return np.asarray(self.sum / np.maximum(1, self.channel_totals))
+
+    def expectation(self, values: Float) -> Float:
+        """Mean of a function over each channel, [C].
+
+        The function has the given `values` [C, BINS] in each bin, and is 0 at 0.
+        """
+        return np.asarray((self.counts * values).sum(1) / np.maximum(1, self.channel_totals))
+
+    def add(self, values: Float32, low: Float32, high: Float32) -> None:
+        """Count finite `values` [C, n]. `low` and `high` [C] bound them, and may reach further."""
+        self.update_extremes(low, high)
+        self.count_values(values)
+
+    def update_extremes(self, low: Float32, high: Float32) -> None:
+        """Extend each channel's extremes to `low` and `high`, [C]."""
+        self.low = np.minimum(self.low, low)
+        self.high = np.maximum(self.high, high)
+
+    def count_values(self, values: Float32) -> None:
+        """Count finite `values` [C, n] that lie within the extremes."""
+        self._widen(np.maximum(-self.low, self.high))
+        self.sum += values.sum(1, dtype=np.float64)
+        zeros = values.shape[1] - np.count_nonzero(values, axis=1)
+        self.zeros += zeros
+
+        indices = self._bin_indices(values)
+        indices += np.arange(len(self.counts))[:, None] * BINS
+        counts = np.bincount(indices.reshape(-1), minlength=self.counts.size)
+        self.counts += counts.reshape(self.counts.shape).astype(np.int32)
+        self.counts[:, HALF] -= zeros
+        self._track_edge_values(values)
+
+    def _bin_indices(self, values: Float32) -> Ids:
+        """The bin of each value, [C, n]."""
+        width = self.bin_widths[:, None]
+        fits_float32 = (
+            width.max(initial=0) <= MAX_FLOAT32_WIDTH and width.min(initial=1) >= MIN_FLOAT32_WIDTH
+        )
+        dtype: type[np.float32 | np.float64] = np.float32 if fits_float32 else np.float64
+        scaled: npt.NDArray[Any] = values * (1 / width).astype(dtype)
+        np.floor(scaled, out=scaled)
+        np.minimum(scaled, HALF - 1, out=scaled)
+        indices = scaled.astype(np.int64) + HALF
+        return np.asarray(indices)
+
+    def _track_edge_values(self, values: Float32) -> None:
+        """Count the `values` that equal their channel's edge."""
+        # no value exceeds `high`, so the values of most channels need no second look
+        channels = np.flatnonzero((self.high == self.edge) & (self.edge > 0))
+        if len(channels):
+            equal = values[channels] == self.edge[channels, None]
+            self._at_edge[channels] += np.count_nonzero(equal, axis=1)
+
+    def _widen(self, magnitude: Float) -> None:
+        """Double the edges until they reach `magnitude` [C], and merge bins accordingly."""
+        edge = _round_up_to_power_of_two(magnitude)
+        for channel in np.flatnonzero(edge > self.edge):
+            if self.edge[channel] > 0:
+                doublings = int(np.frexp(edge[channel] / self.edge[channel])[1]) - 1
+                self._merge_bins(channel, doublings)
+            self.edge[channel] = edge[channel]
+
+    def _merge_bins(self, channel: np.intp, doublings: int) -> None:
+        """Merge each 2**doublings bins of a channel into one."""
+        target = ((np.arange(BINS) - HALF) >> min(doublings, HALF)) + HALF
+        merged = np.zeros(BINS, self.counts.dtype)
+        np.add.at(merged, target, self.counts[channel])
+        merged[HALF + ((HALF - 1) >> doublings)] -= self._at_edge[channel]
+        merged[HALF + (HALF >> doublings)] += self._at_edge[channel]
+        self.counts[channel] = merged
+        self._at_edge[channel] = 0
+
+    def compact(self) -> None:
+        """Store the counts in the smallest integer type that holds them. Call it after counting."""
+        if self.counts.max(initial=0) <= np.iinfo(np.uint16).max:
+            self.counts = self.counts.astype(np.uint16)
+
+    def rescaled(self, factors: Float) -> Histogram:
+        """The histogram of values / factors, for positive `factors` [C]. It shares the counts.
+
+        Its edges need not be powers of two: do not count further values into it.
+        """
+        result = Histogram(len(factors))
+        result.counts = self.counts
+        result.zeros = self.zeros
+        result.edge = self.edge / factors
+        result.low = self.low / factors
+        result.high = self.high / factors
+        result.sum = self.sum / factors
+        result.samples = (self.samples / factors[:, None]).astype(np.float32)
+        return result
+
+
+def _round_up_to_power_of_two(values: Float) -> Float:
+    """The smallest power of two that is no less than each value; 0 for 0."""
+    mantissa, exponent = np.frexp(values)  # values = mantissa * 2**exponent, 0.5 <= mantissa < 1
+    exponent = np.where(mantissa == 0.5, exponent - 1, exponent)
+    return np.where(values > 0, np.ldexp(1.0, exponent), 0.0)

@@ -1,0 +1,182 @@
+"""Quantization noise expected from a histogram: rounding, clipping, and the shift of the mean.
+
+The noise of one channel for a range low..high with step s = (high - low) / steps is
+
+    E[e^2],  e = distance to the range     outside of it (clipping)
+             e^2 = s^2 / 12                inside (rounding)
+             e^2 = x^2                     inside, where |x| < s / sqrt(12): rounded to 0 or near it
+             e = 0                         for x = 0
+
+Where an activation function f reads the values, e is the error of f(x): distances are measured
+between values of f, and a step is multiplied by its slope.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from repzoo.quant.calibration.histogram import BINS, Histogram
+from repzoo.quant.network.functions import Function, identity
+from repzoo.quant.parameters.scales import UINT8_STEPS, ActivationParameters
+
+Float = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+
+
+def quantization_noise(
+    histogram: Histogram,
+    low: float,
+    high: float,
+    steps: int = UINT8_STEPS,
+    function: Function = identity,
+) -> Float:
+    """Expected squared error of each channel, [C], if `steps` cover low..high.
+
+    The error is that of `function` of the values.
+    """
+    low = min(low, 0.0)
+    high = max(high, 0.0)
+    step = (high - low) / steps
+    centers = histogram.centers
+    values = function(centers)
+    clipping = (function(np.clip(centers, low, high)) - values) ** 2
+
+    to_zero = (values - function(np.zeros(1))) ** 2
+    rounding = slopes(histogram, function) ** 2 * step * step / 12
+    near_zero = (centers > -step / np.sqrt(12)) & (centers < step / np.sqrt(12))
+    inside = np.where(near_zero, to_zero, rounding)
+
+    errors = np.where((centers < low) | (centers > high), clipping, inside)
+    return histogram.expectation(errors)
+
+
+def slopes(histogram: Histogram, function: Function) -> Float:
+    """The mean slope of `function` over each bin, [C, BINS]."""
+    if function is identity:
+        return np.ones(histogram.counts.shape)
+    width = histogram.bin_widths[:, None]
+    rise = function(histogram.centers + width / 2) - function(histogram.centers - width / 2)
+    return np.asarray(rise / width)
+
+
+def clipping_shift(histogram: Histogram, low: float, high: float) -> Float:
+    """Expected change of each channel's mean by clipping to low..high, [C]."""
+    centers = histogram.centers
+    clipped = np.clip(centers, min(low, 0.0), max(high, 0.0))
+    return histogram.expectation(clipped - centers)
+
+
+def rounding_shift(histogram: Histogram, parameters: ActivationParameters) -> Float:
+    """Expected change of each channel's mean by rounding, without the values that are clipped, [C].
+
+    It matters where values gather within a step or two of 0, such as the negative outputs of GELU.
+    """
+    samples = histogram.samples
+    if not samples.shape[1]:
+        return np.zeros(len(histogram.low))
+    low, high = parameters.bounds
+    inside = (samples >= low) & (samples <= high)
+    rounded = np.round(samples / parameters.scale) * parameters.scale
+    return np.asarray(np.where(inside, rounded - samples, 0.0).mean(1), np.float64)
+
+
+def range_losses(
+    histogram: Histogram, cost: Float, bounds: Float, function: Function = identity
+) -> Float:
+    """cost @ quantization_noise(histogram, low, high) for each (low, high) of `bounds` [R, 2]: [R].
+
+    Sums over all bins up to each are computed once. A range then takes six lookups for each
+    channel, where `quantization_noise` goes through all bins.
+    """
+    sums = _CumulativeSums.of(histogram, function)
+    low = np.minimum(bounds[:, :1], 0.0)  # [R, 1]
+    high = np.maximum(bounds[:, 1:], 0.0)
+    step = (high - low) / UINT8_STEPS
+    below = sums.bins_below(low)
+    above = sums.bins_below(high, inclusive=True)
+    near_zero = step / np.sqrt(12)  # values nearer to 0 than this err least if rounded to 0
+    zero_start = np.maximum(sums.bins_below(-near_zero), below)
+    zero_end = np.minimum(sums.bins_below(near_zero, inclusive=True), above)
+
+    clipped_low = sums.squared_distance(0, below, function(low))
+    clipped_high = sums.squared_distance(above, BINS, function(high))
+    to_zero = sums.squared_distance(zero_start, zero_end, function(np.zeros_like(low)))
+    rounded = sums.squared_slopes(below, above) - sums.squared_slopes(zero_start, zero_end)
+    errors = (clipped_low + clipped_high) + to_zero + rounded * step**2 / 12
+    return np.asarray(errors @ (cost / np.maximum(1, sums.total)))
+
+
+@dataclass(frozen=True)
+class _CumulativeSums:
+    """Sums over the bins before each bin, [C, BINS + 1], of a function f of the values.
+
+    Attributes:
+        count: number of values.
+        first: sum of f.
+        second: sum of f^2.
+        slope: sum of f'^2.
+        edge: of the histogram, [C].
+        total: number of values of each channel with zeros, [C].
+    """
+
+    count: Float
+    first: Float
+    second: Float
+    slope: Float
+    edge: Float
+    total: Index
+
+    @classmethod
+    def of(cls, histogram: Histogram, function: Function) -> _CumulativeSums:
+        """The sums of a histogram."""
+        values = function(histogram.centers)
+        counts = histogram.counts.astype(np.float64)
+        count = _cumulative(counts)
+        if function is identity:
+            slope = count
+        else:
+            slope = _cumulative(counts * slopes(histogram, function) ** 2)
+        return cls(
+            count,
+            first=_cumulative(counts * values),
+            second=_cumulative(counts * values**2),
+            slope=slope,
+            edge=histogram.edge,
+            total=histogram.channel_totals,
+        )
+
+    def bins_below(self, values: Float, inclusive: bool = False) -> Index:
+        """How many bins of each channel have centers below `values` [R, 1]: [R, C].
+
+        `inclusive` counts a center that equals the value too.
+        """
+        edge = np.where(self.edge > 0, self.edge, 1.0)
+        position = (values / edge + 1) * (BINS / 2) - 0.5  # in bins; centers lie at 0, 1, 2, ...
+        count = np.floor(position) + 1 if inclusive else np.ceil(position)
+        return np.asarray(np.clip(count, 0, BINS), np.int64)
+
+    def squared_slopes(self, start: Index, end: Index) -> Float:
+        """Sum of f'^2 over the bins from `start` to `end`, exclusive: [R, C]."""
+        return _difference(self.slope, start, end)
+
+    def squared_distance(self, start: Index | int, end: Index | int, value: Float) -> Float:
+        """Sum of (f - value)^2 over the bins from `start` to `end`, exclusive: [R, C]."""
+        count = _difference(self.count, start, end)
+        first = _difference(self.first, start, end)
+        second = _difference(self.second, start, end)
+        return np.maximum(second - 2 * value * first + value**2 * count, 0.0)
+
+
+def _cumulative(values: Float) -> Float:
+    """[C, BINS] -> [C, BINS + 1]: the sum of everything before each bin."""
+    return np.pad(np.cumsum(values, axis=1), ((0, 0), (1, 0)))
+
+
+def _difference(sums: Float, start: Index | int, end: Index | int) -> Float:
+    """The sum from `start` to `end` for each channel; 0 where they are reversed."""
+    channels = np.arange(len(sums))
+    difference = sums[channels, end] - sums[channels, start]
+    return np.asarray(np.where(np.less(start, end), difference, 0.0))

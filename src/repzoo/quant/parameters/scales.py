@@ -1,0 +1,126 @@
+"""Scales, zero points and integer weights. Pure functions.
+
+    real = scale * (q - zero_point)
+
+Activations are uint8 with a zero point, or int16 without one. Weights are symmetric int8, with one
+scale per output channel or one per tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Float = npt.NDArray[np.float64]
+Range = tuple[float, float]
+
+INT16_MAX = 32767
+UINT8_STEPS = 255
+INT8_MAX = 127  # -128 is not used, so that the negative of every weight can be represented
+# The square root of float32's smallest normal number. A bias has the product of two scales as its
+# scale, which then stays normal.
+SMALLEST_SCALE = 2.0**-63
+
+
+@dataclass(frozen=True)
+class ActivationParameters:
+    """Scale and zero point of one activation, asymmetric uint8 or symmetric int16.
+
+    Attributes:
+        scale: real numbers per integer step, a float32 value.
+        zero_point: the integer that represents 0 exactly; 0 for int16.
+        bits: 8 or 16.
+    """
+
+    scale: float
+    zero_point: int
+    bits: int = 8
+
+    @property
+    def steps(self) -> int:
+        """Number of steps from the lowest to the highest integer."""
+        return UINT8_STEPS if self.bits == 8 else 2 * INT16_MAX
+
+    @property
+    def bounds(self) -> Range:
+        """The lowest and the highest real number that can be represented.
+
+        They differ from the range that was asked for by up to half a step, since 0 is a step.
+        """
+        steps_below_zero = INT16_MAX if self.bits == 16 else self.zero_point
+        return -steps_below_zero * self.scale, (self.steps - steps_below_zero) * self.scale
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Symmetric int8 weights: real = scale * values.
+
+    Attributes:
+        scale: one for each slice along the output axis [O], or one for all [1].
+        values: integers of the weight's shape.
+    """
+
+    scale: Float
+    values: npt.NDArray[np.int8]
+
+
+def uint8_parameters(low: float, high: float, symmetric: bool = False) -> ActivationParameters:
+    """Cover low..high, extended to include 0, with 255 steps.
+
+    `symmetric` gives 127 steps on either side of a zero point of 128.
+    """
+    if symmetric:
+        return ActivationParameters(_symmetric_scale(low, high, INT8_MAX), 128)
+    low = min(low, 0.0)
+    high = max(high, 0.0)
+    if high == low:
+        return ActivationParameters(1.0, 0)
+    scale = max(float(np.float32((high - low) / UINT8_STEPS)), SMALLEST_SCALE)
+    return ActivationParameters(scale, int(np.clip(round(-low / scale), 0, UINT8_STEPS)))
+
+
+def int16_parameters(low: float, high: float) -> ActivationParameters:
+    """Cover low..high with int16: 32,767 steps on either side of 0."""
+    return ActivationParameters(_symmetric_scale(low, high, INT16_MAX), 0, 16)
+
+
+def _symmetric_scale(low: float, high: float, steps: int) -> float:
+    """The scale for which `steps` on either side of 0 cover low..high; 1 for 0..0."""
+    largest = max(-low, high, 0.0)
+    if largest == 0:
+        return 1.0
+    return max(float(np.float32(largest / steps)), SMALLEST_SCALE)
+
+
+def quantize_weight(
+    values: npt.NDArray[np.float32], axis: int | None, min_scale: Float | float = 0.0
+) -> QuantizedWeight:
+    """Round `values` to the nearest symmetric int8, with the smallest scales that do not clip.
+
+    Args:
+        values: weights of any shape.
+        axis: one scale for each slice along it; None for one scale in all.
+        min_scale: no scale is smaller. A slice of zeros gets it, or 1 if it is 0.
+    """
+    weights = values.astype(np.float64)
+    if axis is None:
+        largest = np.abs(weights).max(keepdims=True).reshape(-1)
+        scale_shape = [1] * weights.ndim
+    else:
+        weights = np.moveaxis(weights, axis, 0)
+        largest = np.abs(weights).reshape(len(weights), -1).max(1)
+        scale_shape = [-1, *[1] * (weights.ndim - 1)]
+    scale = usable_scale(np.maximum(largest / INT8_MAX, min_scale))
+    quantized = np.round(weights / scale.reshape(scale_shape))
+    integers = np.clip(quantized, -INT8_MAX, INT8_MAX).astype(np.int8)
+    if axis is not None:
+        integers = np.moveaxis(integers, 0, axis)
+    return QuantizedWeight(scale, integers)
+
+
+def usable_scale(scale: Float) -> Float:
+    """`scale` as float32 values, none below SMALLEST_SCALE; 1 in place of 0."""
+    positive = np.where(scale > 0, np.maximum(scale, SMALLEST_SCALE), 1.0)
+    return np.asarray(positive.astype(np.float32), np.float64)
