@@ -126,7 +126,7 @@ def efficientnet_lite0() -> Artifact:
     preprocess = Preprocess(224, "short", 0.875, "bicubic", half, half, "RGB")
     step = Step("build", __version__, {"model": "efficientnet_lite0"})
     artifact = export.export(imagenet_lite0(), "efficientnet_lite0", preprocess, (), step)
-    return verbs.fold(artifact)[0]
+    return verbs.fold(artifact)
 
 
 def load(name: str) -> Artifact:
@@ -134,7 +134,7 @@ def load(name: str) -> Artifact:
     if name == "efficientnet_lite0":
         return efficientnet_lite0()
     artifact = verbs.load(name)
-    return verbs.fold(artifact)[0] if artifact.form == "train" else artifact
+    return verbs.fold(artifact) if artifact.form == "train" else artifact
 
 
 def quantize_own(name: str, artifact: Artifact, setting: Setting) -> Entry:
@@ -151,8 +151,11 @@ def quantize_own(name: str, artifact: Artifact, setting: Setting) -> Entry:
             force=True,
         )
         started = time.perf_counter()
-        models[engine_name], report = verbs.quantize(artifact, setting.data, options)
+        quantized = verbs.quantize(artifact, setting.data, options=options)
         seconds.append(time.perf_counter() - started)
+        models[engine_name] = quantized
+        report = quantized.report
+        assert report is not None
         stages[engine_name] = report.chosen.stage
         for candidate in report.candidates:
             print(

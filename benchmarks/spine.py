@@ -29,7 +29,6 @@ from repzoo import verbs
 from repzoo.data.source import open_source
 from repzoo.graph.fold.engine import fold
 from repzoo.measure import stats
-from repzoo.verbs import ExportOptions
 
 ROUNDS = 7
 
@@ -67,7 +66,7 @@ def evaluation(photos: Path) -> None:
     data = open_source(photos).held_out()
     model = timm.create_model("repghostnet_050", num_classes=len(data.classes)).eval()
     artifact = verbs.export(
-        "repghostnet_050", ExportOptions(num_classes=len(data.classes), form="deploy"), data.classes
+        "repghostnet_050", num_classes=len(data.classes), form="deploy", labels=data.classes
     )
     config = timm.data.resolve_data_config({}, model=model)
     paths = [photos / key for key in data.keys]
@@ -88,14 +87,14 @@ def evaluation(photos: Path) -> None:
 
     compare(
         "evaluation, timm loader + PyTorch against repzoo",
-        lambda: verbs.evaluate([artifact], data),
+        lambda: verbs.evaluate(artifact, data),
         theirs,
     )
 
 
 def folding() -> None:
     """From what each user holds (a module; a training-form ONNX) to a deploy ONNX."""
-    trained = verbs.export("repvgg_a0", **{"size": 64})
+    trained = verbs.export("repvgg_a0", size=64)
     module = timm.create_model("repvgg_a0").eval()
 
     def theirs() -> None:

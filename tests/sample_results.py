@@ -1,4 +1,4 @@
-"""Results of measurements for tests: plausible values, of which a test gives only those that it is about."""
+"""Plausible results of measurements for tests; a test gives only the values that it is about."""
 
 from __future__ import annotations
 

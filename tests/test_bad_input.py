@@ -1,4 +1,4 @@
-"""Whatever is given wrong ends with exit code 2, one sentence on stderr, nothing on stdout and nothing written."""
+"""Bad input ends with exit code 2, one sentence on stderr, no output and no file."""
 
 from __future__ import annotations
 
@@ -38,12 +38,15 @@ PREPROCESS = [
 
 @pytest.fixture
 def refused(run: Run, tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """`refused("fold", ...)`: run it where exit code 2 and one sentence are due; the sentence. `{out}` is a place to write."""
-    place = tmp_path / "place"
-    place.mkdir()
+    """`refused("fold", ...)` runs a command that must be refused, and returns its sentence.
+
+    `{out}` in an argument becomes a path to write to, where nothing may be written.
+    """
+    folder = tmp_path / "outputs"
+    folder.mkdir()
 
     def check(*arguments: object, usage: bool = False) -> str:
-        ran = run(*(str(one).format(out=place / "out.onnx") for one in arguments))
+        ran = run(*(str(item).format(out=folder / "out.onnx") for item in arguments))
         assert (ran.code, ran.out) == (2, "")
         assert "Traceback" not in ran.err
         if usage:
@@ -54,10 +57,10 @@ def refused(run: Run, tmp_path: Path) -> Iterator[Callable[..., str]]:
         return str(ran.err)
 
     yield check
-    assert [item.name for item in place.iterdir()] == []
+    assert [item.name for item in folder.iterdir()] == []
 
 
-def numbered(root: Path, count: int, photograph: Photograph) -> Path:
+def numbered_photographs(root: Path, count: int, photograph: Photograph) -> Path:
     """`count` JPEG photographs in the folders 0 and 1."""
     for number in range(count):
         folder = root / str(number % 2)
@@ -72,7 +75,9 @@ def numbered(root: Path, count: int, photograph: Photograph) -> Path:
 @pytest.mark.parametrize(
     "verb", ["fold", "quantize", "evaluate", "bench", "predict", "count", "info", "card"]
 )
-def test_a_missing_file(refused: Callable[..., str], verb: str, tmp_path: Path) -> None:
+def test_a_missing_model_file_is_named(
+    refused: Callable[..., str], verb: str, tmp_path: Path
+) -> None:
     rest: dict[str, list[object]] = {
         "fold": ["-o", "{out}"],
         "quantize": ["-o", "{out}", "--data", "digits"],
@@ -80,11 +85,11 @@ def test_a_missing_file(refused: Callable[..., str], verb: str, tmp_path: Path) 
         "predict": [tmp_path / "none.jpg"],
         "card": ["-o", "{out}"],
     }
-    said = refused(verb, tmp_path / "none.onnx", *rest.get(verb, []))
-    assert "none.onnx does not exist; check the path" in said
+    sentence = refused(verb, tmp_path / "none.onnx", *rest.get(verb, []))
+    assert "none.onnx does not exist; check the path" in sentence
 
 
-def test_a_missing_image_and_a_missing_data_folder(
+def test_a_missing_image_and_a_missing_data_folder_are_named(
     refused: Callable[..., str], model_file: Path, tmp_path: Path
 ) -> None:
     assert "none.jpg does not exist" in refused("predict", model_file, tmp_path / "none.jpg")
@@ -101,7 +106,7 @@ def test_a_missing_image_and_a_missing_data_folder(
         ("no_graph.onnx", onnx.ModelProto(ir_version=8).SerializeToString(), "holds no ONNX graph"),
     ],
 )
-def test_what_is_not_onnx(
+def test_a_file_that_is_not_onnx_is_refused(
     refused: Callable[..., str], tmp_path: Path, name: str, data: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(data)
@@ -113,7 +118,7 @@ def test_what_is_not_onnx(
         assert message in refused(*arguments)
 
 
-def test_a_truncated_model_and_a_folder_in_its_place(
+def test_a_truncated_model_and_a_folder_are_refused(
     refused: Callable[..., str], model_file: Path, tmp_path: Path
 ) -> None:
     data = model_file.read_bytes()
@@ -129,7 +134,7 @@ def test_a_truncated_model_and_a_folder_in_its_place(
         ("(float[N,3,4,4] data) => (float[N,2,1] output)", "output of rank 3"),
     ],
 )
-def test_what_is_not_a_classifier(
+def test_a_model_that_is_not_a_classifier_is_refused(
     refused: Callable[..., str], tmp_path: Path, signature: str, message: str
 ) -> None:
     body = "pooled = GlobalAveragePool (data) flat = Flatten (pooled)"
@@ -151,14 +156,15 @@ def test_what_is_not_a_classifier(
         ["predict", path, image],
         ["bench", path],
     ):
-        said = refused(*arguments)
+        sentence = refused(*arguments)
         assert (
-            "not a classifier: expected one input [N, 3, H, W] and one output [N, classes]" in said
+            "not a classifier: expected one input [N, 3, H, W] and one output [N, classes]"
+            in sentence
         )
-        assert message in said
+        assert message in sentence
 
 
-def test_an_onnx_that_does_not_say_how_its_input_is_made(
+def test_a_model_without_preprocessing_asks_for_it(
     refused: Callable[..., str], run: Run, foreign_file: Path, model_file: Path, digits_folder: Path
 ) -> None:
     image = next((digits_folder / "7").iterdir())
@@ -170,11 +176,13 @@ def test_an_onnx_that_does_not_say_how_its_input_is_made(
             "give --size --resize --crop-fraction --interpolation --mean --std --color"
             in refused(*arguments)
         )
-    told = run("predict", foreign_file, image, "--json", "--top", "10", *_options_of(model_file))
+    explicit = run(
+        "predict", foreign_file, image, "--json", "--top", "10", *_options_of(model_file)
+    )
     own = run("predict", model_file, image, "--json", "--top", "10")
-    assert told.code == own.code == 0
+    assert explicit.code == own.code == 0
     assert (
-        told.document == own.document
+        explicit.document == own.document
     )  # outputs without labels are named by their index: here the same words
 
 
@@ -202,25 +210,25 @@ def _options_of(file: Path) -> list[object]:
 def test_an_unknown_name_offers_the_nearest(
     refused: Callable[..., str], arguments: list[str], offered: str
 ) -> None:
-    said = refused(*arguments)
-    assert "did you mean" in said
-    assert offered in said.partition("did you mean")[2]
+    sentence = refused(*arguments)
+    assert "did you mean" in sentence
+    assert offered in sentence.partition("did you mean")[2]
 
 
 @pytest.mark.parametrize("option", ["--engine", "--scheme"])
-def test_an_unknown_engine_or_scheme(
+def test_an_unknown_engine_or_scheme_is_named(
     refused: Callable[..., str], model_file: Path, digits_folder: Path, option: str
 ) -> None:
-    said = refused(
+    sentence = refused(
         "quantize", model_file, "-o", "{out}", "--data", digits_folder, option, "onnxruntim"
     )
-    assert f"no {option[2:]} is called 'onnxruntim'" in said
+    assert f"no {option[2:]} is called 'onnxruntim'" in sentence
 
 
 # Images
 
 
-def test_an_empty_folder_and_one_of_one_class(
+def test_an_empty_folder_and_a_single_class_are_refused(
     refused: Callable[..., str], model_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "data").mkdir()
@@ -236,16 +244,18 @@ def test_an_empty_folder_and_one_of_one_class(
         assert "only the class '0'" in refused(*verb, "--data", tmp_path / "data")
 
 
-def test_data_that_is_a_file(refused: Callable[..., str], model_file: Path) -> None:
+def test_a_file_instead_of_a_data_folder_is_refused(
+    refused: Callable[..., str], model_file: Path
+) -> None:
     assert "is a file; --data takes a folder" in refused(
         "evaluate", model_file, "--data", model_file
     )
 
 
-def test_one_broken_jpeg_in_a_hundred_is_named_and_the_rest_counted(
+def test_one_broken_image_in_a_hundred_is_left_out_and_two_are_refused(
     run: Run, refused: Callable[..., str], model_file: Path, tmp_path: Path, photograph: Photograph
 ) -> None:
-    root = numbered(tmp_path / "data", 100, photograph)
+    root = numbered_photographs(tmp_path / "data", 100, photograph)
     for number, expected in ((7, 0), (8, 2)):
         path = root / str(number % 2) / f"{number:03}.jpg"
         path.write_bytes(path.read_bytes()[:400])
@@ -257,23 +267,23 @@ def test_one_broken_jpeg_in_a_hundred_is_named_and_the_rest_counted(
             assert "007.jpg" in ran.err
             assert ran.err.count("\n") == 1
         else:
-            said = refused("evaluate", model_file, "--data", root)
-            assert "2 of 100 images of data[all] cannot be read (at most 1% may be)" in said
-            assert "007.jpg" in said
-            assert "008.jpg" in said
+            sentence = refused("evaluate", model_file, "--data", root)
+            assert "2 of 100 images of data[all] cannot be read (at most 1% may be)" in sentence
+            assert "007.jpg" in sentence
+            assert "008.jpg" in sentence
 
 
-def test_cmyk_and_palette_are_converted_and_said(
+def test_cmyk_and_palette_images_are_converted_with_a_remark(
     run: Run, model_file: Path, tmp_path: Path, photograph: Photograph
 ) -> None:
-    root = numbered(tmp_path / "data", 10, photograph)
+    root = numbered_photographs(tmp_path / "data", 10, photograph)
     photograph(40, 36, 0).convert("CMYK").save(root / "0" / "000.jpg")
     photograph(40, 36, 1).convert("P").save(root / "1" / "extra.png")
     ran = run("evaluate", model_file, "--data", root)
     assert (ran.code, ran.err) == (0, "note: converted to RGB: 1 CMYK, 1 P\n")
 
 
-def test_classes_that_are_not_the_models(
+def test_data_with_other_classes_than_the_model_is_refused(
     refused: Callable[..., str], model_file: Path, tmp_path: Path
 ) -> None:
     for name in ("cat", "dog"):
@@ -299,17 +309,12 @@ def test_classes_that_are_not_the_models(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--size", "0"], "preprocess size must be an integer in 1..4096; got 0"),
-        (["--size", "5000"], "preprocess size must be an integer in 1..4096"),
-        (["--mean", "nan", "0", "0"], "preprocess mean must be three finite numbers"),
-        (["--std", "0", "1", "1"], "preprocess std must be positive"),
-        (["--crop-fraction", "nan"], "preprocess crop fraction must lie in 0.05..1; got nan"),
         (["--engine", "nothing"], "no engine is called 'nothing'"),
         (["--part", "train"], "has no part 'train'; it has all"),
         (["--part", "all", "--part", "all"], "named twice"),
     ],
 )
-def test_settings_of_evaluate(
+def test_wrong_settings_of_evaluate_are_explained(
     refused: Callable[..., str],
     model_file: Path,
     digits_folder: Path,
@@ -341,10 +346,15 @@ def test_settings_of_evaluate(
         ("predict", ["--top", "0"]),
         ("train", ["--epochs", "0"]),
         ("evaluate", ["--color", "rgb"]),
+        ("evaluate", ["--size", "0"]),
+        ("evaluate", ["--size", "5000"]),
+        ("evaluate", ["--mean", "nan", "0", "0"]),
+        ("evaluate", ["--std", "0", "1", "1"]),
+        ("evaluate", ["--crop-fraction", "nan"]),
         ("list", ["--nothing"]),
     ],
 )
-def test_settings_outside_what_an_option_takes(
+def test_values_outside_the_range_of_an_option_are_refused(
     refused: Callable[..., str],
     model_file: Path,
     digits_folder: Path,
@@ -368,37 +378,38 @@ def test_settings_outside_what_an_option_takes(
     "arguments",
     [[], ["fold"], ["fold", "x.onnx"], ["nothing"], ["--nothing"], ["evaluate", "x.onnx"]],
 )
-def test_usage(run: Run, arguments: list[str]) -> None:
+def test_wrong_usage_shows_the_usage(run: Run, arguments: list[str]) -> None:
     ran = run(*arguments)
     assert ran.code == 2
     assert "Traceback" not in ran.err
     assert "Usage: repzoo" in ran.out + ran.err
 
 
-def test_an_int8_model_where_a_float_one_is_due(
+def test_an_int8_model_is_refused_where_a_float_model_is_needed(
     refused: Callable[..., str], int8_file: Path, digits_folder: Path
 ) -> None:
-    assert "quantis" in refused("fold", int8_file, "-o", "{out}")
+    assert "is quantized already" in refused("fold", int8_file, "-o", "{out}")
     for verb in ("quantize", "card"):
-        said = refused(verb, int8_file, "-o", "{out}", "--data", digits_folder)
-        assert "is quantized already; give the float model it was made from" in said
+        sentence = refused(verb, int8_file, "-o", "{out}", "--data", digits_folder)
+        assert "is quantized already; give the float model it was made from" in sentence
 
 
-# Places to write
+# Output paths
 
 
 @pytest.mark.parametrize("verb", ["fold", "quantize", "card", "export", "train"])
-@pytest.mark.parametrize("place", ["below a file", "/proc/repzoo-test"])
-def test_a_place_that_cannot_be_written(
+@pytest.mark.parametrize("location", ["below a file", "/proc/repzoo-test"])
+def test_an_output_that_cannot_be_written_is_refused(
     refused: Callable[..., str],
     model_file: Path,
     digits_folder: Path,
     tmp_path: Path,
     verb: str,
-    place: str,
+    location: str,
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    output = (Path(place) if place[0] == "/" else tmp_path / "file") / "below" / "out.onnx"
+    parent = Path(location) if location[0] == "/" else tmp_path / "file"
+    output = parent / "below" / "out.onnx"
     name = "repghostnet_050" if verb in ("export", "train") else model_file
     data = [] if verb in ("export", "fold") else ["--data", digits_folder]
     quick = {
@@ -406,18 +417,20 @@ def test_a_place_that_cannot_be_written(
         "card": ["--seconds", 0.1, "--images", 10, "--force"],
         "quantize": ["--images", 10, "--force"],
     }
-    said = refused(verb, name, "-o", output, *data, *quick.get(verb, []))
-    assert "give another with -o" in said
+    sentence = refused(verb, name, "-o", output, *data, *quick.get(verb, []))
+    assert "give another with -o" in sentence
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_the_same_place_for_two_outputs(refused: Callable[..., str], model_file: Path) -> None:
+def test_two_outputs_with_the_same_path_are_refused(
+    refused: Callable[..., str], model_file: Path
+) -> None:
     assert "two outputs would both be written" in refused(
         "fold", model_file, "-o", "{out}", "--certificate", "{out}"
     )
 
 
-def test_a_certificate_that_cannot_be_written_takes_the_model_with_it(
+def test_no_model_is_written_when_its_certificate_cannot_be(
     refused: Callable[..., str], model_file: Path, tmp_path: Path
 ) -> None:
     assert "is a directory" in refused("fold", model_file, "-o", "{out}", "--certificate", tmp_path)
@@ -426,10 +439,10 @@ def test_a_certificate_that_cannot_be_written_takes_the_model_with_it(
 # The gate
 
 
-def test_a_budget_that_is_not_met_writes_nothing(
+def test_a_model_above_the_budget_is_not_written(
     run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
-    """A negative budget asks INT8 to gain; to gain 100 points is impossible."""
+    """A negative budget demands a gain, and a gain of 100 points is impossible."""
     output = tmp_path / "out" / "int8.onnx"
     files = [model_file, "-o", output, "--report", tmp_path / "out" / "report.json"]
     ran = run(
@@ -450,7 +463,7 @@ def test_a_budget_that_is_not_met_writes_nothing(
     assert not output.parent.exists()
 
 
-def test_force_writes_the_same_and_marks_it(quantized: Any) -> None:
+def test_force_writes_the_model_and_marks_it(quantized: Any) -> None:
     assert quantized.ran.code == 0
     assert "note: forced: the drop of" in quantized.ran.err
     step = Artifact.read(quantized.file).steps[-1]
@@ -465,29 +478,29 @@ def test_force_writes_the_same_and_marks_it(quantized: Any) -> None:
     assert sorted(quantized.file.parent.iterdir()) == [quantized.file, quantized.report]
 
 
-# The real thing, in processes of their own
+# In processes of their own
 
 
-def real(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "repzoo", *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False, **options
     )
 
 
-def test_a_real_process_says_one_sentence(tmp_path: Path) -> None:
-    ran = real("fold", tmp_path / "none.onnx", "-o", tmp_path / "out.onnx")
+def test_a_process_prints_one_sentence(tmp_path: Path) -> None:
+    ran = run_process("fold", tmp_path / "none.onnx", "-o", tmp_path / "out.onnx")
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == f"repzoo: {tmp_path / 'none.onnx'} does not exist; check the path\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_real_process_with_a_full_disk_leaves_nothing(model_file: Path, tmp_path: Path) -> None:
+def test_a_process_with_a_full_disk_leaves_no_file(model_file: Path, tmp_path: Path) -> None:
     def small_files() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    ran = real(
+    ran = run_process(
         "fold",
         model_file,
         "-o",
@@ -505,7 +518,7 @@ def test_a_real_process_with_a_full_disk_leaves_nothing(model_file: Path, tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_real_process_whose_reader_leaves_is_silent() -> None:
+def test_a_process_whose_reader_closes_the_pipe_is_silent() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     process = subprocess.run(
@@ -519,23 +532,23 @@ def test_a_real_process_whose_reader_leaves_is_silent() -> None:
     assert (process.returncode, process.stderr) == (141, b"")
 
 
-def test_a_real_process_survives_names_and_an_encoding_that_do_not_fit(
+def test_a_process_prints_names_that_its_encoding_lacks(
     digits_folder: Path, tmp_path: Path, model_file: Path
 ) -> None:
     image = tmp_path / "猫[red].png"
     shutil.copy(next((digits_folder / "7").iterdir()), image)
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    shown, told = (
-        real("predict", model_file, image, "--top", 1, *flags, env=environment)
+    shown, explicit = (
+        run_process("predict", model_file, image, "--top", 1, *flags, env=environment)
         for flags in ([], ["--json"])
     )
-    assert (shown.returncode, told.returncode, shown.stderr, told.stderr) == (0, 0, "", "")
+    assert (shown.returncode, explicit.returncode, shown.stderr, explicit.stderr) == (0, 0, "", "")
     assert "[red].png" in shown.stdout.replace("\n", "")
-    found = json.loads(told.stdout)["predictions"][0]
+    found = json.loads(explicit.stdout)["predictions"][0]
     assert (found["image"], found["top"][0]["class"]) == (str(image), "7")
 
 
-def test_a_defect_of_our_own_is_the_only_traceback(
+def test_only_a_defect_of_repzoo_shows_a_traceback(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
@@ -546,7 +559,7 @@ def test_a_defect_of_our_own_is_the_only_traceback(
         run("list")
 
 
-def test_an_interrupt_is_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 

@@ -1,7 +1,8 @@
-"""Every command on good input: the documented fields of --json, text that fits 80 columns, and help for every option."""
+"""Every command on good input: the fields of --json, text that fits 80 columns, and help."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -85,7 +86,7 @@ def test_every_command_takes_json() -> None:
     )
 
 
-# Looking
+# Catalog
 
 
 def test_list(run: Run) -> None:
@@ -105,16 +106,16 @@ def test_info_of_a_catalog_model_an_embedded_one_and_a_file(
     run: Run, model_file: Path, tmp_path: Path
 ) -> None:
     assert run("info", "repghostnet_050", "--json").document["name"] == "repghostnet_050"
-    embedded = run("info", "repghostnet_050.digits", "--json").document
+    assert run("info", "repghostnet_050.digits", "--json").document["form"] == "train"
     (tmp_path / "without_suffix").write_bytes(model_file.read_bytes())
     for path in (model_file, tmp_path / "without_suffix"):
         document = run("info", path, "--json").document
         assert document["form"] == "train"
         assert document["labels"] == list("0123456789")
         assert document["preprocess"]["size"] == 32
-        assert document["sha256"] == embedded["sha256"]
-    for one in ("repghostnet_050", "repghostnet_050.digits"):
-        assert fits(run("info", one).out)
+        assert document["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    for name in ("repghostnet_050", "repghostnet_050.digits"):
+        assert fits(run("info", name).out)
 
 
 def test_engines(run: Run) -> None:
@@ -139,7 +140,7 @@ def test_count(run: Run, model_file: Path) -> None:
     assert fits(run("count", model_file).out)
 
 
-# Making
+# Transforming
 
 
 def test_fold(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ def test_export(run: Run, tmp_path: Path) -> None:
     assert [step.verb for step in made.steps] == ["build", "export"]
 
 
-def test_export_of_weights_that_ship(run: Run, tmp_path: Path) -> None:
+def test_export_of_an_embedded_model(run: Run, tmp_path: Path) -> None:
     name, output = "repghostnet_050.digits", tmp_path / "shipped.onnx"
     document = run("export", name, "-o", output, "--form", "deploy", "--json").document
     made, shipped = Artifact.read(output), embedded.read(name)
@@ -234,7 +235,7 @@ def test_export_of_weights_that_ship(run: Run, tmp_path: Path) -> None:
     [["--num-classes", "5"], ["--opset", "13"], ["--size", "64"]],
     ids=lambda other: str(other[0]),
 )
-def test_weights_that_ship_are_not_made_into_another_model(
+def test_an_embedded_model_cannot_be_exported_with_other_settings(
     run: Run, tmp_path: Path, other: list[str]
 ) -> None:
     ran = run("export", "repghostnet_050.digits", "-o", tmp_path / "no.onnx", *other)

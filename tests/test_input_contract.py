@@ -1,4 +1,4 @@
-"""The command line on models that take bytes: every verb feeds them by their own metadata; mistakes are measured or refused."""
+"""Models that take bytes: every verb reads their input from the metadata; mistakes are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = Callable[..., Any]
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("uint8", [32, 32, 3]), ("nv12", [48, 32, 1])])
-def test_a_model_of_bytes_goes_through_every_verb(
+def test_a_model_with_a_byte_input_works_with_every_verb(
     run: Run, kind: str, shape: list[int], model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
     deploy, made = tmp_path / "deploy.onnx", tmp_path / "bytes.onnx"
@@ -40,8 +40,8 @@ def test_a_model_of_bytes_goes_through_every_verb(
     )  # digits are gray, so NV12 loses at most rounding
     picture = next(digits_folder.rglob("*.png"))
     best = [
-        run("predict", one, picture, "--json").document["predictions"][0]["top"]
-        for one in (deploy, made)
+        run("predict", file, picture, "--json").document["predictions"][0]["top"]
+        for file in (deploy, made)
     ]
     assert best[0][0]["class"] == best[1][0]["class"]
     assert run("bench", made, "--seconds", "0.1", "--json").document["runs"][0]["samples"] > 0
@@ -50,7 +50,7 @@ def test_a_model_of_bytes_goes_through_every_verb(
     assert f"takes {kind} already; start from the float model" in again.err
 
 
-def test_a_training_form_folds_after_it_was_embedded(
+def test_a_training_form_can_be_folded_after_embedding_its_input(
     run: Run, model_file: Path, tmp_path: Path
 ) -> None:
     early, folded = tmp_path / "early.onnx", tmp_path / "folded.onnx"
@@ -68,7 +68,7 @@ def test_a_training_form_folds_after_it_was_embedded(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["embed-input", "{model}", "-o", "{out}"], "give --input uint8 or --input nv12"),
         (
@@ -102,10 +102,10 @@ def test_a_training_form_folds_after_it_was_embedded(
         ),
     ],
 )
-def test_contradictions_are_one_sentence(
+def test_contradictory_inputs_are_refused_in_one_sentence(
     run: Run,
     arguments: list[str],
-    said: str,
+    message: str,
     model_file: Path,
     int8_file: Path,
     digits_folder: Path,
@@ -124,54 +124,56 @@ def test_contradictions_are_one_sentence(
         "odd": tmp_path / "odd.onnx",
     }
     ran = run(
-        *(one.format(**places, picture=next(digits_folder.rglob("*.png"))) for one in arguments)
+        *(item.format(**places, picture=next(digits_folder.rglob("*.png"))) for item in arguments)
     )
     assert (ran.code, ran.out) == (2, ""), ran.err
-    assert said in ran.err
+    assert message in ran.err
     assert ran.err.count("\n") == 1
     assert not (tmp_path / "out.onnx").exists()
 
 
-def test_mismatch_names_every_mistake_once_and_its_first_row_is_evaluates(
+def test_mismatch_names_every_mistake_once_and_agrees_with_evaluate(
     run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "records.jsonl"
     document = run(
         "mismatch", model_file, "--data", digits_folder, "--append", log, "--json"
     ).document
-    names = [one["mismatch"] for one in document["wrong"]]
+    names = [row["mismatch"] for row in document["wrong"]]
     assert len(set(names)) == len(names) > 20
     assert len(log.read_text().splitlines()) == len(names) + 1
-    wanted = run("evaluate", model_file, "--data", digits_folder, "--json").document["runs"][0]
+    expected = run("evaluate", model_file, "--data", digits_folder, "--json").document["runs"][0]
     assert (
         (document["right"]["top1"], document["right"]["n"])
-        == (wanted["top1"], wanted["n"])
-        == (wanted["top1"], 200)
+        == (expected["top1"], expected["n"])
+        == (expected["top1"], 200)
     )
-    rows = {one["mismatch"]: one for one in document["wrong"]}
+    rows = {row["mismatch"]: row for row in document["wrong"]}
     assert rows["R and B swapped"]["same_prediction"] == 100  # digits are gray
-    for one in rows.values():
-        assert one["drop_low"] <= one["drop"] <= one["drop_high"]
-        assert one["drop"] == pytest.approx(wanted["top1"] - one["top1"])
+    for row in rows.values():
+        assert row["drop_low"] <= row["drop"] <= row["drop_high"]
+        assert row["drop"] == pytest.approx(expected["top1"] - row["top1"])
 
 
 @pytest.mark.parametrize(
     "more", [{}, {"input": "uint8"}, {"input": "nv12", "yuv": "bt709-limited"}]
 )
-def test_each_wrong_way_changes_what_the_model_sees(
+def test_each_wrong_preprocessing_changes_the_input(
     photograph: Callable[..., Image.Image], more: dict[str, str]
 ) -> None:
     right = Preprocess.from_mapping({"size": 32, "interpolation": "bicubic", **more})
     first, *wrong = mismatch.variants(right)
     image = photograph(90, 61)
     expected = first.to_input(first.resize(image)[None])
-    for way in wrong:
-        found = way.to_input(way.resize(image)[None])
-        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
-        assert not np.array_equal(found, expected), way.name
+    for variant in wrong:
+        actual = variant.to_input(variant.resize(image)[None])
+        assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+        assert not np.array_equal(actual, expected), variant.name
 
 
-def test_without_antialiasing_it_is_plain_bilinear(photograph: Callable[..., Image.Image]) -> None:
+def test_resizing_without_antialiasing_is_plain_bilinear(
+    photograph: Callable[..., Image.Image],
+) -> None:
     """Enlarging, Pillow's filter has nothing to antialias; at half the size, each pixel is the mean of the two by two around it."""
     grown = Preprocess(size=48, crop_fraction=1.0)
     image = photograph(30, 41)

@@ -1,4 +1,4 @@
-"""The whole job: what it says of the images it was given."""
+"""The whole job: its Records, its remarks, and what it does when an engine or the disk fails."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from repzoo.verbs import QuantizeOptions
 QUICK = job.JobOptions(QuantizeOptions(images=20, search=0, force=True), seconds=0.2)
 
 
-def test_images_that_the_model_was_trained_on_are_said(digits_folder: Path) -> None:
+def test_a_remark_says_that_the_model_was_trained_on_these_images(digits_folder: Path) -> None:
     source = open_source(digits_folder)
     name = source.join(*source.parts).name
     model = verbs.load("repghostnet_050.digits")
     trained = dataclasses.replace(model, steps=(*model.steps, Step("train", "0", {"data": name})))
-    first, again, other = (job.run(one, source, QUICK) for one in (model, model, trained))
-    assert not any("trained on" in said for said in first.remarks)
+    first, again, other = (job.run(artifact, source, QUICK) for artifact in (model, model, trained))
+    assert not any("trained on" in remark for remark in first.remarks)
     assert other.remarks[0].startswith(f"the model was trained on {name}")
     # what is judged again may make the same file, and yet Records that nobody takes for the first job's
-    assert len({one.job for result in (first, again) for one in result.records}) == 2
+    assert len({record.job for result in (first, again) for record in result.records}) == 2
 
 
-def test_other_engines_are_timed_in_the_same_rounds_and_what_fails_there_is_said(
+def test_other_engines_are_timed_in_the_same_rounds_and_failures_are_remarked(
     digits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENGINES._builtin, "absent", Plugin("no_such_runtime:Absent", "absent"))
@@ -43,38 +43,39 @@ def test_other_engines_are_timed_in_the_same_rounds_and_what_fails_there_is_said
     )
     result = job.run(verbs.load("repghostnet_050.digits"), open_source(digits_folder), options)
     timed = [
-        (one.engine["name"], one.artifact["form"])
-        for one in result.records
-        if one.kind == "latency"
+        (record.engine["name"], record.artifact["form"])
+        for record in result.records
+        if record.kind == "latency"
     ]
     assert timed.count(("onnxruntime", "int8")) == 1 + (host()["affinity"] > 1)
-    assert [one for one in timed if one[0] != "onnxruntime"] == [
+    assert [record for record in timed if record[0] != "onnxruntime"] == [
         ("pytorch", "deploy"),
         ("openvino:CPU", "deploy"),
         ("openvino:CPU", "int8"),
     ]
-    assert len({one.values.rounds for one in result.records if one.kind == "latency"}) == 1
-    assert [one.engine["name"] for one in result.records if one.kind == "ratio"] == [
+    assert len({record.values.rounds for record in result.records if record.kind == "latency"}) == 1
+    assert [record.engine["name"] for record in result.records if record.kind == "ratio"] == [
         "onnxruntime",
         "onnxruntime",
         "openvino:CPU",
     ]
     assert (
         sum(
-            "nothing was timed on absent: the engine 'absent' needs an optional dependency" in said
-            for said in result.remarks
+            "nothing was timed on absent: the engine 'absent' needs an optional dependency"
+            in remark
+            for remark in result.remarks
         )
         == 1
     )
     assert any(
-        "int8 form was not timed on pytorch: it computes INT8 files in float" in said
-        for said in result.remarks
+        "int8 form was not timed on pytorch: it computes INT8 models in float" in remark
+        for remark in result.remarks
     )
     page = card.render(result.records, result.remarks)["card.md"]
     assert "| pytorch |" in page
 
 
-def test_an_engine_that_nobody_knows_is_refused_before_the_work(run: Run, tmp_path: Path) -> None:
+def test_an_unknown_engine_is_refused_before_the_work(run: Run, tmp_path: Path) -> None:
     ended = run(
         "card", "repghostnet_050.digits", "--time-on", "openvino,openvini", "-o", tmp_path / "out"
     )
@@ -84,23 +85,23 @@ def test_an_engine_that_nobody_knows_is_refused_before_the_work(run: Run, tmp_pa
     assert not (tmp_path / "out" / "card.md").exists()
 
 
-def test_a_session_that_fails_while_timed(
+def test_a_failing_engine_is_left_out_unless_it_is_the_cards_own(
     digits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of another engine: its case is left out; of the one that the card is about: no card."""
+    """Of another engine: its case is left out; of the record that the card is about: no card."""
     source, model = open_source(digits_folder), verbs.load("repghostnet_050.digits")
     failing = {"name": "openvino"}
 
-    def broken(one: latency._Clients, _nanoseconds: int) -> None:
-        if one.case.engine.name == failing["name"]:
+    def broken(clients: latency._Clients, _nanoseconds: int) -> None:
+        if clients.case.engine.name == failing["name"]:
             raise InputError("broke off")
-        round_as_ever(one, _nanoseconds)
+        original_round(clients, _nanoseconds)
 
-    round_as_ever = latency._Clients.round
+    original_round = latency._Clients.round
     monkeypatch.setattr(latency._Clients, "round", broken)
     result = job.run(model, source, dataclasses.replace(QUICK, time_on=("openvino",)))
-    assert sum("not timed on openvino: broke off" in said for said in result.remarks) == 2
-    assert {one.engine["name"] for one in result.records if one.kind == "latency"} == {
+    assert sum("not timed on openvino: broke off" in remark for remark in result.remarks) == 2
+    assert {record.engine["name"] for record in result.records if record.kind == "latency"} == {
         "onnxruntime"
     }
     failing["name"] = "onnxruntime"
@@ -108,9 +109,7 @@ def test_a_session_that_fails_while_timed(
         job.run(model, source, QUICK)
 
 
-def test_what_cannot_be_written_leaves_no_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> list[Path]:
         raise OSError(28, "No space left on device")
 

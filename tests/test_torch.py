@@ -1,4 +1,4 @@
-"""`repzoo.torch.fold`: equal modules without BatchNorms and branches, by the same engine as the ONNX fold."""
+"""`repzoo.torch.fold` returns equal modules without BatchNorms and branches."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from repzoo.graph.fold import algebra
 from repzoo.zoo import catalog, families
 
 
-def lively(module: nn.Module, seed: int = 0) -> nn.Module:
-    """`module` with BatchNorms that do something."""
+def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
+    """`module` with random BatchNorm parameters."""
     torch.manual_seed(seed)
     for norm in module.modules():
         if (
@@ -33,11 +33,11 @@ def lively(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def batchnorms(module: nn.Module) -> int:
-    return sum(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in module.modules())
+    return sum(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
 
 
 class Squeeze(nn.Module):
-    """RepVGG's block with an SE layer before the ReLU, the one that other converters have dropped."""
+    """The block of RepVGG with an SE layer before the ReLU, which some converters lose."""
 
     def __init__(self, channels: int = 8) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Squeeze(nn.Module):
 
 @pytest.mark.parametrize("name", ["repvgg_a0", "repghostnet_050", "repvit_m0_6", "fasternet_t0"])
 def test_a_variant_of_each_family_has_its_deploy_form(name: str) -> None:
-    module = lively(families.build(name))
+    module = randomized(families.build(name))
     before = copy.deepcopy(module.state_dict())
     images = torch.randn(2, 3, 64, 64)
     folded = repzoo.torch.fold(module, images)
@@ -76,24 +76,24 @@ def test_a_variant_of_each_family_has_its_deploy_form(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["fastvit_t8", "mobilenetv3_small_050", "tf_efficientnet_lite0", "ghostnet_050"]
 )
-def test_networks_of_others_lose_every_batchnorm(name: str) -> None:
-    module = lively(timm.create_model(name))
+def test_other_networks_lose_every_batchnorm(name: str) -> None:
+    module = randomized(timm.create_model(name))
     assert batchnorms(module) > 20
     assert batchnorms(repzoo.torch.fold(module, torch.randn(1, 3, 64, 64))) == 0
 
 
-def test_the_squeeze_stays_and_the_branches_go() -> None:
-    module = lively(Squeeze())
+def test_squeeze_and_excitation_stays_and_branches_fold() -> None:
+    module = randomized(Squeeze())
     folded = repzoo.torch.fold(module, torch.randn(2, 8, 9, 9))
-    layers = [one for one in folded.modules() if isinstance(one, nn.Conv2d)]
-    assert sorted(tuple(one.kernel_size) for one in layers) == [(1, 1), (1, 1), (3, 3)]
+    layers = [layer for layer in folded.modules() if isinstance(layer, nn.Conv2d)]
+    assert sorted(tuple(layer.kernel_size) for layer in layers) == [(1, 1), (1, 1), (3, 3)]
     images = torch.randn(4, 8, 5, 7)
     with torch.no_grad():
         assert torch.allclose(folded(images), module.eval()(images), atol=1e-5)
 
 
-def test_what_was_folded_still_learns() -> None:
-    folded = repzoo.torch.fold(lively(Squeeze()), torch.randn(1, 8, 9, 9)).train()
+def test_a_folded_module_can_be_trained() -> None:
+    folded = repzoo.torch.fold(randomized(Squeeze()), torch.randn(1, 8, 9, 9)).train()
     optimizer = torch.optim.Adam(folded.parameters(), lr=0.02)
     images, losses = torch.randn(8, 8, 6, 6), []
     for _ in range(60):
@@ -123,13 +123,13 @@ class Twice(nn.Module):
         return made
 
 
-def test_a_layer_called_twice_is_refused_by_name_and_the_result_is_equal() -> None:
-    module = lively(Twice())
-    found = repzoo.torch.fold_with_log(module, torch.randn(1, 4, 6, 6))
-    assert any(refusal.node == "conv" and "shared" in refusal.reason for refusal in found.refusals)
+def test_a_layer_that_is_called_twice_is_refused_by_name() -> None:
+    module = randomized(Twice())
+    result = repzoo.torch.fold_with_log(module, torch.randn(1, 4, 6, 6))
+    assert any(refusal.node == "conv" and "shared" in refusal.reason for refusal in result.refusals)
     images = torch.randn(2, 4, 6, 6)
     with torch.no_grad():
-        assert torch.allclose(found.module(images), module.eval()(images), atol=1e-5)
+        assert torch.allclose(result.module(images), module.eval()(images), atol=1e-5)
 
 
 class Choosy(nn.Module):
@@ -139,7 +139,7 @@ class Choosy(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-def test_what_cannot_be_traced_is_a_sentence() -> None:
+def test_a_module_that_cannot_be_traced_is_an_input_error() -> None:
     with pytest.raises(InputError, match=r"Choosy cannot be traced by torch\.fx .*repzoo fold"):
         repzoo.torch.fold(Choosy(), torch.randn(1, 3, 4, 4))
 
@@ -160,8 +160,8 @@ class Chosen(nn.Module):
 
 
 @pytest.mark.parametrize("sign", [2.0, -2.0])
-def test_a_module_that_chose_its_forward_folds_and_stays_as_it_was(sign: float) -> None:
-    module, images = lively(Chosen(sign)).eval(), torch.randn(2, 4, 6, 6)
+def test_a_module_with_its_own_forward_folds_and_stays_as_it_was(sign: float) -> None:
+    module, images = randomized(Chosen(sign)).eval(), torch.randn(2, 4, 6, 6)
     folded = repzoo.torch.fold(module, images)
     assert batchnorms(folded) == 0
     with torch.no_grad():
@@ -187,11 +187,11 @@ class Around(nn.Module):
         return made
 
 
-def test_what_cannot_be_traced_stays_and_the_rest_folds_around_it() -> None:
-    module = lively(Around()).eval()
+def test_a_part_that_cannot_be_traced_stays_and_the_rest_folds() -> None:
+    module = randomized(Around()).eval()
     folded = repzoo.torch.fold(module, torch.randn(2, 4, 6, 6))
     assert batchnorms(folded) == 0
-    assert any(isinstance(one, Choosy) for one in folded.modules())
+    assert any(isinstance(layer, Choosy) for layer in folded.modules())
     with torch.no_grad():
         for images in (
             torch.randn(2, 4, 6, 6),
@@ -201,7 +201,7 @@ def test_what_cannot_be_traced_stays_and_the_rest_folds_around_it() -> None:
             assert torch.allclose(folded(images), module(images), atol=1e-5)
 
 
-def test_a_wrong_law_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_algebra_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right: Any = algebra.from_batchnorm
 
     def without_mean(gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float) -> Any:
@@ -209,4 +209,4 @@ def test_a_wrong_law_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(algebra, "from_batchnorm", without_mean)
     with pytest.raises(CertificateError, match="not proven equal"):
-        repzoo.torch.fold(lively(Squeeze()), torch.randn(1, 8, 9, 9))
+        repzoo.torch.fold(randomized(Squeeze()), torch.randn(1, 8, 9, 9))

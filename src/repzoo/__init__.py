@@ -1,11 +1,19 @@
-"""repzoo: from a light classifier's training form to a proven INT8 model.
+"""repzoo: fold, quantize and measure light CNN classifiers, with proof.
 
-The verbs of `repzoo.verbs` are here by name, imported on first use: `repzoo.load`, `repzoo.fold`, `repzoo.quantize`, ...
+    import repzoo
+
+    model = repzoo.load("my.onnx", size=224)
+    folded = repzoo.fold(model)
+    int8 = repzoo.quantize(folded, "photos/", max_drop=0.5)
+    int8.save("int8.onnx")
+
+Every name of `__all__` is imported on first use: `import repzoo` is fast and needs no torch.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from repzoo.privacy import silence_onnxruntime
@@ -14,16 +22,111 @@ __version__ = "0.1.0"
 silence_onnxruntime()
 
 if TYPE_CHECKING:
+    from repzoo import torch
+    from repzoo.artifact import Preprocess, Step
+    from repzoo.data.dataset import Dataset, DataSource
     from repzoo.data.source import open_source
-    from repzoo.verbs import benchmark, evaluate, export, fold, load, predict, quantize
+    from repzoo.errors import (
+        CertificateError,
+        GateError,
+        InputError,
+        MissingExtra,
+        RepzooError,
+    )
+    from repzoo.training.options import TrainOptions
+    from repzoo.verbs import (
+        Artifact,
+        BenchOptions,
+        ClassProbability,
+        ConvertedCheckpoint,
+        EmbeddedInput,
+        EvaluateOptions,
+        Evaluation,
+        ExportOptions,
+        Mismatches,
+        Prediction,
+        QuantizeOptions,
+        RecipeChanges,
+        benchmark,
+        convert,
+        embed_input,
+        evaluate,
+        export,
+        fold,
+        load,
+        measure_mismatch,
+        predict,
+        quantize,
+        train,
+    )
+    from repzoo.zoo.naming import CheckpointOptions
 
-__all__ = ["benchmark", "evaluate", "export", "fold", "load", "open_source", "predict", "quantize"]
+__all__ = [
+    "Artifact",
+    "BenchOptions",
+    "CertificateError",
+    "CheckpointOptions",
+    "ClassProbability",
+    "ConvertedCheckpoint",
+    "DataSource",
+    "Dataset",
+    "EmbeddedInput",
+    "EvaluateOptions",
+    "Evaluation",
+    "ExportOptions",
+    "GateError",
+    "InputError",
+    "Mismatches",
+    "MissingExtra",
+    "Prediction",
+    "Preprocess",
+    "QuantizeOptions",
+    "RecipeChanges",
+    "RepzooError",
+    "Step",
+    "TrainOptions",
+    "__version__",
+    "benchmark",
+    "convert",
+    "embed_input",
+    "evaluate",
+    "export",
+    "fold",
+    "load",
+    "measure_mismatch",
+    "open_source",
+    "predict",
+    "quantize",
+    "torch",
+    "train",
+]
+# The modules of the names that are not in repzoo.verbs.
+_MODULES = {
+    "CertificateError": "repzoo.errors",
+    "CheckpointOptions": "repzoo.zoo.naming",
+    "DataSource": "repzoo.data.dataset",
+    "Dataset": "repzoo.data.dataset",
+    "GateError": "repzoo.errors",
+    "InputError": "repzoo.errors",
+    "MissingExtra": "repzoo.errors",
+    "Preprocess": "repzoo.artifact",
+    "RepzooError": "repzoo.errors",
+    "Step": "repzoo.artifact",
+    "TrainOptions": "repzoo.training.options",
+    "open_source": "repzoo.data.source",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
-        raise AttributeError(f"module 'repzoo' has no attribute {name!r}")
-    return getattr(
-        importlib.import_module("repzoo.data.source" if name == "open_source" else "repzoo.verbs"),
-        name,
-    )
+        # With `name` and `obj` Python offers the nearest name: "Did you mean: 'quantize'?"
+        raise AttributeError(
+            f"module 'repzoo' has no attribute {name!r}", name=name, obj=sys.modules[__name__]
+        )
+    if name == "torch":
+        return importlib.import_module("repzoo.torch")
+    return getattr(importlib.import_module(_MODULES.get(name, "repzoo.verbs")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,16 +12,18 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from repzoo.errors import InputError
 from repzoo.protobuf_stream import chunks
+from repzoo.settings import between, setting, validate
 from repzoo.storage import read_bounded, sha256_of, write_atomically
 
 MAX_MODEL_BYTES = 2**31 - 1  # protobuf's own limit for one message
+MAX_SIDE = 4096  # pixels of a model's input
 MAX_DEPTH = 64  # of a metadata document
 _PREFIX = "repzoo."
 _LARGEST = 1e6  # of mean, std and 1 / std: far beyond what images need, and far within float32
@@ -41,71 +43,54 @@ _ELEMENTS = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes the model's input.
+    """How an image becomes the model's input tensor.
 
-    size           side of the square input, pixels
-    resize         "short": the short side becomes `resize_to`, aspect kept (torchvision `Resize(int)`);
-                   "squash": both sides become `resize_to` (torchvision `Resize((h, w))`)
-    crop_fraction  size / resize_to (timm's `crop_pct`); the center is cropped
-    interpolation  Pillow's filter, antialiased
-    mean, std      per channel in the order of `color`, in units of 0..1
-    color         channel order of the tensor
-    input          what the tensor is: "float": float32 [N, 3, H, W], scaled to 0..1, then (x - mean) / std;
-                   "uint8": pixels [N, H, W, 3] as a camera or decoder gives them; "nv12": uint8 [N, H * 3 / 2, W, 1], the luma
-                   rows and below them the interleaved chroma. Of the latter two the arithmetic is in the graph
-    yuv            color matrix and range of NV12
+    `crop_fraction` is timm's `crop_pct`: the image is resized to `resize_to` and its center
+    cropped, with torchvision's `Resize(int)` ("short") or `Resize((h, w))` ("squash").
+    `mean` and `std` are in the order of `color`. The tensor of one batch is, by `input`:
+
+    float  float32 [N, 3, H, W]: pixels scaled to 0..1, then (x - mean) / std
+    uint8  uint8 [N, H, W, 3]: the pixels; the graph does the arithmetic
+    nv12   uint8 [N, H * 3 / 2, W, 1]: the luma rows, below them the interleaved chroma; the
+           graph does the arithmetic
     """
 
-    size: int = 224
-    resize: Resize = "short"
-    crop_fraction: float = 0.875
-    interpolation: Interpolation = "bilinear"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    color: Color = "RGB"
-    input: Input = "float"
-    yuv: Yuv = "bt601-full"
+    size: int = setting(
+        224, help="Side of the square input, in pixels.", range=between(1, MAX_SIDE)
+    )
+    resize: Resize = setting(
+        "short", help="short: resize the short side to size / crop fraction; squash: both sides."
+    )
+    crop_fraction: float = setting(
+        0.875, help="Input size divided by the size after resizing.", range=between(0.05, 1)
+    )
+    interpolation: Interpolation = setting("bilinear", help="Resampling filter, antialiased.")
+    mean: tuple[float, float, float] = setting(
+        (0.485, 0.456, 0.406),
+        help="Mean of each channel, in units of 0..1.",
+        range=between(-_LARGEST, _LARGEST),
+    )
+    std: tuple[float, float, float] = setting(
+        (0.229, 0.224, 0.225),
+        help="Standard deviation of each channel, in units of 0..1.",
+        range=between(1 / _LARGEST, _LARGEST),
+    )
+    color: Color = setting("RGB", help="Channel order of the input tensor.")
+    input: Input = setting("float", help="Input tensor: normalized floats, uint8 pixels, or NV12.")
+    yuv: Yuv = setting("bt601-full", help="Color matrix and range of NV12.")
 
     def __post_init__(self) -> None:
-        """Refuse values no image could be prepared with."""
-        if type(self.size) is not int or not 1 <= self.size <= 4096:
-            raise InputError(f"preprocess size must be an integer in 1..4096; got {self.size!r}")
-        if not 0.05 <= self.crop_fraction <= 1:
-            raise InputError(
-                f"preprocess crop fraction must lie in 0.05..1; got {self.crop_fraction!r}"
-            )
-        self._refuse_unknown_words()
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if len(values) != 3 or not all(abs(value) <= _LARGEST for value in values):
-                raise InputError(
-                    f"preprocess {name} must be three finite numbers of at most {_LARGEST:g}; got {values!r}"
-                )
-        if min(self.std) < 1 / _LARGEST:
-            raise InputError(
-                f"preprocess std must be positive, at least {1 / _LARGEST:g}; got {self.std!r}"
-            )
-
-    def _refuse_unknown_words(self) -> None:
-        words = {
-            "resize": Resize,
-            "interpolation": Interpolation,
-            "color": Color,
-            "input": Input,
-            "yuv": Yuv,
-        }
-        for name, kinds in words.items():
-            if getattr(self, name) not in get_args(kinds):
-                raise InputError(
-                    f"preprocess {name} must be one of {', '.join(get_args(kinds))}; got {getattr(self, name)!r}"
-                )
+        """Refuse values that no image could be prepared with."""
+        validate(self, "preprocess")
         if self.input == "nv12" and self.size % 2:
             raise InputError(
-                f"NV12 has one chroma value for 2x2 pixels, so its sides must be even; got size {self.size}"
+                "NV12 has one chroma value for 2x2 pixels, so its sides must be even; "
+                f"got size {self.size}"
             )
         if self.input != "nv12" and self.yuv != "bt601-full":
             raise InputError(
-                f"preprocess yuv belongs to the input nv12; got {self.yuv} for the input {self.input}"
+                f"preprocess yuv belongs to the input nv12; got {self.yuv} for the input "
+                f"{self.input}"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""The whole job: training form -> folded, INT8, evaluated, timed -> a card, and the files it speaks of."""
+"""The whole job: fold, quantize, evaluate and time a model, and write its card with all files."""
 
 from __future__ import annotations
 
@@ -26,27 +26,34 @@ from repzoo.measure.results import FoldSummary, LatencyRatio
 from repzoo.progress import Progress, silent
 from repzoo.report import card
 from repzoo.report.card import BOTH
+from repzoo.settings import above, at_least, setting, validate
 from repzoo.storage import make_folder
+from repzoo.verbs.model_files import require_float
+
+JOB_ID_LENGTH = 12
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """Settings of the job.
-
-    streams  client threads of the multi-thread row, 0 takes one for each core
-    seconds  for all timing
-    time_on  engines that the float and the INT8 file are timed on beside the one they are quantized for, in the same rounds
-    """
+    """Settings of the job. The engine of `quantize` also evaluates and times."""
 
     quantize: verbs.QuantizeOptions = field(default_factory=verbs.QuantizeOptions)
-    streams: int = 0
-    seconds: float = 5.0
-    time_on: tuple[str, ...] = ()
+    streams: int = setting(
+        0, help="Client threads of the multi-thread row; 0: one for each core.", range=at_least(0)
+    )
+    seconds: float = setting(5.0, help="Time for all timing, in seconds.", range=above(0))
+    time_on: tuple[str, ...] = setting(
+        (), help="Engines to also time the float and the INT8 model on, in the same rounds."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values outside the accepted ranges."""
+        validate(self)
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """Everything the job made: the artifacts by form, all Records in order, the certificate and remarks for a person."""
+    """What the job made: artifacts by form, Records in order, the certificate, and remarks."""
 
     artifacts: Mapping[str, Artifact]
     records: tuple[Record[Any], ...]
@@ -60,53 +67,59 @@ def run(
     options: JobOptions | None = None,
     progress: Progress = silent,
 ) -> JobResult:
-    """Do the job on a training-form (or folded) float `artifact` with the images of `source`.
+    """Do the job on a float `artifact`, in training or deploy form, with the images of `source`.
 
     Raises:
-        InputError, CertificateError, GateError: as the verbs it calls.
+        InputError: see `verbs.fold`, `quantize` and `evaluate`.
+        CertificateError: see `verbs.fold`.
+        GateError: see `verbs.quantize`.
     """
     options = options or JobOptions()
-    if artifact.form == "int8":
-        raise InputError(
-            f"{artifact.name} is quantized already; the card starts from the float model"
-        )
-    _others(options)  # a name that nobody knows is refused before the work
-    images, evaluation = source.calibration_split(options.quantize.images, options.quantize.seed)
-    accuracy.class_indices(evaluation, artifact)
+    require_float(artifact)
+    engine_name = options.quantize.engine
+    _extra_engines(options)  # refuses an unknown name before the work
+    calibration, evaluation = source.calibration_split(
+        options.quantize.images, options.quantize.seed
+    )
+    accuracy.class_indices(evaluation, artifact)  # refuses classes that the model does not have
     progress("fold and certify", 0, 0)
-    deploy, certificate = verbs.fold(
-        artifact, verbs.first_images(images, artifact.require_preprocess()), options.quantize.engine
+    deploy = verbs.fold(artifact, calibration, engine=engine_name)
+    int8 = verbs.quantize(deploy, source, options=options.quantize, progress=progress)
+    assert deploy.certificate is not None
+    assert int8.report is not None
+    evaluated = verbs.evaluate(
+        [deploy, int8], evaluation, against=deploy, engine=engine_name, progress=progress
     )
-    int8, report = verbs.quantize(deploy, source, options.quantize, progress)
-    measured = verbs.evaluate(
-        [deploy, int8],
-        evaluation,
-        verbs.EvaluateOptions((options.quantize.engine,)),
-        deploy,
-        progress,
-    )
-    artifacts = {artifact.form: artifact} | {"deploy": deploy, "int8": int8}
-    folded = Record(identity_of(deploy), _fold_summary(certificate.to_json()))
-    timed, left_out = _timings(artifacts, options, progress)
-    records = [
-        *_costs(artifacts),
-        folded,
-        report.record,
-        *measured.runs,
-        measured.paired[1],
-        *timed,
+    artifacts: dict[str, Artifact] = {artifact.form: artifact, "deploy": deploy, "int8": int8}
+    certificate = deploy.certificate.to_json()
+    timings, left_out = _time_all(artifacts, options, progress)
+    records: list[Record[Any]] = [
+        *(_cost(model) for model in artifacts.values()),
+        Record(identity_of(deploy), _fold_summary(certificate)),
+        int8.report.record,
+        *evaluated.runs,
+        evaluated.paired[1],  # the first compares the float model with itself
+        *timings,
     ]
-    name = uuid.uuid4().hex[
-        :12
-    ]  # not the file's hash: the same file may be judged on other images, or timed on another host
-    tied = tuple(replace(one, job=name) for one in records)
-    said = (*_trained_on(artifact, evaluation), *report.warnings, *measured.remarks, *left_out)
-    remarks = dict.fromkeys(said)  # gate and evaluation may read the same broken image
-    return JobResult(artifacts, tied, certificate.to_json(), tuple(remarks))
+    # A random name, not the file's hash: the same file may be judged on other images or hosts.
+    job_id = uuid.uuid4().hex[:JOB_ID_LENGTH]
+    remarks = [
+        *_training_remarks(artifact, evaluation),
+        *int8.report.warnings,
+        *evaluated.remarks,
+        *left_out,
+    ]
+    return JobResult(
+        artifacts,
+        tuple(replace(item, job=job_id) for item in records),
+        certificate,
+        # The gate and the evaluation may both remark on the same broken image.
+        tuple(dict.fromkeys(remarks)),
+    )
 
 
 def write(result: JobResult, output: Path) -> list[Path]:
-    """Write artifacts, certificate, Records and cards to the folder `output`: all of them, or none.
+    """Write artifacts, certificate, Records and cards to the folder `output`: all, or none.
 
     Raises:
         InputError: the folder is read-only or full.
@@ -114,14 +127,15 @@ def write(result: JobResult, output: Path) -> list[Path]:
     is_new = not output.exists()
     make_folder(output)
     try:
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=output) as aside:
-            written = _write_all(result, Path(aside))
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=output) as temporary:
+            written = _write_all(result, Path(temporary))
             return [path.replace(output / path.name) for path in written]
     except OSError as error:
         if is_new:
             shutil.rmtree(output, ignore_errors=True)
         raise InputError(
-            f"{output} cannot be written: {error.strerror}; free room or give another place with -o"
+            f"{output} cannot be written: {error.strerror}; "
+            "free some space or give another place with -o"
         ) from None
 
 
@@ -129,29 +143,31 @@ def _write_all(result: JobResult, folder: Path) -> list[Path]:
     name = result.artifacts["int8"].name
     for form, artifact in result.artifacts.items():
         (folder / f"{name}.{form}.onnx").write_bytes(artifact.to_bytes())
+    lines = [record.line(item) + "\n" for item in result.records]
     texts = {
         "certificate.json": json.dumps(result.certificate, indent=1),
-        "records.jsonl": "".join(record.line(one) + "\n" for one in result.records),
+        "records.jsonl": "".join(lines),
         **card.render(result.records, result.remarks),
     }
-    for file, text in texts.items():
-        (folder / file).write_text(text, "utf-8")
+    for file_name, text in texts.items():
+        (folder / file_name).write_text(text, "utf-8")
     return sorted(folder.iterdir())
 
 
-def _trained_on(artifact: Artifact, evaluation: Dataset) -> list[str]:
-    """The remark that the model has seen these images in training, when its history says so."""
-    seen = [str(step.settings.get("data")) for step in artifact.steps if step.verb == "train"]
-    if not any(evaluation.name.startswith(name) for name in seen):
+def _training_remarks(artifact: Artifact, evaluation: Dataset) -> list[str]:
+    """A remark where the history says that the model was trained on the evaluation images."""
+    trainings = [step for step in artifact.steps if step.verb == "train"]
+    names = [str(step.settings.get("data")) for step in trainings]
+    if not any(evaluation.name.startswith(name) for name in names):
         return []
     return [
-        f"the model was trained on {evaluation.name} itself, so its accuracy says nothing about new images; "
-        "keep some apart: DIR/train, DIR/validation, DIR/test"
+        f"the model was trained on {evaluation.name} itself, so its accuracy says nothing about "
+        "new images; keep some apart: DIR/train, DIR/validation, DIR/test"
     ]
 
 
-def _costs(artifacts: Mapping[str, Artifact]) -> list[Record[Cost]]:
-    return [Record(identity_of(artifact), count(artifact)) for artifact in artifacts.values()]
+def _cost(artifact: Artifact) -> Record[Cost]:
+    return Record(identity_of(artifact), count(artifact))
 
 
 def _fold_summary(certificate: Mapping[str, Any]) -> FoldSummary:
@@ -160,74 +176,88 @@ def _fold_summary(certificate: Mapping[str, Any]) -> FoldSummary:
     return record.read_result(FoldSummary, {**certificate, **counts})
 
 
-def _timings(
+def _time_all(
     artifacts: Mapping[str, Artifact], options: JobOptions, progress: Progress
 ) -> tuple[list[Record[Any]], list[str]]:
-    """One-thread latency of all forms and many-client throughput of the two that ship, and what of it could not be measured.
+    """(latency and ratio Records, sentences on what could not be timed).
 
-    All are interleaved, on whichever engine: the rows of a card may be compared.
+    All forms are timed on one thread, the two that ship also by many clients and on the other
+    engines. All cases are interleaved, so that the rows of a card may be compared.
     """
     runner = engine(options.quantize.engine)
     clients = options.streams or host()["affinity"]
-    single = {form: latency.case(one, runner) for form, one in artifacts.items()}
-    many = [latency.case(artifacts[form], runner, clients) for form in BOTH] if clients > 1 else []
-    beside, left_out = _beside({form: artifacts[form] for form in BOTH}, options)
+    shipped = {form: artifacts[form] for form in BOTH}
+    single = {form: latency.case(model, runner) for form, model in artifacts.items()}
+    many = []
+    if clients > 1:
+        many = [latency.case(model, runner, clients) for model in shipped.values()]
+    extra, left_out = _extra_cases(shipped, options)
 
-    def leave_out(one: latency.Case, error: InputError) -> None:
-        if one.engine is runner:
-            raise error
-        left_out.append(f"the {one.artifact.form} form was not timed on {one.engine.name}: {error}")
+    def leave_out(case: latency.Case, error: InputError) -> None:
+        """Note a case that failed while it was timed."""
+        if case.engine is runner:
+            raise error  # without the card's own engine there is no card
+        left_out.append(_not_timed(case.artifact.form, case.engine.name, error))
 
-    cases = [*single.values(), *many, *beside]
-    records = latency.run(
+    cases = [*single.values(), *many, *extra]
+    records: list[Record[Any]] = latency.run(
         cases, options.seconds / len(cases), progress=progress, openings=0, on_error=leave_out
     )
-    gained = [latency.ratio(single["deploy"], single["train"])] if "train" in single else []
-    return [
-        *records,
-        latency.ratio(single["int8"], single["deploy"]),
-        *gained,
-        *_ratios(beside),
-    ], left_out
+    records.append(latency.ratio(single["int8"], single["deploy"]))
+    if "train" in single:
+        records.append(latency.ratio(single["deploy"], single["train"]))
+    records.extend(_extra_ratios(extra))
+    return records, left_out
 
 
-def _beside(
+def _extra_cases(
     artifacts: Mapping[str, Artifact], options: JobOptions
 ) -> tuple[list[latency.Case], list[str]]:
-    """The cases of the other engines, tried in a process of their own first, and why some are left out."""
-    runners, left_out = _others(options)
+    """(cases on the engines of `time_on`, sentences on those that are left out)."""
+    runners, left_out = _extra_engines(options)
     cases = []
     for runner, artifact in product(runners, artifacts.values()):
         try:
-            cases.append(_case_beside(runner, artifact))
+            cases.append(_extra_case(runner, artifact))
         except InputError as error:
-            left_out.append(f"the {artifact.form} form was not timed on {runner.name}: {error}")
+            left_out.append(_not_timed(artifact.form, runner.name, error))
     return cases, left_out
 
 
-def _others(options: JobOptions) -> tuple[list[Engine], list[str]]:
-    """The engines of `time_on`, each once however it was called, and why some are left out."""
-    found, left_out = dict[str, Engine](), list[str]()
+def _extra_engines(options: JobOptions) -> tuple[list[Engine], list[str]]:
+    """(the engines of `time_on`, each once, sentences on those that are not installed)."""
+    runners: dict[str, Engine] = {}
+    left_out: list[str] = []
     for name in options.time_on:
         try:
             runner = engine(name)
-            found[runner.name] = runner
         except MissingExtra as error:
             left_out.append(f"nothing was timed on {name}: {error}")
-    found.pop(engine(options.quantize.engine).name, None)
-    return list(found.values()), left_out
+        else:
+            runners[runner.name] = runner
+    runners.pop(engine(options.quantize.engine).name, None)
+    return list(runners.values()), left_out
 
 
-def _case_beside(runner: Engine, artifact: Artifact) -> latency.Case:
+def _extra_case(runner: Engine, artifact: Artifact) -> latency.Case:
     if artifact.form == "int8" and getattr(runner, "simulates_int8", False):
-        raise InputError("it computes INT8 files in float arithmetic")
+        raise InputError("it computes INT8 models in float arithmetic")
+    # In a process of its own first: an engine that crashes must not take the job with it.
     probe(runner.name, artifact.model, latency.inputs_for(artifact, 1))
     return latency.case(artifact, runner)
 
 
-def _ratios(cases: Sequence[latency.Case]) -> list[Record[LatencyRatio]]:
-    """INT8 over float on each engine that ran both."""
-    ran = {(one.engine.name, one.artifact.form): one for one in cases if one.rounds_us}
-    names = dict.fromkeys(name for name, _ in ran)
-    pairs = [[ran.get((name, form)) for form in ("int8", "deploy")] for name in names]
-    return [latency.ratio(int8, deploy) for int8, deploy in pairs if int8 and deploy]
+def _not_timed(form: str, engine_name: str, error: InputError) -> str:
+    return f"the {form} form was not timed on {engine_name}: {error}"
+
+
+def _extra_ratios(cases: Sequence[latency.Case]) -> list[Record[LatencyRatio]]:
+    """INT8 over float latency on each engine that ran both."""
+    timed = {(case.engine.name, case.artifact.form): case for case in cases if case.rounds_us}
+    ratios = []
+    for name in dict.fromkeys(name for name, _ in timed):
+        int8 = timed.get((name, "int8"))
+        deploy = timed.get((name, "deploy"))
+        if int8 and deploy:
+            ratios.append(latency.ratio(int8, deploy))
+    return ratios

@@ -43,7 +43,7 @@ def logits() -> Mapping[str, Array]:
 
     Every photograph is decoded once, and 40 are held at a time.
     """
-    folded = verbs.fold(lite0.artifact())[0].model
+    folded = verbs.fold(lite0.artifact()).model
     sessions = {}
     for name in FAST:
         try:

@@ -1,4 +1,4 @@
-"""Graphs from ONNX text with weights filled in, run exactly; torch modules with BatchNorms that have lived; options."""
+"""Graphs from ONNX text with random weights, exact execution, modules with random BatchNorms."""
 
 from __future__ import annotations
 
@@ -33,10 +33,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=1000,
         help="how many random linear graphs to fold (default 1000)",
     )
+    parser.addoption(
+        "--random-graphs-seed",
+        default=None,
+        help="a number draws other graphs, `random` draws new ones in each run; "
+        "by default the graphs are the same in each run",
+    )
 
 
-def drawn(name: str, what: tuple[int, ...] | list[float] | Array) -> Array:
-    """A constant: given, or of a given shape and drawn by its name; names in `var` are variances, those in `gamma` scales."""
+def make_constant(name: str, what: tuple[int, ...] | list[float] | Array) -> Array:
+    """A constant: `what` itself, or random numbers of that shape, seeded by its name.
+
+    A name that begins with `var` gets variances, one that begins with `gamma` gets scales of either
+    sign.
+    """
     if isinstance(what, np.ndarray) and what.dtype == np.int64:
         return what
     if not isinstance(what, tuple):
@@ -51,7 +61,10 @@ def drawn(name: str, what: tuple[int, ...] | list[float] | Array) -> Array:
 
 @pytest.fixture(scope="session")
 def graph() -> Graph:
-    """`graph(body, {name: shape or values}, data="N, 4, 9, 10", output="N, 8, H, W", opset=17)`: a checked model."""
+    """A function that makes a checked model.
+
+    `graph(body, {name: shape or values}, data="N, 4, 9, 10", output="N, 8, H, W", opset=17)`
+    """
 
     def made(
         body: str,
@@ -63,10 +76,13 @@ def graph() -> Graph:
         extra = "".join(f", {item}" for item in more.get("inputs", ()))
         model = parser.parse_model(
             f'<ir_version: 8, opset_import: ["": {more.get("opset", 17)}]>\n'
-            f"main (float[{data}] data{extra}) => (float[{output}] output{more.get('outputs', '')}) {{\n{body}\n}}"
+            f"main (float[{data}] data{extra}) "
+            f"=> (float[{output}] output{more.get('outputs', '')}) {{\n"
+            f"{body}\n"
+            f"}}"
         )
         for name, what in weights.items():
-            model.graph.initializer.append(numpy_helper.from_array(drawn(name, what), name))
+            model.graph.initializer.append(numpy_helper.from_array(make_constant(name, what), name))
         for index, node in enumerate(model.graph.node):
             node.name = f"{node.op_type}_{index}"
         model.metadata_props.add(key="author", value="nobody")
@@ -78,7 +94,7 @@ def graph() -> Graph:
 
 @pytest.fixture(scope="session")
 def execute() -> Execute:
-    """`execute(model, data)`: every output through ONNX Runtime with all optimizations off."""
+    """`execute(model, data)`: every output by ONNX Runtime without optimizations."""
 
     def run(model: onnx.ModelProto, data: Array) -> list[Array]:
         options = ort.SessionOptions()
@@ -94,7 +110,7 @@ def execute() -> Execute:
 
 @pytest.fixture(scope="session")
 def aged() -> Callable[[torch.nn.Module], torch.nn.Module]:
-    """`aged(module)`: the module with BatchNorm statistics, scales and shifts as after some training, both signs of scale."""
+    """`aged(module)`: the module with random BatchNorm parameters; scales have either sign."""
     pytest.importorskip("torch", reason="the torch extra is not installed")
     import torch
 

@@ -1,5 +1,5 @@
 # ruff: noqa: C901, PT017  a graph is a row; what is raised is what is judged
-"""Whatever file is given: it folds to a valid graph with a certificate, or is refused in one sentence; nothing else is raised."""
+"""Any file folds to a valid graph with a certificate, or is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -42,26 +42,33 @@ def model(
     body: str = SIMPLE, stored: Sequence[onnx.TensorProto] | None = None, **more: Any
 ) -> onnx.ModelProto:
     kind, inputs, after = more.get("kind", "float"), more.get("inputs", ""), more.get("after", "")
-    header = f'<ir_version: {more.get("ir", 8)}, opset_import: ["": {more.get("opset", 17)}{more.get("domains", "")}]>'
+    opsets = f'"": {more.get("opset", 17)}{more.get("domains", "")}'
+    header = f"<ir_version: {more.get('ir', 8)}, opset_import: [{opsets}]>"
     made = parser.parse_model(
-        f"{header}\nmain ({kind}[N, 3, 8, 9] data{inputs}) => ({kind}[N, 4] output) {{\n{body}\n}}\n{after}"
+        f"{header}\n"
+        f"main ({kind}[N, 3, 8, 9] data{inputs}) => ({kind}[N, 4] output) {{\n"
+        f"{body}\n"
+        f"}}\n"
+        f"{after}"
     )
     made.graph.initializer.extend(weights() if stored is None else stored)
     return made
 
 
-def judged(made: onnx.ModelProto | bytes, tmp_path: Path) -> Verdict | str:
-    """Through a file, as a user would: the fold and its certificate, or the sentence that refuses it."""
+def fold_file(made: onnx.ModelProto | bytes, tmp_path: Path) -> Verdict | str:
+    """Fold a file, as a user would: the result and its certificate, or the error message."""
     path = tmp_path / "model.onnx"
     path.write_bytes(made if isinstance(made, bytes) else made.SerializeToString())
     try:
-        folded, certificate = verbs.fold(Artifact.read(path))
+        folded = verbs.fold(Artifact.read(path))
     except RepzooError as error:
         assert isinstance(error, InputError), f"{type(error).__name__}: {error}"
         assert "\n" not in str(error)
         assert "Traceback" not in str(error)
         return str(error)
     onnx.checker.check_model(folded.model, full_check=True)
+    certificate = folded.certificate
+    assert certificate is not None
     assert certificate.equal
     return folded, certificate
 
@@ -74,13 +81,13 @@ def kinds(verdict: Verdict | str) -> Counter[str]:
 FOLDED = {"Conv": 1, "Relu": 1, "GlobalAveragePool": 1, "Flatten": 1}
 
 
-# --- files ----------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
-def test_a_file_cut_anywhere(tmp_path: Path) -> None:
+def test_a_truncated_file(tmp_path: Path) -> None:
     data = model().SerializeToString()
     for end in range(0, len(data) - 1, max(len(data) // 150, 1)):
-        verdict = judged(data[:end], tmp_path)
+        verdict = fold_file(data[:end], tmp_path)
         assert isinstance(verdict, str) or kinds(verdict)
 
 
@@ -90,7 +97,7 @@ def test_a_file_with_any_byte_changed(tmp_path: Path) -> None:
         changed = bytearray(data)
         changed[place] ^= int(RANDOM.integers(1, 256))
         try:
-            judged(bytes(changed), tmp_path)
+            fold_file(bytes(changed), tmp_path)
         except (
             AssertionError
         ) as error:  # a changed weight may overflow: that is the certificate's sentence
@@ -100,16 +107,16 @@ def test_a_file_with_any_byte_changed(tmp_path: Path) -> None:
 def test_weights_in_another_file(tmp_path: Path) -> None:
     path = tmp_path / "large.onnx"
     onnx.save(model(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    assert "in another file" in str(judged(path.read_bytes(), tmp_path))
+    assert "in another file" in str(fold_file(path.read_bytes(), tmp_path))
 
 
-# --- graphs ---------------------------------------------------------------------------------------------------------------
+# --- graphs ---------------------------------------------------------------------------------------
 
 
 def test_a_cycle(tmp_path: Path) -> None:
     made = model()
     made.graph.node[0].input[0] = "u"
-    assert "not valid ONNX" in str(judged(made, tmp_path))
+    assert "not valid ONNX" in str(fold_file(made, tmp_path))
 
 
 def test_nodes_out_of_order(tmp_path: Path) -> None:
@@ -117,12 +124,12 @@ def test_nodes_out_of_order(tmp_path: Path) -> None:
     nodes = list(made.graph.node)[::-1]
     del made.graph.node[:]
     made.graph.node.extend(nodes)
-    assert "not valid ONNX" in str(judged(made, tmp_path))
+    assert "not valid ONNX" in str(fold_file(made, tmp_path))
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.float64, np.float16])
 def test_weights_of_another_type_than_the_input(kind: Any, tmp_path: Path) -> None:
-    assert "contradict each other" in str(judged(model(stored=weights(kind)), tmp_path))
+    assert "contradict each other" in str(fold_file(model(stored=weights(kind)), tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -140,30 +147,39 @@ def test_weights_of_another_type_than_the_input(kind: Any, tmp_path: Path) -> No
 def test_weights_of_a_shape_that_does_not_fit(
     name: str, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
-    assert isinstance(judged(model(stored=weights(**{name: shape})), tmp_path), str)
+    assert isinstance(fold_file(model(stored=weights(**{name: shape})), tmp_path), str)
 
 
 @pytest.mark.parametrize(
-    "settings", ["group = 2", "group = 0", "group = -1", "strides = [0, 0]", "pads = [-1, -1, -1, -1]", "dilations = [0, 1]", "pads = [1, 1]"]
-)  # fmt: skip
-def test_settings_that_mean_nothing(settings: str, tmp_path: Path) -> None:
-    verdict = judged(model(SIMPLE.replace("Conv(", f"Conv<{settings}>(")), tmp_path)
+    "settings",
+    [
+        "group = 2",
+        "group = 0",
+        "group = -1",
+        "strides = [0, 0]",
+        "pads = [-1, -1, -1, -1]",
+        "dilations = [0, 1]",
+        "pads = [1, 1]",
+    ],
+)
+def test_attributes_without_meaning(settings: str, tmp_path: Path) -> None:
+    verdict = fold_file(model(SIMPLE.replace("Conv(", f"Conv<{settings}>(")), tmp_path)
     assert isinstance(verdict, str) or "pads = [-1" in settings
 
 
 @pytest.mark.parametrize("opset", range(7, 24))
 def test_every_opset(opset: int, tmp_path: Path) -> None:
-    verdict = judged(model(opset=opset, ir=11 if opset > 21 else 10), tmp_path)
+    verdict = fold_file(model(opset=opset, ir=11 if opset > 21 else 10), tmp_path)
     assert kinds(verdict) == FOLDED
 
 
 @pytest.mark.parametrize("opset", [1, 5, 6])
 def test_an_opset_that_is_too_old(opset: int, tmp_path: Path) -> None:
-    assert isinstance(judged(model(opset=opset), tmp_path), str)
+    assert isinstance(fold_file(model(opset=opset), tmp_path), str)
 
 
 @pytest.mark.parametrize("opset", [7, 9, 11, 13, 18])
-def test_pad_split_and_slice_of_every_age(opset: int, tmp_path: Path) -> None:
+def test_pad_split_and_slice_of_every_opset(opset: int, tmp_path: Path) -> None:
     """What is an attribute in one version and an input in the next."""
     frame, parts, starts, ends, axes = [0, 0, 1, 1, 0, 0, 1, 1], [1, 2], [0], [3], [1]
     nodes, stored = [], weights(wa=(4, 1, 3, 3), wb=(4, 2, 3, 3))
@@ -198,26 +214,32 @@ def test_pad_split_and_slice_of_every_age(opset: int, tmp_path: Path) -> None:
     made = model(opset=opset, stored=stored)
     del made.graph.node[:]
     made.graph.node.extend(nodes)
-    assert kinds(judged(made, tmp_path)) == {"Conv": 1, "GlobalAveragePool": 1, "Flatten": 1}
+    assert kinds(fold_file(made, tmp_path)) == {"Conv": 1, "GlobalAveragePool": 1, "Flatten": 1}
 
 
 def test_float16(tmp_path: Path) -> None:
     made = model(stored=weights(np.float16), kind="float16")
-    verdict = judged(made, tmp_path)
+    verdict = fold_file(made, tmp_path)
     assert isinstance(verdict, str) or kinds(verdict) == FOLDED
 
 
 def test_float16_weights_behind_a_cast(tmp_path: Path) -> None:
     stored = weights(np.float16)
-    made = model("w32 = Cast<to = 1>(w)\n" + "".join(f"{name}32 = Cast<to = 1>({name})\n" for name in BN)
-                 + SIMPLE.replace("w)", "w32)").replace("gamma, beta, mean, var", "gamma32, beta32, mean32, var32"), stored)  # fmt: skip
-    assert kinds(judged(made, tmp_path)) == FOLDED
+    made = model(
+        "w32 = Cast<to = 1>(w)\n"
+        + "".join(f"{name}32 = Cast<to = 1>({name})\n" for name in BN)
+        + SIMPLE.replace("w)", "w32)").replace(
+            "gamma, beta, mean, var", "gamma32, beta32, mean32, var32"
+        ),
+        stored,
+    )
+    assert kinds(fold_file(made, tmp_path)) == FOLDED
 
 
 def test_a_weight_that_is_an_input(tmp_path: Path) -> None:
-    """Older exporters list every weight as an input that has a default; a caller may then replace it, so it stays."""
+    """Older exporters list weights as inputs with a default, which a caller may replace."""
     made = model(inputs=", float[4, 3, 3, 3] w")
-    verdict = judged(made, tmp_path)
+    verdict = fold_file(made, tmp_path)
     assert kinds(verdict)["Conv"] == 2
     assert not isinstance(verdict, str)
     assert any(
@@ -225,7 +247,7 @@ def test_a_weight_that_is_an_input(tmp_path: Path) -> None:
     )
 
 
-# --- what no rule knows ---------------------------------------------------------------------------------------------------
+# --- operators that no rule knows -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -234,23 +256,32 @@ def test_a_weight_that_is_an_input(tmp_path: Path) -> None:
 def test_a_quantized_graph(kind: str, tmp_path: Path) -> None:
     one = "scale = Constant<value = float {0.1}>()\nzero = Constant<value = uint8 {3}>()\n"
     q = {
-        "QuantizeLinear": "q = QuantizeLinear(data, scale, zero)\nd = DequantizeLinear(q, scale, zero)\n",
-        "DynamicQuantizeLinear": "q, s, z0 = DynamicQuantizeLinear(data)\nd = DequantizeLinear(q, s, z0)\n",
+        "QuantizeLinear": "q = QuantizeLinear(data, scale, zero)\n"
+        "d = DequantizeLinear(q, scale, zero)\n",
+        "DynamicQuantizeLinear": "q, s, z0 = DynamicQuantizeLinear(data)\n"
+        "d = DequantizeLinear(q, s, z0)\n",
         "ConvInteger": "i = Cast<to = 2>(data)\nj = ConvInteger(i, wi)\nd = Cast<to = 1>(j)\n",
-        "QLinearConv": "q = Cast<to = 2>(data)\nr = QLinearConv(q, scale, zero, wi, scale, zero, scale, zero)\nd = Cast<to = 1>(r)\n",
+        "QLinearConv": "q = Cast<to = 2>(data)\n"
+        "r = QLinearConv(q, scale, zero, wi, scale, zero, scale, zero)\n"
+        "d = Cast<to = 1>(r)\n",
     }[kind]
     stored = [*weights(), numpy_helper.from_array(np.ones((3, 3, 1, 1), np.uint8), "wi")]
     assert "quantized already" in str(
-        judged(model(one + q + SIMPLE.replace("Conv(data", "Conv(d"), stored), tmp_path)
+        fold_file(model(one + q + SIMPLE.replace("Conv(data", "Conv(d"), stored), tmp_path)
     )
 
 
 def branches(reads: str) -> str:
-    """A graph with an If whose branches read the outer tensor `reads`, and hold a Conv and BatchNormalization of their own."""
-    inner = f"iy = Conv<pads = [1, 1, 1, 1]>({reads}, v)\nix = BatchNormalization(iy, gamma, beta, mean, var)"
+    """A graph with an If, whose branches read `reads` and have layers of their own."""
+    inner = (
+        f"iy = Conv<pads = [1, 1, 1, 1]>({reads}, v)\n"
+        f"ix = BatchNormalization(iy, gamma, beta, mean, var)"
+    )
     return (
         "c = Conv(data, w)\nt = BatchNormalization(c, gamma, beta, mean, var)\n"
-        "r = ReduceSum<keepdims = 0>(data)\nzero = Constant<value = float {0}>()\nflag = Greater(r, zero)\n"
+        "r = ReduceSum<keepdims = 0>(data)\n"
+        "zero = Constant<value = float {0}>()\n"
+        "flag = Greater(r, zero)\n"
         f"u = If (flag) <then_branch = yes () => (float[N, 4, 6, 7] ix) {{ {inner} }}, "
         f"else_branch = no () => (float[N, 4, 6, 7] iz) {{ iz = Relu({reads}) }}>\n{HEAD}"
     )
@@ -258,9 +289,9 @@ def branches(reads: str) -> str:
 
 @pytest.mark.parametrize("reads", ["t", "c"])
 def test_an_if_whose_branches_read_a_tensor_that_folds(reads: str, tmp_path: Path) -> None:
-    """`t` is what the fold writes and keeps its name; `c` is inside the expression, and its second reader keeps it there."""
+    """`t` is the output of the fold. `c` is inside of it, and keeps its second consumer."""
     made = model(branches(reads) + ("" if reads == "t" else "\n"), weights(v=(4, 4, 3, 3)))
-    verdict = judged(made, tmp_path)
+    verdict = fold_file(made, tmp_path)
     assert kinds(verdict)["If"] == 1
     assert not isinstance(verdict, str)
     graph = verdict[0].model.graph
@@ -271,10 +302,11 @@ def test_a_loop(tmp_path: Path) -> None:
     body = (
         "c = Conv(data, w)\nt = BatchNormalization(c, gamma, beta, mean, var)\n"
         "trips = Constant<value = int64 {2}>()\nyes = Constant<value = bool {1}>()\n"
-        "u = Loop (trips, yes, t) <body = step (int64 i, bool on, float[N, 4, 6, 7] x) => (bool on2, float[N, 4, 6, 7] y) "
+        "u = Loop (trips, yes, t) <body = step (int64 i, bool on, float[N, 4, 6, 7] x) "
+        "=> (bool on2, float[N, 4, 6, 7] y) "
         f"{{ on2 = Identity(on) y = BatchNormalization(x, gamma, beta, mean, var) }}>\n{HEAD}"
     )
-    verdict = judged(model(body), tmp_path)
+    verdict = fold_file(model(body), tmp_path)
     assert kinds(verdict) == {
         "Conv": 1,
         "Constant": 2,
@@ -285,15 +317,19 @@ def test_a_loop(tmp_path: Path) -> None:
 
 
 def test_functions_of_the_model_are_folded_like_the_rest(tmp_path: Path) -> None:
-    """A call is replaced by the body, also where one body calls another, and a name in it is taken outside."""
+    """Also where one function calls another, and where a name in it exists outside."""
     after = (
-        '<domain: "own", opset_import: ["": 17]>\nsoft (x) => (y) { s = Sigmoid(x) y = Mul(x, s) }\n'
+        '<domain: "own", opset_import: ["": 17]>\n'
+        "soft (x) => (y) { s = Sigmoid(x) y = Mul(x, s) }\n"
         '<domain: "own", opset_import: ["": 17, "own": 1]>\n'
-        "block (x, w, gamma, beta, mean, var) => (t) { c = Conv(x, w) b = BatchNormalization(c, gamma, beta, mean, var) t = own.soft(b) }"
+        "block (x, w, gamma, beta, mean, var) => (t) { c = Conv(x, w) "
+        "b = BatchNormalization(c, gamma, beta, mean, var) t = own.soft(b) }"
     )
-    body = SIMPLE.replace("c = Conv(data, w)\nt = BatchNormalization(c, gamma, beta, mean, var)\nu = Relu(t)",
-                          "u = own.block(data, w, gamma, beta, mean, var)")  # fmt: skip
-    verdict = judged(model(body, domains=', "own": 1', after=after, ir=9), tmp_path)
+    body = SIMPLE.replace(
+        "c = Conv(data, w)\nt = BatchNormalization(c, gamma, beta, mean, var)\nu = Relu(t)",
+        "u = own.block(data, w, gamma, beta, mean, var)",
+    )
+    verdict = fold_file(model(body, domains=', "own": 1', after=after, ir=9), tmp_path)
     assert kinds(verdict) == {
         "Conv": 1,
         "Sigmoid": 1,
@@ -304,7 +340,7 @@ def test_functions_of_the_model_are_folded_like_the_rest(tmp_path: Path) -> None
 
 
 def test_an_operator_of_an_unknown_domain(tmp_path: Path) -> None:
-    verdict = judged(
+    verdict = fold_file(
         model(SIMPLE.replace("u = Relu(t)", "u = other.Thing(t)"), domains=', "other": 1'), tmp_path
     )
     assert isinstance(verdict, str)
@@ -313,7 +349,7 @@ def test_an_operator_of_an_unknown_domain(tmp_path: Path) -> None:
 def test_a_constant_part_that_cannot_be_computed(tmp_path: Path) -> None:
     """A Reshape of the weights to a size that they do not have: no runtime loads it."""
     stored = [*weights(flat=(107,)), numpy_helper.from_array(np.array([4, 3, 3, 3]), "shape")]
-    verdict = judged(
+    verdict = fold_file(
         model("w4 = Reshape(flat, shape)\n" + SIMPLE.replace("w)", "w4)"), stored), tmp_path
     )
     assert isinstance(verdict, str)
@@ -332,7 +368,7 @@ def test_a_constant_that_would_fill_the_memory_is_not_computed() -> None:
     assert "Expand" in {node.op_type for node in result.model.graph.node}
 
 
-def mutilations() -> list[Callable[[onnx.NodeProto], None]]:
+def damages() -> list[Callable[[onnx.NodeProto], None]]:
     def drop_input(node: onnx.NodeProto) -> None:
         del node.input[-1]
 
@@ -422,25 +458,25 @@ def rich() -> onnx.ModelProto:
     )
 
 
-def test_the_rich_graph_folds_as_it_stands(tmp_path: Path) -> None:
-    assert kinds(judged(rich(), tmp_path))["BatchNormalization"] == 0
+def test_the_graph_of_all_rules_folds(tmp_path: Path) -> None:
+    assert kinds(fold_file(rich(), tmp_path))["BatchNormalization"] == 0
 
 
 @pytest.mark.parametrize("place", range(15))
-@pytest.mark.parametrize("how", mutilations(), ids=lambda how: how.__name__)
-def test_every_node_mutilated(
+@pytest.mark.parametrize("how", damages(), ids=lambda how: how.__name__)
+def test_damage_to_any_node(
     how: Callable[[onnx.NodeProto], None], place: int, tmp_path: Path
 ) -> None:
     made = rich()
     how(made.graph.node[place])
-    judged(made, tmp_path)
+    fold_file(made, tmp_path)
 
 
 @pytest.mark.parametrize(
     "kind",
     [TensorProto.INT32, TensorProto.DOUBLE, TensorProto.STRING, TensorProto.FLOAT8E4M3FN, 99],
 )
-def test_a_declared_type_that_is_not_true(kind: int, tmp_path: Path) -> None:
+def test_a_wrong_declared_type(kind: int, tmp_path: Path) -> None:
     for made in (model(), model()):
         made.graph.input[0].type.tensor_type.elem_type = kind
-        assert isinstance(judged(made, tmp_path), str)
+        assert isinstance(fold_file(made, tmp_path), str)

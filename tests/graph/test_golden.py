@@ -1,6 +1,8 @@
-"""What the fold of each catalog model is, to the line: operators left, every fold, refusals by reason.
+"""The fold of each catalog model as it was recorded: operators, folds, refusals by reason.
 
-Meant to change is remade, then read in the diff: pytest tests/graph/test_golden.py --remake-golden --all-variants
+To change the record on purpose, write it anew and read the diff:
+
+    pytest tests/graph/test_golden.py --remake-golden --all-variants
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ SIZES = {row.name: row.parameters_deploy for row in catalog.models()}
 
 
 def summary(result: FoldResult) -> dict[str, Any]:
-    """Counts: of operators; of folds of one kind, number of nodes, and MACs for each source pixel; of reasons, numbers left out."""
+    """Counts of operators, of similar folds, and of refusals by reason (without its numbers)."""
     alike: dict[str, list[str]] = {}
     for one in result.folds:
         line = (
@@ -52,7 +54,7 @@ def summary(result: FoldResult) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_fold_is_the_one_on_record(name: str, request: pytest.FixtureRequest) -> None:
+def test_the_fold_is_as_recorded(name: str, request: pytest.FixtureRequest) -> None:
     if SIZES[name] >= LARGE and not request.config.getoption("--all-variants"):
         pytest.skip("large; run with --all-variants")
     preprocess = replace(catalog.spec(name).preprocess, size=32)
@@ -67,7 +69,7 @@ def test_the_fold_is_the_one_on_record(name: str, request: pytest.FixtureRequest
     )
 
 
-def test_every_record_has_its_model_and_is_small() -> None:
+def test_every_model_has_a_small_record() -> None:
     files = sorted(GOLDEN.glob("*.json"))
     assert [path.stem for path in files] == sorted(SIZES)
     assert max(path.stat().st_size for path in files) < 8 * 1024

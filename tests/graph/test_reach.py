@@ -1,13 +1,23 @@
-"""How far the fold reaches beyond the zoo: other people's networks, and other people's re-parameterised blocks.
+"""The fold on networks and re-parameterized blocks from outside the zoo.
 
-SLIM holds what the usual way leaves of the same network: timm.utils.reparameterize_model, torch.onnx.export (TorchScript, opset
-17, open batch, 64 px, with its own constant folding), onnxslim. Constants are not counted. Made with timm 1.0.31, torch 2.14.1 and
-onnxslim 0.1.98:
+SLIM holds the operators that the usual tools leave of the same network:
+timm.utils.reparameterize_model, torch.onnx.export (TorchScript, opset 17, open batch, 64 px, with
+its own constant folding), onnxslim. Constants are not counted. Made with timm 1.0.31, torch 2.14.1
+and onnxslim 0.1.98:
 
-    model = timm.create_model(name, num_classes=10).eval()      # the zoo's own: families.seeded(name, 10, 0)
-    ...                                                         # BatchNorm statistics drawn at random
-    torch.onnx.export(reparameterize_model(model), (torch.zeros(1, 3, 64, 64),), "m.onnx", dynamo=False, opset_version=17,
-                      input_names=["data"], output_names=["output"], dynamic_axes={"data": {0: "N"}, "output": {0: "N"}})
+    # families.seeded(name, 10, 0) for the models of the zoo
+    model = timm.create_model(name, num_classes=10).eval()
+    ...  # random BatchNorm statistics
+    torch.onnx.export(
+        reparameterize_model(model),
+        (torch.zeros(1, 3, 64, 64),),
+        "m.onnx",
+        dynamo=False,
+        opset_version=17,
+        input_names=["data"],
+        output_names=["output"],
+        dynamic_axes={"data": {0: "N"}, "output": {0: "N"}},
+    )
     onnxslim.slim("m.onnx", "slim.onnx")
 """
 
@@ -205,7 +215,7 @@ def exported(aged: Any) -> Callable[[str], Artifact]:
 
     ours = {row.name for row in catalog.models()}
 
-    def made(name: str) -> Artifact:
+    def export_aged(name: str) -> Artifact:
         torch.manual_seed(0)
         module = (
             families.seeded(name, 10, 0)
@@ -216,14 +226,16 @@ def exported(aged: Any) -> Callable[[str], Artifact]:
             aged(module), name, Preprocess(size=SIZES.get(name, 64)), (), Step("build", "0")
         )
 
-    return made
+    return export_aged
 
 
 @pytest.mark.parametrize("name", SLIM)
-def test_other_networks_fold_as_far_as_their_own_authors_and_onnxslim_go(
+def test_other_networks_fold_at_least_as_far_as_with_onnxslim(
     name: str, exported: Callable[[str], Artifact]
 ) -> None:
-    folded, certificate = verbs.fold(exported(name))
+    folded = verbs.fold(exported(name))
+    certificate = folded.certificate
+    assert certificate is not None
     ours = Counter(node.op_type for node in folded.model.graph.node if node.op_type != "Constant")
     assert certificate.equal
     assert certificate.proven > 0
@@ -241,10 +253,10 @@ def test_repvgg_a0_is_22_convolutions_and_a_linear_layer(
     assert (kinds["Conv"], kinds["Gemm"], kinds["Add"]) == (22, 1, 0)
 
 
-def test_the_partial_convolution_of_fasternet_is_seen_and_refused_with_both_costs(
+def test_the_partial_convolution_of_fasternet_is_refused_with_both_costs(
     exported: Callable[[str], Artifact],
 ) -> None:
-    """Split, convolve a quarter, Concat: linear, yet as one convolution it would multiply by all the zeros."""
+    """Split, Conv on a quarter, Concat: as one convolution it would multiply by many zeros."""
     result = fold(exported("fasternet_t0").model)
     kinds = Counter(node.op_type for node in result.model.graph.node)
     assert kinds["Split"] == kinds["Concat"] == 13
@@ -255,7 +267,7 @@ def test_the_partial_convolution_of_fasternet_is_seen_and_refused_with_both_cost
     )
 
 
-# --- blocks of the papers -------------------------------------------------------------------------------------------------
+# --- blocks of the papers -------------------------------------------------------------------------
 
 
 def normal(output: str, source: str, name: str) -> str:
@@ -279,48 +291,83 @@ SQUARE = {
 BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {
     # RepLKNet (arXiv 2203.06717): a large depthwise kernel with a small one beside it
     "replknet": (
-        "a = Conv<pads = [6, 6, 6, 6], group = 4>(data, wl)\n" + normal("ab", "a", "a")
-        + "b = Conv<pads = [2, 2, 2, 2], group = 4>(data, ws)\n" + normal("bb", "b", "b") + "output = Add(ab, bb)",
+        "a = Conv<pads = [6, 6, 6, 6], group = 4>(data, wl)\n"
+        + normal("ab", "a", "a")
+        + "b = Conv<pads = [2, 2, 2, 2], group = 4>(data, ws)\n"
+        + normal("bb", "b", "b")
+        + "output = Add(ab, bb)",
         {"wl": (4, 1, 13, 13), "ws": (4, 1, 5, 5)} | bn("a", "b"),
     ),
     # ACNet (arXiv 1908.03930): the skeleton 1x3 and 3x1 beside 3x3
     "acnet": (
-        f"a = Conv<{PADS}>(data, w)\n" + normal("ab", "a", "a") + "b = Conv<pads = [0, 1, 0, 1]>(data, wh)\n" + normal("bb", "b", "b")
-        + "c = Conv<pads = [1, 0, 1, 0]>(data, wv)\n" + normal("cb", "c", "c") + "s = Add(ab, bb)\noutput = Add(s, cb)",
+        f"a = Conv<{PADS}>(data, w)\n"
+        + normal("ab", "a", "a")
+        + "b = Conv<pads = [0, 1, 0, 1]>(data, wh)\n"
+        + normal("bb", "b", "b")
+        + "c = Conv<pads = [1, 0, 1, 0]>(data, wv)\n"
+        + normal("cb", "c", "c")
+        + "s = Add(ab, bb)\noutput = Add(s, cb)",
         {"w": (4, 4, 3, 3), "wh": (4, 4, 1, 3), "wv": (4, 4, 3, 1)} | bn("a", "b", "c"),
     ),
-    # DBB (arXiv 2103.13425): 1x1; 1x1-BN-kxk with the border that BN gives zeros; 1x1-BN-average; kxk
+    # DBB (arXiv 2103.13425): 1x1; 1x1-BN-kxk with the border that BN gives zeros; 1x1-BN-average;
+    # kxk
     "dbb, padded in front of the first BN": (
-        f"a = Conv<{PADS}>(data, w)\n" + normal("ab", "a", "a") + "b = Conv(data, w1)\n" + normal("bb", "b", "b")
-        + "c = Conv(data, v1)\ncp = Pad(c, frame)\n" + normal("cb", "cp", "c") + "d = Conv(cb, v3)\n" + normal("db", "d", "d")
-        + "e = Conv(data, p1)\nep = Pad(e, frame)\n" + normal("eb", "ep", "e")
-        + "f = AveragePool<kernel_shape = [3, 3]>(eb)\n" + normal("fb", "f", "f")
+        f"a = Conv<{PADS}>(data, w)\n"
+        + normal("ab", "a", "a")
+        + "b = Conv(data, w1)\n"
+        + normal("bb", "b", "b")
+        + "c = Conv(data, v1)\ncp = Pad(c, frame)\n"
+        + normal("cb", "cp", "c")
+        + "d = Conv(cb, v3)\n"
+        + normal("db", "d", "d")
+        + "e = Conv(data, p1)\nep = Pad(e, frame)\n"
+        + normal("eb", "ep", "e")
+        + "f = AveragePool<kernel_shape = [3, 3]>(eb)\n"
+        + normal("fb", "f", "f")
         + "s = Add(ab, bb)\nt = Add(s, db)\noutput = Add(t, fb)",
         SQUARE | bn(*"abcdef"),
     ),
     "dbb, padded in the 1x1 convolution": (
-        f"a = Conv<{PADS}>(data, w)\n" + normal("ab", "a", "a") + "b = Conv(data, w1)\n" + normal("bb", "b", "b")
-        + f"c = Conv<{PADS}>(data, v1)\n" + normal("cb", "c", "c") + "d = Conv(cb, v3)\n" + normal("db", "d", "d")
-        + f"e = Conv<{PADS}>(data, p1)\n" + normal("eb", "e", "e")
-        + "f = AveragePool<kernel_shape = [3, 3]>(eb)\n" + normal("fb", "f", "f")
+        f"a = Conv<{PADS}>(data, w)\n"
+        + normal("ab", "a", "a")
+        + "b = Conv(data, w1)\n"
+        + normal("bb", "b", "b")
+        + f"c = Conv<{PADS}>(data, v1)\n"
+        + normal("cb", "c", "c")
+        + "d = Conv(cb, v3)\n"
+        + normal("db", "d", "d")
+        + f"e = Conv<{PADS}>(data, p1)\n"
+        + normal("eb", "e", "e")
+        + "f = AveragePool<kernel_shape = [3, 3]>(eb)\n"
+        + normal("fb", "f", "f")
         + "s = Add(ab, bb)\nt = Add(s, db)\noutput = Add(t, fb)",
         SQUARE | bn(*"abcdef"),
     ),
     "dbb, strided": (
-        f"a = Conv<{PADS}, strides = [2, 2]>(data, w)\n" + normal("ab", "a", "a")
-        + "b = Conv<strides = [2, 2]>(data, w1)\n" + normal("bb", "b", "b")
-        + "c = Conv(data, v1)\ncp = Pad(c, frame)\n" + normal("cb", "cp", "c") + "d = Conv<strides = [2, 2]>(cb, v3)\n" + normal("db", "d", "d")
+        f"a = Conv<{PADS}, strides = [2, 2]>(data, w)\n"
+        + normal("ab", "a", "a")
+        + "b = Conv<strides = [2, 2]>(data, w1)\n"
+        + normal("bb", "b", "b")
+        + "c = Conv(data, v1)\ncp = Pad(c, frame)\n"
+        + normal("cb", "cp", "c")
+        + "d = Conv<strides = [2, 2]>(cb, v3)\n"
+        + normal("db", "d", "d")
         + "s = Add(ab, bb)\noutput = Add(s, db)",
         SQUARE | bn(*"abcd"),
     ),
     # MobileOne (arXiv 2206.04040): several kxk, a scale branch and BN alone, depthwise
     "mobileone": (
-        f"a = Conv<{PADS}, group = 4>(data, wa)\n" + normal("ab", "a", "a") + f"b = Conv<{PADS}, group = 4>(data, wb)\n" + normal("bb", "b", "b")
-        + "c = Conv<group = 4>(data, wc)\n" + normal("cb", "c", "c") + normal("db", "data", "d")
+        f"a = Conv<{PADS}, group = 4>(data, wa)\n"
+        + normal("ab", "a", "a")
+        + f"b = Conv<{PADS}, group = 4>(data, wb)\n"
+        + normal("bb", "b", "b")
+        + "c = Conv<group = 4>(data, wc)\n"
+        + normal("cb", "c", "c")
+        + normal("db", "data", "d")
         + "s = Add(ab, bb)\nt = Add(s, cb)\noutput = Add(db, t)",
         {"wa": (4, 1, 3, 3), "wb": (4, 1, 3, 3), "wc": (4, 1, 1, 1)} | bn(*"abcd"),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -331,7 +378,7 @@ def test_a_block_becomes_one_convolution(name: str, graph: Graph, execute: Execu
     result = fold(model)
     assert [node.op_type for node in result.model.graph.node] == ["Conv"]
     assert not result.refusals
-    assert prove(model, result.model, [one.output for one in result.folds])
+    assert prove(model, result.model, result.outputs)
     data = np.random.default_rng(1).standard_normal((2, 4, 9, 10)).astype(np.float32)
     (expected,), (got,) = execute(model, data), execute(result.model, data)
     assert np.abs(expected - got).max() <= 1e-4 * np.abs(expected).max()

@@ -22,7 +22,7 @@ LARGE = 30_000_000  # parameters of the deploy form
 
 
 @pytest.mark.parametrize("name", [row.name for row in catalog.models()])
-def test_the_graph_has_the_counts_of_the_catalog_in_both_forms(
+def test_parameters_and_macs_of_both_forms_match_the_catalog(
     name: str, aged: Any, request: pytest.FixtureRequest
 ) -> None:
     row = catalog.spec(name)
@@ -40,12 +40,10 @@ def test_the_graph_has_the_counts_of_the_catalog_in_both_forms(
     assert (before.parameters, before.macs) == (row.parameters_train, row.macs_train)
     assert (after.parameters, after.macs) == (row.parameters_deploy, row.macs)
     assert "BatchNormalization" not in after.operators
-    assert len(prove(made.model, result.model, [one.output for one in result.folds])) == len(
-        result.folds
-    )
+    assert len(prove(made.model, result.model, result.outputs)) == len(result.folds)
 
 
-def test_repvgg_a0_becomes_a_plain_stack(aged: Any) -> None:
+def test_repvgg_a0_becomes_a_stack_of_convolutions(aged: Any) -> None:
     row = catalog.spec("repvgg_a0")
     made = export(
         aged(families.seeded("repvgg_a0", 10, 0)),

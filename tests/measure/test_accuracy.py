@@ -22,10 +22,10 @@ PLAIN = Preprocess(size=2, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), s
 
 
 def lookup(
-    answers: Sequence[Sequence[float]], labels: tuple[str, ...] = (), preprocess: Preprocess = PLAIN
+    logits: Sequence[Sequence[float]], labels: tuple[str, ...] = (), preprocess: Preprocess = PLAIN
 ) -> Artifact:
     """A classifier that gives an image of gray value g the logits `answers[g]`."""
-    table = np.array(answers, np.float32)
+    table = np.array(logits, np.float32)
     body = """<ir_version: 8, opset_import: ["" : 17]>
         g (float[N, 3, 2, 2] data) => (float[N, CLASSES] output)
         {
@@ -65,7 +65,7 @@ def gray_images(
 def predictions(artifacts: Sequence[Artifact], dataset: Dataset) -> list[accuracy.ModelPredictions]:
     runner = engine("onnxruntime")
     return accuracy.evaluate(
-        [accuracy.open_run(one, runner, 1) for one in artifacts], dataset, ReadReport()
+        [accuracy.open_run(artifact, runner, 1) for artifact in artifacts], dataset, ReadReport()
     )
 
 
@@ -91,24 +91,24 @@ def test_top1_and_top5_of_known_logits() -> None:
 
 def test_ties_go_to_the_lower_class() -> None:
     names = ("a", "b", "c")
-    found = predictions([lookup([[1, 1, 1], [0, 2, 2]], names)], gray_images([0, 1], names))[0]
-    assert found.top[:, 0].tolist() == [0, 1]
+    result = predictions([lookup([[1, 1, 1], [0, 2, 2]], names)], gray_images([0, 1], names))[0]
+    assert result.top[:, 0].tolist() == [0, 1]
 
 
 def test_with_fewer_than_five_classes_top5_is_100_percent() -> None:
     names = ("a", "b", "c")
-    found = predictions([lookup(one_hot([0, 0, 0], 3), names)], gray_images([0, 1, 2], names))[0]
-    assert found.top.shape == (3, 3)
-    assert found.record().values.top5 == 100
+    result = predictions([lookup(one_hot([0, 0, 0], 3), names)], gray_images([0, 1, 2], names))[0]
+    assert result.top.shape == (3, 3)
+    assert result.record().values.top5 == 100
 
 
 def test_predictions_keep_the_order_of_the_images() -> None:
     count = 2 * accuracy.BATCH + 5
     names = tuple("abcdefghij")
     winners = [(3 * i) % 10 for i in range(count)]
-    found = predictions([lookup(one_hot(winners, 10), names)], gray_images([0] * count, names))[0]
-    assert found.top[:, 0].tolist() == winners
-    assert found.keys == tuple(map(str, range(count)))
+    result = predictions([lookup(one_hot(winners, 10), names)], gray_images([0] * count, names))[0]
+    assert result.top[:, 0].tolist() == winners
+    assert result.keys == tuple(map(str, range(count)))
 
 
 def test_a_run_can_be_evaluated_twice() -> None:
@@ -124,12 +124,12 @@ def test_an_unreadable_image_is_left_out_and_shifts_no_other() -> None:
     names, count = ("a", "b"), 200
     targets = [i % 2 for i in range(count)]
     dataset = gray_images(targets, names, broken=frozenset({3}))
-    found = predictions([lookup(one_hot(targets, 2), names)], dataset)[0]
-    assert found.record().values.top1 == 100
-    assert found.data["unreadable"] == 1
-    assert "3" not in found.keys
+    result = predictions([lookup(one_hot(targets, 2), names)], dataset)[0]
+    assert result.record().values.top1 == 100
+    assert result.data["unreadable"] == 1
+    assert "3" not in result.keys
     assert (
-        found.data["sha256"]
+        result.data["sha256"]
         != predictions([lookup(one_hot(targets, 2), names)], gray_images(targets, names))[0].data[
             "sha256"
         ]
@@ -139,14 +139,14 @@ def test_an_unreadable_image_is_left_out_and_shifts_no_other() -> None:
 def test_logits_are_kept_on_request_in_the_order_of_the_images(tmp_path: Path) -> None:
     names, count = tuple("abcdefghij"), 20 * accuracy.BATCH + 5
     draws = np.random.default_rng(0).normal(size=(2, count, 10)).round(3).tolist()
-    runs = [accuracy.open_run(lookup(one, names), engine("onnxruntime"), 1) for one in draws]
+    runs = [accuracy.open_run(lookup(table, names), engine("onnxruntime"), 1) for table in draws]
     dataset = gray_images([0] * count, names, broken=frozenset({3}))
     assert accuracy.evaluate(runs, dataset, ReadReport())[0].logits is None
-    for one, answers in zip(
+    for result, logits in zip(
         accuracy.evaluate(runs, dataset, ReadReport(), logits=True), draws, strict=True
     ):
-        assert one.logits is not None
-        np.testing.assert_allclose(one.logits, np.delete(np.array(answers), 3, axis=0), rtol=1e-6)
+        assert result.logits is not None
+        np.testing.assert_allclose(result.logits, np.delete(np.array(logits), 3, axis=0), rtol=1e-6)
     with pytest.raises(ValueError, match="without a journal"):
         accuracy.evaluate(runs, dataset, ReadReport(), journal=tmp_path / "run.jsonl", logits=True)
 
@@ -166,12 +166,12 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 
 def test_models_with_different_preprocessing_are_not_compared() -> None:
     names = ("a", "b")
-    one = lookup(one_hot([0, 1], 2), names)
-    other = lookup(
+    first = lookup(one_hot([0, 1], 2), names)
+    second = lookup(
         one_hot([0, 1], 2), names, Preprocess(size=2, resize="squash", crop_fraction=1.0)
     )
     with pytest.raises(InputError, match="prepare their images differently"):
-        predictions([one, other], gray_images([0, 1], names))
+        predictions([first, second], gray_images([0, 1], names))
 
 
 def indices(
@@ -268,24 +268,24 @@ def test_a_flip_between_two_wrong_classes_is_listed_and_is_no_drop() -> None:
 
 def test_classes_are_listed_worst_first_with_their_commonest_mistake() -> None:
     names = tuple("abc")
-    found = predictions(
+    rows = predictions(
         [lookup(one_hot([0, 0, 2, 2, 1, 2, 2], 3), names)],
         gray_images([0, 0, 1, 1, 1, 2, 2], names),
     )[0].by_class()
-    assert [(one["class"], one["index"], one["n"], one["taken_for"]) for one in found] == [
+    assert [(row["class"], row["index"], row["n"], row["taken_for"]) for row in rows] == [
         ("b", 1, 3, "c"),
         ("a", 0, 2, None),
         ("c", 2, 2, None),
     ]
     interval = stats.wilson(1, 3)
-    assert (found[0]["top1"], found[0]["top1_low"], found[0]["top1_high"]) == pytest.approx(
+    assert (rows[0]["top1"], rows[0]["top1_low"], rows[0]["top1_high"]) == pytest.approx(
         (100 / 3, 100 * interval.low, 100 * interval.high)
     )
 
 
 def test_a_model_without_labels_has_numbered_classes() -> None:
-    found = predictions([lookup(one_hot([1, 1], 2))], gray_images([0, 1], ("x", "y")))[0]
-    assert [(one["class"], one["taken_for"]) for one in found.by_class()] == [
+    result = predictions([lookup(one_hot([1, 1], 2))], gray_images([0, 1], ("x", "y")))[0]
+    assert [(row["class"], row["taken_for"]) for row in result.by_class()] == [
         ("0", "1"),
         ("1", None),
     ]
@@ -297,8 +297,8 @@ def test_a_fixed_batch_size_gives_the_same_predictions(batch: int) -> None:
     fixed = lookup(one_hot(winners, 3), names)
     fixed.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
     fixed.model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = batch
-    found = predictions([fixed], gray_images([0] * 11, names))[0]
-    assert found.top[:, 0].tolist() == winners
+    result = predictions([fixed], gray_images([0] * 11, names))[0]
+    assert result.top[:, 0].tolist() == winners
 
 
 def test_a_size_that_contradicts_the_model_is_refused_before_reading_images() -> None:
@@ -325,13 +325,13 @@ def test_compare_refuses_different_images_and_class_orders() -> None:
     short = predictions([lookup(one_hot([0], 2), names)], gray_images([0], names))[0]
     with pytest.raises(InputError, match="different images"):
         accuracy.compare(long, short)
-    turned = lookup(one_hot([1, 0], 2), ("b", "a"))
-    one, other = predictions(
-        [lookup(one_hot([0, 1], 2), names), turned], gray_images([0, 1], names)
+    reordered = lookup(one_hot([1, 0], 2), ("b", "a"))
+    first, second = predictions(
+        [lookup(one_hot([0, 1], 2), names), reordered], gray_images([0, 1], names)
     )
-    assert one.record().values.top1 == other.record().values.top1 == 100
+    assert first.record().values.top1 == second.record().values.top1 == 100
     with pytest.raises(InputError, match="different orders"):
-        accuracy.compare(one, other)
+        accuracy.compare(first, second)
 
 
 def test_a_model_without_preprocessing_is_refused_with_the_options_to_give() -> None:

@@ -88,9 +88,11 @@ def test_two_processes_give_the_result_of_one_and_one_can_resume_their_journal(
     assert two.returncode == 0, two.stderr
     assert two.stdout == alone.out
     parts = [journal, tmp_path / "j.jsonl.1"]
-    seen = [[json.loads(line)["i"] for line in path.read_text().splitlines()[1:]] for path in parts]
-    assert sorted(seen[0] + seen[1]) == list(range(45))
-    assert all(seen)
+    evaluated = [
+        [json.loads(line)["i"] for line in path.read_text().splitlines()[1:]] for path in parts
+    ]
+    assert sorted(evaluated[0] + evaluated[1]) == list(range(45))
+    assert all(evaluated)
     parts[1].write_text(
         "".join(line + "\n" for line in parts[1].read_text().splitlines()[:9])
     )  # as if killed after one chunk

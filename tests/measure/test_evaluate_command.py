@@ -41,8 +41,8 @@ def own(trained: Artifact, digits_folder: Path) -> OwnRun:
     data = folder.read(digits_folder).held_out()
     session = engine("onnxruntime").open(trained.model, 1)
     read = [
-        session.run(one.inputs)
-        for one in batches(data, trained.require_preprocess(), 8, ReadReport())
+        session.run(batch.inputs)
+        for batch in batches(data, trained.require_preprocess(), 8, ReadReport())
     ]
     return OwnRun(data.keys, np.array(data.targets), np.concatenate(read))
 
@@ -50,12 +50,13 @@ def own(trained: Artifact, digits_folder: Path) -> OwnRun:
 def result_txt(path: Path, own: OwnRun, logits: npt.NDArray[np.float32]) -> Path:
     """As VastModelZOO's classification.py writes it: five lines an image, in no order."""
     lines = []
-    for place in np.random.default_rng(1).permutation(len(own.keys)):
-        shares = np.exp(logits[place] - logits[place].max())
-        for rank, index in enumerate(np.argsort(-logits[place], kind="stable")[:5]):
+    for image in np.random.default_rng(1).permutation(len(own.keys)):
+        shares = np.exp(logits[image] - logits[image].max())
+        for rank, index in enumerate(np.argsort(-logits[image], kind="stable")[:5]):
             prob = shares[index] / shares.sum()
             lines.append(
-                f"/data/a:b/{own.keys[place]}: Relay top-{rank} id: {index}, prob: {prob:.8f}, class name: {index}"
+                f"/data/a:b/{own.keys[image]}: Relay top-{rank} id: {index}, "
+                f"prob: {prob:.8f}, class name: {index}"
             )
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -65,11 +66,11 @@ def npz_folder(path: Path, own: OwnRun, logits: npt.NDArray[np.float32]) -> tupl
     """(folder, datalist) as vamp writes them: files numbered in the order of the list."""
     path.mkdir()
     order = np.random.default_rng(2).permutation(len(own.keys))
-    for number, place in enumerate(order):
-        np.savez(path / f"output_{number:06d}.npz", output_0=logits[place][None])
+    for number, image in enumerate(order):
+        np.savez(path / f"output_{number:06d}.npz", output_0=logits[image][None])
     datalist = path.with_suffix(".txt")
     datalist.write_text(
-        "".join(f"/npz/{own.keys[place].removesuffix('.png')}.npz\n" for place in order)
+        "".join(f"/npz/{own.keys[image].removesuffix('.png')}.npz\n" for image in order)
     )
     return path, datalist
 
@@ -77,8 +78,8 @@ def npz_folder(path: Path, own: OwnRun, logits: npt.NDArray[np.float32]) -> tupl
 def with_mistakes(own: OwnRun, count: int) -> npt.NDArray[np.float32]:
     """The logits, with another class first in `count` of the correct images."""
     logits = own.logits.copy()
-    for place in np.flatnonzero(own.first == own.targets)[:count]:
-        logits[place, (own.targets[place] + 1) % 10] = logits[place].max() + 1
+    for image in np.flatnonzero(own.first == own.targets)[:count]:
+        logits[image, (own.targets[image] + 1) % 10] = logits[image].max() + 1
     return logits
 
 
@@ -88,21 +89,21 @@ def test_results_of_a_board_are_compared_with_our_own(
 ) -> None:
     logits = with_mistakes(own, 7)
     if form == "text":
-        given: list[object] = ["--result", result_txt(tmp_path / "result.txt", own, logits)]
+        options: list[object] = ["--result", result_txt(tmp_path / "result.txt", own, logits)]
     else:
         out, datalist = npz_folder(tmp_path / "out", own, logits)
-        given = ["--result", out, "--datalist", datalist]
-    kept = tmp_path / "kept.jsonl"
+        options = ["--result", out, "--datalist", datalist]
+    records = tmp_path / "kept.jsonl"
     ran = run(
         "evaluate",
         model_file,
         "--data",
         digits_folder,
-        *given,
+        *options,
         "--drop",
         1,
         "--append",
-        kept,
+        records,
         "--json",
     )
     assert ran.code == 0, ran.err
@@ -121,7 +122,7 @@ def test_results_of_a_board_are_compared_with_our_own(
     assert paired["needed"] == stats.pairs_needed(7 / 200, 0.01)
     assert len(paired["flips"]) == 7
     assert all(flip["second"] == (flip["target"] + 1) % 10 for flip in paired["flips"])
-    assert [json.loads(line)["kind"] for line in kept.read_text().splitlines()] == [
+    assert [json.loads(line)["kind"] for line in records.read_text().splitlines()] == [
         "accuracy",
         "accuracy",
         "paired",
@@ -155,7 +156,7 @@ def foreign(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (doubled, "2 times: the tool appends"),
         (cut, "expected 'PATH|so it is incomplete"),
@@ -164,7 +165,7 @@ def foreign(text: str) -> str:
 )
 def test_a_damaged_result_is_refused_in_one_sentence_and_nothing_is_appended(
     damage: Callable[[str], str],
-    said: str,
+    message: str,
     own: OwnRun,
     run: Run,
     digits_folder: Path,
@@ -176,7 +177,7 @@ def test_a_damaged_result_is_refused_in_one_sentence_and_nothing_is_appended(
         "evaluate", "--data", digits_folder, "--result", text, "--append", tmp_path / "kept.jsonl"
     )
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
-    assert any(one in ran.err for one in said.split("|"))
+    assert any(part in ran.err for part in message.split("|"))
     assert not (tmp_path / "kept.jsonl").exists()
 
 
@@ -188,20 +189,22 @@ BAD = [
     (["--result", "{here}/out", "--datalist", "{here}/short.txt"], "names 1 images, but"),
     (["--result", "{here}/result.txt", "--append", "{here}/short.txt/kept.jsonl"], "short.txt"),
     (["--result", "{here}/result.txt", "--append", "{here}/out"], "out"),
-    ([], "give the files of models, or --result"),
+    ([], "give model files, or --result"),
 ]
 
 
-@pytest.mark.parametrize(("options", "said"), BAD)
+@pytest.mark.parametrize(("options", "message"), BAD)
 def test_a_bad_option_is_refused_in_one_sentence(
-    options: list[str], said: str, own: OwnRun, run: Run, digits_folder: Path, tmp_path: Path
+    options: list[str], message: str, own: OwnRun, run: Run, digits_folder: Path, tmp_path: Path
 ) -> None:
     result_txt(tmp_path / "result.txt", own, own.logits)
     npz_folder(tmp_path / "out", own, own.logits)
     (tmp_path / "short.txt").write_text("/npz/0.npz\n")
-    ran = run("evaluate", "--data", digits_folder, *(one.format(here=tmp_path) for one in options))
+    ran = run(
+        "evaluate", "--data", digits_folder, *(part.format(here=tmp_path) for part in options)
+    )
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1), ran
-    assert said in ran.err
+    assert message in ran.err
 
 
 @pytest.mark.parametrize("drop", ["0", "-1", "101", "nan", "much"])
@@ -225,8 +228,8 @@ def test_two_classes_of_one_name_are_told_apart_on_photographs() -> None:
     ]
     model = lite0.artifact()
     run = accuracy.open_run(model, engine("onnxruntime"))
-    (found,) = accuracy.evaluate([run], data.subset(near), ReadReport())
-    rows = {row["index"]: row for row in found.by_class()}
+    (result,) = accuracy.evaluate([run], data.subset(near), ReadReport())
+    rows = {row["index"]: row for row in result.by_class()}
     assert len(rows) == len(near) == 9
     assert all(rows[crane]["n"] == 1 for crane in CRANES)
     assert all(rows[crane]["top1"] == 100 for crane in CRANES)

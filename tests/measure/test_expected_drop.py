@@ -32,31 +32,33 @@ def estimate(
     other: npt.NDArray[np.float32],
     targets: npt.NDArray[np.int64] | None = None,
 ) -> ExpectedDrop:
-    found = Margins.from_logits(logits)
-    return expected_drop(found, found.classes[:, 0] if targets is None else targets, logits, other)
+    margins = Margins.from_logits(logits)
+    if targets is None:
+        targets = margins.classes[:, 0]
+    return expected_drop(margins, targets, logits, other)
 
 
 @pytest.mark.parametrize("size", [0.02, 0.1, 0.4])
 def test_the_estimate_is_the_mean_over_many_draws_of_the_noise(size: float) -> None:
     logits, targets = model()
     drawn = [add_noise(logits, size, seed).argmax(1) for seed in range(1, 301)]
-    changed = 100 * np.mean([one != logits.argmax(1) for one in drawn])
-    drop = 100 * (np.mean(logits.argmax(1) == targets) - np.mean([one == targets for one in drawn]))
-    one = estimate(logits, add_noise(logits, size, 1000), targets)
-    assert one.changed == pytest.approx(changed, rel=0.2)
-    assert one.drop == pytest.approx(drop, rel=0.3, abs=0.1)
+    changed = 100 * np.mean([predicted != logits.argmax(1) for predicted in drawn])
+    accuracy = np.mean([predicted == targets for predicted in drawn])
+    drop = 100 * (np.mean(logits.argmax(1) == targets) - accuracy)
+    expected = estimate(logits, add_noise(logits, size, 1000), targets)
+    assert expected.changed == pytest.approx(changed, rel=0.2)
+    assert expected.drop == pytest.approx(drop, rel=0.3, abs=0.1)
 
 
 def test_the_standard_error_is_the_spread_over_other_images() -> None:
-    found = []
+    estimates = []
     for seed in range(200):
         logits, targets = model(seed)
-        found.append(estimate(logits, add_noise(logits, 0.1, 1000 + seed), targets))
+        estimates.append(estimate(logits, add_noise(logits, 0.1, 1000 + seed), targets))
     for name in ("changed", "drop"):
-        spread = np.std([getattr(one, name) for one in found])
-        assert np.mean([getattr(one, f"{name}_error") for one in found]) == pytest.approx(
-            spread, rel=0.25
-        ), name
+        spread = np.std([getattr(expected, name) for expected in estimates])
+        errors = [getattr(expected, f"{name}_error") for expected in estimates]
+        assert np.mean(errors) == pytest.approx(spread, rel=0.25), name
 
 
 def test_the_estimate_varies_less_than_the_counted_changes() -> None:
@@ -87,24 +89,29 @@ def test_margins_of_more_images_lower_the_standard_error() -> None:
 @pytest.mark.parametrize("shift", [0.0, 3.0])
 def test_a_shift_of_all_logits_changes_no_prediction(shift: float) -> None:
     logits, targets = model()
-    one = estimate(logits, logits + np.float32(shift), targets)
-    assert (one.changed, one.changed_error, one.drop, one.drop_error) == (0, 0, 0, 0)
+    expected = estimate(logits, logits + np.float32(shift), targets)
+    assert (expected.changed, expected.changed_error, expected.drop, expected.drop_error) == (
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 def test_constant_logits_lose_most_of_the_accuracy() -> None:
     logits, targets = model()
     constant = np.zeros_like(logits)
     constant[:, 0] = 50
-    one = estimate(logits, constant, targets)
-    assert one.changed > 50
-    assert one.drop > 30
+    expected = estimate(logits, constant, targets)
+    assert expected.changed > 50
+    assert expected.drop > 30
 
 
 def test_with_predictions_as_targets_every_change_is_a_loss() -> None:
     logits, _ = model(classes=2)  # fewer classes than rivals
-    one = estimate(logits, add_noise(logits, 0.5, 1))
-    assert one.changed > 0
-    assert one.drop == pytest.approx(one.changed)
+    expected = estimate(logits, add_noise(logits, 0.5, 1))
+    assert expected.changed > 0
+    assert expected.drop == pytest.approx(expected.changed)
 
 
 def test_noise_can_correct_wrong_predictions() -> None:
@@ -128,11 +135,11 @@ def test_the_snr_of_known_noise() -> None:
 def test_of_many_images_an_evenly_spaced_subset_gives_the_same_estimate() -> None:
     logits, targets = model(images=5 * MAX_PAIRED)
     other = add_noise(logits, 0.1, 1)
-    one, some = estimate(logits, other, targets), slice(None, None, 5)
-    assert one.changed == pytest.approx(
-        estimate(logits[some], other[some], targets[some]).changed, rel=0.1
+    expected, subset = estimate(logits, other, targets), slice(None, None, 5)
+    assert expected.changed == pytest.approx(
+        estimate(logits[subset], other[subset], targets[subset]).changed, rel=0.1
     )
-    assert one.changed_error < estimate(logits[:300], other[:300], targets[:300]).changed_error
+    assert expected.changed_error < estimate(logits[:300], other[:300], targets[:300]).changed_error
 
 
 def test_the_interval_reaches_1_96_standard_errors_to_either_side() -> None:

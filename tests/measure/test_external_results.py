@@ -30,7 +30,8 @@ def relay_lines(
     image: str, ids: Sequence[int], names: Callable[[int], str] = str, start: int = 1
 ) -> str:
     return "".join(
-        f"{image}: Relay top-{start + rank} id: {index}, prob: {0.9 - rank / 10:.8f}, class name: {names(index)}\n"
+        f"{image}: Relay top-{start + rank} id: {index}, "
+        f"prob: {0.9 - rank / 10:.8f}, class name: {names(index)}\n"
         for rank, index in enumerate(ids)
     )
 
@@ -67,13 +68,13 @@ def test_classes_of_the_same_name_are_told_apart_by_id(
         for ids, i in reversed(lines)
     )
     path.write_text("".join(text))
-    found, indices = outputs.read(path, data)
+    results, indices = outputs.read(path, data)
     assert indices == [0, 1, 2]
-    values = found.record().values
+    values = results.record().values
     assert values.n == 3
     assert (values.top1, values.top5) == pytest.approx((100 / 3, 200 / 3))
-    assert found.record().engine["name"] == "external"
-    assert found.label(bird) == SYNSETS[bird]
+    assert results.record().engine["name"] == "external"
+    assert results.label(bird) == SYNSETS[bird]
 
 
 def write_text(tmp_path: Path, text: str) -> Path:
@@ -136,13 +137,13 @@ def test_images_of_the_same_name_are_told_apart_by_their_folder(tmp_path: Path) 
     data = Dataset(
         "d", ("a", "b", "c"), ("a/1.jpg", "b/1.jpg", "c/2.jpg"), (0, 1, 2), refuse_to_load
     )
-    found, indices = outputs.read(
+    results, indices = outputs.read(
         write_text(
             tmp_path, relay_lines("/x/b/1.jpg", [1, 0, 2]) + relay_lines("/y/2.jpg", [0, 1, 2])
         ),
         data,
     )
-    assert (indices, found.targets.tolist(), found.correct.tolist()) == (
+    assert (indices, results.targets.tolist(), results.correct.tolist()) == (
         [1, 2],
         [1, 2],
         [True, False],
@@ -180,9 +181,9 @@ def test_arrays_are_matched_by_name_or_by_the_order_of_the_datalist(
         np.array([[0, 2, 1]], np.float32),
         np.array([[3, 2, 1]], np.float16),
     ]
-    found, _ = outputs.read(arrays(tmp_path / "numbered", rows), two, listed)
-    assert found.top.tolist() == [[0, 1, 2], [1, 2, 0]]
-    assert found.correct.all()
+    results, _ = outputs.read(arrays(tmp_path / "numbered", rows), two, listed)
+    assert results.top.tolist() == [[0, 1, 2], [1, 2, 0]]
+    assert results.correct.all()
     named = tmp_path / "named"
     named.mkdir()
     np.savez(named / "x.npz", output_0=rows[1])
@@ -277,16 +278,16 @@ def test_our_own_predictions_in_the_vendors_format_give_the_same_figures(
     board.write_text(
         "".join(relay_lines(f"/board/{own.keys[i]}", own.top[i].tolist(), str) for i in order)
     )
-    found, indices = outputs.read(board, data, model=trained)
+    results, indices = outputs.read(board, data, model=trained)
     assert indices == list(range(len(data)))
-    record = accuracy.compare(own, found)
+    record = accuracy.compare(own, results)
     assert (record.values.drop, record.samples["flips"], record.values.same_prediction) == (
         0,
         [],
         100,
     )
-    assert found.record().values == own.record().values
-    some = outputs.select_images(found, own.keys[3:50])
-    assert some.keys == own.keys[3:50]
-    assert np.array_equal(some.top, own.top[3:50])
-    assert re.fullmatch("[0-9a-f]{64}", some.data["sha256"])
+    assert results.record().values == own.record().values
+    selected = outputs.select_images(results, own.keys[3:50])
+    assert selected.keys == own.keys[3:50]
+    assert np.array_equal(selected.top, own.top[3:50])
+    assert re.fullmatch("[0-9a-f]{64}", selected.data["sha256"])

@@ -53,8 +53,8 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as made:
-        yield made
+    ) as process:
+        yield process
 
 
 def kill_at(images: int, journal: Path, *arguments: object) -> None:
@@ -128,11 +128,13 @@ HEADER = {"data": {"name": "d"}, "runs": [{"file": "m", "sha256": "0"}]}
 
 
 def predictions(number: int, images: int) -> list[ImagePrediction]:
-    made = []
+    chunk = []
     for index in chunk_range(number, images):
-        one = ImagePrediction(index, ((index % 2, 1 - index % 2),), "L" if index == 4 else "RGB")
-        made.append(ImagePrediction(3, why="3.png is broken") if index == 3 else one)
-    return made
+        prediction = ImagePrediction(
+            index, ((index % 2, 1 - index % 2),), "L" if index == 4 else "RGB"
+        )
+        chunk.append(ImagePrediction(3, why="3.png is broken") if index == 3 else prediction)
+    return chunk
 
 
 def fill_journal(path: Path, images: int = 21) -> tuple[Dataset, PredictionTable]:
@@ -301,17 +303,23 @@ def test_an_image_that_changes_during_the_evaluation_is_named_and_predictions_ar
         accuracy.evaluate(
             runs, replace(data, load=changing), ReadReport(), journal=tmp_path / "j.jsonl"
         )
-    kept = image_indices(tmp_path / "j.jsonl")
-    assert kept == list(range(len(kept)))
-    assert 40 <= len(kept) < 80
+    evaluated = image_indices(tmp_path / "j.jsonl")
+    assert evaluated == list(range(len(evaluated)))
+    assert 40 <= len(evaluated) < 80
 
 
 def test_a_full_disk_is_reported_in_one_sentence_and_leaves_whole_chunks(
     model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
     journal = tmp_path / "j.jsonl"
-    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({6000}, {resource.RLIM_INFINITY}))"
-    code = f"{limit}; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from repzoo.cli import main; main()"
+    code = f"""if True:
+        import resource, signal
+        from repzoo.cli import main
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, {resource.RLIM_INFINITY}))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        main()
+    """
     command = [
         sys.executable,
         "-c",
@@ -327,9 +335,9 @@ def test_a_full_disk_is_reported_in_one_sentence_and_leaves_whole_chunks(
     assert ran.returncode == 2, ran.stderr
     assert ran.stderr.count("\n") == 1
     assert f"{journal} cannot be written: File too large; free room" in ran.stderr
-    kept = image_indices(journal)
-    assert kept == list(range(len(kept)))
-    assert len(kept) % CHUNK == 0 < len(kept) < 200
+    evaluated = image_indices(journal)
+    assert evaluated == list(range(len(evaluated)))
+    assert len(evaluated) % CHUNK == 0 < len(evaluated) < 200
     assert journal.read_bytes().endswith(b"\n")
 
 

@@ -1,4 +1,4 @@
-"""Records as JSON lines: what is written is read back, damage is named, and every line is JSON that any reader accepts."""
+"""Records as JSON lines: what is written is read back, damage is named, every line is JSON."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def flat(tmp_path: Path) -> Path:
 
 def bench(flat: Path, *engines: str, **options: Any) -> sweep.SweepResult:
     return verbs.benchmark(
-        [verbs.load(flat)], verbs.BenchOptions(engine=engines, **{"seconds": 0.02, **options})
+        verbs.load(flat), engine=engines, **{"seconds": 0.02, **options}
     )
 
 
@@ -123,7 +123,7 @@ def test_an_engine_that_computes_int8_in_float_says_so(flat: Path) -> None:
     int8 = Artifact(onnx.parser.parse_model(text), "rounded", Preprocess(size=4))
     for engine, said in (("mnn", 1), ("reference", 1), ("onnxruntime", 0)):
         swept = verbs.benchmark(
-            [int8, verbs.load(flat)], verbs.BenchOptions(engine=(engine,), seconds=0.02)
+            [int8, verbs.load(flat)], engine=engine, seconds=0.02
         )
         assert sum("no latency of INT8" in one for one in swept.remarks) == said
 
@@ -174,7 +174,7 @@ def test_a_full_disk_ends_the_sweep_and_leaves_what_was_kept(flat: Path) -> None
 
     options = verbs.BenchOptions(engine=("sleeper",), batch=(1, 2, 3), seconds=0.02)
     with pytest.raises(InputError, match="cannot be written"):
-        verbs.benchmark([verbs.load(flat)], options, keep=keep)
+        verbs.benchmark(flat, options=options, on_records=keep)
     assert [one.values.setting.batch for one in kept] == [1]
 
 

@@ -1,4 +1,4 @@
-"""A small classifier that is right about most digits without training: random features and the nearest class mean."""
+"""A small digits classifier that needs no training: random features, nearest class mean."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.quant.search import gate
 
-SMALL = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 16, 16] data) => (float[N, 10] output) {
+SMALL = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3, 16, 16] data) => (float[N, 10] output) {
     a = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (data, first)
     b = Relu (a)
     c = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (b, second)
@@ -31,7 +32,7 @@ SMALL = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 16, 16] data)
 
 @functools.cache
 def small() -> Artifact:
-    """About 90 % right on digits at 16 px."""
+    """Top-1 of about 90 % on digits at 16 px."""
     preprocess = Preprocess(16, "squash", 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "RGB")
     random = np.random.default_rng(0)
     tensors = {
@@ -47,9 +48,9 @@ def small() -> Artifact:
         onnx.helper.make_tensor_value_info("flat", onnx.TensorProto.FLOAT, None)
     )
     session = engine("onnxruntime").open(body)
-    found = list(batches(data, preprocess, 64, ReadReport()))
-    features = np.concatenate([session.run(one.inputs) for one in found])
-    targets = np.array([data.targets[index] for one in found for index in one.indices])
+    loaded = list(batches(data, preprocess, 64, ReadReport()))
+    features = np.concatenate([session.run(batch.inputs) for batch in loaded])
+    targets = np.array([data.targets[index] for batch in loaded for index in batch.indices])
     means = np.stack([features[targets == digit].mean(0) for digit in range(10)])
     model = onnx.parser.parse_model(SMALL)
     add(model, {**tensors, "means": means, "lengths": -(means**2).sum(1) / 2})
@@ -61,12 +62,12 @@ def small() -> Artifact:
 
 @functools.cache
 def sets() -> QuantizationSplit:
-    """Few digits for each of a quantizer's three purposes."""
-    found = open_source("digits").split_for_quantization(64, 0)
+    """A few digits each for calibration, selection and the gate."""
+    split = open_source("digits").split_for_quantization(64, 0)
     return QuantizationSplit(
-        found.calibration,
-        found.selection.subset(range(0, 256, 4)),
-        found.gate.subset(range(0, len(found.gate), 4)),
+        split.calibration,
+        split.selection.subset(range(0, 256, 4)),
+        split.gate.subset(range(0, len(split.gate), 4)),
     )
 
 
@@ -78,7 +79,7 @@ def add(model: onnx.ModelProto, tensors: dict[str, npt.NDArray[Any]]) -> None:
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timing decides nothing that is asserted in these tests."""
+    """Benchmark briefly: no assertion here depends on timing."""
     monkeypatch.setattr(gate, "BENCH_SECONDS", 0.02)
 
 

@@ -1,4 +1,4 @@
-"""Cards say what the Records say: every number, in both languages, in tables that Markdown reads as tables."""
+"""Cards show what the Records hold, in both languages, in tables that Markdown reads as tables."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def accuracy(form: str, start: float) -> Record[Accuracy]:
 def candidate(placement: str, start: float) -> CandidateSummary:
     paired = PairedAccuracy(n=240, p_value=1.0, **numbers(start, *DROP))  # type: ignore[arg-type]
     return CandidateSummary(
-        recipe="rounding", placement=placement, passes=True, paired=paired, ratio=ratio(start + 6)
+        recipe="ort-cpu", placement=placement, passes=True, paired=paired, ratio=ratio(start + 6)
     )
 
 
@@ -198,7 +198,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield path
 
 
-# Values that a Record holds and a card shows, by kind and path in the JSON; all others are left out.
+# Values that a card shows, by kind of Record and path in its JSON; all others are left out.
 SHOWN = {
     "cost": {"parameters", "macs", "bytes", "nodes"},
     "fold": {
@@ -216,7 +216,7 @@ SHOWN = {
     "quantize": {
         "recipe",
         "placement",
-        *(f"rungs.0.{name}" for name in ("placement", *DROP, *RATIO[:1])),
+        *(f"rungs.0.{name}" for name in ("recipe", "placement", *DROP, *RATIO[:1])),
     },
     "accuracy": {"top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high"},
     "paired": {"n", "p_value", *DROP},
@@ -240,7 +240,7 @@ def test_a_card_shows_every_value_that_it_should_and_no_other(language: str) -> 
         for path in leaves(to_json(row.values)):
             name = ".".join(map(str, path))
             if path[-1] in ("streams", "threads", "batch", "scenario", "faster") or ".1." in name:
-                continue  # the setting decides which row it is; the second candidate is as the first
+                continue  # the setting decides which row it is; one candidate is enough
             document = to_json(row.values)
             inner = document
             for key in path[:-1]:
@@ -272,17 +272,17 @@ def test_both_languages_have_the_same_numbers_and_tables() -> None:
 
 def tables(text: str) -> list[list[list[str]]]:
     """Cells of each table, as a CommonMark reader with GitHub's tables sees them."""
-    found: list[list[list[str]]] = []
+    parsed: list[list[list[str]]] = []
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     for index, token in enumerate(tokens):
         if token.type == "table_open":
-            found.append([])
+            parsed.append([])
         elif token.type == "tr_open":
-            found[-1].append([])
+            parsed[-1].append([])
         elif token.type in ("th_open", "td_open"):
             children = tokens[index + 1].children or []
-            found[-1][-1].append("".join(child.content for child in children))
-    return found
+            parsed[-1][-1].append("".join(child.content for child in children))
+    return parsed
 
 
 def shapes(text: str) -> list[list[int]]:
@@ -295,8 +295,8 @@ def test_every_table_reads_as_one() -> None:
     assert (
         sum(line.startswith("|") for line in text.splitlines()) == sum(map(len, tables(text))) + 7
     )
-    found = tables(text)
-    assert found[0][1] == [
+    parsed = tables(text)
+    assert parsed[0][1] == [
         "net.digits",
         "37x37",
         "13",
@@ -307,35 +307,51 @@ def test_every_table_reads_as_one() -> None:
         "91.0",
         "97.8",
     ]
-    assert found[3][1:] == [
-        [form, streams, *(card.ms(start + 1.37 * step) for step in (0,)), f"{card.ms(start + 1.37)} – {card.ms(start + 2.74)}",
-         card.ms(start + 4.11), card.ms(start + 5.48), card.rate(start + 6.85)]
-        for form, streams, start in (
-            ("training form", "1", 11), ("folded (float)", "1", 31), ("INT8", "1", 51), ("folded (float)", "2", 71), ("INT8", "2", 91))
-    ]  # fmt: skip
-    assert [row[-1] for row in found[6]] == ["", "shipped", ""]
+    timings = (
+        ("training form", "1", 11),
+        ("folded (float)", "1", 31),
+        ("INT8", "1", 51),
+        ("folded (float)", "2", 71),
+        ("INT8", "2", 91),
+    )
+    for cells, (form, streams, start) in zip(parsed[3][1:], timings, strict=True):
+        p50, low, high, p90, p99 = (card.ms(start + 1.37 * step) for step in range(5))
+        fps = card.rate(start + 1.37 * 5)
+        assert cells == [form, streams, p50, f"{low} – {high}", p90, p99, fps]
+    assert [row[-1] for row in parsed[6]] == ["", "shipped", ""]
+
+
+def test_only_the_chosen_candidate_is_marked_among_those_of_one_placement() -> None:
+    rows = records()
+    position = next(index for index, row in enumerate(rows) if row.kind == "quantize")
+    values = rows[position].values
+    other = dataclasses.replace(candidate("dense", 39), recipe="second-order")
+    values = dataclasses.replace(values, rungs=(*values.rungs, other))
+    rows[position] = dataclasses.replace(rows[position], values=values)
+    parsed = tables(card.render(rows, [])["card.md"])
+    assert [cells[-1] for cells in parsed[6]] == ["", "shipped", "", ""]
 
 
 def test_other_engines_have_a_table_of_their_own_and_leave_the_rest_as_it_is() -> None:
     alone = tables(card.render(records(), [])["card.md"])
-    made = card.render([*records(), *beside(), *beside("slow", ["deploy"])], [])
-    found = tables(made["card.md"])
-    assert found[:5] + found[6:] == alone
-    assert found[5][1:] == [
+    rows = card.render([*records(), *beside(), *beside("slow", ["deploy"])], [])
+    parsed = tables(rows["card.md"])
+    assert parsed[:5] + parsed[6:] == alone
+    assert parsed[5][1:] == [
         ["open_vino", "7.8", "211", "231", "0.81", "2.18 – 3.55"],
         ["slow", "7.8", "211", "–", "–", "–"],
     ]
-    assert shapes(made["card.md"]) == shapes(made["card_cn.md"])
+    assert shapes(rows["card.md"]) == shapes(rows["card_cn.md"])
 
 
 NASTY = "a|b*c*_d_`e`[f](g)<h>~~i~~\\j"
 
 
 def test_names_cannot_break_the_card() -> None:
-    made = records(NASTY, NASTY)
-    paired = next(index for index, one in enumerate(made) if one.kind == "paired")
-    made[paired] = dataclasses.replace(made[paired], data={"name": NASTY})
-    text = card.render(made, [NASTY, "two\nlines"])["card.md"]
+    rows = records(NASTY, NASTY)
+    paired = next(index for index, row in enumerate(rows) if row.kind == "paired")
+    rows[paired] = dataclasses.replace(rows[paired], data={"name": NASTY})
+    text = card.render(rows, [NASTY, "two\nlines"])["card.md"]
     assert shapes(text) == shapes(card.render(records(), [])["card.md"])
     assert tables(text)[0][1][0] == NASTY
     assert tables(text)[6][1][0] == NASTY
@@ -363,45 +379,45 @@ def test_an_ordinary_name_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize("index", range(len(records())))
 def test_a_missing_record_is_an_error_and_not_a_gap(index: int) -> None:
-    one = records()[index]
+    row = records()[index]
     rest = [other for position, other in enumerate(records()) if position != index]
-    optional = one.artifact.get("form") == "train" or (
-        one.kind == "ratio" and one.artifact["first"]["form"] == "deploy"
+    optional = row.artifact.get("form") == "train" or (
+        row.kind == "ratio" and row.artifact["first"]["form"] == "deploy"
     )
-    if optional or (one.kind == "latency" and one.values.setting.streams == 2):
+    if optional or (row.kind == "latency" and row.values.setting.streams == 2):
         return  # a job may start from the folded form, and have one client only
-    with pytest.raises(RepzooError, match=one.kind):
+    with pytest.raises(RepzooError, match=row.kind):
         card.render(rest, [])
 
 
 @pytest.mark.parametrize("kind", ["paired", "fold", "quantize"])
 def test_two_jobs_records_are_refused(kind: Kind) -> None:
-    twice = [*records(), *(one for one in records() if one.kind == kind)]
+    twice = [*records(), *(row for row in records() if row.kind == kind)]
     with pytest.raises(RepzooError, match=f"one Record of kind '{kind}'; got 2"):
         card.render(twice, [])
 
 
 def test_a_job_from_the_folded_form_with_one_client_has_a_card() -> None:
-    some = [
-        one
-        for one in records()
-        if one.artifact.get("form") != "train"
-        and (one.kind != "latency" or one.values.setting.streams != 2)
+    rows = [
+        row
+        for row in records()
+        if row.artifact.get("form") != "train"
+        and (row.kind != "latency" or row.values.setting.streams != 2)
     ]
-    some = [one for one in some if one.kind != "ratio" or one.artifact["first"]["form"] == "int8"]
-    found = tables(card.render(some, [])["card.md"])
-    assert [len(table) for table in found] == [2, 3, 2, 3, 2, 3, 3]
+    rows = [row for row in rows if row.kind != "ratio" or row.artifact["first"]["form"] == "int8"]
+    parsed = tables(card.render(rows, [])["card.md"])
+    assert [len(table) for table in parsed] == [2, 3, 2, 3, 2, 3, 3]
 
 
 def test_card_json_has_the_same_values_unrounded_and_is_json() -> None:
-    made = records()
-    values = dataclasses.replace(made[-1].values, ratio=math.nan, ratio_low=1 / 3)
-    made[-1] = dataclasses.replace(made[-1], values=values)
+    rows = records()
+    values = dataclasses.replace(rows[-1].values, ratio=math.nan, ratio_low=1 / 3)
+    rows[-1] = dataclasses.replace(rows[-1], values=values)
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
 
-    facts = json.loads(card.render(made, ["r"])["card.json"], parse_constant=refuse)
+    facts = json.loads(card.render(rows, ["r"])["card.json"], parse_constant=refuse)
     assert facts["ratios"]["deploy"]["ratio"] is None
     assert facts["ratios"]["deploy"]["ratio_low"] == 1 / 3
     assert facts["many"]["threads"] == 2
@@ -415,8 +431,8 @@ def test_both_languages_have_the_words_that_the_template_uses_and_no_others() ->
     used = set(re.findall(r"\bt\.(\w+)", template))
     assert set(words["en"]) == set(words["zh"]) == used
     for key in used - {"forms"}:
-        places = [sorted(re.findall(r"{(\w+)}", words[language][key])) for language in words]
-        assert places[0] == places[1], key
+        fields = [sorted(re.findall(r"{(\w+)}", words[language][key])) for language in words]
+        assert fields[0] == fields[1], key
     assert set(words["en"]["forms"]) == set(words["zh"]["forms"]) == {"train", "deploy", "int8"}
 
 
@@ -436,7 +452,7 @@ def test_three_significant_digits(value: float) -> None:
 
 def test_the_card_says_how_the_input_is_made() -> None:
     for text in (card.render(records(), [])[file] for file in card.LANGUAGES.values()):
-        for said in (
+        for detail in (
             "squash",
             "bicubic",
             "BGR",
@@ -444,4 +460,4 @@ def test_the_card_says_how_the_input_is_made() -> None:
             "[0.1, 0.2, 0.3]",
             "[0.4, 0.6, 0.7]",
         ):  # 74 = 37 / 0.5, before the crop
-            assert said in text
+            assert detail in text

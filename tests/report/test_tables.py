@@ -1,4 +1,4 @@
-"""Tables of documents: rendered from Records, stale ones noticed, names unable to break the table."""
+"""Tables of documents: rendered from Records, stale ones noticed, names cannot break them."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ PAGE = "before\n<!-- table: one -->\nold\n<!-- end -->\nafter\n"
 def tied(name: str, job: str) -> list[record.Record[Any]]:
     """One job's Records under another name."""
 
-    def renamed(one: record.Record[Any]) -> record.Record[Any]:
+    def renamed(row: record.Record[Any]) -> record.Record[Any]:
         artifact: dict[str, Any] = (
-            {**one.artifact, "name": name} if "name" in one.artifact else dict(one.artifact)
+            {**row.artifact, "name": name} if "name" in row.artifact else dict(row.artifact)
         )
-        return dataclasses.replace(one, job=job, artifact=artifact)
+        return dataclasses.replace(row, job=job, artifact=artifact)
 
-    return [renamed(one) for one in job_records()]
+    return [renamed(row) for row in job_records()]
 
 
 def test_a_table_shows_the_newest_job_of_each_model(tmp_path: Path) -> None:
     record.append(tmp_path / "one.jsonl", [*tied("a", "1"), *tied("b|c", "2"), *tied("a", "3")])
-    made = tables.rendered(PAGE, tmp_path, "en")
-    rows = [line for line in made.splitlines() if line.startswith("|")]
-    assert made.startswith("before\n")
-    assert made.endswith("\nafter\n")
-    assert "old" not in made
+    document = tables.rendered(PAGE, tmp_path, "en")
+    rows = [line for line in document.splitlines() if line.startswith("|")]
+    assert document.startswith("before\n")
+    assert document.endswith("\nafter\n")
+    assert "old" not in document
     assert [row.split(",")[0] for row in rows[2:]] == ["| a", r"| b\|c"]
     facts = card.summary(tied("a", "3"))
     assert card.percent(facts.accuracy["int8"].top1) in rows[2]
-    assert tables.rendered(made, tmp_path, "en") == made
+    assert tables.rendered(document, tmp_path, "en") == document
 
 
 def test_a_row_names_the_engines_where_there_are_several(tmp_path: Path) -> None:
-    others = [replace(one, job="1") for one in [*beside(), *beside("slow", ["int8"])]]
+    others = [replace(row, job="1") for row in [*beside(), *beside("slow", ["int8"])]]
     record.append(tmp_path / "one.jsonl", [*tied("a", "1"), *others, *tied("b", "2")])
     rows = [
         line.split(" | ")
@@ -94,7 +94,8 @@ def test_quantizers_comparison(tmp_path: Path) -> None:
         line for line in tables.rendered(PAGE, tmp_path, "en").splitlines() if line.startswith("|")
     ]
     assert rows[0].startswith(
-        "| Model | Quantizer | Drop (points) | Expected drop (points) | Same prediction as float (%) | Size (MB), float → INT8 |"
+        "| Model | Quantizer | Drop (points) | Expected drop (points) "
+        "| Same prediction as float (%) | Size (MB), float → INT8 |"
     )
     assert len({row.replace(r"\|", "").count("|") for row in rows}) == 1
     assert [row.split(" | ")[:2] for row in rows[2:]] == [

@@ -122,7 +122,7 @@ def test_what_nobody_states_a_hash_of_is_said_to_be_unverified(
 ) -> None:
     ran = run("download", server.url(), "-o", tmp_path)
     assert ran.code == 0
-    assert "nobody" in ran.out
+    assert "unverified" in ran.out
 
 
 def test_a_broken_transfer_goes_on_within_one_run(server: Server, tmp_path: Path) -> None:

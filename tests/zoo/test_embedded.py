@@ -40,7 +40,7 @@ def test_weights_that_do_not_ship_say_which_command_makes_them() -> None:
     for row in absent:
         with pytest.raises(
             InputError,
-            match=f"of {row.name} do not come with repzoo; .*make reference MODELS={row.variant}",
+            match=f"of {row.name} do not ship with repzoo; .*make reference MODELS={row.variant}",
         ):
             verbs.load(row.name)
 

@@ -1,1 +1,1 @@
-"""What a person (or with --json a program) sees: options, output, and one view for each verb's result."""
+"""What a person, or with --json a program, sees: commands, options, output, and views of results."""

@@ -6,112 +6,134 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from repzoo.console.output import View, columned
+from rich.table import Table
+
+from repzoo.console.output import View, make_table
 from repzoo.measure.record import Record, to_json
 from repzoo.measure.results import Latency, LatencyRatio
 from repzoo.measure.sweep import SweepResult
 from repzoo.report import card as cards
 
-NUMBERS = ("threads", "streams", "batch")
+NUMBER_COLUMNS = ("threads", "streams", "batch")
 
 
-def bench(swept: SweepResult) -> View:
-    """What all cases share, a row for each, a sentence for each comparison; what was left out and what is to be doubted as remarks."""
-    runs, ratios = swept.records, swept.ratios
-    rows = [
-        {
-            "file": one.artifact["name"],
-            "engine": one.engine["name"],
-            **dataclasses.asdict(one.values.setting),
-        }
-        for one in runs
+def bench(result: SweepResult) -> View:
+    """A row for each case, a sentence for each comparison, and remarks on what to doubt."""
+    rows = [_row(record) for record in result.records]
+    # What all cases share stands in a line above the table instead of in a column.
+    columns = [name for name in rows[0] if len({row[name] for row in rows}) > 1]
+    shared = [f"{name} {value}" for name, value in rows[0].items() if name not in columns]
+    lines = [
+        *_early_stopping_lines(result.records),
+        *_comparison_lines(result.ratios),
     ]
-    kept = [key for key in rows[0] if len({row[key] for row in rows}) > 1]
-    same = ", ".join(f"{key} {value}" for key, value in rows[0].items() if key not in kept)
-    table = columned(
-        *(f">{key}" if key in NUMBERS else key for key in kept), ">p50 ms", ">p90", ">p99", ">FPS"
+    return View(
+        _document(result),
+        ", ".join(shared),
+        _table(result.records, rows, columns),
+        *lines,
+        remarks=[*map(str, result.left_out), *result.remarks],
     )
-    for one, row in zip(runs, rows, strict=True):
-        values = one.values
-        times = (cards.ms(value) for value in (values.p50_ms, values.p90_ms, values.p99_ms))
-        table.add_row(*(str(row[key]) for key in kept), *times, cards.rate(values.fps))
-    left = [str(one) for one in swept.left_out]
-    lines = [*_mlperf(runs), *(_compared(one, _differing(ratios)) for one in ratios)]
-    return View(_document(swept), same, table, *lines, remarks=[*left, *swept.remarks])
 
 
-def _document(swept: SweepResult) -> dict[str, Any]:
-    runs = [
-        {
-            "file": one.artifact["name"],
-            "engine": one.engine["name"],
-            "version": one.engine["version"],
-            **to_json(one.values),
-            **one.samples,
+def _row(record: Record[Latency]) -> dict[str, Any]:
+    """What identifies a case, by column."""
+    setting = dataclasses.asdict(record.values.setting)
+    return {"file": record.artifact["name"], "engine": record.engine["name"], **setting}
+
+
+def _table(
+    records: Sequence[Record[Latency]], rows: Sequence[dict[str, Any]], columns: Sequence[str]
+) -> Table:
+    headings = [f">{name}" if name in NUMBER_COLUMNS else name for name in columns]
+    table = make_table(*headings, ">p50 ms", ">p90", ">p99", ">FPS")
+    for record, row in zip(records, rows, strict=True):
+        latency = record.values
+        percentiles = map(cards.ms, (latency.p50_ms, latency.p90_ms, latency.p99_ms))
+        cells = [str(row[name]) for name in columns]
+        table.add_row(*cells, *percentiles, cards.rate(latency.fps))
+    return table
+
+
+def _document(result: SweepResult) -> dict[str, Any]:
+    runs = []
+    for record in result.records:
+        names = {
+            "file": record.artifact["name"],
+            "engine": record.engine["name"],
+            "version": record.engine["version"],
         }
-        | {"host": one.host}
-        for one in swept.records
-    ]
-    ratios = [{**_sides(one), **to_json(one.values)} for one in swept.ratios]
-    left = [dataclasses.asdict(one) for one in swept.left_out]
+        runs.append({**names, **to_json(record.values), **record.samples, "host": record.host})
     return {
         "runs": runs,
-        "ratios": ratios,
-        "left_out": left,
-        "remarks": swept.remarks,
-        "interrupted": swept.interrupted,
+        "ratios": [{**_sides(record), **to_json(record.values)} for record in result.ratios],
+        "left_out": [dataclasses.asdict(item) for item in result.left_out],
+        "remarks": result.remarks,
+        "interrupted": result.interrupted,
     }
 
 
-def _mlperf(runs: Sequence[Record[Latency]]) -> list[str]:
-    """MLPerf's figure of each single-stream and multi-stream run, where the queries suffice for it."""
+def _early_stopping_lines(records: Sequence[Record[Latency]]) -> list[str]:
+    """MLPerf's early-stopping estimate of each single-stream and multi-stream run."""
     lines = []
-    for one in runs:
-        stopping = one.values.early_stopping
+    for record in records:
+        stopping = record.values.early_stopping
         if stopping is None:
             continue
-        figure = f"needs more than {one.values.samples} queries"
+        figure = f"needs more than {record.values.samples} queries"
         if stopping.ms:
             figure = f"{cards.ms(stopping.ms)} ms"
+        case = f"{record.artifact['name']} on {record.engine['name']}"
         rank = f"p{100 * stopping.percentile:.0f} by MLPerf's early stopping"
-        name = f"{one.artifact['name']} on {one.engine['name']}"
-        lines.append(f"{name}, {one.values.setting.scenario}: {rank} {figure}")
+        lines.append(f"{case}, {record.values.setting.scenario}: {rank} {figure}")
     return lines
 
 
-def _sides(one: Record[LatencyRatio]) -> dict[str, str]:
-    first, second = (one.artifact[side]["name"] for side in ("first", "second"))
-    engines = {"first_engine": one.engine["name"], "second_engine": one.engine["second"]["name"]}
-    return {"first": first, "second": second, **engines}
-
-
-def _differing(ratios: Sequence[Record[LatencyRatio]]) -> tuple[bool, bool]:
-    """Whether sentences must name engines, and settings, to be told apart."""
-    engines = {
-        name for one in ratios for key, name in _sides(one).items() if key.endswith("engine")
+def _sides(record: Record[LatencyRatio]) -> dict[str, str]:
+    """The names of both sides of a comparison and of their engines."""
+    return {
+        "first": record.artifact["first"]["name"],
+        "second": record.artifact["second"]["name"],
+        "first_engine": record.engine["name"],
+        "second_engine": record.engine["second"]["name"],
     }
-    return len(engines) > 1, len({one.values.setting for one in ratios}) > 1
 
 
-def _compared(one: Record[LatencyRatio], differing: tuple[bool, bool]) -> str:
-    """Times as long, or for offline times the images a second; a winner only where the interval excludes 1."""
-    sides, values = _sides(one), one.values
-    first, second = (
-        sides[side] + (f" on {sides[side + '_engine']}" if differing[0] else "")
-        for side in ("first", "second")
-    )
-    offline = values.setting.scenario == "offline"
-    ratio, low, high = values.ratio, values.ratio_low, values.ratio_high
-    verb, unit = "takes", "times as long as"
-    if offline:
-        ratio, low, high = values.fps_ratio, values.fps_ratio_low, values.fps_ratio_high
-        verb, unit = "does", "times the images a second of"
-    undecided = (
-        "the machine was too busy to say which engine is faster"
-        if values.busy
-        else "which is faster is not decided"
-    )
-    verdict = {"first": "faster", "second": "slower", None: undecided}[values.faster]
-    where = f"{values.setting}: " if differing[1] else ""
-    interval = f"95 % interval {low:.3f} .. {high:.3f}"
-    return f"{where}{first} {verb} {ratio:.3f} {unit} {second} ({interval}): {verdict}"
+def _comparison_lines(ratios: Sequence[Record[LatencyRatio]]) -> list[str]:
+    """A sentence for each comparison. It names engines and settings only where they differ."""
+    engines = set()
+    for record in ratios:
+        sides = _sides(record)
+        engines |= {sides["first_engine"], sides["second_engine"]}
+    has_settings = len({record.values.setting for record in ratios}) > 1
+    lines = []
+    for record in ratios:
+        sentence = _comparison(record, with_engines=len(engines) > 1)
+        lines.append(f"{record.values.setting}: {sentence}" if has_settings else sentence)
+    return lines
+
+
+def _comparison(record: Record[LatencyRatio], with_engines: bool) -> str:
+    """The ratio of times, or for offline of images a second, with its interval."""
+    sides = _sides(record)
+    first, second = sides["first"], sides["second"]
+    if with_engines:
+        first += f" on {sides['first_engine']}"
+        second += f" on {sides['second_engine']}"
+    values = record.values
+    if values.setting.scenario == "offline":
+        claim = f"{first} does {values.fps_ratio:.3f} times the images a second of {second}"
+        interval = f"{values.fps_ratio_low:.3f} .. {values.fps_ratio_high:.3f}"
+    else:
+        claim = f"{first} takes {values.ratio:.3f} times as long as {second}"
+        interval = f"{values.ratio_low:.3f} .. {values.ratio_high:.3f}"
+    return f"{claim} (95 % interval {interval}): {_verdict(values)}"
+
+
+def _verdict(values: LatencyRatio) -> str:
+    """Which side is faster, where the interval excludes 1."""
+    if values.faster is not None:
+        return "faster" if values.faster == "first" else "slower"
+    if values.busy:
+        return "the machine was too busy to say which engine is faster"
+    return "which is faster is not decided"

@@ -1,128 +1,141 @@
-"""The view of `repzoo evaluate`: accuracies, the classes that are worst, and what differs between two runs."""
+"""The view of `repzoo evaluate`: accuracies, the worst classes, and what differs between models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from repzoo import verbs
-from repzoo.console.output import View, columned
+from repzoo.console.output import View, make_table
 from repzoo.measure.record import Record, to_json
 from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.report import card as cards
 
-WORST, FLIPS = 5, 5  # rows shown; --json has all
+# Rows that a person is shown; --json has all.
+SHOWN_CLASSES = 5
+SHOWN_FLIPS = 5
 
 
 def evaluation(result: verbs.Evaluation) -> View:
     """`repzoo evaluate`."""
-    several = len({one.engine["name"] for one in result.runs}) > 1
-    table = columned(
-        "file", *(["engine"] if several else []), ">n", ">Top-1 %", ">95 % interval", ">Top-5 %"
+    shown: list[Any] = [_accuracy_table(result.runs)]
+    worst = _worst_classes(result.runs)
+    if worst is not None:
+        shown.append(worst)
+    for record in result.paired:
+        shown.extend(_comparison(record, is_named=len(result.paired) > 1))
+    return View(_document(result), *shown, remarks=result.remarks)
+
+
+def paired_line(record: Record[PairedAccuracy]) -> str:
+    """The drop of a paired Record in a sentence."""
+    values = record.values
+    interval = f"{cards.points(values.drop_low)} .. {cards.points(values.drop_high)}"
+    return (
+        f"drop {cards.points(values.drop)} points (95 % interval {interval}, "
+        f"p = {values.p_value:.3g}), "
+        f"{len(record.samples['flips'])} of {values.n} predictions changed"
     )
-    for one in result.runs:
-        values = one.values
-        names = (one.artifact["name"], one.engine["name"])[: 1 + several]
+
+
+def _document(result: verbs.Evaluation) -> dict[str, Any]:
+    runs = []
+    for record in result.runs:
+        names = {"file": record.artifact["name"], "engine": record.engine["name"]}
+        classes = record.samples["classes"]
+        runs.append({**names, **to_json(record.values), "per_class": classes})
+    paired = []
+    for comparison in result.paired:
+        sides = {side: comparison.artifact[side]["name"] for side in ("first", "second")}
+        paired.append({**sides, **to_json(comparison.values), **comparison.samples})
+    if not paired:
+        return {"runs": runs}
+    return {"runs": runs, "paired": paired[0], "all_paired": paired}
+
+
+def _accuracy_table(runs: Sequence[Record[Accuracy]]) -> Table:
+    has_engines = len({record.engine["name"] for record in runs}) > 1
+    names = ["file", "engine"] if has_engines else ["file"]
+    table = make_table(*names, ">n", ">Top-1 %", ">95 % interval", ">Top-5 %")
+    for record in runs:
+        values = record.values
+        cells = [record.artifact["name"]]
+        if has_engines:
+            cells.append(record.engine["name"])
         interval = _interval(values.top1_low, values.top1_high)
         figures = (cards.percent(values.top1), interval, cards.percent(values.top5))
-        table.add_row(*names, str(values.n), *figures)
-    shown: list[Any] = [table]
-    if worst := _worst(result.runs):
-        shown.append(worst)
-    for pair in result.paired:
-        shown.extend(_paired(pair, len(result.paired) > 1))
-    runs = [
-        {
-            "file": one.artifact["name"],
-            "engine": one.engine["name"],
-            **to_json(one.values),
-            "per_class": one.samples["classes"],
-        }
-        for one in result.runs
-    ]
-    paired = [
-        {
-            "first": one.artifact["first"]["name"],
-            "second": one.artifact["second"]["name"],
-            **to_json(one.values),
-            **one.samples,
-        }
-        for one in result.paired
-    ]
-    document = {"runs": runs, **({"paired": paired[0], "all_paired": paired} if paired else {})}
-    return View(document, *shown, remarks=result.remarks)
-
-
-def paired_line(one: Record[PairedAccuracy]) -> str:
-    """The drop of a paired Record in a sentence."""
-    values = one.values
-    return (
-        f"drop {cards.points(values.drop)} points (95 % interval {cards.points(values.drop_low)} .. "
-        f"{cards.points(values.drop_high)}, p = {values.p_value:.3g}), "
-        f"{len(one.samples['flips'])} of {values.n} predictions changed"
-    )
+        table.add_row(*cells, str(values.n), *figures)
+    return table
 
 
 def _interval(low: float, high: float) -> str:
     return f"{cards.percent(low)} .. {cards.percent(high)}"
 
 
-def _worst(runs: Sequence[Record[Accuracy]]) -> Table | None:
-    """The classes that the first run does worst on, and how the others do on them."""
+def _worst_classes(runs: Sequence[Record[Accuracy]]) -> Table | None:
+    """The classes with the lowest Top-1 in the first run, and their Top-1 in the other runs."""
     first, *others = runs
-    rows = [one for one in first.samples["classes"] if one["top1"] < 100][:WORST]
-    if not rows:
+    classes = [row for row in first.samples["classes"] if row["top1"] < 100]
+    if not classes:
         return None
-    table = columned(
-        "worst classes",
-        ">n",
-        ">Top-1 %",
-        ">95 % interval",
-        "taken for",
-        *([">others"] if others else []),
-    )
-    for row in rows:
-        same = [
-            next((one for one in run.samples["classes"] if one["index"] == row["index"]), None)
-            for run in others
-        ]
-        beside = " ".join(cards.percent(one["top1"]) if one else "-" for one in same)
-        cells = (
+    headings = ["worst classes", ">n", ">Top-1 %", ">95 % interval", "mistaken for"]
+    if others:
+        headings.append(">others")
+    table = make_table(*headings)
+    for row in classes[:SHOWN_CLASSES]:
+        cells = [
             row["class"],
             str(row["n"]),
             cards.percent(row["top1"]),
             _interval(row["top1_low"], row["top1_high"]),
             row["taken_for"] or "",
-        )
-        table.add_row(*cells, *([beside] if others else []))
+        ]
+        if others:
+            cells.append(" ".join(_class_top1(run, row["index"]) for run in others))
+        table.add_row(*cells)
     return table
 
 
-def _paired(one: Record[PairedAccuracy], named: bool) -> Iterator[Any]:
-    values, flips = one.values, one.samples["flips"]
-    names = (
-        f"{one.artifact['second']['name']} ({one.engine['name']}) against {one.artifact['first']['name']}: "
-        if named
-        else ""
+def _class_top1(run: Record[Accuracy], index: int) -> str:
+    """Top-1 of the class `index` in `run`; "-" where it has no image."""
+    for row in run.samples["classes"]:
+        if row["index"] == index:
+            return cards.percent(row["top1"])
+    return "-"
+
+
+def _comparison(record: Record[PairedAccuracy], is_named: bool) -> list[Any]:
+    """Sentences about one comparison, and a table of images whose prediction changed."""
+    values = record.values
+    sentence = paired_line(record)
+    if is_named:
+        second = f"{record.artifact['second']['name']} ({record.engine['name']})"
+        sentence = f"{second} against {record.artifact['first']['name']}: {sentence}"
+    detection = (
+        f"lost {values.lost}, gained {values.gained}; {values.needed:,} images would detect a drop "
+        f"of {values.needed_drop:g} points, these {values.n:,} detect one of {values.visible:.2f} "
+        f"points (power {100 * (values.power or 0):.0f} %)"
     )
-    yield names + paired_line(one)
-    yield (
-        f"lost {values.lost}, gained {values.gained}; to see a drop of {values.needed_drop:g} points takes "
-        f"{values.needed:,} images, and {values.n:,} show one of {values.visible:.2f} points "
-        f"(power {100 * (values.power or 0):.0f} %)"
-    )
-    if flips:
-        lost_first = sorted(
-            flips,
-            key=lambda flip: (flip["first"] != flip["target"], flip["second"] == flip["target"]),
-        )
-        table = columned("image", "is", "first says", "second says")
-        for flip in lost_first[:FLIPS]:
-            table.add_row(
-                flip["key"], flip["target_label"], flip["first_label"], flip["second_label"]
-            )
-        yield table
-        if len(flips) > FLIPS:
-            yield f"... and {len(flips) - FLIPS} more (--json lists them)"
+    flips = record.samples["flips"]
+    if not flips:
+        return [sentence, detection]
+    shown: list[Any] = [sentence, detection, _flips_table(flips)]
+    if len(flips) > SHOWN_FLIPS:
+        shown.append(f"... and {len(flips) - SHOWN_FLIPS} more (--json lists them)")
+    return shown
+
+
+def _flips_table(flips: Sequence[Mapping[str, Any]]) -> Table:
+    """The first images whose prediction changed; those that the second model lost come first."""
+
+    def order(flip: Mapping[str, Any]) -> tuple[bool, bool]:
+        """Lost images first, then those that are wrong in both models."""
+        return flip["first"] != flip["target"], flip["second"] == flip["target"]
+
+    table = make_table("image", "is", "first says", "second says")
+    for flip in sorted(flips, key=order)[:SHOWN_FLIPS]:
+        labels = (flip["target_label"], flip["first_label"], flip["second_label"])
+        table.add_row(flip["key"], *labels)
+    return table

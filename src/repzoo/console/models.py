@@ -1,4 +1,4 @@
-"""Views of models, engines and graphs: list, info, engines, export, fold, count."""
+"""Views of models, engines and graphs: list, info, engines, download, export, fold, count."""
 
 from __future__ import annotations
 
@@ -8,202 +8,189 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repzoo.artifact import Artifact
-from repzoo.console.output import View, columned
+from repzoo.console.output import View, make_table
 from repzoo.engines import ENGINES, engine, options
 from repzoo.errors import InputError
 from repzoo.measure.host import host
 from repzoo.report import card as cards
 from repzoo.zoo.catalog import FigureSource, ModelSpec
 
-if TYPE_CHECKING:  # graph.* brings onnx-ir, which takes long to import
+if TYPE_CHECKING:  # graph.* imports onnx-ir, which takes long
     from repzoo.graph.certificate.certify import Certificate
     from repzoo.graph.tools.cost import Cost
     from repzoo.verbs import EmbeddedInput
     from repzoo.zoo.checkpoints import Loaded
     from repzoo.zoo.download import Fetched
 
+LONGEST_VALUE = 400  # characters of a value that a person is shown
+
 
 def models(rows: Sequence[ModelSpec]) -> View:
     """`repzoo list`."""
-    table = columned("model", "size", ">train M", ">deploy M", ">MACs M", ">Top-1 %")
+    table = make_table("model", "size", ">train M", ">deploy M", ">MACs M", ">Top-1 %")
     for row in rows:
-        top1 = max((figure.top1 for figure in row.figures if figure.top1 is not None), default=None)
-        counts = (row.parameters_train, row.parameters_deploy, row.macs)
-        table.add_row(
-            row.name,
-            str(row.preprocess.size),
-            *map(cards.millions, counts),
-            "" if top1 is None else str(top1),
-        )
-    note = "Parameters in training and deploy form; Top-1: the best published (see: repzoo info MODEL)."
+        published = [figure.top1 for figure in row.figures if figure.top1 is not None]
+        best = str(max(published)) if published else ""
+        counts = map(cards.millions, (row.parameters_train, row.parameters_deploy, row.macs))
+        table.add_row(row.name, str(row.preprocess.size), *counts, best)
+    note = (
+        "Millions of parameters in training and deploy form; the best published Top-1 "
+        "(all figures: repzoo info MODEL)."
+    )
     return View({"models": [row.document() for row in rows]}, table, note)
 
 
 def spec(row: ModelSpec, sources: Mapping[str, FigureSource]) -> View:
     """`repzoo info` of a catalog model."""
     document = row.document()
-    facts = columned("", "")
-    for key, value in document.items():
-        if key not in ("figures", "notes", "preprocess"):
-            facts.add_row(key, str(value))
-    facts.add_row(
-        "preprocess", ", ".join(f"{key} {value}" for key, value in document["preprocess"].items())
-    )
-    figures = columned("published by", "figures")
+    facts = make_table("", "")
+    for name, value in document.items():
+        if name not in ("figures", "notes", "preprocess"):
+            facts.add_row(name, str(value))
+    facts.add_row("preprocess", _pairs(document["preprocess"]))
+    figures = make_table("published by", "figures")
+    used = {}
     for figure in document["figures"]:
-        said = [f"{key} {value}" for key, value in figure.items() if key not in ("source", "files")]
-        figures.add_row(sources[figure["source"]].title, ", ".join(said))
-    used = {
-        figure["source"]: dataclasses.asdict(sources[figure["source"]])
-        for figure in document["figures"]
-    }
-    return View(
-        {**document, "sources": used}, facts, figures, *[f"note: {note}" for note in row.notes]
-    )
+        source = sources[figure["source"]]
+        used[figure["source"]] = dataclasses.asdict(source)
+        values = {key: value for key, value in figure.items() if key not in ("source", "files")}
+        figures.add_row(source.title, _pairs(values))
+    notes = [f"note: {note}" for note in row.notes]
+    return View({**document, "sources": used}, facts, figures, *notes)
 
 
-def artifact(one: Artifact) -> View:
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def artifact(model: Artifact) -> View:
     """`repzoo info` of a file."""
     facts = {
-        "name": one.name,
-        "form": one.form,
-        "opset": one.opset,
-        "classes": one.num_classes,
-        "labels": list(one.labels),
-        "preprocess": dataclasses.asdict(one.preprocess) if one.preprocess else None,
-        "steps": [dataclasses.asdict(step) for step in one.steps],
-        "sha256": one.sha256,
+        "name": model.name,
+        "form": model.form,
+        "opset": model.opset,
+        "classes": model.num_classes,
+        "labels": list(model.labels),
+        "preprocess": dataclasses.asdict(model.preprocess) if model.preprocess else None,
+        "steps": [dataclasses.asdict(step) for step in model.steps],
+        "sha256": model.sha256,
     }
-    table = columned("", "")
-    for key, value in facts.items():
-        table.add_row(key, _short(value))
+    table = make_table("", "")
+    for name, value in facts.items():
+        table.add_row(name, _shorten(value))
     return View(facts, table)
+
+
+def _shorten(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + " ..."
 
 
 def engines() -> View:
     """`repzoo engines`."""
-    table = columned("engine", "version", "options, or what to type")
-    found: list[dict[str, Any]] = []
+    table = make_table("engine", "version", "options, or how to install it")
+    rows: list[dict[str, Any]] = []
     for name in ENGINES.names():
         row: dict[str, Any] = {"name": name, "version": "", "hint": "", "options": []}
         try:
-            row |= {"version": engine(name).version(), "options": options(name)}
+            row["version"] = engine(name).version()
+            row["options"] = options(name)
         except InputError as error:
             row["hint"] = str(error)
-        found.append(row)
-        table.add_row(
-            name,
-            row["version"],
-            row["hint"] or "\n".join(f"{name}:{one}" for one in row["options"]),
-        )
+        rows.append(row)
+        choices = "\n".join(f"{name}:{option}" for option in row["options"])
+        table.add_row(name, row["version"], row["hint"] or choices)
     facts = host()
-    return View(
-        {"engines": found, "host": facts},
-        table,
-        f"host: {facts['cpu']}, INT8 by {', '.join(facts['int8']) or 'nothing special'}",
-    )
+    instructions = ", ".join(facts["int8"]) or "none"
+    summary = f"host: {facts['cpu']}; instructions for INT8: {instructions}"
+    return View({"engines": rows, "host": facts}, table, summary)
 
 
-def written(one: Artifact, path: Path) -> View:
-    """A file that was made."""
+def written(model: Artifact, path: Path) -> View:
+    """A model file that was written."""
     document = {
         "file": str(path),
-        "form": one.form,
-        "opset": one.opset,
-        "classes": one.num_classes,
-        "sha256": one.sha256,
+        "form": model.form,
+        "opset": model.opset,
+        "classes": model.num_classes,
+        "sha256": model.sha256,
     }
-    build = one.steps[0].settings if one.steps and one.steps[0].verb == "build" else {}
-    remarks = (
-        [f"weights of {build['source']}", *build.get("remarks", [])] if "source" in build else []
-    )
-    return View(
-        document,
-        f"{path}: {one.form} form, opset {one.opset}, {one.num_classes} classes",
-        remarks=remarks,
-    )
+    remarks = []
+    if model.steps and model.steps[0].verb == "build":
+        build = model.steps[0].settings
+        if "source" in build:
+            remarks = [f"weights of {build['source']}", *build.get("remarks", [])]
+    summary = f"{path}: {model.form} form, opset {model.opset}, {model.num_classes} classes"
+    return View(document, summary, remarks=remarks)
 
 
-def converted(one: Loaded, path: Path, sha256: str) -> View:
+def converted(weights: Loaded, path: Path, sha256: str) -> View:
     """`repzoo convert`."""
-    facts = {
-        "model": one.model,
-        "source": one.source,
-        "form": one.form,
-        "classes": one.classes,
-        "tensors": len(one.state),
+    document = {
+        "file": str(path),
+        "model": weights.model,
+        "source": weights.source,
+        "form": weights.form,
+        "classes": weights.classes,
+        "tensors": len(weights.state),
+        "remarks": list(weights.remarks),
+        "sha256": sha256,
     }
-    document = {"file": str(path), **facts, "remarks": list(one.remarks), "sha256": sha256}
-    said = (
-        f"{path}: {one.model}, {len(one.state)} tensors, {one.classes} classes; from {one.source}"
+    summary = (
+        f"{path}: {weights.model}, {len(weights.state)} tensors, {weights.classes} classes; "
+        f"from {weights.source}"
     )
-    return View(document, said, remarks=one.remarks)
+    return View(document, summary, remarks=weights.remarks)
 
 
-def downloaded(done: Sequence[Fetched], failed: Sequence[str]) -> View:
+def downloaded(fetched: Sequence[Fetched], failed: Sequence[str]) -> View:
     """`repzoo download`."""
-    table = columned("weights", "status", ">MB", "verified by")
-    for one in done:
-        table.add_row(
-            one.name,
-            one.status,
-            f"{one.bytes / 1e6:.1f}",
-            one.verified or "nobody: no hash is published",
-        )
-    rows = [{**dataclasses.asdict(one), "file": str(one.file)} for one in done]
-    shown = [table, *(str(one.file) for one in done)] if done else []
+    table = make_table("weights", "status", ">MB", "verified by")
+    rows = []
+    for item in fetched:
+        verified = item.verified or "unverified: no published hash"
+        table.add_row(item.name, item.status, f"{item.bytes / 1e6:.1f}", verified)
+        rows.append({**dataclasses.asdict(item), "file": str(item.file)})
+    shown = [table, *(str(item.file) for item in fetched)] if fetched else []
     return View({"files": rows, "failed": list(failed)}, *shown, remarks=failed[1:])
 
 
-def embedded_input(made: EmbeddedInput, one: Artifact, path: Path) -> View:
+def embedded_input(embedded: EmbeddedInput, model: Artifact, path: Path) -> View:
     """`repzoo embed-input`."""
+    preprocess = model.require_preprocess()
     document = {
-        **written(one, path).document,
-        "placed": made.said,
-        "certificate": made.certificate.to_json(),
+        **written(model, path).document,
+        "placed": embedded.summary,
+        "certificate": embedded.certificate.to_json(),
+        "input": preprocess.input,
+        "shape": list(preprocess.input_shape),
+        "color": preprocess.color,
+        "yuv": preprocess.yuv,
     }
-    prepared = one.require_preprocess()
-    document |= {
-        "input": prepared.input,
-        "shape": list(prepared.input_shape),
-        "color": prepared.color,
-        "yuv": prepared.yuv,
-    }
-    how = prepared.yuv if prepared.input == "nv12" else prepared.color
-    shape = ", ".join(map(str, prepared.input_shape))
-    return View(
-        document,
-        f"{path}: takes {prepared.input} [N, {shape}], {how}",
-        made.said,
-        made.certificate.line(),
-    )
+    colors = preprocess.yuv if preprocess.input == "nv12" else preprocess.color
+    shape = ", ".join(map(str, preprocess.input_shape))
+    summary = f"{path}: takes {preprocess.input} [N, {shape}], {colors}"
+    return View(document, summary, embedded.summary, embedded.certificate.line())
 
 
-def certificate(one: Certificate, path: Path) -> View:
+def certificate(proof: Certificate, path: Path) -> View:
     """`repzoo fold`."""
-    table = columned("", ">before", ">after")
-    for key in ("nodes", "parameters", "macs", "bytes"):
-        table.add_row(key, f"{one.before[key]:,}", f"{one.after[key]:,}")
-    folds = columned("folded", "nodes", ">MACs a pixel")
-    for fold in one.folds:
-        folds.add_row(
-            fold.output,
-            f"{len(fold.nodes)} ({fold.kind})",
-            f"{fold.macs_before:,.0f} -> {fold.macs_after:,.0f}",
-        )
-    refused = [f"refused: {refusal.node}: {refusal.reason}" for refusal in one.refusals]
-    return View(one.to_json(), folds, *refused, table, one.line(), f"{path} written")
+    sizes = make_table("", ">before", ">after")
+    for name in ("nodes", "parameters", "macs", "bytes"):
+        sizes.add_row(name, f"{proof.before[name]:,}", f"{proof.after[name]:,}")
+    folds = make_table("folded", "nodes", ">MACs per pixel")
+    for fold in proof.folds:
+        macs = f"{fold.macs_before:,.0f} -> {fold.macs_after:,.0f}"
+        folds.add_row(fold.output, f"{len(fold.nodes)} ({fold.kind})", macs)
+    refusals = [f"refused: {refusal.node}: {refusal.reason}" for refusal in proof.refusals]
+    return View(proof.to_json(), folds, *refusals, sizes, proof.line(), f"{path} written")
 
 
-def cost(artifact: Artifact, one: Cost) -> View:
+def cost(model: Artifact, counted: Cost) -> View:
     """`repzoo count`."""
-    table = columned(artifact.name, f">{artifact.form} form")
-    for key in ("parameters", "macs", "bytes", "nodes"):
-        table.add_row(key, f"{getattr(one, key):,}")
-    left = ", ".join(f"{count} {name}" for name, count in one.uncounted.items())
-    return View(dataclasses.asdict(one), table, f"not counted in macs: {left or 'nothing'}")
-
-
-def _short(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 400 else text[:400] + " ..."
+    table = make_table(model.name, f">{model.form} form")
+    for name in ("parameters", "macs", "bytes", "nodes"):
+        table.add_row(name, f"{getattr(counted, name):,}")
+    uncounted = ", ".join(f"{number} {name}" for name, number in counted.uncounted.items())
+    note = f"not counted in macs: {uncounted or 'nothing'}"
+    return View(dataclasses.asdict(counted), table, note)

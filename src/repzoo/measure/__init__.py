@@ -1,1 +1,1 @@
-"""Measuring: accuracy, latency, and the statistics and host facts that make them believable."""
+"""Measurements of accuracy and latency, with the statistics and host facts needed to trust them."""

@@ -122,7 +122,7 @@ def evaluate(
         kept_logits={} if logits else None,
     )
     header = _header(runs, dataset, preprocess)
-    group.agree(header)
+    group.agree(header)  # before any work: processes with other files would exchange nonsense
     with contextlib.ExitStack() as stack:
         opened = None
         if journal:
@@ -166,7 +166,7 @@ def _share(table: PredictionTable, images: int, group: Group) -> tuple[list[int]
     messages = group.gather(json.dumps(sorted(table.chunks())).encode())
     known = [set(json.loads(message)) for message in messages]
     unknown = sorted(set(chunk_numbers(images)).difference(*known))
-    own = unknown[group.rank :: group.size]
+    own = unknown[group.rank :: group.size]  # in turns, so that a slow part of the data is shared
     sent_by_earlier_ranks: set[int] = set().union(*known[: group.rank])
     return own, sorted(known[group.rank] - sent_by_earlier_ranks) + own
 
@@ -269,7 +269,7 @@ class _Worker:
         for index in chunk_range(number, len(self.dataset)):
             key = self.dataset.keys[index]
             images.append((index, read_image(self.dataset, key, self.preprocess)))
-        stamps = [self._stamp(index) for index, _ in images]
+        stamps = [self._stamp(index) for index, _ in images]  # after reading, see _stamp
         # A float model and one that takes bytes get the same decoded pixels.
         batches = {}
         for run in self.runs:

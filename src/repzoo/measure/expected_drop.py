@@ -71,6 +71,7 @@ def expected_drop(margins: Margins, targets: Index, first: Logits, second: Logit
     the errors as the other: E. L. Lehmann, "Consistency and unbiasedness of certain nonparametric
     tests", Annals of Mathematical Statistics 22 (1951).
     """
+    # Which margins and which errors are taken does not matter, as every pair is formed.
     error_rows = _evenly_spaced(len(first))
     first, second = first[error_rows], second[error_rows]
     best_classes = Margins.from_logits(first).classes

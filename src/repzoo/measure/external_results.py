@@ -128,7 +128,7 @@ def read(
 def select_images(predictions: Predictions, keys: Sequence[str]) -> Predictions:
     """`predictions` for the images `keys` only; it must have all of them."""
     position = {key: index for index, key in enumerate(predictions.keys)}
-    rows = [position[key] for key in keys]
+    rows = [position[key] for key in keys]  # the order of `keys`: comparisons go row by row
     data = describe_images(predictions.data["name"], keys, predictions.data["unreadable"])
     return replace(
         predictions,
@@ -180,7 +180,7 @@ class _TextReader:
             )
         image, rank, class_id = match["image"], int(match["rank"]), int(match["id"])
         probability = self._parse_probability(match["prob"], number)
-        # The rank tells two images of one name apart, which are refused later with their count.
+        # A rank that starts again is a second image of the same name, which is refused later.
         if not self.images or image != self.images[-1].image or rank <= self._rank:
             self._begin_image(image, rank)
         ids = self.images[-1].ids

@@ -182,6 +182,7 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         """Unlock the file; one in which nothing was written is removed."""
         if self._lock:
+            # An evaluation that was refused before its first chunk leaves nothing behind.
             if not os.fstat(self._lock.fileno()).st_size:
                 self._path.unlink(missing_ok=True)
             self._lock.close()
@@ -195,6 +196,7 @@ class Journal:
             InputError: a journal of another evaluation, a damaged one, or an image that was
                 changed since it was evaluated.
         """
+        # All files are read, whatever the number of processes is now and was then.
         siblings = self._first.parent.glob(f"{self._first.name}.*")
         others = sorted(path for path in siblings if path.suffix[1:].isdigit())
         for path in [self._first, *others]:
@@ -242,7 +244,7 @@ class Journal:
                     "remove the file and start again"
                 )
             if len(pending) < len(chunk):
-                continue
+                continue  # a chunk counts when it is complete, see the module
             if table.known[chunk].any():
                 raise InputError(
                     f"{path} line {number} repeats an image; remove the file and start again"

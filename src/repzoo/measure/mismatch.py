@@ -93,20 +93,20 @@ def variants(correct: Preprocess) -> list[Variant]:
     What the graph does itself cannot be done wrong outside of it and has no variant.
     """
     base = Variant("as the model says", correct, correct)
-    found = [base, *_wrong_geometry(base)]
+    listed = [base, *_wrong_geometry(base)]
     if correct.input == "nv12":
-        found.append(replace(base, name="U and V swapped (NV21)", swapped=True))
+        listed.append(replace(base, name="U and V swapped (NV21)", swapped=True))
         for yuv in get_args(Yuv):
             if yuv != correct.yuv:
                 numbers = replace(correct, yuv=yuv)
-                found.append(replace(base, name=f"NV12 of {yuv}", numbers=numbers))
-        return found
-    found.append(replace(base, name="R and B swapped", swapped=True))
+                listed.append(replace(base, name=f"NV12 of {yuv}", numbers=numbers))
+        return listed
+    listed.append(replace(base, name="R and B swapped", swapped=True))
     if correct.input == "float":
-        found += _wrong_arithmetic(base)
+        listed += _wrong_arithmetic(base)
     if correct.size % 2 == 0:  # NV12 has one pair of chroma values for 2 x 2 pixels
-        found += _cameras(base)
-    return found
+        listed += _cameras(base)
+    return listed
 
 
 def _wrong_geometry(base: Variant) -> Iterator[Variant]:
@@ -126,6 +126,7 @@ def _wrong_geometry(base: Variant) -> Iterator[Variant]:
 
 def _wrong_arithmetic(base: Variant) -> Iterator[Variant]:
     document = base.numbers.document()
+    # Runtimes that compute in half precision round these constants.
     mean = tuple(float(np.float16(value)) for value in base.numbers.mean)
     std = tuple(float(np.float16(value)) for value in base.numbers.std)
     in_float16 = Preprocess.from_mapping({**document, "mean": mean, "std": std})
@@ -143,7 +144,7 @@ def _cameras(base: Variant) -> Iterator[Variant]:
         for decoding in kinds:
             pairs = zip(encoding.split("-"), decoding.split("-"), strict=True)
             differences = sum(first != second for first, second in pairs)
-            if differences == 1:
+            if differences == 1:  # two mistakes at once would not say what each costs
                 name = f"NV12 {encoding} read as {decoding}"
                 yield replace(base, name=name, camera=(encoding, decoding))
     yield replace(

@@ -139,6 +139,8 @@ def compare(
     lost = int(np.sum(first.correct & ~second.correct))
     gained = int(np.sum(~first.correct & second.correct))
     neither = n - both - lost - gained
+    # Paired: most images are answered alike, so that the interval is far narrower than that of two
+    # independent accuracies.
     interval = stats.paired_difference(both, lost, gained, neither)
     discordant = (lost + gained) / n
     flips = _flips(first, second)

@@ -140,6 +140,7 @@ def _object(value: Any) -> dict[str, Any]:
     document: dict[str, Any] = {}
     for entry in dataclasses.fields(value):
         item = getattr(value, entry.name)
+        # A field without a default is written even when None: it then means "undecided".
         if item is None and entry.default is None:
             continue
         prefix = entry.metadata.get(INLINE)
@@ -165,6 +166,7 @@ def read(path: Path) -> list[Record[Any]]:
     Raises:
         InputError: no such file, or a damaged line, which is named.
     """
+    # Bounded, since a file of someone else's results may be anything.
     content = read_bounded(path, MAX_RECORDS_BYTES)
     lines = content.split(b"\n")  # not splitlines: a name may hold U+2028
     if not lines[-1]:
@@ -207,7 +209,7 @@ def _read_record(document: Any) -> Record[Any]:
 
 
 def _result_type(kind: Any, values: Mapping[str, Any]) -> type:
-    if kind == "quantize":
+    if kind == "quantize":  # one kind, two producers: the quantizer and benchmarks/int8.py
         return QuantizerComparison if "engines" in values else QuantizeSummary
     for result_type, name in RESULT_KINDS.items():
         if name == kind:
@@ -236,7 +238,7 @@ def read_result(result_type: type[T], document: Mapping[str, Any], prefix: str =
         if name in document:
             arguments[entry.name] = _read_value(expected, document[name], name)
         elif type(None) in get_args(expected):
-            arguments[entry.name] = None
+            arguments[entry.name] = None  # older rows lack some optional fields
         elif entry.default is dataclasses.MISSING:
             raise _UnexpectedJson(f"it has no {name!r}")
     return result_type(**arguments)
@@ -281,6 +283,7 @@ def _is_plain(expected: Any, value: Any) -> bool:
         return True
     if get_origin(expected) is Literal:
         return value in get_args(expected)
+    # Not isinstance: bool is a subclass of int, and true is not a count.
     if expected is float:
         return type(value) in (int, float)
     return type(value) is expected

@@ -1,1 +1,1 @@
-"""Reports: cards and tables, rendered from Records."""
+"""Reports rendered from Records: model cards, and the tables of documents."""

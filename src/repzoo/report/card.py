@@ -126,6 +126,7 @@ def summary(records: Sequence[Record[Any]]) -> CardFacts:
     Raises:
         RepzooError: a Record that the card needs is not among them.
     """
+    # Exactly one of each: with the Records of two jobs a card would mix their figures.
     paired = _only(records, PairedAccuracy)
     fold = _only(records, FoldSummary)
     quantize = _only(records, QuantizeSummary)
@@ -220,8 +221,8 @@ def _words() -> dict[str, dict[str, Any]]:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("repzoo.report"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,
+        undefined=jinja2.StrictUndefined,  # a name that is missing is an error, not a gap
+        autoescape=False,  # the output is Markdown; `plain` and `code` escape it
         trim_blocks=False,
     )
     environment.filters.update(plain=escape_markdown, code=code)

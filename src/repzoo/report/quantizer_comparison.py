@@ -74,6 +74,7 @@ def _newest_rows(
     by_model: dict[str, dict[str, Record[QuantizerComparison]]] = {}
     for record in records:
         rows = by_model.setdefault(str(record.artifact["name"]), {})
+        # Figures of other images or of another CPU cannot be compared row by row.
         if any(_setting(row) != _setting(record) for row in rows.values()):
             rows.clear()
         rows[record.values.recipe] = record

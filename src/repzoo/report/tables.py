@@ -65,7 +65,8 @@ def rendered(document: str, results: Path, language: str) -> str:
         InputError: a marked table has no Records.
     """
 
-    def table(match: re.Match[str]) -> str:
+    def render_match(match: re.Match[str]) -> str:
+        """The marks with the table between them."""
         records = record.read(results / f"{match['name']}.jsonl")
         if record.select(records, QuantizerComparison):
             lines = quantizer_comparison.table(records, language)
@@ -73,7 +74,7 @@ def rendered(document: str, results: Path, language: str) -> str:
             lines = _job_table(records, language)
         return match.group(1) + "\n".join(lines) + "\n" + match.group(3)
 
-    return MARKED.sub(table, document)
+    return MARKED.sub(render_match, document)
 
 
 def _job_table(records: Sequence[Record[Any]], language: str) -> list[str]:
@@ -84,7 +85,7 @@ def _job_table(records: Sequence[Record[Any]], language: str) -> list[str]:
     newest: dict[str, CardFacts] = {}
     for rows in by_job.values():
         facts = card.summary(rows)
-        newest[facts.name] = facts
+        newest[facts.name] = facts  # files are append-only: the last job is the newest
     if not newest:
         raise InputError(
             "there are no Records of a job to make a table of; "
@@ -143,6 +144,7 @@ def main() -> None:
     for path in options.documents:
         old = read_bounded(path, MAX_DOCUMENT_BYTES).decode()
         new = rendered(old, path.parent / "results", "zh" if "_cn" in path.stem else "en")
+        # The tests call --check, so that a table cannot disagree with the results.
         if options.check and new != old:
             sys.exit(f"{path} is stale; run: make tables")
         if new != old:

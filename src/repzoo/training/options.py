@@ -1,4 +1,4 @@
-"""How a training starts and runs, apart from its recipe; without torch, for the command line."""
+"""How a training starts and runs, apart from its recipe. Needs no torch, for the command line."""
 
 from __future__ import annotations
 
@@ -6,54 +6,51 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repzoo.errors import InputError
+from repzoo.settings import at_least, same_setting, setting, validate
+from repzoo.zoo.naming import CheckpointOptions
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Settings of `train`. Of how it runs only `seed` changes what comes out, and `accumulate` through the batch statistics.
+    """Settings of `train`.
 
-    checkpoint      weights to start from: a file of any known source, or the name of published ones
-    source          whose naming it has, or "auto"
-    reset_head      start the last layer anew when its number of classes is another (recipes that fine-tune do)
-    pretrained      start from timm's ImageNet weights
-    teacher         for recipes that distil: an artifact FILE.onnx, a model NAME with timm's weights, or NAME=FILE with given ones
-    accumulate      parts of a batch that are taken one after another, for want of memory
-    device          auto, cpu or cuda
-    workers         processes that read and augment images, for each training process
-    channels_last   memory format of images and kernels
-    save_minutes    keep the state within epochs too, every so many minutes; 0: at the end of each
-    validate_every  epochs between validations
-    tensorboard     write a log for TensorBoard too
+    Of those about how it runs, only `seed` and, through batch statistics, `accumulate` change
+    the trained weights.
     """
 
-    checkpoint: str | None = None
-    source: str = "auto"
-    reset_head: bool = False
-    pretrained: bool = False
-    teacher: str = ""
-    seed: int = 0
-    accumulate: int = 1
-    device: str = "auto"
-    workers: int = 2
-    channels_last: bool = False
-    save_minutes: float = 0.0
-    validate_every: int = 5
-    tensorboard: bool = False
+    checkpoint: str | None = setting(
+        None,
+        help="Weights to start from: a .pth, .pt, .pdparams or .safetensors file, or a published "
+        "name.",
+    )
+    source: str = same_setting(CheckpointOptions, "source")
+    reset_head: bool = same_setting(CheckpointOptions, "reset_head")
+    pretrained: bool = setting(False, help="Start from timm's ImageNet weights.")
+    teacher: str = setting(
+        "", help="Teacher for distillation: FILE.onnx, a timm model NAME, or NAME=FILE."
+    )
+    seed: int = same_setting(CheckpointOptions, "seed")
+    accumulate: int = setting(1, help="Gradient-accumulation steps.", range=at_least(1))
+    device: str = setting("auto", help="Device: auto, cpu or cuda.")
+    workers: int = setting(
+        2, help="Worker processes that load images, for each training process.", range=at_least(0)
+    )
+    channels_last: bool = setting(False, help="Use the channels-last memory format.")
+    save_minutes: float = setting(
+        0.0,
+        help="Minutes between saves within an epoch; 0: save only at the end of each epoch.",
+        range=at_least(0),
+    )
+    validate_every: int = setting(5, help="Epochs between validations.", range=at_least(1))
+    tensorboard: bool = setting(False, help="Also write a TensorBoard log.")
 
     def __post_init__(self) -> None:
-        """Refuse counts that mean nothing, and two sets of weights."""
-        if (
-            self.accumulate < 1
-            or self.workers < 0
-            or self.validate_every < 1
-            or not self.save_minutes >= 0
-        ):
-            raise InputError(
-                "accumulate and validate_every must be at least 1, workers and save_minutes at least 0"
-            )
+        """Refuse values outside the accepted ranges, and two sets of weights."""
+        validate(self)
         if self.checkpoint is not None and self.pretrained:
             raise InputError(
-                "two sets of weights are asked for; give --checkpoint or --pretrained, not both"
+                "checkpoint and pretrained both name weights to start from; "
+                "give only --checkpoint or only --pretrained"
             )
 
     @property

@@ -19,6 +19,7 @@ import numpy as np
 
 from repzoo.errors import InputError
 from repzoo.plugins import unknown
+from repzoo.settings import at_least, setting, validate
 from repzoo.zoo.containers import Contents, Table
 
 EMA_TABLES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "model_ema.module")
@@ -42,19 +43,24 @@ HEADS = {
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """How a checkpoint is read.
+    """How a checkpoint is read."""
 
-    source       whose naming it has, or "auto": found by inspection
-    num_classes  outputs that are wanted; None: the checkpoint's own
-    reset_head   start the last layer anew (from `seed`) when the checkpoint's has another number of classes
-    ema          take the averaged weights where the source prefers them
-    """
+    source: str = setting(
+        "auto",
+        help="Naming of the checkpoint's tensors: auto, official, timm, thu, mmpretrain, paddle.",
+    )
+    num_classes: int | None = setting(
+        None, help="Number of classes.  [default: the checkpoint's]", range=at_least(1)
+    )
+    reset_head: bool = setting(
+        False, help="Reinitialize the classifier where its number of classes differs."
+    )
+    ema: bool = setting(True, help="Load the averaged (EMA) weights where the source prefers them.")
+    seed: int = setting(0, help="Seed of every random choice.", range=at_least(0))
 
-    source: str = "auto"
-    num_classes: int | None = None
-    reset_head: bool = False
-    ema: bool = True
-    seed: int = 0
+    def __post_init__(self) -> None:
+        """Refuse values outside the accepted ranges."""
+        validate(self)
 
 
 @dataclass(frozen=True)

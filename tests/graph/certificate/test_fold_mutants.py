@@ -1,6 +1,7 @@
-"""Wrong laws, wrong rules and wrong writing, one at a time, in a network that uses them all: the certificate fails each.
+"""Wrong algebra, rules and writing, one at a time: the certificate refuses each.
 
-test_certify.py has 25 more, of the algebra and of the folded graph; those here are of the code on the way from one to the other.
+test_certify.py has 25 more, of the algebra and of the folded graph; those here are of the code on
+the way from one to the other.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ ja = Add(jg, jd)
 jb = Conv<pads = [1, 1, 1, 1]>(t, wk)
 j = Concat<axis = 1>(ja, jb)
 u = Relu(j)
-q = AveragePool<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1], count_include_pad = 1>(u)
+q = AveragePool<
+    kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1], count_include_pad = 1
+>(u)
 m = Mul(q, scale)
 n = Sub(shift, m)
 o = Div(n, divisor)
@@ -65,17 +68,41 @@ k = Gemm<alpha = 0.5, beta = 2.0, transB = 1>(e, wg, bg)
 output = BatchNormalization(k, gammag, betag, meang, varg)
 """
 WEIGHTS: dict[str, Any] = {
-    "wc": (6, 4, 3, 3), "bc": (6,), "gammac": (6,), "betac": (6,), "meanc": (6,), "varc": (6,), "wa": (5, 2, 3, 1), "wb": (5, 4, 3, 1),
-    "wj": (4, 2, 3, 3), "wk": (4, 4, 3, 3), "wd": (4, 4, 3, 3), "scale": (8, 1, 1), "shift": (8, 1, 1), "divisor": [2.0], "wl": (6, 3, 1, 1),
-    "wt": (4, 5, 1, 1), "wm": (6, 5), "bm": (5,), "wg": (7, 5), "bg": (7,), "gammag": (7,), "betag": (7,), "meang": (7,), "varg": (7,),
-    "sizes": np.array([2, 4]), "start": np.array([2]), "end": np.array([5]), "axis": np.array([1]),
+    "wc": (6, 4, 3, 3),
+    "bc": (6,),
+    "gammac": (6,),
+    "betac": (6,),
+    "meanc": (6,),
+    "varc": (6,),
+    "wa": (5, 2, 3, 1),
+    "wb": (5, 4, 3, 1),
+    "wj": (4, 2, 3, 3),
+    "wk": (4, 4, 3, 3),
+    "wd": (4, 4, 3, 3),
+    "scale": (8, 1, 1),
+    "shift": (8, 1, 1),
+    "divisor": [2.0],
+    "wl": (6, 3, 1, 1),
+    "wt": (4, 5, 1, 1),
+    "wm": (6, 5),
+    "bm": (5,),
+    "wg": (7, 5),
+    "bg": (7,),
+    "gammag": (7,),
+    "betag": (7,),
+    "meang": (7,),
+    "varg": (7,),
+    "sizes": np.array([2, 4]),
+    "start": np.array([2]),
+    "end": np.array([5]),
+    "axis": np.array([1]),
     "frame": np.array([0, 0, 1, 0, 0, 0, 2, 1]),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
 def before(graph: Graph) -> Artifact:
-    """Every rule fires: Pad, Conv, BN, Split, Sub, Concat, AveragePool, Mul, constant Sub, Div, Slice, MatMul, Add, Gemm."""
+    """A network in which every rule of the fold applies."""
     return Artifact(graph(BODY, WEIGHTS, "N, 4, 17, 16", "N, 7"), "subject", Preprocess(size=16))
 
 
@@ -112,7 +139,7 @@ def test_the_network_folds_truly(
     assert made.proven >= 6
 
 
-# --- what is mutated: a function of the package, by a function of the original ---------------------------------------------
+# --- mutants: a function of the package, replaced by a function of the original -------------------
 
 Original = Callable[..., Any]
 
@@ -364,7 +391,7 @@ MUTANTS: list[tuple[Any, str, Callable[[Original], Original]]] = [
     MUTANTS,
     ids=[f"{name}-{number}" for number, (_, name, _) in enumerate(MUTANTS)],
 )
-def test_a_mutant_is_caught(
+def test_a_wrong_fold_is_caught(
     place: Any,
     name: str,
     mutate: Callable[[Original], Original],
@@ -396,7 +423,7 @@ def test_weights_that_a_caller_may_replace_are_not_proven_as_constants(
     result = fold.fold(model)
     assert [node.op_type for node in result.model.graph.node] == ["Conv"]
     with pytest.raises(CertificateError):
-        prove(model, result.model, [one.output for one in result.folds])
+        prove(model, result.model, result.outputs)
 
 
 def epsilon_forgotten(original: Original) -> Original:
@@ -410,9 +437,11 @@ def test_an_epsilon_error_does_not_hide_behind_large_variances(
     execute: Execute,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Beside such variances epsilon is below the rounding of a weight: only a specimen with others shows that it is wrong."""
+    """Beside such variances epsilon is below the rounding of a weight: other variances show it."""
     body = (
-        "c = Conv(data, w)\nb = BatchNormalization<epsilon = 0.001>(c, gamma, beta, mean, var)\nr = Relu(b)\n"
+        "c = Conv(data, w)\n"
+        "b = BatchNormalization<epsilon = 0.001>(c, gamma, beta, mean, var)\n"
+        "r = Relu(b)\n"
         "z = GlobalAveragePool(r)\noutput = Flatten(z)"
     )
     weights = {
@@ -427,8 +456,6 @@ def test_an_epsilon_error_does_not_hide_behind_large_variances(
     assert certify.certify(before, fold.fold(before.model), fold.fold, run).adversarial_cases == 1
     monkeypatch.setattr(algebra, "from_batchnorm", mutate(algebra.from_batchnorm))
     result = fold.fold(before.model)
-    prove(
-        before.model, result.model, [one.output for one in result.folds]
-    )  # what the model's own numbers show: nothing
+    prove(before.model, result.model, result.outputs)  # what the model's own numbers show: nothing
     with pytest.raises(CertificateError, match="with adversarial BatchNorm parameters"):
         certify.certify(before, result, fold.fold, run)

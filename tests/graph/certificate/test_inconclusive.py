@@ -14,11 +14,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from repzoo.artifact import Artifact, Preprocess
+from repzoo.artifact import Artifact, Preprocess, Step
 from repzoo.errors import CertificateError
 from repzoo.graph.certificate import certify, float64
 from repzoo.graph.certificate.certify import Certificate, InputCertificate, certify_input
 from repzoo.graph.certificate.comparison import Comparison, Equality, combine, compare
+from repzoo.graph.certificate.proof import prove
 from repzoo.graph.fold import algebra
 from repzoo.graph.fold.engine import fold
 from repzoo.graph.tools.fold_result import FoldResult
@@ -241,3 +242,47 @@ def test_a_certificate_of_the_input_says_so_too(amplifying: Artifact, execute: E
         "the outputs cannot tell whether the graph is equal to the float input"
     )
     assert json.loads(json.dumps(certificate.to_json()))["equal"] is None
+
+
+# --- RepVGG-D2se, where it was found --------------------------------------------------------------
+
+
+def build_d2se(all_channels: bool) -> Any:
+    """The catalog model; by default with a quarter of its channels, which fold in seconds."""
+    byobnet = pytest.importorskip("timm.models.byobnet", reason="the torch extra is not installed")
+    import torch
+
+    from repzoo.zoo import families
+
+    if all_channels:
+        return families.seeded("repvgg_d2se", 10, 0)
+    torch.manual_seed(0)
+    config = byobnet.model_cfgs["repvgg_d2se"]
+    blocks = tuple(dataclasses.replace(block, c=block.c // 4) for block in config.blocks)
+    return byobnet.ByobNet(dataclasses.replace(config, blocks=blocks, stem_chs=16), num_classes=10)
+
+
+def test_repvgg_d2se_with_random_statistics_is_proven_but_its_outputs_cannot_tell(
+    aged: Any, request: pytest.FixtureRequest, certified: Certify
+) -> None:
+    """48 blocks amplify the rounding of float32 to the size of the outputs.
+
+    With all channels they amplify the rounding of float64 as well, and only the proofs remain.
+    """
+    all_channels = request.config.getoption("--all-variants")
+    module = aged(build_d2se(all_channels))
+
+    from repzoo.graph.tools.export import export
+
+    before = export(module, "d2se", Preprocess(size=32), (), Step("build", "0"))
+    certificate = certified(before)
+    assert certificate.equal is None
+    assert certificate.comparison.bound > certificate.comparison.spread
+    assert certificate.proven == len(certificate.folds) == 48
+    assert certificate.proof_ratio <= 1
+    assert certificate.float64 is not None
+    assert all_channels or certificate.float64.equality is Equality.EQUAL
+    assert "each of the 48 folded nodes was proven in float64" in certificate.line()
+    result = fold(before.model)
+    with pytest.raises(CertificateError, match="differs from what it replaces"):
+        prove(before.model, changed(result.model, 1 + 1e-3), result.outputs)

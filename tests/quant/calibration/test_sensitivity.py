@@ -1,4 +1,4 @@
-"""What noise in a tensor costs, against noise that is put there: for every kind of operator between it and the layer that reads it."""
+"""Predicted cost of noise against injected noise, for every operator on the way to a layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from repzoo.quant.network import layers
 from repzoo.quant.network.graph_view import GraphView
 
 SIZE, SMALL = 8, 0.01
-WAYS = {  # from t [N, 6, 8, 8] to u, which the layer reads, and its weights
+PATHS = {  # from t [N, 6, 8, 8] to u, which the layer reads, and its weights
     "a sum": ("s = Conv (data, other) u = Add (t, s)", (5, 6, 1, 1)),
     "ReLU": ("u = Relu (t)", (5, 6, 1, 1)),
     "ReLU after a sum": ("s = Conv (data, other) v = Add (t, s) u = Relu (v)", (5, 6, 1, 1)),
@@ -51,15 +51,16 @@ WAYS = {  # from t [N, 6, 8, 8] to u, which the layer reads, and its weights
 }
 
 
-def net(way: str, shape: tuple[int, ...]) -> onnx.ModelProto:
-    """t is made by a layer; `noise`, a second input, is added to it, so that it can be put there."""
-    opset = 20 if "Gelu" in way else 17
+def net(path: str, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """A layer computes t, and `noise`, a second input of the model, is added to it."""
+    opset = 20 if "Gelu" in path else 17
     layer = "y = Conv (u, weight)" if len(shape) == 4 else "y = Gemm <transB = 1> (u, weight)"
-    made = onnx.parser.parse_model(
-        f"""<ir_version: 8, opset_import: ["" : {opset}]> g (float[1, 3, 8, 8] data, float[1, 6, 8, 8] noise) => (float[N, M] y) {{
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : {opset}]>
+        g (float[1, 3, 8, 8] data, float[1, 6, 8, 8] noise) => (float[N, M] y) {{
         s0 = Conv (data, first)
         t = Add (s0, noise)
-        {way.replace(") ", ")" + chr(10))}
+        {path.replace(") ", ")" + chr(10))}
         {layer} }}"""
     )
     random = np.random.default_rng(0)
@@ -75,93 +76,97 @@ def net(way: str, shape: tuple[int, ...]) -> onnx.ModelProto:
         "weight": random.standard_normal(shape)
         * np.linspace(0.3, 2, shape[1]).reshape(1, -1, *[1] * (len(shape) - 2)),
     }
-    used = {name for node in made.graph.node for name in node.input}
-    held = [
+    used = {name for node in model.graph.node for name in node.input}
+    initializers = [
         numpy_helper.from_array(values.astype(np.float32), name)
         for name, values in tensors.items()
         if name in used
     ]
-    made.graph.initializer.extend(held)
+    model.graph.initializer.extend(initializers)
     if "parts" in used:
-        made.graph.initializer.append(numpy_helper.from_array(np.array([2, 4]), "parts"))
-    del made.graph.output[:]
-    made.graph.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None))
-    return made
+        model.graph.initializer.append(numpy_helper.from_array(np.array([2, 4]), "parts"))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None))
+    return model
 
 
 def without_noise(model: onnx.ModelProto) -> onnx.ModelProto:
     """t is what the layer makes, as in a model."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    made.graph.node[0].output[0] = "t"
-    del made.graph.node[1], made.graph.input[1]
-    return made
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    result.graph.node[0].output[0] = "t"
+    del result.graph.node[1], result.graph.input[1]
+    return result
 
 
 def images(count: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(3).standard_normal((count, 3, SIZE, SIZE)).astype(np.float32)
 
 
-def seen(model: onnx.ModelProto, tensors: list[str]) -> Statistics:
-    reads = [one for one in layers.find_layers(model).values() if one.source == "u"]
+def collect(model: onnx.ModelProto, tensors: list[str]) -> Statistics:
+    reads = [layer for layer in layers.find_layers(model).values() if layer.source == "u"]
     batches = [images(256)[at : at + 1] for at in range(256)]
     return collect_statistics(
         model, tensors, reads, CalibrationStream(batches, 256), engine("onnxruntime"), 1
     )
 
 
-def measured(model: onnx.ModelProto, channel: int) -> float:
-    """Mean squared change of y, over its power, by noise of SMALL^2 in one channel of t, as for noise of 1."""
+def measure_cost(model: onnx.ModelProto, channel: int) -> float:
+    """Relative power of the change of y for noise in one channel of t, per unit of noise power."""
     import onnxruntime as ort
 
     session, random = ort.InferenceSession(model.SerializeToString()), np.random.default_rng(5)
     change, power = 0.0, 0.0
-    for one in images(200):
+    for image in images(200):
         noise = np.zeros((1, 6, SIZE, SIZE), np.float32)
-        clean = session.run(None, {"data": one[None], "noise": noise})[0]
+        clean = session.run(None, {"data": image[None], "noise": noise})[0]
         noise[0, channel] = SMALL * random.standard_normal((SIZE, SIZE))
         change += float(
-            np.square(session.run(None, {"data": one[None], "noise": noise})[0] - clean).mean()
+            np.square(session.run(None, {"data": image[None], "noise": noise})[0] - clean).mean()
         )
         power += float(np.square(clean).mean())
     return change / power / SMALL**2
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_costs_are_what_noise_does(way: str) -> None:
-    model = net(*WAYS[way])
+@pytest.mark.parametrize("path", PATHS)
+def test_predicted_costs_match_the_measured_effect_of_noise(path: str) -> None:
+    model = net(*PATHS[path])
     plain = without_noise(model)
-    statistics = seen(
+    statistics = collect(
         plain, [name for node in plain.graph.node for name in node.output if name != "y"]
     )
-    found = layers.find_layers(plain)
-    charges = input_sensitivity(
-        [one for one in found.values() if one.source == "u"],
+    layers_by_name = layers.find_layers(plain)
+    at_inputs = input_sensitivity(
+        [layer for layer in layers_by_name.values() if layer.source == "u"],
         layers.initializer_arrays(plain),
         statistics,
     )
-    costs = SensitivityPropagation(GraphView(plain), found, statistics).propagate(charges, charges)
-    expected = [measured(model, channel) for channel in range(6)]
+    costs = SensitivityPropagation(GraphView(plain), layers_by_name, statistics).propagate(
+        at_inputs, at_inputs
+    )
+    expected = [measure_cost(model, channel) for channel in range(6)]
     # what slopes and factors make together is taken as what each makes alone
     np.testing.assert_allclose(costs["t"], expected, rtol=0.3, atol=0.02 * max(expected))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_shapes_that_are_not_known_cost_precision_and_no_more(way: str) -> None:
-    """An exporter may leave them out; every tensor still has a finite cost for each channel that was seen."""
-    model = without_noise(net(*WAYS[way]))
-    statistics = seen(
+@pytest.mark.parametrize("path", PATHS)
+def test_unknown_shapes_still_give_a_finite_cost_for_every_channel(path: str) -> None:
+    """An exporter may leave shapes out; the cost is then less precise."""
+    model = without_noise(net(*PATHS[path]))
+    statistics = collect(
         model, [name for node in model.graph.node for name in node.output if name != "y"]
     )
-    found = layers.find_layers(model)
-    charges = input_sensitivity(
-        [one for one in found.values() if one.source == "u"],
+    layers_by_name = layers.find_layers(model)
+    at_inputs = input_sensitivity(
+        [layer for layer in layers_by_name.values() if layer.source == "u"],
         layers.initializer_arrays(model),
         statistics,
     )
     wiring = GraphView(model)
     wiring.shapes.clear()
-    costs = SensitivityPropagation(wiring, found, statistics).propagate(charges, charges)
+    costs = SensitivityPropagation(wiring, layers_by_name, statistics).propagate(
+        at_inputs, at_inputs
+    )
     for name, cost in costs.items():
         assert len(cost) == len(statistics.histograms[name].low)
         assert np.isfinite(cost).all()
@@ -169,8 +174,8 @@ def test_shapes_that_are_not_known_cost_precision_and_no_more(way: str) -> None:
     assert costs["t"].max() > 0
 
 
-def test_the_nearest_layers_speak_for_a_tensor() -> None:
-    """t is read by a layer, and by a sum that another layer reads: what the other charges is for the sum's other input."""
+def test_only_the_nearest_layers_determine_the_cost() -> None:
+    """t is read by a layer and by an Add: the layer behind the Add adds nothing to its cost."""
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 8, 8] data) => (float[N, 4] z) {
         t = Conv (data, first)
@@ -193,11 +198,11 @@ def test_the_nearest_layers_speak_for_a_tensor() -> None:
     statistics = collect_statistics(
         model, ["t", "a", "u"], reads, CalibrationStream([images(32)], 32), engine("onnxruntime"), 1
     )
-    found = activation_sensitivity(GraphView(model), layers.find_layers(model), statistics)
-    alone = {
-        one.name: input_sensitivity([one], layers.initializer_arrays(model), statistics)[one.source]
-        for one in reads
+    sensitivities = activation_sensitivity(GraphView(model), layers.find_layers(model), statistics)
+    values = layers.initializer_arrays(model)
+    single = {
+        layer.name: input_sensitivity([layer], values, statistics)[layer.source] for layer in reads
     }
-    np.testing.assert_array_equal(found["t"].cost, alone["a"])
-    np.testing.assert_array_equal(found["a"].cost, alone["y"])
-    np.testing.assert_array_equal(found["u"].cost, alone["y"])
+    np.testing.assert_array_equal(sensitivities["t"].cost, single["a"])
+    np.testing.assert_array_equal(sensitivities["a"].cost, single["y"])
+    np.testing.assert_array_equal(sensitivities["u"].cost, single["y"])

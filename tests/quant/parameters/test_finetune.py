@@ -1,4 +1,4 @@
-"""Fine-tuning with fake quantization: what is trained is what is written, twice the same, and it mends what INT8 broke."""
+"""Distillation restores accuracy, is deterministic, and trains what is then written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from repzoo.quant.parameters import compute as plan
 from repzoo.quant.parameters import finetune
 from repzoo.quant.parameters.compute import Corrections, QuantizationPlan
 from repzoo.quant.parameters.finetune import DistillationImages, FinetuneOptions
-from repzoo.quant.rewrites import stages as rungs
+from repzoo.quant.rewrites import stages
 from repzoo.quant.search import gate as gating
 from repzoo.quant.search import ladder
 from repzoo.quant.search.ladder import Target
@@ -46,12 +46,12 @@ def digits(part: str, count: int) -> Inputs:
     data = open_source("digits").join(part)
     images = data.subset(data.balanced_sample(count, 0))
     return np.concatenate(
-        [one.inputs for one in batches(images, small().require_preprocess(), 64, ReadReport())]
+        [item.inputs for item in batches(images, small().require_preprocess(), 64, ReadReport())]
     )
 
 
 def uneven() -> onnx.ModelProto:
-    """The small classifier of digits, the same function with channels far apart: one scale for a tensor loses most."""
+    """The small digits classifier with channels of very different ranges; same function."""
     model = onnx.ModelProto()
     model.CopyFrom(small().model)
     factors = np.geomspace(0.004, 250, 12).astype(np.float32)
@@ -64,11 +64,11 @@ def uneven() -> onnx.ModelProto:
     return model
 
 
-def planned(model: onnx.ModelProto) -> tuple[QuantizationPlan, Placement]:
-    one = candidates(model)[0]
-    reads = [layer for name, layer in layers.find_layers(model).items() if name in one.nodes]
-    tensors = list(dict.fromkeys([*one.tensors, *(layer.source for layer in reads)]))
-    seen = collect_statistics(
+def make_plan(model: onnx.ModelProto) -> tuple[QuantizationPlan, Placement]:
+    placement = candidates(model)[0]
+    reads = [layer for name, layer in layers.find_layers(model).items() if name in placement.nodes]
+    tensors = list(dict.fromkeys([*placement.tensors, *(layer.source for layer in reads)]))
+    statistics = collect_statistics(
         model,
         tensors,
         reads,
@@ -76,140 +76,146 @@ def planned(model: onnx.ModelProto) -> tuple[QuantizationPlan, Placement]:
         engine("onnxruntime"),
         1,
     )
-    return plan.compute_parameters(model, one, seen, COARSE, Corrections()), one
+    return plan.compute_parameters(model, placement, statistics, COARSE, Corrections()), placement
 
 
-def shuffled(epoch: int) -> Iterator[Inputs]:
+def shuffled_epoch(epoch: int) -> Iterator[Inputs]:
     inputs = digits("train", 256)
     yield inputs[np.random.default_rng(epoch).permutation(len(inputs))]
 
 
-SHUFFLED = DistillationImages(256, shuffled)
+TRAINING_IMAGES = DistillationImages(256, shuffled_epoch)
 
 
 def run(model: onnx.ModelProto, inputs: Inputs) -> Inputs:
     return engine("onnxruntime").open(model, exact=True).run(inputs)
 
 
-def test_it_mends_what_one_scale_for_all_channels_broke() -> None:
-    """A sixth of the answers are the float model's before, most after (80 % was seen); weight scales stay."""
+def test_distillation_restores_accuracy_lost_to_per_tensor_scales() -> None:
+    """A sixth of the predictions are unchanged before training, about 80 % after it."""
     model, held_out = uneven(), digits("test", 300)
-    made, placement = planned(model)
+    quantized, placement = make_plan(model)
     trained = finetune.distill(
-        model, made, COARSE, SHUFFLED, FinetuneOptions(epochs=6, mirror=False)
+        model, quantized, COARSE, TRAINING_IMAGES, FinetuneOptions(epochs=6, mirror=False)
     )
-    written = [plan.write_qdq(one, placement, COARSE) for one in (made, trained)]
+    written = [plan.write_qdq(item, placement, COARSE) for item in (quantized, trained)]
     onnx.checker.check_model(written[1], full_check=True)
-    wanted = run(model, held_out).argmax(1)
-    before, after = (float((run(one, held_out).argmax(1) == wanted).mean()) for one in written)
+    float_logits = run(model, held_out).argmax(1)
+    before, after = (
+        float((run(item, held_out).argmax(1) == float_logits).mean()) for item in written
+    )
     assert before < 0.5
     assert after > 0.7
     assert all(
-        np.array_equal(trained.weights[name].scale, one.scale) for name, one in made.weights.items()
+        np.array_equal(trained.weights[name].scale, item.scale)
+        for name, item in quantized.weights.items()
     )
 
 
-def test_it_takes_nothing_from_a_good_plan() -> None:
-    """Second-order rounding is not unlearned: what began where float has the weights went from 47 to 30 dB."""
+def test_distillation_does_not_harm_an_accurate_plan() -> None:
+    """Training that started at the float weights undid GPTQ: SQNR fell from 47 to 30 dB."""
     model, held_out = small().model, digits("test", 300)
-    made, placement = planned(model)
-    trained = finetune.distill(model, made, COARSE, SHUFFLED, FinetuneOptions(epochs=3))
-    wanted = run(model, held_out)
+    quantized, placement = make_plan(model)
+    trained = finetune.distill(model, quantized, COARSE, TRAINING_IMAGES, FinetuneOptions(epochs=3))
+    float_logits = run(model, held_out)
     before, after = (
-        snr_db(wanted, run(plan.write_qdq(one, placement, COARSE), held_out))
-        for one in (made, trained)
+        snr_db(float_logits, run(plan.write_qdq(item, placement, COARSE), held_out))
+        for item in (quantized, trained)
     )
     assert before > 20
     assert after > before - 0.5
 
 
-def test_a_plan_that_learns_nothing_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_without_improvement_is_returned_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small().model
-    made, _ = planned(model)
+    quantized, _ = make_plan(model)
     monkeypatch.setattr(finetune, "_mean_loss", lambda *_: 1.0)
     assert (
-        finetune.distill(model, made, COARSE, SHUFFLED, FinetuneOptions(epochs=1, batch=128))
-        is made
+        finetune.distill(
+            model, quantized, COARSE, TRAINING_IMAGES, FinetuneOptions(epochs=1, batch=128)
+        )
+        is quantized
     )
 
 
-def test_it_comes_out_alike_and_leaves_the_generator_alone() -> None:
-    made, placement = planned(uneven())
-    state, found = torch.get_rng_state(), []
+def test_training_is_deterministic_and_keeps_the_random_state() -> None:
+    quantized, placement = make_plan(uneven())
+    state, outputs = torch.get_rng_state(), []
     for seed in (0, 0, 1):
         options = FinetuneOptions(epochs=1, batch=128, seed=seed)
         trained = finetune.distill(
             uneven(),
-            made,
+            quantized,
             COARSE,
             DistillationImages(256, lambda _: iter([digits("train", 256)])),
             options,
         )
-        found.append(
+        outputs.append(
             plan.write_qdq(trained, placement, COARSE).SerializeToString(deterministic=True)
         )
-    assert found[0] == found[1] != found[2]
+    assert outputs[0] == outputs[1] != outputs[2]
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_is_trained_is_what_is_written() -> None:
-    """Before any step the student answers as the QDQ graph of its plan does, and as that of the plan that it gives back.
+def test_the_student_computes_what_the_written_model_computes() -> None:
+    """Both for the plan that it starts from and for the plan that it returns.
 
-    Only the order of sums differs; one that rounds to the other side moves few logits, so that their mean tells: 1e-5 was seen.
+    Only the order of sums differs. A sum that rounds the other way changes few logits, so the mean
+    is compared; 1e-5 was measured.
     """
     model, inputs = uneven(), digits("test", 64)
-    made, placement = planned(model)
-    student = finetune._Student(made, COARSE)
+    quantized, placement = make_plan(model)
+    student = finetune._Student(quantized, COARSE)
     with torch.inference_mode():
         answers = student(torch.from_numpy(inputs)).numpy()
-    for one in (made, student.plan()):
-        found = run(plan.write_qdq(one, placement, COARSE), inputs)
-        assert np.abs(found - answers).mean() < 1e-3 * np.std(answers)
+    for item in (quantized, student.plan()):
+        outputs = run(plan.write_qdq(item, placement, COARSE), inputs)
+        assert np.abs(outputs - answers).mean() < 1e-3 * np.std(answers)
     assert np.abs(run(model, inputs) - answers).mean() > 0.2 * np.std(
         answers
     )  # INT8 is far from float, so that this says something
 
 
-def test_answers_that_are_not_finite_end_it() -> None:
+def test_a_loss_that_is_not_finite_is_refused() -> None:
     model = uneven()
-    made, _ = planned(model)
+    quantized, _ = make_plan(model)
     poisoned = replace(
-        made,
+        quantized,
         activations={
-            name: replace(one, scale=float("nan")) for name, one in made.activations.items()
+            name: replace(item, scale=float("nan")) for name, item in quantized.activations.items()
         },
     )
     with pytest.raises(InputError, match="not a number"):
-        finetune.distill(model, poisoned, COARSE, SHUFFLED, FinetuneOptions(epochs=1))
+        finetune.distill(model, poisoned, COARSE, TRAINING_IMAGES, FinetuneOptions(epochs=1))
 
 
 @pytest.mark.parametrize(
     "change", [{"epochs": 0}, {"batch": 0}, {"rate": 0.0}, {"rate": float("nan")}]
 )
 def test_settings_that_train_nothing_are_refused(change: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="fine-tuning needs"):
+    with pytest.raises(InputError, match=f"fine-tuning {next(iter(change))} must be"):
         FinetuneOptions(**change)  # type: ignore[arg-type]
 
 
-def test_the_ladder_learns_only_when_asked_and_when_corrections_are_not_enough(
+def test_the_ladder_trains_only_on_request_and_if_corrections_are_not_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without equalization, which would undo the damage exactly, and without layers that leave INT8."""
+    """Without equalization, which would restore the model exactly, and without float fallback."""
     monkeypatch.setattr(gating, "BENCH_SECONDS", 0.02)
-    monkeypatch.setattr(ladder, "STAGES", rungs.STAGES[:1])
+    monkeypatch.setattr(ladder, "STAGES", stages.STAGES[:1])
     monkeypatch.setattr(ladder, "FALLBACK_COUNTS", ())
     everything = place.candidates(uneven())[:1]
     monkeypatch.setattr(place.PlacementSpace, "starting_placements", lambda _: everything)
-    found = open_source("digits").split_for_quantization(256, 0)
-    split = replace(found, gate=found.gate.subset(range(0, len(found.gate), 2)))
-    said = {}
+    images = open_source("digits").split_for_quantization(256, 0)
+    split = replace(images, gate=images.gate.subset(range(0, len(images.gate), 2)))
+    drops = {}
     for epochs in (0, 5):
         target = Target(engine("onnxruntime"), COARSE, 0, epochs)
         _, report = ladder.quantize(
             replace(small(), model=uneven()), split, target, Budget(force=True)
         )
-        said[epochs] = {one.stage: one.paired.drop for one in report.candidates}
-    assert list(said[0]) == ["rounding"]
-    assert list(said[5]) == ["rounding", "rounding, 5 epochs of fine-tuning"]
-    assert said[5]["rounding"] == said[0]["rounding"] > 30
-    assert said[5]["rounding, 5 epochs of fine-tuning"] < 0.6 * said[0]["rounding"]
+        drops[epochs] = {item.stage: item.paired.drop for item in report.candidates}
+    assert list(drops[0]) == ["rounding"]
+    assert list(drops[5]) == ["rounding", "rounding, 5 epochs of fine-tuning"]
+    assert drops[5]["rounding"] == drops[0]["rounding"] > 30
+    assert drops[5]["rounding, 5 epochs of fine-tuning"] < 0.6 * drops[0]["rounding"]

@@ -1,4 +1,4 @@
-"""Second-order rounding against exhaustive search, and the properties it must have whatever the numbers."""
+"""GPTQ against exhaustive search, and properties that hold for any weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Float = npt.NDArray[np.float64]
 def problem(
     seed: int, groups: int, outputs: int, inputs: int, rows: int = 400
 ) -> tuple[Float, Float, Float]:
-    """(weights [G, O, K], Gram matrix [G, K, K] of correlated inputs with a mean, scales [G, O, 1])."""
+    """(weights [G, O, K], Gram matrix [G, K, K], scales [G, O, 1]); inputs correlate."""
     rng = np.random.default_rng(seed)
     mixed = rng.standard_normal((groups, rows, inputs)) @ rng.standard_normal(
         (groups, inputs, inputs)
@@ -34,33 +34,35 @@ def loss(weights: Float, gram: Float, scale: Float, integers: Float) -> Float:
     return squared_output(integers * scale - weights, gram.astype(np.float32))
 
 
-def test_it_comes_near_the_best_of_all_roundings() -> None:
-    found = []
+def test_gptq_is_close_to_the_best_of_all_roundings() -> None:
+    results = []
     for seed in range(6):
         weights, gram, scale = problem(seed, 1, 3, 6)
         floors = np.floor(weights / scale)
-        every = [floors + np.array(up) for up in itertools.product((-1, 0, 1, 2), repeat=6)]
-        best = np.min([loss(weights, gram, scale, one) for one in every], axis=0).sum()
-        ours = loss(
+        candidates = [floors + np.array(up) for up in itertools.product((-1, 0, 1, 2), repeat=6)]
+        best = np.min(
+            [loss(weights, gram, scale, integers) for integers in candidates], axis=0
+        ).sum()
+        gptq = loss(
             weights, gram, scale, rounding.gptq_round(weights, gram, scale, damping=1e-6)
         ).sum()
-        found.append(
+        results.append(
             (
                 best,
-                ours,
+                gptq,
                 loss(weights, gram, scale, rounding.round_to_nearest(weights, scale)).sum(),
             )
         )
-        assert best - 1e-9 <= ours
-    best, ours, plain = np.array(found).sum(0)
-    assert best < 0.6 * plain  # there is something to win
-    assert ours <= best + 0.3 * (plain - best)
+        assert best - 1e-9 <= gptq
+    best, gptq, nearest = np.array(results).sum(0)
+    assert best < 0.6 * nearest  # there is something to win
+    assert gptq <= best + 0.3 * (nearest - best)
 
 
 @pytest.mark.parametrize(
     ("groups", "outputs", "inputs"), [(1, 8, 150), (5, 2, 9), (1, 1, 1), (3, 4, 70)]
 )
-def test_it_never_errs_more_than_rounding_to_nearest(
+def test_the_output_error_is_never_larger_than_by_rounding_to_nearest(
     groups: int, outputs: int, inputs: int
 ) -> None:
     weights, gram, scale = problem(7, groups, outputs, inputs)
@@ -73,7 +75,7 @@ def test_it_never_errs_more_than_rounding_to_nearest(
     )
 
 
-def test_independent_inputs_make_it_rounding_to_nearest() -> None:
+def test_uncorrelated_inputs_give_rounding_to_nearest() -> None:
     weights, _, scale = problem(1, 2, 4, 12)
     gram = np.broadcast_to(np.diag(np.arange(1.0, 13)), (2, 12, 12))
     np.testing.assert_array_equal(
@@ -81,20 +83,20 @@ def test_independent_inputs_make_it_rounding_to_nearest() -> None:
     )
 
 
-def test_the_column_formula_is_the_papers() -> None:
-    """One column at a time by the paper's own words: w += -(w_k - q_k) / [H^-1]_kk * [H^-1]_k,: , and k leaves H."""
+def test_column_by_column_rounding_matches_the_paper() -> None:
+    """The formula of the paper: w -= (w_k - q_k) / [H^-1]_kk [H^-1]_k,: and k is removed from H."""
     weights, gram, scale = problem(3, 1, 2, 7)
-    found = rounding._round_column_by_column(weights, gram, scale)[0]
+    integers = rounding._round_column_by_column(weights, gram, scale)[0]
     for row in range(2):
         left, inverse = weights[0, row].copy(), np.linalg.inv(gram[0])
         for k in range(7):
             quantized = np.round(left[k] / scale[0, row, 0])
-            assert found[row, k] == quantized
+            assert integers[row, k] == quantized
             left -= (left[k] - quantized * scale[0, row, 0]) / inverse[k, k] * inverse[k]
             inverse = inverse - np.outer(inverse[:, k], inverse[k]) / inverse[k, k]
 
 
-def test_dead_inputs_and_dead_groups_are_rounded_plainly() -> None:
+def test_inputs_that_are_always_zero_are_rounded_to_nearest() -> None:
     weights, gram, scale = problem(5, 3, 2, 6)
     gram[1] = 0
     gram[2, :, 4] = gram[2, 4, :] = 0
@@ -107,7 +109,7 @@ def test_dead_inputs_and_dead_groups_are_rounded_plainly() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 5, 64, 65, 200])
-def test_the_triangular_inverse(size: int) -> None:
+def test_the_inverse_of_a_triangular_matrix(size: int) -> None:
     rng = np.random.default_rng(size)
     upper = np.triu(rng.standard_normal((2, size, size)) / size) + 2 * np.eye(size)
     np.testing.assert_allclose(
@@ -118,10 +120,10 @@ def test_the_triangular_inverse(size: int) -> None:
 
 
 @pytest.mark.parametrize(("groups", "outputs", "inputs"), [(1, 64, 40), (8, 4, 9)])
-def test_a_step_that_all_rows_share_cuts_off_what_costs_less_than_it_gains(
+def test_the_shared_scale_clips_weights_where_that_lowers_the_error(
     groups: int, outputs: int, inputs: int
 ) -> None:
-    """Near the best of all steps by the error of plain rounding, which is clearly below that of the step that reaches the outlier."""
+    """Its error is close to the least of all scales, and well below that of not clipping."""
     weights, gram, _ = problem(3, groups, outputs, inputs)
     weights[0, 0, 0] = 3 * np.abs(weights).max()
     narrow = gram.astype(np.float32)
@@ -134,12 +136,12 @@ def test_a_step_that_all_rows_share_cuts_off_what_costs_less_than_it_gains(
 
     reaching = np.abs(weights).max() / 15
     best = min(total(reaching * factor) for factor in np.linspace(0.2, 1, 81))
-    ours = total(rounding.shared_scale(weights, [narrow], [(0, inputs)], 15))
-    assert ours <= best + 0.2 * (total(reaching) - best)
+    error = total(rounding.shared_scale(weights, [narrow], [(0, inputs)], 15))
+    assert error <= best + 0.2 * (total(reaching) - best)
     assert best < 0.85 * total(reaching)  # there is something to win
 
 
-def test_a_shared_step_reaches_a_weight_whose_input_is_all_that_counts() -> None:
+def test_the_shared_scale_does_not_clip_the_weight_of_the_dominant_input() -> None:
     weights, _, _ = problem(4, 1, 8, 6)
     weights[0, 2, 5] = 10 * np.abs(weights).max()
     gram = np.diag([1e-3] * 5 + [1e3])[None].astype(np.float32)
@@ -147,7 +149,7 @@ def test_a_shared_step_reaches_a_weight_whose_input_is_all_that_counts() -> None
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-44, 1e-30, 1e30])
-def test_a_shared_step_of_weights_of_any_size(size: float) -> None:
+def test_the_shared_scale_works_for_weights_of_any_magnitude(size: float) -> None:
     weights = problem(5, 1, 4, 5)[0] * size
     with np.errstate(all="raise", under="ignore"):
         step = rounding.shared_scale(weights, [np.eye(5, dtype=np.float32)[None]], [(0, 5)])
@@ -155,12 +157,16 @@ def test_a_shared_step_of_weights_of_any_size(size: float) -> None:
     assert (step > 0) == (size > 0)
 
 
-def test_blocks_of_columns_give_the_step_of_the_whole() -> None:
+def test_blocks_of_columns_give_the_same_shared_scale() -> None:
     weights, gram, _ = problem(6, 1, 16, 12)
     weights[0, 0, 3] *= 6
-    whole = np.zeros_like(gram)
+    block_diagonal = np.zeros_like(gram)
     for a, b in ((0, 5), (5, 12)):
-        whole[:, a:b, a:b] = gram[:, a:b, a:b]
-    parts = [np.ascontiguousarray(whole[:, a:b, a:b], np.float32) for a, b in ((0, 5), (5, 12))]
-    found = rounding.shared_scale(weights, parts, [(0, 5), (5, 12)], 15)
-    assert found == rounding.shared_scale(weights, [whole.astype(np.float32)], [(0, 12)], 15)
+        block_diagonal[:, a:b, a:b] = gram[:, a:b, a:b]
+    parts = [
+        np.ascontiguousarray(block_diagonal[:, a:b, a:b], np.float32) for a, b in ((0, 5), (5, 12))
+    ]
+    scale = rounding.shared_scale(weights, parts, [(0, 5), (5, 12)], 15)
+    assert scale == rounding.shared_scale(
+        weights, [block_diagonal.astype(np.float32)], [(0, 12)], 15
+    )

@@ -45,7 +45,7 @@ Run = Callable[..., Any]
 
 @functools.cache
 def deploy() -> Artifact:
-    return verbs.fold(embedded.read("repghostnet_050.digits"))[0]
+    return verbs.fold(embedded.read("repghostnet_050.digits"))
 
 
 def gray_image(_: str) -> Image.Image:

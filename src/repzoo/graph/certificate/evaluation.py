@@ -18,7 +18,7 @@ BORDER_ROUNDINGS = 8  # in a border constant, which a BatchNormalization of four
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Values, and how many roundings to the number type of the graph they do not have."""
+    """A tensor in float64, and how often the graph rounds it on the way where float64 does not."""
 
     values: Array
     roundings: int

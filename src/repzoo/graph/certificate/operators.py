@@ -38,14 +38,21 @@ def convolve(node: onnx.NodeProto, inputs: list[Stored], absolute: bool) -> Arra
         raise UnknownExpression(node.name)
     if image.shape[1] != weight.shape[1] * groups or len(weight) % groups:
         raise UnknownExpression(node.name)
-    window = Window.of(node, (weight.shape[2], weight.shape[3]), image.shape[2:])
-    patches = np.stack(list(window.taps(image)), axis=2)  # [N, C, taps, height, width]
+    window = Window.of(node, weight.shape[2:], image.shape[2:])
+    taps = list(window.taps(image))
+    patches = np.stack(taps, axis=2)  # [N, C, taps, height, width]
     height, width = patches.shape[3:]
-    columns = patches.transpose(1, 2, 0, 3, 4).reshape(groups, -1, len(image) * height * width)
+    # One matrix product for each group: [O, C * taps] by [C * taps, N * height * width].
+    patches = patches.transpose(1, 2, 0, 3, 4)
+    pixels = len(image) * height * width
+    columns = patches.reshape(groups, -1, pixels)
     rows = weight.reshape(groups, len(weight) // groups, -1)
     product = multiply_blockwise(rows, columns, absolute)
-    output = product.reshape(len(weight), len(image), height, width).swapaxes(0, 1)
-    return output + bias[0][:, None, None] if bias else output
+    output = product.reshape(len(weight), len(image), height, width)
+    output = output.swapaxes(0, 1)
+    if bias:
+        output = output + bias[0][:, None, None]
+    return output
 
 
 def multiply_blockwise(weight: Stored, columns: Array, absolute: bool) -> Array:
@@ -64,6 +71,7 @@ def multiply_blockwise(weight: Stored, columns: Array, absolute: bool) -> Array:
 def batch_normalize(node: onnx.NodeProto, inputs: list[Array], absolute: bool) -> Array:
     """Inference BatchNormalization of [N, C, ...] by scale, bias, mean and variance, each [C]."""
     image, *parameters = inputs
+    # [C] becomes [C, 1, ...], which broadcasts with [N, C, ...].
     shape = (-1, *[1] * (image.ndim - 2))
     gamma, beta, mean, variance = (values.reshape(shape) for values in parameters)
     deviation = np.sqrt(variance + real(node, "epsilon", 1e-5))
@@ -82,8 +90,11 @@ def _gemm(node: onnx.NodeProto, inputs: list[Stored], absolute: bool) -> Array:
         alpha, beta = abs(alpha), abs(beta)
     weight = right if integer(node, "transB", 0) else right.T
     columns = left if integer(node, "transA", 0) else left.T
-    product: Array = multiply_blockwise(weight[None], columns[None], absolute)[0].T
-    return alpha * product + (beta * bias[0] if bias else 0.0)
+    (product,) = multiply_blockwise(weight[None], columns[None], absolute)
+    output: Array = alpha * product.T
+    if bias:
+        output = output + beta * bias[0]
+    return output
 
 
 def _average_pool(node: onnx.NodeProto, inputs: list[Array], _absolute: bool) -> Array:
@@ -130,9 +141,10 @@ def _pad(node: onnx.NodeProto, image: Array, settings: list[Array], _output: int
         raise UnknownExpression(node.name)
     pads = _setting(node, settings, 0, "pads")  # every axis's beginning, then every axis's end
     axes = settings[2] if len(settings) > 2 and settings[2].size else range(image.ndim)
+    begins, ends = pads.reshape(2, -1)
     widths = [(0, 0)] * image.ndim
-    for axis, (before, after) in zip(axes, pads.reshape(2, -1).T, strict=True):
-        widths[int(axis)] = int(before), int(after)
+    for axis, begin, end in zip(axes, begins, ends, strict=True):
+        widths[int(axis)] = (int(begin), int(end))
     fill = real(node, "value", 0.0)
     if len(settings) > 1 and settings[1].size:
         fill = float(settings[1].reshape(-1)[0])

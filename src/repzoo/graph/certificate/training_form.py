@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from repzoo.graph.certificate.attributes import attribute
+from repzoo.graph.certificate.attributes import text
 from repzoo.graph.certificate.evaluation import Evaluated, Evaluation
 from repzoo.graph.certificate.index import TensorIndex
 from repzoo.graph.certificate.known_values import KnownValues, Shape, read_known_values
@@ -60,14 +60,18 @@ class TrainingForm:
     def _image_shapes(self) -> Mapping[str, Shape]:
         """Shapes of tensors on whose height and width a padding or a write depends."""
         if self._has_scatter:
-            shapes = self._known_for_one.shapes
-            return {name: of for name, of in shapes.items() if len(of) == 4 and all(of)}
-        for node in self.model.graph.node:
-            auto_pad = attribute(node, "auto_pad")
-            if auto_pad is not None and auto_pad.s.startswith(b"SAME"):
-                shapes = self.known.shapes
-                return {name: of for name, of in shapes.items() if len(of) == 4 and all(of[2:])}
-        return {}
+            known = self._known_for_one.shapes
+        elif any(_pads_by_size(node) for node in self.model.graph.node):
+            known = self.known.shapes
+        else:
+            return {}
+        shapes = {}
+        for name, shape in known.items():
+            # What a graph writes by index depends on the batch size too.
+            fixed = shape if self._has_scatter else shape[2:]
+            if len(shape) == 4 and all(fixed):
+                shapes[name] = shape
+        return shapes
 
     def index_for(self, node: onnx.NodeProto) -> TensorIndex:
         """The reading in which to look for what the folded `node` replaces."""
@@ -98,7 +102,7 @@ class TrainingForm:
         """What the folded `node` replaces, on `probes`. See Evaluation for `casts`, `absolute`."""
         index = self.index_for(node)
         source, target = index.resolve(node.input[0]), index.resolve(node.output[0])
-        # In the reading for one image, probes go in one at a time.
+        # In the reading for one image, the probes go in one at a time.
         parts = 1 if index is self.index else len(PROBES)
         results = []
         for part in np.split(probes, parts):
@@ -110,6 +114,11 @@ class TrainingForm:
     def _is_scattered(self, source: str, target: str) -> bool:
         nodes = self._index_for_one.between(source, target)
         return any(node.op_type == "ScatterND" for node in nodes)
+
+
+def _pads_by_size(node: onnx.NodeProto) -> bool:
+    """Whether the padding of `node` follows from the size of its input."""
+    return text(node, "auto_pad", "NOTSET").startswith("SAME")
 
 
 def _cast_input_types(model: onnx.ModelProto) -> dict[str, int]:

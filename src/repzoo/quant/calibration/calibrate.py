@@ -9,7 +9,7 @@ and the SQNR report need.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -111,11 +111,13 @@ def collect_statistics(
     ]
     grams = [GramObserver(layer, width, feed.images) for layer in reads]
     margins = _run(model, [*histograms, *grams], feed, engine, threads)
+    # a layer's input is observed even without a histogram, to refuse values that are not finite
+    requested = [observer for observer in histograms if observer.source in tensors]
     return Statistics(
-        {item.source: item.histogram for item in histograms if item.source in tensors},
-        {item.layer.name: item.moments for item in grams},
-        len(margins.classes),
-        margins,
+        histograms={observer.source: observer.histogram for observer in requested},
+        moments={observer.layer.name: observer.moments for observer in grams},
+        images=len(margins.classes),
+        margins=margins,
     )
 
 
@@ -150,8 +152,7 @@ def _run(
         # not enumerate(): it would hold on to a piece, and its weights, until the next one
         for piece in pieces:
             available |= _computed_tensors(piece)
-            active = [observer for observer in waiting if observer.source in available]
-            waiting = [observer for observer in waiting if observer.source not in available]
+            active, waiting = _split_by_source(waiting, available)
             # Runtimes rearrange weights for speed, which takes six times their memory. A single
             # layer much larger than a piece is compiled without that.
             exact = len(pieces) > 1 and initializer_bytes(piece) > 2 * PIECE_BYTES
@@ -172,6 +173,18 @@ def _run(
             "give --data with images of the kind that the model will see"
         )
     return Margins.concatenate(margins)
+
+
+def _split_by_source(
+    observers: Iterable[Observer], available: Container[str]
+) -> tuple[list[Observer], list[Observer]]:
+    """(observers whose tensor is available, the others)."""
+    ready: list[Observer] = []
+    waiting: list[Observer] = []
+    for observer in observers:
+        group = ready if observer.source in available else waiting
+        group.append(observer)
+    return ready, waiting
 
 
 @dataclass(frozen=True)

@@ -104,15 +104,14 @@ class Histogram:
         zeros = values.shape[1] - np.count_nonzero(values, axis=1)
         self.zeros += zeros
 
-        indices = self._bin_indices(values)
-        indices += np.arange(len(self.counts))[:, None] * BINS
-        counts = np.bincount(indices.reshape(-1), minlength=self.counts.size)
+        indices = self._flat_indices(values).reshape(-1)
+        counts = np.bincount(indices, minlength=self.counts.size)
         self.counts += counts.reshape(self.counts.shape).astype(np.int32)
         self.counts[:, HALF] -= zeros
         self._track_edge_values(values)
 
-    def _bin_indices(self, values: Float32) -> Ids:
-        """The bin of each value, [C, n]."""
+    def _flat_indices(self, values: Float32) -> Ids:
+        """Where each value [C, n] is counted in the flattened `counts`."""
         width = self.bin_widths[:, None]
         fits_float32 = (
             width.max(initial=0) <= MAX_FLOAT32_WIDTH and width.min(initial=1) >= MIN_FLOAT32_WIDTH
@@ -121,8 +120,9 @@ class Histogram:
         scaled: npt.NDArray[Any] = values * (1 / width).astype(dtype)
         np.floor(scaled, out=scaled)
         np.minimum(scaled, HALF - 1, out=scaled)
-        indices = scaled.astype(np.int64) + HALF
-        return np.asarray(indices)
+        indices: Ids = scaled.astype(np.int64)
+        indices += np.arange(len(width))[:, None] * BINS + HALF
+        return indices
 
     def _track_edge_values(self, values: Float32) -> None:
         """Count the `values` that equal their channel's edge."""
@@ -143,7 +143,8 @@ class Histogram:
 
     def _merge_bins(self, channel: np.intp, doublings: int) -> None:
         """Merge each 2**doublings bins of a channel into one."""
-        target = ((np.arange(BINS) - HALF) >> min(doublings, HALF)) + HALF
+        doublings = min(doublings, HALF.bit_length())  # by then, all are in the two middle bins
+        target = ((np.arange(BINS) - HALF) >> doublings) + HALF
         merged = np.zeros(BINS, self.counts.dtype)
         np.add.at(merged, target, self.counts[channel])
         merged[HALF + ((HALF - 1) >> doublings)] -= self._at_edge[channel]

@@ -129,6 +129,7 @@ class SensitivityPropagation:
         Nothing is added to the tensors `ends`.
         """
         costs = dict(at_inputs)
+        # nodes are in topological order: backward, all costs of an output are known at its node
         for node in reversed(self._graph.nodes):
             if node.output[0] in self._stops:
                 continue
@@ -189,6 +190,7 @@ class SensitivityPropagation:
         """(input, cost) of a Concat of channels."""
         inputs = self._graph.activations(node)
         ends = np.cumsum([self._channels(name) for name in node.input])
+        # without a split point, every input gets the costs of all channels
         parts = [cost] * len(ends)
         if ends[-1] == len(cost):  # else the width of some input is unknown
             parts = np.split(cost, ends[:-1])
@@ -199,6 +201,7 @@ class SensitivityPropagation:
     def _product_costs(self, node: onnx.NodeProto, cost: Float) -> Iterator[tuple[str, Float]]:
         """(input, cost) of a Mul or Div: that of each factor depends on the power of the other."""
         inputs = self._graph.activations(node)
+        # both factors may be the same tensor, whose two costs then add up
         for name, other in zip(node.input, reversed(node.input), strict=True):
             power = self._power(other, len(cost))
             if node.op_type == "Div" and name == node.input[0]:
@@ -254,6 +257,7 @@ class SensitivityPropagation:
         histogram = self._histograms[name]
         edges = (np.arange(BINS + 1) * (2 / BINS) - 1) * histogram.edge[:, None]
         widths = np.maximum(np.diff(edges, axis=1), np.finfo(float).tiny)
+        # secants over whole bins: a derivative at the center would miss the kinks of ReLU and Clip
         slopes = np.diff(FUNCTIONS[kind](edges), axis=1) / widths
         return np.maximum(histogram.expectation(slopes**2), MIN_SQUARED_SLOPE)
 

@@ -119,6 +119,7 @@ def _align_input_range(
     histogram: Histogram, cost: Float, chosen: tuple[str, Range], scheme: QuantScheme
 ) -> tuple[str, Range]:
     """`chosen`, aligned with the values of pixels where the scheme allows any range."""
+    # a vendor tool that cannot search for ranges could not reproduce this one either
     if "mse" not in scheme.range_methods or scheme.activation_symmetric:
         return chosen
     method, bounds = chosen
@@ -144,6 +145,7 @@ def _share_ranges(
             concats.append(node)
         elif node.op_type in (*DATA_MOVEMENT, "MaxPool"):
             movers.append(node)
+    # backward, so that a Concat that feeds another Concat passes on the range of the last one
     for node in reversed(concats):
         inputs = [name for name in node.input if graph.sole_consumer(name) is node]
         _copy_range(ranges, node.output[0], inputs)
@@ -196,6 +198,7 @@ def compute_parameters(
         bias = bias_vector(layer, values)
         moments = statistics.moments[name]
         source = activations[layer.source]
+        # the bias has scale source.scale * scale, and must fit into int32
         min_scale = np.abs(bias) / (source.scale * qdq_writer.MAX_BIAS_CODE)
         scale = weight_scales(layer, rows, scheme, min_scale, moments)
         integers = _round_weights(rows, moments, scale, scheme.weight_max, corrections.gptq)
@@ -238,6 +241,7 @@ def weight_scales(
         largest = np.abs(rows).max(2, keepdims=True)
         scale = np.maximum(largest / scheme.weight_max, min_scale)
     else:
+        # the largest weight of a whole tensor is often an outlier, so the shared scale may clip it
         shared = shared_scale(rows, moments.grams, moments.blocks, scheme.weight_max)
         scale = np.full_like(min_scale, max(shared, min_scale.max()))
     return usable_scale(scale)
@@ -296,6 +300,7 @@ def replace_biases(
         if name not in biases:
             continue
         new_name = f"{layers[name].bias or name + ':bias'}:corrected:{name}"
+        # a new name, since another layer may share the old initializer
         while new_name in names:
             new_name += "_"
         new_bias = numpy_helper.from_array(biases[name].astype(np.float32), new_name)

@@ -40,6 +40,7 @@ from repzoo.quant.network.layers import Layer, bias_vector, find_layers, initial
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters.compute import QuantizationPlan, replace_biases
 from repzoo.quant.parameters.scales import INT16_MAX, ActivationParameters, QuantizedWeight
+from repzoo.settings import above, at_least, setting, validate
 from repzoo.torch.from_onnx import build_module
 
 Images = npt.NDArray[np.float32]
@@ -73,27 +74,20 @@ class DistillationImages:
 class FinetuneOptions:
     """How long and how fast to train.
 
-    Attributes:
-        epochs: passes over the images.
-        batch: images per step.
-        rate: Adam's highest learning rate, in steps of each weight. It falls to zero along a
-            cosine. The rate and smaller ones (RATE_FACTORS) are tried.
-        mirror: flip each image horizontally with probability 1/2.
-        seed: of the mirroring.
+    `rate` and smaller rates (RATE_FACTORS) are tried. It is in steps of each weight.
     """
 
-    epochs: int = 5
-    batch: int = 16
-    rate: float = 0.3
-    mirror: bool = True
-    seed: int = 0
+    epochs: int = setting(5, help="Passes over the images.", range=at_least(1))
+    batch: int = setting(16, help="Images in a step.", range=at_least(1))
+    rate: float = setting(
+        0.3, help="Adam's peak learning rate, which falls along a cosine.", range=above(0, 1)
+    )
+    mirror: bool = setting(True, help="Flip each image horizontally with a probability of 1/2.")
+    seed: int = setting(0, help="Seed of the mirroring.", range=at_least(0))
 
     def __post_init__(self) -> None:
-        """Raise InputError for settings that train nothing."""
-        if self.epochs < 1 or self.batch < 1 or not 0 < self.rate < 1:
-            raise InputError(
-                f"fine-tuning needs epochs >= 1, batch >= 1 and 0 < rate < 1; got {self}"
-            )
+        """Refuse settings that train nothing."""
+        validate(self, "fine-tuning")
 
 
 def distill(
@@ -169,6 +163,7 @@ def _batches(images: DistillationImages, options: FinetuneOptions, epochs: int) 
         for loaded in images.epoch(epoch):
             for start in range(0, len(loaded), options.batch):
                 inputs = torch.from_numpy(loaded[start : start + options.batch])
+                # drawn even if unused, so that the seed gives the same sequence with both settings
                 flip = torch.rand(len(inputs), 1, 1, 1) < 0.5
                 yield torch.where(flip, inputs.flip(3), inputs) if options.mirror else inputs
 
@@ -247,7 +242,7 @@ class _Student:
             self._replace_argument(nodes[name], 2, f"bias{index}", bias)
         for index, (name, activation) in enumerate(self._activations.items()):
             self._insert_after(nodes[name], f"activation{index}", activation)
-        self._module.recompile()
+        self._module.recompile()  # fx generates the code of a graph only on request
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """float32 [N, 3, H, W] -> logits [N, classes]."""
@@ -326,7 +321,7 @@ class _Student:
     def _insert_after(self, node: fx.Node, name: str, module: torch.nn.Module) -> None:
         """Make all consumers of `node` read the output of `module` on it."""
         self._module.add_submodule(name, module)
-        consumers = list(node.users)
+        consumers = list(node.users)  # taken before the call, which is a consumer too
         with self._module.graph.inserting_after(node):
             call = self._module.graph.call_module(name, (node,))
         for consumer in consumers:
@@ -401,4 +396,5 @@ class _Bias(torch.nn.Module):
 
 def _round(x: Tensor) -> Tensor:
     """`x` rounded, ties to even, with the gradient of `x`."""
+    # the straight-through estimator: the difference is a constant to autograd
     return x + (x.round() - x).detach()

@@ -45,6 +45,7 @@ def quantization_noise(
     clipping = (function(np.clip(centers, low, high)) - values) ** 2
 
     to_zero = (values - function(np.zeros(1))) ** 2
+    # uniform error within a step, of variance step^2 / 12
     rounding = slopes(histogram, function) ** 2 * step * step / 12
     near_zero = (centers > -step / np.sqrt(12)) & (centers < step / np.sqrt(12))
     inside = np.where(near_zero, to_zero, rounding)
@@ -105,6 +106,7 @@ def range_losses(
     clipped_high = sums.squared_distance(above, BINS, function(high))
     to_zero = sums.squared_distance(zero_start, zero_end, function(np.zeros_like(low)))
     rounded = sums.squared_slopes(below, above) - sums.squared_slopes(zero_start, zero_end)
+    # this order of additions keeps the choice between nearly equal ranges reproducible
     errors = (clipped_low + clipped_high) + to_zero + rounded * step**2 / 12
     return np.asarray(errors @ (cost / np.maximum(1, sums.total)))
 
@@ -167,6 +169,7 @@ class _CumulativeSums:
         count = _difference(self.count, start, end)
         first = _difference(self.first, start, end)
         second = _difference(self.second, start, end)
+        # rounding errors of the large sums can make a small difference negative
         return np.maximum(second - 2 * value * first + value**2 * count, 0.0)
 
 

@@ -127,6 +127,7 @@ def insert_qdq(
         weights=weights or {},
         signed=signed,
     )
+    # all pairs before any weight: names of constants depend on the order in which they are added
     pairs = {name: writer.qdq_pair(name) for name in placement.tensors}
     nodes: list[onnx.NodeProto] = list(pairs.get(graph.input[0].name, ()))
     for node in graph.node:
@@ -136,7 +137,7 @@ def insert_qdq(
     del graph.node[:]
     graph.node.extend(nodes)
     _remove_unused_initializers(graph)
-    del graph.value_info[:]
+    del graph.value_info[:]  # the types of quantized tensors have changed
     return result
 
 
@@ -359,6 +360,7 @@ def _bias_vector(
         return None
     values = numpy_helper.to_array(initializers[node.input[2]]).astype(np.float64)
     channels = initializers[node.input[1]].dims[_output_axis(node)]
+    # a Gemm's bias may broadcast as any shape; only one number per output channel can be int32
     broadcasts = values.size in (1, channels) and values.shape[-1:] in ((), (1,), (channels,))
     if not broadcasts:
         raise InputError(

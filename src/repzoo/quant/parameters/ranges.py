@@ -100,6 +100,7 @@ def entropy(pooled: PooledHistogram) -> Range:
     largest = max(-pooled.low, pooled.high)
     if not len(pooled.values) or largest <= 0:
         return pooled.low, pooled.high
+    # a bin's center may lie beyond the largest value, outside of np.histogram's range
     magnitudes = np.minimum(np.abs(pooled.values), largest)
     counts, _ = np.histogram(magnitudes, ENTROPY_BINS, (0.0, largest), weights=pooled.counts)
     ends = np.linspace(2 * ENTROPY_LEVELS, ENTROPY_BINS, ENTROPY_CANDIDATES).astype(int)
@@ -117,6 +118,7 @@ def _divergence(counts: Float, end: int) -> float:
     edges = np.linspace(0, end, ENTROPY_LEVELS + 1).astype(int)
     level_sums = np.add.reduceat(counts[:end], edges[:-1])
     level_bins = np.add.reduceat(filled.astype(float), edges[:-1])
+    # empty bins stay empty: each level spreads its values over the bins that have any
     level_means = level_sums / np.maximum(level_bins, 1)
     quantized = np.repeat(level_means, np.diff(edges)) * filled + 1e-12
 

@@ -186,7 +186,7 @@ class NoiseAttribution:
         moments = self._statistics.moments[layer.name]
         signal = output_power(self._rows(layer), moments).reshape(-1)
         mean = float(signal.mean())
-        if mean <= 0:
+        if mean <= 0:  # a silent layer cannot be disturbed: its ratio becomes 0
             return np.full(len(signal), np.inf)
         return np.maximum(signal, MIN_RELATIVE_SIGNAL * mean)
 
@@ -212,6 +212,7 @@ class NoiseAttribution:
 
     def _attribute_other_activations(self, layers: Mapping[str, Layer]) -> None:
         """Attribute the activations that no layer reads."""
+        # a tensor that a layer reads has been attributed to that layer already
         sources = {layer.source for layer in self._layers}
         others = [name for name in self._plan.activations if name not in sources]
         if not others:
@@ -268,6 +269,7 @@ class NoiseAttribution:
             side, worse = "activation", worst_input
         channels, share = _noisiest_channels(worse.noise, max(weight_noise, activation_noise))
         quantized = self._plan.weights.get(layer.name)
+        # an outlier only hurts channels that share its scale
         shares_scale = quantized is not None and quantized.scale.size == 1
         outliers: tuple[int, ...] = ()
         spread = 1.0
@@ -292,7 +294,7 @@ class NoiseAttribution:
 
 def _outliers(largest: Float) -> tuple[tuple[int, ...], float]:
     """(channels with more than OUTLIER_RATIO times the median's magnitude, the highest ratio)."""
-    used = largest[largest > 0]
+    used = largest[largest > 0]  # dead channels would pull the median to 0
     if not len(used):
         return (), 1.0
     median = float(np.median(used))

@@ -1,0 +1,85 @@
+"""Commands that show what there is: list, info, engines, count, download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from repzoo.console import models as views
+from repzoo.console.commands.shared import FILE, json_option
+from repzoo.console.options import preprocess_options
+from repzoo.console.output import Console
+from repzoo.errors import InputError
+from repzoo.verbs.model_files import load_file
+
+
+@click.command("list")
+@click.argument("pattern", default="*")
+@json_option
+def list_models(pattern: str, as_json: bool) -> None:
+    """List the models of the zoo whose names match PATTERN, such as 'repvgg_b*'."""
+    from repzoo.zoo import catalog
+
+    rows = catalog.models(pattern)
+    Console(as_json).show(views.models(rows))
+
+
+@click.command()
+@click.argument("model")
+@json_option
+def info(model: str, as_json: bool) -> None:
+    """Describe MODEL: a catalog name, an embedded model or an ONNX file."""
+    from repzoo.zoo import catalog
+
+    console = Console(as_json)
+    if "." in model or Path(model).exists():
+        console.show(views.artifact(load_file(model)))
+    else:
+        console.show(views.spec(catalog.spec(model), catalog.sources()))
+
+
+@click.command()
+@json_option
+def engines(as_json: bool) -> None:
+    """List the engines with their versions, and how to install missing ones."""
+    Console(as_json).show(views.engines())
+
+
+@click.command()
+@click.argument("file")
+@preprocess_options
+@json_option
+def count(file: str, as_json: bool, **preprocess: Any) -> None:
+    """Count parameters, MACs and bytes of FILE.onnx, and name what is not counted."""
+    from repzoo.graph.tools.cost import count as count_cost
+
+    model = load_file(file, **preprocess)
+    Console(as_json).show(views.cost(model, count_cost(model)))
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    help="Folder to put the files in.  [default: the cache, ~/.cache/repzoo]",
+)
+@click.option("--sha256", default="", help="Expected SHA-256, where one file is fetched.")
+@json_option
+def download(names: tuple[str, ...], output: Path | None, sha256: str, as_json: bool) -> None:
+    """Fetch published weights by name, model, family, glob or URL; `all` fetches everything.
+
+    NAMES: for example repghostnet_100.in1k, repghostnet_100, repghost or 'repvgg_a*'.
+    A broken transfer is resumed. Length and hash are checked before a file is put in place.
+    """
+    from repzoo.zoo import download as downloads
+
+    rows = [row for name in names for row in downloads.matching(name, sha256)]
+    with Console(as_json) as console:
+        done, failed = downloads.fetch_all(rows, output, console.progress)
+    console.show(views.downloaded(done, failed))
+    if failed:
+        raise InputError(f"{len(failed)} of {len(rows)} could not be fetched. {failed[0]}")

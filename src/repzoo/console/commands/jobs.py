@@ -1,0 +1,118 @@
+"""Commands that run for long: train, card."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from repzoo import job, verbs
+from repzoo.console import results
+from repzoo.console.commands.shared import (
+    FILE,
+    append_option,
+    data_option,
+    json_option,
+    require_writable_files,
+)
+from repzoo.console.options import options_of, preprocess_options, split_options
+from repzoo.console.output import Console
+from repzoo.data.source import open_source
+from repzoo.measure.record import append as append_records
+from repzoo.progress import silent
+from repzoo.storage import require_writable_folder
+from repzoo.training.options import TrainOptions
+from repzoo.verbs.model_files import embedded_for, load_file, require_float
+
+
+@click.command()
+@click.argument("model")
+@data_option
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    help="Folder of the run; the same command resumes it.  [default: runs/MODEL.DATA]",
+)
+@click.option(
+    "--recipe",
+    default="",
+    help="Training recipe: a name, or FILE.toml.  [default: digits for digits, else photos]",
+)
+@options_of(verbs.RecipeChanges)
+@options_of(TrainOptions)
+@json_option
+def train(
+    model: str, data: str, output: Path | None, recipe: str, as_json: bool, **values: Any
+) -> None:
+    """Train MODEL, a catalog name or any model of timm, on the `train` part of the data.
+
+    Validation and test images are scored, never trained on. Several processes or hosts:
+    torchrun --nproc-per-node=2 -m repzoo train ...
+    """
+    from repzoo.measure import distributed
+
+    with distributed.join_group() as group:
+        console = Console(as_json)
+        # Of several processes the first shows its progress and writes.
+        is_first = not group.rank
+        with console if is_first else contextlib.nullcontext():
+            artifact = verbs.train(
+                model,
+                data,
+                recipe=recipe,
+                output=output,
+                progress=console.progress if is_first else silent,
+                group=group,
+                **values,
+            )
+    if is_first:
+        assert artifact.training is not None
+        console.show(results.trained(artifact.training))
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option(
+    "--data",
+    default="digits",
+    show_default=True,
+    help="Images: a folder with one subfolder for each class, or `digits`.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    default=Path("out"),
+    show_default=True,
+    help="Folder for the card and its files.",
+)
+@append_option
+@options_of(job.JobOptions)
+@options_of(verbs.QuantizeOptions)
+@preprocess_options
+@json_option
+def card(
+    model: str | None, data: str, output: Path, append: Path | None, as_json: bool, **values: Any
+) -> None:
+    """Fold, quantize, evaluate and time MODEL, and write its card.
+
+    Without MODEL: the embedded model that knows the classes of the data.
+    """
+    quantize_options, values = split_options(verbs.QuantizeOptions, values)
+    options, preprocess = split_options(job.JobOptions, values)
+    options = replace(options, quantize=quantize_options)
+    source = open_source(data)
+    artifact = load_file(model or embedded_for(source.classes), **preprocess)
+    require_float(artifact)
+    require_writable_folder(output)
+    require_writable_files(append)
+    with Console(as_json) as console:
+        result = job.run(artifact, source, options, console.progress)
+    files = job.write(result, output)
+    if append:
+        append_records(append, result.records)
+    console.show(results.card(result, files))

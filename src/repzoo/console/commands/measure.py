@@ -1,0 +1,155 @@
+"""Commands that measure models: evaluate, bench, predict, mismatch."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from repzoo import verbs
+from repzoo.console import evaluations, results
+from repzoo.console.bench import bench as bench_view
+from repzoo.console.commands.shared import (
+    FILE,
+    INTERRUPTED,
+    append_option,
+    data_option,
+    engine_option,
+    json_option,
+    part_option,
+    require_writable_files,
+)
+from repzoo.console.options import options_of, preprocess_options, split_options
+from repzoo.console.output import Console
+from repzoo.measure.record import Record
+from repzoo.measure.record import append as append_records
+from repzoo.progress import silent
+from repzoo.verbs.model_files import load_file
+
+
+@click.command()
+@click.argument("files", nargs=-1)
+@data_option
+@part_option
+@click.option(
+    "--against",
+    help="Float model to compare every other with, image by image.  [default: the first of FILES]",
+)
+@append_option
+@options_of(verbs.EvaluateOptions)
+@preprocess_options
+@json_option
+def evaluate(
+    files: tuple[str, ...],
+    data: str,
+    against: str | None,
+    append: Path | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Measure Top-1 and Top-5 of FILES on labeled images, and compare them image by image.
+
+    Intervals are 95 %. Several processes or hosts can share the images:
+    torchrun --nproc-per-node=2 -m repzoo evaluate ...
+    """
+    from repzoo.measure import distributed
+
+    part = values.pop("part")
+    options, preprocess = split_options(verbs.EvaluateOptions, values)
+    with distributed.join_group() as group:
+        artifacts = [load_file(file, **preprocess) for file in files]
+        reference = load_file(against, **preprocess) if against else None
+        require_writable_files(append)
+        console = Console(as_json)
+        # Of several processes the first shows its progress and writes.
+        is_first = not group.rank
+        with console if is_first else contextlib.nullcontext():
+            result = verbs.evaluate(
+                artifacts,
+                data,
+                against=reference,
+                part=part,
+                options=options,
+                progress=console.progress if is_first else silent,
+                group=group,
+            )
+        if append and is_first:
+            append_records(append, [*result.runs, *result.paired])
+    if is_first:
+        console.show(evaluations.evaluation(result))
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True)
+@options_of(verbs.BenchOptions)
+@append_option
+@preprocess_options
+@json_option
+def bench(files: tuple[str, ...], append: Path | None, as_json: bool, **values: Any) -> None:
+    """Time FILES: latency percentiles, frames per second, and ratios with intervals.
+
+    All cases are interleaved round by round. --append writes as each setting ends.
+    """
+    options, preprocess = split_options(verbs.BenchOptions, values)
+    require_writable_files(append)
+
+    def keep(records: Sequence[Record[Any]]) -> None:
+        """Append the Records of a finished setting, so that an interrupt does not lose them."""
+        if append:
+            append_records(append, records)
+
+    artifacts = [load_file(file, **preprocess) for file in files]
+    with Console(as_json) as console:
+        result = verbs.benchmark(
+            artifacts, options=options, progress=console.progress, on_records=keep
+        )
+    console.show(bench_view(result))
+    if result.interrupted:
+        sys.exit(INTERRUPTED)
+
+
+@click.command()
+@click.argument("file")
+@click.argument("images", nargs=-1, required=True, type=FILE)
+@click.option(
+    "--top", default=5, show_default=True, type=click.IntRange(1, 100), help="Classes to show."
+)
+@engine_option
+@preprocess_options
+@json_option
+def predict(
+    file: str, images: tuple[Path, ...], top: int, engine: str, as_json: bool, **preprocess: Any
+) -> None:
+    """Show the most probable classes of each of IMAGES."""
+    predictions = verbs.predict(load_file(file, **preprocess), list(images), top, engine=engine)
+    Console(as_json).show(results.predictions(predictions))
+
+
+@click.command()
+@click.argument("file")
+@data_option
+@part_option
+@append_option
+@engine_option
+@preprocess_options
+@json_option
+def mismatch(file: str, data: str, append: Path | None, as_json: bool, **values: Any) -> None:
+    """Measure the Top-1 drop of FILE for every common preprocessing mistake.
+
+    They are: resize, resampling filter, crop, channel order, NV12, mean and std.
+    """
+    part = values.pop("part")
+    engine = values.pop("engine")
+    artifact = load_file(file, **values)
+    require_writable_files(append)
+    with Console(as_json) as console:
+        result = verbs.measure_mismatch(
+            artifact, data, part=part, engine=engine, progress=console.progress
+        )
+    if append:
+        append_records(append, [result.right, *result.wrong])
+    console.show(results.mismatches(result))

@@ -1,0 +1,49 @@
+"""Options and checks that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import rich_click as click
+
+from repzoo.engines import DEFAULT_ENGINE
+from repzoo.storage import require_writable
+
+# Exit codes as shells give them: 128 + the signal.
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+FILE = click.Path(path_type=Path)
+
+output_option = click.option("-o", "--output", type=FILE, required=True, help="File to write.")
+data_option = click.option(
+    "--data",
+    required=True,
+    help="Images: a folder with one subfolder for each class, the ImageNet validation folder, "
+    "or `digits`.",
+)
+certificate_data_option = click.option(
+    "--data", help="Also certify on images of this folder, or on `digits`."
+)
+part_option = click.option(
+    "--part",
+    multiple=True,
+    help="Part of the data: train, validation or test.  [default: all held-out parts]",
+)
+append_option = click.option("--append", type=FILE, help="Append the Records to this .jsonl file.")
+engine_option = click.option(
+    "--engine", default=DEFAULT_ENGINE, show_default=True, help="Engine that runs the model."
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else."
+)
+
+
+def require_writable_files(*paths: Path | None) -> None:
+    """Refuse, before the work, output files that could not be written.
+
+    Raises:
+        InputError: one of `paths` cannot be written; None is skipped.
+    """
+    for path in paths:
+        if path is not None:
+            require_writable(path)

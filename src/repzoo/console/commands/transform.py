@@ -1,0 +1,144 @@
+"""Commands that make one model from another: export, convert, fold, embed-input, quantize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from repzoo import verbs
+from repzoo.console import models as views
+from repzoo.console import results
+from repzoo.console.commands.shared import (
+    FILE,
+    certificate_data_option,
+    data_option,
+    engine_option,
+    json_option,
+    output_option,
+    require_writable_files,
+)
+from repzoo.console.options import options_of, preprocess_options, split_options
+from repzoo.console.output import Console
+from repzoo.storage import read_lines, write_together
+from repzoo.verbs.convert_checkpoint import require_safetensors
+from repzoo.verbs.model_files import load_file, require_float
+from repzoo.zoo.naming import CheckpointOptions
+
+
+@click.command()
+@click.argument("model")
+@output_option
+@click.option("--labels", type=FILE, help="Text file with one class name a line.")
+@options_of(verbs.ExportOptions)
+@preprocess_options
+@json_option
+def export(model: str, output: Path, labels: Path | None, as_json: bool, **values: Any) -> None:
+    """Write the catalog model MODEL as ONNX, in training form unless --form deploy."""
+    options, preprocess = split_options(verbs.ExportOptions, values)
+    require_writable_files(output)
+    names = [line.strip() for line in read_lines(labels)] if labels else []
+    artifact = verbs.export(model, labels=names, options=options, **preprocess)
+    Console(as_json).show(views.written(artifact.save(output), output))
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--model", required=True, help="Catalog model that the weights belong to.")
+@output_option
+@options_of(CheckpointOptions)
+@json_option
+def convert(checkpoint: str, model: str, output: Path, as_json: bool, **values: Any) -> None:
+    """Write the weights in CHECKPOINT as .safetensors, in the catalog's naming.
+
+    CHECKPOINT: a .pth or .pt (PyTorch), .pdparams (Paddle) or .safetensors file of any known
+    source. No code in it is run.
+    """
+    options, _ = split_options(CheckpointOptions, values)
+    require_writable_files(output)
+    require_safetensors(output)
+    converted = verbs.convert(checkpoint, model, options=options)
+    converted.save(output)
+    Console(as_json).show(views.converted(converted.weights, output, converted.sha256))
+
+
+@click.command()
+@click.argument("file")
+@output_option
+@click.option("--certificate", type=FILE, help="Also write the certificate to this JSON file.")
+@certificate_data_option
+@click.option(
+    "--timed/--no-timed",
+    help="Also refuse folds that run slower on this machine; the result then depends on it.",
+)
+@preprocess_options
+@json_option
+def fold(file: str, output: Path, certificate: Path | None, as_json: bool, **values: Any) -> None:
+    """Fold FILE.onnx into its deploy form, with a certificate that both are equal."""
+    data = values.pop("data")
+    timed = values.pop("timed")
+    artifact = load_file(file, **values)
+    require_writable_files(output, certificate)
+    folded = verbs.fold(artifact, data, timed=timed)
+    assert folded.certificate is not None
+    contents: list[Any] = [(output, folded.chunks())]
+    if certificate:
+        contents.append((certificate, Console.document(folded.certificate.to_json())))
+    write_together(contents)
+    Console(as_json).show(views.certificate(folded.certificate, output))
+
+
+@click.command("embed-input")
+@click.argument("file")
+@output_option
+@click.option(
+    "--order",
+    type=click.Choice(["RGB", "BGR"]),
+    help="Channel order of the uint8 buffer.  [default: the model's]",
+)
+@certificate_data_option
+@engine_option
+@preprocess_options
+@json_option
+def embed_input(file: str, output: Path, as_json: bool, **values: Any) -> None:
+    """Move normalization and color conversion into FILE.onnx, so that it takes a camera's buffer.
+
+    --input uint8 or nv12 says what the buffer holds. The result is certified like a fold.
+    """
+    names = ("order", "data", "engine", "yuv")
+    settings = {name: values.pop(name) for name in names}
+    kind = values.pop("input") or "nothing"
+    artifact = load_file(file, **values)
+    require_writable_files(output)
+    embedded = verbs.embed_input(artifact, kind, **settings)
+    Console(as_json).show(views.embedded_input(embedded, embedded.artifact.save(output), output))
+
+
+@click.command()
+@click.argument("file")
+@output_option
+@data_option
+@click.option("--report", type=FILE, help="Also write the report to this JSON file.")
+@options_of(verbs.QuantizeOptions)
+@preprocess_options
+@json_option
+def quantize(
+    file: str, output: Path, data: str, report: Path | None, as_json: bool, **values: Any
+) -> None:
+    """Quantize FILE.onnx to INT8. A training form is folded first.
+
+    Exits with 4, and writes nothing, when the accuracy drop is proven to exceed --max-drop.
+    """
+    options, preprocess = split_options(verbs.QuantizeOptions, values)
+    artifact = load_file(file, **preprocess)
+    require_float(artifact)
+    require_writable_files(output, report)
+    with Console(as_json) as console:
+        int8 = verbs.quantize(artifact, data, options=options, progress=console.progress)
+    assert int8.report is not None
+    contents: list[Any] = [(output, int8.chunks())]
+    if report:
+        contents.append((report, Console.document(int8.report.record.to_json())))
+    write_together(contents)
+    console.show(results.quantized(int8.report, output))

@@ -1,0 +1,239 @@
+"""The verb `evaluate`: accuracy of models, and of results from other tools, on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+from repzoo import engines
+from repzoo.artifact import Artifact as StoredArtifact
+from repzoo.data.batches import ReadReport
+from repzoo.data.dataset import Dataset
+from repzoo.engines import DEFAULT_ENGINE, Engine
+from repzoo.errors import InputError
+from repzoo.measure import accuracy, external_results
+from repzoo.measure.accuracy import EvaluationRun, Predictions
+from repzoo.measure.distributed import ALONE, Group
+from repzoo.measure.record import Record
+from repzoo.measure.results import Accuracy, PairedAccuracy
+from repzoo.progress import Progress, silent
+from repzoo.settings import above, merge_keywords, setting, validate
+from repzoo.verbs.image_data import DataLike, open_dataset
+from repzoo.verbs.model_files import ModelLike, open_model, open_models
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Settings of `evaluate`. For the format of `result` see `measure.external_results`."""
+
+    engine: tuple[str, ...] = setting(
+        (DEFAULT_ENGINE,), help="Engines that run every model: a,b or repeat the option."
+    )
+    drop: float = setting(
+        accuracy.VISIBLE_DROP,
+        help="Report how many images it takes to detect a drop of this many Top-1 points.",
+        range=above(0, 100),
+    )
+    result: tuple[Path, ...] = setting(
+        (), help="Results of another tool: result.txt, or a folder of .npz (repeat the option)."
+    )
+    datalist: Path | None = setting(
+        None, help="Text file that names the image of each .npz, one a line."
+    )
+    resume: Path | None = setting(
+        None, help="Journal of the predictions; run the same command again to go on with it."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse engines that are missing or named twice."""
+        validate(self)
+        if not self.engine:
+            raise InputError("engine is empty; name at least one engine, such as onnxruntime")
+        if len(set(self.engine)) < len(self.engine):
+            raise InputError(f"an engine is named twice in {', '.join(self.engine)}; name it once")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of every model, and its paired comparisons.
+
+    runs     one accuracy Record for each model and engine, then one for each external result
+    paired   one Record for each comparison: of every model with `against` on the same engine,
+             or without `against` of every other model with the first
+    remarks  sentences about images that were left out or converted
+    """
+
+    runs: tuple[Record[Accuracy], ...]
+    paired: tuple[Record[PairedAccuracy], ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def top1(self) -> float:
+        """Top-1 accuracy in percent, of the only run.
+
+        Raises:
+            InputError: there are several runs.
+        """
+        return _only(self.runs, "run", "runs[i].values.top1").top1
+
+    @property
+    def drop(self) -> float:
+        """Top-1 of the first model minus Top-1 of the second, in points, of the only comparison.
+
+        Raises:
+            InputError: there is no comparison, or there are several.
+        """
+        return _only(self.paired, "comparison", "paired[i].values.drop").drop
+
+
+def _only(records: Sequence[Record[Result]], noun: str, path: str) -> Result:
+    """The result of the only record; `path` tells where to find one of several."""
+    if not records:
+        raise InputError("nothing was compared; call evaluate with against=FLOAT_MODEL")
+    if len(records) > 1:
+        raise InputError(f"this evaluation has {len(records)} {noun}s; read evaluation.{path}")
+    return records[0].values
+
+
+def evaluate(
+    models: ModelLike | Sequence[ModelLike],
+    data: DataLike,
+    *,
+    against: ModelLike | None = None,
+    part: str | Sequence[str] = (),
+    options: EvaluateOptions | None = None,
+    progress: Progress = silent,
+    group: Group = ALONE,
+    **settings: Any,
+) -> Evaluation:
+    """Measure Top-1 and Top-5 of one or several models, and compare them image by image.
+
+    data      labeled images: a folder, a name such as `digits`, or a data set
+    against   the float model that every other is compared with
+    part      the parts of the data to use; default: all that are held out from training
+    group     the processes that share the images; each returns the whole Evaluation
+    settings  fields of EvaluateOptions, such as `engine=("onnxruntime", "openvino")`
+
+    Raises:
+        InputError: classes or preprocessing that do not fit, more than 1 % unreadable images,
+            images that change meanwhile, external results that are damaged or of other images,
+            a journal of another evaluation or one that cannot be written.
+    """
+    options = merge_keywords(EvaluateOptions, options, settings)
+    artifacts = open_models(models)
+    reference = None if against is None else open_model(against)
+    if not artifacts and not options.result:
+        raise InputError(
+            "nothing to evaluate: give model files, or --result with the results of another tool"
+        )
+    images = open_dataset(data, part)
+    known = artifacts[0] if artifacts else reference
+    external = _read_external(options, images, known, progress)
+    remarks: list[str] = []
+    if external.results:
+        remarks = list(external_results.coverage_remarks(images, external.indices))
+    if remarks:  # the other tool saw only some of the images
+        images = images.subset(external.indices)
+    runs = _Runs()
+    runners = [engines.engine(name) for name in options.engine]
+    own = [runs.index_of(model, runner) for model in artifacts for runner in runners]
+    references = [] if reference is None else [runs.index_of(reference, run) for run in runners]
+    report = ReadReport()
+    predictions: Sequence[Predictions] = ()
+    if runs.runs:
+        predictions = accuracy.evaluate(runs.runs, images, report, progress, options.resume, group)
+    results = external.in_order_of(predictions)
+    measured = [*(predictions[index] for index in own), *results]
+    pairs = _pairs(
+        [predictions[index] for index in own],
+        results,
+        [predictions[index] for index in references],
+    )
+    paired = [accuracy.compare(first, second, drop=options.drop) for first, second in pairs]
+    return Evaluation(
+        tuple(item.record() for item in measured),
+        tuple(paired),
+        (*remarks, *report.sentences()),
+    )
+
+
+@dataclass
+class _Runs:
+    """The runs of one pass over the images. A model that is named twice runs once."""
+
+    runs: list[EvaluationRun] = field(default_factory=list)
+
+    def index_of(self, artifact: StoredArtifact, engine: Engine) -> int:
+        """The index in `runs` of `artifact` on `engine`, which is added where it is new."""
+        for index, run in enumerate(self.runs):
+            if run.engine is engine and _is_same_model(run.artifact, artifact):
+                return index
+        self.runs.append(accuracy.open_run(artifact, engine))
+        return len(self.runs) - 1
+
+
+def _is_same_model(first: StoredArtifact, second: StoredArtifact) -> bool:
+    """Whether both are the same file, with the same name, preprocessing and labels."""
+    if first is second:
+        return True
+    if first.sha256 != second.sha256 or not first.sha256:
+        return False
+    described = [(model.name, model.preprocess, model.labels) for model in (first, second)]
+    return described[0] == described[1]
+
+
+@dataclass(frozen=True)
+class _External:
+    """Predictions that other tools wrote, and the indices of their images in the data."""
+
+    results: tuple[Predictions, ...]
+    indices: Sequence[int]
+
+    def in_order_of(self, predictions: Sequence[Predictions]) -> list[Predictions]:
+        """The results, their images in the order of `predictions`, where there are any."""
+        keys = predictions[0].keys if predictions else self.results[0].keys
+        return [
+            result if result.keys == keys else external_results.select_images(result, keys)
+            for result in self.results
+        ]
+
+
+def _read_external(
+    options: EvaluateOptions, images: Dataset, model: StoredArtifact | None, progress: Progress
+) -> _External:
+    """The results of other tools.
+
+    Raises:
+        InputError: damaged, or of different images.
+    """
+    read = [
+        external_results.read(path, images, options.datalist, model, progress)
+        for path in options.result
+    ]
+    if any(first[1] != second[1] for first, second in pairwise(read)):
+        raise InputError(
+            "the results are of different images, so they cannot be compared; "
+            "evaluate each in a command of its own"
+        )
+    return _External(tuple(result for result, _ in read), read[0][1] if read else ())
+
+
+def _pairs(
+    own: Sequence[Predictions], external: Sequence[Predictions], references: Sequence[Predictions]
+) -> list[tuple[Predictions, Predictions]]:
+    """(first, second) of each comparison.
+
+    own         model by model, each on all engines in the same order
+    references  the float model on each engine; without it the first of all is the reference
+    """
+    if not references:
+        first, *others = [*own, *external]
+        return [(first, second) for second in others]
+    pairs = [(references[index % len(references)], second) for index, second in enumerate(own)]
+    pairs.extend((references[0], second) for second in external)
+    return pairs

@@ -1,0 +1,67 @@
+"""The verb `fold`: the deploy form of a model, with a certificate that both are equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+
+from repzoo import __version__, engines
+from repzoo.artifact import Step
+from repzoo.engines import DEFAULT_ENGINE, Array
+from repzoo.measure.host import host
+from repzoo.verbs.image_data import DataLike, first_images, open_dataset
+from repzoo.verbs.model_files import ModelLike, open_model
+from repzoo.verbs.public_artifact import Artifact
+
+
+def fold(
+    model: ModelLike,
+    data: DataLike | None = None,
+    *,
+    engine: str = DEFAULT_ENGINE,
+    timed: bool = False,
+) -> Artifact:
+    """Fold a model into its deploy form; the result's `certificate` says how equal both are.
+
+    data    images to certify on besides random ones: a folder, a name, or a data set
+    engine  runs both graphs for the certificate
+    timed   refuse folds that make the graph slower on this machine; otherwise only MACs and
+            weights decide, and the result is the same everywhere
+
+    Raises:
+        InputError: the graph is quantized, or not a classifier.
+        CertificateError: the two graphs are not equal.
+    """
+    # onnx-ir takes a quarter of a second to import: only verbs that rewrite graphs pay for it.
+    from repzoo.graph.certificate.certify import certify
+    from repzoo.graph.fold.engine import fold as fold_graph
+    from repzoo.measure.compare import compare_latency
+
+    artifact = open_model(model)
+    artifact.input_name  # noqa: B018  raises for a graph that is not a classifier
+    images = None
+    if data is not None:
+        images = first_images(open_dataset(data), artifact.require_preprocess())
+    runner = engines.engine(engine)
+    timer = (lambda before, after: compare_latency(before, after, runner)) if timed else None
+    result = fold_graph(artifact.model, timer)
+    certificate = certify(artifact, result, fold_graph, exact_runner(engine), images)
+    settings: dict[str, Any] = {"folds": len(result.folds), "refusals": len(result.refusals)}
+    if timed:
+        settings["timed"] = engine
+    step = Step("fold", __version__, settings)
+    folded = artifact.then(result.model, step, certificate=certificate.to_json())
+    return Artifact.wrap(folded, certificate=certificate)
+
+
+def exact_runner(engine_name: str) -> Callable[[onnx.ModelProto, Array], Array]:
+    """A function that runs a model on an array with the engine's graph optimizations turned off."""
+    runner = engines.engine(engine_name)
+
+    def run(model: onnx.ModelProto, inputs: Array) -> Array:
+        """The output of `model`."""
+        return runner.open(model, host()["affinity"], exact=True).run(inputs)
+
+    return run

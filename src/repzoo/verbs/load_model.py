@@ -1,0 +1,67 @@
+"""The verb `load`: a model from whatever a person has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from repzoo.errors import InputError
+from repzoo.verbs.export_model import export
+from repzoo.verbs.model_files import (
+    ModelLike,
+    is_checkpoint,
+    load_file,
+    open_model,
+    with_preprocess,
+)
+from repzoo.verbs.optional_torch import needs_torch
+from repzoo.verbs.public_artifact import Artifact
+from repzoo.zoo import catalog
+
+
+def load(source: ModelLike, *, model: str = "", **preprocess: Any) -> Artifact:
+    """Load a classifier.
+
+    source      an ONNX file; an embedded model (`repghostnet_050.digits`); a catalog model
+                (`repvit_m0_9`), exported with random weights; a checkpoint file, together with
+                `model`; an onnx.ModelProto
+    model       the catalog model that a checkpoint file belongs to
+    preprocess  fields of Preprocess such as `size=224`; they replace what the file says
+
+    Catalog models and checkpoints need torch and timm. `export` has more settings for both.
+
+    Raises:
+        InputError: no such file or model (the nearest names are offered), an unreadable file,
+            or an unknown preprocessing field.
+        MissingExtra: torch or timm is needed and not installed.
+    """
+    if not isinstance(source, str | Path):
+        return with_preprocess(open_model(source), preprocess)
+    if is_checkpoint(Path(source)):
+        return _from_checkpoint(Path(source), model, preprocess)
+    if model:
+        raise InputError(
+            f"model={model!r} is for checkpoint files such as .pth or .safetensors; "
+            f"{source} is not one"
+        )
+    if _is_catalog_model(source):
+        return export(str(source), **preprocess)
+    return load_file(source, **preprocess)
+
+
+def _is_catalog_model(source: str | Path) -> bool:
+    names = {row.name for row in catalog.models()}
+    return str(source) in names and not Path(source).exists()
+
+
+def _from_checkpoint(path: Path, model: str, preprocess: dict[str, Any]) -> Artifact:
+    if not model:
+        raise InputError(
+            f"{path} is a checkpoint; name the catalog model it belongs to, for example: "
+            f"load({path.name!r}, model='repvgg_a0')"
+        )
+    with needs_torch("loading a checkpoint"):
+        from repzoo.zoo import checkpoints
+
+        num_classes = checkpoints.load(path, model).classes
+    return export(model, checkpoint=path, num_classes=num_classes, **preprocess)

@@ -1,0 +1,48 @@
+"""The verb `measure_mismatch`: what mistakes in preparing images cost in accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from repzoo import engines
+from repzoo.data.batches import ReadReport
+from repzoo.engines import DEFAULT_ENGINE
+from repzoo.measure import mismatch
+from repzoo.measure.accuracy import open_run
+from repzoo.measure.record import Record
+from repzoo.measure.results import Accuracy, PairedAccuracy
+from repzoo.progress import Progress, silent
+from repzoo.verbs.image_data import DataLike, open_dataset
+from repzoo.verbs.model_files import ModelLike, open_model
+
+
+@dataclass(frozen=True)
+class Mismatches:
+    """Accuracy with the model's own preprocessing, and the paired drop with each wrong one."""
+
+    right: Record[Accuracy]
+    wrong: tuple[Record[PairedAccuracy], ...]
+    remarks: tuple[str, ...]
+
+
+def measure_mismatch(
+    model: ModelLike,
+    data: DataLike,
+    *,
+    part: str | Sequence[str] = (),
+    engine: str = DEFAULT_ENGINE,
+    progress: Progress = silent,
+) -> Mismatches:
+    """Measure the Top-1 drop of every common preprocessing mistake, on the same images.
+
+    data  labeled images: a folder, a name such as `digits`, or a data set
+    part  the parts of the data to use; default: all that are held out from training
+
+    Raises:
+        InputError: classes or preprocessing that do not fit, or more than 1 % unreadable images.
+    """
+    report = ReadReport()
+    run = open_run(open_model(model), engines.engine(engine))
+    right, wrong = mismatch.measure(run, open_dataset(data, part), report, progress)
+    return Mismatches(right, tuple(wrong), tuple(report.sentences()))

@@ -1,0 +1,148 @@
+"""Models from ONNX files and from the weights that ship with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from repzoo.artifact import Artifact as StoredArtifact
+from repzoo.artifact import Preprocess
+from repzoo.errors import InputError
+from repzoo.plugins import unknown
+from repzoo.settings import fields_of
+from repzoo.verbs.public_artifact import Artifact
+from repzoo.zoo import catalog, embedded
+
+ModelLike = StoredArtifact | str | Path | onnx.ModelProto
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pth.tar", ".ckpt", ".bin", ".pdparams", ".safetensors")
+SHOWN_CLASSES = 4  # in the message about classes that no embedded model has
+
+
+def open_models(models: ModelLike | Sequence[ModelLike]) -> list[Artifact]:
+    """The models of a list or tuple, or the single one; each as `open_model` accepts it."""
+    if isinstance(models, list | tuple):
+        return [open_model(model) for model in models]
+    single: Any = models
+    return [open_model(single)]
+
+
+def open_model(model: ModelLike) -> Artifact:
+    """The public Artifact of an artifact, an ONNX file, an embedded model's name or a ModelProto.
+
+    Raises:
+        InputError: of another type, or as `load_file`.
+    """
+    if isinstance(model, Artifact):
+        return model
+    if isinstance(model, StoredArtifact):
+        return Artifact.wrap(model)
+    if isinstance(model, onnx.ModelProto):
+        return _from_proto(model)
+    if isinstance(model, str | Path):
+        return load_file(model)
+    raise InputError(
+        "a model must be an Artifact, a path, a name or an onnx.ModelProto; "
+        f"got {type(model).__name__}"
+    )
+
+
+def load_file(source: str | Path, **preprocess: Any) -> Artifact:
+    """The model in an ONNX file, or an embedded one such as `repghostnet_050.digits`.
+
+    preprocess  fields of Preprocess; they replace the file's own, None leaves a field as it is
+
+    Raises:
+        InputError: no such file or model (the nearest names are offered), or an unreadable file.
+    """
+    name, path = str(source), Path(source)
+    if is_checkpoint(path):
+        raise InputError(
+            f"{path} is a checkpoint, not a model; export it first: "
+            f"repzoo export MODEL --checkpoint {path} -o model.onnx"
+        )
+    if path.suffix == ".onnx" or path.exists():
+        model = StoredArtifact.read(path)
+    elif name in embedded.names():
+        model = embedded.read(name)
+    else:
+        raise InputError(_why_not_found(name))
+    return with_preprocess(model, preprocess)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is a file whose suffix is that of a checkpoint."""
+    return path.name.lower().endswith(CHECKPOINT_SUFFIXES) and path.is_file()
+
+
+def with_preprocess(model: StoredArtifact, changes: Mapping[str, Any]) -> Artifact:
+    """`model` with the Preprocess fields of `changes` that are not None replaced.
+
+    Raises:
+        InputError: an unknown field (the nearest are offered), or a value that is not accepted.
+    """
+    known = [field.name for field in fields_of(Preprocess)]
+    for name in changes:
+        if name not in known:
+            raise InputError(unknown("preprocessing field", name, known))
+    new = {name: value for name, value in changes.items() if value is not None}
+    if not new:
+        return Artifact.wrap(model)
+    current = asdict(model.preprocess) if model.preprocess else {}
+    return Artifact.wrap(replace(model, preprocess=Preprocess.from_mapping({**current, **new})))
+
+
+def embedded_for(classes: Sequence[str]) -> str:
+    """The name of the embedded model that knows all of `classes`.
+
+    Raises:
+        InputError: there is none.
+    """
+    for name in embedded.names():
+        if set(classes) <= set(embedded.read(name).labels):
+            return name
+    more = ", ..." if len(classes) > SHOWN_CLASSES else ""
+    raise InputError(
+        f"no embedded model knows the classes {', '.join(classes[:SHOWN_CLASSES])}{more}; "
+        "give a MODEL.onnx, or train one: repzoo train repghostnet_050 --data DIR"
+    )
+
+
+def require_float(model: StoredArtifact) -> None:
+    """Refuse an INT8 model where a float one is needed.
+
+    Raises:
+        InputError: `model` is quantized.
+    """
+    if model.form == "int8":
+        raise InputError(
+            f"{model.name} is quantized already; give the float model it was made from"
+        )
+
+
+def _from_proto(model: onnx.ModelProto) -> Artifact:
+    try:
+        data = model.SerializeToString()
+    except ValueError as error:  # protobuf cannot write more than 2 GiB
+        raise InputError(f"the ONNX model cannot be serialized: {error}") from None
+    name = model.graph.name or "model"
+    return Artifact.wrap(StoredArtifact.from_bytes(data, name, where="the ONNX model"))
+
+
+def _why_not_found(name: str) -> str:
+    models = [row.name for row in catalog.models()]
+    for row in catalog.checkpoints():
+        if row.name == name:
+            return (
+                f"the weights of {name} do not ship with repzoo; "
+                f"train them in a checkout of the repository: {row.command}"
+            )
+    if name in models:
+        return (
+            f"{name} has no embedded weights; export it first: "
+            f"repzoo export {name} -o {name}.onnx --checkpoint FILE"
+        )
+    return unknown("model", name, [*embedded.names(), *models])

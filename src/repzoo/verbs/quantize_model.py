@@ -1,0 +1,147 @@
+"""The verb `quantize`: the INT8 form of a model, under an accuracy budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from repzoo import engines
+from repzoo.artifact import Artifact as StoredArtifact
+from repzoo.data.dataset import DataSource, QuantizationSplit
+from repzoo.engines import DEFAULT_ENGINE
+from repzoo.errors import InputError
+from repzoo.measure.accuracy import class_indices
+from repzoo.measure.host import host
+from repzoo.progress import Progress, silent
+from repzoo.quant.baselines import registry as baselines
+from repzoo.quant.network.scheme import adapt_to_host, default_scheme, load_scheme
+from repzoo.quant.search import ladder
+from repzoo.quant.search.gate import QuantReport
+from repzoo.quant.search.verdict import Budget
+from repzoo.settings import FINITE, at_least, merge_keywords, setting, validate
+from repzoo.verbs.fold_model import fold
+from repzoo.verbs.image_data import open_data_source
+from repzoo.verbs.model_files import ModelLike, open_model, require_float
+from repzoo.verbs.optional_torch import needs_torch
+from repzoo.verbs.public_artifact import Artifact
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """Settings of `quantize`. A scheme of "" is the engine's own."""
+
+    engine: str = setting(DEFAULT_ENGINE, help="Engine that will run the INT8 model.")
+    scheme: str = setting(
+        "",
+        help="Quantization scheme: ort-cpu, openvino-cpu, mnn, rdk, vastai, per-tensor, ... "
+        "or FILE.toml.  [default: the engine's]",
+    )
+    recipe: str = setting(
+        baselines.OWN,
+        help="Quantizer: repzoo, or to compare with it ort-static, ort-static-per-tensor, "
+        "nncf-default, nncf-accuracy-control.",
+    )
+    max_drop: float = setting(
+        0.3,
+        help="Accuracy budget: Top-1 points that INT8 may lose. A negative value demands a gain.",
+        range=FINITE,
+    )
+    images: int = setting(256, help="Number of calibration images.", range=at_least(1))
+    # The search also ends after half the time that calibration took.
+    search: float = setting(
+        ladder.SEARCH_SECONDS,
+        help="Time limit of the search for the fastest Q/DQ placement, in seconds.",
+        range=at_least(0),
+    )
+    finetune_epochs: int = setting(
+        0,
+        help="Epochs of quantization-aware distillation when PTQ is not enough.",
+        range=at_least(0),
+    )
+    force: bool = setting(False, help="Write the model even if it exceeds the accuracy budget.")
+    seed: int = setting(0, help="Seed of every random choice.", range=at_least(0))
+
+    def __post_init__(self) -> None:
+        """Refuse settings that only repzoo's own quantizer has together with another one."""
+        validate(self)
+        if self.recipe == baselines.OWN:
+            return
+        if self.finetune_epochs:
+            raise InputError(
+                "only repzoo's own quantizer fine-tunes; "
+                f"leave out finetune_epochs (--finetune-epochs), or the recipe {self.recipe}"
+            )
+        if self.scheme:
+            raise InputError(
+                f"the quantizer {self.recipe} has a number format of its own; "
+                f"leave out the scheme {self.scheme}, or the recipe {self.recipe}"
+            )
+
+
+def quantize(
+    model: ModelLike,
+    data: str | Path | DataSource,
+    *,
+    options: QuantizeOptions | None = None,
+    progress: Progress = silent,
+    **settings: Any,
+) -> Artifact:
+    """Quantize a model to INT8; the result's `report` says what was tried, chosen and measured.
+
+    A training form is folded first.
+
+    data      labeled images, or a folder of unlabeled ones: a folder, a name, or a DataSource.
+              One part sets the ranges, one chooses the best candidate, the rest judges it: see
+              `DataSource.split_for_quantization`
+    settings  fields of QuantizeOptions, such as `max_drop=0.5, engine="openvino"`
+
+    Raises:
+        InputError: unusable images, model or settings.
+        CertificateError: see `fold`.
+        GateError: the drop is proven to be above the budget.
+    """
+    options = merge_keywords(QuantizeOptions, options, settings)
+    artifact = open_model(model)
+    require_float(artifact)
+    _check_names(options)  # before the work, which takes minutes
+    source = open_data_source(data, unlabeled=True)
+    if artifact.form == "train":
+        artifact = fold(artifact)
+    split = source.split_for_quantization(options.images, options.seed)
+    if split.gate.labeled:
+        class_indices(split.gate, artifact)  # refuses classes that the model does not have
+    int8, report = _run_quantizer(artifact, split, options, progress)
+    if len(split.calibration) < options.images:
+        remark = (
+            f"{options.images} calibration images were requested, "
+            f"{len(split.calibration)} are available"
+        )
+        report = replace(report, warnings=(remark, *report.warnings))
+    return Artifact.wrap(int8, certificate=artifact.certificate, report=report)
+
+
+def _check_names(options: QuantizeOptions) -> None:
+    """Refuse an unknown or uninstalled quantizer, and fine-tuning without torch."""
+    if options.recipe != baselines.OWN:
+        baselines.load_quantizer(options.recipe)
+    if options.finetune_epochs:
+        with needs_torch("fine-tuning"):
+            from repzoo.quant.parameters import finetune  # noqa: F401
+
+
+def _run_quantizer(
+    model: StoredArtifact, split: QuantizationSplit, options: QuantizeOptions, progress: Progress
+) -> tuple[StoredArtifact, QuantReport]:
+    """(the INT8 model, its report), from repzoo's own quantizer or from the named baseline."""
+    budget = Budget(options.max_drop, options.force)
+    runner = engines.engine(options.engine)
+    if options.recipe != baselines.OWN:
+        return baselines.quantize(model, split, runner, options.recipe, budget, progress)
+    scheme = load_scheme(options.scheme) if options.scheme else default_scheme(options.engine)
+    scheme, remark = adapt_to_host(scheme, runner, host())
+    target = ladder.Target(runner, scheme, options.search, options.finetune_epochs)
+    int8, report = ladder.quantize(model, split, target, budget, progress)
+    if remark:
+        report = replace(report, warnings=(remark, *report.warnings))
+    return int8, report
