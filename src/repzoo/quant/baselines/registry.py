@@ -1,4 +1,4 @@
-"""The table of quantizers: `repzoo` is the ladder (search/ladder.py); the others are to compare with.
+"""The table of quantizers: `repzoo` is the ladder (search/ladder.py); others are to compare with.
 
 Another quantizer is a function from a `QuantizerTask` to a quantized model. Its model is measured,
 judged by the gate and reported like one of the ladder. Third parties add theirs through the entry

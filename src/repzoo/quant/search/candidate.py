@@ -42,7 +42,7 @@ class Candidate:
     layers: tuple[LayerSqnr, ...] = ()
 
     def summarize(self) -> CandidateSummary:
-        """What Records and `--json` keep: of the layers, only the noisiest, where it does not hold."""
+        """What Records and `--json` keep; of the layers only the noisiest, if it does not hold."""
         holds = self.verdict >= Verdict.HOLDS
         # Without labels no drop is measured, and `within` says nothing.
         within = self.verdict >= Verdict.WITHIN or self.paired.labeled is False
