@@ -93,7 +93,7 @@ def test_a_missing_image_and_a_missing_data_folder_are_named(
     refused: Callable[..., str], model_file: Path, tmp_path: Path
 ) -> None:
     assert "none.jpg does not exist" in refused("predict", model_file, tmp_path / "none.jpg")
-    assert "no data set is called so; known: digits" in refused(
+    assert "there is no data set of that name; known names: digits" in refused(
         "evaluate", model_file, "--data", tmp_path / "none"
     )
 

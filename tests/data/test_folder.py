@@ -181,7 +181,8 @@ def test_open_source_says_what_was_wrong(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a file; --data takes a folder"):
         open_source(tmp_path / "1.png")
     with pytest.raises(
-        InputError, match=r"does not exist, and no data set is called so; known: digits"
+        InputError,
+        match=r"does not exist, and there is no data set of that name; known names: digits",
     ):
         open_source(tmp_path / "none")
 

@@ -211,9 +211,9 @@ def exported(
 
     module = network(2).eval()
     prepared = Preprocess(size, crop_fraction=1.0, mean=(0.2, 0.3, 0.4), std=(0.1, 0.2, 0.3))
-    export(
-        module, "teacher", prepared, labels, Step("build", "test", {}), dynamic_batch=True
-    ).save(folder / "teacher.onnx")
+    export(module, "teacher", prepared, labels, Step("build", "test", {}), dynamic_batch=True).save(
+        folder / "teacher.onnx"
+    )
     return module, folder / "teacher.onnx"
 
 

@@ -570,7 +570,7 @@ def test_a_small_catalog_is_read() -> None:
         ('title = "M"', 'titel = "M"', "no key of m is called 'titel'; did you mean title"),
         ("top1 = 70.10", "top3 = 70.10", "no key of a figure of m is called 'top3'"),
         ("{ size = 64 }", "{ sise = 64 }", "unknown preprocess field 'sise'"),
-        ("[families.f]", "[families.f]\nlicence = 1", "no key of family f is called 'license'"),
+        ("[families.f]", "[families.f]\nlicense = 1", "no key of family f is called 'license'"),
         ("[[checkpoint]]", "[[checkpoints]]", "no key of the catalog is called 'checkpoints'"),
         ('url = "u"', "", "source paper is not complete"),
         ("macs = 1", 'macs = "1"', "macs of m must be of type"),

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from tests.conftest import Run
 
+from repzoo import storage
 from repzoo.errors import InputError
 from repzoo.zoo import catalog, download
 from repzoo.zoo.download import PublishedWeights, fetch, matching, published
@@ -137,7 +138,7 @@ def test_a_transfer_that_broke_off_goes_on_in_the_next_run(server: Server, tmp_p
     server.breaks_after = [100_000] * 4
     row = matching(server.url(), SHA256)[0]
     with pytest.raises(
-        InputError, match=r"broke off 4 times .* the same command goes on from there"
+        InputError, match=r"broke off 4 times .* the same command continues from there"
     ):
         fetch(row, tmp_path)
     assert left(tmp_path) == ["w.pth.part", "w.pth.part.json"]
@@ -264,7 +265,7 @@ def test_names_globs_families_and_all() -> None:
         (
             "repghostnet_100.official",
             "",
-            "is for people: fetch .* at https://github.com/ChengpengChen/RepGhost",
+            "has no direct address: fetch .* at https://github.com/ChengpengChen/RepGhost",
         ),
         ("file:///etc/passwd", "", "is not an http or https address"),
         ("http://example.com/w.pth", "", "use https, or give --sha256"),
@@ -311,7 +312,7 @@ def test_weights_in_the_cache_are_loaded_by_name(server: Server) -> None:
     row = PublishedWeights(
         "repvgg_a0.rvgg_in1k", "repvgg_a0", "", "https://huggingface.co/timm/x/model.safetensors"
     )
-    place = download.cache_folder() / row.file
+    place = storage.cache_folder() / row.file
     place.parent.mkdir(parents=True)
     place.write_bytes(CONTENT)
     assert download.resolve(row.name) == place

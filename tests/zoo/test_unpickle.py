@@ -23,7 +23,7 @@ from tests.zoo import hostile
 
 from repzoo.errors import InputError
 from repzoo.zoo.containers import read
-from repzoo.zoo.pickled import Array, Opaque, Refused
+from repzoo.zoo.pickle_allowlist import Array, Opaque, Refused
 from repzoo.zoo.unpickle import unpickle
 
 
@@ -114,10 +114,10 @@ def test_endless_steps_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"BZh91AY", "bunzip2"),
         (b"\xfd7zXZ\x00", "unxz"),
         (b"", "is empty"),
-        (b"hello", "starts like no checkpoint"),
-        (b"PK\x03\x04", "damaged or cut short"),
+        (b"hello", "does not begin like a supported checkpoint"),
+        (b"PK\x03\x04", "damaged or truncated"),
         (b"\0" * 257 + b"ustar" + b"\0" * 250, "tar archive"),
-        (b"\xff" * 300, "starts like no checkpoint"),
+        (b"\xff" * 300, "does not begin like a supported checkpoint"),
     ],
 )
 @pytest.mark.parametrize("name", ["w.pth", "w.pdparams"])

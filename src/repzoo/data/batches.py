@@ -1,4 +1,7 @@
-"""Decode, prepare and batch images in threads, in order, with bounded memory; count and name what could not be read."""
+"""Read images in threads: decode, prepare, batch, in order and with bounded memory.
+
+Images that cannot be read are left out, counted and named.
+"""
 
 from __future__ import annotations
 
@@ -19,90 +22,119 @@ from repzoo.errors import InputError
 from repzoo.progress import Progress, silent, tracked
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
-MAX_UNREADABLE = 0.01  # share of the images; above it the data set itself is in doubt
+Result = TypeVar("Result")
+
+# Share of unreadable images above which the whole data set is in doubt.
+MAX_UNREADABLE = 0.01
+BATCHES_AHEAD = 2
 
 
 @dataclass
 class ReadReport:
-    """What happened while reading: the images left out, and those that were not RGB (mode -> count)."""
+    """What was unusual while reading images.
+
+    unreadable  one sentence for each image that was left out
+    converted   image mode -> number of images that were converted from it to RGB
+    """
 
     unreadable: list[str] = field(default_factory=list)
     converted: collections.Counter[str] = field(default_factory=collections.Counter)
 
-    def note(self, read: ReadImage) -> None:
-        """Note what is out of the ordinary about one image."""
-        if read.why:
-            self.unreadable.append(read.why)
-        elif read.mode != "RGB":
-            self.converted[read.mode] += 1
+    def note(self, image: ReadImage) -> None:
+        """Record one image if it was unreadable or not RGB."""
+        if image.why:
+            self.unreadable.append(image.why)
+        elif image.mode != "RGB":
+            self.converted[image.mode] += 1
 
     def check(self, name: str, total: int) -> None:
-        """Raise InputError when more than MAX_UNREADABLE of `total` images could not be read."""
+        """Raise InputError if more than MAX_UNREADABLE of `total` images could not be read."""
         if len(self.unreadable) > MAX_UNREADABLE * total:
+            examples = "; ".join(self.unreadable[:3])
             raise InputError(
-                f"{len(self.unreadable)} of {total} images of {name} cannot be read (at most {MAX_UNREADABLE:.0%} may be): "
-                f"{'; '.join(self.unreadable[:3])}; repair or remove them"
+                f"{len(self.unreadable)} of {total} images of {name} cannot be read (at most "
+                f"{MAX_UNREADABLE:.0%} may be): {examples}; repair or remove them"
             )
 
     def sentences(self) -> list[str]:
-        """What a person should know; empty when all was ordinary."""
-        said = [f"left out: {why}" for why in self.unreadable]
+        """Remarks for a person; empty if nothing was unusual."""
+        remarks = [f"left out: {why}" for why in self.unreadable]
         if self.converted:
-            kinds = ", ".join(f"{count} {mode}" for mode, count in sorted(self.converted.items()))
-            said.append(f"converted to RGB: {kinds}")
-        return said
+            modes = ", ".join(f"{count} {mode}" for mode, count in sorted(self.converted.items()))
+            remarks.append(f"converted to RGB: {modes}")
+        return remarks
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`indices` into the data set of the images in `inputs`, a tensor [n, ...] as Preprocess.input says."""
+    """Images as a model's input.
+
+    indices  positions of the images in the data set
+    inputs   tensor [n, ...], as Preprocess.input says
+    """
 
     indices: tuple[int, ...]
     inputs: Tensor
 
 
+@dataclass(frozen=True)
+class ReadImage:
+    """One image that was read.
+
+    pixels  uint8 [size, size, 3] in RGB; None if the image could not be read
+    mode    Pillow's mode before conversion
+    why     why the image could not be read; "" if it could
+    """
+
+    pixels: npt.NDArray[np.uint8] | None = None
+    mode: str = "RGB"
+    why: str = ""
+
+
+# (index in the data set, image being read) for each image of a batch.
+_PendingBatch = list[tuple[int, Future[ReadImage]]]
+
+
 def batches(
     dataset: Dataset, preprocess: Preprocess, size: int, report: ReadReport, workers: int = 0
 ) -> Iterator[Batch]:
-    """All readable images in order, `size` at a time; at most two batches are decoded ahead.
+    """All readable images in order, `size` at a time. At most two batches are decoded ahead.
 
-    report   is filled as images are read; call its `check` afterward
-    workers  threads; 0 takes one for each core
+    report   filled while images are read; call its `check` at the end
+    workers  threads; 0 means one per core
     """
-    chunks = [
-        range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)
-    ]
-
     with ThreadPoolExecutor(workers or available_cores()) as pool:
-        ahead: collections.deque[_Futures] = collections.deque()
-        for chunk in chunks:
-            ahead.append(
-                [
-                    (index, pool.submit(read_image, dataset, dataset.keys[index], preprocess))
-                    for index in chunk
-                ]
-            )
-            if len(ahead) > 2:
-                yield from _assemble(ahead.popleft(), preprocess, report)
+        ahead: collections.deque[_PendingBatch] = collections.deque()
+        for start in range(0, len(dataset), size):
+            pending: _PendingBatch = []
+            for index in range(start, min(start + size, len(dataset))):
+                key = dataset.keys[index]
+                pending.append((index, pool.submit(read_image, dataset, key, preprocess)))
+            ahead.append(pending)
+            if len(ahead) > BATCHES_AHEAD:
+                yield from _finish(ahead.popleft(), preprocess, report)
         while ahead:
-            yield from _assemble(ahead.popleft(), preprocess, report)
+            yield from _finish(ahead.popleft(), preprocess, report)
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def map_in_order(
-    work: Callable[[Item], Made], items: Iterable[Item], workers: int = 0
-) -> Iterator[Made]:
-    """`work(item)` of every item, made by `workers` threads (0: one a core), in order; at most two a thread are underway.
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int = 0
+) -> Iterator[Result]:
+    """`work(item)` of every item, in order, computed by threads. The first error ends it.
 
-    `work` should leave Python's lock for most of its time, as Pillow, NumPy and the engines do. Its first error ends all.
+    workers  threads; 0 means one per core. At most two items per thread are in progress
+
+    `work` should release Python's lock most of the time, as Pillow, NumPy and the engines do.
     """
     count = workers or available_cores()
-    ahead: collections.deque[Future[Made]] = collections.deque()
+    ahead: collections.deque[Future[Result]] = collections.deque()
     with ThreadPoolExecutor(count) as pool:
         try:
             for item in items:
@@ -116,20 +148,8 @@ def map_in_order(
                 future.cancel()
 
 
-@dataclass(frozen=True)
-class ReadImage:
-    """One image's pixels, uint8 [size, size, 3], or why there are none, and the mode that it had."""
-
-    pixels: npt.NDArray[np.uint8] | None = None
-    mode: str = "RGB"
-    why: str = ""
-
-
-_Futures = list[tuple[int, Future[ReadImage]]]
-
-
 def read_image(dataset: Dataset, key: str, preprocess: Preprocess) -> ReadImage:
-    """Decode, resize and crop the image `key`; one that cannot be is no error but says why."""
+    """Decode, resize and crop the image `key`. A broken image is a result with a reason."""
     try:
         image = dataset.load(key)
     except UnreadableImage as error:
@@ -140,32 +160,28 @@ def read_image(dataset: Dataset, key: str, preprocess: Preprocess) -> ReadImage:
         return ReadImage(why=f"{key}: {error}")
 
 
-def _assemble(futures: _Futures, preprocess: Preprocess, report: ReadReport) -> Iterator[Batch]:
-    """The batch of what could be read. The report is filled here, in order, and not by the threads, whose counts would race."""
-    done = [(index, future.result()) for index, future in futures]
-    for _, one in done:
-        report.note(one)
-    if made := batch_of(done, preprocess):
-        yield made
-
-
-def batch_of(read: Iterable[tuple[int, ReadImage]], preprocess: Preprocess) -> Batch | None:
-    """The images of `read` (index, image) that could be read, as a model's input; None when there are none."""
-    kept = [(index, one.pixels) for index, one in read if one.pixels is not None]
-    if not kept:
+def batch_of(images: Iterable[tuple[int, ReadImage]], preprocess: Preprocess) -> Batch | None:
+    """The readable ones among `images` (index, image) as a batch; None if there are none."""
+    indices: list[int] = []
+    pixels: list[npt.NDArray[np.uint8]] = []
+    for index, image in images:
+        if image.pixels is not None:
+            indices.append(index)
+            pixels.append(image.pixels)
+    if not indices:
         return None
-    return Batch(
-        tuple(index for index, _ in kept),
-        model_input(np.stack([pixels for _, pixels in kept]), preprocess),
-    )
+    return Batch(tuple(indices), model_input(np.stack(pixels), preprocess))
 
 
 def readable_indices(
     dataset: Dataset, report: ReadReport, progress: Progress = silent
 ) -> list[int]:
-    """Indices of the images that decode; the others are named in `report`. One pass, for work that reads images many times."""
+    """Indices of the images that decode; the others are named in `report`.
 
-    def why_not(key: str) -> str:
+    One pass in advance, for training, which reads images many times.
+    """
+
+    def reason(key: str) -> str:
         try:
             dataset.load(key)
         except UnreadableImage as error:
@@ -173,8 +189,18 @@ def readable_indices(
         return ""
 
     with ThreadPoolExecutor(available_cores()) as pool:
-        reasons = list(
-            tracked(pool.map(why_not, dataset.keys), "check images", len(dataset), progress)
-        )
+        checks = pool.map(reason, dataset.keys)
+        reasons = list(tracked(checks, "check images", len(dataset), progress))
     report.unreadable.extend(why for why in reasons if why)
     return [index for index, why in enumerate(reasons) if not why]
+
+
+def _finish(pending: _PendingBatch, preprocess: Preprocess, report: ReadReport) -> Iterator[Batch]:
+    """Wait for a batch; yield what could be read of it."""
+    images = [(index, future.result()) for index, future in pending]
+    # The report is filled here and not by the threads, whose order varies.
+    for _, image in images:
+        report.note(image)
+    batch = batch_of(images, preprocess)
+    if batch is not None:
+        yield batch

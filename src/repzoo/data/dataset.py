@@ -1,4 +1,4 @@
-"""What every source of labeled images looks like to the verbs."""
+"""Labeled images: what every data set looks like to the rest of repzoo, and how it is split."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from PIL import Image
 from repzoo.errors import InputError
 
 HELD_OUT = ("validation", "val", "test")
-SELECTION = 256  # images among which a quantizer's attempts are chosen, where there are so many
+# The most images used to choose among candidates: more would only lengthen the search.
+SELECTION = 256
+
+# (size in bytes, time of last modification in nanoseconds) of an image file.
 Stamp = tuple[int, int]
 GONE: Stamp = (-1, -1)
 
 
 class UnreadableImage(InputError):
-    """One image is broken; the verbs count it and go on."""
+    """One image is broken. Commands count it, name it and continue."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labeled images, in a fixed order.
+    """Labeled images in a fixed order.
 
-    name     for people and Records
+    name     shown to people and stored in Records
     classes  class names; a target is an index into them
-    keys     one stable identifier an image (a relative path)
+    keys     one stable identifier per image, such as a relative path
     targets  class index of each image
-    load     key -> image; raises UnreadableImage; for training in worker processes one that can be pickled
-    ordered  True when the order of `classes` is the model's output order, said by the data itself
-    stamp    key -> (bytes, time of the last change) of its file, where there are files; GONE where it is not there
-    labeled False when nobody said what is in the images: there are no classes, and every target is 0
+    load     key -> image. Raises UnreadableImage. Must be picklable for training with workers
+    ordered  True if the data set itself says that `classes` is in the order of the model's outputs
+    stamp    key -> Stamp of the image file, or GONE; None if the images are not files
+    labeled  False for images without labels: `classes` is empty and every target is 0
     """
 
     name: str
@@ -49,33 +52,38 @@ class Dataset:
 
     def subset(self, indices: Sequence[int], name: str | None = None) -> Dataset:
         """The images at `indices`, in that order."""
-        keys = tuple(self.keys[index] for index in indices)
         return replace(
             self,
             name=name or self.name,
-            keys=keys,
+            keys=tuple(self.keys[index] for index in indices),
             targets=tuple(self.targets[index] for index in indices),
         )
 
     def balanced_sample(self, count: int, seed: int) -> list[int]:
-        """Indices of `count` images (or all), drawn round-robin over the classes; same seed, same images."""
+        """Sorted indices of `count` images (or all), spread evenly over the classes.
+
+        The same seed gives the same images.
+        """
         order = np.random.default_rng(seed).permutation(len(self)).tolist()
+        # Position of each image within its class: taking the lowest ranks first takes one image
+        # of each class, then a second of each, and so on.
         rank: dict[int, int] = {}
-        seen: dict[int, int] = {}
+        class_sizes: dict[int, int] = {}
         for index in order:
             target = self.targets[index]
-            rank[index] = seen.get(target, 0)
-            seen[target] = rank[index] + 1
-        return sorted(sorted(order, key=lambda index: rank[index])[:count])
+            rank[index] = class_sizes.get(target, 0)
+            class_sizes[target] = rank[index] + 1
+        round_robin = sorted(order, key=lambda index: rank[index])
+        return sorted(round_robin[:count])
 
 
 @dataclass(frozen=True)
 class QuantizationSplit:
-    """What a quantizer is given, no image of it twice.
+    """Three disjoint sets of images for quantization.
 
-    ranges     images that set ranges and rounding; their labels are not looked at
-    selection  images on which attempts are compared, of the same pool
-    gate       images on which the chosen attempt is judged, once
+    calibration  sets ranges and rounding; labels are not used
+    selection    compares candidates; from the same pool as calibration
+    gate         judges the chosen candidate, once
     """
 
     calibration: Dataset
@@ -85,9 +93,10 @@ class QuantizationSplit:
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set with its parts: {"train", "validation", "test"} or some of them, or {"all"} for a flat folder.
+    """A data set and its parts.
 
-    empty  classes that have a folder but in no part an image
+    parts  {"train", "validation", "test"} or some of these; {"all"} for a folder without parts
+    empty  classes that have a folder but no image in any part
     """
 
     name: str
@@ -97,65 +106,88 @@ class DataSource:
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names, the same in every part."""
-        return next(iter(self.parts.values())).classes
+        first = next(iter(self.parts.values()))
+        return first.classes
 
     def join(self, *names: str) -> Dataset:
-        """The named parts as one data set."""
-        if missing := [name for name in names if name not in self.parts]:
-            raise InputError(
-                f"{self.name} has no part {missing[0]!r}; it has {', '.join(self.parts)}"
-            )
+        """The named parts as one data set.
+
+        Raises:
+            InputError: an unknown part, or the same part twice.
+        """
+        missing = [name for name in names if name not in self.parts]
+        if missing:
+            known = ", ".join(self.parts)
+            raise InputError(f"{self.name} has no part {missing[0]!r}; it has {known}")
         if len(set(names)) < len(names):
             raise InputError(
-                f"a part of {self.name} is named twice in {', '.join(names)}; its images would count twice"
+                f"a part of {self.name} is named twice in {', '.join(names)}, so its images would "
+                "count twice; name each part once"
             )
-        chosen = [self.parts[name] for name in names]
-        keys, targets = (
-            tuple(item for part in chosen for item in getattr(part, field))
-            for field in ("keys", "targets")
-        )
+        keys: list[str] = []
+        targets: list[int] = []
+        for name in names:
+            keys += self.parts[name].keys
+            targets += self.parts[name].targets
         return replace(
-            chosen[0], name=f"{self.name}[{'+'.join(names)}]", keys=keys, targets=targets
+            self.parts[names[0]],
+            name=f"{self.name}[{'+'.join(names)}]",
+            keys=tuple(keys),
+            targets=tuple(targets),
         )
 
     def held_out(self) -> Dataset:
-        """What was not trained on: validation and test where they exist, else everything."""
-        return self.join(*([name for name in self.parts if name in HELD_OUT] or self.parts))
+        """Images that were not trained on: validation and test if they exist, else everything."""
+        names = [name for name in self.parts if name in HELD_OUT]
+        return self.join(*(names or self.parts))
 
     def calibration_split(self, count: int, seed: int) -> tuple[Dataset, Dataset]:
-        """(calibration, evaluation), disjoint: the ranges and the gate of `quantizing_split`."""
-        found = self.split_for_quantization(count, seed)
-        return found.calibration, found.gate
+        """(calibration, gate) of `split_for_quantization`."""
+        split = self.split_for_quantization(count, seed)
+        return split.calibration, split.gate
 
     def split_for_quantization(self, count: int, seed: int) -> QuantizationSplit:
-        """`count` images for ranges, up to SELECTION to choose by, the rest to judge by.
+        """`count` images for calibration, up to SELECTION for selection, the rest for the gate.
 
-        With a part `train` beside others, the first two are drawn from it (where it is too small for both, three quarters of it go
-        to the ranges) and what was held out judges. A flat folder gives at most a quarter of its images to the ranges and an
-        eighth to the choice.
+        With a `train` part beside others, calibration and selection are drawn from it and the
+        gate is what was held out. If `train` is too small for both, calibration gets three
+        quarters of it. A folder without parts gives at most a quarter of its images to
+        calibration and an eighth to selection.
 
         Raises:
-            InputError: count below 1, or fewer images than one for each.
+            InputError: `count` below 1, or too few images for three sets.
         """
         if count < 1:
             raise InputError(f"at least 1 calibration image is needed; got {count}")
-        apart = "train" in self.parts and len(self.parts) > 1
-        pool = self.join("train") if apart else self.join(*self.parts)
-        first = min(count, max(len(pool) * 3 // 4, 1)) if apart else min(count, len(pool) // 4)
-        second = min(SELECTION, len(pool) - first if apart else max(len(pool) // 8, 1))
-        if first < 1 or second < 1:
-            least = "2 in train" if apart else "4"
+        has_train = "train" in self.parts and len(self.parts) > 1
+        pool = self.join("train") if has_train else self.join(*self.parts)
+        calibration_count, selection_count = _split_sizes(len(pool), count, has_train)
+        if calibration_count < 1 or selection_count < 1:
+            least = "2 in train" if has_train else "4"
             raise InputError(
-                f"{self.name} has {len(pool)} images; at least {least} are needed to calibrate and evaluate"
+                f"{self.name} has {len(pool)} images; at least {least} are needed to calibrate "
+                "and evaluate"
             )
-        ranges = pool.balanced_sample(first, seed)
-        left = sorted(set(range(len(pool))) - set(ranges))
-        others = pool.subset(left)
-        chosen = [left[index] for index in others.balanced_sample(second, seed)]
-        rest = sorted(set(left) - set(chosen))
-        gate = self.held_out() if apart else pool.subset(rest, f"{pool.name} minus calibration")
+
+        calibration = pool.balanced_sample(calibration_count, seed)
+        remaining = sorted(set(range(len(pool))) - set(calibration))
+        chosen = pool.subset(remaining).balanced_sample(selection_count, seed)
+        selection = [remaining[index] for index in chosen]
+        if has_train:
+            gate = self.held_out()
+        else:
+            rest = sorted(set(remaining) - set(selection))
+            gate = pool.subset(rest, f"{pool.name} minus calibration")
         return QuantizationSplit(
-            pool.subset(ranges, pool.name if apart else f"{pool.name} calibration"),
-            pool.subset(chosen, f"{pool.name} selection"),
+            pool.subset(calibration, pool.name if has_train else f"{pool.name} calibration"),
+            pool.subset(selection, f"{pool.name} selection"),
             gate,
         )
+
+
+def _split_sizes(pool: int, count: int, has_train: bool) -> tuple[int, int]:
+    """(calibration images, selection images) for a pool of `pool` images."""
+    if has_train:
+        calibration = min(count, max(pool * 3 // 4, 1))
+        return calibration, min(SELECTION, pool - calibration)
+    return min(count, pool // 4), min(SELECTION, max(pool // 8, 1))

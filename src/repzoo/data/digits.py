@@ -1,7 +1,8 @@
-"""The UCI handwritten digits that scikit-learn carries in its wheel: 1,797 gray images of 8x8 pixels, 10 classes.
+"""The UCI handwritten digits in scikit-learn's wheel: 1,797 gray images of 8x8 pixels, 10 classes.
 
-Split by position, not at random: neighbors come from the same writer, so a random split would test on writers seen in
-training. Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+The parts are split by position. Neighboring images come from the same writer, so a random split
+would test on writers seen in training. Source: E. Alpaydin, C. Kaynak, "Optical Recognition of
+Handwritten Digits", UCI Machine Learning Repository, 1998.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PARTS = {"train": (0, 1077), "validation": (1077, 1437), "test": (1437, 1797)}
 
 
 def read() -> DataSource:
-    """The set with its three parts; pixels 0..16 become 0..255.
+    """The data set with its three parts. Pixel values 0..16 become 0..255.
 
     Raises:
         MissingExtra: scikit-learn is not installed.
@@ -32,23 +33,18 @@ def read() -> DataSource:
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     targets = [int(value) for value in bunch.target]
-    classes = tuple(str(digit) for digit in range(10))
-
-    load = partial(_picture, pixels)
-    return DataSource(
-        "digits",
-        {
-            part: Dataset(
-                f"digits/{part}",
-                classes,
-                tuple(map(str, range(start, stop))),
-                tuple(targets[start:stop]),
-                load,
-            )
-            for part, (start, stop) in PARTS.items()
-        },
-    )
+    parts: dict[str, Dataset] = {}
+    for part, (start, stop) in PARTS.items():
+        parts[part] = Dataset(
+            name=f"digits/{part}",
+            classes=tuple(str(digit) for digit in range(10)),
+            keys=tuple(map(str, range(start, stop))),
+            targets=tuple(targets[start:stop]),
+            # A partial and not a closure: a Dataset is pickled for worker processes.
+            load=partial(_image, pixels),
+        )
+    return DataSource("digits", parts)
 
 
-def _picture(pixels: npt.NDArray[np.uint8], key: str) -> Image.Image:
+def _image(pixels: npt.NDArray[np.uint8], key: str) -> Image.Image:
     return Image.fromarray(pixels[int(key)]).convert("RGB")

@@ -1,8 +1,10 @@
-"""Class folders: DIR/<class>/*.jpg, optionally with train/ validation/ test/ between them. Names that begin with a dot are not
-looked at: they are caches, version control and the `._x.jpg` that macOS leaves beside x.jpg.
+"""Class folders: DIR/<class>/*.jpg, or DIR/{train,validation,test}/<class>/*.jpg.
 
-A file DIR/classes.tsv, whose lines begin with a folder's name, gives the order of the model's outputs; without it the order
-is that of the sorted names, as in torchvision's ImageFolder.
+Names that begin with a dot are ignored: caches, version control, and the `._x.jpg` that macOS
+writes beside x.jpg.
+
+The file DIR/classes.tsv gives the order of the model's outputs: the first column of each line is
+a folder name. Without it, class names are sorted, as in torchvision's ImageFolder.
 """
 
 from __future__ import annotations
@@ -21,81 +23,73 @@ from repzoo.storage import read_lines
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 ORDER_FILE = "classes.tsv"
-# What may stand behind any suffix. Not all that Pillow opens: PostScript, for one, would start another program.
+# Formats that are decoded, whatever the suffix. Pillow opens more; PostScript, for one, would
+# start another program.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-MAX_PIXELS = 64_000_000  # a decoded RGB image of 192 MB; more is refused before it is decoded
+MAX_PIXELS = 64_000_000  # a decoded RGB image of 192 MB; checked before decoding
+
+# Class name -> file names.
+ClassFiles = dict[str, list[str]]
 
 
 def read(root: Path) -> DataSource:
-    """Scan the folder `root` (names only; no image is opened).
+    """List the class folders of `root`. No image is opened.
 
     Raises:
-        InputError: unreadable, no images, fewer than two classes, or a name that is not UTF-8.
+        InputError: unreadable folder, no images, fewer than two classes, or a name that is not
+            UTF-8.
     """
-    root = root.resolve() if root.name in ("", "..") else root  # "." has no name of its own
-    parts = [name for name in ("train", *HELD_OUT) if _has_folders(root / name)]
-    try:
-        found = (
-            {part: _files_by_class(root / part) for part in parts}
-            if parts
-            else {"all": _files_by_class(root)}
-        )
-    except OSError as error:
-        raise InputError(f"{root} cannot be read: {error.strerror}") from None
-    classes = sorted({name for files in found.values() for name, inside in files.items() if inside})
-    empty = sorted({name for files in found.values() for name in files} - set(classes))
-    if len(classes) < 2:
-        got = f"only the class {classes[0]!r}" if classes else "no images in subfolders"
-        raise InputError(
-            f"{root} has {got}; expected one subfolder of images ({', '.join(sorted(SUFFIXES))}) for each of 2 or more classes"
-        )
-    order = _listed_order(root / ORDER_FILE, classes)
-    parts_found = {
-        part: {name: inside for name, inside in files.items() if inside}
-        for part, files in found.items()
-    }
-    made = {
-        part: _dataset(root, part, order or classes, files, bool(order))
-        for part, files in parts_found.items()
-        if files
-    }
-    return DataSource(root.name, made, tuple(empty))
+    root = _with_name(root)
+    part_files = _files_by_part(root)
+
+    folders: set[str] = set()
+    classes_with_images: set[str] = set()
+    for files in part_files.values():
+        folders |= files.keys()
+        classes_with_images |= {name for name, images in files.items() if images}
+    classes = sorted(classes_with_images)
+    _require_two_classes(root, classes)
+
+    listed = _listed_order(root / ORDER_FILE, classes)
+    parts: dict[str, Dataset] = {}
+    for part, files in part_files.items():
+        with_images = {name: images for name, images in files.items() if images}
+        if with_images:
+            parts[part] = _dataset(root, part, listed or classes, with_images, bool(listed))
+    return DataSource(root.name, parts, tuple(sorted(folders - classes_with_images)))
 
 
 def read_unlabeled(root: Path) -> DataSource | None:
-    """Images that lie in `root` itself, of which nobody says what is in them; None where there are none or class folders beside them.
+    """Images directly in `root`, without labels; None if there are none, or class folders too.
 
     Raises:
-        InputError: unreadable, or a name that is not UTF-8.
+        InputError: unreadable folder, or a name that is not UTF-8.
     """
-    root = root.resolve() if root.name in ("", "..") else root
+    root = _with_name(root)
     try:
-        images = [
-            name
-            for name, is_dir in entries(root)
-            if not is_dir and Path(name).suffix.lower() in SUFFIXES
-        ]
+        images = image_names(root)
         if not images or any(_files_by_class(root).values()):
             return None
     except OSError as error:
-        raise InputError(f"{root} cannot be read: {error.strerror}") from None
+        raise _unreadable_folder(root, error) from None
+    # "?" is a placeholder class: a Dataset without labels has no classes and targets of 0.
     part = _dataset(root, "all", ["?"], {"?": images}, ordered=False)
-    return DataSource(
-        root.name, {"all": replace(part, classes=(), keys=tuple(images), labeled=False)}
-    )
+    part = replace(part, classes=(), keys=tuple(images), labeled=False)
+    return DataSource(root.name, {"all": part})
 
 
 def load_image(path: Path) -> Image.Image:
-    """Decode the image at `path` in full, refused before decoding when it has more than MAX_PIXELS.
+    """Decode the image at `path` completely.
 
     Raises:
-        UnreadableImage: truncated, not an image, too large, or gone.
+        UnreadableImage: truncated, not an image, more than MAX_PIXELS pixels, or gone.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(
-                    f"{path} has {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are decoded"
+                    f"{path} has {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are "
+                    "decoded"
                 )
             image.load()
             return image
@@ -107,91 +101,129 @@ def load_image(path: Path) -> Image.Image:
         ) from None
     except UnidentifiedImageError:
         raise UnreadableImage(f"{path} is not an image that can be decoded") from None
-    except Exception as error:  # on damaged files Pillow's decoders raise of every kind: struct.error, IndexError, zlib.error ...
+    # On damaged files Pillow's decoders raise any error: struct.error, IndexError, zlib.error.
+    except Exception as error:
         raise UnreadableImage(f"{path} cannot be decoded: {error}") from None
 
 
 def stamp_of(path: Path) -> Stamp:
-    """What tells that the file at `path` was changed: its size in bytes and when it was last written, in nanoseconds."""
+    """Size and modification time of the file at `path`, which show whether it has changed."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return GONE
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
+# Functions of the module and not lambdas: a Dataset is pickled for worker processes.
 def load_under(root: Path, key: str) -> Image.Image:
-    """`Dataset.load` of files below `root`; a function of the module, as is the next, since worker processes are sent a Dataset."""
+    """`Dataset.load` for files below `root`."""
     return load_image(root / key)
 
 
 def stamp_under(root: Path, key: str) -> Stamp:
-    """`Dataset.stamp` of files below `root`."""
+    """`Dataset.stamp` for files below `root`."""
     return stamp_of(root / key)
 
 
-def _has_folders(path: Path) -> bool:
-    """Whether `path` is a part (a folder of class folders), and not a class that is called "train"."""
-    return path.is_dir() and any(item.is_dir() for item in path.iterdir())
-
-
-def _files_by_class(root: Path) -> dict[str, list[str]]:
-    folders = (name for name, is_dir in entries(root) if is_dir)
-    return {
-        folder: [
-            name
-            for name, is_dir in entries(root / folder)
-            if not is_dir and Path(name).suffix.lower() in SUFFIXES
-        ]
-        for folder in folders
-    }
-
-
 def entries(path: Path) -> list[tuple[str, bool]]:
-    """(name, whether it is a folder) of what is in `path`, sorted, without names that begin with a dot."""
-    with os.scandir(path) as entries:
-        found = sorted(
-            (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
-        )
-    if strange := [
-        name
-        for name, _ in found
-        if not name.isascii() and name.encode("utf-8", "replace").decode() != name
-    ]:
-        raise InputError(f"{path} has a name that is not UTF-8: {strange[0]!r}; rename it")
+    """Sorted (name, whether it is a folder) of everything in `path` that does not begin with a dot.
+
+    Raises:
+        InputError: a name that is not UTF-8.
+        OSError: `path` cannot be read.
+    """
+    with os.scandir(path) as scan:
+        visible = [entry for entry in scan if not entry.name.startswith(".")]
+        found = sorted((entry.name, entry.is_dir()) for entry in visible)
+    for name, _ in found:
+        if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
+            raise InputError(f"{path} has a name that is not UTF-8: {name!r}; rename it")
     return found
 
 
+def image_names(folder: Path) -> list[str]:
+    """Names of the images directly in `folder`, sorted."""
+    names = [name for name, is_folder in entries(folder) if not is_folder]
+    return [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+
+
+def _with_name(root: Path) -> Path:
+    """`root`, resolved if it has no name of its own, such as "."."""
+    return root.resolve() if root.name in ("", "..") else root
+
+
+def _unreadable_folder(root: Path, error: OSError) -> InputError:
+    return InputError(f"{root} cannot be read: {error.strerror}")
+
+
+def _files_by_part(root: Path) -> dict[str, ClassFiles]:
+    names = [name for name in ("train", *HELD_OUT) if _is_part(root / name)]
+    try:
+        if not names:
+            return {"all": _files_by_class(root)}
+        return {name: _files_by_class(root / name) for name in names}
+    except OSError as error:
+        raise _unreadable_folder(root, error) from None
+
+
+def _is_part(path: Path) -> bool:
+    """Whether `path` holds class folders. A class may be called "train" too."""
+    return path.is_dir() and any(item.is_dir() for item in path.iterdir())
+
+
+def _files_by_class(root: Path) -> ClassFiles:
+    folders = [name for name, is_folder in entries(root) if is_folder]
+    return {folder: image_names(root / folder) for folder in folders}
+
+
+def _require_two_classes(root: Path, classes: list[str]) -> None:
+    if len(classes) >= 2:
+        return
+    found = f"only the class {classes[0]!r}" if classes else "no images in subfolders"
+    suffixes = ", ".join(sorted(SUFFIXES))
+    raise InputError(
+        f"{root} has {found}; expected one subfolder of images ({suffixes}) for each of 2 or more "
+        "classes"
+    )
+
+
 def _listed_order(path: Path, classes: list[str]) -> list[str]:
-    """The class names of classes.tsv in their order, or [] where there is no such file."""
+    """The class names of classes.tsv in their order; [] without the file."""
     if not path.is_file():
         return []
     listed = [line.split("\t")[0].strip() for line in read_lines(path)]
-    if twice := [name for name, times in Counter(listed).items() if times > 1]:
+    repeated = [name for name, times in Counter(listed).items() if times > 1]
+    if repeated:
         raise InputError(
-            f"{path} lists {twice[0]!r} twice; each line is one output of the model, so names must differ"
+            f"{path} lists {repeated[0]!r} twice; each line is one output of the model, so names "
+            "must differ"
         )
-    if missing := sorted(set(classes) - set(listed)):
+    missing = sorted(set(classes) - set(listed))
+    if missing:
         raise InputError(
-            f"{path} does not list the folder {missing[0]!r}; add it, or remove the file to take the sorted order"
+            f"{path} does not list the folder {missing[0]!r}; add it, or remove the file to use "
+            "sorted order"
         )
     return listed
 
 
 def _dataset(
-    root: Path, part: str, classes: list[str], files: dict[str, list[str]], ordered: bool
+    root: Path, part: str, classes: list[str], files: ClassFiles, ordered: bool
 ) -> Dataset:
-    index = {label: position for position, label in enumerate(classes)}
-    inside = "" if part == "all" else f"{part}/"
-    pairs = [(f"{inside}{label}/{file}", index[label]) for label in files for file in files[label]]
-    keys, targets = zip(*pairs, strict=True)
-    name = f"{root.name}/{part}"
+    index_of = {label: index for index, label in enumerate(classes)}
+    prefix = "" if part == "all" else f"{part}/"
+    keys: list[str] = []
+    targets: list[int] = []
+    for label, names in files.items():
+        keys += [f"{prefix}{label}/{name}" for name in names]
+        targets += [index_of[label]] * len(names)
     return Dataset(
-        name,
-        tuple(classes),
-        keys,
-        targets,
-        partial(load_under, root),
-        ordered,
-        partial(stamp_under, root),
+        name=f"{root.name}/{part}",
+        classes=tuple(classes),
+        keys=tuple(keys),
+        targets=tuple(targets),
+        load=partial(load_under, root),
+        ordered=ordered,
+        stamp=partial(stamp_under, root),
     )

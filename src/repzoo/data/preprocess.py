@@ -1,9 +1,15 @@
-"""From an image to a model's input, bit for bit as torchvision's and timm's evaluation transforms make it.
+"""From an image to a model's input, bit for bit like torchvision's and timm's evaluation.
 
-Resize -> CenterCrop -> /255 -> (x - mean) / std, with torchvision's rounding: long side int(to * long / short), crop offset
+    Resize -> CenterCrop -> / 255 -> (x - mean) / std
+
+Rounding is torchvision's: the long side becomes int(short side * long / short), the crop starts at
 int(round((side - size) / 2)). EXIF orientation is not applied, as in those libraries.
-A model whose input is uint8 or NV12 does the arithmetic itself: it is given the pixels, and `pixel_map` says what it must compute.
-Source: torchvision.transforms.functional (resize, center_crop, to_tensor, normalize) and timm.data.transforms_factory.
+
+A model with uint8 or NV12 input does the arithmetic itself. It gets the pixels, and `pixel_map`
+says what its graph must compute.
+
+Source: torchvision.transforms.functional (resize, center_crop, to_tensor, normalize) and
+timm.data.transforms_factory.
 """
 
 from __future__ import annotations
@@ -23,7 +29,8 @@ Float = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
 Index = npt.NDArray[np.intp]
 
-MAX_RESIZED = 64_000_000  # pixels; a strip of 1 x 60,000 would otherwise become gigabytes before its center is cropped
+# Pixels after resizing. A strip of 1 x 60,000 pixels would become gigabytes before it is cropped.
+MAX_RESIZED = 64_000_000
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -32,58 +39,61 @@ _FILTERS = {
 }
 
 
+def prepare(image: Image.Image, preprocess: Preprocess) -> Tensor:
+    """The input tensor of one image of any Pillow mode."""
+    return model_input(resized_and_cropped(image, preprocess), preprocess)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` in mode RGB; transparency is dropped, as torchvision's and timm's loaders do."""
+    """`image` in mode RGB. Transparency is dropped, as by torchvision's and timm's loaders."""
     if image.mode == "RGB":
         return image
+    # Without this step Pillow would warn and treat transparent palette entries differently.
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def resized_and_cropped(image: Image.Image, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
-    """The geometric half: uint8 [size, size, 3], always in RGB order.
+def resized_and_cropped(image: Image.Image, preprocess: Preprocess) -> Bytes:
+    """The geometric half of preprocessing: uint8 [size, size, 3] in RGB.
 
     Raises:
-        UnreadableImage: so long and narrow that it would be resized to more than MAX_RESIZED pixels.
+        UnreadableImage: so long and narrow that resizing would make more than MAX_RESIZED pixels.
     """
     image = to_rgb(image)
     target = _target_size(image.size, preprocess)
     if target[0] * target[1] > MAX_RESIZED:
         raise UnreadableImage(
-            f"an image of {image.width}x{image.height} pixels would be resized to {target[0]}x{target[1]}; at most "
-            f"{MAX_RESIZED:,} pixels are made; crop it"
+            f"an image of {image.width}x{image.height} pixels would be resized to "
+            f"{target[0]}x{target[1]}; at most {MAX_RESIZED:,} pixels are made; crop it"
         )
     if image.size != target:
         image = image.resize(target, _FILTERS[preprocess.interpolation])
-    left, top = (round((side - preprocess.size) / 2.0) for side in image.size)
-    return np.asarray(image.crop((left, top, left + preprocess.size, top + preprocess.size)))
+    size = preprocess.size
+    left = round((image.width - size) / 2.0)
+    top = round((image.height - size) / 2.0)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 def resized_without_antialiasing(image: Image.Image, preprocess: Preprocess) -> Bytes:
-    """As `resized_and_cropped`, each pixel interpolated from its four nearest only, however much is shrunk (OpenCV's INTER_LINEAR)."""
+    """Like `resized_and_cropped`, with OpenCV's INTER_LINEAR.
+
+    Each pixel is interpolated from its four nearest neighbors, however much the image shrinks.
+    """
     source = np.asarray(to_rgb(image), np.float32)
-    (width, height), size = _target_size(image.size, preprocess), preprocess.size
-    (above, below, down), (left, right, along) = (
-        _neighbors(side, to, size)
-        for side, to in zip(source.shape[:2], (height, width), strict=True)
-    )
-    rows = source[above] + down[:, None, None] * (source[below] - source[above])
-    made = rows[:, left] + along[:, None] * (rows[:, right] - rows[:, left])
-    return np.asarray(np.clip(np.rint(made), 0, 255), np.uint8)
+    width, height = _target_size(image.size, preprocess)
+    above, below, row_share = _neighbors(source.shape[0], height, preprocess.size)
+    left, right, column_share = _neighbors(source.shape[1], width, preprocess.size)
+    rows = source[above] + row_share[:, None, None] * (source[below] - source[above])
+    pixels = rows[:, left] + column_share[:, None] * (rows[:, right] - rows[:, left])
+    return np.asarray(np.clip(np.rint(pixels), 0, 255), np.uint8)
 
 
-def _neighbors(side: int, to: int, size: int) -> tuple[Index, Index, npt.NDArray[np.float32]]:
-    """(lower neighbor, upper neighbor, share of the upper) of the central `size` of `to` pixels made from `side`."""
-    places = (round((to - size) / 2.0) + np.arange(size) + 0.5) * side / to - 0.5
-    low = np.floor(places)
-    share = (places - low).astype(np.float32)
-    lower, upper = (np.clip(low + step, 0, side - 1).astype(np.intp) for step in (0, 1))
-    return lower, upper, share
+def normalized(pixels: Bytes, preprocess: Preprocess) -> npt.NDArray[np.float32]:
+    """The arithmetic half: uint8 [..., H, W, 3] in RGB to float32 [..., 3, H, W].
 
-
-def normalized(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDArray[np.float32]:
-    """The arithmetic half: uint8 [..., H, W, 3] in RGB to float32 [..., 3, H, W] in the preprocess's color order."""
+    The channels are in the order of `preprocess.color`.
+    """
     if preprocess.color == "BGR":
         pixels = pixels[..., ::-1]
     scaled = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C")
@@ -93,8 +103,8 @@ def normalized(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDA
     return scaled
 
 
-def model_input(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> Tensor:
-    """Pixels uint8 [..., H, W, 3] in RGB to the tensor that `preprocess.input` names, its shape as in Preprocess."""
+def model_input(pixels: Bytes, preprocess: Preprocess) -> Tensor:
+    """Pixels uint8 [..., H, W, 3] in RGB as the tensor that `preprocess.input` names."""
     if preprocess.input == "float":
         return normalized(pixels, preprocess)
     if preprocess.input == "nv12":
@@ -102,13 +112,8 @@ def model_input(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> Tensor
     return np.ascontiguousarray(pixels[..., ::-1] if preprocess.color == "BGR" else pixels)
 
 
-def prepare(image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """The whole: any Pillow image to one image's tensor."""
-    return model_input(resized_and_cropped(image, preprocess), preprocess)
-
-
-def as_float(raw: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDArray[np.float32]:
-    """What the tensor `raw` (uint8 or NV12, as `preprocess` says) stands for, float32 [N, 3, H, W] for the float model.
+def as_float(raw: Bytes, preprocess: Preprocess) -> npt.NDArray[np.float32]:
+    """What the tensor `raw` (uint8 or NV12) means to the float model: float32 [N, 3, H, W].
 
     NV12 is decoded without rounding or clipping, as the graph decodes it.
     """
@@ -122,15 +127,17 @@ def as_float(raw: npt.NDArray[np.uint8], preprocess: Preprocess) -> npt.NDArray[
 
 
 def pixel_map(preprocess: Preprocess, color: Color) -> tuple[Float, Float]:
-    """(matrix [3, 3], origin [3]) with which the graph makes the float input: matrix @ (values - origin), for each pixel.
+    """(matrix [3, 3], origin [3]): the float input of a pixel is matrix @ (values - origin).
 
-    values   of one pixel in the order of the tensor's planes: `preprocess.color` for uint8, (Y, U, V) for NV12
-    color   channel order of the float model's input; mean and std are in the order of `preprocess.color`
+    values  of one pixel in the tensor's plane order: `preprocess.color` for uint8, (Y, U, V) for
+            NV12
+    color   channel order of the float model's input; mean and std follow `preprocess.color`
 
-    The origin is what the float model sees as zero, so that a convolution's zero padding stays right when the matrix, but not
-    the origin, is merged into it.
+    The origin is what the float model sees as zero. A convolution's zero padding therefore stays
+    right when the matrix, but not the origin, is merged into it.
     """
-    matrix, origin = np.eye(3), np.zeros(3)
+    matrix = np.eye(3)
+    origin = np.zeros(3)
     if preprocess.input == "nv12":
         matrix, origin = nv12.decoding(preprocess.yuv)
         if preprocess.color == "BGR":
@@ -141,8 +148,25 @@ def pixel_map(preprocess: Preprocess, color: Color) -> tuple[Float, Float]:
 
 
 def _target_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
-    to = preprocess.resize_to
+    """(width, height) after resizing an image of `size`, before the crop."""
+    short = preprocess.resize_to
     if preprocess.resize == "squash":
-        return to, to
+        return short, short
     width, height = size
-    return (to, int(to * height / width)) if width <= height else (int(to * width / height), to)
+    if width <= height:
+        return short, int(short * height / width)
+    return int(short * width / height), short
+
+
+def _neighbors(side: int, target: int, size: int) -> tuple[Index, Index, npt.NDArray[np.float32]]:
+    """(lower neighbor, upper neighbor, share of the upper) along one axis.
+
+    For the central `size` of `target` pixels that are interpolated from `side` source pixels.
+    """
+    centers = round((target - size) / 2.0) + np.arange(size) + 0.5
+    positions = centers * side / target - 0.5
+    low = np.floor(positions)
+    share = (positions - low).astype(np.float32)
+    lower = np.clip(low, 0, side - 1).astype(np.intp)
+    upper = np.clip(low + 1, 0, side - 1).astype(np.intp)
+    return lower, upper, share

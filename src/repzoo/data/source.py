@@ -1,4 +1,4 @@
-"""Opening labeled images: class folders, ImageNet's validation layout, or a set known by name."""
+"""Open labeled images: class folders, ImageNet's validation layout, or a data set by name."""
 
 from __future__ import annotations
 
@@ -9,30 +9,44 @@ from repzoo.data.dataset import DataSource
 from repzoo.errors import InputError
 from repzoo.plugins import Plugin, PluginTable
 
-# A name that is not a folder is one of these; each target is a function without arguments that returns a Source.
+# Data sets by name. Each target is a function without arguments that returns a DataSource.
 NAMED = PluginTable(
     "data set", "repzoo.datasets", {"digits": Plugin("repzoo.data.digits:read", "demo")}
 )
 
 
 def open_source(where: str | Path, unlabeled: bool = False) -> DataSource:
-    """Open a folder of images or a named set such as `digits`; with `unlabeled`, one with images and no class folders too.
+    """Open a folder of images or a named data set such as `digits`.
+
+    unlabeled  also accept a folder with images and no class folders
 
     Raises:
-        InputError: neither a folder nor a known name; a folder that is empty or has one class.
+        InputError: neither a folder nor a known name; an empty folder, or one with one class.
+        MissingExtra: the named data set needs a package that is not installed.
     """
     path = Path(where)
-    if unlabeled and path.is_dir() and (found := folder.read_unlabeled(path)):
-        return found
     if path.is_dir():
-        return imagenet.read(path) if imagenet.is_layout(path) else folder.read(path)
+        return _open_folder(path, unlabeled)
     if path.exists():
         raise InputError(
-            f"{where} is a file; --data takes a folder with one subfolder a class, or a name such as 'digits'"
+            f"{where} is a file; --data takes a folder with one subfolder per class, or a name "
+            "such as 'digits'"
         )
-    if str(where) not in NAMED.names():
+    known = NAMED.names()
+    if str(where) not in known:
         raise InputError(
-            f"the folder {where} does not exist, and no data set is called so; known: {', '.join(NAMED.names())}"
+            f"the folder {where} does not exist, and there is no data set of that name; known "
+            f"names: {', '.join(known)}"
         )
-    named: DataSource = NAMED.load(str(where))()
-    return named
+    source: DataSource = NAMED.load(str(where))()
+    return source
+
+
+def _open_folder(path: Path, unlabeled: bool) -> DataSource:
+    if unlabeled:
+        source = folder.read_unlabeled(path)
+        if source is not None:
+            return source
+    if imagenet.is_layout(path):
+        return imagenet.read(path)
+    return folder.read(path)

@@ -1,1 +1,1 @@
-"""The zoo: what models there are (`catalog`, without torch) and how to build them (`families`, with torch)."""
+"""The zoo: which models exist (`catalog`), how to build them (`families`), and their weights."""

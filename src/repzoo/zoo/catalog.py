@@ -1,8 +1,9 @@
-"""The zoo's catalog: `catalog.toml` read strictly into frozen dataclasses. The dataclasses are the file's schema.
+"""The zoo's catalog: `catalog.toml`, read strictly into frozen dataclasses.
 
-Every figure says who published it (`Figure.source`, a key of `sources()`), and a source says what its columns count, so that the
-tests recompute each count to the digits it prints. One that does not survive this is kept as printed and named in `Figure.wrong`.
-No torch here: a board can list and look up models.
+The dataclasses are the schema of the file. Every figure names its source, and a source says
+what its columns count. Tests recompute each count to the digits that the source prints. A
+figure that does not agree is kept as printed and named in `Figure.wrong`. No torch here: a
+board can look up models.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from repzoo.plugins import unknown
 
 PARAMETER_COUNTS = {
     "train": "training form, BatchNorm scales and shifts included; RepViT with both heads",
-    "deploy": "deploy form: every BatchNorm folded, every parallel branch merged, RepViT's two heads averaged into one",
-    "onnx": "initializers of the exported ONNX: BatchNorm folded, except RepGhost's fusion BatchNorms (four vectors each)",
+    "deploy": "deploy form: every BatchNorm folded, every parallel branch merged, RepViT's two "
+    "heads averaged into one",
+    "onnx": "initializers of the exported ONNX: BatchNorm folded, except RepGhost's fusion "
+    "BatchNorms (four vectors each)",
 }
 FLOP_COUNTS = {
     "macs": "multiply-accumulates of the deploy form's convolutions and linear layers",
     "ops": "two operations for each multiply-accumulate of `macs`",
-    "mmcls": "convolutions with their biases and ReLUs, and the inputs of average pools; classifier left out",
-    "mmpretrain": "convolutions and the inputs of average pools; classifier left out",
+    "mmcls": "convolutions with their biases and ReLUs, and the inputs of average pools; without "
+    "the classifier",
+    "mmpretrain": "convolutions and the inputs of average pools; without the classifier",
 }
 ROUNDINGS = ("nearest", "down", "either")
 _SCALE = {"": 0, "K": 3, "M": 6, "G": 9}
@@ -40,13 +44,13 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class FigureSource:
-    """Who published figures, and what they count.
+    """Who published figures, and what the columns count.
 
     base        prefix of the `files` of its figures
-    parameters  what its parameter column counts: a key of PARAMETER_COUNTS, or "" when it prints none
-    flops       what its FLOPs column counts: a key of FLOP_COUNTS, or ""
-    rounding    how it cuts digits: "nearest", "down", or "either" when its table mixes both
-    conditions  under which the figures hold, a sentence each
+    parameters  what its parameter column counts: a key of PARAMETER_COUNTS, or "" without one
+    flops       what its FLOPs column counts: a key of FLOP_COUNTS, or "" without one
+    rounding    "nearest", "down", or "either" if its table mixes both
+    conditions  under which the figures hold, one sentence each
     """
 
     title: str
@@ -60,18 +64,19 @@ class FigureSource:
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of one published table, with the digits it prints; what the source does not give is None or empty.
+    """One row of one published table, with the printed digits. Missing values are None or empty.
 
-    setting      what tells this figure from the source's others, such as "450 epochs"
-    size         side of the square input, pixels; None: the model's own
+    setting      distinguishes this figure from others of the source, such as "450 epochs"
+    size         side of the square input in pixels; None: the model's own
     parameters,  as printed, with the unit's letter: "2.3M", "0.34G", "8309384"; see `as_number`
     flops
-    *top1, top5  percent of ImageNet's validation images, unless the source's conditions say otherwise
-    int8_drop    float Top-1 minus INT8 Top-1, percentage points, where only the difference is published
-    latency_*    milliseconds per image; "1thread": one frame in flight; "multithread": the engine kept full
-    fps          images per second, engine kept full
+    *top1, top5  percent of ImageNet's validation images, unless the source's conditions differ
+    int8_drop    float Top-1 minus INT8 Top-1 in percentage points, if only this is published
+    latency_*    milliseconds per image; "1thread": one frame in flight; "multithread": engine
+                 saturated
+    fps          images per second, engine saturated
     files        addresses of checkpoints, compiled models and logs
-    wrong        names of fields of this figure that recomputing refutes (the row's notes say why)
+    wrong        fields of this figure that recomputation refutes (the notes say why)
     """
 
     source: str
@@ -99,13 +104,14 @@ class Figure:
 class ModelSpec:
     """A variant of the zoo.
 
-    name              timm's variant name, or one of its kind where timm lacks the variant
-    title             the paper's name
-    preprocess        how the reference source prepares images for its reported accuracy
-    parameters_train  of the training form; RepViT with two heads, as timm builds it by default
-    parameters_deploy of the deploy form, see PARAMETER_COUNTS
-    macs, macs_train  multiply-accumulates of convolutions and linear layers at `preprocess.size`, deploy and training form
-    notes             what a reader of the figures must know, such as which are wrong and why
+    name               timm's variant name, or one in its style if timm lacks the variant
+    title              the paper's name
+    preprocess         the reference source's preprocessing for its reported accuracy
+    parameters_train   training form; RepViT with two heads, as timm builds it by default
+    parameters_deploy  deploy form, see PARAMETER_COUNTS
+    macs, macs_train   multiply-accumulates of convolutions and linear layers at
+                       `preprocess.size`, deploy and training form
+    notes              what a reader must know, such as which figures are wrong and why
     """
 
     name: str
@@ -123,7 +129,7 @@ class ModelSpec:
     notes: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """The row as plain JSON values; what a figure does not give is left out, and printed digits become floats."""
+        """The row as JSON values. Missing values are left out; printed digits become floats."""
         return {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
 
 
@@ -132,13 +138,13 @@ class Checkpoint:
     """A set of weights that comes with the package, or that a command makes.
 
     name     `variant.tag`
-    file     below repzoo/zoo/weights, or "" when it is too large to come with the package
+    file     below repzoo/zoo/weights, or "" if it is too large for the package
     classes  number of classes
     labels   where the class names come from
-    size     side of the square input, pixels
-    command  what makes the file again, in a checkout
-    sha256   of the weights.safetensors that the figures were measured on: the same processor, versions and one thread make the
-             same bits, others the same up to rounding
+    size     side of the square input in pixels
+    command  the command that reproduces the file in a checkout
+    sha256   of the weights.safetensors that the figures were measured on. The same processor,
+             versions and one thread reproduce it; others agree up to rounding
     """
 
     name: str
@@ -158,7 +164,7 @@ Row = TypeVar("Row", ModelSpec, Checkpoint)
 
 @dataclass(frozen=True)
 class Catalog:
-    """Everything in the file, in its order."""
+    """The whole file, in its order."""
 
     sources: Mapping[str, FigureSource]
     models: Mapping[str, ModelSpec]
@@ -166,8 +172,9 @@ class Catalog:
 
 
 def models(pattern: str = "*") -> list[ModelSpec]:
-    """The variants whose names match the glob `pattern`, family by family, small to large; none is not an error."""
-    return [row for name, row in _packaged().models.items() if fnmatchcase(name, pattern)]
+    """The variants whose names match the glob `pattern`, by family, small to large."""
+    known = _packaged().models
+    return [spec for name, spec in known.items() if fnmatchcase(name, pattern)]
 
 
 def spec(name: str) -> ModelSpec:
@@ -183,17 +190,19 @@ def spec(name: str) -> ModelSpec:
 
 
 def checkpoints() -> list[Checkpoint]:
-    """The weights that come with the package, and those that a command makes."""
+    """The weights that come with the package, and those that a command trains."""
     return list(_packaged().checkpoints.values())
 
 
 def sources() -> Mapping[str, FigureSource]:
-    """Who published the figures, by the key that `Figure.source` gives."""
+    """The sources of figures, by the key in `Figure.source`."""
     return _packaged().sources
 
 
 def as_number(text: str) -> Decimal:
-    """What a printed count says, with its precision: "0.34G" is Decimal("3.4E+8"), whose last digit stands for 1E+7.
+    """A printed count as a number with its precision.
+
+    "0.34G" is Decimal("3.4E+8"), whose last digit stands for 1E+7.
 
     Raises:
         ValueError: not a decimal number with an optional K, M or G.
@@ -213,24 +222,21 @@ def parse(text: str) -> Catalog:
     """Read a catalog.
 
     Raises:
-        RepzooError: not TOML, a key that the dataclasses do not have, a missing or ill-typed value, or a name that leads nowhere.
+        RepzooError: not TOML, an unknown key, a missing or ill-typed value, or a reference to an
+            unknown name.
     """
     try:
         document = tomllib.loads(text, parse_float=Decimal)
     except tomllib.TOMLDecodeError as error:
         raise RepzooError(f"the catalog is not TOML: {error}") from None
     _only(document, ("sources", "families", "model", "checkpoint"), "the catalog")
-    found = {
-        key: _record(FigureSource, table, f"source {key}")
-        for key, table in document.get("sources", {}).items()
-    }
+    sources: dict[str, FigureSource] = {}
+    for key, table in document.get("sources", {}).items():
+        sources[key] = _record(FigureSource, table, f"source {key}")
     families = document.get("families", {})
-    rows = [_model(table, families, found) for table in document.get("model", [])]
-    weights = [
-        _record(Checkpoint, _with_figures(table, found), _label(table))
-        for table in document.get("checkpoint", [])
-    ]
-    catalog = Catalog(found, _by_name(rows), _by_name(weights))
+    models = [_model(table, families, sources) for table in document.get("model", [])]
+    checkpoints = [_checkpoint(table, sources) for table in document.get("checkpoint", [])]
+    catalog = Catalog(sources, _by_name(models), _by_name(checkpoints))
     _check(catalog)
     return catalog
 
@@ -246,25 +252,27 @@ def _model(
     return _record(ModelSpec, _with_figures(merged, known), _label(table))
 
 
+def _checkpoint(table: Mapping[str, Any], known: Mapping[str, FigureSource]) -> Checkpoint:
+    return _record(Checkpoint, _with_figures(table, known), _label(table))
+
+
 def _with_figures(table: Mapping[str, Any], known: Mapping[str, FigureSource]) -> dict[str, Any]:
     where = _label(table)
-    return {
-        **table,
-        "figures": tuple(_figure(item, known, where) for item in table.get("figures", ())),
-    }
+    figures = tuple(_figure(item, known, where) for item in table.get("figures", ()))
+    return {**table, "figures": figures}
 
 
 def _figure(table: Mapping[str, Any], known: Mapping[str, FigureSource], where: str) -> Figure:
     figure = _record(Figure, table, f"a figure of {where}")
     if figure.source not in known:
         raise RepzooError(unknown(f"source (in {where})", figure.source, dict(known)))
-    if lost := [name for name in figure.wrong if name not in table]:
+    absent = [name for name in figure.wrong if name not in table]
+    if absent:
         raise RepzooError(
-            f"{where}: the {figure.source} figure calls {lost[0]!r} wrong but does not give it"
+            f"{where}: the {figure.source} figure calls {absent[0]!r} wrong but does not give it"
         )
-    return dataclasses.replace(
-        figure, files=tuple(known[figure.source].base + name for name in figure.files)
-    )
+    base = known[figure.source].base
+    return dataclasses.replace(figure, files=tuple(base + name for name in figure.files))
 
 
 def _record(kind: type[Record], table: Mapping[str, Any], where: str) -> Record:
@@ -278,21 +286,20 @@ def _record(kind: type[Record], table: Mapping[str, Any], where: str) -> Record:
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
+    """`value` of a TOML file as the field type `kind`."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
     if kind is Preprocess and isinstance(value, dict):
         return Preprocess.from_mapping({key: _float(item) for key, item in value.items()})
-    if kind == Decimal | None and isinstance(value, int | Decimal) and not isinstance(value, bool):
+    if kind == Decimal | None and (is_integer or isinstance(value, Decimal)):
         return Decimal(value)
-    if kind in (int, int | None) and isinstance(value, int) and not isinstance(value, bool):
+    if kind in (int, int | None) and is_integer:
         return value
-    if (
-        kind == tuple[str, ...]
-        and isinstance(value, list)
-        and all(isinstance(item, str) for item in value)
-    ):
+    if kind is str and isinstance(value, str):
+        return value
+    is_text_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if kind == tuple[str, ...] and is_text_list:
         return tuple(value)
-    if (kind is str and isinstance(value, str)) or (
-        kind == tuple[Figure, ...] and isinstance(value, tuple)
-    ):
+    if kind == tuple[Figure, ...] and isinstance(value, tuple):
         return value
     raise RepzooError(f"{where} must be of type {kind}; got {value!r}")
 
@@ -304,18 +311,18 @@ def _float(value: Any) -> Any:
 
 
 def _only(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    if strange := sorted(set(table) - set(known)):
-        raise RepzooError(unknown(f"key of {where}", strange[0], list(known)))
+    unexpected = sorted(set(table) - set(known))
+    if unexpected:
+        raise RepzooError(unknown(f"key of {where}", unexpected[0], list(known)))
 
 
 def _by_name(rows: list[Row]) -> dict[str, Row]:
-    found = {row.name: row for row in rows}
-    if len(found) != len(rows):
-        names = [row.name for row in rows]
-        raise RepzooError(
-            f"the catalog has two rows called {next(name for name in names if names.count(name) > 1)!r}"
-        )
-    return found
+    by_name: dict[str, Row] = {}
+    for row in rows:
+        if row.name in by_name:
+            raise RepzooError(f"the catalog has two rows called {row.name!r}")
+        by_name[row.name] = row
+    return by_name
 
 
 def _check(catalog: Catalog) -> None:
@@ -340,11 +347,8 @@ def _label(table: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {
-            key: _plain(item)
-            for key, item in value.items()
-            if item is not None and item not in ("", ())
-        }
+        known = {key: item for key, item in value.items() if item not in (None, "", ())}
+        return {key: _plain(item) for key, item in known.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return float(value) if isinstance(value, Decimal) else value

@@ -1,7 +1,8 @@
-"""Weights from any known source into a catalog model: strict, and said.
+"""Load the weights of any known source into a catalog model.
 
-A file is read (`containers`), its tensors renamed (`naming`), and laid against the shapes of the model's own module, which is built
-without memory on torch's meta device. Every tensor of the file gets exactly one place, or a sentence says why it was left out.
+A file is read (`containers`), its tensors are renamed (`naming`) and compared with the shapes
+of the model, which is built without memory on torch's meta device. Every tensor of the file
+gets exactly one place, or a remark says why it was left out.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ from repzoo.zoo.containers import Table, read
 from repzoo.zoo.naming import COUNTER, HEADS, CheckpointOptions, RenamedWeights, to_catalog_names
 
 Shapes = Mapping[str, tuple[int, ...]]
+WEIGHT_TYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Weights of `model` in the catalog's naming.
+    """Weights of `model` under the catalog's names.
 
-    state    name -> float32 array, counters int64; complete for the model in `form`
-    form     "train" or "deploy": the form that the checkpoint has
-    source   who named it, a phrase
-    remarks  what was taken, filled in, changed in type or left out, a sentence each
+    form     "train" or "deploy": the form of the checkpoint
+    source   who named the tensors, as a phrase
+    state    name -> float32 array (counters: int64), complete for the model in `form`
+    remarks  what was chosen, filled in, converted or left out, one sentence each
     """
 
     model: str
@@ -48,43 +50,54 @@ def load(path: Path, model: str, options: CheckpointOptions | None = None) -> Lo
     """The weights in the file at `path` for the catalog model `model`.
 
     Raises:
-        InputError: unreadable or refused file, weights of another model (which one fits is said), tensors that are missing or too
-            many, another number of classes without `reset_head`, values that are not finite.
+        InputError: an unreadable or refused file, weights of another model (the error names those
+            that fit), missing or additional tensors, another number of classes without
+            `reset_head`, values that are not finite.
     """
-    options, row = options or CheckpointOptions(), catalog.spec(model)
-    found = _named(path, row.family, options)
-    if found.classes is None or found.scheme.family != row.family:
-        raise InputError(f"{path} is of {found.scheme.title}, not of {model}{_fitting(found)}")
-    target = shapes(model, found.form, found.classes, found.two_heads)
-    table, remarks = dict(found.table), list(found.remarks)
+    options = options or CheckpointOptions()
+    spec = catalog.spec(model)
+    weights = _read_renamed(path, spec.family, options)
+    if weights.classes is None or weights.scheme.family != spec.family:
+        fitting = _fitting_models(weights)
+        raise InputError(f"{path} is of {weights.scheme.title}, not of {model}{fitting}")
+
+    target = shapes(model, weights.form, weights.classes, weights.two_heads)
+    table = dict(weights.table)
+    remarks = list(weights.remarks)
     _add_counters(table, target, remarks)
-    _require_shapes(path, model, found, table, target)
-    state = {name: _plain(path, name, found, table[name], remarks) for name in target}
-    if options.num_classes not in (None, found.classes):
-        state = _with_new_head(path, model, found, state, options)
+    _require_shapes(path, model, weights, table, target)
+    state = {name: _as_float32(path, name, weights, table[name], remarks) for name in target}
+    if options.num_classes not in (None, weights.classes):
+        state = _with_new_head(path, model, weights, state, options)
         remarks.append(
-            f"the last layer starts anew: {found.classes} classes in the checkpoint, {options.num_classes} wanted"
+            f"the last layer starts anew: {weights.classes} classes in the checkpoint, "
+            f"{options.num_classes} wanted"
         )
-    said = f"{found.scheme.title}, {'training' if found.form == 'train' else 'deploy'} form"
-    classes = options.num_classes or found.classes
+
+    form = "training" if weights.form == "train" else "deploy"
     return Loaded(
-        model, found.form, said, classes, found.two_heads, state, tuple(dict.fromkeys(remarks))
+        model=model,
+        form=weights.form,
+        source=f"{weights.scheme.title}, {form} form",
+        classes=options.num_classes or weights.classes,
+        two_heads=weights.two_heads,
+        state=state,
+        remarks=tuple(dict.fromkeys(remarks)),
     )
 
 
 def module_of(loaded: Loaded) -> torch.nn.Module:
     """The torch module of these weights, in their form, in evaluation mode."""
-    module = _on_meta(loaded.model, loaded.form, loaded.classes, loaded.two_heads)
-    module.load_state_dict(
-        {name: torch.from_numpy(value) for name, value in loaded.state.items()},
-        strict=True,
-        assign=True,
-    )
+    module = _build_on_meta(loaded.model, loaded.form, loaded.classes, loaded.two_heads)
+    state = {name: torch.from_numpy(value) for name, value in loaded.state.items()}
+    module.load_state_dict(state, strict=True, assign=True)
     return module.eval()
 
 
 def to_safetensors(loaded: Loaded, sha256: str) -> bytes:
-    """The weights as a .safetensors file, whose metadata says what they are and of which file (`sha256`) they were made.
+    """The weights as a .safetensors file.
+
+    Its metadata names the model, the form, the source and the SHA-256 of the original file.
 
     Raises:
         MissingExtra: safetensors is not installed.
@@ -93,33 +106,32 @@ def to_safetensors(loaded: Loaded, sha256: str) -> bytes:
         from safetensors.numpy import save
     except ModuleNotFoundError as error:
         raise MissingExtra("writing .safetensors", "torch") from error
-    facts = {
+    metadata = {
         "model": loaded.model,
         "form": loaded.form,
         "source": loaded.source,
         "input_sha256": sha256,
         "repzoo": __version__,
     }
-    return bytes(save(loaded.state, facts))
+    return bytes(save(loaded.state, metadata))
 
 
 @cache
 def shapes(model: str, form: str, classes: int, two_heads: bool) -> Shapes:
     """Names and shapes of the tensors of `model` in `form`."""
-    return {
-        name: tuple(value.shape)
-        for name, value in _on_meta(model, form, classes, two_heads).state_dict().items()
-    }
+    state = _build_on_meta(model, form, classes, two_heads).state_dict()
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def _on_meta(model: str, form: str, classes: int, two_heads: bool) -> torch.nn.Module:
-    heads = {"distillation": two_heads} if catalog.spec(model).family == "repvit" else {}
+def _build_on_meta(model: str, form: str, classes: int, two_heads: bool) -> torch.nn.Module:
+    is_repvit = catalog.spec(model).family == "repvit"
+    heads = {"distillation": two_heads} if is_repvit else {}
     with torch.device("meta"):
         module = families.build(model, classes, **heads)
         return families.deploy_form(module) if form == "deploy" else module
 
 
-def _named(path: Path, family: str, options: CheckpointOptions) -> RenamedWeights:
+def _read_renamed(path: Path, family: str, options: CheckpointOptions) -> RenamedWeights:
     contents = read(path)
     try:
         return to_catalog_names(contents, family, options.source, options.ema)
@@ -127,17 +139,18 @@ def _named(path: Path, family: str, options: CheckpointOptions) -> RenamedWeight
         raise InputError(f"{path}: {error}") from None
 
 
-def _fitting(found: RenamedWeights) -> str:
-    """ "; it fits X" for the catalog models whose tensors are exactly these, counters and classes aside; "" when none is."""
-    own = {name: value.shape for name, value in found.table.items() if not name.endswith(COUNTER)}
-    rows = [row.name for row in catalog.models() if row.family == found.scheme.family]
-    fits = [
-        name
-        for name in rows
-        if _without_counters(shapes(name, found.form, found.classes or 1000, found.two_heads))
-        == own
-    ]
-    return f"; it fits {' and '.join(fits)}" if fits else ""
+def _fitting_models(weights: RenamedWeights) -> str:
+    """ "; it fits X" for the catalog models with exactly these tensors; "" if there are none."""
+    own = _without_counters({name: value.shape for name, value in weights.table.items()})
+    classes = weights.classes or 1000
+    fitting: list[str] = []
+    for spec in catalog.models():
+        if spec.family != weights.scheme.family:
+            continue
+        target = shapes(spec.name, weights.form, classes, weights.two_heads)
+        if _without_counters(target) == own:
+            fitting.append(spec.name)
+    return f"; it fits {' and '.join(fitting)}" if fitting else ""
 
 
 def _without_counters(target: Shapes) -> Shapes:
@@ -145,7 +158,7 @@ def _without_counters(target: Shapes) -> Shapes:
 
 
 def _add_counters(table: Table, target: Shapes, remarks: list[str]) -> None:
-    """Paddle and torch before 0.4.1 do not count batches; the count matters to no result."""
+    """Add missing batch counters. Paddle and torch before 0.4.1 have none; nothing needs them."""
     absent = [name for name in target if name.endswith(COUNTER) and name not in table]
     table.update({name: np.zeros((), np.int64) for name in absent})
     if absent:
@@ -155,80 +168,74 @@ def _add_counters(table: Table, target: Shapes, remarks: list[str]) -> None:
 
 
 def _require_shapes(
-    path: Path, model: str, found: RenamedWeights, table: Table, target: Shapes
+    path: Path, model: str, weights: RenamedWeights, table: Table, target: Shapes
 ) -> None:
-    missing, strange = (
-        [name for name in target if name not in table],
-        [name for name in table if name not in target],
-    )
-    wrong = [name for name in target if name in table and table[name].shape != target[name]]
-    if not (missing or strange or wrong):
+    missing = [name for name in target if name not in table]
+    extra = [name for name in table if name not in target]
+    misshapen = [name for name in target if name in table and table[name].shape != target[name]]
+    if not (missing or extra or misshapen):
         return
-    parts = [
-        *([f"lacks {len(missing)} tensors, such as {missing[0]!r}"] if missing else []),
-        *(
-            [f"adds {len(strange)} tensors, such as {found.origin[strange[0]]!r}"]
-            if strange
-            else []
-        ),
-        *(
-            [
-                f"has {len(wrong)} of other shapes, such as {_difference(found, table, target, wrong[0])}"
-            ]
-            if wrong
-            else []
-        ),
-    ]
-    hint = _fitting(found) or "; check the model's name, and that the file is whole"
+    parts: list[str] = []
+    if missing:
+        parts.append(f"lacks {len(missing)} tensors, such as {missing[0]!r}")
+    if extra:
+        parts.append(f"adds {len(extra)} tensors, such as {weights.origin[extra[0]]!r}")
+    if misshapen:
+        name = misshapen[0]
+        key = weights.origin.get(name, name)
+        example = f"{key!r}, {table[name].shape} where {target[name]} is expected"
+        parts.append(f"has {len(misshapen)} of other shapes, such as {example}")
+    hint = _fitting_models(weights) or "; check the model's name, and that the file is whole"
     raise InputError(
-        f"{path} ({found.scheme.title}) does not fit {model}: it {', '.join(parts)}{hint}"
+        f"{path} ({weights.scheme.title}) does not fit {model}: it {', '.join(parts)}{hint}"
     )
 
 
-def _difference(found: RenamedWeights, table: Table, target: Shapes, name: str) -> str:
-    return f"{found.origin.get(name, name)!r}, {table[name].shape} where {target[name]} is expected"
-
-
-def _plain(
-    path: Path, name: str, found: RenamedWeights, value: npt.NDArray[Any], remarks: list[str]
+def _as_float32(
+    path: Path, name: str, weights: RenamedWeights, value: npt.NDArray[Any], remarks: list[str]
 ) -> npt.NDArray[Any]:
-    """A copy of `value` as float32 (a counter: int64), in C order and this machine's byte order."""
+    """A copy of `value` as float32 (a counter: int64) in C order and native byte order."""
     if name.endswith(COUNTER):
         return np.array(value, np.int64, order="C")
     kind = value.dtype.name
-    if kind not in ("float32", "float16", "bfloat16", "float64"):
+    if kind not in WEIGHT_TYPES:
         hint = "; Paddle stores bfloat16 so: save it as float32" if kind == "uint16" else ""
         raise InputError(
-            f"{path}: {found.origin[name]!r} has elements of type {kind} where weights are real numbers{hint}"
+            f"{path}: {weights.origin[name]!r} has elements of type {kind} where weights are real "
+            f"numbers{hint}"
         )
     if kind != "float32":
         remarks.append(f"weights of type {kind} became float32")
-    made = np.array(value, np.float32, order="C")
-    if not np.isfinite(made).all():
+    converted = np.array(value, np.float32, order="C")
+    if not np.isfinite(converted).all():
         raise InputError(
-            f"{path}: {found.origin[name]!r} holds values that are not finite; the training that made it failed"
+            f"{path}: {weights.origin[name]!r} holds values that are not finite; the training "
+            "that made it failed"
         )
-    return made
+    return converted
 
 
 def _with_new_head(
-    path: Path, model: str, found: RenamedWeights, state: Table, options: CheckpointOptions
+    path: Path, model: str, weights: RenamedWeights, state: Table, options: CheckpointOptions
 ) -> Table:
+    """`state` with a new last layer for `options.num_classes` classes."""
     if not options.reset_head:
         raise InputError(
-            f"{path} has {found.classes} classes where {options.num_classes} are wanted; give --num-classes {found.classes}, "
-            "or --reset-head to start the last layer anew"
+            f"{path} has {weights.classes} classes where {options.num_classes} are wanted; give "
+            f"--num-classes {weights.classes}, or --reset-head to start the last layer anew"
         )
-    heads = {f"{head}.{part}" for head in HEADS[found.scheme.family] for part in ("weight", "bias")}
-    classes = options.num_classes or 0
-    target = shapes(model, found.form, classes, found.two_heads)
+    heads = HEADS[weights.scheme.family]
+    target = shapes(model, weights.form, options.num_classes or 0, weights.two_heads)
     random = np.random.default_rng(options.seed)
-    fresh = {name: _fresh(target[name], random) for name in target if name in heads}
-    return {name: fresh.get(name, state[name]) for name in target}
+    renewed: Table = {}
+    for name, shape in target.items():
+        layer, _, parameter = name.rpartition(".")
+        is_head = layer in heads and parameter in ("weight", "bias")
+        renewed[name] = _initial_values(shape, random) if is_head else state[name]
+    return renewed
 
 
-def _fresh(shape: tuple[int, ...], random: np.random.Generator) -> npt.NDArray[np.float32]:
-    """As timm starts a last layer: normal of deviation 0.02, biases 0."""
-    return np.asarray(
-        random.normal(0, 0.02, shape) if len(shape) > 1 else np.zeros(shape), np.float32
-    )
+def _initial_values(shape: tuple[int, ...], random: np.random.Generator) -> npt.NDArray[np.float32]:
+    """timm's initialization of a last layer: weights from N(0, 0.02), biases 0."""
+    values = random.normal(0, 0.02, shape) if len(shape) > 1 else np.zeros(shape)
+    return np.asarray(values, np.float32)

@@ -1,8 +1,10 @@
-"""Published weights by name or address: resumed where a transfer broke, checked, and put in place in one rename. Needs no torch.
+"""Download published weights by name or address. Needs no torch.
 
-`weights.toml` says where they are. A file grows beside its place as `NAME.part`; the next run goes on from there only if the
-server says that it still has the same file (its ETag, by If-Range), and otherwise starts again. It takes its place when its length
-is the one that was stated and its SHA-256 the known one; where nobody states a hash, the result says that it is not verified.
+`weights.toml` lists them. A file grows as `NAME.part` beside its target. The next run continues
+it only if the server confirms that it still has the same file (its ETag, by If-Range), and
+otherwise starts again. The file gets its name when its length is the stated one and its SHA-256
+the known one. If nobody states a hash, the result says that the file is not verified.
+
 Only http and https are followed, and never from https to http.
 """
 
@@ -29,7 +31,7 @@ from repzoo import __version__
 from repzoo.errors import InputError
 from repzoo.plugins import unknown
 from repzoo.progress import Progress, silent
-from repzoo.storage import make_folder, require_writable_folder, sha256_of_file
+from repzoo.storage import cache_folder, make_folder, require_writable_folder, sha256_of_file
 from repzoo.zoo import catalog
 
 MAX_BYTES = 8 * 2**30
@@ -42,12 +44,12 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """Published weights.
+    """One file of published weights.
 
     name         MODEL.TAG, or the last part of an address
-    url          "" where the authors offer no address for programs; then `page` is for a person
-    sha256       what the content must be: 64 hex digits, its first eight, or "" when unknown
-    hash_source  who states the hash, a phrase; "" for nobody
+    url          "" if the authors offer no direct address; `page` is then for a person
+    sha256       expected hash: 64 hex digits, the first eight, or "" if unknown
+    hash_source  who states the hash, as a phrase; "" for nobody
     """
 
     name: str
@@ -67,7 +69,11 @@ class PublishedWeights:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file in its place. status: "downloaded", "resumed" or "present"; verified: by whose hash, "" when nobody states one."""
+    """A downloaded file.
+
+    verified  whose hash was compared; "" if nobody states one
+    status    "downloaded", "resumed" or "present"
+    """
 
     name: str
     file: Path
@@ -77,32 +83,25 @@ class Fetched:
     status: str
 
 
-def cache_folder() -> Path:
-    """Where downloads go: $REPZOO_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("REPZOO_CACHE") or Path(base) / "repzoo")
-
-
 @cache
 def published() -> tuple[PublishedWeights, ...]:
     """Every row of weights.toml, groups in its order."""
     document = tomllib.loads(
         files("repzoo.zoo").joinpath("weights.toml").read_text(encoding="utf-8")
     )
-    found = [
-        _row(group, model, file)
-        for group in document["group"]
-        for model, file in group["files"].items()
-    ]
-    found += [
-        PublishedWeights(f"{model}.{group['tag']}", model, group["title"], page=group["page"])
-        for group in document["by_hand"]
-        for model in group["models"]
-    ]
-    return tuple(found)
+    rows: list[PublishedWeights] = []
+    for group in document["group"]:
+        for model, file in group["files"].items():
+            rows.append(_row(group, model, file))
+    for group in document["by_hand"]:
+        for model in group["models"]:
+            name = f"{model}.{group['tag']}"
+            rows.append(PublishedWeights(name, model, group["title"], page=group["page"]))
+    return tuple(rows)
 
 
 def _row(group: dict[str, Any], model: str, file: str) -> PublishedWeights:
+    # The hub states hashes in its answers; torch's hub ends file names with eight digits of theirs.
     stem = file.rpartition(".")[0]
     known = {
         "hub": ("", "the Hugging Face hub"),
@@ -111,126 +110,117 @@ def _row(group: dict[str, Any], model: str, file: str) -> PublishedWeights:
     }
     sha256, hash_source = known[group["hash"]]
     return PublishedWeights(
-        f"{model}.{group['tag']}",
-        model,
-        group["title"],
-        group["base"] + file,
-        "",
-        sha256,
-        hash_source,
+        name=f"{model}.{group['tag']}",
+        model=model,
+        title=group["title"],
+        url=group["base"] + file,
+        sha256=sha256,
+        hash_source=hash_source,
     )
 
 
 def matching(wanted: str, sha256: str = "") -> list[PublishedWeights]:
-    """The weights that `wanted` names: an address, `all`, a family, a model, a name, or a glob of names.
+    """The weights that `wanted` names: an address, `all`, a family, a model, a name or a glob.
 
     Raises:
-        InputError: nothing of that name; an address that is not http or https, or plain http without a hash; an ill-formed hash.
+        InputError: no such weights; an address that is not http or https, or plain http without
+            a hash; a malformed hash.
     """
     if sha256 and not _HASH.fullmatch(sha256):
         raise InputError(f"a SHA-256 has 64 hex digits, in lower case; got {sha256!r}")
     if "://" in wanted:
-        _require_address(wanted, sha256)
-        return [
-            PublishedWeights(
-                _file_name(wanted),
-                "",
-                "the given address",
-                wanted,
-                "",
-                sha256,
-                "the given hash" if sha256 else "",
-            )
-        ]
-    families = {row.name: row.family for row in catalog.models()}
-    rows = [
-        row
-        for row in published()
-        if wanted in ("all", row.name, row.model, families[row.model])
-        or fnmatchcase(row.name, wanted)
-    ]
-    by_address = [row for row in rows if row.url]
+        return [_at_address(wanted, sha256)]
+    rows = _rows_matching(wanted)
     if not rows:
+        known = [row.name for row in published()]
+        raise InputError(unknown("set of published weights", wanted, known))
+    with_address = [row for row in rows if row.url]
+    if not with_address:
+        row = rows[0]
         raise InputError(
-            unknown("set of published weights", wanted, [row.name for row in published()])
+            f"{row.title} has no direct address: fetch {row.name} at {row.page} in a browser and "
+            "give the file to --checkpoint"
         )
-    if not by_address:
-        raise InputError(
-            f"{rows[0].title} is for people: fetch {rows[0].name} at {rows[0].page} and give the file to --checkpoint"
-        )
-    if sha256 and len(by_address) > 1:
-        raise InputError(f"one hash was given for {len(by_address)} files; name one of them")
-    return (
-        [replace(row, sha256=sha256, hash_source="the given hash") for row in by_address]
-        if sha256
-        else by_address
+    if not sha256:
+        return with_address
+    if len(with_address) > 1:
+        raise InputError(f"one hash was given for {len(with_address)} files; name one of them")
+    return [replace(row, sha256=sha256, hash_source="the given hash") for row in with_address]
+
+
+def _at_address(url: str, sha256: str) -> PublishedWeights:
+    _require_address(url, sha256)
+    hash_source = "the given hash" if sha256 else ""
+    return PublishedWeights(
+        name=_file_name(url),
+        model="",
+        title="the given address",
+        url=url,
+        sha256=sha256,
+        hash_source=hash_source,
     )
+
+
+def _rows_matching(wanted: str) -> list[PublishedWeights]:
+    family_of = {spec.name: spec.family for spec in catalog.models()}
+    rows: list[PublishedWeights] = []
+    for row in published():
+        names = ("all", row.name, row.model, family_of[row.model])
+        if wanted in names or fnmatchcase(row.name, wanted):
+            rows.append(row)
+    return rows
 
 
 def fetch(
     weights: PublishedWeights, folder: Path | None = None, progress: Progress = silent
 ) -> Fetched:
-    """`weights` in `folder` (default: the cache), fetched unless they are there.
+    """Download `weights` to `folder` (default: the cache) unless they are there.
 
     Raises:
-        InputError: no network (says where to put the file), an answer that is no file, another length or hash than stated, more
-            than MAX_BYTES, or a folder that cannot be written.
+        InputError: no network (the error says where to put the file), an answer that is not a
+            file, a wrong length or hash, more than MAX_BYTES, or a folder that cannot be written.
     """
     folder = cache_folder() if folder is None else folder
-    place = folder / weights.file
-    if place.is_file():
-        return _present(weights, place)
+    target = folder / weights.file
+    if target.is_file():
+        return _present(weights, target)
     require_writable_folder(folder)
     make_folder(folder)
-    part = place.with_name(f"{place.name}.part")
-    stated, kept = _transferred(weights, place, part, progress)
-    found = _checked(weights, part, stated)
-    part.replace(place)
-    _facts(part).unlink(missing_ok=True)
-    verified = weights.hash_source if weights.sha256 or stated else ""
+    part = target.with_name(f"{target.name}.part")
+    stated, resumed_bytes = _transfer_with_retries(weights, target, part, progress)
+    sha256 = _verified_hash(weights, part, stated)
+    part.replace(target)
+    _facts_file(part).unlink(missing_ok=True)
     return Fetched(
-        weights.name,
-        place,
-        place.stat().st_size,
-        found,
-        verified,
-        "resumed" if kept else "downloaded",
+        name=weights.name,
+        file=target,
+        bytes=target.stat().st_size,
+        sha256=sha256,
+        verified=weights.hash_source if weights.sha256 or stated else "",
+        status="resumed" if resumed_bytes else "downloaded",
     )
 
 
-def _transferred(
-    weights: PublishedWeights, place: Path, part: Path, progress: Progress
-) -> tuple[str, int]:
-    """As `_transfer`, tried again where the connection breaks."""
-    broken: Exception | None = None
-    for _ in range(TRIES):
+def fetch_all(
+    rows: Sequence[PublishedWeights], folder: Path | None, progress: Progress = silent
+) -> tuple[list[Fetched], list[str]]:
+    """(downloaded files, one sentence per failure). A failure does not stop the others."""
+    done: list[Fetched] = []
+    failed: list[str] = []
+    for row in rows:
         try:
-            return _transfer(weights, part, progress)
-        except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            broken = error
-        except urllib.error.HTTPError as error:
-            raise InputError(
-                f"{weights.url} answered {error.code} {error.reason}; check the address, or fetch it as {place}"
-            ) from None
-        except urllib.error.URLError as error:
-            raise InputError(_offline(weights, place, error.reason)) from None
-        except OSError as error:
-            raise InputError(
-                f"{part} cannot be written: {error.strerror or error}; free room or give another folder with -o"
-            ) from None
-    raise InputError(
-        f"{weights.url} broke off {TRIES} times ({broken}); the same command goes on from there"
-    )
+            done.append(fetch(row, folder, progress))
+        except InputError as error:
+            failed.append(f"{row.name}: {error}")
+    return done, failed
 
 
 def resolve(checkpoint: str | Path, progress: Progress = silent) -> Path:
-    """The file that `checkpoint` means: a path, or the name of published weights, which are fetched unless they are there."""
+    """The file that `checkpoint` names: a path, or published weights, downloaded if necessary."""
     path = Path(checkpoint)
-    if (
-        path.exists()
-        or isinstance(checkpoint, Path)
-        or str(checkpoint) not in {row.name for row in published()}
-    ):
+    if path.exists() or isinstance(checkpoint, Path):
+        return path
+    if checkpoint not in {row.name for row in published()}:
         return path
     return fetch(matching(str(checkpoint))[0], None, progress).file
 
@@ -260,7 +250,10 @@ def _is_loopback(host: str) -> bool:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows http and https only, never down from https; keeps the hash that the hub states on the way."""
+    """Follows redirects to http and https, never from https to http.
+
+    stated  hash that the hub gave in one of the redirects; "" if none
+    """
 
     stated = ""
 
@@ -273,10 +266,14 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        to, was = urlsplit(newurl).scheme, urlsplit(req.full_url).scheme
-        if to not in ("http", "https") or (was == "https" and to == "http"):
+        """See urllib.request.HTTPRedirectHandler."""
+        old_scheme = urlsplit(req.full_url).scheme
+        new_scheme = urlsplit(newurl).scheme
+        is_downgrade = old_scheme == "https" and new_scheme == "http"
+        if new_scheme not in ("http", "https") or is_downgrade:
             raise InputError(
-                f"{req.full_url} leads to {newurl[:200]}, which is not followed: only http and https are, and not downwards"
+                f"{req.full_url} leads to {newurl[:200]}, which is not followed: only http and "
+                "https are, and never from https to http"
             )
         self.stated = _linked_hash(headers) or self.stated
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -288,75 +285,102 @@ def _linked_hash(headers: http.client.HTTPMessage) -> str:
 
 
 def _address(weights: PublishedWeights) -> str:
-    """Its address, at the mirror of the hub that the user may have set."""
+    """The address of `weights`, at the hub's mirror if HF_ENDPOINT names one."""
+    url = weights.url
     mirror = os.environ.get("HF_ENDPOINT", "").rstrip("/")
-    url = (
-        weights.url.replace(HUB, mirror, 1)
-        if mirror and weights.url.startswith(f"{HUB}/")
-        else weights.url
-    )
+    if mirror and url.startswith(f"{HUB}/"):
+        url = url.replace(HUB, mirror, 1)
     _require_address(url, weights.sha256)
     return url
 
 
-def _transfer(weights: PublishedWeights, part: Path, progress: Progress) -> tuple[str, int]:
-    """(hash that the hub states or "", bytes that an earlier transfer left) after appending to `part` all that it lacks."""
-    redirects = _Redirects()
-    request = urllib.request.Request(
-        _address(weights),
-        headers={"User-Agent": f"repzoo/{__version__}", "Accept-Encoding": "identity"},
+def _transfer_with_retries(
+    weights: PublishedWeights, target: Path, part: Path, progress: Progress
+) -> tuple[str, int]:
+    """`_transfer`, repeated when the connection breaks."""
+    broken: Exception | None = None
+    for _ in range(TRIES):
+        try:
+            return _transfer(weights, part, progress)
+        except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            broken = error
+        except urllib.error.HTTPError as error:
+            raise InputError(
+                f"{weights.url} answered {error.code} {error.reason}; check the address, or "
+                f"fetch it as {target}"
+            ) from None
+        except urllib.error.URLError as error:
+            raise InputError(_offline_advice(weights, target, error.reason)) from None
+        except OSError as error:
+            raise InputError(
+                f"{part} cannot be written: {error.strerror or error}; free room or give another "
+                "folder with -o"
+            ) from None
+    raise InputError(
+        f"{weights.url} broke off {TRIES} times ({broken}); the same command continues from there"
     )
-    have, tag = _left(weights, part)
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", tag)
+
+
+def _transfer(weights: PublishedWeights, part: Path, progress: Progress) -> tuple[str, int]:
+    """Append to `part` what it lacks.
+
+    Returns:
+        (hash that the hub states or "", bytes that an earlier transfer had left)
+    """
+    redirects = _Redirects()
+    headers = {"User-Agent": f"repzoo/{__version__}", "Accept-Encoding": "identity"}
+    request = urllib.request.Request(_address(weights), headers=headers)
+    offset, etag = _resumable(weights, part)
+    if offset:
+        request.add_header("Range", f"bytes={offset}-")
+        request.add_header("If-Range", etag)
     opener = urllib.request.build_opener(redirects)
     try:
         answer = opener.open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        part.unlink(missing_ok=True)  # longer than the file: not of this transfer
+        # 416, range not satisfiable: the part is longer than the file, so it is of another file.
+        part.unlink(missing_ok=True)
         raise ConnectionError("the server has fewer bytes than were kept") from None
     with answer:
         stated = _linked_hash(answer.headers) or redirects.stated
-        start = _start(answer, have)
-        total = _total(weights, answer, start)
-        _facts(part).write_text(
-            json.dumps({"url": weights.url, "etag": answer.headers.get("ETag", "")}),
-            encoding="utf-8",
-        )
+        start = _start_of(answer, offset)
+        total = _total_bytes(weights, answer, start)
+        facts = {"url": weights.url, "etag": answer.headers.get("ETag", "")}
+        _facts_file(part).write_text(json.dumps(facts), encoding="utf-8")
         _append(weights, answer, part, (start, total), progress)
     return stated, start
 
 
-def _left(weights: PublishedWeights, part: Path) -> tuple[int, str]:
-    """(bytes kept, ETag) of an earlier transfer from the same address; (0, "") when going on would not be safe."""
+def _resumable(weights: PublishedWeights, part: Path) -> tuple[int, str]:
+    """(bytes kept, ETag) of an earlier transfer from the same address; (0, "") if unusable."""
     try:
-        facts = json.loads(_facts(part).read_text(encoding="utf-8"))
-        size, tag = part.stat().st_size, facts["etag"]
-        return (
-            (size, tag)
-            if facts["url"] == weights.url and tag and not tag.startswith("W/")
-            else (0, "")
-        )
+        facts = json.loads(_facts_file(part).read_text(encoding="utf-8"))
+        size = part.stat().st_size
+        etag = facts["etag"]
+        # A weak ETag (W/) does not promise identical bytes.
+        if facts["url"] == weights.url and etag and not etag.startswith("W/"):
+            return size, etag
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return 0, ""
+        pass
+    return 0, ""
 
 
-def _start(answer: Any, have: int) -> int:
-    """Where the answer's bytes begin: `have`, or 0 when the server sends the whole file."""
+def _start_of(answer: Any, offset: int) -> int:
+    """Where the answer's bytes begin: `offset`, or 0 if the server sends the whole file."""
     if answer.status != 206:
         return 0
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
-    if not match or int(match[1]) != have:
+    if not match or int(match[1]) != offset:
         raise InputError(
-            "the server answered with another part of the file than was asked for; delete the .part file and try again"
+            "the server answered with another part of the file than was asked for; delete the "
+            ".part file and try again"
         )
-    return have
+    return offset
 
 
-def _total(weights: PublishedWeights, answer: Any, start: int) -> int:
+def _total_bytes(weights: PublishedWeights, answer: Any, start: int) -> int:
     length = answer.headers.get("Content-Length", "")
     if "text/html" in answer.headers.get("Content-Type", ""):
         raise InputError(
@@ -374,7 +398,7 @@ def _total(weights: PublishedWeights, answer: Any, start: int) -> int:
 def _append(
     weights: PublishedWeights, answer: Any, part: Path, span: tuple[int, int], progress: Progress
 ) -> None:
-    """Write the bytes from span[0] to span[1]; what came before a break stays for the next try."""
+    """Write the bytes from span[0] to span[1]. What arrives before a break is kept."""
     done, total = span
     with part.open("r+b" if done else "wb") as file:
         file.seek(done)
@@ -390,52 +414,46 @@ def _append(
         os.fsync(file.fileno())
 
 
-def _checked(weights: PublishedWeights, part: Path, stated: str) -> str:
-    found, wanted = sha256_of_file(part), weights.sha256 or stated
-    if not found.startswith(wanted):
+def _verified_hash(weights: PublishedWeights, part: Path, stated: str) -> str:
+    """The SHA-256 of `part`, which is deleted if it is not the expected one."""
+    sha256 = sha256_of_file(part)
+    expected = weights.sha256 or stated
+    if not sha256.startswith(expected):
         part.unlink()
-        _facts(part).unlink(missing_ok=True)
+        _facts_file(part).unlink(missing_ok=True)
+        shown = expected if len(expected) == 64 else f"{expected}..."
         raise InputError(
-            f"{weights.url} is not what was published: its SHA-256 is {found}, expected {wanted}{'' if len(wanted) == 64 else '...'}; "
+            f"{weights.url} is not what was published: its SHA-256 is {sha256}, expected {shown}; "
             "nothing was kept; try again, and ask its source if it stays so"
         )
-    return found
+    return sha256
 
 
-def _present(weights: PublishedWeights, place: Path) -> Fetched:
-    found = sha256_of_file(place)
-    if not found.startswith(weights.sha256):
+def _present(weights: PublishedWeights, target: Path) -> Fetched:
+    sha256 = sha256_of_file(target)
+    if not sha256.startswith(weights.sha256):
         raise InputError(
-            f"{place} is there but its SHA-256 is {found}, expected {weights.sha256}; remove it and try again"
+            f"{target} is there but its SHA-256 is {sha256}, expected {weights.sha256}; remove it "
+            "and try again"
         )
     return Fetched(
-        weights.name,
-        place,
-        place.stat().st_size,
-        found,
-        weights.hash_source if weights.sha256 else "",
-        "present",
+        name=weights.name,
+        file=target,
+        bytes=target.stat().st_size,
+        sha256=sha256,
+        verified=weights.hash_source if weights.sha256 else "",
+        status="present",
     )
 
 
-def _offline(weights: PublishedWeights, place: Path, reason: object) -> str:
+def _offline_advice(weights: PublishedWeights, target: Path, reason: object) -> str:
     host = urlsplit(weights.url).hostname
-    return f"{host} cannot be reached ({reason}); fetch {weights.url} on a machine that can, and put the file at {place}"
+    return (
+        f"{host} cannot be reached ({reason}); fetch {weights.url} on a machine that can, and put "
+        f"the file at {target}"
+    )
 
 
-def _facts(part: Path) -> Path:
+def _facts_file(part: Path) -> Path:
+    """Where the address and ETag of an unfinished transfer are kept."""
     return part.with_name(f"{part.name}.json")
-
-
-def fetch_all(
-    rows: Sequence[PublishedWeights], folder: Path | None, progress: Progress = silent
-) -> tuple[list[Fetched], list[str]]:
-    """(what is in its place, sentences on what is not): one failure does not stop the others."""
-    done: list[Fetched] = []
-    failed: list[str] = []
-    for row in rows:
-        try:
-            done.append(fetch(row, folder, progress))
-        except InputError as error:
-            failed.append(f"{row.name}: {error}")
-    return done, failed

@@ -1,7 +1,7 @@
-"""Checkpoints that ship inside the package: training-form artifacts, rounded to half precision and compressed.
+"""Checkpoints inside the package: training-form artifacts, rounded and compressed.
 
-Rounding the weights to 11 bits of mantissa (they stay float32 in the graph) lets xz store them in under half the bytes. What
-is shipped is what every published figure was measured on.
+Weights are rounded to 11 bits of mantissa and stay float32 in the graph. xz then needs less
+than half the bytes. Every published figure was measured on the rounded weights.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ MANTISSA_BITS = 11
 
 def names() -> list[str]:
     """Names of the embedded checkpoints, such as `repghostnet_050.digits`."""
-    return [
-        row.name
-        for row in catalog.checkpoints()
-        if row.file and (files("repzoo.zoo") / "weights" / row.file).is_file()
-    ]
+    folder = files("repzoo.zoo") / "weights"
+    with_file = [row for row in catalog.checkpoints() if row.file]
+    return [row.name for row in with_file if (folder / row.file).is_file()]
 
 
 def read(name: str) -> Artifact:
@@ -41,17 +39,16 @@ def read(name: str) -> Artifact:
     Raises:
         InputError: no such embedded checkpoint.
     """
-    row = next(
-        (row for row in catalog.checkpoints() if row.name == name and row.name in names()), None
-    )
-    if row is None:
-        raise InputError(f"no weights of {name!r} are embedded; embedded: {', '.join(names())}")
+    known = names()
+    if name not in known:
+        raise InputError(f"no weights of {name!r} are embedded; embedded: {', '.join(known)}")
+    row = next(row for row in catalog.checkpoints() if row.name == name)
     packed = (files("repzoo.zoo") / "weights" / row.file).read_bytes()
     return Artifact.from_bytes(unpacked(packed, row.file), name)
 
 
 def unpacked(packed: bytes, where: str) -> bytes:
-    """The ONNX file in `packed`, whole and of at most MAX_BYTES; `where` names it in errors.
+    """Decompress an ONNX file of at most MAX_BYTES. `where` names it in errors.
 
     Raises:
         RepzooError: damaged, truncated or too large: the installation is broken.
@@ -65,13 +62,14 @@ def unpacked(packed: bytes, where: str) -> bytes:
         ) from None
     if not unpacker.eof:
         raise RepzooError(
-            f"the embedded {where} is cut short, or unpacks to more than {MAX_BYTES:,} bytes; install repzoo again"
+            f"the embedded {where} is truncated, or unpacks to more than {MAX_BYTES:,} bytes; "
+            "install repzoo again"
         )
     return data
 
 
 def pack(artifact: Artifact) -> bytes:
-    """The compressed form of `artifact` with its float weights rounded to the mantissa of half precision.
+    """`artifact` compressed, with its float weights rounded to the mantissa of half precision.
 
     Raises:
         InputError: more than MAX_BYTES, which `read` would refuse.
@@ -82,9 +80,8 @@ def pack(artifact: Artifact) -> bytes:
         if item.data_type == onnx.TensorProto.FLOAT:
             values = numpy_helper.to_array(item)
             item.CopyFrom(numpy_helper.from_array(rounded(values), item.name))
-    data = artifact.then(
-        model, Step("embed", __version__, {"mantissa_bits": MANTISSA_BITS})
-    ).to_bytes()
+    step = Step("embed", __version__, {"mantissa_bits": MANTISSA_BITS})
+    data = artifact.then(model, step).to_bytes()
     if len(data) > MAX_BYTES:
         raise InputError(
             f"{artifact.name} has {len(data):,} bytes; at most {MAX_BYTES:,} can be embedded"
@@ -93,14 +90,17 @@ def pack(artifact: Artifact) -> bytes:
 
 
 def rounded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """`values` to MANTISSA_BITS significant bits, ties to even, over the whole range of float32 (float16 itself would overflow)."""
+    """`values` rounded to MANTISSA_BITS significant bits, ties to even.
+
+    Unlike a cast to float16 this does not overflow: exponents keep the range of float32.
+    """
     mantissa, exponent = np.frexp(values)
     whole = np.round(np.ldexp(mantissa, MANTISSA_BITS))
     return np.asarray(np.ldexp(whole, exponent - MANTISSA_BITS), np.float32)
 
 
 def main() -> None:
-    """`python -m repzoo.zoo.embedded IN.onnx OUT.onnx.xz`: how the shipped files were made."""
+    """`python -m repzoo.zoo.embedded IN.onnx OUT.onnx.xz` makes an embedded file."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)

@@ -1,13 +1,17 @@
-"""Every model of the catalog as a torch module in its training form.
+"""Build every model of the catalog as a torch module in its training form.
 
-timm builds what it has; the rest is put together here from timm's own classes and never enters timm's registry:
+timm builds what it has. The rest is built here from timm's own classes, without entering timm's
+registry:
 
-- RepVGG B1g2, B2g2, B3g2: timm's block configuration with two groups in every second layer (arXiv 2101.03697, section 3.4);
-- RepViT M0.6: widths 40-80-160-320 (official repository, `model/repvit.py`, released after the paper);
-- RepVGGplus L2pse (official repository, `repvggplus.py`): D2's widths and depths, SE after the ReLU; without its auxiliary heads;
-- RepGhost 0.5x ablations (arXiv 2211.06088, section 4.3; official repository, `model/repghost.py`): see `_repghost_ablation`.
+- RepVGG B1g2, B2g2, B3g2: timm's block configuration with two groups in every second layer
+  (arXiv:2101.03697, section 3.4);
+- RepViT M0.6: widths 40-80-160-320 (official repository, `model/repvit.py`, newer than the paper);
+- RepVGGplus L2pse (official repository, `repvggplus.py`): widths and depths of D2, SE after the
+  ReLU, without its auxiliary heads;
+- RepGhost 0.5x ablations (arXiv:2211.06088, section 4.3; official repository,
+  `model/repghost.py`): see `_repghost_ablation`.
 
-Importing this module without torch or timm raises MissingExtra; nothing else in the zoo needs them.
+Importing this module without torch or timm raises MissingExtra.
 """
 
 from __future__ import annotations
@@ -38,28 +42,28 @@ IMAGENET_CLASSES = 1000
 def build(name: str, num_classes: int = 1000, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The training form of catalog model `name`, on torch's current default device.
 
-    pretrained  download timm's ImageNet weights (variants that timm has; needs the network)
-    kwargs      passed to the model's constructor, such as `in_chans`, `drop_rate`; RepViT: `distillation=False` for one head
+    pretrained  download timm's ImageNet weights (only for variants that timm has)
+    kwargs      constructor arguments such as `in_chans` and `drop_rate`; for RepViT,
+                `distillation=False` gives one head
 
     Raises:
-        InputError: unknown name, or `pretrained` for a variant that timm has no weights of.
+        InputError: unknown name, or `pretrained` for a variant without weights in timm.
     """
-    row = spec(name)
+    repository = spec(name).repository
     if name not in _OWN:
-        return _typed(
-            timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
-        )
+        model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
+        return _typed(model)
     if pretrained:
         raise InputError(
-            f"timm has no weights of {name}; get a checkpoint from {row.repository} and give its file"
+            f"timm has no weights of {name}; get a checkpoint from {repository} and give its file"
         )
     return _OWN[name](num_classes=num_classes, **kwargs)
 
 
 def deploy_form(module: nn.Module) -> nn.Module:
-    """`module` with the deploy form's tensors, as timm and the authors merge its branches; their values are left undefined.
+    """Change `module` to the structure of its deploy form, and return it.
 
-    For loading a deploy-form checkpoint into. Changes `module`, and returns it.
+    Tensor values are undefined: a deploy-form checkpoint is loaded into them afterward.
     """
     for block in module.modules():
         if isinstance(block, RepVggBlock):
@@ -68,35 +72,39 @@ def deploy_form(module: nn.Module) -> nn.Module:
 
 
 def _merge_shapes(block: Any) -> None:
-    """timm's own merging computes the kernel in a loop over channels; here only its place is wanted."""
-    own = block.conv_kxk.conv
+    """Replace the branches of `block` by one convolution of the right shape.
+
+    timm's own merging also computes the kernel, in a slow loop over channels.
+    """
+    branch = block.conv_kxk.conv
     block.reparam_conv = nn.Conv2d(
-        own.in_channels,
-        own.out_channels,
-        own.kernel_size,
-        own.stride,
-        own.padding,
-        groups=own.groups,
+        branch.in_channels,
+        branch.out_channels,
+        branch.kernel_size,
+        branch.stride,
+        branch.padding,
+        groups=branch.groups,
     )
-    for branch in ("conv_kxk", "conv_1x1", "identity", "drop_path"):
-        delattr(block, branch)
+    for name in ("conv_kxk", "conv_1x1", "identity", "drop_path"):
+        delattr(block, name)
 
 
 def seeded(
     name: str, num_classes: int, seed: int, pretrained: bool = False, **kwargs: Any
 ) -> nn.Module:
-    """As `build`, with the weights that `seed` gives: same seed, same weights."""
+    """`build` with weights drawn from `seed`: the same seed gives the same weights."""
     torch.manual_seed(seed)
     return build(name, num_classes, pretrained, **kwargs)
 
 
 def imagenet_labels() -> tuple[str, ...]:
-    """The ImageNet-1k classes in output order, each its WordNet id and its words: "n01440764 tench, Tinca tinca"."""
-    known = timm.data.ImageNetInfo()
-    return tuple(
-        f"{known.index_to_label_name(index)} {known.index_to_description(index)}"
-        for index in range(IMAGENET_CLASSES)
-    )
+    """The ImageNet-1k classes in output order, such as "n01440764 tench, Tinca tinca"."""
+    info = timm.data.ImageNetInfo()
+    labels: list[str] = []
+    for index in range(IMAGENET_CLASSES):
+        synset = info.index_to_label_name(index)
+        labels.append(f"{synset} {info.index_to_description(index)}")
+    return tuple(labels)
 
 
 def _typed(model: Any) -> nn.Module:
@@ -106,16 +114,14 @@ def _typed(model: Any) -> nn.Module:
 
 
 def _repvgg_b_grouped(width: float, last_width: float, groups: int) -> Builder:
-    """RepVGG-B: 4, 6, 16, 1 blocks; every second layer of the network (the even ones of each stage) in `groups`."""
+    """RepVGG-B with 4, 6, 16, 1 blocks. Even layers of each stage have `groups` groups."""
 
     def group_size(channels: int, index: int) -> int:
         return channels // groups if index % 2 else 0
 
+    depths = (4, 6, 16, 1)
     widths = (64 * width, 128 * width, 256 * width, 512 * last_width)
-    stages = tuple(
-        ByoBlockCfg(type="rep", d=d, c=int(c), gs=group_size)
-        for d, c in zip((4, 6, 16, 1), widths, strict=True)
-    )
+    stages = _rep_stages(depths, widths, group_size)
 
     def grouped(**kwargs: Any) -> nn.Module:
         return _typed(ByobNet(ByoModelCfg(blocks=stages, stem_type="rep", stem_chs=64), **kwargs))
@@ -123,8 +129,18 @@ def _repvgg_b_grouped(width: float, last_width: float, groups: int) -> Builder:
     return grouped
 
 
+def _rep_stages(
+    depths: tuple[int, ...], widths: tuple[float, ...], group_size: Any
+) -> tuple[ByoBlockCfg, ...]:
+    """timm's block configuration of RepVGG stages."""
+    stages: list[ByoBlockCfg] = []
+    for depth, width in zip(depths, widths, strict=True):
+        stages.append(ByoBlockCfg(type="rep", d=depth, c=int(width), gs=group_size))
+    return tuple(stages)
+
+
 class _ReluThenSE(SEModule):  # type: ignore[misc]  # timm has no types
-    """The end of a RepVGGplus block: SE that looks at what the ReLU has left."""
+    """The end of a RepVGGplus block: ReLU, then squeeze-and-excitation."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] -> the same shape."""
@@ -133,16 +149,14 @@ class _ReluThenSE(SEModule):  # type: ignore[misc]  # timm has no types
 
 
 def _repvggplus_l2pse(**kwargs: Any) -> nn.Module:
-    """RepVGG-D2 (8, 14, 24, 1 blocks; widths 2.5, 2.5, 2.5, 5) whose blocks end in ReLU and SE of a quarter of the channels."""
-    stages = tuple(
-        ByoBlockCfg(type="rep", d=d, c=int(c), gs=0)
-        for d, c in zip((8, 14, 24, 1), (160, 320, 640, 2560), strict=True)
-    )
+    """RepVGG-D2 whose blocks end in ReLU and SE with a quarter of the channels."""
+    stages = _rep_stages((8, 14, 24, 1), (160, 320, 640, 2560), 0)
     model = _typed(ByobNet(ByoModelCfg(blocks=stages, stem_type="rep", stem_chs=64), **kwargs))
     for block in model.modules():
         if isinstance(block, RepVggBlock):
             channels = block.conv_kxk.conv.out_channels
-            block.attn, block.act = _ReluThenSE(channels, rd_channels=channels // 4), nn.Identity()
+            block.attn = _ReluThenSE(channels, rd_channels=channels // 4)
+            block.act = nn.Identity()
     return model
 
 
@@ -151,11 +165,13 @@ def _repvit_m0_6(**kwargs: Any) -> nn.Module:
 
 
 def _repghost_ablation(edit: Callable[[nn.Module], None], reparam: bool) -> Builder:
-    """RepGhost 0.5x whose modules `edit` has changed. The published form of a module is dw(x) + BN(x), and of a block f(x) + x.
+    """RepGhost 0.5x with modules changed by `edit`.
+
+    The published module computes dw(x) + BN(x), the published block f(x) + x. Ablations:
 
     norep  dw(x) alone
-    repid  dw(x) + x: the identity branch has no BN, hence no tensors: its checkpoints look exactly like norep's
-    wo     without the identity shortcut of the stride-1 blocks that keep their width; the convolved shortcuts stay
+    repid  dw(x) + x. The identity branch has no tensors, so checkpoints look like those of norep
+    wo     no identity shortcut in stride-1 blocks that keep their width; other shortcuts stay
     """
 
     def ablated(**kwargs: Any) -> nn.Module:
@@ -178,14 +194,13 @@ def _add_plain_identity(model: nn.Module) -> None:
 
 
 def _drop_identity_shortcuts(model: nn.Module) -> None:
-    """Replace each such block by the chain of its parts; parameter names do not change."""
+    """Replace blocks with an identity shortcut by the chain of their parts, same names."""
     for name, block in list(model.named_modules()):
         if isinstance(block, RepGhostBottleneck) and len(block.shortcut) == 0:
-            parts = (("ghost1", block.ghost1), ("se", block.se), ("ghost2", block.ghost2))
-            chain = nn.Sequential(
-                OrderedDict((part, module) for part, module in parts if module is not None)
-            )
-            model.set_submodule(name, chain)
+            parts = OrderedDict(ghost1=block.ghost1, se=block.se, ghost2=block.ghost2)
+            if block.se is None:
+                del parts["se"]
+            model.set_submodule(name, nn.Sequential(parts))
 
 
 _OWN: dict[str, Builder] = {

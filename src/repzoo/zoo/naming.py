@@ -1,8 +1,9 @@
-"""Whose naming a checkpoint has, and its tensors under the catalog's own names. Pure NumPy; the rules are data: `naming.toml`.
+"""Recognize whose naming a checkpoint uses, and rename its tensors to the catalog's names.
 
-A scheme is a list of ordered substitutions that every key runs through, plus what a rewriting of names cannot say: which arrays
-are transposed (Paddle's linear layers store [in, out]), which are left out and why, and, for RepViT, how one row of numbered
-blocks divides into stages. Two keys that end under one name are an error, so that each tensor has one place.
+Pure NumPy. The rules are data: `naming.toml`. A scheme is an ordered list of substitutions for
+every key. It also says which arrays are transposed (Paddle's linear layers store [in, out]),
+which are left out and why, and how RepViT's numbered blocks divide into stages. Two keys that
+become one name are an error.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ class CheckpointOptions:
 
 @dataclass(frozen=True)
 class Rule:
-    """A substitution: `pattern` anywhere in the key becomes `replacement`, whose {} is group 1, as a number plus `add` if given."""
+    """A substitution in keys: `pattern` becomes `replacement`.
+
+    "{}" in the replacement stands for group 1 of the pattern, as a number plus `add` if given.
+    """
 
     pattern: re.Pattern[str]
     replacement: str
@@ -77,9 +81,9 @@ class Rule:
 
     def _replaced(self, match: re.Match[str]) -> str:
         group = match[1] if match.re.groups else ""
-        return self.replacement.replace(
-            "{}", group if self.add is None else str(int(group) + self.add)
-        )
+        if self.add is not None:
+            group = str(int(group) + self.add)
+        return self.replacement.replace("{}", group)
 
 
 @dataclass(frozen=True)
@@ -98,20 +102,20 @@ class NamingScheme:
     ema_first: bool = False
 
     def recognizes(self, keys: Iterable[str]) -> bool:
-        """Whether each mark is found among `keys`."""
+        """Whether each mark matches one of `keys`."""
         known = list(keys)
         return all(any(mark.search(key) for key in known) for mark in self.marks)
 
 
 @dataclass(frozen=True)
 class RenamedWeights:
-    """A table under the catalog's names.
+    """A table of arrays under the catalog's names.
 
-    table    name -> array; as stored, but for the transposed
-    origin   name -> the key that the file gives it
+    table    name -> array as stored, transposed where the scheme says so
+    origin   name -> key in the file
     form     "train" or "deploy"
-    where    which table of the file it was: "" for the file itself
-    remarks  what was left out or done, a sentence each
+    where    position of the table in the file: "" for the file itself
+    remarks  what was chosen or left out, one sentence each
     """
 
     table: Table
@@ -123,20 +127,16 @@ class RenamedWeights:
 
     @property
     def classes(self) -> int | None:
-        """Outputs of its last layer, None when it has none."""
-        heads = (f"{head}.weight" for head in HEADS[self.scheme.family])
-        return next(
-            (
-                self.table[head].shape[0]
-                for head in heads
-                if head in self.table and self.table[head].ndim == 2
-            ),
-            None,
-        )
+        """Outputs of the last layer; None without one."""
+        for head in HEADS[self.scheme.family]:
+            weight = self.table.get(f"{head}.weight")
+            if weight is not None and weight.ndim == 2:
+                return int(weight.shape[0])
+        return None
 
     @property
     def two_heads(self) -> bool:
-        """Whether it is a RepViT distilled with a second head."""
+        """Whether it is a RepViT with a second head for distillation."""
         return "head.head_dist.l.weight" in self.table
 
 
@@ -150,10 +150,11 @@ def schemes() -> tuple[NamingScheme, ...]:
 
 
 def sources() -> tuple[str, ...]:
-    """The names that `source` may have."""
-    return tuple(
-        dict.fromkeys(name for scheme in schemes() for name in (scheme.source, *scheme.aliases))
-    )
+    """The accepted values of `source`, besides "auto"."""
+    names: list[str] = []
+    for scheme in schemes():
+        names += [scheme.source, *scheme.aliases]
+    return tuple(dict.fromkeys(names))
 
 
 def to_catalog_names(
@@ -161,19 +162,21 @@ def to_catalog_names(
 ) -> RenamedWeights:
     """The weights in `contents` under the catalog's names.
 
-    family  whose model is wanted: looked for first; the answer may be another's, see `Scheme.family`
-    source  one of `sources()`, or "auto": told from the keys
-    ema     take the averaged weights where the source itself prefers them (timm, RepGhost)
+    family  family of the wanted model, tried first. The result may be of another family: see
+            `NamingScheme.family`
+    source  one of `sources()`, or "auto" to recognize it from the keys
+    ema     take the averaged weights if the source itself prefers them (timm, RepGhost)
 
     Raises:
         InputError: unknown source, keys that it does not use, or two keys for one name.
     """
     stripped = {where: _stripped(table) for where, table in contents.tables.items()}
     scheme, candidates = _recognized(stripped, family, source)
-    where = _chosen(list(candidates), scheme, ema)
-    remarks = (
-        [] if len(candidates) == 1 else [f"of {_listed(candidates)} the table {where!r} was taken"]
-    )
+    where = _choose_table(list(candidates), scheme, ema)
+    remarks: list[str] = []
+    if len(candidates) > 1:
+        names = ", ".join(repr(name) for name in candidates)
+        remarks.append(f"of {names} the table {where!r} was taken")
     keys = _numbered(candidates[where], scheme)
     table, origin, dropped = _renamed(keys, scheme)
     remarks += [f"{count} tensors left out: {why}" for why, count in dropped.items()]
@@ -183,113 +186,150 @@ def to_catalog_names(
 
 
 def _scheme(entry: Mapping[str, Any]) -> NamingScheme:
-    blocks = entry.get("blocks")
+    """A `[[scheme]]` of naming.toml."""
+    rules = [Rule(re.compile(rule[0]), rule[1], *rule[2:]) for rule in entry.get("rules", ())]
+    drop = [(re.compile(item["keys"]), item["why"]) for item in entry.get("drop", ())]
+    blocks = None
+    if "blocks" in entry:
+        table = entry["blocks"]
+        blocks = (re.compile(table["index"]), re.compile(table["downsample"]))
     return NamingScheme(
-        entry["source"],
-        entry["family"],
-        entry["title"],
-        tuple(map(re.compile, entry["marks"])),
-        tuple(entry.get("aliases", ())),
-        tuple(Rule(re.compile(rule[0]), rule[1], *rule[2:]) for rule in entry.get("rules", ())),
-        tuple(map(re.compile, entry.get("transpose", ()))),
-        tuple((re.compile(item["keys"]), item["why"]) for item in entry.get("drop", ())),
-        (re.compile(blocks["index"]), re.compile(blocks["downsample"])) if blocks else None,
-        entry.get("ema_first", False),
+        source=entry["source"],
+        family=entry["family"],
+        title=entry["title"],
+        marks=tuple(map(re.compile, entry["marks"])),
+        aliases=tuple(entry.get("aliases", ())),
+        rules=tuple(rules),
+        transpose=tuple(map(re.compile, entry.get("transpose", ()))),
+        drop=tuple(drop),
+        blocks=blocks,
+        ema_first=entry.get("ema_first", False),
     )
 
 
 def _stripped(table: Table) -> Table:
-    """Without the prefixes that data parallel, Lightning and torch.compile put before every key."""
-    while prefix := next(
-        (one for one in PREFIXES if table and all(key.startswith(one) for key in table)), ""
-    ):
+    """Remove the prefixes that data parallel, Lightning and torch.compile add to every key."""
+    prefix = _common_prefix(table)
+    while prefix:
         table = {key.removeprefix(prefix): value for key, value in table.items()}
+        prefix = _common_prefix(table)
     return table
+
+
+def _common_prefix(table: Table) -> str:
+    """One of PREFIXES that every key has; "" if there is none."""
+    for prefix in PREFIXES:
+        if table and all(key.startswith(prefix) for key in table):
+            return prefix
+    return ""
 
 
 def _recognized(
     tables: Mapping[str, Table], family: str, source: str
 ) -> tuple[NamingScheme, dict[str, Table]]:
-    """The first scheme whose marks the keys bear, one of `family` before others, and the tables that bear them."""
+    """The first scheme that recognizes a table, and the tables that it recognizes.
+
+    Schemes of `family` are tried first.
+    """
     if source != "auto" and source not in sources():
         raise InputError(unknown("source", source, ["auto", *sources()]))
-    allowed = [one for one in schemes() if source == "auto" or source in (one.source, *one.aliases)]
-    for scheme in sorted(allowed, key=lambda one: one.family != family):
-        if found := {where: table for where, table in tables.items() if scheme.recognizes(table)}:
-            return scheme, found
+    for scheme in sorted(schemes(), key=lambda scheme: scheme.family != family):
+        if source not in ("auto", scheme.source, *scheme.aliases):
+            continue
+        known = {where: table for where, table in tables.items() if scheme.recognizes(table)}
+        if known:
+            return scheme, known
     keys = [key for table in tables.values() for key in table]
-    said = "by any known source" if source == "auto" else f"by the source {source}"
+    examples = ", ".join(repr(key[:60]) for key in keys[:3])
+    by_whom = "by any known source" if source == "auto" else f"by the source {source}"
     raise InputError(
-        f"the checkpoint's {len(keys)} tensors ({', '.join(repr(key[:60]) for key in keys[:3])}, ...) are not named as those of a "
-        f"model of the zoo {said}; check the file and --source"
+        f"the checkpoint's {len(keys)} tensors ({examples}, ...) are not named as those of a model "
+        f"of the zoo {by_whom}; check the file and --source"
     )
 
 
-def _chosen(places: list[str], scheme: NamingScheme, ema: bool) -> str:
-    def rank(where: str) -> tuple[int, int]:
-        averaged = where in EMA_TABLES
-        order = EMA_TABLES if averaged else TABLES
-        return int(averaged != (ema and scheme.ema_first)), order.index(
-            where
-        ) if where in order else len(order)
+def _choose_table(names: list[str], scheme: NamingScheme, ema: bool) -> str:
+    """The averaged weights if wanted and preferred by the source, else the plain ones."""
+    prefers_averaged = ema and scheme.ema_first
 
-    return min(places, key=rank)
+    def rank(name: str) -> tuple[bool, int]:
+        is_averaged = name in EMA_TABLES
+        order = EMA_TABLES if is_averaged else TABLES
+        position = order.index(name) if name in order else len(order)
+        return is_averaged != prefers_averaged, position
 
-
-def _listed(places: Iterable[str]) -> str:
-    return ", ".join(repr(place) for place in places)
+    return min(names, key=rank)
 
 
 def _numbered(table: Table, scheme: NamingScheme) -> dict[str, tuple[str, Any]]:
-    """The key that the rules see -> (the file's key, array). RepViT: block i of one row becomes its place in a stage.
+    """The key that the rules see -> (key in the file, array).
 
-    A stage begins with a block that halves the resolution; timm keeps the last block before it as that block's `pre_block`.
+    RepViT numbers its blocks in one row; here each becomes its position in a stage.
     """
     if scheme.blocks is None:
         return {key: (key, value) for key, value in table.items()}
     index, downsample = scheme.blocks
-    numbers = sorted({int(match[1]) for key in table if (match := index.match(key))} - {0})
-    halving = {int(match[1]) for key in table if (match := downsample.match(key))}
-    places: dict[int, str] = {}
-    stage, block = 0, 0
-    for number in numbers:
-        if number in halving:
-            stage, block = stage + 1, 0
-            places[number] = f"stages.{stage}.downsample"
-        elif number + 1 in halving:
-            places[number] = f"stages.{stage + 1}.downsample.pre_block"
-        else:
-            places[number] = f"stages.{stage}.blocks.{block}"
-            block += 1
-    found = {}
+    numbers = _matched_numbers(index, table) - {0}
+    positions = _stage_positions(sorted(numbers), _matched_numbers(downsample, table))
+    numbered: dict[str, tuple[str, Any]] = {}
     for key, value in table.items():
         match = index.match(key)
-        inner = (
-            f"{places[int(match[1])]}.{key[match.end() :]}"
-            if match and int(match[1]) in places
-            else key
-        )
-        found[inner] = (key, value)
-    return found
+        inner = key
+        if match and int(match[1]) in positions:
+            inner = f"{positions[int(match[1])]}.{key[match.end() :]}"
+        numbered[inner] = (key, value)
+    return numbered
+
+
+def _matched_numbers(pattern: re.Pattern[str], table: Table) -> set[int]:
+    """Group 1 of `pattern` in all keys that it matches."""
+    matches = [pattern.match(key) for key in table]
+    return {int(match[1]) for match in matches if match}
+
+
+def _stage_positions(numbers: list[int], downsampling: set[int]) -> dict[int, str]:
+    """Block number -> position in timm's naming.
+
+    A stage begins with a block that halves the resolution. timm stores the block before it as
+    that block's `pre_block`.
+    """
+    positions: dict[int, str] = {}
+    stage = 0
+    block = 0
+    for number in numbers:
+        if number in downsampling:
+            stage += 1
+            block = 0
+            positions[number] = f"stages.{stage}.downsample"
+        elif number + 1 in downsampling:
+            positions[number] = f"stages.{stage + 1}.downsample.pre_block"
+        else:
+            positions[number] = f"stages.{stage}.blocks.{block}"
+            block += 1
+    return positions
 
 
 def _renamed(
     keys: Mapping[str, tuple[str, Any]], scheme: NamingScheme
 ) -> tuple[Table, dict[str, str], dict[str, int]]:
+    """(arrays by new name, file's key by new name, number of dropped tensors by reason)."""
     table: Table = {}
     origin: dict[str, str] = {}
     dropped: dict[str, int] = {}
     for inner, (key, value) in keys.items():
-        if why := next((why for pattern, why in scheme.drop if pattern.search(key)), None):
-            dropped[why] = dropped.get(why, 0) + 1
+        reasons = [why for pattern, why in scheme.drop if pattern.search(key)]
+        if reasons:
+            dropped[reasons[0]] = dropped.get(reasons[0], 0) + 1
             continue
         name = inner
         for rule in scheme.rules:
             name = rule(name)
         if name in table:
             raise InputError(
-                f"the checkpoint gives {name} twice, as {origin[name]!r} and as {key!r}; it mixes two models or forms"
+                f"the checkpoint gives {name} twice, as {origin[name]!r} and as {key!r}; it mixes "
+                "two models or forms"
             )
-        flips = value.ndim == 2 and any(pattern.search(name) for pattern in scheme.transpose)
-        table[name], origin[name] = np.transpose(value) if flips else value, key
+        is_listed = any(pattern.search(name) for pattern in scheme.transpose)
+        table[name] = np.transpose(value) if is_listed and value.ndim == 2 else value
+        origin[name] = key
     return table, origin, dropped

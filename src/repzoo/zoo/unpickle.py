@@ -1,14 +1,15 @@
-"""Reading a pickle of tensors without running it: a small machine that knows data, and nothing that acts.
+"""Read a pickle of tensors without executing it.
 
-Python's own unpickler calls whatever a file names. This one has no call at all. It walks the opcodes (`pickletools.genops`, the
-standard library's reader) and builds None, bool, int, float, str, bytes, list, tuple, dict and arrays; the few globals that stand
-for these in files of NumPy, PyTorch and Paddle are matched by name (`pickled.BUILDERS`). Settings that training scripts put beside the
-weights (`argparse.Namespace`, configuration and log classes: `pickled.INERT`) become `Opaque` marks without content. Every other global
-ends the reading with a `Refused` that names it.
+Python's unpickler calls whatever a file names. This one calls nothing. It walks the opcodes
+with the standard library's `pickletools.genops` and builds None, bool, int, float, str, bytes,
+list, tuple, dict and arrays. A few globals stand for these types in files of NumPy, PyTorch and
+Paddle; they are matched by name (`pickle_allowlist.BUILDERS`). Settings that training scripts
+store beside the weights (`argparse.Namespace`, configuration and log classes:
+`pickle_allowlist.INERT`) become `Opaque` placeholders. Any other global is `Refused` by name.
 
-Bounds: no more than MAX_STEPS opcodes; integers of at most MAX_BITS bits; copies of text at most as long as the file; array sizes
-checked against the bytes that are there; no element is hashed but plain keys. Time and memory grow with the file, and no deeper
-nesting of the content makes any of this recurse.
+Limits: MAX_STEPS opcodes; integers of MAX_BITS bits; copies of text no longer than the file; array
+sizes compared with the bytes that are there; only plain keys are hashed. Time and memory grow
+linearly with the file, and deep nesting does not recurse.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from repzoo.zoo.pickled import (
+from repzoo.zoo.pickle_allowlist import (
     BUILDERS,
     AnyArray,
     Array,
@@ -34,10 +35,11 @@ from repzoo.zoo.pickled import (
     storage_dtype,
 )
 
-MAX_STEPS = (
-    2_000_000  # a training checkpoint of 3,000 tensors with its optimizer and EMA has about 400,000
-)
+# A training checkpoint of 3,000 tensors with its optimizer and EMA takes about 400,000 opcodes.
+MAX_STEPS = 2_000_000
 MAX_BITS = 128  # torch's magic number has 77
+# Besides the file's length: what a small file may copy.
+COPY_ALLOWANCE = 2**16
 
 _MARK = object()
 
@@ -55,17 +57,30 @@ class Readable(Protocol):
         """Position."""
 
 
-def unpickle(file: Readable, length: int, storages: Storages | None = None) -> Any:
-    """The data of the next pickle in `file`, whose position is left behind it.
+# What damaged content makes the steps below raise.
+_DAMAGE = (
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    UnicodeError,
+    MemoryError,
+)
 
-    length    bytes of the whole file, the measure of all bounds
-    storages  gives the elements of a torch storage; None where persistent ids have no business
+
+def unpickle(file: Readable, length: int, storages: Storages | None = None) -> Any:
+    """The data of the next pickle in `file`. The position is left behind it.
+
+    length    bytes of the whole file; all limits are relative to it
+    storages  returns the elements of a torch storage; None if the format has no storages
 
     Returns:
-        Plain Python data; arrays as `Array`, what is not data as `Opaque`.
+        Plain Python data, with arrays as `Array` and anything that is not data as `Opaque`.
 
     Raises:
-        Refused: not a pickle, cut short, or more than data.
+        Refused: not a pickle, truncated, or more than data.
     """
     machine = _Machine(length, storages)
     steps = 0
@@ -79,43 +94,36 @@ def unpickle(file: Readable, length: int, storages: Storages | None = None) -> A
             if opcode.name == "STOP":
                 return machine.pop()
             machine.step(opcode.name, argument)
-    except (
-        ValueError,
-        IndexError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        UnicodeError,
-        MemoryError,
-    ) as error:
-        why = (
-            str(error).splitlines()[0][:100]
-            if isinstance(error, ValueError) and str(error)
-            else "a step does not fit its content"
-        )
-        raise Refused(f"its pickle is damaged, cut short or not a pickle ({why})") from None
+    except _DAMAGE as error:
+        why = "a step does not fit its content"
+        if isinstance(error, ValueError) and str(error):
+            why = str(error).splitlines()[0][:100]
+        raise Refused(f"its pickle is damaged, truncated or not a pickle ({why})") from None
     raise Refused("its pickle has no end")
 
 
 class _Machine:
-    """The stack, the memo, and one method a kind of opcode."""
+    """The pickle machine: a stack, a memo, and one method per kind of opcode.
+
+    Source of the opcodes: Python's Lib/pickletools.py.
+    """
 
     def __init__(self, length: int, storages: Storages | None) -> None:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
-        self._budget = (
-            length + 2**16
-        )  # bytes of text that may be copied, elements that may be listed again
+        # Bytes of text that may still be copied, and elements that may be listed again.
+        self._budget = length + COPY_ALLOWANCE
         self._storages = storages
 
     def pop(self) -> Any:
+        """Remove and return the top of the stack."""
         value = self._stack.pop()
         if value is _MARK:
             raise ValueError("a mark where a value belongs")
         return value
 
     def step(self, name: str, argument: Any) -> None:
+        """Carry out one opcode."""
         if name in _LITERALS:
             self._stack.append(_literal(name, argument))
         elif name in _ACTIONS:
@@ -126,19 +134,24 @@ class _Machine:
             raise Refused(f"its pickle uses the opcode {name}, which data does not need")
 
     def marked(self) -> list[Any]:
-        """What lies above the topmost mark, which goes too."""
+        """Remove and return what lies above the topmost mark. The mark is removed too."""
         items: list[Any] = []
-        while (value := self._stack.pop()) is not _MARK:
+        value = self._stack.pop()
+        while value is not _MARK:
             items.append(value)
+            value = self._stack.pop()
         return items[::-1]
 
     def drop(self) -> None:
+        """Remove the top of the stack."""
         self._stack.pop()
 
     def drop_marked(self) -> None:
+        """Remove everything above the topmost mark, and the mark."""
         self.marked()
 
     def spend(self, count: int) -> None:
+        """Account for `count` copied bytes or elements."""
         self._budget -= count
         if self._budget < 0:
             raise Refused("its pickle unpacks to more than the file holds")
@@ -146,21 +159,27 @@ class _Machine:
     # Containers
 
     def push(self, value: Any) -> None:
+        """Put `value` on the stack."""
         self._stack.append(value)
 
     def tuple_of(self, count: int) -> None:
-        self._stack.append(tuple([self.pop() for _ in range(count)][::-1]))
+        """Replace the top `count` values by a tuple of them."""
+        items = [self.pop() for _ in range(count)]
+        self._stack.append(tuple(items[::-1]))
 
     def dict_of(self) -> None:
+        """Replace keys and values above the mark by a dict."""
         items = self.marked()
-        found: dict[Any, Any] = {}
-        fill(found, items[0::2], items[1::2])
-        self._stack.append(found)
+        table: dict[Any, Any] = {}
+        fill(table, items[0::2], items[1::2])
+        self._stack.append(table)
 
     def append(self, items: list[Any]) -> None:
+        """Append `items` to the list on top of the stack."""
         self._list().extend(items)
 
     def set_items(self, items: list[Any]) -> None:
+        """Add `items` (key, value, key, value, ...) to the dict on top of the stack."""
         target = self._stack[-1]
         if isinstance(target, Opaque):
             return
@@ -179,28 +198,34 @@ class _Machine:
     # The memo
 
     def put(self, index: int) -> None:
+        """Remember the top of the stack under `index`."""
         if self._stack[-1] is _MARK:
             raise ValueError("a mark where a value belongs")
         self._memo[index] = self._stack[-1]
 
     def memoize(self) -> None:
+        """Remember the top of the stack under the next free index."""
         self.put(len(self._memo))
 
     def get(self, index: int) -> None:
+        """Push what was remembered under `index`."""
         self._stack.append(self._memo[index])
 
     # Globals and what is made of them: by name only
 
     def global_(self, name: str) -> None:
+        """Push a mark for the allowed global "module name"."""
         self._stack.append(Global(admitted(name)))
 
     def stack_global(self) -> None:
+        """Like `global_`, with module and name on the stack."""
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise ValueError("a global without a name")
         self.global_(f"{module} {name}")
 
     def reduce(self) -> None:
+        """Replace (callable, arguments) by what the allow-list builds for them."""
         arguments, target = self.pop(), self.pop()
         if isinstance(target, Opaque):
             self._stack.append(target)
@@ -214,6 +239,7 @@ class _Machine:
         return builder(self, *arguments) if builder else Opaque(name)
 
     def new_object(self, with_keywords: bool) -> None:
+        """Replace (class, arguments) by an empty placeholder."""
         if with_keywords:
             self.pop()
         self.pop()
@@ -223,7 +249,7 @@ class _Machine:
         self._stack.append(Opaque(target.name))
 
     def build(self) -> None:
-        """Give an object its state: an array its content; settings and tables nothing."""
+        """Set the state of an object: the content of an array. Placeholders and dicts ignore it."""
         state, target = self.pop(), self._stack[-1]
         if isinstance(target, Array):
             target.value = array_from_state(state)
@@ -233,44 +259,58 @@ class _Machine:
             raise Refused("its pickle sets the state of something that has none")
 
     def persistent(self) -> None:
-        """torch: ("storage", type, key, device, element count[, view])."""
-        given = self.pop()
+        """Push a torch storage: ("storage", type, key, device, element count[, view])."""
+        reference = self.pop()
         if self._storages is None:
             raise Refused(
                 "its pickle refers to bytes outside of it, which only PyTorch's own format has"
             )
-        if not isinstance(given, tuple) or len(given) not in (5, 6) or given[0] != "storage":
+        if not isinstance(reference, tuple) or len(reference) not in (5, 6):
             raise Refused("it refers to a storage in an unknown way")
-        kind, key, count = given[1], given[2], given[4]
+        tag, kind, key, _device, count = reference[:5]
+        if tag != "storage":
+            raise Refused("it refers to a storage in an unknown way")
         if not isinstance(kind, Global) or not isinstance(key, str) or not is_count(count):
             raise Refused("it refers to a storage in an unknown way")
-        if len(given) == 6 and given[5] is not None:
+        if len(reference) == 6 and reference[5] is not None:
             raise Refused(
-                "it holds views of storages in the form of torch before 0.4; load and save it with a newer torch"
+                "it holds views of storages in the form of torch before 0.4; load and save it with "
+                "a newer torch"
             )
         self._stack.append(StorageRef(storage_dtype(kind.name), key, count))
 
     def storage(self, reference: Any) -> AnyArray:
+        """The elements of a torch storage."""
         if not isinstance(reference, StorageRef) or self._storages is None:
             raise Refused("a tensor without a storage")
         return self._storages(reference)
 
 
 def _literal(name: str, argument: Any) -> Any:
-    if name in ("NONE", "NEWTRUE", "NEWFALSE"):
-        return {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name]
+    if name in _CONSTANTS:
+        return _CONSTANTS[name]
     if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
         raise Refused(
-            f"its pickle holds an integer of {argument.bit_length():,} bits, which no checkpoint needs"
+            f"its pickle holds an integer of {argument.bit_length():,} bits, which no checkpoint "
+            "needs"
         )
     return argument
 
 
-_LITERALS = frozenset(
-    {"NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
-     "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
-     "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
-)  # fmt: skip
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_INTEGERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4")
+_FLOATS = ("FLOAT", "BINFLOAT")
+_BYTES = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")
+_TEXTS = (
+    "STRING",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "UNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE",
+    "BINUNICODE8",
+)
+_LITERALS = frozenset((*_CONSTANTS, *_INTEGERS, *_FLOATS, *_BYTES, *_TEXTS))
 _ACTIONS: dict[str, Callable[[_Machine], None]] = {
     **dict.fromkeys(("PROTO", "FRAME"), lambda _machine: None),
     "MARK": lambda machine: machine.push(_MARK),
