@@ -277,7 +277,7 @@ def test_fewer_images_than_requested_are_noted(
     report = tmp_path / "report.json"
     ran = quantize(small(), "--report", report, data=folders)
     assert ran.code == 0, ran.err
-    assert "note: 15 calibration images, of 32 asked for" in ran.err
+    assert "note: 32 calibration images were requested, 15 are available" in ran.err
     assert '"images": 15' in report.read_text().replace("\n", "")
     require_agreement(tmp_path, small())
 
@@ -308,7 +308,7 @@ def test_without_training_images_a_quarter_of_the_others_calibrates(
         path.unlink()
     ran = quantize(small(), data=folders)
     assert ran.code == 0
-    assert "note: 30 calibration images, of 32 asked for" in ran.err
+    assert "note: 32 calibration images were requested, 30 are available" in ran.err
     require_agreement(tmp_path, small())
 
 

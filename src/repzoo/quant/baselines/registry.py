@@ -137,6 +137,7 @@ def _labeled_reader(
                 "this quantizer checks accuracy while it works, which needs labeled images: give "
                 "--data with one folder per class"
             )
+        # Read anew at each call: a quantizer that checks accuracy may hold them or not.
         for batch in batches(sample, preprocess, PREPARED_AT_ONCE, ReadReport()):
             for row, index in zip(batch.inputs, batch.indices, strict=True):
                 yield row[None], indices[sample.targets[index]]

@@ -116,6 +116,7 @@ class Calibrator:
         room: int,
     ) -> Statistics:
         """As `observe_again`; a batch's observed activations take at most about `room` bytes."""
+        # The weights are in memory too: in the model and again in the session.
         if initializer_bytes(model) > PROBED_BYTES:
             room //= 2
         observed = [*tensors, *(layer.source for layer in wanted)]

@@ -136,6 +136,8 @@ class Evaluator:
         candidate = replace(candidate, layers=noise)
         free_memory()
         built = BuiltCandidate(build.artifact, candidate, build, timed)
+        # Only the measurements of a candidate are kept, unless it is the best: its model, plan and
+        # weights would add up over a dozen candidates.
         self.candidates.append(candidate)
         if self._best is None or built.rank > self._best.rank:
             self._best = built

@@ -121,6 +121,7 @@ class Gate:
         cases = self.open_cases([self.artifact, *models])
         if seconds is None:
             seconds = BENCH_SECONDS
+        # Two sessions of one file can differ by 4 %: openings=0 opens them anew in between.
         latency.run(cases, seconds, progress=self.progress, openings=0)
         float_case = cases[0]
         return [latency.ratio(case, float_case).values for case in cases[1:]]
@@ -189,6 +190,7 @@ class Gate:
         summary = summarize(shown, chosen, paired.values, verdict, context)
         record = self._record(quantized, summary, context)
         warnings = messages.warnings(chosen.ratio, paired.values, verdict, self.budget.max_drop)
+        # An image that cannot be read may be reported by more than one pass.
         remarks = (*context.remarks, *self.comparison.report.sentences(), *warnings)
         without_repeats = tuple(dict.fromkeys(remarks))
         return quantized, QuantReport(chosen, shown, paired, verdict, record, without_repeats)
@@ -215,6 +217,7 @@ def summarize(
     context: ReportContext,
 ) -> QuantizeSummary:
     """The result of the whole quantization; `paired` and `verdict` are the gate's."""
+    # Where nothing is wrong no layer is to blame, and the list would mislead.
     noisiest = [] if verdict is Verdict.HOLDS else sqnr.noisiest_layers(chosen.layers)
     return QuantizeSummary(
         drop=paired.drop,
