@@ -50,10 +50,10 @@ def _candidates(report: QuantReport) -> Table:
     """A row for each candidate, and the verdict of the gate."""
     table = make_table("stage", ">drop", ">95 % interval", ">same %", ">expected", ">dB", ">s", "")
     for candidate in report.candidates:
-        mark = "" if candidate.passes else "refused"
+        mark = "" if candidate.verdict.passes else "refused"
         if candidate is report.chosen:
             mark = "chosen"
-        figures = _drop_cells(candidate.paired.values)
+        figures = _drop_cells(candidate.paired)
         table.add_row(candidate.stage, *figures, f"{candidate.seconds:.1f}", mark)
     verdict = "gate" if report.passes else "gate: refused"
     table.add_row(verdict, *_drop_cells(report.paired.values), "", "")
@@ -83,7 +83,7 @@ def _noisiest_layers(report: QuantReport) -> Table:
 
 def _placement_lines(report: QuantReport) -> list[str]:
     """What runs in INT8, its latency over that of float, and why other nodes stay in float."""
-    lines = [f"placement: {report.chosen.placement}; {_latency_ratio(report.chosen.ratio.values)}"]
+    lines = [f"placement: {report.chosen.placement}; {_latency_ratio(report.chosen.ratio)}"]
     reasons = []
     for trial in report.record.values.placement_trials or ():
         if trial.kept:

@@ -268,6 +268,8 @@ class CandidateSummary:
 
     recipe     the stage of the ladder, or the quantizer, that made it
     placement  name of the Q/DQ placement
+    verdict    `quant.search.verdict.Verdict` in lower case; None in older rows. The next three are
+               derived from it
     passes     its drop is not proven above the budget
     within     its measured drop, but for chance, is within the budget
     holds      within the budget, and at least 99 % of predictions are expected to stay
@@ -280,6 +282,7 @@ class CandidateSummary:
 
     recipe: str = ""
     placement: str
+    verdict: str | None = None
     passes: bool
     within: bool | None = None
     holds: bool | None = None
@@ -321,6 +324,7 @@ class QuantizeSummary:
     drop ... expected  as in PairedAccuracy
     latency_ratio      latency over the float model's
     recipe, placement  what was chosen
+    verdict            the gate's `quant.search.verdict.Verdict` in lower case; None in older rows
     rungs              every candidate that was tried, in order
     seconds            all of it together
     culprits           noisiest layers of the chosen candidate; empty where the budget holds
@@ -344,6 +348,7 @@ class QuantizeSummary:
     latency_ratio_high: float
     recipe: str
     placement: str
+    verdict: str | None = None
     rungs: tuple[CandidateSummary, ...]
     seconds: float
     culprits: tuple[Mapping[str, Any], ...]
@@ -358,7 +363,8 @@ class EngineComparison:
     """One quantizer's INT8 model on one engine, against the float model.
 
     Fields are those of PairedAccuracy; `float_top1` is the float model's Top-1 in percent, and
-    `latency_ratio` the latency over that of the float model.
+    `latency_ratio` the latency over that of the float model. `stage` is the stage of repzoo's ladder
+    that was chosen on this engine; None for other quantizers.
     """
 
     n: int
@@ -372,6 +378,7 @@ class EngineComparison:
     latency_ratio: float
     latency_ratio_low: float
     latency_ratio_high: float
+    stage: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,7 +386,8 @@ class QuantizerComparison:
     """One quantizer among others on the same model and images (benchmarks/int8.py).
 
     recipe              name of the quantizer
-    stage               the stage of repzoo's ladder that was chosen; None for other quantizers
+    stage               the stage of repzoo's ladder that made the file whose size and seconds these
+                        are; None for other quantizers
     seconds             what quantizing took
     reason              why there is no model; empty where there is one
     engines             figures by engine; empty where there is no model

@@ -17,7 +17,8 @@ from repzoo.progress import Progress, silent
 from repzoo.quant.baselines import registry as baselines
 from repzoo.quant.network.scheme import adapt_to_host, default_scheme, load_scheme
 from repzoo.quant.search import ladder
-from repzoo.quant.search.gate import Budget, QuantReport
+from repzoo.quant.search.gate import QuantReport
+from repzoo.quant.search.verdict import Budget
 from repzoo.settings import FINITE, at_least, merge_keywords, setting, validate
 from repzoo.verbs.fold_model import fold
 from repzoo.verbs.image_data import open_data_source

@@ -34,8 +34,8 @@ from repzoo.quant.parameters.finetune import DistillationImages, FinetuneOptions
 from repzoo.quant.rewrites import stages
 from repzoo.quant.search import gate as gating
 from repzoo.quant.search import ladder
-from repzoo.quant.search.gate import Budget
 from repzoo.quant.search.ladder import Target
+from repzoo.quant.search.verdict import Budget
 
 Inputs = npt.NDArray[np.float32]
 COARSE = load_scheme("per-tensor")
@@ -203,7 +203,7 @@ def test_the_ladder_trains_only_on_request_and_if_corrections_are_not_enough(
     """Without equalization, which would restore the model exactly, and without float fallback."""
     monkeypatch.setattr(gating, "BENCH_SECONDS", 0.02)
     monkeypatch.setattr(ladder, "STAGES", stages.STAGES[:1])
-    monkeypatch.setattr(ladder, "ESCAPES", ())
+    monkeypatch.setattr(ladder, "FALLBACK_COUNTS", ())
     everything = place.candidates(uneven())[:1]
     monkeypatch.setattr(place.PlacementSpace, "starting_placements", lambda _: everything)
     images = open_source("digits").split_for_quantization(256, 0)
@@ -214,7 +214,7 @@ def test_the_ladder_trains_only_on_request_and_if_corrections_are_not_enough(
         _, report = ladder.quantize(
             replace(small(), model=uneven()), split, target, Budget(force=True)
         )
-        drops[epochs] = {item.stage: item.paired.values.drop for item in report.candidates}
+        drops[epochs] = {item.stage: item.paired.drop for item in report.candidates}
     assert list(drops[0]) == ["rounding"]
     assert list(drops[5]) == ["rounding", "rounding, 5 epochs of fine-tuning"]
     assert drops[5]["rounding"] == drops[0]["rounding"] > 30

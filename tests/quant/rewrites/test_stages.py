@@ -1,4 +1,4 @@
-"""Every rung starts from a graph that computes what the model does, with statistics that are that graph's own."""
+"""A stage starts from a graph that computes what the model does, with statistics of its own."""
 
 from __future__ import annotations
 
@@ -21,174 +21,109 @@ from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statis
 from repzoo.quant.network import layers
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.rewrites.stages import STAGES, Stage
-from repzoo.quant.search import gate as gating
-from repzoo.quant.search import ladder
-from repzoo.quant.search.gate import Budget, Gate
+from repzoo.quant.search import ladder, verdict
+from repzoo.quant.search.evaluator import Evaluator
+from repzoo.quant.search.gate import Gate
 from repzoo.quant.search.ladder import Target
+from repzoo.quant.search.verdict import Budget
 
-BODY = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 16, 16] data) => (float[N, 10] output) {
+BODY = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3, 16, 16] data) => (float[N, 10] output) {
     a = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (data, first, first_b)
-    b = RELU (a)
-    c = Conv <pads = [PAD, PAD, PAD, PAD]> (b, second, second_b)
+    b = Relu (a)
+    c = Conv <pads = [1, 1, 1, 1]> (b, second, second_b)
     d = Relu (c)
     pooled = GlobalAveragePool (d)
     flat = Flatten (pooled)
     output = Gemm <transB = 1> (flat, means, lengths) }"""
-NEEDS = {
-    "equalized": "plain",
-    "equalized through ReLU6": "relu6",
-    "absorbed": "high",
-    "coarse and fine": "center",
-}
+EQUALIZED = next(stage for stage in STAGES if stage.name == "equalized")
 
 
 @functools.cache
-def made(kind: str) -> Artifact:
-    """A network in which the rungs that need `kind` find something to do, and no others."""
+def network(outliers: bool = False) -> Artifact:
+    """A small network; with `outliers`, its center taps are large as in a folded RepVGG."""
     random = np.random.default_rng(1)
-    relu, pad = ("Clip" if kind == "relu6" else "Relu"), (0 if kind == "high" else 1)
-    model = onnx.parser.parse_model(
-        BODY.replace("RELU (a)", f"{relu} (a{', zero, six' if kind == 'relu6' else ''})").replace(
-            "PAD", str(pad)
-        )
-    )
+    model = onnx.parser.parse_model(BODY)
     second = random.standard_normal((12, 12, 3, 3)) / 10
-    if kind == "center":
+    if outliers:
         second[range(12), range(12), 1, 1] += random.uniform(2, 3, 12)
     tensors = {
         "first": random.standard_normal((12, 3, 3, 3)) / 3,
-        "first_b": np.where(np.arange(12) % 4 == 0, 9.0, 0.0) if kind == "high" else np.zeros(12),
+        "first_b": np.zeros(12),
         "second": second,
         "second_b": np.zeros(12),
         "means": random.standard_normal((10, 12)),
         "lengths": np.zeros(10),
     }
-    add(
-        model,
-        tensors | ({"zero": np.zeros(()), "six": np.full((), 6.0)} if kind == "relu6" else {}),
-    )
-    return replace(small(), model=model, name=kind)
+    add(model, tensors)
+    return replace(small(), model=model, name="network")
 
 
 @functools.cache
-def climb(kind: str) -> ladder._Climb:
+def calibrated() -> Evaluator:
     target = Target(engine("onnxruntime"), load_scheme("per-tensor"), search_seconds=0)
-    started = ladder._Climb(Gate(made(kind), sets().gate, target.engine, Budget()), target, sets())
-    started.calibrate()
-    started.raced(0.0)
-    return started
+    gate = Gate(network(), sets().gate, target.engine, Budget())
+    return ladder.calibrate(gate, sets(), target)[0]
 
 
 @functools.cache
 def inputs() -> npt.NDArray[np.float32]:
-    return np.concatenate(
-        [
-            one.inputs
-            for one in batches(
-                sets().calibration, made("plain").require_preprocess(), 16, ReadReport()
-            )
-        ]
-    )
+    read = batches(sets().calibration, network().require_preprocess(), 16, ReadReport())
+    return np.concatenate([batch.inputs for batch in read])
 
 
-def rung(name: str) -> Stage:
-    return next(one for one in STAGES if one.name == name)
-
-
-@pytest.mark.parametrize("name", [*NEEDS])
-def test_the_function_is_the_same_and_the_statistics_are_its_own(name: str) -> None:
-    base = climb(NEEDS[name]).base(rung(name).rewrites)
-    onnx.checker.check_model(base.model, full_check=True)
-    before, after = (
-        engine("onnxruntime").open(model, exact=True).run(inputs())
-        for model in (made(NEEDS[name]).model, base.model)
-    )
+def test_equalization_keeps_the_function_and_carries_the_statistics_along() -> None:
+    cache = calibrated().builder.cache
+    assert cache.changes(EQUALIZED)
+    equalized = cache.get(EQUALIZED)
+    onnx.checker.check_model(equalized.model, full_check=True)
+    runtime = engine("onnxruntime")
+    before = runtime.open(network().model, exact=True).run(inputs())
+    after = runtime.open(equalized.model, exact=True).run(inputs())
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4 * np.abs(before).max())
-    tensors, reads = (
-        list(base.statistics.histograms),
-        [
-            one
-            for key, one in layers.find_layers(base.model).items()
-            if key in base.statistics.moments
-        ],
-    )
-    present = {value for node in base.model.graph.node for value in node.output} | {"data"}
-    tensors = [one for one in tensors if one in present]
-    fresh = collect_statistics(
-        base.model,
-        tensors,
-        reads,
-        CalibrationStream([inputs()], len(inputs())),
-        engine("onnxruntime"),
-        1,
-    )
+    statistics = equalized.statistics
+    found = layers.find_layers(equalized.model)
+    wanted = [layer for name, layer in found.items() if name in statistics.moments]
+    tensors = list(statistics.histograms)
+    stream = CalibrationStream([inputs()], len(inputs()))
+    fresh = collect_statistics(equalized.model, tensors, wanted, stream, runtime, 1)
     for tensor in tensors:
-        known, found = base.statistics.histograms[tensor], fresh.histograms[tensor]
-        room = 1e-3 * max(np.abs(found.high).max(), np.abs(found.low).max())
-        np.testing.assert_allclose(
-            np.stack([known.low, known.high]),
-            np.stack([found.low, found.high]),
-            rtol=1e-3,
-            atol=room,
-        )
-    for one in reads:  # of random positions, so alike, not equal
-        own, true = base.statistics.moments[one.name], fresh.moments[one.name]
-        np.testing.assert_allclose(own.mean, true.mean, atol=0.1 * np.abs(true.mean).max())
-        np.testing.assert_allclose(
-            own.grams[0], true.grams[0], atol=0.1 * np.abs(true.grams[0]).max()
-        )
+        known = statistics.histograms[tensor]
+        true = fresh.histograms[tensor]
+        largest = max(np.abs(true.high).max(), np.abs(true.low).max())
+        np.testing.assert_allclose(known.low, true.low, rtol=1e-3, atol=1e-3 * largest)
+        np.testing.assert_allclose(known.high, true.high, rtol=1e-3, atol=1e-3 * largest)
+    # Moments are of random positions, so they are similar, not equal.
+    for layer in wanted:
+        own = statistics.moments[layer.name]
+        true_moments = fresh.moments[layer.name]
+        mean_limit = 0.1 * np.abs(true_moments.mean).max()
+        np.testing.assert_allclose(own.mean, true_moments.mean, atol=mean_limit)
+        gram_limit = 0.1 * np.abs(true_moments.grams[0]).max()
+        np.testing.assert_allclose(own.grams[0], true_moments.grams[0], atol=gram_limit)
 
 
-@pytest.mark.parametrize("name", [*NEEDS])
-def test_its_int8_form_is_near_the_float_model_and_leaves_no_layer_in_float(name: str) -> None:
-    way = climb(NEEDS[name])
-    artifact, plan = way.write(rung(name), way.starts[0])
-    assert plan.weights.keys() == layers.find_layers(way.base(rung(name).rewrites).model).keys()
-    true = engine("onnxruntime").open(way.artifact.model, exact=True).run(inputs())
-    told = engine("onnxruntime").open(artifact.model, exact=True).run(inputs())
-    assert 10 * np.log10(np.square(true).sum() / np.square(told - true).sum()) > 25
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_a_stage_quantizes_every_layer_and_stays_near_the_float_model(
+    stage: Stage,
+) -> None:
+    builder = calibrated().builder
+    build = builder.build(stage, builder.space.starting_placements()[0])
+    assert build.plan.weights.keys() == layers.find_layers(builder.cache.get(stage).model).keys()
+    runtime = engine("onnxruntime")
+    true = runtime.open(network().model, exact=True).run(inputs())
+    quantized = runtime.open(build.artifact.model, exact=True).run(inputs())
+    noise = np.square(quantized - true).sum()
+    assert 10 * np.log10(np.square(true).sum() / noise) > 25
 
 
-def test_coarse_and_fine_is_nearer_where_the_center_taps_are_outliers() -> None:
-    way = climb("center")
-    true = engine("onnxruntime").open(way.artifact.model, exact=True).run(inputs())
-
-    def error(recipe: Stage) -> float:
-        plain = replace(recipe, corrections=replace(recipe.corrections, gptq=False))
-        told = (
-            engine("onnxruntime")
-            .open(way.write(plain, way.starts[0])[0].model, exact=True)
-            .run(inputs())
-        )
-        return float(np.square(told - true).mean())
-
-    assert error(rung("coarse and fine")) < error(rung("equalized"))
-
-
-@pytest.mark.parametrize("kind", ["plain", "relu6", "high", "center"])
-def test_a_rung_that_would_change_nothing_is_passed_over(kind: str) -> None:
-    found = {recipe.name for recipe in STAGES if recipe.rewrites and climb(kind).changes(recipe)}
-    assert found == {"equalized", *(name for name, needed in NEEDS.items() if needed == kind)}
-
-
-def test_a_model_that_nothing_helps_is_tried_on_every_rung(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gating, "UNCHANGED", 101.0)
-    monkeypatch.setattr(gating, "ENOUGH", 101.0)
+def test_a_model_that_nothing_helps_is_tried_on_every_stage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verdict, "UNCHANGED", 101.0)
+    monkeypatch.setattr(verdict, "ENOUGH", 101.0)
     target = Target(engine("onnxruntime"), load_scheme("per-tensor"), search_seconds=0)
-    _, report = ladder.quantize(made("center"), sets(), target, Budget(force=True))
-    tried = [one.stage for one in report.candidates]
-    assert {"rounding", "second-order", "equalized", "coarse and fine"} <= {*tried}
-    assert tried.index("coarse and fine") < tried.index(
-        "equalized, escape 1" if "equalized, escape 1" in tried else tried[-1]
-    )
-
-
-def test_what_leaves_int8_for_16_bits_keeps_them_where_a_rewrite_adds_nodes() -> None:
-    target = Target(engine("onnxruntime"), load_scheme("rdk"), search_seconds=0)
-    way = ladder._Climb(Gate(made("center"), sets().gate, target.engine, Budget()), target, sets())
-    way.calibrate()
-    way.raced(0.0)
-    wide = way.without(way.starts[0], ["c"])
-    assert wide.int16_tensors
-    base = way.base(rung("coarse and fine").rewrites)
-    assert way._placed(base, wide).int16_tensors & wide.int16_tensors
+    _, report = ladder.quantize(network(outliers=True), sets(), target, Budget(force=True))
+    tried = [candidate.stage for candidate in report.candidates]
+    assert tried[: len(STAGES)] == [stage.name for stage in STAGES]
+    assert len(tried) > len(STAGES)

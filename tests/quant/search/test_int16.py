@@ -1,4 +1,4 @@
-"""Named layers in int16: valid ONNX that ONNX Runtime and onnx's evaluator read alike, and whose activations add no noise."""
+"""Layers with int16 activations: valid ONNX that all engines read alike, without added noise."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from tests.quant.conftest import small
 from repzoo.engines import engine
 from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.network import layers
-from repzoo.quant.network import placement as place
+from repzoo.quant.network.placement import PlacementSpace
 from repzoo.quant.network.scheme import load_scheme
-from repzoo.quant.parameters import compute as plan
-from repzoo.quant.parameters import qdq_writer as qdq
-from repzoo.quant.parameters import scales
+from repzoo.quant.parameters import compute, qdq_writer, scales
 from repzoo.quant.parameters.compute import Corrections, QuantizationPlan
 
 Images = npt.NDArray[np.float32]
@@ -31,102 +29,103 @@ def images(count: int = 32, size: int = 16) -> Images:
     return np.random.default_rng(9).standard_normal((count, 3, size, size)).astype(np.float32)
 
 
-def planned(
-    model: onnx.ModelProto, names: list[str], name: str = "rdk"
+def quantize(
+    model: onnx.ModelProto, names: list[str], scheme: str = "rdk"
 ) -> tuple[QuantizationPlan, onnx.ModelProto]:
-    """The model with the layers `names` in int16; all its weights are representable, so that activations alone err."""
-    placed, reads = place.candidates(model)[0], list(layers.find_layers(model).values())
-    seen = collect_statistics(
-        model,
-        list(placed.tensors),
-        reads,
-        CalibrationStream([images()], 32),
-        engine("onnxruntime"),
-        1,
+    """(plan, QDQ model) of `model` with int16 activations for the layers `names`."""
+    space = PlacementSpace(model)
+    placement = space.starting_placements()[0]
+    observed = list(layers.find_layers(model).values())
+    stream = CalibrationStream([images()], 32)
+    tensors = list(placement.tensors)
+    statistics = collect_statistics(model, tensors, observed, stream, engine("onnxruntime"), 1)
+    touched = set(space.placement("", names).tensors) & set(placement.tensors)
+    placement = replace(placement, int16_tensors=frozenset(touched))
+    plan = compute.compute_parameters(
+        model, placement, statistics, load_scheme(scheme), Corrections(gptq=False)
     )
-    touched = place.placement(model, "", names).tensors
-    placed = replace(placed, int16_tensors=frozenset(touched) & {*placed.tensors})
-    made = plan.compute_parameters(model, placed, seen, load_scheme(name), Corrections(gptq=False))
-    return made, plan.write_qdq(made, placed, load_scheme(name))
+    return plan, compute.write_qdq(plan, placement, load_scheme(scheme))
 
 
 def model() -> onnx.ModelProto:
-    return qdq.prepare_for_qdq(small().model)
+    return qdq_writer.prepare_for_qdq(small().model)
 
 
-@pytest.mark.parametrize("name", ["rdk", "ort-cpu"])
-def test_engines_agree_on_a_valid_model(name: str) -> None:
-    _, made = planned(model(), ["c"], name)
-    onnx.checker.check_model(made, full_check=True)
-    kinds = {item.name: item.data_type for item in made.graph.initializer}
+@pytest.mark.parametrize("scheme", ["rdk", "ort-cpu"])
+def test_engines_agree_on_a_valid_model(scheme: str) -> None:
+    _, quantized = quantize(model(), ["c"], scheme)
+    onnx.checker.check_model(quantized, full_check=True)
+    types = {item.name: item.data_type for item in quantized.graph.initializer}
     by_tensor = {
-        node.input[0]: kinds[node.input[2]]
-        for node in made.graph.node
+        node.input[0]: types[node.input[2]]
+        for node in quantized.graph.node
         if node.op_type == "QuantizeLinear"
     }
-    kind = onnx.TensorProto.INT8 if name == "rdk" else onnx.TensorProto.UINT8
+    narrow = onnx.TensorProto.INT8 if scheme == "rdk" else onnx.TensorProto.UINT8
     assert by_tensor == {
-        "data": kind,
+        "data": narrow,
         "b": onnx.TensorProto.INT16,
         "d": onnx.TensorProto.INT16,
-        "flat": kind,
+        "flat": narrow,
     }
-    ours, reference, optimized = (
-        engine(name).open(made, exact=exact).run(images())
-        for name, exact in (("onnxruntime", True), ("reference", True), ("onnxruntime", False))
-    )
-    step = 1e-3 * np.abs(reference).max()
-    assert np.abs(ours - reference).max() < step
-    assert np.abs(optimized - reference).max() < step
+    exact = engine("onnxruntime").open(quantized, exact=True).run(images())
+    reference = engine("reference").open(quantized, exact=True).run(images())
+    optimized = engine("onnxruntime").open(quantized, exact=False).run(images())
+    tolerance = 1e-3 * np.abs(reference).max()
+    assert np.abs(exact - reference).max() < tolerance
+    assert np.abs(optimized - reference).max() < tolerance
 
 
-def test_openvino_reads_it_alike() -> None:
+def test_openvino_agrees_with_the_reference() -> None:
     pytest.importorskip("openvino", reason="the openvino extra is not installed")
-    _, made = planned(model(), ["c"])
-    found = [
-        engine(name).open(made, exact=True).run(images()) for name in ("openvino", "reference")
-    ]
-    assert np.abs(found[0] - found[1]).max() < 1e-2 * np.abs(found[1]).max()
+    _, quantized = quantize(model(), ["c"])
+    logits = engine("openvino").open(quantized, exact=True).run(images())
+    reference = engine("reference").open(quantized, exact=True).run(images())
+    assert np.abs(logits - reference).max() < 1e-2 * np.abs(reference).max()
 
 
-def test_activations_of_16_bits_add_no_noise() -> None:
-    """With every layer wide, what is left is the weights' rounding: by far less than 8 bits' of a model of representable weights."""
-    representable, expected = model(), None
-    for item in representable.graph.initializer:
-        if numpy_helper.to_array(item).ndim > 1:
-            made = scales.quantize_weight(numpy_helper.to_array(item), 0)
-            shaped = made.scale.reshape(-1, *([1] * (made.values.ndim - 1)))
-            item.CopyFrom(
-                numpy_helper.from_array((made.values * shaped).astype(np.float32), item.name)
-            )
-    expected = engine("onnxruntime").open(representable, exact=True).run(images())
+def with_weights_on_the_grid() -> onnx.ModelProto:
+    """The small model with its weights rounded to INT8, so that only activations add noise."""
+    rounded = model()
+    for item in rounded.graph.initializer:
+        values = numpy_helper.to_array(item)
+        if values.ndim > 1:
+            weight = scales.quantize_weight(values, 0)
+            scale = weight.scale.reshape(-1, *([1] * (values.ndim - 1)))
+            restored = (weight.values * scale).astype(np.float32)
+            item.CopyFrom(numpy_helper.from_array(restored, item.name))
+    return rounded
+
+
+def test_16_bit_activations_add_hardly_any_noise() -> None:
+    floating = with_weights_on_the_grid()
+    runtime = engine("onnxruntime")
+    expected = runtime.open(floating, exact=True).run(images())
     errors = []
-    for names in ([], list(layers.find_layers(representable))):
-        _, quantized = planned(representable, names)
-        errors.append(
-            float(
-                np.square(
-                    engine("onnxruntime").open(quantized, exact=True).run(images()) - expected
-                ).mean()
-            )
-        )
+    for names in ([], list(layers.find_layers(floating))):
+        _, quantized = quantize(floating, names)
+        logits = runtime.open(quantized, exact=True).run(images())
+        errors.append(float(np.square(logits - expected).mean()))
     assert errors[1] < 1e-3 * errors[0]
 
 
-def test_older_graphs_are_converted_and_8_bits_are_left_where_they_are() -> None:
-    _, wide = planned(model(), ["c"])
-    _, narrow = planned(model(), [])
-    opsets = [
-        next(item.version for item in one.opset_import if not item.domain) for one in (wide, narrow)
-    ]
-    assert opsets == [qdq.INT16_OPSET, 17]
-    assert wide.ir_version >= qdq.INT16_IR
+def onnx_opset(model: onnx.ModelProto) -> int:
+    versions = {item.domain: item.version for item in model.opset_import}
+    return versions[""]
+
+
+def test_only_graphs_with_16_bit_activations_are_converted_to_a_newer_opset() -> None:
+    _, wide = quantize(model(), ["c"])
+    _, narrow = quantize(model(), [])
+    assert onnx_opset(wide) == qdq_writer.INT16_OPSET
+    assert onnx_opset(narrow) == 17
+    assert wide.ir_version >= qdq_writer.INT16_IR
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 0.0), (-1e-30, 0.0), (0.0, 1e30)])
-def test_the_steps_cover_the_range(low: float, high: float) -> None:
-    made = scales.int16_parameters(low, high)
-    assert (made.zero_point, made.bits) == (0, 16)
-    assert max(-low, high) <= made.scale * scales.INT16_MAX * (1 + 1e-6)
-    assert np.isfinite(np.float32(made.scale))
-    assert made.scale > 0
+def test_the_16_bit_steps_cover_the_range(low: float, high: float) -> None:
+    parameters = scales.int16_parameters(low, high)
+    assert (parameters.zero_point, parameters.bits) == (0, 16)
+    assert max(-low, high) <= parameters.scale * scales.INT16_MAX * (1 + 1e-6)
+    assert np.isfinite(np.float32(parameters.scale))
+    assert parameters.scale > 0

@@ -1,7 +1,8 @@
-"""Recipes of NNCF on the ONNX graph itself: post-training quantization with its defaults, and with accuracy control.
+"""NNCF on the ONNX graph: post-training quantization with its defaults, and with accuracy control.
 
-Sources: nncf, "Post-training Quantization", "Post-training Quantization with Accuracy Control". Its reporting of usage is off (see
-privacy.py), and so are its log lines, its progress on stdout, and its habit of replacing the class of every logger made later.
+Sources: NNCF's documents "Post-training Quantization" and "Post-training Quantization with Accuracy
+Control". Its usage reports are off (see privacy.py). Its log lines and its progress on stdout are
+off too.
 """
 
 from __future__ import annotations
@@ -20,72 +21,84 @@ from repzoo.privacy import unreported
 from repzoo.quant.baselines.onnxruntime import copy_model, first_line, quiet
 from repzoo.quant.baselines.registry import QuantizerTask
 
-_LOGGER = logging.getLoggerClass()
+# Importing NNCF replaces the class of every logger that is made later; this puts it back.
+_LOGGER_CLASS = logging.getLoggerClass()
 try:
     with quiet(), unreported():
         import nncf
 finally:
-    logging.setLoggerClass(_LOGGER)
+    logging.setLoggerClass(_LOGGER_CLASS)
 nncf.set_log_level(logging.CRITICAL)
 
 
 def default(task: QuantizerTask) -> onnx.ModelProto:
     """nncf.quantize with its defaults, on all calibration images."""
-    with quiet(), _refusals():
-        made: onnx.ModelProto = nncf.quantize(
-            copy_model(task.model), _images(task), subset_size=len(task.images)
+    with quiet(), _input_errors():
+        quantized: onnx.ModelProto = nncf.quantize(
+            copy_model(task.model), _calibration(task), subset_size=len(task.images)
         )
-        return made
+        return quantized
 
 
 def accuracy_control(task: QuantizerTask) -> onnx.ModelProto:
-    """nncf.quantize_with_accuracy_control: layers go back to float, one by one, until the budget holds on labeled images."""
+    """nncf.quantize_with_accuracy_control on labeled images.
+
+    Layers go back to float one by one until the drop is within the budget.
+    """
     labeled = list(task.labeled())
-
-    def validate(
-        model: onnx.ModelProto, items: Iterable[tuple[Array, int]]
-    ) -> tuple[float, list[float]]:
-        if last[0] is not model:
-            last[:] = [model, _session(model)]
-        session = last[1]
-        hits = [
-            float(np.argmax(session.run(None, {task.input_name: image})[0]) == target)
-            for image, target in items
-        ]
-        return float(np.mean(hits)), hits
-
-    last: list[Any] = [None, None]  # NNCF validates one model many times, an image at a time
-    with quiet(), _refusals():
-        checked = nncf.Dataset(labeled, lambda item: {task.input_name: item[0]})
-        made: onnx.ModelProto = nncf.quantize_with_accuracy_control(
+    validator = _Validator(task.input_name)
+    with quiet(), _input_errors():
+        quantized: onnx.ModelProto = nncf.quantize_with_accuracy_control(
             copy_model(task.model),
-            _images(task),
-            checked,
-            validate,
+            _calibration(task),
+            nncf.Dataset(labeled, lambda item: {task.input_name: item[0]}),
+            validator.validate,
             max_drop=max(0.0, task.max_drop / 100),
             subset_size=len(task.images),
         )
-        return made
+        return quantized
+
+
+class _Validator:
+    """Measures Top-1 for NNCF, which validates one model many times, an image at a time."""
+
+    def __init__(self, input_name: str) -> None:
+        self._input_name = input_name
+        self._model: onnx.ModelProto | None = None
+        self._session: Any = None
+
+    def validate(
+        self, model: onnx.ModelProto, items: Iterable[tuple[Array, int]]
+    ) -> tuple[float, list[float]]:
+        """(Top-1, 0..1; 1.0 or 0.0 for each of `items`, which are (image, right class))."""
+        if self._model is not model:
+            self._model = model
+            self._session = _open_session(model)
+        hits = []
+        for image, target in items:
+            logits = self._session.run(None, {self._input_name: image})[0]
+            hits.append(float(np.argmax(logits) == target))
+        return float(np.mean(hits)), hits
 
 
 @contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """What NNCF raises about a model becomes an InputError."""
+def _input_errors() -> Iterator[None]:
+    """Turn whatever NNCF raises about a model into an InputError."""
     try:
         yield
-    except Exception as error:  # whatever it meets in a graph
+    except Exception as error:  # NNCF raises many classes, its dependencies more
         raise InputError(f"NNCF cannot quantize this model: {first_line(error)}") from None
 
 
-def _images(task: QuantizerTask) -> Any:
+def _calibration(task: QuantizerTask) -> Any:
+    """The calibration images as NNCF takes them."""
     return nncf.Dataset(list(task.images), lambda image: {task.input_name: image})
 
 
-def _session(model: onnx.ModelProto) -> Any:
+def _open_session(model: onnx.ModelProto) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    providers = ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)

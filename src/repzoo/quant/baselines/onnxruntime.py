@@ -1,6 +1,6 @@
-"""Recipe of ONNX Runtime's own static quantizer, as its documents recommend it for x86 (QDQ, U8S8, min-max).
+"""ONNX Runtime's own static quantizer, as its documents recommend it for x86 (QDQ, U8S8, min-max).
 
-Source: onnxruntime.ai, "Quantize ONNX models". NNCF's recipes are in baselines_nncf.py.
+Source: onnxruntime.ai, "Quantize ONNX models". The quantizers of NNCF are in nncf.py.
 """
 
 from __future__ import annotations
@@ -22,25 +22,28 @@ from repzoo.quant.baselines.registry import QuantizerTask
 
 def ort_static(task: QuantizerTask) -> onnx.ModelProto:
     """ONNX Runtime's quantize_static: QDQ, min-max, weights per channel."""
-    return _ort(task, per_channel=True)
+    return _quantize_static(task, per_channel=True)
 
 
 def ort_static_per_tensor(task: QuantizerTask) -> onnx.ModelProto:
     """The same with one scale for each weight tensor, which is its default."""
-    return _ort(task, per_channel=False)
+    return _quantize_static(task, per_channel=False)
 
 
-def _ort(task: QuantizerTask, per_channel: bool) -> onnx.ModelProto:
+def _quantize_static(task: QuantizerTask, per_channel: bool) -> onnx.ModelProto:
     with quiet():
         from onnxruntime import quantization
 
         class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+            """Feeds the calibration images of `task`."""
+
             def __init__(self) -> None:
                 self._images = iter(task.images)
 
             def get_next(self) -> dict[str, Array] | None:
-                found = next(self._images, None)
-                return None if found is None else {task.input_name: found}
+                """The next image by input name; None after the last."""
+                image = next(self._images, None)
+                return None if image is None else {task.input_name: image}
 
         with tempfile.TemporaryDirectory(prefix="repzoo-") as folder:
             target = Path(folder) / "int8.onnx"
@@ -54,7 +57,8 @@ def _ort(task: QuantizerTask, per_channel: bool) -> onnx.ModelProto:
                     activation_type=quantization.QuantType.QUInt8,
                     weight_type=quantization.QuantType.QInt8,
                 )
-            except Exception as error:  # whatever it meets in a graph; it has no class of its own
+            # It has no exception class of its own: anything may come out of a strange graph.
+            except Exception as error:
                 raise InputError(
                     f"ONNX Runtime's quantizer cannot quantize this model: {first_line(error)}"
                 ) from None
@@ -62,15 +66,15 @@ def _ort(task: QuantizerTask, per_channel: bool) -> onnx.ModelProto:
 
 
 def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Both packages change the model that they are given."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    return made
+    """A copy of `model`: both packages change the model that they quantize."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No output, no warnings and no log lines of the root logger below errors in this block."""
+    """No output, warnings or log lines in this block."""
     level = logging.root.manager.disable
     with (
         warnings.catch_warnings(),
@@ -86,5 +90,6 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Of its message; its class's name where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of the error's message; the name of its class where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,7 +1,8 @@
-"""Recipes: who turns the float model into INT8. `repzoo` is the ladder (ladder.py); the others are what people use elsewhere.
+"""The table of quantizers: `repzoo` is the ladder (search/ladder.py); others are to compare with.
 
-A recipe is a function from a Task to a quantized model. The ladder measures, gates and reports every recipe's model alike, so
-that a side-by-side compares like with like. Third parties add theirs through the entry point group `repzoo.recipes`.
+Another quantizer is a function from a `QuantizerTask` to a quantized model. Its model is measured,
+judged by the gate and reported like one of the ladder. Third parties add theirs through the entry
+point group `repzoo.recipes`; its name is what `--recipe` takes.
 """
 
 from __future__ import annotations
@@ -21,21 +22,25 @@ from repzoo.errors import InputError
 from repzoo.measure import accuracy
 from repzoo.plugins import Plugin, PluginTable, unknown
 from repzoo.progress import Progress, silent
-from repzoo.quant.parameters import qdq_writer as qdq
-from repzoo.quant.search import gate
+from repzoo.quant.parameters import qdq_writer
+from repzoo.quant.search.gate import Gate, QuantReport, ReportContext, require_folded
+from repzoo.quant.search.verdict import Budget
 
 OWN = "repzoo"
-LABELED_BYTES = 2**29  # of prepared images that a recipe may hold to check accuracy on
+MAX_LABELED_BYTES = 2**29  # of prepared images that a quantizer may hold to check accuracy on
+PREPARED_AT_ONCE = 16  # images
 
 
 @dataclass(frozen=True)
 class QuantizerTask:
-    """What a recipe is given.
+    """What a quantizer is given.
 
-    model     float, folded, as qdq.prepared makes it; one input [N, 3, S, S], one output [N, classes]
+    model     float and folded, as qdq_writer.prepare_for_qdq makes it, with one input
+              [N, 3, S, S] and one output [N, classes]; the quantizer may change it in place
     images    prepared calibration images, float32 [1, 3, S, S] each
-    labeled  prepared images with the model's output index that is right: pairs, read anew at each call, as many as
-              LABELED_BYTES hold
+    labeled   at each call, reads prepared images anew and yields each with the index of its right
+              class in the model's output; as many as fit MAX_LABELED_BYTES. Raises InputError
+              where the images have no labels.
     max_drop  points of Top-1 that may be lost
     """
 
@@ -46,7 +51,7 @@ class QuantizerTask:
 
     @property
     def input_name(self) -> str:
-        """Of the model's image input."""
+        """The name of the model's image input."""
         return str(self.model.graph.input[0].name)
 
 
@@ -67,62 +72,77 @@ QUANTIZERS = PluginTable(
 
 
 def names() -> list[str]:
-    """Every recipe that --recipe takes, our own first."""
+    """Every name that --recipe takes, repzoo's own first."""
     return [OWN, *QUANTIZERS.names()]
 
 
 def load_quantizer(name: str) -> Quantizer:
-    """The recipe called `name`, other than our own.
+    """The quantizer called `name`, other than repzoo's own.
 
     Raises:
-        InputError: unknown (the nearest are offered); MissingExtra: it needs a package that is not installed.
+        InputError: no quantizer has this name; the nearest names are offered.
+        MissingExtra: it needs a package that is not installed.
     """
     if name not in names():
         raise InputError(unknown("recipe", name, names()))
-    found: Quantizer = QUANTIZERS.load(name)
-    return found
+    quantizer: Quantizer = QUANTIZERS.load(name)
+    return quantizer
 
 
 def make_task(
     artifact: Artifact,
     calibration: Dataset,
-    gate: Dataset,
+    check: Dataset,
     max_drop: float,
     report: ReadReport,
     progress: Progress = silent,
 ) -> QuantizerTask:
-    """The Task of quantizing `artifact` (folded, float) by `calibration`, checked on `gate`.
+    """The task of quantizing `artifact` (folded, float).
+
+    check   labeled images on which a quantizer may measure accuracy
+    report  takes note of calibration images that cannot be read
 
     Raises:
         InputError: no calibration image can be read, or classes that do not fit.
     """
     preprocess = artifact.require_preprocess()
     images: list[Array] = []
-    for batch in batches(calibration, preprocess, 16, report):
-        images.extend(batch.inputs[index : index + 1] for index in range(len(batch.inputs)))
+    for batch in batches(calibration, preprocess, PREPARED_AT_ONCE, report):
+        images.extend(image[None] for image in batch.inputs)
         progress("calibrate", len(images), len(calibration))
     if not images:
         raise InputError(
-            "no calibration image could be read; give --data with images of the kind the model will see"
+            "no calibration image could be read; give --data with images of the kind the model "
+            "will see"
         )
-    indices = accuracy.class_indices(gate, artifact) if gate.labeled else []
-    fits = max(1, LABELED_BYTES // (3 * 4 * preprocess.size**2))
-    some = gate.subset(range(0, len(gate), -(-len(gate) // fits)))
+    model = onnx.ModelProto()
+    model.CopyFrom(qdq_writer.prepare_for_qdq(artifact.model))
+    return QuantizerTask(model, images, _labeled_reader(artifact, check), max_drop)
+
+
+def _labeled_reader(
+    artifact: Artifact, check: Dataset
+) -> Callable[[], Iterator[tuple[Array, int]]]:
+    """`QuantizerTask.labeled` over evenly spaced images of `check`."""
+    preprocess = artifact.require_preprocess()
+    indices = accuracy.class_indices(check, artifact) if check.labeled else []
+    image_bytes = 3 * 4 * preprocess.size**2
+    limit = max(1, MAX_LABELED_BYTES // image_bytes)
+    stride = -(-len(check) // limit)
+    sample = check.subset(range(0, len(check), stride))
 
     def labeled() -> Iterator[tuple[Array, int]]:
-        if not gate.labeled:
+        if not check.labeled:
             raise InputError(
-                "the recipe checks accuracy by itself, which takes labeled images: one folder a class"
+                "this quantizer checks accuracy while it works, which needs labeled images: give "
+                "--data with one folder per class"
             )
-        for batch in batches(some, preprocess, 16, ReadReport()):
+        # Read anew at each call: a quantizer that checks accuracy may hold them or not.
+        for batch in batches(sample, preprocess, PREPARED_AT_ONCE, ReadReport()):
             for row, index in zip(batch.inputs, batch.indices, strict=True):
-                yield row[None], indices[some.targets[index]]
+                yield row[None], indices[sample.targets[index]]
 
-    model = onnx.ModelProto()
-    model.CopyFrom(
-        qdq.prepare_for_qdq(artifact.model)
-    )  # other people's quantizers may work in place
-    return QuantizerTask(model, images, labeled, max_drop)
+    return labeled
 
 
 def quantize(
@@ -130,28 +150,34 @@ def quantize(
     split: QuantizationSplit,
     engine: Engine,
     name: str,
-    budget: gate.Budget,
+    budget: Budget,
     progress: Progress = silent,
-) -> tuple[Artifact, gate.QuantReport]:
-    """As `ladder.quantize`, by the recipe called `name`: one attempt, so that there is nothing to choose by the selection images;
-    measured on the gate's, gated and reported as the ladder's are.
+) -> tuple[Artifact, QuantReport]:
+    """As `ladder.quantize`, by the quantizer called `name`.
+
+    It makes one model, so nothing is selected: the gate images judge that one as they judge the
+    ladder's choice.
 
     Raises:
-        InputError: unknown recipe, a model or images that it cannot use; MissingExtra; GateError: see ladder.quantize.
+        InputError: an unknown name, or a model or images that the quantizer cannot use.
+        MissingExtra: the quantizer needs a package that is not installed.
+        GateError: the drop is proven above the budget.
     """
-    gate.require_folded(artifact)
-    made_by, started, report = load_quantizer(name), time.perf_counter(), ReadReport()
-    model = made_by(
-        make_task(artifact, split.calibration, split.gate, budget.max_drop, report, progress)
-    )
+    require_folded(artifact)
+    quantizer = load_quantizer(name)
+    started = time.perf_counter()
+    report = ReadReport()
+    task = make_task(artifact, split.calibration, split.gate, budget.max_drop, report, progress)
+    model = quantizer(task)
     report.check(split.calibration.name, len(split.calibration))
-    judge = gate.Gate(artifact, split.gate, engine, budget, progress)
-    attempt = judge.attempt(name, artifact.then(model, Step("quantize", __version__)))
+    gate = Gate(artifact, split.gate, engine, budget, progress)
+    quantized = artifact.then(model, Step("quantize", __version__))
+    measured, paired = gate.measure(name, quantized)
     settings = {"calibration_images": len(split.calibration), **asdict(budget)}
     data = {
         "calibration": split.calibration.name,
         "images": len(split.calibration),
         "selection_images": 0,
     }
-    context = gate.ReportContext(settings, data, budget, report.sentences(), started)
-    return judge.concluded(attempt, [attempt.rung], attempt.rung.paired, context)
+    context = ReportContext(settings, data, budget, report.sentences(), started)
+    return gate.conclude(measured, [measured.candidate], paired, context)

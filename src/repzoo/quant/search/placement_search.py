@@ -1,49 +1,52 @@
-"""The placement that runs fastest, found by timing on the target engine.
+"""Finds the placement of Q/DQ pairs that runs fastest, by timing on the target engine.
 
-Begins with the fastest of a few placements (place.Places.candidates): all are timed in turns with the most quantized, then this and
-the next of those that come near it and the least quantized of these in turns with the float model, over several openings of their
-sessions. Then groups of like
-nodes, by kind and resolution, change sides one at a time: out of INT8 where they are in it, into it where they are not. Each is
-timed in turns with the placement as it stands, and those that make it faster beyond noise (the whole interval of the ratio lies
-below 1) are taken together, or the best of them alone, whichever a second race says is faster, again beyond noise. So the
-placement only ever gets faster, and a group whose change is neutral stays where it is. It ends when no group gains, or when the
-seconds are used up. What can win no more, whatever the rounds to come say, leaves its race at once: most do after a few rounds.
+1. The starting placements (network/placement.py) are timed in turns against the most quantized
+   one. Those that come near the fastest, and the least quantized of these, are then timed in turns
+   with the float model, over several openings of their sessions.
+2. Groups of like nodes, by kind and resolution, change sides one at a time: out of INT8 where they
+   are in it, into it where they are not. Each change is timed against the placement as it is.
+3. The changes that are faster beyond noise (the whole interval of the ratio is below 1) are applied
+   together, or the best of them alone, whichever is faster in a second race, again beyond noise.
+   Steps 2 and 3 repeat until no group gains or the time is up.
 
-Latency does not depend on the numbers, so weights are rounded plainly, once for all, and ranges are min-max here.
+So the placement only ever gets faster, and a group whose change makes no difference stays where it
+is. A placement that can no longer win its race leaves it at once: most do after a few rounds.
+
+Latency does not depend on the values of weights and scales. So weights are rounded to nearest, once
+for all placements, and ranges are min-max here.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx
 
 from repzoo.artifact import Artifact
 from repzoo.graph.tools.pieces import initializer_bytes
 from repzoo.measure import latency
-from repzoo.measure.record import Record
 from repzoo.measure.results import LatencyRatio, PlacementTrial
 from repzoo.measure.stats import Interval
 from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
-from repzoo.quant.parameters import qdq_writer as qdq
-from repzoo.quant.parameters import ranges, scales
+from repzoo.quant.parameters import qdq_writer, ranges, scales
 from repzoo.quant.search.gate import Gate
 
-ROUNDS = 9  # of each race: their median's 95 % interval is from the 2nd to the 8th
+ROUNDS = 9  # of each race: the 95 % interval of a median of 9 is from the 2nd to the 8th
 CALLS = 3  # of each model in a round, about
-# Models in a race, least and most, besides the one that they are compared with: each is a session with the weights.
-TOGETHER = 4, 12
-TOGETHER_BYTES = 2**26  # of these weights, from which on there are fewer than the most
-NEAR, FINALISTS = (
-    0.94,
-    3,
-)  # of the fastest's speed: which starts are timed with care, and how many at most
-SMALLEST_GAIN = 0.98  # of a ratio's middle: less may be where a session's memory happens to lie, see measure.latency
+# Placements in one race, besides the one they are compared with. Each is a session that holds
+# the weights: with weights of RACE_BYTES or more there are fewer than MOST_RACED.
+LEAST_RACED = 4
+MOST_RACED = 12
+RACE_BYTES = 2**26
+# Starting placements are timed with care where they reach this share of the fastest one's speed.
+NEAR = 0.94
+FINALISTS = 3  # of these, at most
+# A smaller gain may be due to where a session's memory happens to lie (see measure/latency.py).
+SMALLEST_GAIN = 0.98
 
 
 @dataclass(frozen=True)
@@ -51,207 +54,298 @@ class TimedPlacement:
     """A placement with its latency over the float model's."""
 
     placement: Placement
-    ratio: Record[LatencyRatio]
+    ratio: LatencyRatio
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The fastest placement, the others that began with it (those timed with care, then the next fastest), and what was tried.
+    """The fastest placement, and others to try for accuracy.
 
-    alike  of the others that have fewer layers in INT8, those nearly as fast (NEAR), with their latency, the least quantized first
+    others          the other starting placements: those timed with care, then the next fastest
+    trials          the group changes that were timed
+    seconds         time that the search took
+    nearly_as_fast  of the others, those with fewer layers in INT8 that reach NEAR of the speed of
+                    the best, least quantized first
     """
 
     best: TimedPlacement
     others: tuple[Placement, ...]
     trials: tuple[PlacementTrial, ...] = ()
     seconds: float = 0.0
-    alike: tuple[TimedPlacement, ...] = ()
+    nearly_as_fast: tuple[TimedPlacement, ...] = ()
 
 
 class PlacementRace:
-    """Times placements of one float `model`, `together` at a time."""
+    """Times placements of one float model in turns.
+
+    space       the placements of the model
+    group_size  placements in one race, besides the one they are compared with
+    """
 
     def __init__(
         self,
         gate: Gate,
         model: onnx.ModelProto,
-        seen: Statistics,
+        statistics: Statistics,
         scheme: QuantScheme,
-        places: PlacementSpace,
+        space: PlacementSpace,
     ) -> None:
-        self._gate, self._model, self._scheme, self.places = gate, model, scheme, places
-        spans = {name: ranges.minmax(one) for name, one in seen.histograms.items()}
-        self._numbers = {
-            name: scales.uint8_parameters(*span, scheme.activation_symmetric)
-            for name, span in spans.items()
+        self.space = space
+        self._gate = gate
+        self._model = model
+        self._scheme = scheme
+        self._parameters = {
+            name: scales.uint8_parameters(*ranges.minmax(histogram), scheme.activation_symmetric)
+            for name, histogram in statistics.histograms.items()
         }
-        layers = [node.output[0] for node in places.layers]
-        self._rounded = qdq.round_weights(model, layers, self._numbers, scheme.per_channel)
-        self.together = int(
-            np.clip(TOGETHER_BYTES // max(1, initializer_bytes(gate.artifact.model)), *TOGETHER)
+        self._weights = qdq_writer.round_weights(
+            model, layer_names(space), self._parameters, scheme.per_channel
         )
+        weight_bytes = max(1, initializer_bytes(gate.artifact.model))
+        self.group_size = min(max(RACE_BYTES // weight_bytes, LEAST_RACED), MOST_RACED)
 
-    def over_float(
+    def ratios_to_float(
         self, placements: Sequence[Placement], seconds: float
-    ) -> list[Record[LatencyRatio]]:
-        """Latency of each over the float model's."""
-        return self._gate.timed([*map(self._made, placements)], seconds)
+    ) -> list[LatencyRatio]:
+        """The latency of each placement over the float model's; `seconds` of timing for each."""
+        return self._gate.time_against_float(self._write_all(placements), seconds)
 
-    def over(
+    def ratios_to(
         self, base: Placement, placements: Sequence[Placement], openings: int = 1
     ) -> list[Interval]:
-        """Latency of each over that of `base`, over so many openings of their sessions; with one, until it cannot be the faster."""
-        found: list[Interval] = []
-        rounds, lost = (
-            (ROUNDS, cannot_win) if openings == 1 else (max(ROUNDS, 2 * openings), lambda _: False)
-        )
-        for start in range(0, len(placements), self.together):
-            cases = self._gate.cases(
-                [*map(self._made, (base, *placements[start : start + self.together]))]
-            )
-            latency.race(cases, rounds, CALLS, openings, lost)
-            found += [latency.raced(one, cases[0]) for one in cases[1:]]
-        return found
+        """The latency of each placement over that of `base`.
 
-    def _made(self, placement: Placement) -> Artifact:
+        openings  of each session; with 1, a placement leaves the race when it cannot win it
+        """
+        rounds = ROUNDS
+        leave: Callable[[Sequence[float]], bool] = cannot_win
+        if openings > 1:
+            rounds = max(ROUNDS, 2 * openings)
+            leave = _never
+        intervals: list[Interval] = []
+        for start in range(0, len(placements), self.group_size):
+            group = placements[start : start + self.group_size]
+            base_case, *cases = self._gate.open_cases(self._write_all([base, *group]))
+            latency.race([base_case, *cases], rounds, CALLS, openings, leave)
+            intervals.extend(latency.raced(case, base_case) for case in cases)
+        return intervals
+
+    def _write_all(self, placements: Sequence[Placement]) -> list[Artifact]:
+        """The QDQ model of each placement, with min-max ranges and weights rounded to nearest."""
         signed = self._scheme.activation_type == "int8"
-        graph = qdq.insert_qdq(
-            self._model, placement, self._numbers, self._scheme.per_channel, self._rounded, signed
-        )
-        return replace(self._gate.artifact, model=graph)
+        artifacts = []
+        for placement in placements:
+            graph = qdq_writer.insert_qdq(
+                self._model,
+                placement,
+                self._parameters,
+                self._scheme.per_channel,
+                self._weights,
+                signed,
+            )
+            artifacts.append(replace(self._gate.artifact, model=graph))
+        return artifacts
+
+
+def layer_names(space: PlacementSpace) -> list[str]:
+    """The layers that may run in INT8, by their outputs, in graph order."""
+    return [node.output[0] for node in space.layers]
 
 
 def cannot_win(ratios: Sequence[float]) -> bool:
-    """Whether no further rounds, up to ROUNDS, can bring the interval of these ratios below 1 and their median to SMALLEST_GAIN."""
-    return (
-        sum(one >= 1 for one in ratios) > 1
-        or sum(one > SMALLEST_GAIN for one in ratios) > ROUNDS // 2
-    )
+    """Whether a placement has lost its race, whatever its remaining rounds up to ROUNDS say.
+
+    ratios  of its latency to that of the base, in the rounds so far. To win, the interval of the
+            ratio must be below 1 (at most one round may be slower) and the median at most
+            SMALLEST_GAIN.
+    """
+    slower = sum(ratio >= 1 for ratio in ratios)
+    no_gain = sum(ratio > SMALLEST_GAIN for ratio in ratios)
+    return slower > 1 or no_gain > ROUNDS // 2
+
+
+def _never(ratios: Sequence[float]) -> bool:  # noqa: ARG001
+    return False
 
 
 def find_fastest(
     race: PlacementRace, starts: Sequence[Placement], screening: float, seconds: float
 ) -> SearchResult:
-    """The fastest placement that can be found from `starts` in about `seconds`, the first race apart.
+    """The fastest placement that is found from `starts`.
 
-    screening  seconds for each of `starts` in the first race
+    screening  seconds of timing for each of the nearest of `starts`
+    seconds    after which no further trial begins, not counting the timing of `starts`
     """
     started = time.perf_counter()
-    timed, rest = _begun(race, starts, screening)
+    timed, slower = _time_starts(race, starts, screening)
     deadline = time.perf_counter() + seconds
-    first = best = timed[0]
-    trials = list[PlacementTrial]()
-    while step := _step(race, best.placement, deadline, trials):
-        best = replace(best, placement=step)
-    if best.placement is not first.placement:
-        best = TimedPlacement(best.placement, race.over_float([best.placement], screening)[0])
-    ranked = (*(one.placement for one in timed[1:]), *rest)
+    first = timed[0].placement
+    placement = first
+    trials: list[PlacementTrial] = []
+    while True:
+        faster = _improve(race, placement, deadline, trials)
+        if faster is None:
+            break
+        placement = faster
+    best = timed[0]
+    if placement is not first:
+        best = TimedPlacement(placement, race.ratios_to_float([placement], screening)[0])
+    others = [candidate.placement for candidate in timed[1:]]
     return SearchResult(
         best,
-        ranked,
+        (*others, *slower),
         tuple(trials),
         round(time.perf_counter() - started, 2),
-        _alike(race, best, timed),
+        _nearly_as_fast(race.space, best, timed),
     )
 
 
-def _alike(
-    race: PlacementRace, best: TimedPlacement, timed: Sequence[TimedPlacement]
+def _nearly_as_fast(
+    space: PlacementSpace, best: TimedPlacement, timed: Sequence[TimedPlacement]
 ) -> tuple[TimedPlacement, ...]:
-    """See Found."""
-    ours, most = race.places.count(best.placement), best.ratio.values.ratio / NEAR
+    """See `SearchResult`."""
+    layers = space.count(best.placement)
+    slowest = best.ratio.ratio / NEAR
     near = [
-        one
-        for one in timed
-        if race.places.count(one.placement) < ours and one.ratio.values.ratio <= most
+        candidate
+        for candidate in timed
+        if space.count(candidate.placement) < layers and candidate.ratio.ratio <= slowest
     ]
-    return tuple(sorted(near, key=lambda one: race.places.count(one.placement)))
+    return tuple(sorted(near, key=lambda candidate: space.count(candidate.placement)))
 
 
-def _begun(
+def _time_starts(
     race: PlacementRace, starts: Sequence[Placement], screening: float
 ) -> tuple[list[TimedPlacement], list[Placement]]:
-    """(the fastest of `starts`; the others, the next fastest first). Of those as fast the most quantized is first."""
-    ratios = [1.0, *(one.value for one in race.over(starts[0], starts[1:]))]
+    """(the fastest of `starts`, timed against float; the others, next fastest first).
+
+    Of the fastest ones that are equally fast, the most quantized is first.
+    """
+    intervals = race.ratios_to(starts[0], starts[1:])
+    ratios = [1.0, *(interval.value for interval in intervals)]
     order = sorted(range(len(starts)), key=lambda index: ratios[index])
-    near = [starts[index] for index in order if ratios[index] <= ratios[order[0]] / NEAR]
-    least = min(near, key=race.places.count)
-    near = list(dict.fromkeys([*near[: FINALISTS - 1], least]))
-    near += [starts[0]] if starts[0] not in near else []  # all others were only compared with it
-    timed = sorted(
-        map(TimedPlacement, near, race.over_float(near, screening)),
-        key=lambda one: one.ratio.values.ratio,
-    )
-    alike = [
-        one
-        for one in timed
-        if one.ratio.values.ratio <= timed[0].ratio.values.ratio / SMALLEST_GAIN
-    ]
-    first = min(alike, key=lambda one: starts.index(one.placement))
-    timed = [first, *(one for one in timed if one is not first)]
-    return timed, [starts[index] for index in order if starts[index] not in near]
+    finalists = _choose_finalists(race.space, starts, order, ratios)
+    float_ratios = race.ratios_to_float(finalists, screening)
+    timed = [TimedPlacement(*pair) for pair in zip(finalists, float_ratios, strict=True)]
+    timed.sort(key=lambda candidate: candidate.ratio.ratio)
+    slowest = timed[0].ratio.ratio / SMALLEST_GAIN
+    equally_fast = [candidate for candidate in timed if candidate.ratio.ratio <= slowest]
+    first = min(equally_fast, key=lambda candidate: starts.index(candidate.placement))
+    timed.remove(first)
+    slower = [starts[index] for index in order if starts[index] not in finalists]
+    return [first, *timed], slower
 
 
-def _step(
+def _choose_finalists(
+    space: PlacementSpace,
+    starts: Sequence[Placement],
+    order: Sequence[int],
+    ratios: Sequence[float],
+) -> list[Placement]:
+    """Those of `starts` to time with care.
+
+    order   indices of `starts`, fastest first
+    ratios  of the latency of each of `starts` to that of the first of them
+    """
+    slowest = ratios[order[0]] / NEAR
+    near = [starts[index] for index in order if ratios[index] <= slowest]
+    least_quantized = min(near, key=space.count)
+    finalists = near[: FINALISTS - 1]
+    # The first start too: all others were compared with it alone.
+    for placement in (least_quantized, starts[0]):
+        if placement not in finalists:
+            finalists.append(placement)
+    return finalists
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A group of nodes, all on one side, that changes to the other. int8: whether into INT8."""
+
+    group: str
+    nodes: frozenset[str]
+    int8: bool
+
+
+def _improve(
     race: PlacementRace, base: Placement, deadline: float, trials: list[PlacementTrial]
 ) -> Placement | None:
-    """A placement faster than `base` beyond noise; None where there is none, or the time is over."""
-    tried = list[tuple[PlacementTrial, frozenset[str]]]()
-    layers = {node.output[0] for node in race.places.layers}
-    flips = [one for one in _flips(race.places.groups(), base) if (base.nodes ^ one[1]) & layers]
-    for start in range(0, len(flips), race.together):
+    """A placement faster than `base` beyond noise; None where there is none or the time is up.
+
+    What was tried is added to `trials`.
+    """
+    layers = set(layer_names(race.space))
+    groups = race.space.groups()
+    # A move that leaves no layer in INT8 is none that could be written.
+    moves = [move for move in _moves(groups, base) if (base.nodes ^ move.nodes) & layers]
+    tried: list[tuple[PlacementTrial, _Move]] = []
+    for start in range(0, len(moves), race.group_size):
         if time.perf_counter() >= deadline:
             break
-        some = flips[start : start + race.together]
-        found = race.over(base, [_changed(race, base, [group]) for _, group, _ in some])
-        tried += [
-            (PlacementTrial(name, len(group), into, one.value, one.low, one.high), group)
-            for (name, group, into), one in zip(some, found, strict=True)
-        ]
-    gains = sorted(
-        (one for one in tried if one[0].high < 1 and one[0].ratio <= SMALLEST_GAIN),
-        key=lambda one: one[0].ratio,
-    )
-    taken, made = _proven(race, base, gains)
-    trials += [replace(one, kept=one in taken) for one, _ in tried]
-    return made
+        batch = moves[start : start + race.group_size]
+        intervals = race.ratios_to(base, [_apply(race.space, base, [move]) for move in batch])
+        for move, interval in zip(batch, intervals, strict=True):
+            trial = PlacementTrial(
+                move.group,
+                len(move.nodes),
+                move.int8,
+                interval.value,
+                interval.low,
+                interval.high,
+            )
+            tried.append((trial, move))
+    gains = [pair for pair in tried if pair[0].high < 1 and pair[0].ratio <= SMALLEST_GAIN]
+    gains.sort(key=lambda pair: pair[0].ratio)
+    applied, faster = _confirm(race, base, [move for _, move in gains])
+    trials.extend(replace(trial, kept=move in applied) for trial, move in tried)
+    return faster
 
 
-def _proven(
-    race: PlacementRace, base: Placement, gains: Sequence[tuple[PlacementTrial, frozenset[str]]]
-) -> tuple[list[PlacementTrial], Placement | None]:
-    """(what was taken, the placement): all of `gains` together or the first alone, if a race of their own says so."""
+def _confirm(
+    race: PlacementRace, base: Placement, gains: Sequence[_Move]
+) -> tuple[Sequence[_Move], Placement | None]:
+    """The moves to apply, and the placement with them applied.
+
+    All of `gains` (the best first), or the best alone, whichever is faster in a race of their own.
+    None of them where neither is faster than `base` beyond noise.
+    """
     if not gains:
         return [], None
-    layers = {node.output[0] for node in race.places.layers}
-    choices = [gains[:1], *([gains] if len(gains) > 1 else [])]
-    made = [_changed(race, base, [group for _, group in one]) for one in choices]
-    made = [one for one in made if one.nodes & layers]
-    found = race.over(base, made, latency.OPENINGS)
-    best = min(range(len(made)), key=lambda index: found[index].value)
-    if found[best].high >= 1:
+    choices = [gains[:1]]
+    if len(gains) > 1:
+        choices.append(gains)
+    layers = set(layer_names(race.space))
+    placements = []
+    for choice in choices:
+        placement = _apply(race.space, base, choice)
+        # All moves together may leave no layer in INT8. One move alone never does.
+        if placement.nodes & layers:
+            placements.append(placement)
+    intervals = race.ratios_to(base, placements, latency.OPENINGS)
+    best = min(range(len(placements)), key=lambda index: intervals[index].value)
+    if intervals[best].high >= 1:
         return [], None
-    return [trial for trial, _ in choices[best]], made[best]
+    return choices[best], placements[best]
 
 
-def _flips(
-    groups: Mapping[str, frozenset[str]], base: Placement
-) -> Iterator[tuple[str, frozenset[str], bool]]:
-    """(name, nodes that change sides, whether into INT8) of each group; one that is on both sides changes with each part."""
-    for name, nodes in groups.items():
-        inside, outside = nodes & base.nodes, nodes - base.nodes
+def _moves(groups: Mapping[str, frozenset[str]], base: Placement) -> list[_Move]:
+    """The moves from `base`. A group that is on both sides is two of them."""
+    moves = []
+    for group, nodes in groups.items():
+        inside = nodes & base.nodes
+        outside = nodes - base.nodes
         if inside:
-            yield name, inside, False
+            moves.append(_Move(group, inside, int8=False))
         if outside:
-            yield name, outside, True
+            moves.append(_Move(group, outside, int8=True))
+    return moves
 
 
-def _changed(race: PlacementRace, base: Placement, groups: Sequence[frozenset[str]]) -> Placement:
-    """`base` with every node of `groups` on its other side."""
+def _apply(space: PlacementSpace, base: Placement, moves: Sequence[_Move]) -> Placement:
+    """`base` with every node of `moves` on its other side."""
     nodes = base.nodes
-    for group in groups:
-        nodes ^= group
-    names = [name for name, group in race.places.groups().items() if not group & nodes]
-    return race.places.placement(
-        f"searched, float: {', '.join(names)}" if names else "everything", nodes
-    )
+    for move in moves:
+        nodes ^= move.nodes
+    in_float = [group for group, members in space.groups().items() if not members & nodes]
+    name = f"searched, float: {', '.join(in_float)}" if in_float else "everything"
+    return space.placement(name, nodes)

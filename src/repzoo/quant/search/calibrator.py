@@ -1,0 +1,140 @@
+"""Runs the float model over images: the one calibration pass, and smaller passes for diagnosis.
+
+All statistics that any placement or stage may need are collected in one pass. A stage that only
+rescales channels carries them along (rewrites/stages.py), so no stage needs a pass of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from repzoo.artifact import Artifact
+from repzoo.data.batches import ReadReport, batches
+from repzoo.data.dataset import Dataset
+from repzoo.engines import Engine
+from repzoo.graph.tools.pieces import initializer_bytes
+from repzoo.measure.host import host
+from repzoo.progress import Progress
+from repzoo.quant.calibration.calibrate import (
+    PROBED_BYTES,
+    CalibrationStream,
+    batch_size,
+    collect_statistics,
+)
+from repzoo.quant.calibration.statistics import Statistics
+from repzoo.quant.network import layers
+from repzoo.quant.network.layers import Layer
+from repzoo.quant.network.placement import Placement
+
+Inputs = npt.NDArray[np.float32]  # prepared images [n, 3, H, W]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The result of the calibration pass.
+
+    statistics  of every activation and layer that a placement may quantize
+    images      those that could be read
+    remarks     sentences on those that could not
+    """
+
+    statistics: Statistics
+    images: Dataset
+    remarks: list[str]
+
+
+@dataclass
+class ImageReader:
+    """Prepares the images of one pass, and keeps track of which could be read."""
+
+    artifact: Artifact
+    images: Dataset
+    report: ReadReport = field(default_factory=ReadReport)
+    indices: list[int] = field(default_factory=list)
+
+    def read(self, size: int) -> Iterator[Inputs]:
+        """Batches of at most `size` prepared images."""
+        preprocess = self.artifact.require_preprocess()
+        for batch in batches(self.images, preprocess, size, self.report):
+            self.indices.extend(batch.indices)
+            yield batch.inputs
+
+
+class Calibrator:
+    """Collects activation statistics of float graphs of `artifact` on an engine."""
+
+    def __init__(self, artifact: Artifact, engine: Engine, progress: Progress) -> None:
+        self.artifact = artifact
+        self.engine = engine
+        self.progress = progress
+        self.threads = int(host()["affinity"])
+
+    def calibrate(
+        self, model: onnx.ModelProto, images: Dataset, placements: Sequence[Placement]
+    ) -> Calibration:
+        """Statistics of `model` on `images` for all that any of `placements` quantizes.
+
+        Raises:
+            InputError: no image can be read, or activations are not finite.
+        """
+        tensors: list[str] = []
+        nodes: set[str] = set()
+        for placement in placements:
+            tensors.extend(placement.tensors)
+            nodes |= placement.nodes
+        found = layers.find_layers(model)
+        wanted = [layer for name, layer in found.items() if name in nodes]
+        tensors.extend(layer.source for layer in wanted)
+        reader = ImageReader(self.artifact, images)
+        statistics = self.observe(model, list(dict.fromkeys(tensors)), wanted, reader, PROBED_BYTES)
+        reader.report.check(images.name, len(images))
+        return Calibration(statistics, images.subset(reader.indices), reader.report.sentences())
+
+    def observe_again(
+        self,
+        model: onnx.ModelProto,
+        tensors: Sequence[str],
+        wanted: Sequence[Layer],
+        images: Dataset,
+    ) -> Statistics:
+        """Statistics of `tensors` and of the inputs of the layers `wanted`, on other images."""
+        # The statistics of the calibration pass are still in memory.
+        room = PROBED_BYTES // 4
+        return self.observe(model, tensors, wanted, ImageReader(self.artifact, images), room)
+
+    def observe(
+        self,
+        model: onnx.ModelProto,
+        tensors: Sequence[str],
+        wanted: Sequence[Layer],
+        reader: ImageReader,
+        room: int,
+    ) -> Statistics:
+        """As `observe_again`; a batch's observed activations take at most about `room` bytes."""
+        # The weights are in memory too: in the model and again in the session.
+        if initializer_bytes(model) > PROBED_BYTES:
+            room //= 2
+        observed = [*tensors, *(layer.source for layer in wanted)]
+        inputs = reader.read(batch_size(model, observed, room))
+        stream = CalibrationStream(inputs, len(reader.images), self.progress)
+        return collect_statistics(
+            model, list(tensors), list(wanted), stream, self.engine, self.threads
+        )
+
+    def prepare(self, phase: str, images: Dataset, size: int) -> Iterator[Inputs]:
+        """The prepared `images`, `size` at a time; progress is shown under the name `phase`."""
+        done = 0
+        for inputs in ImageReader(self.artifact, images).read(size):
+            yield inputs
+            done += len(inputs)
+            self.progress(phase, done, len(images))
+
+    def run(self, model: onnx.ModelProto, batches: Sequence[Inputs]) -> Inputs:
+        """The logits [n, classes] of `model` on all `batches`."""
+        session = self.engine.open(model, self.threads)
+        return np.concatenate([session.run(inputs) for inputs in batches])

@@ -1,0 +1,63 @@
+"""Layers that leave INT8: which ones, and the placement without them.
+
+A layer falls back to what the scheme's target offers beside INT8: float, or 16-bit activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from repzoo.data.dataset import Dataset
+from repzoo.quant.calibration.calibrate import batch_size
+from repzoo.quant.network.placement import Placement
+from repzoo.quant.parameters.sqnr import LayerSqnr
+from repzoo.quant.search.builder import Build, Builder
+from repzoo.quant.search.calibrator import Calibrator
+
+RANKED_LAYERS = 8  # noisiest layers, which are tried in float one at a time
+RANKING_IMAGES = 16  # on which they are tried
+
+
+def with_fallback(builder: Builder, placement: Placement, layers: Sequence[str]) -> Placement:
+    """`placement` with `layers` (named by their outputs) out of INT8."""
+    space = builder.space
+    fallback = builder.scheme.escape
+    name = f"{placement.name}, {fallback}: {', '.join(layers)}"
+    if fallback != "int16":
+        return space.placement(name, placement.nodes - set(layers))
+    touched = set(space.placement(name, layers).tensors) & set(placement.tensors)
+    return replace(placement, name=name, int16_tensors=placement.int16_tensors | touched)
+
+
+def rank_layers(
+    builder: Builder,
+    calibrator: Calibrator,
+    build: Build,
+    placement: Placement,
+    noise: Sequence[LayerSqnr],
+    images: Dataset,
+) -> list[str]:
+    """The layers of `build`, most worth leaving in float first.
+
+    Each of the noisiest is left out of INT8 alone, and the error of the logits that then remains
+    is measured on a few `images`. The others follow in the order of `noise`: the SQNR of a layer
+    does not say how much of its noise reaches the logits, but it is free.
+
+    placement  that of `build`
+    noise      SQNR of each layer of `build`, noisiest first
+    """
+    sample = images.subset(images.balanced_sample(RANKING_IMAGES, 0))
+    float_model = builder.cache.original.model
+    size = batch_size(float_model, builder.space.starting_placements()[0].tensors)
+    inputs = list(calibrator.prepare("rank layers", sample, size))
+    float_logits = calibrator.run(builder.artifact.model, inputs)
+    quantized = [layer.layer for layer in noise if layer.layer in build.plan.weights]
+    errors: dict[str, float] = {}
+    for name in quantized[:RANKED_LAYERS]:
+        smaller = with_fallback(builder, placement, [name])
+        model = builder.build_from(build, smaller).artifact.model
+        errors[name] = float(np.square(calibrator.run(model, inputs) - float_logits).mean())
+    return [*sorted(errors, key=lambda name: errors[name]), *quantized[RANKED_LAYERS:]]
