@@ -1,6 +1,7 @@
-"""What is minimized: cross entropy, and where there is a teacher also the distance to its answers, by timm's distillation tasks.
+"""The loss: cross entropy and, with a teacher, distillation by timm's tasks.
 
-A teacher sees the very images of the student, augmented and mixed, in its own normalization (arXiv:2012.12877, section 4).
+The teacher sees the same augmented and mixed images as the student, in its own normalization
+(arXiv:2012.12877, section 4).
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from repzoo.training.recipe import Recipe
 
 
 class Classification(torch.nn.Module):
-    """Cross entropy [N, classes] -> []: of class indices with smoothing, or of the shares of classes that mixing made."""
+    """Cross entropy of logits [N, classes], a scalar.
+
+    Targets are class indices (with label smoothing) or the class shares of mixed images.
+    """
 
     def __init__(self, smoothing: float) -> None:
         super().__init__()
@@ -35,7 +39,7 @@ class Classification(torch.nn.Module):
 
 
 class Objective:
-    """The loss of a batch by `student` (as wrapped for several processes), whose own module is `module`."""
+    """The loss of a batch for `student`, which may be wrapped for several processes."""
 
     def __init__(
         self,
@@ -116,7 +120,10 @@ class _HardTask(LogitDistillationTask):  # type: ignore[misc]  # timm has no typ
 
 
 class OnnxTeacher(torch.nn.Module):
-    """An artifact as a teacher, run by an engine; images are resized to its own side (bilinear, antialiased)."""
+    """An artifact as a teacher, run by an engine.
+
+    Images are resized to its input size (bilinear, antialiased).
+    """
 
     def __init__(
         self, path: Path, classes: tuple[str, ...], engine_name: str = DEFAULT_ENGINE
@@ -131,7 +138,8 @@ class OnnxTeacher(torch.nn.Module):
         _require_classes(str(path), artifact.num_classes, len(classes))
         if artifact.labels and artifact.labels != classes:
             raise InputError(
-                f"the teacher {path} has the classes {artifact.labels[:3]}..., not those of the data, {classes[:3]}..."
+                f"the teacher {path} has the classes {artifact.labels[:3]}..., not those of the "
+                f"data, {classes[:3]}..."
             )
         self.pretrained_cfg: Any = {"mean": prepared.mean, "std": prepared.std}
         self._size = prepared.size
@@ -158,16 +166,19 @@ def require_teacher(recipe: Recipe, teacher: str) -> None:
     if recipe.distill and not teacher:
         hint = f" (the source had {recipe.teacher})" if recipe.teacher else ""
         raise InputError(
-            f"the recipe {recipe.name} learns from a teacher{hint}; give --teacher FILE.onnx, NAME or NAME=FILE, or --distill none"
+            f"the recipe {recipe.name} learns from a teacher{hint}; give --teacher FILE.onnx, NAME "
+            "or NAME=FILE, or --distill none"
         )
     if teacher and not recipe.distill:
         raise InputError(
-            f"the recipe {recipe.name} does not learn from a teacher; give --distill soft or hard with --teacher"
+            f"the recipe {recipe.name} does not learn from a teacher; give --distill soft or hard "
+            "with --teacher"
         )
 
 
 def _require_classes(name: str, found: int, wanted: int) -> None:
     if found != wanted:
         raise InputError(
-            f"the teacher {name} has {found} classes, the data {wanted}; fine-tune it on the data first"
+            f"the teacher {name} has {found} classes, the data {wanted}; fine-tune it on the data "
+            "first"
         )

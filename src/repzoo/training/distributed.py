@@ -1,7 +1,11 @@
-"""Several processes that train one model: DistributedDataParallel over gloo (CPU) or nccl (CUDA), and batch statistics of all of them.
+"""Several processes that train one model.
 
-torch's SyncBatchNorm knows no CPU, so there the mean and variance over all processes are taken here, by an all-reduce with gradient:
-mean = sum(x) / n, var = sum((x - mean)^2) / n over the n values of a channel in every process (arXiv:1502.03167, algorithm 1).
+DistributedDataParallel over gloo (CPU) or nccl (CUDA), with batch statistics of all processes.
+
+torch's SyncBatchNorm does not run on a CPU. There the statistics are computed here by an all-reduce
+with gradient, over the n values of a channel in all processes (arXiv:1502.03167, algorithm 1):
+
+    mean = sum(x) / n        var = sum((x - mean)^2) / n
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ class Crew:
         return _distributed(module)
 
     def mean(self, value: torch.Tensor) -> float:
-        """The mean of a number over the processes: the same in all of them, so that all stop at the same step."""
+        """The mean of a number over all processes, the same in each: all stop at the same step."""
         total = value.detach().double()
         if self.group.size > 1:
             dist.all_reduce(total, group=self._channel)
@@ -93,12 +97,13 @@ class Crew:
                 raise
             line = str(error).strip().splitlines()[0]
             raise InputError(
-                f"another of the {self.group.size} processes has ended ({line}); start them again: the run goes on from its last state"
+                f"another of the {self.group.size} processes has ended ({line}); start them again: "
+                "the run continues from its last state"
             ) from None
 
 
 def unsynced(module: torch.nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
-    """The context of a backward pass whose gradients other parts of the batch will be added to, unless it is the `last`."""
+    """The context of a backward pass. Gradients are only synchronized in the `last` part."""
     return (
         contextlib.nullcontext()
         if last or not isinstance(module, DistributedDataParallel)
@@ -124,7 +129,7 @@ def _device(name: str) -> torch.device:
 
 
 class _Synced(_BatchNorm):
-    """Mixed before a class of batch normalization (timm's with an activation too): in training, over all processes."""
+    """Mixin before a class of batch normalization: training statistics over all processes."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, ...] -> the same shape."""

@@ -1,4 +1,4 @@
-"""The network to train, from the catalog or else timm's, with random or given weights; and the teacher."""
+"""The network to train, from the catalog or timm, and its teacher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ from repzoo.zoo.naming import CheckpointOptions
 
 @dataclass(frozen=True)
 class Student:
-    """A network with its preprocessing; `facts` say where its weights are from, `remarks` what a person should know of them."""
+    """A network to train.
+
+    facts    where its weights come from, for the history
+    remarks  about its weights, for a person
+    """
 
     module: torch.nn.Module
     preprocess: Preprocess
@@ -33,44 +37,47 @@ class Student:
 
 
 def student(model: str, classes: int, recipe: Recipe, options: TrainOptions) -> Student:
-    """The catalog's or timm's `model` for `classes`, with random weights (of `options.seed`) or the given ones.
+    """The catalog's or timm's `model` for `classes` classes.
+
+    Weights are random (from `options.seed`) unless a checkpoint or timm's weights are asked for.
 
     Raises:
-        InputError: unknown model, weights that do not fit, a recipe that needs weights without any, or two sets of them.
+        InputError: an unknown model, weights that do not fit, or a recipe that needs weights
+            without any.
     """
     _require_weights(recipe, options)
-    settings = {
-        "drop_rate": recipe.drop_rate,
-        **({"drop_path_rate": recipe.drop_path} if recipe.drop_path else {}),
-    }
-    known = model in {row.name for row in catalog.models()}
-    if not known and not timm.is_model(model):
-        catalog.spec(model)  # says what is near
-    preprocess = _preprocess(model, known, recipe)
+    settings: dict[str, Any] = {"drop_rate": recipe.drop_rate}
+    if recipe.drop_path:
+        settings["drop_path_rate"] = recipe.drop_path
+    in_catalog = model in {spec.name for spec in catalog.models()}
+    if not in_catalog and not timm.is_model(model):
+        catalog.spec(model)  # raises, and offers similar names
+    preprocess = _preprocess(model, in_catalog, recipe)
     torch.manual_seed(options.seed)
     if options.checkpoint is None:
-        made = (families.build if known else _timm_model)(
-            model, classes, options.pretrained, **settings
-        )
-        return Student(
-            made, preprocess, {"weights": "pretrained" if options.pretrained else "random"}
-        )
+        build = families.build if in_catalog else _timm_model
+        module = build(model, classes, options.pretrained, **settings)
+        weights = "pretrained" if options.pretrained else "random"
+        return Student(module, preprocess, {"weights": weights})
+
     path = resolve(options.checkpoint)
     loading = CheckpointOptions(
-        options.source, classes, options.reset_head or recipe.finetune, seed=options.seed
+        source=options.source,
+        num_classes=classes,
+        reset_head=options.reset_head or recipe.finetune,
+        seed=options.seed,
     )
-    load = _from_catalog if known else _from_timm
+    load = _load_into_catalog_model if in_catalog else _load_into_timm_model
     module, remarks = load(path, model, loading, settings)
-    return Student(
-        module, preprocess, {"weights": path.name, "sha256": sha256_of_file(path)}, remarks
-    )
+    facts = {"weights": path.name, "sha256": sha256_of_file(path)}
+    return Student(module, preprocess, facts, remarks)
 
 
 def teacher(name: str, classes: tuple[str, ...], recipe: Recipe) -> torch.nn.Module | None:
-    """The teacher called `name`: an artifact FILE.onnx, a model NAME with timm's weights, or NAME=FILE with given ones.
+    """The teacher `name`: FILE.onnx, a model NAME with timm's weights, or NAME=FILE.
 
     Raises:
-        InputError: one that is not there or has other classes, or a recipe that has no use for one.
+        InputError: an absent teacher, one with other classes, or a recipe without distillation.
     """
     require_teacher(recipe, name)
     if not name:
@@ -79,93 +86,108 @@ def teacher(name: str, classes: tuple[str, ...], recipe: Recipe) -> torch.nn.Mod
         return OnnxTeacher(Path(name), classes)
     model, _, file = name.partition("=")
     weights = TrainOptions(checkpoint=file) if file else TrainOptions(pretrained=True)
-    made = student(model, len(classes), Recipe("teacher", "", 1, 2, 1.0), weights)
-    module = made.module.eval()
-    module.pretrained_cfg = {"mean": made.preprocess.mean, "std": made.preprocess.std}  # type: ignore[assignment]
+    # A recipe without training settings: only the network and its weights are needed.
+    network = student(model, len(classes), Recipe("teacher", "", 1, 2, 1.0), weights)
+    module = network.module.eval()
+    # timm's distillation tasks read the teacher's normalization from here.
+    normalization = {"mean": network.preprocess.mean, "std": network.preprocess.std}
+    module.pretrained_cfg = normalization  # type: ignore[assignment]
     return module
 
 
 def head_of(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """The last layer, or layers where there are two heads; what has no `get_classifier` ends in its last child."""
+    """The last layer, or both if there are two heads.
+
+    For a module without timm's `get_classifier` this is its last child.
+    """
     if hasattr(module, "get_classifier"):
-        found = module.get_classifier()  # type: ignore[operator]
+        heads = module.get_classifier()  # type: ignore[operator]
     else:
-        found = list(module.children())[-1]
-    return list(found) if isinstance(found, tuple | list) else [found]
+        heads = list(module.children())[-1]
+    return list(heads) if isinstance(heads, tuple | list) else [heads]
 
 
 def _require_weights(recipe: Recipe, options: TrainOptions) -> None:
     if recipe.finetune and not options.given_weights:
         raise InputError(
-            f"the recipe {recipe.name} starts from trained weights; give --checkpoint FILE or --pretrained"
+            f"the recipe {recipe.name} starts from trained weights; give --checkpoint FILE or "
+            "--pretrained"
         )
 
 
-def _preprocess(model: str, known: bool, recipe: Recipe) -> Preprocess:
-    if known:
-        own = asdict(catalog.spec(model).preprocess)
+def _preprocess(model: str, in_catalog: bool, recipe: Recipe) -> Preprocess:
+    """The model's own preprocessing, with the recipe's changes."""
+    if in_catalog:
+        values = asdict(catalog.spec(model).preprocess)
     else:
-        found = timm.data.resolve_data_config(
-            timm.get_pretrained_cfg(model, allow_unregistered=False).to_dict()
-        )
-        own = {
-            "size": found["input_size"][-1], "crop_fraction": found["crop_pct"], "interpolation": found["interpolation"],
-            "mean": tuple(found["mean"]), "std": tuple(found["std"]),
-        }  # fmt: skip
-    return Preprocess.from_mapping({**own, **recipe.preprocess})
+        pretrained = timm.get_pretrained_cfg(model, allow_unregistered=False)
+        config = timm.data.resolve_data_config(pretrained.to_dict())
+        values = {
+            "size": config["input_size"][-1],
+            "crop_fraction": config["crop_pct"],
+            "interpolation": config["interpolation"],
+            "mean": tuple(config["mean"]),
+            "std": tuple(config["std"]),
+        }
+    return Preprocess.from_mapping({**values, **recipe.preprocess})
 
 
 def _timm_model(
     model: str, classes: int, pretrained: bool = False, **options: Any
 ) -> torch.nn.Module:
-    made = timm.create_model(model, pretrained=pretrained, num_classes=classes, **options)
-    if not isinstance(made, torch.nn.Module):
-        raise InputError(f"timm's {model} is no torch module")
-    return made
+    module = timm.create_model(model, pretrained=pretrained, num_classes=classes, **options)
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(f"timm's {model} is not a torch module; choose another model")
+    return module
 
 
-def _from_catalog(
+def _load_into_catalog_model(
     path: Path, model: str, loading: CheckpointOptions, settings: Mapping[str, Any]
 ) -> tuple[torch.nn.Module, tuple[str, ...]]:
-    found = checkpoints.load(path, model, loading)
-    if found.form != "train":
+    loaded = checkpoints.load(path, model, loading)
+    if loaded.form != "train":
         raise InputError(
-            f"{path} is of {model} in deploy form, whose branches are merged; training needs the training form"
+            f"{path} is of {model} in deploy form, whose branches are merged; training needs the "
+            "training form"
         )
-    heads = {"distillation": found.two_heads} if catalog.spec(model).family == "repvit" else {}
-    module = families.build(model, found.classes, **heads, **settings)
-    module.load_state_dict({name: torch.from_numpy(value) for name, value in found.state.items()})
-    return module, (f"weights of {path.name}: {found.source}", *found.remarks)
+    is_repvit = catalog.spec(model).family == "repvit"
+    heads = {"distillation": loaded.two_heads} if is_repvit else {}
+    module = families.build(model, loaded.classes, **heads, **settings)
+    state = {name: torch.from_numpy(value) for name, value in loaded.state.items()}
+    module.load_state_dict(state)
+    return module, (f"weights of {path.name}: {loaded.source}", *loaded.remarks)
 
 
-def _from_timm(
+def _load_into_timm_model(
     path: Path, model: str, loading: CheckpointOptions, settings: Mapping[str, Any]
 ) -> tuple[torch.nn.Module, tuple[str, ...]]:
-    """A file in timm's own naming; the last layer may be of other classes where it may start anew."""
+    """Load a file in timm's naming. The last layer may start anew with other classes."""
     module = _timm_model(model, loading.num_classes or 1000, **settings)
     head = f"{timm.get_pretrained_cfg_value(model, 'classifier')}."
     tables = containers.read(path).tables
     table = tables.get("", next(iter(tables.values())))
     own = module.state_dict()
-    odd = sorted(set(own) ^ set(table)) or [
-        name for name in own if tuple(table[name].shape) != tuple(own[name].shape)
-    ]
-    fresh = [name for name in odd if name.startswith(head) and name in own and name in table]
-    if wrong := [name for name in odd if name not in fresh]:
+    differing = sorted(set(own) ^ set(table))
+    if not differing:
+        differing = [name for name in own if tuple(table[name].shape) != tuple(own[name].shape)]
+    shared = own.keys() & table.keys()
+    renewed = [name for name in differing if name.startswith(head) and name in shared]
+    wrong = [name for name in differing if name not in renewed]
+    if wrong:
         raise InputError(
-            f"{path} does not fit {model}: {len(wrong)} tensors differ, such as {wrong[0]!r}; check the model's name"
+            f"{path} does not fit {model}: {len(wrong)} tensors differ, such as {wrong[0]!r}; "
+            "check the model's name"
         )
-    if fresh and not loading.reset_head:
+    if renewed and not loading.reset_head:
         raise InputError(
-            f"{path} is of another number of classes than {loading.num_classes}; give --reset-head to start the last layer anew"
+            f"{path} is of another number of classes than {loading.num_classes}; give "
+            "--reset-head to start the last layer anew"
         )
-    # A last layer of zeros: timm starts some so large that a short fine-tuning would only unlearn it.
-    module.load_state_dict(
-        {
-            name: torch.zeros_like(own[name])
-            if name in fresh
-            else torch.from_numpy(table[name].copy())
-            for name in own
-        }
-    )
-    return module, ("the last layer starts anew",) if fresh else ()
+    state: dict[str, torch.Tensor] = {}
+    for name, values in own.items():
+        # A new last layer is zero: timm initializes some so large that a short fine-tuning would
+        # mostly unlearn it.
+        is_new = name in renewed
+        state[name] = torch.zeros_like(values) if is_new else torch.from_numpy(table[name].copy())
+    module.load_state_dict(state)
+    return module, ("the last layer starts anew",) if renewed else ()

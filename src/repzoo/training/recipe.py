@@ -15,48 +15,67 @@ from repzoo.errors import InputError
 from repzoo.plugins import unknown
 from repzoo.storage import read_bounded
 
-AMP, DISTILL, CLIP, TRAINABLE = (
-    ("off", "on", "bf16", "fp16"),
-    ("", "soft", "hard"),
-    ("norm", "value", "agc"),
-    ("all", "head"),
-)
+AMP = ("off", "on", "bf16", "fp16")
+DISTILL = ("", "soft", "hard")
+CLIP = ("norm", "value", "agc")
+TRAINABLE = ("all", "head")
 MAX_RECIPE_BYTES = 2**20
-_KINDS = {
+# Python types that a TOML value may have, by the type of the field.
+_KINDS: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
     "float | None": (int, float),
     "str": (str,),
     "bool": (bool,),
+    "tuple[float, float]": (list, tuple),
 }
+
+
+_CHOICES = {"amp": AMP, "distill": DISTILL, "clip_mode": CLIP, "trainable": TRAINABLE}
+_SHARES = (
+    "label_smoothing",
+    "ema_decay",
+    "drop_rate",
+    "drop_path",
+    "hflip",
+    "erase",
+    "distill_weight",
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training's settings; the command line, the history in the artifact and the log are derived from it.
+    """The settings of one training.
 
-    source           where it was published, or why it is so
-    batch            images a step, over all processes and accumulated parts
-    lr               peak learning rate: for `batch` images a step, or, with `lr_per`, for that many and scaled by `batch` / `lr_per`
-    min_lr           where the cosine ends; None: 1 % of the peak
-    warmup_lr        where the linear warm-up begins; None: 1 % of the peak
-    optimizer        timm's name: "sgd" has Nesterov's momentum of 0.9, "momentum" the plain one; no decay on biases and norms
+    The command line, the history in the artifact and the log are derived from it.
+
+    source           where it was published, or the reason for its values
+    batch            images per step, over all processes and accumulation steps
+    lr               peak learning rate for `batch` images per step; with `lr_per`, for that many
+                     images, scaled by `batch` / `lr_per`
+    min_lr           end of the cosine; None: 1 % of the peak
+    warmup_lr        start of the linear warm-up; None: 1 % of the peak
+    optimizer        timm's name: "sgd" has Nesterov momentum 0.9, "momentum" the plain one; no
+                     weight decay on biases and norms
     drop_rate        dropout before the last layer
     drop_path        stochastic depth (arXiv:1603.09382), for models that have it
     scale            area range of the random resized crop
     hflip            probability of a horizontal flip
     auto_augment     timm's policy string, "" for none
     erase            probability of random erasing, pixel mode (Zhong et al., arXiv:1708.04896)
-    mixup, cutmix    alphas (arXiv:1710.09412, arXiv:1905.04899); 0 turns them off; both off in the last `mix_off_epochs`
-    repeats          augmented copies of an image in an epoch of as many images as ever (arXiv:1902.05509)
-    small_size       side in pixels until the last `full_size_epochs`; 0: the full size all the time
-    ema_decay        of the exponential moving average of weights that is validated and exported
-    clip, clip_mode  gradient clipping: none at 0, else by "norm", "value" or "agc" (arXiv:2102.06171)
-    amp              mixed precision: "on" is float16 with loss scaling on CUDA, bfloat16 elsewhere
-    distill          "", "soft" (arXiv:1503.02531) or "hard" (arXiv:2012.12877), with a share of `distill_weight` in the loss
-    teacher          timm's name of the teacher that the source had
-    finetune         starts from given weights; the last layer starts anew where the classes are others
-    trainable        "all" or "head": only the last layer, the rest as in evaluation (a linear probe)
+    mixup, cutmix    alphas (arXiv:1710.09412, arXiv:1905.04899); 0: off; both are off in the last
+                     `mix_off_epochs`
+    repeats          augmented copies of an image in an epoch of unchanged length
+    (arXiv:1902.05509) small_size       side in pixels until the last `full_size_epochs`; 0: the
+    full size all the time ema_decay        of the exponential moving average of weights that is
+    validated and exported clip, clip_mode  gradient clipping: none at 0, else by "norm",
+    "value" or "agc" (arXiv:2102.06171) amp              mixed precision: "on" is float16 with
+    loss scaling on CUDA, bfloat16 elsewhere distill          "", "soft" (arXiv:1503.02531) or
+    "hard" (arXiv:2012.12877), with weight
+                     `distill_weight` in the loss
+    teacher          timm's name of the source's teacher
+    finetune         starts from given weights; the last layer starts anew if the classes differ
+    trainable        "all", or "head" for the last layer only (a linear probe)
     preprocess       evaluation preprocessing fields that differ from the model's
     per_model        fields that differ for a model of the catalog
     """
@@ -103,34 +122,24 @@ class Recipe:
         """Refuse settings that cannot train."""
         if self.epochs < 1 or self.batch < 2 or self.batch % 2 or not self.lr > 0:
             raise InputError(
-                f"recipe {self.name}: epochs >= 1, an even batch >= 2 and lr > 0 are needed; got {self}"
+                f"recipe {self.name}: epochs >= 1, an even batch >= 2 and lr > 0 are needed; got "
+                f"{self}"
             )
-        for key, accepted in (
-            ("amp", AMP),
-            ("distill", DISTILL),
-            ("clip_mode", CLIP),
-            ("trainable", TRAINABLE),
-        ):
-            if getattr(self, key) not in accepted:
+        for key, accepted in _CHOICES.items():
+            value = getattr(self, key)
+            if value not in accepted:
+                choices = ", ".join(map(repr, accepted))
                 raise InputError(
-                    f"recipe {self.name}: {key} must be one of {', '.join(map(repr, accepted))}; got {getattr(self, key)!r}"
+                    f"recipe {self.name}: {key} must be one of {choices}; got {value!r}"
                 )
-        for key in (
-            "label_smoothing",
-            "ema_decay",
-            "drop_rate",
-            "drop_path",
-            "hflip",
-            "erase",
-            "distill_weight",
-        ):
-            if not 0 <= getattr(self, key) <= 1:
-                raise InputError(
-                    f"recipe {self.name}: {key} must lie in 0..1; got {getattr(self, key)}"
-                )
+        for key in _SHARES:
+            value = getattr(self, key)
+            if not 0 <= value <= 1:
+                raise InputError(f"recipe {self.name}: {key} must lie in 0..1; got {value}")
         if self.repeats < 1 or self.clip < 0 or not self.temperature > 0:
             raise InputError(
-                f"recipe {self.name}: repeats >= 1, clip >= 0 and temperature > 0 are needed; got {self}"
+                f"recipe {self.name}: repeats >= 1, clip >= 0 and temperature > 0 are needed; got "
+                f"{self}"
             )
 
     def changed(self, **overrides: Any) -> Recipe:
@@ -140,8 +149,9 @@ class Recipe:
         )
 
     def for_model(self, model: str) -> Recipe:
-        """This recipe as it is for the catalog model `model`."""
-        return dataclasses.replace(self, **{**self.per_model.get(model, {}), "per_model": {}})
+        """This recipe with its changes for the catalog model `model`."""
+        changes = self.per_model.get(model, {})
+        return dataclasses.replace(self, **{**changes, "per_model": {}})
 
     @property
     def peak_lr(self) -> float:
@@ -149,12 +159,10 @@ class Recipe:
         return self.lr * self.batch / self.lr_per if self.lr_per else self.lr
 
     def size_at(self, epoch: int, full: int) -> int:
-        """Side of the training images in `epoch` (from 0), of a model for `full` pixels."""
-        return (
-            self.small_size
-            if self.small_size and epoch < self.epochs - self.full_size_epochs
-            else full
-        )
+        """Side in pixels of the training images in `epoch` (from 0); `full` is the model's own."""
+        if self.small_size and epoch < self.epochs - self.full_size_epochs:
+            return self.small_size
+        return full
 
 
 @functools.cache
@@ -165,12 +173,16 @@ def recipes() -> dict[str, Recipe]:
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe called `name`, or in the file NAME.toml; an InputError offers the nearest, or says what is wrong with the file."""
+    """The recipe `name`, or the one in the file NAME.toml.
+
+    Raises:
+        InputError: an unknown name (similar ones are offered), or a file that is not a recipe.
+    """
     if name.endswith(".toml"):
+        path = Path(name)
         try:
-            return from_table(
-                Path(name).stem, tomllib.loads(read_bounded(Path(name), MAX_RECIPE_BYTES).decode())
-            )
+            table = tomllib.loads(read_bounded(path, MAX_RECIPE_BYTES).decode())
+            return from_table(path.stem, table)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{name} is not TOML: {error}") from None
     if name not in recipes():
@@ -182,47 +194,49 @@ def from_table(name: str, table: Mapping[str, Any]) -> Recipe:
     """The recipe in a table of TOML.
 
     Raises:
-        InputError: keys that are not fields, fields that are missing or of another type.
+        InputError: unknown, missing or ill-typed settings.
     """
-    found = _checked(name, table)
-    for model, changes in found.get("per_model", {}).items():
+    values = _checked(name, table)
+    for model, changes in values.get("per_model", {}).items():
         _checked(f"{name} for {model}", changes)
-    required = [
-        one.name
-        for one in dataclasses.fields(Recipe)
-        if one.default is one.default_factory is dataclasses.MISSING
-    ]
-    if missing := [key for key in required if key not in found and key != "name"]:
+    missing = [key for key in _required_fields() if key not in values]
+    if missing:
         raise InputError(f"recipe {name} lacks {', '.join(missing)}")
-    made = Recipe(name=name, **found)
-    for model in made.per_model:
-        made.for_model(model)
-    return made
+    recipe = Recipe(name=name, **values)
+    # Refuses changes for a model that make a recipe invalid.
+    for model in recipe.per_model:
+        recipe.for_model(model)
+    return recipe
+
+
+def _required_fields() -> list[str]:
+    missing = dataclasses.MISSING
+    fields = [item for item in dataclasses.fields(Recipe) if item.name != "name"]
+    return [item.name for item in fields if item.default is item.default_factory is missing]
 
 
 def _checked(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = {one.name: str(one.type) for one in dataclasses.fields(Recipe) if one.name != "name"}
+    """`table`, with known settings of the right types only."""
+    kinds = {item.name: str(item.type) for item in dataclasses.fields(Recipe)}
+    del kinds["name"]
     for key, value in table.items():
         if key not in kinds:
             raise InputError(f"recipe {name}: {unknown('setting', key, kinds)}")
-        expected = _KINDS.get(
-            kinds[key], (list, tuple) if kinds[key].startswith("tuple") else (Mapping,)
-        )
-        if not isinstance(value, expected) or (isinstance(value, bool) and kinds[key] != "bool"):
-            raise InputError(
-                f"recipe {name}: {key} must be of the kind {kinds[key]}; got {value!r}"
-            )
-    scale = {"scale": _range(name, table["scale"])} if "scale" in table else {}
-    return {**table, **scale}
+        kind = kinds[key]
+        # In Python a bool is an int, in TOML it is not.
+        is_bool = isinstance(value, bool)
+        if not isinstance(value, _KINDS.get(kind, (Mapping,))) or (is_bool and kind != "bool"):
+            raise InputError(f"recipe {name}: {key} must be of the kind {kind}; got {value!r}")
+    values = dict(table)
+    if "scale" in values:
+        values["scale"] = _area_range(name, values["scale"])
+    return values
 
 
-def _range(name: str, given: Any) -> tuple[float, float]:
-    if (
-        len(given) != 2
-        or not all(isinstance(one, int | float) for one in given)
-        or not 0 < given[0] <= given[1] <= 1
-    ):
-        raise InputError(
-            f"recipe {name}: scale must be two shares of the area, such as [0.35, 1.0]; got {given!r}"
-        )
-    return float(given[0]), float(given[1])
+def _area_range(name: str, value: Any) -> tuple[float, float]:
+    are_numbers = all(isinstance(item, int | float) for item in value)
+    if len(value) == 2 and are_numbers and 0 < value[0] <= value[1] <= 1:
+        return float(value[0]), float(value[1])
+    raise InputError(
+        f"recipe {name}: scale must be two shares of the area, such as [0.35, 1.0]; got {value!r}"
+    )

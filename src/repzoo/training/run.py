@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
@@ -25,7 +26,10 @@ HOW = ("seed", "accumulate", "device", "channels_last", "checkpoint", "pretraine
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The artifact, the log, and what a person should know: images left out, how it ran, where the weights came from."""
+    """A finished training.
+
+    remarks  for a person: images left out, how it ran, where the weights came from
+    """
 
     artifact: Artifact
     log: Sequence[Epoch]
@@ -40,28 +44,38 @@ def train(
     group: Group = ALONE,
     progress: Progress = silent,
 ) -> TrainResult:
-    """Train `model` on the training part of `source`, or go on with the run in `running.output`.
+    """Train `model` on the training part of `source`, or continue the run in `running.output`.
 
-    Writes run.json, log.csv, state.pt, weights.safetensors and MODEL.SOURCE.onnx there; images held out are scored, never
-    trained on. Of several processes (`group`) only the first writes.
+    Writes run.json, log.csv, state.pt, weights.safetensors and MODEL.SOURCE.onnx there.
+    Held-out images are scored and never trained on. Of several processes (`group`) only the
+    first writes.
 
     Raises:
-        InputError: unknown model, no training part, a class without images, broken images, another run's folder, weights or a
-            teacher that do not fit, a loss that is not a number.
+        InputError: an unknown model, no training part, a class without images, broken images,
+            another run's folder, weights or a teacher that do not fit, a loss that is not finite.
     """
-    recipe, report = recipe.for_model(model), ReadReport()
+    recipe = recipe.for_model(model)
+    report = ReadReport()
     images = _training_images(source, report, progress if not group.rank else silent)
-    held_out = source.held_out() if "train" in source.parts and len(source.parts) > 1 else None
+    has_held_out = "train" in source.parts and len(source.parts) > 1
+    held_out = source.held_out() if has_held_out else None
     student = models.student(model, len(source.classes), recipe, running)
     teacher = models.teacher(running.teacher, source.classes, recipe)
-    trainer = Trainer(
-        student.module, TrainingImages(images, student.preprocess), recipe, running, group, teacher
-    )
+    training_images = TrainingImages(images, student.preprocess)
+    trainer = Trainer(student.module, training_images, recipe, running, group, teacher)
     remarks = [*trainer.facts(), *student.remarks]
-    settings = {
-        "model": model, "data": images.name, "images": len(images), "seed": running.seed, "recipe": asdict(recipe),
-        "processes": group.size, **student.facts, **{key: getattr(running, key) for key in HOW if getattr(running, key)},
-    }  # fmt: skip
+    settings: dict[str, Any] = {
+        "model": model,
+        "data": images.name,
+        "images": len(images),
+        "seed": running.seed,
+        "recipe": asdict(recipe),
+        "processes": group.size,
+        **student.facts,
+    }
+    for key in HOW:
+        if getattr(running, key):
+            settings[key] = getattr(running, key)
     if not group.rank:
         state.save_settings(running.output, {"remarks": remarks, **settings})
     best = trainer.run(held_out, progress)
@@ -78,13 +92,13 @@ def _training_images(source: DataSource, report: ReadReport, progress: Progress)
     images = whole.subset(readable_indices(whole, report, progress))
     report.check(whole.name, len(whole))
     present = set(images.targets)
-    if missing := [
-        *source.empty,
-        *(label for index, label in enumerate(source.classes) if index not in present),
-    ]:
+    missing = list(source.empty)
+    missing += [label for index, label in enumerate(source.classes) if index not in present]
+    if missing:
+        names = ", ".join(repr(label) for label in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(
-            f"{whole.name} has no image of the class {', '.join(map(repr, missing[:3]))}{more}, so it cannot be learned; "
+            f"{whole.name} has no image of the class {names}{more}, so it cannot be learned; "
             "add images, or remove the class's folder from every part"
         )
     return images

@@ -1,4 +1,4 @@
-"""What a training keeps in its folder: the state that it goes on from, the log, the settings, the weights."""
+"""The files in a training's folder: state to continue from, log, settings, weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ MAX_STATE_BYTES = 2**33
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the log. Accuracy is Top-1 % of the EMA weights on the validation images (nan when not taken)."""
+    """One line of the log.
+
+    validation_top1  percent, EMA weights on validation images; nan if not measured
+    """
 
     epoch: int
     lr: float
@@ -41,7 +44,7 @@ class Epoch:
 
 
 def save(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write the state beside the old one, then over it: the old one is whole until the new one is."""
+    """Replace the state in one rename: the old one is complete until the new one is."""
     with written_aside(folder / STATE) as aside:
         try:
             torch.save(state, aside)
@@ -77,7 +80,8 @@ def read(folder: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_STATE_BYTES:
             raise InputError(
-                f"{path} has more than {MAX_STATE_BYTES:,} bytes, which no state has; remove it to start again"
+                f"{path} has more than {MAX_STATE_BYTES:,} bytes, which no state has; remove it to "
+                "start again"
             )
         return b"+" + path.read_bytes()
     except FileNotFoundError:
@@ -87,7 +91,11 @@ def read(folder: Path) -> bytes:
 
 
 def decoded(folder: Path, data: bytes, fingerprint: str) -> dict[str, Any]:
-    """The state in `data` of `read`, if it is whole and of the run with `fingerprint`; nothing in it is run."""
+    """The state in the bytes of `read`. Nothing in it is executed.
+
+    Raises:
+        InputError: damaged, or of a run with another `fingerprint`.
+    """
     path = folder / STATE
     try:
         state: dict[str, Any] = torch.load(
@@ -100,13 +108,17 @@ def decoded(folder: Path, data: bytes, fingerprint: str) -> dict[str, Any]:
         ) from None
     if found != fingerprint:
         raise InputError(
-            f"{path} belongs to a run with other settings or data; give another -o, or remove it to start again"
+            f"{path} belongs to a run with other settings or data; give another -o, or remove it "
+            "to start again"
         )
     return state
 
 
 class Board:
-    """The log for TensorBoard, in the folder's `tensorboard`; what an interrupted run wrote after its last state is dropped."""
+    """The log for TensorBoard in the folder `tensorboard`.
+
+    Lines that an interrupted run wrote after its last state are dropped.
+    """
 
     def __init__(self, folder: Path, done: int) -> None:
         try:

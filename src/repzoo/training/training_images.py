@@ -1,7 +1,7 @@
 """Training images: their order and augmentation.
 
-Both follow from a seed and the image's position in the epoch alone. The number of workers, the number
-of processes and interruptions change nothing.
+Both follow from a seed and the image's position in the epoch alone. The number of workers, the
+number of processes and interruptions change nothing.
 """
 
 from __future__ import annotations

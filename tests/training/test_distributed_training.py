@@ -22,7 +22,7 @@ pytest.importorskip("timm", reason="the torch extra is not installed")
 
 import torch
 from safetensors.torch import load_file
-from tests.train.test_loop import PREPROCESS, SHORT, network, pictures, trainer
+from tests.training.test_loop import PREPROCESS, SHORT, network, pictures, trainer
 
 from repzoo.errors import InputError
 from repzoo.measure import distributed
@@ -167,7 +167,7 @@ def test_gradients_of_many_steps_are_those_of_one_process(tmp_path: Path) -> Non
 
     A sum in another order errs by some eps of each addend; six steps through three layers stay below 1e-5 of the largest weight.
     """
-    call = "import sys, pathlib; from tests.train.test_distributed_training import train_still; train_still(pathlib.Path(sys.argv[1]))"
+    call = "import sys, pathlib; from tests.training.test_distributed_training import train_still; train_still(pathlib.Path(sys.argv[1]))"
     two = run_two([sys.executable, "-c", call, str(tmp_path / "two")])
     assert [code for code, _, _ in two] == [0, 0], two
     train_still(tmp_path / "one")

@@ -11,7 +11,7 @@ pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("timm", reason="the torch extra is not installed")
 
 import torch
-from tests.train.test_loop import CLASSES, PREPROCESS, SHORT, network, trainer
+from tests.training.test_loop import CLASSES, PREPROCESS, SHORT, network, trainer
 
 from repzoo.errors import InputError
 from repzoo.training import models
@@ -175,7 +175,7 @@ def test_the_teachers_answers_pull(kind: str) -> None:
 
 
 def test_a_teacher_teaches(tmp_path: Path) -> None:
-    from tests.train.test_loop import pictures
+    from tests.training.test_loop import pictures
 
     from repzoo.training.training_images import TrainingImages
 
