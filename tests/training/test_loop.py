@@ -203,7 +203,7 @@ class Poisoned(torch.nn.Module):
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"loss became nan at step 4; epoch 1 is kept in .*state\.pt.*lower --lr"
+        InputError, match=r"loss became nan at step 4; epoch 1 is saved in .*state\.pt.*lower --lr"
     ):
         trainer(tmp_path, module=Poisoned(5)).run(None)
     kept = torch.load(tmp_path / state.STATE, weights_only=True)
@@ -213,7 +213,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(tmp_path: Pa
 
 
 def test_a_loss_that_is_not_a_number_at_once_keeps_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing was kept"):
+    with pytest.raises(InputError, match="nothing was saved"):
         trainer(tmp_path, module=Poisoned(1)).run(None)
     assert list(tmp_path.iterdir()) == []
 
