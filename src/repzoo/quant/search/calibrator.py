@@ -87,11 +87,13 @@ class Calibrator:
         for placement in placements:
             tensors.extend(placement.tensors)
             nodes |= placement.nodes
-        found = layers.find_layers(model)
-        wanted = [layer for name, layer in found.items() if name in nodes]
-        tensors.extend(layer.source for layer in wanted)
+        by_name = layers.find_layers(model)
+        observed_layers = [layer for name, layer in by_name.items() if name in nodes]
+        tensors.extend(layer.source for layer in observed_layers)
         reader = ImageReader(self.artifact, images)
-        statistics = self.observe(model, list(dict.fromkeys(tensors)), wanted, reader, PROBED_BYTES)
+        statistics = self.observe(
+            model, list(dict.fromkeys(tensors)), observed_layers, reader, PROBED_BYTES
+        )
         reader.report.check(images.name, len(images))
         return Calibration(statistics, images.subset(reader.indices), reader.report.sentences())
 
@@ -99,19 +101,21 @@ class Calibrator:
         self,
         model: onnx.ModelProto,
         tensors: Sequence[str],
-        wanted: Sequence[Layer],
+        observed_layers: Sequence[Layer],
         images: Dataset,
     ) -> Statistics:
-        """Statistics of `tensors` and of the inputs of the layers `wanted`, on other images."""
+        """Statistics of `tensors` and of the inputs of `observed_layers`, on other images."""
         # The statistics of the calibration pass are still in memory.
         room = PROBED_BYTES // 4
-        return self.observe(model, tensors, wanted, ImageReader(self.artifact, images), room)
+        return self.observe(
+            model, tensors, observed_layers, ImageReader(self.artifact, images), room
+        )
 
     def observe(
         self,
         model: onnx.ModelProto,
         tensors: Sequence[str],
-        wanted: Sequence[Layer],
+        observed_layers: Sequence[Layer],
         reader: ImageReader,
         room: int,
     ) -> Statistics:
@@ -119,11 +123,11 @@ class Calibrator:
         # The weights are in memory too: in the model and again in the session.
         if initializer_bytes(model) > PROBED_BYTES:
             room //= 2
-        observed = [*tensors, *(layer.source for layer in wanted)]
+        observed = [*tensors, *(layer.source for layer in observed_layers)]
         inputs = reader.read(batch_size(model, observed, room))
         stream = CalibrationStream(inputs, len(reader.images), self.progress)
         return collect_statistics(
-            model, list(tensors), list(wanted), stream, self.engine, self.threads
+            model, list(tensors), list(observed_layers), stream, self.engine, self.threads
         )
 
     def prepare(self, phase: str, images: Dataset, size: int) -> Iterator[Inputs]:

@@ -104,9 +104,9 @@ class Evaluator:
         """The SQNR of each layer of `candidate` on a few of `images`, noisiest first."""
         float_model = self.builder.cache.get(candidate.build.stage)
         sample = images.subset(images.balanced_sample(DIAGNOSED_IMAGES, 0))
-        found = layers.find_layers(float_model.model)
+        by_name = layers.find_layers(float_model.model)
         observed = [
-            layer for name, layer in found.items() if name in float_model.statistics.moments
+            layer for name, layer in by_name.items() if name in float_model.statistics.moments
         ]
         tensors = list(candidate.build.plan.activations)
         free_memory()
