@@ -18,8 +18,8 @@ from repzoo.engines import Session, engine
 from repzoo.errors import InputError, MissingExtra
 from repzoo.measure.host import host
 from repzoo.quant.network.scheme import (
-    PEAKS,
     RANGES,
+    WEIGHT_MAX,
     QuantScheme,
     adapt_to_host,
     default_scheme,
@@ -109,7 +109,7 @@ def test_which_engines_clip_as_repzoo_runs_them(kernel: int, weight: int) -> Non
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_seven_bits_are_exact_on_every_host(kernel: int) -> None:
     for name in installed():
-        assert error_of(worst_case(PEAKS[7], kernel), name) < 1e-5, name
+        assert error_of(worst_case(WEIGHT_MAX[7], kernel), name) < 1e-5, name
 
 
 def installed() -> list[str]:

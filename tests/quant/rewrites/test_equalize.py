@@ -277,66 +277,16 @@ def relu6_net(loud: int = 2) -> onnx.ModelProto:
     return model
 
 
-def reached(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.float64]]:
-    seen = collect_statistics(
-        model, ["six", "sixth"], [], CalibrationStream([images()], 16), engine("onnxruntime"), 1
-    )
-    return {name: one.high for name, one in seen.histograms.items()}
-
-
-def test_relu6_holds_still_unless_it_is_known_what_it_cuts() -> None:
+def test_relu6_channels_are_fixed() -> None:
     model = relu6_net()
     assert not channels.link_channels(model, layers.find_layers(model)).labels["six"].any()
 
 
-def test_what_stays_below_six_is_equalized_and_what_saturates_is_not() -> None:
-    model = relu6_net()
-    seen = reached(model)
-    assert seen["six"][2] == 6 > seen["six"][[0, 1, 3, 4, 5]].max() * channels.REACH
-    made = equalize.equalize_ranges(model, seen)
-    factors = made.factors["six"]
-    assert factors[2] == 1
-    assert (factors[[0, 3, 5]] != 1).all()
-    bound = 1e-5 * np.abs(run(model)).max()
-    assert np.abs(run(made.model) - run(model)).max() < bound
-    for name, one in made.factors.items():
-        if name in seen:
-            assert (seen[name] / one * channels.REACH <= 6 * (1 + 1e-9))[one != 1].all()
-    plain = equalize.equalize_ranges(model)
-    first = [
-        np.abs(layers.initializer_arrays(one)[_layer(one, "wide").weight]).max((1, 2, 3))
-        for one in (plain.model, made.model)
-    ]
-    assert first[1].max() / first[1].min() < 0.1 * first[0].max() / first[0].min()
+# INT8 of a network and of a rescaled copy
 
 
-def test_relu6_is_the_same_on_images_that_reach_a_little_further() -> None:
-    model = relu6_net()
-    made = equalize.equalize_ranges(model, reached(model)).model
-    ours, theirs = (
-        engine("onnxruntime").open(one, exact=True).run(images() * np.float32(1.2))
-        for one in (made, model)
-    )
-    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
-
-
-def test_a_relu6_channel_freed_though_it_saturates_is_caught() -> None:
-    """The mutant: what was reached is said to be half of it."""
-    model = relu6_net()
-    wrong = {name: values / 2 for name, values in reached(model).items()}
-    assert (
-        np.abs(run(equalize.equalize_ranges(model, wrong).model) - run(model)).max()
-        > 0.01 * np.abs(run(model)).max()
-    )
-
-
-# INT8 of a network and of its rescaled twin
-
-
-def quantized(
-    model: onnx.ModelProto, name: str, seen: dict[str, npt.NDArray[np.float64]] | None = None
-) -> onnx.ModelProto:
-    made, placed = equalize.equalize_ranges(model, seen), place.candidates(model)[0]
+def quantized(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    made, placed = equalize.equalize_ranges(model), place.candidates(model)[0]
     found = collect_statistics(
         made.model,
         list(placed.tensors),
@@ -380,22 +330,3 @@ def test_int8_does_not_see_that_channels_were_rescaled(seed: int, name: str) -> 
     assert (
         np.square(run(broken) - expected).mean() > 4 * np.square(theirs).mean()
     )  # what it would be without
-
-
-@pytest.mark.parametrize("name", ["ort-cpu", "per-tensor"])
-def test_nor_across_relu6(name: str) -> None:
-    """Channels that stay below 6, made smaller by up to 100."""
-    model = relu6_net()
-    found = layers.find_layers(model)
-    linked = channels.link_channels(model, found, reached(model))
-    total = 10 ** np.random.default_rng(8).uniform(0, 2, linked.count)
-    total[channels.FIXED] = 1
-    twin = equalize.rescale_channels(model, found, linked, total).model
-    expected = run(model)
-    assert np.abs(run(twin) - expected).max() < 1e-4 * np.abs(expected).max()
-    ours, theirs = (run(quantized(one, name, reached(one))) - expected for one in (model, twin))
-    assert np.square(theirs).mean() < 1.5 * np.square(ours).mean() < 0.01 * np.var(expected)
-
-
-def _layer(model: onnx.ModelProto, name: str) -> layers.Layer:
-    return layers.find_layers(model)[name]

@@ -16,7 +16,7 @@ from repzoo.quant.network import placement as place
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.rewrites import equalize
-from repzoo.quant.rewrites import smooth as balance
+from repzoo.quant.rewrites import smooth as smoothing
 from repzoo.quant.rewrites.equalize import EqualizedModel
 
 # A chain, a residual, a depthwise layer with ReLU6 behind it: `live` has one channel far wider than the others, though weights are alike.
@@ -73,16 +73,10 @@ def observed(model: onnx.ModelProto) -> Statistics:
     )
 
 
-def reached(seen: Statistics) -> dict[str, npt.NDArray[np.float64]]:
-    return {"six": seen.histograms["six"].high}
-
-
 def made(model: onnx.ModelProto, per_channel: bool) -> EqualizedModel:
     seen = observed(model)
-    start = equalize.equalize_ranges(model, reached(seen))
-    return balance.smooth(
-        model, start, seen, place.candidates(model)[0].tensors, per_channel, reached(seen)
-    )
+    start = equalize.equalize_ranges(model)
+    return smoothing.smooth(model, start, seen, place.candidates(model)[0].tensors, per_channel)
 
 
 def run(
@@ -105,35 +99,30 @@ def error(model: onnx.ModelProto, base: EqualizedModel, name: str) -> float:
 
 
 def twin_of(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
-    """The same function: free channels multiplied by 10^-2 .. 10^2, those before the ReLU6 only made smaller."""
+    """The same function, its free channels multiplied by 10^-2 .. 10^2."""
     found = layers.find_layers(model)
-    linked = channels.link_channels(model, found, reached(observed(model)))
-    rng = np.random.default_rng(seed)
-    total = 10 ** np.where(
-        linked.lower_bounds > 0, rng.uniform(0, 2, linked.count), rng.uniform(-2, 2, linked.count)
-    )
+    linked = channels.link_channels(model, found)
+    total = 10 ** np.random.default_rng(seed).uniform(-2, 2, linked.count)
     total[channels.FIXED] = 1
     return equalize.rescale_channels(model, found, linked, total).model
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_the_function_stays_and_relu6_is_respected(per_channel: bool) -> None:
+def test_function_is_unchanged_and_relu6_channels_are_fixed(per_channel: bool) -> None:
     model = net()
     found = made(model, per_channel)
     assert np.abs(run(found.model) - run(model)).max() < 1e-5 * np.abs(run(model)).max()
-    high = observed(found.model).histograms["six"].high
-    moved = found.factors["six"] != 1
-    assert moved.any()
-    assert (high[moved] * channels.REACH <= 6 * (1 + 1e-5)).all()
+    assert found.factors
+    assert "six" not in found.factors
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_the_slope_is_that_of_the_noise(per_channel: bool) -> None:
+def test_gradient_matches_finite_differences(per_channel: bool) -> None:
     model = net()
     seen, found = observed(model), layers.find_layers(model)
     linked, start = channels.link_channels(model, found), equalize.equalize_ranges(model)
-    terms = balance._terms(
-        start,
+    terms = smoothing._noise_terms(
+        start.model,
         seen.rescaled(start.factors, found.values()),
         place.candidates(model)[0].tensors,
         linked,
@@ -153,11 +142,11 @@ def test_the_slope_is_that_of_the_noise(per_channel: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["per-tensor", "ort-cpu"])
-def test_int8_is_nearer_to_float_than_with_weights_equalized_alone(name: str) -> None:
+def test_int8_error_is_lower_than_with_equalized_weights_alone(name: str) -> None:
     errors = []
     for seed in range(3):
         model = net(seed)
-        start = equalize.equalize_ranges(model, reached(observed(model)))
+        start = equalize.equalize_ranges(model)
         errors.append(
             (
                 error(model, made(model, load_scheme(name).per_channel), name),
@@ -169,9 +158,9 @@ def test_int8_is_nearer_to_float_than_with_weights_equalized_alone(name: str) ->
 
 
 @pytest.mark.parametrize("name", ["per-tensor", "ort-cpu"])
-def test_a_rescaled_twin_gives_the_same_int8_to_within_its_noise(name: str) -> None:
+def test_rescaled_copy_gives_the_same_int8_within_noise(name: str) -> None:
     model = net()
-    twin = twin_of(model, 3)
+    twin = twin_of(model, 4)
     assert np.abs(run(twin) - run(model)).max() < 1e-4 * np.abs(run(model)).max()
     ours, theirs = (
         error(one, made(one, load_scheme(name).per_channel), name) for one in (model, twin)

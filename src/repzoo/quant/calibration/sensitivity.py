@@ -115,7 +115,7 @@ class SensitivityPropagation:
         self._composite_ends = {}
         inner = set(self._layers)
         for value, composite in self._composites.items():
-            self._composite_ends[composite.end] = (value, composite.kind)
+            self._composite_ends[composite.output] = (value, composite.kind)
             inner |= set(composite.nodes)
         self._stops = inner - self._composite_ends.keys()
         self._first_inputs = {}
@@ -154,7 +154,7 @@ class SensitivityPropagation:
         """(operator, output) of the one function that reads `name`; ("", name) if there is none."""
         if name in self._composites:
             composite = self._composites[name]
-            return composite.kind, composite.end
+            return composite.kind, composite.output
         consumer = self._graph.sole_consumer(name)
         if consumer is None:
             return "", name

@@ -1,1 +1,1 @@
-"""What the quantizer knows of a graph: its layers, channels, activations, and what may run in INT8."""
+"""What the quantizer knows of a graph: layers, channels, activations, what may run in INT8."""

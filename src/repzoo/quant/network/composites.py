@@ -1,4 +1,4 @@
-"""Activations that a graph spells in several nodes: GELU by Erf, swish by Sigmoid and a product, hard-swish by either of two ways."""
+"""Composite activations: GELU, swish and hard-swish that a graph spells as several nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import onnx
 
 from repzoo.quant.network.graph_view import GraphView
 
-FORMS = {  # how often each operator stands in them
+# How often each operator occurs in a spelling, for every known spelling of an activation.
+SPELLINGS = {
     "Gelu": (Counter(Div=1, Erf=1, Add=1, Mul=2), Counter(Erf=1, Add=1, Mul=3)),
     "Swish": (Counter(Sigmoid=1, Mul=1),),
     "HardSwish": (
@@ -19,52 +20,70 @@ FORMS = {  # how often each operator stands in them
         Counter(Add=1, Clip=1, Mul=2),
     ),
 }
-SPELLING = frozenset().union(*(form for forms in FORMS.values() for form in forms))
-LONGEST = max(sum(form.values()) for forms in FORMS.values() for form in forms)
+_ALL_SPELLINGS = [counts for spellings in SPELLINGS.values() for counts in spellings]
+OPERATORS = frozenset().union(*_ALL_SPELLINGS)
+MAX_NODES = max(counts.total() for counts in _ALL_SPELLINGS)
 
 
 @dataclass(frozen=True)
 class CompositeActivation:
-    """One activation of several nodes: its name in FORMS, the first outputs of its nodes, and its result."""
+    """One activation that is spelled as several nodes.
+
+    kind    a key of SPELLINGS
+    nodes   first outputs of its nodes
+    output  the tensor with its result
+    """
 
     kind: str
     nodes: tuple[str, ...]
-    end: str
+    output: str
 
 
-def find_composites(wiring: GraphView, values: Iterable[str]) -> dict[str, CompositeActivation]:
-    """Those of the tensors `values` that go through such an activation and nothing else, each with it."""
-    found = ((value, _spelling(wiring, value)) for value in values)
-    return {value: one for value, one in found if one}
+def find_composites(view: GraphView, names: Iterable[str]) -> dict[str, CompositeActivation]:
+    """The composite activations of those tensors that are read by one and by nothing else."""
+    composites: dict[str, CompositeActivation] = {}
+    for name in names:
+        composite = _composite_of(view, name)
+        if composite:
+            composites[name] = composite
+    return composites
 
 
-def _spelling(wiring: GraphView, value: str) -> CompositeActivation | None:
-    region, nodes = {value: None}, list[onnx.NodeProto]()
-    while len(nodes) < LONGEST:
-        grown = next(
-            (
-                node
-                for at in region
-                for node in wiring.consumers.get(at, [])
-                if _joins(wiring, node, region)
-            ),
-            None,
-        )
-        if grown is None:
+def _composite_of(view: GraphView, name: str) -> CompositeActivation | None:
+    """The composite activation that reads the tensor `name`.
+
+    A region grows from the tensor, node by node, until its operators are those of a spelling and
+    only its last output is read outside.
+    """
+    region: dict[str, None] = {name: None}
+    nodes: list[onnx.NodeProto] = []
+    while len(nodes) < MAX_NODES:
+        node = _next_node(view, region)
+        if node is None:
             return None
-        nodes.append(grown)
-        region[grown.output[0]] = None
-        kinds = Counter(node.op_type for node in nodes)
-        kind = next((name for name, forms in FORMS.items() if kinds in forms), "")
-        if kind and [at for at in region if wiring.has_consumer_outside(at, region)] == [
-            grown.output[0]
-        ]:
-            return CompositeActivation(
-                kind, tuple(node.output[0] for node in nodes), grown.output[0]
-            )
+        nodes.append(node)
+        output = str(node.output[0])
+        region[output] = None
+        kind = _kind_of(nodes)
+        read_outside = [value for value in region if view.has_consumer_outside(value, region)]
+        if kind and read_outside == [output]:
+            return CompositeActivation(kind, tuple(node.output[0] for node in nodes), output)
     return None
 
 
-def _joins(wiring: GraphView, node: onnx.NodeProto, region: Mapping[str, None]) -> bool:
-    inside = all(name in region for name in wiring.activations(node))
-    return node.op_type in SPELLING and inside and node.output[0] not in region
+def _next_node(view: GraphView, region: Mapping[str, None]) -> onnx.NodeProto | None:
+    """A node that reads only the region and constants, and that a spelling may contain."""
+    for value in region:
+        for node in view.consumers.get(value, []):
+            is_inside = all(name in region for name in view.activations(node))
+            if node.op_type in OPERATORS and is_inside and node.output[0] not in region:
+                return node
+    return None
+
+
+def _kind_of(nodes: list[onnx.NodeProto]) -> str:
+    counts = Counter(node.op_type for node in nodes)
+    for kind, spellings in SPELLINGS.items():
+        if counts in spellings:
+            return kind
+    return ""

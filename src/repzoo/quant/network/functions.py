@@ -1,7 +1,7 @@
-"""Activations as NumPy functions: what each makes of a number, float64 of any shape. Others are taken for straight lines.
+"""Activation functions in NumPy, float64, any shape. Operators that are not here count as linear.
 
-Sources: ONNX operators of these names, HardSigmoid with the slope 1/6 that PyTorch exports; GELU (by its tanh) and swish as
-D. Hendrycks and K. Gimpel, arXiv:1606.08415, have them.
+Sources: ONNX operators of these names, HardSigmoid with the slope 1/6 that PyTorch exports;
+GELU (tanh approximation) and swish as in D. Hendrycks and K. Gimpel, arXiv:1606.08415.
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ Function = Callable[[Float], Float]
 
 
 def identity(x: Float) -> Float:
-    """x itself."""
+    """x."""
     return x
+
+
+def relu(x: Float) -> Float:
+    """max(x, 0)."""
+    return np.asarray(np.maximum(x, 0.0))
 
 
 def sigmoid(x: Float) -> Float:
@@ -25,18 +30,35 @@ def sigmoid(x: Float) -> Float:
     return np.asarray((1 + np.tanh(x / 2)) / 2)
 
 
+def hard_sigmoid(x: Float) -> Float:
+    """x / 6 + 1 / 2, clipped to 0..1."""
+    return np.asarray(np.clip(x / 6 + 0.5, 0.0, 1.0))
+
+
+def hard_swish(x: Float) -> Float:
+    """x hard_sigmoid(x)."""
+    return x * hard_sigmoid(x)
+
+
+def swish(x: Float) -> Float:
+    """x sigmoid(x), also called SiLU."""
+    return x * sigmoid(x)
+
+
 def gelu(x: Float) -> Float:
     """x Phi(x), by its tanh approximation."""
-    bounded = np.clip(x, -10, 10)  # of which the cube does not overflow
-    return np.asarray(x * (1 + np.tanh(np.sqrt(2 / np.pi) * (bounded + 0.044715 * bounded**3))) / 2)
+    # Beyond 10 the result is x or 0; the cube of larger numbers could overflow.
+    bounded = np.clip(x, -10, 10)
+    inner = np.sqrt(2 / np.pi) * (bounded + 0.044715 * bounded**3)
+    return np.asarray(x * (1 + np.tanh(inner)) / 2)
 
 
 FUNCTIONS: dict[str, Function] = {
-    "Relu": lambda x: np.maximum(x, 0.0),
+    "Relu": relu,
     "Sigmoid": sigmoid,
     "Tanh": np.tanh,
-    "HardSigmoid": lambda x: np.clip(x / 6 + 0.5, 0.0, 1.0),
-    "HardSwish": lambda x: x * np.clip(x / 6 + 0.5, 0.0, 1.0),
-    "Swish": lambda x: x * sigmoid(x),
+    "HardSigmoid": hard_sigmoid,
+    "HardSwish": hard_swish,
+    "Swish": swish,
     "Gelu": gelu,
 }

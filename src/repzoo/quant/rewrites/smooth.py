@@ -1,27 +1,31 @@
-"""Equalization for the least noise: channels' factors that weigh weights and activations against each other.
+"""Equalization for the least quantization noise: factors that trade weights against activations.
 
-Equalizing weights alone (equalize.py) may leave one channel of an activation ten times as wide as the others, and where each row of
-a weight has a scale of its own there is no need to make rows alike. Here the noise that rounding will add, relative to the signal,
-is predicted for every layer and every quantized activation as a function of the factors s, and their sum is made least. With
-s = 1 the network that is given, I_o the importance of a channel (importance.py), and x_k, h_c its inputs and largest values:
+Equalizing weights alone (equalize.py) may leave one channel of an activation ten times as wide
+as the others, and with one scale per output channel there is no need to make rows alike. Here
+the noise that rounding will add, relative to the signal, is predicted for every layer and every
+quantized activation as a function of the channel factors s, and the sum is minimized. With s =
+1 for the given network, I_c the sensitivity of a channel (calibration/sensitivity.py), x_k a
+layer's inputs and h_c an activation's largest magnitude:
 
-    weights        N = GAIN / (12 * 127^2) * sum_o m_o^2 I_o s_o^2 sum_k E[x_k^2] / s_k^2,   m_o = max_k |W_ok| s_k / s_o,
-                   the maximum over all rows too where the tensor has one scale
-    activations    N = 1 / (12 * 255^2) * m^2 sum_c I_c s_c^2,                               m = max_c h_c / s_c
+    weights      N = GAIN / (12 * 127^2) * sum_o m_o^2 I_o s_o^2 sum_k E[x_k^2] / s_k^2
+                 m_o = max_k |W_ok| s_k / s_o, over all rows if the tensor has one scale
+    activations  N = 1 / (12 * 255^2) * m^2 sum_c I_c s_c^2
+                 m = max_c h_c / s_c
 
-(a uniform error of step^2 / 12 in each rounded number). GAIN is what second-order rounding leaves of a weight's error. Maxima
-are p-norms, so that the sum is smooth in log s; it is descended by Adam (D. Kingma and J. Ba, arXiv:1412.6980) from the equalized network,
-which is the same for a network and its rescaled twin, so the end is, too.
-Sources: the trade between weights and activations is that of G. Xiao et al., "SmoothQuant", arXiv:2211.10438, equation 4, with one exponent
-for all; that of each channel, by noise predicted from ranges, is E. Meller et al., "Same, Same But Different", arXiv:1902.01917,
-section 4. Function-preserving factors as in equalize.py.
+(a uniform error of scale^2 / 12 in each rounded number). Maxima are replaced by p-norms, so
+that the sum is smooth in log s. Adam (D. Kingma and J. Ba, arXiv:1412.6980) descends it from
+the equalized network. That start is the same for a network and a rescaled copy, and so is the
+result.
+
+Sources: the trade between weights and activations is that of G. Xiao et al., "SmoothQuant",
+arXiv:2211.10438, equation 4, there with one exponent for all channels; noise predicted from
+ranges per channel is E. Meller et al., "Same, Same But Different", arXiv:1902.01917, section 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,283 +33,314 @@ import onnx
 
 from repzoo.quant.calibration.sensitivity import SensitivityPropagation, input_sensitivity
 from repzoo.quant.calibration.statistics import Statistics, signal_power
-from repzoo.quant.network import layers as layering
 from repzoo.quant.network.channels import FIXED, ChannelGroups, link_channels
 from repzoo.quant.network.graph_view import GraphView
-from repzoo.quant.network.layers import Layer
+from repzoo.quant.network.layers import Layer, find_layers, initializer_arrays, weight_rows
 from repzoo.quant.rewrites.equalize import EqualizedModel, labels_of, rescale_channels
 
 Float = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
-GAIN = 0.25
-STEPS, RATE, MOMENTA = 300, 0.03, (0.9, 0.99)
-NORM = 24  # p of the p-norms that stand for maxima
-KEPT = 8  # largest weights of each row and each column that can become the maximum
-TINY = 1e-300
 
-
-@dataclass(frozen=True)
-class _Runs:
-    """A flat array cut into stretches, none empty: where each begins, and how long it is."""
-
-    first: Ids
-    sizes: Ids
-
-    @classmethod
-    def of(cls, first: Sequence[int] | Ids, total: int) -> _Runs:
-        starts = np.asarray(first, np.int64)
-        return cls(starts, np.diff(np.append(starts, total)))
-
-    @classmethod
-    def joined(cls, parts: Sequence[_Runs]) -> _Runs:
-        sizes = np.concatenate([one.sizes for one in parts])
-        return cls(np.cumsum(sizes) - sizes, sizes)
-
-    def sums(self, values: Float) -> Float:
-        return np.asarray(np.add.reduceat(values, self.first))
-
-    def spread(self, values: Float) -> Float:
-        """A value of each stretch, as often as the stretch is long."""
-        return np.repeat(values, self.sizes)
-
-    def largest(self, values: Float) -> tuple[Float, Float]:
-        """(log of the NORM-norm of exp(values) of each stretch; each value's share in its stretch's gradient)."""
-        most = np.maximum.reduceat(values, self.first)
-        weights = np.exp(NORM * (values - self.spread(most)))
-        sums = self.sums(weights)
-        return most + np.log(sums) / NORM, weights / self.spread(sums)
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """The layers' part of the noise, flat: e candidates for m maxima, r rows, i inputs of g groups.
-
-    size, into, out  [e]: log |W|, labels; maxima: which candidates are of one maximum
-    rows, worth      [r]: labels and importance of the rows, in the order of the maxima; group: of each; scaled: rows of one maximum
-    inputs, energy   [i]: labels and E[x^2]; groups: which are of one group
-    """
-
-    size: Float
-    into: Ids
-    out: Ids
-    maxima: _Runs
-    rows: Ids
-    worth: Float
-    group: Ids
-    scaled: _Runs
-    inputs: Ids
-    energy: Float
-    groups: _Runs
-
-    @classmethod
-    def joined(cls, parts: Sequence[_Weights]) -> _Weights:
-        """All layers' as one: a step then takes a few operations on long arrays, and not many on short ones."""
-        before = np.cumsum([0, *(len(one.groups.sizes) for one in parts)])
-        made: dict[str, Any] = {
-            "group": np.concatenate(
-                [one.group + at for one, at in zip(parts, before, strict=False)]
-            )
-        }
-        for name in ("maxima", "scaled", "groups"):
-            made[name] = _Runs.joined([getattr(one, name) for one in parts])
-        for name in ("size", "into", "out", "rows", "worth", "inputs", "energy"):
-            made[name] = np.concatenate([getattr(one, name) for one in parts])
-        return cls(**made)
-
-    def add(self, theta: Float, slope: Float) -> float:
-        """The noise at log factors `theta`; its gradient is added to `slope`."""
-        powers = self.energy * np.exp(-2 * theta[self.inputs])
-        total = self.groups.sums(powers)
-        most, shares = self.maxima.largest(self.size + theta[self.into] - theta[self.out])
-        each = GAIN / (12 * 127**2) * self.worth * np.exp(2 * theta[self.rows]) * total[self.group]
-        each *= self.scaled.spread(np.exp(2 * most))
-        noise = self.scaled.sums(each)
-        pull = 2 * shares * self.maxima.spread(noise)
-        by_group = np.bincount(self.group, each, len(total)) / np.maximum(total, TINY)
-        slope += np.bincount(self.into, pull, len(slope)) - np.bincount(self.out, pull, len(slope))
-        slope += np.bincount(self.rows, 2 * each, len(slope))
-        slope -= np.bincount(self.inputs, 2 * powers * self.groups.spread(by_group), len(slope))
-        return float(noise.sum())
-
-
-@dataclass(frozen=True)
-class _Activations:
-    """The quantized activations' part: log of their channels' largest values, labels and importance; which are of one tensor."""
-
-    size: Float
-    labels: Ids
-    worth: Float
-    tensors: _Runs
-
-    @classmethod
-    def joined(cls, parts: Sequence[_Activations]) -> _Activations:
-        """As _Weights.joined."""
-        made: dict[str, Any] = {
-            name: np.concatenate([getattr(one, name) for one in parts])
-            for name in ("size", "labels", "worth")
-        }
-        return cls(**made, tensors=_Runs.joined([one.tensors for one in parts]))
-
-    def add(self, theta: Float, slope: Float) -> float:
-        """As _Weights.add."""
-        most, shares = self.tensors.largest(self.size - theta[self.labels])
-        each = (
-            self.tensors.spread(np.exp(2 * most))
-            / (12 * 255**2)
-            * self.worth
-            * np.exp(2 * theta[self.labels])
-        )
-        pull = 2 * each - 2 * self.tensors.spread(self.tensors.sums(each)) * shares
-        slope += np.bincount(self.labels, pull, len(slope))
-        return float(each.sum())
+GAIN = 0.25  # what GPTQ rounding leaves of a weight's squared error
+STEPS = 300
+RATE = 0.03
+MOMENTUM = 0.9
+SQUARED_MOMENTUM = 0.99
+NORM = 24  # p of the p-norms that replace maxima
+# Largest weights of each row and column that are considered: only they can become the maximum.
+CANDIDATES = 8
+TINY = 1e-300  # avoids divisions by zero and log(0)
 
 
 def smooth(
     model: onnx.ModelProto,
     start: EqualizedModel,
-    seen: Statistics,
+    statistics: Statistics,
     tensors: Sequence[str],
     per_channel: bool,
-    reached: Mapping[str, Float] | None = None,
 ) -> EqualizedModel:
-    """The float `model` with factors of least predicted noise, searched for from `start`, its equalized form.
+    """The float `model` with the channel factors of least predicted noise.
 
-    seen     statistics of `model` itself; tensors: the activations that will be quantized; reached: see channels.linked
+    start        the equalized form of `model`, from which the search begins
+    statistics   of `model`
+    tensors      activations that will be quantized
+    per_channel  whether weights have one scale per output channel
     """
-    found = layering.find_layers(model)
-    channels = link_channels(model, found, reached)
-    terms = _terms(
-        start, seen.rescaled(start.factors, found.values()), tensors, channels, per_channel
-    )
-    theta = _descended(terms, channels, _lowest(channels, start.factors))
-    factors = np.exp(theta)
-    made = rescale_channels(start.model, layering.find_layers(start.model), channels, factors)
-    both = {
-        name: start.factors.get(name, np.ones(1)) * made.factors.get(name, np.ones(1))
-        for name in start.factors.keys() | made.factors.keys()
-    }
-    return EqualizedModel(made.model, both)
+    layers = find_layers(model)
+    channels = link_channels(model, layers)
+    rescaled = statistics.rescaled(start.factors, layers.values())
+    terms = _noise_terms(start.model, rescaled, tensors, channels, per_channel)
+    factors = np.exp(_minimize(terms, channels))
+    smoothed = rescale_channels(start.model, find_layers(start.model), channels, factors)
+    combined: dict[str, Float] = {}
+    for name in start.factors.keys() | smoothed.factors.keys():
+        first = start.factors.get(name, np.ones(1))
+        combined[name] = first * smoothed.factors.get(name, np.ones(1))
+    return EqualizedModel(smoothed.model, combined)
 
 
-def _lowest(channels: ChannelGroups, before: Mapping[str, Float]) -> Float:
-    """What log factors may not fall below, given those `before`: see Channels.least."""
-    already = np.ones(channels.count)
-    for name, labels in channels.labels.items():
-        if name in before:
-            already[labels] = before[name]
-    least = np.zeros(channels.count)
-    least[: len(channels.lower_bounds)] = channels.lower_bounds
-    return np.log(np.maximum(least / already, TINY))
+@dataclass(frozen=True)
+class _Segments:
+    """Consecutive, non-empty segments of a flat array: where each begins and how long it is."""
+
+    first: Ids
+    sizes: Ids
+
+    @classmethod
+    def of(cls, first: Sequence[int] | Ids, total: int) -> _Segments:
+        """Segments that begin at `first` in an array of `total` elements."""
+        starts = np.asarray(first, np.int64)
+        return cls(starts, np.diff(np.append(starts, total)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Segments]) -> _Segments:
+        """The segments of concatenated arrays."""
+        sizes = np.concatenate([part.sizes for part in parts])
+        return cls(np.cumsum(sizes) - sizes, sizes)
+
+    def sums(self, values: Float) -> Float:
+        """The sum of each segment."""
+        return np.asarray(np.add.reduceat(values, self.first))
+
+    def repeat(self, values: Float) -> Float:
+        """One value per segment, repeated over the segment."""
+        return np.repeat(values, self.sizes)
+
+    def log_norms(self, values: Float) -> tuple[Float, Float]:
+        """(log of the NORM-norm of exp(values) per segment, its gradient in values)."""
+        largest = np.maximum.reduceat(values, self.first)
+        # Powers relative to the largest value: they cannot overflow.
+        powers = np.exp(NORM * (values - self.repeat(largest)))
+        sums = self.sums(powers)
+        return largest + np.log(sums) / NORM, powers / self.repeat(sums)
 
 
-def _terms(
-    start: EqualizedModel,
-    seen: Statistics,
+@dataclass(frozen=True)
+class _WeightNoise:
+    """The noise of all layers' weights, as flat arrays.
+
+    Candidates [e] are the weights that may be the largest of their scale:
+    size, into, out  log |W|, label of the input channel, label of the output channel
+    maxima           candidates of one scale
+
+    Rows [r] are output channels, in the order of the scales:
+    rows, worth      label and sensitivity
+    group            input group that the row reads
+    scaled           rows of one scale
+
+    Inputs [i] are input channels:
+    inputs, energy   label and E[x^2]
+    groups           input channels of one group
+    """
+
+    size: Float
+    into: Ids
+    out: Ids
+    maxima: _Segments
+    rows: Ids
+    worth: Float
+    group: Ids
+    scaled: _Segments
+    inputs: Ids
+    energy: Float
+    groups: _Segments
+
+    @classmethod
+    def joined(cls, parts: Sequence[_WeightNoise]) -> _WeightNoise:
+        """All layers as one: a step then takes a few operations on long arrays."""
+        group_counts = [len(part.groups.sizes) for part in parts]
+        offsets = np.cumsum([0, *group_counts[:-1]])
+        groups = [part.group + offset for part, offset in zip(parts, offsets, strict=True)]
+        return cls(
+            size=np.concatenate([part.size for part in parts]),
+            into=np.concatenate([part.into for part in parts]),
+            out=np.concatenate([part.out for part in parts]),
+            maxima=_Segments.joined([part.maxima for part in parts]),
+            rows=np.concatenate([part.rows for part in parts]),
+            worth=np.concatenate([part.worth for part in parts]),
+            group=np.concatenate(groups),
+            scaled=_Segments.joined([part.scaled for part in parts]),
+            inputs=np.concatenate([part.inputs for part in parts]),
+            energy=np.concatenate([part.energy for part in parts]),
+            groups=_Segments.joined([part.groups for part in parts]),
+        )
+
+    def add(self, theta: Float, slope: Float) -> float:
+        """The noise at log factors `theta`. Its gradient is added to `slope`."""
+        powers = self.energy * np.exp(-2 * theta[self.inputs])
+        total = self.groups.sums(powers)
+        sizes = self.size + theta[self.into] - theta[self.out]
+        log_maxima, shares = self.maxima.log_norms(sizes)
+        each = GAIN / (12 * 127**2) * self.worth * np.exp(2 * theta[self.rows]) * total[self.group]
+        each *= self.scaled.repeat(np.exp(2 * log_maxima))
+        noise = self.scaled.sums(each)
+
+        count = len(slope)
+        pull = 2 * shares * self.maxima.repeat(noise)
+        slope += np.bincount(self.into, pull, count) - np.bincount(self.out, pull, count)
+        slope += np.bincount(self.rows, 2 * each, count)
+        by_group = np.bincount(self.group, each, len(total)) / np.maximum(total, TINY)
+        slope -= np.bincount(self.inputs, 2 * powers * self.groups.repeat(by_group), count)
+        return float(noise.sum())
+
+
+@dataclass(frozen=True)
+class _ActivationNoise:
+    """The noise of all quantized activations, as flat arrays over their channels.
+
+    size     log of the largest magnitude
+    labels   of the channels
+    worth    sensitivity
+    tensors  channels of one tensor
+    """
+
+    size: Float
+    labels: Ids
+    worth: Float
+    tensors: _Segments
+
+    @classmethod
+    def joined(cls, parts: Sequence[_ActivationNoise]) -> _ActivationNoise:
+        """All activations as one, like `_WeightNoise.joined`."""
+        return cls(
+            size=np.concatenate([part.size for part in parts]),
+            labels=np.concatenate([part.labels for part in parts]),
+            worth=np.concatenate([part.worth for part in parts]),
+            tensors=_Segments.joined([part.tensors for part in parts]),
+        )
+
+    def add(self, theta: Float, slope: Float) -> float:
+        """The noise at log factors `theta`. Its gradient is added to `slope`."""
+        log_maxima, shares = self.tensors.log_norms(self.size - theta[self.labels])
+        squared_ranges = self.tensors.repeat(np.exp(2 * log_maxima))
+        each = squared_ranges / (12 * 255**2) * self.worth * np.exp(2 * theta[self.labels])
+        pull = 2 * each - 2 * self.tensors.repeat(self.tensors.sums(each)) * shares
+        slope += np.bincount(self.labels, pull, len(slope))
+        return float(each.sum())
+
+
+_Terms = Sequence[_WeightNoise | _ActivationNoise]
+
+
+def _noise_terms(
+    model: onnx.ModelProto,
+    statistics: Statistics,
     tensors: Sequence[str],
     channels: ChannelGroups,
     per_channel: bool,
-) -> list[_Weights | _Activations]:
-    found, values = layering.find_layers(start.model), layering.initializer_arrays(start.model)
-    known = {name: one for name, one in found.items() if name in seen.moments}
-    read = input_sensitivity(known.values(), values, seen)
-    reached = SensitivityPropagation(GraphView(start.model), found, seen).propagate(read, read)
+) -> _Terms:
+    """The terms of the predicted noise of `model`, whose statistics are `statistics`."""
+    all_layers = find_layers(model)
+    values = initializer_arrays(model)
+    layers = {name: layer for name, layer in all_layers.items() if name in statistics.moments}
+    costs = input_sensitivity(layers.values(), values, statistics)
+    propagation = SensitivityPropagation(GraphView(model), all_layers, statistics)
+    activation_costs = propagation.propagate(costs, costs)
     worth = np.zeros(channels.count)
-    for source, each in read.items():
-        np.add.at(worth, labels_of(channels, source, len(each)), each)
-    weights, activations = list[_Weights](), list[_Activations]()
-    for name, one in known.items():
-        power = signal_power(layering.weight_rows(one, values), seen.moments[name])
-        out = labels_of(channels, name, one.out_channels)
+    for source, cost in costs.items():
+        np.add.at(worth, labels_of(channels, source, len(cost)), cost)
+
+    weights: list[_WeightNoise] = []
+    for name, layer in layers.items():
+        rows = weight_rows(layer, values)
+        power = signal_power(rows, statistics.moments[name])
         if power > 0:
-            own = np.where((out == FIXED) | (worth[out] == 0), 1 / power, worth[out])
-            weights.append(
-                _weights(
-                    one,
-                    layering.weight_rows(one, values),
-                    _energy(one, seen),
-                    own,
-                    channels,
-                    per_channel,
-                )
-            )
+            out = labels_of(channels, name, layer.out_channels)
+            # A row that nothing sensitive reads counts by the signal of its own layer.
+            own_worth = np.where((out == FIXED) | (worth[out] == 0), 1 / power, worth[out])
+            energy = _input_energy(layer, statistics)
+            weights.append(_weight_noise(layer, rows, energy, own_worth, channels, per_channel))
+
+    activations: list[_ActivationNoise] = []
     for name in tensors:
-        if name in reached:
-            histogram = seen.histograms[name]
-            high = np.maximum(np.maximum(histogram.high, -histogram.low), TINY)
-            runs = _Runs.of([0], len(high))
-            activations.append(
-                _Activations(
-                    np.log(high), labels_of(channels, name, len(high)), reached[name], runs
-                )
-            )
-    terms: list[_Weights | _Activations] = [_Weights.joined(weights)] if weights else []
-    return [*terms, *([_Activations.joined(activations)] if activations else [])]
+        if name in activation_costs:
+            histogram = statistics.histograms[name]
+            largest = np.maximum(np.maximum(histogram.high, -histogram.low), TINY)
+            labels = labels_of(channels, name, len(largest))
+            tensor = _Segments.of([0], len(largest))
+            cost = activation_costs[name]
+            activations.append(_ActivationNoise(np.log(largest), labels, cost, tensor))
+
+    terms: list[_WeightNoise | _ActivationNoise] = []
+    if weights:
+        terms.append(_WeightNoise.joined(weights))
+    if activations:
+        terms.append(_ActivationNoise.joined(activations))
+    return terms
 
 
-def _energy(one: Layer, seen: Statistics) -> Float:
-    """E[x^2] of each input channel, summed over its taps: [G, C/G]."""
-    diagonal = np.concatenate(
-        [np.einsum("gkk->gk", gram) for gram in seen.moments[one.name].grams], axis=1
-    )
-    return np.asarray(diagonal.reshape(one.groups, -1, int(np.prod(one.kernel))).sum(2), np.float64)
+def _input_energy(layer: Layer, statistics: Statistics) -> Float:
+    """E[x^2] of each input channel, summed over the kernel: [G, C/G]."""
+    grams = statistics.moments[layer.name].grams
+    diagonal = np.concatenate([np.einsum("gkk->gk", gram) for gram in grams], axis=1)
+    by_channel = diagonal.reshape(layer.groups, -1, int(np.prod(layer.kernel)))
+    return np.asarray(by_channel.sum(2), np.float64)
 
 
-def _weights(
-    one: Layer, rows: Float, energy: Float, worth: Float, channels: ChannelGroups, per_channel: bool
-) -> _Weights:
+def _weight_noise(
+    layer: Layer,
+    rows: Float,
+    energy: Float,
+    worth: Float,
+    channels: ChannelGroups,
+    per_channel: bool,
+) -> _WeightNoise:
+    """The term of one layer. `rows` are its weights, `worth` [O] the sensitivity of its outputs."""
     peaks = np.abs(rows).reshape(*rows.shape[:2], energy.shape[1], -1).max(3)  # [G, O/G, C/G]
-    kept = (_leading(peaks, 1) | _leading(peaks, 2)) & (peaks > 0)
-    group, row, column = np.nonzero(kept)
-    number = (
-        group * peaks.shape[1] + row
-    )  # of the output channel; np.nonzero goes through them in order
-    out, into = (
-        labels_of(channels, one.name, one.out_channels),
-        labels_of(channels, one.source, one.in_channels).reshape(energy.shape),
-    )
-    alive = np.unique(number)
-    first = np.searchsorted(number, alive) if per_channel else [0]
-    return _Weights(
-        np.log(peaks[kept]),
-        into[group, column],
-        out[number],
-        _Runs.of(first, len(number)),
-        out[alive],
-        worth[alive],
-        alive // peaks.shape[1],
-        _Runs.of(np.arange(len(alive)) if per_channel else [0], len(alive)),
-        into.reshape(-1),
-        energy.reshape(-1),
-        _Runs.of(np.arange(0, energy.size, energy.shape[1]), energy.size),
+    is_candidate = (_are_largest(peaks, 1) | _are_largest(peaks, 2)) & (peaks > 0)
+    # np.nonzero returns candidates in the order of the output channels.
+    group, row, column = np.nonzero(is_candidate)
+    rows_per_group = peaks.shape[1]
+    output = group * rows_per_group + row
+    out = labels_of(channels, layer.name, layer.out_channels)
+    into = labels_of(channels, layer.source, layer.in_channels).reshape(energy.shape)
+    live = np.unique(output)  # output channels with any weight
+    first = np.searchsorted(output, live) if per_channel else [0]
+    first_row = np.arange(len(live)) if per_channel else [0]
+    return _WeightNoise(
+        size=np.log(peaks[is_candidate]),
+        into=into[group, column],
+        out=out[output],
+        maxima=_Segments.of(first, len(output)),
+        rows=out[live],
+        worth=worth[live],
+        group=live // rows_per_group,
+        scaled=_Segments.of(first_row, len(live)),
+        inputs=into.reshape(-1),
+        energy=energy.reshape(-1),
+        groups=_Segments.of(np.arange(0, energy.size, energy.shape[1]), energy.size),
     )
 
 
-def _leading(peaks: Float, axis: int) -> npt.NDArray[np.bool_]:
-    """Which are among the KEPT largest along `axis`."""
-    if peaks.shape[axis] <= KEPT:
+def _are_largest(peaks: Float, axis: int) -> npt.NDArray[np.bool_]:
+    """Which elements are among the CANDIDATES largest along `axis`."""
+    if peaks.shape[axis] <= CANDIDATES:
         return np.ones(peaks.shape, np.bool_)
-    return np.asarray(peaks >= np.partition(peaks, -KEPT, axis).take([-KEPT], axis))
+    threshold = np.partition(peaks, -CANDIDATES, axis).take([-CANDIDATES], axis)
+    return np.asarray(peaks >= threshold)
 
 
-def _descended(
-    terms: Sequence[_Weights | _Activations], channels: ChannelGroups, lowest: Float
-) -> Float:
-    """Log factors of the least noise found."""
-    theta, best, least = np.zeros(channels.count), np.zeros(channels.count), np.inf
-    mean, square = np.zeros(channels.count), np.zeros(channels.count)
+def _minimize(terms: _Terms, channels: ChannelGroups) -> Float:
+    """The log factors of least noise that Adam finds."""
+    theta = np.zeros(channels.count)
+    best = theta.copy()
+    least = np.inf
+    mean = np.zeros(channels.count)
+    square = np.zeros(channels.count)
     for step in range(1, STEPS + 1):
         slope = np.zeros(channels.count)
-        noise = sum(one.add(theta, slope) for one in terms)
+        noise = sum(term.add(theta, slope) for term in terms)
         if noise < least:
-            best, least = theta.copy(), noise
+            best = theta.copy()
+            least = noise
         slope[FIXED] = 0
+        # The gradient of log noise: the step size then does not depend on the noise's magnitude.
         slope /= max(noise, TINY)
-        mean, square = (
-            decay * old + (1 - decay) * new
-            for decay, old, new in zip(MOMENTA, (mean, square), (slope, slope**2), strict=True)
-        )
-        sure, spread = mean / (1 - MOMENTA[0] ** step), np.sqrt(square / (1 - MOMENTA[1] ** step))
-        moved = theta - RATE * (1 - (step - 1) / STEPS) * sure / (spread + 1e-12)
-        theta = np.maximum(moved, lowest)
+        mean = MOMENTUM * mean + (1 - MOMENTUM) * slope
+        square = SQUARED_MOMENTUM * square + (1 - SQUARED_MOMENTUM) * slope**2
+        unbiased = mean / (1 - MOMENTUM**step)
+        spread = np.sqrt(square / (1 - SQUARED_MOMENTUM**step))
+        rate = RATE * (1 - (step - 1) / STEPS)
+        theta = theta - rate * unbiased / (spread + 1e-12)
         theta[FIXED] = 0
     return best

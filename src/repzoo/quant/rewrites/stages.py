@@ -1,26 +1,22 @@
 """The stages of the ladder as data: corrections, and rewrites of the float graph before them.
 
-A rewrite is a pure function from a FloatModel to one that computes the same, or to None where it
-would change nothing; the ladder then skips the stage. It only scales channels, so it carries the
-statistics along as if they had been collected on the new graph: one calibration pass serves all.
+A rewrite is a pure function from a FloatModel to one that computes the same, or to None if it would
+change nothing; the ladder then skips the stage. Rewrites only scale channels, so the statistics are
+rescaled too, and one calibration pass serves all stages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
 from repzoo.quant.calibration.statistics import Statistics
-from repzoo.quant.network import layers
+from repzoo.quant.network.layers import find_layers
 from repzoo.quant.parameters.compute import Corrections
-from repzoo.quant.rewrites import equalize
-from repzoo.quant.rewrites import smooth as balance
-
-Float = npt.NDArray[np.float64]
+from repzoo.quant.rewrites.equalize import equalize_ranges
+from repzoo.quant.rewrites.smooth import smooth
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,8 @@ Rewrite = Callable[[FloatModel], FloatModel | None]
 class Stage:
     """One stage of the ladder.
 
-    rewrites  applied to the float graph, in this order
+    corrections  how weights are rounded and biases corrected
+    rewrites     applied to the float graph, in this order
     """
 
     name: str
@@ -51,28 +48,17 @@ class Stage:
 
 
 def equalize_stage(base: FloatModel) -> FloatModel:
-    """Cross-layer equalization (equalize.py) for least noise (balance.py); ReLU6 holds still."""
-    return _equalized(base, {})
+    """Cross-layer equalization (equalize.py), then channel factors of least noise (smooth.py)."""
+    start = equalize_ranges(base.model)
+    tensors = tuple(base.statistics.histograms)
+    result = smooth(base.model, start, base.statistics, tensors, base.per_channel)
+    layers = find_layers(result.model).values()
+    statistics = base.statistics.rescaled(result.factors, layers)
+    return replace(base, model=result.model, statistics=statistics)
 
 
-def _equalized(base: FloatModel, reached: Mapping[str, Float]) -> FloatModel:
-    start = equalize.equalize_ranges(base.model, reached)
-    made = balance.smooth(
-        base.model,
-        start,
-        base.statistics,
-        tuple(base.statistics.histograms),
-        base.per_channel,
-        reached,
-    )
-    return replace(
-        base,
-        model=made.model,
-        statistics=base.statistics.rescaled(made.factors, layers.find_layers(made.model).values()),
-    )
-
-
-STAGES = (  # from cheap to dear
+# From cheap to expensive.
+STAGES = (
     Stage("rounding", Corrections(gptq=False)),
     Stage("gptq", Corrections()),
     Stage("equalized", Corrections(), (equalize_stage,)),
