@@ -106,7 +106,7 @@ class PlacementSpace:
         return list(distinct.values())
 
     def groups(self) -> dict[str, frozenset[str]]:
-        """Nodes by kind and resolution, such as "depthwise at 28 px", that a search moves at once."""
+        """Nodes by kind and resolution ("depthwise at 28 px"), which a search moves at once."""
         members: dict[str, set[str]] = {}
         for node in (*self.layers, *self.around):
             name = _kind(node, self._shapes)
