@@ -13,7 +13,7 @@ import pytest
 from repzoo.errors import CertificateError
 from repzoo.graph.certificate.index import TensorIndex
 from repzoo.graph.certificate.proof import prove
-from repzoo.graph.fold import engine as folding
+from repzoo.graph.fold import write as writing
 from repzoo.graph.fold.engine import fold
 
 Graph = Callable[..., onnx.ModelProto]
@@ -31,14 +31,14 @@ def test_a_fold_that_a_later_one_takes_in_is_within_what_that_ones_proof_retrace
     assert proof.output == outer
     retraced = TensorIndex.of(model.graph).between("data", proof.output)
     assert {name for node in retraced for name in node.output} >= {inner, outer}
-    right, written = folding._node_for, iter(range(9))
+    right, written = writing.nodes_for, iter(range(9))
 
     def wrong_at_first(form: Any, made: Any, *rest: Any) -> Any:
         return right(
             form, replace(made, kernel=made.kernel * (1 + 1e-4 * (next(written) == 0))), *rest
         )
 
-    monkeypatch.setattr(folding, "_node_for", wrong_at_first)
+    monkeypatch.setattr(writing, "nodes_for", wrong_at_first)
     mutant = fold(model)
     assert [one.output for one in mutant.folds] == [inner, outer]
     with pytest.raises(CertificateError):

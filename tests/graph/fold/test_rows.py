@@ -16,7 +16,7 @@ from repzoo.graph.certificate.index import TensorIndex
 from repzoo.graph.certificate.proof import prove
 from repzoo.graph.certificate.training_form import TrainingForm
 from repzoo.graph.certificate.unchanged import changed_nodes
-from repzoo.graph.fold import engine as folding
+from repzoo.graph.fold import write as writing
 from repzoo.graph.fold.engine import fold
 
 Array = npt.NDArray[Any]
@@ -123,7 +123,7 @@ def test_batchnorms_between_rows_are_drilled(graph: Graph) -> None:
 
 @pytest.mark.parametrize("wrong", ["weight", "bias", "bias left out"])
 def test_a_wrong_layer_is_caught(wrong: str, graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, right = made(graph, LEVIT), folding._linear
+    model, right = made(graph, LEVIT), writing._linear_nodes
 
     def mutant(inputs: Any, *rest: Any) -> Any:
         source, weight, bias = inputs
@@ -131,10 +131,10 @@ def test_a_wrong_layer_is_caught(wrong: str, graph: Graph, monkeypatch: pytest.M
             return right([source, weight], *rest)
         spoiled = weight if wrong == "weight" else bias
         values = spoiled.const_value.numpy() * np.float32(1 + 1e-5)
-        spoiled.const_value = folding._initializer(spoiled.name, values).const_value
+        spoiled.const_value = writing._initializer(spoiled.name, values).const_value
         return right(inputs, *rest)
 
-    monkeypatch.setattr(folding, "_linear", mutant)
+    monkeypatch.setattr(writing, "_linear_nodes", mutant)
     made_wrong = fold(model)
     assert made_wrong.folds
     with pytest.raises(CertificateError):

@@ -1,0 +1,255 @@
+"""Expressions: pieces of a graph that compute one affine map of one tensor.
+
+An expression is built from the affine maps of single nodes (rules.py) by composition, addition
+and concatenation (algebra.py). Its geometry and costs are known at once. Its values are
+computed only if the fold decides to write it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from repzoo.graph.fold import algebra
+from repzoo.graph.fold.algebra import AffineMap, Geometry
+from repzoo.graph.fold.rules import AffineNode, as_affine, channels_of, rank_of
+
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+# Operators that scale but do not shift.
+WITHOUT_SHIFT = frozenset({"MatMul", "Mul", "Div"})
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A tensor as one affine map of the tensor `source`.
+
+    nodes       the nodes that compute it, the last one first; empty for the source itself
+    macs        multiply-accumulates of these nodes per pixel of the source
+    parameters  weights of these nodes
+    build       computes the map in float64
+    flat        the channels are the last axis of rows, not the second axis of an image
+    """
+
+    source: ir.Value
+    geometry: Geometry
+    nodes: tuple[ir.Node, ...]
+    macs: float
+    parameters: int
+    build: Callable[[], AffineMap]
+    flat: bool
+
+    @property
+    def cost(self) -> float:
+        """Multiply-accumulates per source pixel of the one node that would replace it."""
+        return macs_per_input_pixel(self.geometry)
+
+
+def macs_per_input_pixel(geometry: Geometry) -> float:
+    """Multiply-accumulates per pixel of the input; a stride computes fewer output pixels."""
+    return geometry.macs / (geometry.strides[0] * geometry.strides[1])
+
+
+# --- construction -------------------------------------------------------------------------------
+
+
+def source_itself(value: ir.Value) -> Expression:
+    """`value` as an expression of itself. Its channels become known when it is combined."""
+    return Expression(value, Geometry(0, 0), (), 0.0, 0, lambda: algebra.identity(0), flat=False)
+
+
+def of_node(link: AffineNode) -> Expression:
+    """The map of one affine node. Data movement costs nothing."""
+    macs = 0.0 if link.moves else macs_per_input_pixel(link.geometry)
+    parameters = 0 if link.moves else link.geometry.macs
+    return Expression(
+        link.source, link.geometry, link.nodes, macs, parameters, link.build, link.flat
+    )
+
+
+def composed(link: AffineNode, inner: Expression) -> Expression:
+    """`link` applied to `inner`.
+
+    Raises:
+        Inexact: no single affine map equals the composition.
+    """
+    geometry = algebra.compose_geometry(link.geometry, inner.geometry)
+    own = of_node(link)
+    # Costs are per pixel of the innermost source.
+    area = inner.geometry.strides[0] * inner.geometry.strides[1]
+    return Expression(
+        source=inner.source,
+        geometry=geometry,
+        nodes=(*link.nodes, *inner.nodes),
+        macs=inner.macs + own.macs / area,
+        parameters=inner.parameters + own.parameters,
+        build=lambda: algebra.compose(link.build(), inner.build()),
+        flat=link.flat or inner.flat,
+    )
+
+
+def added(node: ir.Node, left: Expression, right: Expression) -> Expression:
+    """The sum (or, for Sub, difference) of two expressions of one source.
+
+    Raises:
+        Inexact: the two maps do not line up.
+    """
+    channels = (left if left.nodes else right).geometry.outputs
+    left = left if left.nodes else _identity(left, channels)
+    right = right if right.nodes else _identity(right, channels)
+    geometry = algebra.add_geometry(left.geometry, right.geometry)
+    sign = -1.0 if node.op_type == "Sub" else 1.0
+    own_macs = channels / (geometry.strides[0] * geometry.strides[1])
+    return Expression(
+        source=left.source,
+        geometry=geometry,
+        # Both terms may contain the same Split.
+        nodes=tuple(dict.fromkeys((node, *left.nodes, *right.nodes))),
+        macs=left.macs + right.macs + own_macs,
+        parameters=left.parameters + right.parameters,
+        build=lambda: algebra.add(left.build(), algebra.scaled(right.build(), sign)),
+        flat=left.flat or right.flat,
+    )
+
+
+def concatenated(node: ir.Node, parts: list[Expression]) -> Expression:
+    """The channels of several expressions of one source, one after another.
+
+    Raises:
+        Inexact: the maps do not line up.
+    """
+    nodes = [node]
+    for part in parts:
+        nodes += part.nodes
+    return Expression(
+        source=parts[0].source,
+        geometry=functools.reduce(algebra.join_geometry, (part.geometry for part in parts)),
+        nodes=tuple(dict.fromkeys(nodes)),
+        macs=sum(part.macs for part in parts),
+        parameters=sum(part.parameters for part in parts),
+        build=lambda: functools.reduce(algebra.join, (part.build() for part in parts)),
+        flat=parts[0].flat,
+    )
+
+
+def as_part(expression: Expression, part: ir.Value, flat: bool) -> Expression:
+    """`expression`, or the identity if `part` is the source itself, for a concatenation."""
+    if not expression.nodes:
+        expression = _identity(expression, channels_of(part))
+    return replace(expression, flat=flat)
+
+
+def _identity(expression: Expression, channels: int) -> Expression:
+    return Expression(
+        source=expression.source,
+        geometry=Geometry(channels, channels, groups=channels),
+        nodes=(),
+        macs=0.0,
+        parameters=0,
+        build=lambda: algebra.identity(channels),
+        flat=expression.flat,
+    )
+
+
+# --- questions ----------------------------------------------------------------------------------
+
+
+def is_read_only_by(value: ir.Value, readers: tuple[ir.Node, ...]) -> bool:
+    """Whether no node but `readers`, and no caller, needs `value`."""
+    if value.is_graph_output():
+        return False
+    return all(use.node in readers for use in value.uses())
+
+
+def is_closed(expression: Expression, root: ir.Node) -> bool:
+    """Whether nothing outside the expression reads its intermediate results.
+
+    Needed beyond the check while it is built: a Split has several outputs.
+    """
+    for node in expression.nodes:
+        if node is root:
+            continue
+        if not all(is_read_only_by(value, expression.nodes) for value in node.outputs):
+            return False
+    return True
+
+
+def have_same_layout(left: Expression, right: Expression) -> bool:
+    """Whether both have their channels along the same axis. The source itself fits either."""
+    return left.flat == right.flat or not left.nodes or not right.nodes
+
+
+def saves_nodes(expression: Expression, root: ir.Node) -> bool:
+    """Whether fewer nodes are written than replaced, or a BatchNormalization is replaced.
+
+    A lone BatchNormalization becomes a depthwise 1x1 convolution.
+    """
+    shifts = any(node.op_type not in WITHOUT_SHIFT for node in expression.nodes)
+    # Rows with more than one axis take a MatMul and an Add.
+    needs_add = expression.flat and rank_of(root.outputs[0]) != 2 and shifts
+    written = 2 if needs_add else 1
+    is_batchnorm = expression.nodes[0].op_type == "BatchNormalization"
+    return len(expression.nodes) > written or is_batchnorm
+
+
+def belongs_to_layer_before(expression: Expression) -> bool:
+    """Whether the expression begins with a scale that the layer before it can absorb.
+
+    There it scales output channels, which per-channel weight scales absorb in quantization. In
+    the layer after it would scale input channels, which they cannot.
+    """
+    first_node = expression.nodes[-1]
+    producer = expression.source.producer()
+    if first_node.op_type == "Conv" or producer is None or producer.op_type not in WEIGHTED:
+        return False
+    first = as_affine(first_node)
+    if not isinstance(first, AffineNode) or first.source is not expression.source:
+        return False
+    if not (first.geometry.is_pointwise and first.geometry.is_diagonal):
+        return False
+    has_affine_producer = isinstance(as_affine(producer), AffineNode)
+    return has_affine_producer and is_read_only_by(expression.source, (first_node,))
+
+
+def belongs_to_layer_after(expression: Expression, root: ir.Node) -> bool:
+    """Whether it is a shift, then a scale, that only a padded convolution reads.
+
+    That convolution can absorb the scale, but not the shift. Once both are one node, it could
+    absorb neither.
+    """
+    readers = [as_affine(use.node) for use in root.outputs[0].uses()]
+    if len(readers) != 1 or not isinstance(readers[0], AffineNode):
+        return False
+    is_padded = any(readers[0].geometry.pads)
+    begins_with_shift = expression.nodes[-1].op_type in ("Add", "Sub")
+    is_pointwise = expression.geometry.is_pointwise
+    several_nodes = len(expression.nodes) > 1
+    return is_padded and begins_with_shift and several_nodes and is_pointwise and not has_bias(root)
+
+
+def has_bias(node: ir.Node) -> bool:
+    """Whether a node adds a constant per channel."""
+    if node.op_type == "BatchNormalization":
+        return True
+    return node.op_type in ("Conv", "Gemm") and len(node.inputs) > 2
+
+
+def weight_count(node: ir.Node) -> int:
+    """Number of weights of a convolution or linear layer; 0 for other nodes."""
+    if node.op_type not in WEIGHTED or node.inputs[1] is None:
+        return 0
+    shape = node.inputs[1].shape
+    return math.prod(shape.numpy()) if shape is not None else 0
+
+
+def too_expensive(expression: Expression) -> str:
+    """The sentence that refuses an expression whose single node would cost more."""
+    height, width = expression.geometry.kernel
+    return (
+        f"one {height}x{width} convolution in place of {len(expression.nodes)} nodes would take "
+        f"{expression.cost:,.0f} MACs for each input pixel and {expression.geometry.macs:,} "
+        f"weights; they take {expression.macs:,.0f} and {expression.parameters:,}"
+    )

@@ -1,0 +1,124 @@
+"""Write an affine map as ONNX nodes: a Conv, a Gemm, or a MatMul with an Add."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from repzoo.graph.fold.algebra import AffineMap
+from repzoo.graph.fold.expression import Expression, has_bias, weight_count
+from repzoo.graph.fold.rules import node_name, rank_of
+
+# Arrays of at least this many bytes get memory pages of their own.
+OWN_PAGES = 2**16
+
+Names = tuple[str, str, str]  # of the node, its weight and its bias
+
+
+def nodes_for(
+    expression: Expression, affine: AffineMap, like: ir.Value, names: Names
+) -> list[ir.Node]:
+    """The nodes that compute `affine` of the expression's source, in order.
+
+    like  the tensor that they replace; gives rank and number type
+    """
+    dtype = like.dtype.numpy() if like.dtype is not None else np.dtype(np.float32)
+    kernel = affine.kernel[:, :, 0, 0] if expression.flat else affine.kernel
+    inputs = [expression.source, _initializer(names[1], kernel.astype(dtype))]
+    if np.any(affine.bias != 0) or any(has_bias(node) for node in expression.nodes):
+        inputs.append(_initializer(names[2], affine.bias.astype(dtype)))
+    if expression.flat:
+        return _linear_nodes(inputs, like, names)
+    geometry = affine.geometry
+    attributes: dict[str, int | tuple[int, ...]] = {
+        "kernel_shape": geometry.kernel,
+        "strides": geometry.strides,
+        "pads": geometry.pads,
+        "dilations": geometry.dilations,
+        "group": geometry.groups,
+    }
+    return [ir.node("Conv", inputs, attributes=attributes, name=names[0])]
+
+
+def _linear_nodes(inputs: list[ir.Value], like: ir.Value, names: Names) -> list[ir.Node]:
+    """The linear layer of [source, weight [O, I], bias].
+
+    A Gemm for matrices. For rows with more axes a MatMul, and an Add if there is a bias.
+    """
+    if rank_of(like) == 2:
+        return [ir.node("Gemm", inputs, attributes={"transB": 1}, name=names[0])]
+    source, weight, *bias = inputs
+    assert weight.const_value is not None
+    transposed = _initializer(names[1], weight.const_value.numpy().T)
+    product = ir.node("MatMul", [source, transposed], name=names[0])
+    if not bias:
+        return [product]
+    output = product.outputs[0]
+    output.name = f"{names[2]}.product"
+    output.shape = like.shape
+    output.type = like.type
+    return [product, ir.node("Add", [output, *bias], name=f"{names[0]}.shift")]
+
+
+def replace(graph: ir.Graph, root: ir.Node, expression: Expression, affine: AffineMap) -> None:
+    """Replace the nodes of `expression`, whose last one is `root`, by one layer."""
+    old = root.outputs[0]
+    nodes = nodes_for(expression, affine, old, _names(graph, expression))
+    new = nodes[-1].outputs[0]
+    new.name = old.name
+    new.shape = old.shape
+    new.type = old.type
+    for node in nodes:
+        for value in node.inputs[1:]:
+            if value is not None:
+                graph.initializers.pop(str(value.name), None)
+                graph.register_initializer(value)
+    replaced = list(expression.nodes[::-1])
+    ir.convenience.replace_nodes_and_values(graph, root, replaced, nodes, [old], [new])
+
+
+def _names(graph: ir.Graph, expression: Expression) -> Names:
+    """Unused names, after the layer with the most weights among the replaced nodes."""
+    heaviest = max(expression.nodes, key=weight_count)
+    name = node_name(heaviest)
+    old = heaviest.inputs[1] if weight_count(heaviest) else None
+    weight = str(old.name) if old is not None else _unused_name(graph, f"{name}.weight")
+    bias = _unused_name(graph, weight.removesuffix(".weight") + ".folded_bias")
+    return name, weight, bias
+
+
+def _unused_name(graph: ir.Graph, name: str) -> str:
+    """`name`, with a number appended if a tensor of that name exists."""
+    used = set(graph.initializers)
+    used.update(str(value.name) for value in graph.inputs)
+    for node in graph:
+        used.update(str(value.name) for value in node.outputs)
+    unused = name
+    number = 2
+    while unused in used:
+        unused = f"{name}.{number}"
+        number += 1
+    return unused
+
+
+def _initializer(name: str, values: npt.NDArray[Any]) -> ir.Value:
+    tensor = ir.Tensor(_in_own_pages(values), name=name)
+    shape = ir.Shape(values.shape)
+    return ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+
+
+def _in_own_pages(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A contiguous copy whose memory returns to the system when it is freed.
+
+    The heap would keep freed memory between arrays that live longer.
+    """
+    if values.nbytes < OWN_PAGES:
+        return np.ascontiguousarray(values)
+    pages = mmap.mmap(-1, values.nbytes)
+    copy = np.frombuffer(pages, values.dtype).reshape(values.shape)
+    copy[...] = values
+    return copy
