@@ -156,7 +156,9 @@ def peak_memory(model: str, images: Path, count: int, repetitions: int) -> float
     """Peak resident MiB of a process that evaluates `count` images `repetitions` times."""
     command = [sys.executable, "-m", "benchmarks.evaluate", str(images), model]
     command += ["--images", str(count), "--repetitions", str(repetitions)]
-    result = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
+    result = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=os.environ
+    )
     return float(result.stdout)
 
 
@@ -175,7 +177,9 @@ def compare(artifact: Artifact, data: Dataset, images: Path, rounds: int) -> Non
     timm = timm_work(artifact, data, images)
     seconds = time_rounds({**repzoo_works(artifact, data), "timm": timm}, rounds)
     for name, values in seconds.items():
-        print(f"{name}: {len(data) / np.median(values):.0f} images a second", flush=True)
+        print(
+            f"{name}: {len(data) / np.median(values):.0f} images a second", flush=True
+        )
     whole, decode, inference, timm_seconds = (
         np.array(seconds[name]) for name in ("whole", "decode", "inference", "timm")
     )

@@ -1,9 +1,11 @@
-"""What a fold and its certificate cost in time and memory, beside timm's own fold followed by an export.
+"""What a fold and its certificate cost in time and memory, beside timm's own fold followed by
+an export.
 
     python -m benchmarks.fold [MODEL] [ROUNDS]
 
-MODEL is a catalog name (repvgg_b3). Each measurement has a process of its own, and rounds take turns, so that a busy machine
-is busy for all. Time leaves out imports and reading; memory is the process's peak, with reading and imports in it.
+MODEL is a catalog name (repvgg_b3). Each measurement has a process of its own, and rounds take
+turns, so that a busy machine is busy for all. Time leaves out imports and reading; memory is
+the process's peak, with reading and imports in it.
 """
 
 from __future__ import annotations
@@ -59,7 +61,11 @@ def reparameterize(name: str) -> Callable[[], object]:
             warnings.simplefilter("ignore")
             folded = timm.utils.reparameterize_model(module)
             torch.onnx.export(
-                folded, (torch.zeros(1, 3, 224, 224),), io.BytesIO(), dynamo=False, opset_version=17
+                folded,
+                (torch.zeros(1, 3, 224, 224),),
+                io.BytesIO(),
+                dynamo=False,
+                opset_version=17,
             )
 
     return run
@@ -71,7 +77,10 @@ def one(kind: str, name: str, path: Path) -> Reading:
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     taken = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-    return {**taken, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0}
+    return {
+        **taken,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
+    }
 
 
 def measured(kind: str, name: str, path: Path) -> Reading:
@@ -94,7 +103,8 @@ def shown(values: list[float], unit: str) -> str:
 
 def report(name: str, size: int, readings: dict[str, list[Reading]]) -> None:
     print(
-        f"{name}: {size / 1e6:,.0f} MB, {len(readings['fold'])} rounds; median and interval (the range where rounds are few)"
+        f"{name}: {size / 1e6:,.0f} MB, {len(readings['fold'])} rounds; median and interval "
+        "(the range where rounds are few)"
     )
     for kind in KINDS:
         seconds = (
@@ -102,14 +112,16 @@ def report(name: str, size: int, readings: dict[str, list[Reading]]) -> None:
             for key in ("wall", "cpu")
         )
         peak = shown(
-            [item["peak"] / size for item in readings[kind]], "x the model's size at the peak"
+            [item["peak"] / size for item in readings[kind]],
+            "x the model's size at the peak",
         )
         print(f"{kind:12}", *seconds, peak, sep="  ")
     for kind in ("fold", "certificate"):
         for key in ("wall", "cpu"):
             pairs: list[Any] = list(zip(readings["timm"], readings[kind], strict=True))
             print(
-                f"timm + export takes {shown([theirs[key] / ours[key] for theirs, ours in pairs], f'times the {key} of {kind}')}"
+                "timm + export takes "
+                f"{shown([theirs[key] / ours[key] for theirs, ours in pairs], f'times the {key} of {kind}')}"
             )
 
 

@@ -1,13 +1,16 @@
-"""What repzoo's harness adds to the bare engine call: its figures beside a hand-written loop's, in one interleaved run.
+"""What repzoo's harness adds to the bare engine call: its figures beside a hand-written loop's,
+in one interleaved run.
 
     python -m benchmarks.harness [MODEL.onnx] [SECONDS]
 
-For each installed engine: round by round repzoo times the model, and so does a loop over the runtime's own Python call that a
-user would write without repzoo, on a session of its own with the same settings, and on repzoo's very session. Printed is
-repzoo's median latency over the loop's, which is to be at most 1.02 at 1 ms an inference; the same for two client threads as
-images a second; what an empty model shows the harness to add to any call; how often the interval of a file against itself excludes
-1, as it should once in twenty; and what OpenVINO's streams cost a single client. Last, where it is installed
-(pip install mlcommons-loadgen): repzoo's single-stream figure over MLPerf LoadGen's on the same engine. MODEL is by default the
+For each installed engine: round by round repzoo times the model, and so does a loop over the
+runtime's own Python call that a user would write without repzoo, on a session of its own with
+the same settings, and on repzoo's very session. Printed is repzoo's median latency over the
+loop's, which is to be at most 1.02 at 1 ms an inference; the same for two client threads as
+images a second; what an empty model shows the harness to add to any call; how often the
+interval of a file against itself excludes 1, as it should once in twenty; and what OpenVINO's
+streams cost a single client. Last, where it is installed (pip install mlcommons-loadgen):
+repzoo's single-stream figure over MLPerf LoadGen's on the same engine. MODEL is by default the
 embedded classifier of digits, about 1 ms a call.
 """
 
@@ -30,12 +33,17 @@ from repzoo.artifact import Artifact, Preprocess
 from repzoo.engines import Array, engine
 from repzoo.measure import latency, stats
 
-ROUNDS, FRESH = 24, 6  # rounds of each comparison; how often its sessions are opened anew
+ROUNDS, FRESH = (
+    24,
+    6,
+)  # rounds of each comparison; how often its sessions are opened anew
 TWINS = 10  # runs of a file against itself
 Call = Callable[[], object]
 
 
-def bare_onnxruntime(artifact: Artifact, inputs: Array, clients: int) -> Callable[[], Call]:  # noqa: ARG001
+def bare_onnxruntime(
+    artifact: Artifact, inputs: Array, clients: int
+) -> Callable[[], Call]:
     """A factory of calls, one for each thread."""
     import onnxruntime as ort
 
@@ -48,7 +56,9 @@ def bare_onnxruntime(artifact: Artifact, inputs: Array, clients: int) -> Callabl
     return lambda: lambda: session.run(None, {name: inputs})
 
 
-def bare_openvino(artifact: Artifact, inputs: Array, clients: int) -> Callable[[], Call]:
+def bare_openvino(
+    artifact: Artifact, inputs: Array, clients: int
+) -> Callable[[], Call]:
     """As for onnxruntime; the shape is fixed, as its own benchmark_app asks for."""
     import openvino as ov
 
@@ -98,14 +108,18 @@ def loops(calls: list[Call], seconds: float) -> float:
 
 
 def said(title: str, ratios: list[float]) -> None:
-    """Print the median of `ratios` with its interval over openings of the sessions, each of which has ROUNDS / FRESH of them."""
+    """Print the median of `ratios` with its interval over openings of the sessions, each of
+    which has ROUNDS / FRESH of them.
+    """
     each = ROUNDS // FRESH
     kept = [
-        float(np.nanmedian(ratios[start : start + each])) for start in range(0, len(ratios), each)
+        float(np.nanmedian(ratios[start : start + each]))
+        for start in range(0, len(ratios), each)
     ]
     found = stats.median_interval(kept)
     print(
-        f"{title}: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f}, {FRESH} openings)",
+        f"{title}: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f}, "
+        f"{FRESH} openings)",
         flush=True,
     )
 
@@ -120,7 +134,9 @@ def in_turns(ours: Callable[[], float], theirs: Callable[[], float]) -> list[flo
 
 
 def compare(name: str, artifact: Artifact, seconds: float) -> None:
-    """One client's latency and two clients' rate, by repzoo over by hand; sessions differ by where they lie, so several are opened."""
+    """One client's latency and two clients' rate, by repzoo over by hand; sessions differ by
+    where they lie, so several are opened.
+    """
     each = seconds / ROUNDS / 2
     found: dict[str, list[float]] = {
         "over the bare loop": [],
@@ -156,7 +172,10 @@ def compare(name: str, artifact: Artifact, seconds: float) -> None:
         "  median latency, repzoo over a loop on repzoo's session",
         found["over a loop on repzoo's session"],
     )
-    said("  two clients' images a second, repzoo over the bare loops", found["two clients"])
+    said(
+        "  two clients' images a second, repzoo over the bare loops",
+        found["two clients"],
+    )
 
 
 def timed(one: latency.Case, seconds: float) -> latency.Case:
@@ -167,7 +186,9 @@ def timed(one: latency.Case, seconds: float) -> latency.Case:
 
 
 def against_itself(name: str, artifact: Artifact, seconds: float) -> None:
-    """How often a ratio's interval excludes 1 where it is 1: every file against itself, its sessions opened once and several times."""
+    """How often a ratio's interval excludes 1 where it is 1: every file against itself, its
+    sessions opened once and several times.
+    """
     for openings in (1, latency.OPENINGS):
         wrong, width = 0, []
         for _ in range(TWINS):
@@ -177,7 +198,8 @@ def against_itself(name: str, artifact: Artifact, seconds: float) -> None:
             wrong += found.faster is not None
             width.append(found.ratio_high - found.ratio_low)
         print(
-            f"  against itself, {openings} opening(s): {wrong} of {TWINS} intervals exclude 1, width {np.median(width):.3f}",
+            f"  against itself, {openings} opening(s): {wrong} of {TWINS} intervals exclude 1, "
+            f"width {np.median(width):.3f}",
             flush=True,
         )
 
@@ -193,12 +215,15 @@ def streams(artifact: Artifact, seconds: float) -> None:
     latency.run([one, two], seconds)
     found = latency.ratio(two, one).values
     print(
-        f"  one client, session opened for two over for one: {found.ratio:.2f} ({found.ratio_low:.2f} .. {found.ratio_high:.2f})"
+        f"  one client, session opened for two over for one: {found.ratio:.2f} "
+        f"({found.ratio_low:.2f} .. {found.ratio_high:.2f})"
     )
 
 
 def least(name: str) -> None:
-    """What is added to a call whatever the model, by a model that does nothing: the least of many, which other work cannot lift."""
+    """What is added to a call whatever the model, by a model that does nothing: the least of
+    many, which other work cannot lift.
+    """
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 4, 4] data) => (float[N, 48] output) { output = Flatten (data) }"""
     artifact = Artifact(onnx.parser.parse_model(text), "flat", Preprocess(size=4))
     one = latency.case(artifact, engine(name))
@@ -209,12 +234,15 @@ def least(name: str) -> None:
     )
     share = (ours - bare) / 1000
     print(
-        f"  an empty model: {ours:.1f} us by repzoo, {bare:.1f} us by the bare loop; {share:.2%} of 1 ms (at most 2 %)"
+        f"  an empty model: {ours:.1f} us by repzoo, {bare:.1f} us by the bare loop; "
+        f"{share:.2%} of 1 ms (at most 2 %)"
     )
 
 
 def loadgen(name: str, artifact: Artifact, seconds: float) -> None:
-    """LoadGen's early-stopping p90 over repzoo's, each from its own run of the same number of queries."""
+    """LoadGen's early-stopping p90 over repzoo's, each from its own run of the same number of
+    queries.
+    """
     import mlperf_loadgen as lg
 
     one = latency.case(artifact, engine(name), scenario="single-stream")
@@ -222,11 +250,16 @@ def loadgen(name: str, artifact: Artifact, seconds: float) -> None:
 
     def issue(samples: list[Any]) -> None:
         call()
-        lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0) for sample in samples])
+        lg.QuerySamplesComplete(
+            [lg.QuerySampleResponse(sample.id, 0, 0) for sample in samples]
+        )
 
     def theirs() -> float:
         settings, logs = lg.TestSettings(), lg.LogSettings()
-        settings.scenario, settings.mode = lg.TestScenario.SingleStream, lg.TestMode.PerformanceOnly
+        settings.scenario, settings.mode = (
+            lg.TestScenario.SingleStream,
+            lg.TestMode.PerformanceOnly,
+        )
         settings.min_query_count = settings.max_query_count = 300
         settings.min_duration_ms = 0
         with tempfile.TemporaryDirectory() as folder:
@@ -240,7 +273,9 @@ def loadgen(name: str, artifact: Artifact, seconds: float) -> None:
             lg.DestroyQSL(library), lg.DestroySUT(system)
             line = next(
                 line
-                for line in (Path(folder) / "mlperf_log_summary.txt").read_text().splitlines()
+                for line in (Path(folder) / "mlperf_log_summary.txt")
+                .read_text()
+                .splitlines()
                 if "percentile estimate" in line
             )
         return float(line.split(":")[1]) / 1e6
@@ -259,7 +294,9 @@ def loadgen(name: str, artifact: Artifact, seconds: float) -> None:
 
 def main() -> None:
     """Every engine that is installed and has a bare loop here."""
-    artifact = verbs.load(sys.argv[1] if len(sys.argv) > 1 else "repghostnet_050.digits")
+    artifact = verbs.load(
+        sys.argv[1] if len(sys.argv) > 1 else "repghostnet_050.digits"
+    )
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 6.0
     for name in BARE:
         if importlib.util.find_spec(name):

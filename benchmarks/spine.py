@@ -1,11 +1,15 @@
-"""How fast the spine is, beside what a user would write without it. Prints ratios from interleaved rounds, with intervals.
+"""How fast the spine is, beside what a user would write without it. Prints ratios from
+interleaved rounds, with intervals.
 
     python -m benchmarks.spine [PHOTOS]
 
-1. Evaluation: repzoo (decode threads + ONNX Runtime, folded) against timm's loader + PyTorch eager on the same photographs.
-2. Fold: repzoo's fold of RepVGG-A0's ONNX against timm.utils.reparameterize_model plus torch's export of the deploy form.
+1. Evaluation: repzoo (decode threads + ONNX Runtime, folded) against timm's loader + PyTorch
+eager on the same photographs.
+2. Fold: repzoo's fold of RepVGG-A0's ONNX against timm.utils.reparameterize_model plus torch's
+export of the deploy form.
 
-PHOTOS is a folder of class folders; by default 256 are drawn here from noise and written to a temporary folder.
+PHOTOS is a folder of class folders; by default 256 are drawn here from noise and written to a
+temporary folder.
 """
 
 from __future__ import annotations
@@ -40,13 +44,16 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def compare(title: str, ours: Callable[[], object], theirs: Callable[[], object]) -> None:
+def compare(
+    title: str, ours: Callable[[], object], theirs: Callable[[], object]
+) -> None:
     """Run both in turns and print how many times as long theirs takes."""
     ours(), theirs()
     ratios = [seconds(theirs) / seconds(ours) for _ in range(ROUNDS)]
     found = stats.median_interval(ratios)
     print(
-        f"{title}: {found.value:.2f} times as long (95 % interval {found.low:.2f} .. {found.high:.2f}, {ROUNDS} rounds)"
+        f"{title}: {found.value:.2f} times as long (95 % interval {found.low:.2f} .. "
+        f"{found.high:.2f}, {ROUNDS} rounds)"
     )
 
 
@@ -66,7 +73,10 @@ def evaluation(photos: Path) -> None:
     data = open_source(photos).held_out()
     model = timm.create_model("repghostnet_050", num_classes=len(data.classes)).eval()
     artifact = verbs.export(
-        "repghostnet_050", num_classes=len(data.classes), form="deploy", labels=data.classes
+        "repghostnet_050",
+        num_classes=len(data.classes),
+        form="deploy",
+        labels=data.classes,
     )
     config = timm.data.resolve_data_config({}, model=model)
     paths = [photos / key for key in data.keys]
@@ -78,7 +88,9 @@ def evaluation(photos: Path) -> None:
             return len(paths)
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            return self.transform(Image.open(paths[index]).convert("RGB")), data.targets[index]
+            return self.transform(
+                Image.open(paths[index]).convert("RGB")
+            ), data.targets[index]
 
     def theirs() -> None:
         with torch.inference_mode():
@@ -102,7 +114,11 @@ def folding() -> None:
             warnings.simplefilter("ignore")
             folded = timm.utils.reparameterize_model(module)
             torch.onnx.export(
-                folded, (torch.zeros(1, 3, 64, 64),), io.BytesIO(), dynamo=False, opset_version=17
+                folded,
+                (torch.zeros(1, 3, 64, 64),),
+                io.BytesIO(),
+                dynamo=False,
+                opset_version=17,
             )
 
     compare(
@@ -115,7 +131,9 @@ def folding() -> None:
 def main() -> None:
     """Run both."""
     with tempfile.TemporaryDirectory() as folder:
-        evaluation(Path(sys.argv[1]) if len(sys.argv) > 1 else noise_photos(Path(folder)))
+        evaluation(
+            Path(sys.argv[1]) if len(sys.argv) > 1 else noise_photos(Path(folder))
+        )
     folding()
 
 

@@ -1,12 +1,16 @@
-"""What repzoo's training loop adds to a bare one: images a second of both on the same model, images and settings, in turns.
+"""What repzoo's training loop adds to a bare one: images a second of both on the same model,
+images and settings, in turns.
 
-    python -m benchmarks.train IMAGES [MODEL] [--images 1024] [--rounds 9] [--workers 1] [--recipe photos]
+    python -m benchmarks.train IMAGES [MODEL] [--images 1024] [--rounds 9] [--workers 1]
+    [--recipe photos]
 
-IMAGES is a folder of class folders (its `train` below, where there is one). Each round trains MODEL (default: repghostnet_050) anew
-for one epoch with repzoo, state saved at its end, and so does a loop as one would write it on PyTorch and timm: the same
-augmentation, batches, mixing, optimizer, schedule and EMA, and nothing else: no seeds, no state, no log, no progress, no check of the
-loss. Every other round goes backwards. Printed is repzoo's images a second over the loop's, wanted: 0.95; and its processor seconds,
-workers included, over the loop's, which other work on the machine disturbs less: wanted at most 1.05.
+IMAGES is a folder of class folders (its `train` below, where there is one). Each round trains
+MODEL (default: repghostnet_050) anew for one epoch with repzoo, state saved at its end, and so
+does a loop as one would write it on PyTorch and timm: the same augmentation, batches, mixing,
+optimizer, schedule and EMA, and nothing else: no seeds, no state, no log, no progress, no check
+of the loss. Every other round goes backwards. Printed is repzoo's images a second over the
+loop's, wanted: 0.95; and its processor seconds, workers included, over the loop's, which other
+work on the machine disturbs less: wanted at most 1.05.
 """
 
 from __future__ import annotations
@@ -52,7 +56,9 @@ class Setting:
 
     def student(self) -> Student:
         """The network, with the same random weights every time."""
-        return models.student(self.model, len(self.data.classes), self.recipe, TrainOptions())
+        return models.student(
+            self.model, len(self.data.classes), self.recipe, TrainOptions()
+        )
 
 
 def ours(setting: Setting) -> Callable[[], object]:
@@ -61,7 +67,10 @@ def ours(setting: Setting) -> Callable[[], object]:
     folder = tempfile.TemporaryDirectory()
     running = Running(output=Path(folder.name), workers=setting.workers)
     trainer = Trainer(
-        student.module, TrainingImages(setting.data, student.preprocess), setting.recipe, running
+        student.module,
+        TrainingImages(setting.data, student.preprocess),
+        setting.recipe,
+        running,
     )
     return lambda: (trainer.run(None), folder.cleanup())
 
@@ -74,7 +83,11 @@ def bare(setting: Setting) -> Callable[[], object]:
         module, opt=chosen.optimizer, lr=chosen.lr, weight_decay=chosen.weight_decay
     )
     scheduler, _ = timm.scheduler.create_scheduler_v2(
-        optimizer, "cosine", num_epochs=chosen.epochs, step_on_epochs=False, updates_per_epoch=steps
+        optimizer,
+        "cosine",
+        num_epochs=chosen.epochs,
+        step_on_epochs=False,
+        updates_per_epoch=steps,
     )
     average = timm.utils.ModelEmaV3(module, decay=chosen.ema_decay, use_warmup=True)
     mix = timm.data.Mixup(
@@ -112,10 +125,16 @@ def _loader(setting: Setting, student: Student) -> Any:
             return len(data)
 
         def __getitem__(self, index: int) -> tuple[Any, int]:
-            return transform(data.load(data.keys[index]).convert("RGB")), data.targets[index]
+            return transform(data.load(data.keys[index]).convert("RGB")), data.targets[
+                index
+            ]
 
     return DataLoader(
-        Images(), chosen.batch, shuffle=True, num_workers=setting.workers, drop_last=True
+        Images(),
+        chosen.batch,
+        shuffle=True,
+        num_workers=setting.workers,
+        drop_last=True,
     )
 
 
@@ -138,7 +157,8 @@ def said(title: str, values: list[float]) -> None:
     """The median with its interval."""
     found = stats.median_interval(values)
     print(
-        f"{title}: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f}, {len(values)} rounds)",
+        f"{title}: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f}, "
+        f"{len(values)} rounds)",
         flush=True,
     )
 
@@ -172,15 +192,22 @@ def main() -> None:
     setting = Setting(options.model, data, chosen, options.workers)
     found: dict[str, list[Cost]] = {"repzoo": [], "bare": []}
     for turn in range(options.rounds + 1):
-        for name, made in sorted({"repzoo": ours, "bare": bare}.items(), reverse=bool(turn % 2)):
+        for name, made in sorted(
+            {"repzoo": ours, "bare": bare}.items(), reverse=bool(turn % 2)
+        ):
             cost = cost_of(made(setting))
             if turn:
                 found[name].append(cost)
     images = len(data) // chosen.batch * chosen.batch
     for name, costs in found.items():
-        said(f"{setting.model} {name}, images/s", [images / one.seconds for one in costs])
+        said(
+            f"{setting.model} {name}, images/s", [images / one.seconds for one in costs]
+        )
     pairs = list(zip(found["repzoo"], found["bare"], strict=True))
-    said("repzoo over bare, images/s", [other.seconds / own.seconds for own, other in pairs])
+    said(
+        "repzoo over bare, images/s",
+        [other.seconds / own.seconds for own, other in pairs],
+    )
     said(
         "repzoo over bare, processor seconds",
         [own.processor / other.processor for own, other in pairs],

@@ -1,4 +1,6 @@
-"""Shared fixtures: photographs made of numbers, the embedded model as files, and the command line inside this process."""
+"""Shared fixtures: photographs made of numbers, the embedded model as files, and the command
+line inside this process.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from repzoo.zoo import embedded
 
 MODEL = "repghostnet_050.digits"
 
-# `make test` draws the same examples on every run; `make fuzz` sets the profile and draws at random.
+# `make test` draws the same examples on every run; `make fuzz` sets the profile and draws at
+# random.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
@@ -83,19 +86,26 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture(scope="session")
 def photograph() -> Photograph:
-    """`photograph(width, height, seed)`: RGB with edges, slopes and noise, so that every filter and offset shows."""
+    """`photograph(width, height, seed)`: RGB with edges, slopes and noise, so that every filter
+    and offset shows.
+    """
 
     def made(width: int, height: int, seed: int = 0) -> Image.Image:
         random = np.random.default_rng(seed)
         y, x = np.mgrid[:height, :width]
         slope = np.stack(
-            [x * 255 / max(width - 1, 1), y * 255 / max(height - 1, 1), (x * 7 + y * 13) % 256], -1
+            [
+                x * 255 / max(width - 1, 1),
+                y * 255 / max(height - 1, 1),
+                (x * 7 + y * 13) % 256,
+            ],
+            -1,
         )
         block = ((x // 5 + y // 3) % 2 * 90)[..., None]
         return Image.fromarray(
-            np.clip(slope - block + random.integers(-40, 40, (height, width, 3)), 0, 255).astype(
-                np.uint8
-            )
+            np.clip(
+                slope - block + random.integers(-40, 40, (height, width, 3)), 0, 255
+            ).astype(np.uint8)
         )
 
     return made
@@ -177,9 +187,21 @@ def quantized(
     ):
         quiet.enter_context(manager)
     with quiet, pytest.raises(SystemExit) as ended:
-        cli.main(["quantize", str(model_file), "-o", str(file), "--report", str(report), *options])
+        cli.main(
+            [
+                "quantize",
+                str(model_file),
+                "-o",
+                str(file),
+                "--report",
+                str(report),
+                *options,
+            ]
+        )
     assert isinstance(ended.value.code, int)
-    return Quantized(file, report, Ran(ended.value.code, out.getvalue(), err.getvalue()))
+    return Quantized(
+        file, report, Ran(ended.value.code, out.getvalue(), err.getvalue())
+    )
 
 
 @pytest.fixture(scope="session")

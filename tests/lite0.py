@@ -19,8 +19,18 @@ from repzoo.data.dataset import Dataset
 from repzoo.data.source import open_source
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample"
-PREPROCESS = Preprocess(224, "short", 0.875, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage; the wheel numbers all blocks in a row
+PREPROCESS = Preprocess(
+    224, "short", 0.875, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+)
+DEPTHS = (
+    1,
+    2,
+    2,
+    3,
+    3,
+    4,
+    1,
+)  # blocks of each stage; the wheel numbers all blocks in a row
 # The wheel's name of a layer -> timm's.
 IN_BLOCK = {
     "_expand_conv": "conv_pw",
@@ -87,7 +97,13 @@ def artifact() -> Artifact:
     synsets = tuple(line.split("\t")[0] for line in lines)
     step = Step("build", "test", {"model": "tf_efficientnet_lite0"})
     return export.export(
-        module(), "tf_efficientnet_lite0", PREPROCESS, synsets, step, opset=17, dynamic_batch=True
+        module(),
+        "tf_efficientnet_lite0",
+        PREPROCESS,
+        synsets,
+        step,
+        opset=17,
+        dynamic_batch=True,
     )
 
 

@@ -70,7 +70,9 @@ def engine_comparison(
     """A quantizer's model on one engine; `expected_drop` with a standard error of 0.1 points."""
     expected = None
     if expected_drop is not None:
-        expected = ExpectedDrop(changed=1.0, changed_error=0.1, drop=expected_drop, drop_error=0.1)
+        expected = ExpectedDrop(
+            changed=1.0, changed_error=0.1, drop=expected_drop, drop_error=0.1
+        )
     return EngineComparison(
         n=n,
         drop=drop,

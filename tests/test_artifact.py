@@ -1,4 +1,6 @@
-"""Artifacts: what is written is what is read, and no file on disk can do worse than be refused with a sentence."""
+"""Artifacts: what is written is what is read, and no file on disk can do worse than be refused
+with a sentence.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,17 @@ net (float[N,3,4,4] data) => (float[N,2] output) {
 
 def graph(text: str = TEXT, **metadata: str) -> onnx.ModelProto:
     model = onnx.parser.parse_model(text)
-    model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 3), np.float32), "weight"))
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.ones((2, 3), np.float32), "weight")
+    )
     for key, value in metadata.items():
         model.metadata_props.add(key=f"repzoo.{key}", value=value)
     return model
 
 
-PREPROCESS = Preprocess(4, "squash", 0.9, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "BGR")
+PREPROCESS = Preprocess(
+    4, "squash", 0.9, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "BGR"
+)
 
 
 def made() -> Artifact:
@@ -74,7 +80,9 @@ def test_equal_artifacts_have_equal_bytes_whatever_the_order_of_their_extras() -
     assert one.to_bytes() == made().to_bytes()
     extras = {"a": {"x": 1, "y": 2}, "b": 3}
     other = {"a": {"y": 2, "x": 1}, "b": 3}
-    assert replace(one, extras=extras).to_bytes() == replace(one, extras=other).to_bytes()
+    assert (
+        replace(one, extras=extras).to_bytes() == replace(one, extras=other).to_bytes()
+    )
     assert Artifact.from_bytes(one.to_bytes(), "net").to_bytes() == one.to_bytes()
     assert replace(one, labels=("cat", "dog")).to_bytes() != one.to_bytes()
 
@@ -82,11 +90,13 @@ def test_equal_artifacts_have_equal_bytes_whatever_the_order_of_their_extras() -
 def test_others_metadata_is_kept_and_ours_replaced() -> None:
     model = graph(labels='["old", "older"]')
     model.metadata_props.add(key="author", value="someone")
-    again = Artifact.from_bytes(Artifact(model, "net", labels=("a", "b")).to_bytes(), "net")
+    again = Artifact.from_bytes(
+        Artifact(model, "net", labels=("a", "b")).to_bytes(), "net"
+    )
     assert again.labels == ("a", "b")
-    assert [item.value for item in again.model.metadata_props if item.key == "author"] == [
-        "someone"
-    ]
+    assert [
+        item.value for item in again.model.metadata_props if item.key == "author"
+    ] == ["someone"]
     assert sum(item.key == "repzoo.labels" for item in again.model.metadata_props) == 1
 
 
@@ -96,7 +106,9 @@ def test_writing_leaves_the_artifact_in_memory_as_it_was() -> None:
     assert not one.model.metadata_props
 
 
-def test_a_foreign_file_has_no_preprocessing_and_the_sentence_says_which_options() -> None:
+def test_a_foreign_file_has_no_preprocessing_and_the_sentence_says_which_options() -> (
+    None
+):
     one = Artifact.from_bytes(graph().SerializeToString(), "theirs")
     assert (one.preprocess, one.labels, one.steps, one.extras) == (None, (), (), {})
     with pytest.raises(
@@ -134,7 +146,10 @@ def test_opset_input_and_classes_are_read_off_the_graph() -> None:
     one = made()
     assert (one.opset, one.input_name, one.num_classes) == (17, "data", 2)
     assert (
-        Artifact(graph(TEXT.replace("float[N,2] output", "float output")), "net").num_classes == 0
+        Artifact(
+            graph(TEXT.replace("float[N,2] output", "float output")), "net"
+        ).num_classes
+        == 0
     )
     old = graph(TEXT)
     old.graph.input.append(
@@ -154,7 +169,8 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
         path.write_bytes(data[:end])
         with contextlib.suppress(InputError):  # any other exception fails
             survived.append(Artifact.read(path))
-    # Only a cut exactly between two metadata entries leaves a valid ONNX file, in which less is said.
+    # Only a cut exactly between two metadata entries leaves a valid ONNX file, in which less is
+    # said.
     assert len(survived) == len(made()._documents())
     assert all(one.model.graph == made().model.graph for one in survived)
 
@@ -175,11 +191,15 @@ def test_what_is_not_onnx_is_refused(data: bytes, message: str) -> None:
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     st.lists(
-        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)),
+        min_size=1,
+        max_size=8,
     )
 )
 def test_any_damaged_byte_is_refused_or_survives_another_round(
@@ -200,24 +220,38 @@ def test_any_damaged_byte_is_refused_or_survives_another_round(
 
 @pytest.mark.parametrize(
     "title",
-    ["producer_name", "producer_version", "domain", "doc_string", "graph.name", "graph.doc_string"],
+    [
+        "producer_name",
+        "producer_version",
+        "domain",
+        "doc_string",
+        "graph.name",
+        "graph.doc_string",
+    ],
 )
 def test_a_title_that_is_not_text_is_refused(title: str) -> None:
     model = onnx.load_from_string(made().to_bytes())
     holder = model.graph if title.startswith("graph.") else model
     setattr(holder, title.removeprefix("graph."), "QQQQ")
     with pytest.raises(InputError, match="UTF-8"):
-        Artifact.from_bytes(model.SerializeToString().replace(b"QQQQ", b"QQ\x80Q"), "damaged")
+        Artifact.from_bytes(
+            model.SerializeToString().replace(b"QQQQ", b"QQ\x80Q"), "damaged"
+        )
 
 
 def test_external_weights_are_refused_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "split.onnx"
     model = graph()
     onnx.save_model(
-        model, path, save_as_external_data=True, location="weights.bin", size_threshold=0
+        model,
+        path,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
     )
     with pytest.raises(
-        InputError, match=r"split\.onnx keeps its weights in another file; save it as one file"
+        InputError,
+        match=r"split\.onnx keeps its weights in another file; save it as one file",
     ):
         Artifact.read(path)
 
@@ -225,13 +259,17 @@ def test_external_weights_are_refused_with_what_to_do(tmp_path: Path) -> None:
 def test_an_invalid_graph_is_refused_with_the_checkers_first_line() -> None:
     model = graph()
     model.graph.node[2].input[0] = "nowhere"
-    with pytest.raises(InputError, match=r"^the model is not valid ONNX: .*nowhere[^\n]*$"):
+    with pytest.raises(
+        InputError, match=r"^the model is not valid ONNX: .*nowhere[^\n]*$"
+    ):
         Artifact.from_bytes(model.SerializeToString(), "x")
 
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 500, 900, 100_000])
 @pytest.mark.parametrize("brackets", ["[]", ('{"a":', "}")])
-def test_deeply_nested_metadata_is_refused(depth: int, brackets: tuple[str, str]) -> None:
+def test_deeply_nested_metadata_is_refused(
+    depth: int, brackets: tuple[str, str]
+) -> None:
     nested = brackets[0] * depth + "1" + brackets[1] * depth
     with pytest.raises(InputError, match=r"^x\.onnx has damaged metadata"):
         Artifact.from_bytes(graph(extra=nested).SerializeToString(), "x", "x.onnx")
@@ -240,7 +278,9 @@ def test_deeply_nested_metadata_is_refused(depth: int, brackets: tuple[str, str]
 def test_metadata_as_deep_as_allowed_survives() -> None:
     nested = "[" * (MAX_DEPTH - 1) + "1" + "]" * (MAX_DEPTH - 1)
     one = Artifact.from_bytes(graph(extra=nested).SerializeToString(), "x")
-    assert Artifact.from_bytes(one.to_bytes(), "x").extras == {"extra": json.loads(nested)}
+    assert Artifact.from_bytes(one.to_bytes(), "x").extras == {
+        "extra": json.loads(nested)
+    }
 
 
 @pytest.mark.parametrize(
@@ -260,7 +300,11 @@ def test_metadata_as_deep_as_allowed_survives() -> None:
         ("preprocess", '{"size": true}', "size must be an integer"),
         ("preprocess", '{"mean": 3}', "wrong type"),
         ("preprocess", '{"mean": [0, 0, NaN]}', "mean must be 3 values, each a number"),
-        ("preprocess", '{"std": [1, 1, 1e-300]}', "std must be 3 values, each a number from 1e-06"),
+        (
+            "preprocess",
+            '{"std": [1, 1, 1e-300]}',
+            "std must be 3 values, each a number from 1e-06",
+        ),
         ("preprocess", '{"crop_fraction": "all"}', "must be a number"),
         ("labels", '"ab"', "wrong shape"),
         ("labels", '{"a": 0, "b": 1}', "wrong shape"),
@@ -270,7 +314,11 @@ def test_metadata_as_deep_as_allowed_survives() -> None:
         ("steps", '[{"verb": "x"}]', "wrong shape"),
         ("steps", "[7]", "wrong shape"),
         ("steps", '[{"verb": "x", "version": "1", "color": 3}]', "wrong shape"),
-        ("steps", '[{"verb": "x", "version": "1", "settings": 3}]', "a step has a verb"),
+        (
+            "steps",
+            '[{"verb": "x", "version": "1", "settings": 3}]',
+            "a step has a verb",
+        ),
         ("steps", '[{"verb": 1, "version": "1"}]', "a step has a verb"),
     ],
 )
@@ -288,30 +336,41 @@ def test_metadata_that_is_not_utf8_is_refused() -> None:
         data.replace(b"repzoo.labels", b"\xff\xfepzoo.labels"),
     ):
         assert broken != data
-        with pytest.raises(InputError, match=r"^the model holds a name that is not UTF-8"):
+        with pytest.raises(
+            InputError, match=r"^the model holds a name that is not UTF-8"
+        ):
             Artifact.from_bytes(broken, "x")
 
 
 @pytest.mark.parametrize(
     ("change", "got"),
     [
-        (("float[N,3,4,4] data", "float[N,3,4,4] data, float[N,3,4,4] second"), "second of rank 4"),
+        (
+            ("float[N,3,4,4] data", "float[N,3,4,4] data, float[N,3,4,4] second"),
+            "second of rank 4",
+        ),
         (("float[N,2] output", "float[N,2,1] output"), "output of rank 3"),
         (("float[N,3,4,4] data", "float[N,3] data"), "data of rank 2"),
-        (("=> (float[N,2] output)", "=> (float[N,2] output, float[N,3] flat)"), "flat of rank 2"),
+        (
+            ("=> (float[N,2] output)", "=> (float[N,2] output, float[N,3] flat)"),
+            "flat of rank 2",
+        ),
     ],
 )
 def test_what_is_not_a_classifier_is_refused(change: tuple[str, str], got: str) -> None:
     text = TEXT.replace(*change)
     assert text != TEXT
     with pytest.raises(
-        InputError, match=rf"^not a classifier: expected one input \[N, 3, H, W\].*{got}"
+        InputError,
+        match=rf"^not a classifier: expected one input \[N, 3, H, W\].*{got}",
     ):
         classifier_input(graph(text))
 
 
 def test_a_detector_on_disk_is_refused_by_name() -> None:
-    text = TEXT.replace("float[N,3,4,4] data", "float[N,3,4,4] data, float[N,3,4,4] second")
+    text = TEXT.replace(
+        "float[N,3,4,4] data", "float[N,3,4,4] data, float[N,3,4,4] second"
+    )
     with pytest.raises(InputError, match=r"^x\.onnx.*not a classifier"):
         Artifact.from_bytes(graph(text).SerializeToString(), "x", "x.onnx")
 
@@ -329,7 +388,13 @@ def test_a_detector_on_disk_is_refused_by_name() -> None:
         ("color", ["rgb", "GBR"]),
         (
             "mean",
-            [(0.0, 0.0), (0.0, 0.0, math.nan), (0.0, 0.0, math.inf), (0.0, 0.0, 1e39), (0.0,) * 4],
+            [
+                (0.0, 0.0),
+                (0.0, 0.0, math.nan),
+                (0.0, 0.0, math.inf),
+                (0.0, 0.0, 1e39),
+                (0.0,) * 4,
+            ],
         ),
         (
             "std",
@@ -359,6 +424,8 @@ def test_no_preprocessing_that_could_not_be_done(field: str, values: list[Any]) 
         std=st.tuples(*[st.floats(1e-6, 1e6)] * 3),
     )
 )
-def test_preprocessing_survives_json_and_never_crops_more_than_there_is(one: Preprocess) -> None:
+def test_preprocessing_survives_json_and_never_crops_more_than_there_is(
+    one: Preprocess,
+) -> None:
     assert Preprocess.from_mapping(json.loads(json.dumps(asdict(one)))) == one
     assert one.resize_to >= one.size

@@ -73,7 +73,8 @@ def numbered_photographs(root: Path, count: int, photograph: Photograph) -> Path
 
 
 @pytest.mark.parametrize(
-    "verb", ["fold", "quantize", "evaluate", "bench", "predict", "count", "info", "card"]
+    "verb",
+    ["fold", "quantize", "evaluate", "bench", "predict", "count", "info", "card"],
 )
 def test_a_missing_model_file_is_named(
     refused: Callable[..., str], verb: str, tmp_path: Path
@@ -92,7 +93,9 @@ def test_a_missing_model_file_is_named(
 def test_a_missing_image_and_a_missing_data_folder_are_named(
     refused: Callable[..., str], model_file: Path, tmp_path: Path
 ) -> None:
-    assert "none.jpg does not exist" in refused("predict", model_file, tmp_path / "none.jpg")
+    assert "none.jpg does not exist" in refused(
+        "predict", model_file, tmp_path / "none.jpg"
+    )
     assert "there is no data set of that name; known names: digits" in refused(
         "evaluate", model_file, "--data", tmp_path / "none"
     )
@@ -103,7 +106,11 @@ def test_a_missing_image_and_a_missing_data_folder_are_named(
     [
         ("empty.onnx", b"", "holds no ONNX graph"),
         ("text.onnx", b"hello there", "not a readable ONNX file"),
-        ("no_graph.onnx", onnx.ModelProto(ir_version=8).SerializeToString(), "holds no ONNX graph"),
+        (
+            "no_graph.onnx",
+            onnx.ModelProto(ir_version=8).SerializeToString(),
+            "holds no ONNX graph",
+        ),
     ],
 )
 def test_a_file_that_is_not_onnx_is_refused(
@@ -123,14 +130,19 @@ def test_a_truncated_model_and_a_folder_are_refused(
 ) -> None:
     data = model_file.read_bytes()
     (tmp_path / "cut.onnx").write_bytes(data[: len(data) // 2])
-    assert "not a readable ONNX file" in refused("fold", tmp_path / "cut.onnx", "-o", "{out}")
+    assert "not a readable ONNX file" in refused(
+        "fold", tmp_path / "cut.onnx", "-o", "{out}"
+    )
     assert "is a directory; expected a file" in refused("count", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("signature", "message"),
     [
-        ("(float[N,3,4,4] data, float[N,2] other) => (float[N,2] output)", "other of rank 2"),
+        (
+            "(float[N,3,4,4] data, float[N,2] other) => (float[N,2] output)",
+            "other of rank 2",
+        ),
         ("(float[N,3,4,4] data) => (float[N,2,1] output)", "output of rank 3"),
     ],
 )
@@ -144,7 +156,9 @@ def test_a_model_that_is_not_a_classifier_is_refused(
     model = onnx.parser.parse_model(
         f'<ir_version: 8, opset_import: ["" : 17]> net {signature} {{ {body} {end} }}'
     )
-    model.graph.initializer.append(numpy_helper.from_array(np.ones((3, 2), np.float32), "weight"))
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.ones((3, 2), np.float32), "weight")
+    )
     onnx.checker.check_model(model)
     path = tmp_path / "other.onnx"
     path.write_bytes(model.SerializeToString())
@@ -165,7 +179,11 @@ def test_a_model_that_is_not_a_classifier_is_refused(
 
 
 def test_a_model_without_preprocessing_asks_for_it(
-    refused: Callable[..., str], run: Run, foreign_file: Path, model_file: Path, digits_folder: Path
+    refused: Callable[..., str],
+    run: Run,
+    foreign_file: Path,
+    model_file: Path,
+    digits_folder: Path,
 ) -> None:
     image = next((digits_folder / "7").iterdir())
     for arguments in (
@@ -177,7 +195,13 @@ def test_a_model_without_preprocessing_asks_for_it(
             in refused(*arguments)
         )
     explicit = run(
-        "predict", foreign_file, image, "--json", "--top", "10", *_options_of(model_file)
+        "predict",
+        foreign_file,
+        image,
+        "--json",
+        "--top",
+        "10",
+        *_options_of(model_file),
     )
     own = run("predict", model_file, image, "--json", "--top", "10")
     assert explicit.code == own.code == 0
@@ -194,7 +218,13 @@ def _options_of(file: Path) -> list[object]:
         ("--crop-fraction", own.crop_fraction),
     ]
     single += [("--interpolation", own.interpolation), ("--color", own.color)]
-    return [*(part for pair in single for part in pair), "--mean", *own.mean, "--std", *own.std]
+    return [
+        *(part for pair in single for part in pair),
+        "--mean",
+        *own.mean,
+        "--std",
+        *own.std,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +234,19 @@ def _options_of(file: Path) -> list[object]:
         (["count", "repghostnet_050.digit"], "repghostnet_050.digits"),
         (["card", "repghostnet_050.digit", "-o", "{out}"], "repghostnet_050.digits"),
         (["export", "repvgg_a9", "-o", "{out}"], "repvgg_a"),
-        (["train", "repvgg_a9", "--data", "digits", "--recipe", "digit", "-o", "{out}"], "digits"),
+        (
+            [
+                "train",
+                "repvgg_a9",
+                "--data",
+                "digits",
+                "--recipe",
+                "digit",
+                "-o",
+                "{out}",
+            ],
+            "digits",
+        ),
     ],
 )
 def test_an_unknown_name_offers_the_nearest(
@@ -220,7 +262,14 @@ def test_an_unknown_engine_or_scheme_is_named(
     refused: Callable[..., str], model_file: Path, digits_folder: Path, option: str
 ) -> None:
     sentence = refused(
-        "quantize", model_file, "-o", "{out}", "--data", digits_folder, option, "onnxruntim"
+        "quantize",
+        model_file,
+        "-o",
+        "{out}",
+        "--data",
+        digits_folder,
+        option,
+        "onnxruntim",
     )
     assert f"no {option[2:]} is called 'onnxruntim'" in sentence
 
@@ -253,7 +302,11 @@ def test_a_file_instead_of_a_data_folder_is_refused(
 
 
 def test_one_broken_image_in_a_hundred_is_left_out_and_two_are_refused(
-    run: Run, refused: Callable[..., str], model_file: Path, tmp_path: Path, photograph: Photograph
+    run: Run,
+    refused: Callable[..., str],
+    model_file: Path,
+    tmp_path: Path,
+    photograph: Photograph,
 ) -> None:
     root = numbered_photographs(tmp_path / "data", 100, photograph)
     for number, expected in ((7, 0), (8, 2)):
@@ -268,7 +321,10 @@ def test_one_broken_image_in_a_hundred_is_left_out_and_two_are_refused(
             assert ran.err.count("\n") == 1
         else:
             sentence = refused("evaluate", model_file, "--data", root)
-            assert "2 of 100 images of data[all] cannot be read (at most 1% may be)" in sentence
+            assert (
+                "2 of 100 images of data[all] cannot be read (at most 1% may be)"
+                in sentence
+            )
             assert "007.jpg" in sentence
             assert "008.jpg" in sentence
 
@@ -295,8 +351,9 @@ def test_data_with_other_classes_than_the_model_is_refused(
         ["quantize", model_file, "-o", "{out}", "--images", "2"],
         ["card", model_file, "-o", "{out}"],
     ):
-        assert "(2, such as 'cat') are not those of digits (10, such as '0')" in refused(
-            *verb, "--data", tmp_path / "data"
+        assert (
+            "(2, such as 'cat') are not those of digits (10, such as '0')"
+            in refused(*verb, "--data", tmp_path / "data")
         )
     assert "no embedded model knows the classes cat, dog" in refused(
         "card", "--data", tmp_path / "data", "-o", "{out}"
@@ -376,7 +433,14 @@ def test_values_outside_the_range_of_an_option_are_refused(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["fold"], ["fold", "x.onnx"], ["nothing"], ["--nothing"], ["evaluate", "x.onnx"]],
+    [
+        [],
+        ["fold"],
+        ["fold", "x.onnx"],
+        ["nothing"],
+        ["--nothing"],
+        ["evaluate", "x.onnx"],
+    ],
 )
 def test_wrong_usage_shows_the_usage(run: Run, arguments: list[str]) -> None:
     ran = run(*arguments)
@@ -433,7 +497,9 @@ def test_two_outputs_with_the_same_path_are_refused(
 def test_no_model_is_written_when_its_certificate_cannot_be(
     refused: Callable[..., str], model_file: Path, tmp_path: Path
 ) -> None:
-    assert "is a directory" in refused("fold", model_file, "-o", "{out}", "--certificate", tmp_path)
+    assert "is a directory" in refused(
+        "fold", model_file, "-o", "{out}", "--certificate", tmp_path
+    )
 
 
 # The gate
@@ -473,7 +539,8 @@ def test_force_writes_the_model_and_marks_it(quantized: Any) -> None:
         -100,
     )
     assert (
-        json.loads(quantized.report.read_text())["values"]["drop"] == quantized.ran.document["drop"]
+        json.loads(quantized.report.read_text())["values"]["drop"]
+        == quantized.ran.document["drop"]
     )
     assert sorted(quantized.file.parent.iterdir()) == [quantized.file, quantized.report]
 
@@ -491,11 +558,16 @@ def run_process(*arguments: object, **options: Any) -> subprocess.CompletedProce
 def test_a_process_prints_one_sentence(tmp_path: Path) -> None:
     ran = run_process("fold", tmp_path / "none.onnx", "-o", tmp_path / "out.onnx")
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == f"repzoo: {tmp_path / 'none.onnx'} does not exist; check the path\n"
+    assert (
+        ran.stderr
+        == f"repzoo: {tmp_path / 'none.onnx'} does not exist; check the path\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_with_a_full_disk_leaves_no_file(model_file: Path, tmp_path: Path) -> None:
+def test_a_process_with_a_full_disk_leaves_no_file(
+    model_file: Path, tmp_path: Path
+) -> None:
     def small_files() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -542,7 +614,12 @@ def test_a_process_prints_names_that_its_encoding_lacks(
         run_process("predict", model_file, image, "--top", 1, *flags, env=environment)
         for flags in ([], ["--json"])
     )
-    assert (shown.returncode, explicit.returncode, shown.stderr, explicit.stderr) == (0, 0, "", "")
+    assert (shown.returncode, explicit.returncode, shown.stderr, explicit.stderr) == (
+        0,
+        0,
+        "",
+        "",
+    )
     assert "[red].png" in shown.stdout.replace("\n", "")
     found = json.loads(explicit.stdout)["predictions"][0]
     assert (found["image"], found["top"][0]["class"]) == (str(image), "7")

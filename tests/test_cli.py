@@ -51,7 +51,9 @@ def fits(text: str) -> bool:
 
 
 def numbers(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    return all(
+        isinstance(value, int | float) and math.isfinite(value) for value in values
+    )
 
 
 # Help
@@ -95,7 +97,13 @@ def test_list(run: Run) -> None:
     assert set(rows) == {row.name for row in catalog.models("repghost*")}
     assert len(rows) > 5
     for row in rows.values():
-        assert {"name", "family", "parameters_train", "parameters_deploy", "macs"} <= set(row)
+        assert {
+            "name",
+            "family",
+            "parameters_train",
+            "parameters_deploy",
+            "macs",
+        } <= set(row)
         assert 0 < row["parameters_deploy"] < row["parameters_train"]
     ran = run("list")
     assert fits(ran.out)
@@ -105,7 +113,9 @@ def test_list(run: Run) -> None:
 def test_info_of_a_catalog_model_an_embedded_one_and_a_file(
     run: Run, model_file: Path, tmp_path: Path
 ) -> None:
-    assert run("info", "repghostnet_050", "--json").document["name"] == "repghostnet_050"
+    assert (
+        run("info", "repghostnet_050", "--json").document["name"] == "repghostnet_050"
+    )
     assert run("info", "repghostnet_050.digits", "--json").document["form"] == "train"
     (tmp_path / "without_suffix").write_bytes(model_file.read_bytes())
     for path in (model_file, tmp_path / "without_suffix"):
@@ -144,7 +154,10 @@ def test_count(run: Run, model_file: Path) -> None:
 
 
 def test_fold(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -> None:
-    output, certificate = tmp_path / "new" / "deploy.onnx", tmp_path / "certificate.json"
+    output, certificate = (
+        tmp_path / "new" / "deploy.onnx",
+        tmp_path / "certificate.json",
+    )
     ran = run(
         "fold",
         model_file,
@@ -166,7 +179,11 @@ def test_fold(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -
     assert document["before"]["parameters"] > document["after"]["parameters"]
     assert json.loads(certificate.read_text()) == document
     made = Artifact.read(output)
-    assert (made.form, made.steps[-1].verb, made.labels) == ("deploy", "fold", tuple("0123456789"))
+    assert (made.form, made.steps[-1].verb, made.labels) == (
+        "deploy",
+        "fold",
+        tuple("0123456789"),
+    )
     assert made.steps[-1].input_sha256 == Artifact.read(model_file).sha256
     assert sorted(item.name for item in tmp_path.rglob("*")) == [
         "certificate.json",
@@ -178,12 +195,17 @@ def test_fold(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -
 
 def test_quantize(quantized: Any) -> None:
     document = quantized.ran.document
-    assert numbers(document[key] for key in ("drop", "drop_low", "drop_high", "latency_ratio"))
+    assert numbers(
+        document[key] for key in ("drop", "drop_low", "drop_high", "latency_ratio")
+    )
     assert document["drop_low"] <= document["drop"] <= document["drop_high"]
     assert document["placement"] in [rung["placement"] for rung in document["rungs"]]
     assert {"recipe", "culprits", "file"} <= set(document)
     made = Artifact.read(quantized.file)
-    assert (made.form, [step.verb for step in made.steps][-2:]) == ("int8", ["fold", "quantize"])
+    assert (made.form, [step.verb for step in made.steps][-2:]) == (
+        "int8",
+        ["fold", "quantize"],
+    )
     assert made.labels == tuple("0123456789")
 
 
@@ -226,7 +248,10 @@ def test_export_of_an_embedded_model(run: Run, tmp_path: Path) -> None:
     document = run("export", name, "-o", output, "--form", "deploy", "--json").document
     made, shipped = Artifact.read(output), embedded.read(name)
     assert (document["form"], document["classes"]) == ("deploy", 10)
-    assert [step.verb for step in made.steps] == [*(step.verb for step in shipped.steps), "fold"]
+    assert [step.verb for step in made.steps] == [
+        *(step.verb for step in shipped.steps),
+        "fold",
+    ]
     assert made.preprocess == shipped.preprocess
 
 
@@ -247,7 +272,9 @@ def test_an_embedded_model_cannot_be_exported_with_other_settings(
 # Measuring
 
 
-def test_evaluate(run: Run, model_file: Path, int8_file: Path, digits_folder: Path) -> None:
+def test_evaluate(
+    run: Run, model_file: Path, int8_file: Path, digits_folder: Path
+) -> None:
     ran = run(
         "evaluate",
         model_file,
@@ -260,7 +287,11 @@ def test_evaluate(run: Run, model_file: Path, int8_file: Path, digits_folder: Pa
     )
     assert (ran.code, ran.err) == (0, "")
     first, second = ran.document["runs"]
-    assert (first["file"], first["engine"], first["n"]) == ("digits", "onnxruntime", 200)
+    assert (first["file"], first["engine"], first["n"]) == (
+        "digits",
+        "onnxruntime",
+        200,
+    )
     for one in (first, second):
         assert 0 <= one["top1_low"] <= one["top1"] <= one["top1_high"] <= 100
         assert one["top1"] <= one["top5"] <= 100
@@ -270,7 +301,9 @@ def test_evaluate(run: Run, model_file: Path, int8_file: Path, digits_folder: Pa
     assert (same["drop"], same["flips"], same["p_value"]) == (0, [], 1)
     assert changed["drop"] == pytest.approx(first["top1"] - second["top1"])
     assert changed["drop_low"] <= changed["drop"] <= changed["drop_high"]
-    assert fits(run("evaluate", model_file, "--against", int8_file, "--data", digits_folder).out)
+    assert fits(
+        run("evaluate", model_file, "--against", int8_file, "--data", digits_folder).out
+    )
 
 
 def test_evaluate_takes_parts(run: Run, model_file: Path) -> None:
@@ -326,12 +359,15 @@ def test_predict(run: Run, model_file: Path, digits_folder: Path) -> None:
         assert shares == sorted(shares, reverse=True)
         assert 0 <= min(shares) <= sum(shares) <= 1 + 1e-9
     assert (
-        sum(one["top"][0]["class"] == name for one, name in zip(found, "0123456789", strict=True))
+        sum(
+            one["top"][0]["class"] == name
+            for one, name in zip(found, "0123456789", strict=True)
+        )
         >= 9
     )
-    whole = run("predict", model_file, images[0], "--top", 100, "--json").document["predictions"][
-        0
-    ]["top"]
+    whole = run("predict", model_file, images[0], "--top", 100, "--json").document[
+        "predictions"
+    ][0]["top"]
     assert sum(row["probability"] for row in whole) == pytest.approx(1)
     assert fits(run("predict", model_file, *images).out)
 
@@ -342,7 +378,13 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
     names = ["[red]", "[/]", ":cat:", "[link=x]", "[bold]b", "猫", "g", "h", "i", "j"]
     model = Artifact(trained.model, "m", trained.preprocess, tuple(names))
     model.save(tmp_path / "m.onnx")
-    ran = run("predict", tmp_path / "m.onnx", next((digits_folder / "7").iterdir()), "--top", 10)
+    ran = run(
+        "predict",
+        tmp_path / "m.onnx",
+        next((digits_folder / "7").iterdir()),
+        "--top",
+        10,
+    )
     assert ran.code == 0
     assert all(f" {name} " in ran.out for name in names)
 
@@ -358,7 +400,9 @@ def test_train(run: Run, tmp_path: Path) -> None:
             (tmp_path / "data" / part / name).mkdir(parents=True)
             for number in range(count):
                 pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "data" / part / name / f"{number}.png")
+                Image.fromarray(pixels).save(
+                    tmp_path / "data" / part / name / f"{number}.png"
+                )
     options = ["--epochs", 1, "--batch", 8, "--size", 32]
     ran = run(
         "train",
@@ -373,7 +417,11 @@ def test_train(run: Run, tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     assert [one["epoch"] for one in ran.document["epochs"]] == [0]
     made = Artifact.read(tmp_path / "run" / "repghostnet_050.data.onnx")
-    assert (made.labels, made.form, made.sha256) == (("a", "b"), "train", ran.document["sha256"])
+    assert (made.labels, made.form, made.sha256) == (
+        ("a", "b"),
+        "train",
+        ran.document["sha256"],
+    )
     assert (made.steps[0].verb, made.require_preprocess().size) == ("train", 32)
 
 
@@ -384,7 +432,9 @@ def test_card_writes_its_files_and_nothing_else_and_appends(
     do = job.run
 
     def once(*given: Any) -> job.JobResult:
-        """The job takes seconds: the second command, without --json, shows the result of the first."""
+        """The job takes seconds: the second command, without --json, shows the result of the
+        first.
+        """
         done.append(done[0] if done else do(*given))
         return done[-1]
 
@@ -409,14 +459,28 @@ def test_card_writes_its_files_and_nothing_else_and_appends(
     assert ran.code == 0, ran.err
     name = "repghostnet_050.digits"
     expected = [f"{name}.{form}.onnx" for form in ("train", "deploy", "int8")]
-    expected += ["card.json", "card.md", "card_cn.md", "certificate.json", "records.jsonl"]
+    expected += [
+        "card.json",
+        "card.md",
+        "card_cn.md",
+        "certificate.json",
+        "records.jsonl",
+    ]
     assert sorted(item.name for item in output.iterdir()) == sorted(expected)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["all.jsonl", "out"]
     assert sorted(Path(file).name for file in ran.document["files"]) == sorted(expected)
     assert ran.document["name"] == name
     assert record.read(log) == record.read(output / "records.jsonl")
     kinds = [one.kind for one in record.read(log)]
-    assert set(kinds) == {"cost", "fold", "quantize", "accuracy", "paired", "latency", "ratio"}
+    assert set(kinds) == {
+        "cost",
+        "fold",
+        "quantize",
+        "accuracy",
+        "paired",
+        "latency",
+        "ratio",
+    }
     assert [Artifact.read(output / file).form for file in expected[:3]] == [
         "train",
         "deploy",

@@ -41,7 +41,9 @@ def test_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     package = ROOT / "src"
     ours = [path for path in (package / "repzoo").rglob("*") if path.is_file()]
     expected = {
-        path.relative_to(package).as_posix() for path in ours if "__pycache__" not in path.parts
+        path.relative_to(package).as_posix()
+        for path in ours
+        if "__pycache__" not in path.parts
     }
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("repzoo/")}
@@ -50,7 +52,15 @@ def test_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
 
 def test_installed_wheel_folds_its_embedded_model(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+    ]
     subprocess.run([*install, "--target", str(site), str(wheel)], check=True)
     code = (
         "import repzoo, pathlib, sys\n"
@@ -62,7 +72,12 @@ def test_installed_wheel_folds_its_embedded_model(wheel: Path, tmp_path: Path) -
     command = [sys.executable, "-c", code, str(site), str(out)]
     environment = {**os.environ, "PYTHONPATH": str(site)}
     ran = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     assert out.is_file()

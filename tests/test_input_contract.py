@@ -18,14 +18,29 @@ from repzoo.measure import mismatch
 Run = Callable[..., Any]
 
 
-@pytest.mark.parametrize(("kind", "shape"), [("uint8", [32, 32, 3]), ("nv12", [48, 32, 1])])
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("uint8", [32, 32, 3]), ("nv12", [48, 32, 1])]
+)
 def test_a_model_with_a_byte_input_works_with_every_verb(
-    run: Run, kind: str, shape: list[int], model_file: Path, digits_folder: Path, tmp_path: Path
+    run: Run,
+    kind: str,
+    shape: list[int],
+    model_file: Path,
+    digits_folder: Path,
+    tmp_path: Path,
 ) -> None:
     deploy, made = tmp_path / "deploy.onnx", tmp_path / "bytes.onnx"
     assert run("fold", model_file, "-o", deploy).code == 0
     document = run(
-        "embed-input", deploy, "-o", made, "--input", kind, "--data", digits_folder, "--json"
+        "embed-input",
+        deploy,
+        "-o",
+        made,
+        "--input",
+        kind,
+        "--data",
+        digits_folder,
+        "--json",
     ).document
     assert (document["input"], document["shape"], document["certificate"]["equal"]) == (
         kind,
@@ -34,7 +49,9 @@ def test_a_model_with_a_byte_input_works_with_every_verb(
     )
     assert "origin subtracted" in document["placed"]
     assert run("info", made, "--json").document["preprocess"]["input"] == kind
-    result = run("evaluate", made, "--data", digits_folder, "--against", deploy, "--json").document
+    result = run(
+        "evaluate", made, "--data", digits_folder, "--against", deploy, "--json"
+    ).document
     assert (
         result["paired"]["same_prediction"] == 100
     )  # digits are gray, so NV12 loses at most rounding
@@ -44,7 +61,10 @@ def test_a_model_with_a_byte_input_works_with_every_verb(
         for file in (deploy, made)
     ]
     assert best[0][0]["class"] == best[1][0]["class"]
-    assert run("bench", made, "--seconds", "0.1", "--json").document["runs"][0]["samples"] > 0
+    assert (
+        run("bench", made, "--seconds", "0.1", "--json").document["runs"][0]["samples"]
+        > 0
+    )
     again = run("embed-input", made, "-o", tmp_path / "again.onnx", "--input", kind)
     assert (again.code, again.out) == (2, "")
     assert f"takes {kind} already; start from the float model" in again.err
@@ -55,7 +75,10 @@ def test_a_training_form_can_be_folded_after_embedding_its_input(
 ) -> None:
     early, folded = tmp_path / "early.onnx", tmp_path / "folded.onnx"
     assert (
-        run("embed-input", model_file, "-o", early, "--input", "uint8", "--order", "BGR").code == 0
+        run(
+            "embed-input", model_file, "-o", early, "--input", "uint8", "--order", "BGR"
+        ).code
+        == 0
     )
     certificate = run("fold", early, "-o", folded, "--json").document
     assert certificate["equal"]
@@ -70,17 +93,38 @@ def test_a_training_form_can_be_folded_after_embedding_its_input(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["embed-input", "{model}", "-o", "{out}"], "give --input uint8 or --input nv12"),
+        (
+            ["embed-input", "{model}", "-o", "{out}"],
+            "give --input uint8 or --input nv12",
+        ),
         (
             ["embed-input", "{model}", "-o", "{out}", "--input", "float"],
             "the input to embed is uint8 or nv12; got 'float'",
         ),
         (
-            ["embed-input", "{model}", "-o", "{out}", "--input", "uint8", "--yuv", "bt709-full"],
+            [
+                "embed-input",
+                "{model}",
+                "-o",
+                "{out}",
+                "--input",
+                "uint8",
+                "--yuv",
+                "bt709-full",
+            ],
             "yuv belongs to the input nv12",
         ),
         (
-            ["embed-input", "{model}", "-o", "{out}", "--input", "nv12", "--order", "BGR"],
+            [
+                "embed-input",
+                "{model}",
+                "-o",
+                "{out}",
+                "--input",
+                "nv12",
+                "--order",
+                "BGR",
+            ],
             "NV12 has no channel order",
         ),
         (
@@ -88,7 +132,16 @@ def test_a_training_form_can_be_folded_after_embedding_its_input(
             "embed the input of the float model, then quantize",
         ),
         (
-            ["export", "repghostnet_050", "-o", "{out}", "--size", "65", "--input", "nv12"],
+            [
+                "export",
+                "repghostnet_050",
+                "-o",
+                "{out}",
+                "--size",
+                "65",
+                "--input",
+                "nv12",
+            ],
             "its sides must be even; got size 65",
         ),
         (["bench", "{odd}"], "but its preprocessing makes uint8 [N, 32, 32, 3]"),
@@ -116,7 +169,9 @@ def test_contradictory_inputs_are_refused_in_one_sentence(
     opened.CopyFrom(odd.model)
     for dim in opened.graph.input[0].type.tensor_type.shape.dim[2:]:
         dim.dim_param = "S"
-    Artifact(opened, "odd", Preprocess(size=32, input="uint8")).save(tmp_path / "odd.onnx")
+    Artifact(opened, "odd", Preprocess(size=32, input="uint8")).save(
+        tmp_path / "odd.onnx"
+    )
     places = {
         "model": model_file,
         "int8": int8_file,
@@ -124,7 +179,10 @@ def test_contradictory_inputs_are_refused_in_one_sentence(
         "odd": tmp_path / "odd.onnx",
     }
     ran = run(
-        *(item.format(**places, picture=next(digits_folder.rglob("*.png"))) for item in arguments)
+        *(
+            item.format(**places, picture=next(digits_folder.rglob("*.png")))
+            for item in arguments
+        )
     )
     assert (ran.code, ran.out) == (2, ""), ran.err
     assert message in ran.err
@@ -142,7 +200,9 @@ def test_mismatch_names_every_mistake_once_and_agrees_with_evaluate(
     names = [row["mismatch"] for row in document["wrong"]]
     assert len(set(names)) == len(names) > 20
     assert len(log.read_text().splitlines()) == len(names) + 1
-    expected = run("evaluate", model_file, "--data", digits_folder, "--json").document["runs"][0]
+    expected = run("evaluate", model_file, "--data", digits_folder, "--json").document[
+        "runs"
+    ][0]
     assert (
         (document["right"]["top1"], document["right"]["n"])
         == (expected["top1"], expected["n"])
@@ -174,12 +234,14 @@ def test_each_wrong_preprocessing_changes_the_input(
 def test_resizing_without_antialiasing_is_plain_bilinear(
     photograph: Callable[..., Image.Image],
 ) -> None:
-    """Enlarging, Pillow's filter has nothing to antialias; at half the size, each pixel is the mean of the two by two around it."""
+    """Enlarging, Pillow's filter has nothing to antialias; at half the size, each pixel is the
+    mean of the two by two around it.
+    """
     grown = Preprocess(size=48, crop_fraction=1.0)
     image = photograph(30, 41)
-    apart = resized_without_antialiasing(image, grown).astype(int) - resized_and_cropped(
-        image, grown
-    )
+    apart = resized_without_antialiasing(image, grown).astype(
+        int
+    ) - resized_and_cropped(image, grown)
     assert np.abs(apart).max() <= 1
     halved = resized_without_antialiasing(
         photograph(64, 64), Preprocess(size=32, crop_fraction=1.0)

@@ -13,7 +13,7 @@ from repzoo.artifact import Step
 from repzoo.data.source import open_source
 from repzoo.engines import ENGINES
 from repzoo.errors import InputError
-from repzoo.measure import latency
+from repzoo.measure.client_threads import ClientThreads
 from repzoo.measure.host import host
 from repzoo.plugins import Plugin
 from repzoo.report import card
@@ -22,26 +22,40 @@ from repzoo.verbs import QuantizeOptions
 QUICK = job.JobOptions(QuantizeOptions(images=20, search=0, force=True), seconds=0.2)
 
 
-def test_a_remark_says_that_the_model_was_trained_on_these_images(digits_folder: Path) -> None:
+def test_a_remark_says_that_the_model_was_trained_on_these_images(
+    digits_folder: Path,
+) -> None:
     source = open_source(digits_folder)
     name = source.join(*source.parts).name
     model = verbs.load("repghostnet_050.digits")
-    trained = dataclasses.replace(model, steps=(*model.steps, Step("train", "0", {"data": name})))
-    first, again, other = (job.run(artifact, source, QUICK) for artifact in (model, model, trained))
+    trained = dataclasses.replace(
+        model, steps=(*model.steps, Step("train", "0", {"data": name}))
+    )
+    first, again, other = (
+        job.run(artifact, source, QUICK) for artifact in (model, model, trained)
+    )
     assert not any("trained on" in remark for remark in first.remarks)
     assert other.remarks[0].startswith(f"the model was trained on {name}")
-    # what is judged again may make the same file, and yet Records that nobody takes for the first job's
-    assert len({record.job for result in (first, again) for record in result.records}) == 2
+    # what is judged again may make the same file, and yet Records that nobody takes for the
+    # first job's
+    assert (
+        len({record.job for result in (first, again) for record in result.records}) == 2
+    )
 
 
 def test_other_engines_are_timed_in_the_same_rounds_and_failures_are_remarked(
     digits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ENGINES._builtin, "absent", Plugin("no_such_runtime:Absent", "absent"))
-    options = dataclasses.replace(
-        QUICK, time_on=("onnxruntime", "pytorch", "openvino:CPU", "openvino:cpu", "absent")
+    monkeypatch.setitem(
+        ENGINES._builtin, "absent", Plugin("no_such_runtime:Absent", "absent")
     )
-    result = job.run(verbs.load("repghostnet_050.digits"), open_source(digits_folder), options)
+    options = dataclasses.replace(
+        QUICK,
+        time_on=("onnxruntime", "pytorch", "openvino:CPU", "openvino:cpu", "absent"),
+    )
+    result = job.run(
+        verbs.load("repghostnet_050.digits"), open_source(digits_folder), options
+    )
     timed = [
         (record.engine["name"], record.artifact["form"])
         for record in result.records
@@ -53,8 +67,19 @@ def test_other_engines_are_timed_in_the_same_rounds_and_failures_are_remarked(
         ("openvino:CPU", "deploy"),
         ("openvino:CPU", "int8"),
     ]
-    assert len({record.values.rounds for record in result.records if record.kind == "latency"}) == 1
-    assert [record.engine["name"] for record in result.records if record.kind == "ratio"] == [
+    assert (
+        len(
+            {
+                record.values.rounds
+                for record in result.records
+                if record.kind == "latency"
+            }
+        )
+        == 1
+    )
+    assert [
+        record.engine["name"] for record in result.records if record.kind == "ratio"
+    ] == [
         "onnxruntime",
         "onnxruntime",
         "openvino:CPU",
@@ -77,7 +102,12 @@ def test_other_engines_are_timed_in_the_same_rounds_and_failures_are_remarked(
 
 def test_an_unknown_engine_is_refused_before_the_work(run: Run, tmp_path: Path) -> None:
     ended = run(
-        "card", "repghostnet_050.digits", "--time-on", "openvino,openvini", "-o", tmp_path / "out"
+        "card",
+        "repghostnet_050.digits",
+        "--time-on",
+        "openvino,openvini",
+        "-o",
+        tmp_path / "out",
     )
     assert (ended.code, ended.out) == (2, "")
     assert "did you mean" in ended.err
@@ -92,24 +122,29 @@ def test_a_failing_engine_is_left_out_unless_it_is_the_cards_own(
     source, model = open_source(digits_folder), verbs.load("repghostnet_050.digits")
     failing = {"name": "openvino"}
 
-    def broken(clients: latency._Clients, _nanoseconds: int) -> None:
+    def broken(clients: ClientThreads, _nanoseconds: int) -> None:
         if clients.case.engine.name == failing["name"]:
             raise InputError("broke off")
         original_round(clients, _nanoseconds)
 
-    original_round = latency._Clients.round
-    monkeypatch.setattr(latency._Clients, "round", broken)
+    original_round = ClientThreads.time_round
+    monkeypatch.setattr(ClientThreads, "time_round", broken)
     result = job.run(model, source, dataclasses.replace(QUICK, time_on=("openvino",)))
-    assert sum("not timed on openvino: broke off" in remark for remark in result.remarks) == 2
-    assert {record.engine["name"] for record in result.records if record.kind == "latency"} == {
-        "onnxruntime"
-    }
+    assert (
+        sum("not timed on openvino: broke off" in remark for remark in result.remarks)
+        == 2
+    )
+    assert {
+        record.engine["name"] for record in result.records if record.kind == "latency"
+    } == {"onnxruntime"}
     failing["name"] = "onnxruntime"
     with pytest.raises(InputError, match="broke off"):
         job.run(model, source, QUICK)
 
 
-def test_a_full_disk_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> list[Path]:
         raise OSError(28, "No space left on device")
 

@@ -63,12 +63,18 @@ def modules() -> list[str]:
         ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
         for path in sorted(SOURCE.rglob("*.py"))
     ]
-    return [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
+    return [
+        name.removesuffix(".__init__")
+        for name in names
+        if not name.endswith("__main__")
+    ]
 
 
 def without_extras(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-c", BLOCK + code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_every_module_of_the_core_imports() -> None:
@@ -90,7 +96,9 @@ def test_the_blocker_blocks() -> None:
 MAIN = "from repzoo.cli import main; main()"
 
 
-def test_a_board_can_look_count_predict_and_evaluate(model_file: Path, digits_folder: Path) -> None:
+def test_a_board_can_look_count_predict_and_evaluate(
+    model_file: Path, digits_folder: Path
+) -> None:
     image = next((digits_folder / "7").iterdir())
     commands: list[list[object]] = [
         ["list"],
@@ -110,7 +118,16 @@ def test_a_board_can_look_count_predict_and_evaluate(model_file: Path, digits_fo
         (["export", "repghostnet_050", "-o", "{out}"], "torch"),
         (["train", "repghostnet_050", "--data", "{data}", "-o", "{out}"], "torch"),
         (
-            ["quantize", "{model}", "--data", "{data}", "--finetune-epochs", "1", "-o", "{out}"],
+            [
+                "quantize",
+                "{model}",
+                "--data",
+                "{data}",
+                "--finetune-epochs",
+                "1",
+                "-o",
+                "{out}",
+            ],
             "torch",
         ),
         (["evaluate", "{model}", "--data", "digits"], "demo"),
@@ -118,7 +135,11 @@ def test_a_board_can_look_count_predict_and_evaluate(model_file: Path, digits_fo
     ],
 )
 def test_what_needs_an_extra_says_what_to_type(
-    command: list[str], extra: str, model_file: Path, digits_folder: Path, tmp_path: Path
+    command: list[str],
+    extra: str,
+    model_file: Path,
+    digits_folder: Path,
+    tmp_path: Path,
 ) -> None:
     ran = without_extras(
         MAIN,
@@ -146,5 +167,10 @@ def test_nothing_prints_outside_the_command_line() -> None:
 
 
 def test_the_package_is_typed_and_carries_its_data() -> None:
-    for name in ("py.typed", "zoo/catalog.toml", "training/recipes.toml", "report/words.toml"):
+    for name in (
+        "py.typed",
+        "zoo/catalog.toml",
+        "training/recipes.toml",
+        "report/words.toml",
+    ):
         assert (SOURCE / name).is_file()

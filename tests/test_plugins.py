@@ -1,4 +1,6 @@
-"""Plug-ins: nothing is imported early, and what is missing, unknown or doubled is said in a sentence."""
+"""Plug-ins: nothing is imported early, and what is missing, unknown or doubled is said in a
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Install = Callable[..., None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """`install("dist", "name = module:object")`: a real distribution with entry points on sys.path."""
+    """`install("dist", "name = module:object")`: a real distribution with entry points on
+    sys.path.
+    """
 
     def made(distribution: str, *points: str) -> None:
         folder = tmp_path / f"{distribution}-1.0.dist-info"
@@ -36,7 +40,9 @@ def table(**builtin: Plugin) -> PluginTable:
     return PluginTable("engine", GROUP, builtin)
 
 
-def test_loading_imports_on_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_imports_on_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "repzoo_lazy_plugin.py").write_text("class Thing: pass")
     monkeypatch.syspath_prepend(str(tmp_path))
     some = table(lazy=Plugin("repzoo_lazy_plugin:Thing"))
@@ -48,16 +54,17 @@ def test_loading_imports_on_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(
-        InputError, match=r"^no engine is called 'onnxruntim'; did you mean onnxruntime\?$"
+        InputError,
+        match=r"^no engine is called 'onnxruntim'; did you mean onnxruntime\?$",
     ):
         ENGINES.load("onnxruntim")
     assert (
         unknown("engine", "zzz", ["alpha", "beta"])
         == "no engine is called 'zzz'; known: alpha, beta"
     )
-    assert unknown("model", "repvgg_a9", ["repvgg_a0", "repvgg_a1", "fasternet_t0"]).endswith(
-        "did you mean repvgg_a1 or repvgg_a0?"
-    )
+    assert unknown(
+        "model", "repvgg_a9", ["repvgg_a0", "repvgg_a1", "fasternet_t0"]
+    ).endswith("did you mean repvgg_a1 or repvgg_a0?")
 
 
 def test_a_missing_dependency_says_what_to_type(
@@ -66,13 +73,16 @@ def test_a_missing_dependency_says_what_to_type(
     (tmp_path / "repzoo_needy_plugin.py").write_text("import surely_not_installed")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(
-        MissingExtra, match=r"the engine 'needy' needs.*type: pip install 'repzoo\[openvino\]'"
+        MissingExtra,
+        match=r"the engine 'needy' needs.*type: pip install 'repzoo\[openvino\]'",
     ) as caught:
         table(needy=Plugin("repzoo_needy_plugin:Thing", "openvino")).load("needy")
     assert (caught.value.extra, caught.value.exit_code) == ("openvino", 2)
 
 
-@pytest.mark.parametrize("target", ["repzoo.no_such_module:X", "repzoo.errors:NoSuchThing"])
+@pytest.mark.parametrize(
+    "target", ["repzoo.no_such_module:X", "repzoo.errors:NoSuchThing"]
+)
 def test_a_defect_of_our_own_is_not_dressed_as_a_missing_extra(target: str) -> None:
     with pytest.raises((ModuleNotFoundError, AttributeError)):
         table(broken=Plugin(target, "openvino")).load("broken")
@@ -86,7 +96,9 @@ def test_third_parties_come_after_the_built_in_ones(install: Install) -> None:
 
 
 @pytest.mark.parametrize("clash", ["built in", "third party"])
-def test_two_of_one_name_are_refused_and_both_named(install: Install, clash: str) -> None:
+def test_two_of_one_name_are_refused_and_both_named(
+    install: Install, clash: str
+) -> None:
     install("one", "twice = pathlib:Path")
     if clash == "third party":
         install("two", "twice = json:dumps")

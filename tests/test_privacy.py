@@ -1,4 +1,6 @@
-"""Runtimes that report usage do not, in fresh processes with a home of their own, watched from outside by strace."""
+"""Runtimes that report usage do not, in fresh processes with a home of their own, watched from
+outside by strace.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ sys.exit(f"loaded {loaded}" if loaded else 0)
 
 
 @pytest.mark.parametrize(
-    ("name", "module"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("mnn", "MNN")]
+    ("name", "module"),
+    [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("mnn", "MNN")],
 )
 def test_using_an_engine_connects_to_nobody_and_leaves_nothing_at_home(
     name: str, module: str, tmp_path: Path
@@ -52,7 +55,9 @@ def test_using_an_engine_connects_to_nobody_and_leaves_nothing_at_home(
     log = tmp_path / "calls"
     strace = shutil.which("strace")
     watched = (
-        [strace, "-f", "-qq", "-e", "trace=connect,sendto,execve", "-o", str(log)] if strace else []
+        [strace, "-f", "-qq", "-e", "trace=connect,sendto,execve", "-o", str(log)]
+        if strace
+        else []
     )
     ran = subprocess.run(
         [*watched, sys.executable, "-c", USE, name],
@@ -69,6 +74,8 @@ def test_using_an_engine_connects_to_nobody_and_leaves_nothing_at_home(
         assert not [line for line in calls if "connect(" in line or "sendto(" in line]
         # Python itself, and for MNN the child that converts (no pip, no shell): strace did see.
         programs = [
-            line.split('"')[1] for line in calls if "execve(" in line and "ENOENT" not in line
+            line.split('"')[1]
+            for line in calls
+            if "execve(" in line and "ENOENT" not in line
         ]
         assert programs == [sys.executable] * (2 if name == "mnn" else 1)

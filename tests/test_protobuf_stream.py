@@ -24,8 +24,13 @@ def test_the_pieces_of_a_real_model_are_its_bytes() -> None:
     texts=st.lists(st.text(max_size=200)),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_pieces_of_any_model_are_its_bytes(sizes: list[int], texts: list[str]) -> None:
-    weights = [numpy_helper.from_array(np.zeros(size, np.float32), f"w{size}") for size in sizes]
+def test_the_pieces_of_any_model_are_its_bytes(
+    sizes: list[int], texts: list[str]
+) -> None:
+    weights = [
+        numpy_helper.from_array(np.zeros(size, np.float32), f"w{size}")
+        for size in sizes
+    ]
     data = helper.make_tensor_value_info("x", 1, ["N", None])
     graph = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["y"], name=text) for text in texts],
@@ -48,7 +53,9 @@ def test_a_model_without_a_graph_and_one_with_other_metadata() -> None:
     model.metadata_props.add(key="a", value="b")
     got = onnx.ModelProto.FromString(
         b"".join(
-            wire.chunks(model, metadata_props=[onnx.StringStringEntryProto(key="c", value="d")])
+            wire.chunks(
+                model, metadata_props=[onnx.StringStringEntryProto(key="c", value="d")]
+            )
         )
     )
     assert [(item.key, item.value) for item in got.metadata_props] == [("c", "d")]

@@ -81,7 +81,9 @@ def test_every_public_name_is_documented_and_typed(name: str) -> None:
         assert signature.return_annotation is not inspect.Signature.empty, path
         for parameter in list(signature.parameters.values()):
             if parameter.name not in ("self", "cls"):
-                assert parameter.annotation is not inspect.Parameter.empty, f"{path}({parameter})"
+                assert parameter.annotation is not inspect.Parameter.empty, (
+                    f"{path}({parameter})"
+                )
 
 
 def test_every_public_name_but_torch_is_imported_without_extras() -> None:
@@ -100,11 +102,20 @@ def test_every_public_name_but_torch_is_imported_without_extras() -> None:
         check=True,
     )
     packages = {name.split(".")[0] for name in json.loads(ran.stdout)}
-    assert not packages & {"torch", "timm", "safetensors", "sklearn", "openvino", "nncf"}
+    assert not packages & {
+        "torch",
+        "timm",
+        "safetensors",
+        "sklearn",
+        "openvino",
+        "nncf",
+    }
 
 
 def test_an_unknown_attribute_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'repzoo' has no attribute 'quantise'"):
+    with pytest.raises(
+        AttributeError, match="module 'repzoo' has no attribute 'quantise'"
+    ):
         _ = repzoo.quantise
 
 
@@ -115,7 +126,9 @@ def test_train_is_a_function_however_repzoo_was_imported() -> None:
 
 def test_torch_folds_a_module_after_import_repzoo() -> None:
     torch = pytest.importorskip("torch", reason="the torch extra is not installed")
-    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+    ).eval()
     example = torch.zeros(1, 3, 8, 8)
     folded = repzoo.torch.fold(module, example)
     kinds = [type(part).__name__ for part in folded.modules()]
@@ -175,7 +188,9 @@ def test_quantize_attaches_its_report_and_keeps_the_certificate(
     assert int8.certificate is folded.certificate
 
 
-def test_quantize_takes_options_and_keywords(folded: repzoo.Artifact, digits_folder: Path) -> None:
+def test_quantize_takes_options_and_keywords(
+    folded: repzoo.Artifact, digits_folder: Path
+) -> None:
     options = repzoo.QuantizeOptions(images=20, search=0)
     again = repzoo.quantize(folded, str(digits_folder), options=options, max_drop=100)
     assert again.steps[-1].settings["max_drop"] == 100
@@ -187,7 +202,9 @@ def test_save_takes_a_string_and_a_path(int8: repzoo.Artifact, tmp_path: Path) -
     assert saved.name == "int8"
     assert isinstance(saved, repzoo.Artifact)
     int8.save(tmp_path / "again.onnx")
-    assert (tmp_path / "int8.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
+    assert (tmp_path / "int8.onnx").read_bytes() == (
+        tmp_path / "again.onnx"
+    ).read_bytes()
 
 
 def test_evaluate_gives_the_drop_of_one_model(
@@ -197,20 +214,27 @@ def test_evaluate_gives_the_drop_of_one_model(
     assert evaluation.drop == pytest.approx(
         repzoo.evaluate(folded, digits_folder).top1 - evaluation.top1
     )
-    assert repzoo.evaluate([int8], str(digits_folder), against=folded).drop == evaluation.drop
+    assert (
+        repzoo.evaluate([int8], str(digits_folder), against=folded).drop
+        == evaluation.drop
+    )
 
 
 def test_a_drop_of_several_or_no_comparisons_is_refused(
     int8: repzoo.Artifact, folded: repzoo.Artifact, digits_folder: Path
 ) -> None:
     several = repzoo.evaluate([int8, folded], digits_folder, against=folded)
-    with pytest.raises(repzoo.InputError, match=r"has 2 comparisons; read evaluation\.paired"):
+    with pytest.raises(
+        repzoo.InputError, match=r"has 2 comparisons; read evaluation\.paired"
+    ):
         _ = several.drop
     with pytest.raises(repzoo.InputError, match="nothing was compared"):
         _ = repzoo.evaluate(int8, digits_folder).drop
 
 
-def test_benchmark_gives_the_ratios(folded: repzoo.Artifact, int8: repzoo.Artifact) -> None:
+def test_benchmark_gives_the_ratios(
+    folded: repzoo.Artifact, int8: repzoo.Artifact
+) -> None:
     result = repzoo.benchmark([folded, int8], engine="onnxruntime", seconds=0.05)
     assert len(result.records) == 2
     assert len(result.ratios) == 1
@@ -222,7 +246,11 @@ def test_predict_takes_a_path_an_image_an_array_and_a_list(
     path = next((digits_folder / "7").iterdir())
     image = Image.open(path).convert("RGB")
     prediction = int8.predict(str(path), top=3)
-    assert (prediction.label, len(prediction.top), prediction.image) == ("7", 3, str(path))
+    assert (prediction.label, len(prediction.top), prediction.image) == (
+        "7",
+        3,
+        str(path),
+    )
     assert 0 < prediction.probability <= 1
     variants: list[Any] = [path, image, np.asarray(image)]
     several = int8.predict(variants, top=3)
@@ -231,7 +259,9 @@ def test_predict_takes_a_path_an_image_an_array_and_a_list(
 
 
 def test_an_artifact_describes_itself_in_one_line(folded: repzoo.Artifact) -> None:
-    assert repr(folded) == ("<Artifact 'repghostnet_050.digits': deploy form, 32x32, 10 classes>")
+    assert repr(folded) == (
+        "<Artifact 'repghostnet_050.digits': deploy form, 32x32, 10 classes>"
+    )
 
 
 # Wrong arguments: one sentence each
@@ -254,7 +284,10 @@ def test_wrong_arguments_are_one_sentence(
         (lambda: load("repvit_m0_99"), "did you mean repvit_m0_9"),
         (lambda: load(model_file, sise=32), "did you mean size"),
         (lambda: load(model_file, model="repvgg_a0"), "is for checkpoint files"),
-        (lambda: fold(3), "a model must be an Artifact, a path, a name or an onnx.ModelProto"),
+        (
+            lambda: fold(3),
+            "a model must be an Artifact, a path, a name or an onnx.ModelProto",
+        ),
         (lambda: quantize(folded, tmp_path / "photos"), "does not exist"),
         (lambda: quantize(folded, ["a.jpg"]), "data must be a folder"),
         (lambda: quantize(folded, "digits", max_dorp=1), "did you mean max_drop"),
@@ -267,7 +300,10 @@ def test_wrong_arguments_are_one_sentence(
         (lambda: predict("cat.jpg"), "the image cat.jpg does not exist"),
         (lambda: predict(np.zeros((3, 8, 8), np.float32)), "got float32 [3, 8, 8]"),
         (lambda: predict(3), "an image must be a path, a PIL.Image or a uint8 array"),
-        (lambda: predict(np.zeros((8, 8, 3), np.uint8), top=0), "top must be at least 1"),
+        (
+            lambda: predict(np.zeros((8, 8, 3), np.uint8), top=0),
+            "top must be at least 1",
+        ),
         (lambda: repzoo.export("repvgg_a9"), "did you mean"),
         (lambda: repzoo.export("repvgg_a0", opse=13), "did you mean opset"),
         (lambda: repzoo.train("repvgg_a0", "digits", epoch=3), "did you mean"),

@@ -74,7 +74,10 @@ class Sample:
         ({"ratio": "1"}, "sample ratio must be a number from 0 to 1; got '1'"),
         ({"seconds": 0}, "sample seconds must be a number above 0; got 0"),
         ({"seconds": math.inf}, "sample seconds must be a number above 0; got inf"),
-        ({"budget": math.nan}, "sample budget must be a number that is finite; got nan"),
+        (
+            {"budget": math.nan},
+            "sample budget must be a number that is finite; got nan",
+        ),
         ({"limit": 9}, "sample limit must be an integer from 2 to 8; got 9"),
         ({"form": "fold"}, "sample form must be one of train, deploy; got 'fold'"),
         ({"color": "rgb"}, "sample color must be one of RGB, BGR; got 'rgb'"),
@@ -100,7 +103,9 @@ def test_validate_names_the_field_what_it_accepts_and_what_it_got(
 
 
 def test_values_at_the_ends_of_a_range_are_accepted() -> None:
-    sample = Sample(count=1, ratio=1, seconds=1e-9, limit=2, mean=(-1.0, 1.0), budget=-5)
+    sample = Sample(
+        count=1, ratio=1, seconds=1e-9, limit=2, mean=(-1.0, 1.0), budget=-5
+    )
     assert sample.limit == 2
 
 
@@ -111,7 +116,9 @@ def test_keywords_replace_fields_and_accept_a_single_value_for_a_tuple() -> None
 
 
 def test_an_unknown_keyword_offers_the_nearest_field() -> None:
-    with pytest.raises(InputError, match="no setting of Sample is called 'thread'; did you mean"):
+    with pytest.raises(
+        InputError, match="no setting of Sample is called 'thread'; did you mean"
+    ):
         merge_keywords(Sample, None, {"thread": 1})
 
 
@@ -150,8 +157,20 @@ def test_command_line_options_have_the_defaults_of_the_fields() -> None:
 
 
 def test_command_line_options_are_read_by_the_types_of_the_fields() -> None:
-    arguments = ["--count", "4", "--mean", "0.5", "-0.5", "--threads", "1,2", "--threads", "2,3"]
-    sample = parse(*arguments, "--file", "a.txt", "--force", "--limit", "3", "--form", "deploy")
+    arguments = [
+        "--count",
+        "4",
+        "--mean",
+        "0.5",
+        "-0.5",
+        "--threads",
+        "1,2",
+        "--threads",
+        "2,3",
+    ]
+    sample = parse(
+        *arguments, "--file", "a.txt", "--force", "--limit", "3", "--form", "deploy"
+    )
     assert sample == Sample(
         count=4,
         mean=(0.5, -0.5),
@@ -178,7 +197,9 @@ def test_command_line_options_are_read_by_the_types_of_the_fields() -> None:
         ("--threads", "1,0"),
     ],
 )
-def test_the_command_line_refuses_what_validate_refuses(arguments: tuple[str, ...]) -> None:
+def test_the_command_line_refuses_what_validate_refuses(
+    arguments: tuple[str, ...],
+) -> None:
     output = parse(*arguments)
     assert isinstance(output, str)
     assert arguments[0] in output

@@ -18,8 +18,14 @@ from onnx import numpy_helper
 from tests.conftest import Photograph
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "README_cn.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^```python(?P<mark>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "README_cn.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+FENCE = re.compile(
+    r"^```python(?P<mark>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 CLASSES = ("bird", "cat", "dog")
 IMAGES_PER_CLASS = 16
 QUICKSTART = """
@@ -58,16 +64,22 @@ def blocks(text: str) -> Iterator[tuple[int, str, str]]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, photograph: Photograph, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(
+    tmp_path: Path, photograph: Photograph, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """The working directory of the snippets."""
     random = np.random.default_rng(0)
     shapes = {"w1": (8, 3, 3, 3), "w2": (16, 8, 3, 3), "w3": (16, 3), "b3": (3,)}
-    weights = {name: 0.3 * random.standard_normal(shape) for name, shape in shapes.items()}
+    weights = {
+        name: 0.3 * random.standard_normal(shape) for name, shape in shapes.items()
+    }
     for name in ("gamma", "beta", "mean", "variance"):
         weights[name] = random.uniform(0.5, 1.5, 8)
     model = onnx.parser.parse_model(NETWORK)
     for name, values in weights.items():
-        model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+        model.graph.initializer.append(
+            numpy_helper.from_array(values.astype(np.float32), name)
+        )
     onnx.save(model, tmp_path / "my.onnx")
     for index, name in enumerate(CLASSES):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -93,7 +105,9 @@ def run_blocks(text: str, name: str) -> int:
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_the_python_blocks_of_a_document_run(path: Path) -> None:
     run_blocks(path.read_text("utf-8"), str(path.relative_to(ROOT)))
 

@@ -1,4 +1,7 @@
-"""Files: whole or not at all, whatever fails. A full disk is played by the kernel's own limit on file sizes."""
+"""Files: whole or not at all, whatever fails.
+
+A full disk is played by the kernel's own limit on file sizes.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ NOT_A_FOLDER = Path("/proc/repzoo-test")  # nothing can be made there, even by r
 
 @contextlib.contextmanager
 def disk_of(size: int) -> Iterator[None]:
-    """While the block runs no file of this process can grow above `size` bytes: write(2) fails, as on a full disk."""
+    """While the block runs no file of this process can grow above `size` bytes: write(2) fails,
+    as on a full disk.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -70,7 +75,9 @@ def test_lines_are_utf8_without_mark_and_blanks(tmp_path: Path) -> None:
     path.write_bytes("\ufeffé a\r\n\r\n  \nb\u2028c\n".encode())
     assert storage.read_lines(path) == ["é a", "b\u2028c"]
     path.write_bytes("café".encode("latin-1"))
-    with pytest.raises(InputError, match=r"x is not UTF-8 text \(byte 3\); save it as UTF-8"):
+    with pytest.raises(
+        InputError, match=r"x is not UTF-8 text \(byte 3\); save it as UTF-8"
+    ):
         storage.read_lines(path)
 
 
@@ -118,7 +125,8 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
     with (
         disk_of(1000),
         pytest.raises(
-            InputError, match="x cannot be written: File too large; free room or give another place"
+            InputError,
+            match="x cannot be written: File too large; free room or give another place",
         ),
     ):
         storage.write_atomically(path, b"1" * 1001)
@@ -146,11 +154,15 @@ def test_several_files_are_written_together_or_not_at_all(tmp_path: Path) -> Non
 def test_two_outputs_in_one_place_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(InputError, match="two outputs would both be written to"):
-        storage.write_together([(tmp_path / "x", "1"), (tmp_path / "a" / ".." / "x", "2")])
+        storage.write_together(
+            [(tmp_path / "x", "1"), (tmp_path / "a" / ".." / "x", "2")]
+        )
     assert names(tmp_path) == ["a"]
 
 
-def test_places_that_can_never_be_written_are_refused_before_any_work(tmp_path: Path) -> None:
+def test_places_that_can_never_be_written_are_refused_before_any_work(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "file").write_text("a file")
     os.mkfifo(tmp_path / "pipe")
     cases = {
@@ -171,7 +183,9 @@ def test_places_that_can_never_be_written_are_refused_before_any_work(tmp_path: 
     assert not Path("/dev/null").is_file()
 
 
-def test_a_place_that_could_be_written_is_let_through_and_nothing_is_made(tmp_path: Path) -> None:
+def test_a_place_that_could_be_written_is_let_through_and_nothing_is_made(
+    tmp_path: Path,
+) -> None:
     storage.require_writable(tmp_path / "a" / "b" / "c")
     storage.require_writable_folder(tmp_path / "a" / "b")
     assert names(tmp_path) == []
@@ -215,8 +229,12 @@ def test_lines_are_appended_whole_and_a_full_disk_takes_none(tmp_path: Path) -> 
 
 def test_lines_of_several_writers_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    lines = [[f"{writer}-{number}" * 200 for number in range(20)] for writer in range(8)]
-    workers = [threading.Thread(target=storage.append_lines, args=(path, one)) for one in lines]
+    lines = [
+        [f"{writer}-{number}" * 200 for number in range(20)] for writer in range(8)
+    ]
+    workers = [
+        threading.Thread(target=storage.append_lines, args=(path, one)) for one in lines
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -263,10 +281,16 @@ def test_the_cache_keeps_what_was_used_last(
         os.utime(path, (1000 + age, 1000 + age))
     storage.cached_file("kind", "a", lambda _: None)  # used again: now the youngest
     storage.cached_file("kind", "d", make)
-    assert {path.name for path in (tmp_path / "kind").iterdir()} == {"a", "c", "d"}  # not b
+    assert {path.name for path in (tmp_path / "kind").iterdir()} == {
+        "a",
+        "c",
+        "d",
+    }  # not b
 
 
-def test_the_caches_place_is_the_users_choice_then_xdgs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_caches_place_is_the_users_choice_then_xdgs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("REPZOO_CACHE", "/one")
     assert storage.cache_folder() == Path("/one")
     monkeypatch.delenv("REPZOO_CACHE")

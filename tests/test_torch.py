@@ -33,7 +33,9 @@ def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def batchnorms(module: nn.Module) -> int:
-    return sum(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+    return sum(
+        isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules()
+    )
 
 
 class Squeeze(nn.Module):
@@ -49,14 +51,18 @@ class Squeeze(nn.Module):
         self.down, self.up = nn.Conv2d(channels, 2, 1), nn.Conv2d(2, channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        made = self.norms[0](self.three(x)) + self.norms[1](self.one(x)) + self.norms[2](x)
+        made = (
+            self.norms[0](self.three(x)) + self.norms[1](self.one(x)) + self.norms[2](x)
+        )
         weight: torch.Tensor = torch.sigmoid(
             self.up(torch.relu(self.down(made.mean((2, 3), keepdim=True))))
         )
         return torch.relu(made * weight)
 
 
-@pytest.mark.parametrize("name", ["repvgg_a0", "repghostnet_050", "repvit_m0_6", "fasternet_t0"])
+@pytest.mark.parametrize(
+    "name", ["repvgg_a0", "repghostnet_050", "repvit_m0_6", "fasternet_t0"]
+)
 def test_a_variant_of_each_family_has_its_deploy_form(name: str) -> None:
     module = randomized(families.build(name))
     before = copy.deepcopy(module.state_dict())
@@ -70,11 +76,14 @@ def test_a_variant_of_each_family_has_its_deploy_form(name: str) -> None:
     with torch.no_grad():
         expected, got = module.eval()(images), folded(images)
     assert (expected - got).abs().max() <= 1e-4 * expected.abs().max()
-    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert all(
+        torch.equal(value, before[key]) for key, value in module.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["fastvit_t8", "mobilenetv3_small_050", "tf_efficientnet_lite0", "ghostnet_050"]
+    "name",
+    ["fastvit_t8", "mobilenetv3_small_050", "tf_efficientnet_lite0", "ghostnet_050"],
 )
 def test_other_networks_lose_every_batchnorm(name: str) -> None:
     module = randomized(timm.create_model(name))
@@ -86,7 +95,11 @@ def test_squeeze_and_excitation_stays_and_branches_fold() -> None:
     module = randomized(Squeeze())
     folded = repzoo.torch.fold(module, torch.randn(2, 8, 9, 9))
     layers = [layer for layer in folded.modules() if isinstance(layer, nn.Conv2d)]
-    assert sorted(tuple(layer.kernel_size) for layer in layers) == [(1, 1), (1, 1), (3, 3)]
+    assert sorted(tuple(layer.kernel_size) for layer in layers) == [
+        (1, 1),
+        (1, 1),
+        (3, 3),
+    ]
     images = torch.randn(4, 8, 5, 7)
     with torch.no_grad():
         assert torch.allclose(folded(images), module.eval()(images), atol=1e-5)
@@ -126,7 +139,10 @@ class Twice(nn.Module):
 def test_a_layer_that_is_called_twice_is_refused_by_name() -> None:
     module = randomized(Twice())
     result = repzoo.torch.fold_with_log(module, torch.randn(1, 4, 6, 6))
-    assert any(refusal.node == "conv" and "shared" in refusal.reason for refusal in result.refusals)
+    assert any(
+        refusal.node == "conv" and "shared" in refusal.reason
+        for refusal in result.refusals
+    )
     images = torch.randn(2, 4, 6, 6)
     with torch.no_grad():
         assert torch.allclose(result.module(images), module.eval()(images), atol=1e-5)
@@ -140,7 +156,9 @@ class Choosy(nn.Module):
 
 
 def test_a_module_that_cannot_be_traced_is_an_input_error() -> None:
-    with pytest.raises(InputError, match=r"Choosy cannot be traced by torch\.fx .*repzoo fold"):
+    with pytest.raises(
+        InputError, match=r"Choosy cannot be traced by torch\.fx .*repzoo fold"
+    ):
         repzoo.torch.fold(Choosy(), torch.randn(1, 3, 4, 4))
 
 
@@ -204,7 +222,9 @@ def test_a_part_that_cannot_be_traced_stays_and_the_rest_folds() -> None:
 def test_wrong_algebra_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right: Any = algebra.from_batchnorm
 
-    def without_mean(gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float) -> Any:
+    def without_mean(
+        gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float
+    ) -> Any:
         return right(gamma, beta, 0 * mean, variance, epsilon)
 
     monkeypatch.setattr(algebra, "from_batchnorm", without_mean)

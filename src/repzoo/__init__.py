@@ -121,7 +121,9 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         # With `name` and `obj` Python offers the nearest name: "Did you mean: 'quantize'?"
         raise AttributeError(
-            f"module 'repzoo' has no attribute {name!r}", name=name, obj=sys.modules[__name__]
+            f"module 'repzoo' has no attribute {name!r}",
+            name=name,
+            obj=sys.modules[__name__],
         )
     if name == "torch":
         return importlib.import_module("repzoo.torch")

@@ -61,12 +61,17 @@ class Preprocess:
         224, help="Side of the square input, in pixels.", range=between(1, MAX_SIDE)
     )
     resize: Resize = setting(
-        "short", help="short: resize the short side to size / crop fraction; squash: both sides."
+        "short",
+        help="short: resize the short side to size / crop fraction; squash: both sides.",
     )
     crop_fraction: float = setting(
-        0.875, help="Input size divided by the size after resizing.", range=between(0.05, 1)
+        0.875,
+        help="Input size divided by the size after resizing.",
+        range=between(0.05, 1),
     )
-    interpolation: Interpolation = setting("bilinear", help="Resampling filter, antialiased.")
+    interpolation: Interpolation = setting(
+        "bilinear", help="Resampling filter, antialiased."
+    )
     mean: tuple[float, float, float] = setting(
         (0.485, 0.456, 0.406),
         help="Mean of each channel, in units of 0..1.",
@@ -78,7 +83,9 @@ class Preprocess:
         range=between(1 / _LARGEST, _LARGEST),
     )
     color: Color = setting("RGB", help="Channel order of the input tensor.")
-    input: Input = setting("float", help="Input tensor: normalized floats, uint8 pixels, or NV12.")
+    input: Input = setting(
+        "float", help="Input tensor: normalized floats, uint8 pixels, or NV12."
+    )
     yuv: Yuv = setting("bt601-full", help="Color matrix and range of NV12.")
 
     def __post_init__(self) -> None:
@@ -125,7 +132,9 @@ class Preprocess:
         # Float inputs are the rule; leaving these out keeps the files of such models unchanged.
         defaults = {"input": "float", "yuv": "bt601-full"}
         values = dataclasses.asdict(self)
-        return {key: value for key, value in values.items() if defaults.get(key) != value}
+        return {
+            key: value for key, value in values.items() if defaults.get(key) != value
+        }
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -135,7 +144,9 @@ class Preprocess:
             InputError: an unknown field, or a value of the wrong type.
         """
         # Files of pre-release versions spell it "colour".
-        values = {"color" if key == "colour" else key: value for key, value in values.items()}
+        values = {
+            "color" if key == "colour" else key: value for key, value in values.items()
+        }
         known = sorted(item.name for item in dataclasses.fields(cls))
         unknown = sorted(set(values) - set(known))
         if unknown:
@@ -148,7 +159,9 @@ class Preprocess:
                 fields[key] = tuple(map(float, fields[key]))
             return cls(**fields)
         except (TypeError, ValueError) as error:
-            raise InputError(f"preprocess values are of the wrong type: {error}") from None
+            raise InputError(
+                f"preprocess values are of the wrong type: {error}"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -171,7 +184,9 @@ class Step:
         texts = (self.verb, self.version, self.input_sha256)
         are_texts = all(isinstance(text, str) for text in texts)
         if not are_texts or not isinstance(self.settings, Mapping):
-            raise InputError(f"a step has a verb, a version, settings and a hash; got {self}")
+            raise InputError(
+                f"a step has a verb, a version, settings and a hash; got {self}"
+            )
 
 
 @dataclass(frozen=True)
@@ -204,13 +219,17 @@ class Artifact:
                 ONNX checker, not a classifier, damaged metadata, or not one label per output.
         """
         path = Path(path)
-        return cls.from_bytes(read_bounded(path, MAX_MODEL_BYTES), name=path.stem, where=str(path))
+        return cls.from_bytes(
+            read_bounded(path, MAX_MODEL_BYTES), name=path.stem, where=str(path)
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str, where: str = "the model") -> Artifact:
         """Like `read`, from bytes in memory. `where` names them in errors."""
         model = onnx_file.parse(data, where)
-        artifact = cls(model, name, sha256=sha256_of(data), **_metadata_of(model, where))
+        artifact = cls(
+            model, name, sha256=sha256_of(data), **_metadata_of(model, where)
+        )
         if artifact.labels and artifact.num_classes not in (0, len(artifact.labels)):
             raise InputError(
                 f"{where} has {len(artifact.labels)} labels for {artifact.num_classes} outputs; "
@@ -227,7 +246,9 @@ class Artifact:
         entries: list[onnx.StringStringEntryProto] = []
         for item in self.model.metadata_props:
             if not item.key.startswith(_PREFIX):
-                entries.append(onnx.StringStringEntryProto(key=item.key, value=item.value))
+                entries.append(
+                    onnx.StringStringEntryProto(key=item.key, value=item.value)
+                )
         for key, value in self._documents().items():
             text = json.dumps(value, ensure_ascii=False, sort_keys=True)
             entries.append(onnx.StringStringEntryProto(key=_PREFIX + key, value=text))
@@ -304,7 +325,9 @@ class Artifact:
         return {**documents, **self.extras}
 
 
-def _require_input_fits(model: onnx.ModelProto, preprocess: Preprocess, name: str) -> None:
+def _require_input_fits(
+    model: onnx.ModelProto, preprocess: Preprocess, name: str
+) -> None:
     """Refuse a preprocessing whose tensor the graph does not take.
 
     Otherwise each engine would fail with its own message, or broadcast.
@@ -341,14 +364,18 @@ def _metadata_of(model: onnx.ModelProto, where: str) -> dict[str, Any]:
     preprocess = documents.pop("preprocess", None)
     labels = documents.pop("labels", [])
     steps = documents.pop("steps", [])
-    wrong_shape = InputError(f"{where} has repzoo metadata of the wrong shape; export it again")
+    wrong_shape = InputError(
+        f"{where} has repzoo metadata of the wrong shape; export it again"
+    )
     if not isinstance(labels, list) or not isinstance(steps, list):
         raise wrong_shape
     if not all(isinstance(label, str) for label in labels):
         raise wrong_shape
     try:
         return {
-            "preprocess": None if preprocess is None else Preprocess.from_mapping(preprocess),
+            "preprocess": None
+            if preprocess is None
+            else Preprocess.from_mapping(preprocess),
             "labels": tuple(labels),
             "steps": tuple(Step(**step) for step in steps),
             "extras": documents,

@@ -44,7 +44,8 @@ class _Group(click.RichGroup):
 
 
 @click.group(
-    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="repzoo")
 def cli() -> None:
@@ -78,7 +79,9 @@ for _command in (
 
 def _group_options() -> None:
     """Let `--help` list the options about images in a panel of their own."""
-    preprocessing = [f"--{field.name.replace('_', '-')}" for field in fields_of(Preprocess)]
+    preprocessing = [
+        f"--{field.name.replace('_', '-')}" for field in fields_of(Preprocess)
+    ]
     for name, command in cli.commands.items():
         options = [item for item in command.params if isinstance(item, click.Option)]
         flags = [item.opts[0] for item in options]
@@ -87,7 +90,10 @@ def _group_options() -> None:
         own = [flag for flag in flags if flag not in preprocessing]
         click.rich_click.OPTION_GROUPS[f"repzoo {name}"] = [
             {"name": "Options", "options": [*own, "--help"]},
-            {"name": "Preprocessing, where the model's own is not right", "options": preprocessing},
+            {
+                "name": "Preprocessing, where the model's own is not right",
+                "options": preprocessing,
+            },
         ]
 
 

@@ -39,11 +39,16 @@ class JobOptions:
 
     quantize: verbs.QuantizeOptions = field(default_factory=verbs.QuantizeOptions)
     streams: int = setting(
-        0, help="Client threads of the multi-thread row; 0: one for each core.", range=at_least(0)
+        0,
+        help="Client threads of the multi-thread row; 0: one for each core.",
+        range=at_least(0),
     )
-    seconds: float = setting(5.0, help="Time for all timing, in seconds.", range=above(0))
+    seconds: float = setting(
+        5.0, help="Time for all timing, in seconds.", range=above(0)
+    )
     time_on: tuple[str, ...] = setting(
-        (), help="Engines to also time the float and the INT8 model on, in the same rounds."
+        (),
+        help="Engines to also time the float and the INT8 model on, in the same rounds.",
     )
 
     def __post_init__(self) -> None:
@@ -81,16 +86,26 @@ def run(
     calibration, evaluation = source.calibration_split(
         options.quantize.images, options.quantize.seed
     )
-    accuracy.class_indices(evaluation, artifact)  # refuses classes that the model does not have
+    accuracy.class_indices(
+        evaluation, artifact
+    )  # refuses classes that the model does not have
     progress("fold and certify", 0, 0)
     deploy = verbs.fold(artifact, calibration, engine=engine_name)
     int8 = verbs.quantize(deploy, source, options=options.quantize, progress=progress)
     assert deploy.certificate is not None
     assert int8.report is not None
     evaluated = verbs.evaluate(
-        [deploy, int8], evaluation, against=deploy, engine=engine_name, progress=progress
+        [deploy, int8],
+        evaluation,
+        against=deploy,
+        engine=engine_name,
+        progress=progress,
     )
-    artifacts: dict[str, Artifact] = {artifact.form: artifact, "deploy": deploy, "int8": int8}
+    artifacts: dict[str, Artifact] = {
+        artifact.form: artifact,
+        "deploy": deploy,
+        "int8": int8,
+    }
     certificate = deploy.certificate.to_json()
     timings, left_out = _time_all(artifacts, options, progress)
     records: list[Record[Any]] = [
@@ -201,7 +216,11 @@ def _time_all(
 
     cases = [*single.values(), *many, *extra]
     records: list[Record[Any]] = latency.run(
-        cases, options.seconds / len(cases), progress=progress, openings=0, on_error=leave_out
+        cases,
+        options.seconds / len(cases),
+        progress=progress,
+        openings=0,
+        on_error=leave_out,
     )
     records.append(latency.ratio(single["int8"], single["deploy"]))
     if "train" in single:
@@ -253,7 +272,9 @@ def _not_timed(form: str, engine_name: str, error: InputError) -> str:
 
 def _extra_ratios(cases: Sequence[latency.Case]) -> list[Record[LatencyRatio]]:
     """INT8 over float latency on each engine that ran both."""
-    timed = {(case.engine.name, case.artifact.form): case for case in cases if case.rounds_us}
+    timed = {
+        (case.engine.name, case.artifact.form): case for case in cases if case.rounds_us
+    }
     ratios = []
     for name in dict.fromkeys(name for name, _ in timed):
         int8 = timed.get((name, "int8"))

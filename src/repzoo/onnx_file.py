@@ -31,7 +31,9 @@ def parse(data: bytes, where: str) -> onnx.ModelProto:
             f"{where} is not a readable ONNX file (truncated, or another format); export it again"
         ) from None
     if not model.graph.node:
-        raise InputError(f"{where} holds no ONNX graph; give a file made by an ONNX exporter")
+        raise InputError(
+            f"{where} holds no ONNX graph; give a file made by an ONNX exporter"
+        )
     _refuse_external_data(model, where)
     if any(isinstance(text, bytes) for text in _texts(model)):
         raise InputError(
@@ -96,7 +98,12 @@ def _checker_problem(data: bytes) -> str:
     """The first line of the ONNX checker's error; "" for a valid model."""
     try:
         onnx.checker.check_model(data)
-    except (onnx.checker.ValidationError, UnicodeDecodeError, ValueError, RuntimeError) as error:
+    except (
+        onnx.checker.ValidationError,
+        UnicodeDecodeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         return str(error).strip().partition("\n")[0] or type(error).__name__
     return ""
 
@@ -113,7 +120,12 @@ def _refuse_external_data(model: onnx.ModelProto, where: str) -> None:
 def _texts(model: onnx.ModelProto) -> Iterator[Any]:
     """Every name in the model. protobuf returns text that is not UTF-8 as bytes, silently."""
     graph = model.graph
-    yield from (model.producer_name, model.producer_version, model.domain, model.doc_string)
+    yield from (
+        model.producer_name,
+        model.producer_version,
+        model.domain,
+        model.doc_string,
+    )
     yield from (graph.name, graph.doc_string)
     for values in (graph.input, graph.output, graph.initializer, graph.value_info):
         for value in values:

@@ -89,5 +89,9 @@ def _is_other_package_missing(error: Exception) -> bool:
 def unknown(kind: str, name: str, known: Mapping[str, Any] | list[str]) -> str:
     """The error message for an unknown `name`, with similar known ones."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(list(known)[:12])}"
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"known: {', '.join(list(known)[:12])}"
+    )
     return f"no {kind} is called {name!r}; {hint}"

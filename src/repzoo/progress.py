@@ -19,7 +19,9 @@ def silent(stage: str, done: int, total: int) -> None:
     """A Progress that shows nothing."""
 
 
-def tracked(items: Iterable[T], stage: str, total: int, progress: Progress) -> Iterator[T]:
+def tracked(
+    items: Iterable[T], stage: str, total: int, progress: Progress
+) -> Iterator[T]:
     """Yield `items` and report progress after each."""
     progress(stage, 0, total)
     for done, item in enumerate(items, 1):

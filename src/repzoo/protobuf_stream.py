@@ -53,7 +53,9 @@ def without(message: Kind, *names: str) -> Kind:
     return copy
 
 
-def _part(message: Message, chosen: Callable[[int], bool], **replaced: Sequence[Message]) -> bytes:
+def _part(
+    message: Message, chosen: Callable[[int], bool], **replaced: Sequence[Message]
+) -> bytes:
     """The bytes of the fields whose numbers are `chosen`."""
     fields = type(message).DESCRIPTOR.fields
     omitted = [field.name for field in fields if not chosen(field.number)]

@@ -52,7 +52,9 @@ class Range:
             return f"{start} {self.low:g} {end} {self.high:g}"
         if self.low == -math.inf:
             return "that is finite"
-        return f"above {self.low:g}" if self.excludes_low else f"of at least {self.low:g}"
+        return (
+            f"above {self.low:g}" if self.excludes_low else f"of at least {self.low:g}"
+        )
 
 
 FINITE = Range()
@@ -185,7 +187,9 @@ def split_keywords(
     other_names = [field.name for field in fields_of(second)]
     for name in keywords:
         if name not in names and name not in other_names:
-            raise InputError(unknown(f"setting of {verb}", name, [*names, *other_names]))
+            raise InputError(
+                unknown(f"setting of {verb}", name, [*names, *other_names])
+            )
     own = {name: value for name, value in keywords.items() if name in names}
     rest = {name: value for name, value in keywords.items() if name not in names}
     return own, rest
@@ -213,17 +217,25 @@ def _accepts_one(hint: Any, stated: Setting, value: Any) -> bool:
         return isinstance(value, tuple) and _accepts_elements(elements, stated, value)
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if isinstance(value, bool):  # bool is a subclass of int, but True is no number of images
+    if isinstance(
+        value, bool
+    ):  # bool is a subclass of int, but True is no number of images
         return hint is bool
     if hint in (int, float):
-        is_number = isinstance(value, int) or (hint is float and isinstance(value, float))
+        is_number = isinstance(value, int) or (
+            hint is float and isinstance(value, float)
+        )
         return is_number and (stated.range is None or value in stated.range)
     if hint is str:
-        return isinstance(value, str) and (not stated.choices or value in stated.choices)
+        return isinstance(value, str) and (
+            not stated.choices or value in stated.choices
+        )
     return isinstance(value, hint)
 
 
-def _accepts_elements(elements: tuple[Any, ...], stated: Setting, values: tuple[Any, ...]) -> bool:
+def _accepts_elements(
+    elements: tuple[Any, ...], stated: Setting, values: tuple[Any, ...]
+) -> bool:
     if elements[-1] is Ellipsis:
         elements = (elements[0],) * len(values)
     if len(values) != len(elements):
@@ -241,10 +253,17 @@ def _expectation(hint: Any, stated: Setting) -> str:
         if elements[-1] is Ellipsis:
             return f"a tuple, each element {inner}"
         return f"{len(elements)} values, each {inner}"
-    choices = get_args(options[0]) if get_origin(options[0]) is Literal else stated.choices
+    choices = (
+        get_args(options[0]) if get_origin(options[0]) is Literal else stated.choices
+    )
     if choices:
         return f"one of {', '.join(choices)}"
-    nouns = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
+    nouns = {
+        int: "an integer",
+        float: "a number",
+        bool: "True or False",
+        str: "a string",
+    }
     words = " or ".join(nouns.get(option, "a path") for option in options)
     return words if stated.range is None else f"{words} {stated.range}"
 

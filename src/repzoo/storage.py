@@ -49,7 +49,9 @@ def read_bounded(path: Path, limit: int) -> bytes:
         if not path.is_file():
             raise InputError(f"{path} is not a regular file; copy its content to one")
         if size > limit:
-            raise InputError(f"{path} has {size:,} bytes; at most {limit:,} are accepted here")
+            raise InputError(
+                f"{path} has {size:,} bytes; at most {limit:,} are accepted here"
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
@@ -99,7 +101,9 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside: Path | None = None
     try:
         # A fixed short name: a suffix to `path` could exceed the file system's limit.
-        handle, name = tempfile.mkstemp(prefix=".repzoo.", suffix=".part", dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=".repzoo.", suffix=".part", dir=path.parent
+        )
         os.close(handle)
         aside = Path(name)
         yield aside
@@ -180,7 +184,9 @@ def append_lines(path: Path, lines: list[str]) -> None:
     try:
         with path.open("a+b", buffering=0) as file, _exclusive(path):
             size = file.seek(0, os.SEEK_END)
-            text = _missing_line_end(file, size) + "".join(f"{line}\n" for line in lines)
+            text = _missing_line_end(file, size) + "".join(
+                f"{line}\n" for line in lines
+            )
             data = memoryview(text.encode())
             written = 0
             try:

@@ -1,4 +1,6 @@
-"""What every engine keeps to, the package's own and anyone's: the suite runs against all that ENGINES knows."""
+"""What every engine keeps to, the package's own and anyone's: the suite runs against all that
+ENGINES knows.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,17 @@ QDQ = """<ir_version: 8, opset_import: ["" : 17]>
 
 
 def model(text: str, opset: int = 17, reach: int = 127) -> onnx.ModelProto:
-    """`text` with seeded weights; `reach` is the largest INT8 weight (63: nothing saturates on a CPU without VNNI)."""
+    """`text` with seeded weights; `reach` is the largest INT8 weight (63: nothing saturates on
+    a CPU without VNNI).
+    """
     rng = np.random.default_rng(0)
-    shapes = {"w0": (6, 3, 3, 3), "b0": (6,), "w1": (6, 1, 3, 3), "w2": (5, 6), "b2": (5,)}
+    shapes = {
+        "w0": (6, 3, 3, 3),
+        "b0": (6,),
+        "w1": (6, 1, 3, 3),
+        "w2": (5, 6),
+        "b2": (5,),
+    }
     values: dict[str, Any] = {
         name: (0.4 * rng.standard_normal(shape)).astype(np.float32)
         for name, shape in shapes.items()
@@ -59,14 +69,18 @@ def model(text: str, opset: int = 17, reach: int = 127) -> onnx.ModelProto:
     made = onnx.parser.parse_model(text.replace('"" : 17', f'"" : {opset}'))
     read = {name for node in made.graph.node for name in node.input}
     made.graph.initializer.extend(
-        onnx.numpy_helper.from_array(value, name) for name, value in values.items() if name in read
+        onnx.numpy_helper.from_array(value, name)
+        for name, value in values.items()
+        if name in read
     )
     onnx.checker.check_model(made, full_check=True)
     return made
 
 
 def images(count: int, seed: int = 1) -> Array:
-    return np.random.default_rng(seed).standard_normal((count, 3, 8, 8)).astype(np.float32)
+    return (
+        np.random.default_rng(seed).standard_normal((count, 3, 8, 8)).astype(np.float32)
+    )
 
 
 def evaluated(model: onnx.ModelProto, inputs: Array) -> list[Array]:
@@ -91,7 +105,9 @@ def test_it_names_itself_and_its_version(runner: Engine) -> None:
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("text", [FLOAT, QDQ], ids=["float", "qdq"])
-def test_logits_are_the_reference_evaluators(runner: Engine, text: str, exact: bool) -> None:
+def test_logits_are_the_reference_evaluators(
+    runner: Engine, text: str, exact: bool
+) -> None:
     reach = 127 if exact else 63
     one, inputs = model(text, reach=reach), images(6)
     (expected,) = evaluated(
@@ -100,7 +116,8 @@ def test_logits_are_the_reference_evaluators(runner: Engine, text: str, exact: b
     found = runner.open(one, 2, exact=exact).run(inputs)
     assert found.dtype == np.float32
     assert found.shape == (6, 5)
-    # A quantized value on the border between two steps may fall either way, which moves one pixel of one channel by a step.
+    # A quantized value on the border between two steps may fall either way, which moves one
+    # pixel of one channel by a step.
     tolerance = 1e-4 if text is FLOAT else 1e-3
     assert np.abs(found - expected).max() <= tolerance * np.ptp(expected)
 
@@ -138,7 +155,9 @@ def test_two_threads_may_run_one_session(runner: Engine) -> None:
     ],
     ids=["channels", "height", "rank", "type"],
 )
-def test_inputs_that_do_not_fit_are_an_input_error(runner: Engine, inputs: Array) -> None:
+def test_inputs_that_do_not_fit_are_an_input_error(
+    runner: Engine, inputs: Array
+) -> None:
     session = runner.open(model(FLOAT))
     with pytest.raises(InputError, match="float"):
         session.run(inputs)
@@ -161,7 +180,8 @@ def test_run_all_keeps_the_models_order(runner: Engine) -> None:
     del probed.graph.output[:]
     names = ["output", "live", "sum", "stem"]
     probed.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in names
     )
     found = runner.open(probed).run_all(images(2))
     expected = evaluated(probed, images(2))
@@ -181,14 +201,19 @@ def test_initializers_among_the_inputs_are_no_inputs(runner: Engine) -> None:
     del old.graph.input[:]
     old.graph.input.extend(inputs)
     np.testing.assert_allclose(
-        runner.open(old).run(images(2)), runner.open(model(FLOAT)).run(images(2)), rtol=0, atol=1e-6
+        runner.open(old).run(images(2)),
+        runner.open(model(FLOAT)).run(images(2)),
+        rtol=0,
+        atol=1e-6,
     )
 
 
 def test_exact_turns_onnxruntimes_optimizations_off(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Asked of ONNX Runtime itself: the graph it would run, written out, is the one given, or a fused one."""
+    """Asked of ONNX Runtime itself: the graph it would run, written out, is the one given, or a
+    fused one.
+    """
     import onnxruntime as ort
 
     made = ort.SessionOptions
@@ -231,15 +256,21 @@ def test_torch_compile_keeps_to_the_same() -> None:
         session.run(images(3)[:, :2])
 
 
-def test_onnxruntime_computes_full_range_int8_weights_rightly_even_without_vnni() -> None:
-    """Its AVX2 kernels add two products in 16 bits and saturate, unless told not to (session.x64quantprecision)."""
+def test_onnxruntime_computes_full_range_int8_weights_rightly_even_without_vnni() -> (
+    None
+):
+    """Its AVX2 kernels add two products in 16 bits and saturate, unless told not to
+    (session.x64quantprecision).
+    """
     (expected,) = evaluated(model(QDQ, opset=19), images(6))
     assert np.abs(
         engine("onnxruntime").open(model(QDQ)).run(images(6)) - expected
     ).max() <= 1e-3 * np.ptp(expected)
 
 
-def test_an_option_is_found_by_its_beginning_and_an_unknown_one_lists_what_there_is() -> None:
+def test_an_option_is_found_by_its_beginning_and_an_unknown_one_lists_what_there_is() -> (
+    None
+):
     assert engine("onnxruntime:cpu").name == "onnxruntime:CPUExecutionProvider"
     with pytest.raises(
         InputError,
@@ -256,8 +287,12 @@ def install(folder: Path, entry: str) -> None:
     (folder / "zeros_engine.py").write_text(THIRD_PARTY)
     info = folder / "zeros_engine-9.9.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: zeros-engine\nVersion: 9.9\n")
-    (info / "entry_points.txt").write_text(f"[repzoo.engines]\n{entry} = zeros_engine:Zeros\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: zeros-engine\nVersion: 9.9\n"
+    )
+    (info / "entry_points.txt").write_text(
+        f"[repzoo.engines]\n{entry} = zeros_engine:Zeros\n"
+    )
 
 
 def test_a_third_partys_engine_is_found_by_its_entry_point(

@@ -21,7 +21,9 @@ WANTED = Preprocess(size=8, crop_fraction=1.0)
 
 
 def picture(key: str) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(int(key)).integers(0, 256, (9, 11, 3), np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(int(key)).integers(0, 256, (9, 11, 3), np.uint8)
+    )
 
 
 def dataset(count: int, load: Callable[[str], Image.Image] = picture) -> Dataset:
@@ -44,7 +46,12 @@ def failing_on(bad: set[int]) -> Callable[[str], Image.Image]:
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 23), st.integers(1, 9), st.integers(1, 4), st.sets(st.integers(0, 22)))
+@given(
+    st.integers(0, 23),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.sets(st.integers(0, 22)),
+)
 def test_every_readable_image_comes_once_in_order_as_prepare_makes_it(
     count: int, size: int, workers: int, bad: set[int]
 ) -> None:
@@ -55,7 +62,10 @@ def test_every_readable_image_comes_once_in_order_as_prepare_makes_it(
     assert report.unreadable == [
         f"image {index} is broken" for index in sorted(bad) if index < count
     ]
-    assert all(0 < len(one.indices) <= size and len(one.inputs) == len(one.indices) for one in made)
+    assert all(
+        0 < len(one.indices) <= size and len(one.inputs) == len(one.indices)
+        for one in made
+    )
     for one in made:
         for index, inputs in zip(one.indices, one.inputs, strict=True):
             assert np.array_equal(inputs, prepare(picture(str(index)), WANTED))
@@ -111,7 +121,9 @@ def test_an_unexpected_error_of_a_loader_is_not_swallowed() -> None:
         (2, 100, True),
     ],
 )
-def test_one_in_a_hundred_may_be_unreadable_and_no_more(bad: int, total: int, fatal: bool) -> None:
+def test_one_in_a_hundred_may_be_unreadable_and_no_more(
+    bad: int, total: int, fatal: bool
+) -> None:
     report = ReadReport([f"image {number}" for number in range(bad)])
     if fatal:
         with pytest.raises(
@@ -131,16 +143,23 @@ def test_the_report_says_what_was_left_out_and_what_was_converted() -> None:
     list(batches(dataset(200, load), WANTED, 7, report, workers=4))
     assert report.sentences() == ["converted to RGB: 40 CMYK, 40 L"]
     report.unreadable.append("x.jpg is broken")
-    assert report.sentences() == ["left out: x.jpg is broken", "converted to RGB: 40 CMYK, 40 L"]
+    assert report.sentences() == [
+        "left out: x.jpg is broken",
+        "converted to RGB: 40 CMYK, 40 L",
+    ]
     assert ReadReport().sentences() == []
 
 
 def test_a_strip_too_long_to_resize_is_left_out_by_name() -> None:
     report = ReadReport()
-    stripes = dataset(2, lambda key: Image.new("RGB", (60_000, 1) if key == "1" else (9, 9)))
+    stripes = dataset(
+        2, lambda key: Image.new("RGB", (60_000, 1) if key == "1" else (9, 9))
+    )
     made = list(batches(stripes, Preprocess(size=224), 2, report))
     assert [one.indices for one in made] == [(0,)]
-    assert report.unreadable[0].startswith("1: an image of 60000x1 pixels would be resized to")
+    assert report.unreadable[0].startswith(
+        "1: an image of 60000x1 pixels would be resized to"
+    )
 
 
 def test_readable_gives_the_indices_that_decode_and_names_the_rest_in_order() -> None:

@@ -16,7 +16,11 @@ from repzoo.errors import InputError
 def dataset(name: str, targets: list[int], start: int = 0) -> Dataset:
     keys = tuple(f"{start + number}" for number in range(len(targets)))
     return Dataset(
-        name, ("a", "b", "c"), keys, tuple(targets), lambda key: Image.new("RGB", (int(key) + 1, 1))
+        name,
+        ("a", "b", "c"),
+        keys,
+        tuple(targets),
+        lambda key: Image.new("RGB", (int(key) + 1, 1)),
     )
 
 
@@ -25,7 +29,12 @@ TARGETS = st.lists(st.integers(0, 2), min_size=4, max_size=60)
 
 def test_a_subset_keeps_the_order_asked_for() -> None:
     some = dataset("d", [0, 1, 2, 0]).subset([3, 1])
-    assert (some.keys, some.targets, len(some), some.name) == (("3", "1"), (0, 1), 2, "d")
+    assert (some.keys, some.targets, len(some), some.name) == (
+        ("3", "1"),
+        (0, 1),
+        2,
+        "d",
+    )
     assert some.load("3").size == (4, 1)
     assert dataset("d", [0]).subset([0], "other").name == "other"
 
@@ -52,14 +61,18 @@ def test_another_seed_draws_other_images() -> None:
 def test_a_flat_set_is_split_without_overlap_and_most_of_it_judges(
     targets: list[int], count: int, seed: int
 ) -> None:
-    split = DataSource("s", {"all": dataset("all", targets)}).split_for_quantization(count, seed)
+    split = DataSource("s", {"all": dataset("all", targets)}).split_for_quantization(
+        count, seed
+    )
     assert len(split.calibration) == min(count, len(targets) // 4)
     assert len(split.selection) == max(1, len(targets) // 8)
     keys = split.calibration.keys + split.selection.keys + split.gate.keys
     assert sorted(map(int, keys)) == list(range(len(targets)))
     assert list(map(int, split.gate.keys)) == sorted(map(int, split.gate.keys))
     assert (
-        DataSource("s", {"all": dataset("all", targets)}).calibration_split(count, seed)[1].keys
+        DataSource("s", {"all": dataset("all", targets)})
+        .calibration_split(count, seed)[1]
+        .keys
         == split.gate.keys
     )
 
@@ -73,12 +86,18 @@ def parted() -> DataSource:
     return DataSource("s", parts)
 
 
-def test_with_parts_ranges_and_selection_are_drawn_from_train_and_the_rest_is_held_out() -> None:
+def test_with_parts_ranges_and_selection_are_drawn_from_train_and_the_rest_is_held_out() -> (
+    None
+):
     split = parted().split_for_quantization(6, 0)
     assert (
-        Counter(split.calibration.targets) == Counter(split.selection.targets) == {0: 2, 1: 2, 2: 2}
+        Counter(split.calibration.targets)
+        == Counter(split.selection.targets)
+        == {0: 2, 1: 2, 2: 2}
     )
-    assert set(map(int, split.calibration.keys + split.selection.keys)) == set(range(12))
+    assert set(map(int, split.calibration.keys + split.selection.keys)) == set(
+        range(12)
+    )
     assert split.gate.keys == ("100", "101", "200")
     assert split.gate.name == "s[validation+test]"
 
@@ -90,13 +109,19 @@ def test_a_small_part_train_is_shared_three_to_one() -> None:
 
 
 def test_only_train_is_treated_as_flat() -> None:
-    split = DataSource("s", {"train": dataset("t", [0, 1, 2, 0])}).split_for_quantization(4, 0)
+    split = DataSource(
+        "s", {"train": dataset("t", [0, 1, 2, 0])}
+    ).split_for_quantization(4, 0)
     assert (len(split.calibration), len(split.selection), len(split.gate)) == (1, 1, 2)
 
 
-@pytest.mark.parametrize("source", [parted(), DataSource("s", {"all": dataset("all", [0, 1] * 4)})])
+@pytest.mark.parametrize(
+    "source", [parted(), DataSource("s", {"all": dataset("all", [0, 1] * 4)})]
+)
 def test_no_calibration_images_are_refused(source: DataSource) -> None:
-    with pytest.raises(InputError, match="at least 1 calibration image is needed; got 0"):
+    with pytest.raises(
+        InputError, match="at least 1 calibration image is needed; got 0"
+    ):
         source.calibration_split(0, 0)
 
 
@@ -106,17 +131,27 @@ def test_three_images_cannot_be_split() -> None:
 
 
 def test_held_out_is_everything_where_nothing_was_trained_on() -> None:
-    assert DataSource("s", {"all": dataset("all", [0, 1])}).held_out().keys == ("0", "1")
-    assert DataSource("s", {"train": dataset("t", [0, 1])}).held_out().keys == ("0", "1")
+    assert DataSource("s", {"all": dataset("all", [0, 1])}).held_out().keys == (
+        "0",
+        "1",
+    )
+    assert DataSource("s", {"train": dataset("t", [0, 1])}).held_out().keys == (
+        "0",
+        "1",
+    )
     assert parted().held_out().targets == (1, 2, 0)
 
 
-def test_a_join_keeps_the_order_of_its_parts_and_refuses_what_it_has_not_or_has_twice() -> None:
+def test_a_join_keeps_the_order_of_its_parts_and_refuses_what_it_has_not_or_has_twice() -> (
+    None
+):
     source = parted()
     joined = source.join("test", "validation")
     assert (joined.keys, joined.targets) == (("200", "100", "101"), (0, 1, 2))
     assert joined.load("100").size == (101, 1)
-    with pytest.raises(InputError, match="no part 'val'; it has train, validation, test"):
+    with pytest.raises(
+        InputError, match="no part 'val'; it has train, validation, test"
+    ):
         source.join("val")
     with pytest.raises(InputError, match="named twice in test, test"):
         source.join("test", "test")

@@ -8,7 +8,9 @@ import pytest
 from repzoo.data import digits
 from repzoo.data.source import open_source
 
-datasets = pytest.importorskip("sklearn.datasets", reason="the demo extra is not installed")
+datasets = pytest.importorskip(
+    "sklearn.datasets", reason="the demo extra is not installed"
+)
 
 
 def test_the_parts_are_the_whole_set_in_its_order_without_overlap() -> None:
@@ -27,7 +29,10 @@ def test_pixels_0_to_16_become_0_to_255_in_three_equal_channels() -> None:
     assert image.shape == (8, 8, 3)
     assert (image == image[..., :1]).all()
     assert np.array_equal(np.round(image[..., 0] * (16 / 255)), bunch.images[1796])
-    assert max(np.asarray(source.parts["train"].load(str(key))).max() for key in range(20)) == 255
+    assert (
+        max(np.asarray(source.parts["train"].load(str(key))).max() for key in range(20))
+        == 255
+    )
 
 
 def test_every_part_has_every_class() -> None:

@@ -42,8 +42,12 @@ def test_a_flat_folder_has_one_part_sorted_by_class_and_name(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("held", ["validation", "val", "test"])
-def test_parts_share_the_classes_even_where_one_lacks_some(tmp_path: Path, held: str) -> None:
-    put(tmp_path, "train/a/1.png", "train/c/1.png", f"{held}/b/1.png", f"{held}/c/2.png")
+def test_parts_share_the_classes_even_where_one_lacks_some(
+    tmp_path: Path, held: str
+) -> None:
+    put(
+        tmp_path, "train/a/1.png", "train/c/1.png", f"{held}/b/1.png", f"{held}/c/2.png"
+    )
     source = read(tmp_path)
     assert list(source.parts) == ["train", held]
     assert [part.classes for part in source.parts.values()] == [("a", "b", "c")] * 2
@@ -72,7 +76,9 @@ def test_classes_tsv_gives_the_order_of_the_outputs(tmp_path: Path) -> None:
     source = read(tmp_path)
     assert source.classes == ("b", "none", "a")
     assert source.parts["all"].ordered
-    assert dict(zip(source.parts["all"].keys, source.parts["all"].targets, strict=True)) == {
+    assert dict(
+        zip(source.parts["all"].keys, source.parts["all"].targets, strict=True)
+    ) == {
         "b/1.png": 0,
         "a/1.png": 2,
     }
@@ -116,7 +122,9 @@ def test_suffixes_in_any_case_and_nothing_else(tmp_path: Path) -> None:
 
 
 NAMES = st.text(
-    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=12
+    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]),
+    min_size=1,
+    max_size=12,
 ).filter(
     lambda name: (
         not name.startswith(".")
@@ -127,7 +135,9 @@ NAMES = st.text(
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.sets(NAMES, min_size=2, max_size=4), NAMES)
 def test_any_name_is_kept_and_can_be_loaded(
@@ -159,7 +169,8 @@ def test_a_name_that_is_not_utf8_is_refused_and_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [((), "no images in subfolders"), (("a/1.png",), "only the class 'a'")]
+    ("names", "message"),
+    [((), "no images in subfolders"), (("a/1.png",), "only the class 'a'")],
 )
 def test_fewer_than_two_classes_are_refused(
     tmp_path: Path, names: tuple[str, ...], message: str
@@ -190,7 +201,10 @@ def test_open_source_says_what_was_wrong(tmp_path: Path) -> None:
 def header_only_png(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            struct.pack(">I", len(data))
+            + kind
+            + data
+            + struct.pack(">I", zlib.crc32(kind + data))
         )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
@@ -202,23 +216,31 @@ def header_only_png(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize(("width", "height"), [(100_000, 100_000), (10_000, 9_500), (8_000, 8_001)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(100_000, 100_000), (10_000, 9_500), (8_000, 8_001)]
+)
 def test_a_huge_image_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, height: int
 ) -> None:
     path = tmp_path / "huge.png"
     path.write_bytes(header_only_png(width, height))
     decoded: list[str] = []
-    monkeypatch.setattr(Image.Image, "load", lambda image: decoded.append(image.filename))
+    monkeypatch.setattr(
+        Image.Image, "load", lambda image: decoded.append(image.filename)
+    )
     monkeypatch.setattr(
         "PIL.ImageFile.ImageFile.load", lambda image: decoded.append(image.filename)
     )
-    with pytest.raises(UnreadableImage, match=r"pixels; at most 64,000,000 are decoded"):
+    with pytest.raises(
+        UnreadableImage, match=r"pixels; at most 64,000,000 are decoded"
+    ):
         load_image(path)
     assert not decoded
 
 
-def test_exactly_the_limit_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exactly_the_limit_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(folder, "MAX_PIXELS", 16)
     put(tmp_path, "1.png")
     assert load_image(tmp_path / "1.png").size == (4, 4)
@@ -231,7 +253,9 @@ def test_exactly_the_limit_is_decoded(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path, kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     path = tmp_path / "moving.png"
-    frames[0].save(path, kind, save_all=True, append_images=frames[1:], duration=100, lossless=True)
+    frames[0].save(
+        path, kind, save_all=True, append_images=frames[1:], duration=100, lossless=True
+    )
     with Image.open(path) as again:
         assert getattr(again, "n_frames", 1) == 2
     assert load_image(path).convert("RGB").getpixel((4, 4)) == (255, 0, 0)
@@ -245,7 +269,9 @@ def test_the_two_pictures_in_one_jpeg_that_phones_write_are_read_as_the_first(
     assert load_image(tmp_path / "1.jpg").getpixel((8, 8)) == (255, 255, 255)
 
 
-def test_each_broken_file_is_named_with_a_reason(tmp_path: Path, photograph: Photograph) -> None:
+def test_each_broken_file_is_named_with_a_reason(
+    tmp_path: Path, photograph: Photograph
+) -> None:
     whole = tmp_path / "whole.jpg"
     photograph(64, 64).save(whole)
     broken = {
@@ -283,16 +309,24 @@ def test_postscript_behind_a_picture_suffix_starts_no_program(
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     st.sampled_from(["JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF"]),
-    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=12),
+    st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=12
+    ),
     st.floats(0, 1),
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_bytes_give_an_image_or_unreadable_image(
-    tmp_path: Path, photograph: Photograph, kind: str, changes: list[tuple[float, int]], kept: float
+    tmp_path: Path,
+    photograph: Photograph,
+    kind: str,
+    changes: list[tuple[float, int]],
+    kept: float,
 ) -> None:
     path = tmp_path / "damaged"
     photograph(20, 16).save(path, kind)

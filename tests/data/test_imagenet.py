@@ -1,7 +1,9 @@
-"""ImageNet's validation layout: every file of labels that people have, and the two numberings that must not be confused.
+"""ImageNet's validation layout: every file of labels that people have, and the two numberings
+that must not be confused.
 
-The synsets here are made up, but five images have the labels that they have in truth: positions 65, 970, 230, 809 and 516 in the
-sorted synsets, ids 490, 361, 171, 822 and 297 in the development kit.
+The synsets here are made up, but five images have the labels that they have in truth: positions
+65, 970, 230, 809 and 516 in the sorted synsets, ids 490, 361, 171, 822 and 297 in the
+development kit.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ SYNSETS = tuple(f"n{1440764 + 7919 * index:08d}" for index in range(1000))
 
 def synset_of_id() -> dict[int, str]:
     """A numbering in another order, in which the five have their own ids."""
-    fixed = {number: SYNSETS[position] for number, position in zip(IDS, POSITIONS, strict=True)}
+    fixed = {
+        number: SYNSETS[position]
+        for number, position in zip(IDS, POSITIONS, strict=True)
+    }
     others = iter(one for one in reversed(SYNSETS) if one not in fixed.values())
     return {number: fixed.get(number) or next(others) for number in range(1, 1001)}
 
@@ -59,7 +64,9 @@ def caffe(root: Path) -> None:
 
 def paddle(root: Path) -> None:
     (root / "val_list.txt").write_text(
-        "".join(f"val/{name(i + 1)}.JPEG {place}\n" for i, place in enumerate(POSITIONS))
+        "".join(
+            f"val/{name(i + 1)}.JPEG {place}\n" for i, place in enumerate(POSITIONS)
+        )
     )
     (root / "synsets.txt").write_text("\n".join(SYNSETS))
 
@@ -92,8 +99,12 @@ def with_meta(root: Path) -> None:
         ("words", object),
         ("num_children", object),
     ]
-    leaves: list[Any] = [(number, synset, "crane", 0) for number, synset in MEANING.items()]
-    inner: list[Any] = [(number, f"n{number:08d}", "animal", 2) for number in range(1001, 1861)]
+    leaves: list[Any] = [
+        (number, synset, "crane", 0) for number, synset in MEANING.items()
+    ]
+    inner: list[Any] = [
+        (number, f"n{number:08d}", "animal", 2) for number in range(1001, 1861)
+    ]
     table = np.array([*leaves, *inner], kind).reshape(-1, 1)
     io.savemat(str(ground_truth(root) / "meta.mat"), {"synsets": table})
 
@@ -108,7 +119,9 @@ def flat(tmp_path: Path, photograph: Photograph) -> Path:
     return root
 
 
-@pytest.mark.parametrize("labels", [kaggle, caffe, paddle, tensorflow, with_map, with_meta])
+@pytest.mark.parametrize(
+    "labels", [kaggle, caffe, paddle, tensorflow, with_map, with_meta]
+)
 def test_every_file_of_labels_gives_the_models_numbering(
     labels: Callable[[Path], None], flat: Path
 ) -> None:
@@ -121,8 +134,12 @@ def test_every_file_of_labels_gives_the_models_numbering(
     assert data.load(data.keys[0]).size == (20, 20)
 
 
-@pytest.mark.parametrize("folder", ["", "ILSVRC2012_img_val", "ILSVRC/Data/CLS-LOC/val"])
-def test_images_lie_where_each_archive_puts_them(folder: str, flat: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "folder", ["", "ILSVRC2012_img_val", "ILSVRC/Data/CLS-LOC/val"]
+)
+def test_images_lie_where_each_archive_puts_them(
+    folder: str, flat: Path, tmp_path: Path
+) -> None:
     root = tmp_path / "other"
     (root / folder).mkdir(parents=True)
     for path in (flat / "val").iterdir():
@@ -150,11 +167,14 @@ def test_class_folders_say_more_than_files_of_labels(flat: Path) -> None:
     assert sorted(data.classes) == sorted(SYNSETS[place] for place in POSITIONS)
 
 
-def test_ids_without_their_meaning_are_refused_and_not_taken_for_positions(flat: Path) -> None:
+def test_ids_without_their_meaning_are_refused_and_not_taken_for_positions(
+    flat: Path,
+) -> None:
     ground_truth(flat)
     (flat / "synset_words.txt").write_text("".join(f"{one} crane\n" for one in SYNSETS))
     with pytest.raises(
-        InputError, match=r"ILSVRC2012_ID, which is not the order of a model's outputs.*meta.mat"
+        InputError,
+        match=r"ILSVRC2012_ID, which is not the order of a model's outputs.*meta.mat",
     ):
         open_source(flat)
 
@@ -167,10 +187,17 @@ def cut(file: str, text: str) -> Callable[[Path], None]:
 
 
 BAD = [
-    (kaggle, cut("LOC_val_solution.csv", "a,b\n"), "expected the header ImageId,PredictionString"),
     (
         kaggle,
-        cut("LOC_val_solution.csv", f"ImageId,PredictionString\n{name(1)},{SYNSETS[0]} 1 2 3\n"),
+        cut("LOC_val_solution.csv", "a,b\n"),
+        "expected the header ImageId,PredictionString",
+    ),
+    (
+        kaggle,
+        cut(
+            "LOC_val_solution.csv",
+            f"ImageId,PredictionString\n{name(1)},{SYNSETS[0]} 1 2 3\n",
+        ),
         "one synset with boxes",
     ),
     (
@@ -183,17 +210,32 @@ BAD = [
     ),
     (
         kaggle,
-        cut("LOC_val_solution.csv", f"ImageId,PredictionString\n{name(1)},{SYNSETS[0]} 1 2 3 4\n"),
+        cut(
+            "LOC_val_solution.csv",
+            f"ImageId,PredictionString\n{name(1)},{SYNSETS[0]} 1 2 3 4\n",
+        ),
         "has no label",
     ),
-    (kaggle, cut("LOC_synset_mapping.txt", "n01440764 tench\n"), "has 1 lines; expected 1000"),
+    (
+        kaggle,
+        cut("LOC_synset_mapping.txt", "n01440764 tench\n"),
+        "has 1 lines; expected 1000",
+    ),
     (
         caffe,
         cut("synset_words.txt", "\n".join(reversed(SYNSETS))),
         "not list the synsets in sorted order",
     ),
-    (caffe, cut("val.txt", f"{name(1)}.JPEG 1000\n"), "gives the class 1000; expected 0..999"),
-    (caffe, cut("val.txt", f"{name(1)}.JPEG sea snake\n"), "expected a name and a class index"),
+    (
+        caffe,
+        cut("val.txt", f"{name(1)}.JPEG 1000\n"),
+        "gives the class 1000; expected 0..999",
+    ),
+    (
+        caffe,
+        cut("val.txt", f"{name(1)}.JPEG sea snake\n"),
+        "expected a name and a class index",
+    ),
     (caffe, cut("val.txt", f"{name(1)}.JPEG 1\n{name(1)}.JPEG 2\n"), "two classes"),
     (
         tensorflow,
@@ -210,13 +252,20 @@ BAD = [
         cut("map_clsloc.txt", "n02119789 1 kit_fox\n"),
         "does not give 1000 different synsets",
     ),
-    (with_meta, cut("meta.mat", "not a matrix"), "is not the development kit's meta.mat"),
+    (
+        with_meta,
+        cut("meta.mat", "not a matrix"),
+        "is not the development kit's meta.mat",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("labels", "damage", "said"), BAD)
 def test_damaged_labels_are_one_sentence(
-    labels: Callable[[Path], None], damage: Callable[[Path], None], said: str, flat: Path
+    labels: Callable[[Path], None],
+    damage: Callable[[Path], None],
+    said: str,
+    flat: Path,
 ) -> None:
     labels(flat)
     damage(flat)
@@ -233,7 +282,11 @@ def test_positions_without_names_fit_a_model_of_a_thousand_outputs(flat: Path) -
 
 def test_the_real_labels_of_the_first_images(flat: Path) -> None:
     listed = (
-        Path(__file__).parents[2].parent / "shared" / "data" / "imagenet-sample" / "classes.tsv"
+        Path(__file__).parents[2].parent
+        / "shared"
+        / "data"
+        / "imagenet-sample"
+        / "classes.tsv"
     )
     if not listed.is_file():
         pytest.skip("the ImageNet sample beside the checkout is absent")
@@ -247,7 +300,9 @@ def test_the_real_labels_of_the_first_images(flat: Path) -> None:
     )  # the sea snake, the first image's label in Kaggle's file too
 
 
-def test_the_command_line_evaluates_a_flat_folder(run: Any, flat: Path, trained: Artifact) -> None:
+def test_the_command_line_evaluates_a_flat_folder(
+    run: Any, flat: Path, trained: Artifact
+) -> None:
     caffe(flat)
     (flat / "synset_words.txt").unlink()
     path = flat / "model.onnx"

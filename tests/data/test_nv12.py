@@ -1,4 +1,6 @@
-"""NV12 against other people's code and published numbers: Pillow, OpenCV, FFmpeg, OpenVINO, the SMPTE color bars."""
+"""NV12 against other people's code and published numbers: Pillow, OpenCV, FFmpeg, OpenVINO, the
+SMPTE color bars.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def test_the_color_bars_have_their_published_values(yuv: Yuv) -> None:
         assert np.abs(np.subtract(found, wanted)).max() <= 1, (color, found, wanted)
 
 
-@pytest.mark.parametrize(("yuv", "white", "black"), [("full", 255, 0), ("limited", 235, 16)])
+@pytest.mark.parametrize(
+    ("yuv", "white", "black"), [("full", 255, 0), ("limited", 235, 16)]
+)
 @pytest.mark.parametrize("standard", ["bt601", "bt709"])
 def test_white_and_black_are_the_ends_of_the_range(
     standard: str, yuv: str, white: int, black: int
@@ -71,13 +75,18 @@ def test_white_and_black_are_the_ends_of_the_range(
 
 @given(st.tuples(*[st.integers(0, 255)] * 3))
 def test_full_range_bt601_is_pillows_ycbcr(color: tuple[int, int, int]) -> None:
-    wanted = np.asarray(Image.new("RGB", (1, 1), color).convert("YCbCr"))[0, 0].astype(int)
+    wanted = np.asarray(Image.new("RGB", (1, 1), color).convert("YCbCr"))[0, 0].astype(
+        int
+    )
     assert np.abs(np.subtract(yuv_of(color, "bt601-full"), wanted)).max() <= 1
 
 
 @pytest.mark.parametrize("who", VECTORS)
 def test_other_converters_agree_to_their_rounding(who: str) -> None:
-    """Recorded answers; see yuv_vectors.json for who gave them and how. Ours, and none of the three others, is theirs."""
+    """Recorded answers; see yuv_vectors.json for who gave them and how.
+
+    Ours, and none of the three others, is theirs.
+    """
     found = {yuv: distance(who, yuv) for yuv in YUV}
     own: Yuv = VECTORS[who]["yuv"]
     assert found.pop(own) <= VECTORS[who]["tolerance"]
@@ -88,11 +97,19 @@ def distance(who: str, yuv: Yuv) -> float:
     rows = np.array(VECTORS[who]["rows"])
     if VECTORS[who]["to"] == "rgb":
         buffers = np.stack(
-            [np.array([[y, y], [y, y], [u, v]], np.uint8)[..., None] for y, u, v in rows[:, :3]]
+            [
+                np.array([[y, y], [y, y], [u, v]], np.uint8)[..., None]
+                for y, u, v in rows[:, :3]
+            ]
         )
-        return float(np.abs(nv12.to_rgb8(buffers, yuv)[:, 0, 0].astype(int) - rows[:, 3:]).max())
+        return float(
+            np.abs(nv12.to_rgb8(buffers, yuv)[:, 0, 0].astype(int) - rows[:, 3:]).max()
+        )
     return float(
-        np.abs(np.array([yuv_of(tuple(row[:3]), yuv) for row in rows.tolist()]) - rows[:, 3:]).max()
+        np.abs(
+            np.array([yuv_of(tuple(row[:3]), yuv) for row in rows.tolist()])
+            - rows[:, 3:]
+        ).max()
     )
 
 
@@ -114,21 +131,30 @@ def test_a_round_trip_of_flat_blocks_loses_only_rounding(yuv: Yuv) -> None:
     colors = np.random.default_rng(0).integers(0, 256, (500, 1, 1, 3), np.uint8)
     pixels = np.broadcast_to(colors, (500, 2, 2, 3)).astype(np.uint8)
     back = nv12.to_rgb8(nv12.from_rgb(pixels, yuv), yuv).astype(int)
-    # Half a step in Y and in U or V, through the largest coefficients (1.8556 of U in BT.709), widened by 255/219 and 255/224.
+    # Half a step in Y and in U or V, through the largest coefficients (1.8556 of U in BT.709),
+    # widened by 255/219 and 255/224.
     assert np.abs(back - pixels).max() <= (2 if yuv.endswith("full") else 3)
 
 
 def test_chroma_is_the_mean_of_its_block_and_is_repeated_over_it() -> None:
     left, right = (255, 0, 0), (0, 0, 255)
-    pixels = np.array([[left, right, right, right], [left, right, right, right]], np.uint8)
+    pixels = np.array(
+        [[left, right, right, right], [left, right, right, right]], np.uint8
+    )
     buffer = nv12.from_rgb(pixels, "bt601-full")
     assert buffer.shape == (3, 4, 1)
-    one, two = (np.array(yuv_of(color, "bt601-full"), float)[1:] for color in (left, right))
+    one, two = (
+        np.array(yuv_of(color, "bt601-full"), float)[1:] for color in (left, right)
+    )
     np.testing.assert_allclose(buffer[2, :2, 0], (one + two) / 2, atol=1)
     np.testing.assert_allclose(buffer[2, 2:, 0], two, atol=1)
     decoded = nv12.to_rgb(buffer, "bt601-full")
-    chroma = decoded - decoded @ nv12.encoding("bt601-full")[0][0][:, None]  # R - Y, G - Y, B - Y
-    np.testing.assert_allclose(chroma[:, :2], np.broadcast_to(chroma[:1, :1], (2, 2, 3)), atol=1e-9)
+    chroma = (
+        decoded - decoded @ nv12.encoding("bt601-full")[0][0][:, None]
+    )  # R - Y, G - Y, B - Y
+    np.testing.assert_allclose(
+        chroma[:, :2], np.broadcast_to(chroma[:1, :1], (2, 2, 3)), atol=1e-9
+    )
 
 
 def test_odd_sides_are_refused() -> None:
@@ -138,11 +164,19 @@ def test_odd_sides_are_refused() -> None:
 
 @pytest.mark.parametrize("color", ["RGB", "BGR"])
 @pytest.mark.parametrize("kind", ["uint8", *YUV])
-def test_the_map_for_the_graph_is_the_arithmetic_of_the_float_path(kind: str, color: str) -> None:
+def test_the_map_for_the_graph_is_the_arithmetic_of_the_float_path(
+    kind: str, color: str
+) -> None:
     """pixel_map and as_float are written apart; the certificate rests on it."""
     more = {"input": "uint8"} if kind == "uint8" else {"input": "nv12", "yuv": kind}
     wanted = Preprocess.from_mapping(
-        {"size": 6, "color": color, "mean": (0.1, 0.4, 0.7), "std": (0.2, 0.3, 0.6), **more}
+        {
+            "size": 6,
+            "color": color,
+            "mean": (0.1, 0.4, 0.7),
+            "std": (0.2, 0.3, 0.6),
+            **more,
+        }
     )
     raw = np.random.default_rng(0).integers(0, 256, (2, *wanted.input_shape), np.uint8)
     matrix, origin = pixel_map(wanted, wanted.color)

@@ -25,7 +25,12 @@ from timm.data import create_transform
 from torchvision import transforms
 
 Array = npt.NDArray[np.float32]
-INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "bilinear", "bicubic", "lanczos")
+INTERPOLATIONS: tuple[Interpolation, ...] = (
+    "nearest",
+    "bilinear",
+    "bicubic",
+    "lanczos",
+)
 unit = st.floats(2**-7, 1, width=32)
 channels = st.tuples(unit, unit, unit)
 sides = st.one_of(st.integers(1, 12), st.integers(13, 150))
@@ -41,7 +46,9 @@ settings_drawn = st.builds(
     std=channels,
 )
 drawn = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -87,7 +94,9 @@ def by_timm(image: Image.Image, wanted: Preprocess) -> Array:
 @example(36, 36, Preprocess(size=32, crop_fraction=0.875))
 @example(32, 32, Preprocess(size=32, crop_fraction=1.0))
 @example(1, 1, Preprocess(size=32, crop_fraction=1.0, interpolation="bicubic"))
-def test_equals_torchvision_bit_for_bit(width: int, height: int, wanted: Preprocess) -> None:
+def test_equals_torchvision_bit_for_bit(
+    width: int, height: int, wanted: Preprocess
+) -> None:
     image = picture(width, height)
     made = prepare(image, wanted)
     assert made.dtype == np.float32
@@ -97,7 +106,11 @@ def test_equals_torchvision_bit_for_bit(width: int, height: int, wanted: Preproc
 
 @drawn
 @given(sides, sides, settings_drawn)
-@example(61, 37, Preprocess(size=32, crop_fraction=0.95, resize="squash", interpolation="bicubic"))
+@example(
+    61,
+    37,
+    Preprocess(size=32, crop_fraction=0.95, resize="squash", interpolation="bicubic"),
+)
 @example(500, 375, Preprocess(size=224, crop_fraction=0.875))
 @example(333, 500, Preprocess(size=224, crop_fraction=0.95, interpolation="bicubic"))
 def test_equals_timm_bit_for_bit(width: int, height: int, wanted: Preprocess) -> None:
@@ -109,17 +122,24 @@ def test_equals_timm_bit_for_bit(width: int, height: int, wanted: Preprocess) ->
 def test_short_and_squash_part_when_the_long_side_grows_by_a_whole_pixel(
     width: int, same: bool
 ) -> None:
-    """A short side of 40 becomes 36; 41 * 36 / 40 = 36.9 is truncated to 36, 42 * 36 / 40 = 37.8 to 37."""
+    """A short side of 40 becomes 36; 41 * 36 / 40 = 36.9 is truncated to 36, 42 * 36 / 40 =
+    37.8 to 37.
+    """
     image = picture(width, 40)
     short, squash = (
-        resized_and_cropped(image, Preprocess(size=32, resize=one)) for one in ("short", "squash")
+        resized_and_cropped(image, Preprocess(size=32, resize=one))
+        for one in ("short", "squash")
     )
     assert np.array_equal(short, squash) == same
 
 
 def rounded_long_side(size: tuple[int, int], wanted: Preprocess) -> tuple[int, int]:
     to, (width, height) = wanted.resize_to, size
-    return (to, round(to * height / width)) if width <= height else (round(to * width / height), to)
+    return (
+        (to, round(to * height / width))
+        if width <= height
+        else (round(to * width / height), to)
+    )
 
 
 def test_a_rounded_long_side_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,37 +155,48 @@ def test_a_rounded_long_side_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -
 def test_half_a_pixel_is_rounded_to_even_and_another_rounding_would_be_noticed(
     monkeypatch: pytest.MonkeyPatch, to: int
 ) -> None:
-    """Offsets 0.5, 1.5 and 2.5 become 0, 2 and 2; rounding down or up is wrong for at least one of them."""
+    """Offsets 0.5, 1.5 and 2.5 become 0, 2 and 2; rounding down or up is wrong for at least one
+    of them.
+    """
     wanted, image = Preprocess(size=32, crop_fraction=32 / to), picture(to, to)
     assert wanted.resize_to == to
     right = by_torchvision(image, wanted)
     assert np.array_equal(prepare(image, wanted), right)
     for name in ("floor", "ceil"):
         monkeypatch.setattr(module, "round", getattr(math, name), raising=False)
-        mutant_is_right = getattr(math, name)((to - 32) / 2) == builtins.round((to - 32) / 2)
+        mutant_is_right = getattr(math, name)((to - 32) / 2) == builtins.round(
+            (to - 32) / 2
+        )
         assert np.array_equal(prepare(image, wanted), right) == mutant_is_right
 
 
 def test_multiplying_by_reciprocals_would_be_noticed() -> None:
-    """The arithmetic is / 255, - mean, / std in float32; the cheaper (x * (1/255) - mean) * (1/std) is another number."""
+    """The arithmetic is / 255, - mean, / std in float32; the cheaper (x * (1/255) - mean) *
+    (1/std) is another number.
+    """
     wanted, image = Preprocess(size=32, crop_fraction=1.0), picture(32, 32)
     pixels = np.moveaxis(np.asarray(image), -1, 0).astype(np.float32)
     mean, std = (
-        np.array(values, np.float32)[:, None, None] for values in (wanted.mean, wanted.std)
+        np.array(values, np.float32)[:, None, None]
+        for values in (wanted.mean, wanted.std)
     )
     cheap = (pixels * np.float32(1 / 255) - mean) * (1 / std)
     assert not np.array_equal(cheap, prepare(image, wanted))
     np.testing.assert_allclose(cheap, prepare(image, wanted), rtol=1e-4, atol=1e-6)
 
 
-def test_bgr_reverses_the_channels_and_leaves_mean_and_std_in_the_tensors_order() -> None:
+def test_bgr_reverses_the_channels_and_leaves_mean_and_std_in_the_tensors_order() -> (
+    None
+):
     image = picture(50, 40)
     rgb = prepare(image, Preprocess(size=32, mean=(0, 0, 0), std=(1, 1, 1)))
     bgr = prepare(
-        image, Preprocess(size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), color="BGR")
+        image,
+        Preprocess(size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), color="BGR"),
     )
     shift, scale = (
-        np.array(values, np.float32)[:, None, None] for values in ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        np.array(values, np.float32)[:, None, None]
+        for values in ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     )
     assert np.array_equal(bgr, (rgb[::-1] - shift) / scale)
 
@@ -226,6 +257,8 @@ def test_rgb_is_not_copied() -> None:
 
 def test_a_strip_that_would_become_gigabytes_is_refused() -> None:
     strip = Image.new("RGB", (60_000, 1))
-    with pytest.raises(UnreadableImage, match="60000x1 pixels would be resized to 15360000x256"):
+    with pytest.raises(
+        UnreadableImage, match="60000x1 pixels would be resized to 15360000x256"
+    ):
         prepare(strip, Preprocess(size=224))
     assert prepare(strip, Preprocess(size=224, resize="squash")).shape == (3, 224, 224)

@@ -88,8 +88,12 @@ def test_logits_agree_with_those_of_pytorch(name: str) -> None:
 
 def test_every_key_is_renamed_to_its_own() -> None:
     """Two keys swapped between blocks of one shape would load too; the logits would not agree."""
-    assert lite0.timm_name("_blocks.0._project_conv.weight") == "blocks.0.0.conv_pw.weight"
-    assert lite0.timm_name("_blocks.15._bn2.running_var") == "blocks.6.0.bn3.running_var"
+    assert (
+        lite0.timm_name("_blocks.0._project_conv.weight") == "blocks.0.0.conv_pw.weight"
+    )
+    assert (
+        lite0.timm_name("_blocks.15._bn2.running_var") == "blocks.6.0.bn3.running_var"
+    )
     assert lite0.timm_name("_bn1.bias") == "bn2.bias"
     with pytest.raises(KeyError):
         lite0.timm_name("_blocks.0._expand_conv.weight")

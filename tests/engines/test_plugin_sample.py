@@ -1,4 +1,6 @@
-"""A third party's engines, installed by pip from a package of their own, used through the command line and probed."""
+"""A third party's engines, installed by pip from a package of their own, used through the
+command line and probed.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from repzoo.engines.probe import probe
 from repzoo.errors import InputError
 
 pytest.importorskip(
-    "setuptools", reason="pip builds the sample package with setuptools, which is not installed"
+    "setuptools",
+    reason="pip builds the sample package with setuptools, which is not installed",
 )
 SAMPLE = Path(__file__).parents[1] / "plugin_sample"
 IMAGE = np.zeros((1, 3, 32, 32), np.float32)
@@ -28,7 +31,10 @@ IMAGE = np.zeros((1, 3, 32, 32), np.float32)
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which pip has installed the sample, offline."""
-    source, target = tmp_path_factory.mktemp("source") / "sample", tmp_path_factory.mktemp("site")
+    source, target = (
+        tmp_path_factory.mktemp("source") / "sample",
+        tmp_path_factory.mktemp("site"),
+    )
     shutil.copytree(SAMPLE, source, ignore=shutil.ignore_patterns("__pycache__"))
     options = [
         "--quiet",
@@ -40,7 +46,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(target),
     ]
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", *options, str(source)], check=True, timeout=250
+        [sys.executable, "-m", "pip", "install", *options, str(source)],
+        check=True,
+        timeout=250,
     )
     return target
 
@@ -73,16 +81,27 @@ def test_the_command_line_lists_it_and_predicts_and_times_through_it(
     image = next((digits_folder / "7").iterdir())
     own, ours = (
         json.loads(
-            command(installed, "predict", model_file, image, "--engine", name, "--json").stdout
+            command(
+                installed, "predict", model_file, image, "--engine", name, "--json"
+            ).stdout
         )["predictions"][0]["top"]
         for name in ("sample", "onnxruntime")
     )
     assert [one["class"] for one in own] == [one["class"] for one in ours]
     np.testing.assert_allclose(
-        [one["probability"] for one in own], [one["probability"] for one in ours], atol=1e-4
+        [one["probability"] for one in own],
+        [one["probability"] for one in ours],
+        atol=1e-4,
     )
     ran = command(
-        installed, "bench", model_file, "--engine", "sample:twice", "--seconds", "0.2", "--json"
+        installed,
+        "bench",
+        model_file,
+        "--engine",
+        "sample:twice",
+        "--seconds",
+        "0.2",
+        "--json",
     )
     assert ran.returncode == 0, ran.stderr
     assert {one["engine"] for one in json.loads(ran.stdout)["runs"]} == {"sample:twice"}
@@ -91,7 +110,8 @@ def test_the_command_line_lists_it_and_predicts_and_times_through_it(
 @pytest.mark.usefixtures("plugged")
 def test_it_is_an_engine_like_any_other(trained: Artifact) -> None:
     one, two, reference = (
-        engine(name).open(trained.model).run(IMAGE) for name in ("sample", "sample:TW", "reference")
+        engine(name).open(trained.model).run(IMAGE)
+        for name in ("sample", "sample:TW", "reference")
     )
     np.testing.assert_allclose(two, 2 * one)
     np.testing.assert_allclose(one, reference, rtol=1e-5)
@@ -110,7 +130,8 @@ def test_a_probe_says_how_an_engine_ends(trained: Artifact) -> None:
     ):
         probe("sample-hang", trained.model, IMAGE, seconds=5)
     with pytest.raises(
-        InputError, match=r"^onnxruntime cannot run this model on float32 \(1, 3, 32, 31\)"
+        InputError,
+        match=r"^onnxruntime cannot run this model on float32 \(1, 3, 32, 31\)",
     ):
         probe("onnxruntime", trained.model, IMAGE[..., 1:])
     with pytest.raises(InputError, match="no engine is called 'onnxruntine'"):

@@ -89,10 +89,14 @@ def graph(body: str) -> onnx.ModelProto:
         f"{{ {body} }}"
     )
     del made.graph.output[:]
-    made.graph.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None))
+    made.graph.output.append(
+        onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    )
     read = {name for node in made.graph.node for name in node.input}
     made.graph.initializer.extend(
-        onnx.numpy_helper.from_array(value, name) for name, value in values.items() if name in read
+        onnx.numpy_helper.from_array(value, name)
+        for name, value in values.items()
+        if name in read
     )
     return made
 
@@ -110,7 +114,9 @@ def test_an_operator_computes_what_onnxruntime_computes(name: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["repvgg_a0", "repghostnet_050", "repvit_m0_9", "fasternet_t0"])
+@pytest.mark.parametrize(
+    "name", ["repvgg_a0", "repghostnet_050", "repvit_m0_9", "fasternet_t0"]
+)
 def test_a_model_of_each_family_runs(name: str) -> None:
     pytest.importorskip("timm", reason="the torch extra is not installed")
     training = verbs.export(name, num_classes=10, size=64)
@@ -128,7 +134,9 @@ def test_a_model_of_each_family_runs(name: str) -> None:
     ],
 )
 def test_an_unknown_operator_is_named(body: str, said: str) -> None:
-    with pytest.raises(InputError, match=f"^pytorch cannot compile this model: .*{said}"):
+    with pytest.raises(
+        InputError, match=f"^pytorch cannot compile this model: .*{said}"
+    ):
         engine("pytorch").open(graph(body))
 
 

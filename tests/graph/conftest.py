@@ -55,7 +55,9 @@ def make_constant(name: str, what: tuple[int, ...] | list[float] | Array) -> Arr
     if name.startswith("var"):
         return random.uniform(0.2, 2, what).astype(np.float32)
     if name.startswith("gamma"):
-        return np.asarray(random.uniform(0.5, 1.5, what) * random.choice([-1, 1], what), np.float32)
+        return np.asarray(
+            random.uniform(0.5, 1.5, what) * random.choice([-1, 1], what), np.float32
+        )
     return np.asarray(random.standard_normal(what), np.float32)
 
 
@@ -82,7 +84,9 @@ def graph() -> Graph:
             f"}}"
         )
         for name, what in weights.items():
-            model.graph.initializer.append(numpy_helper.from_array(make_constant(name, what), name))
+            model.graph.initializer.append(
+                numpy_helper.from_array(make_constant(name, what), name)
+            )
         for index, node in enumerate(model.graph.node):
             node.name = f"{node.op_type}_{index}"
         model.metadata_props.add(key="author", value="nobody")
@@ -124,7 +128,9 @@ def aged() -> Callable[[torch.nn.Module], torch.nn.Module]:
                     item.weight.uniform_(0.5, 1.5, generator=generator)
                     item.weight.mul_(
                         torch.where(
-                            torch.rand(item.weight.shape, generator=generator) < 0.2, -1.0, 1.0
+                            torch.rand(item.weight.shape, generator=generator) < 0.2,
+                            -1.0,
+                            1.0,
                         )
                     )
                     item.bias.normal_(0, 0.2, generator=generator)

@@ -25,13 +25,13 @@ Verdict = tuple[Artifact, Certificate]
 RANDOM = np.random.default_rng(5)
 BN = ("gamma", "beta", "mean", "var")
 HEAD = "z = GlobalAveragePool(u)\noutput = Flatten(z)"
-SIMPLE = (
-    f"c = Conv(data, w)\nt = BatchNormalization(c, gamma, beta, mean, var)\nu = Relu(t)\n{HEAD}"
-)
+SIMPLE = f"c = Conv(data, w)\nt = BatchNormalization(c, gamma, beta, mean, var)\nu = Relu(t)\n{HEAD}"
 
 
 def weights(kind: Any = np.float32, **more: tuple[int, ...]) -> list[onnx.TensorProto]:
-    shapes: dict[str, tuple[int, ...]] = {"w": (4, 3, 3, 3)} | dict.fromkeys(BN, (4,)) | more
+    shapes: dict[str, tuple[int, ...]] = (
+        {"w": (4, 3, 3, 3)} | dict.fromkeys(BN, (4,)) | more
+    )
     return [
         numpy_helper.from_array(RANDOM.uniform(0.2, 1, shape).astype(kind), name)
         for name, shape in shapes.items()
@@ -41,7 +41,11 @@ def weights(kind: Any = np.float32, **more: tuple[int, ...]) -> list[onnx.Tensor
 def model(
     body: str = SIMPLE, stored: Sequence[onnx.TensorProto] | None = None, **more: Any
 ) -> onnx.ModelProto:
-    kind, inputs, after = more.get("kind", "float"), more.get("inputs", ""), more.get("after", "")
+    kind, inputs, after = (
+        more.get("kind", "float"),
+        more.get("inputs", ""),
+        more.get("after", ""),
+    )
     opsets = f'"": {more.get("opset", 17)}{more.get("domains", "")}'
     header = f"<ir_version: {more.get('ir', 8)}, opset_import: [{opsets}]>"
     made = parser.parse_model(
@@ -106,7 +110,13 @@ def test_a_file_with_any_byte_changed(tmp_path: Path) -> None:
 
 def test_weights_in_another_file(tmp_path: Path) -> None:
     path = tmp_path / "large.onnx"
-    onnx.save(model(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save(
+        model(),
+        path,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
     assert "in another file" in str(fold_file(path.read_bytes(), tmp_path))
 
 
@@ -129,7 +139,9 @@ def test_nodes_out_of_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [np.int64, np.float64, np.float16])
 def test_weights_of_another_type_than_the_input(kind: Any, tmp_path: Path) -> None:
-    assert "contradict each other" in str(fold_file(model(stored=weights(kind)), tmp_path))
+    assert "contradict each other" in str(
+        fold_file(model(stored=weights(kind)), tmp_path)
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,7 +198,11 @@ def test_pad_split_and_slice_of_every_opset(opset: int, tmp_path: Path) -> None:
     old = {"Pad": opset < 11, "Slice": opset < 10, "Split": opset < 13}
 
     def add(
-        kind: str, inputs: list[str], outputs: list[str], given: dict[str, Any], **more: Any
+        kind: str,
+        inputs: list[str],
+        outputs: list[str],
+        given: dict[str, Any],
+        **more: Any,
     ) -> None:
         if old[kind]:
             nodes.append(helper.make_node(kind, inputs, outputs, **given, **more))
@@ -196,7 +212,9 @@ def test_pad_split_and_slice_of_every_opset(opset: int, tmp_path: Path) -> None:
                 for name, value in given.items()
             )
             nodes.append(
-                helper.make_node(kind, [*inputs, *(kind + name for name in given)], outputs, **more)
+                helper.make_node(
+                    kind, [*inputs, *(kind + name for name in given)], outputs, **more
+                )
             )
 
     add("Slice", ["data"], ["s"], {"starts": starts, "ends": ends, "axes": axes})
@@ -214,7 +232,11 @@ def test_pad_split_and_slice_of_every_opset(opset: int, tmp_path: Path) -> None:
     made = model(opset=opset, stored=stored)
     del made.graph.node[:]
     made.graph.node.extend(nodes)
-    assert kinds(fold_file(made, tmp_path)) == {"Conv": 1, "GlobalAveragePool": 1, "Flatten": 1}
+    assert kinds(fold_file(made, tmp_path)) == {
+        "Conv": 1,
+        "GlobalAveragePool": 1,
+        "Flatten": 1,
+    }
 
 
 def test_float16(tmp_path: Path) -> None:
@@ -243,7 +265,8 @@ def test_a_weight_that_is_an_input(tmp_path: Path) -> None:
     assert kinds(verdict)["Conv"] == 2
     assert not isinstance(verdict, str)
     assert any(
-        "not constant (a graph input or computed)" in item.reason for item in verdict[1].refusals
+        "not constant (a graph input or computed)" in item.reason
+        for item in verdict[1].refusals
     )
 
 
@@ -265,9 +288,14 @@ def test_a_quantized_graph(kind: str, tmp_path: Path) -> None:
         "r = QLinearConv(q, scale, zero, wi, scale, zero, scale, zero)\n"
         "d = Cast<to = 1>(r)\n",
     }[kind]
-    stored = [*weights(), numpy_helper.from_array(np.ones((3, 3, 1, 1), np.uint8), "wi")]
+    stored = [
+        *weights(),
+        numpy_helper.from_array(np.ones((3, 3, 1, 1), np.uint8), "wi"),
+    ]
     assert "quantized already" in str(
-        fold_file(model(one + q + SIMPLE.replace("Conv(data", "Conv(d"), stored), tmp_path)
+        fold_file(
+            model(one + q + SIMPLE.replace("Conv(data", "Conv(d"), stored), tmp_path
+        )
     )
 
 
@@ -288,9 +316,13 @@ def branches(reads: str) -> str:
 
 
 @pytest.mark.parametrize("reads", ["t", "c"])
-def test_an_if_whose_branches_read_a_tensor_that_folds(reads: str, tmp_path: Path) -> None:
+def test_an_if_whose_branches_read_a_tensor_that_folds(
+    reads: str, tmp_path: Path
+) -> None:
     """`t` is the output of the fold. `c` is inside of it, and keeps its second consumer."""
-    made = model(branches(reads) + ("" if reads == "t" else "\n"), weights(v=(4, 4, 3, 3)))
+    made = model(
+        branches(reads) + ("" if reads == "t" else "\n"), weights(v=(4, 4, 3, 3))
+    )
     verdict = fold_file(made, tmp_path)
     assert kinds(verdict)["If"] == 1
     assert not isinstance(verdict, str)
@@ -341,16 +373,23 @@ def test_functions_of_the_model_are_folded_like_the_rest(tmp_path: Path) -> None
 
 def test_an_operator_of_an_unknown_domain(tmp_path: Path) -> None:
     verdict = fold_file(
-        model(SIMPLE.replace("u = Relu(t)", "u = other.Thing(t)"), domains=', "other": 1'), tmp_path
+        model(
+            SIMPLE.replace("u = Relu(t)", "u = other.Thing(t)"), domains=', "other": 1'
+        ),
+        tmp_path,
     )
     assert isinstance(verdict, str)
 
 
 def test_a_constant_part_that_cannot_be_computed(tmp_path: Path) -> None:
     """A Reshape of the weights to a size that they do not have: no runtime loads it."""
-    stored = [*weights(flat=(107,)), numpy_helper.from_array(np.array([4, 3, 3, 3]), "shape")]
+    stored = [
+        *weights(flat=(107,)),
+        numpy_helper.from_array(np.array([4, 3, 3, 3]), "shape"),
+    ]
     verdict = fold_file(
-        model("w4 = Reshape(flat, shape)\n" + SIMPLE.replace("w)", "w4)"), stored), tmp_path
+        model("w4 = Reshape(flat, shape)\n" + SIMPLE.replace("w)", "w4)"), stored),
+        tmp_path,
     )
     assert isinstance(verdict, str)
 
@@ -358,12 +397,22 @@ def test_a_constant_part_that_cannot_be_computed(tmp_path: Path) -> None:
 def test_a_constant_that_would_fill_the_memory_is_not_computed() -> None:
     from repzoo.graph.fold.engine import fold
 
-    stored = [*weights(), numpy_helper.from_array(np.array([1, 4, 40000, 40000]), "huge")]
-    body = "e = Expand(gamma4, huge)\nr = ReduceMean<axes = [2, 3]>(e)\n" + SIMPLE.replace(
-        "u = Relu(t)", "u = Mul(t, r)"
+    stored = [
+        *weights(),
+        numpy_helper.from_array(np.array([1, 4, 40000, 40000]), "huge"),
+    ]
+    body = (
+        "e = Expand(gamma4, huge)\nr = ReduceMean<axes = [2, 3]>(e)\n"
+        + SIMPLE.replace("u = Relu(t)", "u = Mul(t, r)")
     )
     result = fold(
-        model(body, [*stored, numpy_helper.from_array(np.ones((1, 4, 1, 1), np.float32), "gamma4")])
+        model(
+            body,
+            [
+                *stored,
+                numpy_helper.from_array(np.ones((1, 4, 1, 1), np.float32), "gamma4"),
+            ],
+        )
     )
     assert "Expand" in {node.op_type for node in result.model.graph.node}
 
@@ -453,7 +502,10 @@ def rich() -> onnx.ModelProto:
         RICH,
         [
             *stored,
-            *(numpy_helper.from_array(np.array(values), name) for name, values in integers.items()),
+            *(
+                numpy_helper.from_array(np.array(values), name)
+                for name, values in integers.items()
+            ),
         ],
     )
 
@@ -474,7 +526,13 @@ def test_damage_to_any_node(
 
 @pytest.mark.parametrize(
     "kind",
-    [TensorProto.INT32, TensorProto.DOUBLE, TensorProto.STRING, TensorProto.FLOAT8E4M3FN, 99],
+    [
+        TensorProto.INT32,
+        TensorProto.DOUBLE,
+        TensorProto.STRING,
+        TensorProto.FLOAT8E4M3FN,
+        99,
+    ],
 )
 def test_a_wrong_declared_type(kind: int, tmp_path: Path) -> None:
     for made in (model(), model()):

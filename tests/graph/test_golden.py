@@ -34,20 +34,21 @@ def summary(result: FoldResult) -> dict[str, Any]:
     """Counts of operators, of similar folds, and of refusals by reason (without its numbers)."""
     alike: dict[str, list[str]] = {}
     for one in result.folds:
-        line = (
-            f"{one.kind}: {len(one.nodes)} nodes, {one.macs_before:.10g} -> {one.macs_after:.10g}"
-        )
+        line = f"{one.kind}: {len(one.nodes)} nodes, {one.macs_before:.10g} -> {one.macs_after:.10g}"
         alike.setdefault(line, []).append(one.output)
     return {
         "operators": dict(
             sorted(Counter(node.op_type for node in result.model.graph.node).items())
         ),
         "folds": [
-            f"{line}, {len(outputs)} times, first {outputs[0]}" for line, outputs in alike.items()
+            f"{line}, {len(outputs)} times, first {outputs[0]}"
+            for line, outputs in alike.items()
         ],
         "refusals": dict(
             sorted(
-                Counter(re.sub(r"\d[\d,.x]*", "#", item.reason) for item in result.refusals).items()
+                Counter(
+                    re.sub(r"\d[\d,.x]*", "#", item.reason) for item in result.refusals
+                ).items()
             )
         ),
     }
@@ -59,7 +60,11 @@ def test_the_fold_is_as_recorded(name: str, request: pytest.FixtureRequest) -> N
         pytest.skip("large; run with --all-variants")
     preprocess = replace(catalog.spec(name).preprocess, size=32)
     made = summary(
-        fold(export(families.seeded(name, 10, 0), name, preprocess, (), Step("build", "0")).model)
+        fold(
+            export(
+                families.seeded(name, 10, 0), name, preprocess, (), Step("build", "0")
+            ).model
+        )
     )
     path = GOLDEN / f"{name}.json"
     if request.config.getoption("--remake-golden"):

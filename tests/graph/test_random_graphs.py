@@ -38,7 +38,9 @@ class GraphBuilder:
 
     def constant(self, values: Array) -> str:
         name = f"c{next(self.numbers)}"
-        self.weights.append(numpy_helper.from_array(np.asarray(values, np.float32), name))
+        self.weights.append(
+            numpy_helper.from_array(np.asarray(values, np.float32), name)
+        )
         return name
 
     def integers(self, values: Sequence[int]) -> str:
@@ -50,12 +52,16 @@ class GraphBuilder:
         self, kind: str, inputs: Sequence[str], outputs: int, **attributes: Any
     ) -> list[str]:
         names = [f"t{next(self.numbers)}" for _ in range(outputs)]
-        self.nodes.append(helper.make_node(kind, inputs, names, name=names[0], **attributes))
+        self.nodes.append(
+            helper.make_node(kind, inputs, names, name=names[0], **attributes)
+        )
         return names
 
     def node(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
         name = f"t{next(self.numbers)}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        self.nodes.append(
+            helper.make_node(kind, inputs, [name], name=name, **attributes)
+        )
         return name
 
     def model(self, output: str) -> onnx.ModelProto:
@@ -63,7 +69,9 @@ class GraphBuilder:
         data = helper.make_tensor_value_info("data", 1, ["N", 4, 9, 10])
         result = helper.make_tensor_value_info("output", 1, ["N", "K"])
         graph = helper.make_graph(self.nodes, "g", [data], [result], self.weights)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+        )
 
 
 @dataclass(frozen=True)
@@ -109,18 +117,25 @@ def conv(draw: st.DrawFn, build: GraphBuilder, at: Feature, stride: int) -> Feat
     ]
     if draw(st.booleans()):
         inputs.append(build.constant(build.random.standard_normal(out)))
-    name = build.node("Conv", inputs, pads=pads, strides=[stride] * 2, dilations=d, group=groups)
+    name = build.node(
+        "Conv", inputs, pads=pads, strides=[stride] * 2, dilations=d, group=groups
+    )
     return Feature(name, out, height, width)
 
 
 def per_channel(draw: st.DrawFn, build: GraphBuilder, at: Feature) -> Feature:
-    kind, values = draw(st.sampled_from(["BatchNormalization", "Mul", "Add", "Sub"])), build.random
+    kind, values = (
+        draw(st.sampled_from(["BatchNormalization", "Mul", "Add", "Sub"])),
+        build.random,
+    )
     if kind == "BatchNormalization":
         rest = [build.constant(values.standard_normal(at.channels)) for _ in range(3)]
         rest.append(build.constant(values.uniform(0.2, 2, at.channels)))
         return Feature(build.node(kind, [at.name, *rest]), *at.size)
     inputs = [at.name, build.constant(values.standard_normal((at.channels, 1, 1)))]
-    return Feature(build.node(kind, inputs[:: draw(st.sampled_from([1, -1]))]), *at.size)
+    return Feature(
+        build.node(kind, inputs[:: draw(st.sampled_from([1, -1]))]), *at.size
+    )
 
 
 def pool(draw: st.DrawFn, build: GraphBuilder, at: Feature) -> Feature:
@@ -128,7 +143,11 @@ def pool(draw: st.DrawFn, build: GraphBuilder, at: Feature) -> Feature:
     if min(at.height, at.width) < 2:
         return at
     name = build.node(
-        "AveragePool", [at.name], kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=counted
+        "AveragePool",
+        [at.name],
+        kernel_shape=[3, 3],
+        pads=[1] * 4,
+        count_include_pad=counted,
     )
     return Feature(name, *at.size)
 
@@ -161,7 +180,9 @@ def parts(draw: st.DrawFn, build: GraphBuilder, at: Feature, depth: int) -> Feat
         return ends[0]
     ends = ends[:: draw(st.sampled_from([1, -1]))]
     name = build.node("Concat", [end.name for end in ends], axis=1)
-    return Feature(name, ends[0].channels + ends[1].channels, ends[0].height, ends[0].width)
+    return Feature(
+        name, ends[0].channels + ends[1].channels, ends[0].height, ends[0].width
+    )
 
 
 def chain(draw: st.DrawFn, build: GraphBuilder, at: Feature, depth: int) -> Feature:
@@ -213,7 +234,8 @@ def branches(draw: st.DrawFn, build: GraphBuilder, at: Feature, depth: int) -> F
         if end.size == total.size:
             pair = [total.name, end.name][:: draw(st.sampled_from([1, -1]))]
             total = Feature(
-                build.node(draw(st.sampled_from(["Add", "Add", "Sub"])), pair), *total.size
+                build.node(draw(st.sampled_from(["Add", "Add", "Sub"])), pair),
+                *total.size,
             )
     return total
 
@@ -236,12 +258,17 @@ def rows(
     values = build.random
     for _ in range(draw(st.integers(0, 4))):
         kind = draw(
-            st.sampled_from(["linear", "linear", "scale", "normal", "branches", "relu", "again"])
+            st.sampled_from(
+                ["linear", "linear", "scale", "normal", "branches", "relu", "again"]
+            )
         )
         if kind == "linear":
             out = draw(st.sampled_from([4, 10, 12]))
             name, width = (
-                build.node("MatMul", [name, build.constant(values.standard_normal((width, out)))]),
+                build.node(
+                    "MatMul",
+                    [name, build.constant(values.standard_normal((width, out)))],
+                ),
                 out,
             )
         elif kind == "scale":
@@ -254,11 +281,17 @@ def rows(
             flat = build.node("Flatten", [name], axis=2)
             rest = [build.constant(values.standard_normal(width)) for _ in range(3)]
             normal = build.node(
-                "BatchNormalization", [flat, *rest, build.constant(values.uniform(0.2, 2, width))]
+                "BatchNormalization",
+                [flat, *rest, build.constant(values.uniform(0.2, 2, width))],
             )
             name = build.node(
                 "Reshape",
-                [normal, build.integers(draw(st.sampled_from([[-1, 36, width], [-1, 9, width]])))],
+                [
+                    normal,
+                    build.integers(
+                        draw(st.sampled_from([[-1, 36, width], [-1, 9, width]]))
+                    ),
+                ],
             )
             name = build.node("Reshape", [name, build.integers([-1, 36, width])])
         elif kind == "again":
@@ -278,9 +311,13 @@ def linear_graphs(draw: st.DrawFn) -> onnx.ModelProto:
     build = GraphBuilder(draw(st.integers(0, 2**32 - 1)))
     if draw(st.integers(0, 3)) == 0:
         return build.model(
-            rows(draw, build, build.node("Reshape", ["data", build.integers([0, 36, 10])]), 10, 1)[
-                0
-            ]
+            rows(
+                draw,
+                build,
+                build.node("Reshape", ["data", build.integers([0, 36, 10])]),
+                10,
+                1,
+            )[0]
         )
     at = branches(draw, build, Feature("data", 4, 9, 10), 1)
     return build.model(chain(draw, build, at, 0).name)
@@ -314,11 +351,13 @@ def _assert_correct(model: onnx.ModelProto, execute: Execute) -> None:
     data = np.random.default_rng(7).standard_normal((2, 4, 9, 10)).astype(np.float32)
     (expected,), (got,) = execute(model, data), execute(result.model, data)
     assert expected.shape == got.shape
-    assert np.abs(expected - got).max(initial=0) <= 1e-4 * max(np.abs(expected).max(initial=0), 1)
+    assert np.abs(expected - got).max(initial=0) <= 1e-4 * max(
+        np.abs(expected).max(initial=0), 1
+    )
     prove(model, result.model, result.outputs)
     again = fold(result.model)
     assert not again.folds
-    assert again.model.SerializeToString(deterministic=True) == result.model.SerializeToString(
+    assert again.model.SerializeToString(
         deterministic=True
-    )
+    ) == result.model.SerializeToString(deterministic=True)
     assert all(made.macs_after <= made.macs_before for made in result.folds)

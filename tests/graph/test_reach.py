@@ -42,7 +42,13 @@ Graph = Callable[..., onnx.ModelProto]
 Execute = Callable[[onnx.ModelProto, Array], list[Array]]
 
 SLIM: dict[str, dict[str, int]] = {
-    "repvgg_a0": {"Conv": 22, "Flatten": 1, "Gemm": 1, "GlobalAveragePool": 1, "Relu": 22},
+    "repvgg_a0": {
+        "Conv": 22,
+        "Flatten": 1,
+        "Gemm": 1,
+        "GlobalAveragePool": 1,
+        "Relu": 22,
+    },
     "repghostnet_050": {
         "Add": 16,
         "Conv": 95,
@@ -77,7 +83,13 @@ SLIM: dict[str, dict[str, int]] = {
         "Mul": 28,
         "Split": 13,
     },
-    "mobileone_s0": {"Conv": 43, "Flatten": 1, "Gemm": 1, "GlobalAveragePool": 1, "Relu": 43},
+    "mobileone_s0": {
+        "Conv": 43,
+        "Flatten": 1,
+        "Gemm": 1,
+        "GlobalAveragePool": 1,
+        "Relu": 43,
+    },
     "fastvit_sa12": {
         "Add": 33,
         "BatchNormalization": 2,
@@ -223,7 +235,11 @@ def exported(aged: Any) -> Callable[[str], Artifact]:
             else timm.create_model(name, num_classes=10, **OPTIONS.get(name, {}))
         )
         return export(
-            aged(module), name, Preprocess(size=SIZES.get(name, 64)), (), Step("build", "0")
+            aged(module),
+            name,
+            Preprocess(size=SIZES.get(name, 64)),
+            (),
+            Step("build", "0"),
         )
 
     return export_aged
@@ -236,7 +252,9 @@ def test_other_networks_fold_at_least_as_far_as_with_onnxslim(
     folded = verbs.fold(exported(name))
     certificate = folded.certificate
     assert certificate is not None
-    ours = Counter(node.op_type for node in folded.model.graph.node if node.op_type != "Constant")
+    ours = Counter(
+        node.op_type for node in folded.model.graph.node if node.op_type != "Constant"
+    )
     assert certificate.equal
     assert certificate.proven > 0
     assert "BatchNormalization" not in ours
@@ -249,7 +267,9 @@ def test_other_networks_fold_at_least_as_far_as_with_onnxslim(
 def test_repvgg_a0_is_22_convolutions_and_a_linear_layer(
     exported: Callable[[str], Artifact],
 ) -> None:
-    kinds = Counter(node.op_type for node in fold(exported("repvgg_a0").model).model.graph.node)
+    kinds = Counter(
+        node.op_type for node in fold(exported("repvgg_a0").model).model.graph.node
+    )
     assert (kinds["Conv"], kinds["Gemm"], kinds["Add"]) == (22, 1, 0)
 
 
@@ -261,9 +281,12 @@ def test_the_partial_convolution_of_fasternet_is_refused_with_both_costs(
     kinds = Counter(node.op_type for node in result.model.graph.node)
     assert kinds["Split"] == kinds["Concat"] == 13
     seen = {refusal.node: refusal.reason for refusal in result.refusals}
-    concats = [node.name for node in result.model.graph.node if node.op_type == "Concat"]
+    concats = [
+        node.name for node in result.model.graph.node if node.op_type == "Concat"
+    ]
     assert all(
-        "one 3x3 convolution in place of 3 nodes would take" in seen[name] for name in concats
+        "one 3x3 convolution in place of 3 nodes would take" in seen[name]
+        for name in concats
     )
 
 
@@ -271,13 +294,15 @@ def test_the_partial_convolution_of_fasternet_is_refused_with_both_costs(
 
 
 def normal(output: str, source: str, name: str) -> str:
-    return (
-        f"{output} = BatchNormalization({source}, gamma{name}, beta{name}, mean{name}, var{name})\n"
-    )
+    return f"{output} = BatchNormalization({source}, gamma{name}, beta{name}, mean{name}, var{name})\n"
 
 
 def bn(*names: str) -> dict[str, Any]:
-    return {f"{part}{name}": (4,) for name in names for part in ("gamma", "beta", "mean", "var")}
+    return {
+        f"{part}{name}": (4,)
+        for name in names
+        for part in ("gamma", "beta", "mean", "var")
+    }
 
 
 PADS = "pads = [1, 1, 1, 1]"
@@ -371,7 +396,9 @@ BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_block_becomes_one_convolution(name: str, graph: Graph, execute: Execute) -> None:
+def test_a_block_becomes_one_convolution(
+    name: str, graph: Graph, execute: Execute
+) -> None:
     body, weights = BLOCKS[name]
     frame = "frame = Constant<value = int64[8] {0, 0, 1, 1, 0, 0, 1, 1}>()\n"
     model = graph((frame if "frame" in body else "") + body, weights)

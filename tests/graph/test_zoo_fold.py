@@ -26,7 +26,9 @@ def test_parameters_and_macs_of_both_forms_match_the_catalog(
     name: str, aged: Any, request: pytest.FixtureRequest
 ) -> None:
     row = catalog.spec(name)
-    if row.parameters_deploy >= LARGE and not request.config.getoption("--all-variants"):
+    if row.parameters_deploy >= LARGE and not request.config.getoption(
+        "--all-variants"
+    ):
         pytest.skip("large; run with --all-variants")
     made = export(
         aged(families.seeded(name, row.num_classes, 0)),
@@ -53,7 +55,13 @@ def test_repvgg_a0_becomes_a_stack_of_convolutions(aged: Any) -> None:
         Step("build", "0"),
     )
     kinds = Counter(node.op_type for node in fold(made.model).model.graph.node)
-    assert kinds == {"Conv": 22, "Relu": 22, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
+    assert kinds == {
+        "Conv": 22,
+        "Relu": 22,
+        "GlobalAveragePool": 1,
+        "Flatten": 1,
+        "Gemm": 1,
+    }
 
 
 def test_an_untrained_variant_has_the_same_counts() -> None:

@@ -18,11 +18,15 @@ from repzoo.engines import engine
 from repzoo.errors import InputError
 from repzoo.measure import accuracy, stats
 
-PLAIN = Preprocess(size=2, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+PLAIN = Preprocess(
+    size=2, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1)
+)
 
 
 def lookup(
-    logits: Sequence[Sequence[float]], labels: tuple[str, ...] = (), preprocess: Preprocess = PLAIN
+    logits: Sequence[Sequence[float]],
+    labels: tuple[str, ...] = (),
+    preprocess: Preprocess = PLAIN,
 ) -> Artifact:
     """A classifier that gives an image of gray value g the logits `answers[g]`."""
     table = np.array(logits, np.float32)
@@ -58,14 +62,23 @@ def gray_images(
         return Image.new("RGB", (2, 2), (int(key),) * 3)
 
     return Dataset(
-        "grays", classes, tuple(str(i) for i in range(len(targets))), tuple(targets), load, ordered
+        "grays",
+        classes,
+        tuple(str(i) for i in range(len(targets))),
+        tuple(targets),
+        load,
+        ordered,
     )
 
 
-def predictions(artifacts: Sequence[Artifact], dataset: Dataset) -> list[accuracy.ModelPredictions]:
+def predictions(
+    artifacts: Sequence[Artifact], dataset: Dataset
+) -> list[accuracy.ModelPredictions]:
     runner = engine("onnxruntime")
     return accuracy.evaluate(
-        [accuracy.open_run(artifact, runner, 1) for artifact in artifacts], dataset, ReadReport()
+        [accuracy.open_run(artifact, runner, 1) for artifact in artifacts],
+        dataset,
+        ReadReport(),
     )
 
 
@@ -77,7 +90,9 @@ def test_top1_and_top5_of_known_logits() -> None:
     names = tuple("abcdefg")
     falling = [7.0, 6, 5, 4, 3, 2, 1]  # class 0 is best, 4 is fifth, 5 is sixth
     targets = [0, 4, 5, 6]
-    record = predictions([lookup([falling] * 4, names)], gray_images(targets, names))[0].record()
+    record = predictions([lookup([falling] * 4, names)], gray_images(targets, names))[
+        0
+    ].record()
     interval = stats.wilson(1, 4)
     assert record.values.n == 4
     assert (record.values.top1, record.values.top5) == (25.0, 50.0)
@@ -91,13 +106,17 @@ def test_top1_and_top5_of_known_logits() -> None:
 
 def test_ties_go_to_the_lower_class() -> None:
     names = ("a", "b", "c")
-    result = predictions([lookup([[1, 1, 1], [0, 2, 2]], names)], gray_images([0, 1], names))[0]
+    result = predictions(
+        [lookup([[1, 1, 1], [0, 2, 2]], names)], gray_images([0, 1], names)
+    )[0]
     assert result.top[:, 0].tolist() == [0, 1]
 
 
 def test_with_fewer_than_five_classes_top5_is_100_percent() -> None:
     names = ("a", "b", "c")
-    result = predictions([lookup(one_hot([0, 0, 0], 3), names)], gray_images([0, 1, 2], names))[0]
+    result = predictions(
+        [lookup(one_hot([0, 0, 0], 3), names)], gray_images([0, 1, 2], names)
+    )[0]
     assert result.top.shape == (3, 3)
     assert result.record().values.top5 == 100
 
@@ -106,7 +125,9 @@ def test_predictions_keep_the_order_of_the_images() -> None:
     count = 2 * accuracy.BATCH + 5
     names = tuple("abcdefghij")
     winners = [(3 * i) % 10 for i in range(count)]
-    result = predictions([lookup(one_hot(winners, 10), names)], gray_images([0] * count, names))[0]
+    result = predictions(
+        [lookup(one_hot(winners, 10), names)], gray_images([0] * count, names)
+    )[0]
     assert result.top[:, 0].tolist() == winners
     assert result.keys == tuple(map(str, range(count)))
 
@@ -115,7 +136,8 @@ def test_a_run_can_be_evaluated_twice() -> None:
     names = ("a", "b")
     run = accuracy.open_run(lookup(one_hot([0, 1], 2), names), engine("onnxruntime"), 1)
     first, second = (
-        accuracy.evaluate([run], gray_images([0, 1], names), ReadReport())[0] for _ in range(2)
+        accuracy.evaluate([run], gray_images([0, 1], names), ReadReport())[0]
+        for _ in range(2)
     )
     assert second.top.tolist() == first.top.tolist()
 
@@ -130,25 +152,32 @@ def test_an_unreadable_image_is_left_out_and_shifts_no_other() -> None:
     assert "3" not in result.keys
     assert (
         result.data["sha256"]
-        != predictions([lookup(one_hot(targets, 2), names)], gray_images(targets, names))[0].data[
-            "sha256"
-        ]
+        != predictions(
+            [lookup(one_hot(targets, 2), names)], gray_images(targets, names)
+        )[0].data["sha256"]
     )
 
 
 def test_logits_are_kept_on_request_in_the_order_of_the_images(tmp_path: Path) -> None:
     names, count = tuple("abcdefghij"), 20 * accuracy.BATCH + 5
     draws = np.random.default_rng(0).normal(size=(2, count, 10)).round(3).tolist()
-    runs = [accuracy.open_run(lookup(table, names), engine("onnxruntime"), 1) for table in draws]
+    runs = [
+        accuracy.open_run(lookup(table, names), engine("onnxruntime"), 1)
+        for table in draws
+    ]
     dataset = gray_images([0] * count, names, broken=frozenset({3}))
     assert accuracy.evaluate(runs, dataset, ReadReport())[0].logits is None
     for result, logits in zip(
         accuracy.evaluate(runs, dataset, ReadReport(), logits=True), draws, strict=True
     ):
         assert result.logits is not None
-        np.testing.assert_allclose(result.logits, np.delete(np.array(logits), 3, axis=0), rtol=1e-6)
+        np.testing.assert_allclose(
+            result.logits, np.delete(np.array(logits), 3, axis=0), rtol=1e-6
+        )
     with pytest.raises(ValueError, match="without a journal"):
-        accuracy.evaluate(runs, dataset, ReadReport(), journal=tmp_path / "run.jsonl", logits=True)
+        accuracy.evaluate(
+            runs, dataset, ReadReport(), journal=tmp_path / "run.jsonl", logits=True
+        )
 
 
 def test_too_many_unreadable_images_are_refused() -> None:
@@ -160,7 +189,8 @@ def test_too_many_unreadable_images_are_refused() -> None:
 def test_logits_that_are_not_finite_are_refused() -> None:
     with pytest.raises(InputError, match="not finite"):
         predictions(
-            [lookup([[0, float("nan")], [1, 0]], ("a", "b"))], gray_images([0, 1], ("a", "b"))
+            [lookup([[0, float("nan")], [1, 0]], ("a", "b"))],
+            gray_images([0, 1], ("a", "b")),
         )
 
 
@@ -168,14 +198,19 @@ def test_models_with_different_preprocessing_are_not_compared() -> None:
     names = ("a", "b")
     first = lookup(one_hot([0, 1], 2), names)
     second = lookup(
-        one_hot([0, 1], 2), names, Preprocess(size=2, resize="squash", crop_fraction=1.0)
+        one_hot([0, 1], 2),
+        names,
+        Preprocess(size=2, resize="squash", crop_fraction=1.0),
     )
     with pytest.raises(InputError, match="prepare their images differently"):
         predictions([first, second], gray_images([0, 1], names))
 
 
 def indices(
-    classes: tuple[str, ...], labels: tuple[str, ...], outputs: int, ordered: bool = False
+    classes: tuple[str, ...],
+    labels: tuple[str, ...],
+    outputs: int,
+    ordered: bool = False,
 ) -> list[int]:
     return accuracy.class_indices(
         gray_images([0], classes, ordered), lookup(one_hot([0], outputs), labels)
@@ -259,7 +294,8 @@ def test_compare_counts_and_lists_the_flips() -> None:
 def test_a_flip_between_two_wrong_classes_is_listed_and_is_no_drop() -> None:
     names = tuple("abc")
     first, second = predictions(
-        [lookup(one_hot([1], 3), names), lookup(one_hot([2], 3), names)], gray_images([0], names)
+        [lookup(one_hot([1], 3), names), lookup(one_hot([2], 3), names)],
+        gray_images([0], names),
     )
     record = accuracy.compare(first, second)
     assert record.values.drop == 0
@@ -272,19 +308,25 @@ def test_classes_are_listed_worst_first_with_their_commonest_mistake() -> None:
         [lookup(one_hot([0, 0, 2, 2, 1, 2, 2], 3), names)],
         gray_images([0, 0, 1, 1, 1, 2, 2], names),
     )[0].by_class()
-    assert [(row["class"], row["index"], row["n"], row["taken_for"]) for row in rows] == [
+    assert [
+        (row["class"], row["index"], row["n"], row["taken_for"]) for row in rows
+    ] == [
         ("b", 1, 3, "c"),
         ("a", 0, 2, None),
         ("c", 2, 2, None),
     ]
     interval = stats.wilson(1, 3)
-    assert (rows[0]["top1"], rows[0]["top1_low"], rows[0]["top1_high"]) == pytest.approx(
-        (100 / 3, 100 * interval.low, 100 * interval.high)
-    )
+    assert (
+        rows[0]["top1"],
+        rows[0]["top1_low"],
+        rows[0]["top1_high"],
+    ) == pytest.approx((100 / 3, 100 * interval.low, 100 * interval.high))
 
 
 def test_a_model_without_labels_has_numbered_classes() -> None:
-    result = predictions([lookup(one_hot([1, 1], 2))], gray_images([0, 1], ("x", "y")))[0]
+    result = predictions([lookup(one_hot([1, 1], 2))], gray_images([0, 1], ("x", "y")))[
+        0
+    ]
     assert [(row["class"], row["taken_for"]) for row in result.by_class()] == [
         ("0", "1"),
         ("1", None),
@@ -302,9 +344,12 @@ def test_a_fixed_batch_size_gives_the_same_predictions(batch: int) -> None:
 
 
 def test_a_size_that_contradicts_the_model_is_refused_before_reading_images() -> None:
-    large = replace(lookup(one_hot([0], 2), ("a", "b")), preprocess=replace(PLAIN, size=4))
+    large = replace(
+        lookup(one_hot([0], 2), ("a", "b")), preprocess=replace(PLAIN, size=4)
+    )
     with pytest.raises(
-        InputError, match=r"takes images of 2x2 pixels, but is said to be given 4x4; give --size 2"
+        InputError,
+        match=r"takes images of 2x2 pixels, but is said to be given 4x4; give --size 2",
     ):
         predictions([large], gray_images([0], ("a", "b"), broken=frozenset({0})))
 
@@ -314,14 +359,17 @@ def test_more_labels_than_outputs_are_refused() -> None:
     del liar.model.graph.output[0].type.tensor_type.shape.dim[1:]
     liar.model.graph.output[0].type.tensor_type.shape.dim.add()
     with pytest.raises(
-        InputError, match=r"shape \(2, 2\) for 2 images, but the data's labels reach to output 2"
+        InputError,
+        match=r"shape \(2, 2\) for 2 images, but the data's labels reach to output 2",
     ):
         predictions([liar], gray_images([0, 2], ("a", "b", "c")))
 
 
 def test_compare_refuses_different_images_and_class_orders() -> None:
     names = ("a", "b")
-    long = predictions([lookup(one_hot([0, 1], 2), names)], gray_images([0, 1], names))[0]
+    long = predictions([lookup(one_hot([0, 1], 2), names)], gray_images([0, 1], names))[
+        0
+    ]
     short = predictions([lookup(one_hot([0], 2), names)], gray_images([0], names))[0]
     with pytest.raises(InputError, match="different images"):
         accuracy.compare(long, short)

@@ -33,7 +33,9 @@ def copy_some(source: Path, target: Path, count: int) -> Path:
     return target
 
 
-def run_together(commands: Sequence[Sequence[object]]) -> list[subprocess.CompletedProcess[str]]:
+def run_together(
+    commands: Sequence[Sequence[object]],
+) -> list[subprocess.CompletedProcess[str]]:
     """One process for each command, which find each other as those that torchrun starts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -58,7 +60,9 @@ def run_together(commands: Sequence[Sequence[object]]) -> list[subprocess.Comple
     done = []
     for process in started:
         out, err = process.communicate(timeout=250)
-        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+        done.append(
+            subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        )
     return done
 
 
@@ -89,7 +93,8 @@ def test_two_processes_give_the_result_of_one_and_one_can_resume_their_journal(
     assert two.stdout == alone.out
     parts = [journal, tmp_path / "j.jsonl.1"]
     evaluated = [
-        [json.loads(line)["i"] for line in path.read_text().splitlines()[1:]] for path in parts
+        [json.loads(line)["i"] for line in path.read_text().splitlines()[1:]]
+        for path in parts
     ]
     assert sorted(evaluated[0] + evaluated[1]) == list(range(45))
     assert all(evaluated)
@@ -108,7 +113,12 @@ def test_more_processes_than_images(
     first, second, third = run_together([command] * 3)
     assert [one.returncode for one in (first, second, third)] == [0, 0, 0], first.stderr
     assert first.stdout == run(*command).out
-    assert (second.stdout, second.stderr, third.stdout, third.stderr) == ("", "", "", "")
+    assert (second.stdout, second.stderr, third.stdout, third.stderr) == (
+        "",
+        "",
+        "",
+        "",
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +131,10 @@ def test_more_processes_than_images(
         ({"MASTER_PORT": "9"}, "timed out"),
         ({"MASTER_PORT": ""}, "MASTER_PORT"),
         ({"RANK": "first"}, "invalid literal"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'; expected the number of processes"),
+        (
+            {"WORLD_SIZE": "two"},
+            "WORLD_SIZE is 'two'; expected the number of processes",
+        ),
     ],
 )
 def test_a_wrong_environment_is_refused_in_one_sentence(
@@ -133,7 +146,8 @@ def test_a_wrong_environment_is_refused_in_one_sentence(
 ) -> None:
     monkeypatch.setattr(distributed, "RENDEZVOUS_SECONDS", 1.0)
     for name, value in (
-        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"} | changed
+        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+        | changed
     ).items():
         monkeypatch.setenv(name, value)
     ran = run("evaluate", model_file, "--data", "digits")
@@ -145,7 +159,9 @@ def test_a_failure_in_one_process_ends_all_and_is_printed_once(
     model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
     good = ("evaluate", model_file, "--data", digits_folder)
-    first, second = run_together([good, ("evaluate", model_file, "--data", tmp_path / "absent")])
+    first, second = run_together(
+        [good, ("evaluate", model_file, "--data", tmp_path / "absent")]
+    )
     assert (first.returncode, second.returncode) == (2, 2)
     assert first.stderr.count("\n") == 1
     assert f"the folder {tmp_path / 'absent'} does not exist" in first.stderr

@@ -62,7 +62,9 @@ def result_txt(path: Path, own: OwnRun, logits: npt.NDArray[np.float32]) -> Path
     return path
 
 
-def npz_folder(path: Path, own: OwnRun, logits: npt.NDArray[np.float32]) -> tuple[Path, Path]:
+def npz_folder(
+    path: Path, own: OwnRun, logits: npt.NDArray[np.float32]
+) -> tuple[Path, Path]:
     """(folder, datalist) as vamp writes them: files numbered in the order of the list."""
     path.mkdir()
     order = np.random.default_rng(2).permutation(len(own.keys))
@@ -85,11 +87,19 @@ def with_mistakes(own: OwnRun, count: int) -> npt.NDArray[np.float32]:
 
 @pytest.mark.parametrize("form", ["text", "arrays"])
 def test_results_of_a_board_are_compared_with_our_own(
-    form: str, own: OwnRun, run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
+    form: str,
+    own: OwnRun,
+    run: Run,
+    model_file: Path,
+    digits_folder: Path,
+    tmp_path: Path,
 ) -> None:
     logits = with_mistakes(own, 7)
     if form == "text":
-        options: list[object] = ["--result", result_txt(tmp_path / "result.txt", own, logits)]
+        options: list[object] = [
+            "--result",
+            result_txt(tmp_path / "result.txt", own, logits),
+        ]
     else:
         out, datalist = npz_folder(tmp_path / "out", own, logits)
         options = ["--result", out, "--datalist", datalist]
@@ -112,7 +122,12 @@ def test_results_of_a_board_are_compared_with_our_own(
     right = int((own.first == own.targets).sum())
     assert ours["top1"] == pytest.approx(100 * right / 200)
     assert board["top1"] == pytest.approx(100 * (right - 7) / 200)
-    assert (paired["lost"], paired["gained"], paired["drop"], paired["needed_drop"]) == (
+    assert (
+        paired["lost"],
+        paired["gained"],
+        paired["drop"],
+        paired["needed_drop"],
+    ) == (
         7,
         0,
         pytest.approx(3.5),
@@ -136,7 +151,9 @@ def test_results_of_a_board_need_no_model(
     ran = run("evaluate", "--data", digits_folder, "--result", text, "--json")
     assert ran.code == 0, ran.err
     (board,) = ran.document["runs"]
-    assert board["top1"] == pytest.approx(100 * float((own.first == own.targets).mean()))
+    assert board["top1"] == pytest.approx(
+        100 * float((own.first == own.targets).mean())
+    )
     shown = run("evaluate", "--data", digits_folder, "--result", text)
     assert shown.code == 0
     assert "result.txt" in shown.out
@@ -174,7 +191,13 @@ def test_a_damaged_result_is_refused_in_one_sentence_and_nothing_is_appended(
     text = result_txt(tmp_path / "result.txt", own, own.logits)
     text.write_text(damage(text.read_text()))
     ran = run(
-        "evaluate", "--data", digits_folder, "--result", text, "--append", tmp_path / "kept.jsonl"
+        "evaluate",
+        "--data",
+        digits_folder,
+        "--result",
+        text,
+        "--append",
+        tmp_path / "kept.jsonl",
     )
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
     assert any(part in ran.err for part in message.split("|"))
@@ -184,10 +207,19 @@ def test_a_damaged_result_is_refused_in_one_sentence_and_nothing_is_appended(
 BAD = [
     (["--result", "{here}/absent.txt"], "absent.txt"),
     (["--result", "{here}"], "holds no .npz file"),
-    (["--result", "{here}/result.txt", "--datalist", "{here}/result.txt"], "leave --datalist out"),
+    (
+        ["--result", "{here}/result.txt", "--datalist", "{here}/result.txt"],
+        "leave --datalist out",
+    ),
     (["--result", "{here}/out", "--datalist", "{here}/absent.txt"], "absent.txt"),
-    (["--result", "{here}/out", "--datalist", "{here}/short.txt"], "names 1 images, but"),
-    (["--result", "{here}/result.txt", "--append", "{here}/short.txt/kept.jsonl"], "short.txt"),
+    (
+        ["--result", "{here}/out", "--datalist", "{here}/short.txt"],
+        "names 1 images, but",
+    ),
+    (
+        ["--result", "{here}/result.txt", "--append", "{here}/short.txt/kept.jsonl"],
+        "short.txt",
+    ),
     (["--result", "{here}/result.txt", "--append", "{here}/out"], "out"),
     ([], "give model files, or --result"),
 ]
@@ -195,13 +227,21 @@ BAD = [
 
 @pytest.mark.parametrize(("options", "message"), BAD)
 def test_a_bad_option_is_refused_in_one_sentence(
-    options: list[str], message: str, own: OwnRun, run: Run, digits_folder: Path, tmp_path: Path
+    options: list[str],
+    message: str,
+    own: OwnRun,
+    run: Run,
+    digits_folder: Path,
+    tmp_path: Path,
 ) -> None:
     result_txt(tmp_path / "result.txt", own, own.logits)
     npz_folder(tmp_path / "out", own, own.logits)
     (tmp_path / "short.txt").write_text("/npz/0.npz\n")
     ran = run(
-        "evaluate", "--data", digits_folder, *(part.format(here=tmp_path) for part in options)
+        "evaluate",
+        "--data",
+        digits_folder,
+        *(part.format(here=tmp_path) for part in options),
     )
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1), ran
     assert message in ran.err
@@ -216,7 +256,10 @@ def test_a_drop_that_no_number_of_images_could_show_is_refused(
     assert "Invalid value for '--drop'" in ran.err
 
 
-CRANES = (134, 517)  # the bird and the machine, one name in many lists of ImageNet's classes
+CRANES = (
+    134,
+    517,
+)  # the bird and the machine, one name in many lists of ImageNet's classes
 
 
 def test_two_classes_of_one_name_are_told_apart_on_photographs() -> None:

@@ -23,8 +23,12 @@ def model(
     return logits.astype(np.float32), targets
 
 
-def add_noise(logits: npt.NDArray[np.float32], size: float, seed: int) -> npt.NDArray[np.float32]:
-    return (logits + np.random.default_rng(seed).normal(0, size, logits.shape)).astype(np.float32)
+def add_noise(
+    logits: npt.NDArray[np.float32], size: float, seed: int
+) -> npt.NDArray[np.float32]:
+    return (logits + np.random.default_rng(seed).normal(0, size, logits.shape)).astype(
+        np.float32
+    )
 
 
 def estimate(
@@ -90,7 +94,12 @@ def test_margins_of_more_images_lower_the_standard_error() -> None:
 def test_a_shift_of_all_logits_changes_no_prediction(shift: float) -> None:
     logits, targets = model()
     expected = estimate(logits, logits + np.float32(shift), targets)
-    assert (expected.changed, expected.changed_error, expected.drop, expected.drop_error) == (
+    assert (
+        expected.changed,
+        expected.changed_error,
+        expected.drop,
+        expected.drop_error,
+    ) == (
         0,
         0,
         0,
@@ -116,7 +125,10 @@ def test_with_predictions_as_targets_every_change_is_a_loss() -> None:
 
 def test_noise_can_correct_wrong_predictions() -> None:
     """Of two classes the model narrowly predicts the first; the second is always correct."""
-    logits, targets = np.tile(np.array([0.1, 0.0], np.float32), (100, 1)), np.ones(100, np.int64)
+    logits, targets = (
+        np.tile(np.array([0.1, 0.0], np.float32), (100, 1)),
+        np.ones(100, np.int64),
+    )
     assert estimate(logits, add_noise(logits, 0.3, 1), targets).drop < -20
 
 
@@ -139,7 +151,10 @@ def test_of_many_images_an_evenly_spaced_subset_gives_the_same_estimate() -> Non
     assert expected.changed == pytest.approx(
         estimate(logits[subset], other[subset], targets[subset]).changed, rel=0.1
     )
-    assert expected.changed_error < estimate(logits[:300], other[:300], targets[:300]).changed_error
+    assert (
+        expected.changed_error
+        < estimate(logits[:300], other[:300], targets[:300]).changed_error
+    )
 
 
 def test_the_interval_reaches_1_96_standard_errors_to_either_side() -> None:

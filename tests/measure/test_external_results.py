@@ -56,7 +56,11 @@ def test_classes_of_the_same_name_are_told_apart_by_id(
     """Top-1 is the other crane: correct by class name, as the vendor's script counts, but wrong."""
     bird, machine = CRANES
     data = imagenet([bird, machine, 3], flat)
-    lines = [([machine, bird, 1, 2, 3], 0), ([machine, 4, 5, 6, 7], 1), ([9, 8, 7, 6, 5], 2)]
+    lines = [
+        ([machine, bird, 1, 2, 3], 0),
+        ([machine, 4, 5, 6, 7], 1),
+        ([9, 8, 7, 6, 5], 2),
+    ]
     path = tmp_path / "result.txt"
     text = (
         relay_lines(
@@ -83,9 +87,9 @@ def write_text(tmp_path: Path, text: str) -> Path:
     return path
 
 
-GOOD = relay_lines("x/n00000000/ILSVRC2012_val_00000000.JPEG", [0, 1, 2, 3, 4]) + relay_lines(
-    "x/n00000001/ILSVRC2012_val_00000001.JPEG", [0, 1, 2, 3, 4]
-)
+GOOD = relay_lines(
+    "x/n00000000/ILSVRC2012_val_00000000.JPEG", [0, 1, 2, 3, 4]
+) + relay_lines("x/n00000001/ILSVRC2012_val_00000001.JPEG", [0, 1, 2, 3, 4])
 BAD = [
     ("", "is empty"),
     ("hello\n", "line 1 is 'hello'"),
@@ -94,7 +98,10 @@ BAD = [
         "".join(line + "\n" for line in GOOD.splitlines() for _ in range(2)),
         "times|is not the next best class",
     ),
-    (GOOD.rsplit("\n", 2)[0] + "\n", "has 4 lines for x/n00000001.*so it is incomplete"),
+    (
+        GOOD.rsplit("\n", 2)[0] + "\n",
+        "has 4 lines for x/n00000001.*so it is incomplete",
+    ),
     (GOOD.replace("00000001.JPEG", "00000007.JPEG"), "has no image of that name"),
     (GOOD.replace("n00000001", "n00000002"), "has no image of that name and class"),
     (GOOD.replace("id: 4", "id: 1000"), "ids up to 1000.*classes.tsv"),
@@ -105,7 +112,10 @@ BAD = [
         "is not the next best class of .* best first",
     ),
     (GOOD.replace("0.80000000", "nan"), "not finite"),
-    (GOOD.replace("name: 1", "name: 9", 1), "calls the class 1 '1'; a line above calls it '9'"),
+    (
+        GOOD.replace("name: 1", "name: 9", 1),
+        "calls the class 1 '1'; a line above calls it '9'",
+    ),
     (
         GOOD.replace("name: 1\n", "name: n00000005\n"),
         "which is class 5 in the order of imagenet/val",
@@ -114,32 +124,48 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "message"), BAD)
-def test_a_damaged_text_is_refused_in_one_sentence(text: str, message: str, tmp_path: Path) -> None:
+def test_a_damaged_text_is_refused_in_one_sentence(
+    text: str, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=message):
         outputs.read(write_text(tmp_path, text), imagenet([0, 1]))
     assert len(outputs.read(write_text(tmp_path, GOOD), imagenet([0, 1]))[1]) == 2
 
 
-def test_some_imagenet_classes_do_not_define_the_meaning_of_an_id(tmp_path: Path) -> None:
+def test_some_imagenet_classes_do_not_define_the_meaning_of_an_id(
+    tmp_path: Path,
+) -> None:
     data = Dataset(
-        "some", SYNSETS[:10], ("n00000000/ILSVRC2012_val_00000000.JPEG",), (0,), refuse_to_load
+        "some",
+        SYNSETS[:10],
+        ("n00000000/ILSVRC2012_val_00000000.JPEG",),
+        (0,),
+        refuse_to_load,
     )
     with pytest.raises(
-        InputError, match=r"their order does not say what an id means; put a classes.tsv"
+        InputError,
+        match=r"their order does not say what an id means; put a classes.tsv",
     ):
         outputs.read(
-            write_text(tmp_path, relay_lines("x/ILSVRC2012_val_00000000.JPEG", [0, 1, 2, 3, 4])),
+            write_text(
+                tmp_path, relay_lines("x/ILSVRC2012_val_00000000.JPEG", [0, 1, 2, 3, 4])
+            ),
             data,
         )
 
 
 def test_images_of_the_same_name_are_told_apart_by_their_folder(tmp_path: Path) -> None:
     data = Dataset(
-        "d", ("a", "b", "c"), ("a/1.jpg", "b/1.jpg", "c/2.jpg"), (0, 1, 2), refuse_to_load
+        "d",
+        ("a", "b", "c"),
+        ("a/1.jpg", "b/1.jpg", "c/2.jpg"),
+        (0, 1, 2),
+        refuse_to_load,
     )
     results, indices = outputs.read(
         write_text(
-            tmp_path, relay_lines("/x/b/1.jpg", [1, 0, 2]) + relay_lines("/y/2.jpg", [0, 1, 2])
+            tmp_path,
+            relay_lines("/x/b/1.jpg", [1, 0, 2]) + relay_lines("/y/2.jpg", [0, 1, 2]),
         ),
         data,
     )
@@ -157,7 +183,9 @@ def test_images_of_the_same_name_are_told_apart_by_their_folder(tmp_path: Path) 
 # A folder of arrays
 
 
-def arrays(folder: Path, rows: Sequence[npt.NDArray[np.floating]], name: str = "{:06d}") -> Path:
+def arrays(
+    folder: Path, rows: Sequence[npt.NDArray[np.floating]], name: str = "{:06d}"
+) -> Path:
     folder.mkdir(exist_ok=True)
     for number, row in enumerate(rows):
         np.savez(folder / f"{name.format(number)}.npz", output_0=row)
@@ -194,14 +222,25 @@ def test_arrays_are_matched_by_name_or_by_the_order_of_the_datalist(
 
 def test_file_names_without_leading_zeros_are_refused(tmp_path: Path) -> None:
     data = Dataset(
-        "d", ("a", "b"), tuple(f"a/{i}.jpg" for i in range(11)), (0,) * 11, refuse_to_load
+        "d",
+        ("a", "b"),
+        tuple(f"a/{i}.jpg" for i in range(11)),
+        (0,) * 11,
+        refuse_to_load,
     )
     listed = tmp_path / "npz.txt"
     listed.write_text("".join(f"/in/a/{i}.npz\n" for i in range(11)))
     rows = [np.zeros((1, 2), np.float32)] * 11
     with pytest.raises(InputError, match="leading zeros"):
         outputs.read(arrays(tmp_path / "out", rows, "out_{}"), data, listed)
-    assert len(outputs.read(arrays(tmp_path / "padded", rows, "out_{:02d}"), data, listed)[1]) == 11
+    assert (
+        len(
+            outputs.read(arrays(tmp_path / "padded", rows, "out_{:02d}"), data, listed)[
+                1
+            ]
+        )
+        == 11
+    )
 
 
 def test_a_datalist_of_another_length_is_refused(two: Dataset, tmp_path: Path) -> None:
@@ -215,7 +254,9 @@ def zip_bomb(claimed: int) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("output_0.npy", b"\0" * 1000)
-    return out.getvalue().replace((1000).to_bytes(4, "little"), claimed.to_bytes(4, "little"))
+    return out.getvalue().replace(
+        (1000).to_bytes(4, "little"), claimed.to_bytes(4, "little")
+    )
 
 
 def npz(value: npt.NDArray[np.generic], name: str = "output_0") -> bytes:
@@ -245,7 +286,10 @@ BAD_ARRAYS = [
     (npz(np.array([{"a": 1}], object)), "output_0 is object"),
     (npz(np.array(["x", "y", "z"])), "expected numbers"),
     (npz(np.zeros((2, 3))), "has the shape"),
-    (npz(np.zeros((1, 4))), "holds 4 outputs, but .* holds 3; all must be of one model"),
+    (
+        npz(np.zeros((1, 4))),
+        "holds 4 outputs, but .* holds 3; all must be of one model",
+    ),
     (npz(np.array([[0, np.nan, 1]])), "not finite"),
     (zip_bomb(2**30), "has 1,073,741,824 bytes; at most"),
     (array_with_a_false_size(), "in 0 bytes; expected numbers"),
@@ -276,12 +320,19 @@ def test_our_own_predictions_in_the_vendors_format_give_the_same_figures(
     board = tmp_path / "result.txt"
     order = np.random.default_rng(0).permutation(len(own.keys))
     board.write_text(
-        "".join(relay_lines(f"/board/{own.keys[i]}", own.top[i].tolist(), str) for i in order)
+        "".join(
+            relay_lines(f"/board/{own.keys[i]}", own.top[i].tolist(), str)
+            for i in order
+        )
     )
     results, indices = outputs.read(board, data, model=trained)
     assert indices == list(range(len(data)))
     record = accuracy.compare(own, results)
-    assert (record.values.drop, record.samples["flips"], record.values.same_prediction) == (
+    assert (
+        record.values.drop,
+        record.samples["flips"],
+        record.values.same_prediction,
+    ) == (
         0,
         [],
         100,

@@ -22,7 +22,9 @@ def test_the_facts_are_json_and_agree_with_the_system() -> None:
     assert set(facts["int8"]) <= set(host.INT8_FLAGS)
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="this system has no /proc/cpuinfo")
+@pytest.mark.skipif(
+    not Path("/proc/cpuinfo").exists(), reason="this system has no /proc/cpuinfo"
+)
 def test_every_int8_flag_the_cpu_names_is_told() -> None:
     words = set(Path("/proc/cpuinfo").read_text().split())
     assert set(host.host()["int8"]) == words & set(host.INT8_FLAGS)
@@ -34,7 +36,9 @@ def test_affinity_is_what_this_process_may_use() -> None:
     assert set(host.host()["cpus"]) == os.sched_getaffinity(0)
 
 
-def test_what_overrules_a_sessions_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_overrules_a_sessions_threads_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("OMP_PROC_BIND", "close")
     host.host.cache_clear()
@@ -63,7 +67,9 @@ def test_a_system_without_these_files_and_calls_still_has_facts(
     assert facts["int8"] == []
 
 
-def test_load_is_none_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_is_none_where_the_system_does_not_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert host.load() is not None
     monkeypatch.delattr(os, "getloadavg")
     assert host.load() is None

@@ -102,7 +102,15 @@ def test_an_evaluation_killed_twice_ends_as_an_undisturbed_one(
 def test_a_finished_evaluation_is_not_repeated(
     run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
-    command = ("evaluate", model_file, "--data", digits_folder, "--json", "--resume", tmp_path)
+    command = (
+        "evaluate",
+        model_file,
+        "--data",
+        digits_folder,
+        "--json",
+        "--resume",
+        tmp_path,
+    )
     first = run(*command)
     before = (tmp_path / "evaluation.jsonl").read_bytes()
     assert run(*command).out == first.out
@@ -112,7 +120,9 @@ def test_a_finished_evaluation_is_not_repeated(
 # Journal and table
 
 
-def dataset(count: int, stamp: Callable[[str], tuple[int, int]] | None = None) -> Dataset:
+def dataset(
+    count: int, stamp: Callable[[str], tuple[int, int]] | None = None
+) -> Dataset:
     keys = tuple(f"{number}.png" for number in range(count))
     return Dataset(
         "d",
@@ -133,7 +143,9 @@ def predictions(number: int, images: int) -> list[ImagePrediction]:
         prediction = ImagePrediction(
             index, ((index % 2, 1 - index % 2),), "L" if index == 4 else "RGB"
         )
-        chunk.append(ImagePrediction(3, why="3.png is broken") if index == 3 else prediction)
+        chunk.append(
+            ImagePrediction(3, why="3.png is broken") if index == 3 else prediction
+        )
     return chunk
 
 
@@ -171,7 +183,10 @@ def test_a_journal_cut_anywhere_restores_its_whole_chunks_and_can_be_completed(
         table.fill_report(report)
         whole.fill_report(expected)
         assert report == expected
-        assert report.sentences() == ["left out: 3.png is broken", "converted to RGB: 1 L"]
+        assert report.sentences() == [
+            "left out: 3.png is broken",
+            "converted to RGB: 1 L",
+        ]
 
 
 def swap_lines(lines: list[bytes]) -> None:
@@ -218,13 +233,20 @@ def test_a_damaged_journal_is_refused_in_one_sentence_and_left_as_it_is(
     damage(lines)
     content = b"\n".join(lines) + b"\n"
     path.write_bytes(content)
-    with Journal(path, HEADER, data) as journal, pytest.raises(InputError, match=message):
+    with (
+        Journal(path, HEADER, data) as journal,
+        pytest.raises(InputError, match=message),
+    ):
         journal.restore(PredictionTable(1, len(data)))
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("content", [b"notes of mine", b"notes\n of mine", b"\x00" * 100, b"{}\n"])
-def test_a_file_that_is_not_a_journal_is_left_as_it_is(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", [b"notes of mine", b"notes\n of mine", b"\x00" * 100, b"{}\n"]
+)
+def test_a_file_that_is_not_a_journal_is_left_as_it_is(
+    content: bytes, tmp_path: Path
+) -> None:
     path = tmp_path / "mine.txt"
     path.write_bytes(content)
     with (
@@ -295,13 +317,20 @@ def test_an_image_that_changes_during_the_evaluation_is_named_and_predictions_ar
     def changing(key: str) -> Image.Image:
         if key == data.keys[40]:
             path = tmp_path / "data" / victim
-            path.unlink() if change == "vanished" else path.write_bytes(path.read_bytes() + b" ")
+            path.unlink() if change == "vanished" else path.write_bytes(
+                path.read_bytes() + b" "
+            )
         return load(key)
 
     runs = [accuracy.open_run(trained, engine("onnxruntime"))]
-    with pytest.raises(InputError, match=f"the image {victim} {change} during the evaluation"):
+    with pytest.raises(
+        InputError, match=f"the image {victim} {change} during the evaluation"
+    ):
         accuracy.evaluate(
-            runs, replace(data, load=changing), ReadReport(), journal=tmp_path / "j.jsonl"
+            runs,
+            replace(data, load=changing),
+            ReadReport(),
+            journal=tmp_path / "j.jsonl",
         )
     evaluated = image_indices(tmp_path / "j.jsonl")
     assert evaluated == list(range(len(evaluated)))
@@ -331,7 +360,9 @@ def test_a_full_disk_is_reported_in_one_sentence_and_leaves_whole_chunks(
         "--resume",
         journal,
     ]
-    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 2, ran.stderr
     assert ran.stderr.count("\n") == 1
     assert f"{journal} cannot be written: File too large; free room" in ran.stderr
@@ -344,7 +375,14 @@ def test_a_full_disk_is_reported_in_one_sentence_and_leaves_whole_chunks(
 def test_other_preprocessing_is_another_evaluation(
     run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
-    command = ("evaluate", model_file, "--data", digits_folder, "--resume", tmp_path / "j.jsonl")
+    command = (
+        "evaluate",
+        model_file,
+        "--data",
+        digits_folder,
+        "--resume",
+        tmp_path / "j.jsonl",
+    )
     assert run(*command).code == 0
     ran = run(*command, "--interpolation", "nearest")
     assert ran.code == 2

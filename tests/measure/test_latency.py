@@ -1,4 +1,6 @@
-"""Latency by a clock that only the sessions move, so that every figure is exact; threads by a barrier, so that none can be late."""
+"""Latency by a clock that only the sessions move, so that every figure is exact; threads by a
+barrier, so that none can be late.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ import pytest
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.engines import Array, Engine, engine
 from repzoo.errors import InputError
-from repzoo.measure import latency, stats
+from repzoo.measure import client_threads, latency, stats
 from repzoo.measure.results import EarlyStopping, Scenario
 
 
@@ -36,7 +38,9 @@ class Timed:
 
     name = "timed"
 
-    def __init__(self, hands: Hands, latencies_ms: Iterable[float], label: str = "") -> None:
+    def __init__(
+        self, hands: Hands, latencies_ms: Iterable[float], label: str = ""
+    ) -> None:
         self.hands, self.label, self._latencies = hands, label, iter(latencies_ms)
         self.shapes: set[tuple[int, ...]] = set()
 
@@ -44,7 +48,11 @@ class Timed:
         return "1"
 
     def open(
-        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
     ) -> Timed:
         return self
 
@@ -68,7 +76,7 @@ def case(session: Engine, streams: int = 1, batch: int = 1) -> latency.Case:
     return latency.case(artifact(), session, streams, batch=batch)
 
 
-WARM_UP = 1 + latency.WARM_UP_CALLS  # the first call is apart
+WARM_UP = 1 + client_threads.WARM_UP_CALLS  # the first call is apart
 
 
 def warm(latencies: Iterable[float], warm_up_ms: float = 9.0) -> Iterator[float]:
@@ -84,7 +92,12 @@ def test_percentiles_and_rate_of_known_latencies() -> None:
         [one], seconds=0.095 * 6, rounds=6, clock=hands
     )  # a round: 5 times the 5 calls
     assert record.values.samples == 6 * 25
-    assert record.values.p50_ms == record.values.p50_low_ms == record.values.p50_high_ms == 3.0
+    assert (
+        record.values.p50_ms
+        == record.values.p50_low_ms
+        == record.values.p50_high_ms
+        == 3.0
+    )
     assert record.values.p90_ms == 10.0
     assert record.values.fps == pytest.approx(250)
     assert record.samples["latency_us"] == [[1000, 2000, 3000, 4000, 10000] * 5] * 6
@@ -94,7 +107,9 @@ def test_percentiles_and_rate_of_known_latencies() -> None:
 def test_a_batch_counts_as_that_many_images() -> None:
     hands = Hands()
     session = Timed(hands, cycle([8.0]))
-    (record,) = latency.run([case(session, batch=4)], seconds=0.8, rounds=4, clock=hands)
+    (record,) = latency.run(
+        [case(session, batch=4)], seconds=0.8, rounds=4, clock=hands
+    )
     assert session.shapes == {(4, 3, 4, 4)}
     assert record.values.setting.batch == 4
     assert record.values.p50_ms == 8.0
@@ -103,8 +118,12 @@ def test_a_batch_counts_as_that_many_images() -> None:
 
 def test_a_fast_session_keeps_at_most_max_calls_a_round() -> None:
     hands = Hands()
-    (record,) = latency.run([case(Timed(hands, cycle([0.001])))], seconds=3, rounds=3, clock=hands)
-    assert [len(kept) for kept in record.samples["latency_us"]] == [latency.MAX_CALLS] * 3
+    (record,) = latency.run(
+        [case(Timed(hands, cycle([0.001])))], seconds=3, rounds=3, clock=hands
+    )
+    assert [len(kept) for kept in record.samples["latency_us"]] == [
+        client_threads.MAX_CALLS
+    ] * 3
 
 
 def test_a_call_too_short_to_see_still_has_a_ratio() -> None:
@@ -122,26 +141,40 @@ def test_rounds_interleave_and_turn_the_order() -> None:
 
 
 def test_a_ratio_is_taken_within_rounds() -> None:
-    """Both sessions slow down and speed up together, by far more than they differ: the ratio does not move."""
+    """Both sessions slow down and speed up together, by far more than they differ: the ratio
+    does not move.
+    """
     hands, drift = Hands(), [1.0, 9, 2, 7, 3, 8, 1, 6]
     slow = case(Timed(hands, warm([3 * factor for factor in drift])))
     fast = case(Timed(hands, warm([2 * factor for factor in drift])))
     latency.run([slow, fast], seconds=1e-9, rounds=len(drift), clock=hands)
     values = latency.ratio(slow, fast).values
-    assert (values.ratio, values.ratio_low, values.ratio_high) == pytest.approx((1.5, 1.5, 1.5))
+    assert (values.ratio, values.ratio_low, values.ratio_high) == pytest.approx(
+        (1.5, 1.5, 1.5)
+    )
     assert values.rounds == len(drift)
     assert latency.ratio(fast, slow).values.ratio == pytest.approx(1 / 1.5)
 
 
 def test_who_has_lost_a_race_is_left_out_of_its_further_rounds() -> None:
-    """Rounds are as long as three calls of the first; once two ratios are above 1 there is nothing left to find out of a case."""
+    """Rounds are as long as three calls of the first; once two ratios are above 1 there is
+    nothing left to find out of a case.
+    """
     hands = Hands()
-    first, slow = case(Timed(hands, cycle([6.0]), "f")), case(Timed(hands, cycle([9.0]), "s"))
+    first, slow = (
+        case(Timed(hands, cycle([6.0]), "f")),
+        case(Timed(hands, cycle([9.0]), "s")),
+    )
     odd = case(
         Timed(hands, warm([12.0, 12, *[3.0] * 60], 3.0), "o")
     )  # slower in its first round only
     latency.race(
-        [first, slow, odd], 9, 3, 1, lambda ratios: sum(one >= 1 for one in ratios) > 1, hands
+        [first, slow, odd],
+        9,
+        3,
+        1,
+        lambda ratios: sum(one >= 1 for one in ratios) > 1,
+        hands,
     )
     assert [len(one.rounds_us) for one in (first, slow, odd)] == [9, 2, 9]
     assert [len(one) for one in first.rounds_us] == [3] * 9
@@ -173,7 +206,8 @@ def rank(ordered: npt.NDArray[np.float64], q: float) -> float:
     "known",
     [
         np.arange(1, 1001) / 100,
-        np.where(np.arange(1000) < 700, 2.0, 5.0) + np.arange(1000) / 1e3,  # a clock of two speeds
+        np.where(np.arange(1000) < 700, 2.0, 5.0)
+        + np.arange(1000) / 1e3,  # a clock of two speeds
         np.exp(np.random.default_rng(1).normal(0, 0.5, 1000)),
         np.where(
             np.arange(1000) % 50 == 7, 40.0, 1.0
@@ -188,9 +222,9 @@ def test_percentiles_of_a_known_distribution(known: npt.NDArray[np.float64]) -> 
         [one], seconds=24 * float(known.sum()) / 1000 - 0.001, rounds=24, clock=hands
     )
     for name, q in (("p50", 0.50), ("p90", 0.90), ("p99", 0.99)):
-        assert getattr(record.values, f"{name}_ms") == pytest.approx(rank(known, q), rel=0.01), (
-            name
-        )  # the last round ends within a shuffle
+        assert getattr(record.values, f"{name}_ms") == pytest.approx(
+            rank(known, q), rel=0.01
+        ), name  # the last round ends within a shuffle
         assert (
             getattr(record.values, f"{name}_low_ms")
             <= rank(known, q)
@@ -203,21 +237,31 @@ def test_percentiles_of_a_known_distribution(known: npt.NDArray[np.float64]) -> 
 def test_figures_are_derived_from_the_samples_that_are_kept() -> None:
     hands = Hands()
     (record,) = latency.run(
-        [case(Timed(hands, warm(shuffled(np.linspace(0.02, 3, 300), 40))))], 2.0, 12, clock=hands
+        [case(Timed(hands, warm(shuffled(np.linspace(0.02, 3, 300), 40))))],
+        2.0,
+        12,
+        clock=hands,
     )
     kept = np.concatenate(record.samples["latency_us"])
     assert record.values.samples == len(kept)
-    assert [getattr(record.values, f"{name}_ms") * 1000 for name in ("p50", "p90", "p99")] == [
-        rank(kept, q) for q in (0.5, 0.9, 0.99)
-    ]
+    assert [
+        getattr(record.values, f"{name}_ms") * 1000 for name in ("p50", "p90", "p99")
+    ] == [rank(kept, q) for q in (0.5, 0.9, 0.99)]
     assert all(one == round(one, 1) for one in kept)
 
 
 def test_rounds_before_the_steady_state_are_dropped() -> None:
-    """Twenty per cent slower for seven rounds of one call, then steady: none of the seven is kept."""
+    """Twenty per cent slower for seven rounds of one call, then steady: none of the seven is
+    kept.
+    """
     hands = Hands()
     one = case(
-        Timed(hands, warm([12.0, 11.8, 11.9, 12, 11.7, 12, 11.9] + [10, 10.01, 9.99, 10.02] * 20))
+        Timed(
+            hands,
+            warm(
+                [12.0, 11.8, 11.9, 12, 11.7, 12, 11.9] + [10, 10.01, 9.99, 10.02] * 20
+            ),
+        )
     )
     (record,) = latency.run([one], seconds=1e-9, rounds=24, clock=hands)
     assert record.values.steady is True
@@ -248,14 +292,18 @@ def test_a_trend_without_end_is_said_and_ends() -> None:
 
 def test_noise_without_a_trend_is_steady() -> None:
     hands, noise = Hands(), np.random.default_rng(3).normal(10, 2, 200)
-    (record,) = latency.run([case(Timed(hands, warm(noise)))], seconds=1e-9, rounds=24, clock=hands)
+    (record,) = latency.run(
+        [case(Timed(hands, warm(noise)))], seconds=1e-9, rounds=24, clock=hands
+    )
     assert record.values.steady is True
     assert record.values.spread > 0.1
 
 
 def test_more_seconds_are_more_rounds_not_longer_ones() -> None:
     hands = Hands()
-    (record,) = latency.run([case(Timed(hands, cycle([10.0])))], seconds=12, clock=hands)
+    (record,) = latency.run(
+        [case(Timed(hands, cycle([10.0])))], seconds=12, clock=hands
+    )
     assert record.values.rounds == 48
     assert sum(map(sum, record.samples["latency_us"])) >= 12e6
 
@@ -274,7 +322,9 @@ def test_multi_stream_times_queries_of_eight_images() -> None:
 
 
 def test_single_stream_reports_what_loadgen_does() -> None:
-    """Of 100 queries LoadGen discards the two slowest and reports the third (its p90 estimate at 99 % confidence)."""
+    """Of 100 queries LoadGen discards the two slowest and reports the third (its p90 estimate
+    at 99 % confidence).
+    """
     hands, known = Hands(), shuffled(np.arange(1.0, 101), 1)
     one = latency.case(artifact(), Timed(hands, warm(known)), scenario="single-stream")
     (record,) = latency.run([one], seconds=1e-9, rounds=100, clock=hands)
@@ -286,7 +336,9 @@ def test_single_stream_reports_what_loadgen_does() -> None:
 
 def test_offline_counts_images_until_the_last_is_done() -> None:
     hands = Hands()
-    one = latency.case(artifact(), Timed(hands, cycle([4.0])), batch=2, scenario="offline")
+    one = latency.case(
+        artifact(), Timed(hands, cycle([4.0])), batch=2, scenario="offline"
+    )
     (record,) = latency.run([one], seconds=2.4, rounds=6, clock=hands)
     assert [len(kept) for kept in record.samples["latency_us"]] == [100] * 6
     assert record.values.fps == pytest.approx(500)
@@ -294,7 +346,9 @@ def test_offline_counts_images_until_the_last_is_done() -> None:
 
 
 class Machine:
-    """A clock that drifts, jumps between two speeds for seconds on end, and now and then is held up; it moves as work is done."""
+    """A clock that drifts, jumps between two speeds for seconds on end, and now and then is
+    held up; it moves as work is done.
+    """
 
     def __init__(self, seed: int) -> None:
         self.random, self.now, self.slow = np.random.default_rng(seed), 0, False
@@ -307,7 +361,9 @@ class Machine:
         self.slow ^= self.random.random() < 0.01
         held_up = self.random.exponential(20) if self.random.random() < 0.01 else 0.0
         factor = (
-            (1 + self.now / 2e10) * (1.4 if self.slow else 1.0) * self.random.lognormal(0, 0.05)
+            (1 + self.now / 2e10)
+            * (1.4 if self.slow else 1.0)
+            * self.random.lognormal(0, 0.05)
         )
         self.now += round((milliseconds * factor + held_up) * 1e6)
 
@@ -326,11 +382,15 @@ class Worker(Timed):
 
 @pytest.mark.parametrize("truth", [1.0, 1.03])
 def test_ratio_intervals_cover_the_truth_on_a_bad_machine(truth: float) -> None:
-    """Under drift (5 % a second), two clock speeds and outliers together; and never the wrong order where one is named."""
+    """Under drift (5 % a second), two clock speeds and outliers together; and never the wrong
+    order where one is named.
+    """
     covered, wrong, trials = 0, 0, 120
     for seed in range(trials):
         machine = Machine(seed)
-        one, two = (case(Worker(machine, milliseconds)) for milliseconds in (truth, 1.0))
+        one, two = (
+            case(Worker(machine, milliseconds)) for milliseconds in (truth, 1.0)
+        )
         latency.run([one, two], seconds=0.24, rounds=24, clock=machine)
         values = latency.ratio(one, two).values
         covered += values.ratio_low <= truth <= values.ratio_high
@@ -340,7 +400,9 @@ def test_ratio_intervals_cover_the_truth_on_a_bad_machine(truth: float) -> None:
 
 
 class Sleeping(Timed):
-    """Really sleeps, in turn, the given milliseconds; notes how long each call took by its own clock."""
+    """Really sleeps, in turn, the given milliseconds; notes how long each call took by its own
+    clock.
+    """
 
     def __init__(self, latencies_ms: Iterable[float]) -> None:
         super().__init__(Hands(), latencies_ms)
@@ -360,8 +422,12 @@ class Sleeping(Timed):
     ("scenario", "streams"),
     [("closed-loop", 1), ("closed-loop", 3), ("offline", 3), ("multi-stream", 4)],
 )
-def test_a_sleeping_engine_is_timed_within_hard_bounds(scenario: Scenario, streams: int) -> None:
-    """A sleep is never shorter than asked, so what is reported has hard bounds below; the engine's own clock bounds it above."""
+def test_a_sleeping_engine_is_timed_within_hard_bounds(
+    scenario: Scenario, streams: int
+) -> None:
+    """A sleep is never shorter than asked, so what is reported has hard bounds below; the
+    engine's own clock bounds it above.
+    """
     session = Sleeping(cycle([2.0, 2, 2, 6]))
     one = latency.case(artifact(), session, streams, scenario=scenario)
     began = time.perf_counter()
@@ -375,7 +441,10 @@ def test_a_sleeping_engine_is_timed_within_hard_bounds(scenario: Scenario, strea
     assert record.values.fps <= streams * 1000 / (3 - 3 / min(calls, 6 * streams))
     assert record.values.samples * one.calls_a_query / elapsed <= record.values.fps
     if streams == 1:
-        kept, own = np.sort(np.concatenate(record.samples["latency_us"])), np.sort(session.slept_us)
+        kept, own = (
+            np.sort(np.concatenate(record.samples["latency_us"])),
+            np.sort(session.slept_us),
+        )
         assert np.all(
             kept + 0.5 >= own[: len(kept)]
         )  # rounding; and the slowest that it slept are not undercut by the slowest kept
@@ -436,9 +505,17 @@ def test_a_case_that_fails_leaves_the_others_to_go_on() -> None:
     hands, failed = Hands(), list[tuple[latency.Case, str]]()
     session = Failing(WARM_UP + 3)
     session.hands = hands
-    cases = [case(Timed(hands, cycle([1.0]))), case(session), case(Timed(hands, cycle([2.0])))]
+    cases = [
+        case(Timed(hands, cycle([1.0]))),
+        case(session),
+        case(Timed(hands, cycle([2.0]))),
+    ]
     records = latency.run(
-        cases, 1e-9, 8, clock=hands, on_error=lambda one, error: failed.append((one, str(error)))
+        cases,
+        1e-9,
+        8,
+        clock=hands,
+        on_error=lambda one, error: failed.append((one, str(error))),
     )
     assert [one.values.p50_ms for one in records] == [1.0, 2.0]
     assert failed == [(cases[1], "the device went away")]
@@ -454,13 +531,23 @@ def test_an_error_in_any_client_is_an_error(streams: int) -> None:
 
 def test_a_fixed_batch_is_kept_to() -> None:
     fixed = artifact("2, 3, 4, 4")
-    assert latency.case(fixed, engine("onnxruntime"), batch=2).inputs.shape == (2, 3, 4, 4)
+    assert latency.case(fixed, engine("onnxruntime"), batch=2).inputs.shape == (
+        2,
+        3,
+        4,
+        4,
+    )
     with pytest.raises(InputError, match="fixed batch of 2; asked for 1"):
         latency.case(fixed, engine("onnxruntime"), batch=1)
 
 
 def test_open_dimensions_come_from_the_preprocessing() -> None:
-    assert latency.case(artifact("N, 3, H, W"), Timed(Hands(), [])).inputs.shape == (1, 3, 4, 4)
+    assert latency.case(artifact("N, 3, H, W"), Timed(Hands(), [])).inputs.shape == (
+        1,
+        3,
+        4,
+        4,
+    )
 
 
 def test_initializers_among_the_inputs_are_not_the_input() -> None:
@@ -484,10 +571,17 @@ def test_seconds_must_be_positive(seconds: float) -> None:
 
 
 def test_the_record_says_what_the_machine_did() -> None:
-    (record,) = latency.run([case(Timed(Hands(), cycle([1.0])))], 1e-9, 6, clock=Hands())
-    assert {"cpu", "affinity", "load_before", "load_after", "used_by_others", "stolen"} <= set(
-        record.host
+    (record,) = latency.run(
+        [case(Timed(Hands(), cycle([1.0])))], 1e-9, 6, clock=Hands()
     )
+    assert {
+        "cpu",
+        "affinity",
+        "load_before",
+        "load_after",
+        "used_by_others",
+        "stolen",
+    } <= set(record.host)
     assert record.engine["threads"] == 1
 
 
@@ -507,14 +601,21 @@ def test_a_real_engine_gives_samples_for_every_round() -> None:
 
 @pytest.mark.parametrize(
     ("others", "names", "faster"),
-    [(0.5, "ab", None), (0.05, "ab", "second"), (0.5, "aa", "second"), (None, "ab", "second")],
+    [
+        (0.5, "ab", None),
+        (0.05, "ab", "second"),
+        (0.5, "aa", "second"),
+        (None, "ab", "second"),
+    ],
 )
 def test_two_engines_on_a_busy_machine_have_no_winner(
     others: float | None, names: str, faster: str | None
 ) -> None:
     """Engines are held up unequally by others' work; two files on one engine are held up alike."""
     hands = Hands()
-    slow, fast = (case(Timed(hands, cycle([milliseconds]))) for milliseconds in (2.0, 1.0))
+    slow, fast = (
+        case(Timed(hands, cycle([milliseconds]))) for milliseconds in (2.0, 1.0)
+    )
     latency.run([slow, fast], seconds=1e-9, rounds=12, clock=hands)
     for one, name in zip((slow, fast), names, strict=True):
         engine = Timed(hands, [])
@@ -526,7 +627,9 @@ def test_two_engines_on_a_busy_machine_have_no_winner(
 
 
 class Lying:
-    """An engine whose sessions are each as fast as their memory happens to lie: the opening decides, for all rounds alike."""
+    """An engine whose sessions are each as fast as their memory happens to lie: the opening
+    decides, for all rounds alike.
+    """
 
     name = "lying"
 
@@ -538,14 +641,20 @@ class Lying:
         return "1"
 
     def open(
-        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
     ) -> Timed:
         self.streams.append(streams)
         return Timed(self.hands, cycle([next(self._each)]))
 
 
 def test_an_interval_is_taken_over_openings_not_over_rounds_that_share_one() -> None:
-    """Twice the same file: one opening says 10 % slower in all its rounds, which must not look proven."""
+    """Twice the same file: one opening says 10 % slower in all its rounds, which must not look
+    proven.
+    """
     hands, placed = Hands(), [1.0, 1.03, 1.1, 1.05, 1.02, 1.0]
     alone, other = Lying(hands, placed), Lying(hands, cycle([1.0]))
     one, two = (latency.case(artifact(), engine) for engine in (alone, other))
@@ -557,7 +666,9 @@ def test_an_interval_is_taken_over_openings_not_over_rounds_that_share_one() -> 
     assert one.rounds_of == [opening for opening in range(6) for _ in range(4)]
     once = [latency.case(artifact(), Lying(hands, cycle([ms]))) for ms in (1.1, 1.0)]
     latency.run(once, seconds=1e-9, rounds=24, clock=hands)
-    assert latency.ratio(*once).values.ratio_low == pytest.approx(1.1)  # what the openings are for
+    assert latency.ratio(*once).values.ratio_low == pytest.approx(
+        1.1
+    )  # what the openings are for
 
 
 def test_a_session_is_opened_for_its_clients_again_and_again() -> None:

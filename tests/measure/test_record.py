@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.sample_results import engine_comparison, latency, latency_ratio, paired_accuracy
+from tests.sample_results import (
+    engine_comparison,
+    latency,
+    latency_ratio,
+    paired_accuracy,
+)
 
 from repzoo.errors import InputError
 from repzoo.graph.tools.cost import Cost
@@ -34,9 +39,13 @@ from repzoo.measure.results import (
 )
 
 RESULTS = Path(__file__).parents[2] / "results"
-COST = Cost(parameters=1, macs=2, bytes=3, nodes=4, operators={"Conv": 1}, uncounted={"Relu": 1})
+COST = Cost(
+    parameters=1, macs=2, bytes=3, nodes=4, operators={"Conv": 1}, uncounted={"Relu": 1}
+)
 EXPECTED = ExpectedDrop(changed=1.5, changed_error=0.25, drop=0.5, drop_error=0.125)
-GRAPH = GraphSummary(sha256="aa", parameters=1, macs=2, bytes=3, nodes=4, operators={"Conv": 1})
+GRAPH = GraphSummary(
+    sha256="aa", parameters=1, macs=2, bytes=3, nodes=4, operators={"Conv": 1}
+)
 CANDIDATE = CandidateSummary(
     recipe="rounding",
     placement="dense",
@@ -52,7 +61,13 @@ CANDIDATE = CandidateSummary(
 EXAMPLES: list[Any] = [
     COST,
     Accuracy(
-        n=4, top1=25.0, top1_low=5.0, top1_high=70.0, top5=50.0, top5_low=15.0, top5_high=85.0
+        n=4,
+        top1=25.0,
+        top1_low=5.0,
+        top1_high=70.0,
+        top5=50.0,
+        top5_low=15.0,
+        top5_high=85.0,
     ),
     paired_accuracy(0.5),
     paired_accuracy(0.5, expected=EXPECTED, mismatch="R and B swapped", top1=80.0),
@@ -97,7 +112,10 @@ EXAMPLES: list[Any] = [
             replace(
                 CANDIDATE,
                 ratio=replace(
-                    CANDIDATE.ratio, fps_ratio=2.0, fps_ratio_low=1.5, fps_ratio_high=2.5
+                    CANDIDATE.ratio,
+                    fps_ratio=2.0,
+                    fps_ratio_low=1.5,
+                    fps_ratio_high=2.5,
                 ),
             ),
         ),
@@ -129,8 +147,12 @@ def strictly(text: str) -> Any:
 
 
 @pytest.mark.parametrize("values", EXAMPLES, ids=lambda values: type(values).__name__)
-def test_every_result_is_read_back_as_it_was_written(values: Any, tmp_path: Path) -> None:
-    written = [Record({"name": "a\u2028b\x85c"}, values, data={"name": "digits"}, job="j")]
+def test_every_result_is_read_back_as_it_was_written(
+    values: Any, tmp_path: Path
+) -> None:
+    written = [
+        Record({"name": "a\u2028b\x85c"}, values, data={"name": "digits"}, job="j")
+    ]
     record.append(tmp_path / "r.jsonl", written)
     assert record.read(tmp_path / "r.jsonl") == written
 
@@ -151,7 +173,14 @@ def test_any_text_is_read_back(
 
 def test_nested_results_are_flat_in_json() -> None:
     document = to_json(CANDIDATE)
-    names = ("recipe", "drop", "expected_drop", "expected_changed_error", "ratio", "threads")
+    names = (
+        "recipe",
+        "drop",
+        "expected_drop",
+        "expected_changed_error",
+        "ratio",
+        "threads",
+    )
     assert set(names) <= document.keys()
     assert not {"paired", "expected", "setting"} & document.keys()
     assert document["expected_drop"] == 0.5
@@ -160,17 +189,25 @@ def test_nested_results_are_flat_in_json() -> None:
     assert document["early_stopping_ms"] is None
 
 
-def test_an_optional_field_that_is_none_is_left_out_and_an_undecided_one_is_null() -> None:
+def test_an_optional_field_that_is_none_is_left_out_and_an_undecided_one_is_null() -> (
+    None
+):
     assert "early_stopping_ms" not in to_json(latency())
     assert "mismatch" not in to_json(paired_accuracy())
     assert to_json(latency_ratio(1.0))["faster"] is None
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.name)
-def test_the_records_of_this_repository_are_read_and_written_without_loss(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.name
+)
+def test_the_records_of_this_repository_are_read_and_written_without_loss(
+    path: Path,
+) -> None:
     """Rows of older versions lack some fields; what they have stays."""
     renamed = {"specimens": "adversarial_cases"}
-    dropped = {"load"}  # of the latency rows of the first version, which no reader asks for
+    dropped = {
+        "load"
+    }  # of the latency rows of the first version, which no reader asks for
     lines = path.read_text("utf-8").splitlines()
     for row, text in zip(record.read(path), lines, strict=True):
         before, after = json.loads(text), strictly(record.line(row))
@@ -215,7 +252,9 @@ def test_appending_keeps_earlier_lines(tmp_path: Path) -> None:
     assert path.read_bytes().endswith(b"\n")
 
 
-def test_numbers_that_are_not_finite_become_null_and_are_read_as_nan(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_become_null_and_are_read_as_nan(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "r.jsonl"
     record.append(path, [Record({}, latency(p99_ms=math.nan, p99_high_ms=math.inf))])
     values = strictly(path.read_text())["values"]
@@ -248,18 +287,28 @@ GOOD = record.line(Record({}, COST))
         ("[]", "it is not an object with kind"),
         ("null", "it is not an object with kind"),
         ("{}", "it is not an object with kind"),
-        (GOOD.replace('"cost"', '"guess"'), "its kind is 'guess'; expected one of cost, fold"),
+        (
+            GOOD.replace('"cost"', '"guess"'),
+            "its kind is 'guess'; expected one of cost, fold",
+        ),
         (GOOD.replace('"macs": 2', '"macs": "many"'), "its 'macs' is \"many\""),
         (GOOD.replace('"macs": 2', '"macs": true'), "its 'macs' is true"),
         (GOOD.replace('"macs": 2', '"max": 2'), "it has no 'macs'"),
         (GOOD.replace('"artifact": {}', '"artifact": 3'), "its 'artifact' is 3"),
-        (GOOD.replace('"artifact": {}', '"artifact": {}, "more": 1'), "an unknown field 'more'"),
+        (
+            GOOD.replace('"artifact": {}', '"artifact": {}, "more": 1'),
+            "an unknown field 'more'",
+        ),
     ],
 )
-def test_a_damaged_line_is_named_with_the_reason(tmp_path: Path, damaged: str, reason: str) -> None:
+def test_a_damaged_line_is_named_with_the_reason(
+    tmp_path: Path, damaged: str, reason: str
+) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(f"{GOOD}\n{damaged}\n{GOOD}\n")
-    with pytest.raises(InputError, match=r"r\.jsonl line 2 is not a Record: ") as caught:
+    with pytest.raises(
+        InputError, match=r"r\.jsonl line 2 is not a Record: "
+    ) as caught:
         record.read(path)
     assert reason in str(caught.value)
 
@@ -273,7 +322,9 @@ def test_bytes_that_are_not_utf8_are_damage(tmp_path: Path) -> None:
         record.read(path)
 
 
-def test_a_missing_file_is_an_input_error_and_an_empty_one_has_no_records(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_input_error_and_an_empty_one_has_no_records(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(InputError, match="does not exist"):
         record.read(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").touch()

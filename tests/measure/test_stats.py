@@ -10,14 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("scipy", reason="SciPy, which scikit-learn brings, is not installed")
+pytest.importorskip(
+    "scipy", reason="SciPy, which scikit-learn brings, is not installed"
+)
 
 from scipy.stats import binom, binomtest, t
 
 from repzoo.measure import stats
 from repzoo.measure.stats import mcnemar, median_interval, paired_difference, wilson
 
-# R. G. Newcombe, Statistics in Medicine 17 (1998) 2635-2650, Table III, method 10: cells e, f, g, h and the 95 % limits.
+# R. G. Newcombe, Statistics in Medicine 17 (1998) 2635-2650, Table III, method 10: cells e, f,
+# g, h and the 95 % limits.
 NEWCOMBE_TABLE_III = [
     ((36, 12, 2, 0), (0.0569, 0.3404)),
     ((20, 12, 2, 16), (0.0562, 0.3292)),
@@ -73,7 +76,9 @@ def test_paired_difference_reproduces_newcombes_table(
 
 
 @given(cells)
-def test_swapping_the_models_negates_the_difference(found: tuple[int, int, int, int]) -> None:
+def test_swapping_the_models_negates_the_difference(
+    found: tuple[int, int, int, int],
+) -> None:
     one = paired_difference(*found)
     other = paired_difference(found[0], found[2], found[1], found[3])
     assert (one.value, one.low, one.high) == pytest.approx(
@@ -83,14 +88,26 @@ def test_swapping_the_models_negates_the_difference(found: tuple[int, int, int, 
 
 
 @given(cells.filter(lambda found: sum(found) >= 20))
-def test_four_times_the_images_narrow_the_interval(found: tuple[int, int, int, int]) -> None:
-    few, many = paired_difference(*found), paired_difference(*(4 * count for count in found))
+def test_four_times_the_images_narrow_the_interval(
+    found: tuple[int, int, int, int],
+) -> None:
+    few, many = (
+        paired_difference(*found),
+        paired_difference(*(4 * count for count in found)),
+    )
     assert many.high - many.low < few.high - few.low
 
 
 @pytest.mark.parametrize(
     "table",
-    [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (500, 0, 0, 0), (0, 0, 0, 500)],
+    [
+        (1, 0, 0, 0),
+        (0, 1, 0, 0),
+        (0, 0, 1, 0),
+        (0, 0, 0, 1),
+        (500, 0, 0, 0),
+        (0, 0, 0, 500),
+    ],
 )
 def test_degenerate_tables_keep_a_width(table: tuple[int, int, int, int]) -> None:
     """No disagreement among few images proves little: the interval must not collapse to a point."""
@@ -100,9 +117,12 @@ def test_degenerate_tables_keep_a_width(table: tuple[int, int, int, int]) -> Non
 
 @pytest.mark.parametrize("n", [60, 400])
 @pytest.mark.parametrize(
-    "probabilities", [(0.7, 0.05, 0.05, 0.2), (0.9, 0.02, 0.01, 0.07), (0.5, 0.15, 0.05, 0.3)]
+    "probabilities",
+    [(0.7, 0.05, 0.05, 0.2), (0.9, 0.02, 0.01, 0.07), (0.5, 0.15, 0.05, 0.3)],
 )
-def test_paired_difference_covers_the_truth(n: int, probabilities: tuple[float, ...]) -> None:
+def test_paired_difference_covers_the_truth(
+    n: int, probabilities: tuple[float, ...]
+) -> None:
     truth = probabilities[1] - probabilities[2]
     drawn = np.random.default_rng(n).multinomial(n, probabilities, 3000)
     found = [paired_difference(*(int(count) for count in row)) for row in drawn]
@@ -112,7 +132,9 @@ def test_paired_difference_covers_the_truth(n: int, probabilities: tuple[float, 
 
 @pytest.mark.parametrize("n", [6, 7, 12, 30, 101])
 def test_median_interval_covers_the_median(n: int) -> None:
-    drawn = np.random.default_rng(n).lognormal(size=(4000, n))  # median 1, skewed as latencies are
+    drawn = np.random.default_rng(n).lognormal(
+        size=(4000, n)
+    )  # median 1, skewed as latencies are
     found = [median_interval(list(row)) for row in drawn]
     assert np.mean([one.low <= 1 <= one.high for one in found]) >= 0.94
     assert all(one.low <= one.value <= one.high for one in found)
@@ -145,7 +167,8 @@ def test_student_is_scipys(freedom: int) -> None:
     assert stats.student(freedom) == pytest.approx(t.ppf(0.975, freedom), rel=0.01)
 
 
-# LoadGen 6.0.17 run on this many queries: how many of the slowest it says that it discards for its 90th and 99th percentile.
+# LoadGen 6.0.17 run on this many queries: how many of the slowest it says that it discards for
+# its 90th and 99th percentile.
 LOADGEN_P90 = {64: 0, 100: 2, 500: 33, 661: 47, 1000: 77, 2400: 204, 10_000: 929}
 LOADGEN_P99 = {662: 0, 1000: 1, 2400: 11, 10_000: 76, 50_000: 447}
 
@@ -162,13 +185,17 @@ def test_overlatency_is_loadgens(q: float, discarded: dict[int, int]) -> None:
 @pytest.mark.parametrize("between", [0.0, 0.1])
 @pytest.mark.parametrize("q", [0.5, 0.9, 0.99])
 def test_quantile_intervals_cover_the_truth(q: float, between: float) -> None:
-    """Rounds whose speeds differ by 10 % hold far less than 24 * 60 independent samples: the interval must know."""
+    """Rounds whose speeds differ by 10 % hold far less than 24 * 60 independent samples: the
+    interval must know.
+    """
     random = np.random.default_rng(5)
     truth = math.exp(
         math.hypot(0.2, between) * float(np.quantile(random.normal(size=2_000_000), q))
     )
     drawn = [
-        np.exp(0.2 * random.normal(size=(24, 60)) + between * random.normal(size=(24, 1)))
+        np.exp(
+            0.2 * random.normal(size=(24, 60)) + between * random.normal(size=(24, 1))
+        )
         for _ in range(500)
     ]
     found = [stats.quantile_interval(list(rounds), q) for rounds in drawn]
@@ -177,8 +204,12 @@ def test_quantile_intervals_cover_the_truth(q: float, between: float) -> None:
 
 
 @pytest.mark.parametrize(("n", "bounded"), [(367, False), (368, True)])
-def test_a_high_quantile_of_few_samples_has_no_upper_bound(n: int, bounded: bool) -> None:
-    """The largest of n exceeds the 0.99 quantile with 97.5 % only if 0.99 ** n <= 0.025: 368 samples."""
+def test_a_high_quantile_of_few_samples_has_no_upper_bound(
+    n: int, bounded: bool
+) -> None:
+    """The largest of n exceeds the 0.99 quantile with 97.5 % only if 0.99 ** n <= 0.025: 368
+    samples.
+    """
     found = stats.quantile_interval([np.arange(1.0, n + 1)], 0.99)
     assert math.isfinite(found.high) is bounded
     assert found.value == math.ceil(0.99 * n)
@@ -186,7 +217,9 @@ def test_a_high_quantile_of_few_samples_has_no_upper_bound(n: int, bounded: bool
 
 def test_a_quantile_is_a_sample_and_never_lies_between_two_modes() -> None:
     assert stats.quantile_interval([np.array([1.0, 9.0])] * 10, 0.5).value == 1.0
-    assert stats.quantile_interval([np.full(40, 7.0)] * 10, 0.99) == stats.Interval(7.0, 7.0, 7.0)
+    assert stats.quantile_interval([np.full(40, 7.0)] * 10, 0.99) == stats.Interval(
+        7.0, 7.0, 7.0
+    )
     with pytest.raises(ValueError, match="no samples"):
         stats.quantile_interval([np.array([])], 0.5)
 
@@ -194,7 +227,9 @@ def test_a_quantile_is_a_sample_and_never_lies_between_two_modes() -> None:
 @pytest.mark.parametrize("slow", [3, 6, 12])
 def test_a_trend_is_seen_wherever_it_ends(slow: int) -> None:
     random = np.random.default_rng(slow)
-    values = np.concatenate([random.normal(12, 0.1, slow), random.normal(10, 0.1, 24 - slow)])
+    values = np.concatenate(
+        [random.normal(12, 0.1, slow), random.normal(10, 0.1, 24 - slow)]
+    )
     assert stats.trend(list(values)) == pytest.approx(-1 / 6, abs=0.01)
     assert stats.trend(list(np.sort(values))) > 0
 
@@ -207,7 +242,8 @@ def test_chance_is_seldom_a_trend() -> None:
 
 
 @pytest.mark.parametrize(
-    ("discordant", "difference"), [(0.05, 0.02), (0.02, 0.015), (0.3, 0.05), (0.0, 0.02)]
+    ("discordant", "difference"),
+    [(0.05, 0.02), (0.02, 0.015), (0.3, 0.05), (0.0, 0.02)],
 )
 def test_as_many_pairs_as_needed_have_the_power_that_is_promised(
     discordant: float, difference: float
@@ -218,7 +254,9 @@ def test_as_many_pairs_as_needed_have_the_power_that_is_promised(
     counts = generator.multinomial(
         n, [(share + difference) / 2, (share - difference) / 2, 1 - share], size=2000
     )
-    wald = (counts[:, 0] - counts[:, 1]) ** 2 / np.maximum(1, counts[:, 0] + counts[:, 1])
+    wald = (counts[:, 0] - counts[:, 1]) ** 2 / np.maximum(
+        1, counts[:, 0] + counts[:, 1]
+    )
     power = float(np.mean(wald > stats.Z95**2))
     assert (
         0.75 < power < 0.85 or difference == share

@@ -1,4 +1,6 @@
-"""Sweeps with engines of a third party: one sleeps a known time, one cannot compile, one fails in the middle of its work."""
+"""Sweeps with engines of a third party: one sleeps a known time, one cannot compile, one fails
+in the middle of its work.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +68,12 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = folder / "sweep_engines-1.dist-info"
     info.mkdir(parents=True)
     (folder / "sweep_engines.py").write_text(PLUGIN)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sweep-engines\nVersion: 1\n")
-    entries = "".join(f"{name} = sweep_engines:{kind}\n" for name, kind in NAMES.items())
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: sweep-engines\nVersion: 1\n"
+    )
+    entries = "".join(
+        f"{name} = sweep_engines:{kind}\n" for name, kind in NAMES.items()
+    )
     (info / "entry_points.txt").write_text(f"[repzoo.engines]\n{entries}")
     monkeypatch.syspath_prepend(folder)
 
@@ -81,11 +87,17 @@ def flat(tmp_path: Path) -> Path:
 
 
 def bench(flat: Path, *engines: str, **options: Any) -> sweep.SweepResult:
-    return verbs.benchmark(verbs.load(flat), engine=engines, **{"seconds": 0.02, **options})
+    return verbs.benchmark(
+        verbs.load(flat), engine=engines, **{"seconds": 0.02, **options}
+    )
 
 
-def test_an_engine_that_crashes_the_process_costs_its_own_rows_only(flat: Path, run: Run) -> None:
-    ran = run("bench", flat, "--engine", "aborter,sleeper", "--seconds", "0.02", "--json")
+def test_an_engine_that_crashes_the_process_costs_its_own_rows_only(
+    flat: Path, run: Run
+) -> None:
+    ran = run(
+        "bench", flat, "--engine", "aborter,sleeper", "--seconds", "0.02", "--json"
+    )
     assert ran.code == 0
     assert [one["engine"] for one in ran.document["runs"]] == ["sleeper"]
     assert "left out: flat on aborter" in ran.err
@@ -94,21 +106,29 @@ def test_an_engine_that_crashes_the_process_costs_its_own_rows_only(flat: Path, 
 
 def test_what_fails_is_left_out_and_the_sweep_goes_on(flat: Path) -> None:
     swept = bench(flat, "refuser", "sleeper", "breaker", "onnxruntime", streams=(1, 2))
-    assert [(one.engine["name"], one.values.setting.streams) for one in swept.records] == [
+    assert [
+        (one.engine["name"], one.values.setting.streams) for one in swept.records
+    ] == [
         ("sleeper", 1),
         ("onnxruntime", 1),
         ("sleeper", 2),
         ("onnxruntime", 2),
     ]
-    assert all(one.values.p50_ms >= 3 for one in swept.records if one.engine["name"] == "sleeper")
+    assert all(
+        one.values.p50_ms >= 3
+        for one in swept.records
+        if one.engine["name"] == "sleeper"
+    )
     assert [(one.file, one.engine, len(one.settings)) for one in swept.left_out] == [
         ("flat", "refuser", 2),
         ("flat", "breaker", 2),
     ]
-    assert "because breaker cannot go on: the device went away" in str(swept.left_out[1])
-    assert [(one.engine["name"], one.engine["second"]["name"]) for one in swept.ratios] == [
-        ("onnxruntime", "sleeper")
-    ] * 2
+    assert "because breaker cannot go on: the device went away" in str(
+        swept.left_out[1]
+    )
+    assert [
+        (one.engine["name"], one.engine["second"]["name"]) for one in swept.ratios
+    ] == [("onnxruntime", "sleeper")] * 2
     assert all(one.values.ratio_high < 1 for one in swept.ratios)
 
 
@@ -133,8 +153,12 @@ def test_nothing_measured_is_one_sentence(run: Run, flat: Path) -> None:
         bench(flat, "sleeper", "onnxruntim")
 
 
-def test_records_are_kept_setting_by_setting(run: Run, flat: Path, tmp_path: Path) -> None:
-    """The interrupt comes in the second setting: the first one's Records are in the file, and shown."""
+def test_records_are_kept_setting_by_setting(
+    run: Run, flat: Path, tmp_path: Path
+) -> None:
+    """The interrupt comes in the second setting: the first one's Records are in the file, and
+    shown.
+    """
     kept = tmp_path / "kept.jsonl"
     ran = run(
         "bench",
@@ -175,7 +199,9 @@ def test_a_full_disk_ends_the_sweep_and_leaves_what_was_kept(flat: Path) -> None
 
 
 def test_every_combination_once_and_single_stream_alone() -> None:
-    found = sweep.settings(["single-stream", "multi-stream", "offline"], [1, 2], [1, 4], [])
+    found = sweep.settings(
+        ["single-stream", "multi-stream", "offline"], [1, 2], [1, 4], []
+    )
     shown = [(one.scenario, one.threads, one.streams, one.batch) for one in found]
     assert len(set(shown)) == len(shown) == 2 + 4 + 4
     assert {one[2:] for one in shown if one[0] == "single-stream"} == {(1, 1)}
@@ -198,7 +224,10 @@ def test_lists_by_commas_and_by_repeating_are_one(run: Run, flat: Path) -> None:
         0.02,
         "--json",
     )
-    assert [(one["streams"], one["batch"]) for one in ran.document["runs"]] == [(1, 2), (2, 2)]
+    assert [(one["streams"], one["batch"]) for one in ran.document["runs"]] == [
+        (1, 2),
+        (2, 2),
+    ]
     assert json.dumps(ran.document["runs"][0]["latency_us"])
     for wrong in ("0", "1,0", "1,", "x"):
         assert run("bench", flat, "--streams", wrong).code == 2

@@ -37,12 +37,21 @@ def test_the_lines_of_the_own_processors_are_added_up(
 
 
 def moment(**given: float | None) -> noise.Counters:
-    usual = {"load": 1.0, "total": 0.0, "busy": 0.0, "stolen": 0.0, "own": 0.0, "mhz": None}
+    usual = {
+        "load": 1.0,
+        "total": 0.0,
+        "busy": 0.0,
+        "stolen": 0.0,
+        "own": 0.0,
+        "mhz": None,
+    }
     return noise.Counters(**{**usual, **given})  # type: ignore[arg-type]
 
 
 def test_what_this_process_used_is_not_others() -> None:
-    facts = noise.between(moment(), moment(load=3.0, total=10.0, busy=6.0, own=4.0, stolen=0.5))
+    facts = noise.between(
+        moment(), moment(load=3.0, total=10.0, busy=6.0, own=4.0, stolen=0.5)
+    )
     assert (facts["load_before"], facts["load_after"]) == (1.0, 3.0)
     assert (facts["used_by_others"], facts["stolen"]) == (0.2, 0.05)
     said = noise.sentences(facts)
@@ -65,9 +74,12 @@ def test_nothing_is_said_below_the_thresholds_or_of_what_is_not_known() -> None:
 
 def test_the_worst_of_several_measurements_is_what_is_said() -> None:
     first = noise.between(
-        moment(mhz=2000.0), moment(total=10.0, busy=1.0, own=0.0, stolen=0.5, mhz=2000.0)
+        moment(mhz=2000.0),
+        moment(total=10.0, busy=1.0, own=0.0, stolen=0.5, mhz=2000.0),
     )
-    second = noise.between(moment(mhz=2000.0), moment(total=10.0, busy=3.0, own=0.0, mhz=1000.0))
+    second = noise.between(
+        moment(mhz=2000.0), moment(total=10.0, busy=3.0, own=0.0, mhz=1000.0)
+    )
     assert noise.worst([first, second]) == {
         "used_by_others": 0.3,
         "stolen": 0.05,
@@ -79,12 +91,17 @@ def test_the_worst_of_several_measurements_is_what_is_said() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the counters are Linux's")
 def test_another_process_at_work_is_seen() -> None:
-    """A child that spins for half a second of its processor time is seen as at least most of that, in the kernel's own count."""
+    """A child that spins for half a second of its processor time is seen as at least most of
+    that, in the kernel's own count.
+    """
     before = noise.read_counters()
     began = time.process_time()
     spin = "import time\nwhile time.process_time() < 0.5: pass"
     subprocess.run([sys.executable, "-c", spin], check=True)
-    facts, own = noise.between(before, noise.read_counters()), time.process_time() - began
+    facts, own = (
+        noise.between(before, noise.read_counters()),
+        time.process_time() - began,
+    )
     total = noise.read_counters().total - before.total
     assert facts["used_by_others"] * total >= 0.4 - own
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
@@ -96,4 +113,6 @@ def test_a_system_without_counters_knows_nothing(
     for name in ("_STAT", "_CPUINFO", "_FREQUENCIES"):
         monkeypatch.setattr(noise, name, tmp_path / "absent")
     monkeypatch.delattr(os, "getloadavg", raising=False)
-    assert set(noise.between(noise.read_counters(), noise.read_counters()).values()) == {None}
+    assert set(
+        noise.between(noise.read_counters(), noise.read_counters()).values()
+    ) == {None}

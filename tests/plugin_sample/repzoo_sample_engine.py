@@ -1,4 +1,6 @@
-"""Engines on onnx's reference evaluator: one works, and has options; one takes the process down; one never returns."""
+"""Engines on onnx's reference evaluator: one works, and has options; one takes the process
+down; one never returns.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ Array = npt.NDArray[np.float32]
 
 
 class Sample:
-    """Sums each image's channels with the reference evaluator; "sample:twice" doubles the logits."""
+    """Sums each image's channels with the reference evaluator; "sample:twice" doubles the
+    logits.
+    """
 
     def __init__(self, option: str = "") -> None:
         self.name = f"sample:{option}" if option else "sample"
@@ -28,13 +32,21 @@ class Sample:
         return "9.9"
 
     def open(
-        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
     ) -> SampleSession:
-        return SampleSession(ReferenceEvaluator(model), model.graph.input[0].name, self._factor)
+        return SampleSession(
+            ReferenceEvaluator(model), model.graph.input[0].name, self._factor
+        )
 
 
 class SampleSession:
-    def __init__(self, evaluator: ReferenceEvaluator, name: str, factor: np.float32) -> None:
+    def __init__(
+        self, evaluator: ReferenceEvaluator, name: str, factor: np.float32
+    ) -> None:
         self._evaluator, self._name, self._factor = evaluator, name, factor
 
     def run(self, inputs: Array) -> Array:
@@ -51,7 +63,11 @@ class Abort(Sample):
     """Aborts the process while it opens a model, as a runtime with a defect does."""
 
     def open(
-        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
     ) -> SampleSession:
         os.abort()
 
@@ -60,7 +76,11 @@ class Hang(Sample):
     """Never finishes opening."""
 
     def open(
-        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
     ) -> SampleSession:
         time.sleep(600)
         return super().open(model, threads, exact, streams)

@@ -33,7 +33,9 @@ SMALL = """<ir_version: 8, opset_import: ["" : 17]>
 @functools.cache
 def small() -> Artifact:
     """Top-1 of about 90 % on digits at 16 px."""
-    preprocess = Preprocess(16, "squash", 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "RGB")
+    preprocess = Preprocess(
+        16, "squash", 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "RGB"
+    )
     random = np.random.default_rng(0)
     tensors = {
         "first": random.standard_normal((12, 3, 3, 3)) / 3,
@@ -50,13 +52,19 @@ def small() -> Artifact:
     session = engine("onnxruntime").open(body)
     loaded = list(batches(data, preprocess, 64, ReadReport()))
     features = np.concatenate([session.run(batch.inputs) for batch in loaded])
-    targets = np.array([data.targets[index] for batch in loaded for index in batch.indices])
+    targets = np.array(
+        [data.targets[index] for batch in loaded for index in batch.indices]
+    )
     means = np.stack([features[targets == digit].mean(0) for digit in range(10)])
     model = onnx.parser.parse_model(SMALL)
     add(model, {**tensors, "means": means, "lengths": -(means**2).sum(1) / 2})
     step = Step("build", "0", {})
     return Artifact(
-        model, "small", preprocess, tuple(map(str, range(10))), (step, replace(step, verb="fold"))
+        model,
+        "small",
+        preprocess,
+        tuple(map(str, range(10))),
+        (step, replace(step, verb="fold")),
     )
 
 
@@ -73,7 +81,8 @@ def sets() -> QuantizationSplit:
 
 def add(model: onnx.ModelProto, tensors: dict[str, npt.NDArray[Any]]) -> None:
     model.graph.initializer.extend(
-        numpy_helper.from_array(value.astype(np.float32), name) for name, value in tensors.items()
+        numpy_helper.from_array(value.astype(np.float32), name)
+        for name, value in tensors.items()
     )
 
 
@@ -85,7 +94,9 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_file(tmp_path: Path) -> Path:
-    pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not installed")
+    pytest.importorskip(
+        "sklearn", reason="the demo extra, with the digits, is not installed"
+    )
     path = tmp_path / "small.onnx"
     path.write_bytes(small().to_bytes())
     return path

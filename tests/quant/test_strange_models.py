@@ -14,7 +14,9 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not installed")
+pytest.importorskip(
+    "sklearn", reason="the demo extra, with the digits, is not installed"
+)
 
 from tests.quant.conftest import small
 
@@ -28,7 +30,14 @@ from repzoo.quant.search import ladder
 Run = Callable[..., Any]
 Make = Callable[[], Artifact]
 Arrays = dict[str, npt.NDArray[np.float32]]
-FACTORS = {"1e4": 1e4, "1e-4": 1e-4, "1e15": 1e15, "1e-15": 1e-15, "1e30": 1e30, "1e-30": 1e-30}
+FACTORS = {
+    "1e4": 1e4,
+    "1e-4": 1e-4,
+    "1e15": 1e15,
+    "1e-15": 1e-15,
+    "1e30": 1e30,
+    "1e-30": 1e-30,
+}
 
 
 @pytest.fixture
@@ -38,18 +47,26 @@ def quantize(run: Run, tmp_path: Path) -> Callable[..., Any]:
     Checks that it ends with exit code 2 or 4, one sentence and no file, or with 0 and a file.
     """
 
-    def checked(model: Artifact | Path, *options: object, data: object = "digits") -> Any:
+    def checked(
+        model: Artifact | Path, *options: object, data: object = "digits"
+    ) -> Any:
         source = tmp_path / "in.onnx"
         out = tmp_path / "out.onnx"
-        source.write_bytes(model.read_bytes() if isinstance(model, Path) else model.to_bytes())
+        source.write_bytes(
+            model.read_bytes() if isinstance(model, Path) else model.to_bytes()
+        )
         usual = ("--images", 32, "--max-drop", 3, "--search", 0)
-        ran = run("quantize", source, "-o", out, "--data", data, *usual, "--json", *options)
+        ran = run(
+            "quantize", source, "-o", out, "--data", data, *usual, "--json", *options
+        )
         assert ran.code in (0, 2, 4), ran.err
         assert "Traceback" not in ran.err
         assert out.exists() == (ran.code == 0)
         if ran.code:
             assert ran.out == ""
-            lines = [line for line in ran.err.splitlines() if not line.startswith("note: ")]
+            lines = [
+                line for line in ran.err.splitlines() if not line.startswith("note: ")
+            ]
             assert lines[0].startswith("repzoo: ")
         return ran
 
@@ -68,7 +85,10 @@ def with_weights(**arrays: npt.NDArray[np.floating[Any]]) -> Artifact:
 
 
 def weights() -> Arrays:
-    return {item.name: numpy_helper.to_array(item) for item in small().model.graph.initializer}
+    return {
+        item.name: numpy_helper.to_array(item)
+        for item in small().model.graph.initializer
+    }
 
 
 def agreement(quantized: Path, floating: Artifact, name: str) -> float:
@@ -102,7 +122,9 @@ def constant_activations() -> Artifact:
 
 
 def all_zero() -> Artifact:
-    return with_weights(**{name: np.zeros_like(value) for name, value in weights().items()})
+    return with_weights(
+        **{name: np.zeros_like(value) for name, value in weights().items()}
+    )
 
 
 DEGENERATE = {"dead": dead_channels, "constant": constant_activations, "zero": all_zero}
@@ -161,9 +183,14 @@ def test_strange_weights_give_a_model_that_agrees_or_a_sentence(
         require_agreement(tmp_path, floating)
 
 
-@pytest.mark.parametrize("make", STRANGE_FOR_EQUALIZATION.values(), ids=STRANGE_FOR_EQUALIZATION)
+@pytest.mark.parametrize(
+    "make", STRANGE_FOR_EQUALIZATION.values(), ids=STRANGE_FOR_EQUALIZATION
+)
 def test_the_equalized_stage_alone_gives_a_model_that_agrees_or_a_sentence(
-    quantize: Callable[..., Any], tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+    quantize: Callable[..., Any],
+    tmp_path: Path,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Otherwise the stages before it hold on most of these."""
     equalized = tuple(stage for stage in STAGES if stage.name == "equalized")
@@ -175,7 +202,9 @@ def test_the_equalized_stage_alone_gives_a_model_that_agrees_or_a_sentence(
 
 
 @pytest.mark.parametrize("make", DEGENERATE.values(), ids=DEGENERATE)
-def test_ordinary_degenerate_layers_are_quantized(quantize: Callable[..., Any], make: Make) -> None:
+def test_ordinary_degenerate_layers_are_quantized(
+    quantize: Callable[..., Any], make: Make
+) -> None:
     assert quantize(make()).code == 0
 
 
@@ -228,8 +257,12 @@ def without_metadata(folded: bool) -> onnx.ModelProto:
             "variance": random.uniform(0.8, 1.2, 12),
         }
         for name, value in parameters.items():
-            model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
-        norm = onnx.helper.make_node("BatchNormalization", ["a", *parameters], ["normal"])
+            model.graph.initializer.append(
+                numpy_helper.from_array(value.astype(np.float32), name)
+            )
+        norm = onnx.helper.make_node(
+            "BatchNormalization", ["a", *parameters], ["normal"]
+        )
         model.graph.node.insert(1, norm)
         relu = model.graph.node[2]
         assert relu.op_type == "Relu"
@@ -265,7 +298,9 @@ def folders(tmp_path: Path) -> Path:
         for digit in range(10):
             folder = tmp_path / "data" / part / str(digit)
             folder.mkdir(parents=True)
-            indices = [index for index, target in enumerate(data.targets) if target == digit]
+            indices = [
+                index for index, target in enumerate(data.targets) if target == digit
+            ]
             for index in indices[:count]:
                 data.load(data.keys[index]).save(folder / f"{index}.png")
     return tmp_path / "data"
@@ -294,7 +329,9 @@ def test_identical_calibration_images_give_a_model_that_agrees_or_a_refusal(
         assert ran.code == 4
 
 
-def test_images_of_other_classes_are_refused(quantize: Callable[..., Any], folders: Path) -> None:
+def test_images_of_other_classes_are_refused(
+    quantize: Callable[..., Any], folders: Path
+) -> None:
     (folders / "train" / "0").rename(folders / "train" / "cat")
     ran = quantize(small(), data=folders)
     assert ran.code == 2
@@ -329,4 +366,6 @@ def test_images_that_cannot_be_read_are_refused(
         path.write_bytes(path.read_bytes()[:40])
     ran = quantize(small(), data=folders)
     assert ran.code == 2
-    assert "cannot be read" in ran.err or "no calibration image could be read" in ran.err
+    assert (
+        "cannot be read" in ran.err or "no calibration image could be read" in ran.err
+    )

@@ -86,7 +86,9 @@ def timed(
     return Record(identity(form), values, engine, samples=samples, host=HOST)
 
 
-def compared(form: str, start: float, engine: Mapping[str, str] = ORT) -> Record[LatencyRatio]:
+def compared(
+    form: str, start: float, engine: Mapping[str, str] = ORT
+) -> Record[LatencyRatio]:
     return Record({"first": identity(form)}, ratio(start), engine)
 
 
@@ -99,7 +101,9 @@ def ratio(start: float) -> LatencyRatio:
     )
 
 
-def beside(name: str = "open_vino", forms: Sequence[str] = ("deploy", "int8")) -> list[Record[Any]]:
+def beside(
+    name: str = "open_vino", forms: Sequence[str] = ("deploy", "int8")
+) -> list[Record[Any]]:
     """The same files on another engine, which may have refused one of them."""
     engine = {"name": name, "version": "7.8"}
     starts = {"deploy": 211.0, "int8": 231.0}
@@ -127,7 +131,11 @@ def accuracy(form: str, start: float) -> Record[Accuracy]:
 def candidate(placement: str, start: float) -> CandidateSummary:
     paired = PairedAccuracy(n=240, p_value=1.0, **numbers(start, *DROP))  # type: ignore[arg-type]
     return CandidateSummary(
-        recipe="ort-cpu", placement=placement, passes=True, paired=paired, ratio=ratio(start + 6)
+        recipe="ort-cpu",
+        placement=placement,
+        passes=True,
+        paired=paired,
+        ratio=ratio(start + 6),
     )
 
 
@@ -147,7 +155,9 @@ def quantized(placement: str) -> QuantizeSummary:
 
 
 def graph(sha256: str) -> GraphSummary:
-    return GraphSummary(sha256=sha256, parameters=1, macs=2, bytes=3, nodes=4, operators={})
+    return GraphSummary(
+        sha256=sha256, parameters=1, macs=2, bytes=3, nodes=4, operators={}
+    )
 
 
 def records(name: str = "net.digits", placement: str = "dense") -> list[Record[Any]]:
@@ -173,7 +183,9 @@ def records(name: str = "net.digits", placement: str = "dense") -> list[Record[A
         cost("deploy", 200),
         cost("int8", 300),
         Record(identity("deploy"), fold, host=HOST),
-        Record(identity("int8", name), quantized(placement), ORT, quantize_data, host=HOST),
+        Record(
+            identity("int8", name), quantized(placement), ORT, quantize_data, host=HOST
+        ),
         accuracy("deploy", 70),
         accuracy("int8", 60),
         Record({}, paired, data={"name": "digits"}, samples={"flips": [{}] * 17}),
@@ -239,7 +251,10 @@ def test_a_card_shows_every_value_that_it_should_and_no_other(language: str) -> 
     for index, row in enumerate(records()):
         for path in leaves(to_json(row.values)):
             name = ".".join(map(str, path))
-            if path[-1] in ("streams", "threads", "batch", "scenario", "faster") or ".1." in name:
+            if (
+                path[-1] in ("streams", "threads", "batch", "scenario", "faster")
+                or ".1." in name
+            ):
                 continue  # the setting decides which row it is; one candidate is enough
             document = to_json(row.values)
             inner = document
@@ -247,7 +262,9 @@ def test_a_card_shows_every_value_that_it_should_and_no_other(language: str) -> 
                 inner = inner[key]
             inner[path[-1]] = changed(inner[path[-1]])
             rows = records()
-            rows[index] = dataclasses.replace(row, values=read_result(type(row.values), document))
+            rows[index] = dataclasses.replace(
+                row, values=read_result(type(row.values), document)
+            )
             is_shown = card.render(rows, [])[language] != before
             assert is_shown == (name in SHOWN[row.kind]), (row.kind, row.artifact, name)
 
@@ -265,9 +282,9 @@ def test_both_languages_have_the_same_numbers_and_tables() -> None:
     ]
     assert sorted(figures[0]) == sorted(figures[1])
     assert shapes(english) == shapes(chinese)
-    assert [line.split(" ")[0] for line in english.splitlines() if line.startswith("#")] == [
-        line.split(" ")[0] for line in chinese.splitlines() if line.startswith("#")
-    ]
+    assert [
+        line.split(" ")[0] for line in english.splitlines() if line.startswith("#")
+    ] == [line.split(" ")[0] for line in chinese.splitlines() if line.startswith("#")]
 
 
 def tables(text: str) -> list[list[list[str]]]:
@@ -291,9 +308,18 @@ def shapes(text: str) -> list[list[int]]:
 
 def test_every_table_reads_as_one() -> None:
     text = card.render(records(), [])["card.md"]
-    assert shapes(text) == [[9] * 2, [5] * 3, [5] * 2, [7] * 6, [3] * 3, [5] * 4, [6] * 3]
+    assert shapes(text) == [
+        [9] * 2,
+        [5] * 3,
+        [5] * 2,
+        [7] * 6,
+        [3] * 3,
+        [5] * 4,
+        [6] * 3,
+    ]
     assert (
-        sum(line.startswith("|") for line in text.splitlines()) == sum(map(len, tables(text))) + 7
+        sum(line.startswith("|") for line in text.splitlines())
+        == sum(map(len, tables(text))) + 7
     )
     parsed = tables(text)
     assert parsed[0][1] == [
@@ -356,8 +382,12 @@ def test_names_cannot_break_the_card() -> None:
     assert tables(text)[0][1][0] == NASTY
     assert tables(text)[6][1][0] == NASTY
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
-    heading = next(index for index, token in enumerate(tokens) if token.type == "heading_open")
-    assert "".join(child.content for child in tokens[heading + 1].children or []) == NASTY
+    heading = next(
+        index for index, token in enumerate(tokens) if token.type == "heading_open"
+    )
+    assert (
+        "".join(child.content for child in tokens[heading + 1].children or []) == NASTY
+    )
     inlines = [
         "".join(child.content for child in token.children or [])
         for token in tokens
@@ -372,7 +402,8 @@ def test_names_cannot_break_the_card() -> None:
 
 def test_an_ordinary_name_is_left_as_it_is() -> None:
     assert (
-        card.escape_markdown("repghostnet_050.digits (v1) #2") == "repghostnet_050.digits (v1) #2"
+        card.escape_markdown("repghostnet_050.digits (v1) #2")
+        == "repghostnet_050.digits (v1) #2"
     )
     assert card.code("digits[test]") == "`digits[test]`"
 
@@ -404,7 +435,11 @@ def test_a_job_from_the_folded_form_with_one_client_has_a_card() -> None:
         if row.artifact.get("form") != "train"
         and (row.kind != "latency" or row.values.setting.streams != 2)
     ]
-    rows = [row for row in rows if row.kind != "ratio" or row.artifact["first"]["form"] == "int8"]
+    rows = [
+        row
+        for row in rows
+        if row.kind != "ratio" or row.artifact["first"]["form"] == "int8"
+    ]
     parsed = tables(card.render(rows, [])["card.md"])
     assert [len(table) for table in parsed] == [2, 3, 2, 3, 2, 3, 3]
 
@@ -431,16 +466,24 @@ def test_both_languages_have_the_words_that_the_template_uses_and_no_others() ->
     used = set(re.findall(r"\bt\.(\w+)", template))
     assert set(words["en"]) == set(words["zh"]) == used
     for key in used - {"forms"}:
-        fields = [sorted(re.findall(r"{(\w+)}", words[language][key])) for language in words]
+        fields = [
+            sorted(re.findall(r"{(\w+)}", words[language][key])) for language in words
+        ]
         assert fields[0] == fields[1], key
-    assert set(words["en"]["forms"]) == set(words["zh"]["forms"]) == {"train", "deploy", "int8"}
+    assert (
+        set(words["en"]["forms"])
+        == set(words["zh"]["forms"])
+        == {"train", "deploy", "int8"}
+    )
 
 
 @given(st.floats(-100, 100))
 def test_points_are_signed_and_never_minus_zero(value: float) -> None:
     text = card.points(value)
     assert float(text) == pytest.approx(value, abs=0.00501)
-    assert text == "0.00" or (text[0] == ("-" if value < 0 else "+") and float(text) != 0)
+    assert text == "0.00" or (
+        text[0] == ("-" if value < 0 else "+") and float(text) != 0
+    )
 
 
 @given(st.floats(1e-6, 1e7))

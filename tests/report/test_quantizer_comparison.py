@@ -16,7 +16,9 @@ from repzoo.report.quantizer_comparison import table
 HOST = {"cpu": "some", "cores": 2, "int8": ["avx2"], "load": 0.1}
 
 
-def row(recipe: str, drop: float, gate: str = "photos", **host: Any) -> Record[QuantizerComparison]:
+def row(
+    recipe: str, drop: float, gate: str = "photos", **host: Any
+) -> Record[QuantizerComparison]:
     values = QuantizerComparison(
         recipe=recipe,
         seconds=3.0,
@@ -32,7 +34,9 @@ def shown(*records: Record[Any]) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in table(records, "en")[2:]]
 
 
-def test_the_newest_row_of_each_recipe_stays_beside_older_ones_of_the_same_setting() -> None:
+def test_the_newest_row_of_each_recipe_stays_beside_older_ones_of_the_same_setting() -> (
+    None
+):
     rows = shown(row("repzoo", 9.0), row("other", 5.0), row("repzoo", 0.25, load=3.0))
     assert [(cells[1], cells[2]) for cells in rows] == [
         ("repzoo", "+0.25 (-0.75 .. +1.25), n = 100"),
@@ -41,7 +45,8 @@ def test_the_newest_row_of_each_recipe_stays_beside_older_ones_of_the_same_setti
 
 
 @pytest.mark.parametrize(
-    "newer", [row("repzoo", 1.0, gate="others"), row("repzoo", 1.0, int8=["avx512_vnni"])]
+    "newer",
+    [row("repzoo", 1.0, gate="others"), row("repzoo", 1.0, int8=["avx512_vnni"])],
 )
 def test_rows_of_other_images_or_another_kind_of_host_are_left_out(
     newer: Record[QuantizerComparison],

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from tests.report.test_card import beside
-from tests.report.test_card import records as job_records  # the Records of one made-up job
+from tests.report.test_card import (
+    records as job_records,
+)  # the Records of one made-up job
 from tests.sample_results import engine_comparison
 
 from repzoo.errors import InputError
@@ -27,7 +29,9 @@ def tied(name: str, job: str) -> list[record.Record[Any]]:
 
     def renamed(row: record.Record[Any]) -> record.Record[Any]:
         artifact: dict[str, Any] = (
-            {**row.artifact, "name": name} if "name" in row.artifact else dict(row.artifact)
+            {**row.artifact, "name": name}
+            if "name" in row.artifact
+            else dict(row.artifact)
         )
         return dataclasses.replace(row, job=job, artifact=artifact)
 
@@ -35,7 +39,9 @@ def tied(name: str, job: str) -> list[record.Record[Any]]:
 
 
 def test_a_table_shows_the_newest_job_of_each_model(tmp_path: Path) -> None:
-    record.append(tmp_path / "one.jsonl", [*tied("a", "1"), *tied("b|c", "2"), *tied("a", "3")])
+    record.append(
+        tmp_path / "one.jsonl", [*tied("a", "1"), *tied("b|c", "2"), *tied("a", "3")]
+    )
     document = tables.rendered(PAGE, tmp_path, "en")
     rows = [line for line in document.splitlines() if line.startswith("|")]
     assert document.startswith("before\n")
@@ -56,7 +62,10 @@ def test_a_row_names_the_engines_where_there_are_several(tmp_path: Path) -> None
         if line.startswith("| ")
     ]
     column = next(index for index, head in enumerate(rows[0]) if "1 thread" in head)
-    assert rows[2][column] == "onnxruntime 31.0 → 51.0<br>open_vino 211 → 231<br>slow – → 231"
+    assert (
+        rows[2][column]
+        == "onnxruntime 31.0 → 51.0<br>open_vino 211 → 231<br>slow – → 231"
+    )
     assert rows[3][column] == "31.0 → 51.0"
 
 
@@ -91,7 +100,9 @@ def test_quantizers_comparison(tmp_path: Path) -> None:
     )
     record.append(tmp_path / "one.jsonl", [old, *new, comparison("z", "3", "repzoo")])
     rows = [
-        line for line in tables.rendered(PAGE, tmp_path, "en").splitlines() if line.startswith("|")
+        line
+        for line in tables.rendered(PAGE, tmp_path, "en").splitlines()
+        if line.startswith("|")
     ]
     assert rows[0].startswith(
         "| Model | Quantizer | Drop (points) | Expected drop (points) "

@@ -1,4 +1,6 @@
-"""Two real processes through torchrun's environment train as one does; a batch in parts trains as a whole one does."""
+"""Two real processes through torchrun's environment train as one does; a batch in parts trains
+as a whole one does.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +51,9 @@ def data(tmp_path: Path) -> Path:
             folder = tmp_path / "data" / part / name
             folder.mkdir(parents=True)
             for number in range(count):
-                pixels = random.integers(100 * place, 100 * place + 100, (32, 32, 3)).astype(
-                    np.uint8
-                )
+                pixels = random.integers(
+                    100 * place, 100 * place + 100, (32, 32, 3)
+                ).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     (tmp_path / "quick.toml").write_text(RECIPE)
     return tmp_path / "data"
@@ -113,7 +115,12 @@ def run_two(arguments: list[str]) -> list[tuple[int, str, str]]:
 
 def run_one(arguments: list[str]) -> dict[str, Any]:
     done = subprocess.run(
-        arguments, env=environment(), capture_output=True, text=True, timeout=200, check=False
+        arguments,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -121,17 +128,21 @@ def run_one(arguments: list[str]) -> dict[str, Any]:
 
 
 def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
-    """The same images in one batch, and the statistics of both: what differs is the order of sums in float32.
+    """The same images in one batch, and the statistics of both: what differs is the order of
+    sums in float32.
 
-    The loss comes of about 60 layers, each with a relative rounding error of eps = 1.2e-7 times the root of its fan-in (at most 30):
-    60 * 30 * eps = 2e-4; 1e-7 was seen. Later steps are no test: at 32 px some normalize over 1x1 maps, which amplifies rounding.
+    The loss comes of about 60 layers, each with a relative rounding error of eps = 1.2e-7 times
+    the root of its fan-in (at most 30): 60 * 30 * eps = 2e-4; 1e-7 was seen. Later steps are no
+    test: at 32 px some normalize over 1x1 maps, which amplifies rounding.
     """
     one = run_one(command(data, tmp_path / "one", "--epochs", 1, "--batch", 24))
     two = run_two(command(data, tmp_path / "two", "--epochs", 1, "--batch", 24))
     assert [code for code, _, _ in two] == [0, 0], two
     assert two[1][1] == two[1][2] == ""  # only the first speaks
     document = json.loads(two[0][1])
-    assert document["epochs"][0]["loss"] == pytest.approx(one["epochs"][0]["loss"], rel=2e-4)
+    assert document["epochs"][0]["loss"] == pytest.approx(
+        one["epochs"][0]["loss"], rel=2e-4
+    )
     assert (
         load_file(tmp_path / "one" / state.WEIGHTS).keys()
         == load_file(tmp_path / "two" / state.WEIGHTS).keys()
@@ -163,9 +174,11 @@ def train_still(output: Path) -> None:
 
 
 def test_gradients_of_many_steps_are_those_of_one_process(tmp_path: Path) -> None:
-    """Six steps of SGD: what the weights moved by is the sum of the gradients, of batch statistics over both processes too.
+    """Six steps of SGD: what the weights moved by is the sum of the gradients, of batch
+    statistics over both processes too.
 
-    A sum in another order errs by some eps of each addend; six steps through three layers stay below 1e-5 of the largest weight.
+    A sum in another order errs by some eps of each addend; six steps through three layers stay
+    below 1e-5 of the largest weight.
     """
     call = "import sys, pathlib; from tests.training.test_distributed_training import train_still; train_still(pathlib.Path(sys.argv[1]))"
     two = run_two([sys.executable, "-c", call, str(tmp_path / "two")])
@@ -178,7 +191,11 @@ def test_gradients_of_many_steps_are_those_of_one_process(tmp_path: Path) -> Non
     before = still_network().state_dict()
     for key, value in one.items():
         torch.testing.assert_close(
-            other[key], value, rtol=0, atol=1e-5 * max(1.0, float(value.abs().max())), msg=key
+            other[key],
+            value,
+            rtol=0,
+            atol=1e-5 * max(1.0, float(value.abs().max())),
+            msg=key,
         )
     moved = {
         key: float((value - before[key]).abs().max())
@@ -188,7 +205,14 @@ def test_gradients_of_many_steps_are_those_of_one_process(tmp_path: Path) -> Non
     assert (
         min(
             moved[key]
-            for key in ("0.weight", "1.weight", "1.bias", "6.weight", "6.bias", "1.running_var")
+            for key in (
+                "0.weight",
+                "1.weight",
+                "1.bias",
+                "6.weight",
+                "6.bias",
+                "1.running_var",
+            )
         )
         > 1e-3
     )
@@ -227,7 +251,9 @@ def test_killed_it_goes_on_to_the_very_same_weights(data: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("at", [(1, 1), (1, 2), (2, 1)])
-def test_a_state_from_within_an_epoch_is_exact(tmp_path: Path, at: tuple[int, int]) -> None:
+def test_a_state_from_within_an_epoch_is_exact(
+    tmp_path: Path, at: tuple[int, int]
+) -> None:
     class Killed(BaseException):
         pass
 
@@ -255,17 +281,25 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
 
 
 def test_a_batch_in_parts_is_the_batch(tmp_path: Path) -> None:
-    """Without batch statistics and dropout the gradients are sums in another order: 6 steps of lr 0.02, each off by some eps."""
+    """Without batch statistics and dropout the gradients are sums in another order: 6 steps of
+    lr 0.02, each off by some eps.
+    """
 
     def plain() -> torch.nn.Module:
         torch.manual_seed(1)
         nn = torch.nn
         return nn.Sequential(
-            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+            nn.Conv2d(3, 8, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 3),
         )
 
     for parts in (1, 2, 4):
-        trainer(tmp_path / str(parts), STILL, module=plain(), accumulate=parts, workers=0).run(None)
+        trainer(
+            tmp_path / str(parts), STILL, module=plain(), accumulate=parts, workers=0
+        ).run(None)
     whole = load_file(tmp_path / "1" / state.WEIGHTS)
     for parts in (2, 4):
         found = load_file(tmp_path / str(parts) / state.WEIGHTS)
@@ -274,7 +308,9 @@ def test_a_batch_in_parts_is_the_batch(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_old_state(tmp_path: Path) -> None:
-    """The size limit of files stands in for a disk without room: the write fails in the midst of the file."""
+    """The size limit of files stands in for a disk without room: the write fails in the midst
+    of the file.
+    """
     trainer(tmp_path, SHORT.changed(epochs=1), workers=0).run(None)
     before = (tmp_path / state.STATE).read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -287,4 +323,8 @@ def test_a_full_disk_leaves_the_old_state(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, signal_before)
     assert (tmp_path / state.STATE).read_bytes() == before
-    assert {one.name for one in tmp_path.iterdir()} == {state.STATE, state.LOG, state.WEIGHTS}
+    assert {one.name for one in tmp_path.iterdir()} == {
+        state.STATE,
+        state.LOG,
+        state.WEIGHTS,
+    }

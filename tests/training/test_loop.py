@@ -35,7 +35,9 @@ from repzoo.training.run import train
 from repzoo.training.training_images import TrainingImages
 
 CLASSES = ("dark", "light", "striped")
-PREPROCESS = Preprocess(size=16, crop_fraction=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PREPROCESS = Preprocess(
+    size=16, crop_fraction=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+)
 SHORT = Recipe(
     "short", "for tests", epochs=2, batch=8, lr=0.02, optimizer="adamw", label_smoothing=0.1, ema_decay=0.9, drop_rate=0.2,
     scale=(0.6, 1.0), erase=0.3, mixup=0.2, cutmix=0.5, mix_off_epochs=1,
@@ -44,12 +46,16 @@ SHORT = Recipe(
 
 def picture(key: str) -> Image.Image:
     kind, seed = key.split("/")
-    pixels = np.random.default_rng(int(seed)).integers(0, 60, (16, 16, 3)).astype(np.uint8)
+    pixels = (
+        np.random.default_rng(int(seed)).integers(0, 60, (16, 16, 3)).astype(np.uint8)
+    )
     pixels[:: (1 if kind == "light" else 2)] += np.uint8(0 if kind == "dark" else 150)
     return Image.fromarray(pixels)
 
 
-def pictures(count: int, start: int = 0, load: Callable[[str], Image.Image] = picture) -> Dataset:
+def pictures(
+    count: int, start: int = 0, load: Callable[[str], Image.Image] = picture
+) -> Dataset:
     keys = tuple(f"{CLASSES[i % 3]}/{start + i}" for i in range(count))
     return Dataset("pictures", CLASSES, keys, tuple(i % 3 for i in range(count)), load)
 
@@ -63,11 +69,18 @@ def network(seed: int = 0) -> torch.nn.Sequential:
 
 
 def trainer(
-    output: Path, settings: Recipe = SHORT, seed: int = 3, module: Any = None, **running: Any
+    output: Path,
+    settings: Recipe = SHORT,
+    seed: int = 3,
+    module: Any = None,
+    **running: Any,
 ) -> Trainer:
     images = TrainingImages(pictures(24), PREPROCESS)
     return Trainer(
-        module or network(), images, settings, Running(output=output, seed=seed, **running)
+        module or network(),
+        images,
+        settings,
+        Running(output=output, seed=seed, **running),
     )
 
 
@@ -201,9 +214,12 @@ class Poisoned(torch.nn.Module):
         return self.inner(inputs) * (math.nan if self.left <= 0 else 1)
 
 
-def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_epoch(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(
-        InputError, match=r"loss became nan at step 4; epoch 1 is saved in .*state\.pt.*lower --lr"
+        InputError,
+        match=r"loss became nan at step 4; epoch 1 is saved in .*state\.pt.*lower --lr",
     ):
         trainer(tmp_path, module=Poisoned(5)).run(None)
     kept = torch.load(tmp_path / state.STATE, weights_only=True)
@@ -239,7 +255,8 @@ def test_layers_that_crash_channels_last_are_refused(tmp_path: Path) -> None:
 
 def test_fewer_images_than_a_batch_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"24 images, fewer than one batch of 32; give a smaller --batch"
+        InputError,
+        match=r"24 images, fewer than one batch of 32; give a smaller --batch",
     ):
         trainer(tmp_path, SHORT.changed(batch=32))
 
@@ -249,9 +266,13 @@ def test_images_that_no_worker_can_be_sent_are_refused(tmp_path: Path) -> None:
         return picture(key)
 
     images = TrainingImages(pictures(24, 0, inside), PREPROCESS)
-    with pytest.raises(InputError, match="a function of a module, or train with 0 workers"):
+    with pytest.raises(
+        InputError, match="a function of a module, or train with 0 workers"
+    ):
         Trainer(network(), images, SHORT, Running(output=tmp_path / "with")).run(None)
-    Trainer(network(), images, SHORT, Running(output=tmp_path / "without", workers=0)).run(None)
+    Trainer(
+        network(), images, SHORT, Running(output=tmp_path / "without", workers=0)
+    ).run(None)
 
 
 def picture_noted(notes: Path, key: str) -> Image.Image:
@@ -261,7 +282,9 @@ def picture_noted(notes: Path, key: str) -> Image.Image:
 
 
 def test_held_out_images_are_scored_and_never_trained_on(tmp_path: Path) -> None:
-    """Training reads images in worker processes, scoring in this one; each reading is noted with its process."""
+    """Training reads images in worker processes, scoring in this one; each reading is noted
+    with its process.
+    """
     notes, here = tmp_path / "notes", os.getpid()
 
     noted = partial(picture_noted, notes)
@@ -274,7 +297,9 @@ def test_held_out_images_are_scored_and_never_trained_on(tmp_path: Path) -> None
         },
     )
     settings = replace(SHORT, preprocess={"size": 32, "crop_fraction": 1.0})
-    result = train("repghostnet_050", source, settings, Running(output=tmp_path / "run"))
+    result = train(
+        "repghostnet_050", source, settings, Running(output=tmp_path / "run")
+    )
     artifact, log = result.artifact, result.log
     read = [line.split() for line in notes.read_text().splitlines()]
     trained = {key for process, key in read if int(process) != here}
@@ -300,12 +325,16 @@ def test_an_unreadable_image_is_left_out_and_named(tmp_path: Path) -> None:
         picture(f"{CLASSES[index % 2]}/{index}").save(folder / f"{index}.png")
     (data / "dark" / "50.png").write_bytes((data / "dark" / "50.png").read_bytes()[:60])
     settings = replace(SHORT, epochs=1, preprocess={"size": 32, "crop_fraction": 1.0})
-    result = train("repghostnet_050", open_source(data), settings, Running(output=tmp_path / "run"))
+    result = train(
+        "repghostnet_050", open_source(data), settings, Running(output=tmp_path / "run")
+    )
     assert result.artifact.steps[0].settings["images"] == 119
     assert "50.png" in result.remarks[-1]
 
 
-def test_a_class_without_images_is_named_before_any_work(run: Run, tmp_path: Path) -> None:
+def test_a_class_without_images_is_named_before_any_work(
+    run: Run, tmp_path: Path
+) -> None:
     for index in range(8):
         folder = tmp_path / "data" / CLASSES[index % 2]
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""Recipes as data: the published figures, scaling by the batch, and what is refused; where a training starts; what it learns from."""
+"""Recipes as data: the published figures, scaling by the batch, and what is refused; where a
+training starts; what it learns from.
+"""
 
 from __future__ import annotations
 
@@ -26,27 +28,51 @@ WHOLE = {"about": "", "epochs": 1, "batch": 2, "lr": 0.1}
 def test_the_families_are_trained_as_published() -> None:
     """Figures of the authors' READMEs, scripts and configurations."""
     ghost, vgg, vit = recipe("repghost"), recipe("repvgg"), recipe("repvit")
-    assert (ghost.optimizer, ghost.lr, ghost.lr_per, ghost.epochs, ghost.warmup_epochs) == (
+    assert (
+        ghost.optimizer,
+        ghost.lr,
+        ghost.lr_per,
+        ghost.epochs,
+        ghost.warmup_epochs,
+    ) == (
         "sgd",
         0.6,
         1024,
         300,
         5,
     )
-    assert (ghost.ema_decay, ghost.erase, ghost.drop_rate, ghost.weight_decay, ghost.amp) == (
+    assert (
+        ghost.ema_decay,
+        ghost.erase,
+        ghost.drop_rate,
+        ghost.weight_decay,
+        ghost.amp,
+    ) == (
         0.9999,
         0.2,
         0.2,
         1e-5,
         "on",
     )
-    assert (vgg.epochs, vgg.peak_lr, vgg.weight_decay, vgg.changed(batch=512).peak_lr) == (
+    assert (
+        vgg.epochs,
+        vgg.peak_lr,
+        vgg.weight_decay,
+        vgg.changed(batch=512).peak_lr,
+    ) == (
         120,
         0.1,
         1e-4,
         0.2,
     )
-    assert (vit.distill, vit.repeats, vit.clip_mode, vit.clip, vit.mixup, vit.cutmix) == (
+    assert (
+        vit.distill,
+        vit.repeats,
+        vit.clip_mode,
+        vit.clip,
+        vit.mixup,
+        vit.cutmix,
+    ) == (
         "hard",
         3,
         "agc",
@@ -55,7 +81,9 @@ def test_the_families_are_trained_as_published() -> None:
         1.0,
     )
     assert vit.peak_lr == pytest.approx(1e-3 * 2048 / 512)
-    small, large = (recipe("fasternet").for_model(name) for name in ("fasternet_t0", "fasternet_l"))
+    small, large = (
+        recipe("fasternet").for_model(name) for name in ("fasternet_t0", "fasternet_l")
+    )
     assert (
         small.mixup,
         small.drop_path,
@@ -64,7 +92,12 @@ def test_the_families_are_trained_as_published() -> None:
         large.drop_path,
         large.batch,
     ) == (0.05, 0, 4096, 0.7, 0.3, 2048)
-    assert [small.size_at(epoch, 224) for epoch in (0, 279, 280, 299)] == [192, 192, 224, 224]
+    assert [small.size_at(epoch, 224) for epoch in (0, 279, 280, 299)] == [
+        192,
+        192,
+        224,
+        224,
+    ]
     assert all(one.source for one in (ghost, vgg, vit, small))
 
 
@@ -89,7 +122,13 @@ def test_what_was_trained_with_before_is_as_it_was() -> None:
             "",
         )
     photos = recipe("photos")
-    assert (photos.epochs, photos.batch, photos.peak_lr, photos.weight_decay, photos.mixup) == (
+    assert (
+        photos.epochs,
+        photos.batch,
+        photos.peak_lr,
+        photos.weight_decay,
+        photos.mixup,
+    ) == (
         180,
         64,
         2e-3,
@@ -124,7 +163,9 @@ def test_no_decay_on_biases_and_norms(tmp_path: Path) -> None:
         if group["weight_decay"]
         for value in group["params"]
     }
-    assert {name for name, value in one.module.named_parameters() if id(value) in decayed} == {
+    assert {
+        name for name, value in one.module.named_parameters() if id(value) in decayed
+    } == {
         "0.weight",
         "6.weight",
     }
@@ -132,7 +173,11 @@ def test_no_decay_on_biases_and_norms(tmp_path: Path) -> None:
 
 def test_a_linear_probe_leaves_the_body_alone(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in network().state_dict().items()}
-    after = trainer(tmp_path, SHORT.changed(trainable="head"), workers=0).run(None).state_dict()
+    after = (
+        trainer(tmp_path, SHORT.changed(trainable="head"), workers=0)
+        .run(None)
+        .state_dict()
+    )
     assert {key for key in before if not torch.equal(before[key], after[key])} == {
         "6.weight",
         "6.bias",
@@ -142,13 +187,16 @@ def test_a_linear_probe_leaves_the_body_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["finetune", "linear-probe"])
 def test_fine_tuning_needs_weights(name: str) -> None:
     with pytest.raises(
-        InputError, match="starts from trained weights; give --checkpoint FILE or --pretrained"
+        InputError,
+        match="starts from trained weights; give --checkpoint FILE or --pretrained",
     ):
         models.student("repghostnet_050", 3, recipe(name), TrainOptions())
 
 
 def test_a_teacher_is_asked_for_and_refused_where_it_has_no_use() -> None:
-    with pytest.raises(InputError, match=r"learns from a teacher \(the source had regnety_160"):
+    with pytest.raises(
+        InputError, match=r"learns from a teacher \(the source had regnety_160"
+    ):
         models.teacher("", ("a", "b"), recipe("repvit"))
     with pytest.raises(InputError, match="does not learn from a teacher"):
         models.teacher("x.onnx", ("a", "b"), SHORT)
@@ -156,7 +204,9 @@ def test_a_teacher_is_asked_for_and_refused_where_it_has_no_use() -> None:
 
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_the_teachers_answers_pull(kind: str) -> None:
-    """With all weight on the teacher the loss is what its formula says, of images in the teacher's own normalization."""
+    """With all weight on the teacher the loss is what its formula says, of images in the
+    teacher's own normalization.
+    """
     settings = SHORT.changed(distill=kind, distill_weight=1.0, temperature=2.0)
     student, teacher = network(1).eval(), network(2).eval()
     prepared = {"mean": (0.2, 0.3, 0.4), "std": (0.1, 0.2, 0.3)}
@@ -164,7 +214,9 @@ def test_the_teachers_answers_pull(kind: str) -> None:
     inputs, targets = torch.randn(8, 3, 16, 16), torch.arange(8) % 3
     loss = Objective(student, settings, PREPROCESS, teacher)(inputs, targets)
     pixels = inputs * 0.5 + 0.5
-    mean, std = (torch.tensor(prepared[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    mean, std = (
+        torch.tensor(prepared[key]).view(1, 3, 1, 1) for key in ("mean", "std")
+    )
     said, own = teacher((pixels - mean) / std).detach(), student(inputs).detach()
     if kind == "hard":
         expected = torch.nn.functional.cross_entropy(own, said.argmax(1))
@@ -210,10 +262,17 @@ def exported(
     from repzoo.graph.tools.export import export
 
     module = network(2).eval()
-    prepared = Preprocess(size, crop_fraction=1.0, mean=(0.2, 0.3, 0.4), std=(0.1, 0.2, 0.3))
-    export(module, "teacher", prepared, labels, Step("build", "test", {}), dynamic_batch=True).save(
-        folder / "teacher.onnx"
+    prepared = Preprocess(
+        size, crop_fraction=1.0, mean=(0.2, 0.3, 0.4), std=(0.1, 0.2, 0.3)
     )
+    export(
+        module,
+        "teacher",
+        prepared,
+        labels,
+        Step("build", "test", {}),
+        dynamic_batch=True,
+    ).save(folder / "teacher.onnx")
     return module, folder / "teacher.onnx"
 
 
@@ -227,7 +286,9 @@ def test_a_teacher_in_a_file_says_what_its_module_says(tmp_path: Path) -> None:
     larger = torch.nn.functional.interpolate(
         inputs, size=(24, 24), mode="bilinear", antialias=True, align_corners=False
     )
-    torch.testing.assert_close(teacher(inputs), module(larger).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        teacher(inputs), module(larger).detach(), rtol=1e-4, atol=1e-5
+    )
     module.pretrained_cfg = {"mean": (0.2, 0.3, 0.4), "std": (0.1, 0.2, 0.3)}  # type: ignore[assignment]
 
     class Resized(torch.nn.Module):

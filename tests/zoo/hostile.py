@@ -1,4 +1,7 @@
-"""Pickles that would act, and files that would cost, if a reader believed them. Each builder takes the canary file to touch."""
+"""Pickles that would act, and files that would cost, if a reader believed them.
+
+Each builder takes the canary file to touch.
+"""
 
 from __future__ import annotations
 
@@ -96,13 +99,18 @@ def _memo(mark: Path) -> bytes:
 def _getattr_chain(mark: Path) -> bytes:
     module = call(named("builtins", "__import__"), text("os"))
     return whole(
-        call(call(named("builtins", "getattr"), module, text("system")), text(touch(mark)))
+        call(
+            call(named("builtins", "getattr"), module, text("system")),
+            text(touch(mark)),
+        )
     )
 
 
 def _dotted(mark: Path) -> bytes:
     """Protocol 4 walks dots: an allowed module that happens to import os."""
-    return whole(call(text("argparse") + text("_os.system") + b"\x93", text(touch(mark))))
+    return whole(
+        call(text("argparse") + text("_os.system") + b"\x93", text(touch(mark)))
+    )
 
 
 def _build_state(mark: Path) -> bytes:
@@ -118,7 +126,9 @@ def _in_numpy(mark: Path) -> bytes:
 
 
 def _inner_torch(mark: Path) -> bytes:
-    """torch's own loader for storages within pickles, which unpickles its bytes without restriction."""
+    """torch's own loader for storages within pickles, which unpickles its bytes without
+    restriction.
+    """
     inner = pickle.dumps(Calls(os.system, touch(mark)))
     return (
         pickle.dumps(Calls(_global("torch.storage", "_load_from_bytes"), inner))
@@ -138,7 +148,9 @@ def _methodcaller(mark: Path) -> bytes:
 
 def _many_copies() -> bytes:
     copied = call(named("_codecs", "encode"), b"h\x00", text("latin1"))
-    return whole(b"X" + struct.pack("<I", 10**6) + b"x" * 10**6 + b"q\x000" + copied * 50)
+    return whole(
+        b"X" + struct.pack("<I", 10**6) + b"x" * 10**6 + b"q\x000" + copied * 50
+    )
 
 
 def _has_torch() -> bool:
@@ -196,7 +208,11 @@ def tensor(
     """torch's pickle of one tensor."""
 
     def numbers(values: tuple[int, ...]) -> bytes:
-        return b"(" + b"".join(b"\x8a\x08" + struct.pack("<q", value) for value in values) + b"t"
+        return (
+            b"("
+            + b"".join(b"\x8a\x08" + struct.pack("<q", value) for value in values)
+            + b"t"
+        )
 
     number = numbers((count,))[1:-1]
     storage = (
@@ -220,7 +236,9 @@ def tensor(
     return whole(table(text("w"), rebuilt), 2)
 
 
-def archive(data: bytes, elements: int = 6, more: dict[str, bytes] | None = None) -> bytes:
+def archive(
+    data: bytes, elements: int = 6, more: dict[str, bytes] | None = None
+) -> bytes:
     return zipped(
         {
             "archive/data.pkl": data,
@@ -237,14 +255,22 @@ def _laughs() -> bytes:
         b"]"
         + b"q\x00"
         + b"".join(
-            b"](" + b"h" + bytes([n]) + (b"h" + bytes([n])) * 9 + b"e" + b"q" + bytes([n + 1])
+            b"]("
+            + b"h"
+            + bytes([n])
+            + (b"h" + bytes([n])) * 9
+            + b"e"
+            + b"q"
+            + bytes([n + 1])
             for n in range(30)
         )
     )
 
 
 def _hash_bomb() -> bytes:
-    """A key of tuples doubled sixty times: hashing it would take 2**60 steps. It is left out; no table of tensors remains."""
+    """A key of tuples doubled sixty times: hashing it would take 2**60 steps. It is left out;
+    no table of tensors remains.
+    """
     return whole(b"}" + b")" + b"".join(b"q\x00h\x00\x86" for _ in range(60)) + b"Ns")
 
 
@@ -257,7 +283,9 @@ def _raw_array(dtype: str, shape: tuple[int, ...], data: bytes) -> bytes:
         b"(K\x00t",
         b"C\x01b",
     )
-    sides = b"(" + b"".join(b"\x8a\x08" + struct.pack("<q", side) for side in shape) + b"t"
+    sides = (
+        b"(" + b"".join(b"\x8a\x08" + struct.pack("<q", side) for side in shape) + b"t"
+    )
     return whole(
         table(
             text("w"),
@@ -274,7 +302,8 @@ def _raw_array(dtype: str, shape: tuple[int, ...], data: bytes) -> bytes:
     )
 
 
-# Those that would cost memory or time, reach outside, or lie; with a part of the sentence that refuses them.
+# Those that would cost memory or time, reach outside, or lie; with a part of the sentence that
+# refuses them.
 COSTLY: dict[str, tuple[bytes, str]] = {
     "gzip": (gzip.compress(pickle.dumps(weights())), "compressed with gzip"),
     "zlib": (zlib.compress(pickle.dumps(weights())), "does not begin like a supported checkpoint"),

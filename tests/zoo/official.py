@@ -1,4 +1,5 @@
-"""Checkpoints as the authors' own code names them, filled by rule, and the logits that their own code computed from them.
+"""Checkpoints as the authors' own code names them, filled by rule, and the logits that their
+own code computed from them.
 
 The rule draws each tensor from its name, so that a wrong name, order or shape gives other logits.
 """
@@ -16,14 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-FIXTURES = Path(__file__).resolve().parents[2].parent / "shared" / "fixtures" / "checkpoints"
+FIXTURES = (
+    Path(__file__).resolve().parents[2].parent / "shared" / "fixtures" / "checkpoints"
+)
 State = dict[str, npt.NDArray[Any]]
 
 
 def fixture(name: str) -> dict[str, Any]:
     path = FIXTURES / f"{name}.json"
     if not path.is_file():
-        pytest.skip("the checkpoint fixtures are not beside this checkout (../shared/fixtures)")
+        pytest.skip(
+            "the checkpoint fixtures are not beside this checkout (../shared/fixtures)"
+        )
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -55,9 +60,9 @@ def inputs(shape: Iterable[int], seed: int = 0) -> npt.NDArray[np.float32]:
 
 def repvgg_name(name: str) -> str:
     """timm's name of a RepVGG tensor as the authors write it."""
-    name = re.sub(r"^stages\.(\d+)", lambda match: f"stage{int(match[1]) + 1}", name).replace(
-        "stem.", "stage0."
-    )
+    name = re.sub(
+        r"^stages\.(\d+)", lambda match: f"stage{int(match[1]) + 1}", name
+    ).replace("stem.", "stage0.")
     name = (
         name.replace("conv_kxk", "rbr_dense")
         .replace("conv_1x1", "rbr_1x1")
@@ -79,22 +84,30 @@ def repvggplus_name(name: str) -> str:
         part = ("_first", "_second")[block // 12] if number == 3 else ""
         return f"stage{number}{part}.blocks.{block % 12 if number == 3 else block}"
 
-    return repvgg_name(re.sub(r"^stages\.(\d+)\.(\d+)", stage, name)).replace(".se.", ".post_se.")
+    return repvgg_name(re.sub(r"^stages\.(\d+)\.(\d+)", stage, name)).replace(
+        ".se.", ".post_se."
+    )
 
 
 def fasternet_name(name: str) -> str:
     name = re.sub(
-        r"^stages\.(\d)\.blocks", lambda match: f"stages.{2 * int(match[1])}.blocks", name
+        r"^stages\.(\d)\.blocks",
+        lambda match: f"stages.{2 * int(match[1])}.blocks",
+        name,
     )
     name = re.sub(
-        r"^stages\.(\d)\.downsample", lambda match: f"stages.{2 * int(match[1]) - 1}", name
+        r"^stages\.(\d)\.downsample",
+        lambda match: f"stages.{2 * int(match[1]) - 1}",
+        name,
     )
     return name.replace("conv_head", "avgpool_pre_head.1").replace("classifier", "head")
 
 
 def repvit_name(names: Iterable[str]) -> Callable[[str], str]:
     """The THU names; blocks are numbered through in the order in which the network runs them."""
-    pattern = re.compile(r"^stages\.\d+\.(?:downsample\.pre_block|downsample|blocks\.\d+)")
+    pattern = re.compile(
+        r"^stages\.\d+\.(?:downsample\.pre_block|downsample|blocks\.\d+)"
+    )
     found: list[str] = []
     for name in names:
         if (match := pattern.match(name)) and match[0] not in found:
@@ -103,7 +116,9 @@ def repvit_name(names: Iterable[str]) -> Callable[[str], str]:
 
     def renamed(name: str) -> str:
         if not (match := pattern.match(name)):
-            name = name.replace("stem.conv1", "features.0.0").replace("stem.conv2", "features.0.2")
+            name = name.replace("stem.conv1", "features.0.0").replace(
+                "stem.conv2", "features.0.2"
+            )
             name = name.replace("head.head_dist", "classifier.classifier_dist").replace(
                 "head.head", "classifier.classifier"
             )
@@ -120,7 +135,9 @@ def repvit_name(names: Iterable[str]) -> Callable[[str], str]:
             lambda part: f"channel_mixer.m.{2 * int(part[1]) - 2}",
             rest,
         )
-        return f"features.{numbers[match[0]]}.{rest.replace('se.fc', 'token_mixer.1.fc')}"
+        return (
+            f"features.{numbers[match[0]]}.{rest.replace('se.fc', 'token_mixer.1.fc')}"
+        )
 
     return renamed
 
@@ -135,12 +152,20 @@ def mmpretrain_name(name: str) -> str:
         .replace("conv_1x1", "branch_1x1")
         .replace(".bn.", ".norm.")
     )
-    return name.replace(".identity.", ".branch_norm.").replace("reparam_conv", "branch_reparam")
+    return name.replace(".identity.", ".branch_norm.").replace(
+        "reparam_conv", "branch_reparam"
+    )
 
 
 def paddle(state: Mapping[str, npt.NDArray[Any]]) -> State:
-    """As PaddleClas saves an official state: other names of statistics, no counters, linear layers [in, out]."""
-    kept = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    """As PaddleClas saves an official state: other names of statistics, no counters, linear
+    layers [in, out].
+    """
+    kept = {
+        key: value
+        for key, value in state.items()
+        if not key.endswith("num_batches_tracked")
+    }
     renamed = {
         key.replace("running_mean", "_mean").replace("running_var", "_variance"): value
         for key, value in kept.items()

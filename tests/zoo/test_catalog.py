@@ -1,4 +1,7 @@
-"""The catalog against the papers' architecture tables, and against every figure it quotes. No torch."""
+"""The catalog against the papers' architecture tables, and against every figure it quotes.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,9 @@ NAMES = [row.name for row in catalog.models()]
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer of the deploy form; `side` of its square output, 1 after the pool."""
+    """A convolution or linear layer of the deploy form; `side` of its square output, 1 after
+    the pool.
+    """
 
     kernel: int
     inputs: int
@@ -85,7 +90,10 @@ def repvgg(variant: str, size: int) -> Iterator[Layer]:
         zip(REPVGG_DEPTHS[variant[0]], (64, 128, 256, 512), strict=True), 2
     ):
         width = int(base * (b if stage == 5 else a))
-        blocks += [(width, size // 2**stage, groups if index % 2 else 1) for index in range(depth)]
+        blocks += [
+            (width, size // 2**stage, groups if index % 2 else 1)
+            for index in range(depth)
+        ]
     channels = 3
     for width, side, grouped in blocks:
         yield Layer(3, channels, width, side, grouped)
@@ -120,12 +128,20 @@ REPGHOST_BLOCKS = (  # kernel, expansion, output, squeeze, stride
         (3, 336, 112, 1, 1),
         (5, 336, 160, 1, 2),
     ),
-    *((5, 480, 160, 0, 1), (5, 480, 160, 1, 1), (5, 480, 160, 0, 1), (5, 480, 160, 1, 1)),
+    *(
+        (5, 480, 160, 0, 1),
+        (5, 480, 160, 1, 1),
+        (5, 480, 160, 0, 1),
+        (5, 480, 160, 1, 1),
+    ),
 )
 
 
 def repghost_module(inputs: int, outputs: int, side: int) -> list[Layer]:
-    return [Layer(1, inputs, outputs, side), Layer(3, outputs, outputs, side, outputs, merged=True)]
+    return [
+        Layer(1, inputs, outputs, side),
+        Layer(3, outputs, outputs, side, outputs, merged=True),
+    ]
 
 
 def repghostnet(variant: str, size: int) -> Iterator[Layer]:
@@ -150,10 +166,15 @@ def repghostnet(variant: str, size: int) -> Iterator[Layer]:
             )
         channels, side = outputs, after
     last = divisible(480 * width * 2, 4)
-    yield from (Layer(1, channels, last, side), Layer(1, last, 1280, 1), Layer(1, 1280, 1000, 1))
+    yield from (
+        Layer(1, channels, last, side),
+        Layer(1, last, 1280, 1),
+        Layer(1, 1280, 1000, 1),
+    )
 
 
-REPVIT = {  # width of the first stage, blocks of each stage (the one before a downsampling included)
+# width of the first stage, blocks of each stage (the one before a downsampling included)
+REPVIT = {
     "m0_6": (40, (2, 2, 9, 1)), "m0_9": (48, (3, 3, 15, 2)), "m1_0": (56, (3, 3, 15, 2)),
     "m1_1": (64, (3, 3, 13, 2)), "m1_5": (64, (5, 5, 25, 4)), "m2_3": (80, (7, 7, 35, 2)),
     "m1": (48, (3, 3, 15, 2)), "m2": (64, (3, 3, 13, 2)), "m3": (64, (5, 5, 19, 2)),
@@ -180,13 +201,22 @@ def repvit(variant: str, size: int) -> Iterator[Layer]:
         for index in range(depth):
             last = index == depth - 1 and stage < 3
             yield Layer(3, width, width, side, width)
-            yield from () if index % 2 or last else squeeze(width, nearest_multiple(width / 4, 8))
+            yield from (
+                ()
+                if index % 2 or last
+                else squeeze(width, nearest_multiple(width / 4, 8))
+            )
             yield from repvit_mlp(width, side)
     yield Layer(1, width, 1000, 1)
 
 
 FASTERNET = {"t0": 40, "t1": 64, "t2": 96, "s": 128, "m": 144, "l": 192}
-FASTERNET_DEPTHS = {"t": (1, 2, 8, 2), "s": (1, 2, 13, 2), "m": (3, 4, 18, 3), "l": (3, 4, 18, 3)}
+FASTERNET_DEPTHS = {
+    "t": (1, 2, 8, 2),
+    "s": (1, 2, 13, 2),
+    "m": (3, 4, 18, 3),
+    "l": (3, 4, 18, 3),
+}
 
 
 def fasternet(variant: str, size: int) -> Iterator[Layer]:
@@ -223,12 +253,17 @@ def parameter_count(row: ModelSpec, convention: str) -> int:
     parts = layers(row.name, row.preprocess.size)
     deploy = sum(part.parameters for part in parts)
     kept = 4 * sum(part.outputs for part in parts if part.merged)
-    return {"train": row.parameters_train, "deploy": deploy, "onnx": deploy + kept}[convention]
+    return {"train": row.parameters_train, "deploy": deploy, "onnx": deploy + kept}[
+        convention
+    ]
 
 
 def flop_count(row: ModelSpec, size: int, convention: str) -> int:
     parts = layers(row.name, size)
-    macs, maps = sum(part.macs for part in parts), [part for part in parts if part.side > 1]
+    macs, maps = (
+        sum(part.macs for part in parts),
+        [part for part in parts if part.side > 1],
+    )
     squeezed = sum(part.elements for part in maps) if len(parts) > len(maps) + 1 else 0
     body = macs - parts[-1].macs + maps[-1].elements
     rectified = 2 * sum(part.elements for part in maps)
@@ -267,7 +302,9 @@ def refuted(row: ModelSpec, figure: Figure) -> set[str]:
 
 def test_every_variant_is_listed_family_by_family() -> None:
     grouped = [f"b{width}{groups}" for width in "123" for groups in ("", "g2", "g4")]
-    repvgg_names = [f"repvgg_{name}" for name in ("a0", "a1", "a2", "b0", *grouped, "d2se")]
+    repvgg_names = [
+        f"repvgg_{name}" for name in ("a0", "a1", "a2", "b0", *grouped, "d2se")
+    ]
     widths = (
         "050",
         "050_repid",
@@ -281,7 +318,9 @@ def test_every_variant_is_listed_family_by_family() -> None:
         "150",
         "200",
     )
-    others = [f"repvit_{name}" for name in REPVIT] + [f"fasternet_{name}" for name in FASTERNET]
+    others = [f"repvit_{name}" for name in REPVIT] + [
+        f"fasternet_{name}" for name in FASTERNET
+    ]
     assert [*repvgg_names, "repvggplus_l2pse"] + [
         f"repghostnet_{name}" for name in widths
     ] + others == NAMES
@@ -299,7 +338,9 @@ def test_deploy_counts_follow_from_the_papers_tables(name: str) -> None:
 def test_exactly_the_flagged_counts_disagree(name: str) -> None:
     row = catalog.spec(name)
     for figure in row.figures:
-        assert refuted(row, figure) == set(figure.wrong) & {"parameters", "flops"}, figure
+        assert refuted(row, figure) == set(figure.wrong) & {"parameters", "flops"}, (
+            figure
+        )
     if any(figure.wrong for figure in row.figures):
         assert row.notes
 
@@ -337,7 +378,9 @@ def test_these_published_figures_are_wrong_and_no_others() -> None:
         for field in figure.wrong
     }
     shifted = ("repvgg_a1", "repvgg_a2", "repghostnet_100", "repghostnet_200")
-    columns = {(name, "hailo8l", field) for name in shifted for field in ("top1", "int8_top1")}
+    columns = {
+        (name, "hailo8l", field) for name in shifted for field in ("top1", "int8_top1")
+    }
     assert columns < flagged
     assert flagged - columns == {
         ("repvgg_b0", "mmpretrain", "parameters"),
@@ -367,7 +410,9 @@ def test_mmpretrain_counts_are_reproduced_to_the_last_digit() -> None:
         if figure.source == "mmpretrain"
     ]
     assert len(exact) == 12
-    assert all(figure.flops.isdigit() and figure.parameters.isdigit() for figure in exact)
+    assert all(
+        figure.flops.isdigit() and figure.parameters.isdigit() for figure in exact
+    )
 
 
 # Every number of the documents that the project starts from.
@@ -376,7 +421,9 @@ def test_mmpretrain_counts_are_reproduced_to_the_last_digit() -> None:
 @pytest.fixture(scope="module")
 def seeds() -> dict[str, str]:
     if not SEEDS.is_dir():
-        pytest.skip("the source documents are not beside this checkout (../shared/seeds)")
+        pytest.skip(
+            "the source documents are not beside this checkout (../shared/seeds)"
+        )
     texts = [path.read_text(encoding="utf-8") for path in SEEDS.glob("*.txt")]
     return {title(text): text for text in texts}
 
@@ -398,13 +445,19 @@ def rows_of(text: str) -> list[list[str]]:
 
 def the_figure(name: str, source: str) -> Figure:
     (figure,) = (
-        item for item in catalog.spec(name).figures if item.source == source and not item.setting
+        item
+        for item in catalog.spec(name).figures
+        if item.source == source and not item.setting
     )
     return figure
 
 
-@pytest.mark.parametrize(("family", "count"), [("RepGhost", 5), ("RepViT", 3), ("FasterNet", 4)])
-def test_the_boards_tables_are_complete(seeds: dict[str, str], family: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("family", "count"), [("RepGhost", 5), ("RepViT", 3), ("FasterNet", 4)]
+)
+def test_the_boards_tables_are_complete(
+    seeds: dict[str, str], family: str, count: int
+) -> None:
     text, source = seeds[f"CNN - {family}"], f"rdk_{family.lower()}"
     rows = rows_of(text)
     assert len(rows) == count
@@ -436,7 +489,9 @@ def test_repghosts_own_table_is_complete(seeds: dict[str, str]) -> None:
         figure = the_figure(
             f"repghostnet_{round(float(width[:-1]) * 100):03d}", "repghost_official"
         )
-        assert [str(item) for item in (figure.latency_ms, figure.top1, figure.top5)] == [
+        assert [
+            str(item) for item in (figure.latency_ms, figure.top1, figure.top5)
+        ] == [
             latency,
             top1,
             top5,
@@ -451,14 +506,21 @@ def test_vastais_table_is_complete(seeds: dict[str, str]) -> None:
     assert len(rows) == 11
     for model, _, top1, top5, flops, parameters, size in rows:
         figure = the_figure(model.lower().replace("-", "_"), "vastai")
-        assert [str(item) for item in (figure.top1, figure.top5, figure.size)] == [top1, top5, size]
+        assert [str(item) for item in (figure.top1, figure.top5, figure.size)] == [
+            top1,
+            top5,
+            size,
+        ]
         assert (figure.flops, figure.parameters) == (f"{flops}G", f"{parameters}M")
 
 
 def test_vastais_measured_accuracies_are_there(seeds: dict[str, str]) -> None:
-    (card,) = (item for item in catalog.spec("repvgg_a0").figures if item.fp16_top1 is not None)
+    (card,) = (
+        item for item in catalog.spec("repvgg_a0").figures if item.fp16_top1 is not None
+    )
     measured = [
-        str(item) for item in (card.fp16_top1, card.fp16_top5, card.int8_top1, card.int8_top5)
+        str(item)
+        for item in (card.fp16_top1, card.fp16_top5, card.int8_top1, card.int8_top5)
     ]
     assert re.findall(r"top\d_rate: ([\d.]+)", seeds["RepVGG"]) == measured
     conditions = " ".join(catalog.sources()["vastai"].conditions)
@@ -482,14 +544,17 @@ def test_models_takes_a_glob_and_keeps_the_order() -> None:
 
 def test_an_unknown_model_names_its_neighbors() -> None:
     with pytest.raises(
-        InputError, match=r"no model is called 'repghostnet_50'; did you mean .*repghostnet_050"
+        InputError,
+        match=r"no model is called 'repghostnet_50'; did you mean .*repghostnet_050",
     ):
         catalog.spec("repghostnet_50")
 
 
 def test_preprocessing_is_the_authors() -> None:
     assert catalog.spec("repvgg_a0").preprocess == Preprocess()
-    assert catalog.spec("repvgg_d2se").preprocess == Preprocess(size=320, crop_fraction=1.0)
+    assert catalog.spec("repvgg_d2se").preprocess == Preprocess(
+        size=320, crop_fraction=1.0
+    )
     assert catalog.spec("repvit_m0_9").preprocess == Preprocess(interpolation="bicubic")
     assert catalog.spec("fasternet_t0").preprocess.resize_to == 248
 
@@ -498,7 +563,14 @@ def test_a_row_becomes_json_without_empty_fields() -> None:
     document = json.loads(json.dumps(catalog.spec("repvgg_a0").document()))
     assert document["parameters_deploy"] == 8309384
     assert document["figures"][1]["int8_top1"] == 0.602
-    assert set(document["figures"][0]) == {"source", "size", "parameters", "flops", "top1", "top5"}
+    assert set(document["figures"][0]) == {
+        "source",
+        "size",
+        "parameters",
+        "flops",
+        "top1",
+        "top5",
+    }
 
 
 def test_checkpoints_belong_to_variants() -> None:
@@ -517,7 +589,12 @@ def test_checkpoints_belong_to_variants() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("0.34G", "3.4E+8"), ("8.30M", "8.30E+6"), ("8309384", "8309384"), ("43M", "43E+6")],
+    [
+        ("0.34G", "3.4E+8"),
+        ("8.30M", "8.30E+6"),
+        ("8309384", "8309384"),
+        ("43M", "43E+6"),
+    ],
 )
 def test_a_printed_count_keeps_its_precision(text: str, value: str) -> None:
     assert catalog.as_number(text).as_tuple() == Decimal(value).as_tuple()
@@ -567,11 +644,23 @@ def test_a_small_catalog_is_read() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('title = "M"', 'titel = "M"', "no key of m is called 'titel'; did you mean title"),
+        (
+            'title = "M"',
+            'titel = "M"',
+            "no key of m is called 'titel'; did you mean title",
+        ),
         ("top1 = 70.10", "top3 = 70.10", "no key of a figure of m is called 'top3'"),
         ("{ size = 64 }", "{ sise = 64 }", "unknown preprocess field 'sise'"),
-        ("[families.f]", "[families.f]\nlicense = 1", "no key of family f is called 'license'"),
-        ("[[checkpoint]]", "[[checkpoints]]", "no key of the catalog is called 'checkpoints'"),
+        (
+            "[families.f]",
+            "[families.f]\nlicense = 1",
+            "no key of family f is called 'license'",
+        ),
+        (
+            "[[checkpoint]]",
+            "[[checkpoints]]",
+            "no key of the catalog is called 'checkpoints'",
+        ),
         ('url = "u"', "", "source paper is not complete"),
         ("macs = 1", 'macs = "1"', "macs of m must be of type"),
         ("macs = 1", "macs = true", "macs of m must be of type"),
@@ -593,7 +682,11 @@ def test_a_small_catalog_is_read() -> None:
         ),
         ('name = "m.tag"', 'name = "n.tag"', "must be called m.<tag>"),
         ('variant = "m"', 'variant = "n"', "variant of m.tag must be one of 'm'"),
-        ('[[checkpoint]]\nname = "m.tag"', '[[model]]\nname = "m"', "no key of m is called"),
+        (
+            '[[checkpoint]]\nname = "m.tag"',
+            '[[model]]\nname = "m"',
+            "no key of m is called",
+        ),
         ("[[model]]", "[[model", "the catalog is not TOML"),
     ],
 )
@@ -609,7 +702,9 @@ def test_two_rows_of_one_name_are_refused() -> None:
         catalog.parse(VALID + model)
 
 
-def test_families_without_timm_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_families_without_timm_says_what_to_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.delitem(sys.modules, "repzoo.zoo.families", raising=False)
     with pytest.raises(MissingExtra, match=r"pip install 'repzoo\[torch\]'"):

@@ -1,4 +1,6 @@
-"""Checkpoints of every source: the authors' logits, each trap of each source, and what a file that does not fit is told."""
+"""Checkpoints of every source: the authors' logits, each trap of each source, and what a file
+that does not fit is told.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def saved(path: Path, content: object, legacy: bool = False) -> Path:
 
 
 def tensors(state: State) -> OrderedDict[str, torch.Tensor]:
-    return OrderedDict((key, torch.from_numpy(np.array(value))) for key, value in state.items())
+    return OrderedDict(
+        (key, torch.from_numpy(np.array(value))) for key, value in state.items()
+    )
 
 
 def filled(
@@ -66,8 +70,16 @@ def close(found: Array, expected: Array) -> None:
 @pytest.mark.parametrize(
     ("name", "model", "source"),
     [
-        ("fasternet_official.t0", "fasternet_t0", "the authors' FasterNet, training form"),
-        ("repghost_official.0_5x", "repghostnet_050", "RepGhost (they name alike), training form"),
+        (
+            "fasternet_official.t0",
+            "fasternet_t0",
+            "the authors' FasterNet, training form",
+        ),
+        (
+            "repghost_official.0_5x",
+            "repghostnet_050",
+            "RepGhost (they name alike), training form",
+        ),
         (
             "repvgg_official.RepVGG-A0",
             "repvgg_a0",
@@ -78,7 +90,11 @@ def close(found: Array, expected: Array) -> None:
             "repvgg_a0",
             "the authors' RepVGG (repvgg.py), deploy form",
         ),
-        ("repvit_thu.repvit_m0_9", "repvit_m0_9", "the authors' (THU) RepViT, training form"),
+        (
+            "repvit_thu.repvit_m0_9",
+            "repvit_m0_9",
+            "the authors' (THU) RepViT, training form",
+        ),
     ],
 )
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
@@ -96,7 +112,9 @@ def test_the_authors_logits(
     assert loaded.source.endswith(source)
     assert loaded.classes == 1000
     close(
-        logits(loaded, official.inputs(known["input"]["shape"], known["input"]["seed"])),
+        logits(
+            loaded, official.inputs(known["input"]["shape"], known["input"]["seed"])
+        ),
         np.array(known["logits"]),
     )
 
@@ -124,7 +142,11 @@ def same(found: Loaded, expected: State) -> None:
     ],
 )
 def test_every_source_and_form_places_each_tensor_once(
-    tmp_path: Path, model: str, rename: Callable[[str], str] | None, said: str, form: str
+    tmp_path: Path,
+    model: str,
+    rename: Callable[[str], str] | None,
+    said: str,
+    form: str,
 ) -> None:
     if form == "deploy" and model.startswith("fasternet"):
         pytest.skip("FasterNet has no deploy form of its own")
@@ -133,7 +155,11 @@ def test_every_source_and_form_places_each_tensor_once(
     assert len({renamed(name) for name in expected}) == len(expected)
     path = saved(
         tmp_path / "w.pth",
-        {"state_dict": tensors({renamed(name): value for name, value in expected.items()})},
+        {
+            "state_dict": tensors(
+                {renamed(name): value for name, value in expected.items()}
+            )
+        },
     )
     loaded = load(path, model)
     assert (loaded.form, loaded.classes) == ("train" if "norep" in model else form, 10)
@@ -152,7 +178,11 @@ def test_paddles_linear_layers_are_transposed_and_its_counters_start_at_zero(
         path = tmp_path / f"{model}.pdparams"
         path.write_bytes(
             pickle.dumps(
-                {**official.paddle(state), "StructuredToParameterName@@": {"a": "linear_0.w_0"}}, 2
+                {
+                    **official.paddle(state),
+                    "StructuredToParameterName@@": {"a": "linear_0.w_0"},
+                },
+                2,
             )
         )
         loaded = load(path, model)
@@ -165,7 +195,9 @@ def test_paddles_linear_layers_are_transposed_and_its_counters_start_at_zero(
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
-def test_paddles_pairs_of_name_and_array_are_read(tmp_path: Path, protocol: int) -> None:
+def test_paddles_pairs_of_name_and_array_are_read(
+    tmp_path: Path, protocol: int
+) -> None:
     class Pair:
         def __init__(self, value: Array) -> None:
             self.value = value
@@ -175,14 +207,19 @@ def test_paddles_pairs_of_name_and_array_are_read(tmp_path: Path, protocol: int)
 
     state = official.paddle(filled("fasternet_t0", official.fasternet_name))
     path = tmp_path / "w.pdparams"
-    path.write_bytes(pickle.dumps({key: Pair(value) for key, value in state.items()}, protocol))
+    path.write_bytes(
+        pickle.dumps({key: Pair(value) for key, value in state.items()}, protocol)
+    )
     np.testing.assert_array_equal(
-        load(path, "fasternet_t0").state["conv_head.weight"], state["avgpool_pre_head.1.weight"]
+        load(path, "fasternet_t0").state["conv_head.weight"],
+        state["avgpool_pre_head.1.weight"],
     )
 
 
 def test_paddles_merged_repvgg_keeps_its_se_blocks(tmp_path: Path) -> None:
-    """PaddleClas saves merged convolutions beside the branches and runs them without SE; here branches and SE are loaded."""
+    """PaddleClas saves merged convolutions beside the branches and runs them without SE; here
+    branches and SE are loaded.
+    """
     state = official.paddle(filled("repvgg_a0", official.repvgg_name))
     merged = {
         key.replace("rbr_dense.conv", "rbr_reparam"): value
@@ -213,12 +250,18 @@ def test_paddles_bfloat16_and_split_tensors_are_refused_by_name(tmp_path: Path) 
         "head.weight@@.1": state["head.weight"][5:].ravel(),
     }
     info = {
-        "UnpackBigParamInfor@@": {"head.weight": {"OriginShape": (1280, 10), "slices": list(parts)}}
+        "UnpackBigParamInfor@@": {
+            "head.weight": {"OriginShape": (1280, 10), "slices": list(parts)}
+        }
     }
     path.write_bytes(
         pickle.dumps(
             {
-                **{name: value for name, value in state.items() if name != "head.weight"},
+                **{
+                    name: value
+                    for name, value in state.items()
+                    if name != "head.weight"
+                },
                 **parts,
                 **info,
             },
@@ -236,7 +279,9 @@ def test_repvit_with_one_head_and_fused(tmp_path: Path) -> None:
     ):
         own = shapes("repvit_m0_6", form, 10, heads)
         state = filled("repvit_m0_6", official.repvit_name(own), form, heads=heads)
-        loaded = load(saved(tmp_path / "w.pth", {"model": tensors(state)}), "repvit_m0_6")
+        loaded = load(
+            saved(tmp_path / "w.pth", {"model": tensors(state)}), "repvit_m0_6"
+        )
         assert (loaded.two_heads, loaded.form, last in loaded.state) == (
             heads and form == "train",
             form,
@@ -248,7 +293,9 @@ def test_repvit_with_one_head_and_fused(tmp_path: Path) -> None:
 def test_legacy_repvit_is_told_from_its_successor(tmp_path: Path) -> None:
     """M1 has M0.9's widths and depths, but a BatchNorm in each 1x1 branch."""
     own = shapes("repvit_m1", "train", 10, True)
-    path = saved(tmp_path / "w.pth", tensors(filled("repvit_m1", official.repvit_name(own))))
+    path = saved(
+        tmp_path / "w.pth", tensors(filled("repvit_m1", official.repvit_name(own)))
+    )
     with pytest.raises(
         InputError, match=r"does not fit repvit_m0_9: it lacks .*; it fits repvit_m1$"
     ):
@@ -260,14 +307,18 @@ def test_only_the_two_smallest_fasternets_have_gelu() -> None:
 
     for name in ("t0", "t1", "t2", "s", "m", "l"):
         with torch.device("meta"):
-            kinds = {type(module) for module in families.build(f"fasternet_{name}").modules()}
+            kinds = {
+                type(module) for module in families.build(f"fasternet_{name}").modules()
+            }
         assert (torch.nn.GELU in kinds, torch.nn.ReLU in kinds) == (
             name in ("t0", "t1"),
             name not in ("t0", "t1"),
         )
 
 
-def test_averaged_weights_are_taken_where_the_source_prefers_them(tmp_path: Path) -> None:
+def test_averaged_weights_are_taken_where_the_source_prefers_them(
+    tmp_path: Path,
+) -> None:
     plain, mean = filled(SMALL), filled(SMALL, gain=0.5)
     wrapped = {f"module.{key}": value for key, value in tensors(mean).items()}
     path = saved(
@@ -337,7 +388,8 @@ def test_other_floats_become_float32_and_it_is_said(tmp_path: Path, dtype: str) 
 def ghost(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of ten classes of the smallest RepGhost."""
     return saved(
-        tmp_path_factory.mktemp("ghost") / "ghost.pth", {"state_dict": tensors(filled(SMALL))}
+        tmp_path_factory.mktemp("ghost") / "ghost.pth",
+        {"state_dict": tensors(filled(SMALL))},
     )
 
 
@@ -353,21 +405,41 @@ def test_what_is_missing_too_much_or_of_another_shape_is_named(tmp_path: Path) -
         load(edited(path, lambda state: state.__delitem__("conv_head.bias")), SMALL)
     with pytest.raises(InputError, match=r"adds 1 tensors, such as 'extra\.weight'"):
         load(
-            edited(path, lambda state: state.update({"extra.weight": np.zeros(2, np.float32)})),
+            edited(
+                path,
+                lambda state: state.update({"extra.weight": np.zeros(2, np.float32)}),
+            ),
             SMALL,
         )
     with pytest.raises(
         InputError,
         match=r"has 1 of other shapes, such as 'bn1\.bias', \(3,\) where \(8,\) is expected",
     ):
-        load(edited(path, lambda state: state.update({"bn1.bias": np.zeros(3, np.float32)})), SMALL)
-    with pytest.raises(InputError, match=r"'bn1\.bias' holds values that are not finite"):
         load(
-            edited(path, lambda state: state.update({"bn1.bias": np.full(8, np.nan, np.float32)})),
+            edited(
+                path, lambda state: state.update({"bn1.bias": np.zeros(3, np.float32)})
+            ),
+            SMALL,
+        )
+    with pytest.raises(
+        InputError, match=r"'bn1\.bias' holds values that are not finite"
+    ):
+        load(
+            edited(
+                path,
+                lambda state: state.update(
+                    {"bn1.bias": np.full(8, np.nan, np.float32)}
+                ),
+            ),
             SMALL,
         )
     with pytest.raises(InputError, match=r"'bn1\.bias' has elements of type int64"):
-        load(edited(path, lambda state: state.update({"bn1.bias": np.zeros(8, np.int64)})), SMALL)
+        load(
+            edited(
+                path, lambda state: state.update({"bn1.bias": np.zeros(8, np.int64)})
+            ),
+            SMALL,
+        )
 
 
 def test_the_wrong_model_is_told_which_one_fits(ghost: Path, tmp_path: Path) -> None:
@@ -383,7 +455,9 @@ def test_the_wrong_model_is_told_which_one_fits(ghost: Path, tmp_path: Path) -> 
         load(ghost, "repvgg_a0")
     with pytest.raises(InputError, match=r"adds .*fusion_bn.*it fits repghostnet_050 "):
         load(ghost, "repghostnet_050_norep")
-    other = saved(tmp_path / "o.pth", {"a.weight": torch.zeros(2), "b.weight": torch.zeros(2)})
+    other = saved(
+        tmp_path / "o.pth", {"a.weight": torch.zeros(2), "b.weight": torch.zeros(2)}
+    )
     with pytest.raises(
         InputError,
         match=r"2 tensors \('a\.weight', 'b\.weight', \.\.\.\) are not named as those of a model of the zoo",
@@ -396,9 +470,13 @@ def test_a_source_that_is_given_must_be_right(ghost: Path) -> None:
         load(ghost, SMALL, CheckpointOptions("timm")).state.keys()
         == load(ghost, SMALL, CheckpointOptions("official")).state.keys()
     )
-    with pytest.raises(InputError, match="by the source paddle; check the file and --source"):
+    with pytest.raises(
+        InputError, match="by the source paddle; check the file and --source"
+    ):
         load(ghost, SMALL, CheckpointOptions("paddle"))
-    with pytest.raises(InputError, match="no source is called 'tim'; did you mean timm"):
+    with pytest.raises(
+        InputError, match="no source is called 'tim'; did you mean timm"
+    ):
         load(ghost, SMALL, CheckpointOptions("tim"))
 
 
@@ -432,7 +510,9 @@ def test_keys_that_meet_under_one_name_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.95, 0.9999])
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "legacy.pth"])
-def test_a_half_downloaded_file_is_refused(tmp_path: Path, name: str, share: float) -> None:
+def test_a_half_downloaded_file_is_refused(
+    tmp_path: Path, name: str, share: float
+) -> None:
     state, path = filled(SMALL), tmp_path / name
     save_file(state, path) if name.endswith("safetensors") else saved(
         path, tensors(state), name.startswith("legacy")
@@ -440,7 +520,8 @@ def test_a_half_downloaded_file_is_refused(tmp_path: Path, name: str, share: flo
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(
-        InputError, match=r"refused: .*(truncated|cut short|no end|beyond|does not begin)"
+        InputError,
+        match=r"refused: .*(truncated|cut short|no end|beyond|does not begin)",
     ):
         load(path, SMALL)
 
@@ -451,8 +532,12 @@ def test_no_file_and_a_folder_are_refused(tmp_path: Path) -> None:
             load(path, SMALL)
 
 
-def test_convert_and_export_from_the_command_line(run: Run, ghost: Path, tmp_path: Path) -> None:
-    """convert writes what export reads; the graph computes what the module does; both say whose the weights were."""
+def test_convert_and_export_from_the_command_line(
+    run: Run, ghost: Path, tmp_path: Path
+) -> None:
+    """convert writes what export reads; the graph computes what the module does; both say whose
+    the weights were.
+    """
     out = tmp_path / "w.safetensors"
     ran = run("convert", ghost, "--model", SMALL, "-o", out, "--json")
     assert (ran.code, ran.document["classes"], ran.document["form"]) == (0, 10, "train")
@@ -489,7 +574,9 @@ def test_convert_and_export_from_the_command_line(run: Run, ghost: Path, tmp_pat
 def test_timms_own_file_exported_answers_as_timms_module(
     run: Run, tmp_path: Path, model: str, ending: str
 ) -> None:
-    """Nothing of the catalog makes the file: timm builds, saves and answers; RepViT's answer is the mean of its heads."""
+    """Nothing of the catalog makes the file: timm builds, saves and answers; RepViT's answer is
+    the mean of its heads.
+    """
     import onnxruntime as ort
     import timm
 
@@ -499,7 +586,9 @@ def test_timms_own_file_exported_answers_as_timms_module(
     if ending == "pth":
         torch.save(module.state_dict(), path)
     else:
-        save_file({name: value.numpy() for name, value in module.state_dict().items()}, path)
+        save_file(
+            {name: value.numpy() for name, value in module.state_dict().items()}, path
+        )
     ran = run(
         "export",
         model,

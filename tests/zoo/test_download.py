@@ -1,4 +1,6 @@
-"""Downloads against a real server on this machine: resumed, checked, bounded, refused with a sentence."""
+"""Downloads against a real server on this machine: resumed, checked, bounded, refused with a
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -72,23 +74,29 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
             self.send_response(206 if start else 200)
             if start:
                 self.send_header(
-                    "Content-Range", f"bytes {start}-{len(state.content) - 1}/{len(state.content)}"
+                    "Content-Range",
+                    f"bytes {start}-{len(state.content) - 1}/{len(state.content)}",
                 )
             self.send_header(
-                "Content-Length", str(len(body) if state.claims is None else state.claims)
+                "Content-Length",
+                str(len(body) if state.claims is None else state.claims),
             )
             self.send_header("ETag", state.tag)
             for key, value in state.headers.items():
                 self.send_header(key, value)
             self.end_headers()
-            self.wfile.write(body[: state.breaks_after.pop(0)] if state.breaks_after else body)
+            self.wfile.write(
+                body[: state.breaks_after.pop(0)] if state.breaks_after else body
+            )
             self.close_connection = True
 
     served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state.address = f"http://127.0.0.1:{served.server_address[1]}"
     monkeypatch.setenv("REPZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
+    thread = threading.Thread(
+        target=served.serve_forever, kwargs={"poll_interval": 0.01}
+    )
     thread.start()
     yield state
     served.shutdown()
@@ -100,7 +108,9 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
-def test_a_file_by_address_with_its_hash(server: Server, run: Run, tmp_path: Path) -> None:
+def test_a_file_by_address_with_its_hash(
+    server: Server, run: Run, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     ran = run("download", server.url(), "--sha256", SHA256, "-o", out, "--json")
     assert ran.code == 0
@@ -126,7 +136,9 @@ def test_what_nobody_states_a_hash_of_is_said_to_be_unverified(
     assert "unverified" in ran.out
 
 
-def test_a_broken_transfer_goes_on_within_one_run(server: Server, tmp_path: Path) -> None:
+def test_a_broken_transfer_goes_on_within_one_run(
+    server: Server, tmp_path: Path
+) -> None:
     server.breaks_after = [1_000_000, 500_000]
     (rows,) = [matching(server.url(), SHA256)]
     found = fetch(rows[0], tmp_path)
@@ -134,7 +146,9 @@ def test_a_broken_transfer_goes_on_within_one_run(server: Server, tmp_path: Path
     assert server.ranges == [None, "bytes=1000000-", "bytes=1500000-"]
 
 
-def test_a_transfer_that_broke_off_goes_on_in_the_next_run(server: Server, tmp_path: Path) -> None:
+def test_a_transfer_that_broke_off_goes_on_in_the_next_run(
+    server: Server, tmp_path: Path
+) -> None:
     server.breaks_after = [100_000] * 4
     row = matching(server.url(), SHA256)[0]
     with pytest.raises(
@@ -157,8 +171,14 @@ def test_another_file_at_the_address_is_fetched_from_its_start(
     assert fetch(matching(server.url())[0], tmp_path).file.read_bytes() == CONTENT[::-1]
 
 
-def test_a_part_without_its_facts_is_not_trusted(server: Server, tmp_path: Path) -> None:
-    for facts in ("", "[]", json.dumps({"url": "http://other/w.pth", "etag": server.tag})):
+def test_a_part_without_its_facts_is_not_trusted(
+    server: Server, tmp_path: Path
+) -> None:
+    for facts in (
+        "",
+        "[]",
+        json.dumps({"url": "http://other/w.pth", "etag": server.tag}),
+    ):
         (tmp_path / "w.pth.part").write_bytes(b"x" * 1000)
         (tmp_path / "w.pth.part.json").write_text(facts)
         assert fetch(matching(server.url())[0], tmp_path).file.read_bytes() == CONTENT
@@ -214,7 +234,9 @@ def test_the_hub_by_name_with_the_hash_that_it_states(
 ) -> None:
     """As huggingface.co answers: a redirect that carries the hash, then the file elsewhere."""
     monkeypatch.setenv("HF_ENDPOINT", server.address)
-    server.redirects = {"/timm/repghostnet_100.in1k/resolve/main/model.safetensors": "/blob"}
+    server.redirects = {
+        "/timm/repghostnet_100.in1k/resolve/main/model.safetensors": "/blob"
+    }
     server.headers = {"X-Linked-ETag": f'"{SHA256}"'}
     ran = run("download", "repghostnet_100.in1k", "--json")
     (made,) = ran.document["files"]
@@ -243,7 +265,9 @@ def test_offline_says_where_to_put_the_file(
 
 
 def test_names_globs_families_and_all() -> None:
-    assert [row.name for row in matching("repghostnet_100.in1k")] == ["repghostnet_100.in1k"]
+    assert [row.name for row in matching("repghostnet_100.in1k")] == [
+        "repghostnet_100.in1k"
+    ]
     assert {row.name for row in matching("repvgg_a0")} == {
         "repvgg_a0.rvgg_in1k",
         "repvgg_a0.mmpretrain",
@@ -275,7 +299,9 @@ def test_names_globs_families_and_all() -> None:
         ("repvgg_a0.paddle", "abc", "64 hex digits"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(wanted: str, sha256: str, sentence: str) -> None:
+def test_what_cannot_be_meant_is_refused(
+    wanted: str, sha256: str, sentence: str
+) -> None:
     with pytest.raises(InputError, match=sentence):
         matching(wanted, sha256)
 
@@ -310,7 +336,10 @@ def test_the_table_has_every_set_that_timm_publishes() -> None:
 
 def test_weights_in_the_cache_are_loaded_by_name(server: Server) -> None:
     row = PublishedWeights(
-        "repvgg_a0.rvgg_in1k", "repvgg_a0", "", "https://huggingface.co/timm/x/model.safetensors"
+        "repvgg_a0.rvgg_in1k",
+        "repvgg_a0",
+        "",
+        "https://huggingface.co/timm/x/model.safetensors",
     )
     place = storage.cache_folder() / row.file
     place.parent.mkdir(parents=True)

@@ -25,7 +25,9 @@ def artifact(values: list[float]) -> Artifact:
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 2, 2] data) => (float[N, 3] output)
         { flat = GlobalAveragePool (data) square = Flatten (flat) output = Mul (square, w) }"""
     model = onnx.parser.parse_model(text)
-    model.graph.initializer.append(numpy_helper.from_array(np.array(values, np.float32), "w"))
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.array(values, np.float32), "w")
+    )
     return Artifact(model, "tiny", Preprocess(size=2), ("a", "b", "c"))
 
 
@@ -60,7 +62,8 @@ def test_every_reference_model_has_its_recipe() -> None:
         found = recipe("reference").for_model(row.variant)
         assert found.preprocess["size"] == row.size
     ships, photos = (
-        vars(one) for one in (recipe("reference").for_model("repghostnet_050"), recipe("photos"))
+        vars(one)
+        for one in (recipe("reference").for_model("repghostnet_050"), recipe("photos"))
     )
     assert {key: value for key, value in ships.items() if key not in shared} == {
         key: value for key, value in photos.items() if key not in shared
@@ -72,7 +75,9 @@ def test_every_reference_model_has_its_recipe() -> None:
         sgd.weight_decay,
         sgd.batch,
     )
-    models = [row.variant for row in catalog.checkpoints() if row.name.endswith(".clothing")]
+    models = [
+        row.variant for row in catalog.checkpoints() if row.name.endswith(".clothing")
+    ]
     taught = {one for one in models if recipe("reference").for_model(one).distill}
     assert taught == {"fasternet_t0", "repvit_m0_9", "repvgg_a0"}
     assert recipe("reference-teacher").finetune
@@ -112,7 +117,9 @@ def test_rounding_again_changes_nothing() -> None:
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     once = embedded.rounded(values)
     np.testing.assert_array_equal(embedded.rounded(once), once)
-    assert len(lzma.compress(once.tobytes())) < 0.6 * len(lzma.compress(values.tobytes()))
+    assert len(lzma.compress(once.tobytes())) < 0.6 * len(
+        lzma.compress(values.tobytes())
+    )
 
 
 def test_the_size_limit_holds_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +132,8 @@ def test_the_size_limit_holds_both_ways(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[:-20], lambda data: data[:50], lambda data: b"PK" + data[2:]]
+    "damage",
+    [lambda data: data[:-20], lambda data: data[:50], lambda data: b"PK" + data[2:]],
 )
 def test_a_damaged_file_says_to_install_again(damage: object) -> None:
     assert callable(damage)
@@ -155,7 +163,9 @@ def test_what_ships_is_a_training_form_with_everything_in_it(name: str) -> None:
 def test_no_shipped_file_is_larger_than_5_mb_and_all_are_in_the_catalog() -> None:
     folder = files("repzoo.zoo") / "weights"
     shipped = {
-        item.name: len(item.read_bytes()) for item in folder.iterdir() if item.name.endswith(".xz")
+        item.name: len(item.read_bytes())
+        for item in folder.iterdir()
+        if item.name.endswith(".xz")
     }
     assert shipped
     assert max(shipped.values()) <= 5_000_000

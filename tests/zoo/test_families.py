@@ -1,4 +1,6 @@
-"""Every catalog model as torch builds it: counts of the training form, what the ablations change, and timm's own folds."""
+"""Every catalog model as torch builds it: counts of the training form, what the ablations
+change, and timm's own folds.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from repzoo.errors import InputError
 from repzoo.zoo import catalog
 from repzoo.zoo.families import build
 
-FIXTURES = Path(__file__).resolve().parents[2].parent / "shared" / "fixtures" / "checkpoints"
+FIXTURES = (
+    Path(__file__).resolve().parents[2].parent / "shared" / "fixtures" / "checkpoints"
+)
 NAMES = [row.name for row in catalog.models()]
 
 
@@ -51,19 +55,35 @@ def macs(model: nn.Module, size: int, layers: Sequence[nn.Module]) -> int:
 def test_the_training_form_has_the_catalogs_counts(name: str) -> None:
     row, model = catalog.spec(name), on_meta(name)
     assert parameters(model) == row.parameters_train
-    layers = [item for item in model.modules() if isinstance(item, nn.Conv2d | nn.Linear)]
+    layers = [
+        item for item in model.modules() if isinstance(item, nn.Conv2d | nn.Linear)
+    ]
     assert macs(model, row.preprocess.size, layers) == row.macs_train
 
 
-# What folding merges into another branch, by name: RepGhost, RepVGG (two), RepViT's mixer (two) and its second head.
-MERGED = ("fusion_bn", "conv_1x1", "identity", "token_mixer.conv1", "token_mixer.bn", "head_dist")
+# What folding merges into another branch, by name: RepGhost, RepVGG (two), RepViT's mixer (two)
+# and its second head.
+MERGED = (
+    "fusion_bn",
+    "conv_1x1",
+    "identity",
+    "token_mixer.conv1",
+    "token_mixer.bn",
+    "head_dist",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_deploy_counts_follow_from_the_modules(name: str) -> None:
-    """Merged branches vanish, and each BatchNorm too: after a convolution it leaves a bias per channel, elsewhere nothing."""
+    """Merged branches vanish, and each BatchNorm too: after a convolution it leaves a bias per
+    channel, elsewhere nothing.
+    """
     row, model = catalog.spec(name), on_meta(name)
-    kept = [item for key, item in model.named_modules() if not any(part in key for part in MERGED)]
+    kept = [
+        item
+        for key, item in model.named_modules()
+        if not any(part in key for part in MERGED)
+    ]
     layers = [item for item in kept if isinstance(item, nn.Conv2d | nn.Linear)]
     biases = sum(item.num_features for item in kept if isinstance(item, nn.BatchNorm2d))
     assert sum(map(parameters, layers)) + biases == row.parameters_deploy
@@ -74,20 +94,32 @@ def test_the_deploy_counts_follow_from_the_modules(name: str) -> None:
     "name", ["repvgg_a0", *(name for name in NAMES if name.startswith("repvit"))]
 )
 def test_timms_own_fold_leaves_the_deploy_counts(name: str) -> None:
-    """Of RepGhost and FasterNet timm leaves BatchNorms, and the folds of RepVGG need the weights: one suffices."""
+    """Of RepGhost and FasterNet timm leaves BatchNorms, and the folds of RepVGG need the
+    weights: one suffices.
+    """
     from timm.models import reparameterize_model
 
-    row, model = catalog.spec(name), build(name).eval() if name == "repvgg_a0" else on_meta(name)
+    row, model = (
+        catalog.spec(name),
+        build(name).eval() if name == "repvgg_a0" else on_meta(name),
+    )
     folded = reparameterize_model(model)
     assert not any(
-        isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) for module in folded.modules()
+        isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)
+        for module in folded.modules()
     )
     assert parameters(folded) == row.parameters_deploy
 
 
 @pytest.mark.parametrize(
     "name",
-    ["repvgg_b1g2", "repvit_m0_6", "repghostnet_050_wo", "repghostnet_050_repid", "fasternet_t0"],
+    [
+        "repvgg_b1g2",
+        "repvit_m0_6",
+        "repghostnet_050_wo",
+        "repghostnet_050_repid",
+        "fasternet_t0",
+    ],
 )
 def test_any_number_of_classes(name: str) -> None:
     model = on_meta(name, num_classes=10)
@@ -100,7 +132,9 @@ def test_repvit_may_have_one_head() -> None:
 
 
 def test_our_grouped_repvgg_is_built_as_timm_builds_its_own() -> None:
-    """B1g2 is B1g4 with twice the group size: same names, and weights twice as deep in the grouped layers alone."""
+    """B1g2 is B1g4 with twice the group size: same names, and weights twice as deep in the
+    grouped layers alone.
+    """
     two, four = on_meta("repvgg_b1g2").state_dict(), on_meta("repvgg_b1g4").state_dict()
     assert list(two) == list(four)
     ratios = {
@@ -115,7 +149,9 @@ def test_our_grouped_repvgg_is_built_as_timm_builds_its_own() -> None:
 def official_keys(fixture: str) -> set[str]:
     path = FIXTURES / fixture
     if not path.is_file():
-        pytest.skip("the checkpoint fixtures are not beside this checkout (../shared/fixtures)")
+        pytest.skip(
+            "the checkpoint fixtures are not beside this checkout (../shared/fixtures)"
+        )
     return set(json.loads(path.read_text(encoding="utf-8"))["tensors"])
 
 
@@ -123,7 +159,9 @@ def official_keys(fixture: str) -> set[str]:
     ("tag", "missing"),
     [("", ()), ("_wo", ()), ("_repid", ("fusion_bn",)), ("_norep", ("fusion_bn",))],
 )
-def test_repghosts_forms_have_the_authors_tensor_names(tag: str, missing: tuple[str, ...]) -> None:
+def test_repghosts_forms_have_the_authors_tensor_names(
+    tag: str, missing: tuple[str, ...]
+) -> None:
     expected = {
         key
         for key in official_keys("repghost_official.0_5x.json")
@@ -144,9 +182,14 @@ def random_model(name: str) -> nn.Module:
 
 
 def test_repid_adds_the_input_where_norep_does_not() -> None:
-    norep, repid = random_model("repghostnet_050_norep"), random_model("repghostnet_050_repid")
+    norep, repid = (
+        random_model("repghostnet_050_norep"),
+        random_model("repghostnet_050_repid"),
+    )
     repid.load_state_dict(norep.state_dict())
-    plain, identity = (item.get_submodule("blocks.0.0.ghost2") for item in (norep, repid))
+    plain, identity = (
+        item.get_submodule("blocks.0.0.ghost2") for item in (norep, repid)
+    )
     x = torch.randn(1, 4, 6, 6)
     with torch.no_grad():
         inner = plain.get_submodule("primary_conv")(x)
@@ -159,7 +202,9 @@ def test_repid_folds_in_timm() -> None:
     model = random_model("repghostnet_050_repid")
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(reparameterize_model(model)(x), model(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            reparameterize_model(model)(x), model(x), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_wo_lacks_the_identity_shortcut_and_nothing_else() -> None:

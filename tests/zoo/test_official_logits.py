@@ -1,7 +1,9 @@
-"""Logits that the authors' own code computed from checkpoints filled by rule, per variant and form: official_logits.json.
+"""Logits that the authors' own code computed from checkpoints filled by rule, per variant and
+form: official_logits.json.
 
-Numbers only. Each checkpoint is rebuilt under the authors' names from ours, so that a wrong name, order, shape or fold changes the
-logits. The large variants: pytest tests/zoo/test_official_logits.py --all-variants
+Numbers only. Each checkpoint is rebuilt under the authors' names from ours, so that a wrong
+name, order, shape or fold changes the logits. The large variants: pytest
+tests/zoo/test_official_logits.py --all-variants
 """
 
 from __future__ import annotations
@@ -46,14 +48,20 @@ def test_the_authors_code_computed_the_same_logits(
     tmp_path: Path, tag: str, request: pytest.FixtureRequest
 ) -> None:
     known = KNOWN[tag]
-    if catalog.spec(known["model"]).parameters_deploy >= LARGE and not request.config.getoption(
-        "--all-variants"
-    ):
+    if catalog.spec(
+        known["model"]
+    ).parameters_deploy >= LARGE and not request.config.getoption("--all-variants"):
         pytest.skip("large; run with --all-variants")
-    form = "deploy" if tag.endswith((".deploy", ".fused")) and "norep" not in tag else "train"
+    form = (
+        "deploy"
+        if tag.endswith((".deploy", ".fused")) and "norep" not in tag
+        else "train"
+    )
     own = shapes(known["model"], form, 1000, not tag.endswith(".one_head"))
     rename = naming(tag, own)
-    state = official.filled({rename(name): shape for name, shape in own.items()}, known["gain"])
+    state = official.filled(
+        {rename(name): shape for name, shape in own.items()}, known["gain"]
+    )
     path = tmp_path / "w.pth"
     torch.save({key: torch.from_numpy(value) for key, value in state.items()}, path)
     loaded = load(path, known["model"])
@@ -74,14 +82,23 @@ def test_the_authors_code_computed_the_same_logits(
 def test_the_se_blocks_of_d2se_keep_their_place_in_every_source(source: str) -> None:
     """By names and shapes alone, without memory for its 130 million weights."""
     own = shapes("repvgg_d2se", "train", 7, False)
-    rename = official.mmpretrain_name if source == "mmpretrain" else official.repvgg_name
-    table = {rename(name): np.broadcast_to(np.float32(0), shape) for name, shape in own.items()}
+    rename = (
+        official.mmpretrain_name if source == "mmpretrain" else official.repvgg_name
+    )
+    table = {
+        rename(name): np.broadcast_to(np.float32(0), shape)
+        for name, shape in own.items()
+    }
     if source == "paddle":
         kept = {
-            key: value for key, value in table.items() if not key.endswith("num_batches_tracked")
+            key: value
+            for key, value in table.items()
+            if not key.endswith("num_batches_tracked")
         }
         table = {
-            key.replace("running_mean", "_mean").replace("running_var", "_variance"): value
+            key.replace("running_mean", "_mean").replace(
+                "running_var", "_variance"
+            ): value
             for key, value in kept.items()
         }
         table["linear.weight"] = table["linear.weight"].T
@@ -91,7 +108,10 @@ def test_the_se_blocks_of_d2se_keep_their_place_in_every_source(source: str) -> 
         for name, shape in own.items()
         if source != "paddle" or not name.endswith("num_batches_tracked")
     }
-    assert (found.scheme.source, {name: value.shape for name, value in found.table.items()}) == (
+    assert (
+        found.scheme.source,
+        {name: value.shape for name, value in found.table.items()},
+    ) == (
         source,
         expected,
     )
@@ -99,7 +119,9 @@ def test_the_se_blocks_of_d2se_keep_their_place_in_every_source(source: str) -> 
 
 
 def test_mmpretrains_swapped_figures_of_b0_are_marked_and_not_taken_over() -> None:
-    """Its metafile gives the parameters as FLOPs; loading compares shapes, and the catalog keeps its own counts."""
+    """Its metafile gives the parameters as FLOPs; loading compares shapes, and the catalog
+    keeps its own counts.
+    """
     row = catalog.spec("repvgg_b0")
     (figure,) = [one for one in row.figures if one.source == "mmpretrain"]
     assert set(figure.wrong) == {"parameters", "flops"}
@@ -108,4 +130,8 @@ def test_mmpretrains_swapped_figures_of_b0_are_marked_and_not_taken_over() -> No
         for name, shape in shapes("repvgg_b0", "train", 1000, False).items()
         if "running" not in name and shape
     ]
-    assert sum(int(np.prod(shape)) for shape in learned) == row.parameters_train == 15_817_960
+    assert (
+        sum(int(np.prod(shape)) for shape in learned)
+        == row.parameters_train
+        == 15_817_960
+    )

@@ -1,4 +1,6 @@
-"""Reading pickles as data: what acts is refused and not run, what costs is refused before it costs, what is data is read to the bit."""
+"""Reading pickles as data: what acts is refused and not run, what costs is refused before it
+costs, what is data is read to the bit.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +43,20 @@ def test_what_acts_is_refused_and_does_not(
     tmp_path: Path, run: Run, name: str, ending: str
 ) -> None:
     """Through the real command line; then Python's own unpickler shows that the trap was armed."""
-    mark, path, out = tmp_path / "ran", tmp_path / f"w.{ending}", tmp_path / "out.safetensors"
+    mark, path, out = (
+        tmp_path / "ran",
+        tmp_path / f"w.{ending}",
+        tmp_path / "out.safetensors",
+    )
     path.write_bytes(hostile.ACTING[name](mark))
     ran = run("convert", path, "--model", "repghostnet_050", "-o", out)
     assert (ran.code, ran.out, out.exists(), mark.exists()) == (2, "", False, False)
     assert len(ran.err.splitlines()) == 1
     assert str(path) in ran.err
     assert "refused" in ran.err
-    with contextlib.suppress(Exception):  # what it does after it has acted does not matter
+    with contextlib.suppress(
+        Exception
+    ):  # what it does after it has acted does not matter
         pickle.loads(path.read_bytes())
     assert mark.exists()
 
@@ -178,7 +186,9 @@ def test_settings_of_training_are_left_empty() -> None:
     ):
         found = back({"args": value}, 4)["args"]
         assert found == [1, 2] or isinstance(found, Opaque)
-    assert back({"args": argparse.Namespace(lr=0.1)}, 2)["args"] == Opaque("argparse.Namespace")
+    assert back({"args": argparse.Namespace(lr=0.1)}, 2)["args"] == Opaque(
+        "argparse.Namespace"
+    )
 
 
 def test_paddles_tensor_is_matched_not_evaluated() -> None:

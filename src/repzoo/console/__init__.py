@@ -1,1 +1,3 @@
-"""What a person, or with --json a program, sees: commands, options, output, and views of results."""
+"""What a person, or with --json a program, sees: commands, options, output, and views of
+results.
+"""

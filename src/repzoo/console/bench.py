@@ -22,7 +22,9 @@ def bench(result: SweepResult) -> View:
     rows = [_row(record) for record in result.records]
     # What all cases share stands in a line above the table instead of in a column.
     columns = [name for name in rows[0] if len({row[name] for row in rows}) > 1]
-    shared = [f"{name} {value}" for name, value in rows[0].items() if name not in columns]
+    shared = [
+        f"{name} {value}" for name, value in rows[0].items() if name not in columns
+    ]
     lines = [
         *_early_stopping_lines(result.records),
         *_comparison_lines(result.ratios),
@@ -43,7 +45,9 @@ def _row(record: Record[Latency]) -> dict[str, Any]:
 
 
 def _table(
-    records: Sequence[Record[Latency]], rows: Sequence[dict[str, Any]], columns: Sequence[str]
+    records: Sequence[Record[Latency]],
+    rows: Sequence[dict[str, Any]],
+    columns: Sequence[str],
 ) -> Table:
     headings = [f">{name}" if name in NUMBER_COLUMNS else name for name in columns]
     table = make_table(*headings, ">p50 ms", ">p90", ">p99", ">FPS")
@@ -63,10 +67,14 @@ def _document(result: SweepResult) -> dict[str, Any]:
             "engine": record.engine["name"],
             "version": record.engine["version"],
         }
-        runs.append({**names, **to_json(record.values), **record.samples, "host": record.host})
+        runs.append(
+            {**names, **to_json(record.values), **record.samples, "host": record.host}
+        )
     return {
         "runs": runs,
-        "ratios": [{**_sides(record), **to_json(record.values)} for record in result.ratios],
+        "ratios": [
+            {**_sides(record), **to_json(record.values)} for record in result.ratios
+        ],
         "left_out": [dataclasses.asdict(item) for item in result.left_out],
         "remarks": result.remarks,
         "interrupted": result.interrupted,
@@ -109,7 +117,9 @@ def _comparison_lines(ratios: Sequence[Record[LatencyRatio]]) -> list[str]:
     lines = []
     for record in ratios:
         sentence = _comparison(record, with_engines=len(engines) > 1)
-        lines.append(f"{record.values.setting}: {sentence}" if has_settings else sentence)
+        lines.append(
+            f"{record.values.setting}: {sentence}" if has_settings else sentence
+        )
     return lines
 
 
@@ -122,7 +132,9 @@ def _comparison(record: Record[LatencyRatio], with_engines: bool) -> str:
         second += f" on {sides['second_engine']}"
     values = record.values
     if values.setting.scenario == "offline":
-        claim = f"{first} does {values.fps_ratio:.3f} times the images a second of {second}"
+        claim = (
+            f"{first} does {values.fps_ratio:.3f} times the images a second of {second}"
+        )
         interval = f"{values.fps_ratio_low:.3f} .. {values.fps_ratio_high:.3f}"
     else:
         claim = f"{first} takes {values.ratio:.3f} times as long as {second}"

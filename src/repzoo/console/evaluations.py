@@ -48,7 +48,9 @@ def _document(result: verbs.Evaluation) -> dict[str, Any]:
         runs.append({**names, **to_json(record.values), "per_class": classes})
     paired = []
     for comparison in result.paired:
-        sides = {side: comparison.artifact[side]["name"] for side in ("first", "second")}
+        sides = {
+            side: comparison.artifact[side]["name"] for side in ("first", "second")
+        }
         paired.append({**sides, **to_json(comparison.values), **comparison.samples})
     if not paired:
         return {"runs": runs}

@@ -31,7 +31,9 @@ def models(rows: Sequence[ModelSpec]) -> View:
     for row in rows:
         published = [figure.top1 for figure in row.figures if figure.top1 is not None]
         best = str(max(published)) if published else ""
-        counts = map(cards.millions, (row.parameters_train, row.parameters_deploy, row.macs))
+        counts = map(
+            cards.millions, (row.parameters_train, row.parameters_deploy, row.macs)
+        )
         table.add_row(row.name, str(row.preprocess.size), *counts, best)
     note = (
         "Millions of parameters in training and deploy form; the best published Top-1 "
@@ -53,7 +55,11 @@ def spec(row: ModelSpec, sources: Mapping[str, FigureSource]) -> View:
     for figure in document["figures"]:
         source = sources[figure["source"]]
         used[figure["source"]] = dataclasses.asdict(source)
-        values = {key: value for key, value in figure.items() if key not in ("source", "files")}
+        values = {
+            key: value
+            for key, value in figure.items()
+            if key not in ("source", "files")
+        }
         figures.add_row(source.title, _pairs(values))
     notes = [f"note: {note}" for note in row.notes]
     return View({**document, "sources": used}, facts, figures, *notes)
@@ -71,7 +77,9 @@ def artifact(model: Artifact) -> View:
         "opset": model.opset,
         "classes": model.num_classes,
         "labels": list(model.labels),
-        "preprocess": dataclasses.asdict(model.preprocess) if model.preprocess else None,
+        "preprocess": dataclasses.asdict(model.preprocess)
+        if model.preprocess
+        else None,
         "steps": [dataclasses.asdict(step) for step in model.steps],
         "sha256": model.sha256,
     }
@@ -120,7 +128,9 @@ def written(model: Artifact, path: Path) -> View:
         build = model.steps[0].settings
         if "source" in build:
             remarks = [f"weights of {build['source']}", *build.get("remarks", [])]
-    summary = f"{path}: {model.form} form, opset {model.opset}, {model.num_classes} classes"
+    summary = (
+        f"{path}: {model.form} form, opset {model.opset}, {model.num_classes} classes"
+    )
     return View(document, summary, remarks=remarks)
 
 
@@ -182,8 +192,12 @@ def certificate(proof: Certificate, path: Path) -> View:
     for fold in proof.folds:
         macs = f"{fold.macs_before:,.0f} -> {fold.macs_after:,.0f}"
         folds.add_row(fold.output, f"{len(fold.nodes)} ({fold.kind})", macs)
-    refusals = [f"refused: {refusal.node}: {refusal.reason}" for refusal in proof.refusals]
-    return View(proof.to_json(), folds, *refusals, sizes, proof.line(), f"{path} written")
+    refusals = [
+        f"refused: {refusal.node}: {refusal.reason}" for refusal in proof.refusals
+    ]
+    return View(
+        proof.to_json(), folds, *refusals, sizes, proof.line(), f"{path} written"
+    )
 
 
 def cost(model: Artifact, counted: Cost) -> View:
@@ -191,6 +205,8 @@ def cost(model: Artifact, counted: Cost) -> View:
     table = make_table(model.name, f">{model.form} form")
     for name in ("parameters", "macs", "bytes", "nodes"):
         table.add_row(name, f"{getattr(counted, name):,}")
-    uncounted = ", ".join(f"{number} {name}" for name, number in counted.uncounted.items())
+    uncounted = ", ".join(
+        f"{number} {name}" for name, number in counted.uncounted.items()
+    )
     note = f"not counted in macs: {uncounted or 'nothing'}"
     return View(dataclasses.asdict(counted), table, note)

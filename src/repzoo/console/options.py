@@ -12,7 +12,15 @@ import rich_click as click
 from click.types import FloatParamType, convert_type
 
 from repzoo.artifact import Preprocess
-from repzoo.settings import FINITE, Field, Range, Setting, alternatives, element_types, fields_of
+from repzoo.settings import (
+    FINITE,
+    Field,
+    Range,
+    Setting,
+    alternatives,
+    element_types,
+    fields_of,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 # `--help` has 80 columns for the flag, the metavar and the help text.
@@ -40,7 +48,9 @@ def preprocess_options(command: Command) -> Command:
     return command
 
 
-def split_options(kind: type[Any], values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def split_options(
+    kind: type[Any], values: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """(settings of the dataclass `kind`, the remaining values) from a command's option values."""
     names = [field.name for field in fields_of(kind)]
     own = {name: values[name] for name in names}
@@ -92,7 +102,11 @@ def _metavar(field: Field) -> str | None:
     name = "NAME" if choices else METAVARS.get(item, "TEXT")
     if elements is None:
         return name
-    return f"{name},{name},.." if elements[-1] is Ellipsis else " ".join([name] * len(elements))
+    return (
+        f"{name},{name},.."
+        if elements[-1] is Ellipsis
+        else " ".join([name] * len(elements))
+    )
 
 
 def _choices(field: Field) -> tuple[str, ...]:
@@ -149,7 +163,9 @@ def _bound(value: float) -> Any:
 class _FiniteNumber(FloatParamType):
     """A number that is neither NaN nor infinite."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
         """The number in the text `value`."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
@@ -165,7 +181,9 @@ class _FiniteRange(click.FloatRange):
         high = None if math.isinf(accepted.high) else accepted.high
         super().__init__(min=low, max=high, min_open=accepted.excludes_low)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
         """The number in the text `value`."""
         number = super().convert(value, param, ctx)
         return _FiniteNumber().convert(number, param, ctx)
@@ -183,11 +201,15 @@ class _CommaSeparated(click.ParamType[Any]):
     ) -> tuple[Any, ...]:
         """The values in the text `value`."""
         parts = str(value).split(",")
-        return tuple(self._item_type.convert(part.strip(), param, ctx) for part in parts)
+        return tuple(
+            self._item_type.convert(part.strip(), param, ctx) for part in parts
+        )
 
 
 def _flatten(
-    _context: click.Context, _parameter: click.Parameter, groups: tuple[tuple[Any, ...], ...]
+    _context: click.Context,
+    _parameter: click.Parameter,
+    groups: tuple[tuple[Any, ...], ...],
 ) -> tuple[Any, ...]:
     """The values of all repetitions of an option, each once, in order."""
     unique: dict[Any, None] = {}

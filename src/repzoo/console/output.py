@@ -76,7 +76,9 @@ class Console:
         if self._bars is None:
             return
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total or None, completed=done)
+            self._tasks[stage] = self._bars.add_task(
+                stage, total=total or None, completed=done
+            )
         self._bars.update(self._tasks[stage], completed=done, total=total or None)
 
     @staticmethod

@@ -48,7 +48,9 @@ def quantized(report: QuantReport, path: Path) -> View:
 
 def _candidates(report: QuantReport) -> Table:
     """A row for each candidate, and the verdict of the gate."""
-    table = make_table("stage", ">drop", ">95 % interval", ">same %", ">expected", ">dB", ">s", "")
+    table = make_table(
+        "stage", ">drop", ">95 % interval", ">same %", ">expected", ">dB", ">s", ""
+    )
     for candidate in report.candidates:
         mark = "" if candidate.verdict.passes else "refused"
         if candidate is report.chosen:
@@ -73,7 +75,9 @@ def _drop_cells(values: PairedAccuracy) -> tuple[str, str, str, str, str]:
 
 
 def _noisiest_layers(report: QuantReport) -> Table:
-    table = make_table("noisiest layers", ">weights dB", ">input dB", "worst side, channels")
+    table = make_table(
+        "noisiest layers", ">weights dB", ">input dB", "worst side, channels"
+    )
     for layer in report.chosen.layers[:SHOWN_LAYERS]:
         channels = ", ".join(map(str, layer.channels[:SHOWN_CHANNELS]))
         decibels = (f"{layer.weight_db:.0f}", f"{layer.activation_db:.0f}")
@@ -83,7 +87,9 @@ def _noisiest_layers(report: QuantReport) -> Table:
 
 def _placement_lines(report: QuantReport) -> list[str]:
     """What runs in INT8, its latency over that of float, and why other nodes stay in float."""
-    lines = [f"placement: {report.chosen.placement}; {_latency_ratio(report.chosen.ratio)}"]
+    lines = [
+        f"placement: {report.chosen.placement}; {_latency_ratio(report.chosen.ratio)}"
+    ]
     reasons = []
     for trial in report.record.values.placement_trials or ():
         if trial.kept:
@@ -96,7 +102,9 @@ def _placement_lines(report: QuantReport) -> list[str]:
 
 
 def _latency_ratio(values: LatencyRatio) -> str:
-    interval = f"{cards.ratio_of(values.ratio_low)} .. {cards.ratio_of(values.ratio_high)}"
+    interval = (
+        f"{cards.ratio_of(values.ratio_low)} .. {cards.ratio_of(values.ratio_high)}"
+    )
     return f"INT8 / float latency {cards.ratio_of(values.ratio)} (95 % interval {interval})"
 
 
@@ -108,7 +116,9 @@ def mismatches(result: verbs.Mismatches) -> View:
     for record in result.wrong:
         values = record.values
         assert values.top1 is not None  # a mismatch row has it
-        interval = f"{cards.points(values.drop_low)} .. {cards.points(values.drop_high)}"
+        interval = (
+            f"{cards.points(values.drop_low)} .. {cards.points(values.drop_high)}"
+        )
         figures = (cards.percent(values.top1), cards.points(values.drop), interval)
         table.add_row(values.mismatch, *figures, f"{values.p_value:.2g}")
     document = {
@@ -154,7 +164,9 @@ def trained(result: TrainResult) -> View:
         "sha256": artifact.sha256,
         "epochs": [dataclasses.asdict(epoch) for epoch in result.log],
     }
-    return View(document, table, f"{artifact.name}: trained and written", remarks=result.remarks)
+    return View(
+        document, table, f"{artifact.name}: trained and written", remarks=result.remarks
+    )
 
 
 def card(result: JobResult, files: Sequence[Path]) -> View:
@@ -173,7 +185,9 @@ def card(result: JobResult, files: Sequence[Path]) -> View:
         "files": [str(path) for path in files],
         "remarks": list(result.remarks),
     }
-    return View(document, _card_table(facts), *lines, f"card: {written}", remarks=result.remarks)
+    return View(
+        document, _card_table(facts), *lines, f"card: {written}", remarks=result.remarks
+    )
 
 
 def _card_table(facts: cards.CardFacts) -> Table:
@@ -186,14 +200,19 @@ def _card_table(facts: cards.CardFacts) -> Table:
     size = f"{facts.size}x{facts.size}"
     table.add_row("size (pixels)", size, size)
     table.add_row("classes", str(facts.classes), str(facts.classes))
-    table.add_row("parameters (M)", *(cards.millions(cost.parameters) for cost in costs))
+    table.add_row(
+        "parameters (M)", *(cards.millions(cost.parameters) for cost in costs)
+    )
     table.add_row("weights (kB)", *(f"{cost.bytes / 1000:.0f}" for cost in costs))
     table.add_row(
-        f"Top-1 % (n = {facts.paired.n})", *(cards.percent(item.top1) for item in accuracies)
+        f"Top-1 % (n = {facts.paired.n})",
+        *(cards.percent(item.top1) for item in accuracies),
     )
     table.add_row("Top-5 %", *(cards.percent(item.top5) for item in accuracies))
     table.add_row("latency, 1 thread (ms)", *(cards.ms(item.p50_ms) for item in single))
     clients = facts.client_threads
-    table.add_row(f"latency, {clients} threads (ms)", *(cards.ms(item.p50_ms) for item in many))
+    table.add_row(
+        f"latency, {clients} threads (ms)", *(cards.ms(item.p50_ms) for item in many)
+    )
     table.add_row("frame rate (FPS)", *(cards.rate(item.fps) for item in many))
     return table

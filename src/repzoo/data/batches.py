@@ -60,7 +60,9 @@ class ReadReport:
         """Remarks for a person; empty if nothing was unusual."""
         remarks = [f"left out: {why}" for why in self.unreadable]
         if self.converted:
-            modes = ", ".join(f"{count} {mode}" for mode, count in sorted(self.converted.items()))
+            modes = ", ".join(
+                f"{count} {mode}" for mode, count in sorted(self.converted.items())
+            )
             remarks.append(f"converted to RGB: {modes}")
         return remarks
 
@@ -96,7 +98,11 @@ _PendingBatch = list[tuple[int, Future[ReadImage]]]
 
 
 def batches(
-    dataset: Dataset, preprocess: Preprocess, size: int, report: ReadReport, workers: int = 0
+    dataset: Dataset,
+    preprocess: Preprocess,
+    size: int,
+    report: ReadReport,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """All readable images in order, `size` at a time. At most two batches are decoded ahead.
 
@@ -109,7 +115,9 @@ def batches(
             pending: _PendingBatch = []
             for index in range(start, min(start + size, len(dataset))):
                 key = dataset.keys[index]
-                pending.append((index, pool.submit(read_image, dataset, key, preprocess)))
+                pending.append(
+                    (index, pool.submit(read_image, dataset, key, preprocess))
+                )
             ahead.append(pending)
             if len(ahead) > BATCHES_AHEAD:
                 yield from _finish(ahead.popleft(), preprocess, report)
@@ -160,7 +168,9 @@ def read_image(dataset: Dataset, key: str, preprocess: Preprocess) -> ReadImage:
         return ReadImage(why=f"{key}: {error}")
 
 
-def batch_of(images: Iterable[tuple[int, ReadImage]], preprocess: Preprocess) -> Batch | None:
+def batch_of(
+    images: Iterable[tuple[int, ReadImage]], preprocess: Preprocess
+) -> Batch | None:
     """The readable ones among `images` (index, image) as a batch; None if there are none."""
     indices: list[int] = []
     pixels: list[npt.NDArray[np.uint8]] = []
@@ -195,7 +205,9 @@ def readable_indices(
     return [index for index, why in enumerate(reasons) if not why]
 
 
-def _finish(pending: _PendingBatch, preprocess: Preprocess, report: ReadReport) -> Iterator[Batch]:
+def _finish(
+    pending: _PendingBatch, preprocess: Preprocess, report: ReadReport
+) -> Iterator[Batch]:
     """Wait for a batch; yield what could be read of it."""
     images = [(index, future.result()) for index, future in pending]
     # The report is filled here and not by the threads, whose order varies.

@@ -179,7 +179,9 @@ class DataSource:
             rest = sorted(set(remaining) - set(selection))
             gate = pool.subset(rest, f"{pool.name} minus calibration")
         return QuantizationSplit(
-            pool.subset(calibration, pool.name if has_train else f"{pool.name} calibration"),
+            pool.subset(
+                calibration, pool.name if has_train else f"{pool.name} calibration"
+            ),
             pool.subset(selection, f"{pool.name} selection"),
             gate,
         )

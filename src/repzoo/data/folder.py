@@ -17,7 +17,14 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from repzoo.data.dataset import GONE, HELD_OUT, Dataset, DataSource, Stamp, UnreadableImage
+from repzoo.data.dataset import (
+    GONE,
+    HELD_OUT,
+    Dataset,
+    DataSource,
+    Stamp,
+    UnreadableImage,
+)
 from repzoo.errors import InputError
 from repzoo.storage import read_lines
 
@@ -55,7 +62,9 @@ def read(root: Path) -> DataSource:
     for part, files in part_files.items():
         with_images = {name: images for name, images in files.items() if images}
         if with_images:
-            parts[part] = _dataset(root, part, listed or classes, with_images, bool(listed))
+            parts[part] = _dataset(
+                root, part, listed or classes, with_images, bool(listed)
+            )
     return DataSource(root.name, parts, tuple(sorted(folders - classes_with_images)))
 
 
@@ -138,7 +147,9 @@ def entries(path: Path) -> list[tuple[str, bool]]:
         found = sorted((entry.name, entry.is_dir()) for entry in visible)
     for name, _ in found:
         if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
-            raise InputError(f"{path} has a name that is not UTF-8: {name!r}; rename it")
+            raise InputError(
+                f"{path} has a name that is not UTF-8: {name!r}; rename it"
+            )
     return found
 
 

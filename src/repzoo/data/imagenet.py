@@ -35,7 +35,13 @@ from repzoo.errors import InputError, MissingExtra
 from repzoo.storage import read_bounded, read_lines
 
 CLASSES = 1000
-IMAGE_FOLDERS = ("", "val", "ILSVRC2012_img_val", "ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val")
+IMAGE_FOLDERS = (
+    "",
+    "val",
+    "ILSVRC2012_img_val",
+    "ILSVRC/Data/CLS-LOC/val",
+    "Data/CLS-LOC/val",
+)
 LABEL_FOLDERS = (
     "",
     "data",
@@ -76,7 +82,9 @@ def read(root: Path) -> DataSource:
     label_file = _label_file(root)
     if folder is None or label_file is None:
         files = ", ".join(LABEL_READERS)
-        raise InputError(f"{root} does not hold ImageNet's validation images and one of {files}")
+        raise InputError(
+            f"{root} does not hold ImageNet's validation images and one of {files}"
+        )
 
     classes, labels = LABEL_READERS[label_file.name](root, label_file)
     index_of = {label: index for index, label in enumerate(classes)}
@@ -139,7 +147,9 @@ def _read_indexed(root: Path, file: Path) -> Labels:
         words = line.rsplit(maxsplit=1)
         if len(words) != 2 or not words[1].isdecimal():
             text = " ".join(words)[:60]
-            raise InputError(f"{file} has the line {text!r}; expected a name and a class index")
+            raise InputError(
+                f"{file} has the line {text!r}; expected a name and a class index"
+            )
         name, index = words[0], int(words[1])
         if index >= CLASSES:
             raise InputError(
@@ -244,12 +254,16 @@ def _ids_from_meta(path: Path) -> dict[int, str]:
     except ModuleNotFoundError as error:
         raise MissingExtra(f"reading {path}", "imagenet") from error
     try:
-        rows = loadmat(str(path), squeeze_me=True, variable_names=["synsets"])["synsets"]
+        rows = loadmat(str(path), squeeze_me=True, variable_names=["synsets"])[
+            "synsets"
+        ]
         synset_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
     # On damaged files SciPy raises errors of any kind.
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise InputError(f"{path} is not the development kit's meta.mat: {reason}") from None
+        raise InputError(
+            f"{path} is not the development kit's meta.mat: {reason}"
+        ) from None
     return {number: synset for number, synset in synset_of.items() if number <= CLASSES}
 
 

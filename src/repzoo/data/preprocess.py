@@ -109,7 +109,9 @@ def model_input(pixels: Bytes, preprocess: Preprocess) -> Tensor:
         return normalized(pixels, preprocess)
     if preprocess.input == "nv12":
         return nv12.from_rgb(pixels, preprocess.yuv)
-    return np.ascontiguousarray(pixels[..., ::-1] if preprocess.color == "BGR" else pixels)
+    return np.ascontiguousarray(
+        pixels[..., ::-1] if preprocess.color == "BGR" else pixels
+    )
 
 
 def as_float(raw: Bytes, preprocess: Preprocess) -> npt.NDArray[np.float32]:
@@ -118,7 +120,9 @@ def as_float(raw: Bytes, preprocess: Preprocess) -> npt.NDArray[np.float32]:
     NV12 is decoded without rounding or clipping, as the graph decodes it.
     """
     if preprocess.input == "uint8":
-        return normalized(raw[..., ::-1] if preprocess.color == "BGR" else raw, preprocess)
+        return normalized(
+            raw[..., ::-1] if preprocess.color == "BGR" else raw, preprocess
+        )
     rgb = nv12.to_rgb(raw, preprocess.yuv)
     if preprocess.color == "BGR":
         rgb = rgb[..., ::-1]
@@ -158,7 +162,9 @@ def _target_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, in
     return int(short * width / height), short
 
 
-def _neighbors(side: int, target: int, size: int) -> tuple[Index, Index, npt.NDArray[np.float32]]:
+def _neighbors(
+    side: int, target: int, size: int
+) -> tuple[Index, Index, npt.NDArray[np.float32]]:
     """(lower neighbor, upper neighbor, share of the upper) along one axis.
 
     For the central `size` of `target` pixels that are interpolated from `side` source pixels.

@@ -1,10 +1,12 @@
 """Engines: what runs an artifact. One file each, found by name through ENGINES.
 
-An engine is an object with `name`, `version()` and `open(model, threads)`; its Session has `run(inputs)`. All that repzoo
-knows of a runtime is in that runtime's own file; tests/contracts/test_engine.py runs one suite against every one.
+An engine is an object with `name`, `version()` and `open(model, threads)`; its Session has
+`run(inputs)`. All that repzoo knows of a runtime is in that runtime's own file;
+tests/contracts/test_engine.py runs one suite against every one.
 
-A name may carry an option after a colon: `onnxruntime:CUDAExecutionProvider`, `openvino:GPU`, `pytorch:compile`. An engine that
-has options is a class with a static method `options()`, the list of those that work here, and takes one as its only argument.
+A name may carry an option after a colon: `onnxruntime:CUDAExecutionProvider`, `openvino:GPU`,
+`pytorch:compile`. An engine that has options is a class with a static method `options()`, the
+list of those that work here, and takes one as its only argument.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ import onnx
 from repzoo.errors import InputError
 from repzoo.plugins import Plugin, PluginTable
 
-Array = npt.NDArray[Any]  # float32, or uint8 where it is the input of a model that takes bytes
+Array = npt.NDArray[
+    Any
+]  # float32, or uint8 where it is the input of a model that takes bytes
 
 
 class Session(Protocol):
@@ -27,14 +31,16 @@ class Session(Protocol):
         """float32 [N, 3, H, W], or uint8 as Preprocess.input says, to float32 [N, classes]."""
 
     def run_all(self, inputs: Array) -> list[Array]:
-        """Every output of the model, in its order; for models that calibration has given more outputs."""
+        """Every output of the model, in its order; for models that calibration has given more
+        outputs.
+        """
 
 
 class Engine(Protocol):
     """A runtime.
 
-    One that computes INT8 models in float arithmetic, so that their latency is no INT8 latency, says so by an attribute
-    `simulates_int8 = True`.
+    One that computes INT8 models in float arithmetic, so that their latency is no INT8 latency,
+    says so by an attribute `simulates_int8 = True`.
     """
 
     name: str
@@ -43,11 +49,16 @@ class Engine(Protocol):
         """The runtime's own version."""
 
     def open(
-        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
     ) -> Session:
         """Compile `model`; `exact` turns every graph optimization off.
 
-        threads  of each call; streams: how many clients will call at once, which a runtime may need to know to let them
+        threads  of each call; streams: how many clients will call at once, which a runtime may
+                 need to know to let them
 
         Raises:
             InputError: the runtime cannot run the model; says why.
@@ -69,7 +80,8 @@ ENGINES = PluginTable(
 
 
 def engine(name: str) -> Engine:
-    """The engine called `name`, ready to open models; "engine:option" chooses an option by its beginning, in any case.
+    """The engine called `name`, ready to open models; "engine:option" chooses an option by its
+    beginning, in any case.
 
     Raises:
         InputError: no such engine, or no such option: says which there are.
@@ -89,7 +101,9 @@ def options(name: str) -> list[str]:
 
 def _option(base: str, asked: str, known: list[str]) -> str:
     same = [one for one in known if one.casefold() == asked.casefold()]
-    alike = same or [one for one in known if asked and one.casefold().startswith(asked.casefold())]
+    alike = same or [
+        one for one in known if asked and one.casefold().startswith(asked.casefold())
+    ]
     if len(alike) == 1:
         return alike[0]
     have = f"this machine has {', '.join(known)}" if known else "it takes none"

@@ -1,25 +1,37 @@
-"""MNN on the CPU: what the RepGhost authors measured with. The ONNX file is converted to MNN's own format first.
+"""MNN on the CPU: what the RepGhost authors measured with. The ONNX file is converted to MNN's
+own format first.
 
-Conversion runs in a child process, with MNN's C extension `_tools` alone: the converter prints, and it aborts on graphs that it
-cannot take, which must not end a sweep. `MNN.tools`, the Python side of the same commands, reports usage to Alibaba and is never
-imported (see repzoo/privacy.py). Converted models are kept in the cache by the hash of the model and MNN's version.
+Conversion runs in a child process, with MNN's C extension `_tools` alone: the converter prints,
+and it aborts on graphs that it cannot take, which must not end a sweep. `MNN.tools`, the Python
+side of the same commands, reports usage to Alibaba and is never imported (see
+repzoo/privacy.py). Converted models are kept in the cache by the hash of the model and MNN's
+version.
 
-INT8. Which is faithful, MNN's import of our Q/DQ or a conversion of our own? Measured on the embedded digits model, 300 images,
-against ONNX Runtime on the same Q/DQ graph:
-- MNN 3.6.1 cannot import Q/DQ: with weights or activations quantized ("everything", "dense", and a single convolution alike) the
-  converter aborts or the model fails at its first convolution with a wrong shape. Scalars as vectors, or float weights, do not help.
-- With Q/DQ written out as the arithmetic that it stands for (Div, Round, Clip, Mul; weights as the floats they stand for), all
-  convert: 100.0 % (everything) and 99.3 % (dense) of the predictions are the same, logits differ by 0.024 of their deviation.
-- Its own quantizer (`mnnquant`, KL, from the same crops of 128 calibration images; its int8 kernels run): RepVGG-A0 at 64 px keeps
-  77.3 % of the predictions and loses 5.3 points of Top-1 (n = 357) where our per-channel file keeps 97.1 % on ONNX Runtime,
-  at 0.40 of MNN's float time (0.36 .. 0.48); on RepGhost 0.5x it ends with signal 11.
-So our scales are the faithful ones, and this engine computes INT8 models as fake quantization in float32: right in accuracy, while
-its latency says nothing about INT8 (`simulates_int8`: whoever times one is told).
+INT8. Which is faithful, MNN's import of our Q/DQ or a conversion of our own? Measured on the
+embedded digits model, 300 images, against ONNX Runtime on the same Q/DQ graph:
+cannot import Q/DQ: with weights or activations quantized ("everything", "dense", and a single
+convolution alike) the
+  converter aborts or the model fails at its first convolution with a wrong shape. Scalars as
+  vectors, or float weights, do not help.
+- With Q/DQ written out as the arithmetic that it stands for (Div, Round, Clip, Mul; weights as
+the floats they stand for), all
+  convert: 100.0 % (everything) and 99.3 % (dense) of the predictions are the same, logits
+  differ by 0.024 of their deviation.
+- Its own quantizer (`mnnquant`, KL, from the same crops of 128 calibration images; its int8
+kernels run): RepVGG-A0 at 64 px keeps
+  77.3 % of the predictions and loses 5.3 points of Top-1 (n = 357) where our per-channel file
+  keeps 97.1 % on ONNX Runtime, at 0.40 of MNN's float time (0.36 .. 0.48); on RepGhost 0.5x it
+  ends with signal 11.
+So our scales are the faithful ones, and this engine computes INT8 models as fake quantization
+in float32: right in accuracy, while its latency says nothing about INT8 (`simulates_int8`:
+whoever times one is told).
 
-Threads. Every client thread has a module of its own. MNN's Python binding holds Python's lock during a call, so that clients take
-turns all the same: several streams give no more images a second than one.
+Threads. Every client thread has a module of its own. MNN's Python binding holds Python's lock
+during a call, so that clients take turns all the same: several streams give no more images a
+second than one.
 
-MNN prints to stdout from C. While it loads a model and sees a shape for the first time, stdout is turned to /dev/null.
+MNN prints to stdout from C. While it loads a model and sees a shape for the first time, stdout
+is turned to /dev/null.
 """
 
 from __future__ import annotations
@@ -81,9 +93,15 @@ class Mnn:
         return str(MNN.version())
 
     def open(
-        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
     ) -> MnnSession:
-        """See `engines.Engine.open`; MNN has no switch for its optimizations, arithmetic is float32 in any case."""
+        """See `engines.Engine.open`; MNN has no switch for its optimizations, arithmetic is
+        float32 in any case.
+        """
         made = MnnSession(model, _converted(model), threads)
         made.warm()
         return made
@@ -98,10 +116,14 @@ class MnnSession:
             [item.name for item in model.graph.output],
         )
         self._path, self._threads, self._own = path, threads, threading.local()
-        kinds = {np.dtype(np.float32): MNN.expr.float, np.dtype(np.uint8): MNN.expr.uint8}
+        kinds = {
+            np.dtype(np.float32): MNN.expr.float,
+            np.dtype(np.uint8): MNN.expr.uint8,
+        }
         if self._signature.dtype not in kinds:
             raise InputError(
-                f"mnn cannot run this model: its input is {self._signature.dtype}, not float32 or uint8"
+                f"mnn cannot run this model: its input is {self._signature.dtype}, not float32 "
+                "or uint8"
             )
         self._kind = kinds[self._signature.dtype]
 
@@ -131,7 +153,8 @@ class MnnSession:
         found = self._module().forward([given])
         if len(found) != len(self._outputs):
             raise InputError(
-                f"mnn cannot run this model on {inputs.dtype} {list(inputs.shape)}: it computed no output"
+                f"mnn cannot run this model on {inputs.dtype} {list(inputs.shape)}: it computed "
+                "no output"
             )
         return [_array(one) for one in found]
 
@@ -146,7 +169,9 @@ class MnnSession:
                     str(self._path), *names, runtime_manager=self._own.runtime
                 )
             except Exception as error:  # whatever the binding raises
-                raise InputError(f"mnn cannot load the converted model: {error}") from None
+                raise InputError(
+                    f"mnn cannot load the converted model: {error}"
+                ) from None
         return self._own.module
 
 
@@ -191,7 +216,9 @@ def _converted(model: onnx.ModelProto) -> Path:
         if ran.returncode or not path.stat().st_size:
             raise InputError(f"mnn cannot compile this model: {_complaint(ran)}")
 
-    return cached_file("mnn", f"{sha256_of(data + MNN.version().encode())}.mnn", convert)
+    return cached_file(
+        "mnn", f"{sha256_of(data + MNN.version().encode())}.mnn", convert
+    )
 
 
 def _complaint(ran: subprocess.CompletedProcess[str]) -> str:
@@ -199,15 +226,22 @@ def _complaint(ran: subprocess.CompletedProcess[str]) -> str:
     if ran.returncode < 0:
         return f"its converter crashed (signal {-ran.returncode})"
     lines = [line for line in (ran.stdout + ran.stderr).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else f"its converter gave up (exit {ran.returncode})"
+    return (
+        lines[-1].strip() if lines else f"its converter gave up (exit {ran.returncode})"
+    )
 
 
 def _without_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with each QuantizeLinear and DequantizeLinear written as the float arithmetic that it stands for.
+    """`model` with each QuantizeLinear and DequantizeLinear written as the float arithmetic
+    that it stands for.
 
-    A quantized value is kept as a float without its zero point: q = clip(round(x / scale), low - zero, high - zero), x' = q * scale.
+    A quantized value is kept as a float without its zero point: q = clip(round(x / scale), low
+    - zero, high - zero), x' = q * scale.
     """
-    if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+    if not any(
+        node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for node in model.graph.node
+    ):
         return model
     made = onnx.ModelProto()
     made.CopyFrom(model)
@@ -244,11 +278,15 @@ def _quantizing(
     reach, name = np.iinfo(zero.dtype), node.output[0]
     low, high = (np.float32(end - int(zero)) for end in (reach.min, reach.max))
     for suffix, value in (("low", low), ("high", high)):
-        graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{name}.{suffix}"))
+        graph.initializer.append(
+            numpy_helper.from_array(np.asarray(value), f"{name}.{suffix}")
+        )
     return [
         helper.make_node("Div", node.input[:2], [f"{name}.steps"]),
         helper.make_node("Round", [f"{name}.steps"], [f"{name}.round"]),
-        helper.make_node("Clip", [f"{name}.round", f"{name}.low", f"{name}.high"], [name]),
+        helper.make_node(
+            "Clip", [f"{name}.round", f"{name}.low", f"{name}.high"], [name]
+        ),
     ]
 
 
@@ -262,8 +300,12 @@ def _weights(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> Ar
         else []
     )
     zero = (
-        numpy_helper.to_array(constants[node.input[2]]).astype(np.float32).reshape(shape)
+        numpy_helper.to_array(constants[node.input[2]])
+        .astype(np.float32)
+        .reshape(shape)
         if len(node.input) > 2
         else 0
     )
-    return np.asarray((values.astype(np.float32) - zero) * scale.reshape(shape), np.float32)
+    return np.asarray(
+        (values.astype(np.float32) - zero) * scale.reshape(shape), np.float32
+    )

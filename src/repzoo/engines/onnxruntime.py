@@ -1,4 +1,6 @@
-"""ONNX Runtime: `onnxruntime` is its CPU execution provider, `onnxruntime:CUDAExecutionProvider` and the like the others."""
+"""ONNX Runtime: `onnxruntime` is its CPU execution provider,
+`onnxruntime:CUDAExecutionProvider` and the like the others.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,20 @@ class OnnxRuntime:
         return str(ort.__version__)
 
     def open(
-        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
     ) -> OnnxRuntimeSession:
         """See `engines.Engine.open`."""
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4
         level = ort.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_DISABLE_ALL if exact else level.ORT_ENABLE_ALL
+        options.graph_optimization_level = (
+            level.ORT_DISABLE_ALL if exact else level.ORT_ENABLE_ALL
+        )
         options.enable_cpu_mem_arena = (
             not exact
         )  # it takes memory in powers of two, weights included
@@ -53,7 +61,9 @@ class OnnxRuntime:
             session = ort.InferenceSession(
                 held.SerializeToString(), options, providers=[self._provider]
             )
-        except Exception as error:  # onnxruntime raises a class of its own for each status code
+        except (
+            Exception
+        ) as error:  # onnxruntime raises a class of its own for each status code
             raise InputError(
                 f"onnxruntime cannot compile this model: {_first_line(error)}"
             ) from None
@@ -61,7 +71,8 @@ class OnnxRuntime:
             self._provider not in session.get_providers()
         ):  # it falls back to the CPU with no more than a log line
             raise InputError(
-                f"{self.name} cannot start here (its libraries or its device are missing); use onnxruntime"
+                f"{self.name} cannot start here (its libraries or its device are missing); use "
+                "onnxruntime"
             )
         return OnnxRuntimeSession(session, lent)
 
@@ -86,16 +97,19 @@ class OnnxRuntimeSession:
             ]
         except Exception as error:
             raise InputError(
-                f"onnxruntime cannot run this model on {inputs.dtype} {inputs.shape}: {_first_line(error)}"
+                f"onnxruntime cannot run this model on {inputs.dtype} {inputs.shape}: "
+                f"{_first_line(error)}"
             ) from None
 
 
 def _lent(
     model: onnx.ModelProto, options: ort.SessionOptions
 ) -> tuple[onnx.ModelProto, list[ort.OrtValue]]:
-    """`model` with its large weights outside, and these weights, which `options` lend: ONNX Runtime then takes no copy of them.
+    """`model` with its large weights outside, and these weights, which `options` lend: ONNX
+    Runtime then takes no copy of them.
 
-    As one message they would be in memory four times: in `model`, in its bytes, in what is parsed from these, in the session.
+    As one message they would be in memory four times: in `model`, in its bytes, in what is
+    parsed from these, in the session.
     """
     shell = wire.without(model, "graph")
     shell.graph.CopyFrom(wire.without(model.graph, "initializer"))

@@ -1,15 +1,20 @@
-"""OpenVINO, on any of its devices: `openvino` is the CPU, `openvino:GPU` and the like the others that it finds.
+"""OpenVINO, on any of its devices: `openvino` is the CPU, `openvino:GPU` and the like the
+others that it finds.
 
-Streams. A client's call runs in the client's own thread on a free stream of `threads` threads. With one stream, N clients wait
-for one another (measured: two clients, 1.0 times the rate of one); with two, a single client takes 1.2 to 1.4 times as long
-(measured: benchmarks/harness.py). So a session has as many streams as it was opened for, and no more than cores / threads. Threads
-are not pinned to cores: every session would pin to the first ones, and interleaved sessions of several engines would fight.
+Streams. A client's call runs in the client's own thread on a free stream of `threads` threads.
+With one stream, N clients wait for one another (measured: two clients, 1.0 times the rate of
+one); with two, a single client takes 1.2 to 1.4 times as long (measured:
+benchmarks/harness.py). So a session has as many streams as it was opened for, and no more than
+cores / threads. Threads are not pinned to cores: every session would pin to the first ones, and
+interleaved sessions of several engines would fight.
 
-Shapes. A model with an open batch costs 15 to 20 % more than one with a fixed shape (layouts and kernels are chosen late). The
-first shape that a session sees gets a model compiled for it, all other shapes share one with open dimensions.
+Shapes. A model with an open batch costs 15 to 20 % more than one with a fixed shape (layouts
+and kernels are chosen late). The first shape that a session sees gets a model compiled for it,
+all other shapes share one with open dimensions.
 
-exact=True: float32 arithmetic (on some CPUs the default is bfloat16), accuracy mode, no low-precision transformations (Q/DQ is
-then computed in float32 between its quantized values) and no fused subgraphs. OpenVINO has no switch for the fusions that remain.
+exact=True: float32 arithmetic (on some CPUs the default is bfloat16), accuracy mode, no
+low-precision transformations (Q/DQ is then computed in float32 between its quantized values)
+and no fused subgraphs. OpenVINO has no switch for the fusions that remain.
 
 No model cache is kept on disk: CACHE_DIR stays unset.
 """
@@ -49,7 +54,11 @@ class OpenVino:
         return str(ov.get_version())
 
     def open(
-        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
     ) -> OpenVinoSession:
         """See `engines.Engine.open`."""
         settings = (
@@ -62,12 +71,16 @@ class OpenVino:
                 _core().read_model(model.SerializeToString()), self._device, settings
             )
         except RuntimeError as error:
-            raise InputError(f"openvino cannot compile this model: {_reason(error)}") from None
+            raise InputError(
+                f"openvino cannot compile this model: {_reason(error)}"
+            ) from None
 
 
 def _cpu_settings(threads: int, streams: int, exact: bool) -> dict[str, Any]:
     cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
     )
     streams = max(1, min(streams, cores // threads))
     settings = {
@@ -80,12 +93,18 @@ def _cpu_settings(threads: int, streams: int, exact: bool) -> dict[str, Any]:
         "SNIPPETS_MODE": "DISABLE",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     }
-    careful = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY", **off}
+    careful = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "EXECUTION_MODE_HINT": "ACCURACY",
+        **off,
+    }
     return {**settings, **careful} if exact else settings
 
 
 class OpenVinoSession:
-    """A model, compiled for the shapes that it meets; every client thread has its own infer request."""
+    """A model, compiled for the shapes that it meets; every client thread has its own infer
+    request.
+    """
 
     def __init__(self, model: Any, device: str, settings: dict[str, Any]) -> None:
         self._model, self._device, self._settings = model, device, settings
@@ -108,7 +127,8 @@ class OpenVinoSession:
         """See `engines.Session.run_all`."""
         if inputs.dtype != self._kind:
             raise InputError(
-                f"openvino cannot run this model on {inputs.dtype} {inputs.shape}: it takes {self._kind}"
+                f"openvino cannot run this model on {inputs.dtype} {inputs.shape}: it takes "
+                f"{self._kind}"
             )
         request = self._requests().get(inputs.shape) or self._new_request(inputs.shape)
         try:
@@ -142,9 +162,13 @@ class OpenVinoSession:
     def _compile(self, shape: tuple[int, ...]) -> None:
         try:
             self._model.reshape(list(shape) if shape else self._shape)
-            self._compiled[shape] = _core().compile_model(self._model, self._device, self._settings)
+            self._compiled[shape] = _core().compile_model(
+                self._model, self._device, self._settings
+            )
         except RuntimeError as error:
-            raise InputError(f"openvino cannot compile this model: {_reason(error)}") from None
+            raise InputError(
+                f"openvino cannot compile this model: {_reason(error)}"
+            ) from None
 
 
 @functools.cache

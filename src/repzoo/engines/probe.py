@@ -1,4 +1,6 @@
-"""One run of a model on an engine in a child process: whether it compiles, runs, hangs or takes the process down."""
+"""One run of a model on an engine in a child process: whether it compiles, runs, hangs or takes
+the process down.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,22 @@ def probe(
 ) -> None:
     """Open `model` on the engine called `engine_name` and run `inputs` once, in a child process.
 
-    Call it before a sweep over several engines, so that one that crashes costs its own rows and not the others'.
+    Call it before a sweep over several engines, so that one that crashes costs its own rows and
+    not the others'.
 
     Raises:
-        InputError: what the engine says against the model; or that it crashed (which signal), or took over `seconds`.
+        InputError: what the engine says against the model; or that it crashed (which signal),
+        or took over `seconds`.
     """
     array = io.BytesIO()
     np.save(array, inputs, allow_pickle=False)
     name, data = engine_name.encode(), model.SerializeToString()
-    sent = struct.pack("<III", len(name), threads, len(data)) + name + data + array.getvalue()
+    sent = (
+        struct.pack("<III", len(name), threads, len(data))
+        + name
+        + data
+        + array.getvalue()
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         ran = subprocess.run(
@@ -49,14 +58,16 @@ def probe(
         )
     except subprocess.TimeoutExpired:
         raise InputError(
-            f"the engine {engine_name} did not run the model within {seconds:g} s; leave it out of the sweep"
+            f"the engine {engine_name} did not run the model within {seconds:g} s; leave it out "
+            "of the sweep"
         ) from None
     if ran.returncode == -signal.SIGINT:  # Ctrl-C reaches the child too
         raise KeyboardInterrupt
     said = ran.stderr.decode("utf-8", "replace").strip().splitlines()
     if ran.returncode < 0:
         raise InputError(
-            f"the engine {engine_name} crashed (signal {signal.Signals(-ran.returncode).name}) on this model; "
+            f"the engine {engine_name} crashed (signal {signal.Signals(-ran.returncode).name}) "
+            "on this model; "
             "leave it out of the sweep, and report it to whoever makes the engine"
         )
     if ran.returncode:
@@ -69,7 +80,9 @@ def probe(
 
 
 def child() -> None:
-    """The child's side of `probe`: engine name, threads, model and array come on stdin; the problem goes to stderr, exit 2."""
+    """The child's side of `probe`: engine name, threads, model and array come on stdin; the
+    problem goes to stderr, exit 2.
+    """
     sent = sys.stdin.buffer.read()
     name_size, threads, model_size = struct.unpack_from("<III", sent)
     start = struct.calcsize("<III")
@@ -77,7 +90,9 @@ def child() -> None:
         sent[start : start + name_size].decode(),
         sent[start + name_size : start + name_size + model_size],
     )
-    inputs = np.load(io.BytesIO(sent[start + name_size + model_size :]), allow_pickle=False)
+    inputs = np.load(
+        io.BytesIO(sent[start + name_size + model_size :]), allow_pickle=False
+    )
     try:
         engine(name).open(onnx.ModelProto.FromString(data), threads).run(inputs)
     except InputError as error:

@@ -43,7 +43,11 @@ class PyTorch:
         return str(torch.__version__)
 
     def open(
-        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
     ) -> PyTorchSession:
         """See `engines.Engine.open`."""
         signature = signature_of(model)
@@ -61,7 +65,9 @@ class PyTorchSession:
     torch.compile works at the first call for a shape, and no other call may overlap that one.
     """
 
-    def __init__(self, module: Any, signature: Signature, threads: int, name: str) -> None:
+    def __init__(
+        self, module: Any, signature: Signature, threads: int, name: str
+    ) -> None:
         """`module` takes one tensor and returns a list of tensors."""
         self._module = module
         self._signature = signature
@@ -84,7 +90,9 @@ class PyTorchSession:
                 outputs = self._run(inputs)
             self._seen_shapes.add(inputs.shape)
             return outputs
-        except Exception as error:  # RuntimeError, IndexError, and whatever torch.compile raises
+        except (
+            Exception
+        ) as error:  # RuntimeError, IndexError, and whatever torch.compile raises
             raise InputError(
                 f"{self._name} cannot run this model on {list(inputs.shape)}: {first_line(error)}"
             ) from None

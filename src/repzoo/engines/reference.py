@@ -28,11 +28,17 @@ class Reference:
         return str(onnx.__version__)
 
     def open(
-        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
     ) -> ReferenceSession:
         """See `engines.Engine.open`."""
         try:
-            return ReferenceSession(ReferenceEvaluator(model, new_ops=_older_ops(model)), model)
+            return ReferenceSession(
+                ReferenceEvaluator(model, new_ops=_older_ops(model)), model
+            )
         except Exception as error:  # whatever an operator's constructor raises
             raise InputError(
                 f"onnx's reference evaluator cannot run this model: {_first_line(error)}"
@@ -40,7 +46,9 @@ class Reference:
 
 
 class QuantizeLinear(QuantizeLinear_19):
-    """Opset 19's, which on uint8 and int8 does what opsets 10 and 13 say; the evaluator has none of those."""
+    """Opset 19's, which on uint8 and int8 does what opsets 10 and 13 say; the evaluator has
+    none of those.
+    """
 
     op_schema = onnx.defs.get_schema("QuantizeLinear", 19)
 
@@ -52,12 +60,17 @@ class DequantizeLinear(DequantizeLinear_19):
 
 
 def _older_ops(model: onnx.ModelProto) -> list[type[OpRun]]:
-    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+    opset = next(
+        (item.version for item in model.opset_import if item.domain in ("", "ai.onnx")),
+        0,
+    )
     return [QuantizeLinear, DequantizeLinear] if opset < 19 else []
 
 
 class ReferenceSession:
-    """The evaluator behind a lock: it keeps state while it runs. It does not check shapes, so this does."""
+    """The evaluator behind a lock: it keeps state while it runs. It does not check shapes, so
+    this does.
+    """
 
     def __init__(self, evaluator: ReferenceEvaluator, model: onnx.ModelProto) -> None:
         self._evaluator, self._lock, self._signature = (

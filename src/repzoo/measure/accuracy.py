@@ -17,7 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from repzoo.artifact import Artifact, Preprocess
-from repzoo.data.batches import ReadReport, available_cores, batch_of, map_in_order, read_image
+from repzoo.data.batches import (
+    ReadReport,
+    available_cores,
+    batch_of,
+    map_in_order,
+    read_image,
+)
 from repzoo.data.dataset import GONE, Dataset, Stamp
 from repzoo.engines import Engine, Session
 from repzoo.errors import InputError
@@ -61,7 +67,9 @@ __all__ = [
 
 BATCH = CHUNK  # images in a call of the engine
 
-LogitsByImage = dict[tuple[int, int], npt.NDArray[np.float32]]  # (run, image) -> logits [classes]
+LogitsByImage = dict[
+    tuple[int, int], npt.NDArray[np.float32]
+]  # (run, image) -> logits [classes]
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,9 @@ def evaluate(
         kept_logits={} if logits else None,
     )
     header = _header(runs, dataset, preprocess)
-    group.agree(header)  # before any work: processes with other files would exchange nonsense
+    group.agree(
+        header
+    )  # before any work: processes with other files would exchange nonsense
     with contextlib.ExitStack() as stack:
         opened = None
         if journal:
@@ -158,7 +168,9 @@ def _fill(
             table.unpack(packed)
 
 
-def _share(table: PredictionTable, images: int, group: Group) -> tuple[list[int], list[int]]:
+def _share(
+    table: PredictionTable, images: int, group: Group
+) -> tuple[list[int], list[int]]:
     """(chunks to evaluate here, chunks to send to the others).
 
     What no process knows is dealt out in turns. What several know is sent by the first of them
@@ -167,7 +179,9 @@ def _share(table: PredictionTable, images: int, group: Group) -> tuple[list[int]
     messages = group.gather(json.dumps(sorted(table.chunks())).encode())
     known = [set(json.loads(message)) for message in messages]
     unknown = sorted(set(chunk_numbers(images)).difference(*known))
-    own = unknown[group.rank :: group.size]  # in turns, so that a slow part of the data is shared
+    own = unknown[
+        group.rank :: group.size
+    ]  # in turns, so that a slow part of the data is shared
     sent_by_earlier_ranks: set[int] = set().union(*known[: group.rank])
     return own, sorted(known[group.rank] - sent_by_earlier_ranks) + own
 
@@ -270,7 +284,9 @@ class _Worker:
         for index in chunk_range(number, len(self.dataset)):
             key = self.dataset.keys[index]
             images.append((index, read_image(self.dataset, key, self.preprocess)))
-        stamps = [self._stamp(index) for index, _ in images]  # after reading, see _stamp
+        stamps = [
+            self._stamp(index) for index, _ in images
+        ]  # after reading, see _stamp
         # A float model and one that takes bytes get the same decoded pixels.
         batches = {}
         for run in self.runs:
@@ -314,7 +330,9 @@ class _Worker:
             )
         return stamp
 
-    def _logits(self, position: int, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _logits(
+        self, position: int, inputs: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
         run, largest = self.runs[position], self.largest_indices[position]
         logits = logits_of(run, inputs)
         rows = len(inputs)

@@ -236,7 +236,9 @@ class _GlooGroup:
             # all_gather wants tensors of one size.
             padded = torch.zeros(longest, dtype=torch.uint8)
             padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            received = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+            received = [
+                torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)
+            ]
             dist.all_gather(received, padded)
         messages = []
         for tensor, size in zip(received, sizes, strict=True):

@@ -60,7 +60,9 @@ class Margins:
         return cls(classes, values)
 
 
-def expected_drop(margins: Margins, targets: Index, first: Logits, second: Logits) -> ExpectedDrop:
+def expected_drop(
+    margins: Margins, targets: Index, first: Logits, second: Logits
+) -> ExpectedDrop:
     """The drop to expect when a model gives the logits `second` in place of `first`.
 
     margins  of the first model, on these or on other images of the kind
@@ -82,7 +84,10 @@ def expected_drop(margins: Margins, targets: Index, first: Logits, second: Logit
     # [margins, errors]: the rank, before quantization, of the class that is best after it. int8,
     # for there are up to 2048 x 2048 of them.
     predicted = np.array(
-        [(row + errors).argmax(1).astype(np.int8) for row in margins.values[margin_rows]]
+        [
+            (row + errors).argmax(1).astype(np.int8)
+            for row in margins.values[margin_rows]
+        ]
     )
     is_target = margins.classes[margin_rows] == targets[margin_rows, None]
     target_rank = np.where(is_target.any(1), is_target.argmax(1), -1)[:, None]
@@ -112,7 +117,9 @@ def snr_db(first: Logits, second: Logits) -> float:
     noise_power = np.square(noise).mean()
     if not signal_power:
         return 0.0
-    return float(10 * np.log10(signal_power / max(noise_power, SMALLEST_NOISE * signal_power)))
+    return float(
+        10 * np.log10(signal_power / max(noise_power, SMALLEST_NOISE * signal_power))
+    )
 
 
 def _centered(logits: Float) -> Float:

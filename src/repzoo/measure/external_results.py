@@ -97,7 +97,9 @@ def read(
         results = _read_text(path)
     indices = _match_images([result.image for result in results.images], dataset, path)
     width = min(len(result.ids) for result in results.images)
-    top_as_written = np.array([result.ids[:width] for result in results.images], np.int64)
+    top_as_written = np.array(
+        [result.ids[:width] for result in results.images], np.int64
+    )
     top = top_as_written[np.argsort(indices)]
     indices = sorted(indices)
     if model:
@@ -128,8 +130,12 @@ def read(
 def select_images(predictions: Predictions, keys: Sequence[str]) -> Predictions:
     """`predictions` for the images `keys` only; it must have all of them."""
     position = {key: index for index, key in enumerate(predictions.keys)}
-    rows = [position[key] for key in keys]  # the order of `keys`: comparisons go row by row
-    data = describe_images(predictions.data["name"], keys, predictions.data["unreadable"])
+    rows = [
+        position[key] for key in keys
+    ]  # the order of `keys`: comparisons go row by row
+    data = describe_images(
+        predictions.data["name"], keys, predictions.data["unreadable"]
+    )
     return replace(
         predictions,
         keys=tuple(keys),
@@ -157,7 +163,9 @@ def _read_text(path: Path) -> _Results:
     for number, text in enumerate(lines, 1):
         reader.add(number, text)
     _check_images(reader.images, path)
-    return _Results(reader.images, reader.class_names, sha256_of("\n".join(lines).encode()))
+    return _Results(
+        reader.images, reader.class_names, sha256_of("\n".join(lines).encode())
+    )
 
 
 class _TextReader:
@@ -269,7 +277,11 @@ def _array_files(folder: Path) -> list[Path]:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}") from None
-    files = [path for path in entries if path.suffix == ".npz" and not path.name.startswith(".")]
+    files = [
+        path
+        for path in entries
+        if path.suffix == ".npz" and not path.name.startswith(".")
+    ]
     if not files:
         raise InputError(
             f"{folder} holds no .npz file; expected one for each image, with the logits as output_0"
@@ -414,7 +426,9 @@ def _classes_in_order(
     """The data's classes, in order, as the model's outputs; refused if anything contradicts it."""
     classes = dataset.classes
     are_synsets = all(SYNSET.fullmatch(name) for name in classes)
-    is_part_of_imagenet = are_synsets and len(classes) != IMAGENET_CLASSES and not dataset.ordered
+    is_part_of_imagenet = (
+        are_synsets and len(classes) != IMAGENET_CLASSES and not dataset.ordered
+    )
     if largest >= len(classes) or is_part_of_imagenet:
         raise InputError(
             f"{path} gives ids up to {largest}, and {dataset.name} has {len(classes)} classes, so "

@@ -38,7 +38,8 @@ THREAD_SETTINGS = (
 
 @functools.cache
 def host() -> dict[str, Any]:
-    """What stays as it is while the process runs: CPU, instruction sets, cores, affinity, governor, threads, versions.
+    """What stays as it is while the process runs: CPU, instruction sets, cores, affinity,
+    governor, threads, versions.
 
     int8      the CPU's instructions that INT8 kernels choose by
     affinity  how many CPUs this process may use; cpus: which (empty where the system does not say)
@@ -57,9 +58,14 @@ def host() -> dict[str, Any]:
         "affinity": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 1,
-        "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "unknown",
-        "threads": {name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ},
+        "cpus": sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else [],
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+        or "unknown",
+        "threads": {
+            name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ
+        },
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -112,7 +112,9 @@ class PredictionTable:
         classes [runs, n, TOP].
         """
         images = len(self.known)
-        index_list = [index for number in numbers for index in chunk_range(number, images)]
+        index_list = [
+            index for number in numbers for index in chunk_range(number, images)
+        ]
         indices = np.array(index_list, np.int64)
         unusual = []
         for index in index_list:
@@ -150,9 +152,13 @@ class Journal:
     ) -> None:
         is_folder = path.is_dir() or not path.suffix
         self._first = path / JOURNAL if is_folder else path
-        self._path = self._first.with_name(f"{self._first.name}.{rank}") if rank else self._first
+        self._path = (
+            self._first.with_name(f"{self._first.name}.{rank}") if rank else self._first
+        )
         # Through JSON and back, so that it equals what is read from a file (lists, not tuples).
-        self._header = json.loads(json.dumps({"evaluation": FORMAT, "chunk": CHUNK, **header}))
+        self._header = json.loads(
+            json.dumps({"evaluation": FORMAT, "chunk": CHUNK, **header})
+        )
         self._dataset = dataset
         self._lock: IO[bytes] | None = None
 
@@ -166,7 +172,9 @@ class Journal:
                 f"{self._path} cannot be written: {error.strerror}; "
                 "give another place with --resume"
             ) from None
-        with contextlib.suppress(ImportError):  # where there is no fcntl, there is no lock
+        with contextlib.suppress(
+            ImportError
+        ):  # where there is no fcntl, there is no lock
             import fcntl
 
             try:
@@ -222,7 +230,9 @@ class Journal:
 
     def append(self, chunk: Sequence[ImagePrediction]) -> None:
         """Write a chunk; on a full disk the file stays as it was."""
-        append_lines(self._path, [_dumps(self._line(prediction)) for prediction in chunk])
+        append_lines(
+            self._path, [_dumps(self._line(prediction)) for prediction in chunk]
+        )
 
     def _restore_file(self, path: Path, table: PredictionTable) -> int:
         """Enter the complete chunks of `path` into `table`; the offset of their end."""

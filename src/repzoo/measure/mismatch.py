@@ -112,12 +112,16 @@ def variants(correct: Preprocess) -> list[Variant]:
 def _wrong_geometry(base: Variant) -> Iterator[Variant]:
     correct = base.picture
     resize: Resize = "squash" if correct.resize == "short" else "short"
-    yield replace(base, name=f"resize {resize}", picture=replace(correct, resize=resize))
+    yield replace(
+        base, name=f"resize {resize}", picture=replace(correct, resize=resize)
+    )
     for kernel in get_args(Interpolation):
         if kernel != correct.interpolation:
             picture = replace(correct, interpolation=kernel)
             yield replace(base, name=f"kernel {kernel}", picture=picture)
-    yield replace(base, name="kernel bilinear, not antialiased (OpenCV)", antialiased=False)
+    yield replace(
+        base, name="kernel bilinear, not antialiased (OpenCV)", antialiased=False
+    )
     for fraction in CROP_FRACTIONS:
         if fraction != correct.crop_fraction:
             picture = replace(correct, crop_fraction=fraction)
@@ -217,7 +221,10 @@ class _Worker:
 
 
 def measure(
-    run: EvaluationRun, dataset: Dataset, report: ReadReport, progress: Progress = silent
+    run: EvaluationRun,
+    dataset: Dataset,
+    report: ReadReport,
+    progress: Progress = silent,
 ) -> tuple[Record[Accuracy], list[Record[PairedAccuracy]]]:
     """The accuracy of the correct variant, and a paired Record for each wrong one.
 
@@ -238,7 +245,9 @@ def measure(
         for image in chunk.images:
             report.note(image)
         readable.extend(chunk.indices)
-        for rows, chunk_rows in zip(top, chunk.top, strict=False):  # none where none was readable
+        for rows, chunk_rows in zip(
+            top, chunk.top, strict=False
+        ):  # none where none was readable
             rows.append(chunk_rows)
         progress("mismatch", indices.stop, len(dataset))
     report.check(dataset.name, len(dataset))
@@ -247,10 +256,14 @@ def measure(
     targets = mapping[[dataset.targets[index] for index in readable]]
     predictions = []
     for variant, rows in zip(measured, top, strict=True):
-        predictions.append(_predictions(run, variant, data, keys, targets, np.concatenate(rows)))
+        predictions.append(
+            _predictions(run, variant, data, keys, targets, np.concatenate(rows))
+        )
     correct = predictions[0]
     wrong = zip(measured[1:], predictions[1:], strict=True)
-    return correct.record(), [_compare(correct, row, variant.name) for variant, row in wrong]
+    return correct.record(), [
+        _compare(correct, row, variant.name) for variant, row in wrong
+    ]
 
 
 def _predictions(

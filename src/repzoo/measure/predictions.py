@@ -100,7 +100,9 @@ class ModelPredictions(Predictions):
     logits: npt.NDArray[np.float32] | None = None
 
 
-def describe_images(name: str, keys: Sequence[str], unreadable: int = 0) -> dict[str, Any]:
+def describe_images(
+    name: str, keys: Sequence[str], unreadable: int = 0
+) -> dict[str, Any]:
     """The images `keys` of the data set `name`, as a Record has them: equal for equal images."""
     digest = sha256_of("\n".join(keys).encode())
     return {"name": name, "n": len(keys), "sha256": digest, "unreadable": unreadable}

@@ -19,7 +19,16 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
@@ -79,7 +88,9 @@ class Record(Generic[ResultT_co]):
     host: Mapping[str, Any] = field(default_factory=lambda: {**host(), **noise.loads()})
     job: str = ""
     time: str = field(
-        default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(
+            timespec="seconds"
+        )
     )
 
     @property
@@ -99,7 +110,9 @@ def select(records: Iterable[Record[Any]], result_type: type[T]) -> list[Record[
 
 def identity_of(artifact: Artifact) -> dict[str, Any]:
     """What identifies an artifact in a Record, and how its input is prepared."""
-    preprocess = dataclasses.asdict(artifact.preprocess) if artifact.preprocess else None
+    preprocess = (
+        dataclasses.asdict(artifact.preprocess) if artifact.preprocess else None
+    )
     return {
         "name": artifact.name,
         "form": artifact.form,
@@ -195,7 +208,10 @@ class _UnexpectedJson(Exception):
 
 def _read_record(document: Any) -> Record[Any]:
     names = {"kind", *(entry.name for entry in dataclasses.fields(Record))}
-    if not isinstance(document, dict) or not {"kind", "artifact", "values"} <= document.keys():
+    if (
+        not isinstance(document, dict)
+        or not {"kind", "artifact", "values"} <= document.keys()
+    ):
         raise _UnexpectedJson("it is not an object with kind, artifact and values")
     if unknown := sorted(document.keys() - names):
         raise _UnexpectedJson(f"it has an unknown field {unknown[0]!r}")
@@ -209,15 +225,21 @@ def _read_record(document: Any) -> Record[Any]:
 
 
 def _result_type(kind: Any, values: Mapping[str, Any]) -> type:
-    if kind == "quantize":  # one kind, two producers: the quantizer and benchmarks/int8.py
+    if (
+        kind == "quantize"
+    ):  # one kind, two producers: the quantizer and benchmarks/int8.py
         return QuantizerComparison if "engines" in values else QuantizeSummary
     for result_type, name in RESULT_KINDS.items():
         if name == kind:
             return result_type
-    raise _UnexpectedJson(f"its kind is {kind!r}; expected one of {', '.join(get_args(Kind))}")
+    raise _UnexpectedJson(
+        f"its kind is {kind!r}; expected one of {', '.join(get_args(Kind))}"
+    )
 
 
-def read_result(result_type: type[T], document: Mapping[str, Any], prefix: str = "") -> T:
+def read_result(
+    result_type: type[T], document: Mapping[str, Any], prefix: str = ""
+) -> T:
     """A `result_type` from the JSON object that `to_json` makes of one.
 
     prefix  before the name of every field, where the object is nested without a level of its own
@@ -271,7 +293,9 @@ def _read_value(expected: Any, value: Any, name: str) -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(_read_value(arguments[0], item, name) for item in value)
     if origin is Mapping and isinstance(value, dict):
-        return {key: _read_value(arguments[1], item, key) for key, item in value.items()}
+        return {
+            key: _read_value(arguments[1], item, key) for key, item in value.items()
+        }
     if _is_plain(expected, value):
         return value
     raise _UnexpectedJson(f"its {name!r} is {json.dumps(value)[:40]}")

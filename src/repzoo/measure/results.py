@@ -124,7 +124,9 @@ class PairedAccuracy:
             ValueError: an old row, which does not hold the two counts.
         """
         if self.lost is None or self.gained is None:
-            raise ValueError("this paired row does not record how many images were lost and gained")
+            raise ValueError(
+                "this paired row does not record how many images were lost and gained"
+            )
         return self.lost + self.gained
 
 
@@ -140,7 +142,9 @@ class Setting:
     def __str__(self) -> str:
         """As a person reads it; the usual scenario goes without saying."""
         kind = "" if self.scenario == "closed-loop" else f"{self.scenario}, "
-        return f"{kind}threads {self.threads}, streams {self.streams}, batch {self.batch}"
+        return (
+            f"{kind}threads {self.threads}, streams {self.streams}, batch {self.batch}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +188,9 @@ class Latency:
     fps: float
     fps_low: float
     fps_high: float
-    early_stopping: EarlyStopping | None = field(default=None, metadata=inline("early_stopping_"))
+    early_stopping: EarlyStopping | None = field(
+        default=None, metadata=inline("early_stopping_")
+    )
     samples: int
     rounds: int | None = None
     openings: int = 1
@@ -363,8 +369,8 @@ class EngineComparison:
     """One quantizer's INT8 model on one engine, against the float model.
 
     Fields are those of PairedAccuracy; `float_top1` is the float model's Top-1 in percent, and
-    `latency_ratio` the latency over that of the float model. `stage` is the stage of repzoo's ladder
-    that was chosen on this engine; None for other quantizers.
+    `latency_ratio` the latency over that of the float model. `stage` is the stage of repzoo's
+    ladder that was chosen on this engine; None for other quantizers.
     """
 
     n: int

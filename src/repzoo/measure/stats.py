@@ -1,4 +1,7 @@
-"""Statistics of accuracies and latencies, in closed form, without SciPy. Every interval is 95 % unless `z` says otherwise."""
+"""Statistics of accuracies and latencies, in closed form, without SciPy.
+
+Every interval is 95 % unless `z` says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ class Interval:
 def wilson(successes: int, n: int, z: float = Z95) -> Interval:
     """Score interval of a proportion (0..1).
 
-    Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22 (1927).
+    Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical
+    Inference", JASA 22 (1927).
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"need 0 <= successes <= n and n >= 1; got {successes} of {n}")
@@ -36,15 +40,19 @@ def wilson(successes: int, n: int, z: float = Z95) -> Interval:
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Interval(
-        p, 0.0 if successes == 0 else center - half, 1.0 if successes == n else center + half
+        p,
+        0.0 if successes == 0 else center - half,
+        1.0 if successes == n else center + half,
     )
 
 
-def paired_difference(both: int, only_first: int, only_second: int, neither: int) -> Interval:
+def paired_difference(
+    both: int, only_first: int, only_second: int, neither: int
+) -> Interval:
     """Difference of two proportions measured on the same items, first minus second (-1..1).
 
-    Source: R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
-    data", Statistics in Medicine 17 (1998), method 10.
+    Source: R. G. Newcombe, "Improved confidence intervals for the difference between binomial
+    proportions based on paired data", Statistics in Medicine 17 (1998), method 10.
     """
     n = both + only_first + only_second + neither
     one, two = wilson(both + only_first, n), wilson(both + only_second, n)
@@ -58,11 +66,15 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
 
 
 def _square_and_add(first: float, second: float, phi: float) -> float:
-    return math.sqrt(max(0.0, first * first - 2 * phi * first * second + second * second))
+    return math.sqrt(
+        max(0.0, first * first - 2 * phi * first * second + second * second)
+    )
 
 
 def _phi(a: int, b: int, c: int, d: int) -> float:
-    """Newcombe's correlation of the pairs, with his continuity correction for positive association."""
+    """Newcombe's correlation of the pairs, with his continuity correction for positive
+    association.
+    """
     product = (a + b) * (c + d) * (a + c) * (b + d)
     if product == 0:
         return 0.0
@@ -74,7 +86,8 @@ def _phi(a: int, b: int, c: int, d: int) -> float:
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p-value that the two disagree symmetrically.
 
-    Source: Q. McNemar, Psychometrika 12 (1947); the exact form is a binomial test of the discordant pairs at 1/2.
+    Source: Q. McNemar, Psychometrika 12 (1947); the exact form is a binomial test of the
+    discordant pairs at 1/2.
     """
     n, k = only_first + only_second, min(only_first, only_second)
     if n == 0:
@@ -89,33 +102,40 @@ def _log_choose(n: int, k: int) -> float:
 
 
 def pairs_needed(discordant: float, difference: float) -> int:
-    """Pairs that McNemar's test at the 5 % level needs to see a `difference` of two proportions with a power of 80 %.
+    """Pairs that McNemar's test at the 5 % level needs to see a `difference` of two proportions
+    with a power of 80 %.
 
-    discordant  share of pairs (0..1) on which exactly one of the two is right; at least |difference|, or it is taken to be so
-    difference  of the proportions, not 0
+    discordant  share of pairs (0..1) on which exactly one of the two is right; at least
+                |difference|, or it is taken to be so difference  of the proportions, not 0
 
         n = (z_0.975 sqrt(discordant) + z_0.8 sqrt(discordant - difference^2))^2 / difference^2
 
-    Source: R. J. Connor, "Sample size for testing differences in proportions for the paired-sample design", Biometrics 43
-    (1987), equation for the unconditional test.
+    Source: R. J. Connor, "Sample size for testing differences in proportions for the
+    paired-sample design", Biometrics 43 (1987), equation for the unconditional test.
     """
     if not 0 <= discordant <= 1 or not 0 < abs(difference) <= 1:
         raise ValueError(
-            f"need 0 <= discordant <= 1 and 0 < |difference| <= 1; got {discordant} and {difference}"
+            f"need 0 <= discordant <= 1 and 0 < |difference| <= 1; got {discordant} and "
+            f"{difference}"
         )
     share, square = max(discordant, abs(difference)), difference * difference
-    return math.ceil((Z95 * math.sqrt(share) + Z_POWER * math.sqrt(share - square)) ** 2 / square)
+    return math.ceil(
+        (Z95 * math.sqrt(share) + Z_POWER * math.sqrt(share - square)) ** 2 / square
+    )
 
 
 def visible_difference(discordant: float, n: int) -> float:
-    """The smallest difference (0..1) that `n` pairs show with a power of 80 %: the inverse of `pairs_needed`.
+    """The smallest difference (0..1) that `n` pairs show with a power of 80 %: the inverse of
+    `pairs_needed`.
 
     1 where not even that would be seen.
     """
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (low, middle) if pairs_needed(discordant, middle) <= n else (middle, high)
+        low, high = (
+            (low, middle) if pairs_needed(discordant, middle) <= n else (middle, high)
+        )
     return high
 
 
@@ -140,15 +160,18 @@ def median_interval(samples: Sequence[float]) -> Interval:
 
 
 def quantile_interval(rounds: Sequence[npt.NDArray[np.float64]], q: float) -> Interval:
-    """The quantile `q` (0..1) of all samples of all `rounds`, with an interval that knows that samples of a round are alike.
+    """The quantile `q` (0..1) of all samples of all `rounds`, with an interval that knows that
+    samples of a round are alike.
 
-    The value is the smallest sample that at least the share `q` does not exceed: never a number between two modes. The share
-    of each round's samples below it shows how much the rounds differ; by that, the samples count as so many independent ones,
-    whose exact binomial ranks bound the quantile. `high` is infinite where these are too few to bound it (for the 0.99
+    The value is the smallest sample that at least the share `q` does not exceed: never a number
+    between two modes. The share of each round's samples below it shows how much the rounds
+    differ; by that, the samples count as so many independent ones, whose exact binomial ranks
+    bound the quantile. `high` is infinite where these are too few to bound it (for the 0.99
     quantile, fewer than 368).
 
-    Source: E. L. Korn and B. I. Graubard, "Confidence intervals for proportions with small expected number of positive counts
-    estimated from survey data", Survey Methodology 24 (1998); inverted for quantiles as in R. S. Woodruff, JASA 47 (1952).
+    Source: E. L. Korn and B. I. Graubard, "Confidence intervals for proportions with small
+    expected number of positive counts estimated from survey data", Survey Methodology 24
+    (1998); inverted for quantiles as in R. S. Woodruff, JASA 47 (1952).
     """
     pooled = np.sort(np.concatenate(rounds))
     n = len(pooled)
@@ -165,23 +188,36 @@ def quantile_interval(rounds: Sequence[npt.NDArray[np.float64]], q: float) -> In
         cdf, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     )  # binomial quantiles: samples below the bounds
     lower = pooled[max(0, math.ceil(low / independent * n) - 1)]
-    upper = pooled[math.ceil((high + 1) / independent * n) - 1] if high < independent else math.inf
+    upper = (
+        pooled[math.ceil((high + 1) / independent * n) - 1]
+        if high < independent
+        else math.inf
+    )
     return Interval(float(value), float(lower), float(upper))
 
 
 def _effective(below: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> int:
-    """How many independent samples carry as much as these rounds: binomial variance over that between rounds; at most all."""
+    """How many independent samples carry as much as these rounds: binomial variance over that
+    between rounds; at most all.
+    """
     n, clusters = int(counts.sum()), len(counts)
     share = below.sum() / n
     if clusters < 2 or share == 1:
         return n
-    variance = clusters / (clusters - 1) * float(((below - share * counts) ** 2).sum()) / n**2
-    unsure = (Z95 / student(clusters - 1)) ** 2  # few rounds know their own variance badly
-    return max(1, min(n, int(share * (1 - share) / variance * unsure))) if variance else n
+    variance = (
+        clusters / (clusters - 1) * float(((below - share * counts) ** 2).sum()) / n**2
+    )
+    unsure = (
+        Z95 / student(clusters - 1)
+    ) ** 2  # few rounds know their own variance badly
+    return (
+        max(1, min(n, int(share * (1 - share) / variance * unsure))) if variance else n
+    )
 
 
 def student(freedom: int) -> float:
-    """Two-sided 95 % point of Student's t (Cornish-Fisher; within 1 % from 5 degrees of freedom on).
+    """Two-sided 95 % point of Student's t (Cornish-Fisher; within 1 % from 5 degrees of freedom
+    on).
 
     Source: M. Abramowitz and I. A. Stegun, "Handbook of Mathematical Functions", 26.7.5.
     """
@@ -203,18 +239,23 @@ def binomial_cdf(n: int, p: float) -> npt.NDArray[np.float64]:
 
 
 def overlatency_allowed(n: int, q: float, confidence: float = 0.99) -> int:
-    """Of `n` queries, how many may exceed a latency that is then, with `confidence`, no less than the quantile `q`; 0: too few.
+    """Of `n` queries, how many may exceed a latency that is then, with `confidence`, no less
+    than the quantile `q`; 0: too few.
 
-    The estimate is the latency of the `overlatency_allowed`-th slowest query.
-    Source: MLPerf Inference Rules, appendix "Early Stopping Criterion", with its d = 0 and c = 0.99.
+    The estimate is the latency of the `overlatency_allowed`-th slowest query. Source: MLPerf
+    Inference Rules, appendix "Early Stopping Criterion", with its d = 0 and c = 0.99.
     """
     return max(0, int(np.searchsorted(binomial_cdf(n, 1 - q), 1 - confidence)) - 1)
 
 
 def queries_needed(q: float, confidence: float = 0.99) -> int:
-    """The fewest queries for which `overlatency_allowed` is not 0: 64 for the 0.9 quantile, 662 for 0.99."""
+    """The fewest queries for which `overlatency_allowed` is not 0: 64 for the 0.9 quantile, 662
+    for 0.99.
+    """
     n = 1
-    while n * q ** (n - 1) * (1 - q) + q**n >= 1 - confidence:  # P(at most one exceeds it)
+    while (
+        n * q ** (n - 1) * (1 - q) + q**n >= 1 - confidence
+    ):  # P(at most one exceeds it)
         n += 1
     return n
 
@@ -226,19 +267,26 @@ def spread(values: Sequence[float]) -> float:
 
 
 def trend(values: Sequence[float]) -> float:
-    """How far the beginning of a sequence (its first eighth, quarter or half) lies off the rest; 0 where chance explains it.
+    """How far the beginning of a sequence (its first eighth, quarter or half) lies off the
+    rest; 0 where chance explains it.
 
-    The largest relative change of median, among the splits where a rank test sees one (5 % in all, shared by the splits).
-    Source: H. B. Mann and D. R. Whitney, Annals of Mathematical Statistics 18 (1947), normal approximation with continuity.
+    The largest relative change of median, among the splits where a rank test sees one (5 % in
+    all, shared by the splits). Source: H. B. Mann and D. R. Whitney, Annals of Mathematical
+    Statistics 18 (1947), normal approximation with continuity.
     """
     found = np.asarray(values, float)
     splits = [len(found) // part for part in (8, 4, 2) if len(found) // part > 1]
-    return max((_change(found[:one], found[one:]) for one in splits), key=abs, default=0.0)
+    return max(
+        (_change(found[:one], found[one:]) for one in splits), key=abs, default=0.0
+    )
 
 
 def _change(first: npt.NDArray[np.float64], rest: npt.NDArray[np.float64]) -> float:
     """Relative change of median from `first` to `rest`, 0 where the rank test does not see it."""
     m, n = len(first), len(rest)
-    wins = np.count_nonzero(rest[:, None] > first) + np.count_nonzero(rest[:, None] == first) / 2
+    wins = (
+        np.count_nonzero(rest[:, None] > first)
+        + np.count_nonzero(rest[:, None] == first) / 2
+    )
     z = (abs(wins - m * n / 2) - 0.5) / math.sqrt(m * n * (m + n + 1) / 12)
     return float(np.median(rest) / np.median(first)) - 1 if z >= Z_OF_THREE else 0.0

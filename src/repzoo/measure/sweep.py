@@ -1,9 +1,12 @@
-"""A sweep: files x engines in every setting. One setting after the other, all its cases interleaved; what fails is left out.
+"""A sweep: files x engines in every setting. One setting after the other, all its cases
+interleaved; what fails is left out.
 
-Where there is more than one case to lose, each file is first run once on each engine at each batch in a child process
-(engines/probe.py, about a second each): an engine that crashes there is left out, and does not take this process with it.
+Where there is more than one case to lose, each file is first run once on each engine at each
+batch in a child process (engines/probe.py, about a second each): an engine that crashes there
+is left out, and does not take this process with it.
 
-Records are handed over as each setting ends, so that an interrupt, a full disk or a crash costs the setting at work and no more.
+Records are handed over as each setting ends, so that an interrupt, a full disk or a crash costs
+the setting at work and no more.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ USUAL_BATCH = {"multi-stream": latency.QUERY}
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file that was not timed on an engine in some settings, and why; the engine is empty where none could be had."""
+    """A file that was not timed on an engine in some settings, and why; the engine is empty
+    where none could be had.
+    """
 
     file: str
     engine: str
@@ -40,14 +45,22 @@ class LeftOut:
 
     def __str__(self) -> str:
         """One sentence."""
-        what = f"{self.file} on {self.engine}" if self.file else f"the engine {self.engine}"
+        what = (
+            f"{self.file} on {self.engine}"
+            if self.file
+            else f"the engine {self.engine}"
+        )
         where = f" ({'; '.join(map(str, self.settings))})" if self.settings else ""
         return f"left out: {what}{where}, because {self.reason}"
 
 
 @dataclass
 class SweepResult:
-    """What a sweep measured. ratios: of each file and engine over the first of the same setting; remarks: what to know of it."""
+    """What a sweep measured.
+
+    ratios: of each file and engine over the first of the same setting; remarks: what to know of
+    it.
+    """
 
     records: list[Record[Latency]] = field(default_factory=list)
     ratios: list[Record[LatencyRatio]] = field(default_factory=list)
@@ -59,7 +72,9 @@ class SweepResult:
         """Note it, together with the same reason in other settings."""
         for index, known in enumerate(self.left_out):
             if (known.file, known.engine, known.reason) == (file, engine, reason):
-                self.left_out[index] = LeftOut(file, engine, reason, (*known.settings, setting))
+                self.left_out[index] = LeftOut(
+                    file, engine, reason, (*known.settings, setting)
+                )
                 return
         self.left_out.append(LeftOut(file, engine, reason, (setting,)))
 
@@ -78,7 +93,9 @@ def settings(
     for scenario, one in product(scenarios, threads):
         for many, batch in product(streams, batches or [USUAL_BATCH.get(scenario, 1)]):
             single = scenario == "single-stream"
-            found[Setting(scenario, one, 1 if single else many, 1 if single else batch)] = None
+            found[
+                Setting(scenario, one, 1 if single else many, 1 if single else batch)
+            ] = None
     return list(found)
 
 
@@ -95,7 +112,8 @@ def run(
     keep  is given the Records of each setting as it ends
 
     Raises:
-        InputError: nothing at all could be measured, or an engine's name is unknown, or `keep` cannot.
+        InputError: nothing at all could be measured, or an engine's name is unknown, or `keep`
+        cannot.
     """
     swept = SweepResult()
     pairs = list(product(_runners(engines, swept), artifacts))
@@ -103,7 +121,11 @@ def run(
         tried: dict[tuple[int, int], str] = {}
         for index, setting in enumerate(wanted if pairs else ()):
             shown = _staged(progress, f"bench {index + 1} of {len(wanted)}")
-            able = _able(swept, pairs, setting, tried) if len(pairs) * len(wanted) > 1 else pairs
+            able = (
+                _able(swept, pairs, setting, tried)
+                if len(pairs) * len(wanted) > 1
+                else pairs
+            )
             _group(swept, able, setting, seconds, shown, keep)
     except KeyboardInterrupt:
         if not swept.records:
@@ -112,14 +134,19 @@ def run(
         swept.remarks.append("interrupted: the settings that were finished are shown")
     if not swept.records:
         raise InputError("; ".join(map(str, swept.left_out)))
-    swept.remarks += [*_simulated(pairs, swept.records), *remarks(swept.records, seconds)]
+    swept.remarks += [
+        *_simulated(pairs, swept.records),
+        *remarks(swept.records, seconds),
+    ]
     return swept
 
 
 def _simulated(
     pairs: Sequence[tuple[Engine, Artifact]], records: Sequence[Record[Latency]]
 ) -> list[str]:
-    """INT8 files on engines that compute them in float: figures that must not be taken for INT8's."""
+    """INT8 files on engines that compute them in float: figures that must not be taken for
+    INT8's.
+    """
     timed = {(one.engine["name"], one.artifact["name"]) for one in records}
     named = [
         f"{artifact.name} on {runner.name}"
@@ -156,7 +183,9 @@ def _able(
     setting: Setting,
     tried: dict[tuple[int, int], str],
 ) -> list[tuple[Engine, Artifact]]:
-    """The pairs that a child process can run; the others are noted. tried: why not, or "", by the pair's place and the batch."""
+    """The pairs that a child process can run; the others are noted. tried: why not, or "", by
+    the pair's place and the batch.
+    """
     able = []
     for place, (runner, artifact) in enumerate(pairs):
         known = (place, setting.batch)
@@ -193,7 +222,11 @@ def _group(
 
     cases = _opened(swept, pairs, setting)
     records = latency.run(
-        cases, seconds, progress=progress, openings=0 if len(cases) > 1 else 1, on_error=leave_out
+        cases,
+        seconds,
+        progress=progress,
+        openings=0 if len(cases) > 1 else 1,
+        on_error=leave_out,
     )
     timed = [one for one in cases if not any(one is other for other in failed)]
     ratios = [latency.ratio(one, timed[0]) for one in timed[1:]]
@@ -225,16 +258,20 @@ def _opened(
 
 
 def remarks(records: Sequence[Record[Latency]], seconds: float) -> list[str]:
-    """What of latency Records is not as it should be, each matter once: trend, spread, few samples, and what disturbed."""
+    """What of latency Records is not as it should be, each matter once: trend, spread, few
+    samples, and what disturbed.
+    """
     said = []
     if unsteady := [one for one in records if one.values.steady is False]:
         said.append(
-            f"no steady state (a trend of more than {latency.DRIFT:.0%} over the rounds) in {_listed(unsteady)}"
+            f"no steady state (a trend of more than {latency.DRIFT:.0%} over the rounds) in "
+            f"{_listed(unsteady)}"
         )
     if wide := [one for one in records if one.values.spread > SPREAD]:
         most = max(one.values.spread for one in wide)
         said.append(
-            f"the middle half of the round medians spans up to {most:.0%} (more than {SPREAD:.0%} is noise) in {_listed(wide)}"
+            f"the interquartile range of the per-round medians is up to {most:.0%} (more than "
+            f"{SPREAD:.0%} is noise) in {_listed(wide)}"
         )
     few = [
         one
@@ -248,7 +285,8 @@ def remarks(records: Sequence[Record[Latency]], seconds: float) -> list[str]:
         )
         enough = f"--seconds {_rounded_up(1.1 * seconds * needed / least)}"
         said.append(
-            f"p99 rests on {least} calls or queries, {needed} are needed: give {enough}; too few in {_listed(few)}"
+            f"p99 rests on {least} calls or queries, {needed} are needed: give {enough}; too "
+            f"few in {_listed(few)}"
         )
     return [*said, *noise.sentences(noise.worst([one.host for one in records]))]
 

@@ -115,7 +115,9 @@ def render(records: Sequence[Record[Any]], remarks: Sequence[str]) -> dict[str, 
             **vars(facts),
         )
     document = finite({**facts.to_json(), "remarks": list(remarks)})
-    text = json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False)
+    text = json.dumps(
+        document, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False
+    )
     rendered["card.json"] = text + "\n"
     return rendered
 
@@ -172,7 +174,9 @@ def _only(records: Sequence[Record[Any]], result_type: type[T]) -> Record[T]:
     return found[0]
 
 
-def _require(by_form: Mapping[str, object], result_type: type, forms: Sequence[str]) -> None:
+def _require(
+    by_form: Mapping[str, object], result_type: type, forms: Sequence[str]
+) -> None:
     for form in forms:
         if form not in by_form:
             kind = RESULT_KINDS[result_type]
@@ -190,7 +194,9 @@ def _on_engine(records: Sequence[Record[T]], engine: str) -> list[Record[T]]:
 
 
 def _timed_engines(records: Sequence[Record[Any]]) -> list[str]:
-    return list(dict.fromkeys(str(row.engine["name"]) for row in select(records, Latency)))
+    return list(
+        dict.fromkeys(str(row.engine["name"]) for row in select(records, Latency))
+    )
 
 
 def _ratios(records: Sequence[Record[Any]], engine: str) -> dict[str, LatencyRatio]:
@@ -201,7 +207,9 @@ def _ratios(records: Sequence[Record[Any]], engine: str) -> dict[str, LatencyRat
 
 def _other_engine(records: Sequence[Record[Any]], engine: str) -> OtherEngine:
     timed = _on_engine(select(records, Latency), engine)
-    return OtherEngine(timed[0].engine, _by_form(timed), _ratios(records, engine).get("int8"))
+    return OtherEngine(
+        timed[0].engine, _by_form(timed), _ratios(records, engine).get("int8")
+    )
 
 
 def _shown_preprocess(preprocess: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +235,12 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(plain=escape_markdown, code=code)
     environment.globals.update(
-        millions=millions, percent=percent, points=points, ms=ms, rate=rate, ratio_of=ratio_of
+        millions=millions,
+        percent=percent,
+        points=points,
+        ms=ms,
+        rate=rate,
+        ratio_of=ratio_of,
     )
     return environment
 
@@ -283,6 +296,8 @@ def interval(show: Any, value: float, low: float, high: float) -> str:
 def _significant(value: float, digits: int) -> str:
     if value == 0 or not math.isfinite(value):
         return str(value)
-    rounded = float(f"{value:.{digits - 1}e}")  # before counting digits: 0.9999 is 1.00, not 1.000
+    rounded = float(
+        f"{value:.{digits - 1}e}"
+    )  # before counting digits: 0.9999 is 1.00, not 1.000
     decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
     return f"{rounded:.{max(0, decimals)}f}"

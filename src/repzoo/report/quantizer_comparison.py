@@ -94,7 +94,9 @@ def _headings(language: str, engines: Sequence[str]) -> list[str]:
     return [*first, *ratios, *drops, seconds]
 
 
-def _cells(record: Record[QuantizerComparison], engines: Sequence[str], language: str) -> list[str]:
+def _cells(
+    record: Record[QuantizerComparison], engines: Sequence[str], language: str
+) -> list[str]:
     values = record.values
     by_engine = [values.engines.get(name) for name in engines]
     main = by_engine[0] if by_engine else None
@@ -117,7 +119,9 @@ def _cells(record: Record[QuantizerComparison], engines: Sequence[str], language
 def _drop(measured: EngineComparison | None) -> str:
     if measured is None:
         return ABSENT
-    return card.interval(card.points, measured.drop, measured.drop_low, measured.drop_high)
+    return card.interval(
+        card.points, measured.drop, measured.drop_low, measured.drop_high
+    )
 
 
 def _expected_drop(measured: EngineComparison | None) -> str:

@@ -26,7 +26,9 @@ from repzoo.report import card, quantizer_comparison
 from repzoo.report.card import CardFacts
 from repzoo.storage import read_bounded, write_atomically
 
-MARKED = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(
+    r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 MAX_DOCUMENT_BYTES = 2**24
 HEADINGS = {
     "en": (
@@ -119,7 +121,9 @@ def _cells(facts: CardFacts) -> list[str]:
 
 def _top1(facts: CardFacts, form: str) -> str:
     accuracy = facts.accuracy[form]
-    return card.interval(card.percent, accuracy.top1, accuracy.top1_low, accuracy.top1_high)
+    return card.interval(
+        card.percent, accuracy.top1, accuracy.top1_low, accuracy.top1_high
+    )
 
 
 def _latencies(facts: CardFacts) -> str:
@@ -129,7 +133,10 @@ def _latencies(facts: CardFacts) -> str:
         by_engine[other.engine["name"]] = other.single
     shown = []
     for name, single in by_engine.items():
-        times = [card.ms(single[form].p50_ms) if form in single else "–" for form in card.BOTH]
+        times = [
+            card.ms(single[form].p50_ms) if form in single else "–"
+            for form in card.BOTH
+        ]
         prefix = f"{card.escape_markdown(name)} " if len(by_engine) > 1 else ""
         shown.append(prefix + " → ".join(times))
     return "<br>".join(shown)
@@ -139,11 +146,15 @@ def main() -> None:
     """Render the tables of documents; with --check, exit with 1 when a document is stale."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("documents", nargs="+", type=Path)
-    parser.add_argument("--check", action="store_true", help="compare only, and write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="compare only, and write nothing"
+    )
     options = parser.parse_args()
     for path in options.documents:
         old = read_bounded(path, MAX_DOCUMENT_BYTES).decode()
-        new = rendered(old, path.parent / "results", "zh" if "_cn" in path.stem else "en")
+        new = rendered(
+            old, path.parent / "results", "zh" if "_cn" in path.stem else "en"
+        )
         # The tests call --check, so that a table cannot disagree with the results.
         if options.check and new != old:
             sys.exit(f"{path} is stale; run: make tables")

@@ -53,7 +53,9 @@ def fold(module: nn.Module, example: torch.Tensor | None = None) -> fx.GraphModu
     return fold_with_log(module, example).module
 
 
-def fold_with_log(module: nn.Module, example: torch.Tensor | None = None) -> FoldedModule:
+def fold_with_log(
+    module: nn.Module, example: torch.Tensor | None = None
+) -> FoldedModule:
     """As `fold`, with the log of folds and refusals."""
     images = _default_example(module) if example is None else example
     folded = _fold(module, images)
@@ -62,7 +64,9 @@ def fold_with_log(module: nn.Module, example: torch.Tensor | None = None) -> Fol
         # The network amplifies rounding until float32 outputs say nothing. In float64 there is 10^9
         # times as much room.
         wide = copy.deepcopy(module).double()
-        comparison = _compare(wide, _fold(wide, images.double()).module, images.double())
+        comparison = _compare(
+            wide, _fold(wide, images.double()).module, images.double()
+        )
     if comparison.equality is Equality.DIFFERENT:
         raise CertificateError(
             f"the folded module is not proven equal: largest error {comparison.error:.3g}, "
@@ -74,7 +78,11 @@ def fold_with_log(module: nn.Module, example: torch.Tensor | None = None) -> Fol
 
 def _default_example(module: nn.Module) -> torch.Tensor:
     config = getattr(module, "default_cfg", None) or {}
-    size = config.get("input_size", DEFAULT_SIZE) if isinstance(config, dict) else DEFAULT_SIZE
+    size = (
+        config.get("input_size", DEFAULT_SIZE)
+        if isinstance(config, dict)
+        else DEFAULT_SIZE
+    )
     return torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
 
 
@@ -94,7 +102,9 @@ def _compare(module: nn.Module, folded: nn.Module, images: torch.Tensor) -> Comp
         outputs = [jittered(images), folded(images)]
         _move_weights(jittered)
         outputs.append(jittered(images))
-    dtypes = [weight.dtype for weight in module.parameters() if weight.is_floating_point()]
+    dtypes = [
+        weight.dtype for weight in module.parameters() if weight.is_floating_point()
+    ]
     roundoff = max((torch.finfo(dtype).eps / 2 for dtype in dtypes), default=2.0**-24)
     expected, actual, moved = (_rows(output) for output in outputs)
     return compare(expected, actual, moved, roundoff)

@@ -70,7 +70,11 @@ class _Builder:
     def build(self) -> fx.GraphModule:
         for item in self._model.graph.initializer:
             self._values[item.name] = _tensor(item)
-        name = next(item.name for item in self._model.graph.input if item.name not in self._values)
+        name = next(
+            item.name
+            for item in self._model.graph.input
+            if item.name not in self._values
+        )
         self._values[name] = self._graph.placeholder("inputs")
         for node in self._model.graph.node:
             self._add(node)
@@ -79,7 +83,11 @@ class _Builder:
         return fx.GraphModule(self._root, self._graph).eval()
 
     def activations(self) -> dict[str, fx.Node]:
-        return {name: value for name, value in self._values.items() if isinstance(value, fx.Node)}
+        return {
+            name: value
+            for name, value in self._values.items()
+            if isinstance(value, fx.Node)
+        }
 
     def _add(self, node: onnx.NodeProto) -> None:
         function = OPERATORS.get(node.op_type)
@@ -90,12 +98,16 @@ class _Builder:
         results = self._call(function, inputs, attributes, len(node.output))
         self._values.update(zip(node.output, results, strict=True))
 
-    def _attributes(self, node: onnx.NodeProto, function: Callable[..., Any]) -> dict[str, Any]:
+    def _attributes(
+        self, node: onnx.NodeProto, function: Callable[..., Any]
+    ) -> dict[str, Any]:
         """The keyword arguments of `function` for `node`."""
         attributes: dict[str, Any] = {}
         for item in node.attribute:
             value = onnx.helper.get_attribute_value(item)
-            attributes[item.name] = _tensor(value) if item.type == item.TENSOR else value
+            attributes[item.name] = (
+                _tensor(value) if item.type == item.TENSOR else value
+            )
         accepted = _keywords(function)
         if "opset" in accepted:
             attributes["opset"] = self._opset
@@ -103,7 +115,9 @@ class _Builder:
             attributes["outputs"] = len(node.output)
         attributes.pop("training_mode", None)
         if unknown := sorted(set(attributes) - accepted):
-            raise InputError(f"{FAILED}: {node.op_type} with {unknown[0]} is not implemented")
+            raise InputError(
+                f"{FAILED}: {node.op_type} with {unknown[0]} is not implemented"
+            )
         if accepted.issuperset(Window._fields):
             attributes["window"] = Window.pop_from(attributes)
         return attributes
@@ -127,7 +141,8 @@ class _Builder:
         if outputs == 1:
             return [call]
         return [
-            self._graph.call_function(operator.getitem, (call, index)) for index in range(outputs)
+            self._graph.call_function(operator.getitem, (call, index))
+            for index in range(outputs)
         ]
 
     def _value(self, name: str) -> Any:
@@ -154,7 +169,9 @@ def _keywords(function: Callable[..., Any]) -> set[str]:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:
         return set()
-    names = {item.name for item in parameters if item.kind is inspect.Parameter.KEYWORD_ONLY}
+    names = {
+        item.name for item in parameters if item.kind is inspect.Parameter.KEYWORD_ONLY
+    }
     if "window" in names:
         names = names - {"window"} | set(Window._fields)
     return names

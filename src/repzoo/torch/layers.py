@@ -86,7 +86,9 @@ def _average_pool(layer: nn.Module, _: ir.Value) -> OnnxNode | None:
     return OnnxNode("AveragePool", attributes)
 
 
-def _functional_batch_norm(node: fx.Node, values: Mapping[fx.Node, ir.Value]) -> ir.Node | None:
+def _functional_batch_norm(
+    node: fx.Node, values: Mapping[fx.Node, ir.Value]
+) -> ir.Node | None:
     """torch.nn.functional.batch_norm, whose parameters are tensors of the graph."""
     names = (
         "input",
@@ -98,7 +100,10 @@ def _functional_batch_norm(node: fx.Node, values: Mapping[fx.Node, ir.Value]) ->
         "momentum",
         "eps",
     )
-    arguments: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    arguments: dict[str, Any] = {
+        **dict(zip(names, node.args, strict=False)),
+        **node.kwargs,
+    }
     if arguments.get("training"):
         return None
     inputs = []
@@ -119,9 +124,9 @@ MODULES: dict[type[nn.Module], Callable[[nn.Module, ir.Value], OnnxNode | None]]
     nn.Linear: _linear,
     nn.AvgPool2d: _average_pool,
 }
-FUNCTIONS: dict[Any, Callable[[fx.Node, Mapping[fx.Node, ir.Value]], ir.Node | None]] = {
-    functional.batch_norm: _functional_batch_norm
-}
+FUNCTIONS: dict[
+    Any, Callable[[fx.Node, Mapping[fx.Node, ir.Value]], ir.Node | None]
+] = {functional.batch_norm: _functional_batch_norm}
 
 
 def layer_from_ir(node: ir.Node) -> nn.Module:

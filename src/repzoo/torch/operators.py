@@ -65,7 +65,12 @@ def batch_normalization(
 
 
 def layer_normalization(
-    x: Tensor, scale: Tensor, bias: Tensor | None = None, *, axis: int = -1, epsilon: float = 1e-5
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
 ) -> Tensor:
     """LayerNormalization over all axes from `axis` on."""
     return functional.layer_norm(x, x.shape[axis:], scale, bias, epsilon)
@@ -112,7 +117,12 @@ def _per_axis_shape(x: Tensor, scale: Tensor, axis: int) -> list[int]:
 
 
 def quantize_linear(
-    x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, saturate: int = 1
+    x: Tensor,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    *,
+    axis: int = 1,
+    saturate: int = 1,
 ) -> Tensor:
     """QuantizeLinear; without a zero point to uint8."""
     dtype = torch.uint8 if zero is None else zero.dtype
@@ -197,7 +207,9 @@ def split(
     return parts if outputs > 1 else parts[0]
 
 
-def slices(x: Tensor, starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> Tensor:
+def slices(
+    x: Tensor, starts: Any, ends: Any, axes: Any = None, steps: Any = None
+) -> Tensor:
     """Slice, with steps of either sign."""
     firsts, lasts = _ints(starts), _ints(ends)
     chosen = list(range(len(firsts))) if axes is None else _ints(axes)
@@ -268,10 +280,16 @@ def resize(
     if sizes is not None:
         target = _ints(sizes)
     else:
-        target = [round(float(scale) * side) for scale, side in zip(scales, x.shape, strict=True)]
+        target = [
+            round(float(scale) * side)
+            for scale, side in zip(scales, x.shape, strict=True)
+        ]
     whole = all(new % old == 0 for new, old in zip(target, x.shape, strict=True))
     spatial = x.dim() == 4 and list(target[:2]) == list(x.shape[:2])
-    rounds_up = (coordinate_transformation_mode, nearest_mode) == (b"half_pixel", b"ceil")
+    rounds_up = (coordinate_transformation_mode, nearest_mode) == (
+        b"half_pixel",
+        b"ceil",
+    )
     if not whole or not spatial or rounds_up or mode != b"nearest":
         raise InputError(
             f"Resize ({mode.decode()}) of {list(x.shape)} to {target} is not implemented; "
@@ -309,7 +327,9 @@ def constant(
     for item in (value, value_float, value_floats, value_int, value_ints):
         if item is not None:
             return item if isinstance(item, Tensor) else torch.tensor(item)
-    raise InputError("a Constant of an unknown kind is not implemented; use another engine")
+    raise InputError(
+        "a Constant of an unknown kind is not implemented; use another engine"
+    )
 
 
 def constant_of_shape(shape: Any, *, value: Any = None) -> Tensor:
@@ -389,7 +409,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Clip": clip,
     "Elu": lambda x, *, alpha=1.0: functional.elu(x, alpha),
     "Erf": torch.erf,
-    "Gelu": lambda x, *, approximate=b"none": functional.gelu(x, approximate=approximate.decode()),
+    "Gelu": lambda x, *, approximate=b"none": functional.gelu(
+        x, approximate=approximate.decode()
+    ),
     "HardSigmoid": hard_sigmoid,
     "HardSwish": functional.hardswish,
     "LeakyRelu": lambda x, *, alpha=0.01: functional.leaky_relu(x, alpha),

@@ -14,7 +14,13 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from repzoo.torch.layers import FUNCTIONS, MODULES, PASS_THROUGH, OnnxNode, layer_from_ir
+from repzoo.torch.layers import (
+    FUNCTIONS,
+    MODULES,
+    PASS_THROUGH,
+    OnnxNode,
+    layer_from_ir,
+)
 
 OPAQUE = "repzoo.opaque"
 OPSET = 17
@@ -56,7 +62,11 @@ class FxGraph:
                 self.values[node] = self._convert(node)
                 self.sources.setdefault(str(self.values[node].name), node)
         self.original = {id(node) for node in self.nodes}
-        inputs = [self.values[node] for node in self.module.graph.nodes if node.op == "placeholder"]
+        inputs = [
+            self.values[node]
+            for node in self.module.graph.nodes
+            if node.op == "placeholder"
+        ]
         last = next(node for node in self.module.graph.nodes if node.op == "output")
         outputs = dict.fromkeys(self.values[node] for node in last.all_input_nodes)
         return ir.Graph(
@@ -105,7 +115,9 @@ class FxGraph:
             layer = self.module.get_submodule(str(node.target))
             if type(layer) in PASS_THROUGH:
                 return self.values[node.all_input_nodes[0]]
-        return self._add(node, self._layer(node) or self._arithmetic(node) or self._opaque(node))
+        return self._add(
+            node, self._layer(node) or self._arithmetic(node) or self._opaque(node)
+        )
 
     def _add(self, node: fx.Node, made: ir.Node) -> ir.Value:
         """Add the ONNX node that was `made` of `node`; its output."""
@@ -130,9 +142,14 @@ class FxGraph:
         if described is None:
             return None
         name = str(node.target)
-        weights = [self.constant(f"{name}.{key}", of) for key, of in described.weights.items()]
+        weights = [
+            self.constant(f"{name}.{key}", of) for key, of in described.weights.items()
+        ]
         return ir.node(
-            described.op_type, [inputs[0], *weights], attributes=described.attributes, name=name
+            described.op_type,
+            [inputs[0], *weights],
+            attributes=described.attributes,
+            name=name,
         )
 
     def _arithmetic(self, node: fx.Node) -> ir.Node | None:
@@ -185,7 +202,9 @@ class FxGraph:
         else:
             setattr(self.module, target, layer)
         with self.module.graph.inserting_before(root):
-            call = self.module.graph.call_module(target, (self.sources[str(source.name)],))
+            call = self.module.graph.call_module(
+                target, (self.sources[str(source.name)],)
+            )
         root.replace_all_uses_with(call)
         self.sources[str(output.name)] = call
 
@@ -207,7 +226,9 @@ def _delete_unread_tensors(module: fx.GraphModule) -> None:
 
     timm's norms with an activation inside are such containers.
     """
-    called = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
+    called = {
+        str(node.target) for node in module.graph.nodes if node.op == "call_module"
+    }
     read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     for name, _ in [*module.named_parameters(), *module.named_buffers()]:
         owner, _, own = name.rpartition(".")

@@ -22,7 +22,9 @@ def trace(module: nn.Module, images: torch.Tensor) -> fx.GraphModule:
     twin = _with_class_forward(copy.deepcopy(module).eval())
     try:
         with torch.no_grad():
-            traced = _without_assertions(fx.GraphModule(twin, _Tracer().trace_parts(twin)))
+            traced = _without_assertions(
+                fx.GraphModule(twin, _Tracer().trace_parts(twin))
+            )
             ShapeProp(traced).propagate(images)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -49,7 +49,11 @@ class Window(NamedTuple):
 
     def pad(self, x: Tensor, dilations: Ints, fill: float) -> Tensor:
         """`x` with the padding that the window asks for, of the value `fill`."""
-        pads = self._same_pads(x.shape[2:], dilations) if self.depends_on_size else self.pads
+        pads = (
+            self._same_pads(x.shape[2:], dilations)
+            if self.depends_on_size
+            else self.pads
+        )
         if not any(pads):
             return x
         axes = len(self.kernel_shape)
@@ -93,7 +97,12 @@ def conv(
 
 
 def max_pool(
-    x: Tensor, *, window: Window, dilations: Ints = (), ceil_mode: int = 0, storage_order: int = 0
+    x: Tensor,
+    *,
+    window: Window,
+    dilations: Ints = (),
+    ceil_mode: int = 0,
+    storage_order: int = 0,
 ) -> Tensor:
     """MaxPool in two dimensions."""
     kernel = window.kernel_shape

@@ -34,7 +34,9 @@ class Classification(torch.nn.Module):
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """`targets` int64 [N] or float32 [N, classes]."""
         return cross_entropy(
-            logits, targets, label_smoothing=0.0 if targets.is_floating_point() else self.smoothing
+            logits,
+            targets,
+            label_smoothing=0.0 if targets.is_floating_point() else self.smoothing,
         )
 
 
@@ -79,7 +81,10 @@ def _task(
         else student
     )
     device = next(own.parameters()).device
-    own.pretrained_cfg = {"mean": preprocess.mean, "std": preprocess.std}  # what timm's tasks go by
+    own.pretrained_cfg = {
+        "mean": preprocess.mean,
+        "std": preprocess.std,
+    }  # what timm's tasks go by
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     wrapped = DistillationTeacher(teacher, device=device)
@@ -97,7 +102,9 @@ def _task(
     if getattr(
         getattr(own, "head", None), "distillation", False
     ):  # RepViT: the second head learns from the teacher
-        return TokenDistillationTask(student, wrapped, distill_type=recipe.distill, **given)
+        return TokenDistillationTask(
+            student, wrapped, distill_type=recipe.distill, **given
+        )
     return (LogitDistillationTask if recipe.distill == "soft" else _HardTask)(
         student, wrapped, **given
     )
@@ -106,7 +113,9 @@ def _task(
 class _HardTask(LogitDistillationTask):  # type: ignore[misc]  # timm has no types
     """Hard labels of the teacher for a student with one head (arXiv:2012.12877, equation 3)."""
 
-    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, input: torch.Tensor, target: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """{"loss": a scalar}."""
         logits = self.trainable_module(input)
         with torch.no_grad():

@@ -51,10 +51,14 @@ class Crew:
             return module
         if self.device.type == "cuda":
             synced = convert_sync_batchnorm(module, self._channel)
-            return _distributed(synced, device_ids=[self.device], process_group=self._channel)
+            return _distributed(
+                synced, device_ids=[self.device], process_group=self._channel
+            )
         for layer in module.modules():
             if isinstance(layer, _BatchNorm):
-                layer.__class__ = type(f"Synced{type(layer).__name__}", (_Synced, type(layer)), {})
+                layer.__class__ = type(
+                    f"Synced{type(layer).__name__}", (_Synced, type(layer)), {}
+                )
         return _distributed(module)
 
     def mean(self, value: torch.Tensor) -> float:
@@ -66,7 +70,9 @@ class Crew:
 
     def sums(self, *counts: int) -> list[int]:
         """Each count, summed over the processes."""
-        told = [json.loads(one) for one in self.group.gather(json.dumps(counts).encode())]
+        told = [
+            json.loads(one) for one in self.group.gather(json.dumps(counts).encode())
+        ]
         return [sum(column) for column in zip(*told, strict=True)]
 
     def spread(self, data: bytes) -> bytes:
@@ -80,7 +86,9 @@ class Crew:
             if data and not self.group.rank
             else None
         )
-        content = bytes_ if bytes_ is not None else torch.empty(int(size), dtype=torch.uint8)
+        content = (
+            bytes_ if bytes_ is not None else torch.empty(int(size), dtype=torch.uint8)
+        )
         if len(content):
             dist.broadcast(content, 0)
         return content.numpy().tobytes()
@@ -102,7 +110,9 @@ class Crew:
             ) from None
 
 
-def unsynced(module: torch.nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+def unsynced(
+    module: torch.nn.Module, last: bool
+) -> contextlib.AbstractContextManager[Any]:
     """The context of a backward pass. Gradients are only synchronized in the `last` part."""
     return (
         contextlib.nullcontext()
@@ -117,7 +127,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"there is no device {name!r}; give auto, cpu or cuda") from None
+        raise InputError(
+            f"there is no device {name!r}; give auto, cpu or cuda"
+        ) from None
     if device.type not in ("cpu", "cuda") or (
         device.type == "cuda" and not torch.cuda.is_available()
     ):
@@ -136,7 +148,9 @@ class _Synced(_BatchNorm):
         if not self.training:
             return super().forward(x)
         made, own = _over_all(self, x), cast(Any, self)
-        return cast(torch.Tensor, own.act(own.drop(made)) if hasattr(self, "act") else made)
+        return cast(
+            torch.Tensor, own.act(own.drop(made)) if hasattr(self, "act") else made
+        )
 
     def _check_input_dim(self, x: torch.Tensor) -> None:
         """Any number of axes behind the channels."""

@@ -31,7 +31,12 @@ from repzoo.training.models import head_of
 from repzoo.training.options import Running
 from repzoo.training.recipe import Recipe
 from repzoo.training.state import Epoch
-from repzoo.training.training_images import Share, TrainingImages, mixing, seed_everything
+from repzoo.training.training_images import (
+    Share,
+    TrainingImages,
+    mixing,
+    seed_everything,
+)
 
 # More than any number of processes: a step's seed is multiplied by it before the rank is added.
 SHARE_LIMIT = 10_007
@@ -70,7 +75,9 @@ class Trainer:
         self.heads = head_of(module) if recipe.trainable == "head" else []
         if self.heads:
             _freeze_all_but(module, self.heads)
-        self.ema = timm.utils.ModelEmaV3(module, decay=recipe.ema_decay, use_warmup=True)
+        self.ema = timm.utils.ModelEmaV3(
+            module, decay=recipe.ema_decay, use_warmup=True
+        )
         self.joined = self.crew.joined(module)
         if teacher is not None:
             teacher = teacher.to(self.crew.device)
@@ -100,9 +107,14 @@ class Trainer:
         }[self.precision]
         plural = "es" if self.share.size > 1 else ""
         processes = f"{self.share.size} process{plural} on {self.crew.device.type}"
-        return [lr, f"{precision}, {processes}, {self.running.accumulate} part(s) a batch"]
+        return [
+            lr,
+            f"{precision}, {processes}, {self.running.accumulate} part(s) a batch",
+        ]
 
-    def run(self, validation: Dataset | None, progress: Progress = silent) -> torch.nn.Module:
+    def run(
+        self, validation: Dataset | None, progress: Progress = silent
+    ) -> torch.nn.Module:
         """Train the remaining epochs. Returns the EMA module in evaluation mode.
 
         validation  scored every `validate_every` epochs and at the end
@@ -122,7 +134,9 @@ class Trainer:
         averaged: torch.nn.Module = self.ema.module
         return averaged.eval()
 
-    def _epoch(self, epoch: int, validation: Dataset | None, progress: Progress) -> None:
+    def _epoch(
+        self, epoch: int, validation: Dataset | None, progress: Progress
+    ) -> None:
         started = time.perf_counter()
         first_step = self.step
         self._steps(epoch, progress)
@@ -137,7 +151,9 @@ class Trainer:
             lr=float(self.optimizer.param_groups[0]["lr"]),
             loss=self.total / self.steps,
             validation_top1=score,
-            images_per_second=(self.steps - first_step) * self.recipe.batch / training_seconds,
+            images_per_second=(self.steps - first_step)
+            * self.recipe.batch
+            / training_seconds,
             seconds=time.perf_counter() - started,
         )
         self.log.append(line)
@@ -149,7 +165,9 @@ class Trainer:
         seed = self.running.seed * 100_003 + epoch
         size = self.recipe.size_at(epoch, self.images.preprocess.size)
         parts = self.images.parts(self.recipe, seed, self.share, self.step)
-        loader = iter(self.images.loader(self.recipe, size, seed, parts, self.running.workers))
+        loader = iter(
+            self.images.loader(self.recipe, size, seed, parts, self.running.workers)
+        )
         self._training_mode()
         for step in range(self.step, self.steps):
             self.total += self._update(epoch, step, seed, loader)
@@ -204,14 +222,21 @@ class Trainer:
         if self.recipe.clip:
             self.scaler.unscale_(self.optimizer)
             parameters = self._clipped_parameters()
-            timm.utils.dispatch_clip_grad(parameters, self.recipe.clip, self.recipe.clip_mode)
+            timm.utils.dispatch_clip_grad(
+                parameters, self.recipe.clip, self.recipe.clip_mode
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.ema.update(self.module, step=update)
         return value
 
-    def _loss(self, epoch: int, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if self.mix is not None and epoch < self.recipe.epochs - self.recipe.mix_off_epochs:
+    def _loss(
+        self, epoch: int, inputs: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        if (
+            self.mix is not None
+            and epoch < self.recipe.epochs - self.recipe.mix_off_epochs
+        ):
             inputs, targets = self.mix(inputs, targets)
         if self.precision is None:
             return self.objective(inputs, targets)
@@ -237,7 +262,10 @@ class Trainer:
         # Descriptions of a recipe may be reworded between two runs.
         recipe = dataclasses.replace(self.recipe, about="", source="")
         settings = [
-            {key: tuple(value.shape) for key, value in self.module.state_dict().items()},
+            {
+                key: tuple(value.shape)
+                for key, value in self.module.state_dict().items()
+            },
             dataclasses.asdict(recipe),
             dataclasses.asdict(self.images.preprocess),
             (self.running.seed, self.running.accumulate),
@@ -284,7 +312,10 @@ class Trainer:
 
 
 def top1(
-    module: torch.nn.Module, dataset: Dataset, preprocess: Preprocess, crew: Crew | None = None
+    module: torch.nn.Module,
+    dataset: Dataset,
+    preprocess: Preprocess,
+    crew: Crew | None = None,
 ) -> float:
     """Top-1 in percent of `module` on `dataset`, whose targets are the module's output indices.
 
@@ -299,7 +330,9 @@ def top1(
     with torch.inference_mode():
         for batch in batches(own_share, preprocess, 64, report):
             logits = module(torch.from_numpy(batch.inputs).to(crew.device))
-            for guess, index in zip(logits.argmax(1).tolist(), batch.indices, strict=True):
+            for guess, index in zip(
+                logits.argmax(1).tolist(), batch.indices, strict=True
+            ):
                 correct += guess == own_share.targets[index]
             count += len(batch.indices)
     report.check(dataset.name, len(dataset))

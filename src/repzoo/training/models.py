@@ -73,7 +73,9 @@ def student(model: str, classes: int, recipe: Recipe, options: TrainOptions) -> 
     return Student(module, preprocess, facts, remarks)
 
 
-def teacher(name: str, classes: tuple[str, ...], recipe: Recipe) -> torch.nn.Module | None:
+def teacher(
+    name: str, classes: tuple[str, ...], recipe: Recipe
+) -> torch.nn.Module | None:
     """The teacher `name`: FILE.onnx, a model NAME with timm's weights, or NAME=FILE.
 
     Raises:
@@ -135,7 +137,9 @@ def _preprocess(model: str, in_catalog: bool, recipe: Recipe) -> Preprocess:
 def _timm_model(
     model: str, classes: int, pretrained: bool = False, **options: Any
 ) -> torch.nn.Module:
-    module = timm.create_model(model, pretrained=pretrained, num_classes=classes, **options)
+    module = timm.create_model(
+        model, pretrained=pretrained, num_classes=classes, **options
+    )
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"timm's {model} is not a torch module; choose another model")
     return module
@@ -169,7 +173,9 @@ def _load_into_timm_model(
     own = module.state_dict()
     differing = sorted(set(own) ^ set(table))
     if not differing:
-        differing = [name for name in own if tuple(table[name].shape) != tuple(own[name].shape)]
+        differing = [
+            name for name in own if tuple(table[name].shape) != tuple(own[name].shape)
+        ]
     shared = own.keys() & table.keys()
     renewed = [name for name in differing if name.startswith(head) and name in shared]
     wrong = [name for name in differing if name not in renewed]
@@ -188,6 +194,8 @@ def _load_into_timm_model(
         # A new last layer is zero: timm initializes some so large that a short fine-tuning would
         # mostly unlearn it.
         is_new = name in renewed
-        state[name] = torch.zeros_like(values) if is_new else torch.from_numpy(table[name].copy())
+        state[name] = (
+            torch.zeros_like(values) if is_new else torch.from_numpy(table[name].copy())
+        )
     module.load_state_dict(state)
     return module, ("the last layer starts anew",) if renewed else ()

@@ -33,7 +33,9 @@ class TrainOptions:
     accumulate: int = setting(1, help="Gradient-accumulation steps.", range=at_least(1))
     device: str = setting("auto", help="Device: auto, cpu or cuda.")
     workers: int = setting(
-        2, help="Worker processes that load images, for each training process.", range=at_least(0)
+        2,
+        help="Worker processes that load images, for each training process.",
+        range=at_least(0),
     )
     channels_last: bool = setting(False, help="Use the channels-last memory format.")
     save_minutes: float = setting(
@@ -41,7 +43,9 @@ class TrainOptions:
         help="Minutes between saves within an epoch; 0: save only at the end of each epoch.",
         range=at_least(0),
     )
-    validate_every: int = setting(5, help="Epochs between validations.", range=at_least(1))
+    validate_every: int = setting(
+        5, help="Epochs between validations.", range=at_least(1)
+    )
     tensorboard: bool = setting(False, help="Also write a TensorBoard log.")
 
     def __post_init__(self) -> None:

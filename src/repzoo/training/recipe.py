@@ -135,7 +135,9 @@ class Recipe:
         for key in _SHARES:
             value = getattr(self, key)
             if not 0 <= value <= 1:
-                raise InputError(f"recipe {self.name}: {key} must lie in 0..1; got {value}")
+                raise InputError(
+                    f"recipe {self.name}: {key} must lie in 0..1; got {value}"
+                )
         if self.repeats < 1 or self.clip < 0 or not self.temperature > 0:
             raise InputError(
                 f"recipe {self.name}: repeats >= 1, clip >= 0 and temperature > 0 are needed; got "
@@ -145,7 +147,8 @@ class Recipe:
     def changed(self, **overrides: Any) -> Recipe:
         """This recipe with every override that is not None."""
         return dataclasses.replace(
-            self, **{key: value for key, value in overrides.items() if value is not None}
+            self,
+            **{key: value for key, value in overrides.items() if value is not None},
         )
 
     def for_model(self, model: str) -> Recipe:
@@ -168,7 +171,9 @@ class Recipe:
 @functools.cache
 def recipes() -> dict[str, Recipe]:
     """All recipes by name."""
-    tables = tomllib.loads((files("repzoo.training") / "recipes.toml").read_text("utf-8"))
+    tables = tomllib.loads(
+        (files("repzoo.training") / "recipes.toml").read_text("utf-8")
+    )
     return {name: from_table(name, table) for name, table in tables.items()}
 
 
@@ -212,7 +217,9 @@ def from_table(name: str, table: Mapping[str, Any]) -> Recipe:
 def _required_fields() -> list[str]:
     missing = dataclasses.MISSING
     fields = [item for item in dataclasses.fields(Recipe) if item.name != "name"]
-    return [item.name for item in fields if item.default is item.default_factory is missing]
+    return [
+        item.name for item in fields if item.default is item.default_factory is missing
+    ]
 
 
 def _checked(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,8 +232,12 @@ def _checked(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
         kind = kinds[key]
         # In Python a bool is an int, in TOML it is not.
         is_bool = isinstance(value, bool)
-        if not isinstance(value, _KINDS.get(kind, (Mapping,))) or (is_bool and kind != "bool"):
-            raise InputError(f"recipe {name}: {key} must be of the kind {kind}; got {value!r}")
+        if not isinstance(value, _KINDS.get(kind, (Mapping,))) or (
+            is_bool and kind != "bool"
+        ):
+            raise InputError(
+                f"recipe {name}: {key} must be of the kind {kind}; got {value!r}"
+            )
     values = dict(table)
     if "scale" in values:
         values["scale"] = _area_range(name, values["scale"])

@@ -21,7 +21,15 @@ from repzoo.training.recipe import Recipe
 from repzoo.training.state import Epoch
 from repzoo.training.training_images import TrainingImages
 
-HOW = ("seed", "accumulate", "device", "channels_last", "checkpoint", "pretrained", "teacher")
+HOW = (
+    "seed",
+    "accumulate",
+    "device",
+    "channels_last",
+    "checkpoint",
+    "pretrained",
+    "teacher",
+)
 
 
 @dataclass(frozen=True)
@@ -81,19 +89,31 @@ def train(
     best = trainer.run(held_out, progress)
     name = f"{model}.{source.name}"
     artifact = export(
-        best.cpu(), name, student.preprocess, source.classes, Step("train", __version__, settings)
+        best.cpu(),
+        name,
+        student.preprocess,
+        source.classes,
+        Step("train", __version__, settings),
     )
-    made = artifact.save(running.output / f"{name}.onnx") if not group.rank else artifact
-    return TrainResult(replace(made, name=name), trainer.log, [*remarks, *report.sentences()])
+    made = (
+        artifact.save(running.output / f"{name}.onnx") if not group.rank else artifact
+    )
+    return TrainResult(
+        replace(made, name=name), trainer.log, [*remarks, *report.sentences()]
+    )
 
 
-def _training_images(source: DataSource, report: ReadReport, progress: Progress) -> Dataset:
+def _training_images(
+    source: DataSource, report: ReadReport, progress: Progress
+) -> Dataset:
     whole = source.join("train" if "train" in source.parts else "all")
     images = whole.subset(readable_indices(whole, report, progress))
     report.check(whole.name, len(whole))
     present = set(images.targets)
     missing = list(source.empty)
-    missing += [label for index, label in enumerate(source.classes) if index not in present]
+    missing += [
+        label for index, label in enumerate(source.classes) if index not in present
+    ]
     if missing:
         names = ", ".join(repr(label) for label in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

@@ -65,13 +65,18 @@ def save_weights(folder: Path, module: torch.nn.Module) -> None:
     """Write the weights of `module` as .safetensors, float32 in the catalog's naming."""
     from safetensors.torch import save as safetensors
 
-    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    state = {
+        name: value.detach().cpu().contiguous()
+        for name, value in module.state_dict().items()
+    }
     write_atomically(folder / WEIGHTS, safetensors(state))
 
 
 def save_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write what the run is, for people: nothing reads it again."""
-    write_atomically(folder / SETTINGS, json.dumps(settings, indent=1, default=str) + "\n")
+    write_atomically(
+        folder / SETTINGS, json.dumps(settings, indent=1, default=str) + "\n"
+    )
 
 
 def read(folder: Path) -> bytes:
@@ -87,7 +92,9 @@ def read(folder: Path) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; give another -o") from None
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}; give another -o"
+        ) from None
 
 
 def decoded(folder: Path, data: bytes, fingerprint: str) -> dict[str, Any]:
@@ -102,7 +109,15 @@ def decoded(folder: Path, data: bytes, fingerprint: str) -> dict[str, Any]:
             io.BytesIO(data[1:]), map_location="cpu", weights_only=True
         )
         found = state["fingerprint"]
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError):
+    except (
+        UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+    ):
         raise InputError(
             f"{path} is damaged; remove it to start again, or give another -o"
         ) from None

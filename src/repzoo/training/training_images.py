@@ -51,18 +51,29 @@ class TrainingImages:
         """Whole batches in an epoch."""
         return len(self.dataset) // recipe.batch
 
-    def parts(self, recipe: Recipe, seed: int, share: Share, first: int = 0) -> list[list[Placed]]:
+    def parts(
+        self, recipe: Recipe, seed: int, share: Share, first: int = 0
+    ) -> list[list[Placed]]:
         """The images of `share`, `accumulate` lists per step, from the step `first` on."""
         order = list(enumerate(_order(len(self.dataset), recipe.repeats, seed)))
         each = recipe.batch // share.accumulate
         starts = range(first * recipe.batch, self.steps(recipe) * recipe.batch, each)
-        return [order[start : start + each][share.rank :: share.size] for start in starts]
+        return [
+            order[start : start + each][share.rank :: share.size] for start in starts
+        ]
 
     def loader(
-        self, recipe: Recipe, size: int, seed: int, parts: list[list[Placed]], workers: int
+        self,
+        recipe: Recipe,
+        size: int,
+        seed: int,
+        parts: list[list[Placed]],
+        workers: int,
     ) -> DataLoader[Any]:
         """Batches of (float32 [n, 3, size, size], int64 [n]), one for each of `parts`."""
-        images = _Augmented(self.dataset, _augmentation(recipe, self.preprocess, size), seed)
+        images = _Augmented(
+            self.dataset, _augmentation(recipe, self.preprocess, size), seed
+        )
         context = _context(self.dataset) if workers else None
         return DataLoader(
             images,
@@ -100,7 +111,9 @@ def _context(dataset: Dataset) -> multiprocessing.context.BaseContext:
 
 def _order(count: int, repeats: int, seed: int) -> list[int]:
     if repeats == 1:
-        return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+        return torch.randperm(
+            count, generator=torch.Generator().manual_seed(seed)
+        ).tolist()
     sampler = RepeatAugSampler(
         range(count), num_replicas=1, rank=0, num_repeats=repeats, selected_round=0
     )
@@ -142,7 +155,10 @@ def mixing(recipe: Recipe, classes: int) -> Any:
     if not (recipe.mixup or recipe.cutmix):
         return None
     return timm.data.Mixup(
-        recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes
+        recipe.mixup,
+        recipe.cutmix,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=classes,
     )
 
 

@@ -19,20 +19,28 @@ from repzoo.verbs.model_files import ModelLike, open_models
 class BenchOptions:
     """Settings of `benchmark`: every combination is timed. For scenarios see `measure.latency`."""
 
-    engine: tuple[str, ...] = setting((DEFAULT_ENGINE,), help="Engines that run every model.")
+    engine: tuple[str, ...] = setting(
+        (DEFAULT_ENGINE,), help="Engines that run every model."
+    )
     scenario: tuple[Scenario, ...] = setting(
         ("closed-loop",),
         help="closed-loop, or MLPerf's single-stream, multi-stream, offline.",
     )
-    threads: tuple[int, ...] = setting((1,), help="Threads of a session.", range=at_least(1))
+    threads: tuple[int, ...] = setting(
+        (1,), help="Threads of a session.", range=at_least(1)
+    )
     streams: tuple[int, ...] = setting(
         (1,), help="Client threads that share a session.", range=at_least(1)
     )
     batch: tuple[int, ...] = setting(
-        (), help="Images in each call.  [default: 1; multi-stream: 8]", range=at_least(1)
+        (),
+        help="Images in each call.  [default: 1; multi-stream: 8]",
+        range=at_least(1),
     )
     seconds: float = setting(
-        2.0, help="Least measuring time of each case, in seconds, over all rounds.", range=above(0)
+        2.0,
+        help="Least measuring time of each case, in seconds, over all rounds.",
+        range=above(0),
     )
 
     def __post_init__(self) -> None:
@@ -65,7 +73,14 @@ def benchmark(
             failed one is in `left_out`, with the reason.
     """
     options = merge_keywords(BenchOptions, options, settings)
-    combinations = sweep.settings(options.scenario, options.threads, options.streams, options.batch)
+    combinations = sweep.settings(
+        options.scenario, options.threads, options.streams, options.batch
+    )
     return sweep.run(
-        open_models(models), options.engine, combinations, options.seconds, progress, on_records
+        open_models(models),
+        options.engine,
+        combinations,
+        options.seconds,
+        progress,
+        on_records,
     )

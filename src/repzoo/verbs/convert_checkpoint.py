@@ -79,5 +79,7 @@ def convert(
 def require_safetensors(path: str | Path) -> Path:
     """`path`, or an InputError where its suffix is not .safetensors."""
     if Path(path).suffix != ".safetensors":
-        raise InputError(f"the output is a .safetensors file; got {path}; give it that suffix")
+        raise InputError(
+            f"the output is a .safetensors file; got {path}; give it that suffix"
+        )
     return Path(path)

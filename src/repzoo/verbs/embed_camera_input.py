@@ -71,8 +71,13 @@ def embed_input(
     proofs: Any = ()
     if embedded.folded:
         proofs = prove(embedded.prepended, embedded.model, embedded.folded.outputs)
-    pairs = [(_float_input(buffer, after, before), buffer) for buffer in _test_buffers(after, data)]
-    certificate = certify_input(artifact, embedded.model, exact_runner(engine), pairs, proofs)
+    pairs = [
+        (_float_input(buffer, after, before), buffer)
+        for buffer in _test_buffers(after, data)
+    ]
+    certificate = certify_input(
+        artifact, embedded.model, exact_runner(engine), pairs, proofs
+    )
     settings = {
         "input": after.input,
         "yuv": after.yuv,
@@ -112,7 +117,9 @@ def _new_preprocess(
     return Preprocess.from_mapping(values)
 
 
-def _test_buffers(preprocess: Preprocess, data: DataLike | None) -> list[npt.NDArray[np.uint8]]:
+def _test_buffers(
+    preprocess: Preprocess, data: DataLike | None
+) -> list[npt.NDArray[np.uint8]]:
     """Inputs to certify on: random bytes, extreme bytes, and images of `data`."""
     random = np.random.default_rng(0)
     shape = (RANDOM_IMAGES, *preprocess.input_shape)

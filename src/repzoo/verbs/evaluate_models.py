@@ -32,7 +32,8 @@ class EvaluateOptions:
     """Settings of `evaluate`. For the format of `result` see `measure.external_results`."""
 
     engine: tuple[str, ...] = setting(
-        (DEFAULT_ENGINE,), help="Engines that run every model: a,b or repeat the option."
+        (DEFAULT_ENGINE,),
+        help="Engines that run every model: a,b or repeat the option.",
     )
     drop: float = setting(
         accuracy.VISIBLE_DROP,
@@ -40,22 +41,28 @@ class EvaluateOptions:
         range=above(0, 100),
     )
     result: tuple[Path, ...] = setting(
-        (), help="Results of another tool: result.txt, or a folder of .npz (repeat the option)."
+        (),
+        help="Results of another tool: result.txt, or a folder of .npz (repeat the option).",
     )
     datalist: Path | None = setting(
         None, help="Text file that names the image of each .npz, one a line."
     )
     resume: Path | None = setting(
-        None, help="Journal of the predictions; run the same command again to go on with it."
+        None,
+        help="Journal of the predictions; run the same command again to go on with it.",
     )
 
     def __post_init__(self) -> None:
         """Refuse engines that are missing or named twice."""
         validate(self)
         if not self.engine:
-            raise InputError("engine is empty; name at least one engine, such as onnxruntime")
+            raise InputError(
+                "engine is empty; name at least one engine, such as onnxruntime"
+            )
         if len(set(self.engine)) < len(self.engine):
-            raise InputError(f"an engine is named twice in {', '.join(self.engine)}; name it once")
+            raise InputError(
+                f"an engine is named twice in {', '.join(self.engine)}; name it once"
+            )
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,9 @@ def _only(records: Sequence[Record[Result]], noun: str, path: str) -> Result:
     if not records:
         raise InputError("nothing was compared; call evaluate with against=FLOAT_MODEL")
     if len(records) > 1:
-        raise InputError(f"this evaluation has {len(records)} {noun}s; read evaluation.{path}")
+        raise InputError(
+            f"this evaluation has {len(records)} {noun}s; read evaluation.{path}"
+        )
     return records[0].values
 
 
@@ -142,11 +151,15 @@ def evaluate(
     runs = _Runs()
     runners = [engines.engine(name) for name in options.engine]
     own = [runs.index_of(model, runner) for model in artifacts for runner in runners]
-    references = [] if reference is None else [runs.index_of(reference, run) for run in runners]
+    references = (
+        [] if reference is None else [runs.index_of(reference, run) for run in runners]
+    )
     report = ReadReport()
     predictions: Sequence[Predictions] = ()
     if runs.runs:
-        predictions = accuracy.evaluate(runs.runs, images, report, progress, options.resume, group)
+        predictions = accuracy.evaluate(
+            runs.runs, images, report, progress, options.resume, group
+        )
     results = external.in_order_of(predictions)
     measured = [*(predictions[index] for index in own), *results]
     pairs = _pairs(
@@ -154,7 +167,9 @@ def evaluate(
         results,
         [predictions[index] for index in references],
     )
-    paired = [accuracy.compare(first, second, drop=options.drop) for first, second in pairs]
+    paired = [
+        accuracy.compare(first, second, drop=options.drop) for first, second in pairs
+    ]
     return Evaluation(
         tuple(item.record() for item in measured),
         tuple(paired),
@@ -183,7 +198,9 @@ def _is_same_model(first: StoredArtifact, second: StoredArtifact) -> bool:
         return True
     if first.sha256 != second.sha256 or not first.sha256:
         return False
-    described = [(model.name, model.preprocess, model.labels) for model in (first, second)]
+    described = [
+        (model.name, model.preprocess, model.labels) for model in (first, second)
+    ]
     return described[0] == described[1]
 
 
@@ -198,13 +215,18 @@ class _External:
         """The results, their images in the order of `predictions`, where there are any."""
         keys = predictions[0].keys if predictions else self.results[0].keys
         return [
-            result if result.keys == keys else external_results.select_images(result, keys)
+            result
+            if result.keys == keys
+            else external_results.select_images(result, keys)
             for result in self.results
         ]
 
 
 def _read_external(
-    options: EvaluateOptions, images: Dataset, model: StoredArtifact | None, progress: Progress
+    options: EvaluateOptions,
+    images: Dataset,
+    model: StoredArtifact | None,
+    progress: Progress,
 ) -> _External:
     """The results of other tools.
 
@@ -224,7 +246,9 @@ def _read_external(
 
 
 def _pairs(
-    own: Sequence[Predictions], external: Sequence[Predictions], references: Sequence[Predictions]
+    own: Sequence[Predictions],
+    external: Sequence[Predictions],
+    references: Sequence[Predictions],
 ) -> list[tuple[Predictions, Predictions]]:
     """(first, second) of each comparison.
 
@@ -234,6 +258,9 @@ def _pairs(
     if not references:
         first, *others = [*own, *external]
         return [(first, second) for second in others]
-    pairs = [(references[index % len(references)], second) for index, second in enumerate(own)]
+    pairs = [
+        (references[index % len(references)], second)
+        for index, second in enumerate(own)
+    ]
     pairs.extend((references[0], second) for second in external)
     return pairs

@@ -10,7 +10,14 @@ from typing import Any
 from repzoo import __version__
 from repzoo.artifact import Preprocess, Step
 from repzoo.errors import InputError
-from repzoo.settings import at_least, between, merge_keywords, setting, split_keywords, validate
+from repzoo.settings import (
+    at_least,
+    between,
+    merge_keywords,
+    setting,
+    split_keywords,
+    validate,
+)
 from repzoo.verbs.embed_camera_input import embed_input
 from repzoo.verbs.fold_model import fold
 from repzoo.verbs.model_files import load_file
@@ -31,11 +38,14 @@ class ExportOptions(CheckpointOptions):
         range=at_least(1),
     )
     checkpoint: str | Path | None = setting(
-        None, help="Weights: a .pth, .pt, .pdparams or .safetensors file, or a published name."
+        None,
+        help="Weights: a .pth, .pt, .pdparams or .safetensors file, or a published name.",
     )
     pretrained: bool = setting(False, help="Download timm's ImageNet weights.")
     opset: int = setting(17, help="ONNX opset version.", range=between(11, 20))
-    dynamic_batch: bool = setting(True, help="Leave the batch size open, or fix it at 1.")
+    dynamic_batch: bool = setting(
+        True, help="Leave the batch size open, or fix it at 1."
+    )
     form: str = setting(
         "train",
         help="train keeps every BatchNormalization; deploy is folded.",
@@ -73,7 +83,9 @@ def export(
     """
     own, preprocessing = split_keywords(settings, "export", ExportOptions, Preprocess)
     options = merge_keywords(ExportOptions, options, own)
-    changes = {name: value for name, value in preprocessing.items() if value is not None}
+    changes = {
+        name: value for name, value in preprocessing.items() if value is not None
+    }
     # The graph is exported with a float input; bytes are embedded afterwards, with a certificate.
     input_kind = changes.pop("input", "float")
     yuv = changes.pop("yuv", None)
@@ -96,12 +108,17 @@ def export(
 
 
 def _load_embedded(
-    model: str, options: ExportOptions, labels: Sequence[str], changes: Mapping[str, Any]
+    model: str,
+    options: ExportOptions,
+    labels: Sequence[str],
+    changes: Mapping[str, Any],
 ) -> Artifact:
     """The embedded weights `model` with another preprocessing; they are a finished graph."""
     usual = asdict(ExportOptions())
     refused = [
-        name for name, value in asdict(options).items() if name != "form" and value != usual[name]
+        name
+        for name, value in asdict(options).items()
+        if name != "form" and value != usual[name]
     ]
     if labels:
         refused.append("labels")
@@ -122,7 +139,12 @@ def _build(
         from repzoo.zoo import families
     num_classes = options.num_classes or len(labels) or catalog.spec(model).num_classes
     module, weights = _module(model, num_classes, options)
-    settings = {"model": model, **weights, "num_classes": num_classes, "seed": options.seed}
+    settings = {
+        "model": model,
+        **weights,
+        "num_classes": num_classes,
+        "seed": options.seed,
+    }
     names = tuple(labels)
     if not names and num_classes == families.IMAGENET_CLASSES:
         names = families.imagenet_labels()
@@ -138,7 +160,9 @@ def _build(
     return Artifact.wrap(exported)
 
 
-def _module(model: str, num_classes: int, options: ExportOptions) -> tuple[Any, dict[str, Any]]:
+def _module(
+    model: str, num_classes: int, options: ExportOptions
+) -> tuple[Any, dict[str, Any]]:
     """(the torch module, what the artifact's history says about its weights)."""
     from repzoo.zoo import families
 

@@ -45,10 +45,17 @@ def fold(
     if data is not None:
         images = first_images(open_dataset(data), artifact.require_preprocess())
     runner = engines.engine(engine)
-    timer = (lambda before, after: compare_latency(before, after, runner)) if timed else None
+    timer = (
+        (lambda before, after: compare_latency(before, after, runner))
+        if timed
+        else None
+    )
     result = fold_graph(artifact.model, timer)
     certificate = certify(artifact, result, fold_graph, exact_runner(engine), images)
-    settings: dict[str, Any] = {"folds": len(result.folds), "refusals": len(result.refusals)}
+    settings: dict[str, Any] = {
+        "folds": len(result.folds),
+        "refusals": len(result.refusals),
+    }
     if timed:
         settings["timed"] = engine
     step = Step("fold", __version__, settings)

@@ -16,10 +16,14 @@ from repzoo.data.source import open_source
 from repzoo.errors import InputError
 
 DataLike = str | Path | DataSource | Dataset
-CERTIFICATE_IMAGES = 16  # real images that a certificate is checked on, besides random ones
+CERTIFICATE_IMAGES = (
+    16  # real images that a certificate is checked on, besides random ones
+)
 
 
-def open_data_source(data: str | Path | DataSource, unlabeled: bool = False) -> DataSource:
+def open_data_source(
+    data: str | Path | DataSource, unlabeled: bool = False
+) -> DataSource:
     """The data set in a folder, or of a name such as `digits`; a DataSource is returned as it is.
 
     unlabeled  also accept a folder of images without class folders
@@ -55,7 +59,8 @@ def first_images(data: Dataset, preprocess: Preprocess) -> npt.NDArray[Any]:
     """The first CERTIFICATE_IMAGES images of `data`, prepared as the model's input [n, ...]."""
     first = data.subset(range(min(CERTIFICATE_IMAGES, len(data))))
     arrays = [
-        batch.inputs for batch in batches(first, preprocess, CERTIFICATE_IMAGES, ReadReport())
+        batch.inputs
+        for batch in batches(first, preprocess, CERTIFICATE_IMAGES, ReadReport())
     ]
     if not arrays:
         return np.empty((0, *preprocess.input_shape), np.float32)

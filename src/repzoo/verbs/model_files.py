@@ -18,7 +18,15 @@ from repzoo.verbs.public_artifact import Artifact
 from repzoo.zoo import catalog, embedded
 
 ModelLike = StoredArtifact | str | Path | onnx.ModelProto
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".pth.tar", ".ckpt", ".bin", ".pdparams", ".safetensors")
+CHECKPOINT_SUFFIXES = (
+    ".pth",
+    ".pt",
+    ".pth.tar",
+    ".ckpt",
+    ".bin",
+    ".pdparams",
+    ".safetensors",
+)
 SHOWN_CLASSES = 4  # in the message about classes that no embedded model has
 
 
@@ -92,7 +100,9 @@ def with_preprocess(model: StoredArtifact, changes: Mapping[str, Any]) -> Artifa
     if not new:
         return Artifact.wrap(model)
     current = asdict(model.preprocess) if model.preprocess else {}
-    return Artifact.wrap(replace(model, preprocess=Preprocess.from_mapping({**current, **new})))
+    return Artifact.wrap(
+        replace(model, preprocess=Preprocess.from_mapping({**current, **new}))
+    )
 
 
 def embedded_for(classes: Sequence[str]) -> str:

@@ -27,7 +27,11 @@ def predict(  # type: ignore[overload-overlap]  # a str is a Sequence[str]; the 
 
 @overload
 def predict(
-    model: ModelLike, images: Sequence[ImageLike], top: int = 5, *, engine: str = DEFAULT_ENGINE
+    model: ModelLike,
+    images: Sequence[ImageLike],
+    top: int = 5,
+    *,
+    engine: str = DEFAULT_ENGINE,
 ) -> list[Prediction]: ...
 
 

@@ -81,5 +81,9 @@ class Artifact(StoredArtifact):
 
     def __repr__(self) -> str:
         """A short description; the graph itself would fill the screen."""
-        size = f"{self.preprocess.size}x{self.preprocess.size}, " if self.preprocess else ""
+        size = (
+            f"{self.preprocess.size}x{self.preprocess.size}, "
+            if self.preprocess
+            else ""
+        )
         return f"<Artifact {self.name!r}: {self.form} form, {size}{self.num_classes} classes>"

@@ -59,7 +59,9 @@ class QuantizeOptions:
         help="Epochs of quantization-aware distillation when PTQ is not enough.",
         range=at_least(0),
     )
-    force: bool = setting(False, help="Write the model even if it exceeds the accuracy budget.")
+    force: bool = setting(
+        False, help="Write the model even if it exceeds the accuracy budget."
+    )
     seed: int = setting(0, help="Seed of every random choice.", range=at_least(0))
 
     def __post_init__(self) -> None:
@@ -110,7 +112,9 @@ def quantize(
         artifact = fold(artifact)
     split = source.split_for_quantization(options.images, options.seed)
     if split.gate.labeled:
-        class_indices(split.gate, artifact)  # refuses classes that the model does not have
+        class_indices(
+            split.gate, artifact
+        )  # refuses classes that the model does not have
     int8, report = _run_quantizer(artifact, split, options, progress)
     if len(split.calibration) < options.images:
         remark = (
@@ -131,14 +135,23 @@ def _check_names(options: QuantizeOptions) -> None:
 
 
 def _run_quantizer(
-    model: StoredArtifact, split: QuantizationSplit, options: QuantizeOptions, progress: Progress
+    model: StoredArtifact,
+    split: QuantizationSplit,
+    options: QuantizeOptions,
+    progress: Progress,
 ) -> tuple[StoredArtifact, QuantReport]:
     """(the INT8 model, its report), from repzoo's own quantizer or from the named baseline."""
     budget = Budget(options.max_drop, options.force)
     runner = engines.engine(options.engine)
     if options.recipe != baselines.OWN:
-        return baselines.quantize(model, split, runner, options.recipe, budget, progress)
-    scheme = load_scheme(options.scheme) if options.scheme else default_scheme(options.engine)
+        return baselines.quantize(
+            model, split, runner, options.recipe, budget, progress
+        )
+    scheme = (
+        load_scheme(options.scheme)
+        if options.scheme
+        else default_scheme(options.engine)
+    )
     scheme, remark = adapt_to_host(scheme, runner, host())
     target = ladder.Target(runner, scheme, options.search, options.finetune_epochs)
     int8, report = ladder.quantize(model, split, target, budget, progress)

@@ -26,14 +26,17 @@ if TYPE_CHECKING:
 class RecipeChanges:
     """Values that replace those of a training recipe; None leaves the recipe's."""
 
-    epochs: int | None = setting(None, help="Epochs, instead of the recipe's.", range=at_least(1))
+    epochs: int | None = setting(
+        None, help="Epochs, instead of the recipe's.", range=at_least(1)
+    )
     batch: int | None = setting(
         None,
         help="Images in a step over all processes, instead of the recipe's.",
         range=at_least(2),
     )
     lr: float | None = setting(
-        None, help="Peak learning rate, instead of the recipe's (for the recipe's batch size)."
+        None,
+        help="Peak learning rate, instead of the recipe's (for the recipe's batch size).",
     )
     amp: str | None = setting(
         None,

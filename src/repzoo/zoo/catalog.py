@@ -208,14 +208,19 @@ def as_number(text: str) -> Decimal:
         ValueError: not a decimal number with an optional K, M or G.
     """
     digits = text.rstrip("KMG")
-    if text.removeprefix(digits) not in _SCALE or not digits.replace(".", "", 1).isdecimal():
+    if (
+        text.removeprefix(digits) not in _SCALE
+        or not digits.replace(".", "", 1).isdecimal()
+    ):
         raise ValueError(f"not a count: {text!r}")
     return Decimal(digits).scaleb(_SCALE[text.removeprefix(digits)])
 
 
 @cache
 def _packaged() -> Catalog:
-    return parse(files("repzoo.zoo").joinpath("catalog.toml").read_text(encoding="utf-8"))
+    return parse(
+        files("repzoo.zoo").joinpath("catalog.toml").read_text(encoding="utf-8")
+    )
 
 
 def parse(text: str) -> Catalog:
@@ -235,14 +240,18 @@ def parse(text: str) -> Catalog:
         sources[key] = _record(FigureSource, table, f"source {key}")
     families = document.get("families", {})
     models = [_model(table, families, sources) for table in document.get("model", [])]
-    checkpoints = [_checkpoint(table, sources) for table in document.get("checkpoint", [])]
+    checkpoints = [
+        _checkpoint(table, sources) for table in document.get("checkpoint", [])
+    ]
     catalog = Catalog(sources, _by_name(models), _by_name(checkpoints))
     _check(catalog)
     return catalog
 
 
 def _model(
-    table: Mapping[str, Any], families: Mapping[str, Any], known: Mapping[str, FigureSource]
+    table: Mapping[str, Any],
+    families: Mapping[str, Any],
+    known: Mapping[str, FigureSource],
 ) -> ModelSpec:
     key = str(table.get("family", ""))
     family = families.get(key, {})
@@ -252,17 +261,23 @@ def _model(
     return _record(ModelSpec, _with_figures(merged, known), _label(table))
 
 
-def _checkpoint(table: Mapping[str, Any], known: Mapping[str, FigureSource]) -> Checkpoint:
+def _checkpoint(
+    table: Mapping[str, Any], known: Mapping[str, FigureSource]
+) -> Checkpoint:
     return _record(Checkpoint, _with_figures(table, known), _label(table))
 
 
-def _with_figures(table: Mapping[str, Any], known: Mapping[str, FigureSource]) -> dict[str, Any]:
+def _with_figures(
+    table: Mapping[str, Any], known: Mapping[str, FigureSource]
+) -> dict[str, Any]:
     where = _label(table)
     figures = tuple(_figure(item, known, where) for item in table.get("figures", ()))
     return {**table, "figures": figures}
 
 
-def _figure(table: Mapping[str, Any], known: Mapping[str, FigureSource], where: str) -> Figure:
+def _figure(
+    table: Mapping[str, Any], known: Mapping[str, FigureSource], where: str
+) -> Figure:
     figure = _record(Figure, table, f"a figure of {where}")
     if figure.source not in known:
         raise RepzooError(unknown(f"source (in {where})", figure.source, dict(known)))
@@ -272,13 +287,18 @@ def _figure(table: Mapping[str, Any], known: Mapping[str, FigureSource], where: 
             f"{where}: the {figure.source} figure calls {absent[0]!r} wrong but does not give it"
         )
     base = known[figure.source].base
-    return dataclasses.replace(figure, files=tuple(base + name for name in figure.files))
+    return dataclasses.replace(
+        figure, files=tuple(base + name for name in figure.files)
+    )
 
 
 def _record(kind: type[Record], table: Mapping[str, Any], where: str) -> Record:
     hints = get_type_hints(kind)
     _only(table, hints, where)
-    values = {key: _typed(hints[key], value, f"{key} of {where}") for key, value in table.items()}
+    values = {
+        key: _typed(hints[key], value, f"{key} of {where}")
+        for key, value in table.items()
+    }
     try:
         return kind(**values)
     except TypeError as error:
@@ -289,14 +309,18 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     """`value` of a TOML file as the field type `kind`."""
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if kind is Preprocess and isinstance(value, dict):
-        return Preprocess.from_mapping({key: _float(item) for key, item in value.items()})
+        return Preprocess.from_mapping(
+            {key: _float(item) for key, item in value.items()}
+        )
     if kind == Decimal | None and (is_integer or isinstance(value, Decimal)):
         return Decimal(value)
     if kind in (int, int | None) and is_integer:
         return value
     if kind is str and isinstance(value, str):
         return value
-    is_text_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    is_text_list = isinstance(value, list) and all(
+        isinstance(item, str) for item in value
+    )
     if kind == tuple[str, ...] and is_text_list:
         return tuple(value)
     if kind == tuple[Figure, ...] and isinstance(value, tuple):
@@ -327,18 +351,24 @@ def _by_name(rows: list[Row]) -> dict[str, Row]:
 
 def _check(catalog: Catalog) -> None:
     for key, source in catalog.sources.items():
-        _one_of(source.parameters, ("", *PARAMETER_COUNTS), f"parameters of source {key}")
+        _one_of(
+            source.parameters, ("", *PARAMETER_COUNTS), f"parameters of source {key}"
+        )
         _one_of(source.flops, ("", *FLOP_COUNTS), f"flops of source {key}")
         _one_of(source.rounding, ROUNDINGS, f"rounding of source {key}")
     for row in catalog.checkpoints.values():
         _one_of(row.variant, tuple(catalog.models), f"variant of {row.name}")
         if row.name.partition(".")[0] != row.variant:
-            raise RepzooError(f"checkpoint {row.name!r} must be called {row.variant}.<tag>")
+            raise RepzooError(
+                f"checkpoint {row.name!r} must be called {row.variant}.<tag>"
+            )
 
 
 def _one_of(value: str, known: tuple[str, ...], where: str) -> None:
     if value not in known:
-        raise RepzooError(f"{where} must be one of {', '.join(map(repr, known))}; got {value!r}")
+        raise RepzooError(
+            f"{where} must be one of {', '.join(map(repr, known))}; got {value!r}"
+        )
 
 
 def _label(table: Mapping[str, Any]) -> str:

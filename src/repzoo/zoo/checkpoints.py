@@ -21,7 +21,13 @@ from repzoo import __version__
 from repzoo.errors import InputError, MissingExtra
 from repzoo.zoo import catalog, families
 from repzoo.zoo.containers import Table, read
-from repzoo.zoo.naming import COUNTER, HEADS, CheckpointOptions, RenamedWeights, to_catalog_names
+from repzoo.zoo.naming import (
+    COUNTER,
+    HEADS,
+    CheckpointOptions,
+    RenamedWeights,
+    to_catalog_names,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 WEIGHT_TYPES = ("float32", "float16", "bfloat16", "float64")
@@ -59,14 +65,18 @@ def load(path: Path, model: str, options: CheckpointOptions | None = None) -> Lo
     weights = _read_renamed(path, spec.family, options)
     if weights.classes is None or weights.scheme.family != spec.family:
         fitting = _fitting_models(weights)
-        raise InputError(f"{path} is of {weights.scheme.title}, not of {model}{fitting}")
+        raise InputError(
+            f"{path} is of {weights.scheme.title}, not of {model}{fitting}"
+        )
 
     target = shapes(model, weights.form, weights.classes, weights.two_heads)
     table = dict(weights.table)
     remarks = list(weights.remarks)
     _add_counters(table, target, remarks)
     _require_shapes(path, model, weights, table, target)
-    state = {name: _as_float32(path, name, weights, table[name], remarks) for name in target}
+    state = {
+        name: _as_float32(path, name, weights, table[name], remarks) for name in target
+    }
     if options.num_classes not in (None, weights.classes):
         state = _with_new_head(path, model, weights, state, options)
         remarks.append(
@@ -123,7 +133,9 @@ def shapes(model: str, form: str, classes: int, two_heads: bool) -> Shapes:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def _build_on_meta(model: str, form: str, classes: int, two_heads: bool) -> torch.nn.Module:
+def _build_on_meta(
+    model: str, form: str, classes: int, two_heads: bool
+) -> torch.nn.Module:
     is_repvit = catalog.spec(model).family == "repvit"
     heads = {"distillation": two_heads} if is_repvit else {}
     with torch.device("meta"):
@@ -131,7 +143,9 @@ def _build_on_meta(model: str, form: str, classes: int, two_heads: bool) -> torc
         return families.deploy_form(module) if form == "deploy" else module
 
 
-def _read_renamed(path: Path, family: str, options: CheckpointOptions) -> RenamedWeights:
+def _read_renamed(
+    path: Path, family: str, options: CheckpointOptions
+) -> RenamedWeights:
     contents = read(path)
     try:
         return to_catalog_names(contents, family, options.source, options.ema)
@@ -141,7 +155,9 @@ def _read_renamed(path: Path, family: str, options: CheckpointOptions) -> Rename
 
 def _fitting_models(weights: RenamedWeights) -> str:
     """ "; it fits X" for the catalog models with exactly these tensors; "" if there are none."""
-    own = _without_counters({name: value.shape for name, value in weights.table.items()})
+    own = _without_counters(
+        {name: value.shape for name, value in weights.table.items()}
+    )
     classes = weights.classes or 1000
     fitting: list[str] = []
     for spec in catalog.models():
@@ -172,7 +188,9 @@ def _require_shapes(
 ) -> None:
     missing = [name for name in target if name not in table]
     extra = [name for name in table if name not in target]
-    misshapen = [name for name in target if name in table and table[name].shape != target[name]]
+    misshapen = [
+        name for name in target if name in table and table[name].shape != target[name]
+    ]
     if not (missing or extra or misshapen):
         return
     parts: list[str] = []
@@ -185,21 +203,32 @@ def _require_shapes(
         key = weights.origin.get(name, name)
         example = f"{key!r}, {table[name].shape} where {target[name]} is expected"
         parts.append(f"has {len(misshapen)} of other shapes, such as {example}")
-    hint = _fitting_models(weights) or "; check the model's name, and that the file is whole"
+    hint = (
+        _fitting_models(weights)
+        or "; check the model's name, and that the file is whole"
+    )
     raise InputError(
         f"{path} ({weights.scheme.title}) does not fit {model}: it {', '.join(parts)}{hint}"
     )
 
 
 def _as_float32(
-    path: Path, name: str, weights: RenamedWeights, value: npt.NDArray[Any], remarks: list[str]
+    path: Path,
+    name: str,
+    weights: RenamedWeights,
+    value: npt.NDArray[Any],
+    remarks: list[str],
 ) -> npt.NDArray[Any]:
     """A copy of `value` as float32 (a counter: int64) in C order and native byte order."""
     if name.endswith(COUNTER):
         return np.array(value, np.int64, order="C")
     kind = value.dtype.name
     if kind not in WEIGHT_TYPES:
-        hint = "; Paddle stores bfloat16 so: save it as float32" if kind == "uint16" else ""
+        hint = (
+            "; Paddle stores bfloat16 so: save it as float32"
+            if kind == "uint16"
+            else ""
+        )
         raise InputError(
             f"{path}: {weights.origin[name]!r} has elements of type {kind} where weights are real "
             f"numbers{hint}"
@@ -216,7 +245,11 @@ def _as_float32(
 
 
 def _with_new_head(
-    path: Path, model: str, weights: RenamedWeights, state: Table, options: CheckpointOptions
+    path: Path,
+    model: str,
+    weights: RenamedWeights,
+    state: Table,
+    options: CheckpointOptions,
 ) -> Table:
     """`state` with a new last layer for `options.num_classes` classes."""
     if not options.reset_head:
@@ -235,7 +268,9 @@ def _with_new_head(
     return renewed
 
 
-def _initial_values(shape: tuple[int, ...], random: np.random.Generator) -> npt.NDArray[np.float32]:
+def _initial_values(
+    shape: tuple[int, ...], random: np.random.Generator
+) -> npt.NDArray[np.float32]:
     """timm's initialization of a last layer: weights from N(0, 0.02), biases 0."""
     values = random.normal(0, 0.02, shape) if len(shape) > 1 else np.zeros(shape)
     return np.asarray(values, np.float32)

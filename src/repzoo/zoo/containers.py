@@ -54,7 +54,10 @@ _OTHER_FORMATS = (
     (b"Rar!", "a RAR archive; unpack it first"),
     (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
     (b"\x89HDF", "an HDF5 file (Keras?), which is not read"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the weights; fetch them: git lfs pull"),
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer, not the weights; fetch them: git lfs pull",
+    ),
 )
 
 
@@ -93,7 +96,9 @@ def read(path: Path) -> Contents:
 
 def _require_file(path: Path) -> None:
     if not path.is_file():
-        raise InputError(f"the checkpoint {path} does not exist or is no file; check the path")
+        raise InputError(
+            f"the checkpoint {path} does not exist or is no file; check the path"
+        )
     size = path.stat().st_size
     if size == 0:
         raise InputError(f"{path} is empty; {DOWNLOAD_AGAIN}")
@@ -153,7 +158,9 @@ def _contents(kind: str, data: Any) -> Contents:
     return Contents(kind, tables, tuple(sorted(beside)))
 
 
-def _find_tables(data: Any, where: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Table]]:
+def _find_tables(
+    data: Any, where: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Table]]:
     if not isinstance(data, dict):
         return
     arrays: Table = {}
@@ -225,5 +232,7 @@ def _safetensors_array(name: str, entry: Mapping[str, Any]) -> npt.NDArray[Any]:
         dtype = np.dtype(_SAFETENSORS_TYPES[kind])
     else:
         known = ", ".join(_SAFETENSORS_TYPES)
-        raise Refused(f"{name[:80]!r} has elements of type {kind}; supported are {known} and BF16")
+        raise Refused(
+            f"{name[:80]!r} has elements of type {kind}; supported are {known} and BF16"
+        )
     return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])

@@ -31,7 +31,12 @@ from repzoo import __version__
 from repzoo.errors import InputError
 from repzoo.plugins import unknown
 from repzoo.progress import Progress, silent
-from repzoo.storage import cache_folder, make_folder, require_writable_folder, sha256_of_file
+from repzoo.storage import (
+    cache_folder,
+    make_folder,
+    require_writable_folder,
+    sha256_of_file,
+)
 from repzoo.zoo import catalog
 
 MAX_BYTES = 8 * 2**30
@@ -96,7 +101,9 @@ def published() -> tuple[PublishedWeights, ...]:
     for group in document["by_hand"]:
         for model in group["models"]:
             name = f"{model}.{group['tag']}"
-            rows.append(PublishedWeights(name, model, group["title"], page=group["page"]))
+            rows.append(
+                PublishedWeights(name, model, group["title"], page=group["page"])
+            )
     return tuple(rows)
 
 
@@ -144,8 +151,13 @@ def matching(wanted: str, sha256: str = "") -> list[PublishedWeights]:
     if not sha256:
         return with_address
     if len(with_address) > 1:
-        raise InputError(f"one hash was given for {len(with_address)} files; name one of them")
-    return [replace(row, sha256=sha256, hash_source="the given hash") for row in with_address]
+        raise InputError(
+            f"one hash was given for {len(with_address)} files; name one of them"
+        )
+    return [
+        replace(row, sha256=sha256, hash_source="the given hash")
+        for row in with_address
+    ]
 
 
 def _at_address(url: str, sha256: str) -> PublishedWeights:
@@ -239,7 +251,9 @@ def _require_address(url: str, sha256: str) -> None:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(f"{url} is not an http or https address")
     if parts.scheme == "http" and not sha256 and not _is_loopback(parts.hostname):
-        raise InputError(f"{url} can be changed on its way; use https, or give --sha256")
+        raise InputError(
+            f"{url} can be changed on its way; use https, or give --sha256"
+        )
 
 
 def _is_loopback(host: str) -> bool:
@@ -321,7 +335,9 @@ def _transfer_with_retries(
     )
 
 
-def _transfer(weights: PublishedWeights, part: Path, progress: Progress) -> tuple[str, int]:
+def _transfer(
+    weights: PublishedWeights, part: Path, progress: Progress
+) -> tuple[str, int]:
     """Append to `part` what it lacks.
 
     Returns:
@@ -371,7 +387,9 @@ def _start_of(answer: Any, offset: int) -> int:
     """Where the answer's bytes begin: `offset`, or 0 if the server sends the whole file."""
     if answer.status != 206:
         return 0
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+    match = re.fullmatch(
+        r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "")
+    )
     if not match or int(match[1]) != offset:
         raise InputError(
             "the server answered with another part of the file than was asked for; delete the "
@@ -387,7 +405,9 @@ def _total_bytes(weights: PublishedWeights, answer: Any, start: int) -> int:
             f"{weights.url} answered with a web page, not a file (log-in? quota?); fetch it by hand"
         )
     if not length.isdecimal():
-        raise InputError(f"{weights.url} does not say how long its file is; fetch it by hand")
+        raise InputError(
+            f"{weights.url} does not say how long its file is; fetch it by hand"
+        )
     if start + int(length) > MAX_BYTES:
         raise InputError(
             f"{weights.url} has {start + int(length):,} bytes; at most {MAX_BYTES:,} are fetched"
@@ -396,7 +416,11 @@ def _total_bytes(weights: PublishedWeights, answer: Any, start: int) -> int:
 
 
 def _append(
-    weights: PublishedWeights, answer: Any, part: Path, span: tuple[int, int], progress: Progress
+    weights: PublishedWeights,
+    answer: Any,
+    part: Path,
+    span: tuple[int, int],
+    progress: Progress,
 ) -> None:
     """Write the bytes from span[0] to span[1]. What arrives before a break is kept."""
     done, total = span
@@ -405,7 +429,9 @@ def _append(
         while done < total:
             piece = answer.read(min(PIECE, total - done))
             if not piece:
-                raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
+                raise ConnectionError(
+                    f"the connection ended after {done:,} of {total:,} bytes"
+                )
             file.write(piece)
             done += len(piece)
             progress(f"fetch {weights.name}", done, total)

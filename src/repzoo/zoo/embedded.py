@@ -41,7 +41,9 @@ def read(name: str) -> Artifact:
     """
     known = names()
     if name not in known:
-        raise InputError(f"no weights of {name!r} are embedded; embedded: {', '.join(known)}")
+        raise InputError(
+            f"no weights of {name!r} are embedded; embedded: {', '.join(known)}"
+        )
     row = next(row for row in catalog.checkpoints() if row.name == name)
     packed = (files("repzoo.zoo") / "weights" / row.file).read_bytes()
     return Artifact.from_bytes(unpacked(packed, row.file), name)

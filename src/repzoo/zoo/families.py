@@ -39,7 +39,9 @@ Builder = Callable[..., nn.Module]
 IMAGENET_CLASSES = 1000
 
 
-def build(name: str, num_classes: int = 1000, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def build(
+    name: str, num_classes: int = 1000, pretrained: bool = False, **kwargs: Any
+) -> nn.Module:
     """The training form of catalog model `name`, on torch's current default device.
 
     pretrained  download timm's ImageNet weights (only for variants that timm has)
@@ -51,7 +53,9 @@ def build(name: str, num_classes: int = 1000, pretrained: bool = False, **kwargs
     """
     repository = spec(name).repository
     if name not in _OWN:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
+        model = timm.create_model(
+            name, pretrained=pretrained, num_classes=num_classes, **kwargs
+        )
         return _typed(model)
     if pretrained:
         raise InputError(
@@ -124,7 +128,9 @@ def _repvgg_b_grouped(width: float, last_width: float, groups: int) -> Builder:
     stages = _rep_stages(depths, widths, group_size)
 
     def grouped(**kwargs: Any) -> nn.Module:
-        return _typed(ByobNet(ByoModelCfg(blocks=stages, stem_type="rep", stem_chs=64), **kwargs))
+        return _typed(
+            ByobNet(ByoModelCfg(blocks=stages, stem_type="rep", stem_chs=64), **kwargs)
+        )
 
     return grouped
 
@@ -151,7 +157,9 @@ class _ReluThenSE(SEModule):  # type: ignore[misc]  # timm has no types
 def _repvggplus_l2pse(**kwargs: Any) -> nn.Module:
     """RepVGG-D2 whose blocks end in ReLU and SE with a quarter of the channels."""
     stages = _rep_stages((8, 14, 24, 1), (160, 320, 640, 2560), 0)
-    model = _typed(ByobNet(ByoModelCfg(blocks=stages, stem_type="rep", stem_chs=64), **kwargs))
+    model = _typed(
+        ByobNet(ByoModelCfg(blocks=stages, stem_type="rep", stem_chs=64), **kwargs)
+    )
     for block in model.modules():
         if isinstance(block, RepVggBlock):
             channels = block.conv_kxk.conv.out_channels
@@ -161,7 +169,9 @@ def _repvggplus_l2pse(**kwargs: Any) -> nn.Module:
 
 
 def _repvit_m0_6(**kwargs: Any) -> nn.Module:
-    return _typed(RepVit(**{"embed_dim": (40, 80, 160, 320), "depth": (1, 1, 8, 1), **kwargs}))
+    return _typed(
+        RepVit(**{"embed_dim": (40, 80, 160, 320), "depth": (1, 1, 8, 1), **kwargs})
+    )
 
 
 def _repghost_ablation(edit: Callable[[nn.Module], None], reparam: bool) -> Builder:

@@ -23,7 +23,13 @@ from repzoo.plugins import unknown
 from repzoo.settings import at_least, setting, validate
 from repzoo.zoo.containers import Contents, Table
 
-EMA_TABLES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "model_ema.module")
+EMA_TABLES = (
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+    "ema_state_dict",
+    "model_ema.module",
+)
 TABLES = ("", "state_dict", "model", "model_state_dict", "net", "network", "params")
 PREFIXES = ("module.", "model.", "_orig_mod.")
 COUNTER = "num_batches_tracked"
@@ -56,7 +62,9 @@ class CheckpointOptions:
     reset_head: bool = setting(
         False, help="Reinitialize the classifier where its number of classes differs."
     )
-    ema: bool = setting(True, help="Load the averaged (EMA) weights where the source prefers them.")
+    ema: bool = setting(
+        True, help="Load the averaged (EMA) weights where the source prefers them."
+    )
     seed: int = setting(0, help="Seed of every random choice.", range=at_least(0))
 
     def __post_init__(self) -> None:
@@ -187,7 +195,9 @@ def to_catalog_names(
 
 def _scheme(entry: Mapping[str, Any]) -> NamingScheme:
     """A `[[scheme]]` of naming.toml."""
-    rules = [Rule(re.compile(rule[0]), rule[1], *rule[2:]) for rule in entry.get("rules", ())]
+    rules = [
+        Rule(re.compile(rule[0]), rule[1], *rule[2:]) for rule in entry.get("rules", ())
+    ]
     drop = [(re.compile(item["keys"]), item["why"]) for item in entry.get("drop", ())]
     blocks = None
     if "blocks" in entry:
@@ -236,7 +246,9 @@ def _recognized(
     for scheme in sorted(schemes(), key=lambda scheme: scheme.family != family):
         if source not in ("auto", scheme.source, *scheme.aliases):
             continue
-        known = {where: table for where, table in tables.items() if scheme.recognizes(table)}
+        known = {
+            where: table for where, table in tables.items() if scheme.recognizes(table)
+        }
         if known:
             return scheme, known
     keys = [key for table in tables.values() for key in table]

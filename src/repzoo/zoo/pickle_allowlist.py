@@ -169,7 +169,9 @@ def admitted(name: str) -> str:
             return dotted
         if module == "torch" and attribute in _TORCH_DTYPES:
             return dotted
-        if any(module == name or module.startswith(f"{name}.") for name in INERT_PACKAGES):
+        if any(
+            module == name or module.startswith(f"{name}.") for name in INERT_PACKAGES
+        ):
             return dotted
     raise Refused(
         f"it names {dotted[:80]!r}, which is no data: nothing of it was run; if you trust its "
@@ -190,7 +192,9 @@ def storage_dtype(name: str) -> np.dtype[Any]:
 
 def is_count(value: Any) -> bool:
     """Whether `value` is an integer from 0 to far beyond any array."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_SIDE
+    return (
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_SIDE
+    )
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -244,9 +248,13 @@ def _paddle_eval(_reading: Reading, text: Any = None, names: Any = None) -> Any:
 
     This one form is matched. Nothing is evaluated.
     """
-    is_known_form = text == "data" and isinstance(names, dict) and list(names) == ["data"]
+    is_known_form = (
+        text == "data" and isinstance(names, dict) and list(names) == ["data"]
+    )
     if not is_known_form or not isinstance(names["data"], Array):
-        raise Refused("it names 'builtins.eval', which is no data: nothing of it was run")
+        raise Refused(
+            "it names 'builtins.eval', which is no data: nothing of it was run"
+        )
     return names["data"]
 
 
@@ -258,7 +266,11 @@ class DType:
 
     def set_order(self, state: Any) -> None:
         """Set the byte order from numpy.dtype's pickled state."""
-        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
+        if (
+            not isinstance(state, tuple)
+            or len(state) < 2
+            or state[1] not in ("<", ">", "|", "=")
+        ):
             raise Refused("an array whose element type is not plain")
         if any(part is not None for part in state[2:5]):
             raise Refused("an array whose elements are records")
@@ -283,7 +295,11 @@ def _blank(_reading: Reading, kind: Any, _shape: Any, _code: Any) -> Array:
 
 def array_from_state(state: Any) -> AnyArray:
     """The array of numpy.ndarray's state: (version, shape, dtype, in Fortran order, bytes)."""
-    if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], DType):
+    if (
+        not isinstance(state, tuple)
+        or len(state) != 5
+        or not isinstance(state[2], DType)
+    ):
         raise Refused("an array whose state is not NumPy's")
     _, shape, kind, fortran, data = state
     return _from_bytes(data, kind.dtype, shape, "F" if fortran else "C")
@@ -291,8 +307,12 @@ def array_from_state(state: Any) -> AnyArray:
 
 def _from_bytes(data: Any, dtype: np.dtype[Any], shape: Any, order: Any) -> AnyArray:
     sides = _shape(shape)
-    if not isinstance(data, bytes | bytearray) or math.prod(sides) * dtype.itemsize != len(data):
-        raise Refused(f"an array of shape {sides} and type {dtype} whose bytes are not that many")
+    if not isinstance(data, bytes | bytearray) or math.prod(
+        sides
+    ) * dtype.itemsize != len(data):
+        raise Refused(
+            f"an array of shape {sides} and type {dtype} whose bytes are not that many"
+        )
     if order not in ("C", "F"):
         raise Refused("an array in an unknown order")
     return np.frombuffer(data, dtype).reshape(sides, order=order)
@@ -350,7 +370,9 @@ def _parameter(_reading: Reading, data: Any, *_rest: Any) -> Array:
 _TENSOR_REBUILDS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 
 
-def _typed_tensor(reading: Reading, rebuild: Any, _kind: Any, arguments: Any, _state: Any) -> Array:
+def _typed_tensor(
+    reading: Reading, rebuild: Any, _kind: Any, arguments: Any, _state: Any
+) -> Array:
     """The data of a tensor of a subclass."""
     is_known = isinstance(rebuild, Global) and rebuild.name in _TENSOR_REBUILDS
     if not is_known or not isinstance(arguments, tuple):

@@ -90,7 +90,9 @@ def _require_safe_entries(archive: zipfile.ZipFile, length: int) -> None:
     for entry in entries:
         name = entry.filename
         if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-            raise Refused(f"its zip archive has an entry outside of itself, {name[:80]!r}")
+            raise Refused(
+                f"its zip archive has an entry outside of itself, {name[:80]!r}"
+            )
         is_encrypted = entry.flag_bits & 1
         if entry.compress_type != zipfile.ZIP_STORED or is_encrypted:
             raise Refused(
@@ -121,7 +123,10 @@ def _zip_storages(
 
     def elements(reference: StorageRef) -> Elements:
         if reference.key not in known:
-            known[reference.key] = reference, _read_entry(archive, root, reference, is_big_endian)
+            known[reference.key] = (
+                reference,
+                _read_entry(archive, root, reference, is_big_endian),
+            )
         first_reference, values = known[reference.key]
         if first_reference != reference:
             raise Refused(f"it gives its storage {reference.key!r} two types")
@@ -135,7 +140,9 @@ def _read_entry(
 ) -> Elements:
     name = f"{root}data/{reference.key}"
     if not reference.key.isalnum() or name not in archive.NameToInfo:
-        raise Refused(f"it refers to the storage {reference.key[:40]!r}, which it does not have")
+        raise Refused(
+            f"it refers to the storage {reference.key[:40]!r}, which it does not have"
+        )
     size = archive.getinfo(name).file_size
     if size != reference.count * reference.dtype.itemsize:
         raise Refused(
@@ -180,7 +187,9 @@ def read_legacy(mapped: mmap.mmap) -> Any:
 
     unpickle(mapped, len(mapped), placeholder)
     keys = unpickle(mapped, len(mapped))
-    is_list_of_names = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    is_list_of_names = isinstance(keys, list) and all(
+        isinstance(key, str) for key in keys
+    )
     if not is_list_of_names or len(set(keys)) < len(keys):
         raise Refused("its list of storages is not a list of names")
     storages = _read_legacy_storages(mapped, keys, references)
@@ -201,10 +210,16 @@ def _check_legacy_header(mapped: mmap.mmap) -> None:
     magic = unpickle(mapped, len(mapped))
     protocol = unpickle(mapped, len(mapped))
     machine = unpickle(mapped, len(mapped))
-    if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL or not isinstance(machine, dict):
+    if (
+        magic != LEGACY_MAGIC
+        or protocol != LEGACY_PROTOCOL
+        or not isinstance(machine, dict)
+    ):
         raise Refused("it is not of PyTorch's older form")
     if machine.get("little_endian") is not True:
-        raise Refused("it was written on a big-endian machine; save it again with a newer torch")
+        raise Refused(
+            "it was written on a big-endian machine; save it again with a newer torch"
+        )
 
 
 def _read_legacy_storages(

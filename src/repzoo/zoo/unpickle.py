@@ -98,7 +98,9 @@ def unpickle(file: Readable, length: int, storages: Storages | None = None) -> A
         why = "a step does not fit its content"
         if isinstance(error, ValueError) and str(error):
             why = str(error).splitlines()[0][:100]
-        raise Refused(f"its pickle is damaged, truncated or not a pickle ({why})") from None
+        raise Refused(
+            f"its pickle is damaged, truncated or not a pickle ({why})"
+        ) from None
     raise Refused("its pickle has no end")
 
 
@@ -131,7 +133,9 @@ class _Machine:
         elif name in _ACTIONS_WITH_ARGUMENT:
             _ACTIONS_WITH_ARGUMENT[name](self, argument)
         else:
-            raise Refused(f"its pickle uses the opcode {name}, which data does not need")
+            raise Refused(
+                f"its pickle uses the opcode {name}, which data does not need"
+            )
 
     def marked(self) -> list[Any]:
         """Remove and return what lies above the topmost mark. The mark is removed too."""
@@ -245,7 +249,9 @@ class _Machine:
         self.pop()
         target = self.pop()
         if not isinstance(target, Global) or target.name in BUILDERS:
-            raise Refused("its pickle makes an object of something that is not a class of settings")
+            raise Refused(
+                "its pickle makes an object of something that is not a class of settings"
+            )
         self._stack.append(Opaque(target.name))
 
     def build(self) -> None:
@@ -270,7 +276,11 @@ class _Machine:
         tag, kind, key, _device, count = reference[:5]
         if tag != "storage":
             raise Refused("it refers to a storage in an unknown way")
-        if not isinstance(kind, Global) or not isinstance(key, str) or not is_count(count):
+        if (
+            not isinstance(kind, Global)
+            or not isinstance(key, str)
+            or not is_count(count)
+        ):
             raise Refused("it refers to a storage in an unknown way")
         if len(reference) == 6 and reference[5] is not None:
             raise Refused(
@@ -342,10 +352,12 @@ _ACTIONS: dict[str, Callable[[_Machine], None]] = {
 }
 _ACTIONS_WITH_ARGUMENT: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(
-        ("GET", "BINGET", "LONG_BINGET"), lambda machine, argument: machine.get(int(argument))
+        ("GET", "BINGET", "LONG_BINGET"),
+        lambda machine, argument: machine.get(int(argument)),
     ),
     **dict.fromkeys(
-        ("PUT", "BINPUT", "LONG_BINPUT"), lambda machine, argument: machine.put(int(argument))
+        ("PUT", "BINPUT", "LONG_BINPUT"),
+        lambda machine, argument: machine.put(int(argument)),
     ),
     "GLOBAL": lambda machine, argument: machine.global_(argument),
 }

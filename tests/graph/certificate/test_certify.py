@@ -79,18 +79,26 @@ WEIGHTS: dict[str, Any] = (
 @pytest.fixture
 def before(graph: Graph) -> Artifact:
     """Branches, a grouped and dilated convolution with uneven pads, and a head with BatchNorm."""
-    return Artifact(graph(BODY, WEIGHTS, "N, 4, 16, 17", "N, 5"), "subject", Preprocess(size=16))
+    return Artifact(
+        graph(BODY, WEIGHTS, "N, 4, 16, 17", "N, 5"), "subject", Preprocess(size=16)
+    )
 
 
 @pytest.fixture
 def certified(execute: Execute) -> Callable[..., Certificate]:
     """`certified(before, folded model or None, images=..., seed=...)`: the certificate."""
 
-    def run(before: Artifact, model: onnx.ModelProto | None = None, **more: Any) -> Certificate:
+    def run(
+        before: Artifact, model: onnx.ModelProto | None = None, **more: Any
+    ) -> Certificate:
         result = fold.fold(before.model)
         result = result if model is None else replace(result, model=model)
         return certify.certify(
-            before, result, fold.fold, lambda model, data: execute(model, data)[0], **more
+            before,
+            result,
+            fold.fold,
+            lambda model, data: execute(model, data)[0],
+            **more,
         )
 
     return run
@@ -119,10 +127,18 @@ def test_certificate_of_a_correct_fold_states_errors_costs_and_proofs(
     assert [one["output"] for one in folds] == [one.output for one in made.folds]
     for one in folds:
         proof = one["proof"]
-        assert proof.keys() == {"max_abs_error", "max_rel_error", "ratio", "bound", "probe"}
+        assert proof.keys() == {
+            "max_abs_error",
+            "max_rel_error",
+            "ratio",
+            "bound",
+            "probe",
+        }
         assert 0 < proof["max_rel_error"] < 1e-6 < 1e-3 < proof["ratio"] <= 1
         assert proof["probe"] in PROBES
-    assert made.before["sha256"] == sha256_of_graph(before.model) != made.after["sha256"]
+    assert (
+        made.before["sha256"] == sha256_of_graph(before.model) != made.after["sha256"]
+    )
     assert made.line().startswith("equal: largest error")
 
 
@@ -141,7 +157,9 @@ def mean_ignored(gamma: Any, beta: Any, mean: Any, *rest: Any) -> Any:
     return ORIGINAL["from_batchnorm"](gamma, beta, 0 * mean, *rest)
 
 
-def deviation_is_variance(gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float) -> Any:
+def deviation_is_variance(
+    gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float
+) -> Any:
     return ORIGINAL["from_batchnorm"](gamma, beta, mean, (variance + epsilon) ** 2, 0.0)
 
 
@@ -212,7 +230,9 @@ ALGEBRA_MUTANTS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "mutant"), ALGEBRA_MUTANTS, ids=lambda item: getattr(item, "__name__", None)
+    ("name", "mutant"),
+    ALGEBRA_MUTANTS,
+    ids=lambda item: getattr(item, "__name__", None),
 )
 def test_wrong_algebra_is_caught(
     name: str,
@@ -235,7 +255,9 @@ def test_an_identity_branch_that_counts_twice_is_caught(
         "z = GlobalAveragePool(t)\n"
         "output = Flatten(z)"
     )
-    before = Artifact(graph(body, {"w": (4, 4, 3, 3)}, "N, 4, 8, 9", "N, C"), "residual")
+    before = Artifact(
+        graph(body, {"w": (4, 4, 3, 3)}, "N, 4, 8, 9", "N, C"), "residual"
+    )
     assert certified(before).proven == 1
     monkeypatch.setattr(algebra, "identity", identity_doubled)
     with pytest.raises(CertificateError, match="differs from what it replaces"):
@@ -254,7 +276,9 @@ def test_a_forgotten_epsilon_is_caught_at_any_usual_variance(
         name: [variance] * shape[0] if name.startswith("var") else shape
         for name, shape in WEIGHTS.items()
     }
-    before = Artifact(graph(BODY, weights, "N, 4, 16, 17", "N, 5"), "subject", Preprocess(size=16))
+    before = Artifact(
+        graph(BODY, weights, "N, 4, 16, 17", "N, 5"), "subject", Preprocess(size=16)
+    )
     assert certified(before).equal
     monkeypatch.setattr(algebra, "from_batchnorm", epsilon_forgotten)
     with pytest.raises(CertificateError, match="differs from what it replaces"):
@@ -279,7 +303,9 @@ def with_hostile_statistics(artifact: Artifact, kind: str) -> Artifact:
     model = onnx.ModelProto()
     model.CopyFrom(artifact.model)
     for start, by in HOSTILE[kind].items():
-        for name in [item.name for item in model.graph.initializer if item.name.startswith(start)]:
+        for name in [
+            item.name for item in model.graph.initializer if item.name.startswith(start)
+        ]:
             change(model, name, by)
     return replace(artifact, model=model)
 
@@ -369,7 +395,9 @@ def activation_lost(model: onnx.ModelProto) -> None:
 
 
 def activation_changed(model: onnx.ModelProto) -> None:
-    nodes(model, "HardSigmoid")[0].attribute.append(onnx.helper.make_attribute("alpha", 0.2001))
+    nodes(model, "HardSigmoid")[0].attribute.append(
+        onnx.helper.make_attribute("alpha", 0.2001)
+    )
 
 
 def rewired(model: onnx.ModelProto) -> None:
@@ -416,7 +444,14 @@ def test_a_change_of_the_folded_graph_is_caught(
 
 @pytest.mark.parametrize(
     "mutant",
-    [pads_mirrored, stride_ignored, bias_dropped, channels_permuted, activation_lost, rewired],
+    [
+        pads_mirrored,
+        stride_ignored,
+        bias_dropped,
+        channels_permuted,
+        activation_lost,
+        rewired,
+    ],
 )
 def test_comparing_the_outputs_alone_catches_wrong_graphs(
     mutant: Mutant,
@@ -441,7 +476,10 @@ def test_comparing_the_outputs_alone_catches_wrong_graphs(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("vard", np.nan), *itertools.product(["wa", "bd", "meanx", "wh"], [np.nan, np.inf])],
+    [
+        ("vard", np.nan),
+        *itertools.product(["wa", "bd", "meanx", "wh"], [np.nan, np.inf]),
+    ],
 )
 def test_weights_that_are_not_finite_are_refused(
     name: str, value: float, before: Artifact, certified: Callable[..., Certificate]
@@ -469,10 +507,14 @@ def test_a_network_with_zero_outputs_is_certified(
 def test_a_fixed_batch_size_is_certified_in_batches_of_that_size(
     graph: Graph, certified: Callable[..., Certificate]
 ) -> None:
-    before = Artifact(graph(BODY, WEIGHTS, "2, 4, 16, 17", "2, 5"), "fixed", Preprocess(size=16))
+    before = Artifact(
+        graph(BODY, WEIGHTS, "2, 4, 16, 17", "2, 5"), "fixed", Preprocess(size=16)
+    )
     real = np.random.default_rng(3).standard_normal((5, 4, 16, 17)).astype(np.float32)
     assert certified(before).comparison.inputs == 4
-    assert certified(before, images=real).comparison.inputs == 4 + 5, "the last batch is filled up"
+    assert certified(before, images=real).comparison.inputs == 4 + 5, (
+        "the last batch is filled up"
+    )
 
 
 def test_real_images_are_counted_and_compared(
@@ -514,7 +556,14 @@ def test_a_wrong_fold_raises_and_the_command_leaves_no_file(
     with pytest.raises(CertificateError):
         verbs.fold(before)
     report = tmp_path / "certificate.json"
-    bad = run("fold", tmp_path / "in.onnx", "-o", tmp_path / "bad.onnx", "--certificate", report)
+    bad = run(
+        "fold",
+        tmp_path / "in.onnx",
+        "-o",
+        tmp_path / "bad.onnx",
+        "--certificate",
+        report,
+    )
     assert bad.code == 3
     assert "Traceback" not in bad.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good.onnx", "in.onnx"]
@@ -529,22 +578,31 @@ def as_halves(model: onnx.ModelProto) -> onnx.ModelProto:
     half.CopyFrom(model)
     for item in half.graph.initializer:
         item.CopyFrom(
-            numpy_helper.from_array(numpy_helper.to_array(item).astype(np.float16), item.name)
+            numpy_helper.from_array(
+                numpy_helper.to_array(item).astype(np.float16), item.name
+            )
         )
     for node in half.graph.node:
         node.input[:] = ["half" if name == "data" else name for name in node.input]
         node.output[:] = ["whole" if name == "output" else name for name in node.output]
     half.graph.node.insert(
-        0, onnx.helper.make_node("Cast", ["data"], ["half"], "first", to=onnx.TensorProto.FLOAT16)
+        0,
+        onnx.helper.make_node(
+            "Cast", ["data"], ["half"], "first", to=onnx.TensorProto.FLOAT16
+        ),
     )
     half.graph.node.append(
-        onnx.helper.make_node("Cast", ["whole"], ["output"], "last", to=onnx.TensorProto.FLOAT)
+        onnx.helper.make_node(
+            "Cast", ["whole"], ["output"], "last", to=onnx.TensorProto.FLOAT
+        )
     )
     return half
 
 
 def test_float16_is_certified_against_float16_rounding(
-    before: Artifact, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
+    before: Artifact,
+    certified: Callable[..., Certificate],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     half = replace(before, model=as_halves(before.model))
     made = certified(half)
@@ -573,7 +631,9 @@ def test_images_of_another_size_are_bad_input(
 
 
 def test_a_model_beyond_one_file_is_refused_in_a_sentence(
-    before: Artifact, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
+    before: Artifact,
+    certified: Callable[..., Certificate],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(certify, "MAX_MODEL_BYTES", 100)
     with pytest.raises(
@@ -587,7 +647,9 @@ def test_a_model_beyond_one_file_is_refused_in_a_sentence(
 def test_the_pieces_of_a_model_compute_what_the_model_computes(
     held: str, before: Artifact, execute: Execute
 ) -> None:
-    model = before.model if held == "initializers" else with_constant_nodes(before.model)
+    model = (
+        before.model if held == "initializers" else with_constant_nodes(before.model)
+    )
     data = np.random.default_rng(0).standard_normal((3, 4, 16, 17)).astype(np.float32)
     seen = data
     parts = list(split_model(model, limit=600))
@@ -599,11 +661,15 @@ def test_the_pieces_of_a_model_compute_what_the_model_computes(
 
 
 def test_a_fold_can_be_certified_piece_by_piece(
-    before: Artifact, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
+    before: Artifact,
+    certified: Callable[..., Certificate],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = certified(before)
     monkeypatch.setattr(
-        whole_graph, "split_model", lambda model, **more: split_model(model, 600, **more)
+        whole_graph,
+        "split_model",
+        lambda model, **more: split_model(model, 600, **more),
     )
     assert certified(before).comparison == whole.comparison
     model = onnx.ModelProto()
@@ -616,7 +682,9 @@ def test_a_fold_can_be_certified_piece_by_piece(
 
 def test_the_hash_covers_the_graph_but_not_its_metadata(before: Artifact) -> None:
     known = sha256_of_graph(before.model)
-    assert sha256_of_graph(Artifact.from_bytes(before.to_bytes(), "again").model) == known
+    assert (
+        sha256_of_graph(Artifact.from_bytes(before.to_bytes(), "again").model) == known
+    )
     change(before.model, "wa", lambda values: np.nextafter(values, np.float32(0)))
     assert sha256_of_graph(before.model) != known
 
@@ -624,15 +692,23 @@ def test_the_hash_covers_the_graph_but_not_its_metadata(before: Artifact) -> Non
 # --- model families -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["repvgg_a0", "repghostnet_050", "repvit_m0_6", "fasternet_t0"])
-def test_models_of_every_family_are_certified_at_any_scale(name: str, aged: Any) -> None:
+@pytest.mark.parametrize(
+    "name", ["repvgg_a0", "repghostnet_050", "repvit_m0_6", "fasternet_t0"]
+)
+def test_models_of_every_family_are_certified_at_any_scale(
+    name: str, aged: Any
+) -> None:
     """Also with very large and very small activations, by the weights of the first convolution."""
     pytest.importorskip("timm", reason="the torch extra is not installed")
     from repzoo.graph.tools.export import export
     from repzoo.zoo import families
 
     made = export(
-        aged(families.seeded(name, 10, 0)), name, Preprocess(size=32), (), Step("build", "0")
+        aged(families.seeded(name, 10, 0)),
+        name,
+        Preprocess(size=32),
+        (),
+        Step("build", "0"),
     )
     folded = verbs.fold(made).certificate
     assert folded is not None

@@ -103,14 +103,19 @@ WEIGHTS: dict[str, Any] = {
 @pytest.fixture
 def before(graph: Graph) -> Artifact:
     """A network in which every rule of the fold applies."""
-    return Artifact(graph(BODY, WEIGHTS, "N, 4, 17, 16", "N, 7"), "subject", Preprocess(size=16))
+    return Artifact(
+        graph(BODY, WEIGHTS, "N, 4, 17, 16", "N, 7"), "subject", Preprocess(size=16)
+    )
 
 
 @pytest.fixture
 def certified(execute: Execute) -> Callable[[Artifact], certify.Certificate]:
     def run(before: Artifact) -> certify.Certificate:
         return certify.certify(
-            before, fold.fold(before.model), fold.fold, lambda model, data: execute(model, data)[0]
+            before,
+            fold.fold(before.model),
+            fold.fold,
+            lambda model, data: execute(model, data)[0],
         )
 
     return run
@@ -146,7 +151,9 @@ Original = Callable[..., Any]
 
 def joined_in_reverse(original: Original) -> Original:
     return lambda one, two: (
-        original(two, one) if one.geometry.outputs == two.geometry.outputs else original(one, two)
+        original(two, one)
+        if one.geometry.outputs == two.geometry.outputs
+        else original(one, two)
     )
 
 
@@ -155,28 +162,38 @@ def selected_one_off(original: Original) -> Original:
 
 
 def selected_from_the_end(original: Original) -> Original:
-    return lambda channels, start, count: original(channels, channels - start - count, count)
+    return lambda channels, start, count: original(
+        channels, channels - start - count, count
+    )
 
 
 def pads_swapped(original: Original) -> Original:
-    return lambda channels, pads: original(channels, (pads[2], pads[3], pads[0], pads[1]))
+    return lambda channels, pads: original(
+        channels, (pads[2], pads[3], pads[0], pads[1])
+    )
 
 
 def pads_transposed(original: Original) -> Original:
-    return lambda channels, pads: original(channels, (pads[1], pads[0], pads[3], pads[2]))
+    return lambda channels, pads: original(
+        channels, (pads[1], pads[0], pads[3], pads[2])
+    )
 
 
 def padding_forgotten(original: Original) -> Original:
     def mutant(node: Any) -> Any:
         made = original(node)
         shape = replace(made.geometry, pads=(0, 0, 0, 0))
-        return replace(made, geometry=shape, build=lambda: replace(made.build(), geometry=shape))
+        return replace(
+            made, geometry=shape, build=lambda: replace(made.build(), geometry=shape)
+        )
 
     return mutant
 
 
 def placed_at_the_other_end(original: Original) -> Original:
-    return lambda one, total, start: original(one, total, total - start - one.geometry.outputs)
+    return lambda one, total, start: original(
+        one, total, total - start - one.geometry.outputs
+    )
 
 
 def joined_bias_lost(original: Original) -> Original:
@@ -204,7 +221,9 @@ def difference_added(original: Original) -> Original:
 
 
 def pool_not_divided(original: Original) -> Original:
-    return lambda channels, kernel, *rest: algebra.scaled(original(channels, kernel, *rest), 9.0)
+    return lambda channels, kernel, *rest: algebra.scaled(
+        original(channels, kernel, *rest), 9.0
+    )
 
 
 def pool_divided_by_what_is_inside(original: Original) -> Original:
@@ -214,7 +233,9 @@ def pool_divided_by_what_is_inside(original: Original) -> Original:
 
 
 def division_is_multiplication(original: Original) -> Original:
-    return lambda kind, *rest, **more: original("Mul" if kind == "Div" else kind, *rest, **more)
+    return lambda kind, *rest, **more: original(
+        "Mul" if kind == "Div" else kind, *rest, **more
+    )
 
 
 def order_of_difference_ignored(original: Original) -> Original:
@@ -272,7 +293,9 @@ def conv_mirrored(made: AffineMap) -> AffineMap:
 
 
 def default_epsilon(original: Original) -> Original:
-    return lambda gamma, beta, mean, variance, _: original(gamma, beta, mean, variance, 1e-5)
+    return lambda gamma, beta, mean, variance, _: original(
+        gamma, beta, mean, variance, 1e-5
+    )
 
 
 def epsilon_outside_the_root(original: Original) -> Original:
@@ -282,7 +305,9 @@ def epsilon_outside_the_root(original: Original) -> Original:
 
 
 def epsilon_twice(original: Original) -> Original:
-    return lambda gamma, beta, mean, variance, eps: original(gamma, beta, mean, variance, 2 * eps)
+    return lambda gamma, beta, mean, variance, eps: original(
+        gamma, beta, mean, variance, 2 * eps
+    )
 
 
 def mean_not_scaled(original: Original) -> Original:
@@ -302,7 +327,9 @@ def magnitude_of_gamma(original: Original) -> Original:
 
 
 def written_without_bias(original: Original) -> Original:
-    return lambda form, made, *rest: original(form, replace(made, bias=0 * made.bias), *rest)
+    return lambda form, made, *rest: original(
+        form, replace(made, bias=0 * made.bias), *rest
+    )
 
 
 def written_with_other_pads(original: Original) -> Original:
@@ -310,7 +337,9 @@ def written_with_other_pads(original: Original) -> Original:
         top, left, bottom, right = made.geometry.pads
         return original(
             form,
-            replace(made, geometry=replace(made.geometry, pads=(bottom, right, top, left))),
+            replace(
+                made, geometry=replace(made.geometry, pads=(bottom, right, top, left))
+            ),
             *rest,
         )
 
@@ -324,7 +353,9 @@ def written_with_stride_one(original: Original) -> Original:
 
 
 def written_in_half_precision(original: Original) -> Original:
-    return lambda name, values: original(name, values.astype(np.float16).astype(values.dtype))
+    return lambda name, values: original(
+        name, values.astype(np.float16).astype(values.dtype)
+    )
 
 
 def written_transposed(original: Original) -> Original:
@@ -410,7 +441,13 @@ def test_a_wrong_fold_is_caught(
 def test_weights_that_a_caller_may_replace_are_not_proven_as_constants(
     graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = {"w": (5, 4, 1, 1), "gamma": (5,), "beta": (5,), "mean": (5,), "var": (5,)}
+    weights = {
+        "w": (5, 4, 1, 1),
+        "gamma": (5,),
+        "beta": (5,),
+        "mean": (5,),
+        "var": (5,),
+    }
     body = "c = Conv(data, w)\noutput = BatchNormalization(c, gamma, beta, mean, var)"
     model = graph(body, weights, inputs=["float[5, 4, 1, 1] w"])
     assert not any(len(one.nodes) > 1 for one in fold.fold(model).folds)
@@ -427,7 +464,9 @@ def test_weights_that_a_caller_may_replace_are_not_proven_as_constants(
 
 
 def epsilon_forgotten(original: Original) -> Original:
-    return lambda gamma, beta, mean, variance, _: original(gamma, beta, mean, variance, 0.0)
+    return lambda gamma, beta, mean, variance, _: original(
+        gamma, beta, mean, variance, 0.0
+    )
 
 
 @pytest.mark.parametrize("mutate", [epsilon_forgotten, epsilon_twice, default_epsilon])
@@ -453,9 +492,16 @@ def test_an_epsilon_error_does_not_hide_behind_large_variances(
     }
     before = Artifact(graph(body, weights, output="N, 8"), "loud", Preprocess(size=9))
     run: Runner = lambda model, data: execute(model, data)[0]  # noqa: E731
-    assert certify.certify(before, fold.fold(before.model), fold.fold, run).adversarial_cases == 1
+    assert (
+        certify.certify(
+            before, fold.fold(before.model), fold.fold, run
+        ).adversarial_cases
+        == 1
+    )
     monkeypatch.setattr(algebra, "from_batchnorm", mutate(algebra.from_batchnorm))
     result = fold.fold(before.model)
-    prove(before.model, result.model, result.outputs)  # what the model's own numbers show: nothing
+    prove(
+        before.model, result.model, result.outputs
+    )  # what the model's own numbers show: nothing
     with pytest.raises(CertificateError, match="with adversarial BatchNorm parameters"):
         certify.certify(before, result, fold.fold, run)

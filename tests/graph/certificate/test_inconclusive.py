@@ -17,7 +17,11 @@ from onnx import numpy_helper
 from repzoo.artifact import Artifact, Preprocess, Step
 from repzoo.errors import CertificateError
 from repzoo.graph.certificate import certify, float64
-from repzoo.graph.certificate.certify import Certificate, InputCertificate, certify_input
+from repzoo.graph.certificate.certify import (
+    Certificate,
+    InputCertificate,
+    certify_input,
+)
 from repzoo.graph.certificate.comparison import Comparison, Equality, combine, compare
 from repzoo.graph.certificate.proof import prove
 from repzoo.graph.fold import algebra
@@ -97,7 +101,9 @@ def test_a_bound_beyond_half_the_spread_of_the_outputs_is_no_evidence(
     """The outputs spread over 5; the bound is 64 times the change."""
     comparison = compare(OUTPUTS, OUTPUTS + error, OUTPUTS + change, 2.0**-24)
     assert comparison.equality is equality
-    assert combine([comparison]).equal == {"equal": True, "different": False}.get(equality.value)
+    assert combine([comparison]).equal == {"equal": True, "different": False}.get(
+        equality.value
+    )
 
 
 def test_equal_outputs_without_any_spread_are_equal() -> None:
@@ -123,7 +129,9 @@ def test_the_verdict_rests_on_the_groups_that_can_tell() -> None:
 # --- an amplifying network ------------------------------------------------------------------------
 
 
-def test_the_outputs_cannot_tell_and_float64_can(amplifying: Artifact, certified: Certify) -> None:
+def test_the_outputs_cannot_tell_and_float64_can(
+    amplifying: Artifact, certified: Certify
+) -> None:
     certificate = certified(amplifying)
     comparison, whole = certificate.comparison, certificate.float64
     assert certificate.equal is None
@@ -143,7 +151,9 @@ def test_the_outputs_cannot_tell_and_float64_can(amplifying: Artifact, certified
     assert document["float64"]["equal"] is True
 
 
-def without_mean(gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float) -> Any:
+def without_mean(
+    gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float
+) -> Any:
     return ORIGINAL(gamma, beta, 0 * mean, variance, epsilon)
 
 
@@ -166,7 +176,9 @@ def test_the_comparison_in_float64_alone_refuses_a_wrong_fold(
     monkeypatch.setattr("repzoo.graph.certificate.comparison.SAFETY", 1e6)
     assert certified(amplifying).equal is None
     monkeypatch.setattr(algebra, "from_batchnorm", without_mean)
-    with pytest.raises(CertificateError, match="in float64 at 16x16 the whole graph DIFFERS"):
+    with pytest.raises(
+        CertificateError, match="in float64 at 16x16 the whole graph DIFFERS"
+    ):
         certified(amplifying)
 
 
@@ -186,7 +198,9 @@ def test_the_fold_in_float64_speaks_for_the_fold_at_hand_only(
 ) -> None:
     before, after = amplifying.model, fold(amplifying.model).model
     assert float64.compare_in_float64(before, after, fold, 0).equality is Equality.EQUAL
-    with pytest.raises(CertificateError, match="differ from those of the fold in float64"):
+    with pytest.raises(
+        CertificateError, match="differ from those of the fold in float64"
+    ):
         float64.compare_in_float64(before, changed(after, 1.1), fold, 0)
 
     def timed(model: onnx.ModelProto) -> FoldResult:
@@ -201,13 +215,18 @@ def test_the_fold_in_float64_speaks_for_the_fold_at_hand_only(
     assert "at most 100 are converted" in large.sentence()
 
 
-def test_a_graph_that_needs_its_own_size_is_not_compared_at_a_smaller_one(graph: Graph) -> None:
+def test_a_graph_that_needs_its_own_size_is_not_compared_at_a_smaller_one(
+    graph: Graph,
+) -> None:
     body = "c = Conv<pads = [1, 1, 1, 1]>(data, w)\nr = Reshape(c, rows)\noutput = Gemm(r, wh)"
     weights = {"w": (2, 3, 3, 3), "rows": np.array([-1, 2 * 40 * 40]), "wh": (3200, 5)}
     model = graph(body, weights, "1, 3, 40, 40", "1, 5")
     comparison = float64.compare_in_float64(model, fold(model).model, fold, 0)
     assert comparison.comparison is None
-    assert "at [1, 3, 32, 32]" in comparison.reason or "on [1, 3, 32, 32]" in comparison.reason
+    assert (
+        "at [1, 3, 32, 32]" in comparison.reason
+        or "on [1, 3, 32, 32]" in comparison.reason
+    )
 
 
 def test_the_command_writes_the_file_and_says_what_holds(
@@ -220,10 +239,14 @@ def test_the_command_writes_the_file_and_says_what_holds(
     assert "proven in float64" in folded.document["basis"]
     assert (tmp_path / "out.onnx").is_file()
     text = run("fold", tmp_path / "in.onnx", "-o", tmp_path / "again.onnx")
-    assert "the outputs cannot tell whether the graph is equal" in " ".join(text.out.split())
+    assert "the outputs cannot tell whether the graph is equal" in " ".join(
+        text.out.split()
+    )
 
 
-def test_a_certificate_of_the_input_says_so_too(amplifying: Artifact, execute: Execute) -> None:
+def test_a_certificate_of_the_input_says_so_too(
+    amplifying: Artifact, execute: Execute
+) -> None:
     """Bytes are cast to float in front of the graph; their conversion is exact."""
     model = onnx.ModelProto()
     model.CopyFrom(amplifying.model)
@@ -249,7 +272,9 @@ def test_a_certificate_of_the_input_says_so_too(amplifying: Artifact, execute: E
 
 def build_d2se(all_channels: bool) -> Any:
     """The catalog model; by default with a quarter of its channels, which fold in seconds."""
-    byobnet = pytest.importorskip("timm.models.byobnet", reason="the torch extra is not installed")
+    byobnet = pytest.importorskip(
+        "timm.models.byobnet", reason="the torch extra is not installed"
+    )
     import torch
 
     from repzoo.zoo import families
@@ -258,8 +283,12 @@ def build_d2se(all_channels: bool) -> Any:
         return families.seeded("repvgg_d2se", 10, 0)
     torch.manual_seed(0)
     config = byobnet.model_cfgs["repvgg_d2se"]
-    blocks = tuple(dataclasses.replace(block, c=block.c // 4) for block in config.blocks)
-    return byobnet.ByobNet(dataclasses.replace(config, blocks=blocks, stem_chs=16), num_classes=10)
+    blocks = tuple(
+        dataclasses.replace(block, c=block.c // 4) for block in config.blocks
+    )
+    return byobnet.ByobNet(
+        dataclasses.replace(config, blocks=blocks, stem_chs=16), num_classes=10
+    )
 
 
 def test_repvgg_d2se_with_random_statistics_is_proven_but_its_outputs_cannot_tell(

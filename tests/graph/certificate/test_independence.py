@@ -43,7 +43,14 @@ def operators(model: onnx.ModelProto) -> list[str]:
 
 def patch_everywhere(monkeypatch: pytest.MonkeyPatch, name: str, mutant: Any) -> None:
     """Replace a helper in every module that has imported it by name."""
-    modules = (border_constants, constant_folding, eliminate, folding, rules, symbolic_sizes)
+    modules = (
+        border_constants,
+        constant_folding,
+        eliminate,
+        folding,
+        rules,
+        symbolic_sizes,
+    )
     patched = [module for module in modules if hasattr(module, name)]
     assert patched
     for module in patched:
@@ -97,7 +104,9 @@ COMPUTED_SCALE = (
 )
 
 
-def test_a_wrong_constant_is_caught(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_constant_is_caught(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Passed when the proof took the constants that the fold had computed."""
     model = graph(COMPUTED_SCALE, {"scale": (1, 4, 1, 1), "w": (4, 4, 3, 3), **NORMS})
     assert operators(prove_fold(model)) == ["Conv", "Relu"]
@@ -139,10 +148,14 @@ def test_a_reshape_to_another_target_is_caught(graph: Graph) -> None:
         "c = Conv(data, w)\nr = Reshape(c, target)\noutput = Relu(r)"
     )
     sizes = {"first": np.array(0), "zero": np.array([0]), "rest": np.array([4, -1])}
-    model = graph(body, {"w": (4, 4, 1, 1), **sizes}, data="N, 4, 6, 6", output="N, C, K")
+    model = graph(
+        body, {"w": (4, 4, 1, 1), **sizes}, data="N, 4, 6, 6", output="N, C, K"
+    )
     result = folding.fold(model)
     assert operators(prove_fold(model)) == ["Conv", "Reshape", "Relu"]
-    target = next(item for item in result.model.graph.initializer if item.name == "target")
+    target = next(
+        item for item in result.model.graph.initializer if item.name == "target"
+    )
     for wrong in ([0, 2, -1], [-1, 4, 18], [2, 4, 36], [0, -1, 4]):
         target.CopyFrom(onnx.numpy_helper.from_array(np.array(wrong), "target"))
         with pytest.raises(CertificateError):
@@ -165,7 +178,9 @@ def bordered(graph: Graph) -> onnx.ModelProto:
         "mean": [0.1, -0.2, 0.3, 0.4],
         "var": [1.0, 0.5, 2.0, 1.5],
     }
-    gamma, beta, mean, variance = (np.array(values, np.float32) for values in norms.values())
+    gamma, beta, mean, variance = (
+        np.array(values, np.float32) for values in norms.values()
+    )
     fill = beta - gamma * mean / np.sqrt(variance + np.float32(1e-5))
     index = [(0, channel, 0, column) for channel in range(4) for column in range(6)]
     weights: dict[str, Any] = {
@@ -186,7 +201,9 @@ def change_border(model: onnx.ModelProto, change: Callable[[Array], Array]) -> N
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, "number"))
 
 
-def test_a_wrong_border_constant_is_caught(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_border_constant_is_caught(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = bordered(graph)
     assert operators(prove_fold(model)) == ["Conv"]
     change_border(model, lambda values: values + np.float32(1e-3))

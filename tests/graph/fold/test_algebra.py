@@ -1,4 +1,7 @@
-"""The laws of affine maps, each against the direct sum that defines it. All values are small integers, so equality is exact."""
+"""The laws of affine maps, each against the direct sum that defines it.
+
+All values are small integers, so equality is exact.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def direct(one: AffineMap, image: Array) -> Array:
-    """The defining sum [C, H, W] -> [O, H', W'], one product at a time in the number of taps; zero outside the borders."""
+    """The defining sum [C, H, W] -> [O, H', W'], one product at a time in the number of taps;
+    zero outside the borders.
+    """
     shape = one.geometry
     outputs, inputs = shape.outputs // shape.groups, shape.inputs // shape.groups
     size = [
@@ -35,7 +40,9 @@ def direct(one: AffineMap, image: Array) -> Array:
         for a in (0, 1)
     ]
     result = np.zeros((shape.outputs, *size))
-    for o, y, x in itertools.product(range(shape.outputs), range(size[0]), range(size[1])):
+    for o, y, x in itertools.product(
+        range(shape.outputs), range(size[0]), range(size[1])
+    ):
         seen = image[o // outputs * inputs :][:inputs]
         result[o, y, x] = one.bias[o]
         for r, c in itertools.product(range(shape.kernel[0]), range(shape.kernel[1])):
@@ -53,27 +60,43 @@ def integers(shape: tuple[int, ...], seed: int) -> Array:
 def images(channels: int, smallest: tuple[int, int], seed: int) -> list[Array]:
     """Two inputs whose sides leave different remainders by every stride."""
     return [
-        integers((channels, smallest[0] + 1 + extra, smallest[1] + 2 * extra), seed + extra)
+        integers(
+            (channels, smallest[0] + 1 + extra, smallest[1] + 2 * extra), seed + extra
+        )
         for extra in (1, 4)
     ]
 
 
 def made(shape: Geometry, seed: int, bias: bool = True) -> AffineMap:
-    kernel = integers((shape.outputs, shape.inputs // shape.groups, *shape.kernel), seed)
+    kernel = integers(
+        (shape.outputs, shape.inputs // shape.groups, *shape.kernel), seed
+    )
     return AffineMap(
-        shape, kernel, integers((shape.outputs,), seed + 1) if bias else np.zeros(shape.outputs)
+        shape,
+        kernel,
+        integers((shape.outputs,), seed + 1) if bias else np.zeros(shape.outputs),
     )
 
 
 @st.composite
 def windows(draw: st.DrawFn, outputs: int, inputs: int) -> Geometry:
     """A geometry of any window, in any number of groups that the channels allow."""
-    groups = draw(st.sampled_from([g for g in range(1, 7) if outputs % g == 0 and inputs % g == 0]))
+    groups = draw(
+        st.sampled_from(
+            [g for g in range(1, 7) if outputs % g == 0 and inputs % g == 0]
+        )
+    )
     pointwise = draw(st.booleans())
     kernel = (1, 1) if pointwise else draw(PAIRS)
     pads = draw(st.just((0, 0, 0, 0)) | PADS)
     return Geometry(
-        outputs, inputs, kernel, draw(st.just((1, 1)) | PAIRS), pads, draw(PAIRS), groups
+        outputs,
+        inputs,
+        kernel,
+        draw(st.just((1, 1)) | PAIRS),
+        pads,
+        draw(PAIRS),
+        groups,
     )
 
 
@@ -88,7 +111,9 @@ def reach(*shapes: Geometry) -> tuple[int, int]:
 CHANNELS = st.sampled_from([1, 2, 4, 6])
 
 
-@given(shape=st.tuples(CHANNELS, CHANNELS).flatmap(lambda pair: windows(*pair)), seed=SEEDS)
+@given(
+    shape=st.tuples(CHANNELS, CHANNELS).flatmap(lambda pair: windows(*pair)), seed=SEEDS
+)
 @settings(max_examples=60, deadline=None)
 def test_the_defining_sum_is_the_convolution_that_torch_computes(
     shape: Geometry, seed: int
@@ -105,7 +130,9 @@ def test_the_defining_sum_is_the_convolution_that_torch_computes(
     assert one.geometry == shape
     top, left, bottom, right = shape.pads
     for image in images(shape.inputs, shape.span, seed):
-        padded = torch.nn.functional.pad(torch.from_numpy(image), (left, right, top, bottom))
+        padded = torch.nn.functional.pad(
+            torch.from_numpy(image), (left, right, top, bottom)
+        )
         expected = torch.nn.functional.conv2d(
             padded[None],
             torch.from_numpy(one.kernel),
@@ -124,7 +151,8 @@ def test_excess_gives_the_size_of_the_output(shape: Geometry) -> None:
     for image in images(shape.inputs, shape.span, 0):
         result = direct(made(shape, 0), image)
         assert result.shape[1:] == tuple(
-            (image.shape[1 + a] + shape.excess[a] - 1) // shape.strides[a] + 1 for a in (0, 1)
+            (image.shape[1 + a] + shape.excess[a] - 1) // shape.strides[a] + 1
+            for a in (0, 1)
         )
 
 
@@ -135,30 +163,38 @@ def test_a_map_refuses_values_of_another_shape() -> None:
         AffineMap(Geometry(4, 2), np.zeros((4, 2, 1, 1)), np.zeros(2))
 
 
-# --- makers ---------------------------------------------------------------------------------------------------------------
+# --- makers -----------------------------------------------------------------------------------
+# ----------------------------
 
 
 @given(channels=st.integers(1, 6), seed=SEEDS)
 @settings(deadline=None)
-def test_scale_identity_and_batchnorm_are_their_formulas(channels: int, seed: int) -> None:
+def test_scale_identity_and_batchnorm_are_their_formulas(
+    channels: int, seed: int
+) -> None:
     random = np.random.default_rng(seed)
     image = random.standard_normal((channels, 3, 4))
     gamma, beta, mean, variance = (random.uniform(0.1, 2, channels) for _ in range(4))
     by_channel = [values[:, None, None] for values in (gamma, beta, mean, variance)]
     scaled = direct(algebra.from_scale(gamma, beta), image)
-    assert np.allclose(scaled, by_channel[0] * image + by_channel[1], rtol=1e-15, atol=1e-15)
+    assert np.allclose(
+        scaled, by_channel[0] * image + by_channel[1], rtol=1e-15, atol=1e-15
+    )
     assert np.array_equal(direct(algebra.identity(channels), image), image)
     normal = direct(algebra.from_batchnorm(gamma, beta, mean, variance, 0.25), image)
-    expected = (image - by_channel[2]) / (by_channel[3] + 0.25) ** 0.5 * by_channel[0] + by_channel[
-        1
-    ]
+    expected = (image - by_channel[2]) / (by_channel[3] + 0.25) ** 0.5 * by_channel[
+        0
+    ] + by_channel[1]
     assert np.allclose(normal, expected, rtol=1e-13, atol=1e-13)
 
 
 @given(kernel=PAIRS, strides=PAIRS, pads=PADS, seed=SEEDS)
 @settings(deadline=None)
 def test_average_pool_is_the_mean_of_each_window_padding_counted(
-    kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, int, int, int], seed: int
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    seed: int,
 ) -> None:
     image = integers((2, 7, 8), seed)
     padded = np.pad(image, ((0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
@@ -171,7 +207,9 @@ def test_average_pool_is_the_mean_of_each_window_padding_counted(
 
 @given(shape=windows(4, 6), factor=st.sampled_from([-2.0, 0.0, 0.5, 3.0]), seed=SEEDS)
 @settings(deadline=None, max_examples=40)
-def test_scaled_multiplies_the_output(shape: Geometry, factor: float, seed: int) -> None:
+def test_scaled_multiplies_the_output(
+    shape: Geometry, factor: float, seed: int
+) -> None:
     one = made(shape, seed)
     for image in images(6, shape.span, seed):
         assert np.array_equal(
@@ -185,10 +223,14 @@ def test_scaled_multiplies_the_output(shape: Geometry, factor: float, seed: int)
     data=st.data(),
 )
 @settings(deadline=None, max_examples=60)
-def test_fewer_groups_is_the_same_map(shape: Geometry, seed: int, data: st.DataObject) -> None:
+def test_fewer_groups_is_the_same_map(
+    shape: Geometry, seed: int, data: st.DataObject
+) -> None:
     one = made(shape, seed)
     groups = data.draw(
-        st.sampled_from([g for g in range(1, shape.groups + 1) if shape.groups % g == 0])
+        st.sampled_from(
+            [g for g in range(1, shape.groups + 1) if shape.groups % g == 0]
+        )
     )
     fewer = algebra.grouped(one, groups)
     assert fewer.geometry == replace(shape, groups=groups)
@@ -196,12 +238,15 @@ def test_fewer_groups_is_the_same_map(shape: Geometry, seed: int, data: st.DataO
         assert np.array_equal(direct(fewer, image), direct(one, image))
 
 
-# --- sums -----------------------------------------------------------------------------------------------------------------
+# --- sums -------------------------------------------------------------------------------------
+# ----------------------------
 
 
 @st.composite
 def aligned(draw: st.DrawFn) -> tuple[Geometry, Geometry]:
-    """Two geometries whose outputs line up, the padding of the second split anyhow between its two sides."""
+    """Two geometries whose outputs line up, the padding of the second split anyhow between its
+    two sides.
+    """
     outputs, inputs = draw(CHANNELS), draw(CHANNELS)
     one, two = draw(windows(outputs, inputs)), draw(windows(outputs, inputs))
     total = [one.excess[a] - 1 + two.span[a] for a in (0, 1)]
@@ -222,10 +267,15 @@ def test_add_is_the_sum_wherever_outputs_line_up(
     assert min(both.geometry.pads) >= 0
     for image in images(
         one.geometry.inputs,
-        (max(reach(pair[0])[0], reach(pair[1])[0]), max(reach(pair[0])[1], reach(pair[1])[1])),
+        (
+            max(reach(pair[0])[0], reach(pair[1])[0]),
+            max(reach(pair[0])[1], reach(pair[1])[1]),
+        ),
         seed,
     ):
-        assert np.array_equal(direct(both, image), direct(one, image) + direct(two, image))
+        assert np.array_equal(
+            direct(both, image), direct(one, image) + direct(two, image)
+        )
 
 
 @pytest.mark.parametrize(
@@ -242,13 +292,17 @@ def test_add_is_the_sum_wherever_outputs_line_up(
         ),
     ],
 )
-def test_add_refuses_what_does_not_line_up(one: Geometry, two: Geometry, reason: str) -> None:
+def test_add_refuses_what_does_not_line_up(
+    one: Geometry, two: Geometry, reason: str
+) -> None:
     with pytest.raises(Inexact, match=reason):
         algebra.add(made(one, 0), made(two, 1))
 
 
 def test_add_keeps_what_is_sparse_sparse() -> None:
-    """A dilated kernel plus an identity stays dilated; two depthwise kernels stay depthwise; 1x3 plus 3x1 spans 3x3."""
+    """A dilated kernel plus an identity stays dilated; two depthwise kernels stay depthwise;
+    1x3 plus 3x1 spans 3x3.
+    """
     dilated = Geometry(4, 4, (3, 3), pads=(2, 2, 2, 2), dilations=(2, 2))
     assert algebra.add_geometry(dilated, Geometry(4, 4, groups=4)) == dilated
     assert algebra.add_geometry(Geometry(4, 4, groups=4), dilated) == dilated
@@ -294,18 +348,24 @@ def test_select_takes_a_run_of_channels_and_join_puts_the_runs_back(
     count = data.draw(st.integers(1, channels - start))
     image = integers((channels, 3, 4), seed)
     assert np.array_equal(
-        direct(algebra.select(channels, start, count), image), image[start : start + count]
+        direct(algebra.select(channels, start, count), image),
+        image[start : start + count],
     )
     if start:
         both = algebra.join(
-            algebra.select(channels, 0, start), algebra.select(channels, start, channels - start)
+            algebra.select(channels, 0, start),
+            algebra.select(channels, start, channels - start),
         )
-        assert np.array_equal(both.kernel, algebra.grouped(algebra.identity(channels), 1).kernel)
+        assert np.array_equal(
+            both.kernel, algebra.grouped(algebra.identity(channels), 1).kernel
+        )
 
 
 @given(pads=PADS, seed=SEEDS)
 @settings(deadline=None, max_examples=60)
-def test_zero_pad_is_a_frame_of_zeros(pads: tuple[int, int, int, int], seed: int) -> None:
+def test_zero_pad_is_a_frame_of_zeros(
+    pads: tuple[int, int, int, int], seed: int
+) -> None:
     image = integers((3, 4, 5), seed)
     framed = np.pad(image, ((0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
     assert np.array_equal(direct(algebra.zero_pad(3, pads), image), framed)
@@ -314,12 +374,15 @@ def test_zero_pad_is_a_frame_of_zeros(pads: tuple[int, int, int, int], seed: int
     assert np.array_equal(direct(whole, image), direct(outer, framed))
 
 
-# --- compositions ---------------------------------------------------------------------------------------------------------
+# --- compositions -----------------------------------------------------------------------------
+# ----------------------------
 
 
 @st.composite
 def chained(draw: st.DrawFn) -> tuple[Geometry, Geometry]:
-    """(outer, inner) with any windows; often one that is diagonal, so that scales and depthwise kernels occur."""
+    """(outer, inner) with any windows; often one that is diagonal, so that scales and depthwise
+    kernels occur.
+    """
     inputs, middle, outputs = draw(CHANNELS), draw(CHANNELS), draw(CHANNELS)
     outer, inner = draw(windows(outputs, middle)), draw(windows(middle, inputs))
     kind = draw(st.sampled_from(["any", "outer diagonal", "inner diagonal"]))
@@ -354,7 +417,10 @@ def test_compose_is_right_or_refuses_for_its_one_reason(
 def test_what_is_composed_without_outer_padding_never_refuses(
     pair: tuple[Geometry, Geometry], seed: int
 ) -> None:
-    outer, inner = made(replace(pair[0], pads=(0, 0, 0, 0)), seed), made(pair[1], seed + 5)
+    outer, inner = (
+        made(replace(pair[0], pads=(0, 0, 0, 0)), seed),
+        made(pair[1], seed + 5),
+    )
     whole = algebra.compose(outer, inner)
     assert whole.geometry == algebra.compose_geometry(outer.geometry, inner.geometry)
     for image in images(pair[1].inputs, reach(outer.geometry, inner.geometry), seed):
@@ -362,7 +428,9 @@ def test_what_is_composed_without_outer_padding_never_refuses(
 
 
 def test_padding_around_a_shift_would_indeed_differ_at_the_border() -> None:
-    """Why compose refuses: leaving the padding out of the shift is right inside and wrong at the border."""
+    """Why compose refuses: leaving the padding out of the shift is right inside and wrong at
+    the border.
+    """
     outer = made(Geometry(2, 2, (3, 3), pads=(1, 1, 1, 1)), 1)
     inner = algebra.from_scale([2.0, 3.0], [1.0, -1.0])
     with pytest.raises(Inexact, match="borders would differ"):
@@ -390,5 +458,15 @@ def test_compose_keeps_groups_and_dilations() -> None:
     assert algebra.compose_geometry(Geometry(6, 6, (3, 3)), subsample) == Geometry(
         6, 6, (3, 3), (2, 2), dilations=(2, 2)
     )
-    assert algebra.compose_geometry(Geometry(6, 6, groups=2), Geometry(6, 6, groups=3)).groups == 1
-    assert algebra.compose_geometry(Geometry(8, 8, groups=4), Geometry(8, 8, groups=2)).groups == 2
+    assert (
+        algebra.compose_geometry(
+            Geometry(6, 6, groups=2), Geometry(6, 6, groups=3)
+        ).groups
+        == 1
+    )
+    assert (
+        algebra.compose_geometry(
+            Geometry(8, 8, groups=4), Geometry(8, 8, groups=2)
+        ).groups
+        == 2
+    )

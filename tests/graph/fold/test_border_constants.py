@@ -1,4 +1,6 @@
-"""Borders that slice assignments leave (Pad, then ScatterND): folded where they are what zero padding would give, else refused."""
+"""Borders that slice assignments leave (Pad, then ScatterND): folded where they are what zero
+padding would give, else refused.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,13 @@ def index(rows: range | list[int], columns: range | list[int]) -> Array:
 
 @pytest.fixture
 def framed(graph: Graph) -> Callable[..., onnx.ModelProto]:
-    """`framed(change)`: a 1 x 4 x 9 x 10 image in a frame of one pixel, the constants as `change(constants)` leaves them."""
+    """`framed(change)`: a 1 x 4 x 9 x 10 image in a frame of one pixel, the constants as
+    `change(constants)` leaves them.
+    """
 
-    def made(change: Callable[[dict[str, Array]], object] = lambda _: None) -> onnx.ModelProto:
+    def made(
+        change: Callable[[dict[str, Array]], object] = lambda _: None,
+    ) -> onnx.ModelProto:
         random = np.random.default_rng(0)
         held: dict[str, Array] = {
             name: random.uniform(0.5, 1.5, 4).astype(np.float32) for name in PARTS
@@ -54,7 +60,10 @@ def framed(graph: Graph) -> Callable[..., onnx.ModelProto]:
         value = held["beta"] - held["mean"] * held["gamma"] / np.sqrt(
             held["var"] + np.float32(1e-5)
         )
-        held |= {"rows": index([0, 10], range(12)), "columns": index(range(11), [0, 11])}
+        held |= {
+            "rows": index([0, 10], range(12)),
+            "columns": index(range(11), [0, 11]),
+        }
         held |= {name: value[None, :, None, None] * np.ones(held[at].shape[:-1], np.float32)
                  for name, at in (("top", "rows"), ("sides", "columns"))}  # fmt: skip
         held |= {
@@ -88,7 +97,9 @@ def test_a_border_of_what_the_batchnorm_gives_for_zero_is_zero_padding(
     assert np.abs(expected - got).max() <= 1e-5 * np.abs(expected).max()
 
 
-def overwrite(name: str, place: tuple[Any, ...], by: float) -> Callable[[dict[str, Array]], None]:
+def overwrite(
+    name: str, place: tuple[Any, ...], by: float
+) -> Callable[[dict[str, Array]], None]:
     def change(held: dict[str, Array]) -> None:
         held[name][place] += held[name].dtype.type(by)
 
@@ -96,7 +107,9 @@ def overwrite(name: str, place: tuple[Any, ...], by: float) -> Callable[[dict[st
 
 
 def changed(change: Callable[[Array], Array]) -> Callable[[dict[str, Array]], None]:
-    return lambda held: held.update({name: change(held[name]) for name in ("top", "sides")})
+    return lambda held: held.update(
+        {name: change(held[name]) for name in ("top", "sides")}
+    )
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Array]], None], str]] = {
@@ -121,7 +134,9 @@ def test_another_border_is_refused_with_a_sentence(name: str, framed: Any) -> No
         prove(model, result.model, [one.output for one in result.folds])
 
 
-@pytest.mark.parametrize("name", [name for name in CHANGES if "constants that" in CHANGES[name][1]])
+@pytest.mark.parametrize(
+    "name", [name for name in CHANGES if "constants that" in CHANGES[name][1]]
+)
 def test_the_certificate_catches_a_border_taken_for_another(
     name: str, framed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +175,9 @@ def test_the_certificate_catches_a_guard_that_overlooks_a_pixel(
 
 def test_a_framed_map_composes_only_with_what_gives_its_constants() -> None:
     random = np.random.default_rng(3)
-    inner = algebra.from_kernel(random.standard_normal((5, 4, 1, 1)), random.standard_normal(5))
+    inner = algebra.from_kernel(
+        random.standard_normal((5, 4, 1, 1)), random.standard_normal(5)
+    )
     outer = algebra.from_kernel(random.standard_normal((3, 5, 3, 3)))
     right = algebra.compose(algebra.frame(inner.bias, (1, 1, 1, 1), 2.0**-21), inner)
     whole = algebra.compose(outer, right)
@@ -176,12 +193,15 @@ def test_a_framed_map_composes_only_with_what_gives_its_constants() -> None:
         algebra.join(outer, algebra.compose(outer, wrong))
 
 
-# --- as PyTorch code says it --------------------------------------------------------------------------------------------------
+# --- as PyTorch code says it ------------------------------------------------------------------
+# --------------------------------
 
 
 @pytest.fixture
 def branches(aged: Any) -> Any:
-    """Diverse Branch Block's branches; one frames a BatchNorm's output by slice assignment, before a convolution or a pool."""
+    """Diverse Branch Block's branches; one frames a BatchNorm's output by slice assignment,
+    before a convolution or a pool.
+    """
     pytest.importorskip("torch", reason="the torch extra is not installed")
     import torch
     from torch import nn
@@ -195,8 +215,11 @@ def branches(aged: Any) -> Any:
             norm = self.norm
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            given = norm.bias.detach() - norm.running_mean * norm.weight.detach() / torch.sqrt(
-                norm.running_var + norm.eps
+            given = (
+                norm.bias.detach()
+                - norm.running_mean
+                * norm.weight.detach()
+                / torch.sqrt(norm.running_var + norm.eps)
             )
             wide = nn.functional.pad(norm(x), [1, 1, 1, 1])
             edge = given.view(1, -1, 1, 1)
@@ -241,7 +264,9 @@ def exported(module: Any, side: int, **axes: dict[int, str]) -> onnx.ModelProto:
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter
-@pytest.mark.parametrize(("axes", "stride", "pooled"), [({}, 2, True), ({0: "N"}, 1, False)])
+@pytest.mark.parametrize(
+    ("axes", "stride", "pooled"), [({}, 2, True), ({0: "N"}, 1, False)]
+)
 def test_the_authors_branches_become_one_convolution(
     axes: dict[int, str], stride: int, pooled: bool, branches: Any, execute: Execute
 ) -> None:
@@ -249,11 +274,15 @@ def test_the_authors_branches_become_one_convolution(
 
     module = branches(stride, pooled)
     before = Artifact(
-        exported(module, 8, **({"data": axes} if axes else {})), "branches", Preprocess(size=8)
+        exported(module, 8, **({"data": axes} if axes else {})),
+        "branches",
+        Preprocess(size=8),
     )
     result = fold(before.model)
     assert kinds(result) == ["Conv", "Relu", "ReduceMean"]
-    certificate = certify(before, result, fold, lambda model, data: execute(model, data)[0])
+    certificate = certify(
+        before, result, fold, lambda model, data: execute(model, data)[0]
+    )
     assert certificate.proven == certificate.adversarial_cases == 1
     data = torch.randn(1, 4, 8, 8)
     (got,) = execute(result.model, data.numpy())
@@ -265,4 +294,6 @@ def test_a_border_around_an_image_of_open_size_is_refused(branches: Any) -> None
     model = exported(branches(1, False), 8, data={0: "N", 2: "H", 3: "W"})
     result = proven(model)
     assert "ScatterND" in kinds(result)
-    assert any("export it with a fixed size" in refusal.reason for refusal in result.refusals)
+    assert any(
+        "export it with a fixed size" in refusal.reason for refusal in result.refusals
+    )

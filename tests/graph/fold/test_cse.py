@@ -1,4 +1,6 @@
-"""Nodes that do the same are one after a fold; what draws, holds a graph or gives an output stays; the proof sees each merge."""
+"""Nodes that do the same are one after a fold; what draws, holds a graph or gives an output
+stays; the proof sees each merge.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ Array = npt.NDArray[Any]
 Graph = Callable[..., onnx.ModelProto]
 Execute = Callable[[onnx.ModelProto, Array], list[Array]]
 
-HELD: dict[str, Any] = {"w": (4, 4, 1, 1), "same": [2.0], "alike": [2.0], "other": [3.0]}
+HELD: dict[str, Any] = {
+    "w": (4, 4, 1, 1),
+    "same": [2.0],
+    "alike": [2.0],
+    "other": [3.0],
+}
 YES = "yes = Constant<value = bool {1}>()\nhalf = Constant<value = float {0.5}>()\n"
 # name: (body, operators that are left)
 CASES: dict[str, tuple[str, list[str]]] = {
@@ -42,7 +49,11 @@ CASES: dict[str, tuple[str, list[str]]] = {
 
 def made(graph: Graph, body: str) -> onnx.ModelProto:
     outputs = ", float[N, C, H, W] other_output" if "other_output" in body else ""
-    return graph(body, {name: what for name, what in HELD.items() if name in body}, outputs=outputs)
+    return graph(
+        body,
+        {name: what for name, what in HELD.items() if name in body},
+        outputs=outputs,
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -56,12 +67,16 @@ def test_what_is_left(name: str, graph: Graph, execute: Execute) -> None:
     ]
     assert prove(model, result.model, []) == ()
     again = fold(result.model).model
-    assert again.SerializeToString(deterministic=True) == result.model.SerializeToString(
+    assert again.SerializeToString(
         deterministic=True
-    )
+    ) == result.model.SerializeToString(deterministic=True)
     if "what draws" not in name and "trains" not in name:
-        data = np.random.default_rng(0).standard_normal((2, 4, 9, 10)).astype(np.float32)
-        for expected, got in zip(execute(model, data), execute(result.model, data), strict=True):
+        data = (
+            np.random.default_rng(0).standard_normal((2, 4, 9, 10)).astype(np.float32)
+        )
+        for expected, got in zip(
+            execute(model, data), execute(result.model, data), strict=True
+        ):
             np.testing.assert_array_equal(expected, got)
 
 
@@ -77,8 +92,12 @@ def test_branches_of_an_if_stay_as_they_are(graph: Graph) -> None:
     ]
 
 
-def test_a_fold_comes_before_a_merge_for_what_two_read_no_fold_takes_in(graph: Graph) -> None:
-    """Two equal pools, each in a branch of its own: all of it is one convolution, as it is with pools that differ."""
+def test_a_fold_comes_before_a_merge_for_what_two_read_no_fold_takes_in(
+    graph: Graph,
+) -> None:
+    """Two equal pools, each in a branch of its own: all of it is one convolution, as it is with
+    pools that differ.
+    """
     pool = "AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1>(data)"
     body = f"p = {pool}\na = Conv(p, w)\nc = Conv<pads = [1, 1, 1, 1]>(data, v)\ns = Add(a, c)\nq = {pool}\nb = Conv(q, u)\noutput = Add(s, b)"
     model = graph(body, {"w": (4, 4, 1, 1), "v": (4, 4, 3, 3), "u": (4, 4, 1, 1)})
@@ -101,7 +120,10 @@ def test_a_merge_of_what_is_not_alike_is_caught(
     blind_to: str, graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = made(
-        graph, CASES["other settings" if blind_to == "_setting" else "constants of two values"][0]
+        graph,
+        CASES[
+            "other settings" if blind_to == "_setting" else "constants of two values"
+        ][0],
     )
     monkeypatch.setattr(twins, blind_to, lambda _: "")
     wrong = fold(model).model

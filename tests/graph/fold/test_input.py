@@ -1,4 +1,6 @@
-"""Bytes straight into the graph: equal to the float input within bounds that mutants break, merged where exact, else in front."""
+"""Bytes straight into the graph: equal to the float input within bounds that mutants break,
+merged where exact, else in front.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,20 @@ SAID = {
     "padded": "the origin subtracted",
     "front": "in front of the graph",
 }
-STEMS: dict[str, tuple[str, dict[str, Any], str]] = {  # first layer -> where the arithmetic must go
+STEMS: dict[
+    str, tuple[str, dict[str, Any], str]
+] = {  # first layer -> where the arithmetic must go
     "no padding": ("stem = Conv<strides = [2, 2]>(data, k, c)", {}, "none"),
-    "padding": ("stem = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(data, k, c)", {}, "padded"),
-    "asymmetric": ("stem = Conv<pads = [0, 0, 1, 1], strides = [2, 2]>(data, k, c)", {}, "padded"),
+    "padding": (
+        "stem = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(data, k, c)",
+        {},
+        "padded",
+    ),
+    "asymmetric": (
+        "stem = Conv<pads = [0, 0, 1, 1], strides = [2, 2]>(data, k, c)",
+        {},
+        "padded",
+    ),
     "explicit pad": (
         "p = Pad(data, sides)\n  stem = Conv<strides = [2, 2]>(p, k, c)",
         {"sides": [0, 0, 0, 0, 0, 0, 1, 1]},
@@ -46,7 +58,11 @@ STEMS: dict[str, tuple[str, dict[str, Any], str]] = {  # first layer -> where th
         {},
         "padded",
     ),
-    "pool first": ("p = MaxPool<kernel_shape = [2, 2]>(data)\n  stem = Conv(p, k, c)", {}, "front"),
+    "pool first": (
+        "p = MaxPool<kernel_shape = [2, 2]>(data)\n  stem = Conv(p, k, c)",
+        {},
+        "front",
+    ),
     "read twice": (
         "n = Neg(data)\n  x = Max(data, n)\n  stem = Conv<pads = [1, 1, 1, 1]>(x, k, c)",
         {},
@@ -78,7 +94,11 @@ def subject(graph: Graph, stem: str, opset: int = 17) -> Artifact:
         key: np.array(what, np.int64) if key == "sides" else what
         for key, what in {**WEIGHTS, **more}.items()
     }
-    read = {key: what for key, what in weights.items() if key in body + TAIL.replace("flat", "")}
+    read = {
+        key: what
+        for key, what in weights.items()
+        if key in body + TAIL.replace("flat", "")
+    }
     return Artifact(
         graph("  " + body + TAIL, read, "N, 3, 12, 12", "N, 5", opset=opset),
         "subject",
@@ -90,19 +110,26 @@ def embedded(
     artifact: Artifact, contract: dict[str, Any], **more: Any
 ) -> tuple[EmbeddedModel, Preprocess]:
     assert artifact.preprocess is not None
-    wanted = Preprocess.from_mapping({**dataclasses.asdict(artifact.preprocess), **contract})
-    return embed(artifact.model, wanted, *pixel_map(wanted, wanted.color), **more), wanted
+    wanted = Preprocess.from_mapping(
+        {**dataclasses.asdict(artifact.preprocess), **contract}
+    )
+    return embed(
+        artifact.model, wanted, *pixel_map(wanted, wanted.color), **more
+    ), wanted
 
 
 def certified(
-    artifact: Artifact, model: onnx.ModelProto, wanted: Preprocess, sent: Preprocess | None = None
+    artifact: Artifact,
+    model: onnx.ModelProto,
+    wanted: Preprocess,
+    sent: Preprocess | None = None,
 ) -> InputCertificate:
     """Random bytes, loud bytes and a smooth picture; `sent` decodes them for the float model."""
     random = np.random.default_rng(0)
     shape = (3, *wanted.input_shape)
-    slope = np.broadcast_to(np.linspace(20, 230, shape[2])[None, None, :, None], shape).astype(
-        np.uint8
-    )
+    slope = np.broadcast_to(
+        np.linspace(20, 230, shape[2])[None, None, :, None], shape
+    ).astype(np.uint8)
     raws = [
         random.integers(0, 256, shape, np.uint8),
         255 * random.integers(0, 2, shape, np.uint8),
@@ -111,7 +138,10 @@ def certified(
     runner = engine("onnxruntime")
     pairs = [(as_float(raw, sent or wanted), raw) for raw in raws]
     return certify_input(
-        artifact, model, lambda one, inputs: runner.open(one, 1, exact=True).run(inputs), pairs
+        artifact,
+        model,
+        lambda one, inputs: runner.open(one, 1, exact=True).run(inputs),
+        pairs,
     )
 
 
@@ -130,10 +160,14 @@ def test_every_stem_is_equal_and_merged_where_that_is_exact(
     assert ("Sub" in kinds) == (where == "padded") or where in ("front", "either")
     assert certified(artifact, made.model, wanted).comparison.top1_agreement == 1
     assert certified(artifact, made.prepended, wanted).equal
-    reference = engine("reference").open(made.model)  # a second runtime, for the operators' meaning
+    reference = engine("reference").open(
+        made.model
+    )  # a second runtime, for the operators' meaning
     raw = np.random.default_rng(1).integers(0, 256, (2, *wanted.input_shape), np.uint8)
     direct = engine("reference").open(artifact.model).run(as_float(raw, wanted))
-    np.testing.assert_allclose(reference.run(raw), direct, rtol=0, atol=1e-4 * np.abs(direct).max())
+    np.testing.assert_allclose(
+        reference.run(raw), direct, rtol=0, atol=1e-4 * np.abs(direct).max()
+    )
 
 
 @pytest.mark.parametrize("opset", [11, 13, 20])
@@ -144,15 +178,27 @@ def test_every_opset(graph: Graph, opset: int, contract: dict[str, Any]) -> None
     assert certified(artifact, made.model, wanted).equal
 
 
-@pytest.mark.parametrize("name", ["repvgg_a0", "repghostnet_050", "repvit_m0_9", "fasternet_t0"])
+@pytest.mark.parametrize(
+    "name", ["repvgg_a0", "repghostnet_050", "repvit_m0_9", "fasternet_t0"]
+)
 @pytest.mark.parametrize("contract", CONTRACTS[1::2], ids=IDS[1::2])
-def test_the_zoos_families(aged: Callable[[Any], Any], name: str, contract: dict[str, Any]) -> None:
-    """Embedded before the fold or after it, the graph is the same, and the padded stem has kept its scale but no shift."""
-    families = pytest.importorskip("repzoo.zoo.families", reason="the torch extra is not installed")
+def test_the_zoos_families(
+    aged: Callable[[Any], Any], name: str, contract: dict[str, Any]
+) -> None:
+    """Embedded before the fold or after it, the graph is the same, and the padded stem has kept
+    its scale but no shift.
+    """
+    families = pytest.importorskip(
+        "repzoo.zoo.families", reason="the torch extra is not installed"
+    )
     from repzoo.graph.tools.export import export
 
     artifact = export(
-        aged(families.seeded(name, 10, 0)), name, Preprocess(size=32), (), Step("build", "0")
+        aged(families.seeded(name, 10, 0)),
+        name,
+        Preprocess(size=32),
+        (),
+        Step("build", "0"),
     )
     deploy = dataclasses.replace(artifact, model=folding.fold(artifact.model).model)
     late, wanted = embedded(deploy, contract)
@@ -194,16 +240,19 @@ def shift_into_the_bias(model: onnx.ModelProto) -> None:
 
 def last_origin_off_by_one(model: onnx.ModelProto) -> None:
     held = constants(model)
-    item = held[next(node for node in model.graph.node if node.op_type == "Sub").input[1]]
+    item = held[
+        next(node for node in model.graph.node if node.op_type == "Sub").input[1]
+    ]
     changed(item, numpy_helper.to_array(item) + np.array([0, 0, 1]).reshape(1, 3, 1, 1))
 
 
 def chroma_shifted_by_half_a_pixel(model: onnx.ModelProto) -> None:
     node = next(node for node in model.graph.node if node.op_type == "Resize")
     for item in node.attribute:
-        item.s = {"mode": b"linear", "coordinate_transformation_mode": b"half_pixel"}.get(
-            item.name, item.s
-        )
+        item.s = {
+            "mode": b"linear",
+            "coordinate_transformation_mode": b"half_pixel",
+        }.get(item.name, item.s)
 
 
 def chroma_swapped(model: onnx.ModelProto) -> None:
@@ -269,11 +318,15 @@ def test_the_certificate_convicts_a_wrong_contract(
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=IDS)
-def test_the_certificate_convicts_swapped_channels(graph: Graph, contract: dict[str, Any]) -> None:
+def test_the_certificate_convicts_swapped_channels(
+    graph: Graph, contract: dict[str, Any]
+) -> None:
     artifact = subject(graph, "padding")
     _, wanted = embedded(artifact, contract)
     swapped = embed(
-        artifact.model, wanted, *pixel_map(wanted, "RGB" if wanted.color == "BGR" else "BGR")
+        artifact.model,
+        wanted,
+        *pixel_map(wanted, "RGB" if wanted.color == "BGR" else "BGR"),
     )
     with pytest.raises(CertificateError, match="NOT EQUAL"):
         certified(artifact, swapped.model, wanted)
@@ -317,8 +370,12 @@ def test_what_cannot_be_embedded_is_refused_in_a_sentence(graph: Graph) -> None:
     with pytest.raises(InputError, match="opset 10; convert it to 11 or later"):
         embedded(old, {"input": "uint8"})
     quantized = subject(graph, "padding")
-    quantized.model.graph.node.append(onnx.helper.make_node("QuantizeLinear", ["data", "s"], ["q"]))
-    with pytest.raises(InputError, match="embed the input of the float model, then quantize"):
+    quantized.model.graph.node.append(
+        onnx.helper.make_node("QuantizeLinear", ["data", "s"], ["q"])
+    )
+    with pytest.raises(
+        InputError, match="embed the input of the float model, then quantize"
+    ):
         embedded(quantized, {"input": "uint8"})
 
 
@@ -335,7 +392,9 @@ def test_the_decoder_is_not_the_graphs(graph: Graph) -> None:
     made, wanted = embedded(artifact, {"input": "nv12"})
     raw = np.random.default_rng(0).integers(0, 256, (2, *wanted.input_shape), np.uint8)
     rounded = np.moveaxis(
-        (nv12.to_rgb8(raw, wanted.yuv) / 255 - wanted.mean) / np.array(wanted.std), -1, 1
+        (nv12.to_rgb8(raw, wanted.yuv) / 255 - wanted.mean) / np.array(wanted.std),
+        -1,
+        1,
     ).astype(np.float32)
     runner = engine("onnxruntime")
     with pytest.raises(CertificateError, match="NOT EQUAL"):

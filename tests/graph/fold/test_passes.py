@@ -1,4 +1,6 @@
-"""Folds that need several passes: one that a later fold takes in is proven with it, its cast allowed for and nothing else."""
+"""Folds that need several passes: one that a later fold takes in is proven with it, its cast
+allowed for and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ TWO_PASSES = "t = Conv(data, wa)\na = Conv(t, wb)\nb = Conv(t, wc)\noutput = Add
 def test_a_fold_that_a_later_one_takes_in_is_within_what_that_ones_proof_retraces(
     graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = graph(TWO_PASSES, {"wa": (4, 4, 1, 1), "wb": (4, 4, 1, 1), "wc": (4, 4, 1, 1)})
+    model = graph(
+        TWO_PASSES, {"wa": (4, 4, 1, 1), "wb": (4, 4, 1, 1), "wc": (4, 4, 1, 1)}
+    )
     result = fold(model)
     inner, outer = (one.output for one in result.folds)
     (proof,) = prove(model, result.model, [inner, outer])
@@ -35,7 +39,9 @@ def test_a_fold_that_a_later_one_takes_in_is_within_what_that_ones_proof_retrace
 
     def wrong_at_first(form: Any, made: Any, *rest: Any) -> Any:
         return right(
-            form, replace(made, kernel=made.kernel * (1 + 1e-4 * (next(written) == 0))), *rest
+            form,
+            replace(made, kernel=made.kernel * (1 + 1e-4 * (next(written) == 0))),
+            *rest,
         )
 
     monkeypatch.setattr(writing, "nodes_for", wrong_at_first)
@@ -46,7 +52,9 @@ def test_a_fold_that_a_later_one_takes_in_is_within_what_that_ones_proof_retrace
 
 
 def test_a_weight_cast_between_two_passes_is_allowed_for(graph: Graph) -> None:
-    """The sum of two branches is cast in the first pass, then meets a layer whose rows nearly cancel in it."""
+    """The sum of two branches is cast in the first pass, then meets a layer whose rows nearly
+    cancel in it.
+    """
     random = np.random.default_rng(0)
     row, large, small = (
         random.standard_normal(4),
@@ -61,7 +69,9 @@ def test_a_weight_cast_between_two_passes_is_allowed_for(graph: Graph) -> None:
     model = graph(TWO_PASSES, weights)
     result = fold(model)
     assert len(result.folds) == 2
-    assert prove(model, result.model, [one.output for one in result.folds])[0].ratio <= 1
+    assert (
+        prove(model, result.model, [one.output for one in result.folds])[0].ratio <= 1
+    )
     with pytest.raises(CertificateError):
         prove(model, result.model, ["output"])
 
@@ -72,7 +82,9 @@ def test_a_cast_to_the_type_that_is_there_is_dropped_and_no_other(graph: Graph) 
     model = graph(body.format(to=1), sizes)
     result = fold(model)
     assert [node.op_type for node in result.model.graph.node] == ["Conv", "Relu"]
-    assert prove(model, result.model, [one.output for one in result.folds])[0].ratio <= 1
+    assert (
+        prove(model, result.model, [one.output for one in result.folds])[0].ratio <= 1
+    )
     rounding = graph(body.format(to=10), sizes)  # through float16
     assert [node.op_type for node in fold(rounding).model.graph.node] == [
         "Conv",

@@ -1,4 +1,6 @@
-"""Linear layers on rows, [N, length, C] and more axes: with what scales or normalizes their channels they are a MatMul and an Add."""
+"""Linear layers on rows, [N, length, C] and more axes: with what scales or normalizes their
+channels they are a MatMul and an Add.
+"""
 
 from __future__ import annotations
 
@@ -84,9 +86,9 @@ def test_what_is_left(name: str, graph: Graph, execute: Execute) -> None:
         result.folds
     )
     again = fold(result.model).model
-    assert again.SerializeToString(deterministic=True) == result.model.SerializeToString(
+    assert again.SerializeToString(
         deterministic=True
-    )
+    ) == result.model.SerializeToString(deterministic=True)
     sides = [int(side) if side.isdigit() else 4 for side in data.split(", ")[1:]]
     images = np.random.default_rng(0).standard_normal((2, *sides)).astype(np.float32)
     (expected,), (got,) = execute(model, images), execute(result.model, images)
@@ -94,9 +96,14 @@ def test_what_is_left(name: str, graph: Graph, execute: Execute) -> None:
 
 
 def test_the_values_are_those_of_the_formula(graph: Graph) -> None:
-    """W diag(s) and (b - mean) s + beta, with s = gamma / sqrt(var + epsilon), in float64 and cast once."""
+    """W diag(s) and (b - mean) s + beta, with s = gamma / sqrt(var + epsilon), in float64 and
+    cast once.
+    """
     model = made(
-        graph, LEVIT.replace("f = Flatten", "e = Add(t, b)\nf = Flatten").replace("(t)\n", "(e)\n")
+        graph,
+        LEVIT.replace("f = Flatten", "e = Add(t, b)\nf = Flatten").replace(
+            "(t)\n", "(e)\n"
+        ),
     )
     held = {
         item.name: onnx.numpy_helper.to_array(item).astype(np.float64)
@@ -122,7 +129,9 @@ def test_batchnorms_between_rows_are_drilled(graph: Graph) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["weight", "bias", "bias left out"])
-def test_a_wrong_layer_is_caught(wrong: str, graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_layer_is_caught(
+    wrong: str, graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, right = made(graph, LEVIT), writing._linear_nodes
 
     def mutant(inputs: Any, *rest: Any) -> Any:
@@ -142,7 +151,9 @@ def test_a_wrong_layer_is_caught(wrong: str, graph: Graph, monkeypatch: pytest.M
 
 
 def test_a_product_of_two_steps_does_not_hide_what_else_reads_it(graph: Graph) -> None:
-    """Between a new MatMul and its Add lies a tensor that the training form lacks; a node that also reads it is no known node."""
+    """Between a new MatMul and its Add lies a tensor that the training form lacks; a node that
+    also reads it is no known node.
+    """
     model = made(graph, LEVIT)
     wrong = fold(model).model
     inner = wrong.graph.node[0].output[0]

@@ -1,4 +1,6 @@
-"""What folds, what is refused and why, and what is left alone; then random linear graphs. Each fold is run against its origin."""
+"""What folds, what is refused and why, and what is left alone; then random linear graphs. Each
+fold is run against its origin.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Graph = Callable[..., onnx.ModelProto]
 Execute = Callable[[onnx.ModelProto, Array], list[Array]]
 Folded = Callable[[onnx.ModelProto], FoldResult]
 
-RELATIVE = 2e-5  # of the largest output: float32 noise of a few layers; a wrong fold is off by the size of a weight
+# of the largest output: float32 noise of a few layers; a wrong fold is off by the size of a
+# weight
+RELATIVE = 2e-5
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ def _bytes(model: onnx.ModelProto) -> bytes:
 
 
 def _assert_same_contract(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
-    assert [item.name for item in after.graph.output] == [item.name for item in before.graph.output]
+    assert [item.name for item in after.graph.output] == [
+        item.name for item in before.graph.output
+    ]
     assert list(after.graph.input) == list(before.graph.input)
     assert [item.type.tensor_type.elem_type for item in after.graph.output] == [
         item.type.tensor_type.elem_type for item in before.graph.output
@@ -79,17 +85,26 @@ def _assert_same_contract(before: onnx.ModelProto, after: onnx.ModelProto) -> No
     assert after.metadata_props == before.metadata_props
 
 
-def _assert_same_values(before: onnx.ModelProto, after: onnx.ModelProto, execute: Execute) -> None:
+def _assert_same_values(
+    before: onnx.ModelProto, after: onnx.ModelProto, execute: Execute
+) -> None:
     dims = before.graph.input[0].type.tensor_type.shape.dim
     sizes = [
-        [dim.dim_value or default for dim, default in zip(dims, (batch, 4, 9, 10), strict=False)]
+        [
+            dim.dim_value or default
+            for dim, default in zip(dims, (batch, 4, 9, 10), strict=False)
+        ]
         for batch in (1, 3)
     ]
     for shape in sizes:
         data = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-        for expected, got in zip(execute(before, data), execute(after, data), strict=True):
+        for expected, got in zip(
+            execute(before, data), execute(after, data), strict=True
+        ):
             assert expected.shape == got.shape
-            assert np.abs(expected - got).max() <= RELATIVE * max(np.abs(expected).max(), 1e-3)
+            assert np.abs(expected - got).max() <= RELATIVE * max(
+                np.abs(expected).max(), 1e-3
+            )
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:
@@ -315,7 +330,9 @@ UNCHANGED = [
 
 
 def check(case: Case, graph: Graph, folded: Folded, **more: Any) -> FoldResult:
-    model = graph(case.body, case.weights, case.data, case.output, **{**dict(case.more), **more})
+    model = graph(
+        case.body, case.weights, case.data, case.output, **{**dict(case.more), **more}
+    )
     result = folded(model)
     assert operators(result.model) == case.left
     reasons = [refusal.reason for refusal in result.refusals]
@@ -346,7 +363,11 @@ def test_fires(case: Case, graph: Graph, folded: Folded) -> None:
 def test_vectors(case: Case, graph: Graph, folded: Folded) -> None:
     data = "N, 5" if case.data.count(",") > 1 else case.data
     made = Case(
-        **{**vars(case), "data": data, "output": "N, C" if data.startswith("N") else "A, C"}
+        **{
+            **vars(case),
+            "data": data,
+            "output": "N, C" if data.startswith("N") else "A, C",
+        }
     )
     result = check(made, graph, folded)
     assert bool(result.folds) != bool(case.refusal)
@@ -370,7 +391,9 @@ def test_every_opset(opset: int, graph: Graph, folded: Folded) -> None:
     check(case, graph, folded, opset=opset)
 
 
-def test_the_refusal_of_a_costlier_map_names_both_costs(graph: Graph, folded: Folded) -> None:
+def test_the_refusal_of_a_costlier_map_names_both_costs(
+    graph: Graph, folded: Folded
+) -> None:
     body = "t = Conv(data, wa)\noutput = Conv<group = 16>(t, wb)"
     result = folded(graph(body, {"wa": (16, 4, 1, 1), "wb": (16, 1, 3, 3)}))
     assert operators(result.model) == {"Conv": 2}
@@ -384,7 +407,9 @@ def test_the_refusal_of_a_costlier_map_names_both_costs(graph: Graph, folded: Fo
 
 def test_weights_that_a_caller_may_replace_are_not_folded(graph: Graph) -> None:
     body = f"t = Conv(data, w)\n{normal('output', 't', 'a')}"
-    model = graph(body, {"w": (4, 4, 1, 1)} | bn("a", 4), inputs=["float[4, 4, 1, 1] w"])
+    model = graph(
+        body, {"w": (4, 4, 1, 1)} | bn("a", 4), inputs=["float[4, 4, 1, 1] w"]
+    )
     result = fold(model)
     assert {node.op_type for node in result.model.graph.node} == {"Conv"}
     assert result.model.graph.node[0].input[1] == "w"
@@ -394,7 +419,9 @@ def test_weights_that_a_caller_may_replace_are_not_folded(graph: Graph) -> None:
 
 def test_a_tensor_that_is_an_output_stays(graph: Graph, folded: Folded) -> None:
     body = f"t = Conv(data, w)\n{normal('output', 't', 'a')}"
-    result = folded(graph(body, {"w": (4, 4, 1, 1)} | bn("a", 4), outputs=", float[N, C, H, W] t"))
+    result = folded(
+        graph(body, {"w": (4, 4, 1, 1)} | bn("a", 4), outputs=", float[N, C, H, W] t")
+    )
     assert operators(result.model) == {"Conv": 2}
 
 
@@ -411,23 +438,28 @@ def test_other_ranks_are_refused_in_words(graph: Graph, folded: Folded) -> None:
 
 
 def test_before_opset_14_a_second_output_means_training(graph: Graph) -> None:
-    body = (
-        "t = Conv(data, w)\noutput, m, v, n, u = BatchNormalization(t, gammaa, betaa, meana, vara)"
-    )
+    body = "t = Conv(data, w)\noutput, m, v, n, u = BatchNormalization(t, gammaa, betaa, meana, vara)"
     result = fold(graph(body, {"w": (4, 4, 1, 1)} | bn("a", 4), opset=13))
     assert not result.folds
     assert "training mode" in result.refusals[0].reason
 
 
-def test_a_scale_between_two_layers_joins_the_first(graph: Graph, folded: Folded) -> None:
-    """The layer behind it keeps its weights to the bit: a scale of input channels is what INT8 weights cannot absorb."""
-    body = f"t = Conv<group = 4>(data, wa)\n{normal('u', 't', 'a')}\noutput = Conv(u, wb)"
+def test_a_scale_between_two_layers_joins_the_first(
+    graph: Graph, folded: Folded
+) -> None:
+    """The layer behind it keeps its weights to the bit: a scale of input channels is what INT8
+    weights cannot absorb.
+    """
+    body = (
+        f"t = Conv<group = 4>(data, wa)\n{normal('u', 't', 'a')}\noutput = Conv(u, wb)"
+    )
     model = graph(body, {"wa": (4, 1, 3, 3), "wb": (8, 4, 1, 1)} | bn("a", 4))
     after = folded(model).model
     first, second = after.graph.node
     assert (len(first.input), len(second.input)) == (3, 2)
     was, kept = (
-        next(item for item in one.graph.initializer if item.name == "wb") for one in (model, after)
+        next(item for item in one.graph.initializer if item.name == "wb")
+        for one in (model, after)
     )
     assert np.array_equal(numpy_helper.to_array(was), numpy_helper.to_array(kept))
 
@@ -446,13 +478,17 @@ def test_a_quantized_graph_is_an_input_error(graph: Graph) -> None:
 def test_names_that_are_taken_are_not_taken_again(graph: Graph, folded: Folded) -> None:
     """The fold's own name for a bias is already a tensor of this graph."""
     body = f"t = Conv(data, w)\n{normal('w.folded_bias', 't', 'a')}\noutput = Relu(w.folded_bias)"
-    model = graph(body.replace("w.folded_bias", "taken"), {"w": (4, 4, 1, 1)} | bn("a", 4))
+    model = graph(
+        body.replace("w.folded_bias", "taken"), {"w": (4, 4, 1, 1)} | bn("a", 4)
+    )
     model.graph.node[1].output[0] = model.graph.node[2].input[0] = "w.folded_bias"
     result = folded(model)
     assert operators(result.model) == {"Conv": 1, "Relu": 1}
 
 
-def test_a_bias_is_written_only_where_there_is_one(graph: Graph, folded: Folded) -> None:
+def test_a_bias_is_written_only_where_there_is_one(
+    graph: Graph, folded: Folded
+) -> None:
     """A scale in front of a layer without a bias costs nothing; a BatchNorm always brings one."""
     scale = folded(
         graph("t = Mul(data, s)\noutput = Conv(t, w)", {"s": [0.5], "w": (4, 4, 1, 1)})
@@ -460,20 +496,27 @@ def test_a_bias_is_written_only_where_there_is_one(graph: Graph, folded: Folded)
     assert len(scale.graph.node[0].input) == 2
     still = {**bn("a", 4), "betaa": [0.0] * 4, "meana": [0.0] * 4}
     fresh = folded(
-        graph(f"t = Conv(data, w)\n{normal('output', 't', 'a')}", {"w": (4, 4, 1, 1)} | still)
+        graph(
+            f"t = Conv(data, w)\n{normal('output', 't', 'a')}",
+            {"w": (4, 4, 1, 1)} | still,
+        )
     ).model
     assert len(fresh.graph.node[0].input) == 3
 
 
 def test_random_linear_graphs_do_fold(graph: Graph, folded: Folded) -> None:
-    """The random graphs above are worth their name: a fixed one of their kind has folds on two levels."""
+    """The random graphs above are worth their name: a fixed one of their kind has folds on two
+    levels.
+    """
     body = (
         "a = Conv<pads = [1, 1, 1, 1]>(data, wa)\nb = Mul(data, s)\nc = Add(a, b)\nd = Conv(c, wb)\ne = Add(c, d)\n"
         + normal("f", "e", "a")
         + "\noutput = Add(f, data)"
     )
     result = folded(
-        graph(body, {"wa": (4, 4, 3, 3), "wb": (4, 4, 1, 1), "s": (4, 1, 1)} | bn("a", 4))
+        graph(
+            body, {"wa": (4, 4, 3, 3), "wb": (4, 4, 1, 1), "s": (4, 1, 1)} | bn("a", 4)
+        )
     )
     assert operators(result.model) == {"Conv": 1}
 
@@ -481,29 +524,45 @@ def test_random_linear_graphs_do_fold(graph: Graph, folded: Folded) -> None:
 @pytest.mark.parametrize("kind", ["SAME_UPPER", "SAME_LOWER"])
 @pytest.mark.parametrize("sides", ["9, 10", "10, 9", "11, 8"])
 def test_a_proof_pads_as_on_the_true_size(kind: str, sides: str, graph: Graph) -> None:
-    """Two strided convolutions: what each pads depends on the size of the image, and a proof runs on a small one."""
+    """Two strided convolutions: what each pads depends on the size of the image, and a proof
+    runs on a small one.
+    """
     body = (
         f's = Conv<auto_pad = "{kind}", strides = [2, 3], group = 4>(data, w)\n{normal("r", "s", "b")}\nq = Relu(r)\n'
         f't = Conv<auto_pad = "{kind}", strides = [3, 2]>(q, v)\n{normal("output", "t", "a")}'
     )
     model = graph(
-        body, {"w": (4, 1, 4, 4), "v": (2, 4, 3, 4)} | bn("a", 2) | bn("b", 4), f"N, 4, {sides}"
+        body,
+        {"w": (4, 1, 4, 4), "v": (2, 4, 3, 4)} | bn("a", 2) | bn("b", 4),
+        f"N, 4, {sides}",
     )
     result = fold(model)
     assert (
-        max(one.ratio for one in prove(model, result.model, [one.output for one in result.folds]))
+        max(
+            one.ratio
+            for one in prove(model, result.model, [one.output for one in result.folds])
+        )
         <= 1
     )
     for node in result.model.graph.node:
         for item in node.attribute:
             if item.name == "pads":
-                item.ints[:] = [item.ints[0] + 1, item.ints[1], item.ints[2], item.ints[3]]
+                item.ints[:] = [
+                    item.ints[0] + 1,
+                    item.ints[1],
+                    item.ints[2],
+                    item.ints[3],
+                ]
     with pytest.raises(CertificateError):
         prove(model, result.model, [one.output for one in result.folds])
 
 
-def test_a_batchnorm_that_stays_as_exporters_write_it_is_proven_unchanged(graph: Graph) -> None:
-    """training_mode = 0 is written out by torch and left out by onnx-ir; only training itself would be another node."""
+def test_a_batchnorm_that_stays_as_exporters_write_it_is_proven_unchanged(
+    graph: Graph,
+) -> None:
+    """training_mode = 0 is written out by torch and left out by onnx-ir; only training itself
+    would be another node.
+    """
     body = (
         normal("u", "data", "a").replace(
             "BatchNormalization", "BatchNormalization<training_mode = 0>"
@@ -512,8 +571,13 @@ def test_a_batchnorm_that_stays_as_exporters_write_it_is_proven_unchanged(graph:
     )
     model = graph(body, bn("a", 4), "N, 4, 9", "N, C, L")
     result = fold(model)
-    assert [node.op_type for node in result.model.graph.node] == ["BatchNormalization", "Relu"]
+    assert [node.op_type for node in result.model.graph.node] == [
+        "BatchNormalization",
+        "Relu",
+    ]
     assert prove(model, result.model, []) == ()
-    result.model.graph.node[0].attribute.append(onnx.helper.make_attribute("training_mode", 1))
+    result.model.graph.node[0].attribute.append(
+        onnx.helper.make_attribute("training_mode", 1)
+    )
     with pytest.raises(CertificateError):
         prove(model, result.model, [])

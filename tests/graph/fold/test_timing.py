@@ -1,4 +1,6 @@
-"""Folds that save multiplications and may cost time: a timer, where one is given, has the last word."""
+"""Folds that save multiplications and may cost time: a timer, where one is given, has the last
+word.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ Array = npt.NDArray[Any]
 Graph = Callable[..., onnx.ModelProto]
 Execute = Callable[[onnx.ModelProto, Array], list[Array]]
 
-# depthwise, then narrow: 36 + 4 MACs a pixel become 36 in one dense convolution; twice, so that the second is timed from memory
+# depthwise, then narrow: 36 + 4 MACs a pixel become 36 in one dense convolution; twice, so that
+# the second is timed from memory
 TWICE = """
 a = Conv<group = 4, pads = [1, 1, 1, 1]>(data, wd)
 b = Conv(a, wp)
@@ -60,9 +63,14 @@ def test_a_fold_that_is_proven_slower_is_refused_with_both_times(graph: Graph) -
     timer = FakeTimer(1.3, 1.5)
     result = fold(graph(TWICE, WEIGHTS), timer)
     assert kinds(result) == {"Conv": 5, "Relu": 2}
-    sentences = [refusal.reason for refusal in result.refusals if " ms " in refusal.reason]
+    sentences = [
+        refusal.reason for refusal in result.refusals if " ms " in refusal.reason
+    ]
     assert len(sentences) == 2
-    assert "takes 1.4 ms here on 1x4x9x10; they take 1 ms (ratio 1.3 .. 1.5)" in sentences[0]
+    assert (
+        "takes 1.4 ms here on 1x4x9x10; they take 1 ms (ratio 1.3 .. 1.5)"
+        in sentences[0]
+    )
     assert len(timer.asked) == 1, "one shape is timed once"
 
 
@@ -78,7 +86,9 @@ def test_a_fold_that_is_faster_or_not_proven_slower_is_made(
     data = np.random.default_rng(0).standard_normal((1, 4, 9, 10)).astype(np.float32)
     for before, after in timer.asked:
         assert [node.op_type for node in after.graph.node] == ["Conv"]
-        (expected,), (got,) = (execute_named(execute, one, data) for one in (before, after))
+        (expected,), (got,) = (
+            execute_named(execute, one, data) for one in (before, after)
+        )
         assert np.abs(expected - got).max() <= 1e-4 * np.abs(expected).max()
 
 
@@ -95,9 +105,16 @@ def execute_named(execute: Execute, model: onnx.ModelProto, data: Array) -> list
 
 def test_what_is_obviously_cheaper_or_of_open_size_is_not_timed(graph: Graph) -> None:
     timer = FakeTimer(2, 3)
-    plain = "a = Conv<pads = [1, 1, 1, 1]>(data, w)\nb = Conv(data, w1)\noutput = Add(a, b)"
-    assert kinds(fold(graph(plain, {"w": (4, 4, 3, 3), "w1": (4, 4, 1, 1)}), timer)) == {"Conv": 1}
-    assert kinds(fold(graph(TWICE, WEIGHTS, "N, 4, H, W"), timer)) == {"Conv": 3, "Relu": 2}
+    plain = (
+        "a = Conv<pads = [1, 1, 1, 1]>(data, w)\nb = Conv(data, w1)\noutput = Add(a, b)"
+    )
+    assert kinds(
+        fold(graph(plain, {"w": (4, 4, 3, 3), "w1": (4, 4, 1, 1)}), timer)
+    ) == {"Conv": 1}
+    assert kinds(fold(graph(TWICE, WEIGHTS, "N, 4, H, W"), timer)) == {
+        "Conv": 3,
+        "Relu": 2,
+    }
     assert not timer.asked
 
 
@@ -105,7 +122,9 @@ def test_a_real_engine_times_both(graph: Graph) -> None:
     given = []
 
     def timer(before: onnx.ModelProto, after: onnx.ModelProto) -> Timing:
-        given.append(compare_latency(before, after, engine("onnxruntime"), seconds=0.05))
+        given.append(
+            compare_latency(before, after, engine("onnxruntime"), seconds=0.05)
+        )
         return given[-1]
 
     result = fold(graph(TWICE, WEIGHTS), timer)

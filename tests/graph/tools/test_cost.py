@@ -1,4 +1,6 @@
-"""Costs against hand counts, against torch's own count of parameters, and between forms of the same network."""
+"""Costs against hand counts, against torch's own count of parameters, and between forms of the
+same network.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ GEMM = 5 * 8
 @pytest.fixture
 def network(graph: Graph) -> Artifact:
     """A strided convolution, BatchNorm, a depthwise convolution and a head on 16 px."""
-    return Artifact(graph(NETWORK, WEIGHTS, "N, 3, 16, 16", "N, 5"), "network", Preprocess(size=16))
+    return Artifact(
+        graph(NETWORK, WEIGHTS, "N, 3, 16, 16", "N, 5"), "network", Preprocess(size=16)
+    )
 
 
 def test_a_network_counted_by_hand(network: Artifact) -> None:
@@ -56,7 +60,11 @@ def test_a_network_counted_by_hand(network: Artifact) -> None:
         "GlobalAveragePool": 1,
         "Relu": 1,
     }
-    assert cost.uncounted == {"BatchNormalization": 1, "GlobalAveragePool": 1, "Relu": 1}
+    assert cost.uncounted == {
+        "BatchNormalization": 1,
+        "GlobalAveragePool": 1,
+        "Relu": 1,
+    }
 
 
 @pytest.mark.parametrize("batch", ["1", "8"])
@@ -74,7 +82,9 @@ def test_a_fixed_batch_costs_what_an_open_one_does_for_each_image(
 def test_open_sides_take_the_artifacts_size_or_the_given_one(
     graph: Graph, network: Artifact
 ) -> None:
-    free = Artifact(graph(NETWORK, WEIGHTS, "N, 3, H, W", "N, 5"), "network", Preprocess(size=16))
+    free = Artifact(
+        graph(NETWORK, WEIGHTS, "N, 3, H, W", "N, 5"), "network", Preprocess(size=16)
+    )
     assert count(free) == count(network)
     assert count(free, size=32).macs == 4 * (CONV + DEPTHWISE) + GEMM
     unknown = count(replace(free, preprocess=None))
@@ -84,7 +94,9 @@ def test_open_sides_take_the_artifacts_size_or_the_given_one(
 
 def test_int8_counts_what_its_float_form_does(network: Artifact) -> None:
     tensors = ("data", "c", "d", "f")
-    placement = Placement(name="all", tensors=tensors, nodes=frozenset({"a", "d", "output"}))
+    placement = Placement(
+        name="all", tensors=tensors, nodes=frozenset({"a", "d", "output"})
+    )
     quantized = qdq.insert_qdq(
         network.model,
         placement,
@@ -99,16 +111,22 @@ def test_int8_counts_what_its_float_form_does(network: Artifact) -> None:
 
 
 def test_counting_leaves_the_model_and_copies_none_of_its_weights(graph: Graph) -> None:
-    made = graph(NETWORK, WEIGHTS | {"w3": (500, 8), "b3": (500,)}, "N, 3, 16, 16", "N, 500")
+    made = graph(
+        NETWORK, WEIGHTS | {"w3": (500, 8), "b3": (500,)}, "N, 3, 16, 16", "N, 500"
+    )
     known = made.SerializeToString(deterministic=True)
-    assert count(Artifact(made, "network")).bytes == 4 * (216 + 8 + 4 * 8 + 72 + 4000 + 500)
+    assert count(Artifact(made, "network")).bytes == 4 * (
+        216 + 8 + 4 * 8 + 72 + 4000 + 500
+    )
     assert made.SerializeToString(deterministic=True) == known
     assert without_weights(made).ByteSize() < len(known) - 4 * 4000
 
 
 def test_a_shared_weight_is_one_parameter_and_two_layers_of_work(graph: Graph) -> None:
     body = "t = Conv(data, w)\nu = Relu(t)\nv = Conv(u, w)\noutput = Flatten(v)"
-    cost = count(Artifact(graph(body, {"w": (4, 4, 1, 1)}, "N, 4, 5, 6", "N, C"), "tied"))
+    cost = count(
+        Artifact(graph(body, {"w": (4, 4, 1, 1)}, "N, 4, 5, 6", "N, C"), "tied")
+    )
     assert cost.parameters == 16
     assert cost.macs == 2 * 16 * 30
 

@@ -1,4 +1,6 @@
-"""Export from torch: every BatchNorm kept, the contract's names, the history, and the same values."""
+"""Export from torch: every BatchNorm kept, the contract's names, the history, and the same
+values.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,14 @@ class Small(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.stem_bn = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8)
-        self.side, self.side_bn = nn.Conv2d(3, 8, 1, 2, bias=False), nn.BatchNorm2d(8, eps=1e-3)
+        self.stem, self.stem_bn = (
+            nn.Conv2d(3, 8, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(8),
+        )
+        self.side, self.side_bn = (
+            nn.Conv2d(3, 8, 1, 2, bias=False),
+            nn.BatchNorm2d(8, eps=1e-3),
+        )
         self.identity_bn, self.dropout = nn.BatchNorm2d(8), nn.Dropout(0.5)
         self.head_bn, self.head = nn.BatchNorm1d(8), nn.Linear(8, 3)
 
@@ -68,10 +76,18 @@ def test_every_opset_keeps_every_batchnorm_and_the_values(
     opset: int, dynamic_batch: bool, small: nn.Module, execute: Execute
 ) -> None:
     made = export(
-        small, "small", PREPROCESS, ("a", "b", "c"), STEP, opset=opset, dynamic_batch=dynamic_batch
+        small,
+        "small",
+        PREPROCESS,
+        ("a", "b", "c"),
+        STEP,
+        opset=opset,
+        dynamic_batch=dynamic_batch,
     )
     onnx.checker.check_model(made.model, full_check=True)
-    assert sum(node.op_type == "BatchNormalization" for node in made.model.graph.node) == 4
+    assert (
+        sum(node.op_type == "BatchNormalization" for node in made.model.graph.node) == 4
+    )
     assert made.opset == opset
     assert [item.name for item in made.model.graph.input] == ["data"]
     assert [item.name for item in made.model.graph.output] == ["output"]
@@ -90,7 +106,10 @@ def test_every_opset_keeps_every_batchnorm_and_the_values(
     )
     with torch.no_grad():
         expected = small(torch.from_numpy(data)).numpy()
-    assert np.abs(execute(made.model, data)[0] - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert (
+        np.abs(execute(made.model, data)[0] - expected).max()
+        <= 1e-5 * np.abs(expected).max()
+    )
 
 
 def test_the_file_says_all_of_it(small: nn.Module, tmp_path: Path) -> None:
@@ -112,13 +131,20 @@ def test_export_is_deterministic_and_leaves_the_module_alone(small: nn.Module) -
     small.train()
     first = export(small, "small", PREPROCESS, (), STEP)
     assert small.training
-    assert all(torch.equal(value, state[name]) for name, value in small.state_dict().items())
-    assert first.to_bytes() == export(small.eval(), "small", PREPROCESS, (), STEP).to_bytes()
+    assert all(
+        torch.equal(value, state[name]) for name, value in small.state_dict().items()
+    )
+    assert (
+        first.to_bytes()
+        == export(small.eval(), "small", PREPROCESS, (), STEP).to_bytes()
+    )
     assert not small.training
 
 
 def test_layers_of_equal_values_keep_their_own_weights() -> None:
-    """torch's exporter would give two fresh BatchNorms one scale, and two equal convolutions one weight."""
+    """torch's exporter would give two fresh BatchNorms one scale, and two equal convolutions
+    one weight.
+    """
     module = nn.Sequential(
         nn.Conv2d(3, 3, 1),
         nn.BatchNorm2d(3),
@@ -134,7 +160,9 @@ def test_layers_of_equal_values_keep_their_own_weights() -> None:
     }
 
 
-def test_a_lost_batchnorm_is_noticed(small: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_batchnorm_is_noticed(
+    small: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = torch.onnx.export
 
     def fusing(*arguments: Any, **options: Any) -> Any:
@@ -149,12 +177,16 @@ def test_a_lost_batchnorm_is_noticed(small: nn.Module, monkeypatch: pytest.Monke
         )
 
     monkeypatch.setattr(torch.onnx, "export", fusing)
-    with pytest.raises(RepzooError, match=r"wrote \d BatchNormalizations where the module has 4"):
+    with pytest.raises(
+        RepzooError, match=r"wrote \d BatchNormalizations where the module has 4"
+    ):
         export(small, "small", PREPROCESS, (), STEP)
 
 
 class Standardized(nn.Conv2d):
-    """A convolution whose weights are standardized on the way, as in NFNets (arXiv 2102.06171), by F.batch_norm."""
+    """A convolution whose weights are standardized on the way, as in NFNets (arXiv 2102.06171),
+    by F.batch_norm.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = self.weight.reshape(1, len(self.weight), -1)
@@ -186,14 +218,27 @@ def test_standardized_weights_are_computed_and_folded_into(
     opset: int, standardized: nn.Module, execute: Execute
 ) -> None:
     made = export(standardized, "nf", Preprocess(size=8), (), STEP, opset=opset)
-    assert sum(node.op_type == "BatchNormalization" for node in made.model.graph.node) == 3
+    assert (
+        sum(node.op_type == "BatchNormalization" for node in made.model.graph.node) == 3
+    )
     result = fold(made.model)
-    assert [node.op_type for node in result.model.graph.node] == ["Conv", "Relu", "Conv", "Flatten"]
-    assert certify(made, result, fold, lambda model, data: execute(model, data)[0]).proven == 1
+    assert [node.op_type for node in result.model.graph.node] == [
+        "Conv",
+        "Relu",
+        "Conv",
+        "Flatten",
+    ]
+    assert (
+        certify(made, result, fold, lambda model, data: execute(model, data)[0]).proven
+        == 1
+    )
     data = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
     with torch.no_grad():
         expected = standardized(torch.from_numpy(data)).numpy()
-    assert np.abs(execute(result.model, data)[0] - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert (
+        np.abs(execute(result.model, data)[0] - expected).max()
+        <= 1e-5 * np.abs(expected).max()
+    )
 
 
 def test_a_batchnorm_lost_among_those_of_weights_is_noticed(
@@ -209,7 +254,9 @@ def test_a_batchnorm_lost_among_those_of_weights_is_noticed(
         return model
 
     monkeypatch.setattr(exporting, "_torch_export", losing)
-    with pytest.raises(RepzooError, match="wrote 0 BatchNormalizations where the module has 1"):
+    with pytest.raises(
+        RepzooError, match="wrote 0 BatchNormalizations where the module has 1"
+    ):
         export(standardized, "nf", Preprocess(size=8), (), STEP)
 
 
@@ -220,7 +267,9 @@ def test_other_opsets_are_input_errors(opset: int, small: nn.Module) -> None:
 
 
 def test_labels_must_be_one_for_each_output(small: nn.Module) -> None:
-    with pytest.raises(InputError, match="2 labels were given for a model with 3 outputs"):
+    with pytest.raises(
+        InputError, match="2 labels were given for a model with 3 outputs"
+    ):
         export(small, "small", PREPROCESS, ("a", "b"), STEP)
 
 

@@ -1,4 +1,6 @@
-"""Arithmetic of sizes and operands that change nothing: gone where that is safe, left alone where it is not."""
+"""Arithmetic of sizes and operands that change nothing: gone where that is safe, left alone
+where it is not.
+"""
 
 from __future__ import annotations
 
@@ -83,13 +85,17 @@ def test_what_is_left(name: str, graph: Graph, execute: Execute) -> None:
     onnx.checker.check_model(result.model, full_check=True)
     for batch in (1, 3):
         sides = [int(side) if side.isdigit() else 10 for side in data.split(", ")[1:]]
-        images = np.random.default_rng(0).standard_normal((batch, *sides)).astype(np.float32)
+        images = (
+            np.random.default_rng(0).standard_normal((batch, *sides)).astype(np.float32)
+        )
         (expected,), (got,) = execute(model, images), execute(result.model, images)
         np.testing.assert_array_equal(expected, got)
 
 
 def test_a_one_that_a_caller_may_replace_stays(graph: Graph) -> None:
-    model = graph("a = Mul(data, s)\noutput = Relu(a)", {"s": [1.0]}, inputs=["float[1] s"])
+    model = graph(
+        "a = Mul(data, s)\noutput = Relu(a)", {"s": [1.0]}, inputs=["float[1] s"]
+    )
     result = fold(model)
     assert [node.op_type for node in result.model.graph.node] == ["Mul", "Relu"]
     prove(model, result.model, [])

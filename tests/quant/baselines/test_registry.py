@@ -17,7 +17,9 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not installed")
+pytest.importorskip(
+    "sklearn", reason="the demo extra, with the digits, is not installed"
+)
 
 from tests.quant.conftest import small
 
@@ -30,7 +32,8 @@ from repzoo.quant.baselines import registry
 
 Run = Callable[..., Any]
 NNCF = pytest.mark.skipif(
-    importlib.util.find_spec("nncf") is None, reason="the baselines extra is not installed"
+    importlib.util.find_spec("nncf") is None,
+    reason="the baselines extra is not installed",
 )
 QUANTIZERS = [
     "ort-static",
@@ -61,7 +64,9 @@ def test_every_quantizer_goes_through_the_same_gate_and_report(
     out = tmp_path / "out.onnx"
     ran = quantize(run, small_file, out, "--recipe", name)
     assert ran.code == 0
-    assert [line for line in ran.err.splitlines() if not line.startswith("note: ")] == []
+    assert [
+        line for line in ran.err.splitlines() if not line.startswith("note: ")
+    ] == []
     assert ran.document["recipe"] == name
     assert len(ran.document["rungs"]) == 1
     quantized = Artifact.read(out)
@@ -73,7 +78,9 @@ def test_every_quantizer_goes_through_the_same_gate_and_report(
         for engine_name in ("onnxruntime", "reference")
     ]
     assert np.mean(predictions[0] == predictions[1]) >= 0.98
-    evaluated = run("evaluate", out, "--data", "digits", "--against", small_file, "--json")
+    evaluated = run(
+        "evaluate", out, "--data", "digits", "--against", small_file, "--json"
+    )
     # The file that is written is the one that the gate measured.
     assert evaluated.document["paired"]["drop"] == ran.document["drop"]
     assert set(Path(tempfile.gettempdir()).glob("repzoo-*")) <= folders
@@ -121,11 +128,17 @@ def test_a_missing_package_says_what_to_type(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", ["ort-static", pytest.param("nncf-default", marks=NNCF)])
-def test_a_model_they_cannot_quantize_is_one_sentence_and_stays_unchanged(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["ort-static", pytest.param("nncf-default", marks=NNCF)]
+)
+def test_a_model_they_cannot_quantize_is_one_sentence_and_stays_unchanged(
+    name: str,
+) -> None:
     model = small().model
     before = model.SerializeToString()
-    images = [np.zeros((1, 3, 5, 5), np.float32)]  # of a size that the model does not take
+    images = [
+        np.zeros((1, 3, 5, 5), np.float32)
+    ]  # of a size that the model does not take
     task = registry.QuantizerTask(model, images, lambda: iter(()), 0.3)
     with pytest.raises(InputError, match="cannot quantize this model: "):
         registry.load_quantizer(name)(task)
@@ -143,7 +156,11 @@ loaded = [name for name, module in sys.modules.items() if module]
 assert not any(name.startswith("openvino_telemetry") for name in loaded)
 """
     silencing = ("NNCF_CI", "NNCF_DEV")
-    environment = {key: value for key, value in os.environ.items() if key not in silencing}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in silencing
+    }
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr

@@ -60,7 +60,9 @@ def constant_batches() -> Iterator[Values]:
 
 
 def test_the_input_and_inner_tensors_of_every_batch_are_counted() -> None:
-    histograms = collect(MODEL, ["data", "live", "scaled"], constant_batches(), 6).histograms
+    histograms = collect(
+        MODEL, ["data", "live", "scaled"], constant_batches(), 6
+    ).histograms
     expected = {"data": (-3.0, 2.0), "live": (0.0, 6.0), "scaled": (-4.0, 6.0)}
     assert histograms.keys() == expected.keys()
     for name, (low, high) in expected.items():
@@ -91,7 +93,9 @@ def test_an_empty_set_of_images_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("images", "batch"), [(8, 3), (100, 16), (1000, 16)])
-def test_every_image_contributes_an_equal_share_of_raw_samples(images: int, batch: int) -> None:
+def test_every_image_contributes_an_equal_share_of_raw_samples(
+    images: int, batch: int
+) -> None:
     """The value of each pixel is the number of its image."""
     model = onnx.parser.parse_model(IDENTITY)
     numbers = np.arange(images, dtype=np.float32).reshape(-1, 1, 1, 1)
@@ -108,7 +112,9 @@ def test_every_image_contributes_an_equal_share_of_raw_samples(images: int, batc
 def assert_histograms_close(first: Histogram, second: Histogram) -> None:
     assert first.total == second.total
     for field in ("low", "high", "samples", "mean"):
-        np.testing.assert_allclose(getattr(second, field), getattr(first, field), atol=1e-4)
+        np.testing.assert_allclose(
+            getattr(second, field), getattr(first, field), atol=1e-4
+        )
 
 
 def test_a_large_model_in_pieces_gives_the_same_statistics(
@@ -124,9 +130,13 @@ def test_a_large_model_in_pieces_gives_the_same_statistics(
 
     def statistics() -> Statistics:
         stream = CalibrationStream(
-            list(inputs), 35, lambda _, done, total: percentages.append(round(100 * done / total))
+            list(inputs),
+            35,
+            lambda _, done, total: percentages.append(round(100 * done / total)),
         )
-        return collect_statistics(model, tensors, layers, stream, engine("onnxruntime"), 2)
+        return collect_statistics(
+            model, tensors, layers, stream, engine("onnxruntime"), 2
+        )
 
     def counting_split(model: onnx.ModelProto, limit: int) -> Pieces:
         pieces = split_model(model, limit)
@@ -144,14 +154,18 @@ def test_a_large_model_in_pieces_gives_the_same_statistics(
     assert piece_counts[0] > 3
     assert percentages == [round(100 * step / steps) for step in range(1, steps + 1)]
 
-    np.testing.assert_allclose(in_pieces.margins.values, whole.margins.values, atol=1e-4)
+    np.testing.assert_allclose(
+        in_pieces.margins.values, whole.margins.values, atol=1e-4
+    )
     assert in_pieces.histograms.keys() == whole.histograms.keys()
     for name, histogram in whole.histograms.items():
         assert_histograms_close(histogram, in_pieces.histograms[name])
     assert in_pieces.moments.keys() == whole.moments.keys()
     for name, moments in whole.moments.items():
         assert moments.rows == in_pieces.moments[name].rows
-        for gram, other in zip(moments.grams, in_pieces.moments[name].grams, strict=True):
+        for gram, other in zip(
+            moments.grams, in_pieces.moments[name].grams, strict=True
+        ):
             np.testing.assert_allclose(other, gram, rtol=1e-3, atol=1e-3)
 
 
@@ -164,7 +178,9 @@ def test_sampled_positions_do_not_depend_on_other_tensors(model_file: Path) -> N
     every = collect(model, tensors, list(inputs), images, layers)
     some = collect(model, tensors[-3:], list(inputs), images, layers[-3:])
     for name in tensors[-3:]:
-        np.testing.assert_array_equal(some.histograms[name].counts, every.histograms[name].counts)
+        np.testing.assert_array_equal(
+            some.histograms[name].counts, every.histograms[name].counts
+        )
     for layer in layers[-3:]:
         expected = every.moments[layer.name].grams[0]
         gram = some.moments[layer.name].grams[0]

@@ -18,13 +18,18 @@ from repzoo.quant.calibration.disk_buffer import Array, DiskBuffer
 shapes = arrays.array_shapes(min_dims=1, max_dims=4, max_side=5)
 
 
-@given(st.lists(arrays.arrays(np.float32, shapes), max_size=6), st.sampled_from([16, 2**22]))
+@given(
+    st.lists(arrays.arrays(np.float32, shapes), max_size=6),
+    st.sampled_from([16, 2**22]),
+)
 def test_arrays_come_back_in_their_order_from_memory_and_from_disk(
     given_arrays: list[Array], room: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(disk_buffer_module, "MAX_BYTES_IN_MEMORY", room)
-        with DiskBuffer(one.T for one in given_arrays) as kept:  # not as memory holds them
+        with DiskBuffer(
+            one.T for one in given_arrays
+        ) as kept:  # not as memory holds them
             found = list(kept)
     assert [one.tobytes() for one in found] == [
         np.ascontiguousarray(one.T).tobytes() for one in given_arrays
@@ -32,7 +37,9 @@ def test_arrays_come_back_in_their_order_from_memory_and_from_disk(
     assert [one.shape for one in found] == [one.T.shape for one in given_arrays]
 
 
-def test_a_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_disk_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(disk_buffer_module, "MAX_BYTES_IN_MEMORY", 16)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(InputError, match=r"temporary file .*gone.* set TMPDIR"):

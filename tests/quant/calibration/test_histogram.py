@@ -30,7 +30,9 @@ def near_power_of_two(exponent: int, direction: float, sign: float) -> float:
 
 border_values = st.builds(near_power_of_two, exponents, directions, signs)
 batches = st.lists(
-    arrays.arrays(np.float32, st.integers(1, 20), elements=st.one_of(finite, border_values)),
+    arrays.arrays(
+        np.float32, st.integers(1, 20), elements=st.one_of(finite, border_values)
+    ),
     min_size=1,
     max_size=6,
 )
@@ -40,7 +42,9 @@ def histogram_of(parts: Sequence[Values]) -> Histogram:
     """The histogram of one channel, counted part by part."""
     histogram = Histogram(1)
     for part in parts:
-        histogram.add(part.reshape(1, -1), part.min(keepdims=True), part.max(keepdims=True))
+        histogram.add(
+            part.reshape(1, -1), part.min(keepdims=True), part.max(keepdims=True)
+        )
     return histogram
 
 
@@ -64,7 +68,9 @@ def assert_same_counts(first: Histogram, second: Histogram) -> None:
 @example(parts_of(-1.0, -1.5, -2.0, 2.0, 2.5), 0)
 @example(parts_of(2.0**-149, 2.0**127, -(2.0**127), 3.4e38), 0)
 @example(parts_of(2.0**-120, 2.0**-119, 1.5 * 2.0**-119), 0)
-def test_counts_do_not_depend_on_batches_or_their_order(parts: list[Values], seed: int) -> None:
+def test_counts_do_not_depend_on_batches_or_their_order(
+    parts: list[Values], seed: int
+) -> None:
     whole = np.concatenate(parts)
     expected = histogram_of([whole])
     assert expected.total == whole.size
@@ -88,8 +94,12 @@ def test_every_value_is_in_the_bin_of_its_exact_quotient(parts: list[Values]) ->
     for value in np.concatenate(parts).tolist():
         if value:
             numerator, denominator = value.as_integer_ratio()
-            edge_numerator, edge_denominator = float(histogram.edge[0]).as_integer_ratio()
-            quotient = numerator * HALF * edge_denominator // (denominator * edge_numerator)
+            edge_numerator, edge_denominator = float(
+                histogram.edge[0]
+            ).as_integer_ratio()
+            quotient = (
+                numerator * HALF * edge_denominator // (denominator * edge_numerator)
+            )
             expected[min(quotient, HALF - 1) + HALF] += 1
     np.testing.assert_array_equal(histogram.counts[0], expected)
 
@@ -121,7 +131,9 @@ def test_zeros_are_counted_apart() -> None:
 
 
 @given(batches, st.floats(0.01, 100))
-def test_rescaling_equals_counting_divided_values(parts: list[Values], factor: float) -> None:
+def test_rescaling_equals_counting_divided_values(
+    parts: list[Values], factor: float
+) -> None:
     histogram = histogram_of(parts).rescaled(np.array([factor]))
     divided = np.concatenate(parts).astype(np.float64) / factor
     tolerance = 1e-6 * np.abs(divided).max()
@@ -145,7 +157,9 @@ def test_values_of_any_magnitude_are_counted(extremes: tuple[float, float]) -> N
 def test_centers_are_the_midpoints_of_numpy_bins() -> None:
     histogram = histogram_of([np.array([-1.5, 3], np.float32)])
     edges = np.histogram_bin_edges([], BINS, (-4, 4))
-    np.testing.assert_allclose(histogram.centers[0], (edges[1:] + edges[:-1]) / 2, atol=1e-12)
+    np.testing.assert_allclose(
+        histogram.centers[0], (edges[1:] + edges[:-1]) / 2, atol=1e-12
+    )
 
 
 @given(st.integers(1, 2**17))

@@ -18,7 +18,9 @@ def test_gram_matrices_are_narrower_if_weights_leave_less_memory() -> None:
     weight = onnx.numpy_helper.from_array(np.zeros((512, 512), np.float32), "w")
     model.graph.initializer.append(weight)
     layers = [*find_layers(model).values()] * 200
-    widths = [gram_width(layers, weight_bytes) for weight_bytes in (10**7, 4 * 10**8, 10**12)]
+    widths = [
+        gram_width(layers, weight_bytes) for weight_bytes in (10**7, 4 * 10**8, 10**12)
+    ]
     assert widths == [512, 256, 128]
     for width, budget in zip(widths, (2**28, 15 * 10**7, 2**26), strict=True):
         assert 4 * 200 * 512 * width <= budget

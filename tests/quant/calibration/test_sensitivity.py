@@ -23,38 +23,63 @@ SIZE, SMALL = 8, 0.01
 PATHS = {  # from t [N, 6, 8, 8] to u, which the layer reads, and its weights
     "a sum": ("s = Conv (data, other) u = Add (t, s)", (5, 6, 1, 1)),
     "ReLU": ("u = Relu (t)", (5, 6, 1, 1)),
-    "ReLU after a sum": ("s = Conv (data, other) v = Add (t, s) u = Relu (v)", (5, 6, 1, 1)),
+    "ReLU after a sum": (
+        "s = Conv (data, other) v = Add (t, s) u = Relu (v)",
+        (5, 6, 1, 1),
+    ),
     "a GELU in one": ("u = Gelu (t)", (5, 6, 1, 1)),
     "a GELU in several": (
         "v = Div (t, root) e = Erf (v) f = Add (e, one) g = Mul (t, f) u = Mul (g, half)",
         (5, 6, 1, 1),
     ),
     "a swish": ("v = Sigmoid (t) u = Mul (t, v)", (5, 6, 1, 1)),
-    "a hard sigmoid": ("u = HardSigmoid <alpha = 0.16666667, beta = 0.5> (t)", (5, 6, 1, 1)),
+    "a hard sigmoid": (
+        "u = HardSigmoid <alpha = 0.16666667, beta = 0.5> (t)",
+        (5, 6, 1, 1),
+    ),
     "a constant for each channel": ("u = Mul (t, factors)", (5, 6, 1, 1)),
     "a divisor": ("u = Div (t, factors)", (5, 6, 1, 1)),
-    "a gate": ("p = GlobalAveragePool (t) v = Sigmoid (p) u = Mul (t, v)", (5, 6, 1, 1)),
-    "joined before": ("s = Conv (data, other) u = Concat <axis = 1> (t, s)", (5, 12, 1, 1)),
-    "joined after": ("s = Conv (data, other) u = Concat <axis = 1> (s, t)", (5, 12, 1, 1)),
+    "a gate": (
+        "p = GlobalAveragePool (t) v = Sigmoid (p) u = Mul (t, v)",
+        (5, 6, 1, 1),
+    ),
+    "joined before": (
+        "s = Conv (data, other) u = Concat <axis = 1> (t, s)",
+        (5, 12, 1, 1),
+    ),
+    "joined after": (
+        "s = Conv (data, other) u = Concat <axis = 1> (s, t)",
+        (5, 12, 1, 1),
+    ),
     "cut": ("v, u = Split <axis = 1> (t, parts)", (5, 4, 1, 1)),
     "a mean of all": ("u = GlobalAveragePool (t)", (5, 6, 1, 1)),
     "means of some": (
         "u = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (t)",
         (5, 6, 1, 1),
     ),
-    "a mean by reduction": ("u = ReduceMean <axes = [2, 3], keepdims = 1> (t)", (5, 6, 1, 1)),
+    "a mean by reduction": (
+        "u = ReduceMean <axes = [2, 3], keepdims = 1> (t)",
+        (5, 6, 1, 1),
+    ),
     "flattened": (
         "v = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (t) u = Flatten (v)",
         (5, 96),
     ),
-    "several ways": ("v = Relu (t) w = GlobalAveragePool (t) u = Add (v, w)", (5, 6, 1, 1)),
+    "several ways": (
+        "v = Relu (t) w = GlobalAveragePool (t) u = Add (v, w)",
+        (5, 6, 1, 1),
+    ),
 }
 
 
 def net(path: str, shape: tuple[int, ...]) -> onnx.ModelProto:
     """A layer computes t, and `noise`, a second input of the model, is added to it."""
     opset = 20 if "Gelu" in path else 17
-    layer = "y = Conv (u, weight)" if len(shape) == 4 else "y = Gemm <transB = 1> (u, weight)"
+    layer = (
+        "y = Conv (u, weight)"
+        if len(shape) == 4
+        else "y = Gemm <transB = 1> (u, weight)"
+    )
     model = onnx.parser.parse_model(
         f"""<ir_version: 8, opset_import: ["" : {opset}]>
         g (float[1, 3, 8, 8] data, float[1, 6, 8, 8] noise) => (float[N, M] y) {{
@@ -84,9 +109,13 @@ def net(path: str, shape: tuple[int, ...]) -> onnx.ModelProto:
     ]
     model.graph.initializer.extend(initializers)
     if "parts" in used:
-        model.graph.initializer.append(numpy_helper.from_array(np.array([2, 4]), "parts"))
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.array([2, 4]), "parts")
+        )
     del model.graph.output[:]
-    model.graph.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None))
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    )
     return model
 
 
@@ -100,11 +129,17 @@ def without_noise(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def images(count: int) -> npt.NDArray[np.float32]:
-    return np.random.default_rng(3).standard_normal((count, 3, SIZE, SIZE)).astype(np.float32)
+    return (
+        np.random.default_rng(3)
+        .standard_normal((count, 3, SIZE, SIZE))
+        .astype(np.float32)
+    )
 
 
 def collect(model: onnx.ModelProto, tensors: list[str]) -> Statistics:
-    reads = [layer for layer in layers.find_layers(model).values() if layer.source == "u"]
+    reads = [
+        layer for layer in layers.find_layers(model).values() if layer.source == "u"
+    ]
     batches = [images(256)[at : at + 1] for at in range(256)]
     return collect_statistics(
         model, tensors, reads, CalibrationStream(batches, 256), engine("onnxruntime"), 1
@@ -115,14 +150,19 @@ def measure_cost(model: onnx.ModelProto, channel: int) -> float:
     """Relative power of the change of y for noise in one channel of t, per unit of noise power."""
     import onnxruntime as ort
 
-    session, random = ort.InferenceSession(model.SerializeToString()), np.random.default_rng(5)
+    session, random = (
+        ort.InferenceSession(model.SerializeToString()),
+        np.random.default_rng(5),
+    )
     change, power = 0.0, 0.0
     for image in images(200):
         noise = np.zeros((1, 6, SIZE, SIZE), np.float32)
         clean = session.run(None, {"data": image[None], "noise": noise})[0]
         noise[0, channel] = SMALL * random.standard_normal((SIZE, SIZE))
         change += float(
-            np.square(session.run(None, {"data": image[None], "noise": noise})[0] - clean).mean()
+            np.square(
+                session.run(None, {"data": image[None], "noise": noise})[0] - clean
+            ).mean()
         )
         power += float(np.square(clean).mean())
     return change / power / SMALL**2
@@ -133,7 +173,8 @@ def test_predicted_costs_match_the_measured_effect_of_noise(path: str) -> None:
     model = net(*PATHS[path])
     plain = without_noise(model)
     statistics = collect(
-        plain, [name for node in plain.graph.node for name in node.output if name != "y"]
+        plain,
+        [name for node in plain.graph.node for name in node.output if name != "y"],
     )
     layers_by_name = layers.find_layers(plain)
     at_inputs = input_sensitivity(
@@ -141,12 +182,14 @@ def test_predicted_costs_match_the_measured_effect_of_noise(path: str) -> None:
         layers.initializer_arrays(plain),
         statistics,
     )
-    costs = SensitivityPropagation(GraphView(plain), layers_by_name, statistics).propagate(
-        at_inputs, at_inputs
-    )
+    costs = SensitivityPropagation(
+        GraphView(plain), layers_by_name, statistics
+    ).propagate(at_inputs, at_inputs)
     expected = [measure_cost(model, channel) for channel in range(6)]
     # what slopes and factors make together is taken as what each makes alone
-    np.testing.assert_allclose(costs["t"], expected, rtol=0.3, atol=0.02 * max(expected))
+    np.testing.assert_allclose(
+        costs["t"], expected, rtol=0.3, atol=0.02 * max(expected)
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -154,7 +197,8 @@ def test_unknown_shapes_still_give_a_finite_cost_for_every_channel(path: str) ->
     """An exporter may leave shapes out; the cost is then less precise."""
     model = without_noise(net(*PATHS[path]))
     statistics = collect(
-        model, [name for node in model.graph.node for name in node.output if name != "y"]
+        model,
+        [name for node in model.graph.node for name in node.output if name != "y"],
     )
     layers_by_name = layers.find_layers(model)
     at_inputs = input_sensitivity(
@@ -192,16 +236,26 @@ def test_only_the_nearest_layers_determine_the_cost() -> None:
         "third": (4, 6, 1, 1),
     }.items():
         model.graph.initializer.append(
-            numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
+            numpy_helper.from_array(
+                random.standard_normal(shape).astype(np.float32), name
+            )
         )
     reads = list(layers.find_layers(model).values())
     statistics = collect_statistics(
-        model, ["t", "a", "u"], reads, CalibrationStream([images(32)], 32), engine("onnxruntime"), 1
+        model,
+        ["t", "a", "u"],
+        reads,
+        CalibrationStream([images(32)], 32),
+        engine("onnxruntime"),
+        1,
     )
-    sensitivities = activation_sensitivity(GraphView(model), layers.find_layers(model), statistics)
+    sensitivities = activation_sensitivity(
+        GraphView(model), layers.find_layers(model), statistics
+    )
     values = layers.initializer_arrays(model)
     single = {
-        layer.name: input_sensitivity([layer], values, statistics)[layer.source] for layer in reads
+        layer.name: input_sensitivity([layer], values, statistics)[layer.source]
+        for layer in reads
     }
     np.testing.assert_array_equal(sensitivities["t"].cost, single["a"])
     np.testing.assert_array_equal(sensitivities["a"].cost, single["y"])

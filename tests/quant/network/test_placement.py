@@ -1,4 +1,6 @@
-"""Placements on hand-made graphs: which nodes run in INT8, and which tensors are quantized for them."""
+"""Placements on hand-made graphs: which nodes run in INT8, and which tensors are quantized for
+them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,12 @@ import numpy as np
 import onnx
 import pytest
 
-from repzoo.quant.network.placement import Placement, PlacementSpace, candidates, placement
+from repzoo.quant.network.placement import (
+    Placement,
+    PlacementSpace,
+    candidates,
+    placement,
+)
 from repzoo.quant.network.scheme import load_scheme
 
 WEIGHTS = {
@@ -22,7 +29,9 @@ WEIGHTS = {
 }
 
 
-def graph(body: str, output: str = "float[N, 8, H, W] y", channels: int = 8) -> onnx.ModelProto:
+def graph(
+    body: str, output: str = "float[N, 8, H, W] y", channels: int = 8
+) -> onnx.ModelProto:
     model = onnx.parser.parse_model(
         f"""<ir_version: 8, opset_import: ["" : 17]> g (float[N, {channels}, 8, 8] x) => ({output}) {{ {body} }}"""
     )
@@ -37,7 +46,11 @@ def graph(body: str, output: str = "float[N, 8, H, W] y", channels: int = 8) -> 
 
 
 def everything(model: onnx.ModelProto, target: str = "ort-cpu") -> Placement:
-    return next(one for one in candidates(model, load_scheme(target)) if one.name == "everything")
+    return next(
+        one
+        for one in candidates(model, load_scheme(target))
+        if one.name == "everything"
+    )
 
 
 def test_a_fused_activation_is_quantized_once_after_it() -> None:
@@ -54,7 +67,9 @@ def test_an_activation_with_another_reader_before_it_is_not_fused() -> None:
 
 
 def test_a_swish_is_not_fused() -> None:
-    model = graph("a = Conv <pads = [1, 1, 1, 1]> (x, w) s = Sigmoid (a) y = Mul (a, s)")
+    model = graph(
+        "a = Conv <pads = [1, 1, 1, 1]> (x, w) s = Sigmoid (a) y = Mul (a, s)"
+    )
     assert everything(model).tensors == ("x", "a")
 
 
@@ -65,7 +80,9 @@ GELU = "d = Div (a, one) e = Erf (d) f = Add (e, one) m = Mul (a, f) r = Mul (m,
 
 @pytest.mark.parametrize("spelt", ["r = HardSwish (a)", SWISH, HARD_SWISH, GELU])
 def test_an_activation_is_fused_where_the_target_fuses_it(spelt: str) -> None:
-    """OpenVINO applies it within the layer before; ONNX Runtime does not, so its layer needs a Q/DQ of its own."""
+    """OpenVINO applies it within the layer before; ONNX Runtime does not, so its layer needs a
+    Q/DQ of its own.
+    """
     model = graph(
         f"a = Conv <pads = [1, 1, 1, 1]> (x, w, b) {spelt} y = Conv <pads = [1, 1, 1, 1]> (r, w)"
     )
@@ -86,7 +103,9 @@ def test_an_activation_with_another_reader_inside_is_not_one(also: str) -> None:
 
 
 def test_a_scheme_says_which_operators_are_int8() -> None:
-    """A gate of squeeze-and-excitation: INT8 for OpenVINO, float for ONNX Runtime; a Concat that MNN's list leaves out."""
+    """A gate of squeeze-and-excitation: INT8 for OpenVINO, float for ONNX Runtime; a Concat
+    that MNN's list leaves out.
+    """
     gated = graph(
         "a = Conv <pads = [1, 1, 1, 1]> (x, w) p = GlobalAveragePool (a) g = Sigmoid (p) s = Mul (a, g)"
         " y = Conv <pads = [1, 1, 1, 1]> (s, w)"
@@ -154,7 +173,11 @@ def test_each_next_candidate_leaves_more_in_float() -> None:
     )
     found = {one.name: one for one in candidates(model)}
     # "layers" and "dense" would write the same as the first two, 64+ the same as 32+, 128+ nothing
-    assert list(found) == ["everything", "everything but depthwise", "dense, 32+ channels"]
+    assert list(found) == [
+        "everything",
+        "everything but depthwise",
+        "dense, 32+ channels",
+    ]
     assert found["everything"].nodes == {"a", "c", "k", "y"}
     assert found["everything but depthwise"].nodes == {"c", "k", "y"}
     assert found["everything but depthwise"].tensors == ("a", "c", "k")
@@ -163,7 +186,9 @@ def test_each_next_candidate_leaves_more_in_float() -> None:
 
 
 def test_computed_shapes_are_never_quantized() -> None:
-    """A view(x.size(0), -1) of PyTorch: Shape, Gather and Concat of int64 beside the Reshape of floats."""
+    """A view(x.size(0), -1) of PyTorch: Shape, Gather and Concat of int64 beside the Reshape of
+    floats.
+    """
     model = graph(
         "a = Conv <pads = [1, 1, 1, 1]> (x, w) p = GlobalAveragePool (a)"
         " i = Constant <value_int = 0> () s = Shape (p) n = Gather (s, i) axes = Constant <value_ints = [0]> ()"

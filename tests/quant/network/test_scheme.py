@@ -1,4 +1,6 @@
-"""Schemes as data, and the fact behind them: which hosts clip pairs of U8S8 products, and what keeps a model exact there."""
+"""Schemes as data, and the fact behind them: which hosts clip pairs of U8S8 products, and what
+keeps a model exact there.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ ARM = {"machine": "aarch64", "int8": ["asimddp"]}
 
 
 def worst_case(weight: int, kernel: int = 3) -> onnx.ModelProto:
-    """A quantized convolution of 32 channels whose weights are all `weight` and whose input is 255 everywhere."""
+    """A quantized convolution of 32 channels whose weights are all `weight` and whose input is
+    255 everywhere.
+    """
     model = onnx.parser.parse_model(
         f"""<ir_version: 8, opset_import: ["" : 17]> g (float[1, 32, 6, 6] data) => (float[1, 16] output) {{
             q = QuantizeLinear (data, one, zero)  d = DequantizeLinear (q, one, zero)
@@ -60,7 +64,9 @@ def worst_case(weight: int, kernel: int = 3) -> onnx.ModelProto:
 
 
 def error_of(model: onnx.ModelProto, name: str) -> float:
-    """Largest difference between the engine and onnx's reference evaluator, relative to the largest output."""
+    """Largest difference between the engine and onnx's reference evaluator, relative to the
+    largest output.
+    """
     inputs = np.full((1, 32, 6, 6), 255, np.float32)
     truth, found = (engine(one).open(model).run(inputs) for one in ("reference", name))
     return float(np.abs(found - truth).max() / np.abs(truth).max())
@@ -83,14 +89,20 @@ def default_session(
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_default_sessions_of_onnxruntime_clip_where_the_host_lacks_vnni(kernel: int) -> None:
+def test_default_sessions_of_onnxruntime_clip_where_the_host_lacks_vnni(
+    kernel: int,
+) -> None:
     """The warning of `for_host` is true, and 7 bits are its remedy."""
     clipping_host()
     for weight, clips in ((127, True), (65, True), (64, False)):
-        model, inputs = worst_case(weight, kernel), np.full((1, 32, 6, 6), 255, np.float32)
+        model, inputs = (
+            worst_case(weight, kernel),
+            np.full((1, 32, 6, 6), 255, np.float32),
+        )
         truth = engine("reference").open(model).run(inputs)
         assert (
-            np.abs(default_session(model, inputs) - truth).max() > 1e-3 * np.abs(truth).max()
+            np.abs(default_session(model, inputs) - truth).max()
+            > 1e-3 * np.abs(truth).max()
         ) == clips
 
 
@@ -132,27 +144,40 @@ class Named:
         raise NotImplementedError
 
     def open(
-        self, model: onnx.ModelProto, threads: int = 1, exact: bool = False, streams: int = 1
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
     ) -> Session:
         raise NotImplementedError
 
 
 def test_the_remedy_is_chosen_by_the_hosts_instructions_and_the_engine() -> None:
     wanted = load_scheme("openvino-cpu")
-    assert [saturates(facts) for facts in (VNNI, AVX2, AVX512, ARM)] == [False, True, True, False]
+    assert [saturates(facts) for facts in (VNNI, AVX2, AVX512, ARM)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
     for facts in (VNNI, ARM):
         for name in ("openvino", "onnxruntime", "reference"):
             assert adapt_to_host(wanted, Named(name), facts) == (wanted, "")
     for name in ("openvino", "openvino:CPU"):
         used, remark = adapt_to_host(wanted, Named(name), AVX512)
-        assert used == replace(wanted, weight_bits=7, name="openvino-cpu, 7-bit weights")
+        assert used == replace(
+            wanted, weight_bits=7, name="openvino-cpu, 7-bit weights"
+        )
         assert used.weight_max == 64
         assert "no VNNI" in remark
         assert adapt_to_host(used, Named(name), AVX2) == (used, "")
     kept, warned = adapt_to_host(load_scheme("ort-cpu"), Named("onnxruntime"), AVX2)
     assert kept.weight_max == 127
     assert "session.x64quantprecision = 1" in warned
-    assert adapt_to_host(load_scheme("ort-cpu-7bit"), Named("onnxruntime"), AVX2)[1] == ""
+    assert (
+        adapt_to_host(load_scheme("ort-cpu-7bit"), Named("onnxruntime"), AVX2)[1] == ""
+    )
     assert adapt_to_host(wanted, Named("reference"), AVX2) == (wanted, "")
 
 
@@ -165,7 +190,9 @@ def test_each_engine_has_its_scheme() -> None:
 
 
 def test_every_preset_is_whole() -> None:
-    assert {"ort-cpu", "openvino-cpu", "mnn", "rdk", "vastai", "per-tensor"} <= set(schemes())
+    assert {"ort-cpu", "openvino-cpu", "mnn", "rdk", "vastai", "per-tensor"} <= set(
+        schemes()
+    )
     for name, one in schemes().items():
         assert one.name == name
         assert one.about
@@ -191,7 +218,9 @@ def test_every_preset_is_whole() -> None:
         ("= 1", "is not TOML"),
     ],
 )
-def test_a_file_that_is_no_scheme_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_no_scheme_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
@@ -211,12 +240,20 @@ def test_a_scheme_of_ones_own(tmp_path: Path) -> None:
 def test_quantize_keeps_to_7_bits_where_the_engine_would_clip(
     trained: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a host without VNNI, OpenVINO's own kernels clip: no weight may leave -64..64, and the person is told."""
+    """On a host without VNNI, OpenVINO's own kernels clip: no weight may leave -64..64, and the
+    person is told.
+    """
     pytest.importorskip("openvino", reason="the openvino extra is not installed")
     plain = {**host(), "machine": "x86_64", "int8": ["avx2"]}
     monkeypatch.setattr("repzoo.verbs.quantize_model.host", lambda: plain)
     made = verbs.quantize(
-        trained, "digits", engine="openvino", images=32, max_drop=100, search=0.0, force=True
+        trained,
+        "digits",
+        engine="openvino",
+        images=32,
+        max_drop=100,
+        search=0.0,
+        force=True,
     )
     weights = [
         numpy_helper.to_array(item)

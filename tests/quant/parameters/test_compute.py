@@ -25,10 +25,21 @@ COARSE = replace(load_scheme("ort-cpu"), name="coarse", weight_bits=7)
 
 
 def collect(model: onnx.ModelProto, placement: Placement) -> Statistics:
-    reads = [layer for name, layer in layers.find_layers(model).items() if name in placement.nodes]
-    tensors = list(dict.fromkeys([*placement.tensors, *(layer.source for layer in reads)]))
+    reads = [
+        layer
+        for name, layer in layers.find_layers(model).items()
+        if name in placement.nodes
+    ]
+    tensors = list(
+        dict.fromkeys([*placement.tensors, *(layer.source for layer in reads)])
+    )
     return collect_statistics(
-        model, tensors, reads, CalibrationStream([images(64)], 64), engine("onnxruntime"), 1
+        model,
+        tensors,
+        reads,
+        CalibrationStream([images(64)], 64),
+        engine("onnxruntime"),
+        1,
     )
 
 
@@ -46,7 +57,9 @@ def test_bias_correction_restores_channel_means() -> None:
             placement,
             coarse,
         )
-        change = probe(result, ["grouped"])["grouped"] - probe(model, ["grouped"])["grouped"]
+        change = (
+            probe(result, ["grouped"])["grouped"] - probe(model, ["grouped"])["grouped"]
+        )
         shifts[bias] = np.abs(change.mean((0, 2, 3))).max()
     assert shifts[True] < 0.2 * shifts[False]
 
@@ -91,12 +104,16 @@ def test_bias_correction_includes_the_shift_of_rounding_activations() -> None:
     assert shifts[True] < 0.4 * shifts[False]
 
 
-@pytest.mark.parametrize("name", ["ort-cpu", "per-tensor", "ort-cpu-7bit", "mnn", "rdk", "vastai"])
+@pytest.mark.parametrize(
+    "name", ["ort-cpu", "per-tensor", "ort-cpu-7bit", "mnn", "rdk", "vastai"]
+)
 def test_every_scheme_gets_its_number_formats_and_stays_accurate(name: str) -> None:
     model, scheme = net(), load_scheme(name)
     placement = candidates(model)[0]
     result = plan.write_qdq(
-        plan.compute_parameters(model, placement, collect(model, placement), scheme, Corrections()),
+        plan.compute_parameters(
+            model, placement, collect(model, placement), scheme, Corrections()
+        ),
         placement,
         scheme,
     )
@@ -107,7 +124,10 @@ def test_every_scheme_gets_its_number_formats_and_stays_accurate(name: str) -> N
         for item in constants
         if item.endswith("_quantized") and constants[item].ndim > 1
     ]
-    assert max(int(np.abs(values.astype(int)).max()) for values in weights) == scheme.weight_max
+    assert (
+        max(int(np.abs(values.astype(int)).max()) for values in weights)
+        == scheme.weight_max
+    )
     points = {
         int(constants[item])
         for item in constants
@@ -116,7 +136,9 @@ def test_every_scheme_gets_its_number_formats_and_stays_accurate(name: str) -> N
     assert {constants["data_zero_point"].dtype} == {np.dtype(scheme.activation_type)}
     assert not scheme.activation_symmetric or points == {0}
     expected = run(model, images(32, 3))
-    assert np.sqrt(np.mean((run(result, images(32, 3)) - expected) ** 2)) < 0.08 * np.std(expected)
+    assert np.sqrt(
+        np.mean((run(result, images(32, 3)) - expected) ** 2)
+    ) < 0.08 * np.std(expected)
 
 
 def test_the_sqnr_report_names_the_layer_and_side_that_were_broken() -> None:
@@ -131,7 +153,9 @@ def test_the_sqnr_report_names_the_layer_and_side_that_were_broken() -> None:
     spoiled = result.weights["again"]
     values = spoiled.values.copy()
     values[5] = np.clip(values[5].astype(int) + 40, -127, 127)
-    weights = replace(result, weights={**result.weights, "again": replace(spoiled, values=values)})
+    weights = replace(
+        result, weights={**result.weights, "again": replace(spoiled, values=values)}
+    )
     worst = diagnose.layer_sqnr(weights, statistics)[0]
     assert (worst.layer, worst.side, worst.channels[0]) == ("again", "weight", 5)
     inputs = replace(result, ranges={**result.ranges, "wise": (0.0, 0.05)})
@@ -153,13 +177,23 @@ MOVED = """<ir_version: 8, opset_import: ["" : 17]>
 
 def moved() -> tuple[onnx.ModelProto, Placement, Statistics]:
     model, random = onnx.parser.parse_model(MOVED), np.random.default_rng(0)
-    for name, shape in {"first": (8, 3, 1, 1), "second": (4, 4, 1, 1), "third": (5, 72)}.items():
+    for name, shape in {
+        "first": (8, 3, 1, 1),
+        "second": (4, 4, 1, 1),
+        "third": (5, 72),
+    }.items():
         model.graph.initializer.append(
-            onnx.numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
+            onnx.numpy_helper.from_array(
+                random.standard_normal(shape).astype(np.float32), name
+            )
         )
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([4, 4]), "parts"))
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.array([4, 4]), "parts")
+    )
     placement = replace(
-        load_scheme("ort-cpu"), name="all", quantized=(*load_scheme("ort-cpu").quantized, "MaxPool")
+        load_scheme("ort-cpu"),
+        name="all",
+        quantized=(*load_scheme("ort-cpu").quantized, "MaxPool"),
     )
     everything = candidates(model, placement)[0]
     return model, everything, collect(model, everything)
@@ -183,7 +217,10 @@ def test_noise_in_other_tensors_is_attributed_to_a_downstream_layer() -> None:
     result = plan.compute_parameters(
         model, everything, statistics, load_scheme("ort-cpu"), Corrections()
     )
-    assert min(layer.activation_db for layer in diagnose.layer_sqnr(result, statistics)) > 25
+    assert (
+        min(layer.activation_db for layer in diagnose.layer_sqnr(result, statistics))
+        > 25
+    )
     for tensor, expected_layers in {
         "d": "y",
         "e": "y",
@@ -235,9 +272,13 @@ def test_rescaled_channels_do_not_change_the_int8_result(name: str) -> None:
     }.items():
         placement = candidates(graph)[0]
         reads = [
-            layer for layer in layers.find_layers(graph).values() if layer.name in placement.nodes
+            layer
+            for layer in layers.find_layers(graph).values()
+            if layer.name in placement.nodes
         ]
-        tensors = list(dict.fromkeys([*placement.tensors, *(layer.source for layer in reads)]))
+        tensors = list(
+            dict.fromkeys([*placement.tensors, *(layer.source for layer in reads)])
+        )
         statistics = collect_statistics(
             graph,
             tensors,
@@ -247,12 +288,15 @@ def test_rescaled_channels_do_not_change_the_int8_result(name: str) -> None:
             1,
         )
         result = plan.write_qdq(
-            plan.compute_parameters(graph, placement, statistics, scheme, Corrections()),
+            plan.compute_parameters(
+                graph, placement, statistics, scheme, Corrections()
+            ),
             placement,
             scheme,
         )
         errors[what] = float(
-            np.sqrt(np.mean((test_equalize.run(result) - expected) ** 2)) / np.std(expected)
+            np.sqrt(np.mean((test_equalize.run(result) - expected) ** 2))
+            / np.std(expected)
         )
     assert errors["twin"] > 4 * errors["as it is"]
     assert errors["equalized"] < 0.1

@@ -46,7 +46,10 @@ def digits(part: str, count: int) -> Inputs:
     data = open_source("digits").join(part)
     images = data.subset(data.balanced_sample(count, 0))
     return np.concatenate(
-        [item.inputs for item in batches(images, small().require_preprocess(), 64, ReadReport())]
+        [
+            item.inputs
+            for item in batches(images, small().require_preprocess(), 64, ReadReport())
+        ]
     )
 
 
@@ -58,16 +61,30 @@ def uneven() -> onnx.ModelProto:
     for item in model.graph.initializer:
         values = numpy_helper.to_array(item)
         if item.name == "first":
-            item.CopyFrom(numpy_helper.from_array(values * factors[:, None, None, None], item.name))
+            item.CopyFrom(
+                numpy_helper.from_array(
+                    values * factors[:, None, None, None], item.name
+                )
+            )
         elif item.name == "second":
-            item.CopyFrom(numpy_helper.from_array(values / factors[None, :, None, None], item.name))
+            item.CopyFrom(
+                numpy_helper.from_array(
+                    values / factors[None, :, None, None], item.name
+                )
+            )
     return model
 
 
 def make_plan(model: onnx.ModelProto) -> tuple[QuantizationPlan, Placement]:
     placement = candidates(model)[0]
-    reads = [layer for name, layer in layers.find_layers(model).items() if name in placement.nodes]
-    tensors = list(dict.fromkeys([*placement.tensors, *(layer.source for layer in reads)]))
+    reads = [
+        layer
+        for name, layer in layers.find_layers(model).items()
+        if name in placement.nodes
+    ]
+    tensors = list(
+        dict.fromkeys([*placement.tensors, *(layer.source for layer in reads)])
+    )
     statistics = collect_statistics(
         model,
         tensors,
@@ -76,7 +93,9 @@ def make_plan(model: onnx.ModelProto) -> tuple[QuantizationPlan, Placement]:
         engine("onnxruntime"),
         1,
     )
-    return plan.compute_parameters(model, placement, statistics, COARSE, Corrections()), placement
+    return plan.compute_parameters(
+        model, placement, statistics, COARSE, Corrections()
+    ), placement
 
 
 def shuffled_epoch(epoch: int) -> Iterator[Inputs]:
@@ -96,13 +115,18 @@ def test_distillation_restores_accuracy_lost_to_per_tensor_scales() -> None:
     model, held_out = uneven(), digits("test", 300)
     quantized, placement = make_plan(model)
     trained = finetune.distill(
-        model, quantized, COARSE, TRAINING_IMAGES, FinetuneOptions(epochs=6, mirror=False)
+        model,
+        quantized,
+        COARSE,
+        TRAINING_IMAGES,
+        FinetuneOptions(epochs=6, mirror=False),
     )
     written = [plan.write_qdq(item, placement, COARSE) for item in (quantized, trained)]
     onnx.checker.check_model(written[1], full_check=True)
     float_logits = run(model, held_out).argmax(1)
     before, after = (
-        float((run(item, held_out).argmax(1) == float_logits).mean()) for item in written
+        float((run(item, held_out).argmax(1) == float_logits).mean())
+        for item in written
     )
     assert before < 0.5
     assert after > 0.7
@@ -116,7 +140,9 @@ def test_distillation_does_not_harm_an_accurate_plan() -> None:
     """Training that started at the float weights undid GPTQ: SQNR fell from 47 to 30 dB."""
     model, held_out = small().model, digits("test", 300)
     quantized, placement = make_plan(model)
-    trained = finetune.distill(model, quantized, COARSE, TRAINING_IMAGES, FinetuneOptions(epochs=3))
+    trained = finetune.distill(
+        model, quantized, COARSE, TRAINING_IMAGES, FinetuneOptions(epochs=3)
+    )
     float_logits = run(model, held_out)
     before, after = (
         snr_db(float_logits, run(plan.write_qdq(item, placement, COARSE), held_out))
@@ -126,13 +152,19 @@ def test_distillation_does_not_harm_an_accurate_plan() -> None:
     assert after > before - 0.5
 
 
-def test_a_plan_without_improvement_is_returned_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_without_improvement_is_returned_unchanged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = small().model
     quantized, _ = make_plan(model)
     monkeypatch.setattr(finetune, "_mean_loss", lambda *_: 1.0)
     assert (
         finetune.distill(
-            model, quantized, COARSE, TRAINING_IMAGES, FinetuneOptions(epochs=1, batch=128)
+            model,
+            quantized,
+            COARSE,
+            TRAINING_IMAGES,
+            FinetuneOptions(epochs=1, batch=128),
         )
         is quantized
     )
@@ -151,7 +183,9 @@ def test_training_is_deterministic_and_keeps_the_random_state() -> None:
             options,
         )
         outputs.append(
-            plan.write_qdq(trained, placement, COARSE).SerializeToString(deterministic=True)
+            plan.write_qdq(trained, placement, COARSE).SerializeToString(
+                deterministic=True
+            )
         )
     assert outputs[0] == outputs[1] != outputs[2]
     assert torch.equal(torch.get_rng_state(), state)
@@ -182,11 +216,14 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
     poisoned = replace(
         quantized,
         activations={
-            name: replace(item, scale=float("nan")) for name, item in quantized.activations.items()
+            name: replace(item, scale=float("nan"))
+            for name, item in quantized.activations.items()
         },
     )
     with pytest.raises(InputError, match="not a number"):
-        finetune.distill(model, poisoned, COARSE, TRAINING_IMAGES, FinetuneOptions(epochs=1))
+        finetune.distill(
+            model, poisoned, COARSE, TRAINING_IMAGES, FinetuneOptions(epochs=1)
+        )
 
 
 @pytest.mark.parametrize(
@@ -205,7 +242,9 @@ def test_the_ladder_trains_only_on_request_and_if_corrections_are_not_enough(
     monkeypatch.setattr(ladder, "STAGES", stages.STAGES[:1])
     monkeypatch.setattr(ladder, "FALLBACK_COUNTS", ())
     everything = place.candidates(uneven())[:1]
-    monkeypatch.setattr(place.PlacementSpace, "starting_placements", lambda _: everything)
+    monkeypatch.setattr(
+        place.PlacementSpace, "starting_placements", lambda _: everything
+    )
     images = open_source("digits").split_for_quantization(256, 0)
     split = replace(images, gate=images.gate.subset(range(0, len(images.gate), 2)))
     drops = {}

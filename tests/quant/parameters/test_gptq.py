@@ -39,18 +39,25 @@ def test_gptq_is_close_to_the_best_of_all_roundings() -> None:
     for seed in range(6):
         weights, gram, scale = problem(seed, 1, 3, 6)
         floors = np.floor(weights / scale)
-        candidates = [floors + np.array(up) for up in itertools.product((-1, 0, 1, 2), repeat=6)]
+        candidates = [
+            floors + np.array(up) for up in itertools.product((-1, 0, 1, 2), repeat=6)
+        ]
         best = np.min(
             [loss(weights, gram, scale, integers) for integers in candidates], axis=0
         ).sum()
         gptq = loss(
-            weights, gram, scale, rounding.gptq_round(weights, gram, scale, damping=1e-6)
+            weights,
+            gram,
+            scale,
+            rounding.gptq_round(weights, gram, scale, damping=1e-6),
         ).sum()
         results.append(
             (
                 best,
                 gptq,
-                loss(weights, gram, scale, rounding.round_to_nearest(weights, scale)).sum(),
+                loss(
+                    weights, gram, scale, rounding.round_to_nearest(weights, scale)
+                ).sum(),
             )
         )
         assert best - 1e-9 <= gptq
@@ -71,7 +78,8 @@ def test_the_output_error_is_never_larger_than_by_rounding_to_nearest(
     assert np.abs(integers).max() <= 127
     assert (
         loss(weights, gram, scale, integers).sum()
-        <= loss(weights, gram, scale, rounding.round_to_nearest(weights, scale)).sum() + 1e-12
+        <= loss(weights, gram, scale, rounding.round_to_nearest(weights, scale)).sum()
+        + 1e-12
     )
 
 
@@ -79,7 +87,8 @@ def test_uncorrelated_inputs_give_rounding_to_nearest() -> None:
     weights, _, scale = problem(1, 2, 4, 12)
     gram = np.broadcast_to(np.diag(np.arange(1.0, 13)), (2, 12, 12))
     np.testing.assert_array_equal(
-        rounding.gptq_round(weights, gram, scale), rounding.round_to_nearest(weights, scale)
+        rounding.gptq_round(weights, gram, scale),
+        rounding.round_to_nearest(weights, scale),
     )
 
 
@@ -92,7 +101,9 @@ def test_column_by_column_rounding_matches_the_paper() -> None:
         for k in range(7):
             quantized = np.round(left[k] / scale[0, row, 0])
             assert integers[row, k] == quantized
-            left -= (left[k] - quantized * scale[0, row, 0]) / inverse[k, k] * inverse[k]
+            left -= (
+                (left[k] - quantized * scale[0, row, 0]) / inverse[k, k] * inverse[k]
+            )
             inverse = inverse - np.outer(inverse[:, k], inverse[k]) / inverse[k, k]
 
 
@@ -101,7 +112,9 @@ def test_inputs_that_are_always_zero_are_rounded_to_nearest() -> None:
     gram[1] = 0
     gram[2, :, 4] = gram[2, 4, :] = 0
     integers = rounding.gptq_round(weights, gram, scale)
-    np.testing.assert_array_equal(integers[1], rounding.round_to_nearest(weights, scale)[1])
+    np.testing.assert_array_equal(
+        integers[1], rounding.round_to_nearest(weights, scale)[1]
+    )
     assert np.isfinite(integers).all()
     np.testing.assert_array_equal(
         integers[2, :, 4], rounding.round_to_nearest(weights, scale)[2, :, 4]
@@ -131,7 +144,9 @@ def test_the_shared_scale_clips_weights_where_that_lowers_the_error(
     def total(step: float) -> float:
         scale = np.full((groups, outputs, 1), step)
         return float(
-            loss(weights, gram, scale, rounding.round_to_nearest(weights, scale, 15)).sum()
+            loss(
+                weights, gram, scale, rounding.round_to_nearest(weights, scale, 15)
+            ).sum()
         )
 
     reaching = np.abs(weights).max() / 15
@@ -152,7 +167,9 @@ def test_the_shared_scale_does_not_clip_the_weight_of_the_dominant_input() -> No
 def test_the_shared_scale_works_for_weights_of_any_magnitude(size: float) -> None:
     weights = problem(5, 1, 4, 5)[0] * size
     with np.errstate(all="raise", under="ignore"):
-        step = rounding.shared_scale(weights, [np.eye(5, dtype=np.float32)[None]], [(0, 5)])
+        step = rounding.shared_scale(
+            weights, [np.eye(5, dtype=np.float32)[None]], [(0, 5)]
+        )
     assert step <= np.abs(weights).max() / 127 * (1 + 1e-6)
     assert (step > 0) == (size > 0)
 
@@ -164,7 +181,8 @@ def test_blocks_of_columns_give_the_same_shared_scale() -> None:
     for a, b in ((0, 5), (5, 12)):
         block_diagonal[:, a:b, a:b] = gram[:, a:b, a:b]
     parts = [
-        np.ascontiguousarray(block_diagonal[:, a:b, a:b], np.float32) for a, b in ((0, 5), (5, 12))
+        np.ascontiguousarray(block_diagonal[:, a:b, a:b], np.float32)
+        for a, b in ((0, 5), (5, 12))
     ]
     scale = rounding.shared_scale(weights, parts, [(0, 5), (5, 12)], 15)
     assert scale == rounding.shared_scale(

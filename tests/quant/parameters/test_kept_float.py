@@ -38,7 +38,12 @@ FLOATS = {
 def model() -> onnx.ModelProto:
     """Channels of `deep` differ by a factor of 50: with one scale, the smallest gets two steps."""
     result, random = onnx.parser.parse_model(TEXT), np.random.default_rng(0)
-    shapes = {"first": (8, 8, 1, 1), "deep": (8, 1, 3, 3), "last": (8, 8, 1, 1), "head": (10, 8)}
+    shapes = {
+        "first": (8, 8, 1, 1),
+        "deep": (8, 1, 3, 3),
+        "last": (8, 8, 1, 1),
+        "head": (10, 8),
+    }
     tensors: dict[str, npt.NDArray[Any]] = {
         name: random.standard_normal(shape) for name, shape in shapes.items()
     }
@@ -52,7 +57,8 @@ def model() -> onnx.ModelProto:
         "hb": random.standard_normal(10),
     }
     result.graph.initializer.extend(
-        numpy_helper.from_array(value.astype(np.float32), name) for name, value in tensors.items()
+        numpy_helper.from_array(value.astype(np.float32), name)
+        for name, value in tensors.items()
     )
     return result
 
@@ -61,8 +67,12 @@ def quantized_except(floats: list[str]) -> tuple[onnx.ModelProto, Placement]:
     graph = model()
     everything = place.candidates(graph)[0]
     placement = place.placement(graph, "some", everything.nodes - set(floats))
-    activations = {name: scales.uint8_parameters(-8.0, 8.0) for name in placement.tensors}
-    initializers = {item.name: numpy_helper.to_array(item) for item in graph.graph.initializer}
+    activations = {
+        name: scales.uint8_parameters(-8.0, 8.0) for name in placement.tensors
+    }
+    initializers = {
+        item.name: numpy_helper.to_array(item) for item in graph.graph.initializer
+    }
     weight_names = {"a": "first", "c": "deep", "e": "last", "output": "head"}
     weights = {
         name: to_seven_bits(scales.quantize_weight(initializers[weight], 0))
@@ -75,12 +85,16 @@ def quantized_except(floats: list[str]) -> tuple[onnx.ModelProto, Placement]:
 
 def to_seven_bits(result: scales.QuantizedWeight) -> scales.QuantizedWeight:
     """7-bit weights, whose products do not saturate on hosts without VNNI."""
-    return scales.QuantizedWeight(result.scale * 2, np.round(result.values / 2).astype(np.int8))
+    return scales.QuantizedWeight(
+        result.scale * 2, np.round(result.values / 2).astype(np.int8)
+    )
 
 
 @pytest.mark.parametrize("floats", FLOATS.values(), ids=FLOATS)
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_a_float_layer_runs_in_float_on_every_engine(name: str, floats: list[str]) -> None:
+def test_a_float_layer_runs_in_float_on_every_engine(
+    name: str, floats: list[str]
+) -> None:
     """No engine may differ from the reference evaluator by more than a few steps."""
     result, _ = quantized_except(floats)
     onnx.checker.check_model(result, full_check=True)
@@ -101,7 +115,9 @@ def test_mutant_with_a_shared_dequantize_loses_accuracy_on_onnxruntime() -> None
     shared = next(
         node
         for node in result.graph.node
-        if node.op_type == "DequantizeLinear" and node.input[0] == own.input[0] and node is not own
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] == own.input[0]
+        and node is not own
     )
     layer.input[0] = shared.output[0]
     inputs = np.random.default_rng(1).standard_normal((8, 8, 12, 12)).astype(np.float32)

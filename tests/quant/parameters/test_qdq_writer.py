@@ -56,13 +56,19 @@ def net(text: str = NET, opset: int = 17) -> onnx.ModelProto:
                 0.3, 2.0, (shape[0], *[1] * (len(shape) - 1))
             )  # channels of unlike size, as folding leaves them
             values = gain * rng.standard_normal(shape) * np.sqrt(2 / fan_in)
-            model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+            model.graph.initializer.append(
+                numpy_helper.from_array(values.astype(np.float32), name)
+            )
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
 def images(count: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).standard_normal((count, 3, 12, 12)).astype(np.float32)
+    return (
+        np.random.default_rng(seed)
+        .standard_normal((count, 3, 12, 12))
+        .astype(np.float32)
+    )
 
 
 def run(model: onnx.ModelProto, inputs: Array, name: str = "onnxruntime") -> Array:
@@ -80,10 +86,15 @@ def parameters(
         engine("onnxruntime"),
         1,
     ).histograms
-    return {name: scales.uint8_parameters(*ranges.minmax(seen[name])) for name in placement.tensors}
+    return {
+        name: scales.uint8_parameters(*ranges.minmax(seen[name]))
+        for name in placement.tensors
+    }
 
 
-def quantized(model: onnx.ModelProto, per_channel: bool = True, index: int = 0) -> onnx.ModelProto:
+def quantized(
+    model: onnx.ModelProto, per_channel: bool = True, index: int = 0
+) -> onnx.ModelProto:
     placement = candidates(model)[index]
     return qdq.insert_qdq(model, placement, parameters(model, placement), per_channel)
 
@@ -92,7 +103,9 @@ def error(model: onnx.ModelProto, result: onnx.ModelProto) -> float:
     """Root mean square of the logits' change over their spread."""
     inputs = images(64, seed=9)
     expected = run(model, inputs)
-    return float(np.sqrt(np.mean((run(result, inputs) - expected) ** 2)) / np.std(expected))
+    return float(
+        np.sqrt(np.mean((run(result, inputs) - expected) ** 2)) / np.std(expected)
+    )
 
 
 # Of the standard deviation of the logits, through seven quantized layers. Measured: 0.025 per
@@ -113,9 +126,14 @@ def test_int8_logits_are_close_to_float_on_two_engines(per_channel: bool) -> Non
     result = quantized(model, per_channel)
     assert error(model, result) < NEAR
     inputs = images(32, seed=3)
-    onnxruntime_output, reference_output = run(result, inputs), run(result, inputs, "reference")
+    onnxruntime_output, reference_output = (
+        run(result, inputs),
+        run(result, inputs, "reference"),
+    )
     assert np.mean(onnxruntime_output.argmax(1) == reference_output.argmax(1)) >= 0.95
-    assert np.abs(onnxruntime_output - reference_output).max() < NEAR * np.std(reference_output)
+    assert np.abs(onnxruntime_output - reference_output).max() < NEAR * np.std(
+        reference_output
+    )
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -148,7 +166,10 @@ def test_weights_are_int8_and_biases_int32_with_the_product_of_the_scales(
     assert len(layers) == 7
     for node in layers:
         input_node, weight = maker[node.input[0]], maker[node.input[1]]
-        assert (input_node.op_type, weight.op_type) == ("DequantizeLinear", "DequantizeLinear")
+        assert (input_node.op_type, weight.op_type) == (
+            "DequantizeLinear",
+            "DequantizeLinear",
+        )
         values, scale, zero = (constants[name] for name in weight.input)
         assert values.dtype == zero.dtype == np.int8
         assert not zero.any()
@@ -156,13 +177,18 @@ def test_weights_are_int8_and_biases_int32_with_the_product_of_the_scales(
         original = floats[node.output[0]]
         assert values.shape == before[original.input[1]].shape
         if len(node.input) > 2:
-            bias, bias_scale, _ = (constants[name] for name in maker[node.input[2]].input)
+            bias, bias_scale, _ = (
+                constants[name] for name in maker[node.input[2]].input
+            )
             assert bias.dtype == np.int32
             assert np.abs(bias.astype(np.int64)).max() <= 2**30
-            np.testing.assert_array_equal(bias_scale, constants[input_node.input[1]] * scale)
+            np.testing.assert_array_equal(
+                bias_scale, constants[input_node.input[1]] * scale
+            )
             restored = bias * bias_scale.astype(np.float64)
             assert (
-                np.abs(restored - before[original.input[2]].reshape(-1)) <= bias_scale * 0.51
+                np.abs(restored - before[original.input[2]].reshape(-1))
+                <= bias_scale * 0.51
             ).all()
 
 
@@ -181,7 +207,9 @@ def test_float_weights_of_quantized_layers_are_removed() -> None:
 def test_a_float_layer_keeps_its_shared_weight() -> None:
     model = net()
     placement = Placement("first use only", frozenset({"again"}), ("grouped", "again"))
-    result = qdq.insert_qdq(model, placement, parameters(model, placement), per_channel=True)
+    result = qdq.insert_qdq(
+        model, placement, parameters(model, placement), per_channel=True
+    )
     assert "w3" in stored(result)
     assert error(model, result) < NEAR
 
@@ -206,7 +234,9 @@ def test_new_names_do_not_clash_with_names_in_the_graph() -> None:
 
 def test_an_empty_placement_leaves_the_graph_unchanged() -> None:
     model = net()
-    result = qdq.insert_qdq(model, Placement("nothing", frozenset(), ()), {}, per_channel=True)
+    result = qdq.insert_qdq(
+        model, Placement("nothing", frozenset(), ()), {}, per_channel=True
+    )
     assert result.graph.node == model.graph.node
     assert stored(result).keys() == stored(model).keys()
 
@@ -228,7 +258,11 @@ def test_weights_rounded_in_advance_give_the_same_file(
     rounded = qdq.round_weights(model, largest.nodes, activations, per_channel)
     assert (
         rounded.keys()
-        == {node.output[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm")}
+        == {
+            node.output[0]
+            for node in model.graph.node
+            if node.op_type in ("Conv", "Gemm")
+        }
         & largest.nodes
     )
     for placement in (largest, *smaller):
@@ -263,7 +297,9 @@ def test_weights_among_the_inputs_and_in_constant_nodes_become_initializers() ->
     ]
     model.graph.input.extend(listed)
     weight = next(item for item in model.graph.initializer if item.name == "w0")
-    model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w0"], value=weight))
+    model.graph.node.insert(
+        0, onnx.helper.make_node("Constant", [], ["w0"], value=weight)
+    )
     for field in (model.graph.initializer, model.graph.input):
         field.remove(next(item for item in field if item.name == "w0"))  # type: ignore[arg-type]
     result = qdq.prepare_for_qdq(model)
@@ -280,7 +316,9 @@ def test_a_gemm_with_alpha_is_refused_by_name() -> None:
     scaled = net(NET.replace("<transB = 0>", "<alpha = 0.5>"))
     placement = Placement("forced", frozenset({"output"}), ("hidden",))
     with pytest.raises(InputError, match=r"output: a Gemm with alpha"):
-        qdq.insert_qdq(scaled, placement, parameters(scaled, placement), per_channel=True)
+        qdq.insert_qdq(
+            scaled, placement, parameters(scaled, placement), per_channel=True
+        )
 
 
 def test_channels_of_zeros_stay_finite_and_accurate() -> None:
@@ -302,10 +340,14 @@ def max_error_in_steps(model: onnx.ModelProto, result: onnx.ModelProto) -> float
     """
     before = stored(model)
     producers = makers(result)
-    originals: dict[str, str] = {}  # of each dequantized tensor, the name of the float one
+    originals: dict[
+        str, str
+    ] = {}  # of each dequantized tensor, the name of the float one
     for node in model.graph.node:
         originals.update(zip(producers[node.output[0]].input, node.input, strict=True))
-    originals = {name: original for name, original in originals.items() if name != original}
+    originals = {
+        name: original for name, original in originals.items() if name != original
+    }
     activations = [name for name in originals.values() if name not in before]
     values = probe(result, [*originals, *activations])
     float_parameters = parameters(model, candidates(model)[0])
@@ -318,8 +360,12 @@ def max_error_in_steps(model: onnx.ModelProto, result: onnx.ModelProto) -> float
         expected = before[original]
         if expected.ndim > 1 and expected.shape[0] > 1:
             transposed = original == "w5"  # the weight of the Gemm with transB = 0
-            rows = (expected.T if transposed else expected).reshape(expected.shape[transposed], -1)
-            restored = (values[name].T if transposed else values[name]).reshape(rows.shape)
+            rows = (expected.T if transposed else expected).reshape(
+                expected.shape[transposed], -1
+            )
+            restored = (values[name].T if transposed else values[name]).reshape(
+                rows.shape
+            )
             scale = np.abs(rows).max(1) / 127
             errors.append((np.abs(restored - rows).max(1) / scale).max())
         else:
@@ -335,7 +381,8 @@ def probe(model: onnx.ModelProto, names: list[str]) -> dict[str, Array]:
     del probed.graph.output[:]
     outputs = [name for name in dict.fromkeys(names) if name != "data"]
     probed.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in outputs
     )
     values = engine("onnxruntime").open(probed, exact=True).run_all(images(64))
     return {"data": images(64), **dict(zip(outputs, values, strict=True))}
@@ -353,7 +400,9 @@ def _constant(
         hits = [item for item in result.graph.initializer if item.name.endswith(ends)]
         assert len(hits) == 1
         hits[0].CopyFrom(
-            numpy_helper.from_array(change(numpy_helper.to_array(hits[0])), hits[0].name)
+            numpy_helper.from_array(
+                change(numpy_helper.to_array(hits[0])), hits[0].name
+            )
         )
 
     return mutate
@@ -386,7 +435,9 @@ def _bias_without_input_scale(result: onnx.ModelProto) -> None:
         for placement in result.graph.initializer
         if placement.name == maker[node.input[2]].input[1]
     )
-    item.CopyFrom(numpy_helper.from_array(constants[maker[node.input[1]].input[1]], item.name))
+    item.CopyFrom(
+        numpy_helper.from_array(constants[maker[node.input[1]].input[1]], item.name)
+    )
 
 
 MUTANTS: dict[str, Callable[[onnx.ModelProto], None]] = {
@@ -396,7 +447,9 @@ MUTANTS: dict[str, Callable[[onnx.ModelProto], None]] = {
     "activation restored with another scale": _dequantize_with_other(
         1, lambda scale: scale * np.float32(1.1)
     ),
-    "activation scale too small": _constant("relu_scale", lambda scale: scale * np.float32(0.2)),
+    "activation scale too small": _constant(
+        "relu_scale", lambda scale: scale * np.float32(0.2)
+    ),
     "weight zero point off by one": _constant(
         "again:w3_zero_point", lambda zero: (zero + 1).astype(np.int8)
     ),

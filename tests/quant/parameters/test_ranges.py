@@ -16,11 +16,17 @@ from repzoo.quant.parameters.scales import ActivationParameters
 
 Numbers = npt.NDArray[np.float32]
 finite = st.floats(
-    width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100
+    width=32,
+    allow_nan=False,
+    allow_infinity=False,
+    min_value=-(2.0**100),
+    max_value=2.0**100,
 )
 
 
-def quantized(values: Numbers, parameters: ActivationParameters) -> npt.NDArray[np.float64]:
+def quantized(
+    values: Numbers, parameters: ActivationParameters
+) -> npt.NDArray[np.float64]:
     """QuantizeLinear then DequantizeLinear on uint8, as the ONNX operators define them."""
     steps = np.clip(np.round(values / parameters.scale) + parameters.zero_point, 0, 255)
     return np.asarray((steps - parameters.zero_point) * parameters.scale)
@@ -41,7 +47,9 @@ def activation(values: Numbers, method: str) -> ActivationParameters:
 
 
 @given(finite, finite)
-def test_uint8_parameters_represent_zero_and_cover_the_range(first: float, second: float) -> None:
+def test_uint8_parameters_represent_zero_and_cover_the_range(
+    first: float, second: float
+) -> None:
     low, high = sorted((first, second))
     result = scales.uint8_parameters(low, high)
     assert type(result.zero_point) is int
@@ -52,7 +60,8 @@ def test_uint8_parameters_represent_zero_and_cover_the_range(first: float, secon
     ends = np.array([min(low, 0), max(high, 0)], np.float32)
     step = max(result.scale, float(np.abs(ends).max()) / 255)
     assert (
-        np.abs(quantized(ends, result) - ends).max() <= 0.501 * step + 1e-6 * np.abs(ends).max()
+        np.abs(quantized(ends, result) - ends).max()
+        <= 0.501 * step + 1e-6 * np.abs(ends).max()
         or result.scale <= scales.SMALLEST_SCALE
     )
 
@@ -86,10 +95,13 @@ def test_the_range_depends_on_the_cost_of_each_channel() -> None:
     )
     histogram = Histogram(2)
     histogram.add(
-        parts.astype(np.float32), parts.min(1).astype(np.float32), parts.max(1).astype(np.float32)
+        parts.astype(np.float32),
+        parts.min(1).astype(np.float32),
+        parts.max(1).astype(np.float32),
     )
     narrow, wide = (
-        ranges.choose_range(histogram, np.array(cost, float))[1] for cost in ([1, 1e-6], [1e-3, 1])
+        ranges.choose_range(histogram, np.array(cost, float))[1]
+        for cost in ([1, 1e-6], [1e-3, 1])
     )
     assert narrow[1] < 0.5 * wide[1]
 
@@ -113,9 +125,9 @@ def test_a_channel_without_cost_does_not_set_the_range(outlier: float) -> None:
 
 def test_predicted_noise_matches_quantization() -> None:
     rng = np.random.default_rng(1)
-    values = np.maximum(rng.standard_normal((3, 20_000)) * np.array([[0.1], [1], [3]]), 0).astype(
-        np.float32
-    )
+    values = np.maximum(
+        rng.standard_normal((3, 20_000)) * np.array([[0.1], [1], [3]]), 0
+    ).astype(np.float32)
     histogram = Histogram(3)
     histogram.add(values, values.min(1), values.max(1))
     low, high = 0.0, 4.0
@@ -132,9 +144,9 @@ def test_predicted_noise_matches_quantization() -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_predicted_noise_matches_quantization_behind_a_function(name: str) -> None:
     """Of channels narrow and wide, with ranges that cut both ends."""
-    values = np.random.default_rng(1).standard_normal((3, 20_000)).astype(np.float32) * np.array(
-        [[0.3], [1], [3]], np.float32
-    )
+    values = np.random.default_rng(1).standard_normal((3, 20_000)).astype(
+        np.float32
+    ) * np.array([[0.3], [1], [3]], np.float32)
     histogram, function, (low, high) = Histogram(3), FUNCTIONS[name], (-1.0, 4.0)
     histogram.add(values, values.min(1), values.max(1))
     errors = function(
@@ -151,7 +163,9 @@ def test_values_that_gelu_maps_to_zero_are_clipped() -> None:
     values = np.random.default_rng(1).uniform(-40, 4, (1, 20_000)).astype(np.float32)
     histogram = Histogram(1)
     histogram.add(values, values.min(1), values.max(1))
-    low, high = ranges.choose_range(histogram, np.ones(1), function=FUNCTIONS["Gelu"])[1]
+    low, high = ranges.choose_range(histogram, np.ones(1), function=FUNCTIONS["Gelu"])[
+        1
+    ]
     assert -8 < low < -2
     assert high > 3.8
 
@@ -187,18 +201,30 @@ def test_rounding_shift_matches_quantization() -> None:
 def test_bounds_are_the_extreme_representable_values(
     parameters: scales.ActivationParameters,
 ) -> None:
-    least, most = {8: (0, 255), 16: (-scales.INT16_MAX, scales.INT16_MAX)}[parameters.bits]
+    least, most = {8: (0, 255), 16: (-scales.INT16_MAX, scales.INT16_MAX)}[
+        parameters.bits
+    ]
     assert parameters.bounds == pytest.approx(
-        tuple((code - parameters.zero_point) * parameters.scale for code in (least, most))
+        tuple(
+            (code - parameters.zero_point) * parameters.scale for code in (least, most)
+        )
     )
 
 
-@pytest.mark.parametrize("function", [identity, FUNCTIONS["Gelu"], FUNCTIONS["Sigmoid"]])
+@pytest.mark.parametrize(
+    "function", [identity, FUNCTIONS["Gelu"], FUNCTIONS["Sigmoid"]]
+)
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e30])
-def test_range_losses_match_the_noise_summed_over_bins(scale: float, function: Function) -> None:
+def test_range_losses_match_the_noise_summed_over_bins(
+    scale: float, function: Function
+) -> None:
     """For ranges within and beyond the values, and channels of any width, zero, or rescaled."""
     rng = np.random.default_rng(2)
-    values = scale * rng.standard_t(3, (5, 3000)) * np.array([[1.0], [0.01], [0.0], [0.3], [1.0]])
+    values = (
+        scale
+        * rng.standard_t(3, (5, 3000))
+        * np.array([[1.0], [0.01], [0.0], [0.3], [1.0]])
+    )
     values[4] = np.maximum(values[4], 0)
     histogram = Histogram(5)
     histogram.add(
@@ -221,7 +247,9 @@ def test_range_losses_match_the_noise_summed_over_bins(scale: float, function: F
         for bounds in candidates
     ]
     np.testing.assert_allclose(
-        noise.range_losses(histogram, cost, np.array(candidates), function), expected, rtol=1e-6
+        noise.range_losses(histogram, cost, np.array(candidates), function),
+        expected,
+        rtol=1e-6,
     )
 
 
@@ -232,11 +260,16 @@ def test_mse_does_not_clip_uniform_values() -> None:
 
 
 def test_minmax_covers_all_values() -> None:
-    assert ranges.minmax(histogram_of(np.array([-0.25, 3, 1], np.float32))) == (-0.25, 3.0)
+    assert ranges.minmax(histogram_of(np.array([-0.25, 3, 1], np.float32))) == (
+        -0.25,
+        3.0,
+    )
 
 
 def test_percentile_excludes_outliers() -> None:
-    values = np.append(np.random.default_rng(0).uniform(-1, 1, 999_999), 16.0).astype(np.float32)
+    values = np.append(np.random.default_rng(0).uniform(-1, 1, 999_999), 16.0).astype(
+        np.float32
+    )
     histogram = ranges.PooledHistogram.of(histogram_of(values))
     low, high = ranges.percentile(histogram, share=0.999)
     assert (low, high) == pytest.approx((-1, 1), abs=2 * 16 / 256)
@@ -247,7 +280,9 @@ def test_percentile_excludes_outliers() -> None:
     arrays.arrays(np.float32, st.integers(1, 50), elements=finite),
     st.sampled_from([*ranges.METHODS, "mse", "auto"]),
 )
-def test_every_method_stays_within_the_observed_values(values: Numbers, method: str) -> None:
+def test_every_method_stays_within_the_observed_values(
+    values: Numbers, method: str
+) -> None:
     histogram = histogram_of(values)
     low, high = ranges.choose_range(histogram, np.ones(1), method)[1]
     assert max(abs(low), abs(high)) <= float(np.abs(values).max())
@@ -262,7 +297,9 @@ weights = arrays.arrays(
 
 
 @given(weights, st.sampled_from([0, 1, None]))
-def test_quantized_weights_are_within_half_a_step(values: Numbers, axis: int | None) -> None:
+def test_quantized_weights_are_within_half_a_step(
+    values: Numbers, axis: int | None
+) -> None:
     result = scales.quantize_weight(values, axis)
     shape = [1] * values.ndim
     if axis is not None:
@@ -282,7 +319,9 @@ def test_the_largest_weight_of_a_channel_uses_the_whole_range(values: Numbers) -
     peaks = np.abs(values).reshape(len(values), -1).max(1)
     assume((peaks > 1e-12).any())
     largest = (
-        np.abs(scales.quantize_weight(values, 0).values.astype(int)).reshape(len(values), -1).max(1)
+        np.abs(scales.quantize_weight(values, 0).values.astype(int))
+        .reshape(len(values), -1)
+        .max(1)
     )
     assert (largest[peaks > 1e-12] == 127).all()
 
@@ -296,20 +335,31 @@ def test_a_channel_of_zeros_has_a_usable_scale() -> None:
 
 
 def test_the_minimum_scale_keeps_the_bias_within_int32() -> None:
-    values, bias, input_scale = np.array([[1e-6], [1.0]], np.float32), np.array([5e4, 1.0]), 1e-3
+    values, bias, input_scale = (
+        np.array([[1e-6], [1.0]], np.float32),
+        np.array([5e4, 1.0]),
+        1e-3,
+    )
     room = 2.0**30
     result = scales.quantize_weight(values, 0, np.abs(bias) / (input_scale * room))
     assert (np.abs(bias / (input_scale * result.scale)) <= room * (1 + 1e-6)).all()
     assert (
-        abs(bias[0] / (input_scale * scales.quantize_weight(values, 0).scale[0])) > 2.0**31
+        abs(bias[0] / (input_scale * scales.quantize_weight(values, 0).scale[0]))
+        > 2.0**31
     )  # without it, this would not fit
-    assert result.scale[1] == pytest.approx(1 / 127)  # the channel with room is left alone
+    assert result.scale[1] == pytest.approx(
+        1 / 127
+    )  # the channel with room is left alone
 
 
 @given(st.floats(0, 1e-20), st.floats(0, 1e-20))
-def test_the_product_of_two_scales_is_a_normal_number(first: float, second: float) -> None:
+def test_the_product_of_two_scales_is_a_normal_number(
+    first: float, second: float
+) -> None:
     input_scale = np.float32(scales.uint8_parameters(0.0, first).scale)
-    scale = np.float32(scales.quantize_weight(np.array([[second]], np.float32), 0).scale[0])
+    scale = np.float32(
+        scales.quantize_weight(np.array([[second]], np.float32), 0).scale[0]
+    )
     assert input_scale * scale >= np.finfo(np.float32).tiny
 
 
@@ -341,17 +391,21 @@ def normalized_pixels(mean: float, std: tuple[float, ...]) -> tuple[Numbers, His
 
 def rms_error_in_steps(values: Numbers, result: ActivationParameters) -> float:
     """Root mean square error, in steps."""
-    return float(np.sqrt(np.square(quantized(values, result) - values).mean()) / result.scale)
+    return float(
+        np.sqrt(np.square(quantized(values, result) - values).mean()) / result.scale
+    )
 
 
 def test_pixels_normalized_around_zero_are_aligned_with_steps() -> None:
     """For (x - 0.5) / 0.5 no pixel is 0: on 255 steps, each value errs by half a step."""
     values, histogram = normalized_pixels(0.5, (0.5,) * 3)
     bounds = ranges.minmax(histogram)
-    assert rms_error_in_steps(values, scales.uint8_parameters(*bounds)) == pytest.approx(
-        0.5, abs=0.01
+    assert rms_error_in_steps(
+        values, scales.uint8_parameters(*bounds)
+    ) == pytest.approx(0.5, abs=0.01)
+    result = scales.uint8_parameters(
+        *ranges.align_to_pixel_values(histogram, np.ones(3), bounds)
     )
-    result = scales.uint8_parameters(*ranges.align_to_pixel_values(histogram, np.ones(3), bounds))
     assert rms_error_in_steps(values, result) < 0.3
     assert quantized(values, result) == pytest.approx(
         values, abs=0.51 * result.scale

@@ -1,4 +1,6 @@
-"""Equalization: the function stays, like channels come out whatever went in, and what is not homogeneous holds still."""
+"""Equalization: the function stays, like channels come out whatever went in, and what is not
+homogeneous holds still.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from repzoo.quant.rewrites import equalize
 
 Array = npt.NDArray[np.float32]
 
-# A residual block with squeeze-and-excitation, a depthwise chain, a grouped layer, Concat and Split, a ReLU6 and a swish.
+# A residual block with squeeze-and-excitation, a depthwise chain, a grouped layer, Concat and
+# Split, a ReLU6 and a swish.
 NET = """<ir_version: 8, opset_import: ["" : 17]>
     g (float[N, 3, 8, 8] data) => (float[N, 5] output)
     {
@@ -94,7 +97,9 @@ def test_exactly_the_homogeneous_channels_are_free() -> None:
     assert {name for name, one in labels.items() if one.all()} == FREE
     assert {name for name, one in labels.items() if one.any()} == FREE
     assert (labels["sum"] == labels["live"]).all()
-    assert (labels["joined"] == np.concatenate([labels["cheap"], labels["right"]])).all()
+    assert (
+        labels["joined"] == np.concatenate([labels["cheap"], labels["right"]])
+    ).all()
     assert set(labels["deep"]).isdisjoint(labels["live"])
 
 
@@ -111,7 +116,9 @@ def test_the_function_stays(seed: int) -> None:
 
 
 def test_a_rescaled_twin_ends_in_the_same_weights() -> None:
-    one, other = (equalize.equalize_ranges(model).model for model in (net(), scrambled(net())))
+    one, other = (
+        equalize.equalize_ranges(model).model for model in (net(), scrambled(net()))
+    )
     ours, theirs = (
         [
             layers.weight_rows(layer, layers.initializer_arrays(made))
@@ -123,9 +130,13 @@ def test_a_rescaled_twin_ends_in_the_same_weights() -> None:
         np.testing.assert_allclose(first, second, rtol=0.02, atol=1e-4)
 
 
-@pytest.mark.parametrize("flatten", ["flat = Flatten (live)", "flat = Reshape (live, shape)"])
+@pytest.mark.parametrize(
+    "flatten", ["flat = Flatten (live)", "flat = Reshape (live, shape)"]
+)
 def test_a_flatten_of_several_pixels_carries_factors_on(flatten: str) -> None:
-    """Each pixel of a channel takes the channel's factor; the twin's INT8 weights are the model's."""
+    """Each pixel of a channel takes the channel's factor; the twin's INT8 weights are the
+    model's.
+    """
     model = onnx.parser.parse_model(
         f"""<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 8, 8] data) => (float[N, 5] output) {{
         stem = Conv <strides = [2, 2]> (data, stem_w)
@@ -136,10 +147,14 @@ def test_a_flatten_of_several_pixels_carries_factors_on(flatten: str) -> None:
     random = np.random.default_rng(2)
     for name, shape in {"stem_w": (6, 3, 2, 2), "fc_w": (5, 96)}.items():
         model.graph.initializer.append(
-            numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
+            numpy_helper.from_array(
+                random.standard_normal(shape).astype(np.float32), name
+            )
         )
     if "Reshape" in flatten:
-        model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 96]), "shape"))
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.array([-1, 96]), "shape")
+        )
     twin, made = scrambled(model), equalize.equalize_ranges(model)
     labels = channels.link_channels(model, layers.find_layers(model)).labels
     assert labels["stem"].all()
@@ -152,12 +167,16 @@ def test_a_flatten_of_several_pixels_carries_factors_on(flatten: str) -> None:
         > 5
     )
     for one in (twin, made.model, equalize.equalize_ranges(twin).model):
-        np.testing.assert_allclose(run(one), run(model), atol=1e-4 * np.abs(run(model)).max())
+        np.testing.assert_allclose(
+            run(one), run(model), atol=1e-4 * np.abs(run(model)).max()
+        )
     first, second = (
-        layers.initializer_arrays(one) for one in (made.model, equalize.equalize_ranges(twin).model)
+        layers.initializer_arrays(one)
+        for one in (made.model, equalize.equalize_ranges(twin).model)
     )
     ours, theirs = (
-        next(one[name] for name in one if name.startswith("fc_w")) for one in (first, second)
+        next(one[name] for name in one if name.startswith("fc_w"))
+        for one in (first, second)
     )
     np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=1e-4)
 
@@ -174,18 +193,25 @@ def test_a_factor_too_many_is_caught() -> None:
     total = np.ones(wrong.count)
     total[numbers] = 0.1
     assert (
-        np.abs(run(equalize.rescale_channels(model, found, wrong, total).model) - run(model)).max()
+        np.abs(
+            run(equalize.rescale_channels(model, found, wrong, total).model)
+            - run(model)
+        ).max()
         > 0.01
     )
 
 
 def test_pairs_of_layers_come_out_alike() -> None:
-    """Two layers with one ReLU between: each channel's largest weight written is its largest read."""
+    """Two layers with one ReLU between: each channel's largest weight written is its largest
+    read.
+    """
     model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
         g (float[N, 3, 8, 8] data) => (float[N, 6, 8, 8] output)
         { one = Conv <pads = [1, 1, 1, 1]> (data, stem_w, b8) live = Relu (one) output = Conv (live, wide_w, b6) }""")
     model.graph.initializer.extend(
-        item for item in net().graph.initializer if item.name in ("stem_w", "b8", "wide_w", "b6")
+        item
+        for item in net().graph.initializer
+        if item.name in ("stem_w", "b8", "wide_w", "b6")
     )
     made = equalize.equalize_ranges(model)
     found = layers.find_layers(made.model)
@@ -193,7 +219,9 @@ def test_pairs_of_layers_come_out_alike() -> None:
         layers.weight_rows(found[name], layers.initializer_arrays(made.model))
         for name in ("one", "output")
     )
-    np.testing.assert_allclose(np.abs(first).max(2)[0], np.abs(second).max(1)[0], rtol=1e-3)
+    np.testing.assert_allclose(
+        np.abs(first).max(2)[0], np.abs(second).max(1)[0], rtol=1e-3
+    )
 
 
 def test_statistics_follow() -> None:
@@ -215,13 +243,21 @@ def test_statistics_follow() -> None:
     moved = before.rescaled(made.factors, layers.find_layers(model).values())
     for name in names:
         np.testing.assert_allclose(
-            moved.histograms[name].high, after.histograms[name].high, rtol=1e-4, atol=1e-6
+            moved.histograms[name].high,
+            after.histograms[name].high,
+            rtol=1e-4,
+            atol=1e-6,
         )
         np.testing.assert_allclose(
-            moved.histograms[name].mean, after.histograms[name].mean, rtol=1e-3, atol=1e-6
+            moved.histograms[name].mean,
+            after.histograms[name].mean,
+            rtol=1e-3,
+            atol=1e-6,
         )
     for name, moments in after.moments.items():
-        np.testing.assert_allclose(moved.moments[name].mean, moments.mean, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(
+            moved.moments[name].mean, moments.mean, rtol=1e-3, atol=1e-6
+        )
         np.testing.assert_allclose(
             moved.moments[name].grams[0], moments.grams[0], rtol=1e-3, atol=1e-5
         )
@@ -255,7 +291,9 @@ SIX = """<ir_version: 8, opset_import: ["" : 17]>
 
 
 def relu6_net(loud: int = 2) -> onnx.ModelProto:
-    """A depthwise chain through ReLU6; channel `loud` saturates, the others stay far below 6 and are of unlike sizes."""
+    """A depthwise chain through ReLU6; channel `loud` saturates, the others stay far below 6
+    and are of unlike sizes.
+    """
     rng = np.random.default_rng(3)
     sizes = np.array([0.01, 1.0, 9.0, 0.1, 0.5, 0.02])
     sizes[[2, loud]] = sizes[[loud, 2]]
@@ -279,7 +317,9 @@ def relu6_net(loud: int = 2) -> onnx.ModelProto:
 
 def test_relu6_channels_are_fixed() -> None:
     model = relu6_net()
-    assert not channels.link_channels(model, layers.find_layers(model)).labels["six"].any()
+    assert (
+        not channels.link_channels(model, layers.find_layers(model)).labels["six"].any()
+    )
 
 
 # INT8 of a network and of a rescaled copy
@@ -296,7 +336,9 @@ def quantized(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         1,
     )
     return plan.write_qdq(
-        plan.compute_parameters(made.model, placed, found, load_scheme(name), plan.Corrections()),
+        plan.compute_parameters(
+            made.model, placed, found, load_scheme(name), plan.Corrections()
+        ),
         placed,
         load_scheme(name),
     )
@@ -305,13 +347,20 @@ def quantized(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 @pytest.mark.parametrize("name", ["ort-cpu", "per-tensor"])
 @pytest.mark.parametrize("seed", range(2))
 def test_int8_does_not_see_that_channels_were_rescaled(seed: int, name: str) -> None:
-    """By 10^-2 .. 10^2 across ReLUs, a depthwise chain, a residual, a gate, Concat and Split: the errors are alike, and small."""
+    """By 10^-2 .. 10^2 across ReLUs, a depthwise chain, a residual, a gate, Concat and Split:
+    the errors are alike, and small.
+    """
     model = net(seed)
     expected = run(model)
     ours, theirs = (
-        run(quantized(one, name)) - expected for one in (model, scrambled(model, seed + 5))
+        run(quantized(one, name)) - expected
+        for one in (model, scrambled(model, seed + 5))
     )
-    assert np.square(theirs).mean() < 1.5 * np.square(ours).mean() < 0.01 * np.var(expected)
+    assert (
+        np.square(theirs).mean()
+        < 1.5 * np.square(ours).mean()
+        < 0.01 * np.var(expected)
+    )
     plain = plan.Corrections(gptq=False)
     twin, placed = scrambled(model, seed + 5), place.candidates(model)[0]
     seen = collect_statistics(

@@ -1,4 +1,6 @@
-"""Factors of least predicted noise: the function stays, the slope is the noise's, twins end alike, and INT8 is nearer to float."""
+"""Factors of least predicted noise: the function stays, the slope is the noise's, twins end
+alike, and INT8 is nearer to float.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from repzoo.quant.rewrites import equalize
 from repzoo.quant.rewrites import smooth as smoothing
 from repzoo.quant.rewrites.equalize import EqualizedModel
 
-# A chain, a residual, a depthwise layer with ReLU6 behind it: `live` has one channel far wider than the others, though weights are alike.
+# A chain, a residual, a depthwise layer with ReLU6 behind it: `live` has one channel far wider
+# than the others, though weights are alike.
 NET = """<ir_version: 8, opset_import: ["" : 17]>
     g (float[N, 3, 8, 8] data) => (float[N, 5] output)
     {
@@ -58,7 +61,9 @@ def net(seed: int = 0) -> onnx.ModelProto:
 
 
 def images(seed: int = 9, count: int = 64) -> npt.NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal((count, 3, 8, 8)).astype(np.float32)
+    return (
+        np.random.default_rng(seed).standard_normal((count, 3, 8, 8)).astype(np.float32)
+    )
 
 
 def observed(model: onnx.ModelProto) -> Statistics:
@@ -76,24 +81,33 @@ def observed(model: onnx.ModelProto) -> Statistics:
 def made(model: onnx.ModelProto, per_channel: bool) -> EqualizedModel:
     seen = observed(model)
     start = equalize.equalize_ranges(model)
-    return smoothing.smooth(model, start, seen, place.candidates(model)[0].tensors, per_channel)
+    return smoothing.smooth(
+        model, start, seen, place.candidates(model)[0].tensors, per_channel
+    )
 
 
 def run(
     model: onnx.ModelProto, given: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.float32]:
-    return engine("onnxruntime").open(model, exact=True).run(images() if given is None else given)
+    return (
+        engine("onnxruntime")
+        .open(model, exact=True)
+        .run(images() if given is None else given)
+    )
 
 
 def error(model: onnx.ModelProto, base: EqualizedModel, name: str) -> float:
     """Mean squared error of the INT8 form of `base`, on images that it was not calibrated on."""
     placed = place.candidates(model)[0]
     seen = observed(model).rescaled(base.factors, layers.find_layers(model).values())
-    found = plan.compute_parameters(base.model, placed, seen, load_scheme(name), plan.Corrections())
+    found = plan.compute_parameters(
+        base.model, placed, seen, load_scheme(name), plan.Corrections()
+    )
     given = images(4, 256)
     return float(
         np.square(
-            run(plan.write_qdq(found, placed, load_scheme(name)), given) - run(model, given)
+            run(plan.write_qdq(found, placed, load_scheme(name)), given)
+            - run(model, given)
         ).mean()
     )
 
@@ -120,7 +134,10 @@ def test_function_is_unchanged_and_relu6_channels_are_fixed(per_channel: bool) -
 def test_gradient_matches_finite_differences(per_channel: bool) -> None:
     model = net()
     seen, found = observed(model), layers.find_layers(model)
-    linked, start = channels.link_channels(model, found), equalize.equalize_ranges(model)
+    linked, start = (
+        channels.link_channels(model, found),
+        equalize.equalize_ranges(model),
+    )
     terms = smoothing._noise_terms(
         start.model,
         seen.rescaled(start.factors, found.values()),
@@ -135,7 +152,9 @@ def test_gradient_matches_finite_differences(per_channel: bool) -> None:
 
     theta = np.random.default_rng(0).normal(0, 0.3, linked.count)
     steps = 1e-5 * np.eye(linked.count)
-    numeric = [(noise(theta + step)[0] - noise(theta - step)[0]) / 2e-5 for step in steps]
+    numeric = [
+        (noise(theta + step)[0] - noise(theta - step)[0]) / 2e-5 for step in steps
+    ]
     np.testing.assert_allclose(
         noise(theta)[1], numeric, rtol=1e-5, atol=1e-6 * np.abs(numeric).max()
     )
@@ -163,7 +182,8 @@ def test_rescaled_copy_gives_the_same_int8_within_noise(name: str) -> None:
     twin = twin_of(model, 4)
     assert np.abs(run(twin) - run(model)).max() < 1e-4 * np.abs(run(model)).max()
     ours, theirs = (
-        error(one, made(one, load_scheme(name).per_channel), name) for one in (model, twin)
+        error(one, made(one, load_scheme(name).per_channel), name)
+        for one in (model, twin)
     )
     assert theirs < 1.5 * ours
     assert error(twin, EqualizedModel(twin, {}), name) > 4 * theirs
@@ -179,5 +199,7 @@ def test_dead_and_constant_channels_are_left_finite() -> None:
             values[:] = 0
         item.CopyFrom(numpy_helper.from_array(values, item.name))
     found = made(model, False)
-    assert all(np.isfinite(one).all() and (one > 0).all() for one in found.factors.values())
+    assert all(
+        np.isfinite(one).all() and (one > 0).all() for one in found.factors.values()
+    )
     assert np.abs(run(found.model) - run(model)).max() < 1e-5 * np.abs(run(model)).max()

@@ -10,7 +10,9 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not installed")
+pytest.importorskip(
+    "sklearn", reason="the demo extra, with the digits, is not installed"
+)
 
 from tests.quant.conftest import add, sets, small
 
@@ -80,7 +82,9 @@ def test_equalization_keeps_the_function_and_carries_the_statistics_along() -> N
     runtime = engine("onnxruntime")
     before = runtime.open(network().model, exact=True).run(inputs())
     after = runtime.open(equalized.model, exact=True).run(inputs())
-    np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4 * np.abs(before).max())
+    np.testing.assert_allclose(
+        after, before, rtol=1e-3, atol=1e-4 * np.abs(before).max()
+    )
     statistics = equalized.statistics
     found = layers.find_layers(equalized.model)
     wanted = [layer for name, layer in found.items() if name in statistics.moments]
@@ -92,7 +96,9 @@ def test_equalization_keeps_the_function_and_carries_the_statistics_along() -> N
         true = fresh.histograms[tensor]
         largest = max(np.abs(true.high).max(), np.abs(true.low).max())
         np.testing.assert_allclose(known.low, true.low, rtol=1e-3, atol=1e-3 * largest)
-        np.testing.assert_allclose(known.high, true.high, rtol=1e-3, atol=1e-3 * largest)
+        np.testing.assert_allclose(
+            known.high, true.high, rtol=1e-3, atol=1e-3 * largest
+        )
     # Moments are of random positions, so they are similar, not equal.
     for layer in wanted:
         own = statistics.moments[layer.name]
@@ -109,7 +115,10 @@ def test_a_stage_quantizes_every_layer_and_stays_near_the_float_model(
 ) -> None:
     builder = calibrated().builder
     build = builder.build(stage, builder.space.starting_placements()[0])
-    assert build.plan.weights.keys() == layers.find_layers(builder.cache.get(stage).model).keys()
+    assert (
+        build.plan.weights.keys()
+        == layers.find_layers(builder.cache.get(stage).model).keys()
+    )
     runtime = engine("onnxruntime")
     true = runtime.open(network().model, exact=True).run(inputs())
     quantized = runtime.open(build.artifact.model, exact=True).run(inputs())
@@ -123,7 +132,9 @@ def test_a_model_that_nothing_helps_is_tried_on_every_stage(
     monkeypatch.setattr(verdict, "UNCHANGED", 101.0)
     monkeypatch.setattr(verdict, "ENOUGH", 101.0)
     target = Target(engine("onnxruntime"), load_scheme("per-tensor"), search_seconds=0)
-    _, report = ladder.quantize(network(outliers=True), sets(), target, Budget(force=True))
+    _, report = ladder.quantize(
+        network(outliers=True), sets(), target, Budget(force=True)
+    )
     tried = [candidate.stage for candidate in report.candidates]
     assert tried[: len(STAGES)] == [stage.name for stage in STAGES]
     assert len(tried) > len(STAGES)

@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not installed")
+pytest.importorskip(
+    "sklearn", reason="the demo extra, with the digits, is not installed"
+)
 
 from tests.quant.conftest import sets, small
 

@@ -29,11 +29,15 @@ def candidate(paired: PairedAccuracy, ratio: float = 0.5) -> CandidateModel:
     return CandidateModel(Artifact(onnx.ModelProto(), "model"), measured)
 
 
-def noisy(paired: PairedAccuracy, changed: float, drop: float, snr_db: float) -> PairedAccuracy:
+def noisy(
+    paired: PairedAccuracy, changed: float, drop: float, snr_db: float
+) -> PairedAccuracy:
     return replace(expecting(paired, changed, drop), logits_snr_db=snr_db)
 
 
-def test_of_two_that_do_not_hold_the_one_with_less_noise_is_better_whatever_was_counted() -> None:
+def test_of_two_that_do_not_hold_the_one_with_less_noise_is_better_whatever_was_counted() -> (
+    None
+):
     lucky = noisy(counted(), 1.5, 0.2, snr_db=22.8)
     better = noisy(counted(changed=2), 1.6, 0.2, snr_db=24.2)
     assert candidate(better).rank > candidate(lucky).rank

@@ -10,7 +10,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not installed")
+pytest.importorskip(
+    "sklearn", reason="the demo extra, with the digits, is not installed"
+)
 
 from tests.quant.conftest import small
 
@@ -26,7 +28,11 @@ Images = npt.NDArray[np.float32]
 
 
 def images(count: int = 32, size: int = 16) -> Images:
-    return np.random.default_rng(9).standard_normal((count, 3, size, size)).astype(np.float32)
+    return (
+        np.random.default_rng(9)
+        .standard_normal((count, 3, size, size))
+        .astype(np.float32)
+    )
 
 
 def quantize(
@@ -38,7 +44,9 @@ def quantize(
     observed = list(layers.find_layers(model).values())
     stream = CalibrationStream([images()], 32)
     tensors = list(placement.tensors)
-    statistics = collect_statistics(model, tensors, observed, stream, engine("onnxruntime"), 1)
+    statistics = collect_statistics(
+        model, tensors, observed, stream, engine("onnxruntime"), 1
+    )
     touched = set(space.placement("", names).tensors) & set(placement.tensors)
     placement = replace(placement, int16_tensors=frozenset(touched))
     plan = compute.compute_parameters(
@@ -122,7 +130,9 @@ def test_only_graphs_with_16_bit_activations_are_converted_to_a_newer_opset() ->
     assert wide.ir_version >= qdq_writer.INT16_IR
 
 
-@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 0.0), (-1e-30, 0.0), (0.0, 1e30)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1.0, 3.0), (0.0, 0.0), (-1e-30, 0.0), (0.0, 1e30)]
+)
 def test_the_16_bit_steps_cover_the_range(low: float, high: float) -> None:
     parameters = scales.int16_parameters(low, high)
     assert (parameters.zero_point, parameters.bits) == (0, 16)

@@ -14,7 +14,9 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not installed")
+pytest.importorskip(
+    "sklearn", reason="the demo extra, with the digits, is not installed"
+)
 
 from tests.quant.conftest import sets, small
 
@@ -55,7 +57,9 @@ def gray_image(_: str) -> Image.Image:
 def gray() -> QuantizationSplit:
     """Calibration on gray images: every input is near zero, so all ranges are far too small."""
     calibration = sets().calibration.subset(range(16))
-    return replace(sets(), calibration=replace(calibration, load=gray_image, name="gray"))
+    return replace(
+        sets(), calibration=replace(calibration, load=gray_image, name="gray")
+    )
 
 
 @functools.cache
@@ -72,7 +76,9 @@ def linear() -> Artifact:
     model = onnx.parser.parse_model(text)
     lengths = -(means**2).sum(1) / 2
     for name, value in (("means", means), ("lengths", lengths)):
-        model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+        model.graph.initializer.append(
+            numpy_helper.from_array(value.astype(np.float32), name)
+        )
     return replace(small(), model=model, name="linear")
 
 
@@ -106,24 +112,30 @@ def test_a_good_model_passes_and_says_what_was_done() -> None:
     assert report.chosen.verdict is Verdict.HOLDS
     assert len(report.chosen.layers) >= 1
     assert report.record.artifact["sha256"] == quantized.sha256
-    counts = {key: report.record.data[key] for key in ("images", "selection_images", "gate_images")}
+    counts = {
+        key: report.record.data[key]
+        for key in ("images", "selection_images", "gate_images")
+    }
     assert counts == {"images": 64, "selection_images": 64, "gate_images": 180}
     onnx.checker.check_model(quantized.model, full_check=True)
     runs = [
-        accuracy.open_run(artifact, engine("onnxruntime"), 1) for artifact in (deploy(), quantized)
+        accuracy.open_run(artifact, engine("onnxruntime"), 1)
+        for artifact in (deploy(), quantized)
     ]
     measured = accuracy.compare(*accuracy.evaluate(runs, sets().gate, ReadReport()))
     # The file that is written is the one that the gate measured.
-    assert measured.values.drop == report.paired.values.drop == report.record.values.drop
+    assert (
+        measured.values.drop == report.paired.values.drop == report.record.values.drop
+    )
 
 
 def test_a_broken_model_is_refused_with_the_numbers_and_what_to_do() -> None:
-    sentence = (
-        r"loses \d+\.\d+ points.*180 images.*budget of 0\.3.*from output \(activation side.*--force"
-    )
+    sentence = r"loses \d+\.\d+ points.*180 images.*budget of 0\.3.*from output \(activation side.*--force"
     with pytest.raises(GateError, match=sentence):
         quantize(gray(), Budget(), artifact=linear())
-    assert quantize(sets(), Budget(), artifact=linear())[1].passes  # the model itself is sound
+    assert quantize(sets(), Budget(), artifact=linear())[
+        1
+    ].passes  # the model itself is sound
 
 
 def evaluations(
@@ -134,7 +146,10 @@ def evaluations(
     evaluate = accuracy.evaluate
 
     def noted(
-        runs: Sequence[accuracy.EvaluationRun], dataset: Dataset, *rest: Any, **named: Any
+        runs: Sequence[accuracy.EvaluationRun],
+        dataset: Dataset,
+        *rest: Any,
+        **named: Any,
     ) -> list[accuracy.ModelPredictions]:
         calls.append((dataset.name, runs[-1].artifact.sha256))
         return evaluate(runs, dataset, *rest, **named)
@@ -171,8 +186,12 @@ def test_a_choice_that_the_gate_refuses_leads_to_no_other_choice() -> None:
     assert report.record.values.culprits[0]["side"] == "activation"
 
 
-def test_fewer_layers_in_int8_save_what_bad_ranges_break(monkeypatch: pytest.MonkeyPatch) -> None:
-    every = PlacementSpace(qdq_writer.prepare_for_qdq(deploy().model)).starting_placements()
+def test_fewer_layers_in_int8_save_what_bad_ranges_break(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    every = PlacementSpace(
+        qdq_writer.prepare_for_qdq(deploy().model)
+    ).starting_placements()
     keep_only_placements(monkeypatch, lambda _: [every[0], every[-1]])
     monkeypatch.setattr(ladder, "FALLBACK_COUNTS", (1,))
     _, report = quantize(gray(), Budget(max_drop=5.0), artifact=deploy())
@@ -207,21 +226,35 @@ def test_all_steps_of_the_ladder_work_from_every_placement(
 def test_the_smaller_placements_reach_down_to_the_one_with_least_in_int8(
     nearly_as_fast: int,
 ) -> None:
-    space = PlacementSpace(qdq_writer.prepare_for_qdq(deploy().model), load_scheme("ort-cpu"))
+    space = PlacementSpace(
+        qdq_writer.prepare_for_qdq(deploy().model), load_scheme("ort-cpu")
+    )
     first, *others = space.starting_placements()
-    sizes = [(space.count(placement), len(placement.tensors)) for placement in (first, *others)]
+    sizes = [
+        (space.count(placement), len(placement.tensors))
+        for placement in (first, *others)
+    ]
     assert sizes == sorted(sizes, reverse=True)
     ratio = LatencyRatio(
-        setting=Setting(), ratio=1.0, ratio_low=1.0, ratio_high=1.0, faster=None, rounds=9
+        setting=Setting(),
+        ratio=1.0,
+        ratio_low=1.0,
+        ratio_high=1.0,
+        faster=None,
+        rounds=9,
     )
-    near = tuple(TimedPlacement(placement, ratio) for placement in others[:nearly_as_fast])
+    near = tuple(
+        TimedPlacement(placement, ratio) for placement in others[:nearly_as_fast]
+    )
     search = SearchResult(
         TimedPlacement(first, ratio), tuple(reversed(others)), nearly_as_fast=near
     )
     chosen = ladder.choose_smaller_placements(space, first, search)
     assert chosen[-1] == others[-1]
     assert len(chosen) == min(ladder.SMALLER_PLACEMENTS, len(others) - nearly_as_fast)
-    assert chosen == [placement for placement in others[nearly_as_fast:] if placement in chosen]
+    assert chosen == [
+        placement for placement in others[nearly_as_fast:] if placement in chosen
+    ]
     assert not ladder.choose_smaller_placements(space, others[-1], search)
 
 
@@ -242,7 +275,9 @@ def test_too_few_gate_images_to_exclude_a_drop_are_warned_about() -> None:
     assert "expected drop on new images" in warnings[0]
 
 
-def test_the_same_images_and_placement_give_the_same_drops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_images_and_placement_give_the_same_drops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     keep_only_placements(
         monkeypatch, lambda space: [space.placement("everything", ["flat", "output"])]
     )
@@ -273,7 +308,9 @@ def breaking(images: Dataset, index: int) -> Dataset:
 
 def test_an_unreadable_gate_image_is_reported() -> None:
     gate = sets().gate
-    _, report = quantize(replace(sets(), gate=breaking(gate, 5)), Budget(1.0), artifact=linear())
+    _, report = quantize(
+        replace(sets(), gate=breaking(gate, 5)), Budget(1.0), artifact=linear()
+    )
     assert f"left out: {gate.keys[5]} is broken" in report.warnings
     assert report.paired.values.n == len(gate) - 1
 
@@ -327,7 +364,9 @@ def unlabeled(folder: Path, count: int) -> Path:
     return folder
 
 
-def test_images_without_labels_are_enough(run: Run, small_file: Path, tmp_path: Path) -> None:
+def test_images_without_labels_are_enough(
+    run: Run, small_file: Path, tmp_path: Path
+) -> None:
     data = unlabeled(tmp_path / "photos", 160)
     options = ("--data", data, "--search", 0)
     ran = run("quantize", small_file, "-o", tmp_path / "out.onnx", *options, "--json")
@@ -340,7 +379,9 @@ def test_images_without_labels_are_enough(run: Run, small_file: Path, tmp_path: 
     assert "give labeled images" in ran.err
     shown = run("quantize", small_file, "-o", tmp_path / "again.onnx", *options)
     assert shown.code == 0
-    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
+    assert (tmp_path / "again.onnx").read_bytes() == (
+        tmp_path / "out.onnx"
+    ).read_bytes()
 
 
 def test_a_broken_model_is_refused_without_labels_too(
@@ -352,7 +393,9 @@ def test_a_broken_model_is_refused_without_labels_too(
     for key in (*split.calibration.keys, *split.selection.keys):
         gray_image(key).save(data / key)
     out = tmp_path / "out.onnx"
-    ran = run("quantize", small_file, "-o", out, "--data", data, "--search", 0, "--json")
+    ran = run(
+        "quantize", small_file, "-o", out, "--data", data, "--search", 0, "--json"
+    )
     assert (ran.code, ran.out) == (4, "")
     assert "% of the predictions" in ran.err
     assert "more than the 5.3 % that pass without labels" in ran.err
@@ -380,7 +423,9 @@ def test_no_worse_than_onnxruntimes_own_quantizer() -> None:
     assert ours.paired.values.same_prediction >= least
 
 
-def test_logits_are_compared_even_where_a_model_does_not_say_how_many_classes_it_has() -> None:
+def test_logits_are_compared_even_where_a_model_does_not_say_how_many_classes_it_has() -> (
+    None
+):
     model = onnx.ModelProto()
     model.CopyFrom(linear().model)
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"

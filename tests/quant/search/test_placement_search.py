@@ -26,13 +26,27 @@ MODEL = graph(
     " y = Gemm <transB = 1> (f, gemm)",
     "float[N, 10] y",
 )
-FLOAT = {"a": 10.0, "c": 40.0, "d": 10.0, "e": 30.0, "s": 2.0, "p": 1.0, "f": 0.1, "y": 4.0}
+FLOAT = {
+    "a": 10.0,
+    "c": 40.0,
+    "d": 10.0,
+    "e": 30.0,
+    "s": 2.0,
+    "p": 1.0,
+    "f": 0.1,
+    "y": 4.0,
+}
 LAYERS = {"a", "c", "d", "e", "y"}
 
 
 def latency_ratio(ratio: float, low: float, high: float) -> LatencyRatio:
     return LatencyRatio(
-        setting=Setting(), ratio=ratio, ratio_low=low, ratio_high=high, faster=None, rounds=9
+        setting=Setting(),
+        ratio=ratio,
+        ratio_low=low,
+        ratio_high=high,
+        faster=None,
+        rounds=9,
     )
 
 
@@ -43,7 +57,9 @@ class Machine(PlacementRace):
     noise  every reading is off by up to this share
     """
 
-    def __init__(self, int8: Mapping[str, float], pair: float = 0.5, noise: float = 0.0) -> None:
+    def __init__(
+        self, int8: Mapping[str, float], pair: float = 0.5, noise: float = 0.0
+    ) -> None:
         self.space = PlacementSpace(MODEL)
         self.group_size = placement_search.LEAST_RACED
         self.races = 0
@@ -62,7 +78,9 @@ class Machine(PlacementRace):
     def _ratio(self, first: float, second: float) -> Interval:
         noise = 1 + self._noise * self._random.uniform(-1, 1, 9)
         readings = np.sort(first / second * noise)
-        return Interval(float(np.median(readings)), float(readings[1]), float(readings[7]))
+        return Interval(
+            float(np.median(readings)), float(readings[1]), float(readings[7])
+        )
 
     def ratios_to_float(
         self,
@@ -82,7 +100,10 @@ class Machine(PlacementRace):
         openings: int = 1,
     ) -> list[Interval]:
         self.races += 1
-        return [self._ratio(self.cost(placement), self.cost(base)) for placement in placements]
+        return [
+            self._ratio(self.cost(placement), self.cost(base))
+            for placement in placements
+        ]
 
 
 def search(machine: Machine, seconds: float = 60.0) -> SearchResult:
@@ -92,18 +113,38 @@ def search(machine: Machine, seconds: float = 60.0) -> SearchResult:
 
 def test_what_is_slower_in_int8_stays_in_float_and_the_rest_does_not() -> None:
     """Only the depthwise convolution at 8 px is slow in INT8; no start leaves out it alone."""
-    costs = {"a": 3.0, "c": 0.3, "d": 0.3, "e": 0.3, "s": 0.3, "y": 0.3, "p": 0.5, "f": 1.0}
+    costs = {
+        "a": 3.0,
+        "c": 0.3,
+        "d": 0.3,
+        "e": 0.3,
+        "s": 0.3,
+        "y": 0.3,
+        "p": 0.5,
+        "f": 1.0,
+    }
     result = search(Machine(costs))
     assert result.best.placement.nodes == set(FLOAT) - {"a"}
     assert result.best.placement.name == "searched, float: depthwise at 8 px"
     kept = [trial for trial in result.trials if trial.kept]
     # The search began with all depthwise convolutions in float.
-    assert [(trial.group, trial.int8) for trial in kept] == [("depthwise at 4 px", True)]
+    assert [(trial.group, trial.int8) for trial in kept] == [
+        ("depthwise at 4 px", True)
+    ]
     assert kept[0].sentence().startswith("depthwise at 4 px (1) in INT8: 0.")
 
 
 def test_two_gains_are_applied_together() -> None:
-    costs = {"a": 0.3, "c": 0.3, "d": 0.3, "e": 3.0, "s": 0.3, "y": 3.0, "p": 1.0, "f": 1.0}
+    costs = {
+        "a": 0.3,
+        "c": 0.3,
+        "d": 0.3,
+        "e": 3.0,
+        "s": 0.3,
+        "y": 3.0,
+        "p": 1.0,
+        "f": 1.0,
+    }
     machine = Machine(costs, pair=0.0)
     result = search(machine)
     kept = {trial.group for trial in result.trials if trial.kept}
@@ -115,7 +156,16 @@ def test_two_gains_are_applied_together() -> None:
 
 def test_groups_return_to_int8() -> None:
     """Depthwise, pooling and sums are slow, except the depthwise at 4 px, which is put back."""
-    costs = {"a": 5.0, "c": 0.3, "d": 0.2, "e": 0.3, "s": 20.0, "p": 20.0, "f": 9.0, "y": 0.5}
+    costs = {
+        "a": 5.0,
+        "c": 0.3,
+        "d": 0.2,
+        "e": 0.3,
+        "s": 20.0,
+        "p": 20.0,
+        "f": 9.0,
+        "y": 0.5,
+    }
     placement = search(Machine(costs)).best.placement
     assert {"c", "d", "e", "y"} <= placement.nodes
     assert not {"a", "s", "p"} & placement.nodes
@@ -127,7 +177,9 @@ def test_the_result_is_never_slower_than_any_start(seed: int) -> None:
     costs = {name: float(random.uniform(0.2, 3)) for name in FLOAT}
     machine = Machine(costs, pair=float(random.uniform(0, 5)))
     best = search(machine).best.placement
-    assert machine.cost(best) <= min(map(machine.cost, machine.space.starting_placements()))
+    assert machine.cost(best) <= min(
+        map(machine.cost, machine.space.starting_placements())
+    )
     assert best.nodes & LAYERS
 
 
@@ -153,7 +205,9 @@ def test_a_clear_winner_costs_one_round_of_trials() -> None:
 
 @given(
     st.lists(
-        st.floats(0.9, 1.1), min_size=placement_search.ROUNDS, max_size=placement_search.ROUNDS
+        st.floats(0.9, 1.1),
+        min_size=placement_search.ROUNDS,
+        max_size=placement_search.ROUNDS,
     ),
     st.integers(1, placement_search.ROUNDS),
 )
@@ -189,7 +243,16 @@ def test_a_slow_start_is_not_timed_with_care_but_stays_among_the_others() -> Non
 
 def test_placements_nearly_as_fast_with_fewer_layers_in_int8_are_reported() -> None:
     """Depthwise convolutions cost the same on either side: in float they are more accurate."""
-    costs = {"a": 0.99, "d": 0.99, "c": 0.3, "e": 0.3, "s": 0.3, "y": 0.3, "p": 0.3, "f": 0.3}
+    costs = {
+        "a": 0.99,
+        "d": 0.99,
+        "c": 0.3,
+        "e": 0.3,
+        "s": 0.3,
+        "y": 0.3,
+        "p": 0.3,
+        "f": 0.3,
+    }
     machine = Machine(costs, pair=0.0)
     result = search(machine)
     near = [timed.placement for timed in result.nearly_as_fast]
@@ -201,7 +264,9 @@ def test_placements_nearly_as_fast_with_fewer_layers_in_int8_are_reported() -> N
     assert all(machine.cost(placement) <= slowest for placement in near)
 
 
-def test_slower_placements_and_those_with_as_many_layers_in_int8_are_not_reported() -> None:
+def test_slower_placements_and_those_with_as_many_layers_in_int8_are_not_reported() -> (
+    None
+):
     costs = dict.fromkeys(FLOAT, 0.2)
     assert search(Machine(costs, pair=0.0)).nearly_as_fast == ()
     # "layers" is as fast as the best here, with all layers in INT8.

@@ -14,7 +14,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not installed")
+pytest.importorskip(
+    "sklearn", reason="the demo extra, with the digits, is not installed"
+)
 
 from tests.quant.conftest import small
 
@@ -97,7 +99,9 @@ def test_an_outlying_channel_of_weights_is_named_and_equalized(
     assert report["drop_low"] < 0.3
 
 
-def test_an_outlying_activation_behind_a_flatten_is_named(report_on: Callable[..., Any]) -> None:
+def test_an_outlying_activation_behind_a_flatten_is_named(
+    report_on: Callable[..., Any],
+) -> None:
     """With one scale per channel of weights, the flattened tensor suffers that the Gemm reads."""
     report = report_on(outlier_behind_a_flatten(), "--scheme", "ort-minmax")["values"]
     worst = report["rungs"][0]["culprits"][0]
@@ -117,12 +121,16 @@ def test_an_outlying_activation_behind_a_flatten_is_clipped_where_ranges_may_be_
 
 
 def test_an_outlying_activation_is_named(report_on: Callable[..., Any]) -> None:
-    report = report_on(outlier_between_convolutions(), "--scheme", "ort-minmax")["values"]
+    report = report_on(outlier_between_convolutions(), "--scheme", "ort-minmax")[
+        "values"
+    ]
     culprits = report["rungs"][0]["culprits"]
     worst = next(layer for layer in culprits if layer["side"] == "activation")
     assert (worst["layer"], worst["outliers"][0]) == ("c", 3)
     assert worst["spread"] > 100
-    assert worst["seen"][1] > 100 * np.median([layer["seen"][1] for layer in report["layers"]])
+    assert worst["seen"][1] > 100 * np.median(
+        [layer["seen"][1] for layer in report["layers"]]
+    )
 
 
 def test_an_outlying_activation_is_clipped_where_ranges_may_be_chosen(

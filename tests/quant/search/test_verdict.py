@@ -11,7 +11,9 @@ from repzoo.quant.search import verdict
 from repzoo.quant.search.verdict import Budget, Verdict
 
 
-def counted(n: int = 256, changed: int = 0, lost: int = 0, labeled: bool = True) -> PairedAccuracy:
+def counted(
+    n: int = 256, changed: int = 0, lost: int = 0, labeled: bool = True
+) -> PairedAccuracy:
     """Of `changed` predictions `lost` were right before, and none of them is right now."""
     drop = 100 * lost / n
     return PairedAccuracy(
@@ -31,7 +33,9 @@ def expecting(
     paired: PairedAccuracy, changed: float, drop: float, error: float = 0.1
 ) -> PairedAccuracy:
     """`paired`, with what the logits say is expected on new images, in percent."""
-    expected = ExpectedDrop(changed=changed, changed_error=0.1, drop=drop, drop_error=error)
+    expected = ExpectedDrop(
+        changed=changed, changed_error=0.1, drop=drop, drop_error=error
+    )
     return replace(paired, expected=expected)
 
 
@@ -40,7 +44,13 @@ def judge(paired: PairedAccuracy, max_drop: float = 0.3) -> Verdict:
 
 
 def test_verdicts_are_ordered_from_worst_to_best() -> None:
-    order = [Verdict.REFUSED, Verdict.UNCLEAR, Verdict.WITHIN, Verdict.ENOUGH, Verdict.HOLDS]
+    order = [
+        Verdict.REFUSED,
+        Verdict.UNCLEAR,
+        Verdict.WITHIN,
+        Verdict.ENOUGH,
+        Verdict.HOLDS,
+    ]
     assert sorted(Verdict) == order
     assert [verdict for verdict in Verdict if verdict.passes] == order[1:]
 
@@ -53,7 +63,10 @@ def test_refused_only_where_the_whole_interval_is_above_the_budget() -> None:
 
 
 def test_a_large_expected_drop_alone_does_not_refuse() -> None:
-    assert judge(expecting(counted(changed=3, lost=3), changed=9, drop=9)) is Verdict.UNCLEAR
+    assert (
+        judge(expecting(counted(changed=3, lost=3), changed=9, drop=9))
+        is Verdict.UNCLEAR
+    )
 
 
 def test_within_allows_the_counted_drop_one_standard_deviation_of_chance() -> None:
@@ -79,7 +92,9 @@ def test_enough_needs_95_percent_of_predictions_unchanged() -> None:
     assert judge(counted(n=1000, changed=51)) is Verdict.WITHIN
 
 
-def test_holds_needs_99_percent_of_predictions_unchanged_where_only_counts_are_known() -> None:
+def test_holds_needs_99_percent_of_predictions_unchanged_where_only_counts_are_known() -> (
+    None
+):
     assert judge(counted(changed=2)) is Verdict.HOLDS
     assert judge(counted(changed=3)) is Verdict.ENOUGH
 
@@ -96,7 +111,9 @@ def test_holds_needs_the_expected_drop_with_its_error_within_the_budget() -> Non
 
 
 def test_no_more_can_be_lost_than_changes() -> None:
-    assert judge(expecting(counted(), changed=0.3, drop=0.25, error=0.2)) is Verdict.HOLDS
+    assert (
+        judge(expecting(counted(), changed=0.3, drop=0.25, error=0.2)) is Verdict.HOLDS
+    )
 
 
 def test_holds_allows_counted_changes_one_standard_deviation_of_chance() -> None:
@@ -113,8 +130,12 @@ def test_without_labels_only_predictions_decide_whether_it_holds() -> None:
     assert judge(expecting(paired, changed=1.1, drop=1.1)) is Verdict.ENOUGH
 
 
-@pytest.mark.parametrize(("low", "expected"), [(5.3, Verdict.WITHIN), (5.31, Verdict.REFUSED)])
-def test_without_labels_five_points_more_may_change(low: float, expected: Verdict) -> None:
+@pytest.mark.parametrize(
+    ("low", "expected"), [(5.3, Verdict.WITHIN), (5.31, Verdict.REFUSED)]
+)
+def test_without_labels_five_points_more_may_change(
+    low: float, expected: Verdict
+) -> None:
     assert verdict.CHANGED_ALLOWED == 5
     paired = replace(counted(n=1000, changed=80, lost=80, labeled=False), drop_low=low)
     assert judge(paired) is expected

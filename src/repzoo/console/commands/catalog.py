@@ -67,9 +67,13 @@ def count(file: str, as_json: bool, **preprocess: Any) -> None:
     type=FILE,
     help="Folder to put the files in.  [default: the cache, ~/.cache/repzoo]",
 )
-@click.option("--sha256", default="", help="Expected SHA-256, where one file is fetched.")
+@click.option(
+    "--sha256", default="", help="Expected SHA-256, where one file is fetched."
+)
 @json_option
-def download(names: tuple[str, ...], output: Path | None, sha256: str, as_json: bool) -> None:
+def download(
+    names: tuple[str, ...], output: Path | None, sha256: str, as_json: bool
+) -> None:
     """Fetch published weights by name, model, family, glob or URL; `all` fetches everything.
 
     NAMES: for example repghostnet_100.in1k, repghostnet_100, repghost or 'repvgg_a*'.
@@ -82,4 +86,6 @@ def download(names: tuple[str, ...], output: Path | None, sha256: str, as_json: 
         done, failed = downloads.fetch_all(rows, output, console.progress)
     console.show(views.downloaded(done, failed))
     if failed:
-        raise InputError(f"{len(failed)} of {len(rows)} could not be fetched. {failed[0]}")
+        raise InputError(
+            f"{len(failed)} of {len(rows)} could not be fetched. {failed[0]}"
+        )

@@ -46,7 +46,12 @@ from repzoo.verbs.model_files import embedded_for, load_file, require_float
 @options_of(TrainOptions)
 @json_option
 def train(
-    model: str, data: str, output: Path | None, recipe: str, as_json: bool, **values: Any
+    model: str,
+    data: str,
+    output: Path | None,
+    recipe: str,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Train MODEL, a catalog name or any model of timm, on the `train` part of the data.
 
@@ -96,7 +101,12 @@ def train(
 @preprocess_options
 @json_option
 def card(
-    model: str | None, data: str, output: Path, append: Path | None, as_json: bool, **values: Any
+    model: str | None,
+    data: str,
+    output: Path,
+    append: Path | None,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Fold, quantize, evaluate and time MODEL, and write its card.
 

@@ -89,7 +89,9 @@ def evaluate(
 @append_option
 @preprocess_options
 @json_option
-def bench(files: tuple[str, ...], append: Path | None, as_json: bool, **values: Any) -> None:
+def bench(
+    files: tuple[str, ...], append: Path | None, as_json: bool, **values: Any
+) -> None:
     """Time FILES: latency percentiles, frames per second, and ratios with intervals.
 
     All cases are interleaved round by round. --append writes as each setting ends.
@@ -116,16 +118,27 @@ def bench(files: tuple[str, ...], append: Path | None, as_json: bool, **values: 
 @click.argument("file")
 @click.argument("images", nargs=-1, required=True, type=FILE)
 @click.option(
-    "--top", default=5, show_default=True, type=click.IntRange(1, 100), help="Classes to show."
+    "--top",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    help="Classes to show.",
 )
 @engine_option
 @preprocess_options
 @json_option
 def predict(
-    file: str, images: tuple[Path, ...], top: int, engine: str, as_json: bool, **preprocess: Any
+    file: str,
+    images: tuple[Path, ...],
+    top: int,
+    engine: str,
+    as_json: bool,
+    **preprocess: Any,
 ) -> None:
     """Show the most probable classes of each of IMAGES."""
-    predictions = verbs.predict(load_file(file, **preprocess), list(images), top, engine=engine)
+    predictions = verbs.predict(
+        load_file(file, **preprocess), list(images), top, engine=engine
+    )
     Console(as_json).show(results.predictions(predictions))
 
 
@@ -137,7 +150,9 @@ def predict(
 @engine_option
 @preprocess_options
 @json_option
-def mismatch(file: str, data: str, append: Path | None, as_json: bool, **values: Any) -> None:
+def mismatch(
+    file: str, data: str, append: Path | None, as_json: bool, **values: Any
+) -> None:
     """Measure the Top-1 drop of FILE for every common preprocessing mistake.
 
     They are: resize, resampling filter, crop, channel order, NV12, mean and std.

@@ -14,7 +14,9 @@ INTERRUPTED = 130
 PIPE_CLOSED = 141
 FILE = click.Path(path_type=Path)
 
-output_option = click.option("-o", "--output", type=FILE, required=True, help="File to write.")
+output_option = click.option(
+    "-o", "--output", type=FILE, required=True, help="File to write."
+)
 data_option = click.option(
     "--data",
     required=True,
@@ -29,12 +31,20 @@ part_option = click.option(
     multiple=True,
     help="Part of the data: train, validation or test.  [default: all held-out parts]",
 )
-append_option = click.option("--append", type=FILE, help="Append the Records to this .jsonl file.")
+append_option = click.option(
+    "--append", type=FILE, help="Append the Records to this .jsonl file."
+)
 engine_option = click.option(
-    "--engine", default=DEFAULT_ENGINE, show_default=True, help="Engine that runs the model."
+    "--engine",
+    default=DEFAULT_ENGINE,
+    show_default=True,
+    help="Engine that runs the model.",
 )
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON document on stdout, nothing else.",
 )
 
 

@@ -34,7 +34,9 @@ from repzoo.zoo.naming import CheckpointOptions
 @options_of(verbs.ExportOptions)
 @preprocess_options
 @json_option
-def export(model: str, output: Path, labels: Path | None, as_json: bool, **values: Any) -> None:
+def export(
+    model: str, output: Path, labels: Path | None, as_json: bool, **values: Any
+) -> None:
     """Write the catalog model MODEL as ONNX, in training form unless --form deploy."""
     options, preprocess = split_options(verbs.ExportOptions, values)
     require_writable_files(output)
@@ -45,11 +47,15 @@ def export(model: str, output: Path, labels: Path | None, as_json: bool, **value
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--model", required=True, help="Catalog model that the weights belong to.")
+@click.option(
+    "--model", required=True, help="Catalog model that the weights belong to."
+)
 @output_option
 @options_of(CheckpointOptions)
 @json_option
-def convert(checkpoint: str, model: str, output: Path, as_json: bool, **values: Any) -> None:
+def convert(
+    checkpoint: str, model: str, output: Path, as_json: bool, **values: Any
+) -> None:
     """Write the weights in CHECKPOINT as .safetensors, in the catalog's naming.
 
     CHECKPOINT: a .pth or .pt (PyTorch), .pdparams (Paddle) or .safetensors file of any known
@@ -66,7 +72,9 @@ def convert(checkpoint: str, model: str, output: Path, as_json: bool, **values: 
 @click.command()
 @click.argument("file")
 @output_option
-@click.option("--certificate", type=FILE, help="Also write the certificate to this JSON file.")
+@click.option(
+    "--certificate", type=FILE, help="Also write the certificate to this JSON file."
+)
 @certificate_data_option
 @click.option(
     "--timed/--no-timed",
@@ -74,7 +82,9 @@ def convert(checkpoint: str, model: str, output: Path, as_json: bool, **values: 
 )
 @preprocess_options
 @json_option
-def fold(file: str, output: Path, certificate: Path | None, as_json: bool, **values: Any) -> None:
+def fold(
+    file: str, output: Path, certificate: Path | None, as_json: bool, **values: Any
+) -> None:
     """Fold FILE.onnx into its deploy form, with a certificate that both are equal."""
     data = values.pop("data")
     timed = values.pop("timed")
@@ -112,7 +122,9 @@ def embed_input(file: str, output: Path, as_json: bool, **values: Any) -> None:
     artifact = load_file(file, **values)
     require_writable_files(output)
     embedded = verbs.embed_input(artifact, kind, **settings)
-    Console(as_json).show(views.embedded_input(embedded, embedded.artifact.save(output), output))
+    Console(as_json).show(
+        views.embedded_input(embedded, embedded.artifact.save(output), output)
+    )
 
 
 @click.command()
@@ -124,7 +136,12 @@ def embed_input(file: str, output: Path, as_json: bool, **values: Any) -> None:
 @preprocess_options
 @json_option
 def quantize(
-    file: str, output: Path, data: str, report: Path | None, as_json: bool, **values: Any
+    file: str,
+    output: Path,
+    data: str,
+    report: Path | None,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Quantize FILE.onnx to INT8. A training form is folded first.
 
@@ -135,7 +152,9 @@ def quantize(
     require_float(artifact)
     require_writable_files(output, report)
     with Console(as_json) as console:
-        int8 = verbs.quantize(artifact, data, options=options, progress=console.progress)
+        int8 = verbs.quantize(
+            artifact, data, options=options, progress=console.progress
+        )
     assert int8.report is not None
     contents: list[Any] = [(output, int8.chunks())]
     if report:

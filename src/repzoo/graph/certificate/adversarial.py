@@ -55,7 +55,11 @@ class _Expression:
     def constants(self) -> dict[str, TensorProto]:
         """The constants that its nodes read, by name."""
         names = [name for node in self.nodes for name in node.input]
-        return {name: self.index.constants[name] for name in names if name in self.index.constants}
+        return {
+            name: self.index.constants[name]
+            for name in names
+            if name in self.index.constants
+        }
 
     @property
     def weights(self) -> int:
@@ -73,7 +77,9 @@ class _Expression:
         numbers: dict[str, int | list[int]] = {self.source: 0}
         lines = []
         for node in self.nodes:
-            inputs = [numbers.get(name, self._kernel_sides(name)) for name in node.input]
+            inputs = [
+                numbers.get(name, self._kernel_sides(name)) for name in node.input
+            ]
             for position, name in enumerate(node.output):
                 numbers[name] = len(numbers) + position
             groups = min(integer(node, "group", 1), 2)
@@ -129,7 +135,9 @@ def _smallest_of_each_kind(
     return smallest
 
 
-def _model(before: onnx.ModelProto, expression: _Expression, first: int) -> onnx.ModelProto:
+def _model(
+    before: onnx.ModelProto, expression: _Expression, first: int
+) -> onnx.ModelProto:
     """The expression as a model of its own.
 
     `first` is the number of the combination in the first channel of the first node.
@@ -140,8 +148,12 @@ def _model(before: onnx.ModelProto, expression: _Expression, first: int) -> onnx
     for number, node in enumerate(expression.nodes):
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        if copy.op_type == "BatchNormalization" and not _has_border(node, expression.nodes):
-            names = [f"{name}.{number}.{index}" for index, name in enumerate(node.input[1:])]
+        if copy.op_type == "BatchNormalization" and not _has_border(
+            node, expression.nodes
+        ):
+            names = [
+                f"{name}.{number}.{index}" for index, name in enumerate(node.input[1:])
+            ]
             hostile = _hostile_parameters(node, expression.index, first + number, names)
             initializers.update(zip(names, hostile, strict=True))
             copy.input[1:] = names
@@ -194,4 +206,7 @@ def _hostile_parameters(
     mean = np.take(MEANS, channels, mode="wrap")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(own.data_type)
     parameters = zip(names, (gamma, beta, mean, variance), strict=True)
-    return [numpy_helper.from_array(values.astype(dtype), name) for name, values in parameters]
+    return [
+        numpy_helper.from_array(values.astype(dtype), name)
+        for name, values in parameters
+    ]

@@ -19,7 +19,9 @@ def integer(node: onnx.NodeProto, name: str, default: int) -> int:
     return default if item is None else int(item.i)
 
 
-def integers(node: onnx.NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+def integers(
+    node: onnx.NodeProto, name: str, default: tuple[int, ...]
+) -> tuple[int, ...]:
     """A list of integers, or its default where it is left out or empty."""
     item = attribute(node, name)
     return default if item is None else tuple(item.ints) or default

@@ -25,10 +25,19 @@ from repzoo.artifact import MAX_MODEL_BYTES, Artifact
 from repzoo.errors import CertificateError, InputError
 from repzoo.graph.certificate.adversarial import adversarial_cases
 from repzoo.graph.certificate.comparison import Equality, GraphComparison
-from repzoo.graph.certificate.float64 import Float64Comparison, Folder, compare_in_float64
+from repzoo.graph.certificate.float64 import (
+    Float64Comparison,
+    Folder,
+    compare_in_float64,
+)
 from repzoo.graph.certificate.proof import Proof, prove
 from repzoo.graph.certificate.training_form import TrainingForm
-from repzoo.graph.certificate.whole_graph import Images, Runner, compare_graphs, random_inputs
+from repzoo.graph.certificate.whole_graph import (
+    Images,
+    Runner,
+    compare_graphs,
+    random_inputs,
+)
 from repzoo.graph.tools.cost import Cost, count
 from repzoo.graph.tools.fold_result import Fold, FoldResult, Refusal
 from repzoo.graph.tools.pieces import sha256_of_graph
@@ -131,7 +140,12 @@ class InputCertificate:
     def to_json(self) -> dict[str, Any]:
         """A plain JSON document."""
         comparison = _without(self.comparison, "equality")
-        return {"equal": self.equal, "basis": self.basis, **comparison, "proven": self.proven}
+        return {
+            "equal": self.equal,
+            "basis": self.basis,
+            **comparison,
+            "proven": self.proven,
+        }
 
     def line(self) -> str:
         """The verdict in one line."""
@@ -209,7 +223,9 @@ def certify_input(
     """
     floats = [images for images, _ in pairs]
     raw = [images for _, images in pairs]
-    comparison = compare_graphs(before.model, after, floats, run, seed, after_groups=raw)
+    comparison = compare_graphs(
+        before.model, after, floats, run, seed, after_groups=raw
+    )
     certificate = InputCertificate(comparison, len(proofs))
     if comparison.equality is Equality.DIFFERENT:
         raise CertificateError(
@@ -249,7 +265,9 @@ def _prove_adversarial_cases(
         try:
             prove(case, folded.model, folded.outputs, seed)
         except CertificateError as error:
-            raise CertificateError(f"with adversarial BatchNorm parameters, {error}") from None
+            raise CertificateError(
+                f"with adversarial BatchNorm parameters, {error}"
+            ) from None
         kinds.add(kind)
     return len(kinds)
 

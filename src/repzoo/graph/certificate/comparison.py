@@ -122,7 +122,9 @@ class GraphComparison:
         )
 
 
-def compare(expected: Outputs, actual: Outputs, jittered: Outputs, roundoff: float) -> Comparison:
+def compare(
+    expected: Outputs, actual: Outputs, jittered: Outputs, roundoff: float
+) -> Comparison:
     """Compare outputs [n, classes] of a graph with those that were `expected` of it.
 
     jittered  what the training form computes with each weight moved by one unit in the last place
@@ -152,7 +154,9 @@ def compare(expected: Outputs, actual: Outputs, jittered: Outputs, roundoff: flo
 def combine(comparisons: Sequence[Comparison]) -> GraphComparison:
     """One verdict on all groups. It rests on the groups that can tell, where there are any."""
     worst = max(comparisons, key=lambda group: group.ratio)
-    telling = [group for group in comparisons if group.equality is not Equality.INCONCLUSIVE]
+    telling = [
+        group for group in comparisons if group.equality is not Equality.INCONCLUSIVE
+    ]
     if telling:
         worst = max(telling, key=lambda group: group.ratio)
     agrees = np.concatenate([group.agrees for group in telling or comparisons])
@@ -174,7 +178,9 @@ def ratio_of(part: float, whole: float) -> float:
     return part / whole if whole else math.inf
 
 
-def _same_top1(expected: Outputs, actual: Outputs, bound: float) -> npt.NDArray[np.bool_]:
+def _same_top1(
+    expected: Outputs, actual: Outputs, bound: float
+) -> npt.NDArray[np.bool_]:
     rows = np.arange(len(expected))
     shortfall = expected.max(1) - expected[rows, actual.argmax(1)]
     return np.asarray(shortfall <= bound)

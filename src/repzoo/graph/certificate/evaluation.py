@@ -10,10 +10,17 @@ import onnx
 
 from repzoo.graph.certificate.attributes import is_standard
 from repzoo.graph.certificate.index import TensorIndex
-from repzoo.graph.certificate.operators import ARITHMETIC, MOVES, batch_normalize, scatter
+from repzoo.graph.certificate.operators import (
+    ARITHMETIC,
+    MOVES,
+    batch_normalize,
+    scatter,
+)
 from repzoo.graph.certificate.window import Array, UnknownExpression
 
-BORDER_ROUNDINGS = 8  # in a border constant, which a BatchNormalization of four parameters computed
+BORDER_ROUNDINGS = (
+    8  # in a border constant, which a BatchNormalization of four parameters computed
+)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ from repzoo.onnx_file import classifier_input
 
 Folder = Callable[[onnx.ModelProto], FoldResult]
 
-SMALL_SIDE = 32  # pixels; a model for larger images gets images of this size where it takes them
+SMALL_SIDE = (
+    32  # pixels; a model for larger images gets images of this size where it takes them
+)
 # 1 GiB in float64 for each of the two graphs. As each weight meets at most SMALL_SIDE**2 pixels,
 # this limits time as well.
 MOST_WEIGHTS = 2**27
@@ -66,7 +68,11 @@ class Float64Comparison:
     @property
     def equality(self) -> Equality:
         """What it shows; INCONCLUSIVE where it was not made."""
-        return Equality.INCONCLUSIVE if self.comparison is None else self.comparison.equality
+        return (
+            Equality.INCONCLUSIVE
+            if self.comparison is None
+            else self.comparison.equality
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A plain JSON document."""
@@ -112,7 +118,9 @@ def compare_in_float64(
     """
     weights = sum(math.prod(item.dims) for item in before.graph.initializer)
     if weights > MOST_WEIGHTS:
-        limit = f"it has {weights:,} weights, and at most {MOST_WEIGHTS:,} are converted"
+        limit = (
+            f"it has {weights:,} weights, and at most {MOST_WEIGHTS:,} are converted"
+        )
         return Float64Comparison(None, reason=limit)
     try:
         return _compare(before, after, fold, seed)
@@ -171,7 +179,11 @@ def to_float64(model: onnx.ModelProto) -> onnx.ModelProto:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 _widen(attribute.t)
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in NARROW:
+            if (
+                node.op_type == "Cast"
+                and attribute.name == "to"
+                and attribute.i in NARROW
+            ):
                 attribute.i = TensorProto.DOUBLE
     return wide
 
@@ -225,7 +237,10 @@ def _require_same_fold(after: onnx.ModelProto, folded: onnx.ModelProto) -> None:
 def _wiring(graph: onnx.GraphProto) -> list[tuple[str, list[str], list[str]]]:
     """Operators with the tensors that they read and compute, and the shapes of all weights."""
     nodes = [(node.op_type, list(node.input), list(node.output)) for node in graph.node]
-    weights = [(item.name, list(map(str, item.dims)), list[str]()) for item in graph.initializer]
+    weights = [
+        (item.name, list(map(str, item.dims)), list[str]())
+        for item in graph.initializer
+    ]
     return nodes + sorted(weights)
 
 
@@ -249,12 +264,16 @@ def _run(model: onnx.ModelProto, inputs: Array) -> Outputs:
     name = classifier_input(model).name
     try:
         with np.errstate(all="ignore"):
-            (outputs,) = ReferenceEvaluator(model, new_ops=[Conv]).run(None, {name: inputs})
+            (outputs,) = ReferenceEvaluator(model, new_ops=[Conv]).run(
+                None, {name: inputs}
+            )
     except UnknownExpression:
         raise _NotComparable("it holds a convolution of an unusual kind") from None
     except Exception as error:  # whatever the reference raises
         reason = " ".join(str(error).split())[:100]
-        raise _NotComparable(f"it does not run on {list(inputs.shape)} ({reason})") from None
+        raise _NotComparable(
+            f"it does not run on {list(inputs.shape)} ({reason})"
+        ) from None
     values = np.asarray(outputs)
     if values.dtype != np.float64 or not np.isfinite(values).all():
         raise _NotComparable("its outputs are not finite numbers in float64")

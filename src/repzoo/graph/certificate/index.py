@@ -19,8 +19,12 @@ from repzoo.graph.certificate.known_values import RANDOM, KnownValues, Shape
 from repzoo.graph.certificate.operators import Stored
 from repzoo.graph.certificate.window import Array
 
-NEUTRAL_SIZE = 2**18  # elements of a tensor of zeros or ones that is read to see whether it is one
-COMPARED_SIZE = 64  # elements of a constant that is compared by value when two nodes are
+NEUTRAL_SIZE = (
+    2**18
+)  # elements of a tensor of zeros or ones that is read to see whether it is one
+COMPARED_SIZE = (
+    64  # elements of a constant that is compared by value when two nodes are
+)
 NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 COMMUTATIVE = frozenset({"Add", "Mul"})
 
@@ -54,8 +58,14 @@ class TensorIndex:
         """The index of `graph`, with what is `known` of it and the `types` that its Casts read."""
         known = known or KnownValues()
         producers = {name: node for node in graph.node for name in node.output if name}
-        replaceable = {item.name for item in graph.input}  # a caller may replace their defaults
-        constants = {item.name: item for item in graph.initializer if item.name not in replaceable}
+        replaceable = {
+            item.name for item in graph.input
+        }  # a caller may replace their defaults
+        constants = {
+            item.name: item
+            for item in graph.initializer
+            if item.name not in replaceable
+        }
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 constants[node.output[0]] = node.attribute[0].t
@@ -97,11 +107,18 @@ class TensorIndex:
         while stack:
             name = stack[-1]
             node = self.producers.get(name)
-            if name in copies or name == source or name in self.constants or node is None:
+            if (
+                name in copies
+                or name == source
+                or name in self.constants
+                or node is None
+            ):
                 stack.pop()
                 continue
             inputs = [self.resolve(item) if item else "" for item in node.input]
-            missing = [item for item in inputs if self._is_computed(item, source, copies)]
+            missing = [
+                item for item in inputs if self._is_computed(item, source, copies)
+            ]
             if missing:
                 stack += missing
                 continue
@@ -111,13 +128,17 @@ class TensorIndex:
             copies.update(dict.fromkeys(node.output, copy))
         return list({id(node): node for node in copies.values()}.values())
 
-    def _is_computed(self, name: str, source: str, copies: Mapping[str, onnx.NodeProto]) -> bool:
+    def _is_computed(
+        self, name: str, source: str, copies: Mapping[str, onnx.NodeProto]
+    ) -> bool:
         """Whether a node that is not in `copies` yet must compute `name` first."""
         if name in ("", source) or name in copies or name in self.constants:
             return False
         return name in self.producers
 
-    def _find_duplicates(self, nodes: Iterable[onnx.NodeProto], duplicates: dict[str, str]) -> None:
+    def _find_duplicates(
+        self, nodes: Iterable[onnx.NodeProto], duplicates: dict[str, str]
+    ) -> None:
         """Equal operators with equal attributes on equal tensors, in order."""
         first: dict[Hashable, Sequence[str]] = {}
         for node in nodes:
@@ -133,7 +154,9 @@ class TensorIndex:
 
     def _signature(self, node: onnx.NodeProto) -> Hashable:
         """What two nodes have in common when they compute the same."""
-        attributes = sorted(item.SerializeToString(deterministic=True) for item in node.attribute)
+        attributes = sorted(
+            item.SerializeToString(deterministic=True) for item in node.attribute
+        )
         inputs = tuple(map(self._content, node.input))
         return node.op_type, len(node.output), inputs, tuple(attributes)
 
@@ -143,7 +166,11 @@ class TensorIndex:
         tensor = self.constants.get(source)
         if tensor is None or math.prod(tensor.dims) > COMPARED_SIZE:
             return source
-        return tensor.data_type, tuple(tensor.dims), numpy_helper.to_array(tensor).tobytes()
+        return (
+            tensor.data_type,
+            tuple(tensor.dims),
+            numpy_helper.to_array(tensor).tobytes(),
+        )
 
     def _passed_on(self, name: str) -> str:
         """The input that the node of `name` passes on unchanged; empty where it does not."""

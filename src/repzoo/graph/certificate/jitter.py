@@ -15,7 +15,17 @@ FLOATS = frozenset(
     {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 )
 LAYERS = frozenset(
-    {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Add", "Sub", "Mul", "Div"}
+    {
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "BatchNormalization",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+    }
 )
 
 
@@ -30,7 +40,9 @@ def jitter(tensor: TensorProto, random: np.random.Generator) -> TensorProto:
     # The array is freed before the message copies its bytes.
     raw = values.tobytes()
     del values
-    return TensorProto(dims=tensor.dims, data_type=tensor.data_type, name=tensor.name, raw_data=raw)
+    return TensorProto(
+        dims=tensor.dims, data_type=tensor.data_type, name=tensor.name, raw_data=raw
+    )
 
 
 def jitter_constants(graph: onnx.GraphProto, random: np.random.Generator) -> None:
@@ -41,7 +53,9 @@ def jitter_constants(graph: onnx.GraphProto, random: np.random.Generator) -> Non
 
 def layer_constants(graph: onnx.GraphProto) -> list[TensorProto]:
     """The weights of layers that Constant nodes hold. Other constants may be shapes or axes."""
-    names = {name for node in graph.node if node.op_type in LAYERS for name in node.input}
+    names = {
+        name for node in graph.node if node.op_type in LAYERS for name in node.input
+    }
     tensors = []
     for node in graph.node:
         if node.op_type == "Constant" and node.output[0] in names:

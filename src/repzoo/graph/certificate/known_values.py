@@ -20,7 +20,12 @@ import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from repzoo.graph.certificate.attributes import attribute, has_subgraph, integers, is_standard
+from repzoo.graph.certificate.attributes import (
+    attribute,
+    has_subgraph,
+    integers,
+    is_standard,
+)
 from repzoo.graph.tools.pieces import strip_data, without_weights
 
 Values = npt.NDArray[Any]
@@ -100,7 +105,9 @@ def read_known_values(model: onnx.ModelProto, batch: int | None = None) -> Known
         # Values that no size went into are the same in the second sample: they need not be computed
         # again.
         constant = {
-            name: value for name, value in first.values.items() if name not in first.from_sizes
+            name: value
+            for name, value in first.values.items()
+            if name not in first.from_sizes
         }
         samples = [first, _sample(model, 1, batch, Sample(values=constant))]
     return KnownValues(
@@ -137,10 +144,16 @@ def _common_shapes(samples: Sequence[Sample]) -> dict[str, Shape]:
     return common
 
 
-def _common_aliases(model: onnx.ModelProto, samples: Sequence[Sample]) -> dict[str, str]:
+def _common_aliases(
+    model: onnx.ModelProto, samples: Sequence[Sample]
+) -> dict[str, str]:
     aliases = {}
     for node in model.graph.node:
-        if node.op_type not in ("Reshape", "Transpose") or not is_standard(node) or not node.input:
+        if (
+            node.op_type not in ("Reshape", "Transpose")
+            or not is_standard(node)
+            or not node.input
+        ):
             continue
         if all(_keeps_tensor(node, sample.shapes) for sample in samples):
             aliases[node.output[0]] = node.input[0]
@@ -171,7 +184,9 @@ def _has_open_sizes(model: onnx.ModelProto, batch: int | None) -> bool:
     return False
 
 
-def _sample(model: onnx.ModelProto, number: int, batch: int | None, sample: Sample) -> Sample:
+def _sample(
+    model: onnx.ModelProto, number: int, batch: int | None, sample: Sample
+) -> Sample:
     """Sample `number` (0 or 1) of `model`, beginning with what `sample` has already."""
     shell = without_weights(model)
     _set_open_sizes(shell.graph, number, batch)
@@ -198,13 +213,17 @@ def _set_open_sizes(graph: onnx.GraphProto, number: int, batch: int | None) -> N
             if axis == 0 and batch is not None:
                 size = batch
             # Sides of one name have one size.
-            dim.dim_value = by_name.setdefault(dim.dim_param, size) if dim.dim_param else size
+            dim.dim_value = (
+                by_name.setdefault(dim.dim_param, size) if dim.dim_param else size
+            )
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """Initializers that no caller can replace, and what Constant nodes hold."""
     replaceable = {item.name for item in graph.input}
-    constants = {item.name: item for item in graph.initializer if item.name not in replaceable}
+    constants = {
+        item.name: item for item in graph.initializer if item.name not in replaceable
+    }
     for node in graph.node:
         value = attribute(node, "value") if node.op_type == "Constant" else None
         if value is not None:
@@ -221,7 +240,9 @@ def _inferred_shapes(shell: onnx.ModelProto) -> dict[str, Shape]:
     for item in (*graph.input, *graph.value_info, *graph.output):
         declared = item.type.tensor_type
         dims = declared.shape.dim
-        if declared.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+        if declared.HasField("shape") and all(
+            dim.HasField("dim_value") for dim in dims
+        ):
             shapes[item.name] = tuple(dim.dim_value for dim in dims)
     for tensor in graph.initializer:
         shapes[tensor.name] = tuple(tensor.dims)
@@ -240,7 +261,9 @@ def _compute(
         if inputs is None or not _is_small(node, inputs, sample.shapes):
             continue
         outputs = _run(node, inputs, shell)
-        sized = node.op_type in SIZE_OPERATORS or not sample.from_sizes.isdisjoint(node.input)
+        sized = node.op_type in SIZE_OPERATORS or not sample.from_sizes.isdisjoint(
+            node.input
+        )
         for name, value in outputs.items():
             new[name] = sample.values[name] = value
             sample.shapes[name] = value.shape
@@ -259,14 +282,20 @@ def _inputs(
         shape = sample.shapes.get(node.input[0])
         # Only the shape is read: an array of that shape that takes no memory stands in for the
         # tensor.
-        return None if shape is None else {node.input[0]: np.broadcast_to(np.float32(0), shape)}
+        return (
+            None
+            if shape is None
+            else {node.input[0]: np.broadcast_to(np.float32(0), shape)}
+        )
     names = [name for name in node.input if name]
     if not all(name in sample.values or name in constants for name in names):
         return None
     inputs = {}
     for name in names:
         known = sample.values.get(name)
-        inputs[name] = numpy_helper.to_array(constants[name]) if known is None else known
+        inputs[name] = (
+            numpy_helper.to_array(constants[name]) if known is None else known
+        )
     return inputs
 
 

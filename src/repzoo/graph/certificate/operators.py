@@ -25,7 +25,9 @@ Stored = npt.NDArray[Any]  # a constant in the number type of the file
 Compute = Callable[[onnx.NodeProto, list[Stored], bool], Array]
 Move = Callable[[onnx.NodeProto, Array, list[Array], int], Array]
 
-BLOCK = 2**20  # weights converted to float64 at once: a float64 copy of a large layer is never made
+BLOCK = (
+    2**20
+)  # weights converted to float64 at once: a float64 copy of a large layer is never made
 
 # --- arithmetic: (node, inputs, absolute) ---------------------------------------------------------
 
@@ -118,7 +120,9 @@ ARITHMETIC: dict[str, Compute] = {
     "Gemm": _gemm,
     "AveragePool": _average_pool,
     "MatMul": lambda _node, inputs, _absolute: inputs[0] @ inputs[1],
-    "Concat": lambda node, inputs, _absolute: np.concatenate(inputs, integer(node, "axis", 1)),
+    "Concat": lambda node, inputs, _absolute: np.concatenate(
+        inputs, integer(node, "axis", 1)
+    ),
     "Add": lambda _node, inputs, _absolute: inputs[0] + inputs[1],
     "Sub": _subtract,
     "Mul": lambda _node, inputs, _absolute: inputs[0] * inputs[1],
@@ -129,17 +133,23 @@ ARITHMETIC: dict[str, Compute] = {
 # --- data movement: (node, image, its other inputs, which output) ---------------------------------
 
 
-def _setting(node: onnx.NodeProto, settings: list[Array], index: int, name: str) -> Array:
+def _setting(
+    node: onnx.NodeProto, settings: list[Array], index: int, name: str
+) -> Array:
     """An input, or the attribute that it was in older opsets; empty where neither is there."""
     if index < len(settings) and settings[index].size:
         return settings[index]
     return np.asarray(integers(node, name, ()), np.float64)
 
 
-def _pad(node: onnx.NodeProto, image: Array, settings: list[Array], _output: int) -> Array:
+def _pad(
+    node: onnx.NodeProto, image: Array, settings: list[Array], _output: int
+) -> Array:
     if text(node, "mode", "constant") != "constant":
         raise UnknownExpression(node.name)
-    pads = _setting(node, settings, 0, "pads")  # every axis's beginning, then every axis's end
+    pads = _setting(
+        node, settings, 0, "pads"
+    )  # every axis's beginning, then every axis's end
     axes = settings[2] if len(settings) > 2 and settings[2].size else range(image.ndim)
     begins, ends = pads.reshape(2, -1)
     widths = [(0, 0)] * image.ndim
@@ -151,20 +161,28 @@ def _pad(node: onnx.NodeProto, image: Array, settings: list[Array], _output: int
     return np.pad(image, widths, constant_values=fill)
 
 
-def _split(node: onnx.NodeProto, image: Array, settings: list[Array], output: int) -> Array:
+def _split(
+    node: onnx.NodeProto, image: Array, settings: list[Array], output: int
+) -> Array:
     axis, count = integer(node, "axis", 0), len(node.output)
     sizes = _setting(node, settings, 0, "split")
     if not sizes.size:
-        sizes = np.full(count, -(-image.shape[axis] // count))  # equal, with a smaller last one
+        sizes = np.full(
+            count, -(-image.shape[axis] // count)
+        )  # equal, with a smaller last one
     ends = np.cumsum(sizes.astype(np.int64))
     return np.split(image, ends[: count - 1], axis)[output]
 
 
-def _slice(node: onnx.NodeProto, image: Array, settings: list[Array], _output: int) -> Array:
+def _slice(
+    node: onnx.NodeProto, image: Array, settings: list[Array], _output: int
+) -> Array:
     starts = _setting(node, settings, 0, "starts")
     ends = _setting(node, settings, 1, "ends")
     axes = _setting(node, settings, 2, "axes")
-    steps = settings[3] if len(settings) > 3 and settings[3].size else np.ones(len(starts))
+    steps = (
+        settings[3] if len(settings) > 3 and settings[3].size else np.ones(len(starts))
+    )
     selection = [slice(None)] * image.ndim
     for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
         axis = int(axes[index]) if axes.size else index
@@ -172,12 +190,16 @@ def _slice(node: onnx.NodeProto, image: Array, settings: list[Array], _output: i
     return image[tuple(selection)]
 
 
-def _flatten(node: onnx.NodeProto, image: Array, _settings: list[Array], _output: int) -> Array:
+def _flatten(
+    node: onnx.NodeProto, image: Array, _settings: list[Array], _output: int
+) -> Array:
     axis = integer(node, "axis", 1) % (image.ndim + 1)
     return image.reshape(math.prod(image.shape[:axis]), -1)
 
 
-def _reshape(node: onnx.NodeProto, image: Array, settings: list[Array], _output: int) -> Array:
+def _reshape(
+    node: onnx.NodeProto, image: Array, settings: list[Array], _output: int
+) -> Array:
     if not settings or integer(node, "allowzero", 0):
         raise UnknownExpression(node.name)
     shape = reshape_shape(image.shape, [int(side) for side in settings[0]])
@@ -215,7 +237,9 @@ MOVES: dict[str, Move] = {
 }
 
 
-def scatter(node: onnx.NodeProto, image: Array, settings: list[Array], absolute: bool) -> Array:
+def scatter(
+    node: onnx.NodeProto, image: Array, settings: list[Array], absolute: bool
+) -> Array:
     """ScatterND of settings (index [..., axes], numbers [...]).
 
     With `absolute`, a number that is written counts as no less inexact than the image around it.

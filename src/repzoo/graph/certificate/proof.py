@@ -29,7 +29,12 @@ import onnx
 from repzoo.errors import CertificateError
 from repzoo.graph.certificate.evaluation import Evaluation
 from repzoo.graph.certificate.index import TensorIndex
-from repzoo.graph.certificate.probes import PROBES, gaussian_deviations, make_probes, weight_of
+from repzoo.graph.certificate.probes import (
+    PROBES,
+    gaussian_deviations,
+    make_probes,
+    weight_of,
+)
 from repzoo.graph.certificate.training_form import TrainingForm
 from repzoo.graph.certificate.unchanged import changed_nodes
 from repzoo.graph.certificate.window import Array, UnknownExpression
@@ -138,7 +143,9 @@ def _compare(
         return None
     error = np.abs(expected.values - actual)
     roundoff = UNIT_ROUNDOFF.get(_number_type(node, new), 2.0**-24)
-    reach = Evaluation(new, {source: np.abs(probes)}, absolute=True).evaluate(target).values
+    reach = (
+        Evaluation(new, {source: np.abs(probes)}, absolute=True).evaluate(target).values
+    )
     gaussian = _gaussian_bound(node, new, roundoff, actual)
     bound = np.minimum(roundoff * reach, gaussian) + _underflow_bound(node, new, probes)
     proof = _proof(target, expected.values, error, bound)
@@ -193,7 +200,9 @@ def _proof(output: str, expected: Array, error: Array, bound: Array) -> Proof:
     worst = int(ratio.argmax())
     largest = error.reshape(len(PROBES), -1).max(1)
     magnitude = np.abs(expected).reshape(len(PROBES), -1).max(1)
-    relative = np.divide(largest, magnitude, out=np.zeros(len(PROBES)), where=largest > 0)
+    relative = np.divide(
+        largest, magnitude, out=np.zeros(len(PROBES)), where=largest > 0
+    )
     return Proof(
         output=output,
         max_abs_error=_four_digits(largest.max()),

@@ -38,7 +38,9 @@ class TrainingForm:
         """The training form `model`, with or without functions of its own."""
         model = inline_functions(model)
         known = read_known_values(model)
-        return cls(TensorIndex.of(model.graph, known, _cast_input_types(model)), known, model)
+        return cls(
+            TensorIndex.of(model.graph, known, _cast_input_types(model)), known, model
+        )
 
     @functools.cached_property
     def _known_for_one(self) -> KnownValues:
@@ -75,7 +77,11 @@ class TrainingForm:
 
     def index_for(self, node: onnx.NodeProto) -> TensorIndex:
         """The reading in which to look for what the folded `node` replaces."""
-        return self._index_for_one if node.op_type == "MatMul" or self._has_scatter else self.index
+        return (
+            self._index_for_one
+            if node.op_type == "MatMul" or self._has_scatter
+            else self.index
+        )
 
     def probe_shape(self, node: onnx.NodeProto, new: TensorIndex) -> Shape | None:
         """The shape of one probe of the folded `node`; None if it is no fold or of unknown size."""
@@ -88,7 +94,9 @@ class TrainingForm:
             return (*(side or OPEN_SIDE for side in sides[:-1]), weight.shape[1])
         source = self.index.resolve(node.input[0])
         image = self._image_shapes.get(source)
-        if self._has_scatter and self._is_scattered(source, self.index.resolve(node.output[0])):
+        if self._has_scatter and self._is_scattered(
+            source, self.index.resolve(node.output[0])
+        ):
             return image
         return probe_shape(node, weight, image)
 

@@ -16,7 +16,9 @@ from repzoo.graph.certificate.operators import reshape_shape
 from repzoo.graph.certificate.probes import weight_of
 from repzoo.graph.certificate.training_form import TrainingForm
 
-Indices = tuple[TensorIndex, TensorIndex]  # of the graph at hand, and of the training form
+Indices = tuple[
+    TensorIndex, TensorIndex
+]  # of the graph at hand, and of the training form
 
 
 def changed_nodes(
@@ -31,13 +33,20 @@ def changed_nodes(
     for node in after.graph.node:
         if node.op_type == "Constant":
             continue
-        hidden = node.output[0] not in outputs and node.output[0] not in origin.index.producers
+        hidden = (
+            node.output[0] not in outputs
+            and node.output[0] not in origin.index.producers
+        )
         if node.op_type == "MatMul" and hidden:
             continue
         if is_unchanged(node, origin, new):
             continue
         product = new.producers.get(node.input[0]) if node.op_type == "Add" else None
-        if product is None or product.op_type != "MatMul" or weight_of(product, new) is None:
+        if (
+            product is None
+            or product.op_type != "MatMul"
+            or weight_of(product, new) is None
+        ):
             yield node
         else:
             inputs = [*product.input, node.input[1]]
@@ -47,7 +56,9 @@ def changed_nodes(
 def is_unchanged(node: onnx.NodeProto, origin: TrainingForm, new: TensorIndex) -> bool:
     """Whether `node` of the folded graph does what the training form does, with equal values."""
     old = origin.index
-    if node.op_type == "Identity" and old.resolve(node.output[0]) == old.resolve(node.input[0]):
+    if node.op_type == "Identity" and old.resolve(node.output[0]) == old.resolve(
+        node.input[0]
+    ):
         return True
     original = _counterpart(node, old)
     if original is None:
@@ -98,7 +109,10 @@ def _is_same_tensor(was: str, now: str, old: TensorIndex, new: TensorIndex) -> b
 
 
 def _is_same_reshape(
-    original: onnx.NodeProto, node: onnx.NodeProto, origin: TrainingForm, new: TensorIndex
+    original: onnx.NodeProto,
+    node: onnx.NodeProto,
+    origin: TrainingForm,
+    new: TensorIndex,
 ) -> bool:
     """Whether two Reshapes of one tensor give it the same shape at all sizes that were sampled.
 
@@ -114,7 +128,10 @@ def _is_same_reshape(
         return False
     sides = [int(side) for side in target]
     for sample in origin.known.samples:
-        before, after = sample.shapes.get(original.input[0]), sample.shapes.get(original.output[0])
+        before, after = (
+            sample.shapes.get(original.input[0]),
+            sample.shapes.get(original.output[0]),
+        )
         if before is None or after is None or reshape_shape(before, sides) != after:
             return False
     return True
@@ -123,7 +140,9 @@ def _is_same_reshape(
 # --- attributes -----------------------------------------------------------------------------------
 
 
-def _attributes(node: onnx.NodeProto, index: TensorIndex, old: TensorIndex) -> dict[str, bytes]:
+def _attributes(
+    node: onnx.NodeProto, index: TensorIndex, old: TensorIndex
+) -> dict[str, bytes]:
     """The attributes of `node` in a form that can be compared across graphs."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
@@ -141,9 +160,13 @@ def _subgraphs(item: onnx.AttributeProto) -> list[onnx.GraphProto]:
     return [item.g, *item.graphs] if item.HasField("g") else list(item.graphs)
 
 
-def _normalize(graph: onnx.GraphProto, outer: Mapping[str, str], indices: Indices) -> None:
+def _normalize(
+    graph: onnx.GraphProto, outer: Mapping[str, str], indices: Indices
+) -> None:
     """Leave only the arithmetic in `graph`, with outer tensors named by origin or by value."""
-    own = {item.name for item in graph.input} | {item.name for item in graph.initializer}
+    own = {item.name for item in graph.input} | {
+        item.name for item in graph.initializer
+    }
     own = own.union(*(node.output for node in graph.node))
     local = {**outer, **{name: name for name in own}}
     for item in (*graph.input, *graph.output):
@@ -167,4 +190,6 @@ def _identity(name: str, index: TensorIndex, old: TensorIndex) -> str:
     if tensor is None:
         return source
     values = numpy_helper.to_array(tensor)
-    return f"{values.dtype} {values.shape} {hashlib.sha256(values.tobytes()).hexdigest()}"
+    return (
+        f"{values.dtype} {values.shape} {hashlib.sha256(values.tobytes()).hexdigest()}"
+    )

@@ -26,13 +26,18 @@ from repzoo.onnx_file import classifier_input
 Images = npt.NDArray[Any]  # float32, or uint8 for a model that takes bytes
 Runner = Callable[[onnx.ModelProto, Images], Images]  # exact: no graph optimization
 
-FEWEST_IMAGES, MOST_IMAGES = 1, 4  # of each random kind, as many as MACS_BUDGET pays for
+FEWEST_IMAGES, MOST_IMAGES = (
+    1,
+    4,
+)  # of each random kind, as many as MACS_BUDGET pays for
 MACS_BUDGET = 2**34
 LOUD = 30  # amplitude of the loud noise, in standard deviations of an image
 DEFAULT_SHAPE = (3, 224, 224)
 
 
-def random_inputs(artifact: Artifact, cost: Cost, images: Images | None, seed: int) -> list[Images]:
+def random_inputs(
+    artifact: Artifact, cost: Cost, images: Images | None, seed: int
+) -> list[Images]:
     """Groups of inputs to compare one by one: noise, loud noise, and `images` where there are any.
 
     Raises:

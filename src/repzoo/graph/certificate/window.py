@@ -29,7 +29,10 @@ class Window:
 
     @classmethod
     def of(
-        cls, node: onnx.NodeProto, kernel: tuple[int, ...], sides: tuple[int, ...] | None = None
+        cls,
+        node: onnx.NodeProto,
+        kernel: tuple[int, ...],
+        sides: tuple[int, ...] | None = None,
     ) -> Window:
         """The window of `node`. `auto_pad` SAME needs `sides`, the image's (height, width).
 
@@ -46,7 +49,9 @@ class Window:
         if sides is None:
             raise UnknownExpression(node.name)
         begins, ends = [], []
-        for side, size, stride, dilation in zip(sides, kernel, strides, dilations, strict=True):
+        for side, size, stride, dilation in zip(
+            sides, kernel, strides, dilations, strict=True
+        ):
             begin, end = _same_padding(side, (size - 1) * dilation + 1, stride)
             if auto_pad == "SAME_LOWER":
                 begin, end = end, begin
@@ -66,7 +71,9 @@ class Window:
         padded = np.pad(image, ((0, 0), (0, 0), (top, bottom), (left, right)))
         counts = [
             (side - span) // stride + 1
-            for side, span, stride in zip(padded.shape[2:], self.spans, self.strides, strict=True)
+            for side, span, stride in zip(
+                padded.shape[2:], self.spans, self.strides, strict=True
+            )
         ]
         for row in range(self.kernel[0]):
             rows = self._positions(0, row, counts[0])

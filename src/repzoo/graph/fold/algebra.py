@@ -1,13 +1,17 @@
-"""Affine spatial maps: what a convolution, a BatchNorm, a scale, a pool, a linear layer and an identity have in common.
+"""Affine spatial maps: what a convolution, a BatchNorm, a scale, a pool, a linear layer and an
+identity have in common.
 
-y[o, p] = bias[o] + sum over i, t of kernel[o, i, t] * x[i, p * stride + t * dilation - pad]     x[i] is fill[i] outside its borders
+y[o, p] = bias[o] + sum over i, t of kernel[o, i, t] * x[i, p * stride + t * dilation - pad]
+x[i] is fill[i] outside its borders
 
-fill is 0 in what a convolution can do; a frame of constants has another, until the map before it turns out to give just these
-constants where its own input is 0.
+fill is 0 in what a convolution can do; a frame of constants has another, until the map before
+it turns out to give just these constants where its own input is 0.
 
-Everything is float64 and pure; a value is cast once, when a fold writes it. `compose` and `add` return maps that are equal
-*everywhere, borders included*, or raise Inexact with the reason. Notation: pads are (top, left, bottom, right) as in ONNX.
-Source: X. Ding et al., "RepVGG", arXiv:2101.03697, eq. 3-4; "Diverse Branch Block", arXiv:2103.13425, transforms I-VI.
+Everything is float64 and pure; a value is cast once, when a fold writes it. `compose` and `add`
+return maps that are equal
+return maps that are equal *everywhere, borders included*, or raise Inexact with the reason.
+Notation: pads are (top, left, bottom, right) as in ONNX. Source: X. Ding et al., "RepVGG",
+arXiv:2101.03697, eq. 3-4; "Diverse Branch Block", arXiv:2103.13425, transforms I-VI.
 """
 
 from __future__ import annotations
@@ -23,7 +27,9 @@ Array = npt.NDArray[np.float64]
 
 
 class Inexact(ValueError):
-    """An answer, not a failure: two maps have no single affine map that equals their composition or sum; the text says why."""
+    """An answer, not a failure: two maps have no single affine map that equals their
+    composition or sum; the text says why.
+    """
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,9 @@ class Geometry:
     @property
     def span(self) -> tuple[int, int]:
         """Pixels covered by the kernel: (k - 1) * dilation + 1."""
-        return _pair((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
+        return _pair(
+            (k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)
+        )
 
     @property
     def excess(self) -> tuple[int, int]:
@@ -61,15 +69,21 @@ class Geometry:
     @property
     def macs(self) -> int:
         """Multiply-accumulates for each output pixel."""
-        return self.outputs * (self.inputs // self.groups) * self.kernel[0] * self.kernel[1]
+        return (
+            self.outputs
+            * (self.inputs // self.groups)
+            * self.kernel[0]
+            * self.kernel[1]
+        )
 
 
 @dataclass(frozen=True)
 class AffineMap:
-    """A map of `geometry` with kernel [outputs, inputs / groups, kh, kw] and bias [outputs], both float64.
+    """A map of `geometry` with kernel [outputs, inputs / groups, kh, kw] and bias [outputs],
+    both float64.
 
-    fill   [inputs], what the input is outside its borders; None for zeros
-    doubt  how exact fill is, relative to the largest of it: it was rounded when the graph was written
+    fill   [inputs], what the input is outside its borders; None for zeros doubt  how exact fill
+    is, relative to the largest of it: it was rounded when the graph was written
     """
 
     geometry: Geometry
@@ -94,12 +108,22 @@ def from_kernel(
     groups: int = 1,
     **where: tuple[int, ...],
 ) -> AffineMap:
-    """A convolution's map. kernel [O, I/groups, kh, kw]; `where` may give strides, pads, dilations."""
+    """A convolution's map. kernel [O, I/groups, kh, kw]; `where` may give strides, pads,
+    dilations.
+    """
     values = np.asarray(kernel, np.float64)
     outputs, inputs, height, width = values.shape
-    geometry = Geometry(outputs, inputs * groups, (height, width), groups=groups, **where)  # type: ignore[arg-type]
+    geometry = Geometry(
+        outputs,
+        inputs * groups,
+        (height, width),
+        groups=groups,
+        **where,  # type: ignore[arg-type]
+    )
     return AffineMap(
-        geometry, values, np.zeros(outputs) if bias is None else np.asarray(bias, np.float64)
+        geometry,
+        values,
+        np.zeros(outputs) if bias is None else np.asarray(bias, np.float64),
     )
 
 
@@ -136,13 +160,16 @@ def from_average_pool(
 def zero_pad(channels: int, pads: tuple[int, int, int, int]) -> AffineMap:
     """y = x inside a frame of zeros."""
     return replace(
-        identity(channels), geometry=Geometry(channels, channels, pads=pads, groups=channels)
+        identity(channels),
+        geometry=Geometry(channels, channels, pads=pads, groups=channels),
     )
 
 
 def frame(fill: Array, pads: tuple[int, int, int, int], doubt: float) -> AffineMap:
     """y = x inside a frame of constants, one for each channel."""
-    return replace(zero_pad(fill.size, pads), fill=fill if np.any(fill != 0) else None, doubt=doubt)
+    return replace(
+        zero_pad(fill.size, pads), fill=fill if np.any(fill != 0) else None, doubt=doubt
+    )
 
 
 def select(channels: int, start: int, count: int) -> AffineMap:
@@ -155,7 +182,8 @@ def scaled(one: AffineMap, factor: float) -> AffineMap:
     return replace(one, kernel=one.kernel * factor, bias=one.bias * factor)
 
 
-# --- sums -----------------------------------------------------------------------------------------------------------------
+# --- sums -------------------------------------------------------------------------------------
+# ----------------------------
 
 
 def add_geometry(one: Geometry, two: Geometry) -> Geometry:
@@ -168,12 +196,20 @@ def add_geometry(one: Geometry, two: Geometry) -> Geometry:
         raise Inexact(f"strides {one.strides} and {two.strides} differ")
     if one.excess != two.excess:
         raise Inexact(f"pads {one.pads} and {two.pads} give outputs of different sizes")
-    dilations = one.dilations if one.dilations == two.dilations or two.kernel == (1, 1) else (1, 1)
+    dilations = (
+        one.dilations
+        if one.dilations == two.dilations or two.kernel == (1, 1)
+        else (1, 1)
+    )
     dilations = two.dilations if one.kernel == (1, 1) else dilations
-    if any((a.pads[x] - b.pads[x]) % dilations[x] for a, b in ((one, two),) for x in (0, 1)):
+    if any(
+        (a.pads[x] - b.pads[x]) % dilations[x] for a, b in ((one, two),) for x in (0, 1)
+    ):
         dilations = (1, 1)
     before = _pair(max(one.pads[a], two.pads[a]) for a in (0, 1))
-    after = _pair(max(one.span[a] - one.pads[a], two.span[a] - two.pads[a]) - 1 for a in (0, 1))
+    after = _pair(
+        max(one.span[a] - one.pads[a], two.span[a] - two.pads[a]) - 1 for a in (0, 1)
+    )
     kernel = _pair((before[a] + after[a]) // dilations[a] + 1 for a in (0, 1))
     pads = (before[0], before[1], one.excess[0] + after[0], one.excess[1] + after[1])
     return Geometry(
@@ -190,9 +226,13 @@ def add_geometry(one: Geometry, two: Geometry) -> Geometry:
 def add(one: AffineMap, two: AffineMap) -> AffineMap:
     """The map of one(x) + two(x)."""
     if one.fill is not None or two.fill is not None:
-        raise Inexact("a sum pads with constants that are not zero, which no convolution does")
+        raise Inexact(
+            "a sum pads with constants that are not zero, which no convolution does"
+        )
     target = add_geometry(one.geometry, two.geometry)
-    return AffineMap(target, _placed(one, target) + _placed(two, target), one.bias + two.bias)
+    return AffineMap(
+        target, _placed(one, target) + _placed(two, target), one.bias + two.bias
+    )
 
 
 def _placed(one: AffineMap, target: Geometry) -> Array:
@@ -229,7 +269,9 @@ def grouped(one: AffineMap, groups: int) -> AffineMap:
 
 
 def join_geometry(one: Geometry, two: Geometry) -> Geometry:
-    """The geometry of one(x) with two(x) below it, channel-wise; Inexact when they do not line up."""
+    """The geometry of one(x) with two(x) below it, channel-wise; Inexact when they do not line
+    up.
+    """
     total = one.outputs + two.outputs
     return add_geometry(
         replace(one, outputs=total, groups=1), replace(two, outputs=total, groups=1)
@@ -247,16 +289,21 @@ def _among(one: AffineMap, total: int, start: int) -> AffineMap:
     dense, rows = grouped(one, 1), slice(start, start + one.geometry.outputs)
     kernel, bias = np.zeros((total, *dense.kernel.shape[1:])), np.zeros(total)
     kernel[rows], bias[rows] = dense.kernel, dense.bias
-    return replace(dense, geometry=replace(dense.geometry, outputs=total), kernel=kernel, bias=bias)
+    return replace(
+        dense, geometry=replace(dense.geometry, outputs=total), kernel=kernel, bias=bias
+    )
 
 
-# --- compositions ---------------------------------------------------------------------------------------------------------
+# --- compositions -----------------------------------------------------------------------------
+# ----------------------------
 
 
 def compose_geometry(outer: Geometry, inner: Geometry) -> Geometry:
     """The geometry of outer(inner(x)), were it exact; Inexact when no window could make it so."""
     if outer.inputs != inner.outputs:
-        raise Inexact(f"{outer.inputs} channels are read where {inner.outputs} are made")
+        raise Inexact(
+            f"{outer.inputs} channels are read where {inner.outputs} are made"
+        )
     if any(outer.pads) and (inner.kernel, inner.strides) != ((1, 1), (1, 1)):
         raise Inexact(
             "the outer convolution pads what the inner one computes, so borders would differ"
@@ -265,11 +312,17 @@ def compose_geometry(outer: Geometry, inner: Geometry) -> Geometry:
     dilations = (
         (1, 1)
         if dilated
-        else (inner.dilations if outer.kernel == (1, 1) else _times(outer.dilations, inner.strides))
+        else (
+            inner.dilations
+            if outer.kernel == (1, 1)
+            else _times(outer.dilations, inner.strides)
+        )
     )
     span = _pair((outer.span[a] - 1) * inner.strides[a] + inner.span[a] for a in (0, 1))
     kernel = _pair((span[a] - 1) // dilations[a] + 1 for a in (0, 1))
-    top, left, bottom, right = (one + two for one, two in zip(outer.pads, inner.pads, strict=True))
+    top, left, bottom, right = (
+        one + two for one, two in zip(outer.pads, inner.pads, strict=True)
+    )
     groups = _common_groups(outer, inner)
     return Geometry(
         outer.outputs,
@@ -286,13 +339,16 @@ def compose(outer: AffineMap, inner: AffineMap) -> AffineMap:
     """The map of outer(inner(x)).
 
     Raises:
-        Inexact: outer pads and inner strides or has a window, or gives something other than the padding outside its image.
+        Inexact: outer pads and inner strides or has a window, or gives something other than the
+        padding outside its image.
     """
     target = compose_geometry(outer.geometry, inner.geometry)
     if any(outer.geometry.pads):
         _require_padding(outer, inner)
     bias = outer.bias + _apply(outer.kernel.sum((2, 3)), inner.bias, outer.geometry)
-    return AffineMap(target, _composed_kernel(outer, inner, target), bias, inner.fill, inner.doubt)
+    return AffineMap(
+        target, _composed_kernel(outer, inner, target), bias, inner.fill, inner.doubt
+    )
 
 
 def _require_padding(outer: AffineMap, inner: AffineMap) -> None:
@@ -302,14 +358,17 @@ def _require_padding(outer: AffineMap, inner: AffineMap) -> None:
         outside = outside + _apply(inner.kernel[:, :, 0, 0], inner.fill, inner.geometry)
     if outer.fill is None and np.any(outside != 0):
         raise Inexact(
-            "the outer convolution pads with 0 where the inner map would give its shift, so borders would differ"
+            "the outer convolution pads with 0 where the inner map would give its shift, so "
+            "borders would differ"
         )
     if (
         outer.fill is not None
-        and not np.abs(outer.fill - outside).max() <= outer.doubt * np.abs(outside).max()
+        and not np.abs(outer.fill - outside).max()
+        <= outer.doubt * np.abs(outside).max()
     ):
         raise Inexact(
-            "the border is filled with constants that the map before it does not give for zeros, so borders would differ"
+            "the border is filled with constants that the map before it does not give for "
+            "zeros, so borders would differ"
         )
 
 
@@ -349,13 +408,20 @@ def _composed_kernel(outer: AffineMap, inner: AffineMap, target: Geometry) -> Ar
 def _channel_product(
     outer: AffineMap, inner: AffineMap, groups: int, row: int, column: int
 ) -> Array:
-    """sum over m of outer[o, m, row, column] * inner[m, i, :, :], without making a diagonal dense."""
+    """sum over m of outer[o, m, row, column] * inner[m, i, :, :], without making a diagonal
+    dense.
+    """
     if outer.geometry.is_diagonal:
         return outer.kernel[:, :, row, column, None, None] * inner.kernel
     tap = outer.kernel[:, :, row, column]
     if inner.geometry.is_diagonal:
-        per_group = inner.kernel.reshape(outer.geometry.groups, 1, -1, *inner.kernel.shape[2:])
-        blocks = tap.reshape(outer.geometry.groups, -1, tap.shape[1])[..., None, None] * per_group
+        per_group = inner.kernel.reshape(
+            outer.geometry.groups, 1, -1, *inner.kernel.shape[2:]
+        )
+        blocks = (
+            tap.reshape(outer.geometry.groups, -1, tap.shape[1])[..., None, None]
+            * per_group
+        )
         return blocks.reshape(*tap.shape, *inner.kernel.shape[2:])
     left = (
         grouped(outer, groups)

@@ -1,4 +1,6 @@
-"""Nodes that give their input back as it is, at inference: they go, and a graph's output keeps its name."""
+"""Nodes that give their input back as it is, at inference: they go, and a graph's output keeps
+its name.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,15 @@ import onnx_ir as ir
 from repzoo.graph.fold.rules import constant
 from repzoo.graph.tools.constant_folding import shape_preserving_input
 
-NEUTRAL_SIZE = 2**18  # elements of a tensor of zeros or ones that is read to see whether it is one
+NEUTRAL_SIZE = (
+    2**18
+)  # elements of a tensor of zeros or ones that is read to see whether it is one
 NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 
 
 def eliminate_identities(graph: ir.Graph) -> None:
-    """Dropout passes its input through at inference; its mask must be unread. So do added zeros, factors of one, Casts
+    """Dropout passes its input through at inference; its mask must be unread. So do added
+    zeros, factors of one, Casts
     to the same type, Reshapes and Transposes that change no shape."""
     for node in list(graph):
         if (
@@ -25,7 +30,9 @@ def eliminate_identities(graph: ir.Graph) -> None:
             flag = constant(training)
             if training is None or (flag is not None and not flag.any()):
                 _replace_value(graph, node, node.inputs[0])
-        elif node.domain in ("", "ai.onnx") and (source := _given_back(node)) is not None:
+        elif (
+            node.domain in ("", "ai.onnx") and (source := _given_back(node)) is not None
+        ):
             _replace_value(graph, node, source)
 
 
@@ -51,7 +58,9 @@ def _of_that_type(node: ir.Node) -> ir.Value | None:
 
 
 def _untouched(node: ir.Node) -> ir.Value | None:
-    """The operand that an Add, Sub, Mul or Div gives back as it is: the other is all zeros or ones, and widens nothing."""
+    """The operand that an Add, Sub, Mul or Div gives back as it is: the other is all zeros or
+    ones, and widens nothing.
+    """
     pairs = [(0, 1), (1, 0)] if node.op_type in ("Add", "Mul") else [(0, 1)]
     for source, other in ((node.inputs[one], node.inputs[two]) for one, two in pairs):
         numbers = constant(other)
@@ -64,7 +73,8 @@ def _untouched(node: ir.Node) -> ir.Value | None:
         ):
             sides = list(source.shape or ())
             widens = numbers.ndim > len(sides) or any(
-                a not in (1, b) for a, b in zip(numbers.shape[::-1], sides[::-1], strict=False)
+                a not in (1, b)
+                for a, b in zip(numbers.shape[::-1], sides[::-1], strict=False)
             )
             return None if widens else source
     return None
@@ -72,7 +82,9 @@ def _untouched(node: ir.Node) -> ir.Value | None:
 
 def _replace_value(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
     if node.outputs[0].is_graph_output():
-        kept = ir.Node("", "Identity", [source], outputs=[ir.Value(name=node.outputs[0].name)])
+        kept = ir.Node(
+            "", "Identity", [source], outputs=[ir.Value(name=node.outputs[0].name)]
+        )
         ir.convenience.replace_nodes_and_values(
             graph, node, [node], [kept], [node.outputs[0]], [kept.outputs[0]]
         )

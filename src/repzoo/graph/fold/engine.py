@@ -39,7 +39,13 @@ from repzoo.graph.tools.fold_result import Fold, FoldResult, Refusal
 from repzoo.graph.tools.pieces import inline_functions, to_ir, to_proto
 
 QUANTIZED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "ConvInteger",
+        "MatMulInteger",
+    }
 )
 # Before opset 7 BatchNormalization trains unless told otherwise, and broadcasting is an attribute.
 OLDEST_OPSET = 7
@@ -107,7 +113,9 @@ class _Sweeper:
 
     def _fold_at(self, root: ir.Node) -> None:
         """Replace the best expression that ends in `root`, if any qualifies."""
-        candidates = [item for item in self._expressions(root.outputs[0]) if _is_worth(item, root)]
+        candidates = [
+            item for item in self._expressions(root.outputs[0]) if _is_worth(item, root)
+        ]
         candidates.sort(key=lambda item: (item.cost - item.macs, -len(item.nodes)))
         for candidate in candidates:
             reason = _why_too_expensive(candidate)
@@ -127,7 +135,9 @@ class _Sweeper:
             self._replace(root, candidate, affine)
             return
 
-    def _replace(self, root: ir.Node, expression: Expression, affine: AffineMap) -> None:
+    def _replace(
+        self, root: ir.Node, expression: Expression, affine: AffineMap
+    ) -> None:
         record = Fold(
             output=str(root.outputs[0].name),
             nodes=tuple(node_name(node) for node in expression.nodes),
@@ -142,7 +152,9 @@ class _Sweeper:
         name = node_name(node)
         self.refusals.setdefault(name, Refusal(name, reason))
 
-    def _why_slower(self, expression: Expression, affine: AffineMap, output: ir.Value) -> str:
+    def _why_slower(
+        self, expression: Expression, affine: AffineMap, output: ir.Value
+    ) -> str:
         """The reason for refusing a fold that was measured to be slower; "" for none."""
         if self.stopwatch is None or expression.flat:
             return ""
@@ -177,7 +189,9 @@ class _Sweeper:
         """One affine node, alone and after every expression of its source."""
         yield expressions.of_node(link)
         is_only_output = len(link.node.outputs) == 1
-        if not is_only_output or not expressions.is_read_only_by(link.source, link.nodes):
+        if not is_only_output or not expressions.is_read_only_by(
+            link.source, link.nodes
+        ):
             return
         for inner in self._expressions(link.source):
             if inner.flat != link.flat:
@@ -206,7 +220,9 @@ class _Sweeper:
                 except Inexact as error:
                     self._refuse(node, str(error))
 
-    def _concatenations(self, node: ir.Node, parts: list[ir.Value]) -> Iterator[Expression]:
+    def _concatenations(
+        self, node: ir.Node, parts: list[ir.Value]
+    ) -> Iterator[Expression]:
         """For each source that all parts share, the largest expression of each part."""
         if len(set(parts)) < len(parts):
             return
@@ -273,7 +289,9 @@ def _without_border(affine: AffineMap) -> AffineMap:
 def _prepare(model: onnx.ModelProto) -> ir.Model:
     """`model` with constants folded, identities removed and borders of constants noted."""
     kinds = {node.op_type for node in model.graph.node}
-    quantized = sorted(kind for kind in kinds if kind in QUANTIZED or kind.startswith("QLinear"))
+    quantized = sorted(
+        kind for kind in kinds if kind in QUANTIZED or kind.startswith("QLinear")
+    )
     if quantized:
         raise InputError(
             f"the graph is quantized already (it holds {quantized[0]}); fold the float model, "

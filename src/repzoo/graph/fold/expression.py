@@ -58,7 +58,9 @@ def macs_per_input_pixel(geometry: Geometry) -> float:
 
 def source_itself(value: ir.Value) -> Expression:
     """`value` as an expression of itself. Its channels become known when it is combined."""
-    return Expression(value, Geometry(0, 0), (), 0.0, 0, lambda: algebra.identity(0), flat=False)
+    return Expression(
+        value, Geometry(0, 0), (), 0.0, 0, lambda: algebra.identity(0), flat=False
+    )
 
 
 def of_node(link: AffineNode) -> Expression:
@@ -126,7 +128,9 @@ def concatenated(node: ir.Node, parts: list[Expression]) -> Expression:
         nodes += part.nodes
     return Expression(
         source=parts[0].source,
-        geometry=functools.reduce(algebra.join_geometry, (part.geometry for part in parts)),
+        geometry=functools.reduce(
+            algebra.join_geometry, (part.geometry for part in parts)
+        ),
         nodes=tuple(dict.fromkeys(nodes)),
         macs=sum(part.macs for part in parts),
         parameters=sum(part.parameters for part in parts),
@@ -203,7 +207,11 @@ def belongs_to_layer_before(expression: Expression) -> bool:
     """
     first_node = expression.nodes[-1]
     producer = expression.source.producer()
-    if first_node.op_type == "Conv" or producer is None or producer.op_type not in WEIGHTED:
+    if (
+        first_node.op_type == "Conv"
+        or producer is None
+        or producer.op_type not in WEIGHTED
+    ):
         return False
     first = as_affine(first_node)
     if not isinstance(first, AffineNode) or first.source is not expression.source:
@@ -227,7 +235,13 @@ def belongs_to_layer_after(expression: Expression, root: ir.Node) -> bool:
     begins_with_shift = expression.nodes[-1].op_type in ("Add", "Sub")
     is_pointwise = expression.geometry.is_pointwise
     several_nodes = len(expression.nodes) > 1
-    return is_padded and begins_with_shift and several_nodes and is_pointwise and not has_bias(root)
+    return (
+        is_padded
+        and begins_with_shift
+        and several_nodes
+        and is_pointwise
+        and not has_bias(root)
+    )
 
 
 def has_bias(node: ir.Node) -> bool:

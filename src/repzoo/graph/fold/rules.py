@@ -1,7 +1,8 @@
 """Which nodes of an ONNX graph are affine maps of one tensor, and with what values.
 
-A rule is guards, then one answer: a Link (this node is that map of that tensor), a Refusal (it would be, but for a reason
-that a person should hear), or None (it is something else). Rules read the graph and never change it.
+A rule is guards, then one answer: a Link (this node is that map of that tensor), a Refusal (it
+would be, but for a reason that a person should hear), or None (it is something else). Rules
+read the graph and never change it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from repzoo.graph.tools.symbolic_sizes import same_shape
 class AffineNode:
     """`node` computes the map `build()` (of `geometry`) of the tensor `source`.
 
-    flat   tensors are [..., C]: rows of channels, as in [N, C] and in what a linear layer makes of [N, length, C]
-    moves  it only moves values, and costs no arithmetic: padding, and choosing channels
-    more   other nodes that it takes, the one that reads `source` at the end
+    flat   tensors are [..., C]: rows of channels, as in [N, C] and in what a linear layer makes
+           of [N, length, C] moves  it only moves values, and costs no arithmetic: padding, and
+           choosing channels more   other nodes that it takes, the one that reads `source` at
+           the end
     """
 
     node: ir.Node
@@ -46,7 +48,8 @@ class AffineNode:
 
 @dataclass(frozen=True)
 class Border:
-    """What `ScatterND` nodes make of a Pad: every pixel of its frame, and no other, has the number of its channel.
+    """What `ScatterND` nodes make of a Pad: every pixel of its frame, and no other, has the
+    number of its channel.
 
     fill   float64 [C]; `doubt` as in algebra.AffineMap
     nodes  behind the last ScatterND: the others, those that compute where they write, and the Pad
@@ -57,11 +60,16 @@ class Border:
     nodes: tuple[ir.Node, ...]
 
 
-BORDER = "repzoo.border"  # in the `meta` of a ScatterND: a Border, or the sentence that says why it is none (borders.py)
+# Key in the `meta` of a ScatterND: a Border, or the sentence that says why it is none
+# (border_constants.py).
+BORDER = "repzoo.border"
 
 Answer = AffineNode | Refusal | None
 
-AUTO_PAD = "its padding depends on the size of its input (auto_pad=SAME), which is open or dilated; export it with a fixed size"
+AUTO_PAD = (
+    "its padding depends on the size of its input (auto_pad=SAME), which is open or dilated; "
+    "export it with a fixed size"
+)
 
 
 def as_affine(node: ir.Node, output: int = 0) -> Answer:
@@ -75,7 +83,9 @@ def as_affine(node: ir.Node, output: int = 0) -> Answer:
 
 
 def concatenated_inputs(node: ir.Node) -> list[ir.Value]:
-    """The tensors whose channels `node` (Concat) puts one below the other; none when it does something else."""
+    """The tensors whose channels `node` (Concat) puts one below the other; none when it does
+    something else.
+    """
     parts = [value for value in node.inputs if value is not None and channels_of(value)]
     whole = (
         node.op_type == "Concat"
@@ -85,19 +95,25 @@ def concatenated_inputs(node: ir.Node) -> list[ir.Value]:
     rank = rank_of(node.outputs[0])
     return (
         parts
-        if whole and rank in (2, 4) and node.attributes.get_int("axis", 1) in (1, 1 - rank)
+        if whole
+        and rank in (2, 4)
+        and node.attributes.get_int("axis", 1) in (1, 1 - rank)
         else []
     )
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[np.float64] | None:
-    """The value as float64 when it is known at fold time and cannot be fed from outside, else None."""
+    """The value as float64 when it is known at fold time and cannot be fed from outside, else
+    None.
+    """
     stored = _stored(value)
     return None if stored is None else np.asarray(stored, np.float64)
 
 
 def _stored(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """As `constant`, in the type of the file: large weights are only converted when a fold is made."""
+    """As `constant`, in the type of the file: large weights are only converted when a fold is
+    made.
+    """
     if value is None or value.is_graph_input():
         return None
     tensor = ir.convenience.get_const_tensor(value)
@@ -115,11 +131,13 @@ def _conv(node: ir.Node) -> Answer:
     if values is None or weight is None or source is None:
         return Refusal(
             node_name(node),
-            "its weights are not constant (a graph input or computed), so nothing can be folded into them",
+            "its weights are not constant (a graph input or computed), so nothing can be folded "
+            "into them",
         )
     if values.ndim != 4:
         return Refusal(
-            node_name(node), f"it is a {values.ndim - 2}-D convolution; only 2-D ones are folded"
+            node_name(node),
+            f"it is a {values.ndim - 2}-D convolution; only 2-D ones are folded",
         )
     if len(weight.uses()) > 1:
         return Refusal(
@@ -128,7 +146,9 @@ def _conv(node: ir.Node) -> Answer:
         )
     if (pads := _pads(node, source, values.shape[2:])) is None:
         return Refusal(node_name(node), AUTO_PAD)
-    bias = constant(rest[0]) if rest and rest[0] is not None else np.zeros(values.shape[0])
+    bias = (
+        constant(rest[0]) if rest and rest[0] is not None else np.zeros(values.shape[0])
+    )
     if bias is None:
         return Refusal(node_name(node), "its bias is not constant")
     groups = node.attributes.get_int("group", 1)
@@ -164,11 +184,14 @@ def _batchnorm(node: ir.Node) -> Answer:
     if (
         node.attributes.get_int("training_mode", 0) or len(node.outputs) > 1
     ):  # the second marks training before opset 14
-        return Refusal(node_name(node), "it is in training mode; export the model in eval mode")
+        return Refusal(
+            node_name(node), "it is in training mode; export the model in eval mode"
+        )
     if rank_of(node.outputs[0]) not in (2, 4):
         return Refusal(
             node_name(node),
-            f"it works on a tensor of rank {rank_of(node.outputs[0]) or 'unknown'}; only [N, C] and [N, C, H, W] are folded",
+            f"it works on a tensor of rank {rank_of(node.outputs[0]) or 'unknown'}; only [N, C] "
+            "and [N, C, H, W] are folded",
         )
     gamma, beta, mean, variance = (value for value in known if value is not None)
     epsilon = node.attributes.get_float("epsilon", 1e-5)
@@ -186,8 +209,16 @@ def _gemm(node: ir.Node) -> Answer:
     source, weight, *rest = node.inputs
     values = constant(weight)
     transposed = node.attributes.get_int("transA", 0) == 1
-    if source is None or weight is None or values is None or values.ndim != 2 or transposed:
-        return Refusal(node_name(node), "its weights are not constant or its input is transposed")
+    if (
+        source is None
+        or weight is None
+        or values is None
+        or values.ndim != 2
+        or transposed
+    ):
+        return Refusal(
+            node_name(node), "its weights are not constant or its input is transposed"
+        )
     if len(weight.uses()) > 1:
         return Refusal(
             node_name(node),
@@ -197,12 +228,20 @@ def _gemm(node: ir.Node) -> Answer:
         values if node.attributes.get_int("transB", 0) else values.T
     ) * node.attributes.get_float("alpha", 1.0)
     bias = constant(rest[0]) if rest and rest[0] is not None else np.zeros(1)
-    if bias is None or bias.shape not in ((), (1,), (1, 1), (len(values),), (1, len(values))):
+    if bias is None or bias.shape not in (
+        (),
+        (1,),
+        (1, 1),
+        (len(values),),
+        (1, len(values)),
+    ):
         return Refusal(
-            node_name(node), "its bias is not constant, or not one number for each output"
+            node_name(node),
+            "its bias is not constant, or not one number for each output",
         )
     shift = np.broadcast_to(
-        bias.reshape(-1) * (node.attributes.get_float("beta", 1.0) or 0.0), values.shape[:1]
+        bias.reshape(-1) * (node.attributes.get_float("beta", 1.0) or 0.0),
+        values.shape[:1],
     )
     return AffineNode(
         node,
@@ -214,7 +253,9 @@ def _gemm(node: ir.Node) -> Answer:
 
 
 def _matmul(node: ir.Node) -> Answer:
-    """A constant [inputs, outputs] on the right of [..., inputs]: a linear layer without its bias."""
+    """A constant [inputs, outputs] on the right of [..., inputs]: a linear layer without its
+    bias.
+    """
     source, weight = node.inputs
     values = constant(weight)
     if source is None or weight is None or values is None:
@@ -222,7 +263,8 @@ def _matmul(node: ir.Node) -> Answer:
     if values.ndim != 2 or rank_of(source) < 2:
         return Refusal(
             node_name(node),
-            f"it multiplies ranks {rank_of(source) or 'unknown'} and {values.ndim}; only rows by a matrix fold",
+            f"it multiplies ranks {rank_of(source) or 'unknown'} and {values.ndim}; only rows "
+            "by a matrix fold",
         )
     if len(weight.uses()) > 1:
         return Refusal(
@@ -231,7 +273,11 @@ def _matmul(node: ir.Node) -> Answer:
         )
     shape = Geometry(values.shape[1], values.shape[0])
     return AffineNode(
-        node, source, shape, lambda: algebra.from_kernel(values.T[:, :, None, None]), flat=True
+        node,
+        source,
+        shape,
+        lambda: algebra.from_kernel(values.T[:, :, None, None]),
+        flat=True,
     )
 
 
@@ -239,19 +285,28 @@ def _elementwise(node: ir.Node) -> Answer:
     """Add, Sub, Mul or Div with a constant for each channel."""
     left, right = constant(node.inputs[0]), constant(node.inputs[1])
     if (left is None) == (right is None):
-        return None  # two tensors: a sum for the fold to see, or a product of activations
-    source, values = (node.inputs[1], left) if left is not None else (node.inputs[0], right)
+        return (
+            None  # two tensors: a sum for the fold to see, or a product of activations
+        )
+    source, values = (
+        (node.inputs[1], left) if left is not None else (node.inputs[0], right)
+    )
     if source is None or values is None or (node.op_type == "Div" and left is not None):
         return None
     spreads = (
-        (axis, _along(values, axis, source)) for axis in _channel_axes(source, node.outputs[0])
+        (axis, _along(values, axis, source))
+        for axis in _channel_axes(source, node.outputs[0])
     )
     axis, spread = next(
         ((axis, spread) for axis, spread in spreads if spread is not None), (0, None)
     )
     if spread is None:
-        return None  # varies over pixels, or the constant widens the tensor, or the numbers are integers
-    scale, shift = _scale_and_shift(node.op_type, spread, constant_first=left is not None)
+        # varies over pixels, or the constant widens the tensor, or the numbers are
+        # integers
+        return None
+    scale, shift = _scale_and_shift(
+        node.op_type, spread, constant_first=left is not None
+    )
     channels = Geometry(spread.size, spread.size, groups=spread.size)
     return AffineNode(
         node,
@@ -263,7 +318,9 @@ def _elementwise(node: ir.Node) -> Answer:
 
 
 def _along(values: algebra.Array, axis: int, like: ir.Value) -> algebra.Array | None:
-    """`values` as one number for each place on `axis`; None where they vary along another or widen the tensor."""
+    """`values` as one number for each place on `axis`; None where they vary along another or
+    widen the tensor.
+    """
     sides = [1] * rank_of(like)
     sides[axis] = int_of(like, axis)
     try:
@@ -295,15 +352,23 @@ def _average_pool(node: ir.Node) -> Answer:
     if any(pads) and not node.attributes.get_int("count_include_pad", 0):
         return Refusal(
             node_name(node),
-            "it averages fewer pixels at the border (count_include_pad=0), which no convolution does",
+            "it averages fewer pixels at the border (count_include_pad=0), which no convolution "
+            "does",
         )
     unusual = node.attributes.get_int("ceil_mode", 0)
     strides, channels = _ints(node, "strides", (1, 1)), channels_of(node.outputs[0])
-    if unusual or source is None or not channels or _ints(node, "dilations", (1, 1)) != (1, 1):
+    if (
+        unusual
+        or source is None
+        or not channels
+        or _ints(node, "dilations", (1, 1)) != (1, 1)
+    ):
         return None
     window = (kernel[0], kernel[1]), (strides[0], strides[1]), pads
     shape = Geometry(channels, channels, *window, groups=channels)
-    return AffineNode(node, source, shape, lambda: algebra.from_average_pool(channels, *window))
+    return AffineNode(
+        node, source, shape, lambda: algebra.from_average_pool(channels, *window)
+    )
 
 
 def _pad(node: ir.Node) -> Answer:
@@ -312,11 +377,18 @@ def _pad(node: ir.Node) -> Answer:
     sizes, value, axes = (
         _setting(node, *where) for where in (("pads", 1), ("value", 2), ("axes", 3))
     )
-    if source is None or rank_of(source) != 4 or sizes is None or value is None or axes is None:
+    if (
+        source is None
+        or rank_of(source) != 4
+        or sizes is None
+        or value is None
+        or axes is None
+    ):
         return None
     if node.attributes.get_string("mode", "constant") != "constant" or value.any():
         return Refusal(
-            node_name(node), "it pads with something other than zeros, which no convolution does"
+            node_name(node),
+            "it pads with something other than zeros, which no convolution does",
         )
     both = np.zeros((2, 4), int)
     both[:, axes.astype(int) if axes.size else slice(None)] = sizes.reshape(2, -1)
@@ -326,7 +398,9 @@ def _pad(node: ir.Node) -> Answer:
     top, left, bottom, right = (int(side) for side in both[:, 2:].reshape(-1))
     frame = top, left, bottom, right
     shape = Geometry(channels, channels, pads=frame, groups=channels)
-    return AffineNode(node, source, shape, lambda: algebra.zero_pad(channels, frame), moves=True)
+    return AffineNode(
+        node, source, shape, lambda: algebra.zero_pad(channels, frame), moves=True
+    )
 
 
 def _scatter(node: ir.Node) -> Answer:
@@ -338,7 +412,9 @@ def _scatter(node: ir.Node) -> Answer:
     if not isinstance(zeros, AffineNode):
         return None
     build = lambda: algebra.frame(border.fill, zeros.geometry.pads, border.doubt)  # noqa: E731
-    return AffineNode(node, zeros.source, zeros.geometry, build, moves=True, more=border.nodes)
+    return AffineNode(
+        node, zeros.source, zeros.geometry, build, moves=True, more=border.nodes
+    )
 
 
 def _split(node: ir.Node, output: int) -> Answer:
@@ -361,7 +437,13 @@ def _slice(node: ir.Node) -> Answer:
     starts, axes, steps = (
         _setting(node, *where) for where in (("starts", 1), ("axes", 3), ("steps", 4))
     )
-    if source is None or starts is None or axes is None or steps is None or starts.size != 1:
+    if (
+        source is None
+        or starts is None
+        or axes is None
+        or steps is None
+        or starts.size != 1
+    ):
         return None
     axis = int(axes[0]) if axes.size else 0
     total, count = channels_of(source), channels_of(node.outputs[0])
@@ -380,15 +462,24 @@ def _chosen(node: ir.Node, source: ir.Value, start: int, count: int) -> AffineNo
     total = channels_of(source)
     shape, flat = Geometry(count, total), rank_of(source) == 2
     return AffineNode(
-        node, source, shape, lambda: algebra.select(total, start, count), flat, moves=True
+        node,
+        source,
+        shape,
+        lambda: algebra.select(total, start, count),
+        flat,
+        moves=True,
     )
 
 
 def _rows(node: ir.Node) -> Answer:
-    """A Reshape that ends where a Flatten (or Reshape) began, with only the BatchNormalization of its rows [.., C] between them."""
+    """A Reshape that ends where a Flatten (or Reshape) began, with only the BatchNormalization
+    of its rows [.., C] between them.
+    """
     normal = _producer(node)
     opening = (
-        _producer(normal) if normal is not None and normal.op_type == "BatchNormalization" else None
+        _producer(normal)
+        if normal is not None and normal.op_type == "BatchNormalization"
+        else None
     )
     source = (
         opening.inputs[0]
@@ -409,20 +500,34 @@ def _rows(node: ir.Node) -> Answer:
         or int_of(source, rank_of(source) - 1) != seen.geometry.inputs
     ):
         return None
-    return AffineNode(node, source, seen.geometry, seen.build, flat=True, more=(normal, opening))
+    return AffineNode(
+        node, source, seen.geometry, seen.build, flat=True, more=(normal, opening)
+    )
 
 
 def _producer(node: ir.Node) -> ir.Node | None:
-    return node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    return (
+        node.inputs[0].producer()
+        if node.inputs and node.inputs[0] is not None
+        else None
+    )
 
 
 def _setting(node: ir.Node, name: str, index: int) -> algebra.Array | None:
-    """An attribute of older operator sets that became an input; empty when it is not given, None when it is computed."""
+    """An attribute of older operator sets that became an input; empty when it is not given,
+    None when it is computed.
+    """
     if name in node.attributes:
         return np.atleast_1d(np.asarray(node.attributes[name].value, np.float64))
     value = node.inputs[index] if index < len(node.inputs) else None
     known = constant(value)
-    return np.zeros(0) if value is None else None if known is None else np.atleast_1d(known)
+    return (
+        np.zeros(0)
+        if value is None
+        else None
+        if known is None
+        else np.atleast_1d(known)
+    )
 
 
 _RULES: dict[str, Callable[[ir.Node], Answer]] = {
@@ -449,7 +554,9 @@ def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]
 def _pads(
     node: ir.Node, source: ir.Value | None, kernel: Sequence[int]
 ) -> tuple[int, int, int, int] | None:
-    """(top, left, bottom, right); None where they depend on a size that is not known, or on what runtimes disagree about."""
+    """(top, left, bottom, right); None where they depend on a size that is not known, or on
+    what runtimes disagree about.
+    """
     kind = node.attributes.get_string("auto_pad", "NOTSET")
     if kind == "NOTSET":
         top, left, bottom, right = _ints(node, "pads", (0, 0, 0, 0))
@@ -457,7 +564,11 @@ def _pads(
     if kind == "VALID":
         return 0, 0, 0, 0  # whatever `pads` says
     strides, sides = _ints(node, "strides", (1, 1)), _sides(source)
-    if _ints(node, "dilations", (1, 1)) != (1, 1) or len(strides) != 2 or min(strides) < 1:
+    if (
+        _ints(node, "dilations", (1, 1)) != (1, 1)
+        or len(strides) != 2
+        or min(strides) < 1
+    ):
         return None
     total = [
         kernel[a] - 1 if strides[a] == 1 else _missing(sides[a], kernel[a], strides[a])
@@ -474,25 +585,45 @@ def _pads(
 
 def _missing(side: int | None, kernel: int, stride: int) -> int | None:
     """Pixels that `side` lacks for ceil(side / stride) windows."""
-    return None if side is None else max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
+    return (
+        None
+        if side is None
+        else max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
+    )
 
 
 def _sides(value: ir.Value | None) -> tuple[int | None, int | None]:
     """Height and width of [N, C, H, W] where they are known."""
     if value is None or value.shape is None or len(value.shape) != 4:
         return None, None
-    height, width = (side if isinstance(side, int) else None for side in value.shape[2:])
+    height, width = (
+        side if isinstance(side, int) else None for side in value.shape[2:]
+    )
     return height, width
 
 
 def _channel_axes(source: ir.Value, output: ir.Value) -> list[int]:
-    """The axes that may be channels, where both are floats of one rank with as many: of images the second, of rows the last."""
-    rank, floats = rank_of(source), source.dtype is not None and source.dtype.is_floating_point()
-    if not floats or source.shape is None or output.shape is None or rank != rank_of(output):
+    """The axes that may be channels, where both are floats of one rank with as many: of images
+    the second, of rows the last.
+    """
+    rank, floats = (
+        rank_of(source),
+        source.dtype is not None and source.dtype.is_floating_point(),
+    )
+    if (
+        not floats
+        or source.shape is None
+        or output.shape is None
+        or rank != rank_of(output)
+    ):
         return []
-    axes = dict.fromkeys([*([1] if rank in (2, 4) else []), *([rank - 1] if rank > 1 else [])])
+    axes = dict.fromkeys(
+        [*([1] if rank in (2, 4) else []), *([rank - 1] if rank > 1 else [])]
+    )
     return [
-        axis for axis in axes if source.shape[axis] == output.shape[axis] and int_of(source, axis)
+        axis
+        for axis in axes
+        if source.shape[axis] == output.shape[axis] and int_of(source, axis)
     ]
 
 
@@ -509,5 +640,7 @@ def rank_of(value: ir.Value) -> int:
 
 def channels_of(value: ir.Value) -> int:
     """C of a tensor [N, C] or [N, C, H, W], 0 when it is not known or the tensor is another."""
-    channels = value.shape[1] if value.shape is not None and len(value.shape) in (2, 4) else 0
+    channels = (
+        value.shape[1] if value.shape is not None and len(value.shape) in (2, 4) else 0
+    )
     return channels if isinstance(channels, int) else 0

@@ -44,7 +44,9 @@ def nodes_for(
     return [ir.node("Conv", inputs, attributes=attributes, name=names[0])]
 
 
-def _linear_nodes(inputs: list[ir.Value], like: ir.Value, names: Names) -> list[ir.Node]:
+def _linear_nodes(
+    inputs: list[ir.Value], like: ir.Value, names: Names
+) -> list[ir.Node]:
     """The linear layer of [source, weight [O, I], bias].
 
     A Gemm for matrices. For rows with more axes a MatMul, and an Add if there is a bias.
@@ -64,7 +66,9 @@ def _linear_nodes(inputs: list[ir.Value], like: ir.Value, names: Names) -> list[
     return [product, ir.node("Add", [output, *bias], name=f"{names[0]}.shift")]
 
 
-def replace(graph: ir.Graph, root: ir.Node, expression: Expression, affine: AffineMap) -> None:
+def replace(
+    graph: ir.Graph, root: ir.Node, expression: Expression, affine: AffineMap
+) -> None:
     """Replace the nodes of `expression`, whose last one is `root`, by one layer."""
     old = root.outputs[0]
     nodes = nodes_for(expression, affine, old, _names(graph, expression))
@@ -108,7 +112,9 @@ def _unused_name(graph: ir.Graph, name: str) -> str:
 def _initializer(name: str, values: npt.NDArray[Any]) -> ir.Value:
     tensor = ir.Tensor(_in_own_pages(values), name=name)
     shape = ir.Shape(values.shape)
-    return ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    return ir.Value(
+        name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
 
 
 def _in_own_pages(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

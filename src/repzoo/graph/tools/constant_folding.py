@@ -1,9 +1,11 @@
-"""What a graph computes from constants and from known shapes alone, so that rules see values where exporters left arithmetic.
+"""What a graph computes from constants and from known shapes alone, so that rules see values
+where exporters left arithmetic.
 
-Known are: a node whose inputs are all known; Shape of a tensor whose sides are; those sides of it that are, the batch open as it
-may be (sizes.py); what a Reshape asks for, where that leaves one side open. The arithmetic is ONNX's own reference implementation,
-so a value is what a runtime would compute. Shape inference and this take turns until nothing new is known: a computed Pad gives the
-next tensor its size.
+Known are: a node whose inputs are all known; Shape of a tensor whose sides are; those sides of
+it that are, the batch open as it may be (sizes.py); what a Reshape asks for, where that leaves
+one side open. The arithmetic is ONNX's own reference implementation, so a value is what a
+runtime would compute. Shape inference and this take turns until nothing new is known: a
+computed Pad gives the next tensor its size.
 """
 
 from __future__ import annotations
@@ -24,13 +26,22 @@ from onnx.reference import ReferenceEvaluator
 
 from repzoo.errors import InputError
 from repzoo.graph.tools.pieces import to_ir
-from repzoo.graph.tools.symbolic_sizes import Size, Sizes, made_up, same_shape, sizes_in, target
+from repzoo.graph.tools.symbolic_sizes import (
+    Size,
+    Sizes,
+    made_up,
+    same_shape,
+    sizes_in,
+    target,
+)
 
 Values = npt.NDArray[Any]
 
 SMALL = (
     2**18
-)  # elements that a known value may have, where its inputs have fewer: a table looked up for an attention has some 10^5
+    # elements that a known value may have, where its inputs have fewer: a table looked up for an
+    # attention has some 10^5
+)
 LARGE = 2**22  # the same of one that is only looked at
 _LAYOUT = {
     "Identity",
@@ -100,7 +111,9 @@ def fold_constants(model: ir.Model, limit: int = SMALL) -> dict[str, ir.TensorPr
 
 
 def _forget_made_up(model: ir.Model) -> None:
-    """Shapes with sides that inference had to make up a name for: it may know them now, and would not look again."""
+    """Shapes with sides that inference had to make up a name for: it may know them now, and
+    would not look again.
+    """
     for value in (value for node in model.graph for value in node.outputs):
         if (
             value.shape is not None
@@ -122,7 +135,9 @@ def _all_known(model: ir.Model, limit: int) -> dict[str, ir.TensorProtocol]:
 
 @dataclass(frozen=True)
 class KnownValues:
-    """What `settle` finds in a model: values by name, and by the name of its output what a node gives back in the same shape."""
+    """What `settle` finds in a model: values by name, and by the name of its output what a node
+    gives back in the same shape.
+    """
 
     values: Mapping[str, onnx.TensorProto]
     repeats: Mapping[str, str]
@@ -134,25 +149,35 @@ def known_values(model: onnx.ModelProto) -> KnownValues:
     if not kinds & _PURE and "Shape" not in kinds:
         return KnownValues({}, {})
     twin = to_ir(model)
-    values = {name: ir.to_proto(tensor) for name, tensor in fold_constants(twin).items()}
+    values = {
+        name: ir.to_proto(tensor) for name, tensor in fold_constants(twin).items()
+    }
     pairs = [
         (node.outputs[0], source)
         for node in twin.graph
         if (source := shape_preserving_input(node)) is not None
     ]
-    return KnownValues(values, {str(made.name): str(source.name) for made, source in pairs})
+    return KnownValues(
+        values, {str(made.name): str(source.name) for made, source in pairs}
+    )
 
 
 def shape_preserving_input(node: ir.Node) -> ir.Value | None:
-    """The input of a Reshape that has that shape already, or of a Transpose that only moves sides of one."""
+    """The input of a Reshape that has that shape already, or of a Transpose that only moves
+    sides of one.
+    """
     source = node.inputs[0] if _is_reshape(node) or _moves_ones(node) else None
-    return source if source is not None and same_shape(source, node.outputs[0]) else None
+    return (
+        source if source is not None and same_shape(source, node.outputs[0]) else None
+    )
 
 
 def _moves_ones(node: ir.Node) -> bool:
     """Whether a Transpose keeps the order of all sides but those of one."""
     source = (
-        node.inputs[0] if node.op_type == "Transpose" and node.domain in ("", "ai.onnx") else None
+        node.inputs[0]
+        if node.op_type == "Transpose" and node.domain in ("", "ai.onnx")
+        else None
     )
     if source is None or source.shape is None:
         return False
@@ -163,7 +188,9 @@ def _moves_ones(node: ir.Node) -> bool:
 
 @dataclass(frozen=True)
 class SizedModel:
-    """A model at one batch size: its known values, large ones too, and the shapes of its tensors, 0 for what is still open."""
+    """A model at one batch size: its known values, large ones too, and the shapes of its
+    tensors, 0 for what is still open.
+    """
 
     values: Mapping[str, onnx.TensorProto]
     shapes: Mapping[str, tuple[int, ...]]
@@ -172,7 +199,9 @@ class SizedModel:
     def sides(self) -> Mapping[str, tuple[int, ...]]:
         """Those of the tensors [N, C, H, W] whose sides are all known."""
         return {
-            name: sides for name, sides in self.shapes.items() if len(sides) == 4 and all(sides)
+            name: sides
+            for name, sides in self.shapes.items()
+            if len(sides) == 4 and all(sides)
         }
 
 
@@ -180,9 +209,17 @@ def at_batch_size(model: onnx.ModelProto, batch: int) -> SizedModel:
     """`model` with `batch` images where it leaves that open."""
     twin = to_ir(model)
     _fix_batch(twin.graph, batch)
-    values = {name: ir.to_proto(tensor) for name, tensor in fold_constants(twin, LARGE).items()}
-    tensors = [*twin.graph.inputs, *(value for node in twin.graph for value in node.outputs)]
-    shapes = {str(value.name): value.shape for value in tensors if value.shape is not None}
+    values = {
+        name: ir.to_proto(tensor)
+        for name, tensor in fold_constants(twin, LARGE).items()
+    }
+    tensors = [
+        *twin.graph.inputs,
+        *(value for node in twin.graph for value in node.outputs),
+    ]
+    shapes = {
+        str(value.name): value.shape for value in tensors if value.shape is not None
+    }
     return SizedModel(
         values,
         {
@@ -194,7 +231,11 @@ def at_batch_size(model: onnx.ModelProto, batch: int) -> SizedModel:
 
 def _fix_batch(graph: ir.Graph, batch: int) -> None:
     for value in graph.inputs:
-        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
+        if (
+            value.shape is not None
+            and len(value.shape)
+            and not isinstance(value.shape[0], int)
+        ):
             value.shape = ir.Shape((batch, *value.shape[1:]))
 
 
@@ -210,13 +251,16 @@ def infer_shapes(model: ir.Model) -> None:
     if errors:
         reason = " ".join(errors[0].split())
         raise InputError(
-            f"types or shapes in the graph contradict each other, so no runtime can hold to them: {reason}"
+            "types or shapes in the graph contradict each other, so no runtime can hold to "
+            f"them: {reason}"
         )
 
 
 @contextmanager
 def _warnings_of(name: str) -> Iterator[list[logging.LogRecord]]:
-    """What a library says to its logger, kept from the terminal: that is how this one reports failure."""
+    """What a library says to its logger, kept from the terminal: that is how this one reports
+    failure.
+    """
     said: list[logging.LogRecord] = []
 
     def keep(record: logging.LogRecord) -> bool:
@@ -235,7 +279,9 @@ def _known(model: ir.Model, limit: int) -> dict[str, tuple[ir.Node, ir.TensorPro
     """The known values that are not constants yet, by name, each with its node."""
     held = sizes_in(model.graph)
     shapes = {
-        value: sides for value, of in held.items() if (sides := _fixed(value, of)) is not None
+        value: sides
+        for value, of in held.items()
+        if (sides := _fixed(value, of)) is not None
     } | _targets(model, held)
     chosen: dict[ir.Value, ir.Node] = {}
     for node in model.graph:
@@ -270,7 +316,9 @@ def _fixed(value: ir.Value, held: list[Size]) -> Values | None:
 
 
 def _targets(model: ir.Model, known: Sizes) -> dict[ir.Value, Values]:
-    """Computed shapes that nothing but Reshapes read, as constants that say the same to each of them."""
+    """Computed shapes that nothing but Reshapes read, as constants that say the same to each of
+    them.
+    """
     found = {}
     for shape in {node.inputs[1]: None for node in model.graph if _is_reshape(node)}:
         if (
@@ -286,7 +334,11 @@ def _targets(model: ir.Model, known: Sizes) -> dict[ir.Value, Values]:
 
 
 def _is_reshape(node: ir.Node) -> bool:
-    return node.op_type == "Reshape" and node.domain in ("", "ai.onnx") and len(node.inputs) > 1
+    return (
+        node.op_type == "Reshape"
+        and node.domain in ("", "ai.onnx")
+        and len(node.inputs) > 1
+    )
 
 
 def _is_known(node: ir.Node, limit: int, known: Callable[[ir.Value], bool]) -> bool:
@@ -308,20 +360,29 @@ def _is_known(node: ir.Node, limit: int, known: Callable[[ir.Value], bool]) -> b
     ):
         return False
     sizes = [
-        math.prod(value.shape.numpy()) if value.shape is not None and value.shape.is_static() else 0
+        math.prod(value.shape.numpy())
+        if value.shape is not None and value.shape.is_static()
+        else 0
         for value in read
     ]
     return math.prod(output.shape.numpy()) <= max(limit, *sizes)
 
 
 def _is_constant(value: ir.Value) -> bool:
-    return not value.is_graph_input() and ir.convenience.get_const_tensor(value) is not None
+    return (
+        not value.is_graph_input()
+        and ir.convenience.get_const_tensor(value) is not None
+    )
 
 
 def _computed(
-    model: ir.Model, chosen: Mapping[ir.Value, ir.Node], shapes: Mapping[ir.Value, Values]
+    model: ir.Model,
+    chosen: Mapping[ir.Value, ir.Node],
+    shapes: Mapping[ir.Value, Values],
 ) -> dict[ir.Value, Values]:
-    """Values of the `chosen` nodes; none where ONNX's reference cannot compute them, as a runtime could not either."""
+    """Values of the `chosen` nodes; none where ONNX's reference cannot compute them, as a
+    runtime could not either.
+    """
     if not chosen:
         return {}
     read = {
@@ -330,15 +391,21 @@ def _computed(
         for value in node.inputs
         if value is not None and value not in chosen
     }
-    fed = {str(value.name): shapes[value] if value in shapes else _array(value) for value in read}
+    fed = {
+        str(value.name): shapes[value] if value in shapes else _array(value)
+        for value in read
+    }
     make = onnx.helper.make_tensor_value_info
     inputs = [
         make(name, onnx.helper.np_dtype_to_tensor_dtype(item.dtype), item.shape)
         for name, item in fed.items()
     ]
-    outputs = [make(str(value.name), onnx.TensorProto.UNDEFINED, None) for value in chosen]
+    outputs = [
+        make(str(value.name), onnx.TensorProto.UNDEFINED, None) for value in chosen
+    ]
     opsets = [
-        onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()
+        onnx.helper.make_opsetid(domain, version)
+        for domain, version in model.opset_imports.items()
     ]
     nodes = [ir.to_proto(node) for node in chosen.values()]
     part = onnx.helper.make_model(
@@ -349,7 +416,9 @@ def _computed(
             results = ReferenceEvaluator(part).run(None, fed)
     except Exception:  # whatever it raises, the graph keeps its own nodes
         return {}
-    return {value: np.asarray(result) for value, result in zip(chosen, results, strict=True)}
+    return {
+        value: np.asarray(result) for value, result in zip(chosen, results, strict=True)
+    }
 
 
 def _array(value: ir.Value) -> Values:

@@ -1,8 +1,9 @@
 """What a graph costs: parameters, multiply-accumulates, bytes, and what was not counted.
 
-MACs count convolutions and linear layers only, as the RepGhost counter does (a modified thop: "It only counts infos of
-convolutional and full-connected layers, without BN"); every other operator is named in `uncounted`. Parameters are learnable
-values: weights, biases, BatchNorm scale and shift; running statistics are not.
+MACs count convolutions and linear layers only, as the RepGhost counter does (a modified thop:
+"It only counts infos of convolutional and full-connected layers, without BN"); every other
+operator is named in `uncounted`. Parameters are learnable values: weights, biases, BatchNorm
+scale and shift; running statistics are not.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from repzoo.onnx_file import classifier_input
 
 # Inputs of each operator that hold learnable values.
 _LEARNABLE: dict[str, tuple[int, ...]] = dict.fromkeys(
-    ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization"), (1, 2)
+    ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization"),
+    (1, 2),
 )
 _LEARNABLE |= {"MatMul": (0, 1), "PRelu": (1,)}
 _SHAPES = frozenset(
@@ -40,7 +42,15 @@ _SHAPES = frozenset(
     }
 )
 _VIEWS = frozenset(
-    {"Identity", "Cast", "Reshape", "Transpose", "Unsqueeze", "DequantizeLinear", "QuantizeLinear"}
+    {
+        "Identity",
+        "Cast",
+        "Reshape",
+        "Transpose",
+        "Unsqueeze",
+        "DequantizeLinear",
+        "QuantizeLinear",
+    }
 )
 
 
@@ -65,7 +75,9 @@ class Cost:
 
 
 def count(artifact: Artifact, size: int | None = None) -> Cost:
-    """Count `artifact` for one image of its own size, or of `size` pixels where the graph leaves it open."""
+    """Count `artifact` for one image of its own size, or of `size` pixels where the graph
+    leaves it open.
+    """
     proto = _sized(artifact, size)
     batch = _batch(proto)
     model = ir.from_proto(proto)
@@ -74,7 +86,9 @@ def count(artifact: Artifact, size: int | None = None) -> Cost:
     operators = Counter(node.op_type for node in nodes)
     macs = {id(node): _macs(node) for node in nodes}
     uncounted = Counter(
-        node.op_type for node in nodes if macs[id(node)] is None and node.op_type not in _SHAPES
+        node.op_type
+        for node in nodes
+        if macs[id(node)] is None and node.op_type not in _SHAPES
     )
     return Cost(
         parameters=_parameters(nodes),
@@ -93,14 +107,22 @@ def _sized(artifact: Artifact, size: int | None) -> onnx.ModelProto:
         if not dim.dim_value and (axis == 0 or (axis > 1 and side)):
             dim.dim_value = 1 if axis == 0 else side
     for value in (*model.graph.output, *model.graph.value_info):
-        value.type.tensor_type.ClearField("shape")  # inferred anew, with the batch known
+        value.type.tensor_type.ClearField(
+            "shape"
+        )  # inferred anew, with the batch known
     return model
 
 
 def _batch(model: onnx.ModelProto) -> int:
     """Images that the graph takes at once; its costs are for all of them."""
     return max(
-        [1, *(dim.dim_value for dim in classifier_input(model).type.tensor_type.shape.dim[:1])]
+        [
+            1,
+            *(
+                dim.dim_value
+                for dim in classifier_input(model).type.tensor_type.shape.dim[:1]
+            ),
+        ]
     )
 
 
@@ -128,7 +150,11 @@ def _parameters(nodes: list[ir.Node]) -> int:
 
 def _origin(value: ir.Value | None) -> ir.Value | None:
     """The constant behind casts, other shapes and dequantization."""
-    while value is not None and (node := value.producer()) is not None and node.op_type in _VIEWS:
+    while (
+        value is not None
+        and (node := value.producer()) is not None
+        and node.op_type in _VIEWS
+    ):
         value = node.inputs[0]
     return value
 
@@ -136,10 +162,16 @@ def _origin(value: ir.Value | None) -> ir.Value | None:
 def _macs(node: ir.Node) -> int | None:
     """MACs for one image; None for an operator that is not counted, or whose sizes are unknown."""
     output = node.outputs[0].shape
-    if node.op_type not in ("Conv", "Gemm", "MatMul") or output is None or not output.is_static():
+    if (
+        node.op_type not in ("Conv", "Gemm", "MatMul")
+        or output is None
+        or not output.is_static()
+    ):
         return None
     elements = math.prod(output.numpy())
-    index = 1 if node.op_type != "Gemm" or not node.attributes.get_int("transA", 0) else 0
+    index = (
+        1 if node.op_type != "Gemm" or not node.attributes.get_int("transA", 0) else 0
+    )
     weight = node.inputs[index]
     if weight is None or weight.shape is None or not weight.shape.is_static():
         return None
@@ -147,5 +179,7 @@ def _macs(node: ir.Node) -> int | None:
     if node.op_type == "Conv":
         return elements * math.prod(sides[1:])
     if node.op_type == "Gemm":
-        return elements * (sides[1] if node.attributes.get_int("transB", 0) else sides[0])
+        return elements * (
+            sides[1] if node.attributes.get_int("transB", 0) else sides[0]
+        )
     return elements * (sides[-2] if len(sides) > 1 else sides[0])

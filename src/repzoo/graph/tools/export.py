@@ -1,7 +1,8 @@
-"""A PyTorch classifier to ONNX in its training form: every BatchNormalization stays, for the fold to prove away.
+"""A PyTorch classifier to ONNX in its training form: every BatchNormalization stays, for the
+fold to prove away.
 
-torch's own exporter fuses Conv+BN unless it is told to preserve the training graph; that none of the BatchNormalizations is
-missing is therefore checked.
+torch's own exporter fuses Conv+BN unless it is told to preserve the training graph; that none
+of the BatchNormalizations is missing is therefore checked.
 """
 
 from __future__ import annotations
@@ -33,24 +34,29 @@ def export(
     opset: int = 17,
     dynamic_batch: bool = True,
 ) -> Artifact:
-    """The Artifact of `module` (float32 [N, 3, size, size] `data` -> [N, classes] `output`), with `step` as its history.
+    """The Artifact of `module` (float32 [N, 3, size, size] `data` -> [N, classes] `output`),
+    with `step` as its history.
 
     opset          11..20
     dynamic_batch  True leaves N open, False fixes it at 1
 
     Raises:
-        InputError: opset outside 11..20, a label count that is not the number of outputs, or more weights than one file holds.
-        RepzooError: the exporter dropped a BatchNormalization.
+        InputError: opset outside 11..20, a label count that is not the number of outputs, or
+        more weights than one file holds. RepzooError: the exporter dropped a
+        BatchNormalization.
     """
     if opset not in OPSETS:
-        raise InputError(f"opset must lie in {OPSETS.start}..{OPSETS.stop - 1}; got {opset}")
+        raise InputError(
+            f"opset must lie in {OPSETS.start}..{OPSETS.stop - 1}; got {opset}"
+        )
     _require_one_file(module, name)
     model = _torch_export(module, preprocess.size, opset, dynamic_batch)
     _assert_every_batchnorm(module, model)
     artifact = Artifact(model, name, preprocess, labels)
     if labels and artifact.num_classes != len(labels):
         raise InputError(
-            f"{len(labels)} labels were given for a model with {artifact.num_classes} outputs; give one for each"
+            f"{len(labels)} labels were given for a model with {artifact.num_classes} outputs; "
+            "give one for each"
         )
     settings = {"opset": opset, "dynamic_batch": dynamic_batch, **asdict(preprocess)}
     return Artifact(model, name, preprocess, labels, (step,)).then(
@@ -59,10 +65,13 @@ def export(
 
 
 def _require_one_file(module: torch.nn.Module, name: str) -> None:
-    weights = sum(item.numel() * item.element_size() for item in module.state_dict().values())
+    weights = sum(
+        item.numel() * item.element_size() for item in module.state_dict().values()
+    )
     if weights > MAX_MODEL_BYTES:
         raise InputError(
-            f"{name} has {weights:,} bytes of weights; one ONNX file holds at most {MAX_MODEL_BYTES:,}"
+            f"{name} has {weights:,} bytes of weights; one ONNX file holds at most "
+            f"{MAX_MODEL_BYTES:,}"
         )
 
 
@@ -89,7 +98,8 @@ def _torch_export(
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}} if dynamic_batch else None,
-            keep_initializers_as_inputs=True,  # else it merges tensors of equal value, such as two BNs' fresh scales
+            # else it merges tensors of equal value, such as two BNs' fresh scales
+            keep_initializers_as_inputs=True,
         )
     module.train(was_training)
     return _with_constant_weights(onnx.load_model_from_string(buffer.getvalue()))
@@ -113,7 +123,8 @@ def _assert_every_batchnorm(module: torch.nn.Module, model: onnx.ModelProto) -> 
         if isinstance(item, _BatchNorm) and item.running_mean is not None
     ]
     found = sum(
-        node.op_type == "BatchNormalization" and _is_inference(node) for node in model.graph.node
+        node.op_type == "BatchNormalization" and _is_inference(node)
+        for node in model.graph.node
     )
     if found < len(kept):  # more is sound: a module may be called twice
         raise RepzooError(
@@ -122,7 +133,9 @@ def _assert_every_batchnorm(module: torch.nn.Module, model: onnx.ModelProto) -> 
 
 
 def _is_inference(node: onnx.NodeProto) -> bool:
-    """Whether it uses statistics that it is given; one that takes its input's own standardizes weights, or never had any."""
+    """Whether it uses statistics that it is given; one that takes its input's own standardizes
+    weights, or never had any.
+    """
     return len(node.output) == 1 and not any(
         item.name == "training_mode" and item.i for item in node.attribute
     )

@@ -1,6 +1,8 @@
-"""A model without the weight of its weights: its skeleton, its hash, and pieces small enough to run one after another.
+"""A model without the weight of its weights: its skeleton, its hash, and pieces small enough to
+run one after another.
 
-The memory of a whole-graph check is then that of the largest piece, and no message comes near protobuf's limit of 2 GB.
+The memory of a whole-graph check is then that of the largest piece, and no message comes near
+protobuf's limit of 2 GB.
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ from repzoo import protobuf_stream as wire
 from repzoo.errors import InputError
 from repzoo.onnx_file import classifier_input
 
-PIECE_BYTES = 2**25  # of constants; a piece is larger only where a single uncuttable stretch is
+PIECE_BYTES = (
+    2**25
+)  # of constants; a piece is larger only where a single uncuttable stretch is
 SMALL = 1024  # elements; up to here a constant may be a shape or an axis that shape inference reads
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` in which initializers of more than SMALL elements have a type and a shape but no values.
+    """A copy of `model` in which initializers of more than SMALL elements have a type and a
+    shape but no values.
 
     Metadata is left out.
     """
@@ -37,14 +42,19 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_ir(model: onnx.ModelProto) -> ir.Model:
-    """`model` to work on, without a copy of its weights: they are read from `model`, which stays as it was.
+    """`model` to work on, without a copy of its weights: they are read from `model`, which
+    stays as it was.
 
     Raises:
         onnx_ir.serde.SerdeError: the graph holds something that ONNX does not define.
     """
     shell = wire.without(model, "graph")
     shell.graph.CopyFrom(wire.without(model.graph, "initializer"))
-    large = {item.name: item for item in model.graph.initializer if strip_data(item) is not item}
+    large = {
+        item.name: item
+        for item in model.graph.initializer
+        if strip_data(item) is not item
+    }
     shell.graph.initializer.extend(map(strip_data, model.graph.initializer))
     made = ir.from_proto(shell)
     for name, item in large.items():
@@ -53,12 +63,15 @@ def to_ir(model: onnx.ModelProto) -> ir.Model:
 
 
 def initializer_bytes(model: onnx.ModelProto) -> int:
-    """Of its initializers. The message's own ByteSize would write it out, which takes twice as much."""
+    """Of its initializers. The message's own ByteSize would write it out, which takes twice as
+    much.
+    """
     return sum(map(_size, model.graph.initializer))
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with the bodies of its own functions in the place of their calls; itself where it has none.
+    """`model` with the bodies of its own functions in the place of their calls; itself where it
+    has none.
 
     Raises:
         InputError: ONNX cannot put a body there.
@@ -70,28 +83,44 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     except Exception as error:  # whatever ONNX's C++ raises
         reason = " ".join(str(error).split())
         raise InputError(
-            f"a function of the model cannot be put in the place of its call ({reason}); export without functions"
+            f"a function of the model cannot be put in the place of its call ({reason}); export "
+            "without functions"
         ) from None
     for item, full in zip(made.graph.initializer, model.graph.initializer, strict=True):
         item.CopyFrom(full)
     made.metadata_props.extend(model.metadata_props)
-    made.producer_name, made.producer_version = model.producer_name, model.producer_version
+    made.producer_name, made.producer_version = (
+        model.producer_name,
+        model.producer_version,
+    )
     return made
 
 
 def _lent(item: onnx.TensorProto) -> ir.LazyTensor:
     """A tensor that reads `item` and has a name of its own: passes write names into tensors."""
     dtype, shape = ir.DataType(item.data_type), ir.Shape(item.dims)
-    return ir.LazyTensor(lambda: ir.serde.TensorProtoTensor(item), dtype, shape, name=item.name)
+    return ir.LazyTensor(
+        lambda: ir.serde.TensorProtoTensor(item), dtype, shape, name=item.name
+    )
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
-    """`model` as a message; each weight leaves it on the way, so that there is never a second copy of them all."""
-    values = [value for value in model.graph.initializers.values() if value.const_value is not None]
+    """`model` as a message; each weight leaves it on the way, so that there is never a second
+    copy of them all.
+    """
+    values = [
+        value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    ]
     held = [value.const_value for value in values][::-1]
     for value in values:
         tensor = value.const_value
-        if tensor is not None and tensor.size > SMALL and tensor.dtype != ir.DataType.STRING:
+        if (
+            tensor is not None
+            and tensor.size > SMALL
+            and tensor.dtype != ir.DataType.STRING
+        ):
             hollow = onnx.TensorProto(
                 dims=tensor.shape.numpy(), data_type=tensor.dtype.value, name=value.name
             )
@@ -99,14 +128,22 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     made = ir.to_proto(model)
     for item in made.graph.initializer:
         tensor = held.pop()
-        if tensor is not None and tensor.size > SMALL and tensor.dtype != ir.DataType.STRING:
+        if (
+            tensor is not None
+            and tensor.size > SMALL
+            and tensor.dtype != ir.DataType.STRING
+        ):
             item.raw_data = tensor.tobytes()
     return made
 
 
 def sha256_of_graph(model: onnx.ModelProto) -> str:
-    """Hex SHA-256 of the graph and its weights; metadata does not enter, so a file that has taken on its history keeps it."""
-    digest = hashlib.sha256(without_weights(model).SerializeToString(deterministic=True))
+    """Hex SHA-256 of the graph and its weights; metadata does not enter, so a file that has
+    taken on its history keeps it.
+    """
+    digest = hashlib.sha256(
+        without_weights(model).SerializeToString(deterministic=True)
+    )
     for item in model.graph.initializer:
         digest.update(item.SerializeToString(deterministic=True))
     return digest.hexdigest()
@@ -118,10 +155,12 @@ Change = Callable[[onnx.TensorProto], onnx.TensorProto]
 def split_model(
     model: onnx.ModelProto, limit: int = PIECE_BYTES, change: Change = lambda item: item
 ) -> Pieces:
-    """Models, all new, that give what `model` gives when each is fed the output of the one before, as its input of that name.
+    """Models, all new, that give what `model` gives when each is fed the output of the one
+    before, as its input of that name.
 
-    A cut needs a tensor that is float32 and all that later nodes read. Constants go where they are read. `change` gives what
-    stands in the place of each initializer (a copy: memory of a message's old values is only free when the message is).
+    A cut needs a tensor that is float32 and all that later nodes read. Constants go where they
+    are read. `change` gives what stands in the place of each initializer (a copy: memory of a
+    message's old values is only free when the message is).
     """
     parts = _Parts.of(model)
     stretches = list(parts.stretches(limit)) if parts.bytes() > limit else []
@@ -150,7 +189,9 @@ class Pieces:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A model taken apart: its constants by name, the nodes that make more of them, and the nodes that compute."""
+    """A model taken apart: its constants by name, the nodes that make more of them, and the
+    nodes that compute.
+    """
 
     model: onnx.ModelProto
     stored: dict[str, onnx.TensorProto]
@@ -185,7 +226,9 @@ class _Parts:
         return copy
 
     def stretches(self, limit: int) -> Iterator[list[onnx.NodeProto]]:
-        """The computing nodes in runs of at most `limit` bytes of constants, wherever cuts allow."""
+        """The computing nodes in runs of at most `limit` bytes of constants, wherever cuts
+        allow.
+        """
         taken: list[onnx.NodeProto] = []
         total = 0
         for run in self._uncuttable():
@@ -206,7 +249,9 @@ class _Parts:
             made.graph.initializer.append(change(self.stored[name]))
         made.graph.node.extend([*makers, *nodes])
         for node in made.graph.node:
-            node.input[:] = [given.name if name == source else name for name in node.input]
+            node.input[:] = [
+                given.name if name == source else name for name in node.input
+            ]
         last = self.model.graph.output[0]
         made.graph.input.append(given if source == given.name else _untyped(given.name))
         made.graph.output.append(last if target == last.name else _untyped(target))
@@ -215,13 +260,17 @@ class _Parts:
     def _uncuttable(self) -> Iterator[list[onnx.NodeProto]]:
         """Runs of nodes between two places where a cut is possible."""
         floats = _floats(self.model) if not any(map(_has_graph, self.nodes)) else set()
-        last = {name: place for place, node in enumerate(self.nodes) for name in node.input}
+        last = {
+            name: place for place, node in enumerate(self.nodes) for name in node.input
+        }
         last |= {item.name: len(self.nodes) for item in self.model.graph.output}
         live = {item.name for item in self.model.graph.input} - set(self.stored)
         run: list[onnx.NodeProto] = []
         for place, node in enumerate(self.nodes):
             run.append(node)
-            live = {name for name in (*live, *node.output) if last.get(name, -1) > place}
+            live = {
+                name for name in (*live, *node.output) if last.get(name, -1) > place
+            }
             if live == {node.output[0]} and node.output[0] in floats:
                 yield run
                 run = []
@@ -237,18 +286,28 @@ class _Parts:
                 wanted.add(name)
                 stack += self.makers[name].input if name in self.makers else ()
         makers = {
-            id(self.makers[name]): self.makers[name] for name in self.makers if name in wanted
+            id(self.makers[name]): self.makers[name]
+            for name in self.makers
+            if name in wanted
         }
         return [name for name in self.stored if name in wanted], list(makers.values())
 
     def _weight(self, name: str) -> int:
         stored, makers = self._behind([name])
-        return sum(_size(self.stored[item]) for item in stored) + sum(map(_held, makers))
+        return sum(_size(self.stored[item]) for item in stored) + sum(
+            map(_held, makers)
+        )
 
 
 def trim_heap() -> None:
-    """Hand memory that was freed back to the system: glibc keeps it between what lives on, a third of a large model after some pieces."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    """Hand memory that was freed back to the system: glibc keeps it between what lives on, a
+    third of a large model after some pieces.
+    """
+    trim = (
+        getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if sys.platform == "linux"
+        else None
+    )
     if trim is not None:
         trim(0)
 
@@ -292,7 +351,11 @@ def _size(item: onnx.TensorProto) -> int:
 
 
 def _held(node: onnx.NodeProto) -> int:
-    return sum(_size(item.t) for item in node.attribute if item.type == onnx.AttributeProto.TENSOR)
+    return sum(
+        _size(item.t)
+        for item in node.attribute
+        if item.type == onnx.AttributeProto.TENSOR
+    )
 
 
 def _has_graph(node: onnx.NodeProto) -> bool:
@@ -316,7 +379,9 @@ def _floats(model: onnx.ModelProto) -> Collection[str]:
     inferred = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     known = (*inferred.value_info, *inferred.output)
     return {
-        item.name for item in known if item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        item.name
+        for item in known
+        if item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     }
 
 

@@ -1,6 +1,8 @@
-"""Values that are sizes of tensors: what Shape gives, cut, chosen and joined; each is known, or is the open side of some tensor.
+"""Values that are sizes of tensors: what Shape gives, cut, chosen and joined; each is known, or
+is the open side of some tensor.
 
-That is more than shape inference keeps: of a shape [N, 4, 512] that is put together, two sides are known, and whose the third is.
+That is more than shape inference keeps: of a shape [N, 4, 512] that is put together, two sides
+are known, and whose the third is.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ Sizes = Mapping[ir.Value, list[Size]]
 
 
 def sizes_in(graph: ir.Graph) -> Sizes:
-    """What the tensors of sizes that `graph` computes hold, in order; shapes must be inferred, nodes sorted."""
+    """What the tensors of sizes that `graph` computes hold, in order; shapes must be inferred,
+    nodes sorted.
+    """
     found: dict[ir.Value, list[Size]] = {}
     for node in graph:
         rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
@@ -47,9 +51,11 @@ def sizes_in(graph: ir.Graph) -> Sizes:
 
 
 def target(node: ir.Node, known: Sizes) -> list[int] | None:
-    """Constants that say the same as the computed shape that `node` (Reshape) is given; None where none do.
+    """Constants that say the same as the computed shape that `node` (Reshape) is given; None
+    where none do.
 
-    0 stands for the size that the tensor has on that axis already, -1 for the one size that the others leave.
+    0 stands for the size that the tensor has on that axis already, -1 for the one size that the
+    others leave.
     """
     source, shape = (
         node.inputs[0],
@@ -62,9 +68,15 @@ def target(node: ir.Node, known: Sizes) -> list[int] | None:
         or node.attributes.get_int("allowzero", 0) != 0
     ):
         return None
-    kept = [0 if _is_side(size, source, axis) else size for axis, size in enumerate(shape)]
+    kept = [
+        0 if _is_side(size, source, axis) else size for axis, size in enumerate(shape)
+    ]
     made = [size if isinstance(size, int) else -1 for size in kept]
-    return made if made.count(-1) <= 1 and any(isinstance(size, Open) for size in shape) else None
+    return (
+        made
+        if made.count(-1) <= 1 and any(isinstance(size, Open) for size in shape)
+        else None
+    )
 
 
 def _is_side(size: Size, tensor: ir.Value, axis: int) -> bool:
@@ -77,7 +89,9 @@ def _is_side(size: Size, tensor: ir.Value, axis: int) -> bool:
 
 
 def _name(tensor: ir.Value, axis: int) -> str | None:
-    """That of an open side; shape inference gives the sides that it cannot tell names of their own, and hands these on."""
+    """That of an open side; shape inference gives the sides that it cannot tell names of their
+    own, and hands these on.
+    """
     side = tensor.shape[axis] if tensor.shape is not None else None
     return side.value if isinstance(side, ir.SymbolicDim) else None
 
@@ -90,27 +104,38 @@ def made_up(side: int | ir.SymbolicDim) -> bool:
 
 
 def same_shape(one: ir.Value, two: ir.Value) -> bool:
-    """Whether two tensors with the same elements have the same shape: one side follows from all the others."""
+    """Whether two tensors with the same elements have the same shape: one side follows from all
+    the others.
+    """
     if one.shape is None or two.shape is None or len(one.shape) != len(two.shape):
         return False
     pairs = list(zip(one.shape, two.shape, strict=True))
     unlike = sum(
-        not (a == b != 0 if isinstance(a, int) else _is_named_alike(a, b)) for a, b in pairs
+        not (a == b != 0 if isinstance(a, int) else _is_named_alike(a, b))
+        for a, b in pairs
     )
     return unlike == 0 or (
         unlike == 1
-        and not any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs)
+        and not any(
+            isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs
+        )
     )
 
 
 def _is_named_alike(one: ir.SymbolicDim, two: int | ir.SymbolicDim) -> bool:
-    return isinstance(two, ir.SymbolicDim) and one.value is not None and one.value == two.value
+    return (
+        isinstance(two, ir.SymbolicDim)
+        and one.value is not None
+        and one.value == two.value
+    )
 
 
 def integers(value: ir.Value | None) -> Integers | None:
     """The integers that `value` holds, known before the graph runs."""
     tensor = (
-        None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
+        None
+        if value is None or value.is_graph_input()
+        else ir.convenience.get_const_tensor(value)
     )
     if tensor is None or tensor.dtype != ir.DataType.INT64 or tensor.size > MOST:
         return None
@@ -132,7 +157,9 @@ def _shape(node: ir.Node, _: Sizes) -> list[Size] | None:
         side if isinstance(side, int) else Open(source, axis)
         for axis, side in enumerate(source.shape)
     ]
-    return every[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(every))]
+    return every[
+        node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(every))
+    ]
 
 
 def _gather(node: ir.Node, known: Sizes) -> list[Size] | None:
@@ -148,12 +175,17 @@ def _gather(node: ir.Node, known: Sizes) -> list[Size] | None:
 
 def _slice(node: ir.Node, known: Sizes) -> list[Size] | None:
     """Along the one axis that sizes have."""
-    read, steps = _read(node.inputs[0], known), node.inputs[4] if len(node.inputs) > 4 else None
+    read, steps = (
+        _read(node.inputs[0], known),
+        node.inputs[4] if len(node.inputs) > 4 else None,
+    )
     start, end = (integers(value) for value in (*node.inputs, None, None)[1:3])
     step = np.ones(1, np.int64) if steps is None else integers(steps)
     if read is None or any(one is None or one.size != 1 for one in (start, end, step)):
         return None
-    first, last, stride = (int(one.flat[0]) for one in (start, end, step) if one is not None)
+    first, last, stride = (
+        int(one.flat[0]) for one in (start, end, step) if one is not None
+    )
     return read[first:last] if stride == 1 else None
 
 
@@ -175,7 +207,9 @@ def _product(node: ir.Node, known: Sizes) -> list[Size] | None:
     longest = max(len(one), len(two))
     made = [
         _times(*pair)
-        for pair in zip(one * (longest // len(one)), two * (longest // len(two)), strict=True)
+        for pair in zip(
+            one * (longest // len(one)), two * (longest // len(two)), strict=True
+        )
     ]
     return [size for size in made if size is not None] if None not in made else None
 

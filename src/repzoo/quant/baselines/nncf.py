@@ -87,7 +87,9 @@ def _input_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # NNCF raises many classes, its dependencies more
-        raise InputError(f"NNCF cannot quantize this model: {first_line(error)}") from None
+        raise InputError(
+            f"NNCF cannot quantize this model: {first_line(error)}"
+        ) from None
 
 
 def _calibration(task: QuantizerTask) -> Any:
@@ -101,4 +103,6 @@ def _open_session(model: onnx.ModelProto) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     providers = ["CPUExecutionProvider"]
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=providers
+    )

@@ -27,7 +27,9 @@ from repzoo.quant.search.gate import Gate, QuantReport, ReportContext, require_f
 from repzoo.quant.search.verdict import Budget
 
 OWN = "repzoo"
-MAX_LABELED_BYTES = 2**29  # of prepared images that a quantizer may hold to check accuracy on
+MAX_LABELED_BYTES = (
+    2**29
+)  # of prepared images that a quantizer may hold to check accuracy on
 PREPARED_AT_ONCE = 16  # images
 
 
@@ -62,7 +64,9 @@ QUANTIZERS = PluginTable(
     "repzoo.recipes",
     {
         "ort-static": Plugin("repzoo.quant.baselines.onnxruntime:ort_static"),
-        "ort-static-per-tensor": Plugin("repzoo.quant.baselines.onnxruntime:ort_static_per_tensor"),
+        "ort-static-per-tensor": Plugin(
+            "repzoo.quant.baselines.onnxruntime:ort_static_per_tensor"
+        ),
         "nncf-default": Plugin("repzoo.quant.baselines.nncf:default", "baselines"),
         "nncf-accuracy-control": Plugin(
             "repzoo.quant.baselines.nncf:accuracy_control", "baselines"
@@ -167,7 +171,9 @@ def quantize(
     quantizer = load_quantizer(name)
     started = time.perf_counter()
     report = ReadReport()
-    task = make_task(artifact, split.calibration, split.gate, budget.max_drop, report, progress)
+    task = make_task(
+        artifact, split.calibration, split.gate, budget.max_drop, report, progress
+    )
     model = quantizer(task)
     report.check(split.calibration.name, len(split.calibration))
     gate = Gate(artifact, split.gate, engine, budget, progress)

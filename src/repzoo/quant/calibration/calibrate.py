@@ -48,7 +48,9 @@ WHOLE_BYTES = 2**26  # a model with more weights runs piece by piece
 PIECE_BYTES = 2**24  # weights of one piece
 PROBED_BYTES = 2**26  # observed activations of one batch
 MAX_BATCH = 16
-TASKS_PER_THREAD = 2  # of each batch; more tasks make threads wait for one another more often
+TASKS_PER_THREAD = (
+    2  # of each batch; more tasks make threads wait for one another more often
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ class CalibrationStream:
     images: int
     progress: Progress = silent
 
-    def with_progress(self, batches: Iterable[Images], piece: int, pieces: int) -> Iterator[Images]:
+    def with_progress(
+        self, batches: Iterable[Images], piece: int, pieces: int
+    ) -> Iterator[Images]:
         """Yield `batches` and report progress, for piece number `piece` of `pieces`."""
         done = piece * self.images
         for batch in batches:
@@ -107,7 +111,8 @@ def collect_statistics(
     positions = positions_per_image(feed.images)
     width = gram_width(reads, weight_bytes)
     histograms = [
-        HistogramObserver(name, name in tensors, positions, feed.images) for name in names
+        HistogramObserver(name, name in tensors, positions, feed.images)
+        for name in names
     ]
     grams = [GramObserver(layer, width, feed.images) for layer in reads]
     margins = _run(model, [*histograms, *grams], feed, engine, threads)
@@ -143,7 +148,9 @@ def _run(
 ) -> Margins:
     """Show every tensor of `model` to its observers, piece by piece; the margins of the logits."""
     large = initializer_bytes(model) > WHOLE_BYTES
-    pieces: Pieces | list[onnx.ModelProto] = split_model(model, PIECE_BYTES) if large else [model]
+    pieces: Pieces | list[onnx.ModelProto] = (
+        split_model(model, PIECE_BYTES) if large else [model]
+    )
     available = {classifier_input(model).name}
     waiting = list(observers)
     activations = feed.batches
@@ -166,7 +173,10 @@ def _run(
                 observer.close()
             del probe  # frees its session before the next one is opened
             trim_heap()
-        margins = [Margins.from_logits(logits.reshape(len(logits), -1)) for logits in activations]
+        margins = [
+            Margins.from_logits(logits.reshape(len(logits), -1))
+            for logits in activations
+        ]
     if not margins:
         raise InputError(
             "no calibration image could be read; "
@@ -210,7 +220,9 @@ class _Probe:
         """Compile `model` with the observed tensors as outputs."""
         source = classifier_input(model).name
         target = model.graph.output[0].name
-        observed = [observer.source for observer in observers if observer.source != source]
+        observed = [
+            observer.source for observer in observers if observer.source != source
+        ]
         outputs = tuple(dict.fromkeys([*observed, target]))
         with _with_outputs(model, outputs) as probed:
             session = engine.open(probed, threads, exact)
@@ -218,12 +230,17 @@ class _Probe:
 
     def run(self, batches: Iterable[Images]) -> Iterator[Images]:
         """Yield the model's output for each batch, after its observers have seen the batch."""
-        histograms = [item for item in self.observers if isinstance(item, HistogramObserver)]
+        histograms = [
+            item for item in self.observers if isinstance(item, HistogramObserver)
+        ]
         grams = [item for item in self.observers if isinstance(item, GramObserver)]
         # One BLAS thread for each of ours: sharing each of many small products among several
         # threads takes three times as long.
         blas_threads = max(1, self.threads // max(1, len(grams)))
-        with ThreadPoolExecutor(self.threads) as pool, threadpool_limits(blas_threads, "blas"):
+        with (
+            ThreadPoolExecutor(self.threads) as pool,
+            threadpool_limits(blas_threads, "blas"),
+        ):
             for inputs in batches:
                 results = self.session.run_all(inputs)
                 tensors = dict(zip(self.outputs, results, strict=True))
@@ -241,7 +258,9 @@ class _Probe:
         """Show a batch to `observers`, shared among the threads of `pool`."""
         tasks = self.threads * TASKS_PER_THREAD
         shares = [observers[start::tasks] for start in range(tasks)]
-        list(pool.map(partial(_add_batch, tensors), shares))  # list() raises what a thread raised
+        list(
+            pool.map(partial(_add_batch, tensors), shares)
+        )  # list() raises what a thread raised
 
 
 def _add_batch(tensors: Mapping[str, Images], observers: Sequence[Observer]) -> None:
@@ -250,14 +269,18 @@ def _add_batch(tensors: Mapping[str, Images], observers: Sequence[Observer]) -> 
 
 
 @contextlib.contextmanager
-def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> Iterator[onnx.ModelProto]:
+def _with_outputs(
+    model: onnx.ModelProto, names: Sequence[str]
+) -> Iterator[onnx.ModelProto]:
     """Give `model` the outputs `names` for as long as it is being compiled."""
     # in place, since a copy would hold the weights twice just when memory is tightest
     original = list(model.graph.output)
     try:
         del model.graph.output[:]
         for name in names:
-            value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            value = onnx.helper.make_tensor_value_info(
+                name, onnx.TensorProto.FLOAT, None
+            )
             model.graph.output.append(value)
         yield model
     finally:
@@ -265,7 +288,9 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> Iterator[onnx
         model.graph.output.extend(original)
 
 
-def batch_size(model: onnx.ModelProto, tensors: Iterable[str], limit: int = PROBED_BYTES) -> int:
+def batch_size(
+    model: onnx.ModelProto, tensors: Iterable[str], limit: int = PROBED_BYTES
+) -> int:
     """The largest batch whose activations `tensors` stay within `limit` bytes, 1 to MAX_BATCH.
 
     A model with a fixed batch size keeps it.

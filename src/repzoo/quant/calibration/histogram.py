@@ -53,7 +53,9 @@ class Histogram:
         self.high: Float = np.full(channels, -np.inf)
         self.sum: Float = np.zeros(channels)
         self.samples: Float32 = np.zeros((channels, 0), np.float32)
-        self._at_edge: Ids = np.zeros(channels, np.int64)  # values equal to the current edge
+        self._at_edge: Ids = np.zeros(
+            channels, np.int64
+        )  # values equal to the current edge
 
     @property
     def channel_totals(self) -> Ids:
@@ -73,7 +75,9 @@ class Histogram:
     @property
     def centers(self) -> Float:
         """The middle of each bin, [C, BINS]."""
-        return np.asarray(((np.arange(BINS) + 0.5) * (2 / BINS) - 1) * self.edge[:, None])
+        return np.asarray(
+            ((np.arange(BINS) + 0.5) * (2 / BINS) - 1) * self.edge[:, None]
+        )
 
     @property
     def mean(self) -> Float:
@@ -85,7 +89,9 @@ class Histogram:
 
         The function has the given `values` [C, BINS] in each bin, and is 0 at 0.
         """
-        return np.asarray((self.counts * values).sum(1) / np.maximum(1, self.channel_totals))
+        return np.asarray(
+            (self.counts * values).sum(1) / np.maximum(1, self.channel_totals)
+        )
 
     def add(self, values: Float32, low: Float32, high: Float32) -> None:
         """Count finite `values` [C, n]. `low` and `high` [C] bound them, and may reach further."""
@@ -114,9 +120,12 @@ class Histogram:
         """Where each value [C, n] is counted in the flattened `counts`."""
         width = self.bin_widths[:, None]
         fits_float32 = (
-            width.max(initial=0) <= MAX_FLOAT32_WIDTH and width.min(initial=1) >= MIN_FLOAT32_WIDTH
+            width.max(initial=0) <= MAX_FLOAT32_WIDTH
+            and width.min(initial=1) >= MIN_FLOAT32_WIDTH
         )
-        dtype: type[np.float32 | np.float64] = np.float32 if fits_float32 else np.float64
+        dtype: type[np.float32 | np.float64] = (
+            np.float32 if fits_float32 else np.float64
+        )
         scaled: npt.NDArray[Any] = values * (1 / width).astype(dtype)
         np.floor(scaled, out=scaled)
         np.minimum(scaled, HALF - 1, out=scaled)
@@ -143,7 +152,9 @@ class Histogram:
 
     def _merge_bins(self, channel: np.intp, doublings: int) -> None:
         """Merge each 2**doublings bins of a channel into one."""
-        doublings = min(doublings, HALF.bit_length())  # by then, all are in the two middle bins
+        doublings = min(
+            doublings, HALF.bit_length()
+        )  # by then, all are in the two middle bins
         target = ((np.arange(BINS) - HALF) >> doublings) + HALF
         merged = np.zeros(BINS, self.counts.dtype)
         np.add.at(merged, target, self.counts[channel])
@@ -175,6 +186,8 @@ class Histogram:
 
 def _round_up_to_power_of_two(values: Float) -> Float:
     """The smallest power of two that is no less than each value; 0 for 0."""
-    mantissa, exponent = np.frexp(values)  # values = mantissa * 2**exponent, 0.5 <= mantissa < 1
+    mantissa, exponent = np.frexp(
+        values
+    )  # values = mantissa * 2**exponent, 0.5 <= mantissa < 1
     exponent = np.where(mantissa == 0.5, exponent - 1, exponent)
     return np.where(values > 0, np.ldexp(1.0, exponent), 0.0)

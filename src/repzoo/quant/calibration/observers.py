@@ -25,7 +25,9 @@ SAMPLES = 2**13  # values of each channel behind a histogram, from all images to
 MIN_POSITIONS = 32  # of each image, however many images there are
 RAW_SAMPLES = 256  # raw values kept of each channel, from all images together
 POSITION_STRIDE = 7919  # a prime: consecutive raw samples come from distant positions
-MAX_MAGNITUDE = 1e16  # of an activation: sums of a few thousand squares stay within float32
+MAX_MAGNITUDE = (
+    1e16  # of an activation: sums of a few thousand squares stay within float32
+)
 
 # Batches are collected until they reach these sizes, since counting has a cost for each call.
 PENDING_VALUES = 512  # per channel of a histogram
@@ -36,7 +38,9 @@ ROWS_PER_COLUMN = 4  # output positions behind a Gram matrix, for each of its co
 MIN_ROWS = 4096  # output positions behind a Gram matrix
 
 CALIBRATION_BYTES = 10**9  # memory of the whole process while it calibrates
-OTHER_BYTES = 45 * 10**7  # of it for neither weights nor Gram matrices: libraries, one batch
+OTHER_BYTES = (
+    45 * 10**7
+)  # of it for neither weights nor Gram matrices: libraries, one batch
 MIN_GRAM_BYTES = 2**26  # of all Gram matrices together
 MAX_GRAM_BYTES = 2**28
 MIN_GRAM_WIDTH = 64
@@ -99,7 +103,9 @@ class HistogramObserver(Observer):
             self.histogram = Histogram(channels)
         self.histogram.update_extremes(low, high)
         if flat.shape[2] > self._positions:
-            positions = self._random.choice(flat.shape[2], self._positions, replace=False)
+            positions = self._random.choice(
+                flat.shape[2], self._positions, replace=False
+            )
             flat = flat.take(positions, axis=2)
         self._collect_samples(flat)
         self._pending.append(flat.transpose(1, 0, 2).reshape(channels, -1))
@@ -151,7 +157,9 @@ class GramObserver(Observer):
         self._blocks = tuple(itertools.pairwise(edges))
         self._grams = []
         for start, end in self._blocks:
-            self._grams.append(np.zeros((layer.groups, end - start, end - start), np.float32))
+            self._grams.append(
+                np.zeros((layer.groups, end - start, end - start), np.float32)
+            )
         self._sum = np.zeros((layer.groups, layer.fan_in))
         self._rows = 0
         wanted_rows = max(MIN_ROWS, ROWS_PER_COLUMN * layer.fan_in)
@@ -187,12 +195,16 @@ class GramObserver(Observer):
         if self._pending:
             self._sum_pending()
         for gram in self._grams:
-            gram /= max(self._rows, 1)  # in place: Gram matrices take most of the memory
+            gram /= max(
+                self._rows, 1
+            )  # in place: Gram matrices take most of the memory
 
     @property
     def moments(self) -> Moments:
         """The moments, after `close`."""
-        return Moments(self._sum / self._rows, tuple(self._grams), self._blocks, self._rows)
+        return Moments(
+            self._sum / self._rows, tuple(self._grams), self._blocks, self._rows
+        )
 
 
 def gram_width(layers: Sequence[Layer], weight_bytes: int) -> int:
@@ -210,7 +222,9 @@ def gram_width(layers: Sequence[Layer], weight_bytes: int) -> int:
 
 def _gram_bytes(layers: Sequence[Layer], width: int) -> int:
     """Bytes of all layers' Gram matrices, float32, in blocks of at most `width`."""
-    return sum(4 * layer.groups * layer.fan_in * min(width, layer.fan_in) for layer in layers)
+    return sum(
+        4 * layer.groups * layer.fan_in * min(width, layer.fan_in) for layer in layers
+    )
 
 
 def positions_per_image(images: int) -> int:

@@ -49,7 +49,9 @@ Costs = dict[str, Float]
 MIN_SQUARED_SLOPE = 0.01
 
 
-def input_sensitivity(reads: Iterable[Layer], values: Values, statistics: Statistics) -> Costs:
+def input_sensitivity(
+    reads: Iterable[Layer], values: Values, statistics: Statistics
+) -> Costs:
     """The cost of noise in each activation that the layers `reads` read, [C] by tensor name.
 
     Costs add up where several layers read the same activation. `values` are the initializers.
@@ -105,7 +107,9 @@ class SensitivityPropagation:
         statistics: histograms, from which slopes and powers of factors are estimated.
     """
 
-    def __init__(self, graph: GraphView, layers: Iterable[str], statistics: Statistics) -> None:
+    def __init__(
+        self, graph: GraphView, layers: Iterable[str], statistics: Statistics
+    ) -> None:
         self._graph = graph
         self._histograms = statistics.histograms
         self._layers = frozenset(layers)
@@ -166,18 +170,24 @@ class SensitivityPropagation:
             tensor = self._first_inputs[tensor]
         return tensor
 
-    def _input_costs(self, node: onnx.NodeProto, costs: Costs) -> Iterator[tuple[str, Float]]:
+    def _input_costs(
+        self, node: onnx.NodeProto, costs: Costs
+    ) -> Iterator[tuple[str, Float]]:
         """(input of `node`, its cost), given the `costs` of the node's outputs."""
         out = node.output[0]
         inputs = self._graph.activations(node)
         if node.op_type == "Split" and axis_of(node) == 1:
-            parts = [costs.get(name, np.zeros(self._channels(name))) for name in node.output]
+            parts = [
+                costs.get(name, np.zeros(self._channels(name))) for name in node.output
+            ]
             yield from self._match_channels(inputs, np.concatenate(parts))
         elif out not in costs:
             return
         elif out in self._composite_ends:
             value, kind = self._composite_ends[out]
-            yield from self._match_channels([value], _scale(costs[out], self._slope(kind, value)))
+            yield from self._match_channels(
+                [value], _scale(costs[out], self._slope(kind, value))
+            )
         elif node.op_type == "Concat" and axis_of(node) == 1:
             yield from self._concat_costs(node, costs[out])
         elif node.op_type in ("Mul", "Div"):
@@ -186,7 +196,9 @@ class SensitivityPropagation:
             cost = _scale(self._unflatten(node, costs[out]), self._gain(node))
             yield from self._match_channels(inputs, cost)
 
-    def _concat_costs(self, node: onnx.NodeProto, cost: Float) -> Iterator[tuple[str, Float]]:
+    def _concat_costs(
+        self, node: onnx.NodeProto, cost: Float
+    ) -> Iterator[tuple[str, Float]]:
         """(input, cost) of a Concat of channels."""
         inputs = self._graph.activations(node)
         ends = np.cumsum([self._channels(name) for name in node.input])
@@ -198,7 +210,9 @@ class SensitivityPropagation:
             if name in inputs:
                 yield from self._match_channels([name], part)
 
-    def _product_costs(self, node: onnx.NodeProto, cost: Float) -> Iterator[tuple[str, Float]]:
+    def _product_costs(
+        self, node: onnx.NodeProto, cost: Float
+    ) -> Iterator[tuple[str, Float]]:
         """(input, cost) of a Mul or Div: that of each factor depends on the power of the other."""
         inputs = self._graph.activations(node)
         # both factors may be the same tensor, whose two costs then add up
@@ -209,7 +223,9 @@ class SensitivityPropagation:
             if name in inputs:
                 yield from self._match_channels([name], cost * power)
 
-    def _match_channels(self, names: Iterable[str], cost: Float) -> Iterator[tuple[str, Float]]:
+    def _match_channels(
+        self, names: Iterable[str], cost: Float
+    ) -> Iterator[tuple[str, Float]]:
         """(name, cost [C]) of each of `names`, C being the tensor's own number of channels.
 
         Where that differs from the length of `cost`, all channels get the mean, and a single
@@ -220,7 +236,10 @@ class SensitivityPropagation:
             if channels == len(cost):
                 yield name, cost
             elif channels:
-                yield name, np.full(channels, cost.sum() if channels == 1 else cost.mean())
+                yield (
+                    name,
+                    np.full(channels, cost.sum() if channels == 1 else cost.mean()),
+                )
 
     def _channels(self, name: str) -> int:
         """Channels of an activation, from its shape or its histogram; 0 if neither is known."""
@@ -241,7 +260,9 @@ class SensitivityPropagation:
         if node.op_type in FUNCTIONS:
             return self._slope(node.op_type, node.input[0])
         if node.op_type == "AveragePool":
-            kernel = next(item.ints for item in node.attribute if item.name == "kernel_shape")
+            kernel = next(
+                item.ints for item in node.attribute if item.name == "kernel_shape"
+            )
             return 1 / math.prod(kernel)
         if node.op_type in ("GlobalAveragePool", "ReduceMean"):
             before = math.prod(self._graph.shapes.get(node.input[0], [])[2:])

@@ -81,7 +81,9 @@ class Statistics:
     images: int
     margins: Margins
 
-    def rescaled(self, factors: Mapping[str, Float], reads: Iterable[Layer]) -> Statistics:
+    def rescaled(
+        self, factors: Mapping[str, Float], reads: Iterable[Layer]
+    ) -> Statistics:
         """The statistics as if each tensor in `factors` had been divided by its factors [C].
 
         `reads` are the layers whose moments follow their input tensor.

@@ -82,7 +82,9 @@ class _ChannelLinks:
         if name not in self.numbers:
             width = self.view.width(name)
             end = self.next_number + width
-            numbers = np.arange(self.next_number, end) if width else np.zeros(1, np.int64)
+            numbers = (
+                np.arange(self.next_number, end) if width else np.zeros(1, np.int64)
+            )
             self.numbers[name] = numbers
             self.next_number = end
         return self.numbers[name]

@@ -39,7 +39,9 @@ class CompositeActivation:
     output: str
 
 
-def find_composites(view: GraphView, names: Iterable[str]) -> dict[str, CompositeActivation]:
+def find_composites(
+    view: GraphView, names: Iterable[str]
+) -> dict[str, CompositeActivation]:
     """The composite activations of those tensors that are read by one and by nothing else."""
     composites: dict[str, CompositeActivation] = {}
     for name in names:
@@ -65,9 +67,13 @@ def _composite_of(view: GraphView, name: str) -> CompositeActivation | None:
         output = str(node.output[0])
         region[output] = None
         kind = _kind_of(nodes)
-        read_outside = [value for value in region if view.has_consumer_outside(value, region)]
+        read_outside = [
+            value for value in region if view.has_consumer_outside(value, region)
+        ]
         if kind and read_outside == [output]:
-            return CompositeActivation(kind, tuple(node.output[0] for node in nodes), output)
+            return CompositeActivation(
+                kind, tuple(node.output[0] for node in nodes), output
+            )
     return None
 
 

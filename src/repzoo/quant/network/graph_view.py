@@ -36,7 +36,9 @@ class GraphView:
                 self.consumers.setdefault(name, []).append(node)
 
         constants = set(self.constants)
-        constants.update(node.output[0] for node in self.nodes if node.op_type == "Constant")
+        constants.update(
+            node.output[0] for node in self.nodes if node.op_type == "Constant"
+        )
         self.shapes: dict[str, list[int]] = {}
         self.floats: dict[str, None] = {}
         # Shape inference copies the model, so it gets one without weights.
@@ -44,7 +46,10 @@ class GraphView:
         for item in (*inferred.input, *inferred.value_info, *inferred.output):
             tensor = item.type.tensor_type
             self.shapes[item.name] = [dim.dim_value for dim in tensor.shape.dim]
-            if tensor.elem_type == onnx.TensorProto.FLOAT and item.name not in constants:
+            if (
+                tensor.elem_type == onnx.TensorProto.FLOAT
+                and item.name not in constants
+            ):
                 self.floats[item.name] = None
 
     def width(self, name: str) -> int:
@@ -63,7 +68,9 @@ class GraphView:
     def sole_consumer(self, name: str) -> onnx.NodeProto | None:
         """The only node that reads a tensor, if there is exactly one and it is no graph output."""
         consumers = self.consumers.get(name, [])
-        return consumers[0] if len(consumers) == 1 and name not in self.outputs else None
+        return (
+            consumers[0] if len(consumers) == 1 and name not in self.outputs else None
+        )
 
     def has_consumer_outside(self, name: str, nodes: Iterable[str]) -> bool:
         """Whether a node other than `nodes` (by first output), or the caller, reads a tensor."""
@@ -113,7 +120,9 @@ class GraphView:
         """
         attributes = {item.name: item.f for item in node.attribute}
         low, high = [*node.input[1:], "", ""][:2]
-        return self._bound(low, attributes.get("min")), self._bound(high, attributes.get("max"))
+        return self._bound(low, attributes.get("min")), self._bound(
+            high, attributes.get("max")
+        )
 
     def _bound(self, name: str, attribute: float | None) -> float | None:
         if not name:

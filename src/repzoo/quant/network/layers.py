@@ -67,16 +67,24 @@ class Layer:
     def to_rows(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Weights of the initializer's shape as [G, O/G, K]."""
         by_output = values.T if self.transposed else values
-        return by_output.reshape(self.groups, self.out_channels // self.groups, self.fan_in)
+        return by_output.reshape(
+            self.groups, self.out_channels // self.groups, self.fan_in
+        )
 
     def from_rows(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Rows [G, O/G, K] in the initializer's shape: the inverse of `to_rows`."""
         flat = rows.reshape(self.out_channels, -1)
-        return np.ascontiguousarray(flat.T) if self.transposed else flat.reshape(self.shape)
+        return (
+            np.ascontiguousarray(flat.T)
+            if self.transposed
+            else flat.reshape(self.shape)
+        )
 
     def per_column(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """One number per input channel ([C] or [G, C/G]) -> one per column entry [G, K]."""
-        return np.repeat(values.reshape(self.groups, -1), int(np.prod(self.kernel)), axis=1)
+        return np.repeat(
+            values.reshape(self.groups, -1), int(np.prod(self.kernel)), axis=1
+        )
 
 
 def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
@@ -102,7 +110,9 @@ def _layer(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer
     parameters = [name for name in node.input[1:] if name]
     if any(name not in shapes for name in parameters) or node.input[0] in shapes:
         return None
-    attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    attributes = {
+        item.name: onnx.helper.get_attribute_value(item) for item in node.attribute
+    }
     shape = shapes[node.input[1]]
     fields: dict[str, Any] = {
         "name": node.output[0],
@@ -113,7 +123,9 @@ def _layer(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer
         "shape": shape,
     }
     if node.op_type == "Gemm":
-        is_scaled = attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0
+        is_scaled = (
+            attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0
+        )
         if is_scaled or attributes.get("transA", 0):
             return None
         return Layer(**fields, transposed=not attributes.get("transB", 0))
@@ -164,7 +176,9 @@ def sample_positions(
     return np.asarray((positions + shifts) % total)
 
 
-def im2col(layer: Layer, activation: Images, outputs: Ids | None) -> npt.NDArray[np.float32]:
+def im2col(
+    layer: Layer, activation: Images, outputs: Ids | None
+) -> npt.NDArray[np.float32]:
     """What the layer reads at some output positions of each image: float32 [G, K, N R].
 
     activation  float32 [N, C, H, W], or [N, C] for a Gemm
@@ -174,7 +188,9 @@ def im2col(layer: Layer, activation: Images, outputs: Ids | None) -> npt.NDArray
         return activation.T[None]
     size = activation.shape[2:]
     if outputs is None:
-        outputs = np.tile(np.arange(output_positions(layer, size)), (len(activation), 1))
+        outputs = np.tile(
+            np.arange(output_positions(layer, size)), (len(activation), 1)
+        )
     positions, is_inside = _input_positions(layer, size, outputs)
     flat = activation.reshape(*activation.shape[:2], -1)
     columns = np.empty((flat.shape[1], *positions.shape), np.float32)

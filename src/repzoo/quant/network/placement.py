@@ -53,7 +53,9 @@ class PlacementSpace:
         self.scheme = scheme
         self._view = GraphView(model)
         self._floats = self._view.floats
-        self._shapes = {name: tuple(item.dims) for name, item in self._view.constants.items()}
+        self._shapes = {
+            name: tuple(item.dims) for name, item in self._view.constants.items()
+        }
         self._composites = find_composites(self._view, self._floats)
         self.layers = [node for node in self._view.nodes if self._is_layer(node)]
         inside: set[str] = set()
@@ -71,7 +73,9 @@ class PlacementSpace:
                 continue
             reads = node.input[:1] if node.op_type in WEIGHTED else node.input
             tensors |= dict.fromkeys(value for value in reads if value in self._floats)
-            tensors |= dict.fromkeys(self._after_fusion(value) for value in node.output if value)
+            tensors |= dict.fromkeys(
+                self._after_fusion(value) for value in node.output if value
+            )
         inner = tuple(value for value in tensors if value not in self._view.outputs)
         return Placement(name, chosen, inner)
 
@@ -85,7 +89,9 @@ class PlacementSpace:
         Narrow and depthwise convolutions, and operators without weights, often cost more in INT8
         than they save.
         """
-        dense = [node for node in self.layers if _kind(node, self._shapes) != "depthwise"]
+        dense = [
+            node for node in self.layers if _kind(node, self._shapes) != "depthwise"
+        ]
         named = {
             "everything": [*self.layers, *self.around],
             "everything but depthwise": [*dense, *self.around],
@@ -100,7 +106,9 @@ class PlacementSpace:
         distinct: dict[tuple[frozenset[str], tuple[str, ...]], Placement] = {}
         for name, nodes in named.items():
             placement = self.placement(name, (node.output[0] for node in nodes))
-            layers = frozenset(node.output[0] for node in nodes if node.op_type in WEIGHTED)
+            layers = frozenset(
+                node.output[0] for node in nodes if node.op_type in WEIGHTED
+            )
             if layers:
                 distinct.setdefault((layers, placement.tensors), placement)
         return list(distinct.values())
@@ -156,13 +164,18 @@ class PlacementSpace:
         return min(self._shapes[node.input[1]][:2], default=0)
 
 
-def candidates(model: onnx.ModelProto, scheme: QuantScheme = DEFAULT) -> list[Placement]:
+def candidates(
+    model: onnx.ModelProto, scheme: QuantScheme = DEFAULT
+) -> list[Placement]:
     """See PlacementSpace.starting_placements."""
     return PlacementSpace(model, scheme).starting_placements()
 
 
 def placement(
-    model: onnx.ModelProto, name: str, nodes: Iterable[str], scheme: QuantScheme = DEFAULT
+    model: onnx.ModelProto,
+    name: str,
+    nodes: Iterable[str],
+    scheme: QuantScheme = DEFAULT,
 ) -> Placement:
     """See PlacementSpace.placement."""
     return PlacementSpace(model, scheme).placement(name, nodes)

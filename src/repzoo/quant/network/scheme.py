@@ -26,7 +26,16 @@ POOLING = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean")
 DATA_MOVEMENT = ("Flatten", "Reshape", "Concat", "Split", "Transpose")
 # Operators that can be written as INT8.
 OPERATORS = ("Conv", "Gemm", "Add", "Mul", *POOLING, *DATA_MOVEMENT)
-ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Swish", "Gelu")
+ACTIVATIONS = (
+    "Relu",
+    "Clip",
+    "LeakyRelu",
+    "HardSwish",
+    "HardSigmoid",
+    "Sigmoid",
+    "Swish",
+    "Gelu",
+)
 # Largest magnitude of a weight by its bits.
 WEIGHT_MAX = {8: 127, 7: 64}
 # Names in /proc/cpuinfo of instructions that add 8-bit products in 32 bits.
@@ -115,7 +124,9 @@ class QuantScheme:
 @functools.cache
 def schemes() -> dict[str, QuantScheme]:
     """The presets by name."""
-    tables = tomllib.loads((files("repzoo.quant.network") / "schemes.toml").read_text("utf-8"))
+    tables = tomllib.loads(
+        (files("repzoo.quant.network") / "schemes.toml").read_text("utf-8")
+    )
     return {name: _from_table(name, table) for name, table in tables.items()}
 
 
@@ -192,7 +203,9 @@ def _from_table(name: str, table: Mapping[str, Any]) -> QuantScheme:
         expected = types[key]
         if expected is tuple and isinstance(value, list):
             value = tuple(value)
-        are_strings = not isinstance(value, tuple) or all(isinstance(item, str) for item in value)
+        are_strings = not isinstance(value, tuple) or all(
+            isinstance(item, str) for item in value
+        )
         if type(value) is not expected or not are_strings:
             kind = "a list of strings" if expected is tuple else expected.__name__
             raise InputError(f"scheme {name}: {key} must be {kind}")

@@ -111,7 +111,9 @@ def choose_ranges(
             sensitivity.function,
         )
         if name == input_name and tensor_method in ("auto", "mse"):
-            chosen[name] = _align_input_range(histogram, sensitivity.cost, chosen[name], scheme)
+            chosen[name] = _align_input_range(
+                histogram, sensitivity.cost, chosen[name], scheme
+            )
     return _share_ranges(graph, placement, chosen)
 
 
@@ -154,7 +156,9 @@ def _share_ranges(
     return ranges
 
 
-def _copy_range(ranges: dict[str, tuple[str, Range]], source: str, targets: Iterable[str]) -> None:
+def _copy_range(
+    ranges: dict[str, tuple[str, Range]], source: str, targets: Iterable[str]
+) -> None:
     """Give the range of `source` to those of `targets` that have one."""
     if source in ranges:
         ranges.update(dict.fromkeys(ranges.keys() & targets, ranges[source]))
@@ -179,7 +183,9 @@ def compute_parameters(
         chosen: the result of `choose_ranges`, if it is known already.
     """
     if chosen is None:
-        chosen = choose_ranges(model, placement, statistics, scheme, corrections.range_method)
+        chosen = choose_ranges(
+            model, placement, statistics, scheme, corrections.range_method
+        )
     activations = {}
     for name, (_, (low, high)) in chosen.items():
         if name in placement.int16_tensors:
@@ -201,7 +207,9 @@ def compute_parameters(
         # the bias has scale source.scale * scale, and must fit into int32
         min_scale = np.abs(bias) / (source.scale * qdq_writer.MAX_BIAS_CODE)
         scale = weight_scales(layer, rows, scheme, min_scale, moments)
-        integers = _round_weights(rows, moments, scale, scheme.weight_max, corrections.gptq)
+        integers = _round_weights(
+            rows, moments, scale, scheme.weight_max, corrections.gptq
+        )
         weights[name] = pack_weights(layer, integers, scale, scheme)
         if corrections.bias:
             shift = _input_shift(layer, statistics.histograms[layer.source], source)
@@ -216,7 +224,9 @@ def compute_parameters(
     )
 
 
-def write_qdq(plan: QuantizationPlan, placement: Placement, scheme: QuantScheme) -> onnx.ModelProto:
+def write_qdq(
+    plan: QuantizationPlan, placement: Placement, scheme: QuantScheme
+) -> onnx.ModelProto:
     """The quantized model in ONNX QDQ format."""
     return qdq_writer.insert_qdq(
         plan.model,
@@ -247,7 +257,9 @@ def weight_scales(
     return usable_scale(scale)
 
 
-def _round_weights(rows: Float, moments: Moments, scale: Float, limit: int, gptq: bool) -> Float:
+def _round_weights(
+    rows: Float, moments: Moments, scale: Float, limit: int, gptq: bool
+) -> Float:
     """Integers [G, O, K] for the weights `rows`, by GPTQ or to nearest."""
     if not gptq:
         return round_to_nearest(rows, scale, limit)
@@ -267,7 +279,9 @@ def pack_weights(
     return QuantizedWeight(scales, layer.from_rows(integers).astype(np.int8))
 
 
-def _input_shift(layer: Layer, histogram: Histogram, parameters: ActivationParameters) -> Float:
+def _input_shift(
+    layer: Layer, histogram: Histogram, parameters: ActivationParameters
+) -> Float:
     """E[x'] - E[x] of the layer's columns, [G, K], by clipping and rounding its input."""
     clipping = clipping_shift(histogram, *parameters.bounds)
     rounding = rounding_shift(histogram, parameters)

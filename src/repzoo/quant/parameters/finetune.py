@@ -36,10 +36,19 @@ from torch.nn.functional import kl_div, log_softmax
 
 from repzoo.errors import InputError
 from repzoo.progress import Progress, silent
-from repzoo.quant.network.layers import Layer, bias_vector, find_layers, initializer_arrays
+from repzoo.quant.network.layers import (
+    Layer,
+    bias_vector,
+    find_layers,
+    initializer_arrays,
+)
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters.compute import QuantizationPlan, replace_biases
-from repzoo.quant.parameters.scales import INT16_MAX, ActivationParameters, QuantizedWeight
+from repzoo.quant.parameters.scales import (
+    INT16_MAX,
+    ActivationParameters,
+    QuantizedWeight,
+)
 from repzoo.settings import above, at_least, setting, validate
 from repzoo.torch.from_onnx import build_module
 
@@ -52,7 +61,9 @@ WARMUP_STEPS = 8  # Adam's first steps are as long for noise as for signal
 # A bias moves by so many of its own steps while a weight moves by one: of the 255 steps of an
 # input, about 32 are usual.
 BIAS_RATE = 32
-SCALE_RATE = 0.01  # of the logarithm of an activation's scale, relative to the weights' rate
+SCALE_RATE = (
+    0.01  # of the logarithm of an activation's scale, relative to the weights' rate
+)
 # How far the logarithm of a scale may move: a bias has that much room in int32 (MAX_BIAS_CODE).
 MAX_LOG_SCALE_CHANGE = math.log(2)
 
@@ -80,9 +91,13 @@ class FinetuneOptions:
     epochs: int = setting(5, help="Passes over the images.", range=at_least(1))
     batch: int = setting(16, help="Images in a step.", range=at_least(1))
     rate: float = setting(
-        0.3, help="Adam's peak learning rate, which falls along a cosine.", range=above(0, 1)
+        0.3,
+        help="Adam's peak learning rate, which falls along a cosine.",
+        range=above(0, 1),
     )
-    mirror: bool = setting(True, help="Flip each image horizontally with a probability of 1/2.")
+    mirror: bool = setting(
+        True, help="Flip each image horizontally with a probability of 1/2."
+    )
     seed: int = setting(0, help="Seed of the mirroring.", range=at_least(0))
 
     def __post_init__(self) -> None:
@@ -157,7 +172,9 @@ def _train(
     return train(best_rate, total - done, batches) < initial_loss
 
 
-def _batches(images: DistillationImages, options: FinetuneOptions, epochs: int) -> Iterator[Tensor]:
+def _batches(
+    images: DistillationImages, options: FinetuneOptions, epochs: int
+) -> Iterator[Tensor]:
     """Batches of `options.batch` images, mirrored at random."""
     for epoch in range(epochs):
         for loaded in images.epoch(epoch):
@@ -165,10 +182,16 @@ def _batches(images: DistillationImages, options: FinetuneOptions, epochs: int) 
                 inputs = torch.from_numpy(loaded[start : start + options.batch])
                 # drawn even if unused, so that the seed gives the same sequence with both settings
                 flip = torch.rand(len(inputs), 1, 1, 1) < 0.5
-                yield torch.where(flip, inputs.flip(3), inputs) if options.mirror else inputs
+                yield (
+                    torch.where(flip, inputs.flip(3), inputs)
+                    if options.mirror
+                    else inputs
+                )
 
 
-def _mean_loss(student: _Student, teacher: fx.GraphModule, batches: Sequence[Tensor]) -> float:
+def _mean_loss(
+    student: _Student, teacher: fx.GraphModule, batches: Sequence[Tensor]
+) -> float:
     """The mean loss over `batches`."""
     with torch.no_grad():
         losses = [float(_loss(student, teacher, inputs)) for inputs in batches]
@@ -187,7 +210,9 @@ def _loss(student: _Student, teacher: fx.GraphModule, inputs: Tensor) -> Tensor:
 class _Optimizer:
     """Adam with a short warmup and a cosine decay to zero after `steps` steps."""
 
-    def __init__(self, student: _Student, teacher: fx.GraphModule, rate: float, steps: int) -> None:
+    def __init__(
+        self, student: _Student, teacher: fx.GraphModule, rate: float, steps: int
+    ) -> None:
         self._student = student
         self._teacher = teacher
         self._steps = steps
@@ -235,7 +260,9 @@ class _Student:
         for index, (name, layer) in enumerate(self._layers.items()):
             quantized = plan.weights[name]
             weight = _Weight(quantized, layer, scheme.weight_max)
-            bias = _Bias(bias_vector(layer, values), quantized, self._activations[layer.source])
+            bias = _Bias(
+                bias_vector(layer, values), quantized, self._activations[layer.source]
+            )
             self._weights[name] = weight
             self._biases[name] = bias
             self._replace_argument(nodes[name], 1, f"weight{index}", weight)
@@ -280,7 +307,9 @@ class _Student:
     def limit_scales(self) -> None:
         """Keep activation scales within a factor of 2 of the plan's."""
         for activation in self._activations.values():
-            activation.log_change.data.clamp_(-MAX_LOG_SCALE_CHANGE, MAX_LOG_SCALE_CHANGE)
+            activation.log_change.data.clamp_(
+                -MAX_LOG_SCALE_CHANGE, MAX_LOG_SCALE_CHANGE
+            )
 
     def plan(self) -> QuantizationPlan:
         """The plan with the trained weights, biases and scales."""
@@ -338,7 +367,9 @@ class _Weight(torch.nn.Module):
             scale = scale.reshape(-1, *[1] * (len(layer.shape) - 1))
         self.scale = scale
         self.limit = limit
-        self.codes = torch.nn.Parameter(torch.from_numpy(quantized.values.astype(np.float32)))
+        self.codes = torch.nn.Parameter(
+            torch.from_numpy(quantized.values.astype(np.float32))
+        )
 
     def forward(self) -> Tensor:
         """float32, of the initializer's shape."""
@@ -377,7 +408,10 @@ class _Bias(torch.nn.Module):
     """A layer's bias as int32 represents it, with the product of the two scales as its step."""
 
     def __init__(
-        self, values: npt.NDArray[np.float64], quantized: QuantizedWeight, source: _Activation
+        self,
+        values: npt.NDArray[np.float64],
+        quantized: QuantizedWeight,
+        source: _Activation,
     ) -> None:
         super().__init__()
         self.values = torch.nn.Parameter(torch.from_numpy(values.astype(np.float32)))

@@ -37,7 +37,9 @@ Order = npt.NDArray[np.int64]
 DAMPING = 0.01  # times the mean of H's diagonal, added to it: H may be singular
 BLOCK = 64  # columns whose compensation of later columns is done in one matrix product
 DESCENT_SWEEPS = 2
-MAX_DESCENT_COLUMNS = 64  # in wider layers a sweep costs more time than it gains accuracy
+MAX_DESCENT_COLUMNS = (
+    64  # in wider layers a sweep costs more time than it gains accuracy
+)
 # Clipping thresholds tried for a shared scale, as fractions of the largest weight.
 CLIPPING_FRACTIONS = tuple(2 ** (-eighths / 8) for eighths in range(13))
 # Fraction of the noise of rounding to nearest that remains after GPTQ. Clipping noise remains
@@ -109,7 +111,9 @@ def _sorted_and_damped(
     return result
 
 
-def _round_column_by_column(rows: Float, gram: Float, scale: Float, limit: int = INT8_MAX) -> Float:
+def _round_column_by_column(
+    rows: Float, gram: Float, scale: Float, limit: int = INT8_MAX
+) -> Float:
     """Algorithm 1 of the paper, in blocks of columns: integers [G, O, K]."""
     upper = _inverse_factor(gram)
     remaining = rows.copy()  # the weights with the compensation so far
@@ -197,7 +201,9 @@ def shared_scale(
         clipped = np.clip(weights, -fraction, fraction)
         scale = fraction / limit
         rounding = np.round(clipped / scale) * scale - clipped
-        rounding_error = float((rounding * rounding * input_power).sum(dtype=np.float64))
+        rounding_error = float(
+            (rounding * rounding * input_power).sum(dtype=np.float64)
+        )
         clipping_error = _clipping_error(weights - clipped, grams, blocks)
         error = REMAINING_ROUNDING_NOISE * rounding_error + clipping_error
         if error < least_error:

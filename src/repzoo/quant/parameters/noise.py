@@ -59,7 +59,9 @@ def slopes(histogram: Histogram, function: Function) -> Float:
     if function is identity:
         return np.ones(histogram.counts.shape)
     width = histogram.bin_widths[:, None]
-    rise = function(histogram.centers + width / 2) - function(histogram.centers - width / 2)
+    rise = function(histogram.centers + width / 2) - function(
+        histogram.centers - width / 2
+    )
     return np.asarray(rise / width)
 
 
@@ -98,14 +100,18 @@ def range_losses(
     step = (high - low) / UINT8_STEPS
     below = sums.bins_below(low)
     above = sums.bins_below(high, inclusive=True)
-    near_zero = step / np.sqrt(12)  # values nearer to 0 than this err least if rounded to 0
+    near_zero = step / np.sqrt(
+        12
+    )  # values nearer to 0 than this err least if rounded to 0
     zero_start = np.maximum(sums.bins_below(-near_zero), below)
     zero_end = np.minimum(sums.bins_below(near_zero, inclusive=True), above)
 
     clipped_low = sums.squared_distance(0, below, function(low))
     clipped_high = sums.squared_distance(above, BINS, function(high))
     to_zero = sums.squared_distance(zero_start, zero_end, function(np.zeros_like(low)))
-    rounded = sums.squared_slopes(below, above) - sums.squared_slopes(zero_start, zero_end)
+    rounded = sums.squared_slopes(below, above) - sums.squared_slopes(
+        zero_start, zero_end
+    )
     # this order of additions keeps the choice between nearly equal ranges reproducible
     errors = (clipped_low + clipped_high) + to_zero + rounded * step**2 / 12
     return np.asarray(errors @ (cost / np.maximum(1, sums.total)))
@@ -156,7 +162,9 @@ class _CumulativeSums:
         `inclusive` counts a center that equals the value too.
         """
         edge = np.where(self.edge > 0, self.edge, 1.0)
-        position = (values / edge + 1) * (BINS / 2) - 0.5  # in bins; centers lie at 0, 1, 2, ...
+        position = (values / edge + 1) * (
+            BINS / 2
+        ) - 0.5  # in bins; centers lie at 0, 1, 2, ...
         count = np.floor(position) + 1 if inclusive else np.ceil(position)
         return np.asarray(np.clip(count, 0, BINS), np.int64)
 
@@ -164,7 +172,9 @@ class _CumulativeSums:
         """Sum of f'^2 over the bins from `start` to `end`, exclusive: [R, C]."""
         return _difference(self.slope, start, end)
 
-    def squared_distance(self, start: Index | int, end: Index | int, value: Float) -> Float:
+    def squared_distance(
+        self, start: Index | int, end: Index | int, value: Float
+    ) -> Float:
         """Sum of (f - value)^2 over the bins from `start` to `end`, exclusive: [R, C]."""
         count = _difference(self.count, start, end)
         first = _difference(self.first, start, end)

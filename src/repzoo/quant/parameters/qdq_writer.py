@@ -72,7 +72,11 @@ def prepare_for_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     upgraded = upgrade_opset(model)
     constants = [node for node in upgraded.graph.node if _is_tensor_constant(node)]
-    if upgraded.ir_version >= MIN_IR and not constants and len(upgraded.graph.input) == 1:
+    if (
+        upgraded.ir_version >= MIN_IR
+        and not constants
+        and len(upgraded.graph.input) == 1
+    ):
         return upgraded
     result = onnx.ModelProto()
     result.CopyFrom(upgraded)
@@ -145,7 +149,10 @@ _Pair = tuple[onnx.NodeProto, onnx.NodeProto]  # QuantizeLinear, DequantizeLinea
 
 
 def _quantized_node(
-    writer: _Writer, node: onnx.NodeProto, placement: Placement, pairs: Mapping[str, _Pair]
+    writer: _Writer,
+    node: onnx.NodeProto,
+    placement: Placement,
+    pairs: Mapping[str, _Pair],
 ) -> list[onnx.NodeProto]:
     """A copy of `node` that reads dequantized tensors, behind the nodes that it needs in front."""
     copy = onnx.NodeProto()
@@ -196,8 +203,12 @@ class _Writer:
     def qdq_pair(self, name: str) -> _Pair:
         """The QuantizeLinear and DequantizeLinear nodes behind the activation `name`."""
         parameters = self.activations[name]
-        scale = self.add_initializer(f"{name}_scale", np.array(parameters.scale, np.float32))
-        zero_point = self.add_initializer(f"{name}_zero_point", self._zero_point(parameters))
+        scale = self.add_initializer(
+            f"{name}_scale", np.array(parameters.scale, np.float32)
+        )
+        zero_point = self.add_initializer(
+            f"{name}_zero_point", self._zero_point(parameters)
+        )
         quantized = self.fresh_name(f"{name}_quantized")
         dequantized = self.fresh_name(f"{name}_dequantized")
         quantize = helper.make_node(
@@ -224,7 +235,9 @@ class _Writer:
 
     def quantize_weights(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Make `node` read an int8 weight and an int32 bias; their DequantizeLinear nodes."""
-        if any(item.name in ("alpha", "beta") and item.f != 1.0 for item in node.attribute):
+        if any(
+            item.name in ("alpha", "beta") and item.f != 1.0 for item in node.attribute
+        ):
             raise InputError(
                 f"{node.name or node.output[0]}: a Gemm with alpha or beta other than 1 cannot be "
                 "quantized; fold the model first"
@@ -233,7 +246,9 @@ class _Writer:
         bias = _bias_vector(self.initializers, node)
         weight = self.weights.get(layer)
         if weight is None:
-            weight = _round_to_nearest(self.initializers, node, self.activations, self.per_channel)
+            weight = _round_to_nearest(
+                self.initializers, node, self.activations, self.per_channel
+            )
         axis = _output_axis(node)
         node.input[1], weight_node = self._dequantized_constant(
             f"{layer}:{node.input[1]}", weight.values, weight.scale, axis
@@ -260,7 +275,9 @@ class _Writer:
         inputs = [
             self.add_initializer(f"{name}_quantized", values),
             self.add_initializer(f"{name}_scale", scale),
-            self.add_initializer(f"{name}_zero_point", np.zeros(scale.shape, values.dtype)),
+            self.add_initializer(
+                f"{name}_zero_point", np.zeros(scale.shape, values.dtype)
+            ),
         ]
         output = self.fresh_name(f"{name}_dequantized")
         node = helper.make_node(
@@ -270,7 +287,9 @@ class _Writer:
             node.attribute.append(helper.make_attribute("axis", axis))
         return output, node
 
-    def separate_dequantize(self, node: onnx.NodeProto, pair: _Pair) -> list[onnx.NodeProto]:
+    def separate_dequantize(
+        self, node: onnx.NodeProto, pair: _Pair
+    ) -> list[onnx.NodeProto]:
         """Give a float layer a DequantizeLinear of its own, with its scale repeated per channel.
 
         ONNX Runtime takes a float layer behind a per-tensor DequantizeLinear for one whose weights
@@ -294,7 +313,11 @@ class _Writer:
         output = self.fresh_name(f"{name}_dequantized")
         node.input[0] = output
         separate = helper.make_node(
-            "DequantizeLinear", inputs, [output], name=f"{output}_DequantizeLinear", axis=1
+            "DequantizeLinear",
+            inputs,
+            [output],
+            name=f"{output}_DequantizeLinear",
+            axis=1,
         )
         return [separate]
 
@@ -361,7 +384,11 @@ def _bias_vector(
     values = numpy_helper.to_array(initializers[node.input[2]]).astype(np.float64)
     channels = initializers[node.input[1]].dims[_output_axis(node)]
     # a Gemm's bias may broadcast as any shape; only one number per output channel can be int32
-    broadcasts = values.size in (1, channels) and values.shape[-1:] in ((), (1,), (channels,))
+    broadcasts = values.size in (1, channels) and values.shape[-1:] in (
+        (),
+        (1,),
+        (channels,),
+    )
     if not broadcasts:
         raise InputError(
             f"{node.name or node.output[0]}: its bias of shape {values.shape} differs from image "
@@ -371,7 +398,9 @@ def _bias_vector(
 
 
 def _all_names(graph: onnx.GraphProto) -> set[str]:
-    names = {item.name for item in graph.input} | {item.name for item in graph.initializer}
+    names = {item.name for item in graph.input} | {
+        item.name for item in graph.initializer
+    }
     for node in graph.node:
         names.update(node.output)
     return names

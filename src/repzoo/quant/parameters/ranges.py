@@ -72,7 +72,9 @@ class PooledHistogram:
         widths = np.broadcast_to(histogram.bin_widths[:, None], filled.shape)[filled]
         widths = np.append(widths, 0.0)
         values = np.append(histogram.centers[filled], 0.0)
-        counts = np.append(histogram.counts[filled], histogram.zeros.sum()).astype(np.float64)
+        counts = np.append(histogram.counts[filled], histogram.zeros.sum()).astype(
+            np.float64
+        )
         order = np.argsort(values, kind="stable")
         low, high = minmax(histogram)
         return cls(low, high, values[order], counts[order], widths[order])
@@ -102,7 +104,9 @@ def entropy(pooled: PooledHistogram) -> Range:
         return pooled.low, pooled.high
     # a bin's center may lie beyond the largest value, outside of np.histogram's range
     magnitudes = np.minimum(np.abs(pooled.values), largest)
-    counts, _ = np.histogram(magnitudes, ENTROPY_BINS, (0.0, largest), weights=pooled.counts)
+    counts, _ = np.histogram(
+        magnitudes, ENTROPY_BINS, (0.0, largest), weights=pooled.counts
+    )
     ends = np.linspace(2 * ENTROPY_LEVELS, ENTROPY_BINS, ENTROPY_CANDIDATES).astype(int)
     divergences = [_divergence(counts, end) for end in ends]
     reach = largest * (ends[int(np.argmin(divergences))] / ENTROPY_BINS)

@@ -18,7 +18,9 @@ Range = tuple[float, float]
 
 INT16_MAX = 32767
 UINT8_STEPS = 255
-INT8_MAX = 127  # -128 is not used, so that the negative of every weight can be represented
+INT8_MAX = (
+    127  # -128 is not used, so that the negative of every weight can be represented
+)
 # The square root of float32's smallest normal number. A bias has the product of two scales as its
 # scale, which then stays normal.
 SMALLEST_SCALE = 2.0**-63
@@ -50,7 +52,9 @@ class ActivationParameters:
         They differ from the range that was asked for by up to half a step, since 0 is a step.
         """
         steps_below_zero = INT16_MAX if self.bits == 16 else self.zero_point
-        return -steps_below_zero * self.scale, (self.steps - steps_below_zero) * self.scale
+        return -steps_below_zero * self.scale, (
+            self.steps - steps_below_zero
+        ) * self.scale
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ class QuantizedWeight:
     values: npt.NDArray[np.int8]
 
 
-def uint8_parameters(low: float, high: float, symmetric: bool = False) -> ActivationParameters:
+def uint8_parameters(
+    low: float, high: float, symmetric: bool = False
+) -> ActivationParameters:
     """Cover low..high, extended to include 0, with 255 steps.
 
     `symmetric` gives 127 steps on either side of a zero point of 128.
@@ -78,7 +84,9 @@ def uint8_parameters(low: float, high: float, symmetric: bool = False) -> Activa
     if high == low:
         return ActivationParameters(1.0, 0)
     scale = max(float(np.float32((high - low) / UINT8_STEPS)), SMALLEST_SCALE)
-    return ActivationParameters(scale, int(np.clip(round(-low / scale), 0, UINT8_STEPS)))
+    return ActivationParameters(
+        scale, int(np.clip(round(-low / scale), 0, UINT8_STEPS))
+    )
 
 
 def int16_parameters(low: float, high: float) -> ActivationParameters:

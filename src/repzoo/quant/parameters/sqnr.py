@@ -38,7 +38,12 @@ from repzoo.quant.calibration.sensitivity import SensitivityPropagation
 from repzoo.quant.calibration.statistics import Statistics, output_power
 from repzoo.quant.network.functions import Function, identity
 from repzoo.quant.network.graph_view import GraphView
-from repzoo.quant.network.layers import Layer, find_layers, initializer_arrays, weight_rows
+from repzoo.quant.network.layers import (
+    Layer,
+    find_layers,
+    initializer_arrays,
+    weight_rows,
+)
 from repzoo.quant.parameters.compute import QuantizationPlan
 from repzoo.quant.parameters.noise import quantization_noise
 from repzoo.quant.parameters.ranges import minmax
@@ -95,7 +100,11 @@ class LayerSqnr:
 
     def sentence(self) -> str:
         """One line for a report."""
-        whose = "output channels" if self.side == "weight" else f"of {self.tensor}, channels"
+        whose = (
+            "output channels"
+            if self.side == "weight"
+            else f"of {self.tensor}, channels"
+        )
         channels = ", ".join(map(str, self.channels))
         cause = ""
         if self.outliers:
@@ -150,9 +159,13 @@ class NoiseAttribution:
         self._statistics = statistics
         self._values = initializer_arrays(plan.model)
         layers = find_layers(plan.model)
-        self._layers = [layer for name, layer in layers.items() if name in statistics.moments]
+        self._layers = [
+            layer for name, layer in layers.items() if name in statistics.moments
+        ]
         self._signals = {layer.name: self._signal(layer) for layer in self._layers}
-        self._inputs: dict[str, list[_Side]] = {layer.name: [] for layer in self._layers}
+        self._inputs: dict[str, list[_Side]] = {
+            layer.name: [] for layer in self._layers
+        }
         for layer in self._layers:
             if layer.source in plan.activations:
                 noise = self._input_cost(layer) * self._error(layer.source)
@@ -252,7 +265,9 @@ class NoiseAttribution:
         """Noise from rounding the layer's weights, by output channel."""
         rows = self._rows(layer)
         difference = self._quantized_rows(layer) - rows
-        noise = output_power(difference, self._statistics.moments[layer.name]).reshape(-1)
+        noise = output_power(difference, self._statistics.moments[layer.name]).reshape(
+            -1
+        )
         ratio = noise / self._signals[layer.name] / layer.out_channels
         return _Side(ratio, np.abs(rows).max(2).reshape(-1), layer.source)
 
@@ -267,7 +282,9 @@ class NoiseAttribution:
             side, worse = "weight", weight
         else:
             side, worse = "activation", worst_input
-        channels, share = _noisiest_channels(worse.noise, max(weight_noise, activation_noise))
+        channels, share = _noisiest_channels(
+            worse.noise, max(weight_noise, activation_noise)
+        )
         quantized = self._plan.weights.get(layer.name)
         # an outlier only hurts channels that share its scale
         shares_scale = quantized is not None and quantized.scale.size == 1
@@ -299,7 +316,9 @@ def _outliers(largest: Float) -> tuple[tuple[int, ...], float]:
         return (), 1.0
     median = float(np.median(used))
     order = np.argsort(-largest, kind="stable")[:MAX_CHANNELS]
-    outliers = tuple(int(index) for index in order if largest[index] > OUTLIER_RATIO * median)
+    outliers = tuple(
+        int(index) for index in order if largest[index] > OUTLIER_RATIO * median
+    )
     return outliers, float(largest.max() / median)
 
 

@@ -60,7 +60,9 @@ def equalize_ranges(model: onnx.ModelProto) -> EqualizedModel:
     magnitudes: dict[str, _LayerMagnitudes] = {}
     for name, layer in layers.items():
         magnitudes[name] = _LayerMagnitudes(layer, channels, weight_rows(layer, values))
-    return rescale_channels(model, layers, channels, _balancing_factors(magnitudes, channels))
+    return rescale_channels(
+        model, layers, channels, _balancing_factors(magnitudes, channels)
+    )
 
 
 def labels_of(channels: ChannelGroups, name: str, width: int) -> npt.NDArray[np.int64]:
@@ -70,7 +72,10 @@ def labels_of(channels: ChannelGroups, name: str, width: int) -> npt.NDArray[np.
 
 
 def rescale_channels(
-    model: onnx.ModelProto, layers: Mapping[str, Layer], channels: ChannelGroups, factors: Float
+    model: onnx.ModelProto,
+    layers: Mapping[str, Layer],
+    channels: ChannelGroups,
+    factors: Float,
 ) -> EqualizedModel:
     """`model` with the channels of label l divided by factors[l]. factors[FIXED] is 1.
 
@@ -90,10 +95,14 @@ def rescale_channels(
         rows = rows / out.reshape(layer.groups, -1, 1)
         weight = layer.from_rows(rows)
         node = nodes[name]
-        node.input[1] = _add_initializer(rescaled, f"{layer.weight}:{name}", weight, used_names)
+        node.input[1] = _add_initializer(
+            rescaled, f"{layer.weight}:{name}", weight, used_names
+        )
         if layer.bias:
             bias = bias_vector(layer, values) / out
-            node.input[2] = _add_initializer(rescaled, f"{layer.bias}:{name}", bias, used_names)
+            node.input[2] = _add_initializer(
+                rescaled, f"{layer.bias}:{name}", bias, used_names
+            )
     _remove_unused_initializers(rescaled)
 
     changed: dict[str, Float] = {}
@@ -190,11 +199,15 @@ def _label_sets(magnitudes: Mapping[str, _LayerMagnitudes]) -> list[_LabelSet]:
     return label_sets
 
 
-def _add_initializer(model: onnx.ModelProto, name: str, values: Float, used: set[str]) -> str:
+def _add_initializer(
+    model: onnx.ModelProto, name: str, values: Float, used: set[str]
+) -> str:
     while name in used:
         name += "_"
     used.add(name)
-    model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    model.graph.initializer.append(
+        numpy_helper.from_array(values.astype(np.float32), name)
+    )
     return name
 
 

@@ -31,11 +31,19 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from repzoo.quant.calibration.sensitivity import SensitivityPropagation, input_sensitivity
+from repzoo.quant.calibration.sensitivity import (
+    SensitivityPropagation,
+    input_sensitivity,
+)
 from repzoo.quant.calibration.statistics import Statistics, signal_power
 from repzoo.quant.network.channels import FIXED, ChannelGroups, link_channels
 from repzoo.quant.network.graph_view import GraphView
-from repzoo.quant.network.layers import Layer, find_layers, initializer_arrays, weight_rows
+from repzoo.quant.network.layers import (
+    Layer,
+    find_layers,
+    initializer_arrays,
+    weight_rows,
+)
 from repzoo.quant.rewrites.equalize import EqualizedModel, labels_of, rescale_channels
 
 Float = npt.NDArray[np.float64]
@@ -71,7 +79,9 @@ def smooth(
     rescaled = statistics.rescaled(start.factors, layers.values())
     terms = _noise_terms(start.model, rescaled, tensors, channels, per_channel)
     factors = np.exp(_minimize(terms, channels))
-    smoothed = rescale_channels(start.model, find_layers(start.model), channels, factors)
+    smoothed = rescale_channels(
+        start.model, find_layers(start.model), channels, factors
+    )
     combined: dict[str, Float] = {}
     for name in start.factors.keys() | smoothed.factors.keys():
         first = start.factors.get(name, np.ones(1))
@@ -150,7 +160,9 @@ class _WeightNoise:
         """All layers as one: a step then takes a few operations on long arrays."""
         group_counts = [len(part.groups.sizes) for part in parts]
         offsets = np.cumsum([0, *group_counts[:-1]])
-        groups = [part.group + offset for part, offset in zip(parts, offsets, strict=True)]
+        groups = [
+            part.group + offset for part, offset in zip(parts, offsets, strict=True)
+        ]
         return cls(
             size=np.concatenate([part.size for part in parts]),
             into=np.concatenate([part.into for part in parts]),
@@ -171,16 +183,26 @@ class _WeightNoise:
         total = self.groups.sums(powers)
         sizes = self.size + theta[self.into] - theta[self.out]
         log_maxima, shares = self.maxima.log_norms(sizes)
-        each = GAIN / (12 * 127**2) * self.worth * np.exp(2 * theta[self.rows]) * total[self.group]
+        each = (
+            GAIN
+            / (12 * 127**2)
+            * self.worth
+            * np.exp(2 * theta[self.rows])
+            * total[self.group]
+        )
         each *= self.scaled.repeat(np.exp(2 * log_maxima))
         noise = self.scaled.sums(each)
 
         count = len(slope)
         pull = 2 * shares * self.maxima.repeat(noise)
-        slope += np.bincount(self.into, pull, count) - np.bincount(self.out, pull, count)
+        slope += np.bincount(self.into, pull, count) - np.bincount(
+            self.out, pull, count
+        )
         slope += np.bincount(self.rows, 2 * each, count)
         by_group = np.bincount(self.group, each, len(total)) / np.maximum(total, TINY)
-        slope -= np.bincount(self.inputs, 2 * powers * self.groups.repeat(by_group), count)
+        slope -= np.bincount(
+            self.inputs, 2 * powers * self.groups.repeat(by_group), count
+        )
         return float(noise.sum())
 
 
@@ -213,7 +235,9 @@ class _ActivationNoise:
         """The noise at log factors `theta`. Its gradient is added to `slope`."""
         log_maxima, shares = self.tensors.log_norms(self.size - theta[self.labels])
         squared_ranges = self.tensors.repeat(np.exp(2 * log_maxima))
-        each = squared_ranges / (12 * 255**2) * self.worth * np.exp(2 * theta[self.labels])
+        each = (
+            squared_ranges / (12 * 255**2) * self.worth * np.exp(2 * theta[self.labels])
+        )
         pull = 2 * each - 2 * self.tensors.repeat(self.tensors.sums(each)) * shares
         slope += np.bincount(self.labels, pull, len(slope))
         return float(each.sum())
@@ -232,7 +256,9 @@ def _noise_terms(
     """The terms of the predicted noise of `model`, whose statistics are `statistics`."""
     all_layers = find_layers(model)
     values = initializer_arrays(model)
-    layers = {name: layer for name, layer in all_layers.items() if name in statistics.moments}
+    layers = {
+        name: layer for name, layer in all_layers.items() if name in statistics.moments
+    }
     costs = input_sensitivity(layers.values(), values, statistics)
     propagation = SensitivityPropagation(GraphView(model), all_layers, statistics)
     activation_costs = propagation.propagate(costs, costs)
@@ -247,9 +273,13 @@ def _noise_terms(
         if power > 0:
             out = labels_of(channels, name, layer.out_channels)
             # A row that nothing sensitive reads counts by the signal of its own layer.
-            own_worth = np.where((out == FIXED) | (worth[out] == 0), 1 / power, worth[out])
+            own_worth = np.where(
+                (out == FIXED) | (worth[out] == 0), 1 / power, worth[out]
+            )
             energy = _input_energy(layer, statistics)
-            weights.append(_weight_noise(layer, rows, energy, own_worth, channels, per_channel))
+            weights.append(
+                _weight_noise(layer, rows, energy, own_worth, channels, per_channel)
+            )
 
     activations: list[_ActivationNoise] = []
     for name in tensors:
@@ -286,7 +316,9 @@ def _weight_noise(
     per_channel: bool,
 ) -> _WeightNoise:
     """The term of one layer. `rows` are its weights, `worth` [O] the sensitivity of its outputs."""
-    peaks = np.abs(rows).reshape(*rows.shape[:2], energy.shape[1], -1).max(3)  # [G, O/G, C/G]
+    peaks = (
+        np.abs(rows).reshape(*rows.shape[:2], energy.shape[1], -1).max(3)
+    )  # [G, O/G, C/G]
     is_candidate = (_are_largest(peaks, 1) | _are_largest(peaks, 2)) & (peaks > 0)
     # np.nonzero returns candidates in the order of the output channels.
     group, row, column = np.nonzero(is_candidate)

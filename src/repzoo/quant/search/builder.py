@@ -41,7 +41,11 @@ class Builder:
     """Builds the quantized forms of one folded float `artifact` under one scheme."""
 
     def __init__(
-        self, artifact: Artifact, space: PlacementSpace, scheme: QuantScheme, cache: RewriteCache
+        self,
+        artifact: Artifact,
+        space: PlacementSpace,
+        scheme: QuantScheme,
+        cache: RewriteCache,
     ) -> None:
         self.artifact = artifact
         self.space = space
@@ -106,7 +110,9 @@ class Builder:
         def epoch_images(epoch: int) -> Iterator[Inputs]:
             order = np.random.default_rng(epoch).permutation(len(images)).tolist()
             shuffled = images.subset(order)
-            return calibrator.prepare(f"images of epoch {epoch + 1}", shuffled, FINETUNE_BATCH)
+            return calibrator.prepare(
+                f"images of epoch {epoch + 1}", shuffled, FINETUNE_BATCH
+            )
 
         plan = finetune.distill(
             self.cache.get(origin.stage).model,
@@ -118,7 +124,9 @@ class Builder:
         )
         return self._write(origin.stage, plan, placement)
 
-    def _write(self, stage: Stage, plan: QuantizationPlan, placement: Placement) -> Build:
+    def _write(
+        self, stage: Stage, plan: QuantizationPlan, placement: Placement
+    ) -> Build:
         model = compute.write_qdq(plan, placement, self.scheme)
         artifact = self.artifact.then(model, Step("quantize", __version__))
         return Build(artifact, stage, plan)
@@ -133,7 +141,9 @@ class Builder:
         return stage.corrections
 
 
-def _has_parameters(plan: QuantizationPlan, float_model: FloatModel, placement: Placement) -> bool:
+def _has_parameters(
+    plan: QuantizationPlan, float_model: FloatModel, placement: Placement
+) -> bool:
     """Whether `plan` has the parameters of all that `placement` quantizes, in 8 bits."""
     if placement.int16_tensors:
         return False
@@ -155,6 +165,8 @@ def _restrict(
         # Bias correction made up for rounding that no longer happens in this layer.
         if name in plan.weights and name not in placement.nodes:
             node.input[:] = float_inputs[name]
-    weights = {name: weight for name, weight in plan.weights.items() if name in placement.nodes}
+    weights = {
+        name: weight for name, weight in plan.weights.items() if name in placement.nodes
+    }
     activations = {name: plan.activations[name] for name in placement.tensors}
     return replace(plan, model=model, weights=weights, activations=activations)

@@ -95,7 +95,9 @@ class Calibrator:
             model, list(dict.fromkeys(tensors)), observed_layers, reader, PROBED_BYTES
         )
         reader.report.check(images.name, len(images))
-        return Calibration(statistics, images.subset(reader.indices), reader.report.sentences())
+        return Calibration(
+            statistics, images.subset(reader.indices), reader.report.sentences()
+        )
 
     def observe_again(
         self,
@@ -127,7 +129,12 @@ class Calibrator:
         inputs = reader.read(batch_size(model, observed, room))
         stream = CalibrationStream(inputs, len(reader.images), self.progress)
         return collect_statistics(
-            model, list(tensors), list(observed_layers), stream, self.engine, self.threads
+            model,
+            list(tensors),
+            list(observed_layers),
+            stream,
+            self.engine,
+            self.threads,
         )
 
     def prepare(self, phase: str, images: Dataset, size: int) -> Iterator[Inputs]:

@@ -78,7 +78,9 @@ class CandidateModel:
         candidate = self.candidate
         verdict = candidate.verdict
         enough = verdict >= Verdict.ENOUGH
-        db_per_percent = DB_PER_PERCENT_LATENCY if enough else DB_PER_PERCENT_LATENCY_SHORT
+        db_per_percent = (
+            DB_PER_PERCENT_LATENCY if enough else DB_PER_PERCENT_LATENCY_SHORT
+        )
         latency_cost_db = db_per_percent * 100 * math.log(candidate.ratio.ratio)
         snr_db = candidate.paired.logits_snr_db or 0.0
         return (

@@ -31,7 +31,11 @@ class FloatComparison:
     """
 
     def __init__(
-        self, artifact: Artifact, images: Dataset, engine: Engine, progress: Progress = silent
+        self,
+        artifact: Artifact,
+        images: Dataset,
+        engine: Engine,
+        progress: Progress = silent,
     ) -> None:
         self.artifact = artifact
         self.images = with_model_classes(images, artifact)
@@ -99,7 +103,10 @@ class FloatComparison:
             margins.append(more_margins)
             targets.append(more_targets)
         expected = expected_drop(
-            Margins.concatenate(margins), np.concatenate(targets), first.logits, second.logits
+            Margins.concatenate(margins),
+            np.concatenate(targets),
+            first.logits,
+            second.logits,
         )
         snr = snr_db(first.logits, second.logits)
         return replace(paired, expected=expected, logits_snr_db=snr)
@@ -113,4 +120,6 @@ def with_model_classes(images: Dataset, artifact: Artifact) -> Dataset:
     if images.labeled:
         return images
     count = artifact.num_classes or len(artifact.labels)
-    return replace(images, classes=tuple(str(index) for index in range(count)), ordered=True)
+    return replace(
+        images, classes=tuple(str(index) for index in range(count)), ordered=True
+    )

@@ -49,7 +49,11 @@ class Evaluator:
     """
 
     def __init__(
-        self, gate: Gate, comparison: FloatComparison, builder: Builder, calibrator: Calibrator
+        self,
+        gate: Gate,
+        comparison: FloatComparison,
+        builder: Builder,
+        calibrator: Calibrator,
     ) -> None:
         self.gate = gate
         self.comparison = comparison
@@ -71,7 +75,11 @@ class Evaluator:
         return changes
 
     def evaluate(
-        self, stage: Stage, timed: TimedPlacement, label: str, origin: BuiltCandidate | None = None
+        self,
+        stage: Stage,
+        timed: TimedPlacement,
+        label: str,
+        origin: BuiltCandidate | None = None,
     ) -> BuiltCandidate:
         """Build and measure `stage` on a placement whose latency is known.
 
@@ -83,7 +91,11 @@ class Evaluator:
         return self._measure(build, timed, label, started)
 
     def time_and_evaluate(
-        self, stage: Stage, placement: Placement, label: str, origin: BuiltCandidate | None = None
+        self,
+        stage: Stage,
+        placement: Placement,
+        label: str,
+        origin: BuiltCandidate | None = None,
     ) -> BuiltCandidate:
         """As `evaluate`, on a placement whose latency is not known yet."""
         started = time.perf_counter()
@@ -92,29 +104,41 @@ class Evaluator:
         ratio = self.gate.time_against_float([build.artifact], seconds)[0]
         return self._measure(build, TimedPlacement(placement, ratio), label, started)
 
-    def finetune(self, origin: BuiltCandidate, epochs: int, images: Dataset) -> BuiltCandidate:
+    def finetune(
+        self, origin: BuiltCandidate, epochs: int, images: Dataset
+    ) -> BuiltCandidate:
         """`origin` after distillation from the float model on `images`, measured."""
         started = time.perf_counter()
         placement = origin.timed.placement
-        build = self.builder.finetune(origin.build, placement, epochs, images, self.calibrator)
+        build = self.builder.finetune(
+            origin.build, placement, epochs, images, self.calibrator
+        )
         label = f"{origin.build.stage.name}, {epochs} epochs of fine-tuning"
         return self._measure(build, origin.timed, label, started)
 
-    def diagnose(self, candidate: BuiltCandidate, images: Dataset) -> tuple[LayerSqnr, ...]:
+    def diagnose(
+        self, candidate: BuiltCandidate, images: Dataset
+    ) -> tuple[LayerSqnr, ...]:
         """The SQNR of each layer of `candidate` on a few of `images`, noisiest first."""
         float_model = self.builder.cache.get(candidate.build.stage)
         sample = images.subset(images.balanced_sample(DIAGNOSED_IMAGES, 0))
         by_name = layers.find_layers(float_model.model)
         observed = [
-            layer for name, layer in by_name.items() if name in float_model.statistics.moments
+            layer
+            for name, layer in by_name.items()
+            if name in float_model.statistics.moments
         ]
         tensors = list(candidate.build.plan.activations)
         free_memory()
-        statistics = self.calibrator.observe_again(float_model.model, tensors, observed, sample)
+        statistics = self.calibrator.observe_again(
+            float_model.model, tensors, observed, sample
+        )
         free_memory()
         return tuple(sqnr.layer_sqnr(candidate.build.plan, statistics))
 
-    def _build(self, stage: Stage, placement: Placement, origin: BuiltCandidate | None) -> Build:
+    def _build(
+        self, stage: Stage, placement: Placement, origin: BuiltCandidate | None
+    ) -> Build:
         if origin is None:
             build = self.builder.build(stage, placement)
         else:

@@ -21,7 +21,9 @@ RANKED_LAYERS = 8  # noisiest layers, which are tried in float one at a time
 RANKING_IMAGES = 16  # on which they are tried
 
 
-def with_fallback(builder: Builder, placement: Placement, layers: Sequence[str]) -> Placement:
+def with_fallback(
+    builder: Builder, placement: Placement, layers: Sequence[str]
+) -> Placement:
     """`placement` with `layers` (named by their outputs) out of INT8."""
     space = builder.space
     fallback = builder.scheme.escape
@@ -29,7 +31,9 @@ def with_fallback(builder: Builder, placement: Placement, layers: Sequence[str])
     if fallback != "int16":
         return space.placement(name, placement.nodes - set(layers))
     touched = set(space.placement(name, layers).tensors) & set(placement.tensors)
-    return replace(placement, name=name, int16_tensors=placement.int16_tensors | touched)
+    return replace(
+        placement, name=name, int16_tensors=placement.int16_tensors | touched
+    )
 
 
 def rank_layers(
@@ -59,5 +63,7 @@ def rank_layers(
     for name in quantized[:RANKED_LAYERS]:
         smaller = with_fallback(builder, placement, [name])
         model = builder.build_from(build, smaller).artifact.model
-        errors[name] = float(np.square(calibrator.run(model, inputs) - float_logits).mean())
+        errors[name] = float(
+            np.square(calibrator.run(model, inputs) - float_logits).mean()
+        )
     return [*sorted(errors, key=lambda name: errors[name]), *quantized[RANKED_LAYERS:]]

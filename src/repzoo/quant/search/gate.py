@@ -173,7 +173,11 @@ class Gate:
         """
         verdict = self.budget.judge(paired.values)
         chosen = best.candidate
-        settings = {"recipe": chosen.stage, "placement": chosen.placement, **context.settings}
+        settings = {
+            "recipe": chosen.stage,
+            "placement": chosen.placement,
+            **context.settings,
+        }
         if verdict is Verdict.REFUSED:
             chosen = replace(chosen, layers=diagnose() or chosen.layers)
             refusal = messages.refusal(
@@ -185,15 +189,20 @@ class Gate:
         step = Step("quantize", __version__, settings)
         quantized = self.artifact.then(best.artifact.model, step)
         shown = tuple(
-            chosen if candidate is best.candidate else candidate for candidate in candidates
+            chosen if candidate is best.candidate else candidate
+            for candidate in candidates
         )
         summary = summarize(shown, chosen, paired.values, verdict, context)
         record = self._record(quantized, summary, context)
-        warnings = messages.warnings(chosen.ratio, paired.values, verdict, self.budget.max_drop)
+        warnings = messages.warnings(
+            chosen.ratio, paired.values, verdict, self.budget.max_drop
+        )
         # An image that cannot be read may be reported by more than one pass.
         remarks = (*context.remarks, *self.comparison.report.sentences(), *warnings)
         without_repeats = tuple(dict.fromkeys(remarks))
-        return quantized, QuantReport(chosen, shown, paired, verdict, record, without_repeats)
+        return quantized, QuantReport(
+            chosen, shown, paired, verdict, record, without_repeats
+        )
 
     def _record(
         self, quantized: Artifact, summary: QuantizeSummary, context: ReportContext

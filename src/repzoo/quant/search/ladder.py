@@ -52,7 +52,9 @@ from repzoo.quant.search.rewrite_cache import RewriteCache
 from repzoo.quant.search.verdict import Budget, Verdict
 
 FALLBACK_COUNTS = (1, 3, 8)  # layers that leave INT8, one candidate each
-SMALLER_PLACEMENTS = 3  # placements with less in INT8 that are tried for accuracy, at most
+SMALLER_PLACEMENTS = (
+    3  # placements with less in INT8 that are tried for accuracy, at most
+)
 SEARCH_SECONDS = 30.0
 
 
@@ -112,7 +114,9 @@ def quantize(
     }
     phases = {name: round(value, 2) for name, value in seconds.items()}
     remarks += evaluator.comparison.report.sentences()
-    context = ReportContext(settings, data, budget, remarks, started, search.trials, phases)
+    context = ReportContext(
+        settings, data, budget, remarks, started, search.trials, phases
+    )
     return gate.conclude(
         best,
         evaluator.candidates,
@@ -122,7 +126,9 @@ def quantize(
     )
 
 
-def calibrate(gate: Gate, split: QuantizationSplit, target: Target) -> tuple[Evaluator, list[str]]:
+def calibrate(
+    gate: Gate, split: QuantizationSplit, target: Target
+) -> tuple[Evaluator, list[str]]:
     """Run the calibration pass.
 
     Returns what builds and measures candidates from its statistics, and remarks on the images.
@@ -144,7 +150,9 @@ def calibrate(gate: Gate, split: QuantizationSplit, target: Target) -> tuple[Eva
     calibration = calibrator.calibrate(model, split.calibration, starts)
     free_memory()
     statistics = calibration.statistics
-    comparison = FloatComparison(artifact, split.selection, target.engine, gate.progress)
+    comparison = FloatComparison(
+        artifact, split.selection, target.engine, gate.progress
+    )
     comparison.add_margins(calibration.images, statistics.margins)
     original = FloatModel(model, statistics, per_channel=target.scheme.per_channel)
     builder = Builder(artifact, space, target.scheme, RewriteCache(original))
@@ -156,7 +164,11 @@ def search_placement(evaluator: Evaluator, seconds: float) -> SearchResult:
     builder = evaluator.builder
     original = builder.cache.original
     race = PlacementRace(
-        evaluator.gate, original.model, original.statistics, builder.scheme, builder.space
+        evaluator.gate,
+        original.model,
+        original.statistics,
+        builder.scheme,
+        builder.space,
     )
     screening = gating.BENCH_SECONDS / 2
     starts = builder.space.starting_placements()
@@ -205,7 +217,9 @@ def try_nearly_as_fast(evaluator: Evaluator, search: SearchResult) -> None:
         evaluator.evaluate(stage, timed, f"{stage.name}, {timed.placement.name}", best)
 
 
-def try_fallback(evaluator: Evaluator, best: BuiltCandidate, split: QuantizationSplit) -> None:
+def try_fallback(
+    evaluator: Evaluator, best: BuiltCandidate, split: QuantizationSplit
+) -> None:
     """`best` with a few layers out of INT8, until one is accurate enough."""
     noise = best.candidate.layers
     if len(noise) <= 1:
@@ -213,13 +227,20 @@ def try_fallback(evaluator: Evaluator, best: BuiltCandidate, split: Quantization
     placement = best.timed.placement
     stage = best.build.stage
     ranked = rank_layers(
-        evaluator.builder, evaluator.calibrator, best.build, placement, noise, split.selection
+        evaluator.builder,
+        evaluator.calibrator,
+        best.build,
+        placement,
+        noise,
+        split.selection,
     )
     for count in FALLBACK_COUNTS:
         if count >= len(ranked) or evaluator.best.verdict >= Verdict.ENOUGH:
             return
         smaller = with_fallback(evaluator.builder, placement, ranked[:count])
-        evaluator.time_and_evaluate(stage, smaller, f"{stage.name}, fallback {count}", best)
+        evaluator.time_and_evaluate(
+            stage, smaller, f"{stage.name}, fallback {count}", best
+        )
 
 
 def try_smaller_placements(

@@ -11,21 +11,28 @@ from repzoo.quant.search.candidate import NAMED_LAYERS
 from repzoo.quant.search.verdict import CHANGED_ALLOWED, UNCHANGED, Verdict
 
 
-def refusal(name: str, layers: Sequence[LayerSqnr], paired: PairedAccuracy, max_drop: float) -> str:
+def refusal(
+    name: str, layers: Sequence[LayerSqnr], paired: PairedAccuracy, max_drop: float
+) -> str:
     """Why the model called `name` is refused, which layers are to blame, and what to do."""
     interval = f"95 % interval {paired.drop_low:.2f} to {paired.drop_high:.2f}, {paired.n} images"
     if paired.labeled is not False:
-        loss = (
-            f"loses {paired.drop:.2f} points of Top-1 ({interval}), above the budget of {max_drop}"
-        )
+        drop = f"{paired.drop:.2f} points of Top-1 ({interval})"
+        loss = f"loses {drop}, above the budget of {max_drop}"
     else:
         allowed = max_drop + CHANGED_ALLOWED
         loss = (
             f"changes {paired.drop:.2f} % of the predictions ({interval}), more than the "
             f"{allowed:g} % that pass without labels"
         )
-    noisiest = [layer.sentence() for layer in sqnr.noisiest_layers(layers, NAMED_LAYERS)]
-    blame = f"Most quantization noise comes from {'; '.join(noisiest)}. " if noisiest else ""
+    noisiest = [
+        layer.sentence() for layer in sqnr.noisiest_layers(layers, NAMED_LAYERS)
+    ]
+    blame = (
+        f"Most quantization noise comes from {'; '.join(noisiest)}. "
+        if noisiest
+        else ""
+    )
     return (
         f"{name}: INT8 {loss}; nothing was written. {blame}Raise --max-drop, calibrate on images "
         "that are more like those of the check, or write the model anyway with --force"
@@ -54,7 +61,9 @@ def warnings(
         )
     if paired.same_prediction < UNCHANGED:
         changed = 100 - paired.same_prediction
-        sentences.append(f"{changed:.1f} % of the predictions differ from the float model's")
+        sentences.append(
+            f"{changed:.1f} % of the predictions differ from the float model's"
+        )
     if ratio.ratio_low > 1:
         sentences.append(
             f"INT8 takes {ratio.ratio:.2f} times as long as float on this engine and host"

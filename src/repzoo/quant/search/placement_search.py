@@ -35,7 +35,9 @@ from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer, ranges, scales
 from repzoo.quant.search.gate import Gate
 
-ROUNDS = 9  # of each race: the 95 % interval of a median of 9 is from the 2nd to the 8th
+ROUNDS = (
+    9  # of each race: the 95 % interval of a median of 9 is from the 2nd to the 8th
+)
 CALLS = 3  # of each model in a round, about
 # Placements in one race, besides the one they are compared with. Each is a session that holds
 # the weights: with weights of RACE_BYTES or more there are fewer than MOST_RACED.
@@ -95,7 +97,9 @@ class PlacementRace:
         self._model = model
         self._scheme = scheme
         self._parameters = {
-            name: scales.uint8_parameters(*ranges.minmax(histogram), scheme.activation_symmetric)
+            name: scales.uint8_parameters(
+                *ranges.minmax(histogram), scheme.activation_symmetric
+            )
             for name, histogram in statistics.histograms.items()
         }
         self._weights = qdq_writer.round_weights(
@@ -189,7 +193,9 @@ def find_fastest(
         placement = faster
     best = timed[0]
     if placement is not first:
-        best = TimedPlacement(placement, race.ratios_to_float([placement], screening)[0])
+        best = TimedPlacement(
+            placement, race.ratios_to_float([placement], screening)[0]
+        )
     others = [candidate.placement for candidate in timed[1:]]
     return SearchResult(
         best,
@@ -209,7 +215,8 @@ def _nearly_as_fast(
     near = [
         candidate
         for candidate in timed
-        if space.count(candidate.placement) < layers and candidate.ratio.ratio <= slowest
+        if space.count(candidate.placement) < layers
+        and candidate.ratio.ratio <= slowest
     ]
     return tuple(sorted(near, key=lambda candidate: space.count(candidate.placement)))
 
@@ -226,10 +233,14 @@ def _time_starts(
     order = sorted(range(len(starts)), key=lambda index: ratios[index])
     finalists = _choose_finalists(race.space, starts, order, ratios)
     float_ratios = race.ratios_to_float(finalists, screening)
-    timed = [TimedPlacement(*pair) for pair in zip(finalists, float_ratios, strict=True)]
+    timed = [
+        TimedPlacement(*pair) for pair in zip(finalists, float_ratios, strict=True)
+    ]
     timed.sort(key=lambda candidate: candidate.ratio.ratio)
     slowest = timed[0].ratio.ratio / SMALLEST_GAIN
-    equally_fast = [candidate for candidate in timed if candidate.ratio.ratio <= slowest]
+    equally_fast = [
+        candidate for candidate in timed if candidate.ratio.ratio <= slowest
+    ]
     first = min(equally_fast, key=lambda candidate: starts.index(candidate.placement))
     timed.remove(first)
     slower = [starts[index] for index in order if starts[index] not in finalists]
@@ -277,13 +288,17 @@ def _improve(
     layers = set(layer_names(race.space))
     groups = race.space.groups()
     # A move that leaves no layer in INT8 is none that could be written.
-    moves = [move for move in _moves(groups, base) if (base.nodes ^ move.nodes) & layers]
+    moves = [
+        move for move in _moves(groups, base) if (base.nodes ^ move.nodes) & layers
+    ]
     tried: list[tuple[PlacementTrial, _Move]] = []
     for start in range(0, len(moves), race.group_size):
         if time.perf_counter() >= deadline:
             break
         batch = moves[start : start + race.group_size]
-        intervals = race.ratios_to(base, [_apply(race.space, base, [move]) for move in batch])
+        intervals = race.ratios_to(
+            base, [_apply(race.space, base, [move]) for move in batch]
+        )
         for move, interval in zip(batch, intervals, strict=True):
             trial = PlacementTrial(
                 move.group,
@@ -294,7 +309,9 @@ def _improve(
                 interval.high,
             )
             tried.append((trial, move))
-    gains = [pair for pair in tried if pair[0].high < 1 and pair[0].ratio <= SMALLEST_GAIN]
+    gains = [
+        pair for pair in tried if pair[0].high < 1 and pair[0].ratio <= SMALLEST_GAIN
+    ]
     gains.sort(key=lambda pair: pair[0].ratio)
     applied, faster = _confirm(race, base, [move for _, move in gains])
     trials.extend(replace(trial, kept=move in applied) for trial, move in tried)
@@ -346,6 +363,8 @@ def _apply(space: PlacementSpace, base: Placement, moves: Sequence[_Move]) -> Pl
     nodes = base.nodes
     for move in moves:
         nodes ^= move.nodes
-    in_float = [group for group, members in space.groups().items() if not members & nodes]
+    in_float = [
+        group for group, members in space.groups().items() if not members & nodes
+    ]
     name = f"searched, float: {', '.join(in_float)}" if in_float else "everything"
     return space.placement(name, nodes)
