@@ -7,24 +7,22 @@ side of the same commands, reports usage to Alibaba and is never imported (see
 repzoo/privacy.py). Converted models are kept in the cache by the hash of the model and MNN's
 version.
 
-INT8. Which is faithful, MNN's import of our Q/DQ or a conversion of our own? Measured on the
-embedded digits model, 300 images, against ONNX Runtime on the same Q/DQ graph:
-cannot import Q/DQ: with weights or activations quantized ("everything", "dense", and a single
-convolution alike) the
-  converter aborts or the model fails at its first convolution with a wrong shape. Scalars as
-  vectors, or float weights, do not help.
-- With Q/DQ written out as the arithmetic that it stands for (Div, Round, Clip, Mul; weights as
-the floats they stand for), all
-  convert: 100.0 % (everything) and 99.3 % (dense) of the predictions are the same, logits
-  differ by 0.024 of their deviation.
-- Its own quantizer (`mnnquant`, KL, from the same crops of 128 calibration images; its int8
-kernels run): RepVGG-A0 at 64 px keeps
-  77.3 % of the predictions and loses 5.3 points of Top-1 (n = 357) where our per-channel file
-  keeps 97.1 % on ONNX Runtime, at 0.40 of MNN's float time (0.36 .. 0.48); on RepGhost 0.5x it
-  ends with signal 11.
-So our scales are the faithful ones, and this engine computes INT8 models as fake quantization
-in float32: right in accuracy, while its latency says nothing about INT8 (`simulates_int8`:
-whoever times one is told).
+*INT8.* Three ways were measured on the embedded digits model (300 images) against ONNX Runtime
+on the same Q/DQ graph:
+
+- MNN cannot import Q/DQ. With weights or activations quantized ("everything", "dense", even a
+  single convolution) the converter aborts, or the model fails at its first convolution with a
+  wrong shape.
+- Q/DQ written out as the arithmetic that it means (Div, Round, Clip, Mul; weights as floats)
+  always converts. 100.0 % (everything) and 99.3 % (dense) of the predictions are unchanged;
+  logits differ by 0.024 of their standard deviation.
+- MNN's own quantizer (`mnnquant`, KL, 128 calibration images, its int8 kernels): RepVGG-A0 at
+  64 px keeps 77.3 % of the predictions and loses 5.3 points of Top-1 (n = 357), where our per-
+  channel file keeps 97.1 % on ONNX Runtime, at 0.40 of MNN's float time (0.36 .. 0.48). On
+  RepGhost 0.5x it ends with signal 11.
+
+So this engine computes INT8 models as fake quantization in float32: right in accuracy, while
+its latency says nothing about INT8 (`simulates_int8` tells whoever times it).
 
 Threads. Every client thread has a module of its own. MNN's Python binding holds Python's lock
 during a call, so that clients take turns all the same: several streams give no more images a

@@ -16,10 +16,10 @@ one session are not independent.
 
 *Scenarios.* A case is a session, a batch, a number of client threads and a scenario:
 
-closed-loop    each client sends its next call as soon as its last is answered single-stream
-one client, one image per query; MLPerf reports the 90th percentile multi-stream   one client,
-QUERY images per query, in calls of `batch` images over `streams` threads;
-               MLPerf reports the 99th percentile of the query
+closed-loop    each client sends its next call as soon as its last is answered
+single-stream  one client, one image per query; MLPerf reports the 90th percentile
+multi-stream   one client, QUERY images per query, in calls of `batch` images over `streams`
+               threads; MLPerf reports the 99th percentile of the query
 offline        all images of a round are there at its start, shared by the streams; the figure is
                images per second
 

@@ -102,11 +102,11 @@ def _log_choose(n: int, k: int) -> float:
 
 
 def pairs_needed(discordant: float, difference: float) -> int:
-    """Pairs that McNemar's test at the 5 % level needs to see a `difference` of two proportions
-    with a power of 80 %.
+    """Number of pairs with which McNemar's test at 5 % finds a `difference` with a power of 80 %.
 
-    discordant  share of pairs (0..1) on which exactly one of the two is right; at least
-                |difference|, or it is taken to be so difference  of the proportions, not 0
+    discordant  share of pairs (0..1) on which exactly one of the two is right. Values below
+                |difference| count as |difference|
+    difference  of the two proportions, not 0
 
         n = (z_0.975 sqrt(discordant) + z_0.8 sqrt(discordant - difference^2))^2 / difference^2
 

@@ -66,12 +66,13 @@ class Recipe:
     mixup, cutmix    alphas (arXiv:1710.09412, arXiv:1905.04899); 0: off; both are off in the last
                      `mix_off_epochs`
     repeats          augmented copies of an image in an epoch of unchanged length
-    (arXiv:1902.05509) small_size       side in pixels until the last `full_size_epochs`; 0: the
-    full size all the time ema_decay        of the exponential moving average of weights that is
-    validated and exported clip, clip_mode  gradient clipping: none at 0, else by "norm",
-    "value" or "agc" (arXiv:2102.06171) amp              mixed precision: "on" is float16 with
-    loss scaling on CUDA, bfloat16 elsewhere distill          "", "soft" (arXiv:1503.02531) or
-    "hard" (arXiv:2012.12877), with weight
+                     (arXiv:1902.05509)
+    small_size       side in pixels until the last `full_size_epochs`; 0: always the full size
+    ema_decay        of the moving average of weights that is validated and exported
+    clip, clip_mode  gradient clipping: none at 0, else "norm", "value" or "agc"
+                     (arXiv:2102.06171)
+    amp              mixed precision: "on" is float16 with loss scaling on CUDA, else bfloat16
+    distill          "", "soft" (arXiv:1503.02531) or "hard" (arXiv:2012.12877), with weight
                      `distill_weight` in the loss
     teacher          timm's name of the source's teacher
     finetune         starts from given weights; the last layer starts anew if the classes differ

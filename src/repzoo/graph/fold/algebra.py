@@ -1,17 +1,17 @@
-"""Affine spatial maps: what a convolution, a BatchNorm, a scale, a pool, a linear layer and an
-identity have in common.
+"""Affine spatial maps: what convolutions, BatchNorms, scales, pools and linear layers share.
 
-y[o, p] = bias[o] + sum over i, t of kernel[o, i, t] * x[i, p * stride + t * dilation - pad]
-x[i] is fill[i] outside its borders
+    y[o, p] = bias[o] + sum over i, t of kernel[o, i, t] * x[i, p * stride + t * dilation - pad]
+    x[i] is fill[i] outside the image
 
-fill is 0 in what a convolution can do; a frame of constants has another, until the map before
-it turns out to give just these constants where its own input is 0.
+A convolution has fill = 0. A border of constants has another fill, until the map before it
+turns out to give just these constants where its own input is 0.
 
-Everything is float64 and pure; a value is cast once, when a fold writes it. `compose` and `add`
-return maps that are equal
-return maps that are equal *everywhere, borders included*, or raise Inexact with the reason.
-Notation: pads are (top, left, bottom, right) as in ONNX. Source: X. Ding et al., "RepVGG",
-arXiv:2101.03697, eq. 3-4; "Diverse Branch Block", arXiv:2103.13425, transforms I-VI.
+Everything is float64 and pure. Values are cast once, when a fold is written. `compose` and
+`add` return maps that are equal *everywhere, borders included*, or raise Inexact with the
+reason. Pads are (top, left, bottom, right) as in ONNX.
+
+Sources: X. Ding et al., "RepVGG", arXiv:2101.03697, equations 3 and 4; "Diverse Branch Block",
+arXiv:2103.13425, transforms I to VI.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ Array = npt.NDArray[np.float64]
 
 
 class Inexact(ValueError):
-    """An answer, not a failure: two maps have no single affine map that equals their
-    composition or sum; the text says why.
+    """No single affine map equals the composition or sum of two maps. The text says why.
+
+    This is an answer and not a failure.
     """
 
 
@@ -79,11 +80,12 @@ class Geometry:
 
 @dataclass(frozen=True)
 class AffineMap:
-    """A map of `geometry` with kernel [outputs, inputs / groups, kh, kw] and bias [outputs],
-    both float64.
+    """An affine map in float64.
 
-    fill   [inputs], what the input is outside its borders; None for zeros doubt  how exact fill
-    is, relative to the largest of it: it was rounded when the graph was written
+    kernel  [outputs, inputs / groups, kh, kw]
+    bias    [outputs]
+    fill    [inputs], the input outside the image; None for zeros
+    doubt   relative error of `fill`, which was rounded when the graph was written
     """
 
     geometry: Geometry

@@ -22,7 +22,8 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from repzoo.graph.fold.algebra import Array, Geometry
-from repzoo.graph.fold.rules import BORDER, AffineNode, Border, as_affine, constant
+from repzoo.graph.fold.rules import BORDER, AffineNode, Border, as_affine
+from repzoo.graph.fold.tensors import constant
 from repzoo.graph.tools.constant_folding import at_batch_size
 
 # A border constant was computed from the four parameters of a BatchNorm, in the number type of

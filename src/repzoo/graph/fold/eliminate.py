@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from repzoo.graph.fold.rules import constant
+from repzoo.graph.fold.tensors import constant
 from repzoo.graph.tools.constant_folding import shape_preserving_input
 
 NEUTRAL_SIZE = (

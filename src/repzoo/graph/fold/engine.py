@@ -26,13 +26,8 @@ from repzoo.graph.fold.border_constants import mark_borders
 from repzoo.graph.fold.cse import eliminate_common_subexpressions
 from repzoo.graph.fold.eliminate import eliminate_identities
 from repzoo.graph.fold.expression import Expression
-from repzoo.graph.fold.rules import (
-    AffineNode,
-    as_affine,
-    concatenated_inputs,
-    node_name,
-    rank_of,
-)
+from repzoo.graph.fold.rules import AffineNode, as_affine, concatenated_inputs
+from repzoo.graph.fold.tensors import node_name, rank_of
 from repzoo.graph.fold.timing import Stopwatch, Timer
 from repzoo.graph.tools.constant_folding import fold_constants
 from repzoo.graph.tools.fold_result import Fold, FoldResult, Refusal

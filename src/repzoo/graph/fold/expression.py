@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from repzoo.graph.fold import algebra
 from repzoo.graph.fold.algebra import AffineMap, Geometry
-from repzoo.graph.fold.rules import AffineNode, as_affine, channels_of, rank_of
+from repzoo.graph.fold.rules import AffineNode, as_affine
+from repzoo.graph.fold.tensors import channels_of, rank_of
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 # Operators that scale but do not shift.

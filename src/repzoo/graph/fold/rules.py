@@ -10,14 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from repzoo.graph.fold import algebra
 from repzoo.graph.fold.algebra import AffineMap, Geometry
+from repzoo.graph.fold.tensors import (
+    channel_axes,
+    channels_of,
+    constant,
+    int_of,
+    node_name,
+    rank_of,
+    sides_of,
+    stored,
+)
 from repzoo.graph.tools.fold_result import Refusal
 from repzoo.graph.tools.symbolic_sizes import same_shape
 
@@ -26,10 +34,10 @@ from repzoo.graph.tools.symbolic_sizes import same_shape
 class AffineNode:
     """`node` computes the map `build()` (of `geometry`) of the tensor `source`.
 
-    flat   tensors are [..., C]: rows of channels, as in [N, C] and in what a linear layer makes
-           of [N, length, C] moves  it only moves values, and costs no arithmetic: padding, and
-           choosing channels more   other nodes that it takes, the one that reads `source` at
-           the end
+    flat   tensors are [..., C], rows of channels: [N, C], or what a linear layer makes of
+           [N, length, C]
+    moves  it only moves values (padding, choosing channels) and costs no arithmetic
+    more   other nodes that belong to it; the last one reads `source`
     """
 
     node: ir.Node
@@ -102,32 +110,9 @@ def concatenated_inputs(node: ir.Node) -> list[ir.Value]:
     )
 
 
-def constant(value: ir.Value | None) -> npt.NDArray[np.float64] | None:
-    """The value as float64 when it is known at fold time and cannot be fed from outside, else
-    None.
-    """
-    stored = _stored(value)
-    return None if stored is None else np.asarray(stored, np.float64)
-
-
-def _stored(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """As `constant`, in the type of the file: large weights are only converted when a fold is
-    made.
-    """
-    if value is None or value.is_graph_input():
-        return None
-    tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
-
-
-def node_name(node: ir.Node) -> str:
-    """A name a person can find in a viewer."""
-    return node.name or f"{node.op_type}({node.outputs[0].name})"
-
-
 def _conv(node: ir.Node) -> Answer:
     source, weight, *rest = node.inputs
-    values = _stored(weight)
+    values = stored(weight)
     if values is None or weight is None or source is None:
         return Refusal(
             node_name(node),
@@ -295,7 +280,7 @@ def _elementwise(node: ir.Node) -> Answer:
         return None
     spreads = (
         (axis, _along(values, axis, source))
-        for axis in _channel_axes(source, node.outputs[0])
+        for axis in channel_axes(source, node.outputs[0])
     )
     axis, spread = next(
         ((axis, spread) for axis, spread in spreads if spread is not None), (0, None)
@@ -563,7 +548,7 @@ def _pads(
         return top, left, bottom, right
     if kind == "VALID":
         return 0, 0, 0, 0  # whatever `pads` says
-    strides, sides = _ints(node, "strides", (1, 1)), _sides(source)
+    strides, sides = _ints(node, "strides", (1, 1)), sides_of(source)
     if (
         _ints(node, "dilations", (1, 1)) != (1, 1)
         or len(strides) != 2
@@ -590,57 +575,3 @@ def _missing(side: int | None, kernel: int, stride: int) -> int | None:
         if side is None
         else max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
     )
-
-
-def _sides(value: ir.Value | None) -> tuple[int | None, int | None]:
-    """Height and width of [N, C, H, W] where they are known."""
-    if value is None or value.shape is None or len(value.shape) != 4:
-        return None, None
-    height, width = (
-        side if isinstance(side, int) else None for side in value.shape[2:]
-    )
-    return height, width
-
-
-def _channel_axes(source: ir.Value, output: ir.Value) -> list[int]:
-    """The axes that may be channels, where both are floats of one rank with as many: of images
-    the second, of rows the last.
-    """
-    rank, floats = (
-        rank_of(source),
-        source.dtype is not None and source.dtype.is_floating_point(),
-    )
-    if (
-        not floats
-        or source.shape is None
-        or output.shape is None
-        or rank != rank_of(output)
-    ):
-        return []
-    axes = dict.fromkeys(
-        [*([1] if rank in (2, 4) else []), *([rank - 1] if rank > 1 else [])]
-    )
-    return [
-        axis
-        for axis in axes
-        if source.shape[axis] == output.shape[axis] and int_of(source, axis)
-    ]
-
-
-def int_of(value: ir.Value, axis: int) -> int:
-    """Its side along `axis`, 0 when it is not known."""
-    side = value.shape[axis] if value.shape is not None else 0
-    return side if isinstance(side, int) else 0
-
-
-def rank_of(value: ir.Value) -> int:
-    """Number of axes, 0 when it is not known."""
-    return len(value.shape) if value.shape is not None else 0
-
-
-def channels_of(value: ir.Value) -> int:
-    """C of a tensor [N, C] or [N, C, H, W], 0 when it is not known or the tensor is another."""
-    channels = (
-        value.shape[1] if value.shape is not None and len(value.shape) in (2, 4) else 0
-    )
-    return channels if isinstance(channels, int) else 0

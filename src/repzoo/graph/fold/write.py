@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from repzoo.graph.fold.algebra import AffineMap
 from repzoo.graph.fold.expression import Expression, has_bias, weight_count
-from repzoo.graph.fold.rules import node_name, rank_of
+from repzoo.graph.fold.tensors import node_name, rank_of
 
 # Arrays of at least this many bytes get memory pages of their own.
 OWN_PAGES = 2**16
