@@ -21,7 +21,7 @@ from repzoo.errors import CertificateError
 from repzoo.graph.certificate import certify
 from repzoo.graph.certificate.proof import prove
 from repzoo.graph.certificate.whole_graph import Runner
-from repzoo.graph.fold import algebra, rules
+from repzoo.graph.fold import algebra, rules, tensors, write
 from repzoo.graph.fold import engine as fold
 from repzoo.graph.fold.algebra import AffineMap
 from repzoo.graph.fold.rules import AffineNode
@@ -409,11 +409,11 @@ MUTANTS: list[tuple[Any, str, Callable[[Original], Original]]] = [
     (rules._RULES, "Conv", rebuilt(conv_bias_shifted)),
     (rules._RULES, "Conv", rebuilt(conv_mirrored)),
     (rules, "_setting", frame_read_backwards),
-    (fold, "_node_for", written_without_bias),
-    (fold, "_node_for", written_with_other_pads),
-    (fold, "_node_for", written_with_stride_one),
-    (fold, "_initializer", written_in_half_precision),
-    (fold, "_initializer", written_transposed),
+    (write, "nodes_for", written_without_bias),
+    (write, "nodes_for", written_with_other_pads),
+    (write, "nodes_for", written_with_stride_one),
+    (write, "_initializer", written_in_half_precision),
+    (write, "_initializer", written_transposed),
 ]
 
 
@@ -456,7 +456,8 @@ def test_weights_that_a_caller_may_replace_are_not_proven_as_constants(
         tensor = None if value is None else onnx_ir.convenience.get_const_tensor(value)
         return None if tensor is None else tensor.numpy()
 
-    monkeypatch.setattr(rules, "_stored", stored)
+    monkeypatch.setattr(rules, "stored", stored)
+    monkeypatch.setattr(tensors, "stored", stored)
     result = fold.fold(model)
     assert [node.op_type for node in result.model.graph.node] == ["Conv"]
     with pytest.raises(CertificateError):

@@ -18,9 +18,11 @@ from repzoo.graph.certificate.operators import (
 )
 from repzoo.graph.certificate.window import Array, UnknownExpression
 
-BORDER_ROUNDINGS = (
-    8  # in a border constant, which a BatchNormalization of four parameters computed
-)
+# Roundings in a border constant, which a BatchNormalization of four parameters computed.
+BORDER_ROUNDINGS = 8
+# Roundings in a constant that the graph computes, such as a standardized weight. The fold and the
+# certificate each compute it in the graph's number type, but not in the same order.
+COMPUTED_ROUNDINGS = 8
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Evaluation:
     absolute   compute error bounds instead of values, see operators.py
     scattered  whether constants were written into a tensor; the graph computed them in its number
                type
+    has_computed  whether a constant was used that the graph computes
     """
 
     index: TensorIndex
@@ -48,6 +51,7 @@ class Evaluation:
     casts: Mapping[str, int] = field(default_factory=dict)
     absolute: bool = False
     scattered: bool = False
+    has_computed: bool = False
     visited: set[str] = field(default_factory=set)
 
     def evaluate(self, name: str) -> Evaluated:
@@ -64,6 +68,8 @@ class Evaluation:
         roundings = sum(self.casts.get(item, 0) for item in self.visited)
         if self.scattered:
             roundings += BORDER_ROUNDINGS
+        if self.has_computed:
+            roundings += COMPUTED_ROUNDINGS
         return Evaluated(values, roundings)
 
     def _value(self, name: str) -> Array:
@@ -77,6 +83,7 @@ class Evaluation:
     def _compute(self, name: str) -> Array:
         constant = self.index.values(name)
         if constant is not None:
+            self.has_computed |= name in self.index.computed
             return np.abs(constant) if self.absolute else constant
         node = self.index.producers.get(name)
         if node is None or not is_standard(node):
@@ -104,6 +111,7 @@ class Evaluation:
         if node.op_type in ("Conv", "Gemm"):
             weight = self.index.stored(names[1])
             if weight is not None:
+                self.has_computed |= self.index.resolve(names[1]) in self.index.computed
                 biases = [self._value(name) for name in names[2:]]
                 return [self._value(names[0]), weight, *biases]
         return [self._value(name) for name in names]

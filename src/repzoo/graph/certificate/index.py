@@ -35,6 +35,7 @@ class TensorIndex:
 
     producers   the node that computes each tensor
     constants   values that are known before the graph runs
+    computed    those of them that the graph computes
     types       element types of what Cast nodes read, where they could be inferred
     aliases     outputs of Reshape and Transpose that equal their input: the name of that input
     duplicates  tensors that are computed a second time: the name of the first
@@ -43,6 +44,7 @@ class TensorIndex:
 
     producers: Mapping[str, onnx.NodeProto]
     constants: Mapping[str, onnx.TensorProto]
+    computed: frozenset[str] = frozenset()
     types: Mapping[str, int] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     duplicates: Mapping[str, str] = field(default_factory=dict)
@@ -73,6 +75,7 @@ class TensorIndex:
         index = cls(
             producers,
             constants={**constants, **known.values},
+            computed=frozenset(known.values),
             types=types or {},
             aliases=known.aliases,
             duplicates=duplicates,
