@@ -228,10 +228,12 @@ def test_standardized_weights_are_computed_and_folded_into(
         "Conv",
         "Flatten",
     ]
-    assert (
-        certify(made, result, fold, lambda model, data: execute(model, data)[0]).proven
-        == 1
+    certificate = certify(
+        made, result, fold, lambda model, data: execute(model, data)[0]
     )
+    # In opset 11 the BatchNormalization of a weight has five outputs. The certificate does not
+    # compute it as a constant there, so it proves the first Conv on probes too.
+    assert certificate.proven == (2 if opset == 11 else 1)
     data = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
     with torch.no_grad():
         expected = standardized(torch.from_numpy(data)).numpy()

@@ -114,6 +114,7 @@ class Evaluation:
                 self.has_computed |= self.index.resolve(names[1]) in self.index.computed
                 biases = [self._value(name) for name in names[2:]]
                 return [self._value(names[0]), weight, *biases]
+            self.has_computed = True  # the nodes before this one compute the weight
         return [self._value(name) for name in names]
 
     def _constants(self, node: onnx.NodeProto) -> Iterator[Array]:
