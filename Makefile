@@ -45,7 +45,8 @@ weights-digits: $(VENV)/.dev
 	$(BIN)/python -m repzoo.zoo.embedded runs/digits/repghostnet_050.digits.onnx src/repzoo/zoo/weights/repghostnet_050.digits.onnx.xz
 
 # Train the reference models on photographs, make their cards, append their Records, render the tables.
-# One to two hours per model on one core. An interrupted run continues.
+# RepGhost: one to two hours on one core. The others learn from a teacher: minutes on a GPU, many hours without one.
+# An interrupted run continues.
 MODELS ?=
 
 reference: $(VENV)/.dev
