@@ -75,7 +75,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def ran(*arguments: object) -> Ran:
         capsys.readouterr()
         with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-            cli.main([str(one) for one in arguments])
+            cli.main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         code = ended.value.code
         assert code is None or isinstance(code, int)
@@ -90,7 +90,7 @@ def photograph() -> Photograph:
     and offset shows.
     """
 
-    def made(width: int, height: int, seed: int = 0) -> Image.Image:
+    def draw(width: int, height: int, seed: int = 0) -> Image.Image:
         random = np.random.default_rng(seed)
         y, x = np.mgrid[:height, :width]
         slope = np.stack(
@@ -108,7 +108,7 @@ def photograph() -> Photograph:
             ).astype(np.uint8)
         )
 
-    return made
+    return draw
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ PREPROCESS = Preprocess(
 )
 
 
-def made() -> Artifact:
+def make_artifact() -> Artifact:
     return Artifact(
         graph(),
         "net",
@@ -60,31 +60,35 @@ def made() -> Artifact:
 
 
 def test_a_file_keeps_everything(tmp_path: Path) -> None:
-    one = made()
-    written = one.save(tmp_path / "some.name.onnx")
+    artifact = make_artifact()
+    written = artifact.save(tmp_path / "some.name.onnx")
     again = Artifact.read(tmp_path / "some.name.onnx")
     assert replace(again, model=written.model) == written
     assert again.name == "some.name"
     assert again.sha256 == sha256_of((tmp_path / "some.name.onnx").read_bytes())
     assert (again.preprocess, again.labels, again.steps, again.extras) == (
-        one.preprocess,
-        one.labels,
-        one.steps,
-        one.extras,
+        artifact.preprocess,
+        artifact.labels,
+        artifact.steps,
+        artifact.extras,
     )
-    assert again.model.graph == one.model.graph
+    assert again.model.graph == artifact.model.graph
 
 
 def test_equal_artifacts_have_equal_bytes_whatever_the_order_of_their_extras() -> None:
-    one = made()
-    assert one.to_bytes() == made().to_bytes()
+    artifact = make_artifact()
+    assert artifact.to_bytes() == make_artifact().to_bytes()
     extras = {"a": {"x": 1, "y": 2}, "b": 3}
     other = {"a": {"y": 2, "x": 1}, "b": 3}
     assert (
-        replace(one, extras=extras).to_bytes() == replace(one, extras=other).to_bytes()
+        replace(artifact, extras=extras).to_bytes()
+        == replace(artifact, extras=other).to_bytes()
     )
-    assert Artifact.from_bytes(one.to_bytes(), "net").to_bytes() == one.to_bytes()
-    assert replace(one, labels=("cat", "dog")).to_bytes() != one.to_bytes()
+    assert (
+        Artifact.from_bytes(artifact.to_bytes(), "net").to_bytes()
+        == artifact.to_bytes()
+    )
+    assert replace(artifact, labels=("cat", "dog")).to_bytes() != artifact.to_bytes()
 
 
 def test_others_metadata_is_kept_and_ours_replaced() -> None:
@@ -101,26 +105,31 @@ def test_others_metadata_is_kept_and_ours_replaced() -> None:
 
 
 def test_writing_leaves_the_artifact_in_memory_as_it_was() -> None:
-    one = made()
-    one.to_bytes()
-    assert not one.model.metadata_props
+    artifact = make_artifact()
+    artifact.to_bytes()
+    assert not artifact.model.metadata_props
 
 
 def test_a_foreign_file_has_no_preprocessing_and_the_sentence_says_which_options() -> (
     None
 ):
-    one = Artifact.from_bytes(graph().SerializeToString(), "theirs")
-    assert (one.preprocess, one.labels, one.steps, one.extras) == (None, (), (), {})
+    artifact = Artifact.from_bytes(graph().SerializeToString(), "theirs")
+    assert (artifact.preprocess, artifact.labels, artifact.steps, artifact.extras) == (
+        None,
+        (),
+        (),
+        {},
+    )
     with pytest.raises(
         InputError,
         match=r"theirs does not say.*--size --resize --crop-fraction --interpolation --mean --std --color",
     ):
-        one.require_preprocess()
-    assert made().require_preprocess() == PREPROCESS
+        artifact.require_preprocess()
+    assert make_artifact().require_preprocess() == PREPROCESS
 
 
 def test_then_adds_a_step_that_names_its_input_and_hashes_its_output() -> None:
-    first = Artifact.from_bytes(made().to_bytes(), "net")
+    first = Artifact.from_bytes(make_artifact().to_bytes(), "net")
     model = graph()
     model.graph.name = "other"
     second = first.then(model, Step("fold", "2", {"k": 1}), certificate={"equal": True})
@@ -143,8 +152,12 @@ def test_the_form_is_read_off_the_graph(node: str, form: str) -> None:
 
 
 def test_opset_input_and_classes_are_read_off_the_graph() -> None:
-    one = made()
-    assert (one.opset, one.input_name, one.num_classes) == (17, "data", 2)
+    artifact = make_artifact()
+    assert (artifact.opset, artifact.input_name, artifact.num_classes) == (
+        17,
+        "data",
+        2,
+    )
     assert (
         Artifact(
             graph(TEXT.replace("float[N,2] output", "float output")), "net"
@@ -162,7 +175,7 @@ def test_opset_input_and_classes_are_read_off_the_graph() -> None:
 
 
 def test_every_truncation_is_refused(tmp_path: Path) -> None:
-    data = made().to_bytes()
+    data = make_artifact().to_bytes()
     path = tmp_path / "cut.onnx"
     survived = []
     for end in range(len(data)):
@@ -171,8 +184,10 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
             survived.append(Artifact.read(path))
     # Only a cut exactly between two metadata entries leaves a valid ONNX file, in which less is
     # said.
-    assert len(survived) == len(made()._documents())
-    assert all(one.model.graph == made().model.graph for one in survived)
+    assert len(survived) == len(make_artifact()._documents())
+    assert all(
+        artifact.model.graph == make_artifact().model.graph for artifact in survived
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,7 +220,7 @@ def test_what_is_not_onnx_is_refused(data: bytes, message: str) -> None:
 def test_any_damaged_byte_is_refused_or_survives_another_round(
     changes: list[tuple[float, int]],
 ) -> None:
-    data = bytearray(made().to_bytes())
+    data = bytearray(make_artifact().to_bytes())
     for where, value in changes:
         data[int(where * len(data))] = value
     with contextlib.suppress(InputError):  # any other exception fails
@@ -230,7 +245,7 @@ def test_any_damaged_byte_is_refused_or_survives_another_round(
     ],
 )
 def test_a_title_that_is_not_text_is_refused(title: str) -> None:
-    model = onnx.load_from_string(made().to_bytes())
+    model = onnx.load_from_string(make_artifact().to_bytes())
     holder = model.graph if title.startswith("graph.") else model
     setattr(holder, title.removeprefix("graph."), "QQQQ")
     with pytest.raises(InputError, match="UTF-8"):
@@ -277,8 +292,8 @@ def test_deeply_nested_metadata_is_refused(
 
 def test_metadata_as_deep_as_allowed_survives() -> None:
     nested = "[" * (MAX_DEPTH - 1) + "1" + "]" * (MAX_DEPTH - 1)
-    one = Artifact.from_bytes(graph(extra=nested).SerializeToString(), "x")
-    assert Artifact.from_bytes(one.to_bytes(), "x").extras == {
+    artifact = Artifact.from_bytes(graph(extra=nested).SerializeToString(), "x")
+    assert Artifact.from_bytes(artifact.to_bytes(), "x").extras == {
         "extra": json.loads(nested)
     }
 
@@ -425,7 +440,10 @@ def test_no_preprocessing_that_could_not_be_done(field: str, values: list[Any]) 
     )
 )
 def test_preprocessing_survives_json_and_never_crops_more_than_there_is(
-    one: Preprocess,
+    preprocess: Preprocess,
 ) -> None:
-    assert Preprocess.from_mapping(json.loads(json.dumps(asdict(one)))) == one
-    assert one.resize_to >= one.size
+    assert (
+        Preprocess.from_mapping(json.loads(json.dumps(asdict(preprocess))))
+        == preprocess
+    )
+    assert preprocess.resize_to >= preprocess.size

@@ -621,8 +621,8 @@ def test_a_process_prints_names_that_its_encoding_lacks(
         "",
     )
     assert "[red].png" in shown.stdout.replace("\n", "")
-    found = json.loads(explicit.stdout)["predictions"][0]
-    assert (found["image"], found["top"][0]["class"]) == (str(image), "7")
+    prediction = json.loads(explicit.stdout)["predictions"][0]
+    assert (prediction["image"], prediction["top"][0]["class"]) == (str(image), "7")
 
 
 def test_only_a_defect_of_repzoo_shows_a_traceback(

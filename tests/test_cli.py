@@ -178,13 +178,13 @@ def test_fold(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -
     assert all({"node", "reason"} <= set(refusal) for refusal in document["refusals"])
     assert document["before"]["parameters"] > document["after"]["parameters"]
     assert json.loads(certificate.read_text()) == document
-    made = Artifact.read(output)
-    assert (made.form, made.steps[-1].verb, made.labels) == (
+    artifact = Artifact.read(output)
+    assert (artifact.form, artifact.steps[-1].verb, artifact.labels) == (
         "deploy",
         "fold",
         tuple("0123456789"),
     )
-    assert made.steps[-1].input_sha256 == Artifact.read(model_file).sha256
+    assert artifact.steps[-1].input_sha256 == Artifact.read(model_file).sha256
     assert sorted(item.name for item in tmp_path.rglob("*")) == [
         "certificate.json",
         "deploy.onnx",
@@ -201,12 +201,12 @@ def test_quantize(quantized: Any) -> None:
     assert document["drop_low"] <= document["drop"] <= document["drop_high"]
     assert document["placement"] in [rung["placement"] for rung in document["rungs"]]
     assert {"recipe", "culprits", "file"} <= set(document)
-    made = Artifact.read(quantized.file)
-    assert (made.form, [step.verb for step in made.steps][-2:]) == (
+    artifact = Artifact.read(quantized.file)
+    assert (artifact.form, [step.verb for step in artifact.steps][-2:]) == (
         "int8",
         ["fold", "quantize"],
     )
-    assert made.labels == tuple("0123456789")
+    assert artifact.labels == tuple("0123456789")
 
 
 def test_export(run: Run, tmp_path: Path) -> None:
@@ -229,30 +229,30 @@ def test_export(run: Run, tmp_path: Path) -> None:
         "--json",
     ]
     document = run(*command).document
-    made = Artifact.read(output)
+    artifact = Artifact.read(output)
     assert document == {
         "file": str(output),
         "form": "train",
         "opset": 17,
         "classes": 3,
-        "sha256": made.sha256,
+        "sha256": artifact.sha256,
     }
-    assert made.labels == ("cat", "狗", "bird")
-    assert made.require_preprocess().mean == (0.5, 0.5, 0.5)
-    assert made.require_preprocess().size == 64
-    assert [step.verb for step in made.steps] == ["build", "export"]
+    assert artifact.labels == ("cat", "狗", "bird")
+    assert artifact.require_preprocess().mean == (0.5, 0.5, 0.5)
+    assert artifact.require_preprocess().size == 64
+    assert [step.verb for step in artifact.steps] == ["build", "export"]
 
 
 def test_export_of_an_embedded_model(run: Run, tmp_path: Path) -> None:
     name, output = "repghostnet_050.digits", tmp_path / "shipped.onnx"
     document = run("export", name, "-o", output, "--form", "deploy", "--json").document
-    made, shipped = Artifact.read(output), embedded.read(name)
+    exported, shipped = Artifact.read(output), embedded.read(name)
     assert (document["form"], document["classes"]) == ("deploy", 10)
-    assert [step.verb for step in made.steps] == [
+    assert [step.verb for step in exported.steps] == [
         *(step.verb for step in shipped.steps),
         "fold",
     ]
-    assert made.preprocess == shipped.preprocess
+    assert exported.preprocess == shipped.preprocess
 
 
 @pytest.mark.parametrize(
@@ -292,9 +292,9 @@ def test_evaluate(
         "onnxruntime",
         200,
     )
-    for one in (first, second):
-        assert 0 <= one["top1_low"] <= one["top1"] <= one["top1_high"] <= 100
-        assert one["top1"] <= one["top5"] <= 100
+    for row in (first, second):
+        assert 0 <= row["top1_low"] <= row["top1"] <= row["top1_high"] <= 100
+        assert row["top1"] <= row["top5"] <= 100
     assert first["top1"] > 90  # the embedded model on digits that it has not seen
     same, changed = ran.document["all_paired"]
     assert ran.document["paired"] == same
@@ -339,7 +339,7 @@ def test_bench(run: Run, model_file: Path, int8_file: Path) -> None:
         assert 0 < row["p90_ms"] <= row["p99_ms"]
         assert row["p50_ms"] > 0
         assert row["fps"] > 0
-    assert [(one["first"], one["second"]) for one in ran.document["ratios"]] == [
+    assert [(ratio["first"], ratio["second"]) for ratio in ran.document["ratios"]] == [
         ("int8", "digits")
     ] * 2
     shown = run("bench", model_file, "--seconds", 0.05).out
@@ -351,17 +351,19 @@ def test_predict(run: Run, model_file: Path, digits_folder: Path) -> None:
     images = [next((digits_folder / name).iterdir()) for name in "0123456789"]
     ran = run("predict", model_file, *images, "--top", 3, "--json")
     assert (ran.code, ran.err) == (0, "")
-    found = ran.document["predictions"]
-    assert [one["image"] for one in found] == [str(image) for image in images]
-    for one in found:
-        shares = [row["probability"] for row in one["top"]]
+    predictions = ran.document["predictions"]
+    assert [prediction["image"] for prediction in predictions] == [
+        str(image) for image in images
+    ]
+    for prediction in predictions:
+        shares = [row["probability"] for row in prediction["top"]]
         assert len(shares) == 3
         assert shares == sorted(shares, reverse=True)
         assert 0 <= min(shares) <= sum(shares) <= 1 + 1e-9
     assert (
         sum(
-            one["top"][0]["class"] == name
-            for one, name in zip(found, "0123456789", strict=True)
+            prediction["top"][0]["class"] == name
+            for prediction, name in zip(predictions, "0123456789", strict=True)
         )
         >= 9
     )
@@ -415,14 +417,14 @@ def test_train(run: Run, tmp_path: Path) -> None:
         "--json",
     )
     assert ran.code == 0, ran.err
-    assert [one["epoch"] for one in ran.document["epochs"]] == [0]
-    made = Artifact.read(tmp_path / "run" / "repghostnet_050.data.onnx")
-    assert (made.labels, made.form, made.sha256) == (
+    assert [epoch["epoch"] for epoch in ran.document["epochs"]] == [0]
+    artifact = Artifact.read(tmp_path / "run" / "repghostnet_050.data.onnx")
+    assert (artifact.labels, artifact.form, artifact.sha256) == (
         ("a", "b"),
         "train",
         ran.document["sha256"],
     )
-    assert (made.steps[0].verb, made.require_preprocess().size) == ("train", 32)
+    assert (artifact.steps[0].verb, artifact.require_preprocess().size) == ("train", 32)
 
 
 def test_card_writes_its_files_and_nothing_else_and_appends(
@@ -431,11 +433,11 @@ def test_card_writes_its_files_and_nothing_else_and_appends(
     done: list[job.JobResult] = []
     do = job.run
 
-    def once(*given: Any) -> job.JobResult:
+    def once(*arguments: Any) -> job.JobResult:
         """The job takes seconds: the second command, without --json, shows the result of the
         first.
         """
-        done.append(done[0] if done else do(*given))
+        done.append(done[0] if done else do(*arguments))
         return done[-1]
 
     monkeypatch.setattr(job, "run", once)
@@ -471,7 +473,7 @@ def test_card_writes_its_files_and_nothing_else_and_appends(
     assert sorted(Path(file).name for file in ran.document["files"]) == sorted(expected)
     assert ran.document["name"] == name
     assert record.read(log) == record.read(output / "records.jsonl")
-    kinds = [one.kind for one in record.read(log)]
+    kinds = [row.kind for row in record.read(log)]
     assert set(kinds) == {
         "cost",
         "fold",

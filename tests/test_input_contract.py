@@ -29,13 +29,13 @@ def test_a_model_with_a_byte_input_works_with_every_verb(
     digits_folder: Path,
     tmp_path: Path,
 ) -> None:
-    deploy, made = tmp_path / "deploy.onnx", tmp_path / "bytes.onnx"
+    deploy, with_bytes = tmp_path / "deploy.onnx", tmp_path / "bytes.onnx"
     assert run("fold", model_file, "-o", deploy).code == 0
     document = run(
         "embed-input",
         deploy,
         "-o",
-        made,
+        with_bytes,
         "--input",
         kind,
         "--data",
@@ -48,9 +48,9 @@ def test_a_model_with_a_byte_input_works_with_every_verb(
         True,
     )
     assert "origin subtracted" in document["placed"]
-    assert run("info", made, "--json").document["preprocess"]["input"] == kind
+    assert run("info", with_bytes, "--json").document["preprocess"]["input"] == kind
     result = run(
-        "evaluate", made, "--data", digits_folder, "--against", deploy, "--json"
+        "evaluate", with_bytes, "--data", digits_folder, "--against", deploy, "--json"
     ).document
     assert (
         result["paired"]["same_prediction"] == 100
@@ -58,14 +58,18 @@ def test_a_model_with_a_byte_input_works_with_every_verb(
     picture = next(digits_folder.rglob("*.png"))
     best = [
         run("predict", file, picture, "--json").document["predictions"][0]["top"]
-        for file in (deploy, made)
+        for file in (deploy, with_bytes)
     ]
     assert best[0][0]["class"] == best[1][0]["class"]
     assert (
-        run("bench", made, "--seconds", "0.1", "--json").document["runs"][0]["samples"]
+        run("bench", with_bytes, "--seconds", "0.1", "--json").document["runs"][0][
+            "samples"
+        ]
         > 0
     )
-    again = run("embed-input", made, "-o", tmp_path / "again.onnx", "--input", kind)
+    again = run(
+        "embed-input", with_bytes, "-o", tmp_path / "again.onnx", "--input", kind
+    )
     assert (again.code, again.out) == (2, "")
     assert f"takes {kind} already; start from the float model" in again.err
 
@@ -82,12 +86,12 @@ def test_a_training_form_can_be_folded_after_embedding_its_input(
     )
     certificate = run("fold", early, "-o", folded, "--json").document
     assert certificate["equal"]
-    made = Artifact.read(folded)
-    assert made.preprocess is not None
-    assert (made.preprocess.input, made.preprocess.color) == ("uint8", "BGR")
-    assert [step.verb for step in made.steps][-2:] == ["embed-input", "fold"]
-    assert "input_certificate" in made.extras
-    assert [node.op_type for node in made.model.graph.node].count("Sub") == 1
+    artifact = Artifact.read(folded)
+    assert artifact.preprocess is not None
+    assert (artifact.preprocess.input, artifact.preprocess.color) == ("uint8", "BGR")
+    assert [step.verb for step in artifact.steps][-2:] == ["embed-input", "fold"]
+    assert "input_certificate" in artifact.extras
+    assert [node.op_type for node in artifact.model.graph.node].count("Sub") == 1
 
 
 @pytest.mark.parametrize(

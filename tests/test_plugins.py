@@ -24,7 +24,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     sys.path.
     """
 
-    def made(distribution: str, *points: str) -> None:
+    def write(distribution: str, *points: str) -> None:
         folder = tmp_path / f"{distribution}-1.0.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(
@@ -33,7 +33,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         (folder / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *points]))
 
     monkeypatch.syspath_prepend(str(tmp_path))
-    return made
+    return write
 
 
 def table(**builtin: Plugin) -> PluginTable:

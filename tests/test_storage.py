@@ -233,30 +233,33 @@ def test_lines_of_several_writers_do_not_mix(tmp_path: Path) -> None:
         [f"{writer}-{number}" * 200 for number in range(20)] for writer in range(8)
     ]
     workers = [
-        threading.Thread(target=storage.append_lines, args=(path, one)) for one in lines
+        threading.Thread(target=storage.append_lines, args=(path, chunk))
+        for chunk in lines
     ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     written = path.read_text().splitlines()
-    assert sorted(written) == sorted(line for one in lines for line in one)
-    assert all(one == written[written.index(one[0]) :][: len(one)] for one in lines)
+    assert sorted(written) == sorted(line for chunk in lines for line in chunk)
+    assert all(
+        chunk == written[written.index(chunk[0]) :][: len(chunk)] for chunk in lines
+    )
 
 
 def test_the_cache_makes_a_file_once_and_nothing_when_making_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REPZOO_CACHE", str(tmp_path))
-    made: list[Path] = []
+    calls: list[Path] = []
 
     def make(path: Path) -> None:
-        made.append(path)
+        calls.append(path)
         path.write_text("model")
 
     first, second = (storage.cached_file("kind", "one", make) for _ in range(2))
     assert first == second == tmp_path / "kind" / "one"
-    assert (len(made), first.read_text()) == (1, "model")
+    assert (len(calls), first.read_text()) == (1, "model")
 
     def fail(path: Path) -> None:
         path.write_text("half")

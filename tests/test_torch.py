@@ -51,13 +51,13 @@ class Squeeze(nn.Module):
         self.down, self.up = nn.Conv2d(channels, 2, 1), nn.Conv2d(2, channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        made = (
+        hidden = (
             self.norms[0](self.three(x)) + self.norms[1](self.one(x)) + self.norms[2](x)
         )
         weight: torch.Tensor = torch.sigmoid(
-            self.up(torch.relu(self.down(made.mean((2, 3), keepdim=True))))
+            self.up(torch.relu(self.down(hidden.mean((2, 3), keepdim=True))))
         )
-        return torch.relu(made * weight)
+        return torch.relu(hidden * weight)
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,10 @@ class Twice(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = torch.relu(self.norm(self.conv(x))) * self.other(
+        output: torch.Tensor = torch.relu(self.norm(self.conv(x))) * self.other(
             self.conv(torch.relu(x))
         )
-        return made
+        return output
 
 
 def test_a_layer_that_is_called_twice_is_refused_by_name() -> None:
@@ -201,8 +201,10 @@ class Around(nn.Module):
         self.after, self.last = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = self.last(self.after(self.part(self.norm(self.before(x)))))
-        return made
+        output: torch.Tensor = self.last(
+            self.after(self.part(self.norm(self.before(x))))
+        )
+        return output
 
 
 def test_a_part_that_cannot_be_traced_stays_and_the_rest_folds() -> None:

@@ -66,15 +66,15 @@ def model(text: str, opset: int = 17, reach: int = 127) -> onnx.ModelProto:
         rng.uniform(0.001, 0.004, 6).astype(np.float32),
         np.zeros(6, np.int8),
     )
-    made = onnx.parser.parse_model(text.replace('"" : 17', f'"" : {opset}'))
-    read = {name for node in made.graph.node for name in node.input}
-    made.graph.initializer.extend(
+    proto = onnx.parser.parse_model(text.replace('"" : 17', f'"" : {opset}'))
+    read = {name for node in proto.graph.node for name in node.input}
+    proto.graph.initializer.extend(
         onnx.numpy_helper.from_array(value, name)
         for name, value in values.items()
         if name in read
     )
-    onnx.checker.check_model(made, full_check=True)
-    return made
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
 
 
 def images(count: int, seed: int = 1) -> Array:
@@ -109,17 +109,17 @@ def test_logits_are_the_reference_evaluators(
     runner: Engine, text: str, exact: bool
 ) -> None:
     reach = 127 if exact else 63
-    one, inputs = model(text, reach=reach), images(6)
+    network, inputs = model(text, reach=reach), images(6)
     (expected,) = evaluated(
         model(text, opset=19, reach=reach), inputs
     )  # the evaluator's Q/DQ begin with opset 19
-    found = runner.open(one, 2, exact=exact).run(inputs)
-    assert found.dtype == np.float32
-    assert found.shape == (6, 5)
+    logits = runner.open(network, 2, exact=exact).run(inputs)
+    assert logits.dtype == np.float32
+    assert logits.shape == (6, 5)
     # A quantized value on the border between two steps may fall either way, which moves one
     # pixel of one channel by a step.
     tolerance = 1e-4 if text is FLOAT else 1e-3
-    assert np.abs(found - expected).max() <= tolerance * np.ptp(expected)
+    assert np.abs(logits - expected).max() <= tolerance * np.ptp(expected)
 
 
 def test_any_batch_gives_the_same_rows(runner: Engine) -> None:
@@ -140,8 +140,8 @@ def test_two_threads_may_run_one_session(runner: Engine) -> None:
         return [session.run(group) for _ in range(20)]
 
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(repeat, groups))
-    for outputs, wanted in zip(found, expected, strict=True):
+        results = list(pool.map(repeat, groups))
+    for outputs, wanted in zip(results, expected, strict=True):
         np.testing.assert_allclose(outputs, np.stack([wanted] * 20), rtol=0, atol=1e-6)
 
 
@@ -183,11 +183,11 @@ def test_run_all_keeps_the_models_order(runner: Engine) -> None:
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
         for name in names
     )
-    found = runner.open(probed).run_all(images(2))
+    outputs = runner.open(probed).run_all(images(2))
     expected = evaluated(probed, images(2))
-    assert [one.shape for one in found] == [one.shape for one in expected]
-    for one, wanted in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, wanted, rtol=0, atol=1e-5)
+    assert [output.shape for output in outputs] == [output.shape for output in expected]
+    for output, wanted in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(output, wanted, rtol=0, atol=1e-5)
 
 
 def test_initializers_among_the_inputs_are_no_inputs(runner: Engine) -> None:
@@ -216,12 +216,12 @@ def test_exact_turns_onnxruntimes_optimizations_off(
     """
     import onnxruntime as ort
 
-    made = ort.SessionOptions
+    make_options = ort.SessionOptions
     paths = [tmp_path / "exact.onnx", tmp_path / "fast.onnx"]
     for path in paths:
 
         def writing(path: Path = path) -> ort.SessionOptions:
-            options = made()
+            options = make_options()
             options.optimized_model_filepath = str(path)
             return options
 
@@ -249,9 +249,9 @@ def test_torch_compile_keeps_to_the_same() -> None:
     session = engine("pytorch:compile").open(model(FLOAT), 2)
     (expected,) = evaluated(model(FLOAT), images(3))
     with ThreadPoolExecutor(2) as pool:  # two clients, the first call of both at once
-        found = list(pool.map(session.run, [images(3)] * 4))
-    for one in found:
-        np.testing.assert_allclose(one, expected, rtol=0, atol=1e-5)
+        results = list(pool.map(session.run, [images(3)] * 4))
+    for logits in results:
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
     with pytest.raises(InputError, match="float32"):
         session.run(images(3)[:, :2])
 
@@ -302,9 +302,9 @@ def test_a_third_partys_engine_is_found_by_its_entry_point(
     install(tmp_path, "zeros")
     monkeypatch.syspath_prepend(tmp_path)
     assert "zeros" in ENGINES.names()
-    found = engine("zeros")
-    assert found.version() == "9.9"
-    assert found.open(model(FLOAT)).run(images(2)).shape == (2, 5)
+    zeros = engine("zeros")
+    assert zeros.version() == "9.9"
+    assert zeros.open(model(FLOAT)).run(images(2)).shape == (2, 5)
 
 
 def test_a_third_party_cannot_take_a_builtin_name(

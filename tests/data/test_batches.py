@@ -56,18 +56,20 @@ def test_every_readable_image_comes_once_in_order_as_prepare_makes_it(
     count: int, size: int, workers: int, bad: set[int]
 ) -> None:
     report = ReadReport()
-    made = list(batches(dataset(count, failing_on(bad)), WANTED, size, report, workers))
-    indices = [index for one in made for index in one.indices]
+    loaded = list(
+        batches(dataset(count, failing_on(bad)), WANTED, size, report, workers)
+    )
+    indices = [index for batch in loaded for index in batch.indices]
     assert indices == [index for index in range(count) if index not in bad]
     assert report.unreadable == [
         f"image {index} is broken" for index in sorted(bad) if index < count
     ]
     assert all(
-        0 < len(one.indices) <= size and len(one.inputs) == len(one.indices)
-        for one in made
+        0 < len(batch.indices) <= size and len(batch.inputs) == len(batch.indices)
+        for batch in loaded
     )
-    for one in made:
-        for index, inputs in zip(one.indices, one.inputs, strict=True):
+    for batch in loaded:
+        for index, inputs in zip(batch.indices, batch.inputs, strict=True):
             assert np.array_equal(inputs, prepare(picture(str(index)), WANTED))
 
 
@@ -80,12 +82,12 @@ def test_at_most_two_batches_are_decoded_ahead() -> None:
             loaded.append(key)
         return picture(key)
 
-    ahead, taken = [], 0
-    for one in batches(dataset(100, load), WANTED, 5, ReadReport(), workers=4):
-        taken += len(one.indices)
-        ahead.append(len(loaded) - taken)
+    ahead, consumed = [], 0
+    for batch in batches(dataset(100, load), WANTED, 5, ReadReport(), workers=4):
+        consumed += len(batch.indices)
+        ahead.append(len(loaded) - consumed)
     assert max(ahead) <= 2 * 5
-    assert (taken, len(loaded)) == (100, 100)
+    assert (consumed, len(loaded)) == (100, 100)
 
 
 def test_nothing_is_decoded_before_it_is_asked_for() -> None:
@@ -155,8 +157,8 @@ def test_a_strip_too_long_to_resize_is_left_out_by_name() -> None:
     stripes = dataset(
         2, lambda key: Image.new("RGB", (60_000, 1) if key == "1" else (9, 9))
     )
-    made = list(batches(stripes, Preprocess(size=224), 2, report))
-    assert [one.indices for one in made] == [(0,)]
+    loaded = list(batches(stripes, Preprocess(size=224), 2, report))
+    assert [batch.indices for batch in loaded] == [(0,)]
     assert report.unreadable[0].startswith(
         "1: an image of 60000x1 pixels would be resized to"
     )

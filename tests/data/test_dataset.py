@@ -47,9 +47,9 @@ def test_a_sample_is_balanced_deterministic_and_without_repeats(
     chosen = whole.balanced_sample(count, seed)
     assert len(set(chosen)) == len(chosen) == min(count, len(targets))
     assert chosen == sorted(chosen) == whole.balanced_sample(count, seed)
-    have, taken = Counter(targets), Counter(targets[index] for index in chosen)
-    fullest = max(taken.values(), default=0)
-    assert all(taken[target] >= min(have[target], fullest - 1) for target in have)
+    have, sampled = Counter(targets), Counter(targets[index] for index in chosen)
+    fullest = max(sampled.values(), default=0)
+    assert all(sampled[target] >= min(have[target], fullest - 1) for target in have)
 
 
 def test_another_seed_draws_other_images() -> None:

@@ -300,7 +300,9 @@ def test_postscript_behind_a_picture_suffix_starts_no_program(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     )
     started: list[object] = []
-    monkeypatch.setattr("subprocess.Popen", lambda *given, **_: started.append(given))
+    monkeypatch.setattr(
+        "subprocess.Popen", lambda *command, **_: started.append(command)
+    )
     with Image.open(path) as image:
         assert image.format == "EPS"
     with pytest.raises(UnreadableImage, match="not an image"):

@@ -31,7 +31,9 @@ def synset_of_id() -> dict[int, str]:
         number: SYNSETS[position]
         for number, position in zip(IDS, POSITIONS, strict=True)
     }
-    others = iter(one for one in reversed(SYNSETS) if one not in fixed.values())
+    others = iter(
+        synset for synset in reversed(SYNSETS) if synset not in fixed.values()
+    )
     return {number: fixed.get(number) or next(others) for number in range(1, 1001)}
 
 
@@ -51,7 +53,7 @@ def kaggle(root: Path) -> None:
         "\n".join(["ImageId,PredictionString", *reversed(lines)]) + "\n"
     )
     (root / "LOC_synset_mapping.txt").write_text(
-        "".join(f"{one} crane, a bird\n" for one in SYNSETS)
+        "".join(f"{synset} crane, a bird\n" for synset in SYNSETS)
     )
 
 
@@ -59,7 +61,9 @@ def caffe(root: Path) -> None:
     (root / "val.txt").write_text(
         "".join(f"{name(i + 1)}.JPEG {place}\n" for i, place in enumerate(POSITIONS))
     )
-    (root / "synset_words.txt").write_text("".join(f"{one} crane\n" for one in SYNSETS))
+    (root / "synset_words.txt").write_text(
+        "".join(f"{synset} crane\n" for synset in SYNSETS)
+    )
 
 
 def paddle(root: Path) -> None:
@@ -171,7 +175,9 @@ def test_ids_without_their_meaning_are_refused_and_not_taken_for_positions(
     flat: Path,
 ) -> None:
     ground_truth(flat)
-    (flat / "synset_words.txt").write_text("".join(f"{one} crane\n" for one in SYNSETS))
+    (flat / "synset_words.txt").write_text(
+        "".join(f"{synset} crane\n" for synset in SYNSETS)
+    )
     with pytest.raises(
         InputError,
         match=r"ILSVRC2012_ID, which is not the order of a model's outputs.*meta.mat",
@@ -260,16 +266,16 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("labels", "damage", "said"), BAD)
+@pytest.mark.parametrize(("labels", "damage", "message"), BAD)
 def test_damaged_labels_are_one_sentence(
     labels: Callable[[Path], None],
     damage: Callable[[Path], None],
-    said: str,
+    message: str,
     flat: Path,
 ) -> None:
     labels(flat)
     damage(flat)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         open_source(flat)
 
 

@@ -57,8 +57,8 @@ def yuv_of(color: tuple[int, ...], yuv: Yuv) -> tuple[int, ...]:
 @pytest.mark.parametrize("yuv", BARS)
 def test_the_color_bars_have_their_published_values(yuv: Yuv) -> None:
     for wanted, color in zip(BARS[yuv], COLORS, strict=True):
-        found = yuv_of(tuple(round(0.75 * 255 * part) for part in color), yuv)
-        assert np.abs(np.subtract(found, wanted)).max() <= 1, (color, found, wanted)
+        actual = yuv_of(tuple(round(0.75 * 255 * part) for part in color), yuv)
+        assert np.abs(np.subtract(actual, wanted)).max() <= 1, (color, actual, wanted)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_other_converters_agree_to_their_rounding(who: str) -> None:
 
     Ours, and none of the three others, is theirs.
     """
-    found = {yuv: distance(who, yuv) for yuv in YUV}
+    distances = {yuv: distance(who, yuv) for yuv in YUV}
     own: Yuv = VECTORS[who]["yuv"]
-    assert found.pop(own) <= VECTORS[who]["tolerance"]
-    assert min(found.values()) > 4 * VECTORS[who]["tolerance"]
+    assert distances.pop(own) <= VECTORS[who]["tolerance"]
+    assert min(distances.values()) > 4 * VECTORS[who]["tolerance"]
 
 
 def distance(who: str, yuv: Yuv) -> float:
@@ -120,9 +120,9 @@ def test_openvinos_own_operator_decodes_the_same() -> None:
     given_buffer = opset.parameter([1, 12, 6, 1], np.uint8)
     model = ov.Model([opset.nv12_to_rgb(given_buffer)], [given_buffer])
     buffer = np.random.default_rng(0).integers(0, 256, (1, 12, 6, 1), np.uint8)
-    found = ov.Core().compile_model(model, "CPU")(buffer)[0]
+    decoded = ov.Core().compile_model(model, "CPU")(buffer)[0]
     assert (
-        np.abs(found.astype(int) - nv12.to_rgb8(buffer, "bt601-limited")).max() <= 2
+        np.abs(decoded.astype(int) - nv12.to_rgb8(buffer, "bt601-limited")).max() <= 2
     )  # its coefficients have three decimals
 
 
@@ -143,11 +143,11 @@ def test_chroma_is_the_mean_of_its_block_and_is_repeated_over_it() -> None:
     )
     buffer = nv12.from_rgb(pixels, "bt601-full")
     assert buffer.shape == (3, 4, 1)
-    one, two = (
+    first, second = (
         np.array(yuv_of(color, "bt601-full"), float)[1:] for color in (left, right)
     )
-    np.testing.assert_allclose(buffer[2, :2, 0], (one + two) / 2, atol=1)
-    np.testing.assert_allclose(buffer[2, 2:, 0], two, atol=1)
+    np.testing.assert_allclose(buffer[2, :2, 0], (first + second) / 2, atol=1)
+    np.testing.assert_allclose(buffer[2, 2:, 0], second, atol=1)
     decoded = nv12.to_rgb(buffer, "bt601-full")
     chroma = (
         decoded - decoded @ nv12.encoding("bt601-full")[0][0][:, None]
@@ -180,7 +180,7 @@ def test_the_map_for_the_graph_is_the_arithmetic_of_the_float_path(
     )
     raw = np.random.default_rng(0).integers(0, 256, (2, *wanted.input_shape), np.uint8)
     matrix, origin = pixel_map(wanted, wanted.color)
-    planes = raw if kind == "uint8" else np.stack([planes_of(one) for one in raw])
+    planes = raw if kind == "uint8" else np.stack([planes_of(image) for image in raw])
     computed = np.moveaxis((planes - origin) @ matrix.T, -1, 1)
     np.testing.assert_allclose(computed, as_float(raw, wanted), rtol=0, atol=2e-5)
     other = pixel_map(wanted, "BGR" if color == "RGB" else "RGB")[0]
@@ -192,19 +192,21 @@ def planes_of(
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Y, U and V of each pixel, by plain loops."""
     size = buffer.shape[1]
-    made = np.zeros((size, size, 3))
+    planes = np.zeros((size, size, 3))
     for row in range(size):
         for column in range(size):
             pair = buffer[size + row // 2, column // 2 * 2 : column // 2 * 2 + 2, 0]
-            made[row, column] = buffer[row, column, 0], *pair
-    return made
+            planes[row, column] = buffer[row, column, 0], *pair
+    return planes
 
 
 @pytest.mark.parametrize("color", ["RGB", "BGR"])
 def test_bytes_are_the_pixels_in_the_order_of_the_tensor(color: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
     wanted = Preprocess.from_mapping({"size": 4, "input": "uint8", "color": color})
-    made = model_input(pixels, wanted)
-    assert made.flags.c_contiguous
-    np.testing.assert_array_equal(made, pixels if color == "RGB" else pixels[..., ::-1])
-    np.testing.assert_array_equal(as_float(made, wanted), normalized(pixels, wanted))
+    tensor = model_input(pixels, wanted)
+    assert tensor.flags.c_contiguous
+    np.testing.assert_array_equal(
+        tensor, pixels if color == "RGB" else pixels[..., ::-1]
+    )
+    np.testing.assert_array_equal(as_float(tensor, wanted), normalized(pixels, wanted))

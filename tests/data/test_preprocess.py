@@ -75,7 +75,7 @@ def by_torchvision(image: Image.Image, wanted: Preprocess) -> Array:
 
 
 def by_timm(image: Image.Image, wanted: Preprocess) -> Array:
-    made: Any = create_transform(
+    transform: Any = create_transform(
         (3, wanted.size, wanted.size),
         is_training=False,
         interpolation=wanted.interpolation,
@@ -84,7 +84,7 @@ def by_timm(image: Image.Image, wanted: Preprocess) -> Array:
         crop_pct=wanted.crop_fraction,
         crop_mode="center" if wanted.resize == "short" else "squash",
     )
-    return np.asarray(made(image.convert("RGB")))
+    return np.asarray(transform(image.convert("RGB")))
 
 
 @drawn
@@ -98,10 +98,10 @@ def test_equals_torchvision_bit_for_bit(
     width: int, height: int, wanted: Preprocess
 ) -> None:
     image = picture(width, height)
-    made = prepare(image, wanted)
-    assert made.dtype == np.float32
-    assert made.shape == (3, wanted.size, wanted.size)
-    assert np.array_equal(made, by_torchvision(image, wanted))
+    tensor = prepare(image, wanted)
+    assert tensor.dtype == np.float32
+    assert tensor.shape == (3, wanted.size, wanted.size)
+    assert np.array_equal(tensor, by_torchvision(image, wanted))
 
 
 @drawn
@@ -127,8 +127,8 @@ def test_short_and_squash_part_when_the_long_side_grows_by_a_whole_pixel(
     """
     image = picture(width, 40)
     short, squash = (
-        resized_and_cropped(image, Preprocess(size=32, resize=one))
-        for one in ("short", "squash")
+        resized_and_cropped(image, Preprocess(size=32, resize=resize))
+        for resize in ("short", "squash")
     )
     assert np.array_equal(short, squash) == same
 

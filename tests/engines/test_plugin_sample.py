@@ -77,7 +77,7 @@ def test_the_command_line_lists_it_and_predicts_and_times_through_it(
     installed: Path, model_file: Path, digits_folder: Path
 ) -> None:
     listed = json.loads(command(installed, "engines", "--json").stdout)["engines"]
-    assert {one["name"]: one["version"] for one in listed}["sample"] == "9.9"
+    assert {row["name"]: row["version"] for row in listed}["sample"] == "9.9"
     image = next((digits_folder / "7").iterdir())
     own, ours = (
         json.loads(
@@ -87,10 +87,10 @@ def test_the_command_line_lists_it_and_predicts_and_times_through_it(
         )["predictions"][0]["top"]
         for name in ("sample", "onnxruntime")
     )
-    assert [one["class"] for one in own] == [one["class"] for one in ours]
+    assert [row["class"] for row in own] == [row["class"] for row in ours]
     np.testing.assert_allclose(
-        [one["probability"] for one in own],
-        [one["probability"] for one in ours],
+        [row["probability"] for row in own],
+        [row["probability"] for row in ours],
         atol=1e-4,
     )
     ran = command(
@@ -104,17 +104,17 @@ def test_the_command_line_lists_it_and_predicts_and_times_through_it(
         "--json",
     )
     assert ran.returncode == 0, ran.stderr
-    assert {one["engine"] for one in json.loads(ran.stdout)["runs"]} == {"sample:twice"}
+    assert {row["engine"] for row in json.loads(ran.stdout)["runs"]} == {"sample:twice"}
 
 
 @pytest.mark.usefixtures("plugged")
 def test_it_is_an_engine_like_any_other(trained: Artifact) -> None:
-    one, two, reference = (
+    plain, doubled, reference = (
         engine(name).open(trained.model).run(IMAGE)
         for name in ("sample", "sample:TW", "reference")
     )
-    np.testing.assert_allclose(two, 2 * one)
-    np.testing.assert_allclose(one, reference, rtol=1e-5)
+    np.testing.assert_allclose(doubled, 2 * plain)
+    np.testing.assert_allclose(plain, reference, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("plugged")

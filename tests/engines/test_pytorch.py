@@ -84,34 +84,34 @@ def graph(body: str) -> onnx.ModelProto:
         "s0": np.float32(0.013),
         "z0": np.int8(-7),
     }
-    made = onnx.parser.parse_model(
+    proto = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17]> g (float[2, 4, 7, 9] x) => (float y) '
         f"{{ {body} }}"
     )
-    del made.graph.output[:]
-    made.graph.output.append(
+    del proto.graph.output[:]
+    proto.graph.output.append(
         onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
     )
-    read = {name for node in made.graph.node for name in node.input}
-    made.graph.initializer.extend(
+    read = {name for node in proto.graph.node for name in node.input}
+    proto.graph.initializer.extend(
         onnx.numpy_helper.from_array(value, name)
         for name, value in values.items()
         if name in read
     )
-    return made
+    return proto
 
 
-def both(made: onnx.ModelProto, inputs: Array) -> tuple[Array, Array]:
-    return engine("pytorch").open(made).run(inputs), engine("onnxruntime").open(
-        made, exact=True
+def run_both(model: onnx.ModelProto, inputs: Array) -> tuple[Array, Array]:
+    return engine("pytorch").open(model).run(inputs), engine("onnxruntime").open(
+        model, exact=True
     ).run(inputs)
 
 
 @pytest.mark.parametrize("name", BODIES)
 def test_an_operator_computes_what_onnxruntime_computes(name: str) -> None:
-    found, expected = both(graph(BODIES[name]), INPUTS)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    actual, expected = run_both(graph(BODIES[name]), INPUTS)
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -121,21 +121,21 @@ def test_a_model_of_each_family_runs(name: str) -> None:
     pytest.importorskip("timm", reason="the torch extra is not installed")
     training = verbs.export(name, num_classes=10, size=64)
     inputs = np.random.default_rng(2).standard_normal((2, 3, 64, 64)).astype(np.float32)
-    found, expected = both(training.model, inputs)
-    assert np.abs(found - expected).max() <= 1e-4 * np.ptp(expected)
+    actual, expected = run_both(training.model, inputs)
+    assert np.abs(actual - expected).max() <= 1e-4 * np.ptp(expected)
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         ("y = Hardmax (x)", "its engine knows no operator 'Hardmax'"),
         ("y = ArgMax <axis = 1> (x)", "knows no operator 'ArgMax'"),
         ("y = Sqrt (nowhere)", "nothing makes its value 'nowhere'"),
     ],
 )
-def test_an_unknown_operator_is_named(body: str, said: str) -> None:
+def test_an_unknown_operator_is_named(body: str, message: str) -> None:
     with pytest.raises(
-        InputError, match=f"^pytorch cannot compile this model: .*{said}"
+        InputError, match=f"^pytorch cannot compile this model: .*{message}"
     ):
         engine("pytorch").open(graph(body))
 

@@ -68,7 +68,7 @@ def graph() -> Graph:
     `graph(body, {name: shape or values}, data="N, 4, 9, 10", output="N, 8, H, W", opset=17)`
     """
 
-    def made(
+    def make(
         body: str,
         weights: Mapping[str, Any],
         data: str = "N, 4, 9, 10",
@@ -93,7 +93,7 @@ def graph() -> Graph:
         onnx.checker.check_model(model, full_check=True)
         return model
 
-    return made
+    return make
 
 
 @pytest.fixture(scope="session")

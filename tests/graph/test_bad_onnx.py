@@ -48,21 +48,23 @@ def model(
     )
     opsets = f'"": {more.get("opset", 17)}{more.get("domains", "")}'
     header = f"<ir_version: {more.get('ir', 8)}, opset_import: [{opsets}]>"
-    made = parser.parse_model(
+    parsed = parser.parse_model(
         f"{header}\n"
         f"main ({kind}[N, 3, 8, 9] data{inputs}) => ({kind}[N, 4] output) {{\n"
         f"{body}\n"
         f"}}\n"
         f"{after}"
     )
-    made.graph.initializer.extend(weights() if stored is None else stored)
-    return made
+    parsed.graph.initializer.extend(weights() if stored is None else stored)
+    return parsed
 
 
-def fold_file(made: onnx.ModelProto | bytes, tmp_path: Path) -> Verdict | str:
+def fold_file(source: onnx.ModelProto | bytes, tmp_path: Path) -> Verdict | str:
     """Fold a file, as a user would: the result and its certificate, or the error message."""
     path = tmp_path / "model.onnx"
-    path.write_bytes(made if isinstance(made, bytes) else made.SerializeToString())
+    path.write_bytes(
+        source if isinstance(source, bytes) else source.SerializeToString()
+    )
     try:
         folded = verbs.fold(Artifact.read(path))
     except RepzooError as error:
@@ -124,17 +126,17 @@ def test_weights_in_another_file(tmp_path: Path) -> None:
 
 
 def test_a_cycle(tmp_path: Path) -> None:
-    made = model()
-    made.graph.node[0].input[0] = "u"
-    assert "not valid ONNX" in str(fold_file(made, tmp_path))
+    network = model()
+    network.graph.node[0].input[0] = "u"
+    assert "not valid ONNX" in str(fold_file(network, tmp_path))
 
 
 def test_nodes_out_of_order(tmp_path: Path) -> None:
-    made = model()
-    nodes = list(made.graph.node)[::-1]
-    del made.graph.node[:]
-    made.graph.node.extend(nodes)
-    assert "not valid ONNX" in str(fold_file(made, tmp_path))
+    network = model()
+    nodes = list(network.graph.node)[::-1]
+    del network.graph.node[:]
+    network.graph.node.extend(nodes)
+    assert "not valid ONNX" in str(fold_file(network, tmp_path))
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.float64, np.float16])
@@ -201,19 +203,22 @@ def test_pad_split_and_slice_of_every_opset(opset: int, tmp_path: Path) -> None:
         kind: str,
         inputs: list[str],
         outputs: list[str],
-        given: dict[str, Any],
+        settings: dict[str, Any],
         **more: Any,
     ) -> None:
         if old[kind]:
-            nodes.append(helper.make_node(kind, inputs, outputs, **given, **more))
+            nodes.append(helper.make_node(kind, inputs, outputs, **settings, **more))
         else:
             stored.extend(
                 numpy_helper.from_array(np.array(value), kind + name)
-                for name, value in given.items()
+                for name, value in settings.items()
             )
             nodes.append(
                 helper.make_node(
-                    kind, [*inputs, *(kind + name for name in given)], outputs, **more
+                    kind,
+                    [*inputs, *(kind + name for name in settings)],
+                    outputs,
+                    **more,
                 )
             )
 
@@ -229,10 +234,10 @@ def test_pad_split_and_slice_of_every_opset(opset: int, tmp_path: Path) -> None:
         helper.make_node("GlobalAveragePool", ["u"], ["z"]),
     ]
     nodes += [helper.make_node("Flatten", ["z"], ["output"])]
-    made = model(opset=opset, stored=stored)
-    del made.graph.node[:]
-    made.graph.node.extend(nodes)
-    assert kinds(fold_file(made, tmp_path)) == {
+    network = model(opset=opset, stored=stored)
+    del network.graph.node[:]
+    network.graph.node.extend(nodes)
+    assert kinds(fold_file(network, tmp_path)) == {
         "Conv": 1,
         "GlobalAveragePool": 1,
         "Flatten": 1,
@@ -240,14 +245,14 @@ def test_pad_split_and_slice_of_every_opset(opset: int, tmp_path: Path) -> None:
 
 
 def test_float16(tmp_path: Path) -> None:
-    made = model(stored=weights(np.float16), kind="float16")
-    verdict = fold_file(made, tmp_path)
+    network = model(stored=weights(np.float16), kind="float16")
+    verdict = fold_file(network, tmp_path)
     assert isinstance(verdict, str) or kinds(verdict) == FOLDED
 
 
 def test_float16_weights_behind_a_cast(tmp_path: Path) -> None:
     stored = weights(np.float16)
-    made = model(
+    network = model(
         "w32 = Cast<to = 1>(w)\n"
         + "".join(f"{name}32 = Cast<to = 1>({name})\n" for name in BN)
         + SIMPLE.replace("w)", "w32)").replace(
@@ -255,13 +260,13 @@ def test_float16_weights_behind_a_cast(tmp_path: Path) -> None:
         ),
         stored,
     )
-    assert kinds(fold_file(made, tmp_path)) == FOLDED
+    assert kinds(fold_file(network, tmp_path)) == FOLDED
 
 
 def test_a_weight_that_is_an_input(tmp_path: Path) -> None:
     """Older exporters list weights as inputs with a default, which a caller may replace."""
-    made = model(inputs=", float[4, 3, 3, 3] w")
-    verdict = fold_file(made, tmp_path)
+    network = model(inputs=", float[4, 3, 3, 3] w")
+    verdict = fold_file(network, tmp_path)
     assert kinds(verdict)["Conv"] == 2
     assert not isinstance(verdict, str)
     assert any(
@@ -277,7 +282,7 @@ def test_a_weight_that_is_an_input(tmp_path: Path) -> None:
     "kind", ["QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "QLinearConv"]
 )
 def test_a_quantized_graph(kind: str, tmp_path: Path) -> None:
-    one = "scale = Constant<value = float {0.1}>()\nzero = Constant<value = uint8 {3}>()\n"
+    constants = "scale = Constant<value = float {0.1}>()\nzero = Constant<value = uint8 {3}>()\n"
     q = {
         "QuantizeLinear": "q = QuantizeLinear(data, scale, zero)\n"
         "d = DequantizeLinear(q, scale, zero)\n",
@@ -294,7 +299,8 @@ def test_a_quantized_graph(kind: str, tmp_path: Path) -> None:
     ]
     assert "quantized already" in str(
         fold_file(
-            model(one + q + SIMPLE.replace("Conv(data", "Conv(d"), stored), tmp_path
+            model(constants + q + SIMPLE.replace("Conv(data", "Conv(d"), stored),
+            tmp_path,
         )
     )
 
@@ -320,10 +326,10 @@ def test_an_if_whose_branches_read_a_tensor_that_folds(
     reads: str, tmp_path: Path
 ) -> None:
     """`t` is the output of the fold. `c` is inside of it, and keeps its second consumer."""
-    made = model(
+    network = model(
         branches(reads) + ("" if reads == "t" else "\n"), weights(v=(4, 4, 3, 3))
     )
-    verdict = fold_file(made, tmp_path)
+    verdict = fold_file(network, tmp_path)
     assert kinds(verdict)["If"] == 1
     assert not isinstance(verdict, str)
     graph = verdict[0].model.graph
@@ -519,9 +525,9 @@ def test_the_graph_of_all_rules_folds(tmp_path: Path) -> None:
 def test_damage_to_any_node(
     how: Callable[[onnx.NodeProto], None], place: int, tmp_path: Path
 ) -> None:
-    made = rich()
-    how(made.graph.node[place])
-    fold_file(made, tmp_path)
+    network = rich()
+    how(network.graph.node[place])
+    fold_file(network, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -535,6 +541,6 @@ def test_damage_to_any_node(
     ],
 )
 def test_a_wrong_declared_type(kind: int, tmp_path: Path) -> None:
-    for made in (model(), model()):
-        made.graph.input[0].type.tensor_type.elem_type = kind
-        assert isinstance(fold_file(made, tmp_path), str)
+    for network in (model(), model()):
+        network.graph.input[0].type.tensor_type.elem_type = kind
+        assert isinstance(fold_file(network, tmp_path), str)

@@ -33,9 +33,9 @@ SIZES = {row.name: row.parameters_deploy for row in catalog.models()}
 def summary(result: FoldResult) -> dict[str, Any]:
     """Counts of operators, of similar folds, and of refusals by reason (without its numbers)."""
     alike: dict[str, list[str]] = {}
-    for one in result.folds:
-        line = f"{one.kind}: {len(one.nodes)} nodes, {one.macs_before:.10g} -> {one.macs_after:.10g}"
-        alike.setdefault(line, []).append(one.output)
+    for replacement in result.folds:
+        line = f"{replacement.kind}: {len(replacement.nodes)} nodes, {replacement.macs_before:.10g} -> {replacement.macs_after:.10g}"
+        alike.setdefault(line, []).append(replacement.output)
     return {
         "operators": dict(
             sorted(Counter(node.op_type for node in result.model.graph.node).items())
@@ -59,7 +59,7 @@ def test_the_fold_is_as_recorded(name: str, request: pytest.FixtureRequest) -> N
     if SIZES[name] >= LARGE and not request.config.getoption("--all-variants"):
         pytest.skip("large; run with --all-variants")
     preprocess = replace(catalog.spec(name).preprocess, size=32)
-    made = summary(
+    actual = summary(
         fold(
             export(
                 families.seeded(name, 10, 0), name, preprocess, (), Step("build", "0")
@@ -68,8 +68,8 @@ def test_the_fold_is_as_recorded(name: str, request: pytest.FixtureRequest) -> N
     )
     path = GOLDEN / f"{name}.json"
     if request.config.getoption("--remake-golden"):
-        path.write_text(json.dumps(made, indent=1) + "\n")
-    assert made == json.loads(path.read_text()), (
+        path.write_text(json.dumps(actual, indent=1) + "\n")
+    assert actual == json.loads(path.read_text()), (
         "run with --remake-golden if this is meant, and read the diff"
     )
 

@@ -242,11 +242,11 @@ def branches(draw: st.DrawFn, build: GraphBuilder, at: Feature, depth: int) -> F
 
 def again(build: GraphBuilder, name: str) -> str:
     """What gave `name`, a second time, and the sum of both."""
-    made = next((node for node in build.nodes if list(node.output) == [name]), None)
-    if made is None:
+    producer = next((node for node in build.nodes if list(node.output) == [name]), None)
+    if producer is None:
         return name
     twin = f"t{next(build.numbers)}"
-    build.nodes.append(onnx.NodeProto.FromString(made.SerializeToString()))
+    build.nodes.append(onnx.NodeProto.FromString(producer.SerializeToString()))
     build.nodes[-1].output[0] = build.nodes[-1].name = twin
     return build.node("Add", [name, twin])
 
@@ -360,4 +360,4 @@ def _assert_correct(model: onnx.ModelProto, execute: Execute) -> None:
     assert again.model.SerializeToString(
         deterministic=True
     ) == result.model.SerializeToString(deterministic=True)
-    assert all(made.macs_after <= made.macs_before for made in result.folds)
+    assert all(item.macs_after <= item.macs_before for item in result.folds)

@@ -30,31 +30,31 @@ def test_parameters_and_macs_of_both_forms_match_the_catalog(
         "--all-variants"
     ):
         pytest.skip("large; run with --all-variants")
-    made = export(
+    exported = export(
         aged(families.seeded(name, row.num_classes, 0)),
         name,
         row.preprocess,
         (),
         Step("build", "0"),
     )
-    result = fold(made.model)
-    before, after = count(made), count(replace(made, model=result.model))
+    result = fold(exported.model)
+    before, after = count(exported), count(replace(exported, model=result.model))
     assert (before.parameters, before.macs) == (row.parameters_train, row.macs_train)
     assert (after.parameters, after.macs) == (row.parameters_deploy, row.macs)
     assert "BatchNormalization" not in after.operators
-    assert len(prove(made.model, result.model, result.outputs)) == len(result.folds)
+    assert len(prove(exported.model, result.model, result.outputs)) == len(result.folds)
 
 
 def test_repvgg_a0_becomes_a_stack_of_convolutions(aged: Any) -> None:
     row = catalog.spec("repvgg_a0")
-    made = export(
+    exported = export(
         aged(families.seeded("repvgg_a0", 10, 0)),
         "a0",
         replace(row.preprocess, size=32),
         (),
         Step("build", "0"),
     )
-    kinds = Counter(node.op_type for node in fold(made.model).model.graph.node)
+    kinds = Counter(node.op_type for node in fold(exported.model).model.graph.node)
     assert kinds == {
         "Conv": 22,
         "Relu": 22,
@@ -68,15 +68,15 @@ def test_an_untrained_variant_has_the_same_counts() -> None:
     """Fresh BatchNorms shift nothing, yet their layers keep the biases that training will need."""
     for name in ("repghostnet_050", "repvit_m0_6", "fasternet_t0"):
         row = catalog.spec(name)
-        made = export(
+        exported = export(
             families.seeded(name, row.num_classes, 0),
             name,
             replace(row.preprocess, size=32),
             (),
             Step("build", "0"),
         )
-        folded = replace(made, model=fold(made.model).model)
-        assert (count(made).parameters, count(folded).parameters) == (
+        folded = replace(exported, model=fold(exported.model).model)
+        assert (count(exported).parameters, count(folded).parameters) == (
             row.parameters_train,
             row.parameters_deploy,
         )

@@ -111,7 +111,9 @@ def test_more_processes_than_images(
     data = copy_some(digits_folder, tmp_path / "two", 2)
     command = ("evaluate", model_file, "--data", data, "--json")
     first, second, third = run_together([command] * 3)
-    assert [one.returncode for one in (first, second, third)] == [0, 0, 0], first.stderr
+    assert [process.returncode for process in (first, second, third)] == [0, 0, 0], (
+        first.stderr
+    )
     assert first.stdout == run(*command).out
     assert (second.stdout, second.stderr, third.stdout, third.stderr) == (
         "",
@@ -173,7 +175,7 @@ def test_processes_with_different_images_are_refused(
 ) -> None:
     data = copy_some(digits_folder, tmp_path / "numbers", 30)
     first, second = run_together(
-        [("evaluate", model_file, "--data", one) for one in (digits_folder, data)]
+        [("evaluate", model_file, "--data", folder) for folder in (digits_folder, data)]
     )
     assert (first.returncode, second.returncode) == (2, 2)
     assert "process 1 of 2 on" in first.stderr

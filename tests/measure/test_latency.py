@@ -87,9 +87,9 @@ def warm(latencies: Iterable[float], warm_up_ms: float = 9.0) -> Iterator[float]
 
 def test_percentiles_and_rate_of_known_latencies() -> None:
     hands, known = Hands(), [1.0, 2, 3, 4, 10]
-    one = case(Timed(hands, warm(cycle(known))))
+    timed = case(Timed(hands, warm(cycle(known))))
     (record,) = latency.run(
-        [one], seconds=0.095 * 6, rounds=6, clock=hands
+        [timed], seconds=0.095 * 6, rounds=6, clock=hands
     )  # a round: 5 times the 5 calls
     assert record.values.samples == 6 * 25
     assert (
@@ -128,9 +128,9 @@ def test_a_fast_session_keeps_at_most_max_calls_a_round() -> None:
 
 def test_a_call_too_short_to_see_still_has_a_ratio() -> None:
     hands = Hands()
-    one, two = (case(Timed(hands, cycle([0.0001]))) for _ in range(2))
-    latency.run([one, two], seconds=1e-9, rounds=6, clock=hands)
-    assert latency.ratio(one, two).values.ratio == 1.0
+    first, second = (case(Timed(hands, cycle([0.0001]))) for _ in range(2))
+    latency.run([first, second], seconds=1e-9, rounds=6, clock=hands)
+    assert latency.ratio(first, second).values.ratio == 1.0
 
 
 def test_rounds_interleave_and_turn_the_order() -> None:
@@ -173,14 +173,14 @@ def test_who_has_lost_a_race_is_left_out_of_its_further_rounds() -> None:
         9,
         3,
         1,
-        lambda ratios: sum(one >= 1 for one in ratios) > 1,
+        lambda ratios: sum(ratio >= 1 for ratio in ratios) > 1,
         hands,
     )
-    assert [len(one.rounds_us) for one in (first, slow, odd)] == [9, 2, 9]
-    assert [len(one) for one in first.rounds_us] == [3] * 9
+    assert [len(timed.rounds_us) for timed in (first, slow, odd)] == [9, 2, 9]
+    assert [len(round_us) for round_us in first.rounds_us] == [3] * 9
     assert latency.raced(slow, first) == stats.Interval(1.5, 1.5, 1.5)
-    found = latency.raced(odd, first)
-    assert (found.value, found.high) == (0.5, 0.5)
+    ratio = latency.raced(odd, first)
+    assert (ratio.value, ratio.high) == (0.5, 0.5)
     assert first.rounds_us[0].tolist() == [6000.0] * 3
 
 
@@ -188,13 +188,13 @@ def test_a_race_whose_others_are_all_out_is_over() -> None:
     hands = Hands()
     cases = [case(Timed(hands, cycle([time]), "x")) for time in (1.0, 2.0, 3.0)]
     latency.race(cases, 9, 3, 1, lambda ratios: ratios[-1] > 1, hands)
-    assert [len(one.rounds_us) for one in cases] == [1, 1, 1]
+    assert [len(timed.rounds_us) for timed in cases] == [1, 1, 1]
 
 
 def shuffled(known: npt.NDArray[np.float64], times: int) -> list[float]:
     """`known` again and again, each time in another order."""
     random = np.random.default_rng(0)
-    return [float(one) for _ in range(times) for one in random.permutation(known)]
+    return [float(value) for _ in range(times) for value in random.permutation(known)]
 
 
 def rank(ordered: npt.NDArray[np.float64], q: float) -> float:
@@ -217,9 +217,9 @@ def rank(ordered: npt.NDArray[np.float64], q: float) -> float:
 )
 def test_percentiles_of_a_known_distribution(known: npt.NDArray[np.float64]) -> None:
     hands = Hands()
-    one = case(Timed(hands, warm(shuffled(known, 30))))
+    timed = case(Timed(hands, warm(shuffled(known, 30))))
     (record,) = latency.run(
-        [one], seconds=24 * float(known.sum()) / 1000 - 0.001, rounds=24, clock=hands
+        [timed], seconds=24 * float(known.sum()) / 1000 - 0.001, rounds=24, clock=hands
     )
     for name, q in (("p50", 0.50), ("p90", 0.90), ("p99", 0.99)):
         assert getattr(record.values, f"{name}_ms") == pytest.approx(
@@ -247,7 +247,7 @@ def test_figures_are_derived_from_the_samples_that_are_kept() -> None:
     assert [
         getattr(record.values, f"{name}_ms") * 1000 for name in ("p50", "p90", "p99")
     ] == [rank(kept, q) for q in (0.5, 0.9, 0.99)]
-    assert all(one == round(one, 1) for one in kept)
+    assert all(value == round(value, 1) for value in kept)
 
 
 def test_rounds_before_the_steady_state_are_dropped() -> None:
@@ -255,7 +255,7 @@ def test_rounds_before_the_steady_state_are_dropped() -> None:
     kept.
     """
     hands = Hands()
-    one = case(
+    timed = case(
         Timed(
             hands,
             warm(
@@ -263,7 +263,7 @@ def test_rounds_before_the_steady_state_are_dropped() -> None:
             ),
         )
     )
-    (record,) = latency.run([one], seconds=1e-9, rounds=24, clock=hands)
+    (record,) = latency.run([timed], seconds=1e-9, rounds=24, clock=hands)
     assert record.values.steady is True
     assert record.values.rounds == 24
     assert 7 <= record.values.warm_up_rounds <= 10
@@ -272,10 +272,10 @@ def test_rounds_before_the_steady_state_are_dropped() -> None:
 
 def test_the_search_for_a_steady_state_waits_for_every_case() -> None:
     hands = Hands()
-    cold = case(Timed(hands, warm([20.0 - one for one in range(10)] + [10.0] * 60)))
+    cold = case(Timed(hands, warm([20.0 - index for index in range(10)] + [10.0] * 60)))
     still = case(Timed(hands, warm(cycle([10.0]))))
     records = latency.run([still, cold], seconds=1e-9, rounds=12, clock=hands)
-    assert {one.values.warm_up_rounds for one in records} == {
+    assert {record.values.warm_up_rounds for record in records} == {
         len(cold.rounds_us) and records[0].values.warm_up_rounds
     }
     assert records[0].values.warm_up_rounds >= 7
@@ -284,8 +284,8 @@ def test_the_search_for_a_steady_state_waits_for_every_case() -> None:
 
 def test_a_trend_without_end_is_said_and_ends() -> None:
     hands = Hands()
-    one = case(Timed(hands, warm([1.05**index for index in range(200)])))
-    (record,) = latency.run([one], seconds=1e-9, rounds=12, clock=hands)
+    timed = case(Timed(hands, warm([1.05**index for index in range(200)])))
+    (record,) = latency.run([timed], seconds=1e-9, rounds=12, clock=hands)
     assert record.values.steady is False
     assert (record.values.rounds, record.values.warm_up_rounds) == (12, 13)
 
@@ -311,8 +311,8 @@ def test_more_seconds_are_more_rounds_not_longer_ones() -> None:
 def test_multi_stream_times_queries_of_eight_images() -> None:
     hands = Hands()
     session = Timed(hands, cycle([1.0, 2, 3, 6]))
-    one = latency.case(artifact(), session, batch=2, scenario="multi-stream")
-    (record,) = latency.run([one], seconds=0.6, rounds=6, clock=hands)
+    timed = latency.case(artifact(), session, batch=2, scenario="multi-stream")
+    (record,) = latency.run([timed], seconds=0.6, rounds=6, clock=hands)
     assert record.values.p50_ms == record.values.p99_ms == 12.0
     assert record.values.fps == pytest.approx(8 / 0.012)
     few_queries = EarlyStopping(percentile=0.99, ms=None)  # 54
@@ -326,8 +326,10 @@ def test_single_stream_reports_what_loadgen_does() -> None:
     at 99 % confidence).
     """
     hands, known = Hands(), shuffled(np.arange(1.0, 101), 1)
-    one = latency.case(artifact(), Timed(hands, warm(known)), scenario="single-stream")
-    (record,) = latency.run([one], seconds=1e-9, rounds=100, clock=hands)
+    timed = latency.case(
+        artifact(), Timed(hands, warm(known)), scenario="single-stream"
+    )
+    (record,) = latency.run([timed], seconds=1e-9, rounds=100, clock=hands)
     assert record.values.early_stopping == EarlyStopping(percentile=0.90, ms=98.0)
     assert record.values.p90_ms == 90.0
     with pytest.raises(InputError, match="one client"):
@@ -336,10 +338,10 @@ def test_single_stream_reports_what_loadgen_does() -> None:
 
 def test_offline_counts_images_until_the_last_is_done() -> None:
     hands = Hands()
-    one = latency.case(
+    timed = latency.case(
         artifact(), Timed(hands, cycle([4.0])), batch=2, scenario="offline"
     )
-    (record,) = latency.run([one], seconds=2.4, rounds=6, clock=hands)
+    (record,) = latency.run([timed], seconds=2.4, rounds=6, clock=hands)
     assert [len(kept) for kept in record.samples["latency_us"]] == [100] * 6
     assert record.values.fps == pytest.approx(500)
     assert record.values.early_stopping is None
@@ -388,11 +390,11 @@ def test_ratio_intervals_cover_the_truth_on_a_bad_machine(truth: float) -> None:
     covered, wrong, trials = 0, 0, 120
     for seed in range(trials):
         machine = Machine(seed)
-        one, two = (
+        first, second = (
             case(Worker(machine, milliseconds)) for milliseconds in (truth, 1.0)
         )
-        latency.run([one, two], seconds=0.24, rounds=24, clock=machine)
-        values = latency.ratio(one, two).values
+        latency.run([first, second], seconds=0.24, rounds=24, clock=machine)
+        values = latency.ratio(first, second).values
         covered += values.ratio_low <= truth <= values.ratio_high
         wrong += values.faster == "first"
     assert covered >= 0.93 * trials
@@ -429,17 +431,17 @@ def test_a_sleeping_engine_is_timed_within_hard_bounds(
     engine's own clock bounds it above.
     """
     session = Sleeping(cycle([2.0, 2, 2, 6]))
-    one = latency.case(artifact(), session, streams, scenario=scenario)
+    timed = latency.case(artifact(), session, streams, scenario=scenario)
     began = time.perf_counter()
-    (record,) = latency.run([one], seconds=0.24, rounds=12)
+    (record,) = latency.run([timed], seconds=0.24, rounds=12)
     elapsed = time.perf_counter() - began
     assert record.values.p50_ms >= 2
     assert record.values.p90_ms >= 6
     calls = (
-        record.values.samples * one.calls_a_query / 12
+        record.values.samples * timed.calls_a_query / 12
     )  # of a round; k of them sleep 3 k - 3 ms or more: the 6 may be left over
     assert record.values.fps <= streams * 1000 / (3 - 3 / min(calls, 6 * streams))
-    assert record.values.samples * one.calls_a_query / elapsed <= record.values.fps
+    assert record.values.samples * timed.calls_a_query / elapsed <= record.values.fps
     if streams == 1:
         kept, own = (
             np.sort(np.concatenate(record.samples["latency_us"])),
@@ -453,8 +455,8 @@ def test_a_sleeping_engine_is_timed_within_hard_bounds(
 
 def test_sleeping_clients_do_not_wait_for_one_another() -> None:
     """Three clients of 20 ms each: one after the other would be 50 images a second."""
-    one = latency.case(artifact(), Sleeping(cycle([20.0])), 3)
-    (record,) = latency.run([one], seconds=0.24, rounds=6)
+    timed = latency.case(artifact(), Sleeping(cycle([20.0])), 3)
+    (record,) = latency.run([timed], seconds=0.24, rounds=6)
     assert record.values.fps > 60
 
 
@@ -515,9 +517,9 @@ def test_a_case_that_fails_leaves_the_others_to_go_on() -> None:
         1e-9,
         8,
         clock=hands,
-        on_error=lambda one, error: failed.append((one, str(error))),
+        on_error=lambda failing, error: failed.append((failing, str(error))),
     )
-    assert [one.values.p50_ms for one in records] == [1.0, 2.0]
+    assert [record.values.p50_ms for record in records] == [1.0, 2.0]
     assert failed == [(cases[1], "the device went away")]
     assert latency.ratio(cases[2], cases[0]).values.rounds == 8
 
@@ -591,8 +593,8 @@ def test_an_image_of_another_size_than_the_metadata_says_is_refused() -> None:
 
 
 def test_a_real_engine_gives_samples_for_every_round() -> None:
-    one = latency.case(artifact(), engine("onnxruntime"), streams=2, batch=3)
-    (record,) = latency.run([one], seconds=0.06, rounds=6)
+    timed = latency.case(artifact(), engine("onnxruntime"), streams=2, batch=3)
+    (record,) = latency.run([timed], seconds=0.06, rounds=6)
     assert len(record.samples["latency_us"]) == 6
     assert record.values.samples == sum(map(len, record.samples["latency_us"]))
     assert record.values.p50_low_ms <= record.values.p50_ms <= record.values.p50_high_ms
@@ -617,13 +619,13 @@ def test_two_engines_on_a_busy_machine_have_no_winner(
         case(Timed(hands, cycle([milliseconds]))) for milliseconds in (2.0, 1.0)
     )
     latency.run([slow, fast], seconds=1e-9, rounds=12, clock=hands)
-    for one, name in zip((slow, fast), names, strict=True):
+    for timed, name in zip((slow, fast), names, strict=True):
         engine = Timed(hands, [])
         engine.name = name
-        one.engine, one.disturbed = engine, {"used_by_others": others}
-    found = latency.ratio(slow, fast).values
-    assert (found.faster, found.busy) == (faster, faster is None)
-    assert found.ratio == 2.0
+        timed.engine, timed.disturbed = engine, {"used_by_others": others}
+    ratio = latency.ratio(slow, fast).values
+    assert (ratio.faster, ratio.busy) == (faster, faster is None)
+    assert ratio.ratio == 2.0
 
 
 class Lying:
@@ -657,13 +659,13 @@ def test_an_interval_is_taken_over_openings_not_over_rounds_that_share_one() -> 
     """
     hands, placed = Hands(), [1.0, 1.03, 1.1, 1.05, 1.02, 1.0]
     alone, other = Lying(hands, placed), Lying(hands, cycle([1.0]))
-    one, two = (latency.case(artifact(), engine) for engine in (alone, other))
-    latency.run([one, two], seconds=1e-9, rounds=24, clock=hands, openings=6)
-    found = latency.ratio(one, two).values
-    assert (found.openings, found.rounds) == (6, 24)
-    assert (found.ratio_low, found.ratio_high) == (1.0, 1.1)  # the whole range of six
-    assert found.faster is None
-    assert one.rounds_of == [opening for opening in range(6) for _ in range(4)]
+    first, second = (latency.case(artifact(), engine) for engine in (alone, other))
+    latency.run([first, second], seconds=1e-9, rounds=24, clock=hands, openings=6)
+    ratio = latency.ratio(first, second).values
+    assert (ratio.openings, ratio.rounds) == (6, 24)
+    assert (ratio.ratio_low, ratio.ratio_high) == (1.0, 1.1)  # the whole range of six
+    assert ratio.faster is None
+    assert first.rounds_of == [opening for opening in range(6) for _ in range(4)]
     once = [latency.case(artifact(), Lying(hands, cycle([ms]))) for ms in (1.1, 1.0)]
     latency.run(once, seconds=1e-9, rounds=24, clock=hands)
     assert latency.ratio(*once).values.ratio_low == pytest.approx(
@@ -674,8 +676,8 @@ def test_an_interval_is_taken_over_openings_not_over_rounds_that_share_one() -> 
 def test_a_session_is_opened_for_its_clients_again_and_again() -> None:
     hands = Hands()
     runner = Lying(hands, cycle([1.0]))
-    one = latency.case(artifact(), runner, streams=1)
-    latency.run([one], seconds=1e-9, rounds=12, clock=hands, openings=6)
+    timed = latency.case(artifact(), runner, streams=1)
+    latency.run([timed], seconds=1e-9, rounds=12, clock=hands, openings=6)
     assert runner.streams == [1] * 6
     latency.case(artifact(), runner, streams=3)
     assert runner.streams[-1] == 3

@@ -37,7 +37,7 @@ NEWCOMBE_TABLE_III = [
     ((54, 0, 0, 0), (-0.0664, 0.0664)),
 ]
 counts = st.integers(0, 400)
-cells = st.tuples(counts, counts, counts, counts).filter(lambda found: sum(found) > 0)
+cells = st.tuples(counts, counts, counts, counts).filter(lambda table: sum(table) > 0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 100, 50_000])
@@ -68,32 +68,32 @@ def test_mcnemar_is_the_exact_binomial_test(first: int, second: int) -> None:
 def test_paired_difference_reproduces_newcombes_table(
     table: tuple[int, int, int, int], limits: tuple[float, float]
 ) -> None:
-    found = paired_difference(*table)
-    assert (found.low, found.high) == pytest.approx(
+    difference = paired_difference(*table)
+    assert (difference.low, difference.high) == pytest.approx(
         limits, abs=1.5e-4
     )  # the table has four decimals
-    assert found.value == (table[1] - table[2]) / sum(table)
+    assert difference.value == (table[1] - table[2]) / sum(table)
 
 
 @given(cells)
 def test_swapping_the_models_negates_the_difference(
-    found: tuple[int, int, int, int],
+    table: tuple[int, int, int, int],
 ) -> None:
-    one = paired_difference(*found)
-    other = paired_difference(found[0], found[2], found[1], found[3])
-    assert (one.value, one.low, one.high) == pytest.approx(
+    difference = paired_difference(*table)
+    other = paired_difference(table[0], table[2], table[1], table[3])
+    assert (difference.value, difference.low, difference.high) == pytest.approx(
         (-other.value, -other.high, -other.low), abs=1e-12
     )
-    assert -1 <= one.low <= one.value <= one.high <= 1
+    assert -1 <= difference.low <= difference.value <= difference.high <= 1
 
 
-@given(cells.filter(lambda found: sum(found) >= 20))
+@given(cells.filter(lambda table: sum(table) >= 20))
 def test_four_times_the_images_narrow_the_interval(
-    found: tuple[int, int, int, int],
+    table: tuple[int, int, int, int],
 ) -> None:
     few, many = (
-        paired_difference(*found),
-        paired_difference(*(4 * count for count in found)),
+        paired_difference(*table),
+        paired_difference(*(4 * count for count in table)),
     )
     assert many.high - many.low < few.high - few.low
 
@@ -111,8 +111,8 @@ def test_four_times_the_images_narrow_the_interval(
 )
 def test_degenerate_tables_keep_a_width(table: tuple[int, int, int, int]) -> None:
     """No disagreement among few images proves little: the interval must not collapse to a point."""
-    found = paired_difference(*table)
-    assert found.high - found.low > 1 / (2 * sum(table))
+    difference = paired_difference(*table)
+    assert difference.high - difference.low > 1 / (2 * sum(table))
 
 
 @pytest.mark.parametrize("n", [60, 400])
@@ -125,8 +125,10 @@ def test_paired_difference_covers_the_truth(
 ) -> None:
     truth = probabilities[1] - probabilities[2]
     drawn = np.random.default_rng(n).multinomial(n, probabilities, 3000)
-    found = [paired_difference(*(int(count) for count in row)) for row in drawn]
-    covered = np.mean([one.low <= truth <= one.high for one in found])
+    intervals = [paired_difference(*(int(count) for count in row)) for row in drawn]
+    covered = np.mean(
+        [interval.low <= truth <= interval.high for interval in intervals]
+    )
     assert 0.94 <= covered <= (0.99 if n == 400 else 1)  # few images: conservative
 
 
@@ -135,16 +137,20 @@ def test_median_interval_covers_the_median(n: int) -> None:
     drawn = np.random.default_rng(n).lognormal(
         size=(4000, n)
     )  # median 1, skewed as latencies are
-    found = [median_interval(list(row)) for row in drawn]
-    assert np.mean([one.low <= 1 <= one.high for one in found]) >= 0.94
-    assert all(one.low <= one.value <= one.high for one in found)
+    intervals = [median_interval(list(row)) for row in drawn]
+    assert (
+        np.mean([interval.low <= 1 <= interval.high for interval in intervals]) >= 0.94
+    )
+    assert all(
+        interval.low <= interval.value <= interval.high for interval in intervals
+    )
 
 
 @pytest.mark.parametrize("n", range(1, 6))
 def test_few_samples_give_their_whole_range(n: int) -> None:
     samples = [float(value) for value in range(n, 0, -1)]
-    found = median_interval(samples)
-    assert (found.value, found.low, found.high) == ((n + 1) / 2, 1.0, float(n))
+    interval = median_interval(samples)
+    assert (interval.value, interval.low, interval.high) == ((n + 1) / 2, 1.0, float(n))
 
 
 def test_median_interval_tightens_and_refuses_nothing() -> None:
@@ -198,9 +204,14 @@ def test_quantile_intervals_cover_the_truth(q: float, between: float) -> None:
         )
         for _ in range(500)
     ]
-    found = [stats.quantile_interval(list(rounds), q) for rounds in drawn]
-    assert np.mean([one.low <= truth <= one.high for one in found]) >= 0.93
-    assert np.mean([math.isinf(one.high) for one in found]) <= 0.01 + (q == 0.99)
+    intervals = [stats.quantile_interval(list(rounds), q) for rounds in drawn]
+    assert (
+        np.mean([interval.low <= truth <= interval.high for interval in intervals])
+        >= 0.93
+    )
+    assert np.mean([math.isinf(interval.high) for interval in intervals]) <= 0.01 + (
+        q == 0.99
+    )
 
 
 @pytest.mark.parametrize(("n", "bounded"), [(367, False), (368, True)])
@@ -210,9 +221,9 @@ def test_a_high_quantile_of_few_samples_has_no_upper_bound(
     """The largest of n exceeds the 0.99 quantile with 97.5 % only if 0.99 ** n <= 0.025: 368
     samples.
     """
-    found = stats.quantile_interval([np.arange(1.0, n + 1)], 0.99)
-    assert math.isfinite(found.high) is bounded
-    assert found.value == math.ceil(0.99 * n)
+    interval = stats.quantile_interval([np.arange(1.0, n + 1)], 0.99)
+    assert math.isfinite(interval.high) is bounded
+    assert interval.value == math.ceil(0.99 * n)
 
 
 def test_a_quantile_is_a_sample_and_never_lies_between_two_modes() -> None:

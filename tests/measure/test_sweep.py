@@ -99,7 +99,7 @@ def test_an_engine_that_crashes_the_process_costs_its_own_rows_only(
         "bench", flat, "--engine", "aborter,sleeper", "--seconds", "0.02", "--json"
     )
     assert ran.code == 0
-    assert [one["engine"] for one in ran.document["runs"]] == ["sleeper"]
+    assert [row["engine"] for row in ran.document["runs"]] == ["sleeper"]
     assert "left out: flat on aborter" in ran.err
     assert "crashed (signal SIGABRT)" in ran.err
 
@@ -107,7 +107,8 @@ def test_an_engine_that_crashes_the_process_costs_its_own_rows_only(
 def test_what_fails_is_left_out_and_the_sweep_goes_on(flat: Path) -> None:
     swept = bench(flat, "refuser", "sleeper", "breaker", "onnxruntime", streams=(1, 2))
     assert [
-        (one.engine["name"], one.values.setting.streams) for one in swept.records
+        (record.engine["name"], record.values.setting.streams)
+        for record in swept.records
     ] == [
         ("sleeper", 1),
         ("onnxruntime", 1),
@@ -115,11 +116,14 @@ def test_what_fails_is_left_out_and_the_sweep_goes_on(flat: Path) -> None:
         ("onnxruntime", 2),
     ]
     assert all(
-        one.values.p50_ms >= 3
-        for one in swept.records
-        if one.engine["name"] == "sleeper"
+        record.values.p50_ms >= 3
+        for record in swept.records
+        if record.engine["name"] == "sleeper"
     )
-    assert [(one.file, one.engine, len(one.settings)) for one in swept.left_out] == [
+    assert [
+        (skipped.file, skipped.engine, len(skipped.settings))
+        for skipped in swept.left_out
+    ] == [
         ("flat", "refuser", 2),
         ("flat", "breaker", 2),
     ]
@@ -127,9 +131,9 @@ def test_what_fails_is_left_out_and_the_sweep_goes_on(flat: Path) -> None:
         swept.left_out[1]
     )
     assert [
-        (one.engine["name"], one.engine["second"]["name"]) for one in swept.ratios
+        (ratio.engine["name"], ratio.engine["second"]["name"]) for ratio in swept.ratios
     ] == [("onnxruntime", "sleeper")] * 2
-    assert all(one.values.ratio_high < 1 for one in swept.ratios)
+    assert all(ratio.values.ratio_high < 1 for ratio in swept.ratios)
 
 
 def test_an_engine_that_computes_int8_in_float_says_so(flat: Path) -> None:
@@ -139,9 +143,9 @@ def test_an_engine_that_computes_int8_in_float_says_so(flat: Path) -> None:
         back = DequantizeLinear (steps, scale, zero)
         output = Flatten (back) }"""
     int8 = Artifact(onnx.parser.parse_model(text), "rounded", Preprocess(size=4))
-    for engine, said in (("mnn", 1), ("reference", 1), ("onnxruntime", 0)):
+    for engine, count in (("mnn", 1), ("reference", 1), ("onnxruntime", 0)):
         swept = verbs.benchmark([int8, verbs.load(flat)], engine=engine, seconds=0.02)
-        assert sum("no latency of INT8" in one for one in swept.remarks) == said
+        assert sum("no latency of INT8" in remark for remark in swept.remarks) == count
 
 
 def test_nothing_measured_is_one_sentence(run: Run, flat: Path) -> None:
@@ -174,9 +178,9 @@ def test_records_are_kept_setting_by_setting(
         "--json",
     )
     assert ran.code == 130
-    assert [one["batch"] for one in ran.document["runs"]] == [1, 1]
+    assert [row["batch"] for row in ran.document["runs"]] == [1, 1]
     assert ran.document["interrupted"] is True
-    assert [(one.kind, one.values.setting.batch) for one in record.read(kept)] == [
+    assert [(row.kind, row.values.setting.batch) for row in record.read(kept)] == [
         ("latency", 1),
         ("latency", 1),
         ("ratio", 1),
@@ -195,17 +199,20 @@ def test_a_full_disk_ends_the_sweep_and_leaves_what_was_kept(flat: Path) -> None
     options = verbs.BenchOptions(engine=("sleeper",), batch=(1, 2, 3), seconds=0.02)
     with pytest.raises(InputError, match="cannot be written"):
         verbs.benchmark(flat, options=options, on_records=keep)
-    assert [one.values.setting.batch for one in kept] == [1]
+    assert [row.values.setting.batch for row in kept] == [1]
 
 
 def test_every_combination_once_and_single_stream_alone() -> None:
-    found = sweep.settings(
+    combinations = sweep.settings(
         ["single-stream", "multi-stream", "offline"], [1, 2], [1, 4], []
     )
-    shown = [(one.scenario, one.threads, one.streams, one.batch) for one in found]
+    shown = [
+        (setting.scenario, setting.threads, setting.streams, setting.batch)
+        for setting in combinations
+    ]
     assert len(set(shown)) == len(shown) == 2 + 4 + 4
-    assert {one[2:] for one in shown if one[0] == "single-stream"} == {(1, 1)}
-    assert {one[3] for one in shown if one[0] == "multi-stream"} == {8}
+    assert {row[2:] for row in shown if row[0] == "single-stream"} == {(1, 1)}
+    assert {row[3] for row in shown if row[0] == "multi-stream"} == {8}
 
 
 def test_lists_by_commas_and_by_repeating_are_one(run: Run, flat: Path) -> None:
@@ -224,7 +231,7 @@ def test_lists_by_commas_and_by_repeating_are_one(run: Run, flat: Path) -> None:
         0.02,
         "--json",
     )
-    assert [(one["streams"], one["batch"]) for one in ran.document["runs"]] == [
+    assert [(row["streams"], row["batch"]) for row in ran.document["runs"]] == [
         (1, 2),
         (2, 2),
     ]
@@ -234,6 +241,6 @@ def test_lists_by_commas_and_by_repeating_are_one(run: Run, flat: Path) -> None:
 
 
 def test_remarks_say_what_is_to_be_doubted(flat: Path) -> None:
-    said = " ".join(bench(flat, "sleeper").remarks)
-    assert "p99 rests on" in said
-    assert "662 are needed" in said
+    remarks = " ".join(bench(flat, "sleeper").remarks)
+    assert "p99 rests on" in remarks
+    assert "662 are needed" in remarks

@@ -28,15 +28,15 @@ def test_the_lines_of_the_own_processors_are_added_up(
     monkeypatch.setattr(noise, "_STAT", stat)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     monkeypatch.setattr(os, "sysconf", lambda _: 100)
-    found = noise.read_counters()
-    assert (found.total, found.busy, found.stolen) == (
+    counters = noise.read_counters()
+    assert (counters.total, counters.busy, counters.stolen) == (
         5.0,
         1.35,
         0.6,
     )  # user, nice, system, irq and softirq are busy
 
 
-def moment(**given: float | None) -> noise.Counters:
+def moment(**changes: float | None) -> noise.Counters:
     usual = {
         "load": 1.0,
         "total": 0.0,
@@ -45,7 +45,7 @@ def moment(**given: float | None) -> noise.Counters:
         "own": 0.0,
         "mhz": None,
     }
-    return noise.Counters(**{**usual, **given})  # type: ignore[arg-type]
+    return noise.Counters(**{**usual, **changes})  # type: ignore[arg-type]
 
 
 def test_what_this_process_used_is_not_others() -> None:
@@ -54,10 +54,10 @@ def test_what_this_process_used_is_not_others() -> None:
     )
     assert (facts["load_before"], facts["load_after"]) == (1.0, 3.0)
     assert (facts["used_by_others"], facts["stolen"]) == (0.2, 0.05)
-    said = noise.sentences(facts)
-    assert len(said) == 2
-    assert "20%" in said[0]
-    assert "5%" in said[1]
+    lines = noise.sentences(facts)
+    assert len(lines) == 2
+    assert "20%" in lines[0]
+    assert "5%" in lines[1]
 
 
 def test_nothing_is_said_below_the_thresholds_or_of_what_is_not_known() -> None:

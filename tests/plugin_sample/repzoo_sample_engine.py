@@ -54,8 +54,8 @@ class SampleSession:
 
     def run_all(self, inputs: Array) -> list[Array]:
         return [
-            self._factor * np.asarray(one)
-            for one in self._evaluator.run(None, {self._name: inputs})
+            self._factor * np.asarray(output)
+            for output in self._evaluator.run(None, {self._name: inputs})
         ]
 
 

@@ -60,7 +60,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def command(data: Path, output: Path, *more: object) -> list[str]:
-    given = [
+    arguments = [
         "repghostnet_050",
         "--data",
         data,
@@ -73,7 +73,7 @@ def command(data: Path, output: Path, *more: object) -> list[str]:
         "--json",
         *more,
     ]
-    return [sys.executable, "-m", "repzoo", "train", *map(str, given)]
+    return [sys.executable, "-m", "repzoo", "train", *map(str, arguments)]
 
 
 def environment(**more: object) -> dict[str, str]:
@@ -85,9 +85,9 @@ def environment(**more: object) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def run_two(arguments: list[str]) -> list[tuple[int, str, str]]:
@@ -99,7 +99,7 @@ def run_two(arguments: list[str]) -> list[tuple[int, str, str]]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    made = [
+    processes = [
         subprocess.Popen(
             arguments,
             env=environment(RANK=rank, LOCAL_RANK=rank, **shared),
@@ -109,8 +109,11 @@ def run_two(arguments: list[str]) -> list[tuple[int, str, str]]:
         )
         for rank in range(2)
     ]
-    said = [one.communicate(timeout=200) for one in made]
-    return [(one.returncode, *texts) for one, texts in zip(made, said, strict=True)]
+    outputs = [process.communicate(timeout=200) for process in processes]
+    return [
+        (process.returncode, *texts)
+        for process, texts in zip(processes, outputs, strict=True)
+    ]
 
 
 def run_one(arguments: list[str]) -> dict[str, Any]:
@@ -123,8 +126,8 @@ def run_one(arguments: list[str]) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
 
 
 def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
@@ -135,13 +138,13 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     the root of its fan-in (at most 30): 60 * 30 * eps = 2e-4; 1e-7 was seen. Later steps are no
     test: at 32 px some normalize over 1x1 maps, which amplifies rounding.
     """
-    one = run_one(command(data, tmp_path / "one", "--epochs", 1, "--batch", 24))
+    single = run_one(command(data, tmp_path / "one", "--epochs", 1, "--batch", 24))
     two = run_two(command(data, tmp_path / "two", "--epochs", 1, "--batch", 24))
     assert [code for code, _, _ in two] == [0, 0], two
     assert two[1][1] == two[1][2] == ""  # only the first speaks
     document = json.loads(two[0][1])
     assert document["epochs"][0]["loss"] == pytest.approx(
-        one["epochs"][0]["loss"], rel=2e-4
+        single["epochs"][0]["loss"], rel=2e-4
     )
     assert (
         load_file(tmp_path / "one" / state.WEIGHTS).keys()
@@ -157,9 +160,9 @@ STILL = SHORT.changed(
 
 
 def still_network() -> torch.nn.Sequential:
-    made = network()
-    made[5] = torch.nn.Identity()
-    return made
+    module = network()
+    module[5] = torch.nn.Identity()
+    return module
 
 
 def train_still(output: Path) -> None:
@@ -184,12 +187,12 @@ def test_gradients_of_many_steps_are_those_of_one_process(tmp_path: Path) -> Non
     two = run_two([sys.executable, "-c", call, str(tmp_path / "two")])
     assert [code for code, _, _ in two] == [0, 0], two
     train_still(tmp_path / "one")
-    one, other = (
+    first, other = (
         torch.load(tmp_path / name / state.STATE, weights_only=True)["module"]
         for name in ("one", "two")
     )
     before = still_network().state_dict()
-    for key, value in one.items():
+    for key, value in first.items():
         torch.testing.assert_close(
             other[key],
             value,
@@ -199,7 +202,7 @@ def test_gradients_of_many_steps_are_those_of_one_process(tmp_path: Path) -> Non
         )
     moved = {
         key: float((value - before[key]).abs().max())
-        for key, value in one.items()
+        for key, value in first.items()
         if value.is_floating_point()
     }
     assert (
@@ -302,9 +305,9 @@ def test_a_batch_in_parts_is_the_batch(tmp_path: Path) -> None:
         ).run(None)
     whole = load_file(tmp_path / "1" / state.WEIGHTS)
     for parts in (2, 4):
-        found = load_file(tmp_path / str(parts) / state.WEIGHTS)
+        weights = load_file(tmp_path / str(parts) / state.WEIGHTS)
         for key in whole:
-            torch.testing.assert_close(found[key], whole[key], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(weights[key], whole[key], rtol=1e-5, atol=1e-6)
 
 
 def test_a_full_disk_leaves_the_old_state(tmp_path: Path) -> None:
@@ -323,7 +326,7 @@ def test_a_full_disk_leaves_the_old_state(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, signal_before)
     assert (tmp_path / state.STATE).read_bytes() == before
-    assert {one.name for one in tmp_path.iterdir()} == {
+    assert {path.name for path in tmp_path.iterdir()} == {
         state.STATE,
         state.LOG,
         state.WEIGHTS,

@@ -96,8 +96,8 @@ def kill_in_epoch(number: int) -> Progress:
     return progress
 
 
-def same(one: Path, other: Path) -> bool:
-    first, second = load_file(one / state.WEIGHTS), load_file(other / state.WEIGHTS)
+def same(folder: Path, other: Path) -> bool:
+    first, second = load_file(folder / state.WEIGHTS), load_file(other / state.WEIGHTS)
     return first.keys() == second.keys() and all(
         torch.equal(first[key], second[key]) for key in first
     )
@@ -128,8 +128,8 @@ def test_a_finished_run_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_the_log_says_what_happened(tmp_path: Path) -> None:
-    one = trainer(tmp_path)
-    best = one.run(pictures(9, 100))
+    training = trainer(tmp_path)
+    best = training.run(pictures(9, 100))
     with (tmp_path / state.LOG).open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["0", "1"]
@@ -307,14 +307,14 @@ def test_held_out_images_are_scored_and_never_trained_on(tmp_path: Path) -> None
     assert len(trained) == 24
     assert set(source.held_out().keys) <= {key for _, key in read}
     assert len(log) == 2
-    found = Artifact.read(tmp_path / "run" / "repghostnet_050.toys.onnx")
-    assert found.form == artifact.form == "train"
-    assert found.labels == CLASSES
-    assert found.preprocess is not None
-    assert found.preprocess.size == 32
-    assert [step.verb for step in found.steps] == ["train", "export"]
-    assert found.steps[0].settings["images"] == 24
-    assert found.steps[0].settings["recipe"]["epochs"] == 2
+    saved = Artifact.read(tmp_path / "run" / "repghostnet_050.toys.onnx")
+    assert saved.form == artifact.form == "train"
+    assert saved.labels == CLASSES
+    assert saved.preprocess is not None
+    assert saved.preprocess.size == 32
+    assert [step.verb for step in saved.steps] == ["train", "export"]
+    assert saved.steps[0].settings["images"] == 24
+    assert saved.steps[0].settings["recipe"]["epochs"] == 2
 
 
 def test_an_unreadable_image_is_left_out_and_named(tmp_path: Path) -> None:

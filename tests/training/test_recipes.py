@@ -98,20 +98,20 @@ def test_the_families_are_trained_as_published() -> None:
         224,
         224,
     ]
-    assert all(one.source for one in (ghost, vgg, vit, small))
+    assert all(entry.source for entry in (ghost, vgg, vit, small))
 
 
 def test_what_was_trained_with_before_is_as_it_was() -> None:
     for name in ("digits", "photos", "repvgg-sgd"):
-        one = recipes()[name]
+        entry = recipes()[name]
         assert (
-            one.lr_per,
-            one.min_lr,
-            one.repeats,
-            one.small_size,
-            one.clip,
-            one.amp,
-            one.distill,
+            entry.lr_per,
+            entry.min_lr,
+            entry.repeats,
+            entry.small_size,
+            entry.clip,
+            entry.amp,
+            entry.distill,
         ) == (
             0,
             None,
@@ -138,7 +138,7 @@ def test_what_was_trained_with_before_is_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         ({**WHOLE, "mixupp": 1.0}, "did you mean mixup"),
         ({**WHOLE, "lr": "0.1"}, "lr must be of the kind float"),
@@ -150,21 +150,23 @@ def test_what_was_trained_with_before_is_as_it_was() -> None:
         ({**WHOLE, "per_model": {"x": {"lrr": 1.0}}}, "did you mean lr"),
     ],
 )
-def test_a_recipe_that_is_none(table: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_a_recipe_that_is_none(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         from_table("own", table)
 
 
 def test_no_decay_on_biases_and_norms(tmp_path: Path) -> None:
-    one = trainer(tmp_path, recipe("repvgg").changed(batch=8))
+    training = trainer(tmp_path, recipe("repvgg").changed(batch=8))
     decayed = {
         id(value)
-        for group in one.optimizer.param_groups
+        for group in training.optimizer.param_groups
         if group["weight_decay"]
         for value in group["params"]
     }
     assert {
-        name for name, value in one.module.named_parameters() if id(value) in decayed
+        name
+        for name, value in training.module.named_parameters()
+        if id(value) in decayed
     } == {
         "0.weight",
         "6.weight",
@@ -217,11 +219,14 @@ def test_the_teachers_answers_pull(kind: str) -> None:
     mean, std = (
         torch.tensor(prepared[key]).view(1, 3, 1, 1) for key in ("mean", "std")
     )
-    said, own = teacher((pixels - mean) / std).detach(), student(inputs).detach()
+    teacher_logits, own = (
+        teacher((pixels - mean) / std).detach(),
+        student(inputs).detach(),
+    )
     if kind == "hard":
-        expected = torch.nn.functional.cross_entropy(own, said.argmax(1))
+        expected = torch.nn.functional.cross_entropy(own, teacher_logits.argmax(1))
     else:
-        share = (said / 2).softmax(1)
+        share = (teacher_logits / 2).softmax(1)
         expected = 4 * (share * (share.log() - (own / 2).log_softmax(1))).sum(1).mean()
     assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
 
@@ -241,17 +246,17 @@ def test_a_teacher_teaches(tmp_path: Path) -> None:
         full_size_epochs=1,
     )
     images = TrainingImages(pictures(24), PREPROCESS)
-    made = Trainer(
+    training = Trainer(
         network(),
         images,
         settings,
         Running(output=tmp_path, workers=0, tensorboard=True),
         teacher=network(5),
     )
-    made.run(None)
-    assert [0 < one.loss < 10 for one in made.log] == [True, True]
+    training.run(None)
+    assert [0 < epoch.loss < 10 for epoch in training.log] == [True, True]
     assert list((tmp_path / "tensorboard").glob("events*"))
-    assert "bfloat16" in made.facts()[1]
+    assert "bfloat16" in training.facts()[1]
 
 
 def exported(
@@ -306,23 +311,23 @@ def test_a_teacher_in_a_file_says_what_its_module_says(tmp_path: Path) -> None:
 
     targets, student = torch.arange(6) % 3, network(1).eval()
     losses = [
-        float(Objective(student, settings, PREPROCESS, one)(inputs, targets).detach())
-        for one in (teacher, Resized())
+        float(Objective(student, settings, PREPROCESS, guide)(inputs, targets).detach())
+        for guide in (teacher, Resized())
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0] > 1e-3
 
 
 @pytest.mark.parametrize(
-    ("classes", "labels", "said"),
+    ("classes", "labels", "message"),
     [
         (("a", "b"), CLASSES, "has 3 classes, the data 2; fine-tune it"),
         (CLASSES, ("x", "y", "z"), "not those of the data"),
     ],
 )
 def test_a_teacher_of_other_classes_is_refused(
-    tmp_path: Path, classes: tuple[str, ...], labels: tuple[str, ...], said: str
+    tmp_path: Path, classes: tuple[str, ...], labels: tuple[str, ...], message: str
 ) -> None:
     _, path = exported(tmp_path, labels=labels)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         models.teacher(str(path), classes, SHORT.changed(distill="hard"))

@@ -108,11 +108,11 @@ def repvit_name(names: Iterable[str]) -> Callable[[str], str]:
     pattern = re.compile(
         r"^stages\.\d+\.(?:downsample\.pre_block|downsample|blocks\.\d+)"
     )
-    found: list[str] = []
+    blocks: list[str] = []
     for name in names:
-        if (match := pattern.match(name)) and match[0] not in found:
-            found.append(match[0])
-    numbers = {block: index for index, block in enumerate(found, 1)}
+        if (match := pattern.match(name)) and match[0] not in blocks:
+            blocks.append(match[0])
+    numbers = {block: index for index, block in enumerate(blocks, 1)}
 
     def renamed(name: str) -> str:
         if not (match := pattern.match(name)):

@@ -288,16 +288,16 @@ def agrees(exact: int, printed: str, rounding: str) -> bool:
 
 def refuted(row: ModelSpec, figure: Figure) -> set[str]:
     source, size = catalog.sources()[figure.source], figure.size or row.preprocess.size
-    found = set()
+    problems = set()
     if figure.parameters and not agrees(
         parameter_count(row, source.parameters), figure.parameters, source.rounding
     ):
-        found.add("parameters")
+        problems.add("parameters")
     if figure.flops and not agrees(
         flop_count(row, size, source.flops), figure.flops, source.rounding
     ):
-        found.add("flops")
-    return found
+        problems.add("flops")
+    return problems
 
 
 def test_every_variant_is_listed_family_by_family() -> None:

@@ -63,8 +63,10 @@ def logits(loaded: Loaded, inputs: Array) -> Array:
         return np.asarray(module_of(loaded)(torch.from_numpy(inputs)).numpy())
 
 
-def close(found: Array, expected: Array) -> None:
-    assert float(np.abs(found - expected).max()) <= 1e-4 * float(np.abs(expected).max())
+def close(actual: Array, expected: Array) -> None:
+    assert float(np.abs(actual - expected).max()) <= 1e-4 * float(
+        np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,15 +121,15 @@ def test_the_authors_logits(
     )
 
 
-def same(found: Loaded, expected: State) -> None:
-    assert set(found.state) == set(expected)
+def same(loaded: Loaded, expected: State) -> None:
+    assert set(loaded.state) == set(expected)
     for name, value in expected.items():
-        np.testing.assert_array_equal(found.state[name], value, err_msg=name)
+        np.testing.assert_array_equal(loaded.state[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize(
-    ("model", "rename", "said"),
+    ("model", "rename", "message"),
     [
         ("repvgg_a0", str, "timm RepVGG"),
         ("repvgg_a0", official.mmpretrain_name, "mmpretrain or mmcls"),
@@ -145,7 +147,7 @@ def test_every_source_and_form_places_each_tensor_once(
     tmp_path: Path,
     model: str,
     rename: Callable[[str], str] | None,
-    said: str,
+    message: str,
     form: str,
 ) -> None:
     if form == "deploy" and model.startswith("fasternet"):
@@ -163,7 +165,7 @@ def test_every_source_and_form_places_each_tensor_once(
     )
     loaded = load(path, model)
     assert (loaded.form, loaded.classes) == ("train" if "norep" in model else form, 10)
-    assert said in loaded.source
+    assert message in loaded.source
     same(loaded, expected)
 
 
@@ -545,7 +547,7 @@ def test_convert_and_export_from_the_command_line(
     with safe_open(out, "numpy") as file:
         assert file.metadata()["model"] == SMALL
     for weights in (ghost, out):
-        made = run(
+        result = run(
             "export",
             SMALL,
             "--checkpoint",
@@ -557,8 +559,8 @@ def test_convert_and_export_from_the_command_line(
             "-o",
             tmp_path / f"{weights.stem}.onnx",
         )
-        assert made.code == 0
-        assert "weights of" in made.err
+        assert result.code == 0
+        assert "weights of" in result.err
     onnx = [(tmp_path / name).read_bytes() for name in ("ghost.onnx", "w.onnx")]
     assert len(onnx[0]) > 1_000_000
     ran = run("export", SMALL, "--checkpoint", ghost, "-o", tmp_path / "x.onnx")

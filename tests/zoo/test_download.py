@@ -65,11 +65,11 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
             if "missing" in self.path:
                 self.send_error(404)
                 return
-            asked = self.headers.get("Range")
-            state.ranges.append(asked)
+            requested = self.headers.get("Range")
+            state.ranges.append(requested)
             start = 0
-            if asked and self.headers.get("If-Range") == state.tag:
-                start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if requested and self.headers.get("If-Range") == state.tag:
+                start = int(requested.removeprefix("bytes=").removesuffix("-"))
             body = state.content[start:]
             self.send_response(206 if start else 200)
             if start:
@@ -114,8 +114,8 @@ def test_a_file_by_address_with_its_hash(
     out = tmp_path / "out"
     ran = run("download", server.url(), "--sha256", SHA256, "-o", out, "--json")
     assert ran.code == 0
-    (made,) = ran.document["files"]
-    assert (made["status"], made["sha256"], made["bytes"], made["verified"]) == (
+    (row,) = ran.document["files"]
+    assert (row["status"], row["sha256"], row["bytes"], row["verified"]) == (
         "downloaded",
         SHA256,
         len(CONTENT),
@@ -141,8 +141,8 @@ def test_a_broken_transfer_goes_on_within_one_run(
 ) -> None:
     server.breaks_after = [1_000_000, 500_000]
     (rows,) = [matching(server.url(), SHA256)]
-    found = fetch(rows[0], tmp_path)
-    assert (found.status, found.file.read_bytes() == CONTENT) == ("resumed", True)
+    result = fetch(rows[0], tmp_path)
+    assert (result.status, result.file.read_bytes() == CONTENT) == ("resumed", True)
     assert server.ranges == [None, "bytes=1000000-", "bytes=1500000-"]
 
 
@@ -239,11 +239,11 @@ def test_the_hub_by_name_with_the_hash_that_it_states(
     }
     server.headers = {"X-Linked-ETag": f'"{SHA256}"'}
     ran = run("download", "repghostnet_100.in1k", "--json")
-    (made,) = ran.document["files"]
-    assert made["verified"] == "the Hugging Face hub"
-    assert Path(made["file"]) == tmp_path / "cache" / "repghostnet_100.in1k.safetensors"
+    (row,) = ran.document["files"]
+    assert row["verified"] == "the Hugging Face hub"
+    assert Path(row["file"]) == tmp_path / "cache" / "repghostnet_100.in1k.safetensors"
     server.content = CONTENT[:-1]
-    Path(made["file"]).unlink()
+    Path(row["file"]).unlink()
     ran = run("download", "repghostnet_100.in1k")
     assert (ran.code, "is not what was published" in ran.err) == (2, True)
 

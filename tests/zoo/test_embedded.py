@@ -59,11 +59,14 @@ def test_every_reference_model_has_its_recipe() -> None:
         "temperature",
     }
     for row in (row for row in catalog.checkpoints() if row.name.endswith(".clothing")):
-        found = recipe("reference").for_model(row.variant)
-        assert found.preprocess["size"] == row.size
+        settings = recipe("reference").for_model(row.variant)
+        assert settings.preprocess["size"] == row.size
     ships, photos = (
-        vars(one)
-        for one in (recipe("reference").for_model("repghostnet_050"), recipe("photos"))
+        vars(entry)
+        for entry in (
+            recipe("reference").for_model("repghostnet_050"),
+            recipe("photos"),
+        )
     )
     assert {key: value for key, value in ships.items() if key not in shared} == {
         key: value for key, value in photos.items() if key not in shared
@@ -78,17 +81,21 @@ def test_every_reference_model_has_its_recipe() -> None:
     models = [
         row.variant for row in catalog.checkpoints() if row.name.endswith(".clothing")
     ]
-    taught = {one for one in models if recipe("reference").for_model(one).distill}
+    taught = {name for name in models if recipe("reference").for_model(name).distill}
     assert taught == {"fasternet_t0", "repvit_m0_9", "repvgg_a0"}
     assert recipe("reference-teacher").finetune
 
 
 def test_a_packed_artifact_comes_back_with_all_that_it_says() -> None:
     source = artifact([1 / 3, -2.0, 1e-20])
-    found = Artifact.from_bytes(embedded.unpacked(embedded.pack(source), "x"), "tiny")
-    assert (found.labels, found.preprocess) == (source.labels, source.preprocess)
-    assert found.steps[-1].verb == "embed"
-    (weight,) = (numpy_helper.to_array(item) for item in found.model.graph.initializer)
+    restored = Artifact.from_bytes(
+        embedded.unpacked(embedded.pack(source), "x"), "tiny"
+    )
+    assert (restored.labels, restored.preprocess) == (source.labels, source.preprocess)
+    assert restored.steps[-1].verb == "embed"
+    (weight,) = (
+        numpy_helper.to_array(item) for item in restored.model.graph.initializer
+    )
     assert weight.dtype == np.float32
     np.testing.assert_allclose(weight, [1 / 3, -2, 1e-20], rtol=2.0**-11)
     assert weight[0] != np.float32(1 / 3)
@@ -148,13 +155,13 @@ def test_an_unknown_name_says_which_there_are() -> None:
 
 @pytest.mark.parametrize("name", embedded.names())
 def test_what_ships_is_a_training_form_with_everything_in_it(name: str) -> None:
-    found = embedded.read(name)
-    assert found.form == "train"
-    assert found.name == name
-    assert found.num_classes == len(found.labels) > 1
-    assert found.preprocess is not None
-    assert [step.verb for step in found.steps] == ["train", "export", "embed"]
-    for item in found.model.graph.initializer:
+    artifact = embedded.read(name)
+    assert artifact.form == "train"
+    assert artifact.name == name
+    assert artifact.num_classes == len(artifact.labels) > 1
+    assert artifact.preprocess is not None
+    assert [step.verb for step in artifact.steps] == ["train", "export", "embed"]
+    for item in artifact.model.graph.initializer:
         values = numpy_helper.to_array(item)
         if values.dtype == np.float32:
             np.testing.assert_array_equal(embedded.rounded(values), values)

@@ -67,15 +67,17 @@ def test_the_authors_code_computed_the_same_logits(
     loaded = load(path, known["model"])
     assert loaded.form == form
     with torch.no_grad():
-        found = (
+        logits = (
             module_of(loaded)(
                 torch.from_numpy(official.inputs((2, 3, known["size"], known["size"])))
             )
             .double()
             .numpy()
         )
-    assert float(np.abs(found[0, :8] - known["first"]).max()) <= 1e-4 * known["largest"]
-    assert float(np.abs(found.sum(1) - known["sum"]).max()) <= 1e-3 * known["largest"]
+    assert (
+        float(np.abs(logits[0, :8] - known["first"]).max()) <= 1e-4 * known["largest"]
+    )
+    assert float(np.abs(logits.sum(1) - known["sum"]).max()) <= 1e-3 * known["largest"]
 
 
 @pytest.mark.parametrize("source", ["paddle", "mmpretrain", "official"])
@@ -102,20 +104,20 @@ def test_the_se_blocks_of_d2se_keep_their_place_in_every_source(source: str) -> 
             for key, value in kept.items()
         }
         table["linear.weight"] = table["linear.weight"].T
-    found = to_catalog_names(Contents("pickle", {"": table}), "repvgg")
+    renamed = to_catalog_names(Contents("pickle", {"": table}), "repvgg")
     expected = {
         name: shape
         for name, shape in own.items()
         if source != "paddle" or not name.endswith("num_batches_tracked")
     }
     assert (
-        found.scheme.source,
-        {name: value.shape for name, value in found.table.items()},
+        renamed.scheme.source,
+        {name: value.shape for name, value in renamed.table.items()},
     ) == (
         source,
         expected,
     )
-    assert sum(".attn.fc" in name for name in found.table) > 50
+    assert sum(".attn.fc" in name for name in renamed.table) > 50
 
 
 def test_mmpretrains_swapped_figures_of_b0_are_marked_and_not_taken_over() -> None:
@@ -123,7 +125,7 @@ def test_mmpretrains_swapped_figures_of_b0_are_marked_and_not_taken_over() -> No
     keeps its own counts.
     """
     row = catalog.spec("repvgg_b0")
-    (figure,) = [one for one in row.figures if one.source == "mmpretrain"]
+    (figure,) = [figure for figure in row.figures if figure.source == "mmpretrain"]
     assert set(figure.wrong) == {"parameters", "flops"}
     learned = [
         shape

@@ -163,11 +163,11 @@ def test_arrays_come_back_to_the_bit(protocol: int, dtype: str) -> None:
     for shape in ((), (0,), (3,), (2, 3, 4)):
         for order in ("C", "F"):
             array = np.array(random.integers(0, 2, shape), dtype, order=order)
-            found = back({"w": array}, protocol)["w"]
-            assert isinstance(found, Array)
-            assert found.value is not None
-            assert found.value.dtype == array.dtype
-            np.testing.assert_array_equal(found.value, array)
+            restored = back({"w": array}, protocol)["w"]
+            assert isinstance(restored, Array)
+            assert restored.value is not None
+            assert restored.value.dtype == array.dtype
+            np.testing.assert_array_equal(restored.value, array)
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -184,8 +184,8 @@ def test_settings_of_training_are_left_empty() -> None:
         Path("runs/x"),
         {1, 2},
     ):
-        found = back({"args": value}, 4)["args"]
-        assert found == [1, 2] or isinstance(found, Opaque)
+        restored = back({"args": value}, 4)["args"]
+        assert restored == [1, 2] or isinstance(restored, Opaque)
     assert back({"args": argparse.Namespace(lr=0.1)}, 2)["args"] == Opaque(
         "argparse.Namespace"
     )
@@ -194,8 +194,8 @@ def test_settings_of_training_are_left_empty() -> None:
 def test_paddles_tensor_is_matched_not_evaluated() -> None:
     array = hostile.array()
     data = pickle.dumps({"w": hostile.Calls(eval, "data", {"data": array})}, 4)
-    found = unpickle(BytesIO(data), len(data))["w"]
-    np.testing.assert_array_equal(found.value, array)
+    restored = unpickle(BytesIO(data), len(data))["w"]
+    np.testing.assert_array_equal(restored.value, array)
 
 
 def test_a_name_that_only_resembles_an_allowed_one_is_refused() -> None:

@@ -107,15 +107,15 @@ def certified(execute: Execute) -> Callable[..., Certificate]:
 def test_certificate_of_a_correct_fold_states_errors_costs_and_proofs(
     before: Artifact, certified: Callable[..., Certificate]
 ) -> None:
-    made = certified(before)
-    assert made.equal
-    assert made.proven == len(made.folds) == 4
-    assert 0 < made.proof_ratio <= 1
-    assert 0 < made.comparison.max_abs_error <= made.comparison.bound
-    assert made.comparison.top1_agreement == 1
-    assert made.comparison.inputs == 8
-    assert made.before["operators"]["BatchNormalization"] == 6
-    assert made.after["operators"] == {
+    certificate = certified(before)
+    assert certificate.equal
+    assert certificate.proven == len(certificate.folds) == 4
+    assert 0 < certificate.proof_ratio <= 1
+    assert 0 < certificate.comparison.max_abs_error <= certificate.comparison.bound
+    assert certificate.comparison.top1_agreement == 1
+    assert certificate.comparison.inputs == 8
+    assert certificate.before["operators"]["BatchNormalization"] == 6
+    assert certificate.after["operators"] == {
         "Conv": 3,
         "Flatten": 1,
         "Gemm": 1,
@@ -123,10 +123,12 @@ def test_certificate_of_a_correct_fold_states_errors_costs_and_proofs(
         "HardSigmoid": 1,
         "Relu": 2,
     }
-    folds = made.to_json()["folds"]
-    assert [one["output"] for one in folds] == [one.output for one in made.folds]
-    for one in folds:
-        proof = one["proof"]
+    folds = certificate.to_json()["folds"]
+    assert [document["output"] for document in folds] == [
+        item.output for item in certificate.folds
+    ]
+    for document in folds:
+        proof = document["proof"]
         assert proof.keys() == {
             "max_abs_error",
             "max_rel_error",
@@ -137,9 +139,11 @@ def test_certificate_of_a_correct_fold_states_errors_costs_and_proofs(
         assert 0 < proof["max_rel_error"] < 1e-6 < 1e-3 < proof["ratio"] <= 1
         assert proof["probe"] in PROBES
     assert (
-        made.before["sha256"] == sha256_of_graph(before.model) != made.after["sha256"]
+        certificate.before["sha256"]
+        == sha256_of_graph(before.model)
+        != certificate.after["sha256"]
     )
-    assert made.line().startswith("equal: largest error")
+    assert certificate.line().startswith("equal: largest error")
 
 
 # --- wrong algebra --------------------------------------------------------------------------------
@@ -176,37 +180,41 @@ def outer_bias_dropped(outer: AffineMap, inner: AffineMap) -> Any:
 
 
 def kernel_flipped(outer: AffineMap, inner: AffineMap) -> Any:
-    made = ORIGINAL["compose"](outer, inner)
-    return replace(made, kernel=made.kernel[:, :, ::-1, ::-1])
+    composed = ORIGINAL["compose"](outer, inner)
+    return replace(composed, kernel=composed.kernel[:, :, ::-1, ::-1])
 
 
 def kernel_transposed(outer: AffineMap, inner: AffineMap) -> Any:
-    made = ORIGINAL["compose"](outer, inner)
-    square = made.kernel.shape[2] == made.kernel.shape[3]
-    return replace(made, kernel=made.kernel.swapaxes(2, 3)) if square else made
-
-
-def groups_swapped(outer: AffineMap, inner: AffineMap) -> Any:
-    made = ORIGINAL["compose"](outer, inner)
+    composed = ORIGINAL["compose"](outer, inner)
+    square = composed.kernel.shape[2] == composed.kernel.shape[3]
     return (
-        replace(made, kernel=np.roll(made.kernel, len(made.kernel) // 2, 0))
-        if made.geometry.groups == 2
-        else made
+        replace(composed, kernel=composed.kernel.swapaxes(2, 3)) if square else composed
     )
 
 
-def off_center(one: AffineMap, target: algebra.Geometry) -> Array:
-    placed: Array = ORIGINAL["_placed"](one, target)
-    return np.roll(placed, 1, 2) if one.geometry.kernel == (1, 1) else placed
+def groups_swapped(outer: AffineMap, inner: AffineMap) -> Any:
+    composed = ORIGINAL["compose"](outer, inner)
+    return (
+        replace(composed, kernel=np.roll(composed.kernel, len(composed.kernel) // 2, 0))
+        if composed.geometry.groups == 2
+        else composed
+    )
+
+
+def off_center(affine: AffineMap, target: algebra.Geometry) -> Array:
+    placed: Array = ORIGINAL["_placed"](affine, target)
+    return np.roll(placed, 1, 2) if affine.geometry.kernel == (1, 1) else placed
 
 
 def cast_to_half(outer: AffineMap, inner: AffineMap) -> Any:
-    made = ORIGINAL["compose"](outer, inner)
-    return replace(made, kernel=made.kernel.astype(np.float16).astype(np.float64))
+    composed = ORIGINAL["compose"](outer, inner)
+    return replace(
+        composed, kernel=composed.kernel.astype(np.float16).astype(np.float64)
+    )
 
 
-def one_branch_lost(one: AffineMap, two: AffineMap) -> Any:
-    return ORIGINAL["add"](one, algebra.scaled(two, 0.0))
+def one_branch_lost(kept: AffineMap, lost: AffineMap) -> Any:
+    return ORIGINAL["add"](kept, algebra.scaled(lost, 0.0))
 
 
 ORIGINAL: dict[str, Any] = {
@@ -318,9 +326,9 @@ def test_hostile_batchnorm_statistics_are_certified_and_wrong_algebra_on_them_is
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hostile = with_hostile_statistics(before, kind)
-    made = certified(hostile)
-    assert made.equal
-    assert made.proof_ratio <= 1
+    certificate = certified(hostile)
+    assert certificate.equal
+    assert certificate.proof_ratio <= 1
     for name, mutant in ALGEBRA_MUTANTS:
         with monkeypatch.context() as patched:
             patched.setattr(algebra, name, mutant)
@@ -499,9 +507,9 @@ def test_a_network_with_zero_outputs_is_certified(
     """Zero-initialized heads exist; no division by their magnitude."""
     for name in ("wh", "bh"):
         change(before.model, name, np.zeros_like)
-    made = certified(before)
-    assert made.equal
-    assert made.comparison.max_rel_error == 0
+    certificate = certified(before)
+    assert certificate.equal
+    assert certificate.comparison.max_rel_error == 0
 
 
 def test_a_fixed_batch_size_is_certified_in_batches_of_that_size(
@@ -540,9 +548,9 @@ def with_constant_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_weights_in_constant_nodes_are_jittered(
     before: Artifact, certified: Callable[..., Certificate]
 ) -> None:
-    made = certified(replace(before, model=with_constant_nodes(before.model)))
-    assert made.comparison.bound == certified(before).comparison.bound
-    assert made.proven == 4
+    certificate = certified(replace(before, model=with_constant_nodes(before.model)))
+    assert certificate.comparison.bound == certified(before).comparison.bound
+    assert certificate.proven == 4
 
 
 def test_a_wrong_fold_raises_and_the_command_leaves_no_file(
@@ -605,9 +613,9 @@ def test_float16_is_certified_against_float16_rounding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     half = replace(before, model=as_halves(before.model))
-    made = certified(half)
-    assert made.proven == 4
-    assert made.comparison.bound > 100 * certified(before).comparison.bound
+    certificate = certified(half)
+    assert certificate.proven == 4
+    assert certificate.comparison.bound > 100 * certified(before).comparison.bound
     monkeypatch.setattr(algebra, "from_batchnorm", mean_ignored)
     with pytest.raises(CertificateError):
         certified(half)
@@ -703,18 +711,18 @@ def test_models_of_every_family_are_certified_at_any_scale(
     from repzoo.graph.tools.export import export
     from repzoo.zoo import families
 
-    made = export(
+    exported = export(
         aged(families.seeded(name, 10, 0)),
         name,
         Preprocess(size=32),
         (),
         Step("build", "0"),
     )
-    folded = verbs.fold(made).certificate
+    folded = verbs.fold(exported).certificate
     assert folded is not None
     assert folded.equal
     for factor in (1e6, 1e-6):
-        scaled = dataclasses.replace(made, model=_scaled(made.model, factor))
+        scaled = dataclasses.replace(exported, model=_scaled(exported.model, factor))
         certificate = verbs.fold(scaled).certificate
         assert certificate is not None
         assert certificate.equal

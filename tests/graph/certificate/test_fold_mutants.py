@@ -124,8 +124,8 @@ def certified(execute: Execute) -> Callable[[Artifact], certify.Certificate]:
 def test_the_network_folds_truly(
     before: Artifact, certified: Callable[[Artifact], certify.Certificate]
 ) -> None:
-    made = certified(before)
-    kinds = "".join(one.kind for one in made.folds)
+    certificate = certified(before)
+    kinds = "".join(item.kind for item in certificate.folds)
     assert all(
         kind in kinds
         for kind in (
@@ -141,7 +141,7 @@ def test_the_network_folds_truly(
             "Gemm",
         )
     )
-    assert made.proven >= 6
+    assert certificate.proven >= 6
 
 
 # --- mutants: a function of the package, replaced by a function of the original -------------------
@@ -150,10 +150,10 @@ Original = Callable[..., Any]
 
 
 def joined_in_reverse(original: Original) -> Original:
-    return lambda one, two: (
-        original(two, one)
-        if one.geometry.outputs == two.geometry.outputs
-        else original(one, two)
+    return lambda left, right: (
+        original(right, left)
+        if left.geometry.outputs == right.geometry.outputs
+        else original(left, right)
     )
 
 
@@ -181,43 +181,45 @@ def pads_transposed(original: Original) -> Original:
 
 def padding_forgotten(original: Original) -> Original:
     def mutant(node: Any) -> Any:
-        made = original(node)
-        shape = replace(made.geometry, pads=(0, 0, 0, 0))
+        affine = original(node)
+        shape = replace(affine.geometry, pads=(0, 0, 0, 0))
         return replace(
-            made, geometry=shape, build=lambda: replace(made.build(), geometry=shape)
+            affine,
+            geometry=shape,
+            build=lambda: replace(affine.build(), geometry=shape),
         )
 
     return mutant
 
 
 def placed_at_the_other_end(original: Original) -> Original:
-    return lambda one, total, start: original(
-        one, total, total - start - one.geometry.outputs
+    return lambda part, total, start: original(
+        part, total, total - start - part.geometry.outputs
     )
 
 
 def joined_bias_lost(original: Original) -> Original:
-    def mutant(one: AffineMap, total: int, start: int) -> AffineMap:
-        made: AffineMap = original(one, total, start)
-        return replace(made, kernel=made.kernel * (start == 0))
+    def mutant(part: AffineMap, total: int, start: int) -> AffineMap:
+        joined: AffineMap = original(part, total, start)
+        return replace(joined, kernel=joined.kernel * (start == 0))
 
     return mutant
 
 
 def groups_put_together_wrongly(original: Original) -> Original:
-    def mutant(one: AffineMap, groups: int) -> AffineMap:
-        made: AffineMap = original(one, groups)
+    def mutant(affine: AffineMap, groups: int) -> AffineMap:
+        merged: AffineMap = original(affine, groups)
         return (
-            made
-            if groups == one.geometry.groups
-            else replace(made, kernel=np.roll(made.kernel, 1, 1))
+            merged
+            if groups == affine.geometry.groups
+            else replace(merged, kernel=np.roll(merged.kernel, 1, 1))
         )
 
     return mutant
 
 
 def difference_added(original: Original) -> Original:
-    return lambda one, factor: original(one, abs(factor))
+    return lambda affine, factor: original(affine, abs(factor))
 
 
 def pool_not_divided(original: Original) -> Original:
@@ -255,11 +257,11 @@ def rebuilt(change: Callable[[AffineMap], AffineMap]) -> Callable[[Original], Or
 
     def mutate(original: Original) -> Original:
         def mutant(*arguments: Any) -> Any:
-            made = original(*arguments)
+            result = original(*arguments)
             return (
-                replace(made, build=lambda: change(made.build()))
-                if isinstance(made, AffineNode)
-                else made
+                replace(result, build=lambda: change(result.build()))
+                if isinstance(result, AffineNode)
+                else result
             )
 
         return mutant
@@ -267,29 +269,29 @@ def rebuilt(change: Callable[[AffineMap], AffineMap]) -> Callable[[Original], Or
     return mutate
 
 
-def matmul_not_transposed(made: AffineMap) -> AffineMap:
-    values = made.kernel[:, :, 0, 0]
-    return replace(made, kernel=values.T.reshape(values.shape)[:, :, None, None])
+def matmul_not_transposed(affine: AffineMap) -> AffineMap:
+    values = affine.kernel[:, :, 0, 0]
+    return replace(affine, kernel=values.T.reshape(values.shape)[:, :, None, None])
 
 
-def gemm_alpha_lost(made: AffineMap) -> AffineMap:
-    return replace(made, kernel=made.kernel * 2)
+def gemm_alpha_lost(affine: AffineMap) -> AffineMap:
+    return replace(affine, kernel=affine.kernel * 2)
 
 
-def gemm_beta_lost(made: AffineMap) -> AffineMap:
-    return replace(made, bias=made.bias / 2)
+def gemm_beta_lost(affine: AffineMap) -> AffineMap:
+    return replace(affine, bias=affine.bias / 2)
 
 
-def conv_bias_lost(made: AffineMap) -> AffineMap:
-    return replace(made, bias=0 * made.bias)
+def conv_bias_lost(affine: AffineMap) -> AffineMap:
+    return replace(affine, bias=0 * affine.bias)
 
 
-def conv_bias_shifted(made: AffineMap) -> AffineMap:
-    return replace(made, bias=np.roll(made.bias, 1))
+def conv_bias_shifted(affine: AffineMap) -> AffineMap:
+    return replace(affine, bias=np.roll(affine.bias, 1))
 
 
-def conv_mirrored(made: AffineMap) -> AffineMap:
-    return replace(made, kernel=made.kernel[..., ::-1, :])
+def conv_mirrored(affine: AffineMap) -> AffineMap:
+    return replace(affine, kernel=affine.kernel[..., ::-1, :])
 
 
 def default_epsilon(original: Original) -> Original:
@@ -327,18 +329,19 @@ def magnitude_of_gamma(original: Original) -> Original:
 
 
 def written_without_bias(original: Original) -> Original:
-    return lambda form, made, *rest: original(
-        form, replace(made, bias=0 * made.bias), *rest
+    return lambda form, affine, *rest: original(
+        form, replace(affine, bias=0 * affine.bias), *rest
     )
 
 
 def written_with_other_pads(original: Original) -> Original:
-    def mutant(form: Any, made: AffineMap, *rest: Any) -> Any:
-        top, left, bottom, right = made.geometry.pads
+    def mutant(form: Any, affine: AffineMap, *rest: Any) -> Any:
+        top, left, bottom, right = affine.geometry.pads
         return original(
             form,
             replace(
-                made, geometry=replace(made.geometry, pads=(bottom, right, top, left))
+                affine,
+                geometry=replace(affine.geometry, pads=(bottom, right, top, left)),
             ),
             *rest,
         )
@@ -347,8 +350,8 @@ def written_with_other_pads(original: Original) -> Original:
 
 
 def written_with_stride_one(original: Original) -> Original:
-    return lambda form, made, *rest: original(
-        form, replace(made, geometry=replace(made.geometry, strides=(1, 1))), *rest
+    return lambda form, affine, *rest: original(
+        form, replace(affine, geometry=replace(affine.geometry, strides=(1, 1))), *rest
     )
 
 
@@ -370,11 +373,11 @@ def frame_read_backwards(original: Original) -> Original:
     """The ends of every axis taken for its beginnings."""
 
     def mutant(node: Any, name: str, index: int) -> Any:
-        found = original(node, name, index)
+        values = original(node, name, index)
         return (
-            found.reshape(2, -1)[::-1].reshape(-1)
-            if name == "pads" and found is not None
-            else found
+            values.reshape(2, -1)[::-1].reshape(-1)
+            if name == "pads" and values is not None
+            else values
         )
 
     return mutant
@@ -450,7 +453,7 @@ def test_weights_that_a_caller_may_replace_are_not_proven_as_constants(
     }
     body = "c = Conv(data, w)\noutput = BatchNormalization(c, gamma, beta, mean, var)"
     model = graph(body, weights, inputs=["float[5, 4, 1, 1] w"])
-    assert not any(len(one.nodes) > 1 for one in fold.fold(model).folds)
+    assert not any(len(item.nodes) > 1 for item in fold.fold(model).folds)
 
     def stored(value: Any) -> Any:
         tensor = None if value is None else onnx_ir.convenience.get_const_tensor(value)

@@ -74,7 +74,9 @@ def certified(execute: Execute) -> Certify:
         result = fold(before.model)
         if model is not None:
             result = dataclasses.replace(result, model=model)
-        return certify.certify(before, result, fold, lambda *given: execute(*given)[0])
+        return certify.certify(
+            before, result, fold, lambda *arguments: execute(*arguments)[0]
+        )
 
     return run
 
@@ -118,10 +120,10 @@ def group(error: float, change: float) -> Comparison:
 
 def test_the_verdict_rests_on_the_groups_that_can_tell() -> None:
     telling, vague = group(0.1, 0.01), group(3.0, 0.05)
-    both = combine([vague, telling])
-    assert both.equality is Equality.EQUAL
-    assert both.max_abs_error == pytest.approx(0.1)
-    assert both.inputs == 2
+    combined = combine([vague, telling])
+    assert combined.equality is Equality.EQUAL
+    assert combined.max_abs_error == pytest.approx(0.1)
+    assert combined.inputs == 2
     assert combine([vague, vague]).equality is Equality.INCONCLUSIVE
     assert combine([vague, telling, group(9.0, 0.05)]).equality is Equality.DIFFERENT
 
@@ -258,7 +260,7 @@ def test_a_certificate_of_the_input_says_so_too(
     raw = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16), np.uint8)
     pairs = [(raw.astype(np.float32), raw)]
     certificate: InputCertificate = certify_input(
-        amplifying, model, lambda *given: execute(*given)[0], pairs
+        amplifying, model, lambda *arguments: execute(*arguments)[0], pairs
     )
     assert certificate.equal is None
     assert certificate.line().startswith(

@@ -21,11 +21,11 @@ PADS = st.tuples(*[st.integers(0, 3)] * 4) | st.just((0, 0, 0, 0))
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def direct(one: AffineMap, image: Array) -> Array:
+def direct(affine: AffineMap, image: Array) -> Array:
     """The defining sum [C, H, W] -> [O, H', W'], one product at a time in the number of taps;
     zero outside the borders.
     """
-    shape = one.geometry
+    shape = affine.geometry
     outputs, inputs = shape.outputs // shape.groups, shape.inputs // shape.groups
     size = [
         (
@@ -44,12 +44,12 @@ def direct(one: AffineMap, image: Array) -> Array:
         range(shape.outputs), range(size[0]), range(size[1])
     ):
         seen = image[o // outputs * inputs :][:inputs]
-        result[o, y, x] = one.bias[o]
+        result[o, y, x] = affine.bias[o]
         for r, c in itertools.product(range(shape.kernel[0]), range(shape.kernel[1])):
             row = y * shape.strides[0] + r * shape.dilations[0] - shape.pads[0]
             column = x * shape.strides[1] + c * shape.dilations[1] - shape.pads[1]
             if 0 <= row < image.shape[1] and 0 <= column < image.shape[2]:
-                result[o, y, x] += one.kernel[o, :, r, c] @ seen[:, row, column]
+                result[o, y, x] += affine.kernel[o, :, r, c] @ seen[:, row, column]
     return result
 
 
@@ -67,7 +67,7 @@ def images(channels: int, smallest: tuple[int, int], seed: int) -> list[Array]:
     ]
 
 
-def made(shape: Geometry, seed: int, bias: bool = True) -> AffineMap:
+def random_map(shape: Geometry, seed: int, bias: bool = True) -> AffineMap:
     kernel = integers(
         (shape.outputs, shape.inputs // shape.groups, *shape.kernel), seed
     )
@@ -119,15 +119,15 @@ def test_the_defining_sum_is_the_convolution_that_torch_computes(
     shape: Geometry, seed: int
 ) -> None:
     torch = pytest.importorskip("torch", reason="the torch extra is not installed")
-    one = algebra.from_kernel(
-        made(shape, seed).kernel,
-        made(shape, seed).bias,
+    affine = algebra.from_kernel(
+        random_map(shape, seed).kernel,
+        random_map(shape, seed).bias,
         shape.groups,
         strides=shape.strides,
         pads=shape.pads,
         dilations=shape.dilations,
     )
-    assert one.geometry == shape
+    assert affine.geometry == shape
     top, left, bottom, right = shape.pads
     for image in images(shape.inputs, shape.span, seed):
         padded = torch.nn.functional.pad(
@@ -135,21 +135,21 @@ def test_the_defining_sum_is_the_convolution_that_torch_computes(
         )
         expected = torch.nn.functional.conv2d(
             padded[None],
-            torch.from_numpy(one.kernel),
-            torch.from_numpy(one.bias),
+            torch.from_numpy(affine.kernel),
+            torch.from_numpy(affine.bias),
             shape.strides,
             0,
             shape.dilations,
             shape.groups,
         )
-        assert np.array_equal(direct(one, image), expected[0].numpy())
+        assert np.array_equal(direct(affine, image), expected[0].numpy())
 
 
 @given(shape=st.tuples(CHANNELS, CHANNELS).flatmap(lambda pair: windows(*pair)))
 @settings(max_examples=60, deadline=None)
 def test_excess_gives_the_size_of_the_output(shape: Geometry) -> None:
     for image in images(shape.inputs, shape.span, 0):
-        result = direct(made(shape, 0), image)
+        result = direct(random_map(shape, 0), image)
         assert result.shape[1:] == tuple(
             (image.shape[1 + a] + shape.excess[a] - 1) // shape.strides[a] + 1
             for a in (0, 1)
@@ -210,10 +210,11 @@ def test_average_pool_is_the_mean_of_each_window_padding_counted(
 def test_scaled_multiplies_the_output(
     shape: Geometry, factor: float, seed: int
 ) -> None:
-    one = made(shape, seed)
+    affine = random_map(shape, seed)
     for image in images(6, shape.span, seed):
         assert np.array_equal(
-            direct(algebra.scaled(one, factor), image), factor * direct(one, image)
+            direct(algebra.scaled(affine, factor), image),
+            factor * direct(affine, image),
         )
 
 
@@ -226,16 +227,16 @@ def test_scaled_multiplies_the_output(
 def test_fewer_groups_is_the_same_map(
     shape: Geometry, seed: int, data: st.DataObject
 ) -> None:
-    one = made(shape, seed)
+    affine = random_map(shape, seed)
     groups = data.draw(
         st.sampled_from(
             [g for g in range(1, shape.groups + 1) if shape.groups % g == 0]
         )
     )
-    fewer = algebra.grouped(one, groups)
+    fewer = algebra.grouped(affine, groups)
     assert fewer.geometry == replace(shape, groups=groups)
     for image in images(shape.inputs, shape.span, seed):
-        assert np.array_equal(direct(fewer, image), direct(one, image))
+        assert np.array_equal(direct(fewer, image), direct(affine, image))
 
 
 # --- sums -------------------------------------------------------------------------------------
@@ -248,12 +249,12 @@ def aligned(draw: st.DrawFn) -> tuple[Geometry, Geometry]:
     two sides.
     """
     outputs, inputs = draw(CHANNELS), draw(CHANNELS)
-    one, two = draw(windows(outputs, inputs)), draw(windows(outputs, inputs))
-    total = [one.excess[a] - 1 + two.span[a] for a in (0, 1)]
+    first, second = draw(windows(outputs, inputs)), draw(windows(outputs, inputs))
+    total = [first.excess[a] - 1 + second.span[a] for a in (0, 1)]
     assume(min(total) >= 0)
     before = [draw(st.integers(0, total[a])) for a in (0, 1)]
     pads = (before[0], before[1], total[0] - before[0], total[1] - before[1])
-    return one, replace(two, strides=one.strides, pads=pads)
+    return first, replace(second, strides=first.strides, pads=pads)
 
 
 @given(pair=aligned(), seed=SEEDS)
@@ -261,12 +262,12 @@ def aligned(draw: st.DrawFn) -> tuple[Geometry, Geometry]:
 def test_add_is_the_sum_wherever_outputs_line_up(
     pair: tuple[Geometry, Geometry], seed: int
 ) -> None:
-    one, two = (made(shape, seed + i) for i, shape in enumerate(pair))
-    both = algebra.add(one, two)
-    assert both.geometry == algebra.add_geometry(*pair)
-    assert min(both.geometry.pads) >= 0
+    first, second = (random_map(shape, seed + i) for i, shape in enumerate(pair))
+    total = algebra.add(first, second)
+    assert total.geometry == algebra.add_geometry(*pair)
+    assert min(total.geometry.pads) >= 0
     for image in images(
-        one.geometry.inputs,
+        first.geometry.inputs,
         (
             max(reach(pair[0])[0], reach(pair[1])[0]),
             max(reach(pair[0])[1], reach(pair[1])[1]),
@@ -274,12 +275,12 @@ def test_add_is_the_sum_wherever_outputs_line_up(
         seed,
     ):
         assert np.array_equal(
-            direct(both, image), direct(one, image) + direct(two, image)
+            direct(total, image), direct(first, image) + direct(second, image)
         )
 
 
 @pytest.mark.parametrize(
-    ("one", "two", "reason"),
+    ("first", "second", "reason"),
     [
         (Geometry(4, 4), Geometry(4, 2), "channels do not add"),
         (Geometry(4, 4), Geometry(1, 4), "channels do not add"),
@@ -293,10 +294,10 @@ def test_add_is_the_sum_wherever_outputs_line_up(
     ],
 )
 def test_add_refuses_what_does_not_line_up(
-    one: Geometry, two: Geometry, reason: str
+    first: Geometry, second: Geometry, reason: str
 ) -> None:
     with pytest.raises(Inexact, match=reason):
-        algebra.add(made(one, 0), made(two, 1))
+        algebra.add(random_map(first, 0), random_map(second, 1))
 
 
 def test_add_keeps_what_is_sparse_sparse() -> None:
@@ -315,28 +316,31 @@ def test_add_keeps_what_is_sparse_sparse() -> None:
     assert algebra.add_geometry(flat, tall).kernel == (3, 3)
 
 
-@given(pair=aligned(), two=CHANNELS, seed=SEEDS)
+@given(pair=aligned(), outputs=CHANNELS, seed=SEEDS)
 @settings(deadline=None, max_examples=200)
 def test_join_is_one_above_the_other_wherever_outputs_line_up(
-    pair: tuple[Geometry, Geometry], two: int, seed: int
+    pair: tuple[Geometry, Geometry], outputs: int, seed: int
 ) -> None:
-    groups = np.gcd.reduce([two, pair[1].inputs, pair[1].groups])
-    shapes = pair[0], replace(pair[1], outputs=two, groups=int(groups))
-    maps = [made(shape, seed + i) for i, shape in enumerate(shapes)]
-    both = algebra.join(*maps)
-    assert both.geometry == algebra.join_geometry(*shapes)
+    groups = np.gcd.reduce([outputs, pair[1].inputs, pair[1].groups])
+    shapes = pair[0], replace(pair[1], outputs=outputs, groups=int(groups))
+    maps = [random_map(shape, seed + i) for i, shape in enumerate(shapes)]
+    joined = algebra.join(*maps)
+    assert joined.geometry == algebra.join_geometry(*shapes)
     smallest = [max(reach(shape)[a] for shape in shapes) for a in (0, 1)]
     for image in images(pair[0].inputs, (smallest[0], smallest[1]), seed):
         assert np.array_equal(
-            direct(both, image), np.concatenate([direct(one, image) for one in maps])
+            direct(joined, image),
+            np.concatenate([direct(affine, image) for affine in maps]),
         )
 
 
 def test_join_refuses_what_does_not_line_up() -> None:
     with pytest.raises(Inexact, match="channels do not add"):
-        algebra.join(made(Geometry(4, 4), 0), made(Geometry(4, 2), 0))
+        algebra.join(random_map(Geometry(4, 4), 0), random_map(Geometry(4, 2), 0))
     with pytest.raises(Inexact, match="strides"):
-        algebra.join(made(Geometry(4, 4), 0), made(Geometry(2, 4, strides=(2, 2)), 0))
+        algebra.join(
+            random_map(Geometry(4, 4), 0), random_map(Geometry(2, 4, strides=(2, 2)), 0)
+        )
 
 
 @given(channels=st.integers(1, 8), data=st.data(), seed=SEEDS)
@@ -352,12 +356,12 @@ def test_select_takes_a_run_of_channels_and_join_puts_the_runs_back(
         image[start : start + count],
     )
     if start:
-        both = algebra.join(
+        joined = algebra.join(
             algebra.select(channels, 0, start),
             algebra.select(channels, start, channels - start),
         )
         assert np.array_equal(
-            both.kernel, algebra.grouped(algebra.identity(channels), 1).kernel
+            joined.kernel, algebra.grouped(algebra.identity(channels), 1).kernel
         )
 
 
@@ -369,7 +373,7 @@ def test_zero_pad_is_a_frame_of_zeros(
     image = integers((3, 4, 5), seed)
     framed = np.pad(image, ((0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
     assert np.array_equal(direct(algebra.zero_pad(3, pads), image), framed)
-    outer = made(Geometry(2, 3, (2, 3), (2, 1), (1, 0, 2, 1)), seed)
+    outer = random_map(Geometry(2, 3, (2, 3), (2, 1), (1, 0, 2, 1)), seed)
     whole = algebra.compose(outer, algebra.zero_pad(3, pads))
     assert np.array_equal(direct(whole, image), direct(outer, framed))
 
@@ -398,7 +402,7 @@ def chained(draw: st.DrawFn) -> tuple[Geometry, Geometry]:
 def test_compose_is_right_or_refuses_for_its_one_reason(
     pair: tuple[Geometry, Geometry], bias: bool, seed: int
 ) -> None:
-    outer, inner = made(pair[0], seed), made(pair[1], seed + 5, bias)
+    outer, inner = random_map(pair[0], seed), random_map(pair[1], seed + 5, bias)
     padded = any(pair[0].pads)
     moves = pair[1].kernel != (1, 1) or pair[1].strides != (1, 1)
     try:
@@ -418,8 +422,8 @@ def test_what_is_composed_without_outer_padding_never_refuses(
     pair: tuple[Geometry, Geometry], seed: int
 ) -> None:
     outer, inner = (
-        made(replace(pair[0], pads=(0, 0, 0, 0)), seed),
-        made(pair[1], seed + 5),
+        random_map(replace(pair[0], pads=(0, 0, 0, 0)), seed),
+        random_map(pair[1], seed + 5),
     )
     whole = algebra.compose(outer, inner)
     assert whole.geometry == algebra.compose_geometry(outer.geometry, inner.geometry)
@@ -431,7 +435,7 @@ def test_padding_around_a_shift_would_indeed_differ_at_the_border() -> None:
     """Why compose refuses: leaving the padding out of the shift is right inside and wrong at
     the border.
     """
-    outer = made(Geometry(2, 2, (3, 3), pads=(1, 1, 1, 1)), 1)
+    outer = random_map(Geometry(2, 2, (3, 3), pads=(1, 1, 1, 1)), 1)
     inner = algebra.from_scale([2.0, 3.0], [1.0, -1.0])
     with pytest.raises(Inexact, match="borders would differ"):
         algebra.compose(outer, inner)
@@ -445,7 +449,7 @@ def test_padding_around_a_shift_would_indeed_differ_at_the_border() -> None:
 
 def test_compose_refuses_channels_that_do_not_meet() -> None:
     with pytest.raises(Inexact, match="3 channels are read where 4 are made"):
-        algebra.compose(made(Geometry(2, 3), 0), made(Geometry(4, 2), 0))
+        algebra.compose(random_map(Geometry(2, 3), 0), random_map(Geometry(4, 2), 0))
 
 
 def test_compose_keeps_groups_and_dilations() -> None:

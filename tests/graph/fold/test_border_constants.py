@@ -50,7 +50,7 @@ def framed(graph: Graph) -> Callable[..., onnx.ModelProto]:
     `change(constants)` leaves them.
     """
 
-    def made(
+    def make(
         change: Callable[[dict[str, Array]], object] = lambda _: None,
     ) -> onnx.ModelProto:
         random = np.random.default_rng(0)
@@ -73,12 +73,12 @@ def framed(graph: Graph) -> Callable[..., onnx.ModelProto]:
         change(held)
         return graph(BODY, held, "1, 4, 9, 10", "1, 6, 9, 10")
 
-    return made
+    return make
 
 
 def proven(model: onnx.ModelProto) -> FoldResult:
     result = fold(model)
-    prove(model, result.model, [one.output for one in result.folds])
+    prove(model, result.model, result.outputs)
     return result
 
 
@@ -131,7 +131,7 @@ def test_another_border_is_refused_with_a_sentence(name: str, framed: Any) -> No
     assert "ScatterND" in kinds(result)
     assert any(sentence in refusal.reason for refusal in result.refusals)
     if "beyond" not in name:
-        prove(model, result.model, [one.output for one in result.folds])
+        prove(model, result.model, result.outputs)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_certificate_catches_a_border_taken_for_another(
     result = fold(model)
     assert kinds(result) == ["Conv"]
     with pytest.raises(CertificateError):
-        prove(model, result.model, [one.output for one in result.folds])
+        prove(model, result.model, result.outputs)
 
 
 def test_the_certificate_catches_a_guard_that_overlooks_a_pixel(
@@ -170,7 +170,7 @@ def test_the_certificate_catches_a_guard_that_overlooks_a_pixel(
         result = fold(model)
         assert kinds(result) == ["Conv"]
         with pytest.raises(CertificateError):
-            prove(model, result.model, [one.output for one in result.folds])
+            prove(model, result.model, result.outputs)
 
 
 def test_a_framed_map_composes_only_with_what_gives_its_constants() -> None:
@@ -215,14 +215,14 @@ def branches(aged: Any) -> Any:
             norm = self.norm
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            given = (
+            source = (
                 norm.bias.detach()
                 - norm.running_mean
                 * norm.weight.detach()
                 / torch.sqrt(norm.running_var + norm.eps)
             )
             wide = nn.functional.pad(norm(x), [1, 1, 1, 1])
-            edge = given.view(1, -1, 1, 1)
+            edge = source.view(1, -1, 1, 1)
             wide[:, :, :1, :] = edge
             wide[:, :, -1:, :] = edge
             wide[:, :, :, :1] = edge
@@ -245,8 +245,8 @@ def branches(aged: Any) -> Any:
             self.framed = nn.Sequential(conv(1), Framed(4), last, norm())
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            made = self.whole(x) + self.point(x) + self.framed(x)
-            return nn.functional.relu(made).mean((2, 3))
+            total = self.whole(x) + self.point(x) + self.framed(x)
+            return nn.functional.relu(total).mean((2, 3))
 
     torch.manual_seed(0)
     return lambda stride, pooled: aged(Branches(stride, pooled))

@@ -47,7 +47,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
 }  # fmt: skip
 
 
-def made(graph: Graph, body: str) -> onnx.ModelProto:
+def build(graph: Graph, body: str) -> onnx.ModelProto:
     outputs = ", float[N, C, H, W] other_output" if "other_output" in body else ""
     return graph(
         body,
@@ -59,7 +59,7 @@ def made(graph: Graph, body: str) -> onnx.ModelProto:
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_left(name: str, graph: Graph, execute: Execute) -> None:
     body, left = CASES[name]
-    model = made(graph, body)
+    model = build(graph, body)
     result = fold(model)
     assert [node.op_type for node in result.model.graph.node] == left
     assert [item.name for item in result.model.graph.output] == [
@@ -103,7 +103,7 @@ def test_a_fold_comes_before_a_merge_for_what_two_read_no_fold_takes_in(
     model = graph(body, {"w": (4, 4, 1, 1), "v": (4, 4, 3, 3), "u": (4, 4, 1, 1)})
     result = fold(model)
     assert [node.op_type for node in result.model.graph.node] == ["Conv"]
-    assert prove(model, result.model, [one.output for one in result.folds])
+    assert prove(model, result.model, result.outputs)
 
 
 def test_layers_of_equal_weights_stay_two(graph: Graph) -> None:
@@ -119,7 +119,7 @@ def test_layers_of_equal_weights_stay_two(graph: Graph) -> None:
 def test_a_merge_of_what_is_not_alike_is_caught(
     blind_to: str, graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = made(
+    model = build(
         graph,
         CASES[
             "other settings" if blind_to == "_setting" else "constants of two values"

@@ -140,7 +140,7 @@ def certified(
     return certify_input(
         artifact,
         model,
-        lambda one, inputs: runner.open(one, 1, exact=True).run(inputs),
+        lambda model, inputs: runner.open(model, 1, exact=True).run(inputs),
         pairs,
     )
 
@@ -151,17 +151,17 @@ def test_every_stem_is_equal_and_merged_where_that_is_exact(
     graph: Graph, stem: str, contract: dict[str, Any]
 ) -> None:
     artifact = subject(graph, stem)
-    made, wanted = embedded(artifact, contract)
-    onnx.checker.check_model(made.model, full_check=True)
+    result, wanted = embedded(artifact, contract)
+    onnx.checker.check_model(result.model, full_check=True)
     where = STEMS[stem][2]
-    assert where == "either" or SAID[where] in made.summary
-    kinds = [node.op_type for node in made.model.graph.node]
+    assert where == "either" or SAID[where] in result.summary
+    kinds = [node.op_type for node in result.model.graph.node]
     assert kinds[0] == "Cast"
     assert ("Sub" in kinds) == (where == "padded") or where in ("front", "either")
-    assert certified(artifact, made.model, wanted).comparison.top1_agreement == 1
-    assert certified(artifact, made.prepended, wanted).equal
+    assert certified(artifact, result.model, wanted).comparison.top1_agreement == 1
+    assert certified(artifact, result.prepended, wanted).equal
     reference = engine("reference").open(
-        made.model
+        result.model
     )  # a second runtime, for the operators' meaning
     raw = np.random.default_rng(1).integers(0, 256, (2, *wanted.input_shape), np.uint8)
     direct = engine("reference").open(artifact.model).run(as_float(raw, wanted))
@@ -174,8 +174,8 @@ def test_every_stem_is_equal_and_merged_where_that_is_exact(
 @pytest.mark.parametrize("contract", CONTRACTS[::2], ids=IDS[::2])
 def test_every_opset(graph: Graph, opset: int, contract: dict[str, Any]) -> None:
     artifact = subject(graph, "padding", opset)
-    made, wanted = embedded(artifact, contract)
-    assert certified(artifact, made.model, wanted).equal
+    result, wanted = embedded(artifact, contract)
+    assert certified(artifact, result.model, wanted).equal
 
 
 @pytest.mark.parametrize(
@@ -275,19 +275,19 @@ MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize("mutate", MUTANTS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("mutate", MUTANTS, ids=lambda function: function.__name__)
 @pytest.mark.parametrize("stem", ["padding", "asymmetric"])
 def test_the_certificate_convicts_a_wrong_graph(
     graph: Graph, stem: str, mutate: Callable[[onnx.ModelProto], None]
 ) -> None:
     artifact = subject(graph, stem)
-    made, wanted = embedded(artifact, {"input": "nv12"})
-    mutate(made.model)
-    onnx.checker.check_model(made.model, full_check=True)
+    result, wanted = embedded(artifact, {"input": "nv12"})
+    mutate(result.model)
+    onnx.checker.check_model(result.model, full_check=True)
     with pytest.raises(
         CertificateError, match=r"not proven equal, so it is not written\. NOT EQUAL"
     ):
-        certified(artifact, made.model, wanted)
+        certified(artifact, result.model, wanted)
 
 
 @pytest.mark.parametrize(
@@ -306,12 +306,12 @@ def test_the_certificate_convicts_a_wrong_contract(
     graph: Graph, built: dict[str, Any], sent: dict[str, Any]
 ) -> None:
     artifact = subject(graph, "padding")
-    made, wanted = embedded(artifact, built)
-    assert certified(artifact, made.model, wanted).equal
+    result, wanted = embedded(artifact, built)
+    assert certified(artifact, result.model, wanted).equal
     with pytest.raises(CertificateError, match="NOT EQUAL"):
         certified(
             artifact,
-            made.model,
+            result.model,
             wanted,
             Preprocess.from_mapping({**dataclasses.asdict(wanted), **sent}),
         )
@@ -347,8 +347,8 @@ def test_names_that_are_taken_and_readers_in_subgraphs(graph: Graph) -> None:
   output = Gemm<transB = 1>(flat, v)"""
     model = graph(body, {"v": (5, 3), "number": [1.0]}, "N, 3, 12, 12", "N, 5")
     artifact = Artifact(model, "subject", Preprocess(size=12))
-    made, wanted = embedded(artifact, {"input": "uint8"})
-    assert certified(artifact, made.model, wanted).equal
+    result, wanted = embedded(artifact, {"input": "uint8"})
+    assert certified(artifact, result.model, wanted).equal
 
 
 def test_a_fixed_batch_and_open_sides(graph: Graph) -> None:
@@ -359,10 +359,10 @@ def test_a_fixed_batch_and_open_sides(graph: Graph) -> None:
             "subject",
             Preprocess(size=12),
         )
-        made, wanted = embedded(artifact, {"input": "nv12"})
-        dims = made.model.graph.input[0].type.tensor_type.shape.dim
+        result, wanted = embedded(artifact, {"input": "nv12"})
+        dims = result.model.graph.input[0].type.tensor_type.shape.dim
         assert [dim.dim_value for dim in dims] == [batch, 18, 12, 1]
-        assert certified(artifact, made.model, wanted).equal
+        assert certified(artifact, result.model, wanted).equal
 
 
 def test_what_cannot_be_embedded_is_refused_in_a_sentence(graph: Graph) -> None:
@@ -389,7 +389,7 @@ def test_odd_sides_have_no_nv12() -> None:
 def test_the_decoder_is_not_the_graphs(graph: Graph) -> None:
     """The certificate's float side comes from nv12.to_rgb; a mistake there is convicted as well."""
     artifact = subject(graph, "no padding")
-    made, wanted = embedded(artifact, {"input": "nv12"})
+    result, wanted = embedded(artifact, {"input": "nv12"})
     raw = np.random.default_rng(0).integers(0, 256, (2, *wanted.input_shape), np.uint8)
     rounded = np.moveaxis(
         (nv12.to_rgb8(raw, wanted.yuv) / 255 - wanted.mean) / np.array(wanted.std),
@@ -400,7 +400,7 @@ def test_the_decoder_is_not_the_graphs(graph: Graph) -> None:
     with pytest.raises(CertificateError, match="NOT EQUAL"):
         certify_input(
             artifact,
-            made.model,
-            lambda one, inputs: runner.open(one, 1, exact=True).run(inputs),
+            result.model,
+            lambda model, inputs: runner.open(model, 1, exact=True).run(inputs),
             [(rounded, raw)],
         )

@@ -30,23 +30,23 @@ def test_a_fold_that_a_later_one_takes_in_is_within_what_that_ones_proof_retrace
         TWO_PASSES, {"wa": (4, 4, 1, 1), "wb": (4, 4, 1, 1), "wc": (4, 4, 1, 1)}
     )
     result = fold(model)
-    inner, outer = (one.output for one in result.folds)
+    inner, outer = (item.output for item in result.folds)
     (proof,) = prove(model, result.model, [inner, outer])
     assert proof.output == outer
     retraced = TensorIndex.of(model.graph).between("data", proof.output)
     assert {name for node in retraced for name in node.output} >= {inner, outer}
     right, written = writing.nodes_for, iter(range(9))
 
-    def wrong_at_first(form: Any, made: Any, *rest: Any) -> Any:
+    def wrong_at_first(form: Any, affine: Any, *rest: Any) -> Any:
         return right(
             form,
-            replace(made, kernel=made.kernel * (1 + 1e-4 * (next(written) == 0))),
+            replace(affine, kernel=affine.kernel * (1 + 1e-4 * (next(written) == 0))),
             *rest,
         )
 
     monkeypatch.setattr(writing, "nodes_for", wrong_at_first)
     mutant = fold(model)
-    assert [one.output for one in mutant.folds] == [inner, outer]
+    assert mutant.outputs == [inner, outer]
     with pytest.raises(CertificateError):
         prove(model, mutant.model, [inner, outer])
 
@@ -69,9 +69,7 @@ def test_a_weight_cast_between_two_passes_is_allowed_for(graph: Graph) -> None:
     model = graph(TWO_PASSES, weights)
     result = fold(model)
     assert len(result.folds) == 2
-    assert (
-        prove(model, result.model, [one.output for one in result.folds])[0].ratio <= 1
-    )
+    assert prove(model, result.model, result.outputs)[0].ratio <= 1
     with pytest.raises(CertificateError):
         prove(model, result.model, ["output"])
 
@@ -82,9 +80,7 @@ def test_a_cast_to_the_type_that_is_there_is_dropped_and_no_other(graph: Graph) 
     model = graph(body.format(to=1), sizes)
     result = fold(model)
     assert [node.op_type for node in result.model.graph.node] == ["Conv", "Relu"]
-    assert (
-        prove(model, result.model, [one.output for one in result.folds])[0].ratio <= 1
-    )
+    assert prove(model, result.model, result.outputs)[0].ratio <= 1
     rounding = graph(body.format(to=10), sizes)  # through float16
     assert [node.op_type for node in fold(rounding).model.graph.node] == [
         "Conv",
@@ -94,4 +90,4 @@ def test_a_cast_to_the_type_that_is_there_is_dropped_and_no_other(graph: Graph) 
         "Relu",
     ]
     with pytest.raises(CertificateError):
-        prove(rounding, result.model, [one.output for one in result.folds])
+        prove(rounding, result.model, result.outputs)

@@ -63,7 +63,7 @@ CASES: dict[str, tuple[str, str, list[str]]] = {
 }  # fmt: skip
 
 
-def made(graph: Graph, body: str, data: str = "N, 6, 5") -> onnx.ModelProto:
+def build(graph: Graph, body: str, data: str = "N, 6, 5") -> onnx.ModelProto:
     read = set(body.replace("(", " ").replace(")", " ").replace(",", " ").split())
     model = graph(
         body,
@@ -78,13 +78,11 @@ def made(graph: Graph, body: str, data: str = "N, 6, 5") -> onnx.ModelProto:
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_left(name: str, graph: Graph, execute: Execute) -> None:
     body, data, left = CASES[name]
-    model = made(graph, body, data)
+    model = build(graph, body, data)
     result = fold(model)
     assert [node.op_type for node in result.model.graph.node] == left
     onnx.checker.check_model(result.model, full_check=True)
-    assert len(prove(model, result.model, [one.output for one in result.folds])) == len(
-        result.folds
-    )
+    assert len(prove(model, result.model, result.outputs)) == len(result.folds)
     again = fold(result.model).model
     assert again.SerializeToString(
         deterministic=True
@@ -99,7 +97,7 @@ def test_the_values_are_those_of_the_formula(graph: Graph) -> None:
     """W diag(s) and (b - mean) s + beta, with s = gamma / sqrt(var + epsilon), in float64 and
     cast once.
     """
-    model = made(
+    model = build(
         graph,
         LEVIT.replace("f = Flatten", "e = Add(t, b)\nf = Flatten").replace(
             "(t)\n", "(e)\n"
@@ -120,19 +118,19 @@ def test_the_values_are_those_of_the_formula(graph: Graph) -> None:
 
 
 def test_batchnorms_between_rows_are_drilled(graph: Graph) -> None:
-    model = made(graph, LEVIT)
+    model = build(graph, LEVIT)
     drilled = list(adversarial_cases(model, fold(model).model, TrainingForm.of(model)))
     assert drilled
     for _, specimen in drilled:
         result = fold(specimen)
-        assert prove(specimen, result.model, [one.output for one in result.folds])
+        assert prove(specimen, result.model, result.outputs)
 
 
 @pytest.mark.parametrize("wrong", ["weight", "bias", "bias left out"])
 def test_a_wrong_layer_is_caught(
     wrong: str, graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, right = made(graph, LEVIT), writing._linear_nodes
+    model, right = build(graph, LEVIT), writing._linear_nodes
 
     def mutant(inputs: Any, *rest: Any) -> Any:
         source, weight, bias = inputs
@@ -147,14 +145,14 @@ def test_a_wrong_layer_is_caught(
     made_wrong = fold(model)
     assert made_wrong.folds
     with pytest.raises(CertificateError):
-        prove(model, made_wrong.model, [one.output for one in made_wrong.folds])
+        prove(model, made_wrong.model, made_wrong.outputs)
 
 
 def test_a_product_of_two_steps_does_not_hide_what_else_reads_it(graph: Graph) -> None:
     """Between a new MatMul and its Add lies a tensor that the training form lacks; a node that
     also reads it is no known node.
     """
-    model = made(graph, LEVIT)
+    model = build(graph, LEVIT)
     wrong = fold(model).model
     inner = wrong.graph.node[0].output[0]
     wrong.graph.node[-1].output[0] = "sum"
@@ -164,7 +162,7 @@ def test_a_product_of_two_steps_does_not_hide_what_else_reads_it(graph: Graph) -
 
 
 def test_the_probe_has_the_length_of_the_rows(graph: Graph) -> None:
-    model = made(graph, LEVIT)
+    model = build(graph, LEVIT)
     origin, after = TrainingForm.of(model), fold(model).model
     new = TensorIndex.of(after.graph)
     (layer,) = changed_nodes(after, origin, new)

@@ -355,21 +355,21 @@ def by_name(case: Case) -> str:
 def test_fires(case: Case, graph: Graph, folded: Folded) -> None:
     result = check(case, graph, folded)
     assert result.folds
-    assert all(one.macs_after <= one.macs_before for one in result.folds)
+    assert all(item.macs_after <= item.macs_before for item in result.folds)
     assert case.refusal or not result.refusals
 
 
 @pytest.mark.parametrize("case", FLAT, ids=by_name)
 def test_vectors(case: Case, graph: Graph, folded: Folded) -> None:
     data = "N, 5" if case.data.count(",") > 1 else case.data
-    made = Case(
+    vector = Case(
         **{
             **vars(case),
             "data": data,
             "output": "N, C" if data.startswith("N") else "A, C",
         }
     )
-    result = check(made, graph, folded)
+    result = check(vector, graph, folded)
     assert bool(result.folds) != bool(case.refusal)
 
 
@@ -426,13 +426,15 @@ def test_a_tensor_that_is_an_output_stays(graph: Graph, folded: Folded) -> None:
 
 
 def test_other_ranks_are_refused_in_words(graph: Graph, folded: Folded) -> None:
-    one = folded(graph(normal("output", "data", "a"), bn("a", 4), "N, 4, 9", "N, C, L"))
-    assert not one.folds
-    assert "rank 3" in one.refusals[0].reason
+    result = folded(
+        graph(normal("output", "data", "a"), bn("a", 4), "N, 4, 9", "N, C, L")
+    )
+    assert not result.folds
+    assert "rank 3" in result.refusals[0].reason
     body = f"t = Conv(data, w)\n{normal('output', 't', 'a')}"
-    two = folded(graph(body, {"w": (8, 4, 3)} | bn("a"), "N, 4, 9", "N, C, L"))
-    assert not two.folds
-    assert any("1-D convolution" in refusal.reason for refusal in two.refusals)
+    convolution = folded(graph(body, {"w": (8, 4, 3)} | bn("a"), "N, 4, 9", "N, C, L"))
+    assert not convolution.folds
+    assert any("1-D convolution" in refusal.reason for refusal in convolution.refusals)
     pool = "output = AveragePool<kernel_shape = [3], pads = [1, 1]>(data)"
     assert not folded(graph(pool, {}, "N, 4, 9", "N, C, L")).folds
 
@@ -458,8 +460,8 @@ def test_a_scale_between_two_layers_joins_the_first(
     first, second = after.graph.node
     assert (len(first.input), len(second.input)) == (3, 2)
     was, kept = (
-        next(item for item in one.graph.initializer if item.name == "wb")
-        for one in (model, after)
+        next(item for item in network.graph.initializer if item.name == "wb")
+        for network in (model, after)
     )
     assert np.array_equal(numpy_helper.to_array(was), numpy_helper.to_array(kept))
 
@@ -537,13 +539,7 @@ def test_a_proof_pads_as_on_the_true_size(kind: str, sides: str, graph: Graph) -
         f"N, 4, {sides}",
     )
     result = fold(model)
-    assert (
-        max(
-            one.ratio
-            for one in prove(model, result.model, [one.output for one in result.folds])
-        )
-        <= 1
-    )
+    assert max(proof.ratio for proof in prove(model, result.model, result.outputs)) <= 1
     for node in result.model.graph.node:
         for item in node.attribute:
             if item.name == "pads":
@@ -554,7 +550,7 @@ def test_a_proof_pads_as_on_the_true_size(kind: str, sides: str, graph: Graph) -
                     item.ints[3],
                 ]
     with pytest.raises(CertificateError):
-        prove(model, result.model, [one.output for one in result.folds])
+        prove(model, result.model, result.outputs)
 
 
 def test_a_batchnorm_that_stays_as_exporters_write_it_is_proven_unchanged(

@@ -87,7 +87,7 @@ def test_a_fold_that_is_faster_or_not_proven_slower_is_made(
     for before, after in timer.asked:
         assert [node.op_type for node in after.graph.node] == ["Conv"]
         (expected,), (got,) = (
-            execute_named(execute, one, data) for one in (before, after)
+            execute_named(execute, model, data) for model in (before, after)
         )
         assert np.abs(expected - got).max() <= 1e-4 * np.abs(expected).max()
 
@@ -119,19 +119,20 @@ def test_what_is_obviously_cheaper_or_of_open_size_is_not_timed(graph: Graph) ->
 
 
 def test_a_real_engine_times_both(graph: Graph) -> None:
-    given = []
+    timings = []
 
     def timer(before: onnx.ModelProto, after: onnx.ModelProto) -> Timing:
-        given.append(
+        timings.append(
             compare_latency(before, after, engine("onnxruntime"), seconds=0.05)
         )
-        return given[-1]
+        return timings[-1]
 
     result = fold(graph(TWICE, WEIGHTS), timer)
-    assert given
+    assert timings
     assert all(
-        0 < one.ratio_low <= one.ratio_high and min(one.before_ms, one.after_ms) > 0
-        for one in given
+        0 < timing.ratio_low <= timing.ratio_high
+        and min(timing.before_ms, timing.after_ms) > 0
+        for timing in timings
     )
     slower = [refusal for refusal in result.refusals if " ms " in refusal.reason]
-    assert bool(slower) == any(one.ratio_low > 1 for one in given)
+    assert bool(slower) == any(timing.ratio_low > 1 for timing in timings)

@@ -111,15 +111,15 @@ def test_int8_counts_what_its_float_form_does(network: Artifact) -> None:
 
 
 def test_counting_leaves_the_model_and_copies_none_of_its_weights(graph: Graph) -> None:
-    made = graph(
+    model = graph(
         NETWORK, WEIGHTS | {"w3": (500, 8), "b3": (500,)}, "N, 3, 16, 16", "N, 500"
     )
-    known = made.SerializeToString(deterministic=True)
-    assert count(Artifact(made, "network")).bytes == 4 * (
+    known = model.SerializeToString(deterministic=True)
+    assert count(Artifact(model, "network")).bytes == 4 * (
         216 + 8 + 4 * 8 + 72 + 4000 + 500
     )
-    assert made.SerializeToString(deterministic=True) == known
-    assert without_weights(made).ByteSize() < len(known) - 4 * 4000
+    assert model.SerializeToString(deterministic=True) == known
+    assert without_weights(model).ByteSize() < len(known) - 4 * 4000
 
 
 def test_a_shared_weight_is_one_parameter_and_two_layers_of_work(graph: Graph) -> None:
@@ -176,7 +176,7 @@ def test_parameters_are_those_that_torch_counts(aged: Any) -> None:
         nn.BatchNorm2d(8), nn.PReLU(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 5),
     )  # fmt: skip
     for module in (fresh.eval(), aged(fresh)):
-        made = export(module, "mixed", Preprocess(size=12), (), Step("build", "0"))
-        assert count(made).parameters == numbers(module), (
+        exported = export(module, "mixed", Preprocess(size=12), (), Step("build", "0"))
+        assert count(exported).parameters == numbers(module), (
             "equal tensors of a fresh module stay apart"
         )

@@ -75,7 +75,7 @@ def small(aged: Any) -> nn.Module:
 def test_every_opset_keeps_every_batchnorm_and_the_values(
     opset: int, dynamic_batch: bool, small: nn.Module, execute: Execute
 ) -> None:
-    made = export(
+    exported = export(
         small,
         "small",
         PREPROCESS,
@@ -84,21 +84,24 @@ def test_every_opset_keeps_every_batchnorm_and_the_values(
         opset=opset,
         dynamic_batch=dynamic_batch,
     )
-    onnx.checker.check_model(made.model, full_check=True)
+    onnx.checker.check_model(exported.model, full_check=True)
     assert (
-        sum(node.op_type == "BatchNormalization" for node in made.model.graph.node) == 4
+        sum(node.op_type == "BatchNormalization" for node in exported.model.graph.node)
+        == 4
     )
-    assert made.opset == opset
-    assert [item.name for item in made.model.graph.input] == ["data"]
-    assert [item.name for item in made.model.graph.output] == ["output"]
+    assert exported.opset == opset
+    assert [item.name for item in exported.model.graph.input] == ["data"]
+    assert [item.name for item in exported.model.graph.output] == ["output"]
     first = [
         item.type.tensor_type.shape.dim[0]
-        for item in (made.model.graph.input[0], made.model.graph.output[0])
+        for item in (exported.model.graph.input[0], exported.model.graph.output[0])
     ]
     assert [(dim.dim_param, dim.dim_value) for dim in first] == [
         ("N", 0) if dynamic_batch else ("", 1)
     ] * 2
-    assert len({item.name for item in made.model.graph.initializer}) == 3 + 1 + 4 * 4
+    assert (
+        len({item.name for item in exported.model.graph.initializer}) == 3 + 1 + 4 * 4
+    )
     data = (
         np.random.default_rng(0)
         .standard_normal((3 if dynamic_batch else 1, 3, 16, 16))
@@ -107,14 +110,14 @@ def test_every_opset_keeps_every_batchnorm_and_the_values(
     with torch.no_grad():
         expected = small(torch.from_numpy(data)).numpy()
     assert (
-        np.abs(execute(made.model, data)[0] - expected).max()
+        np.abs(execute(exported.model, data)[0] - expected).max()
         <= 1e-5 * np.abs(expected).max()
     )
 
 
 def test_the_file_says_all_of_it(small: nn.Module, tmp_path: Path) -> None:
-    made = export(small, "small", PREPROCESS, ("a", "b", "c"), STEP)
-    made.save(tmp_path / "small.onnx")
+    exported = export(small, "small", PREPROCESS, ("a", "b", "c"), STEP)
+    exported.save(tmp_path / "small.onnx")
     read = Artifact.read(tmp_path / "small.onnx")
     assert read.preprocess == PREPROCESS
     assert read.labels == ("a", "b", "c")
@@ -154,8 +157,8 @@ def test_layers_of_equal_values_keep_their_own_weights() -> None:
         nn.Flatten(),
     )
     module[3].load_state_dict(module[0].state_dict())
-    made = export(module.eval(), "twins", Preprocess(size=4), (), STEP)
-    assert {item.name for item in made.model.graph.initializer} == {
+    exported = export(module.eval(), "twins", Preprocess(size=4), (), STEP)
+    assert {item.name for item in exported.model.graph.initializer} == {
         name for name in module.state_dict() if not name.endswith("num_batches_tracked")
     }
 
@@ -217,11 +220,12 @@ def standardized(aged: Any) -> nn.Module:
 def test_standardized_weights_are_computed_and_folded_into(
     opset: int, standardized: nn.Module, execute: Execute
 ) -> None:
-    made = export(standardized, "nf", Preprocess(size=8), (), STEP, opset=opset)
+    exported = export(standardized, "nf", Preprocess(size=8), (), STEP, opset=opset)
     assert (
-        sum(node.op_type == "BatchNormalization" for node in made.model.graph.node) == 3
+        sum(node.op_type == "BatchNormalization" for node in exported.model.graph.node)
+        == 3
     )
-    result = fold(made.model)
+    result = fold(exported.model)
     assert [node.op_type for node in result.model.graph.node] == [
         "Conv",
         "Relu",
@@ -229,7 +233,7 @@ def test_standardized_weights_are_computed_and_folded_into(
         "Flatten",
     ]
     certificate = certify(
-        made, result, fold, lambda model, data: execute(model, data)[0]
+        exported, result, fold, lambda model, data: execute(model, data)[0]
     )
     # In opset 11 the BatchNormalization of a weight has five outputs. The certificate does not
     # compute it as a constant there, so it proves the first Conv on probes too.

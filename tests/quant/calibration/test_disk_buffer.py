@@ -28,13 +28,15 @@ def test_arrays_come_back_in_their_order_from_memory_and_from_disk(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(disk_buffer_module, "MAX_BYTES_IN_MEMORY", room)
         with DiskBuffer(
-            one.T for one in given_arrays
+            array.T for array in given_arrays
         ) as kept:  # not as memory holds them
-            found = list(kept)
-    assert [one.tobytes() for one in found] == [
-        np.ascontiguousarray(one.T).tobytes() for one in given_arrays
+            restored = list(kept)
+    assert [array.tobytes() for array in restored] == [
+        np.ascontiguousarray(array.T).tobytes() for array in given_arrays
     ]
-    assert [one.shape for one in found] == [one.T.shape for one in given_arrays]
+    assert [array.shape for array in restored] == [
+        array.T.shape for array in given_arrays
+    ]
 
 
 def test_a_full_disk_is_a_sentence(
@@ -53,5 +55,5 @@ def test_what_fails_on_the_way_leaves_nothing(
     monkeypatch.setattr(disk_buffer_module, "MAX_BYTES_IN_MEMORY", 16)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(ZeroDivisionError):
-        DiskBuffer(np.full(100 // one, 1.0, np.float32) for one in (1, 0))
+        DiskBuffer(np.full(100 // divisor, 1.0, np.float32) for divisor in (1, 0))
     assert not list(tmp_path.iterdir())

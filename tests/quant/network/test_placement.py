@@ -47,9 +47,9 @@ def graph(
 
 def everything(model: onnx.ModelProto, target: str = "ort-cpu") -> Placement:
     return next(
-        one
-        for one in candidates(model, load_scheme(target))
-        if one.name == "everything"
+        candidate
+        for candidate in candidates(model, load_scheme(target))
+        if candidate.name == "everything"
     )
 
 
@@ -142,9 +142,9 @@ def test_groups_are_of_one_kind_and_one_resolution() -> None:
 
 def test_the_graphs_output_is_never_quantized() -> None:
     model = graph("y = Conv <pads = [1, 1, 1, 1]> (x, w, b)")
-    assert [one.tensors for one in candidates(model)] == [("x",)]
+    assert [candidate.tensors for candidate in candidates(model)] == [("x",)]
     fused = graph("a = Conv <pads = [1, 1, 1, 1]> (x, w, b) y = Relu (a)")
-    assert [one.tensors for one in candidates(fused)] == [("x",)]
+    assert [candidate.tensors for candidate in candidates(fused)] == [("x",)]
 
 
 def test_an_addition_of_activations_is_quantized_and_one_of_a_constant_is_not() -> None:
@@ -171,18 +171,18 @@ def test_each_next_candidate_leaves_more_in_float() -> None:
         " k = Concat <axis = 1> (c, c, c, c, c, c, c, c) y = Conv (k, wide)",
         "float[N, 64, H, W] y",
     )
-    found = {one.name: one for one in candidates(model)}
+    by_name = {candidate.name: candidate for candidate in candidates(model)}
     # "layers" and "dense" would write the same as the first two, 64+ the same as 32+, 128+ nothing
-    assert list(found) == [
+    assert list(by_name) == [
         "everything",
         "everything but depthwise",
         "dense, 32+ channels",
     ]
-    assert found["everything"].nodes == {"a", "c", "k", "y"}
-    assert found["everything but depthwise"].nodes == {"c", "k", "y"}
-    assert found["everything but depthwise"].tensors == ("a", "c", "k")
-    assert found["dense, 32+ channels"].nodes == {"y"}
-    assert found["dense, 32+ channels"].tensors == ("k",)
+    assert by_name["everything"].nodes == {"a", "c", "k", "y"}
+    assert by_name["everything but depthwise"].nodes == {"c", "k", "y"}
+    assert by_name["everything but depthwise"].tensors == ("a", "c", "k")
+    assert by_name["dense, 32+ channels"].nodes == {"y"}
+    assert by_name["dense, 32+ channels"].tensors == ("k",)
 
 
 def test_computed_shapes_are_never_quantized() -> None:
@@ -198,9 +198,9 @@ def test_computed_shapes_are_never_quantized() -> None:
         ),
         "float[N, 10] y",
     )
-    found = everything(model)
-    assert found.nodes == {"a", "p", "f", "y"}
-    assert found.tensors == ("x", "a", "p", "f")
+    placement = everything(model)
+    assert placement.nodes == {"a", "p", "f", "y"}
+    assert placement.tensors == ("x", "a", "p", "f")
 
 
 def test_a_layer_with_computed_weights_stays_float() -> None:
@@ -213,7 +213,7 @@ def test_a_gemm_that_scales_or_transposes_its_input_stays_float() -> None:
             f"p = GlobalAveragePool (x) f = Flatten (p) y = Gemm <{attributes}> (f, gemm, one)",
             "float[N, 10] y",
         )
-        assert all("y" not in one.nodes for one in candidates(model))
+        assert all("y" not in candidate.nodes for candidate in candidates(model))
 
 
 def test_a_placement_by_hand_quantizes_what_its_nodes_touch() -> None:

@@ -68,8 +68,11 @@ def error_of(model: onnx.ModelProto, name: str) -> float:
     largest output.
     """
     inputs = np.full((1, 32, 6, 6), 255, np.float32)
-    truth, found = (engine(one).open(model).run(inputs) for one in ("reference", name))
-    return float(np.abs(found - truth).max() / np.abs(truth).max())
+    truth, outputs = (
+        engine(engine_name).open(model).run(inputs)
+        for engine_name in ("reference", name)
+    )
+    return float(np.abs(outputs - truth).max() / np.abs(truth).max())
 
 
 def clipping_host() -> None:
@@ -125,13 +128,13 @@ def test_seven_bits_are_exact_on_every_host(kernel: int) -> None:
 
 
 def installed() -> list[str]:
-    found = []
+    names = []
     for name in ("onnxruntime", "openvino"):
         try:
-            found.append(engine(name).name)
+            names.append(engine(name).name)
         except MissingExtra:
             continue
-    return found
+    return names
 
 
 class Named:
@@ -182,22 +185,22 @@ def test_the_remedy_is_chosen_by_the_hosts_instructions_and_the_engine() -> None
 
 
 def test_each_engine_has_its_scheme() -> None:
-    found = [
+    targets = [
         default_scheme(name).name
         for name in ("onnxruntime", "openvino", "openvino:CPU", "mnn", "reference")
     ]
-    assert found == ["ort-cpu", "openvino-cpu", "openvino-cpu", "mnn", "ort-cpu"]
+    assert targets == ["ort-cpu", "openvino-cpu", "openvino-cpu", "mnn", "ort-cpu"]
 
 
 def test_every_preset_is_whole() -> None:
     assert {"ort-cpu", "openvino-cpu", "mnn", "rdk", "vastai", "per-tensor"} <= set(
         schemes()
     )
-    for name, one in schemes().items():
-        assert one.name == name
-        assert one.about
-        assert set(one.range_methods) <= set(RANGES)
-        assert {"Conv", "Gemm"} <= set(one.quantized)
+    for name, scheme in schemes().items():
+        assert scheme.name == name
+        assert scheme.about
+        assert set(scheme.range_methods) <= set(RANGES)
+        assert {"Conv", "Gemm"} <= set(scheme.quantized)
     assert load_scheme("rdk").escape == "int16"
     assert not load_scheme("per-tensor").per_channel
 
@@ -246,7 +249,7 @@ def test_quantize_keeps_to_7_bits_where_the_engine_would_clip(
     pytest.importorskip("openvino", reason="the openvino extra is not installed")
     plain = {**host(), "machine": "x86_64", "int8": ["avx2"]}
     monkeypatch.setattr("repzoo.verbs.quantize_model.host", lambda: plain)
-    made = verbs.quantize(
+    result = verbs.quantize(
         trained,
         "digits",
         engine="openvino",
@@ -257,10 +260,10 @@ def test_quantize_keeps_to_7_bits_where_the_engine_would_clip(
     )
     weights = [
         numpy_helper.to_array(item)
-        for item in made.model.graph.initializer
+        for item in result.model.graph.initializer
         if item.data_type == onnx.TensorProto.INT8
     ]
     assert weights
     assert all(np.abs(values.astype(int)).max() <= 64 for values in weights)
-    assert made.report is not None
-    assert any("7 bits" in one for one in made.report.warnings)
+    assert result.report is not None
+    assert any("7 bits" in warning for warning in result.report.warnings)

@@ -84,18 +84,18 @@ def run(model: onnx.ModelProto) -> Array:
 
 def scrambled(model: onnx.ModelProto, seed: int = 1) -> onnx.ModelProto:
     """The same function with its free channels multiplied by 10^-2 .. 10^2."""
-    found = layers.find_layers(model)
-    linked = channels.link_channels(model, found)
+    all_layers = layers.find_layers(model)
+    linked = channels.link_channels(model, all_layers)
     total = 10 ** np.random.default_rng(seed).uniform(-2, 2, linked.count)
     total[channels.FIXED] = 1
-    return equalize.rescale_channels(model, found, linked, total).model
+    return equalize.rescale_channels(model, all_layers, linked, total).model
 
 
 def test_exactly_the_homogeneous_channels_are_free() -> None:
     model = net()
     labels = channels.link_channels(model, layers.find_layers(model)).labels
-    assert {name for name, one in labels.items() if one.all()} == FREE
-    assert {name for name, one in labels.items() if one.any()} == FREE
+    assert {name for name, free in labels.items() if free.all()} == FREE
+    assert {name for name, free in labels.items() if free.any()} == FREE
     assert (labels["sum"] == labels["live"]).all()
     assert (
         labels["joined"] == np.concatenate([labels["cheap"], labels["right"]])
@@ -116,15 +116,15 @@ def test_the_function_stays(seed: int) -> None:
 
 
 def test_a_rescaled_twin_ends_in_the_same_weights() -> None:
-    one, other = (
+    plain, other = (
         equalize.equalize_ranges(model).model for model in (net(), scrambled(net()))
     )
     ours, theirs = (
         [
-            layers.weight_rows(layer, layers.initializer_arrays(made))
-            for layer in layers.find_layers(made).values()
+            layers.weight_rows(layer, layers.initializer_arrays(equalized))
+            for layer in layers.find_layers(equalized).values()
         ]
-        for made in (one, other)
+        for equalized in (plain, other)
     )
     for first, second in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(first, second, rtol=0.02, atol=1e-4)
@@ -155,7 +155,7 @@ def test_a_flatten_of_several_pixels_carries_factors_on(flatten: str) -> None:
         model.graph.initializer.append(
             numpy_helper.from_array(np.array([-1, 96]), "shape")
         )
-    twin, made = scrambled(model), equalize.equalize_ranges(model)
+    twin, equalized = scrambled(model), equalize.equalize_ranges(model)
     labels = channels.link_channels(model, layers.find_layers(model)).labels
     assert labels["stem"].all()
     assert (labels["flat"] == np.repeat(labels["stem"], 16)).all()
@@ -166,17 +166,17 @@ def test_a_flatten_of_several_pixels_carries_factors_on(flatten: str) -> None:
         ).max()
         > 5
     )
-    for one in (twin, made.model, equalize.equalize_ranges(twin).model):
+    for network in (twin, equalized.model, equalize.equalize_ranges(twin).model):
         np.testing.assert_allclose(
-            run(one), run(model), atol=1e-4 * np.abs(run(model)).max()
+            run(network), run(model), atol=1e-4 * np.abs(run(model)).max()
         )
     first, second = (
-        layers.initializer_arrays(one)
-        for one in (made.model, equalize.equalize_ranges(twin).model)
+        layers.initializer_arrays(network)
+        for network in (equalized.model, equalize.equalize_ranges(twin).model)
     )
     ours, theirs = (
-        next(one[name] for name in one if name.startswith("fc_w"))
-        for one in (first, second)
+        next(arrays[name] for name in arrays if name.startswith("fc_w"))
+        for arrays in (first, second)
     )
     np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=1e-4)
 
@@ -184,8 +184,8 @@ def test_a_flatten_of_several_pixels_carries_factors_on(flatten: str) -> None:
 def test_a_factor_too_many_is_caught() -> None:
     """The mutant: a channel behind ReLU6 is scaled as if it were free."""
     model = net()
-    found = layers.find_layers(model)
-    linked = channels.link_channels(model, found)
+    all_layers = layers.find_layers(model)
+    linked = channels.link_channels(model, all_layers)
     numbers = np.arange(linked.count, linked.count + 6)
     wrong = channels.ChannelGroups(
         {**linked.labels, "wide": numbers, "six": numbers}, linked.count + 6
@@ -194,7 +194,7 @@ def test_a_factor_too_many_is_caught() -> None:
     total[numbers] = 0.1
     assert (
         np.abs(
-            run(equalize.rescale_channels(model, found, wrong, total).model)
+            run(equalize.rescale_channels(model, all_layers, wrong, total).model)
             - run(model)
         ).max()
         > 0.01
@@ -213,10 +213,10 @@ def test_pairs_of_layers_come_out_alike() -> None:
         for item in net().graph.initializer
         if item.name in ("stem_w", "b8", "wide_w", "b6")
     )
-    made = equalize.equalize_ranges(model)
-    found = layers.find_layers(made.model)
+    equalized = equalize.equalize_ranges(model)
+    all_layers = layers.find_layers(equalized.model)
     first, second = (
-        layers.weight_rows(found[name], layers.initializer_arrays(made.model))
+        layers.weight_rows(all_layers[name], layers.initializer_arrays(equalized.model))
         for name in ("one", "output")
     )
     np.testing.assert_allclose(
@@ -227,20 +227,20 @@ def test_pairs_of_layers_come_out_alike() -> None:
 def test_statistics_follow() -> None:
     """Rescaled afterward, they are those of the equalized model."""
     model = net()
-    made = equalize.equalize_ranges(model)
+    equalized = equalize.equalize_ranges(model)
     names = [name for name in FREE if name != "output"]
     before, after = (
         collect_statistics(
-            one,
+            network,
             names,
-            list(layers.find_layers(one).values()),
+            list(layers.find_layers(network).values()),
             CalibrationStream([images()], 16),
             engine("onnxruntime"),
             1,
         )
-        for one in (model, made.model)
+        for network in (model, equalized.model)
     )
-    moved = before.rescaled(made.factors, layers.find_layers(model).values())
+    moved = before.rescaled(equalized.factors, layers.find_layers(model).values())
     for name in names:
         np.testing.assert_allclose(
             moved.histograms[name].high,
@@ -265,13 +265,16 @@ def test_statistics_follow() -> None:
 
 def test_a_dead_channel_is_left_alone() -> None:
     model = net()
-    item = next(one for one in model.graph.initializer if one.name == "stem_w")
+    item = next(tensor for tensor in model.graph.initializer if tensor.name == "stem_w")
     values = numpy_helper.to_array(item).copy()
     values[3] = 0
     item.CopyFrom(numpy_helper.from_array(values, item.name))
-    made = equalize.equalize_ranges(model)
-    assert all(np.isfinite(one).all() for one in made.factors.values())
-    assert np.abs(run(made.model) - run(model)).max() < 1e-5 * np.abs(run(model)).max()
+    equalized = equalize.equalize_ranges(model)
+    assert all(np.isfinite(factors).all() for factors in equalized.factors.values())
+    assert (
+        np.abs(run(equalized.model) - run(model)).max()
+        < 1e-5 * np.abs(run(model)).max()
+    )
 
 
 # ReLU6
@@ -326,18 +329,18 @@ def test_relu6_channels_are_fixed() -> None:
 
 
 def quantized(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    made, placed = equalize.equalize_ranges(model), place.candidates(model)[0]
-    found = collect_statistics(
-        made.model,
+    equalized, placed = equalize.equalize_ranges(model), place.candidates(model)[0]
+    statistics = collect_statistics(
+        equalized.model,
         list(placed.tensors),
-        list(layers.find_layers(made.model).values()),
+        list(layers.find_layers(equalized.model).values()),
         CalibrationStream([images()], 16),
         engine("onnxruntime"),
         1,
     )
     return plan.write_qdq(
         plan.compute_parameters(
-            made.model, placed, found, load_scheme(name), plan.Corrections()
+            equalized.model, placed, statistics, load_scheme(name), plan.Corrections()
         ),
         placed,
         load_scheme(name),
@@ -353,8 +356,8 @@ def test_int8_does_not_see_that_channels_were_rescaled(seed: int, name: str) -> 
     model = net(seed)
     expected = run(model)
     ours, theirs = (
-        run(quantized(one, name)) - expected
-        for one in (model, scrambled(model, seed + 5))
+        run(quantized(network, name)) - expected
+        for network in (model, scrambled(model, seed + 5))
     )
     assert (
         np.square(theirs).mean()

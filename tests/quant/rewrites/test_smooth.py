@@ -78,7 +78,7 @@ def observed(model: onnx.ModelProto) -> Statistics:
     )
 
 
-def made(model: onnx.ModelProto, per_channel: bool) -> EqualizedModel:
+def smooth_ranges(model: onnx.ModelProto, per_channel: bool) -> EqualizedModel:
     seen = observed(model)
     start = equalize.equalize_ranges(model)
     return smoothing.smooth(
@@ -87,12 +87,12 @@ def made(model: onnx.ModelProto, per_channel: bool) -> EqualizedModel:
 
 
 def run(
-    model: onnx.ModelProto, given: npt.NDArray[np.float32] | None = None
+    model: onnx.ModelProto, inputs: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.float32]:
     return (
         engine("onnxruntime")
         .open(model, exact=True)
-        .run(images() if given is None else given)
+        .run(images() if inputs is None else inputs)
     )
 
 
@@ -100,47 +100,49 @@ def error(model: onnx.ModelProto, base: EqualizedModel, name: str) -> float:
     """Mean squared error of the INT8 form of `base`, on images that it was not calibrated on."""
     placed = place.candidates(model)[0]
     seen = observed(model).rescaled(base.factors, layers.find_layers(model).values())
-    found = plan.compute_parameters(
+    parameters = plan.compute_parameters(
         base.model, placed, seen, load_scheme(name), plan.Corrections()
     )
-    given = images(4, 256)
+    inputs = images(4, 256)
     return float(
         np.square(
-            run(plan.write_qdq(found, placed, load_scheme(name)), given)
-            - run(model, given)
+            run(plan.write_qdq(parameters, placed, load_scheme(name)), inputs)
+            - run(model, inputs)
         ).mean()
     )
 
 
 def twin_of(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     """The same function, its free channels multiplied by 10^-2 .. 10^2."""
-    found = layers.find_layers(model)
-    linked = channels.link_channels(model, found)
+    all_layers = layers.find_layers(model)
+    linked = channels.link_channels(model, all_layers)
     total = 10 ** np.random.default_rng(seed).uniform(-2, 2, linked.count)
     total[channels.FIXED] = 1
-    return equalize.rescale_channels(model, found, linked, total).model
+    return equalize.rescale_channels(model, all_layers, linked, total).model
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_function_is_unchanged_and_relu6_channels_are_fixed(per_channel: bool) -> None:
     model = net()
-    found = made(model, per_channel)
-    assert np.abs(run(found.model) - run(model)).max() < 1e-5 * np.abs(run(model)).max()
-    assert found.factors
-    assert "six" not in found.factors
+    smoothed = smooth_ranges(model, per_channel)
+    assert (
+        np.abs(run(smoothed.model) - run(model)).max() < 1e-5 * np.abs(run(model)).max()
+    )
+    assert smoothed.factors
+    assert "six" not in smoothed.factors
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_gradient_matches_finite_differences(per_channel: bool) -> None:
     model = net()
-    seen, found = observed(model), layers.find_layers(model)
+    seen, all_layers = observed(model), layers.find_layers(model)
     linked, start = (
-        channels.link_channels(model, found),
+        channels.link_channels(model, all_layers),
         equalize.equalize_ranges(model),
     )
     terms = smoothing._noise_terms(
         start.model,
-        seen.rescaled(start.factors, found.values()),
+        seen.rescaled(start.factors, all_layers.values()),
         place.candidates(model)[0].tensors,
         linked,
         per_channel,
@@ -148,7 +150,7 @@ def test_gradient_matches_finite_differences(per_channel: bool) -> None:
 
     def noise(theta: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         slope = np.zeros(linked.count)
-        return sum(one.add(theta, slope) for one in terms), slope
+        return sum(term.add(theta, slope) for term in terms), slope
 
     theta = np.random.default_rng(0).normal(0, 0.3, linked.count)
     steps = 1e-5 * np.eye(linked.count)
@@ -168,7 +170,7 @@ def test_int8_error_is_lower_than_with_equalized_weights_alone(name: str) -> Non
         start = equalize.equalize_ranges(model)
         errors.append(
             (
-                error(model, made(model, load_scheme(name).per_channel), name),
+                error(model, smooth_ranges(model, load_scheme(name).per_channel), name),
                 error(model, start, name),
             )
         )
@@ -182,8 +184,8 @@ def test_rescaled_copy_gives_the_same_int8_within_noise(name: str) -> None:
     twin = twin_of(model, 4)
     assert np.abs(run(twin) - run(model)).max() < 1e-4 * np.abs(run(model)).max()
     ours, theirs = (
-        error(one, made(one, load_scheme(name).per_channel), name)
-        for one in (model, twin)
+        error(network, smooth_ranges(network, load_scheme(name).per_channel), name)
+        for network in (model, twin)
     )
     assert theirs < 1.5 * ours
     assert error(twin, EqualizedModel(twin, {}), name) > 4 * theirs
@@ -198,8 +200,11 @@ def test_dead_and_constant_channels_are_left_finite() -> None:
         if item.name == "one_w":
             values[:] = 0
         item.CopyFrom(numpy_helper.from_array(values, item.name))
-    found = made(model, False)
+    smoothed = smooth_ranges(model, False)
     assert all(
-        np.isfinite(one).all() and (one > 0).all() for one in found.factors.values()
+        np.isfinite(factors).all() and (factors > 0).all()
+        for factors in smoothed.factors.values()
     )
-    assert np.abs(run(found.model) - run(model)).max() < 1e-5 * np.abs(run(model)).max()
+    assert (
+        np.abs(run(smoothed.model) - run(model)).max() < 1e-5 * np.abs(run(model)).max()
+    )

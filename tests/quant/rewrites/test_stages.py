@@ -86,8 +86,8 @@ def test_equalization_keeps_the_function_and_carries_the_statistics_along() -> N
         after, before, rtol=1e-3, atol=1e-4 * np.abs(before).max()
     )
     statistics = equalized.statistics
-    found = layers.find_layers(equalized.model)
-    wanted = [layer for name, layer in found.items() if name in statistics.moments]
+    all_layers = layers.find_layers(equalized.model)
+    wanted = [layer for name, layer in all_layers.items() if name in statistics.moments]
     tensors = list(statistics.histograms)
     stream = CalibrationStream([inputs()], len(inputs()))
     fresh = collect_statistics(equalized.model, tensors, wanted, stream, runtime, 1)
