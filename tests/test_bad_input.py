@@ -637,10 +637,10 @@ def test_only_a_defect_of_repzoo_shows_a_traceback(
 
 
 def test_an_interrupt_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("repzoo.zoo.catalog.models", interrupted)
+    monkeypatch.setattr("repzoo.zoo.catalog.models", interrupt)
     monkeypatch.setattr("sys.stdin", io.StringIO())
     ran = run("list")
     assert (ran.code, ran.out, ran.err) == (130, "", "")

@@ -433,14 +433,14 @@ def test_card_writes_its_files_and_nothing_else_and_appends(
     done: list[job.JobResult] = []
     do = job.run
 
-    def once(*arguments: Any) -> job.JobResult:
+    def run_once(*arguments: Any) -> job.JobResult:
         """The job takes seconds: the second command, without --json, shows the result of the
         first.
         """
         done.append(done[0] if done else do(*arguments))
         return done[-1]
 
-    monkeypatch.setattr(job, "run", once)
+    monkeypatch.setattr(job, "run", run_once)
     output, log = tmp_path / "out", tmp_path / "all.jsonl"
     log.write_text("")
     command = [

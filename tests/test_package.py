@@ -70,7 +70,9 @@ def modules() -> list[str]:
     ]
 
 
-def without_extras(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run_without_extras(
+    code: str, *arguments: object
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-c", BLOCK + code, *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False
@@ -80,7 +82,7 @@ def without_extras(code: str, *arguments: object) -> subprocess.CompletedProcess
 def test_every_module_of_the_core_imports() -> None:
     core = [name for name in modules() if name not in NEEDS_EXTRAS]
     assert len(core) > 25
-    ran = without_extras(
+    ran = run_without_extras(
         f"import importlib, json\nfor name in {core!r}: importlib.import_module(name)\nprint(json.dumps(sorted(sys.modules)))"
     )
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -88,7 +90,7 @@ def test_every_module_of_the_core_imports() -> None:
 
 
 def test_the_blocker_blocks() -> None:
-    ran = without_extras("import torch")
+    ran = run_without_extras("import torch")
     assert ran.returncode == 1
     assert "No module named 'torch'" in ran.stderr
 
@@ -107,7 +109,7 @@ def test_a_board_can_look_count_predict_and_evaluate(
         ["evaluate", model_file, "--data", digits_folder],
     ]
     for command in commands:
-        ran = without_extras(MAIN, *command, "--json")
+        ran = run_without_extras(MAIN, *command, "--json")
         assert ran.returncode == 0, ran.stderr
         assert json.loads(ran.stdout)
 
@@ -141,7 +143,7 @@ def test_what_needs_an_extra_says_what_to_type(
     digits_folder: Path,
     tmp_path: Path,
 ) -> None:
-    ran = without_extras(
+    ran = run_without_extras(
         MAIN,
         *[
             part.format(out=tmp_path / "out", data=digits_folder, model=model_file)

@@ -16,7 +16,7 @@ from repzoo.graph.fold import algebra
 from repzoo.zoo import catalog, families
 
 
-def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
     """`module` with random BatchNorm parameters."""
     torch.manual_seed(seed)
     for norm in module.modules():
@@ -64,7 +64,7 @@ class Squeeze(nn.Module):
     "name", ["repvgg_a0", "repghostnet_050", "repvit_m0_6", "fasternet_t0"]
 )
 def test_a_variant_of_each_family_has_its_deploy_form(name: str) -> None:
-    module = randomized(families.build(name))
+    module = randomize(families.build(name))
     before = copy.deepcopy(module.state_dict())
     images = torch.randn(2, 3, 64, 64)
     folded = repzoo.torch.fold(module, images)
@@ -86,13 +86,13 @@ def test_a_variant_of_each_family_has_its_deploy_form(name: str) -> None:
     ["fastvit_t8", "mobilenetv3_small_050", "tf_efficientnet_lite0", "ghostnet_050"],
 )
 def test_other_networks_lose_every_batchnorm(name: str) -> None:
-    module = randomized(timm.create_model(name))
+    module = randomize(timm.create_model(name))
     assert batchnorms(module) > 20
     assert batchnorms(repzoo.torch.fold(module, torch.randn(1, 3, 64, 64))) == 0
 
 
 def test_squeeze_and_excitation_stays_and_branches_fold() -> None:
-    module = randomized(Squeeze())
+    module = randomize(Squeeze())
     folded = repzoo.torch.fold(module, torch.randn(2, 8, 9, 9))
     layers = [layer for layer in folded.modules() if isinstance(layer, nn.Conv2d)]
     assert sorted(tuple(layer.kernel_size) for layer in layers) == [
@@ -106,7 +106,7 @@ def test_squeeze_and_excitation_stays_and_branches_fold() -> None:
 
 
 def test_a_folded_module_can_be_trained() -> None:
-    folded = repzoo.torch.fold(randomized(Squeeze()), torch.randn(1, 8, 9, 9)).train()
+    folded = repzoo.torch.fold(randomize(Squeeze()), torch.randn(1, 8, 9, 9)).train()
     optimizer = torch.optim.Adam(folded.parameters(), lr=0.02)
     images, losses = torch.randn(8, 8, 6, 6), []
     for _ in range(60):
@@ -137,7 +137,7 @@ class Twice(nn.Module):
 
 
 def test_a_layer_that_is_called_twice_is_refused_by_name() -> None:
-    module = randomized(Twice())
+    module = randomize(Twice())
     result = repzoo.torch.fold_with_log(module, torch.randn(1, 4, 6, 6))
     assert any(
         refusal.node == "conv" and "shared" in refusal.reason
@@ -170,16 +170,16 @@ class Chosen(nn.Module):
         self.conv, self.norm, self.sign = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), sign
         self.forward = self.minus if sign < 0 else self.plus
 
-    def plus(self, x: torch.Tensor) -> torch.Tensor:
+    def forward_plus(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.norm(self.conv(x)))
 
-    def minus(self, x: torch.Tensor) -> torch.Tensor:
+    def forward_minus(self, x: torch.Tensor) -> torch.Tensor:
         return -self.sign * torch.sigmoid(self.norm(self.conv(x)))
 
 
 @pytest.mark.parametrize("sign", [2.0, -2.0])
 def test_a_module_with_its_own_forward_folds_and_stays_as_it_was(sign: float) -> None:
-    module, images = randomized(Chosen(sign)).eval(), torch.randn(2, 4, 6, 6)
+    module, images = randomize(Chosen(sign)).eval(), torch.randn(2, 4, 6, 6)
     folded = repzoo.torch.fold(module, images)
     assert batchnorms(folded) == 0
     with torch.no_grad():
@@ -208,7 +208,7 @@ class Around(nn.Module):
 
 
 def test_a_part_that_cannot_be_traced_stays_and_the_rest_folds() -> None:
-    module = randomized(Around()).eval()
+    module = randomize(Around()).eval()
     folded = repzoo.torch.fold(module, torch.randn(2, 4, 6, 6))
     assert batchnorms(folded) == 0
     assert any(isinstance(layer, Choosy) for layer in folded.modules())
@@ -224,11 +224,11 @@ def test_a_part_that_cannot_be_traced_stays_and_the_rest_folds() -> None:
 def test_wrong_algebra_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right: Any = algebra.from_batchnorm
 
-    def without_mean(
+    def ignore_mean(
         gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float
     ) -> Any:
         return right(gamma, beta, 0 * mean, variance, epsilon)
 
-    monkeypatch.setattr(algebra, "from_batchnorm", without_mean)
+    monkeypatch.setattr(algebra, "from_batchnorm", ignore_mean)
     with pytest.raises(CertificateError, match="not proven equal"):
-        repzoo.torch.fold(randomized(Squeeze()), torch.randn(1, 8, 9, 9))
+        repzoo.torch.fold(randomize(Squeeze()), torch.randn(1, 8, 9, 9))

@@ -83,7 +83,7 @@ def images(count: int, seed: int = 1) -> Array:
     )
 
 
-def evaluated(model: onnx.ModelProto, inputs: Array) -> list[Array]:
+def reference_outputs(model: onnx.ModelProto, inputs: Array) -> list[Array]:
     outputs: Any = ReferenceEvaluator(model).run(None, {"data": inputs})
     return list(outputs)
 
@@ -110,7 +110,7 @@ def test_logits_are_the_reference_evaluators(
 ) -> None:
     reach = 127 if exact else 63
     network, inputs = model(text, reach=reach), images(6)
-    (expected,) = evaluated(
+    (expected,) = reference_outputs(
         model(text, opset=19, reach=reach), inputs
     )  # the evaluator's Q/DQ begin with opset 19
     logits = runner.open(network, 2, exact=exact).run(inputs)
@@ -184,7 +184,7 @@ def test_run_all_keeps_the_models_order(runner: Engine) -> None:
         for name in names
     )
     outputs = runner.open(probed).run_all(images(2))
-    expected = evaluated(probed, images(2))
+    expected = reference_outputs(probed, images(2))
     assert [output.shape for output in outputs] == [output.shape for output in expected]
     for output, wanted in zip(outputs, expected, strict=True):
         np.testing.assert_allclose(output, wanted, rtol=0, atol=1e-5)
@@ -247,7 +247,7 @@ def test_torch_compile_keeps_to_the_same() -> None:
     """One test for it all: each compilation takes seconds of g++."""
     pytest.importorskip("torch", reason="the torch extra is not installed")
     session = engine("pytorch:compile").open(model(FLOAT), 2)
-    (expected,) = evaluated(model(FLOAT), images(3))
+    (expected,) = reference_outputs(model(FLOAT), images(3))
     with ThreadPoolExecutor(2) as pool:  # two clients, the first call of both at once
         results = list(pool.map(session.run, [images(3)] * 4))
     for logits in results:
@@ -262,7 +262,7 @@ def test_onnxruntime_computes_full_range_int8_weights_rightly_even_without_vnni(
     """Its AVX2 kernels add two products in 16 bits and saturate, unless told not to
     (session.x64quantprecision).
     """
-    (expected,) = evaluated(model(QDQ, opset=19), images(6))
+    (expected,) = reference_outputs(model(QDQ, opset=19), images(6))
     assert np.abs(
         engine("onnxruntime").open(model(QDQ)).run(images(6)) - expected
     ).max() <= 1e-3 * np.ptp(expected)

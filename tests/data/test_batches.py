@@ -36,7 +36,7 @@ def dataset(count: int, load: Callable[[str], Image.Image] = picture) -> Dataset
     )
 
 
-def failing_on(bad: set[int]) -> Callable[[str], Image.Image]:
+def loader_failing_on(bad: set[int]) -> Callable[[str], Image.Image]:
     def load(key: str) -> Image.Image:
         if int(key) in bad:
             raise UnreadableImage(f"image {key} is broken")
@@ -57,7 +57,7 @@ def test_every_readable_image_comes_once_in_order_as_prepare_makes_it(
 ) -> None:
     report = ReadReport()
     loaded = list(
-        batches(dataset(count, failing_on(bad)), WANTED, size, report, workers)
+        batches(dataset(count, loader_failing_on(bad)), WANTED, size, report, workers)
     )
     indices = [index for batch in loaded for index in batch.indices]
     assert indices == [index for index in range(count) if index not in bad]
@@ -167,7 +167,7 @@ def test_a_strip_too_long_to_resize_is_left_out_by_name() -> None:
 def test_readable_gives_the_indices_that_decode_and_names_the_rest_in_order() -> None:
     report, seen = ReadReport(), []
     good = readable_indices(
-        dataset(30, failing_on({3, 17, 4})),
+        dataset(30, loader_failing_on({3, 17, 4})),
         report,
         lambda stage, done, total: seen.append((stage, done, total)),
     )

@@ -77,7 +77,7 @@ def test_a_flat_set_is_split_without_overlap_and_most_of_it_judges(
     )
 
 
-def parted() -> DataSource:
+def split_source() -> DataSource:
     parts = {
         "train": dataset("t", [0, 1, 2] * 4),
         "validation": dataset("v", [1, 2], 100),
@@ -89,7 +89,7 @@ def parted() -> DataSource:
 def test_with_parts_ranges_and_selection_are_drawn_from_train_and_the_rest_is_held_out() -> (
     None
 ):
-    split = parted().split_for_quantization(6, 0)
+    split = split_source().split_for_quantization(6, 0)
     assert (
         Counter(split.calibration.targets)
         == Counter(split.selection.targets)
@@ -103,7 +103,7 @@ def test_with_parts_ranges_and_selection_are_drawn_from_train_and_the_rest_is_he
 
 
 def test_a_small_part_train_is_shared_three_to_one() -> None:
-    split = parted().split_for_quantization(256, 0)
+    split = split_source().split_for_quantization(256, 0)
     assert (len(split.calibration), len(split.selection), len(split.gate)) == (9, 3, 3)
     assert not set(split.calibration.keys) & set(split.selection.keys)
 
@@ -116,7 +116,7 @@ def test_only_train_is_treated_as_flat() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", [parted(), DataSource("s", {"all": dataset("all", [0, 1] * 4)})]
+    "source", [split_source(), DataSource("s", {"all": dataset("all", [0, 1] * 4)})]
 )
 def test_no_calibration_images_are_refused(source: DataSource) -> None:
     with pytest.raises(
@@ -139,13 +139,13 @@ def test_held_out_is_everything_where_nothing_was_trained_on() -> None:
         "0",
         "1",
     )
-    assert parted().held_out().targets == (1, 2, 0)
+    assert split_source().held_out().targets == (1, 2, 0)
 
 
 def test_a_join_keeps_the_order_of_its_parts_and_refuses_what_it_has_not_or_has_twice() -> (
     None
 ):
-    source = parted()
+    source = split_source()
     joined = source.join("test", "validation")
     assert (joined.keys, joined.targets) == (("200", "100", "101"), (0, 1, 2))
     assert joined.load("100").size == (101, 1)

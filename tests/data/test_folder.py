@@ -24,7 +24,7 @@ from repzoo.errors import InputError
 Photograph = Callable[..., Image.Image]
 
 
-def put(root: Path, *names: str, color: int = 0) -> None:
+def save_images(root: Path, *names: str, color: int = 0) -> None:
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def put(root: Path, *names: str, color: int = 0) -> None:
 
 
 def test_a_flat_folder_has_one_part_sorted_by_class_and_name(tmp_path: Path) -> None:
-    put(tmp_path, "b/2.png", "b/10.png", "a/x.png")
+    save_images(tmp_path, "b/2.png", "b/10.png", "a/x.png")
     source = read(tmp_path)
     assert source.classes == ("a", "b")
     assert list(source.parts) == ["all"]
@@ -45,7 +45,7 @@ def test_a_flat_folder_has_one_part_sorted_by_class_and_name(tmp_path: Path) -> 
 def test_parts_share_the_classes_even_where_one_lacks_some(
     tmp_path: Path, held: str
 ) -> None:
-    put(
+    save_images(
         tmp_path, "train/a/1.png", "train/c/1.png", f"{held}/b/1.png", f"{held}/c/2.png"
     )
     source = read(tmp_path)
@@ -58,18 +58,18 @@ def test_parts_share_the_classes_even_where_one_lacks_some(
 
 
 def test_a_part_without_images_is_no_part(tmp_path: Path) -> None:
-    put(tmp_path, "train/a/1.png", "train/b/1.png")
+    save_images(tmp_path, "train/a/1.png", "train/b/1.png")
     (tmp_path / "test" / "a").mkdir(parents=True)
     assert list(read(tmp_path).parts) == ["train"]
 
 
 def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
-    put(tmp_path, "bus/1.png", "train/1.png")
+    save_images(tmp_path, "bus/1.png", "train/1.png")
     assert read(tmp_path).parts["all"].keys == ("bus/1.png", "train/1.png")
 
 
 def test_classes_tsv_gives_the_order_of_the_outputs(tmp_path: Path) -> None:
-    put(tmp_path, "b/1.png", "a/1.png")
+    save_images(tmp_path, "b/1.png", "a/1.png")
     (tmp_path / "classes.tsv").write_bytes(
         "\ufeffb\tthe second\r\nnone\tno folder\r\na\tthe first\r\n\r\n".encode()
     )
@@ -95,19 +95,21 @@ def test_classes_tsv_gives_the_order_of_the_outputs(tmp_path: Path) -> None:
 def test_a_classes_tsv_that_does_not_fit_is_refused(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
-    put(tmp_path, "b/1.png", "a/1.png")
+    save_images(tmp_path, "b/1.png", "a/1.png")
     (tmp_path / "classes.tsv").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read(tmp_path)
 
 
 def test_what_is_hidden_is_not_looked_at(tmp_path: Path) -> None:
-    put(tmp_path, "a/1.png", "b/1.png", ".cache/1.png", "a/._1.png")
+    save_images(tmp_path, "a/1.png", "b/1.png", ".cache/1.png", "a/._1.png")
     assert read(tmp_path).parts["all"].keys == ("a/1.png", "b/1.png")
 
 
 def test_suffixes_in_any_case_and_nothing_else(tmp_path: Path) -> None:
-    put(tmp_path, "a/1.JPG", "a/2.Jpeg", "a/3.PNG", "a/4.webp", "a/5.bmp", "b/1.png")
+    save_images(
+        tmp_path, "a/1.JPG", "a/2.Jpeg", "a/3.PNG", "a/4.webp", "a/5.bmp", "b/1.png"
+    )
     (tmp_path / "a" / "notes.txt").write_text("no image")
     (tmp_path / "a" / "jpg").write_text("no suffix")
     (tmp_path / "a" / "folder.jpg").mkdir()
@@ -145,7 +147,7 @@ def test_any_name_is_kept_and_can_be_loaded(
 ) -> None:
     root = tmp_path_factory.mktemp("names")
     for number, name in enumerate(sorted(classes)):
-        put(root, f"{name}/{file}.png", color=number)
+        save_images(root, f"{name}/{file}.png", color=number)
     data = read(root).parts["all"]
     assert data.classes == tuple(sorted(classes))
     pixels = [data.load(key).getpixel((0, 0)) for key in data.keys]
@@ -157,7 +159,7 @@ def test_any_name_is_kept_and_can_be_loaded(
 
 
 def test_a_name_that_is_not_utf8_is_refused_and_shown(tmp_path: Path) -> None:
-    put(tmp_path, "a/1.png", "b/1.png")
+    save_images(tmp_path, "a/1.png", "b/1.png")
     try:
         (tmp_path / "b" / "1.png").rename(
             os.fsdecode(os.fsencode(tmp_path / "b") + b"/caf\xe9.png")
@@ -175,20 +177,20 @@ def test_a_name_that_is_not_utf8_is_refused_and_shown(tmp_path: Path) -> None:
 def test_fewer_than_two_classes_are_refused(
     tmp_path: Path, names: tuple[str, ...], message: str
 ) -> None:
-    put(tmp_path, *names)
+    save_images(tmp_path, *names)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message):
         read(tmp_path)
 
 
 def test_images_beside_no_folder_are_refused(tmp_path: Path) -> None:
-    put(tmp_path, "1.png", "2.png")
+    save_images(tmp_path, "1.png", "2.png")
     with pytest.raises(InputError, match="expected one subfolder of images"):
         read(tmp_path)
 
 
 def test_open_source_says_what_was_wrong(tmp_path: Path) -> None:
-    put(tmp_path, "1.png")
+    save_images(tmp_path, "1.png")
     with pytest.raises(InputError, match="is a file; --data takes a folder"):
         open_source(tmp_path / "1.png")
     with pytest.raises(
@@ -242,7 +244,7 @@ def test_exactly_the_limit_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folder, "MAX_PIXELS", 16)
-    put(tmp_path, "1.png")
+    save_images(tmp_path, "1.png")
     assert load_image(tmp_path / "1.png").size == (4, 4)
     monkeypatch.setattr(folder, "MAX_PIXELS", 15)
     with pytest.raises(UnreadableImage, match="4x4"):

@@ -90,12 +90,12 @@ def ground_truth(root: Path) -> Path:
     return folder
 
 
-def with_map(root: Path) -> None:
+def add_map(root: Path) -> None:
     text = "".join(f"{synset} {number} kit_fox\n" for number, synset in MEANING.items())
     (ground_truth(root) / "map_clsloc.txt").write_text(text)
 
 
-def with_meta(root: Path) -> None:
+def add_meta(root: Path) -> None:
     io = pytest.importorskip("scipy.io", reason="SciPy is not installed")
     kind = [
         ("ILSVRC2012_ID", object),
@@ -124,7 +124,7 @@ def flat(tmp_path: Path, photograph: Photograph) -> Path:
 
 
 @pytest.mark.parametrize(
-    "labels", [kaggle, caffe, paddle, tensorflow, with_map, with_meta]
+    "labels", [kaggle, caffe, paddle, tensorflow, add_map, add_meta]
 )
 def test_every_file_of_labels_gives_the_models_numbering(
     labels: Callable[[Path], None], flat: Path
@@ -153,7 +153,7 @@ def test_images_lie_where_each_archive_puts_them(
 
 
 def test_some_of_the_images_will_do_and_the_name_says_so(flat: Path) -> None:
-    with_map(flat)
+    add_map(flat)
     for number in (1, 4):
         (flat / "val" / f"{name(number)}.JPEG").unlink()
     data = open_source(flat).held_out()
@@ -185,7 +185,7 @@ def test_ids_without_their_meaning_are_refused_and_not_taken_for_positions(
         open_source(flat)
 
 
-def cut(file: str, text: str) -> Callable[[Path], None]:
+def overwrite(file: str, text: str) -> Callable[[Path], None]:
     def damage(root: Path) -> None:
         next(root.rglob(file)).write_text(text)
 
@@ -195,12 +195,12 @@ def cut(file: str, text: str) -> Callable[[Path], None]:
 BAD = [
     (
         kaggle,
-        cut("LOC_val_solution.csv", "a,b\n"),
+        overwrite("LOC_val_solution.csv", "a,b\n"),
         "expected the header ImageId,PredictionString",
     ),
     (
         kaggle,
-        cut(
+        overwrite(
             "LOC_val_solution.csv",
             f"ImageId,PredictionString\n{name(1)},{SYNSETS[0]} 1 2 3\n",
         ),
@@ -208,7 +208,7 @@ BAD = [
     ),
     (
         kaggle,
-        cut(
+        overwrite(
             "LOC_val_solution.csv",
             f"ImageId,PredictionString\n{name(1)},{SYNSETS[0]} 1 2 3 4 {SYNSETS[1]} 1 2 3 4\n",
         ),
@@ -216,7 +216,7 @@ BAD = [
     ),
     (
         kaggle,
-        cut(
+        overwrite(
             "LOC_val_solution.csv",
             f"ImageId,PredictionString\n{name(1)},{SYNSETS[0]} 1 2 3 4\n",
         ),
@@ -224,43 +224,47 @@ BAD = [
     ),
     (
         kaggle,
-        cut("LOC_synset_mapping.txt", "n01440764 tench\n"),
+        overwrite("LOC_synset_mapping.txt", "n01440764 tench\n"),
         "has 1 lines; expected 1000",
     ),
     (
         caffe,
-        cut("synset_words.txt", "\n".join(reversed(SYNSETS))),
+        overwrite("synset_words.txt", "\n".join(reversed(SYNSETS))),
         "not list the synsets in sorted order",
     ),
     (
         caffe,
-        cut("val.txt", f"{name(1)}.JPEG 1000\n"),
+        overwrite("val.txt", f"{name(1)}.JPEG 1000\n"),
         "gives the class 1000; expected 0..999",
     ),
     (
         caffe,
-        cut("val.txt", f"{name(1)}.JPEG sea snake\n"),
+        overwrite("val.txt", f"{name(1)}.JPEG sea snake\n"),
         "expected a name and a class index",
     ),
-    (caffe, cut("val.txt", f"{name(1)}.JPEG 1\n{name(1)}.JPEG 2\n"), "two classes"),
+    (
+        caffe,
+        overwrite("val.txt", f"{name(1)}.JPEG 1\n{name(1)}.JPEG 2\n"),
+        "two classes",
+    ),
     (
         tensorflow,
-        cut("imagenet_2012_validation_synset_labels.txt", "n99999999\n" * 5),
+        overwrite("imagenet_2012_validation_synset_labels.txt", "n99999999\n" * 5),
         "not among the 1000",
     ),
     (
-        with_map,
-        cut("ILSVRC2012_validation_ground_truth.txt", "0\n" * 5),
+        add_map,
+        overwrite("ILSVRC2012_validation_ground_truth.txt", "0\n" * 5),
         "expected an ILSVRC2012_ID, 1..1000",
     ),
     (
-        with_map,
-        cut("map_clsloc.txt", "n02119789 1 kit_fox\n"),
+        add_map,
+        overwrite("map_clsloc.txt", "n02119789 1 kit_fox\n"),
         "does not give 1000 different synsets",
     ),
     (
-        with_meta,
-        cut("meta.mat", "not a matrix"),
+        add_meta,
+        overwrite("meta.mat", "not a matrix"),
         "is not the development kit's meta.mat",
     ),
 ]

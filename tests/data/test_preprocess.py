@@ -201,7 +201,7 @@ def test_bgr_reverses_the_channels_and_leaves_mean_and_std_in_the_tensors_order(
     assert np.array_equal(bgr, (rgb[::-1] - shift) / scale)
 
 
-def in_mode(mode: str) -> Image.Image:
+def image_in_mode(mode: str) -> Image.Image:
     image, random = picture(23, 31), np.random.default_rng(1)
     if mode.startswith("I;16"):
         return Image.frombytes(
@@ -244,7 +244,7 @@ def in_mode(mode: str) -> Image.Image:
     "ignore:Palette images with Transparency"
 )  # Pillow's advice on the reference's own conversion
 def test_every_mode_becomes_what_convert_rgb_makes_of_it(mode: str) -> None:
-    image, wanted = in_mode(mode), Preprocess(size=16)
+    image, wanted = image_in_mode(mode), Preprocess(size=16)
     expected = image.convert("RGB")
     assert np.array_equal(np.asarray(to_rgb(image)), np.asarray(expected))
     assert np.array_equal(prepare(image, wanted), by_torchvision(expected, wanted))

@@ -29,7 +29,7 @@ IMAGE = np.zeros((1, 3, 32, 32), np.float32)
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which pip has installed the sample, offline."""
     source, target = (
         tmp_path_factory.mktemp("source") / "sample",
@@ -54,9 +54,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def plugged(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def plugin_on_path(plugin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sample on this process's path."""
-    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.syspath_prepend(str(plugin_folder))
     monkeypatch.delitem(sys.modules, "repzoo_sample_engine", raising=False)
 
 
@@ -74,15 +74,15 @@ def command(installed: Path, *arguments: object) -> subprocess.CompletedProcess[
 
 
 def test_the_command_line_lists_it_and_predicts_and_times_through_it(
-    installed: Path, model_file: Path, digits_folder: Path
+    plugin_folder: Path, model_file: Path, digits_folder: Path
 ) -> None:
-    listed = json.loads(command(installed, "engines", "--json").stdout)["engines"]
+    listed = json.loads(command(plugin_folder, "engines", "--json").stdout)["engines"]
     assert {row["name"]: row["version"] for row in listed}["sample"] == "9.9"
     image = next((digits_folder / "7").iterdir())
     own, ours = (
         json.loads(
             command(
-                installed, "predict", model_file, image, "--engine", name, "--json"
+                plugin_folder, "predict", model_file, image, "--engine", name, "--json"
             ).stdout
         )["predictions"][0]["top"]
         for name in ("sample", "onnxruntime")
@@ -94,7 +94,7 @@ def test_the_command_line_lists_it_and_predicts_and_times_through_it(
         atol=1e-4,
     )
     ran = command(
-        installed,
+        plugin_folder,
         "bench",
         model_file,
         "--engine",
@@ -107,7 +107,7 @@ def test_the_command_line_lists_it_and_predicts_and_times_through_it(
     assert {row["engine"] for row in json.loads(ran.stdout)["runs"]} == {"sample:twice"}
 
 
-@pytest.mark.usefixtures("plugged")
+@pytest.mark.usefixtures("plugin_on_path")
 def test_it_is_an_engine_like_any_other(trained: Artifact) -> None:
     plain, doubled, reference = (
         engine(name).open(trained.model).run(IMAGE)
@@ -117,7 +117,7 @@ def test_it_is_an_engine_like_any_other(trained: Artifact) -> None:
     np.testing.assert_allclose(plain, reference, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("plugged")
+@pytest.mark.usefixtures("plugin_on_path")
 def test_a_probe_says_how_an_engine_ends(trained: Artifact) -> None:
     probe("sample", trained.model, IMAGE)
     with pytest.raises(

@@ -148,10 +148,10 @@ def test_a_session_uses_its_own_number_of_threads() -> None:
     session = engine("pytorch").open(graph("y = Relu (x)"), threads=before + 1)
     inner = session._module  # type: ignore[attr-defined]
 
-    def asking(inputs: Any) -> Any:
+    def count_threads(inputs: Any) -> Any:
         seen.append(torch.get_num_threads())
         return inner(inputs)
 
-    session._module = asking  # type: ignore[attr-defined]
+    session._module = count_threads  # type: ignore[attr-defined]
     session.run(INPUTS)
     assert (seen, torch.get_num_threads()) == ([before + 1], before)

@@ -449,7 +449,7 @@ def damages() -> list[Callable[[onnx.NodeProto], None]]:
         for item in node.attribute:
             item.CopyFrom(helper.make_attribute(item.name, "text"))
 
-    def wide(node: onnx.NodeProto) -> None:
+    def widen(node: onnx.NodeProto) -> None:
         for item in node.attribute:
             if item.type == onnx.AttributeProto.INTS:
                 item.ints.extend([1, 1])
@@ -463,7 +463,7 @@ def damages() -> list[Callable[[onnx.NodeProto], None]]:
         more_inputs,
         no_settings,
         texts,
-        wide,
+        widen,
     ]
 
 
@@ -486,7 +486,7 @@ output = Div(i, two)
 """
 
 
-def rich() -> onnx.ModelProto:
+def rich_model() -> onnx.ModelProto:
     stored = weights(
         wa=(4, 1, 3, 3),
         wb=(4, 2, 3, 3),
@@ -517,7 +517,7 @@ def rich() -> onnx.ModelProto:
 
 
 def test_the_graph_of_all_rules_folds(tmp_path: Path) -> None:
-    assert kinds(fold_file(rich(), tmp_path))["BatchNormalization"] == 0
+    assert kinds(fold_file(rich_model(), tmp_path))["BatchNormalization"] == 0
 
 
 @pytest.mark.parametrize("place", range(15))
@@ -525,7 +525,7 @@ def test_the_graph_of_all_rules_folds(tmp_path: Path) -> None:
 def test_damage_to_any_node(
     how: Callable[[onnx.NodeProto], None], place: int, tmp_path: Path
 ) -> None:
-    network = rich()
+    network = rich_model()
     how(network.graph.node[place])
     fold_file(network, tmp_path)
 

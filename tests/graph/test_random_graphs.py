@@ -212,7 +212,7 @@ def chain(draw: st.DrawFn, build: GraphBuilder, at: Feature, depth: int) -> Feat
         elif kind == "frame":
             at = frame(draw, build, at)
         elif kind == "again":
-            at = Feature(again(build, at.name), *at.size)
+            at = Feature(repeat_node(build, at.name), *at.size)
         elif kind == "parts" and depth:
             at = parts(draw, build, at, depth - 1)
         elif kind == "relu":
@@ -240,7 +240,7 @@ def branches(draw: st.DrawFn, build: GraphBuilder, at: Feature, depth: int) -> F
     return total
 
 
-def again(build: GraphBuilder, name: str) -> str:
+def repeat_node(build: GraphBuilder, name: str) -> str:
     """What gave `name`, a second time, and the sum of both."""
     producer = next((node for node in build.nodes if list(node.output) == [name]), None)
     if producer is None:
@@ -295,7 +295,7 @@ def rows(
             )
             name = build.node("Reshape", [name, build.integers([-1, 36, width])])
         elif kind == "again":
-            name = again(build, name)
+            name = repeat_node(build, name)
         elif kind == "relu":
             name = build.node("Relu", [name]) if draw(st.integers(0, 3)) == 0 else name
         elif depth:

@@ -217,7 +217,7 @@ LAYERS = ("Conv", "Gemm", "MatMul", "BatchNormalization", "Add", "Mul")
 
 
 @pytest.fixture(scope="module")
-def exported(aged: Any) -> Callable[[str], Artifact]:
+def export_model(aged: Any) -> Callable[[str], Artifact]:
     pytest.importorskip("timm", reason="the torch extra is not installed")
     import timm
     import torch
@@ -247,9 +247,9 @@ def exported(aged: Any) -> Callable[[str], Artifact]:
 
 @pytest.mark.parametrize("name", SLIM)
 def test_other_networks_fold_at_least_as_far_as_with_onnxslim(
-    name: str, exported: Callable[[str], Artifact]
+    name: str, export_model: Callable[[str], Artifact]
 ) -> None:
-    folded = verbs.fold(exported(name))
+    folded = verbs.fold(export_model(name))
     certificate = folded.certificate
     assert certificate is not None
     ours = Counter(
@@ -265,19 +265,19 @@ def test_other_networks_fold_at_least_as_far_as_with_onnxslim(
 
 
 def test_repvgg_a0_is_22_convolutions_and_a_linear_layer(
-    exported: Callable[[str], Artifact],
+    export_model: Callable[[str], Artifact],
 ) -> None:
     kinds = Counter(
-        node.op_type for node in fold(exported("repvgg_a0").model).model.graph.node
+        node.op_type for node in fold(export_model("repvgg_a0").model).model.graph.node
     )
     assert (kinds["Conv"], kinds["Gemm"], kinds["Add"]) == (22, 1, 0)
 
 
 def test_the_partial_convolution_of_fasternet_is_refused_with_both_costs(
-    exported: Callable[[str], Artifact],
+    export_model: Callable[[str], Artifact],
 ) -> None:
     """Split, Conv on a quarter, Concat: as one convolution it would multiply by many zeros."""
-    result = fold(exported("fasternet_t0").model)
+    result = fold(export_model("fasternet_t0").model)
     kinds = Counter(node.op_type for node in result.model.graph.node)
     assert kinds["Split"] == kinds["Concat"] == 13
     seen = {refusal.node: refusal.reason for refusal in result.refusals}

@@ -23,7 +23,7 @@ PLAIN = Preprocess(
 )
 
 
-def lookup(
+def lookup_artifact(
     logits: Sequence[Sequence[float]],
     labels: tuple[str, ...] = (),
     preprocess: Preprocess = PLAIN,
@@ -90,9 +90,9 @@ def test_top1_and_top5_of_known_logits() -> None:
     names = tuple("abcdefg")
     falling = [7.0, 6, 5, 4, 3, 2, 1]  # class 0 is best, 4 is fifth, 5 is sixth
     targets = [0, 4, 5, 6]
-    record = predictions([lookup([falling] * 4, names)], gray_images(targets, names))[
-        0
-    ].record()
+    record = predictions(
+        [lookup_artifact([falling] * 4, names)], gray_images(targets, names)
+    )[0].record()
     interval = stats.wilson(1, 4)
     assert record.values.n == 4
     assert (record.values.top1, record.values.top5) == (25.0, 50.0)
@@ -107,7 +107,7 @@ def test_top1_and_top5_of_known_logits() -> None:
 def test_ties_go_to_the_lower_class() -> None:
     names = ("a", "b", "c")
     result = predictions(
-        [lookup([[1, 1, 1], [0, 2, 2]], names)], gray_images([0, 1], names)
+        [lookup_artifact([[1, 1, 1], [0, 2, 2]], names)], gray_images([0, 1], names)
     )[0]
     assert result.top[:, 0].tolist() == [0, 1]
 
@@ -115,7 +115,7 @@ def test_ties_go_to_the_lower_class() -> None:
 def test_with_fewer_than_five_classes_top5_is_100_percent() -> None:
     names = ("a", "b", "c")
     result = predictions(
-        [lookup(one_hot([0, 0, 0], 3), names)], gray_images([0, 1, 2], names)
+        [lookup_artifact(one_hot([0, 0, 0], 3), names)], gray_images([0, 1, 2], names)
     )[0]
     assert result.top.shape == (3, 3)
     assert result.record().values.top5 == 100
@@ -126,7 +126,7 @@ def test_predictions_keep_the_order_of_the_images() -> None:
     names = tuple("abcdefghij")
     winners = [(3 * i) % 10 for i in range(count)]
     result = predictions(
-        [lookup(one_hot(winners, 10), names)], gray_images([0] * count, names)
+        [lookup_artifact(one_hot(winners, 10), names)], gray_images([0] * count, names)
     )[0]
     assert result.top[:, 0].tolist() == winners
     assert result.keys == tuple(map(str, range(count)))
@@ -134,7 +134,9 @@ def test_predictions_keep_the_order_of_the_images() -> None:
 
 def test_a_run_can_be_evaluated_twice() -> None:
     names = ("a", "b")
-    run = accuracy.open_run(lookup(one_hot([0, 1], 2), names), engine("onnxruntime"), 1)
+    run = accuracy.open_run(
+        lookup_artifact(one_hot([0, 1], 2), names), engine("onnxruntime"), 1
+    )
     first, second = (
         accuracy.evaluate([run], gray_images([0, 1], names), ReadReport())[0]
         for _ in range(2)
@@ -146,14 +148,14 @@ def test_an_unreadable_image_is_left_out_and_shifts_no_other() -> None:
     names, count = ("a", "b"), 200
     targets = [i % 2 for i in range(count)]
     dataset = gray_images(targets, names, broken=frozenset({3}))
-    result = predictions([lookup(one_hot(targets, 2), names)], dataset)[0]
+    result = predictions([lookup_artifact(one_hot(targets, 2), names)], dataset)[0]
     assert result.record().values.top1 == 100
     assert result.data["unreadable"] == 1
     assert "3" not in result.keys
     assert (
         result.data["sha256"]
         != predictions(
-            [lookup(one_hot(targets, 2), names)], gray_images(targets, names)
+            [lookup_artifact(one_hot(targets, 2), names)], gray_images(targets, names)
         )[0].data["sha256"]
     )
 
@@ -162,7 +164,7 @@ def test_logits_are_kept_on_request_in_the_order_of_the_images(tmp_path: Path) -
     names, count = tuple("abcdefghij"), 20 * accuracy.BATCH + 5
     draws = np.random.default_rng(0).normal(size=(2, count, 10)).round(3).tolist()
     runs = [
-        accuracy.open_run(lookup(table, names), engine("onnxruntime"), 1)
+        accuracy.open_run(lookup_artifact(table, names), engine("onnxruntime"), 1)
         for table in draws
     ]
     dataset = gray_images([0] * count, names, broken=frozenset({3}))
@@ -183,21 +185,21 @@ def test_logits_are_kept_on_request_in_the_order_of_the_images(tmp_path: Path) -
 def test_too_many_unreadable_images_are_refused() -> None:
     dataset = gray_images([0, 1] * 10, ("a", "b"), broken=frozenset({3}))
     with pytest.raises(InputError, match="1 of 20 images of grays cannot be read"):
-        predictions([lookup(one_hot([0, 1] * 10, 2), ("a", "b"))], dataset)
+        predictions([lookup_artifact(one_hot([0, 1] * 10, 2), ("a", "b"))], dataset)
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
     with pytest.raises(InputError, match="not finite"):
         predictions(
-            [lookup([[0, float("nan")], [1, 0]], ("a", "b"))],
+            [lookup_artifact([[0, float("nan")], [1, 0]], ("a", "b"))],
             gray_images([0, 1], ("a", "b")),
         )
 
 
 def test_models_with_different_preprocessing_are_not_compared() -> None:
     names = ("a", "b")
-    first = lookup(one_hot([0, 1], 2), names)
-    second = lookup(
+    first = lookup_artifact(one_hot([0, 1], 2), names)
+    second = lookup_artifact(
         one_hot([0, 1], 2),
         names,
         Preprocess(size=2, resize="squash", crop_fraction=1.0),
@@ -213,7 +215,8 @@ def indices(
     ordered: bool = False,
 ) -> list[int]:
     return accuracy.class_indices(
-        gray_images([0], classes, ordered), lookup(one_hot([0], outputs), labels)
+        gray_images([0], classes, ordered),
+        lookup_artifact(one_hot([0], outputs), labels),
     )
 
 
@@ -268,8 +271,8 @@ def test_bare_wordnet_ids_are_ordinary_labels() -> None:
 def test_compare_counts_and_lists_the_flips() -> None:
     names = tuple("abc")
     targets = [0, 0, 1, 1, 2, 2]
-    before = lookup(one_hot([0, 0, 1, 1, 0, 1], 3), names)  # 4 right
-    after = lookup(
+    before = lookup_artifact(one_hot([0, 0, 1, 1, 0, 1], 3), names)  # 4 right
+    after = lookup_artifact(
         one_hot([0, 1, 1, 2, 2, 1], 3), names
     )  # 3 right: lost images 1 and 3, gained image 4
     first, second = predictions([before, after], gray_images(targets, names))
@@ -294,7 +297,10 @@ def test_compare_counts_and_lists_the_flips() -> None:
 def test_a_flip_between_two_wrong_classes_is_listed_and_is_no_drop() -> None:
     names = tuple("abc")
     first, second = predictions(
-        [lookup(one_hot([1], 3), names), lookup(one_hot([2], 3), names)],
+        [
+            lookup_artifact(one_hot([1], 3), names),
+            lookup_artifact(one_hot([2], 3), names),
+        ],
         gray_images([0], names),
     )
     record = accuracy.compare(first, second)
@@ -305,7 +311,7 @@ def test_a_flip_between_two_wrong_classes_is_listed_and_is_no_drop() -> None:
 def test_classes_are_listed_worst_first_with_their_commonest_mistake() -> None:
     names = tuple("abc")
     rows = predictions(
-        [lookup(one_hot([0, 0, 2, 2, 1, 2, 2], 3), names)],
+        [lookup_artifact(one_hot([0, 0, 2, 2, 1, 2, 2], 3), names)],
         gray_images([0, 0, 1, 1, 1, 2, 2], names),
     )[0].by_class()
     assert [
@@ -324,9 +330,9 @@ def test_classes_are_listed_worst_first_with_their_commonest_mistake() -> None:
 
 
 def test_a_model_without_labels_has_numbered_classes() -> None:
-    result = predictions([lookup(one_hot([1, 1], 2))], gray_images([0, 1], ("x", "y")))[
-        0
-    ]
+    result = predictions(
+        [lookup_artifact(one_hot([1, 1], 2))], gray_images([0, 1], ("x", "y"))
+    )[0]
     assert [(row["class"], row["taken_for"]) for row in result.by_class()] == [
         ("0", "1"),
         ("1", None),
@@ -336,7 +342,7 @@ def test_a_model_without_labels_has_numbered_classes() -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_fixed_batch_size_gives_the_same_predictions(batch: int) -> None:
     names, winners = tuple("abc"), [(2 * i) % 3 for i in range(11)]
-    fixed = lookup(one_hot(winners, 3), names)
+    fixed = lookup_artifact(one_hot(winners, 3), names)
     fixed.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
     fixed.model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = batch
     result = predictions([fixed], gray_images([0] * 11, names))[0]
@@ -345,7 +351,7 @@ def test_a_fixed_batch_size_gives_the_same_predictions(batch: int) -> None:
 
 def test_a_size_that_contradicts_the_model_is_refused_before_reading_images() -> None:
     large = replace(
-        lookup(one_hot([0], 2), ("a", "b")), preprocess=replace(PLAIN, size=4)
+        lookup_artifact(one_hot([0], 2), ("a", "b")), preprocess=replace(PLAIN, size=4)
     )
     with pytest.raises(
         InputError,
@@ -355,7 +361,7 @@ def test_a_size_that_contradicts_the_model_is_refused_before_reading_images() ->
 
 
 def test_more_labels_than_outputs_are_refused() -> None:
-    liar = lookup(one_hot([0, 1], 2), ("a", "b", "c"))
+    liar = lookup_artifact(one_hot([0, 1], 2), ("a", "b", "c"))
     del liar.model.graph.output[0].type.tensor_type.shape.dim[1:]
     liar.model.graph.output[0].type.tensor_type.shape.dim.add()
     with pytest.raises(
@@ -367,15 +373,18 @@ def test_more_labels_than_outputs_are_refused() -> None:
 
 def test_compare_refuses_different_images_and_class_orders() -> None:
     names = ("a", "b")
-    long = predictions([lookup(one_hot([0, 1], 2), names)], gray_images([0, 1], names))[
-        0
-    ]
-    short = predictions([lookup(one_hot([0], 2), names)], gray_images([0], names))[0]
+    long = predictions(
+        [lookup_artifact(one_hot([0, 1], 2), names)], gray_images([0, 1], names)
+    )[0]
+    short = predictions(
+        [lookup_artifact(one_hot([0], 2), names)], gray_images([0], names)
+    )[0]
     with pytest.raises(InputError, match="different images"):
         accuracy.compare(long, short)
-    reordered = lookup(one_hot([1, 0], 2), ("b", "a"))
+    reordered = lookup_artifact(one_hot([1, 0], 2), ("b", "a"))
     first, second = predictions(
-        [lookup(one_hot([0, 1], 2), names), reordered], gray_images([0, 1], names)
+        [lookup_artifact(one_hot([0, 1], 2), names), reordered],
+        gray_images([0, 1], names),
     )
     assert first.record().values.top1 == second.record().values.top1 == 100
     with pytest.raises(InputError, match="different orders"):
@@ -383,6 +392,6 @@ def test_compare_refuses_different_images_and_class_orders() -> None:
 
 
 def test_a_model_without_preprocessing_is_refused_with_the_options_to_give() -> None:
-    bare = replace(lookup([[0, 1]], ("a", "b")), preprocess=None)
+    bare = replace(lookup_artifact([[0, 1]], ("a", "b")), preprocess=None)
     with pytest.raises(InputError, match="--size"):
         predictions([bare], gray_images([0], ("a", "b")))

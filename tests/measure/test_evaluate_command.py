@@ -37,7 +37,7 @@ class OwnRun:
 
 
 @pytest.fixture(scope="module")
-def own(trained: Artifact, digits_folder: Path) -> OwnRun:
+def own_run(trained: Artifact, digits_folder: Path) -> OwnRun:
     data = folder.read(digits_folder).held_out()
     session = engine("onnxruntime").open(trained.model, 1)
     read = [
@@ -77,7 +77,7 @@ def npz_folder(
     return path, datalist
 
 
-def with_mistakes(own: OwnRun, count: int) -> npt.NDArray[np.float32]:
+def logits_with_mistakes(own: OwnRun, count: int) -> npt.NDArray[np.float32]:
     """The logits, with another class first in `count` of the correct images."""
     logits = own.logits.copy()
     for image in np.flatnonzero(own.first == own.targets)[:count]:
@@ -88,20 +88,20 @@ def with_mistakes(own: OwnRun, count: int) -> npt.NDArray[np.float32]:
 @pytest.mark.parametrize("form", ["text", "arrays"])
 def test_results_of_a_board_are_compared_with_our_own(
     form: str,
-    own: OwnRun,
+    own_run: OwnRun,
     run: Run,
     model_file: Path,
     digits_folder: Path,
     tmp_path: Path,
 ) -> None:
-    logits = with_mistakes(own, 7)
+    logits = logits_with_mistakes(own_run, 7)
     if form == "text":
         options: list[object] = [
             "--result",
-            result_txt(tmp_path / "result.txt", own, logits),
+            result_txt(tmp_path / "result.txt", own_run, logits),
         ]
     else:
-        out, datalist = npz_folder(tmp_path / "out", own, logits)
+        out, datalist = npz_folder(tmp_path / "out", own_run, logits)
         options = ["--result", out, "--datalist", datalist]
     records = tmp_path / "kept.jsonl"
     ran = run(
@@ -119,7 +119,7 @@ def test_results_of_a_board_are_compared_with_our_own(
     assert ran.code == 0, ran.err
     ours, board = ran.document["runs"]
     paired = ran.document["paired"]
-    right = int((own.first == own.targets).sum())
+    right = int((own_run.first == own_run.targets).sum())
     assert ours["top1"] == pytest.approx(100 * right / 200)
     assert board["top1"] == pytest.approx(100 * (right - 7) / 200)
     assert (
@@ -145,14 +145,14 @@ def test_results_of_a_board_are_compared_with_our_own(
 
 
 def test_results_of_a_board_need_no_model(
-    own: OwnRun, run: Run, digits_folder: Path, tmp_path: Path
+    own_run: OwnRun, run: Run, digits_folder: Path, tmp_path: Path
 ) -> None:
-    text = result_txt(tmp_path / "result.txt", own, own.logits)
+    text = result_txt(tmp_path / "result.txt", own_run, own_run.logits)
     ran = run("evaluate", "--data", digits_folder, "--result", text, "--json")
     assert ran.code == 0, ran.err
     (board,) = ran.document["runs"]
     assert board["top1"] == pytest.approx(
-        100 * float((own.first == own.targets).mean())
+        100 * float((own_run.first == own_run.targets).mean())
     )
     shown = run("evaluate", "--data", digits_folder, "--result", text)
     assert shown.code == 0
@@ -160,11 +160,11 @@ def test_results_of_a_board_need_no_model(
     assert max(map(len, shown.out.splitlines())) <= 80
 
 
-def doubled(text: str) -> str:
+def repeat(text: str) -> str:
     return text + text
 
 
-def cut(text: str) -> str:
+def truncate(text: str) -> str:
     return text[: len(text) * 2 // 3]
 
 
@@ -175,20 +175,20 @@ def foreign(text: str) -> str:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (doubled, "2 times: the tool appends"),
-        (cut, "expected 'PATH|so it is incomplete"),
+        (repeat, "2 times: the tool appends"),
+        (truncate, "expected 'PATH|so it is incomplete"),
         (foreign, "no image of that"),
     ],
 )
 def test_a_damaged_result_is_refused_in_one_sentence_and_nothing_is_appended(
     damage: Callable[[str], str],
     message: str,
-    own: OwnRun,
+    own_run: OwnRun,
     run: Run,
     digits_folder: Path,
     tmp_path: Path,
 ) -> None:
-    text = result_txt(tmp_path / "result.txt", own, own.logits)
+    text = result_txt(tmp_path / "result.txt", own_run, own_run.logits)
     text.write_text(damage(text.read_text()))
     ran = run(
         "evaluate",
@@ -229,13 +229,13 @@ BAD = [
 def test_a_bad_option_is_refused_in_one_sentence(
     options: list[str],
     message: str,
-    own: OwnRun,
+    own_run: OwnRun,
     run: Run,
     digits_folder: Path,
     tmp_path: Path,
 ) -> None:
-    result_txt(tmp_path / "result.txt", own, own.logits)
-    npz_folder(tmp_path / "out", own, own.logits)
+    result_txt(tmp_path / "result.txt", own_run, own_run.logits)
+    npz_folder(tmp_path / "out", own_run, own_run.logits)
     (tmp_path / "short.txt").write_text("/npz/0.npz\n")
     ran = run(
         "evaluate",

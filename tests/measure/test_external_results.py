@@ -193,7 +193,7 @@ def arrays(
 
 
 @pytest.fixture
-def two() -> Dataset:
+def two_images() -> Dataset:
     return Dataset("d", ("a", "b", "c"), ("a/x.jpg", "b/y.jpg"), (0, 1), refuse_to_load)
 
 
@@ -201,7 +201,7 @@ ROWS = [np.array([[0, 2, 1]], np.float32), np.array([[0, 2, 1]], np.float32)]
 
 
 def test_arrays_are_matched_by_name_or_by_the_order_of_the_datalist(
-    two: Dataset, tmp_path: Path
+    two_images: Dataset, tmp_path: Path
 ) -> None:
     listed = tmp_path / "npz.txt"
     listed.write_text("/in/b/y.jpg.npz\n/in/a/x.npz\n")
@@ -209,7 +209,7 @@ def test_arrays_are_matched_by_name_or_by_the_order_of_the_datalist(
         np.array([[0, 2, 1]], np.float32),
         np.array([[3, 2, 1]], np.float16),
     ]
-    results, _ = outputs.read(arrays(tmp_path / "numbered", rows), two, listed)
+    results, _ = outputs.read(arrays(tmp_path / "numbered", rows), two_images, listed)
     assert results.top.tolist() == [[0, 1, 2], [1, 2, 0]]
     assert results.correct.all()
     named = tmp_path / "named"
@@ -217,7 +217,7 @@ def test_arrays_are_matched_by_name_or_by_the_order_of_the_datalist(
     np.savez(named / "x.npz", output_0=rows[1])
     np.savez(named / "y.jpg.npz", output_0=rows[0])
     for datalist in (listed, None):
-        assert outputs.read(named, two, datalist)[0].correct.all()
+        assert outputs.read(named, two_images, datalist)[0].correct.all()
 
 
 def test_file_names_without_leading_zeros_are_refused(tmp_path: Path) -> None:
@@ -243,10 +243,12 @@ def test_file_names_without_leading_zeros_are_refused(tmp_path: Path) -> None:
     )
 
 
-def test_a_datalist_of_another_length_is_refused(two: Dataset, tmp_path: Path) -> None:
+def test_a_datalist_of_another_length_is_refused(
+    two_images: Dataset, tmp_path: Path
+) -> None:
     (tmp_path / "npz.txt").write_text("/in/a/x.npz\n")
     with pytest.raises(InputError, match=r"names 1 images, but .* holds 2 .npz files"):
-        outputs.read(arrays(tmp_path / "out", ROWS), two, tmp_path / "npz.txt")
+        outputs.read(arrays(tmp_path / "out", ROWS), two_images, tmp_path / "npz.txt")
 
 
 def zip_bomb(claimed: int) -> bytes:
@@ -298,13 +300,13 @@ BAD_ARRAYS = [
 
 @pytest.mark.parametrize(("content", "message"), BAD_ARRAYS)
 def test_a_damaged_array_is_refused_in_one_sentence(
-    content: bytes, message: str, two: Dataset, tmp_path: Path
+    content: bytes, message: str, two_images: Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / "npz.txt").write_text("/in/a/x.npz\n/in/b/y.npz\n")
     out = arrays(tmp_path / "out", ROWS)
     (out / "000001.npz").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        outputs.read(out, two, tmp_path / "npz.txt")
+        outputs.read(out, two_images, tmp_path / "npz.txt")
 
 
 # Beside our own run

@@ -45,7 +45,7 @@ def image_indices(path: Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def started(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+def start_command(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
     """A process of the command line; its end is awaited."""
     command = [sys.executable, "-m", "repzoo", *map(str, arguments)]
     with subprocess.Popen(
@@ -59,7 +59,7 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
 
 def kill_at(images: int, journal: Path, *arguments: object) -> None:
     """Start the command and kill it when its journal holds `images` images."""
-    with started(*arguments) as process:
+    with start_command(*arguments) as process:
         while process.poll() is None and (
             not journal.exists() or journal.read_bytes().count(b"\n") - 1 < images
         ):
@@ -193,7 +193,7 @@ def swap_lines(lines: list[bytes]) -> None:
     lines[2], lines[3] = lines[3], lines[2]
 
 
-def set_in(number: int, **values: object) -> Callable[[list[bytes]], None]:
+def set_values(number: int, **values: object) -> Callable[[list[bytes]], None]:
     def change(lines: list[bytes]) -> None:
         lines[number] = json.dumps({**json.loads(lines[number]), **values}).encode()
 
@@ -206,19 +206,19 @@ DAMAGES: list[tuple[Callable[[list[bytes]], object], str]] = [
     (lambda lines: lines.extend(lines[1:9]), "repeats an image"),
     (lambda lines: lines.__setitem__(5, b"{"), "line 6 is damaged"),
     (lambda lines: lines.__setitem__(5, b"[]"), "line 6 is damaged"),
-    (set_in(2, key="x.png"), "line 3 is damaged"),
-    (set_in(2, target=0), "line 3 is damaged"),
-    (set_in(2, top=[[1, -1]]), "line 3 is damaged"),
-    (set_in(2, top=[]), "line 3 is damaged"),
-    (set_in(2, top=[[0] * 6]), "line 3 is damaged"),
-    (set_in(2, i=-20), "line 3 is damaged"),
-    (set_in(2, i=99), "line 3 is damaged"),
+    (set_values(2, key="x.png"), "line 3 is damaged"),
+    (set_values(2, target=0), "line 3 is damaged"),
+    (set_values(2, top=[[1, -1]]), "line 3 is damaged"),
+    (set_values(2, top=[]), "line 3 is damaged"),
+    (set_values(2, top=[[0] * 6]), "line 3 is damaged"),
+    (set_values(2, i=-20), "line 3 is damaged"),
+    (set_values(2, i=99), "line 3 is damaged"),
     (
-        set_in(0, runs=[{"file": "m", "sha256": "1"}]),
+        set_values(0, runs=[{"file": "m", "sha256": "1"}]),
         'belongs to another evaluation: its runs 1: sha256 was "1", now "0"',
     ),
-    (set_in(0, data={"name": "e"}), 'its data name was "e", now "d"'),
-    (set_in(0, chunk=99), "its chunk was 99"),
+    (set_values(0, data={"name": "e"}), 'its data name was "e", now "d"'),
+    (set_values(0, chunk=99), "its chunk was 99"),
     (lambda lines: lines.__setitem__(0, b"{}"), "is not the journal of an evaluation"),
 ]
 
@@ -314,7 +314,7 @@ def test_an_image_that_changes_during_the_evaluation_is_named_and_predictions_ar
     victim = data.keys[-1]
     load = data.load
 
-    def changing(key: str) -> Image.Image:
+    def change_folder(key: str) -> Image.Image:
         if key == data.keys[40]:
             path = tmp_path / "data" / victim
             path.unlink() if change == "vanished" else path.write_bytes(
@@ -328,7 +328,7 @@ def test_an_image_that_changes_during_the_evaluation_is_named_and_predictions_ar
     ):
         accuracy.evaluate(
             runs,
-            replace(data, load=changing),
+            replace(data, load=change_folder),
             ReadReport(),
             journal=tmp_path / "j.jsonl",
         )

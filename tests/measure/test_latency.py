@@ -79,7 +79,9 @@ def case(session: Engine, streams: int = 1, batch: int = 1) -> latency.Case:
 WARM_UP = 1 + client_threads.WARM_UP_CALLS  # the first call is apart
 
 
-def warm(latencies: Iterable[float], warm_up_ms: float = 9.0) -> Iterator[float]:
+def with_warm_up(
+    latencies: Iterable[float], warm_up_ms: float = 9.0
+) -> Iterator[float]:
     """A slow warm-up, which must not be counted, and then `latencies`."""
     yield from [warm_up_ms] * WARM_UP
     yield from latencies
@@ -87,7 +89,7 @@ def warm(latencies: Iterable[float], warm_up_ms: float = 9.0) -> Iterator[float]
 
 def test_percentiles_and_rate_of_known_latencies() -> None:
     hands, known = Hands(), [1.0, 2, 3, 4, 10]
-    timed = case(Timed(hands, warm(cycle(known))))
+    timed = case(Timed(hands, with_warm_up(cycle(known))))
     (record,) = latency.run(
         [timed], seconds=0.095 * 6, rounds=6, clock=hands
     )  # a round: 5 times the 5 calls
@@ -135,7 +137,9 @@ def test_a_call_too_short_to_see_still_has_a_ratio() -> None:
 
 def test_rounds_interleave_and_turn_the_order() -> None:
     hands = Hands()
-    cases = [case(Timed(hands, warm(cycle([5.0]), 0), label)) for label in "abc"]
+    cases = [
+        case(Timed(hands, with_warm_up(cycle([5.0]), 0), label)) for label in "abc"
+    ]
     latency.run(cases, seconds=1e-9, rounds=4, clock=hands)
     assert "".join(hands.calls[3 * WARM_UP :]) == "abc" + "cba" + "abc" + "cba"
 
@@ -145,8 +149,8 @@ def test_a_ratio_is_taken_within_rounds() -> None:
     does not move.
     """
     hands, drift = Hands(), [1.0, 9, 2, 7, 3, 8, 1, 6]
-    slow = case(Timed(hands, warm([3 * factor for factor in drift])))
-    fast = case(Timed(hands, warm([2 * factor for factor in drift])))
+    slow = case(Timed(hands, with_warm_up([3 * factor for factor in drift])))
+    fast = case(Timed(hands, with_warm_up([2 * factor for factor in drift])))
     latency.run([slow, fast], seconds=1e-9, rounds=len(drift), clock=hands)
     values = latency.ratio(slow, fast).values
     assert (values.ratio, values.ratio_low, values.ratio_high) == pytest.approx(
@@ -166,7 +170,7 @@ def test_who_has_lost_a_race_is_left_out_of_its_further_rounds() -> None:
         case(Timed(hands, cycle([9.0]), "s")),
     )
     odd = case(
-        Timed(hands, warm([12.0, 12, *[3.0] * 60], 3.0), "o")
+        Timed(hands, with_warm_up([12.0, 12, *[3.0] * 60], 3.0), "o")
     )  # slower in its first round only
     latency.race(
         [first, slow, odd],
@@ -191,7 +195,7 @@ def test_a_race_whose_others_are_all_out_is_over() -> None:
     assert [len(timed.rounds_us) for timed in cases] == [1, 1, 1]
 
 
-def shuffled(known: npt.NDArray[np.float64], times: int) -> list[float]:
+def shuffle(known: npt.NDArray[np.float64], times: int) -> list[float]:
     """`known` again and again, each time in another order."""
     random = np.random.default_rng(0)
     return [float(value) for _ in range(times) for value in random.permutation(known)]
@@ -217,7 +221,7 @@ def rank(ordered: npt.NDArray[np.float64], q: float) -> float:
 )
 def test_percentiles_of_a_known_distribution(known: npt.NDArray[np.float64]) -> None:
     hands = Hands()
-    timed = case(Timed(hands, warm(shuffled(known, 30))))
+    timed = case(Timed(hands, with_warm_up(shuffle(known, 30))))
     (record,) = latency.run(
         [timed], seconds=24 * float(known.sum()) / 1000 - 0.001, rounds=24, clock=hands
     )
@@ -237,7 +241,7 @@ def test_percentiles_of_a_known_distribution(known: npt.NDArray[np.float64]) -> 
 def test_figures_are_derived_from_the_samples_that_are_kept() -> None:
     hands = Hands()
     (record,) = latency.run(
-        [case(Timed(hands, warm(shuffled(np.linspace(0.02, 3, 300), 40))))],
+        [case(Timed(hands, with_warm_up(shuffle(np.linspace(0.02, 3, 300), 40))))],
         2.0,
         12,
         clock=hands,
@@ -258,7 +262,7 @@ def test_rounds_before_the_steady_state_are_dropped() -> None:
     timed = case(
         Timed(
             hands,
-            warm(
+            with_warm_up(
                 [12.0, 11.8, 11.9, 12, 11.7, 12, 11.9] + [10, 10.01, 9.99, 10.02] * 20
             ),
         )
@@ -272,8 +276,10 @@ def test_rounds_before_the_steady_state_are_dropped() -> None:
 
 def test_the_search_for_a_steady_state_waits_for_every_case() -> None:
     hands = Hands()
-    cold = case(Timed(hands, warm([20.0 - index for index in range(10)] + [10.0] * 60)))
-    still = case(Timed(hands, warm(cycle([10.0]))))
+    cold = case(
+        Timed(hands, with_warm_up([20.0 - index for index in range(10)] + [10.0] * 60))
+    )
+    still = case(Timed(hands, with_warm_up(cycle([10.0]))))
     records = latency.run([still, cold], seconds=1e-9, rounds=12, clock=hands)
     assert {record.values.warm_up_rounds for record in records} == {
         len(cold.rounds_us) and records[0].values.warm_up_rounds
@@ -284,7 +290,7 @@ def test_the_search_for_a_steady_state_waits_for_every_case() -> None:
 
 def test_a_trend_without_end_is_said_and_ends() -> None:
     hands = Hands()
-    timed = case(Timed(hands, warm([1.05**index for index in range(200)])))
+    timed = case(Timed(hands, with_warm_up([1.05**index for index in range(200)])))
     (record,) = latency.run([timed], seconds=1e-9, rounds=12, clock=hands)
     assert record.values.steady is False
     assert (record.values.rounds, record.values.warm_up_rounds) == (12, 13)
@@ -293,7 +299,7 @@ def test_a_trend_without_end_is_said_and_ends() -> None:
 def test_noise_without_a_trend_is_steady() -> None:
     hands, noise = Hands(), np.random.default_rng(3).normal(10, 2, 200)
     (record,) = latency.run(
-        [case(Timed(hands, warm(noise)))], seconds=1e-9, rounds=24, clock=hands
+        [case(Timed(hands, with_warm_up(noise)))], seconds=1e-9, rounds=24, clock=hands
     )
     assert record.values.steady is True
     assert record.values.spread > 0.1
@@ -325,9 +331,9 @@ def test_single_stream_reports_what_loadgen_does() -> None:
     """Of 100 queries LoadGen discards the two slowest and reports the third (its p90 estimate
     at 99 % confidence).
     """
-    hands, known = Hands(), shuffled(np.arange(1.0, 101), 1)
+    hands, known = Hands(), shuffle(np.arange(1.0, 101), 1)
     timed = latency.case(
-        artifact(), Timed(hands, warm(known)), scenario="single-stream"
+        artifact(), Timed(hands, with_warm_up(known)), scenario="single-stream"
     )
     (record,) = latency.run([timed], seconds=1e-9, rounds=100, clock=hands)
     assert record.values.early_stopping == EarlyStopping(percentile=0.90, ms=98.0)

@@ -137,7 +137,7 @@ EXAMPLES: list[Any] = [
 ]
 
 
-def strictly(text: str) -> Any:
+def parse_strictly(text: str) -> Any:
     """Parsed as RFC 8259 has it: no NaN, no Infinity."""
 
     def refuse(name: str) -> None:
@@ -210,7 +210,7 @@ def test_the_records_of_this_repository_are_read_and_written_without_loss(
     }  # of the latency rows of the first version, which no reader asks for
     lines = path.read_text("utf-8").splitlines()
     for row, text in zip(record.read(path), lines, strict=True):
-        before, after = json.loads(text), strictly(record.line(row))
+        before, after = json.loads(text), parse_strictly(record.line(row))
         for name, value in before.pop("values").items():
             if name not in dropped:
                 assert contains(after["values"][renamed.get(name, name)], value), name
@@ -257,7 +257,7 @@ def test_numbers_that_are_not_finite_become_null_and_are_read_as_nan(
 ) -> None:
     path = tmp_path / "r.jsonl"
     record.append(path, [Record({}, latency(p99_ms=math.nan, p99_high_ms=math.inf))])
-    values = strictly(path.read_text())["values"]
+    values = parse_strictly(path.read_text())["values"]
     assert values["p99_ms"] is None
     assert values["p99_high_ms"] is None
     assert math.isnan(record.read(path)[0].values.p99_high_ms)

@@ -47,7 +47,7 @@ def quantize(run: Run, tmp_path: Path) -> Callable[..., Any]:
     Checks that it ends with exit code 2 or 4, one sentence and no file, or with 0 and a file.
     """
 
-    def checked(
+    def quantize_file(
         model: Artifact | Path, *options: object, data: object = "digits"
     ) -> Any:
         source = tmp_path / "in.onnx"
@@ -70,10 +70,10 @@ def quantize(run: Run, tmp_path: Path) -> Callable[..., Any]:
             assert lines[0].startswith("repzoo: ")
         return ran
 
-    return checked
+    return quantize_file
 
 
-def with_weights(**arrays: npt.NDArray[np.floating[Any]]) -> Artifact:
+def artifact_with(**arrays: npt.NDArray[np.floating[Any]]) -> Artifact:
     """The small classifier with other weights."""
     model = onnx.ModelProto()
     model.CopyFrom(small().model)
@@ -114,15 +114,15 @@ def require_agreement(tmp_path: Path, floating: Artifact, least: float = 0.95) -
 def dead_channels() -> Artifact:
     first = weights()["first"].copy()
     first[::3] = 0
-    return with_weights(first=first)
+    return artifact_with(first=first)
 
 
 def constant_activations() -> Artifact:
-    return with_weights(first=np.zeros_like(weights()["first"]))
+    return artifact_with(first=np.zeros_like(weights()["first"]))
 
 
 def all_zero() -> Artifact:
-    return with_weights(
+    return artifact_with(
         **{name: np.zeros_like(value) for name, value in weights().items()}
     )
 
@@ -137,7 +137,7 @@ def wide_then_narrow(factor: float) -> Make:
         values = weights()
         first = values["first"] * np.float32(factor)
         second = values["second"] / np.float32(factor)
-        return with_weights(first=first, second=second)
+        return artifact_with(first=first, second=second)
 
     return make
 
@@ -214,7 +214,7 @@ def test_activations_that_are_not_finite_are_named(
 ) -> None:
     first = weights()["first"].copy()
     first[2, 0, 1, 1] = value
-    ran = quantize(with_weights(first=first))
+    ran = quantize(artifact_with(first=first))
     assert ran.code == 2
     assert "finite" in ran.err
 
@@ -244,7 +244,7 @@ def test_a_quantized_model_is_refused_with_or_without_metadata(
     assert "quanti" in ran.err
 
 
-def without_metadata(folded: bool) -> onnx.ModelProto:
+def plain_model(folded: bool) -> onnx.ModelProto:
     """The small model; unless `folded`, with a BatchNormalization after the first convolution."""
     model = onnx.ModelProto()
     model.CopyFrom(small().model)
@@ -276,14 +276,14 @@ def test_foreign_graphs_are_quantized_whether_folded_or_not(
     quantize: Callable[..., Any], tmp_path: Path, folded: bool
 ) -> None:
     foreign = tmp_path / "foreign.onnx"
-    foreign.write_bytes(without_metadata(folded).SerializeToString())
+    foreign.write_bytes(plain_model(folded).SerializeToString())
     own = small().require_preprocess()
     colors = ("--mean", *own.mean, "--std", *own.std, "--color", "RGB")
     ran = quantize(foreign, *preprocessing(), *colors)
     assert ran.code == 0, ran.err
     operators = {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
     assert "BatchNormalization" not in operators
-    require_agreement(tmp_path, replace(small(), model=without_metadata(folded)))
+    require_agreement(tmp_path, replace(small(), model=plain_model(folded)))
 
 
 # Calibration images

@@ -73,7 +73,7 @@ LATENCY = (
 )
 
 
-def timed(
+def latency_record(
     form: str, streams: int, start: float, engine: Mapping[str, str] = ORT
 ) -> Record[Latency]:
     values = Latency(
@@ -86,7 +86,7 @@ def timed(
     return Record(identity(form), values, engine, samples=samples, host=HOST)
 
 
-def compared(
+def ratio_record(
     form: str, start: float, engine: Mapping[str, str] = ORT
 ) -> Record[LatencyRatio]:
     return Record({"first": identity(form)}, ratio(start), engine)
@@ -101,14 +101,14 @@ def ratio(start: float) -> LatencyRatio:
     )
 
 
-def beside(
+def other_engine_records(
     name: str = "open_vino", forms: Sequence[str] = ("deploy", "int8")
 ) -> list[Record[Any]]:
     """The same files on another engine, which may have refused one of them."""
     engine = {"name": name, "version": "7.8"}
     starts = {"deploy": 211.0, "int8": 231.0}
-    times = [timed(form, 1, starts[form], engine) for form in forms]
-    return [*times, compared("int8", 0.81, engine)] if len(times) == 2 else [*times]
+    times = [latency_record(form, 1, starts[form], engine) for form in forms]
+    return [*times, ratio_record("int8", 0.81, engine)] if len(times) == 2 else [*times]
 
 
 def cost(form: str, start: int) -> Record[Cost]:
@@ -139,7 +139,7 @@ def candidate(placement: str, start: float) -> CandidateSummary:
     )
 
 
-def quantized(placement: str) -> QuantizeSummary:
+def quantize_summary(placement: str) -> QuantizeSummary:
     return QuantizeSummary(
         **numbers(130, *DROP),  # type: ignore[arg-type]
         p_value=0.5,
@@ -184,28 +184,32 @@ def records(name: str = "net.digits", placement: str = "dense") -> list[Record[A
         cost("int8", 300),
         Record(identity("deploy"), fold, host=HOST),
         Record(
-            identity("int8", name), quantized(placement), ORT, quantize_data, host=HOST
+            identity("int8", name),
+            quantize_summary(placement),
+            ORT,
+            quantize_data,
+            host=HOST,
         ),
         accuracy("deploy", 70),
         accuracy("int8", 60),
         Record({}, paired, data={"name": "digits"}, samples={"flips": [{}] * 17}),
-        timed("train", 1, 11),
-        timed("deploy", 1, 31),
-        timed("int8", 1, 51),
-        timed("deploy", 2, 71),
-        timed("int8", 2, 91),
-        compared("int8", 0.51),
-        compared("deploy", 0.61),
+        latency_record("train", 1, 11),
+        latency_record("deploy", 1, 31),
+        latency_record("int8", 1, 51),
+        latency_record("deploy", 2, 71),
+        latency_record("int8", 2, 91),
+        ratio_record("int8", 0.51),
+        ratio_record("deploy", 0.61),
     ]
 
 
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def leaf_values(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from leaves(item, (*path, key))
+            yield from leaf_values(item, (*path, key))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from leaves(item, (*path, index))
+            yield from leaf_values(item, (*path, index))
     else:
         yield path
 
@@ -237,7 +241,7 @@ SHOWN = {
 }
 
 
-def changed(value: Any) -> Any:
+def change(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
@@ -249,7 +253,7 @@ def changed(value: Any) -> Any:
 def test_a_card_shows_every_value_that_it_should_and_no_other(language: str) -> None:
     before = card.render(records(), [])[language]
     for index, row in enumerate(records()):
-        for path in leaves(to_json(row.values)):
+        for path in leaf_values(to_json(row.values)):
             name = ".".join(map(str, path))
             if (
                 path[-1] in ("streams", "threads", "batch", "scenario", "faster")
@@ -260,7 +264,7 @@ def test_a_card_shows_every_value_that_it_should_and_no_other(language: str) -> 
             inner = document
             for key in path[:-1]:
                 inner = inner[key]
-            inner[path[-1]] = changed(inner[path[-1]])
+            inner[path[-1]] = change(inner[path[-1]])
             rows = records()
             rows[index] = dataclasses.replace(
                 row, values=read_result(type(row.values), document)
@@ -360,7 +364,14 @@ def test_only_the_chosen_candidate_is_marked_among_those_of_one_placement() -> N
 
 def test_other_engines_have_a_table_of_their_own_and_leave_the_rest_as_it_is() -> None:
     alone = tables(card.render(records(), [])["card.md"])
-    rows = card.render([*records(), *beside(), *beside("slow", ["deploy"])], [])
+    rows = card.render(
+        [
+            *records(),
+            *other_engine_records(),
+            *other_engine_records("slow", ["deploy"]),
+        ],
+        [],
+    )
     parsed = tables(rows["card.md"])
     assert parsed[:5] + parsed[6:] == alone
     assert parsed[5][1:] == [

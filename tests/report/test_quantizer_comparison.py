@@ -30,14 +30,16 @@ def row(
     return Record({"name": "net"}, values, data={"gate": gate}, host={**HOST, **host})
 
 
-def shown(*records: Record[Any]) -> list[list[str]]:
+def table_rows(*records: Record[Any]) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in table(records, "en")[2:]]
 
 
 def test_the_newest_row_of_each_recipe_stays_beside_older_ones_of_the_same_setting() -> (
     None
 ):
-    rows = shown(row("repzoo", 9.0), row("other", 5.0), row("repzoo", 0.25, load=3.0))
+    rows = table_rows(
+        row("repzoo", 9.0), row("other", 5.0), row("repzoo", 0.25, load=3.0)
+    )
     assert [(cells[1], cells[2]) for cells in rows] == [
         ("repzoo", "+0.25 (-0.75 .. +1.25), n = 100"),
         ("other", "+5.00 (+4.00 .. +6.00), n = 100"),
@@ -51,7 +53,7 @@ def test_the_newest_row_of_each_recipe_stays_beside_older_ones_of_the_same_setti
 def test_rows_of_other_images_or_another_kind_of_host_are_left_out(
     newer: Record[QuantizerComparison],
 ) -> None:
-    assert [cells[1] for cells in shown(row("other", 5.0), newer)] == ["repzoo"]
+    assert [cells[1] for cells in table_rows(row("other", 5.0), newer)] == ["repzoo"]
 
 
 def test_records_of_something_else_make_no_table() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report.test_card import beside
+from tests.report.test_card import other_engine_records
 from tests.report.test_card import (
     records as job_records,
 )  # the Records of one made-up job
@@ -24,10 +24,10 @@ from repzoo.report import card, tables
 PAGE = "before\n<!-- table: one -->\nold\n<!-- end -->\nafter\n"
 
 
-def tied(name: str, job: str) -> list[record.Record[Any]]:
+def tied_records(name: str, job: str) -> list[record.Record[Any]]:
     """One job's Records under another name."""
 
-    def renamed(row: record.Record[Any]) -> record.Record[Any]:
+    def rename(row: record.Record[Any]) -> record.Record[Any]:
         artifact: dict[str, Any] = (
             {**row.artifact, "name": name}
             if "name" in row.artifact
@@ -35,12 +35,13 @@ def tied(name: str, job: str) -> list[record.Record[Any]]:
         )
         return dataclasses.replace(row, job=job, artifact=artifact)
 
-    return [renamed(row) for row in job_records()]
+    return [rename(row) for row in job_records()]
 
 
 def test_a_table_shows_the_newest_job_of_each_model(tmp_path: Path) -> None:
     record.append(
-        tmp_path / "one.jsonl", [*tied("a", "1"), *tied("b|c", "2"), *tied("a", "3")]
+        tmp_path / "one.jsonl",
+        [*tied_records("a", "1"), *tied_records("b|c", "2"), *tied_records("a", "3")],
     )
     document = tables.rendered(PAGE, tmp_path, "en")
     rows = [line for line in document.splitlines() if line.startswith("|")]
@@ -48,14 +49,20 @@ def test_a_table_shows_the_newest_job_of_each_model(tmp_path: Path) -> None:
     assert document.endswith("\nafter\n")
     assert "old" not in document
     assert [row.split(",")[0] for row in rows[2:]] == ["| a", r"| b\|c"]
-    facts = card.summary(tied("a", "3"))
+    facts = card.summary(tied_records("a", "3"))
     assert card.percent(facts.accuracy["int8"].top1) in rows[2]
     assert tables.rendered(document, tmp_path, "en") == document
 
 
 def test_a_row_names_the_engines_where_there_are_several(tmp_path: Path) -> None:
-    others = [replace(row, job="1") for row in [*beside(), *beside("slow", ["int8"])]]
-    record.append(tmp_path / "one.jsonl", [*tied("a", "1"), *others, *tied("b", "2")])
+    others = [
+        replace(row, job="1")
+        for row in [*other_engine_records(), *other_engine_records("slow", ["int8"])]
+    ]
+    record.append(
+        tmp_path / "one.jsonl",
+        [*tied_records("a", "1"), *others, *tied_records("b", "2")],
+    )
     rows = [
         line.split(" | ")
         for line in tables.rendered(PAGE, tmp_path, "en").splitlines()

@@ -96,7 +96,7 @@ def kill_in_epoch(number: int) -> Progress:
     return progress
 
 
-def same(folder: Path, other: Path) -> bool:
+def same_weights(folder: Path, other: Path) -> bool:
     first, second = load_file(folder / state.WEIGHTS), load_file(other / state.WEIGHTS)
     return first.keys() == second.keys() and all(
         torch.equal(first[key], second[key]) for key in first
@@ -112,10 +112,12 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(tmp_path: Path) -> None:
     torch.manual_seed(99)  # another process has another state
     resumed = trainer(broken, module=network(seed=77))
     resumed.run(pictures(9, 100))
-    assert same(straight, broken)
+    assert same_weights(straight, broken)
     assert [line.epoch for line in resumed.log] == [0, 1]
     trainer(tmp_path / "seed", seed=4).run(None)
-    assert not same(straight, tmp_path / "seed")  # so that equal weights mean something
+    assert not same_weights(
+        straight, tmp_path / "seed"
+    )  # so that equal weights mean something
 
 
 def test_a_finished_run_is_not_trained_on(tmp_path: Path) -> None:
@@ -262,10 +264,10 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path: Path) -> None:
 
 
 def test_images_that_no_worker_can_be_sent_are_refused(tmp_path: Path) -> None:
-    def inside(key: str) -> Image.Image:
+    def load_inside(key: str) -> Image.Image:
         return picture(key)
 
-    images = TrainingImages(pictures(24, 0, inside), PREPROCESS)
+    images = TrainingImages(pictures(24, 0, load_inside), PREPROCESS)
     with pytest.raises(
         InputError, match="a function of a module, or train with 0 workers"
     ):

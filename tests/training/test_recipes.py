@@ -259,7 +259,7 @@ def test_a_teacher_teaches(tmp_path: Path) -> None:
     assert "bfloat16" in training.facts()[1]
 
 
-def exported(
+def export_file(
     folder: Path, size: int = 24, labels: tuple[str, ...] = CLASSES
 ) -> tuple[torch.nn.Module, Path]:
     """A teacher as a module and as the artifact that repzoo would have exported."""
@@ -283,7 +283,7 @@ def exported(
 
 def test_a_teacher_in_a_file_says_what_its_module_says(tmp_path: Path) -> None:
     """At its own side, in its own normalization, and the same distance in the loss."""
-    module, path = exported(tmp_path)
+    module, path = export_file(tmp_path)
     settings = SHORT.changed(distill="soft", distill_weight=1.0)
     teacher = models.teacher(str(path), CLASSES, settings)
     assert teacher is not None
@@ -328,6 +328,6 @@ def test_a_teacher_in_a_file_says_what_its_module_says(tmp_path: Path) -> None:
 def test_a_teacher_of_other_classes_is_refused(
     tmp_path: Path, classes: tuple[str, ...], labels: tuple[str, ...], message: str
 ) -> None:
-    _, path = exported(tmp_path, labels=labels)
+    _, path = export_file(tmp_path, labels=labels)
     with pytest.raises(InputError, match=message):
         models.teacher(str(path), classes, SHORT.changed(distill="hard"))

@@ -32,7 +32,7 @@ def fixture(name: str) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def filled(shapes: Mapping[str, Iterable[int]], gain: float) -> State:
+def fill(shapes: Mapping[str, Iterable[int]], gain: float) -> State:
     """The fill rule of the fixtures."""
     return {key: _draw(key, tuple(shape), gain) for key, shape in shapes.items()}
 
@@ -114,7 +114,7 @@ def repvit_name(names: Iterable[str]) -> Callable[[str], str]:
             blocks.append(match[0])
     numbers = {block: index for index, block in enumerate(blocks, 1)}
 
-    def renamed(name: str) -> str:
+    def rename(name: str) -> str:
         if not (match := pattern.match(name)):
             name = name.replace("stem.conv1", "features.0.0").replace(
                 "stem.conv2", "features.0.2"
@@ -139,7 +139,7 @@ def repvit_name(names: Iterable[str]) -> Callable[[str], str]:
             f"features.{numbers[match[0]]}.{rest.replace('se.fc', 'token_mixer.1.fc')}"
         )
 
-    return renamed
+    return rename
 
 
 def mmpretrain_name(name: str) -> str:

@@ -286,7 +286,7 @@ def agrees(exact: int, printed: str, rounding: str) -> bool:
     return any(Decimal(exact).quantize(value, mode) == value for mode in modes)
 
 
-def refuted(row: ModelSpec, figure: Figure) -> set[str]:
+def refuted_figures(row: ModelSpec, figure: Figure) -> set[str]:
     source, size = catalog.sources()[figure.source], figure.size or row.preprocess.size
     problems = set()
     if figure.parameters and not agrees(
@@ -338,14 +338,15 @@ def test_deploy_counts_follow_from_the_papers_tables(name: str) -> None:
 def test_exactly_the_flagged_counts_disagree(name: str) -> None:
     row = catalog.spec(name)
     for figure in row.figures:
-        assert refuted(row, figure) == set(figure.wrong) & {"parameters", "flops"}, (
-            figure
-        )
+        assert refuted_figures(row, figure) == set(figure.wrong) & {
+            "parameters",
+            "flops",
+        }, figure
     if any(figure.wrong for figure in row.figures):
         assert row.notes
 
 
-def moved(printed: str, steps: int) -> str:
+def move_digit(printed: str, steps: int) -> str:
     digits = Decimal(printed.rstrip("KMG"))
     return f"{digits + steps * Decimal((0, (1,), int(digits.as_tuple().exponent)))}{printed.lstrip('0123456789.')}"
 
@@ -360,14 +361,16 @@ def test_two_in_the_last_printed_digit_would_be_noticed(field: str, steps: int) 
         if getattr(item, field) and field not in item.wrong
     ]
     changes: list[dict[str, Any]] = [
-        {field: moved(getattr(item, field), steps)} for _, item in counted
+        {field: move_digit(getattr(item, field), steps)} for _, item in counted
     ]
     changed = [
         (row, dataclasses.replace(item, **change))
         for (row, item), change in zip(counted, changes, strict=True)
     ]
     assert len(changed) > 50
-    assert [item for row, item in changed if field not in refuted(row, item)] == []
+    assert [
+        item for row, item in changed if field not in refuted_figures(row, item)
+    ] == []
 
 
 def test_these_published_figures_are_wrong_and_no_others() -> None:
@@ -443,7 +446,7 @@ def rows_of(text: str) -> list[list[str]]:
     return [row for row in rows if re.search(r"\d", row[-1] + row[1])]
 
 
-def the_figure(name: str, source: str) -> Figure:
+def published_figure(name: str, source: str) -> Figure:
     (figure,) = (
         item
         for item in catalog.spec(name).figures
@@ -462,7 +465,9 @@ def test_the_boards_tables_are_complete(
     rows = rows_of(text)
     assert len(rows) == count
     for model, size, *numbers in rows:
-        figure = the_figure(model.lower().replace("repghost", "repghostnet"), source)
+        figure = published_figure(
+            model.lower().replace("repghost", "repghostnet"), source
+        )
         printed = (
             figure.classes,
             figure.parameters.removesuffix("M"),
@@ -486,7 +491,7 @@ def test_repghosts_own_table_is_complete(seeds: dict[str, str]) -> None:
     rows = rows_of(seeds["RepGhost"])
     assert len(rows) == 8
     for width, parameters, flops, latency, top1, top5, checkpoint, log in rows:
-        figure = the_figure(
+        figure = published_figure(
             f"repghostnet_{round(float(width[:-1]) * 100):03d}", "repghost_official"
         )
         assert [
@@ -505,7 +510,7 @@ def test_vastais_table_is_complete(seeds: dict[str, str]) -> None:
     rows = [row for row in rows_of(seeds["RepVGG"]) if row[0].startswith("RepVGG-")]
     assert len(rows) == 11
     for model, _, top1, top5, flops, parameters, size in rows:
-        figure = the_figure(model.lower().replace("-", "_"), "vastai")
+        figure = published_figure(model.lower().replace("-", "_"), "vastai")
         assert [str(item) for item in (figure.top1, figure.top5, figure.size)] == [
             top1,
             top5,

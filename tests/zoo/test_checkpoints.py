@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 SMALL = "repghostnet_050"
 
 
-def saved(path: Path, content: object, legacy: bool = False) -> Path:
+def save(path: Path, content: object, legacy: bool = False) -> Path:
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     return path
 
@@ -45,7 +45,7 @@ def tensors(state: State) -> OrderedDict[str, torch.Tensor]:
     )
 
 
-def filled(
+def fill(
     model: str,
     rename: Callable[[str], str] = str,
     form: str = "train",
@@ -55,7 +55,7 @@ def filled(
 ) -> State:
     """The model's tensors under a source's names, drawn by those names."""
     own = shapes(model, form, classes, heads)
-    return official.filled({rename(name): shape for name, shape in own.items()}, gain)
+    return official.fill({rename(name): shape for name, shape in own.items()}, gain)
 
 
 def logits(loaded: Loaded, inputs: Array) -> Array:
@@ -63,7 +63,7 @@ def logits(loaded: Loaded, inputs: Array) -> Array:
         return np.asarray(module_of(loaded)(torch.from_numpy(inputs)).numpy())
 
 
-def close(actual: Array, expected: Array) -> None:
+def assert_close(actual: Array, expected: Array) -> None:
     assert float(np.abs(actual - expected).max()) <= 1e-4 * float(
         np.abs(expected).max()
     )
@@ -104,8 +104,8 @@ def test_the_authors_logits(
     tmp_path: Path, name: str, model: str, source: str, legacy: bool
 ) -> None:
     known = official.fixture(name)
-    state = tensors(official.filled(known["tensors"], known["gain"]))
-    path = saved(
+    state = tensors(official.fill(known["tensors"], known["gain"]))
+    path = save(
         tmp_path / "w.pth",
         {known["container"]: state, "epoch": 3} if known["container"] else state,
         legacy,
@@ -113,7 +113,7 @@ def test_the_authors_logits(
     loaded = load(path, model)
     assert loaded.source.endswith(source)
     assert loaded.classes == 1000
-    close(
+    assert_close(
         logits(
             loaded, official.inputs(known["input"]["shape"], known["input"]["seed"])
         ),
@@ -121,7 +121,7 @@ def test_the_authors_logits(
     )
 
 
-def same(loaded: Loaded, expected: State) -> None:
+def assert_same_state(loaded: Loaded, expected: State) -> None:
     assert set(loaded.state) == set(expected)
     for name, value in expected.items():
         np.testing.assert_array_equal(loaded.state[name], value, err_msg=name)
@@ -152,10 +152,10 @@ def test_every_source_and_form_places_each_tensor_once(
 ) -> None:
     if form == "deploy" and model.startswith("fasternet"):
         pytest.skip("FasterNet has no deploy form of its own")
-    expected = official.filled(shapes(model, form, 10, True), 1.0)
+    expected = official.fill(shapes(model, form, 10, True), 1.0)
     renamed = rename or official.repvit_name(shapes(model, form, 10, True))
     assert len({renamed(name) for name in expected}) == len(expected)
-    path = saved(
+    path = save(
         tmp_path / "w.pth",
         {
             "state_dict": tensors(
@@ -166,7 +166,7 @@ def test_every_source_and_form_places_each_tensor_once(
     loaded = load(path, model)
     assert (loaded.form, loaded.classes) == ("train" if "norep" in model else form, 10)
     assert message in loaded.source
-    same(loaded, expected)
+    assert_same_state(loaded, expected)
 
 
 def test_paddles_linear_layers_are_transposed_and_its_counters_start_at_zero(
@@ -176,7 +176,7 @@ def test_paddles_linear_layers_are_transposed_and_its_counters_start_at_zero(
         ("repvgg_a0", official.repvgg_name, "head.fc"),
         ("fasternet_t0", official.fasternet_name, "classifier"),
     ):
-        state = filled(model, rename)
+        state = fill(model, rename)
         path = tmp_path / f"{model}.pdparams"
         path.write_bytes(
             pickle.dumps(
@@ -193,7 +193,7 @@ def test_paddles_linear_layers_are_transposed_and_its_counters_start_at_zero(
             loaded.state[f"{head}.weight"], state[rename(f"{head}.weight")]
         )
         assert any("counters of batches" in remark for remark in loaded.remarks)
-        same(loaded, {name: state[rename(name)] for name in loaded.state})
+        assert_same_state(loaded, {name: state[rename(name)] for name in loaded.state})
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
@@ -207,7 +207,7 @@ def test_paddles_pairs_of_name_and_array_are_read(
         def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
             return tuple, (("conv2d_0.w_0", self.value),)
 
-    state = official.paddle(filled("fasternet_t0", official.fasternet_name))
+    state = official.paddle(fill("fasternet_t0", official.fasternet_name))
     path = tmp_path / "w.pdparams"
     path.write_bytes(
         pickle.dumps({key: Pair(value) for key, value in state.items()}, protocol)
@@ -222,7 +222,7 @@ def test_paddles_merged_repvgg_keeps_its_se_blocks(tmp_path: Path) -> None:
     """PaddleClas saves merged convolutions beside the branches and runs them without SE; here
     branches and SE are loaded.
     """
-    state = official.paddle(filled("repvgg_a0", official.repvgg_name))
+    state = official.paddle(fill("repvgg_a0", official.repvgg_name))
     merged = {
         key.replace("rbr_dense.conv", "rbr_reparam"): value
         for key, value in state.items()
@@ -239,7 +239,7 @@ def test_paddles_merged_repvgg_keeps_its_se_blocks(tmp_path: Path) -> None:
 
 
 def test_paddles_bfloat16_and_split_tensors_are_refused_by_name(tmp_path: Path) -> None:
-    state = official.paddle(filled("fasternet_t0", official.fasternet_name))
+    state = official.paddle(fill("fasternet_t0", official.fasternet_name))
     path, key = tmp_path / "w.pdparams", "avgpool_pre_head.1.weight"
     path.write_bytes(pickle.dumps({**state, key: state[key].astype(np.uint16)}, 4))
     with pytest.raises(
@@ -280,9 +280,9 @@ def test_repvit_with_one_head_and_fused(tmp_path: Path) -> None:
         (True, "deploy", "head.weight"),
     ):
         own = shapes("repvit_m0_6", form, 10, heads)
-        state = filled("repvit_m0_6", official.repvit_name(own), form, heads=heads)
+        state = fill("repvit_m0_6", official.repvit_name(own), form, heads=heads)
         loaded = load(
-            saved(tmp_path / "w.pth", {"model": tensors(state)}), "repvit_m0_6"
+            save(tmp_path / "w.pth", {"model": tensors(state)}), "repvit_m0_6"
         )
         assert (loaded.two_heads, loaded.form, last in loaded.state) == (
             heads and form == "train",
@@ -295,8 +295,8 @@ def test_repvit_with_one_head_and_fused(tmp_path: Path) -> None:
 def test_legacy_repvit_is_told_from_its_successor(tmp_path: Path) -> None:
     """M1 has M0.9's widths and depths, but a BatchNorm in each 1x1 branch."""
     own = shapes("repvit_m1", "train", 10, True)
-    path = saved(
-        tmp_path / "w.pth", tensors(filled("repvit_m1", official.repvit_name(own)))
+    path = save(
+        tmp_path / "w.pth", tensors(fill("repvit_m1", official.repvit_name(own)))
     )
     with pytest.raises(
         InputError, match=r"does not fit repvit_m0_9: it lacks .*; it fits repvit_m1$"
@@ -321,9 +321,9 @@ def test_only_the_two_smallest_fasternets_have_gelu() -> None:
 def test_averaged_weights_are_taken_where_the_source_prefers_them(
     tmp_path: Path,
 ) -> None:
-    plain, mean = filled(SMALL), filled(SMALL, gain=0.5)
+    plain, mean = fill(SMALL), fill(SMALL, gain=0.5)
     wrapped = {f"module.{key}": value for key, value in tensors(mean).items()}
-    path = saved(
+    path = save(
         tmp_path / "w.pth",
         {
             "state_dict": tensors(plain),
@@ -331,16 +331,16 @@ def test_averaged_weights_are_taken_where_the_source_prefers_them(
             "args": argparse.Namespace(lr=0.6),
         },
     )
-    same(load(path, SMALL), mean)
+    assert_same_state(load(path, SMALL), mean)
     assert (
         "of 'state_dict', 'state_dict_ema' the table 'state_dict_ema' was taken"
         in load(path, SMALL).remarks
     )
-    same(load(path, SMALL, CheckpointOptions(ema=False)), plain)
+    assert_same_state(load(path, SMALL, CheckpointOptions(ema=False)), plain)
 
 
 def test_a_training_checkpoint_with_its_optimizer_is_read(tmp_path: Path) -> None:
-    expected = filled("fasternet_t0")
+    expected = fill("fasternet_t0")
     module = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(module.parameters())
     module(torch.ones(1, 2)).sum().backward()
@@ -357,12 +357,12 @@ def test_a_training_checkpoint_with_its_optimizer_is_read(tmp_path: Path) -> Non
         "scaler": {"scale": 65536.0, "_growth_tracker": 3},
         "epoch": 299,
     }
-    same(load(saved(tmp_path / "w.pth", content), "fasternet_t0"), expected)
+    assert_same_state(load(save(tmp_path / "w.pth", content), "fasternet_t0"), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_floats_become_float32_and_it_is_said(tmp_path: Path, dtype: str) -> None:
-    state = filled(SMALL)
+    state = fill(SMALL)
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     half = {
         key: torch.from_numpy(np.array(value)).to(getattr(torch, dtype))
@@ -370,9 +370,9 @@ def test_other_floats_become_float32_and_it_is_said(tmp_path: Path, dtype: str) 
         else torch.tensor(0)
         for key, value in state.items()
     }
-    loaded = load(saved(tmp_path / "w.pth", half), SMALL)
+    loaded = load(save(tmp_path / "w.pth", half), SMALL)
     assert f"weights of type {dtype} became float32" in loaded.remarks
-    same(
+    assert_same_state(
         loaded,
         {
             key: value.astype(kind).astype(np.float32) if value.ndim else value
@@ -383,31 +383,31 @@ def test_other_floats_become_float32_and_it_is_said(tmp_path: Path, dtype: str) 
         from safetensors.torch import save_file as save_torch
 
         save_torch(half, tmp_path / "w.safetensors")
-        same(load(tmp_path / "w.safetensors", SMALL), dict(loaded.state))
+        assert_same_state(load(tmp_path / "w.safetensors", SMALL), dict(loaded.state))
 
 
 @pytest.fixture(scope="module")
 def ghost(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of ten classes of the smallest RepGhost."""
-    return saved(
+    return save(
         tmp_path_factory.mktemp("ghost") / "ghost.pth",
-        {"state_dict": tensors(filled(SMALL))},
+        {"state_dict": tensors(fill(SMALL))},
     )
 
 
-def edited(path: Path, edit: Callable[[State], None]) -> Path:
-    state = filled(SMALL)
+def edit_file(path: Path, edit: Callable[[State], None]) -> Path:
+    state = fill(SMALL)
     edit(state)
-    return saved(path, tensors(state))
+    return save(path, tensors(state))
 
 
 def test_what_is_missing_too_much_or_of_another_shape_is_named(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     with pytest.raises(InputError, match=r"lacks 1 tensors, such as 'conv_head\.bias'"):
-        load(edited(path, lambda state: state.__delitem__("conv_head.bias")), SMALL)
+        load(edit_file(path, lambda state: state.__delitem__("conv_head.bias")), SMALL)
     with pytest.raises(InputError, match=r"adds 1 tensors, such as 'extra\.weight'"):
         load(
-            edited(
+            edit_file(
                 path,
                 lambda state: state.update({"extra.weight": np.zeros(2, np.float32)}),
             ),
@@ -418,7 +418,7 @@ def test_what_is_missing_too_much_or_of_another_shape_is_named(tmp_path: Path) -
         match=r"has 1 of other shapes, such as 'bn1\.bias', \(3,\) where \(8,\) is expected",
     ):
         load(
-            edited(
+            edit_file(
                 path, lambda state: state.update({"bn1.bias": np.zeros(3, np.float32)})
             ),
             SMALL,
@@ -427,7 +427,7 @@ def test_what_is_missing_too_much_or_of_another_shape_is_named(tmp_path: Path) -
         InputError, match=r"'bn1\.bias' holds values that are not finite"
     ):
         load(
-            edited(
+            edit_file(
                 path,
                 lambda state: state.update(
                     {"bn1.bias": np.full(8, np.nan, np.float32)}
@@ -437,7 +437,7 @@ def test_what_is_missing_too_much_or_of_another_shape_is_named(tmp_path: Path) -
         )
     with pytest.raises(InputError, match=r"'bn1\.bias' has elements of type int64"):
         load(
-            edited(
+            edit_file(
                 path, lambda state: state.update({"bn1.bias": np.zeros(8, np.int64)})
             ),
             SMALL,
@@ -457,7 +457,7 @@ def test_the_wrong_model_is_told_which_one_fits(ghost: Path, tmp_path: Path) -> 
         load(ghost, "repvgg_a0")
     with pytest.raises(InputError, match=r"adds .*fusion_bn.*it fits repghostnet_050 "):
         load(ghost, "repghostnet_050_norep")
-    other = saved(
+    other = save(
         tmp_path / "o.pth", {"a.weight": torch.zeros(2), "b.weight": torch.zeros(2)}
     )
     with pytest.raises(
@@ -504,10 +504,10 @@ def test_another_class_count_needs_to_be_asked_for(ghost: Path) -> None:
 
 
 def test_keys_that_meet_under_one_name_are_refused(tmp_path: Path) -> None:
-    state = filled("repvgg_a0", official.repvgg_name)
+    state = fill("repvgg_a0", official.repvgg_name)
     state["stem.conv_kxk.conv.weight"] = state["stage0.rbr_dense.conv.weight"]
     with pytest.raises(InputError, match=r"gives stem\.conv_kxk\.conv\.weight twice"):
-        load(saved(tmp_path / "w.pth", tensors(state)), "repvgg_a0")
+        load(save(tmp_path / "w.pth", tensors(state)), "repvgg_a0")
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.95, 0.9999])
@@ -515,8 +515,8 @@ def test_keys_that_meet_under_one_name_are_refused(tmp_path: Path) -> None:
 def test_a_half_downloaded_file_is_refused(
     tmp_path: Path, name: str, share: float
 ) -> None:
-    state, path = filled(SMALL), tmp_path / name
-    save_file(state, path) if name.endswith("safetensors") else saved(
+    state, path = fill(SMALL), tmp_path / name
+    save_file(state, path) if name.endswith("safetensors") else save(
         path, tensors(state), name.startswith("legacy")
     )
     data = path.read_bytes()
@@ -543,7 +543,7 @@ def test_convert_and_export_from_the_command_line(
     out = tmp_path / "w.safetensors"
     ran = run("convert", ghost, "--model", SMALL, "-o", out, "--json")
     assert (ran.code, ran.document["classes"], ran.document["form"]) == (0, 10, "train")
-    same(load(ghost, SMALL), load_file(out))
+    assert_same_state(load(ghost, SMALL), load_file(out))
     with safe_open(out, "numpy") as file:
         assert file.metadata()["model"] == SMALL
     for weights in (ghost, out):
@@ -610,7 +610,7 @@ def test_timms_own_file_exported_answers_as_timms_module(
         (tmp_path / "m.onnx").read_bytes(), providers=["CPUExecutionProvider"]
     )
     with torch.inference_mode():
-        close(
+        assert_close(
             session.run(None, {session.get_inputs()[0].name: inputs})[0],
             module(torch.from_numpy(inputs)).numpy(),
         )

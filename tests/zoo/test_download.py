@@ -104,7 +104,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     thread.join()
 
 
-def left(folder: Path) -> list[str]:
+def remaining_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
@@ -122,7 +122,7 @@ def test_a_file_by_address_with_its_hash(
         "the given hash",
     )
     assert (out / "w.pth").read_bytes() == CONTENT
-    assert left(out) == ["w.pth"]
+    assert remaining_files(out) == ["w.pth"]
     again = run("download", server.url(), "--sha256", SHA256, "-o", out, "--json")
     assert again.document["files"][0]["status"] == "present"
     assert len(server.ranges) == 1
@@ -155,10 +155,10 @@ def test_a_transfer_that_broke_off_goes_on_in_the_next_run(
         InputError, match=r"broke off 4 times .* the same command continues from there"
     ):
         fetch(row, tmp_path)
-    assert left(tmp_path) == ["w.pth.part", "w.pth.part.json"]
+    assert remaining_files(tmp_path) == ["w.pth.part", "w.pth.part.json"]
     assert fetch(row, tmp_path).status == "resumed"
     assert server.ranges[-1] == "bytes=400000-"
-    assert left(tmp_path) == ["w.pth"]
+    assert remaining_files(tmp_path) == ["w.pth"]
 
 
 def test_another_file_at_the_address_is_fetched_from_its_start(
@@ -188,7 +188,7 @@ def test_a_part_without_its_facts_is_not_trusted(
 
 def test_a_wrong_hash_keeps_nothing(server: Server, run: Run, tmp_path: Path) -> None:
     ran = run("download", server.url(), "--sha256", "0" * 64, "-o", tmp_path / "out")
-    assert (ran.code, left(tmp_path / "out")) == (2, [])
+    assert (ran.code, remaining_files(tmp_path / "out")) == (2, [])
     assert "is not what was published" in ran.err
     (tmp_path / "w.pth").write_bytes(b"other")
     with pytest.raises(InputError, match=r"is there but its SHA-256 is .*remove it"):
@@ -208,7 +208,7 @@ def test_redirects(server: Server, tmp_path: Path) -> None:
             fetch(matching(server.url(name))[0], tmp_path)
     with pytest.raises(InputError, match="answered 302"):
         fetch(matching(server.url("loop.pth"))[0], tmp_path)
-    assert left(tmp_path) == ["a.pth"]
+    assert remaining_files(tmp_path) == ["a.pth"]
 
 
 def test_answers_that_are_no_file_of_bounded_length(
@@ -226,7 +226,7 @@ def test_answers_that_are_no_file_of_bounded_length(
     monkeypatch.setattr(download, "MAX_BYTES", 1000)
     with pytest.raises(InputError, match="at most 1,000 are fetched"):
         fetch(matching(server.url())[0], tmp_path)
-    assert left(tmp_path) == []
+    assert remaining_files(tmp_path) == []
 
 
 def test_the_hub_by_name_with_the_hash_that_it_states(

@@ -59,7 +59,7 @@ def test_the_authors_code_computed_the_same_logits(
     )
     own = shapes(known["model"], form, 1000, not tag.endswith(".one_head"))
     rename = naming(tag, own)
-    state = official.filled(
+    state = official.fill(
         {rename(name): shape for name, shape in own.items()}, known["gain"]
     )
     path = tmp_path / "w.pth"

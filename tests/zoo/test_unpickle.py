@@ -108,7 +108,7 @@ def test_what_costs_or_lies_is_refused_cheaply(tmp_path: Path, name: str) -> Non
 
 def test_endless_steps_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("repzoo.zoo.unpickle.MAX_STEPS", 1000)
-    data = hostile.whole(b"N0" * 600 + b"N")
+    data = hostile.whole_pickle(b"N0" * 600 + b"N")
     with pytest.raises(Refused, match="more than 1,000 steps"):
         unpickle(BytesIO(data), len(data))
 
@@ -137,7 +137,7 @@ def test_other_files_are_told_what_they_are(
         read(tmp_path / name)
 
 
-def back(value: Any, protocol: int) -> Any:
+def round_trip(value: Any, protocol: int) -> Any:
     data = pickle.dumps(value, protocol)
     return unpickle(BytesIO(data), len(data))
 
@@ -150,10 +150,10 @@ def test_data_comes_back_as_it_was(protocol: int) -> None:
         3: {},
         "c": [],
     }
-    assert back(value, protocol) == value
-    assert back(OrderedDict(a=1, b=OrderedDict()), protocol) == {"a": 1, "b": {}}
-    assert back(Counter("aab"), protocol) == {"a": 2, "b": 1}
-    assert back(defaultdict(list, {"a": [1]}), protocol) == {"a": [1]}
+    assert round_trip(value, protocol) == value
+    assert round_trip(OrderedDict(a=1, b=OrderedDict()), protocol) == {"a": 1, "b": {}}
+    assert round_trip(Counter("aab"), protocol) == {"a": 2, "b": 1}
+    assert round_trip(defaultdict(list, {"a": [1]}), protocol) == {"a": [1]}
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -163,7 +163,7 @@ def test_arrays_come_back_to_the_bit(protocol: int, dtype: str) -> None:
     for shape in ((), (0,), (3,), (2, 3, 4)):
         for order in ("C", "F"):
             array = np.array(random.integers(0, 2, shape), dtype, order=order)
-            restored = back({"w": array}, protocol)["w"]
+            restored = round_trip({"w": array}, protocol)["w"]
             assert isinstance(restored, Array)
             assert restored.value is not None
             assert restored.value.dtype == array.dtype
@@ -172,7 +172,7 @@ def test_arrays_come_back_to_the_bit(protocol: int, dtype: str) -> None:
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_numbers_of_numpy_become_pythons(protocol: int) -> None:
-    assert back({"best": np.float64(71.5), "epoch": np.int64(3)}, protocol) == {
+    assert round_trip({"best": np.float64(71.5), "epoch": np.int64(3)}, protocol) == {
         "best": 71.5,
         "epoch": 3,
     }
@@ -184,9 +184,9 @@ def test_settings_of_training_are_left_empty() -> None:
         Path("runs/x"),
         {1, 2},
     ):
-        restored = back({"args": value}, 4)["args"]
+        restored = round_trip({"args": value}, 4)["args"]
         assert restored == [1, 2] or isinstance(restored, Opaque)
-    assert back({"args": argparse.Namespace(lr=0.1)}, 2)["args"] == Opaque(
+    assert round_trip({"args": argparse.Namespace(lr=0.1)}, 2)["args"] == Opaque(
         "argparse.Namespace"
     )
 
@@ -202,7 +202,7 @@ def test_a_name_that_only_resembles_an_allowed_one_is_refused() -> None:
     for module, name in (("numpy.core", "multiarray._reconstruct"), ("torch", "_utils._rebuild_tensor_v2"), ("builtins", "tuple.__new__"),
                          ("torch", "load"), ("torch", "os"), ("torch", "FloatStorage.from_file"), ("argparse", "FileType"),
                          ("omegaconf", "os.system"), ("numpy", "load"), ("collections", "namedtuple")):  # fmt: skip
-        data = hostile.whole(hostile.text(module) + hostile.text(name) + b"\x93")
+        data = hostile.whole_pickle(hostile.text(module) + hostile.text(name) + b"\x93")
         with pytest.raises(Refused, match=r"no data|storage of type"):
             unpickle(BytesIO(data), len(data))
 

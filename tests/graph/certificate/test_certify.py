@@ -85,7 +85,7 @@ def before(graph: Graph) -> Artifact:
 
 
 @pytest.fixture
-def certified(execute: Execute) -> Callable[..., Certificate]:
+def certify_fold(execute: Execute) -> Callable[..., Certificate]:
     """`certified(before, folded model or None, images=..., seed=...)`: the certificate."""
 
     def run(
@@ -105,9 +105,9 @@ def certified(execute: Execute) -> Callable[..., Certificate]:
 
 
 def test_certificate_of_a_correct_fold_states_errors_costs_and_proofs(
-    before: Artifact, certified: Callable[..., Certificate]
+    before: Artifact, certify_fold: Callable[..., Certificate]
 ) -> None:
-    certificate = certified(before)
+    certificate = certify_fold(before)
     assert certificate.equal
     assert certificate.proven == len(certificate.folds) == 4
     assert 0 < certificate.proof_ratio <= 1
@@ -246,16 +246,18 @@ def test_wrong_algebra_is_caught(
     name: str,
     mutant: Any,
     before: Artifact,
-    certified: Callable[..., Certificate],
+    certify_fold: Callable[..., Certificate],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(algebra, name, mutant)
     with pytest.raises(CertificateError):
-        certified(before)
+        certify_fold(before)
 
 
 def test_an_identity_branch_that_counts_twice_is_caught(
-    graph: Graph, certified: Callable[..., Certificate], monkeypatch: pytest.MonkeyPatch
+    graph: Graph,
+    certify_fold: Callable[..., Certificate],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     body = (
         "a = Conv<pads = [1, 1, 1, 1]>(data, w)\n"
@@ -266,17 +268,17 @@ def test_an_identity_branch_that_counts_twice_is_caught(
     before = Artifact(
         graph(body, {"w": (4, 4, 3, 3)}, "N, 4, 8, 9", "N, C"), "residual"
     )
-    assert certified(before).proven == 1
+    assert certify_fold(before).proven == 1
     monkeypatch.setattr(algebra, "identity", identity_doubled)
     with pytest.raises(CertificateError, match="differs from what it replaces"):
-        certified(before)
+        certify_fold(before)
 
 
 @pytest.mark.parametrize("variance", [1e-6, 1e-2, 1.0])
 def test_a_forgotten_epsilon_is_caught_at_any_usual_variance(
     variance: float,
     graph: Graph,
-    certified: Callable[..., Certificate],
+    certify_fold: Callable[..., Certificate],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At variance 1 the error is 5e-6 of the weight: only the proof of the node finds it."""
@@ -287,10 +289,10 @@ def test_a_forgotten_epsilon_is_caught_at_any_usual_variance(
     before = Artifact(
         graph(BODY, weights, "N, 4, 16, 17", "N, 5"), "subject", Preprocess(size=16)
     )
-    assert certified(before).equal
+    assert certify_fold(before).equal
     monkeypatch.setattr(algebra, "from_batchnorm", epsilon_forgotten)
     with pytest.raises(CertificateError, match="differs from what it replaces"):
-        certified(before)
+        certify_fold(before)
 
 
 HOSTILE: dict[str, dict[str, Callable[[Array], Array]]] = {
@@ -322,18 +324,18 @@ def with_hostile_statistics(artifact: Artifact, kind: str) -> Artifact:
 def test_hostile_batchnorm_statistics_are_certified_and_wrong_algebra_on_them_is_not(
     kind: str,
     before: Artifact,
-    certified: Callable[..., Certificate],
+    certify_fold: Callable[..., Certificate],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hostile = with_hostile_statistics(before, kind)
-    certificate = certified(hostile)
+    certificate = certify_fold(hostile)
     assert certificate.equal
     assert certificate.proof_ratio <= 1
     for name, mutant in ALGEBRA_MUTANTS:
         with monkeypatch.context() as patched:
             patched.setattr(algebra, name, mutant)
             with pytest.raises(CertificateError):
-                certified(hostile)
+                certify_fold(hostile)
 
 
 # --- wrong graphs ---------------------------------------------------------------------------------
@@ -408,7 +410,7 @@ def activation_changed(model: onnx.ModelProto) -> None:
     )
 
 
-def rewired(model: onnx.ModelProto) -> None:
+def relu_bypassed(model: onnx.ModelProto) -> None:
     """The second convolution reads before the ReLU."""
     first, second = nodes(model, "Conv")[:2]
     second.input[0] = first.output[0]
@@ -433,21 +435,21 @@ GRAPH_MUTANTS = [
     channels_permuted,
     activation_lost,
     activation_changed,
-    rewired,
+    relu_bypassed,
     nan_weight,
 ]
 
 
 @pytest.mark.parametrize("mutant", GRAPH_MUTANTS)
 def test_a_change_of_the_folded_graph_is_caught(
-    mutant: Mutant, before: Artifact, certified: Callable[..., Certificate]
+    mutant: Mutant, before: Artifact, certify_fold: Callable[..., Certificate]
 ) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(fold.fold(before.model).model)
     mutant(model)
     onnx.checker.check_model(model)
     with pytest.raises(CertificateError):
-        certified(before, model)
+        certify_fold(before, model)
 
 
 @pytest.mark.parametrize(
@@ -458,25 +460,25 @@ def test_a_change_of_the_folded_graph_is_caught(
         bias_dropped,
         channels_permuted,
         activation_lost,
-        rewired,
+        relu_bypassed,
     ],
 )
 def test_comparing_the_outputs_alone_catches_wrong_graphs(
     mutant: Mutant,
     before: Artifact,
-    certified: Callable[..., Certificate],
+    certify_fold: Callable[..., Certificate],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The second line of defense on its own: the outputs, against the jittered training form."""
     monkeypatch.setattr(certify, "prove", lambda *_: ())
     model = onnx.ModelProto()
     model.CopyFrom(fold.fold(before.model).model)
-    assert certified(before, model).equal
+    assert certify_fold(before, model).equal
     mutant(model)
     with pytest.raises(
         CertificateError, match=r"not proven equal, so it is not written. NOT EQUAL"
     ):
-        certified(before, model)
+        certify_fold(before, model)
 
 
 # --- unusual inputs -------------------------------------------------------------------------------
@@ -490,7 +492,7 @@ def test_comparing_the_outputs_alone_catches_wrong_graphs(
     ],
 )
 def test_weights_that_are_not_finite_are_refused(
-    name: str, value: float, before: Artifact, certified: Callable[..., Certificate]
+    name: str, value: float, before: Artifact, certify_fold: Callable[..., Certificate]
 ) -> None:
     def by(values: Array) -> Array:
         values.flat[0] = value
@@ -498,38 +500,38 @@ def test_weights_that_are_not_finite_are_refused(
 
     change(before.model, name, by)
     with pytest.raises(CertificateError):
-        certified(before)
+        certify_fold(before)
 
 
 def test_a_network_with_zero_outputs_is_certified(
-    before: Artifact, certified: Callable[..., Certificate]
+    before: Artifact, certify_fold: Callable[..., Certificate]
 ) -> None:
     """Zero-initialized heads exist; no division by their magnitude."""
     for name in ("wh", "bh"):
         change(before.model, name, np.zeros_like)
-    certificate = certified(before)
+    certificate = certify_fold(before)
     assert certificate.equal
     assert certificate.comparison.max_rel_error == 0
 
 
 def test_a_fixed_batch_size_is_certified_in_batches_of_that_size(
-    graph: Graph, certified: Callable[..., Certificate]
+    graph: Graph, certify_fold: Callable[..., Certificate]
 ) -> None:
     before = Artifact(
         graph(BODY, WEIGHTS, "2, 4, 16, 17", "2, 5"), "fixed", Preprocess(size=16)
     )
     real = np.random.default_rng(3).standard_normal((5, 4, 16, 17)).astype(np.float32)
-    assert certified(before).comparison.inputs == 4
-    assert certified(before, images=real).comparison.inputs == 4 + 5, (
+    assert certify_fold(before).comparison.inputs == 4
+    assert certify_fold(before, images=real).comparison.inputs == 4 + 5, (
         "the last batch is filled up"
     )
 
 
 def test_real_images_are_counted_and_compared(
-    before: Artifact, certified: Callable[..., Certificate]
+    before: Artifact, certify_fold: Callable[..., Certificate]
 ) -> None:
     real = np.random.default_rng(3).standard_normal((5, 4, 16, 17)).astype(np.float32)
-    assert certified(before, images=real).comparison.inputs == 13
+    assert certify_fold(before, images=real).comparison.inputs == 13
 
 
 def with_constant_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -546,10 +548,10 @@ def with_constant_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def test_weights_in_constant_nodes_are_jittered(
-    before: Artifact, certified: Callable[..., Certificate]
+    before: Artifact, certify_fold: Callable[..., Certificate]
 ) -> None:
-    certificate = certified(replace(before, model=with_constant_nodes(before.model)))
-    assert certificate.comparison.bound == certified(before).comparison.bound
+    certificate = certify_fold(replace(before, model=with_constant_nodes(before.model)))
+    assert certificate.comparison.bound == certify_fold(before).comparison.bound
     assert certificate.proven == 4
 
 
@@ -609,38 +611,38 @@ def as_halves(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def test_float16_is_certified_against_float16_rounding(
     before: Artifact,
-    certified: Callable[..., Certificate],
+    certify_fold: Callable[..., Certificate],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     half = replace(before, model=as_halves(before.model))
-    certificate = certified(half)
+    certificate = certify_fold(half)
     assert certificate.proven == 4
-    assert certificate.comparison.bound > 100 * certified(before).comparison.bound
+    assert certificate.comparison.bound > 100 * certify_fold(before).comparison.bound
     monkeypatch.setattr(algebra, "from_batchnorm", mean_ignored)
     with pytest.raises(CertificateError):
-        certified(half)
+        certify_fold(half)
 
 
 def test_open_sides_are_certified_at_the_size_of_the_images(
-    graph: Graph, certified: Callable[..., Certificate]
+    graph: Graph, certify_fold: Callable[..., Certificate]
 ) -> None:
     before = Artifact(graph(BODY, WEIGHTS, "N, 4, H, W", "N, 5"), "open", None)
     real = np.random.default_rng(3).standard_normal((5, 4, 20, 24)).astype(np.float32)
-    assert certified(before, images=real).comparison.inputs == 4 + 4 + 5
+    assert certify_fold(before, images=real).comparison.inputs == 4 + 4 + 5
 
 
 def test_images_of_another_size_are_bad_input(
-    before: Artifact, certified: Callable[..., Certificate]
+    before: Artifact, certify_fold: Callable[..., Certificate]
 ) -> None:
     with pytest.raises(
         InputError, match=r"the images are \[4, 8, 8\], but subject takes \[4, 16, 17\]"
     ):
-        certified(before, images=np.zeros((1, 4, 8, 8), np.float32))
+        certify_fold(before, images=np.zeros((1, 4, 8, 8), np.float32))
 
 
 def test_a_model_beyond_one_file_is_refused_in_a_sentence(
     before: Artifact,
-    certified: Callable[..., Certificate],
+    certify_fold: Callable[..., Certificate],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(certify, "MAX_MODEL_BYTES", 100)
@@ -648,7 +650,7 @@ def test_a_model_beyond_one_file_is_refused_in_a_sentence(
         InputError,
         match=r"subject folds to [\d,]+ bytes of weights; one ONNX file holds at most 100",
     ):
-        certified(before)
+        certify_fold(before)
 
 
 @pytest.mark.parametrize("held", ["initializers", "Constant nodes"])
@@ -670,22 +672,22 @@ def test_the_pieces_of_a_model_compute_what_the_model_computes(
 
 def test_a_fold_can_be_certified_piece_by_piece(
     before: Artifact,
-    certified: Callable[..., Certificate],
+    certify_fold: Callable[..., Certificate],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = certified(before)
+    whole = certify_fold(before)
     monkeypatch.setattr(
         whole_graph,
         "split_model",
         lambda model, **more: split_model(model, 600, **more),
     )
-    assert certified(before).comparison == whole.comparison
+    assert certify_fold(before).comparison == whole.comparison
     model = onnx.ModelProto()
     model.CopyFrom(fold.fold(before.model).model)
     channels_permuted(model)
     monkeypatch.setattr(certify, "prove", lambda *_: ())
     with pytest.raises(CertificateError, match="NOT EQUAL"):
-        certified(before, model)
+        certify_fold(before, model)
 
 
 def test_the_hash_covers_the_graph_but_not_its_metadata(before: Artifact) -> None:

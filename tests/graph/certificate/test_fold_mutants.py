@@ -109,7 +109,7 @@ def before(graph: Graph) -> Artifact:
 
 
 @pytest.fixture
-def certified(execute: Execute) -> Callable[[Artifact], certify.Certificate]:
+def certify_fold(execute: Execute) -> Callable[[Artifact], certify.Certificate]:
     def run(before: Artifact) -> certify.Certificate:
         return certify.certify(
             before,
@@ -122,9 +122,9 @@ def certified(execute: Execute) -> Callable[[Artifact], certify.Certificate]:
 
 
 def test_the_network_folds_truly(
-    before: Artifact, certified: Callable[[Artifact], certify.Certificate]
+    before: Artifact, certify_fold: Callable[[Artifact], certify.Certificate]
 ) -> None:
-    certificate = certified(before)
+    certificate = certify_fold(before)
     kinds = "".join(item.kind for item in certificate.folds)
     assert all(
         kind in kinds
@@ -252,7 +252,9 @@ def shift_lost(original: Original) -> Original:
     return mutant
 
 
-def rebuilt(change: Callable[[AffineMap], AffineMap]) -> Callable[[Original], Original]:
+def change_map(
+    change: Callable[[AffineMap], AffineMap],
+) -> Callable[[Original], Original]:
     """A rule whose map is changed."""
 
     def mutate(original: Original) -> Original:
@@ -405,12 +407,12 @@ MUTANTS: list[tuple[Any, str, Callable[[Original], Original]]] = [
     (rules, "_scale_and_shift", order_of_difference_ignored),
     (rules, "_scale_and_shift", shift_lost),
     (rules._RULES, "Pad", padding_forgotten),
-    (rules._RULES, "MatMul", rebuilt(matmul_not_transposed)),
-    (rules._RULES, "Gemm", rebuilt(gemm_alpha_lost)),
-    (rules._RULES, "Gemm", rebuilt(gemm_beta_lost)),
-    (rules._RULES, "Conv", rebuilt(conv_bias_lost)),
-    (rules._RULES, "Conv", rebuilt(conv_bias_shifted)),
-    (rules._RULES, "Conv", rebuilt(conv_mirrored)),
+    (rules._RULES, "MatMul", change_map(matmul_not_transposed)),
+    (rules._RULES, "Gemm", change_map(gemm_alpha_lost)),
+    (rules._RULES, "Gemm", change_map(gemm_beta_lost)),
+    (rules._RULES, "Conv", change_map(conv_bias_lost)),
+    (rules._RULES, "Conv", change_map(conv_bias_shifted)),
+    (rules._RULES, "Conv", change_map(conv_mirrored)),
     (rules, "_setting", frame_read_backwards),
     (write, "nodes_for", written_without_bias),
     (write, "nodes_for", written_with_other_pads),
@@ -430,7 +432,7 @@ def test_a_wrong_fold_is_caught(
     name: str,
     mutate: Callable[[Original], Original],
     before: Artifact,
-    certified: Any,
+    certify_fold: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if isinstance(place, dict):
@@ -438,7 +440,7 @@ def test_a_wrong_fold_is_caught(
     else:
         monkeypatch.setattr(place, name, mutate(getattr(place, name)))
     with pytest.raises(CertificateError):
-        certified(before)
+        certify_fold(before)
 
 
 def test_weights_that_a_caller_may_replace_are_not_proven_as_constants(

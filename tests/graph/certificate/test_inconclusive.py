@@ -67,7 +67,7 @@ def amplifying(graph: Graph) -> Artifact:
 
 
 @pytest.fixture
-def certified(execute: Execute) -> Certify:
+def certify_fold(execute: Execute) -> Certify:
     """`certified(artifact, folded model or None)`."""
 
     def run(before: Artifact, model: onnx.ModelProto | None = None) -> Certificate:
@@ -132,9 +132,9 @@ def test_the_verdict_rests_on_the_groups_that_can_tell() -> None:
 
 
 def test_the_outputs_cannot_tell_and_float64_can(
-    amplifying: Artifact, certified: Certify
+    amplifying: Artifact, certify_fold: Certify
 ) -> None:
-    certificate = certified(amplifying)
+    certificate = certify_fold(amplifying)
     comparison, whole = certificate.comparison, certificate.float64
     assert certificate.equal is None
     assert comparison.bound > comparison.spread / 2
@@ -153,7 +153,7 @@ def test_the_outputs_cannot_tell_and_float64_can(
     assert document["float64"]["equal"] is True
 
 
-def without_mean(
+def ignore_mean(
     gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float
 ) -> Any:
     return ORIGINAL(gamma, beta, 0 * mean, variance, epsilon)
@@ -163,28 +163,28 @@ ORIGINAL: Any = algebra.from_batchnorm
 
 
 def test_a_wrong_fold_is_refused_there_too(
-    amplifying: Artifact, certified: Certify, monkeypatch: pytest.MonkeyPatch
+    amplifying: Artifact, certify_fold: Certify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(algebra, "from_batchnorm", without_mean)
+    monkeypatch.setattr(algebra, "from_batchnorm", ignore_mean)
     with pytest.raises(CertificateError, match="differs from what it replaces"):
-        certified(amplifying)
+        certify_fold(amplifying)
 
 
 def test_the_comparison_in_float64_alone_refuses_a_wrong_fold(
-    amplifying: Artifact, certified: Certify, monkeypatch: pytest.MonkeyPatch
+    amplifying: Artifact, certify_fold: Certify, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(certify, "prove", lambda *_: ())
     # So wide a bound lets the wrong outputs pass in float32.
     monkeypatch.setattr("repzoo.graph.certificate.comparison.SAFETY", 1e6)
-    assert certified(amplifying).equal is None
-    monkeypatch.setattr(algebra, "from_batchnorm", without_mean)
+    assert certify_fold(amplifying).equal is None
+    monkeypatch.setattr(algebra, "from_batchnorm", ignore_mean)
     with pytest.raises(
         CertificateError, match="in float64 at 16x16 the whole graph DIFFERS"
     ):
-        certified(amplifying)
+        certify_fold(amplifying)
 
 
-def changed(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
+def scale_weight(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
     """`model` with one weight of its first convolution multiplied."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -203,12 +203,12 @@ def test_the_fold_in_float64_speaks_for_the_fold_at_hand_only(
     with pytest.raises(
         CertificateError, match="differ from those of the fold in float64"
     ):
-        float64.compare_in_float64(before, changed(after, 1.1), fold, 0)
+        float64.compare_in_float64(before, scale_weight(after, 1.1), fold, 0)
 
-    def timed(model: onnx.ModelProto) -> FoldResult:
+    def fold_nothing(model: onnx.ModelProto) -> FoldResult:
         return FoldResult(model, (), ())
 
-    other = float64.compare_in_float64(before, after, timed, 0)
+    other = float64.compare_in_float64(before, after, fold_nothing, 0)
     assert other.equality is Equality.INCONCLUSIVE
     assert other.sentence().endswith("the fold in float64 makes other nodes")
     monkeypatch.setattr(float64, "MOST_WEIGHTS", 100)
@@ -294,7 +294,7 @@ def build_d2se(all_channels: bool) -> Any:
 
 
 def test_repvgg_d2se_with_random_statistics_is_proven_but_its_outputs_cannot_tell(
-    aged: Any, request: pytest.FixtureRequest, certified: Certify
+    aged: Any, request: pytest.FixtureRequest, certify_fold: Certify
 ) -> None:
     """48 blocks amplify the rounding of float32 to the size of the outputs.
 
@@ -306,7 +306,7 @@ def test_repvgg_d2se_with_random_statistics_is_proven_but_its_outputs_cannot_tel
     from repzoo.graph.tools.export import export
 
     before = export(module, "d2se", Preprocess(size=32), (), Step("build", "0"))
-    certificate = certified(before)
+    certificate = certify_fold(before)
     assert certificate.equal is None
     assert certificate.comparison.bound > certificate.comparison.spread
     assert certificate.proven == len(certificate.folds) == 48
@@ -316,4 +316,4 @@ def test_repvgg_d2se_with_random_statistics_is_proven_but_its_outputs_cannot_tel
     assert "each of the 48 folded nodes was proven in float64" in certificate.line()
     result = fold(before.model)
     with pytest.raises(CertificateError, match="differs from what it replaces"):
-        prove(before.model, changed(result.model, 1 + 1e-3), result.outputs)
+        prove(before.model, scale_weight(result.model, 1 + 1e-3), result.outputs)

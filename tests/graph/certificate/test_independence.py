@@ -131,10 +131,10 @@ def test_a_wrong_size_is_caught(graph: Graph, monkeypatch: pytest.MonkeyPatch) -
     assert operators(prove_fold(model)) == ["Conv", "Relu"]
     original: Any = symbolic_sizes._RULES["Gather"]
 
-    def halved(node: ir.Node, known: Any) -> Any:
+    def halve(node: ir.Node, known: Any) -> Any:
         return [size // 2 for size in original(node, known)]
 
-    monkeypatch.setitem(symbolic_sizes._RULES, "Gather", halved)
+    monkeypatch.setitem(symbolic_sizes._RULES, "Gather", halve)
     assert operators(folding.fold(model).model) == ["Conv", "Relu"]
     with pytest.raises(CertificateError):
         prove_fold(model)
@@ -170,7 +170,7 @@ BORDERED = (
 )
 
 
-def bordered(graph: Graph) -> onnx.ModelProto:
+def border_model(graph: Graph) -> onnx.ModelProto:
     """A frame of zeros on one side, filled with what the BatchNormalization makes of zeros."""
     norms = {
         "gamma": [1.0, -0.5, 2.0, 1.5],
@@ -204,7 +204,7 @@ def change_border(model: onnx.ModelProto, change: Callable[[Array], Array]) -> N
 def test_a_wrong_border_constant_is_caught(
     graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = bordered(graph)
+    model = border_model(graph)
     assert operators(prove_fold(model)) == ["Conv"]
     change_border(model, lambda values: values + np.float32(1e-3))
     assert "ScatterND" in operators(prove_fold(model))
@@ -223,7 +223,7 @@ def test_a_border_of_unequal_constants_is_caught(
     graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One pixel of the border has another number: no convolution does that."""
-    model = bordered(graph)
+    model = border_model(graph)
 
     def one_pixel(values: Array) -> Array:
         values[0] += 0.5

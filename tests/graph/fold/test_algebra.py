@@ -244,7 +244,7 @@ def test_fewer_groups_is_the_same_map(
 
 
 @st.composite
-def aligned(draw: st.DrawFn) -> tuple[Geometry, Geometry]:
+def aligned_pairs(draw: st.DrawFn) -> tuple[Geometry, Geometry]:
     """Two geometries whose outputs line up, the padding of the second split anyhow between its
     two sides.
     """
@@ -257,7 +257,7 @@ def aligned(draw: st.DrawFn) -> tuple[Geometry, Geometry]:
     return first, replace(second, strides=first.strides, pads=pads)
 
 
-@given(pair=aligned(), seed=SEEDS)
+@given(pair=aligned_pairs(), seed=SEEDS)
 @settings(deadline=None, max_examples=300)
 def test_add_is_the_sum_wherever_outputs_line_up(
     pair: tuple[Geometry, Geometry], seed: int
@@ -316,7 +316,7 @@ def test_add_keeps_what_is_sparse_sparse() -> None:
     assert algebra.add_geometry(flat, tall).kernel == (3, 3)
 
 
-@given(pair=aligned(), outputs=CHANNELS, seed=SEEDS)
+@given(pair=aligned_pairs(), outputs=CHANNELS, seed=SEEDS)
 @settings(deadline=None, max_examples=200)
 def test_join_is_one_above_the_other_wherever_outputs_line_up(
     pair: tuple[Geometry, Geometry], outputs: int, seed: int
@@ -383,7 +383,7 @@ def test_zero_pad_is_a_frame_of_zeros(
 
 
 @st.composite
-def chained(draw: st.DrawFn) -> tuple[Geometry, Geometry]:
+def chained_pairs(draw: st.DrawFn) -> tuple[Geometry, Geometry]:
     """(outer, inner) with any windows; often one that is diagonal, so that scales and depthwise
     kernels occur.
     """
@@ -397,7 +397,7 @@ def chained(draw: st.DrawFn) -> tuple[Geometry, Geometry]:
     return outer, inner
 
 
-@given(pair=chained(), bias=st.booleans(), seed=SEEDS)
+@given(pair=chained_pairs(), bias=st.booleans(), seed=SEEDS)
 @settings(deadline=None, max_examples=400)
 def test_compose_is_right_or_refuses_for_its_one_reason(
     pair: tuple[Geometry, Geometry], bias: bool, seed: int
@@ -416,7 +416,7 @@ def test_compose_is_right_or_refuses_for_its_one_reason(
         assert np.array_equal(direct(whole, image), direct(outer, direct(inner, image)))
 
 
-@given(pair=chained(), seed=SEEDS)
+@given(pair=chained_pairs(), seed=SEEDS)
 @settings(deadline=None, max_examples=200)
 def test_what_is_composed_without_outer_padding_never_refuses(
     pair: tuple[Geometry, Geometry], seed: int

@@ -45,7 +45,7 @@ def index(rows: range | list[int], columns: range | list[int]) -> Array:
 
 
 @pytest.fixture
-def framed(graph: Graph) -> Callable[..., onnx.ModelProto]:
+def make_framed(graph: Graph) -> Callable[..., onnx.ModelProto]:
     """`framed(change)`: a 1 x 4 x 9 x 10 image in a frame of one pixel, the constants as
     `change(constants)` leaves them.
     """
@@ -76,7 +76,7 @@ def framed(graph: Graph) -> Callable[..., onnx.ModelProto]:
     return make
 
 
-def proven(model: onnx.ModelProto) -> FoldResult:
+def fold_and_prove(model: onnx.ModelProto) -> FoldResult:
     result = fold(model)
     prove(model, result.model, result.outputs)
     return result
@@ -87,10 +87,10 @@ def kinds(result: FoldResult) -> list[str]:
 
 
 def test_a_border_of_what_the_batchnorm_gives_for_zero_is_zero_padding(
-    framed: Any, execute: Execute
+    make_framed: Any, execute: Execute
 ) -> None:
-    model = framed()
-    result = proven(model)
+    model = make_framed()
+    result = fold_and_prove(model)
     assert kinds(result) == ["Conv"]
     data = np.random.default_rng(1).standard_normal((1, 4, 9, 10)).astype(np.float32)
     (expected,), (got,) = execute(model, data), execute(result.model, data)
@@ -106,7 +106,9 @@ def overwrite(
     return change
 
 
-def changed(change: Callable[[Array], Array]) -> Callable[[dict[str, Array]], None]:
+def change_border(
+    change: Callable[[Array], Array],
+) -> Callable[[dict[str, Array]], None]:
     return lambda held: held.update(
         {name: change(held[name]) for name in ("top", "sides")}
     )
@@ -117,16 +119,16 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Array]], None], str]] = {
     "one pixel is written inside": (overwrite("rows", (0, 2, 1, 3, 2), -1), "something other than one number a channel"),
     "one pixel is left zero": (overwrite("rows", (0, 2, 1, 3, 2), -10), "something other than one number a channel"),
     "it writes beyond the image": (overwrite("rows", (0, 2, 1, 3, 2), 9), "something other than one number a channel"),
-    "all numbers are others": (changed(lambda was: was + np.float32(1e-3)), "constants that the map before it does not give"),
-    "the channels are swapped": (changed(lambda was: was[:, ::-1].copy()), "constants that the map before it does not give"),
+    "all numbers are others": (change_border(lambda was: was + np.float32(1e-3)), "constants that the map before it does not give"),
+    "the channels are swapped": (change_border(lambda was: was[:, ::-1].copy()), "constants that the map before it does not give"),
     "the frame is of ones": (lambda held: held.update(frame=np.array([0, 0, 2, 1, 0, 0, 0, 1])), "something other than one number"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_another_border_is_refused_with_a_sentence(name: str, framed: Any) -> None:
+def test_another_border_is_refused_with_a_sentence(name: str, make_framed: Any) -> None:
     change, sentence = CHANGES[name]
-    model = framed(change)
+    model = make_framed(change)
     result = fold(model)
     assert "ScatterND" in kinds(result)
     assert any(sentence in refusal.reason for refusal in result.refusals)
@@ -138,10 +140,10 @@ def test_another_border_is_refused_with_a_sentence(name: str, framed: Any) -> No
     "name", [name for name in CHANGES if "constants that" in CHANGES[name][1]]
 )
 def test_the_certificate_catches_a_border_taken_for_another(
-    name: str, framed: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, make_framed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(algebra, "_require_padding", lambda *_: None)
-    model = framed(CHANGES[name][0])
+    model = make_framed(CHANGES[name][0])
     result = fold(model)
     assert kinds(result) == ["Conv"]
     with pytest.raises(CertificateError):
@@ -149,24 +151,24 @@ def test_the_certificate_catches_a_border_taken_for_another(
 
 
 def test_the_certificate_catches_a_guard_that_overlooks_a_pixel(
-    framed: Any, monkeypatch: pytest.MonkeyPatch
+    make_framed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right: list[Any] = []
     original = borders._fill
 
-    def remembered(*arguments: Any) -> Any:
+    def remember(*arguments: Any) -> Any:
         right.append(original(*arguments))
         return right[-1]
 
-    monkeypatch.setattr(borders, "_fill", remembered)
-    fold(framed())
+    monkeypatch.setattr(borders, "_fill", remember)
+    fold(make_framed())
     monkeypatch.setattr(borders, "_fill", lambda *_: right[-1])
     for change in (
         "one pixel has another number",
         "one pixel is written inside",
         "one pixel is left zero",
     ):
-        model = framed(CHANGES[change][0])
+        model = make_framed(CHANGES[change][0])
         result = fold(model)
         assert kinds(result) == ["Conv"]
         with pytest.raises(CertificateError):
@@ -252,7 +254,7 @@ def branches(aged: Any) -> Any:
     return lambda stride, pooled: aged(Branches(stride, pooled))
 
 
-def exported(module: Any, side: int, **axes: dict[int, str]) -> onnx.ModelProto:
+def export_module(module: Any, side: int, **axes: dict[int, str]) -> onnx.ModelProto:
     import torch
 
     file: Any = io.BytesIO()
@@ -274,7 +276,7 @@ def test_the_authors_branches_become_one_convolution(
 
     module = branches(stride, pooled)
     before = Artifact(
-        exported(module, 8, **({"data": axes} if axes else {})),
+        export_module(module, 8, **({"data": axes} if axes else {})),
         "branches",
         Preprocess(size=8),
     )
@@ -291,8 +293,8 @@ def test_the_authors_branches_become_one_convolution(
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter
 def test_a_border_around_an_image_of_open_size_is_refused(branches: Any) -> None:
-    model = exported(branches(1, False), 8, data={0: "N", 2: "H", 3: "W"})
-    result = proven(model)
+    model = export_module(branches(1, False), 8, data={0: "N", 2: "H", 3: "W"})
+    result = fold_and_prove(model)
     assert "ScatterND" in kinds(result)
     assert any(
         "export it with a fixed size" in refusal.reason for refusal in result.refusals

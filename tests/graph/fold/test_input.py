@@ -88,7 +88,7 @@ CONTRACTS = [
 IDS = ["uint8", "uint8-bgr", "nv12-601", "nv12-709-bgr"]
 
 
-def subject(graph: Graph, stem: str, opset: int = 17) -> Artifact:
+def make_artifact(graph: Graph, stem: str, opset: int = 17) -> Artifact:
     body, more, _ = STEMS[stem]
     weights = {
         key: np.array(what, np.int64) if key == "sides" else what
@@ -106,7 +106,7 @@ def subject(graph: Graph, stem: str, opset: int = 17) -> Artifact:
     )
 
 
-def embedded(
+def embed_bytes(
     artifact: Artifact, contract: dict[str, Any], **more: Any
 ) -> tuple[EmbeddedModel, Preprocess]:
     assert artifact.preprocess is not None
@@ -118,7 +118,7 @@ def embedded(
     ), wanted
 
 
-def certified(
+def certify_bytes(
     artifact: Artifact,
     model: onnx.ModelProto,
     wanted: Preprocess,
@@ -150,16 +150,16 @@ def certified(
 def test_every_stem_is_equal_and_merged_where_that_is_exact(
     graph: Graph, stem: str, contract: dict[str, Any]
 ) -> None:
-    artifact = subject(graph, stem)
-    result, wanted = embedded(artifact, contract)
+    artifact = make_artifact(graph, stem)
+    result, wanted = embed_bytes(artifact, contract)
     onnx.checker.check_model(result.model, full_check=True)
     where = STEMS[stem][2]
     assert where == "either" or SAID[where] in result.summary
     kinds = [node.op_type for node in result.model.graph.node]
     assert kinds[0] == "Cast"
     assert ("Sub" in kinds) == (where == "padded") or where in ("front", "either")
-    assert certified(artifact, result.model, wanted).comparison.top1_agreement == 1
-    assert certified(artifact, result.prepended, wanted).equal
+    assert certify_bytes(artifact, result.model, wanted).comparison.top1_agreement == 1
+    assert certify_bytes(artifact, result.prepended, wanted).equal
     reference = engine("reference").open(
         result.model
     )  # a second runtime, for the operators' meaning
@@ -173,9 +173,9 @@ def test_every_stem_is_equal_and_merged_where_that_is_exact(
 @pytest.mark.parametrize("opset", [11, 13, 20])
 @pytest.mark.parametrize("contract", CONTRACTS[::2], ids=IDS[::2])
 def test_every_opset(graph: Graph, opset: int, contract: dict[str, Any]) -> None:
-    artifact = subject(graph, "padding", opset)
-    result, wanted = embedded(artifact, contract)
-    assert certified(artifact, result.model, wanted).equal
+    artifact = make_artifact(graph, "padding", opset)
+    result, wanted = embed_bytes(artifact, contract)
+    assert certify_bytes(artifact, result.model, wanted).equal
 
 
 @pytest.mark.parametrize(
@@ -201,15 +201,15 @@ def test_the_zoos_families(
         Step("build", "0"),
     )
     deploy = dataclasses.replace(artifact, model=folding.fold(artifact.model).model)
-    late, wanted = embedded(deploy, contract)
-    assert certified(deploy, late.model, wanted).equal
-    early, _ = embedded(artifact, contract, merge=False)
+    late, wanted = embed_bytes(deploy, contract)
+    assert certify_bytes(deploy, late.model, wanted).equal
+    early, _ = embed_bytes(artifact, contract, merge=False)
     assert early.model is early.prepended
     folded = folding.fold(early.model).model
     assert [node.op_type for node in folded.graph.node] == [
         node.op_type for node in late.model.graph.node
     ]
-    assert certified(artifact, folded, wanted).equal
+    assert certify_bytes(artifact, folded, wanted).equal
     assert SAID["none" if name == "fasternet_t0" else "padded"] in late.summary
 
 
@@ -220,7 +220,7 @@ def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return {item.name: item for item in model.graph.initializer}
 
 
-def changed(item: onnx.TensorProto, values: np.ndarray[Any, Any]) -> None:
+def set_values(item: onnx.TensorProto, values: np.ndarray[Any, Any]) -> None:
     item.CopyFrom(numpy_helper.from_array(values.astype(np.float32), item.name))
 
 
@@ -233,7 +233,7 @@ def shift_into_the_bias(model: onnx.ModelProto) -> None:
         numpy_helper.to_array(held[name])
         for name in (shift.input[1], first.input[1], first.input[2])
     )
-    changed(held[first.input[2]], bias - (kernel * origin).sum((1, 2, 3)))
+    set_values(held[first.input[2]], bias - (kernel * origin).sum((1, 2, 3)))
     first.input[0] = shift.input[0]
     nodes.remove(shift)
 
@@ -243,7 +243,9 @@ def last_origin_off_by_one(model: onnx.ModelProto) -> None:
     item = held[
         next(node for node in model.graph.node if node.op_type == "Sub").input[1]
     ]
-    changed(item, numpy_helper.to_array(item) + np.array([0, 0, 1]).reshape(1, 3, 1, 1))
+    set_values(
+        item, numpy_helper.to_array(item) + np.array([0, 0, 1]).reshape(1, 3, 1, 1)
+    )
 
 
 def chroma_shifted_by_half_a_pixel(model: onnx.ModelProto) -> None:
@@ -280,14 +282,14 @@ MUTANTS = [
 def test_the_certificate_convicts_a_wrong_graph(
     graph: Graph, stem: str, mutate: Callable[[onnx.ModelProto], None]
 ) -> None:
-    artifact = subject(graph, stem)
-    result, wanted = embedded(artifact, {"input": "nv12"})
+    artifact = make_artifact(graph, stem)
+    result, wanted = embed_bytes(artifact, {"input": "nv12"})
     mutate(result.model)
     onnx.checker.check_model(result.model, full_check=True)
     with pytest.raises(
         CertificateError, match=r"not proven equal, so it is not written\. NOT EQUAL"
     ):
-        certified(artifact, result.model, wanted)
+        certify_bytes(artifact, result.model, wanted)
 
 
 @pytest.mark.parametrize(
@@ -305,11 +307,11 @@ def test_the_certificate_convicts_a_wrong_graph(
 def test_the_certificate_convicts_a_wrong_contract(
     graph: Graph, built: dict[str, Any], sent: dict[str, Any]
 ) -> None:
-    artifact = subject(graph, "padding")
-    result, wanted = embedded(artifact, built)
-    assert certified(artifact, result.model, wanted).equal
+    artifact = make_artifact(graph, "padding")
+    result, wanted = embed_bytes(artifact, built)
+    assert certify_bytes(artifact, result.model, wanted).equal
     with pytest.raises(CertificateError, match="NOT EQUAL"):
-        certified(
+        certify_bytes(
             artifact,
             result.model,
             wanted,
@@ -321,15 +323,15 @@ def test_the_certificate_convicts_a_wrong_contract(
 def test_the_certificate_convicts_swapped_channels(
     graph: Graph, contract: dict[str, Any]
 ) -> None:
-    artifact = subject(graph, "padding")
-    _, wanted = embedded(artifact, contract)
+    artifact = make_artifact(graph, "padding")
+    _, wanted = embed_bytes(artifact, contract)
     swapped = embed(
         artifact.model,
         wanted,
         *pixel_map(wanted, "RGB" if wanted.color == "BGR" else "BGR"),
     )
     with pytest.raises(CertificateError, match="NOT EQUAL"):
-        certified(artifact, swapped.model, wanted)
+        certify_bytes(artifact, swapped.model, wanted)
 
 
 # Names, and what is refused
@@ -347,8 +349,8 @@ def test_names_that_are_taken_and_readers_in_subgraphs(graph: Graph) -> None:
   output = Gemm<transB = 1>(flat, v)"""
     model = graph(body, {"v": (5, 3), "number": [1.0]}, "N, 3, 12, 12", "N, 5")
     artifact = Artifact(model, "subject", Preprocess(size=12))
-    result, wanted = embedded(artifact, {"input": "uint8"})
-    assert certified(artifact, result.model, wanted).equal
+    result, wanted = embed_bytes(artifact, {"input": "uint8"})
+    assert certify_bytes(artifact, result.model, wanted).equal
 
 
 def test_a_fixed_batch_and_open_sides(graph: Graph) -> None:
@@ -359,24 +361,24 @@ def test_a_fixed_batch_and_open_sides(graph: Graph) -> None:
             "subject",
             Preprocess(size=12),
         )
-        result, wanted = embedded(artifact, {"input": "nv12"})
+        result, wanted = embed_bytes(artifact, {"input": "nv12"})
         dims = result.model.graph.input[0].type.tensor_type.shape.dim
         assert [dim.dim_value for dim in dims] == [batch, 18, 12, 1]
-        assert certified(artifact, result.model, wanted).equal
+        assert certify_bytes(artifact, result.model, wanted).equal
 
 
 def test_what_cannot_be_embedded_is_refused_in_a_sentence(graph: Graph) -> None:
-    old = subject(graph, "padding", 10)
+    old = make_artifact(graph, "padding", 10)
     with pytest.raises(InputError, match="opset 10; convert it to 11 or later"):
-        embedded(old, {"input": "uint8"})
-    quantized = subject(graph, "padding")
+        embed_bytes(old, {"input": "uint8"})
+    quantized = make_artifact(graph, "padding")
     quantized.model.graph.node.append(
         onnx.helper.make_node("QuantizeLinear", ["data", "s"], ["q"])
     )
     with pytest.raises(
         InputError, match="embed the input of the float model, then quantize"
     ):
-        embedded(quantized, {"input": "uint8"})
+        embed_bytes(quantized, {"input": "uint8"})
 
 
 def test_odd_sides_have_no_nv12() -> None:
@@ -388,8 +390,8 @@ def test_odd_sides_have_no_nv12() -> None:
 
 def test_the_decoder_is_not_the_graphs(graph: Graph) -> None:
     """The certificate's float side comes from nv12.to_rgb; a mistake there is convicted as well."""
-    artifact = subject(graph, "no padding")
-    result, wanted = embedded(artifact, {"input": "nv12"})
+    artifact = make_artifact(graph, "no padding")
+    result, wanted = embed_bytes(artifact, {"input": "nv12"})
     raw = np.random.default_rng(0).integers(0, 256, (2, *wanted.input_shape), np.uint8)
     rounded = np.moveaxis(
         (nv12.to_rgb8(raw, wanted.yuv) / 255 - wanted.mean) / np.array(wanted.std),

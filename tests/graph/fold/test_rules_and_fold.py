@@ -45,7 +45,7 @@ class Case:
 
 
 @pytest.fixture(scope="session")
-def folded(execute: Execute) -> Folded:
+def fold_and_compare(execute: Execute) -> Folded:
     """Fold and check all that must hold of any fold."""
 
     def run(model: onnx.ModelProto) -> FoldResult:
@@ -352,15 +352,15 @@ def by_name(case: Case) -> str:
 
 
 @pytest.mark.parametrize("case", FIRES, ids=by_name)
-def test_fires(case: Case, graph: Graph, folded: Folded) -> None:
-    result = check(case, graph, folded)
+def test_fires(case: Case, graph: Graph, fold_and_compare: Folded) -> None:
+    result = check(case, graph, fold_and_compare)
     assert result.folds
     assert all(item.macs_after <= item.macs_before for item in result.folds)
     assert case.refusal or not result.refusals
 
 
 @pytest.mark.parametrize("case", FLAT, ids=by_name)
-def test_vectors(case: Case, graph: Graph, folded: Folded) -> None:
+def test_vectors(case: Case, graph: Graph, fold_and_compare: Folded) -> None:
     data = "N, 5" if case.data.count(",") > 1 else case.data
     vector = Case(
         **{
@@ -369,33 +369,33 @@ def test_vectors(case: Case, graph: Graph, folded: Folded) -> None:
             "output": "N, C" if data.startswith("N") else "A, C",
         }
     )
-    result = check(vector, graph, folded)
+    result = check(vector, graph, fold_and_compare)
     assert bool(result.folds) != bool(case.refusal)
 
 
 @pytest.mark.parametrize("case", REFUSES, ids=by_name)
-def test_refuses(case: Case, graph: Graph, folded: Folded) -> None:
-    check(case, graph, folded)
+def test_refuses(case: Case, graph: Graph, fold_and_compare: Folded) -> None:
+    check(case, graph, fold_and_compare)
 
 
 @pytest.mark.parametrize("case", UNCHANGED, ids=by_name)
-def test_unchanged(case: Case, graph: Graph, folded: Folded) -> None:
-    result = check(case, graph, folded)
+def test_unchanged(case: Case, graph: Graph, fold_and_compare: Folded) -> None:
+    result = check(case, graph, fold_and_compare)
     assert not result.folds
     assert not result.refusals
 
 
 @pytest.mark.parametrize("opset", range(11, 21))
-def test_every_opset(opset: int, graph: Graph, folded: Folded) -> None:
+def test_every_opset(opset: int, graph: Graph, fold_and_compare: Folded) -> None:
     case = next(case for case in FIRES if case.name == "dropout and identity between")
-    check(case, graph, folded, opset=opset)
+    check(case, graph, fold_and_compare, opset=opset)
 
 
 def test_the_refusal_of_a_costlier_map_names_both_costs(
-    graph: Graph, folded: Folded
+    graph: Graph, fold_and_compare: Folded
 ) -> None:
     body = "t = Conv(data, wa)\noutput = Conv<group = 16>(t, wb)"
-    result = folded(graph(body, {"wa": (16, 4, 1, 1), "wb": (16, 1, 3, 3)}))
+    result = fold_and_compare(graph(body, {"wa": (16, 4, 1, 1), "wb": (16, 1, 3, 3)}))
     assert operators(result.model) == {"Conv": 2}
     (refusal,) = result.refusals
     assert refusal.node == "Conv_1"
@@ -417,26 +417,32 @@ def test_weights_that_a_caller_may_replace_are_not_folded(graph: Graph) -> None:
     assert [item.name for item in result.model.graph.input] == ["data", "w"]
 
 
-def test_a_tensor_that_is_an_output_stays(graph: Graph, folded: Folded) -> None:
+def test_a_tensor_that_is_an_output_stays(
+    graph: Graph, fold_and_compare: Folded
+) -> None:
     body = f"t = Conv(data, w)\n{normal('output', 't', 'a')}"
-    result = folded(
+    result = fold_and_compare(
         graph(body, {"w": (4, 4, 1, 1)} | bn("a", 4), outputs=", float[N, C, H, W] t")
     )
     assert operators(result.model) == {"Conv": 2}
 
 
-def test_other_ranks_are_refused_in_words(graph: Graph, folded: Folded) -> None:
-    result = folded(
+def test_other_ranks_are_refused_in_words(
+    graph: Graph, fold_and_compare: Folded
+) -> None:
+    result = fold_and_compare(
         graph(normal("output", "data", "a"), bn("a", 4), "N, 4, 9", "N, C, L")
     )
     assert not result.folds
     assert "rank 3" in result.refusals[0].reason
     body = f"t = Conv(data, w)\n{normal('output', 't', 'a')}"
-    convolution = folded(graph(body, {"w": (8, 4, 3)} | bn("a"), "N, 4, 9", "N, C, L"))
+    convolution = fold_and_compare(
+        graph(body, {"w": (8, 4, 3)} | bn("a"), "N, 4, 9", "N, C, L")
+    )
     assert not convolution.folds
     assert any("1-D convolution" in refusal.reason for refusal in convolution.refusals)
     pool = "output = AveragePool<kernel_shape = [3], pads = [1, 1]>(data)"
-    assert not folded(graph(pool, {}, "N, 4, 9", "N, C, L")).folds
+    assert not fold_and_compare(graph(pool, {}, "N, 4, 9", "N, C, L")).folds
 
 
 def test_before_opset_14_a_second_output_means_training(graph: Graph) -> None:
@@ -447,7 +453,7 @@ def test_before_opset_14_a_second_output_means_training(graph: Graph) -> None:
 
 
 def test_a_scale_between_two_layers_joins_the_first(
-    graph: Graph, folded: Folded
+    graph: Graph, fold_and_compare: Folded
 ) -> None:
     """The layer behind it keeps its weights to the bit: a scale of input channels is what INT8
     weights cannot absorb.
@@ -456,7 +462,7 @@ def test_a_scale_between_two_layers_joins_the_first(
         f"t = Conv<group = 4>(data, wa)\n{normal('u', 't', 'a')}\noutput = Conv(u, wb)"
     )
     model = graph(body, {"wa": (4, 1, 3, 3), "wb": (8, 4, 1, 1)} | bn("a", 4))
-    after = folded(model).model
+    after = fold_and_compare(model).model
     first, second = after.graph.node
     assert (len(first.input), len(second.input)) == (3, 2)
     was, kept = (
@@ -477,27 +483,29 @@ def test_a_quantized_graph_is_an_input_error(graph: Graph) -> None:
         fold(graph(body, {"s": [0.5]} | {}))
 
 
-def test_names_that_are_taken_are_not_taken_again(graph: Graph, folded: Folded) -> None:
+def test_names_that_are_taken_are_not_taken_again(
+    graph: Graph, fold_and_compare: Folded
+) -> None:
     """The fold's own name for a bias is already a tensor of this graph."""
     body = f"t = Conv(data, w)\n{normal('w.folded_bias', 't', 'a')}\noutput = Relu(w.folded_bias)"
     model = graph(
         body.replace("w.folded_bias", "taken"), {"w": (4, 4, 1, 1)} | bn("a", 4)
     )
     model.graph.node[1].output[0] = model.graph.node[2].input[0] = "w.folded_bias"
-    result = folded(model)
+    result = fold_and_compare(model)
     assert operators(result.model) == {"Conv": 1, "Relu": 1}
 
 
 def test_a_bias_is_written_only_where_there_is_one(
-    graph: Graph, folded: Folded
+    graph: Graph, fold_and_compare: Folded
 ) -> None:
     """A scale in front of a layer without a bias costs nothing; a BatchNorm always brings one."""
-    scale = folded(
+    scale = fold_and_compare(
         graph("t = Mul(data, s)\noutput = Conv(t, w)", {"s": [0.5], "w": (4, 4, 1, 1)})
     ).model
     assert len(scale.graph.node[0].input) == 2
     still = {**bn("a", 4), "betaa": [0.0] * 4, "meana": [0.0] * 4}
-    fresh = folded(
+    fresh = fold_and_compare(
         graph(
             f"t = Conv(data, w)\n{normal('output', 't', 'a')}",
             {"w": (4, 4, 1, 1)} | still,
@@ -506,7 +514,7 @@ def test_a_bias_is_written_only_where_there_is_one(
     assert len(fresh.graph.node[0].input) == 3
 
 
-def test_random_linear_graphs_do_fold(graph: Graph, folded: Folded) -> None:
+def test_random_linear_graphs_do_fold(graph: Graph, fold_and_compare: Folded) -> None:
     """The random graphs above are worth their name: a fixed one of their kind has folds on two
     levels.
     """
@@ -515,7 +523,7 @@ def test_random_linear_graphs_do_fold(graph: Graph, folded: Folded) -> None:
         + normal("f", "e", "a")
         + "\noutput = Add(f, data)"
     )
-    result = folded(
+    result = fold_and_compare(
         graph(
             body, {"wa": (4, 4, 3, 3), "wb": (4, 4, 1, 1), "s": (4, 1, 1)} | bn("a", 4)
         )

@@ -63,7 +63,7 @@ class Small(nn.Module):
 
 
 @pytest.fixture
-def small(aged: Any) -> nn.Module:
+def small_module(aged: Any) -> nn.Module:
     """`Small` after some training."""
     torch.manual_seed(0)
     module: nn.Module = aged(Small())
@@ -73,10 +73,10 @@ def small(aged: Any) -> nn.Module:
 @pytest.mark.parametrize("dynamic_batch", [True, False])
 @pytest.mark.parametrize("opset", exporting.OPSETS)
 def test_every_opset_keeps_every_batchnorm_and_the_values(
-    opset: int, dynamic_batch: bool, small: nn.Module, execute: Execute
+    opset: int, dynamic_batch: bool, small_module: nn.Module, execute: Execute
 ) -> None:
     exported = export(
-        small,
+        small_module,
         "small",
         PREPROCESS,
         ("a", "b", "c"),
@@ -108,15 +108,15 @@ def test_every_opset_keeps_every_batchnorm_and_the_values(
         .astype(np.float32)
     )
     with torch.no_grad():
-        expected = small(torch.from_numpy(data)).numpy()
+        expected = small_module(torch.from_numpy(data)).numpy()
     assert (
         np.abs(execute(exported.model, data)[0] - expected).max()
         <= 1e-5 * np.abs(expected).max()
     )
 
 
-def test_the_file_says_all_of_it(small: nn.Module, tmp_path: Path) -> None:
-    exported = export(small, "small", PREPROCESS, ("a", "b", "c"), STEP)
+def test_the_file_says_all_of_it(small_module: nn.Module, tmp_path: Path) -> None:
+    exported = export(small_module, "small", PREPROCESS, ("a", "b", "c"), STEP)
     exported.save(tmp_path / "small.onnx")
     read = Artifact.read(tmp_path / "small.onnx")
     assert read.preprocess == PREPROCESS
@@ -129,19 +129,22 @@ def test_the_file_says_all_of_it(small: nn.Module, tmp_path: Path) -> None:
     assert read.steps[1].settings["size"] == 16
 
 
-def test_export_is_deterministic_and_leaves_the_module_alone(small: nn.Module) -> None:
-    state = {name: value.clone() for name, value in small.state_dict().items()}
-    small.train()
-    first = export(small, "small", PREPROCESS, (), STEP)
-    assert small.training
+def test_export_is_deterministic_and_leaves_the_module_alone(
+    small_module: nn.Module,
+) -> None:
+    state = {name: value.clone() for name, value in small_module.state_dict().items()}
+    small_module.train()
+    first = export(small_module, "small", PREPROCESS, (), STEP)
+    assert small_module.training
     assert all(
-        torch.equal(value, state[name]) for name, value in small.state_dict().items()
+        torch.equal(value, state[name])
+        for name, value in small_module.state_dict().items()
     )
     assert (
         first.to_bytes()
-        == export(small.eval(), "small", PREPROCESS, (), STEP).to_bytes()
+        == export(small_module.eval(), "small", PREPROCESS, (), STEP).to_bytes()
     )
-    assert not small.training
+    assert not small_module.training
 
 
 def test_layers_of_equal_values_keep_their_own_weights() -> None:
@@ -164,11 +167,11 @@ def test_layers_of_equal_values_keep_their_own_weights() -> None:
 
 
 def test_a_lost_batchnorm_is_noticed(
-    small: nn.Module, monkeypatch: pytest.MonkeyPatch
+    small_module: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = torch.onnx.export
 
-    def fusing(*arguments: Any, **options: Any) -> Any:
+    def export_fused(*arguments: Any, **options: Any) -> Any:
         return whole(
             *arguments,
             **{
@@ -179,11 +182,11 @@ def test_a_lost_batchnorm_is_noticed(
             },
         )
 
-    monkeypatch.setattr(torch.onnx, "export", fusing)
+    monkeypatch.setattr(torch.onnx, "export", export_fused)
     with pytest.raises(
         RepzooError, match=r"wrote \d BatchNormalizations where the module has 4"
     ):
-        export(small, "small", PREPROCESS, (), STEP)
+        export(small_module, "small", PREPROCESS, (), STEP)
 
 
 class Standardized(nn.Conv2d):
@@ -203,7 +206,7 @@ class Standardized(nn.Conv2d):
 
 
 @pytest.fixture
-def standardized(aged: Any) -> nn.Module:
+def standardized_module(aged: Any) -> nn.Module:
     torch.manual_seed(0)
     layers = (
         Standardized(3, 8, 3, padding=1),
@@ -218,9 +221,11 @@ def standardized(aged: Any) -> nn.Module:
 
 @pytest.mark.parametrize("opset", [11, 14, 17, 18])
 def test_standardized_weights_are_computed_and_folded_into(
-    opset: int, standardized: nn.Module, execute: Execute
+    opset: int, standardized_module: nn.Module, execute: Execute
 ) -> None:
-    exported = export(standardized, "nf", Preprocess(size=8), (), STEP, opset=opset)
+    exported = export(
+        standardized_module, "nf", Preprocess(size=8), (), STEP, opset=opset
+    )
     assert (
         sum(node.op_type == "BatchNormalization" for node in exported.model.graph.node)
         == 3
@@ -240,7 +245,7 @@ def test_standardized_weights_are_computed_and_folded_into(
     assert certificate.proven == (2 if opset == 11 else 1)
     data = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
     with torch.no_grad():
-        expected = standardized(torch.from_numpy(data)).numpy()
+        expected = standardized_module(torch.from_numpy(data)).numpy()
     assert (
         np.abs(execute(result.model, data)[0] - expected).max()
         <= 1e-5 * np.abs(expected).max()
@@ -248,35 +253,35 @@ def test_standardized_weights_are_computed_and_folded_into(
 
 
 def test_a_batchnorm_lost_among_those_of_weights_is_noticed(
-    standardized: nn.Module, monkeypatch: pytest.MonkeyPatch
+    standardized_module: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = exporting._torch_export
 
-    def losing(*arguments: Any) -> onnx.ModelProto:
+    def lose_batchnorm(*arguments: Any) -> onnx.ModelProto:
         model = whole(*arguments)
         model.graph.node.remove(
             next(node for node in model.graph.node if "/2/Conv_output_0" in node.input)
         )
         return model
 
-    monkeypatch.setattr(exporting, "_torch_export", losing)
+    monkeypatch.setattr(exporting, "_torch_export", lose_batchnorm)
     with pytest.raises(
         RepzooError, match="wrote 0 BatchNormalizations where the module has 1"
     ):
-        export(standardized, "nf", Preprocess(size=8), (), STEP)
+        export(standardized_module, "nf", Preprocess(size=8), (), STEP)
 
 
 @pytest.mark.parametrize("opset", [10, 21])
-def test_other_opsets_are_input_errors(opset: int, small: nn.Module) -> None:
+def test_other_opsets_are_input_errors(opset: int, small_module: nn.Module) -> None:
     with pytest.raises(InputError, match=rf"opset must lie in 11\.\.20; got {opset}"):
-        export(small, "small", PREPROCESS, (), STEP, opset=opset)
+        export(small_module, "small", PREPROCESS, (), STEP, opset=opset)
 
 
-def test_labels_must_be_one_for_each_output(small: nn.Module) -> None:
+def test_labels_must_be_one_for_each_output(small_module: nn.Module) -> None:
     with pytest.raises(
         InputError, match="2 labels were given for a model with 3 outputs"
     ):
-        export(small, "small", PREPROCESS, ("a", "b"), STEP)
+        export(small_module, "small", PREPROCESS, ("a", "b"), STEP)
 
 
 def test_more_weights_than_one_file_holds_are_refused_in_a_sentence() -> None:

@@ -119,7 +119,7 @@ def net(path: str, shape: tuple[int, ...]) -> onnx.ModelProto:
     return model
 
 
-def without_noise(model: onnx.ModelProto) -> onnx.ModelProto:
+def remove_noise(model: onnx.ModelProto) -> onnx.ModelProto:
     """t is what the layer makes, as in a model."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -171,7 +171,7 @@ def measure_cost(model: onnx.ModelProto, channel: int) -> float:
 @pytest.mark.parametrize("path", PATHS)
 def test_predicted_costs_match_the_measured_effect_of_noise(path: str) -> None:
     model = net(*PATHS[path])
-    plain = without_noise(model)
+    plain = remove_noise(model)
     statistics = collect(
         plain,
         [name for node in plain.graph.node for name in node.output if name != "y"],
@@ -195,7 +195,7 @@ def test_predicted_costs_match_the_measured_effect_of_noise(path: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_unknown_shapes_still_give_a_finite_cost_for_every_channel(path: str) -> None:
     """An exporter may leave shapes out; the cost is then less precise."""
-    model = without_noise(net(*PATHS[path]))
+    model = remove_noise(net(*PATHS[path]))
     statistics = collect(
         model,
         [name for node in model.graph.node for name in node.output if name != "y"],

@@ -114,7 +114,7 @@ def test_default_sessions_of_onnxruntime_clip_where_the_host_lacks_vnni(
 def test_which_engines_clip_as_repzoo_runs_them(kernel: int, weight: int) -> None:
     clipping_host()
     assert error_of(worst_case(weight, kernel), "onnxruntime") < 1e-5
-    if "openvino" not in installed():
+    if "openvino" not in installed_engines():
         pytest.skip("OpenVINO is not installed")
     assert (
         error_of(worst_case(weight, kernel), "openvino") > 1e-3
@@ -123,11 +123,11 @@ def test_which_engines_clip_as_repzoo_runs_them(kernel: int, weight: int) -> Non
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_seven_bits_are_exact_on_every_host(kernel: int) -> None:
-    for name in installed():
+    for name in installed_engines():
         assert error_of(worst_case(WEIGHT_MAX[7], kernel), name) < 1e-5, name
 
 
-def installed() -> list[str]:
+def installed_engines() -> list[str]:
     names = []
     for name in ("onnxruntime", "openvino"):
         try:

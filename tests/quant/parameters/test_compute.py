@@ -175,7 +175,7 @@ MOVED = """<ir_version: 8, opset_import: ["" : 17]>
     y = Gemm <transB = 1> (f, third) }"""
 
 
-def moved() -> tuple[onnx.ModelProto, Placement, Statistics]:
+def model_with_pooling() -> tuple[onnx.ModelProto, Placement, Statistics]:
     model, random = onnx.parser.parse_model(MOVED), np.random.default_rng(0)
     for name, shape in {
         "first": (8, 3, 1, 1),
@@ -200,7 +200,7 @@ def moved() -> tuple[onnx.ModelProto, Placement, Statistics]:
 
 
 def test_data_movement_keeps_the_range_of_its_input() -> None:
-    model, everything, statistics = moved()
+    model, everything, statistics = model_with_pooling()
     result = plan.compute_parameters(
         model, everything, statistics, load_scheme("ort-cpu"), Corrections()
     )
@@ -213,7 +213,7 @@ def test_data_movement_keeps_the_range_of_its_input() -> None:
 
 def test_noise_in_other_tensors_is_attributed_to_a_downstream_layer() -> None:
     """A tensor in front of MaxPool, Flatten or Concat gets too wide a range."""
-    model, everything, statistics = moved()
+    model, everything, statistics = model_with_pooling()
     result = plan.compute_parameters(
         model, everything, statistics, load_scheme("ort-cpu"), Corrections()
     )
@@ -237,7 +237,7 @@ def test_noise_in_other_tensors_is_attributed_to_a_downstream_layer() -> None:
 
 
 def test_a_float_layer_is_listed_if_its_input_is_quantized() -> None:
-    model, _, _ = moved()
+    model, _, _ = model_with_pooling()
     placement = Placement("one", frozenset({"a"}), ("data", "b"))
     statistics = collect_statistics(
         model,
@@ -261,14 +261,14 @@ def test_a_float_layer_is_listed_if_its_input_is_quantized() -> None:
 def test_rescaled_channels_do_not_change_the_int8_result(name: str) -> None:
     """Channels rescaled by 10^-2..10^2, the same function: only equalization saves INT8."""
     model, scheme = test_equalize.net(), load_scheme(name)
-    twin = test_equalize.scrambled(model)
+    twin = test_equalize.rescale_randomly(model)
     expected = test_equalize.run(model)
     errors = {}
     for what, graph in {
         "as it is": model,
         "twin": twin,
-        "equalized": equalized(model),
-        "twin, equalized": equalized(twin),
+        "equalized": equalize_model(model),
+        "twin, equalized": equalize_model(twin),
     }.items():
         placement = candidates(graph)[0]
         reads = [
@@ -303,5 +303,5 @@ def test_rescaled_channels_do_not_change_the_int8_result(name: str) -> None:
     assert errors["twin, equalized"] == pytest.approx(errors["equalized"], rel=0.5)
 
 
-def equalized(model: onnx.ModelProto) -> onnx.ModelProto:
+def equalize_model(model: onnx.ModelProto) -> onnx.ModelProto:
     return equalize.equalize_ranges(model).model

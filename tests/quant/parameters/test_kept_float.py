@@ -63,7 +63,7 @@ def model() -> onnx.ModelProto:
     return result
 
 
-def quantized_except(floats: list[str]) -> tuple[onnx.ModelProto, Placement]:
+def quantize_except(floats: list[str]) -> tuple[onnx.ModelProto, Placement]:
     graph = model()
     everything = place.candidates(graph)[0]
     placement = place.placement(graph, "some", everything.nodes - set(floats))
@@ -96,7 +96,7 @@ def test_a_float_layer_runs_in_float_on_every_engine(
     name: str, floats: list[str]
 ) -> None:
     """No engine may differ from the reference evaluator by more than a few steps."""
-    result, _ = quantized_except(floats)
+    result, _ = quantize_except(floats)
     onnx.checker.check_model(result, full_check=True)
     inputs = np.random.default_rng(1).standard_normal((8, 8, 12, 12)).astype(np.float32)
     reference = engine("reference").open(result).run(inputs)
@@ -109,7 +109,7 @@ def test_a_float_layer_runs_in_float_on_every_engine(
 
 def test_mutant_with_a_shared_dequantize_loses_accuracy_on_onnxruntime() -> None:
     """With the shared DequantizeLinear instead of its own, the layer's weights are rounded."""
-    result, _ = quantized_except(FLOATS["depthwise"])
+    result, _ = quantize_except(FLOATS["depthwise"])
     layer = next(node for node in result.graph.node if node.output[0] == "c")
     own = next(node for node in result.graph.node if node.output[0] == layer.input[0])
     shared = next(
@@ -128,7 +128,7 @@ def test_mutant_with_a_shared_dequantize_loses_accuracy_on_onnxruntime() -> None
 
 
 def test_no_dequantize_is_added_if_every_layer_is_quantized() -> None:
-    result, placement = quantized_except([])
+    result, placement = quantize_except([])
     scales = [
         node
         for node in result.graph.node

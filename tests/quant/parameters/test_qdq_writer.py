@@ -92,7 +92,7 @@ def parameters(
     }
 
 
-def quantized(
+def quantize(
     model: onnx.ModelProto, per_channel: bool = True, index: int = 0
 ) -> onnx.ModelProto:
     placement = candidates(model)[index]
@@ -115,7 +115,7 @@ NEAR = 0.05
 
 @pytest.mark.parametrize("opset", range(13, 21))
 def test_the_written_graph_is_valid_at_every_opset(opset: int) -> None:
-    result = quantized(net(opset=opset))
+    result = quantize(net(opset=opset))
     onnx.checker.check_model(result, full_check=True)
     assert result.opset_import[0].version == opset
 
@@ -123,7 +123,7 @@ def test_the_written_graph_is_valid_at_every_opset(opset: int) -> None:
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_int8_logits_are_close_to_float_on_two_engines(per_channel: bool) -> None:
     model = net()
-    result = quantized(model, per_channel)
+    result = quantize(model, per_channel)
     assert error(model, result) < NEAR
     inputs = images(32, seed=3)
     onnxruntime_output, reference_output = (
@@ -140,17 +140,17 @@ def test_int8_logits_are_close_to_float_on_two_engines(per_channel: bool) -> Non
 def test_every_starting_placement_runs_with_graph_optimizations(index: int) -> None:
     """The engine fuses it to integer kernels, which refuse a wrong type or axis."""
     model = net()
-    result = quantized(model, index=index)
+    result = quantize(model, index=index)
     inputs = images(32)
     fast = engine("onnxruntime").open(result).run(inputs)
     assert np.sqrt(np.mean((fast - run(model, inputs)) ** 2)) < NEAR * np.std(fast)
 
 
-def stored(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
+def stored_weights(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
     return {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
 
 
-def makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+def producer_nodes(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return {name: node for node in model.graph.node for name in node.output}
 
 
@@ -159,8 +159,12 @@ def test_weights_are_int8_and_biases_int32_with_the_product_of_the_scales(
     per_channel: bool,
 ) -> None:
     model = net()
-    result = quantized(model, per_channel)
-    constants, before, maker = stored(result), stored(model), makers(result)
+    result = quantize(model, per_channel)
+    constants, before, maker = (
+        stored_weights(result),
+        stored_weights(model),
+        producer_nodes(result),
+    )
     floats = {node.output[0]: node for node in model.graph.node}
     layers = [node for node in result.graph.node if node.op_type in ("Conv", "Gemm")]
     assert len(layers) == 7
@@ -193,15 +197,15 @@ def test_weights_are_int8_and_biases_int32_with_the_product_of_the_scales(
 
 
 def test_float_weights_of_quantized_layers_are_removed() -> None:
-    result = quantized(net())
+    result = quantize(net())
     large = [
         name
-        for name, values in stored(result).items()
+        for name, values in stored_weights(result).items()
         if values.dtype == np.float32 and values.ndim > 1
     ]
     assert large == []
     read = {name for node in result.graph.node for name in node.input}
-    assert set(stored(result)) <= read
+    assert set(stored_weights(result)) <= read
 
 
 def test_a_float_layer_keeps_its_shared_weight() -> None:
@@ -210,7 +214,7 @@ def test_a_float_layer_keeps_its_shared_weight() -> None:
     result = qdq.insert_qdq(
         model, placement, parameters(model, placement), per_channel=True
     )
-    assert "w3" in stored(result)
+    assert "w3" in stored_weights(result)
     assert error(model, result) < NEAR
 
 
@@ -222,7 +226,7 @@ def test_new_names_do_not_clash_with_names_in_the_graph() -> None:
         .replace("hidden", "data_dequantized")
     )
     model = net(text)
-    result = quantized(model)
+    result = quantize(model)
     written = [name for node in result.graph.node for name in node.output]
     written += [item.name for item in result.graph.initializer] + [
         item.name for item in result.graph.input
@@ -238,13 +242,13 @@ def test_an_empty_placement_leaves_the_graph_unchanged() -> None:
         model, Placement("nothing", frozenset(), ()), {}, per_channel=True
     )
     assert result.graph.node == model.graph.node
-    assert stored(result).keys() == stored(model).keys()
+    assert stored_weights(result).keys() == stored_weights(model).keys()
 
 
 def test_writing_does_not_modify_the_input_model() -> None:
     model = net()
     before = model.SerializeToString(deterministic=True)
-    quantized(model)
+    quantize(model)
     assert model.SerializeToString(deterministic=True) == before
 
 
@@ -276,7 +280,7 @@ def test_an_older_opset_is_converted_and_a_newer_one_is_kept() -> None:
     result = qdq.prepare_for_qdq(old)
     assert result.opset_import[0].version == qdq.MIN_OPSET
     assert error(old, result) < 1e-6
-    assert error(old, quantized(result)) < NEAR
+    assert error(old, quantize(result)) < NEAR
     assert qdq.prepare_for_qdq(net(opset=17)).opset_import[0].version == 17
 
 
@@ -304,9 +308,9 @@ def test_weights_among_the_inputs_and_in_constant_nodes_become_initializers() ->
         field.remove(next(item for item in field if item.name == "w0"))  # type: ignore[arg-type]
     result = qdq.prepare_for_qdq(model)
     assert [item.name for item in result.graph.input] == ["data"]
-    assert "w0" in stored(result)
+    assert "w0" in stored_weights(result)
     onnx.checker.check_model(result, full_check=True)
-    written = quantized(result)
+    written = quantize(result)
     onnx.checker.check_model(written, full_check=True)
     assert [item.name for item in written.graph.input] == ["data"]
     assert error(net(), written) < NEAR
@@ -328,8 +332,8 @@ def test_channels_of_zeros_stay_finite_and_accurate() -> None:
         if item.name in ("w0", "b0"):
             values[:3] = 0
         item.CopyFrom(numpy_helper.from_array(values, item.name))
-    result = quantized(model)
-    assert all(np.isfinite(values).all() for values in stored(result).values())
+    result = quantize(model)
+    assert all(np.isfinite(values).all() for values in stored_weights(result).values())
     assert error(model, result) < NEAR
 
 
@@ -338,8 +342,8 @@ def max_error_in_steps(model: onnx.ModelProto, result: onnx.ModelProto) -> float
 
     The largest error of weights and biases, and the mean one of activations, some of which clip.
     """
-    before = stored(model)
-    producers = makers(result)
+    before = stored_weights(model)
+    producers = producer_nodes(result)
     originals: dict[
         str, str
     ] = {}  # of each dequantized tensor, the name of the float one
@@ -390,7 +394,7 @@ def probe(model: onnx.ModelProto, names: list[str]) -> dict[str, Array]:
 
 def test_every_dequantized_value_is_within_half_a_step() -> None:
     model = net()
-    assert max_error_in_steps(model, quantized(model)) <= 0.501
+    assert max_error_in_steps(model, quantize(model)) <= 0.501
 
 
 def _constant(
@@ -414,8 +418,8 @@ def _dequantize_with_other(
     """Give the DequantizeLinear behind `relu` a scale (1) or zero point (2) of its own."""
 
     def mutate(result: onnx.ModelProto) -> None:
-        node = makers(result)["relu_dequantized"]
-        values = change(stored(result)[node.input[what]])
+        node = producer_nodes(result)["relu_dequantized"]
+        values = change(stored_weights(result)[node.input[what]])
         result.graph.initializer.append(numpy_helper.from_array(values, "other"))
         node.input[what] = "other"
 
@@ -423,13 +427,13 @@ def _dequantize_with_other(
 
 
 def _wrong_axis(result: onnx.ModelProto) -> None:
-    node = makers(result)["again:w3_dequantized"]
+    node = producer_nodes(result)["again:w3_dequantized"]
     next(item for item in node.attribute if item.name == "axis").i = 1
 
 
 def _bias_without_input_scale(result: onnx.ModelProto) -> None:
-    constants, maker = stored(result), makers(result)
-    node = makers(result)["stem"]
+    constants, maker = stored_weights(result), producer_nodes(result)
+    node = producer_nodes(result)["stem"]
     item = next(
         placement
         for placement in result.graph.initializer
@@ -470,7 +474,7 @@ MUTANTS: dict[str, Callable[[onnx.ModelProto], None]] = {
 @pytest.mark.parametrize("name", sorted(MUTANTS))
 def test_every_mutant_exceeds_half_a_step(name: str) -> None:
     model = net()
-    result = quantized(model)
+    result = quantize(model)
     MUTANTS[name](result)
     assert max_error_in_steps(model, result) > 0.55
 
@@ -483,7 +487,7 @@ def test_int8_and_uint8_activations_give_the_same_logits(per_channel: bool) -> N
         model, placement, parameters(model, placement), per_channel, signed=True
     )
     onnx.checker.check_model(result, full_check=True)
-    assert stored(result)["data_zero_point"].dtype == np.int8
+    assert stored_weights(result)["data_zero_point"].dtype == np.int8
     np.testing.assert_array_equal(
-        run(result, images(16)), run(quantized(model, per_channel), images(16))
+        run(result, images(16)), run(quantize(model, per_channel), images(16))
     )

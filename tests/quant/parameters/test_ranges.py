@@ -24,7 +24,7 @@ finite = st.floats(
 )
 
 
-def quantized(
+def quantize(
     values: Numbers, parameters: ActivationParameters
 ) -> npt.NDArray[np.float64]:
     """QuantizeLinear then DequantizeLinear on uint8, as the ONNX operators define them."""
@@ -56,11 +56,11 @@ def test_uint8_parameters_represent_zero_and_cover_the_range(
     assert 0 <= result.zero_point <= 255
     assert result.scale > 0
     assert np.float32(result.scale) == result.scale
-    assert quantized(np.zeros(1, np.float32), result)[0] == 0
+    assert quantize(np.zeros(1, np.float32), result)[0] == 0
     ends = np.array([min(low, 0), max(high, 0)], np.float32)
     step = max(result.scale, float(np.abs(ends).max()) / 255)
     assert (
-        np.abs(quantized(ends, result) - ends).max()
+        np.abs(quantize(ends, result) - ends).max()
         <= 0.501 * step + 1e-6 * np.abs(ends).max()
         or result.scale <= scales.SMALLEST_SCALE
     )
@@ -79,7 +79,7 @@ def test_the_chosen_range_has_the_least_error_of_all_methods(seed: int) -> None:
     errors = {}
     for method in (*ranges.METHODS, "mse", "auto"):
         errors[method] = float(
-            np.mean((quantized(values, activation(values, method)) - values) ** 2)
+            np.mean((quantize(values, activation(values, method)) - values) ** 2)
         )
     assert errors["auto"] < 0.97 * errors["minmax"]
     assert errors["auto"] <= 1.02 * min(errors.values())
@@ -131,7 +131,7 @@ def test_predicted_noise_matches_quantization() -> None:
     histogram = Histogram(3)
     histogram.add(values, values.min(1), values.max(1))
     low, high = 0.0, 4.0
-    errors = quantized(values, scales.uint8_parameters(low, high)) - values
+    errors = quantize(values, scales.uint8_parameters(low, high)) - values
     np.testing.assert_allclose(
         noise.quantization_noise(histogram, low, high), (errors**2).mean(1), rtol=0.15
     )
@@ -150,7 +150,7 @@ def test_predicted_noise_matches_quantization_behind_a_function(name: str) -> No
     histogram, function, (low, high) = Histogram(3), FUNCTIONS[name], (-1.0, 4.0)
     histogram.add(values, values.min(1), values.max(1))
     errors = function(
-        quantized(values, scales.uint8_parameters(low, high)).astype(float)
+        quantize(values, scales.uint8_parameters(low, high)).astype(float)
     ) - function(values.astype(float))
     np.testing.assert_allclose(
         noise.quantization_noise(histogram, low, high, function=function),
@@ -180,7 +180,7 @@ def test_rounding_shift_matches_quantization() -> None:
     histogram.samples = values.astype(np.float32)
     for low, high in ((-0.16, 17.6), (-0.16, 1.0), (-20.0, 20.0)):
         parameters = scales.uint8_parameters(low, high)
-        shift = quantized(histogram.samples, parameters) - np.clip(
+        shift = quantize(histogram.samples, parameters) - np.clip(
             values, *parameters.bounds
         )  # clipping_shift covers what is clipped
         np.testing.assert_allclose(
@@ -374,7 +374,7 @@ def test_symmetric_ranges_have_zero_point_128() -> None:
     assert result.scale == pytest.approx(float(values.max()) / 127)
 
 
-def normalized_pixels(mean: float, std: tuple[float, ...]) -> tuple[Numbers, Histogram]:
+def pixel_histogram(mean: float, std: tuple[float, ...]) -> tuple[Numbers, Histogram]:
     """All values of normalized pixels in three channels, and their histogram with samples."""
     values = np.stack(
         [
@@ -392,13 +392,13 @@ def normalized_pixels(mean: float, std: tuple[float, ...]) -> tuple[Numbers, His
 def rms_error_in_steps(values: Numbers, result: ActivationParameters) -> float:
     """Root mean square error, in steps."""
     return float(
-        np.sqrt(np.square(quantized(values, result) - values).mean()) / result.scale
+        np.sqrt(np.square(quantize(values, result) - values).mean()) / result.scale
     )
 
 
 def test_pixels_normalized_around_zero_are_aligned_with_steps() -> None:
     """For (x - 0.5) / 0.5 no pixel is 0: on 255 steps, each value errs by half a step."""
-    values, histogram = normalized_pixels(0.5, (0.5,) * 3)
+    values, histogram = pixel_histogram(0.5, (0.5,) * 3)
     bounds = ranges.minmax(histogram)
     assert rms_error_in_steps(
         values, scales.uint8_parameters(*bounds)
@@ -407,14 +407,14 @@ def test_pixels_normalized_around_zero_are_aligned_with_steps() -> None:
         *ranges.align_to_pixel_values(histogram, np.ones(3), bounds)
     )
     assert rms_error_in_steps(values, result) < 0.3
-    assert quantized(values, result) == pytest.approx(
+    assert quantize(values, result) == pytest.approx(
         values, abs=0.51 * result.scale
     )  # nothing is cut
 
 
 @pytest.mark.parametrize("mean", [0.0, 127 / 255])
 def test_pixels_including_zero_are_represented_exactly(mean: float) -> None:
-    values, histogram = normalized_pixels(mean, (0.5,) * 3)
+    values, histogram = pixel_histogram(mean, (0.5,) * 3)
     low, high = ranges.minmax(histogram)
     for bounds in ((low, high), (0.9 * low, 0.8 * high)):
         assert (
@@ -429,7 +429,7 @@ def test_pixels_including_zero_are_represented_exactly(mean: float) -> None:
 
 
 def test_the_range_is_not_aligned_without_a_clear_gain() -> None:
-    _, histogram = normalized_pixels(0.45, (0.229, 0.224, 0.225))
+    _, histogram = pixel_histogram(0.45, (0.229, 0.224, 0.225))
     assert ranges.align_to_pixel_values(
         histogram, np.ones(3), ranges.minmax(histogram)
     ) == ranges.minmax(histogram)

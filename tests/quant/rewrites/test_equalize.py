@@ -82,7 +82,7 @@ def run(model: onnx.ModelProto) -> Array:
     return engine("onnxruntime").open(model, exact=True).run(images())
 
 
-def scrambled(model: onnx.ModelProto, seed: int = 1) -> onnx.ModelProto:
+def rescale_randomly(model: onnx.ModelProto, seed: int = 1) -> onnx.ModelProto:
     """The same function with its free channels multiplied by 10^-2 .. 10^2."""
     all_layers = layers.find_layers(model)
     linked = channels.link_channels(model, all_layers)
@@ -109,7 +109,7 @@ def test_the_function_stays(seed: int) -> None:
     expected = run(model)
     bound = 1e-5 * np.abs(expected).max()
     assert np.abs(run(equalize.equalize_ranges(model).model) - expected).max() < bound
-    twin = scrambled(model)
+    twin = rescale_randomly(model)
     assert np.abs(run(twin) - expected).max() < bound
     assert np.abs(run(equalize.equalize_ranges(twin).model) - expected).max() < bound
     onnx.checker.check_model(twin, full_check=True)
@@ -117,7 +117,8 @@ def test_the_function_stays(seed: int) -> None:
 
 def test_a_rescaled_twin_ends_in_the_same_weights() -> None:
     plain, other = (
-        equalize.equalize_ranges(model).model for model in (net(), scrambled(net()))
+        equalize.equalize_ranges(model).model
+        for model in (net(), rescale_randomly(net()))
     )
     ours, theirs = (
         [
@@ -155,7 +156,7 @@ def test_a_flatten_of_several_pixels_carries_factors_on(flatten: str) -> None:
         model.graph.initializer.append(
             numpy_helper.from_array(np.array([-1, 96]), "shape")
         )
-    twin, equalized = scrambled(model), equalize.equalize_ranges(model)
+    twin, equalized = rescale_randomly(model), equalize.equalize_ranges(model)
     labels = channels.link_channels(model, layers.find_layers(model)).labels
     assert labels["stem"].all()
     assert (labels["flat"] == np.repeat(labels["stem"], 16)).all()
@@ -328,7 +329,7 @@ def test_relu6_channels_are_fixed() -> None:
 # INT8 of a network and of a rescaled copy
 
 
-def quantized(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+def quantize(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     equalized, placed = equalize.equalize_ranges(model), place.candidates(model)[0]
     statistics = collect_statistics(
         equalized.model,
@@ -356,8 +357,8 @@ def test_int8_does_not_see_that_channels_were_rescaled(seed: int, name: str) -> 
     model = net(seed)
     expected = run(model)
     ours, theirs = (
-        run(quantized(network, name)) - expected
-        for network in (model, scrambled(model, seed + 5))
+        run(quantize(network, name)) - expected
+        for network in (model, rescale_randomly(model, seed + 5))
     )
     assert (
         np.square(theirs).mean()
@@ -365,7 +366,7 @@ def test_int8_does_not_see_that_channels_were_rescaled(seed: int, name: str) -> 
         < 0.01 * np.var(expected)
     )
     plain = plan.Corrections(gptq=False)
-    twin, placed = scrambled(model, seed + 5), place.candidates(model)[0]
+    twin, placed = rescale_randomly(model, seed + 5), place.candidates(model)[0]
     seen = collect_statistics(
         twin,
         list(placed.tensors),

@@ -66,7 +66,7 @@ def images(seed: int = 9, count: int = 64) -> npt.NDArray[np.float32]:
     )
 
 
-def observed(model: onnx.ModelProto) -> Statistics:
+def collect(model: onnx.ModelProto) -> Statistics:
     tensors = place.candidates(model)[0].tensors
     return collect_statistics(
         model,
@@ -79,7 +79,7 @@ def observed(model: onnx.ModelProto) -> Statistics:
 
 
 def smooth_ranges(model: onnx.ModelProto, per_channel: bool) -> EqualizedModel:
-    seen = observed(model)
+    seen = collect(model)
     start = equalize.equalize_ranges(model)
     return smoothing.smooth(
         model, start, seen, place.candidates(model)[0].tensors, per_channel
@@ -99,7 +99,7 @@ def run(
 def error(model: onnx.ModelProto, base: EqualizedModel, name: str) -> float:
     """Mean squared error of the INT8 form of `base`, on images that it was not calibrated on."""
     placed = place.candidates(model)[0]
-    seen = observed(model).rescaled(base.factors, layers.find_layers(model).values())
+    seen = collect(model).rescaled(base.factors, layers.find_layers(model).values())
     parameters = plan.compute_parameters(
         base.model, placed, seen, load_scheme(name), plan.Corrections()
     )
@@ -112,7 +112,7 @@ def error(model: onnx.ModelProto, base: EqualizedModel, name: str) -> float:
     )
 
 
-def twin_of(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+def rescale_randomly(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     """The same function, its free channels multiplied by 10^-2 .. 10^2."""
     all_layers = layers.find_layers(model)
     linked = channels.link_channels(model, all_layers)
@@ -135,7 +135,7 @@ def test_function_is_unchanged_and_relu6_channels_are_fixed(per_channel: bool) -
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_gradient_matches_finite_differences(per_channel: bool) -> None:
     model = net()
-    seen, all_layers = observed(model), layers.find_layers(model)
+    seen, all_layers = collect(model), layers.find_layers(model)
     linked, start = (
         channels.link_channels(model, all_layers),
         equalize.equalize_ranges(model),
@@ -181,7 +181,7 @@ def test_int8_error_is_lower_than_with_equalized_weights_alone(name: str) -> Non
 @pytest.mark.parametrize("name", ["per-tensor", "ort-cpu"])
 def test_rescaled_copy_gives_the_same_int8_within_noise(name: str) -> None:
     model = net()
-    twin = twin_of(model, 4)
+    twin = rescale_randomly(model, 4)
     assert np.abs(run(twin) - run(model)).max() < 1e-4 * np.abs(run(model)).max()
     ours, theirs = (
         error(network, smooth_ranges(network, load_scheme(name).per_channel), name)

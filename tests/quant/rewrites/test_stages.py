@@ -62,7 +62,7 @@ def network(outliers: bool = False) -> Artifact:
 
 
 @functools.cache
-def calibrated() -> Evaluator:
+def make_evaluator() -> Evaluator:
     target = Target(engine("onnxruntime"), load_scheme("per-tensor"), search_seconds=0)
     gate = Gate(network(), sets().gate, target.engine, Budget())
     return ladder.calibrate(gate, sets(), target)[0]
@@ -75,7 +75,7 @@ def inputs() -> npt.NDArray[np.float32]:
 
 
 def test_equalization_keeps_the_function_and_carries_the_statistics_along() -> None:
-    cache = calibrated().builder.cache
+    cache = make_evaluator().builder.cache
     assert cache.changes(EQUALIZED)
     equalized = cache.get(EQUALIZED)
     onnx.checker.check_model(equalized.model, full_check=True)
@@ -113,7 +113,7 @@ def test_equalization_keeps_the_function_and_carries_the_statistics_along() -> N
 def test_a_stage_quantizes_every_layer_and_stays_near_the_float_model(
     stage: Stage,
 ) -> None:
-    builder = calibrated().builder
+    builder = make_evaluator().builder
     build = builder.build(stage, builder.space.starting_placements()[0])
     assert (
         build.plan.weights.keys()

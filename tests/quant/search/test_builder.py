@@ -28,7 +28,7 @@ from repzoo.quant.search.verdict import Budget
 
 
 @functools.cache
-def calibrated(scheme: str = "ort-cpu") -> Evaluator:
+def make_evaluator(scheme: str = "ort-cpu") -> Evaluator:
     target = Target(engine("onnxruntime"), load_scheme(scheme), search_seconds=0)
     gate = Gate(small(), sets().gate, target.engine, Budget())
     return ladder.calibrate(gate, sets(), target)[0]
@@ -39,7 +39,7 @@ def test_fewer_layers_in_int8_reuse_the_parameters_of_the_others(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Leaving a layer in float changes no number of the others, so nothing is computed again."""
-    builder = calibrated().builder
+    builder = make_evaluator().builder
     everything = builder.space.starting_placements()[0]
     fewer = with_fallback(builder, everything, ["c"])
     first = builder.build(stage, everything)
@@ -57,7 +57,7 @@ def test_fewer_layers_in_int8_reuse_the_parameters_of_the_others(
 
 
 def test_parameters_that_the_first_build_lacks_are_computed() -> None:
-    builder = calibrated().builder
+    builder = make_evaluator().builder
     everything = builder.space.starting_placements()[0]
     fewer = with_fallback(builder, everything, ["c"])
     small_build = builder.build(STAGES[0], fewer)
@@ -67,7 +67,7 @@ def test_parameters_that_the_first_build_lacks_are_computed() -> None:
 
 
 def test_16_bit_activations_are_computed_anew() -> None:
-    builder = calibrated("rdk").builder
+    builder = make_evaluator("rdk").builder
     everything = builder.space.starting_placements()[0]
     wide = with_fallback(builder, everything, ["c"])
     assert wide.int16_tensors
@@ -79,16 +79,16 @@ def test_16_bit_activations_are_computed_anew() -> None:
 def test_ranges_are_chosen_once_for_stages_that_differ_in_rounding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    builder = calibrated().builder
+    builder = make_evaluator().builder
     everything = builder.space.starting_placements()[0]
     calls = []
     choose_ranges = compute.choose_ranges
 
-    def counted(*arguments: object) -> compute.ChosenRanges:
+    def count_call(*arguments: object) -> compute.ChosenRanges:
         calls.append(arguments)
         return choose_ranges(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(compute, "choose_ranges", counted)
+    monkeypatch.setattr(compute, "choose_ranges", count_call)
     builder.build(STAGES[0], with_fallback(builder, everything, ["c"]))
     builder.build(STAGES[0], everything)
     builder.build(STAGES[1], everything)
@@ -97,7 +97,7 @@ def test_ranges_are_chosen_once_for_stages_that_differ_in_rounding(
 
 
 def test_a_built_model_is_valid_and_has_its_history() -> None:
-    builder = calibrated().builder
+    builder = make_evaluator().builder
     build = builder.build(STAGES[0], builder.space.starting_placements()[0])
     onnx.checker.check_model(build.artifact.model, full_check=True)
     assert build.artifact.form == "int8"

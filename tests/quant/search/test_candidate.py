@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import onnx
 import pytest
-from tests.quant.search.test_verdict import counted, expecting
+from tests.quant.search.test_verdict import add_expected_drop, paired_accuracy
 
 from repzoo.artifact import Artifact
 from repzoo.measure.record import to_json
@@ -32,44 +32,44 @@ def candidate(paired: PairedAccuracy, ratio: float = 0.5) -> CandidateModel:
 def noisy(
     paired: PairedAccuracy, changed: float, drop: float, snr_db: float
 ) -> PairedAccuracy:
-    return replace(expecting(paired, changed, drop), logits_snr_db=snr_db)
+    return replace(add_expected_drop(paired, changed, drop), logits_snr_db=snr_db)
 
 
 def test_of_two_that_do_not_hold_the_one_with_less_noise_is_better_whatever_was_counted() -> (
     None
 ):
-    lucky = noisy(counted(), 1.5, 0.2, snr_db=22.8)
-    better = noisy(counted(changed=2), 1.6, 0.2, snr_db=24.2)
+    lucky = noisy(paired_accuracy(), 1.5, 0.2, snr_db=22.8)
+    better = noisy(paired_accuracy(changed=2), 1.6, 0.2, snr_db=24.2)
     assert candidate(better).rank > candidate(lucky).rank
 
 
 def test_one_that_holds_is_better_than_one_with_less_noise_that_does_not() -> None:
-    better = noisy(counted(changed=2), 1.6, 0.2, snr_db=24.2)
-    holding = noisy(counted(changed=2), 0.9, 0.15, snr_db=22.0)
+    better = noisy(paired_accuracy(changed=2), 1.6, 0.2, snr_db=24.2)
+    holding = noisy(paired_accuracy(changed=2), 0.9, 0.15, snr_db=22.0)
     assert candidate(holding).rank > candidate(better).rank
 
 
 def test_a_slower_candidate_must_be_clearly_more_accurate() -> None:
-    fast = candidate(noisy(counted(), 1.5, 0.2, snr_db=30.0), 0.63)
-    slightly = candidate(noisy(counted(), 1.5, 0.2, snr_db=30.5), 0.65)
-    clearly = candidate(noisy(counted(), 1.5, 0.2, snr_db=32.0), 0.65)
+    fast = candidate(noisy(paired_accuracy(), 1.5, 0.2, snr_db=30.0), 0.63)
+    slightly = candidate(noisy(paired_accuracy(), 1.5, 0.2, snr_db=30.5), 0.65)
+    clearly = candidate(noisy(paired_accuracy(), 1.5, 0.2, snr_db=32.0), 0.65)
     assert slightly.rank < fast.rank < clearly.rank
 
 
 def test_where_nothing_is_enough_accuracy_counts_more_than_latency() -> None:
     """EfficientNet-Lite0 with 7-bit weights: a layer in float, or only wide layers in INT8."""
-    fast = candidate(noisy(counted(changed=5), 4.0, 1.7, snr_db=13.8), 0.68)
-    slow = candidate(noisy(counted(changed=2), 1.7, 0.7, snr_db=20.6), 0.88)
+    fast = candidate(noisy(paired_accuracy(changed=5), 4.0, 1.7, snr_db=13.8), 0.68)
+    slow = candidate(noisy(paired_accuracy(changed=2), 1.7, 0.7, snr_db=20.6), 0.88)
     assert fast.candidate.verdict < Verdict.ENOUGH
     assert slow.candidate.verdict < Verdict.ENOUGH
     assert slow.rank > fast.rank
-    slower = candidate(noisy(counted(changed=2), 1.7, 0.7, snr_db=20.8), 1.01)
+    slower = candidate(noisy(paired_accuracy(changed=2), 1.7, 0.7, snr_db=20.8), 1.01)
     assert slower.rank < slow.rank  # a small gain is not worth much latency
 
 
 @pytest.mark.parametrize("changed", [0, 3, 20])
 def test_json_has_the_verdict_and_the_flags_derived_from_it(changed: int) -> None:
-    measured = candidate(counted(changed=changed)).candidate
+    measured = candidate(paired_accuracy(changed=changed)).candidate
     document = to_json(measured.summarize())
     assert document["verdict"] == measured.verdict.name.lower()
     assert document["recipe"] == "stage"

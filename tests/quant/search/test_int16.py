@@ -92,7 +92,7 @@ def test_openvino_agrees_with_the_reference() -> None:
     assert np.abs(logits - reference).max() < 1e-2 * np.abs(reference).max()
 
 
-def with_weights_on_the_grid() -> onnx.ModelProto:
+def model_on_the_grid() -> onnx.ModelProto:
     """The small model with its weights rounded to INT8, so that only activations add noise."""
     rounded = model()
     for item in rounded.graph.initializer:
@@ -106,7 +106,7 @@ def with_weights_on_the_grid() -> onnx.ModelProto:
 
 
 def test_16_bit_activations_add_hardly_any_noise() -> None:
-    floating = with_weights_on_the_grid()
+    floating = model_on_the_grid()
     runtime = engine("onnxruntime")
     expected = runtime.open(floating, exact=True).run(images())
     errors = []

@@ -145,7 +145,7 @@ def evaluations(
     calls: list[tuple[str, str]] = []
     evaluate = accuracy.evaluate
 
-    def noted(
+    def record_call(
         runs: Sequence[accuracy.EvaluationRun],
         dataset: Dataset,
         *rest: Any,
@@ -154,7 +154,7 @@ def evaluations(
         calls.append((dataset.name, runs[-1].artifact.sha256))
         return evaluate(runs, dataset, *rest, **named)
 
-    monkeypatch.setattr(accuracy, "evaluate", noted)
+    monkeypatch.setattr(accuracy, "evaluate", record_call)
     quantize(split, Budget(force=True), artifact=artifact)
     return calls
 
@@ -296,7 +296,7 @@ def test_the_other_schemes_work_too(scheme: str) -> None:
     assert quantized.steps[-1].settings["scheme"]["name"] == scheme
 
 
-def breaking(images: Dataset, index: int) -> Dataset:
+def break_image(images: Dataset, index: int) -> Dataset:
     """`images`, of which the one at `index` cannot be read."""
 
     def load(key: str) -> Image.Image:
@@ -310,7 +310,7 @@ def breaking(images: Dataset, index: int) -> Dataset:
 def test_an_unreadable_gate_image_is_reported() -> None:
     gate = sets().gate
     _, report = quantize(
-        replace(sets(), gate=breaking(gate, 5)), Budget(1.0), artifact=linear()
+        replace(sets(), gate=break_image(gate, 5)), Budget(1.0), artifact=linear()
     )
     assert f"left out: {gate.keys[5]} is broken" in report.warnings
     assert report.paired.values.n == len(gate) - 1
@@ -319,7 +319,7 @@ def test_an_unreadable_gate_image_is_reported() -> None:
 def test_an_unreadable_calibration_image_shifts_no_margin() -> None:
     """The classes of the calibration images are matched with the margins on them."""
     split = open_source("digits").split_for_quantization(256, 0)
-    broken = replace(split, calibration=breaking(split.calibration, 3))
+    broken = replace(split, calibration=break_image(split.calibration, 3))
     target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search_seconds=0)
     gate = Gate(linear(), split.gate, target.engine, Budget())
     evaluator, _ = ladder.calibrate(gate, broken, target)

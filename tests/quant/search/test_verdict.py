@@ -11,7 +11,7 @@ from repzoo.quant.search import verdict
 from repzoo.quant.search.verdict import Budget, Verdict
 
 
-def counted(
+def paired_accuracy(
     n: int = 256, changed: int = 0, lost: int = 0, labeled: bool = True
 ) -> PairedAccuracy:
     """Of `changed` predictions `lost` were right before, and none of them is right now."""
@@ -29,7 +29,7 @@ def counted(
     )
 
 
-def expecting(
+def add_expected_drop(
     paired: PairedAccuracy, changed: float, drop: float, error: float = 0.1
 ) -> PairedAccuracy:
     """`paired`, with what the logits say is expected on new images, in percent."""
@@ -56,7 +56,7 @@ def test_verdicts_are_ordered_from_worst_to_best() -> None:
 
 
 def test_refused_only_where_the_whole_interval_is_above_the_budget() -> None:
-    paired = replace(counted(n=1000, changed=50, lost=20), drop_low=0.31)
+    paired = replace(paired_accuracy(n=1000, changed=50, lost=20), drop_low=0.31)
     assert judge(paired) is Verdict.REFUSED
     assert judge(replace(paired, drop_low=0.3)) is Verdict.UNCLEAR
     assert judge(paired, max_drop=0.31) is Verdict.UNCLEAR
@@ -64,70 +64,83 @@ def test_refused_only_where_the_whole_interval_is_above_the_budget() -> None:
 
 def test_a_large_expected_drop_alone_does_not_refuse() -> None:
     assert (
-        judge(expecting(counted(changed=3, lost=3), changed=9, drop=9))
+        judge(add_expected_drop(paired_accuracy(changed=3, lost=3), changed=9, drop=9))
         is Verdict.UNCLEAR
     )
 
 
 def test_within_allows_the_counted_drop_one_standard_deviation_of_chance() -> None:
     # 3 lost of 1,000 are 0.3 points; one standard deviation is sqrt(3) / 10 = 0.173 points.
-    paired = counted(n=1000, changed=60, lost=3)
+    paired = paired_accuracy(n=1000, changed=60, lost=3)
     assert judge(paired, max_drop=0.127) is Verdict.WITHIN
     assert judge(paired, max_drop=0.126) is Verdict.UNCLEAR
 
 
 def test_within_allows_the_expected_drop_its_standard_error() -> None:
-    paired = counted(changed=13)
-    assert judge(expecting(paired, changed=2, drop=0.5, error=0.2)) is Verdict.WITHIN
-    assert judge(expecting(paired, changed=2, drop=0.5, error=0.1)) is Verdict.UNCLEAR
+    paired = paired_accuracy(changed=13)
+    assert (
+        judge(add_expected_drop(paired, changed=2, drop=0.5, error=0.2))
+        is Verdict.WITHIN
+    )
+    assert (
+        judge(add_expected_drop(paired, changed=2, drop=0.5, error=0.1))
+        is Verdict.UNCLEAR
+    )
 
 
 def test_a_counted_drop_above_the_budget_is_not_within_whatever_is_expected() -> None:
-    paired = counted(changed=12, lost=12)
-    assert judge(expecting(paired, changed=2, drop=0.1)) < Verdict.WITHIN
+    paired = paired_accuracy(changed=12, lost=12)
+    assert judge(add_expected_drop(paired, changed=2, drop=0.1)) < Verdict.WITHIN
 
 
 def test_enough_needs_95_percent_of_predictions_unchanged() -> None:
-    assert judge(counted(n=1000, changed=50)) is Verdict.ENOUGH
-    assert judge(counted(n=1000, changed=51)) is Verdict.WITHIN
+    assert judge(paired_accuracy(n=1000, changed=50)) is Verdict.ENOUGH
+    assert judge(paired_accuracy(n=1000, changed=51)) is Verdict.WITHIN
 
 
 def test_holds_needs_99_percent_of_predictions_unchanged_where_only_counts_are_known() -> (
     None
 ):
-    assert judge(counted(changed=2)) is Verdict.HOLDS
-    assert judge(counted(changed=3)) is Verdict.ENOUGH
+    assert judge(paired_accuracy(changed=2)) is Verdict.HOLDS
+    assert judge(paired_accuracy(changed=3)) is Verdict.ENOUGH
 
 
 def test_holds_needs_few_expected_changes_even_where_none_was_counted() -> None:
-    assert judge(expecting(counted(), changed=0.9, drop=0.15)) is Verdict.HOLDS
-    assert judge(expecting(counted(), changed=1.1, drop=0.15)) is Verdict.ENOUGH
+    assert (
+        judge(add_expected_drop(paired_accuracy(), changed=0.9, drop=0.15))
+        is Verdict.HOLDS
+    )
+    assert (
+        judge(add_expected_drop(paired_accuracy(), changed=1.1, drop=0.15))
+        is Verdict.ENOUGH
+    )
 
 
 def test_holds_needs_the_expected_drop_with_its_error_within_the_budget() -> None:
-    paired = expecting(counted(), changed=0.9, drop=0.15, error=0.16)
+    paired = add_expected_drop(paired_accuracy(), changed=0.9, drop=0.15, error=0.16)
     assert judge(paired) is Verdict.ENOUGH
     assert judge(paired, max_drop=0.5) is Verdict.HOLDS
 
 
 def test_no_more_can_be_lost_than_changes() -> None:
     assert (
-        judge(expecting(counted(), changed=0.3, drop=0.25, error=0.2)) is Verdict.HOLDS
+        judge(add_expected_drop(paired_accuracy(), changed=0.3, drop=0.25, error=0.2))
+        is Verdict.HOLDS
     )
 
 
 def test_holds_allows_counted_changes_one_standard_deviation_of_chance() -> None:
     """2 of 125 are 1.6 %, but one more or less is chance; 5 are more than what was expected."""
-    few = counted(n=125, changed=2)
-    many = counted(n=125, changed=5)
-    assert judge(expecting(few, changed=0.5, drop=0.1)) is Verdict.HOLDS
-    assert judge(expecting(many, changed=0.5, drop=0.1)) is Verdict.ENOUGH
+    few = paired_accuracy(n=125, changed=2)
+    many = paired_accuracy(n=125, changed=5)
+    assert judge(add_expected_drop(few, changed=0.5, drop=0.1)) is Verdict.HOLDS
+    assert judge(add_expected_drop(many, changed=0.5, drop=0.1)) is Verdict.ENOUGH
 
 
 def test_without_labels_only_predictions_decide_whether_it_holds() -> None:
-    paired = counted(changed=1, lost=1, labeled=False)
-    assert judge(expecting(paired, changed=0.9, drop=0.9)) is Verdict.HOLDS
-    assert judge(expecting(paired, changed=1.1, drop=1.1)) is Verdict.ENOUGH
+    paired = paired_accuracy(changed=1, lost=1, labeled=False)
+    assert judge(add_expected_drop(paired, changed=0.9, drop=0.9)) is Verdict.HOLDS
+    assert judge(add_expected_drop(paired, changed=1.1, drop=1.1)) is Verdict.ENOUGH
 
 
 @pytest.mark.parametrize(
@@ -137,5 +150,7 @@ def test_without_labels_five_points_more_may_change(
     low: float, expected: Verdict
 ) -> None:
     assert verdict.CHANGED_ALLOWED == 5
-    paired = replace(counted(n=1000, changed=80, lost=80, labeled=False), drop_low=low)
+    paired = replace(
+        paired_accuracy(n=1000, changed=80, lost=80, labeled=False), drop_low=low
+    )
     assert judge(paired) is expected
