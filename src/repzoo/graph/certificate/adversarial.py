@@ -1,10 +1,10 @@
 """Adversarial cases: every kind of folded expression, with hostile BatchNorm parameters.
 
-A wrong rule can hide behind the numbers of a model: beside a variance of 100, a forgotten epsilon
-of 1e-5 is less than the rounding of a weight. Here it cannot. Variances lie at, below and far above
-epsilon and at zero; scales are positive, negative and zero; means are large. gamma is in proportion
-to the deviation, so that no number type overflows. A BatchNorm whose border constants the graph
-holds (ScatterND) keeps its own parameters, for the constants belong to them.
+The numbers of a model can hide a wrong rule: beside a variance of 100, a forgotten epsilon of 1e-5
+is less than the rounding of a weight. Here they cannot. Variances lie at, below and far above
+epsilon, and at zero. Scales are positive, negative and zero. Means are large. gamma is in
+proportion to the deviation, so that no number type overflows. Where the graph holds the border
+constants of a BatchNorm (ScatterND), it keeps its own parameters: the constants belong to them.
 
 Two expressions are of one kind when they differ in channel counts and values only. The one with the
 fewest weights stands for all.
@@ -29,7 +29,7 @@ VARIANCES = (1.0, 0.0, 1e-3, 1e4)  # times epsilon
 SIGNS = (1.0, -1.0, 0.0)
 MEANS = (100.0, -1.0, 0.0, -100.0, 1.0)
 SHIFTS = (0.5, -0.25)
-CHANNELS = len(VARIANCES) * len(SIGNS)  # until every variance has met every sign
+COMBINATIONS = len(VARIANCES) * len(SIGNS)  # every variance meets every sign
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class _Expression:
 
     index   of the training form
     source  the tensor that it reads
-    nodes   in order, the last computes the tensor of the folded node
+    nodes   in order; the last computes the tensor of the folded node
     shape   of a probe of `source`
     """
 
@@ -52,20 +52,23 @@ class _Expression:
         return [node for node in self.nodes if node.op_type == "BatchNormalization"]
 
     @property
+    def inputs(self) -> list[str]:
+        """What its nodes read; a tensor that two of them read comes twice."""
+        return [name for node in self.nodes for name in node.input]
+
+    @property
     def constants(self) -> dict[str, TensorProto]:
         """The constants that its nodes read, by name."""
-        names = [name for node in self.nodes for name in node.input]
-        return {
-            name: self.index.constants[name]
-            for name in names
-            if name in self.index.constants
-        }
+        constants = {}
+        for name in self.inputs:
+            if name in self.index.constants:
+                constants[name] = self.index.constants[name]
+        return constants
 
     @property
     def weights(self) -> int:
-        """How many numbers its nodes read; one that two of them read counts twice."""
-        names = [name for node in self.nodes for name in node.input]
-        return sum(self._size(name) for name in names)
+        """How many numbers its nodes read."""
+        return sum(self._size(name) for name in self.inputs)
 
     @property
     def fewest_channels(self) -> int:
@@ -74,16 +77,17 @@ class _Expression:
 
     def kind(self) -> str:
         """What the expression is, apart from channel counts and values."""
+        # Tensors are numbered, for their names say nothing.
         numbers: dict[str, int | list[int]] = {self.source: 0}
         lines = []
         for node in self.nodes:
-            inputs = [
-                numbers.get(name, self._kernel_sides(name)) for name in node.input
-            ]
+            inputs = []
+            for name in node.input:
+                inputs.append(numbers.get(name, self._kernel_sides(name)))
             for position, name in enumerate(node.output):
                 numbers[name] = len(numbers) + position
-            groups = min(integer(node, "group", 1), 2)
-            lines.append((node.op_type, groups, _attributes(node), inputs))
+            is_grouped = integer(node, "group", 1) > 1
+            lines.append((node.op_type, is_grouped, _attributes(node), inputs))
         return repr(lines)
 
     def _size(self, name: str) -> int:
@@ -91,43 +95,42 @@ class _Expression:
         return 0 if tensor is None else math.prod(tensor.dims)
 
     def _kernel_sides(self, name: str) -> list[int]:
+        """The sides of a constant that are no channel counts."""
         tensor = self.index.constants.get(name)
         return [] if tensor is None else list(tensor.dims[2:])
 
 
 def _attributes(node: onnx.NodeProto) -> list[tuple[str, bytes]]:
     """All but the groups, which are a channel count."""
-    return sorted(
-        (item.name, item.SerializeToString(deterministic=True))
-        for item in node.attribute
-        if item.name != "group"
-    )
+    attributes = []
+    for item in node.attribute:
+        if item.name != "group":
+            attributes.append((item.name, item.SerializeToString(deterministic=True)))
+    return sorted(attributes)
 
 
 def adversarial_cases(
-    before: onnx.ModelProto, after: onnx.ModelProto, origin: TrainingForm
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    origin: TrainingForm,
 ) -> Iterator[tuple[str, onnx.ModelProto]]:
     """(kind, a model of one expression) for each kind of folded expression with a BatchNorm."""
     for kind, expression in _smallest_of_each_kind(after, origin).items():
         # A narrow expression has too few channels for all combinations: it comes several times.
-        for first in range(0, CHANNELS, max(1, expression.fewest_channels)):
+        step = max(1, expression.fewest_channels)
+        for first in range(0, COMBINATIONS, step):
             yield kind, _model(before, expression, first)
 
 
 def _smallest_of_each_kind(
-    after: onnx.ModelProto, origin: TrainingForm
+    after: onnx.ModelProto,
+    origin: TrainingForm,
 ) -> Mapping[str, _Expression]:
     new = TensorIndex.of(after.graph)
     smallest: dict[str, _Expression] = {}
     for node in changed_nodes(after, origin, new):
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
-            continue
-        shape = origin.probe_shape(node, new)
-        index = origin.index_for(node)
-        source = index.resolve(node.input[0])
-        nodes = index.between(source, index.resolve(node.output[0]))
-        expression = _Expression(index, source, nodes, shape or ())
-        if shape is None or not expression.batch_norms:
+        expression = _expression(node, origin, new)
+        if expression is None or not expression.batch_norms:
             continue
         kind = expression.kind()
         if kind not in smallest or expression.weights < smallest[kind].weights:
@@ -135,46 +138,75 @@ def _smallest_of_each_kind(
     return smallest
 
 
+def _expression(
+    node: onnx.NodeProto,
+    origin: TrainingForm,
+    new: TensorIndex,
+) -> _Expression | None:
+    """What the folded `node` replaces; None if it is no fold."""
+    if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        return None
+    shape = origin.probe_shape(node, new)
+    if shape is None:
+        return None
+    index = origin.index_for(node)
+    source = index.resolve(node.input[0])
+    target = index.resolve(node.output[0])
+    return _Expression(index, source, index.between(source, target), shape)
+
+
 def _model(
-    before: onnx.ModelProto, expression: _Expression, first: int
+    before: onnx.ModelProto,
+    expression: _Expression,
+    first: int,
 ) -> onnx.ModelProto:
     """The expression as a model of its own.
 
-    `first` is the number of the combination in the first channel of the first node.
+    first  the combination in the first channel of the first node; a later node begins with a later
+           combination
     """
-    constants = expression.constants
-    initializers = {name: _renamed(tensor, name) for name, tensor in constants.items()}
+    initializers = {}
+    for name, tensor in expression.constants.items():
+        initializers[name] = _renamed(tensor, name)
     nodes = []
     for number, node in enumerate(expression.nodes):
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        if copy.op_type == "BatchNormalization" and not _has_border(
-            node, expression.nodes
-        ):
-            names = [
-                f"{name}.{number}.{index}" for index, name in enumerate(node.input[1:])
-            ]
-            hostile = _hostile_parameters(node, expression.index, first + number, names)
-            initializers.update(zip(names, hostile, strict=True))
-            copy.input[1:] = names
         nodes.append(copy)
-    read = {name for node in nodes for name in node.input}
-    element_type = _float_type(constants.values())
+        if node.op_type != "BatchNormalization":
+            continue
+        if not _has_border(node, expression.nodes):
+            hostile = _hostile_parameters(node, expression.index, first + number)
+            for index, tensor in enumerate(hostile, 1):
+                tensor.name = f"{node.input[index]}.{number}.{index - 1}"
+                initializers[tensor.name] = tensor
+                copy.input[index] = tensor.name
+    element_type = _float_type(expression.constants.values())
     value_info = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         nodes,
         "adversarial_case",
         [value_info(expression.source, element_type, expression.shape)],
         [value_info(nodes[-1].output[0], element_type, None)],
-        [tensor for name, tensor in initializers.items() if name in read],
+        _read_by(nodes, initializers),
     )
     return onnx.helper.make_model(
         graph, opset_imports=before.opset_import, ir_version=before.ir_version
     )
 
 
+def _read_by(
+    nodes: Iterable[onnx.NodeProto],
+    initializers: Mapping[str, TensorProto],
+) -> list[TensorProto]:
+    """Those of `initializers` that a node reads."""
+    read = {name for node in nodes for name in node.input}
+    return [tensor for name, tensor in initializers.items() if name in read]
+
+
 def _float_type(tensors: Iterable[TensorProto]) -> int:
-    integers: set[int] = {TensorProto.INT64, TensorProto.INT32}  # indices and sizes
+    """The element type of the first of `tensors` that is no index and no size."""
+    integers: set[int] = {TensorProto.INT64, TensorProto.INT32}
     return next(item.data_type for item in tensors if item.data_type not in integers)
 
 
@@ -194,19 +226,19 @@ def _renamed(tensor: TensorProto, name: str) -> TensorProto:
 
 
 def _hostile_parameters(
-    node: onnx.NodeProto, index: TensorIndex, first: int, names: Sequence[str]
+    node: onnx.NodeProto,
+    index: TensorIndex,
+    first: int,
 ) -> list[TensorProto]:
     """gamma, beta, mean and variance in the number type of those of `node`."""
     own = index.constants[node.input[1]]
     epsilon = real(node, "epsilon", 1e-5)
-    channels = np.arange(math.prod(own.dims)) + first
-    variance = np.take(VARIANCES, channels, mode="wrap") * epsilon
-    gamma = np.take(SIGNS, channels, mode="wrap") * np.sqrt(variance + epsilon)
-    beta = np.take(SHIFTS, channels, mode="wrap")
-    mean = np.take(MEANS, channels, mode="wrap")
+    combinations = first + np.arange(math.prod(own.dims))
+    variance = np.take(VARIANCES, combinations, mode="wrap") * epsilon
+    deviation = np.sqrt(variance + epsilon)
+    gamma = np.take(SIGNS, combinations, mode="wrap") * deviation
+    beta = np.take(SHIFTS, combinations, mode="wrap")
+    mean = np.take(MEANS, combinations, mode="wrap")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(own.data_type)
-    parameters = zip(names, (gamma, beta, mean, variance), strict=True)
-    return [
-        numpy_helper.from_array(values.astype(dtype), name)
-        for name, values in parameters
-    ]
+    parameters = (gamma, beta, mean, variance)
+    return [numpy_helper.from_array(values.astype(dtype)) for values in parameters]

@@ -20,7 +20,9 @@ def integer(node: onnx.NodeProto, name: str, default: int) -> int:
 
 
 def integers(
-    node: onnx.NodeProto, name: str, default: tuple[int, ...]
+    node: onnx.NodeProto,
+    name: str,
+    default: tuple[int, ...],
 ) -> tuple[int, ...]:
     """A list of integers, or its default where it is left out or empty."""
     item = attribute(node, name)
@@ -46,5 +48,5 @@ def is_standard(node: onnx.NodeProto) -> bool:
 
 def has_subgraph(node: onnx.NodeProto) -> bool:
     """Whether an attribute holds a graph, which may read any tensor by name."""
-    kinds = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    kinds = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
     return any(item.type in kinds for item in node.attribute)

@@ -123,7 +123,10 @@ class GraphComparison:
 
 
 def compare(
-    expected: Outputs, actual: Outputs, jittered: Outputs, roundoff: float
+    expected: Outputs,
+    actual: Outputs,
+    jittered: Outputs,
+    roundoff: float,
 ) -> Comparison:
     """Compare outputs [n, classes] of a graph with those that were `expected` of it.
 
@@ -135,7 +138,8 @@ def compare(
     """
     magnitude = float(np.abs(expected).max())
     floor = FLOOR * roundoff * magnitude
-    bound = max(SAFETY * float(np.abs(expected - jittered).max()), floor)
+    moved = float(np.abs(expected - jittered).max())
+    bound = max(SAFETY * moved, floor)
     if not np.isfinite(bound):
         raise CertificateError(
             "an output overflows when a weight moves by one unit in the last place; "
@@ -153,13 +157,13 @@ def compare(
 
 def combine(comparisons: Sequence[Comparison]) -> GraphComparison:
     """One verdict on all groups. It rests on the groups that can tell, where there are any."""
-    worst = max(comparisons, key=lambda group: group.ratio)
-    telling = [
-        group for group in comparisons if group.equality is not Equality.INCONCLUSIVE
-    ]
-    if telling:
-        worst = max(telling, key=lambda group: group.ratio)
-    agrees = np.concatenate([group.agrees for group in telling or comparisons])
+    telling = []
+    for group in comparisons:
+        if group.equality is not Equality.INCONCLUSIVE:
+            telling.append(group)
+    evidence = telling or comparisons
+    worst = max(evidence, key=lambda group: group.ratio)
+    agrees = np.concatenate([group.agrees for group in evidence])
     return GraphComparison(
         equality=worst.equality,
         max_abs_error=worst.error,
@@ -179,8 +183,12 @@ def ratio_of(part: float, whole: float) -> float:
 
 
 def _same_top1(
-    expected: Outputs, actual: Outputs, bound: float
+    expected: Outputs,
+    actual: Outputs,
+    bound: float,
 ) -> npt.NDArray[np.bool_]:
+    """For each image, whether the class that `actual` predicts was highest within the bound."""
     rows = np.arange(len(expected))
-    shortfall = expected.max(1) - expected[rows, actual.argmax(1)]
+    predicted = expected[rows, actual.argmax(1)]
+    shortfall = expected.max(1) - predicted
     return np.asarray(shortfall <= bound)

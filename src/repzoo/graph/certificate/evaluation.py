@@ -1,8 +1,8 @@
-"""Evaluate a part of a graph in float64, from tensors whose values are given."""
+"""Evaluate a part of a graph in float64, from tensors whose values are known."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,13 +37,14 @@ class Evaluated:
 class Evaluation:
     """One evaluation of a graph.
 
-    index      the graph
-    values     what is known so far, by tensor name
-    casts      how often folds cast a tensor that no longer exists, by its name
-    absolute   compute error bounds instead of values, see operators.py
-    scattered  whether constants were written into a tensor; the graph computed them in its number
-               type
+    index         the graph
+    values        what is known so far, by tensor name
+    casts         how often folds cast a tensor that no longer exists, by its name
+    absolute      compute error bounds instead of values, see operators.py
+    scattered     whether constants were written into a tensor; the graph computed them in its
+                  number type
     has_computed  whether a constant was used that the graph computes
+    visited       the tensors that the last evaluation read
     """
 
     index: TensorIndex
@@ -65,12 +66,15 @@ class Evaluation:
             values = self._value(name)
         except ValueError:  # shapes that do not fit, which a wrong fold may have
             raise UnknownExpression(name) from None
-        roundings = sum(self.casts.get(item, 0) for item in self.visited)
+        return Evaluated(values, self._roundings())
+
+    def _roundings(self) -> int:
+        roundings = sum(self.casts.get(name, 0) for name in self.visited)
         if self.scattered:
             roundings += BORDER_ROUNDINGS
         if self.has_computed:
             roundings += COMPUTED_ROUNDINGS
-        return Evaluated(values, roundings)
+        return roundings
 
     def _value(self, name: str) -> Array:
         self.visited.add(name)
@@ -83,44 +87,58 @@ class Evaluation:
     def _compute(self, name: str) -> Array:
         constant = self.index.values(name)
         if constant is not None:
-            self.has_computed |= name in self.index.computed
+            self._note_computed(name)
             return np.abs(constant) if self.absolute else constant
         node = self.index.producers.get(name)
         if node is None or not is_standard(node):
             raise UnknownExpression(name)
         if node.op_type in MOVES:
-            image = self._value(node.input[0])
             output = list(node.output).index(name)
-            return MOVES[node.op_type](node, image, list(self._constants(node)), output)
+            move = MOVES[node.op_type]
+            return move(node, self._first(node), self._settings(node), output)
         if node.op_type == "ScatterND":
             self.scattered = True
-            image = self._value(node.input[0])
-            return scatter(node, image, list(self._constants(node)), self.absolute)
+            image = self._first(node)
+            return scatter(node, image, self._settings(node), self.absolute)
         if node.op_type == "BatchNormalization":
-            # The sign of a mean and the magnitude of a variance matter: the operator takes them as
-            # they are.
-            inputs = [self._value(node.input[0]), *self._constants(node)]
+            # The operator needs the sign of a mean and of a scale, so its parameters come as they
+            # are, also where bounds are computed.
+            inputs = [self._first(node), *self._settings(node)]
             return batch_normalize(node, inputs, self.absolute)
         if node.op_type in ARITHMETIC:
-            return ARITHMETIC[node.op_type](node, self._operands(node), self.absolute)
+            compute = ARITHMETIC[node.op_type]
+            return compute(node, self._operands(node), self.absolute)
         raise UnknownExpression(name)
 
-    def _operands(self, node: onnx.NodeProto) -> list[Array]:
-        """All inputs. A weight stays in its number type, for the operator converts it in blocks."""
-        names = [name for name in node.input if name]
-        if node.op_type in ("Conv", "Gemm"):
-            weight = self.index.stored(names[1])
-            if weight is not None:
-                self.has_computed |= self.index.resolve(names[1]) in self.index.computed
-                biases = [self._value(name) for name in names[2:]]
-                return [self._value(names[0]), weight, *biases]
-            self.has_computed = True  # the nodes before this one compute the weight
-        return [self._value(name) for name in names]
+    def _note_computed(self, name: str) -> None:
+        """Remember whether the graph computes the constant `name`."""
+        self.has_computed |= self.index.resolve(name) in self.index.computed
 
-    def _constants(self, node: onnx.NodeProto) -> Iterator[Array]:
+    def _first(self, node: onnx.NodeProto) -> Array:
+        """The input through which the expression goes on."""
+        return self._value(node.input[0])
+
+    def _settings(self, node: onnx.NodeProto) -> list[Array]:
         """All inputs but the first, which must be constants; an omitted one is empty."""
+        settings = []
         for name in node.input[1:]:
             values = self.index.values(name) if name else np.zeros(0)
             if values is None:
                 raise UnknownExpression(name)
-            yield values
+            settings.append(values)
+        return settings
+
+    def _operands(self, node: onnx.NodeProto) -> list[Array]:
+        """All inputs. A weight stays in its number type, for the operator converts it in blocks."""
+        names = [name for name in node.input if name]
+        if node.op_type not in ("Conv", "Gemm"):
+            return [self._value(name) for name in names]
+        weight = self.index.stored(names[1])
+        if weight is None:
+            # Nodes of the graph compute the weight, in its number type.
+            self.has_computed = True
+            weight = self._value(names[1])
+        else:
+            self._note_computed(names[1])
+        biases = [self._value(name) for name in names[2:]]
+        return [self._value(names[0]), weight, *biases]

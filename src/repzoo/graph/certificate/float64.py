@@ -38,9 +38,8 @@ from repzoo.onnx_file import classifier_input
 
 Folder = Callable[[onnx.ModelProto], FoldResult]
 
-SMALL_SIDE = (
-    32  # pixels; a model for larger images gets images of this size where it takes them
-)
+# Pixels; a model for larger images gets images of this size where it takes them.
+SMALL_SIDE = 32
 # 1 GiB in float64 for each of the two graphs. As each weight meets at most SMALL_SIDE**2 pixels,
 # this limits time as well.
 MOST_WEIGHTS = 2**27
@@ -50,6 +49,12 @@ IMAGES = 2
 SAME_WEIGHTS = 2.0**-12
 
 NARROW = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
+
+VERDICTS = {
+    Equality.EQUAL: "agrees",
+    Equality.DIFFERENT: "DIFFERS",
+    Equality.INCONCLUSIVE: "cannot be told apart from rounding either",
+}
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,9 @@ class Float64Comparison:
     @property
     def equality(self) -> Equality:
         """What it shows; INCONCLUSIVE where it was not made."""
-        return (
-            Equality.INCONCLUSIVE
-            if self.comparison is None
-            else self.comparison.equality
-        )
+        if self.comparison is None:
+            return Equality.INCONCLUSIVE
+        return self.comparison.equality
 
     def to_json(self) -> dict[str, Any]:
         """A plain JSON document."""
@@ -82,11 +85,9 @@ class Float64Comparison:
             "reason": self.reason,
         }
         if self.comparison is not None:
-            document |= {
-                "max_abs_error": self.comparison.max_abs_error,
-                "bound": self.comparison.bound,
-                "spread": self.comparison.spread,
-            }
+            document["max_abs_error"] = self.comparison.max_abs_error
+            document["bound"] = self.comparison.bound
+            document["spread"] = self.comparison.spread
         return document
 
     def sentence(self) -> str:
@@ -94,11 +95,7 @@ class Float64Comparison:
         if self.comparison is None:
             return f"the whole graph was not compared in float64: {self.reason}"
         size = "x".join(map(str, self.shape[2:]))
-        verdict = {
-            Equality.EQUAL: "agrees",
-            Equality.DIFFERENT: "DIFFERS",
-            Equality.INCONCLUSIVE: "cannot be told apart from rounding either",
-        }[self.comparison.equality]
+        verdict = VERDICTS[self.comparison.equality]
         return f"in float64 at {size} the whole graph {verdict}: {self.comparison.summary()}"
 
 
@@ -107,7 +104,10 @@ class _NotComparable(Exception):
 
 
 def compare_in_float64(
-    before: onnx.ModelProto, after: onnx.ModelProto, fold: Folder, seed: int
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    fold: Folder,
+    seed: int,
 ) -> Float64Comparison:
     """Compare `before` and its fold `after` in float64, on noise of a small size.
 
@@ -117,19 +117,21 @@ def compare_in_float64(
         CertificateError: the weights of `after` are not those of the fold in float64.
     """
     weights = sum(math.prod(item.dims) for item in before.graph.initializer)
-    if weights > MOST_WEIGHTS:
-        limit = (
-            f"it has {weights:,} weights, and at most {MOST_WEIGHTS:,} are converted"
-        )
-        return Float64Comparison(None, reason=limit)
     try:
+        if weights > MOST_WEIGHTS:
+            raise _NotComparable(
+                f"it has {weights:,} weights, and at most {MOST_WEIGHTS:,} are converted"
+            )
         return _compare(before, after, fold, seed)
     except _NotComparable as reason:
         return Float64Comparison(None, reason=str(reason))
 
 
 def _compare(
-    before: onnx.ModelProto, after: onnx.ModelProto, fold: Folder, seed: int
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    fold: Folder,
+    seed: int,
 ) -> Float64Comparison:
     wide = to_float64(before)
     shape = _shrink(wide)
@@ -139,17 +141,21 @@ def _compare(
         raise _NotComparable(f"it does not fold at {list(shape)} ({error})") from None
     _require_same_fold(after, folded)
     inputs = np.random.default_rng(seed).standard_normal(shape)
-    expected, actual = _run(wide, inputs), _run(folded, inputs)
+    expected = _run(wide, inputs)
+    actual = _run(folded, inputs)
     del folded
     # In place, for a second copy would take as much memory again.
-    random = np.random.default_rng(seed + 1)
-    for tensor in wide.graph.initializer:
-        tensor.CopyFrom(jitter(tensor, random))
-    jitter_constants(wide.graph, random)
+    _jitter_weights(wide.graph, np.random.default_rng(seed + 1))
     jittered = _run(wide, inputs)
     trim_heap()
     comparison = compare(expected, actual, jittered, UNIT_ROUNDOFF[TensorProto.DOUBLE])
     return Float64Comparison(combine([comparison]), shape)
+
+
+def _jitter_weights(graph: onnx.GraphProto, random: np.random.Generator) -> None:
+    for tensor in graph.initializer:
+        tensor.CopyFrom(jitter(tensor, random))
+    jitter_constants(graph, random)
 
 
 # --- the graph in float64 -------------------------------------------------------------------------
@@ -176,16 +182,18 @@ def to_float64(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in graph.initializer:
         _widen(tensor)
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                _widen(attribute.t)
-            if (
-                node.op_type == "Cast"
-                and attribute.name == "to"
-                and attribute.i in NARROW
-            ):
-                attribute.i = TensorProto.DOUBLE
+        _widen_attributes(node)
     return wide
+
+
+def _widen_attributes(node: onnx.NodeProto) -> None:
+    """Constants, and the target of a Cast."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            _widen(attribute.t)
+        is_target = node.op_type == "Cast" and attribute.name == "to"
+        if is_target and attribute.i in NARROW:
+            attribute.i = TensorProto.DOUBLE
 
 
 def _widen(tensor: TensorProto) -> None:
@@ -218,7 +226,7 @@ def _require_same_fold(after: onnx.ModelProto, folded: onnx.ModelProto) -> None:
         _NotComparable: it has other nodes, which a fold that was timed may have.
         CertificateError: it has the same nodes with other weights.
     """
-    if _wiring(after.graph) != _wiring(folded.graph):
+    if _structure(after.graph) != _structure(folded.graph):
         raise _NotComparable("the fold in float64 makes other nodes")
     wide = {tensor.name: tensor for tensor in folded.graph.initializer}
     for tensor in after.graph.initializer:
@@ -234,14 +242,13 @@ def _require_same_fold(after: onnx.ModelProto, folded: onnx.ModelProto) -> None:
             )
 
 
-def _wiring(graph: onnx.GraphProto) -> list[tuple[str, list[str], list[str]]]:
-    """Operators with the tensors that they read and compute, and the shapes of all weights."""
-    nodes = [(node.op_type, list(node.input), list(node.output)) for node in graph.node]
-    weights = [
-        (item.name, list(map(str, item.dims)), list[str]())
-        for item in graph.initializer
-    ]
-    return nodes + sorted(weights)
+def _structure(graph: onnx.GraphProto) -> list[object]:
+    """All of a graph but the values of its weights."""
+    nodes: list[object] = []
+    for node in graph.node:
+        nodes.append((node.op_type, list(node.input), list(node.output)))
+    weights = [(item.name, list(item.dims)) for item in graph.initializer]
+    return [*nodes, *sorted(weights)]
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -253,7 +260,11 @@ class Conv(OpRun):  # onnx names an implementation by its class
     op_domain = ""
 
     def _run(
-        self, image: Array, weight: Array, bias: Array | None = None, **_: object
+        self,
+        image: Array,
+        weight: Array,
+        bias: Array | None = None,
+        **_: object,
     ) -> tuple[Array]:
         inputs = [image, weight] if bias is None else [image, weight, bias]
         return (convolve(self.onnx_node, inputs, False),)
@@ -261,12 +272,11 @@ class Conv(OpRun):  # onnx names an implementation by its class
 
 def _run(model: onnx.ModelProto, inputs: Array) -> Outputs:
     """The outputs of `model` [n, classes]."""
-    name = classifier_input(model).name
+    feeds = {classifier_input(model).name: inputs}
     try:
+        evaluator = ReferenceEvaluator(model, new_ops=[Conv])
         with np.errstate(all="ignore"):
-            (outputs,) = ReferenceEvaluator(model, new_ops=[Conv]).run(
-                None, {name: inputs}
-            )
+            (outputs,) = evaluator.run(None, feeds)
     except UnknownExpression:
         raise _NotComparable("it holds a convolution of an unusual kind") from None
     except Exception as error:  # whatever the reference raises

@@ -15,16 +15,19 @@ import onnx
 from onnx import numpy_helper
 
 from repzoo.graph.certificate.attributes import has_subgraph, integer, is_standard
-from repzoo.graph.certificate.known_values import RANDOM, KnownValues, Shape
+from repzoo.graph.certificate.known_values import (
+    RANDOM,
+    KnownValues,
+    Shape,
+    stored_constants,
+)
 from repzoo.graph.certificate.operators import Stored
 from repzoo.graph.certificate.window import Array
 
-NEUTRAL_SIZE = (
-    2**18
-)  # elements of a tensor of zeros or ones that is read to see whether it is one
-COMPARED_SIZE = (
-    64  # elements of a constant that is compared by value when two nodes are
-)
+# Elements of a tensor that is read to see whether it is all zeros or ones.
+NEUTRAL_SIZE = 2**18
+# Elements of a constant that counts by its values, not by its name, when two nodes are compared.
+COMPARED_SIZE = 64
 NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 COMMUTATIVE = frozenset({"Add", "Mul"})
 
@@ -59,22 +62,10 @@ class TensorIndex:
     ) -> TensorIndex:
         """The index of `graph`, with what is `known` of it and the `types` that its Casts read."""
         known = known or KnownValues()
-        producers = {name: node for node in graph.node for name in node.output if name}
-        replaceable = {
-            item.name for item in graph.input
-        }  # a caller may replace their defaults
-        constants = {
-            item.name: item
-            for item in graph.initializer
-            if item.name not in replaceable
-        }
-        for node in graph.node:
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
-                constants[node.output[0]] = node.attribute[0].t
         duplicates: dict[str, str] = {}
         index = cls(
-            producers,
-            constants={**constants, **known.values},
+            _producers(graph),
+            constants={**stored_constants(graph), **known.values},
             computed=frozenset(known.values),
             types=types or {},
             aliases=known.aliases,
@@ -103,65 +94,61 @@ class TensorIndex:
         stored = self.stored(name)
         return None if stored is None else np.asarray(stored, np.float64)
 
+    # --- the nodes between two tensors ---
+
     def between(self, source: str, target: str) -> list[onnx.NodeProto]:
         """Copies of the nodes from `source` to `target`, in order, with resolved inputs."""
-        copies: dict[str, onnx.NodeProto] = {}
+        nodes: list[onnx.NodeProto] = []
+        done = {source}
+        # Depth first, without recursion: a graph may be deeper than Python's stack.
         stack = [target]
         while stack:
             name = stack[-1]
-            node = self.producers.get(name)
-            if (
-                name in copies
-                or name == source
-                or name in self.constants
-                or node is None
-            ):
+            if not self._must_compute(name, done):
                 stack.pop()
                 continue
+            node = self.producers[name]
             inputs = [self.resolve(item) if item else "" for item in node.input]
-            missing = [
-                item for item in inputs if self._is_computed(item, source, copies)
-            ]
+            missing = [item for item in inputs if self._must_compute(item, done)]
             if missing:
                 stack += missing
                 continue
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            copy.input[:] = inputs
-            copies.update(dict.fromkeys(node.output, copy))
-        return list({id(node): node for node in copies.values()}.values())
+            nodes.append(_with_inputs(node, inputs))
+            done.update(node.output)
+        return nodes
 
-    def _is_computed(
-        self, name: str, source: str, copies: Mapping[str, onnx.NodeProto]
-    ) -> bool:
-        """Whether a node that is not in `copies` yet must compute `name` first."""
-        if name in ("", source) or name in copies or name in self.constants:
+    def _must_compute(self, name: str, done: set[str]) -> bool:
+        """Whether a node computes `name`, and its output is not there yet."""
+        if not name or name in done or name in self.constants:
             return False
         return name in self.producers
 
+    # --- nodes that compute the same ---
+
     def _find_duplicates(
-        self, nodes: Iterable[onnx.NodeProto], duplicates: dict[str, str]
+        self,
+        nodes: Iterable[onnx.NodeProto],
+        duplicates: dict[str, str],
     ) -> None:
-        """Equal operators with equal attributes on equal tensors, in order."""
+        """Fill `duplicates`: equal operators with equal attributes on equal tensors.
+
+        It is the dictionary of this index, so that a node counts as equal to another also where it
+        reads a duplicate.
+        """
         first: dict[Hashable, Sequence[str]] = {}
         for node in nodes:
-            if node.op_type == "Constant" or node.op_type in RANDOM:
-                continue
-            if not is_standard(node) or has_subgraph(node):
+            if not _is_repeatable(node):
                 continue
             outputs = first.setdefault(self._signature(node), node.output)
             if outputs is node.output:
                 continue
-            pairs = zip(outputs, node.output, strict=True)
-            duplicates.update({again: name for name, again in pairs if again})
+            duplicates.update(zip(node.output, outputs, strict=True))
+            duplicates.pop("", None)  # an omitted output has no name
 
     def _signature(self, node: onnx.NodeProto) -> Hashable:
         """What two nodes have in common when they compute the same."""
-        attributes = sorted(
-            item.SerializeToString(deterministic=True) for item in node.attribute
-        )
         inputs = tuple(map(self._content, node.input))
-        return node.op_type, len(node.output), inputs, tuple(attributes)
+        return node.op_type, len(node.output), inputs, _attributes(node)
 
     def _content(self, name: str) -> Hashable:
         """What identifies a tensor: the values of a small constant, or the resolved name."""
@@ -169,11 +156,10 @@ class TensorIndex:
         tensor = self.constants.get(source)
         if tensor is None or math.prod(tensor.dims) > COMPARED_SIZE:
             return source
-        return (
-            tensor.data_type,
-            tuple(tensor.dims),
-            numpy_helper.to_array(tensor).tobytes(),
-        )
+        values = numpy_helper.to_array(tensor).tobytes()
+        return tensor.data_type, tuple(tensor.dims), values
+
+    # --- nodes that pass a tensor on ---
 
     def _passed_on(self, name: str) -> str:
         """The input that the node of `name` passes on unchanged; empty where it does not."""
@@ -182,14 +168,15 @@ class TensorIndex:
             return ""
         if name in self.aliases:
             return self.aliases[name]
+        source = node.input[0] if node.input else ""
         match node.op_type:
             case "Identity":
-                return node.input[0]
+                return source
             case "Dropout":
-                return node.input[0] if self._is_inference(node) else ""
+                return source if self._is_inference(node) else ""
             case "Cast":
-                same = self.types.get(node.input[0]) == integer(node, "to", 0)
-                return node.input[0] if same else ""
+                same = self.types.get(source) == integer(node, "to", 0)
+                return source if same else ""
             case "Add" | "Sub" | "Mul" | "Div":
                 return self._neutral_operand(node)
         return ""
@@ -213,11 +200,43 @@ class TensorIndex:
         tensor = self.constants.get(name)
         if tensor is None or math.prod(tensor.dims) > NEUTRAL_SIZE:
             return False
-        sides = self.shapes.get(operand, ())
-        if len(tensor.dims) > len(sides):
-            return False
-        # Broadcasting aligns the last axes.
-        pairs = zip(reversed(tensor.dims), reversed(sides), strict=False)
-        if any(side not in (1, operand_side) for side, operand_side in pairs):
+        if not _broadcasts_to(tensor.dims, self.shapes.get(operand, ())):
             return False
         return bool(np.all(numpy_helper.to_array(tensor) == number))
+
+
+def _producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    producers = {}
+    for node in graph.node:
+        for name in filter(None, node.output):
+            producers[name] = node
+    return producers
+
+
+def _is_repeatable(node: onnx.NodeProto) -> bool:
+    """Whether two such nodes compute the same from the same inputs, as far as is known."""
+    if node.op_type == "Constant" or node.op_type in RANDOM:
+        return False
+    return is_standard(node) and not has_subgraph(node)
+
+
+def _attributes(node: onnx.NodeProto) -> tuple[bytes, ...]:
+    """The attributes of `node`, in an order of their own."""
+    items = [item.SerializeToString(deterministic=True) for item in node.attribute]
+    return tuple(sorted(items))
+
+
+def _with_inputs(node: onnx.NodeProto, inputs: Sequence[str]) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.input[:] = inputs
+    return copy
+
+
+def _broadcasts_to(dims: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether a constant of `dims` broadcasts to `shape`; a side of 0 is open."""
+    if len(dims) > len(shape):
+        return False
+    # Broadcasting aligns the last axes.
+    pairs = zip(reversed(dims), reversed(shape), strict=False)
+    return all(side in (1, wanted) for side, wanted in pairs)

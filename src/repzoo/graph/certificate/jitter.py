@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from repzoo.graph.certificate.attributes import attribute
 from repzoo.graph.certificate.operators import BLOCK
 
 FLOATS = frozenset(
@@ -53,23 +54,29 @@ def jitter_constants(graph: onnx.GraphProto, random: np.random.Generator) -> Non
 
 def layer_constants(graph: onnx.GraphProto) -> list[TensorProto]:
     """The weights of layers that Constant nodes hold. Other constants may be shapes or axes."""
-    names = {
-        name for node in graph.node if node.op_type in LAYERS for name in node.input
-    }
+    read: set[str] = set()
+    for node in graph.node:
+        if node.op_type in LAYERS:
+            read.update(node.input)
     tensors = []
     for node in graph.node:
-        if node.op_type == "Constant" and node.output[0] in names:
-            tensors += [item.t for item in node.attribute if item.name == "value"]
+        value = attribute(node, "value") if node.op_type == "Constant" else None
+        if value is not None and node.output[0] in read:
+            tensors.append(value.t)
     return tensors
 
 
 def _move(stored: npt.NDArray[Any], random: np.random.Generator) -> npt.NDArray[Any]:
+    """`stored`, flat, with every value moved; in place where it can be written."""
     values = stored.ravel() if stored.flags.writeable else stored.flatten()
     # The bits of a float, read as an integer, count through all floats of one sign in order.
     bits = values.view(f"i{values.itemsize}")
     for start in range(0, bits.size, BLOCK):
-        block = bits[start : start + BLOCK]
+        end = start + BLOCK
+        block = bits[start:end]
+        nonzero = values[start:end] != 0
+        # One random bit for each value: up or down.
         coins = np.frombuffer(random.bytes(-(-block.size // 8)), np.uint8)
         up = np.unpackbits(coins, count=block.size).astype(block.dtype)
-        block += (2 * up - 1) * (values[start : start + BLOCK] != 0)
+        block += (2 * up - 1) * nonzero
     return values

@@ -22,35 +22,41 @@ from repzoo.graph.certificate.attributes import attribute, integer, integers, re
 from repzoo.graph.certificate.window import Array, UnknownExpression, Window
 
 Stored = npt.NDArray[Any]  # a constant in the number type of the file
-Compute = Callable[[onnx.NodeProto, list[Stored], bool], Array]
-Move = Callable[[onnx.NodeProto, Array, list[Array], int], Array]
+Shape = tuple[int, ...]
 
-BLOCK = (
-    2**20
-)  # weights converted to float64 at once: a float64 copy of a large layer is never made
+# Weights converted to float64 at once: a float64 copy of a large layer is never made.
+BLOCK = 2**20
 
-# --- arithmetic: (node, inputs, absolute) ---------------------------------------------------------
+
+# --- arithmetic -----------------------------------------------------------------------------------
+
+# (node, inputs, absolute): the output
+Arithmetic = Callable[[onnx.NodeProto, list[Stored], bool], Array]
 
 
 def convolve(node: onnx.NodeProto, inputs: list[Stored], absolute: bool) -> Array:
-    """Conv of [N, C, H, W] by [O, C / groups, height, width], plus a bias [O] if given."""
+    """Conv of [N, C, H, W] by [O, C / groups, height, width], plus a bias [O] if given.
+
+    Raises:
+        UnknownExpression: it is not 2-D, or the channels do not fit.
+    """
     image, weight, *bias = inputs
-    groups = integer(node, "group", 1)
     if image.ndim != 4 or weight.ndim != 4:
         raise UnknownExpression(node.name)
-    if image.shape[1] != weight.shape[1] * groups or len(weight) % groups:
+    groups = integer(node, "group", 1)
+    outputs = len(weight)
+    if image.shape[1] != weight.shape[1] * groups or outputs % groups:
         raise UnknownExpression(node.name)
     window = Window.of(node, weight.shape[2:], image.shape[2:])
     taps = list(window.taps(image))
     patches = np.stack(taps, axis=2)  # [N, C, taps, height, width]
-    height, width = patches.shape[3:]
+    images, _, _, height, width = patches.shape
     # One matrix product for each group: [O, C * taps] by [C * taps, N * height * width].
     patches = patches.transpose(1, 2, 0, 3, 4)
-    pixels = len(image) * height * width
-    columns = patches.reshape(groups, -1, pixels)
-    rows = weight.reshape(groups, len(weight) // groups, -1)
+    columns = patches.reshape(groups, -1, images * height * width)
+    rows = weight.reshape(groups, outputs // groups, -1)
     product = multiply_blockwise(rows, columns, absolute)
-    output = product.reshape(len(weight), len(image), height, width)
+    output = product.reshape(outputs, images, height, width)
     output = output.swapaxes(0, 1)
     if bias:
         output = output + bias[0][:, None, None]
@@ -63,10 +69,11 @@ def multiply_blockwise(weight: Stored, columns: Array, absolute: bool) -> Array:
     product = np.empty((groups, outputs, columns.shape[2]))
     rows = max(1, BLOCK // (groups * taps))
     for start in range(0, outputs, rows):
-        block = weight[:, start : start + rows].astype(np.float64)
+        end = start + rows
+        block = weight[:, start:end].astype(np.float64)
         if absolute:
             np.abs(block, out=block)
-        np.matmul(block, columns, out=product[:, start : start + rows])
+        np.matmul(block, columns, out=product[:, start:end])
     return product
 
 
@@ -76,7 +83,8 @@ def batch_normalize(node: onnx.NodeProto, inputs: list[Array], absolute: bool) -
     # [C] becomes [C, 1, ...], which broadcasts with [N, C, ...].
     shape = (-1, *[1] * (image.ndim - 2))
     gamma, beta, mean, variance = (values.reshape(shape) for values in parameters)
-    deviation = np.sqrt(variance + real(node, "epsilon", 1e-5))
+    epsilon = real(node, "epsilon", 1e-5)
+    deviation = np.sqrt(variance + epsilon)
     if absolute:
         return np.abs(gamma) * (image + np.abs(mean)) / deviation + np.abs(beta)
     return gamma * (image - mean) / deviation + beta
@@ -89,7 +97,9 @@ def _gemm(node: onnx.NodeProto, inputs: list[Stored], absolute: bool) -> Array:
     alpha = real(node, "alpha", 1.0)
     beta = real(node, "beta", 1.0)
     if absolute:
-        alpha, beta = abs(alpha), abs(beta)
+        alpha = abs(alpha)
+        beta = abs(beta)
+    # multiply_blockwise takes [outputs, inputs] by [inputs, rows].
     weight = right if integer(node, "transB", 0) else right.T
     columns = left if integer(node, "transA", 0) else left.T
     (product,) = multiply_blockwise(weight[None], columns[None], absolute)
@@ -103,112 +113,169 @@ def _average_pool(node: onnx.NodeProto, inputs: list[Array], _absolute: bool) ->
     if integer(node, "ceil_mode", 0):
         raise UnknownExpression(node.name)
     image = inputs[0]
-    window = Window.of(node, integers(node, "kernel_shape", (1, 1)), image.shape[2:])
+    kernel = integers(node, "kernel_shape", (1, 1))
+    window = Window.of(node, kernel, image.shape[2:])
     total = sum(window.taps(image))
     if integer(node, "count_include_pad", 0) or not any(window.pads):
-        return np.asarray(total / math.prod(window.kernel))
-    return np.asarray(total / sum(window.taps(np.ones_like(image))))
+        return np.asarray(total / math.prod(kernel))
+    pixels = sum(window.taps(np.ones_like(image)))
+    return np.asarray(total / pixels)
 
 
-def _subtract(_: onnx.NodeProto, inputs: list[Array], absolute: bool) -> Array:
-    return inputs[0] + inputs[1] if absolute else inputs[0] - inputs[1]
+def _matmul(_node: onnx.NodeProto, inputs: list[Array], _absolute: bool) -> Array:
+    left, right = inputs
+    return np.asarray(left @ right)
 
 
-ARITHMETIC: dict[str, Compute] = {
-    "Conv": convolve,
-    "BatchNormalization": batch_normalize,
-    "Gemm": _gemm,
+def _concat(node: onnx.NodeProto, inputs: list[Array], _absolute: bool) -> Array:
+    axis = integer(node, "axis", 1)
+    return np.concatenate(inputs, axis)
+
+
+def _add(_node: onnx.NodeProto, inputs: list[Array], _absolute: bool) -> Array:
+    left, right = inputs
+    return left + right
+
+
+def _subtract(_node: onnx.NodeProto, inputs: list[Array], absolute: bool) -> Array:
+    left, right = inputs
+    return left + right if absolute else left - right
+
+
+def _multiply(_node: onnx.NodeProto, inputs: list[Array], _absolute: bool) -> Array:
+    left, right = inputs
+    return left * right
+
+
+def _divide(_node: onnx.NodeProto, inputs: list[Array], _absolute: bool) -> Array:
+    left, right = inputs
+    return left / right
+
+
+ARITHMETIC: dict[str, Arithmetic] = {
+    "Add": _add,
     "AveragePool": _average_pool,
-    "MatMul": lambda _node, inputs, _absolute: inputs[0] @ inputs[1],
-    "Concat": lambda node, inputs, _absolute: np.concatenate(
-        inputs, integer(node, "axis", 1)
-    ),
-    "Add": lambda _node, inputs, _absolute: inputs[0] + inputs[1],
+    "BatchNormalization": batch_normalize,
+    "Concat": _concat,
+    "Conv": convolve,
+    "Div": _divide,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Mul": _multiply,
     "Sub": _subtract,
-    "Mul": lambda _node, inputs, _absolute: inputs[0] * inputs[1],
-    "Div": lambda _node, inputs, _absolute: inputs[0] / inputs[1],
 }
 
 
-# --- data movement: (node, image, its other inputs, which output) ---------------------------------
+# --- data movement --------------------------------------------------------------------------------
+
+# (node, image, its other inputs, which of the node's outputs): that output
+Movement = Callable[[onnx.NodeProto, Array, list[Array], int], Array]
 
 
 def _setting(
-    node: onnx.NodeProto, settings: list[Array], index: int, name: str
+    node: onnx.NodeProto,
+    settings: list[Array],
+    index: int,
+    name: str,
 ) -> Array:
     """An input, or the attribute that it was in older opsets; empty where neither is there."""
-    if index < len(settings) and settings[index].size:
-        return settings[index]
+    values = _optional(settings, index)
+    if values.size:
+        return values
     return np.asarray(integers(node, name, ()), np.float64)
 
 
+def _optional(settings: list[Array], index: int) -> Array:
+    """An input that may be left out; it is empty then."""
+    return settings[index] if index < len(settings) else np.zeros(0)
+
+
 def _pad(
-    node: onnx.NodeProto, image: Array, settings: list[Array], _output: int
+    node: onnx.NodeProto,
+    image: Array,
+    settings: list[Array],
+    _output: int,
 ) -> Array:
     if text(node, "mode", "constant") != "constant":
         raise UnknownExpression(node.name)
-    pads = _setting(
-        node, settings, 0, "pads"
-    )  # every axis's beginning, then every axis's end
-    axes = settings[2] if len(settings) > 2 and settings[2].size else range(image.ndim)
-    begins, ends = pads.reshape(2, -1)
+    fill = real(node, "value", 0.0)
+    number = _optional(settings, 1)
+    if number.size:
+        fill = float(number.reshape(-1)[0])
+    axes = _optional(settings, 2)
+    if not axes.size:
+        axes = np.arange(image.ndim)
+    # Every axis's beginning, then every axis's end.
+    begins, ends = _setting(node, settings, 0, "pads").reshape(2, -1)
     widths = [(0, 0)] * image.ndim
     for axis, begin, end in zip(axes, begins, ends, strict=True):
         widths[int(axis)] = (int(begin), int(end))
-    fill = real(node, "value", 0.0)
-    if len(settings) > 1 and settings[1].size:
-        fill = float(settings[1].reshape(-1)[0])
     return np.pad(image, widths, constant_values=fill)
 
 
 def _split(
-    node: onnx.NodeProto, image: Array, settings: list[Array], output: int
+    node: onnx.NodeProto,
+    image: Array,
+    settings: list[Array],
+    output: int,
 ) -> Array:
-    axis, count = integer(node, "axis", 0), len(node.output)
+    axis = integer(node, "axis", 0)
+    parts = len(node.output)
     sizes = _setting(node, settings, 0, "split")
     if not sizes.size:
-        sizes = np.full(
-            count, -(-image.shape[axis] // count)
-        )  # equal, with a smaller last one
+        # Equal parts; the last is smaller where the side is no multiple.
+        sizes = np.full(parts, -(-image.shape[axis] // parts))
     ends = np.cumsum(sizes.astype(np.int64))
-    return np.split(image, ends[: count - 1], axis)[output]
+    return np.split(image, ends[: parts - 1], axis)[output]
 
 
 def _slice(
-    node: onnx.NodeProto, image: Array, settings: list[Array], _output: int
+    node: onnx.NodeProto,
+    image: Array,
+    settings: list[Array],
+    _output: int,
 ) -> Array:
     starts = _setting(node, settings, 0, "starts")
     ends = _setting(node, settings, 1, "ends")
     axes = _setting(node, settings, 2, "axes")
-    steps = (
-        settings[3] if len(settings) > 3 and settings[3].size else np.ones(len(starts))
-    )
+    steps = _optional(settings, 3)
+    if not axes.size:
+        axes = np.arange(len(starts))
+    if not steps.size:
+        steps = np.ones(len(starts))
     selection = [slice(None)] * image.ndim
-    for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        axis = int(axes[index]) if axes.size else index
-        selection[axis] = slice(int(start), int(end), int(steps[index]))
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        selection[int(axis)] = slice(int(start), int(end), int(step))
     return image[tuple(selection)]
 
 
 def _flatten(
-    node: onnx.NodeProto, image: Array, _settings: list[Array], _output: int
+    node: onnx.NodeProto,
+    image: Array,
+    _settings: list[Array],
+    _output: int,
 ) -> Array:
     axis = integer(node, "axis", 1) % (image.ndim + 1)
-    return image.reshape(math.prod(image.shape[:axis]), -1)
+    rows = math.prod(image.shape[:axis])
+    return image.reshape(rows, -1)
 
 
 def _reshape(
-    node: onnx.NodeProto, image: Array, settings: list[Array], _output: int
+    node: onnx.NodeProto,
+    image: Array,
+    settings: list[Array],
+    _output: int,
 ) -> Array:
     if not settings or integer(node, "allowzero", 0):
         raise UnknownExpression(node.name)
-    shape = reshape_shape(image.shape, [int(side) for side in settings[0]])
+    target = [int(side) for side in settings[0]]
+    shape = reshape_shape(image.shape, target)
     if shape is None:
         raise UnknownExpression(node.name)
     return image.reshape(shape)
 
 
-def reshape_shape(shape: tuple[int, ...], target: list[int]) -> tuple[int, ...] | None:
+def reshape_shape(shape: Shape, target: list[int]) -> Shape | None:
     """What Reshape (allowzero=0) makes of `shape`; None where the sizes do not agree.
 
     In `target` 0 keeps the side that is there, and one -1 takes what the others leave.
@@ -220,29 +287,37 @@ def reshape_shape(shape: tuple[int, ...], target: list[int]) -> tuple[int, ...] 
         if side == 0 and axis >= len(shape):
             return None
         sides.append(shape[axis] if side == 0 else side)
-    total, fixed = math.prod(shape), math.prod(side for side in sides if side != -1)
+    total = math.prod(shape)
     if -1 not in sides:
-        return tuple(sides) if fixed == total else None
+        return tuple(sides) if math.prod(sides) == total else None
+    fixed = -math.prod(sides)
     if fixed == 0 or total % fixed:
         return None
-    return tuple(total // fixed if side == -1 else side for side in sides)
+    sides[sides.index(-1)] = total // fixed
+    return tuple(sides)
 
 
-MOVES: dict[str, Move] = {
-    "Pad": _pad,
-    "Split": _split,
-    "Slice": _slice,
+MOVES: dict[str, Movement] = {
     "Flatten": _flatten,
+    "Pad": _pad,
     "Reshape": _reshape,
+    "Slice": _slice,
+    "Split": _split,
 }
 
 
 def scatter(
-    node: onnx.NodeProto, image: Array, settings: list[Array], absolute: bool
+    node: onnx.NodeProto,
+    image: Array,
+    settings: list[Array],
+    absolute: bool,
 ) -> Array:
     """ScatterND of settings (index [..., axes], numbers [...]).
 
     With `absolute`, a number that is written counts as no less inexact than the image around it.
+
+    Raises:
+        UnknownExpression: it adds to what is there, or writes outside the image.
     """
     reduction = attribute(node, "reduction")
     if reduction is not None and reduction.s != b"none":
@@ -250,9 +325,10 @@ def scatter(
     index, numbers = settings
     if absolute:
         numbers = np.maximum(np.abs(numbers), image.max())
+    axes_first = np.moveaxis(index.astype(np.int64), -1, 0)
     result = image.copy()
     try:
-        result[tuple(np.moveaxis(index.astype(np.int64), -1, 0))] = numbers
+        result[tuple(axes_first)] = numbers
     except (IndexError, ValueError):
         raise UnknownExpression(node.name) from None
     return result

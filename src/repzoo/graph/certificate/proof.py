@@ -39,20 +39,21 @@ from repzoo.graph.certificate.training_form import TrainingForm
 from repzoo.graph.certificate.unchanged import changed_nodes
 from repzoo.graph.certificate.window import Array, UnknownExpression
 
-SIGMAS = 10.0  # one value in 10^23 of a Gaussian lies beyond
+SIGMAS = 10.0  # one value in 10^23 of a Gaussian lies further from its mean
 UNIT_ROUNDOFF: dict[int, float] = {
     onnx.TensorProto.FLOAT: 2.0**-24,
     onnx.TensorProto.FLOAT16: 2.0**-11,
     onnx.TensorProto.BFLOAT16: 2.0**-8,
     onnx.TensorProto.DOUBLE: 2.0**-53,
 }
+FLOAT32_ROUNDOFF = 2.0**-24
 SMALLEST_SUBNORMAL: dict[int, float] = {
     onnx.TensorProto.FLOAT16: 2.0**-24,
     onnx.TensorProto.DOUBLE: 0.0,  # the proof itself has no more
 }
-FLOAT64_NOISE = (
-    2.0**-46
-)  # sums of up to some 10^4 terms in float64, relative to their absolute values
+SMALLEST_FLOAT32 = 2.0**-149
+# Of sums of up to some 10^4 terms in float64, relative to their absolute values.
+FLOAT64_NOISE = 2.0**-46
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,14 @@ def _prove_node(
     seed: int,
 ) -> Proof | None:
     """The proof of the folded `node`; None when it is no fold, or when a value is not finite."""
-    shape = origin.probe_shape(node, new)
     weight = weight_of(node, new)
-    if shape is None or weight is None or not np.isfinite(weight).all():
+    if weight is None or not np.isfinite(weight).all():
         return None
-    probes = make_probes(shape, np.random.default_rng(seed))
     try:
+        shape = origin.probe_shape(node, new)
+        if shape is None:
+            return None
+        probes = make_probes(shape, np.random.default_rng(seed))
         with np.errstate(all="ignore"):
             return _compare(node, origin, new, casts, probes)
     except UnknownExpression:
@@ -134,30 +137,38 @@ def _compare(
     casts: Mapping[str, int],
     probes: Array,
 ) -> Proof | None:
-    source, target = new.resolve(node.input[0]), node.output[0]
+    """The proof from all `probes` at once."""
+    target = node.output[0]
     expected = origin.evaluate(node, probes, casts)
-    actual = Evaluation(new, {source: probes}).evaluate(target).values
+    actual = _evaluate_new(node, new, probes)
     if expected.values.shape != actual.shape:
         return None
     if not np.isfinite(expected.values).all() or not np.isfinite(actual).all():
         return None
     error = np.abs(expected.values - actual)
-    roundoff = UNIT_ROUNDOFF.get(_number_type(node, new), 2.0**-24)
-    reach = (
-        Evaluation(new, {source: np.abs(probes)}, absolute=True).evaluate(target).values
-    )
-    gaussian = _gaussian_bound(node, new, roundoff, actual)
-    bound = np.minimum(roundoff * reach, gaussian) + _underflow_bound(node, new, probes)
+    bound = _cast_bound(node, new, probes, actual)
     proof = _proof(target, expected.values, error, bound)
     if proof.ratio <= 1 and not expected.roundings:
         return proof
     # Casts before the last one, and the rounding of float64 itself, are bounded by the expression
-    # of absolute values.
+    # of absolute values. It is computed only where it is needed, for it takes as long as the rest.
     scale = origin.evaluate(node, np.abs(probes), casts, absolute=True).values
     if not np.isfinite(scale).all():
         return None
-    bound = bound + (FLOAT64_NOISE + expected.roundings * roundoff) * scale
-    return _proof(target, expected.values, error, bound)
+    relative = FLOAT64_NOISE + expected.roundings * _roundoff(node, new)
+    return _proof(target, expected.values, error, bound + relative * scale)
+
+
+def _evaluate_new(
+    node: onnx.NodeProto,
+    new: TensorIndex,
+    probes: Array,
+    absolute: bool = False,
+) -> Array:
+    """What the folded `node` computes."""
+    source = new.resolve(node.input[0])
+    evaluation = Evaluation(new, {source: probes}, absolute=absolute)
+    return evaluation.evaluate(node.output[0]).values
 
 
 def _number_type(node: onnx.NodeProto, new: TensorIndex) -> int:
@@ -165,50 +176,88 @@ def _number_type(node: onnx.NodeProto, new: TensorIndex) -> int:
     return new.constants[new.resolve(node.input[1])].data_type
 
 
+def _roundoff(node: onnx.NodeProto, new: TensorIndex) -> float:
+    """The unit roundoff of the weight of `node`."""
+    return UNIT_ROUNDOFF.get(_number_type(node, new), FLOAT32_ROUNDOFF)
+
+
+# --- bounds ---------------------------------------------------------------------------------------
+
+
+def _cast_bound(
+    node: onnx.NodeProto,
+    new: TensorIndex,
+    probes: Array,
+    output: Array,
+) -> Array:
+    """What casting kernel and bias to the number type of the graph can change, see above."""
+    roundoff = _roundoff(node, new)
+    linear = roundoff * _evaluate_new(node, new, np.abs(probes), absolute=True)
+    gaussian = _gaussian_bound(node, new, roundoff, output)
+    bound: Array = np.minimum(linear, gaussian) + _underflow_bound(node, new, probes)
+    return bound
+
+
 def _gaussian_bound(
-    node: onnx.NodeProto, new: TensorIndex, roundoff: float, output: Array
+    node: onnx.NodeProto,
+    new: TensorIndex,
+    roundoff: float,
+    output: Array,
 ) -> Array:
     """The bound for Gaussian probes, infinite on others; its shape broadcasts with `output`."""
     weight = weight_of(node, new)
     assert weight is not None  # _prove_node
-    bias = new.values(node.input[2]) if len(node.input) > 2 else None
-    shift = np.zeros(len(weight)) if bias is None else np.abs(bias)
     rows = weight.reshape(len(weight), -1)
-    length = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    length = np.maximum(length, np.finfo(float).tiny)
-    deviations = gaussian_deviations(len(output) // len(PROBES))[:, None]
-    bound: Array = roundoff * (SIGMAS * deviations * length + shift)
+    squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    # The smallest float stands for 0: an infinite deviation times 0 would be NaN.
+    lengths = np.maximum(np.sqrt(squares), np.finfo(float).tiny)
+    images = len(output) // len(PROBES)
+    deviations = gaussian_deviations(images)[:, None]
+    spread = SIGMAS * deviations * lengths
+    bound: Array = roundoff * (spread + _bias_magnitude(node, new, len(weight)))
     ones = [1] * (output.ndim - 2)
     if node.op_type == "MatMul":
         return bound.reshape(len(bound), *ones, -1)  # channels are the last axis
     return bound.reshape(*bound.shape, *ones)
 
 
+def _bias_magnitude(node: onnx.NodeProto, new: TensorIndex, outputs: int) -> Array:
+    if len(node.input) < 3:
+        return np.zeros(outputs)
+    bias = new.values(node.input[2])
+    return np.zeros(outputs) if bias is None else np.abs(bias)
+
+
 def _underflow_bound(node: onnx.NodeProto, new: TensorIndex, probes: Array) -> Array:
     """What weights below the normal range add: at most the smallest number for each."""
     weight = weight_of(node, new)
     assert weight is not None  # _prove_node
+    smallest = SMALLEST_SUBNORMAL.get(_number_type(node, new), SMALLEST_FLOAT32)
     largest = np.abs(probes).reshape(len(probes), -1).max(1)
-    smallest = SMALLEST_SUBNORMAL.get(_number_type(node, new), 2.0**-149)
     bound: Array = smallest * (weight[0].size * largest + 1)
-    return bound.reshape(-1, *[1] * (probes.ndim - 1))
+    ones = [1] * (probes.ndim - 1)
+    return bound.reshape(-1, *ones)
+
+
+# --- the proof as a document ----------------------------------------------------------------------
 
 
 def _proof(output: str, expected: Array, error: Array, bound: Array) -> Proof:
     """The proof from arrays [PROBES * images, ...]."""
-    ratio = np.where(error == 0, 0.0, error / np.maximum(bound, np.finfo(float).tiny))
+    tiny = np.finfo(float).tiny
+    ratio = np.where(error == 0, 0.0, error / np.maximum(bound, tiny))
     worst = int(ratio.argmax())
     largest = error.reshape(len(PROBES), -1).max(1)
     magnitude = np.abs(expected).reshape(len(PROBES), -1).max(1)
-    relative = np.divide(
-        largest, magnitude, out=np.zeros(len(PROBES)), where=largest > 0
-    )
+    relative = np.zeros(len(PROBES))
+    np.divide(largest, magnitude, out=relative, where=largest > 0)
+    bounds = np.broadcast_to(bound, ratio.shape)
     return Proof(
         output=output,
         max_abs_error=_four_digits(largest.max()),
         max_rel_error=_four_digits(relative.max()),
         ratio=_four_digits(ratio.flat[worst]),
-        bound=_four_digits(np.broadcast_to(bound, ratio.shape).flat[worst]),
+        bound=_four_digits(bounds.flat[worst]),
         probe=PROBES[worst * len(PROBES) // ratio.size],
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,9 +38,8 @@ class TrainingForm:
         """The training form `model`, with or without functions of its own."""
         model = inline_functions(model)
         known = read_known_values(model)
-        return cls(
-            TensorIndex.of(model.graph, known, _cast_input_types(model)), known, model
-        )
+        index = TensorIndex.of(model.graph, known, _cast_input_types(model))
+        return cls(index, known, model)
 
     @functools.cached_property
     def _known_for_one(self) -> KnownValues:
@@ -49,14 +48,15 @@ class TrainingForm:
     @functools.cached_property
     def _index_for_one(self) -> TensorIndex:
         """The index for one image. A computed size is a constant there."""
-        one = self._known_for_one
-        known = KnownValues(one.values, one.shapes, self.known.aliases)
+        known = self._known_for_one
+        # An alias must hold for any batch size.
+        known = KnownValues(known.values, known.shapes, self.known.aliases)
         return TensorIndex.of(self.model.graph, known, self.index.types)
 
     @functools.cached_property
     def _has_scatter(self) -> bool:
         """Whether a node writes by index, so that sizes are values: one image stands for all."""
-        return any(node.op_type == "ScatterND" for node in self.model.graph.node)
+        return _contains_scatter(self.model.graph.node)
 
     @functools.cached_property
     def _image_shapes(self) -> Mapping[str, Shape]:
@@ -77,26 +77,28 @@ class TrainingForm:
 
     def index_for(self, node: onnx.NodeProto) -> TensorIndex:
         """The reading in which to look for what the folded `node` replaces."""
-        return (
-            self._index_for_one
-            if node.op_type == "MatMul" or self._has_scatter
-            else self.index
-        )
+        if node.op_type == "MatMul" or self._has_scatter:
+            return self._index_for_one
+        return self.index
 
     def probe_shape(self, node: onnx.NodeProto, new: TensorIndex) -> Shape | None:
-        """The shape of one probe of the folded `node`; None if it is no fold or of unknown size."""
+        """The shape of one probe of the folded `node`; None if it is no fold or of unknown size.
+
+        Raises:
+            UnknownExpression: it is no convolution that a fold writes.
+        """
         weight = weight_of(node, new)
         if weight is None:
             return None
         if node.op_type == "MatMul":
             source = self._index_for_one.resolve(node.input[0])
             sides = self._known_for_one.shapes.get(source) or (1, 0, 0)
-            return (*(side or OPEN_SIDE for side in sides[:-1]), weight.shape[1])
+            rows = (side or OPEN_SIDE for side in sides[:-1])
+            return (*rows, weight.shape[1])
         source = self.index.resolve(node.input[0])
+        target = self.index.resolve(node.output[0])
         image = self._image_shapes.get(source)
-        if self._has_scatter and self._is_scattered(
-            source, self.index.resolve(node.output[0])
-        ):
+        if self._has_scatter and self._is_scattered(source, target):
             return image
         return probe_shape(node, weight, image)
 
@@ -109,7 +111,8 @@ class TrainingForm:
     ) -> Evaluated:
         """What the folded `node` replaces, on `probes`. See Evaluation for `casts`, `absolute`."""
         index = self.index_for(node)
-        source, target = index.resolve(node.input[0]), index.resolve(node.output[0])
+        source = index.resolve(node.input[0])
+        target = index.resolve(node.output[0])
         # In the reading for one image, the probes go in one at a time.
         parts = 1 if index is self.index else len(PROBES)
         results = []
@@ -120,8 +123,12 @@ class TrainingForm:
         return Evaluated(values, results[0].roundings)
 
     def _is_scattered(self, source: str, target: str) -> bool:
-        nodes = self._index_for_one.between(source, target)
-        return any(node.op_type == "ScatterND" for node in nodes)
+        """Whether a node between two tensors writes by index."""
+        return _contains_scatter(self._index_for_one.between(source, target))
+
+
+def _contains_scatter(nodes: Iterable[onnx.NodeProto]) -> bool:
+    return any(node.op_type == "ScatterND" for node in nodes)
 
 
 def _pads_by_size(node: onnx.NodeProto) -> bool:
@@ -135,8 +142,8 @@ def _cast_input_types(model: onnx.ModelProto) -> dict[str, int]:
     if not names:
         return {}
     graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph
-    return {
-        item.name: item.type.tensor_type.elem_type
-        for item in (*graph.input, *graph.value_info)
-        if item.name in names
-    }
+    types = {}
+    for item in (*graph.input, *graph.value_info):
+        if item.name in names:
+            types[item.name] = item.type.tensor_type.elem_type
+    return types

@@ -16,13 +16,11 @@ from repzoo.graph.certificate.operators import reshape_shape
 from repzoo.graph.certificate.probes import weight_of
 from repzoo.graph.certificate.training_form import TrainingForm
 
-Indices = tuple[
-    TensorIndex, TensorIndex
-]  # of the graph at hand, and of the training form
-
 
 def changed_nodes(
-    after: onnx.ModelProto, origin: TrainingForm, new: TensorIndex
+    after: onnx.ModelProto,
+    origin: TrainingForm,
+    new: TensorIndex,
 ) -> Iterator[onnx.NodeProto]:
     """The nodes of `after` (with index `new`) that the training form does not have.
 
@@ -33,33 +31,34 @@ def changed_nodes(
     for node in after.graph.node:
         if node.op_type == "Constant":
             continue
-        hidden = (
-            node.output[0] not in outputs
-            and node.output[0] not in origin.index.producers
-        )
-        if node.op_type == "MatMul" and hidden:
-            continue
-        if is_unchanged(node, origin, new):
-            continue
-        product = new.producers.get(node.input[0]) if node.op_type == "Add" else None
-        if (
-            product is None
-            or product.op_type != "MatMul"
-            or weight_of(product, new) is None
-        ):
-            yield node
-        else:
-            inputs = [*product.input, node.input[1]]
-            yield onnx.helper.make_node("MatMul", inputs, node.output, node.name)
+        name = node.output[0]
+        is_new = name not in outputs and name not in origin.index.producers
+        if node.op_type == "MatMul" and is_new:
+            continue  # it comes with its Add
+        if not is_unchanged(node, origin, new):
+            yield _with_product(node, new)
+
+
+def _with_product(node: onnx.NodeProto, new: TensorIndex) -> onnx.NodeProto:
+    """An Add of a bias to the product of a MatMul, as one MatMul; another node as it is."""
+    if node.op_type != "Add":
+        return node
+    product = new.producers.get(node.input[0])
+    if product is None or product.op_type != "MatMul":
+        return node
+    if weight_of(product, new) is None:
+        return node
+    inputs = [*product.input, node.input[1]]
+    return onnx.helper.make_node("MatMul", inputs, node.output, node.name)
 
 
 def is_unchanged(node: onnx.NodeProto, origin: TrainingForm, new: TensorIndex) -> bool:
     """Whether `node` of the folded graph does what the training form does, with equal values."""
     old = origin.index
-    if node.op_type == "Identity" and old.resolve(node.output[0]) == old.resolve(
-        node.input[0]
-    ):
-        return True
+    if node.op_type == "Identity":
+        source = old.resolve(node.input[0])
+        if old.resolve(node.output[0]) == source:
+            return True
     original = _counterpart(node, old)
     if original is None:
         return False
@@ -128,11 +127,11 @@ def _is_same_reshape(
         return False
     sides = [int(side) for side in target]
     for sample in origin.known.samples:
-        before, after = (
-            sample.shapes.get(original.input[0]),
-            sample.shapes.get(original.output[0]),
-        )
-        if before is None or after is None or reshape_shape(before, sides) != after:
+        before = sample.shapes.get(original.input[0])
+        after = sample.shapes.get(original.output[0])
+        if before is None or after is None:
+            return False
+        if reshape_shape(before, sides) != after:
             return False
     return True
 
@@ -141,15 +140,21 @@ def _is_same_reshape(
 
 
 def _attributes(
-    node: onnx.NodeProto, index: TensorIndex, old: TensorIndex
+    node: onnx.NodeProto,
+    index: TensorIndex,
+    old: TensorIndex,
 ) -> dict[str, bytes]:
-    """The attributes of `node` in a form that can be compared across graphs."""
+    """The attributes of `node` in a form that can be compared across graphs.
+
+    index  of the graph that has the node
+    old    of the training form
+    """
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     attributes = {}
     for item in copy.attribute:
         for graph in _subgraphs(item):
-            _normalize(graph, {}, (index, old))
+            _normalize(graph, {}, index, old)
         # training_mode=0 is the default, which onnx-ir leaves out.
         if item.name != "training_mode" or item.i:
             attributes[item.name] = item.SerializeToString(deterministic=True)
@@ -161,35 +166,42 @@ def _subgraphs(item: onnx.AttributeProto) -> list[onnx.GraphProto]:
 
 
 def _normalize(
-    graph: onnx.GraphProto, outer: Mapping[str, str], indices: Indices
+    graph: onnx.GraphProto,
+    outer: Mapping[str, str],
+    index: TensorIndex,
+    old: TensorIndex,
 ) -> None:
-    """Leave only the arithmetic in `graph`, with outer tensors named by origin or by value."""
-    own = {item.name for item in graph.input} | {
-        item.name for item in graph.initializer
-    }
-    own = own.union(*(node.output for node in graph.node))
+    """Leave only the arithmetic in a subgraph, in place.
+
+    Tensors of the graph around it are named by where they come from, or by their values.
+
+    outer  tensors of the subgraphs around `graph`, which keep their names
+    """
+    own = {item.name for item in (*graph.input, *graph.initializer)}
+    for node in graph.node:
+        own.update(node.output)
     local = {**outer, **{name: name for name in own}}
-    for item in (*graph.input, *graph.output):
-        item.ClearField("type")
+    for declared in (*graph.input, *graph.output):
+        declared.ClearField("type")
     graph.ClearField("value_info")
     for node in graph.node:
         node.ClearField("doc_string")
         if not node.domain:
             node.ClearField("domain")
         for position, name in enumerate(node.input):
-            node.input[position] = local.get(name) or _identity(name, *indices)
+            node.input[position] = local.get(name) or _identity(name, index, old)
         for attribute in node.attribute:
             for inner in _subgraphs(attribute):
-                _normalize(inner, local, indices)
+                _normalize(inner, local, index, old)
 
 
 def _identity(name: str, index: TensorIndex, old: TensorIndex) -> str:
     """What identifies an outer tensor: its resolved name or, where it is constant, its values."""
-    source = old.resolve(index.resolve(name))
-    tensor = index.constants.get(index.resolve(name)) or old.constants.get(source)
+    resolved = index.resolve(name)
+    source = old.resolve(resolved)
+    tensor = index.constants.get(resolved) or old.constants.get(source)
     if tensor is None:
         return source
     values = numpy_helper.to_array(tensor)
-    return (
-        f"{values.dtype} {values.shape} {hashlib.sha256(values.tobytes()).hexdigest()}"
-    )
+    digest = hashlib.sha256(values.tobytes()).hexdigest()
+    return f"{values.dtype} {values.shape} {digest}"

@@ -18,7 +18,7 @@ from repzoo.artifact import Artifact
 from repzoo.errors import CertificateError, InputError
 from repzoo.graph.certificate.comparison import GraphComparison, combine, compare
 from repzoo.graph.certificate.jitter import jitter, jitter_constants, layer_constants
-from repzoo.graph.certificate.proof import UNIT_ROUNDOFF
+from repzoo.graph.certificate.proof import FLOAT32_ROUNDOFF, UNIT_ROUNDOFF
 from repzoo.graph.tools.cost import Cost
 from repzoo.graph.tools.pieces import split_model, trim_heap
 from repzoo.onnx_file import classifier_input
@@ -26,17 +26,19 @@ from repzoo.onnx_file import classifier_input
 Images = npt.NDArray[Any]  # float32, or uint8 for a model that takes bytes
 Runner = Callable[[onnx.ModelProto, Images], Images]  # exact: no graph optimization
 
-FEWEST_IMAGES, MOST_IMAGES = (
-    1,
-    4,
-)  # of each random kind, as many as MACS_BUDGET pays for
+# Images of each random kind: as many as MACS_BUDGET allows.
+FEWEST_IMAGES = 1
+MOST_IMAGES = 4
 MACS_BUDGET = 2**34
 LOUD = 30  # amplitude of the loud noise, in standard deviations of an image
 DEFAULT_SHAPE = (3, 224, 224)
 
 
 def random_inputs(
-    artifact: Artifact, cost: Cost, images: Images | None, seed: int
+    artifact: Artifact,
+    cost: Cost,
+    images: Images | None,
+    seed: int,
 ) -> list[Images]:
     """Groups of inputs to compare one by one: noise, loud noise, and `images` where there are any.
 
@@ -44,14 +46,11 @@ def random_inputs(
         InputError: `images` are of another size than the model takes.
     """
     source = classifier_input(artifact.model).type.tensor_type
-    dims = [dim.dim_value for dim in source.shape.dim] or [0] * 4
     real = [] if images is None or len(images) == 0 else [images]
     usual = artifact.preprocess.input_shape if artifact.preprocess else DEFAULT_SHAPE
     if real:
         usual = real[0].shape[1:]
-    affordable = MACS_BUDGET // max(cost.macs, 1)
-    count = min(max(affordable, FEWEST_IMAGES), MOST_IMAGES)
-    shape = [dim or default for dim, default in zip(dims, (count, *usual), strict=True)]
+    shape = _input_shape(source, (_image_count(cost), *usual))
     if real and tuple(shape[1:]) != usual:
         raise InputError(
             f"the images are {list(usual)}, but {artifact.name} takes {shape[1:]}; "
@@ -64,6 +63,18 @@ def random_inputs(
         return [noise, black_and_white, *real]
     normal = random.standard_normal(shape).astype(np.float32)
     return [normal, LOUD * normal, *real]
+
+
+def _image_count(cost: Cost) -> int:
+    affordable = MACS_BUDGET // max(cost.macs, 1)
+    return min(max(affordable, FEWEST_IMAGES), MOST_IMAGES)
+
+
+def _input_shape(source: onnx.TypeProto.Tensor, defaults: tuple[int, ...]) -> list[int]:
+    """The shape of the input `source`, with `defaults` for sides that are open."""
+    dims = [dim.dim_value for dim in source.shape.dim] or [0] * len(defaults)
+    pairs = zip(dims, defaults, strict=True)
+    return [dim or default for dim, default in pairs]
 
 
 def compare_graphs(
@@ -82,27 +93,36 @@ def compare_graphs(
     """
     expected = _run_groups(before, groups, run)
     actual = _run_groups(after, after_groups or groups, run)
-    if not all(values.size for values in (*expected, *actual)):
-        raise InputError(
-            "the graph computes no output for some images, so nothing can be compared; "
-            "check what it cuts away"
-        )
-    if not all(np.isfinite(values).all() for values in (*expected, *actual)):
-        raise CertificateError(
-            "an output is not finite (overflow or NaN), so nothing can be proven; "
-            "check the weights of the model"
-        )
+    _require_comparable([*expected, *actual])
     jittered = _run_groups(before, groups, run, np.random.default_rng(seed + 1))
     roundoff = _coarsest_roundoff(before.graph)
     triples = zip(expected, actual, jittered, strict=True)
     return combine([compare(*triple, roundoff) for triple in triples])
 
 
+def _require_comparable(outputs: Sequence[Images]) -> None:
+    """Refuse outputs from which nothing follows."""
+    for values in outputs:
+        if not values.size:
+            raise InputError(
+                "the graph computes no output for some images, so nothing can be compared; "
+                "check what it cuts away"
+            )
+    for values in outputs:
+        if not np.isfinite(values).all():
+            raise CertificateError(
+                "an output is not finite (overflow or NaN), so nothing can be proven; "
+                "check the weights of the model"
+            )
+
+
 def _coarsest_roundoff(graph: onnx.GraphProto) -> float:
     """The largest unit roundoff among the number types of the weights."""
-    types = {item.data_type for item in (*graph.initializer, *layer_constants(graph))}
-    roundoffs = [UNIT_ROUNDOFF[kind] for kind in types if kind in UNIT_ROUNDOFF]
-    return max(roundoffs, default=2.0**-24)
+    roundoffs = []
+    for tensor in (*graph.initializer, *layer_constants(graph)):
+        if tensor.data_type in UNIT_ROUNDOFF:
+            roundoffs.append(UNIT_ROUNDOFF[tensor.data_type])
+    return max(roundoffs, default=FLOAT32_ROUNDOFF)
 
 
 def _run_groups(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,18 @@ class UnknownExpression(Exception):
 
 @dataclass(frozen=True)
 class Window:
-    """Kernel, strides and dilations as (height, width); pads as (top, left, bottom, right)."""
+    """The window of a 2-D convolution or pool.
+
+    kernel     (height, width)
+    strides    (height, width)
+    dilations  (height, width)
+    pads       (top, left, bottom, right)
+    """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
-    pads: tuple[int, ...]
+    pads: tuple[int, ...] = (0, 0, 0, 0)
 
     @classmethod
     def of(
@@ -41,23 +47,17 @@ class Window:
         """
         strides = integers(node, "strides", (1, 1))
         dilations = integers(node, "dilations", (1, 1))
+        window = cls(kernel, strides, dilations)
         auto_pad = text(node, "auto_pad", "NOTSET")
-        if not auto_pad.startswith("SAME"):
-            explicit = auto_pad == "NOTSET"
-            pads = integers(node, "pads", (0, 0, 0, 0)) if explicit else (0, 0, 0, 0)
-            return cls(kernel, strides, dilations, pads)
-        if sides is None:
+        if auto_pad == "NOTSET":
+            pads = integers(node, "pads", (0, 0, 0, 0))
+        elif not auto_pad.startswith("SAME"):
+            pads = (0, 0, 0, 0)
+        elif sides is None:
             raise UnknownExpression(node.name)
-        begins, ends = [], []
-        for side, size, stride, dilation in zip(
-            sides, kernel, strides, dilations, strict=True
-        ):
-            begin, end = _same_padding(side, (size - 1) * dilation + 1, stride)
-            if auto_pad == "SAME_LOWER":
-                begin, end = end, begin
-            begins.append(begin)
-            ends.append(end)
-        return cls(kernel, strides, dilations, (*begins, *ends))
+        else:
+            pads = window._same_pads(sides, auto_pad)
+        return replace(window, pads=pads)
 
     @property
     def spans(self) -> tuple[int, ...]:
@@ -69,25 +69,31 @@ class Window:
         """The image [N, C, H, W] as each tap sees it [N, C, height, width], row by row."""
         top, left, bottom, right = self.pads
         padded = np.pad(image, ((0, 0), (0, 0), (top, bottom), (left, right)))
-        counts = [
-            (side - span) // stride + 1
-            for side, span, stride in zip(
-                padded.shape[2:], self.spans, self.strides, strict=True
-            )
-        ]
+        height, width = padded.shape[2:]
         for row in range(self.kernel[0]):
-            rows = self._positions(0, row, counts[0])
+            rows = self._positions(0, row, height)
             for column in range(self.kernel[1]):
-                yield padded[:, :, rows, self._positions(1, column, counts[1])]
+                columns = self._positions(1, column, width)
+                yield padded[:, :, rows, columns]
 
-    def _positions(self, axis: int, tap: int, count: int) -> slice:
-        """The pixels along `axis` on which `tap` lands."""
-        start, stride = tap * self.dilations[axis], self.strides[axis]
-        return slice(start, start + (count - 1) * stride + 1, stride)
+    def _same_pads(self, sides: tuple[int, ...], auto_pad: str) -> tuple[int, ...]:
+        """As many pads as make ceil(side / stride) windows fit along each axis."""
+        begins = []
+        ends = []
+        for side, span, stride in zip(sides, self.spans, self.strides, strict=True):
+            windows = -(-side // stride)
+            total = max((windows - 1) * stride + span - side, 0)
+            # Where the total is odd, SAME_UPPER puts the extra pixel at the end.
+            begin = total // 2
+            if auto_pad == "SAME_LOWER":
+                begin = total - begin
+            begins.append(begin)
+            ends.append(total - begin)
+        return (*begins, *ends)
 
-
-def _same_padding(side: int, span: int, stride: int) -> tuple[int, int]:
-    """(before, after) for SAME_UPPER: as much as makes ceil(side / stride) windows fit."""
-    windows = -(-side // stride)
-    total = max((windows - 1) * stride + span - side, 0)
-    return total // 2, total - total // 2
+    def _positions(self, axis: int, tap: int, side: int) -> slice:
+        """The pixels on which `tap` lands, along an axis of `side` pixels with its padding."""
+        stride = self.strides[axis]
+        windows = (side - self.spans[axis]) // stride + 1
+        start = tap * self.dilations[axis]
+        return slice(start, start + (windows - 1) * stride + 1, stride)
