@@ -168,7 +168,7 @@ class Chosen(nn.Module):
     def __init__(self, sign: float) -> None:
         super().__init__()
         self.conv, self.norm, self.sign = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), sign
-        self.forward = self.minus if sign < 0 else self.plus
+        self.forward = self.forward_minus if sign < 0 else self.forward_plus
 
     def forward_plus(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.norm(self.conv(x)))

@@ -204,7 +204,7 @@ def _pad(
         fill = float(number.reshape(-1)[0])
     axes = _optional(settings, 2)
     if not axes.size:
-        axes = np.arange(image.ndim)
+        axes = np.arange(image.ndim, dtype=np.float64)
     # Every axis's beginning, then every axis's end.
     begins, ends = _setting(node, settings, 0, "pads").reshape(2, -1)
     widths = [(0, 0)] * image.ndim
@@ -240,7 +240,7 @@ def _slice(
     axes = _setting(node, settings, 2, "axes")
     steps = _optional(settings, 3)
     if not axes.size:
-        axes = np.arange(len(starts))
+        axes = np.arange(len(starts), dtype=np.float64)
     if not steps.size:
         steps = np.ones(len(starts))
     selection = [slice(None)] * image.ndim

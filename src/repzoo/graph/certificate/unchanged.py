@@ -177,7 +177,8 @@ def _normalize(
 
     outer  tensors of the subgraphs around `graph`, which keep their names
     """
-    own = {item.name for item in (*graph.input, *graph.initializer)}
+    own = {item.name for item in graph.input}
+    own.update(item.name for item in graph.initializer)
     for node in graph.node:
         own.update(node.output)
     local = {**outer, **{name: name for name in own}}
