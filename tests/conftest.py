@@ -22,6 +22,7 @@ from PIL import Image
 
 from repzoo import cli
 from repzoo.artifact import Artifact
+from repzoo.console import output
 from repzoo.data import digits
 from repzoo.zoo import embedded
 
@@ -61,6 +62,14 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     """What engines cache goes to a folder of its own, not to the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_progress_lines() -> Iterator[None]:
+    """Whether a command takes long enough to show progress must not depend on the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output, "QUIET_SECONDS", 1e6)
         yield
 
 

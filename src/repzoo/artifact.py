@@ -8,7 +8,6 @@ Preprocessing, labels and the history of steps live in the file's metadata
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from repzoo.errors import InputError
 from repzoo.onnx_file import classifier_input
 from repzoo.protobuf_stream import chunks
 from repzoo.settings import between, setting, validate
-from repzoo.storage import read_bounded, sha256_of, write_atomically
+from repzoo.storage import json_text, read_bounded, sha256_of, write_atomically
 
 MAX_MODEL_BYTES = 2**31 - 1  # protobuf's own limit for one message
 MAX_SIDE = 4096  # pixels of a model's input
@@ -250,7 +249,7 @@ class Artifact:
                     onnx.StringStringEntryProto(key=item.key, value=item.value)
                 )
         for key, value in self._documents().items():
-            text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+            text = json_text(value, ensure_ascii=False, sort_keys=True)
             entries.append(onnx.StringStringEntryProto(key=_PREFIX + key, value=text))
         return chunks(self.model, metadata_props=entries)
 

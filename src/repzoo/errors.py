@@ -43,3 +43,9 @@ class GateError(RepzooError):
     """A budget (accuracy drop, latency) is not met."""
 
     exit_code = 4
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a foreign error, for one of our sentences; its class if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import uuid
@@ -19,15 +18,15 @@ from repzoo.engines import Engine, engine
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError, MissingExtra
 from repzoo.graph.tools.cost import Cost, count
-from repzoo.measure import accuracy, latency, record
+from repzoo.measure import accuracy, latency, record, sweep
 from repzoo.measure.host import host
 from repzoo.measure.record import Record, identity_of
-from repzoo.measure.results import FoldSummary, LatencyRatio
+from repzoo.measure.results import FoldSummary, Latency, LatencyRatio
 from repzoo.progress import Progress, silent
 from repzoo.report import card
 from repzoo.report.card import BOTH
 from repzoo.settings import above, at_least, setting, validate
-from repzoo.storage import make_folder
+from repzoo.storage import json_text, make_folder
 from repzoo.verbs.model_files import require_float
 
 JOB_ID_LENGTH = 12
@@ -123,6 +122,7 @@ def run(
         *int8.report.warnings,
         *evaluated.remarks,
         *left_out,
+        *sweep.doubts(record.select(timings, Latency)),
     ]
     return JobResult(
         artifacts,
@@ -160,7 +160,7 @@ def _write_all(result: JobResult, folder: Path) -> list[Path]:
         (folder / f"{name}.{form}.onnx").write_bytes(artifact.to_bytes())
     lines = [record.line(item) + "\n" for item in result.records]
     texts = {
-        "certificate.json": json.dumps(result.certificate, indent=1),
+        "certificate.json": json_text(result.certificate, indent=1),
         "records.jsonl": "".join(lines),
         **card.render(result.records, result.remarks),
     }

@@ -11,6 +11,12 @@ from typing import Any
 
 from repzoo.errors import InputError, MissingExtra
 
+# Names of a kind that an error message lists; of more, the first.
+LISTED_NAMES = 12
+# Similarity (0..1) from which on a name is offered as a correction. Below it the guess is
+# wrong more often than right: "tensorrt" and "pytorch" have 0.4.
+SPELLED_ALIKE = 0.6
+
 
 @dataclass(frozen=True)
 class Plugin:
@@ -87,11 +93,18 @@ def _is_other_package_missing(error: Exception) -> bool:
 
 
 def unknown(kind: str, name: str, known: Mapping[str, Any] | list[str]) -> str:
-    """The error message for an unknown `name`, with similar known ones."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
-    hint = (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else f"known: {', '.join(list(known)[:12])}"
-    )
-    return f"no {kind} is called {name!r}; {hint}"
+    """The error message for an unknown `name`.
+
+    It offers names that are spelled alike, and lists all known ones where they are few.
+    """
+    names = list(known)
+    hints = []
+    near = difflib.get_close_matches(name, names, n=3, cutoff=SPELLED_ALIKE)
+    if near:
+        hints.append(f"did you mean {' or '.join(near)}?")
+    if len(names) <= LISTED_NAMES:
+        hints.append(f"known: {', '.join(names)}")
+    elif not near:
+        more = len(names) - LISTED_NAMES
+        hints.append(f"known: {', '.join(names[:LISTED_NAMES])} and {more} more")
+    return f"no {kind} is called {name!r}; {' '.join(hints)}"

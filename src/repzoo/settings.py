@@ -147,6 +147,10 @@ def validate(settings: Any, owner: str = "") -> None:
             expected = _expectation(field.hint, field.setting)
             name = f"{owner} {field.name}".strip()
             raise InputError(f"{name} must be {expected}; got {value!r}")
+        if repeated := _repeated_value(field.hint, value):
+            raise InputError(
+                f"{field.name} names {repeated} twice; name each value once"
+            )
 
 
 def merge_keywords(
@@ -242,6 +246,22 @@ def _accepts_elements(
         return False
     pairs = zip(elements, values, strict=True)
     return all(_accepts(element, stated, value) for element, value in pairs)
+
+
+def _repeated_value(hint: Any, value: Any) -> str:
+    """A value that a tuple of any length holds twice, as text; "" if there is none.
+
+    One that were dropped silently would look as if it had been measured twice.
+    """
+    elements = element_types(alternatives(hint)[0])
+    if elements is None or elements[-1] is not Ellipsis:
+        return ""
+    seen = set()
+    for item in value:
+        if item in seen:
+            return str(item)
+        seen.add(item)
+    return ""
 
 
 def _expectation(hint: Any, stated: Setting) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
+import math
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from repzoo.errors import InputError
 
@@ -33,6 +36,23 @@ def sha256_of_file(path: Path) -> str:
     """Hex SHA-256 of the file at `path`, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def finite(value: Any) -> Any:
+    """`value` with every number that is not finite replaced by None, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_text(value: Any, **layout: Any) -> str:
+    """`value` as a JSON text. NaN and infinity become null, since JSON has no such numbers.
+
+    layout  arguments of `json.dumps`, such as `indent`
+    """
+    return json.dumps(finite(value), allow_nan=False, **layout)
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

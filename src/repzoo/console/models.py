@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from repzoo.artifact import Artifact
 from repzoo.console.output import View, make_table
-from repzoo.engines import ENGINES, engine, options
-from repzoo.errors import InputError
-from repzoo.measure.host import host
+from repzoo.engines import statuses
+from repzoo.measure import host
 from repzoo.report import card as cards
 from repzoo.zoo.catalog import FigureSource, ModelSpec
 
@@ -22,6 +21,15 @@ if TYPE_CHECKING:  # graph.* imports onnx-ir, which takes long
     from repzoo.zoo.checkpoints import Loaded
     from repzoo.zoo.download import Fetched
 
+# How a person reads the topics of `host.describe`.
+HOST_TOPICS = {
+    "processor": "processor",
+    "int8": "INT8 instructions",
+    "system": "system",
+    "software": "software",
+    "threads": "thread settings",
+    "load": "load",
+}
 LONGEST_VALUE = 400  # characters of a value that a person is shown
 
 
@@ -98,20 +106,21 @@ def engines() -> View:
     """`repzoo engines`."""
     table = make_table("engine", "version", "options, or how to install it")
     rows: list[dict[str, Any]] = []
-    for name in ENGINES.names():
-        row: dict[str, Any] = {"name": name, "version": "", "hint": "", "options": []}
-        try:
-            row["version"] = engine(name).version()
-            row["options"] = options(name)
-        except InputError as error:
-            row["hint"] = str(error)
+    for status in statuses():
+        row = {
+            "name": status.name,
+            "version": status.version,
+            "hint": status.problem,
+            "options": list(status.options),
+        }
         rows.append(row)
-        choices = "\n".join(f"{name}:{option}" for option in row["options"])
-        table.add_row(name, row["version"], row["hint"] or choices)
-    facts = host()
-    instructions = ", ".join(facts["int8"]) or "none"
-    summary = f"host: {facts['cpu']}; instructions for INT8: {instructions}"
-    return View({"engines": rows, "host": facts}, table, summary)
+        choices = [f"{status.name}:{option}" for option in status.options]
+        shown = status.problem or "\n".join(choices)
+        table.add_row(status.name, status.version, shown)
+    facts = host.host()
+    described = host.describe(facts)
+    lines = [f"{HOST_TOPICS[topic]}: {text}" for topic, text in described.items()]
+    return View({"engines": rows, "host": facts}, table, *lines)
 
 
 def written(model: Artifact, path: Path) -> View:

@@ -211,8 +211,8 @@ def _flatten(
     _parameter: click.Parameter,
     groups: tuple[tuple[Any, ...], ...],
 ) -> tuple[Any, ...]:
-    """The values of all repetitions of an option, each once, in order."""
-    unique: dict[Any, None] = {}
-    for values in groups:
-        unique.update(dict.fromkeys(values))
-    return tuple(unique)
+    """The values of all repetitions of an option, in order; `validate` refuses doubles."""
+    values: list[Any] = []
+    for group in groups:
+        values.extend(group)
+    return tuple(values)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Sequence
 from typing import Any, Self
 
 import rich.console
@@ -12,6 +12,12 @@ import rich.progress
 import rich.text
 import rich_click as click
 from rich.table import Table
+
+from repzoo.storage import json_text
+
+# A command that takes longer says what it does, and says so again while a stage goes on.
+QUIET_SECONDS = 2.0
+REPEAT_SECONDS = 60.0
 
 
 class View:
@@ -40,8 +46,53 @@ class _Rate(rich.progress.ProgressColumn):
         return rich.text.Text(f"{task.speed:.0f}/s" if task.speed else "")
 
 
+class _StageLines:
+    """Progress where stderr is no terminal: a line for each stage of a command that takes long.
+
+    A command that ends within QUIET_SECONDS prints nothing. A stage that goes on is repeated
+    every REPEAT_SECONDS, so that a log shows a command that is alive.
+    """
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._stage = ""
+        self._count = ""
+        self._printed: float | None = None  # when the stage was last printed
+        self._lock = threading.Lock()
+        # A stage may report nothing until it ends.
+        self._timer = threading.Timer(QUIET_SECONDS, self._print_if_due)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Note the progress, and print it if it is due."""
+        with self._lock:
+            if stage != self._stage:
+                self._stage = stage
+                self._printed = None
+            self._count = f"{done} of {total}" if total else "..."
+        self._print_if_due()
+
+    def close(self) -> None:
+        """Print nothing more."""
+        self._timer.cancel()
+
+    def _print_if_due(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if not self._stage or now - self._started < QUIET_SECONDS:
+                return
+            if self._printed is not None and now - self._printed < REPEAT_SECONDS:
+                return
+            self._printed = now
+            click.echo(f"{self._stage}: {self._count}", err=True)
+
+
 class Console:
-    """Output of one command. As a context manager it shows progress bars on stderr."""
+    """Output of one command. As a context manager it shows progress on stderr.
+
+    A terminal gets bars, anything else gets lines.
+    """
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
@@ -50,29 +101,36 @@ class Console:
         self._err = rich.console.Console(stderr=True, highlight=False)
         self._bars: rich.progress.Progress | None = None
         self._tasks: dict[str, rich.progress.TaskID] = {}
+        self._lines: _StageLines | None = None
 
     def __enter__(self) -> Self:
-        """Start the bars, unless stderr is no terminal."""
-        if self._err.is_terminal:
-            self._bars = rich.progress.Progress(
-                rich.progress.TextColumn("{task.description}"),
-                rich.progress.BarColumn(),
-                rich.progress.MofNCompleteColumn(),
-                _Rate(),
-                rich.progress.TimeRemainingColumn(),
-                console=self._err,
-                transient=True,
-            )
-            self._bars.start()
+        """Start to show progress."""
+        if not self._err.is_terminal:
+            self._lines = _StageLines()
+            return self
+        self._bars = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            _Rate(),
+            rich.progress.TimeRemainingColumn(),
+            console=self._err,
+            transient=True,
+        )
+        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Clear the bars."""
+        """Clear the bars; print no more lines."""
         if self._bars:
             self._bars.stop()
+        if self._lines:
+            self._lines.close()
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """A repzoo.progress.Progress with one bar for each stage."""
+        """A repzoo.progress.Progress with one bar, or one line, for each stage."""
+        if self._lines:
+            self._lines(stage, done, total)
         if self._bars is None:
             return
         if stage not in self._tasks:
@@ -83,8 +141,8 @@ class Console:
 
     @staticmethod
     def document(value: Any) -> str:
-        """`value` as JSON text in ASCII, for any pipe; NaN and infinity become null."""
-        return json.dumps(_finite(value), indent=1) + "\n"
+        """`value` as JSON text in ASCII, for any pipe."""
+        return json_text(value, indent=1) + "\n"
 
     def show(self, view: View) -> None:
         """Print `view`: with --json its document, else what a person reads; remarks to stderr."""
@@ -109,14 +167,3 @@ def make_table(*columns: str) -> Table:
             no_wrap=is_number,
         )
     return table
-
-
-def _finite(value: Any) -> Any:
-    """`value` with NaN and infinity replaced by None, which JSON has no numbers for."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

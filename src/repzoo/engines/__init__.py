@@ -1,16 +1,20 @@
-"""Engines: what runs an artifact. One file each, found by name through ENGINES.
+"""Engines: the runtimes that run a model. One file each, found by name through ENGINES.
 
-An engine is an object with `name`, `version()` and `open(model, threads)`; its Session has
-`run(inputs)`. All that repzoo knows of a runtime is in that runtime's own file;
-tests/contracts/test_engine.py runs one suite against every one.
+An engine is an object with `name`, `version()` and `open(model, threads)`. Its Session has
+`run(inputs)`. Everything that repzoo knows about a runtime is in that runtime's file.
+tests/contracts/test_engine.py runs one suite against every engine.
 
-A name may carry an option after a colon: `onnxruntime:CUDAExecutionProvider`, `openvino:GPU`,
-`pytorch:compile`. An engine that has options is a class with a static method `options()`, the
-list of those that work here, and takes one as its only argument.
+A name may have an option after a colon: `onnxruntime:CUDAExecutionProvider`, `openvino:GPU`,
+`pytorch:compile`. The class of such an engine has a static method `options()`, which lists the
+options that work on this machine, and takes one of them as its only argument.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import sys
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -19,9 +23,8 @@ import onnx
 from repzoo.errors import InputError
 from repzoo.plugins import Plugin, PluginTable
 
-Array = npt.NDArray[
-    Any
-]  # float32, or uint8 where it is the input of a model that takes bytes
+# float32, or uint8 for the input of a model that takes bytes.
+Array = npt.NDArray[Any]
 
 
 class Session(Protocol):
@@ -31,16 +34,14 @@ class Session(Protocol):
         """float32 [N, 3, H, W], or uint8 as Preprocess.input says, to float32 [N, classes]."""
 
     def run_all(self, inputs: Array) -> list[Array]:
-        """Every output of the model, in its order; for models that calibration has given more
-        outputs.
-        """
+        """All outputs of the model as float32, in their order. Calibration adds outputs."""
 
 
 class Engine(Protocol):
     """A runtime.
 
-    One that computes INT8 models in float arithmetic, so that their latency is no INT8 latency,
-    says so by an attribute `simulates_int8 = True`.
+    An engine that computes INT8 models in float arithmetic has the attribute
+    `simulates_int8 = True`: its accuracies are right, its latencies say nothing about INT8.
     """
 
     name: str
@@ -55,13 +56,14 @@ class Engine(Protocol):
         exact: bool = False,
         streams: int = 1,
     ) -> Session:
-        """Compile `model`; `exact` turns every graph optimization off.
+        """Compile `model`.
 
-        threads  of each call; streams: how many clients will call at once, which a runtime may
-                 need to know to let them
+        threads  of each call
+        exact    without graph optimizations, for comparisons with other runtimes
+        streams  clients that will call at once; some runtimes must know this beforehand
 
         Raises:
-            InputError: the runtime cannot run the model; says why.
+            InputError: the runtime cannot run the model; the message says why.
         """
 
 
@@ -79,32 +81,75 @@ ENGINES = PluginTable(
 )
 
 
+# Engines whose runtime takes seconds to import: its package, and the engine's options.
+_SLOW_IMPORTS = {"pytorch": ("torch", ["compile"])}
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """An engine as `repzoo engines` lists it.
+
+    options  what may follow its name and a colon on this machine
+    problem  why it cannot be used, with what to type; "" for one that can
+    """
+
+    name: str
+    version: str = ""
+    options: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def statuses() -> list[EngineStatus]:
+    """The status of every known engine. Runtimes that are slow to import are not imported."""
+    return [_status(name) for name in ENGINES.names()]
+
+
+def _status(name: str) -> EngineStatus:
+    package, known_options = _SLOW_IMPORTS.get(name, ("", []))
+    if package and package not in sys.modules:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(package)
+            return EngineStatus(name, version, tuple(known_options))
+    try:
+        return EngineStatus(name, engine(name).version(), tuple(options(name)))
+    except InputError as error:
+        return EngineStatus(name, problem=str(error))
+
+
 def engine(name: str) -> Engine:
-    """The engine called `name`, ready to open models; "engine:option" chooses an option by its
-    beginning, in any case.
+    """The engine called `name`, ready to open models.
+
+    name  "engine" or "engine:option". The beginning of an option is enough, in any case
 
     Raises:
-        InputError: no such engine, or no such option: says which there are.
+        InputError: no such engine or option; the message lists the known ones.
         MissingExtra: the runtime is not installed.
     """
     base, colon, option = name.partition(":")
-    kind = ENGINES.load(base)
-    loaded: Engine = kind(_option(base, option, options(base))) if colon else kind()
-    return loaded
+    engine_class = ENGINES.load(base)
+    if not colon:
+        plain: Engine = engine_class()
+        return plain
+    with_option: Engine = engine_class(_find_option(base, option, options(base)))
+    return with_option
 
 
 def options(name: str) -> list[str]:
     """What may follow `name` and a colon on this machine; empty for an engine without options."""
-    listed: list[str] = getattr(ENGINES.load(name), "options", list)()
+    list_options = getattr(ENGINES.load(name), "options", list)
+    listed: list[str] = list_options()
     return listed
 
 
-def _option(base: str, asked: str, known: list[str]) -> str:
-    same = [one for one in known if one.casefold() == asked.casefold()]
-    alike = same or [
-        one for one in known if asked and one.casefold().startswith(asked.casefold())
-    ]
-    if len(alike) == 1:
-        return alike[0]
-    have = f"this machine has {', '.join(known)}" if known else "it takes none"
-    raise InputError(f"the engine {base!r} has no option {asked!r}; {have}")
+def _find_option(base: str, text: str, known: list[str]) -> str:
+    """The option that is called `text`, or the only one that begins with it."""
+    wanted = text.casefold()
+    matches = [option for option in known if option.casefold() == wanted]
+    if wanted and not matches:
+        matches = [item for item in known if item.casefold().startswith(wanted)]
+    if len(matches) == 1:
+        return matches[0]
+    available = "it takes none"
+    if known:
+        available = f"this machine has {', '.join(known)}"
+    raise InputError(f"the engine {base!r} has no option {text!r}; {available}")

@@ -1,5 +1,6 @@
-"""ONNX Runtime: `onnxruntime` is its CPU execution provider,
-`onnxruntime:CUDAExecutionProvider` and the like the others.
+"""ONNX Runtime. `onnxruntime` is its CPU execution provider, the default.
+
+`onnxruntime:CUDAExecutionProvider` and the like are its others.
 """
 
 from __future__ import annotations
@@ -11,25 +12,30 @@ import onnxruntime as ort
 
 from repzoo import protobuf_stream as wire
 from repzoo.engines import Array
-from repzoo.errors import InputError
+from repzoo.errors import InputError, first_line
 
-LARGE = 2**20  # bytes of a weight that is lent to a session, not copied into it
+# Bytes from which on a weight is shared with a session instead of copied into it.
+SHARED_WEIGHT_BYTES = 2**20
+ONLY_FATAL = (
+    4  # ONNX Runtime's log severity: its own messages repeat what the exception says
+)
 
 
 class OnnxRuntime:
-    """The `onnxruntime` engine. option: an execution provider of `options`."""
+    """The `onnxruntime` engine. Its option is one of the execution providers of `options`."""
 
     def __init__(self, option: str = "") -> None:
+        """`option` as in an engine name; "" for the CPU."""
         self.name = f"onnxruntime:{option}" if option else "onnxruntime"
         self._provider = option or "CPUExecutionProvider"
 
     @staticmethod
     def options() -> list[str]:
-        """The execution providers that this build of ONNX Runtime has."""
+        """The execution providers of this build of ONNX Runtime."""
         return list(ort.get_available_providers())
 
     def version(self) -> str:
-        """The wheel's version."""
+        """The version of the wheel."""
         return str(ort.__version__)
 
     def open(
@@ -40,48 +46,37 @@ class OnnxRuntime:
         streams: int = 1,
     ) -> OnnxRuntimeSession:
         """See `engines.Engine.open`."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 4
-        level = ort.GraphOptimizationLevel
-        options.graph_optimization_level = (
-            level.ORT_DISABLE_ALL if exact else level.ORT_ENABLE_ALL
-        )
-        options.enable_cpu_mem_arena = (
-            not exact
-        )  # it takes memory in powers of two, weights included
-        options.add_session_config_entry(
-            "session.intra_op.allow_spinning", "0" if threads == 1 else "1"
-        )
-        options.add_session_config_entry(
-            "session.x64quantprecision", "1"
-        )  # else AVX2 without VNNI saturates at 16 bits
+        options = _session_options(threads, exact)
+        shared: list[ort.OrtValue] = []
+        # ONNX Runtime raises a class of its own for each status code.
         try:
-            held, lent = _lent(model, options) if exact else (model, [])
+            if exact:
+                model, shared = _share_weights(model, options)
             session = ort.InferenceSession(
-                held.SerializeToString(), options, providers=[self._provider]
+                model.SerializeToString(), options, providers=[self._provider]
             )
-        except (
-            Exception
-        ) as error:  # onnxruntime raises a class of its own for each status code
+        except Exception as error:
             raise InputError(
-                f"onnxruntime cannot compile this model: {_first_line(error)}"
+                f"onnxruntime cannot compile this model: {first_line(error)}"
             ) from None
-        if (
-            self._provider not in session.get_providers()
-        ):  # it falls back to the CPU with no more than a log line
+        # It falls back to the CPU with no more than a log line.
+        if self._provider not in session.get_providers():
             raise InputError(
                 f"{self.name} cannot start here (its libraries or its device are missing); use "
                 "onnxruntime"
             )
-        return OnnxRuntimeSession(session, lent)
+        return OnnxRuntimeSession(session, shared)
 
 
 class OnnxRuntimeSession:
-    """A compiled model; ONNX Runtime's `run` is thread-safe."""
+    """A compiled model. ONNX Runtime's `run` is thread-safe."""
 
-    def __init__(self, session: ort.InferenceSession, lent: list[ort.OrtValue]) -> None:
-        self._session, self._lent = session, lent  # the session reads what it was lent
+    def __init__(
+        self, session: ort.InferenceSession, shared: list[ort.OrtValue]
+    ) -> None:
+        """`shared` are the weights that `session` reads but does not own."""
+        self._session = session
+        self._shared = shared  # must live as long as the session
         self._input = session.get_inputs()[0].name
 
     def run(self, inputs: Array) -> Array:
@@ -91,52 +86,68 @@ class OnnxRuntimeSession:
     def run_all(self, inputs: Array) -> list[Array]:
         """See `engines.Session.run_all`."""
         try:
-            return [
-                np.asarray(output, np.float32)
-                for output in self._session.run(None, {self._input: inputs})
-            ]
+            outputs = self._session.run(None, {self._input: inputs})
+            return [np.asarray(output, np.float32) for output in outputs]
         except Exception as error:
             raise InputError(
                 f"onnxruntime cannot run this model on {inputs.dtype} {inputs.shape}: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from None
 
 
-def _lent(
+def _session_options(threads: int, exact: bool) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ONLY_FATAL
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL
+    if exact:
+        options.graph_optimization_level = level.ORT_DISABLE_ALL
+        # The arena takes memory in powers of two, weights included.
+        options.enable_cpu_mem_arena = False
+    # Waiting threads that spin would take the cores of other sessions.
+    spins = "0" if threads == 1 else "1"
+    options.add_session_config_entry("session.intra_op.allow_spinning", spins)
+    # Without this, AVX2 kernels without VNNI saturate sums of 8-bit products at 16 bits.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def _share_weights(
     model: onnx.ModelProto, options: ort.SessionOptions
 ) -> tuple[onnx.ModelProto, list[ort.OrtValue]]:
-    """`model` with its large weights outside, and these weights, which `options` lend: ONNX
-    Runtime then takes no copy of them.
+    """(`model` with references instead of its large weights, these weights).
 
     As one message they would be in memory four times: in `model`, in its bytes, in what is
-    parsed from these, in the session.
+    parsed from these, and in the session. This way ONNX Runtime takes no copy.
     """
     shell = wire.without(model, "graph")
     shell.graph.CopyFrom(wire.without(model.graph, "initializer"))
-    lent = {}
-    for item in model.graph.initializer:
-        if (
-            item.data_type == onnx.TensorProto.FLOAT
-            and item.HasField("raw_data")
-            and len(item.raw_data) >= LARGE
-        ):
-            values = onnx.numpy_helper.to_array(item)
-            lent[item.name] = ort.OrtValue.ortvalue_from_numpy(values)
-            hollow = shell.graph.initializer.add(
-                name=item.name, dims=item.dims, data_type=item.data_type
-            )
-            hollow.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (
-                ("location", "lent"),
-                ("offset", "0"),
-                ("length", str(values.nbytes)),
-            ):
-                hollow.external_data.add(key=key, value=value)
-        else:
-            shell.graph.initializer.append(item)
-    options.add_external_initializers(list(lent), list(lent.values()))
-    return shell, list(lent.values())
+    shared: dict[str, ort.OrtValue] = {}
+    for weight in model.graph.initializer:
+        if not _is_worth_sharing(weight):
+            shell.graph.initializer.append(weight)
+            continue
+        values = onnx.numpy_helper.to_array(weight)
+        shared[weight.name] = ort.OrtValue.ortvalue_from_numpy(values)
+        _add_reference(shell.graph, weight, values.nbytes)
+    options.add_external_initializers(list(shared), list(shared.values()))
+    return shell, list(shared.values())
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _is_worth_sharing(weight: onnx.TensorProto) -> bool:
+    if weight.data_type != onnx.TensorProto.FLOAT or not weight.HasField("raw_data"):
+        return False
+    return len(weight.raw_data) >= SHARED_WEIGHT_BYTES
+
+
+def _add_reference(graph: onnx.GraphProto, weight: onnx.TensorProto, size: int) -> None:
+    """Add an initializer without data. ONNX Runtime finds the data by name, not by location."""
+    reference = graph.initializer.add(
+        name=weight.name, dims=weight.dims, data_type=weight.data_type
+    )
+    reference.data_location = onnx.TensorProto.EXTERNAL
+    facts = {"location": "shared", "offset": "0", "length": str(size)}
+    for key, value in facts.items():
+        reference.external_data.add(key=key, value=value)

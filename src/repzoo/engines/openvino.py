@@ -1,5 +1,4 @@
-"""OpenVINO, on any of its devices: `openvino` is the CPU, `openvino:GPU` and the like the
-others that it finds.
+"""OpenVINO on any of its devices: `openvino` is the CPU, `openvino:GPU` and the like are others.
 
 Streams. A client's call runs in the client's own thread on a free stream of `threads` threads.
 With one stream, N clients wait for one another (measured: two clients, 1.0 times the rate of
@@ -12,8 +11,8 @@ Shapes. A model with an open batch costs 15 to 20 % more than one with a fixed s
 and kernels are chosen late). The first shape that a session sees gets a model compiled for it,
 all other shapes share one with open dimensions.
 
-exact=True: float32 arithmetic (on some CPUs the default is bfloat16), accuracy mode, no
-low-precision transformations (Q/DQ is then computed in float32 between its quantized values)
+exact=True means float32 arithmetic (on some CPUs the default is bfloat16), accuracy mode, no
+low-precision transformations (Q/DQ is then computed in float32 between its quantized values),
 and no fused subgraphs. OpenVINO has no switch for the fusions that remain.
 
 No model cache is kept on disk: CACHE_DIR stays unset.
@@ -38,9 +37,10 @@ with unreported():
 
 
 class OpenVino:
-    """The `openvino` engine. option: a device of `options`."""
+    """The `openvino` engine. Its option is one of the devices of `options`."""
 
     def __init__(self, option: str = "") -> None:
+        """`option` as in an engine name; "" for the CPU."""
         self.name = f"openvino:{option}" if option else "openvino"
         self._device = option or "CPU"
 
@@ -61,15 +61,12 @@ class OpenVino:
         streams: int = 1,
     ) -> OpenVinoSession:
         """See `engines.Engine.open`."""
-        settings = (
-            _cpu_settings(threads, streams, exact)
-            if self._device == "CPU"
-            else {"PERFORMANCE_HINT": "LATENCY"}
-        )
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if self._device == "CPU":
+            settings = _cpu_settings(threads, streams, exact)
         try:
-            return OpenVinoSession(
-                _core().read_model(model.SerializeToString()), self._device, settings
-            )
+            graph = _core().read_model(model.SerializeToString())
+            return OpenVinoSession(graph, self._device, settings)
         except RuntimeError as error:
             raise InputError(
                 f"openvino cannot compile this model: {_reason(error)}"
@@ -77,45 +74,44 @@ class OpenVino:
 
 
 def _cpu_settings(threads: int, streams: int, exact: bool) -> dict[str, Any]:
-    cores = (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
-    streams = max(1, min(streams, cores // threads))
-    settings = {
+    streams = max(1, min(streams, _cores() // threads))
+    settings: dict[str, Any] = {
         "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": streams * threads,
         "ENABLE_CPU_PINNING": False,
     }
-    off = {
-        "LP_TRANSFORMS_MODE": False,
-        "SNIPPETS_MODE": "DISABLE",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-    }
-    careful = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "EXECUTION_MODE_HINT": "ACCURACY",
-        **off,
-    }
-    return {**settings, **careful} if exact else settings
+    if exact:
+        settings |= {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "EXECUTION_MODE_HINT": "ACCURACY",
+            "LP_TRANSFORMS_MODE": False,
+            "SNIPPETS_MODE": "DISABLE",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        }
+    return settings
+
+
+def _cores() -> int:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class OpenVinoSession:
-    """A model, compiled for the shapes that it meets; every client thread has its own infer
-    request.
-    """
+    """A model, compiled for the shapes that it is given. Each client thread has its own request."""
 
     def __init__(self, model: Any, device: str, settings: dict[str, Any]) -> None:
-        self._model, self._device, self._settings = model, device, settings
-        self._shape, self._kind = (
-            model.inputs[0].partial_shape,
-            model.inputs[0].element_type.to_dtype(),
-        )
-        self._compiled: dict[
-            tuple[int, ...], Any
-        ] = {}  # by shape; () is the one with open dimensions
-        self._lock, self._own = threading.Lock(), threading.local()
+        """`model` is OpenVINO's; a fixed input shape is compiled at once."""
+        self._model = model
+        self._device = device
+        self._settings = settings
+        self._shape = model.inputs[0].partial_shape
+        self._dtype = model.inputs[0].element_type.to_dtype()
+        # By input shape; () is the one with open dimensions.
+        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._lock = threading.Lock()
+        self._thread = threading.local()
         if self._shape.is_static:
             self._compile(tuple(self._shape.to_shape()))
 
@@ -125,39 +121,41 @@ class OpenVinoSession:
 
     def run_all(self, inputs: Array) -> list[Array]:
         """See `engines.Session.run_all`."""
-        if inputs.dtype != self._kind:
+        if inputs.dtype != self._dtype:
             raise InputError(
                 f"openvino cannot run this model on {inputs.dtype} {inputs.shape}: it takes "
-                f"{self._kind}"
+                f"{self._dtype}"
             )
-        request = self._requests().get(inputs.shape) or self._new_request(inputs.shape)
+        requests = self._requests()
+        if inputs.shape not in requests:
+            requests[inputs.shape] = self._new_request(inputs.shape)
         try:
-            found = request.infer([inputs], share_inputs=True)
+            outputs = requests[inputs.shape].infer([inputs], share_inputs=True)
         except RuntimeError as error:
             raise InputError(
                 f"openvino cannot run this model on {inputs.dtype} {inputs.shape}: {_reason(error)}"
             ) from None
-        return [np.asarray(output, np.float32) for output in found.values()]
+        return [np.asarray(output, np.float32) for output in outputs.values()]
 
     def _requests(self) -> dict[tuple[int, ...], Any]:
-        """The calling thread's infer requests."""
-        found: dict[tuple[int, ...], Any] = getattr(self._own, "requests", None) or {}
-        self._own.requests = found
-        return found
+        """The calling thread's infer requests, by input shape."""
+        if not hasattr(self._thread, "requests"):
+            self._thread.requests = {}
+        requests: dict[tuple[int, ...], Any] = self._thread.requests
+        return requests
 
     def _new_request(self, shape: tuple[int, ...]) -> Any:
         if not self._shape.compatible(ov.PartialShape(list(shape))):
             raise InputError(
-                f"openvino cannot run this model on {shape}: it takes {self._kind} {self._shape}"
+                f"openvino cannot run this model on {shape}: it takes {self._dtype} {self._shape}"
             )
         with self._lock:
             if not self._compiled:
                 self._compile(shape)
             elif shape not in self._compiled and () not in self._compiled:
                 self._compile(())
-        made = self._compiled.get(shape) or self._compiled[()]
-        self._requests()[shape] = made.create_infer_request()
-        return self._requests()[shape]
+        compiled = self._compiled.get(shape) or self._compiled[()]
+        return compiled.create_infer_request()
 
     def _compile(self, shape: tuple[int, ...]) -> None:
         try:
@@ -173,6 +171,7 @@ class OpenVinoSession:
 
 @functools.cache
 def _core() -> Any:
+    # Reading the plugins and devices takes a while; one core serves all sessions.
     return ov.Core()
 
 

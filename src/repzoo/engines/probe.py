@@ -1,15 +1,15 @@
-"""One run of a model on an engine in a child process: whether it compiles, runs, hangs or takes
-the process down.
-"""
+"""Run a model once in a child process, to learn whether it compiles, runs, hangs or crashes."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
 import struct
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -19,6 +19,19 @@ from repzoo.errors import InputError
 
 PROBE_SECONDS = 300.0  # torch.compile on a loaded machine takes minutes
 CHILD = "from repzoo.engines.probe import child; child()"
+HEADER = "<IIIQ"  # lengths of name and model, threads, bytes of memory; little-endian
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the child process may use.
+
+    seconds  on the clock, its start included
+    bytes    of memory that it may ask for; 0: without limit. Linux only
+    """
+
+    seconds: float = PROBE_SECONDS
+    bytes: int = 0
 
 
 def probe(
@@ -26,75 +39,87 @@ def probe(
     model: onnx.ModelProto,
     inputs: Array,
     threads: int = 1,
-    seconds: float = PROBE_SECONDS,
+    limits: Limits | None = None,
 ) -> None:
     """Open `model` on the engine called `engine_name` and run `inputs` once, in a child process.
 
-    Call it before a sweep over several engines, so that one that crashes costs its own rows and
-    not the others'.
+    Call it before a sweep over several engines: one that crashes then costs its own rows, not
+    those of the others.
 
     Raises:
-        InputError: what the engine says against the model; or that it crashed (which signal),
-        or took over `seconds`.
+        InputError: the engine's own complaint; or that it crashed, or exceeded `limits`.
     """
-    array = io.BytesIO()
-    np.save(array, inputs, allow_pickle=False)
-    name, data = engine_name.encode(), model.SerializeToString()
-    sent = (
-        struct.pack("<III", len(name), threads, len(data))
-        + name
-        + data
-        + array.getvalue()
-    )
+    limits = limits or Limits()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        ran = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", CHILD],
-            input=sent,
+            input=_message(engine_name, model, inputs, threads, limits.bytes),
             env=environment,
             capture_output=True,
-            timeout=seconds,
+            timeout=limits.seconds,
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise InputError(
-            f"the engine {engine_name} did not run the model within {seconds:g} s; leave it out "
-            "of the sweep"
+            f"the engine {engine_name} did not run the model within {limits.seconds:g} s; leave "
+            "it out"
         ) from None
-    if ran.returncode == -signal.SIGINT:  # Ctrl-C reaches the child too
+    if process.returncode == -signal.SIGINT:  # Ctrl-C reaches the child too
         raise KeyboardInterrupt
-    said = ran.stderr.decode("utf-8", "replace").strip().splitlines()
-    if ran.returncode < 0:
-        raise InputError(
-            f"the engine {engine_name} crashed (signal {signal.Signals(-ran.returncode).name}) "
-            "on this model; "
-            "leave it out of the sweep, and report it to whoever makes the engine"
-        )
-    if ran.returncode:
-        ending = said[-1] if said else f"exit {ran.returncode}"
-        raise InputError(
-            ending
-            if ran.returncode == InputError.exit_code
-            else f"the engine {engine_name} failed: {ending}"
-        )
+    if process.returncode:
+        raise InputError(_problem(engine_name, process))
 
 
 def child() -> None:
-    """The child's side of `probe`: engine name, threads, model and array come on stdin; the
-    problem goes to stderr, exit 2.
-    """
-    sent = sys.stdin.buffer.read()
-    name_size, threads, model_size = struct.unpack_from("<III", sent)
-    start = struct.calcsize("<III")
-    name, data = (
-        sent[start : start + name_size].decode(),
-        sent[start + name_size : start + name_size + model_size],
-    )
-    inputs = np.load(
-        io.BytesIO(sent[start + name_size + model_size :]), allow_pickle=False
-    )
+    """The child's side of `probe`. It reads stdin; a complaint goes to stderr with exit 2."""
+    message = sys.stdin.buffer.read()
+    name_size, model_size, threads, memory = struct.unpack_from(HEADER, message)
+    start = struct.calcsize(HEADER)
+    model_start = start + name_size
+    name = message[start:model_start].decode()
+    data = message[model_start : model_start + model_size]
+    array = io.BytesIO(message[model_start + model_size :])
+    if memory:
+        _limit_memory(memory)
     try:
-        engine(name).open(onnx.ModelProto.FromString(data), threads).run(inputs)
+        model = onnx.ModelProto.FromString(data)
+        inputs = np.load(array, allow_pickle=False)
+        engine(name).open(model, threads).run(inputs)
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(InputError.exit_code)
+
+
+def _message(
+    engine_name: str, model: onnx.ModelProto, inputs: Array, threads: int, memory: int
+) -> bytes:
+    array = io.BytesIO()
+    np.save(array, inputs, allow_pickle=False)
+    name = engine_name.encode()
+    data = model.SerializeToString()
+    header = struct.pack(HEADER, len(name), len(data), threads, memory)
+    return header + name + data + array.getvalue()
+
+
+def _limit_memory(limit: int) -> None:
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        # Not RLIMIT_AS: runtimes reserve far more addresses than they ever write to.
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _problem(engine_name: str, process: subprocess.CompletedProcess[bytes]) -> str:
+    """Why the child failed, in a sentence."""
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        return (
+            f"the engine {engine_name} crashed (signal {name}) on this model; leave it out, and "
+            "report it to the engine's makers"
+        )
+    printed = process.stderr.decode("utf-8", "replace").strip().splitlines()
+    complaint = printed[-1] if printed else f"exit {process.returncode}"
+    if process.returncode == InputError.exit_code:
+        return complaint
+    return f"the engine {engine_name} failed: {complaint}"

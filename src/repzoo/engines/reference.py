@@ -14,11 +14,11 @@ from onnx.reference.ops.op_quantize_linear import QuantizeLinear_19
 
 from repzoo.engines import Array
 from repzoo.engines.signature import signature_of
-from repzoo.errors import InputError
+from repzoo.errors import InputError, first_line
 
 
 class Reference:
-    """The `reference` engine; it has no threads and no optimizations, so both settings are moot."""
+    """The `reference` engine. It has no threads and no optimizations: settings change nothing."""
 
     name = "reference"
     simulates_int8 = True
@@ -36,48 +36,46 @@ class Reference:
     ) -> ReferenceSession:
         """See `engines.Engine.open`."""
         try:
-            return ReferenceSession(
-                ReferenceEvaluator(model, new_ops=_older_ops(model)), model
-            )
-        except Exception as error:  # whatever an operator's constructor raises
+            evaluator = ReferenceEvaluator(model, new_ops=_older_ops(model))
+        # Every operator's constructor raises what it likes.
+        except Exception as error:
             raise InputError(
-                f"onnx's reference evaluator cannot run this model: {_first_line(error)}"
+                f"onnx's reference evaluator cannot run this model: {first_line(error)}"
             ) from None
+        return ReferenceSession(evaluator, model)
 
 
 class QuantizeLinear(QuantizeLinear_19):
-    """Opset 19's, which on uint8 and int8 does what opsets 10 and 13 say; the evaluator has
-    none of those.
+    """QuantizeLinear of opset 19, for older opsets.
+
+    The evaluator has no older one. On uint8 and int8 it computes what opsets 10 and 13 specify.
     """
 
     op_schema = onnx.defs.get_schema("QuantizeLinear", 19)
 
 
 class DequantizeLinear(DequantizeLinear_19):
-    """As QuantizeLinear."""
+    """DequantizeLinear of opset 19, for older opsets; see QuantizeLinear."""
 
     op_schema = onnx.defs.get_schema("DequantizeLinear", 19)
 
 
 def _older_ops(model: onnx.ModelProto) -> list[type[OpRun]]:
-    opset = next(
-        (item.version for item in model.opset_import if item.domain in ("", "ai.onnx")),
-        0,
-    )
-    return [QuantizeLinear, DequantizeLinear] if opset < 19 else []
+    """The operators that the evaluator lacks for `model`'s opset."""
+    for item in model.opset_import:
+        if item.domain in ("", "ai.onnx") and item.version >= 19:
+            return []
+    return [QuantizeLinear, DequantizeLinear]
 
 
 class ReferenceSession:
-    """The evaluator behind a lock: it keeps state while it runs. It does not check shapes, so
-    this does.
-    """
+    """The evaluator behind a lock, since it keeps state while it runs."""
 
     def __init__(self, evaluator: ReferenceEvaluator, model: onnx.ModelProto) -> None:
-        self._evaluator, self._lock, self._signature = (
-            evaluator,
-            threading.Lock(),
-            signature_of(model),
-        )
+        """`model` is the one that `evaluator` was made for."""
+        self._evaluator = evaluator
+        self._lock = threading.Lock()
+        self._signature = signature_of(model)
 
     def run(self, inputs: Array) -> Array:
         """See `engines.Session.run`."""
@@ -85,16 +83,14 @@ class ReferenceSession:
 
     def run_all(self, inputs: Array) -> list[Array]:
         """See `engines.Session.run_all`."""
+        # The evaluator does not check shapes.
         self._signature.require(inputs, "reference")
         try:
             with self._lock:
                 outputs: Any = self._evaluator.run(None, {self._signature.name: inputs})
-        except Exception as error:  # whatever an operator's NumPy code raises
+        # Every operator's NumPy code raises what it likes.
+        except Exception as error:
             raise InputError(
-                f"onnx's reference evaluator cannot run {inputs.shape}: {_first_line(error)}"
+                f"onnx's reference evaluator cannot run {inputs.shape}: {first_line(error)}"
             ) from None
         return [np.asarray(output, np.float32) for output in outputs]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

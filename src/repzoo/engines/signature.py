@@ -1,6 +1,4 @@
-"""What a model's one input takes, checked before a runtime sees the array: several of them
-convert, pad or overrun in silence.
-"""
+"""Checks an input array before a runtime sees it: several convert, pad or overrun silently."""
 
 from __future__ import annotations
 
@@ -15,8 +13,9 @@ from repzoo.errors import InputError
 
 @dataclass(frozen=True)
 class Signature:
-    """Name, element type and dimensions (0: any) of the input; no dimensions at all where the
-    model does not say.
+    """What a model's image input takes.
+
+    dims  of the tensor, 0 where any size is accepted; () where the model does not say
     """
 
     name: str
@@ -24,40 +23,44 @@ class Signature:
     dims: tuple[int, ...]
 
     def require(self, inputs: npt.NDArray[np.generic], engine: str) -> None:
-        """Refuse `inputs` of another type or shape with an InputError."""
-        fits = len(self.dims) in (0, inputs.ndim) and all(
-            not dim or dim == got
-            for dim, got in zip(self.dims, inputs.shape, strict=False)
+        """Refuse an array of another type or shape.
+
+        Raises:
+            InputError: what the model takes, and what it was given.
+        """
+        if inputs.dtype == self.dtype and self._accepts(inputs.shape):
+            return
+        raise InputError(
+            f"{engine} cannot run this model on {inputs.dtype} {list(inputs.shape)}: "
+            f"it takes {self.dtype} {list(self.dims) or 'of any shape'} (0: any)"
         )
-        if inputs.dtype != self.dtype or not fits:
-            raise InputError(
-                f"{engine} cannot run this model on {inputs.dtype} {list(inputs.shape)}: "
-                f"it takes {self.dtype} {list(self.dims) or 'of any shape'} (0: any)"
-            )
+
+    def _accepts(self, shape: tuple[int, ...]) -> bool:
+        if not self.dims:
+            return True
+        if len(shape) != len(self.dims):
+            return False
+        return all(dim in (0, size) for dim, size in zip(self.dims, shape, strict=True))
 
 
 def signature_of(model: onnx.ModelProto) -> Signature:
     """The signature of `model`'s first input that is not an initializer.
 
     Raises:
-        InputError: the model has no input, or not one of numbers.
+        InputError: the model has no input, or one without numbers.
     """
     weights = {item.name for item in model.graph.initializer}
-    source = next(
-        (item for item in model.graph.input if item.name not in weights), None
-    )
-    if source is None or not source.type.HasField("tensor_type"):
+    inputs = [item for item in model.graph.input if item.name not in weights]
+    if not inputs or not inputs[0].type.HasField("tensor_type"):
         raise InputError(
             "a model without a tensor as its input cannot be run; export it again"
         )
+    tensor = inputs[0].type.tensor_type
     try:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(source.type.tensor_type.elem_type)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     except KeyError:
         raise InputError(
             "a model whose input has no element type cannot be run; export it again"
         ) from None
-    return Signature(
-        source.name,
-        np.dtype(dtype),
-        tuple(dim.dim_value for dim in source.type.tensor_type.shape.dim),
-    )
+    dims = tuple(dim.dim_value for dim in tensor.shape.dim)
+    return Signature(inputs[0].name, np.dtype(dtype), dims)

@@ -1,4 +1,4 @@
-"""Two small models timed in turns: what `fold --timed` asks of an engine."""
+"""Time two small models in turns: what `fold --timed` asks of an engine."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ def compare_latency(
     engine: Engine,
     seconds: float = 0.4,
 ) -> Timing:
-    """Time both (a fixed input, one output) in turns on one thread, for about `seconds` in all,
-    warm-up apart.
+    """Time two models in turns on one thread. Each has a fixed input and one output.
+
+    seconds  for both together, without the warm-up
 
     Raises:
         InputError: the engine cannot compile or run one of them.
     """
-    first, second = (
-        latency.case(Artifact(model, "timed"), engine) for model in (before, after)
-    )
+    first = latency.case(Artifact(before, "timed"), engine)
+    second = latency.case(Artifact(after, "timed"), engine)
     latency.run([first, second], seconds / 2, rounds=ROUNDS)
-    found = latency.ratio(second, first).values
-    before_ms, after_ms = (
-        float(np.median(one.medians_us())) / 1000 for one in (first, second)
+    ratio = latency.ratio(second, first).values
+    return Timing(
+        _median_ms(first), _median_ms(second), ratio.ratio_low, ratio.ratio_high
     )
-    return Timing(before_ms, after_ms, found.ratio_low, found.ratio_high)
+
+
+def _median_ms(case: latency.Case) -> float:
+    return float(np.median(case.medians_us())) / 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from repzoo import __version__
 
-# What INT8 kernels choose by, in the names of /proc/cpuinfo (x86, then Arm).
+# CPU features that INT8 kernels are chosen by, in the names of /proc/cpuinfo (x86, then Arm).
 INT8_FLAGS = (
     "avx2",
     "avx512f",
@@ -25,7 +26,7 @@ INT8_FLAGS = (
     "sve",
 )
 
-# What overrules the threads that a session is opened with, or moves them.
+# Environment variables that overrule a session's number of threads, or move its threads.
 THREAD_SETTINGS = (
     "OMP_NUM_THREADS",
     "OMP_PROC_BIND",
@@ -38,34 +39,32 @@ THREAD_SETTINGS = (
 
 @functools.cache
 def host() -> dict[str, Any]:
-    """What stays as it is while the process runs: CPU, instruction sets, cores, affinity,
-    governor, threads, versions.
+    """Facts that do not change while the process runs.
 
-    int8      the CPU's instructions that INT8 kernels choose by
-    affinity  how many CPUs this process may use; cpus: which (empty where the system does not say)
+    int8      the CPU's features that INT8 kernels are chosen by
+    affinity  how many CPUs this process may use
+    cpus      which CPUs; empty where the system does not say
     threads   environment variables that overrule a session's threads
     """
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
+    name = info.get("model name") or info.get("Model")
+    cores = os.cpu_count() or 1
+    cpus = _usable_cpus()
+    governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    threads = {}
+    for variable in THREAD_SETTINGS:
+        if variable in os.environ:
+            threads[variable] = os.environ[variable]
     return {
-        "cpu": info.get("model name")
-        or info.get("Model")
-        or platform.processor()
-        or platform.machine(),
+        "cpu": name or platform.processor() or platform.machine(),
         "machine": platform.machine(),
         "int8": [flag for flag in INT8_FLAGS if flag in flags],
-        "cores": os.cpu_count() or 1,
-        "affinity": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
-        "cpus": sorted(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else [],
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-        or "unknown",
-        "threads": {
-            name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ
-        },
+        "cores": cores,
+        "affinity": len(cpus) or cores,
+        "cpus": cpus,
+        "governor": governor or "unknown",
+        "threads": threads,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -73,17 +72,71 @@ def host() -> dict[str, Any]:
     }
 
 
+def describe(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The facts of a Record's host as a person reads them, by topic.
+
+    The topics are processor, int8, system, software, threads and load; those of which `facts`
+    says nothing are absent.
+    """
+    described = {"processor": _processor(facts)}
+    if "int8" in facts:
+        described["int8"] = ", ".join(facts["int8"]) or "none of those that are known"
+    if "system" in facts:
+        described["system"] = f"{facts['system']}, {facts.get('machine', '')}"
+    versions = []
+    for key, name in (("repzoo", "repzoo"), ("python", "Python"), ("numpy", "NumPy")):
+        if key in facts:
+            versions.append(f"{name} {facts[key]}")
+    described["software"] = ", ".join(versions)
+    threads = facts.get("threads") or {}
+    described["threads"] = ", ".join(f"{key}={value}" for key, value in threads.items())
+    described["load"] = _load(facts)
+    return {topic: text for topic, text in described.items() if text}
+
+
 def load() -> float | None:
     """Processes ready to run, averaged over the last minute; None where the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
+def _processor(facts: Mapping[str, Any]) -> str:
+    """Name, cores and clock governor, such as "AMD EPYC, 2 of 4 cores"."""
+    text = str(facts.get("cpu", ""))
+    cores = facts.get("cores")
+    if cores:
+        usable = facts.get("affinity", cores)
+        share = f"{cores}" if usable == cores else f"{usable} of {cores}"
+        text += f", {share} {'core' if cores == 1 else 'cores'}"
+    governor = facts.get("governor", "unknown")
+    return text if governor == "unknown" else f"{text}, governor {governor}"
+
+
+def _load(facts: Mapping[str, Any]) -> str:
+    """How busy the machine was, such as "1.2 before, 2.0 after"."""
+    before = facts.get("load_before")
+    after = facts.get("load_after")
+    if before is None or after is None:
+        return ""
+    text = f"{before:.1f} before, {after:.1f} after"
+    others = facts.get("used_by_others")
+    if others is None:
+        return text
+    return f"{text}; other processes used {others:.0%} of the processors' time"
+
+
+def _usable_cpus() -> list[int]:
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    return sorted(os.sched_getaffinity(0))
+
+
 def _cpuinfo() -> dict[str, str]:
-    lines = (line.partition(":") for line in _read("/proc/cpuinfo").splitlines())
-    found: dict[str, str] = {}
-    for key, _, value in lines:
-        found.setdefault(key.strip(), value.strip())
-    return found
+    """The fields of the first processor in /proc/cpuinfo."""
+    fields: dict[str, str] = {}
+    for line in _read("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    return fields
 
 
 def _read(path: str) -> str:

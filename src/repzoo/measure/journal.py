@@ -22,7 +22,7 @@ import numpy.typing as npt
 from repzoo.data.batches import ReadImage, ReadReport
 from repzoo.data.dataset import Dataset, Stamp
 from repzoo.errors import InputError
-from repzoo.storage import append_lines, make_folder
+from repzoo.storage import append_lines, json_text, make_folder
 
 # Images: small enough for the caches and for even shares, large enough for the engines to be fast.
 CHUNK = 8
@@ -385,4 +385,4 @@ def _shortened(value: Any) -> str:
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return json_text(value, ensure_ascii=True, separators=(",", ":"))

@@ -185,8 +185,8 @@ def ratio(first: Case, second: Case) -> Record[LatencyRatio]:
     its own is held up more than one that does not (measured: 29 times), in every round alike,
     which no interval shows.
     """
-    differ = first.engine.name != second.engine.name
-    busy = differ and (first.disturbed.get("used_by_others") or 0) > noise.OTHERS
+    busy = (first.disturbed.get("used_by_others") or 0) > noise.OTHERS
+    is_comparable = not busy or first.engine.name == second.engine.name
     times = _over_sessions(
         _quotients(first.medians_us(), second.medians_us()), first.rounds_of
     )
@@ -205,7 +205,7 @@ def ratio(first: Case, second: Case) -> Record[LatencyRatio]:
         fps_ratio=rates.value,
         fps_ratio_low=rates.low,
         fps_ratio_high=rates.high,
-        faster=None if busy else faster,
+        faster=faster if is_comparable else None,
         busy=busy,
         rounds=len(first.rounds_us),
         openings=len(set(first.rounds_of)),

@@ -46,7 +46,7 @@ from repzoo.measure.results import (
     QuantizerComparison,
     QuantizeSummary,
 )
-from repzoo.storage import append_lines, read_bounded
+from repzoo.storage import append_lines, json_text, read_bounded
 
 Kind = Literal["cost", "fold", "quantize", "accuracy", "paired", "latency", "ratio"]
 MAX_RECORDS_BYTES = 256 * 2**20
@@ -129,9 +129,8 @@ def append(path: Path, records: Sequence[Record[Any]]) -> None:
 
 
 def line(record: Record[Any]) -> str:
-    """`record` as one line of JSON; a number that is not finite becomes null, as JSON has none."""
-    document = finite(record.to_json())
-    return json.dumps(document, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    """`record` as one line of JSON."""
+    return json_text(record.to_json(), ensure_ascii=False, sort_keys=True)
 
 
 def to_json(value: Any) -> Any:
@@ -162,15 +161,6 @@ def _object(value: Any) -> dict[str, Any]:
         else:
             document |= {prefix + name: inner for name, inner in _object(item).items()}
     return document
-
-
-def finite(value: Any) -> Any:
-    """`value` with every number that is not finite replaced by None, at any depth."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read(path: Path) -> list[Record[Any]]:

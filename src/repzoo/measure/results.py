@@ -206,7 +206,8 @@ class LatencyRatio:
     ratio      median latency of `first` over that of `second`: below 1, `first` is faster
     fps_ratio  images a second of `first` over those of `second`
     faster     the side that is faster beyond doubt, by the scenario's own figure; None: undecided
-    busy       two engines were compared on a machine too busy to compare them
+    busy       other processes used more than 10 % of the processors' time meanwhile; two engines
+               are then not compared
     """
 
     setting: Setting = field(metadata=inline())

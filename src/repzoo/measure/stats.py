@@ -16,7 +16,10 @@ CONFIDENCE = 0.95
 Z95 = 1.959963984540054
 POWER = 0.8
 Z_POWER = 0.8416212335729143  # the normal quantile of POWER
-Z_OF_THREE = 2.3939797998185104  # two-sided 5 % shared by three tests
+# The normal quantile of a two-sided 5 % that three tests share (Bonferroni).
+Z_OF_THREE = 2.3939797998185104
+# Halvings of [0, 1] until a float64 has no more digits to give.
+HALVINGS = 50
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,10 @@ def wilson(successes: int, n: int, z: float = Z95) -> Interval:
     p = successes / n
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Interval(
-        p,
-        0.0 if successes == 0 else center - half,
-        1.0 if successes == n else center + half,
-    )
+    # At the ends rounding would leave bounds just beyond 0 and 1.
+    low = 0.0 if successes == 0 else center - half
+    high = 1.0 if successes == n else center + half
+    return Interval(p, low, high)
 
 
 def paired_difference(
@@ -55,13 +57,12 @@ def paired_difference(
     proportions based on paired data", Statistics in Medicine 17 (1998), method 10.
     """
     n = both + only_first + only_second + neither
-    one, two = wilson(both + only_first, n), wilson(both + only_second, n)
+    first = wilson(both + only_first, n)
+    second = wilson(both + only_second, n)
     phi = _phi(both, only_first, only_second, neither)
     difference = (only_first - only_second) / n
-    down, up = (
-        _square_and_add(one.value - one.low, two.high - two.value, phi),
-        _square_and_add(one.high - one.value, two.value - two.low, phi),
-    )
+    down = _square_and_add(first.value - first.low, second.high - second.value, phi)
+    up = _square_and_add(first.high - first.value, second.value - second.low, phi)
     return Interval(difference, max(-1.0, difference - down), min(1.0, difference + up))
 
 
@@ -72,8 +73,9 @@ def _square_and_add(first: float, second: float, phi: float) -> float:
 
 
 def _phi(a: int, b: int, c: int, d: int) -> float:
-    """Newcombe's correlation of the pairs, with his continuity correction for positive
-    association.
+    """Newcombe's correlation of the pairs; a, b, c, d are the cells of the 2x2 table by rows.
+
+    A positive association has his continuity correction.
     """
     product = (a + b) * (c + d) * (a + c) * (b + d)
     if product == 0:
@@ -89,9 +91,11 @@ def mcnemar(only_first: int, only_second: int) -> float:
     Source: Q. McNemar, Psychometrika 12 (1947); the exact form is a binomial test of the
     discordant pairs at 1/2.
     """
-    n, k = only_first + only_second, min(only_first, only_second)
+    n = only_first + only_second
+    k = min(only_first, only_second)
     if n == 0:
         return 1.0
+    # In logarithms: the powers of two underflow from some thousand pairs on.
     log_half = n * math.log(2)
     tail = sum(math.exp(_log_choose(n, i) - log_half) for i in range(k + 1))
     return min(1.0, 2 * tail)
@@ -118,24 +122,24 @@ def pairs_needed(discordant: float, difference: float) -> int:
             f"need 0 <= discordant <= 1 and 0 < |difference| <= 1; got {discordant} and "
             f"{difference}"
         )
-    share, square = max(discordant, abs(difference)), difference * difference
-    return math.ceil(
-        (Z95 * math.sqrt(share) + Z_POWER * math.sqrt(share - square)) ** 2 / square
-    )
+    share = max(discordant, abs(difference))
+    square = difference * difference
+    deviations = Z95 * math.sqrt(share) + Z_POWER * math.sqrt(share - square)
+    return math.ceil(deviations**2 / square)
 
 
 def visible_difference(discordant: float, n: int) -> float:
-    """The smallest difference (0..1) that `n` pairs show with a power of 80 %: the inverse of
-    `pairs_needed`.
+    """The smallest difference (0..1) that `n` pairs show with a power of 80 %.
 
-    1 where not even that would be seen.
+    The inverse of `pairs_needed`, by bisection; 1 where not even that would be seen.
     """
     low, high = 0.0, 1.0
-    for _ in range(50):
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (
-            (low, middle) if pairs_needed(discordant, middle) <= n else (middle, high)
-        )
+        if pairs_needed(discordant, middle) <= n:
+            high = middle
+        else:
+            low = middle
     return high
 
 
@@ -149,25 +153,22 @@ def median_interval(samples: Sequence[float]) -> Interval:
     n = len(ordered)
     if n == 0:
         raise ValueError("no samples")
-    outside = int(
-        np.searchsorted(binomial_cdf(n, 0.5), (1 - CONFIDENCE) / 2, side="right")
-    )  # samples beyond each end
-    return Interval(
-        float(np.median(ordered)),
-        float(ordered[max(0, outside - 1)]),
-        float(ordered[n - max(1, outside)]),
-    )
+    cdf = binomial_cdf(n, 0.5)
+    # Samples beyond each end of the interval.
+    outside = int(np.searchsorted(cdf, (1 - CONFIDENCE) / 2, side="right"))
+    low = float(ordered[max(0, outside - 1)])
+    high = float(ordered[n - max(1, outside)])
+    return Interval(float(np.median(ordered)), low, high)
 
 
 def quantile_interval(rounds: Sequence[npt.NDArray[np.float64]], q: float) -> Interval:
-    """The quantile `q` (0..1) of all samples of all `rounds`, with an interval that knows that
-    samples of a round are alike.
+    """The quantile `q` (0..1) of the samples of all `rounds`, with its interval.
 
-    The value is the smallest sample that at least the share `q` does not exceed: never a number
-    between two modes. The share of each round's samples below it shows how much the rounds
-    differ; by that, the samples count as so many independent ones, whose exact binomial ranks
-    bound the quantile. `high` is infinite where these are too few to bound it (for the 0.99
-    quantile, fewer than 368).
+    Samples of one round are alike, and the interval allows for that. The value is the smallest
+    sample that at least the share `q` does not exceed: never a number between two modes. The
+    share of each round's samples below it shows how much the rounds differ. By that, the samples
+    count as so many independent ones, whose exact binomial ranks bound the quantile. `high` is
+    infinite where these are too few to bound it (for the 0.99 quantile, fewer than 368).
 
     Source: E. L. Korn and B. I. Graubard, "Confidence intervals for proportions with small
     expected number of positive counts estimated from survey data", Survey Methodology 24
@@ -178,51 +179,53 @@ def quantile_interval(rounds: Sequence[npt.NDArray[np.float64]], q: float) -> In
     if n == 0:
         raise ValueError("no samples")
     value = pooled[math.ceil(q * n) - 1]
-    below, counts = (
-        np.array([np.count_nonzero(one <= value) for one in rounds]),
-        np.array([len(one) for one in rounds]),
-    )
-    independent = _effective(below, counts)
+    below = np.array([np.count_nonzero(samples <= value) for samples in rounds])
+    counts = np.array([len(samples) for samples in rounds])
+    independent = _effective_samples(below, counts)
     cdf = binomial_cdf(independent, q)
-    low, high = np.searchsorted(
-        cdf, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    )  # binomial quantiles: samples below the bounds
+    # Binomial quantiles: how many of the independent samples lie below the bounds.
+    low, high = np.searchsorted(cdf, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     lower = pooled[max(0, math.ceil(low / independent * n) - 1)]
-    upper = (
-        pooled[math.ceil((high + 1) / independent * n) - 1]
-        if high < independent
-        else math.inf
-    )
+    upper = math.inf
+    if high < independent:
+        upper = pooled[math.ceil((high + 1) / independent * n) - 1]
     return Interval(float(value), float(lower), float(upper))
 
 
-def _effective(below: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> int:
-    """How many independent samples carry as much as these rounds: binomial variance over that
-    between rounds; at most all.
+def _effective_samples(
+    below: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+) -> int:
+    """How many independent samples carry as much information as these rounds; at most all.
+
+    The binomial variance of the share below a value, over its variance between rounds.
+
+    below   samples of each round that do not exceed the value
+    counts  samples of each round
     """
-    n, clusters = int(counts.sum()), len(counts)
+    n = int(counts.sum())
+    clusters = len(counts)
     share = below.sum() / n
     if clusters < 2 or share == 1:
         return n
-    variance = (
-        clusters / (clusters - 1) * float(((below - share * counts) ** 2).sum()) / n**2
-    )
-    unsure = (
-        Z95 / student(clusters - 1)
-    ) ** 2  # few rounds know their own variance badly
-    return (
-        max(1, min(n, int(share * (1 - share) / variance * unsure))) if variance else n
-    )
+    squares = float(((below - share * counts) ** 2).sum())
+    variance = clusters / (clusters - 1) * squares / n**2
+    if not variance:
+        return n
+    # Few rounds know their own variance badly; Korn and Graubard's correction by Student's t.
+    correction = (Z95 / student(clusters - 1)) ** 2
+    return max(1, min(n, int(share * (1 - share) / variance * correction)))
 
 
 def student(freedom: int) -> float:
-    """Two-sided 95 % point of Student's t (Cornish-Fisher; within 1 % from 5 degrees of freedom
-    on).
+    """Two-sided 95 % point of Student's t with `freedom` degrees of freedom.
+
+    The Cornish-Fisher expansion, within 1 % from 5 degrees of freedom on.
 
     Source: M. Abramowitz and I. A. Stegun, "Handbook of Mathematical Functions", 26.7.5.
     """
     z = Z95
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return z + first / freedom + second / freedom**2 + third / freedom**3
 
@@ -230,32 +233,33 @@ def student(freedom: int) -> float:
 def binomial_cdf(n: int, p: float) -> npt.NDArray[np.float64]:
     """P(X <= k) of `n` trials with probability `p` (0..1, ends excluded), for k = 0..n."""
     k = np.arange(1, n + 1)
-    choose = np.concatenate([[0.0], np.cumsum(np.log((n - k + 1) / k))])
+    log_choose = np.concatenate([[0.0], np.cumsum(np.log((n - k + 1) / k))])
     hits = np.arange(n + 1)
-    found: npt.NDArray[np.float64] = np.cumsum(
-        np.exp(choose + hits * math.log(p) + (n - hits) * math.log1p(-p))
-    )
-    return found
+    log_density = log_choose + hits * math.log(p) + (n - hits) * math.log1p(-p)
+    cdf: npt.NDArray[np.float64] = np.cumsum(np.exp(log_density))
+    return cdf
 
 
 def overlatency_allowed(n: int, q: float, confidence: float = 0.99) -> int:
-    """Of `n` queries, how many may exceed a latency that is then, with `confidence`, no less
-    than the quantile `q`; 0: too few.
+    """How many of `n` queries may exceed a latency that is to be at least the quantile `q`.
 
-    The estimate is the latency of the `overlatency_allowed`-th slowest query. Source: MLPerf
-    Inference Rules, appendix "Early Stopping Criterion", with its d = 0 and c = 0.99.
+    It is that with probability `confidence`. 0 where the queries are too few. The estimate is the
+    latency of the `overlatency_allowed`-th slowest query.
+
+    Source: MLPerf Inference Rules, appendix "Early Stopping Criterion", with its d = 0 and
+    c = 0.99.
     """
     return max(0, int(np.searchsorted(binomial_cdf(n, 1 - q), 1 - confidence)) - 1)
 
 
 def queries_needed(q: float, confidence: float = 0.99) -> int:
-    """The fewest queries for which `overlatency_allowed` is not 0: 64 for the 0.9 quantile, 662
-    for 0.99.
+    """The fewest queries for which `overlatency_allowed` is not 0.
+
+    64 for the 0.9 quantile, 662 for 0.99.
     """
     n = 1
-    while (
-        n * q ** (n - 1) * (1 - q) + q**n >= 1 - confidence
-    ):  # P(at most one exceeds it)
+    # The probability that at most one of n queries exceeds the quantile.
+    while n * q ** (n - 1) * (1 - q) + q**n >= 1 - confidence:
         n += 1
     return n
 
@@ -267,26 +271,32 @@ def spread(values: Sequence[float]) -> float:
 
 
 def trend(values: Sequence[float]) -> float:
-    """How far the beginning of a sequence (its first eighth, quarter or half) lies off the
-    rest; 0 where chance explains it.
+    """Relative change of median from the beginning of a sequence to its rest.
 
-    The largest relative change of median, among the splits where a rank test sees one (5 % in
-    all, shared by the splits). Source: H. B. Mann and D. R. Whitney, Annals of Mathematical
-    Statistics 18 (1947), normal approximation with continuity.
+    The largest over three beginnings (the first eighth, quarter and half); 0 where a rank test
+    explains all by chance (5 % in all, shared by the three).
+
+    Source: H. B. Mann and D. R. Whitney, Annals of Mathematical Statistics 18 (1947), normal
+    approximation with continuity.
     """
-    found = np.asarray(values, float)
-    splits = [len(found) // part for part in (8, 4, 2) if len(found) // part > 1]
-    return max(
-        (_change(found[:one], found[one:]) for one in splits), key=abs, default=0.0
-    )
+    sequence = np.asarray(values, float)
+    largest = 0.0
+    for part in (8, 4, 2):
+        split = len(sequence) // part
+        if split > 1:
+            change = _change(sequence[:split], sequence[split:])
+            largest = max(largest, change, key=abs)
+    return largest
 
 
 def _change(first: npt.NDArray[np.float64], rest: npt.NDArray[np.float64]) -> float:
     """Relative change of median from `first` to `rest`, 0 where the rank test does not see it."""
-    m, n = len(first), len(rest)
-    wins = (
-        np.count_nonzero(rest[:, None] > first)
-        + np.count_nonzero(rest[:, None] == first) / 2
-    )
+    m = len(first)
+    n = len(rest)
+    larger = np.count_nonzero(rest[:, None] > first)
+    ties = np.count_nonzero(rest[:, None] == first)
+    wins = larger + ties / 2
     z = (abs(wins - m * n / 2) - 0.5) / math.sqrt(m * n * (m + n + 1) / 12)
-    return float(np.median(rest) / np.median(first)) - 1 if z >= Z_OF_THREE else 0.0
+    if z < Z_OF_THREE:
+        return 0.0
+    return float(np.median(rest) / np.median(first)) - 1

@@ -1,12 +1,14 @@
-"""A sweep: files x engines in every setting. One setting after the other, all its cases
-interleaved; what fails is left out.
+"""A sweep: every file on every engine in every setting.
 
-Where there is more than one case to lose, each file is first run once on each engine at each
-batch in a child process (engines/probe.py, about a second each): an engine that crashes there
-is left out, and does not take this process with it.
+The settings run one after the other; within one, all cases are interleaved. What fails is left
+out.
 
-Records are handed over as each setting ends, so that an interrupt, a full disk or a crash costs
-the setting at work and no more.
+Where there are several cases to lose, each file first runs once on each engine at each batch in
+a child process (engines/probe.py, about a second each). An engine that crashes there is left
+out and does not take this process with it.
+
+Records are handed over as each setting ends, so that an interrupt, a full disk or a crash loses
+no finished setting.
 """
 
 from __future__ import annotations
@@ -28,14 +30,22 @@ from repzoo.measure.record import Record
 from repzoo.measure.results import Latency, LatencyRatio, Scenario, Setting
 from repzoo.progress import Progress, silent
 
-SPREAD = 0.05  # of the round medians: above it the machine, not the model, makes the difference
+# Spread of the per-round medians above which the machine, not the model, makes the difference.
+SPREAD = 0.05
+# Images in each call where no batch is named; 1 for other scenarios.
 USUAL_BATCH = {"multi-stream": latency.QUERY}
+# Seconds are advised with a margin, since the rate of calls varies.
+MARGIN = 1.1
+
+Pair = tuple[Engine, Artifact]
+OnRecords = Callable[[Sequence[Record[Any]]], None]
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file that was not timed on an engine in some settings, and why; the engine is empty
-    where none could be had.
+    """A file that was not timed on an engine in some settings, and why.
+
+    file  empty where the engine itself is not installed
     """
 
     file: str
@@ -45,21 +55,21 @@ class LeftOut:
 
     def __str__(self) -> str:
         """One sentence."""
-        what = (
-            f"{self.file} on {self.engine}"
-            if self.file
-            else f"the engine {self.engine}"
-        )
-        where = f" ({'; '.join(map(str, self.settings))})" if self.settings else ""
-        return f"left out: {what}{where}, because {self.reason}"
+        case = f"{self.file} on {self.engine}"
+        if not self.file:
+            case = f"the engine {self.engine}"
+        where = ""
+        if self.settings:
+            where = f" ({'; '.join(map(str, self.settings))})"
+        return f"left out: {case}{where}, because {self.reason}"
 
 
 @dataclass
 class SweepResult:
     """What a sweep measured.
 
-    ratios: of each file and engine over the first of the same setting; remarks: what to know of
-    it.
+    ratios   of each file and engine over the first of the same setting
+    remarks  reasons to doubt the figures
     """
 
     records: list[Record[Latency]] = field(default_factory=list)
@@ -69,14 +79,33 @@ class SweepResult:
     interrupted: bool = False
 
     def leave_out(self, file: str, engine: str, reason: str, setting: Setting) -> None:
-        """Note it, together with the same reason in other settings."""
+        """Note a case that failed, together with the same failure in other settings."""
         for index, known in enumerate(self.left_out):
             if (known.file, known.engine, known.reason) == (file, engine, reason):
-                self.left_out[index] = LeftOut(
-                    file, engine, reason, (*known.settings, setting)
-                )
+                settings = (*known.settings, setting)
+                self.left_out[index] = LeftOut(file, engine, reason, settings)
                 return
         self.left_out.append(LeftOut(file, engine, reason, (setting,)))
+
+
+class _Probes:
+    """What child processes found out: which files run on which engines at which batch."""
+
+    def __init__(self) -> None:
+        self._problems: dict[tuple[str, int, int], str] = {}
+
+    def problem(self, runner: Engine, artifact: Artifact, batch: int) -> str:
+        """Why `runner` cannot run `artifact`; "" if it can. Each case is tried once."""
+        # The name of an artifact is not its own: two folders may have a file of that name.
+        key = (runner.name, id(artifact), batch)
+        if key not in self._problems:
+            self._problems[key] = ""
+            try:
+                inputs = latency.inputs_for(artifact, batch)
+                probe(runner.name, artifact.model, inputs)
+            except InputError as error:
+                self._problems[key] = str(error)
+        return self._problems[key]
 
 
 def settings(
@@ -85,18 +114,19 @@ def settings(
     streams: Sequence[int],
     batches: Sequence[int],
 ) -> list[Setting]:
-    """Every combination, each once; single-stream always has one stream and a batch of 1.
+    """Every combination, each once. Single-stream always has one stream and a batch of 1.
 
     batches  empty: the scenario's usual one, QUERY for multi-stream, else 1
     """
-    found: dict[Setting, None] = {}
-    for scenario, one in product(scenarios, threads):
-        for many, batch in product(streams, batches or [USUAL_BATCH.get(scenario, 1)]):
-            single = scenario == "single-stream"
-            found[
-                Setting(scenario, one, 1 if single else many, 1 if single else batch)
-            ] = None
-    return list(found)
+    combinations: dict[Setting, None] = {}
+    for scenario, thread_count in product(scenarios, threads):
+        usual = USUAL_BATCH.get(scenario, 1)
+        for stream_count, batch in product(streams, batches or [usual]):
+            if scenario == "single-stream":
+                stream_count = batch = 1
+            setting = Setting(scenario, thread_count, stream_count, batch)
+            combinations[setting] = None
+    return list(combinations)
 
 
 def run(
@@ -105,201 +135,183 @@ def run(
     wanted: Sequence[Setting],
     seconds: float,
     progress: Progress = silent,
-    keep: Callable[[Sequence[Record[Any]]], None] = lambda _: None,
+    on_records: OnRecords = lambda _: None,
 ) -> SweepResult:
-    """Time every file on every engine in each wanted setting for `seconds` a case.
+    """Time every file on every engine in each wanted setting.
 
-    keep  is given the Records of each setting as it ends
+    seconds     of measuring for each case
+    on_records  called with the Records of each setting as it ends
 
     Raises:
-        InputError: nothing at all could be measured, or an engine's name is unknown, or `keep`
-        cannot.
+        InputError: nothing could be measured, an engine's name is unknown, or `on_records`
+            raises it.
     """
-    swept = SweepResult()
-    pairs = list(product(_runners(engines, swept), artifacts))
+    result = SweepResult()
+    pairs = list(product(_open_engines(engines, result), artifacts))
+    may_lose_others = len(pairs) * len(wanted) > 1
+    probes = _Probes()
     try:
-        tried: dict[tuple[int, int], str] = {}
         for index, setting in enumerate(wanted if pairs else ()):
-            shown = _staged(progress, f"bench {index + 1} of {len(wanted)}")
-            able = (
-                _able(swept, pairs, setting, tried)
-                if len(pairs) * len(wanted) > 1
-                else pairs
-            )
-            _group(swept, able, setting, seconds, shown, keep)
+            able = pairs
+            if may_lose_others:
+                able = _able_pairs(result, pairs, setting, probes)
+            stage = _with_stage(progress, f"bench {index + 1} of {len(wanted)}")
+            _time_setting(result, able, setting, seconds, stage, on_records)
     except KeyboardInterrupt:
-        if not swept.records:
+        if not result.records:
             raise
-        swept.interrupted = True
-        swept.remarks.append("interrupted: the settings that were finished are shown")
-    if not swept.records:
-        raise InputError("; ".join(map(str, swept.left_out)))
-    swept.remarks += [
-        *_simulated(pairs, swept.records),
-        *remarks(swept.records, seconds),
-    ]
-    return swept
+        result.interrupted = True
+        result.remarks.append("interrupted: the settings that were finished are shown")
+    if not result.records:
+        raise InputError("; ".join(map(str, result.left_out)))
+    result.remarks += _simulation_remarks(pairs, result.records)
+    result.remarks += remarks(result.records, seconds)
+    return result
 
 
-def _simulated(
-    pairs: Sequence[tuple[Engine, Artifact]], records: Sequence[Record[Latency]]
-) -> list[str]:
-    """INT8 files on engines that compute them in float: figures that must not be taken for
-    INT8's.
+def remarks(records: Sequence[Record[Latency]], seconds: float) -> list[str]:
+    """Reasons to doubt latency Records, each once: `doubts`, and too few calls for p99.
+
+    seconds  of measuring for each case, to advise more
     """
-    timed = {(one.engine["name"], one.artifact["name"]) for one in records}
-    named = [
-        f"{artifact.name} on {runner.name}"
-        for runner, artifact in pairs
-        if artifact.form == "int8"
-        and getattr(runner, "simulates_int8", False)
-        and (runner.name, artifact.name) in timed
-    ]
-    return (
-        [f"computed in float arithmetic, so no latency of INT8: {', '.join(named)}"]
-        if named
-        else []
+    needed = stats.queries_needed(latency.PERCENTILES["p99"])
+    few = [record for record in records if record.values.samples < needed]
+    if not few:
+        return doubts(records)
+    fewest = min(record.values.samples for record in few)
+    advised = math.ceil(MARGIN * seconds * needed / fewest)
+    too_few = (
+        f"p99 rests on {fewest} calls or queries, {needed} are needed: give --seconds "
+        f"{advised}; too few in {_first_of(few)}"
     )
+    return [too_few, *doubts(records)]
 
 
-def _staged(progress: Progress, stage: str) -> Progress:
-    return lambda _, done, total: progress(stage, done, total)
+def doubts(records: Sequence[Record[Latency]]) -> list[str]:
+    """Reasons to doubt latency Records that come from the machine: trend, spread, other work."""
+    sentences = []
+    unsteady = [record for record in records if record.values.steady is False]
+    if unsteady:
+        sentences.append(
+            f"no steady state (a trend of more than {latency.DRIFT:.0%} over the rounds) in "
+            f"{_first_of(unsteady)}"
+        )
+    wide = [record for record in records if record.values.spread > SPREAD]
+    if wide:
+        widest = max(record.values.spread for record in wide)
+        sentences.append(
+            f"the interquartile range of the per-round medians is up to {widest:.0%} (more than "
+            f"{SPREAD:.0%} is noise) in {_first_of(wide)}"
+        )
+    disturbance = noise.worst([record.host for record in records])
+    return [*sentences, *noise.sentences(disturbance)]
 
 
-def _runners(names: Sequence[str], swept: SweepResult) -> list[Engine]:
-    """The engines that are installed."""
-    found = []
-    for name in dict.fromkeys(names):
+def _open_engines(names: Sequence[str], result: SweepResult) -> list[Engine]:
+    """The engines that are installed; the others are noted."""
+    runners = []
+    for name in names:
         try:
-            found.append(engine(name))
+            runners.append(engine(name))
         except MissingExtra as error:
-            swept.left_out.append(LeftOut("", name, str(error)))
-    return found
+            result.left_out.append(LeftOut("", name, str(error)))
+    return runners
 
 
-def _able(
-    swept: SweepResult,
-    pairs: Sequence[tuple[Engine, Artifact]],
-    setting: Setting,
-    tried: dict[tuple[int, int], str],
-) -> list[tuple[Engine, Artifact]]:
-    """The pairs that a child process can run; the others are noted. tried: why not, or "", by
-    the pair's place and the batch.
-    """
+def _able_pairs(
+    result: SweepResult, pairs: Sequence[Pair], setting: Setting, probes: _Probes
+) -> list[Pair]:
+    """The pairs that a child process can run; the others are noted."""
     able = []
-    for place, (runner, artifact) in enumerate(pairs):
-        known = (place, setting.batch)
-        if known not in tried:
-            tried[known] = _why_not(runner, artifact, setting.batch)
-        if tried[known]:
-            swept.leave_out(artifact.name, runner.name, tried[known], setting)
+    for runner, artifact in pairs:
+        problem = probes.problem(runner, artifact, setting.batch)
+        if problem:
+            result.leave_out(artifact.name, runner.name, problem, setting)
         else:
             able.append((runner, artifact))
     return able
 
 
-def _why_not(runner: Engine, artifact: Artifact, batch: int) -> str:
-    try:
-        probe(runner.name, artifact.model, latency.inputs_for(artifact, batch))
-    except InputError as error:
-        return str(error)
-    return ""
+def _with_stage(progress: Progress, stage: str) -> Progress:
+    """`progress`, with a stage of ours instead of the name that the timing gives."""
+    return lambda _, done, total: progress(stage, done, total)
 
 
-def _group(
-    swept: SweepResult,
-    pairs: Sequence[tuple[Engine, Artifact]],
+def _time_setting(
+    result: SweepResult,
+    pairs: Sequence[Pair],
     setting: Setting,
     seconds: float,
     progress: Progress,
-    keep: Callable[[Sequence[Record[Any]]], None],
+    on_records: OnRecords,
 ) -> None:
     failed: list[Case] = []
 
-    def leave_out(one: Case, error: InputError) -> None:
-        failed.append(one)
-        swept.leave_out(one.artifact.name, one.engine.name, str(error), setting)
+    def leave_out(case: Case, error: InputError) -> None:
+        """Note a case that failed while it was timed."""
+        failed.append(case)
+        name, engine_name = case.artifact.name, case.engine.name
+        result.leave_out(name, engine_name, str(error), setting)
 
-    cases = _opened(swept, pairs, setting)
+    cases = _open_cases(result, pairs, setting)
     records = latency.run(
         cases,
         seconds,
         progress=progress,
+        # A single case is compared with nothing, so its sessions need not vary.
         openings=0 if len(cases) > 1 else 1,
         on_error=leave_out,
     )
-    timed = [one for one in cases if not any(one is other for other in failed)]
-    ratios = [latency.ratio(one, timed[0]) for one in timed[1:]]
-    keep([*records, *ratios])
-    swept.records += records
-    swept.ratios += ratios
+    failed_ids = set(map(id, failed))
+    timed = [case for case in cases if id(case) not in failed_ids]
+    ratios = [latency.ratio(case, timed[0]) for case in timed[1:]]
+    on_records([*records, *ratios])
+    result.records += records
+    result.ratios += ratios
 
 
-def _opened(
-    swept: SweepResult, pairs: Sequence[tuple[Engine, Artifact]], setting: Setting
+def _open_cases(
+    result: SweepResult, pairs: Sequence[Pair], setting: Setting
 ) -> list[Case]:
-    """The cases that compile."""
+    """The cases that compile; the others are noted."""
     cases = []
     for runner, artifact in pairs:
         try:
-            cases.append(
-                latency.case(
-                    artifact,
-                    runner,
-                    setting.streams,
-                    setting.threads,
-                    setting.batch,
-                    scenario=setting.scenario,
-                )
+            case = latency.case(
+                artifact,
+                runner,
+                setting.streams,
+                setting.threads,
+                setting.batch,
+                scenario=setting.scenario,
             )
+            cases.append(case)
         except InputError as error:
-            swept.leave_out(artifact.name, runner.name, str(error), setting)
+            result.leave_out(artifact.name, runner.name, str(error), setting)
     return cases
 
 
-def remarks(records: Sequence[Record[Latency]], seconds: float) -> list[str]:
-    """What of latency Records is not as it should be, each matter once: trend, spread, few
-    samples, and what disturbed.
-    """
-    said = []
-    if unsteady := [one for one in records if one.values.steady is False]:
-        said.append(
-            f"no steady state (a trend of more than {latency.DRIFT:.0%} over the rounds) in "
-            f"{_listed(unsteady)}"
+def _simulation_remarks(
+    pairs: Sequence[Pair], records: Sequence[Record[Latency]]
+) -> list[str]:
+    """A remark that names INT8 files on engines that compute them in float arithmetic."""
+    timed = {(record.engine["name"], record.artifact["name"]) for record in records}
+    names = []
+    for runner, artifact in pairs:
+        is_simulated = artifact.form == "int8" and getattr(
+            runner, "simulates_int8", False
         )
-    if wide := [one for one in records if one.values.spread > SPREAD]:
-        most = max(one.values.spread for one in wide)
-        said.append(
-            f"the interquartile range of the per-round medians is up to {most:.0%} (more than "
-            f"{SPREAD:.0%} is noise) in {_listed(wide)}"
-        )
-    few = [
-        one
-        for one in records
-        if one.values.samples < stats.queries_needed(latency.PERCENTILES["p99"])
-    ]
-    if few:
-        least, needed = (
-            min(one.values.samples for one in few),
-            stats.queries_needed(latency.PERCENTILES["p99"]),
-        )
-        enough = f"--seconds {_rounded_up(1.1 * seconds * needed / least)}"
-        said.append(
-            f"p99 rests on {least} calls or queries, {needed} are needed: give {enough}; too "
-            f"few in {_listed(few)}"
-        )
-    return [*said, *noise.sentences(noise.worst([one.host for one in records]))]
+        if is_simulated and (runner.name, artifact.name) in timed:
+            names.append(f"{artifact.name} on {runner.name}")
+    if not names:
+        return []
+    return [f"computed in float arithmetic, so no latency of INT8: {', '.join(names)}"]
 
 
-def _rounded_up(value: float) -> int:
-    return math.ceil(value)
-
-
-def _listed(records: Iterable[Record[Latency]]) -> str:
-    """The first case by file, engine and setting, and how many more."""
-    names = [_named(one) for one in records]
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-
-def _named(one: Record[Latency]) -> str:
-    return f"{one.artifact['name']} on {one.engine['name']} ({one.values.setting})"
+def _first_of(records: Iterable[Record[Latency]]) -> str:
+    """The first case by file, engine and setting, and how many more there are."""
+    first, *others = records
+    case = (
+        f"{first.artifact['name']} on {first.engine['name']} ({first.values.setting})"
+    )
+    return f"{case} and {len(others)} more" if others else case

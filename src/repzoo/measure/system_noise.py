@@ -1,7 +1,6 @@
-"""What disturbed a measurement: load before and after, processors that others used or that were
-stolen, clocks that changed.
+"""What disturbed a measurement: other processes, other virtual machines, a clock that changed.
 
-What cannot be asked on a system is None, and nothing is said of it.
+A value that the system does not tell is None, and nothing is said about it.
 """
 
 from __future__ import annotations
@@ -16,21 +15,26 @@ from typing import Any
 
 from repzoo.measure.host import load
 
-# Above these the figures are still right for what happened, but what happened was not only the
-# model.
+# Above these a measurement still tells what happened, but the model was not its only cause.
 OTHERS = 0.10  # share of the processors' time that other processes used
 STOLEN = 0.01  # share that the hypervisor gave to other machines
-CLOCK = 0.05  # change of the mean clock
-_STAT, _CPUINFO = Path("/proc/stat"), Path("/proc/cpuinfo")
+CLOCK = 0.05  # relative change of the mean clock
+
+_STAT = Path("/proc/stat")
+_CPUINFO = Path("/proc/cpuinfo")
 _FREQUENCIES = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True)
 class Counters:
-    """Counters at one time.
+    """The system's counters at one time, of the processors that this process may use.
 
-    total, busy, stolen: seconds of the processors that this process may use; own: of this
-    process.
+    load    see `host.load`
+    total   seconds of all these processors since the system began
+    busy    of them, those that any process used
+    stolen  of them, those that the hypervisor gave to other machines
+    own     seconds that this process used
+    mhz     mean clock
     """
 
     load: float | None
@@ -42,130 +46,136 @@ class Counters:
 
 
 def read_counters() -> Counters:
-    """The counters as they stand."""
-    ticks = [values for name, values in _processors() if name in _own_processors()]
-    total, busy, stolen = (
-        (
-            sum(column) / _ticks_a_second()
-            for column in zip(*map(_times, ticks), strict=True)
-        )
-        if ticks
-        else (0.0,) * 3
+    """The counters now."""
+    usable = _usable_processors()
+    total = busy = stolen = 0
+    for name, ticks in _processors():
+        if name in usable:
+            times = _times(ticks)
+            total += times[0]
+            busy += times[1]
+            stolen += times[2]
+    # Without /proc/stat there may be no clock ticks to ask for either.
+    unit = _ticks_per_second() if total else 1
+    return Counters(
+        load=load(),
+        total=total / unit,
+        busy=busy / unit,
+        stolen=stolen / unit,
+        own=time.process_time(),
+        mhz=_mhz(),
     )
-    return Counters(load(), total, busy, stolen, time.process_time(), _mhz())
 
 
 def between(before: Counters, after: Counters) -> dict[str, Any]:
-    """Facts for a Record: load averages, and the shares of the processors' time that others
-    used and that was stolen.
-    """
+    """Facts for a Record: the load, and who else used the processors meanwhile (shares, 0..1)."""
     total = after.total - before.total
     others = after.busy - before.busy - (after.own - before.own)
+    stolen = after.stolen - before.stolen
     return {
         "load_before": before.load,
         "load_after": after.load,
         "used_by_others": round(max(0.0, others) / total, 4) if total > 0 else None,
-        "stolen": round((after.stolen - before.stolen) / total, 4)
-        if total > 0
-        else None,
+        "stolen": round(stolen / total, 4) if total > 0 else None,
         "mhz_before": before.mhz,
         "mhz_after": after.mhz,
     }
 
 
 def sentences(facts: Mapping[str, Any]) -> list[str]:
-    """What of `facts` is above its threshold, for a person."""
-    said = []
-    others, stolen, before, after = (
-        facts.get(key)
-        for key in ("used_by_others", "stolen", "mhz_before", "mhz_after")
-    )
+    """A sentence for each of `facts` that is above its threshold."""
+    warnings = []
+    others = facts.get("used_by_others")
     if others is not None and others > OTHERS:
-        said.append(
-            f"other processes used {others:.0%} of the processors' time (more than {OTHERS:.0%} "
-            "is too much); stop them"
+        warnings.append(
+            f"the machine was busy: other processes used {others:.0%} of the processors' time "
+            f"(more than {OTHERS:.0%} is too much); stop them and measure again"
         )
+    stolen = facts.get("stolen")
     if stolen is not None and stolen > STOLEN:
-        said.append(
+        warnings.append(
             f"the hypervisor gave {stolen:.0%} of the processors' time to other machines (more "
-            f"than {STOLEN:.0%} is too much)"
+            f"than {STOLEN:.0%} is too much); measure at another time or on another machine"
         )
+    before = facts.get("mhz_before")
+    after = facts.get("mhz_after")
     if before and after and abs(after / before - 1) > CLOCK:
-        said.append(
+        warnings.append(
             f"the clock went from {before:.0f} to {after:.0f} MHz; fix it (governor "
             "performance, no turbo)"
         )
-    return said
+    return warnings
 
 
 def loads() -> dict[str, Any]:
-    """The load averages as this process began and now, for a Record that knows no closer before
-    and after.
-    """
+    """The load when this process began and now, for a Record with no measurement of its own."""
     return {"load_before": STARTED.load, "load_after": load()}
 
 
 def worst(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of the facts of several measurements the most disturbing ones, for `sentences`."""
-    shares = {
-        key: max(
-            (one[key] for one in measured if one.get(key) is not None), default=None
-        )
-        for key in ("used_by_others", "stolen")
-    }
-    clocks = [
-        (one["mhz_before"], one["mhz_after"])
-        for one in measured
-        if one.get("mhz_before") and one.get("mhz_after")
-    ]
-    before, after = max(
-        clocks, key=lambda pair: abs(pair[1] / pair[0] - 1), default=(None, None)
-    )
-    return {**shares, "mhz_before": before, "mhz_after": after}
+    """The most disturbing facts of several measurements, for `sentences`."""
+    facts: dict[str, Any] = {}
+    for key in ("used_by_others", "stolen"):
+        shares = [item[key] for item in measured if item.get(key) is not None]
+        facts[key] = max(shares, default=None)
+    facts |= {"mhz_before": None, "mhz_after": None}
+    largest = 0.0
+    for item in measured:
+        before = item.get("mhz_before")
+        after = item.get("mhz_after")
+        if before and after and abs(after / before - 1) > largest:
+            largest = abs(after / before - 1)
+            facts |= {"mhz_before": before, "mhz_after": after}
+    return facts
 
 
 def _processors() -> list[tuple[str, list[int]]]:
-    lines = [
-        line.split() for line in _text(_STAT).splitlines() if line.startswith("cpu")
-    ]
-    return [(words[0], [int(word) for word in words[1:]]) for words in lines]
+    """(name, ticks by kind) of every processor in /proc/stat."""
+    processors = []
+    for line in _read(_STAT).splitlines():
+        if line.startswith("cpu"):
+            name, *ticks = line.split()
+            processors.append((name, [int(text) for text in ticks]))
+    return processors
 
 
-def _own_processors() -> set[str]:
+def _usable_processors() -> set[str]:
     if not hasattr(os, "sched_getaffinity"):
         return set()
     return {f"cpu{index}" for index in os.sched_getaffinity(0)}
 
 
 def _times(ticks: list[int]) -> tuple[int, int, int]:
-    """(total, busy, stolen) of a line of /proc/stat: user, nice, system, idle, iowait, irq,
-    softirq, steal (proc(5)).
+    """(total, busy, stolen) of a line of /proc/stat.
+
+    The columns are user, nice, system, idle, iowait, irq, softirq, steal (proc(5)); old kernels
+    lack the last ones.
     """
-    user, nice, system, idle, waiting, irq, softirq, steal = (*ticks, *[0] * 8)[:8]
+    padded = [*ticks, *[0] * 8][:8]
+    user, nice, system, idle, iowait, irq, softirq, steal = padded
     busy = user + nice + system + irq + softirq
-    return busy + idle + waiting + steal, busy, steal
+    return busy + idle + iowait + steal, busy, steal
 
 
-def _ticks_a_second() -> int:
+def _ticks_per_second() -> int:
     return os.sysconf("SC_CLK_TCK")
 
 
 def _mhz() -> float | None:
-    """Mean clock of all processors."""
-    exact = [
-        _text(path) for path in _FREQUENCIES.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
-    ]
-    if found := [int(text) / 1000 for text in exact if text.isdecimal()]:
-        return round(statistics.mean(found), 1)
-    lines = [
-        line.partition(":")[2]
-        for line in _text(_CPUINFO).splitlines()
-        if line.startswith("cpu MHz")
-    ]
-    return round(statistics.mean(map(float, lines)), 1) if lines else None
+    """Mean clock of all processors in MHz."""
+    clocks = []
+    for path in _FREQUENCIES.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"):
+        text = _read(path)
+        if text.isdecimal():
+            clocks.append(int(text) / 1000)  # the file is in kHz
+    if not clocks:
+        for line in _read(_CPUINFO).splitlines():
+            if line.startswith("cpu MHz"):
+                clocks.append(float(line.partition(":")[2]))
+    return round(statistics.mean(clocks), 1) if clocks else None
 
 
-def _text(path: Path) -> str:
+def _read(path: Path) -> str:
     try:
         return path.read_text().strip()
     except OSError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 import tomllib
@@ -17,7 +16,8 @@ import jinja2
 from repzoo.artifact import Preprocess
 from repzoo.errors import RepzooError
 from repzoo.graph.tools.cost import Cost
-from repzoo.measure.record import RESULT_KINDS, Record, finite, select, to_json
+from repzoo.measure.host import describe
+from repzoo.measure.record import RESULT_KINDS, Record, select, to_json
 from repzoo.measure.results import (
     Accuracy,
     FoldSummary,
@@ -26,6 +26,7 @@ from repzoo.measure.results import (
     PairedAccuracy,
     QuantizeSummary,
 )
+from repzoo.storage import json_text
 
 LANGUAGES = {"en": "card.md", "zh": "card_cn.md"}
 BOTH = ("deploy", "int8")  # the forms that a card compares
@@ -112,12 +113,11 @@ def render(records: Sequence[Record[Any]], remarks: Sequence[str]) -> dict[str, 
             t=words,
             remarks=remarks,
             client_threads=facts.client_threads,
+            host_facts=describe(facts.host),
             **vars(facts),
         )
-    document = finite({**facts.to_json(), "remarks": list(remarks)})
-    text = json.dumps(
-        document, ensure_ascii=False, indent=1, sort_keys=True, allow_nan=False
-    )
+    document = {**facts.to_json(), "remarks": list(remarks)}
+    text = json_text(document, ensure_ascii=False, indent=1, sort_keys=True)
     rendered["card.json"] = text + "\n"
     return rendered
 
@@ -157,7 +157,8 @@ def summary(records: Sequence[Record[Any]]) -> CardFacts:
         quantize=quantize.values,
         calibration_images=quantize.data["images"],
         engine=quantize.engine,
-        host=quantize.host,
+        # The load while the model was timed explains its latency; that of the whole job does not.
+        host=timed[0].host if timed else quantize.host,
     )
     _require(facts.cost, Cost, BOTH)
     _require(facts.accuracy, Accuracy, BOTH)

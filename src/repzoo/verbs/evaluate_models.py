@@ -53,15 +53,11 @@ class EvaluateOptions:
     )
 
     def __post_init__(self) -> None:
-        """Refuse engines that are missing or named twice."""
+        """Refuse values outside the accepted ranges, and an empty list of engines."""
         validate(self)
         if not self.engine:
             raise InputError(
                 "engine is empty; name at least one engine, such as onnxruntime"
-            )
-        if len(set(self.engine)) < len(self.engine):
-            raise InputError(
-                f"an engine is named twice in {', '.join(self.engine)}; name it once"
             )
 
 

@@ -55,8 +55,11 @@ def count(file: str, as_json: bool, **preprocess: Any) -> None:
     """Count parameters, MACs and bytes of FILE.onnx, and name what is not counted."""
     from repzoo.graph.tools.cost import count as count_cost
 
-    model = load_file(file, **preprocess)
-    Console(as_json).show(views.cost(model, count_cost(model)))
+    with Console(as_json) as console:
+        console.progress("count", 0, 0)
+        model = load_file(file, **preprocess)
+        counted = count_cost(model)
+    console.show(views.cost(model, counted))
 
 
 @click.command()

@@ -136,10 +136,11 @@ def predict(
     **preprocess: Any,
 ) -> None:
     """Show the most probable classes of each of IMAGES."""
-    predictions = verbs.predict(
-        load_file(file, **preprocess), list(images), top, engine=engine
-    )
-    Console(as_json).show(results.predictions(predictions))
+    with Console(as_json) as console:
+        console.progress(f"predict {len(images)} images", 0, 0)
+        model = load_file(file, **preprocess)
+        predictions = verbs.predict(model, list(images), top, engine=engine)
+    console.show(results.predictions(predictions))
 
 
 @click.command()

@@ -41,8 +41,11 @@ def export(
     options, preprocess = split_options(verbs.ExportOptions, values)
     require_writable_files(output)
     names = [line.strip() for line in read_lines(labels)] if labels else []
-    artifact = verbs.export(model, labels=names, options=options, **preprocess)
-    Console(as_json).show(views.written(artifact.save(output), output))
+    with Console(as_json) as console:
+        console.progress(f"export {model}", 0, 0)
+        artifact = verbs.export(model, labels=names, options=options, **preprocess)
+        written = artifact.save(output)
+    console.show(views.written(written, output))
 
 
 @click.command()
@@ -64,9 +67,11 @@ def convert(
     options, _ = split_options(CheckpointOptions, values)
     require_writable_files(output)
     require_safetensors(output)
-    converted = verbs.convert(checkpoint, model, options=options)
-    converted.save(output)
-    Console(as_json).show(views.converted(converted.weights, output, converted.sha256))
+    with Console(as_json) as console:
+        console.progress("convert", 0, 0)
+        converted = verbs.convert(checkpoint, model, options=options)
+        converted.save(output)
+    console.show(views.converted(converted.weights, output, converted.sha256))
 
 
 @click.command()
@@ -90,13 +95,15 @@ def fold(
     timed = values.pop("timed")
     artifact = load_file(file, **values)
     require_writable_files(output, certificate)
-    folded = verbs.fold(artifact, data, timed=timed)
+    with Console(as_json) as console:
+        console.progress("fold and certify", 0, 0)
+        folded = verbs.fold(artifact, data, timed=timed)
     assert folded.certificate is not None
     contents: list[Any] = [(output, folded.chunks())]
     if certificate:
         contents.append((certificate, Console.document(folded.certificate.to_json())))
     write_together(contents)
-    Console(as_json).show(views.certificate(folded.certificate, output))
+    console.show(views.certificate(folded.certificate, output))
 
 
 @click.command("embed-input")
@@ -121,10 +128,11 @@ def embed_input(file: str, output: Path, as_json: bool, **values: Any) -> None:
     kind = values.pop("input") or "nothing"
     artifact = load_file(file, **values)
     require_writable_files(output)
-    embedded = verbs.embed_input(artifact, kind, **settings)
-    Console(as_json).show(
-        views.embedded_input(embedded, embedded.artifact.save(output), output)
-    )
+    with Console(as_json) as console:
+        console.progress("embed and certify", 0, 0)
+        embedded = verbs.embed_input(artifact, kind, **settings)
+        written = embedded.artifact.save(output)
+    console.show(views.embedded_input(embedded, written, output))
 
 
 @click.command()
