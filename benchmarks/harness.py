@@ -1,17 +1,20 @@
-"""What repzoo's harness adds to the bare engine call: its figures beside a hand-written loop's,
-in one interleaved run.
+"""What repzoo's timing adds to the bare engine call, beside a hand-written loop.
 
     python -m benchmarks.harness [MODEL.onnx] [SECONDS]
 
-For each installed engine: round by round repzoo times the model, and so does a loop over the
-runtime's own Python call that a user would write without repzoo, on a session of its own with
-the same settings, and on repzoo's very session. Printed is repzoo's median latency over the
-loop's, which is to be at most 1.02 at 1 ms an inference; the same for two client threads as
-images a second; what an empty model shows the harness to add to any call; how often the
-interval of a file against itself excludes 1, as it should once in twenty; and what OpenVINO's
-streams cost a single client. Last, where it is installed (pip install mlcommons-loadgen):
-repzoo's single-stream figure over MLPerf LoadGen's on the same engine. MODEL is by default the
-embedded classifier of digits, about 1 ms a call.
+For each installed engine, round by round, repzoo times the model, and so does a loop over the
+runtime's own Python call that a user would write without repzoo. The loop runs once on a session
+of its own with the same settings, and once on repzoo's session. Printed are:
+
+- repzoo's median latency over the loop's: at most 1.02 at 1 ms an inference
+- the same for two client threads, as images per second
+- what an empty model shows the harness to add to any call
+- how often the interval of a file against itself excludes 1: once in twenty
+- what OpenVINO's streams cost a single client
+- repzoo's single-stream figure over MLPerf LoadGen's, where that is installed
+  (pip install mlcommons-loadgen)
+
+MODEL is by default the embedded classifier of digits, about 1 ms a call.
 """
 
 from __future__ import annotations
@@ -33,22 +36,25 @@ from repzoo.artifact import Artifact, Preprocess
 from repzoo.engines import Array, engine
 from repzoo.measure import latency, stats
 
-ROUNDS, FRESH = (
-    24,
-    6,
-)  # rounds of each comparison; how often its sessions are opened anew
-TWINS = 10  # runs of a file against itself
+ROUNDS = 24  # of each comparison
+OPENINGS = 6  # how often the sessions of a comparison are opened anew
+ROUNDS_PER_OPENING = ROUNDS // OPENINGS
+SELF_COMPARISONS = 10
+LOADGEN_QUERIES = 300
+EMPTY_MODEL = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3, 4, 4] data) => (float[N, 48] output) { output = Flatten (data) }"""
+
 Call = Callable[[], object]
+CallFactory = Callable[[], Call]  # a call of its own for each thread
 
 
-def bare_onnxruntime(
-    artifact: Artifact, inputs: Array, clients: int
-) -> Callable[[], Call]:
-    """A factory of calls, one for each thread."""
+def bare_onnxruntime(artifact: Artifact, inputs: Array, clients: int) -> CallFactory:
+    """Calls of ONNX Runtime, without repzoo."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
     session = ort.InferenceSession(
         artifact.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -56,10 +62,8 @@ def bare_onnxruntime(
     return lambda: lambda: session.run(None, {name: inputs})
 
 
-def bare_openvino(
-    artifact: Artifact, inputs: Array, clients: int
-) -> Callable[[], Call]:
-    """As for onnxruntime; the shape is fixed, as its own benchmark_app asks for."""
+def bare_openvino(artifact: Artifact, inputs: Array, clients: int) -> CallFactory:
+    """Calls of OpenVINO for a fixed shape, as its own benchmark_app wants it."""
     import openvino as ov
 
     core = ov.Core()
@@ -72,166 +76,183 @@ def bare_openvino(
     }
     compiled = core.compile_model(model, "CPU", settings)
 
-    def made() -> Call:
+    def make_call() -> Call:
         request = compiled.create_infer_request()
         return lambda: request.infer([inputs], share_inputs=True)
 
-    return made
+    return make_call
 
 
 BARE = {"onnxruntime": bare_onnxruntime, "openvino": bare_openvino}
 
 
-def loop(call: Call, seconds: float) -> list[int]:
-    """Nanoseconds of each call, as a user would write it."""
-    found, end = [], time.perf_counter() + seconds
+def time_calls(call: Call, seconds: float) -> list[int]:
+    """Nanoseconds of each call, as a user would measure them."""
+    nanoseconds = []
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         began = time.perf_counter_ns()
         call()
-        found.append(time.perf_counter_ns() - began)
-    return found
+        nanoseconds.append(time.perf_counter_ns() - began)
+    return nanoseconds
 
 
-def loops(calls: list[Call], seconds: float) -> float:
-    """Calls a second of all threads."""
+def median_us(call: Call, seconds: float) -> float:
+    """Median microseconds of a call."""
+    return float(np.median(time_calls(call, seconds))) / 1000
+
+
+def calls_per_second(calls: list[Call], seconds: float) -> float:
+    """Calls per second of all `calls`, each in a thread of its own."""
     counts: list[int] = []
-    threads = [
-        threading.Thread(target=lambda one=one: counts.append(len(loop(one, seconds))))
-        for one in calls
-    ]
+
+    def count(call: Call) -> None:
+        counts.append(len(time_calls(call, seconds)))
+
+    threads = [threading.Thread(target=count, args=(call,)) for call in calls]
     began = time.perf_counter()
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return sum(counts) / (time.perf_counter() - began)
 
 
-def said(title: str, ratios: list[float]) -> None:
-    """Print the median of `ratios` with its interval over openings of the sessions, each of
-    which has ROUNDS / FRESH of them.
-    """
-    each = ROUNDS // FRESH
-    kept = [
-        float(np.nanmedian(ratios[start : start + each]))
-        for start in range(0, len(ratios), each)
-    ]
-    found = stats.median_interval(kept)
+def print_ratio(title: str, ratios: list[float]) -> None:
+    """Print the median of `ratios`, with its interval over the openings of the sessions."""
+    medians = []
+    for start in range(0, len(ratios), ROUNDS_PER_OPENING):
+        medians.append(float(np.nanmedian(ratios[start : start + ROUNDS_PER_OPENING])))
+    median = stats.median_interval(medians)
     print(
-        f"{title}: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f}, "
-        f"{FRESH} openings)",
+        f"{title}: {median.value:.3f} (95 % interval {median.low:.3f} .. {median.high:.3f}, "
+        f"{OPENINGS} openings)",
         flush=True,
     )
 
 
-def in_turns(ours: Callable[[], float], theirs: Callable[[], float]) -> list[float]:
-    """The ratios of both figures of one opening, round by round, the order turning."""
-    ours(), theirs()
-    return [
-        ours() / theirs() if turn % 2 else 1 / (theirs() / ours())
-        for turn in range(ROUNDS // FRESH)
-    ]
+def ratios_in_turns(
+    ours: Callable[[], float], theirs: Callable[[], float]
+) -> list[float]:
+    """Ours over theirs in each round of one opening; the order changes from round to round."""
+    ours()
+    theirs()
+    ratios = []
+    for turn in range(ROUNDS_PER_OPENING):
+        if turn % 2:
+            own = ours()
+            other = theirs()
+        else:
+            other = theirs()
+            own = ours()
+        ratios.append(own / other)
+    return ratios
+
+
+def time_one_round(case: latency.Case, seconds: float) -> latency.Case:
+    """`case` with one round by repzoo, and no other."""
+    case.rounds_us.clear()
+    case.rounds_fps.clear()
+    case.rounds_of.clear()
+    latency.run([case], seconds, rounds=1)
+    return case
+
+
+class Opening:
+    """Sessions by repzoo and by hand. Sessions differ by where they lie in memory."""
+
+    def __init__(self, name: str, artifact: Artifact, seconds: float) -> None:
+        self.seconds = seconds
+        self.single = latency.case(artifact, engine(name))
+        self.double = latency.case(artifact, engine(name), streams=2)
+        inputs = self.single.inputs
+        self.call = BARE[name](artifact, inputs, 1)()
+        make_call = BARE[name](artifact, inputs, 2)
+        self.calls = [make_call(), make_call()]
+
+    def own_us(self) -> float:
+        """Median latency by repzoo."""
+        return time_one_round(self.single, self.seconds).medians_us()[0]
+
+    def bare_us(self) -> float:
+        """Median latency of the loop on its own session."""
+        return median_us(self.call, self.seconds)
+
+    def same_session_us(self) -> float:
+        """Median latency of the loop on repzoo's session."""
+        case = self.single
+        return median_us(lambda: case.session.run(case.inputs), self.seconds)
+
+    def own_rate(self) -> float:
+        """Images per second of two clients by repzoo."""
+        return time_one_round(self.double, self.seconds).rounds_fps[0]
+
+    def bare_rate(self) -> float:
+        """Images per second of two clients by the loops."""
+        return calls_per_second(self.calls, self.seconds)
 
 
 def compare(name: str, artifact: Artifact, seconds: float) -> None:
-    """One client's latency and two clients' rate, by repzoo over by hand; sessions differ by
-    where they lie, so several are opened.
-    """
-    each = seconds / ROUNDS / 2
-    found: dict[str, list[float]] = {
-        "over the bare loop": [],
-        "over a loop on repzoo's session": [],
-        "two clients": [],
-    }
-    for _ in range(FRESH):
-        single, double = (
-            latency.case(artifact, engine(name)),
-            latency.case(artifact, engine(name), streams=2),
-        )
-        call, calls = (
-            BARE[name](artifact, single.inputs, 1)(),
-            BARE[name](artifact, single.inputs, 2),
-        )
-        pair = calls(), calls()
-        bare = lambda call=call: float(np.median(loop(call, each))) / 1000  # noqa: E731
-        same = lambda one=single: float(  # noqa: E731
-            np.median(loop(lambda: one.session.run(one.inputs), each)) / 1000
-        )
-        ours = lambda one=single: timed(one, each).medians_us()[0]  # noqa: E731
-        found["over the bare loop"] += in_turns(ours, bare)
-        found["over a loop on repzoo's session"] += in_turns(ours, same)
-        found["two clients"] += in_turns(
-            lambda: timed(double, each).rounds_fps[0],  # noqa: B023
-            lambda: loops(list(pair), each),  # noqa: B023
-        )
+    """Latency of one client and rate of two, by repzoo over by hand."""
+    over_bare: list[float] = []
+    over_same: list[float] = []
+    rates: list[float] = []
+    for _ in range(OPENINGS):
+        opening = Opening(name, artifact, seconds / ROUNDS / 2)
+        over_bare += ratios_in_turns(opening.own_us, opening.bare_us)
+        over_same += ratios_in_turns(opening.own_us, opening.same_session_us)
+        rates += ratios_in_turns(opening.own_rate, opening.bare_rate)
+    version = engine(name).version()
+    microseconds = opening.bare_us()
     print(
-        f"{name} {engine(name).version()}: {artifact.name}, {bare():.0f} us a call in the bare loop"
+        f"{name} {version}: {artifact.name}, {microseconds:.0f} us a call in the loop"
     )
-    said("  median latency, repzoo over the bare loop", found["over the bare loop"])
-    said(
-        "  median latency, repzoo over a loop on repzoo's session",
-        found["over a loop on repzoo's session"],
-    )
-    said(
-        "  two clients' images a second, repzoo over the bare loops",
-        found["two clients"],
-    )
+    print_ratio("  median latency, repzoo over the bare loop", over_bare)
+    print_ratio("  median latency, repzoo over a loop on repzoo's session", over_same)
+    print_ratio("  two clients' images per second, repzoo over the bare loops", rates)
 
 
-def timed(one: latency.Case, seconds: float) -> latency.Case:
-    """One round of `one`, and no other."""
-    one.rounds_us.clear(), one.rounds_fps.clear(), one.rounds_of.clear()
-    latency.run([one], seconds, rounds=1)
-    return one
-
-
-def against_itself(name: str, artifact: Artifact, seconds: float) -> None:
-    """How often a ratio's interval excludes 1 where it is 1: every file against itself, its
-    sessions opened once and several times.
-    """
+def compare_with_itself(name: str, artifact: Artifact, seconds: float) -> None:
+    """How often the interval of a ratio that is 1 excludes 1, by openings of the sessions."""
     for openings in (1, latency.OPENINGS):
-        wrong, width = 0, []
-        for _ in range(TWINS):
+        wrong = 0
+        widths = []
+        for _ in range(SELF_COMPARISONS):
             pair = [latency.case(artifact, engine(name)) for _ in range(2)]
             latency.run(pair, seconds, openings=openings)
-            found = latency.ratio(*pair).values
-            wrong += found.faster is not None
-            width.append(found.ratio_high - found.ratio_low)
+            ratio = latency.ratio(*pair).values
+            wrong += ratio.faster is not None
+            widths.append(ratio.ratio_high - ratio.ratio_low)
         print(
-            f"  against itself, {openings} opening(s): {wrong} of {TWINS} intervals exclude 1, "
-            f"width {np.median(width):.3f}",
+            f"  against itself, {openings} opening(s): {wrong} of {SELF_COMPARISONS} intervals "
+            f"exclude 1, width {np.median(widths):.3f}",
             flush=True,
         )
 
 
-def streams(artifact: Artifact, seconds: float) -> None:
+def compare_streams(artifact: Artifact, seconds: float) -> None:
     """What a session of openvino that is opened for two clients costs a single one."""
-    runner, one, two = (
-        engine("openvino"),
-        latency.case(artifact, engine("openvino")),
-        latency.case(artifact, engine("openvino")),
-    )
+    runner = engine("openvino")
+    one = latency.case(artifact, runner)
+    two = latency.case(artifact, runner)
     two.session = runner.open(artifact.model, streams=2)
     latency.run([one, two], seconds)
-    found = latency.ratio(two, one).values
+    ratio = latency.ratio(two, one).values
     print(
-        f"  one client, session opened for two over for one: {found.ratio:.2f} "
-        f"({found.ratio_low:.2f} .. {found.ratio_high:.2f})"
+        f"  one client, session opened for two over for one: {ratio.ratio:.2f} "
+        f"({ratio.ratio_low:.2f} .. {ratio.ratio_high:.2f})"
     )
 
 
-def least(name: str) -> None:
-    """What is added to a call whatever the model, by a model that does nothing: the least of
-    many, which other work cannot lift.
-    """
-    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 4, 4] data) => (float[N, 48] output) { output = Flatten (data) }"""
-    artifact = Artifact(onnx.parser.parse_model(text), "flat", Preprocess(size=4))
-    one = latency.case(artifact, engine(name))
-    latency.run([one], 1.0)
-    ours, bare = (
-        min(map(min, one.rounds_us)),
-        min(loop(BARE[name](artifact, one.inputs, 1)(), 1.0)) / 1000,
-    )
+def print_overhead(name: str) -> None:
+    """What is added to each call, whatever the model: shown by a model that does nothing."""
+    model = onnx.parser.parse_model(EMPTY_MODEL)
+    artifact = Artifact(model, "flat", Preprocess(size=4))
+    case = latency.case(artifact, engine(name))
+    latency.run([case], 1.0)
+    # The least of many calls, which other work on the machine cannot raise.
+    ours = min(map(min, case.rounds_us))
+    bare = min(time_calls(BARE[name](artifact, case.inputs, 1)(), 1.0)) / 1000
     share = (ours - bare) / 1000
     print(
         f"  an empty model: {ours:.1f} us by repzoo, {bare:.1f} us by the bare loop; "
@@ -239,74 +260,73 @@ def least(name: str) -> None:
     )
 
 
-def loadgen(name: str, artifact: Artifact, seconds: float) -> None:
-    """LoadGen's early-stopping p90 over repzoo's, each from its own run of the same number of
-    queries.
-    """
-    import mlperf_loadgen as lg
-
-    one = latency.case(artifact, engine(name), scenario="single-stream")
-    call = BARE[name](artifact, one.inputs, 1)()
-
-    def issue(samples: list[Any]) -> None:
-        call()
-        lg.QuerySamplesComplete(
-            [lg.QuerySampleResponse(sample.id, 0, 0) for sample in samples]
-        )
-
-    def theirs() -> float:
-        settings, logs = lg.TestSettings(), lg.LogSettings()
-        settings.scenario, settings.mode = (
-            lg.TestScenario.SingleStream,
-            lg.TestMode.PerformanceOnly,
-        )
-        settings.min_query_count = settings.max_query_count = 300
-        settings.min_duration_ms = 0
-        with tempfile.TemporaryDirectory() as folder:
-            output = lg.LogOutputSettings()
-            output.outdir, logs.log_output, logs.enable_trace = folder, output, False
-            system, library = (
-                lg.ConstructSUT(issue, lambda: None),
-                lg.ConstructQSL(1, 1, lambda _: None, lambda _: None),
-            )
-            lg.StartTestWithLogSettings(system, library, settings, logs, "")
-            lg.DestroyQSL(library), lg.DestroySUT(system)
-            line = next(
-                line
-                for line in (Path(folder) / "mlperf_log_summary.txt")
-                .read_text()
-                .splitlines()
-                if "percentile estimate" in line
-            )
-        return float(line.split(":")[1]) / 1e6
+def compare_with_loadgen(name: str, artifact: Artifact, seconds: float) -> None:
+    """Early-stopping p90 by repzoo over LoadGen's, each from queries of its own."""
+    case = latency.case(artifact, engine(name), scenario="single-stream")
+    call = BARE[name](artifact, case.inputs, 1)()
 
     def ours() -> float:
-        one.rounds_us.clear(), one.rounds_fps.clear(), one.rounds_of.clear()
-        (record,) = latency.run([one], 2 * seconds / ROUNDS, rounds=1)
+        case.rounds_us.clear()
+        case.rounds_fps.clear()
+        case.rounds_of.clear()
+        (record,) = latency.run([case], 2 * seconds / ROUNDS, rounds=1)
         stopping = record.values.early_stopping
         return stopping.ms if stopping and stopping.ms else float("nan")
 
-    said(
-        "  single-stream p90, repzoo over LoadGen",
-        [one for _ in range(FRESH) for one in in_turns(ours, theirs)],
-    )
+    ratios = []
+    for _ in range(OPENINGS):
+        ratios += ratios_in_turns(ours, lambda: loadgen_p90_ms(call))
+    print_ratio("  single-stream p90, repzoo over LoadGen", ratios)
+
+
+def loadgen_p90_ms(call: Call) -> float:
+    """LoadGen's early-stopping estimate of the p90 latency of `call`, in milliseconds."""
+    import mlperf_loadgen as lg
+
+    def issue(samples: list[Any]) -> None:
+        call()
+        responses = [lg.QuerySampleResponse(sample.id, 0, 0) for sample in samples]
+        lg.QuerySamplesComplete(responses)
+
+    settings = lg.TestSettings()
+    settings.scenario = lg.TestScenario.SingleStream
+    settings.mode = lg.TestMode.PerformanceOnly
+    settings.min_query_count = LOADGEN_QUERIES
+    settings.max_query_count = LOADGEN_QUERIES
+    settings.min_duration_ms = 0
+    with tempfile.TemporaryDirectory() as folder:
+        output = lg.LogOutputSettings()
+        output.outdir = folder
+        logs = lg.LogSettings()
+        logs.log_output = output
+        logs.enable_trace = False
+        system = lg.ConstructSUT(issue, lambda: None)
+        library = lg.ConstructQSL(1, 1, lambda _: None, lambda _: None)
+        lg.StartTestWithLogSettings(system, library, settings, logs, "")
+        lg.DestroyQSL(library)
+        lg.DestroySUT(system)
+        summary = (Path(folder) / "mlperf_log_summary.txt").read_text()
+    for line in summary.splitlines():
+        if "percentile estimate" in line:
+            return float(line.split(":")[1]) / 1e6
+    raise ValueError("LoadGen's summary has no percentile estimate")
 
 
 def main() -> None:
-    """Every engine that is installed and has a bare loop here."""
-    artifact = verbs.load(
-        sys.argv[1] if len(sys.argv) > 1 else "repghostnet_050.digits"
-    )
+    """Compare on every engine that is installed and has a bare loop here."""
+    model = sys.argv[1] if len(sys.argv) > 1 else "repghostnet_050.digits"
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 6.0
+    artifact = verbs.load(model)
     for name in BARE:
-        if importlib.util.find_spec(name):
-            compare(name, artifact, seconds)
-            least(name)
-            against_itself(name, artifact, seconds / 2)
-            if name == "openvino":
-                streams(artifact, seconds)
-            if importlib.util.find_spec("mlperf_loadgen"):
-                loadgen(name, artifact, seconds)
+        if not importlib.util.find_spec(name):
+            continue
+        compare(name, artifact, seconds)
+        print_overhead(name)
+        compare_with_itself(name, artifact, seconds / 2)
+        if name == "openvino":
+            compare_streams(artifact, seconds)
+        if importlib.util.find_spec("mlperf_loadgen"):
+            compare_with_loadgen(name, artifact, seconds)
 
 
 if __name__ == "__main__":

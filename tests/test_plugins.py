@@ -55,16 +55,25 @@ def test_loading_imports_on_use(
 def test_an_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(
         InputError,
-        match=r"^no engine is called 'onnxruntim'; did you mean onnxruntime\?$",
+        match=r"^no engine is called 'onnxruntim'; did you mean onnxruntime\? known: onnxruntime, ",
     ):
         ENGINES.load("onnxruntim")
     assert (
         unknown("engine", "zzz", ["alpha", "beta"])
         == "no engine is called 'zzz'; known: alpha, beta"
     )
-    assert unknown(
-        "model", "repvgg_a9", ["repvgg_a0", "repvgg_a1", "fasternet_t0"]
-    ).endswith("did you mean repvgg_a1 or repvgg_a0?")
+    many = ["repvgg_a0", "repvgg_a1", *(f"fasternet_{index}" for index in range(20))]
+    assert unknown("model", "repvgg_a9", many).endswith(
+        "did you mean repvgg_a1 or repvgg_a0?"
+    )
+    assert unknown("model", "zzz", many).endswith("fasternet_9 and 10 more")
+
+
+def test_a_name_that_is_spelled_otherwise_is_not_guessed() -> None:
+    with pytest.raises(InputError) as caught:
+        ENGINES.load("tensorrt")
+    assert "did you mean" not in str(caught.value)
+    assert ", ".join(ENGINES.names()) in str(caught.value)
 
 
 def test_a_missing_dependency_says_what_to_type(

@@ -128,6 +128,12 @@ def test_options_of_another_type_are_refused() -> None:
         merge_keywords(Sample, options, {})
 
 
+def test_a_value_that_is_named_twice_is_refused() -> None:
+    assert Sample(mean=(0.5, 0.5)).mean == (0.5, 0.5)
+    with pytest.raises(InputError, match="threads names 2 twice; name each value once"):
+        Sample(threads=(2, 1, 2))
+
+
 def test_a_field_can_be_stated_like_that_of_another_class() -> None:
     @dataclass(frozen=True)
     class Other:
@@ -166,7 +172,7 @@ def test_command_line_options_are_read_by_the_types_of_the_fields() -> None:
         "--threads",
         "1,2",
         "--threads",
-        "2,3",
+        "3",
     ]
     sample = parse(
         *arguments, "--file", "a.txt", "--force", "--limit", "3", "--form", "deploy"

@@ -17,7 +17,7 @@ import pytest
 import repzoo
 from repzoo.artifact import Artifact
 from repzoo.engines import engine
-from repzoo.engines.probe import probe
+from repzoo.engines.probe import Limits, probe
 from repzoo.errors import InputError
 
 pytest.importorskip(
@@ -128,7 +128,7 @@ def test_a_probe_says_how_an_engine_ends(trained: Artifact) -> None:
     with pytest.raises(
         InputError, match=r"^the engine sample-hang did not run the model within 5 s"
     ):
-        probe("sample-hang", trained.model, IMAGE, seconds=5)
+        probe("sample-hang", trained.model, IMAGE, limits=Limits(seconds=5))
     with pytest.raises(
         InputError,
         match=r"^onnxruntime cannot run this model on float32 \(1, 3, 32, 31\)",
