@@ -143,7 +143,7 @@ class MnnSession:
     def run_all(self, inputs: Array) -> list[Array]:
         """See `engines.Session.run_all`."""
         self._signature.require(inputs, "mnn")
-        seen = getattr(self._thread, "shapes", frozenset())
+        seen: set[tuple[int, ...]] = getattr(self._thread, "shapes", set())
         if inputs.shape in seen:
             return self._run(inputs)
         with _stdout_discarded():
