@@ -21,10 +21,11 @@ from repzoo.errors import CertificateError
 from repzoo.graph.certificate import certify
 from repzoo.graph.certificate.proof import prove
 from repzoo.graph.certificate.whole_graph import Runner
-from repzoo.graph.fold import algebra, rules, tensors, write
+from repzoo.graph.fold import algebra, tensors, write
 from repzoo.graph.fold import engine as fold
+from repzoo.graph.fold.affine_node import AffineNode
 from repzoo.graph.fold.algebra import AffineMap
-from repzoo.graph.fold.rules import AffineNode
+from repzoo.graph.fold.rules import RULES, layers, movement, per_channel
 
 Array = npt.NDArray[Any]
 Graph = Callable[..., onnx.ModelProto]
@@ -403,17 +404,17 @@ MUTANTS: list[tuple[Any, str, Callable[[Original], Original]]] = [
     (algebra, "from_batchnorm", mean_not_scaled),
     (algebra, "from_batchnorm", variance_for_deviation),
     (algebra, "from_batchnorm", magnitude_of_gamma),
-    (rules, "_scale_and_shift", division_is_multiplication),
-    (rules, "_scale_and_shift", order_of_difference_ignored),
-    (rules, "_scale_and_shift", shift_lost),
-    (rules._RULES, "Pad", padding_forgotten),
-    (rules._RULES, "MatMul", change_map(matmul_not_transposed)),
-    (rules._RULES, "Gemm", change_map(gemm_alpha_lost)),
-    (rules._RULES, "Gemm", change_map(gemm_beta_lost)),
-    (rules._RULES, "Conv", change_map(conv_bias_lost)),
-    (rules._RULES, "Conv", change_map(conv_bias_shifted)),
-    (rules._RULES, "Conv", change_map(conv_mirrored)),
-    (rules, "_setting", frame_read_backwards),
+    (per_channel, "_scale_and_shift", division_is_multiplication),
+    (per_channel, "_scale_and_shift", order_of_difference_ignored),
+    (per_channel, "_scale_and_shift", shift_lost),
+    (RULES, "Pad", padding_forgotten),
+    (RULES, "MatMul", change_map(matmul_not_transposed)),
+    (RULES, "Gemm", change_map(gemm_alpha_lost)),
+    (RULES, "Gemm", change_map(gemm_beta_lost)),
+    (RULES, "Conv", change_map(conv_bias_lost)),
+    (RULES, "Conv", change_map(conv_bias_shifted)),
+    (RULES, "Conv", change_map(conv_mirrored)),
+    (movement, "_setting", frame_read_backwards),
     (write, "nodes_for", written_without_bias),
     (write, "nodes_for", written_with_other_pads),
     (write, "nodes_for", written_with_stride_one),
@@ -461,7 +462,7 @@ def test_weights_that_a_caller_may_replace_are_not_proven_as_constants(
         tensor = None if value is None else onnx_ir.convenience.get_const_tensor(value)
         return None if tensor is None else tensor.numpy()
 
-    monkeypatch.setattr(rules, "stored", stored)
+    monkeypatch.setattr(layers, "stored", stored)
     monkeypatch.setattr(tensors, "stored", stored)
     result = fold.fold(model)
     assert [node.op_type for node in result.model.graph.node] == ["Conv"]

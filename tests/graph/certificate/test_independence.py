@@ -20,8 +20,9 @@ import pytest
 
 from repzoo.errors import CertificateError
 from repzoo.graph.certificate.proof import prove
-from repzoo.graph.fold import border_constants, eliminate, rules
+from repzoo.graph.fold import border_constants, eliminate, prepare
 from repzoo.graph.fold import engine as folding
+from repzoo.graph.fold.rules import per_channel
 from repzoo.graph.tools import constant_folding, symbolic_sizes
 
 Array = npt.NDArray[Any]
@@ -48,7 +49,8 @@ def patch_everywhere(monkeypatch: pytest.MonkeyPatch, name: str, mutant: Any) ->
         constant_folding,
         eliminate,
         folding,
-        rules,
+        per_channel,
+        prepare,
         symbolic_sizes,
     )
     patched = [module for module in modules if hasattr(module, name)]

@@ -115,14 +115,16 @@ def test_layers_of_equal_weights_stay_two(graph: Graph) -> None:
     assert [node.op_type for node in fold(model).model.graph.node].count("Conv") == 2
 
 
-@pytest.mark.parametrize("blind_to", ["_setting", "_read"])
+@pytest.mark.parametrize("blind_to", ["_attribute_value", "_input_content"])
 def test_a_merge_of_what_is_not_alike_is_caught(
     blind_to: str, graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(
         graph,
         CASES[
-            "other settings" if blind_to == "_setting" else "constants of two values"
+            "other settings"
+            if blind_to == "_attribute_value"
+            else "constants of two values"
         ][0],
     )
     monkeypatch.setattr(twins, blind_to, lambda _: "")

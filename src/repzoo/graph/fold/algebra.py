@@ -17,7 +17,6 @@ arXiv:2103.13425, transforms I to VI.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,14 +47,18 @@ class Geometry:
     @property
     def span(self) -> tuple[int, int]:
         """Pixels covered by the kernel: (k - 1) * dilation + 1."""
-        return _pair(
-            (k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)
+        height, width = self.kernel
+        return (
+            (height - 1) * self.dilations[0] + 1,
+            (width - 1) * self.dilations[1] + 1,
         )
 
     @property
     def excess(self) -> tuple[int, int]:
         """Total padding minus (span - 1): out = floor((in + excess - 1) / stride) + 1."""
-        return _pair(self.pads[a] + self.pads[a + 2] - self.span[a] + 1 for a in (0, 1))
+        top, left, bottom, right = self.pads
+        height, width = self.span
+        return top + bottom - height + 1, left + right - width + 1
 
     @property
     def is_pointwise(self) -> bool:
@@ -70,12 +73,8 @@ class Geometry:
     @property
     def macs(self) -> int:
         """Multiply-accumulates for each output pixel."""
-        return (
-            self.outputs
-            * (self.inputs // self.groups)
-            * self.kernel[0]
-            * self.kernel[1]
-        )
+        taps = self.kernel[0] * self.kernel[1]
+        return self.outputs * (self.inputs // self.groups) * taps
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,13 @@ def from_kernel(
     kernel: npt.ArrayLike,
     bias: npt.ArrayLike | None = None,
     groups: int = 1,
-    **where: tuple[int, ...],
+    **window: tuple[int, ...],
 ) -> AffineMap:
-    """A convolution's map. kernel [O, I/groups, kh, kw]; `where` may give strides, pads,
-    dilations.
+    """The map of a convolution.
+
+    kernel  [outputs, inputs / groups, kh, kw]
+    bias    [outputs]; None for zeros
+    window  strides, pads and dilations, where they are not the defaults of Geometry
     """
     values = np.asarray(kernel, np.float64)
     outputs, inputs, height, width = values.shape
@@ -120,13 +122,10 @@ def from_kernel(
         inputs * groups,
         (height, width),
         groups=groups,
-        **where,  # type: ignore[arg-type]
+        **window,  # type: ignore[arg-type]
     )
-    return AffineMap(
-        geometry,
-        values,
-        np.zeros(outputs) if bias is None else np.asarray(bias, np.float64),
-    )
+    shift = np.zeros(outputs) if bias is None else np.asarray(bias, np.float64)
+    return AffineMap(geometry, values, shift)
 
 
 def from_scale(scale: npt.ArrayLike, shift: npt.ArrayLike) -> AffineMap:
@@ -161,180 +160,224 @@ def from_average_pool(
 
 def zero_pad(channels: int, pads: tuple[int, int, int, int]) -> AffineMap:
     """y = x inside a frame of zeros."""
-    return replace(
-        identity(channels),
-        geometry=Geometry(channels, channels, pads=pads, groups=channels),
-    )
+    geometry = Geometry(channels, channels, pads=pads, groups=channels)
+    return replace(identity(channels), geometry=geometry)
 
 
 def frame(fill: Array, pads: tuple[int, int, int, int], doubt: float) -> AffineMap:
-    """y = x inside a frame of constants, one for each channel."""
+    """y = x inside a frame of constants, one for each channel.
+
+    fill   [C]
+    doubt  see AffineMap
+    """
+    has_fill = bool(np.any(fill != 0))
     return replace(
-        zero_pad(fill.size, pads), fill=fill if np.any(fill != 0) else None, doubt=doubt
+        zero_pad(fill.size, pads), fill=fill if has_fill else None, doubt=doubt
     )
 
 
 def select(channels: int, start: int, count: int) -> AffineMap:
     """The `count` channels from `start` on, of `channels`."""
-    return from_kernel(np.eye(channels)[start : start + count, :, None, None])
+    rows = np.eye(channels)[start : start + count]
+    return from_kernel(rows[:, :, None, None])
 
 
-def scaled(one: AffineMap, factor: float) -> AffineMap:
-    """factor * one(x)."""
-    return replace(one, kernel=one.kernel * factor, bias=one.bias * factor)
+def scaled(affine: AffineMap, factor: float) -> AffineMap:
+    """factor * affine(x)."""
+    return replace(affine, kernel=affine.kernel * factor, bias=affine.bias * factor)
 
 
-# --- sums -------------------------------------------------------------------------------------
-# ----------------------------
+# --- sums ---------------------------------------------------------------------------------------
 
 
-def add_geometry(one: Geometry, two: Geometry) -> Geometry:
-    """The geometry of one(x) + two(x); Inexact when they do not line up."""
-    if (one.outputs, one.inputs) != (two.outputs, two.inputs):
+def add_geometry(left: Geometry, right: Geometry) -> Geometry:
+    """The geometry of left(x) + right(x).
+
+    The kernel of the sum covers both kernels, each at the place where it meets the image.
+
+    Raises:
+        Inexact: the outputs do not line up.
+    """
+    if (left.outputs, left.inputs) != (right.outputs, right.inputs):
         raise Inexact(
-            f"{one.outputs}x{one.inputs} and {two.outputs}x{two.inputs} channels do not add"
+            f"{left.outputs}x{left.inputs} and {right.outputs}x{right.inputs} channels do not add"
         )
-    if one.strides != two.strides:
-        raise Inexact(f"strides {one.strides} and {two.strides} differ")
-    if one.excess != two.excess:
-        raise Inexact(f"pads {one.pads} and {two.pads} give outputs of different sizes")
-    dilations = (
-        one.dilations
-        if one.dilations == two.dilations or two.kernel == (1, 1)
-        else (1, 1)
-    )
-    dilations = two.dilations if one.kernel == (1, 1) else dilations
-    if any(
-        (a.pads[x] - b.pads[x]) % dilations[x] for a, b in ((one, two),) for x in (0, 1)
-    ):
-        dilations = (1, 1)
-    before = _pair(max(one.pads[a], two.pads[a]) for a in (0, 1))
-    after = _pair(
-        max(one.span[a] - one.pads[a], two.span[a] - two.pads[a]) - 1 for a in (0, 1)
-    )
-    kernel = _pair((before[a] + after[a]) // dilations[a] + 1 for a in (0, 1))
-    pads = (before[0], before[1], one.excess[0] + after[0], one.excess[1] + after[1])
+    if left.strides != right.strides:
+        raise Inexact(f"strides {left.strides} and {right.strides} differ")
+    if left.excess != right.excess:
+        raise Inexact(
+            f"pads {left.pads} and {right.pads} give outputs of different sizes"
+        )
+    dilations = _common_dilations(left, right)
+    kernel, begins, ends = [], [], []
+    for axis in (0, 1):
+        # Pixels that the kernel of the sum covers before a window's first image pixel, and from
+        # that pixel on.
+        before = max(left.pads[axis], right.pads[axis])
+        after = max(
+            left.span[axis] - left.pads[axis], right.span[axis] - right.pads[axis]
+        )
+        kernel.append((before + after - 1) // dilations[axis] + 1)
+        begins.append(before)
+        ends.append(left.excess[axis] + after - 1)
     return Geometry(
-        one.outputs,
-        one.inputs,
-        kernel,
-        one.strides,
-        pads,
-        dilations,
-        math.gcd(one.groups, two.groups),
+        outputs=left.outputs,
+        inputs=left.inputs,
+        kernel=(kernel[0], kernel[1]),
+        strides=left.strides,
+        pads=(begins[0], begins[1], ends[0], ends[1]),
+        dilations=dilations,
+        groups=math.gcd(left.groups, right.groups),
     )
 
 
-def add(one: AffineMap, two: AffineMap) -> AffineMap:
-    """The map of one(x) + two(x)."""
-    if one.fill is not None or two.fill is not None:
+def _common_dilations(left: Geometry, right: Geometry) -> tuple[int, int]:
+    """Dilations at which one kernel can hold the taps of both."""
+    if left.kernel == (1, 1):
+        dilations = right.dilations
+    elif right.kernel == (1, 1) or left.dilations == right.dilations:
+        dilations = left.dilations
+    else:
+        return (1, 1)
+    for axis in (0, 1):
+        # The taps of one lie between those of the other.
+        if (left.pads[axis] - right.pads[axis]) % dilations[axis]:
+            return (1, 1)
+    return dilations
+
+
+def add(left: AffineMap, right: AffineMap) -> AffineMap:
+    """The map of left(x) + right(x).
+
+    Raises:
+        Inexact: they do not line up, or pad with constants.
+    """
+    if left.fill is not None or right.fill is not None:
         raise Inexact(
             "a sum pads with constants that are not zero, which no convolution does"
         )
-    target = add_geometry(one.geometry, two.geometry)
-    return AffineMap(
-        target, _placed(one, target) + _placed(two, target), one.bias + two.bias
-    )
+    target = add_geometry(left.geometry, right.geometry)
+    kernel = _placed(left, target) + _placed(right, target)
+    return AffineMap(target, kernel, left.bias + right.bias)
 
 
-def _placed(one: AffineMap, target: Geometry) -> Array:
-    """The kernel of `one` in the window, dilation and groups of `target`."""
-    kernel = grouped(one, target.groups).kernel
-    if kernel.shape[2:] == target.kernel and one.geometry.pads[:2] == target.pads[:2]:
+def _placed(part: AffineMap, target: Geometry) -> Array:
+    """The kernel of `part` in the window, dilation and groups of `target`."""
+    kernel = grouped(part, target.groups).kernel
+    own = part.geometry
+    if kernel.shape[2:] == target.kernel and own.pads[:2] == target.pads[:2]:
         return kernel
     placed = np.zeros((*kernel.shape[:2], *target.kernel))
-    rows, columns = (
-        [
-            (target.pads[a] - one.geometry.pads[a] + t * one.geometry.dilations[a])
-            // target.dilations[a]
-            for t in range(kernel.shape[2 + a])
-        ]
-        for a in (0, 1)
-    )
-    placed[:, :, np.array(rows)[:, None], np.array(columns)[None, :]] = kernel
+    taps = []
+    for axis in (0, 1):
+        start = target.pads[axis] - own.pads[axis]
+        pixels = start + np.arange(kernel.shape[2 + axis]) * own.dilations[axis]
+        taps.append(pixels // target.dilations[axis])
+    placed[:, :, taps[0][:, None], taps[1][None, :]] = kernel
     return placed
 
 
-def grouped(one: AffineMap, groups: int) -> AffineMap:
+def grouped(affine: AffineMap, groups: int) -> AffineMap:
     """The same map with fewer groups (a divisor of its own), zeros filled in."""
-    shape = one.geometry
-    if groups == shape.groups:
-        return one
-    inside, inputs = shape.groups // groups, shape.inputs // shape.groups
-    kernel = np.zeros((shape.outputs, inside * inputs, *shape.kernel))
-    per_group = shape.outputs // shape.groups
-    for index in range(shape.groups):
-        rows = slice(index * per_group, (index + 1) * per_group)
-        start = index % inside * inputs
-        kernel[rows, start : start + inputs] = one.kernel[rows]
-    return replace(one, geometry=replace(shape, groups=groups), kernel=kernel)
+    geometry = affine.geometry
+    if groups == geometry.groups:
+        return affine
+    merged = geometry.groups // groups  # old groups in each new one
+    inputs = geometry.inputs // geometry.groups
+    outputs = geometry.outputs // geometry.groups
+    kernel = np.zeros((geometry.outputs, merged * inputs, *geometry.kernel))
+    for index in range(geometry.groups):
+        rows = slice(index * outputs, (index + 1) * outputs)
+        start = index % merged * inputs
+        kernel[rows, start : start + inputs] = affine.kernel[rows]
+    return replace(affine, geometry=replace(geometry, groups=groups), kernel=kernel)
 
 
-def join_geometry(one: Geometry, two: Geometry) -> Geometry:
-    """The geometry of one(x) with two(x) below it, channel-wise; Inexact when they do not line
-    up.
+def join_geometry(first: Geometry, second: Geometry) -> Geometry:
+    """The geometry of the channels of first(x), then those of second(x).
+
+    Raises:
+        Inexact: the outputs do not line up.
     """
-    total = one.outputs + two.outputs
+    total = first.outputs + second.outputs
+    # As a sum of maps that each leave the channels of the other at zero.
     return add_geometry(
-        replace(one, outputs=total, groups=1), replace(two, outputs=total, groups=1)
+        replace(first, outputs=total, groups=1),
+        replace(second, outputs=total, groups=1),
     )
 
 
-def join(one: AffineMap, two: AffineMap) -> AffineMap:
-    """The map that gives the channels of one(x), then those of two(x)."""
-    total = one.geometry.outputs + two.geometry.outputs
-    return add(_among(one, total, 0), _among(two, total, one.geometry.outputs))
+def join(first: AffineMap, second: AffineMap) -> AffineMap:
+    """The map that gives the channels of first(x), then those of second(x)."""
+    total = first.geometry.outputs + second.geometry.outputs
+    return add(_among(first, total, 0), _among(second, total, first.geometry.outputs))
 
 
-def _among(one: AffineMap, total: int, start: int) -> AffineMap:
-    """`one` as the channels from `start` on of a map that gives `total`, the others zero."""
-    dense, rows = grouped(one, 1), slice(start, start + one.geometry.outputs)
-    kernel, bias = np.zeros((total, *dense.kernel.shape[1:])), np.zeros(total)
-    kernel[rows], bias[rows] = dense.kernel, dense.bias
-    return replace(
-        dense, geometry=replace(dense.geometry, outputs=total), kernel=kernel, bias=bias
-    )
+def _among(part: AffineMap, total: int, start: int) -> AffineMap:
+    """`part` as the channels from `start` on of a map that gives `total`, the others zero."""
+    dense = grouped(part, 1)
+    rows = slice(start, start + part.geometry.outputs)
+    kernel = np.zeros((total, *dense.kernel.shape[1:]))
+    kernel[rows] = dense.kernel
+    bias = np.zeros(total)
+    bias[rows] = dense.bias
+    geometry = replace(dense.geometry, outputs=total)
+    return replace(dense, geometry=geometry, kernel=kernel, bias=bias)
 
 
-# --- compositions -----------------------------------------------------------------------------
-# ----------------------------
+# --- compositions -------------------------------------------------------------------------------
 
 
 def compose_geometry(outer: Geometry, inner: Geometry) -> Geometry:
-    """The geometry of outer(inner(x)), were it exact; Inexact when no window could make it so."""
+    """The geometry of outer(inner(x)), if it is exact.
+
+    Raises:
+        Inexact: no window could make it so.
+    """
     if outer.inputs != inner.outputs:
         raise Inexact(
             f"{outer.inputs} channels are read where {inner.outputs} are made"
         )
-    if any(outer.pads) and (inner.kernel, inner.strides) != ((1, 1), (1, 1)):
+    is_one_tap = inner.kernel == (1, 1) and inner.strides == (1, 1)
+    if any(outer.pads) and not is_one_tap:
         raise Inexact(
             "the outer convolution pads what the inner one computes, so borders would differ"
         )
-    dilated = outer.kernel != (1, 1) and inner.kernel != (1, 1)
-    dilations = (
-        (1, 1)
-        if dilated
-        else (
-            inner.dilations
-            if outer.kernel == (1, 1)
-            else _times(outer.dilations, inner.strides)
-        )
-    )
-    span = _pair((outer.span[a] - 1) * inner.strides[a] + inner.span[a] for a in (0, 1))
-    kernel = _pair((span[a] - 1) // dilations[a] + 1 for a in (0, 1))
+    dilations = _composed_dilations(outer, inner)
+    kernel = []
+    for axis in (0, 1):
+        span = (outer.span[axis] - 1) * inner.strides[axis] + inner.span[axis]
+        kernel.append((span - 1) // dilations[axis] + 1)
     top, left, bottom, right = (
-        one + two for one, two in zip(outer.pads, inner.pads, strict=True)
+        own + other for own, other in zip(outer.pads, inner.pads, strict=True)
     )
-    groups = _common_groups(outer, inner)
     return Geometry(
-        outer.outputs,
-        inner.inputs,
-        kernel,
-        _times(outer.strides, inner.strides),
-        (top, left, bottom, right),
-        dilations,
-        groups,
+        outputs=outer.outputs,
+        inputs=inner.inputs,
+        kernel=(kernel[0], kernel[1]),
+        strides=_times(outer.strides, inner.strides),
+        pads=(top, left, bottom, right),
+        dilations=dilations,
+        groups=_common_groups(outer, inner),
     )
+
+
+def _composed_dilations(outer: Geometry, inner: Geometry) -> tuple[int, int]:
+    """Dilations at which one kernel holds every tap of `outer` on every tap of `inner`."""
+    if outer.kernel == (1, 1):
+        return inner.dilations
+    if inner.kernel == (1, 1):
+        return _times(outer.dilations, inner.strides)
+    return (1, 1)
+
+
+def _common_groups(outer: Geometry, inner: Geometry) -> int:
+    """The most groups into which both maps can be cut together."""
+    if outer.is_diagonal:
+        return inner.groups
+    if inner.is_diagonal:
+        return outer.groups
+    return math.gcd(outer.groups, inner.groups)
 
 
 def compose(outer: AffineMap, inner: AffineMap) -> AffineMap:
@@ -342,103 +385,95 @@ def compose(outer: AffineMap, inner: AffineMap) -> AffineMap:
 
     Raises:
         Inexact: outer pads and inner strides or has a window, or gives something other than the
-        padding outside its image.
+            padding outside its image.
     """
     target = compose_geometry(outer.geometry, inner.geometry)
     if any(outer.geometry.pads):
         _require_padding(outer, inner)
-    bias = outer.bias + _apply(outer.kernel.sum((2, 3)), inner.bias, outer.geometry)
-    return AffineMap(
-        target, _composed_kernel(outer, inner, target), bias, inner.fill, inner.doubt
-    )
+    all_taps = outer.kernel.sum((2, 3))
+    bias = outer.bias + _apply(all_taps, inner.bias, outer.geometry)
+    kernel = _composed_kernel(outer, inner, target)
+    return AffineMap(target, kernel, bias, inner.fill, inner.doubt)
 
 
 def _require_padding(outer: AffineMap, inner: AffineMap) -> None:
     """Outside its image `inner`, which has one tap, gives what `outer` pads with."""
     outside = inner.bias
     if inner.fill is not None:
-        outside = outside + _apply(inner.kernel[:, :, 0, 0], inner.fill, inner.geometry)
-    if outer.fill is None and np.any(outside != 0):
-        raise Inexact(
-            "the outer convolution pads with 0 where the inner map would give its shift, so "
-            "borders would differ"
-        )
-    if (
-        outer.fill is not None
-        and not np.abs(outer.fill - outside).max()
-        <= outer.doubt * np.abs(outside).max()
-    ):
+        taps = inner.kernel[:, :, 0, 0]
+        outside = outside + _apply(taps, inner.fill, inner.geometry)
+    if outer.fill is None:
+        if np.any(outside != 0):
+            raise Inexact(
+                "the outer convolution pads with 0 where the inner map would give its shift, so "
+                "borders would differ"
+            )
+        return
+    largest_error = np.abs(outer.fill - outside).max()
+    # Written so that NaN is refused too.
+    if not largest_error <= outer.doubt * np.abs(outside).max():
         raise Inexact(
             "the border is filled with constants that the map before it does not give for "
             "zeros, so borders would differ"
         )
 
 
-def _apply(taps: Array, vector: Array, shape: Geometry) -> Array:
+def _apply(taps: Array, vector: Array, geometry: Geometry) -> Array:
     """taps [O, I/g] times vector [I], group by group."""
-    blocks = taps.reshape(shape.groups, shape.outputs // shape.groups, -1)
-    product: Array = np.einsum("goi,gi->go", blocks, vector.reshape(shape.groups, -1))
+    groups = geometry.groups
+    blocks = taps.reshape(groups, geometry.outputs // groups, -1)
+    product: Array = np.einsum("goi,gi->go", blocks, vector.reshape(groups, -1))
     return product.reshape(-1)
 
 
-def _common_groups(outer: Geometry, inner: Geometry) -> int:
-    if outer.is_diagonal:
-        return inner.groups
-    return outer.groups if inner.is_diagonal else math.gcd(outer.groups, inner.groups)
-
-
 def _composed_kernel(outer: AffineMap, inner: AffineMap, target: Geometry) -> Array:
-    out, inn = outer.geometry, inner.geometry
-    if out.kernel == (1, 1) and inn.kernel == target.kernel:
+    """The kernel of outer(inner(x)): the sum over the taps of `outer`."""
+    own, before = outer.geometry, inner.geometry
+    if own.kernel == (1, 1) and before.kernel == target.kernel:
         return _channel_product(outer, inner, target.groups, 0, 0)
     kernel = np.zeros((target.outputs, target.inputs // target.groups, *target.kernel))
-    for row in range(out.kernel[0]):
-        for column in range(out.kernel[1]):
+    for row in range(own.kernel[0]):
+        rows = _taps(outer.geometry, before, target, 0, row)
+        for column in range(own.kernel[1]):
+            columns = _taps(outer.geometry, before, target, 1, column)
             product = _channel_product(outer, inner, target.groups, row, column)
-            rows, columns = (
-                [
-                    (tap * out.dilations[a] * inn.strides[a] + t * inn.dilations[a])
-                    // target.dilations[a]
-                    for t in range(inn.kernel[a])
-                ]
-                for a, tap in ((0, row), (1, column))
-            )
-            kernel[:, :, np.array(rows)[:, None], np.array(columns)[None, :]] += product
+            kernel[:, :, rows[:, None], columns[None, :]] += product
     return kernel
+
+
+def _taps(
+    outer: Geometry, inner: Geometry, target: Geometry, axis: int, tap: int
+) -> npt.NDArray[np.intp]:
+    """The taps of `target` that tap number `tap` of `outer` reaches through all of `inner`."""
+    start = tap * outer.dilations[axis] * inner.strides[axis]
+    pixels = start + np.arange(inner.kernel[axis]) * inner.dilations[axis]
+    taps: npt.NDArray[np.intp] = pixels // target.dilations[axis]
+    return taps
 
 
 def _channel_product(
     outer: AffineMap, inner: AffineMap, groups: int, row: int, column: int
 ) -> Array:
-    """sum over m of outer[o, m, row, column] * inner[m, i, :, :], without making a diagonal
-    dense.
+    """sum over m of outer[o, m, row, column] * inner[m, i, :, :].
+
+    Diagonal maps are not made dense: a depthwise layer of 1,000 channels would take a million.
     """
-    if outer.geometry.is_diagonal:
-        return outer.kernel[:, :, row, column, None, None] * inner.kernel
+    sides = inner.kernel.shape[2:]
     tap = outer.kernel[:, :, row, column]
+    if outer.geometry.is_diagonal:
+        return tap[:, :, None, None] * inner.kernel
     if inner.geometry.is_diagonal:
-        per_group = inner.kernel.reshape(
-            outer.geometry.groups, 1, -1, *inner.kernel.shape[2:]
-        )
-        blocks = (
-            tap.reshape(outer.geometry.groups, -1, tap.shape[1])[..., None, None]
-            * per_group
-        )
-        return blocks.reshape(*tap.shape, *inner.kernel.shape[2:])
-    left = (
-        grouped(outer, groups)
-        .kernel[:, :, row, column]
-        .reshape(groups, outer.geometry.outputs // groups, -1)
-    )
-    right = grouped(inner, groups).kernel
-    right = right.reshape(groups, left.shape[2], -1)
-    return (left @ right).reshape(outer.geometry.outputs, -1, *inner.kernel.shape[2:])
+        own_groups = outer.geometry.groups
+        scales = inner.kernel.reshape(own_groups, 1, -1, *sides)
+        blocks = tap.reshape(own_groups, -1, tap.shape[1])
+        product = blocks[..., None, None] * scales
+        return product.reshape(*tap.shape, *sides)
+    outputs = outer.geometry.outputs
+    left = grouped(outer, groups).kernel[:, :, row, column]
+    left = left.reshape(groups, outputs // groups, -1)
+    right = grouped(inner, groups).kernel.reshape(groups, left.shape[2], -1)
+    return (left @ right).reshape(outputs, -1, *sides)
 
 
-def _pair(values: Iterable[int]) -> tuple[int, int]:
-    first, second = values
-    return first, second
-
-
-def _times(one: tuple[int, int], two: tuple[int, int]) -> tuple[int, int]:
-    return one[0] * two[0], one[1] * two[1]
+def _times(left: tuple[int, int], right: tuple[int, int]) -> tuple[int, int]:
+    return left[0] * right[0], left[1] * right[1]

@@ -1,18 +1,19 @@
-"""Borders: a frame of zeros (Pad) that ScatterND nodes then fill with one number for each channel.
+"""Borders of constants: a frame of zeros that ScatterND nodes fill with one number per channel.
 
-Exporters write so what PyTorch code says as y[:, :, :p, :] = v and the like. Diverse Branch
-Block does: it frames what its 1x1 convolution's BatchNorm gives by what that gives for zeros,
-so the frame might as well be zero padding of the convolution.
+Exporters write PyTorch's y[:, :, :p, :] = v as a ScatterND. A Diverse Branch Block does this: it
+pads what the BatchNorm of its 1x1 convolution computes, and fills the frame with what that
+BatchNorm gives for zeros. So the frame is the same as zero padding of the convolution, which
+the fold can use.
 
-Where a ScatterND writes, and what, may depend on sizes but on no value: that is so for all that
-constants.sized finds. The image must have a fixed size; the batch may be open: what is written
-is looked at for IMAGES of them, and once more, for another number, by the proof.
+`mark_borders` reads where such nodes write, and what. Both may depend on sizes but on no other
+value. The image must have a fixed size. The batch may be open: the nodes are evaluated for IMAGES
+images. The certificate checks with another number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,130 +22,152 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 
+from repzoo.graph.fold.affine_node import AffineNode
 from repzoo.graph.fold.algebra import Array, Geometry
-from repzoo.graph.fold.rules import BORDER, AffineNode, Border, as_affine
-from repzoo.graph.fold.tensors import constant
+from repzoo.graph.fold.rules import as_affine
+from repzoo.graph.fold.rules.movement import BORDER, Border
+from repzoo.graph.fold.tensors import constant, is_standard
 from repzoo.graph.tools.constant_folding import at_batch_size
 
 # A border constant was computed from the four parameters of a BatchNorm, in the number type of
 # the graph.
 BORDER_ROUNDINGS = 8
+FLOAT32_ROUNDOFF = 2.0**-24
 ROUNDOFF: dict[int, float] = {
     onnx.TensorProto.FLOAT16: 2.0**-11,
     onnx.TensorProto.BFLOAT16: 2.0**-8,
     onnx.TensorProto.DOUBLE: 2.0**-53,
 }
 IMAGES = 2
-LARGEST = 2**24  # numbers in a framed tensor
+LARGEST = 2**24  # elements of a framed tensor
+# Exporters write one for each of the four sides. More would take time that grows with the square.
+MOST_WRITES = 64
 
 Values = npt.NDArray[Any]
-Write = tuple[Values, Values]  # where (index [..., axes]), what [...]
+Write = tuple[Values, Values]  # indices [..., axes], and the values that go there
+Places = Mapping[ir.Node, int]  # of the nodes in the graph
 
 
 def mark_borders(graph: ir.Graph, model: onnx.ModelProto) -> None:
-    """Note in the `meta` of each ScatterND in `graph` (of `model`, shapes inferred) the Border
-    it completes, or why it is none.
+    """Note in the `meta` of each ScatterND the Border that it completes, or why it is none.
+
+    graph  of `model`, with shapes inferred
     """
-    writers = [
-        node
-        for node in graph
-        if node.op_type == "ScatterND" and node.domain in ("", "ai.onnx")
-    ]
-    if writers:
-        known, places = (
-            at_batch_size(model, IMAGES).values,
-            {node: place for place, node in enumerate(graph)},
-        )
-        for node in writers:
-            node.meta[BORDER] = _border(node, known, places)
+    last_writes = []
+    for node in graph:
+        if node.op_type == "ScatterND" and is_standard(node):
+            last_writes.append(node)
+    if not last_writes:
+        return
+    known = at_batch_size(model, IMAGES).values
+    places = {node: place for place, node in enumerate(graph)}
+    for node in last_writes:
+        node.meta[BORDER] = _border(node, known, places)
 
 
 def _border(
-    last: ir.Node, known: Mapping[str, onnx.TensorProto], places: Mapping[ir.Node, int]
+    last: ir.Node, known: Mapping[str, onnx.TensorProto], places: Places
 ) -> Border | str | None:
-    *writers, pad = _chain(last)
+    """The border that `last` completes, or why it is none; None if nobody would expect one."""
+    writers, pad = _chain(last)
+    if len(writers) > MOST_WRITES:
+        return f"more than {MOST_WRITES} nodes write into one tensor, one after another"
     frame = as_affine(pad) if pad is not None and pad.op_type == "Pad" else None
     if not isinstance(frame, AffineNode):
         return None
-    if not (sides := _sides(frame.source)):
+    sides = _sides(frame.source)
+    if not sides:
         return (
             "it writes into a tensor of open (or immense) height and width; export it with a "
             "fixed size to have that folded"
         )
-    writes = [
-        write
-        for node in reversed(writers)
-        if node is not None and (write := _write(node, known)) is not None
-    ]
-    if len(writes) < len(writers):
-        return "where it writes, or what, depends on more than sizes and constants"
+    writes = []
+    for node in reversed(writers):
+        write = _write(node, known)
+        if write is None:
+            return "where it writes, or what, depends on more than sizes and constants"
+        writes.append(write)
     fill = _fill(sides, frame.geometry, writes)
     if fill is None:
         return (
             "it writes something other than one number a channel on exactly the frame of zeros, "
             "which no convolution does"
         )
-    kind = last.outputs[0].dtype
-    doubt = BORDER_ROUNDINGS * ROUNDOFF.get(
-        kind.value if kind is not None else 0, 2.0**-24
-    )
-    return Border(fill, doubt, tuple(_between(last, frame.node, places)))
+    dtype = last.outputs[0].dtype
+    roundoff = ROUNDOFF.get(0 if dtype is None else dtype.value, FLOAT32_ROUNDOFF)
+    nodes = tuple(_between(last, frame.node, places))
+    return Border(fill, BORDER_ROUNDINGS * roundoff, nodes)
 
 
-def _chain(last: ir.Node) -> Iterator[ir.Node | None]:
-    """ScatterND nodes that each write into the one before, then the node that they all began
-    with.
+def _chain(last: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:
+    """ScatterND nodes that each write into the result of the next, and the node before them.
+
+    At most one more than MOST_WRITES of them.
     """
+    writers: list[ir.Node] = []
     node: ir.Node | None = last
     while node is not None and node.op_type == "ScatterND":
-        yield node
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    yield node
+        writers.append(node)
+        target = node.inputs[0]
+        node = None if target is None else target.producer()
+        if len(writers) > MOST_WRITES:
+            break
+    return writers, node
 
 
 def _sides(source: ir.Value) -> tuple[int, ...]:
-    """[N, C, H, W], IMAGES where the batch is open; empty where another is, or all are too
-    large to look at.
+    """[N, C, H, W] of the image in the frame, with IMAGES for an open batch.
+
+    Empty if another side is open, or all of it is too large to evaluate.
     """
-    batch, *rest = source.shape or (0,)
-    sides = tuple(
-        side
-        for side in (batch if isinstance(batch, int) else IMAGES, *rest)
-        if isinstance(side, int)
-    )
-    return (
-        sides
-        if len(rest) == 3 and len(sides) == 4 and math.prod(sides) <= LARGEST
-        else ()
-    )
+    if source.shape is None or len(source.shape) != 4:
+        return ()
+    batch = source.shape[0]
+    sides = [batch if isinstance(batch, int) else IMAGES]
+    for side in source.shape[1:]:
+        if not isinstance(side, int):
+            return ()
+        sides.append(side)
+    return tuple(sides) if math.prod(sides) <= LARGEST else ()
 
 
 def _write(node: ir.Node, known: Mapping[str, onnx.TensorProto]) -> Write | None:
+    """Where a ScatterND writes, and what; None if it adds, or if that is not known."""
     if node.attributes.get_string("reduction", "none") != "none":
         return None
-    found = []
-    for value in node.inputs[1:]:
-        held = known.get(str(value.name)) if value is not None else None
-        values = constant(value) if held is None else numpy_helper.to_array(held)
-        if values is None:
-            return None
-        found.append(values)
-    return found[0].astype(np.int64), found[1]
+    indices, updates = (_values(value, known) for value in node.inputs[1:])
+    if indices is None or updates is None:
+        return None
+    return indices.astype(np.int64), updates
+
+
+def _values(
+    value: ir.Value | None, known: Mapping[str, onnx.TensorProto]
+) -> Values | None:
+    """The values of a tensor that follow from constants and sizes."""
+    if value is None:
+        return None
+    tensor = known.get(str(value.name))
+    return constant(value) if tensor is None else numpy_helper.to_array(tensor)
 
 
 def _fill(
-    sides: tuple[int, ...], shape: Geometry, writes: Sequence[Write]
+    sides: tuple[int, ...], geometry: Geometry, writes: Sequence[Write]
 ) -> Array | None:
-    """[C], None unless the `writes` cover the frame and nothing else, and agree in each channel."""
+    """The constant of each channel, [C].
+
+    None unless the writes cover the frame and nothing else, with one number in each channel.
+    """
     images, channels, height, width = sides
-    top, left, bottom, right = shape.pads
+    top, left, bottom, right = geometry.pads
     canvas = np.zeros((images, channels, height + top + bottom, width + left + right))
     inside = np.zeros(canvas.shape, bool)
     inside[:, :, top : top + height, left : left + width] = True
+    # Pixels of the image are NaN, to see whether a write touches one.
     canvas[inside] = np.nan
     try:
-        for where, what in writes:
-            canvas[tuple(np.moveaxis(where, -1, 0))] = what
+        for indices, updates in writes:
+            canvas[tuple(np.moveaxis(indices, -1, 0))] = updates
     except (IndexError, ValueError):
         return None  # no runtime could do that
     if not np.array_equal(np.isnan(canvas), inside) or inside.all():
@@ -153,27 +176,22 @@ def _fill(
     return fill if np.array_equal(fill, np.nanmin(canvas, (0, 2, 3))) else None
 
 
-def _between(
-    last: ir.Node, pad: ir.Node, places: Mapping[ir.Node, int]
-) -> Iterator[ir.Node]:
-    """The nodes that `last` reads and that read `pad`, from the one to the other, and then
-    `pad`.
-    """
-    behind, stack = {last}, [last]
+def _between(last: ir.Node, pad: ir.Node, places: Places) -> list[ir.Node]:
+    """The nodes on the paths from `pad` to `last`, without `last`, from late to early."""
+    before = {last}
+    stack = [last]
     while stack:
         for value in stack.pop().inputs:
-            node = value.producer() if value is not None else None
-            if (
-                node is not None
-                and node not in behind
-                and places.get(node, -1) > places[pad]
-            ):
-                behind.add(node)
+            node = None if value is None else value.producer()
+            if node is None or node in before:
+                continue
+            # What stands before the Pad cannot depend on it.
+            if places.get(node, -1) > places[pad]:
+                before.add(node)
                 stack.append(node)
-    inside = {pad}
-    for node in sorted(behind, key=places.__getitem__):
-        if any(
-            value is not None and value.producer() in inside for value in node.inputs
-        ):
-            inside.add(node)
-    yield from sorted(inside - {last}, key=places.__getitem__, reverse=True)
+    on_path = {pad}
+    for node in sorted(before, key=places.__getitem__):
+        producers = [value.producer() for value in node.inputs if value is not None]
+        if not on_path.isdisjoint(producers):
+            on_path.add(node)
+    return sorted(on_path - {last}, key=places.__getitem__, reverse=True)

@@ -1,9 +1,13 @@
-"""Twins: nodes that do the same with the same inputs are one.
+"""Common-subexpression elimination: nodes that compute the same from the same inputs become one.
 
-Merged are nodes of ONNX's own operators with equal settings that read the same tensors, or
-small constants of equal value. Left alone are operators that draw at random, nodes that hold a
-graph, and a second node that gives an output of the graph, which would lose its name. Weights
-stay two where they are equal: a fold may yet take each into another layer.
+Merged are nodes of ONNX's own operators with equal attributes that read the same tensors, or small
+constants of equal value. These stay apart:
+
+- operators that draw random numbers, and nodes that hold a graph;
+- a second node that computes an output of the graph, which would lose its name;
+- equal weights: a fold may yet put a different layer into each.
+
+onnx-ir has such a pass. It merges equal weights too, and nodes of other domains.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 import onnx_ir as ir
+
+from repzoo.graph.fold.tensors import is_standard
 
 SMALL = 64  # elements of constants that are compared by value
 RANDOM = frozenset(
@@ -27,64 +33,53 @@ RANDOM = frozenset(
 
 
 def eliminate_common_subexpressions(graph: ir.Graph) -> bool:
-    """Keep the first of all nodes that are alike, in place; True when some were. Nodes must be
-    sorted.
+    """Keep the first of all nodes that are alike, in place. Returns whether any was removed.
+
+    Nodes must be sorted, so that what a node reads is merged before it.
     """
-    seen: dict[Hashable, ir.Node] = {}
+    first_by_content: dict[Hashable, ir.Node] = {}
     before = len(graph)
     for node in list(graph):
-        if _is_plain(node):
-            first = seen.setdefault(_key(node), node)
-            if first is not node and not any(
-                value.is_graph_output() for value in node.outputs
-            ):
-                ir.convenience.replace_all_uses_with(node.outputs, first.outputs)
-                graph.remove(node, safe=True)
+        if not _can_merge(node):
+            continue
+        first = first_by_content.setdefault(_content(node), node)
+        if first is node or any(value.is_graph_output() for value in node.outputs):
+            continue
+        ir.convenience.replace_all_uses_with(node.outputs, first.outputs)
+        graph.remove(node, safe=True)
     return len(graph) < before
 
 
-def _is_plain(node: ir.Node) -> bool:
-    holds = any(
-        item.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for item in node.attributes.values()
-    )
-    return (
-        node.domain in ("", "ai.onnx")
-        and node.op_type not in RANDOM
-        and not holds
-        and not _is_large(node)
-    )
+def _can_merge(node: ir.Node) -> bool:
+    """Whether the result of `node` follows from its attributes and inputs, all easy to compare."""
+    if not is_standard(node) or node.op_type in RANDOM:
+        return False
+    for attribute in node.attributes.values():
+        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            return False
+        if attribute.type == ir.AttributeType.TENSOR and attribute.value.size > SMALL:
+            return False
+    return True
 
 
-def _is_large(node: ir.Node) -> bool:
-    held = (
-        item.value
-        for item in node.attributes.values()
-        if item.type == ir.AttributeType.TENSOR
-    )
-    return any(tensor.size > SMALL for tensor in held)
+def _content(node: ir.Node) -> Hashable:
+    """What two nodes have in common if they compute the same."""
+    attributes = []
+    for name, attribute in sorted(node.attributes.items()):
+        attributes.append((name, attribute.type.name, _attribute_value(attribute)))
+    inputs = tuple(_input_content(value) for value in node.inputs)
+    return node.op_type, len(node.outputs), inputs, tuple(attributes)
 
 
-def _key(node: ir.Node) -> Hashable:
-    settings = sorted(
-        (name, item.type.name, _setting(item)) for name, item in node.attributes.items()
-    )
-    return (
-        node.op_type,
-        len(node.outputs),
-        tuple(map(_read, node.inputs)),
-        tuple(settings),
-    )
+def _attribute_value(attribute: ir.Attr) -> Hashable:
+    if attribute.type == ir.AttributeType.TENSOR:
+        return _values(attribute.value)
+    return repr(attribute.value)
 
 
-def _setting(item: ir.Attr) -> Hashable:
-    if item.type == ir.AttributeType.TENSOR:
-        return _values(item.value)
-    return repr(item.value)
-
-
-def _read(value: ir.Value | None) -> Hashable:
-    """What stands for an input: itself, or what it holds."""
+def _input_content(value: ir.Value | None) -> Hashable:
+    """What identifies an input: the tensor itself, or the values of a small constant."""
+    # A caller may feed another value in place of an input's default.
     if value is None or value.is_graph_input():
         return value
     tensor = ir.convenience.get_const_tensor(value)

@@ -1,5 +1,7 @@
-"""Nodes that give their input back as it is, at inference: they go, and a graph's output keeps
-its name.
+"""Identity elimination: nodes that pass a tensor on as it is, in inference, are removed.
+
+These are Dropout, arithmetic with zeros or ones, a Cast to the same type, and a Reshape or
+Transpose that changes no shape. An output of the graph keeps its name.
 """
 
 from __future__ import annotations
@@ -7,87 +9,99 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from repzoo.graph.fold.tensors import constant
+from repzoo.graph.fold.algebra import Array
+from repzoo.graph.fold.tensors import constant, is_standard
 from repzoo.graph.tools.constant_folding import shape_preserving_input
 
-NEUTRAL_SIZE = (
-    2**18
-)  # elements of a tensor of zeros or ones that is read to see whether it is one
+# Elements of a constant that is read to see whether it is all zeros or ones.
+NEUTRAL_SIZE = 2**18
 NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 
 
 def eliminate_identities(graph: ir.Graph) -> None:
-    """Dropout passes its input through at inference; its mask must be unread. So do added
-    zeros, factors of one, Casts
-    to the same type, Reshapes and Transposes that change no shape."""
+    """Remove all such nodes of `graph`, in place. Tensors need their shapes."""
     for node in list(graph):
-        if (
-            node.op_type == "Dropout"
-            and node.inputs[0] is not None
-            and not any(out.uses() for out in node.outputs[1:])
-        ):
-            training = node.inputs[2] if len(node.inputs) > 2 else None
-            flag = constant(training)
-            if training is None or (flag is not None and not flag.any()):
-                _replace_value(graph, node, node.inputs[0])
-        elif (
-            node.domain in ("", "ai.onnx") and (source := _given_back(node)) is not None
-        ):
-            _replace_value(graph, node, source)
+        source = _passed_on(node)
+        if source is not None:
+            _remove(graph, node, source)
 
 
-def _given_back(node: ir.Node) -> ir.Value | None:
-    """The input that the operator gives back as it is."""
+def _passed_on(node: ir.Node) -> ir.Value | None:
+    """The input that `node` passes on as it is; None if it changes it."""
+    if not is_standard(node):
+        return None
+    if node.op_type == "Dropout":
+        return node.inputs[0] if _is_inactive(node) else None
     if node.op_type == "Cast":
-        return _of_that_type(node)
+        return _input_of_same_type(node)
     if node.op_type in ("Reshape", "Transpose"):
         return shape_preserving_input(node)
     return _untouched(node) if node.op_type in NEUTRAL else None
 
 
-def _of_that_type(node: ir.Node) -> ir.Value | None:
-    """A Cast's input, where it has the type that it is cast to."""
-    source, to = node.inputs[0], node.attributes.get("to")
-    same = (
-        source is not None
-        and source.dtype is not None
-        and to is not None
-        and to.as_int() == int(source.dtype)
-    )
-    return source if same else None
+def _is_inactive(dropout: ir.Node) -> bool:
+    """Whether a Dropout passes its input on, and nobody reads its mask."""
+    if any(output.uses() or output.is_graph_output() for output in dropout.outputs[1:]):
+        return False
+    training = dropout.inputs[2] if len(dropout.inputs) > 2 else None
+    if training is None:
+        return True
+    values = constant(training)
+    return values is not None and not values.any()
+
+
+def _input_of_same_type(cast: ir.Node) -> ir.Value | None:
+    """The input of a Cast to the type that it has."""
+    source = cast.inputs[0]
+    target = cast.attributes.get("to")
+    if source is None or source.dtype is None or target is None:
+        return None
+    return source if target.as_int() == int(source.dtype) else None
 
 
 def _untouched(node: ir.Node) -> ir.Value | None:
-    """The operand that an Add, Sub, Mul or Div gives back as it is: the other is all zeros or
-    ones, and widens nothing.
-    """
-    pairs = [(0, 1), (1, 0)] if node.op_type in ("Add", "Mul") else [(0, 1)]
-    for source, other in ((node.inputs[one], node.inputs[two]) for one, two in pairs):
-        numbers = constant(other)
-        small = numbers is not None and numbers.size <= NEUTRAL_SIZE
-        if (
-            source is not None
-            and numbers is not None
-            and small
-            and np.all(numbers == NEUTRAL[node.op_type])
-        ):
-            sides = list(source.shape or ())
-            widens = numbers.ndim > len(sides) or any(
-                a not in (1, b)
-                for a, b in zip(numbers.shape[::-1], sides[::-1], strict=False)
-            )
-            return None if widens else source
+    """The operand that arithmetic with zeros or ones leaves as it is."""
+    left, right = node.inputs
+    neutral = NEUTRAL[node.op_type]
+    if _is_neutral(right, neutral):
+        return None if _widens(right, left) else left
+    is_commutative = node.op_type in ("Add", "Mul")
+    if is_commutative and _is_neutral(left, neutral):
+        return None if _widens(left, right) else right
     return None
 
 
-def _replace_value(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
-    if node.outputs[0].is_graph_output():
-        kept = ir.Node(
-            "", "Identity", [source], outputs=[ir.Value(name=node.outputs[0].name)]
-        )
-        ir.convenience.replace_nodes_and_values(
-            graph, node, [node], [kept], [node.outputs[0]], [kept.outputs[0]]
-        )
-    else:
-        ir.convenience.replace_all_uses_with(node.outputs[0], source)
+def _is_neutral(operand: ir.Value | None, number: int) -> bool:
+    """Whether every element of `operand` is known to be `number`."""
+    values = constant(operand)
+    if values is None or values.size > NEUTRAL_SIZE:
+        return False
+    return bool(np.all(values == number))
+
+
+def _widens(operand: ir.Value | None, other: ir.Value | None) -> bool:
+    """Whether broadcasting with the constant `operand` gives a larger tensor than `other`."""
+    values: Array | None = constant(operand)
+    if values is None or other is None:
+        return True
+    sides = list(other.shape or ())
+    if values.ndim > len(sides):
+        return True
+    # Broadcasting aligns the last axes.
+    pairs = zip(values.shape[::-1], sides[::-1], strict=False)
+    return any(side not in (1, other_side) for side, other_side in pairs)
+
+
+def _remove(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
+    """Remove `node`, which passes `source` on."""
+    output = node.outputs[0]
+    if not output.is_graph_output():
+        ir.convenience.replace_all_uses_with(output, source)
         graph.remove(node, safe=True)
+        return
+    # The output of the graph must keep its name, so a node has to compute it.
+    named = ir.Value(name=output.name)
+    identity = ir.Node("", "Identity", [source], outputs=[named])
+    ir.convenience.replace_nodes_and_values(
+        graph, node, [node], [identity], [output], [named]
+    )

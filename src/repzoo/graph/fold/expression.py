@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from repzoo.graph.fold import algebra
+from repzoo.graph.fold.affine_node import AffineNode
 from repzoo.graph.fold.algebra import AffineMap, Geometry
-from repzoo.graph.fold.rules import AffineNode, as_affine
+from repzoo.graph.fold.rules import as_affine
 from repzoo.graph.fold.tensors import channels_of, rank_of
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -24,11 +25,12 @@ WEIGHTED = ("Conv", "Gemm", "MatMul")
 WITHOUT_SHIFT = frozenset({"MatMul", "Mul", "Div"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Expression:
     """A tensor as one affine map of the tensor `source`.
 
     nodes       the nodes that compute it, the last one first; empty for the source itself
+    links       how many affine nodes, sums and concatenations it is made of
     macs        multiply-accumulates of these nodes per pixel of the source
     parameters  weights of these nodes
     build       computes the map in float64
@@ -42,6 +44,7 @@ class Expression:
     parameters: int
     build: Callable[[], AffineMap]
     flat: bool
+    links: int = 0
 
     @property
     def cost(self) -> float:
@@ -60,16 +63,27 @@ def macs_per_input_pixel(geometry: Geometry) -> float:
 def source_itself(value: ir.Value) -> Expression:
     """`value` as an expression of itself. Its channels become known when it is combined."""
     return Expression(
-        value, Geometry(0, 0), (), 0.0, 0, lambda: algebra.identity(0), flat=False
+        source=value,
+        geometry=Geometry(0, 0),
+        nodes=(),
+        macs=0.0,
+        parameters=0,
+        build=lambda: algebra.identity(0),
+        flat=False,
     )
 
 
 def of_node(link: AffineNode) -> Expression:
     """The map of one affine node. Data movement costs nothing."""
-    macs = 0.0 if link.moves else macs_per_input_pixel(link.geometry)
-    parameters = 0 if link.moves else link.geometry.macs
     return Expression(
-        link.source, link.geometry, link.nodes, macs, parameters, link.build, link.flat
+        source=link.source,
+        geometry=link.geometry,
+        nodes=link.nodes,
+        macs=0.0 if link.moves else macs_per_input_pixel(link.geometry),
+        parameters=0 if link.moves else link.geometry.macs,
+        build=link.build,
+        flat=link.flat,
+        links=1,
     )
 
 
@@ -91,6 +105,7 @@ def composed(link: AffineNode, inner: Expression) -> Expression:
         parameters=inner.parameters + own.parameters,
         build=lambda: algebra.compose(link.build(), inner.build()),
         flat=link.flat or inner.flat,
+        links=inner.links + 1,
     )
 
 
@@ -115,6 +130,7 @@ def added(node: ir.Node, left: Expression, right: Expression) -> Expression:
         parameters=left.parameters + right.parameters,
         build=lambda: algebra.add(left.build(), algebra.scaled(right.build(), sign)),
         flat=left.flat or right.flat,
+        links=left.links + right.links + 1,
     )
 
 
@@ -127,16 +143,16 @@ def concatenated(node: ir.Node, parts: list[Expression]) -> Expression:
     nodes = [node]
     for part in parts:
         nodes += part.nodes
+    geometries = [part.geometry for part in parts]
     return Expression(
         source=parts[0].source,
-        geometry=functools.reduce(
-            algebra.join_geometry, (part.geometry for part in parts)
-        ),
+        geometry=functools.reduce(algebra.join_geometry, geometries),
         nodes=tuple(dict.fromkeys(nodes)),
         macs=sum(part.macs for part in parts),
         parameters=sum(part.parameters for part in parts),
-        build=lambda: functools.reduce(algebra.join, (part.build() for part in parts)),
+        build=lambda: functools.reduce(algebra.join, [part.build() for part in parts]),
         flat=parts[0].flat,
+        links=sum(part.links for part in parts) + 1,
     )
 
 
@@ -148,21 +164,16 @@ def as_part(expression: Expression, part: ir.Value, flat: bool) -> Expression:
 
 
 def _identity(expression: Expression, channels: int) -> Expression:
-    return Expression(
-        source=expression.source,
-        geometry=Geometry(channels, channels, groups=channels),
-        nodes=(),
-        macs=0.0,
-        parameters=0,
-        build=lambda: algebra.identity(channels),
-        flat=expression.flat,
+    geometry = Geometry(channels, channels, groups=channels)
+    return replace(
+        expression, geometry=geometry, build=lambda: algebra.identity(channels)
     )
 
 
 # --- questions ----------------------------------------------------------------------------------
 
 
-def is_read_only_by(value: ir.Value, readers: tuple[ir.Node, ...]) -> bool:
+def is_read_only_by(value: ir.Value, readers: Collection[ir.Node]) -> bool:
     """Whether no node but `readers`, and no caller, needs `value`."""
     if value.is_graph_output():
         return False
@@ -174,10 +185,11 @@ def is_closed(expression: Expression, root: ir.Node) -> bool:
 
     Needed beyond the check while it is built: a Split has several outputs.
     """
+    nodes = set(expression.nodes)
     for node in expression.nodes:
         if node is root:
             continue
-        if not all(is_read_only_by(value, expression.nodes) for value in node.outputs):
+        if not all(is_read_only_by(value, nodes) for value in node.outputs):
             return False
     return True
 
@@ -220,7 +232,7 @@ def belongs_to_layer_before(expression: Expression) -> bool:
     if not (first.geometry.is_pointwise and first.geometry.is_diagonal):
         return False
     has_affine_producer = isinstance(as_affine(producer), AffineNode)
-    return has_affine_producer and is_read_only_by(expression.source, (first_node,))
+    return has_affine_producer and is_read_only_by(expression.source, {first_node})
 
 
 def belongs_to_layer_after(expression: Expression, root: ir.Node) -> bool:

@@ -1,28 +1,35 @@
-"""Whether a fold that saves multiplications costs time: the expression and the node that would
-replace it, as two small models.
+"""Whether a fold that saves multiplications costs time, measured on two small models.
 
-Fewer multiplications in another shape can take longer: groups that became dense, two small
-windows that became a large one. Only such folds are timed, and only where a caller gives a
-Timer and the size of the image is known. The timer stands above this layer, as the runner of a
-certificate does.
+Fewer multiplications in another shape can take longer: groups that became dense, or two small
+windows that became a large one. Only such folds are timed, and only where the caller gives a Timer
+and the size of the image is known. The engine that runs the models belongs to a higher layer, so
+it comes in as a function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import onnx
 import onnx_ir as ir
 
+from repzoo.graph.fold.affine_node import AffineNode
 from repzoo.graph.fold.algebra import Geometry
-from repzoo.graph.fold.rules import AffineNode, as_affine
+from repzoo.graph.fold.rules import as_affine
+
+WINDOWED = ("Conv", "AveragePool")
+DEFAULT_OPSET = 17  # of nodes that belong to no graph
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of both models, and the interval of after / before: taken in turns, so noise
-    widens it.
+    """The time of two models that ran in turns.
+
+    before_ms   of the nodes that would be replaced, milliseconds
+    after_ms    of the new node
+    ratio_low   lower end of the interval of after / before; noise widens the interval
+    ratio_high  upper end
     """
 
     before_ms: float
@@ -31,9 +38,8 @@ class Timing:
     ratio_high: float
 
 
-Timer = Callable[
-    [onnx.ModelProto, onnx.ModelProto], Timing
-]  # each has one input of a fixed shape
+# Each model has one input of a fixed shape.
+Timer = Callable[[onnx.ModelProto, onnx.ModelProto], Timing]
 
 
 @dataclass
@@ -44,93 +50,101 @@ class Stopwatch:
     seen: dict[object, Timing] = field(default_factory=dict)
 
     def refusal(
-        self, source: ir.Value, nodes: Sequence[ir.Node], new: ir.Node, shape: Geometry
+        self,
+        source: ir.Value,
+        nodes: Sequence[ir.Node],
+        new: ir.Node,
+        geometry: Geometry,
     ) -> str:
-        """Why `new` (of `shape`) must not replace `nodes` (in graph order, all that is between
-        it and `source`); or nothing.
+        """Why `new` must not replace `nodes`; "" if it may.
+
+        source    the tensor that both read
+        nodes     all that lies between `source` and the result, in graph order
+        geometry  of `new`
         """
-        sides = _sides(source)
-        if not sides or not is_doubtful(nodes, shape):
+        shape = _image_shape(source)
+        if not shape or not is_doubtful(nodes, geometry):
             return ""
-        key = (sides, shape, tuple((node.op_type, _geometry(node)) for node in nodes))
+        olds = tuple((node.op_type, _geometry(node)) for node in nodes)
+        key = (shape, geometry, olds)
         if key not in self.seen:
-            self.seen[key] = self.timer(
-                _model(source, sides, nodes), _model(source, sides, [new])
-            )
-        found = self.seen[key]
-        if found.ratio_low <= 1:
+            before = _model(source, shape, nodes)
+            self.seen[key] = self.timer(before, _model(source, shape, [new]))
+        timing = self.seen[key]
+        if timing.ratio_low <= 1:
             return ""
+        height, width = geometry.kernel
         return (
-            f"one {shape.kernel[0]}x{shape.kernel[1]} convolution in place of {len(nodes)} "
-            f"nodes takes {found.after_ms:.3g} ms here on "
-            f"{'x'.join(map(str, sides))}; they take {found.before_ms:.3g} ms (ratio "
-            f"{found.ratio_low:.3g} .. {found.ratio_high:.3g})"
+            f"one {height}x{width} convolution in place of {len(nodes)} "
+            f"nodes takes {timing.after_ms:.3g} ms here on "
+            f"{'x'.join(map(str, shape))}; they take {timing.before_ms:.3g} ms (ratio "
+            f"{timing.ratio_low:.3g} .. {timing.ratio_high:.3g})"
         )
 
 
-def is_doubtful(nodes: Sequence[ir.Node], shape: Geometry) -> bool:
-    """Whether the new node has fewer groups, or a larger window, than some or all of the
-    convolutions and pools that it replaces.
+def is_doubtful(nodes: Sequence[ir.Node], geometry: Geometry) -> bool:
+    """Whether a node of `geometry` in place of `nodes` may be slower, with fewer multiplications.
+
+    It has fewer groups than one of their convolutions and pools, or a larger window than all.
     """
-    olds = [
-        old
-        for node in nodes
-        if node.op_type in ("Conv", "AveragePool")
-        and (old := _geometry(node)) is not None
-    ]
-    area = shape.kernel[0] * shape.kernel[1]
-    return len(olds) > 1 and (
-        any(old.groups > shape.groups for old in olds)
-        or area > max(old.kernel[0] * old.kernel[1] for old in olds)
-    )
+    olds: list[Geometry] = []
+    for node in nodes:
+        old = _geometry(node) if node.op_type in WINDOWED else None
+        if old is not None:
+            olds.append(old)
+    if len(olds) < 2:
+        return False
+    has_fewer_groups = any(old.groups > geometry.groups for old in olds)
+    largest = max(old.kernel[0] * old.kernel[1] for old in olds)
+    return has_fewer_groups or geometry.kernel[0] * geometry.kernel[1] > largest
 
 
 def _geometry(node: ir.Node) -> Geometry | None:
-    seen = as_affine(node)
-    return seen.geometry if isinstance(seen, AffineNode) else None
+    affine = as_affine(node)
+    return affine.geometry if isinstance(affine, AffineNode) else None
 
 
-def _sides(source: ir.Value) -> tuple[int, ...]:
-    """[1, C, H, W]; empty where it is not known."""
+def _image_shape(source: ir.Value) -> tuple[int, ...]:
+    """[1, C, H, W]; empty if it is not known."""
     shape = list(source.shape or ())
     known = [side for side in shape[1:] if isinstance(side, int)]
     return (1, *known) if len(shape) == 4 and len(known) == 3 else ()
 
 
 def _model(
-    source: ir.Value, sides: tuple[int, ...], nodes: Sequence[ir.Node]
+    source: ir.Value, shape: tuple[int, ...], nodes: Sequence[ir.Node]
 ) -> onnx.ModelProto:
-    given = onnx.helper.make_tensor_value_info(
-        str(source.name), onnx.TensorProto.FLOAT, sides
-    )
-    result = onnx.helper.make_tensor_value_info(
-        str(nodes[-1].outputs[0].name), onnx.TensorProto.FLOAT, None
-    )
-    weights = {item.name: item for item in _weights(nodes)}
+    """`nodes` as a model that takes one image of `shape`."""
+    value_info = onnx.helper.make_tensor_value_info
+    float32 = onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(
-        list(map(ir.to_proto, nodes)),
+        [ir.to_proto(node) for node in nodes],
         "timed",
-        [given],
-        [result],
-        list(weights.values()),
+        [value_info(str(source.name), float32, shape)],
+        [value_info(str(nodes[-1].outputs[0].name), float32, None)],
+        _weights(nodes),
     )
-    version = next((node.version for node in nodes if node.version), None) or _opset(
-        nodes
-    )
-    return onnx.helper.make_model(
-        graph, opset_imports=[onnx.helper.make_opsetid("", version)], ir_version=8
-    )
+    opset = onnx.helper.make_opsetid("", _opset(nodes))
+    return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
 
 
 def _opset(nodes: Sequence[ir.Node]) -> int:
+    for node in nodes:
+        if node.version:
+            return node.version
     graph = nodes[0].graph
-    return graph.opset_imports.get("", 17) if isinstance(graph, ir.Graph) else 17
+    if not isinstance(graph, ir.Graph):
+        return DEFAULT_OPSET
+    return graph.opset_imports.get("", DEFAULT_OPSET)
 
 
-def _weights(nodes: Sequence[ir.Node]) -> Iterator[onnx.TensorProto]:
-    for value in (
-        value for node in nodes for value in node.inputs if value is not None
-    ):
-        tensor = ir.convenience.get_const_tensor(value)
-        if tensor is not None:
-            yield ir.to_proto(ir.Tensor(tensor.numpy(), name=value.name))
+def _weights(nodes: Sequence[ir.Node]) -> list[onnx.TensorProto]:
+    """The constants that `nodes` read, each once."""
+    weights: dict[str, onnx.TensorProto] = {}
+    for node in nodes:
+        for value in node.inputs:
+            tensor = None if value is None else ir.convenience.get_const_tensor(value)
+            if value is not None and tensor is not None:
+                copy = ir.Tensor(tensor.numpy(), name=value.name)
+                weights[str(value.name)] = ir.to_proto(copy)
+    return list(weights.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -66,12 +67,50 @@ def _linear_nodes(
     return [product, ir.node("Add", [output, *bias], name=f"{names[0]}.shift")]
 
 
+@dataclass
+class UsedNames:
+    """The names of the tensors of a graph, up to date without reading all of it for each fold."""
+
+    graph: ir.Graph
+    computed: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Read the graph once."""
+        self.computed.update(str(value.name) for value in self.graph.inputs)
+        for node in self.graph:
+            self.add(node)
+
+    def add(self, node: ir.Node) -> None:
+        """Take in what `node` computes."""
+        self.computed.update(str(value.name) for value in node.outputs)
+
+    def remove(self, node: ir.Node) -> None:
+        """Forget what `node` computed."""
+        self.computed.difference_update(str(value.name) for value in node.outputs)
+
+    def unused(self, name: str) -> str:
+        """`name`, with a number appended if a tensor of that name exists."""
+        unused = name
+        number = 2
+        while unused in self.computed or unused in self.graph.initializers:
+            unused = f"{name}.{number}"
+            number += 1
+        return unused
+
+
 def replace(
-    graph: ir.Graph, root: ir.Node, expression: Expression, affine: AffineMap
+    graph: ir.Graph,
+    root: ir.Node,
+    expression: Expression,
+    affine: AffineMap,
+    names: UsedNames,
 ) -> None:
-    """Replace the nodes of `expression`, whose last one is `root`, by one layer."""
+    """Replace the nodes of `expression`, whose last one is `root`, by one layer.
+
+    names  of the tensors of `graph`; kept up to date
+    """
     old = root.outputs[0]
-    nodes = nodes_for(expression, affine, old, _names(graph, expression))
+    nodes = nodes_for(expression, affine, old, _names(names, expression))
     new = nodes[-1].outputs[0]
     new.name = old.name
     new.shape = old.shape
@@ -83,30 +122,20 @@ def replace(
                 graph.register_initializer(value)
     replaced = list(expression.nodes[::-1])
     ir.convenience.replace_nodes_and_values(graph, root, replaced, nodes, [old], [new])
+    for node in replaced:
+        names.remove(node)
+    for node in nodes:
+        names.add(node)
 
 
-def _names(graph: ir.Graph, expression: Expression) -> Names:
+def _names(names: UsedNames, expression: Expression) -> Names:
     """Unused names, after the layer with the most weights among the replaced nodes."""
     heaviest = max(expression.nodes, key=weight_count)
     name = node_name(heaviest)
     old = heaviest.inputs[1] if weight_count(heaviest) else None
-    weight = str(old.name) if old is not None else _unused_name(graph, f"{name}.weight")
-    bias = _unused_name(graph, weight.removesuffix(".weight") + ".folded_bias")
+    weight = str(old.name) if old is not None else names.unused(f"{name}.weight")
+    bias = names.unused(weight.removesuffix(".weight") + ".folded_bias")
     return name, weight, bias
-
-
-def _unused_name(graph: ir.Graph, name: str) -> str:
-    """`name`, with a number appended if a tensor of that name exists."""
-    used = set(graph.initializers)
-    used.update(str(value.name) for value in graph.inputs)
-    for node in graph:
-        used.update(str(value.name) for value in node.outputs)
-    unused = name
-    number = 2
-    while unused in used:
-        unused = f"{name}.{number}"
-        number += 1
-    return unused
 
 
 def _initializer(name: str, values: npt.NDArray[Any]) -> ir.Value:

@@ -1,0 +1,205 @@
+"""Lists the expressions that end in a tensor, and remembers them during one sweep.
+
+The expressions of a tensor follow from those of the tensors before it: a chain extends each of
+them by one affine node, a sum and a concatenation combine those with the same source. There is at
+most one for each (tensor, source), and none has more than MAX_LINKS links, so that the work of a
+sweep grows in proportion to the nodes. A longer chain is folded in several sweeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import onnx_ir as ir
+
+from repzoo.graph.fold import expression as expressions
+from repzoo.graph.fold.affine_node import AffineNode, Answer
+from repzoo.graph.fold.algebra import Inexact
+from repzoo.graph.fold.expression import Expression
+from repzoo.graph.fold.rules import as_affine, concatenated_inputs
+from repzoo.graph.fold.tensors import rank_of
+from repzoo.graph.tools.fold_result import Refusal
+
+# Of all networks in the tests, a Diverse Branch Block has the largest expressions: 35 links.
+MAX_LINKS = 64
+
+Refuse = Callable[[ir.Node, str], None]
+
+
+class ExpressionFinder:
+    """The expressions of a graph that only folds change, from its outputs to its inputs.
+
+    Such a fold leaves the expressions of all tensors before it as they are.
+    """
+
+    def __init__(self, graph: ir.Graph, refuse: Refuse) -> None:
+        """refuse  is called with a node and the reason why it is not part of an expression."""
+        self._graph = graph
+        self._refuse = refuse
+        self._expressions: dict[ir.Value, list[Expression]] = {}
+        self._answers: dict[ir.Value, Answer] = {}
+
+    def expressions(self, value: ir.Value) -> list[Expression]:
+        """All expressions that end in `value`, short ones first.
+
+        A stack takes the place of recursion: Python's own is not deep enough for chains of some
+        hundred nodes.
+        """
+        stack = [value]
+        while stack:
+            current = stack[-1]
+            missing: list[ir.Value] = []
+            if current not in self._expressions:
+                for operand in self._operands(current):
+                    if operand not in self._expressions:
+                        missing.append(operand)
+            if missing:
+                stack += missing
+                continue
+            if current not in self._expressions:
+                self._expressions[current] = self._list(current)
+            stack.pop()
+        return self._expressions[value]
+
+    def forget(self, node: ir.Node) -> None:
+        """Free the memory for the outputs of `node`, which are not asked for again."""
+        for value in node.outputs:
+            self._expressions.pop(value, None)
+            self._answers.pop(value, None)
+
+    # --- which tensors an expression of a tensor is made of ---
+
+    def _operands(self, value: ir.Value) -> list[ir.Value]:
+        """The tensors whose expressions those of `value` are made of."""
+        node = self._producer(value)
+        if node is None:
+            return []
+        affine = self._answer(node, value)
+        if isinstance(affine, Refusal):
+            return []
+        if isinstance(affine, AffineNode):
+            return [affine.source] if _can_extend(affine) else []
+        parts = concatenated_inputs(node) or _summands(node)
+        return [part for part in parts if expressions.is_read_only_by(part, {node})]
+
+    def _producer(self, value: ir.Value) -> ir.Node | None:
+        node = value.producer()
+        return node if node is not None and node.graph is self._graph else None
+
+    def _answer(self, node: ir.Node, value: ir.Value) -> Answer:
+        """What the rule for `node` says of its output `value`."""
+        if value not in self._answers:
+            self._answers[value] = as_affine(node, value.index() or 0)
+        return self._answers[value]
+
+    # --- the expressions of a tensor, those of its operands being known ---
+
+    def _list(self, value: ir.Value) -> list[Expression]:
+        node = self._producer(value)
+        if node is None:
+            return []
+        affine = self._answer(node, value)
+        if isinstance(affine, Refusal):
+            self._refuse(node, affine.reason)
+            return []
+        if isinstance(affine, AffineNode):
+            return list(self._chains(affine))
+        parts = concatenated_inputs(node)
+        if parts:
+            return list(self._concatenations(node, parts))
+        return list(self._sums(node))
+
+    def _chains(self, link: AffineNode) -> Iterator[Expression]:
+        """One affine node, alone and after every expression of its source."""
+        yield expressions.of_node(link)
+        if not _can_extend(link):
+            return
+        for inner in self._expressions[link.source]:
+            if inner.flat != link.flat or inner.links >= MAX_LINKS:
+                continue
+            try:
+                yield expressions.composed(link, inner)
+            except Inexact as error:
+                self._refuse(link.node, str(error))
+
+    def _sums(self, node: ir.Node) -> Iterator[Expression]:
+        """Sums of two expressions of the same source."""
+        summands = _summands(node)
+        if not summands:
+            return
+        left_operands = self._operand(summands[0], node)
+        right_operands = self._by_source(self._operand(summands[1], node))
+        for left in left_operands:
+            for right in right_operands.get(left.source, []):
+                has_nodes = left.nodes or right.nodes
+                too_long = left.links + right.links >= MAX_LINKS
+                if not has_nodes or too_long:
+                    continue
+                if not expressions.have_same_layout(left, right):
+                    continue
+                try:
+                    yield expressions.added(node, left, right)
+                except Inexact as error:
+                    self._refuse(node, str(error))
+
+    def _concatenations(
+        self, node: ir.Node, parts: list[ir.Value]
+    ) -> Iterator[Expression]:
+        """For each source that all parts share, the largest expression of each part."""
+        if len(set(parts)) < len(parts):
+            return
+        flat = rank_of(node.outputs[0]) == 2
+        by_source: list[dict[ir.Value, Expression]] = []
+        for part in parts:
+            operands = self._operand(part, node)
+            fitting = [item for item in operands if not item.nodes or item.flat == flat]
+            by_source.append({item.source: item for item in fitting})
+        for source in by_source[0]:
+            if not all(source in known for known in by_source):
+                continue
+            chosen: list[Expression] = []
+            for known, part in zip(by_source, parts, strict=True):
+                chosen.append(expressions.as_part(known[source], part, flat))
+            if sum(item.links for item in chosen) >= MAX_LINKS:
+                continue
+            try:
+                yield expressions.concatenated(node, chosen)
+            except Inexact as error:
+                self._refuse(node, str(error))
+
+    def _operand(self, value: ir.Value, reader: ir.Node) -> list[Expression]:
+        """An input of a sum or concatenation: the tensor itself, and its expressions."""
+        operands = [expressions.source_itself(value)]
+        if expressions.is_read_only_by(value, {reader}):
+            operands += self._expressions[value]
+        return operands
+
+    @staticmethod
+    def _by_source(
+        items: list[Expression],
+    ) -> dict[ir.Value, list[Expression]]:
+        groups: dict[ir.Value, list[Expression]] = {}
+        for item in items:
+            groups.setdefault(item.source, []).append(item)
+        return groups
+
+
+def _can_extend(link: AffineNode) -> bool:
+    """Whether expressions of the source of `link` can take `link` in.
+
+    A node with several outputs would still be needed for the others.
+    """
+    is_only_output = len(link.node.outputs) == 1
+    return is_only_output and expressions.is_read_only_by(link.source, set(link.nodes))
+
+
+def _summands(node: ir.Node) -> list[ir.Value]:
+    """The two terms of a sum or difference; none if `node` is neither."""
+    is_sum = node.op_type in ("Add", "Sub") and node.domain in ("", "ai.onnx")
+    if not is_sum or len(node.inputs) != 2:
+        return []
+    left, right = node.inputs
+    # x + x: both terms are the same nodes, which would be counted and removed twice.
+    if left is None or right is None or left is right:
+        return []
+    return [left, right]

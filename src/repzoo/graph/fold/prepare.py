@@ -1,0 +1,103 @@
+"""Before the first sweep of the fold, and after the last one.
+
+`prepare` refuses graphs that the fold cannot work on. In all others it folds constants, removes
+identities and marks borders of constants, so that the rules see plain layers.
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from repzoo.errors import InputError
+from repzoo.graph.fold.border_constants import mark_borders
+from repzoo.graph.fold.eliminate import eliminate_identities
+from repzoo.graph.tools.constant_folding import fold_constants
+from repzoo.graph.tools.pieces import to_ir
+
+QUANTIZED = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "ConvInteger",
+        "MatMulInteger",
+    }
+)
+# Before opset 7 BatchNormalization trains unless told otherwise, and broadcasting is an attribute.
+OLDEST_OPSET = 7
+
+
+def prepare(model: onnx.ModelProto) -> ir.Model:
+    """A copy of `model` (functions inlined) that is ready for the sweeps.
+
+    Raises:
+        InputError: the graph is quantized, older than opset 7, or inconsistent.
+    """
+    require_float(model, "fold the float model")
+    require_opset(model, OLDEST_OPSET)
+    try:
+        prepared = to_ir(model)
+    except ir.serde.SerdeError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(
+            f"the graph holds something that ONNX does not define ({reason}); export it again"
+        ) from None
+    fold_constants(prepared)
+    eliminate_identities(prepared.graph)
+    # The pass would change subgraphs too.
+    if not any(_has_subgraph(node) for node in prepared.graph):
+        passes.IdentityEliminationPass()(prepared)
+    # An unused node would count as a reader.
+    passes.RemoveUnusedNodesPass()(prepared)
+    # Last, because it stores notes on nodes.
+    mark_borders(prepared.graph, model)
+    return prepared
+
+
+def require_float(model: onnx.ModelProto, advice: str) -> None:
+    """Refuse a quantized graph.
+
+    advice  what to do with the float model, as a clause
+
+    Raises:
+        InputError: a node quantizes, or computes in integers.
+    """
+    kinds = sorted({node.op_type for node in model.graph.node})
+    for kind in kinds:
+        if kind in QUANTIZED or kind.startswith("QLinear"):
+            raise InputError(
+                f"the graph is quantized already (it holds {kind}); {advice}, then quantize"
+            )
+
+
+def require_opset(model: onnx.ModelProto, oldest: int) -> None:
+    """Refuse a graph of an operator set before `oldest`.
+
+    Raises:
+        InputError: says how to convert it.
+    """
+    for item in model.opset_import:
+        if item.domain in ("", "ai.onnx") and item.version < oldest:
+            raise InputError(
+                f"the graph is of opset {item.version}; convert it to {oldest} or later "
+                "(onnx.version_converter)"
+            )
+
+
+def order_initializers(graph: ir.Graph) -> None:
+    """Order initializers by their first reader. Shape inference moves large ones to the end."""
+    read: dict[ir.Value, None] = {}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.is_initializer():
+                read[value] = None
+    for value in read:
+        del graph.initializers[str(value.name)]
+        graph.register_initializer(value)
+
+
+def _has_subgraph(node: ir.Node) -> bool:
+    graph_types = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(item.type in graph_types for item in node.attributes.values())
