@@ -1,0 +1,219 @@
+"""What the outputs of a graph mean: logits, one probability for each class, or labels of their own.
+
+The last operator tells. A graph that ends in Softmax gives probabilities of classes that exclude
+each other. One that ends in Sigmoid gives a probability for each label, and several labels may
+hold for an image. A graph without either gives logits, whose softmax are the probabilities.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from repzoo.errors import InputError
+from repzoo.graph.tools.pieces import inline_functions, without_weights
+
+THRESHOLD = 0.5  # a label holds where its probability is above
+# How far a row of probabilities may sum from 1: float16 and INT8 outputs round each of them.
+SUM_TOLERANCE = 1e-3
+# Operators that move values, round them or bound them. None of them changes what they mean.
+TRANSPARENT = {
+    "Cast",
+    "Clip",
+    "DequantizeLinear",
+    "Dropout",
+    "Flatten",
+    "Identity",
+    "QuantizeLinear",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+}
+FLOATS = {
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+}
+
+Outputs = npt.NDArray[np.floating]
+Probabilities = npt.NDArray[np.float64]
+
+
+class HeadKind(enum.Enum):
+    """What one row of outputs is.
+
+    LOGITS   one logit for each class; classes exclude each other. Also the end in LogSoftmax,
+             whose softmax is the same
+    SOFTMAX  one probability for each class; they sum to 1
+    SIGMOID  one probability for each label; several labels may hold for an image, or none
+    OTHER    not the head of a classifier; `Head.reason` says why
+    """
+
+    LOGITS = "logits"
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of one graph.
+
+    classes  outputs of one image; 0 where the graph does not say
+    reason   for OTHER: why it is no classifier's head, as a clause; "" otherwise
+    """
+
+    kind: HeadKind
+    classes: int = 0
+    reason: str = ""
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether each output is a label of its own, which holds above THRESHOLD."""
+        return self.kind is HeadKind.SIGMOID
+
+    def probabilities(self, outputs: Outputs) -> Probabilities:
+        """Probabilities float64 [n, classes] from the graph's outputs [n, classes].
+
+        Softmax is taken of logits only. Rows that are probabilities as they are stay so whatever
+        the graph ends in: an average of several softmaxes, or a softmax that was written out as
+        exponentials and their sum, has no Softmax at its end.
+
+        Raises:
+            InputError: the head is no classifier's.
+        """
+        values = np.asarray(outputs, np.float64)
+        if self.kind is HeadKind.OTHER:
+            raise InputError(f"these outputs are no classes: {self.reason}")
+        if self.kind is HeadKind.LOGITS and not _are_probabilities(values):
+            return _softmax(values)
+        return values
+
+
+def find_head(model: onnx.ModelProto) -> Head:
+    """The head of `model`, whatever model it is: one that is no classifier's is OTHER."""
+    try:
+        skeleton = without_weights(inline_functions(model))
+    except InputError:
+        skeleton = without_weights(model)
+    graph = skeleton.graph
+    if len(graph.output) != 1:
+        names = ", ".join(value.name for value in graph.output)
+        return _other(f"the graph has {len(graph.output)} outputs ({names})")
+    output = graph.output[0]
+    if output.type.tensor_type.elem_type not in FLOATS:
+        return _other(f"the output {output.name} does not hold floating-point numbers")
+    graph_walk = _GraphWalk(skeleton)
+    shape = graph_walk.shapes.get(output.name)
+    if shape is not None and not _is_row_per_image(shape):
+        sides = ", ".join(str(side) if side else "?" for side in shape)
+        return _other(f"the output {output.name} is [{sides}], not [N, classes]")
+    classes = math.prod(shape[1:]) if shape else 0
+    head = graph_walk.classify(output.name, classes)
+    if head.kind is HeadKind.LOGITS and classes == 1:
+        return _other(
+            "the only output has no Sigmoid, so it may be a logit or a measured quantity"
+        )
+    return head
+
+
+class _GraphWalk:
+    """Looks backwards from an output for the operator that gives it its meaning.
+
+    shapes  of the tensors whose rank is known; an unknown side is 0
+    """
+
+    def __init__(self, skeleton: onnx.ModelProto) -> None:
+        self._producers = {
+            name: node for node in skeleton.graph.node for name in node.output
+        }
+        self.shapes = _shapes(skeleton)
+        versions = [
+            item.version
+            for item in skeleton.opset_import
+            if item.domain in ("", "ai.onnx")
+        ]
+        self._opset = max(versions, default=0)
+
+    def classify(self, name: str, classes: int) -> Head:
+        """The head whose outputs are the tensor `name`."""
+        node = self._producers.get(name)
+        while node is not None and node.op_type in TRANSPARENT:
+            node = self._producers.get(node.input[0])
+        if node is None:
+            return Head(HeadKind.LOGITS, classes)
+        if node.op_type == "Softmax":
+            if self._covers_row(node):
+                return Head(HeadKind.SOFTMAX, classes)
+            return _other("its Softmax normalizes groups of outputs, not all classes")
+        if node.op_type in ("Sigmoid", "HardSigmoid"):
+            return Head(HeadKind.SIGMOID, classes)
+        if node.op_type == "Concat":
+            return self._classify_parts(node.input, classes)
+        return Head(HeadKind.LOGITS, classes)
+
+    def _classify_parts(self, names: Iterable[str], classes: int) -> Head:
+        """The head whose outputs are the tensors `names` side by side."""
+        kinds = {self.classify(name, classes).kind for name in names}
+        if len(kinds) == 1 and HeadKind.SOFTMAX not in kinds:
+            return Head(kinds.pop(), classes)
+        return _other("several heads stand side by side in one output")
+
+    def _covers_row(self, softmax: onnx.NodeProto) -> bool:
+        """Whether a Softmax normalizes all outputs of an image together, as far as is known.
+
+        Source: ONNX operators Softmax-1 (all axes from `axis`, 1 by default) and Softmax-13 (one
+        axis, the last by default). For [N, C] both mean the same.
+        """
+        shape = self.shapes.get(softmax.output[0])
+        if shape is None or len(shape) <= 2 or not all(shape[1:]):
+            return True
+        default = 1 if self._opset < 13 else -1
+        axis = next(
+            (item.i for item in softmax.attribute if item.name == "axis"), default
+        )
+        normalized = shape[axis:] if self._opset < 13 else [shape[axis]]
+        return math.prod(normalized) == math.prod(shape[1:])
+
+
+def _shapes(skeleton: onnx.ModelProto) -> dict[str, list[int]]:
+    """Shapes of all tensors whose rank ONNX's shape inference finds."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(skeleton).graph
+    except onnx.shape_inference.InferenceError:
+        graph = skeleton.graph  # what the file itself states is enough for most heads
+    shapes = {}
+    for value in (*graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape"):
+            shapes[value.name] = [max(0, dim.dim_value) for dim in tensor.shape.dim]
+    return shapes
+
+
+def _is_row_per_image(shape: list[int]) -> bool:
+    """Whether `shape` is [N, C], or [N, C] with axes of one element."""
+    if len(shape) < 2:
+        return False
+    return len(shape) == 2 or sum(side != 1 for side in shape[1:]) <= 1
+
+
+def _are_probabilities(values: Probabilities) -> bool:
+    """Whether every row is nonnegative and sums to 1."""
+    sums = values.sum(axis=1)
+    return bool((values >= 0).all() and (abs(sums - 1) <= SUM_TOLERANCE).all())
+
+
+def _softmax(logits: Probabilities) -> Probabilities:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def _other(reason: str) -> Head:
+    return Head(HeadKind.OTHER, reason=reason)
