@@ -100,6 +100,23 @@ def count(artifact: Artifact, size: int | None = None) -> Cost:
     )
 
 
+def macs_by_node(artifact: Artifact, size: int | None = None) -> dict[str, int]:
+    """MACs for one image of each node that is counted, by the node's first output.
+
+    size  as for `count`
+    """
+    proto = _sized(artifact, size)
+    batch = _batch(proto)
+    model = ir.from_proto(proto)
+    passes.ShapeInferencePass()(model)
+    macs: dict[str, int] = {}
+    for node in model.graph:
+        value = _macs(node)
+        if value is not None:
+            macs[str(node.outputs[0].name)] = value // batch
+    return macs
+
+
 def _sized(artifact: Artifact, size: int | None) -> onnx.ModelProto:
     model = inline_functions(without_weights(artifact.model))
     side = size or (artifact.preprocess.size if artifact.preprocess else 0)
