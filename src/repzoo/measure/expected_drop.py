@@ -113,6 +113,21 @@ def snr_db(first: Logits, second: Logits) -> float:
     """
     signal = _centered(first.astype(np.float64))
     noise = _centered(second.astype(np.float64) - first)
+    return _power_ratio_db(signal, noise)
+
+
+def output_snr_db(first: Logits, second: Logits) -> float:
+    """Signal-to-noise ratio of any outputs [n, outputs], in dB.
+
+    The signal is what differs between images: the mean of each output is left out. At most 200; 0
+    where there is no signal.
+    """
+    signal = first.astype(np.float64)
+    noise = second.astype(np.float64) - first
+    return _power_ratio_db(signal - signal.mean(0), noise)
+
+
+def _power_ratio_db(signal: Float, noise: Float) -> float:
     signal_power = np.square(signal).mean()
     noise_power = np.square(noise).mean()
     if not signal_power:

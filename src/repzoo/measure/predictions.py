@@ -147,6 +147,8 @@ def compare(
     discordant = (lost + gained) / n
     flips = _flips(first, second)
     values = PairedAccuracy(
+        top1=100 * float(second.correct.mean()),
+        first_top1=100 * float(first.correct.mean()),
         n=n,
         drop=100 * interval.value,
         drop_low=100 * interval.low,

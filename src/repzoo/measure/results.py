@@ -76,6 +76,54 @@ class ExpectedDrop:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeanAveragePrecision:
+    """Mean average precision of two models on the same images, in percent.
+
+    drop  of `first` minus `second`, in points
+    """
+
+    first: float
+    second: float
+    drop: float
+    drop_low: float
+    drop_high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelAgreement:
+    """Two multi-label models on the same images, compared label by label.
+
+    threshold          a label holds where its probability is above
+    labels             outputs of an image
+    agreement          F1 score of the second model's labels against the first's, in percent
+    decisions_changed  percent of all decisions, for and against a label
+    images_changed     percent of images with at least one changed label
+    given              labels that the first model gives, on all images together
+    lost, gained       of these, those that the second does not give; those that only it gives
+    mean_average_precision  against known labels; None where the images have none
+
+    Source: `multi_label.py`.
+    """
+
+    threshold: float
+    labels: int
+    agreement: float
+    agreement_low: float
+    agreement_high: float
+    decisions_changed: float
+    images_changed: float
+    given: int
+    lost: int
+    gained: int
+    mean_average_precision: MeanAveragePrecision | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether any of the two models gives any label; else nothing was compared."""
+        return self.given + self.gained > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairedAccuracy:
     """Two models on the same `n` images, compared image by image.
 
@@ -83,7 +131,8 @@ class PairedAccuracy:
 
     mismatch         the wrong way of preparing images that `second` was given, where that is what
                      was measured
-    top1             Top-1 of `second` in percent, where the row stands alone
+    top1             Top-1 of `second` in percent; None where there are no labels
+    first_top1       the same of `first`
     drop             Top-1 of `first` minus Top-1 of `second`, in percentage points; Newcombe's
                      paired interval
     p_value          exact McNemar test of no drop, 0..1
@@ -96,10 +145,14 @@ class PairedAccuracy:
     logits_snr_db    signal-to-noise ratio of the logits of `second` against those of `first`, in dB
     labeled          False: there were no labels, and the predictions of `first` stand in for them;
                      None: not stated
+    multi_label      comparison label by label, where each output is a label of its own. Without
+                     labels, `drop` is then the percentage of labels that changed
+    unjudged         why neither classes nor labels can be compared, as a clause
     """
 
     mismatch: str | None = None
     top1: float | None = None
+    first_top1: float | None = None
     n: int
     drop: float
     drop_low: float
@@ -115,6 +168,8 @@ class PairedAccuracy:
     expected: ExpectedDrop | None = field(default=None, metadata=inline("expected_"))
     logits_snr_db: float | None = None
     labeled: bool | None = None
+    multi_label: LabelAgreement | None = None
+    unjudged: str | None = None
 
     @property
     def discordant(self) -> int:

@@ -262,7 +262,7 @@ def test_the_smaller_placements_reach_down_to_the_one_with_least_in_int8(
 def test_force_writes_a_refused_model_and_marks_it() -> None:
     quantized, report = quantize(gray(), Budget(force=True), artifact=linear())
     assert not report.passes
-    assert report.warnings[0].startswith("forced: the drop of ")
+    assert report.warnings[0].startswith("forced: INT8 loses ")
     assert quantized.steps[-1].settings["force"] is True
     assert report.paired.values.drop_low > 0.3
 

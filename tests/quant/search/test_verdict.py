@@ -6,7 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from repzoo.measure.results import ExpectedDrop, PairedAccuracy
+from repzoo.measure.results import (
+    ExpectedDrop,
+    LabelAgreement,
+    MeanAveragePrecision,
+    PairedAccuracy,
+)
 from repzoo.quant.search import verdict
 from repzoo.quant.search.verdict import Budget, Verdict
 
@@ -154,3 +159,63 @@ def test_without_labels_five_points_more_may_change(
         paired_accuracy(n=1000, changed=80, lost=80, labeled=False), drop_low=low
     )
     assert judge(paired) is expected
+
+
+def labels(agreement: float, drop_low: float | None = None) -> LabelAgreement:
+    """Labels with intervals of one point to either side; `drop_low` of mean average precision."""
+    precision = None
+    if drop_low is not None:
+        precision = MeanAveragePrecision(
+            first=80,
+            second=79 - drop_low,
+            drop=drop_low + 1,
+            drop_low=drop_low,
+            drop_high=drop_low + 2,
+        )
+    return LabelAgreement(
+        threshold=0.5,
+        labels=6,
+        agreement=agreement,
+        agreement_low=agreement - 1,
+        agreement_high=agreement + 1,
+        decisions_changed=1,
+        images_changed=5,
+        given=500,
+        lost=5,
+        gained=5,
+        mean_average_precision=precision,
+    )
+
+
+@pytest.mark.parametrize(
+    ("agreement", "drop_low", "expected"),
+    [
+        (99.5, -1.0, Verdict.HOLDS),
+        (96.0, -1.0, Verdict.ENOUGH),
+        (94.5, -1.0, Verdict.WITHIN),
+        (99.5, 0.2, Verdict.UNCLEAR),
+        (99.5, 0.31, Verdict.REFUSED),
+        (93.6, -1.0, Verdict.REFUSED),
+    ],
+)
+def test_known_labels_are_judged_by_precision_and_by_what_changed(
+    agreement: float, drop_low: float, expected: Verdict
+) -> None:
+    multi_label = labels(agreement, drop_low)
+    assert judge(replace(counted(), multi_label=multi_label)) is expected
+
+
+def test_a_worse_best_class_is_refused_however_well_labels_agree() -> None:
+    paired = replace(counted(n=1000, changed=50, lost=50), drop_low=3.0)
+    assert judge(replace(paired, multi_label=labels(99.5, -1.0))) is Verdict.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("snr_db", "expected"),
+    [(31, Verdict.HOLDS), (25, Verdict.ENOUGH), (5, Verdict.UNCLEAR)],
+)
+def test_outputs_of_unknown_meaning_are_judged_by_their_error_and_never_refused(
+    snr_db: float, expected: Verdict
+) -> None:
+    paired = replace(counted(changed=200, lost=200), logits_snr_db=snr_db)
+    assert judge(replace(paired, unjudged="one output")) is expected

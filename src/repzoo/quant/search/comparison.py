@@ -1,4 +1,9 @@
-"""Compares quantized forms of one float model with it, image by image, on the same images."""
+"""Compares quantized forms of one float model with it, image by image, on the same images.
+
+What is compared depends on what the head means (graph/tools/head.py). Of classes that exclude each
+other, the best one. Of sigmoids, each label on its own. Of a head that is no classifier's, nothing
+but the error of the outputs, and the result says so.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +16,15 @@ from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport
 from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
-from repzoo.measure import accuracy
-from repzoo.measure.expected_drop import Margins, expected_drop, snr_db
+from repzoo.graph.tools.head import THRESHOLD, HeadKind, find_head
+from repzoo.measure import accuracy, stats
+from repzoo.measure.expected_drop import (
+    Margins,
+    expected_drop,
+    output_snr_db,
+    snr_db,
+)
+from repzoo.measure.multi_label import compare_labels
 from repzoo.measure.record import Record
 from repzoo.measure.results import PairedAccuracy
 from repzoo.progress import Progress, silent
@@ -42,13 +54,16 @@ class FloatComparison:
         self.engine = engine
         self.progress = progress
         self.report = ReadReport()  # images that could not be read
+        self.head = find_head(artifact.model)
         classes = artifact.num_classes or DEFAULT_CLASSES
-        self._keeps_logits = len(images) * classes <= MAX_LOGITS
+        has_classes = self.head.kind in (HeadKind.LOGITS, HeadKind.SOFTMAX)
+        # Of any other head the best output alone says nothing.
+        self._keeps_logits = not has_classes or len(images) * classes <= MAX_LOGITS
         self._more_margins: list[tuple[Margins, npt.NDArray[np.int64]]] = []
         self._float: accuracy.ModelPredictions | None = None
 
     def compare(self, quantized: Artifact) -> Record[PairedAccuracy]:
-        """Top-1 of `quantized` against the float model, image by image."""
+        """`quantized` against the float model, image by image, by what the head means."""
         first, second = self._predict(quantized)
         if not self.images.labeled:
             # The float model's predictions take the place of labels.
@@ -57,8 +72,14 @@ class FloatComparison:
             second = replace(second, targets=targets)
         record = accuracy.compare(first, second)
         values = replace(record.values, labeled=self.images.labeled)
+        if not self.images.labeled:
+            values = replace(values, top1=None, first_top1=None)
         if self._keeps_logits:
             values = self._add_expected_drop(values, first, second)
+        if self.head.is_multi_label:
+            values = self._compare_labels(values, first, second)
+        elif self.head.kind is HeadKind.OTHER:
+            values = _without_verdict(values, self.head.reason, first, second)
         return replace(record, values=values)
 
     def add_margins(self, images: Dataset, margins: Margins) -> None:
@@ -110,6 +131,62 @@ class FloatComparison:
         )
         snr = snr_db(first.logits, second.logits)
         return replace(paired, expected=expected, logits_snr_db=snr)
+
+    def _compare_labels(
+        self,
+        paired: PairedAccuracy,
+        first: accuracy.ModelPredictions,
+        second: accuracy.ModelPredictions,
+    ) -> PairedAccuracy:
+        """`paired` with the labels that both models give.
+
+        Without known labels the best output is no prediction, and what changed of the labels takes
+        the place of what changed of the predictions.
+        """
+        assert first.logits is not None
+        assert second.logits is not None
+        targets = first.targets if self.images.labeled else None
+        labels = compare_labels(first.logits, second.logits, THRESHOLD, targets)
+        if not labels.is_known:
+            reason = f"no output is above {THRESHOLD} on these images, in either model"
+            return _without_verdict(
+                replace(paired, multi_label=labels), reason, first, second
+            )
+        if self.images.labeled:
+            return replace(paired, multi_label=labels)
+        return replace(
+            paired,
+            multi_label=labels,
+            drop=100 - labels.agreement,
+            drop_low=100 - labels.agreement_high,
+            drop_high=100 - labels.agreement_low,
+            p_value=stats.mcnemar(labels.lost, labels.gained),
+            same_prediction=labels.agreement,
+            lost=labels.lost,
+            gained=labels.gained,
+            needed=None,
+            needed_drop=None,
+            visible=None,
+            power=None,
+            expected=None,
+        )
+
+
+def _without_verdict(
+    paired: PairedAccuracy,
+    reason: str,
+    first: accuracy.ModelPredictions,
+    second: accuracy.ModelPredictions,
+) -> PairedAccuracy:
+    """`paired` of outputs that are neither classes nor labels: only their error is known."""
+    assert first.logits is not None
+    assert second.logits is not None
+    return replace(
+        paired,
+        unjudged=reason,
+        expected=None,
+        logits_snr_db=output_snr_db(first.logits, second.logits),
+    )
 
 
 def with_model_classes(images: Dataset, artifact: Artifact) -> Dataset:

@@ -10,6 +10,10 @@ expected share of changed predictions decide (measure/expected_drop.py).
 Without labels the float model's predictions take the place of labels. The drop is then the share
 of predictions that changed, which is the most that Top-1 can have lost. Many changed predictions
 were wrong before, so CHANGED_ALLOWED points more than the budget are accepted.
+
+Where each output is a label of its own, the share of labels that changed is judged in the same way,
+and the drop of mean average precision where the images have labels. Of outputs that are neither
+classes nor labels only the error is known: such a model is never refused, and the report says so.
 """
 
 from __future__ import annotations
@@ -18,7 +22,11 @@ import enum
 import math
 from dataclasses import dataclass
 
-from repzoo.measure.results import PairedAccuracy
+from repzoo.measure.results import (
+    LabelAgreement,
+    MeanAveragePrecision,
+    PairedAccuracy,
+)
 
 # Percent of predictions that must stay the float model's own for a candidate to hold.
 # Being strict costs little: trying a further stage takes seconds and no latency.
@@ -28,6 +36,10 @@ UNCHANGED = 99.0
 ENOUGH = 95.0
 # Points beyond the budget by which predictions may change on images without labels.
 CHANGED_ALLOWED = 100 - ENOUGH
+# dB of signal over noise at which outputs of unknown meaning count as unchanged, and as good
+# enough: an error of 3 % and of 10 % of what differs between images.
+UNJUDGED_HOLDS_DB = 30.0
+UNJUDGED_ENOUGH_DB = 20.0
 
 
 class Verdict(enum.IntEnum):
@@ -68,6 +80,35 @@ class Budget:
 
     def judge(self, paired: PairedAccuracy) -> Verdict:
         """The verdict on a model whose comparison with float, image by image, is `paired`."""
+        if paired.unjudged is not None:
+            return _judge_error(paired.logits_snr_db or 0.0)
+        labels = paired.multi_label
+        if labels is not None and labels.mean_average_precision is not None:
+            return min(
+                self._judge_predictions(paired),
+                self._judge_labels(labels, labels.mean_average_precision),
+            )
+        return self._judge_predictions(paired)
+
+    def _judge_labels(
+        self, labels: LabelAgreement, precision: MeanAveragePrecision
+    ) -> Verdict:
+        """The verdict on labels that are known: by their precision, then by what changed."""
+        changed_low = 100 - labels.agreement_high
+        if precision.drop_low > self.max_drop:
+            return Verdict.REFUSED
+        if changed_low > self.max_drop + CHANGED_ALLOWED:
+            return Verdict.REFUSED
+        # Half the interval stands for one standard deviation of chance.
+        if (precision.drop + precision.drop_low) / 2 > self.max_drop:
+            return Verdict.UNCLEAR
+        if labels.agreement >= UNCHANGED:
+            return Verdict.HOLDS
+        if labels.agreement >= ENOUGH:
+            return Verdict.ENOUGH
+        return Verdict.WITHIN
+
+    def _judge_predictions(self, paired: PairedAccuracy) -> Verdict:
         if self._is_refused(paired):
             return Verdict.REFUSED
         if not self._is_within(paired):
@@ -111,3 +152,12 @@ class Budget:
         # Only a changed prediction can be lost, so the expected changes bound the expected drop.
         expected_drop = min(expected.changed, expected.drop + expected.drop_error)
         return expected_drop <= self.max_drop
+
+
+def _judge_error(snr_db: float) -> Verdict:
+    """The verdict on outputs of which only the signal-to-noise ratio is known."""
+    if snr_db >= UNJUDGED_HOLDS_DB:
+        return Verdict.HOLDS
+    if snr_db >= UNJUDGED_ENOUGH_DB:
+        return Verdict.ENOUGH
+    return Verdict.UNCLEAR
