@@ -38,6 +38,7 @@ from repzoo.data.dataset import Dataset
 from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.errors import RepzooError
+from repzoo.graph.tools.int8_share import int8_share
 from repzoo.measure import accuracy, latency, record
 from repzoo.measure.expected_drop import Margins, expected_drop, snr_db
 from repzoo.measure.record import Record, identity_of
@@ -48,6 +49,9 @@ from repzoo.verbs import QuantizeOptions
 ENGINES = ("onnxruntime", "openvino")
 # repzoo under its strictest scheme: one scale for all weights of a layer.
 PER_TENSOR = f"{registry.OWN}-per-tensor"
+# repzoo with all of the model in INT8, as the other quantizers do it, whatever is fastest.
+EVERYTHING = f"{registry.OWN}-everything"
+OWN_FORMS = (registry.OWN, EVERYTHING, PER_TENSOR)
 SECONDS = 3.0  # of timing for each model on each engine
 
 
@@ -148,6 +152,7 @@ def quantize_own(name: str, artifact: Artifact, setting: Setting) -> Entry:
         options = QuantizeOptions(
             engine=engine_name,
             scheme="per-tensor" if name == PER_TENSOR else "",
+            placement="everything" if name == EVERYTHING else "fastest",
             images=setting.images,
             seed=setting.seed,
             force=True,
@@ -171,7 +176,7 @@ def quantize_by(name: str, artifact: Artifact, setting: Setting) -> Entry:
     """The models of the quantizer called `name`, or the reason why there are none."""
     started = time.perf_counter()
     try:
-        if name in (registry.OWN, PER_TENSOR):
+        if name in OWN_FORMS:
             return quantize_own(name, artifact, setting)
         calibration, gate = setting.split()
         max_drop = QuantizeOptions().max_drop
@@ -197,9 +202,11 @@ def measure(
     figures = {}
     for index, entry in enumerate(entries, 1):
         ratio = latency.ratio(cases[index], cases[0]).values
-        figures[entry.quantizer] = compare(
+        compared = compare(
             predictions[0], predictions[index], ratio, entry.stages.get(engine_name)
         )
+        share = int8_share(models[index])
+        figures[entry.quantizer] = replace(compared, int8=share)
     return figures
 
 
@@ -306,7 +313,7 @@ def make_record(
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    names = [*registry.names(), PER_TENSOR]
+    names = [*registry.names(), EVERYTHING, PER_TENSOR]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -329,7 +336,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure every MODEL=DATA, append the Records and print their figures."""
     options = parse_arguments()
-    quantizers = options.recipe or [*registry.names(), PER_TENSOR]
+    quantizers = options.recipe or [*registry.names(), EVERYTHING, PER_TENSOR]
     for pair in options.pairs:
         name, equals, data = pair.partition("=")
         if not equals:

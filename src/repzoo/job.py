@@ -20,7 +20,7 @@ from repzoo.errors import InputError, MissingExtra
 from repzoo.graph.tools.cost import Cost, count
 from repzoo.measure import accuracy, latency, record, sweep
 from repzoo.measure.host import host
-from repzoo.measure.record import Record, identity_of
+from repzoo.measure.record import Record, full_identity_of, identity_of
 from repzoo.measure.results import FoldSummary, Latency, LatencyRatio
 from repzoo.progress import Progress, silent
 from repzoo.report import card
@@ -182,7 +182,7 @@ def _training_remarks(artifact: Artifact, evaluation: Dataset) -> list[str]:
 
 
 def _cost(artifact: Artifact) -> Record[Cost]:
-    return Record(identity_of(artifact), count(artifact))
+    return Record(full_identity_of(artifact), count(artifact))
 
 
 def _fold_summary(certificate: Mapping[str, Any]) -> FoldSummary:

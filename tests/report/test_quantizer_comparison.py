@@ -41,8 +41,8 @@ def test_the_newest_row_of_each_recipe_stays_beside_older_ones_of_the_same_setti
         row("repzoo", 9.0), row("other", 5.0), row("repzoo", 0.25, load=3.0)
     )
     assert [(cells[1], cells[2]) for cells in rows] == [
-        ("repzoo", "+0.25 (-0.75 .. +1.25), n = 100"),
-        ("other", "+5.00 (+4.00 .. +6.00), n = 100"),
+        ("repzoo", "+0.25 (−0.75 to +1.25), n = 100"),
+        ("other", "+5.00 (+4.00 to +6.00), n = 100"),
     ]
 
 

@@ -17,6 +17,7 @@ from tests.report.test_card import (
 from tests.sample_results import engine_comparison
 
 from repzoo.errors import InputError
+from repzoo.graph.tools.int8_share import Int8Share
 from repzoo.measure import record
 from repzoo.measure.results import QuantizerComparison
 from repzoo.report import card, tables
@@ -121,12 +122,26 @@ def test_quantizers_comparison(tmp_path: Path) -> None:
         ["| a", r"b\|c"],
         ["| z", "repzoo"],
     ]
-    assert "+0.20 (-0.80 .. +1.20), n = 500" in rows[2]
-    assert "+0.10 (-0.10 .. +0.30)" in rows[2]
+    assert "+0.20 (−0.80 to +1.20), n = 500" in rows[2]
+    assert "+0.10 (−0.10 to +0.30)" in rows[2]
     assert "5.0 → 1.4" in rows[2]
     assert "21.9" in rows[2]
     assert "refused" in rows[3]
     assert "精度损失" in tables.rendered(PAGE, tmp_path, "zh")
+
+
+def test_quantizers_say_how_much_runs_in_int8_where_it_is_known(tmp_path: Path) -> None:
+    known = comparison("a", "1", "repzoo")
+    share = Int8Share(layers=96, int8_layers=1, macs=0.154, bytes=0.46)
+    engines = {
+        name: replace(measured, int8=share)
+        for name, measured in known.values.engines.items()
+    }
+    known = replace(known, values=replace(known.values, engines=engines))
+    record.append(tmp_path / "one.jsonl", [known, comparison("a", "1", "other")])
+    lines = tables.rendered(PAGE, tmp_path, "en").splitlines()
+    cells = [line.split(" | ")[2] for line in lines if line.startswith("| ")]
+    assert cells == ["In INT8", "---", "1 of 96 layers, 15 % of MACs", "–"]
 
 
 def test_the_documents_of_this_repository_are_not_stale() -> None:

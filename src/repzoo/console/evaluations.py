@@ -32,7 +32,7 @@ def evaluation(result: verbs.Evaluation) -> View:
 def paired_line(record: Record[PairedAccuracy]) -> str:
     """The drop of a paired Record in a sentence."""
     values = record.values
-    interval = f"{cards.points(values.drop_low)} .. {cards.points(values.drop_high)}"
+    interval = cards.span(cards.points, values.drop_low, values.drop_high)
     return (
         f"drop {cards.points(values.drop)} points (95 % interval {interval}, "
         f"p = {values.p_value:.3g}), "
@@ -66,14 +66,10 @@ def _accuracy_table(runs: Sequence[Record[Accuracy]]) -> Table:
         cells = [record.artifact["name"]]
         if has_engines:
             cells.append(record.engine["name"])
-        interval = _interval(values.top1_low, values.top1_high)
+        interval = cards.span(cards.percent, values.top1_low, values.top1_high)
         figures = (cards.percent(values.top1), interval, cards.percent(values.top5))
         table.add_row(*cells, str(values.n), *figures)
     return table
-
-
-def _interval(low: float, high: float) -> str:
-    return f"{cards.percent(low)} .. {cards.percent(high)}"
 
 
 def _worst_classes(runs: Sequence[Record[Accuracy]]) -> Table | None:
@@ -91,7 +87,7 @@ def _worst_classes(runs: Sequence[Record[Accuracy]]) -> Table | None:
             row["class"],
             str(row["n"]),
             cards.percent(row["top1"]),
-            _interval(row["top1_low"], row["top1_high"]),
+            cards.span(cards.percent, row["top1_low"], row["top1_high"]),
             row["taken_for"] or "",
         ]
         if others:

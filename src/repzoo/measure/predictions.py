@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
 from repzoo.measure import stats
-from repzoo.measure.record import Record
+from repzoo.measure.record import Record, full_identity_of
 from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.storage import sha256_of
 
@@ -98,6 +98,11 @@ class ModelPredictions(Predictions):
 
     artifact: Artifact
     logits: npt.NDArray[np.float32] | None = None
+
+    def record(self) -> Record[Accuracy]:
+        """As of all predictions; of an INT8 model it says how much of it runs in INT8."""
+        identity = {**full_identity_of(self.artifact), **self.identity}
+        return replace(super().record(), artifact=identity)
 
 
 def describe_images(

@@ -33,6 +33,7 @@ from typing import (
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
 from repzoo.graph.tools.cost import Cost
+from repzoo.graph.tools.int8_share import Int8Share, int8_share
 from repzoo.measure import system_noise as noise
 from repzoo.measure.host import host
 from repzoo.measure.results import (
@@ -121,6 +122,27 @@ def identity_of(artifact: Artifact) -> dict[str, Any]:
         "preprocess": preprocess,
         "size": preprocess["size"] if preprocess else None,
     }
+
+
+def full_identity_of(artifact: Artifact) -> dict[str, Any]:
+    """As `identity_of`; of an INT8 model also how much of it runs in INT8 (Int8Share).
+
+    Counting that infers all shapes, which takes part of a second. So measurements that are made
+    while candidates are compared leave it out.
+    """
+    identity = identity_of(artifact)
+    if artifact.form == "int8":
+        identity["int8"] = dataclasses.asdict(int8_share(artifact))
+    return identity
+
+
+def share_of(identity: Mapping[str, Any]) -> Int8Share | None:
+    """How much of the model runs in INT8, from its `full_identity_of`; None where that is unknown.
+
+    Records of older versions do not have it.
+    """
+    document = identity.get("int8")
+    return read_result(Int8Share, document) if document else None
 
 
 def append(path: Path, records: Sequence[Record[Any]]) -> None:

@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from repzoo.graph.tools.int8_share import Int8Share
+
 INLINE = "inline"  # metadata: the fields of this nested dataclass stand in the JSON object itself
 FORMERLY = "formerly"  # metadata: the name that older rows have for this field
 
@@ -395,6 +397,8 @@ class QuantizeSummary:
     max_drop           the budget in points of Top-1
     placement_trials   moves that the placement search tried
     stages             seconds that calibration, placement and gate took
+    float_top1, top1   Top-1 of the float and the INT8 model in percent; None without labels
+    multi_label, unjudged  as in PairedAccuracy
     """
 
     drop: float
@@ -418,6 +422,10 @@ class QuantizeSummary:
     max_drop: float | None = None
     placement_trials: tuple[PlacementTrial, ...] | None = None
     stages: Mapping[str, float] | None = None
+    float_top1: float | None = None
+    top1: float | None = None
+    multi_label: LabelAgreement | None = None
+    unjudged: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,7 +434,8 @@ class EngineComparison:
 
     Fields are those of PairedAccuracy; `float_top1` is the float model's Top-1 in percent, and
     `latency_ratio` the latency over that of the float model. `stage` is the stage of repzoo's
-    ladder that was chosen on this engine; None for other quantizers.
+    ladder that was chosen on this engine; None for other quantizers. `int8` is how much of the
+    model runs in INT8; None in older rows.
     """
 
     n: int
@@ -441,6 +450,7 @@ class EngineComparison:
     latency_ratio_low: float
     latency_ratio_high: float
     stage: str | None = None
+    int8: Int8Share | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import functools
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -16,8 +16,9 @@ import jinja2
 from repzoo.artifact import Preprocess
 from repzoo.errors import RepzooError
 from repzoo.graph.tools.cost import Cost
+from repzoo.graph.tools.int8_share import Int8Share
 from repzoo.measure.host import describe
-from repzoo.measure.record import RESULT_KINDS, Record, select, to_json
+from repzoo.measure.record import RESULT_KINDS, Record, select, share_of, to_json
 from repzoo.measure.results import (
     Accuracy,
     FoldSummary,
@@ -34,6 +35,14 @@ BOTH = ("deploy", "int8")  # the forms that a card compares
 # Characters that Markdown would not print as they stand.
 ACTIVE = re.compile(r"[\\|*`\[\]<~]|(?<!\w)_|_(?!\w)")
 
+TO = {"en": "to", "zh": "至"}  # between the ends of an interval
+SHARE = {
+    "en": "{int8} of {layers} layers, {macs} of MACs",
+    "zh": "{int8}/{layers} 层，{macs} 乘加",
+}
+MINUS = "\N{MINUS SIGN}"
+
+Show = Callable[[float], str]
 T = TypeVar("T")
 
 
@@ -57,6 +66,7 @@ class CardFacts:
 
     A form is `train`, `deploy` or `int8`.
 
+    int8          how much of it runs in INT8; None in Records that do not say
     preprocess    fields of Preprocess, and `to`: the side in pixels before the crop
     flips         predictions that differ between float and INT8
     single, many  latency by form, with one client and with as many as the job timed (one where it
@@ -71,6 +81,7 @@ class CardFacts:
     name: str
     size: int
     classes: int
+    int8: Int8Share | None
     preprocess: Mapping[str, Any]
     cost: Mapping[str, Cost]
     accuracy: Mapping[str, Accuracy]
@@ -141,6 +152,7 @@ def summary(records: Sequence[Record[Any]]) -> CardFacts:
         name=quantize.artifact["name"],
         size=quantize.artifact["size"],
         classes=quantize.artifact["classes"],
+        int8=share_of(quantize.artifact),
         preprocess=_shown_preprocess(quantize.artifact["preprocess"]),
         cost=_by_form(select(records, Cost)),
         accuracy=_by_form(select(records, Accuracy)),
@@ -242,6 +254,7 @@ def _environment() -> jinja2.Environment:
         ms=ms,
         rate=rate,
         ratio_of=ratio_of,
+        span=span,
     )
     return environment
 
@@ -270,8 +283,8 @@ def percent(value: float) -> str:
 
 
 def points(value: float) -> str:
-    """A signed difference in percentage points; never "-0.00"."""
-    return f"{value:+.2f}" if abs(value) >= 0.005 else "0.00"
+    """A signed difference in percentage points, with a minus sign; never "−0.00"."""
+    return f"{value:+.2f}".replace("-", MINUS) if abs(value) >= 0.005 else "0.00"
 
 
 def ms(value: float) -> str:
@@ -289,9 +302,25 @@ def ratio_of(value: float) -> str:
     return f"{value:.2f}"
 
 
-def interval(show: Any, value: float, low: float, high: float) -> str:
-    """`value (low .. high)`, each printed by `show`, a function of this module."""
-    return f"{show(value)} ({show(low)} .. {show(high)})"
+def interval(show: Show, value: float, low: float, high: float, to: str = "to") -> str:
+    """`value (low to high)`, each printed by `show`, a function of this module."""
+    return f"{show(value)} ({span(show, low, high, to)})"
+
+
+def span(show: Show, low: float, high: float, to: str = "to") -> str:
+    """`low to high`, each printed by `show`; `to` is that word in the language of the text."""
+    return f"{show(low)} {to} {show(high)}"
+
+
+def int8_share(share: Int8Share | None, language: str) -> str:
+    """How much runs in INT8, for a cell of a table; a dash where that is unknown."""
+    if share is None:
+        return "–"
+    return SHARE[language].format(
+        int8=share.int8_layers,
+        layers=share.layers,
+        macs=f"{100 * share.macs:.0f} %" if math.isfinite(share.macs) else "?",
+    )
 
 
 def _significant(value: float, digits: int) -> str:

@@ -20,6 +20,7 @@ HEADINGS = {
     "en": (
         "Model",
         "Quantizer",
+        "In INT8",
         "Drop (points)",
         "Expected drop (points)",
         "Same prediction as float (%)",
@@ -31,6 +32,7 @@ HEADINGS = {
     "zh": (
         "模型",
         "量化方法",
+        "INT8 部分",
         "精度损失（百分点）",
         "预期精度损失（百分点）",
         "与浮点预测一致 (%)",
@@ -42,6 +44,7 @@ HEADINGS = {
 }
 REFUSED = {"en": "refused", "zh": "拒绝"}
 ABSENT = "–"
+SHARE_COLUMN = 2  # it is left out where no Record says how much runs in INT8
 
 
 def table(records: Sequence[Record[Any]], language: str) -> list[str]:
@@ -64,7 +67,14 @@ def table(records: Sequence[Record[Any]], language: str) -> list[str]:
     headings = _headings(language, list(engines))
     lines = [headings, ["---"] * len(headings)]
     lines += [_cells(row, list(engines), language) for row in rows]
+    if not any(_knows_share(row.values) for row in rows):
+        for cells in lines:
+            del cells[SHARE_COLUMN]
     return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def _knows_share(values: QuantizerComparison) -> bool:
+    return any(measured.int8 for measured in values.engines.values())
 
 
 def _newest_rows(
@@ -100,39 +110,41 @@ def _cells(
     values = record.values
     by_engine = [values.engines.get(name) for name in engines]
     main = by_engine[0] if by_engine else None
+    to = card.TO[language]
     size = REFUSED[language]
     if values.bytes:
         size = f"{values.float_bytes / 1e6:.1f} → {values.bytes / 1e6:.1f}"
     return [
         card.escape_markdown(record.artifact["name"]),
         card.escape_markdown(values.recipe),
-        f"{_drop(main)}, n = {main.n}" if main else ABSENT,
-        _expected_drop(main),
+        card.int8_share(main.int8 if main else None, language),
+        f"{_drop(main, to)}, n = {main.n}" if main else ABSENT,
+        _expected_drop(main, to),
         card.percent(main.same_prediction) if main else ABSENT,
         size,
-        *map(_latency_ratio, by_engine),
-        *map(_drop, by_engine[1:]),
+        *(_latency_ratio(measured, to) for measured in by_engine),
+        *(_drop(measured, to) for measured in by_engine[1:]),
         f"{values.seconds:.0f}",
     ]
 
 
-def _drop(measured: EngineComparison | None) -> str:
+def _drop(measured: EngineComparison | None, to: str) -> str:
     if measured is None:
         return ABSENT
     return card.interval(
-        card.points, measured.drop, measured.drop_low, measured.drop_high
+        card.points, measured.drop, measured.drop_low, measured.drop_high, to
     )
 
 
-def _expected_drop(measured: EngineComparison | None) -> str:
+def _expected_drop(measured: EngineComparison | None, to: str) -> str:
     if measured is None or measured.expected is None:
         return ABSENT
     low, high = measured.expected.drop_interval()
-    return card.interval(card.points, measured.expected.drop, low, high)
+    return card.interval(card.points, measured.expected.drop, low, high, to)
 
 
-def _latency_ratio(measured: EngineComparison | None) -> str:
+def _latency_ratio(measured: EngineComparison | None, to: str) -> str:
     if measured is None:
         return ABSENT
     low, high = measured.latency_ratio_low, measured.latency_ratio_high
-    return card.interval(card.ratio_of, measured.latency_ratio, low, high)
+    return card.interval(card.ratio_of, measured.latency_ratio, low, high, to)

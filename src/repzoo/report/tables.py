@@ -38,6 +38,7 @@ HEADINGS = {
         "MACs (M)",
         "Float Top-1 (%)",
         "INT8 Top-1 (%)",
+        "In INT8",
         "Drop (points)",
         "Latency, 1 thread (ms), float → INT8",
         "Latency, {n} threads (ms)",
@@ -51,6 +52,7 @@ HEADINGS = {
         "乘加 (M)",
         "浮点 Top-1 (%)",
         "INT8 Top-1 (%)",
+        "INT8 部分",
         "精度损失（百分点）",
         "单线程延迟 (ms)，浮点 → INT8",
         "{n} 线程延迟 (ms)",
@@ -58,6 +60,9 @@ HEADINGS = {
         "INT8 / 浮点延迟比",
     ),
 }
+
+# The column that is left out where no Record says how much runs in INT8.
+SHARE = {"en": "In INT8", "zh": "INT8 部分"}
 
 
 def rendered(document: str, results: Path, language: str) -> str:
@@ -95,34 +100,47 @@ def _job_table(records: Sequence[Record[Any]], language: str) -> list[str]:
         )
     threads = next(iter(newest.values())).client_threads
     headings = [heading.format(n=threads) for heading in HEADINGS[language]]
-    lines = [headings, ["---"] * len(headings), *map(_cells, newest.values())]
+    lines = [headings, ["---"] * len(headings)]
+    lines += [_cells(facts, language) for facts in newest.values()]
+    if all(facts.int8 is None for facts in newest.values()):
+        column = HEADINGS[language].index(SHARE[language])
+        for cells in lines:
+            del cells[column]
     return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 
-def _cells(facts: CardFacts) -> list[str]:
-    cost, paired = facts.cost, facts.paired
-    many, ratio = facts.many["int8"], facts.ratios["int8"]
+def _cells(facts: CardFacts, language: str) -> list[str]:
+    cost = facts.cost
+    paired = facts.paired
+    many = facts.many["int8"]
+    ratio = facts.ratios["int8"]
+    to = card.TO[language]
     forms = [form for form in ("train", "deploy") if form in cost]
-    drop = card.interval(card.points, paired.drop, paired.drop_low, paired.drop_high)
+    drop = card.interval(
+        card.points, paired.drop, paired.drop_low, paired.drop_high, to
+    )
     return [
         card.escape_markdown(f"{facts.name}, {facts.classes} classes"),
         f"{facts.size}x{facts.size}",
         " → ".join(card.millions(cost[form].parameters) for form in forms),
         f"{cost['deploy'].macs / 1e6:.1f}",
-        _top1(facts, "deploy"),
-        _top1(facts, "int8"),
+        _top1(facts, "deploy", to),
+        _top1(facts, "int8", to),
+        card.int8_share(facts.int8, language),
         f"{drop}, n = {paired.n}",
         _latencies(facts),
         card.ms(many.p50_ms),
         card.rate(many.fps),
-        card.interval(card.ratio_of, ratio.ratio, ratio.ratio_low, ratio.ratio_high),
+        card.interval(
+            card.ratio_of, ratio.ratio, ratio.ratio_low, ratio.ratio_high, to
+        ),
     ]
 
 
-def _top1(facts: CardFacts, form: str) -> str:
+def _top1(facts: CardFacts, form: str, to: str) -> str:
     accuracy = facts.accuracy[form]
     return card.interval(
-        card.percent, accuracy.top1, accuracy.top1_low, accuracy.top1_high
+        card.percent, accuracy.top1, accuracy.top1_low, accuracy.top1_high, to
     )
 
 

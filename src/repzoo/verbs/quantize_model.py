@@ -48,6 +48,11 @@ class QuantizeOptions:
         range=FINITE,
     )
     images: int = setting(256, help="Number of calibration images.", range=at_least(1))
+    placement: ladder.PlacementChoice = setting(
+        "fastest",
+        help="What runs in INT8: what makes the model fastest on the engine (by timing), all "
+        "convolutions and linear layers, or everything that the scheme knows in INT8.",
+    )
     # The search also ends after half the time that calibration took.
     search: float = setting(
         ladder.SEARCH_SECONDS,
@@ -73,6 +78,11 @@ class QuantizeOptions:
             raise InputError(
                 "only repzoo's own quantizer fine-tunes; "
                 f"leave out finetune_epochs (--finetune-epochs), or the recipe {self.recipe}"
+            )
+        if self.placement != "fastest":
+            raise InputError(
+                f"the quantizer {self.recipe} decides by itself what runs in INT8; leave out "
+                f"the placement {self.placement}, or the recipe {self.recipe}"
             )
         if self.scheme:
             raise InputError(
@@ -152,8 +162,22 @@ def _run_quantizer(
         if options.scheme
         else default_scheme(options.engine)
     )
-    scheme, remark = adapt_to_host(scheme, runner, host())
-    target = ladder.Target(runner, scheme, options.search, options.finetune_epochs)
+    placement = options.placement
+    if scheme.engine:
+        scheme, remark = adapt_to_host(scheme, runner, host())
+    else:
+        remark = f"the scheme {scheme.name} is for a board; latency on this host says nothing of it"
+        # Nor can timing here decide what should run in INT8 there.
+        if placement == "fastest":
+            placement = "everything"
+    target = ladder.Target(
+        engine=runner,
+        scheme=scheme,
+        placement=placement,
+        may_fall_back=placement != options.placement,
+        search_seconds=options.search,
+        finetune_epochs=options.finetune_epochs,
+    )
     int8, report = ladder.quantize(model, split, target, budget, progress)
     if remark:
         report = replace(report, warnings=(remark, *report.warnings))

@@ -27,6 +27,7 @@ from repzoo.data.dataset import Dataset, QuantizationSplit, UnreadableImage
 from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.errors import GateError, InputError
+from repzoo.graph.tools.int8_share import int8_share
 from repzoo.measure import accuracy
 from repzoo.measure.results import LatencyRatio, Setting
 from repzoo.quant.baselines import registry
@@ -37,7 +38,7 @@ from repzoo.quant.rewrites.stages import STAGES
 from repzoo.quant.search import ladder, placement_search, verdict
 from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.gate import Gate, QuantReport
-from repzoo.quant.search.ladder import Target
+from repzoo.quant.search.ladder import PlacementChoice, Target
 from repzoo.quant.search.placement_search import SearchResult, TimedPlacement
 from repzoo.quant.search.verdict import Budget, Verdict
 from repzoo.zoo import embedded
@@ -257,6 +258,18 @@ def test_the_smaller_placements_reach_down_to_the_one_with_least_in_int8(
         placement for placement in others[nearly_as_fast:] if placement in chosen
     ]
     assert not ladder.choose_smaller_placements(space, others[-1], search)
+
+
+@pytest.mark.parametrize("choice", ["everything", "layers"])
+def test_a_placement_that_was_asked_for_is_kept(choice: PlacementChoice) -> None:
+    """On gray calibration images every stage is bad, but no layer leaves INT8 for that."""
+    scheme = load_scheme("per-tensor")
+    target = Target(engine("onnxruntime"), scheme, placement=choice)
+    budget = Budget(force=True)
+    quantized, report = ladder.quantize(small(), gray(), target, budget)
+    assert int8_share(quantized).is_everything
+    assert {candidate.placement for candidate in report.candidates} == {choice}
+    assert report.record.artifact["int8"]["int8_layers"] == 3
 
 
 def test_force_writes_a_refused_model_and_marks_it() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import rich_click as click
 
 from repzoo import job, verbs
+from repzoo.console import quantized as views
 from repzoo.console import results
 from repzoo.console.commands.shared import (
     FILE,
@@ -125,4 +126,4 @@ def card(
     files = job.write(result, output)
     if append:
         append_records(append, result.records)
-    console.show(results.card(result, files))
+    console.show(views.card(result, files))

@@ -9,7 +9,7 @@ import rich_click as click
 
 from repzoo import verbs
 from repzoo.console import models as views
-from repzoo.console import results
+from repzoo.console import quantized as quantized_views
 from repzoo.console.commands.shared import (
     FILE,
     certificate_data_option,
@@ -168,4 +168,4 @@ def quantize(
     if report:
         contents.append((report, Console.document(int8.report.record.to_json())))
     write_together(contents)
-    console.show(results.quantized(int8.report, output))
+    console.show(quantized_views.quantized(int8.report, output))

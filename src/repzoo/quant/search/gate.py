@@ -24,7 +24,7 @@ from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
 from repzoo.errors import GateError, InputError
 from repzoo.measure import latency
-from repzoo.measure.record import Record, identity_of
+from repzoo.measure.record import Record, full_identity_of
 from repzoo.measure.results import (
     LatencyRatio,
     PairedAccuracy,
@@ -215,7 +215,7 @@ class Gate:
             "labeled": images.labeled,
         }
         engine = {"name": self.engine.name, "version": self.engine.version()}
-        return Record(identity_of(quantized), summary, engine, data)
+        return Record(full_identity_of(quantized), summary, engine, data)
 
 
 def summarize(
@@ -250,6 +250,10 @@ def summarize(
         max_drop=context.budget.max_drop,
         placement_trials=context.trials,
         stages=context.phases,
+        float_top1=paired.first_top1,
+        top1=paired.top1,
+        multi_label=paired.multi_label,
+        unjudged=paired.unjudged,
     )
 
 

@@ -21,12 +21,16 @@ The strategy, deterministic for the same images and placement:
 
 Where no placement is faster than float beyond noise, the fastest one is used with a warning: INT8
 is still smaller.
+
+A placement that the user asked for (`Target.placement`) is not searched, and stays: steps 1 and 5
+are left out.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -47,7 +51,11 @@ from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.evaluator import BuiltCandidate, Evaluator, free_memory
 from repzoo.quant.search.fallback import rank_layers, with_fallback
 from repzoo.quant.search.gate import Gate, QuantReport, ReportContext
-from repzoo.quant.search.placement_search import PlacementRace, SearchResult
+from repzoo.quant.search.placement_search import (
+    PlacementRace,
+    SearchResult,
+    TimedPlacement,
+)
 from repzoo.quant.search.rewrite_cache import RewriteCache
 from repzoo.quant.search.verdict import Budget, Verdict
 
@@ -57,6 +65,8 @@ SMALLER_PLACEMENTS = (
 )
 SEARCH_SECONDS = 30.0
 
+PlacementChoice = Literal["fastest", "layers", "everything"]
+
 
 @dataclass(frozen=True)
 class Target:
@@ -65,12 +75,19 @@ class Target:
     search_seconds   the most that the placement search may take; it never takes more than half
                      the time of calibration
     finetune_epochs  epochs of distillation where no correction is enough; needs torch
+    placement        which nodes run in INT8. fastest: those that make the model fastest on
+                     `engine`, by timing. layers: all convolutions and linear layers. everything:
+                     also all other operators that the scheme knows in INT8
+    may_fall_back    whether layers may leave a placement that was not searched, where no correction
+                     is enough
     """
 
     engine: Engine
     scheme: QuantScheme
     search_seconds: float = SEARCH_SECONDS
     finetune_epochs: int = 0
+    placement: PlacementChoice = "fastest"
+    may_fall_back: bool = False
 
 
 def quantize(
@@ -92,7 +109,10 @@ def quantize(
     evaluator, remarks = calibrate(gate, split, target)
     calibrate_seconds = time.perf_counter() - started
     search_seconds = min(target.search_seconds, calibrate_seconds / 2)
-    search = search_placement(evaluator, search_seconds)
+    if target.placement == "fastest":
+        search = search_placement(evaluator, search_seconds)
+    else:
+        search = time_placement(evaluator, target.placement)
     climb(evaluator, search, split, target)
     best = evaluator.best
     gate_started = time.perf_counter()
@@ -177,6 +197,25 @@ def search_placement(evaluator: Evaluator, seconds: float) -> SearchResult:
     return result
 
 
+def time_placement(evaluator: Evaluator, choice: PlacementChoice) -> SearchResult:
+    """The placement called `choice`, timed against float, and no others."""
+    builder = evaluator.builder
+    original = builder.cache.original
+    space = builder.space
+    layers = placement_search.layer_names(space)
+    placement = space.starting_placements()[0]  # the one with most in INT8
+    if choice == "layers":
+        placement = space.placement(choice, layers)
+    race = PlacementRace(
+        evaluator.gate, original.model, original.statistics, builder.scheme, space
+    )
+    started = time.perf_counter()
+    ratio = race.ratios_to_float([placement], gating.BENCH_SECONDS / 2)[0]
+    free_memory()
+    seconds = round(time.perf_counter() - started, 2)
+    return SearchResult(TimedPlacement(placement, ratio), (), seconds=seconds)
+
+
 def climb(
     evaluator: Evaluator, search: SearchResult, split: QuantizationSplit, target: Target
 ) -> None:
@@ -190,6 +229,8 @@ def climb(
         evaluator.finetune(best, target.finetune_epochs, split.calibration)
         if evaluator.best.verdict >= Verdict.ENOUGH:
             return
+    if target.placement != "fastest" and not target.may_fall_back:
+        return  # the user wants all of it in INT8, whatever that costs in accuracy
     # Both start from the best candidate without fine-tuning, whose parameters can be reused.
     try_fallback(evaluator, best, split)
     try_smaller_placements(evaluator, best, search)
