@@ -202,11 +202,11 @@ def test_known_labels_are_judged_by_precision_and_by_what_changed(
     agreement: float, drop_low: float, expected: Verdict
 ) -> None:
     multi_label = labels(agreement, drop_low)
-    assert judge(replace(counted(), multi_label=multi_label)) is expected
+    assert judge(replace(paired_accuracy(), multi_label=multi_label)) is expected
 
 
 def test_a_worse_best_class_is_refused_however_well_labels_agree() -> None:
-    paired = replace(counted(n=1000, changed=50, lost=50), drop_low=3.0)
+    paired = replace(paired_accuracy(n=1000, changed=50, lost=50), drop_low=3.0)
     assert judge(replace(paired, multi_label=labels(99.5, -1.0))) is Verdict.REFUSED
 
 
@@ -217,5 +217,5 @@ def test_a_worse_best_class_is_refused_however_well_labels_agree() -> None:
 def test_outputs_of_unknown_meaning_are_judged_by_their_error_and_never_refused(
     snr_db: float, expected: Verdict
 ) -> None:
-    paired = replace(counted(changed=200, lost=200), logits_snr_db=snr_db)
+    paired = replace(paired_accuracy(changed=200, lost=200), logits_snr_db=snr_db)
     assert judge(replace(paired, unjudged="one output")) is expected
