@@ -282,10 +282,7 @@ class Artifact:
     @property
     def opset(self) -> int:
         """Version of the default ONNX operator set."""
-        for item in self.model.opset_import:
-            if item.domain in ("", "ai.onnx"):
-                return int(item.version)
-        return 0
+        return onnx_file.opset_of(self.model)
 
     @property
     def input_name(self) -> str:

@@ -71,6 +71,14 @@ def classifier_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     )
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the default ONNX operator set; 0 where the model does not import it."""
+    for item in model.opset_import:
+        if item.domain in ("", "ai.onnx"):
+            return int(item.version)
+    return 0
+
+
 def documents(model: onnx.ModelProto, prefix: str, where: str) -> dict[str, Any]:
     """The JSON documents in the metadata whose keys begin with `prefix`, by the rest of the key.
 

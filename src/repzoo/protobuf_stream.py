@@ -44,6 +44,13 @@ def chunks(model: onnx.ModelProto, **replaced: Sequence[Message]) -> Iterator[by
     yield _part(model, lambda number: number > _GRAPH, **replaced)
 
 
+def clone(message: Kind) -> Kind:
+    """A deep copy of `message`."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
+
+
 def without(message: Kind, *names: str) -> Kind:
     """A copy of `message` without the fields `names`, which are never copied."""
     copy = type(message)()

@@ -53,6 +53,7 @@ from repzoo.engines import Array
 from repzoo.engines.signature import signature_of
 from repzoo.errors import InputError
 from repzoo.privacy import unreported
+from repzoo.protobuf_stream import clone
 from repzoo.storage import cached_file, sha256_of
 
 CONVERSION_SECONDS = 600
@@ -243,8 +244,7 @@ def _without_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     kinds = {node.op_type for node in model.graph.node}
     if not kinds & {"QuantizeLinear", "DequantizeLinear"}:
         return model
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
+    changed = clone(model)
     graph = changed.graph
     constants = {item.name: item for item in graph.initializer}
     nodes: list[onnx.NodeProto] = []

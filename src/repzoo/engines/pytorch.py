@@ -19,8 +19,8 @@ import torch
 
 from repzoo.engines import Array
 from repzoo.engines.signature import Signature, signature_of
-from repzoo.errors import InputError
-from repzoo.torch.from_onnx import build_module, first_line
+from repzoo.errors import InputError, first_line
+from repzoo.torch.from_onnx import build_module
 
 
 class PyTorch:

@@ -15,6 +15,7 @@ from onnx.reference.ops.op_quantize_linear import QuantizeLinear_19
 from repzoo.engines import Array
 from repzoo.engines.signature import signature_of
 from repzoo.errors import InputError, first_line
+from repzoo.onnx_file import opset_of
 
 
 class Reference:
@@ -62,10 +63,7 @@ class DequantizeLinear(DequantizeLinear_19):
 
 def _older_ops(model: onnx.ModelProto) -> list[type[OpRun]]:
     """The operators that the evaluator lacks for `model`'s opset."""
-    for item in model.opset_import:
-        if item.domain in ("", "ai.onnx") and item.version >= 19:
-            return []
-    return [QuantizeLinear, DequantizeLinear]
+    return [QuantizeLinear, DequantizeLinear] if opset_of(model) < 19 else []
 
 
 class ReferenceSession:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Protocol
 
-from repzoo.errors import InputError, MissingExtra, RepzooError
+from repzoo.errors import InputError, MissingExtra, RepzooError, first_line
 
 # For all processes to have started. torch waits five times as long, and tries twice.
 RENDEZVOUS_SECONDS = 60.0
@@ -159,7 +159,7 @@ class _GlooGroup:
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise InputError(
-                f"the processes do not find each other: {_first_line(error)}; start all of them "
+                f"the processes do not find each other: {first_line(error)}; start all of them "
                 "with torchrun within a minute, with the address and a free port of the first "
                 "process's host"
             ) from None
@@ -255,7 +255,7 @@ class _GlooGroup:
             yield
         except RuntimeError as error:
             raise _LostProcess(
-                f"another of the {self.size} processes has ended ({_first_line(error)}); "
+                f"another of the {self.size} processes has ended ({first_line(error)}); "
                 "start them again"
             ) from None
 
@@ -269,7 +269,3 @@ def _require_known_master() -> None:
         raise OSError(
             f"MASTER_ADDR is {host!r}, and no host of that name is known ({error.strerror})"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

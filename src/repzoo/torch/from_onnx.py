@@ -21,7 +21,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, fx
 
-from repzoo.errors import InputError
+from repzoo.errors import InputError, first_line
+from repzoo.onnx_file import opset_of
 from repzoo.torch.operators import OPERATORS
 from repzoo.torch.windows import Window
 
@@ -47,12 +48,6 @@ def build_module(model: onnx.ModelProto) -> tuple[fx.GraphModule, dict[str, fx.N
         raise InputError(f"{FAILED}: {first_line(error)}") from None
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error message, or the kind of error where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 class _Builder:
     """Builds the fx graph. `values` holds an fx node or a constant for each ONNX tensor."""
 
@@ -62,10 +57,7 @@ class _Builder:
         self._root = torch.nn.Module()
         self._values: dict[str, Any] = {"": None}  # an omitted input
         self._constants = 0
-        self._opset = 0
-        for item in model.opset_import:
-            if item.domain in ("", "ai.onnx"):
-                self._opset = item.version
+        self._opset = opset_of(model)
 
     def build(self) -> fx.GraphModule:
         for item in self._model.graph.initializer:

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
 from repzoo.errors import InputError, RepzooError
+from repzoo.protobuf_stream import clone
 from repzoo.storage import write_atomically
 from repzoo.zoo import catalog
 
@@ -76,8 +77,7 @@ def pack(artifact: Artifact) -> bytes:
     Raises:
         InputError: more than MAX_BYTES, which `read` would refuse.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(artifact.model)
+    model = clone(artifact.model)
     for item in model.graph.initializer:
         if item.data_type == onnx.TensorProto.FLOAT:
             values = numpy_helper.to_array(item)

@@ -24,6 +24,7 @@ from repzoo.graph.certificate.attributes import integer, real
 from repzoo.graph.certificate.index import TensorIndex
 from repzoo.graph.certificate.training_form import TrainingForm
 from repzoo.graph.certificate.unchanged import changed_nodes
+from repzoo.protobuf_stream import clone
 
 VARIANCES = (1.0, 0.0, 1e-3, 1e4)  # times epsilon
 SIGNS = (1.0, -1.0, 0.0)
@@ -170,8 +171,7 @@ def _model(
         initializers[name] = _renamed(tensor, name)
     nodes = []
     for number, node in enumerate(expression.nodes):
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
+        copy = clone(node)
         nodes.append(copy)
         if node.op_type != "BatchNormalization":
             continue
@@ -219,8 +219,7 @@ def _has_border(node: onnx.NodeProto, nodes: Sequence[onnx.NodeProto]) -> bool:
 
 
 def _renamed(tensor: TensorProto, name: str) -> TensorProto:
-    copy = TensorProto()
-    copy.CopyFrom(tensor)
+    copy = clone(tensor)
     copy.name = name
     return copy
 

@@ -35,6 +35,7 @@ from repzoo.graph.certificate.window import Array, UnknownExpression
 from repzoo.graph.tools.fold_result import FoldResult
 from repzoo.graph.tools.pieces import inline_functions, trim_heap
 from repzoo.onnx_file import classifier_input
+from repzoo.protobuf_stream import clone
 
 Folder = Callable[[onnx.ModelProto], FoldResult]
 
@@ -167,8 +168,7 @@ def to_float64(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         _NotComparable: it has subgraphs, or takes bytes.
     """
-    wide = onnx.ModelProto()
-    wide.CopyFrom(inline_functions(model))
+    wide = clone(inline_functions(model))
     graph = wide.graph
     if any(has_subgraph(node) for node in graph.node):
         raise _NotComparable("it has control flow")

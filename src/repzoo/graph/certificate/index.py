@@ -23,6 +23,7 @@ from repzoo.graph.certificate.known_values import (
 )
 from repzoo.graph.certificate.operators import Stored
 from repzoo.graph.certificate.window import Array
+from repzoo.protobuf_stream import clone
 
 # Elements of a tensor that is read to see whether it is all zeros or ones.
 NEUTRAL_SIZE = 2**18
@@ -227,8 +228,7 @@ def _attributes(node: onnx.NodeProto) -> tuple[bytes, ...]:
 
 
 def _with_inputs(node: onnx.NodeProto, inputs: Sequence[str]) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
+    copy = clone(node)
     copy.input[:] = inputs
     return copy
 

@@ -15,6 +15,7 @@ from repzoo.graph.certificate.index import TensorIndex
 from repzoo.graph.certificate.operators import reshape_shape
 from repzoo.graph.certificate.probes import weight_of
 from repzoo.graph.certificate.training_form import TrainingForm
+from repzoo.protobuf_stream import clone
 
 
 def changed_nodes(
@@ -149,8 +150,7 @@ def _attributes(
     index  of the graph that has the node
     old    of the training form
     """
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
+    copy = clone(node)
     attributes = {}
     for item in copy.attribute:
         for graph in _subgraphs(item):

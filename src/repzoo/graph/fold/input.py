@@ -24,14 +24,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from repzoo.artifact import Preprocess
 from repzoo.errors import InputError
 from repzoo.graph.fold.engine import fold
 from repzoo.graph.fold.prepare import require_float, require_opset
 from repzoo.graph.tools.fold_result import FoldResult
+from repzoo.graph.tools.onnx_edit import (
+    add_initializer,
+    subgraphs,
+    tensor_names,
+    unused_name,
+)
 from repzoo.onnx_file import classifier_input
+from repzoo.protobuf_stream import clone
 
 Float = npt.NDArray[np.float64]
 OLDEST_OPSET = 11  # Resize as it is used here
@@ -72,10 +79,9 @@ def embed(
     """
     _require_embeddable(model)
     source = classifier_input(model).name
-    prepended = onnx.ModelProto()
-    prepended.CopyFrom(model)
+    prepended = clone(model)
     graph = prepended.graph
-    prefix = _Prefix(graph, _names(graph))
+    prefix = _Prefix(graph, tensor_names(graph))
     inner = prefix.unused(f"{source}_float")
     shifted = prefix.unused(f"{source}_shifted")
     _rename(graph.node, source, inner)
@@ -122,19 +128,13 @@ class _Prefix:
 
     def unused(self, name: str) -> str:
         """`name`, with a number appended if a tensor of that name exists."""
-        unused = name
-        number = 0
-        while unused in self.names:
-            unused = f"{name}_{number}"
-            number += 1
-        self.names.add(unused)
-        return unused
+        name = unused_name(name, self.names)
+        self.names.add(name)
+        return name
 
     def constant(self, name: str, values: npt.NDArray[Any]) -> str:
         """The name of a new initializer."""
-        name = self.unused(name)
-        self.graph.initializer.append(numpy_helper.from_array(values, name))
-        return name
+        return add_initializer(self.graph, name, values, self.names)
 
     def add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Append a node, and return the name of its output."""
@@ -228,29 +228,15 @@ def _retype_input(graph: onnx.GraphProto, name: str, preprocess: Preprocess) -> 
             item.CopyFrom(helper.make_tensor_value_info(name, TensorProto.UINT8, shape))
 
 
-def _names(graph: onnx.GraphProto) -> set[str]:
-    """Names of all tensors of `graph`."""
-    names: set[str] = set()
-    for values in (graph.input, graph.output, graph.initializer):
-        names.update(item.name for item in values)
-    for node in graph.node:
-        names.update(node.output)
-    return names
-
-
 def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
     """Let every reader of the tensor `old` read `new`, in subgraphs too."""
     for node in nodes:
         node.input[:] = [new if name == old else name for name in node.input]
-        for attribute in node.attribute:
-            graphs = [*attribute.graphs]
-            if attribute.HasField("g"):
-                graphs.append(attribute.g)
-            for graph in graphs:
-                # A tensor of the subgraph's own may have that name.
-                own = _names(graph) - {item.name for item in graph.output}
-                if old not in own:
-                    _rename(graph.node, old, new)
+        for graph in subgraphs(node):
+            # A tensor of the subgraph's own may have that name.
+            own = tensor_names(graph) - {item.name for item in graph.output}
+            if old not in own:
+                _rename(graph.node, old, new)
 
 
 def _summary(folded: FoldResult, inner: str, shifted: str) -> str:

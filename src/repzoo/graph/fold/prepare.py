@@ -15,6 +15,7 @@ from repzoo.graph.fold.border_constants import mark_borders
 from repzoo.graph.fold.eliminate import eliminate_identities
 from repzoo.graph.tools.constant_folding import fold_constants
 from repzoo.graph.tools.pieces import to_ir
+from repzoo.onnx_file import opset_of
 
 QUANTIZED = frozenset(
     {
@@ -78,12 +79,12 @@ def require_opset(model: onnx.ModelProto, oldest: int) -> None:
     Raises:
         InputError: says how to convert it.
     """
-    for item in model.opset_import:
-        if item.domain in ("", "ai.onnx") and item.version < oldest:
-            raise InputError(
-                f"the graph is of opset {item.version}; convert it to {oldest} or later "
-                "(onnx.version_converter)"
-            )
+    opset = opset_of(model)
+    if 0 < opset < oldest:
+        raise InputError(
+            f"the graph is of opset {opset}; convert it to {oldest} or later "
+            "(onnx.version_converter)"
+        )
 
 
 def order_initializers(graph: ir.Graph) -> None:

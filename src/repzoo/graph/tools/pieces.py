@@ -218,8 +218,7 @@ class _Parts:
         )
 
     def whole(self, change: Change) -> onnx.ModelProto:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(wire.without(self.model, "graph"))
+        copy = wire.without(self.model, "graph")
         copy.graph.CopyFrom(wire.without(self.model.graph, "initializer"))
         for item in self.model.graph.initializer:
             copy.graph.initializer.append(change(item))

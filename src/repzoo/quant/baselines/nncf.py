@@ -16,9 +16,10 @@ import numpy as np
 import onnx
 
 from repzoo.engines import Array
-from repzoo.errors import InputError
+from repzoo.errors import InputError, first_line
 from repzoo.privacy import unreported
-from repzoo.quant.baselines.onnxruntime import copy_model, first_line, quiet
+from repzoo.protobuf_stream import clone
+from repzoo.quant.baselines.onnxruntime import quiet
 from repzoo.quant.baselines.registry import QuantizerTask
 
 # Importing NNCF replaces the class of every logger that is made later; this puts it back.
@@ -35,7 +36,7 @@ def default(task: QuantizerTask) -> onnx.ModelProto:
     """nncf.quantize with its defaults, on all calibration images."""
     with quiet(), _input_errors():
         quantized: onnx.ModelProto = nncf.quantize(
-            copy_model(task.model), _calibration(task), subset_size=len(task.images)
+            clone(task.model), _calibration(task), subset_size=len(task.images)
         )
         return quantized
 
@@ -49,7 +50,7 @@ def accuracy_control(task: QuantizerTask) -> onnx.ModelProto:
     validator = _Validator(task.input_name)
     with quiet(), _input_errors():
         quantized: onnx.ModelProto = nncf.quantize_with_accuracy_control(
-            copy_model(task.model),
+            clone(task.model),
             _calibration(task),
             nncf.Dataset(labeled, lambda item: {task.input_name: item[0]}),
             validator.validate,

@@ -16,7 +16,8 @@ from pathlib import Path
 import onnx
 
 from repzoo.engines import Array
-from repzoo.errors import InputError
+from repzoo.errors import InputError, first_line
+from repzoo.protobuf_stream import clone
 from repzoo.quant.baselines.registry import QuantizerTask
 
 
@@ -49,7 +50,7 @@ def _quantize_static(task: QuantizerTask, per_channel: bool) -> onnx.ModelProto:
             target = Path(folder) / "int8.onnx"
             try:
                 quantization.quantize_static(
-                    copy_model(task.model),
+                    clone(task.model),  # it changes the model that it is given
                     target,
                     Reader(),
                     quant_format=quantization.QuantFormat.QDQ,
@@ -63,13 +64,6 @@ def _quantize_static(task: QuantizerTask, per_channel: bool) -> onnx.ModelProto:
                     f"ONNX Runtime's quantizer cannot quantize this model: {first_line(error)}"
                 ) from None
             return onnx.load(target)
-
-
-def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model`: both packages change the model that they quantize."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
 
 
 @contextlib.contextmanager
@@ -87,9 +81,3 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(level)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of the error's message; the name of its class where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -22,6 +22,7 @@ from repzoo.errors import InputError
 from repzoo.measure import accuracy
 from repzoo.plugins import Plugin, PluginTable, unknown
 from repzoo.progress import Progress, silent
+from repzoo.protobuf_stream import clone
 from repzoo.quant.parameters import qdq_writer
 from repzoo.quant.search.gate import Gate, QuantReport, ReportContext, require_folded
 from repzoo.quant.search.verdict import Budget
@@ -119,8 +120,7 @@ def make_task(
             "no calibration image could be read; give --data with images of the kind the model "
             "will see"
         )
-    model = onnx.ModelProto()
-    model.CopyFrom(qdq_writer.prepare_for_qdq(artifact.model))
+    model = clone(qdq_writer.prepare_for_qdq(artifact.model))
     return QuantizerTask(model, images, _labeled_reader(artifact, check), max_drop)
 
 

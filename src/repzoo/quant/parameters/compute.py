@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
+from repzoo.graph.tools.onnx_edit import add_initializer
+from repzoo.protobuf_stream import clone
 from repzoo.quant.calibration.histogram import Histogram
 from repzoo.quant.calibration.sensitivity import Sensitivity, activation_sensitivity
 from repzoo.quant.calibration.statistics import Moments, Statistics
@@ -306,19 +307,15 @@ def replace_biases(
     model: onnx.ModelProto, layers: Mapping[str, Layer], biases: Mapping[str, Float]
 ) -> onnx.ModelProto:
     """A copy of `model` with new `biases` [O] for some `layers`, each an initializer of its own."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = clone(model)
     names = {item.name for item in result.graph.initializer}
     for node in result.graph.node:
         name = node.output[0]
         if name not in biases:
             continue
-        new_name = f"{layers[name].bias or name + ':bias'}:corrected:{name}"
         # a new name, since another layer may share the old initializer
-        while new_name in names:
-            new_name += "_"
-        new_bias = numpy_helper.from_array(biases[name].astype(np.float32), new_name)
-        result.graph.initializer.append(new_bias)
+        new_name = f"{layers[name].bias or name + ':bias'}:corrected:{name}"
+        bias = biases[name].astype(np.float32)
         del node.input[2:]
-        node.input.append(new_name)
+        node.input.append(add_initializer(result.graph, new_name, bias, names))
     return result

@@ -11,7 +11,6 @@ Source: ONNX operators QuantizeLinear-13 and -21, DequantizeLinear-13 and -21; O
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +20,15 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from repzoo.errors import InputError
+from repzoo.errors import InputError, first_line
+from repzoo.graph.tools.onnx_edit import (
+    add_initializer,
+    remove_unused_initializers,
+    tensor_names,
+    unused_name,
+)
+from repzoo.onnx_file import opset_of
+from repzoo.protobuf_stream import clone
 from repzoo.quant.network.placement import WEIGHTED, Placement
 from repzoo.quant.parameters.scales import (
     ActivationParameters,
@@ -46,20 +53,15 @@ def upgrade_opset(model: onnx.ModelProto, version: int = MIN_OPSET) -> onnx.Mode
     Raises:
         InputError: onnx cannot convert it.
     """
-    current = 0
-    for item in model.opset_import:
-        if item.domain in ("", "ai.onnx"):
-            current = item.version
-            break
+    current = opset_of(model)
     if current >= version:
         return model
     try:
         return onnx.version_converter.convert_version(model, version)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"INT8 needs opset {version}; this graph has opset {current}, and onnx cannot convert "
-            f"it ({reason}); export the model again with opset {version} or newer"
+            f"it ({first_line(error)}); export the model again with opset {version} or newer"
         ) from None
 
 
@@ -78,8 +80,7 @@ def prepare_for_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
         and len(upgraded.graph.input) == 1
     ):
         return upgraded
-    result = onnx.ModelProto()
-    result.CopyFrom(upgraded)
+    result = clone(upgraded)
     result.ir_version = max(result.ir_version, MIN_IR)
     graph = result.graph
     for node in list(graph.node):
@@ -117,8 +118,7 @@ def insert_qdq(
         signed: store activations as int8, with every integer lower by 128, and not as uint8.
     """
     int16 = any(activations[name].bits == 16 for name in placement.tensors)
-    result = onnx.ModelProto()
-    result.CopyFrom(upgrade_opset(model, INT16_OPSET) if int16 else model)
+    result = clone(upgrade_opset(model, INT16_OPSET) if int16 else model)
     if int16:
         result.ir_version = max(result.ir_version, INT16_IR)
     graph = result.graph
@@ -127,7 +127,7 @@ def insert_qdq(
         initializers={item.name: item for item in graph.initializer},
         activations=activations,
         per_channel=per_channel,
-        names=_all_names(graph),
+        names=tensor_names(graph),
         weights=weights or {},
         signed=signed,
     )
@@ -140,7 +140,7 @@ def insert_qdq(
             nodes.extend(pairs.get(name, ()))
     del graph.node[:]
     graph.node.extend(nodes)
-    _remove_unused_initializers(graph)
+    remove_unused_initializers(graph)
     del graph.value_info[:]  # the types of quantized tensors have changed
     return result
 
@@ -155,8 +155,7 @@ def _quantized_node(
     pairs: Mapping[str, _Pair],
 ) -> list[onnx.NodeProto]:
     """A copy of `node` that reads dequantized tensors, behind the nodes that it needs in front."""
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
+    copy = clone(node)
     nodes = []
     has_weights = node.op_type in WEIGHTED
     if has_weights and node.output[0] in placement.nodes:
@@ -185,19 +184,14 @@ class _Writer:
 
     def fresh_name(self, name: str) -> str:
         """`name`, or `name` with a number appended if the graph uses it already."""
-        candidate = name
-        for number in itertools.count():
-            if candidate not in self.names:
-                break
-            candidate = f"{name}_{number}"
-        self.names.add(candidate)
-        return candidate
+        name = unused_name(name, self.names)
+        self.names.add(name)
+        return name
 
     def add_initializer(self, name: str, values: Array) -> str:
         """Store `values` under `name` or a similar one, which is returned."""
-        name = self.fresh_name(name)
-        self.added[name] = numpy_helper.from_array(values, name)
-        self.graph.initializer.append(self.added[name])
+        name = add_initializer(self.graph, name, values, self.names)
+        self.added[name] = self.graph.initializer[-1]
         return name
 
     def qdq_pair(self, name: str) -> _Pair:
@@ -395,19 +389,3 @@ def _bias_vector(
             f"to image; INT8 needs one value for each of the {channels} output channels"
         )
     return np.broadcast_to(values.reshape(-1), (channels,))
-
-
-def _all_names(graph: onnx.GraphProto) -> set[str]:
-    names = {item.name for item in graph.input} | {
-        item.name for item in graph.initializer
-    }
-    for node in graph.node:
-        names.update(node.output)
-    return names
-
-
-def _remove_unused_initializers(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
-    initializers = [item for item in graph.initializer if item.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(initializers)

@@ -25,8 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
+from repzoo.graph.tools.onnx_edit import add_initializer, remove_unused_initializers
+from repzoo.protobuf_stream import clone
 from repzoo.quant.network.channels import FIXED, ChannelGroups, link_channels
 from repzoo.quant.network.layers import (
     Layer,
@@ -81,8 +82,7 @@ def rescale_channels(
 
     Every changed layer gets weights of its own: an initializer may be shared.
     """
-    rescaled = onnx.ModelProto()
-    rescaled.CopyFrom(model)
+    rescaled = clone(model)
     values = initializer_arrays(model)
     used_names = {item.name for item in model.graph.initializer}
     nodes = {node.output[0]: node for node in rescaled.graph.node}
@@ -95,15 +95,21 @@ def rescale_channels(
         rows = rows / out.reshape(layer.groups, -1, 1)
         weight = layer.from_rows(rows)
         node = nodes[name]
-        node.input[1] = _add_initializer(
-            rescaled, f"{layer.weight}:{name}", weight, used_names
+        node.input[1] = add_initializer(
+            rescaled.graph,
+            f"{layer.weight}:{name}",
+            weight.astype(np.float32),
+            used_names,
         )
         if layer.bias:
             bias = bias_vector(layer, values) / out
-            node.input[2] = _add_initializer(
-                rescaled, f"{layer.bias}:{name}", bias, used_names
+            node.input[2] = add_initializer(
+                rescaled.graph,
+                f"{layer.bias}:{name}",
+                bias.astype(np.float32),
+                used_names,
             )
-    _remove_unused_initializers(rescaled)
+    remove_unused_initializers(rescaled.graph)
 
     changed: dict[str, Float] = {}
     for name, labels in channels.labels.items():
@@ -197,24 +203,3 @@ def _label_sets(magnitudes: Mapping[str, _LayerMagnitudes]) -> list[_LabelSet]:
                 touching.append(other)
         label_sets.append((np.array(sorted(fresh), np.int64), touching))
     return label_sets
-
-
-def _add_initializer(
-    model: onnx.ModelProto, name: str, values: Float, used: set[str]
-) -> str:
-    while name in used:
-        name += "_"
-    used.add(name)
-    model.graph.initializer.append(
-        numpy_helper.from_array(values.astype(np.float32), name)
-    )
-    return name
-
-
-def _remove_unused_initializers(model: onnx.ModelProto) -> None:
-    read: set[str] = set()
-    for node in model.graph.node:
-        read.update(node.input)
-    used = [item for item in model.graph.initializer if item.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(used)

@@ -15,6 +15,7 @@ import onnx
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
 from repzoo.data.dataset import Dataset
+from repzoo.protobuf_stream import clone
 from repzoo.quant.network import layers
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
@@ -158,8 +159,7 @@ def _restrict(
 ) -> QuantizationPlan:
     """`plan` with only what `placement` quantizes; layers in float get their own bias back."""
     float_inputs = {node.output[0]: node.input for node in float_model.graph.node}
-    model = onnx.ModelProto()
-    model.CopyFrom(plan.model)
+    model = clone(plan.model)
     for node in model.graph.node:
         name = node.output[0]
         # Bias correction made up for rounding that no longer happens in this layer.

@@ -1,0 +1,67 @@
+"""Small edits of ONNX graphs that several rewrites need."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+
+def add_initializer(
+    graph: onnx.GraphProto, name: str, values: npt.NDArray[Any], used: set[str]
+) -> str:
+    """Store `values` under `name`, or under a name like it where `used` holds that one.
+
+    Returns the name, which is added to `used`.
+    """
+    name = unused_name(name, used)
+    used.add(name)
+    graph.initializer.append(numpy_helper.from_array(values, name))
+    return name
+
+
+def unused_name(
+    name: str, used: Container[str], separator: str = "_", first: int = 0
+) -> str:
+    """`name`, with a number from `first` on appended where `used` holds it already."""
+    unused = name
+    number = first
+    while unused in used:
+        unused = f"{name}{separator}{number}"
+        number += 1
+    return unused
+
+
+def tensor_names(graph: onnx.GraphProto) -> set[str]:
+    """The names of all tensors of `graph`, those of subgraphs left out."""
+    names = {item.name for item in (*graph.input, *graph.output, *graph.initializer)}
+    return names.union(*(node.output for node in graph.node))
+
+
+def remove_unused_initializers(graph: onnx.GraphProto) -> None:
+    """Remove, in place, the initializers that no node, subgraph or output reads."""
+    read = {item.name for item in graph.output}
+    read.update(_names_read(graph.node))
+    used = [item for item in graph.initializer if item.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(used)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in the attributes of `node`, such as the branches of an If."""
+    for item in node.attribute:
+        if item.HasField("g"):
+            yield item.g
+        yield from item.graphs
+
+
+def _names_read(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    for node in nodes:
+        yield from node.input
+        for graph in subgraphs(node):
+            # A branch may hand out a tensor of the outer graph unchanged.
+            yield from (item.name for item in graph.output)
+            yield from _names_read(graph.node)
