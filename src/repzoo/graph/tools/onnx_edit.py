@@ -37,8 +37,11 @@ def unused_name(
 
 def tensor_names(graph: onnx.GraphProto) -> set[str]:
     """The names of all tensors of `graph`, those of subgraphs left out."""
-    names = {item.name for item in (*graph.input, *graph.output, *graph.initializer)}
-    return names.union(*(node.output for node in graph.node))
+    names = {item.name for item in (*graph.input, *graph.output)}
+    names.update(item.name for item in graph.initializer)
+    for node in graph.node:
+        names.update(node.output)
+    return names
 
 
 def remove_unused_initializers(graph: onnx.GraphProto) -> None:
