@@ -169,7 +169,8 @@ def test_fold(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -
         digits_folder,
         "--json",
     )
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.err.count("\n")) == (0, 1)
+    assert ran.err.startswith("data: numbers: 200 images (evaluated); 10 classes")
     document = ran.document
     assert document["equal"] is True
     assert 0 < document["max_abs_error"] <= document["bound"]
@@ -285,7 +286,8 @@ def test_evaluate(
         digits_folder,
         "--json",
     )
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.err.count("\n")) == (0, 1)
+    assert ran.err.startswith("data: numbers: 200 images (evaluated); 10 classes")
     first, second = ran.document["runs"]
     assert (first["file"], first["engine"], first["n"]) == (
         "digits",

@@ -34,6 +34,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Color = Literal["RGB", "BGR"]
 Form = Literal["train", "deploy", "int8"]
 Input = Literal["float", "uint8", "nv12"]
+Orientation = Literal["ignore", "apply"]
 Yuv = Literal["bt601-full", "bt601-limited", "bt709-full", "bt709-limited"]
 _ELEMENTS = {
     "float": onnx.TensorProto.FLOAT,
@@ -86,6 +87,10 @@ class Preprocess:
         "float", help="Input tensor: normalized floats, uint8 pixels, or NV12."
     )
     yuv: Yuv = setting("bt601-full", help="Color matrix and range of NV12.")
+    orientation: Orientation = setting(
+        "ignore",
+        help="EXIF orientation tag of an image: ignored as by torchvision and timm, or applied.",
+    )
 
     def __post_init__(self) -> None:
         """Refuse values that no image could be prepared with."""
@@ -121,15 +126,15 @@ class Preprocess:
 
         Pixels must be equal. Normalization must be equal too if neither graph does it.
         """
-        names = ["size", "resize", "crop_fraction", "interpolation"]
+        names = ["size", "resize", "crop_fraction", "interpolation", "orientation"]
         if self.input == other.input == "float":
             names += ["mean", "std", "color"]
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def document(self) -> dict[str, Any]:
-        """Plain values for a file, without input fields that have their defaults."""
+        """Plain values for a file, without the later fields that have their defaults."""
         # Float inputs are the rule; leaving these out keeps the files of such models unchanged.
-        defaults = {"input": "float", "yuv": "bt601-full"}
+        defaults = {"input": "float", "yuv": "bt601-full", "orientation": "ignore"}
         values = dataclasses.asdict(self)
         return {
             key: value for key, value in values.items() if defaults.get(key) != value

@@ -149,9 +149,10 @@ def test_a_join_keeps_the_order_of_its_parts_and_refuses_what_it_has_not_or_has_
     joined = source.join("test", "validation")
     assert (joined.keys, joined.targets) == (("200", "100", "101"), (0, 1, 2))
     assert joined.load("100").size == (101, 1)
+    assert source.join("val").keys == source.join("validation").keys
     with pytest.raises(
-        InputError, match="no part 'val'; it has train, validation, test"
+        InputError, match="no part 'extra'; it has train, validation, test"
     ):
-        source.join("val")
+        source.join("extra")
     with pytest.raises(InputError, match="named twice in test, test"):
         source.join("test", "test")

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from repzoo.data import folder
+from repzoo.data import image_file
 from repzoo.data.dataset import UnreadableImage
-from repzoo.data.folder import load_image, read
+from repzoo.data.folder import read
+from repzoo.data.image_file import load_image
 from repzoo.data.source import open_source
 from repzoo.errors import InputError
 
@@ -243,10 +244,10 @@ def test_a_huge_image_is_refused_before_it_is_decoded(
 def test_exactly_the_limit_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder, "MAX_PIXELS", 16)
+    monkeypatch.setattr(image_file, "MAX_PIXELS", 16)
     save_images(tmp_path, "1.png")
     assert load_image(tmp_path / "1.png").size == (4, 4)
-    monkeypatch.setattr(folder, "MAX_PIXELS", 15)
+    monkeypatch.setattr(image_file, "MAX_PIXELS", 15)
     with pytest.raises(UnreadableImage, match="4x4"):
         load_image(tmp_path / "1.png")
 

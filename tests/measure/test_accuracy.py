@@ -16,7 +16,7 @@ from repzoo.data.batches import ReadReport
 from repzoo.data.dataset import Dataset, UnreadableImage
 from repzoo.engines import engine
 from repzoo.errors import InputError
-from repzoo.measure import accuracy, stats
+from repzoo.measure import accuracy, class_mapping, stats
 
 PLAIN = Preprocess(
     size=2, resize="squash", crop_fraction=1.0, mean=(0, 0, 0), std=(1, 1, 1)
@@ -242,6 +242,31 @@ def test_a_class_that_the_model_lacks_is_named_with_advice() -> None:
         indices(("dog", "emu"), ("dog", "cat", "owl"), 3)
 
 
+def test_labels_match_as_people_read_them() -> None:
+    assert indices(("Hot_Dog", "CAT"), ("cat", "owl", "hot dog"), 3) == [2, 0]
+    with pytest.raises(InputError, match="'CAT'"):
+        indices(("owl", "CAT"), ("cat", "Cat", "owl"), 3)
+
+
+def test_numbers_of_outputs_may_lack_some() -> None:
+    assert indices(("1", "7"), (), 10) == [1, 7]
+    assert indices(("1", "7"), (), 2) == [0, 1]
+    with pytest.raises(InputError, match=r"2 classes, but .* 5 outputs and no labels"):
+        indices(("1", "7"), (), 5)
+
+
+def test_numbered_folders_in_doubt_are_named() -> None:
+    names = tuple(map(str, range(1, 12)))
+    unlabeled = lookup_artifact(one_hot([0], 11))
+    (remark,) = class_mapping.order_remarks(gray_images([0], names), unlabeled)
+    assert "classes.tsv" in remark
+    assert not class_mapping.order_remarks(gray_images([0], names, True), unlabeled)
+    assert not class_mapping.order_remarks(
+        gray_images([0], names), lookup_artifact(one_hot([0], 11), names)
+    )
+    assert not class_mapping.order_remarks(gray_images([0], names[:9]), unlabeled)
+
+
 def test_a_repeated_label_is_refused_only_if_the_data_uses_it() -> None:
     labels = ("crane", "owl", "crane", "emu")
     assert indices(("emu", "owl"), labels, 4) == [3, 1]
@@ -329,13 +354,13 @@ def test_classes_are_listed_worst_first_with_their_commonest_mistake() -> None:
     ) == pytest.approx((100 / 3, 100 * interval.low, 100 * interval.high))
 
 
-def test_a_model_without_labels_has_numbered_classes() -> None:
+def test_the_folders_name_the_classes_of_a_model_without_labels() -> None:
     result = predictions(
         [lookup_artifact(one_hot([1, 1], 2))], gray_images([0, 1], ("x", "y"))
     )[0]
     assert [(row["class"], row["taken_for"]) for row in result.by_class()] == [
-        ("0", "1"),
-        ("1", None),
+        ("x", "y"),
+        ("y", None),
     ]
 
 

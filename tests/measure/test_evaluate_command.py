@@ -277,3 +277,20 @@ def test_two_classes_of_one_name_are_told_apart_on_photographs() -> None:
     assert all(rows[crane]["n"] == 1 for crane in CRANES)
     assert all(rows[crane]["top1"] == 100 for crane in CRANES)
     assert [rows[crane]["class"] for crane in CRANES] == ["n02012849", "n03126707"]
+
+
+def test_labels_of_a_foreign_model_come_from_a_file(
+    run: Run, foreign_file: Path, digits_folder: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("".join(f"digit {number}\n" for number in range(10)))
+    preprocess = ["--size", 32, "--crop-fraction", 1, "--labels", labels]
+    image = next(digits_folder.glob("3/*.png"))
+    ran = run("predict", foreign_file, image, *preprocess, "--json")
+    assert ran.code == 0, ran.err
+    names = {row["class"] for row in ran.document["predictions"][0]["top"]}
+    assert names <= {f"digit {number}" for number in range(10)}
+    labels.write_text("one\ntwo\n")
+    ran = run("predict", foreign_file, image, *preprocess)
+    assert (ran.code, ran.out) == (2, "")
+    assert "has 2 names for the 10 outputs of foreign" in ran.err

@@ -42,10 +42,18 @@ def options_of(kind: type[Any]) -> Callable[[Command], Command]:
 
 
 def preprocess_options(command: Command) -> Command:
-    """Add an option for every field of Preprocess. One that is not set keeps the model's value."""
+    """Add --labels and an option for every field of Preprocess: what other tools' files lack.
+
+    One that is not set keeps the model's value.
+    """
     for field in reversed(fields_of(Preprocess)):
         command = _option(field, default=None)(command)
-    return command
+    labels = click.option(
+        "--labels",
+        type=click.Path(path_type=Path),
+        help="Text file with the name of one output a line, where the model has none.",
+    )
+    return labels(command)
 
 
 def split_options(

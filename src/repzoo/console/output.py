@@ -13,6 +13,7 @@ import rich.text
 import rich_click as click
 from rich.table import Table
 
+from repzoo.data.description import DataDescription
 from repzoo.storage import json_text
 
 # A command that takes longer says what it does, and says so again while a stage goes on.
@@ -102,6 +103,7 @@ class Console:
         self._bars: rich.progress.Progress | None = None
         self._tasks: dict[str, rich.progress.TaskID] = {}
         self._lines: _StageLines | None = None
+        self._data: DataDescription | None = None
 
     def __enter__(self) -> Self:
         """Start to show progress."""
@@ -139,6 +141,10 @@ class Console:
             )
         self._bars.update(self._tasks[stage], completed=done, total=total or None)
 
+    def describe(self, data: DataDescription) -> None:
+        """Let `show` say what the data set of this command was taken for."""
+        self._data = data
+
     @staticmethod
     def document(value: Any) -> str:
         """`value` as JSON text in ASCII, for any pipe."""
@@ -147,12 +153,21 @@ class Console:
     def show(self, view: View) -> None:
         """Print `view`: with --json its document, else what a person reads; remarks to stderr."""
         if self._as_json:
-            click.echo(self.document(view.document), nl=False)
+            click.echo(self.document(self._complete(view)), nl=False)
         else:
             for item in view.shown:
                 self._out.print(item)
+        if self._data is not None:
+            click.echo(f"data: {self._data}", err=True)
         for remark in view.remarks:
             click.echo(f"note: {remark}", err=True)
+
+    def _complete(self, view: View) -> Any:
+        """The document of `view`, with the data set that was read."""
+        if self._data is None:
+            return view.document
+        own = view.document.get("data", {})
+        return {**view.document, "data": {**self._data.to_json(), **own}}
 
 
 def make_table(*columns: str) -> Table:

@@ -14,9 +14,11 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from repzoo.artifact import Preprocess
 from repzoo.data.dataset import Dataset, UnreadableImage
+from repzoo.data.image_file import file_mode, has_orientation
 from repzoo.data.preprocess import Tensor, model_input, resized_and_cropped
 from repzoo.errors import InputError
 from repzoo.progress import Progress, silent, tracked
@@ -27,6 +29,8 @@ Result = TypeVar("Result")
 # Share of unreadable images above which the whole data set is in doubt.
 MAX_UNREADABLE = 0.01
 BATCHES_AHEAD = 2
+# Stands after the mode of an image that has an EXIF orientation tag. Journals keep the mode.
+ORIENTED = ", oriented"
 
 
 @dataclass
@@ -35,17 +39,23 @@ class ReadReport:
 
     unreadable  one sentence for each image that was left out
     converted   image mode -> number of images that were converted from it to RGB
+    oriented    number of images with an EXIF orientation tag
     """
 
     unreadable: list[str] = field(default_factory=list)
     converted: collections.Counter[str] = field(default_factory=collections.Counter)
+    oriented: int = 0
 
     def note(self, image: ReadImage) -> None:
-        """Record one image if it was unreadable or not RGB."""
+        """Record one image if it was unreadable, not RGB, or has an orientation tag."""
         if image.why:
             self.unreadable.append(image.why)
-        elif image.mode != "RGB":
-            self.converted[image.mode] += 1
+            return
+        mode = image.mode.removesuffix(ORIENTED)
+        if mode != "RGB":
+            self.converted[mode] += 1
+        if mode != image.mode:
+            self.oriented += 1
 
     def check(self, name: str, total: int) -> None:
         """Raise InputError if more than MAX_UNREADABLE of `total` images could not be read."""
@@ -60,10 +70,15 @@ class ReadReport:
         """Remarks for a person; empty if nothing was unusual."""
         remarks = [f"left out: {why}" for why in self.unreadable]
         if self.converted:
-            modes = ", ".join(
-                f"{count} {mode}" for mode, count in sorted(self.converted.items())
+            modes = []
+            for mode, count in sorted(self.converted.items()):
+                modes.append(f"{count} {mode}{_scaling(mode)}")
+            remarks.append(f"converted to RGB: {', '.join(modes)}")
+        if self.oriented:
+            remarks.append(
+                f"images with an EXIF orientation tag: {self.oriented} (it is ignored, as by "
+                "torchvision and timm, unless --orientation apply is given)"
             )
-            remarks.append(f"converted to RGB: {modes}")
         return remarks
 
 
@@ -84,7 +99,7 @@ class ReadImage:
     """One image that was read.
 
     pixels  uint8 [size, size, 3] in RGB; None if the image could not be read
-    mode    Pillow's mode before conversion
+    mode    Pillow's mode of the file, followed by ORIENTED where it has an orientation tag
     why     why the image could not be read; "" if it could
     """
 
@@ -163,9 +178,15 @@ def read_image(dataset: Dataset, key: str, preprocess: Preprocess) -> ReadImage:
     except UnreadableImage as error:
         return ReadImage(why=str(error))
     try:
-        return ReadImage(resized_and_cropped(image, preprocess), image.mode)
+        return ReadImage(resized_and_cropped(image, preprocess), mode_of(image))
     except UnreadableImage as error:
         return ReadImage(why=f"{key}: {error}")
+
+
+def mode_of(image: Image.Image) -> str:
+    """`ReadImage.mode` of an image that `load_image` or another source has decoded."""
+    suffix = ORIENTED if has_orientation(image) else ""
+    return f"{file_mode(image)}{suffix}"
 
 
 def batch_of(
@@ -203,6 +224,13 @@ def readable_indices(
         reasons = list(tracked(checks, "check images", len(dataset), progress))
     report.unreadable.extend(why for why in reasons if why)
     return [index for index, why in enumerate(reasons) if not why]
+
+
+def _scaling(mode: str) -> str:
+    """What became of more than 8 bits, in parentheses."""
+    if mode.startswith("I"):
+        return " (16 bits, scaled to 8)"
+    return " (floating point, scaled to 8 bits)" if mode == "F" else ""
 
 
 def _finish(

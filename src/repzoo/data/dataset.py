@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from repzoo.data.description import WHOLE, DataDescription, PassedOver, uses_of
+from repzoo.data.names import TRAIN, part_role
 from repzoo.errors import InputError
 
-HELD_OUT = ("validation", "val", "test")
 # The most images used to choose among candidates: more would only lengthen the search.
 SELECTION = 256
+SORTED = "sorted by name"
 
 # (size in bytes, time of last modification in nanoseconds) of an image file.
 Stamp = tuple[int, int]
@@ -27,14 +29,15 @@ class UnreadableImage(InputError):
 class Dataset:
     """Labeled images in a fixed order.
 
-    name     shown to people and stored in Records
-    classes  class names; a target is an index into them
-    keys     one stable identifier per image, such as a relative path
-    targets  class index of each image
-    load     key -> image. Raises UnreadableImage. Must be picklable for training with workers
-    ordered  True if the data set itself says that `classes` is in the order of the model's outputs
-    stamp    key -> Stamp of the image file, or GONE; None if the images are not files
-    labeled  False for images without labels: `classes` is empty and every target is 0
+    name      shown to people and stored in Records
+    classes   class names; a target is an index into them
+    keys      one stable identifier per image, such as a relative path
+    targets   class index of each image
+    load      key -> image. Raises UnreadableImage. Must be picklable for training with workers
+    ordered   True if the data set itself says that `classes` is in the order of the model's outputs
+    stamp     key -> Stamp of the image file, or GONE; None if the images are not files
+    labeled   False for images without labels: `classes` is empty and every target is 0
+    training  True if some of the images are of a part for training
     """
 
     name: str
@@ -45,6 +48,7 @@ class Dataset:
     ordered: bool = False
     stamp: Callable[[str], Stamp] | None = None
     labeled: bool = True
+    training: bool = False
 
     def __len__(self) -> int:
         """Number of images."""
@@ -58,6 +62,11 @@ class Dataset:
             keys=tuple(self.keys[index] for index in indices),
             targets=tuple(self.targets[index] for index in indices),
         )
+
+    def without_labels(self) -> Dataset:
+        """The same images; what they show is not known."""
+        targets = (0,) * len(self)
+        return replace(self, classes=(), targets=targets, ordered=False, labeled=False)
 
     def balanced_sample(self, count: int, seed: int) -> list[int]:
         """Sorted indices of `count` images (or all), spread evenly over the classes.
@@ -76,6 +85,15 @@ class Dataset:
         round_robin = sorted(order, key=lambda index: rank[index])
         return sorted(round_robin[:count])
 
+    def remarks(self) -> list[str]:
+        """What a person must know before he believes an accuracy on these images."""
+        if not self.training:
+            return []
+        return [
+            f"{self.name} holds training images: accuracy on images that the model was trained on "
+            "says nothing about new ones; keep some apart: DIR/train, DIR/validation, DIR/test"
+        ]
+
 
 @dataclass(frozen=True)
 class QuantizationSplit:
@@ -90,18 +108,31 @@ class QuantizationSplit:
     selection: Dataset
     gate: Dataset
 
+    def without_labels(self) -> QuantizationSplit:
+        """The same images; what they show is not known."""
+        return QuantizationSplit(
+            self.calibration.without_labels(),
+            self.selection.without_labels(),
+            self.gate.without_labels(),
+        )
+
 
 @dataclass(frozen=True)
 class DataSource:
     """A data set and its parts.
 
-    parts  {"train", "validation", "test"} or some of these; {"all"} for a folder without parts
-    empty  classes that have a folder but no image in any part
+    parts        by the names that their folders have, such as "train", "valid" and "test"; {"all"}
+                 for a folder without parts
+    empty        classes that have a folder but no image in any part
+    order        where the order of the classes comes from
+    passed_over  files and folders that do not count
     """
 
     name: str
     parts: Mapping[str, Dataset]
     empty: tuple[str, ...] = ()
+    order: str = SORTED
+    passed_over: tuple[PassedOver, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -112,34 +143,94 @@ class DataSource:
     def join(self, *names: str) -> Dataset:
         """The named parts as one data set.
 
+        "validation" also names a part whose folder is called "val", and so on.
+
         Raises:
             InputError: an unknown part, or the same part twice.
         """
-        missing = [name for name in names if name not in self.parts]
-        if missing:
-            known = ", ".join(self.parts)
-            raise InputError(f"{self.name} has no part {missing[0]!r}; it has {known}")
-        if len(set(names)) < len(names):
+        resolved = [part for name in names for part in self.resolve_part(name)]
+        if len(set(resolved)) < len(resolved):
             raise InputError(
                 f"a part of {self.name} is named twice in {', '.join(names)}, so its images would "
                 "count twice; name each part once"
             )
         keys: list[str] = []
         targets: list[int] = []
-        for name in names:
+        for name in resolved:
             keys += self.parts[name].keys
             targets += self.parts[name].targets
         return replace(
-            self.parts[names[0]],
-            name=f"{self.name}[{'+'.join(names)}]",
+            self.parts[resolved[0]],
+            name=f"{self.name}[{'+'.join(resolved)}]",
             keys=tuple(keys),
             targets=tuple(targets),
+            training=any(self.parts[name].training for name in resolved),
         )
+
+    def resolve_part(self, name: str) -> list[str]:
+        """The parts that `name` means: the one of that name, or those of the same role.
+
+        Raises:
+            InputError: there is none.
+        """
+        if name in self.parts:
+            return [name]
+        role = part_role(name)
+        same_role = [part for part in self.parts if role and part_role(part) == role]
+        if not same_role:
+            known = ", ".join(self.parts)
+            raise InputError(f"{self.name} has no part {name!r}; it has {known}")
+        return same_role
+
+    def training_parts(self) -> list[str]:
+        """Names of the parts for training; the whole of a data set without parts."""
+        return [
+            name for name in self.parts if name == WHOLE or part_role(name) == TRAIN
+        ]
+
+    def held_out_parts(self) -> list[str]:
+        """Names of the parts that were not trained on; all where there is no such part."""
+        names = [name for name in self.parts if part_role(name) not in ("", TRAIN)]
+        return names or list(self.parts)
+
+    @property
+    def separates_training(self) -> bool:
+        """Whether some parts are for training and others are held out."""
+        training = self.training_parts()
+        return bool(training) and set(training).isdisjoint(self.held_out_parts())
 
     def held_out(self) -> Dataset:
         """Images that were not trained on: validation and test if they exist, else everything."""
-        names = [name for name in self.parts if name in HELD_OUT]
-        return self.join(*(names or self.parts))
+        return self.join(*self.held_out_parts())
+
+    def describe_evaluation(self, parts: Sequence[str] = ()) -> DataDescription:
+        """What the data set was taken for by a command that evaluates `parts`, or the held out."""
+        names = [name for part in parts for name in self.resolve_part(part)]
+        return self._describe(
+            dict.fromkeys(names or self.held_out_parts(), "evaluated")
+        )
+
+    def describe_quantization(self) -> DataDescription:
+        """What the data set was taken for by `split_for_quantization`."""
+        if not self.separates_training:
+            return self._describe(dict.fromkeys(self.parts, "calibration and gate"))
+        uses = dict.fromkeys(self.training_parts(), "calibration")
+        uses.update(dict.fromkeys(self.held_out_parts(), "gate"))
+        return self._describe(uses)
+
+    def describe_training(self) -> DataDescription:
+        """What the data set was taken for by a training."""
+        uses = {}
+        if self.separates_training:
+            uses = dict.fromkeys(self.held_out_parts(), "scored")
+        uses.update(dict.fromkeys(self.training_parts(), "trained on"))
+        return self._describe(uses)
+
+    def _describe(self, uses: Mapping[str, str]) -> DataDescription:
+        counts = {name: len(part) for name, part in self.parts.items()}
+        return DataDescription(
+            self.name, uses_of(counts, uses), self.classes, self.order, self.passed_over
+        )
 
     def calibration_split(self, count: int, seed: int) -> tuple[Dataset, Dataset]:
         """(calibration, gate) of `split_for_quantization`."""
@@ -149,9 +240,9 @@ class DataSource:
     def split_for_quantization(self, count: int, seed: int) -> QuantizationSplit:
         """`count` images for calibration, up to SELECTION for selection, the rest for the gate.
 
-        With a `train` part beside others, calibration and selection are drawn from it and the
-        gate is what was held out. If `train` is too small for both, calibration gets three
-        quarters of it. A folder without parts gives at most a quarter of its images to
+        With parts for training beside others, calibration and selection are drawn from them and
+        the gate is what was held out. If they are too small for both, calibration gets three
+        quarters of them. A folder without parts gives at most a quarter of its images to
         calibration and an eighth to selection.
 
         Raises:
@@ -159,8 +250,8 @@ class DataSource:
         """
         if count < 1:
             raise InputError(f"at least 1 calibration image is needed; got {count}")
-        has_train = "train" in self.parts and len(self.parts) > 1
-        pool = self.join("train") if has_train else self.join(*self.parts)
+        has_train = self.separates_training
+        pool = self.join(*(self.training_parts() if has_train else self.parts))
         calibration_count, selection_count = _split_sizes(len(pool), count, has_train)
         if calibration_count < 1 or selection_count < 1:
             least = "2 in train" if has_train else "4"
@@ -178,10 +269,9 @@ class DataSource:
         else:
             rest = sorted(set(remaining) - set(selection))
             gate = pool.subset(rest, f"{pool.name} minus calibration")
+        calibration_name = pool.name if has_train else f"{pool.name} calibration"
         return QuantizationSplit(
-            pool.subset(
-                calibration, pool.name if has_train else f"{pool.name} calibration"
-            ),
+            pool.subset(calibration, calibration_name),
             pool.subset(selection, f"{pool.name} selection"),
             gate,
         )

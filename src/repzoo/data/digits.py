@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from repzoo.data.dataset import Dataset, DataSource
+from repzoo.data.names import TRAIN
 from repzoo.errors import MissingExtra
 
 PARTS = {"train": (0, 1077), "validation": (1077, 1437), "test": (1437, 1797)}
@@ -42,6 +43,7 @@ def read() -> DataSource:
             targets=tuple(targets[start:stop]),
             # A partial and not a closure: a Dataset is pickled for worker processes.
             load=partial(_image, pixels),
+            training=part == TRAIN,
         )
     return DataSource("digits", parts)
 

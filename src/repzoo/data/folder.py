@@ -1,127 +1,76 @@
-"""Class folders: DIR/<class>/*.jpg, or DIR/{train,validation,test}/<class>/*.jpg.
+"""Class folders on disk as a data set; `layout` says which layouts are read.
 
-Names that begin with a dot are ignored: caches, version control, and the `._x.jpg` that macOS
-writes beside x.jpg.
+Every file that Pillow can read is an image, at any depth below its class folder.
 
 The file DIR/classes.tsv gives the order of the model's outputs: the first column of each line is
-a folder name. Without it, class names are sorted, as in torchvision's ImageFolder.
+a folder name. Without it, classes are sorted by name, as in torchvision's ImageFolder. Folders
+called 0 to n - 1 are in numeric order.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from repzoo.data.dataset import (
-    GONE,
-    HELD_OUT,
-    Dataset,
-    DataSource,
-    Stamp,
-    UnreadableImage,
-)
+from repzoo.data.dataset import GONE, SORTED, Dataset, DataSource, Stamp
+from repzoo.data.description import WHOLE
+from repzoo.data.image_file import load_image
+from repzoo.data.layout import ClassFiles, Layout, find_layout
+from repzoo.data.names import TRAIN, are_indices, match_names, part_role
+from repzoo.data.tree import Folder, read_tree
 from repzoo.errors import InputError
 from repzoo.storage import read_lines
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 ORDER_FILE = "classes.tsv"
-# Formats that are decoded, whatever the suffix. Pillow opens more; PostScript, for one, would
-# start another program.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-MAX_PIXELS = 64_000_000  # a decoded RGB image of 192 MB; checked before decoding
-
-# Class name -> file names.
-ClassFiles = dict[str, list[str]]
+NUMERIC = "in numeric order"
+LISTED = f"as listed in {ORDER_FILE}"
 
 
 def read(root: Path) -> DataSource:
-    """List the class folders of `root`. No image is opened.
+    """List the class folders of `root`. No image is decoded.
 
     Raises:
-        InputError: unreadable folder, no images, fewer than two classes, or a name that is not
-            UTF-8.
+        InputError: unreadable folder, no images, fewer than two classes, a classes.tsv that does
+            not fit, or a name that is not UTF-8.
     """
     root = _with_name(root)
-    part_files = _files_by_part(root)
+    tree = read_tree(root)
+    layout = find_layout(tree)
+    _require_two_classes(root, sorted(layout.classes()))
+    empty = layout.empty_classes()
+    layout.pass_over("folder", "without images", empty)
+    layout.pass_over("file", "that Pillow cannot read", _other_files(tree))
 
-    folders: set[str] = set()
-    classes_with_images: set[str] = set()
-    for files in part_files.values():
-        folders |= files.keys()
-        classes_with_images |= {name for name, images in files.items() if images}
-    classes = sorted(classes_with_images)
-    _require_two_classes(root, classes)
-
-    listed = _listed_order(root / ORDER_FILE, classes)
+    classes, order = _class_order(root, layout)
     parts: dict[str, Dataset] = {}
-    for part, files in part_files.items():
-        with_images = {name: images for name, images in files.items() if images}
-        if with_images:
-            parts[part] = _dataset(
-                root, part, listed or classes, with_images, bool(listed)
-            )
-    return DataSource(root.name, parts, tuple(sorted(folders - classes_with_images)))
+    for part, files in layout.parts.items():
+        if any(files.values()):
+            parts[part] = _dataset(root, part, classes, files, order == LISTED)
+    return DataSource(root.name, parts, tuple(empty), order, tuple(layout.passed_over))
 
 
 def read_unlabeled(root: Path) -> DataSource | None:
-    """Images directly in `root`, without labels; None if there are none, or class folders too.
+    """The images of `root` without labels; None if there are none, or folders for two classes.
 
     Raises:
         InputError: unreadable folder, or a name that is not UTF-8.
     """
     root = _with_name(root)
-    try:
-        images = image_names(root)
-        if not images or any(_files_by_class(root).values()):
-            return None
-    except OSError as error:
-        raise _unreadable_folder(root, error) from None
+    tree = read_tree(root)
+    images = list(tree.all_images())
+    if not images or len(find_layout(tree).classes()) >= 2:
+        return None
     # "?" is a placeholder class: a Dataset without labels has no classes and targets of 0.
-    part = _dataset(root, "all", ["?"], {"?": images}, ordered=False)
-    part = replace(part, classes=(), keys=tuple(images), labeled=False)
-    return DataSource(root.name, {"all": part})
-
-
-def load_image(path: Path) -> Image.Image:
-    """Decode the image at `path` completely.
-
-    Raises:
-        UnreadableImage: truncated, not an image, more than MAX_PIXELS pixels, or gone.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableImage(
-                    f"{path} has {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are "
-                    "decoded"
-                )
-            image.load()
-            return image
-    except UnreadableImage:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadableImage(
-            f"{path} has too many pixels; at most {MAX_PIXELS:,} are decoded"
-        ) from None
-    except UnidentifiedImageError:
-        raise UnreadableImage(f"{path} is not an image that can be decoded") from None
-    # On damaged files Pillow's decoders raise any error: struct.error, IndexError, zlib.error.
-    except Exception as error:
-        raise UnreadableImage(f"{path} cannot be decoded: {error}") from None
-
-
-def stamp_of(path: Path) -> Stamp:
-    """Size and modification time of the file at `path`, which show whether it has changed."""
-    try:
-        status = path.stat()
-    except OSError:
-        return GONE
-    return status.st_size, status.st_mtime_ns
+    part = _dataset(root, WHOLE, ["?"], {"?": images}, ordered=False)
+    layout = Layout(tree, {})
+    layout.pass_over("file", "that Pillow cannot read", _other_files(tree))
+    passed_over = tuple(layout.passed_over)
+    return DataSource(
+        root.name, {WHOLE: part.without_labels()}, passed_over=passed_over
+    )
 
 
 # Functions of the module and not lambdas: a Dataset is pickled for worker processes.
@@ -135,28 +84,13 @@ def stamp_under(root: Path, key: str) -> Stamp:
     return stamp_of(root / key)
 
 
-def entries(path: Path) -> list[tuple[str, bool]]:
-    """Sorted (name, whether it is a folder) of everything in `path` that does not begin with a dot.
-
-    Raises:
-        InputError: a name that is not UTF-8.
-        OSError: `path` cannot be read.
-    """
-    with os.scandir(path) as scan:
-        visible = [entry for entry in scan if not entry.name.startswith(".")]
-        found = sorted((entry.name, entry.is_dir()) for entry in visible)
-    for name, _ in found:
-        if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
-            raise InputError(
-                f"{path} has a name that is not UTF-8: {name!r}; rename it"
-            )
-    return found
-
-
-def image_names(folder: Path) -> list[str]:
-    """Names of the images directly in `folder`, sorted."""
-    names = [name for name, is_folder in entries(folder) if not is_folder]
-    return [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+def stamp_of(path: Path) -> Stamp:
+    """Size and modification time of the file at `path`, which show whether it has changed."""
+    try:
+        status = path.stat()
+    except OSError:
+        return GONE
+    return status.st_size, status.st_mtime_ns
 
 
 def _with_name(root: Path) -> Path:
@@ -164,45 +98,37 @@ def _with_name(root: Path) -> Path:
     return root.resolve() if root.name in ("", "..") else root
 
 
-def _unreadable_folder(root: Path, error: OSError) -> InputError:
-    return InputError(f"{root} cannot be read: {error.strerror}")
-
-
-def _files_by_part(root: Path) -> dict[str, ClassFiles]:
-    names = [name for name in ("train", *HELD_OUT) if _is_part(root / name)]
-    try:
-        if not names:
-            return {"all": _files_by_class(root)}
-        return {name: _files_by_class(root / name) for name in names}
-    except OSError as error:
-        raise _unreadable_folder(root, error) from None
-
-
-def _is_part(path: Path) -> bool:
-    """Whether `path` holds class folders. A class may be called "train" too."""
-    return path.is_dir() and any(item.is_dir() for item in path.iterdir())
-
-
-def _files_by_class(root: Path) -> ClassFiles:
-    folders = [name for name, is_folder in entries(root) if is_folder]
-    return {folder: image_names(root / folder) for folder in folders}
+def _other_files(tree: Folder) -> list[str]:
+    return [path for path in tree.all_others() if Path(path).name != ORDER_FILE]
 
 
 def _require_two_classes(root: Path, classes: list[str]) -> None:
     if len(classes) >= 2:
         return
     found = f"only the class {classes[0]!r}" if classes else "no images in subfolders"
-    suffixes = ", ".join(sorted(SUFFIXES))
     raise InputError(
-        f"{root} has {found}; expected one subfolder of images ({suffixes}) for each of 2 or more "
-        "classes"
+        f"{root} has {found}; expected one subfolder of images for each of 2 or more classes"
     )
 
 
-def _listed_order(path: Path, classes: list[str]) -> list[str]:
-    """The class names of classes.tsv in their order; [] without the file."""
-    if not path.is_file():
-        return []
+def _class_order(root: Path, layout: Layout) -> tuple[list[str], str]:
+    """(classes in the order of their indices, where that order comes from).
+
+    With a classes.tsv, the classes of `layout` get the names that it lists.
+    """
+    classes = sorted(layout.classes())
+    for path in (root / ORDER_FILE, root / layout.top.path / ORDER_FILE):
+        if path.is_file():
+            listed = _listed_order(path)
+            layout.rename_classes(_listed_names(path, classes, listed))
+            return listed, LISTED
+    if are_indices(classes):
+        return sorted(classes, key=int), NUMERIC
+    return classes, SORTED
+
+
+def _listed_order(path: Path) -> list[str]:
+    """The class names of a classes.tsv in their order."""
     listed = [line.split("\t")[0].strip() for line in read_lines(path)]
     repeated = [name for name, times in Counter(listed).items() if times > 1]
     if repeated:
@@ -210,25 +136,33 @@ def _listed_order(path: Path, classes: list[str]) -> list[str]:
             f"{path} lists {repeated[0]!r} twice; each line is one output of the model, so names "
             "must differ"
         )
-    missing = sorted(set(classes) - set(listed))
+    return listed
+
+
+def _listed_names(path: Path, classes: list[str], listed: list[str]) -> dict[str, str]:
+    """folder name -> the listed name that it means."""
+    names = match_names(classes, listed)
+    missing = [name for name in classes if name not in names]
     if missing:
         raise InputError(
             f"{path} does not list the folder {missing[0]!r}; add it, or remove the file to use "
             "sorted order"
         )
-    return listed
+    return names
 
 
 def _dataset(
     root: Path, part: str, classes: list[str], files: ClassFiles, ordered: bool
 ) -> Dataset:
     index_of = {label: index for index, label in enumerate(classes)}
-    prefix = "" if part == "all" else f"{part}/"
     keys: list[str] = []
     targets: list[int] = []
-    for label, names in files.items():
-        keys += [f"{prefix}{label}/{name}" for name in names]
-        targets += [index_of[label]] * len(names)
+    for label, images in files.items():
+        if images:
+            keys += images
+            targets += [index_of[label]] * len(images)
+    # A part may be given as the whole: --data photos/train.
+    role = part_role(root.name if part == WHOLE else part)
     return Dataset(
         name=f"{root.name}/{part}",
         classes=tuple(classes),
@@ -237,4 +171,5 @@ def _dataset(
         load=partial(load_under, root),
         ordered=ordered,
         stamp=partial(stamp_under, root),
+        training=role == TRAIN,
     )

@@ -30,7 +30,8 @@ from functools import partial
 from pathlib import Path
 
 from repzoo.data.dataset import Dataset, DataSource
-from repzoo.data.folder import image_names, load_under, stamp_under
+from repzoo.data.folder import load_under, stamp_under
+from repzoo.data.tree import image_names
 from repzoo.errors import InputError, MissingExtra
 from repzoo.storage import read_bounded, read_lines
 
@@ -112,7 +113,7 @@ def read(root: Path) -> DataSource:
         ordered=True,
         stamp=partial(stamp_under, root),
     )
-    return DataSource(source_name, {"validation": data})
+    return DataSource(source_name, {"validation": data}, order="of sorted synsets")
 
 
 # --- one reader per label file ------------------------------------------------------------------

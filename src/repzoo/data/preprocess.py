@@ -3,7 +3,7 @@
     Resize -> CenterCrop -> / 255 -> (x - mean) / std
 
 Rounding is torchvision's: the long side becomes int(short side * long / short), the crop starts at
-int(round((side - size) / 2)). EXIF orientation is not applied, as in those libraries.
+int(round((side - size) / 2)). EXIF orientation is ignored by default, as in those libraries.
 
 A model with uint8 or NV12 input does the arithmetic itself. It gets the pixels, and `pixel_map`
 says what its graph must compute.
@@ -23,6 +23,7 @@ from PIL import Image
 from repzoo.artifact import Color, Preprocess
 from repzoo.data import nv12
 from repzoo.data.dataset import UnreadableImage
+from repzoo.data.image_file import upright
 
 Tensor = npt.NDArray[Any]  # float32 or uint8, as Preprocess.input says
 Float = npt.NDArray[np.float64]
@@ -60,7 +61,7 @@ def resized_and_cropped(image: Image.Image, preprocess: Preprocess) -> Bytes:
     Raises:
         UnreadableImage: so long and narrow that resizing would make more than MAX_RESIZED pixels.
     """
-    image = to_rgb(image)
+    image = to_rgb(_oriented(image, preprocess))
     target = _target_size(image.size, preprocess)
     if target[0] * target[1] > MAX_RESIZED:
         raise UnreadableImage(
@@ -80,6 +81,7 @@ def resized_without_antialiasing(image: Image.Image, preprocess: Preprocess) -> 
 
     Each pixel is interpolated from its four nearest neighbors, however much the image shrinks.
     """
+    image = _oriented(image, preprocess)
     source = np.asarray(to_rgb(image), np.float32)
     width, height = _target_size(image.size, preprocess)
     above, below, row_share = _neighbors(source.shape[0], height, preprocess.size)
@@ -149,6 +151,10 @@ def pixel_map(preprocess: Preprocess, color: Color) -> tuple[Float, Float]:
     scaled = matrix / (255 * np.array(preprocess.std))[:, None]
     origin = origin + np.linalg.solve(matrix, 255 * np.array(preprocess.mean))
     return (scaled if color == preprocess.color else scaled[::-1]), origin
+
+
+def _oriented(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    return upright(image) if preprocess.orientation == "apply" else image
 
 
 def _target_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from repzoo.data.batches import (
 from repzoo.data.dataset import GONE, Dataset, Stamp
 from repzoo.engines import Engine, Session
 from repzoo.errors import InputError
-from repzoo.measure.class_mapping import class_indices
+from repzoo.measure.class_mapping import class_indices, output_labels
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.measure.journal import (
     CHUNK,
@@ -207,7 +207,7 @@ def _predictions(
         predictions.append(
             ModelPredictions(
                 identity=identity_of(run.artifact),
-                labels=run.artifact.labels,
+                labels=output_labels(dataset, run.artifact),
                 engine={"name": run.engine.name, "version": run.engine.version()},
                 data=data,
                 keys=keys,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset
+from repzoo.data.names import are_numbers, enumeration, match_names
 from repzoo.errors import InputError
 
 SYNSET = re.compile(r"^n\d{8}\b")  # a WordNet id, as ImageNet names its folders
@@ -15,35 +16,107 @@ SYNSET = re.compile(r"^n\d{8}\b")  # a WordNet id, as ImageNet names its folders
 def class_indices(dataset: Dataset, artifact: Artifact) -> list[int]:
     """The model's output index for each class of the data.
 
-    Classes are matched by name; by position where there are no names to contradict it.
+    Classes are matched by name, as people read names: Unicode normal form, case, spaces,
+    underscores and hyphens do not count where no two labels differ by them alone. A label that
+    begins with a WordNet id ("n01440764 tench, Tinca tinca") is also known by that id, which names
+    ImageNet's folders.
 
-    A label that begins with a WordNet id ("n01440764 tench, Tinca tinca") is also known by that id,
-    which names ImageNet's folders.
+    Without labels, classes are matched by position where there are as many as outputs, or by
+    number where they are numbers below the count of the outputs.
 
     Raises:
         InputError: neither names nor counts match, or a class is named by a label that the model
         has twice.
     """
     labels, classes = artifact.labels, dataset.classes
-    outputs = artifact.num_classes or len(labels)
     by_name = _indices_by_name(labels)
-    if labels and set(classes) <= set(by_name):
-        for name in classes:
-            if len(by_name[name]) > 1:
-                raise InputError(
-                    f"{artifact.name} has two classes called {name!r}; "
-                    "name the folders by unique labels"
-                )
-        return [by_name[name][0] for name in classes]
+    matches = match_names(classes, list(by_name))
+    if labels and len(matches) == len(classes):
+        return [_only_index(by_name, matches[name], artifact) for name in classes]
     # Two different lists of names may be of the same length: position alone is no evidence.
+    outputs = _count_outputs(artifact)
     if outputs == len(classes) and (not labels or dataset.ordered):
         return list(range(outputs))
-    unknown = next((name for name in classes if name not in by_name), "")
-    first_label = repr(labels[0]) if labels else "'unnamed'"
-    raise InputError(
-        f"the classes of {dataset.name} ({len(classes)}, such as {unknown!r}) are not those of "
-        f"{artifact.name} ({outputs}, such as {first_label}); name the folders by the model's "
-        f"labels, or add a classes.tsv that lists its {outputs} classes in order"
+    if _names_outputs(dataset, artifact):
+        return [int(name) for name in classes]
+    raise InputError(_mismatch(dataset, artifact, matches))
+
+
+def lacks_classes(dataset: Dataset, artifact: Artifact) -> bool:
+    """Whether the data has fewer classes than a model without labels, so nothing says which.
+
+    Such images still serve for calibration, and to compare two forms of the model.
+    """
+    if artifact.labels or not dataset.labeled or _names_outputs(dataset, artifact):
+        return False
+    return len(dataset.classes) < _count_outputs(artifact)
+
+
+def output_labels(dataset: Dataset, artifact: Artifact) -> tuple[str, ...]:
+    """The model's labels; without them the data's classes where there are as many as outputs."""
+    if artifact.labels or len(dataset.classes) != _count_outputs(artifact):
+        return artifact.labels
+    return dataset.classes
+
+
+def order_remarks(dataset: Dataset, artifact: Artifact) -> list[str]:
+    """What to know where numbered folders may be in another order than the model's outputs."""
+    classes = dataset.classes
+    if artifact.labels or dataset.ordered or not are_numbers(classes):
+        return []
+    by_number = sorted(classes, key=int)
+    by_name = sorted(classes)
+    if by_number == by_name:
+        return []
+    order = "by number" if list(classes) == by_number else "by name"
+    if _names_outputs(dataset, artifact):
+        order = "as the indices of the outputs"
+    return [
+        f"{artifact.name} has no labels, and the folders of {dataset.name} are ordered differently "
+        f"by number ({enumeration(by_number)}) and by name ({enumeration(by_name)}, as "
+        f"torchvision's ImageFolder orders them); they were taken {order}. If that is not the "
+        "order of the outputs, put a classes.tsv into the data that lists the folders in that "
+        "order, one a line, or give the model's --labels"
+    ]
+
+
+def _count_outputs(artifact: Artifact) -> int:
+    return artifact.num_classes or len(artifact.labels)
+
+
+def _names_outputs(dataset: Dataset, artifact: Artifact) -> bool:
+    """Whether the folders are numbers of outputs, some of which have no folder."""
+    if artifact.labels or dataset.ordered or not are_numbers(dataset.classes):
+        return False
+    outputs = _count_outputs(artifact)
+    largest = max(map(int, dataset.classes))
+    return len(dataset.classes) < outputs and largest < outputs
+
+
+def _only_index(by_name: dict[str, list[int]], name: str, artifact: Artifact) -> int:
+    indices = by_name[name]
+    if len(indices) > 1:
+        raise InputError(
+            f"{artifact.name} has two classes called {name!r}; name the folders by unique labels"
+        )
+    return indices[0]
+
+
+def _mismatch(dataset: Dataset, artifact: Artifact, matches: dict[str, str]) -> str:
+    outputs = _count_outputs(artifact)
+    listed = f"add a classes.tsv that lists its {outputs} classes in order"
+    if not artifact.labels:
+        count = len(dataset.classes)
+        return (
+            f"{dataset.name} has {count} classes, but {artifact.name} has {outputs} outputs and no "
+            "labels, so nothing says which output is which class; give --labels with a file that "
+            f"names the outputs, one a line, or {listed}"
+        )
+    unknown = next((name for name in dataset.classes if name not in matches), "")
+    return (
+        f"the classes of {dataset.name} ({len(dataset.classes)}, such as {unknown!r}) are not "
+        f"those of {artifact.name} ({outputs}, such as {artifact.labels[0]!r}); name the folders "
+        f"by the model's labels, or {listed}"
     )
 
 

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset
-from repzoo.data.folder import SUFFIXES
+from repzoo.data.image_file import SUFFIXES
 from repzoo.errors import InputError
 from repzoo.measure.class_mapping import SYNSET, class_indices
 from repzoo.measure.journal import TOP

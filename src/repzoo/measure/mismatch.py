@@ -17,7 +17,7 @@ from PIL import Image
 
 from repzoo.artifact import Interpolation, Preprocess, Resize, Yuv
 from repzoo.data import nv12
-from repzoo.data.batches import ReadImage, ReadReport, map_in_order
+from repzoo.data.batches import ReadImage, ReadReport, map_in_order, mode_of
 from repzoo.data.dataset import Dataset, UnreadableImage
 from repzoo.data.preprocess import (
     model_input,
@@ -217,7 +217,7 @@ class _Worker:
         except UnreadableImage as error:
             why = str(error)
             return ReadImage(why=why if why.startswith(key) else f"{key}: {why}"), {}
-        return ReadImage(mode=image.mode), pixels
+        return ReadImage(mode=mode_of(image)), pixels
 
 
 def measure(

@@ -65,8 +65,7 @@ def train(
     recipe = recipe.for_model(model)
     report = ReadReport()
     images = _training_images(source, report, progress if not group.rank else silent)
-    has_held_out = "train" in source.parts and len(source.parts) > 1
-    held_out = source.held_out() if has_held_out else None
+    held_out = source.held_out() if source.separates_training else None
     student = models.student(model, len(source.classes), recipe, running)
     teacher = models.teacher(running.teacher, source.classes, recipe)
     training_images = TrainingImages(images, student.preprocess)
@@ -106,7 +105,13 @@ def train(
 def _training_images(
     source: DataSource, report: ReadReport, progress: Progress
 ) -> Dataset:
-    whole = source.join("train" if "train" in source.parts else "all")
+    parts = source.training_parts()
+    if not parts:
+        raise InputError(
+            f"{source.name} has no part for training; it has {', '.join(source.parts)}: name the "
+            "folder of the training images 'train'"
+        )
+    whole = source.join(*parts)
     images = whole.subset(readable_indices(whole, report, progress))
     report.check(whole.name, len(whole))
     present = set(images.targets)

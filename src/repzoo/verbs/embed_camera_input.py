@@ -131,7 +131,7 @@ def _test_buffers(
         return buffers
     as_rgb = {"input": "uint8", "yuv": "bt601-full", "color": "RGB"}
     rgb = Preprocess.from_mapping({**preprocess.document(), **as_rgb})
-    pixels = first_images(open_dataset(data), rgb)
+    pixels = first_images(open_dataset(data, unlabeled=True), rgb)
     if len(pixels):
         buffers.append(model_input(pixels, preprocess))
     return buffers

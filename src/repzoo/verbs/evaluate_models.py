@@ -16,6 +16,7 @@ from repzoo.engines import DEFAULT_ENGINE, Engine
 from repzoo.errors import InputError
 from repzoo.measure import accuracy, external_results
 from repzoo.measure.accuracy import EvaluationRun, Predictions
+from repzoo.measure.class_mapping import order_remarks
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.measure.record import Record
 from repzoo.measure.results import Accuracy, PairedAccuracy
@@ -139,11 +140,12 @@ def evaluate(
     images = open_dataset(data, part)
     known = artifacts[0] if artifacts else reference
     external = _read_external(options, images, known, progress)
-    remarks: list[str] = []
-    if external.results:
-        remarks = list(external_results.coverage_remarks(images, external.indices))
-    if remarks:  # the other tool saw only some of the images
+    remarks = images.remarks()
+    if external.results and len(external.indices) < len(images):
+        remarks += external_results.coverage_remarks(images, external.indices)
         images = images.subset(external.indices)
+    if known is not None:
+        remarks += order_remarks(images, known)
     runs = _Runs()
     runners = [engines.engine(name) for name in options.engine]
     own = [runs.index_of(model, runner) for model in artifacts for runner in runners]

@@ -43,7 +43,9 @@ def fold(
     artifact.input_name  # noqa: B018  raises for a graph that is not a classifier
     images = None
     if data is not None:
-        images = first_images(open_dataset(data), artifact.require_preprocess())
+        images = first_images(
+            open_dataset(data, unlabeled=True), artifact.require_preprocess()
+        )
     runner = engines.engine(engine)
     timer = (
         (lambda before, after: compare_latency(before, after, runner))

@@ -40,8 +40,12 @@ def open_data_source(
     )
 
 
-def open_dataset(data: DataLike, part: str | Sequence[str] = ()) -> Dataset:
+def open_dataset(
+    data: DataLike, part: str | Sequence[str] = (), unlabeled: bool = False
+) -> Dataset:
     """The images of the named parts ("train", "validation", "test"); default: all held-out ones.
+
+    unlabeled  also accept a folder of images without class folders
 
     Raises:
         InputError: no such part, or as `open_data_source`.
@@ -51,7 +55,7 @@ def open_dataset(data: DataLike, part: str | Sequence[str] = ()) -> Dataset:
         if parts:
             raise InputError(f"{data.name} is one part already; leave out part={parts}")
         return data
-    source = open_data_source(data)
+    source = open_data_source(data, unlabeled)
     return source.join(*parts) if parts else source.held_out()
 
 

@@ -10,6 +10,7 @@ from repzoo.data.batches import ReadReport
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.measure import mismatch
 from repzoo.measure.accuracy import open_run
+from repzoo.measure.class_mapping import order_remarks
 from repzoo.measure.record import Record
 from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.progress import Progress, silent
@@ -44,5 +45,7 @@ def measure_mismatch(
     """
     report = ReadReport()
     run = open_run(open_model(model), engines.engine(engine))
-    right, wrong = mismatch.measure(run, open_dataset(data, part), report, progress)
-    return Mismatches(right, tuple(wrong), tuple(report.sentences()))
+    images = open_dataset(data, part)
+    right, wrong = mismatch.measure(run, images, report, progress)
+    remarks = [*images.remarks(), *order_remarks(images, run.artifact)]
+    return Mismatches(right, tuple(wrong), (*remarks, *report.sentences()))

@@ -14,6 +14,7 @@ from repzoo.artifact import Preprocess
 from repzoo.errors import InputError
 from repzoo.plugins import unknown
 from repzoo.settings import fields_of
+from repzoo.storage import read_lines
 from repzoo.verbs.public_artifact import Artifact
 from repzoo.zoo import catalog, embedded
 
@@ -58,13 +59,20 @@ def open_model(model: ModelLike) -> Artifact:
     )
 
 
-def load_file(source: str | Path, **preprocess: Any) -> Artifact:
+def load_file(
+    source: str | Path,
+    labels: Path | Sequence[str] | None = None,
+    **preprocess: Any,
+) -> Artifact:
     """The model in an ONNX file, or an embedded one such as `repghostnet_050.digits`.
 
+    labels      names of the outputs in order, or a text file with one a line; None leaves the
+                file's own
     preprocess  fields of Preprocess; they replace the file's own, None leaves a field as it is
 
     Raises:
-        InputError: no such file or model (the nearest names are offered), or an unreadable file.
+        InputError: no such file or model (the nearest names are offered), an unreadable file, or
+            another number of labels than outputs.
     """
     name, path = str(source), Path(source)
     if is_checkpoint(path):
@@ -78,7 +86,33 @@ def load_file(source: str | Path, **preprocess: Any) -> Artifact:
         model = embedded.read(name)
     else:
         raise InputError(_why_not_found(name))
+    if labels is not None:
+        model = with_labels(model, labels)
     return with_preprocess(model, preprocess)
+
+
+def read_labels(path: Path) -> list[str]:
+    """The names of the outputs in a text file, one a line.
+
+    Of a line with tabs, such as those of classes.tsv, the first column counts.
+    """
+    return [line.split("\t")[0].strip() for line in read_lines(path)]
+
+
+def with_labels(model: StoredArtifact, labels: Path | Sequence[str]) -> StoredArtifact:
+    """`model` with the names `labels` of its outputs, or those in a text file.
+
+    Raises:
+        InputError: another number of names than of outputs, or an unreadable file.
+    """
+    names = read_labels(labels) if isinstance(labels, Path) else list(labels)
+    if model.num_classes not in (0, len(names)):
+        where = f"{labels} has" if isinstance(labels, Path) else "labels has"
+        raise InputError(
+            f"{where} {len(names)} names for the {model.num_classes} outputs of {model.name}; "
+            "expected one name for each output, in order"
+        )
+    return replace(model, labels=tuple(names))
 
 
 def is_checkpoint(path: Path) -> bool:

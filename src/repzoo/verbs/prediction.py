@@ -13,7 +13,7 @@ from PIL import Image
 
 from repzoo import engines
 from repzoo.artifact import Artifact as StoredArtifact
-from repzoo.data.folder import load_image
+from repzoo.data.image_file import load_image
 from repzoo.data.preprocess import prepare
 from repzoo.errors import InputError
 from repzoo.measure.accuracy import best_classes

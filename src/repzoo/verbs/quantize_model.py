@@ -11,7 +11,7 @@ from repzoo.artifact import Artifact as StoredArtifact
 from repzoo.data.dataset import DataSource, QuantizationSplit
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.errors import InputError
-from repzoo.measure.accuracy import class_indices
+from repzoo.measure.class_mapping import class_indices, lacks_classes, order_remarks
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
 from repzoo.quant.baselines import registry as baselines
@@ -121,18 +121,37 @@ def quantize(
     if artifact.form == "train":
         artifact = fold(artifact)
     split = source.split_for_quantization(options.images, options.seed)
+    remarks = _data_remarks(split, artifact, options)
+    if lacks_classes(split.gate, artifact):
+        split = split.without_labels()
     if split.gate.labeled:
-        class_indices(
-            split.gate, artifact
-        )  # refuses classes that the model does not have
+        # Refuses classes that the model does not have.
+        class_indices(split.gate, artifact)
     int8, report = _run_quantizer(artifact, split, options, progress)
+    report = replace(report, warnings=(*remarks, *report.warnings))
+    return Artifact.wrap(int8, certificate=artifact.certificate, report=report)
+
+
+def _data_remarks(
+    split: QuantizationSplit, artifact: StoredArtifact, options: QuantizeOptions
+) -> list[str]:
+    """What to know about the images before the gate's judgment is believed."""
+    remarks = split.gate.remarks()
+    if lacks_classes(split.gate, artifact):
+        remarks.append(
+            f"{split.gate.name} has {len(split.gate.classes)} classes and {artifact.name} "
+            f"{artifact.num_classes} outputs without labels, so nothing says which output is which "
+            "class: the images serve for calibration, and the gate compares INT8 with float; give "
+            "--labels to also count the accuracy"
+        )
+    elif split.gate.labeled:
+        remarks += order_remarks(split.gate, artifact)
     if len(split.calibration) < options.images:
-        remark = (
+        remarks.append(
             f"{options.images} calibration images were requested, "
             f"{len(split.calibration)} are available"
         )
-        report = replace(report, warnings=(remark, *report.warnings))
-    return Artifact.wrap(int8, certificate=artifact.certificate, report=report)
+    return remarks
 
 
 def _check_names(options: QuantizeOptions) -> None:

@@ -13,6 +13,7 @@ from repzoo import job, verbs
 from repzoo.console import quantized as views
 from repzoo.console import results
 from repzoo.console.commands.shared import (
+    DATA_HELP,
     FILE,
     append_option,
     data_option,
@@ -65,6 +66,7 @@ def train(
         console = Console(as_json)
         # Of several processes the first shows its progress and writes.
         is_first = not group.rank
+        console.describe(open_source(data).describe_training())
         with console if is_first else contextlib.nullcontext():
             artifact = verbs.train(
                 model,
@@ -86,7 +88,7 @@ def train(
     "--data",
     default="digits",
     show_default=True,
-    help="Images: a folder with one subfolder for each class, or `digits`.",
+    help=DATA_HELP,
 )
 @click.option(
     "-o",
@@ -122,6 +124,7 @@ def card(
     require_writable_folder(output)
     require_writable_files(append)
     with Console(as_json) as console:
+        console.describe(source.describe_quantization())
         result = job.run(artifact, source, options, console.progress)
     files = job.write(result, output)
     if append:

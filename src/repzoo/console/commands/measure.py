@@ -28,6 +28,7 @@ from repzoo.console.output import Console
 from repzoo.measure.record import Record
 from repzoo.measure.record import append as append_records
 from repzoo.progress import silent
+from repzoo.verbs.image_data import open_data_source
 from repzoo.verbs.model_files import load_file
 
 
@@ -65,12 +66,14 @@ def evaluate(
         reference = load_file(against, **preprocess) if against else None
         require_writable_files(append)
         console = Console(as_json)
+        source = open_data_source(data)
+        console.describe(source.describe_evaluation(part))
         # Of several processes the first shows its progress and writes.
         is_first = not group.rank
         with console if is_first else contextlib.nullcontext():
             result = verbs.evaluate(
                 artifacts,
-                data,
+                source,
                 against=reference,
                 part=part,
                 options=options,
@@ -162,9 +165,11 @@ def mismatch(
     engine = values.pop("engine")
     artifact = load_file(file, **values)
     require_writable_files(append)
+    source = open_data_source(data)
     with Console(as_json) as console:
+        console.describe(source.describe_evaluation(part))
         result = verbs.measure_mismatch(
-            artifact, data, part=part, engine=engine, progress=console.progress
+            artifact, source, part=part, engine=engine, progress=console.progress
         )
     if append:
         append_records(append, [result.right, *result.wrong])

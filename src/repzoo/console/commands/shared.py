@@ -13,6 +13,12 @@ from repzoo.storage import require_writable
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 FILE = click.Path(path_type=Path)
+DATA_HELP = (
+    "Images: a folder with one subfolder for each class, or with such folders below train, "
+    "validation (val, valid, dev) and test; the ImageNet validation folder; or `digits`. Classes "
+    "are in sorted order, folders called 0 to n - 1 in numeric order. A file classes.tsv in the "
+    "folder, with a class folder's name at the start of each line, sets the order of the outputs."
+)
 
 output_option = click.option(
     "-o", "--output", type=FILE, required=True, help="File to write."
@@ -20,8 +26,7 @@ output_option = click.option(
 data_option = click.option(
     "--data",
     required=True,
-    help="Images: a folder with one subfolder for each class, the ImageNet validation folder, "
-    "or `digits`.",
+    help=DATA_HELP,
 )
 certificate_data_option = click.option(
     "--data", help="Also certify on images of this folder, or on `digits`."
@@ -29,7 +34,8 @@ certificate_data_option = click.option(
 part_option = click.option(
     "--part",
     multiple=True,
-    help="Part of the data: train, validation or test.  [default: all held-out parts]",
+    help="Part of the data: train, validation or test, or its folder's name.  [default: all "
+    "held-out parts]",
 )
 append_option = click.option(
     "--append", type=FILE, help="Append the Records to this .jsonl file."

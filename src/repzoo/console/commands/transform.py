@@ -21,16 +21,16 @@ from repzoo.console.commands.shared import (
 )
 from repzoo.console.options import options_of, preprocess_options, split_options
 from repzoo.console.output import Console
-from repzoo.storage import read_lines, write_together
+from repzoo.storage import write_together
 from repzoo.verbs.convert_checkpoint import require_safetensors
-from repzoo.verbs.model_files import load_file, require_float
+from repzoo.verbs.image_data import open_data_source
+from repzoo.verbs.model_files import load_file, read_labels, require_float
 from repzoo.zoo.naming import CheckpointOptions
 
 
 @click.command()
 @click.argument("model")
 @output_option
-@click.option("--labels", type=FILE, help="Text file with one class name a line.")
 @options_of(verbs.ExportOptions)
 @preprocess_options
 @json_option
@@ -40,7 +40,7 @@ def export(
     """Write the catalog model MODEL as ONNX, in training form unless --form deploy."""
     options, preprocess = split_options(verbs.ExportOptions, values)
     require_writable_files(output)
-    names = [line.strip() for line in read_lines(labels)] if labels else []
+    names = read_labels(labels) if labels else []
     with Console(as_json) as console:
         console.progress(f"export {model}", 0, 0)
         artifact = verbs.export(model, labels=names, options=options, **preprocess)
@@ -97,6 +97,9 @@ def fold(
     require_writable_files(output, certificate)
     with Console(as_json) as console:
         console.progress("fold and certify", 0, 0)
+        if data is not None:
+            data = open_data_source(data, unlabeled=True)
+            console.describe(data.describe_evaluation())
         folded = verbs.fold(artifact, data, timed=timed)
     assert folded.certificate is not None
     contents: list[Any] = [(output, folded.chunks())]
@@ -130,6 +133,10 @@ def embed_input(file: str, output: Path, as_json: bool, **values: Any) -> None:
     require_writable_files(output)
     with Console(as_json) as console:
         console.progress("embed and certify", 0, 0)
+        if settings["data"] is not None:
+            source = open_data_source(settings["data"], unlabeled=True)
+            settings["data"] = source
+            console.describe(source.describe_evaluation())
         embedded = verbs.embed_input(artifact, kind, **settings)
         written = embedded.artifact.save(output)
     console.show(views.embedded_input(embedded, written, output))
@@ -160,8 +167,10 @@ def quantize(
     require_float(artifact)
     require_writable_files(output, report)
     with Console(as_json) as console:
+        source = open_data_source(data, unlabeled=True)
+        console.describe(source.describe_quantization())
         int8 = verbs.quantize(
-            artifact, data, options=options, progress=console.progress
+            artifact, source, options=options, progress=console.progress
         )
     assert int8.report is not None
     contents: list[Any] = [(output, int8.chunks())]
