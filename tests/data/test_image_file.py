@@ -17,7 +17,7 @@ from repzoo.data.image_file import file_mode, is_image, load_image, to_8_bits, u
 from repzoo.data.preprocess import resized_and_cropped
 
 Photograph = Callable[..., Image.Image]
-GRAY = np.arange(0, 256, 17, np.uint8).reshape(4, 4)
+GRAY = np.arange(0, 256, 17).astype(np.uint8).reshape(4, 4)
 
 
 @pytest.mark.parametrize(
