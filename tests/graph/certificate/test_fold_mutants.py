@@ -1,6 +1,6 @@
 """Wrong algebra, rules and writing, one at a time: the certificate refuses each.
 
-test_certify.py has 25 more, of the algebra and of the folded graph; those here are of the code on
+test_wrong_folds.py has 25 more, of the algebra and of the folded graph; those here are of the code on
 the way from one to the other.
 """
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir
 import pytest
+from tests.graph.certificate.conftest import Certify
 
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.errors import CertificateError
@@ -109,22 +110,7 @@ def before(graph: Graph) -> Artifact:
     )
 
 
-@pytest.fixture
-def certify_fold(execute: Execute) -> Callable[[Artifact], certify.Certificate]:
-    def run(before: Artifact) -> certify.Certificate:
-        return certify.certify(
-            before,
-            fold.fold(before.model),
-            fold.fold,
-            lambda model, data: execute(model, data)[0],
-        )
-
-    return run
-
-
-def test_the_network_folds_truly(
-    before: Artifact, certify_fold: Callable[[Artifact], certify.Certificate]
-) -> None:
+def test_the_network_folds_truly(before: Artifact, certify_fold: Certify) -> None:
     certificate = certify_fold(before)
     kinds = "".join(item.kind for item in certificate.folds)
     assert all(

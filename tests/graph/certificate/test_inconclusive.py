@@ -13,25 +13,23 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import numpy_helper
+from tests.graph.certificate.conftest import Certify
 
 from repzoo.artifact import Artifact, Preprocess, Step
 from repzoo.errors import CertificateError
 from repzoo.graph.certificate import certify, float64
 from repzoo.graph.certificate.certify import (
-    Certificate,
     InputCertificate,
     certify_input,
 )
 from repzoo.graph.certificate.comparison import Comparison, Equality, combine, compare
 from repzoo.graph.certificate.proof import prove
-from repzoo.graph.fold import algebra
 from repzoo.graph.fold.engine import fold
 from repzoo.graph.tools.fold_result import FoldResult
 
 Array = npt.NDArray[Any]
 Graph = Callable[..., onnx.ModelProto]
 Execute = Callable[[onnx.ModelProto, Array], list[Array]]
-Certify = Callable[..., Certificate]
 
 # Two branches that differ by 1e-6, and 1e7 times their difference: rounding fills the outputs.
 BODY = """
@@ -64,21 +62,6 @@ def amplifying(graph: Graph) -> Artifact:
     }
     model = graph(BODY, weights, "N, 3, 16, 16", "N, 5")
     return Artifact(model, "amplifying", Preprocess(size=16))
-
-
-@pytest.fixture
-def certify_fold(execute: Execute) -> Certify:
-    """`certified(artifact, folded model or None)`."""
-
-    def run(before: Artifact, model: onnx.ModelProto | None = None) -> Certificate:
-        result = fold(before.model)
-        if model is not None:
-            result = dataclasses.replace(result, model=model)
-        return certify.certify(
-            before, result, fold, lambda *arguments: execute(*arguments)[0]
-        )
-
-    return run
 
 
 # --- the verdict ----------------------------------------------------------------------------------
@@ -153,31 +136,25 @@ def test_the_outputs_cannot_tell_and_float64_can(
     assert document["float64"]["equal"] is True
 
 
-def ignore_mean(
-    gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float
-) -> Any:
-    return ORIGINAL(gamma, beta, 0 * mean, variance, epsilon)
-
-
-ORIGINAL: Any = algebra.from_batchnorm
-
-
 def test_a_wrong_fold_is_refused_there_too(
-    amplifying: Artifact, certify_fold: Certify, monkeypatch: pytest.MonkeyPatch
+    amplifying: Artifact, certify_fold: Certify, break_algebra: Callable[[], None]
 ) -> None:
-    monkeypatch.setattr(algebra, "from_batchnorm", ignore_mean)
+    break_algebra()
     with pytest.raises(CertificateError, match="differs from what it replaces"):
         certify_fold(amplifying)
 
 
 def test_the_comparison_in_float64_alone_refuses_a_wrong_fold(
-    amplifying: Artifact, certify_fold: Certify, monkeypatch: pytest.MonkeyPatch
+    amplifying: Artifact,
+    certify_fold: Certify,
+    break_algebra: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(certify, "prove", lambda *_: ())
     # So wide a bound lets the wrong outputs pass in float32.
     monkeypatch.setattr("repzoo.graph.certificate.comparison.SAFETY", 1e6)
     assert certify_fold(amplifying).equal is None
-    monkeypatch.setattr(algebra, "from_batchnorm", ignore_mean)
+    break_algebra()
     with pytest.raises(
         CertificateError, match="in float64 at 16x16 the whole graph DIFFERS"
     ):
