@@ -18,7 +18,7 @@ import onnx
 
 from repzoo import onnx_file
 from repzoo.errors import InputError
-from repzoo.onnx_file import classifier_input
+from repzoo.onnx_file import class_count, classifier_input
 from repzoo.protobuf_stream import chunks
 from repzoo.settings import between, setting, validate
 from repzoo.storage import json_text, read_bounded, sha256_of, write_atomically
@@ -296,9 +296,8 @@ class Artifact:
 
     @property
     def num_classes(self) -> int:
-        """Width of the output [N, classes]; 0 if the file does not say."""
-        dims = self.model.graph.output[0].type.tensor_type.shape.dim
-        return int(dims[1].dim_value) if len(dims) == 2 else 0
+        """Width of the output [N, classes] or [N, classes, 1, 1]; 0 if the file does not say."""
+        return class_count(self.model)
 
     def require_preprocess(self) -> Preprocess:
         """The preprocessing.

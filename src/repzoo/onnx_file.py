@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,7 +53,8 @@ def classifier_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     """The image input of a classifier.
 
     Raises:
-        InputError: not exactly one input of rank 4 and one output [N, classes].
+        InputError: not exactly one input of rank 4 and one output [N, classes], or the same with
+            axes of one element, such as [N, classes, 1, 1].
     """
     weights = {item.name for item in model.graph.initializer}
     inputs = [item for item in model.graph.input if item.name not in weights]
@@ -60,7 +62,7 @@ def classifier_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     ranks = [_rank(item) for item in (*inputs, *outputs)]
     has_one_each = len(inputs) == 1 and len(outputs) == 1
     # A rank of None is unknown.
-    if has_one_each and ranks[0] in (4, None) and ranks[1] in (2, None):
+    if has_one_each and ranks[0] in (4, None) and _is_row_per_image(outputs[0]):
         return inputs[0]
     names = [item.name for item in (*inputs, *outputs)]
     pairs = zip(names, ranks, strict=True)
@@ -79,6 +81,15 @@ def opset_of(model: onnx.ModelProto) -> int:
     return 0
 
 
+def class_count(model: onnx.ModelProto) -> int:
+    """Number of classes of the output [N, classes] or [N, classes, 1, 1]; 0 if not stated."""
+    outputs = model.graph.output
+    if len(outputs) != 1 or not _is_row_per_image(outputs[0]):
+        return 0
+    sides = [dim.dim_value for dim in outputs[0].type.tensor_type.shape.dim]
+    return max(0, math.prod(sides[1:])) if len(sides) > 1 else 0
+
+
 def documents(model: onnx.ModelProto, prefix: str, where: str) -> dict[str, Any]:
     """The JSON documents in the metadata whose keys begin with `prefix`, by the rest of the key.
 
@@ -95,6 +106,15 @@ def documents(model: onnx.ModelProto, prefix: str, where: str) -> dict[str, Any]
         except (ValueError, RecursionError):
             raise InputError(f"{where} has damaged metadata; export it again") from None
     return found
+
+
+def _is_row_per_image(output: onnx.ValueInfoProto) -> bool:
+    """Whether an output is [N, C], [N, C] with axes of one element, or of unknown rank."""
+    rank = _rank(output)
+    if rank in (2, None):
+        return True
+    sides = [dim.dim_value for dim in output.type.tensor_type.shape.dim]
+    return len(sides) > 2 and sum(side != 1 for side in sides[1:]) == 1
 
 
 def _rank(value: onnx.ValueInfoProto) -> int | None:

@@ -344,3 +344,71 @@ def test_our_own_predictions_in_the_vendors_format_give_the_same_figures(
     assert selected.keys == own.keys[3:50]
     assert np.array_equal(selected.top, own.top[3:50])
     assert re.fullmatch("[0-9a-f]{64}", selected.data["sha256"])
+
+
+# CSV
+
+
+@pytest.fixture
+def birds() -> Dataset:
+    keys = ("crane/1.jpg", "grey heron/2.jpg", "stork/3.jpg")
+    classes = ("crane", "grey heron", "stork")
+    return Dataset("birds", classes, keys, (0, 1, 2), refuse_to_load)
+
+
+CSV_TEXTS = [
+    "1.jpg,crane\n2.jpg,crane\n3.jpg,stork\n",
+    "path,class\nx/3.jpg,2\nx/1.jpg,0\nx/2.jpg,0\n",
+    "file;label\n1.jpg;crane\n2.jpg;Crane\n3.jpg;stork\n",
+    "1.jpg,crane,0.9\n2.jpg,Grey_Heron,0.1\n2.jpg,crane,0.5\n1.jpg,stork,.1\n3.jpg,stork,1\n3.jpg,crane,0\n",
+]
+
+
+@pytest.mark.parametrize("text", CSV_TEXTS)
+def test_a_csv_of_paths_and_classes_is_read(
+    text: str, birds: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "result.csv"
+    path.write_text(text)
+    results, indices = outputs.read(path, birds)
+    assert indices == [0, 1, 2]
+    assert results.top[:, 0].tolist() == [0, 0, 2]
+    assert results.record().values.top1 == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1.jpg,owl\n", "gives the class 'owl', which is neither the index"),
+        ("1.jpg,7\n", "gives ids up to 7, and birds has 3 classes"),
+        ("1.jpg,crane,much\n", "line 1 gives the score 'much'"),
+        ("1.jpg,crane,nan\n", "line 1 gives the score 'nan'"),
+        ("1.jpg,crane\n1.jpg,crane\n", "line 2 gives 1.jpg the class 'crane' twice"),
+        (
+            "1.jpg,crane\n2.jpg,crane,1,2\n",
+            "line 1 is '1.jpg,crane'; expected path,class",
+        ),
+        ("4.jpg,crane\n", "has a result for 4.jpg, but birds has no image"),
+        ("1.jpg\n", "expected 'PATH: Relay.*or a CSV with path,class"),
+    ],
+)
+def test_a_csv_that_does_not_fit_is_refused_in_one_sentence(
+    text: str, message: str, birds: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "result.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        outputs.read(path, birds)
+
+
+def test_numbers_that_are_names_and_indices_need_a_header(tmp_path: Path) -> None:
+    keys = ("1/a.jpg", "2/b.jpg", "0/c.jpg")
+    data = Dataset("d", ("1", "2", "0"), keys, (0, 1, 2), refuse_to_load, True)
+    path = tmp_path / "result.csv"
+    rows = "a.jpg,1\nb.jpg,2\nc.jpg,0\n"
+    path.write_text(rows)
+    with pytest.raises(InputError, match="begin the file with the line path,name or"):
+        outputs.read(path, data)
+    for header, top1 in (("path,name", 100), ("path,index", 0)):
+        path.write_text(f"{header}\n{rows}")
+        assert outputs.read(path, data)[0].record().values.top1 == top1

@@ -20,7 +20,7 @@ SHOWN_FLIPS = 5
 
 def evaluation(result: verbs.Evaluation) -> View:
     """`repzoo evaluate`."""
-    shown: list[Any] = [_accuracy_table(result.runs)]
+    shown: list[Any] = [_accuracy_table(result)]
     worst = _worst_classes(result.runs)
     if worst is not None:
         shown.append(worst)
@@ -41,23 +41,34 @@ def paired_line(record: Record[PairedAccuracy]) -> str:
 
 
 def _document(result: verbs.Evaluation) -> dict[str, Any]:
-    runs = []
-    for record in result.runs:
-        names = {"file": record.artifact["name"], "engine": record.engine["name"]}
-        classes = record.samples["classes"]
-        runs.append({**names, **to_json(record.values), "per_class": classes})
+    document: dict[str, Any] = {"runs": _run_documents(result.runs)}
+    if result.against:
+        document["against"] = _run_documents(result.against)
     paired = []
     for comparison in result.paired:
         sides = {
             side: comparison.artifact[side]["name"] for side in ("first", "second")
         }
         paired.append({**sides, **to_json(comparison.values), **comparison.samples})
-    if not paired:
-        return {"runs": runs}
-    return {"runs": runs, "paired": paired[0], "all_paired": paired}
+    if paired:
+        document["paired"] = paired[0]
+        document["all_paired"] = paired
+    return document
 
 
-def _accuracy_table(runs: Sequence[Record[Accuracy]]) -> Table:
+def _run_documents(runs: Sequence[Record[Accuracy]]) -> list[dict[str, Any]]:
+    documents = []
+    for record in runs:
+        names = {"file": record.artifact["name"], "engine": record.engine["name"]}
+        classes = record.samples["classes"]
+        documents.append({**names, **to_json(record.values), "per_class": classes})
+    return documents
+
+
+def _accuracy_table(result: verbs.Evaluation) -> Table:
+    """A row for each run; the model that others are compared with comes first."""
+    references = [record for record in result.against if record not in result.runs]
+    runs = [*references, *result.runs]
     has_engines = len({record.engine["name"] for record in runs}) > 1
     names = ["file", "engine"] if has_engines else ["file"]
     table = make_table(*names, ">n", ">Top-1 %", ">95 % interval", ">Top-5 %")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repzoo import verbs
 from repzoo.console.output import View, make_table
+from repzoo.graph.tools.head import THRESHOLD
 from repzoo.measure.record import to_json
 from repzoo.report import card as cards
 
@@ -41,18 +42,32 @@ def mismatches(result: verbs.Mismatches) -> View:
     return View(document, table, note, remarks=result.remarks)
 
 
-def predictions(predictions: Sequence[verbs.Prediction]) -> View:
+def predictions(
+    predictions: Sequence[verbs.Prediction], remarks: Sequence[str] = ()
+) -> View:
     """`repzoo predict`."""
     table = make_table("image", "class", ">probability")
     document = []
     for prediction in predictions:
-        rows = []
-        for rank, best in enumerate(prediction.top):
+        shown = prediction.top
+        row: dict[str, Any] = {"image": prediction.image}
+        row["top"] = [_class_document(item) for item in prediction.top]
+        if prediction.labels is not None:
+            # Several labels may hold, or none: then the best one is shown with its probability.
+            shown = prediction.labels or prediction.top[:1]
+            row["labels"] = [_class_document(item) for item in prediction.labels]
+            row["threshold"] = THRESHOLD
+        for rank, item in enumerate(shown):
             name = prediction.image if rank == 0 else ""
-            table.add_row(name, best.label, f"{best.probability:.4f}")
-            rows.append({"class": best.label, "probability": best.probability})
-        document.append({"image": prediction.image, "top": rows})
-    return View({"predictions": document}, table)
+            below = prediction.labels == ()
+            mark = f" (below {THRESHOLD})" if below else ""
+            table.add_row(name, f"{item.label}{mark}", f"{item.probability:.4f}")
+        document.append(row)
+    return View({"predictions": document}, table, remarks=remarks)
+
+
+def _class_document(item: verbs.ClassProbability) -> dict[str, Any]:
+    return {"class": item.label, "probability": item.probability}
 
 
 def trained(result: TrainResult) -> View:

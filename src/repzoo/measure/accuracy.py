@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -350,22 +351,27 @@ class _Worker:
         return logits
 
 
-def logits_of(run: EvaluationRun, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def logits_of(
+    run: EvaluationRun, inputs: npt.NDArray[Any], batch: int = BATCH
+) -> npt.NDArray[np.float32]:
     """Logits of `inputs`, float32 [n, classes], computed in batches of one fixed size.
 
-    The size is the model's own where it is fixed, else BATCH.
+    The size is the model's own where it is fixed, else `batch`. Outputs [n, classes, 1, 1] lose
+    their axes of one element.
 
     The last batch is padded with zeros. Runtimes choose kernels by shape; with one shape only, the
     logits of an image do not depend on what else is asked of the session, and nothing is compiled
     twice.
     """
     dims = classifier_input(run.artifact.model).type.tensor_type.shape.dim
-    size = (dims[0].dim_value if dims else 0) or BATCH
-    outputs = []
+    size = (dims[0].dim_value if dims else 0) or batch
+    parts = []
     for start in range(0, len(inputs), size):
-        batch = inputs[start : start + size]
-        if len(batch) < size:
-            padding = np.zeros((size - len(batch), *batch.shape[1:]), batch.dtype)
-            batch = np.concatenate([batch, padding])
-        outputs.append(run.session.run(batch))
-    return np.concatenate(outputs)[: len(inputs)]
+        images = inputs[start : start + size]
+        if len(images) < size:
+            padding = np.zeros((size - len(images), *images.shape[1:]), images.dtype)
+            images = np.concatenate([images, padding])
+        parts.append(run.session.run(images))
+    outputs = np.concatenate(parts)[: len(inputs)]
+    is_row = outputs.ndim > 2 and max(outputs.shape[1:]) == math.prod(outputs.shape[1:])
+    return outputs.reshape(len(outputs), -1) if is_row else outputs

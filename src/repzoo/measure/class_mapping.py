@@ -9,6 +9,7 @@ from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset
 from repzoo.data.names import are_numbers, enumeration, match_names
 from repzoo.errors import InputError
+from repzoo.graph.tools.head import Head, HeadKind, find_head
 
 SYNSET = re.compile(r"^n\d{8}\b")  # a WordNet id, as ImageNet names its folders
 
@@ -42,14 +43,42 @@ def class_indices(dataset: Dataset, artifact: Artifact) -> list[int]:
     raise InputError(_mismatch(dataset, artifact, matches))
 
 
+def require_classes(artifact: Artifact) -> Head:
+    """What the model's outputs mean.
+
+    Raises:
+        InputError: they are not the classes or labels of images; the error says what they are.
+    """
+    head = find_head(artifact.model)
+    if head.kind is HeadKind.OTHER:
+        raise InputError(
+            f"the outputs of {artifact.name} are not one number for each class: {head.reason}; "
+            "export it with one output [N, classes] that holds logits or probabilities"
+        )
+    return head
+
+
+def head_remarks(artifact: Artifact) -> list[str]:
+    """What to know about Top-1 of a model whose labels do not exclude each other."""
+    if not find_head(artifact.model).is_multi_label:
+        return []
+    return [
+        f"{artifact.name} ends in Sigmoid, so several labels may hold for an image; Top-1 asks "
+        "only for the most probable one"
+    ]
+
+
 def lacks_classes(dataset: Dataset, artifact: Artifact) -> bool:
     """Whether the data has fewer classes than a model without labels, so nothing says which.
+
+    A model of one output has no classes to count either.
 
     Such images still serve for calibration, and to compare two forms of the model.
     """
     if artifact.labels or not dataset.labeled or _names_outputs(dataset, artifact):
         return False
-    return len(dataset.classes) < _count_outputs(artifact)
+    outputs = _count_outputs(artifact)
+    return len(dataset.classes) < outputs or outputs == 1
 
 
 def output_labels(dataset: Dataset, artifact: Artifact) -> tuple[str, ...]:
@@ -104,6 +133,11 @@ def _only_index(by_name: dict[str, list[int]], name: str, artifact: Artifact) ->
 
 def _mismatch(dataset: Dataset, artifact: Artifact, matches: dict[str, str]) -> str:
     outputs = _count_outputs(artifact)
+    if outputs == 1:
+        return (
+            f"{artifact.name} has a single output, and {dataset.name} has {len(dataset.classes)} "
+            "classes, so nothing can be counted; export it with one output for each class"
+        )
     listed = f"add a classes.tsv that lists its {outputs} classes in order"
     if not artifact.labels:
         count = len(dataset.classes)

@@ -1,7 +1,8 @@
 """Results that other tools, such as a board's runtime, wrote for the same images.
 
-Two formats are read:
+Three formats are read:
 
+- A CSV: `path,class` or `path,class,score`, see `external_csv`.
 - A text file with a line for each of the best classes of an image, best first, as VastModelZOO's
   classification.py and vamp_npz_decode.py write it:
   `PATH: Relay top-K id: ID, prob: P, class name: NAME`. PATH may contain colons.
@@ -9,8 +10,8 @@ Two formats are read:
   --datalist. A file belongs to the image of the same name; or else the i-th file, sorted by name,
   belongs to the i-th line of the datalist.
 
-Classes are matched by id, never by name: two classes of ImageNet are called "crane". The id is the
-index of the model's output.
+In the last two, classes are matched by id, never by name: two classes of ImageNet are called
+"crane". The id is the index of the model's output.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset
 from repzoo.data.image_file import SUFFIXES
 from repzoo.errors import InputError
-from repzoo.measure.class_mapping import SYNSET, class_indices
+from repzoo.measure.class_mapping import SYNSET, class_indices, output_labels
+from repzoo.measure.external_csv import FORM, is_csv, output_indices, read_csv
 from repzoo.measure.journal import TOP
 from repzoo.measure.predictions import Predictions, best_classes, describe_images
 from repzoo.progress import Progress, silent, tracked
@@ -63,11 +65,13 @@ class _Results:
 
     class_names  by id; empty where the format has none
     sha256       of the content
+    by_name      whether the ids were found by the names of the classes
     """
 
     images: list[_ImageResult]
     class_names: Mapping[int, str]
     sha256: str
+    by_name: bool = False
 
 
 def read(
@@ -94,7 +98,7 @@ def read(
             f"{path} is a file; a datalist belongs to a folder of .npz files: leave --datalist out"
         )
     else:
-        results = _read_text(path)
+        results = _read_text(path, _output_names(dataset, model))
     indices = _match_images([result.image for result in results.images], dataset, path)
     width = min(len(result.ids) for result in results.images)
     top_as_written = np.array(
@@ -102,8 +106,11 @@ def read(
     )
     top = top_as_written[np.argsort(indices)]
     indices = sorted(indices)
+    mapping: Sequence[int]
     if model:
-        mapping: Sequence[int] = class_indices(dataset, model)
+        mapping = class_indices(dataset, model)
+    elif results.by_name:
+        mapping = range(len(dataset.classes))
     else:
         mapping = _classes_in_order(dataset, int(top.max()), results.class_names, path)
     keys = tuple(dataset.keys[index] for index in indices)
@@ -157,8 +164,16 @@ def coverage_remarks(dataset: Dataset, indices: Sequence[int]) -> Iterator[str]:
 # Text files
 
 
-def _read_text(path: Path) -> _Results:
+def _output_names(dataset: Dataset, model: Artifact | None) -> Sequence[str]:
+    """Names of the outputs: the model's labels, or the data's classes in order."""
+    return (output_labels(dataset, model) if model else ()) or dataset.classes
+
+
+def _read_text(path: Path, names: Sequence[str]) -> _Results:
+    """The results in a text or CSV file; `names` are those of the outputs."""
     lines = read_lines(path, MAX_TEXT_BYTES)
+    if lines and not LINE.fullmatch(lines[0].rstrip()) and is_csv(lines[0]):
+        return _read_csv(lines, names, path)
     reader = _TextReader(path)
     for number, text in enumerate(lines, 1):
         reader.add(number, text)
@@ -166,6 +181,16 @@ def _read_text(path: Path) -> _Results:
     return _Results(
         reader.images, reader.class_names, sha256_of("\n".join(lines).encode())
     )
+
+
+def _read_csv(lines: Sequence[str], names: Sequence[str], path: Path) -> _Results:
+    table = read_csv(lines, path)
+    ids, by_name = output_indices(table, names, path)
+    images = []
+    for image, classes in table.images.items():
+        images.append(_ImageResult(image, [ids[label] for label in classes]))
+    _check_images(images, path)
+    return _Results(images, {}, sha256_of("\n".join(lines).encode()), by_name)
 
 
 class _TextReader:
@@ -184,7 +209,8 @@ class _TextReader:
         match = LINE.fullmatch(text.rstrip())
         if not match:
             raise InputError(
-                f"{self._path} line {number} is {text[:60]!r}; expected {LINE_FORMAT!r}"
+                f"{self._path} line {number} is {text[:60]!r}; expected {LINE_FORMAT!r}, or a CSV "
+                f"with {FORM}"
             )
         image, rank, class_id = match["image"], int(match["rank"]), int(match["id"])
         probability = self._parse_probability(match["prob"], number)

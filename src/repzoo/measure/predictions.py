@@ -113,7 +113,7 @@ def describe_images(
     return {"name": name, "n": len(keys), "sha256": digest, "unreadable": unreadable}
 
 
-def best_classes(logits: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
+def best_classes(logits: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.int64]:
     """Indices of the `count` largest logits of each row, best first; ties go to the lower index."""
     return np.argsort(-logits, axis=1, kind="stable")[:, :count]
 

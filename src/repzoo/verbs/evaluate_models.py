@@ -16,7 +16,11 @@ from repzoo.engines import DEFAULT_ENGINE, Engine
 from repzoo.errors import InputError
 from repzoo.measure import accuracy, external_results
 from repzoo.measure.accuracy import EvaluationRun, Predictions
-from repzoo.measure.class_mapping import order_remarks
+from repzoo.measure.class_mapping import (
+    head_remarks,
+    order_remarks,
+    require_classes,
+)
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.measure.record import Record
 from repzoo.measure.results import Accuracy, PairedAccuracy
@@ -43,7 +47,10 @@ class EvaluateOptions:
     )
     result: tuple[Path, ...] = setting(
         (),
-        help="Results of another tool: result.txt, or a folder of .npz (repeat the option).",
+        help="Results of another tool (repeat the option): a CSV with path,class or "
+        "path,class,score, a class being a name or the index of an output; the text that "
+        "VastModelZOO writes (PATH: Relay top-K id: ID, prob: P, class name: NAME); or a folder "
+        "with one .npz an image that holds the logits as output_0.",
     )
     datalist: Path | None = setting(
         None, help="Text file that names the image of each .npz, one a line."
@@ -69,12 +76,14 @@ class Evaluation:
     runs     one accuracy Record for each model and engine, then one for each external result
     paired   one Record for each comparison: of every model with `against` on the same engine,
              or without `against` of every other model with the first
-    remarks  sentences about images that were left out or converted
+    remarks  sentences about the images: of which kind they are, which were left out or converted
+    against  one accuracy Record of `against` for each engine; empty without it
     """
 
     runs: tuple[Record[Accuracy], ...]
     paired: tuple[Record[PairedAccuracy], ...]
     remarks: tuple[str, ...]
+    against: tuple[Record[Accuracy], ...] = ()
 
     @property
     def top1(self) -> float:
@@ -132,46 +141,44 @@ def evaluate(
     """
     options = merge_keywords(EvaluateOptions, options, settings)
     artifacts = open_models(models)
-    reference = None if against is None else open_model(against)
+    references = [] if against is None else [open_model(against)]
     if not artifacts and not options.result:
         raise InputError(
             "nothing to evaluate: give model files, or --result with the results of another tool"
         )
+    known = [*artifacts, *references]
+    for artifact in known:
+        require_classes(artifact)
+
     images = open_dataset(data, part)
-    known = artifacts[0] if artifacts else reference
-    external = _read_external(options, images, known, progress)
     remarks = images.remarks()
+    external = _read_external(options, images, known[0] if known else None, progress)
     if external.results and len(external.indices) < len(images):
         remarks += external_results.coverage_remarks(images, external.indices)
         images = images.subset(external.indices)
-    if known is not None:
-        remarks += order_remarks(images, known)
+    if known:
+        remarks += [*order_remarks(images, known[0]), *head_remarks(known[0])]
+
     runs = _Runs()
-    runners = [engines.engine(name) for name in options.engine]
-    own = [runs.index_of(model, runner) for model in artifacts for runner in runners]
-    references = (
-        [] if reference is None else [runs.index_of(reference, run) for run in runners]
-    )
+    own_indices = runs.indices_of(artifacts, options.engine)
+    reference_indices = runs.indices_of(references, options.engine)
     report = ReadReport()
     predictions: Sequence[Predictions] = ()
     if runs.runs:
         predictions = accuracy.evaluate(
             runs.runs, images, report, progress, options.resume, group
         )
+    own = [predictions[index] for index in own_indices]
+    reference = [predictions[index] for index in reference_indices]
     results = external.in_order_of(predictions)
-    measured = [*(predictions[index] for index in own), *results]
-    pairs = _pairs(
-        [predictions[index] for index in own],
-        results,
-        [predictions[index] for index in references],
-    )
-    paired = [
-        accuracy.compare(first, second, drop=options.drop) for first, second in pairs
-    ]
+    paired = []
+    for first, second in _pairs(own, results, reference):
+        paired.append(accuracy.compare(first, second, drop=options.drop))
     return Evaluation(
-        tuple(item.record() for item in measured),
+        tuple(item.record() for item in (*own, *results)),
         tuple(paired),
         (*remarks, *report.sentences()),
+        tuple(item.record() for item in reference),
     )
 
 
@@ -181,7 +188,16 @@ class _Runs:
 
     runs: list[EvaluationRun] = field(default_factory=list)
 
-    def index_of(self, artifact: StoredArtifact, engine: Engine) -> int:
+    def indices_of(
+        self, artifacts: Sequence[StoredArtifact], engine_names: Sequence[str]
+    ) -> list[int]:
+        """The indices in `runs` of every artifact on every engine, model by model."""
+        runners = [engines.engine(name) for name in engine_names]
+        return [
+            self._index_of(model, runner) for model in artifacts for runner in runners
+        ]
+
+    def _index_of(self, artifact: StoredArtifact, engine: Engine) -> int:
         """The index in `runs` of `artifact` on `engine`, which is added where it is new."""
         for index, run in enumerate(self.runs):
             if run.engine is engine and _is_same_model(run.artifact, artifact):

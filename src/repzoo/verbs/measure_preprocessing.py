@@ -10,7 +10,7 @@ from repzoo.data.batches import ReadReport
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.measure import mismatch
 from repzoo.measure.accuracy import open_run
-from repzoo.measure.class_mapping import order_remarks
+from repzoo.measure.class_mapping import order_remarks, require_classes
 from repzoo.measure.record import Record
 from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.progress import Progress, silent
@@ -44,7 +44,9 @@ def measure_mismatch(
         InputError: classes or preprocessing that do not fit, or more than 1 % unreadable images.
     """
     report = ReadReport()
-    run = open_run(open_model(model), engines.engine(engine))
+    artifact = open_model(model)
+    require_classes(artifact)
+    run = open_run(artifact, engines.engine(engine))
     images = open_dataset(data, part)
     right, wrong = mismatch.measure(run, images, report, progress)
     remarks = [*images.remarks(), *order_remarks(images, run.artifact)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,15 @@ from PIL import Image
 
 from repzoo import engines
 from repzoo.artifact import Artifact as StoredArtifact
-from repzoo.data.image_file import load_image
-from repzoo.data.preprocess import prepare
+from repzoo.data.dataset import UnreadableImage
+from repzoo.data.description import PassedOver
+from repzoo.data.image_file import load_image, to_8_bits
+from repzoo.data.preprocess import Tensor, prepare
+from repzoo.data.tree import read_tree
 from repzoo.errors import InputError
-from repzoo.measure.accuracy import best_classes
+from repzoo.graph.tools.head import THRESHOLD, Head
+from repzoo.measure.accuracy import BATCH, EvaluationRun, best_classes, logits_of
+from repzoo.measure.class_mapping import require_classes
 from repzoo.measure.host import host
 
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
@@ -24,7 +29,7 @@ ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ClassProbability:
-    """One class: its label (its index where the model has no labels) and softmax probability."""
+    """One class: its label (its index where the model has no labels) and its probability."""
 
     label: str
     probability: float
@@ -34,11 +39,16 @@ class ClassProbability:
 class Prediction:
     """The most probable classes of one image, best first.
 
-    image  the path of its file; "" for an image in memory
+    image   the path of its file; "" for an image in memory
+    top     with the softmax of the logits, or with the graph's own probabilities where it ends in
+            Softmax or Sigmoid
+    labels  where the graph ends in Sigmoid, so that several labels may hold for an image: those
+            above THRESHOLD, best first; None for a model whose classes exclude each other
     """
 
     image: str
     top: tuple[ClassProbability, ...]
+    labels: tuple[ClassProbability, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -47,42 +57,120 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """The softmax probability of the most probable class."""
+        """The probability of the most probable class."""
         return self.top[0].probability
 
 
 def classify(
-    model: StoredArtifact, images: Sequence[ImageLike], top: int, engine_name: str
+    model: StoredArtifact,
+    images: Sequence[ImageLike],
+    top: int,
+    engine_name: str,
+    left_out: list[str] | None = None,
 ) -> list[Prediction]:
     """The `top` classes of each image.
 
+    left_out  gets a sentence for each image that cannot be read; None: such an image is an error
+
     Raises:
         InputError: a missing or broken image, an array that is not uint8 [height, width, 3],
-            a model without preprocessing, or `top` below 1.
+            a model without preprocessing or whose outputs are no classes, outputs that are not
+            finite, or `top` below 1.
     """
     if top < 1:
         raise InputError(f"top must be at least 1; got {top}")
-    preprocess = model.require_preprocess()
-    session = engines.engine(engine_name).open(model.model, host()["affinity"])
-    predictions = []
-    for image in images:
-        tensor = prepare(_open_image(image), preprocess)
-        logits = session.run(tensor[None])[0]
-        probabilities = _softmax(logits)
-        classes = [
-            ClassProbability(_label(model, int(index)), float(probabilities[index]))
-            for index in best_classes(logits[None], top)[0]
-        ]
-        name = str(image) if isinstance(image, str | Path) else ""
-        predictions.append(Prediction(name, tuple(classes)))
+    model.require_preprocess()
+    head = require_classes(model)
+    engine = engines.engine(engine_name)
+    session = engine.open(model.model, host()["affinity"])
+    run = EvaluationRun(model, engine, session)
+    predictions: list[Prediction] = []
+    for names, inputs in _batches(model, images, left_out):
+        probabilities = _probabilities(run, head, inputs)
+        for name, row in zip(names, probabilities, strict=True):
+            predictions.append(_prediction(model, head, name, row, top))
     return predictions
+
+
+def images_below(folder: Path) -> tuple[list[Path], PassedOver | None]:
+    """(the images in `folder` at any depth, the files that Pillow cannot read).
+
+    Raises:
+        InputError: a folder that cannot be read, or that holds no image.
+    """
+    tree = read_tree(folder)
+    images = [folder / name for name in tree.all_images()]
+    if not images:
+        raise InputError(
+            f"{folder} holds no image that can be read; give another folder"
+        )
+    others = tuple(tree.all_others())
+    passed_over = PassedOver("file", "that Pillow cannot read", others)
+    return images, passed_over if others else None
+
+
+def _batches(
+    model: StoredArtifact, images: Sequence[ImageLike], left_out: list[str] | None
+) -> Iterator[tuple[list[str], Tensor]]:
+    """(names, input tensor) of up to BATCH images at a time."""
+    preprocess = model.require_preprocess()
+    for start in range(0, len(images), BATCH):
+        names = []
+        tensors = []
+        for image in images[start : start + BATCH]:
+            try:
+                tensor = prepare(_open_image(image), preprocess)
+            except UnreadableImage as error:
+                if left_out is None:
+                    raise
+                left_out.append(f"left out: {error}")
+                continue
+            names.append(str(image) if isinstance(image, str | Path) else "")
+            tensors.append(tensor)
+        if tensors:
+            yield names, np.stack(tensors)
+
+
+def _probabilities(
+    run: EvaluationRun, head: Head, inputs: Tensor
+) -> npt.NDArray[np.float64]:
+    """Probabilities [n, classes] of `inputs`."""
+    outputs = logits_of(run, inputs, batch=len(inputs))
+    if not np.isfinite(outputs).all():
+        raise InputError(
+            f"{run.artifact.name} gives outputs that are not finite (NaN or overflow) on "
+            f"{run.engine.name}; check its weights and its preprocessing"
+        )
+    return head.probabilities(outputs)
+
+
+def _prediction(
+    model: StoredArtifact,
+    head: Head,
+    name: str,
+    probabilities: npt.NDArray[np.float64],
+    top: int,
+) -> Prediction:
+    order = best_classes(probabilities[None], len(probabilities))[0].tolist()
+    ranked = []
+    for index in order:
+        probability = float(probabilities[index])
+        ranked.append(ClassProbability(_label(model, index), probability))
+    labels = None
+    if head.is_multi_label:
+        labels = tuple(item for item in ranked if item.probability > THRESHOLD)
+    return Prediction(name, tuple(ranked[:top]), labels)
 
 
 def _open_image(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image
+        return to_8_bits(image)
     if isinstance(image, str | Path):
         path = Path(image)
+        if path.is_dir():
+            raise InputError(
+                f"{path} is a folder; give a list of its images, or run repzoo predict with it"
+            )
         if not path.is_file():
             raise InputError(f"the image {path} does not exist; check the path")
         return load_image(path)
@@ -98,11 +186,6 @@ def _open_image(image: Any) -> Image.Image:
             f"preprocessing; got {image.dtype} [{shape}]"
         )
     return Image.fromarray(image)
-
-
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    exponentials = np.exp(logits.astype(np.float64) - float(logits.max()))
-    return np.asarray(exponentials / exponentials.sum())
 
 
 def _label(model: StoredArtifact, index: int) -> str:

@@ -30,6 +30,7 @@ from repzoo.measure.record import append as append_records
 from repzoo.progress import silent
 from repzoo.verbs.image_data import open_data_source
 from repzoo.verbs.model_files import load_file
+from repzoo.verbs.prediction import classify, images_below
 
 
 @click.command()
@@ -138,12 +139,34 @@ def predict(
     as_json: bool,
     **preprocess: Any,
 ) -> None:
-    """Show the most probable classes of each of IMAGES."""
+    """Show the most probable classes of each of IMAGES: files, or folders at any depth.
+
+    Probabilities are the model's own where it ends in Softmax or Sigmoid, else the softmax of its
+    logits. Of a model that ends in Sigmoid the labels above 0.5 are shown.
+    """
+    remarks: list[str] = []
     with Console(as_json) as console:
-        console.progress(f"predict {len(images)} images", 0, 0)
+        paths = _expand_folders(images, remarks)
+        console.progress(f"predict {len(paths)} images", 0, 0)
         model = load_file(file, **preprocess)
-        predictions = verbs.predict(model, list(images), top, engine=engine)
-    console.show(results.predictions(predictions))
+        # A broken image is an error where it was named itself, and a remark within a folder.
+        left_out = remarks if any(path.is_dir() for path in images) else None
+        predictions = classify(model, paths, top, engine, left_out)
+    console.show(results.predictions(predictions, remarks))
+
+
+def _expand_folders(paths: Sequence[Path], remarks: list[str]) -> list[Path]:
+    """`paths` with each folder replaced by its images; what is passed over is a remark."""
+    images: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            images.append(path)
+            continue
+        below, passed_over = images_below(path)
+        images += below
+        if passed_over is not None:
+            remarks.append(f"{path}: passed over {passed_over}")
+    return images
 
 
 @click.command()

@@ -1,0 +1,144 @@
+"""Results that other tools wrote as a CSV: `path,class` or `path,class,score`.
+
+A class is a name or the index of an output. An image may have several lines. They are ordered by
+score; without scores the best class comes first. The header line is optional. In it `id` or `index`
+as the second word says that classes are indices, `name` or `label` that they are names.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from repzoo.data.names import reading_key, unique_by_key
+from repzoo.errors import InputError
+
+FORM = "path,class or path,class,score"
+DELIMITERS = ",;\t"
+IMAGE_HEADERS = {"path", "image", "file", "filename", "file_name", "image_path", "key"}
+INDEX_HEADERS = {"id", "index", "class_id", "class_index"}
+NAME_HEADERS = {"name", "label", "class_name"}
+
+
+@dataclass(frozen=True)
+class CsvResults:
+    """The classes of each image as they are written, best first.
+
+    header  the second word of the header line, "" without one
+    """
+
+    images: dict[str, list[str]]
+    header: str
+
+
+def is_csv(first_line: str) -> bool:
+    """Whether a text that begins with this line has the form of such a CSV."""
+    cells = next(csv.reader([first_line], delimiter=_delimiter(first_line)), [])
+    return len(cells) in (2, 3)
+
+
+def read_csv(lines: Sequence[str], path: Path) -> CsvResults:
+    """The results in the lines of a CSV.
+
+    Raises:
+        InputError: lines of another form, scores that are no finite numbers, or a class that an
+            image has twice.
+    """
+    rows = list(csv.reader(lines, delimiter=_delimiter(lines[0])))
+    header = ""
+    start = 0
+    if rows[0][0].strip().casefold() in IMAGE_HEADERS:
+        header = rows[0][1].strip().casefold()
+        start = 1
+    width = len(rows[-1])
+    scored: dict[str, list[tuple[float, str]]] = {}
+    for number, row in enumerate(rows[start:], start + 1):
+        if len(row) != width or width not in (2, 3):
+            text = ",".join(row)[:60]
+            raise InputError(f"{path} line {number} is {text!r}; expected {FORM}")
+        image, label = row[0].strip(), row[1].strip()
+        score = _score(row[2], path, number) if width == 3 else 0.0
+        classes = scored.setdefault(image, [])
+        if any(label == other for _, other in classes):
+            raise InputError(
+                f"{path} line {number} gives {image} the class {label!r} twice; each class of an "
+                "image may stand once"
+            )
+        classes.append((score, label))
+    return CsvResults(
+        {image: _best_first(classes) for image, classes in scored.items()}, header
+    )
+
+
+def output_indices(
+    results: CsvResults, names: Sequence[str], path: Path
+) -> tuple[dict[str, int], bool]:
+    """(index of the output that each written class means, whether the classes are names).
+
+    names  of the outputs, in order
+
+    Raises:
+        InputError: a class that is neither a name nor an index, or all are both and differ.
+    """
+    written: dict[str, None] = {}
+    for classes in results.images.values():
+        written.update(dict.fromkeys(classes))
+    by_name = _indices_by_name(list(written), names)
+    by_index = {label: int(label) for label in written if label.isdecimal()}
+    all_names = len(by_name) == len(written) and results.header not in INDEX_HEADERS
+    all_indices = len(by_index) == len(written) and results.header not in NAME_HEADERS
+    if all_names and all_indices and by_name != by_index:
+        label = next(label for label in written if by_name[label] != by_index[label])
+        raise InputError(
+            f"{path}: the class {label!r} is the name of output {by_name[label]} and the index of "
+            "another; begin the file with the line path,name or path,index"
+        )
+    if all_names:
+        return by_name, True
+    if all_indices:
+        return by_index, False
+    label = next(label for label in written if label not in by_name)
+    raise InputError(
+        f"{path} gives the class {label!r}, which is neither the index of an output nor one of the "
+        f"{len(names)} classes, such as {', '.join(map(repr, names[:3]))}; name the classes as the "
+        "data or the model does"
+    )
+
+
+def _indices_by_name(written: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """The index of the name that each written class means, where it is one name only."""
+    counts = Counter(names)
+    exact = {name: index for index, name in enumerate(names) if counts[name] == 1}
+    by_key = unique_by_key(names)
+    indices = {}
+    for label in written:
+        name = label if label in exact else by_key.get(reading_key(label), "")
+        if name in exact:
+            indices[label] = exact[name]
+    return indices
+
+
+def _delimiter(line: str) -> str:
+    return max(DELIMITERS, key=line.count)
+
+
+def _score(text: str, path: Path, number: int) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(
+            f"{path} line {number} gives the score {text!r}; expected a number"
+        )
+    return value
+
+
+def _best_first(classes: list[tuple[float, str]]) -> list[str]:
+    # Sorting is stable: without scores, all 0, the order of the lines stays.
+    ranked = sorted(classes, key=lambda item: -item[0])
+    return [label for _, label in ranked]
