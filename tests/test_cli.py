@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -495,3 +496,21 @@ def test_card_writes_its_files_and_nothing_else_and_appends(
     assert fits(shown.out)
     assert len(record.read(log)) == 2 * len(kinds)
     assert len(done) == 2
+
+
+def test_a_label_cannot_steer_the_terminal(
+    run: Run, trained: Artifact, tmp_path: Path, photograph: Callable[..., Image.Image]
+) -> None:
+    labels = ("\x1b[31mred\x1b[0m", "two\nlines", *map(str, range(2, 10)))
+    path = tmp_path / "m.onnx"
+    dataclasses.replace(trained, labels=labels).save(path)
+    photograph(32, 32).save(tmp_path / "\x1b[2Jcat.png")
+    shown = run("predict", path, tmp_path / "\x1b[2Jcat.png", "--top", 10)
+    assert shown.code == 0
+    assert "\x1b" not in shown.out
+    assert "\\x1b[31mred" in shown.out
+    assert "two\\x0alines" in shown.out
+    assert "\\x1b[2Jcat.png" in shown.out
+    failed = run("predict", path, tmp_path / "\x1b[2Jdog.png")
+    assert failed.code == 2
+    assert "\x1b" not in failed.err

@@ -19,6 +19,7 @@ from repzoo.artifact import Preprocess
 from repzoo.console.commands import catalog, jobs, measure, transform
 from repzoo.console.commands.shared import INTERRUPTED, PIPE_CLOSED
 from repzoo.errors import RepzooError
+from repzoo.printable import one_line
 from repzoo.settings import fields_of
 
 
@@ -34,7 +35,7 @@ class _Group(click.RichGroup):
         except RepzooError as error:
             if error.exit_code == 1:
                 raise  # a defect: the one case in which a traceback helps
-            click.echo(f"repzoo: {' '.join(str(error).split())}", err=True)
+            click.echo(f"repzoo: {one_line(error)}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)

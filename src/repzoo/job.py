@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import uuid
@@ -24,7 +25,7 @@ from repzoo.measure.record import Record, full_identity_of, identity_of
 from repzoo.measure.results import FoldSummary, Latency, LatencyRatio
 from repzoo.progress import Progress, silent
 from repzoo.report import card
-from repzoo.report.card import BOTH
+from repzoo.report.card import BOTH, CardContext, CardFile, Training
 from repzoo.settings import above, at_least, setting, validate
 from repzoo.storage import json_text, make_folder
 from repzoo.verbs.model_files import require_float
@@ -57,12 +58,16 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What the job made: artifacts by form, Records in order, the certificate, and remarks."""
+    """What the job made: artifacts by form, Records in order, the certificate, and remarks.
+
+    training  what is known of the images that the model was trained on
+    """
 
     artifacts: Mapping[str, Artifact]
     records: tuple[Record[Any], ...]
     certificate: Mapping[str, Any]
     remarks: tuple[str, ...]
+    training: Training = field(default_factory=Training)
 
 
 def run(
@@ -117,8 +122,9 @@ def run(
     ]
     # A random name, not the file's hash: the same file may be judged on other images or hosts.
     job_id = uuid.uuid4().hex[:JOB_ID_LENGTH]
+    training = _training(artifact, evaluation)
     remarks = [
-        *_training_remarks(artifact, evaluation),
+        *_training_remarks(training, evaluation),
         *int8.report.warnings,
         *evaluated.remarks,
         *left_out,
@@ -130,11 +136,14 @@ def run(
         certificate,
         # The gate and the evaluation may both remark on the same broken image.
         tuple(dict.fromkeys(remarks)),
+        training,
     )
 
 
-def write(result: JobResult, output: Path) -> list[Path]:
+def write(result: JobResult, output: Path, command: str = "") -> list[Path]:
     """Write artifacts, certificate, Records and cards to the folder `output`: all, or none.
+
+    command  that did the job, for the card
 
     Raises:
         InputError: the folder is read-only or full.
@@ -143,7 +152,7 @@ def write(result: JobResult, output: Path) -> list[Path]:
     make_folder(output)
     try:
         with tempfile.TemporaryDirectory(prefix=".part-", dir=output) as temporary:
-            written = _write_all(result, Path(temporary))
+            written = _write_all(result, Path(temporary), command)
             return [path.replace(output / path.name) for path in written]
     except OSError as error:
         if is_new:
@@ -154,26 +163,54 @@ def write(result: JobResult, output: Path) -> list[Path]:
         ) from None
 
 
-def _write_all(result: JobResult, folder: Path) -> list[Path]:
-    name = result.artifacts["int8"].name
+def _write_all(result: JobResult, folder: Path, command: str) -> list[Path]:
+    int8 = result.artifacts["int8"]
+    name = int8.name
     for form, artifact in result.artifacts.items():
         (folder / f"{name}.{form}.onnx").write_bytes(artifact.to_bytes())
     lines = [record.line(item) + "\n" for item in result.records]
     texts = {
         "certificate.json": json_text(result.certificate, indent=1),
         "records.jsonl": "".join(lines),
-        **card.render(result.records, result.remarks),
     }
     for file_name, text in texts.items():
+        (folder / file_name).write_text(text, "utf-8")
+    # Of the files as they are: a graph or an artifact in memory may have other hashes.
+    context = CardContext(
+        training=result.training,
+        labels=int8.labels,
+        command=command,
+        files=tuple(_card_file(path) for path in sorted(folder.iterdir())),
+    )
+    cards = card.render(result.records, result.remarks, context)
+    for file_name, text in cards.items():
         (folder / file_name).write_text(text, "utf-8")
     return sorted(folder.iterdir())
 
 
-def _training_remarks(artifact: Artifact, evaluation: Dataset) -> list[str]:
+def _card_file(path: Path) -> CardFile:
+    with path.open("rb") as file:
+        return CardFile(path.name, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _training(artifact: Artifact, evaluation: Dataset) -> Training:
+    """What the model's history says of its training images.
+
+    A name is all that there is: whether two folders of one name hold the same images is not known.
+    """
+    names: dict[str, None] = {}
+    for step in artifact.steps:
+        if step.verb == "train" and step.settings.get("data"):
+            names[str(step.settings["data"])] = None
+    if not names:
+        return Training()
+    is_evaluated = any(evaluation.name.startswith(name) for name in names)
+    return Training("these" if is_evaluated else "named", tuple(names))
+
+
+def _training_remarks(training: Training, evaluation: Dataset) -> list[str]:
     """A remark where the history says that the model was trained on the evaluation images."""
-    trainings = [step for step in artifact.steps if step.verb == "train"]
-    names = [str(step.settings.get("data")) for step in trainings]
-    if not any(evaluation.name.startswith(name) for name in names):
+    if training.kind != "these":
         return []
     return [
         f"the model was trained on {evaluation.name} itself, so its accuracy says nothing about "

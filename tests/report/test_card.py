@@ -29,7 +29,8 @@ from repzoo.measure.results import (
     QuantizeSummary,
     Setting,
 )
-from repzoo.report import card
+from repzoo.printable import MINUS
+from repzoo.report import card, figures
 
 HOST = {"cpu": "Some CPU", "int8": ["avx2", "avx512_vnni"], "cores": 2}
 
@@ -226,8 +227,6 @@ SHOWN = {
         "proven",
         "folds",
         "refusals",
-        "before.sha256",
-        "after.sha256",
     },
     "quantize": {
         "recipe",
@@ -345,8 +344,10 @@ def test_every_table_reads_as_one() -> None:
         ("INT8", "2", 91),
     )
     for cells, (form, streams, start) in zip(parsed[3][1:], timings, strict=True):
-        p50, low, high, p90, p99 = (card.ms(start + 1.37 * step) for step in range(5))
-        fps = card.rate(start + 1.37 * 5)
+        p50, low, high, p90, p99 = (
+            figures.ms(start + 1.37 * step) for step in range(5)
+        )
+        fps = figures.rate(start + 1.37 * 5)
         assert cells == [form, streams, p50, f"{low} to {high}", p90, p99, fps]
     assert [row[-1] for row in parsed[6]] == ["", "shipped", ""]
 
@@ -381,7 +382,7 @@ def test_other_engines_have_a_table_of_their_own_and_leave_the_rest_as_it_is() -
     assert shapes(rows["card.md"]) == shapes(rows["card_cn.md"])
 
 
-NASTY = "a|b*c*_d_`e`[f](g)<h>~~i~~\\j"
+NASTY = "a|b*c*_d_`e`[f](g)<h>~~i~~\\j&lt;$k$#"
 
 
 def test_names_cannot_break_the_card() -> None:
@@ -413,10 +414,10 @@ def test_names_cannot_break_the_card() -> None:
 
 def test_an_ordinary_name_is_left_as_it_is() -> None:
     assert (
-        card.escape_markdown("repghostnet_050.digits (v1) #2")
+        figures.escape_markdown("repghostnet_050.digits (v1) #2")
         == "repghostnet_050.digits (v1) #2"
     )
-    assert card.code("digits[test]") == "`digits[test]`"
+    assert figures.code("digits[test]") == "`digits[test]`"
 
 
 @pytest.mark.parametrize("index", range(len(records())))
@@ -490,18 +491,20 @@ def test_both_languages_have_the_words_that_the_template_uses_and_no_others() ->
 
 @given(st.floats(-100, 100))
 def test_points_are_signed_and_never_minus_zero(value: float) -> None:
-    text = card.points(value)
-    number = float(text.replace(card.MINUS, "-"))
+    text = figures.points(value)
+    number = float(text.replace(MINUS, "-"))
     assert number == pytest.approx(value, abs=0.00501)
-    sign = card.MINUS if value < 0 else "+"
+    sign = MINUS if value < 0 else "+"
     assert text == "0.00" or (text[0] == sign and number != 0)
 
 
 @given(st.floats(1e-6, 1e7))
 def test_three_significant_digits(value: float) -> None:
-    assert float(card.ms(value)) == pytest.approx(value, rel=0.00501)
-    assert "e" not in card.ms(value)
-    assert len(re.sub(r"^0\.?0*|\.", "", card.ms(value)).strip()) <= 3 or value >= 999.5
+    assert float(figures.ms(value)) == pytest.approx(value, rel=0.00501)
+    assert "e" not in figures.ms(value)
+    assert (
+        len(re.sub(r"^0\.?0*|\.", "", figures.ms(value)).strip()) <= 3 or value >= 999.5
+    )
 
 
 def test_the_card_says_how_the_input_is_made() -> None:
@@ -515,3 +518,107 @@ def test_the_card_says_how_the_input_is_made() -> None:
             "[0.4, 0.6, 0.7]",
         ):  # 74 = 37 / 0.5, before the crop
             assert detail in text
+
+
+def with_classes(rows: list[Record[Any]]) -> list[Record[Any]]:
+    """`rows` with classes in which the INT8 model makes mistakes."""
+
+    def row(label: str, index: int, top1: float) -> dict[str, Any]:
+        bounds = {"top1_low": top1 - 10, "top1_high": top1 + 10}
+        names = {"index": index, "class": label, "taken_for": "dog"}
+        return {**names, **bounds, "n": 40, "top1": top1}
+
+    classes = {
+        "deploy": [row("cat", 3, 80.0), row(NASTY, 4, 90.0)],
+        "int8": [row(NASTY, 4, 50.0), row("cat", 3, 70.0), row("cow", 5, 100.0)],
+    }
+    changed_rows = []
+    for item in rows:
+        form = item.artifact.get("form")
+        if item.kind == "accuracy":
+            samples = {"classes": classes[form]}
+            item = dataclasses.replace(item, samples=samples)
+        changed_rows.append(item)
+    return changed_rows
+
+
+def test_the_worst_classes_are_shown_with_both_accuracies() -> None:
+    parsed = tables(card.render(with_classes(records()), [])["card.md"])
+    assert parsed[3][1:] == [
+        [NASTY, "40", "90.00", "50.00", "40.00 to 60.00", "dog"],
+        ["cat", "40", "80.00", "70.00", "60.00 to 80.00", "dog"],
+    ]
+
+
+def test_five_classes_have_no_top5() -> None:
+    rows = []
+    for item in records():
+        if item.kind == "quantize":
+            artifact = {**item.artifact, "classes": 5}
+            item = dataclasses.replace(item, artifact=artifact)
+        rows.append(item)
+    page = card.render(rows, [])["card.md"]
+    assert [len(row) for row in tables(page)[1]] == [3, 3, 3]
+    assert "| Top-5" not in page
+
+
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        (card.Training(), "Its file does not say which images"),
+        (card.Training("named", ("a[train]",)), "the model was trained on `a[train]`."),
+        (card.Training("these", ("a",)), "**According to its history"),
+    ],
+)
+def test_the_first_lines_say_what_is_known_of_training_images(
+    training: card.Training, sentence: str
+) -> None:
+    pages = card.render(records(), [], card.CardContext(training=training))
+    head, _, _ = pages["card.md"].partition("## Performance")
+    assert sentence in head
+    assert json.loads(pages["card.json"])["training"]["kind"] == training.kind
+
+
+@pytest.mark.parametrize("ratio_start", [0.94, 0.96])
+def test_the_first_lines_say_where_float_serves_as_well(ratio_start: float) -> None:
+    rows = [*records()]
+    position = next(
+        index
+        for index, item in enumerate(rows)
+        if item.kind == "ratio" and item.artifact["first"]["form"] == "int8"
+    )
+    rows[position] = ratio_record("int8", ratio_start)
+    head, _, _ = card.render(rows, [])["card.md"].partition("## Performance")
+    assert ("the float model serves as well" in head) == (ratio_start > 0.95)
+
+
+def test_the_first_lines_say_how_much_runs_in_int8() -> None:
+    rows = []
+    for item in records():
+        if item.kind == "quantize":
+            share = {"layers": 96, "int8_layers": 1, "macs": 0.15, "bytes": 0.46}
+            artifact = {**item.artifact, "int8": share}
+            item = dataclasses.replace(item, artifact=artifact)
+        rows.append(item)
+    head, _, _ = card.render(rows, [])["card.md"].partition("## Performance")
+    assert "INT8: 1 of 96 layers, 15 % of MACs, 46 % of bytes" in head
+
+
+def test_labels_files_and_command_are_shown_and_cannot_break_the_card() -> None:
+    context = card.CardContext(
+        labels=(NASTY, "<script>", "\x1b[31mred", "two\nlines"),
+        command="repzoo card 'a\nb' ```",
+        files=(card.CardFile("m`.onnx\n# x", "ab" * 32),),
+    )
+    page = card.render(records(), [], context)["card.md"]
+    assert shapes(page) == shapes(card.render(records(), [])["card.md"])
+    tokens = MarkdownIt("commonmark").enable("table").parse(page)
+    fences = [token.content for token in tokens if token.type == "fence"]
+    assert fences == [
+        f"{'ab' * 32}  m`.onnx # x\n",
+        "repzoo card 'a b' ```\n",
+    ]
+    inlines = ["".join(c.content for c in t.children or []) for t in tokens]
+    output = next(text for text in inlines if text.startswith("Output: 4 classes"))
+    for label in (NASTY, "<script>", "\\x1b[31mred", "two lines"):
+        assert label in output

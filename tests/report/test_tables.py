@@ -20,7 +20,7 @@ from repzoo.errors import InputError
 from repzoo.graph.tools.int8_share import Int8Share
 from repzoo.measure import record
 from repzoo.measure.results import QuantizerComparison
-from repzoo.report import card, tables
+from repzoo.report import card, figures, tables
 
 PAGE = "before\n<!-- table: one -->\nold\n<!-- end -->\nafter\n"
 
@@ -51,7 +51,7 @@ def test_a_table_shows_the_newest_job_of_each_model(tmp_path: Path) -> None:
     assert "old" not in document
     assert [row.split(",")[0] for row in rows[2:]] == ["| a", r"| b\|c"]
     facts = card.summary(tied_records("a", "3"))
-    assert card.percent(facts.accuracy["int8"].top1) in rows[2]
+    assert figures.percent(facts.accuracy["int8"].top1) in rows[2]
     assert tables.rendered(document, tmp_path, "en") == document
 
 

@@ -12,7 +12,7 @@ from repzoo.console.output import View, make_table
 from repzoo.measure.record import Record, to_json
 from repzoo.measure.results import Latency, LatencyRatio
 from repzoo.measure.sweep import SweepResult
-from repzoo.report import card as cards
+from repzoo.report import figures
 
 NUMBER_COLUMNS = ("threads", "streams", "batch")
 
@@ -53,9 +53,9 @@ def _table(
     table = make_table(*headings, ">p50 ms", ">p90", ">p99", ">FPS")
     for record, row in zip(records, rows, strict=True):
         latency = record.values
-        percentiles = map(cards.ms, (latency.p50_ms, latency.p90_ms, latency.p99_ms))
+        percentiles = map(figures.ms, (latency.p50_ms, latency.p90_ms, latency.p99_ms))
         cells = [str(row[name]) for name in columns]
-        table.add_row(*cells, *percentiles, cards.rate(latency.fps))
+        table.add_row(*cells, *percentiles, figures.rate(latency.fps))
     return table
 
 
@@ -90,7 +90,7 @@ def _early_stopping_lines(records: Sequence[Record[Latency]]) -> list[str]:
             continue
         figure = f"needs more than {record.values.samples} queries"
         if stopping.ms:
-            figure = f"{cards.ms(stopping.ms)} ms"
+            figure = f"{figures.ms(stopping.ms)} ms"
         case = f"{record.artifact['name']} on {record.engine['name']}"
         rank = f"p{100 * stopping.percentile:.0f} by MLPerf's early stopping"
         lines.append(f"{case}, {record.values.setting.scenario}: {rank} {figure}")

@@ -11,7 +11,7 @@ from repzoo import verbs
 from repzoo.console.output import View, make_table
 from repzoo.measure.record import Record, to_json
 from repzoo.measure.results import Accuracy, PairedAccuracy
-from repzoo.report import card as cards
+from repzoo.report import figures
 
 # Rows that a person is shown; --json has all.
 SHOWN_CLASSES = 5
@@ -32,9 +32,9 @@ def evaluation(result: verbs.Evaluation) -> View:
 def paired_line(record: Record[PairedAccuracy]) -> str:
     """The drop of a paired Record in a sentence."""
     values = record.values
-    interval = cards.span(cards.points, values.drop_low, values.drop_high)
+    interval = figures.span(figures.points, values.drop_low, values.drop_high)
     return (
-        f"drop {cards.points(values.drop)} points (95 % interval {interval}, "
+        f"drop {figures.points(values.drop)} points (95 % interval {interval}, "
         f"p = {values.p_value:.3g}), "
         f"{len(record.samples['flips'])} of {values.n} predictions changed"
     )
@@ -77,9 +77,9 @@ def _accuracy_table(result: verbs.Evaluation) -> Table:
         cells = [record.artifact["name"]]
         if has_engines:
             cells.append(record.engine["name"])
-        interval = cards.span(cards.percent, values.top1_low, values.top1_high)
-        figures = (cards.percent(values.top1), interval, cards.percent(values.top5))
-        table.add_row(*cells, str(values.n), *figures)
+        interval = figures.span(figures.percent, values.top1_low, values.top1_high)
+        cells += [str(values.n), figures.percent(values.top1), interval]
+        table.add_row(*cells, figures.percent(values.top5))
     return table
 
 
@@ -97,8 +97,8 @@ def _worst_classes(runs: Sequence[Record[Accuracy]]) -> Table | None:
         cells = [
             row["class"],
             str(row["n"]),
-            cards.percent(row["top1"]),
-            cards.span(cards.percent, row["top1_low"], row["top1_high"]),
+            figures.percent(row["top1"]),
+            figures.span(figures.percent, row["top1_low"], row["top1_high"]),
             row["taken_for"] or "",
         ]
         if others:
@@ -111,7 +111,7 @@ def _class_top1(run: Record[Accuracy], index: int) -> str:
     """Top-1 of the class `index` in `run`; "-" where it has no image."""
     for row in run.samples["classes"]:
         if row["index"] == index:
-            return cards.percent(row["top1"])
+            return figures.percent(row["top1"])
     return "-"
 
 

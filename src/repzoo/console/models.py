@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from repzoo.artifact import Artifact
 from repzoo.console.output import View, make_table
 from repzoo.engines import statuses
 from repzoo.measure import host
-from repzoo.report import card as cards
+from repzoo.report import figures
 from repzoo.zoo.catalog import FigureSource, ModelSpec
 
 if TYPE_CHECKING:  # graph.* imports onnx-ir, which takes long
@@ -40,7 +42,7 @@ def models(rows: Sequence[ModelSpec]) -> View:
         published = [figure.top1 for figure in row.figures if figure.top1 is not None]
         best = str(max(published)) if published else ""
         counts = map(
-            cards.millions, (row.parameters_train, row.parameters_deploy, row.macs)
+            figures.millions, (row.parameters_train, row.parameters_deploy, row.macs)
         )
         table.add_row(row.name, str(row.preprocess.size), *counts, best)
     note = (
@@ -58,7 +60,7 @@ def spec(row: ModelSpec, sources: Mapping[str, FigureSource]) -> View:
         if name not in ("figures", "notes", "preprocess"):
             facts.add_row(name, str(value))
     facts.add_row("preprocess", _pairs(document["preprocess"]))
-    figures = make_table("published by", "figures")
+    published = make_table("published by", "figures")
     used = {}
     for figure in document["figures"]:
         source = sources[figure["source"]]
@@ -68,9 +70,9 @@ def spec(row: ModelSpec, sources: Mapping[str, FigureSource]) -> View:
             for key, value in figure.items()
             if key not in ("source", "files")
         }
-        figures.add_row(source.title, _pairs(values))
+        published.add_row(source.title, _pairs(values))
     notes = [f"note: {note}" for note in row.notes]
-    return View({**document, "sources": used}, facts, figures, *notes)
+    return View({**document, "sources": used}, facts, published, *notes)
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
@@ -91,8 +93,15 @@ def artifact(model: Artifact) -> View:
         "steps": [dataclasses.asdict(step) for step in model.steps],
         "sha256": model.sha256,
     }
+    shown = dict(facts)
+    if model.form == "int8":
+        from repzoo.graph.tools.int8_share import int8_share
+
+        share = int8_share(model)
+        facts["int8"] = dataclasses.asdict(share)
+        shown["form"] = str(share)
     table = make_table("", "")
-    for name, value in facts.items():
+    for name, value in shown.items():
         table.add_row(name, _shorten(value))
     return View(facts, table)
 
@@ -115,7 +124,8 @@ def engines() -> View:
         }
         rows.append(row)
         choices = [f"{status.name}:{option}" for option in status.options]
-        shown = status.problem or "\n".join(choices)
+        # A line for each option: the table escapes line breaks in plain strings.
+        shown = status.problem or Text("\n".join(choices))
         table.add_row(status.name, status.version, shown)
     facts = host.host()
     described = host.describe(facts)

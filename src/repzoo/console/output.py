@@ -14,6 +14,7 @@ import rich_click as click
 from rich.table import Table
 
 from repzoo.data.description import DataDescription
+from repzoo.printable import one_line, printable
 from repzoo.storage import json_text
 
 # A command that takes longer says what it does, and says so again while a stage goes on.
@@ -156,11 +157,13 @@ class Console:
             click.echo(self.document(self._complete(view)), nl=False)
         else:
             for item in view.shown:
-                self._out.print(item)
+                self._out.print(
+                    printable(item, keep="\n") if isinstance(item, str) else item
+                )
         if self._data is not None:
-            click.echo(f"data: {self._data}", err=True)
+            click.echo(f"data: {one_line(self._data)}", err=True)
         for remark in view.remarks:
-            click.echo(f"note: {remark}", err=True)
+            click.echo(f"note: {one_line(remark)}", err=True)
 
     def _complete(self, view: View) -> Any:
         """The document of `view`, with the data set that was read."""
@@ -170,13 +173,22 @@ class Console:
         return {**view.document, "data": {**self._data.to_json(), **own}}
 
 
+class _Table(Table):
+    """A table whose cells may hold text of others, such as labels and paths."""
+
+    def add_row(self, *cells: Any, **style: Any) -> None:
+        """Add a row; what would steer the terminal, or break the row, is shown as an escape."""
+        safe = [printable(cell) if isinstance(cell, str) else cell for cell in cells]
+        super().add_row(*safe, **style)
+
+
 def make_table(*columns: str) -> Table:
     """An empty table. A column named ">x" is right-aligned and holds numbers, which never wrap."""
-    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    table = _Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         is_number = column.startswith(">")
         table.add_column(
-            column.removeprefix(">"),
+            printable(column.removeprefix(">")),
             justify="right" if is_number else "left",
             overflow="fold",
             no_wrap=is_number,

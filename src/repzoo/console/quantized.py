@@ -14,6 +14,7 @@ from repzoo.measure.record import select, share_of, to_json
 from repzoo.measure.results import LatencyRatio, PairedAccuracy
 from repzoo.quant.search.gate import QuantReport
 from repzoo.report import card as cards
+from repzoo.report import figures
 
 if TYPE_CHECKING:  # it imports what takes long
     from repzoo.job import JobResult
@@ -66,30 +67,30 @@ def _candidates(report: QuantReport) -> Table:
 
 def _accuracy_line(values: PairedAccuracy) -> str:
     """Accuracy in float and in INT8 on the gate images, as far as it is known."""
-    span = cards.span(cards.points, values.drop_low, values.drop_high)
+    span = figures.span(figures.points, values.drop_low, values.drop_high)
     if values.top1 is not None and values.first_top1 is not None:
         return (
-            f"Top-1 on the {values.n} gate images: float {cards.percent(values.first_top1)} %, "
-            f"INT8 {cards.percent(values.top1)} %, drop {cards.points(values.drop)} points "
+            f"Top-1 on the {values.n} gate images: float {figures.percent(values.first_top1)} %, "
+            f"INT8 {figures.percent(values.top1)} %, drop {figures.points(values.drop)} points "
             f"(95 % interval {span})"
         )
     what = "labels" if values.multi_label else "predictions"
     return (
-        f"no labels, so no Top-1; {cards.percent(values.same_prediction)} % of the {what} on "
+        f"no labels, so no Top-1; {figures.percent(values.same_prediction)} % of the {what} on "
         f"the {values.n} gate images are the float model's"
     )
 
 
 def _drop_cells(values: PairedAccuracy) -> tuple[str, str, str, str, str]:
     """Drop, interval, unchanged predictions in percent, those expected, and the logits' SQNR."""
-    interval = cards.span(cards.points, values.drop_low, values.drop_high)
+    interval = figures.span(figures.points, values.drop_low, values.drop_high)
     expected = ""
     noise = ""
     if values.expected is not None:
-        expected = cards.percent(100 - values.expected.changed)
+        expected = figures.percent(100 - values.expected.changed)
         noise = f"{values.logits_snr_db:.0f}"
-    same = cards.percent(values.same_prediction)
-    return cards.points(values.drop), interval, same, expected, noise
+    same = figures.percent(values.same_prediction)
+    return figures.points(values.drop), interval, same, expected, noise
 
 
 def _noisiest_layers(report: QuantReport) -> Table:
@@ -112,7 +113,7 @@ def _placement_lines(report: QuantReport) -> list[str]:
     for trial in report.record.values.placement_trials or ():
         if trial.kept:
             side = "in INT8" if trial.int8 else "in float"
-            ratio = cards.ratio_of(trial.ratio)
+            ratio = figures.ratio_of(trial.ratio)
             reasons.append(f"{trial.group} ({trial.nodes}) {side}: {ratio} of the time")
     if reasons:
         lines.append(f"by timing on this engine: {'; '.join(reasons)}")
@@ -120,17 +121,22 @@ def _placement_lines(report: QuantReport) -> list[str]:
 
 
 def _latency_ratio(values: LatencyRatio) -> str:
-    interval = cards.span(cards.ratio_of, values.ratio_low, values.ratio_high)
-    return f"INT8 / float latency {cards.ratio_of(values.ratio)} (95 % interval {interval})"
+    interval = figures.span(figures.ratio_of, values.ratio_low, values.ratio_high)
+    return f"INT8 / float latency {figures.ratio_of(values.ratio)} (95 % interval {interval})"
 
 
 def card(result: JobResult, files: Sequence[Path]) -> View:
     """`repzoo card`: the figures of the card, a column for each form, and where the card is."""
     facts = cards.summary(result.records)
     fold = facts.fold
-    lines = [
+    lines = []
+    if facts.int8 is not None:
+        lines.append(str(facts.int8))
+    if facts.float_serves:
+        lines.append("INT8 gains less than 5 % here: the float model serves as well")
+    lines += [
+        _training_line(result.training, facts.data_name),
         paired_line(select(result.records, PairedAccuracy)[0]),
-        str(facts.int8),
         _latency_ratio(facts.ratios["int8"]),
         f"fold: {fold.before.nodes} nodes -> {fold.after.nodes}, "
         f"largest error {fold.max_abs_error:.2g} (bound {fold.bound:.2g})",
@@ -138,11 +144,27 @@ def card(result: JobResult, files: Sequence[Path]) -> View:
     written = next(path for path in files if path.name == "card.md")
     document = {
         **facts.to_json(),
+        "training": to_json(result.training),
         "files": [str(path) for path in files],
         "remarks": list(result.remarks),
     }
     return View(
         document, _card_table(facts), *lines, f"card: {written}", remarks=result.remarks
+    )
+
+
+def _training_line(training: cards.Training, data_name: str) -> str:
+    """What is known of the images that the model was trained on."""
+    if training.kind == "these":
+        return (
+            f"by its history the model was trained on {data_name} itself: its accuracy says "
+            "nothing about new images"
+        )
+    if training.kind == "named":
+        return f"by its history the model was trained on {', '.join(training.names)}"
+    return (
+        "the file does not say which images the model was trained on; if these were among them, "
+        "its accuracy says nothing about new images"
     )
 
 
@@ -153,22 +175,25 @@ def _card_table(facts: cards.CardFacts) -> Table:
     accuracies = [facts.accuracy[form] for form in forms]
     single = [facts.single[form] for form in forms]
     many = [facts.many[form] for form in forms]
-    size = f"{facts.size}x{facts.size}"
+    size = figures.pixels(facts.size)
     table.add_row("size (pixels)", size, size)
     table.add_row("classes", str(facts.classes), str(facts.classes))
     table.add_row(
-        "parameters (M)", *(cards.millions(cost.parameters) for cost in costs)
+        "parameters (M)", *(figures.millions(cost.parameters) for cost in costs)
     )
     table.add_row("weights (kB)", *(f"{cost.bytes / 1000:.0f}" for cost in costs))
     table.add_row(
         f"Top-1 % (n = {facts.paired.n})",
-        *(cards.percent(item.top1) for item in accuracies),
+        *(figures.percent(item.top1) for item in accuracies),
     )
-    table.add_row("Top-5 %", *(cards.percent(item.top5) for item in accuracies))
-    table.add_row("latency, 1 thread (ms)", *(cards.ms(item.p50_ms) for item in single))
+    if facts.has_top5:
+        table.add_row("Top-5 %", *(figures.percent(item.top5) for item in accuracies))
+    table.add_row(
+        "latency, 1 thread (ms)", *(figures.ms(item.p50_ms) for item in single)
+    )
     clients = facts.client_threads
     table.add_row(
-        f"latency, {clients} threads (ms)", *(cards.ms(item.p50_ms) for item in many)
+        f"latency, {clients} threads (ms)", *(figures.ms(item.p50_ms) for item in many)
     )
-    table.add_row("frame rate (FPS)", *(cards.rate(item.fps) for item in many))
+    table.add_row("frame rate (FPS)", *(figures.rate(item.fps) for item in many))
     return table

@@ -11,7 +11,7 @@ from repzoo import verbs
 from repzoo.console.output import View, make_table
 from repzoo.graph.tools.head import THRESHOLD
 from repzoo.measure.record import to_json
-from repzoo.report import card as cards
+from repzoo.report import figures
 
 if TYPE_CHECKING:  # it imports torch
     from repzoo.training.run import TrainResult
@@ -23,13 +23,18 @@ def mismatches(result: verbs.Mismatches) -> View:
     """`repzoo mismatch`."""
     table = make_table("preprocessing", ">Top-1 %", ">drop", ">95 % interval", ">p")
     right = result.right.values
-    table.add_row("the model's own", cards.percent(right.top1), "", "", "")
+    table.add_row("the model's own", figures.percent(right.top1), "", "", "")
     for record in result.wrong:
         values = record.values
         assert values.top1 is not None  # a mismatch row has it
-        interval = cards.span(cards.points, values.drop_low, values.drop_high)
-        figures = (cards.percent(values.top1), cards.points(values.drop), interval)
-        table.add_row(values.mismatch, *figures, f"{values.p_value:.2g}")
+        interval = figures.span(figures.points, values.drop_low, values.drop_high)
+        table.add_row(
+            values.mismatch,
+            figures.percent(values.top1),
+            figures.points(values.drop),
+            interval,
+            f"{values.p_value:.2g}",
+        )
     document = {
         "right": to_json(right),
         "wrong": [to_json(record.values) for record in result.wrong],
@@ -79,8 +84,8 @@ def trained(result: TrainResult) -> View:
         table.add_row(
             str(epoch.epoch + 1),
             f"{epoch.loss:.4f}",
-            cards.percent(epoch.validation_top1),
-            cards.rate(epoch.images_per_second),
+            figures.percent(epoch.validation_top1),
+            figures.rate(epoch.images_per_second),
         )
     document = {
         "name": artifact.name,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jinja2
 
@@ -27,22 +26,19 @@ from repzoo.measure.results import (
     PairedAccuracy,
     QuantizeSummary,
 )
+from repzoo.printable import one_line
+from repzoo.report import figures
+from repzoo.report.translation import translate
 from repzoo.storage import json_text
 
 LANGUAGES = {"en": "card.md", "zh": "card_cn.md"}
 BOTH = ("deploy", "int8")  # the forms that a card compares
+# Latency over float from which on the float model serves as well.
+GAIN_LIMIT = 0.95
+WORST_CLASSES = 5
+SHOWN_LABELS = 100
+MIN_TOP5_CLASSES = 6  # of fewer classes, the right one is always among the best five
 
-# Characters that Markdown would not print as they stand.
-ACTIVE = re.compile(r"[\\|*`\[\]<~]|(?<!\w)_|_(?!\w)")
-
-TO = {"en": "to", "zh": "至"}  # between the ends of an interval
-SHARE = {
-    "en": "{int8} of {layers} layers, {macs} of MACs",
-    "zh": "{int8}/{layers} 层，{macs} 乘加",
-}
-MINUS = "\N{MINUS SIGN}"
-
-Show = Callable[[float], str]
 T = TypeVar("T")
 
 
@@ -61,6 +57,60 @@ class OtherEngine:
 
 
 @dataclass(frozen=True)
+class WorstClass:
+    """A class that the INT8 model finds hard.
+
+    n                      its images
+    float_top1, int8_top1  percent of them that each model gets right
+    low, high              interval of `int8_top1`
+    taken_for              the class that they are most often mistaken for; "" if they never are
+    """
+
+    label: str
+    n: int
+    float_top1: float
+    int8_top1: float
+    low: float
+    high: float
+    taken_for: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is known of the images that the model was trained on.
+
+    kind   unknown: its history does not say; named: it names `names`, which are not the images of
+           the card; these: the images of the card are among them
+    """
+
+    kind: Literal["unknown", "named", "these"] = "unknown"
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CardFile:
+    """A file beside the card; `sha256` is that of its bytes."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CardContext:
+    """What a card says besides the figures of its Records.
+
+    labels   of the outputs, in order; empty where the model does not say
+    command  that made the card; "" where it was not made by a command
+    files    beside the card
+    """
+
+    training: Training = field(default_factory=Training)
+    labels: tuple[str, ...] = ()
+    command: str = ""
+    files: tuple[CardFile, ...] = ()
+
+
+@dataclass(frozen=True)
 class CardFacts:
     """All that a card says, picked from the Records of one job.
 
@@ -69,6 +119,7 @@ class CardFacts:
     int8          how much of it runs in INT8; None in Records that do not say
     preprocess    fields of Preprocess, and `to`: the side in pixels before the crop
     flips         predictions that differ between float and INT8
+    worst_classes those with the lowest Top-1 in INT8, worst first
     single, many  latency by form, with one client and with as many as the job timed (one where it
                   timed no more)
     latency_rows  (form, latency) in the order in which they were timed
@@ -99,6 +150,18 @@ class CardFacts:
     calibration_images: int
     engine: Mapping[str, Any]
     host: Mapping[str, Any]
+    worst_classes: Sequence[WorstClass]
+    date: str
+
+    @property
+    def has_top5(self) -> bool:
+        """Whether Top-5 says anything."""
+        return self.classes >= MIN_TOP5_CLASSES
+
+    @property
+    def float_serves(self) -> bool:
+        """Whether INT8 gains so little latency that the float model serves as well."""
+        return self.ratios["int8"].ratio > GAIN_LIMIT
 
     @property
     def client_threads(self) -> int:
@@ -112,9 +175,14 @@ class CardFacts:
         return document
 
 
-def render(records: Sequence[Record[Any]], remarks: Sequence[str]) -> dict[str, str]:
+def render(
+    records: Sequence[Record[Any]],
+    remarks: Sequence[str],
+    context: CardContext | None = None,
+) -> dict[str, str]:
     """The card in each language, and card.json with the same values unrounded, by file name."""
     facts = summary(records)
+    context = context or CardContext()
     template = _environment().get_template("card.md.j2")
     rendered = {}
     for language, file in LANGUAGES.items():
@@ -122,12 +190,20 @@ def render(records: Sequence[Record[Any]], remarks: Sequence[str]) -> dict[str, 
         rendered[file] = template.render(
             language=language,
             t=words,
-            remarks=remarks,
+            remarks=[translate(remark, language) for remark in remarks],
             client_threads=facts.client_threads,
             host_facts=describe(facts.host),
+            has_top5=facts.has_top5,
+            float_serves=facts.float_serves,
+            shown_labels=SHOWN_LABELS,
+            **vars(context),
             **vars(facts),
         )
-    document = {**facts.to_json(), "remarks": list(remarks)}
+    document = {
+        **facts.to_json(),
+        **to_json(context),
+        "remarks": list(remarks),
+    }
     text = json_text(document, ensure_ascii=False, indent=1, sort_keys=True)
     rendered["card.json"] = text + "\n"
     return rendered
@@ -171,12 +247,38 @@ def summary(records: Sequence[Record[Any]]) -> CardFacts:
         engine=quantize.engine,
         # The load while the model was timed explains its latency; that of the whole job does not.
         host=timed[0].host if timed else quantize.host,
+        worst_classes=_worst_classes(records),
+        date=quantize.time[: len("2000-01-01")],
     )
     _require(facts.cost, Cost, BOTH)
     _require(facts.accuracy, Accuracy, BOTH)
     _require(facts.single, Latency, BOTH)
     _require(facts.ratios, LatencyRatio, ("int8",))
     return facts
+
+
+def _worst_classes(records: Sequence[Record[Any]]) -> list[WorstClass]:
+    """The classes with the lowest Top-1 of the INT8 model; none where it makes no mistake."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for record in select(records, Accuracy):
+        rows[record.artifact["form"]] = list(record.samples.get("classes", ()))
+    float_top1 = {row["index"]: row["top1"] for row in rows.get("deploy", ())}
+    worst = []
+    for row in rows.get("int8", ()):
+        if row["top1"] == 100 or len(worst) == WORST_CLASSES:
+            continue
+        worst.append(
+            WorstClass(
+                label=row["class"],
+                n=row["n"],
+                float_top1=float_top1.get(row["index"], math.nan),
+                int8_top1=row["top1"],
+                low=row["top1_low"],
+                high=row["top1_high"],
+                taken_for=row["taken_for"] or "",
+            )
+        )
+    return worst
 
 
 def _only(records: Sequence[Record[Any]], result_type: type[T]) -> Record[T]:
@@ -246,88 +348,18 @@ def _environment() -> jinja2.Environment:
         autoescape=False,  # the output is Markdown; `plain` and `code` escape it
         trim_blocks=False,
     )
-    environment.filters.update(plain=escape_markdown, code=code)
-    environment.globals.update(
-        millions=millions,
-        percent=percent,
-        points=points,
-        ms=ms,
-        rate=rate,
-        ratio_of=ratio_of,
-        span=span,
+    environment.filters.update(
+        plain=figures.escape_markdown, code=figures.code, line=one_line
     )
+    for function in (
+        figures.millions,
+        figures.percent,
+        figures.points,
+        figures.ms,
+        figures.pixels,
+        figures.rate,
+        figures.ratio_of,
+        figures.span,
+    ):
+        environment.globals[function.__name__] = function
     return environment
-
-
-def escape_markdown(value: object) -> str:
-    """`value` as Markdown text of one line that prints as it stands, in a table too."""
-    return ACTIVE.sub(r"\\\g<0>", " ".join(str(value).split()))
-
-
-def code(value: object) -> str:
-    """`value` as a code span, whatever backticks it holds (CommonMark 6.1)."""
-    text = " ".join(str(value).split())
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * (1 + longest)
-    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
-
-
-def millions(count: float) -> str:
-    """A count in millions, two decimals as the vendors' cards print it."""
-    return f"{count / 1e6:.2f}"
-
-
-def percent(value: float) -> str:
-    """A percentage with the digits that a few hundred to a few thousand images carry."""
-    return f"{value:.2f}"
-
-
-def points(value: float) -> str:
-    """A signed difference in percentage points, with a minus sign; never "−0.00"."""
-    return f"{value:+.2f}".replace("-", MINUS) if abs(value) >= 0.005 else "0.00"
-
-
-def ms(value: float) -> str:
-    """Milliseconds with three significant digits."""
-    return _significant(value, 3)
-
-
-def rate(value: float) -> str:
-    """Images a second with three significant digits, without a thousands separator."""
-    return _significant(value, 3)
-
-
-def ratio_of(value: float) -> str:
-    """A ratio with two decimals."""
-    return f"{value:.2f}"
-
-
-def interval(show: Show, value: float, low: float, high: float, to: str = "to") -> str:
-    """`value (low to high)`, each printed by `show`, a function of this module."""
-    return f"{show(value)} ({span(show, low, high, to)})"
-
-
-def span(show: Show, low: float, high: float, to: str = "to") -> str:
-    """`low to high`, each printed by `show`; `to` is that word in the language of the text."""
-    return f"{show(low)} {to} {show(high)}"
-
-
-def int8_share(share: Int8Share | None, language: str) -> str:
-    """How much runs in INT8, for a cell of a table; a dash where that is unknown."""
-    if share is None:
-        return "–"
-    return SHARE[language].format(
-        int8=share.int8_layers,
-        layers=share.layers,
-        macs=f"{100 * share.macs:.0f} %" if math.isfinite(share.macs) else "?",
-    )
-
-
-def _significant(value: float, digits: int) -> str:
-    if value == 0 or not math.isfinite(value):
-        return str(value)
-    rounded = float(
-        f"{value:.{digits - 1}e}"
-    )  # before counting digits: 0.9999 is 1.00, not 1.000
-    decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
-    return f"{rounded:.{max(0, decimals)}f}"

@@ -14,7 +14,7 @@ from typing import Any
 from repzoo.errors import InputError
 from repzoo.measure.record import Record, select
 from repzoo.measure.results import EngineComparison, QuantizerComparison
-from repzoo.report import card
+from repzoo.report import figures
 
 HEADINGS = {
     "en": (
@@ -110,17 +110,17 @@ def _cells(
     values = record.values
     by_engine = [values.engines.get(name) for name in engines]
     main = by_engine[0] if by_engine else None
-    to = card.TO[language]
+    to = figures.TO[language]
     size = REFUSED[language]
     if values.bytes:
         size = f"{values.float_bytes / 1e6:.1f} → {values.bytes / 1e6:.1f}"
     return [
-        card.escape_markdown(record.artifact["name"]),
-        card.escape_markdown(values.recipe),
-        card.int8_share(main.int8 if main else None, language),
+        figures.escape_markdown(record.artifact["name"]),
+        figures.escape_markdown(values.recipe),
+        figures.int8_share(main.int8 if main else None, language),
         f"{_drop(main, to)}, n = {main.n}" if main else ABSENT,
         _expected_drop(main, to),
-        card.percent(main.same_prediction) if main else ABSENT,
+        figures.percent(main.same_prediction) if main else ABSENT,
         size,
         *(_latency_ratio(measured, to) for measured in by_engine),
         *(_drop(measured, to) for measured in by_engine[1:]),
@@ -131,8 +131,8 @@ def _cells(
 def _drop(measured: EngineComparison | None, to: str) -> str:
     if measured is None:
         return ABSENT
-    return card.interval(
-        card.points, measured.drop, measured.drop_low, measured.drop_high, to
+    return figures.interval(
+        figures.points, measured.drop, measured.drop_low, measured.drop_high, to
     )
 
 
@@ -140,11 +140,11 @@ def _expected_drop(measured: EngineComparison | None, to: str) -> str:
     if measured is None or measured.expected is None:
         return ABSENT
     low, high = measured.expected.drop_interval()
-    return card.interval(card.points, measured.expected.drop, low, high, to)
+    return figures.interval(figures.points, measured.expected.drop, low, high, to)
 
 
 def _latency_ratio(measured: EngineComparison | None, to: str) -> str:
     if measured is None:
         return ABSENT
     low, high = measured.latency_ratio_low, measured.latency_ratio_high
-    return card.interval(card.ratio_of, measured.latency_ratio, low, high, to)
+    return figures.interval(figures.ratio_of, measured.latency_ratio, low, high, to)

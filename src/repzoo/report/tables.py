@@ -22,7 +22,7 @@ from repzoo.errors import InputError
 from repzoo.measure import record
 from repzoo.measure.record import Record
 from repzoo.measure.results import QuantizerComparison
-from repzoo.report import card, quantizer_comparison
+from repzoo.report import card, figures, quantizer_comparison
 from repzoo.report.card import CardFacts
 from repzoo.storage import read_bounded, write_atomically
 
@@ -114,33 +114,33 @@ def _cells(facts: CardFacts, language: str) -> list[str]:
     paired = facts.paired
     many = facts.many["int8"]
     ratio = facts.ratios["int8"]
-    to = card.TO[language]
+    to = figures.TO[language]
     forms = [form for form in ("train", "deploy") if form in cost]
-    drop = card.interval(
-        card.points, paired.drop, paired.drop_low, paired.drop_high, to
+    drop = figures.interval(
+        figures.points, paired.drop, paired.drop_low, paired.drop_high, to
     )
     return [
-        card.escape_markdown(f"{facts.name}, {facts.classes} classes"),
-        f"{facts.size}x{facts.size}",
-        " → ".join(card.millions(cost[form].parameters) for form in forms),
+        figures.escape_markdown(f"{facts.name}, {facts.classes} classes"),
+        figures.pixels(facts.size),
+        " → ".join(figures.millions(cost[form].parameters) for form in forms),
         f"{cost['deploy'].macs / 1e6:.1f}",
         _top1(facts, "deploy", to),
         _top1(facts, "int8", to),
-        card.int8_share(facts.int8, language),
+        figures.int8_share(facts.int8, language),
         f"{drop}, n = {paired.n}",
         _latencies(facts),
-        card.ms(many.p50_ms),
-        card.rate(many.fps),
-        card.interval(
-            card.ratio_of, ratio.ratio, ratio.ratio_low, ratio.ratio_high, to
+        figures.ms(many.p50_ms),
+        figures.rate(many.fps),
+        figures.interval(
+            figures.ratio_of, ratio.ratio, ratio.ratio_low, ratio.ratio_high, to
         ),
     ]
 
 
 def _top1(facts: CardFacts, form: str, to: str) -> str:
     accuracy = facts.accuracy[form]
-    return card.interval(
-        card.percent, accuracy.top1, accuracy.top1_low, accuracy.top1_high, to
+    return figures.interval(
+        figures.percent, accuracy.top1, accuracy.top1_low, accuracy.top1_high, to
     )
 
 
@@ -152,10 +152,10 @@ def _latencies(facts: CardFacts) -> str:
     shown = []
     for name, single in by_engine.items():
         times = [
-            card.ms(single[form].p50_ms) if form in single else "–"
+            figures.ms(single[form].p50_ms) if form in single else "–"
             for form in card.BOTH
         ]
-        prefix = f"{card.escape_markdown(name)} " if len(by_engine) > 1 else ""
+        prefix = f"{figures.escape_markdown(name)} " if len(by_engine) > 1 else ""
         shown.append(prefix + " → ".join(times))
     return "<br>".join(shown)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,7 +128,8 @@ def card(
     with Console(as_json) as console:
         console.describe(source.describe_quantization())
         result = job.run(artifact, source, options, console.progress)
-    files = job.write(result, output)
+    command = shlex.join(["repzoo", *sys.argv[1:]])
+    files = job.write(result, output, command)
     if append:
         append_records(append, result.records)
     console.show(views.card(result, files))

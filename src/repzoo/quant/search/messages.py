@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from repzoo.measure.results import LatencyRatio, PairedAccuracy
+from repzoo.printable import signed
 from repzoo.quant.parameters import sqnr
 from repzoo.quant.parameters.sqnr import LayerSqnr
 from repzoo.quant.search.candidate import NAMED_LAYERS
@@ -33,13 +34,13 @@ def refusal(
 def _loss(paired: PairedAccuracy, max_drop: float) -> str:
     """What a refused model loses, and the limit that it exceeds."""
     if paired.labeled is not False and paired.drop_low > max_drop:
-        interval = _interval(paired.drop_low, paired.drop_high, paired.n)
+        interval = _points_interval(paired.drop_low, paired.drop_high, paired.n)
         loss = f"loses {paired.drop:.2f} points of Top-1 ({interval})"
         return f"{loss}, above the budget of {max_drop}"
     labels = paired.multi_label
     precision = labels.mean_average_precision if labels else None
     if precision is not None and precision.drop_low > max_drop:
-        interval = _interval(precision.drop_low, precision.drop_high, paired.n)
+        interval = _points_interval(precision.drop_low, precision.drop_high, paired.n)
         loss = (
             f"loses {precision.drop:.2f} points of mean average precision ({interval})"
         )
@@ -57,6 +58,10 @@ def _loss(paired: PairedAccuracy, max_drop: float) -> str:
         f"{labels.threshold} ({_interval(low, high, paired.n)}), more than the {allowed:g} % that "
         "may change"
     )
+
+
+def _points_interval(low: float, high: float, images: int) -> str:
+    return f"95 % interval {signed(low)} to {signed(high)}, {images} images"
 
 
 def _interval(low: float, high: float, images: int) -> str:
@@ -100,8 +105,8 @@ def _about_head(paired: PairedAccuracy) -> list[str]:
     if precision is not None:
         sentence += (
             f"; mean average precision {precision.first:.2f} % in float, {precision.second:.2f} % "
-            f"in INT8 (95 % interval of the drop {precision.drop_low:.2f} to "
-            f"{precision.drop_high:.2f} points)"
+            f"in INT8 (95 % interval of the drop {signed(precision.drop_low)} to "
+            f"{signed(precision.drop_high)} points)"
         )
     return [sentence]
 
@@ -139,6 +144,6 @@ def _expected_drop(paired: PairedAccuracy) -> str:
         return ""
     low, high = paired.expected.drop_interval()
     return (
-        f"; expected drop on new images: {paired.expected.drop:z.2f} points "
-        f"(95 % interval {low:z.2f} to {high:z.2f})"
+        f"; expected drop on new images: {signed(paired.expected.drop)} points "
+        f"(95 % interval {signed(low)} to {signed(high)})"
     )

@@ -1,0 +1,104 @@
+"""Figures and names as cards, tables and the command line print them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+from repzoo.graph.tools.int8_share import Int8Share
+from repzoo.printable import one_line, signed
+
+TO = {"en": "to", "zh": "至"}  # between the ends of an interval
+SHARE = {
+    "en": "{int8} of {layers} layers, {macs} of MACs",
+    "zh": "{int8}/{layers} 层，{macs} 乘加",
+}
+# Characters that Markdown, or the HTML in it, would not print as they stand.
+ACTIVE = re.compile(r"[\\|*`\[\]<>~&$]|(?<!\w)_|_(?!\w)|#+$")
+# What makes a heading, a list or a quotation of a line that begins with it.
+FIRST = re.compile(r"^(?:[#+=-]|\d+(?=[.)](?:\s|$)))")
+
+Show = Callable[[float], str]
+
+
+def escape_markdown(value: object) -> str:
+    """`value` as Markdown text of one line that prints as it stands, in a table too."""
+    escaped = ACTIVE.sub(r"\\\g<0>", one_line(value))
+    return FIRST.sub(r"\g<0>\\" if escaped[:1].isdigit() else r"\\\g<0>", escaped)
+
+
+def code(value: object) -> str:
+    """`value` as a code span, whatever backticks it holds (CommonMark 6.1)."""
+    text = one_line(value)
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * (1 + longest)
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
+
+
+def millions(count: float) -> str:
+    """A count in millions, two decimals as the vendors' cards print it."""
+    return f"{count / 1e6:.2f}"
+
+
+def percent(value: float) -> str:
+    """A percentage with the digits that a few hundred to a few thousand images carry."""
+    return f"{value:.2f}"
+
+
+def points(value: float) -> str:
+    """A signed difference in percentage points, with a minus sign; never "−0.00"."""
+    return signed(value)
+
+
+def ms(value: float) -> str:
+    """Milliseconds with three significant digits."""
+    return _significant(value, 3)
+
+
+def rate(value: float) -> str:
+    """Images a second with three significant digits, without a thousands separator."""
+    return _significant(value, 3)
+
+
+def ratio_of(value: float) -> str:
+    """A ratio with two decimals."""
+    return f"{value:.2f}"
+
+
+def interval(show: Show, value: float, low: float, high: float, to: str = "to") -> str:
+    """`value (low to high)`, each printed by `show`, a function of this module."""
+    return f"{show(value)} ({span(show, low, high, to)})"
+
+
+def span(show: Show, low: float, high: float, to: str = "to") -> str:
+    """`low to high`, each printed by `show`; `to` is that word in the language of the text."""
+    return f"{show(low)} {to} {show(high)}"
+
+
+def int8_share(share: Int8Share | None, language: str) -> str:
+    """How much runs in INT8, for a cell of a table; a dash where that is unknown."""
+    if share is None:
+        return "–"
+    return SHARE[language].format(
+        int8=share.int8_layers,
+        layers=share.layers,
+        macs=f"{100 * share.macs:.0f} %" if math.isfinite(share.macs) else "?",
+    )
+
+
+def pixels(size: object) -> str:
+    """The size of an input as "width x height" in pixels; `size` is one side or both."""
+    if isinstance(size, list | tuple):
+        return "x".join(map(str, size))
+    return f"{size}x{size}"
+
+
+def _significant(value: float, digits: int) -> str:
+    if value == 0 or not math.isfinite(value):
+        return str(value)
+    rounded = float(
+        f"{value:.{digits - 1}e}"
+    )  # before counting digits: 0.9999 is 1.00, not 1.000
+    decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
+    return f"{rounded:.{max(0, decimals)}f}"

@@ -1,0 +1,87 @@
+"""Every remark that a card can have is translated, with its figures."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import replace
+from importlib.resources import files
+
+import pytest
+from tests.quant.search.test_verdict import labels, paired_accuracy
+
+from repzoo.data.batches import ReadReport
+from repzoo.engines import engine
+from repzoo.measure import system_noise
+from repzoo.measure.results import LatencyRatio, Setting
+from repzoo.quant.network.scheme import adapt_to_host, default_scheme
+from repzoo.quant.search import messages
+from repzoo.quant.search.verdict import Budget, Verdict
+from repzoo.report.translation import translate
+
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+SLOWER = LatencyRatio(
+    setting=Setting(), ratio=1.2, ratio_low=1.1, ratio_high=1.3, faster=None, rounds=9
+)
+
+
+def gate_remarks() -> list[str]:
+    few = paired_accuracy(changed=30, lost=10)
+    refused = replace(paired_accuracy(changed=30, lost=30), drop_low=5.0)
+    cases = [
+        few,
+        refused,
+        replace(few, multi_label=labels(99.0, -1.0)),
+        replace(few, multi_label=labels(80.0, -1.0)),
+        replace(few, unjudged="the only output has no Sigmoid", logits_snr_db=20.0),
+    ]
+    remarks = []
+    for paired in cases:
+        verdict = Budget().judge(paired)
+        remarks += messages.warnings(SLOWER, paired, verdict, 0.3)
+    assert {Budget().judge(paired) for paired in cases} >= {Verdict.REFUSED}
+    return remarks
+
+
+def host_remarks() -> list[str]:
+    facts = {"machine": "x86_64", "int8": ["avx2"]}
+    remarks = []
+    for name in ("onnxruntime", "reference"):
+        _, remark = adapt_to_host(default_scheme(name), engine(name), facts)
+        remarks.append(remark)
+    disturbed = {
+        "used_by_others": 0.5,
+        "stolen": 0.5,
+        "mhz_before": 1000.0,
+        "mhz_after": 2000.0,
+    }
+    return [remark for remark in remarks if remark] + system_noise.sentences(disturbed)
+
+
+def image_remarks() -> list[str]:
+    report = ReadReport(unreadable=["a.png is broken"])
+    report.converted["L"] = 3
+    return report.sentences()
+
+
+@pytest.mark.parametrize("make", [gate_remarks, host_remarks, image_remarks])
+def test_remarks_are_translated_with_their_figures(make) -> None:  # type: ignore[no-untyped-def]
+    remarks = make()
+    assert len(remarks) >= 2
+    for remark in remarks:
+        chinese = translate(remark, "zh")
+        assert CHINESE.search(chinese), remark
+        numbers = re.findall(r"\d+(?:\.\d+)?", chinese)
+        assert set(numbers) <= set(re.findall(r"\d+(?:\.\d+)?", remark))
+        assert translate(remark, "en") == remark
+
+
+def test_a_remark_of_unknown_form_stays_as_it_is() -> None:
+    assert translate("something new {x}", "zh") == "something new {x}"
+
+
+def test_translations_have_the_fields_of_their_sentences() -> None:
+    text = (files("repzoo.report") / "remarks_zh.toml").read_text("utf-8")
+    for row in tomllib.loads(text)["remark"]:
+        fields = [sorted(re.findall(r"{(\w+)}", row[key])) for key in ("en", "zh")]
+        assert fields[0] == fields[1], row["en"]
