@@ -534,7 +534,7 @@ def with_classes(rows: list[Record[Any]]) -> list[Record[Any]]:
     }
     changed_rows = []
     for item in rows:
-        form = item.artifact.get("form")
+        form = str(item.artifact.get("form"))
         if item.kind == "accuracy":
             samples = {"classes": classes[form]}
             item = dataclasses.replace(item, samples=samples)

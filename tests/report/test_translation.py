@@ -8,9 +8,11 @@ from dataclasses import replace
 from importlib.resources import files
 
 import pytest
+from PIL import Image
 from tests.quant.search.test_verdict import labels, paired_accuracy
 
 from repzoo.data.batches import ReadReport
+from repzoo.data.dataset import Dataset
 from repzoo.engines import engine
 from repzoo.measure import system_noise
 from repzoo.measure.results import LatencyRatio, Setting
@@ -59,9 +61,10 @@ def host_remarks() -> list[str]:
 
 
 def image_remarks() -> list[str]:
-    report = ReadReport(unreadable=["a.png is broken"])
+    report = ReadReport(unreadable=["a.png is broken"], oriented=2)
     report.converted["L"] = 3
-    return report.sentences()
+    photos = Dataset("photos", ("a",), (), (), Image.open, training=True)
+    return report.sentences() + photos.remarks()
 
 
 @pytest.mark.parametrize("make", [gate_remarks, host_remarks, image_remarks])

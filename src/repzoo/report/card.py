@@ -263,7 +263,7 @@ def _worst_classes(records: Sequence[Record[Any]]) -> list[WorstClass]:
     for record in select(records, Accuracy):
         rows[record.artifact["form"]] = list(record.samples.get("classes", ()))
     float_top1 = {row["index"]: row["top1"] for row in rows.get("deploy", ())}
-    worst = []
+    worst: list[WorstClass] = []
     for row in rows.get("int8", ()):
         if row["top1"] == 100 or len(worst) == WORST_CLASSES:
             continue
