@@ -116,7 +116,7 @@ class _Sweeper:
         candidates = self._finder.expressions(root.outputs[0])
         # Those that save the most come first, and of these the longest.
         ranked = sorted(
-            candidates, key=lambda item: (item.cost - item.macs, -len(item.nodes))
+            candidates, key=lambda item: (item.cost - item.macs, -item.size)
         )
         for candidate in ranked:
             affine = self._qualify(candidate, root)
@@ -200,7 +200,7 @@ def _why_too_expensive(expression: Expression) -> str | None:
         return "a scale and shift of [N, C] has no cheaper operator than the one that it is"
     costs_more = expression.cost > expression.macs
     if costs_more or expression.geometry.macs > expression.parameters:
-        several = len(expression.nodes) > 1
+        several = expression.size > 1
         return expressions.too_expensive(expression) if several else ""
     return None
 

@@ -25,31 +25,67 @@ WEIGHTED = ("Conv", "Gemm", "MatMul")
 WITHOUT_SHIFT = frozenset({"MatMul", "Mul", "Div"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Expression:
     """A tensor as one affine map of the tensor `source`.
 
-    nodes       the nodes that compute it, the last one first; empty for the source itself
-    links       how many affine nodes, sums and concatenations it is made of
-    macs        multiply-accumulates of these nodes per pixel of the source
-    parameters  weights of these nodes
-    build       computes the map in float64
+    own_nodes   the nodes that combine the parts; all nodes of an expression without parts
+    parts       the expressions that it is made of
+    combine     computes the map in float64, from the maps of the parts
+    macs        multiply-accumulates of all its nodes per pixel of the source
+    parameters  weights of all its nodes
     flat        the channels are the last axis of rows, not the second axis of an image
+    size        number of its nodes; one that two parts share counts twice
     """
 
     source: ir.Value
     geometry: Geometry
-    nodes: tuple[ir.Node, ...]
-    macs: float
-    parameters: int
-    build: Callable[[], AffineMap]
-    flat: bool
-    links: int = 0
+    own_nodes: tuple[ir.Node, ...]
+    parts: tuple[Expression, ...]
+    combine: Callable[[list[AffineMap]], AffineMap]
+    macs: float = 0.0
+    parameters: int = 0
+    flat: bool = False
+    size: int = 0
 
     @property
     def cost(self) -> float:
         """Multiply-accumulates per source pixel of the one node that would replace it."""
         return macs_per_input_pixel(self.geometry)
+
+    @functools.cached_property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The nodes that compute it, the last one first; empty for the source itself."""
+        nodes: list[ir.Node] = []
+        stack = [self]
+        while stack:
+            expression = stack.pop()
+            nodes += expression.own_nodes
+            stack += reversed(expression.parts)
+        # Both terms of a sum may contain the same Split.
+        return tuple(dict.fromkeys(nodes))
+
+    def build(self) -> AffineMap:
+        """The map in float64.
+
+        Raises:
+            Inexact: with these values, no single map equals the expression.
+        """
+        # Not by recursion: a sum of a thousand branches is a thousand levels deep.
+        order: list[Expression] = []
+        stack = [self]
+        while stack:
+            expression = stack.pop()
+            order.append(expression)
+            stack += expression.parts
+        # Each part comes after what it is part of, and the last part comes first.
+        maps: list[AffineMap] = []
+        for expression in reversed(order):
+            count = len(expression.parts)
+            operands = maps[len(maps) - count :]
+            del maps[len(maps) - count :]
+            maps.append(expression.combine(operands))
+        return maps[0]
 
 
 def macs_per_input_pixel(geometry: Geometry) -> float:
@@ -63,13 +99,7 @@ def macs_per_input_pixel(geometry: Geometry) -> float:
 def source_itself(value: ir.Value) -> Expression:
     """`value` as an expression of itself. Its channels become known when it is combined."""
     return Expression(
-        source=value,
-        geometry=Geometry(0, 0),
-        nodes=(),
-        macs=0.0,
-        parameters=0,
-        build=lambda: algebra.identity(0),
-        flat=False,
+        value, Geometry(0, 0), (), (), combine=lambda _: algebra.identity(0)
     )
 
 
@@ -78,34 +108,35 @@ def of_node(link: AffineNode) -> Expression:
     return Expression(
         source=link.source,
         geometry=link.geometry,
-        nodes=link.nodes,
+        own_nodes=link.nodes,
+        parts=(),
+        combine=lambda _: link.build(),
         macs=0.0 if link.moves else macs_per_input_pixel(link.geometry),
         parameters=0 if link.moves else link.geometry.macs,
-        build=link.build,
         flat=link.flat,
-        links=1,
+        size=len(link.nodes),
     )
 
 
-def composed(link: AffineNode, inner: Expression) -> Expression:
-    """`link` applied to `inner`.
+def composed(outer: Expression, inner: Expression) -> Expression:
+    """`outer`, of one node, applied to `inner`, which computes its source.
 
     Raises:
         Inexact: no single affine map equals the composition.
     """
-    geometry = algebra.compose_geometry(link.geometry, inner.geometry)
-    own = of_node(link)
+    geometry = algebra.compose_geometry(outer.geometry, inner.geometry)
     # Costs are per pixel of the innermost source.
     area = inner.geometry.strides[0] * inner.geometry.strides[1]
     return Expression(
         source=inner.source,
         geometry=geometry,
-        nodes=(*link.nodes, *inner.nodes),
-        macs=inner.macs + own.macs / area,
-        parameters=inner.parameters + own.parameters,
-        build=lambda: algebra.compose(link.build(), inner.build()),
-        flat=link.flat or inner.flat,
-        links=inner.links + 1,
+        own_nodes=(),
+        parts=(outer, inner),
+        combine=lambda maps: algebra.compose(maps[0], maps[1]),
+        macs=inner.macs + outer.macs / area,
+        parameters=inner.parameters + outer.parameters,
+        flat=outer.flat or inner.flat,
+        size=outer.size + inner.size,
     )
 
 
@@ -115,22 +146,22 @@ def added(node: ir.Node, left: Expression, right: Expression) -> Expression:
     Raises:
         Inexact: the two maps do not line up.
     """
-    channels = (left if left.nodes else right).geometry.outputs
-    left = left if left.nodes else _identity(left, channels)
-    right = right if right.nodes else _identity(right, channels)
+    channels = (left if left.size else right).geometry.outputs
+    left = left if left.size else _identity(left, channels)
+    right = right if right.size else _identity(right, channels)
     geometry = algebra.add_geometry(left.geometry, right.geometry)
     sign = -1.0 if node.op_type == "Sub" else 1.0
     own_macs = channels / (geometry.strides[0] * geometry.strides[1])
     return Expression(
         source=left.source,
         geometry=geometry,
-        # Both terms may contain the same Split.
-        nodes=tuple(dict.fromkeys((node, *left.nodes, *right.nodes))),
+        own_nodes=(node,),
+        parts=(left, right),
+        combine=lambda maps: algebra.add(maps[0], algebra.scaled(maps[1], sign)),
         macs=left.macs + right.macs + own_macs,
         parameters=left.parameters + right.parameters,
-        build=lambda: algebra.add(left.build(), algebra.scaled(right.build(), sign)),
         flat=left.flat or right.flat,
-        links=left.links + right.links + 1,
+        size=left.size + right.size + 1,
     )
 
 
@@ -140,25 +171,23 @@ def concatenated(node: ir.Node, parts: list[Expression]) -> Expression:
     Raises:
         Inexact: the maps do not line up.
     """
-    nodes = [node]
-    for part in parts:
-        nodes += part.nodes
     geometries = [part.geometry for part in parts]
     return Expression(
         source=parts[0].source,
         geometry=functools.reduce(algebra.join_geometry, geometries),
-        nodes=tuple(dict.fromkeys(nodes)),
+        own_nodes=(node,),
+        parts=tuple(parts),
+        combine=lambda maps: functools.reduce(algebra.join, maps),
         macs=sum(part.macs for part in parts),
         parameters=sum(part.parameters for part in parts),
-        build=lambda: functools.reduce(algebra.join, [part.build() for part in parts]),
         flat=parts[0].flat,
-        links=sum(part.links for part in parts) + 1,
+        size=sum(part.size for part in parts) + 1,
     )
 
 
 def as_part(expression: Expression, part: ir.Value, flat: bool) -> Expression:
     """`expression`, or the identity if `part` is the source itself, for a concatenation."""
-    if not expression.nodes:
+    if not expression.size:
         expression = _identity(expression, channels_of(part))
     return replace(expression, flat=flat)
 
@@ -166,7 +195,7 @@ def as_part(expression: Expression, part: ir.Value, flat: bool) -> Expression:
 def _identity(expression: Expression, channels: int) -> Expression:
     geometry = Geometry(channels, channels, groups=channels)
     return replace(
-        expression, geometry=geometry, build=lambda: algebra.identity(channels)
+        expression, geometry=geometry, combine=lambda _: algebra.identity(channels)
     )
 
 
@@ -196,7 +225,7 @@ def is_closed(expression: Expression, root: ir.Node) -> bool:
 
 def have_same_layout(left: Expression, right: Expression) -> bool:
     """Whether both have their channels along the same axis. The source itself fits either."""
-    return left.flat == right.flat or not left.nodes or not right.nodes
+    return left.flat == right.flat or not left.size or not right.size
 
 
 def saves_nodes(expression: Expression, root: ir.Node) -> bool:

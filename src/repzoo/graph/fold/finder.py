@@ -9,6 +9,7 @@ sweep grows in proportion to the nodes. A longer chain is folded in several swee
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import onnx_ir as ir
 
@@ -20,8 +21,12 @@ from repzoo.graph.fold.rules import as_affine, concatenated_inputs
 from repzoo.graph.fold.tensors import rank_of
 from repzoo.graph.tools.fold_result import Refusal
 
-# Of all networks in the tests, a Diverse Branch Block has the largest expressions: 35 links.
-MAX_LINKS = 64
+# Expressions of one tensor, those with the nearest sources. A chain of more affine nodes than that
+# is in no network that we know.
+MOST_EXPRESSIONS = 32
+# Nodes of one expression. A Diverse Branch Block has some hundred if its borders are written by
+# ScatterND.
+MOST_NODES = 1024
 
 Refuse = Callable[[ir.Node, str], None]
 
@@ -57,7 +62,8 @@ class ExpressionFinder:
                 stack += missing
                 continue
             if current not in self._expressions:
-                self._expressions[current] = self._list(current)
+                listed = self._list(current)
+                self._expressions[current] = list(islice(listed, MOST_EXPRESSIONS))
             stack.pop()
         return self._expressions[value]
 
@@ -94,46 +100,49 @@ class ExpressionFinder:
 
     # --- the expressions of a tensor, those of its operands being known ---
 
-    def _list(self, value: ir.Value) -> list[Expression]:
+    def _list(self, value: ir.Value) -> Iterator[Expression]:
         node = self._producer(value)
         if node is None:
-            return []
+            return
         affine = self._answer(node, value)
         if isinstance(affine, Refusal):
             self._refuse(node, affine.reason)
-            return []
-        if isinstance(affine, AffineNode):
-            return list(self._chains(affine))
-        parts = concatenated_inputs(node)
-        if parts:
-            return list(self._concatenations(node, parts))
-        return list(self._sums(node))
+        elif isinstance(affine, AffineNode):
+            yield from self._chains(affine)
+        else:
+            parts = concatenated_inputs(node)
+            summands = _summands(node)
+            if parts:
+                yield from self._concatenations(node, parts)
+            elif summands:
+                yield from self._sums(node, *summands)
 
     def _chains(self, link: AffineNode) -> Iterator[Expression]:
         """One affine node, alone and after every expression of its source."""
-        yield expressions.of_node(link)
+        outer = expressions.of_node(link)
+        yield outer
         if not _can_extend(link):
             return
         for inner in self._expressions[link.source]:
-            if inner.flat != link.flat or inner.links >= MAX_LINKS:
+            if inner.flat != link.flat or inner.size + outer.size > MOST_NODES:
                 continue
             try:
-                yield expressions.composed(link, inner)
+                yield expressions.composed(outer, inner)
             except Inexact as error:
                 self._refuse(link.node, str(error))
 
-    def _sums(self, node: ir.Node) -> Iterator[Expression]:
+    def _sums(
+        self, node: ir.Node, left_value: ir.Value, right_value: ir.Value
+    ) -> Iterator[Expression]:
         """Sums of two expressions of the same source."""
-        summands = _summands(node)
-        if not summands:
-            return
-        left_operands = self._operand(summands[0], node)
-        right_operands = self._by_source(self._operand(summands[1], node))
-        for left in left_operands:
-            for right in right_operands.get(left.source, []):
-                has_nodes = left.nodes or right.nodes
-                too_long = left.links + right.links >= MAX_LINKS
-                if not has_nodes or too_long:
+        right_by_source: dict[ir.Value, list[Expression]] = {}
+        for right in self._operand(right_value, node):
+            right_by_source.setdefault(right.source, []).append(right)
+        for left in self._operand(left_value, node):
+            for right in right_by_source.get(left.source, []):
+                size = left.size + right.size
+                # Two times the source itself is no expression.
+                if not 0 < size < MOST_NODES:
                     continue
                 if not expressions.have_same_layout(left, right):
                     continue
@@ -152,7 +161,7 @@ class ExpressionFinder:
         by_source: list[dict[ir.Value, Expression]] = []
         for part in parts:
             operands = self._operand(part, node)
-            fitting = [item for item in operands if not item.nodes or item.flat == flat]
+            fitting = [item for item in operands if not item.size or item.flat == flat]
             by_source.append({item.source: item for item in fitting})
         for source in by_source[0]:
             if not all(source in known for known in by_source):
@@ -160,7 +169,7 @@ class ExpressionFinder:
             chosen: list[Expression] = []
             for known, part in zip(by_source, parts, strict=True):
                 chosen.append(expressions.as_part(known[source], part, flat))
-            if sum(item.links for item in chosen) >= MAX_LINKS:
+            if sum(item.size for item in chosen) >= MOST_NODES:
                 continue
             try:
                 yield expressions.concatenated(node, chosen)
@@ -173,15 +182,6 @@ class ExpressionFinder:
         if expressions.is_read_only_by(value, {reader}):
             operands += self._expressions[value]
         return operands
-
-    @staticmethod
-    def _by_source(
-        items: list[Expression],
-    ) -> dict[ir.Value, list[Expression]]:
-        groups: dict[ir.Value, list[Expression]] = {}
-        for item in items:
-            groups.setdefault(item.source, []).append(item)
-        return groups
 
 
 def _can_extend(link: AffineNode) -> bool:
