@@ -24,6 +24,9 @@ BORDER_ROUNDINGS = 8
 # certificate each compute it in the graph's number type, but not in the same order.
 COMPUTED_ROUNDINGS = 8
 
+# Their other inputs must be constants.
+WITH_ONE_OPERAND = frozenset({*MOVES, "ScatterND", "BatchNormalization"})
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -77,12 +80,36 @@ class Evaluation:
         return roundings
 
     def _value(self, name: str) -> Array:
-        self.visited.add(name)
-        name = self.index.resolve(name)
-        self.visited.add(name)
-        if name not in self.values:
-            self.values[name] = self._compute(name)
-        return self.values[name]
+        # Not by recursion: an expression may be a chain of thousands of nodes.
+        stack = [name]
+        while stack:
+            current = self.index.resolve(stack[-1])
+            self.visited.update((stack[-1], current))
+            missing = []
+            if current not in self.values:
+                for operand in self._operand_names(current):
+                    if self.index.resolve(operand) not in self.values:
+                        missing.append(operand)
+            if missing:
+                stack += missing
+                continue
+            if current not in self.values:
+                self.values[current] = self._compute(current)
+            stack.pop()
+        return self.values[self.index.resolve(name)]
+
+    def _operand_names(self, name: str) -> list[str]:
+        """The tensors that must have values before `name` can be computed."""
+        node = self.index.producers.get(name)
+        if name in self.index.constants or node is None:
+            return []
+        if node.op_type not in ARITHMETIC:
+            return [node.input[0]] if node.op_type in WITH_ONE_OPERAND else []
+        names = [item for item in node.input if item]
+        has_weight = node.op_type in ("Conv", "Gemm")
+        if has_weight and self.index.stored(names[1]) is not None:
+            del names[1]
+        return names
 
     def _compute(self, name: str) -> Array:
         constant = self.index.values(name)

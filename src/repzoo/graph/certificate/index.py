@@ -44,6 +44,7 @@ class TensorIndex:
     aliases     outputs of Reshape and Transpose that equal their input: the name of that input
     duplicates  tensors that are computed a second time: the name of the first
     shapes      as far as they are known; 0 for a side that is open
+    resolved    answers of `resolve` so far
     """
 
     producers: Mapping[str, onnx.NodeProto]
@@ -53,6 +54,7 @@ class TensorIndex:
     aliases: Mapping[str, str] = field(default_factory=dict)
     duplicates: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
+    resolved: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -78,11 +80,17 @@ class TensorIndex:
 
     def resolve(self, name: str) -> str:
         """The tensor that `name` passes on, or computes again; itself where it does neither."""
-        while name not in self.constants:
+        path = []
+        while name not in self.constants and name not in self.resolved:
             source = self._passed_on(name) or self.duplicates.get(name)
             if not source:
                 break
+            path.append(name)
             name = source
+        name = self.resolved.get(name, name)
+        # Long chains of such nodes are walked once.
+        for passed in path:
+            self.resolved[passed] = name
         return name
 
     def stored(self, name: str) -> Stored | None:
