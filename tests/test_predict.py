@@ -212,3 +212,57 @@ def test_evaluate_shows_the_accuracy_of_the_reference(
     assert [row["file"] for row in ran.document["runs"]] == ["wrong"]
     shown = run(*arguments).out
     assert shown.index("right") < shown.index("wrong")
+
+
+def test_predict_counts_orientation_tags(run: Run, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (4, 8), 255).save(tmp_path / "1.png", exif=exif)
+    model = colors_model(tmp_path / "m.onnx")
+    ran = run("predict", model, tmp_path / "1.png")
+    assert "converted to RGB: 1 L" in ran.err
+    assert "images with an EXIF orientation tag: 1" in ran.err
+
+
+@pytest.mark.parametrize("folders", [("a", "b"), ()])
+def test_images_without_labels_show_the_agreement_with_the_reference(
+    run: Run, red: Path, tmp_path: Path, folders: tuple[str, ...]
+) -> None:
+    for number, name in enumerate(folders or ("", "")):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.open(red).save(folder / f"{number}.png")
+    first = colors_model(tmp_path / "first.onnx")
+    same = colors_model(tmp_path / "same.onnx", weight=2 * np.eye(3))
+    other = colors_model(tmp_path / "other.onnx", weight=-np.eye(3))
+    arguments = ["--against", first, "--data", tmp_path / "data", "--json"]
+    ran = run("evaluate", same, other, *arguments)
+    assert ran.code == 0, ran.err
+    assert [row["top1"] for row in ran.document["runs"]] == [100, 0]
+    assert ran.document["runs"][0]["n"] == 2
+    assert "predicts the same as first" in ran.err
+
+
+def photographs(root: Path, names: str, count: int) -> Path:
+    random = np.random.default_rng(0)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+def test_folders_calibrate_and_name_what_they_can(run: Run, tmp_path: Path) -> None:
+    model = colors_model(tmp_path / "m.onnx", keeps_axes=True)
+    output = tmp_path / "int8.onnx"
+    arguments = ["quantize", model, "-o", output, "--search", 0, "--force", "--json"]
+    ran = run(*arguments, "--data", photographs(tmp_path / "two", "ab", 8))
+    assert ran.code == 0, ran.err
+    assert ran.document["labeled"] is False
+    assert "2 classes and m 3 outputs without labels" in ran.err
+    assert Artifact.read(output).labels == ()
+    ran = run(*arguments, "--data", photographs(tmp_path / "three" / "train", "abc", 8))
+    assert ran.code == 0, ran.err
+    assert "training images" in ran.err
+    assert Artifact.read(output).labels == ("a", "b", "c")

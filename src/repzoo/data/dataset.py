@@ -203,12 +203,12 @@ class DataSource:
         """Images that were not trained on: validation and test if they exist, else everything."""
         return self.join(*self.held_out_parts())
 
-    def describe_evaluation(self, parts: Sequence[str] = ()) -> DataDescription:
-        """What the data set was taken for by a command that evaluates `parts`, or the held out."""
+    def describe_evaluation(
+        self, parts: Sequence[str] = (), use: str = "evaluated"
+    ) -> DataDescription:
+        """What the data set was taken for by a command that reads `parts`, or the held out."""
         names = [name for part in parts for name in self.resolve_part(part)]
-        return self._describe(
-            dict.fromkeys(names or self.held_out_parts(), "evaluated")
-        )
+        return self._describe(dict.fromkeys(names or self.held_out_parts(), use))
 
     def describe_quantization(self) -> DataDescription:
         """What the data set was taken for by `split_for_quantization`."""

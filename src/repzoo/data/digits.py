@@ -45,7 +45,7 @@ def read() -> DataSource:
             load=partial(_image, pixels),
             training=part == TRAIN,
         )
-    return DataSource("digits", parts)
+    return DataSource("digits", parts, order="in numeric order")
 
 
 def _image(pixels: npt.NDArray[np.uint8], key: str) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset
@@ -79,6 +80,20 @@ def lacks_classes(dataset: Dataset, artifact: Artifact) -> bool:
         return False
     outputs = _count_outputs(artifact)
     return len(dataset.classes) < outputs or outputs == 1
+
+
+def labeled_by(dataset: Dataset, artifact: Artifact) -> Dataset:
+    """The images as a data set whose classes are the outputs of `artifact`.
+
+    Its targets mean nothing until the predictions of `artifact` take their place.
+    """
+    outputs = _count_outputs(artifact)
+    return replace(
+        dataset.without_labels(),
+        name=f"{dataset.name}, labeled by {artifact.name}",
+        classes=artifact.labels or tuple(str(index) for index in range(outputs)),
+        ordered=True,
+    )
 
 
 def output_labels(dataset: Dataset, artifact: Artifact) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,8 @@ from repzoo.measure import accuracy, external_results
 from repzoo.measure.accuracy import EvaluationRun, Predictions
 from repzoo.measure.class_mapping import (
     head_remarks,
+    labeled_by,
+    lacks_classes,
     order_remarks,
     require_classes,
 )
@@ -129,7 +131,8 @@ def evaluate(
     """Measure Top-1 and Top-5 of one or several models, and compare them image by image.
 
     data      labeled images: a folder, a name such as `digits`, or a data set
-    against   the float model that every other is compared with
+    against   the float model that every other is compared with. Where the images have no labels,
+              or fewer classes than it has outputs, its predictions take their place
     part      the parts of the data to use; default: all that are held out from training
     group     the processes that share the images; each returns the whole Evaluation
     settings  fields of EvaluateOptions, such as `engine=("onnxruntime", "openvino")`
@@ -150,8 +153,16 @@ def evaluate(
     for artifact in known:
         require_classes(artifact)
 
-    images = open_dataset(data, part)
+    images = open_dataset(data, part, unlabeled=bool(references))
     remarks = images.remarks()
+    # Without labels, the float model's predictions take their place.
+    by_reference = references and not _says_classes(images, references[0])
+    if by_reference:
+        remarks.append(
+            f"{images.name} does not say which output of {references[0].name} is right, so Top-1 "
+            f"is the share of images for which a model predicts the same as {references[0].name}"
+        )
+        images = labeled_by(images, references[0])
     external = _read_external(options, images, known[0] if known else None, progress)
     if external.results and len(external.indices) < len(images):
         remarks += external_results.coverage_remarks(images, external.indices)
@@ -168,6 +179,9 @@ def evaluate(
         predictions = accuracy.evaluate(
             runs.runs, images, report, progress, options.resume, group
         )
+    if by_reference:
+        targets = predictions[reference_indices[0]].top[:, 0]
+        predictions = [replace(item, targets=targets) for item in predictions]
     own = [predictions[index] for index in own_indices]
     reference = [predictions[index] for index in reference_indices]
     results = external.in_order_of(predictions)
@@ -180,6 +194,11 @@ def evaluate(
         (*remarks, *report.sentences()),
         tuple(item.record() for item in reference),
     )
+
+
+def _says_classes(images: Dataset, reference: StoredArtifact) -> bool:
+    """Whether the folders of the images say which output of `reference` is right."""
+    return images.labeled and not lacks_classes(images, reference)
 
 
 @dataclass

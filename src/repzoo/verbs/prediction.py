@@ -13,6 +13,8 @@ from PIL import Image
 
 from repzoo import engines
 from repzoo.artifact import Artifact as StoredArtifact
+from repzoo.artifact import Preprocess
+from repzoo.data.batches import ReadImage, ReadReport, mode_of
 from repzoo.data.dataset import UnreadableImage
 from repzoo.data.description import PassedOver
 from repzoo.data.image_file import load_image, to_8_bits
@@ -66,11 +68,13 @@ def classify(
     images: Sequence[ImageLike],
     top: int,
     engine_name: str,
-    left_out: list[str] | None = None,
+    report: ReadReport | None = None,
+    skip_unreadable: bool = False,
 ) -> list[Prediction]:
     """The `top` classes of each image.
 
-    left_out  gets a sentence for each image that cannot be read; None: such an image is an error
+    report           is filled with what is out of the ordinary about the images
+    skip_unreadable  leave out images that cannot be read; else they are an error
 
     Raises:
         InputError: a missing or broken image, an array that is not uint8 [height, width, 3],
@@ -79,13 +83,14 @@ def classify(
     """
     if top < 1:
         raise InputError(f"top must be at least 1; got {top}")
-    model.require_preprocess()
+    preprocess = model.require_preprocess()
     head = require_classes(model)
     engine = engines.engine(engine_name)
     session = engine.open(model.model, host()["affinity"])
     run = EvaluationRun(model, engine, session)
     predictions: list[Prediction] = []
-    for names, inputs in _batches(model, images, left_out):
+    reader = _Reader(preprocess, report or ReadReport(), skip_unreadable)
+    for names, inputs in reader.batches(images):
         probabilities = _probabilities(run, head, inputs)
         for name, row in zip(names, probabilities, strict=True):
             predictions.append(_prediction(model, head, name, row, top))
@@ -109,26 +114,41 @@ def images_below(folder: Path) -> tuple[list[Path], PassedOver | None]:
     return images, passed_over if others else None
 
 
-def _batches(
-    model: StoredArtifact, images: Sequence[ImageLike], left_out: list[str] | None
-) -> Iterator[tuple[list[str], Tensor]]:
-    """(names, input tensor) of up to BATCH images at a time."""
-    preprocess = model.require_preprocess()
-    for start in range(0, len(images), BATCH):
-        names = []
-        tensors = []
-        for image in images[start : start + BATCH]:
-            try:
-                tensor = prepare(_open_image(image), preprocess)
-            except UnreadableImage as error:
-                if left_out is None:
-                    raise
-                left_out.append(f"left out: {error}")
-                continue
-            names.append(str(image) if isinstance(image, str | Path) else "")
-            tensors.append(tensor)
-        if tensors:
-            yield names, np.stack(tensors)
+@dataclass(frozen=True)
+class _Reader:
+    """Prepares images of all kinds, a batch at a time."""
+
+    preprocess: Preprocess
+    report: ReadReport
+    skip_unreadable: bool
+
+    def batches(
+        self, images: Sequence[ImageLike]
+    ) -> Iterator[tuple[list[str], Tensor]]:
+        """(names, input tensor) of up to BATCH images at a time."""
+        for start in range(0, len(images), BATCH):
+            names = []
+            tensors = []
+            for image in images[start : start + BATCH]:
+                tensor = self._read(image)
+                if tensor is not None:
+                    names.append(str(image) if isinstance(image, str | Path) else "")
+                    tensors.append(tensor)
+            if tensors:
+                yield names, np.stack(tensors)
+
+    def _read(self, image: ImageLike) -> Tensor | None:
+        """The input of one image; None where it cannot be read and is left out."""
+        try:
+            opened = _open_image(image)
+            tensor = prepare(opened, self.preprocess)
+        except UnreadableImage as error:
+            if not self.skip_unreadable:
+                raise
+            self.report.note(ReadImage(why=str(error)))
+            return None
+        self.report.note(ReadImage(mode=mode_of(opened)))
+        return tensor
 
 
 def _probabilities(

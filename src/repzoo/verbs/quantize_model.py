@@ -8,10 +8,15 @@ from typing import Any
 
 from repzoo import engines
 from repzoo.artifact import Artifact as StoredArtifact
-from repzoo.data.dataset import DataSource, QuantizationSplit
+from repzoo.data.dataset import Dataset, DataSource, QuantizationSplit
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.errors import InputError
-from repzoo.measure.class_mapping import class_indices, lacks_classes, order_remarks
+from repzoo.measure.class_mapping import (
+    class_indices,
+    lacks_classes,
+    order_remarks,
+    output_labels,
+)
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
 from repzoo.quant.baselines import registry as baselines
@@ -127,9 +132,20 @@ def quantize(
     if split.gate.labeled:
         # Refuses classes that the model does not have.
         class_indices(split.gate, artifact)
+        artifact = _with_folder_names(artifact, split.gate)
     int8, report = _run_quantizer(artifact, split, options, progress)
     report = replace(report, warnings=(*remarks, *report.warnings))
     return Artifact.wrap(int8, certificate=artifact.certificate, report=report)
+
+
+def _with_folder_names(model: Artifact, images: Dataset) -> Artifact:
+    """`model` with the names of the folders as its labels, where it has none.
+
+    Not where the order of the folders is in doubt: a label in the file is believed.
+    """
+    if model.labels or order_remarks(images, model):
+        return model
+    return replace(model, labels=output_labels(images, model))
 
 
 def _data_remarks(

@@ -25,6 +25,7 @@ from repzoo.console.commands.shared import (
 )
 from repzoo.console.options import options_of, preprocess_options, split_options
 from repzoo.console.output import Console
+from repzoo.data.batches import ReadReport
 from repzoo.measure.record import Record
 from repzoo.measure.record import append as append_records
 from repzoo.progress import silent
@@ -67,7 +68,7 @@ def evaluate(
         reference = load_file(against, **preprocess) if against else None
         require_writable_files(append)
         console = Console(as_json)
-        source = open_data_source(data)
+        source = open_data_source(data, unlabeled=against is not None)
         console.describe(source.describe_evaluation(part))
         # Of several processes the first shows its progress and writes.
         is_first = not group.rank
@@ -150,9 +151,10 @@ def predict(
         console.progress(f"predict {len(paths)} images", 0, 0)
         model = load_file(file, **preprocess)
         # A broken image is an error where it was named itself, and a remark within a folder.
-        left_out = remarks if any(path.is_dir() for path in images) else None
-        predictions = classify(model, paths, top, engine, left_out)
-    console.show(results.predictions(predictions, remarks))
+        has_folder = any(path.is_dir() for path in images)
+        report = ReadReport()
+        predictions = classify(model, paths, top, engine, report, has_folder)
+    console.show(results.predictions(predictions, [*remarks, *report.sentences()]))
 
 
 def _expand_folders(paths: Sequence[Path], remarks: list[str]) -> list[Path]:

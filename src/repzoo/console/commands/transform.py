@@ -23,9 +23,11 @@ from repzoo.console.options import options_of, preprocess_options, split_options
 from repzoo.console.output import Console
 from repzoo.storage import write_together
 from repzoo.verbs.convert_checkpoint import require_safetensors
-from repzoo.verbs.image_data import open_data_source
+from repzoo.verbs.image_data import CERTIFICATE_IMAGES, open_data_source
 from repzoo.verbs.model_files import load_file, read_labels, require_float
 from repzoo.zoo.naming import CheckpointOptions
+
+CERTIFICATE_USE = f"the first {CERTIFICATE_IMAGES} certified on"
 
 
 @click.command()
@@ -99,7 +101,7 @@ def fold(
         console.progress("fold and certify", 0, 0)
         if data is not None:
             data = open_data_source(data, unlabeled=True)
-            console.describe(data.describe_evaluation())
+            console.describe(data.describe_evaluation(use=CERTIFICATE_USE))
         folded = verbs.fold(artifact, data, timed=timed)
     assert folded.certificate is not None
     contents: list[Any] = [(output, folded.chunks())]
@@ -136,7 +138,7 @@ def embed_input(file: str, output: Path, as_json: bool, **values: Any) -> None:
         if settings["data"] is not None:
             source = open_data_source(settings["data"], unlabeled=True)
             settings["data"] = source
-            console.describe(source.describe_evaluation())
+            console.describe(source.describe_evaluation(use=CERTIFICATE_USE))
         embedded = verbs.embed_input(artifact, kind, **settings)
         written = embedded.artifact.save(output)
     console.show(views.embedded_input(embedded, written, output))
