@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import repzoo
 
 SOURCE = Path(repzoo.__file__).parent
@@ -95,65 +93,64 @@ def test_the_blocker_blocks() -> None:
     assert "No module named 'torch'" in ran.stderr
 
 
-MAIN = "from repzoo.cli import main; main()"
+# Runs several command lines in one process, for importing takes most of the time.
+RUN_ALL = """
+import contextlib, io, json
+from repzoo.cli import main
+results = []
+for command in json.loads(sys.argv[1]):
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(command)
+        except SystemExit as ended:
+            code = ended.code or 0
+    results.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(results))
+"""
+
+
+def run_commands(*commands: list[object]) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of each command line, without the extras."""
+    arguments = [[str(argument) for argument in command] for command in commands]
+    ran = run_without_extras(RUN_ALL, json.dumps(arguments))
+    assert ran.returncode == 0, ran.stderr
+    return [(code, out, err) for code, out, err in json.loads(ran.stdout)]
 
 
 def test_a_board_can_look_count_predict_and_evaluate(
     model_file: Path, digits_folder: Path
 ) -> None:
     image = next((digits_folder / "7").iterdir())
-    commands: list[list[object]] = [
-        ["list"],
-        ["count", model_file],
-        ["predict", model_file, image],
-        ["evaluate", model_file, "--data", digits_folder],
-    ]
-    for command in commands:
-        ran = run_without_extras(MAIN, *command, "--json")
-        assert ran.returncode == 0, ran.stderr
-        assert json.loads(ran.stdout)
-
-
-@pytest.mark.parametrize(
-    ("command", "extra"),
-    [
-        (["export", "repghostnet_050", "-o", "{out}"], "torch"),
-        (["train", "repghostnet_050", "--data", "{data}", "-o", "{out}"], "torch"),
-        (
-            [
-                "quantize",
-                "{model}",
-                "--data",
-                "{data}",
-                "--finetune-epochs",
-                "1",
-                "-o",
-                "{out}",
-            ],
-            "torch",
-        ),
-        (["evaluate", "{model}", "--data", "digits"], "demo"),
-        (["card", "-o", "{out}"], "demo"),
-    ],
-)
-def test_what_needs_an_extra_says_what_to_type(
-    command: list[str],
-    extra: str,
-    model_file: Path,
-    digits_folder: Path,
-    tmp_path: Path,
-) -> None:
-    ran = run_without_extras(
-        MAIN,
-        *[
-            part.format(out=tmp_path / "out", data=digits_folder, model=model_file)
-            for part in command
-        ],
+    results = run_commands(
+        ["list", "--json"],
+        ["count", model_file, "--json"],
+        ["predict", model_file, image, "--json"],
+        ["evaluate", model_file, "--data", digits_folder, "--json"],
     )
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.startswith("repzoo: ")
-    assert ran.stderr.endswith(f"type: pip install 'repzoo[{extra}]'\n")
-    assert ran.stderr.count("\n") == 1
+    for code, out, err in results:
+        assert code == 0, err
+        assert json.loads(out)
+
+
+def test_what_needs_an_extra_says_what_to_type(
+    model_file: Path, digits_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    finetune = ["--data", digits_folder, "--finetune-epochs", 1, "-o", out]
+    commands: list[tuple[str, list[object]]] = [
+        ("torch", ["export", "repghostnet_050", "-o", out]),
+        ("torch", ["train", "repghostnet_050", "--data", digits_folder, "-o", out]),
+        ("torch", ["quantize", model_file, *finetune]),
+        ("demo", ["evaluate", model_file, "--data", "digits"]),
+        ("demo", ["card", "-o", out]),
+    ]
+    results = run_commands(*(command for _, command in commands))
+    for (extra, _), (code, output, error) in zip(commands, results, strict=True):
+        assert (code, output) == (2, ""), error
+        assert error.startswith("repzoo: ")
+        assert error.endswith(f"type: pip install 'repzoo[{extra}]'\n")
+        assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

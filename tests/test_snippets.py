@@ -7,7 +7,9 @@ The blocks of a document run in order in one namespace, in a folder with `my.onn
 
 from __future__ import annotations
 
+import ast
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +20,6 @@ from onnx import numpy_helper
 from tests.conftest import Photograph
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [
-    ROOT / "README.md",
-    ROOT / "README_cn.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
-]
 FENCE = re.compile(
     r"^```python(?P<mark>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -63,30 +60,41 @@ def blocks(text: str) -> Iterator[tuple[int, str, str]]:
         yield line, match["mark"].strip(), match["code"]
 
 
-@pytest.fixture
-def folder(
-    tmp_path: Path, photograph: Photograph, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """The working directory of the snippets."""
+def documents() -> list[Path]:
+    """Those with a Python block, but the Chinese README, which has the blocks of the other."""
+    paths = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [path for path in paths if any(blocks(path.read_text("utf-8")))]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, photograph: Photograph) -> Path:
+    """The files that snippets read."""
+    folder = tmp_path_factory.mktemp("snippets")
     random = np.random.default_rng(0)
     shapes = {"w1": (8, 3, 3, 3), "w2": (16, 8, 3, 3), "w3": (16, 3), "b3": (3,)}
-    weights = {
-        name: 0.3 * random.standard_normal(shape) for name, shape in shapes.items()
-    }
+    weights = {}
+    for name, shape in shapes.items():
+        weights[name] = 0.3 * random.standard_normal(shape)
     for name in ("gamma", "beta", "mean", "variance"):
         weights[name] = random.uniform(0.5, 1.5, 8)
     model = onnx.parser.parse_model(NETWORK)
     for name, values in weights.items():
-        model.graph.initializer.append(
-            numpy_helper.from_array(values.astype(np.float32), name)
-        )
-    onnx.save(model, tmp_path / "my.onnx")
+        tensor = numpy_helper.from_array(values.astype(np.float32), name)
+        model.graph.initializer.append(tensor)
+    onnx.save(model, folder / "my.onnx")
     for index, name in enumerate(CLASSES):
-        (tmp_path / "photos" / name).mkdir(parents=True)
+        (folder / "photos" / name).mkdir(parents=True)
         for number in range(IMAGES_PER_CLASS):
             image = photograph(260, 240, index * IMAGES_PER_CLASS + number)
-            image.save(tmp_path / "photos" / name / f"{number:02}.jpg")
-    photograph(300, 280, 99).save(tmp_path / "cat.jpg")
+            image.save(folder / "photos" / name / f"{number:02}.jpg")
+    photograph(300, 280, 99).save(folder / "cat.jpg")
+    return folder
+
+
+@pytest.fixture
+def folder(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of the snippets, a copy of `template`."""
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -106,7 +114,7 @@ def run_blocks(text: str, name: str) -> int:
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
-    "path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
+    "path", documents(), ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_the_python_blocks_of_a_document_run(path: Path) -> None:
     run_blocks(path.read_text("utf-8"), str(path.relative_to(ROOT)))
@@ -124,5 +132,10 @@ def test_a_block_marked_no_run_is_compiled_only() -> None:
         run_blocks("```python no-run\nraise (\n```\n", "document")
 
 
-def test_the_readme_has_python_blocks() -> None:
-    assert any(blocks((ROOT / "README.md").read_text("utf-8")))
+def test_the_readmes_have_the_same_python() -> None:
+    english, chinese = (
+        [ast.unparse(ast.parse(code)) for _, _, code in blocks(path.read_text("utf-8"))]
+        for path in (ROOT / "README.md", ROOT / "README_cn.md")
+    )
+    assert english
+    assert english == chinese
