@@ -13,8 +13,9 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 card: $(VENV)/.core
 	$(BIN)/repzoo card --output out
 
-# One worker per core, one file per worker: fixtures that a file's tests share are made once.
-PYTEST := $(BIN)/pytest --numprocesses logical --dist loadfile
+# One worker per core. A worker that has finished takes over tests of one that has not, so that no
+# core idles while a long file runs.
+PYTEST := $(BIN)/pytest --numprocesses logical --dist worksteal
 
 test: $(VENV)/.dev
 	$(PYTEST)

@@ -28,6 +28,9 @@ from repzoo.zoo import embedded
 
 MODEL = "repghostnet_050.digits"
 
+# Ends a process or a thread that hangs. No test expects a machine to be fast.
+PROCESS_SECONDS = 600
+
 # `make test` draws the same examples on every run; `make fuzz` sets the profile and draws at
 # random.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)

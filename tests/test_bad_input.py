@@ -19,6 +19,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from PIL import Image
+from tests.conftest import PROCESS_SECONDS
 
 from repzoo.artifact import Artifact
 
@@ -551,7 +552,12 @@ def test_force_writes_the_model_and_marks_it(quantized: Any) -> None:
 def run_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "repzoo", *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, **options
+        command,
+        capture_output=True,
+        text=True,
+        timeout=PROCESS_SECONDS,
+        check=False,
+        **options,
     )
 
 
@@ -597,7 +603,7 @@ def test_a_process_whose_reader_closes_the_pipe_is_silent() -> None:
         [sys.executable, "-m", "repzoo", "list"],
         stdout=writing,
         stderr=subprocess.PIPE,
-        timeout=60,
+        timeout=PROCESS_SECONDS,
         check=False,
     )
     os.close(writing)

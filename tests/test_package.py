@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.conftest import PROCESS_SECONDS
+
 import repzoo
 
 SOURCE = Path(repzoo.__file__).parent
@@ -73,7 +75,7 @@ def run_without_extras(
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-c", BLOCK + code, *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False
+        command, capture_output=True, text=True, timeout=PROCESS_SECONDS, check=False
     )
 
 

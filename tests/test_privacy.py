@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.conftest import PROCESS_SECONDS
 
 import repzoo
 
@@ -64,7 +65,7 @@ def test_using_an_engine_connects_to_nobody_and_leaves_nothing_at_home(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PROCESS_SECONDS,
         check=False,
     )
     assert (ran.returncode, ran.stderr, ran.stdout) == (0, "", "")

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from tests.conftest import PROCESS_SECONDS
 
 import repzoo
 from repzoo.artifact import Artifact as StoredArtifact
@@ -98,7 +99,7 @@ def test_every_public_name_but_torch_is_imported_without_extras() -> None:
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PROCESS_SECONDS,
         check=True,
     )
     packages = {name.split(".")[0] for name in json.loads(ran.stdout)}

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
+from tests.conftest import PROCESS_SECONDS
 
 from repzoo.engines import ENGINES, Array, Engine, engine, options
 from repzoo.errors import InputError, MissingExtra, RepzooError
@@ -131,7 +132,10 @@ def test_any_batch_gives_the_same_rows(runner: Engine) -> None:
 
 
 def test_two_threads_may_run_one_session(runner: Engine) -> None:
-    session, line = runner.open(model(FLOAT)), threading.Barrier(2, timeout=30)
+    session, line = (
+        runner.open(model(FLOAT)),
+        threading.Barrier(2, timeout=PROCESS_SECONDS),
+    )
     groups = [images(3, seed) for seed in (1, 2)]
     expected = [session.run(group) for group in groups]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.conftest import PROCESS_SECONDS
 
 import repzoo
 from repzoo.artifact import Artifact
@@ -48,7 +49,7 @@ def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         [sys.executable, "-m", "pip", "install", *options, str(source)],
         check=True,
-        timeout=250,
+        timeout=PROCESS_SECONDS,
     )
     return target
 
@@ -68,7 +69,7 @@ def command(installed: Path, *arguments: object) -> subprocess.CompletedProcess[
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PROCESS_SECONDS,
         check=False,
     )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import PROCESS_SECONDS
 
 from repzoo.measure import distributed
 
@@ -59,7 +60,7 @@ def run_together(
     ]
     done = []
     for process in started:
-        out, err = process.communicate(timeout=250)
+        out, err = process.communicate(timeout=PROCESS_SECONDS)
         done.append(
             subprocess.CompletedProcess(process.args, process.returncode, out, err)
         )
@@ -87,7 +88,7 @@ def test_two_processes_give_the_result_of_one_and_one_can_resume_their_journal(
         capture_output=True,
         text=True,
         check=False,
-        timeout=250,
+        timeout=PROCESS_SECONDS,
     )
     assert two.returncode == 0, two.stderr
     assert two.stdout == alone.out

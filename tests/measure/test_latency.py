@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from tests.conftest import PROCESS_SECONDS
 
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.engines import Array, Engine, engine
@@ -459,19 +460,12 @@ def test_a_sleeping_engine_is_timed_within_hard_bounds(
         assert kept[-1] + 0.5 >= own[-len(kept)]
 
 
-def test_sleeping_clients_do_not_wait_for_one_another() -> None:
-    """Three clients of 20 ms each: one after the other would be 50 images a second."""
-    timed = latency.case(artifact(), Sleeping(cycle([20.0])), 3)
-    (record,) = latency.run([timed], seconds=0.24, rounds=6)
-    assert record.values.fps > 60
-
-
 class Meeting(Timed):
     """A session whose call returns only when `clients` calls are running at once."""
 
     def __init__(self, clients: int) -> None:
         super().__init__(Hands(), [])
-        self._meeting = threading.Barrier(clients, timeout=30)
+        self._meeting = threading.Barrier(clients, timeout=PROCESS_SECONDS)
         self.met = False
         self.threads: set[int] = set()
 

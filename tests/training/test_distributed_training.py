@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.conftest import PROCESS_SECONDS
 
 pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("timm", reason="the torch extra is not installed")
@@ -109,7 +110,7 @@ def run_two(arguments: list[str]) -> list[tuple[int, str, str]]:
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=200) for process in processes]
+    outputs = [process.communicate(timeout=PROCESS_SECONDS) for process in processes]
     return [
         (process.returncode, *texts)
         for process, texts in zip(processes, outputs, strict=True)
@@ -122,7 +123,7 @@ def run_one(arguments: list[str]) -> dict[str, Any]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PROCESS_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.conftest import Run
+from tests.conftest import PROCESS_SECONDS, Run
 from tests.zoo import hostile
 
 from repzoo.errors import InputError
@@ -85,7 +85,7 @@ def test_the_installed_command_refuses_and_does_not_run(tmp_path: Path) -> None:
         [sys.executable, "-m", "repzoo", *arguments],
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=PROCESS_SECONDS,
         check=False,
     )
     assert (ran.returncode, ran.stdout, mark.exists()) == (2, "", False)
