@@ -30,8 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--random-graphs",
         type=int,
-        default=1000,
-        help="how many random linear graphs to fold (default 1000)",
+        default=500,
+        help="how many random linear graphs to fold (default 500)",
     )
     parser.addoption(
         "--random-graphs-seed",

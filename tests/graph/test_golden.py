@@ -26,7 +26,7 @@ from repzoo.graph.tools.fold_result import FoldResult
 from repzoo.zoo import catalog, families
 
 GOLDEN = Path(__file__).parent / "golden"
-LARGE = 30_000_000  # parameters of the deploy form
+LARGE = 10_000_000  # parameters of the deploy form
 SIZES = {row.name: row.parameters_deploy for row in catalog.models()}
 
 

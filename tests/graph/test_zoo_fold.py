@@ -18,7 +18,7 @@ from repzoo.graph.tools.cost import count
 from repzoo.graph.tools.export import export
 from repzoo.zoo import catalog, families
 
-LARGE = 30_000_000  # parameters of the deploy form
+LARGE = 10_000_000  # parameters of the deploy form
 
 
 @pytest.mark.parametrize("name", [row.name for row in catalog.models()])
