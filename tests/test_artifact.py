@@ -75,7 +75,7 @@ def test_a_file_keeps_everything(tmp_path: Path) -> None:
     assert again.model.graph == artifact.model.graph
 
 
-def test_equal_artifacts_have_equal_bytes_whatever_the_order_of_their_extras() -> None:
+def test_equal_artifacts_have_equal_bytes_in_any_order_of_their_extras() -> None:
     artifact = make_artifact()
     assert artifact.to_bytes() == make_artifact().to_bytes()
     extras = {"a": {"x": 1, "y": 2}, "b": 3}
@@ -110,7 +110,7 @@ def test_writing_leaves_the_artifact_in_memory_as_it_was() -> None:
     assert not artifact.model.metadata_props
 
 
-def test_a_foreign_file_has_no_preprocessing_and_the_sentence_says_which_options() -> (
+def test_a_foreign_file_without_preprocessing_is_refused_with_the_options_to_set() -> (
     None
 ):
     artifact = Artifact.from_bytes(graph().SerializeToString(), "theirs")

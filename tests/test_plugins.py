@@ -92,7 +92,9 @@ def test_a_missing_dependency_says_what_to_type(
 @pytest.mark.parametrize(
     "target", ["repzoo.no_such_module:X", "repzoo.errors:NoSuchThing"]
 )
-def test_a_defect_of_our_own_is_not_dressed_as_a_missing_extra(target: str) -> None:
+def test_an_import_error_of_our_own_is_not_reported_as_a_missing_extra(
+    target: str,
+) -> None:
     with pytest.raises((ModuleNotFoundError, AttributeError)):
         table(broken=Plugin(target, "openvino")).load("broken")
 

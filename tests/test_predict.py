@@ -78,7 +78,7 @@ def predict(run: Run, *arguments: object) -> list[dict[str, Any]]:
     return rows
 
 
-def test_softmax_is_taken_of_logits_only(run: Run, red: Path, tmp_path: Path) -> None:
+def test_softmax_is_applied_to_logits_only(run: Run, red: Path, tmp_path: Path) -> None:
     expected = np.exp(MEANS) / np.exp(MEANS).sum()
     for tail in ((), ("Softmax",), ("LogSoftmax",)):
         rows = predict(run, colors_model(tmp_path / "m.onnx", *tail), red)

@@ -183,7 +183,7 @@ def test_places_that_can_never_be_written_are_refused_before_any_work(
     assert not Path("/dev/null").is_file()
 
 
-def test_a_place_that_could_be_written_is_let_through_and_nothing_is_made(
+def test_checking_a_writable_path_creates_nothing(
     tmp_path: Path,
 ) -> None:
     storage.require_writable(tmp_path / "a" / "b" / "c")
@@ -213,7 +213,9 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
         storage.require_writable(tmp_path / "x")
 
 
-def test_lines_are_appended_whole_and_a_full_disk_takes_none(tmp_path: Path) -> None:
+def test_lines_are_appended_completely_or_not_at_all_on_a_full_disk(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "new" / "x.jsonl"
     storage.append_lines(path, ["one", "zwei é"])
     storage.append_lines(path, [])

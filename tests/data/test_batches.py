@@ -52,7 +52,7 @@ def loader_failing_on(bad: set[int]) -> Callable[[str], Image.Image]:
     st.integers(1, 4),
     st.sets(st.integers(0, 22)),
 )
-def test_every_readable_image_comes_once_in_order_as_prepare_makes_it(
+def test_every_readable_image_comes_once_in_order_as_prepared(
     count: int, size: int, workers: int, bad: set[int]
 ) -> None:
     report = ReadReport()
@@ -90,7 +90,7 @@ def test_at_most_two_batches_are_decoded_ahead() -> None:
     assert (consumed, len(loaded)) == (100, 100)
 
 
-def test_nothing_is_decoded_before_it_is_asked_for() -> None:
+def test_images_are_decoded_only_when_they_are_read() -> None:
     loaded: list[str] = []
 
     def load(key: str) -> Image.Image:
@@ -152,7 +152,7 @@ def test_the_report_says_what_was_left_out_and_what_was_converted() -> None:
     assert ReadReport().sentences() == []
 
 
-def test_a_strip_too_long_to_resize_is_left_out_by_name() -> None:
+def test_an_image_too_long_to_resize_is_skipped_and_named() -> None:
     report = ReadReport()
     stripes = dataset(
         2, lambda key: Image.new("RGB", (60_000, 1) if key == "1" else (9, 9))

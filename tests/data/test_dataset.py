@@ -142,7 +142,7 @@ def test_held_out_is_everything_where_nothing_was_trained_on() -> None:
     assert split_source().held_out().targets == (1, 2, 0)
 
 
-def test_a_join_keeps_the_order_of_its_parts_and_refuses_what_it_has_not_or_has_twice() -> (
+def test_a_join_keeps_the_order_of_its_parts_and_refuses_unknown_and_repeated_ones() -> (
     None
 ):
     source = split_source()

@@ -93,7 +93,7 @@ def test_classes_tsv_gives_the_order_of_the_outputs(tmp_path: Path) -> None:
         (b"a\nb\xff\n", r"not UTF-8 text \(byte 3\)"),
     ],
 )
-def test_a_classes_tsv_that_does_not_fit_is_refused(
+def test_a_wrong_classes_tsv_is_refused(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
     save_images(tmp_path, "b/1.png", "a/1.png")
@@ -253,7 +253,7 @@ def test_exactly_the_limit_is_decoded(
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
-def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path, kind: str) -> None:
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path, kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     path = tmp_path / "moving.png"
     frames[0].save(

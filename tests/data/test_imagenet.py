@@ -152,7 +152,7 @@ def test_images_lie_where_each_archive_puts_them(
     assert open_source(root).held_out().targets == POSITIONS
 
 
-def test_some_of_the_images_will_do_and_the_name_says_so(flat: Path) -> None:
+def test_a_subset_of_the_images_is_enough_and_is_named(flat: Path) -> None:
     add_map(flat)
     for number in (1, 4):
         (flat / "val" / f"{name(number)}.JPEG").unlink()
@@ -171,7 +171,7 @@ def test_class_folders_say_more_than_files_of_labels(flat: Path) -> None:
     assert sorted(data.classes) == sorted(SYNSETS[place] for place in POSITIONS)
 
 
-def test_ids_without_their_meaning_are_refused_and_not_taken_for_positions(
+def test_synset_ids_without_a_mapping_are_refused(
     flat: Path,
 ) -> None:
     ground_truth(flat)

@@ -196,7 +196,7 @@ def test_an_unknown_part_is_refused_with_those_that_exist(tmp_path: Path) -> Non
         read(tmp_path).join("val", "validation")
 
 
-def test_evaluate_says_what_the_folder_was_taken_for(
+def test_evaluate_says_how_the_folder_was_read(
     run: Run, model_file: Path, tmp_path: Path
 ) -> None:
     for part, level in (("train", 0), ("valid", 255)):

@@ -25,7 +25,7 @@ def test_the_facts_are_json_and_agree_with_the_system() -> None:
 @pytest.mark.skipif(
     not Path("/proc/cpuinfo").exists(), reason="this system has no /proc/cpuinfo"
 )
-def test_every_int8_flag_the_cpu_names_is_told() -> None:
+def test_every_int8_flag_of_the_cpu_is_reported() -> None:
     words = set(Path("/proc/cpuinfo").read_text().split())
     assert set(host.host()["int8"]) == words & set(host.INT8_FLAGS)
 
@@ -67,7 +67,7 @@ def test_a_system_without_these_files_and_calls_still_has_facts(
     assert facts["int8"] == []
 
 
-def test_load_is_none_where_the_system_does_not_say(
+def test_load_is_none_where_the_system_does_not_report_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert host.load() is not None

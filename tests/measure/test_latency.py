@@ -161,7 +161,7 @@ def test_a_ratio_is_taken_within_rounds() -> None:
     assert latency.ratio(fast, slow).values.ratio == pytest.approx(1 / 1.5)
 
 
-def test_who_has_lost_a_race_is_left_out_of_its_further_rounds() -> None:
+def test_a_case_that_has_lost_a_race_leaves_its_further_rounds() -> None:
     """Rounds are as long as three calls of the first; once two ratios are above 1 there is
     nothing left to find out of a case.
     """
@@ -189,7 +189,7 @@ def test_who_has_lost_a_race_is_left_out_of_its_further_rounds() -> None:
     assert first.rounds_us[0].tolist() == [6000.0] * 3
 
 
-def test_a_race_whose_others_are_all_out_is_over() -> None:
+def test_a_race_ends_when_all_others_have_lost() -> None:
     hands = Hands()
     cases = [case(Timed(hands, cycle([time]), "x")) for time in (1.0, 2.0, 3.0)]
     latency.race(cases, 9, 3, 1, lambda ratios: ratios[-1] > 1, hands)
@@ -239,7 +239,7 @@ def test_percentiles_of_a_known_distribution(known: npt.NDArray[np.float64]) -> 
     assert record.values.steady is True
 
 
-def test_figures_are_derived_from_the_samples_that_are_kept() -> None:
+def test_statistics_follow_from_the_stored_samples() -> None:
     hands = Hands()
     (record,) = latency.run(
         [case(Timed(hands, with_warm_up(shuffle(np.linspace(0.02, 3, 300), 40))))],
@@ -289,7 +289,7 @@ def test_the_search_for_a_steady_state_waits_for_every_case() -> None:
     assert latency.ratio(cold, still).values.ratio == 1.0
 
 
-def test_a_trend_without_end_is_said_and_ends() -> None:
+def test_a_measurement_that_never_settles_ends_with_a_remark() -> None:
     hands = Hands()
     timed = case(Timed(hands, with_warm_up([1.05**index for index in range(200)])))
     (record,) = latency.run([timed], seconds=1e-9, rounds=12, clock=hands)
@@ -653,7 +653,7 @@ class Lying:
         return Timed(self.hands, cycle([next(self._each)]))
 
 
-def test_an_interval_is_taken_over_openings_not_over_rounds_that_share_one() -> None:
+def test_an_interval_counts_sessions_not_rounds_of_the_same_session() -> None:
     """Twice the same file: one opening says 10 % slower in all its rounds, which must not look
     proven.
     """

@@ -92,7 +92,7 @@ def bench(flat: Path, *engines: str, **options: Any) -> sweep.SweepResult:
     )
 
 
-def test_an_engine_that_crashes_the_process_costs_its_own_rows_only(
+def test_an_engine_that_crashes_the_process_loses_its_own_rows_only(
     flat: Path, run: Run
 ) -> None:
     ran = run(
@@ -104,7 +104,7 @@ def test_an_engine_that_crashes_the_process_costs_its_own_rows_only(
     assert "crashed (signal SIGABRT)" in ran.err
 
 
-def test_what_fails_is_left_out_and_the_sweep_goes_on(flat: Path) -> None:
+def test_failing_settings_are_skipped_and_the_sweep_continues(flat: Path) -> None:
     swept = bench(flat, "refuser", "sleeper", "breaker", "onnxruntime", streams=(1, 2))
     assert [
         (record.engine["name"], record.values.setting.streams)
@@ -240,7 +240,7 @@ def test_lists_by_commas_and_by_repeating_are_one(run: Run, flat: Path) -> None:
         assert run("bench", flat, "--streams", wrong).code == 2
 
 
-def test_remarks_say_what_is_to_be_doubted(flat: Path) -> None:
+def test_remarks_name_what_is_uncertain(flat: Path) -> None:
     remarks = " ".join(bench(flat, "sleeper").remarks)
     assert "p99 rests on" in remarks
     assert "662 are needed" in remarks

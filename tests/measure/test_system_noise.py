@@ -48,7 +48,7 @@ def moment(**changes: float | None) -> noise.Counters:
     return noise.Counters(**{**usual, **changes})  # type: ignore[arg-type]
 
 
-def test_what_this_process_used_is_not_others() -> None:
+def test_time_of_this_process_is_not_counted_as_used_by_others() -> None:
     facts = noise.between(
         moment(), moment(load=3.0, total=10.0, busy=6.0, own=4.0, stolen=0.5)
     )
@@ -60,7 +60,7 @@ def test_what_this_process_used_is_not_others() -> None:
     assert "5%" in lines[1]
 
 
-def test_nothing_is_said_below_the_thresholds_or_of_what_is_not_known() -> None:
+def test_there_is_no_remark_below_the_thresholds_or_without_counters() -> None:
     calm = moment(total=10.0, busy=4.5, own=4.0, stolen=0.05, mhz=2040.0)
     assert noise.sentences(noise.between(moment(mhz=2000.0), calm)) == []
     unknown = noise.between(moment(load=None), moment(load=None))
@@ -72,7 +72,7 @@ def test_nothing_is_said_below_the_thresholds_or_of_what_is_not_known() -> None:
     )
 
 
-def test_the_worst_of_several_measurements_is_what_is_said() -> None:
+def test_the_worst_of_several_measurements_is_reported() -> None:
     first = noise.between(
         moment(mhz=2000.0),
         moment(total=10.0, busy=1.0, own=0.0, stolen=0.5, mhz=2000.0),

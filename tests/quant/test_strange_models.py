@@ -174,7 +174,7 @@ STRANGE_FOR_EQUALIZATION: dict[str, Make] = {
 
 
 @pytest.mark.parametrize("make", STRANGE.values(), ids=STRANGE)
-def test_strange_weights_give_a_model_that_agrees_or_a_sentence(
+def test_unusual_weights_give_a_model_that_agrees_or_one_sentence(
     quantize: Callable[..., Any], tmp_path: Path, make: Make
 ) -> None:
     floating = make()

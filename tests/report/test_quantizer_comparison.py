@@ -34,9 +34,7 @@ def table_rows(*records: Record[Any]) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in table(records, "en")[2:]]
 
 
-def test_the_newest_row_of_each_recipe_stays_beside_older_ones_of_the_same_setting() -> (
-    None
-):
+def test_the_newest_row_of_each_quantizer_is_shown() -> None:
     rows = table_rows(
         row("repzoo", 9.0), row("other", 5.0), row("repzoo", 0.25, load=3.0)
     )

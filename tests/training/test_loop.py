@@ -360,7 +360,7 @@ def test_a_class_without_images_is_named_before_any_work(
     assert not list(tmp_path.glob("run/*"))
 
 
-def test_every_recipe_is_whole() -> None:
+def test_every_recipe_is_complete() -> None:
     assert {"digits", "photos"} <= set(recipes())
     with pytest.raises(InputError, match="did you mean digits"):
         recipe("digit")

@@ -150,7 +150,7 @@ def test_what_was_trained_with_before_is_as_it_was() -> None:
         ({**WHOLE, "per_model": {"x": {"lrr": 1.0}}}, "did you mean lr"),
     ],
 )
-def test_a_recipe_that_is_none(table: dict[str, Any], message: str) -> None:
+def test_an_invalid_recipe_is_refused(table: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         from_table("own", table)
 
@@ -195,7 +195,7 @@ def test_fine_tuning_needs_weights(name: str) -> None:
         models.student("repghostnet_050", 3, recipe(name), TrainOptions())
 
 
-def test_a_teacher_is_asked_for_and_refused_where_it_has_no_use() -> None:
+def test_a_teacher_is_required_with_distillation_and_refused_without() -> None:
     with pytest.raises(
         InputError, match=r"learns from a teacher \(the source had regnety_160"
     ):
@@ -205,7 +205,7 @@ def test_a_teacher_is_asked_for_and_refused_where_it_has_no_use() -> None:
 
 
 @pytest.mark.parametrize("kind", ["soft", "hard"])
-def test_the_teachers_answers_pull(kind: str) -> None:
+def test_the_distillation_loss_follows_the_teacher(kind: str) -> None:
     """With all weight on the teacher the loss is what its formula says, of images in the
     teacher's own normalization.
     """
@@ -231,7 +231,7 @@ def test_the_teachers_answers_pull(kind: str) -> None:
     assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_teacher_teaches(tmp_path: Path) -> None:
+def test_training_with_a_teacher_runs(tmp_path: Path) -> None:
     from tests.training.test_loop import pictures
 
     from repzoo.training.training_images import TrainingImages
@@ -281,7 +281,7 @@ def export_file(
     return module, folder / "teacher.onnx"
 
 
-def test_a_teacher_in_a_file_says_what_its_module_says(tmp_path: Path) -> None:
+def test_a_teacher_in_a_file_gives_the_loss_of_its_module(tmp_path: Path) -> None:
     """At its own side, in its own normalization, and the same distance in the loss."""
     module, path = export_file(tmp_path)
     settings = SHORT.changed(distill="soft", distill_weight=1.0)

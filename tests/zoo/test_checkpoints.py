@@ -292,7 +292,7 @@ def test_repvit_with_one_head_and_fused(tmp_path: Path) -> None:
         assert logits(loaded, official.inputs((1, 3, 64, 64))).shape == (1, 10)
 
 
-def test_legacy_repvit_is_told_from_its_successor(tmp_path: Path) -> None:
+def test_legacy_repvit_and_its_successor_are_distinguished(tmp_path: Path) -> None:
     """M1 has M0.9's widths and depths, but a BatchNorm in each 1x1 branch."""
     own = shapes("repvit_m1", "train", 10, True)
     path = save(
@@ -318,7 +318,7 @@ def test_only_the_two_smallest_fasternets_have_gelu() -> None:
         )
 
 
-def test_averaged_weights_are_taken_where_the_source_prefers_them(
+def test_averaged_weights_are_used_where_the_source_prefers_them(
     tmp_path: Path,
 ) -> None:
     plain, mean = fill(SMALL), fill(SMALL, gain=0.5)
@@ -361,7 +361,7 @@ def test_a_training_checkpoint_with_its_optimizer_is_read(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_other_floats_become_float32_and_it_is_said(tmp_path: Path, dtype: str) -> None:
+def test_other_floats_become_float32_with_a_remark(tmp_path: Path, dtype: str) -> None:
     state = fill(SMALL)
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     half = {
@@ -444,7 +444,9 @@ def test_what_is_missing_too_much_or_of_another_shape_is_named(tmp_path: Path) -
         )
 
 
-def test_the_wrong_model_is_told_which_one_fits(ghost: Path, tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused_with_the_model_that_fits(
+    ghost: Path, tmp_path: Path
+) -> None:
     with pytest.raises(
         InputError,
         match=r"does not fit repghostnet_100: .*; it fits repghostnet_050 and repghostnet_050_wo$",

@@ -86,7 +86,7 @@ def test_every_reference_model_has_its_recipe() -> None:
     assert recipe("reference-teacher").finetune
 
 
-def test_a_packed_artifact_comes_back_with_all_that_it_says() -> None:
+def test_a_packed_artifact_keeps_all_metadata() -> None:
     source = artifact([1 / 3, -2.0, 1e-20])
     restored = Artifact.from_bytes(
         embedded.unpacked(embedded.pack(source), "x"), "tiny"

@@ -120,7 +120,7 @@ def test_the_se_blocks_of_d2se_keep_their_place_in_every_source(source: str) -> 
     assert sum(".attn.fc" in name for name in renamed.table) > 50
 
 
-def test_mmpretrains_swapped_figures_of_b0_are_marked_and_not_taken_over() -> None:
+def test_mmpretrains_swapped_figures_of_b0_are_marked_and_not_used() -> None:
     """Its metafile gives the parameters as FLOPs; loading compares shapes, and the catalog
     keeps its own counts.
     """

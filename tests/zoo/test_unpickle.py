@@ -129,7 +129,7 @@ def test_endless_steps_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["w.pth", "w.pdparams"])
-def test_other_files_are_told_what_they_are(
+def test_other_kinds_of_files_are_named_in_the_message(
     tmp_path: Path, name: str, content: bytes, sentence: str
 ) -> None:
     (tmp_path / name).write_bytes(content)

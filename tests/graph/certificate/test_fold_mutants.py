@@ -110,7 +110,9 @@ def before(graph: Graph) -> Artifact:
     )
 
 
-def test_the_network_folds_truly(before: Artifact, certify_fold: Certify) -> None:
+def test_the_network_folds_with_every_rule_and_is_proven(
+    before: Artifact, certify_fold: Certify
+) -> None:
     certificate = certify_fold(before)
     kinds = "".join(item.kind for item in certificate.folds)
     assert all(

@@ -172,7 +172,7 @@ def scale_weight(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
     return copy
 
 
-def test_the_fold_in_float64_speaks_for_the_fold_at_hand_only(
+def test_the_fold_in_float64_must_have_the_same_nodes_and_weights(
     amplifying: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, after = amplifying.model, fold(amplifying.model).model
@@ -194,7 +194,7 @@ def test_the_fold_in_float64_speaks_for_the_fold_at_hand_only(
     assert "at most 100 are converted" in large.sentence()
 
 
-def test_a_graph_that_needs_its_own_size_is_not_compared_at_a_smaller_one(
+def test_a_graph_of_a_fixed_size_is_not_compared_at_a_smaller_size(
     graph: Graph,
 ) -> None:
     body = "c = Conv<pads = [1, 1, 1, 1]>(data, w)\nr = Reshape(c, rows)\noutput = Gemm(r, wh)"
@@ -208,7 +208,7 @@ def test_a_graph_that_needs_its_own_size_is_not_compared_at_a_smaller_one(
     )
 
 
-def test_the_command_writes_the_file_and_says_what_holds(
+def test_the_command_writes_the_file_and_says_what_the_claim_rests_on(
     amplifying: Artifact, run: Any, tmp_path: Path
 ) -> None:
     amplifying.save(tmp_path / "in.onnx")
@@ -223,7 +223,7 @@ def test_the_command_writes_the_file_and_says_what_holds(
     )
 
 
-def test_a_certificate_of_the_input_says_so_too(
+def test_an_input_certificate_is_inconclusive_there_too(
     amplifying: Artifact, execute: Execute
 ) -> None:
     """Bytes are cast to float in front of the graph; their conversion is exact."""

@@ -300,7 +300,7 @@ def test_add_refuses_what_does_not_line_up(
         algebra.add(random_map(first, 0), random_map(second, 1))
 
 
-def test_add_keeps_what_is_sparse_sparse() -> None:
+def test_add_keeps_dilations_and_groups() -> None:
     """A dilated kernel plus an identity stays dilated; two depthwise kernels stay depthwise;
     1x3 plus 3x1 spans 3x3.
     """

@@ -86,7 +86,7 @@ def kinds(result: FoldResult) -> list[str]:
     return [node.op_type for node in result.model.graph.node]
 
 
-def test_a_border_of_what_the_batchnorm_gives_for_zero_is_zero_padding(
+def test_a_border_of_normalized_zeros_is_zero_padding(
     make_framed: Any, execute: Execute
 ) -> None:
     model = make_framed()
@@ -139,7 +139,7 @@ def test_another_border_is_refused_with_a_sentence(name: str, make_framed: Any) 
 @pytest.mark.parametrize(
     "name", [name for name in CHANGES if "constants that" in CHANGES[name][1]]
 )
-def test_the_certificate_catches_a_border_taken_for_another(
+def test_the_certificate_catches_a_wrong_border(
     name: str, make_framed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(algebra, "_require_padding", lambda *_: None)
@@ -175,7 +175,7 @@ def test_the_certificate_catches_a_guard_that_overlooks_a_pixel(
             prove(model, result.model, result.outputs)
 
 
-def test_a_framed_map_composes_only_with_what_gives_its_constants() -> None:
+def test_a_map_with_a_border_composes_only_with_the_map_of_its_constants() -> None:
     random = np.random.default_rng(3)
     inner = algebra.from_kernel(
         random.standard_normal((5, 4, 1, 1)), random.standard_normal(5)

@@ -92,7 +92,7 @@ def test_branches_of_an_if_stay_as_they_are(graph: Graph) -> None:
     ]
 
 
-def test_a_fold_comes_before_a_merge_for_what_two_read_no_fold_takes_in(
+def test_folds_come_before_cse_for_shared_tensors_do_not_fold(
     graph: Graph,
 ) -> None:
     """Two equal pools, each in a branch of its own: all of it is one convolution, as it is with
@@ -116,7 +116,7 @@ def test_layers_of_equal_weights_stay_two(graph: Graph) -> None:
 
 
 @pytest.mark.parametrize("blind_to", ["_attribute_value", "_input_content"])
-def test_a_merge_of_what_is_not_alike_is_caught(
+def test_merging_nodes_that_differ_is_caught(
     blind_to: str, graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(

@@ -279,7 +279,7 @@ MUTANTS = [
 
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda function: function.__name__)
 @pytest.mark.parametrize("stem", ["padding", "asymmetric"])
-def test_the_certificate_convicts_a_wrong_graph(
+def test_the_certificate_refuses_a_wrong_graph(
     graph: Graph, stem: str, mutate: Callable[[onnx.ModelProto], None]
 ) -> None:
     artifact = make_artifact(graph, stem)
@@ -304,7 +304,7 @@ def test_the_certificate_convicts_a_wrong_graph(
     ],
     ids=["mean", "std", "limited for full", "709 for 601", "both"],
 )
-def test_the_certificate_convicts_a_wrong_contract(
+def test_the_certificate_refuses_a_wrong_contract(
     graph: Graph, built: dict[str, Any], sent: dict[str, Any]
 ) -> None:
     artifact = make_artifact(graph, "padding")
@@ -320,7 +320,7 @@ def test_the_certificate_convicts_a_wrong_contract(
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=IDS)
-def test_the_certificate_convicts_swapped_channels(
+def test_the_certificate_refuses_swapped_channels(
     graph: Graph, contract: dict[str, Any]
 ) -> None:
     artifact = make_artifact(graph, "padding")
@@ -337,7 +337,7 @@ def test_the_certificate_convicts_swapped_channels(
 # Names, and what is refused
 
 
-def test_names_that_are_taken_and_readers_in_subgraphs(graph: Graph) -> None:
+def test_names_in_use_and_readers_in_subgraphs(graph: Graph) -> None:
     body = """  data_float = Relu(data)
   flag = Cast<to = 9>(number)
   stem = If(flag) <

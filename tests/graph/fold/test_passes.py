@@ -23,7 +23,7 @@ Graph = Callable[..., onnx.ModelProto]
 TWO_PASSES = "t = Conv(data, wa)\na = Conv(t, wb)\nb = Conv(t, wc)\noutput = Add(a, b)"
 
 
-def test_a_fold_that_a_later_one_takes_in_is_within_what_that_ones_proof_retraces(
+def test_the_proof_of_a_later_fold_covers_the_folds_that_it_includes(
     graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = graph(

@@ -117,7 +117,7 @@ def test_the_values_are_those_of_the_formula(graph: Graph) -> None:
     )
 
 
-def test_batchnorms_between_rows_are_drilled(graph: Graph) -> None:
+def test_adversarial_cases_cover_batchnorms_between_rows(graph: Graph) -> None:
     model = build(graph, LEVIT)
     drilled = list(adversarial_cases(model, fold(model).model, TrainingForm.of(model)))
     assert drilled
@@ -148,7 +148,7 @@ def test_a_wrong_layer_is_caught(
         prove(model, made_wrong.model, made_wrong.outputs)
 
 
-def test_a_product_of_two_steps_does_not_hide_what_else_reads_it(graph: Graph) -> None:
+def test_a_second_reader_of_a_product_is_noticed(graph: Graph) -> None:
     """Between a new MatMul and its Add lies a tensor that the training form lacks; a node that
     also reads it is no known node.
     """

@@ -483,7 +483,7 @@ def test_a_quantized_graph_is_an_input_error(graph: Graph) -> None:
         fold(graph(body, {"s": [0.5]} | {}))
 
 
-def test_names_that_are_taken_are_not_taken_again(
+def test_names_in_use_are_not_used_again(
     graph: Graph, fold_and_compare: Folded
 ) -> None:
     """The fold's own name for a bias is already a tensor of this graph."""

@@ -75,7 +75,7 @@ def test_a_fold_that_is_proven_slower_is_refused_with_both_times(graph: Graph) -
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.6), (0.9, 1.4)])
-def test_a_fold_that_is_faster_or_not_proven_slower_is_made(
+def test_a_fold_is_applied_unless_it_is_proven_slower(
     low: float, high: float, graph: Graph, execute: Execute
 ) -> None:
     timer, model = FakeTimer(low, high), graph(TWICE, WEIGHTS)

@@ -92,7 +92,7 @@ def test_open_sides_take_the_artifacts_size_or_the_given_one(
     assert unknown.uncounted["Conv"] == 2, "what cannot be counted is named"
 
 
-def test_int8_counts_what_its_float_form_does(network: Artifact) -> None:
+def test_int8_models_have_the_counts_of_their_float_form(network: Artifact) -> None:
     tensors = ("data", "c", "d", "f")
     placement = Placement(
         name="all", tensors=tensors, nodes=frozenset({"a", "d", "output"})

@@ -115,7 +115,7 @@ def test_every_opset_keeps_every_batchnorm_and_the_values(
     )
 
 
-def test_the_file_says_all_of_it(small_module: nn.Module, tmp_path: Path) -> None:
+def test_the_file_holds_all_metadata(small_module: nn.Module, tmp_path: Path) -> None:
     exported = export(small_module, "small", PREPROCESS, ("a", "b", "c"), STEP)
     exported.save(tmp_path / "small.onnx")
     read = Artifact.read(tmp_path / "small.onnx")

@@ -92,7 +92,7 @@ def test_two_outputs_are_named(graph: Graph) -> None:
     assert find_head(model).reason == "the graph has 2 outputs (output, f)"
 
 
-def test_softmax_is_taken_of_logits_only() -> None:
+def test_softmax_is_applied_to_logits_only() -> None:
     logits = np.array([[0, np.log(3), -100]], np.float32)
     expected = [[0.25, 0.75, 0]]
     softmax = np.array(expected, np.float32)

@@ -52,7 +52,7 @@ def test_one_layer_of_two(network: Artifact) -> None:
     assert str(share) == "INT8: 1 of 2 layers, 83 % of MACs, 23 % of bytes"
 
 
-def test_all_and_none_of_it(network: Artifact) -> None:
+def test_all_or_no_layers_in_int8(network: Artifact) -> None:
     everything = int8_share(quantized(network, ["a", "output"], ("data", "b", "f")))
     assert everything == Int8Share(layers=2, int8_layers=2, macs=1, bytes=1)
     assert everything.is_everything

@@ -147,7 +147,7 @@ def test_the_graphs_output_is_never_quantized() -> None:
     assert [candidate.tensors for candidate in candidates(fused)] == [("x",)]
 
 
-def test_an_addition_of_activations_is_quantized_and_one_of_a_constant_is_not() -> None:
+def test_an_addition_of_activations_is_quantized_and_of_a_constant_is_not() -> None:
     both = graph(
         "a = Conv <pads = [1, 1, 1, 1]> (x, w) s = Add (a, x) y = Conv <pads = [1, 1, 1, 1]> (s, w)"
     )

@@ -192,7 +192,7 @@ def test_each_engine_has_its_scheme() -> None:
     assert targets == ["ort-cpu", "openvino-cpu", "openvino-cpu", "mnn", "ort-cpu"]
 
 
-def test_every_preset_is_whole() -> None:
+def test_every_preset_is_complete() -> None:
     assert {"ort-cpu", "openvino-cpu", "mnn", "rdk", "vastai", "per-tensor"} <= set(
         schemes()
     )

@@ -191,7 +191,7 @@ def test_training_is_deterministic_and_keeps_the_random_state() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_student_computes_what_the_written_model_computes() -> None:
+def test_the_student_computes_the_outputs_of_the_written_model() -> None:
     """Both for the plan that it starts from and for the plan that it returns.
 
     Only the order of sums differs. A sum that rounds the other way changes few logits, so the mean

@@ -35,15 +35,15 @@ def noisy(
     return replace(add_expected_drop(paired, changed, drop), logits_snr_db=snr_db)
 
 
-def test_of_two_that_do_not_hold_the_one_with_less_noise_is_better_whatever_was_counted() -> (
-    None
-):
+def test_among_candidates_that_do_not_hold_less_noise_is_better() -> None:
     lucky = noisy(paired_accuracy(), 1.5, 0.2, snr_db=22.8)
     better = noisy(paired_accuracy(changed=2), 1.6, 0.2, snr_db=24.2)
     assert candidate(better).rank > candidate(lucky).rank
 
 
-def test_one_that_holds_is_better_than_one_with_less_noise_that_does_not() -> None:
+def test_a_candidate_that_holds_is_better_than_a_less_noisy_candidate_that_does_not() -> (
+    None
+):
     better = noisy(paired_accuracy(changed=2), 1.6, 0.2, snr_db=24.2)
     holding = noisy(paired_accuracy(changed=2), 0.9, 0.15, snr_db=22.0)
     assert candidate(holding).rank > candidate(better).rank

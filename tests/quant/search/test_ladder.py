@@ -261,7 +261,7 @@ def test_the_smaller_placements_reach_down_to_the_one_with_least_in_int8(
 
 
 @pytest.mark.parametrize("choice", ["everything", "layers"])
-def test_a_placement_that_was_asked_for_is_kept(choice: PlacementChoice) -> None:
+def test_a_placement_chosen_by_the_user_is_kept(choice: PlacementChoice) -> None:
     """On gray calibration images every stage is bad, but no layer leaves INT8 for that."""
     scheme = load_scheme("per-tensor")
     target = Target(engine("onnxruntime"), scheme, placement=choice)

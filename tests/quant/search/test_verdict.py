@@ -93,7 +93,7 @@ def test_within_allows_the_expected_drop_its_standard_error() -> None:
     )
 
 
-def test_a_counted_drop_above_the_budget_is_not_within_whatever_is_expected() -> None:
+def test_a_measured_drop_above_the_budget_fails_with_any_expected_drop() -> None:
     paired = paired_accuracy(changed=12, lost=12)
     assert judge(add_expected_drop(paired, changed=2, drop=0.1)) < Verdict.WITHIN
 
@@ -110,7 +110,7 @@ def test_holds_needs_99_percent_of_predictions_unchanged_where_only_counts_are_k
     assert judge(paired_accuracy(changed=3)) is Verdict.ENOUGH
 
 
-def test_holds_needs_few_expected_changes_even_where_none_was_counted() -> None:
+def test_holds_needs_few_expected_changes_even_where_no_prediction_changed() -> None:
     assert (
         judge(add_expected_drop(paired_accuracy(), changed=0.9, drop=0.15))
         is Verdict.HOLDS
