@@ -90,9 +90,8 @@ def run(
     calibration, evaluation = source.calibration_split(
         options.quantize.images, options.quantize.seed
     )
-    accuracy.class_indices(
-        evaluation, artifact
-    )  # refuses classes that the model does not have
+    # Refuses classes that the model does not have, before the work.
+    accuracy.class_indices(evaluation, artifact)
     progress("fold and certify", 0, 0)
     deploy = verbs.fold(artifact, calibration, engine=engine_name)
     int8 = verbs.quantize(deploy, source, options=options.quantize, progress=progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from repzoo.graph.tools.int8_share import Int8Share
 from repzoo.printable import one_line, signed
@@ -18,6 +18,9 @@ SHARE = {
 ACTIVE = re.compile(r"[\\|*`\[\]<>~&$]|(?<!\w)_|_(?!\w)|#+$")
 # What makes a heading, a list or a quotation of a line that begins with it.
 FIRST = re.compile(r"^(?:[#+=-]|\d+(?=[.)](?:\s|$)))")
+
+# The column of tables that is left out where no Record says how much runs in INT8.
+SHARE_HEADING = {"en": "In INT8", "zh": "INT8 部分"}
 
 Show = Callable[[float], str]
 
@@ -87,6 +90,18 @@ def int8_share(share: Int8Share | None, language: str) -> str:
     )
 
 
+def markdown_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], omitted: str = ""
+) -> list[str]:
+    """A table as lines of Markdown, without the column that has the heading `omitted`."""
+    shown = [index for index, text in enumerate(headings) if text != omitted]
+    lines = []
+    for cells in (headings, ["---"] * len(headings), *rows):
+        kept = [cells[index] for index in shown]
+        lines.append("| " + " | ".join(kept) + " |")
+    return lines
+
+
 def pixels(size: object) -> str:
     """The size of an input as "width x height" in pixels; `size` is one side or both."""
     if isinstance(size, list | tuple):
@@ -97,8 +112,7 @@ def pixels(size: object) -> str:
 def _significant(value: float, digits: int) -> str:
     if value == 0 or not math.isfinite(value):
         return str(value)
-    rounded = float(
-        f"{value:.{digits - 1}e}"
-    )  # before counting digits: 0.9999 is 1.00, not 1.000
+    # Rounded before the digits are counted: 0.9999 is 1.00, not 1.000.
+    rounded = float(f"{value:.{digits - 1}e}")
     decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
     return f"{rounded:.{max(0, decimals)}f}"

@@ -20,7 +20,7 @@ HEADINGS = {
     "en": (
         "Model",
         "Quantizer",
-        "In INT8",
+        figures.SHARE_HEADING["en"],
         "Drop (points)",
         "Expected drop (points)",
         "Same prediction as float (%)",
@@ -32,7 +32,7 @@ HEADINGS = {
     "zh": (
         "模型",
         "量化方法",
-        "INT8 部分",
+        figures.SHARE_HEADING["zh"],
         "精度损失（百分点）",
         "预期精度损失（百分点）",
         "与浮点预测一致 (%)",
@@ -44,7 +44,6 @@ HEADINGS = {
 }
 REFUSED = {"en": "refused", "zh": "拒绝"}
 ABSENT = "–"
-SHARE_COLUMN = 2  # it is left out where no Record says how much runs in INT8
 
 
 def table(records: Sequence[Record[Any]], language: str) -> list[str]:
@@ -65,12 +64,10 @@ def table(records: Sequence[Record[Any]], language: str) -> list[str]:
     for row in rows:
         engines |= dict.fromkeys(row.values.engines)
     headings = _headings(language, list(engines))
-    lines = [headings, ["---"] * len(headings)]
-    lines += [_cells(row, list(engines), language) for row in rows]
-    if not any(_knows_share(row.values) for row in rows):
-        for cells in lines:
-            del cells[SHARE_COLUMN]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
+    cells = [_cells(row, list(engines), language) for row in rows]
+    is_known = any(_knows_share(row.values) for row in rows)
+    omitted = "" if is_known else figures.SHARE_HEADING[language]
+    return figures.markdown_table(headings, cells, omitted)
 
 
 def _knows_share(values: QuantizerComparison) -> bool:

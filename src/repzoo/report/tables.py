@@ -38,7 +38,7 @@ HEADINGS = {
         "MACs (M)",
         "Float Top-1 (%)",
         "INT8 Top-1 (%)",
-        "In INT8",
+        figures.SHARE_HEADING["en"],
         "Drop (points)",
         "Latency, 1 thread (ms), float → INT8",
         "Latency, {n} threads (ms)",
@@ -52,7 +52,7 @@ HEADINGS = {
         "乘加 (M)",
         "浮点 Top-1 (%)",
         "INT8 Top-1 (%)",
-        "INT8 部分",
+        figures.SHARE_HEADING["zh"],
         "精度损失（百分点）",
         "单线程延迟 (ms)，浮点 → INT8",
         "{n} 线程延迟 (ms)",
@@ -60,9 +60,6 @@ HEADINGS = {
         "INT8 / 浮点延迟比",
     ),
 }
-
-# The column that is left out where no Record says how much runs in INT8.
-SHARE = {"en": "In INT8", "zh": "INT8 部分"}
 
 
 def rendered(document: str, results: Path, language: str) -> str:
@@ -100,13 +97,10 @@ def _job_table(records: Sequence[Record[Any]], language: str) -> list[str]:
         )
     threads = next(iter(newest.values())).client_threads
     headings = [heading.format(n=threads) for heading in HEADINGS[language]]
-    lines = [headings, ["---"] * len(headings)]
-    lines += [_cells(facts, language) for facts in newest.values()]
-    if all(facts.int8 is None for facts in newest.values()):
-        column = HEADINGS[language].index(SHARE[language])
-        for cells in lines:
-            del cells[column]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
+    rows = [_cells(facts, language) for facts in newest.values()]
+    is_unknown = all(facts.int8 is None for facts in newest.values())
+    omitted = figures.SHARE_HEADING[language] if is_unknown else ""
+    return figures.markdown_table(headings, rows, omitted)
 
 
 def _cells(facts: CardFacts, language: str) -> list[str]:

@@ -28,9 +28,8 @@ from repzoo.quant.search.gate import Gate, QuantReport, ReportContext, require_f
 from repzoo.quant.search.verdict import Budget
 
 OWN = "repzoo"
-MAX_LABELED_BYTES = (
-    2**29
-)  # of prepared images that a quantizer may hold to check accuracy on
+# Of prepared images that a quantizer may hold to check accuracy on.
+MAX_LABELED_BYTES = 2**29
 PREPARED_AT_ONCE = 16  # images
 
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,9 +60,8 @@ from repzoo.quant.search.rewrite_cache import RewriteCache
 from repzoo.quant.search.verdict import Budget, Verdict
 
 FALLBACK_COUNTS = (1, 3, 8)  # layers that leave INT8, one candidate each
-SMALLER_PLACEMENTS = (
-    3  # placements with less in INT8 that are tried for accuracy, at most
-)
+# Placements with less in INT8 that are tried for accuracy, at most.
+SMALLER_PLACEMENTS = 3
 SEARCH_SECONDS = 30.0
 
 PlacementChoice = Literal["fastest", "layers", "everything"]
@@ -117,25 +116,20 @@ def quantize(
     best = evaluator.best
     gate_started = time.perf_counter()
     paired = gate.comparison.compare(best.artifact)
-    seconds = {
-        "calibrate": calibrate_seconds,
-        "place": search.seconds,
-        "gate": time.perf_counter() - gate_started,
+    phases = {
+        "calibrate": round(calibrate_seconds, 2),
+        "place": round(search.seconds, 2),
+        "gate": round(time.perf_counter() - gate_started, 2),
     }
-    settings = {
-        "scheme": asdict(target.scheme),
-        "calibration_images": evaluator.builder.cache.original.statistics.images,
-        **asdict(budget),
-    }
-    data = {
-        "calibration": split.calibration.name,
-        "images": len(split.calibration),
-        "selection_images": len(split.selection),
-    }
-    phases = {name: round(value, 2) for name, value in seconds.items()}
     remarks += evaluator.comparison.report.sentences()
     context = ReportContext(
-        settings, data, budget, remarks, started, search.trials, phases
+        _step_settings(evaluator, target, budget),
+        _describe_images(split),
+        budget,
+        remarks,
+        started,
+        search.trials,
+        phases,
     )
     return gate.conclude(
         best,
@@ -144,6 +138,26 @@ def quantize(
         context,
         lambda: evaluator.diagnose(best, split.gate),
     )
+
+
+def _step_settings(
+    evaluator: Evaluator, target: Target, budget: Budget
+) -> dict[str, Any]:
+    """What the model's history says of how it was quantized."""
+    statistics = evaluator.builder.cache.original.statistics
+    return {
+        "scheme": asdict(target.scheme),
+        "calibration_images": statistics.images,
+        **asdict(budget),
+    }
+
+
+def _describe_images(split: QuantizationSplit) -> dict[str, Any]:
+    return {
+        "calibration": split.calibration.name,
+        "images": len(split.calibration),
+        "selection_images": len(split.selection),
+    }
 
 
 def calibrate(
@@ -310,13 +324,12 @@ def choose_smaller_placements(
         return space.count(candidate), len(candidate.tensors)
 
     tried = {timed.placement for timed in search.nearly_as_fast}
-    smaller = [
-        candidate
-        for candidate in search.others
-        if candidate not in tried and size(candidate) < size(placement)
-    ]
+    smaller = []
+    for candidate in search.others:
+        if candidate not in tried and size(candidate) < size(placement):
+            smaller.append(candidate)
     smaller.sort(key=size)
-    smaller.reverse()
+    smaller.reverse()  # not sort(reverse=True): the later of two equal ones comes first
     if len(smaller) <= SMALLER_PLACEMENTS:
         return smaller
     spread = np.linspace(0, len(smaller) - 1, SMALLER_PLACEMENTS + 1)[1:]

@@ -35,9 +35,8 @@ from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer, ranges, scales
 from repzoo.quant.search.gate import Gate
 
-ROUNDS = (
-    9  # of each race: the 95 % interval of a median of 9 is from the 2nd to the 8th
-)
+# Rounds of each race: the 95 % interval of a median of 9 is from the 2nd to the 8th.
+ROUNDS = 9
 CALLS = 3  # of each model in a round, about
 # Placements in one race, besides the one they are compared with. Each is a session that holds
 # the weights: with weights of RACE_BYTES or more there are fewer than MOST_RACED.
@@ -212,12 +211,11 @@ def _nearly_as_fast(
     """See `SearchResult`."""
     layers = space.count(best.placement)
     slowest = best.ratio.ratio / NEAR
-    near = [
-        candidate
-        for candidate in timed
-        if space.count(candidate.placement) < layers
-        and candidate.ratio.ratio <= slowest
-    ]
+    near = []
+    for candidate in timed:
+        has_fewer = space.count(candidate.placement) < layers
+        if has_fewer and candidate.ratio.ratio <= slowest:
+            near.append(candidate)
     return tuple(sorted(near, key=lambda candidate: space.count(candidate.placement)))
 
 
@@ -233,18 +231,24 @@ def _time_starts(
     order = sorted(range(len(starts)), key=lambda index: ratios[index])
     finalists = _choose_finalists(race.space, starts, order, ratios)
     float_ratios = race.ratios_to_float(finalists, screening)
-    timed = [
-        TimedPlacement(*pair) for pair in zip(finalists, float_ratios, strict=True)
-    ]
+    timed = list(map(TimedPlacement, finalists, float_ratios))
     timed.sort(key=lambda candidate: candidate.ratio.ratio)
-    slowest = timed[0].ratio.ratio / SMALLEST_GAIN
-    equally_fast = [
-        candidate for candidate in timed if candidate.ratio.ratio <= slowest
-    ]
-    first = min(equally_fast, key=lambda candidate: starts.index(candidate.placement))
+    first = _most_quantized_of_fastest(timed, starts)
     timed.remove(first)
     slower = [starts[index] for index in order if starts[index] not in finalists]
     return [first, *timed], slower
+
+
+def _most_quantized_of_fastest(
+    timed: Sequence[TimedPlacement], starts: Sequence[Placement]
+) -> TimedPlacement:
+    """Of those that are as fast as the first of `timed`, the one that `starts` has first."""
+    slowest = timed[0].ratio.ratio / SMALLEST_GAIN
+    equally_fast = []
+    for candidate in timed:
+        if candidate.ratio.ratio <= slowest:
+            equally_fast.append(candidate)
+    return min(equally_fast, key=lambda candidate: starts.index(candidate.placement))
 
 
 def _choose_finalists(
@@ -278,6 +282,33 @@ class _Move:
     int8: bool
 
 
+@dataclass(frozen=True)
+class _TriedMove:
+    """A move with what it did to the latency."""
+
+    move: _Move
+    ratio: Interval
+
+    @property
+    def gains(self) -> bool:
+        """Whether it is faster beyond noise, and by more than where memory happens to lie."""
+        return self.ratio.high < 1 and self.ratio.value <= SMALLEST_GAIN
+
+    def to_trial(self, kept: bool) -> PlacementTrial:
+        """The row of the report."""
+        move = self.move
+        ratio = self.ratio
+        return PlacementTrial(
+            move.group,
+            len(move.nodes),
+            move.int8,
+            ratio.value,
+            ratio.low,
+            ratio.high,
+            kept,
+        )
+
+
 def _improve(
     race: PlacementRace, base: Placement, deadline: float, trials: list[PlacementTrial]
 ) -> Placement | None:
@@ -285,37 +316,33 @@ def _improve(
 
     What was tried is added to `trials`.
     """
+    tried = _try_moves(race, base, deadline)
+    gains = [item for item in tried if item.gains]
+    gains.sort(key=lambda item: item.ratio.value)
+    applied, faster = _confirm(race, base, [item.move for item in gains])
+    trials.extend(item.to_trial(kept=item.move in applied) for item in tried)
+    return faster
+
+
+def _try_moves(
+    race: PlacementRace, base: Placement, deadline: float
+) -> list[_TriedMove]:
+    """Every move from `base` alone, timed against it, until the time is up."""
     layers = set(layer_names(race.space))
-    groups = race.space.groups()
-    # A move that leaves no layer in INT8 is none that could be written.
-    moves = [
-        move for move in _moves(groups, base) if (base.nodes ^ move.nodes) & layers
-    ]
-    tried: list[tuple[PlacementTrial, _Move]] = []
+    moves = []
+    for move in _moves(race.space.groups(), base):
+        # A move that leaves no layer in INT8 is none that could be written.
+        if (base.nodes ^ move.nodes) & layers:
+            moves.append(move)
+    tried: list[_TriedMove] = []
     for start in range(0, len(moves), race.group_size):
         if time.perf_counter() >= deadline:
             break
         batch = moves[start : start + race.group_size]
-        intervals = race.ratios_to(
-            base, [_apply(race.space, base, [move]) for move in batch]
-        )
-        for move, interval in zip(batch, intervals, strict=True):
-            trial = PlacementTrial(
-                move.group,
-                len(move.nodes),
-                move.int8,
-                interval.value,
-                interval.low,
-                interval.high,
-            )
-            tried.append((trial, move))
-    gains = [
-        pair for pair in tried if pair[0].high < 1 and pair[0].ratio <= SMALLEST_GAIN
-    ]
-    gains.sort(key=lambda pair: pair[0].ratio)
-    applied, faster = _confirm(race, base, [move for _, move in gains])
-    trials.extend(replace(trial, kept=move in applied) for trial, move in tried)
-    return faster
+        placements = [_apply(race.space, base, [move]) for move in batch]
+        intervals = race.ratios_to(base, placements)
+        tried.extend(map(_TriedMove, batch, intervals))
+    return tried
 
 
 def _confirm(
@@ -363,8 +390,9 @@ def _apply(space: PlacementSpace, base: Placement, moves: Sequence[_Move]) -> Pl
     nodes = base.nodes
     for move in moves:
         nodes ^= move.nodes
-    in_float = [
-        group for group, members in space.groups().items() if not members & nodes
-    ]
+    in_float = []
+    for group, members in space.groups().items():
+        if not members & nodes:
+            in_float.append(group)
     name = f"searched, float: {', '.join(in_float)}" if in_float else "everything"
     return space.placement(name, nodes)

@@ -1,0 +1,56 @@
+"""What `repzoo quantize` says: how much runs in INT8, and the accuracy in float and in INT8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repzoo.console import quantized as views
+from repzoo.measure.results import PairedAccuracy
+
+Run = Callable[..., Any]
+
+
+def test_the_share_in_int8_and_both_accuracies_are_printed(
+    run: Run, small_file: Path, tmp_path: Path
+) -> None:
+    output = ("-o", tmp_path / "o.onnx", "--placement", "everything")
+    data = ("--data", "digits", "--images", 64)
+    command = ("quantize", small_file, *output, *data, "--max-drop", 5)
+    shown = run(*command)
+    assert shown.code == 0, shown.err
+    assert "INT8: 3 of 3 layers, 100 % of MACs, 100 % of bytes" in shown.out
+    document = run(*command, "--json").document
+    assert document["int8"] == {"layers": 3, "int8_layers": 3, "macs": 1, "bytes": 1}
+    assert document["placement"] == "everything"
+    drop = document["float_top1"] - document["top1"]
+    assert document["drop"] == pytest.approx(drop)
+    line = f"float {document['float_top1']:.2f} %, INT8 {document['top1']:.2f} %"
+    assert line in " ".join(shown.out.split())
+
+
+def test_without_labels_the_share_of_equal_predictions_is_printed() -> None:
+    values = PairedAccuracy(
+        n=180,
+        drop=1.5,
+        drop_low=0.5,
+        drop_high=3.0,
+        p_value=1.0,
+        same_prediction=98.5,
+        labeled=False,
+    )
+    line = views._accuracy_line(values)
+    assert "no labels, so no Top-1; 98.50 % of the predictions" in line
+
+
+def test_another_quantizer_places_by_itself(
+    run: Run, small_file: Path, tmp_path: Path
+) -> None:
+    options = ("--recipe", "ort-static", "--placement", "layers")
+    files = (small_file, "-o", tmp_path / "o.onnx", "--data", "digits")
+    refused = run("quantize", *files, *options)
+    assert refused.code == 2
+    assert "leave out the placement layers, or the recipe ort-static" in refused.err
