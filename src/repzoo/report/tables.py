@@ -97,10 +97,10 @@ def _job_table(records: Sequence[Record[Any]], language: str) -> list[str]:
         )
     threads = next(iter(newest.values())).client_threads
     headings = [heading.format(n=threads) for heading in HEADINGS[language]]
-    rows = [_cells(facts, language) for facts in newest.values()]
+    cells = [_cells(facts, language) for facts in newest.values()]
     is_unknown = all(facts.int8 is None for facts in newest.values())
     omitted = figures.SHARE_HEADING[language] if is_unknown else ""
-    return figures.markdown_table(headings, rows, omitted)
+    return figures.markdown_table(headings, cells, omitted)
 
 
 def _cells(facts: CardFacts, language: str) -> list[str]:
