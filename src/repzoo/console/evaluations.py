@@ -33,11 +33,8 @@ def paired_line(record: Record[PairedAccuracy]) -> str:
     """The drop of a paired Record in a sentence."""
     values = record.values
     interval = figures.span(figures.points, values.drop_low, values.drop_high)
-    reference = ""
-    if values.first_top1 is not None:
-        reference = f"reference Top-1 {figures.percent(values.first_top1)} %, "
     return (
-        f"{reference}drop {figures.points(values.drop)} points (95 % interval {interval}, "
+        f"drop {figures.points(values.drop)} points (95 % interval {interval}, "
         f"p = {values.p_value:.3g}), "
         f"{len(record.samples['flips'])} of {values.n} predictions changed"
     )
