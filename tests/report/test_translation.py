@@ -15,6 +15,7 @@ from repzoo.data.batches import ReadReport
 from repzoo.data.dataset import Dataset
 from repzoo.engines import engine
 from repzoo.measure import system_noise
+from repzoo.measure.host import describe
 from repzoo.measure.results import LatencyRatio, Setting
 from repzoo.quant.network.scheme import adapt_to_host, default_scheme
 from repzoo.quant.search import messages
@@ -67,7 +68,17 @@ def image_remarks() -> list[str]:
     return report.sentences() + photos.remarks()
 
 
-@pytest.mark.parametrize("make", [gate_remarks, host_remarks, image_remarks])
+def host_facts() -> list[str]:
+    facts = {"cpu": "Some CPU", "cores": 4, "affinity": 2}
+    loads = {"load_before": 1.0, "load_after": 2.0}
+    processor, load = describe({**facts, **loads}).values()
+    busy = describe({**loads, "used_by_others": 0.5})["load"]
+    return [processor, load, busy, describe({**facts, "affinity": 4})["processor"]]
+
+
+@pytest.mark.parametrize(
+    "make", [gate_remarks, host_remarks, image_remarks, host_facts]
+)
 def test_remarks_are_translated_with_their_figures(make) -> None:  # type: ignore[no-untyped-def]
     remarks = make()
     assert len(remarks) >= 2

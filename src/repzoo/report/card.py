@@ -15,7 +15,7 @@ import jinja2
 from repzoo.artifact import Preprocess
 from repzoo.errors import RepzooError
 from repzoo.graph.tools.cost import Cost
-from repzoo.graph.tools.int8_share import Int8Share
+from repzoo.graph.tools.int8_share import Int8Share, percent_of_share
 from repzoo.measure.host import describe
 from repzoo.measure.record import RESULT_KINDS, Record, select, share_of, to_json
 from repzoo.measure.results import (
@@ -192,7 +192,7 @@ def render(
             t=words,
             remarks=[translate(remark, language) for remark in remarks],
             client_threads=facts.client_threads,
-            host_facts=describe(facts.host),
+            host_facts=_host_facts(facts.host, language),
             has_top5=facts.has_top5,
             float_serves=facts.float_serves,
             shown_labels=SHOWN_LABELS,
@@ -281,6 +281,12 @@ def _worst_classes(records: Sequence[Record[Any]]) -> list[WorstClass]:
     return worst
 
 
+def _host_facts(host: Mapping[str, Any], language: str) -> dict[str, str]:
+    """The facts of the host as a person reads them, by topic."""
+    described = describe(host)
+    return {topic: translate(text, language) for topic, text in described.items()}
+
+
 def _only(records: Sequence[Record[Any]], result_type: type[T]) -> Record[T]:
     found = select(records, result_type)
     if len(found) != 1:
@@ -354,6 +360,7 @@ def _environment() -> jinja2.Environment:
     for function in (
         figures.millions,
         figures.percent,
+        percent_of_share,
         figures.points,
         figures.ms,
         figures.pixels,

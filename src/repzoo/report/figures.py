@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from repzoo.graph.tools.int8_share import Int8Share
+from repzoo.graph.tools.int8_share import Int8Share, percent_of_share
 from repzoo.printable import one_line, signed
 
 TO = {"en": "to", "zh": "至"}  # between the ends of an interval
@@ -86,7 +86,7 @@ def int8_share(share: Int8Share | None, language: str) -> str:
     return SHARE[language].format(
         int8=share.int8_layers,
         layers=share.layers,
-        macs=f"{100 * share.macs:.0f} %" if math.isfinite(share.macs) else "?",
+        macs=percent_of_share(share.macs),
     )
 
 

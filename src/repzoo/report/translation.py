@@ -1,7 +1,7 @@
-"""Remarks in Chinese. What reports them writes English; a card in Chinese is read by others.
+"""Remarks and facts of the host in Chinese. What reports them writes English.
 
-A remark is translated by the sentence that it was made from (remarks_zh.toml), whose {fields} take
-whatever stands there. A remark that no sentence matches stays as it is.
+A text is translated by the sentence that it was made from (remarks_zh.toml), whose {fields} take
+whatever stands there. A text that no sentence matches stays as it is.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from importlib.resources import files
 FIELD = re.compile(r"{(\w+)}")
 
 
-def translate(remark: str, language: str) -> str:
-    """`remark`, an English sentence, in `language`: "en" or "zh"."""
+def translate(text: str, language: str) -> str:
+    """The English `text` in `language`: "en" or "zh"."""
     if language == "en":
-        return remark
+        return text
     for pattern, translation in _sentences():
-        match = pattern.fullmatch(remark)
+        match = pattern.fullmatch(text)
         if match:
             return translation.format(**match.groupdict())
-    return remark
+    return text
 
 
 @functools.cache

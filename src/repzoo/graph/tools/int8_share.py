@@ -53,9 +53,9 @@ class Int8Share:
 
     def __str__(self) -> str:
         """The share in words, such as "INT8: 1 of 96 layers, 15 % of MACs, 46 % of bytes"."""
-        shares = [f"{_percent(self.bytes)} of bytes"]
+        shares = [f"{percent_of_share(self.bytes)} of bytes"]
         if not math.isnan(self.macs):
-            shares.insert(0, f"{_percent(self.macs)} of MACs")
+            shares.insert(0, f"{percent_of_share(self.macs)} of MACs")
         return f"INT8: {self.int8_layers} of {self.layers} layers, {', '.join(shares)}"
 
     @property
@@ -151,8 +151,10 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _percent(share: float) -> str:
-    """A share as whole percent; 0 % and 100 % only where they are exact."""
+def percent_of_share(share: float) -> str:
+    """A share (0..1) as whole percent; 0 % and 100 % only where they are exact, "?" for NaN."""
+    if math.isnan(share):
+        return "?"
     if 0 < share < 0.005:
         return "< 1 %"
     if 0.995 <= share < 1:
