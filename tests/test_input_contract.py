@@ -155,7 +155,8 @@ def test_a_training_form_can_be_folded_after_embedding_its_input(
         ),
         (
             ["predict", "{model}", "{picture}", "--size", "64"],
-            "takes images of 32x32 pixels, but is said to be given 64x64",
+            "takes images of 32x32 pixels (height x width), but its preprocessing makes 64x64; "
+            "give --size 32, or export it again",
         ),
     ],
 )

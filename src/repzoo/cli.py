@@ -10,7 +10,7 @@ import io
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import rich_click as click
 
@@ -18,7 +18,7 @@ from repzoo import __version__
 from repzoo.artifact import Preprocess
 from repzoo.console.commands import catalog, jobs, measure, transform
 from repzoo.console.commands.shared import INTERRUPTED, PIPE_CLOSED
-from repzoo.errors import RepzooError
+from repzoo.errors import AssumedPreprocess, RepzooError
 from repzoo.printable import one_line
 from repzoo.settings import fields_of
 
@@ -101,10 +101,35 @@ def _group_options() -> None:
 _group_options()
 
 
+def _show_assumptions() -> None:
+    """Print what was assumed about preprocessing as notes on stderr, each once."""
+    others = warnings.showwarning
+    seen: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        """Print the warning; the arguments are those of warnings.showwarning."""
+        if not issubclass(category, AssumedPreprocess):
+            others(message, category, filename, lineno, file, line)
+        elif str(message) not in seen:
+            seen.add(str(message))
+            click.echo(f"note: {message}", err=True)
+
+    warnings.simplefilter("always", AssumedPreprocess)
+    warnings.showwarning = show
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line on `arguments`, or on the process's own; always ends in SystemExit."""
     # Pillow warns about odd but readable images; unreadable ones are counted and named.
     warnings.filterwarnings("ignore", module="PIL")
+    _show_assumptions()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # File names may hold characters that the terminal's encoding lacks.

@@ -22,6 +22,10 @@ class InputError(RepzooError):
     exit_code = 2
 
 
+class AssumedPreprocess(UserWarning):
+    """Some preprocessing was assumed, because neither the file nor the user states it."""
+
+
 class MissingExtra(InputError):
     """An optional dependency is not installed. The message says what to type."""
 

@@ -27,7 +27,8 @@ from repzoo.progress import Progress, silent
 from repzoo.report import card
 from repzoo.report.card import BOTH, CardContext, CardFile, Training
 from repzoo.settings import above, at_least, setting, validate
-from repzoo.storage import json_text, make_folder
+from repzoo.storage import json_text, make_folder, write_together
+from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.model_files import require_float
 
 JOB_ID_LENGTH = 12
@@ -85,6 +86,7 @@ def run(
     """
     options = options or JobOptions()
     require_float(artifact)
+    artifact = for_images(artifact)
     engine_name = options.quantize.engine
     _extra_engines(options)  # refuses an unknown name before the work
     calibration, evaluation = source.calibration_split(
@@ -166,7 +168,7 @@ def _write_all(result: JobResult, folder: Path, command: str) -> list[Path]:
     int8 = result.artifacts["int8"]
     name = int8.name
     for form, artifact in result.artifacts.items():
-        (folder / f"{name}.{form}.onnx").write_bytes(artifact.to_bytes())
+        write_together(artifact.files(folder / f"{name}.{form}.onnx"))
     lines = [record.line(item) + "\n" for item in result.records]
     texts = {
         "certificate.json": json_text(result.certificate, indent=1),
@@ -298,7 +300,7 @@ def _extra_case(runner: Engine, artifact: Artifact) -> latency.Case:
     if artifact.form == "int8" and getattr(runner, "simulates_int8", False):
         raise InputError("it computes INT8 models in float arithmetic")
     # In a process of its own first: an engine that crashes must not take the job with it.
-    probe(runner.name, artifact.model, latency.inputs_for(artifact, 1))
+    probe(runner.name, artifact.model, latency.inputs_for(artifact))
     return latency.case(artifact, runner)
 
 

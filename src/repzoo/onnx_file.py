@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 
-from repzoo.errors import InputError
+from repzoo.errors import InputError, first_line
+from repzoo.external_data import all_tensors, external_tensors, load_external
+from repzoo.native_output import STDERR, STDOUT, discarded
+from repzoo.protobuf_stream import clone
 
 MAX_DEPTH = 64  # nesting of a metadata document
+MAX_INPUT_ELEMENTS = 2**29  # of one input, 2 GB in float32
+_KNOWN_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {0}
 
 
-def parse(data: bytes, where: str) -> onnx.ModelProto:
-    """The classifier in `data`. `where` names it in errors.
+@dataclass(frozen=True)
+class ParsedFile:
+    """A model, and the files beside it that held weights, by name."""
+
+    model: onnx.ModelProto
+    data_files: tuple[Path, ...] = ()
+
+
+def parse(data: bytes, where: str, path: Path | None = None) -> ParsedFile:
+    """The model in `data`, with its nodes in order and its open sides unset.
+
+    where  names it in errors
+    path   of the file; external weights are read from its folder
 
     Raises:
-        InputError: truncated, not ONNX, external weights, names that are not UTF-8, rejected by
-            the ONNX checker, or not a classifier.
+        InputError: truncated, not ONNX, external weights that cannot be read, names that are not
+            UTF-8, or rejected by the ONNX checker.
     """
     # The checker runs before parsing, so that its own copy of the weights is freed again.
     problem = _checker_problem(data)
@@ -35,18 +54,75 @@ def parse(data: bytes, where: str) -> onnx.ModelProto:
         raise InputError(
             f"{where} holds no ONNX graph; give a file made by an ONNX exporter"
         )
-    _refuse_external_data(model, where)
     if any(isinstance(text, bytes) for text in _texts(model)):
         raise InputError(
             f"{where} holds a name that is not UTF-8 text, so it is damaged; export it again"
         )
+    _require_storable(model, where)
+    files = _load_external_data(model, where, path)
+    # The checker refuses both, though every runtime takes them.
+    if sort_nodes(model.graph) or files:
+        problem = _problem_of_changed(model, path if files else None)
     if problem:
         raise InputError(f"{where} is not valid ONNX: {problem}")
-    try:
-        classifier_input(model)
-    except InputError as error:
-        raise InputError(f"{where} is {error}") from None
-    return model
+    unset_open_sides(model)
+    _require_feasible_inputs(model, where)
+    return ParsedFile(model, files)
+
+
+def sort_nodes(graph: onnx.GraphProto) -> bool:
+    """Sort the nodes, in place, so that each follows those it reads; whether that moved any.
+
+    Converters to float16 append their Casts at the end of the list. The order stays as it is where
+    it is right, and where there is none: a cycle is left to the checker. Kahn's algorithm.
+    """
+    producers = {
+        name: index for index, node in enumerate(graph.node) for name in node.output
+    }
+    producers.pop("", None)
+    waiting: list[int] = []
+    readers: dict[int, list[int]] = {}
+    for index, node in enumerate(graph.node):
+        sources = {producers[name] for name in _names_read(node) if name in producers}
+        waiting.append(len(sources))
+        for source in sources:
+            readers.setdefault(source, []).append(index)
+    ready = [index for index, count in enumerate(waiting) if not count]
+    order: list[int] = []
+    while ready:
+        index = heapq.heappop(ready)
+        order.append(index)
+        for reader in readers.get(index, ()):
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                heapq.heappush(ready, reader)
+    if len(order) < len(graph.node) or order == sorted(order):
+        return False
+    nodes = [clone(graph.node[index]) for index in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return True
+
+
+def unset_open_sides(model: onnx.ModelProto) -> None:
+    """Unset, in place, the sides that exporters write as 0 or below to say that they are open.
+
+    Paddle writes an open batch as -1, others as 0; runtimes take both as open.
+    """
+    inputs = model_inputs(model)
+    graph = model.graph
+    for value in (*inputs, *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        for axis, dim in enumerate(dims):
+            if dim.HasField("dim_value") and dim.dim_value <= 0:
+                dim.ClearField("dim_value")
+                if axis == 0 and len(inputs) == 1:
+                    dim.dim_param = "N"
+    for value in graph.value_info:
+        # An intermediate tensor may be empty, so 0 is a size there.
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
 
 
 def classifier_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
@@ -56,8 +132,7 @@ def classifier_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
         InputError: not exactly one input of rank 4 and one output [N, classes], or the same with
             axes of one element, such as [N, classes, 1, 1].
     """
-    weights = {item.name for item in model.graph.initializer}
-    inputs = [item for item in model.graph.input if item.name not in weights]
+    inputs = model_inputs(model)
     outputs = list(model.graph.output)
     ranks = [_rank(item) for item in (*inputs, *outputs)]
     has_one_each = len(inputs) == 1 and len(outputs) == 1
@@ -69,8 +144,14 @@ def classifier_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     shapes = ", ".join(f"{name} of rank {rank}" for name, rank in pairs)
     raise InputError(
         "not a classifier: expected one input [N, 3, H, W] and one output [N, classes]; got "
-        f"{shapes}"
+        f"{shapes or 'neither'}"
     )
+
+
+def model_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that a caller feeds: those that are no initializers."""
+    weights = {item.name for item in model.graph.initializer}
+    return [item for item in model.graph.input if item.name not in weights]
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -122,27 +203,82 @@ def _rank(value: onnx.ValueInfoProto) -> int | None:
     return len(tensor.shape.dim) if tensor.HasField("shape") else None
 
 
-def _checker_problem(data: bytes) -> str:
-    """The first line of the ONNX checker's error; "" for a valid model."""
+def _checker_problem(data: bytes | str) -> str:
+    """The first line of the ONNX checker's error on bytes or a path; "" for a valid model."""
     try:
-        onnx.checker.check_model(data)
+        # It warns of experimental operators by printing.
+        with discarded(STDOUT, STDERR):
+            onnx.checker.check_model(data)
     except (
         onnx.checker.ValidationError,
         UnicodeDecodeError,
         ValueError,
         RuntimeError,
     ) as error:
-        return str(error).strip().partition("\n")[0] or type(error).__name__
+        return first_line(error)
     return ""
 
 
-def _refuse_external_data(model: onnx.ModelProto, where: str) -> None:
-    external = onnx.TensorProto.EXTERNAL
-    if any(item.data_location == external for item in model.graph.initializer):
+def _load_external_data(
+    model: onnx.ModelProto, where: str, path: Path | None
+) -> tuple[Path, ...]:
+    """Read the weights that are in other files, in place; these files."""
+    if not external_tensors(model):
+        return ()
+    if path is None:
         raise InputError(
-            f"{where} keeps its weights in another file; save it as one file (onnx.save without "
-            "external data)"
+            f"{where} keeps its weights in another file; give the path of the model, or load it "
+            "with its external data"
         )
+    return tuple(load_external(model, path.parent, where))
+
+
+def _problem_of_changed(model: onnx.ModelProto, path: Path | None) -> str:
+    """The checker's problem with a model that is not its file's bytes any more.
+
+    path  of the file, whose weights are beside it: over 2 GB the model is no message
+    """
+    try:
+        data = model.SerializeToString()
+    except (ValueError, EncodeError):
+        return _checker_problem(str(path))
+    return _checker_problem(data)
+
+
+def _require_storable(model: onnx.ModelProto, where: str) -> None:
+    """Refuse weights of negative sides or of unknown types, which the checker lets pass."""
+    for item in all_tensors(model):
+        if any(side < 0 for side in item.dims):
+            raise InputError(
+                f"{where} holds the weight {item.name!r} of the shape {list(item.dims)}; "
+                "export it again"
+            )
+        if item.data_type not in _KNOWN_TYPES:
+            raise InputError(
+                f"{where} holds the weight {item.name!r} of the unknown type {item.data_type}; "
+                "it is damaged, or of a newer version of ONNX"
+            )
+
+
+def _require_feasible_inputs(model: onnx.ModelProto, where: str) -> None:
+    """Refuse inputs for which no memory could be had."""
+    for item in model_inputs(model):
+        sides = [max(1, dim.dim_value) for dim in item.type.tensor_type.shape.dim]
+        if math.prod(sides) > MAX_INPUT_ELEMENTS:
+            raise InputError(
+                f"{where} takes {sides} as {item.name!r}, more than {MAX_INPUT_ELEMENTS:,} "
+                "numbers; export it with a smaller input"
+            )
+
+
+def _names_read(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, those of its subgraphs included."""
+    yield from node.input
+    for item in node.attribute:
+        for graph in ([item.g] if item.HasField("g") else []) + list(item.graphs):
+            yield from (value.name for value in graph.output)
+            for inner in graph.node:
+                yield from _names_read(inner)
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[Any]:
@@ -165,8 +301,14 @@ def _texts(model: onnx.ModelProto) -> Iterator[Any]:
 
 
 def _load_json(text: str) -> Any:
-    """The JSON value of `text`. Deeper values than repzoo's own could not be written again."""
+    """The JSON value of `text`.
+
+    Raises:
+        ValueError: nested deeper than MAX_DEPTH, or with half of a surrogate pair: neither could
+            be written again.
+    """
     value = json.loads(text)
+    json.dumps(value, ensure_ascii=False).encode()
     layer = [value]
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []

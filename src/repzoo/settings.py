@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -82,11 +82,13 @@ class Setting:
     help     one sentence for `--help`
     range    accepted numbers; of a tuple, of each element
     choices  accepted strings; empty: any, or those of the field's Literal type
+    parse    the value in a text of the command line; None: as the field's type says
     """
 
     help: str
     range: Range | None = None
     choices: tuple[str, ...] = ()
+    parse: Callable[[str], Any] | None = None
 
 
 def setting(
@@ -95,9 +97,10 @@ def setting(
     help: str,
     range: Range | None = None,
     choices: Sequence[str] = (),
+    parse: Callable[[str], Any] | None = None,
 ) -> Any:
     """A field of a settings dataclass with its default value, help text and accepted values."""
-    stated = Setting(help, range, tuple(choices))
+    stated = Setting(help, range, tuple(choices), parse)
     return dataclasses.field(default=default, metadata={_METADATA_KEY: stated})
 
 
@@ -284,7 +287,11 @@ def _expectation(hint: Any, stated: Setting) -> str:
         bool: "True or False",
         str: "a string",
     }
-    words = " or ".join(nouns.get(option, "a path") for option in options)
+    words = " or ".join(
+        nouns.get(option, "a path")
+        for option in options
+        if element_types(option) is None
+    )
     return words if stated.range is None else f"{words} {stated.range}"
 
 

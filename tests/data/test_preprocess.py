@@ -59,7 +59,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def by_torchvision(image: Image.Image, wanted: Preprocess) -> Array:
-    to = math.floor(wanted.size / wanted.crop_fraction)
+    to = math.floor(wanted.height / wanted.crop_fraction)
     steps = transforms.Compose(
         [
             transforms.Resize(
@@ -135,6 +135,7 @@ def test_short_and_squash_part_when_the_long_side_grows_by_a_whole_pixel(
 
 def rounded_long_side(size: tuple[int, int], wanted: Preprocess) -> tuple[int, int]:
     to, (width, height) = wanted.resize_to, size
+    assert isinstance(to, int)
     return (
         (to, round(to * height / width))
         if width <= height

@@ -250,7 +250,7 @@ def layers(name: str, size: int) -> list[Layer]:
 
 
 def parameter_count(row: ModelSpec, convention: str) -> int:
-    parts = layers(row.name, row.preprocess.size)
+    parts = layers(row.name, row.preprocess.height)
     deploy = sum(part.parameters for part in parts)
     kept = 4 * sum(part.outputs for part in parts if part.merged)
     return {"train": row.parameters_train, "deploy": deploy, "onnx": deploy + kept}[
@@ -287,7 +287,10 @@ def agrees(exact: int, printed: str, rounding: str) -> bool:
 
 
 def refuted_figures(row: ModelSpec, figure: Figure) -> set[str]:
-    source, size = catalog.sources()[figure.source], figure.size or row.preprocess.size
+    source, size = (
+        catalog.sources()[figure.source],
+        figure.size or row.preprocess.height,
+    )
     problems = set()
     if figure.parameters and not agrees(
         parameter_count(row, source.parameters), figure.parameters, source.rounding
@@ -329,7 +332,7 @@ def test_every_variant_is_listed_family_by_family() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_deploy_counts_follow_from_the_papers_tables(name: str) -> None:
     row = catalog.spec(name)
-    parts = layers(name, row.preprocess.size)
+    parts = layers(name, row.preprocess.height)
     assert row.parameters_deploy == sum(part.parameters for part in parts)
     assert row.macs == sum(part.macs for part in parts)
 

@@ -58,7 +58,7 @@ def test_the_training_form_has_the_catalogs_counts(name: str) -> None:
     layers = [
         item for item in model.modules() if isinstance(item, nn.Conv2d | nn.Linear)
     ]
-    assert macs(model, row.preprocess.size, layers) == row.macs_train
+    assert macs(model, row.preprocess.height, layers) == row.macs_train
 
 
 # What folding merges into another branch, by name: RepGhost, RepVGG (two), RepViT's mixer (two)
@@ -87,7 +87,7 @@ def test_the_deploy_counts_follow_from_the_modules(name: str) -> None:
     layers = [item for item in kept if isinstance(item, nn.Conv2d | nn.Linear)]
     biases = sum(item.num_features for item in kept if isinstance(item, nn.BatchNorm2d))
     assert sum(map(parameters, layers)) + biases == row.parameters_deploy
-    assert macs(model, row.preprocess.size, layers) == row.macs
+    assert macs(model, row.preprocess.height, layers) == row.macs
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,8 @@ def _metavar(field: Field) -> str | None:
     """A short name of the value, which leaves room for the help text; None: click's own."""
     hint = _value_type(field)
     choices = _choices(field)
+    if field.setting.parse is not None:
+        return "TEXT"
     if hint is bool or (choices and _fits_metavar(choices)):
         return None
     elements = element_types(hint)
@@ -149,6 +151,8 @@ def _click_arguments(field: Field) -> dict[str, Any]:
 
 def _click_type(hint: Any, stated: Setting) -> click.ParamType[Any]:
     """click's type for one value of the type `hint`."""
+    if stated.parse is not None:
+        return _Parsed(stated.parse)
     if get_origin(hint) is Literal:
         return click.Choice(get_args(hint))
     if stated.choices:
@@ -195,6 +199,24 @@ class _FiniteRange(click.FloatRange):
         """The number in the text `value`."""
         number = super().convert(value, param, ctx)
         return _FiniteNumber().convert(number, param, ctx)
+
+
+class _Parsed(click.ParamType[Any]):
+    """A value that a function of the settings field reads from the text."""
+
+    name = "text"
+
+    def __init__(self, parse: Callable[[str], Any]) -> None:
+        self._parse = parse
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        """The value in the text `value`."""
+        try:
+            return self._parse(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class _CommaSeparated(click.ParamType[Any]):

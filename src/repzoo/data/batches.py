@@ -98,7 +98,7 @@ class Batch:
 class ReadImage:
     """One image that was read.
 
-    pixels  uint8 [size, size, 3] in RGB; None if the image could not be read
+    pixels  uint8 [H, W, 3] in RGB; None if the image could not be read
     mode    Pillow's mode of the file, followed by ORIENTED where it has an orientation tag
     why     why the image could not be read; "" if it could
     """

@@ -56,7 +56,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resized_and_cropped(image: Image.Image, preprocess: Preprocess) -> Bytes:
-    """The geometric half of preprocessing: uint8 [size, size, 3] in RGB.
+    """The geometric half of preprocessing: uint8 [H, W, 3] in RGB.
 
     Raises:
         UnreadableImage: so long and narrow that resizing would make more than MAX_RESIZED pixels.
@@ -70,10 +70,10 @@ def resized_and_cropped(image: Image.Image, preprocess: Preprocess) -> Bytes:
         )
     if image.size != target:
         image = image.resize(target, _FILTERS[preprocess.interpolation])
-    size = preprocess.size
-    left = round((image.width - size) / 2.0)
-    top = round((image.height - size) / 2.0)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    width, height = preprocess.width, preprocess.height
+    left = round((image.width - width) / 2.0)
+    top = round((image.height - height) / 2.0)
+    return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
 def resized_without_antialiasing(image: Image.Image, preprocess: Preprocess) -> Bytes:
@@ -84,24 +84,28 @@ def resized_without_antialiasing(image: Image.Image, preprocess: Preprocess) -> 
     image = _oriented(image, preprocess)
     source = np.asarray(to_rgb(image), np.float32)
     width, height = _target_size(image.size, preprocess)
-    above, below, row_share = _neighbors(source.shape[0], height, preprocess.size)
-    left, right, column_share = _neighbors(source.shape[1], width, preprocess.size)
+    above, below, row_share = _neighbors(source.shape[0], height, preprocess.height)
+    left, right, column_share = _neighbors(source.shape[1], width, preprocess.width)
     rows = source[above] + row_share[:, None, None] * (source[below] - source[above])
     pixels = rows[:, left] + column_share[:, None] * (rows[:, right] - rows[:, left])
     return np.asarray(np.clip(np.rint(pixels), 0, 255), np.uint8)
 
 
 def normalized(pixels: Bytes, preprocess: Preprocess) -> npt.NDArray[np.float32]:
-    """The arithmetic half: uint8 [..., H, W, 3] in RGB to float32 [..., 3, H, W].
+    """The arithmetic half: uint8 [..., H, W, 3] in RGB to float32 [..., C, H, W].
 
-    The channels are in the order of `preprocess.color`.
+    The channels are those of `preprocess.color`, in its order; NHWC gives [..., H, W, C].
     """
-    if preprocess.color == "BGR":
-        pixels = pixels[..., ::-1]
-    scaled = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C")
+    pixels = _in_color(pixels, preprocess.color)
+    mean, std = _statistics(preprocess)
+    if preprocess.layout == "NHWC":
+        scaled = pixels.astype(np.float32, order="C")
+    else:
+        scaled = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C")
+        mean, std = mean[:, None, None], std[:, None, None]
     scaled /= np.float32(255)
-    scaled -= np.array(preprocess.mean, np.float32)[:, None, None]
-    scaled /= np.array(preprocess.std, np.float32)[:, None, None]
+    scaled -= mean
+    scaled /= std
     return scaled
 
 
@@ -111,9 +115,32 @@ def model_input(pixels: Bytes, preprocess: Preprocess) -> Tensor:
         return normalized(pixels, preprocess)
     if preprocess.input == "nv12":
         return nv12.from_rgb(pixels, preprocess.yuv)
-    return np.ascontiguousarray(
-        pixels[..., ::-1] if preprocess.color == "BGR" else pixels
-    )
+    return np.ascontiguousarray(_in_color(pixels, preprocess.color))
+
+
+def _in_color(pixels: Bytes, color: Color) -> Bytes:
+    """RGB pixels [..., 3] in another channel order, or as gray [..., 1].
+
+    Gray is Pillow's: the luma of ITU-R BT.601 in 16-bit fixed point, so that the gray of a gray
+    image is itself.
+    """
+    if color == "BGR":
+        return pixels[..., ::-1]
+    if color == "RGB":
+        return pixels
+    red, green, blue = np.moveaxis(pixels.astype(np.uint32), -1, 0)
+    luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+    return np.asarray(luma[..., None], np.uint8)
+
+
+def _statistics(
+    preprocess: Preprocess,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """(mean, std) of each channel; of one channel their averages, as timm's in_chans=1."""
+    mean, std = np.array(preprocess.mean), np.array(preprocess.std)
+    if preprocess.color == "GRAY":
+        mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
+    return mean.astype(np.float32), std.astype(np.float32)
 
 
 def as_float(raw: Bytes, preprocess: Preprocess) -> npt.NDArray[np.float32]:
@@ -158,11 +185,20 @@ def _oriented(image: Image.Image, preprocess: Preprocess) -> Image.Image:
 
 
 def _target_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
-    """(width, height) after resizing an image of `size`, before the crop."""
+    """(width, height) after resizing an image of `size`, before the crop.
+
+    A rectangle is covered, as by timm's ResizeKeepRatio.
+    """
+    width, height = size
+    if isinstance(preprocess.resize_to, tuple):
+        rows, columns = preprocess.resize_to
+        if preprocess.resize == "squash":
+            return columns, rows
+        ratio = min(height / rows, width / columns)
+        return max(round(width / ratio), columns), max(round(height / ratio), rows)
     short = preprocess.resize_to
     if preprocess.resize == "squash":
         return short, short
-    width, height = size
     if width <= height:
         return short, int(short * height / width)
     return int(short * width / height), short

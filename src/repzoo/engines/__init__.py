@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,16 +26,25 @@ from repzoo.plugins import Plugin, PluginTable
 
 # float32, or uint8 for the input of a model that takes bytes.
 Array = npt.NDArray[Any]
+# The arrays of a graph with several inputs, by name.
+Feeds = Mapping[str, Array]
 
 
 class Session(Protocol):
     """A compiled model. `run` may be called from several threads at once."""
 
-    def run(self, inputs: Array) -> Array:
-        """float32 [N, 3, H, W], or uint8 as Preprocess.input says, to float32 [N, classes]."""
+    # Any, and not Array | Feeds: an engine of a third party may take single arrays only.
+    def run(self, inputs: Any) -> Array:
+        """float32 [N, 3, H, W], or uint8 as Preprocess.input says, to float32 [N, classes].
 
-    def run_all(self, inputs: Array) -> list[Array]:
-        """All outputs of the model as float32, in their order. Calibration adds outputs."""
+        Of a graph with several inputs, Feeds to its first output.
+        """
+
+    def run_all(self, inputs: Any) -> list[Array]:
+        """All outputs of the model as float32, in their order. Calibration adds outputs.
+
+        An output that is no tensor of numbers is empty.
+        """
 
 
 class Engine(Protocol):

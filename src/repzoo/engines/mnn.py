@@ -35,13 +35,9 @@ time, stdout is redirected to /dev/null.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,38 +45,19 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from repzoo.engines import Array
+from repzoo.engines import Array, Feeds
 from repzoo.engines.signature import signature_of
 from repzoo.errors import InputError
+from repzoo.native_output import STDOUT, discarded
 from repzoo.privacy import unreported
 from repzoo.protobuf_stream import clone
 from repzoo.storage import cached_file, sha256_of
 
 CONVERSION_SECONDS = 600
 CONVERT = "import sys, _tools; sys.exit(not _tools.mnnconvert(sys.argv[1:]))"
-_STDOUT = 1  # the file descriptor that C code prints to
-_REDIRECTION = threading.RLock()
 
 
-@contextlib.contextmanager
-def _stdout_discarded() -> Iterator[None]:
-    """Discard what C code prints to stdout."""
-    with _REDIRECTION:
-        sys.stdout.flush()
-        kept = os.dup(_STDOUT)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, _STDOUT)
-        try:
-            yield
-        finally:
-            # C has a buffer of its own, which would be printed later.
-            ctypes.CDLL(None).fflush(None)
-            os.dup2(kept, _STDOUT)
-            os.close(kept)
-            os.close(nowhere)
-
-
-with unreported(), _stdout_discarded():
+with unreported(), discarded(STDOUT):
     import MNN
 
 
@@ -134,20 +111,21 @@ class MnnSession:
 
     def load(self) -> None:
         """Load the model in this thread, so that `open` reports a model that cannot be loaded."""
-        with _stdout_discarded():
+        with discarded(STDOUT):
             self._module()
 
-    def run(self, inputs: Array) -> Array:
+    def run(self, inputs: Array | Feeds) -> Array:
         """See `engines.Session.run`."""
         return self.run_all(inputs)[0]
 
-    def run_all(self, inputs: Array) -> list[Array]:
+    def run_all(self, inputs: Array | Feeds) -> list[Array]:
         """See `engines.Session.run_all`."""
+        inputs = self._signature.adapt(inputs)
         self._signature.require(inputs, "mnn")
         seen: set[tuple[int, ...]] = getattr(self._thread, "shapes", set())
         if inputs.shape in seen:
             return self._run(inputs)
-        with _stdout_discarded():
+        with discarded(STDOUT):
             outputs = self._run(inputs)
         self._thread.shapes = {*seen, inputs.shape}
         return outputs

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 import onnx.numpy_helper
 import onnxruntime as ort
 
 from repzoo import protobuf_stream as wire
-from repzoo.engines import Array
+from repzoo.engines import Array, Feeds
+from repzoo.engines.signature import Signature, describe, numbers, signature_of
 from repzoo.errors import InputError, first_line
 
 # Bytes from which on a weight is shared with a session instead of copied into it.
@@ -19,6 +19,7 @@ SHARED_WEIGHT_BYTES = 2**20
 ONLY_FATAL = (
     4  # ONNX Runtime's log severity: its own messages repeat what the exception says
 )
+MAX_MESSAGE = 2**31 - 2**24  # bytes of weights that protobuf writes in one message
 
 
 class OnnxRuntime:
@@ -50,7 +51,8 @@ class OnnxRuntime:
         shared: list[ort.OrtValue] = []
         # ONNX Runtime raises a class of its own for each status code.
         try:
-            if exact:
+            stored = sum(item.ByteSize() for item in model.graph.initializer)
+            if exact or stored > MAX_MESSAGE:
                 model, shared = _share_weights(model, options)
             session = ort.InferenceSession(
                 model.SerializeToString(), options, providers=[self._provider]
@@ -65,32 +67,35 @@ class OnnxRuntime:
                 f"{self.name} cannot start here (its libraries or its device are missing); use "
                 "onnxruntime"
             )
-        return OnnxRuntimeSession(session, shared)
+        return OnnxRuntimeSession(session, signature_of(model), shared)
 
 
 class OnnxRuntimeSession:
     """A compiled model. ONNX Runtime's `run` is thread-safe."""
 
     def __init__(
-        self, session: ort.InferenceSession, shared: list[ort.OrtValue]
+        self,
+        session: ort.InferenceSession,
+        signature: Signature,
+        shared: list[ort.OrtValue],
     ) -> None:
         """`shared` are the weights that `session` reads but does not own."""
         self._session = session
         self._shared = shared  # must live as long as the session
-        self._input = session.get_inputs()[0].name
+        self._signature = signature
 
-    def run(self, inputs: Array) -> Array:
+    def run(self, inputs: Array | Feeds) -> Array:
         """See `engines.Session.run`."""
         return self.run_all(inputs)[0]
 
-    def run_all(self, inputs: Array) -> list[Array]:
+    def run_all(self, inputs: Array | Feeds) -> list[Array]:
         """See `engines.Session.run_all`."""
         try:
-            outputs = self._session.run(None, {self._input: inputs})
-            return [np.asarray(output, np.float32) for output in outputs]
+            outputs = self._session.run(None, self._signature.feeds(inputs))
+            return [numbers(output) for output in outputs]
         except Exception as error:
             raise InputError(
-                f"onnxruntime cannot run this model on {inputs.dtype} {inputs.shape}: "
+                f"onnxruntime cannot run this model on {describe(inputs)}: "
                 f"{first_line(error)}"
             ) from None
 

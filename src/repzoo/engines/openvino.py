@@ -23,12 +23,13 @@ from __future__ import annotations
 import functools
 import os
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 
-from repzoo.engines import Array
+from repzoo.engines import Array, Feeds
 from repzoo.errors import InputError
 from repzoo.privacy import unreported
 
@@ -115,12 +116,18 @@ class OpenVinoSession:
         if self._shape.is_static:
             self._compile(tuple(self._shape.to_shape()))
 
-    def run(self, inputs: Array) -> Array:
+    def run(self, inputs: Array | Feeds) -> Array:
         """See `engines.Session.run`."""
         return self.run_all(inputs)[0]
 
-    def run_all(self, inputs: Array) -> list[Array]:
+    def run_all(self, inputs: Array | Feeds) -> list[Array]:
         """See `engines.Session.run_all`."""
+        if isinstance(inputs, Mapping):
+            raise InputError(
+                f"openvino runs graphs with one input here, not with {len(inputs)}; use onnxruntime"
+            )
+        if inputs.dtype == np.float32 and self._dtype.kind == "f":
+            inputs = inputs.astype(self._dtype, copy=False)  # files in half precision
         if inputs.dtype != self._dtype:
             raise InputError(
                 f"openvino cannot run this model on {inputs.dtype} {inputs.shape}: it takes "

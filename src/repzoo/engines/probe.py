@@ -9,13 +9,15 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from repzoo.engines import Array, engine
+from repzoo.engines import Array, Feeds, engine
 from repzoo.errors import InputError
+from repzoo.onnx_file import model_inputs
 
 PROBE_SECONDS = 300.0  # torch.compile on a loaded machine takes minutes
 CHILD = "from repzoo.engines.probe import child; child()"
@@ -37,7 +39,7 @@ class Limits:
 def probe(
     engine_name: str,
     model: onnx.ModelProto,
-    inputs: Array,
+    inputs: Array | Feeds,
     threads: int = 1,
     limits: Limits | None = None,
 ) -> None:
@@ -84,7 +86,7 @@ def child() -> None:
         _limit_memory(memory)
     try:
         model = onnx.ModelProto.FromString(data)
-        inputs = np.load(array, allow_pickle=False)
+        inputs = _unpack(array, model)
         engine(name).open(model, threads).run(inputs)
     except InputError as error:
         sys.stderr.write(f"{error}\n")
@@ -92,14 +94,37 @@ def child() -> None:
 
 
 def _message(
-    engine_name: str, model: onnx.ModelProto, inputs: Array, threads: int, memory: int
+    engine_name: str,
+    model: onnx.ModelProto,
+    inputs: Array | Feeds,
+    threads: int,
+    memory: int,
 ) -> bytes:
-    array = io.BytesIO()
-    np.save(array, inputs, allow_pickle=False)
+    array = _pack(inputs, model)
     name = engine_name.encode()
     data = model.SerializeToString()
     header = struct.pack(HEADER, len(name), len(data), threads, memory)
     return header + name + data + array.getvalue()
+
+
+def _pack(inputs: Array | Feeds, model: onnx.ModelProto) -> io.BytesIO:
+    """One array, or those of all inputs in the order of the model's: names may hold anything."""
+    packed = io.BytesIO()
+    if isinstance(inputs, Mapping):
+        arrays = [inputs[item.name] for item in model_inputs(model)]
+        np.savez(packed, *arrays)
+    else:
+        np.save(packed, inputs, allow_pickle=False)
+    return packed
+
+
+def _unpack(packed: io.BytesIO, model: onnx.ModelProto) -> Array | Feeds:
+    """What `_pack` packed."""
+    inputs = np.load(packed, allow_pickle=False)
+    if isinstance(inputs, np.ndarray):
+        return inputs
+    names = [item.name for item in model_inputs(model)]
+    return {name: inputs[f"arr_{index}"] for index, name in enumerate(names)}
 
 
 def _limit_memory(limit: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import torch
 
-from repzoo.engines import Array
+from repzoo.engines import Array, Feeds
 from repzoo.engines.signature import Signature, signature_of
 from repzoo.errors import InputError, first_line
 from repzoo.torch.from_onnx import build_module
@@ -76,12 +76,13 @@ class PyTorchSession:
         self._lock = threading.Lock()
         self._seen_shapes: set[tuple[int, ...]] = set()
 
-    def run(self, inputs: Array) -> Array:
+    def run(self, inputs: Array | Feeds) -> Array:
         """See `engines.Session.run`."""
         return self.run_all(inputs)[0]
 
-    def run_all(self, inputs: Array) -> list[Array]:
+    def run_all(self, inputs: Array | Feeds) -> list[Array]:
         """See `engines.Session.run_all`."""
+        inputs = self._signature.adapt(inputs)
         self._signature.require(inputs, self._name)
         try:
             if inputs.shape in self._seen_shapes:

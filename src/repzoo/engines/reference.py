@@ -12,7 +12,7 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_19
 from onnx.reference.ops.op_quantize_linear import QuantizeLinear_19
 
-from repzoo.engines import Array
+from repzoo.engines import Array, Feeds
 from repzoo.engines.signature import signature_of
 from repzoo.errors import InputError, first_line
 from repzoo.onnx_file import opset_of
@@ -75,12 +75,13 @@ class ReferenceSession:
         self._lock = threading.Lock()
         self._signature = signature_of(model)
 
-    def run(self, inputs: Array) -> Array:
+    def run(self, inputs: Array | Feeds) -> Array:
         """See `engines.Session.run`."""
         return self.run_all(inputs)[0]
 
-    def run_all(self, inputs: Array) -> list[Array]:
+    def run_all(self, inputs: Array | Feeds) -> list[Array]:
         """See `engines.Session.run_all`."""
+        inputs = self._signature.adapt(inputs)
         # The evaluator does not check shapes.
         self._signature.require(inputs, "reference")
         try:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
+from repzoo.engines import Array, Feeds
 from repzoo.errors import InputError
+
+FLOAT_KINDS = "fV"  # NumPy's kinds of its own floats and of ml_dtypes' bfloat16
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,28 @@ class Signature:
     name: str
     dtype: np.dtype[np.generic]
     dims: tuple[int, ...]
+
+    def adapt(self, inputs: Array | Feeds) -> Array:
+        """float32 `inputs` in the other float type that the model takes; all others unchanged.
+
+        Preprocessing makes float32 for every model; files in half precision take float16.
+
+        Raises:
+            InputError: several inputs.
+        """
+        if isinstance(inputs, Mapping):
+            raise InputError(
+                f"this engine runs graphs with one input, not with {len(inputs)}; use onnxruntime"
+            )
+        if inputs.dtype == np.float32 and self.dtype.kind in FLOAT_KINDS:
+            return inputs.astype(self.dtype, copy=False)
+        return inputs
+
+    def feeds(self, inputs: Array | Feeds) -> Feeds:
+        """What to feed by name: one array is that of the first input."""
+        if isinstance(inputs, Mapping):
+            return inputs
+        return {self.name: self.adapt(inputs)}
 
     def require(self, inputs: npt.NDArray[np.generic], engine: str) -> None:
         """Refuse an array of another type or shape.
@@ -64,3 +91,16 @@ def signature_of(model: onnx.ModelProto) -> Signature:
         ) from None
     dims = tuple(dim.dim_value for dim in tensor.shape.dim)
     return Signature(inputs[0].name, np.dtype(dtype), dims)
+
+
+def numbers(output: Any) -> Array:
+    """An output as float32; empty where it is text, a sequence or a map."""
+    is_numeric = isinstance(output, np.ndarray) and output.dtype.kind in "fiubV"
+    return np.asarray(output if is_numeric else [], np.float32)
+
+
+def describe(inputs: Array | Feeds) -> str:
+    """Type and shape of what a model was given, for a message."""
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{name} {describe(item)}" for name, item in inputs.items())
+    return f"{inputs.dtype} {inputs.shape}"

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from repzoo.engines import Array
+from repzoo.engines import Array, Feeds
 from repzoo.errors import InputError
 from repzoo.measure.latency_case import LEAST_ROUNDS, Case, Samples, is_steady
 
@@ -107,7 +107,7 @@ class ClientThreads:
         self._rate = rate
         pairs = zip(self._nanoseconds, counts, strict=True)
         samples = np.concatenate([nanoseconds[:count] for nanoseconds, count in pairs])
-        images_per_call = len(self.case.inputs) * self.case.calls_a_query
+        images_per_call = self.case.batch * self.case.calls_a_query
         self.case.rounds_us.append(to_microseconds(samples))
         self.case.rounds_fps.append(rate * 1e9 * images_per_call)
         self.case.rounds_of.append(self._session_number)
@@ -201,7 +201,7 @@ class ClientThreads:
             count += 1
         return count
 
-    def _query(self, inputs: Array) -> None:
+    def _query(self, inputs: Array | Feeds) -> None:
         """All calls of one multi-stream query."""
         run = self.case.session.run
         calls = range(self.case.calls_a_query)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +13,15 @@ import numpy.typing as npt
 import onnx
 
 from repzoo.artifact import Artifact
-from repzoo.engines import Array, Engine, Session
+from repzoo.engines import Array, Engine, Feeds, Session
 from repzoo.errors import InputError
 from repzoo.measure import stats
 from repzoo.measure.host import host
 from repzoo.measure.record import Record, identity_of
 from repzoo.measure.results import EarlyStopping, Latency, Scenario, Setting
-from repzoo.onnx_file import classifier_input
+from repzoo.onnx_file import MAX_INPUT_ELEMENTS, model_inputs
 
+IMAGE_RANK = 4  # axes of a batch of images
 QUERY = 8  # images of a multi-stream query
 MLPERF = {
     "single-stream": 0.90,
@@ -44,12 +46,13 @@ class Case:
     warm_up_rounds  rounds that were dropped
     steady          whether the kept rounds have no trend; None if they are too few to tell
     disturbed       facts about what else used the machine
+    batch           images in each call
     """
 
     artifact: Artifact
     engine: Engine
     session: Session
-    inputs: Array
+    inputs: Any  # Array, or Feeds of a graph with several inputs
     threads: int = 1
     streams: int = 1
     scenario: Scenario = "closed-loop"
@@ -60,16 +63,17 @@ class Case:
     warm_up_rounds: int = 0
     steady: bool | None = None
     disturbed: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 1
 
     @property
     def setting(self) -> Setting:
         """What distinguishes this case from others of the same file and engine."""
-        return Setting(self.scenario, self.threads, self.streams, len(self.inputs))
+        return Setting(self.scenario, self.threads, self.streams, self.batch)
 
     @property
     def calls_a_query(self) -> int:
         """Number of session calls that are timed together."""
-        return QUERY // len(self.inputs) if self.scenario == "multi-stream" else 1
+        return QUERY // self.batch if self.scenario == "multi-stream" else 1
 
     def medians_us(self) -> list[float]:
         """The median of each round, in microseconds."""
@@ -130,7 +134,7 @@ def case(
     engine: Engine,
     streams: int = 1,
     threads: int = 1,
-    batch: int = 1,
+    batch: int | None = None,
     seed: int = 0,
     scenario: Scenario = "closed-loop",
 ) -> Case:
@@ -138,11 +142,14 @@ def case(
 
     streams  client threads that call the session
     threads  threads of the session
+    batch    images in each call; None: those of a file with a fixed batch, else 1
 
     Raises:
         InputError: settings below 1, a batch that the file or the scenario does not allow, or a
             model that the engine cannot compile.
     """
+    if batch is None:
+        batch = fixed_batch(artifact.model) or 1
     if batch < 1 or streams < 1 or threads < 1:
         raise InputError(
             f"threads, streams and batch must be at least 1; got {threads}, {streams}, {batch}"
@@ -170,37 +177,104 @@ def case(
         streams=streams,
         scenario=scenario,
         open_seconds=seconds,
+        batch=batch,
     )
 
 
-def inputs_for(artifact: Artifact, batch: int, seed: int = 0) -> Array:
-    """Random images as `artifact` takes them, `batch` at once.
+def fixed_batch(model: onnx.ModelProto) -> int:
+    """The batch size that the graph fixes for the image it takes; 0 where it is open.
+
+    The first side of other inputs need not be a batch, so it is not looked at.
+    """
+    inputs = model_inputs(model)
+    if len(inputs) != 1:
+        return 0
+    dims = inputs[0].type.tensor_type.shape.dim
+    return int(dims[0].dim_value) if len(dims) == IMAGE_RANK else 0
+
+
+def inputs_for(
+    artifact: Artifact, batch: int | None = None, seed: int = 0
+) -> Array | Feeds:
+    """Random inputs as `artifact` takes them: an array, or one for each of several inputs.
+
+    batch  images at once; None: the file's own batch, or 1
 
     Raises:
-        InputError: a batch that the file does not allow, or sides that neither the graph nor the
-            metadata give.
+        InputError: a batch that the file does not allow, sides that neither the graph nor the
+            metadata give, or an input that is no tensor of numbers.
     """
-    tensor = classifier_input(artifact.model).type.tensor_type
-    dims = [dim.dim_value for dim in tensor.shape.dim] or [0, 0, 0, 0]
-    if dims[0] not in (0, batch):
+    fixed = fixed_batch(artifact.model)
+    if batch is None:
+        batch = fixed or 1
+    if fixed not in (0, batch):
         raise InputError(
-            f"{artifact.name} has a fixed batch of {dims[0]}; asked for {batch}; export it with a "
-            "dynamic batch"
+            f"{artifact.name} has a fixed batch of {fixed}; asked for {batch}; give --batch "
+            f"{fixed}, or export it with a dynamic batch"
         )
-    defaults: Sequence[int] = dims[1:]
-    if artifact.preprocess or not all(dims[1:]):
-        defaults = artifact.require_preprocess().input_shape
-    sides = [dim or default for dim, default in zip(dims[1:], defaults, strict=True)]
-    return random_input(artifact.model, (batch, *sides), seed)
+    inputs = model_inputs(artifact.model)
+    feeds: dict[str, Array] = {}
+    for item in inputs:
+        sides = _sides(artifact, item, batch)
+        feeds[item.name] = _random(item, sides, seed, artifact.name)
+    return feeds[inputs[0].name] if len(inputs) == 1 else feeds
+
+
+def _sides(
+    artifact: Artifact, item: onnx.ValueInfoProto, batch: int
+) -> tuple[int, ...]:
+    """The sides of one input: those of the graph, and for an image those of the preprocessing."""
+    tensor = item.type.tensor_type
+    dims = [dim.dim_value for dim in tensor.shape.dim]
+    is_only = len(model_inputs(artifact.model)) == 1
+    if not tensor.HasField("shape") and is_only:
+        dims = [0] * IMAGE_RANK
+    if dims:
+        dims[0] = dims[0] or batch
+    is_image = is_only and len(dims) == IMAGE_RANK
+    # A file that says how its images are made must take what is made.
+    if is_image and (artifact.preprocess is not None or not all(dims)):
+        usual = artifact.require_preprocess().input_shape
+        pairs = zip(dims[1:], usual, strict=True)
+        return (dims[0], *(dim or side for dim, side in pairs))
+    if not all(dims) or (item.type.HasField("tensor_type") and not dims and is_only):
+        raise InputError(
+            f"{artifact.name} leaves sizes of its input {item.name!r} open ({dims}, 0: open); fix "
+            "them: python -m onnxruntime.tools.make_dynamic_shape_fixed IN.onnx OUT.onnx "
+            f"--input_name {item.name} --input_shape ..."
+        )
+    return tuple(dims)
 
 
 def random_input(model: onnx.ModelProto, shape: tuple[int, ...], seed: int) -> Array:
-    """Random bytes for a model with uint8 input, else normal float32."""
+    """Random bytes for a model with uint8 input, else normal floats of the input's type."""
+    return _random(model_inputs(model)[0], shape, seed, "the model")
+
+
+def _random(
+    item: onnx.ValueInfoProto, shape: tuple[int, ...], seed: int, name: str
+) -> Array:
+    """Random values for one input. Integers are zeros: they may be indices of any table."""
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)
+    except KeyError:
+        dtype = np.dtype(object)
+    if dtype.hasobject:
+        raise InputError(
+            f"{name} takes something other than a tensor of numbers as {item.name!r}, so no input "
+            "can be made up for it"
+        )
+    if math.prod(shape) > MAX_INPUT_ELEMENTS:
+        raise InputError(
+            f"{name} would be given {list(shape)} as {item.name!r}, more than "
+            f"{MAX_INPUT_ELEMENTS:,} numbers; give a smaller --batch"
+        )
     random = np.random.default_rng(seed)
-    element = classifier_input(model).type.tensor_type.elem_type
-    if element == onnx.TensorProto.UINT8:
+    if dtype == np.uint8:
         return random.integers(0, 256, shape, np.uint8)
-    return random.standard_normal(shape).astype(np.float32)
+    if dtype.kind in "iub":
+        return np.zeros(shape, dtype)
+    return random.standard_normal(shape).astype(np.float32).astype(dtype, copy=False)
 
 
 def is_steady(medians: Sequence[float]) -> bool:

@@ -67,13 +67,13 @@ class Variant:
         return self.picture, self.antialiased
 
     def resize(self, image: Image.Image) -> Bytes:
-        """The pixels of one image, uint8 [size, size, 3]."""
+        """The pixels of one image, uint8 [H, W, 3]."""
         if self.antialiased:
             return resized_and_cropped(image, self.picture)
         return resized_without_antialiasing(image, self.picture)
 
     def to_input(self, pixels: Bytes) -> npt.NDArray[Any]:
-        """The model's input from pixels, uint8 [n, size, size, 3]."""
+        """The model's input from pixels, uint8 [n, H, W, 3]."""
         if self.camera:
             encoding, decoding = self.camera
             buffer = nv12.from_rgb(pixels, encoding)
@@ -104,7 +104,8 @@ def variants(correct: Preprocess) -> list[Variant]:
     listed.append(replace(base, name="R and B swapped", swapped=True))
     if correct.input == "float":
         listed += _wrong_arithmetic(base)
-    if correct.size % 2 == 0:  # NV12 has one pair of chroma values for 2 x 2 pixels
+    is_even = correct.height % 2 == 0 and correct.width % 2 == 0
+    if is_even:  # NV12 has one pair of chroma values for 2 x 2 pixels
         listed += _cameras(base)
     return listed
 
@@ -128,6 +129,19 @@ def _wrong_geometry(base: Variant) -> Iterator[Variant]:
             yield replace(base, name=f"crop fraction {fraction:g}", picture=picture)
 
 
+def _other_ranges(base: Variant) -> Iterator[Variant]:
+    """Inputs of 0..1 and of 0..255 without mean and std, which many graphs take."""
+    document = base.numbers.document()
+    for name, largest in (
+        ("mean and std forgotten (0..1)", 1.0),
+        ("0..255 without mean and std", 255.0),
+    ):
+        scale = {"mean": (0.0,) * 3, "std": (1 / largest,) * 3}
+        numbers = Preprocess.from_mapping({**document, **scale})
+        if numbers != base.numbers:
+            yield replace(base, name=name, numbers=numbers)
+
+
 def _wrong_arithmetic(base: Variant) -> Iterator[Variant]:
     document = base.numbers.document()
     # Runtimes that compute in half precision round these constants.
@@ -135,8 +149,7 @@ def _wrong_arithmetic(base: Variant) -> Iterator[Variant]:
     std = tuple(float(np.float16(value)) for value in base.numbers.std)
     in_float16 = Preprocess.from_mapping({**document, "mean": mean, "std": std})
     yield replace(base, name="mean and std in float16", numbers=in_float16)
-    absent = Preprocess.from_mapping({**document, "mean": (0, 0, 0), "std": (1, 1, 1)})
-    yield replace(base, name="mean and std forgotten", numbers=absent)
+    yield from _other_ranges(base)
 
 
 def _cameras(base: Variant) -> Iterator[Variant]:
@@ -160,11 +173,11 @@ def _cameras(base: Variant) -> Iterator[Variant]:
 
 
 def _swap_chroma(buffer: Bytes) -> Bytes:
-    """NV12 [..., size * 3 / 2, size, 1] with U and V swapped, which makes it NV21."""
-    size = buffer.shape[-2]
+    """NV12 [..., H * 3 / 2, W, 1] with U and V swapped, which makes it NV21."""
+    height = buffer.shape[-3] * 2 // 3
     swapped = buffer.copy()
-    swapped[..., size:, 0::2, :] = buffer[..., size:, 1::2, :]
-    swapped[..., size:, 1::2, :] = buffer[..., size:, 0::2, :]
+    swapped[..., height:, 0::2, :] = buffer[..., height:, 1::2, :]
+    swapped[..., height:, 1::2, :] = buffer[..., height:, 0::2, :]
     return swapped
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import jinja2
 
-from repzoo.artifact import Preprocess
+from repzoo.artifact import Preprocess, Size, size_text
 from repzoo.errors import RepzooError
 from repzoo.graph.tools.cost import Cost
 from repzoo.graph.tools.int8_share import Int8Share, percent_of_share
@@ -130,7 +130,7 @@ class CardFacts:
     """
 
     name: str
-    size: int
+    size: Size
     classes: int
     int8: Int8Share | None
     preprocess: Mapping[str, Any]
@@ -338,7 +338,18 @@ def _shown_preprocess(preprocess: Mapping[str, Any]) -> dict[str, Any]:
     shown = {}
     for key, value in preprocess.items():
         shown[key] = list(value) if isinstance(value, list | tuple) else value
-    return {**shown, "to": Preprocess.from_mapping(preprocess).resize_to}
+    known = Preprocess.from_mapping(preprocess)
+    words = {
+        "to": _side_or_size(known.resize_to),
+        "crop": _side_or_size(known.size),
+        "shape": ", ".join(map(str, known.input_shape)),
+    }
+    return {**shown, **words}
+
+
+def _side_or_size(size: Size) -> str:
+    """The side of a square, or height x width."""
+    return str(size) if isinstance(size, int) else size_text(size)
 
 
 @functools.cache

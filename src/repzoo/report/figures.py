@@ -103,7 +103,7 @@ def markdown_table(
 
 
 def pixels(size: object) -> str:
-    """The size of an input as "width x height" in pixels; `size` is one side or both."""
+    """The size of an input as "height x width" in pixels; `size` is one side or both."""
     if isinstance(size, list | tuple):
         return "x".join(map(str, size))
     return f"{size}x{size}"

@@ -151,7 +151,7 @@ class OnnxTeacher(torch.nn.Module):
                 f"data, {classes[:3]}..."
             )
         self.pretrained_cfg: Any = {"mean": prepared.mean, "std": prepared.std}
-        self._size = prepared.size
+        self._size = prepared.height
         self._session = engine(engine_name).open(
             artifact.model, min(available_cores(), torch.get_num_threads())
         )

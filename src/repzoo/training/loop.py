@@ -163,7 +163,7 @@ class Trainer:
 
     def _steps(self, epoch: int, progress: Progress) -> None:
         seed = self.running.seed * 100_003 + epoch
-        size = self.recipe.size_at(epoch, self.images.preprocess.size)
+        size = self.recipe.size_at(epoch, self.images.preprocess.height)
         parts = self.images.parts(self.recipe, seed, self.share, self.step)
         loader = iter(
             self.images.loader(self.recipe, size, seed, parts, self.running.workers)

@@ -8,11 +8,13 @@ from typing import Any
 
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.measure import sweep
+from repzoo.measure.latency import fixed_batch
 from repzoo.measure.record import Record
 from repzoo.measure.results import Scenario
 from repzoo.progress import Progress, silent
 from repzoo.settings import above, at_least, merge_keywords, setting, validate
 from repzoo.verbs.model_files import ModelLike, open_models
+from repzoo.verbs.public_artifact import Artifact
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class BenchOptions:
     )
     batch: tuple[int, ...] = setting(
         (),
-        help="Images in each call.  [default: 1; multi-stream: 8]",
+        help="Images in each call.  [default: the file's fixed batch; else 1, multi-stream: 8]",
         range=at_least(1),
     )
     seconds: float = setting(
@@ -73,14 +75,24 @@ def benchmark(
             failed one is in `left_out`, with the reason.
     """
     options = merge_keywords(BenchOptions, options, settings)
+    opened = open_models(models)
     combinations = sweep.settings(
-        options.scenario, options.threads, options.streams, options.batch
+        options.scenario,
+        options.threads,
+        options.streams,
+        options.batch or _fixed_batches(opened),
     )
     return sweep.run(
-        open_models(models),
+        opened,
         options.engine,
         combinations,
         options.seconds,
         progress,
         on_records,
     )
+
+
+def _fixed_batches(models: Sequence[Artifact]) -> tuple[int, ...]:
+    """The batch sizes that the models fix; empty if each leaves it open."""
+    sizes = {fixed_batch(model.model) for model in models} - {0}
+    return tuple(sorted(sizes))

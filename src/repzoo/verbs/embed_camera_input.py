@@ -13,6 +13,7 @@ from repzoo.artifact import Color, Preprocess, Step
 from repzoo.data.preprocess import as_float, model_input, pixel_map
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.errors import InputError
+from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.fold_model import exact_runner
 from repzoo.verbs.image_data import DataLike, first_images, open_dataset
 from repzoo.verbs.model_files import ModelLike, open_model
@@ -62,7 +63,7 @@ def embed_input(
     from repzoo.graph.certificate.proof import prove
     from repzoo.graph.fold import input as input_fold
 
-    artifact = open_model(model)
+    artifact = for_images(open_model(model))
     before = artifact.require_preprocess()
     after = _new_preprocess(artifact.name, before, input, yuv, order)
     matrix, origin = pixel_map(after, before.color)
@@ -99,6 +100,11 @@ def _new_preprocess(
     if before.input != "float":
         raise InputError(
             f"{name} takes {before.input} already; start from the float model it was made from"
+        )
+    if before.color == "GRAY" or before.layout == "NHWC":
+        raise InputError(
+            f"{name} takes {before.layout} images with {before.channels} channels; only models "
+            "with 3 channels in NCHW can take another input"
         )
     if input not in ("uint8", "nv12"):
         raise InputError(

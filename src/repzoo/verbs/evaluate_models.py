@@ -28,6 +28,7 @@ from repzoo.measure.record import Record
 from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.progress import Progress, silent
 from repzoo.settings import above, merge_keywords, setting, validate
+from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.image_data import DataLike, open_dataset
 from repzoo.verbs.model_files import ModelLike, open_model, open_models
 
@@ -143,8 +144,8 @@ def evaluate(
             a journal of another evaluation or one that cannot be written.
     """
     options = merge_keywords(EvaluateOptions, options, settings)
-    artifacts = open_models(models)
-    references = [] if against is None else [open_model(against)]
+    artifacts = [for_images(model) for model in open_models(models)]
+    references = [] if against is None else [for_images(open_model(against))]
     if not artifacts and not options.result:
         raise InputError(
             "nothing to evaluate: give model files, or --result with the results of another tool"

@@ -11,6 +11,7 @@ from repzoo import __version__, engines
 from repzoo.artifact import Step
 from repzoo.engines import DEFAULT_ENGINE, Array
 from repzoo.measure.host import host
+from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.image_data import DataLike, first_images, open_dataset
 from repzoo.verbs.model_files import ModelLike, open_model
 from repzoo.verbs.public_artifact import Artifact
@@ -43,9 +44,8 @@ def fold(
     artifact.input_name  # noqa: B018  raises for a graph that is not a classifier
     images = None
     if data is not None:
-        images = first_images(
-            open_dataset(data, unlabeled=True), artifact.require_preprocess()
-        )
+        preprocess = for_images(artifact).require_preprocess()
+        images = first_images(open_dataset(data, unlabeled=True), preprocess)
     runner = engines.engine(engine)
     timer = (
         (lambda before, after: compare_latency(before, after, runner))

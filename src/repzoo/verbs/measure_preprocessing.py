@@ -14,6 +14,7 @@ from repzoo.measure.class_mapping import order_remarks, require_classes
 from repzoo.measure.record import Record
 from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.progress import Progress, silent
+from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.image_data import DataLike, open_dataset
 from repzoo.verbs.model_files import ModelLike, open_model
 
@@ -44,7 +45,7 @@ def measure_mismatch(
         InputError: classes or preprocessing that do not fit, or more than 1 % unreadable images.
     """
     report = ReadReport()
-    artifact = open_model(model)
+    artifact = for_images(open_model(model))
     require_classes(artifact)
     run = open_run(artifact, engines.engine(engine))
     images = open_dataset(data, part)

@@ -15,6 +15,7 @@ from repzoo.errors import InputError
 from repzoo.plugins import unknown
 from repzoo.settings import fields_of
 from repzoo.storage import read_lines
+from repzoo.verbs.assumed_preprocess import assume_preprocess
 from repzoo.verbs.public_artifact import Artifact
 from repzoo.zoo import catalog, embedded
 
@@ -133,10 +134,11 @@ def with_preprocess(model: StoredArtifact, changes: Mapping[str, Any]) -> Artifa
     new = {name: value for name, value in changes.items() if value is not None}
     if not new:
         return Artifact.wrap(model)
-    current = asdict(model.preprocess) if model.preprocess else {}
-    return Artifact.wrap(
-        replace(model, preprocess=Preprocess.from_mapping({**current, **new}))
-    )
+    if model.preprocess is None:
+        return Artifact.wrap(assume_preprocess(model, new))
+    preprocess = Preprocess.from_mapping({**asdict(model.preprocess), **new})
+    assumed = tuple(name for name in model.assumed if name not in new)
+    return Artifact.wrap(replace(model, preprocess=preprocess, assumed=assumed))
 
 
 def embedded_for(classes: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from repzoo.graph.tools.head import THRESHOLD, Head
 from repzoo.measure.accuracy import BATCH, EvaluationRun, best_classes, logits_of
 from repzoo.measure.class_mapping import require_classes
 from repzoo.measure.host import host
+from repzoo.verbs.assumed_preprocess import for_images
 
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
 
@@ -83,6 +84,7 @@ def classify(
     """
     if top < 1:
         raise InputError(f"top must be at least 1; got {top}")
+    model = for_images(model)
     preprocess = model.require_preprocess()
     head = require_classes(model)
     engine = engines.engine(engine_name)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from repzoo.artifact import Artifact as StoredArtifact
+from repzoo.artifact import size_text
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.verbs.prediction import ImageLike, Prediction, classify
 
@@ -81,9 +82,5 @@ class Artifact(StoredArtifact):
 
     def __repr__(self) -> str:
         """A short description; the graph itself would fill the screen."""
-        size = (
-            f"{self.preprocess.size}x{self.preprocess.size}, "
-            if self.preprocess
-            else ""
-        )
+        size = f"{size_text(self.preprocess.size)}, " if self.preprocess else ""
         return f"<Artifact {self.name!r}: {self.form} form, {size}{self.num_classes} classes>"

@@ -25,6 +25,7 @@ from repzoo.quant.search import ladder
 from repzoo.quant.search.gate import QuantReport
 from repzoo.quant.search.verdict import Budget
 from repzoo.settings import FINITE, at_least, merge_keywords, setting, validate
+from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.fold_model import fold
 from repzoo.verbs.image_data import open_data_source
 from repzoo.verbs.model_files import ModelLike, open_model, require_float
@@ -119,7 +120,7 @@ def quantize(
         GateError: the drop is proven to be above the budget.
     """
     options = merge_keywords(QuantizeOptions, options, settings)
-    artifact = open_model(model)
+    artifact = for_images(open_model(model))
     require_float(artifact)
     _check_names(options)  # before the work, which takes minutes
     source = open_data_source(data, unlabeled=True)

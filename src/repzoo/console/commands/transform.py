@@ -104,7 +104,7 @@ def fold(
             console.describe(data.describe_evaluation(use=CERTIFICATE_USE))
         folded = verbs.fold(artifact, data, timed=timed)
     assert folded.certificate is not None
-    contents: list[Any] = [(output, folded.chunks())]
+    contents: list[Any] = folded.files(output)
     if certificate:
         contents.append((certificate, Console.document(folded.certificate.to_json())))
     write_together(contents)
@@ -175,7 +175,7 @@ def quantize(
             artifact, source, options=options, progress=console.progress
         )
     assert int8.report is not None
-    contents: list[Any] = [(output, int8.chunks())]
+    contents: list[Any] = int8.files(output)
     if report:
         contents.append((report, Console.document(int8.report.record.to_json())))
     write_together(contents)

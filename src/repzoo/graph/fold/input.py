@@ -88,7 +88,7 @@ def embed(
     if preprocess.input == "uint8":
         planes = prefix.pixels(source)
     else:
-        planes = prefix.nv12(source, preprocess.size)
+        planes = prefix.nv12(source, preprocess.height, preprocess.width)
     prefix.affine(planes, matrix, origin, shifted, inner)
     _retype_input(graph, source, preprocess)
     nodes = [*prefix.nodes, *graph.node]
@@ -151,16 +151,20 @@ class _Prefix:
         planes = self.unused(f"{source}_planes")
         return self.add("Transpose", [values], planes, perm=[0, 3, 1, 2])
 
-    def nv12(self, source: str, size: int) -> str:
+    def nv12(self, source: str, height: int, width: int) -> str:
         """[N, H * 3 / 2, W, 1] bytes to [N, 3, H, W] floats Y, U, V.
 
         Each chroma value is repeated over its 2x2 pixels.
         """
-        half = size // 2
+        rows, columns = height // 2, width // 2
         values = self._to_float(source)
-        luma = self._rows(values, f"{source}_y", 0, size, [0, 1, size, size])
+        luma = self._rows(values, f"{source}_y", 0, height, [0, 1, height, width])
         chroma = self._rows(
-            values, f"{source}_uv", size, size + half, [0, half, half, 2]
+            values,
+            f"{source}_uv",
+            height,
+            height + rows,
+            [0, rows, columns, 2],
         )
         planes = self.unused(f"{source}_uv_planes")
         chroma = self.add("Transpose", [chroma], planes, perm=[0, 3, 1, 2])

@@ -8,18 +8,19 @@ scale and shift; running statistics are not.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from repzoo.artifact import Artifact
-from repzoo.graph.tools.pieces import inline_functions, without_weights
-from repzoo.onnx_file import classifier_input
+from repzoo.errors import InputError
+from repzoo.graph.tools.constant_folding import LARGE, fold_constants
+from repzoo.graph.tools.pieces import inline_functions, to_ir
 
 # Inputs of each operator that hold learnable values.
 _LEARNABLE: dict[str, tuple[int, ...]] = dict.fromkeys(
@@ -41,6 +42,7 @@ _SHAPES = frozenset(
         "Dropout",
     }
 )
+_COUNTED = frozenset({"Conv", "Gemm", "MatMul"})
 _VIEWS = frozenset(
     {
         "Identity",
@@ -75,25 +77,28 @@ class Cost:
 
 
 def count(artifact: Artifact, size: int | None = None) -> Cost:
-    """Count `artifact` for one image of its own size, or of `size` pixels where the graph
-    leaves it open.
+    """Count a graph for one image of its own size, or of `size` pixels where that is open.
+
+    Any graph is accepted. What other inputs leave open is taken as 1 on their first axis.
     """
-    proto = _sized(artifact, size)
-    batch = _batch(proto)
-    model = ir.from_proto(proto)
-    passes.ShapeInferencePass()(model)
-    nodes = [node for node in model.graph if node.op_type != "Constant"]
+    model = _sized(artifact, size)
+    nodes = _computing(model)
     operators = Counter(node.op_type for node in nodes)
-    macs = {id(node): _macs(node) for node in nodes}
-    uncounted = Counter(
-        node.op_type
-        for node in nodes
-        if macs[id(node)] is None and node.op_type not in _SHAPES
-    )
+    parameters = _parameters(nodes)
+    stored = sum(tensor.nbytes for tensor in _tensors(model.graph))
+    _infer_sizes(model)
+    macs = 0
+    uncounted: Counter[str] = Counter()
+    for node in _computing(model):
+        found = _macs(node)
+        if found is not None:
+            macs += found
+        elif node.op_type not in _SHAPES:
+            uncounted[node.op_type] += 1
     return Cost(
-        parameters=_parameters(nodes),
-        macs=sum(value for value in macs.values() if value is not None) // batch,
-        bytes=sum(tensor.nbytes for tensor in _tensors(model.graph)),
+        parameters=parameters,
+        macs=macs // _batch(model),
+        bytes=stored,
         nodes=len(nodes),
         operators=dict(sorted(operators.items())),
         uncounted=dict(sorted(uncounted.items())),
@@ -105,10 +110,9 @@ def macs_by_node(artifact: Artifact, size: int | None = None) -> dict[str, int]:
 
     size  as for `count`
     """
-    proto = _sized(artifact, size)
-    batch = _batch(proto)
-    model = ir.from_proto(proto)
-    passes.ShapeInferencePass()(model)
+    model = _sized(artifact, size)
+    _infer_sizes(model)
+    batch = _batch(model)
     macs: dict[str, int] = {}
     for node in model.graph:
         value = _macs(node)
@@ -117,30 +121,54 @@ def macs_by_node(artifact: Artifact, size: int | None = None) -> dict[str, int]:
     return macs
 
 
-def _sized(artifact: Artifact, size: int | None) -> onnx.ModelProto:
-    model = inline_functions(without_weights(artifact.model))
-    side = size or (artifact.preprocess.size if artifact.preprocess else 0)
-    for axis, dim in enumerate(classifier_input(model).type.tensor_type.shape.dim):
-        if not dim.dim_value and (axis == 0 or (axis > 1 and side)):
-            dim.dim_value = 1 if axis == 0 else side
-    for value in (*model.graph.output, *model.graph.value_info):
-        value.type.tensor_type.ClearField(
-            "shape"
-        )  # inferred anew, with the batch known
+def _computing(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type != "Constant"]
+
+
+def _sized(artifact: Artifact, size: int | None) -> ir.Model:
+    """The graph with the sizes of its inputs for one image; those of other tensors are unset."""
+    model = to_ir(inline_functions(artifact.model))
+    image: Sequence[int] = (3, size or 0, size or 0)
+    if artifact.preprocess is not None and size is None:
+        image = artifact.preprocess.input_shape
+    for value in model.graph.inputs:
+        if value.shape is not None and len(value.shape):
+            value.shape = ir.Shape(_one_image(value.shape, image))
+    # Inferred anew, with the batch known.
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
     return model
 
 
-def _batch(model: onnx.ModelProto) -> int:
+def _one_image(shape: ir.Shape, image: Sequence[int]) -> list[int | ir.SymbolicDim]:
+    """The sides of an input, where they are open those of one image [C, H, W]."""
+    usual = (1, *image) if len(shape) == 4 else (1,)
+    sides = list(shape)
+    for axis, side in enumerate(usual):
+        if not isinstance(sides[axis], int) and side:
+            sides[axis] = side
+    return sides
+
+
+def _infer_sizes(model: ir.Model) -> None:
+    """Infer the shapes of all tensors, in place; behind computed sizes only where it is needed."""
+    passes.ShapeInferencePass()(model)
+    layers = [node for node in model.graph if node.op_type in _COUNTED]
+    if any(_macs(node) is None for node in layers):
+        # An export with dynamic padding computes sizes by nodes, which inference does not follow.
+        with contextlib.suppress(InputError):
+            fold_constants(model, LARGE)
+
+
+def _batch(model: ir.Model) -> int:
     """Images that the graph takes at once; its costs are for all of them."""
-    return max(
-        [
-            1,
-            *(
-                dim.dim_value
-                for dim in classifier_input(model).type.tensor_type.shape.dim[:1]
-            ),
-        ]
-    )
+    weights = model.graph.initializers
+    inputs = [item for item in model.graph.inputs if item.name not in weights]
+    if len(inputs) != 1 or inputs[0].shape is None or len(inputs[0].shape) != 4:
+        return 1
+    batch = inputs[0].shape[0]
+    return batch if isinstance(batch, int) and batch > 0 else 1
 
 
 def _tensors(graph: ir.Graph) -> list[ir.TensorProtocol]:
@@ -178,12 +206,10 @@ def _origin(value: ir.Value | None) -> ir.Value | None:
 
 def _macs(node: ir.Node) -> int | None:
     """MACs for one image; None for an operator that is not counted, or whose sizes are unknown."""
+    if node.op_type not in _COUNTED or node.domain not in ("", "ai.onnx"):
+        return None
     output = node.outputs[0].shape
-    if (
-        node.op_type not in ("Conv", "Gemm", "MatMul")
-        or output is None
-        or not output.is_static()
-    ):
+    if output is None or not output.is_static() or min(output.numpy(), default=1) < 0:
         return None
     elements = math.prod(output.numpy())
     index = (

@@ -50,7 +50,8 @@ def export(
             f"opset must lie in {OPSETS.start}..{OPSETS.stop - 1}; got {opset}"
         )
     _require_one_file(module, name)
-    model = _torch_export(module, preprocess.size, opset, dynamic_batch)
+    sides = preprocess.input_shape
+    model = _torch_export(module, sides, opset, dynamic_batch)
     _assert_every_batchnorm(module, model)
     artifact = Artifact(model, name, preprocess, labels)
     if labels and artifact.num_classes != len(labels):
@@ -76,7 +77,7 @@ def _require_one_file(module: torch.nn.Module, name: str) -> None:
 
 
 def _torch_export(
-    module: torch.nn.Module, size: int, opset: int, dynamic_batch: bool
+    module: torch.nn.Module, sides: tuple[int, ...], opset: int, dynamic_batch: bool
 ) -> onnx.ModelProto:
     import torch
 
@@ -89,7 +90,7 @@ def _torch_export(
         )  # the TorchScript exporter is deprecated, yet the only one that keeps clean BNs
         torch.onnx.export(
             module,
-            (torch.zeros(1, 3, size, size),),
+            (torch.zeros(1, *sides),),
             buffer,  # type: ignore[arg-type]  # the TorchScript exporter takes a file object
             dynamo=False,
             training=torch.onnx.TrainingMode.PRESERVE,

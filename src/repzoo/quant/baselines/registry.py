@@ -7,6 +7,7 @@ point group `repzoo.recipes`; its name is what `--recipe` takes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -129,7 +130,7 @@ def _labeled_reader(
     """`QuantizerTask.labeled` over evenly spaced images of `check`."""
     preprocess = artifact.require_preprocess()
     indices = accuracy.class_indices(check, artifact) if check.labeled else []
-    image_bytes = 3 * 4 * preprocess.size**2
+    image_bytes = 4 * math.prod(preprocess.input_shape)
     limit = max(1, MAX_LABELED_BYTES // image_bytes)
     stride = -(-len(check) // limit)
     sample = check.subset(range(0, len(check), stride))
