@@ -241,6 +241,11 @@ def test_images_without_labels_show_the_agreement_with_the_reference(
     assert [row["top1"] for row in ran.document["runs"]] == [100, 0]
     assert ran.document["runs"][0]["n"] == 2
     assert "predicts the same as first" in ran.err
+    results = tmp_path / "result.csv"
+    results.write_text("0.png,0\n1.png,2\n")
+    ran = run("evaluate", same, *arguments, "--result", results)
+    assert ran.code == 0, ran.err
+    assert [row["top1"] for row in ran.document["runs"]] == [100, 50]
 
 
 def photographs(root: Path, names: str, count: int) -> Path:

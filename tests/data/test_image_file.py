@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +137,16 @@ def test_a_damaged_tiff_writes_nothing_to_stderr(
     with pytest.raises(UnreadableImage, match=r"1\.tif cannot be decoded"):
         load_image(path)
     assert capfd.readouterr().err == ""
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    for name in ("pipe.jpg", "pipe"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UnreadableImage, match=r"pipe\.jpg is no file"):
+        load_image(tmp_path / "pipe.jpg")
+    assert not is_image(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,9 @@ def load_image(path: Path) -> Image.Image:
             values without a known range, or gone.
     """
     try:
+        # Opening a pipe or a device would wait for ever.
+        if path.exists() and not path.is_file():
+            raise UnreadableImage(f"{path} is no file")
         with Image.open(path, formats=FORMATS) as image:
             _require_bounded(path, image)
             if image.format == "TIFF":
@@ -170,6 +173,8 @@ def _scaled_floats(values: np.ndarray) -> np.ndarray:
 
 def _has_signature(path: Path) -> bool:
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             prefix = file.read(SIGNATURE_BYTES)
         if not _may_be_image(prefix):

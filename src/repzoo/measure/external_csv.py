@@ -18,6 +18,7 @@ from repzoo.data.names import reading_key, unique_by_key
 from repzoo.errors import InputError
 
 FORM = "path,class or path,class,score"
+MAX_DIGITS = 7  # of the index of an output
 DELIMITERS = ",;\t"
 IMAGE_HEADERS = {"path", "image", "file", "filename", "file_name", "image_path", "key"}
 INDEX_HEADERS = {"id", "index", "class_id", "class_index"}
@@ -37,7 +38,10 @@ class CsvResults:
 
 def is_csv(first_line: str) -> bool:
     """Whether a text that begins with this line has the form of such a CSV."""
-    cells = next(csv.reader([first_line], delimiter=_delimiter(first_line)), [])
+    try:
+        cells = next(csv.reader([first_line], delimiter=_delimiter(first_line)), [])
+    except csv.Error:
+        return False
     return len(cells) in (2, 3)
 
 
@@ -48,7 +52,10 @@ def read_csv(lines: Sequence[str], path: Path) -> CsvResults:
         InputError: lines of another form, scores that are no finite numbers, or a class that an
             image has twice.
     """
-    rows = list(csv.reader(lines, delimiter=_delimiter(lines[0])))
+    try:
+        rows = list(csv.reader(lines, delimiter=_delimiter(lines[0])))
+    except csv.Error as error:  # a NUL, or a cell of more than 128 kB
+        raise InputError(f"{path} is not a CSV: {error}; expected {FORM}") from None
     header = ""
     start = 0
     if rows[0][0].strip().casefold() in IMAGE_HEADERS:
@@ -88,7 +95,7 @@ def output_indices(
     for classes in results.images.values():
         written.update(dict.fromkeys(classes))
     by_name = _indices_by_name(list(written), names)
-    by_index = {label: int(label) for label in written if label.isdecimal()}
+    by_index = {label: int(label) for label in written if _is_index(label)}
     all_names = len(by_name) == len(written) and results.header not in INDEX_HEADERS
     all_indices = len(by_index) == len(written) and results.header not in NAME_HEADERS
     if all_names and all_indices and by_name != by_index:
@@ -120,6 +127,10 @@ def _indices_by_name(written: Sequence[str], names: Sequence[str]) -> dict[str, 
         if name in exact:
             indices[label] = exact[name]
     return indices
+
+
+def _is_index(label: str) -> bool:
+    return label.isascii() and label.isdecimal() and len(label) <= MAX_DIGITS
 
 
 def _delimiter(line: str) -> str:

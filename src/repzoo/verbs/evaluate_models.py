@@ -8,6 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from repzoo import engines
 from repzoo.artifact import Artifact as StoredArtifact
 from repzoo.data.batches import ReadReport
@@ -156,13 +159,9 @@ def evaluate(
 
     images = open_dataset(data, part, unlabeled=bool(references))
     remarks = images.remarks()
-    # Without labels, the float model's predictions take their place.
     by_reference = references and not _says_classes(images, references[0])
     if by_reference:
-        remarks.append(
-            f"{images.name} does not say which output of {references[0].name} is right, so Top-1 "
-            f"is the share of images for which a model predicts the same as {references[0].name}"
-        )
+        remarks.append(_agreement_remark(images, references[0]))
         images = labeled_by(images, references[0])
     external = _read_external(options, images, known[0] if known else None, progress)
     if external.results and len(external.indices) < len(images):
@@ -180,12 +179,14 @@ def evaluate(
         predictions = accuracy.evaluate(
             runs.runs, images, report, progress, options.resume, group
         )
+    results = external.in_order_of(predictions)
     if by_reference:
+        # Without labels, the float model's predictions take their place.
         targets = predictions[reference_indices[0]].top[:, 0]
-        predictions = [replace(item, targets=targets) for item in predictions]
+        predictions = _with_targets(predictions, targets)
+        results = _with_targets(results, targets)
     own = [predictions[index] for index in own_indices]
     reference = [predictions[index] for index in reference_indices]
-    results = external.in_order_of(predictions)
     paired = []
     for first, second in _pairs(own, results, reference):
         paired.append(accuracy.compare(first, second, drop=options.drop))
@@ -200,6 +201,19 @@ def evaluate(
 def _says_classes(images: Dataset, reference: StoredArtifact) -> bool:
     """Whether the folders of the images say which output of `reference` is right."""
     return images.labeled and not lacks_classes(images, reference)
+
+
+def _agreement_remark(images: Dataset, reference: StoredArtifact) -> str:
+    return (
+        f"{images.name} does not say which output of {reference.name} is right, so Top-1 is the "
+        f"share of images for which a model predicts the same as {reference.name}"
+    )
+
+
+def _with_targets(
+    predictions: Sequence[Predictions], targets: npt.NDArray[np.int64]
+) -> list[Predictions]:
+    return [replace(item, targets=targets) for item in predictions]
 
 
 @dataclass
