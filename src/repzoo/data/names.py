@@ -81,9 +81,10 @@ def are_numbers(names: Iterable[str]) -> bool:
 def are_indices(names: Iterable[str]) -> bool:
     """Whether the names are the numbers 0 to n - 1, such as the indices of a model's outputs."""
     listed = list(names)
-    return are_numbers(listed) and {int(name) for name in listed} == set(
-        range(len(listed))
-    )
+    if not are_numbers(listed):
+        return False
+    # n different numbers from 0 on are 0 to n - 1 where the largest is n - 1.
+    return max(map(int, listed), default=-1) == len(listed) - 1
 
 
 def shown(name: str) -> str:

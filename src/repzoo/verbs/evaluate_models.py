@@ -187,15 +187,18 @@ def evaluate(
         results = _with_targets(results, targets)
     own = [predictions[index] for index in own_indices]
     reference = [predictions[index] for index in reference_indices]
-    paired = []
-    for first, second in _pairs(own, results, reference):
-        paired.append(accuracy.compare(first, second, drop=options.drop))
     return Evaluation(
         tuple(item.record() for item in (*own, *results)),
-        tuple(paired),
+        _compare_all(_pairs(own, results, reference), options.drop),
         (*remarks, *report.sentences()),
         tuple(item.record() for item in reference),
     )
+
+
+def _compare_all(
+    pairs: Sequence[tuple[Predictions, Predictions]], drop: float
+) -> tuple[Record[PairedAccuracy], ...]:
+    return tuple(accuracy.compare(first, second, drop=drop) for first, second in pairs)
 
 
 def _says_classes(images: Dataset, reference: StoredArtifact) -> bool:
