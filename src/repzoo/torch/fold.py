@@ -8,11 +8,13 @@ scripts and exports like any other module.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
-from repzoo.errors import CertificateError, MissingExtra
+import numpy as np
+import numpy.typing as npt
+
+from repzoo.errors import CertificateError, InputError, MissingExtra
 from repzoo.graph.certificate.comparison import Comparison, Equality, compare
 from repzoo.graph.fold.engine import fold_graph
 from repzoo.graph.tools.fold_result import Fold, Refusal
@@ -20,13 +22,19 @@ from repzoo.graph.tools.fold_result import Fold, Refusal
 try:
     import torch
     from torch import fx, nn
+    from torch.utils import _pytree as pytree
 except ModuleNotFoundError as error:
     raise MissingExtra("folding PyTorch modules", "torch") from error
 
+from repzoo.torch.norms import absorb_norms
+from repzoo.torch.prepare import eval_copy, plain_copy, unwrap
 from repzoo.torch.to_ir import FxGraph
-from repzoo.torch.trace import trace
+from repzoo.torch.trace import Inputs, clones, trace
 
 DEFAULT_SIZE = (3, 224, 224)
+
+Module = nn.Module | torch.export.ExportedProgram
+Example = torch.Tensor | tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -38,35 +46,41 @@ class FoldedModule:
     refusals: tuple[Refusal, ...]
 
 
-def fold(module: nn.Module, example: torch.Tensor | None = None) -> fx.GraphModule:
+def fold(module: Module, example: Example | None = None) -> fx.GraphModule:
     """An equal module in eval mode, with linear parts folded where that is cheaper.
 
-    `module` stays as it is.
+    `module` stays as it is. Its outputs may be a tensor, a tuple, a list or a dict. The result has
+    no more convolutions than `module`. Weights that weight_norm, spectral_norm or pruning compute
+    become ordinary weights. Layers keep their number type, float16 and bfloat16 included.
 
-    example  an input, float [N, channels, height, width]; default: one image of the size in timm's
-             `default_cfg`, else 3x224x224
+    module   a torch.nn.Module, or what torch.export.export returns
+    example  an input, float [N, channels, height, width], or a tuple of several; default: that of
+             the exported program, else one image of the size in timm's `default_cfg`, else
+             3x224x224
 
     Raises:
-        InputError: torch.fx cannot trace the module, or it does not take one tensor.
+        InputError: torch.fx cannot trace the module, it does not take `example`, or it changes
+            parts of tensors in place that it reads again.
         CertificateError: the outputs on the example differ by more than rounding explains.
     """
     return fold_with_log(module, example).module
 
 
-def fold_with_log(
-    module: nn.Module, example: torch.Tensor | None = None
-) -> FoldedModule:
-    """As `fold`, with the log of folds and refusals."""
-    images = _default_example(module) if example is None else example
-    folded = _fold(module, images)
-    comparison = _compare(module, folded.module, images)
+def fold_with_log(module: Module, example: Example | None = None) -> FoldedModule:
+    """As `fold`, with the log of folds and refusals.
+
+    Every convolution and BatchNorm that is left as it was has a refusal that says why.
+    """
+    inner = unwrap(module)
+    inputs = _inputs(module, example)
+    folded = _fold(inner, inputs)
+    comparison = _compare(inner, folded.module, inputs)
     if comparison.equality is Equality.INCONCLUSIVE:
         # The network amplifies rounding until float32 outputs say nothing. In float64 there is 10^9
         # times as much room.
-        wide = copy.deepcopy(module).double()
-        comparison = _compare(
-            wide, _fold(wide, images.double()).module, images.double()
-        )
+        wide = plain_copy(inner).double()
+        wide_inputs = tuple(item.double() for item in inputs)
+        comparison = _compare(wide, _fold(wide, wide_inputs).module, wide_inputs)
     if comparison.equality is Equality.DIFFERENT:
         raise CertificateError(
             f"the folded module is not proven equal: largest error {comparison.error:.3g}, "
@@ -76,37 +90,62 @@ def fold_with_log(
     return folded
 
 
-def _default_example(module: nn.Module) -> torch.Tensor:
+def _inputs(module: Module, example: Example | None) -> Inputs:
+    if example is None and isinstance(module, torch.export.ExportedProgram):
+        if module.example_inputs is None or module.example_inputs[1]:
+            raise InputError(
+                "the exported program holds no example of its inputs by position; give `example`"
+            )
+        example = module.example_inputs[0]
+    if example is None:
+        return (_default_example(module),)
+    inputs = example if isinstance(example, tuple) else (example,)
+    if not inputs or not all(isinstance(item, torch.Tensor) for item in inputs):
+        raise InputError(
+            f"`example` must be a tensor or a tuple of tensors; got {type(example).__name__}"
+        )
+    return inputs
+
+
+def _default_example(module: Any) -> torch.Tensor:
     config = getattr(module, "default_cfg", None) or {}
-    size = (
-        config.get("input_size", DEFAULT_SIZE)
-        if isinstance(config, dict)
-        else DEFAULT_SIZE
-    )
-    return torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    size = DEFAULT_SIZE
+    if isinstance(config, dict):
+        size = config.get("input_size", DEFAULT_SIZE)
+    weights = [item for item in module.parameters() if item.is_floating_point()]
+    like = weights[0] if weights else torch.zeros(0)
+    images = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    return images.to(like.device, like.dtype)
 
 
-def _fold(module: nn.Module, images: torch.Tensor) -> FoldedModule:
-    traced = trace(module, images)
+def _fold(module: nn.Module, inputs: Inputs) -> FoldedModule:
+    traced = trace(module, inputs)
+    norms = absorb_norms(traced)
     converted = FxGraph(traced)
     graph = converted.to_ir()
     folds, refusals = fold_graph(graph)
     converted.write_back(graph)
-    return FoldedModule(traced, folds, refusals)
+    done = {name for item in norms for name in item.nodes}
+    reasons: dict[str, Refusal] = {}
+    for item in (*refusals, *converted.refusals):
+        if item.node not in done:
+            reasons[item.node] = item
+    written = (*norms, *converted.written(folds))
+    return FoldedModule(traced, written, tuple(reasons.values()))
 
 
-def _compare(module: nn.Module, folded: nn.Module, images: torch.Tensor) -> Comparison:
-    """Compare both on `images`, with the bound that moving the module's own weights measures."""
-    jittered = copy.deepcopy(module).eval()
+def _compare(module: nn.Module, folded: nn.Module, inputs: Inputs) -> Comparison:
+    """Compare both on `inputs`, with the bound that moving the module's own weights measures."""
+    jittered = plain_copy(module)
     with torch.no_grad():
-        outputs = [jittered(images), folded(images)]
+        expected = _rows(eval_copy(module)(*clones(inputs)))
+        actual = _rows(folded(*clones(inputs)))
         _move_weights(jittered)
-        outputs.append(jittered(images))
+        moved = _rows(jittered(*clones(inputs)))
     dtypes = [
         weight.dtype for weight in module.parameters() if weight.is_floating_point()
     ]
     roundoff = max((torch.finfo(dtype).eps / 2 for dtype in dtypes), default=2.0**-24)
-    expected, actual, moved = (_rows(output) for output in outputs)
     return compare(expected, actual, moved, roundoff)
 
 
@@ -114,11 +153,33 @@ def _move_weights(module: nn.Module) -> None:
     """Move every weight of `module`, in place, to one of its two neighbors."""
     generator = torch.Generator().manual_seed(1)
     for weight in module.parameters():
+        if not weight.is_floating_point():
+            continue
         up = torch.rand(weight.shape, generator=generator) < 0.5
-        direction = torch.where(up, torch.inf, -torch.inf).to(weight.dtype)
+        direction = torch.where(up, torch.inf, -torch.inf).to(
+            weight.device, weight.dtype
+        )
         weight.copy_(torch.nextafter(weight, direction))
 
 
-def _rows(output: torch.Tensor) -> Any:
-    """An output as a float64 array [N, values]."""
-    return output.double().reshape(len(output), -1).cpu().numpy()
+def _rows(outputs: Any) -> npt.NDArray[np.float64]:
+    """The outputs as one float64 array [N, values].
+
+    Classes and other whole numbers are left out where there are real numbers.
+    """
+    tensors = [
+        item for item in pytree.tree_leaves(outputs) if isinstance(item, torch.Tensor)
+    ]
+    real = [item for item in tensors if item.is_floating_point()]
+    if not tensors:
+        raise InputError(
+            "the module returns no tensor, so nothing shows whether a folded one is equal; return "
+            "a tensor, or a tuple or dict of tensors"
+        )
+    rows = []
+    for tensor in real or tensors:
+        first = tensor.shape[0] if tensor.dim() else 1
+        rows.append(tensor.double().reshape(first, -1).cpu().numpy())
+    if len({len(item) for item in rows}) > 1:
+        rows = [item.reshape(1, -1) for item in rows]
+    return np.concatenate(rows, axis=1)

@@ -7,6 +7,7 @@ becomes one opaque node. So the fold can be written once, for ONNX.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,27 +15,34 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
+from repzoo.graph.tools.fold_result import Fold, Refusal
 from repzoo.torch.layers import (
+    ATEN,
     FUNCTIONS,
-    MODULES,
     PASS_THROUGH,
     OnnxNode,
+    describe_call,
+    describe_layer,
     layer_from_ir,
 )
 
 OPAQUE = "repzoo.opaque"
 OPSET = 17
+LAYERS = ("Conv", "Gemm")
 ARITHMETIC: dict[Any, str] = {
     operator.add: "Add", operator.iadd: "Add", torch.add: "Add", "add": "Add", "add_": "Add",
-    operator.sub: "Sub", operator.isub: "Sub", torch.sub: "Sub", "sub": "Sub",
-    operator.mul: "Mul", operator.imul: "Mul", torch.mul: "Mul", "mul": "Mul",
+    operator.sub: "Sub", operator.isub: "Sub", torch.sub: "Sub", "sub": "Sub", "sub_": "Sub",
+    operator.mul: "Mul", operator.imul: "Mul", torch.mul: "Mul", "mul": "Mul", "mul_": "Mul",
     operator.truediv: "Div", operator.itruediv: "Div", torch.div: "Div", "div": "Div",
+    ATEN.add.Tensor: "Add", ATEN.add_.Tensor: "Add", ATEN.sub.Tensor: "Sub",
+    ATEN.sub_.Tensor: "Sub", ATEN.mul.Tensor: "Mul", ATEN.mul_.Tensor: "Mul",
+    ATEN.div.Tensor: "Div", ATEN.div_.Tensor: "Div",
 }  # fmt: skip
-DTYPES = {
-    torch.float32: ir.DataType.FLOAT,
-    torch.float64: ir.DataType.DOUBLE,
-    torch.float16: ir.DataType.FLOAT16,
-}
+# Functions that return their input: (input, probability, training).
+DROPOUT = (ATEN.dropout.default, ATEN.feature_dropout.default, nn.functional.dropout)
+# What the fold computes with. Half precision is widened, and rounded once when layers are written.
+DTYPES = {torch.float64: ir.DataType.DOUBLE}
+HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -43,17 +51,23 @@ class FxGraph:
 
     values     the ONNX tensor of each fx node
     sources    the fx node of each ONNX tensor, by name
+    known      the values that depend on weights alone, by fx node
     constants  weights and numbers, by name
     nodes      the ONNX nodes, in order
     original   ids of those nodes: what the fold wrote is not among them
+    layers     names of the convolutions and linear layers among them
+    refusals   layers that no ONNX node describes
     """
 
     module: fx.GraphModule
     values: dict[fx.Node, ir.Value] = field(default_factory=dict)
     sources: dict[str, fx.Node] = field(default_factory=dict)
+    known: dict[fx.Node, Any] = field(default_factory=dict)
     constants: dict[str, ir.Value] = field(default_factory=dict)
     nodes: list[ir.Node] = field(default_factory=list)
     original: set[int] = field(default_factory=set)
+    layers: set[str] = field(default_factory=set)
+    refusals: list[Refusal] = field(default_factory=list)
 
     def to_ir(self) -> ir.Graph:
         """The ONNX graph; weights are its initializers."""
@@ -62,15 +76,12 @@ class FxGraph:
                 self.values[node] = self._convert(node)
                 self.sources.setdefault(str(self.values[node].name), node)
         self.original = {id(node) for node in self.nodes}
-        inputs = [
-            self.values[node]
-            for node in self.module.graph.nodes
-            if node.op == "placeholder"
-        ]
-        last = next(node for node in self.module.graph.nodes if node.op == "output")
+        self.layers = {str(node.name) for node in self.nodes if node.op_type in LAYERS}
+        inputs = self.module.graph.find_nodes(op="placeholder")
+        last = self.module.graph.output_node()
         outputs = dict.fromkeys(self.values[node] for node in last.all_input_nodes)
         return ir.Graph(
-            inputs,
+            [self.values[node] for node in inputs],
             list(outputs),
             nodes=self.nodes,
             initializers=list(self.constants.values()),
@@ -83,17 +94,26 @@ class FxGraph:
         A new layer gets the name of the costliest one that it replaces.
         """
         for node in graph:
-            if id(node) not in self.original and node.op_type in ("Conv", "Gemm"):
+            if id(node) in self.original or node.op_type not in LAYERS:
+                continue
+            if node.name in self.layers:
                 self._write_layer(node)
+            else:
+                self._refuse_new_layer(node)
         self.module.graph.eliminate_dead_code()
         self.module.delete_all_unused_submodules()
         _delete_unread_tensors(self.module)
         self.module.recompile()
 
+    def written(self, folds: Sequence[Fold]) -> tuple[Fold, ...]:
+        """Those of `folds` that were written."""
+        return tuple(fold for fold in folds if self.layers.intersection(fold.nodes))
+
     def constant(self, name: str, tensor: torch.Tensor) -> ir.Value:
         """`tensor` as an initializer called `name`, one for all who read it."""
         if name not in self.constants:
-            values = tensor.detach().cpu().numpy()
+            wide = tensor.float() if tensor.dtype in HALF else tensor
+            values = wide.detach().cpu().numpy()
             value = ir.Value(
                 name=name,
                 shape=ir.Shape(values.shape),
@@ -108,47 +128,95 @@ class FxGraph:
     def _convert(self, node: fx.Node) -> ir.Value:
         if node.op == "placeholder":
             return self._typed_value(node)
-        if node.op == "get_attr":
-            name = str(node.target)
-            return self.constant(name, _attribute(self.module, name))
-        if node.op == "call_module":
-            layer = self.module.get_submodule(str(node.target))
-            if type(layer) in PASS_THROUGH:
-                return self.values[node.all_input_nodes[0]]
-        return self._add(
-            node, self._layer(node) or self._arithmetic(node) or self._opaque(node)
-        )
+        known = self._known_value(node)
+        if isinstance(known, torch.Tensor):
+            name = str(node.target) if node.op == "get_attr" else node.name
+            return self.constant(name, known)
+        if self._is_identity(node):
+            return self.values[node.all_input_nodes[0]]
+        converted = self._layer(node) or self._arithmetic(node) or self._opaque(node)
+        return self._add(node, converted)
 
-    def _add(self, node: fx.Node, made: ir.Node) -> ir.Value:
-        """Add the ONNX node that was `made` of `node`; its output."""
-        output = made.outputs[0]
+    def _known_value(self, node: fx.Node) -> Any:
+        """What `node` returns if that depends on weights alone; None if not."""
+        if node.op == "get_attr":
+            self.known[node] = _attribute(self.module, str(node.target))
+        inputs = node.all_input_nodes
+        is_call = node.op in ("call_function", "call_method")
+        if is_call and inputs and all(item in self.known for item in inputs):
+            args, kwargs = fx.node.map_arg(
+                (node.args, node.kwargs), self.known.__getitem__
+            )
+            with torch.no_grad():
+                if node.op == "call_method":
+                    self.known[node] = getattr(args[0], str(node.target))(
+                        *args[1:], **kwargs
+                    )
+                else:
+                    assert callable(node.target)
+                    self.known[node] = node.target(*args, **kwargs)
+        return self.known.get(node)
+
+    def _is_identity(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return type(self.module.get_submodule(str(node.target))) in PASS_THROUGH
+        if node.op != "call_function" or node.target not in DROPOUT:
+            return False
+        return node.kwargs.get("training", (*node.args, True, True, True)[2]) is False
+
+    def _add(self, node: fx.Node, converted: ir.Node) -> ir.Value:
+        """Add the ONNX node that `node` was converted to; its output."""
+        output = converted.outputs[0]
         typed = self._typed_value(node)
         output.name = typed.name
         output.shape = typed.shape
         output.type = typed.type
-        self.nodes.append(made)
+        self.nodes.append(converted)
         return output
 
     def _layer(self, node: fx.Node) -> ir.Node | None:
         """A module or function that an ONNX operator describes."""
-        inputs = [self.values[item] for item in node.all_input_nodes]
-        described: OnnxNode | None = None
-        if node.op == "call_module":
-            layer = self.module.get_submodule(str(node.target))
-            convert = MODULES.get(type(layer))
-            described = convert(layer, inputs[0]) if convert is not None else None
-        elif node.target in FUNCTIONS:
-            return FUNCTIONS[node.target](node, self.values)
-        if described is None:
+        is_function = node.op == "call_function" and node.target in FUNCTIONS
+        if not is_function and node.op != "call_module":
             return None
-        name = str(node.target)
-        weights = [
-            self.constant(f"{name}.{key}", of) for key, of in described.weights.items()
-        ]
+        source = self.values[node.all_input_nodes[0]] if node.all_input_nodes else None
+        if source is None:
+            return None
+        rank = -1 if source.shape is None else len(source.shape)
+        name = node.name if is_function else str(node.target)
+        if is_function:
+            arguments = {**dict(enumerate(node.args)), **node.kwargs}
+            values = {key: self._argument(value) for key, value in arguments.items()}
+            description = describe_call(node.target, values, rank)
+        else:
+            description = describe_layer(self.module.get_submodule(name), rank)
+        if isinstance(description, OnnxNode):
+            return self._described(node, name, source, description)
+        if description:
+            self.refusals.append(Refusal(name, description))
+        return None
+
+    def _argument(self, value: Any) -> Any:
+        """An argument of a function: a weight that is known as its tensor."""
+        return self.known.get(value, value) if isinstance(value, fx.Node) else value
+
+    def _described(
+        self, node: fx.Node, name: str, source: ir.Value, description: OnnxNode
+    ) -> ir.Node:
+        # Weights that the graph reads keep their names, so that two calls that share one show it.
+        read: dict[int, ir.Value] = {}
+        for item in node.all_input_nodes:
+            if item in self.known:
+                read[id(self.known[item])] = self.values[item]
+        weights = []
+        for key, tensor in description.weights.items():
+            weights.append(
+                read.get(id(tensor)) or self.constant(f"{name}.{key}", tensor)
+            )
         return ir.node(
-            described.op_type,
-            [inputs[0], *weights],
-            attributes=described.attributes,
+            description.op_type,
+            [source, *weights],
+            attributes=description.attributes,
             name=name,
         )
 
@@ -165,7 +233,7 @@ class FxGraph:
         """A tensor or a number; None for anything else, such as a size."""
         value = node.args[index]
         if isinstance(value, fx.Node):
-            is_tensor = "tensor_meta" in value.meta or value.op == "get_attr"
+            is_tensor = "tensor_meta" in value.meta or value in self.known
             return self.values[value] if is_tensor else None
         if isinstance(value, int | float):
             return self.constant(f"{node.name}.{index}", torch.tensor(float(value)))
@@ -196,7 +264,9 @@ class FxGraph:
         target = str(node.name)
         if not _is_layer(self.module, target):
             target = f"folded_{root.name}"
-        layer = layer_from_ir(node).to(next(self.module.parameters()).device)
+        layer = layer_from_ir(node).to(
+            _device(self.module), root.meta["tensor_meta"].dtype
+        )
         if "." in target:
             self.module.set_submodule(target, layer)
         else:
@@ -208,12 +278,27 @@ class FxGraph:
         root.replace_all_uses_with(call)
         self.sources[str(output.name)] = call
 
+    def _refuse_new_layer(self, node: ir.Node) -> None:
+        """Leave what `node` would replace as it is, for it would be one more convolution."""
+        self.refusals.append(
+            Refusal(
+                str(node.name),
+                "no convolution or linear layer that can absorb it is next to it, or that one's "
+                "result is read elsewhere too",
+            )
+        )
+
 
 def _is_layer(module: nn.Module, target: str) -> bool:
     try:
         return isinstance(module.get_submodule(target), nn.Conv2d | nn.Linear)
     except AttributeError:
         return False
+
+
+def _device(module: nn.Module) -> torch.device:
+    tensors = [*module.parameters(), *module.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def _attribute(module: nn.Module, target: str) -> torch.Tensor:

@@ -2,37 +2,73 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
+from torch.nn import functional
 
 from repzoo.errors import InputError
+from repzoo.torch.inplace import remove_inplace
+from repzoo.torch.layers import is_leaf
+from repzoo.torch.prepare import is_exported, plain_copy
+
+Inputs = tuple[torch.Tensor, ...]
+# Forwards of a fixed number of inputs: torch.fx traces every parameter that it finds, also one
+# that has a default and is not used.
+FORWARDS: dict[int, Callable[..., Any]] = {
+    1: lambda self, x: self.original_forward(x),
+    2: lambda self, x, y: self.original_forward(x, y),
+    3: lambda self, x, y, z: self.original_forward(x, y, z),
+}
+ASSERTIONS = (torch._assert, getattr(fx._symbolic_trace, "_assert_is_none", None))
 
 
-def trace(module: nn.Module, images: torch.Tensor) -> fx.GraphModule:
-    """A copy of `module` in eval mode as an fx graph, its tensors with their shapes on `images`.
+def trace(module: nn.Module, inputs: Inputs) -> fx.GraphModule:
+    """A copy of `module` in eval mode as an fx graph, its tensors with their shapes on `inputs`.
 
     Raises:
-        InputError: torch.fx cannot trace it, or it does not take `images`.
+        InputError: torch.fx cannot trace it, or it does not take `inputs`.
     """
-    twin = _with_class_forward(copy.deepcopy(module).eval())
+    plain = plain_copy(module)
+    twin = plain if is_exported(plain) else _with_class_forward(plain, len(inputs))
     try:
         with torch.no_grad():
-            traced = _without_assertions(
-                fx.GraphModule(twin, _Tracer().trace_parts(twin))
-            )
-            ShapeProp(traced).propagate(images)
+            traced = fx.GraphModule(twin, _graph_of(twin), type(module).__name__)
+            # First, for torch.fx removes an operation in place whose result nobody reads.
+            remove_inplace(traced)
+            _remove_assertions(traced)
+            _use_functions(traced)
+            _Shapes(traced).run(*clones(inputs))
+    except InputError:
+        raise
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"{type(module).__name__} cannot be traced by torch.fx ({reason}); "
-            "export it to ONNX and fold that: repzoo fold"
+            f"{type(module).__name__} cannot be traced by torch.fx on an input of "
+            f"{_shapes(inputs)} ({reason}); give an `example` that it takes, or export it to ONNX "
+            "and fold that: repzoo fold"
         ) from error
     return traced.eval()
+
+
+def _shapes(inputs: Inputs) -> str:
+    return " and ".join(str(list(images.shape)) for images in inputs)
+
+
+def _graph_of(module: nn.Module) -> fx.Graph:
+    if is_exported(module):
+        assert isinstance(module, fx.GraphModule)
+        # Checks of shapes that were not traced through.
+        for node in list(module.graph.nodes):
+            if node.target == "_guards_fn":
+                module.graph.erase_node(node)
+        module.recompile()
+    return _Tracer().trace_parts(module)
 
 
 class _Tracer(fx.Tracer):
@@ -59,7 +95,7 @@ class _Tracer(fx.Tracer):
             except Exception:
                 if not self.failed:
                     raise
-                self.opaque.add(self.failed)
+                self.opaque |= _same_kind(module, self.failed)
 
     def call_module(
         self,
@@ -77,27 +113,89 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether `m` stays one node."""
-        if isinstance(m, nn.Conv2d | nn.Linear) or module_qualified_name in self.opaque:
+        if is_leaf(m) or module_qualified_name in self.opaque:
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
 
-def _with_class_forward(module: nn.Module) -> nn.Module:
-    """Move a `forward` that was set on the instance to its class, where torch.fx looks for it."""
+class _Shapes(fx.Interpreter):
+    """Notes the shape and type of every tensor. torch's ShapeProp would print each error."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The value of `n`."""
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor):
+            n.meta["tensor_meta"] = _extract_tensor_metadata(value)
+        return value
+
+
+def _same_kind(module: nn.Module, failed: str) -> set[str]:
+    """The part that failed, and where it has no parts of its own, all others of its class."""
+    part = module.get_submodule(failed)
+    if any(part.children()):
+        return {failed}
+    return {name for name, item in module.named_modules() if type(item) is type(part)}
+
+
+def _with_class_forward(module: nn.Module, count: int) -> nn.Module:
+    """Give the class of `module` a forward of `count` inputs, where torch.fx looks for it.
+
+    A `forward` may have been set on the instance, or may have optional parameters.
+    """
     chosen = getattr(vars(module).get("forward"), "__func__", None)
-    if chosen is not None:
-        kind = type(module)
-        members = {"forward": chosen, "__module__": kind.__module__}
-        module.__class__ = type(kind.__name__, (kind,), members)
-        del module.forward
+    kind = type(module)
+    members: dict[str, Any] = {"__module__": kind.__module__}
+    own = chosen or kind.forward
+    if _parameter_count(own) != count and count in FORWARDS:
+        members |= {"original_forward": own, "forward": FORWARDS[count]}
+    elif chosen is not None:
+        members["forward"] = chosen
+    else:
+        return module
+    module.__class__ = type(kind.__name__, (kind,), members)
+    vars(module).pop("forward", None)
     return module
 
 
-def _without_assertions(traced: fx.GraphModule) -> fx.GraphModule:
+def _parameter_count(forward: Callable[..., Any]) -> int:
+    """How many inputs torch.fx sees; -1 for an open number."""
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    simple = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+    return len(parameters) if all(item.kind in simple for item in parameters) else -1
+
+
+def _remove_assertions(traced: fx.GraphModule) -> None:
     """Checks of shapes and ranks read tensors too, which would keep two layers apart."""
     for node in reversed(traced.graph.nodes):
-        if node.target is torch._assert:
+        if node.op == "call_function" and node.target in ASSERTIONS:
             traced.graph.erase_node(node)
     traced.graph.eliminate_dead_code()
     traced.recompile()
-    return traced
+
+
+def _use_functions(traced: fx.GraphModule) -> None:
+    """Write the operators of decomposed export programs as the functions that they come from."""
+    aten = torch.ops.aten
+    for node in list(traced.graph.nodes):
+        if node.target is aten.convolution.default and not node.args[6]:
+            node.target = aten.conv2d.default if len(node.args[3]) == 2 else node.target
+            if node.target is aten.conv2d.default:
+                node.args = (*node.args[:6], node.args[8])
+        is_first = node.target is operator.getitem and node.args[1] == 0
+        norm = node.args[0] if is_first else None
+        kind = aten._native_batch_norm_legit_no_training.default
+        if isinstance(norm, fx.Node) and norm.target is kind:
+            x, weight, bias, mean, variance, _, epsilon = norm.args
+            node.target = functional.batch_norm
+            node.args = (x, mean, variance, weight, bias)
+            node.kwargs = {"eps": epsilon}
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+
+
+def clones(inputs: Inputs) -> Inputs:
+    """Copies, for a module may change its inputs in place."""
+    return tuple(images.clone() for images in inputs)
