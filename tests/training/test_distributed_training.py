@@ -11,21 +11,27 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from tests.conftest import PROCESS_SECONDS
 
 pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("timm", reason="the torch extra is not installed")
 
 import torch
 from safetensors.torch import load_file
-from tests.training.test_loop import PREPROCESS, SHORT, network, pictures, trainer
+from tests.conftest import PROCESS_SECONDS, Run
+from tests.training.test_loop import (
+    MODEL,
+    PREPROCESS,
+    SHORT,
+    network,
+    pictures,
+    trainer,
+)
 
 from repzoo.errors import InputError
 from repzoo.measure import distributed
@@ -44,45 +50,43 @@ preprocess = { size = 32, crop_fraction = 1.0 }
 """
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 training and 6 held-out images of two classes; the recipe quick.toml lies beside."""
+    root = tmp_path_factory.mktemp("distributed")
     random = np.random.default_rng(0)
     for part, count in (("train", 12), ("validation", 3)):
-        for place, name in enumerate("ab"):
-            folder = tmp_path / "data" / part / name
+        for index, name in enumerate("ab"):
+            folder = root / "data" / part / name
             folder.mkdir(parents=True)
             for number in range(count):
-                pixels = random.integers(
-                    100 * place, 100 * place + 100, (32, 32, 3)
-                ).astype(np.uint8)
+                low = 100 * index
+                pixels = random.integers(low, low + 100, (32, 32, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
-    (tmp_path / "quick.toml").write_text(RECIPE)
-    return tmp_path / "data"
+    (root / "quick.toml").write_text(RECIPE)
+    return root / "data"
 
 
 def command(data: Path, output: Path, *more: object) -> list[str]:
-    arguments = [
-        "repghostnet_050",
+    """The arguments of `repzoo` for a short training."""
+    recipe = data.parent / "quick.toml"
+    options = [
         "--data",
         data,
         "-o",
         output,
         "--recipe",
-        data.parent / "quick.toml",
+        recipe,
         "--workers",
-        1,
+        0,
         "--json",
-        *more,
     ]
-    return [sys.executable, "-m", "repzoo", "train", *map(str, arguments)]
+    return ["train", MODEL, *map(str, options), *map(str, more)]
 
 
 def environment(**more: object) -> dict[str, str]:
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        **{key: str(value) for key, value in more.items()},
-    }
+    settings = {key: str(value) for key, value in more.items()}
+    return {**os.environ, "OMP_NUM_THREADS": "1", **settings}
 
 
 def free_port() -> int:
@@ -91,67 +95,75 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def run_two(arguments: list[str]) -> list[tuple[int, str, str]]:
-    """(exit code, stdout, stderr) of both."""
-    port = free_port()
-    shared = {
-        "WORLD_SIZE": 2,
-        "LOCAL_WORLD_SIZE": 2,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    processes = [
-        subprocess.Popen(
-            arguments,
-            env=environment(RANK=rank, LOCAL_RANK=rank, **shared),
-            stdout=-1,
-            stderr=-1,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=PROCESS_SECONDS) for process in processes]
-    return [
-        (process.returncode, *texts)
-        for process, texts in zip(processes, outputs, strict=True)
-    ]
+@dataclass(frozen=True)
+class Pair:
+    """What two processes did: `codes`, `out` and `err` of each, and the folder of their runs."""
+
+    codes: list[int]
+    out: list[str]
+    err: list[str]
+    folder: Path
 
 
-def run_one(arguments: list[str]) -> dict[str, Any]:
-    done = subprocess.run(
-        arguments,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PROCESS_SECONDS,
-        check=False,
+@pytest.fixture(scope="module")
+def pair(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Two processes that train `train_still` and then a model by the command line.
+
+    They do both, because starting them takes most of the time.
+    """
+    folder = tmp_path_factory.mktemp("pair")
+    arguments = command(data, folder / "cli", "--epochs", 1, "--batch", 24)
+    script = (
+        "import os, pathlib, sys\n"
+        "from repzoo import cli\n"
+        "from tests.training.test_distributed_training import train_still\n"
+        "train_still(pathlib.Path(sys.argv[1]))\n"
+        "os.environ['MASTER_PORT'] = sys.argv[2]\n"
+        "cli.main(sys.argv[3:])\n"
     )
-    assert done.returncode == 0, done.stderr
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
+    ports = [free_port(), free_port()]
+    started = []
+    for rank in range(2):
+        variables = environment(
+            RANK=rank,
+            LOCAL_RANK=rank,
+            WORLD_SIZE=2,
+            LOCAL_WORLD_SIZE=2,
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=ports[0],
+        )
+        still = str(folder / "still")
+        program = [sys.executable, "-c", script, still, str(ports[1]), *arguments]
+        started.append(
+            subprocess.Popen(program, env=variables, stdout=-1, stderr=-1, text=True)
+        )
+    texts = [process.communicate(timeout=PROCESS_SECONDS) for process in started]
+    codes = [process.returncode for process in started]
+    return Pair(codes, [out for out, _ in texts], [err for _, err in texts], folder)
 
 
-def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(
+    data: Path, pair: Pair, run: Run, tmp_path: Path
+) -> None:
     """The same images in one batch, and the statistics of both: what differs is the order of
     sums in float32.
 
-    The loss comes of about 60 layers, each with a relative rounding error of eps = 1.2e-7 times
-    the root of its fan-in (at most 30): 60 * 30 * eps = 2e-4; 1e-7 was seen. Later steps are no
-    test: at 32 px some normalize over 1x1 maps, which amplifies rounding.
+    The loss comes of some 20 layers, each with a relative rounding error of eps = 1.2e-7 times
+    the root of its fan-in (at most 30): 20 * 30 * eps = 7e-5.
     """
-    single = run_one(command(data, tmp_path / "one", "--epochs", 1, "--batch", 24))
-    two = run_two(command(data, tmp_path / "two", "--epochs", 1, "--batch", 24))
-    assert [code for code, _, _ in two] == [0, 0], two
-    assert two[1][1] == two[1][2] == ""  # only the first speaks
-    document = json.loads(two[0][1])
+    assert pair.codes == [0, 0], pair.err
+    one = run(*command(data, tmp_path / "one", "--epochs", 1, "--batch", 24)).document
+    assert pair.out[1] == ""  # only the first prints a result
+    document = json.loads(pair.out[0])
     assert document["epochs"][0]["loss"] == pytest.approx(
-        single["epochs"][0]["loss"], rel=2e-4
+        one["epochs"][0]["loss"], rel=2e-4
     )
-    assert (
-        load_file(tmp_path / "one" / state.WEIGHTS).keys()
-        == load_file(tmp_path / "two" / state.WEIGHTS).keys()
-    )
-    settings = json.loads((tmp_path / "two" / state.SETTINGS).read_text())
+    weights = [
+        load_file(path / state.WEIGHTS)
+        for path in (tmp_path / "one", pair.folder / "cli")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    settings = json.loads((pair.folder / "cli" / state.SETTINGS).read_text())
     assert settings["processes"] == 2
 
 
@@ -161,9 +173,9 @@ STILL = SHORT.changed(
 
 
 def still_network() -> torch.nn.Sequential:
-    module = network()
-    module[5] = torch.nn.Identity()
-    return module
+    without_dropout = network()
+    without_dropout[5] = torch.nn.Identity()
+    return without_dropout
 
 
 def train_still(output: Path) -> None:
@@ -172,86 +184,80 @@ def train_still(output: Path) -> None:
             still_network(),
             TrainingImages(pictures(24), PREPROCESS),
             STILL,
-            Running(output=output, workers=0),
+            Running(output=output),
             group,
         ).run(None)
 
 
-def test_gradients_of_many_steps_are_those_of_one_process(tmp_path: Path) -> None:
+def test_gradients_of_many_steps_are_those_of_one_process(
+    pair: Pair, tmp_path: Path
+) -> None:
     """Six steps of SGD: what the weights moved by is the sum of the gradients, of batch
     statistics over both processes too.
 
     A sum in another order errs by some eps of each addend; six steps through three layers stay
     below 1e-5 of the largest weight.
     """
-    call = "import sys, pathlib; from tests.training.test_distributed_training import train_still; train_still(pathlib.Path(sys.argv[1]))"
-    two = run_two([sys.executable, "-c", call, str(tmp_path / "two")])
-    assert [code for code, _, _ in two] == [0, 0], two
-    train_still(tmp_path / "one")
-    first, other = (
-        torch.load(tmp_path / name / state.STATE, weights_only=True)["module"]
-        for name in ("one", "two")
+    train_still(tmp_path)
+    one, two = (
+        torch.load(folder / state.STATE, weights_only=True)["module"]
+        for folder in (tmp_path, pair.folder / "still")
     )
     before = still_network().state_dict()
-    for key, value in first.items():
-        torch.testing.assert_close(
-            other[key],
-            value,
-            rtol=0,
-            atol=1e-5 * max(1.0, float(value.abs().max())),
-            msg=key,
-        )
-    moved = {
-        key: float((value - before[key]).abs().max())
-        for key, value in first.items()
-        if value.is_floating_point()
-    }
-    assert (
-        min(
-            moved[key]
-            for key in (
-                "0.weight",
-                "1.weight",
-                "1.bias",
-                "6.weight",
-                "6.bias",
-                "1.running_var",
-            )
-        )
-        > 1e-3
-    )
+    moved: dict[str, float] = {}
+    for key, value in one.items():
+        atol = 1e-5 * max(1.0, float(value.abs().max()))
+        torch.testing.assert_close(two[key], value, rtol=0, atol=atol, msg=key)
+        if value.is_floating_point():
+            moved[key] = float((value - before[key]).abs().max())
+    trained = ("0.weight", "1.weight", "1.bias", "6.weight", "6.bias", "1.running_var")
+    assert min(moved[key] for key in trained) > 1e-3
 
 
-def test_killed_it_goes_on_to_the_very_same_weights(data: Path, tmp_path: Path) -> None:
-    """SIGKILL within the second epoch, as soon as a state from within it is there."""
+# Ends itself as the system would end it, after the second step of the second epoch.
+KILLED = """
+import os, signal, sys
+from repzoo import cli
+from repzoo.training import state
+
+saves, save = [], state.save
+
+def save_and_die(folder, values):
+    save(folder, values)
+    saves.append(values)
+    if len(saves) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+state.save = save_and_die
+cli.main(sys.argv[1:])
+"""
+
+
+def test_killed_it_goes_on_to_the_very_same_weights(
+    data: Path, run: Run, tmp_path: Path
+) -> None:
+    """SIGKILL within the second epoch of three steps, where each step is saved."""
     more = ("--epochs", 2, "--save-minutes", 1e-9, "--device", "cpu")
-    run_one(command(data, tmp_path / "straight", *more))
-    broken = tmp_path / "broken"
-    running = subprocess.Popen(
-        command(data, broken, *more),
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *command(data, broken, *more)],
         env=environment(),
-        stdout=-1,
-        stderr=-1,
-        start_new_session=True,
+        capture_output=True,
+        timeout=PROCESS_SECONDS,
+        check=False,
     )
-    try:
-        for _ in range(20_000):
-            log = broken / state.LOG
-            if running.poll() is not None or (
-                log.exists() and len(log.read_text().splitlines()) == 2
-            ):
-                break
-            time.sleep(0.01)
-        assert running.poll() is None
-        time.sleep(0.05)
-    finally:
-        os.killpg(running.pid, signal.SIGKILL)
-        running.communicate()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (broken / state.WEIGHTS).exists()
-    run_one(command(data, broken, *more))
-    assert (broken / state.WEIGHTS).read_bytes() == (
-        tmp_path / "straight" / state.WEIGHTS
-    ).read_bytes()
+    # One thread here too: more of them add in another order.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for folder in (straight, broken):
+            assert run(*command(data, folder, *more)).code == 0
+    finally:
+        torch.set_num_threads(threads)
+    weights = [(folder / state.WEIGHTS).read_bytes() for folder in (straight, broken)]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("at", [(1, 1), (1, 2), (2, 1)])
@@ -265,12 +271,12 @@ def test_a_state_from_within_an_epoch_is_exact(
         if stage.startswith(f"epoch {at[0]}/") and done == 8 * (at[1] + 1):
             raise Killed
 
-    trainer(tmp_path / "straight", workers=0).run(None)
+    trainer(tmp_path / "straight").run(None)
     with pytest.raises(Killed):
-        trainer(tmp_path / "broken", save_minutes=1e-9, workers=0).run(None, progress)
+        trainer(tmp_path / "broken", save_minutes=1e-9).run(None, progress)
     kept = torch.load(tmp_path / "broken" / state.STATE, weights_only=True)
     assert (len(kept["log"]), kept["step"]) == (at[0] - 1, at[1])
-    trainer(tmp_path / "broken", module=network(9), workers=0).run(None)
+    trainer(tmp_path / "broken", module=network(9)).run(None)
     assert (tmp_path / "broken" / state.WEIGHTS).read_bytes() == (
         tmp_path / "straight" / state.WEIGHTS
     ).read_bytes()
@@ -315,7 +321,7 @@ def test_a_full_disk_leaves_the_old_state(tmp_path: Path) -> None:
     """The size limit of files stands in for a disk without room: the write fails in the midst
     of the file.
     """
-    trainer(tmp_path, SHORT.changed(epochs=1), workers=0).run(None)
+    trainer(tmp_path, SHORT.changed(epochs=1)).run(None)
     before = (tmp_path / state.STATE).read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal_before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
