@@ -173,7 +173,8 @@ class Ignored(Late):
         y: torch.Tensor = self.norm(self.one(x))
         y.relu_()
         functional.hardtanh_(y)
-        return self.other(self.three(y)) + y
+        result: torch.Tensor = self.other(self.three(y)) + y
+        return result
 
 
 @pytest.mark.parametrize("module", [Late(), Ignored()])
@@ -187,7 +188,8 @@ class View(Late):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.norm(self.one(x))
         y[:, :2].add_(1)
-        return self.other(self.three(y)) + y
+        result: torch.Tensor = self.other(self.three(y)) + y
+        return result
 
 
 def test_a_part_that_is_changed_in_place_is_refused() -> None:
@@ -269,7 +271,9 @@ def test_layers_that_do_not_fold_are_named(layer: nn.Module, reason: str) -> Non
 def test_two_inputs() -> None:
     class Two(Late):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-            return self.norm(self.one(x)) * self.other(self.one(y)).sigmoid()
+            result: torch.Tensor = (
+                self.norm(self.one(x)) * self.other(self.one(y)).sigmoid()
+            )
 
     module, pair = randomized(Two()), (IMAGES, IMAGES.flip(0))
     result = repzoo.torch.fold(module, pair)

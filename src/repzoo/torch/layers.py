@@ -197,7 +197,7 @@ def can_absorb_norm(layer: nn.Module) -> bool:
         return layer.padding_mode != "zeros"
     if kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
         # torch's function scales the wrong axis where there are groups.
-        return layer.groups == 1
+        return bool(layer.groups == 1)
     # timm's Conv2dSame has the padding of TensorFlow, which follows the input size.
     return kind in (nn.Conv1d, nn.Conv3d) or kind.__name__ == "Conv2dSame"
 

@@ -185,7 +185,8 @@ class FxGraph:
         rank = -1 if source.shape is None else len(source.shape)
         name = node.name if is_function else str(node.target)
         if is_function:
-            arguments = {**dict(enumerate(node.args)), **node.kwargs}
+            arguments: dict[Any, Any] = dict(enumerate(node.args))
+            arguments.update(node.kwargs)
             values = {key: self._argument(value) for key, value in arguments.items()}
             description = describe_call(node.target, values, rank)
         else:
