@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repzoo.errors import InputError
-from repzoo.settings import at_least, same_setting, setting, validate
+from repzoo.settings import at_least, between, same_setting, setting, validate
 from repzoo.zoo.naming import CheckpointOptions
 
 
@@ -20,8 +20,8 @@ class TrainOptions:
 
     checkpoint: str | None = setting(
         None,
-        help="Weights to start from: a .pth, .pt, .pdparams or .safetensors file, or a published "
-        "name.",
+        help="Weights to start from: a .pth, .pt, .pdparams or .safetensors file, a published "
+        "name, or weights that ship, such as repghostnet_050.clothing.",
     )
     source: str = same_setting(CheckpointOptions, "source")
     reset_head: bool = same_setting(CheckpointOptions, "reset_head")
@@ -45,6 +45,11 @@ class TrainOptions:
     )
     validate_every: int = setting(
         5, help="Epochs between validations.", range=at_least(1)
+    )
+    split: float = setting(
+        0.0,
+        help="Share of the training images to hold out for validation, where nothing else is.",
+        range=between(0, 0.9),
     )
     tensorboard: bool = setting(False, help="Also write a TensorBoard log.")
 

@@ -22,12 +22,18 @@ if TYPE_CHECKING:
     from repzoo.training.recipe import Recipe
 
 
+# The settings of a recipe that count epochs, besides `epochs` itself.
+PHASES = ("warmup_epochs", "mix_off_epochs", "full_size_epochs")
+
+
 @dataclass(frozen=True)
 class RecipeChanges:
     """Values that replace those of a training recipe; None leaves the recipe's."""
 
     epochs: int | None = setting(
-        None, help="Epochs, instead of the recipe's.", range=at_least(1)
+        None,
+        help="Epochs, instead of the recipe's; fewer shorten its warm-up too.",
+        range=at_least(1),
     )
     batch: int | None = setting(
         None,
@@ -62,6 +68,12 @@ class RecipeChanges:
         size = changes.pop("size")
         if self.distill == "none":
             changes["distill"] = ""
+        # Phases of a recipe are shares of its length: a warm-up of 5 epochs out of 300 must not
+        # take most of 8.
+        if self.epochs is not None and self.epochs < recipe.epochs:
+            share = self.epochs / recipe.epochs
+            for phase in PHASES:
+                changes[phase] = round(getattr(recipe, phase) * share)
         recipe = recipe.changed(**changes)
         if size is None:
             return recipe

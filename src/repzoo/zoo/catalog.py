@@ -172,9 +172,13 @@ class Catalog:
 
 
 def models(pattern: str = "*") -> list[ModelSpec]:
-    """The variants whose names match the glob `pattern`, by family, small to large."""
+    """The variants whose names match `pattern`, by family, small to large.
+
+    pattern  a glob such as "repvgg_b*", or a part of the name
+    """
     known = _packaged().models
-    return [spec for name, spec in known.items() if fnmatchcase(name, pattern)]
+    glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    return [spec for name, spec in known.items() if fnmatchcase(name, glob.lower())]
 
 
 def spec(name: str) -> ModelSpec:

@@ -7,6 +7,7 @@ gets exactly one place, or a remark says why it was left out.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -63,24 +64,32 @@ def load(path: Path, model: str, options: CheckpointOptions | None = None) -> Lo
     options = options or CheckpointOptions()
     spec = catalog.spec(model)
     weights = _read_renamed(path, spec.family, options)
-    if weights.classes is None or weights.scheme.family != spec.family:
+    if weights.scheme.family != spec.family:
         fitting = _fitting_models(weights)
         raise InputError(
             f"{path} is of {weights.scheme.title}, not of {model}{fitting}"
         )
-
-    target = shapes(model, weights.form, weights.classes, weights.two_heads)
     table = dict(weights.table)
     remarks = list(weights.remarks)
+    if weights.classes is None:
+        classes = _classes_of_new_head(path, model, weights, options)
+        target = shapes(model, weights.form, classes, weights.two_heads)
+        table.update(_new_last_layer(weights, target, options.seed))
+        remarks.append(
+            f"the file has no last layer: one for {classes} classes starts anew"
+        )
+    else:
+        classes = weights.classes
+        target = shapes(model, weights.form, classes, weights.two_heads)
     _add_counters(table, target, remarks)
     _require_shapes(path, model, weights, table, target)
     state = {
         name: _as_float32(path, name, weights, table[name], remarks) for name in target
     }
-    if options.num_classes not in (None, weights.classes):
+    if options.num_classes not in (None, classes):
         state = _with_new_head(path, model, weights, state, options)
         remarks.append(
-            f"the last layer starts anew: {weights.classes} classes in the checkpoint, "
+            f"the last layer starts anew: {classes} classes in the checkpoint, "
             f"{options.num_classes} wanted"
         )
 
@@ -89,7 +98,7 @@ def load(path: Path, model: str, options: CheckpointOptions | None = None) -> Lo
         model=model,
         form=weights.form,
         source=f"{weights.scheme.title}, {form} form",
-        classes=options.num_classes or weights.classes,
+        classes=options.num_classes or classes,
         two_heads=weights.two_heads,
         state=state,
         remarks=tuple(dict.fromkeys(remarks)),
@@ -123,7 +132,22 @@ def to_safetensors(loaded: Loaded, sha256: str) -> bytes:
         "input_sha256": sha256,
         "repzoo": __version__,
     }
-    return bytes(save(loaded.state, metadata))
+    return _sorted_header(bytes(save(loaded.state, metadata)))
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """A .safetensors file with the keys of its header in order.
+
+    safetensors writes the metadata in the order of a hash table, which differs from run to run.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    metadata = header.pop("__metadata__")
+    ordered = {"__metadata__": dict(sorted(metadata.items())), **header}
+    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+    # The format aligns the tensors behind the header to 8 bytes, with spaces.
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 @cache
@@ -171,6 +195,54 @@ def _fitting_models(weights: RenamedWeights) -> str:
 
 def _without_counters(target: Shapes) -> Shapes:
     return {name: shape for name, shape in target.items() if not name.endswith(COUNTER)}
+
+
+def _classes_of_new_head(
+    path: Path, model: str, weights: RenamedWeights, options: CheckpointOptions
+) -> int:
+    """The number of classes of the last layer, which the file does not have."""
+    classes = options.num_classes or catalog.spec(model).num_classes
+    target = shapes(model, weights.form, classes, weights.two_heads)
+    own = _without_counters(
+        {name: value.shape for name, value in weights.table.items()}
+    )
+    body = {
+        name: shape
+        for name, shape in _without_counters(target).items()
+        if not _is_last_layer(weights, name)
+    }
+    differing = sorted(
+        name for name in body.keys() | own.keys() if body.get(name) != own.get(name)
+    )
+    if differing:
+        raise InputError(
+            f"{path} has no last layer that is known of {model}, and {len(differing)} of its other "
+            f"tensors do not fit either, such as {differing[0]!r}; check the model's name"
+        )
+    if not options.reset_head or options.num_classes is None:
+        raise InputError(
+            f"{path} holds {model} without its last layer; give --reset-head and --num-classes N "
+            "to start one for N classes"
+        )
+    return classes
+
+
+def _is_last_layer(weights: RenamedWeights, name: str) -> bool:
+    top = HEADS[weights.scheme.family][0].partition(".")[0]
+    return name.startswith(f"{top}.")
+
+
+def _new_last_layer(weights: RenamedWeights, target: Shapes, seed: int) -> Table:
+    """Initial values of the last layer, and of the BatchNorm that RepViT has before it."""
+    random = np.random.default_rng(seed)
+    values: Table = {}
+    for name, shape in target.items():
+        if not _is_last_layer(weights, name) or name.endswith(COUNTER):
+            continue
+        values[name] = _initial_values(shape, random)
+        if name.endswith(("bn.weight", "running_var")):
+            values[name] = np.ones(shape, np.float32)
+    return values
 
 
 def _add_counters(table: Table, target: Shapes, remarks: list[str]) -> None:

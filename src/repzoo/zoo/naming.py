@@ -32,6 +32,8 @@ EMA_TABLES = (
 )
 TABLES = ("", "state_dict", "model", "model_state_dict", "net", "network", "params")
 PREFIXES = ("module.", "model.", "_orig_mod.")
+# How deep the model may lie in a table that holds other modules too, such as a loss or a teacher.
+MAX_DEPTH = 3
 COUNTER = "num_batches_tracked"
 # The name of a tensor that only a deploy form has, by family.
 DEPLOY_MARKS = {
@@ -40,6 +42,7 @@ DEPLOY_MARKS = {
     "repvit": re.compile(r"^stem\.conv1\.weight$"),
 }
 # The last layers, whose first axis is the classes.
+HEAD_MARKS = ("^linear\\.weight$", "^head\\.fc\\.weight$", "^classifier\\.", "^head\\.")
 HEADS = {
     "repvgg": ("head.fc",),
     "repghost": ("classifier",),
@@ -109,10 +112,13 @@ class NamingScheme:
     blocks: tuple[re.Pattern[str], re.Pattern[str]] | None = None
     ema_first: bool = False
 
-    def recognizes(self, keys: Iterable[str]) -> bool:
-        """Whether each mark matches one of `keys`."""
+    def recognizes(self, keys: Iterable[str], headless: bool = False) -> bool:
+        """Whether each mark matches one of `keys`; `headless`: marks of the last layer aside."""
         known = list(keys)
-        return all(any(mark.search(key) for key in known) for mark in self.marks)
+        marks = [
+            mark for mark in self.marks if not (headless and mark.pattern in HEAD_MARKS)
+        ]
+        return all(any(mark.search(key) for key in known) for mark in marks)
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,7 @@ def to_catalog_names(
     stripped = {where: _stripped(table) for where, table in contents.tables.items()}
     scheme, candidates = _recognized(stripped, family, source)
     where = _choose_table(list(candidates), scheme, ema)
-    remarks: list[str] = []
+    remarks = _left_out(stripped, where)
     if len(candidates) > 1:
         names = ", ".join(repr(name) for name in candidates)
         remarks.append(f"of {names} the table {where!r} was taken")
@@ -239,18 +245,29 @@ def _recognized(
 ) -> tuple[NamingScheme, dict[str, Table]]:
     """The first scheme that recognizes a table, and the tables that it recognizes.
 
-    Schemes of `family` are tried first.
+    Schemes of `family` are tried first. A table that holds other modules beside the model is
+    searched for it. Last comes a model of `family` without its last layer.
     """
     if source != "auto" and source not in sources():
         raise InputError(unknown("source", source, ["auto", *sources()]))
-    for scheme in sorted(schemes(), key=lambda scheme: scheme.family != family):
-        if source not in ("auto", scheme.source, *scheme.aliases):
-            continue
-        known = {
-            where: table for where, table in tables.items() if scheme.recognizes(table)
-        }
-        if known:
-            return scheme, known
+    usable = [
+        scheme
+        for scheme in sorted(schemes(), key=lambda scheme: scheme.family != family)
+        if source in ("auto", scheme.source, *scheme.aliases)
+    ]
+    own = [scheme for scheme in usable if scheme.family == family]
+    for candidates, headless in ((usable, False), (own, True)):
+        searched = tables
+        for _ in range(MAX_DEPTH):
+            for scheme in candidates:
+                known = {
+                    where: table
+                    for where, table in searched.items()
+                    if scheme.recognizes(table, headless)
+                }
+                if known:
+                    return scheme, known
+            searched = _modules(searched)
     keys = [key for table in tables.values() for key in table]
     examples = ", ".join(repr(key[:60]) for key in keys[:3])
     by_whom = "by any known source" if source == "auto" else f"by the source {source}"
@@ -260,17 +277,50 @@ def _recognized(
     )
 
 
+def _modules(tables: Mapping[str, Table]) -> dict[str, Table]:
+    """The tables of the modules one level below, by position."""
+    modules: dict[str, Table] = {}
+    for where, table in tables.items():
+        for key, value in table.items():
+            module, dot, inner = key.partition(".")
+            if dot:
+                position = f"{where}.{module}" if where else module
+                modules.setdefault(position, {})[inner] = value
+    return {where: _stripped(table) for where, table in modules.items()}
+
+
+def _left_out(tables: Mapping[str, Table], where: str) -> list[str]:
+    """A remark on what a table holds beside the model at the position `where` inside it."""
+    for outer, table in tables.items():
+        if where == outer or not where.startswith(f"{outer}." if outer else ""):
+            continue
+        module = f"{where.removeprefix(outer).removeprefix('.')}."
+        others = [key for key in table if not key.startswith(module)]
+        if others:
+            plural = "s" if len(others) > 1 else ""
+            return [
+                f"{len(others)} tensor{plural} beside the model, such as {others[0]!r}, left out"
+            ]
+    return []
+
+
 def _choose_table(names: list[str], scheme: NamingScheme, ema: bool) -> str:
     """The averaged weights if wanted and preferred by the source, else the plain ones."""
     prefers_averaged = ema and scheme.ema_first
 
     def rank(name: str) -> tuple[bool, int]:
-        is_averaged = name in EMA_TABLES
+        is_averaged = name in EMA_TABLES or _is_averaged_module(name)
         order = EMA_TABLES if is_averaged else TABLES
         position = order.index(name) if name in order else len(order)
         return is_averaged != prefers_averaged, position
 
     return min(names, key=rank)
+
+
+def _is_averaged_module(name: str) -> bool:
+    """Whether the last part of a position names a moving average, as in "state_dict.ema_model"."""
+    _, dot, module = name.rpartition(".")
+    return bool(dot) and "ema" in module.split("_")
 
 
 def _numbered(table: Table, scheme: NamingScheme) -> dict[str, tuple[str, Any]]:

@@ -55,11 +55,6 @@ def read_zip(path: Path, mapped: mmap.mmap) -> Any:
     with _open_zip(path, mapped) as archive:
         root = _root_folder(archive)
         names = archive.namelist()
-        if f"{root}constants.pkl" in names:
-            raise Refused(
-                "it is a TorchScript program, which holds code; save the weights alone: "
-                "torch.save(model.state_dict(), F)"
-            )
         byteorder = f"{root}byteorder"
         is_big_endian = byteorder in names and archive.read(byteorder) == b"big"
         if archive.getinfo(f"{root}data.pkl").file_size > MAX_PICKLE_BYTES:
@@ -73,6 +68,8 @@ def read_zip(path: Path, mapped: mmap.mmap) -> Any:
 def _open_zip(path: Path, mapped: mmap.mmap) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
+            # First, for its code is compressed, which the next check refuses less helpfully.
+            _refuse_programs(archive)
             _require_safe_entries(archive, len(mapped))
             yield archive
     except _ZIP_ERRORS as error:
@@ -80,6 +77,21 @@ def _open_zip(path: Path, mapped: mmap.mmap) -> Iterator[zipfile.ZipFile]:
         raise Refused(
             f"its zip archive is damaged or truncated ({reason}); {DOWNLOAD_AGAIN}"
         ) from None
+
+
+def _refuse_programs(archive: zipfile.ZipFile) -> None:
+    """Refuse archives of torch.jit.save and torch.export.save by what they are."""
+    names = archive.namelist()
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise Refused(
+            "it is a TorchScript program, which holds code; save the weights alone: "
+            "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+        )
+    if any(name.endswith("archive_format") for name in names):
+        raise Refused(
+            "it is a program of torch.export, which holds more than weights; save them alone: "
+            "torch.save(torch.export.load(FILE).state_dict, NEW_FILE)"
+        )
 
 
 def _require_safe_entries(archive: zipfile.ZipFile, length: int) -> None:

@@ -12,6 +12,7 @@ from repzoo.console.commands.shared import FILE, json_option
 from repzoo.console.options import preprocess_options
 from repzoo.console.output import Console
 from repzoo.errors import InputError
+from repzoo.plugins import unknown
 from repzoo.verbs.model_files import load_file
 
 
@@ -19,10 +20,16 @@ from repzoo.verbs.model_files import load_file
 @click.argument("pattern", default="*")
 @json_option
 def list_models(pattern: str, as_json: bool) -> None:
-    """List the models of the zoo whose names match PATTERN, such as 'repvgg_b*'."""
+    """List the models of the zoo that match PATTERN: a glob, or a part of the name.
+
+    For example 'repvgg_b*', or ghost.
+    """
     from repzoo.zoo import catalog
 
     rows = catalog.models(pattern)
+    if not rows:
+        names = [row.name for row in catalog.models()]
+        raise InputError(f"{unknown('model', pattern, names)} (repzoo list shows all)")
     Console(as_json).show(views.models(rows))
 
 
