@@ -162,7 +162,8 @@ class Late(nn.Module):
         y = self.one(x)
         z: torch.Tensor = self.norm(self.three(y))
         y += 1
-        return z + self.other(y)
+        result: torch.Tensor = z + self.other(y)
+        return result
 
 
 class Ignored(Late):

@@ -86,9 +86,12 @@ def test_without_its_last_layer_a_new_one_starts(tmp_path: Path) -> None:
         load(path, "repghostnet_100")
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:DeprecationWarning")
 def test_programs_are_refused_by_what_they_are(tmp_path: Path) -> None:
     module = torch.nn.Linear(2, 2).eval()
-    torch.jit.save(torch.jit.trace(module, torch.ones(1, 2)), tmp_path / "jit.pt")
+    program = torch.jit.trace(module, torch.ones(1, 2))  # type: ignore[no-untyped-call]
+    torch.jit.save(program, tmp_path / "jit.pt")
     torch.export.save(
         torch.export.export(module, (torch.ones(1, 2),)), tmp_path / "e.pt2"
     )

@@ -18,7 +18,6 @@ from repzoo.training.distill import OnnxTeacher, require_teacher
 from repzoo.training.options import TrainOptions
 from repzoo.training.recipe import Recipe
 from repzoo.zoo import catalog, checkpoints, containers, families
-from repzoo.zoo.download import resolve
 from repzoo.zoo.naming import CheckpointOptions
 
 
@@ -60,7 +59,7 @@ def student(model: str, classes: int, recipe: Recipe, options: TrainOptions) -> 
         weights = "pretrained" if options.pretrained else "random"
         return Student(module, preprocess, {"weights": weights})
 
-    path = resolve(options.checkpoint)
+    path = checkpoints.locate(options.checkpoint)
     loading = CheckpointOptions(
         source=options.source,
         num_classes=classes,

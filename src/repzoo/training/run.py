@@ -15,6 +15,7 @@ from repzoo.graph.tools.export import export
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.progress import Progress, silent
 from repzoo.training import models, state
+from repzoo.training.holdout import hold_out, require_classes
 from repzoo.training.loop import Trainer
 from repzoo.training.options import Running
 from repzoo.training.recipe import Recipe
@@ -26,6 +27,7 @@ HOW = (
     "accumulate",
     "device",
     "channels_last",
+    "split",
     "checkpoint",
     "pretrained",
     "teacher",
@@ -60,17 +62,18 @@ def train(
 
     Raises:
         InputError: an unknown model, no training part, a class without images, broken images,
-            another run's folder, weights or a teacher that do not fit, a loss that is not finite.
+            another run's folder, weights or a teacher that do not fit, a loss that is not finite,
+            or a trained model that predicts one class for all images.
     """
     recipe = recipe.for_model(model)
     report = ReadReport()
     images = _training_images(source, report, progress if not group.rank else silent)
-    held_out = source.held_out() if source.separates_training else None
+    images, held_out, held_out_remarks = hold_out(source, images, running)
     student = models.student(model, len(source.classes), recipe, running)
     teacher = models.teacher(running.teacher, source.classes, recipe)
     training_images = TrainingImages(images, student.preprocess)
     trainer = Trainer(student.module, training_images, recipe, running, group, teacher)
-    remarks = [*trainer.facts(), *student.remarks]
+    remarks = [*held_out_remarks, *trainer.facts(), *student.remarks]
     settings: dict[str, Any] = {
         "model": model,
         "data": images.name,
@@ -85,10 +88,14 @@ def train(
             settings[key] = getattr(running, key)
     if not group.rank:
         state.save_settings(running.output, {"remarks": remarks, **settings})
-    best = trainer.run(held_out, progress)
+    best = trainer.run(held_out, progress).cpu()
+    if not group.rank:
+        steps = trainer.steps * recipe.epochs
+        judged = images if held_out is None else held_out
+        remarks += require_classes(best, judged, student.preprocess, steps)
     name = f"{model}.{source.name}"
     artifact = export(
-        best.cpu(),
+        best,
         name,
         student.preprocess,
         source.classes,

@@ -10,7 +10,6 @@ from repzoo.errors import InputError
 from repzoo.settings import merge_keywords
 from repzoo.storage import sha256_of, sha256_of_file, write_atomically
 from repzoo.verbs.optional_torch import needs_torch
-from repzoo.zoo.download import resolve
 from repzoo.zoo.naming import CheckpointOptions
 
 if TYPE_CHECKING:
@@ -67,10 +66,10 @@ def convert(
         MissingExtra: torch, timm or safetensors is not installed.
     """
     options = merge_keywords(CheckpointOptions, options, settings)
-    path = resolve(checkpoint)
     with needs_torch("convert"):
         from repzoo.zoo import checkpoints
 
+        path = checkpoints.locate(checkpoint)
         weights = checkpoints.load(path, model, options)
         data = checkpoints.to_safetensors(weights, sha256_of_file(path))
     return ConvertedCheckpoint(weights, data)

@@ -8,7 +8,7 @@ gets exactly one place, or a remark says why it was left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,12 +16,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 
 from repzoo import __version__
 from repzoo.errors import InputError, MissingExtra
-from repzoo.zoo import catalog, families
+from repzoo.storage import cached_file
+from repzoo.zoo import catalog, embedded, families
 from repzoo.zoo.containers import Table, read
+from repzoo.zoo.download import resolve
 from repzoo.zoo.naming import (
     COUNTER,
     HEADS,
@@ -105,6 +108,54 @@ def load(path: Path, model: str, options: CheckpointOptions | None = None) -> Lo
     )
 
 
+def locate(checkpoint: str | Path) -> Path:
+    """The file of a checkpoint: a path, weights that ship, or a published name.
+
+    Weights that ship are put into the cache as .safetensors.
+
+    Raises:
+        InputError: no such file or name.
+        MissingExtra: safetensors is not installed.
+    """
+    name = str(checkpoint)
+    if name not in embedded.names():
+        return resolve(checkpoint)
+    artifact = embedded.read(name)
+
+    def write(path: Path) -> None:
+        save = _safetensors_writer()
+        path.write_bytes(save(_exported_weights(artifact.model)))
+
+    return cached_file(
+        "checkpoints", f"{name}.{artifact.sha256[:16]}.safetensors", write
+    )
+
+
+def _exported_weights(model: onnx.ModelProto) -> Table:
+    """The weights in a training form that torch exported, by their names in torch."""
+    values: Table = {}
+    for item in model.graph.initializer:
+        values[item.name] = onnx.numpy_helper.to_array(item)
+    state = dict(values)
+    # The exporter may merge tensors of equal values, such as the zero shifts of two BatchNorms.
+    # Statistics are never equal, so they name the layer.
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization":
+            layer = node.input[3].removesuffix(".running_mean")
+            state[f"{layer}.weight"] = values[node.input[1]]
+            state[f"{layer}.bias"] = values[node.input[2]]
+    return state
+
+
+def _safetensors_writer() -> Callable[..., bytes]:
+    try:
+        from safetensors.numpy import save
+    except ModuleNotFoundError as error:
+        raise MissingExtra("writing .safetensors", "torch") from error
+    writer: Callable[..., bytes] = save
+    return writer
+
+
 def module_of(loaded: Loaded) -> torch.nn.Module:
     """The torch module of these weights, in their form, in evaluation mode."""
     module = _build_on_meta(loaded.model, loaded.form, loaded.classes, loaded.two_heads)
@@ -121,10 +172,7 @@ def to_safetensors(loaded: Loaded, sha256: str) -> bytes:
     Raises:
         MissingExtra: safetensors is not installed.
     """
-    try:
-        from safetensors.numpy import save
-    except ModuleNotFoundError as error:
-        raise MissingExtra("writing .safetensors", "torch") from error
+    save = _safetensors_writer()
     metadata = {
         "model": loaded.model,
         "form": loaded.form,
