@@ -133,17 +133,14 @@ def locate(checkpoint: str | Path) -> Path:
 
 def _exported_weights(model: onnx.ModelProto) -> Table:
     """The weights in a training form that torch exported, by their names in torch."""
-    values: Table = {}
+    state: Table = {}
     for item in model.graph.initializer:
-        values[item.name] = onnx.numpy_helper.to_array(item)
-    state = dict(values)
-    # The exporter may merge tensors of equal values, such as the zero shifts of two BatchNorms.
-    # Statistics are never equal, so they name the layer.
+        state[item.name] = onnx.numpy_helper.to_array(item)
+    # The exporter merges tensors of equal values, such as the zero shifts of two BatchNorms, and
+    # makes the second from the first with an Identity.
     for node in model.graph.node:
-        if node.op_type == "BatchNormalization":
-            layer = node.input[3].removesuffix(".running_mean")
-            state[f"{layer}.weight"] = values[node.input[1]]
-            state[f"{layer}.bias"] = values[node.input[2]]
+        if node.op_type == "Identity" and node.input[0] in state:
+            state[node.output[0]] = state[node.input[0]]
     return state
 
 
