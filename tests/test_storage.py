@@ -11,6 +11,8 @@ import os
 import resource
 import signal
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -312,3 +314,29 @@ def test_a_cache_that_cannot_be_made_says_how_to_move_it(
     monkeypatch.setenv("REPZOO_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match="file"):
         storage.cached_file("kind", "one", lambda _: None)
+
+
+def test_what_a_killed_process_left_is_deleted_by_the_next(tmp_path: Path) -> None:
+    """Parts of processes that still write, and other people's files, stay."""
+    script = (
+        "import os, pathlib, signal, sys\n"
+        "from repzoo.storage import written_aside\n"
+        "with written_aside(pathlib.Path(sys.argv[1])) as aside:\n"
+        "    aside.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    target = tmp_path / "state.pt"
+    subprocess.run([sys.executable, "-c", script, str(target)], check=False)
+    assert len(list(tmp_path.glob(".repzoo.*.part"))) == 1
+    foreign = tmp_path / ".repzoo.0123abcd-1.x.part"
+    foreign.touch()
+    with storage.written_aside(target):
+        storage.write_atomically(tmp_path / "log.csv", "epoch\n")
+        assert (
+            len(list(tmp_path.glob(".repzoo.*.part"))) == 2
+        )  # the foreign one, and ours
+    assert {path.name for path in tmp_path.iterdir()} == {
+        foreign.name,
+        "log.csv",
+        "state.pt",
+    }

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import platform
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,10 @@ from repzoo.errors import InputError
 _APPENDING = threading.Lock()
 # Size of one kind of cached files. Beyond it the least recently used are deleted.
 CACHE_BYTES = 2**30
+
+# Names of files that are being written: the machine and the process stand between.
+ASIDE_PREFIX = ".repzoo."
+ASIDE_SUFFIX = ".part"
 
 # Text is written as UTF-8. Pieces are written one after another.
 Data = bytes | str | Iterable[bytes]
@@ -118,11 +123,12 @@ def written_aside(path: Path) -> Iterator[Path]:
     """
     require_writable(path)
     make_folder(path.parent)
+    remove_abandoned(path.parent)
     aside: Path | None = None
     try:
         # A fixed short name: a suffix to `path` could exceed the file system's limit.
         handle, name = tempfile.mkstemp(
-            prefix=".repzoo.", suffix=".part", dir=path.parent
+            prefix=f"{ASIDE_PREFIX}{_writer()}.", suffix=ASIDE_SUFFIX, dir=path.parent
         )
         os.close(handle)
         aside = Path(name)
@@ -134,6 +140,34 @@ def written_aside(path: Path) -> Iterator[Path]:
     finally:
         if aside is not None:
             aside.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete what processes of this machine that were killed left half-written in `folder`."""
+    for part in folder.glob(f"{ASIDE_PREFIX}*{ASIDE_SUFFIX}"):
+        writer = part.name.removeprefix(ASIDE_PREFIX).partition(".")[0]
+        host, _, process = writer.rpartition("-")
+        is_ours = host == _writer().rpartition("-")[0] and process.isdigit()
+        if is_ours and not _is_alive(int(process)):
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def _writer() -> str:
+    """The machine, as a short hash of its name, and this process."""
+    # A folder may be shared by machines, each with processes of its own.
+    host = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    return f"{host}-{os.getpid()}"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # of another user
+    return True
 
 
 def write_atomically(path: Path, data: Data) -> None:

@@ -22,6 +22,7 @@ from repzoo.training.holdout import FEWEST_STEPS, hold_out, require_classes
 from repzoo.training.options import TrainOptions
 from repzoo.training.recipe import recipe
 from repzoo.verbs import RecipeChanges
+from repzoo.zoo import families
 
 FLAT = DataSource("flat", {"all": pictures(30)})
 
@@ -126,3 +127,23 @@ def test_a_folder_of_classes_is_split(run: Run, tmp_path: Path) -> None:
     ran = run("train", "repghostnet_050", *options)
     assert ran.code == 2
     assert "leave --split out" in " ".join(ran.err.split())
+
+
+def test_weights_that_cannot_be_fetched_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An address that nobody answers stands in for a machine without a network."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    tries: list[str] = []
+
+    def create(name: str, **_: Any) -> None:
+        tries.append(name)
+        assert constants.HF_HUB_OFFLINE
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr("timm.create_model", create)
+    with pytest.raises(InputError, match=r"cannot be fetched \(not in the cache\)"):
+        families.build("repvit_m0_9", 10, pretrained=True)
+    assert tries == ["repvit_m0_9"]
+    assert not constants.HF_HUB_OFFLINE

@@ -136,12 +136,7 @@ def _preprocess(model: str, in_catalog: bool, recipe: Recipe) -> Preprocess:
 def _timm_model(
     model: str, classes: int, pretrained: bool = False, **options: Any
 ) -> torch.nn.Module:
-    module = timm.create_model(
-        model, pretrained=pretrained, num_classes=classes, **options
-    )
-    if not isinstance(module, torch.nn.Module):
-        raise InputError(f"timm's {model} is not a torch module; choose another model")
-    return module
+    return families.timm_model(model, classes, pretrained, **options)
 
 
 def _load_into_catalog_model(

@@ -16,8 +16,12 @@ Importing this module without torch or timm raises MissingExtra.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import urllib.error
+import urllib.request
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from repzoo.errors import InputError, MissingExtra, RepzooError
@@ -37,6 +41,7 @@ except ModuleNotFoundError as error:
 
 Builder = Callable[..., nn.Module]
 IMAGENET_CLASSES = 1000
+HUB_SECONDS = 10  # to wait for an answer
 
 
 def build(
@@ -53,15 +58,60 @@ def build(
     """
     repository = spec(name).repository
     if name not in _OWN:
-        model = timm.create_model(
-            name, pretrained=pretrained, num_classes=num_classes, **kwargs
-        )
-        return _typed(model)
+        return timm_model(name, num_classes, pretrained, **kwargs)
     if pretrained:
         raise InputError(
             f"timm has no weights of {name}; get a checkpoint from {repository} and give its file"
         )
     return _OWN[name](num_classes=num_classes, **kwargs)
+
+
+def timm_model(
+    name: str, num_classes: int, pretrained: bool = False, **kwargs: Any
+) -> nn.Module:
+    """timm's model `name`, with its ImageNet weights if `pretrained`.
+
+    Raises:
+        InputError: the weights are not in the cache and cannot be fetched.
+    """
+    if not pretrained:
+        return _typed(timm.create_model(name, num_classes=num_classes, **kwargs))
+    try:
+        with _offline_if_unreachable():
+            return _typed(
+                timm.create_model(
+                    name, pretrained=True, num_classes=num_classes, **kwargs
+                )
+            )
+    # Of the network, of the hub (all of them are OSErrors), or of timm without such weights.
+    except (OSError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"timm's weights of {name} cannot be fetched ({reason}); check the connection, or give "
+            "a file or weights that ship: --checkpoint"
+        ) from error
+
+
+@contextlib.contextmanager
+def _offline_if_unreachable() -> Iterator[None]:
+    """Let the hub's client use its cache alone where the hub does not answer.
+
+    By itself it would try five times for each file.
+    """
+    constants: Any = importlib.import_module("huggingface_hub.constants")
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if not before:
+            with urllib.request.urlopen(constants.ENDPOINT, timeout=HUB_SECONDS):
+                pass
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def deploy_form(module: nn.Module) -> nn.Module:
