@@ -303,7 +303,7 @@ class FoldSummary:
     max_abs_error      largest difference of the outputs, in units of the output; `bound` is what it
                        may be
     max_rel_error      the same relative to the largest output
-    top1_agreement     share of inputs with the same best class, 0..1
+    top1_agreement     share of inputs with the same best class, 0..1; None: no classifier
     inputs             images that were compared
     proven             folded nodes recomputed one by one in float64
     proof_ratio        the largest error among them over its own bound
@@ -315,7 +315,7 @@ class FoldSummary:
     max_abs_error: float
     max_rel_error: float
     bound: float
-    top1_agreement: float
+    top1_agreement: float | None
     inputs: int
     proven: int
     proof_ratio: float

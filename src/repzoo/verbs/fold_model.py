@@ -9,7 +9,7 @@ import onnx
 
 from repzoo import __version__, engines
 from repzoo.artifact import Step
-from repzoo.engines import DEFAULT_ENGINE, Array
+from repzoo.engines import DEFAULT_ENGINE, Array, Feeds
 from repzoo.measure.host import host
 from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.image_data import DataLike, first_images, open_dataset
@@ -32,7 +32,7 @@ def fold(
             weights decide, and the result is the same everywhere
 
     Raises:
-        InputError: the graph is quantized, or not a classifier.
+        InputError: the graph is quantized, or `data` is given and it is not a classifier.
         CertificateError: the two graphs are not equal.
     """
     # onnx-ir takes a quarter of a second to import: only verbs that rewrite graphs pay for it.
@@ -41,7 +41,6 @@ def fold(
     from repzoo.measure.compare import compare_latency
 
     artifact = open_model(model)
-    artifact.input_name  # noqa: B018  raises for a graph that is not a classifier
     images = None
     if data is not None:
         preprocess = for_images(artifact).require_preprocess()
@@ -53,7 +52,14 @@ def fold(
         else None
     )
     result = fold_graph(artifact.model, timer)
-    certificate = certify(artifact, result, fold_graph, exact_runner(engine), images)
+    certificate = certify(
+        artifact,
+        result,
+        fold_graph,
+        exact_runner(engine),
+        images,
+        run_feeds=_exact_feed_runner(engine),
+    )
     settings: dict[str, Any] = {
         "folds": len(result.folds),
         "refusals": len(result.refusals),
@@ -72,5 +78,18 @@ def exact_runner(engine_name: str) -> Callable[[onnx.ModelProto, Array], Array]:
     def run(model: onnx.ModelProto, inputs: Array) -> Array:
         """The output of `model`."""
         return runner.open(model, host()["affinity"], exact=True).run(inputs)
+
+    return run
+
+
+def _exact_feed_runner(
+    engine_name: str,
+) -> Callable[[onnx.ModelProto, Feeds], list[Array]]:
+    """As `exact_runner`, from the arrays of all inputs to all outputs."""
+    runner = engines.engine(engine_name)
+
+    def run(model: onnx.ModelProto, inputs: Feeds) -> list[Array]:
+        """All outputs of `model` as float32."""
+        return runner.open(model, host()["affinity"], exact=True).run_all(inputs)
 
     return run

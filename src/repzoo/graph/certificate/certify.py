@@ -24,6 +24,12 @@ import onnx
 from repzoo.artifact import MAX_MODEL_BYTES, Artifact
 from repzoo.errors import CertificateError, InputError
 from repzoo.graph.certificate.adversarial import adversarial_cases
+from repzoo.graph.certificate.any_graph import (
+    FeedRunner,
+    Feeds,
+    compare_any_graphs,
+    is_classifier,
+)
 from repzoo.graph.certificate.comparison import Equality, GraphComparison
 from repzoo.graph.certificate.float64 import (
     Float64Comparison,
@@ -152,6 +158,13 @@ class InputCertificate:
         return _line(self.comparison, self.basis, what=" to the float input")
 
 
+def _cannot_run(_: onnx.ModelProto, feeds: Feeds) -> list[Any]:
+    raise InputError(
+        f"the engine takes one image, and the graph takes {len(feeds)} inputs or gives other "
+        "outputs than [N, classes]; use the engine onnxruntime"
+    )
+
+
 def certify(
     before: Artifact,
     result: FoldResult,
@@ -159,13 +172,15 @@ def certify(
     run: Runner,
     images: Images | None = None,
     seed: int = 0,
+    run_feeds: FeedRunner = _cannot_run,
 ) -> Certificate:
     """Compare `before` with its fold, node by node and as a whole.
 
     result  what the fold made of `before`
     fold    the fold itself, for adversarial cases and for a comparison in float64
     run     computes the outputs of a model, without optimizing it
-    images  [n, ...]
+    images  [n, ...], for a classifier
+    run_feeds  the same as `run` for a graph that is no classifier: all outputs, for arrays by name
 
     Raises:
         CertificateError: a folded node or the whole graph differs by more than its bound, or an
@@ -178,10 +193,14 @@ def certify(
     origin = TrainingForm.of(before.model)
     proofs = prove(origin, result.model, result.outputs, seed)
     kinds = _prove_adversarial_cases(before.model, result.model, origin, fold, seed)
-    groups = random_inputs(before, cost, images, seed)
-    comparison = compare_graphs(before.model, result.model, groups, run, seed)
+    has_classes = is_classifier(before.model)
+    if has_classes:
+        groups = random_inputs(before, cost, images, seed)
+        comparison = compare_graphs(before.model, result.model, groups, run, seed)
+    else:
+        comparison = compare_any_graphs(before.model, result.model, run_feeds, seed)
     float64 = None
-    if comparison.equality is Equality.INCONCLUSIVE:
+    if comparison.equality is Equality.INCONCLUSIVE and has_classes:
         float64 = compare_in_float64(before.model, result.model, fold, seed)
     certificate = Certificate(
         comparison=comparison,

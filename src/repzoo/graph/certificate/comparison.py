@@ -92,8 +92,8 @@ class GraphComparison:
     max_rel_error   the same over the largest output
     bound           the largest error that rounding explains there
     spread          from the lowest to the highest output there
-    top1_agreement  share of images with the same Top-1
-    inputs          how many images that is
+    top1_agreement  share of images with the same Top-1; None if the graph is no classifier
+    inputs          how many images, or groups of inputs, were compared
     """
 
     equality: Equality
@@ -101,7 +101,7 @@ class GraphComparison:
     max_rel_error: float
     bound: float
     spread: float
-    top1_agreement: float
+    top1_agreement: float | None
     inputs: int
 
     @property
@@ -116,10 +116,11 @@ class GraphComparison:
                 f"rounding alone may move an output by {self.bound:.2g}, "
                 f"and all outputs lie within {self.spread:.2g}"
             )
-        return (
-            f"largest error {self.max_abs_error:.2g} (bound {self.bound:.2g}), "
-            f"Top-1 agreement {100 * self.top1_agreement:.4g} % on {self.inputs} inputs"
-        )
+        error = f"largest error {self.max_abs_error:.2g} (bound {self.bound:.2g})"
+        if self.top1_agreement is None:
+            return f"{error} on {self.inputs} groups of random inputs"
+        agreement = f"{100 * self.top1_agreement:.4g} %"
+        return f"{error}, Top-1 agreement {agreement} on {self.inputs} inputs"
 
 
 def compare(
@@ -127,8 +128,9 @@ def compare(
     actual: Outputs,
     jittered: Outputs,
     roundoff: float,
+    has_classes: bool = True,
 ) -> Comparison:
-    """Compare outputs [n, classes] of a graph with those that were `expected` of it.
+    """Compare outputs of a graph with those that were `expected` of it.
 
     jittered  what the training form computes with each weight moved by one unit in the last place
     roundoff  the unit roundoff of the coarsest number type among the weights
@@ -151,12 +153,17 @@ def compare(
         magnitude=magnitude,
         spread=float(expected.max()) - float(expected.min()),
         floor=floor,
-        agrees=_same_top1(expected, actual, bound),
+        agrees=_same_top1(expected, actual, bound)
+        if has_classes
+        else np.zeros(0, bool),
     )
 
 
-def combine(comparisons: Sequence[Comparison]) -> GraphComparison:
-    """One verdict on all groups. It rests on the groups that can tell, where there are any."""
+def combine(comparisons: Sequence[Comparison], inputs: int = 0) -> GraphComparison:
+    """One verdict on all groups. It rests on the groups that can tell, where there are any.
+
+    inputs  how many were compared, for a graph that is no classifier
+    """
     telling = []
     for group in comparisons:
         if group.equality is not Equality.INCONCLUSIVE:
@@ -170,8 +177,8 @@ def combine(comparisons: Sequence[Comparison]) -> GraphComparison:
         max_rel_error=ratio_of(worst.error, worst.magnitude),
         bound=worst.bound,
         spread=worst.spread,
-        top1_agreement=float(np.mean(agrees)),
-        inputs=len(agrees),
+        top1_agreement=float(np.mean(agrees)) if agrees.size else None,
+        inputs=len(agrees) or inputs,
     )
 
 

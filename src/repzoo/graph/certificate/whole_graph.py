@@ -95,7 +95,7 @@ def compare_graphs(
     actual = _run_groups(after, after_groups or groups, run)
     _require_comparable([*expected, *actual])
     jittered = _run_groups(before, groups, run, np.random.default_rng(seed + 1))
-    roundoff = _coarsest_roundoff(before.graph)
+    roundoff = coarsest_roundoff(before.graph)
     triples = zip(expected, actual, jittered, strict=True)
     return combine([compare(*triple, roundoff) for triple in triples])
 
@@ -108,6 +108,15 @@ def _require_comparable(outputs: Sequence[Images]) -> None:
                 "the graph computes no output for some images, so nothing can be compared; "
                 "check what it cuts away"
             )
+    require_finite(outputs)
+
+
+def require_finite(outputs: Sequence[Images]) -> None:
+    """Refuse outputs with infinite values or NaN.
+
+    Raises:
+        CertificateError: an output is not finite.
+    """
     for values in outputs:
         if not np.isfinite(values).all():
             raise CertificateError(
@@ -116,7 +125,7 @@ def _require_comparable(outputs: Sequence[Images]) -> None:
             )
 
 
-def _coarsest_roundoff(graph: onnx.GraphProto) -> float:
+def coarsest_roundoff(graph: onnx.GraphProto) -> float:
     """The largest unit roundoff among the number types of the weights."""
     roundoffs = []
     for tensor in (*graph.initializer, *layer_constants(graph)):

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from repzoo import protobuf_stream as wire
 from repzoo.errors import InputError
-from repzoo.onnx_file import classifier_input
+from repzoo.onnx_file import model_inputs
 
 PIECE_BYTES = (
     2**25
@@ -179,7 +179,7 @@ class Pieces:
         return max(1, len(self._stretches))
 
     def __iter__(self) -> Iterator[onnx.ModelProto]:
-        source = classifier_input(self._parts.model).name
+        source = model_inputs(self._parts.model)[0].name if self._stretches else ""
         for stretch in self._stretches:
             yield self._parts.piece(source, stretch, self._change)
             source = stretch[-1].output[0]
@@ -241,7 +241,7 @@ class _Parts:
     def piece(
         self, source: str, nodes: Sequence[onnx.NodeProto], change: Change
     ) -> onnx.ModelProto:
-        given, target = classifier_input(self.model), nodes[-1].output[0]
+        given, target = model_inputs(self.model)[0], nodes[-1].output[0]
         made = _empty_like(self.model)
         stored, makers = self._behind([name for node in nodes for name in node.input])
         for name in stored:
