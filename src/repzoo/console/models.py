@@ -202,21 +202,46 @@ def embedded_input(embedded: EmbeddedInput, model: Artifact, path: Path) -> View
     return View(document, summary, embedded.summary, embedded.certificate.line())
 
 
-def certificate(proof: Certificate, path: Path) -> View:
-    """`repzoo fold`."""
+def certificate(proof: Certificate, path: Path, verbose: bool = False) -> View:
+    """`repzoo fold`.
+
+    verbose  list every fold and every refusal
+    """
+    document = proof.to_json()
+    written = f"{path} written"
+    lines = _refusals(proof) if verbose else []
+    if not proof.folds and proof.before["nodes"] == proof.after["nodes"]:
+        return View(document, "nothing to fold", *lines, proof.line(), written)
     sizes = make_table("", ">before", ">after")
     for name in ("nodes", "parameters", "macs", "bytes"):
         sizes.add_row(name, f"{proof.before[name]:,}", f"{proof.after[name]:,}")
-    folds = make_table("folded", "nodes", ">MACs per pixel")
+    folds = _folds(proof) if verbose else _fold_counts(proof)
+    return View(document, folds, *lines, sizes, proof.line(), written)
+
+
+def _fold_counts(proof: Certificate) -> str:
+    """How many folds were made, and how many refused."""
+    nodes = sum(len(fold.nodes) for fold in proof.folds)
+    counts = f"{len(proof.folds)} folds replace {nodes} nodes"
+    refused = len(proof.refusals)
+    return f"{counts}; {refused} refused (--verbose says why)" if refused else counts
+
+
+def _folds(proof: Certificate) -> Any:
+    """All folds, as a table."""
+    table = make_table("folded", "nodes", ">MACs per pixel")
     for fold in proof.folds:
         macs = f"{fold.macs_before:,.0f} -> {fold.macs_after:,.0f}"
-        folds.add_row(fold.output, f"{len(fold.nodes)} ({fold.kind})", macs)
-    refusals = [
-        f"refused: {refusal.node}: {refusal.reason}" for refusal in proof.refusals
-    ]
-    return View(
-        proof.to_json(), folds, *refusals, sizes, proof.line(), f"{path} written"
-    )
+        table.add_row(fold.output, f"{len(fold.nodes)} ({fold.kind})", macs)
+    return table
+
+
+def _refusals(proof: Certificate) -> list[str]:
+    """All refusals, a line each."""
+    lines = []
+    for refusal in proof.refusals:
+        lines.append(f"refused: {refusal.node}: {refusal.reason}")
+    return lines
 
 
 def cost(model: Artifact, counted: Cost) -> View:

@@ -87,14 +87,19 @@ def convert(
     "--timed/--no-timed",
     help="Also refuse folds that run slower on this machine; the result then depends on it.",
 )
+@click.option("--verbose", is_flag=True, help="List every fold and every refusal.")
 @preprocess_options
 @json_option
 def fold(
     file: str, output: Path, certificate: Path | None, as_json: bool, **values: Any
 ) -> None:
-    """Fold FILE.onnx into its deploy form, with a certificate that both are equal."""
+    """Fold FILE.onnx into its deploy form, with a certificate that both are equal.
+
+    FILE.onnx is any float graph, with inputs and outputs of any number, rank and type.
+    """
     data = values.pop("data")
     timed = values.pop("timed")
+    verbose = values.pop("verbose")
     artifact = load_file(file, **values)
     require_writable_files(output, certificate)
     with Console(as_json) as console:
@@ -108,7 +113,7 @@ def fold(
     if certificate:
         contents.append((certificate, Console.document(folded.certificate.to_json())))
     write_together(contents)
-    console.show(views.certificate(folded.certificate, output))
+    console.show(views.certificate(folded.certificate, output, verbose))
 
 
 @click.command("embed-input")

@@ -47,6 +47,7 @@ OTHER_SIDE = 8
 LOUD = 30  # amplitude of the second group, in standard deviations of the first
 # Share of an integer output that may differ where moving the weights changes nothing.
 TIES = 1e-3
+SIZE_COLUMNS = 4  # at most, of an input that describes images
 MOST_ELEMENTS = 2**28  # of a made-up input
 
 
@@ -200,6 +201,9 @@ def _made_up(
             "for the certificate; export the graph with a smaller input"
         )
     dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
+    if element in FLOATS and len(shape) < 3 and shape[-1:] <= (SIZE_COLUMNS,):
+        # Beside an image these are its size or its scale, which are positive.
+        return np.asarray(random.uniform(0.5, 1.5, shape)).astype(dtype)
     if element in FLOATS:
         return np.asarray(random.standard_normal(shape)).astype(dtype)
     if element == TensorProto.UINT8:
