@@ -201,7 +201,8 @@ def _made_up(
             "for the certificate; export the graph with a smaller input"
         )
     dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
-    if element in FLOATS and len(shape) < 3 and shape[-1:] <= (SIZE_COLUMNS,):
+    is_small = len(shape) < 3 and all(side <= SIZE_COLUMNS for side in shape[1:])
+    if element in FLOATS and is_small:
         # Beside an image these are its size or its scale, which are positive.
         return np.asarray(random.uniform(0.5, 1.5, shape)).astype(dtype)
     if element in FLOATS:
