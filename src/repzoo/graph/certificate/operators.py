@@ -83,7 +83,8 @@ def batch_normalize(node: onnx.NodeProto, inputs: list[Array], absolute: bool) -
     # [C] becomes [C, 1, ...], which broadcasts with [N, C, ...].
     shape = (-1, *[1] * (image.ndim - 2))
     gamma, beta, mean, variance = (values.reshape(shape) for values in parameters)
-    epsilon = real(node, "epsilon", 1e-5)
+    # Attributes are float32, defaults too.
+    epsilon = real(node, "epsilon", float(np.float32(1e-5)))
     deviation = np.sqrt(variance + epsilon)
     if absolute:
         return np.abs(gamma) * (image + np.abs(mean)) / deviation + np.abs(beta)

@@ -24,7 +24,11 @@ from repzoo.graph.fold.algebra import AffineMap, Inexact
 from repzoo.graph.fold.cse import eliminate_common_subexpressions
 from repzoo.graph.fold.expression import Expression
 from repzoo.graph.fold.finder import ExpressionFinder
-from repzoo.graph.fold.prepare import order_initializers, prepare
+from repzoo.graph.fold.prepare import (
+    order_initializers,
+    prepare,
+    separate_shared_pools,
+)
 from repzoo.graph.fold.tensors import node_name
 from repzoo.graph.fold.timing import Stopwatch, Timer
 from repzoo.graph.tools.fold_result import Fold, FoldResult, Refusal
@@ -44,6 +48,7 @@ def fold(model: onnx.ModelProto, timer: Timer | None = None) -> FoldResult:
         InputError: the graph is quantized, older than opset 7, or inconsistent.
     """
     prepared = prepare(inline_functions(model))
+    separate_shared_pools(prepared.graph, write.UsedNames(prepared.graph))
     folds, refusals = fold_graph(prepared.graph, timer, eliminate_common_subexpressions)
     passes.RemoveUnusedNodesPass()(prepared)
     prepared.graph.sort()

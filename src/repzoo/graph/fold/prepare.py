@@ -13,6 +13,8 @@ import onnx_ir.passes.common as passes
 from repzoo.errors import InputError
 from repzoo.graph.fold.border_constants import mark_borders
 from repzoo.graph.fold.eliminate import eliminate_identities
+from repzoo.graph.fold.tensors import is_standard
+from repzoo.graph.fold.write import UsedNames
 from repzoo.graph.tools.constant_folding import fold_constants
 from repzoo.graph.tools.pieces import to_ir
 from repzoo.onnx_file import opset_of
@@ -28,6 +30,7 @@ QUANTIZED = frozenset(
 )
 # Before opset 7 BatchNormalization trains unless told otherwise, and broadcasting is an attribute.
 OLDEST_OPSET = 7
+MOST_COPIES = 8  # readers of a pool that get one of their own
 
 
 def prepare(model: onnx.ModelProto) -> ir.Model:
@@ -97,6 +100,42 @@ def order_initializers(graph: ir.Graph) -> None:
     for value in read:
         del graph.initializers[str(value.name)]
         graph.register_initializer(value)
+
+
+def separate_shared_pools(graph: ir.Graph, names: UsedNames) -> None:
+    """Give each sum that reads an AveragePool one of its own, in place.
+
+    A branch that stands twice is one node with two readers in many files, and no fold can take in
+    a node that others read. Pools have no weights, so that a copy costs nothing until it is folded.
+    Copies that no fold has taken in are merged again (cse.py).
+    """
+    for node in list(graph):
+        if node.op_type != "AveragePool" or not is_standard(node):
+            continue
+        output = node.outputs[0]
+        uses = list(output.uses())
+        are_sums = all(use.node.op_type in ("Add", "Sub") for use in uses)
+        if output.is_graph_output() or not are_sums or len(uses) > MOST_COPIES:
+            continue
+        for use in uses[1:]:
+            copy = ir.Node(
+                node.domain,
+                node.op_type,
+                node.inputs,
+                attributes=list(node.attributes.values()),
+                version=node.version,
+                name=node.name,
+                outputs=[
+                    ir.Value(
+                        name=names.unused(str(output.name)),
+                        shape=output.shape,
+                        type=output.type,
+                    )
+                ],
+            )
+            graph.insert_after(node, copy)
+            names.add(copy)
+            use.node.replace_input_with(use.idx, copy.outputs[0])
 
 
 def _has_subgraph(node: ir.Node) -> bool:

@@ -11,7 +11,7 @@ import ctypes
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -25,6 +25,7 @@ from repzoo.onnx_file import model_inputs
 PIECE_BYTES = (
     2**25
 )  # of constants; a piece is larger only where a single uncuttable stretch is
+MOST_INLINED = 10**5  # nodes of a graph whose functions are inlined
 SMALL = 1024  # elements; up to here a constant may be a shape or an axis that shape inference reads
 
 
@@ -78,6 +79,7 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if not model.functions:
         return model
+    _require_bounded_calls(model)
     try:
         made = onnx.inliner.inline_local_functions(without_weights(model))
     except Exception as error:  # whatever ONNX's C++ raises
@@ -94,6 +96,57 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
         model.producer_version,
     )
     return made
+
+
+def _require_bounded_calls(model: onnx.ModelProto) -> None:
+    """Refuse functions whose calls multiply.
+
+    A function that calls another twice, and so on thirty times, stands for 10^9 nodes.
+
+    Raises:
+        InputError: without functions the graph has too many nodes, or a function calls itself.
+    """
+    bodies = {(item.domain, item.name): item.node for item in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    # Each function after those that it calls: a function of which all are known is known next.
+    while len(sizes) < len(bodies):
+        known = len(sizes)
+        for key, nodes in bodies.items():
+            calls = {(node.domain, node.op_type) for node in _with_subgraphs(nodes)}
+            if key not in sizes and all(
+                call in sizes for call in calls & bodies.keys()
+            ):
+                sizes[key] = _inlined_size(nodes, sizes)
+        if len(sizes) == known:
+            raise InputError(
+                "functions of the model call themselves; export without functions"
+            )
+    count = _inlined_size(model.graph.node, sizes)
+    if count > MOST_INLINED:
+        raise InputError(
+            f"with its functions in the place of their calls the graph has {count:.3g} nodes, more "
+            f"than {MOST_INLINED:,}; export without functions"
+        )
+
+
+def _inlined_size(
+    nodes: Iterable[onnx.NodeProto], sizes: Mapping[tuple[str, str], int]
+) -> int:
+    total = 0
+    for node in _with_subgraphs(nodes):
+        total += sizes.get((node.domain, node.op_type), 1)
+    return total
+
+
+def _with_subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """`nodes`, and those of the graphs in their attributes."""
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        yield node
+        for item in node.attribute:
+            for graph in (item.g, *item.graphs):
+                stack += graph.node
 
 
 def _lent(item: onnx.TensorProto) -> ir.LazyTensor:

@@ -19,6 +19,9 @@ from repzoo.graph.fold.tensors import (
 )
 from repzoo.graph.tools.symbolic_sizes import same_shape
 
+# ONNX attributes are float32, defaults too.
+DEFAULT_EPSILON = float(np.float32(1e-5))
+
 
 def batch_normalization(node: ir.Node) -> Answer:
     """BatchNormalization in inference mode, on [N, C] or [N, C, H, W]."""
@@ -38,7 +41,7 @@ def batch_normalization(node: ir.Node) -> Answer:
             f"it works on a tensor of rank {rank or 'unknown'}; only [N, C] "
             "and [N, C, H, W] are folded",
         )
-    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    epsilon = node.attributes.get_float("epsilon", DEFAULT_EPSILON)
     return AffineNode(
         node,
         source,
