@@ -24,7 +24,7 @@ HEADER = '<ir_version: 8, opset_import: ["": 17]>\n'
 
 
 def model_of(nodes: list[onnx.NodeProto], **weights: Array) -> onnx.ModelProto:
-    shape = ["N", 3, 8, 8]
+    shape: list[str | int | None] = ["N", 3, 8, 8]
     value_info = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
@@ -84,7 +84,7 @@ def test_a_long_chain_of_identities_disappears() -> None:
 
 @pytest.mark.parametrize("order", ["adpp", "apdp", "ppad"])
 def test_a_pool_that_is_added_twice_folds_like_two_pools(order: str) -> None:
-    first, second, third, fourth = order
+    first, second, third, fourth = list(order)
     model = parser.parse_model(
         f"""{HEADER}main (float[N, 4, 9, 9] x) => (float[N, 4, 9, 9] y) {{
             a = Conv<pads = [3, 3, 3, 3]>(x, w)
