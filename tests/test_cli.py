@@ -181,6 +181,7 @@ def test_fold(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -
     assert len(document["folds"]) > 10
     assert all({"node", "reason"} <= set(refusal) for refusal in document["refusals"])
     assert document["before"]["parameters"] > document["after"]["parameters"]
+    del document["data"]
     assert json.loads(certificate.read_text()) == document
     artifact = Artifact.read(output)
     assert (artifact.form, artifact.steps[-1].verb, artifact.labels) == (
