@@ -79,6 +79,8 @@ def command(data: Path, output: Path, *more: object) -> list[str]:
         recipe,
         "--workers",
         0,
+        "--threads",
+        1,
         "--json",
     ]
     return ["train", MODEL, *map(str, options), *map(str, more)]

@@ -13,11 +13,11 @@ pytest.importorskip("timm", reason="the torch extra is not installed")
 
 import torch
 from tests.conftest import Run
-from tests.training.test_loop import PREPROCESS, pictures
+from tests.training.test_loop import PREPROCESS, network, pictures
 
 from repzoo.data.dataset import DataSource
 from repzoo.errors import InputError
-from repzoo.training import models
+from repzoo.training import models, threads
 from repzoo.training.holdout import FEWEST_STEPS, hold_out, require_classes
 from repzoo.training.options import TrainOptions
 from repzoo.training.recipe import recipe
@@ -147,3 +147,23 @@ def test_weights_that_cannot_be_fetched_are_one_sentence(
         families.build("repvit_m0_9", 10, pretrained=True)
     assert tries == ["repvit_m0_9"]
     assert not constants.HF_HUB_OFFLINE
+
+
+def test_fewer_threads_are_chosen_only_where_they_are_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = {8: 1.0, 4: 0.9, 2: 0.5, 1: 0.45}
+    monkeypatch.setattr(threads, "_step_seconds", lambda _m, _s, count: seconds[count])
+    module = torch.nn.Identity()
+    assert threads.fastest(module, 16, 8) == 2
+    assert threads.fastest(module, 16, 2) == 2
+    assert threads.fastest(module, 16, 1) == 1
+
+
+def test_a_trial_leaves_the_network_and_torch_as_they_were() -> None:
+    module, before = network(), torch.get_num_threads()
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    assert threads.fastest(module, 16, 2) in (1, 2)
+    assert torch.get_num_threads() == before
+    after = module.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in state.items())

@@ -82,7 +82,7 @@ def trainer(
         module or network(),
         images,
         settings,
-        Running(output=output, seed=seed, **{"workers": 0, **running}),
+        Running(output=output, seed=seed, **{"workers": 0, "threads": 1, **running}),
     )
 
 

@@ -6,6 +6,7 @@ continued from any saved step therefore ends with the same weights.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -31,6 +32,7 @@ from repzoo.training.models import head_of
 from repzoo.training.options import Running
 from repzoo.training.recipe import Recipe
 from repzoo.training.state import Epoch
+from repzoo.training.threads import fastest, num_threads
 from repzoo.training.training_images import (
     Share,
     TrainingImages,
@@ -93,6 +95,8 @@ class Trainer:
         self.step = 0
         self.total = 0.0
         self.saved = time.monotonic()
+        # 0: not chosen yet. A resumed run keeps its number, for the same last bits.
+        self.threads = 0
 
     def facts(self) -> list[str]:
         """How the run is carried out, one sentence each."""
@@ -119,8 +123,11 @@ class Trainer:
 
         validation  scored every `validate_every` epochs and at the end
         """
-        with self.crew.watched():
+        with self.crew.watched(), contextlib.ExitStack() as stack:
             self._resume()
+            if self.share.size == 1:
+                self.threads = self.threads or self._choose_threads()
+                stack.enter_context(num_threads(self.threads))
             board = None
             if self.running.tensorboard and self.share.rank == 0:
                 board = state.Board(self.output, len(self.log))
@@ -133,6 +140,12 @@ class Trainer:
             self._by_one(lambda: state.save_weights(self.output, self.ema.module))
         averaged: torch.nn.Module = self.ema.module
         return averaged.eval()
+
+    def _choose_threads(self) -> int:
+        most = torch.get_num_threads()
+        if self.running.threads or self.crew.device.type != "cpu":
+            return self.running.threads or most
+        return fastest(self.module, self.images.preprocess.size, most)
 
     def _epoch(
         self, epoch: int, validation: Dataset | None, progress: Progress
@@ -289,6 +302,7 @@ class Trainer:
             "log": [dataclasses.astuple(line) for line in self.log],
             "step": self.step,
             "total": self.total,
+            "threads": self.threads,
             "fingerprint": self._fingerprint(),
         }
         state.save(self.output, current)
@@ -309,6 +323,7 @@ class Trainer:
         self.log = [Epoch(*line) for line in saved["log"]]
         self.step = saved["step"]
         self.total = saved["total"]
+        self.threads = saved.get("threads", 0)
 
 
 def top1(

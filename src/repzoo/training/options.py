@@ -15,7 +15,7 @@ class TrainOptions:
     """Settings of `train`.
 
     Of those about how it runs, only `seed` and, through batch statistics, `accumulate` change
-    the trained weights.
+    the trained weights; `threads` changes their last bits.
     """
 
     checkpoint: str | None = setting(
@@ -35,6 +35,11 @@ class TrainOptions:
     workers: int = setting(
         2,
         help="Worker processes that load images, for each training process.",
+        range=at_least(0),
+    )
+    threads: int = setting(
+        0,
+        help="Threads of one training process; 0: the fastest in a short trial.",
         range=at_least(0),
     )
     channels_last: bool = setting(False, help="Use the channels-last memory format.")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
 from repzoo.data.batches import ReadReport, readable_indices
@@ -89,6 +91,11 @@ def train(
     if not group.rank:
         state.save_settings(running.output, {"remarks": remarks, **settings})
     best = trainer.run(held_out, progress).cpu()
+    if trainer.threads and trainer.threads < torch.get_num_threads():
+        remarks.append(
+            f"{trainer.threads} of {torch.get_num_threads()} threads: faster in a trial, for other "
+            "programs use the cores (--threads sets the number)"
+        )
     if not group.rank:
         steps = trainer.steps * recipe.epochs
         judged = images if held_out is None else held_out
