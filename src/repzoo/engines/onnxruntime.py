@@ -25,10 +25,19 @@ MAX_MESSAGE = 2**31 - 2**24  # bytes of weights that protobuf writes in one mess
 class OnnxRuntime:
     """The `onnxruntime` engine. Its option is one of the execution providers of `options`."""
 
-    def __init__(self, option: str = "") -> None:
-        """`option` as in an engine name; "" for the CPU."""
+    def __init__(self, option: str = "", exact_products: bool = True) -> None:
+        """`option` as in an engine name; "" for the CPU.
+
+        exact_products  add 8-bit products without saturation on x86 without VNNI too
+        """
+        self._option = option
+        self._exact_products = exact_products
         self.name = f"onnxruntime:{option}" if option else "onnxruntime"
         self._provider = option or "CPUExecutionProvider"
+
+    def with_default_precision(self) -> OnnxRuntime:
+        """This engine as others run it, by ONNX Runtime's default session options."""
+        return OnnxRuntime(self._option, exact_products=False)
 
     @staticmethod
     def options() -> list[str]:
@@ -47,7 +56,7 @@ class OnnxRuntime:
         streams: int = 1,
     ) -> OnnxRuntimeSession:
         """See `engines.Engine.open`."""
-        options = _session_options(threads, exact)
+        options = _session_options(threads, exact, self._exact_products)
         shared: list[ort.OrtValue] = []
         # ONNX Runtime raises a class of its own for each status code.
         try:
@@ -100,7 +109,9 @@ class OnnxRuntimeSession:
             ) from None
 
 
-def _session_options(threads: int, exact: bool) -> ort.SessionOptions:
+def _session_options(
+    threads: int, exact: bool, exact_products: bool
+) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -115,7 +126,8 @@ def _session_options(threads: int, exact: bool) -> ort.SessionOptions:
     spins = "0" if threads == 1 else "1"
     options.add_session_config_entry("session.intra_op.allow_spinning", spins)
     # Without this, AVX2 kernels without VNNI saturate sums of 8-bit products at 16 bits.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    precision = "1" if exact_products else "0"
+    options.add_session_config_entry("session.x64quantprecision", precision)
     return options
 
 

@@ -20,8 +20,10 @@ from repzoo.measure.class_mapping import (
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
 from repzoo.quant.baselines import registry as baselines
-from repzoo.quant.network.scheme import adapt_to_host, default_scheme, load_scheme
+from repzoo.quant.network.host_arithmetic import adapt_to_host
+from repzoo.quant.network.scheme import default_scheme, load_scheme
 from repzoo.quant.search import ladder
+from repzoo.quant.search.default_sessions import saturation_remark
 from repzoo.quant.search.gate import QuantReport
 from repzoo.quant.search.verdict import Budget
 from repzoo.settings import FINITE, at_least, merge_keywords, setting, validate
@@ -215,6 +217,8 @@ def _run_quantizer(
         finetune_epochs=options.finetune_epochs,
     )
     int8, report = ladder.quantize(model, split, target, budget, progress)
+    if not scheme.runs_on_board:
+        remark = remark or saturation_remark(int8, split.gate, runner, host())
     if remark:
         report = replace(report, warnings=(remark, *report.warnings))
     return int8, report

@@ -53,14 +53,14 @@ class Histogram:
         self.high: Float = np.full(channels, -np.inf)
         self.sum: Float = np.zeros(channels)
         self.samples: Float32 = np.zeros((channels, 0), np.float32)
-        self._at_edge: Ids = np.zeros(
-            channels, np.int64
-        )  # values equal to the current edge
+        # number of values that equal the current edge
+        self._at_edge: Ids = np.zeros(channels, np.int64)
 
     @property
     def channel_totals(self) -> Ids:
         """Number of values counted in each channel, [C]."""
-        return np.asarray(self.counts.sum(1, dtype=np.int64) + self.zeros)
+        counted = self.counts.sum(1, dtype=np.int64)
+        return np.asarray(counted + self.zeros)
 
     @property
     def total(self) -> int:
@@ -70,18 +70,20 @@ class Histogram:
     @property
     def bin_widths(self) -> Float:
         """Width of each channel's bins, [C]; that of an edge of 1 for a channel of zeros alone."""
-        return np.where(self.edge > 0, self.edge, 1.0) / HALF
+        edge = np.where(self.edge > 0, self.edge, 1.0)
+        return edge / HALF
 
     @property
     def centers(self) -> Float:
         """The middle of each bin, [C, BINS]."""
-        return np.asarray(
-            ((np.arange(BINS) + 0.5) * (2 / BINS) - 1) * self.edge[:, None]
-        )
+        middles = np.arange(BINS) + 0.5
+        relative = middles * (2 / BINS) - 1  # to the edge: -1..1
+        return np.asarray(relative * self.edge[:, None])
 
     @property
     def mean(self) -> Float:
         """Mean of each channel, [C]."""
+        # at least 1, since a channel may have no values yet
         return np.asarray(self.sum / np.maximum(1, self.channel_totals))
 
     def expectation(self, values: Float) -> Float:
@@ -89,9 +91,8 @@ class Histogram:
 
         The function has the given `values` [C, BINS] in each bin, and is 0 at 0.
         """
-        return np.asarray(
-            (self.counts * values).sum(1) / np.maximum(1, self.channel_totals)
-        )
+        total = (self.counts * values).sum(1)
+        return np.asarray(total / np.maximum(1, self.channel_totals))
 
     def add(self, values: Float32, low: Float32, high: Float32) -> None:
         """Count finite `values` [C, n]. `low` and `high` [C] bound them, and may reach further."""
@@ -110,28 +111,35 @@ class Histogram:
         zeros = values.shape[1] - np.count_nonzero(values, axis=1)
         self.zeros += zeros
 
-        indices = self._flat_indices(values).reshape(-1)
-        counts = np.bincount(indices, minlength=self.counts.size)
-        self.counts += counts.reshape(self.counts.shape).astype(np.int32)
+        indices = self._flat_indices(values)
+        # one bincount for all channels, since each call has a cost of its own
+        counts = np.bincount(indices.reshape(-1), minlength=self.counts.size)
+        by_channel = counts.reshape(self.counts.shape)
+        self.counts += by_channel.astype(np.int32)
+        # zeros fell into the first bin of the upper half
         self.counts[:, HALF] -= zeros
         self._track_edge_values(values)
 
     def _flat_indices(self, values: Float32) -> Ids:
         """Where each value [C, n] is counted in the flattened `counts`."""
-        width = self.bin_widths[:, None]
-        fits_float32 = (
-            width.max(initial=0) <= MAX_FLOAT32_WIDTH
-            and width.min(initial=1) >= MIN_FLOAT32_WIDTH
-        )
-        dtype: type[np.float32 | np.float64] = (
-            np.float32 if fits_float32 else np.float64
-        )
-        scaled: npt.NDArray[Any] = values * (1 / width).astype(dtype)
+        inverse = 1 / self.bin_widths[:, None]
+        if self._fits_float32():
+            inverse = inverse.astype(np.float32)
+        # in place from here: these arrays are as large as the batch
+        scaled: npt.NDArray[Any] = values * inverse
         np.floor(scaled, out=scaled)
         np.minimum(scaled, HALF - 1, out=scaled)
         indices: Ids = scaled.astype(np.int64)
-        indices += np.arange(len(width))[:, None] * BINS + HALF
+        first_bins = np.arange(len(inverse)) * BINS
+        indices += first_bins[:, None] + HALF
         return indices
+
+    def _fits_float32(self) -> bool:
+        """Whether value / width is exact in float32 for the widths of all channels."""
+        widths = self.bin_widths
+        is_small = widths.max(initial=0) <= MAX_FLOAT32_WIDTH
+        is_large = widths.min(initial=1) >= MIN_FLOAT32_WIDTH
+        return bool(is_small and is_large)
 
     def _track_edge_values(self, values: Float32) -> None:
         """Count the `values` that equal their channel's edge."""
@@ -146,20 +154,24 @@ class Histogram:
         edge = _round_up_to_power_of_two(magnitude)
         for channel in np.flatnonzero(edge > self.edge):
             if self.edge[channel] > 0:
-                doublings = int(np.frexp(edge[channel] / self.edge[channel])[1]) - 1
-                self._merge_bins(channel, doublings)
+                growth = edge[channel] / self.edge[channel]
+                _, exponent = np.frexp(growth)  # growth = 0.5 * 2**exponent
+                self._merge_bins(channel, int(exponent) - 1)
             self.edge[channel] = edge[channel]
 
     def _merge_bins(self, channel: np.intp, doublings: int) -> None:
         """Merge each 2**doublings bins of a channel into one."""
-        doublings = min(
-            doublings, HALF.bit_length()
-        )  # by then, all are in the two middle bins
-        target = ((np.arange(BINS) - HALF) >> doublings) + HALF
+        # after so many, all values are in the two middle bins
+        doublings = min(doublings, HALF.bit_length())
+        from_middle = np.arange(BINS) - HALF
+        target = (from_middle >> doublings) + HALF
         merged = np.zeros(BINS, self.counts.dtype)
         np.add.at(merged, target, self.counts[channel])
-        merged[HALF + ((HALF - 1) >> doublings)] -= self._at_edge[channel]
-        merged[HALF + (HALF >> doublings)] += self._at_edge[channel]
+        # values at the old edge were in its last bin, and belong to the next one
+        last = HALF + ((HALF - 1) >> doublings)
+        following = HALF + (HALF >> doublings)
+        merged[last] -= self._at_edge[channel]
+        merged[following] += self._at_edge[channel]
         self.counts[channel] = merged
         self._at_edge[channel] = 0
 
@@ -180,14 +192,14 @@ class Histogram:
         result.low = self.low / factors
         result.high = self.high / factors
         result.sum = self.sum / factors
-        result.samples = (self.samples / factors[:, None]).astype(np.float32)
+        samples = self.samples / factors[:, None]
+        result.samples = samples.astype(np.float32)
         return result
 
 
 def _round_up_to_power_of_two(values: Float) -> Float:
     """The smallest power of two that is no less than each value; 0 for 0."""
-    mantissa, exponent = np.frexp(
-        values
-    )  # values = mantissa * 2**exponent, 0.5 <= mantissa < 1
+    # values = mantissa * 2**exponent, 0.5 <= mantissa < 1
+    mantissa, exponent = np.frexp(values)
     exponent = np.where(mantissa == 0.5, exponent - 1, exponent)
     return np.where(values > 0, np.ldexp(1.0, exponent), 0.0)

@@ -48,17 +48,21 @@ class Moments:
             return self.stored
         grams = []
         for gram, (start, end) in zip(self.stored, self.blocks, strict=True):
-            grams.append(_rescale_gram(gram, self.factors[:, start:end]))
+            factors = self.factors[:, start:end]
+            grams.append(_rescale_gram(gram, factors))
         return tuple(grams)
 
     def rescaled(self, factors: Float) -> Moments:
         """The moments of columns / factors, [G, K]."""
-        combined = factors if self.factors is None else self.factors * factors
-        return replace(self, mean=self.mean / factors, factors=combined)
+        mean = self.mean / factors
+        if self.factors is not None:
+            factors = self.factors * factors
+        return replace(self, mean=mean, factors=factors)
 
 
 def _rescale_gram(gram: Float32, factors: Float) -> Float32:
-    """The `gram` [G, k, k] of columns / factors [G, k], computed in float32 to save memory."""
+    """The `gram` [G, k, k] of columns / factors [G, k]: E[(x / s) (x / s)']."""
+    # in float32 and in place, since Gram matrices take most of the memory
     narrow = factors.astype(np.float32)
     scaled = np.divide(gram, narrow[:, :, None], dtype=np.float32)
     scaled /= narrow[:, None, :]
@@ -95,8 +99,10 @@ class Statistics:
         moments = dict(self.moments)
         for layer in reads:
             if layer.source in factors and layer.name in moments:
+                before = moments[layer.name]
                 per_column = layer.per_column(factors[layer.source])
-                moments[layer.name] = self.moments[layer.name].rescaled(per_column)
+                moments[layer.name] = before.rescaled(per_column)
+        # margins stay: the rescaled network computes the same logits
         return replace(self, histograms=histograms, moments=moments)
 
 
@@ -104,7 +110,8 @@ def squared_output(rows: npt.NDArray[np.floating[Any]], gram: Float32) -> Float:
     """E[(row . x)^2] = row' H row of each of `rows` [G, O, K], for H = `gram` [G, K, K]: [G, O]."""
     # float32 halves the time and the memory; only the last sum needs float64
     narrow = rows.astype(np.float32)
-    return np.asarray(((narrow @ gram) * narrow).sum(2, dtype=np.float64))
+    products = (narrow @ gram) * narrow
+    return np.asarray(products.sum(2, dtype=np.float64))
 
 
 def signal_power(rows: Float, moments: Moments) -> float:
@@ -119,5 +126,6 @@ def output_power(rows: Float, moments: Moments) -> Float:
     """
     powers = []
     for gram, (start, end) in zip(moments.grams, moments.blocks, strict=True):
-        powers.append(squared_output(rows[:, :, start:end], gram))
+        block = rows[:, :, start:end]
+        powers.append(squared_output(block, gram))
     return np.asarray(sum(powers))

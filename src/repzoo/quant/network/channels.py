@@ -1,10 +1,13 @@
 """Which channels must be scaled together so that the network's function stays the same.
 
 A factor passes through operators that are positively homogeneous channel by channel:
-f(x / s) = f(x) / s for s > 0. These are ReLU, LeakyReLU and pooling; a sum of tensors with equal
-factors; a product with a gate that has one number per channel (squeeze-and-excitation); joining and
-splitting channels; flattening, which makes a channel of each pixel. A layer with weights ends the
-channels that come in (its columns absorb the factor) and begins those that go out (its rows do).
+
+    f(x / s) = f(x) / s    for s > 0
+
+These are ReLU, LeakyReLU and pooling; a sum of tensors with equal factors; a product with a gate
+that has one number per channel (squeeze-and-excitation); joining and splitting channels;
+flattening, which makes a channel of each pixel. A layer with weights ends the channels that come
+in (its columns absorb the factor) and begins those that go out (its rows do).
 
 ReLU6, hard-swish, SiLU, GELU and sigmoid are not homogeneous. Their channels are fixed. What is
 linear on either side of them (the residual stream, the depthwise chain before) is equalized up
@@ -13,7 +16,7 @@ to there. Equalizing through ReLU6 was tried and removed: docs/decisions/10-stag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,9 +48,10 @@ FIXED = 0  # the label of channels that must not be scaled
 class ChannelGroups:
     """Channels that share a factor.
 
-    labels  tensor name -> label of each channel [C]. Equal labels share one factor; label 0 is
-            fixed
-    count   number of labels, label 0 included
+    Attributes:
+        labels: tensor name -> label of each channel [C]. Equal labels share one factor; label 0
+            is fixed.
+        count: number of labels, label 0 included.
     """
 
     labels: Mapping[str, Ids]
@@ -57,7 +61,7 @@ class ChannelGroups:
 def link_channels(model: onnx.ModelProto, layers: Mapping[str, Layer]) -> ChannelGroups:
     """Label the channels of every activation of `model`.
 
-    layers  the layers whose weights may be rewritten, by output name
+    `layers` are those whose weights may be rewritten, by output name.
     """
     links = _ChannelLinks(GraphView(model), layers)
     for node in model.graph.node:
@@ -74,27 +78,29 @@ class _ChannelLinks:
         self.view = view
         self.layers = layers
         self.numbers: dict[str, Ids] = {}
-        self.next_number = 1
+        self.next_number = FIXED + 1
         self.pairs: list[tuple[Ids, Ids]] = []
 
     def of(self, name: str) -> Ids:
-        """The channel numbers of a tensor. A tensor of unknown width has one, which is fixed."""
-        if name not in self.numbers:
+        """The channel numbers of a tensor [C]. One of unknown width gets the fixed number [1]."""
+        numbers = self.numbers.get(name)
+        if numbers is None:
             width = self.view.width(name)
             end = self.next_number + width
-            numbers = (
-                np.arange(self.next_number, end) if width else np.zeros(1, np.int64)
-            )
+            numbers = np.arange(self.next_number, end)
+            if not width:
+                numbers = np.full(1, FIXED, np.int64)
             self.numbers[name] = numbers
             self.next_number = end
-        return self.numbers[name]
+        return numbers
 
     def fix(self, *names: str) -> None:
         """Forbid scaling the channels of these tensors."""
         for name in names:
             if name and name not in self.view.constants:
                 numbers = self.of(name)
-                self.pairs.append((numbers, np.full(len(numbers), FIXED, np.int64)))
+                fixed = np.full(len(numbers), FIXED, np.int64)
+                self.pairs.append((numbers, fixed))
 
     def equate(self, first: Ids, second: Ids) -> bool:
         """Tie channels pairwise. False if there are not equally many."""
@@ -106,10 +112,13 @@ class _ChannelLinks:
     def add_node(self, node: onnx.NodeProto) -> None:
         """Record what `node` requires. Channels of unknown operators are fixed."""
         layer = self.layers.get(node.output[0])
-        if layer is None:
-            if not self._add_homogeneous(node):
-                self.fix(*node.input, *node.output)
-            return
+        if layer is not None:
+            self._add_layer(layer)
+        elif not self._add_homogeneous(node):
+            self.fix(*node.input, *node.output)
+
+    def _add_layer(self, layer: Layer) -> None:
+        """A layer ties nothing. It fixes a tensor whose width is unknown or does not match."""
         if len(self.of(layer.source)) != layer.in_channels:
             self.fix(layer.source)
         if len(self.of(layer.name)) != layer.out_channels:
@@ -117,34 +126,52 @@ class _ChannelLinks:
 
     def _add_homogeneous(self, node: onnx.NodeProto) -> bool:
         """Tie the channels of a homogeneous operator. False for any other operator."""
-        kind = node.op_type
-        output = self.of(node.output[0])
-        is_relu = kind == "Clip" and self.view.clip_bounds(node) == (0, None)
-        if kind in THROUGH or is_relu or self.view.flattens_pixels(node):
+        if self._keeps_channels(node):
+            # a second output, such as a Dropout's mask, does not scale
             has_one_output = not any(node.output[1:])
-            return self.equate(self.of(node.input[0]), output) and has_one_output
+            tied = self.equate(self.of(node.input[0]), self.of(node.output[0]))
+            return tied and has_one_output
         pixels = self.view.pixels_per_channel(node)
         if pixels:
-            return self.equate(np.repeat(self.of(node.input[0]), pixels), output)
-        if kind == "Add" and len(self.view.activations(node)) == len(node.input):
-            return all(self.equate(self.of(name), output) for name in node.input)
-        if kind == "Mul":
-            return self._add_gate(node, output)
-        if kind == "Concat" and axis_of(node) == 1:
-            parts = [self.of(name) for name in node.input]
-            return self.equate(np.concatenate(parts), output)
-        if kind == "Split" and axis_of(node) == 1:
-            parts = [self.of(name) for name in node.output]
-            return self.equate(np.concatenate(parts), self.of(node.input[0]))
+            per_pixel = np.repeat(self.of(node.input[0]), pixels)
+            return self.equate(per_pixel, self.of(node.output[0]))
+        if node.op_type == "Add":
+            return self._add_sum(node)
+        if node.op_type == "Mul":
+            return self._add_gate(node)
+        if node.op_type == "Concat" and axis_of(node) == 1:
+            return self.equate(self._joined(node.input), self.of(node.output[0]))
+        if node.op_type == "Split" and axis_of(node) == 1:
+            return self.equate(self._joined(node.output), self.of(node.input[0]))
         return False
 
-    def _add_gate(self, node: onnx.NodeProto, output: Ids) -> bool:
+    def _keeps_channels(self, node: onnx.NodeProto) -> bool:
+        """Whether output channel c is a homogeneous function of input channel c."""
+        if node.op_type == "Clip":
+            # bounded on one side only, it is ReLU; ReLU6 is not homogeneous
+            return self.view.clip_bounds(node) == (0, None)
+        return node.op_type in THROUGH or self.view.flattens_pixels(node)
+
+    def _joined(self, names: Sequence[str]) -> Ids:
+        """The channel numbers of several tensors one after another."""
+        return np.concatenate([self.of(name) for name in names])
+
+    def _add_sum(self, node: onnx.NodeProto) -> bool:
+        """A sum of activations: all of them have the factor of the sum."""
+        # a constant that is added would have to be scaled too
+        if len(self.view.activations(node)) < len(node.input):
+            return False
+        output = self.of(node.output[0])
+        return all(self.equate(self.of(name), output) for name in node.input)
+
+    def _add_gate(self, node: onnx.NodeProto) -> bool:
         """A product with a gate: the gated input passes its factor on, the gate is fixed."""
         gated = self.view.gated_input(node)
         if not gated:
             return False
-        self.fix(*(name for name in node.input if name != gated))
-        return self.equate(self.of(gated), output)
+        gates = [name for name in node.input if name != gated]
+        self.fix(*gates)
+        return self.equate(self.of(gated), self.of(node.output[0]))
 
     def groups(self) -> ChannelGroups:
         """The connected components of all pairs."""
@@ -160,6 +187,9 @@ class _ChannelLinks:
                     np.minimum.at(labels, side, least)
             labels = labels[labels]
             changed = bool((labels != before).any())
+
         components, compact = np.unique(labels, return_inverse=True)
-        by_name = {name: compact[numbers] for name, numbers in self.numbers.items()}
+        by_name: dict[str, Ids] = {}
+        for name, numbers in self.numbers.items():
+            by_name[name] = compact[numbers]
         return ChannelGroups(by_name, len(components))

@@ -1,9 +1,14 @@
-"""Composite activations: GELU, swish and hard-swish that a graph spells as several nodes."""
+"""Composite activations: GELU, swish and hard-swish that a graph spells as several nodes.
+
+Opset 20 has Gelu, opset 14 HardSwish and opset 24 Swish. Exporters to older opsets write them in
+simpler operators, for example GELU as Div, Erf, Add, Mul, Mul. Targets fuse these nodes into one
+activation again, so the tensors between them are never quantized.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -29,9 +34,10 @@ MAX_NODES = max(counts.total() for counts in _ALL_SPELLINGS)
 class CompositeActivation:
     """One activation that is spelled as several nodes.
 
-    kind    a key of SPELLINGS
-    nodes   first outputs of its nodes
-    output  the tensor with its result
+    Attributes:
+        kind: a key of SPELLINGS.
+        nodes: first outputs of its nodes.
+        output: the tensor with its result.
     """
 
     kind: str
@@ -46,7 +52,7 @@ def find_composites(
     composites: dict[str, CompositeActivation] = {}
     for name in names:
         composite = _composite_of(view, name)
-        if composite:
+        if composite is not None:
             composites[name] = composite
     return composites
 
@@ -57,7 +63,7 @@ def _composite_of(view: GraphView, name: str) -> CompositeActivation | None:
     A region grows from the tensor, node by node, until its operators are those of a spelling and
     only its last output is read outside.
     """
-    region: dict[str, None] = {name: None}
+    region: dict[str, None] = {name: None}  # a dict keeps the order, a set does not
     nodes: list[onnx.NodeProto] = []
     while len(nodes) < MAX_NODES:
         node = _next_node(view, region)
@@ -67,13 +73,9 @@ def _composite_of(view: GraphView, name: str) -> CompositeActivation | None:
         output = str(node.output[0])
         region[output] = None
         kind = _kind_of(nodes)
-        read_outside = [
-            value for value in region if view.has_consumer_outside(value, region)
-        ]
-        if kind and read_outside == [output]:
-            return CompositeActivation(
-                kind, tuple(node.output[0] for node in nodes), output
-            )
+        if kind and _only_output_is_read(view, region, output):
+            outputs = tuple(str(node.output[0]) for node in nodes)
+            return CompositeActivation(kind, outputs, output)
     return None
 
 
@@ -81,13 +83,26 @@ def _next_node(view: GraphView, region: Mapping[str, None]) -> onnx.NodeProto | 
     """A node that reads only the region and constants, and that a spelling may contain."""
     for value in region:
         for node in view.consumers.get(value, []):
-            is_inside = all(name in region for name in view.activations(node))
-            if node.op_type in OPERATORS and is_inside and node.output[0] not in region:
+            if node.op_type not in OPERATORS or node.output[0] in region:
+                continue
+            if all(name in region for name in view.activations(node)):
                 return node
     return None
 
 
-def _kind_of(nodes: list[onnx.NodeProto]) -> str:
+def _only_output_is_read(
+    view: GraphView, region: Mapping[str, None], output: str
+) -> bool:
+    """Whether nodes outside of the region read `output` and no other tensor of it."""
+    for value in region:
+        is_read = view.has_consumer_outside(value, region)
+        if is_read != (value == output):
+            return False
+    return True
+
+
+def _kind_of(nodes: Sequence[onnx.NodeProto]) -> str:
+    """The activation whose spelling consists of these operators; "" if there is none."""
     counts = Counter(node.op_type for node in nodes)
     for kind, spellings in SPELLINGS.items():
         if counts in spellings:

@@ -26,7 +26,8 @@ def relu(x: Float) -> Float:
 
 
 def sigmoid(x: Float) -> Float:
-    """1 / (1 + exp(-x)), without overflow."""
+    """1 / (1 + exp(-x))."""
+    # tanh does not overflow, exp(-x) does
     return np.asarray((1 + np.tanh(x / 2)) / 2)
 
 
@@ -49,10 +50,12 @@ def gelu(x: Float) -> Float:
     """x Phi(x), by its tanh approximation."""
     # Beyond 10 the result is x or 0; the cube of larger numbers could overflow.
     bounded = np.clip(x, -10, 10)
-    inner = np.sqrt(2 / np.pi) * (bounded + 0.044715 * bounded**3)
-    return np.asarray(x * (1 + np.tanh(inner)) / 2)
+    cubic = bounded + 0.044715 * bounded**3
+    phi = (1 + np.tanh(np.sqrt(2 / np.pi) * cubic)) / 2
+    return np.asarray(x * phi)
 
 
+# By ONNX operator, or by kind of composite activation (composites.py).
 FUNCTIONS: dict[str, Function] = {
     "Relu": relu,
     "Sigmoid": sigmoid,

@@ -1,14 +1,22 @@
 """Layers with weights (Conv and Gemm) as matrices: what every correction works on.
 
-For each group g of a layer, y[g] = rows[g] @ column[g] + bias. `rows` [G, O/G, K] are the
-weights. A column [G, K] is what one output position reads (im2col), with K = input channels of
-the group times kernel positions.
+For each group g of a layer,
+
+    y[g] = rows[g] @ column[g] + bias[g]
+
+`rows` [G, O/G, K] are the weights. A column [G, K] is what one output position reads (im2col),
+with K = input channels of the group times kernel positions. Shapes use these letters:
+
+    N  images                    O  output channels of all groups
+    G  groups                    K  weights per output: C/G times the kernel's size
+    C  input channels            R  output positions per image
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +24,11 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 KINDS = frozenset({"Conv", "Gemm"})
 
 
@@ -26,13 +36,18 @@ KINDS = frozenset({"Conv", "Gemm"})
 class Layer:
     """One Conv or Gemm with constant weights.
 
-    name        its output tensor, which identifies the layer everywhere
-    source      the activation that it reads
-    weight      initializer [O, C/G, *kernel]; for a Gemm [O, C], or [C, O] if `transposed`
-    bias        initializer, or ""
-    shape       of `weight`
-    kernel      (1, 1) for a Gemm, like strides and dilations
-    pads        begin of each axis, then end of each axis
+    Attributes:
+        name: its output tensor, which identifies the layer everywhere.
+        op: "Conv" or "Gemm".
+        source: the activation that it reads.
+        weight: initializer [O, C/G, *kernel]; for a Gemm [O, C], or [C, O] if `transposed`.
+        bias: initializer, or "".
+        shape: of `weight`.
+        groups: G.
+        kernel, strides, dilations: by axis; (1, 1) for a Gemm.
+        pads: begin of each axis, then end of each axis.
+        auto_pad: as in the ONNX operator Conv.
+        transposed: whether a Gemm stores its weight as [C, O].
     """
 
     name: str
@@ -60,31 +75,36 @@ class Layer:
         return self.shape[0] if self.transposed else self.shape[1] * self.groups
 
     @property
+    def taps(self) -> int:
+        """Number of kernel positions; 1 for a Gemm."""
+        return math.prod(self.kernel)
+
+    @property
     def fan_in(self) -> int:
         """K: number of weights per output."""
-        return self.in_channels // self.groups * int(np.prod(self.kernel))
+        return self.in_channels // self.groups * self.taps
 
-    def to_rows(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def span(self, axis: int) -> int:
+        """Pixels from the first to the last that the kernel reads along a spatial axis."""
+        return (self.kernel[axis] - 1) * self.dilations[axis] + 1
+
+    def to_rows(self, values: Array) -> Array:
         """Weights of the initializer's shape as [G, O/G, K]."""
         by_output = values.T if self.transposed else values
-        return by_output.reshape(
-            self.groups, self.out_channels // self.groups, self.fan_in
-        )
+        outputs_per_group = self.out_channels // self.groups
+        return by_output.reshape(self.groups, outputs_per_group, self.fan_in)
 
-    def from_rows(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def from_rows(self, rows: Array) -> Array:
         """Rows [G, O/G, K] in the initializer's shape: the inverse of `to_rows`."""
-        flat = rows.reshape(self.out_channels, -1)
-        return (
-            np.ascontiguousarray(flat.T)
-            if self.transposed
-            else flat.reshape(self.shape)
-        )
+        by_output = rows.reshape(self.out_channels, -1)
+        if self.transposed:
+            return np.ascontiguousarray(by_output.T)
+        return by_output.reshape(self.shape)
 
-    def per_column(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def per_column(self, values: Array) -> Array:
         """One number per input channel ([C] or [G, C/G]) -> one per column entry [G, K]."""
-        return np.repeat(
-            values.reshape(self.groups, -1), int(np.prod(self.kernel)), axis=1
-        )
+        by_group = values.reshape(self.groups, -1)
+        return np.repeat(by_group, self.taps, axis=1)
 
 
 def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
@@ -107,56 +127,66 @@ def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
 
 def _layer(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer | None:
     """`node` as a layer; None if its weights are not constant or it computes something else."""
+    source = node.input[0]
     parameters = [name for name in node.input[1:] if name]
-    if any(name not in shapes for name in parameters) or node.input[0] in shapes:
+    if source in shapes or not all(name in shapes for name in parameters):
         return None
-    attributes = {
-        item.name: onnx.helper.get_attribute_value(item) for item in node.attribute
-    }
-    shape = shapes[node.input[1]]
-    fields: dict[str, Any] = {
-        "name": node.output[0],
-        "op": node.op_type,
-        "source": node.input[0],
-        "weight": node.input[1],
-        "bias": node.input[2] if len(node.input) > 2 else "",
-        "shape": shape,
-    }
+    layer = Layer(
+        name=node.output[0],
+        op=node.op_type,
+        source=source,
+        weight=node.input[1],
+        bias=node.input[2] if len(node.input) > 2 else "",
+        shape=shapes[node.input[1]],
+    )
+    attributes: dict[str, Any] = {}
+    for item in node.attribute:
+        attributes[item.name] = onnx.helper.get_attribute_value(item)
     if node.op_type == "Gemm":
-        is_scaled = (
-            attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0
-        )
-        if is_scaled or attributes.get("transA", 0):
-            return None
-        return Layer(**fields, transposed=not attributes.get("transB", 0))
-    if len(shape) != 4:
+        return _with_gemm_attributes(layer, attributes)
+    return _with_conv_attributes(layer, attributes)
+
+
+def _with_gemm_attributes(layer: Layer, attributes: Mapping[str, Any]) -> Layer | None:
+    """`layer` with the attributes of its Gemm; None for one that is more than a linear layer."""
+    if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
         return None
-    for name in ("strides", "dilations", "pads"):
-        if name in attributes:
-            fields[name] = tuple(attributes[name])
-    return Layer(
-        **fields,
+    if attributes.get("transA", 0):
+        return None
+    return replace(layer, transposed=not attributes.get("transB", 0))
+
+
+def _with_conv_attributes(layer: Layer, attributes: Mapping[str, Any]) -> Layer | None:
+    """`layer` with the attributes of its Conv; None for one that is not two-dimensional."""
+    if len(layer.shape) != 4:
+        return None
+    return replace(
+        layer,
         groups=attributes.get("group", 1),
-        kernel=shape[2:],
+        kernel=layer.shape[2:],
+        strides=tuple(attributes.get("strides", layer.strides)),
+        dilations=tuple(attributes.get("dilations", layer.dilations)),
+        pads=tuple(attributes.get("pads", layer.pads)),
         auto_pad=attributes.get("auto_pad", b"NOTSET").decode(),
     )
 
 
-def initializer_arrays(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
+def initializer_arrays(model: onnx.ModelProto) -> dict[str, Array]:
     """Values of all initializers by name."""
     return {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
 
 
-def weight_rows(layer: Layer, values: Mapping[str, npt.NDArray[Any]]) -> Float:
-    """The layer's weights as float64 rows [G, O/G, K]."""
+def weight_rows(layer: Layer, values: Mapping[str, Array]) -> Float:
+    """The layer's weights as float64 rows [G, O/G, K]. `values` are the initializers."""
     return np.asarray(layer.to_rows(values[layer.weight]), np.float64)
 
 
-def bias_vector(layer: Layer, values: Mapping[str, npt.NDArray[Any]]) -> Float:
-    """The layer's bias as float64 [O]; zeros if it has none."""
+def bias_vector(layer: Layer, values: Mapping[str, Array]) -> Float:
+    """The layer's bias as float64 [O]; zeros if it has none. `values` are the initializers."""
     bias = np.zeros(1)
     if layer.bias:
         bias = values[layer.bias].astype(np.float64).reshape(-1)
+    # a copy: what np.broadcast_to returns is read-only
     return np.array(np.broadcast_to(bias, (layer.out_channels,)))
 
 
@@ -165,92 +195,106 @@ def sample_positions(
 ) -> Ids | None:
     """`count` random output positions of each image, flat [N, count]; None if that is all of them.
 
-    One set is drawn and shifted by a random number per image. That is as uniform as drawing a set
-    per image, and much cheaper.
+    Args:
+        layer: reads `activation`.
+        activation: float32 [N, C, H, W], or [N, C] for a Gemm.
+        count: positions of each image.
+        random: draws them.
     """
     total = output_positions(layer, activation.shape[2:])
     if count >= total:
         return None
+    # One set is drawn and shifted by a random number per image. That is as uniform as drawing a
+    # set per image, and much cheaper.
     shifts = random.integers(total, size=(len(activation), 1))
     positions = random.choice(total, count, replace=False)
     return np.asarray((positions + shifts) % total)
 
 
-def im2col(
-    layer: Layer, activation: Images, outputs: Ids | None
-) -> npt.NDArray[np.float32]:
+def im2col(layer: Layer, activation: Images, outputs: Ids | None) -> Images:
     """What the layer reads at some output positions of each image: float32 [G, K, N R].
 
-    activation  float32 [N, C, H, W], or [N, C] for a Gemm
-    outputs     flat output positions [N, R] (see `sample_positions`); None for all
+    Args:
+        layer: reads `activation`.
+        activation: float32 [N, C, H, W], or [N, C] for a Gemm.
+        outputs: flat output positions [N, R] (see `sample_positions`); None for all.
     """
     if activation.ndim == 2:
         return activation.T[None]
-    size = activation.shape[2:]
+    images, channels, *size = activation.shape
     if outputs is None:
-        outputs = np.tile(
-            np.arange(output_positions(layer, size)), (len(activation), 1)
-        )
+        all_positions = np.arange(output_positions(layer, size))
+        outputs = np.tile(all_positions, (images, 1))
     positions, is_inside = _input_positions(layer, size, outputs)
-    flat = activation.reshape(*activation.shape[:2], -1)
-    columns = np.empty((flat.shape[1], *positions.shape), np.float32)
-    for image, values in enumerate(flat):
-        columns[:, :, image] = values.take(positions[:, image], axis=1)
+    columns = np.empty((channels, *positions.shape), np.float32)
+    pixels = activation.reshape(images, channels, -1)
+    for image in range(images):
+        columns[:, :, image] = pixels[image].take(positions[:, image], axis=1)
     if not is_inside.all():
         columns *= is_inside
     return columns.reshape(layer.groups, layer.fan_in, -1)
 
 
 def _input_positions(
-    layer: Layer, size: tuple[int, ...], outputs: Ids
-) -> tuple[Ids, npt.NDArray[np.bool_]]:
+    layer: Layer, size: Sequence[int], outputs: Ids
+) -> tuple[Ids, Mask]:
     """(flat input position of each kernel tap [taps, N, R], whether it is inside the image).
 
-    Positions are computed one by one: only a few per image are needed, and a padded copy of the
-    activation would cost more.
+    Positions outside of the image are 0. `outputs` [N, R] are flat output positions.
     """
+    # Positions are computed one by one: only a few per image are needed, and a padded copy of the
+    # activation would cost more.
+    height, width = size
     output_width = _output_sides(layer, size)[1]
-    paddings = _padding(layer, size)
-    coordinates: list[Ids] = []
-    for axis, position in enumerate((outputs // output_width, outputs % output_width)):
-        taps = np.arange(layer.kernel[axis]) * layer.dilations[axis] - paddings[axis][0]
-        coordinates.append(taps[:, None, None] + position * layer.strides[axis])
-    row = coordinates[0][:, None]
-    column = coordinates[1][None]
-    is_inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
-    positions = np.where(is_inside, row * size[1] + column, 0)
-    return positions.reshape(-1, *outputs.shape), is_inside.reshape(-1, *outputs.shape)
+    rows = _tap_coordinates(layer, size, 0, outputs // output_width)
+    columns = _tap_coordinates(layer, size, 1, outputs % output_width)
+    row = rows[:, None]
+    column = columns[None]
+    is_inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    positions = np.where(is_inside, row * width + column, 0)
+    shape = (-1, *outputs.shape)
+    return positions.reshape(shape), is_inside.reshape(shape)
 
 
-def output_positions(layer: Layer, size: tuple[int, ...]) -> int:
+def _tap_coordinates(layer: Layer, size: Sequence[int], axis: int, outputs: Ids) -> Ids:
+    """What the kernel reads along one axis for output coordinates [N, R]: [kernel, N, R]."""
+    padding_before, _ = _padding(layer, size)[axis]
+    taps = np.arange(layer.kernel[axis]) * layer.dilations[axis] - padding_before
+    return np.asarray(taps[:, None, None] + outputs * layer.strides[axis])
+
+
+def output_positions(layer: Layer, size: Sequence[int]) -> int:
     """Number of output positions for an activation of spatial `size`; 1 for a Gemm."""
-    return int(np.prod(_output_sides(layer, size))) if size else 1
+    return math.prod(_output_sides(layer, size)) if size else 1
 
 
-def _output_sides(layer: Layer, size: tuple[int, ...]) -> list[int]:
-    """Height and width of the output."""
+def _output_sides(layer: Layer, size: Sequence[int]) -> list[int]:
+    """Height and width of the output. Source: ONNX operator Conv."""
     sides: list[int] = []
     for axis, (before, after) in enumerate(_padding(layer, size)):
-        span = (layer.kernel[axis] - 1) * layer.dilations[axis] + 1
         padded = size[axis] + before + after
-        sides.append((padded - span) // layer.strides[axis] + 1)
+        sides.append((padded - layer.span(axis)) // layer.strides[axis] + 1)
     return sides
 
 
-def _padding(layer: Layer, size: tuple[int, ...]) -> list[tuple[int, int]]:
+def _padding(layer: Layer, size: Sequence[int]) -> list[tuple[int, int]]:
     """(before, after) of each spatial axis. Source: ONNX operator Conv, attribute auto_pad."""
     if layer.auto_pad == "VALID":
         return [(0, 0), (0, 0)]
     if layer.auto_pad == "NOTSET":
         return list(zip(layer.pads[:2], layer.pads[2:], strict=True))
+    # SAME: as many outputs as strides fit into the input, rounded up
     paddings: list[tuple[int, int]] = []
     for axis, side in enumerate(size):
         stride = layer.strides[axis]
-        windows = -(-side // stride)
-        span = (layer.kernel[axis] - 1) * layer.dilations[axis] + 1
-        total = max(0, (windows - 1) * stride + span - side)
-        smaller, larger = total // 2, total - total // 2
+        outputs = math.ceil(side / stride)
+        covered = (outputs - 1) * stride + layer.span(axis)
+        total = max(0, covered - side)
+        smaller = total // 2
+        larger = total - smaller
         # SAME_UPPER puts the odd pixel after, SAME_LOWER before.
-        is_upper = layer.auto_pad == "SAME_UPPER"
-        paddings.append((smaller, larger) if is_upper else (larger, smaller))
+        if layer.auto_pad == "SAME_UPPER":
+            paddings.append((smaller, larger))
+        else:
+            paddings.append((larger, smaller))
     return paddings

@@ -30,9 +30,11 @@ DEFAULT = QuantScheme("default", "operators and activations of ONNX Runtime")
 class Placement:
     """Which nodes run in INT8.
 
-    nodes          first outputs of the nodes that run in INT8
-    tensors        activations with a Q/DQ pair, in graph order
-    int16_tensors  those of `tensors` that take 16 bits
+    Attributes:
+        name: for reports.
+        nodes: first outputs of the nodes that run in INT8.
+        tensors: activations with a Q/DQ pair, in graph order.
+        int16_tensors: those of `tensors` that take 16 bits.
     """
 
     name: str
@@ -44,8 +46,9 @@ class Placement:
 class PlacementSpace:
     """What may run in INT8 in one float `model` on the target of `scheme`.
 
-    layers  convolutions and linear layers with constant weights, in graph order
-    around  other nodes that may run in INT8, in graph order
+    Attributes:
+        layers: convolutions and linear layers with constant weights, in graph order.
+        around: other nodes that may run in INT8, in graph order.
     """
 
     def __init__(self, model: onnx.ModelProto, scheme: QuantScheme = DEFAULT) -> None:
@@ -53,31 +56,44 @@ class PlacementSpace:
         self.scheme = scheme
         self._view = GraphView(model)
         self._floats = self._view.floats
-        self._shapes = {
-            name: tuple(item.dims) for name, item in self._view.constants.items()
-        }
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for name, item in self._view.constants.items():
+            self._shapes[name] = tuple(item.dims)
         self._composites = find_composites(self._view, self._floats)
-        self.layers = [node for node in self._view.nodes if self._is_layer(node)]
-        inside: set[str] = set()
+        in_composites: set[str] = set()
         for composite in self._composites.values():
-            inside.update(composite.nodes)
-        others = [node for node in self._view.nodes if node.output[0] not in inside]
-        self.around = [node for node in others if self._is_around(node)]
+            in_composites.update(composite.nodes)
+
+        self.layers: list[onnx.NodeProto] = []
+        self.around: list[onnx.NodeProto] = []
+        for node in self._view.nodes:
+            if self._is_layer(node):
+                self.layers.append(node)
+            elif node.output[0] not in in_composites and self._is_around(node):
+                self.around.append(node)
 
     def placement(self, name: str, nodes: Iterable[str]) -> Placement:
         """The placement that runs `nodes` (by first output) in INT8."""
         chosen = frozenset(nodes)
+        # a dict keeps the order in which the tensors come up
         tensors: dict[str, None] = {}
         for node in self._view.nodes:
-            if node.output[0] not in chosen:
-                continue
-            reads = node.input[:1] if node.op_type in WEIGHTED else node.input
-            tensors |= dict.fromkeys(value for value in reads if value in self._floats)
-            tensors |= dict.fromkeys(
-                self._after_fusion(value) for value in node.output if value
-            )
-        inner = tuple(value for value in tensors if value not in self._view.outputs)
-        return Placement(name, chosen, inner)
+            if node.output[0] in chosen:
+                tensors.update(dict.fromkeys(self._quantized_inputs(node)))
+                tensors.update(dict.fromkeys(self._quantized_outputs(node)))
+        # the caller reads graph outputs, and wants them in float
+        inner = [value for value in tensors if value not in self._view.outputs]
+        return Placement(name, chosen, tuple(inner))
+
+    def _quantized_inputs(self, node: onnx.NodeProto) -> list[str]:
+        """The activations that `node` reads."""
+        # further inputs of a layer are its weight and bias
+        reads = node.input[:1] if node.op_type in WEIGHTED else node.input
+        return [value for value in reads if value in self._floats]
+
+    def _quantized_outputs(self, node: onnx.NodeProto) -> list[str]:
+        """The activations that `node` writes, behind a fused activation function."""
+        return [self._after_fusion(value) for value in node.output if value]
 
     def count(self, placement: Placement) -> int:
         """Number of layers that `placement` runs in INT8."""
@@ -89,9 +105,10 @@ class PlacementSpace:
         Narrow and depthwise convolutions, and operators without weights, often cost more in INT8
         than they save.
         """
-        dense = [
-            node for node in self.layers if _kind(node, self._shapes) != "depthwise"
-        ]
+        dense: list[onnx.NodeProto] = []
+        for node in self.layers:
+            if _kind(node, self._shapes) != "depthwise":
+                dense.append(node)
         named = {
             "everything": [*self.layers, *self.around],
             "everything but depthwise": [*dense, *self.around],
@@ -102,15 +119,14 @@ class PlacementSpace:
             wide = [node for node in dense if self._width(node) >= width]
             named[f"dense, {width}+ channels"] = wide
 
+        layers = _first_outputs(self.layers)
         # Two placements with the same layers and tensors write the same file.
         distinct: dict[tuple[frozenset[str], tuple[str, ...]], Placement] = {}
         for name, nodes in named.items():
-            placement = self.placement(name, (node.output[0] for node in nodes))
-            layers = frozenset(
-                node.output[0] for node in nodes if node.op_type in WEIGHTED
-            )
-            if layers:
-                distinct.setdefault((layers, placement.tensors), placement)
+            placement = self.placement(name, _first_outputs(nodes))
+            layers_inside = placement.nodes & layers
+            if layers_inside:
+                distinct.setdefault((layers_inside, placement.tensors), placement)
         return list(distinct.values())
 
     def groups(self) -> dict[str, frozenset[str]]:
@@ -130,7 +146,7 @@ class PlacementSpace:
         if consumer is not None and consumer.op_type in self.scheme.fused:
             return str(consumer.output[0])
         composite = self._composites.get(value)
-        if composite and composite.kind in self.scheme.fused:
+        if composite is not None and composite.kind in self.scheme.fused:
             return composite.output
         return value
 
@@ -140,6 +156,7 @@ class PlacementSpace:
         if not may_run or node.input[0] not in self._floats:
             return False
         for item in node.attribute:
+            # a Gemm that scales or transposes is more than rows times column
             if item.name in ("alpha", "beta") and item.f != 1.0:
                 return False
             if item.name == "transA" and item.i:
@@ -147,21 +164,32 @@ class PlacementSpace:
         return all(value in self._shapes for value in node.input[1:] if value)
 
     def _is_around(self, node: onnx.NodeProto) -> bool:
+        """Whether it is a node without weights that the target runs in INT8."""
         if node.op_type not in self.scheme.quantized:
             return False
         if node.op_type in ELEMENTWISE:
-            return {*node.input, *node.output} <= self._floats.keys()
-        is_known = node.op_type in (*DATA_MOVEMENT, *POOLING)
-        return is_known and {node.input[0], *node.output} <= self._floats.keys()
+            # a sum with a constant would need a scale for the constant
+            activations = {*node.input, *node.output}
+        elif node.op_type in (*DATA_MOVEMENT, *POOLING):
+            # further inputs are shapes, axes and split sizes
+            activations = {node.input[0], *node.output}
+        else:
+            return False
+        return activations <= self._floats.keys()
 
     def _side(self, name: str) -> int:
         """The height of an activation of rank 4; 0 if unknown."""
-        shape = self._view.shapes.get(name, [])
+        shape = self._view.shape(name)
         return shape[2] if len(shape) == 4 else 0
 
     def _width(self, node: onnx.NodeProto) -> int:
         """The smaller of its output and input channels per group."""
         return min(self._shapes[node.input[1]][:2], default=0)
+
+
+def _first_outputs(nodes: Iterable[onnx.NodeProto]) -> frozenset[str]:
+    """The names by which placements know `nodes`."""
+    return frozenset(node.output[0] for node in nodes)
 
 
 def candidates(
@@ -189,7 +217,9 @@ def _kind(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> str:
         return "pooling"
     if node.op_type != "Conv":
         return str(node.op_type)
-    if any(item.name == "group" and item.i > 1 for item in node.attribute):
-        return "depthwise"
+    # A grouped convolution counts as depthwise: it too has few weights for each value it reads.
+    for item in node.attribute:
+        if item.name == "group" and item.i > 1:
+            return "depthwise"
     kernel = shapes[node.input[1]][2:]
     return "x".join(map(str, kernel)) + " convolution"

@@ -1,0 +1,48 @@
+"""Hosts whose INT8 kernels saturate, and what keeps a model exact there.
+
+On x86 without VNNI, kernels multiply uint8 by int8 and add two neighboring products in 16 bits
+(the instruction VPMADDUBSW). With 8-bit weights the sum reaches 2 * 255 * 127 = 64,770 and
+saturates at 32,767. Weights in -64..64 keep 2 * 255 * 64 = 32,640 below that. Such a model of
+7-bit weights gives the same result on every host. tests/quant/network/test_host_arithmetic.py
+shows both on the engines themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from repzoo.engines import Engine
+from repzoo.quant.network.scheme import QuantScheme
+
+# Names in /proc/cpuinfo of instructions that add 8-bit products in 32 bits.
+EXACT_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+X86 = frozenset({"x86_64", "AMD64", "i686"})
+# Engines that saturate on hosts without these instructions, as repzoo runs them.
+SATURATING_ENGINES = frozenset({"openvino"})
+
+
+def adapt_to_host(
+    scheme: QuantScheme, engine: Engine, facts: Mapping[str, Any]
+) -> tuple[QuantScheme, str]:
+    """(the scheme to use with `engine` on this host, a remark for the user or "").
+
+    `facts` of the host are those of measure.host. A scheme for a board stays as it is.
+    """
+    base = engine.name.partition(":")[0]
+    is_exact = scheme.weight_bits < 8 or base not in SATURATING_ENGINES
+    if is_exact or scheme.runs_on_board or not saturates(facts):
+        return scheme, ""
+    remark = (
+        f"this host has no VNNI, where {base} saturates sums of 8-bit products: weights are kept "
+        "to 7 bits, which is exact on every host. For a file of 8 bits, right for hosts with VNNI "
+        "alone, quantize with --engine onnxruntime"
+    )
+    name = f"{scheme.name}, 7-bit weights"
+    return replace(scheme, name=name, weight_bits=7), remark
+
+
+def saturates(facts: Mapping[str, Any]) -> bool:
+    """Whether U8S8 kernels saturate on the host of `facts` (its `machine` and `int8` flags)."""
+    return facts["machine"] in X86 and EXACT_FLAGS.isdisjoint(facts["int8"])
