@@ -201,13 +201,13 @@ def _run_quantizer(
         else default_scheme(options.engine)
     )
     placement = options.placement
-    if scheme.engine:
-        scheme, remark = adapt_to_host(scheme, runner, host())
-    else:
+    if scheme.runs_on_board:
         remark = f"the scheme {scheme.name} is for a board; latency on this host says nothing of it"
         # Nor can timing here decide what should run in INT8 there.
         if placement == "fastest":
             placement = "everything"
+    else:
+        scheme, remark = adapt_to_host(scheme, runner, host())
     target = ladder.Target(
         engine=runner,
         scheme=scheme,
@@ -217,8 +217,7 @@ def _run_quantizer(
         finetune_epochs=options.finetune_epochs,
     )
     int8, report = ladder.quantize(model, split, target, budget, progress)
-    if not scheme.runs_on_board:
-        remark = remark or saturation_remark(int8, split.gate, runner, host())
+    remark = remark or saturation_remark(int8, split.gate, runner, host())
     if remark:
         report = replace(report, warnings=(remark, *report.warnings))
     return int8, report

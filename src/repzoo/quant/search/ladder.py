@@ -194,11 +194,7 @@ def calibrate(
 
 
 def search_placement(evaluator: Evaluator, seconds: float) -> SearchResult:
-    """The fastest placement that is found in about `seconds`, and others that come near it.
-
-    A scheme for a board gets all that the board runs in INT8: a layer in float would run on the
-    board's CPU, and what this host's CPU is fast at says nothing about it.
-    """
+    """The fastest placement that is found in about `seconds`, and others that come near it."""
     builder = evaluator.builder
     original = builder.cache.original
     race = PlacementRace(
@@ -210,9 +206,6 @@ def search_placement(evaluator: Evaluator, seconds: float) -> SearchResult:
     )
     screening = gating.BENCH_SECONDS / 2
     starts = builder.space.starting_placements()
-    if builder.scheme.runs_on_board:
-        starts = starts[:1]
-        seconds = 0.0
     result = placement_search.find_fastest(race, starts, screening, seconds)
     free_memory()
     return result
