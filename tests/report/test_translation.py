@@ -13,12 +13,10 @@ from tests.quant.search.test_verdict import labels, paired_accuracy
 
 from repzoo.data.batches import ReadReport
 from repzoo.data.dataset import Dataset
-from repzoo.engines import engine
 from repzoo.measure import system_noise
 from repzoo.measure.host import describe
 from repzoo.measure.results import LatencyRatio, Setting
-from repzoo.quant.network.scheme import adapt_to_host, default_scheme
-from repzoo.quant.search import messages
+from repzoo.quant.search import default_sessions, messages
 from repzoo.quant.search.verdict import Budget, Verdict
 from repzoo.report.translation import translate
 
@@ -47,11 +45,7 @@ def gate_remarks() -> list[str]:
 
 
 def host_remarks() -> list[str]:
-    facts = {"machine": "x86_64", "int8": ["avx2"]}
-    remarks = []
-    for name in ("onnxruntime", "reference"):
-        _, remark = adapt_to_host(default_scheme(name), engine(name), facts)
-        remarks.append(remark)
+    remarks = [default_sessions.sentence(3, 64)]
     disturbed = {
         "used_by_others": 0.5,
         "stolen": 0.5,

@@ -40,9 +40,14 @@ def saturation_remark(
     if np.array_equal(exact, saturated):
         return ""
     changed = int((exact.argmax(1) != saturated.argmax(1)).sum())
+    return sentence(changed, len(exact))
+
+
+def sentence(changed: int, images: int) -> str:
+    """The remark, where saturation changes the prediction of `changed` of `images` images."""
     return (
         "this host has no VNNI, where ONNX Runtime's default sessions saturate sums of 8-bit "
-        f"products: they change {changed} of {len(exact)} predictions of this model. What is "
+        f"products: they change {changed} of {images} predictions of this model. What is "
         "measured here is exact; get the same by the session option "
         "session.x64quantprecision = 1, or by --scheme ort-cpu-7bit"
     )
