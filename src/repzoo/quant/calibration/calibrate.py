@@ -9,6 +9,7 @@ and the SQNR report need.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from repzoo.measure.expected_drop import Margins
 from repzoo.onnx_file import classifier_input
 from repzoo.progress import Progress, silent
 from repzoo.quant.calibration.disk_buffer import DiskBuffer
+from repzoo.quant.calibration.histogram import Histogram
 from repzoo.quant.calibration.observers import (
     GramObserver,
     HistogramObserver,
@@ -49,7 +51,7 @@ PIECE_BYTES = 2**24  # weights of one piece
 PROBED_BYTES = 2**26  # observed activations of one batch
 MAX_BATCH = 16
 TASKS_PER_THREAD = (
-    2  # of each batch; more tasks make threads wait for one another more often
+    2  # of each batch; with more, threads wait for one another more often
 )
 
 
@@ -103,24 +105,30 @@ def collect_statistics(
     Raises:
         InputError: no image, a tensor that is not finite or not in the model, or no disk space.
     """
-    sources = [layer.source for layer in reads]
-    names = list(dict.fromkeys([*tensors, *sources]))
-    _check_tensors_exist(model, names)
+    # a dict keeps the order and is searched in constant time: a graph may have 10,000 tensors
+    requested = dict.fromkeys(tensors)
+    # a layer's input is observed even without a histogram, to refuse values that are not finite
+    sources = dict.fromkeys(layer.source for layer in reads)
+    observed = requested | sources
+    _check_tensors_exist(model, observed)
 
-    weight_bytes = initializer_bytes(model)
     positions = positions_per_image(feed.images)
-    width = gram_width(reads, weight_bytes)
-    histograms = [
-        HistogramObserver(name, name in tensors, positions, feed.images)
-        for name in names
-    ]
+    histograms: list[HistogramObserver] = []
+    for name in observed:
+        enabled = name in requested
+        histograms.append(HistogramObserver(name, enabled, positions, feed.images))
+    width = gram_width(reads, initializer_bytes(model))
     grams = [GramObserver(layer, width, feed.images) for layer in reads]
     margins = _run(model, [*histograms, *grams], feed, engine, threads)
-    # a layer's input is observed even without a histogram, to refuse values that are not finite
-    requested = [observer for observer in histograms if observer.source in tensors]
+
+    by_tensor: dict[str, Histogram] = {}
+    for observer in histograms:
+        if observer.source in requested:
+            by_tensor[observer.source] = observer.histogram
+    by_layer = {observer.layer.name: observer.moments for observer in grams}
     return Statistics(
-        histograms={observer.source: observer.histogram for observer in requested},
-        moments={observer.layer.name: observer.moments for observer in grams},
+        histograms=by_tensor,
+        moments=by_layer,
         images=len(margins.classes),
         margins=margins,
     )
@@ -136,7 +144,11 @@ def _check_tensors_exist(model: onnx.ModelProto, names: Iterable[str]) -> None:
 
 
 def _computed_tensors(model: onnx.ModelProto) -> set[str]:
-    return {name for node in model.graph.node for name in node.output}
+    """Names of all tensors that nodes of `model` compute."""
+    names: set[str] = set()
+    for node in model.graph.node:
+        names.update(node.output)
+    return names
 
 
 def _run(
@@ -147,10 +159,9 @@ def _run(
     threads: int,
 ) -> Margins:
     """Show every tensor of `model` to its observers, piece by piece; the margins of the logits."""
-    large = initializer_bytes(model) > WHOLE_BYTES
-    pieces: Pieces | list[onnx.ModelProto] = (
-        split_model(model, PIECE_BYTES) if large else [model]
-    )
+    pieces: Pieces | list[onnx.ModelProto] = [model]
+    if initializer_bytes(model) > WHOLE_BYTES:
+        pieces = split_model(model, PIECE_BYTES)
     available = {classifier_input(model).name}
     waiting = list(observers)
     activations = feed.batches
@@ -173,10 +184,9 @@ def _run(
                 observer.close()
             del probe  # frees its session before the next one is opened
             trim_heap()
-        margins = [
-            Margins.from_logits(logits.reshape(len(logits), -1))
-            for logits in activations
-        ]
+        margins: list[Margins] = []
+        for logits in activations:
+            margins.append(Margins.from_logits(logits.reshape(len(logits), -1)))
     if not margins:
         raise InputError(
             "no calibration image could be read; "
@@ -199,7 +209,16 @@ def _split_by_source(
 
 @dataclass(frozen=True)
 class _Probe:
-    """A compiled model, or a piece of one, that also returns the tensors its observers watch."""
+    """A compiled model, or a piece of one, that also returns the tensors its observers watch.
+
+    Attributes:
+        session: returns the tensors `outputs`.
+        source: the input.
+        outputs: the tensors that are watched, and `target`.
+        target: the output of the model or piece.
+        observers: watch `source` and `outputs`.
+        threads: share the observers among them.
+    """
 
     session: Session
     source: str
@@ -220,20 +239,22 @@ class _Probe:
         """Compile `model` with the observed tensors as outputs."""
         source = classifier_input(model).name
         target = model.graph.output[0].name
-        observed = [
-            observer.source for observer in observers if observer.source != source
-        ]
-        outputs = tuple(dict.fromkeys([*observed, target]))
-        with _with_outputs(model, outputs) as probed:
+        outputs = dict.fromkeys(observer.source for observer in observers)
+        outputs.pop(source, None)  # an input is known without being an output
+        outputs[target] = None
+        names = tuple(outputs)
+        with _with_outputs(model, names) as probed:
             session = engine.open(probed, threads, exact)
-        return cls(session, source, outputs, target, observers, threads)
+        return cls(session, source, names, target, observers, threads)
 
     def run(self, batches: Iterable[Images]) -> Iterator[Images]:
         """Yield the model's output for each batch, after its observers have seen the batch."""
-        histograms = [
-            item for item in self.observers if isinstance(item, HistogramObserver)
-        ]
-        grams = [item for item in self.observers if isinstance(item, GramObserver)]
+        histograms: list[Observer] = []
+        grams: list[Observer] = []
+        for observer in self.observers:
+            is_gram = isinstance(observer, GramObserver)
+            group = grams if is_gram else histograms
+            group.append(observer)
         # One BLAS thread for each of ours: sharing each of many small products among several
         # threads takes three times as long.
         blas_threads = max(1, self.threads // max(1, len(grams)))
@@ -244,9 +265,10 @@ class _Probe:
             for inputs in batches:
                 results = self.session.run_all(inputs)
                 tensors = dict(zip(self.outputs, results, strict=True))
+                tensors[self.source] = inputs
                 # histograms first: they refuse values that are not finite before these are summed
-                self._observe(pool, histograms, {self.source: inputs, **tensors})
-                self._observe(pool, grams, {self.source: inputs, **tensors})
+                self._observe(pool, histograms, tensors)
+                self._observe(pool, grams, tensors)
                 yield tensors[self.target]
 
     def _observe(
@@ -258,12 +280,12 @@ class _Probe:
         """Show a batch to `observers`, shared among the threads of `pool`."""
         tasks = self.threads * TASKS_PER_THREAD
         shares = [observers[start::tasks] for start in range(tasks)]
-        list(
-            pool.map(partial(_add_batch, tensors), shares)
-        )  # list() raises what a thread raised
+        results = pool.map(partial(_add_batch, tensors), shares)
+        list(results)  # waits, and raises what a thread raised
 
 
 def _add_batch(tensors: Mapping[str, Images], observers: Sequence[Observer]) -> None:
+    """Show each of `observers` its tensor of a batch."""
     for observer in observers:
         observer.add(tensors[observer.source])
 
@@ -278,9 +300,8 @@ def _with_outputs(
     try:
         del model.graph.output[:]
         for name in names:
-            value = onnx.helper.make_tensor_value_info(
-                name, onnx.TensorProto.FLOAT, None
-            )
+            kind = onnx.TensorProto.FLOAT
+            value = onnx.helper.make_tensor_value_info(name, kind, shape=None)
             model.graph.output.append(value)
         yield model
     finally:
@@ -293,15 +314,17 @@ def batch_size(
 ) -> int:
     """The largest batch whose activations `tensors` stay within `limit` bytes, 1 to MAX_BATCH.
 
-    A model with a fixed batch size keeps it.
+    A model with a fixed batch size keeps it. An unknown size counts as 0.
     """
     dims = classifier_input(model).type.tensor_type.shape.dim
     if dims and dims[0].dim_value:
         return int(dims[0].dim_value)
+    wanted = set(tensors)
+    bytes_per_image = 0
     graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph
-    elements = {}
     for value in graph.value_info:
-        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        elements[value.name] = int(np.prod(shape[1:]))
-    bytes_per_image = sum(4 * elements.get(name, 0) for name in set(tensors))
-    return int(np.clip(limit // max(bytes_per_image, 1), 1, MAX_BATCH))
+        if value.name in wanted:
+            sides = [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
+            bytes_per_image += 4 * math.prod(sides)
+    largest = limit // max(bytes_per_image, 1)
+    return min(max(largest, 1), MAX_BATCH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterable, Iterator
 
@@ -43,8 +44,9 @@ class DiskBuffer:
         self._file.close()
 
     def _write(self, array: Array) -> None:
+        contiguous = np.ascontiguousarray(array, np.float32)
         try:
-            self._file.write(np.ascontiguousarray(array, np.float32).data)
+            self._file.write(contiguous.data)
         except OSError as error:
             raise InputError(
                 f"cannot write a temporary file ({error}); "
@@ -56,6 +58,7 @@ class DiskBuffer:
         """Yield the arrays in the order in which they were written, then delete the file."""
         self._file.seek(0)
         for shape in self._shapes:
-            data = self._file.read(4 * int(np.prod(shape)))
-            yield np.frombuffer(data, np.float32).reshape(shape)
+            data = self._file.read(4 * math.prod(shape))
+            values = np.frombuffer(data, np.float32)
+            yield values.reshape(shape)
         self._file.close()  # frees the disk space before the buffer itself goes out of scope

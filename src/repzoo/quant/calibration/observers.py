@@ -8,6 +8,7 @@ taken from all of its values.
 from __future__ import annotations
 
 import itertools
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -26,7 +27,7 @@ MIN_POSITIONS = 32  # of each image, however many images there are
 RAW_SAMPLES = 256  # raw values kept of each channel, from all images together
 POSITION_STRIDE = 7919  # a prime: consecutive raw samples come from distant positions
 MAX_MAGNITUDE = (
-    1e16  # of an activation: sums of a few thousand squares stay within float32
+    1e16  # of an activation: thousands of squares add up to less than float32's limit
 )
 
 # Batches are collected until they reach these sizes, since counting has a cost for each call.
@@ -40,7 +41,7 @@ MIN_ROWS = 4096  # output positions behind a Gram matrix
 CALIBRATION_BYTES = 10**9  # memory of the whole process while it calibrates
 OTHER_BYTES = (
     45 * 10**7
-)  # of it for neither weights nor Gram matrices: libraries, one batch
+)  # of it for libraries and one batch: neither weights nor Gram matrices
 MIN_GRAM_BYTES = 2**26  # of all Gram matrices together
 MAX_GRAM_BYTES = 2**28
 MIN_GRAM_WIDTH = 64
@@ -98,18 +99,18 @@ class HistogramObserver(Observer):
         _check_magnitude(self.source, low, high)
         if not self._enabled:
             return
-        channels = flat.shape[1]
+        _, channels, positions = flat.shape
         if not len(self.histogram.low):
             self.histogram = Histogram(channels)
         self.histogram.update_extremes(low, high)
-        if flat.shape[2] > self._positions:
-            positions = self._random.choice(
-                flat.shape[2], self._positions, replace=False
-            )
-            flat = flat.take(positions, axis=2)
+        if positions > self._positions:
+            drawn = self._random.choice(positions, self._positions, replace=False)
+            flat = flat.take(drawn, axis=2)
         self._collect_samples(flat)
-        self._pending.append(flat.transpose(1, 0, 2).reshape(channels, -1))
-        if sum(batch.shape[1] for batch in self._pending) >= PENDING_VALUES:
+        by_channel = flat.transpose(1, 0, 2).reshape(channels, -1)
+        self._pending.append(by_channel)
+        pending = sum(batch.shape[1] for batch in self._pending)
+        if pending >= PENDING_VALUES:
             self._count_pending()
 
     def _collect_samples(self, flat: Float32) -> None:
@@ -119,13 +120,17 @@ class HistogramObserver(Observer):
         """
         first = self._images
         self._images += len(flat)
-        due = np.arange(first, self._images + 1) * RAW_SAMPLES // self._expected_images
+        # how many samples there must be before each image, and behind the last one
+        images_before = np.arange(first, self._images + 1)
+        due = images_before * RAW_SAMPLES // self._expected_images
         numbers = np.arange(due[0], min(due[-1], RAW_SAMPLES))
         images = np.searchsorted(due, numbers, "right") - 1
         positions = numbers * POSITION_STRIDE % flat.shape[2]
-        self._samples.append(flat[images, :, positions].T)
+        samples = flat[images, :, positions]
+        self._samples.append(samples.T)
 
     def _count_pending(self) -> None:
+        """Count the values that have been collected since the last call."""
         self.histogram.count_values(np.concatenate(self._pending, axis=1))
         self._pending.clear()
 
@@ -151,19 +156,18 @@ class GramObserver(Observer):
     def __init__(self, layer: Layer, width: int, images: int) -> None:
         super().__init__(layer.source, f"columns of {layer.name}")
         self.layer = layer
-        taps = int(np.prod(layer.kernel))
-        width = max(1, width // taps) * taps
+        channels = max(1, width // layer.taps)
+        width = channels * layer.taps
         edges = [*range(0, layer.fan_in, width), layer.fan_in]
         self._blocks = tuple(itertools.pairwise(edges))
-        self._grams = []
+        self._grams: list[Float32] = []
         for start, end in self._blocks:
-            self._grams.append(
-                np.zeros((layer.groups, end - start, end - start), np.float32)
-            )
+            shape = (layer.groups, end - start, end - start)
+            self._grams.append(np.zeros(shape, np.float32))
         self._sum = np.zeros((layer.groups, layer.fan_in))
         self._rows = 0
         wanted_rows = max(MIN_ROWS, ROWS_PER_COLUMN * layer.fan_in)
-        self._positions = -(-wanted_rows // max(images, 1))
+        self._positions = math.ceil(wanted_rows / max(images, 1))
         self._max_pending = int(np.clip(width, MIN_PENDING_ROWS, MAX_PENDING_ROWS))
         self._pending: list[Float32] = []
 
@@ -171,10 +175,12 @@ class GramObserver(Observer):
         """Observe one batch of the layer's input, [N, C, H, W] or [N, C]."""
         positions = sample_positions(self.layer, values, self._positions, self._random)
         self._pending.append(im2col(self.layer, values, positions))
-        if sum(columns.shape[2] for columns in self._pending) >= self._max_pending:
+        pending = sum(columns.shape[2] for columns in self._pending)
+        if pending >= self._max_pending:
             self._sum_pending()
 
     def _sum_pending(self) -> None:
+        """Add the columns that have been collected since the last call to the sums."""
         # np.concatenate would copy even a single array
         columns = self._pending[0]
         if len(self._pending) > 1:
@@ -194,16 +200,18 @@ class GramObserver(Observer):
         """Sum what is pending, and divide by the number of columns."""
         if self._pending:
             self._sum_pending()
+        rows = max(self._rows, 1)
         for gram in self._grams:
-            gram /= max(
-                self._rows, 1
-            )  # in place: Gram matrices take most of the memory
+            gram /= rows  # in place: Gram matrices take most of the memory
 
     @property
     def moments(self) -> Moments:
         """The moments, after `close`."""
         return Moments(
-            self._sum / self._rows, tuple(self._grams), self._blocks, self._rows
+            mean=self._sum / self._rows,
+            stored=tuple(self._grams),
+            blocks=self._blocks,
+            rows=self._rows,
         )
 
 
@@ -222,9 +230,11 @@ def gram_width(layers: Sequence[Layer], weight_bytes: int) -> int:
 
 def _gram_bytes(layers: Sequence[Layer], width: int) -> int:
     """Bytes of all layers' Gram matrices, float32, in blocks of at most `width`."""
-    return sum(
-        4 * layer.groups * layer.fan_in * min(width, layer.fan_in) for layer in layers
-    )
+    total = 0
+    for layer in layers:
+        block = min(width, layer.fan_in)
+        total += 4 * layer.groups * layer.fan_in * block
+    return total
 
 
 def positions_per_image(images: int) -> int:
@@ -234,7 +244,8 @@ def positions_per_image(images: int) -> int:
 
 def _check_magnitude(name: str, low: Float32, high: Float32) -> None:
     """Raise InputError if the extremes [C] of the tensor `name` rule out quantization."""
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+    is_finite = np.isfinite(low).all() and np.isfinite(high).all()
+    if not is_finite:
         raise InputError(
             f"the tensor {name!r} is not finite on calibration images: "
             "the float model itself overflows there; repair it before you quantize"

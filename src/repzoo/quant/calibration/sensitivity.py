@@ -26,6 +26,7 @@ loses 0.7 dB on RepViT. An expectation over a tensor that was not observed is ta
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -59,11 +60,13 @@ def input_sensitivity(
     costs: Costs = {}
     for layer in reads:
         rows = weight_rows(layer, values)
-        power = signal_power(rows, statistics.moments[layer.name])
+        signal = signal_power(rows, statistics.moments[layer.name])
         cost = np.zeros(layer.in_channels)
-        if power > 0:
-            squares = (rows**2).sum(1).reshape(layer.in_channels, -1)
-            cost = squares.sum(1) / power
+        # a layer whose output is always 0 cannot be disturbed
+        if signal > 0:
+            by_column = (rows**2).sum(1)
+            by_channel = by_column.reshape(layer.in_channels, -1).sum(1)
+            cost = by_channel / signal
         costs[layer.source] = costs.get(layer.source, 0.0) + cost
     return costs
 
@@ -122,8 +125,12 @@ class SensitivityPropagation:
             self._composite_ends[composite.output] = (value, composite.kind)
             inner |= set(composite.nodes)
         self._stops = inner - self._composite_ends.keys()
-        self._first_inputs = {}
-        for node in graph.nodes:
+        self._first_inputs: dict[str, str] = {}
+        self._producers: dict[
+            str, int
+        ] = {}  # position of the node that computes a tensor
+        for position, node in enumerate(graph.nodes):
+            self._producers.update(dict.fromkeys(node.output, position))
             if node.input:
                 self._first_inputs.update(dict.fromkeys(node.output, node.input[0]))
 
@@ -133,15 +140,18 @@ class SensitivityPropagation:
         Nothing is added to the tensors `ends`.
         """
         costs = dict(at_inputs)
+        queue = _BackwardQueue(self._producers)
+        for name in costs:
+            queue.add(name)
         # nodes are in topological order: backward, all costs of an output are known at its node
-        for node in reversed(self._graph.nodes):
+        for position in queue:
+            node = self._graph.nodes[position]
             if node.output[0] in self._stops:
-                continue
-            if not any(name in costs for name in node.output):
                 continue
             for name, cost in self._input_costs(node, costs):
                 if name not in ends:
                     costs[name] = costs[name] + cost if name in costs else cost
+                    queue.add(name)
         return costs
 
     def sensitivity_of(self, name: str, costs: Costs) -> Sensitivity | None:
@@ -153,6 +163,11 @@ class SensitivityPropagation:
         if kind in FUNCTIONS and end in costs:
             return Sensitivity(costs[end], FUNCTIONS[kind])
         return Sensitivity(costs[name]) if name in costs else None
+
+    def deciding_tensors(self, name: str) -> tuple[str, str]:
+        """The tensors whose costs `sensitivity_of` an activation depends on."""
+        _, end = self._function_behind(name)
+        return name, end
 
     def _function_behind(self, name: str) -> tuple[str, str]:
         """(operator, output) of the one function that reads `name`; ("", name) if there is none."""
@@ -177,17 +192,17 @@ class SensitivityPropagation:
         out = node.output[0]
         inputs = self._graph.activations(node)
         if node.op_type == "Split" and axis_of(node) == 1:
-            parts = [
-                costs.get(name, np.zeros(self._channels(name))) for name in node.output
-            ]
+            parts = []
+            for name in node.output:
+                # no noise in an output that nothing reads costs anything
+                parts.append(costs.get(name, np.zeros(self._channels(name))))
             yield from self._match_channels(inputs, np.concatenate(parts))
         elif out not in costs:
             return
         elif out in self._composite_ends:
             value, kind = self._composite_ends[out]
-            yield from self._match_channels(
-                [value], _scale(costs[out], self._slope(kind, value))
-            )
+            cost = _scale(costs[out], self._slope(kind, value))
+            yield from self._match_channels([value], cost)
         elif node.op_type == "Concat" and axis_of(node) == 1:
             yield from self._concat_costs(node, costs[out])
         elif node.op_type in ("Mul", "Div"):
@@ -235,11 +250,10 @@ class SensitivityPropagation:
             channels = self._channels(name)
             if channels == len(cost):
                 yield name, cost
+            elif channels == 1:
+                yield name, np.full(1, cost.sum())
             elif channels:
-                yield (
-                    name,
-                    np.full(channels, cost.sum() if channels == 1 else cost.mean()),
-                )
+                yield name, np.full(channels, cost.mean())
 
     def _channels(self, name: str) -> int:
         """Channels of an activation, from its shape or its histogram; 0 if neither is known."""
@@ -260,15 +274,15 @@ class SensitivityPropagation:
         if node.op_type in FUNCTIONS:
             return self._slope(node.op_type, node.input[0])
         if node.op_type == "AveragePool":
-            kernel = next(
-                item.ints for item in node.attribute if item.name == "kernel_shape"
-            )
-            return 1 / math.prod(kernel)
+            for item in node.attribute:
+                if item.name == "kernel_shape":
+                    return 1 / math.prod(item.ints)
         if node.op_type in ("GlobalAveragePool", "ReduceMean"):
-            before = math.prod(self._graph.shapes.get(node.input[0], [])[2:])
-            after = math.prod(self._graph.shapes.get(node.output[0], [])[2:])
-            if before and after:
-                return after / before
+            pixels_before = math.prod(self._graph.shape(node.input[0])[2:])
+            pixels_after = math.prod(self._graph.shape(node.output[0])[2:])
+            # 0 where a size is unknown
+            if pixels_before and pixels_after:
+                return pixels_after / pixels_before
         return 1.0
 
     def _slope(self, kind: str, name: str) -> Float | float:
@@ -276,16 +290,19 @@ class SensitivityPropagation:
         if name not in self._histograms:
             return 1.0
         histogram = self._histograms[name]
-        edges = (np.arange(BINS + 1) * (2 / BINS) - 1) * histogram.edge[:, None]
+        relative = np.arange(BINS + 1) * (2 / BINS) - 1  # to the histogram's edge
+        edges = relative * histogram.edge[:, None]
         widths = np.maximum(np.diff(edges, axis=1), np.finfo(float).tiny)
         # secants over whole bins: a derivative at the center would miss the kinks of ReLU and Clip
-        slopes = np.diff(FUNCTIONS[kind](edges), axis=1) / widths
-        return np.maximum(histogram.expectation(slopes**2), MIN_SQUARED_SLOPE)
+        rises = np.diff(FUNCTIONS[kind](edges), axis=1)
+        squared_slope = histogram.expectation((rises / widths) ** 2)
+        return np.maximum(squared_slope, MIN_SQUARED_SLOPE)
 
     def _power(self, name: str, channels: int) -> Float:
         """E[x^2] of a factor: [channels], or [1] where it is one number or of another width."""
         if name in self._graph.constants:
-            power = np.square(self._graph.values(name).astype(np.float64)).reshape(-1)
+            values = self._graph.values(name).astype(np.float64)
+            power = np.square(values).reshape(-1)
         elif name in self._histograms:
             histogram = self._histograms[name]
             power = histogram.expectation(histogram.centers**2)
@@ -294,6 +311,31 @@ class SensitivityPropagation:
         if len(power) not in (1, channels):
             power = np.full(1, power.mean())
         return np.asarray(power)
+
+
+class _BackwardQueue:
+    """Positions of nodes to visit, the last node first, each once.
+
+    Only nodes that noise reaches are visited. Walking through the whole graph for every layer
+    would take time that grows with the square of the number of nodes.
+    """
+
+    def __init__(self, producers: Mapping[str, int]) -> None:
+        self._producers = producers
+        self._heap: list[int] = []  # negative, since heapq returns the smallest first
+        self._known: set[int] = set()
+
+    def add(self, tensor: str) -> None:
+        """Visit the node that computes `tensor`; nothing computes inputs and constants."""
+        position = self._producers.get(tensor)
+        if position is not None and position not in self._known:
+            self._known.add(position)
+            heapq.heappush(self._heap, -position)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield positions; more may be added in between, of earlier nodes only."""
+        while self._heap:
+            yield -heapq.heappop(self._heap)
 
 
 def _scale(cost: Float, factor: Float | float) -> Float:

@@ -72,29 +72,26 @@ def gptq_round(
     """
     diagonal = np.einsum("gkk->gk", gram).astype(np.float64)
     mean = diagonal.mean(1)
-    active = mean > 0
-    if not active.any():
+    is_active = mean > 0
+    if not is_active.any():
         return round_to_nearest(rows, scale, limit)
     # the columns with the largest inputs first, while all others can still compensate
     order = np.argsort(-diagonal, axis=1, kind="stable")
-    sorted_rows = np.take_along_axis(rows, _for_each_row(order, rows), 2)
-    sorted_gram = _sorted_and_damped(gram, order, np.where(active, mean, 1.0), damping)
+    row_order = np.broadcast_to(order[:, None, :], rows.shape)
+    sorted_rows = np.take_along_axis(rows, row_order, 2)
+    divisor = np.where(is_active, mean, 1.0)
+    sorted_gram = _sorted_and_damped(gram, order, divisor, damping)
 
     integers = _round_column_by_column(sorted_rows, sorted_gram, scale, limit)
     if rows.shape[2] <= MAX_DESCENT_COLUMNS:
         integers = _coordinate_descent(sorted_rows, sorted_gram, scale, integers, limit)
 
     result = np.empty_like(integers)
-    np.put_along_axis(result, _for_each_row(order, rows), integers, 2)
-    if not active.all():
-        nearest = round_to_nearest(rows, scale, limit)
-        result = np.where(active[:, None, None], result, nearest)
-    return result
-
-
-def _for_each_row(order: Order, rows: Float) -> Order:
-    """`order` [G, K] of columns as [G, O, K]."""
-    return np.broadcast_to(order[:, None, :], rows.shape)
+    np.put_along_axis(result, row_order, integers, 2)
+    if is_active.all():
+        return result
+    nearest = round_to_nearest(rows, scale, limit)
+    return np.where(is_active[:, None, None], result, nearest)
 
 
 def _sorted_and_damped(
@@ -126,13 +123,16 @@ def _round_column_by_column(
         block = np.ascontiguousarray(remaining[:, :, start:end].transpose(0, 2, 1))
         errors = np.empty_like(block)
         for k in range(end - start):
-            current = block[:, k]
-            factors = upper[:, start + k, start + k : end]
+            current = block[:, k]  # [G, O]
+            factors = upper[:, start + k, start + k : end]  # U_kj for j from k, [G, j]
             rounded = round_to_nearest(current, row_scale, limit)
             integers[:, :, start + k] = rounded
-            errors[:, k] = (current - rounded * row_scale) / factors[:, :1]
+            difference = current - rounded * row_scale
+            errors[:, k] = difference / factors[:, :1]
             block[:, k + 1 :] -= factors[:, 1:, None] * errors[:, None, k]
-        remaining[:, :, end:] -= errors.transpose(0, 2, 1) @ upper[:, start:end, end:]
+        # the later columns get the compensation for the whole block in one product
+        compensation = errors.transpose(0, 2, 1) @ upper[:, start:end, end:]
+        remaining[:, :, end:] -= compensation
     return integers
 
 
@@ -143,11 +143,12 @@ def _coordinate_descent(
     result = integers.copy()
     row_scale = scale[:, :, 0]
     for _ in range(DESCENT_SWEEPS):
-        gradient = (result * scale - rows) @ gram  # half of it
+        # half the gradient of (w - s q)' H (w - s q) in s q
+        gradient = (result * scale - rows) @ gram
         for k in range(rows.shape[2]):
             current = result[:, :, k] * row_scale
-            optimum = current - gradient[:, :, k] / gram[:, None, k, k]
-            rounded = round_to_nearest(optimum, row_scale, limit)
+            step = gradient[:, :, k] / gram[:, None, k, k]
+            rounded = round_to_nearest(current - step, row_scale, limit)
             change = rounded * row_scale - current
             gradient += change[:, :, None] * gram[:, None, k, :]
             result[:, :, k] = rounded
@@ -173,7 +174,8 @@ def _inverse_upper(upper: Float) -> Float:
     inverse = np.zeros_like(upper)
     inverse[:, :half, :half] = first
     inverse[:, half:, half:] = last
-    inverse[:, :half, half:] = -(first @ upper[:, :half, half:]) @ last
+    corner = first @ upper[:, :half, half:]
+    inverse[:, :half, half:] = -corner @ last
     return inverse
 
 
@@ -201,9 +203,8 @@ def shared_scale(
         clipped = np.clip(weights, -fraction, fraction)
         scale = fraction / limit
         rounding = np.round(clipped / scale) * scale - clipped
-        rounding_error = float(
-            (rounding * rounding * input_power).sum(dtype=np.float64)
-        )
+        powers = rounding * rounding * input_power
+        rounding_error = float(powers.sum(dtype=np.float64))
         clipping_error = _clipping_error(weights - clipped, grams, blocks)
         error = REMAINING_ROUNDING_NOISE * rounding_error + clipping_error
         if error < least_error:
@@ -221,5 +222,6 @@ def _clipping_error(
         difference = difference[:, difference.any((0, 2))]
     errors = []
     for gram, (start, end) in zip(grams, blocks, strict=True):
-        errors.append(float(squared_output(difference[:, :, start:end], gram).sum()))
+        block = squared_output(difference[:, :, start:end], gram)
+        errors.append(float(block.sum()))
     return math.fsum(errors)

@@ -42,15 +42,18 @@ def quantization_noise(
     step = (high - low) / steps
     centers = histogram.centers
     values = function(centers)
-    clipping = (function(np.clip(centers, low, high)) - values) ** 2
+    clipped = function(np.clip(centers, low, high))
+    clipping = (clipped - values) ** 2
 
     to_zero = (values - function(np.zeros(1))) ** 2
     # uniform error within a step, of variance step^2 / 12
     rounding = slopes(histogram, function) ** 2 * step * step / 12
-    near_zero = (centers > -step / np.sqrt(12)) & (centers < step / np.sqrt(12))
+    deviation = step / np.sqrt(12)
+    near_zero = (centers > -deviation) & (centers < deviation)
     inside = np.where(near_zero, to_zero, rounding)
 
-    errors = np.where((centers < low) | (centers > high), clipping, inside)
+    is_clipped = (centers < low) | (centers > high)
+    errors = np.where(is_clipped, clipping, inside)
     return histogram.expectation(errors)
 
 
@@ -58,11 +61,11 @@ def slopes(histogram: Histogram, function: Function) -> Float:
     """The mean slope of `function` over each bin, [C, BINS]."""
     if function is identity:
         return np.ones(histogram.counts.shape)
+    # the secant over the bin: a derivative at its center would miss the kinks of ReLU
     width = histogram.bin_widths[:, None]
-    rise = function(histogram.centers + width / 2) - function(
-        histogram.centers - width / 2
-    )
-    return np.asarray(rise / width)
+    end = function(histogram.centers + width / 2)
+    start = function(histogram.centers - width / 2)
+    return np.asarray((end - start) / width)
 
 
 def clipping_shift(histogram: Histogram, low: float, high: float) -> Float:
@@ -81,9 +84,10 @@ def rounding_shift(histogram: Histogram, parameters: ActivationParameters) -> Fl
     if not samples.shape[1]:
         return np.zeros(len(histogram.low))
     low, high = parameters.bounds
-    inside = (samples >= low) & (samples <= high)
+    is_inside = (samples >= low) & (samples <= high)
     rounded = np.round(samples / parameters.scale) * parameters.scale
-    return np.asarray(np.where(inside, rounded - samples, 0.0).mean(1), np.float64)
+    shifts = np.where(is_inside, rounded - samples, 0.0)
+    return np.asarray(shifts.mean(1), np.float64)
 
 
 def range_losses(
@@ -100,18 +104,16 @@ def range_losses(
     step = (high - low) / UINT8_STEPS
     below = sums.bins_below(low)
     above = sums.bins_below(high, inclusive=True)
-    near_zero = step / np.sqrt(
-        12
-    )  # values nearer to 0 than this err least if rounded to 0
+    # values nearer to 0 than this err least if they are rounded to 0
+    near_zero = step / np.sqrt(12)
     zero_start = np.maximum(sums.bins_below(-near_zero), below)
     zero_end = np.minimum(sums.bins_below(near_zero, inclusive=True), above)
 
     clipped_low = sums.squared_distance(0, below, function(low))
     clipped_high = sums.squared_distance(above, BINS, function(high))
     to_zero = sums.squared_distance(zero_start, zero_end, function(np.zeros_like(low)))
-    rounded = sums.squared_slopes(below, above) - sums.squared_slopes(
-        zero_start, zero_end
-    )
+    all_inside = sums.squared_slopes(below, above)
+    rounded = all_inside - sums.squared_slopes(zero_start, zero_end)
     # this order of additions keeps the choice between nearly equal ranges reproducible
     errors = (clipped_low + clipped_high) + to_zero + rounded * step**2 / 12
     return np.asarray(errors @ (cost / np.maximum(1, sums.total)))
@@ -162,9 +164,8 @@ class _CumulativeSums:
         `inclusive` counts a center that equals the value too.
         """
         edge = np.where(self.edge > 0, self.edge, 1.0)
-        position = (values / edge + 1) * (
-            BINS / 2
-        ) - 0.5  # in bins; centers lie at 0, 1, 2, ...
+        # in bins, whose centers lie at 0, 1, 2, ...
+        position = (values / edge + 1) * (BINS / 2) - 0.5
         count = np.floor(position) + 1 if inclusive else np.ceil(position)
         return np.asarray(np.clip(count, 0, BINS), np.int64)
 
@@ -179,8 +180,10 @@ class _CumulativeSums:
         count = _difference(self.count, start, end)
         first = _difference(self.first, start, end)
         second = _difference(self.second, start, end)
+        # sum (f - v)^2 = sum f^2 - 2 v sum f + v^2 n
+        distance = second - 2 * value * first + value**2 * count
         # rounding errors of the large sums can make a small difference negative
-        return np.maximum(second - 2 * value * first + value**2 * count, 0.0)
+        return np.maximum(distance, 0.0)
 
 
 def _cumulative(values: Float) -> Float:

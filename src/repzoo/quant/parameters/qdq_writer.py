@@ -73,21 +73,24 @@ def prepare_for_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     A model that is in this form already is returned as it is, not as a copy, to save memory.
     """
     upgraded = upgrade_opset(model)
-    constants = [node for node in upgraded.graph.node if _is_tensor_constant(node)]
-    if (
-        upgraded.ir_version >= MIN_IR
-        and not constants
-        and len(upgraded.graph.input) == 1
-    ):
+    has_constants = any(_is_tensor_constant(node) for node in upgraded.graph.node)
+    has_weights_as_inputs = len(upgraded.graph.input) > 1
+    is_old = upgraded.ir_version < MIN_IR
+    if not (is_old or has_constants or has_weights_as_inputs):
         return upgraded
     result = clone(upgraded)
     result.ir_version = max(result.ir_version, MIN_IR)
     graph = result.graph
-    for node in list(graph.node):
+    kept: list[onnx.NodeProto] = []
+    for node in graph.node:
         if _is_tensor_constant(node):
             values = numpy_helper.to_array(node.attribute[0].t)
             graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
-            graph.node.remove(node)
+        else:
+            kept.append(node)
+    # in one go: removing nodes one by one takes time that grows with the square of their number
+    del graph.node[:]
+    graph.node.extend(kept)
     initializers = {item.name for item in graph.initializer}
     inputs = [item for item in graph.input if item.name not in initializers]
     del graph.input[:]
@@ -378,12 +381,9 @@ def _bias_vector(
     values = numpy_helper.to_array(initializers[node.input[2]]).astype(np.float64)
     channels = initializers[node.input[1]].dims[_output_axis(node)]
     # a Gemm's bias may broadcast as any shape; only one number per output channel can be int32
-    broadcasts = values.size in (1, channels) and values.shape[-1:] in (
-        (),
-        (1,),
-        (channels,),
-    )
-    if not broadcasts:
+    last_axis = values.shape[-1:]
+    is_row = last_axis in ((), (1,), (channels,))
+    if not is_row or values.size not in (1, channels):
         raise InputError(
             f"{node.name or node.output[0]}: its bias of shape {values.shape} differs from image "
             f"to image; INT8 needs one value for each of the {channels} output channels"

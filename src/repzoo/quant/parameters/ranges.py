@@ -69,15 +69,20 @@ class PooledHistogram:
     def of(cls, histogram: Histogram) -> PooledHistogram:
         """Pool the channels of `histogram`."""
         filled = histogram.counts > 0
-        widths = np.broadcast_to(histogram.bin_widths[:, None], filled.shape)[filled]
-        widths = np.append(widths, 0.0)
+        bin_widths = np.broadcast_to(histogram.bin_widths[:, None], filled.shape)
+        # the last one is for the zeros
         values = np.append(histogram.centers[filled], 0.0)
-        counts = np.append(histogram.counts[filled], histogram.zeros.sum()).astype(
-            np.float64
-        )
+        counts = np.append(histogram.counts[filled], histogram.zeros.sum())
+        widths = np.append(bin_widths[filled], 0.0)
         order = np.argsort(values, kind="stable")
         low, high = minmax(histogram)
-        return cls(low, high, values[order], counts[order], widths[order])
+        return cls(
+            low,
+            high,
+            values=values[order],
+            counts=counts[order].astype(np.float64),
+            widths=widths[order],
+        )
 
 
 def percentile(pooled: PooledHistogram, share: float = 0.99999) -> Range:
@@ -85,13 +90,13 @@ def percentile(pooled: PooledHistogram, share: float = 0.99999) -> Range:
     if not len(pooled.values):
         return pooled.low, pooled.high
     cumulative = np.cumsum(pooled.counts) / pooled.counts.sum()
+    ends = [(1 - share) / 2, (1 + share) / 2]
+    # rounding may leave the last cumulative share just below the end
     last = len(cumulative) - 1
-    left, right = np.searchsorted(cumulative, [(1 - share) / 2, (1 + share) / 2])
-    left = min(int(left), last)
-    right = min(int(right), last)
-    low = float(pooled.values[left] - pooled.widths[left] / 2)
-    high = float(pooled.values[right] + pooled.widths[right] / 2)
-    return max(pooled.low, low), min(pooled.high, high)
+    left, right = np.minimum(np.searchsorted(cumulative, ends), last)
+    low = pooled.values[left] - pooled.widths[left] / 2
+    high = pooled.values[right] + pooled.widths[right] / 2
+    return max(pooled.low, float(low)), min(pooled.high, float(high))
 
 
 def entropy(pooled: PooledHistogram) -> Range:
@@ -105,11 +110,17 @@ def entropy(pooled: PooledHistogram) -> Range:
     # a bin's center may lie beyond the largest value, outside of np.histogram's range
     magnitudes = np.minimum(np.abs(pooled.values), largest)
     counts, _ = np.histogram(
-        magnitudes, ENTROPY_BINS, (0.0, largest), weights=pooled.counts
+        magnitudes,
+        bins=ENTROPY_BINS,
+        range=(0.0, largest),
+        weights=pooled.counts,
     )
-    ends = np.linspace(2 * ENTROPY_LEVELS, ENTROPY_BINS, ENTROPY_CANDIDATES).astype(int)
+    # two bins per level at least: with fewer, most levels would have a bin of their own
+    ends = np.linspace(2 * ENTROPY_LEVELS, ENTROPY_BINS, ENTROPY_CANDIDATES)
+    ends = ends.astype(int)
     divergences = [_divergence(counts, end) for end in ends]
-    reach = largest * (ends[int(np.argmin(divergences))] / ENTROPY_BINS)
+    best = int(np.argmin(divergences))
+    reach = largest * (ends[best] / ENTROPY_BINS)
     return max(pooled.low, -reach), min(pooled.high, reach)
 
 
@@ -126,9 +137,11 @@ def _divergence(counts: Float, end: int) -> float:
     level_means = level_sums / np.maximum(level_bins, 1)
     quantized = np.repeat(level_means, np.diff(edges)) * filled + 1e-12
 
+    # KL(p || q) = sum p log(p / q), where 0 log 0 = 0
     reference = clipped / clipped.sum()
     quantized = quantized / quantized.sum()
-    return float((reference * np.log(np.maximum(reference, 1e-300) / quantized)).sum())
+    log_ratio = np.log(np.maximum(reference, 1e-300) / quantized)
+    return float((reference * log_ratio).sum())
 
 
 METHODS: dict[str, Callable[[PooledHistogram], Range]] = {
@@ -160,12 +173,13 @@ def choose_range(
         function: the activation function behind which errors count.
     """
     if method not in ("auto", "mse"):
+        # "percentile" means the first of its two variants
         name = next(name for name in METHODS if name.startswith(method))
-        low, high = METHODS[name](PooledHistogram.of(histogram))
-        return name, _symmetric_range(low, high) if symmetric else (low, high)
+        single = METHODS[name](PooledHistogram.of(histogram))
+        return name, _symmetric_range(*single) if symmetric else single
     allowed = methods if method == "auto" else ("minmax", "mse")
     candidates = _candidate_ranges(histogram, allowed, symmetric)
-    bounds = np.array([bounds for _, bounds in candidates])
+    bounds = np.array([candidate for _, candidate in candidates])
     losses = range_losses(histogram, cost, bounds, function)
     return candidates[int(np.argmin(losses))]
 
@@ -175,29 +189,35 @@ def _candidate_ranges(
 ) -> list[tuple[str, Range]]:
     """(method, range) of everything that `methods` propose."""
     pooled = PooledHistogram.of(histogram)
-    candidates = []
+    candidates: list[tuple[str, Range]] = []
     for name, range_of in METHODS.items():
-        if name.split()[0] in methods:
+        method = name.split()[0]
+        if method in methods:
             candidates.append((name, range_of(pooled)))
     if "mse" in methods:
-        shrunk = _shrunk_ranges(pooled.low, pooled.high, symmetric)
-        candidates += [("mse", bounds) for bounds in shrunk]
-    if symmetric:
-        candidates = [(name, _symmetric_range(*bounds)) for name, bounds in candidates]
-    return candidates
+        for bounds in _shrunk_ranges(pooled.low, pooled.high, symmetric):
+            candidates.append(("mse", bounds))
+    if not symmetric:
+        return candidates
+    return [(name, _symmetric_range(*bounds)) for name, bounds in candidates]
 
 
 def _shrunk_ranges(low: float, high: float, symmetric: bool) -> list[Range]:
     """low..high, then with both sides shrunk alike, then with each side alone."""
-    ranges = [(low, high)]
-    ranges += [(low * factor, high * factor) for factor in SHRINK_FACTORS]
-    if low < 0 and not symmetric:
-        ranges += [(low * factor, high) for factor in SHRINK_FACTORS]
-    ranges += [(low, high * factor) for factor in SHRINK_FACTORS]
-    return ranges
+    both: list[Range] = []
+    lower: list[Range] = []
+    upper: list[Range] = []
+    for factor in SHRINK_FACTORS:
+        both.append((low * factor, high * factor))
+        lower.append((low * factor, high))
+        upper.append((low, high * factor))
+    if low >= 0 or symmetric:
+        lower = []  # it would change nothing, or no more than `both` does
+    return [(low, high), *both, *lower, *upper]
 
 
 def _symmetric_range(low: float, high: float) -> Range:
+    """The range -r..r that holds low..high."""
     largest = max(-low, high)
     return -largest, largest
 
@@ -212,41 +232,73 @@ def align_to_pixel_values(histogram: Histogram, cost: Float, bounds: Range) -> R
 
     Least is sum_c cost[c] error[c]^2.
     """
-    low = min(bounds[0], 0.0)
-    high = max(bounds[1], 0.0)
-    min_step = (high - low) / UINT8_STEPS
     samples = histogram.samples
-    if not samples.shape[1] or min_step <= 0:
+    grids = _grids_near(histogram, bounds)
+    if not samples.shape[1] or not grids:
         return bounds
-    candidates = []
-    for stretch in np.linspace(1.0, MAX_ALIGNMENT_STRETCH, ALIGNMENT_CANDIDATES):
-        step = float(min_step * stretch)
-        candidates.append((step, round(-low / step)))
-    spacing = _value_spacing(histogram)
-    if spacing is not None:
-        lowest = min(minmax(histogram)[0], 0.0)
-        candidates.append((spacing, round(-lowest / spacing)))
-
     errors = []
-    for step, zero_point in candidates:
-        errors.append(float(cost @ _rounding_error(samples, step, zero_point)))
+    for grid in grids:
+        errors.append(float(cost @ grid.squared_error(samples)))
     best = int(np.argmin(errors))
     if errors[best] > REQUIRED_ALIGNMENT_GAIN * errors[0]:
         return bounds
-    step, zero_point = candidates[best]
-    return -zero_point * step, (UINT8_STEPS - zero_point) * step
+    return grids[best].bounds
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """255 steps that include 0.
+
+    Attributes:
+        step: size of a step.
+        zero_point: number of steps below 0.
+    """
+
+    step: float
+    zero_point: int
+
+    @classmethod
+    def from_low(cls, low: float, step: float) -> _Grid:
+        """The grid of this step that begins nearest to `low`."""
+        return cls(step, round(-low / step))
+
+    @property
+    def bounds(self) -> Range:
+        """The lowest and the highest real number on the grid."""
+        low = -self.zero_point * self.step
+        return low, (UINT8_STEPS - self.zero_point) * self.step
+
+    def squared_error(self, values: Float32) -> Float:
+        """Mean squared error of each row of `values` [C, n], rounded to the grid: [C]."""
+        codes = np.round(values / self.step)
+        codes = np.clip(codes, -self.zero_point, UINT8_STEPS - self.zero_point)
+        errors = np.square(codes * self.step - values)
+        return np.asarray(errors.mean(1), np.float64)
+
+
+def _grids_near(histogram: Histogram, bounds: Range) -> list[_Grid]:
+    """The grids to try: that of `bounds` first, then wider ones, then that of the values."""
+    low = min(bounds[0], 0.0)
+    high = max(bounds[1], 0.0)
+    min_step = (high - low) / UINT8_STEPS
+    if min_step <= 0:
+        return []
+    grids: list[_Grid] = []
+    for stretch in np.linspace(1.0, MAX_ALIGNMENT_STRETCH, ALIGNMENT_CANDIDATES):
+        grids.append(_Grid.from_low(low, float(min_step * stretch)))
+    spacing = _value_spacing(histogram)
+    if spacing is not None:
+        lowest, _ = minmax(histogram)
+        grids.append(_Grid.from_low(min(lowest, 0.0), spacing))
+    return grids
 
 
 def _value_spacing(histogram: Histogram) -> float | None:
     """The first gap between neighboring samples of which 255 span all values; None if none does."""
     lowest, highest = minmax(histogram)
     extent = max(highest, 0.0) - min(lowest, 0.0)
-    gaps = np.diff(np.unique(histogram.samples.astype(np.float64)))
+    values = np.unique(histogram.samples.astype(np.float64))
+    gaps = np.diff(values)
+    # half a step more, for rounding errors of the samples
     wide_enough = gaps[gaps * (UINT8_STEPS + 0.5) >= extent]
     return float(wide_enough[0]) if len(wide_enough) else None
-
-
-def _rounding_error(values: Float32, step: float, zero_point: int) -> Float:
-    """Mean squared error of each row of `values` [C, n], rounded to 255 steps."""
-    codes = np.clip(np.round(values / step), -zero_point, UINT8_STEPS - zero_point)
-    return np.asarray(np.square(codes * step - values).mean(1), np.float64)

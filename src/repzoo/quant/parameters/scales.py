@@ -18,9 +18,7 @@ Range = tuple[float, float]
 
 INT16_MAX = 32767
 UINT8_STEPS = 255
-INT8_MAX = (
-    127  # -128 is not used, so that the negative of every weight can be represented
-)
+INT8_MAX = 127  # without -128, the negative of every weight can be represented
 # The square root of float32's smallest normal number. A bias has the product of two scales as its
 # scale, which then stays normal.
 SMALLEST_SCALE = 2.0**-63
@@ -52,9 +50,8 @@ class ActivationParameters:
         They differ from the range that was asked for by up to half a step, since 0 is a step.
         """
         steps_below_zero = INT16_MAX if self.bits == 16 else self.zero_point
-        return -steps_below_zero * self.scale, (
-            self.steps - steps_below_zero
-        ) * self.scale
+        steps_above_zero = self.steps - steps_below_zero
+        return -steps_below_zero * self.scale, steps_above_zero * self.scale
 
 
 @dataclass(frozen=True)
@@ -83,10 +80,11 @@ def uint8_parameters(
     high = max(high, 0.0)
     if high == low:
         return ActivationParameters(1.0, 0)
-    scale = max(float(np.float32((high - low) / UINT8_STEPS)), SMALLEST_SCALE)
-    return ActivationParameters(
-        scale, int(np.clip(round(-low / scale), 0, UINT8_STEPS))
-    )
+    # float32, since that is what the file stores and runtimes compute with
+    step = np.float32((high - low) / UINT8_STEPS)
+    scale = max(float(step), SMALLEST_SCALE)
+    zero_point = min(max(round(-low / scale), 0), UINT8_STEPS)
+    return ActivationParameters(scale, zero_point)
 
 
 def int16_parameters(low: float, high: float) -> ActivationParameters:
@@ -99,7 +97,8 @@ def _symmetric_scale(low: float, high: float, steps: int) -> float:
     largest = max(-low, high, 0.0)
     if largest == 0:
         return 1.0
-    return max(float(np.float32(largest / steps)), SMALLEST_SCALE)
+    step = np.float32(largest / steps)
+    return max(float(step), SMALLEST_SCALE)
 
 
 def quantize_weight(

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from repzoo.quant.calibration.sensitivity import SensitivityPropagation
+from repzoo.quant.calibration.sensitivity import Costs, SensitivityPropagation
 from repzoo.quant.calibration.statistics import Statistics, output_power
 from repzoo.quant.network.functions import Function, identity
 from repzoo.quant.network.graph_view import GraphView
@@ -100,11 +100,9 @@ class LayerSqnr:
 
     def sentence(self) -> str:
         """One line for a report."""
-        whose = (
-            "output channels"
-            if self.side == "weight"
-            else f"of {self.tensor}, channels"
-        )
+        whose = f"of {self.tensor}, channels"
+        if self.side == "weight":
+            whose = "output channels"
         channels = ", ".join(map(str, self.channels))
         cause = ""
         if self.outliers:
@@ -128,7 +126,9 @@ def layer_sqnr(plan: QuantizationPlan, statistics: Statistics) -> list[LayerSqnr
 
 def noisiest_layers(layers: Sequence[LayerSqnr], limit: int = 5) -> list[LayerSqnr]:
     """The first of `layers`, worst first, and those within 6 dB of it; at most `limit`."""
-    return [layer for layer in layers if layer.noise >= layers[0].noise / 4][:limit]
+    # 6 dB are a factor of 4 in noise power
+    near = [layer for layer in layers if layer.noise >= layers[0].noise / 4]
+    return near[:limit]
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,14 @@ class NoiseAttribution:
         self._statistics = statistics
         self._values = initializer_arrays(plan.model)
         layers = find_layers(plan.model)
-        self._layers = [
-            layer for name, layer in layers.items() if name in statistics.moments
-        ]
-        self._signals = {layer.name: self._signal(layer) for layer in self._layers}
-        self._inputs: dict[str, list[_Side]] = {
-            layer.name: [] for layer in self._layers
-        }
+        self._layers: list[Layer] = []
+        self._signals: dict[str, Float] = {}
+        self._inputs: dict[str, list[_Side]] = {}
+        for name, layer in layers.items():
+            if name in statistics.moments:
+                self._layers.append(layer)
+                self._signals[name] = self._signal(layer)
+                self._inputs[name] = []
         for layer in self._layers:
             if layer.source in plan.activations:
                 noise = self._input_cost(layer) * self._error(layer.source)
@@ -174,12 +175,11 @@ class NoiseAttribution:
 
     def layers(self) -> list[LayerSqnr]:
         """The SQNR of every layer with noise, in graph order."""
-        noisy = [
-            layer
-            for layer in self._layers
-            if layer.name in self._plan.weights or self._inputs[layer.name]
-        ]
-        return [self._layer_sqnr(layer) for layer in noisy]
+        noisy: list[LayerSqnr] = []
+        for layer in self._layers:
+            if layer.name in self._plan.weights or self._inputs[layer.name]:
+                noisy.append(self._layer_sqnr(layer))
+        return noisy
 
     def _rows(self, layer: Layer) -> Float:
         """Float weights [G, O/G, K]. Not cached: those of all layers would be twice the model."""
@@ -232,25 +232,39 @@ class NoiseAttribution:
             return
         graph = GraphView(self._plan.model)
         propagation = SensitivityPropagation(graph, layers, self._statistics)
-        costs = {}
+        costs: dict[str, Costs] = {}
+        # the layers that noise in a tensor reaches
+        reached: dict[str, list[str]] = {}
         for layer in self._layers:
             at_input = {layer.source: self._input_cost(layer)}
             costs[layer.name] = propagation.propagate(at_input, sources)
+            for tensor in costs[layer.name]:
+                reached.setdefault(tensor, []).append(layer.name)
+        order = {layer.name: index for index, layer in enumerate(self._layers)}
         for tensor in others:
-            noises = {}
-            for name, layer_costs in costs.items():
-                sensitivity = propagation.sensitivity_of(tensor, layer_costs)
+            names: set[str] = set()
+            for deciding in propagation.deciding_tensors(tensor):
+                names.update(reached.get(deciding, ()))
+            noises: dict[str, Float] = {}
+            for name in sorted(names, key=order.__getitem__):
+                sensitivity = propagation.sensitivity_of(tensor, costs[name])
                 if sensitivity is not None:
                     error = self._error(tensor, sensitivity.function)
                     noises[name] = sensitivity.cost * error
             if noises:
                 worst = max(noises, key=lambda name: float(noises[name].sum()))
                 self._attribute(worst, tensor, noises[worst])
-                continue
-            producer = propagation.producing_layer(tensor)
-            if producer in costs:
-                noise = self._relative_to_own_signal(tensor) * self._error(tensor)
-                self._attribute(producer, tensor, noise)
+            else:
+                self._attribute_to_producer(tensor, propagation)
+
+    def _attribute_to_producer(
+        self, tensor: str, propagation: SensitivityPropagation
+    ) -> None:
+        """Attribute an activation from which noise reaches no layer to the layer it comes from."""
+        producer = propagation.producing_layer(tensor)
+        if producer in self._signals:
+            noise = self._relative_to_own_signal(tensor) * self._error(tensor)
+            self._attribute(producer, tensor, noise)
 
     def _relative_to_own_signal(self, tensor: str) -> Float:
         """The cost of squared error relative to the activation's own signal, [C]."""
@@ -265,11 +279,11 @@ class NoiseAttribution:
         """Noise from rounding the layer's weights, by output channel."""
         rows = self._rows(layer)
         difference = self._quantized_rows(layer) - rows
-        noise = output_power(difference, self._statistics.moments[layer.name]).reshape(
-            -1
-        )
+        moments = self._statistics.moments[layer.name]
+        noise = output_power(difference, moments).reshape(-1)
         ratio = noise / self._signals[layer.name] / layer.out_channels
-        return _Side(ratio, np.abs(rows).max(2).reshape(-1), layer.source)
+        largest = np.abs(rows).max(2).reshape(-1)
+        return _Side(ratio, largest, layer.source)
 
     def _layer_sqnr(self, layer: Layer) -> LayerSqnr:
         """Compare both sides of a layer."""
@@ -278,13 +292,13 @@ class NoiseAttribution:
         worst_input = max(inputs, key=lambda item: item.total, default=weight)
         weight_noise = weight.noise.sum()
         activation_noise = sum(item.noise.sum() for item in inputs)
-        if weight_noise >= activation_noise:
-            side, worse = "weight", weight
-        else:
-            side, worse = "activation", worst_input
-        channels, share = _noisiest_channels(
-            worse.noise, max(weight_noise, activation_noise)
-        )
+        side = "weight"
+        worse = weight
+        if activation_noise > weight_noise:
+            side = "activation"
+            worse = worst_input
+        noise = max(weight_noise, activation_noise)
+        channels, share = _noisiest_channels(worse.noise, noise)
         quantized = self._plan.weights.get(layer.name)
         # an outlier only hurts channels that share its scale
         shares_scale = quantized is not None and quantized.scale.size == 1
@@ -316,16 +330,14 @@ def _outliers(largest: Float) -> tuple[tuple[int, ...], float]:
         return (), 1.0
     median = float(np.median(used))
     order = np.argsort(-largest, kind="stable")[:MAX_CHANNELS]
-    outliers = tuple(
-        int(index) for index in order if largest[index] > OUTLIER_RATIO * median
-    )
-    return outliers, float(largest.max() / median)
+    outliers = order[largest[order] > OUTLIER_RATIO * median]
+    return tuple(outliers.tolist()), float(largest.max() / median)
 
 
 def _noisiest_channels(noise: Float, total: float) -> tuple[tuple[int, ...], float]:
     """(the few channels with most noise, their share of `total`)."""
     order = np.argsort(-noise, kind="stable")[:MAX_CHANNELS]
-    channels = [int(index) for index in order if noise[index] > 0]
+    channels = order[noise[order] > 0].tolist()
     if not channels:
         return (), 0.0
     return tuple(channels), float(noise[channels].sum() / total)

@@ -47,7 +47,13 @@ MAX_FACTOR = 2.0**60  # and the smallest factor is its inverse
 
 @dataclass(frozen=True)
 class EqualizedModel:
-    """A rescaled model. Its tensor `t` is the original one divided by factors[t] [C]."""
+    """A rescaled model.
+
+    Attributes:
+        model: computes the same function.
+        factors: tensor name -> [C]. The tensor is the original one divided by these. Tensors that
+            did not change are left out.
+    """
 
     model: onnx.ModelProto
     factors: Mapping[str, Float]
@@ -58,18 +64,20 @@ def equalize_ranges(model: onnx.ModelProto) -> EqualizedModel:
     layers = find_layers(model)
     channels = link_channels(model, layers)
     values = initializer_arrays(model)
-    magnitudes: dict[str, _LayerMagnitudes] = {}
-    for name, layer in layers.items():
-        magnitudes[name] = _LayerMagnitudes(layer, channels, weight_rows(layer, values))
-    return rescale_channels(
-        model, layers, channels, _balancing_factors(magnitudes, channels)
-    )
+    magnitudes: list[_LayerMagnitudes] = []
+    for layer in layers.values():
+        rows = weight_rows(layer, values)
+        magnitudes.append(_LayerMagnitudes(layer, channels, rows))
+    factors = _balancing_factors(magnitudes, channels)
+    return rescale_channels(model, layers, channels, factors)
 
 
-def labels_of(channels: ChannelGroups, name: str, width: int) -> npt.NDArray[np.int64]:
+def labels_of(channels: ChannelGroups, name: str, width: int) -> Labels:
     """The labels of the `width` channels of a tensor; FIXED if they are unknown."""
-    labels = channels.labels.get(name, np.empty(0, np.int64))
-    return labels if len(labels) == width else np.full(width, FIXED)
+    labels = channels.labels.get(name)
+    if labels is None or len(labels) != width:
+        return np.full(width, FIXED)
+    return labels
 
 
 def rescale_channels(
@@ -121,19 +129,22 @@ def rescale_channels(
 class _LayerMagnitudes:
     """Size of a layer's weights between each input and output channel, and the labels of both.
 
-    into, out  labels of input channels [C] and output channels [O]
-    peaks      largest magnitude over the kernel [G, O/G, C/G]
-    energy     sum of squares over the kernel [G, O/G, C/G]
+    Attributes:
+        into, out: labels of input channels [C] and output channels [O].
+        peaks: largest magnitude over the kernel [G, O/G, C/G].
+        energy: sum of squares over the kernel [G, O/G, C/G].
     """
 
     def __init__(self, layer: Layer, channels: ChannelGroups, rows: Float) -> None:
         self.into = labels_of(channels, layer.source, layer.in_channels)
         self.out = labels_of(channels, layer.name, layer.out_channels)
-        taps = rows.reshape(*rows.shape[:2], -1, int(np.prod(layer.kernel)))
+        groups, outputs, _ = rows.shape
+        taps = rows.reshape(groups, outputs, -1, layer.taps)
         self.peaks = np.abs(taps).max(3)
         self.energy = (taps**2).sum(3)
 
     def _scaled(self, sizes: Float, factors: Float) -> Float:
+        """`sizes` [G, O/G, C/G] of the weights after rescaling by `factors` [labels]."""
         into = factors[self.into].reshape(len(sizes), 1, -1)
         out = factors[self.out].reshape(len(sizes), -1, 1)
         return np.asarray(sizes * into / out)
@@ -157,7 +168,7 @@ _LabelSet = tuple[Labels, list[_LayerMagnitudes]]
 
 
 def _balancing_factors(
-    magnitudes: Mapping[str, _LayerMagnitudes], channels: ChannelGroups
+    magnitudes: Sequence[_LayerMagnitudes], channels: ChannelGroups
 ) -> Float:
     """The factor of each label."""
     label_sets = _label_sets(magnitudes)
@@ -170,36 +181,48 @@ def _balancing_factors(
 def _balance(
     start: Float, label_sets: Sequence[_LabelSet], add_sizes: _AddSizes, power: float
 ) -> Float:
-    """Factors that make what is written and what is read alike, one label set after another."""
+    """Factors that make what is written and what is read alike, one label set after another.
+
+    s = (written / read)^power for each label, until no log factor changes by CONVERGED.
+    """
     factors = start
+    # Not allocated anew for each label set: a long network has as many labels as label sets.
+    written = np.zeros(len(factors))
+    read = np.zeros(len(factors))
     for _ in range(MAX_ROUNDS):
         before = factors.copy()
         for labels, layers in label_sets:
-            written = np.zeros(len(factors))
-            read = np.zeros(len(factors))
+            # only these entries are read below
+            written[labels] = 0
+            read[labels] = 0
             for layer in layers:
                 add_sizes(layer, factors, written, read)
             live = labels[(written[labels] > 0) & (read[labels] > 0)]
             balanced = factors[live] * (written[live] / read[live]) ** power
             factors[live] = np.clip(balanced, 1 / MAX_FACTOR, MAX_FACTOR)
-        if np.abs(np.log(factors / before)).max() < CONVERGED:
+        changes = np.abs(np.log(factors / before))
+        if changes.max() < CONVERGED:
             break
     return factors
 
 
-def _label_sets(magnitudes: Mapping[str, _LayerMagnitudes]) -> list[_LabelSet]:
+def _label_sets(magnitudes: Sequence[_LayerMagnitudes]) -> list[_LabelSet]:
     """The labels that each layer is the first to write, with all layers that they belong to."""
+    touching: dict[int, list[int]] = {}  # label -> positions of the layers that have it
+    for position, layer in enumerate(magnitudes):
+        for label in {*layer.into.tolist(), *layer.out.tolist()}:
+            touching.setdefault(label, []).append(position)
+
     known: set[int] = {FIXED}
     label_sets: list[_LabelSet] = []
-    for layer in magnitudes.values():
+    for layer in magnitudes:
         fresh = set(layer.out.tolist()) - known
         known |= fresh
         if not fresh:
             continue
-        touching: list[_LayerMagnitudes] = []
-        for other in magnitudes.values():
-            labels = {*other.into.tolist(), *other.out.tolist()}
-            if not fresh.isdisjoint(labels):
-                touching.append(other)
-        label_sets.append((np.array(sorted(fresh), np.int64), touching))
+        positions: set[int] = set()
+        for label in fresh:
+            positions.update(touching[label])
+        layers = [magnitudes[position] for position in sorted(positions)]
+        label_sets.append((np.array(sorted(fresh), np.int64), layers))
     return label_sets

@@ -25,12 +25,14 @@ ranges per channel is E. Meller et al., "Same, Same But Different", arXiv:1902.0
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
+from repzoo.quant.calibration.histogram import Histogram
 from repzoo.quant.calibration.sensitivity import (
     SensitivityPropagation,
     input_sensitivity,
@@ -57,6 +59,8 @@ SQUARED_MOMENTUM = 0.99
 NORM = 24  # p of the p-norms that replace maxima
 # Largest weights of each row and column that are considered: only they can become the maximum.
 CANDIDATES = 8
+# The factor of the weights' noise: GAIN / (12 * 127^2).
+WEIGHT_NOISE = GAIN / (12 * 127**2)
 TINY = 1e-300  # avoids divisions by zero and log(0)
 
 
@@ -69,23 +73,26 @@ def smooth(
 ) -> EqualizedModel:
     """The float `model` with the channel factors of least predicted noise.
 
-    start        the equalized form of `model`, from which the search begins
-    statistics   of `model`
-    tensors      activations that will be quantized
-    per_channel  whether weights have one scale per output channel
+    Args:
+        model: float and folded.
+        start: the equalized form of `model`, from which the search begins.
+        statistics: of `model`.
+        tensors: activations that will be quantized.
+        per_channel: whether weights have one scale per output channel.
     """
     layers = find_layers(model)
     channels = link_channels(model, layers)
     rescaled = statistics.rescaled(start.factors, layers.values())
     terms = _noise_terms(start.model, rescaled, tensors, channels, per_channel)
     factors = np.exp(_minimize(terms, channels))
-    smoothed = rescale_channels(
-        start.model, find_layers(start.model), channels, factors
-    )
+    start_layers = find_layers(start.model)
+    smoothed = rescale_channels(start.model, start_layers, channels, factors)
+    # dividing by the factors of both rewrites is dividing by their product
     combined: dict[str, Float] = {}
     for name in start.factors.keys() | smoothed.factors.keys():
         first = start.factors.get(name, np.ones(1))
-        combined[name] = first * smoothed.factors.get(name, np.ones(1))
+        second = smoothed.factors.get(name, np.ones(1))
+        combined[name] = first * second
     return EqualizedModel(smoothed.model, combined)
 
 
@@ -129,18 +136,17 @@ class _Segments:
 class _WeightNoise:
     """The noise of all layers' weights, as flat arrays.
 
-    Candidates [e] are the weights that may be the largest of their scale:
-    size, into, out  log |W|, label of the input channel, label of the output channel
-    maxima           candidates of one scale
+    Candidates [e] are the weights that may be the largest of their scale. Rows [r] are output
+    channels, in the order of the scales. Inputs [i] are input channels.
 
-    Rows [r] are output channels, in the order of the scales:
-    rows, worth      label and sensitivity
-    group            input group that the row reads
-    scaled           rows of one scale
-
-    Inputs [i] are input channels:
-    inputs, energy   label and E[x^2]
-    groups           input channels of one group
+    Attributes:
+        size, into, out: log |W|, label of the input channel, label of the output channel, [e].
+        maxima: the candidates of each scale.
+        rows, worth: label and sensitivity, [r].
+        group: number of the input group that the row reads, [r].
+        scaled: the rows of each scale.
+        inputs, energy: label and E[x^2], [i].
+        groups: the input channels of each group.
     """
 
     size: Float
@@ -158,62 +164,52 @@ class _WeightNoise:
     @classmethod
     def joined(cls, parts: Sequence[_WeightNoise]) -> _WeightNoise:
         """All layers as one: a step then takes a few operations on long arrays."""
-        group_counts = [len(part.groups.sizes) for part in parts]
-        offsets = np.cumsum([0, *group_counts[:-1]])
-        groups = [
-            part.group + offset for part, offset in zip(parts, offsets, strict=True)
-        ]
-        return cls(
-            size=np.concatenate([part.size for part in parts]),
-            into=np.concatenate([part.into for part in parts]),
-            out=np.concatenate([part.out for part in parts]),
-            maxima=_Segments.joined([part.maxima for part in parts]),
-            rows=np.concatenate([part.rows for part in parts]),
-            worth=np.concatenate([part.worth for part in parts]),
-            group=np.concatenate(groups),
-            scaled=_Segments.joined([part.scaled for part in parts]),
-            inputs=np.concatenate([part.inputs for part in parts]),
-            energy=np.concatenate([part.energy for part in parts]),
-            groups=_Segments.joined([part.groups for part in parts]),
-        )
+        renumbered: list[_WeightNoise] = []
+        groups_before = 0
+        for part in parts:
+            renumbered.append(replace(part, group=part.group + groups_before))
+            groups_before += len(part.groups.sizes)
+        return _joined_fields(cls, renumbered)
 
     def add(self, theta: Float, slope: Float) -> float:
         """The noise at log factors `theta`. Its gradient is added to `slope`."""
+        # sum_k E[x_k^2] / s_k^2 of each group
         powers = self.energy * np.exp(-2 * theta[self.inputs])
         total = self.groups.sums(powers)
+        # m_o^2 of each scale
         sizes = self.size + theta[self.into] - theta[self.out]
         log_maxima, shares = self.maxima.log_norms(sizes)
-        each = (
-            GAIN
-            / (12 * 127**2)
-            * self.worth
-            * np.exp(2 * theta[self.rows])
-            * total[self.group]
-        )
-        each *= self.scaled.repeat(np.exp(2 * log_maxima))
+        squared_maxima = np.exp(2 * log_maxima)
+        # the noise of each row, and of each scale
+        squared_factors = np.exp(2 * theta[self.rows])
+        each = WEIGHT_NOISE * self.worth * squared_factors * total[self.group]
+        each *= self.scaled.repeat(squared_maxima)
         noise = self.scaled.sums(each)
 
         count = len(slope)
+        # through the maxima
         pull = 2 * shares * self.maxima.repeat(noise)
-        slope += np.bincount(self.into, pull, count) - np.bincount(
-            self.out, pull, count
-        )
+        into_pull = np.bincount(self.into, pull, count)
+        slope += into_pull - np.bincount(self.out, pull, count)
+        # through the sensitivities
         slope += np.bincount(self.rows, 2 * each, count)
-        by_group = np.bincount(self.group, each, len(total)) / np.maximum(total, TINY)
-        slope -= np.bincount(
-            self.inputs, 2 * powers * self.groups.repeat(by_group), count
-        )
+        # through the inputs
+        by_group = np.bincount(self.group, each, len(total))
+        relative = by_group / np.maximum(total, TINY)
+        input_pull = 2 * powers * self.groups.repeat(relative)
+        slope -= np.bincount(self.inputs, input_pull, count)
         return float(noise.sum())
 
 
 @dataclass(frozen=True)
 class _ActivationNoise:
-    """The noise of all quantized activations, as flat arrays over their channels.
+    """The noise of all quantized activations, as flat arrays over their channels [c].
 
-    size     log of the largest magnitude
-    labels   of the channels
-    worth    sensitivity
-    tensors  channels of one tensor
+    Attributes:
+        size: log of the largest magnitude.
+        labels: of the channels.
+        worth: sensitivity.
+        tensors: the channels of each tensor.
     """
 
     size: Float
@@ -224,26 +220,34 @@ class _ActivationNoise:
     @classmethod
     def joined(cls, parts: Sequence[_ActivationNoise]) -> _ActivationNoise:
         """All activations as one, like `_WeightNoise.joined`."""
-        return cls(
-            size=np.concatenate([part.size for part in parts]),
-            labels=np.concatenate([part.labels for part in parts]),
-            worth=np.concatenate([part.worth for part in parts]),
-            tensors=_Segments.joined([part.tensors for part in parts]),
-        )
+        return _joined_fields(cls, parts)
 
     def add(self, theta: Float, slope: Float) -> float:
         """The noise at log factors `theta`. Its gradient is added to `slope`."""
         log_maxima, shares = self.tensors.log_norms(self.size - theta[self.labels])
         squared_ranges = self.tensors.repeat(np.exp(2 * log_maxima))
-        each = (
-            squared_ranges / (12 * 255**2) * self.worth * np.exp(2 * theta[self.labels])
-        )
-        pull = 2 * each - 2 * self.tensors.repeat(self.tensors.sums(each)) * shares
+        squared_factors = np.exp(2 * theta[self.labels])
+        each = squared_ranges / (12 * 255**2) * self.worth * squared_factors
+        of_tensor = self.tensors.repeat(self.tensors.sums(each))
+        pull = 2 * each - 2 * of_tensor * shares
         slope += np.bincount(self.labels, pull, len(slope))
         return float(each.sum())
 
 
+_Term = TypeVar("_Term", _WeightNoise, _ActivationNoise)
 _Terms = Sequence[_WeightNoise | _ActivationNoise]
+
+
+def _joined_fields(kind: type[_Term], parts: Sequence[_Term]) -> _Term:
+    """A term whose arrays and segments are those of `parts` one after another."""
+    joined: dict[str, Any] = {}
+    for field in fields(kind):
+        values = [getattr(part, field.name) for part in parts]
+        is_array = isinstance(values[0], np.ndarray)
+        joined[field.name] = (
+            np.concatenate(values) if is_array else _Segments.joined(values)
+        )
+    return kind(**joined)
 
 
 def _noise_terms(
@@ -254,42 +258,32 @@ def _noise_terms(
     per_channel: bool,
 ) -> _Terms:
     """The terms of the predicted noise of `model`, whose statistics are `statistics`."""
-    all_layers = find_layers(model)
+    layers = find_layers(model)
     values = initializer_arrays(model)
-    layers = {
-        name: layer for name, layer in all_layers.items() if name in statistics.moments
-    }
-    costs = input_sensitivity(layers.values(), values, statistics)
-    propagation = SensitivityPropagation(GraphView(model), all_layers, statistics)
-    activation_costs = propagation.propagate(costs, costs)
+    observed = [layer for name, layer in layers.items() if name in statistics.moments]
+    costs = input_sensitivity(observed, values, statistics)
     worth = np.zeros(channels.count)
     for source, cost in costs.items():
         np.add.at(worth, labels_of(channels, source, len(cost)), cost)
-
     weights: list[_WeightNoise] = []
-    for name, layer in layers.items():
+    for layer in observed:
         rows = weight_rows(layer, values)
-        power = signal_power(rows, statistics.moments[name])
+        power = signal_power(rows, statistics.moments[layer.name])
         if power > 0:
-            out = labels_of(channels, name, layer.out_channels)
-            # A row that nothing sensitive reads counts by the signal of its own layer.
-            own_worth = np.where(
-                (out == FIXED) | (worth[out] == 0), 1 / power, worth[out]
-            )
             energy = _input_energy(layer, statistics)
+            own_worth = _output_worth(layer, channels, worth, power)
             weights.append(
                 _weight_noise(layer, rows, energy, own_worth, channels, per_channel)
             )
 
+    propagation = SensitivityPropagation(GraphView(model), layers, statistics)
+    activation_costs = propagation.propagate(costs, costs)
     activations: list[_ActivationNoise] = []
     for name in tensors:
         if name in activation_costs:
             histogram = statistics.histograms[name]
-            largest = np.maximum(np.maximum(histogram.high, -histogram.low), TINY)
-            labels = labels_of(channels, name, len(largest))
-            tensor = _Segments.of([0], len(largest))
             cost = activation_costs[name]
-            activations.append(_ActivationNoise(np.log(largest), labels, cost, tensor))
+            activations.append(_activation_noise(name, histogram, cost, channels))
 
     terms: list[_WeightNoise | _ActivationNoise] = []
     if weights:
@@ -299,11 +293,38 @@ def _noise_terms(
     return terms
 
 
+def _output_worth(
+    layer: Layer, channels: ChannelGroups, worth: Float, power: float
+) -> Float:
+    """The sensitivity of each output of a layer, [O], from that of each label.
+
+    `power` is the signal power of the layer.
+    """
+    out = labels_of(channels, layer.name, layer.out_channels)
+    # A row that nothing sensitive reads counts by the signal of its own layer.
+    is_unread = (out == FIXED) | (worth[out] == 0)
+    return np.where(is_unread, 1 / power, worth[out])
+
+
+def _activation_noise(
+    name: str, histogram: Histogram, cost: Float, channels: ChannelGroups
+) -> _ActivationNoise:
+    """The term of the activation `name`. `cost` [C] is its sensitivity."""
+    largest = np.maximum(histogram.high, -histogram.low)
+    return _ActivationNoise(
+        size=np.log(np.maximum(largest, TINY)),
+        labels=labels_of(channels, name, len(largest)),
+        worth=cost,
+        tensors=_Segments.of([0], len(largest)),
+    )
+
+
 def _input_energy(layer: Layer, statistics: Statistics) -> Float:
     """E[x^2] of each input channel, summed over the kernel: [G, C/G]."""
     grams = statistics.moments[layer.name].grams
-    diagonal = np.concatenate([np.einsum("gkk->gk", gram) for gram in grams], axis=1)
-    by_channel = diagonal.reshape(layer.groups, -1, int(np.prod(layer.kernel)))
+    diagonals = [np.einsum("gkk->gk", gram) for gram in grams]
+    diagonal = np.concatenate(diagonals, axis=1)
+    by_channel = diagonal.reshape(layer.groups, -1, layer.taps)
     return np.asarray(by_channel.sum(2), np.float64)
 
 
@@ -316,31 +337,36 @@ def _weight_noise(
     per_channel: bool,
 ) -> _WeightNoise:
     """The term of one layer. `rows` are its weights, `worth` [O] the sensitivity of its outputs."""
-    peaks = (
-        np.abs(rows).reshape(*rows.shape[:2], energy.shape[1], -1).max(3)
-    )  # [G, O/G, C/G]
-    is_candidate = (_are_largest(peaks, 1) | _are_largest(peaks, 2)) & (peaks > 0)
+    groups, rows_per_group, _ = rows.shape
+    magnitudes = np.abs(rows).reshape(groups, rows_per_group, -1, layer.taps)
+    peaks = magnitudes.max(3)  # [G, O/G, C/G]
+    is_candidate = _are_largest(peaks, 1) | _are_largest(peaks, 2)
+    is_candidate &= peaks > 0
     # np.nonzero returns candidates in the order of the output channels.
     group, row, column = np.nonzero(is_candidate)
-    rows_per_group = peaks.shape[1]
     output = group * rows_per_group + row
     out = labels_of(channels, layer.name, layer.out_channels)
     into = labels_of(channels, layer.source, layer.in_channels).reshape(energy.shape)
     live = np.unique(output)  # output channels with any weight
-    first = np.searchsorted(output, live) if per_channel else [0]
-    first_row = np.arange(len(live)) if per_channel else [0]
+    # one scale in all, or one for each output channel
+    first_candidates: Sequence[int] | Ids = [0]
+    first_rows: Sequence[int] | Ids = [0]
+    if per_channel:
+        first_candidates = np.searchsorted(output, live)
+        first_rows = np.arange(len(live))
+    first_inputs = np.arange(0, energy.size, energy.shape[1])
     return _WeightNoise(
         size=np.log(peaks[is_candidate]),
         into=into[group, column],
         out=out[output],
-        maxima=_Segments.of(first, len(output)),
+        maxima=_Segments.of(first_candidates, len(output)),
         rows=out[live],
         worth=worth[live],
         group=live // rows_per_group,
-        scaled=_Segments.of(first_row, len(live)),
+        scaled=_Segments.of(first_rows, len(live)),
         inputs=into.reshape(-1),
         energy=energy.reshape(-1),
-        groups=_Segments.of(np.arange(0, energy.size, energy.shape[1]), energy.size),
+        groups=_Segments.of(first_inputs, energy.size),
     )
 
 
@@ -348,7 +374,8 @@ def _are_largest(peaks: Float, axis: int) -> npt.NDArray[np.bool_]:
     """Which elements are among the CANDIDATES largest along `axis`."""
     if peaks.shape[axis] <= CANDIDATES:
         return np.ones(peaks.shape, np.bool_)
-    threshold = np.partition(peaks, -CANDIDATES, axis).take([-CANDIDATES], axis)
+    partitioned = np.partition(peaks, -CANDIDATES, axis)
+    threshold = partitioned.take([-CANDIDATES], axis)
     return np.asarray(peaks >= threshold)
 
 
