@@ -27,6 +27,13 @@ from repzoo.plugins import unknown
 
 Settings = TypeVar("Settings")
 _METADATA_KEY = "setting"
+# What a value of a type is called in messages; any other type is a path.
+NOUNS: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "True or False",
+    str: "a string",
+}
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,9 @@ class Range:
             return f"{start} {self.low:g} {end} {self.high:g}"
         if self.low == -math.inf:
             return "that is finite"
-        return (
-            f"above {self.low:g}" if self.excludes_low else f"of at least {self.low:g}"
-        )
+        if self.excludes_low:
+            return f"above {self.low:g}"
+        return f"of at least {self.low:g}"
 
 
 FINITE = Range()
@@ -106,7 +113,8 @@ def setting(
 
 def same_setting(kind: type[Any], name: str) -> Any:
     """A field with the default, help text and accepted values of the field `name` of `kind`."""
-    field = next(item for item in dataclasses.fields(kind) if item.name == name)
+    by_name = {item.name: item for item in dataclasses.fields(kind)}
+    field = by_name[name]
     return dataclasses.field(default=field.default, metadata=field.metadata)
 
 
@@ -129,11 +137,13 @@ def fields_of(kind: type[Any]) -> tuple[Field, ...]:
 @functools.cache
 def _cached_fields(kind: Any) -> tuple[Field, ...]:
     hints = get_type_hints(kind)
-    return tuple(
-        Field(item.name, hints[item.name], item.default, item.metadata[_METADATA_KEY])
-        for item in dataclasses.fields(kind)
-        if _METADATA_KEY in item.metadata
-    )
+    fields: list[Field] = []
+    for item in dataclasses.fields(kind):
+        # a dataclass may also have fields that are no settings
+        stated = item.metadata.get(_METADATA_KEY)
+        if stated is not None:
+            fields.append(Field(item.name, hints[item.name], item.default, stated))
+    return tuple(fields)
 
 
 def validate(settings: Any, owner: str = "") -> None:
@@ -197,8 +207,11 @@ def split_keywords(
             raise InputError(
                 unknown(f"setting of {verb}", name, [*names, *other_names])
             )
-    own = {name: value for name, value in keywords.items() if name in names}
-    rest = {name: value for name, value in keywords.items() if name not in names}
+    own: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for name, value in keywords.items():
+        target = own if name in names else rest
+        target[name] = value
     return own, rest
 
 
@@ -224,20 +237,23 @@ def _accepts_one(hint: Any, stated: Setting, value: Any) -> bool:
         return isinstance(value, tuple) and _accepts_elements(elements, stated, value)
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if isinstance(
-        value, bool
-    ):  # bool is a subclass of int, but True is no number of images
+    # bool is a subclass of int, but True is no number of images
+    if isinstance(value, bool):
         return hint is bool
     if hint in (int, float):
-        is_number = isinstance(value, int) or (
-            hint is float and isinstance(value, float)
-        )
-        return is_number and (stated.range is None or value in stated.range)
-    if hint is str:
-        return isinstance(value, str) and (
-            not stated.choices or value in stated.choices
-        )
-    return isinstance(value, hint)
+        return _accepts_number(hint, stated.range, value)
+    if not isinstance(value, hint):
+        return False
+    has_choices = hint is str and bool(stated.choices)
+    return not has_choices or value in stated.choices
+
+
+def _accepts_number(hint: Any, accepted: Range | None, value: Any) -> bool:
+    """Whether `value` is an int, or a float where `hint` is float, within the `accepted` range."""
+    kinds = (int, float) if hint is float else (int,)
+    if not isinstance(value, kinds):
+        return False
+    return accepted is None or value in accepted
 
 
 def _accepts_elements(
@@ -269,16 +285,18 @@ def _repeated_value(hint: Any, value: Any) -> str:
 
 def _expectation(hint: Any, stated: Setting) -> str:
     """What is accepted, in words: "an integer from 11 to 20", "one of train, deploy"."""
+    # None stands for "not given", which nobody types
     options = [option for option in alternatives(hint) if option is not types.NoneType]
-    elements = element_types(options[0])
+    first = options[0]
+    elements = element_types(first)
     if elements is not None:
         inner = _expectation(elements[0], stated)
         if elements[-1] is Ellipsis:
             return f"a tuple, each element {inner}"
         return f"{len(elements)} values, each {inner}"
-    choices = (
-        get_args(options[0]) if get_origin(options[0]) is Literal else stated.choices
-    )
+    choices = stated.choices
+    if get_origin(first) is Literal:
+        choices = get_args(first)
     if choices:
         return f"one of {', '.join(choices)}"
     nouns = {
@@ -300,7 +318,7 @@ def _coerce(hint: Any, value: Any) -> Any:
     options = alternatives(hint)
     elements = element_types(options[0])
     if elements is not None:
-        items = tuple(value) if isinstance(value, list | tuple) else (value,)
+        items = value if isinstance(value, list | tuple) else [value]
         return tuple(_coerce(elements[0], item) for item in items)
     if isinstance(value, str) and Path in options and str not in options:
         return Path(value)

@@ -70,7 +70,10 @@ class CalibrationStream:
     progress: Progress = silent
 
     def with_progress(
-        self, batches: Iterable[Images], piece: int, pieces: int
+        self,
+        batches: Iterable[Images],
+        piece: int,
+        pieces: int,
     ) -> Iterator[Images]:
         """Yield `batches` and report progress, for piece number `piece` of `pieces`."""
         done = piece * self.images
@@ -310,7 +313,9 @@ def _with_outputs(
 
 
 def batch_size(
-    model: onnx.ModelProto, tensors: Iterable[str], limit: int = PROBED_BYTES
+    model: onnx.ModelProto,
+    tensors: Iterable[str],
+    limit: int = PROBED_BYTES,
 ) -> int:
     """The largest batch whose activations `tensors` stay within `limit` bytes, 1 to MAX_BATCH.
 

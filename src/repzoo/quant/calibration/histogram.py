@@ -94,7 +94,12 @@ class Histogram:
         total = (self.counts * values).sum(1)
         return np.asarray(total / np.maximum(1, self.channel_totals))
 
-    def add(self, values: Float32, low: Float32, high: Float32) -> None:
+    def add(
+        self,
+        values: Float32,
+        low: Float32,
+        high: Float32,
+    ) -> None:
         """Count finite `values` [C, n]. `low` and `high` [C] bound them, and may reach further."""
         self.update_extremes(low, high)
         self.count_values(values)

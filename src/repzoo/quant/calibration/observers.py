@@ -80,7 +80,13 @@ class HistogramObserver(Observer):
         images: expected number of images.
     """
 
-    def __init__(self, name: str, enabled: bool, positions: int, images: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        enabled: bool,
+        positions: int,
+        images: int,
+    ) -> None:
         super().__init__(name, name)
         self.histogram = Histogram(0)
         self._enabled = enabled
@@ -153,7 +159,12 @@ class GramObserver(Observer):
         images: expected number of images.
     """
 
-    def __init__(self, layer: Layer, width: int, images: int) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        width: int,
+        images: int,
+    ) -> None:
         super().__init__(layer.source, f"columns of {layer.name}")
         self.layer = layer
         channels = max(1, width // layer.taps)
@@ -242,7 +253,11 @@ def positions_per_image(images: int) -> int:
     return max(MIN_POSITIONS, SAMPLES // max(images, 1))
 
 
-def _check_magnitude(name: str, low: Float32, high: Float32) -> None:
+def _check_magnitude(
+    name: str,
+    low: Float32,
+    high: Float32,
+) -> None:
     """Raise InputError if the extremes [C] of the tensor `name` rule out quantization."""
     is_finite = np.isfinite(low).all() and np.isfinite(high).all()
     if not is_finite:

@@ -51,7 +51,9 @@ MIN_SQUARED_SLOPE = 0.01
 
 
 def input_sensitivity(
-    reads: Iterable[Layer], values: Values, statistics: Statistics
+    reads: Iterable[Layer],
+    values: Values,
+    statistics: Statistics,
 ) -> Costs:
     """The cost of noise in each activation that the layers `reads` read, [C] by tensor name.
 
@@ -86,7 +88,9 @@ class Sensitivity:
 
 
 def activation_sensitivity(
-    graph: GraphView, layers: Mapping[str, Layer], statistics: Statistics
+    graph: GraphView,
+    layers: Mapping[str, Layer],
+    statistics: Statistics,
 ) -> dict[str, Sensitivity]:
     """The sensitivity of every activation from which noise reaches one of the `layers`."""
     observed = [layer for name, layer in layers.items() if name in statistics.moments]
@@ -111,7 +115,10 @@ class SensitivityPropagation:
     """
 
     def __init__(
-        self, graph: GraphView, layers: Iterable[str], statistics: Statistics
+        self,
+        graph: GraphView,
+        layers: Iterable[str],
+        statistics: Statistics,
     ) -> None:
         self._graph = graph
         self._histograms = statistics.histograms

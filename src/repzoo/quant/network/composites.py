@@ -91,7 +91,9 @@ def _next_node(view: GraphView, region: Mapping[str, None]) -> onnx.NodeProto | 
 
 
 def _only_output_is_read(
-    view: GraphView, region: Mapping[str, None], output: str
+    view: GraphView,
+    region: Mapping[str, None],
+    output: str,
 ) -> bool:
     """Whether nodes outside of the region read `output` and no other tensor of it."""
     for value in region:

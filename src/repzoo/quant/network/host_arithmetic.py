@@ -24,7 +24,9 @@ SATURATING_ENGINES = frozenset({"openvino"})
 
 
 def adapt_to_host(
-    scheme: QuantScheme, engine: Engine, facts: Mapping[str, Any]
+    scheme: QuantScheme,
+    engine: Engine,
+    facts: Mapping[str, Any],
 ) -> tuple[QuantScheme, str]:
     """(the scheme to use with `engine` on this host, a remark for the user or "").
 

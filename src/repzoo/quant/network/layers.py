@@ -191,7 +191,10 @@ def bias_vector(layer: Layer, values: Mapping[str, Array]) -> Float:
 
 
 def sample_positions(
-    layer: Layer, activation: Images, count: int, random: np.random.Generator
+    layer: Layer,
+    activation: Images,
+    count: int,
+    random: np.random.Generator,
 ) -> Ids | None:
     """`count` random output positions of each image, flat [N, count]; None if that is all of them.
 
@@ -211,7 +214,11 @@ def sample_positions(
     return np.asarray((positions + shifts) % total)
 
 
-def im2col(layer: Layer, activation: Images, outputs: Ids | None) -> Images:
+def im2col(
+    layer: Layer,
+    activation: Images,
+    outputs: Ids | None,
+) -> Images:
     """What the layer reads at some output positions of each image: float32 [G, K, N R].
 
     Args:
@@ -236,7 +243,9 @@ def im2col(layer: Layer, activation: Images, outputs: Ids | None) -> Images:
 
 
 def _input_positions(
-    layer: Layer, size: Sequence[int], outputs: Ids
+    layer: Layer,
+    size: Sequence[int],
+    outputs: Ids,
 ) -> tuple[Ids, Mask]:
     """(flat input position of each kernel tap [taps, N, R], whether it is inside the image).
 
@@ -256,7 +265,12 @@ def _input_positions(
     return positions.reshape(shape), is_inside.reshape(shape)
 
 
-def _tap_coordinates(layer: Layer, size: Sequence[int], axis: int, outputs: Ids) -> Ids:
+def _tap_coordinates(
+    layer: Layer,
+    size: Sequence[int],
+    axis: int,
+    outputs: Ids,
+) -> Ids:
     """What the kernel reads along one axis for output coordinates [N, R]: [kernel, N, R]."""
     padding_before, _ = _padding(layer, size)[axis]
     taps = np.arange(layer.kernel[axis]) * layer.dilations[axis] - padding_before

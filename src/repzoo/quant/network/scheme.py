@@ -179,7 +179,11 @@ def _from_table(name: str, table: Mapping[str, Any]) -> QuantScheme:
     return QuantScheme(name=name, **values)
 
 
-def _converted(value: Any, expected: type, where: str) -> Any:
+def _converted(
+    value: Any,
+    expected: type,
+    where: str,
+) -> Any:
     """`value` of a TOML file as `expected`, the type of a field. `where` names it in errors."""
     if expected is tuple:
         if isinstance(value, list) and all(isinstance(item, str) for item in value):

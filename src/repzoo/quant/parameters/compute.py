@@ -119,7 +119,10 @@ def choose_ranges(
 
 
 def _align_input_range(
-    histogram: Histogram, cost: Float, chosen: tuple[str, Range], scheme: QuantScheme
+    histogram: Histogram,
+    cost: Float,
+    chosen: tuple[str, Range],
+    scheme: QuantScheme,
 ) -> tuple[str, Range]:
     """`chosen`, aligned with the values of pixels where the scheme allows any range."""
     # a vendor tool that cannot search for ranges could not reproduce this one either
@@ -131,7 +134,9 @@ def _align_input_range(
 
 
 def _share_ranges(
-    graph: GraphView, placement: Placement, chosen: dict[str, tuple[str, Range]]
+    graph: GraphView,
+    placement: Placement,
+    chosen: dict[str, tuple[str, Range]],
 ) -> ChosenRanges:
     """`chosen` with one range on both sides of every operator that only moves data.
 
@@ -158,7 +163,9 @@ def _share_ranges(
 
 
 def _copy_range(
-    ranges: dict[str, tuple[str, Range]], source: str, targets: Iterable[str]
+    ranges: dict[str, tuple[str, Range]],
+    source: str,
+    targets: Iterable[str],
 ) -> None:
     """Give the range of `source` to those of `targets` that have one."""
     if source in ranges:
@@ -226,7 +233,9 @@ def compute_parameters(
 
 
 def write_qdq(
-    plan: QuantizationPlan, placement: Placement, scheme: QuantScheme
+    plan: QuantizationPlan,
+    placement: Placement,
+    scheme: QuantScheme,
 ) -> onnx.ModelProto:
     """The quantized model in ONNX QDQ format."""
     return qdq_writer.insert_qdq(
@@ -240,7 +249,11 @@ def write_qdq(
 
 
 def weight_scales(
-    layer: Layer, rows: Float, scheme: QuantScheme, min_scale: Float, moments: Moments
+    layer: Layer,
+    rows: Float,
+    scheme: QuantScheme,
+    min_scale: Float,
+    moments: Moments,
 ) -> Float:
     """Scales of a layer's weights, [G, O/G, 1].
 
@@ -259,7 +272,11 @@ def weight_scales(
 
 
 def _round_weights(
-    rows: Float, moments: Moments, scale: Float, limit: int, gptq: bool
+    rows: Float,
+    moments: Moments,
+    scale: Float,
+    limit: int,
+    gptq: bool,
 ) -> Float:
     """Integers [G, O, K] for the weights `rows`, by GPTQ or to nearest."""
     if not gptq:
@@ -271,7 +288,10 @@ def _round_weights(
 
 
 def pack_weights(
-    layer: Layer, integers: Float, scale: Float, scheme: QuantScheme
+    layer: Layer,
+    integers: Float,
+    scale: Float,
+    scheme: QuantScheme,
 ) -> QuantizedWeight:
     """`integers` [G, O/G, K] and `scale` [G, O/G, 1] in the shapes that a QDQ file has."""
     scales = scale.reshape(-1)
@@ -281,7 +301,9 @@ def pack_weights(
 
 
 def _input_shift(
-    layer: Layer, histogram: Histogram, parameters: ActivationParameters
+    layer: Layer,
+    histogram: Histogram,
+    parameters: ActivationParameters,
 ) -> Float:
     """E[x'] - E[x] of the layer's columns, [G, K], by clipping and rounding its input."""
     clipping = clipping_shift(histogram, *parameters.bounds)
@@ -289,7 +311,12 @@ def _input_shift(
     return np.asarray(layer.per_column(clipping + rounding))
 
 
-def bias_correction(rows: Float, quantized: Float, mean: Float, shift: Float) -> Float:
+def bias_correction(
+    rows: Float,
+    quantized: Float,
+    mean: Float,
+    shift: Float,
+) -> Float:
     """What to add to the bias, [O], so that the mean output stays.
 
     Args:
@@ -304,7 +331,9 @@ def bias_correction(rows: Float, quantized: Float, mean: Float, shift: Float) ->
 
 
 def replace_biases(
-    model: onnx.ModelProto, layers: Mapping[str, Layer], biases: Mapping[str, Float]
+    model: onnx.ModelProto,
+    layers: Mapping[str, Layer],
+    biases: Mapping[str, Float],
 ) -> onnx.ModelProto:
     """A copy of `model` with new `biases` [O] for some `layers`, each an initializer of its own."""
     result = clone(model)

@@ -154,7 +154,11 @@ def _train(
     total = trial_steps + math.ceil(options.epochs * images.count / options.batch)
     done = 0
 
-    def train(rate: float, steps: int, batches: Iterable[Tensor]) -> float:
+    def train(
+        rate: float,
+        steps: int,
+        batches: Iterable[Tensor],
+    ) -> float:
         """Train from the start, and return the loss on the trial batches."""
         nonlocal done
         student.restore(initial_state)
@@ -173,7 +177,9 @@ def _train(
 
 
 def _batches(
-    images: DistillationImages, options: FinetuneOptions, epochs: int
+    images: DistillationImages,
+    options: FinetuneOptions,
+    epochs: int,
 ) -> Iterator[Tensor]:
     """Batches of `options.batch` images, mirrored at random."""
     for epoch in range(epochs):
@@ -182,15 +188,15 @@ def _batches(
                 inputs = torch.from_numpy(loaded[start : start + options.batch])
                 # drawn even if unused, so that the seed gives the same sequence with both settings
                 flip = torch.rand(len(inputs), 1, 1, 1) < 0.5
-                yield (
-                    torch.where(flip, inputs.flip(3), inputs)
-                    if options.mirror
-                    else inputs
-                )
+                if options.mirror:
+                    inputs = torch.where(flip, inputs.flip(3), inputs)
+                yield inputs
 
 
 def _mean_loss(
-    student: _Student, teacher: fx.GraphModule, batches: Sequence[Tensor]
+    student: _Student,
+    teacher: fx.GraphModule,
+    batches: Sequence[Tensor],
 ) -> float:
     """The mean loss over `batches`."""
     with torch.no_grad():
@@ -198,7 +204,11 @@ def _mean_loss(
     return float(np.mean(losses))
 
 
-def _loss(student: _Student, teacher: fx.GraphModule, inputs: Tensor) -> Tensor:
+def _loss(
+    student: _Student,
+    teacher: fx.GraphModule,
+    inputs: Tensor,
+) -> Tensor:
     """The distillation loss of a batch: a scalar."""
     with torch.no_grad():
         target = log_softmax(teacher(inputs)[0] / TEMPERATURE, 1)
@@ -211,7 +221,11 @@ class _Optimizer:
     """Adam with a short warmup and a cosine decay to zero after `steps` steps."""
 
     def __init__(
-        self, student: _Student, teacher: fx.GraphModule, rate: float, steps: int
+        self,
+        student: _Student,
+        teacher: fx.GraphModule,
+        rate: float,
+        steps: int,
     ) -> None:
         self._student = student
         self._teacher = teacher
@@ -339,7 +353,11 @@ class _Student:
         )
 
     def _replace_argument(
-        self, node: fx.Node, index: int, name: str, module: torch.nn.Module
+        self,
+        node: fx.Node,
+        index: int,
+        name: str,
+        module: torch.nn.Module,
     ) -> None:
         """Make argument number `index` of `node` the output of `module`."""
         self._module.add_submodule(name, module)
@@ -347,7 +365,12 @@ class _Student:
             call = self._module.graph.call_module(name)
         node.args = (*node.args[:index], call, *node.args[index + 1 :])
 
-    def _insert_after(self, node: fx.Node, name: str, module: torch.nn.Module) -> None:
+    def _insert_after(
+        self,
+        node: fx.Node,
+        name: str,
+        module: torch.nn.Module,
+    ) -> None:
         """Make all consumers of `node` read the output of `module` on it."""
         self._module.add_submodule(name, module)
         consumers = list(node.users)  # taken before the call, which is a consumer too
@@ -360,7 +383,12 @@ class _Student:
 class _Weight(torch.nn.Module):
     """A layer's weight as INT8 represents it. `codes` are its integers before rounding."""
 
-    def __init__(self, quantized: QuantizedWeight, layer: Layer, limit: int) -> None:
+    def __init__(
+        self,
+        quantized: QuantizedWeight,
+        layer: Layer,
+        limit: int,
+    ) -> None:
         super().__init__()
         scale = torch.from_numpy(quantized.scale.astype(np.float32))
         if scale.numel() > 1 and not layer.transposed:

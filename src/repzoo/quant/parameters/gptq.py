@@ -47,7 +47,11 @@ CLIPPING_FRACTIONS = tuple(2 ** (-eighths / 8) for eighths in range(13))
 REMAINING_ROUNDING_NOISE = 0.5
 
 
-def round_to_nearest(rows: Float, scale: Float, limit: int = INT8_MAX) -> Float:
+def round_to_nearest(
+    rows: Float,
+    scale: Float,
+    limit: int = INT8_MAX,
+) -> Float:
     """The nearest integers in -limit..limit, of the shape of `rows`; `scale` broadcasts to it."""
     return np.asarray(np.clip(np.round(rows / scale), -limit, limit))
 
@@ -95,7 +99,10 @@ def gptq_round(
 
 
 def _sorted_and_damped(
-    gram: npt.NDArray[np.floating[Any]], order: Order, mean: Float, damping: float
+    gram: npt.NDArray[np.floating[Any]],
+    order: Order,
+    mean: Float,
+    damping: float,
 ) -> Float:
     """H / mean in float64 with rows and columns in `order` [G, K], and the damping added."""
     # group by group into one array: a Gram matrix is the largest thing in memory here
@@ -109,7 +116,10 @@ def _sorted_and_damped(
 
 
 def _round_column_by_column(
-    rows: Float, gram: Float, scale: Float, limit: int = INT8_MAX
+    rows: Float,
+    gram: Float,
+    scale: Float,
+    limit: int = INT8_MAX,
 ) -> Float:
     """Algorithm 1 of the paper, in blocks of columns: integers [G, O, K]."""
     upper = _inverse_factor(gram)
@@ -137,7 +147,11 @@ def _round_column_by_column(
 
 
 def _coordinate_descent(
-    rows: Float, gram: Float, scale: Float, integers: Float, limit: int
+    rows: Float,
+    gram: Float,
+    scale: Float,
+    integers: Float,
+    limit: int,
 ) -> Float:
     """Improve `integers` one column at a time. The error never grows."""
     result = integers.copy()
@@ -214,7 +228,9 @@ def shared_scale(
 
 
 def _clipping_error(
-    difference: Float32, grams: Sequence[Float32], blocks: Sequence[tuple[int, int]]
+    difference: Float32,
+    grams: Sequence[Float32],
+    blocks: Sequence[tuple[int, int]],
 ) -> float:
     """Squared change of the outputs if `difference` [G, O, K] is clipped off the weights."""
     if len(difference) == 1:

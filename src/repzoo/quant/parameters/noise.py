@@ -68,7 +68,11 @@ def slopes(histogram: Histogram, function: Function) -> Float:
     return np.asarray((end - start) / width)
 
 
-def clipping_shift(histogram: Histogram, low: float, high: float) -> Float:
+def clipping_shift(
+    histogram: Histogram,
+    low: float,
+    high: float,
+) -> Float:
     """Expected change of each channel's mean by clipping to low..high, [C]."""
     centers = histogram.centers
     clipped = np.clip(centers, min(low, 0.0), max(high, 0.0))
@@ -91,7 +95,10 @@ def rounding_shift(histogram: Histogram, parameters: ActivationParameters) -> Fl
 
 
 def range_losses(
-    histogram: Histogram, cost: Float, bounds: Float, function: Function = identity
+    histogram: Histogram,
+    cost: Float,
+    bounds: Float,
+    function: Function = identity,
 ) -> Float:
     """cost @ quantization_noise(histogram, low, high) for each (low, high) of `bounds` [R, 2]: [R].
 
@@ -174,7 +181,10 @@ class _CumulativeSums:
         return _difference(self.slope, start, end)
 
     def squared_distance(
-        self, start: Index | int, end: Index | int, value: Float
+        self,
+        start: Index | int,
+        end: Index | int,
+        value: Float,
     ) -> Float:
         """Sum of (f - value)^2 over the bins from `start` to `end`, exclusive: [R, C]."""
         count = _difference(self.count, start, end)
@@ -191,7 +201,11 @@ def _cumulative(values: Float) -> Float:
     return np.pad(np.cumsum(values, axis=1), ((0, 0), (1, 0)))
 
 
-def _difference(sums: Float, start: Index | int, end: Index | int) -> Float:
+def _difference(
+    sums: Float,
+    start: Index | int,
+    end: Index | int,
+) -> Float:
     """The sum from `start` to `end` for each channel; 0 where they are reversed."""
     channels = np.arange(len(sums))
     difference = sums[channels, end] - sums[channels, start]

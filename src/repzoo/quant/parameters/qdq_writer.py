@@ -262,7 +262,11 @@ class _Writer:
         return [weight_node, bias_node]
 
     def _dequantized_constant(
-        self, name: str, values: Array, scale: Array, axis: int
+        self,
+        name: str,
+        values: Array,
+        scale: Array,
+        axis: int,
     ) -> tuple[str, onnx.NodeProto]:
         """Store a quantized constant: (name of the dequantized tensor, its DequantizeLinear)."""
         scale = scale.astype(np.float32)

@@ -185,7 +185,9 @@ def choose_range(
 
 
 def _candidate_ranges(
-    histogram: Histogram, methods: Sequence[str], symmetric: bool
+    histogram: Histogram,
+    methods: Sequence[str],
+    symmetric: bool,
 ) -> list[tuple[str, Range]]:
     """(method, range) of everything that `methods` propose."""
     pooled = PooledHistogram.of(histogram)
@@ -202,7 +204,11 @@ def _candidate_ranges(
     return [(name, _symmetric_range(*bounds)) for name, bounds in candidates]
 
 
-def _shrunk_ranges(low: float, high: float, symmetric: bool) -> list[Range]:
+def _shrunk_ranges(
+    low: float,
+    high: float,
+    symmetric: bool,
+) -> list[Range]:
     """low..high, then with both sides shrunk alike, then with each side alone."""
     both: list[Range] = []
     lower: list[Range] = []
@@ -222,7 +228,11 @@ def _symmetric_range(low: float, high: float) -> Range:
     return -largest, largest
 
 
-def align_to_pixel_values(histogram: Histogram, cost: Float, bounds: Range) -> Range:
+def align_to_pixel_values(
+    histogram: Histogram,
+    cost: Float,
+    bounds: Range,
+) -> Range:
     """A range near `bounds` on whose steps the sampled values lie best; else `bounds` as they are.
 
     For the model's input, whose values come in steps of their own since pixels are bytes. Scaled to

@@ -68,7 +68,9 @@ class QuantizedWeight:
 
 
 def uint8_parameters(
-    low: float, high: float, symmetric: bool = False
+    low: float,
+    high: float,
+    symmetric: bool = False,
 ) -> ActivationParameters:
     """Cover low..high, extended to include 0, with 255 steps.
 
@@ -92,7 +94,11 @@ def int16_parameters(low: float, high: float) -> ActivationParameters:
     return ActivationParameters(_symmetric_scale(low, high, INT16_MAX), 0, 16)
 
 
-def _symmetric_scale(low: float, high: float, steps: int) -> float:
+def _symmetric_scale(
+    low: float,
+    high: float,
+    steps: int,
+) -> float:
     """The scale for which `steps` on either side of 0 cover low..high; 1 for 0..0."""
     largest = max(-low, high, 0.0)
     if largest == 0:
@@ -102,7 +108,9 @@ def _symmetric_scale(low: float, high: float, steps: int) -> float:
 
 
 def quantize_weight(
-    values: npt.NDArray[np.float32], axis: int | None, min_scale: Float | float = 0.0
+    values: npt.NDArray[np.float32],
+    axis: int | None,
+    min_scale: Float | float = 0.0,
 ) -> QuantizedWeight:
     """Round `values` to the nearest symmetric int8, with the smallest scales that do not clip.
 

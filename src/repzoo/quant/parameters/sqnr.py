@@ -217,7 +217,12 @@ class NoiseAttribution:
         histogram = self._statistics.histograms[tensor]
         return quantization_noise(histogram, low, high, steps, function)
 
-    def _attribute(self, layer: str, tensor: str, noise: Float) -> None:
+    def _attribute(
+        self,
+        layer: str,
+        tensor: str,
+        noise: Float,
+    ) -> None:
         """Add the noise over signal [C] of an activation to a layer's activation side."""
         histogram = self._statistics.histograms[tensor]
         largest = np.maximum(np.abs(histogram.low), np.abs(histogram.high))

@@ -72,7 +72,11 @@ def equalize_ranges(model: onnx.ModelProto) -> EqualizedModel:
     return rescale_channels(model, layers, channels, factors)
 
 
-def labels_of(channels: ChannelGroups, name: str, width: int) -> Labels:
+def labels_of(
+    channels: ChannelGroups,
+    name: str,
+    width: int,
+) -> Labels:
     """The labels of the `width` channels of a tensor; FIXED if they are unknown."""
     labels = channels.labels.get(name)
     if labels is None or len(labels) != width:
@@ -135,7 +139,12 @@ class _LayerMagnitudes:
         energy: sum of squares over the kernel [G, O/G, C/G].
     """
 
-    def __init__(self, layer: Layer, channels: ChannelGroups, rows: Float) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        channels: ChannelGroups,
+        rows: Float,
+    ) -> None:
         self.into = labels_of(channels, layer.source, layer.in_channels)
         self.out = labels_of(channels, layer.name, layer.out_channels)
         groups, outputs, _ = rows.shape
@@ -149,13 +158,23 @@ class _LayerMagnitudes:
         out = factors[self.out].reshape(len(sizes), -1, 1)
         return np.asarray(sizes * into / out)
 
-    def add_peaks(self, factors: Float, written: Float, read: Float) -> None:
+    def add_peaks(
+        self,
+        factors: Float,
+        written: Float,
+        read: Float,
+    ) -> None:
         """Raise `written` and `read` [labels] to this layer's largest rescaled weights."""
         sizes = self._scaled(self.peaks, factors)
         np.maximum.at(written, self.out, sizes.max(2).reshape(-1))
         np.maximum.at(read, self.into, sizes.max(1).reshape(-1))
 
-    def add_energy(self, factors: Float, written: Float, read: Float) -> None:
+    def add_energy(
+        self,
+        factors: Float,
+        written: Float,
+        read: Float,
+    ) -> None:
         """Add this layer's sums of squared rescaled weights to `written` and `read` [labels]."""
         sizes = self._scaled(self.energy, factors**2)
         np.add.at(written, self.out, sizes.sum(2).reshape(-1))
@@ -179,7 +198,10 @@ def _balancing_factors(
 
 
 def _balance(
-    start: Float, label_sets: Sequence[_LabelSet], add_sizes: _AddSizes, power: float
+    start: Float,
+    label_sets: Sequence[_LabelSet],
+    add_sizes: _AddSizes,
+    power: float,
 ) -> Float:
     """Factors that make what is written and what is read alike, one label set after another.
 

@@ -294,7 +294,10 @@ def _noise_terms(
 
 
 def _output_worth(
-    layer: Layer, channels: ChannelGroups, worth: Float, power: float
+    layer: Layer,
+    channels: ChannelGroups,
+    worth: Float,
+    power: float,
 ) -> Float:
     """The sensitivity of each output of a layer, [O], from that of each label.
 
@@ -307,7 +310,10 @@ def _output_worth(
 
 
 def _activation_noise(
-    name: str, histogram: Histogram, cost: Float, channels: ChannelGroups
+    name: str,
+    histogram: Histogram,
+    cost: Float,
+    channels: ChannelGroups,
 ) -> _ActivationNoise:
     """The term of the activation `name`. `cost` [C] is its sensitivity."""
     largest = np.maximum(histogram.high, -histogram.low)
