@@ -187,8 +187,9 @@ def ratio(first: Case, second: Case) -> Record[LatencyRatio]:
     its own is held up more than one that does not (measured: 29 times), in every round alike,
     which no interval shows.
     """
-    busy = (first.disturbed.get("used_by_others") or 0) > noise.OTHERS
-    is_comparable = not busy or first.engine.name == second.engine.name
+    others = first.disturbed.get("used_by_others") or 0
+    # Two files on one engine are held up alike, so these stay comparable.
+    busy = others > noise.OTHERS and first.engine.name != second.engine.name
     times = _over_sessions(
         _quotients(first.medians_us(), second.medians_us()), first.rounds_of
     )
@@ -207,7 +208,7 @@ def ratio(first: Case, second: Case) -> Record[LatencyRatio]:
         fps_ratio=rates.value,
         fps_ratio_low=rates.low,
         fps_ratio_high=rates.high,
-        faster=faster if is_comparable else None,
+        faster=None if busy else faster,
         busy=busy,
         rounds=len(first.rounds_us),
         openings=len(set(first.rounds_of)),

@@ -263,8 +263,8 @@ class LatencyRatio:
     ratio      median latency of `first` over that of `second`: below 1, `first` is faster
     fps_ratio  images a second of `first` over those of `second`
     faster     the side that is faster beyond doubt, by the scenario's own figure; None: undecided
-    busy       other processes used more than 10 % of the processors' time meanwhile; two engines
-               are then not compared
+    busy       two engines were timed while other processes used more than 10 % of the processors'
+               time; they are then not compared
     """
 
     setting: Setting = field(metadata=inline())
