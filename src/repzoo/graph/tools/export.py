@@ -60,6 +60,9 @@ def export(
             "give one for each"
         )
     settings = {"opset": opset, "dynamic_batch": dynamic_batch, **asdict(preprocess)}
+    if preprocess.orientation == "ignore":
+        # The only choice there was before the field existed: files stay the same byte for byte.
+        del settings["orientation"]
     return Artifact(model, name, preprocess, labels, (step,)).then(
         model, Step("export", step.version, settings)
     )
