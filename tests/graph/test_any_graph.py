@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from repzoo import verbs
+from repzoo.console import models as views
 from repzoo.errors import CertificateError, InputError
 from repzoo.graph.certificate.any_graph import make_inputs
 from repzoo.graph.fold import algebra
@@ -109,3 +111,18 @@ def test_sides_of_one_name_get_one_size() -> None:
         assert len(feeds["x"]) == len(feeds["k"])
         assert set(np.unique(feeds["k"])) <= {0, 1}
         assert feeds["u"].dtype == np.uint8
+
+
+def test_the_summary_counts_and_verbose_lists() -> None:
+    signature, body, _ = GRAPHS["feature maps"]
+    folded = verbs.fold(model_of(signature, body))
+    again = verbs.fold(folded)
+    assert folded.certificate is not None
+    assert again.certificate is not None
+    path = Path("out.onnx")
+    summary = views.certificate(folded.certificate, path).shown
+    assert summary[0] == "2 nodes folded into 1"
+    assert summary[-1] == "out.onnx written"
+    verbose = views.certificate(folded.certificate, path, verbose=True).shown
+    assert verbose[0].row_count == 1
+    assert views.certificate(again.certificate, path).shown[0] == "nothing to fold"

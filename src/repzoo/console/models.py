@@ -222,7 +222,9 @@ def certificate(proof: Certificate, path: Path, verbose: bool = False) -> View:
 def _fold_counts(proof: Certificate) -> str:
     """How many folds were made, and how many refused."""
     nodes = sum(len(fold.nodes) for fold in proof.folds)
-    counts = f"{len(proof.folds)} folds replace {nodes} nodes"
+    counts = f"{nodes} nodes folded into {len(proof.folds)}"
+    if not proof.folds:
+        counts = "no folds; nodes that change nothing were removed"
     refused = len(proof.refusals)
     return f"{counts}; {refused} refused (--verbose says why)" if refused else counts
 

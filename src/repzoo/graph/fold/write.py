@@ -35,12 +35,13 @@ def nodes_for(
     if expression.flat:
         return _linear_nodes(inputs, like, names)
     geometry = affine.geometry
-    attributes: dict[str, int | tuple[int, ...]] = {
-        "kernel_shape": geometry.kernel,
-        "strides": geometry.strides,
-        "pads": geometry.pads,
-        "dilations": geometry.dilations,
-        "group": geometry.groups,
+    # Typed: onnx-ir takes longer to find out the type of a value than all else here.
+    attributes = {
+        "kernel_shape": ir.AttrInt64s("kernel_shape", geometry.kernel),
+        "strides": ir.AttrInt64s("strides", geometry.strides),
+        "pads": ir.AttrInt64s("pads", geometry.pads),
+        "dilations": ir.AttrInt64s("dilations", geometry.dilations),
+        "group": ir.AttrInt64("group", geometry.groups),
     }
     return [ir.node("Conv", inputs, attributes=attributes, name=names[0])]
 
