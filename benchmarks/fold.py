@@ -1,11 +1,10 @@
-"""What a fold and its certificate cost in time and memory, beside timm's own fold followed by
-an export.
+"""What a fold and its certificate cost in time and memory, beside timm's fold and an export.
 
     python -m benchmarks.fold [MODEL] [ROUNDS]
 
-MODEL is a catalog name (repvgg_b3). Each measurement has a process of its own, and rounds take
-turns, so that a busy machine is busy for all. Time leaves out imports and reading; memory is
-the process's peak, with reading and imports in it.
+MODEL is a catalog name (default: repvgg_b3). Each measurement has a process of its own, and the
+kinds take turns, so that a busy machine is busy for all. Time leaves out imports and reading.
+Memory is the process's peak, with reading and imports in it.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 from repzoo.measure import stats
 
@@ -71,58 +70,64 @@ def reparameterize(name: str) -> Callable[[], object]:
     return run
 
 
-def one(kind: str, name: str, path: Path) -> Reading:
-    """Run in a process of its own: wall and CPU seconds, and the peak in bytes."""
+def measure_here(kind: str, name: str, path: Path) -> Reading:
+    """Run in this process: wall and CPU seconds, and the peak memory in bytes."""
     work = work_for(kind, name, path)
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    cpu = time.process_time()
     work()
-    taken = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
     return {
-        **taken,
+        "wall": time.perf_counter() - wall,
+        "cpu": time.process_time() - cpu,
+        # The system counts in KiB.
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
     }
 
 
-def measured(kind: str, name: str, path: Path) -> Reading:
+def measure_apart(kind: str, name: str, path: Path) -> Reading:
+    """`measure_here` in a process of its own, whose peak is its own."""
     command = [sys.executable, "-m", "benchmarks.fold", "--one", kind, name, str(path)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    reading: Reading = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, check=True, capture_output=True, text=True)
+    reading: Reading = json.loads(process.stdout.splitlines()[-1])
     return reading
 
 
 def export(name: str, path: Path) -> None:
-    """The training form, in a process whose memory does not count."""
-    code = "import sys; from pathlib import Path; from repzoo import verbs; verbs.export(sys.argv[1]).save(Path(sys.argv[2]))"
+    """Write the training form, in a process whose memory does not count."""
+    code = (
+        "import sys; from pathlib import Path; from repzoo import verbs; "
+        "verbs.export(sys.argv[1]).save(Path(sys.argv[2]))"
+    )
     subprocess.run([sys.executable, "-c", code, name, str(path)], check=True)
 
 
-def shown(values: list[float], unit: str) -> str:
-    found = stats.median_interval(values)
-    return f"{found.value:.2f} {unit} ({found.low:.2f} .. {found.high:.2f})"
+def median_text(values: list[float], unit: str) -> str:
+    """Median and interval of `values`."""
+    median = stats.median_interval(values)
+    return f"{median.value:.2f} {unit} ({median.low:.2f} .. {median.high:.2f})"
 
 
-def report(name: str, size: int, readings: dict[str, list[Reading]]) -> None:
+def print_report(name: str, size: int, readings: dict[str, list[Reading]]) -> None:
+    """Print every kind's time and memory, and the ratios of timm's times to ours."""
+    rounds = len(readings["fold"])
     print(
-        f"{name}: {size / 1e6:,.0f} MB, {len(readings['fold'])} rounds; median and interval "
-        "(the range where rounds are few)"
+        f"{name}: {size / 1e6:,.0f} MB, {rounds} rounds; median and interval (the range where "
+        "rounds are few)"
     )
     for kind in KINDS:
-        seconds = (
-            f"{shown([item[key] for item in readings[kind]], 's ' + key)}"
-            for key in ("wall", "cpu")
-        )
-        peak = shown(
-            [item["peak"] / size for item in readings[kind]],
-            "x the model's size at the peak",
-        )
-        print(f"{kind:12}", *seconds, peak, sep="  ")
-    for kind in ("fold", "certificate"):
+        rows = readings[kind]
+        texts = []
         for key in ("wall", "cpu"):
-            pairs: list[Any] = list(zip(readings["timm"], readings[kind], strict=True))
-            print(
-                "timm + export takes "
-                f"{shown([theirs[key] / ours[key] for theirs, ours in pairs], f'times the {key} of {kind}')}"
-            )
+            texts.append(median_text([row[key] for row in rows], f"s {key}"))
+        peaks = [row["peak"] / size for row in rows]
+        texts.append(median_text(peaks, "x the model's size at the peak"))
+        print(f"{kind:12}", *texts, sep="  ")
+    for kind, key in product(("fold", "certificate"), ("wall", "cpu")):
+        pairs = zip(readings["timm"], readings[kind], strict=True)
+        ratios = [theirs[key] / ours[key] for theirs, ours in pairs]
+        print(
+            f"timm + export takes {median_text(ratios, f'times the {key} of {kind}')}"
+        )
 
 
 def main() -> None:
@@ -140,12 +145,13 @@ def main() -> None:
         readings: dict[str, list[Reading]] = {kind: [] for kind in KINDS}
         for _ in range(rounds):
             for kind in KINDS:
-                readings[kind].append(measured(kind, name, path))
-        report(name, path.stat().st_size, readings)
+                readings[kind].append(measure_apart(kind, name, path))
+        print_report(name, path.stat().st_size, readings)
 
 
 if __name__ == "__main__":
     if "--one" in sys.argv:
-        print(json.dumps(one(sys.argv[2], sys.argv[3], Path(sys.argv[4]))))
+        reading = measure_here(sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+        print(json.dumps(reading))
     else:
         main()

@@ -1,5 +1,6 @@
-"""How fast the spine is, beside what a user would write without it. Prints ratios from
-interleaved rounds, with intervals.
+"""How fast evaluation and fold are, beside what a user would write without repzoo.
+
+Prints ratios from interleaved rounds, with intervals.
 
     python -m benchmarks.spine [PHOTOS]
 
@@ -48,12 +49,14 @@ def compare(
     title: str, ours: Callable[[], object], theirs: Callable[[], object]
 ) -> None:
     """Run both in turns and print how many times as long theirs takes."""
-    ours(), theirs()
+    # The first run of each compiles and fills caches.
+    ours()
+    theirs()
     ratios = [seconds(theirs) / seconds(ours) for _ in range(ROUNDS)]
-    found = stats.median_interval(ratios)
+    median = stats.median_interval(ratios)
     print(
-        f"{title}: {found.value:.2f} times as long (95 % interval {found.low:.2f} .. "
-        f"{found.high:.2f}, {ROUNDS} rounds)"
+        f"{title}: {median.value:.2f} times as long (95 % interval {median.low:.2f} .. "
+        f"{median.high:.2f}, {ROUNDS} rounds)"
     )
 
 
@@ -88,9 +91,8 @@ def evaluation(photos: Path) -> None:
             return len(paths)
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            return self.transform(
-                Image.open(paths[index]).convert("RGB")
-            ), data.targets[index]
+            image = Image.open(paths[index]).convert("RGB")
+            return self.transform(image), data.targets[index]
 
     def theirs() -> None:
         with torch.inference_mode():
@@ -129,11 +131,12 @@ def folding() -> None:
 
 
 def main() -> None:
-    """Run both."""
-    with tempfile.TemporaryDirectory() as folder:
-        evaluation(
-            Path(sys.argv[1]) if len(sys.argv) > 1 else noise_photos(Path(folder))
-        )
+    """Compare evaluation, then folding."""
+    if len(sys.argv) > 1:
+        evaluation(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            evaluation(noise_photos(Path(folder)))
     folding()
 
 

@@ -1,16 +1,17 @@
-"""What repzoo's training loop adds to a bare one: images a second of both on the same model,
-images and settings, in turns.
+"""What repzoo's training loop adds to a bare one, in images per second and processor time.
 
     python -m benchmarks.train IMAGES [MODEL] [--images 1024] [--rounds 9] [--workers 1]
     [--recipe photos]
 
 IMAGES is a folder of class folders (its `train` below, where there is one). Each round trains
-MODEL (default: repghostnet_050) anew for one epoch with repzoo, state saved at its end, and so
-does a loop as one would write it on PyTorch and timm: the same augmentation, batches, mixing,
-optimizer, schedule and EMA, and nothing else: no seeds, no state, no log, no progress, no check
-of the loss. Every other round goes backwards. Printed is repzoo's images a second over the
-loop's, wanted: 0.95; and its processor seconds, workers included, over the loop's, which other
-work on the machine disturbs less: wanted at most 1.05.
+MODEL (default: repghostnet_050) anew for one epoch with repzoo, whose state is saved at the end.
+So does a loop as one would write it on PyTorch and timm: the same augmentation, batches, mixing,
+optimizer, schedule and EMA, and nothing else (no seeds, state, log, progress or check of the
+loss). Every other round runs in reverse order.
+
+Printed are repzoo's images per second over the loop's (wanted: 0.95), and its processor seconds,
+workers included, over the loop's (wanted: at most 1.05). Other work on the machine disturbs the
+second less.
 """
 
 from __future__ import annotations
@@ -77,8 +78,10 @@ def ours(setting: Setting) -> Callable[[], object]:
 
 def bare(setting: Setting) -> Callable[[], object]:
     """The same by hand."""
-    student, chosen = setting.student(), setting.recipe
-    module, steps = student.module, len(setting.data) // chosen.batch
+    student = setting.student()
+    chosen = setting.recipe
+    module = student.module
+    steps = len(setting.data) // chosen.batch
     optimizer = timm.optim.create_optimizer_v2(
         module, opt=chosen.optimizer, lr=chosen.lr, weight_decay=chosen.weight_decay
     )
@@ -113,21 +116,32 @@ def bare(setting: Setting) -> Callable[[], object]:
 
 
 def _loader(setting: Setting, student: Student) -> Any:
-    chosen, preprocess, data = setting.recipe, student.preprocess, setting.data
+    chosen = setting.recipe
+    preprocess = student.preprocess
+    data = setting.data
     transform = timm.data.create_transform(
-        (3, preprocess.size, preprocess.size), is_training=True, scale=chosen.scale, hflip=chosen.hflip,
-        auto_augment=chosen.auto_augment or None, re_prob=chosen.erase, re_mode="pixel", color_jitter=None,
-        interpolation=preprocess.interpolation, mean=preprocess.mean, std=preprocess.std,
-    )  # fmt: skip
+        (3, preprocess.size, preprocess.size),
+        is_training=True,
+        scale=chosen.scale,
+        hflip=chosen.hflip,
+        auto_augment=chosen.auto_augment or None,
+        re_prob=chosen.erase,
+        re_mode="pixel",
+        color_jitter=None,
+        interpolation=preprocess.interpolation,
+        mean=preprocess.mean,
+        std=preprocess.std,
+    )
 
     class Images(torch.utils.data.Dataset[Any]):
+        """The training images, transformed."""
+
         def __len__(self) -> int:
             return len(data)
 
         def __getitem__(self, index: int) -> tuple[Any, int]:
-            return transform(data.load(data.keys[index]).convert("RGB")), data.targets[
-                index
-            ]
+            image = data.load(data.keys[index]).convert("RGB")
+            return transform(image), data.targets[index]
 
     return DataLoader(
         Images(),
@@ -147,24 +161,25 @@ class Cost:
 
 
 def cost_of(work: Callable[[], object]) -> Cost:
-    """What `work` takes."""
-    began, used = time.perf_counter(), sum(os.times()[:4])
+    """The cost of one call."""
+    began = time.perf_counter()
+    used = sum(os.times()[:4])
     work()
     return Cost(time.perf_counter() - began, sum(os.times()[:4]) - used)
 
 
-def said(title: str, values: list[float]) -> None:
-    """The median with its interval."""
-    found = stats.median_interval(values)
+def print_median(title: str, values: list[float]) -> None:
+    """Print the median with its interval."""
+    median = stats.median_interval(values)
     print(
-        f"{title}: {found.value:.3f} (95 % interval {found.low:.3f} .. {found.high:.3f}, "
+        f"{title}: {median.value:.3f} (95 % interval {median.low:.3f} .. {median.high:.3f}, "
         f"{len(values)} rounds)",
         flush=True,
     )
 
 
-def main() -> None:
-    """Measure and print."""
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -174,44 +189,50 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--recipe", default="photos")
-    options = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or available_cores()))
+    return parser.parse_args()
+
+
+def make_setting(options: argparse.Namespace) -> Setting:
+    """What both loops train, from the command line.
+
+    Raises:
+        RepzooError: a recipe that the hand-written loop cannot follow.
+    """
     source = open_source(options.images_folder)
     whole = source.join("train" if "train" in source.parts else "all")
-    every = max(1, len(whole) // options.images)
-    data = whole.subset(range(0, every * min(options.images, len(whole)), every))
-    chosen = (
-        recipe(options.recipe)
-        .for_model(options.model)
-        .changed(epochs=1, warmup_epochs=0, mix_off_epochs=0, distill="")
-    )
+    step = max(1, len(whole) // options.images)
+    end = step * min(options.images, len(whole))
+    usual = recipe(options.recipe).for_model(options.model)
+    chosen = usual.changed(epochs=1, warmup_epochs=0, mix_off_epochs=0, distill="")
     if not (chosen.mixup or chosen.cutmix) or chosen.clip or chosen.repeats > 1:
         raise RepzooError(
             "the hand-written loop mixes, and neither clips nor repeats; give such a --recipe"
         )
-    setting = Setting(options.model, data, chosen, options.workers)
-    found: dict[str, list[Cost]] = {"repzoo": [], "bare": []}
+    data = whole.subset(range(0, end, step))
+    return Setting(options.model, data, chosen, options.workers)
+
+
+def main() -> None:
+    """Measure both loops in turns and print the ratios."""
+    options = parse_arguments()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or available_cores()))
+    setting = make_setting(options)
+    loops = {"repzoo": ours, "bare": bare}
+    costs: dict[str, list[Cost]] = {name: [] for name in loops}
     for turn in range(options.rounds + 1):
-        for name, made in sorted(
-            {"repzoo": ours, "bare": bare}.items(), reverse=bool(turn % 2)
-        ):
-            cost = cost_of(made(setting))
-            if turn:
-                found[name].append(cost)
-    images = len(data) // chosen.batch * chosen.batch
-    for name, costs in found.items():
-        said(
-            f"{setting.model} {name}, images/s", [images / one.seconds for one in costs]
-        )
-    pairs = list(zip(found["repzoo"], found["bare"], strict=True))
-    said(
-        "repzoo over bare, images/s",
-        [other.seconds / own.seconds for own, other in pairs],
-    )
-    said(
-        "repzoo over bare, processor seconds",
-        [own.processor / other.processor for own, other in pairs],
-    )
+        for name in sorted(loops, reverse=bool(turn % 2)):
+            cost = cost_of(loops[name](setting))
+            if turn:  # the first round warms up
+                costs[name].append(cost)
+    images = len(setting.data) // setting.recipe.batch * setting.recipe.batch
+    for name, rows in costs.items():
+        rates = [images / cost.seconds for cost in rows]
+        print_median(f"{setting.model} {name}, images/s", rates)
+    pairs = list(zip(costs["repzoo"], costs["bare"], strict=True))
+    speeds = [other.seconds / own.seconds for own, other in pairs]
+    print_median("repzoo over bare, images/s", speeds)
+    times = [own.processor / other.processor for own, other in pairs]
+    print_median("repzoo over bare, processor seconds", times)
 
 
 if __name__ == "__main__":

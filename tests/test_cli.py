@@ -17,7 +17,8 @@ from PIL import Image
 
 from repzoo import __version__, job
 from repzoo.artifact import Artifact
-from repzoo.cli import cli
+from repzoo.cli import COMMAND_GROUPS, cli
+from repzoo.console import output
 from repzoo.measure import record
 from repzoo.zoo import catalog, embedded
 
@@ -71,6 +72,11 @@ def test_help_fits_and_the_group_lists_every_command(run: Run, command: str) -> 
     assert fits(ran.out)
     if not command:
         assert all(f" {name} " in ran.out for name in COMMANDS)
+
+
+def test_every_command_is_in_one_group_of_the_help() -> None:
+    grouped = [name for names in COMMAND_GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(cli.commands)
 
 
 def test_every_command_and_every_option_has_help_text() -> None:
@@ -517,3 +523,44 @@ def test_a_label_cannot_steer_the_terminal(
     failed = run("predict", path, tmp_path / "\x1b[2Jdog.png")
     assert failed.code == 2
     assert "\x1b" not in failed.err
+
+
+# Progress without a terminal
+
+
+def test_a_long_command_prints_a_line_for_each_stage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "QUIET_SECONDS", 0.0)
+    with output.Console(as_json=True) as console:
+        console.progress("calibrate", 0, 20)
+        console.progress("calibrate", 10, 20)
+        console.progress("fold", 0, 0)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "calibrate: 0 of 20\nfold: ...\n"
+
+
+def test_a_short_command_prints_no_progress(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with output.Console(as_json=True) as console:
+        console.progress("calibrate", 0, 20)
+    assert capsys.readouterr().err == ""
+
+
+# Outputs
+
+
+def test_outputs_are_refused_before_the_work(
+    run: Run, model_file: Path, tmp_path: Path
+) -> None:
+    both = tmp_path / "both.onnx"
+    ran = run("fold", model_file, "-o", both, "--certificate", both)
+    assert (ran.code, ran.out) == (2, "")
+    assert "two outputs would both be written" in ran.err
+    ran = run("bench", model_file, "--append", tmp_path)
+    assert (
+        ran.err
+        == f"repzoo: {tmp_path} is a directory; give a file name with --append\n"
+    )

@@ -66,7 +66,7 @@ def test_an_unknown_name_offers_the_nearest() -> None:
     assert unknown("model", "repvgg_a9", many).endswith(
         "did you mean repvgg_a1 or repvgg_a0?"
     )
-    assert unknown("model", "zzz", many).endswith("fasternet_9 and 10 more")
+    assert unknown("model", "zzz", many).endswith("fasternet_1 and 18 more")
 
 
 def test_a_name_that_is_spelled_otherwise_is_not_guessed() -> None:

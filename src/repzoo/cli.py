@@ -18,7 +18,7 @@ from repzoo import __version__
 from repzoo.artifact import Preprocess
 from repzoo.console.commands import catalog, jobs, measure, transform
 from repzoo.console.commands.shared import INTERRUPTED, PIPE_CLOSED
-from repzoo.errors import AssumedPreprocess, RepzooError
+from repzoo.errors import AssumedPreprocess, InputError, RepzooError
 from repzoo.printable import one_line
 from repzoo.settings import fields_of
 
@@ -37,6 +37,13 @@ class _Group(click.RichGroup):
                 raise  # a defect: the one case in which a traceback helps
             click.echo(f"repzoo: {one_line(error)}", err=True)
             sys.exit(error.exit_code)
+        except MemoryError:
+            click.echo(
+                "repzoo: this needs more memory than there is; check the sizes in the model's "
+                "graph, or give fewer or smaller images",
+                err=True,
+            )
+            sys.exit(InputError.exit_code)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
         except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
@@ -78,6 +85,23 @@ for _command in (
     cli.add_command(_command)
 
 
+# The order of a newcomer's questions, not of the alphabet.
+COMMAND_GROUPS = {
+    "The whole job": ["card"],
+    "Models and weights": ["list", "info", "download", "export", "convert", "train"],
+    "Fold and quantize": ["fold", "quantize", "embed-input"],
+    "Use and measure": ["predict", "evaluate", "bench", "count", "mismatch", "engines"],
+}
+
+
+def _group_commands() -> None:
+    """Let `--help` list the commands by purpose."""
+    click.rich_click.COMMAND_GROUPS["repzoo"] = [
+        {"name": name, "commands": commands}
+        for name, commands in COMMAND_GROUPS.items()
+    ]
+
+
 def _group_options() -> None:
     """Let `--help` list the options about images in a panel of their own."""
     preprocessing = [
@@ -98,6 +122,7 @@ def _group_options() -> None:
         ]
 
 
+_group_commands()
 _group_options()
 
 

@@ -21,6 +21,13 @@ from repzoo.protobuf_stream import clone
 MAX_DEPTH = 64  # nesting of a metadata document
 MAX_INPUT_ELEMENTS = 2**29  # of one input, 2 GB in float32
 _KNOWN_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {0}
+# Types that are stored in fewer bits than a byte, or as text.
+_PACKED_TYPES = frozenset(
+    value
+    for name, value in onnx.TensorProto.DataType.items()
+    if name in ("UNDEFINED", "STRING")
+    or name.endswith(("INT4", "INT2", "E2M1", "E2M3", "E3M2"))
+)
 
 
 @dataclass(frozen=True)
@@ -258,6 +265,20 @@ def _require_storable(model: onnx.ModelProto, where: str) -> None:
                 f"{where} holds the weight {item.name!r} of the unknown type {item.data_type}; "
                 "it is damaged, or of a newer version of ONNX"
             )
+        _require_whole(item, where)
+
+
+def _require_whole(item: onnx.TensorProto, where: str) -> None:
+    """Refuse raw data of another length than the shape says; the checker does not look."""
+    if not item.HasField("raw_data") or item.data_type in _PACKED_TYPES:
+        return
+    itemsize = onnx.helper.tensor_dtype_to_np_dtype(item.data_type).itemsize
+    expected = math.prod(item.dims) * itemsize
+    if len(item.raw_data) != expected:
+        raise InputError(
+            f"{where} is damaged: the weight {item.name!r} has {len(item.raw_data)} bytes where "
+            f"its shape {list(item.dims)} takes {expected}; export it again"
+        )
 
 
 def _require_feasible_inputs(model: onnx.ModelProto, where: str) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from repzoo.errors import InputError, MissingExtra
 
-# Names of a kind that an error message lists; of more, the first.
+# So many names of a kind an error message lists. Of more it shows a few, as examples.
 LISTED_NAMES = 12
+SAMPLE_NAMES = 4
 # Similarity (0..1) from which on a name is offered as a correction. Below it the guess is
 # wrong more often than right: "tensorrt" and "pytorch" have 0.4.
 SPELLED_ALIKE = 0.6
@@ -105,6 +106,6 @@ def unknown(kind: str, name: str, known: Mapping[str, Any] | list[str]) -> str:
     if len(names) <= LISTED_NAMES:
         hints.append(f"known: {', '.join(names)}")
     elif not near:
-        more = len(names) - LISTED_NAMES
-        hints.append(f"known: {', '.join(names[:LISTED_NAMES])} and {more} more")
+        more = len(names) - SAMPLE_NAMES
+        hints.append(f"known: {', '.join(names[:SAMPLE_NAMES])} and {more} more")
     return f"no {kind} is called {name!r}; {' '.join(hints)}"

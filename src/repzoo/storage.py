@@ -182,47 +182,64 @@ def write_together(contents: Sequence[tuple[Path, Data]]) -> None:
     Raises:
         InputError: as `written_aside`, or one target named twice.
     """
-    if len({path.resolve() for path, _ in contents}) < len(contents):
-        raise InputError(
-            f"two outputs would both be written to {contents[0][0]}; give each its own file"
-        )
+    require_different(path for path, _ in contents)
     with contextlib.ExitStack() as stack:
         for path, data in contents:
             _fill(stack.enter_context(written_aside(path)), data)
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: Path, option: str = "-o") -> None:
     """Refuse an output file that could not be written, before any work is done.
 
     Nothing is created.
+
+    option  that named `path`, for the message
 
     Raises:
         InputError: a directory, a device, a folder that cannot be made or is read-only.
     """
     if path.is_dir():
-        raise InputError(f"{path} is a directory; give a file name with -o")
+        raise InputError(f"{path} is a directory; give a file name with {option}")
     # Renaming over a device such as /dev/null would replace it.
     if path.exists() and not path.is_file():
-        raise InputError(f"{path} is not a regular file; give another name with -o")
-    require_writable_folder(path.parent)
+        raise InputError(
+            f"{path} is not a regular file; give another name with {option}"
+        )
+    require_writable_folder(path.parent, option)
 
 
-def require_writable_folder(path: Path) -> None:
+def require_writable_folder(path: Path, option: str = "-o") -> None:
     """Like `require_writable`, for a folder that may not exist yet."""
     above = path.absolute()
     while not above.exists():
         above = above.parent
     if not above.is_dir():
         raise InputError(
-            f"the folder {path} cannot be made: {above} is a file; give another with -o"
+            f"the folder {path} cannot be made: {above} is a file; give another with {option}"
         )
     try:
         # The only reliable test: permissions do not show read-only file systems, nor apply to root.
         tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
         raise InputError(
-            f"the folder {path} cannot be written: {error.strerror or error}; give another with -o"
+            f"the folder {path} cannot be written: {error.strerror or error}; give another with "
+            f"{option}"
         ) from None
+
+
+def require_different(paths: Iterable[Path]) -> None:
+    """Refuse two outputs of the same path.
+
+    Raises:
+        InputError: a path is named twice.
+    """
+    seen = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise InputError(
+                f"two outputs would both be written to {path}; give each its own file"
+            )
+        seen.add(path.resolve())
 
 
 def append_lines(path: Path, lines: list[str]) -> None:

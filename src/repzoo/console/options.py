@@ -163,13 +163,19 @@ def _click_type(hint: Any, stated: Setting) -> click.ParamType[Any]:
         plain: click.ParamType[Any] = convert_type(hint)
         return plain
     if hint is int:
-        return click.IntRange(_bound(stated.range.low), _bound(stated.range.high))
+        return _IntegerRange(_bound(stated.range.low), _bound(stated.range.high))
     return _FiniteNumber() if stated.range == FINITE else _FiniteRange(stated.range)
 
 
 def _bound(value: float) -> Any:
     """The bound of a range as click wants it: None where there is none."""
     return None if math.isinf(value) else int(value)
+
+
+class _IntegerRange(click.IntRange):
+    """An integer in a range. click would call text "not a valid integer range"."""
+
+    name = "integer"
 
 
 class _FiniteNumber(FloatParamType):

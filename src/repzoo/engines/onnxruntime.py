@@ -5,20 +5,31 @@
 
 from __future__ import annotations
 
+import threading
+
 import onnx
 import onnx.numpy_helper
 import onnxruntime as ort
 
 from repzoo import protobuf_stream as wire
 from repzoo.engines import Array, Feeds
+from repzoo.engines.limits import (
+    LOOP_SECONDS,
+    LOOPS,
+    VALUE_SIZED,
+    VALUE_SIZED_BYTES,
+    available_memory,
+    memory_limit,
+    operators_in,
+)
 from repzoo.engines.signature import Signature, describe, numbers, signature_of
 from repzoo.errors import InputError, first_line
 
+ONLY_FATAL = 4  # of ONNX Runtime's log severities
+# Its own messages go to stderr, beside our sentence that says the same.
+ort.set_default_logger_severity(ONLY_FATAL)
 # Bytes from which on a weight is shared with a session instead of copied into it.
 SHARED_WEIGHT_BYTES = 2**20
-ONLY_FATAL = (
-    4  # ONNX Runtime's log severity: its own messages repeat what the exception says
-)
 MAX_MESSAGE = 2**31 - 2**24  # bytes of weights that protobuf writes in one message
 
 
@@ -57,18 +68,21 @@ class OnnxRuntime:
     ) -> OnnxRuntimeSession:
         """See `engines.Engine.open`."""
         options = _session_options(threads, exact, self._exact_products)
+        operators = operators_in(model)
         shared: list[ort.OrtValue] = []
         # ONNX Runtime raises a class of its own for each status code.
         try:
             stored = sum(item.ByteSize() for item in model.graph.initializer)
             if exact or stored > MAX_MESSAGE:
                 model, shared = _share_weights(model, options)
-            session = ort.InferenceSession(
-                model.SerializeToString(), options, providers=[self._provider]
-            )
+            # Compiling computes what depends on constants alone.
+            with memory_limit(_limit_for(operators)):
+                session = ort.InferenceSession(
+                    model.SerializeToString(), options, providers=[self._provider]
+                )
         except Exception as error:
             raise InputError(
-                f"onnxruntime cannot compile this model: {first_line(error)}"
+                f"onnxruntime cannot compile this model: {_reason(error)}"
             ) from None
         # It falls back to the CPU with no more than a log line.
         if self._provider not in session.get_providers():
@@ -76,7 +90,7 @@ class OnnxRuntime:
                 f"{self.name} cannot start here (its libraries or its device are missing); use "
                 "onnxruntime"
             )
-        return OnnxRuntimeSession(session, signature_of(model), shared)
+        return OnnxRuntimeSession(session, signature_of(model), shared, operators)
 
 
 class OnnxRuntimeSession:
@@ -87,11 +101,15 @@ class OnnxRuntimeSession:
         session: ort.InferenceSession,
         signature: Signature,
         shared: list[ort.OrtValue],
+        operators: set[str],
     ) -> None:
         """`shared` are the weights that `session` reads but does not own."""
         self._session = session
         self._shared = shared  # must live as long as the session
         self._signature = signature
+        self._operators = operators
+        self._is_value_sized = bool(operators & VALUE_SIZED)
+        self._seen_shapes: set[tuple[tuple[int, ...], ...]] = set()
 
     def run(self, inputs: Array | Feeds) -> Array:
         """See `engines.Session.run`."""
@@ -100,13 +118,57 @@ class OnnxRuntimeSession:
     def run_all(self, inputs: Array | Feeds) -> list[Array]:
         """See `engines.Session.run_all`."""
         try:
-            outputs = self._session.run(None, self._signature.feeds(inputs))
-            return [numbers(output) for output in outputs]
+            feeds = self._signature.feeds(inputs)
+            shapes = tuple(array.shape for array in feeds.values())
+            # Later runs of a shape need what its first run needed: see engines/limits.py.
+            if shapes in self._seen_shapes and not self._is_value_sized:
+                return self._run(feeds)
+            with memory_limit(_limit_for(self._operators)):
+                outputs = self._run(feeds)
+            self._seen_shapes.add(shapes)
+            return outputs
         except Exception as error:
             raise InputError(
-                f"onnxruntime cannot run this model on {describe(inputs)}: "
-                f"{first_line(error)}"
+                f"onnxruntime cannot run this model on {describe(inputs)}: {_reason(error)}"
             ) from None
+
+    def _run(self, feeds: Feeds) -> list[Array]:
+        options = None
+        timer = None
+        if self._operators & LOOPS:
+            options = ort.RunOptions()
+            options.log_severity_level = ONLY_FATAL
+            timer = threading.Timer(LOOP_SECONDS, _terminate, [options])
+            timer.start()
+        try:
+            outputs = self._session.run(None, feeds, options)
+        finally:
+            if timer:
+                timer.cancel()
+        return [numbers(output) for output in outputs]
+
+
+def _terminate(options: ort.RunOptions) -> None:
+    """End a run; ONNX Runtime looks before each node, in every turn of a Loop."""
+    options.terminate = True
+
+
+def _limit_for(operators: set[str]) -> int:
+    """Bytes that one compilation or run may ask for; 0 for no limit."""
+    available = available_memory()
+    if operators & VALUE_SIZED and available:
+        return min(VALUE_SIZED_BYTES, available)
+    return available
+
+
+def _reason(error: Exception) -> str:
+    """Why a run failed, in words where ONNX Runtime's own would not help."""
+    text = first_line(error)
+    if "terminate flag" in text:
+        return f"a Loop or Scan in it did not end within {LOOP_SECONDS:g} s"
+    if isinstance(error, MemoryError) or "llocat" in text:
+        return "it needs more memory than there is; check the sizes in its graph"
+    return text
 
 
 def _session_options(

@@ -371,7 +371,8 @@ def logits_of(
         if len(images) < size:
             padding = np.zeros((size - len(images), *images.shape[1:]), images.dtype)
             images = np.concatenate([images, padding])
-        parts.append(run.session.run(images))
+        # A graph may compute a scalar; the caller names the shape in its refusal.
+        parts.append(np.atleast_1d(run.session.run(images)))
     outputs = np.concatenate(parts)[: len(inputs)]
     is_row = outputs.ndim > 2 and max(outputs.shape[1:]) == math.prod(outputs.shape[1:])
     return outputs.reshape(len(outputs), -1) if is_row else outputs

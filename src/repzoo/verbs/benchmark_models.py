@@ -22,7 +22,8 @@ class BenchOptions:
     """Settings of `benchmark`: every combination is timed. For scenarios see `measure.latency`."""
 
     engine: tuple[str, ...] = setting(
-        (DEFAULT_ENGINE,), help="Engines that run every model."
+        (DEFAULT_ENGINE,),
+        help="Engines that run every model: a,b or repeat the option; see `repzoo engines`.",
     )
     scenario: tuple[Scenario, ...] = setting(
         ("closed-loop",),

@@ -147,6 +147,11 @@ def evaluate(
             a journal of another evaluation or one that cannot be written.
     """
     options = merge_keywords(EvaluateOptions, options, settings)
+    if options.datalist and not options.result:
+        raise InputError(
+            "a datalist names the images of results; give these with --result, or leave "
+            "--datalist out"
+        )
     artifacts = [for_images(model) for model in open_models(models)]
     references = [] if against is None else [for_images(open_model(against))]
     if not artifacts and not options.result:

@@ -89,6 +89,11 @@ def export(
     # The graph is exported with a float input; bytes are embedded afterwards, with a certificate.
     input_kind = changes.pop("input", "float")
     yuv = changes.pop("yuv", None)
+    if labels and options.num_classes not in (None, len(labels)):
+        raise InputError(
+            f"{len(labels)} labels were given for {options.num_classes} classes; give a label for "
+            "each, or leave --num-classes out"
+        )
     if model in embedded.names():
         artifact = _load_embedded(model, options, labels, changes)
         preprocess = artifact.require_preprocess()

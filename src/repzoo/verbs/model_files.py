@@ -188,7 +188,12 @@ def _why_not_found(name: str) -> str:
             )
     if name in models:
         return (
-            f"{name} has no embedded weights; export it first: "
-            f"repzoo export {name} -o {name}.onnx --checkpoint FILE"
+            f"{name} has no embedded weights; export it first: repzoo export {name} -o "
+            f"{name}.onnx (random weights; those of a file with --checkpoint FILE)"
+        )
+    if Path(name).suffix or len(Path(name).parts) > 1:
+        return (
+            f"there is no file {name}, and no embedded model of that name; check the path, or see "
+            "what `repzoo list` shows"
         )
     return unknown("model", name, [*embedded.names(), *models])

@@ -158,6 +158,11 @@ def _probabilities(
 ) -> npt.NDArray[np.float64]:
     """Probabilities [n, classes] of `inputs`."""
     outputs = logits_of(run, inputs, batch=len(inputs))
+    if outputs.ndim != 2 or len(outputs) != len(inputs) or not outputs.size:
+        raise InputError(
+            f"{run.artifact.name} gives outputs of shape {list(outputs.shape)} for "
+            f"{len(inputs)} images; a classifier gives [{len(inputs)}, classes]"
+        )
     if not np.isfinite(outputs).all():
         raise InputError(
             f"{run.artifact.name} gives outputs that are not finite (NaN or overflow) on "

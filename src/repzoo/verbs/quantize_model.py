@@ -124,7 +124,9 @@ def quantize(
     options = merge_keywords(QuantizeOptions, options, settings)
     artifact = for_images(open_model(model))
     require_float(artifact)
-    _check_names(options)  # before the work, which takes minutes
+    # Before the work, which takes minutes.
+    artifact.require_preprocess()
+    _check_names(options)
     source = open_data_source(data, unlabeled=True)
     if artifact.form == "train":
         artifact = fold(artifact)
@@ -174,7 +176,10 @@ def _data_remarks(
 
 
 def _check_names(options: QuantizeOptions) -> None:
-    """Refuse an unknown or uninstalled quantizer, and fine-tuning without torch."""
+    """Refuse unknown or uninstalled engines, schemes and quantizers."""
+    engines.engine(options.engine)
+    if options.scheme:
+        load_scheme(options.scheme)
     if options.recipe != baselines.OWN:
         baselines.load_quantizer(options.recipe)
     if options.finetune_epochs:

@@ -124,7 +124,7 @@ def card(
     artifact = load_file(model or embedded_for(source.classes), **preprocess)
     require_float(artifact)
     require_writable_folder(output)
-    require_writable_files(append)
+    require_writable_files(append=append)
     with Console(as_json) as console:
         console.describe(source.describe_quantization())
         result = job.run(artifact, source, options, console.progress)

@@ -66,7 +66,7 @@ def evaluate(
     with distributed.join_group() as group:
         artifacts = [load_file(file, **preprocess) for file in files]
         reference = load_file(against, **preprocess) if against else None
-        require_writable_files(append)
+        require_writable_files(append=append)
         console = Console(as_json)
         source = open_data_source(data, unlabeled=against is not None)
         console.describe(source.describe_evaluation(part))
@@ -102,7 +102,7 @@ def bench(
     All cases are interleaved round by round. --append writes as each setting ends.
     """
     options, preprocess = split_options(verbs.BenchOptions, values)
-    require_writable_files(append)
+    require_writable_files(append=append)
 
     def keep(records: Sequence[Record[Any]]) -> None:
         """Append the Records of a finished setting, so that an interrupt does not lose them."""
@@ -189,7 +189,7 @@ def mismatch(
     part = values.pop("part")
     engine = values.pop("engine")
     artifact = load_file(file, **values)
-    require_writable_files(append)
+    require_writable_files(append=append)
     source = open_data_source(data)
     with Console(as_json) as console:
         console.describe(source.describe_evaluation(part))

@@ -7,7 +7,7 @@ from pathlib import Path
 import rich_click as click
 
 from repzoo.engines import DEFAULT_ENGINE
-from repzoo.storage import require_writable
+from repzoo.storage import require_different, require_writable
 
 # Exit codes as shells give them: 128 + the signal.
 INTERRUPTED = 130
@@ -44,7 +44,7 @@ engine_option = click.option(
     "--engine",
     default=DEFAULT_ENGINE,
     show_default=True,
-    help="Engine that runs the model.",
+    help="Engine that runs the model; `repzoo engines` lists them.",
 )
 json_option = click.option(
     "--json",
@@ -54,12 +54,19 @@ json_option = click.option(
 )
 
 
-def require_writable_files(*paths: Path | None) -> None:
+def require_writable_files(output: Path | None = None, **others: Path | None) -> None:
     """Refuse, before the work, output files that could not be written.
 
+    output  the value of -o
+    others  values of other options, by name; None where an option was not given
+
     Raises:
-        InputError: one of `paths` cannot be written; None is skipped.
+        InputError: one of them cannot be written, or two are the same file.
     """
-    for path in paths:
-        if path is not None:
-            require_writable(path)
+    options = {"-o": output}
+    for name, path in others.items():
+        options[f"--{name}"] = path
+    named = {option: path for option, path in options.items() if path is not None}
+    for option, path in named.items():
+        require_writable(path, option)
+    require_different(named.values())

@@ -101,7 +101,7 @@ def fold(
     timed = values.pop("timed")
     verbose = values.pop("verbose")
     artifact = load_file(file, **values)
-    require_writable_files(output, certificate)
+    require_writable_files(output, certificate=certificate)
     with Console(as_json) as console:
         console.progress("fold and certify", 0, 0)
         if data is not None:
@@ -172,7 +172,7 @@ def quantize(
     options, preprocess = split_options(verbs.QuantizeOptions, values)
     artifact = load_file(file, **preprocess)
     require_float(artifact)
-    require_writable_files(output, report)
+    require_writable_files(output, report=report)
     with Console(as_json) as console:
         source = open_data_source(data, unlabeled=True)
         console.describe(source.describe_quantization())

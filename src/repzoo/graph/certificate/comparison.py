@@ -195,7 +195,10 @@ def _same_top1(
     bound: float,
 ) -> npt.NDArray[np.bool_]:
     """For each image, whether the class that `actual` predicts was highest within the bound."""
+    # An output of any rank may be compared; only [N, classes] has classes.
     rows = np.arange(len(expected))
+    expected = expected.reshape(len(expected), -1)
+    actual = actual.reshape(len(actual), -1)
     predicted = expected[rows, actual.argmax(1)]
     shortfall = expected.max(1) - predicted
     return np.asarray(shortfall <= bound)

@@ -324,7 +324,7 @@ def _is_small(
 ) -> bool:
     """Whether the outputs of `node` have a known size, and one that may be computed."""
     sizes = [value.size for value in inputs.values()]
-    limit = max(LARGEST, *sizes)
+    limit = max([LARGEST, *sizes])
     for name in filter(None, node.output):
         shape = shapes.get(name)
         if shape is None or math.prod(shape) > limit:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import onnx
 
+from repzoo.errors import InputError
 from repzoo.graph.certificate.attributes import integer
 from repzoo.graph.certificate.index import TensorIndex
 from repzoo.graph.certificate.operators import Stored
@@ -16,11 +17,22 @@ PROBES = ("noise", "large mean", "large amplitude", "constant", "sparse")
 LARGE_MEAN = 1e3
 LARGE_AMPLITUDE = 1e4  # standard deviation
 SPARSE = 1 / 16  # share of values that are not zero
+# Of one probe: a window of 2**26 values is far beyond any layer's.
+MAX_PROBE_ELEMENTS = 2**26
 LINEAR_ROWS = 4  # in a probe of a linear layer
 
 
 def make_probes(shape: tuple[int, ...], random: np.random.Generator) -> Array:
-    """All of PROBES in order, [len(PROBES) * shape[0], *shape[1:]]."""
+    """All of PROBES in order, [len(PROBES) * shape[0], *shape[1:]].
+
+    Raises:
+        InputError: more than MAX_PROBE_ELEMENTS in one of them.
+    """
+    if math.prod(shape) > MAX_PROBE_ELEMENTS:
+        raise InputError(
+            f"a layer takes at least {list(shape)} values, too many to check it; look at its pads, "
+            "dilations and kernel"
+        )
     noise = random.standard_normal(shape)
     signs = random.choice([-1.0, 1.0], shape)
     sparse = signs * (random.random(shape) < SPARSE)

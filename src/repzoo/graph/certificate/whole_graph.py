@@ -150,7 +150,7 @@ def _run_groups(
     for piece in pieces:
         if random is not None:
             jitter_constants(piece.graph, random)
-        batches = [run(piece, batch) for batch in batches]
+        batches = [np.atleast_1d(run(piece, batch)) for batch in batches]
         # Without this the next piece would be made while this one is still in memory.
         del piece
         trim_heap()

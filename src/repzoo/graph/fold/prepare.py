@@ -41,13 +41,7 @@ def prepare(model: onnx.ModelProto) -> ir.Model:
     """
     require_float(model, "fold the float model")
     require_opset(model, OLDEST_OPSET)
-    try:
-        prepared = to_ir(model)
-    except ir.serde.SerdeError as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise InputError(
-            f"the graph holds something that ONNX does not define ({reason}); export it again"
-        ) from None
+    prepared = to_ir(model)
     fold_constants(prepared)
     eliminate_identities(prepared.graph)
     # The pass would change subgraphs too.

@@ -47,7 +47,7 @@ def to_ir(model: onnx.ModelProto) -> ir.Model:
     stays as it was.
 
     Raises:
-        onnx_ir.serde.SerdeError: the graph holds something that ONNX does not define.
+        InputError: the graph holds something that ONNX does not define.
     """
     shell = wire.without(model, "graph")
     shell.graph.CopyFrom(wire.without(model.graph, "initializer"))
@@ -57,10 +57,30 @@ def to_ir(model: onnx.ModelProto) -> ir.Model:
         if strip_data(item) is not item
     }
     shell.graph.initializer.extend(map(strip_data, model.graph.initializer))
-    made = ir.from_proto(shell)
+    made = from_proto(shell)
     for name, item in large.items():
         made.graph.initializers[name].const_value = _lent(item)
     return made
+
+
+def from_proto(model: onnx.ModelProto) -> ir.Model:
+    """`model` in the intermediate representation of onnx-ir.
+
+    Raises:
+        InputError: the graph holds something that ONNX does not define.
+    """
+    try:
+        converted = ir.from_proto(model)
+        for node in converted.graph.all_nodes():
+            # onnx-ir reads the attribute only when it is asked for the value.
+            if node.op_type == "Constant" and len(node.attributes) != 1:
+                raise ValueError(f"the Constant {node.name!r} has no single value")
+    except (ir.serde.SerdeError, ValueError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(
+            f"the graph holds something that ONNX does not define ({reason}); export it again"
+        ) from None
+    return converted
 
 
 def initializer_bytes(model: onnx.ModelProto) -> int:
