@@ -299,17 +299,12 @@ def _expectation(hint: Any, stated: Setting) -> str:
         choices = get_args(first)
     if choices:
         return f"one of {', '.join(choices)}"
-    nouns = {
-        int: "an integer",
-        float: "a number",
-        bool: "True or False",
-        str: "a string",
-    }
-    words = " or ".join(
-        nouns.get(option, "a path")
-        for option in options
-        if element_types(option) is None
-    )
+    nouns: list[str] = []
+    for option in options:
+        # a tuple beside a single value is named by its elements
+        if element_types(option) is None:
+            nouns.append(NOUNS.get(option, "a path"))
+    words = " or ".join(nouns)
     return words if stated.range is None else f"{words} {stated.range}"
 
 

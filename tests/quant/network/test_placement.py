@@ -9,13 +9,9 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from tests.quant.placements import candidates, placement
 
-from repzoo.quant.network.placement import (
-    Placement,
-    PlacementSpace,
-    candidates,
-    placement,
-)
+from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import load_scheme
 
 WEIGHTS = {

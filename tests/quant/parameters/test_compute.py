@@ -8,13 +8,14 @@ import numpy as np
 import onnx
 import pytest
 from tests.quant.parameters.test_qdq_writer import images, net, probe, run
+from tests.quant.placements import candidates
 from tests.quant.rewrites import test_equalize
 
 from repzoo.engines import engine
 from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
-from repzoo.quant.network.placement import Placement, candidates
+from repzoo.quant.network.placement import Placement
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.parameters import sqnr as diagnose

@@ -16,6 +16,8 @@ from tests.quant.conftest import small
 pytest.importorskip("torch", reason="the torch extra is not installed")
 
 import torch
+from tests.quant import placements as place
+from tests.quant.placements import candidates
 
 from repzoo.data.batches import ReadReport, batches
 from repzoo.data.source import open_source
@@ -24,8 +26,7 @@ from repzoo.errors import InputError
 from repzoo.measure.expected_drop import snr_db
 from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.network import layers
-from repzoo.quant.network import placement as place
-from repzoo.quant.network.placement import Placement, candidates
+from repzoo.quant.network.placement import Placement
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.parameters import finetune

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import numpy_helper
+from tests.quant import placements as place
 
 from repzoo.engines import engine
 from repzoo.errors import MissingExtra
-from repzoo.quant.network import placement as place
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.parameters import qdq_writer as qdq
 from repzoo.quant.parameters import scales

@@ -13,11 +13,12 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import numpy_helper
+from tests.quant.placements import candidates
 
 from repzoo.engines import engine
 from repzoo.errors import InputError
 from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
-from repzoo.quant.network.placement import Placement, candidates
+from repzoo.quant.network.placement import Placement
 from repzoo.quant.parameters import qdq_writer as qdq
 from repzoo.quant.parameters import ranges, scales
 

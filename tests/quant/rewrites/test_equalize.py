@@ -9,11 +9,11 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import numpy_helper
+from tests.quant import placements as place
 
 from repzoo.engines import engine
 from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.network import channels, layers
-from repzoo.quant.network import placement as place
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.rewrites import equalize

@@ -7,6 +7,7 @@ activation again, so the tensors between them are never quantized.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ SPELLINGS = {
         Counter(Add=1, Clip=1, Mul=2),
     ),
 }
-_ALL_SPELLINGS = [counts for spellings in SPELLINGS.values() for counts in spellings]
+_ALL_SPELLINGS = list(itertools.chain.from_iterable(SPELLINGS.values()))
 OPERATORS = frozenset().union(*_ALL_SPELLINGS)
 MAX_NODES = max(counts.total() for counts in _ALL_SPELLINGS)
 

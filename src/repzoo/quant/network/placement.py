@@ -192,23 +192,6 @@ def _first_outputs(nodes: Iterable[onnx.NodeProto]) -> frozenset[str]:
     return frozenset(node.output[0] for node in nodes)
 
 
-def candidates(
-    model: onnx.ModelProto, scheme: QuantScheme = DEFAULT
-) -> list[Placement]:
-    """See PlacementSpace.starting_placements."""
-    return PlacementSpace(model, scheme).starting_placements()
-
-
-def placement(
-    model: onnx.ModelProto,
-    name: str,
-    nodes: Iterable[str],
-    scheme: QuantScheme = DEFAULT,
-) -> Placement:
-    """See PlacementSpace.placement."""
-    return PlacementSpace(model, scheme).placement(name, nodes)
-
-
 def _kind(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """A name for nodes that are likely to gain or lose alike in INT8."""
     if node.op_type in DATA_MOVEMENT:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -194,35 +195,19 @@ def compute_parameters(
         chosen = choose_ranges(
             model, placement, statistics, scheme, corrections.range_method
         )
-    activations = {}
-    for name, (_, (low, high)) in chosen.items():
-        if name in placement.int16_tensors:
-            activations[name] = int16_parameters(low, high)
-        else:
-            activations[name] = uint8_parameters(low, high, scheme.activation_symmetric)
-
+    activations = _activation_parameters(placement, scheme, chosen)
     values = initializer_arrays(model)
     layers = find_layers(model)
-    weights = {}
-    biases = {}
+    weights: dict[str, QuantizedWeight] = {}
+    biases: dict[str, Float] = {}
     for name, layer in layers.items():
-        if name not in placement.nodes:
-            continue
-        rows = weight_rows(layer, values)
-        bias = bias_vector(layer, values)
-        moments = statistics.moments[name]
-        source = activations[layer.source]
-        # the bias has scale source.scale * scale, and must fit into int32
-        min_scale = np.abs(bias) / (source.scale * qdq_writer.MAX_BIAS_CODE)
-        scale = weight_scales(layer, rows, scheme, min_scale, moments)
-        integers = _round_weights(
-            rows, moments, scale, scheme.weight_max, corrections.gptq
-        )
-        weights[name] = pack_weights(layer, integers, scale, scheme)
-        if corrections.bias:
-            shift = _input_shift(layer, statistics.histograms[layer.source], source)
-            correction = bias_correction(rows, integers * scale, moments.mean, shift)
-            biases[name] = bias + correction
+        if name in placement.nodes:
+            source = activations[layer.source]
+            weights[name], bias = _quantize_layer(
+                layer, values, source, statistics, scheme, corrections
+            )
+            if bias is not None:
+                biases[name] = bias
     return QuantizationPlan(
         model=replace_biases(model, layers, biases) if biases else model,
         activations=activations,
@@ -230,6 +215,47 @@ def compute_parameters(
         ranges={name: bounds for name, (_, bounds) in chosen.items()},
         methods={name: method for name, (method, _) in chosen.items()},
     )
+
+
+def _activation_parameters(
+    placement: Placement, scheme: QuantScheme, chosen: ChosenRanges
+) -> dict[str, ActivationParameters]:
+    """Scale and zero point of each activation, from its range."""
+    parameters: dict[str, ActivationParameters] = {}
+    for name, (_, (low, high)) in chosen.items():
+        if name in placement.int16_tensors:
+            parameters[name] = int16_parameters(low, high)
+        else:
+            symmetric = scheme.activation_symmetric
+            parameters[name] = uint8_parameters(low, high, symmetric)
+    return parameters
+
+
+def _quantize_layer(
+    layer: Layer,
+    values: Mapping[str, npt.NDArray[Any]],
+    source: ActivationParameters,
+    statistics: Statistics,
+    scheme: QuantScheme,
+    corrections: Corrections,
+) -> tuple[QuantizedWeight, Float | None]:
+    """(integer weights of a layer, its corrected bias [O] or None if it stays).
+
+    `values` are the initializers, `source` the parameters of the activation that the layer reads.
+    """
+    rows = weight_rows(layer, values)
+    bias = bias_vector(layer, values)
+    moments = statistics.moments[layer.name]
+    # the bias has scale source.scale * scale, and must fit into int32
+    min_scale = np.abs(bias) / (source.scale * qdq_writer.MAX_BIAS_CODE)
+    scale = weight_scales(layer, rows, scheme, min_scale, moments)
+    integers = _round_weights(rows, moments, scale, scheme.weight_max, corrections.gptq)
+    weight = pack_weights(layer, integers, scale, scheme)
+    if not corrections.bias:
+        return weight, None
+    shift = _input_shift(layer, statistics.histograms[layer.source], source)
+    correction = bias_correction(rows, integers * scale, moments.mean, shift)
+    return weight, bias + correction
 
 
 def write_qdq(
@@ -282,8 +308,10 @@ def _round_weights(
     if not gptq:
         return round_to_nearest(rows, scale, limit)
     parts = []
+    # a wide layer has its Gram matrix in blocks, which are rounded on their own
     for gram, (start, end) in zip(moments.grams, moments.blocks, strict=True):
-        parts.append(gptq_round(rows[:, :, start:end], gram, scale, limit))
+        block = rows[:, :, start:end]
+        parts.append(gptq_round(block, gram, scale, limit))
     return np.concatenate(parts, axis=2)
 
 
@@ -325,8 +353,10 @@ def bias_correction(
         mean: E[x], [G, K].
         shift: E[x'] - E[x], [G, K].
     """
-    change = np.einsum("gok,gk->go", quantized - rows, mean)
-    change = change + np.einsum("gok,gk->go", quantized, shift)
+    # (W' - W) E[x] + W' (E[x'] - E[x]), see the module
+    by_weights = np.einsum("gok,gk->go", quantized - rows, mean)
+    by_input = np.einsum("gok,gk->go", quantized, shift)
+    change = by_weights + by_input
     return np.asarray(-change.reshape(-1))
 
 

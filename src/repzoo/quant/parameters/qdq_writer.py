@@ -11,7 +11,7 @@ Source: ONNX operators QuantizeLinear-13 and -21, DequantizeLinear-13 and -21; O
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,7 +174,18 @@ def _quantized_node(
 
 @dataclass
 class _Writer:
-    """Adds quantized constants and Q/DQ nodes to `graph`, under names that are not in use."""
+    """Adds quantized constants and Q/DQ nodes to `graph`, under names that are not in use.
+
+    Attributes:
+        graph: gets the constants. Nodes are returned, since their place is the caller's choice.
+        initializers: of the float model, by name.
+        activations: scale and zero point of each activation.
+        per_channel: one scale for each output channel of a weight, or one in all.
+        names: all names in use.
+        weights: integer weights by layer; those of other layers are rounded to nearest.
+        signed: store activations as int8 and not as uint8.
+        added: the constants that were added, by name.
+    """
 
     graph: onnx.GraphProto
     initializers: dict[str, onnx.TensorProto]
@@ -200,25 +211,15 @@ class _Writer:
     def qdq_pair(self, name: str) -> _Pair:
         """The QuantizeLinear and DequantizeLinear nodes behind the activation `name`."""
         parameters = self.activations[name]
-        scale = self.add_initializer(
-            f"{name}_scale", np.array(parameters.scale, np.float32)
-        )
-        zero_point = self.add_initializer(
-            f"{name}_zero_point", self._zero_point(parameters)
-        )
+        step = np.array(parameters.scale, np.float32)
+        scale = self.add_initializer(f"{name}_scale", step)
+        zero = self._zero_point(parameters)
+        zero_point = self.add_initializer(f"{name}_zero_point", zero)
         quantized = self.fresh_name(f"{name}_quantized")
         dequantized = self.fresh_name(f"{name}_dequantized")
-        quantize = helper.make_node(
-            "QuantizeLinear",
-            [name, scale, zero_point],
-            [quantized],
-            name=f"{quantized}_QuantizeLinear",
-        )
-        dequantize = helper.make_node(
-            "DequantizeLinear",
-            [quantized, scale, zero_point],
-            [dequantized],
-            name=f"{dequantized}_DequantizeLinear",
+        quantize = _node("QuantizeLinear", [name, scale, zero_point], quantized)
+        dequantize = _node(
+            "DequantizeLinear", [quantized, scale, zero_point], dequantized
         )
         return quantize, dequantize
 
@@ -232,13 +233,7 @@ class _Writer:
 
     def quantize_weights(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Make `node` read an int8 weight and an int32 bias; their DequantizeLinear nodes."""
-        if any(
-            item.name in ("alpha", "beta") and item.f != 1.0 for item in node.attribute
-        ):
-            raise InputError(
-                f"{node.name or node.output[0]}: a Gemm with alpha or beta other than 1 cannot be "
-                "quantized; fold the model first"
-            )
+        _require_unscaled(node)
         layer = node.output[0]
         bias = _bias_vector(self.initializers, node)
         weight = self.weights.get(layer)
@@ -254,7 +249,8 @@ class _Writer:
             return [weight_node]
         # rounded to float32 as runtimes compute it, then divided in float64
         input_scale = np.float32(self.activations[node.input[0]].scale)
-        bias_scale = (input_scale * weight.scale.astype(np.float32)).astype(np.float64)
+        product = input_scale * weight.scale.astype(np.float32)
+        bias_scale = product.astype(np.float64)
         codes = np.round(bias / bias_scale).astype(np.int32)
         node.input[2], bias_node = self._dequantized_constant(
             f"{layer}:{node.input[2]}", codes, bias_scale, 0
@@ -273,17 +269,15 @@ class _Writer:
         per_tensor = scale.size == 1 and not self.per_channel
         if per_tensor:
             scale = scale.reshape(())
+        zero = np.zeros(scale.shape, values.dtype)
         inputs = [
             self.add_initializer(f"{name}_quantized", values),
             self.add_initializer(f"{name}_scale", scale),
-            self.add_initializer(
-                f"{name}_zero_point", np.zeros(scale.shape, values.dtype)
-            ),
+            self.add_initializer(f"{name}_zero_point", zero),
         ]
         output = self.fresh_name(f"{name}_dequantized")
-        node = helper.make_node(
-            "DequantizeLinear", inputs, [output], name=f"{output}_DequantizeLinear"
-        )
+        node = _node("DequantizeLinear", inputs, output)
+        # the axis of a scalar scale would be an error
         if not per_tensor:
             node.attribute.append(helper.make_attribute("axis", axis))
         return output, node
@@ -313,14 +307,7 @@ class _Writer:
         ]
         output = self.fresh_name(f"{name}_dequantized")
         node.input[0] = output
-        separate = helper.make_node(
-            "DequantizeLinear",
-            inputs,
-            [output],
-            name=f"{output}_DequantizeLinear",
-            axis=1,
-        )
-        return [separate]
+        return [_node("DequantizeLinear", inputs, output, axis=1)]
 
     def _input_channels(self, node: onnx.NodeProto) -> int:
         """Input channels of a layer; 1 if its weight is computed."""
@@ -331,6 +318,24 @@ class _Writer:
             return weight.dims[0]
         groups = next((item.i for item in node.attribute if item.name == "group"), 1)
         return weight.dims[1] * groups
+
+
+def _node(
+    kind: str, inputs: Sequence[str], output: str, **attributes: int
+) -> onnx.NodeProto:
+    """A QuantizeLinear or DequantizeLinear, named after its output."""
+    name = f"{output}_{kind}"
+    return helper.make_node(kind, inputs, [output], name=name, **attributes)
+
+
+def _require_unscaled(node: onnx.NodeProto) -> None:
+    """Refuse a Gemm whose product is scaled: its bias would need a scale of its own."""
+    for item in node.attribute:
+        if item.name in ("alpha", "beta") and item.f != 1.0:
+            raise InputError(
+                f"{node.name or node.output[0]}: a Gemm with alpha or beta other than 1 cannot be "
+                "quantized; fold the model first"
+            )
 
 
 def round_weights(
@@ -344,11 +349,13 @@ def round_weights(
     For callers that write many placements of one model: each weight is rounded only once.
     """
     initializers = {item.name: item for item in model.graph.initializer}
-    weights = {}
+    weights: dict[str, QuantizedWeight] = {}
     for node in model.graph.node:
-        if node.op_type in WEIGHTED and node.output[0] in nodes:
-            weight = _round_to_nearest(initializers, node, activations, per_channel)
-            weights[node.output[0]] = weight
+        name = node.output[0]
+        if node.op_type in WEIGHTED and name in nodes:
+            weights[name] = _round_to_nearest(
+                initializers, node, activations, per_channel
+            )
     return weights
 
 

@@ -291,7 +291,7 @@ class NoiseAttribution:
         return _Side(ratio, largest, layer.source)
 
     def _layer_sqnr(self, layer: Layer) -> LayerSqnr:
-        """Compare both sides of a layer."""
+        """Compare both sides of a layer. The side with more noise is described in detail."""
         weight = self._weight_side(layer)
         inputs = self._inputs[layer.name]
         worst_input = max(inputs, key=lambda item: item.total, default=weight)
