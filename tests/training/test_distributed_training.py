@@ -154,11 +154,11 @@ def test_two_processes_train_as_one(
     the root of its fan-in (at most 30): 20 * 30 * eps = 7e-5.
     """
     assert pair.codes == [0, 0], pair.err
-    one = run(*command(data, tmp_path / "one", "--epochs", 1, "--batch", 24)).document
+    single = run(*command(data, tmp_path / "one", "--epochs", 1, "--batch", 24)).document
     assert pair.out[1] == ""  # only the first prints a result
     document = json.loads(pair.out[0])
     assert document["epochs"][0]["loss"] == pytest.approx(
-        one["epochs"][0]["loss"], rel=2e-4
+        single["epochs"][0]["loss"], rel=2e-4
     )
     weights = [
         load_file(path / state.WEIGHTS)
@@ -201,13 +201,13 @@ def test_gradients_of_many_steps_are_those_of_one_process(
     below 1e-5 of the largest weight.
     """
     train_still(tmp_path)
-    one, two = (
+    single, two = (
         torch.load(folder / state.STATE, weights_only=True)["module"]
         for folder in (tmp_path, pair.folder / "still")
     )
     before = still_network().state_dict()
     moved: dict[str, float] = {}
-    for key, value in one.items():
+    for key, value in single.items():
         atol = 1e-5 * max(1.0, float(value.abs().max()))
         torch.testing.assert_close(two[key], value, rtol=0, atol=atol, msg=key)
         if value.is_floating_point():
