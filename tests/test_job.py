@@ -1,9 +1,14 @@
-"""The whole job: its Records, its remarks, and what it does when an engine or the disk fails."""
+"""The whole job: its Records, its remarks, and what it does when an engine or the disk fails.
+
+Folding and quantizing have tests of their own. Here both are done once for all jobs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conftest import Run
@@ -22,25 +27,42 @@ from repzoo.verbs import QuantizeOptions
 QUICK = job.JobOptions(QuantizeOptions(images=20, search=0, force=True), seconds=0.2)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _fold_and_quantize_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fold", "quantize"):
+            patch.setattr(verbs, name, _remember_result(getattr(verbs, name)))
+        yield
+
+
+def _remember_result(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which gives the result of its first call from then on."""
+    results: list[Any] = []
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if not results:
+            results.append(function(*arguments, **options))
+        return results[0]
+
+    return call
+
+
 def test_a_remark_says_that_the_model_was_trained_on_these_images(
     digits_folder: Path,
 ) -> None:
     source = open_source(digits_folder)
     name = source.join(*source.parts).name
     model = verbs.load("repghostnet_050.digits")
-    trained = dataclasses.replace(
-        model, steps=(*model.steps, Step("train", "0", {"data": name}))
-    )
-    first, again, other = (
-        job.run(artifact, source, QUICK) for artifact in (model, model, trained)
-    )
+    train = Step("train", "0", {"data": name})
+    trained = dataclasses.replace(model, steps=(*model.steps, train))
+    first = job.run(model, source, QUICK)
+    second = job.run(trained, source, QUICK)
     assert not any("trained on" in remark for remark in first.remarks)
-    assert other.remarks[0].startswith(f"the model was trained on {name}")
-    # what is judged again may make the same file, and yet Records that nobody takes for the
-    # first job's
-    assert (
-        len({record.job for result in (first, again) for record in result.records}) == 2
-    )
+    assert second.remarks[0].startswith(f"the model was trained on {name}")
+    # The files are the same, and yet nobody takes the Records of one job for those of the other.
+    jobs = [{record.job for record in result.records} for result in (first, second)]
+    assert len(jobs[0]) == len(jobs[1]) == 1
+    assert jobs[0] != jobs[1]
 
 
 def test_other_engines_are_timed_in_the_same_rounds_and_failures_are_remarked(

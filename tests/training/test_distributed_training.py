@@ -154,7 +154,9 @@ def test_two_processes_train_as_one(
     the root of its fan-in (at most 30): 20 * 30 * eps = 7e-5.
     """
     assert pair.codes == [0, 0], pair.err
-    single = run(*command(data, tmp_path / "one", "--epochs", 1, "--batch", 24)).document
+    single = run(
+        *command(data, tmp_path / "one", "--epochs", 1, "--batch", 24)
+    ).document
     assert pair.out[1] == ""  # only the first prints a result
     document = json.loads(pair.out[0])
     assert document["epochs"][0]["loss"] == pytest.approx(

@@ -200,8 +200,10 @@ def test_fewer_layers_in_int8_save_what_bad_ranges_break(
     assert report.chosen.placement.startswith(every[-1].name)
 
 
-@pytest.mark.parametrize("artifact", [deploy, linear, small])
-@pytest.mark.parametrize("rank", [0, 2, 5])
+@pytest.mark.parametrize(
+    ("rank", "artifact"),
+    [(0, deploy), (2, deploy), (0, linear), (0, small), (2, small), (5, small)],
+)
 def test_all_steps_of_the_ladder_work_from_every_placement(
     rank: int, artifact: Callable[[], Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
