@@ -112,12 +112,12 @@ def test_a_wrong_constant_is_caught(
     """Passed when the proof took the constants that the fold had computed."""
     model = graph(COMPUTED_SCALE, {"scale": (1, 4, 1, 1), "w": (4, 4, 3, 3), **NORMS})
     assert operators(prove_fold(model)) == ["Conv", "Relu"]
-    original: Any = constant_folding._computed
+    original: Any = constant_folding._compute
 
     def off_by_one(*arguments: Any) -> Any:
         return {value: result + 1 for value, result in original(*arguments).items()}
 
-    monkeypatch.setattr(constant_folding, "_computed", off_by_one)
+    monkeypatch.setattr(constant_folding, "_compute", off_by_one)
     assert operators(folding.fold(model).model) == ["Conv", "Relu"]
     with pytest.raises(CertificateError):
         prove_fold(model)

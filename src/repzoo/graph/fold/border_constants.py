@@ -27,7 +27,7 @@ from repzoo.graph.fold.algebra import Array, Geometry
 from repzoo.graph.fold.rules import as_affine
 from repzoo.graph.fold.rules.movement import BORDER, Border
 from repzoo.graph.fold.tensors import constant, is_standard
-from repzoo.graph.tools.constant_folding import at_batch_size
+from repzoo.graph.tools.constant_folding import values_at_batch_size
 
 # A border constant was computed from the four parameters of a BatchNorm, in the number type of
 # the graph.
@@ -59,7 +59,7 @@ def mark_borders(graph: ir.Graph, model: onnx.ModelProto) -> None:
             last_writes.append(node)
     if not last_writes:
         return
-    known = at_batch_size(model, IMAGES).values
+    known = values_at_batch_size(model, IMAGES)
     places = {node: place for place, node in enumerate(graph)}
     for node in last_writes:
         node.meta[BORDER] = _border(node, known, places)

@@ -173,13 +173,11 @@ def _batch(model: ir.Model) -> int:
 
 def _tensors(graph: ir.Graph) -> list[ir.TensorProtocol]:
     """Every stored constant, whether an initializer or a Constant node holds it."""
-    held = [
-        ir.convenience.get_const_tensor(node.outputs[0])
-        for node in graph
-        if node.op_type == "Constant"
-    ]
-    stored = [value.const_value for value in graph.initializers.values()]
-    return [tensor for tensor in (*stored, *held) if tensor is not None]
+    tensors = [value.const_value for value in graph.initializers.values()]
+    for node in graph:
+        if node.op_type == "Constant":
+            tensors.append(ir.convenience.get_const_tensor(node.outputs[0]))
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _parameters(nodes: list[ir.Node]) -> int:
@@ -195,11 +193,10 @@ def _parameters(nodes: list[ir.Node]) -> int:
 
 def _origin(value: ir.Value | None) -> ir.Value | None:
     """The constant behind casts, other shapes and dequantization."""
-    while (
-        value is not None
-        and (node := value.producer()) is not None
-        and node.op_type in _VIEWS
-    ):
+    while value is not None:
+        node = value.producer()
+        if node is None or node.op_type not in _VIEWS:
+            break
         value = node.inputs[0]
     return value
 

@@ -1,8 +1,8 @@
-"""Values that are sizes of tensors: what Shape gives, cut, chosen and joined; each is known, or
-is the open side of some tensor.
+"""What tensors of sizes hold: each size is a number, or the open side of some tensor.
 
-That is more than shape inference keeps: of a shape [N, 4, 512] that is put together, two sides
-are known, and whose the third is.
+Exporters compute shapes by nodes: Shape, then Slice, Gather, Concat and products. Shape inference
+does not keep that a shape [N, 4, 512] put together in this way has two known sides, and whose side
+the third is. The rules here do.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Open:
 
     @property
     def name(self) -> str | None:
-        """What the graph calls it."""
-        return _name(self.tensor, self.axis) if self.times == 1 else None
+        """The name of the size in the graph; None if it has none."""
+        return _side_name(self.tensor, self.axis) if self.times == 1 else None
 
 
 Size = int | Open
@@ -38,114 +38,113 @@ Sizes = Mapping[ir.Value, list[Size]]
 
 
 def sizes_in(graph: ir.Graph) -> Sizes:
-    """What the tensors of sizes that `graph` computes hold, in order; shapes must be inferred,
-    nodes sorted.
+    """The sizes in each tensor of sizes that `graph` computes, in order.
+
+    Shapes must have been inferred, and nodes must be sorted.
     """
-    found: dict[ir.Value, list[Size]] = {}
+    known: dict[ir.Value, list[Size]] = {}
     for node in graph:
-        rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        made = rule(node, found) if rule is not None else None
-        if made is not None and len(made) <= MOST:
-            found[node.outputs[0]] = made
-    return found
+        if node.domain not in ("", "ai.onnx") or node.op_type not in _RULES:
+            continue
+        sizes = _RULES[node.op_type](node, known)
+        if sizes is not None and len(sizes) <= MOST:
+            known[node.outputs[0]] = sizes
+    return known
 
 
 def target(node: ir.Node, known: Sizes) -> list[int] | None:
-    """Constants that say the same as the computed shape that `node` (Reshape) is given; None
-    where none do.
+    """Constants that mean the same as the computed shape of `node`, a Reshape; None if none do.
 
-    0 stands for the size that the tensor has on that axis already, -1 for the one size that the
-    others leave.
+    0 stands for the size that the tensor has on that axis already, -1 for the one size that
+    follows from the others.
     """
-    source, shape = (
-        node.inputs[0],
-        known.get(node.inputs[1]) if node.inputs[1] is not None else None,
-    )
-    if (
-        source is None
-        or shape is None
-        or 0 in shape
-        or node.attributes.get_int("allowzero", 0) != 0
-    ):
+    source = node.inputs[0]
+    shape = known.get(node.inputs[1]) if node.inputs[1] is not None else None
+    if source is None or shape is None or 0 in shape:
         return None
-    kept = [
-        0 if _is_side(size, source, axis) else size for axis, size in enumerate(shape)
-    ]
-    made = [size if isinstance(size, int) else -1 for size in kept]
-    return (
-        made
-        if made.count(-1) <= 1 and any(isinstance(size, Open) for size in shape)
-        else None
-    )
+    # With allowzero a 0 is a size of its own.
+    if node.attributes.get_int("allowzero", 0) != 0:
+        return None
+    constants: list[int] = []
+    for axis, size in enumerate(shape):
+        if _is_side(size, source, axis):
+            constants.append(0)
+        else:
+            constants.append(size if isinstance(size, int) else -1)
+    has_open = any(isinstance(size, Open) for size in shape)
+    return constants if has_open and constants.count(-1) <= 1 else None
+
+
+def made_up(side: int | ir.SymbolicDim) -> bool:
+    """Whether shape inference had to make up a name for this side."""
+    if not isinstance(side, ir.SymbolicDim):
+        return False
+    return side.value is None or side.value.startswith("unk__")
+
+
+def same_shape(first: ir.Value, second: ir.Value) -> bool:
+    """Whether two tensors with the same elements have the same shape.
+
+    One side may be unknown: it follows from the others.
+    """
+    if first.shape is None or second.shape is None:
+        return False
+    if len(first.shape) != len(second.shape):
+        return False
+    unequal = 0
+    for left, right in zip(first.shape, second.shape, strict=True):
+        if _is_same_side(left, right):
+            continue
+        if isinstance(left, int) and isinstance(right, int) and left != right:
+            return False
+        unequal += 1
+    return unequal <= 1
+
+
+def integers(value: ir.Value | None) -> Integers | None:
+    """The int64 values of the constant `value`; None if it is none, or too large for sizes."""
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is None or tensor.dtype != ir.DataType.INT64 or tensor.size > MOST:
+        return None
+    return np.asarray(tensor.numpy(), np.int64)
 
 
 def _is_side(size: Size, tensor: ir.Value, axis: int) -> bool:
     """Whether `size` is that of `tensor` along `axis`: the same side, or one of the same name."""
     if not isinstance(size, Open) or tensor.shape is None or axis >= len(tensor.shape):
         return False
-    return size == Open(tensor, axis) or (
-        size.name is not None and size.name == _name(tensor, axis)
-    )
+    if size == Open(tensor, axis):
+        return True
+    return size.name is not None and size.name == _side_name(tensor, axis)
 
 
-def _name(tensor: ir.Value, axis: int) -> str | None:
-    """That of an open side; shape inference gives the sides that it cannot tell names of their
-    own, and hands these on.
-    """
+def _side_name(tensor: ir.Value, axis: int) -> str | None:
+    """The name of an open side. Shape inference names unknown sides, and hands the names on."""
     side = tensor.shape[axis] if tensor.shape is not None else None
     return side.value if isinstance(side, ir.SymbolicDim) else None
 
 
-def made_up(side: int | ir.SymbolicDim) -> bool:
-    """Whether shape inference had to give this side a name."""
-    return isinstance(side, ir.SymbolicDim) and (
-        side.value is None or side.value.startswith("unk__")
-    )
+def _is_same_side(left: int | ir.SymbolicDim, right: int | ir.SymbolicDim) -> bool:
+    """Whether two sides are the same number or have the same name.
 
-
-def same_shape(one: ir.Value, two: ir.Value) -> bool:
-    """Whether two tensors with the same elements have the same shape: one side follows from all
-    the others.
+    Sides of 0 do not count: with them, the others do not follow from the number of elements.
     """
-    if one.shape is None or two.shape is None or len(one.shape) != len(two.shape):
+    if isinstance(left, int):
+        return left == right and left != 0
+    if not isinstance(right, ir.SymbolicDim):
         return False
-    pairs = list(zip(one.shape, two.shape, strict=True))
-    unlike = sum(
-        not (a == b != 0 if isinstance(a, int) else _is_named_alike(a, b))
-        for a, b in pairs
-    )
-    return unlike == 0 or (
-        unlike == 1
-        and not any(
-            isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs
-        )
-    )
+    return left.value is not None and left.value == right.value
 
 
-def _is_named_alike(one: ir.SymbolicDim, two: int | ir.SymbolicDim) -> bool:
-    return (
-        isinstance(two, ir.SymbolicDim)
-        and one.value is not None
-        and one.value == two.value
-    )
-
-
-def integers(value: ir.Value | None) -> Integers | None:
-    """The integers that `value` holds, known before the graph runs."""
-    tensor = (
-        None
-        if value is None or value.is_graph_input()
-        else ir.convenience.get_const_tensor(value)
-    )
-    if tensor is None or tensor.dtype != ir.DataType.INT64 or tensor.size > MOST:
-        return None
-    return np.asarray(tensor.numpy(), np.int64)
+# --- rules: the sizes in an output, or None if they are not known ---------------------------------
 
 
 def _read(value: ir.Value | None, known: Sizes) -> list[Size] | None:
-    given = integers(value)
-    if given is not None:
-        return [int(item) for item in given.flat]
+    constants = integers(value)
+    if constants is not None:
+        return [int(item) for item in constants.flat]
     return known.get(value) if value is not None else None
 
 
@@ -153,76 +152,82 @@ def _shape(node: ir.Node, _: Sizes) -> list[Size] | None:
     source = node.inputs[0]
     if source is None or source.shape is None:
         return None
-    every: list[Size] = [
-        side if isinstance(side, int) else Open(source, axis)
-        for axis, side in enumerate(source.shape)
-    ]
-    return every[
-        node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(every))
-    ]
+    sizes: list[Size] = []
+    for axis, side in enumerate(source.shape):
+        sizes.append(side if isinstance(side, int) else Open(source, axis))
+    start = node.attributes.get_int("start", 0)
+    end = node.attributes.get_int("end", len(sizes))
+    return sizes[start:end]
 
 
 def _gather(node: ir.Node, known: Sizes) -> list[Size] | None:
-    read, which = _read(node.inputs[0], known), integers(node.inputs[1])
-    if (
-        read is None
-        or which is None
-        or not all(-len(read) <= item < len(read) for item in which.flat)
-    ):
+    sizes = _read(node.inputs[0], known)
+    indices = integers(node.inputs[1])
+    if sizes is None or indices is None:
         return None
-    return [read[item] for item in which.flat]
+    if not all(-len(sizes) <= index < len(sizes) for index in indices.flat):
+        return None
+    return [sizes[index] for index in indices.flat]
 
 
 def _slice(node: ir.Node, known: Sizes) -> list[Size] | None:
-    """Along the one axis that sizes have."""
-    read, steps = (
-        _read(node.inputs[0], known),
-        node.inputs[4] if len(node.inputs) > 4 else None,
-    )
-    start, end = (integers(value) for value in (*node.inputs, None, None)[1:3])
-    step = np.ones(1, np.int64) if steps is None else integers(steps)
-    if read is None or any(one is None or one.size != 1 for one in (start, end, step)):
+    """Along the only axis that a list of sizes has."""
+    sizes = _read(node.inputs[0], known)
+    # Before opset 10 the limits were attributes, which is rare enough to leave out.
+    if sizes is None or len(node.inputs) < 3:
         return None
-    first, last, stride = (
-        int(one.flat[0]) for one in (start, end, step) if one is not None
-    )
-    return read[first:last] if stride == 1 else None
+    start = _single(node.inputs[1])
+    end = _single(node.inputs[2])
+    has_step = len(node.inputs) > 4 and node.inputs[4] is not None
+    step = _single(node.inputs[4]) if has_step else 1
+    if start is None or end is None or step != 1:
+        return None
+    return sizes[start:end]
+
+
+def _single(value: ir.Value | None) -> int | None:
+    """The only integer in the constant `value`."""
+    constants = integers(value)
+    if constants is None or constants.size != 1:
+        return None
+    return int(constants.flat[0])
 
 
 def _concat(node: ir.Node, known: Sizes) -> list[Size] | None:
-    made: list[Size] = []
+    sizes: list[Size] = []
     for value in node.inputs:
         part = _read(value, known)
-        if part is None or len(made) + len(part) > MOST:
+        if part is None or len(sizes) + len(part) > MOST:
             return None
-        made += part
-    return made
+        sizes += part
+    return sizes
 
 
 def _product(node: ir.Node, known: Sizes) -> list[Size] | None:
-    """Of sizes, each by the other's or all by one; of two that are open nothing is known."""
-    one, two = (_read(value, known) for value in node.inputs)
-    if not one or not two or (len(one) != len(two) and 1 not in (len(one), len(two))):
+    """Size by size, or all by one. The product of two open sizes is not known."""
+    left, right = (_read(value, known) for value in node.inputs)
+    if not left or not right:
         return None
-    longest = max(len(one), len(two))
-    made = [
-        _times(*pair)
-        for pair in zip(
-            one * (longest // len(one)), two * (longest // len(two)), strict=True
-        )
-    ]
-    return [size for size in made if size is not None] if None not in made else None
+    longest = max(len(left), len(right))
+    if len(left) not in (1, longest) or len(right) not in (1, longest):
+        return None
+    sizes: list[Size] = []
+    for index in range(longest):
+        size = _times(left[index % len(left)], right[index % len(right)])
+        if size is None:
+            return None
+        sizes.append(size)
+    return sizes
 
 
-def _times(one: Size, two: Size) -> Size | None:
-    if isinstance(one, int) and isinstance(two, int):
-        return one * two
-    number, side = (one, two) if isinstance(one, int) else (two, one)
-    return (
-        replace(side, times=side.times * number)
-        if isinstance(side, Open) and isinstance(number, int)
-        else None
-    )
+def _times(left: Size, right: Size) -> Size | None:
+    if isinstance(left, int) and isinstance(right, int):
+        return left * right
+    if isinstance(left, Open) and isinstance(right, int):
+        return replace(left, times=left.times * right)
+    if isinstance(left, int) and isinstance(right, Open):
+        return replace(right, times=right.times * left)
+    return None
 
 
 def _same(node: ir.Node, known: Sizes) -> list[Size] | None:
@@ -230,11 +235,9 @@ def _same(node: ir.Node, known: Sizes) -> list[Size] | None:
 
 
 def _cast(node: ir.Node, known: Sizes) -> list[Size] | None:
-    return (
-        _read(node.inputs[0], known)
-        if node.attributes.get_int("to", 0) == ir.DataType.INT64
-        else None
-    )
+    if node.attributes.get_int("to", 0) != ir.DataType.INT64:
+        return None
+    return _read(node.inputs[0], known)
 
 
 _RULES: dict[str, Callable[[ir.Node, Sizes], list[Size] | None]] = {
