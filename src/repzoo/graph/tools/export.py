@@ -88,9 +88,8 @@ def _torch_export(
     was_training = module.training
     module.eval()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter(
-            "ignore"
-        )  # the TorchScript exporter is deprecated, yet the only one that keeps clean BNs
+        # The TorchScript exporter is deprecated, yet the only one that keeps every BatchNorm.
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
             (torch.zeros(1, *sides),),
@@ -102,7 +101,7 @@ def _torch_export(
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}} if dynamic_batch else None,
-            # else it merges tensors of equal value, such as two BNs' fresh scales
+            # Without it, tensors of equal value are merged, such as the new scales of two BNs.
             keep_initializers_as_inputs=True,
         )
     module.train(was_training)

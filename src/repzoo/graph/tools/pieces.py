@@ -22,18 +22,18 @@ from repzoo import protobuf_stream as wire
 from repzoo.errors import InputError
 from repzoo.onnx_file import model_inputs
 
-PIECE_BYTES = (
-    2**25
-)  # of constants; a piece is larger only where a single uncuttable stretch is
-MOST_INLINED = 10**5  # nodes of a graph whose functions are inlined
-SMALL = 1024  # elements; up to here a constant may be a shape or an axis that shape inference reads
+# Bytes of constants. A piece is larger only where a single stretch that cannot be cut is larger.
+PIECE_BYTES = 2**25
+# Nodes of a graph whose functions are inlined.
+MOST_INLINED = 10**5
+# Elements. Up to here a constant may be a shape or an axis, which shape inference reads.
+SMALL = 1024
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` in which initializers of more than SMALL elements have a type and a
-    shape but no values.
+    """A copy of `model` whose large initializers have a type and a shape, but no values.
 
-    Metadata is left out.
+    Large means more than SMALL elements. Metadata is left out.
     """
     copy = _empty_like(model)
     for name in ("node", "input", "output", "value_info", "sparse_initializer"):
@@ -43,24 +43,21 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_ir(model: onnx.ModelProto) -> ir.Model:
-    """`model` to work on, without a copy of its weights: they are read from `model`, which
-    stays as it was.
+    """`model` to work on, without a copy of its weights: they are read from `model`.
+
+    `model` stays as it is.
 
     Raises:
         InputError: the graph holds something that ONNX does not define.
     """
     shell = wire.without(model, "graph")
     shell.graph.CopyFrom(wire.without(model.graph, "initializer"))
-    large = {
-        item.name: item
-        for item in model.graph.initializer
-        if strip_data(item) is not item
-    }
     shell.graph.initializer.extend(map(strip_data, model.graph.initializer))
-    made = from_proto(shell)
-    for name, item in large.items():
-        made.graph.initializers[name].const_value = _lent(item)
-    return made
+    converted = from_proto(shell)
+    for item in model.graph.initializer:
+        if strip_data(item) is not item:
+            converted.graph.initializers[item.name].const_value = _lazy(item)
+    return converted
 
 
 def from_proto(model: onnx.ModelProto) -> ir.Model:
@@ -84,15 +81,15 @@ def from_proto(model: onnx.ModelProto) -> ir.Model:
 
 
 def initializer_bytes(model: onnx.ModelProto) -> int:
-    """Of its initializers. The message's own ByteSize would write it out, which takes twice as
-    much.
+    """Bytes of all initializers.
+
+    The message's own ByteSize would write it out, which takes twice the memory.
     """
     return sum(map(_size, model.graph.initializer))
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with the bodies of its own functions in the place of their calls; itself where it
-    has none.
+    """`model` with its own functions inlined; itself where it has none.
 
     Raises:
         InputError: ONNX cannot put a body there.
@@ -101,21 +98,21 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     _require_bounded_calls(model)
     try:
-        made = onnx.inliner.inline_local_functions(without_weights(model))
-    except Exception as error:  # whatever ONNX's C++ raises
+        inlined = onnx.inliner.inline_local_functions(without_weights(model))
+    # ONNX's C++ raises what it likes.
+    except Exception as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"a function of the model cannot be put in the place of its call ({reason}); export "
             "without functions"
         ) from None
-    for item, full in zip(made.graph.initializer, model.graph.initializer, strict=True):
+    pairs = zip(inlined.graph.initializer, model.graph.initializer, strict=True)
+    for item, full in pairs:
         item.CopyFrom(full)
-    made.metadata_props.extend(model.metadata_props)
-    made.producer_name, made.producer_version = (
-        model.producer_name,
-        model.producer_version,
-    )
-    return made
+    inlined.metadata_props.extend(model.metadata_props)
+    inlined.producer_name = model.producer_name
+    inlined.producer_version = model.producer_version
+    return inlined
 
 
 def _require_bounded_calls(model: onnx.ModelProto) -> None:
@@ -169,7 +166,7 @@ def _with_subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]
                 stack += graph.node
 
 
-def _lent(item: onnx.TensorProto) -> ir.LazyTensor:
+def _lazy(item: onnx.TensorProto) -> ir.LazyTensor:
     """A tensor that reads `item` and has a name of its own: passes write names into tensors."""
     dtype, shape = ir.DataType(item.data_type), ir.Shape(item.dims)
     return ir.LazyTensor(
@@ -178,45 +175,42 @@ def _lent(item: onnx.TensorProto) -> ir.LazyTensor:
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
-    """`model` as a message; each weight leaves it on the way, so that there is never a second
-    copy of them all.
+    """`model` as a message, which takes its weights one by one.
+
+    Each weight leaves `model` on the way, so that there is never a second copy of them all.
     """
-    values = [
-        value
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-    ]
-    held = [value.const_value for value in values][::-1]
-    for value in values:
+    tensors: list[ir.TensorProtocol] = []
+    for value in model.graph.initializers.values():
         tensor = value.const_value
-        if (
-            tensor is not None
-            and tensor.size > SMALL
-            and tensor.dtype != ir.DataType.STRING
-        ):
-            hollow = onnx.TensorProto(
+        if tensor is None:
+            continue
+        tensors.append(tensor)
+        if _is_large(tensor):
+            empty = onnx.TensorProto(
                 dims=tensor.shape.numpy(), data_type=tensor.dtype.value, name=value.name
             )
-            value.const_value = ir.serde.TensorProtoTensor(hollow)
-    made = ir.to_proto(model)
-    for item in made.graph.initializer:
-        tensor = held.pop()
-        if (
-            tensor is not None
-            and tensor.size > SMALL
-            and tensor.dtype != ir.DataType.STRING
-        ):
+            value.const_value = ir.serde.TensorProtoTensor(empty)
+    converted = ir.to_proto(model)
+    tensors.reverse()
+    for item in converted.graph.initializer:
+        # Taken from the list, so that the tensor is freed once its bytes are copied.
+        tensor = tensors.pop()
+        if _is_large(tensor):
             item.raw_data = tensor.tobytes()
-    return made
+    return converted
+
+
+def _is_large(tensor: ir.TensorProtocol) -> bool:
+    return tensor.size > SMALL and tensor.dtype != ir.DataType.STRING
 
 
 def sha256_of_graph(model: onnx.ModelProto) -> str:
-    """Hex SHA-256 of the graph and its weights; metadata does not enter, so a file that has
-    taken on its history keeps it.
+    """Hex SHA-256 of the graph and its weights.
+
+    Metadata does not enter: a file that is given a history keeps its hash.
     """
-    digest = hashlib.sha256(
-        without_weights(model).SerializeToString(deterministic=True)
-    )
+    shell = without_weights(model).SerializeToString(deterministic=True)
+    digest = hashlib.sha256(shell)
     for item in model.graph.initializer:
         digest.update(item.SerializeToString(deterministic=True))
     return digest.hexdigest()
@@ -228,12 +222,14 @@ Change = Callable[[onnx.TensorProto], onnx.TensorProto]
 def split_model(
     model: onnx.ModelProto, limit: int = PIECE_BYTES, change: Change = lambda item: item
 ) -> Pieces:
-    """Models, all new, that give what `model` gives when each is fed the output of the one
-    before, as its input of that name.
+    """New models that compute what `model` computes, each fed the output of the one before.
 
-    A cut needs a tensor that is float32 and all that later nodes read. Constants go where they
-    are read. `change` gives what stands in the place of each initializer (a copy: memory of a
-    message's old values is only free when the message is).
+    limit   bytes of constants in one piece, where cuts allow
+    change  the initializer to write in the place of each one; it must be a new message, because a
+            message frees its old values only when it is freed itself
+
+    A cut needs a float32 tensor that is all that later nodes read. Constants go where they are
+    read.
     """
     parts = _Parts.of(model)
     stretches = list(parts.stretches(limit)) if parts.bytes() > limit else []
@@ -242,7 +238,7 @@ def split_model(
 
 @dataclass(frozen=True)
 class Pieces:
-    """So many models, each made when it is asked for."""
+    """The pieces of a model, each made when the iteration comes to it."""
 
     _parts: _Parts
     _stretches: Sequence[Sequence[onnx.NodeProto]]
@@ -262,8 +258,11 @@ class Pieces:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A model taken apart: its constants by name, the nodes that make more of them, and the
-    nodes that compute.
+    """A model taken apart.
+
+    stored  its initializers by name
+    makers  the nodes that compute from constants alone, by the names of their outputs
+    nodes   the other nodes that an output needs
     """
 
     model: onnx.ModelProto
@@ -273,24 +272,26 @@ class _Parts:
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> _Parts:
+        """The parts of `model`."""
         stored = {item.name: item for item in model.graph.initializer}
         makers: dict[str, onnx.NodeProto] = {}
         nodes = []
         for node in model.graph.node:
-            if all(
-                not name or name in stored or name in makers for name in node.input
-            ) and not _is_random(node):
+            names = [name for name in node.input if name]
+            is_constant = all(name in stored or name in makers for name in names)
+            if is_constant and not _is_random(node):
                 makers.update(dict.fromkeys(node.output, node))
             else:
                 nodes.append(node)
         return cls(model, stored, makers, tuple(_read(nodes, model.graph.output)))
 
     def bytes(self) -> int:
-        return sum(_size(item) for item in self.stored.values()) + sum(
-            map(_held, self.makers.values())
-        )
+        """Bytes of all constants."""
+        stored = sum(map(_size, self.stored.values()))
+        return stored + sum(map(_held, self.makers.values()))
 
     def whole(self, change: Change) -> onnx.ModelProto:
+        """The model in one piece."""
         copy = wire.without(self.model, "graph")
         copy.graph.CopyFrom(wire.without(self.model.graph, "initializer"))
         for item in self.model.graph.initializer:
@@ -298,88 +299,103 @@ class _Parts:
         return copy
 
     def stretches(self, limit: int) -> Iterator[list[onnx.NodeProto]]:
-        """The computing nodes in runs of at most `limit` bytes of constants, wherever cuts
-        allow.
-        """
-        taken: list[onnx.NodeProto] = []
+        """The computing nodes in stretches of at most `limit` bytes, where cuts allow."""
+        stretch: list[onnx.NodeProto] = []
         total = 0
-        for run in self._uncuttable():
+        for run in self._uncuttable_runs():
             size = sum(self._weight(name) for node in run for name in node.input)
-            if taken and total + size > limit:
-                yield taken
-                taken, total = [], 0
-            taken, total = [*taken, *run], total + size
-        yield taken
+            if stretch and total + size > limit:
+                yield stretch
+                stretch = []
+                total = 0
+            stretch = [*stretch, *run]
+            total += size
+        yield stretch
 
     def piece(
         self, source: str, nodes: Sequence[onnx.NodeProto], change: Change
     ) -> onnx.ModelProto:
-        given, target = model_inputs(self.model)[0], nodes[-1].output[0]
-        made = _empty_like(self.model)
+        """A model of `nodes` whose input, under the name of the model's, is the tensor `source`."""
+        image = model_inputs(self.model)[0]
+        piece = _empty_like(self.model)
         stored, makers = self._behind([name for node in nodes for name in node.input])
         for name in stored:
-            made.graph.initializer.append(change(self.stored[name]))
-        made.graph.node.extend([*makers, *nodes])
-        for node in made.graph.node:
-            node.input[:] = [
-                given.name if name == source else name for name in node.input
-            ]
-        last = self.model.graph.output[0]
-        made.graph.input.append(given if source == given.name else _untyped(given.name))
-        made.graph.output.append(last if target == last.name else _untyped(target))
-        return made
+            piece.graph.initializer.append(change(self.stored[name]))
+        piece.graph.node.extend([*makers, *nodes])
+        for node in piece.graph.node:
+            for index, name in enumerate(node.input):
+                if name == source:
+                    node.input[index] = image.name
+        is_first = source == image.name
+        piece.graph.input.append(image if is_first else _untyped(image.name))
+        output = self.model.graph.output[0]
+        target = nodes[-1].output[0]
+        is_last = target == output.name
+        piece.graph.output.append(output if is_last else _untyped(target))
+        return piece
 
-    def _uncuttable(self) -> Iterator[list[onnx.NodeProto]]:
+    def _uncuttable_runs(self) -> Iterator[list[onnx.NodeProto]]:
         """Runs of nodes between two places where a cut is possible."""
-        floats = _floats(self.model) if not any(map(_has_graph, self.nodes)) else set()
-        last = {
-            name: place for place, node in enumerate(self.nodes) for name in node.input
-        }
-        last |= {item.name: len(self.nodes) for item in self.model.graph.output}
+        floats: Collection[str] = set()
+        # A subgraph may read any tensor by name, so nothing is cut.
+        if not any(map(_has_graph, self.nodes)):
+            floats = _floats(self.model)
+        last_reader = self._last_readers()
         live = {item.name for item in self.model.graph.input} - set(self.stored)
         run: list[onnx.NodeProto] = []
         for place, node in enumerate(self.nodes):
             run.append(node)
-            live = {
-                name for name in (*live, *node.output) if last.get(name, -1) > place
-            }
+            live.update(node.output)
+            live = {name for name in live if last_reader.get(name, -1) > place}
             if live == {node.output[0]} and node.output[0] in floats:
                 yield run
                 run = []
         if run:
             yield run
 
+    def _last_readers(self) -> dict[str, int]:
+        """The place of the last node that reads a tensor; an output is read behind all nodes."""
+        last: dict[str, int] = {}
+        for place, node in enumerate(self.nodes):
+            last.update(dict.fromkeys(node.input, place))
+        for item in self.model.graph.output:
+            last[item.name] = len(self.nodes)
+        return last
+
     def _behind(self, names: Sequence[str]) -> tuple[list[str], list[onnx.NodeProto]]:
         """(initializers, nodes in order) that the constants among `names` need."""
-        wanted, stack = set(), list(names)
+        needed: set[str] = set()
+        stack = list(names)
         while stack:
             name = stack.pop()
-            if name not in wanted and (name in self.stored or name in self.makers):
-                wanted.add(name)
-                stack += self.makers[name].input if name in self.makers else ()
-        makers = {
-            id(self.makers[name]): self.makers[name]
-            for name in self.makers
-            if name in wanted
-        }
-        return [name for name in self.stored if name in wanted], list(makers.values())
+            if name in needed or not (name in self.stored or name in self.makers):
+                continue
+            needed.add(name)
+            if name in self.makers:
+                stack += self.makers[name].input
+        # By identity, because a node may have several outputs.
+        makers: dict[int, onnx.NodeProto] = {}
+        for name, node in self.makers.items():
+            if name in needed:
+                makers[id(node)] = node
+        return [name for name in self.stored if name in needed], list(makers.values())
 
     def _weight(self, name: str) -> int:
+        """Bytes of the constants behind the tensor `name`."""
         stored, makers = self._behind([name])
-        return sum(_size(self.stored[item]) for item in stored) + sum(
-            map(_held, makers)
-        )
+        size = sum(_size(self.stored[item]) for item in stored)
+        return size + sum(map(_held, makers))
 
 
 def trim_heap() -> None:
-    """Hand memory that was freed back to the system: glibc keeps it between what lives on, a
-    third of a large model after some pieces.
+    """Hand freed memory back to the system.
+
+    glibc keeps it between blocks that live on: measured, a third of a large model after some
+    pieces.
     """
-    trim = (
-        getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if sys.platform == "linux"
-        else None
-    )
+    if sys.platform != "linux":
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
     if trim is not None:
         trim(0)
 
@@ -406,7 +422,7 @@ def _empty_like(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def strip_data(item: onnx.TensorProto) -> onnx.TensorProto:
-    """`item` without its values where it has more than SMALL elements; type and shape stay."""
+    """`item` without its values if it has more than SMALL elements; else itself."""
     if math.prod(item.dims) <= SMALL or item.data_type == onnx.TensorProto.STRING:
         return item
     return onnx.TensorProto(dims=item.dims, data_type=item.data_type, name=item.name)
@@ -414,11 +430,10 @@ def strip_data(item: onnx.TensorProto) -> onnx.TensorProto:
 
 def _size(item: onnx.TensorProto) -> int:
     """Bytes, or a little more where values are packed."""
-    width = (
-        8
-        if item.data_type == onnx.TensorProto.STRING
-        else onnx.helper.tensor_dtype_to_np_dtype(item.data_type).itemsize
-    )
+    if item.data_type == onnx.TensorProto.STRING:
+        width = 8
+    else:
+        width = onnx.helper.tensor_dtype_to_np_dtype(item.data_type).itemsize
     return math.prod(item.dims) * width
 
 
@@ -439,11 +454,9 @@ def _has_graph(node: onnx.NodeProto) -> bool:
 
 
 def _is_random(node: onnx.NodeProto) -> bool:
-    return (
-        _has_graph(node)
-        or node.op_type.startswith("Random")
-        or node.op_type in ("Bernoulli", "Multinomial")
-    )
+    if _has_graph(node) or node.op_type.startswith("Random"):
+        return True
+    return node.op_type in ("Bernoulli", "Multinomial")
 
 
 def _floats(model: onnx.ModelProto) -> Collection[str]:
