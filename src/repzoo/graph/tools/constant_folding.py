@@ -216,9 +216,9 @@ def _known(model: ir.Model, limit: int) -> dict[str, tuple[ir.Node, ir.TensorPro
     values |= _compute(model, foldable, values)
     known = {}
     for value, array in values.items():
-        node = value.producer()
-        if node is not None:
-            known[str(value.name)] = (node, ir.tensor(array, name=value.name))
+        producer = value.producer()
+        if producer is not None:
+            known[str(value.name)] = (producer, ir.tensor(array, name=value.name))
     return known
 
 
