@@ -107,7 +107,16 @@ def pruned_twice(conv: nn.Module) -> nn.Module:
         {"wrap": legacy_weight_norm},
         {"wrap": pruned_twice},
     ],
-    ids=str,
+    ids=[
+        "padding same",
+        "padding same, dilated",
+        "output tuple",
+        "output dict",
+        "weight_norm",
+        "spectral_norm",
+        "weight_norm before parametrizations",
+        "pruned twice",
+    ],
 )
 def test_a_block_becomes_one_convolution(settings: dict[str, Any]) -> None:
     result = folded(randomized(Block(**settings)))
