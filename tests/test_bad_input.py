@@ -638,3 +638,24 @@ def test_an_interrupt_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("sys.stdin", io.StringIO())
     ran = run("list")
     assert (ran.code, ran.out, ran.err) == (130, "", "")
+
+
+def test_a_size_that_the_graph_does_not_take_is_refused_by_fold_too(
+    refused: Callable[..., str], model_file: Path
+) -> None:
+    """`fold` reads no image, but writes the size into the file."""
+    assert "32x32" in refused("fold", model_file, "-o", "{out}", "--size", 33)
+
+
+def test_an_engine_named_twice_is_refused(
+    refused: Callable[..., str], model_file: Path
+) -> None:
+    twice = ["--engine", "onnxruntime,onnxruntime"]
+    assert "engine names onnxruntime twice" in refused("bench", model_file, *twice)
+
+
+def test_a_datalist_without_results_is_refused(
+    refused: Callable[..., str], model_file: Path, digits_folder: Path
+) -> None:
+    arguments = ["--data", digits_folder, "--datalist", model_file]
+    assert "leave --datalist out" in refused("evaluate", model_file, *arguments)

@@ -113,6 +113,7 @@ def _comparison_lines(ratios: Sequence[Record[LatencyRatio]]) -> list[str]:
     for record in ratios:
         sides = _sides(record)
         engines |= {sides["first_engine"], sides["second_engine"]}
+    # What all comparisons share would only make the sentences longer.
     has_settings = len({record.values.setting for record in ratios}) > 1
     lines = []
     for record in ratios:
@@ -131,6 +132,7 @@ def _comparison(record: Record[LatencyRatio], with_engines: bool) -> str:
         first += f" on {sides['first_engine']}"
         second += f" on {sides['second_engine']}"
     values = record.values
+    # Offline has no latency of its own: all images are there at the start.
     if values.setting.scenario == "offline":
         claim = (
             f"{first} does {values.fps_ratio:.3f} times the images a second of {second}"

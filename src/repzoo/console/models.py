@@ -39,12 +39,16 @@ def models(rows: Sequence[ModelSpec]) -> View:
     """`repzoo list`."""
     table = make_table("model", "size", ">train M", ">deploy M", ">MACs M", ">Top-1 %")
     for row in rows:
+        # Sources disagree by tenths of a point; `repzoo info` shows all of them.
         published = [figure.top1 for figure in row.figures if figure.top1 is not None]
-        best = str(max(published)) if published else ""
-        counts = map(
-            figures.millions, (row.parameters_train, row.parameters_deploy, row.macs)
+        table.add_row(
+            row.name,
+            str(row.preprocess.size),
+            figures.millions(row.parameters_train),
+            figures.millions(row.parameters_deploy),
+            figures.millions(row.macs),
+            str(max(published)) if published else "",
         )
-        table.add_row(row.name, str(row.preprocess.size), *counts, best)
     note = (
         "Millions of parameters in training and deploy form; the best published Top-1 "
         "(all figures: repzoo info MODEL)."
@@ -65,11 +69,10 @@ def spec(row: ModelSpec, sources: Mapping[str, FigureSource]) -> View:
     for figure in document["figures"]:
         source = sources[figure["source"]]
         used[figure["source"]] = dataclasses.asdict(source)
-        values = {
-            key: value
-            for key, value in figure.items()
-            if key not in ("source", "files")
-        }
+        # The source has a column of its own, and the files' hashes are for programs.
+        values = dict(figure)
+        values.pop("source")
+        values.pop("files", None)
         published.add_row(source.title, _pairs(values))
     notes = [f"note: {note}" for note in row.notes]
     return View({**document, "sources": used}, facts, published, *notes)
@@ -81,20 +84,20 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 def artifact(model: Artifact) -> View:
     """`repzoo info` of a file."""
+    preprocess = dataclasses.asdict(model.preprocess) if model.preprocess else None
     facts = {
         "name": model.name,
         "form": model.form,
         "opset": model.opset,
         "classes": model.num_classes,
         "labels": list(model.labels),
-        "preprocess": dataclasses.asdict(model.preprocess)
-        if model.preprocess
-        else None,
+        "preprocess": preprocess,
         "steps": [dataclasses.asdict(step) for step in model.steps],
         "sha256": model.sha256,
     }
     shown = dict(facts)
     if model.form == "int8":
+        # A file that is INT8 by name may keep most of its layers in float.
         from repzoo.graph.tools.int8_share import int8_share
 
         share = int8_share(model)

@@ -13,6 +13,7 @@ from repzoo.artifact import Artifact as StoredArtifact
 from repzoo.artifact import Preprocess
 from repzoo.errors import InputError
 from repzoo.plugins import unknown
+from repzoo.preprocessing import require_input_fits
 from repzoo.settings import fields_of
 from repzoo.storage import read_lines
 from repzoo.verbs.assumed_preprocess import assume_preprocess
@@ -137,6 +138,9 @@ def with_preprocess(model: StoredArtifact, changes: Mapping[str, Any]) -> Artifa
     if model.preprocess is None:
         return Artifact.wrap(assume_preprocess(model, new))
     preprocess = Preprocess.from_mapping({**asdict(model.preprocess), **new})
+    if "size" in new:
+        # Here, and not where images are read: `fold` reads none, but writes the size.
+        require_input_fits(model.model, preprocess, model.name)
     assumed = tuple(name for name in model.assumed if name not in new)
     return Artifact.wrap(replace(model, preprocess=preprocess, assumed=assumed))
 

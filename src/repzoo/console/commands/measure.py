@@ -115,6 +115,7 @@ def bench(
             artifacts, options=options, progress=console.progress, on_records=keep
         )
     console.show(bench_view(result))
+    # What was measured is shown and kept; a script must still see that it is not all.
     if result.interrupted:
         sys.exit(INTERRUPTED)
 
