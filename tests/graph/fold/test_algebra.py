@@ -258,7 +258,7 @@ def aligned_pairs(draw: st.DrawFn) -> tuple[Geometry, Geometry]:
 
 
 @given(pair=aligned_pairs(), seed=SEEDS)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_add_is_the_sum_wherever_outputs_line_up(
     pair: tuple[Geometry, Geometry], seed: int
 ) -> None:
@@ -317,7 +317,7 @@ def test_add_keeps_dilations_and_groups() -> None:
 
 
 @given(pair=aligned_pairs(), outputs=CHANNELS, seed=SEEDS)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_join_is_one_above_the_other_wherever_outputs_line_up(
     pair: tuple[Geometry, Geometry], outputs: int, seed: int
 ) -> None:
@@ -398,7 +398,7 @@ def chained_pairs(draw: st.DrawFn) -> tuple[Geometry, Geometry]:
 
 
 @given(pair=chained_pairs(), bias=st.booleans(), seed=SEEDS)
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 def test_compose_is_right_or_refuses_for_its_one_reason(
     pair: tuple[Geometry, Geometry], bias: bool, seed: int
 ) -> None:
@@ -417,7 +417,7 @@ def test_compose_is_right_or_refuses_for_its_one_reason(
 
 
 @given(pair=chained_pairs(), seed=SEEDS)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_what_is_composed_without_outer_padding_never_refuses(
     pair: tuple[Geometry, Geometry], seed: int
 ) -> None:
