@@ -162,6 +162,7 @@ class _ChannelLinks:
         if len(self.view.activations(node)) < len(node.input):
             return False
         output = self.of(node.output[0])
+        # a term of another width is broadcast over the channels, and cannot be tied
         return all(self.equate(self.of(name), output) for name in node.input)
 
     def _add_gate(self, node: onnx.NodeProto) -> bool:
@@ -169,8 +170,9 @@ class _ChannelLinks:
         gated = self.view.gated_input(node)
         if not gated:
             return False
-        gates = [name for name in node.input if name != gated]
-        self.fix(*gates)
+        for name in node.input:
+            if name != gated:
+                self.fix(name)
         return self.equate(self.of(gated), self.of(node.output[0]))
 
     def groups(self) -> ChannelGroups:
@@ -182,8 +184,10 @@ class _ChannelLinks:
         while changed:
             before = labels.copy()
             for first, second in self.pairs:
-                least = np.minimum(labels[first], labels[second])
-                for side in (labels[first], labels[second], first, second):
+                first_labels = labels[first]
+                second_labels = labels[second]
+                least = np.minimum(first_labels, second_labels)
+                for side in (first_labels, second_labels, first, second):
                     np.minimum.at(labels, side, least)
             labels = labels[labels]
             changed = bool((labels != before).any())

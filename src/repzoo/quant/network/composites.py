@@ -66,17 +66,18 @@ def _composite_of(view: GraphView, name: str) -> CompositeActivation | None:
     """
     region: dict[str, None] = {name: None}  # a dict keeps the order, a set does not
     nodes: list[onnx.NodeProto] = []
+    outputs: list[str] = []
     while len(nodes) < MAX_NODES:
         node = _next_node(view, region)
         if node is None:
             return None
         nodes.append(node)
         output = str(node.output[0])
+        outputs.append(output)
         region[output] = None
         kind = _kind_of(nodes)
         if kind and _only_output_is_read(view, region, output):
-            outputs = tuple(str(node.output[0]) for node in nodes)
-            return CompositeActivation(kind, outputs, output)
+            return CompositeActivation(kind, tuple(outputs), output)
     return None
 
 

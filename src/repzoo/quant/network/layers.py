@@ -128,8 +128,8 @@ def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
 def _layer(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer | None:
     """`node` as a layer; None if its weights are not constant or it computes something else."""
     source = node.input[0]
-    parameters = [name for name in node.input[1:] if name]
-    if source in shapes or not all(name in shapes for name in parameters):
+    parameters = {name for name in node.input[1:] if name}
+    if source in shapes or not parameters <= shapes.keys():
         return None
     layer = Layer(
         name=node.output[0],

@@ -118,7 +118,12 @@ class PlacementSpace:
         for width in WIDTHS:
             wide = [node for node in dense if self._width(node) >= width]
             named[f"dense, {width}+ channels"] = wide
+        return self._without_duplicates(named)
 
+    def _without_duplicates(
+        self, named: Mapping[str, Iterable[onnx.NodeProto]]
+    ) -> list[Placement]:
+        """The placements of these nodes that hold a layer, each file once."""
         layers = _first_outputs(self.layers)
         # Two placements with the same layers and tensors write the same file.
         distinct: dict[tuple[frozenset[str], tuple[str, ...]], Placement] = {}
@@ -138,7 +143,10 @@ class PlacementSpace:
             if side > 1:
                 name = f"{name} at {side} px"
             members.setdefault(name, set()).add(node.output[0])
-        return {name: frozenset(nodes) for name, nodes in members.items()}
+        groups: dict[str, frozenset[str]] = {}
+        for name, outputs in members.items():
+            groups[name] = frozenset(outputs)
+        return groups
 
     def _after_fusion(self, value: str) -> str:
         """`value`, or the output of the activation that the target fuses into its layer."""
@@ -161,7 +169,8 @@ class PlacementSpace:
                 return False
             if item.name == "transA" and item.i:
                 return False
-        return all(value in self._shapes for value in node.input[1:] if value)
+        parameters = {value for value in node.input[1:] if value}
+        return parameters <= self._shapes.keys()
 
     def _is_around(self, node: onnx.NodeProto) -> bool:
         """Whether it is a node without weights that the target runs in INT8."""

@@ -117,7 +117,7 @@ class QuantScheme:
 
 
 def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(str(value) for value in values)
+    return ", ".join(map(str, values))
 
 
 @functools.cache

@@ -199,15 +199,17 @@ class NoiseAttribution:
         moments = self._statistics.moments[layer.name]
         signal = output_power(self._rows(layer), moments).reshape(-1)
         mean = float(signal.mean())
-        if mean <= 0:  # a silent layer cannot be disturbed: its ratio becomes 0
+        # a silent layer cannot be disturbed: its ratio becomes 0
+        if mean <= 0:
             return np.full(len(signal), np.inf)
         return np.maximum(signal, MIN_RELATIVE_SIGNAL * mean)
 
     def _input_cost(self, layer: Layer) -> Float:
         """Noise over signal, mean over outputs, for a unit of squared error in each input, [C]."""
         signal = self._signals[layer.name].reshape(layer.groups, -1, 1)
-        ratios = (self._quantized_rows(layer) ** 2 / signal).sum(1)
-        per_channel = ratios.reshape(layer.in_channels, -1).sum(1)
+        squares = self._quantized_rows(layer) ** 2
+        by_column = (squares / signal).sum(1)
+        per_channel = by_column.reshape(layer.in_channels, -1).sum(1)
         return np.asarray(per_channel / layer.out_channels)
 
     def _error(self, tensor: str, function: Function = identity) -> Float:
