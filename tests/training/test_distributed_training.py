@@ -188,7 +188,7 @@ def train_still(output: Path) -> None:
             still_network(),
             TrainingImages(pictures(24), PREPROCESS),
             STILL,
-            Running(output=output),
+            Running(output=output, workers=0, threads=1),
             group,
         ).run(None)
 

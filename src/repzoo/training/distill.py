@@ -50,11 +50,9 @@ class Objective:
         preprocess: Preprocess,
         teacher: torch.nn.Module | None,
     ) -> None:
-        self._student, self._criterion, self._task = (
-            student,
-            Classification(recipe.label_smoothing),
-            None,
-        )
+        self._student = student
+        self._criterion = Classification(recipe.label_smoothing)
+        self._task: Any = None
         if teacher is not None:
             self._task = _task(student, recipe, preprocess, teacher, self._criterion)
 
@@ -81,10 +79,8 @@ def _task(
         else student
     )
     device = next(own.parameters()).device
-    own.pretrained_cfg = {
-        "mean": preprocess.mean,
-        "std": preprocess.std,
-    }  # what timm's tasks go by
+    # timm's tasks read the student's normalization from here.
+    own.pretrained_cfg = {"mean": preprocess.mean, "std": preprocess.std}
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     wrapped = DistillationTeacher(teacher, device=device)
@@ -92,21 +88,20 @@ def _task(
         "task_loss_weight": 1 - recipe.distill_weight,
         "distill_loss_weight": recipe.distill_weight,
     }
-    given = {
+    options = {
         "criterion": criterion,
         "temperature": recipe.temperature,
         "device": device,
         "verbose": False,
         **settings,
     }
-    if getattr(
-        getattr(own, "head", None), "distillation", False
-    ):  # RepViT: the second head learns from the teacher
+    # RepViT's second head learns from the teacher.
+    if getattr(getattr(own, "head", None), "distillation", False):
         return TokenDistillationTask(
-            student, wrapped, distill_type=recipe.distill, **given
+            student, wrapped, distill_type=recipe.distill, **options
         )
     return (LogitDistillationTask if recipe.distill == "soft" else _HardTask)(
-        student, wrapped, **given
+        student, wrapped, **options
     )
 
 
@@ -119,12 +114,12 @@ class _HardTask(LogitDistillationTask):  # type: ignore[misc]  # timm has no typ
         """{"loss": a scalar}."""
         logits = self.trainable_module(input)
         with torch.no_grad():
-            said = self.teacher(
+            labels = self.teacher(
                 self.teacher.normalize_input(input, self.student_mean, self.student_std)
             ).argmax(-1)
         loss = self.task_loss_weight * self.criterion(
             logits, target
-        ) + self.distill_loss_weight * cross_entropy(logits, said)
+        ) + self.distill_loss_weight * cross_entropy(logits, labels)
         return {"loss": loss}
 
 

@@ -108,11 +108,10 @@ def train(
         source.classes,
         Step("train", __version__, settings),
     )
-    made = (
-        artifact.save(running.output / f"{name}.onnx") if not group.rank else artifact
-    )
+    if not group.rank:
+        artifact = artifact.save(running.output / f"{name}.onnx")
     return TrainResult(
-        replace(made, name=name), trainer.log, [*remarks, *report.sentences()]
+        replace(artifact, name=name), trainer.log, [*remarks, *report.sentences()]
     )
 
 
