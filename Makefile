@@ -13,9 +13,10 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 card: $(VENV)/.core
 	$(BIN)/repzoo card --output out
 
-# One worker per core. A worker that has finished takes over tests of one that has not, so that no
-# core idles while a long file runs.
-PYTEST := $(BIN)/pytest --numprocesses logical --dist worksteal
+# One worker per core, each with one thread: with more, the threads of one wait for those of another
+# (measured: three times the processor time in training). A worker that has finished takes over
+# tests of another, so that no core idles while a long file runs.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist worksteal
 
 test: $(VENV)/.dev
 	$(PYTEST)
