@@ -30,6 +30,7 @@ TOP = 5  # classes that are kept of each image
 FORMAT = 1
 MAX_LINE_BYTES = 2**20
 JOURNAL = "evaluation.jsonl"
+LAST_CLASS = 2**31 - 1  # predictions are kept as int32
 MAX_SHOWN = 40  # characters of a value in an error message
 
 
@@ -299,7 +300,15 @@ class Journal:
     def _prediction(self, line: Any, path: Path, number: int) -> ImagePrediction:
         try:
             prediction = self._parse_line(line)
-        except (TypeError, KeyError, IndexError, ValueError, AttributeError):
+        # ArithmeticError: an infinite number where a count should be.
+        except (
+            TypeError,
+            KeyError,
+            IndexError,
+            ValueError,
+            AttributeError,
+            ArithmeticError,
+        ):
             raise InputError(
                 f"{path} line {number} is damaged; remove the file and start again"
             ) from None
@@ -325,7 +334,9 @@ class Journal:
         for classes in top:
             if not 1 <= len(classes) <= TOP:
                 raise ValueError("another number of classes")
-            if not all(type(item) is int and item >= 0 for item in classes):
+            if not all(
+                type(item) is int and 0 <= item <= LAST_CLASS for item in classes
+            ):
                 raise ValueError("not a class")
         stamp = _stamp(line.get("stamp"))
         return ImagePrediction(index, top, str(line.get("mode", "RGB")), why, stamp)
