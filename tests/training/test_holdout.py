@@ -155,15 +155,15 @@ def test_fewer_threads_are_chosen_only_where_they_are_faster(
     seconds = {8: 1.0, 4: 0.9, 2: 0.5, 1: 0.45}
     monkeypatch.setattr(threads, "_step_seconds", lambda _m, _s, count: seconds[count])
     module = torch.nn.Identity()
-    assert threads.fastest(module, 16, 8) == 2
-    assert threads.fastest(module, 16, 2) == 2
-    assert threads.fastest(module, 16, 1) == 1
+    assert threads.fastest(module, (3, 16, 16), 8) == 2
+    assert threads.fastest(module, (3, 16, 16), 2) == 2
+    assert threads.fastest(module, (3, 16, 16), 1) == 1
 
 
 def test_a_trial_leaves_the_network_and_torch_as_they_were() -> None:
     module, before = network(), torch.get_num_threads()
     state = {key: value.clone() for key, value in module.state_dict().items()}
-    assert threads.fastest(module, 16, 2) in (1, 2)
+    assert threads.fastest(module, (3, 16, 16), 2) in (1, 2)
     assert torch.get_num_threads() == before
     after = module.state_dict()
     assert all(torch.equal(after[key], value) for key, value in state.items())

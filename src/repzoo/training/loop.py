@@ -145,7 +145,7 @@ class Trainer:
         most = torch.get_num_threads()
         if self.running.threads or self.crew.device.type != "cpu":
             return self.running.threads or most
-        return fastest(self.module, self.images.preprocess.size, most)
+        return fastest(self.module, self.images.preprocess.input_shape, most)
 
     def _epoch(
         self, epoch: int, validation: Dataset | None, progress: Progress

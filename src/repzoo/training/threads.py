@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -31,25 +31,26 @@ def num_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fastest(module: torch.nn.Module, size: int, most: int) -> int:
+def fastest(module: torch.nn.Module, shape: Sequence[int], most: int) -> int:
     """The number of threads, up to `most`, that computes a training step fastest.
 
-    module  takes float32 [N, 3, size, size]; it stays as it is
+    module  stays as it is
+    shape   of one image: channels, height, width; the module takes float32 [N, *shape]
     """
-    best, best_seconds = most, _step_seconds(module, size, most) if most > 1 else 0.0
+    best, best_seconds = most, _step_seconds(module, shape, most) if most > 1 else 0.0
     count = most // 2
     while count >= 1:
-        seconds = _step_seconds(module, size, count)
+        seconds = _step_seconds(module, shape, count)
         if seconds * GAIN < best_seconds:
             best, best_seconds = count, seconds
         count //= 2
     return best
 
 
-def _step_seconds(module: torch.nn.Module, size: int, count: int) -> float:
+def _step_seconds(module: torch.nn.Module, shape: Sequence[int], count: int) -> float:
     """Seconds of the fastest forward and backward pass with `count` threads."""
     trial = copy.deepcopy(module).train()
-    images = torch.zeros(IMAGES, 3, size, size)
+    images = torch.zeros(IMAGES, *shape)
     times: list[float] = []
     with num_threads(count):
         for _ in range(1 + REPEATS):

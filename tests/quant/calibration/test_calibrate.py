@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from tests.quant.placements import candidates
 
 from repzoo import verbs
 from repzoo.engines import engine
@@ -19,7 +20,6 @@ from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statis
 from repzoo.quant.calibration.histogram import Histogram
 from repzoo.quant.calibration.observers import RAW_SAMPLES
 from repzoo.quant.calibration.statistics import Statistics
-from repzoo.quant.network import placement
 from repzoo.quant.network.layers import Layer, find_layers
 from repzoo.quant.parameters.qdq_writer import prepare_for_qdq
 
@@ -122,7 +122,7 @@ def test_a_large_model_in_pieces_gives_the_same_statistics(
 ) -> None:
     """All images pass one piece before the next is compiled; sampled positions are the same."""
     model = prepare_for_qdq(verbs.load(str(model_file)).model)
-    tensors = placement.candidates(model)[0].tensors
+    tensors = candidates(model)[0].tensors
     layers = list(find_layers(model).values())
     inputs = np.random.default_rng(0).normal(size=(5, 7, 3, 32, 32)).astype(np.float32)
     percentages = list[int]()
@@ -171,7 +171,7 @@ def test_a_large_model_in_pieces_gives_the_same_statistics(
 
 def test_sampled_positions_do_not_depend_on_other_tensors(model_file: Path) -> None:
     model = prepare_for_qdq(verbs.load(str(model_file)).model)
-    tensors = list(placement.candidates(model)[0].tensors)
+    tensors = list(candidates(model)[0].tensors)
     layers = list(find_layers(model).values())
     inputs = np.random.default_rng(0).normal(size=(2, 8, 3, 32, 32)).astype(np.float32)
     images = 2000  # so many that only a few positions of each are sampled

@@ -26,7 +26,7 @@ from repzoo.errors import InputError
 from repzoo.measure.expected_drop import snr_db
 from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.network import layers
-from repzoo.quant.network.placement import Placement
+from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.parameters import finetune
@@ -243,9 +243,7 @@ def test_the_ladder_trains_only_on_request_and_if_corrections_are_not_enough(
     monkeypatch.setattr(ladder, "STAGES", stages.STAGES[:1])
     monkeypatch.setattr(ladder, "FALLBACK_COUNTS", ())
     everything = place.candidates(uneven())[:1]
-    monkeypatch.setattr(
-        place.PlacementSpace, "starting_placements", lambda _: everything
-    )
+    monkeypatch.setattr(PlacementSpace, "starting_placements", lambda _: everything)
     images = open_source("digits").split_for_quantization(256, 0)
     split = replace(images, gate=images.gate.subset(range(0, len(images.gate), 2)))
     drops = {}

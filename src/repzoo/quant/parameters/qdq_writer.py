@@ -321,7 +321,7 @@ class _Writer:
 
 
 def _node(
-    kind: str, inputs: Sequence[str], output: str, **attributes: int
+    kind: str, inputs: Sequence[str], output: str, **attributes: Any
 ) -> onnx.NodeProto:
     """A QuantizeLinear or DequantizeLinear, named after its output."""
     name = f"{output}_{kind}"
