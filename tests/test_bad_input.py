@@ -144,14 +144,14 @@ def test_a_truncated_model_and_a_folder_are_refused(
             "(float[N,3,4,4] data, float[N,2] other) => (float[N,2] output)",
             "other of rank 2",
         ),
-        ("(float[N,3,4,4] data) => (float[N,2,1] output)", "output of rank 3"),
+        ("(float[N,3,4,4] data) => (float[N,2,2] output)", "output of rank 3"),
     ],
 )
 def test_a_model_that_is_not_a_classifier_is_refused(
     refused: Callable[..., str], tmp_path: Path, signature: str, message: str
 ) -> None:
     body = "pooled = GlobalAveragePool (data) flat = Flatten (pooled)"
-    end = "thin = Gemm (flat, weight) axes = Constant <value = int64[1] {2}> () output = Unsqueeze (thin, axes)"
+    end = "thin = Gemm (flat, weight) axes = Constant <value = int64[1] {2}> () column = Unsqueeze (thin, axes) output = Concat <axis = 2> (column, column)"
     if "other" in signature:
         end = "thin = Gemm (flat, weight) output = Add (thin, other)"
     model = onnx.parser.parse_model(
@@ -166,7 +166,7 @@ def test_a_model_that_is_not_a_classifier_is_refused(
     image = tmp_path / "1.png"
     Image.new("RGB", (4, 4)).save(image)
     for arguments in (
-        ["fold", path, "-o", "{out}"],
+        ["quantize", path, "-o", "{out}", "--data", "digits"],
         ["evaluate", path, "--data", "digits"],
         ["predict", path, image],
     ):
@@ -274,12 +274,15 @@ def test_an_empty_folder_and_a_single_class_are_refused(
     (tmp_path / "data" / "0").mkdir()
     assert "no images" in refused("evaluate", model_file, "--data", tmp_path / "data")
     Image.new("RGB", (9, 9)).save(tmp_path / "data" / "0" / "1.png")
-    for verb in (
-        ["evaluate", model_file],
-        ["quantize", model_file, "-o", "{out}"],
-        ["card", model_file, "-o", "{out}"],
-    ):
-        assert "only the class '0'" in refused(*verb, "--data", tmp_path / "data")
+    one_class = refused("evaluate", model_file, "--data", tmp_path / "data")
+    assert "only the class '0'" in one_class
+    for verb in ("quantize", "card"):
+        arguments = [verb, model_file, "-o", "{out}", "--data", tmp_path / "data"]
+        sentence = refused(*arguments)
+        assert (
+            "1 images; at least 4 are needed" in sentence
+            or "only the class '0'" in sentence
+        )
 
 
 def test_a_file_instead_of_a_data_folder_is_refused(
@@ -305,9 +308,10 @@ def test_one_broken_image_in_a_hundred_is_left_out_and_two_are_refused(
             ran = run("evaluate", model_file, "--data", root, "--json")
             assert ran.code == 0
             assert ran.document["runs"][0]["n"] == 99
-            assert ran.err.startswith("note: left out: ")
-            assert "007.jpg" in ran.err
-            assert ran.err.count("\n") == 1
+            described, note = ran.err.splitlines()
+            assert described.startswith("data: data: 100 images (evaluated); 2 classes")
+            assert note.startswith("note: left out: ")
+            assert "007.jpg" in note
         else:
             sentence = refused("evaluate", model_file, "--data", root)
             assert (
@@ -325,7 +329,8 @@ def test_cmyk_and_palette_images_are_converted_with_a_remark(
     photograph(40, 36, 0).convert("CMYK").save(root / "0" / "000.jpg")
     photograph(40, 36, 1).convert("P").save(root / "1" / "extra.png")
     ran = run("evaluate", model_file, "--data", root)
-    assert (ran.code, ran.err) == (0, "note: converted to RGB: 1 CMYK, 1 P\n")
+    assert ran.code == 0
+    assert ran.err.splitlines()[1:] == ["note: converted to RGB: 1 CMYK, 1 P"]
 
 
 def test_data_with_other_classes_than_the_model_is_refused(
@@ -576,10 +581,12 @@ def test_a_process_with_a_full_disk_leaves_no_file(
         preexec_fn=small_files,
     )
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.startswith(
+    # A busy machine takes more than two seconds, and then says what it does.
+    *progress, error = ran.stderr.splitlines()
+    assert error.startswith(
         f"repzoo: {tmp_path / 'out.onnx'} cannot be written: File too large"
     )
-    assert ran.stderr.count("\n") == 1
+    assert not any("repzoo:" in line for line in progress)
     assert list(tmp_path.iterdir()) == []
 
 

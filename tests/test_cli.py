@@ -508,8 +508,13 @@ def test_card_writes_its_files_and_nothing_else_and_appends(
 
 
 def test_a_label_cannot_steer_the_terminal(
-    run: Run, trained: Artifact, tmp_path: Path, photograph: Callable[..., Image.Image]
+    run: Run,
+    trained: Artifact,
+    tmp_path: Path,
+    photograph: Callable[..., Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # long paths would be wrapped
     labels = ("\x1b[31mred\x1b[0m", "two\nlines", *map(str, range(2, 10)))
     path = tmp_path / "m.onnx"
     dataclasses.replace(trained, labels=labels).save(path)

@@ -119,7 +119,9 @@ def test_weights_in_another_file(tmp_path: Path) -> None:
         location="weights.bin",
         size_threshold=0,
     )
-    assert "in another file" in str(fold_file(path.read_bytes(), tmp_path))
+    assert not isinstance(fold_file(path.read_bytes(), tmp_path), str)
+    (tmp_path / "weights.bin").unlink()
+    assert "weights.bin" in str(fold_file(path.read_bytes(), tmp_path))
 
 
 # --- graphs ---------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def test_nodes_out_of_order(tmp_path: Path) -> None:
     nodes = list(network.graph.node)[::-1]
     del network.graph.node[:]
     network.graph.node.extend(nodes)
-    assert "not valid ONNX" in str(fold_file(network, tmp_path))
+    assert not isinstance(fold_file(network, tmp_path), str)
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.float64, np.float16])

@@ -380,7 +380,7 @@ def test_a_size_that_contradicts_the_model_is_refused_before_reading_images() ->
     )
     with pytest.raises(
         InputError,
-        match=r"takes images of 2x2 pixels, but is said to be given 4x4; give --size 2",
+        match=r"takes images of 2x2 pixels .* but its preprocessing makes 4x4; give --size 2",
     ):
         predictions([large], gray_images([0], ("a", "b"), broken=frozenset({0})))
 
