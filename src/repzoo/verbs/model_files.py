@@ -196,7 +196,8 @@ def _why_not_found(name: str) -> str:
             f"{name}.onnx (random weights; those of a file with --checkpoint FILE)"
         )
     # repghostnet_050.digit is a misspelled name of weights, my_model.onx a misspelled file.
-    if (Path(name).suffix or len(Path(name).parts) > 1) and Path(name).stem not in models:
+    path = Path(name)
+    if (path.suffix or len(path.parts) > 1) and path.stem not in models:
         return (
             f"there is no file {name}, and no embedded model of that name; check the path, or see "
             "what `repzoo list` shows"
