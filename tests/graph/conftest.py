@@ -30,8 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--random-graphs",
         type=int,
-        default=500,
-        help="how many random linear graphs to fold (default 500)",
+        default=300,
+        help="how many random linear graphs to fold (default 300)",
     )
     parser.addoption(
         "--random-graphs-seed",
