@@ -184,16 +184,16 @@ def documents(model: onnx.ModelProto, prefix: str, where: str) -> dict[str, Any]
     Raises:
         InputError: not JSON, not UTF-8, or nested deeper than MAX_DEPTH.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for item in model.metadata_props:
         if not item.key.startswith(prefix):
             continue
         try:
-            found[item.key.removeprefix(prefix)] = _load_json(item.value)
+            values[item.key.removeprefix(prefix)] = _load_json(item.value)
         # ValueError is the base of JSON's and of UTF-8's errors.
         except (ValueError, RecursionError):
             raise InputError(f"{where} has damaged metadata; export it again") from None
-    return found
+    return values
 
 
 def _is_row_per_image(output: onnx.ValueInfoProto) -> bool:

@@ -105,9 +105,9 @@ def _other_files(tree: Folder) -> list[str]:
 def _require_two_classes(root: Path, classes: list[str]) -> None:
     if len(classes) >= 2:
         return
-    found = f"only the class {classes[0]!r}" if classes else "no images in subfolders"
+    what = f"only the class {classes[0]!r}" if classes else "no images in subfolders"
     raise InputError(
-        f"{root} has {found}; expected one subfolder of images for each of 2 or more classes"
+        f"{root} has {what}; expected one subfolder of images for each of 2 or more classes"
     )
 
 

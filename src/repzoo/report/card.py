@@ -288,11 +288,13 @@ def _host_facts(host: Mapping[str, Any], language: str) -> dict[str, str]:
 
 
 def _only(records: Sequence[Record[Any]], result_type: type[T]) -> Record[T]:
-    found = select(records, result_type)
-    if len(found) != 1:
+    matching = select(records, result_type)
+    if len(matching) != 1:
         kind = RESULT_KINDS[result_type]
-        raise RepzooError(f"a card needs one Record of kind {kind!r}; got {len(found)}")
-    return found[0]
+        raise RepzooError(
+            f"a card needs one Record of kind {kind!r}; got {len(matching)}"
+        )
+    return matching[0]
 
 
 def _require(

@@ -131,22 +131,22 @@ def _out_of_place(node: fx.Node) -> Any:
     if isinstance(target, torch._ops.OpOverload):
         namespace = getattr(torch.ops, target.namespace)
         packet = getattr(namespace, _name(node).removesuffix("_"), None)
-        found = getattr(packet, target._overloadname, None)
+        substitute = getattr(packet, target._overloadname, None)
     elif node.op == "call_method":
         name = str(target).removesuffix("_")
-        found = name if hasattr(torch.Tensor, name) else None
+        substitute = name if hasattr(torch.Tensor, name) else None
     else:
         name = _name(node).removesuffix("_")
         owners = (torch, nn.functional)
-        found = next(
+        substitute = next(
             (getattr(item, name) for item in owners if hasattr(item, name)), None
         )
-    if found is None:
+    if substitute is None:
         raise InputError(
             f"{node.name} changes a tensor in place that is read elsewhere too, and torch has no "
             "such operation that returns a new one; write it without the change in place"
         )
-    return found
+    return substitute
 
 
 def _layer(traced: fx.GraphModule, node: fx.Node) -> nn.Module:

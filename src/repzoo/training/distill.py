@@ -180,9 +180,9 @@ def require_teacher(recipe: Recipe, teacher: str) -> None:
         )
 
 
-def _require_classes(name: str, found: int, wanted: int) -> None:
-    if found != wanted:
+def _require_classes(name: str, actual: int, wanted: int) -> None:
+    if actual != wanted:
         raise InputError(
-            f"the teacher {name} has {found} classes, the data {wanted}; fine-tune it on the data "
+            f"the teacher {name} has {actual} classes, the data {wanted}; fine-tune it on the data "
             "first"
         )

@@ -70,10 +70,10 @@ class Crew:
 
     def sums(self, *counts: int) -> list[int]:
         """Each count, summed over the processes."""
-        told = [
-            json.loads(one) for one in self.group.gather(json.dumps(counts).encode())
+        gathered = [
+            json.loads(data) for data in self.group.gather(json.dumps(counts).encode())
         ]
-        return [sum(column) for column in zip(*told, strict=True)]
+        return [sum(column) for column in zip(*gathered, strict=True)]
 
     def spread(self, data: bytes) -> bytes:
         """What process 0 calls this with, in every process."""
@@ -147,9 +147,10 @@ class _Synced(_BatchNorm):
         """[N, C, ...] -> the same shape."""
         if not self.training:
             return super().forward(x)
-        made, own = _over_all(self, x), cast(Any, self)
+        normalized, own = _over_all(self, x), cast(Any, self)
         return cast(
-            torch.Tensor, own.act(own.drop(made)) if hasattr(self, "act") else made
+            torch.Tensor,
+            own.act(own.drop(normalized)) if hasattr(self, "act") else normalized,
         )
 
     def _check_input_dim(self, x: torch.Tensor) -> None:
@@ -162,8 +163,8 @@ def _over_all(layer: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
     count = x.numel() // x.shape[1] * dist.get_world_size()
     wide = x.float()
     mean = _summed(wide.sum(axes)) / count
-    centerd = wide - mean.view(shape)
-    var = _summed(centerd.square().sum(axes)) / count
+    centered = wide - mean.view(shape)
+    var = _summed(centered.square().sum(axes)) / count
     if (
         layer.running_mean is not None
         and layer.running_var is not None
@@ -178,10 +179,10 @@ def _over_all(layer: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
             )
             layer.running_mean.lerp_(mean.detach(), share)
             layer.running_var.lerp_(var.detach() * count / max(1, count - 1), share)
-    made: torch.Tensor = centerd * torch.rsqrt(var + layer.eps).view(shape)
+    normalized: torch.Tensor = centered * torch.rsqrt(var + layer.eps).view(shape)
     if layer.affine:
-        made = made * layer.weight.view(shape) + layer.bias.view(shape)
-    return made.to(x.dtype)
+        normalized = normalized * layer.weight.view(shape) + layer.bias.view(shape)
+    return normalized.to(x.dtype)
 
 
 class _Sum(torch.autograd.Function):

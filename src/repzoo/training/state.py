@@ -108,7 +108,7 @@ def decoded(folder: Path, data: bytes, fingerprint: str) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(
             io.BytesIO(data[1:]), map_location="cpu", weights_only=True
         )
-        found = state["fingerprint"]
+        stored_fingerprint = state["fingerprint"]
     except (
         UnpicklingError,
         RuntimeError,
@@ -121,7 +121,7 @@ def decoded(folder: Path, data: bytes, fingerprint: str) -> dict[str, Any]:
         raise InputError(
             f"{path} is damaged; remove it to start again, or give another -o"
         ) from None
-    if found != fingerprint:
+    if stored_fingerprint != fingerprint:
         raise InputError(
             f"{path} belongs to a run with other settings or data; give another -o, or remove it "
             "to start again"

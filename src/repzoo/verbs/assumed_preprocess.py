@@ -33,41 +33,41 @@ def for_images(model: Model) -> Model:
     return known
 
 
-def assume_preprocess(model: Model, given: Mapping[str, Any]) -> Model:
-    """`model` with the preprocessing fields of `given`, of its graph, and the usual others.
+def assume_preprocess(model: Model, options: Mapping[str, Any]) -> Model:
+    """`model` with the preprocessing fields of `options`, of its graph, and the usual others.
 
     Raises:
-        InputError: the size of the images is open, the graph is not a classifier's, or `given`
+        InputError: the size of the images is open, the graph is not a classifier's, or `options`
             contradicts it.
     """
     model.input_name  # noqa: B018  raises for a graph that is not a classifier
-    stated = preprocess_of_graph(model.model, str(given.get("input", "")))
-    if "size" not in given and "size" not in stated:
+    stated = preprocess_of_graph(model.model, str(options.get("input", "")))
+    if "size" not in options and "size" not in stated:
         raise InputError(
             f"{model.name} leaves the size of its images open; give it with --size, such as "
             "--size 224"
         )
-    preprocess = Preprocess.from_mapping({**stated, **given})
-    _require_agreement(model.name, preprocess, given, stated)
-    assumed = tuple(name for name in ASSUMABLE if name not in {**stated, **given})
+    preprocess = Preprocess.from_mapping({**stated, **options})
+    _require_agreement(model.name, preprocess, options, stated)
+    assumed = tuple(name for name in ASSUMABLE if name not in {**stated, **options})
     return replace(model, preprocess=preprocess, assumed=assumed)
 
 
 def _require_agreement(
     name: str,
     preprocess: Preprocess,
-    given: Mapping[str, Any],
+    options: Mapping[str, Any],
     stated: Mapping[str, Any],
 ) -> None:
     """Refuse options that contradict the graph of a file without repzoo's metadata."""
-    if "size" in given and preprocess.size != stated.get("size", preprocess.size):
+    if "size" in options and preprocess.size != stated.get("size", preprocess.size):
         raise InputError(
             f"{name} takes images of {size_text(stated['size'])} pixels (height x width), not of "
             f"{size_text(preprocess.size)}; leave out --size, which its graph states"
         )
     for field in ("color", "layout"):
         value = getattr(preprocess, field)
-        if field in given and value != stated.get(field, value):
+        if field in options and value != stated.get(field, value):
             raise InputError(
                 f"{name} takes {stated[field]} images, not {value}; leave out --{field}, which "
                 "its graph states"

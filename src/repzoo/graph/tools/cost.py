@@ -90,9 +90,9 @@ def count(artifact: Artifact, size: int | None = None) -> Cost:
     macs = 0
     uncounted: Counter[str] = Counter()
     for node in _computing(model):
-        found = _macs(node)
-        if found is not None:
-            macs += found
+        node_macs = _macs(node)
+        if node_macs is not None:
+            macs += node_macs
         elif node.op_type not in _SHAPES:
             uncounted[node.op_type] += 1
     return Cost(

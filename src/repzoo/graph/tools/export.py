@@ -125,13 +125,13 @@ def _assert_every_batchnorm(module: torch.nn.Module, model: onnx.ModelProto) -> 
         for item in module.modules()
         if isinstance(item, _BatchNorm) and item.running_mean is not None
     ]
-    found = sum(
+    exported = sum(
         node.op_type == "BatchNormalization" and _is_inference(node)
         for node in model.graph.node
     )
-    if found < len(kept):  # more is sound: a module may be called twice
+    if exported < len(kept):  # more is sound: a module may be called twice
         raise RepzooError(
-            f"the exporter wrote {found} BatchNormalizations where the module has {len(kept)}"
+            f"the exporter wrote {exported} BatchNormalizations where the module has {len(kept)}"
         )
 
 
