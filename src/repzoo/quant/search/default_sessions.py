@@ -17,6 +17,7 @@ from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
 from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
+from repzoo.measure.accuracy import EvaluationRun, logits_of
 from repzoo.quant.network.host_arithmetic import saturates
 
 COMPARED_IMAGES = 64
@@ -57,9 +58,10 @@ def _logits(
     model: Artifact, images: Dataset, engine: Engine
 ) -> npt.NDArray[np.float32]:
     """The outputs [n, classes] of `model` on those of `images` that can be read."""
-    session = engine.open(model.model)
+    run = EvaluationRun(model, engine, engine.open(model.model))
     preprocess = model.require_preprocess()
     outputs = []
     for batch in batches(images, preprocess, BATCH, ReadReport()):
-        outputs.append(session.run(batch.inputs))
+        # A file may fix its batch, as torch's exporter does by default.
+        outputs.append(logits_of(run, batch.inputs))
     return np.concatenate(outputs)
