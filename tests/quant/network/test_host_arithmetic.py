@@ -208,13 +208,16 @@ def test_a_scheme_for_a_board_does_not_depend_on_this_host() -> None:
             assert adapt_to_host(scheme, Named(runner), AVX2) == (scheme, "")
 
 
+@pytest.mark.parametrize("batch", [0, 1, 3])
 @pytest.mark.parametrize("weight", [127, 64])
 def test_the_remark_on_default_sessions_is_made_where_they_change_outputs(
-    weight: int,
+    weight: int, batch: int
 ) -> None:
     """The images have 255 everywhere: 2 * 255 * 127 saturates at 16 bits, 2 * 255 * 64 does not."""
     saturating_host()
     model = reads_images(worst_case(weight, channels=36))
+    if batch:  # torch's exporter fixes it by default
+        model.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
     runner = engine("onnxruntime")
     remark = saturation_remark(model, WHITE, runner, AVX2)
     assert ("session.x64quantprecision = 1" in remark) == (weight == 127)
