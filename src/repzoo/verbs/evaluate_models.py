@@ -121,6 +121,19 @@ def _only(records: Sequence[Record[Result]], noun: str, path: str) -> Result:
     return records[0].values
 
 
+def _require_work(models: Sequence[object], options: EvaluateOptions) -> None:
+    """Refuse a call without anything to evaluate, and a datalist without results."""
+    if options.datalist and not options.result:
+        raise InputError(
+            "a datalist names the images of results; give these with --result, or leave "
+            "--datalist out"
+        )
+    if not models and not options.result:
+        raise InputError(
+            "nothing to evaluate: give model files, or --result with the results of another tool"
+        )
+
+
 def evaluate(
     models: ModelLike | Sequence[ModelLike],
     data: DataLike,
@@ -147,17 +160,9 @@ def evaluate(
             a journal of another evaluation or one that cannot be written.
     """
     options = merge_keywords(EvaluateOptions, options, settings)
-    if options.datalist and not options.result:
-        raise InputError(
-            "a datalist names the images of results; give these with --result, or leave "
-            "--datalist out"
-        )
     artifacts = [for_images(model) for model in open_models(models)]
     references = [] if against is None else [for_images(open_model(against))]
-    if not artifacts and not options.result:
-        raise InputError(
-            "nothing to evaluate: give model files, or --result with the results of another tool"
-        )
+    _require_work(artifacts, options)
     known = [*artifacts, *references]
     for artifact in known:
         require_classes(artifact)
