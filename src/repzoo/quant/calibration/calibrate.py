@@ -229,6 +229,7 @@ class _Probe:
     target: str
     observers: Sequence[Observer]
     threads: int
+    batch: int
 
     @classmethod
     def compile(
@@ -248,7 +249,8 @@ class _Probe:
         names = tuple(outputs)
         with _with_outputs(model, names) as probed:
             session = engine.open(probed, threads, exact)
-        return cls(session, source, names, target, observers, threads)
+        batch = fixed_batch(model)
+        return cls(session, source, names, target, observers, threads, batch)
 
     def run(self, batches: Iterable[Images]) -> Iterator[Images]:
         """Yield the model's output for each batch, after its observers have seen the batch."""
@@ -266,7 +268,7 @@ class _Probe:
             threadpool_limits(blas_threads, "blas"),
         ):
             for inputs in batches:
-                results = self.session.run_all(inputs)
+                results = run_padded(self.session, inputs, self.batch)
                 tensors = dict(zip(self.outputs, results, strict=True))
                 tensors[self.source] = inputs
                 # histograms first: they refuse values that are not finite before these are summed
@@ -285,6 +287,26 @@ class _Probe:
         shares = [observers[start::tasks] for start in range(tasks)]
         results = pool.map(partial(_add_batch, tensors), shares)
         list(results)  # waits, and raises what a thread raised
+
+
+def fixed_batch(model: onnx.ModelProto) -> int:
+    """The batch size that the graph fixes for its image; 0 where it is open."""
+    dims = classifier_input(model).type.tensor_type.shape.dim
+    return int(dims[0].dim_value) if dims else 0
+
+
+def run_padded(session: Session, inputs: Images, batch: int) -> list[Images]:
+    """The outputs for `inputs`, padded with zeros to a fixed `batch` and cut again; 0: as they are.
+
+    The last of many images seldom fill a batch that a file fixes.
+    """
+    missing = batch - len(inputs)
+    if missing <= 0:
+        return session.run_all(inputs)
+    padding = np.zeros((missing, *inputs.shape[1:]), inputs.dtype)
+    outputs = session.run_all(np.concatenate([inputs, padding]))
+    # A Reshape may join the images with other axes, [batch * rows, ...].
+    return [output[: len(output) * len(inputs) // batch] for output in outputs]
 
 
 def _add_batch(tensors: Mapping[str, Images], observers: Sequence[Observer]) -> None:
@@ -321,9 +343,9 @@ def batch_size(
 
     A model with a fixed batch size keeps it. An unknown size counts as 0.
     """
-    dims = classifier_input(model).type.tensor_type.shape.dim
-    if dims and dims[0].dim_value:
-        return int(dims[0].dim_value)
+    fixed = fixed_batch(model)
+    if fixed:
+        return fixed
     wanted = set(tensors)
     bytes_per_image = 0
     graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph

@@ -25,6 +25,8 @@ from repzoo.quant.calibration.calibrate import (
     CalibrationStream,
     batch_size,
     collect_statistics,
+    fixed_batch,
+    run_padded,
 )
 from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
@@ -148,4 +150,6 @@ class Calibrator:
     def run(self, model: onnx.ModelProto, batches: Sequence[Inputs]) -> Inputs:
         """The logits [n, classes] of `model` on all `batches`."""
         session = self.engine.open(model, self.threads)
-        return np.concatenate([session.run(inputs) for inputs in batches])
+        batch = fixed_batch(model)
+        outputs = [run_padded(session, inputs, batch)[0] for inputs in batches]
+        return np.concatenate(outputs)
