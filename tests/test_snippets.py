@@ -12,12 +12,15 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 from tests.conftest import Photograph
+
+from repzoo.measure import sweep
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(
@@ -93,9 +96,17 @@ def template(tmp_path_factory: pytest.TempPathFactory, photograph: Photograph) -
 
 @pytest.fixture
 def folder(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of the snippets, a copy of `template`."""
+    """The working directory of the snippets, a copy of `template`. Timings are short in it."""
     shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    time_fully = sweep.run
+
+    def time_briefly(
+        models: Any, engines: Any, settings: Any, _: float, *rest: Any
+    ) -> Any:
+        return time_fully(models, engines, settings, 0.1, *rest)
+
+    monkeypatch.setattr(sweep, "run", time_briefly)
     return tmp_path
 
 
