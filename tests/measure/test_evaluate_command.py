@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +294,21 @@ def test_labels_of_a_foreign_model_come_from_a_file(
     ran = run("predict", foreign_file, image, *preprocess)
     assert (ran.code, ran.out) == (2, "")
     assert "has 2 names for the 10 outputs of foreign" in ran.err
+
+
+def test_without_labels_models_of_other_label_orders_are_not_compared(
+    trained: Artifact, digits_folder: Path, tmp_path: Path, run: Run
+) -> None:
+    """Outputs would be compared by number. A label that stands twice does not matter."""
+    images = next(digits_folder.rglob("*.png")).parent  # one folder: no labels
+    labels = tuple("aabcdefghi")
+    first = tmp_path / "first.onnx"
+    second = tmp_path / "second.onnx"
+    replace(trained, labels=labels).save(first)
+    replace(trained, labels=labels[::-1]).save(second)
+    refused = run("evaluate", second, "--data", images, "--against", first)
+    assert refused.code == 2
+    assert "same labels in different orders" in refused.err
+    ran = run("evaluate", first, "--data", images, "--against", first, "--json")
+    assert ran.code == 0
+    assert ran.document["runs"][0]["top1"] == 100

@@ -16,6 +16,7 @@ from tests.conftest import Run
 
 from repzoo import verbs
 from repzoo.artifact import Artifact, Preprocess
+from repzoo.console import bench as views
 from repzoo.errors import InputError
 from repzoo.measure import record, sweep
 from repzoo.measure.record import Record
@@ -136,13 +137,30 @@ def test_failing_settings_are_skipped_and_the_sweep_continues(flat: Path) -> Non
     assert all(ratio.values.ratio_high < 1 for ratio in swept.ratios)
 
 
-def test_an_engine_that_computes_int8_in_float_says_so(flat: Path) -> None:
+def rounded() -> Artifact:
+    """A model in INT8 form that only rounds its input."""
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 4, 4] data) => (float[N, 48] output)
         <float scale = {0.1}, uint8 zero = {128}> {
         steps = QuantizeLinear (data, scale, zero)
         back = DequantizeLinear (steps, scale, zero)
         output = Flatten (back) }"""
-    int8 = Artifact(onnx.parser.parse_model(text), "rounded", Preprocess(size=4))
+    return Artifact(onnx.parser.parse_model(text), "rounded", Preprocess(size=4))
+
+
+def test_a_quantized_file_says_how_much_of_it_is_int8(flat: Path) -> None:
+    swept = verbs.benchmark([verbs.load(flat), rounded()], seconds=0.02)
+    shares = [record.share_of(row.artifact) for row in swept.records]
+    assert shares[0] is None
+    assert shares[1] is not None
+    assert shares[1].layers == 0
+    view = views.bench(swept)
+    lines = [str(item) for item in view.shown if "INT8: " in str(item)]
+    assert lines == ["rounded: INT8: 0 of 0 layers, 0 % of MACs, 0 % of bytes"]
+    assert ["int8" in row for row in view.document["runs"]] == [False, True]
+
+
+def test_an_engine_that_computes_int8_in_float_says_so(flat: Path) -> None:
+    int8 = rounded()
     for engine, count in (("mnn", 1), ("reference", 1), ("onnxruntime", 0)):
         swept = verbs.benchmark([int8, verbs.load(flat)], engine=engine, seconds=0.02)
         assert sum("no latency of INT8" in remark for remark in swept.remarks) == count

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from repzoo.console.output import View, make_table
-from repzoo.measure.record import Record, to_json
+from repzoo.measure.record import Record, share_of, to_json
 from repzoo.measure.results import Latency, LatencyRatio
 from repzoo.measure.sweep import SweepResult
 from repzoo.report import figures
@@ -26,6 +26,7 @@ def bench(result: SweepResult) -> View:
         f"{name} {value}" for name, value in rows[0].items() if name not in columns
     ]
     lines = [
+        *_int8_lines(result.records),
         *_early_stopping_lines(result.records),
         *_comparison_lines(result.ratios),
     ]
@@ -67,9 +68,11 @@ def _document(result: SweepResult) -> dict[str, Any]:
             "engine": record.engine["name"],
             "version": record.engine["version"],
         }
-        runs.append(
-            {**names, **to_json(record.values), **record.samples, "host": record.host}
-        )
+        run = {**names, **to_json(record.values), **record.samples, "host": record.host}
+        share = share_of(record.artifact)
+        if share is not None:
+            run["int8"] = to_json(share)
+        runs.append(run)
     return {
         "runs": runs,
         "ratios": [
@@ -79,6 +82,16 @@ def _document(result: SweepResult) -> dict[str, Any]:
         "remarks": result.remarks,
         "interrupted": result.interrupted,
     }
+
+
+def _int8_lines(records: Sequence[Record[Latency]]) -> list[str]:
+    """How much of each quantized file runs in INT8, once for each file."""
+    lines: dict[str, None] = {}
+    for record in records:
+        share = share_of(record.artifact)
+        if share is not None:
+            lines[f"{record.artifact['name']}: {share}"] = None
+    return list(lines)
 
 
 def _early_stopping_lines(records: Sequence[Record[Latency]]) -> list[str]:

@@ -82,18 +82,15 @@ def lacks_classes(dataset: Dataset, artifact: Artifact) -> bool:
     return len(dataset.classes) < outputs or outputs == 1
 
 
-def labeled_by(dataset: Dataset, artifact: Artifact) -> Dataset:
-    """The images as a data set whose classes are the outputs of `artifact`.
+def with_output_classes(dataset: Dataset, artifact: Artifact) -> Dataset:
+    """The images without their labels; the classes are the numbers of the outputs of `artifact`.
 
-    Its targets mean nothing until the predictions of `artifact` take their place.
+    Evaluation asks for classes. The targets mean nothing until the predictions of a model take
+    their place.
     """
-    outputs = _count_outputs(artifact)
-    return replace(
-        dataset.without_labels(),
-        name=f"{dataset.name}, labeled by {artifact.name}",
-        classes=artifact.labels or tuple(str(index) for index in range(outputs)),
-        ordered=True,
-    )
+    # Numbers, not the model's labels: these may be ambiguous, as ImageNet's two "crane" are.
+    numbers = tuple(str(index) for index in range(_count_outputs(artifact)))
+    return replace(dataset.without_labels(), classes=numbers, ordered=True)
 
 
 def output_labels(dataset: Dataset, artifact: Artifact) -> tuple[str, ...]:

@@ -11,6 +11,10 @@ e_k (relative to e_0), the prediction becomes argmax_k (m_k + e_k).
 This assumes that images of wide and of narrow margins have the same error, and that the prediction
 stays among the best classes. Both hold for good models. Where the error is as large as the signal,
 the estimate may be twice or half the truth.
+
+The first does not hold for probabilities, whose errors vanish where they are near 0 or 1: pairing
+them gives half of the changes that occur. So the outputs of a softmax or a sigmoid are turned back
+into logits first (`Head.logits`), and a model gets the same figures with and without its softmax.
 """
 
 from __future__ import annotations

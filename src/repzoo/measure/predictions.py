@@ -94,7 +94,10 @@ class Predictions:
 
 @dataclass(frozen=True)
 class ModelPredictions(Predictions):
-    """Predictions of a model on an engine. logits: float32 [n, classes], where they were kept."""
+    """Predictions of a model on an engine.
+
+    logits  the outputs as the graph gives them, float32 [n, classes], where they were kept
+    """
 
     artifact: Artifact
     logits: npt.NDArray[np.float32] | None = None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -26,7 +26,7 @@ from repzoo.errors import InputError, MissingExtra
 from repzoo.measure import latency, stats
 from repzoo.measure import system_noise as noise
 from repzoo.measure.latency import Case
-from repzoo.measure.record import Record
+from repzoo.measure.record import Record, full_identity_of
 from repzoo.measure.results import Latency, LatencyRatio, Scenario, Setting
 from repzoo.progress import Progress, silent
 
@@ -265,9 +265,15 @@ def _time_setting(
     failed_ids = set(map(id, failed))
     timed = [case for case in cases if id(case) not in failed_ids]
     ratios = [latency.ratio(case, timed[0]) for case in timed[1:]]
+    records = list(map(_with_full_identity, records, timed))
     on_records([*records, *ratios])
     result.records += records
     result.ratios += ratios
+
+
+def _with_full_identity(record: Record[Latency], case: Case) -> Record[Latency]:
+    """`record` of `case`; of an INT8 model it then says how much of it runs in INT8."""
+    return replace(record, artifact=full_identity_of(case.artifact))
 
 
 def _open_cases(

@@ -21,10 +21,10 @@ from repzoo.measure import accuracy, external_results
 from repzoo.measure.accuracy import EvaluationRun, Predictions
 from repzoo.measure.class_mapping import (
     head_remarks,
-    labeled_by,
     lacks_classes,
     order_remarks,
     require_classes,
+    with_output_classes,
 )
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.measure.record import Record
@@ -172,7 +172,9 @@ def evaluate(
     by_reference = references and not _says_classes(images, references[0])
     if by_reference:
         remarks.append(_agreement_remark(images, references[0]))
-        images = labeled_by(images, references[0])
+        images = _labeled_by(images, references[0])
+        for artifact in artifacts:
+            _require_same_order(artifact, references[0])
     external = _read_external(options, images, known[0] if known else None, progress)
     if external.results and len(external.indices) < len(images):
         remarks += external_results.coverage_remarks(images, external.indices)
@@ -221,6 +223,23 @@ def _agreement_remark(images: Dataset, reference: StoredArtifact) -> str:
         f"{images.name} does not say which output of {reference.name} is right, so Top-1 is the "
         f"share of images for which a model predicts the same as {reference.name}"
     )
+
+
+def _labeled_by(images: Dataset, reference: StoredArtifact) -> Dataset:
+    """The images with the classes of `reference`, whose predictions become their labels."""
+    name = f"{images.name}, labeled by {reference.name}"
+    return replace(with_output_classes(images, reference), name=name)
+
+
+def _require_same_order(artifact: StoredArtifact, reference: StoredArtifact) -> None:
+    """Refuse a model that has the same labels as `reference` in another order."""
+    own = artifact.labels
+    if own != reference.labels and sorted(own) == sorted(reference.labels):
+        raise InputError(
+            f"{artifact.name} and {reference.name} have the same labels in different orders, and "
+            "without labels of the images outputs are compared by number; export one of them again "
+            "in the order of the other, or give labeled images"
+        )
 
 
 def _with_targets(

@@ -102,3 +102,24 @@ def test_softmax_is_applied_to_logits_only() -> None:
     # A softmax that was written out, or an average of several, has no Softmax at its end.
     for kind in (HeadKind.LOGITS, HeadKind.SOFTMAX, HeadKind.SIGMOID):
         assert Head(kind, 3).probabilities(softmax) == pytest.approx(softmax)
+
+
+def test_logits_are_the_same_with_and_without_a_softmax() -> None:
+    logits = np.random.default_rng(0).normal(0, 2, (20, 7)).astype(np.float32)
+    plain = Head(HeadKind.LOGITS, 7)
+    softmax = Head(HeadKind.SOFTMAX, 7)
+    assert plain.logits(logits) is logits
+    probabilities = plain.probabilities(logits).astype(np.float32)
+    for head in (softmax, plain):  # the second: a softmax that was written out
+        again = head.logits(probabilities)
+        np.testing.assert_allclose(
+            again - again[:, :1], logits - logits[:, :1], atol=1e-4
+        )
+
+
+def test_logits_of_sigmoids_are_their_log_odds() -> None:
+    logits = np.array([[-3.0, 0.0, 4.0]], np.float32)
+    labels = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    head = Head(HeadKind.SIGMOID, 3)
+    np.testing.assert_allclose(head.logits(labels), logits, atol=1e-4)
+    assert np.isfinite(head.logits(np.array([[0.0, 1.0]], np.float32))).all()

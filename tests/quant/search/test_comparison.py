@@ -118,3 +118,22 @@ def test_classes_are_compared_by_the_best_one() -> None:
     assert paired.first_top1 == paired.top1
     assert paired.top1 is not None
     assert paired.top1 > 80
+
+
+def test_the_expected_drop_is_the_same_with_and_without_a_softmax() -> None:
+    """In probabilities fewer changes would be expected: their errors vanish near 0 and 1."""
+    scale = np.array([0.15])  # most images have a probability near 1
+    shift = np.random.default_rng(0).normal(0, 0.3, 10)
+    pairs = {}
+    for ending in ("output = Identity(t)", "output = Softmax(t)"):
+        body = f"s = Mul(z, scale)\nt = Sub(s, shift)\n{ending}"
+        first = with_ending(body, {"shift": 0 * shift, "scale": scale})
+        second = with_ending(body, {"shift": shift, "scale": scale})
+        pairs[ending] = compare(sets().gate, first, second)
+    plain, softmax = pairs.values()
+    assert plain.expected is not None
+    assert softmax.expected is not None
+    assert plain.expected.changed > 0
+    assert softmax.expected.changed == pytest.approx(plain.expected.changed, rel=0.01)
+    assert softmax.expected.drop == pytest.approx(plain.expected.drop, rel=0.01)
+    assert softmax.logits_snr_db == pytest.approx(plain.logits_snr_db, abs=0.1)

@@ -22,6 +22,8 @@ from repzoo.graph.tools.pieces import inline_functions, without_weights
 THRESHOLD = 0.5  # a label holds where its probability is above
 # How far a row of probabilities may sum from 1: float16 and INT8 outputs round each of them.
 SUM_TOLERANCE = 1e-3
+# Below the smallest probability that float16 can hold. An output of 0 stands for any below.
+SMALLEST_PROBABILITY = 1e-7
 # Operators that move values, round them or bound them. None of them changes what they mean.
 TRANSPARENT = {
     "Cast",
@@ -95,6 +97,24 @@ class Head:
         if self.kind is HeadKind.LOGITS and not _are_probabilities(values):
             return _softmax(values)
         return values
+
+    def logits(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Logits float32 [n, classes] from the graph's outputs [n, classes].
+
+        Those of a softmax are known up to a constant of each image. A probability of 0 counts as
+        SMALLEST_PROBABILITY, and one of 1 as that less than 1 where the head is a sigmoid. Outputs
+        that are logits, or of a head that is no classifier's, stay as they are.
+        """
+        if self.kind is HeadKind.OTHER:
+            return outputs
+        values = np.asarray(outputs, np.float64)
+        if self.kind is HeadKind.SIGMOID:
+            values = np.clip(values, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
+            return np.asarray(np.log(values) - np.log1p(-values), np.float32)
+        if self.kind is HeadKind.SOFTMAX or _are_probabilities(values):
+            logarithms = np.log(np.maximum(values, SMALLEST_PROBABILITY))
+            return np.asarray(logarithms, np.float32)
+        return outputs
 
 
 def find_head(model: onnx.ModelProto) -> Head:

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from repzoo.engines import Engine, Session
 from repzoo.errors import InputError
+from repzoo.graph.tools.head import find_head
 from repzoo.graph.tools.pieces import (
     Pieces,
     initializer_bytes,
@@ -187,9 +188,11 @@ def _run(
                 observer.close()
             del probe  # frees its session before the next one is opened
             trim_heap()
+        head = find_head(model)
         margins: list[Margins] = []
-        for logits in activations:
-            margins.append(Margins.from_logits(logits.reshape(len(logits), -1)))
+        for outputs in activations:
+            logits = head.logits(outputs.reshape(len(outputs), -1))
+            margins.append(Margins.from_logits(logits))
     if not margins:
         raise InputError(
             "no calibration image could be read; "

@@ -18,6 +18,7 @@ from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
 from repzoo.graph.tools.head import THRESHOLD, HeadKind, find_head
 from repzoo.measure import accuracy, stats
+from repzoo.measure.class_mapping import with_output_classes
 from repzoo.measure.expected_drop import (
     Margins,
     expected_drop,
@@ -50,7 +51,9 @@ class FloatComparison:
         progress: Progress = silent,
     ) -> None:
         self.artifact = artifact
-        self.images = with_model_classes(images, artifact)
+        self.images = images
+        if not images.labeled:
+            self.images = with_output_classes(images, artifact)
         self.engine = engine
         self.progress = progress
         self.report = ReadReport()  # images that could not be read
@@ -74,12 +77,12 @@ class FloatComparison:
         values = replace(record.values, labeled=self.images.labeled)
         if not self.images.labeled:
             values = replace(values, top1=None, first_top1=None)
-        if self._keeps_logits:
+        if self.head.kind is HeadKind.OTHER:
+            values = _without_verdict(values, self.head.reason, first, second)
+        elif self._keeps_logits:
             values = self._add_expected_drop(values, first, second)
         if self.head.is_multi_label:
             values = self._compare_labels(values, first, second)
-        elif self.head.kind is HeadKind.OTHER:
-            values = _without_verdict(values, self.head.reason, first, second)
         return replace(record, values=values)
 
     def add_margins(self, images: Dataset, margins: Margins) -> None:
@@ -118,7 +121,11 @@ class FloatComparison:
         """`paired` with what the logits of the float and the quantized model say."""
         assert first.logits is not None
         assert second.logits is not None
-        margins = [Margins.from_logits(first.logits)]
+        # Not of probabilities: their errors are large where margins are narrow and hardly there
+        # where they are wide, and the expected drop pairs every margin with every error.
+        first_logits = self.head.logits(first.logits)
+        second_logits = self.head.logits(second.logits)
+        margins = [Margins.from_logits(first_logits)]
         targets = [first.targets]
         for more_margins, more_targets in self._more_margins:
             margins.append(more_margins)
@@ -126,10 +133,10 @@ class FloatComparison:
         expected = expected_drop(
             Margins.concatenate(margins),
             np.concatenate(targets),
-            first.logits,
-            second.logits,
+            first_logits,
+            second_logits,
         )
-        snr = snr_db(first.logits, second.logits)
+        snr = snr_db(first_logits, second_logits)
         return replace(paired, expected=expected, logits_snr_db=snr)
 
     def _compare_labels(
@@ -186,17 +193,4 @@ def _without_verdict(
         unjudged=reason,
         expected=None,
         logits_snr_db=output_snr_db(first.logits, second.logits),
-    )
-
-
-def with_model_classes(images: Dataset, artifact: Artifact) -> Dataset:
-    """`images`; without labels, with the model's classes, which evaluation asks for.
-
-    The targets of images without labels are not looked at.
-    """
-    if images.labeled:
-        return images
-    count = artifact.num_classes or len(artifact.labels)
-    return replace(
-        images, classes=tuple(str(index) for index in range(count)), ordered=True
     )
