@@ -18,6 +18,7 @@ from repzoo.external_data import all_tensors, external_tensors, load_external
 from repzoo.native_output import STDERR, STDOUT, discarded
 from repzoo.protobuf_stream import clone
 
+IMAGE_RANK = 4  # axes of a batch of images
 MAX_DEPTH = 64  # nesting of a metadata document
 MAX_INPUT_ELEMENTS = 2**29  # of one input, 2 GB in float32
 _KNOWN_TYPES = frozenset(onnx.TensorProto.DataType.values()) - {0}
@@ -144,7 +145,11 @@ def classifier_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     ranks = [_rank(item) for item in (*inputs, *outputs)]
     has_one_each = len(inputs) == 1 and len(outputs) == 1
     # A rank of None is unknown.
-    if has_one_each and ranks[0] in (4, None) and _is_row_per_image(outputs[0]):
+    if (
+        has_one_each
+        and ranks[0] in (IMAGE_RANK, None)
+        and _is_row_per_image(outputs[0])
+    ):
         return inputs[0]
     names = [item.name for item in (*inputs, *outputs)]
     pairs = zip(names, ranks, strict=True)
@@ -159,6 +164,18 @@ def model_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """The inputs that a caller feeds: those that are no initializers."""
     weights = {item.name for item in model.graph.initializer}
     return [item for item in model.graph.input if item.name not in weights]
+
+
+def fixed_batch(model: onnx.ModelProto) -> int:
+    """The batch size that the graph fixes for the image it takes; 0 where it is open.
+
+    The first side of other inputs need not be a batch, so it is not looked at.
+    """
+    inputs = model_inputs(model)
+    if len(inputs) != 1:
+        return 0
+    dims = inputs[0].type.tensor_type.shape.dim
+    return int(dims[0].dim_value) if len(dims) == IMAGE_RANK else 0
 
 
 def opset_of(model: onnx.ModelProto) -> int:

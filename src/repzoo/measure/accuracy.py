@@ -27,6 +27,7 @@ from repzoo.data.batches import (
 )
 from repzoo.data.dataset import GONE, Dataset, Stamp
 from repzoo.engines import Engine, Session
+from repzoo.engines.batches import pad_batch
 from repzoo.errors import InputError
 from repzoo.measure.class_mapping import class_indices, output_labels
 from repzoo.measure.distributed import ALONE, Group
@@ -48,7 +49,7 @@ from repzoo.measure.predictions import (
     describe_images,
 )
 from repzoo.measure.record import identity_of
-from repzoo.onnx_file import classifier_input
+from repzoo.onnx_file import fixed_batch
 from repzoo.progress import Progress, silent
 from repzoo.storage import sha256_of
 
@@ -363,14 +364,10 @@ def logits_of(
     logits of an image do not depend on what else is asked of the session, and nothing is compiled
     twice.
     """
-    dims = classifier_input(run.artifact.model).type.tensor_type.shape.dim
-    size = (dims[0].dim_value if dims else 0) or batch
+    size = fixed_batch(run.artifact.model) or batch
     parts = []
     for start in range(0, len(inputs), size):
-        images = inputs[start : start + size]
-        if len(images) < size:
-            padding = np.zeros((size - len(images), *images.shape[1:]), images.dtype)
-            images = np.concatenate([images, padding])
+        images = pad_batch(inputs[start : start + size], size)
         # A graph may compute a scalar; the caller names the shape in its refusal.
         parts.append(np.atleast_1d(run.session.run(images)))
     outputs = np.concatenate(parts)[: len(inputs)]

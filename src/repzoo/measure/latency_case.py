@@ -19,9 +19,13 @@ from repzoo.measure import stats
 from repzoo.measure.host import host
 from repzoo.measure.record import Record, identity_of
 from repzoo.measure.results import EarlyStopping, Latency, Scenario, Setting
-from repzoo.onnx_file import MAX_INPUT_ELEMENTS, model_inputs
+from repzoo.onnx_file import (
+    IMAGE_RANK,
+    MAX_INPUT_ELEMENTS,
+    fixed_batch,
+    model_inputs,
+)
 
-IMAGE_RANK = 4  # axes of a batch of images
 QUERY = 8  # images of a multi-stream query
 MLPERF = {
     "single-stream": 0.90,
@@ -179,18 +183,6 @@ def case(
         open_seconds=seconds,
         batch=batch,
     )
-
-
-def fixed_batch(model: onnx.ModelProto) -> int:
-    """The batch size that the graph fixes for the image it takes; 0 where it is open.
-
-    The first side of other inputs need not be a batch, so it is not looked at.
-    """
-    inputs = model_inputs(model)
-    if len(inputs) != 1:
-        return 0
-    dims = inputs[0].type.tensor_type.shape.dim
-    return int(dims[0].dim_value) if len(dims) == IMAGE_RANK else 0
 
 
 def inputs_for(

@@ -8,9 +8,9 @@ from typing import Any
 
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.measure import sweep
-from repzoo.measure.latency import fixed_batch
 from repzoo.measure.record import Record
 from repzoo.measure.results import Scenario
+from repzoo.onnx_file import fixed_batch
 from repzoo.progress import Progress, silent
 from repzoo.settings import above, at_least, merge_keywords, setting, validate
 from repzoo.verbs.model_files import ModelLike, open_models

@@ -185,20 +185,3 @@ def test_sampled_positions_do_not_depend_on_other_tensors(model_file: Path) -> N
         expected = every.moments[layer.name].grams[0]
         gram = some.moments[layer.name].grams[0]
         np.testing.assert_allclose(gram, expected, rtol=1e-3, atol=1e-3)
-
-
-def test_a_fixed_batch_that_the_last_images_do_not_fill_changes_nothing() -> None:
-    class Fixed:
-        """Runs three images at a time, as a file with a fixed batch does."""
-
-        def run_all(
-            self, inputs: npt.NDArray[np.float32]
-        ) -> list[npt.NDArray[np.float32]]:
-            assert len(inputs) == 3
-            rows = np.repeat(inputs.reshape(3, -1), 2, 0)
-            return [2 * inputs, rows]
-
-    images = np.arange(2 * 4, dtype=np.float32).reshape(2, 1, 2, 2)
-    whole, joined = calibrate.run_padded(Fixed(), images, 3)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(whole, 2 * images)
-    np.testing.assert_array_equal(joined, np.repeat(images.reshape(2, -1), 2, 0))

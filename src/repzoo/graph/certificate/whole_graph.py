@@ -21,7 +21,7 @@ from repzoo.graph.certificate.jitter import jitter, jitter_constants, layer_cons
 from repzoo.graph.certificate.proof import FLOAT32_ROUNDOFF, UNIT_ROUNDOFF
 from repzoo.graph.tools.cost import Cost
 from repzoo.graph.tools.pieces import split_model, trim_heap
-from repzoo.onnx_file import classifier_input
+from repzoo.onnx_file import classifier_input, fixed_batch
 
 Images = npt.NDArray[Any]  # float32, or uint8 for a model that takes bytes
 Runner = Callable[[onnx.ModelProto, Images], Images]  # exact: no graph optimization
@@ -141,8 +141,7 @@ def _run_groups(
     random: np.random.Generator | None = None,
 ) -> list[Images]:
     """The outputs of `model` for each group; with `random`, its weights are moved."""
-    dims = classifier_input(model).type.tensor_type.shape.dim
-    batches = _batches(groups, dims[0].dim_value if dims else 0)
+    batches = _batches(groups, fixed_batch(model))
     if random is None:
         pieces = split_model(model)
     else:

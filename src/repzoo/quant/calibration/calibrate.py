@@ -21,6 +21,7 @@ import onnx
 from threadpoolctl import threadpool_limits
 
 from repzoo.engines import Engine, Session
+from repzoo.engines.batches import run_padded
 from repzoo.errors import InputError
 from repzoo.graph.tools.head import find_head
 from repzoo.graph.tools.pieces import (
@@ -31,7 +32,7 @@ from repzoo.graph.tools.pieces import (
     without_weights,
 )
 from repzoo.measure.expected_drop import Margins
-from repzoo.onnx_file import classifier_input
+from repzoo.onnx_file import classifier_input, fixed_batch
 from repzoo.progress import Progress, silent
 from repzoo.quant.calibration.disk_buffer import DiskBuffer
 from repzoo.quant.calibration.histogram import Histogram
@@ -224,6 +225,7 @@ class _Probe:
         target: the output of the model or piece.
         observers: watch `source` and `outputs`.
         threads: share the observers among them.
+        batch: images that the model takes at once; 0 for any number.
     """
 
     session: Session
@@ -290,26 +292,6 @@ class _Probe:
         shares = [observers[start::tasks] for start in range(tasks)]
         results = pool.map(partial(_add_batch, tensors), shares)
         list(results)  # waits, and raises what a thread raised
-
-
-def fixed_batch(model: onnx.ModelProto) -> int:
-    """The batch size that the graph fixes for its image; 0 where it is open."""
-    dims = classifier_input(model).type.tensor_type.shape.dim
-    return int(dims[0].dim_value) if dims else 0
-
-
-def run_padded(session: Session, inputs: Images, batch: int) -> list[Images]:
-    """The outputs for `inputs`, padded with zeros to a fixed `batch` and cut again; 0: as they are.
-
-    The last of many images seldom fill a batch that a file fixes.
-    """
-    missing = batch - len(inputs)
-    if missing <= 0:
-        return session.run_all(inputs)
-    padding = np.zeros((missing, *inputs.shape[1:]), inputs.dtype)
-    outputs = session.run_all(np.concatenate([inputs, padding]))
-    # A Reshape may join the images with other axes, [batch * rows, ...].
-    return [output[: len(output) * len(inputs) // batch] for output in outputs]
 
 
 def _add_batch(tensors: Mapping[str, Images], observers: Sequence[Observer]) -> None:

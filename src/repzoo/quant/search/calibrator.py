@@ -17,16 +17,16 @@ from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
 from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
+from repzoo.engines.batches import run_padded
 from repzoo.graph.tools.pieces import initializer_bytes
 from repzoo.measure.host import host
+from repzoo.onnx_file import fixed_batch
 from repzoo.progress import Progress
 from repzoo.quant.calibration.calibrate import (
     PROBED_BYTES,
     CalibrationStream,
     batch_size,
     collect_statistics,
-    fixed_batch,
-    run_padded,
 )
 from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
