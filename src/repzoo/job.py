@@ -112,7 +112,10 @@ def run(
         "int8": int8,
     }
     certificate = deploy.certificate.to_json()
-    timings, left_out = _time_all(artifacts, options, progress)
+    timed = dict(artifacts)
+    if int8.report.chosen.ratio is None:
+        del timed["int8"]  # only a board runs it, and its time here would mislead
+    timings, left_out = _time_all(timed, options, progress)
     records: list[Record[Any]] = [
         *(_cost(model) for model in artifacts.values()),
         Record(identity_of(deploy), _fold_summary(certificate)),
@@ -239,7 +242,7 @@ def _time_all(
     """
     runner = engine(options.quantize.engine)
     clients = options.streams or host()["affinity"]
-    shipped = {form: artifacts[form] for form in BOTH}
+    shipped = {form: artifacts[form] for form in BOTH if form in artifacts}
     single = {form: latency.case(model, runner) for form, model in artifacts.items()}
     many = []
     if clients > 1:
@@ -260,7 +263,8 @@ def _time_all(
         openings=0,
         on_error=leave_out,
     )
-    records.append(latency.ratio(single["int8"], single["deploy"]))
+    if "int8" in single:
+        records.append(latency.ratio(single["int8"], single["deploy"]))
     if "train" in single:
         records.append(latency.ratio(single["deploy"], single["train"]))
     records.extend(_extra_ratios(extra))

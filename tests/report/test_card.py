@@ -622,3 +622,29 @@ def test_labels_files_and_command_are_shown_and_cannot_break_the_card() -> None:
     output = next(text for text in inlines if text.startswith("Output: 4 classes"))
     for label in (NASTY, "<script>", "\\x1b[31mred", "two lines"):
         assert label in output
+
+
+def test_a_card_for_a_board_claims_no_latency_of_int8() -> None:
+    """Not in the Records either: only a board runs the model."""
+    rows = []
+    for row in records():
+        is_int8 = row.artifact.get("form", "") == "int8"
+        is_ratio = row.kind == "ratio" and row.artifact["first"]["form"] == "int8"
+        if is_ratio or (row.kind == "latency" and is_int8):
+            continue
+        if isinstance(row.values, QuantizeSummary):
+            values = dataclasses.replace(
+                row.values,
+                latency_ratio=None,
+                latency_ratio_low=None,
+                latency_ratio_high=None,
+                rungs=(dataclasses.replace(candidate("dense", 30), ratio=None),),
+            )
+            row = dataclasses.replace(row, values=values)
+        rows.append(row)
+    cards = card.render(rows, [])
+    summary = tables(cards["card.md"])[0]
+    assert summary[1][-3:] == ["–", "–", "–"]
+    assert "INT8 / float" not in cards["card.md"]
+    assert "未在本机上计时" in cards["card_cn.md"]
+    assert "int8" not in json.loads(cards["card.json"])["ratios"]

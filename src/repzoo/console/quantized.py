@@ -106,9 +106,10 @@ def _noisiest_layers(report: QuantReport) -> Table:
 
 def _placement_lines(report: QuantReport) -> list[str]:
     """What runs in INT8, its latency over that of float, and why other nodes stay in float."""
-    lines = [
-        f"placement: {report.chosen.placement}; {_latency_ratio(report.chosen.ratio)}"
-    ]
+    placement = f"placement: {report.chosen.placement}"
+    if report.chosen.ratio is not None:
+        placement += f"; {_latency_ratio(report.chosen.ratio)}"
+    lines = [placement]
     reasons = []
     for trial in report.record.values.placement_trials or ():
         if trial.kept:
@@ -137,7 +138,10 @@ def card(result: JobResult, files: Sequence[Path]) -> View:
     lines += [
         _training_line(result.training, facts.data_name),
         paired_line(select(result.records, PairedAccuracy)[0]),
-        _latency_ratio(facts.ratios["int8"]),
+    ]
+    if "int8" in facts.ratios:
+        lines.append(_latency_ratio(facts.ratios["int8"]))
+    lines += [
         f"fold: {fold.before.nodes} nodes -> {fold.after.nodes}, "
         f"largest error {fold.max_abs_error:.2g} (bound {fold.bound:.2g})",
     ]
@@ -173,8 +177,9 @@ def _card_table(facts: cards.CardFacts) -> Table:
     forms = ("deploy", "int8")
     costs = [facts.cost[form] for form in forms]
     accuracies = [facts.accuracy[form] for form in forms]
-    single = [facts.single[form] for form in forms]
-    many = [facts.many[form] for form in forms]
+    # The INT8 model has no latency where only a board runs it.
+    single = [facts.single[form] for form in forms if form in facts.single]
+    many = [facts.many[form] for form in forms if form in facts.many]
     size = figures.pixels(facts.size)
     table.add_row("size (pixels)", size, size)
     table.add_row("classes", str(facts.classes), str(facts.classes))

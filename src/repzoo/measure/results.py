@@ -341,7 +341,7 @@ class CandidateSummary:
     culprits   its noisiest layers, as `quant.parameters.sqnr.LayerSqnr` has them; empty where it
                holds
     paired     accuracy against the float model
-    ratio      latency over the float model's
+    ratio      latency over the float model's; None where only a board runs it
     """
 
     recipe: str = ""
@@ -353,7 +353,7 @@ class CandidateSummary:
     seconds: float = math.nan
     culprits: tuple[Mapping[str, Any], ...] = ()
     paired: PairedAccuracy = field(metadata=inline())
-    ratio: LatencyRatio = field(metadata=inline())
+    ratio: LatencyRatio | None = field(default=None, metadata=inline())
 
 
 @dataclass(frozen=True)
@@ -386,7 +386,7 @@ class QuantizeSummary:
     """What quantizing one model gave: the candidate that was chosen, measured on the gate's images.
 
     drop ... expected  as in PairedAccuracy
-    latency_ratio      latency over the float model's
+    latency_ratio      latency over the float model's; None where only a board runs it
     recipe, placement  what was chosen
     verdict            the gate's `quant.search.verdict.Verdict` in lower case; None in older rows
     rungs              every candidate that was tried, in order
@@ -409,9 +409,9 @@ class QuantizeSummary:
     expected: ExpectedDrop | None = field(default=None, metadata=inline("expected_"))
     logits_snr_db: float | None = None
     labeled: bool | None = None
-    latency_ratio: float
-    latency_ratio_low: float
-    latency_ratio_high: float
+    latency_ratio: float | None
+    latency_ratio_low: float | None
+    latency_ratio_high: float | None
     recipe: str
     placement: str
     verdict: str | None = None

@@ -121,11 +121,11 @@ class CardFacts:
     flips         predictions that differ between float and INT8
     worst_classes those with the lowest Top-1 in INT8, worst first
     single, many  latency by form, with one client and with as many as the job timed (one where it
-                  timed no more)
+                  timed no more); without `int8` where only a board runs it
     latency_rows  (form, latency) in the order in which they were timed
     rounds        interleaved rounds of the timing
     ratios        latency ratio by the form that is compared: `int8` over deploy, `deploy` over
-                  train
+                  train; without `int8` where only a board runs it
     beside        the other engines
     """
 
@@ -161,12 +161,17 @@ class CardFacts:
     @property
     def float_serves(self) -> bool:
         """Whether INT8 gains so little latency that the float model serves as well."""
-        return self.ratios["int8"].ratio > GAIN_LIMIT
+        return "int8" in self.ratios and self.ratios["int8"].ratio > GAIN_LIMIT
+
+    @property
+    def is_for_board(self) -> bool:
+        """Whether only a board runs the INT8 model: it has no latency on this host."""
+        return self.quantize.latency_ratio is None
 
     @property
     def client_threads(self) -> int:
         """How many clients `many` was timed with."""
-        return self.many["int8"].setting.streams
+        return self.many["deploy"].setting.streams
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object, numbers unrounded."""
@@ -195,6 +200,7 @@ def render(
             host_facts=_host_facts(facts.host, language),
             has_top5=facts.has_top5,
             float_serves=facts.float_serves,
+            is_for_board=facts.is_for_board,
             shown_labels=SHOWN_LABELS,
             **vars(context),
             **vars(facts),
@@ -252,8 +258,10 @@ def summary(records: Sequence[Record[Any]]) -> CardFacts:
     )
     _require(facts.cost, Cost, BOTH)
     _require(facts.accuracy, Accuracy, BOTH)
-    _require(facts.single, Latency, BOTH)
-    _require(facts.ratios, LatencyRatio, ("int8",))
+    _require(facts.single, Latency, ("deploy",))
+    if not facts.is_for_board:
+        _require(facts.single, Latency, ("int8",))
+        _require(facts.ratios, LatencyRatio, ("int8",))
     return facts
 
 

@@ -19,6 +19,7 @@ ACTIVE = re.compile(r"[\\|*`\[\]<>~&$]|(?<!\w)_|_(?!\w)|#+$")
 # What makes a heading, a list or a quotation of a line that begins with it.
 FIRST = re.compile(r"^(?:[#+=-]|\d+(?=[.)](?:\s|$)))")
 
+ABSENT = "–"  # in a cell of a table whose figure is not known
 # The column of tables that is left out where no Record says how much runs in INT8.
 SHARE_HEADING = {"en": "In INT8", "zh": "INT8 部分"}
 
@@ -82,7 +83,7 @@ def span(show: Show, low: float, high: float, to: str = "to") -> str:
 def int8_share(share: Int8Share | None, language: str) -> str:
     """How much runs in INT8, for a cell of a table; a dash where that is unknown."""
     if share is None:
-        return "–"
+        return ABSENT
     return SHARE[language].format(
         int8=share.int8_layers,
         layers=share.layers,

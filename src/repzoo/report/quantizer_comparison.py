@@ -43,7 +43,6 @@ HEADINGS = {
     ),
 }
 REFUSED = {"en": "refused", "zh": "拒绝"}
-ABSENT = "–"
 
 
 def table(records: Sequence[Record[Any]], language: str) -> list[str]:
@@ -115,9 +114,9 @@ def _cells(
         figures.escape_markdown(record.artifact["name"]),
         figures.escape_markdown(values.recipe),
         figures.int8_share(main.int8 if main else None, language),
-        f"{_drop(main, to)}, n = {main.n}" if main else ABSENT,
+        f"{_drop(main, to)}, n = {main.n}" if main else figures.ABSENT,
         _expected_drop(main, to),
-        figures.percent(main.same_prediction) if main else ABSENT,
+        figures.percent(main.same_prediction) if main else figures.ABSENT,
         size,
         *(_latency_ratio(measured, to) for measured in by_engine),
         *(_drop(measured, to) for measured in by_engine[1:]),
@@ -127,7 +126,7 @@ def _cells(
 
 def _drop(measured: EngineComparison | None, to: str) -> str:
     if measured is None:
-        return ABSENT
+        return figures.ABSENT
     return figures.interval(
         figures.points, measured.drop, measured.drop_low, measured.drop_high, to
     )
@@ -135,13 +134,13 @@ def _drop(measured: EngineComparison | None, to: str) -> str:
 
 def _expected_drop(measured: EngineComparison | None, to: str) -> str:
     if measured is None or measured.expected is None:
-        return ABSENT
+        return figures.ABSENT
     low, high = measured.expected.drop_interval()
     return figures.interval(figures.points, measured.expected.drop, low, high, to)
 
 
 def _latency_ratio(measured: EngineComparison | None, to: str) -> str:
     if measured is None:
-        return ABSENT
+        return figures.ABSENT
     low, high = measured.latency_ratio_low, measured.latency_ratio_high
     return figures.interval(figures.ratio_of, measured.latency_ratio, low, high, to)

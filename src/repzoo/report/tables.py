@@ -21,7 +21,7 @@ from typing import Any
 from repzoo.errors import InputError
 from repzoo.measure import record
 from repzoo.measure.record import Record
-from repzoo.measure.results import QuantizerComparison
+from repzoo.measure.results import LatencyRatio, QuantizerComparison
 from repzoo.report import card, figures, quantizer_comparison
 from repzoo.report.card import CardFacts
 from repzoo.storage import read_bounded, write_atomically
@@ -106,8 +106,8 @@ def _job_table(records: Sequence[Record[Any]], language: str) -> list[str]:
 def _cells(facts: CardFacts, language: str) -> list[str]:
     cost = facts.cost
     paired = facts.paired
-    many = facts.many["int8"]
-    ratio = facts.ratios["int8"]
+    many = facts.many.get("int8")
+    ratio = facts.ratios.get("int8")
     to = figures.TO[language]
     forms = [form for form in ("train", "deploy") if form in cost]
     drop = figures.interval(
@@ -123,12 +123,18 @@ def _cells(facts: CardFacts, language: str) -> list[str]:
         figures.int8_share(facts.int8, language),
         f"{drop}, n = {paired.n}",
         _latencies(facts),
-        figures.ms(many.p50_ms),
-        figures.rate(many.fps),
-        figures.interval(
-            figures.ratio_of, ratio.ratio, ratio.ratio_low, ratio.ratio_high, to
-        ),
+        figures.ms(many.p50_ms) if many else figures.ABSENT,
+        figures.rate(many.fps) if many else figures.ABSENT,
+        _latency_ratio(ratio, to),
     ]
+
+
+def _latency_ratio(ratio: LatencyRatio | None, to: str) -> str:
+    if ratio is None:
+        return figures.ABSENT
+    return figures.interval(
+        figures.ratio_of, ratio.ratio, ratio.ratio_low, ratio.ratio_high, to
+    )
 
 
 def _top1(facts: CardFacts, form: str, to: str) -> str:
@@ -146,7 +152,7 @@ def _latencies(facts: CardFacts) -> str:
     shown = []
     for name, single in by_engine.items():
         times = [
-            figures.ms(single[form].p50_ms) if form in single else "–"
+            figures.ms(single[form].p50_ms) if form in single else figures.ABSENT
             for form in card.BOTH
         ]
         prefix = f"{figures.escape_markdown(name)} " if len(by_engine) > 1 else ""

@@ -32,6 +32,31 @@ def test_the_share_in_int8_and_both_accuracies_are_printed(
     assert line in " ".join(shown.out.split())
 
 
+def test_for_a_board_nothing_is_timed_on_this_host(
+    run: Run, small_file: Path, tmp_path: Path
+) -> None:
+    files = (small_file, "-o", tmp_path / "o.onnx", "--data", "digits")
+    options = ("--images", 64, "--scheme", "rdk", "--force", "--json")
+    ran = run("quantize", *files, *options)
+    assert ran.code == 0, ran.err
+    assert ran.document["latency_ratio"] is None
+    assert all("ratio" not in candidate for candidate in ran.document["rungs"])
+    assert "times as long as float" not in ran.err
+
+
+def test_the_view_of_a_model_for_a_board_shows_no_latency(
+    run: Run, small_file: Path, tmp_path: Path
+) -> None:
+    output = ("-o", tmp_path / "card")
+    data = ("--data", "digits", "--images", 64, "--seconds", 0.5)
+    ran = run("card", small_file, *output, *data, "--scheme", "vastai", "--force")
+    assert ran.code == 0, ran.err
+    assert "INT8 / float latency" not in ran.out
+    text = (tmp_path / "card" / "card.md").read_text("utf-8")
+    assert "The INT8 model is for a board, so it was not timed here." in text
+    assert "the float model serves as well" not in text
+
+
 def test_without_labels_the_share_of_equal_predictions_is_printed() -> None:
     values = PairedAccuracy(
         n=180,

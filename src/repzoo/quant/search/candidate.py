@@ -27,7 +27,7 @@ class Candidate:
     placement  name of the placement of Q/DQ pairs
     paired     its Top-1 against float, image by image, on the selection images; on the gate
                images where nothing was selected
-    ratio      its latency over float
+    ratio      its latency over float; None where only a board runs it
     verdict    what `Budget.judge` says of `paired`
     seconds    time to make and measure it
     layers     SQNR of each layer, noisiest first; empty where it is not known
@@ -36,10 +36,19 @@ class Candidate:
     stage: str
     placement: str
     paired: PairedAccuracy
-    ratio: LatencyRatio
+    ratio: LatencyRatio | None
     verdict: Verdict
     seconds: float = 0.0
     layers: tuple[LayerSqnr, ...] = ()
+
+    def latency_cost_db(self) -> float:
+        """The noise on the logits, in dB, that its latency must be worth; 0 if not timed."""
+        if self.ratio is None:
+            return 0.0
+        per_percent = DB_PER_PERCENT_LATENCY_SHORT
+        if self.verdict >= Verdict.ENOUGH:
+            per_percent = DB_PER_PERCENT_LATENCY
+        return per_percent * 100 * math.log(self.ratio.ratio)
 
     def summarize(self) -> CandidateSummary:
         """What Records and `--json` keep; of the layers only the noisiest, if it does not hold."""
@@ -77,16 +86,11 @@ class CandidateModel:
         """
         candidate = self.candidate
         verdict = candidate.verdict
-        enough = verdict >= Verdict.ENOUGH
-        db_per_percent = (
-            DB_PER_PERCENT_LATENCY if enough else DB_PER_PERCENT_LATENCY_SHORT
-        )
-        latency_cost_db = db_per_percent * 100 * math.log(candidate.ratio.ratio)
         snr_db = candidate.paired.logits_snr_db or 0.0
         return (
             verdict >= Verdict.HOLDS,
-            enough,
+            verdict >= Verdict.ENOUGH,
             verdict.passes,
-            snr_db - latency_cost_db,
+            snr_db - candidate.latency_cost_db(),
             -candidate.paired.drop,
         )

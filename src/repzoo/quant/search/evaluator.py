@@ -97,11 +97,16 @@ class Evaluator:
         label: str,
         origin: BuiltCandidate | None = None,
     ) -> BuiltCandidate:
-        """As `evaluate`, on a placement whose latency is not known yet."""
+        """As `evaluate`, on a placement whose latency is not known yet.
+
+        It is not timed where only a board runs it.
+        """
         started = time.perf_counter()
         build = self._build(stage, placement, origin)
-        seconds = gating.BENCH_SECONDS / 2
-        ratio = self.gate.time_against_float([build.artifact], seconds)[0]
+        ratio = None
+        if not self.builder.scheme.runs_on_board:
+            seconds = gating.BENCH_SECONDS / 2
+            ratio = self.gate.time_against_float([build.artifact], seconds)[0]
         return self._measure(build, TimedPlacement(placement, ratio), label, started)
 
     def finetune(

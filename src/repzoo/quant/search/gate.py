@@ -131,7 +131,7 @@ class Gate:
         stage: str,
         placement: str,
         paired: PairedAccuracy,
-        ratio: LatencyRatio,
+        ratio: LatencyRatio | None,
         started: float,
     ) -> Candidate:
         """The candidate with these measurements; `started` is time.perf_counter()."""
@@ -228,6 +228,7 @@ def summarize(
     """The result of the whole quantization; `paired` and `verdict` are the gate's."""
     # Where nothing is wrong no layer is to blame, and the list would mislead.
     noisiest = [] if verdict is Verdict.HOLDS else sqnr.noisiest_layers(chosen.layers)
+    ratio = chosen.ratio
     return QuantizeSummary(
         drop=paired.drop,
         drop_low=paired.drop_low,
@@ -237,9 +238,9 @@ def summarize(
         expected=paired.expected,
         logits_snr_db=paired.logits_snr_db,
         labeled=paired.labeled,
-        latency_ratio=chosen.ratio.ratio,
-        latency_ratio_low=chosen.ratio.ratio_low,
-        latency_ratio_high=chosen.ratio.ratio_high,
+        latency_ratio=ratio.ratio if ratio else None,
+        latency_ratio_low=ratio.ratio_low if ratio else None,
+        latency_ratio_high=ratio.ratio_high if ratio else None,
         recipe=chosen.stage,
         placement=chosen.placement,
         verdict=verdict.name.lower(),

@@ -212,7 +212,10 @@ def search_placement(evaluator: Evaluator, seconds: float) -> SearchResult:
 
 
 def time_placement(evaluator: Evaluator, choice: PlacementChoice) -> SearchResult:
-    """The placement called `choice`, timed against float, and no others."""
+    """The placement called `choice`, timed against float, and no others.
+
+    It is not timed where only a board runs it.
+    """
     builder = evaluator.builder
     original = builder.cache.original
     space = builder.space
@@ -220,6 +223,8 @@ def time_placement(evaluator: Evaluator, choice: PlacementChoice) -> SearchResul
     placement = space.starting_placements()[0]  # the one with most in INT8
     if choice == "layers":
         placement = space.placement(choice, layers)
+    if builder.scheme.runs_on_board:
+        return SearchResult(TimedPlacement(placement, None), ())
     race = PlacementRace(
         evaluator.gate, original.model, original.statistics, builder.scheme, space
     )

@@ -69,7 +69,10 @@ def _interval(low: float, high: float, images: int) -> str:
 
 
 def warnings(
-    ratio: LatencyRatio, paired: PairedAccuracy, verdict: Verdict, max_drop: float
+    ratio: LatencyRatio | None,
+    paired: PairedAccuracy,
+    verdict: Verdict,
+    max_drop: float,
 ) -> list[str]:
     """What to know about a model that is written: about its accuracy first, then its latency."""
     sentences = _about_head(paired)
@@ -77,7 +80,7 @@ def warnings(
         sentences.append(f"forced: INT8 {_loss(paired, max_drop)}")
     elif paired.unjudged is None:
         sentences.extend(_about_drop(paired, max_drop))
-    if ratio.ratio_low > 1:
+    if ratio is not None and ratio.ratio_low > 1:
         sentences.append(
             f"INT8 takes {ratio.ratio:.2f} times as long as float on this engine and host"
         )

@@ -52,10 +52,19 @@ SMALLEST_GAIN = 0.98
 
 @dataclass(frozen=True)
 class TimedPlacement:
-    """A placement with its latency over the float model's."""
+    """A placement with its latency over the float model's.
+
+    ratio  None where it was not timed: only a board runs the model
+    """
 
     placement: Placement
-    ratio: LatencyRatio
+    ratio: LatencyRatio | None
+
+    @property
+    def relative_latency(self) -> float:
+        """Latency over the float model's, of a placement that was timed."""
+        assert self.ratio is not None
+        return self.ratio.ratio
 
 
 @dataclass(frozen=True)
@@ -210,11 +219,11 @@ def _nearly_as_fast(
 ) -> tuple[TimedPlacement, ...]:
     """See `SearchResult`."""
     layers = space.count(best.placement)
-    slowest = best.ratio.ratio / NEAR
+    slowest = best.relative_latency / NEAR
     near = []
     for candidate in timed:
         has_fewer = space.count(candidate.placement) < layers
-        if has_fewer and candidate.ratio.ratio <= slowest:
+        if has_fewer and candidate.relative_latency <= slowest:
             near.append(candidate)
     return tuple(sorted(near, key=lambda candidate: space.count(candidate.placement)))
 
@@ -232,7 +241,7 @@ def _time_starts(
     finalists = _choose_finalists(race.space, starts, order, ratios)
     float_ratios = race.ratios_to_float(finalists, screening)
     timed = list(map(TimedPlacement, finalists, float_ratios))
-    timed.sort(key=lambda candidate: candidate.ratio.ratio)
+    timed.sort(key=lambda candidate: candidate.relative_latency)
     first = _most_quantized_of_fastest(timed, starts)
     timed.remove(first)
     slower = [starts[index] for index in order if starts[index] not in finalists]
@@ -243,10 +252,10 @@ def _most_quantized_of_fastest(
     timed: Sequence[TimedPlacement], starts: Sequence[Placement]
 ) -> TimedPlacement:
     """Of those that are as fast as the first of `timed`, the one that `starts` has first."""
-    slowest = timed[0].ratio.ratio / SMALLEST_GAIN
+    slowest = timed[0].relative_latency / SMALLEST_GAIN
     equally_fast = []
     for candidate in timed:
-        if candidate.ratio.ratio <= slowest:
+        if candidate.relative_latency <= slowest:
             equally_fast.append(candidate)
     return min(equally_fast, key=lambda candidate: starts.index(candidate.placement))
 
