@@ -1,12 +1,16 @@
 """Engines: the runtimes that run a model. One file each, found by name through ENGINES.
 
-An engine is an object with `name`, `version()` and `open(model, threads)`. Its Session has
-`run(inputs)`. Everything that repzoo knows about a runtime is in that runtime's file.
-tests/contracts/test_engine.py runs one suite against every engine.
+Everything that repzoo knows about a runtime is in that runtime's file, or in a third party's
+package. What an engine must and may have is in the protocols `Engine` and `Session`.
+tests/contracts/test_engine.py runs one suite against every engine that is installed.
 
 A name may have an option after a colon: `onnxruntime:CUDAExecutionProvider`, `openvino:GPU`,
-`pytorch:compile`. The class of such an engine has a static method `options()`, which lists the
-options that work on this machine, and takes one of them as its only argument.
+`pytorch:compile`.
+
+signature  what a model takes, and whether an array fits; for every engine to use
+batches    runs of fewer images than the batch that a file fixes
+limits     bounds on memory and time, for ONNX Runtime
+probe      one run in a child process, which may crash or hang
 """
 
 from __future__ import annotations
@@ -31,7 +35,10 @@ Feeds = Mapping[str, Array]
 
 
 class Session(Protocol):
-    """A compiled model. `run` may be called from several threads at once."""
+    """A compiled model. It may be called from several threads at once, with any batch size.
+
+    Both methods raise an InputError of one line for inputs that do not fit, and live on.
+    """
 
     # Any, and not Array | Feeds: an engine of a third party may take single arrays only.
     def run(self, inputs: Any) -> Array:
@@ -48,10 +55,18 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """A runtime.
+    """A runtime. ENGINES holds its class, which is called without arguments.
 
-    An engine that computes INT8 models in float arithmetic has the attribute
-    `simulates_int8 = True`: its accuracies are right, its latencies say nothing about INT8.
+    Some classes have more than the protocol demands:
+
+    simulates_int8            True for an engine that computes INT8 models in float arithmetic: its
+                              accuracies are right, its latencies say nothing about INT8
+    options()                 static; the options that work on this machine, as a list of names. The
+                              class is then also called with one of them as its only argument
+    with_default_precision()  the engine as others run it, where repzoo opens sessions with settings
+                              that make sums of 8-bit products exact
+
+    name  as in ENGINES, with the option where there is one: "openvino:GPU"
     """
 
     name: str
@@ -91,8 +106,15 @@ ENGINES = PluginTable(
 )
 
 
-# Engines whose runtime takes seconds to import: its package, and the engine's options.
-_SLOW_IMPORTS = {"pytorch": ("torch", ["compile"])}
+@dataclass(frozen=True)
+class _SlowImport:
+    """What is known of an engine before its runtime is imported, which takes seconds."""
+
+    package: str
+    options: tuple[str, ...]
+
+
+_SLOW_IMPORTS = {"pytorch": _SlowImport("torch", options=("compile",))}
 
 
 @dataclass(frozen=True)
@@ -115,11 +137,11 @@ def statuses() -> list[EngineStatus]:
 
 
 def _status(name: str) -> EngineStatus:
-    package, known_options = _SLOW_IMPORTS.get(name, ("", []))
-    if package and package not in sys.modules:
+    slow = _SLOW_IMPORTS.get(name)
+    if slow and slow.package not in sys.modules:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            version = importlib.metadata.version(package)
-            return EngineStatus(name, version, tuple(known_options))
+            version = importlib.metadata.version(slow.package)
+            return EngineStatus(name, version, slow.options)
     try:
         return EngineStatus(name, engine(name).version(), tuple(options(name)))
     except InputError as error:
@@ -135,30 +157,36 @@ def engine(name: str) -> Engine:
         InputError: no such engine or option; the message lists the known ones.
         MissingExtra: the runtime is not installed.
     """
-    base, colon, option = name.partition(":")
+    base, colon, text = name.partition(":")
     engine_class = ENGINES.load(base)
-    if not colon:
-        plain: Engine = engine_class()
-        return plain
-    with_option: Engine = engine_class(_find_option(base, option, options(base)))
-    return with_option
+    arguments = []
+    if colon:
+        arguments.append(_find_option(base, text, options(base)))
+    instance: Engine = engine_class(*arguments)
+    return instance
 
 
 def options(name: str) -> list[str]:
     """What may follow `name` and a colon on this machine; empty for an engine without options."""
-    list_options = getattr(ENGINES.load(name), "options", list)
-    listed: list[str] = list_options()
+    engine_class = ENGINES.load(name)
+    if not hasattr(engine_class, "options"):
+        return []
+    listed: list[str] = engine_class.options()
     return listed
 
 
 def _find_option(base: str, text: str, known: list[str]) -> str:
     """The option that is called `text`, or the only one that begins with it."""
     wanted = text.casefold()
-    matches = [option for option in known if option.casefold() == wanted]
-    if wanted and not matches:
-        matches = [item for item in known if item.casefold().startswith(wanted)]
-    if len(matches) == 1:
-        return matches[0]
+    longer: list[str] = []
+    for option in known:
+        if option.casefold() == wanted:
+            return option
+        if option.casefold().startswith(wanted):
+            longer.append(option)
+    # Every option begins with an empty text.
+    if wanted and len(longer) == 1:
+        return longer[0]
     available = "it takes none"
     if known:
         available = f"this machine has {', '.join(known)}"

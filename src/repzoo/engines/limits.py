@@ -66,12 +66,16 @@ def available_memory() -> int:
 
 
 class _MemoryLimit:
-    """The limit on this process's data. Several threads may be inside at once."""
+    """The limit on this process's data. Several threads may be inside at once.
+
+    The limit is that of the thread that came in last; the usual one is back when the last thread
+    has left.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._usual = (0, 0)
+        self._usual = (0, 0)  # (soft, hard) before the first thread came in
 
     @contextlib.contextmanager
     def __call__(self, more: int) -> Iterator[None]:
@@ -80,6 +84,14 @@ class _MemoryLimit:
         if not more or not data:
             yield
             return
+        self._enter(data + more)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _enter(self, limit: int) -> None:
+        # Not at the top: Windows has no such module.
         import resource
 
         with self._lock:
@@ -87,17 +99,17 @@ class _MemoryLimit:
                 self._usual = resource.getrlimit(resource.RLIMIT_DATA)
             self._inside += 1
             _, hard = self._usual
-            wanted = data + more
             if hard != resource.RLIM_INFINITY:
-                wanted = min(wanted, hard)
-            resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if not self._inside:
-                    resource.setrlimit(resource.RLIMIT_DATA, self._usual)
+                limit = min(limit, hard)
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+    def _leave(self) -> None:
+        import resource
+
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                resource.setrlimit(resource.RLIMIT_DATA, self._usual)
 
     def _data_bytes(self) -> int:
         """What this process's data takes now; 0 where the system does not say."""
@@ -111,6 +123,7 @@ memory_limit = _MemoryLimit()
 
 
 def _read(path: Path) -> str:
+    """The text of a file of the kernel's; "" where the system has none."""
     try:
         return path.read_text()
     except OSError:

@@ -55,7 +55,7 @@ from repzoo.storage import cached_file, sha256_of
 
 CONVERSION_SECONDS = 600
 CONVERT = "import sys, _tools; sys.exit(not _tools.mnnconvert(sys.argv[1:]))"
-
+CPU = 0  # MNN_FORWARD_CPU of MNNForwardType.h
 
 with unreported(), discarded(STDOUT):
     import MNN
@@ -120,8 +120,7 @@ class MnnSession:
 
     def run_all(self, inputs: Array | Feeds) -> list[Array]:
         """See `engines.Session.run_all`."""
-        inputs = self._signature.adapt(inputs)
-        self._signature.require(inputs, "mnn")
+        inputs = self._signature.accept(inputs, "mnn")
         seen: set[tuple[int, ...]] = getattr(self._thread, "shapes", set())
         if inputs.shape in seen:
             return self._run(inputs)
@@ -145,7 +144,7 @@ class MnnSession:
     def _module(self) -> Any:
         """The calling thread's module."""
         if not hasattr(self._thread, "module"):
-            settings = {"backend": 0, "numThread": self._threads, "precision": "high"}
+            settings = {"backend": CPU, "numThread": self._threads, "precision": "high"}
             runtime = MNN.nn.create_runtime_manager((settings,))
             self._thread.runtime = runtime  # must live as long as the module
             try:
@@ -164,6 +163,7 @@ class MnnSession:
 
 
 def _to_array(value: Any) -> Array:
+    """MNN's tensor as float32, its axes as in the ONNX graph."""
     if value.data_format == MNN.expr.NC4HW4:  # channels in blocks of four
         value = MNN.expr.convert(value, MNN.expr.NCHW)
     return np.array(value.read(), np.float32).reshape(value.shape)
@@ -193,6 +193,7 @@ def _convert(model: onnx.ModelProto) -> Path:
 
 
 def _run_converter(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    """Convert the ONNX file `source` to `target`, in a child process."""
     arguments = ["mnnconvert", "-f", "ONNX", "--bizCode", "repzoo"]
     arguments += ["--modelFile", str(source), "--MNNModel", str(target)]
     return subprocess.run(
@@ -298,7 +299,7 @@ def _dequantized_weights(
 
 
 def _axis(node: onnx.NodeProto) -> int:
-    """The axis of per-channel scales; the ONNX specification's default is 1."""
+    """The axis of per-channel scales of Q/DQ; the ONNX specification's default is 1."""
     for attribute in node.attribute:
         if attribute.name == "axis":
             return int(attribute.i)

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import onnx
 import onnx.numpy_helper
@@ -41,9 +43,9 @@ class OnnxRuntime:
 
         exact_products  add 8-bit products without saturation on x86 without VNNI too
         """
+        self.name = f"onnxruntime:{option}" if option else "onnxruntime"
         self._option = option
         self._exact_products = exact_products
-        self.name = f"onnxruntime:{option}" if option else "onnxruntime"
         self._provider = option or "CPUExecutionProvider"
 
     def with_default_precision(self) -> OnnxRuntime:
@@ -133,19 +135,23 @@ class OnnxRuntimeSession:
             ) from None
 
     def _run(self, feeds: Feeds) -> list[Array]:
-        options = None
-        timer = None
         if self._operators & LOOPS:
-            options = ort.RunOptions()
-            options.log_severity_level = ONLY_FATAL
-            timer = threading.Timer(LOOP_SECONDS, _terminate, [options])
-            timer.start()
-        try:
-            outputs = self._session.run(None, feeds, options)
-        finally:
-            if timer:
-                timer.cancel()
+            outputs = self._run_with_deadline(feeds)
+        else:
+            outputs = self._session.run(None, feeds)
         return [numbers(output) for output in outputs]
+
+    def _run_with_deadline(self, feeds: Feeds) -> Sequence[Any]:
+        """The outputs of a graph that may loop for ever; it is ended after LOOP_SECONDS."""
+        options = ort.RunOptions()
+        options.log_severity_level = ONLY_FATAL
+        timer = threading.Timer(LOOP_SECONDS, _terminate, [options])
+        timer.start()
+        try:
+            outputs: Sequence[Any] = self._session.run(None, feeds, options)
+        finally:
+            timer.cancel()
+        return outputs
 
 
 def _terminate(options: ort.RunOptions) -> None:
@@ -174,6 +180,7 @@ def _reason(error: Exception) -> str:
 def _session_options(
     threads: int, exact: bool, exact_products: bool
 ) -> ort.SessionOptions:
+    """For the arguments see `Engine.open` and `OnnxRuntime`."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -216,6 +223,7 @@ def _share_weights(
 
 
 def _is_worth_sharing(weight: onnx.TensorProto) -> bool:
+    """Whether a weight is large, and its bytes are those that a session reads: raw float32."""
     if weight.data_type != onnx.TensorProto.FLOAT or not weight.HasField("raw_data"):
         return False
     return len(weight.raw_data) >= SHARED_WEIGHT_BYTES
@@ -227,6 +235,6 @@ def _add_reference(graph: onnx.GraphProto, weight: onnx.TensorProto, size: int) 
         name=weight.name, dims=weight.dims, data_type=weight.data_type
     )
     reference.data_location = onnx.TensorProto.EXTERNAL
-    facts = {"location": "shared", "offset": "0", "length": str(size)}
-    for key, value in facts.items():
+    where = {"location": "shared", "offset": "0", "length": str(size)}
+    for key, value in where.items():
         reference.external_data.add(key=key, value=value)

@@ -23,13 +23,13 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 
 from repzoo.engines import Array, Feeds
+from repzoo.engines.signature import Signature, signature_of
 from repzoo.errors import InputError
 from repzoo.privacy import unreported
 
@@ -67,7 +67,7 @@ class OpenVino:
             settings = _cpu_settings(threads, streams, exact)
         try:
             graph = _core().read_model(model.SerializeToString())
-            return OpenVinoSession(graph, self._device, settings)
+            return OpenVinoSession(graph, signature_of(model), self._device, settings)
         except RuntimeError as error:
             raise InputError(
                 f"openvino cannot compile this model: {_reason(error)}"
@@ -75,6 +75,7 @@ class OpenVino:
 
 
 def _cpu_settings(threads: int, streams: int, exact: bool) -> dict[str, Any]:
+    """OpenVINO's properties for the CPU; the reasons are at the top of this file."""
     streams = max(1, min(streams, _cores() // threads))
     settings: dict[str, Any] = {
         "NUM_STREAMS": streams,
@@ -102,13 +103,15 @@ def _cores() -> int:
 class OpenVinoSession:
     """A model, compiled for the shapes that it is given. Each client thread has its own request."""
 
-    def __init__(self, model: Any, device: str, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, model: Any, signature: Signature, device: str, settings: dict[str, Any]
+    ) -> None:
         """`model` is OpenVINO's; a fixed input shape is compiled at once."""
         self._model = model
+        self._signature = signature
         self._device = device
         self._settings = settings
         self._shape = model.inputs[0].partial_shape
-        self._dtype = model.inputs[0].element_type.to_dtype()
         # By input shape; () is the one with open dimensions.
         self._compiled: dict[tuple[int, ...], Any] = {}
         self._lock = threading.Lock()
@@ -122,17 +125,7 @@ class OpenVinoSession:
 
     def run_all(self, inputs: Array | Feeds) -> list[Array]:
         """See `engines.Session.run_all`."""
-        if isinstance(inputs, Mapping):
-            raise InputError(
-                f"openvino runs graphs with one input here, not with {len(inputs)}; use onnxruntime"
-            )
-        if inputs.dtype == np.float32 and self._dtype.kind == "f":
-            inputs = inputs.astype(self._dtype, copy=False)  # files in half precision
-        if inputs.dtype != self._dtype:
-            raise InputError(
-                f"openvino cannot run this model on {inputs.dtype} {inputs.shape}: it takes "
-                f"{self._dtype}"
-            )
+        inputs = self._signature.accept(inputs, "openvino")
         requests = self._requests()
         if inputs.shape not in requests:
             requests[inputs.shape] = self._new_request(inputs.shape)
@@ -152,10 +145,7 @@ class OpenVinoSession:
         return requests
 
     def _new_request(self, shape: tuple[int, ...]) -> Any:
-        if not self._shape.compatible(ov.PartialShape(list(shape))):
-            raise InputError(
-                f"openvino cannot run this model on {shape}: it takes {self._dtype} {self._shape}"
-            )
+        """An infer request for `shape`, from a model that is compiled now where there is none."""
         with self._lock:
             if not self._compiled:
                 self._compile(shape)
@@ -165,6 +155,7 @@ class OpenVinoSession:
         return compiled.create_infer_request()
 
     def _compile(self, shape: tuple[int, ...]) -> None:
+        """Compile the model for `shape`; () leaves its open sides open."""
         try:
             self._model.reshape(list(shape) if shape else self._shape)
             self._compiled[shape] = _core().compile_model(
@@ -178,7 +169,7 @@ class OpenVinoSession:
 
 @functools.cache
 def _core() -> Any:
-    # Reading the plugins and devices takes a while; one core serves all sessions.
+    """OpenVINO's core. Reading its plugins and devices takes a while, so all sessions share one."""
     return ov.Core()
 
 

@@ -1,4 +1,8 @@
-"""Run a model once in a child process, to learn whether it compiles, runs, hangs or crashes."""
+"""Run a model once in a child process, to learn whether it compiles, runs, hangs or crashes.
+
+The parent writes one message to the child's stdin: a header of fixed size, the name of the engine,
+the model, and the arrays in NumPy's format. A complaint comes back on stderr.
+"""
 
 from __future__ import annotations
 
@@ -52,16 +56,9 @@ def probe(
         InputError: the engine's own complaint; or that it crashed, or exceeded `limits`.
     """
     limits = limits or Limits()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    message = _message(engine_name, model, inputs, threads, limits.bytes)
     try:
-        process = subprocess.run(
-            [sys.executable, "-c", CHILD],
-            input=_message(engine_name, model, inputs, threads, limits.bytes),
-            env=environment,
-            capture_output=True,
-            timeout=limits.seconds,
-            check=False,
-        )
+        process = _run_child(message, limits.seconds)
     except subprocess.TimeoutExpired:
         raise InputError(
             f"the engine {engine_name} did not run the model within {limits.seconds:g} s; leave "
@@ -73,20 +70,32 @@ def probe(
         raise InputError(_problem(engine_name, process))
 
 
+def _run_child(message: bytes, seconds: float) -> subprocess.CompletedProcess[bytes]:
+    # The child must find plug-ins where this process finds them.
+    search_path = os.pathsep.join(filter(None, sys.path))
+    return subprocess.run(
+        [sys.executable, "-c", CHILD],
+        input=message,
+        env={**os.environ, "PYTHONPATH": search_path},
+        capture_output=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
 def child() -> None:
     """The child's side of `probe`. It reads stdin; a complaint goes to stderr with exit 2."""
-    message = sys.stdin.buffer.read()
-    name_size, model_size, threads, memory = struct.unpack_from(HEADER, message)
-    start = struct.calcsize(HEADER)
-    model_start = start + name_size
-    name = message[start:model_start].decode()
-    data = message[model_start : model_start + model_size]
-    array = io.BytesIO(message[model_start + model_size :])
+    message = io.BytesIO(sys.stdin.buffer.read())
+    header = message.read(struct.calcsize(HEADER))
+    name_size, model_size, threads, memory = struct.unpack(HEADER, header)
+    name = message.read(name_size).decode()
+    data = message.read(model_size)
+    arrays = message.read()
     if memory:
         _limit_memory(memory)
     try:
         model = onnx.ModelProto.FromString(data)
-        inputs = _unpack(array, model)
+        inputs = _unpack(arrays, model)
         engine(name).open(model, threads).run(inputs)
     except InputError as error:
         sys.stderr.write(f"{error}\n")
@@ -100,14 +109,14 @@ def _message(
     threads: int,
     memory: int,
 ) -> bytes:
-    array = _pack(inputs, model)
+    """What `child` reads."""
     name = engine_name.encode()
     data = model.SerializeToString()
     header = struct.pack(HEADER, len(name), len(data), threads, memory)
-    return header + name + data + array.getvalue()
+    return header + name + data + _pack(inputs, model)
 
 
-def _pack(inputs: Array | Feeds, model: onnx.ModelProto) -> io.BytesIO:
+def _pack(inputs: Array | Feeds, model: onnx.ModelProto) -> bytes:
     """One array, or those of all inputs in the order of the model's: names may hold anything."""
     packed = io.BytesIO()
     if isinstance(inputs, Mapping):
@@ -115,19 +124,24 @@ def _pack(inputs: Array | Feeds, model: onnx.ModelProto) -> io.BytesIO:
         np.savez(packed, *arrays)
     else:
         np.save(packed, inputs, allow_pickle=False)
-    return packed
+    return packed.getvalue()
 
 
-def _unpack(packed: io.BytesIO, model: onnx.ModelProto) -> Array | Feeds:
+def _unpack(packed: bytes, model: onnx.ModelProto) -> Array | Feeds:
     """What `_pack` packed."""
-    inputs = np.load(packed, allow_pickle=False)
+    inputs = np.load(io.BytesIO(packed), allow_pickle=False)
     if isinstance(inputs, np.ndarray):
         return inputs
-    names = [item.name for item in model_inputs(model)]
-    return {name: inputs[f"arr_{index}"] for index, name in enumerate(names)}
+    feeds: dict[str, Array] = {}
+    for index, item in enumerate(model_inputs(model)):
+        feeds[item.name] = inputs[
+            f"arr_{index}"
+        ]  # savez's name of an array without one
+    return feeds
 
 
 def _limit_memory(limit: int) -> None:
+    """Limit this process for good. Systems without such a limit go on without."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -82,8 +82,7 @@ class PyTorchSession:
 
     def run_all(self, inputs: Array | Feeds) -> list[Array]:
         """See `engines.Session.run_all`."""
-        inputs = self._signature.adapt(inputs)
-        self._signature.require(inputs, self._name)
+        inputs = self._signature.accept(inputs, self._name)
         try:
             if inputs.shape in self._seen_shapes:
                 return self._run(inputs)
@@ -91,9 +90,8 @@ class PyTorchSession:
                 outputs = self._run(inputs)
             self._seen_shapes.add(inputs.shape)
             return outputs
-        except (
-            Exception
-        ) as error:  # RuntimeError, IndexError, and whatever torch.compile raises
+        # RuntimeError, IndexError, and whatever torch.compile raises.
+        except Exception as error:
             raise InputError(
                 f"{self._name} cannot run this model on {list(inputs.shape)}: {first_line(error)}"
             ) from None

@@ -1,4 +1,8 @@
-"""Checks an input array before a runtime sees it: several convert, pad or overrun silently."""
+"""What a model takes, and whether an array fits: several runtimes convert, pad or overrun silently.
+
+An engine calls `signature_of` when it opens a model, and `Signature.accept` on the inputs of every
+run.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +16,34 @@ import onnx
 
 from repzoo.engines import Array, Feeds
 from repzoo.errors import InputError
+from repzoo.onnx_file import model_inputs
 
 FLOAT_KINDS = "fV"  # NumPy's kinds of its own floats and of ml_dtypes' bfloat16
+NUMBER_KINDS = "iub" + FLOAT_KINDS
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model's image input takes.
+    """What the first input of a model takes.
 
-    dims  of the tensor, 0 where any size is accepted; () where the model does not say
+    name   of the input
+    dtype  of the array; float16 and bfloat16 stand for float32 too, see `adapt`
+    dims   sides of the array, 0 where any size is accepted; () where the model does not say
     """
 
     name: str
     dtype: np.dtype[np.generic]
     dims: tuple[int, ...]
+
+    def accept(self, inputs: Array | Feeds, engine: str) -> Array:
+        """`inputs` as the model takes it, for an engine that runs graphs with one input.
+
+        Raises:
+            InputError: several inputs, or an array of another type or shape.
+        """
+        array = self.adapt(inputs)
+        self._require(array, engine)
+        return array
 
     def adapt(self, inputs: Array | Feeds) -> Array:
         """float32 `inputs` in the other float type that the model takes; all others unchanged.
@@ -49,12 +67,8 @@ class Signature:
             return inputs
         return {self.name: self.adapt(inputs)}
 
-    def require(self, inputs: npt.NDArray[np.generic], engine: str) -> None:
-        """Refuse an array of another type or shape.
-
-        Raises:
-            InputError: what the model takes, and what it was given.
-        """
+    def _require(self, inputs: npt.NDArray[np.generic], engine: str) -> None:
+        """Refuse an array of another type or shape."""
         if inputs.dtype == self.dtype and self._accepts(inputs.shape):
             return
         raise InputError(
@@ -76,8 +90,7 @@ def signature_of(model: onnx.ModelProto) -> Signature:
     Raises:
         InputError: the model has no input, or one without numbers.
     """
-    weights = {item.name for item in model.graph.initializer}
-    inputs = [item for item in model.graph.input if item.name not in weights]
+    inputs = model_inputs(model)
     if not inputs or not inputs[0].type.HasField("tensor_type"):
         raise InputError(
             "a model without a tensor as its input cannot be run; export it again"
@@ -95,7 +108,7 @@ def signature_of(model: onnx.ModelProto) -> Signature:
 
 def numbers(output: Any) -> Array:
     """An output as float32; empty where it is text, a sequence or a map."""
-    is_numeric = isinstance(output, np.ndarray) and output.dtype.kind in "fiubV"
+    is_numeric = isinstance(output, np.ndarray) and output.dtype.kind in NUMBER_KINDS
     return np.asarray(output if is_numeric else [], np.float32)
 
 
