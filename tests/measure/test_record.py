@@ -46,6 +46,7 @@ EXPECTED = ExpectedDrop(changed=1.5, changed_error=0.25, drop=0.5, drop_error=0.
 GRAPH = GraphSummary(
     sha256="aa", parameters=1, macs=2, bytes=3, nodes=4, operators={"Conv": 1}
 )
+RATIO = latency_ratio(0.5)
 CANDIDATE = CandidateSummary(
     recipe="rounding",
     placement="dense",
@@ -55,7 +56,7 @@ CANDIDATE = CandidateSummary(
     seconds=1.5,
     culprits=({"layer": "conv", "channels": [1, 2]},),
     paired=paired_accuracy(0.5, expected=EXPECTED, logits_snr_db=30.0),
-    ratio=latency_ratio(0.5),
+    ratio=RATIO,
 )
 
 EXAMPLES: list[Any] = [
@@ -112,7 +113,7 @@ EXAMPLES: list[Any] = [
             replace(
                 CANDIDATE,
                 ratio=replace(
-                    CANDIDATE.ratio,
+                    RATIO,
                     fps_ratio=2.0,
                     fps_ratio_low=1.5,
                     fps_ratio_high=2.5,
