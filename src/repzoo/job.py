@@ -24,6 +24,7 @@ from repzoo.measure.host import host
 from repzoo.measure.record import Record, full_identity_of, identity_of
 from repzoo.measure.results import FoldSummary, Latency, LatencyRatio
 from repzoo.progress import Progress, silent
+from repzoo.remark import Remark
 from repzoo.report import card
 from repzoo.report.card import BOTH, CardContext, CardFile, Training
 from repzoo.settings import above, at_least, setting, validate
@@ -217,8 +218,11 @@ def _training_remarks(training: Training, evaluation: Dataset) -> list[str]:
     if training.kind != "these":
         return []
     return [
-        f"the model was trained on {evaluation.name} itself, so its accuracy says nothing about "
-        "new images; keep some apart: DIR/train, DIR/validation, DIR/test"
+        Remark(
+            "the model was trained on {data} itself, so its accuracy says nothing about new "
+            "images; keep some apart: DIR/train, DIR/validation, DIR/test",
+            data=evaluation.name,
+        )
     ]
 
 
@@ -293,7 +297,10 @@ def _extra_engines(options: JobOptions) -> tuple[list[Engine], list[str]]:
         try:
             runner = engine(name)
         except MissingExtra as error:
-            left_out.append(f"nothing was timed on {name}: {error}")
+            reason = str(error)
+            left_out.append(
+                Remark("nothing was timed on {engine}: {why}", engine=name, why=reason)
+            )
         else:
             runners[runner.name] = runner
     runners.pop(engine(options.quantize.engine).name, None)
@@ -309,7 +316,12 @@ def _extra_case(runner: Engine, artifact: Artifact) -> latency.Case:
 
 
 def _not_timed(form: str, engine_name: str, error: InputError) -> str:
-    return f"the {form} form was not timed on {engine_name}: {error}"
+    return Remark(
+        "the {form} form was not timed on {engine}: {why}",
+        form=form,
+        engine=engine_name,
+        why=str(error),
+    )
 
 
 def _extra_ratios(cases: Sequence[latency.Case]) -> list[Record[LatencyRatio]]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import pickle
 import re
 import tomllib
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from tests.quant.search.test_verdict import labels, paired_accuracy
 
+import repzoo
 from repzoo.data.batches import ReadReport
 from repzoo.data.dataset import Dataset
 from repzoo.measure import system_noise
@@ -18,6 +23,7 @@ from repzoo.measure.host import describe
 from repzoo.measure.results import LatencyRatio, Setting
 from repzoo.quant.search import default_sessions, messages
 from repzoo.quant.search.verdict import Budget, Verdict
+from repzoo.remark import Remark
 from repzoo.report.translation import translate
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
@@ -84,12 +90,39 @@ def test_remarks_are_translated_with_their_figures(make) -> None:  # type: ignor
         assert translate(remark, "en") == remark
 
 
-def test_a_remark_of_unknown_form_stays_as_it_is() -> None:
+def test_a_text_without_translation_stays_as_it_is() -> None:
     assert translate("something new {x}", "zh") == "something new {x}"
+    assert translate(Remark("something {x}", x="new"), "zh") == "something new"
 
 
-def test_translations_have_the_fields_of_their_sentences() -> None:
+def test_a_remark_is_plain_text_in_json_and_in_copies() -> None:
+    remark = Remark("left out: {why}", why="{braces}")
+    assert json.dumps([remark]) == '["left out: {braces}"]'
+    assert remark == "left out: {braces}"
+    again = pickle.loads(pickle.dumps(remark))
+    assert again == remark
+    assert translate(again, "zh") == translate(remark, "zh") == "已略过：{braces}"
+
+
+def sentences_in_code() -> set[str]:
+    """The first argument of every `Remark(...)` in the package."""
+    sentences = set()
+    for path in (Path(repzoo.__file__).parent).rglob("*.py"):
+        text = path.read_text("utf-8")
+        if "Remark(" not in text:
+            continue  # parsing all of them takes seconds
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Remark":
+                sentences.add(ast.literal_eval(node.args[0]))
+    return sentences
+
+
+def test_every_remark_has_one_translation_with_the_same_fields() -> None:
     text = (files("repzoo.report") / "remarks_zh.toml").read_text("utf-8")
-    for row in tomllib.loads(text)["remark"]:
-        fields = [sorted(re.findall(r"{(\w+)}", row[key])) for key in ("en", "zh")]
+    rows = tomllib.loads(text)["remark"]
+    sentences = [row["en"] for row in rows]
+    assert set(sentences) == sentences_in_code()
+    assert len(set(sentences)) == len(sentences)
+    for row in rows:
+        fields = [sorted(re.findall("{(.+?)}", row[key])) for key in ("en", "zh")]
         assert fields[0] == fields[1], row["en"]

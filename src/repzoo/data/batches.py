@@ -22,6 +22,7 @@ from repzoo.data.image_file import file_mode, has_orientation
 from repzoo.data.preprocess import Tensor, model_input, resized_and_cropped
 from repzoo.errors import InputError
 from repzoo.progress import Progress, silent, tracked
+from repzoo.remark import Remark
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -68,16 +69,22 @@ class ReadReport:
 
     def sentences(self) -> list[str]:
         """Remarks for a person; empty if nothing was unusual."""
-        remarks = [f"left out: {why}" for why in self.unreadable]
+        remarks: list[str] = []
+        for why in self.unreadable:
+            remarks.append(Remark("left out: {why}", why=why))
         if self.converted:
             modes = []
             for mode, count in sorted(self.converted.items()):
                 modes.append(f"{count} {mode}{_scaling(mode)}")
-            remarks.append(f"converted to RGB: {', '.join(modes)}")
+            listed = ", ".join(modes)
+            remarks.append(Remark("converted to RGB: {modes}", modes=listed))
         if self.oriented:
             remarks.append(
-                f"images with an EXIF orientation tag: {self.oriented} (it is ignored, as by "
-                "torchvision and timm, unless --orientation apply is given)"
+                Remark(
+                    "images with an EXIF orientation tag: {n} (it is ignored, as by torchvision "
+                    "and timm, unless --orientation apply is given)",
+                    n=self.oriented,
+                )
             )
         return remarks
 

@@ -11,6 +11,7 @@ from PIL import Image
 from repzoo.data.description import WHOLE, DataDescription, PassedOver, uses_of
 from repzoo.data.names import TRAIN, part_role
 from repzoo.errors import InputError
+from repzoo.remark import Remark
 
 # The most images used to choose among candidates: more would only lengthen the search.
 SELECTION = 256
@@ -90,8 +91,11 @@ class Dataset:
         if not self.training:
             return []
         return [
-            f"{self.name} holds training images: accuracy on images that the model was trained on "
-            "says nothing about new ones; keep some apart: DIR/train, DIR/validation, DIR/test"
+            Remark(
+                "{data} holds training images: accuracy on images that the model was trained on "
+                "says nothing about new ones; keep some apart: DIR/train, DIR/validation, DIR/test",
+                data=self.name,
+            )
         ]
 
 

@@ -11,6 +11,7 @@ from repzoo.data.dataset import Dataset
 from repzoo.data.names import are_numbers, enumeration, match_names
 from repzoo.errors import InputError
 from repzoo.graph.tools.head import Head, HeadKind, find_head
+from repzoo.remark import Remark
 
 SYNSET = re.compile(r"^n\d{8}\b")  # a WordNet id, as ImageNet names its folders
 
@@ -113,11 +114,18 @@ def order_remarks(dataset: Dataset, artifact: Artifact) -> list[str]:
     if _names_outputs(dataset, artifact):
         order = "as the indices of the outputs"
     return [
-        f"{artifact.name} has no labels, and the folders of {dataset.name} are ordered differently "
-        f"by number ({enumeration(by_number)}) and by name ({enumeration(by_name)}, as "
-        f"torchvision's ImageFolder orders them); they were taken {order}. If that is not the "
-        "order of the outputs, put a classes.tsv into the data that lists the folders in that "
-        "order, one a line, or give the model's --labels"
+        Remark(
+            "{model} has no labels, and the folders of {data} are ordered differently by number "
+            "({by_number}) and by name ({by_name}, as torchvision's ImageFolder orders them); "
+            "they were taken {order}. If that is not the order of the outputs, put a classes.tsv "
+            "into the data that lists the folders in that order, one a line, or give the model's "
+            "--labels",
+            model=artifact.name,
+            data=dataset.name,
+            by_number=enumeration(by_number),
+            by_name=enumeration(by_name),
+            order=order,
+        )
     ]
 
 

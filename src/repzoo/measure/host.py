@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from repzoo import __version__
+from repzoo.remark import Remark
 
 # CPU features that INT8 kernels are chosen by, in the names of /proc/cpuinfo (x86, then Arm).
 INT8_FLAGS = (
@@ -80,7 +81,9 @@ def describe(facts: Mapping[str, Any]) -> dict[str, str]:
     """
     described = {"processor": _processor(facts)}
     if "int8" in facts:
-        described["int8"] = ", ".join(facts["int8"]) or "none of those that are known"
+        described["int8"] = ", ".join(facts["int8"]) or Remark(
+            "none of those that are known"
+        )
     if "system" in facts:
         described["system"] = f"{facts['system']}, {facts.get('machine', '')}"
     versions = []
@@ -104,11 +107,24 @@ def _processor(facts: Mapping[str, Any]) -> str:
     text = str(facts.get("cpu", ""))
     cores = facts.get("cores")
     if cores:
-        usable = facts.get("affinity", cores)
-        share = f"{cores}" if usable == cores else f"{usable} of {cores}"
-        text += f", {share} {'core' if cores == 1 else 'cores'}"
+        text = _with_cores(text, facts.get("affinity", cores), cores)
     governor = facts.get("governor", "unknown")
-    return text if governor == "unknown" else f"{text}, governor {governor}"
+    if governor == "unknown":
+        return text
+    return Remark("{processor}, governor {governor}", processor=text, governor=governor)
+
+
+def _with_cores(processor: str, usable: int, cores: int) -> str:
+    if usable != cores:
+        return Remark(
+            "{processor}, {usable} of {cores} cores",
+            processor=processor,
+            usable=usable,
+            cores=cores,
+        )
+    if cores == 1:
+        return Remark("{processor}, 1 core", processor=processor)
+    return Remark("{processor}, {cores} cores", processor=processor, cores=cores)
 
 
 def _load(facts: Mapping[str, Any]) -> str:
@@ -117,11 +133,15 @@ def _load(facts: Mapping[str, Any]) -> str:
     after = facts.get("load_after")
     if before is None or after is None:
         return ""
-    text = f"{before:.1f} before, {after:.1f} after"
+    text = Remark("{before:.1f} before, {after:.1f} after", before=before, after=after)
     others = facts.get("used_by_others")
     if others is None:
         return text
-    return f"{text}; other processes used {others:.0%} of the processors' time"
+    return Remark(
+        "{load}; other processes used {share:.0%} of the processors' time",
+        load=text,
+        share=others,
+    )
 
 
 def _usable_cpus() -> list[int]:

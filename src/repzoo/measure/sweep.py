@@ -29,6 +29,7 @@ from repzoo.measure.latency import Case
 from repzoo.measure.record import Record, full_identity_of
 from repzoo.measure.results import Latency, LatencyRatio, Scenario, Setting
 from repzoo.progress import Progress, silent
+from repzoo.remark import Remark
 
 # Spread of the per-round medians above which the machine, not the model, makes the difference.
 SPREAD = 0.05
@@ -193,15 +194,23 @@ def doubts(records: Sequence[Record[Latency]]) -> list[str]:
     unsteady = [record for record in records if record.values.steady is False]
     if unsteady:
         sentences.append(
-            f"no steady state (a trend of more than {latency.DRIFT:.0%} over the rounds) in "
-            f"{_first_of(unsteady)}"
+            Remark(
+                "no steady state (a trend of more than {limit:.0%} over the rounds) in {cases}",
+                limit=latency.DRIFT,
+                cases=_first_of(unsteady),
+            )
         )
     wide = [record for record in records if record.values.spread > SPREAD]
     if wide:
         widest = max(record.values.spread for record in wide)
         sentences.append(
-            f"the interquartile range of the per-round medians is up to {widest:.0%} (more than "
-            f"{SPREAD:.0%} is noise) in {_first_of(wide)}"
+            Remark(
+                "the interquartile range of the per-round medians is up to {widest:.0%} (more than "
+                "{limit:.0%} is noise) in {cases}",
+                widest=widest,
+                limit=SPREAD,
+                cases=_first_of(wide),
+            )
         )
     disturbance = noise.worst([record.host for record in records])
     return [*sentences, *noise.sentences(disturbance)]

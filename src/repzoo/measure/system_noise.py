@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from repzoo.measure.host import load
+from repzoo.remark import Remark
 
 # Above these a measurement still tells what happened, but the model was not its only cause.
 OTHERS = 0.10  # share of the processors' time that other processes used
@@ -84,25 +85,37 @@ def between(before: Counters, after: Counters) -> dict[str, Any]:
 
 def sentences(facts: Mapping[str, Any]) -> list[str]:
     """A sentence for each of `facts` that is above its threshold."""
-    warnings = []
+    warnings: list[str] = []
     others = facts.get("used_by_others")
     if others is not None and others > OTHERS:
         warnings.append(
-            f"the machine was busy: other processes used {others:.0%} of the processors' time "
-            f"(more than {OTHERS:.0%} is too much); stop them and measure again"
+            Remark(
+                "the machine was busy: other processes used {share:.0%} of the processors' time "
+                "(more than {limit:.0%} is too much); stop them and measure again",
+                share=others,
+                limit=OTHERS,
+            )
         )
     stolen = facts.get("stolen")
     if stolen is not None and stolen > STOLEN:
         warnings.append(
-            f"the hypervisor gave {stolen:.0%} of the processors' time to other machines (more "
-            f"than {STOLEN:.0%} is too much); measure at another time or on another machine"
+            Remark(
+                "the hypervisor gave {share:.0%} of the processors' time to other machines (more "
+                "than {limit:.0%} is too much); measure at another time or on another machine",
+                share=stolen,
+                limit=STOLEN,
+            )
         )
     before = facts.get("mhz_before")
     after = facts.get("mhz_after")
     if before and after and abs(after / before - 1) > CLOCK:
         warnings.append(
-            f"the clock went from {before:.0f} to {after:.0f} MHz; fix it (governor "
-            "performance, no turbo)"
+            Remark(
+                "the clock went from {before:.0f} to {after:.0f} MHz; fix it (governor "
+                "performance, no turbo)",
+                before=before,
+                after=after,
+            )
         )
     return warnings
 

@@ -26,6 +26,7 @@ from repzoo.quant.search import ladder
 from repzoo.quant.search.default_sessions import saturation_remark
 from repzoo.quant.search.gate import QuantReport
 from repzoo.quant.search.verdict import Budget
+from repzoo.remark import Remark
 from repzoo.settings import FINITE, at_least, merge_keywords, setting, validate
 from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.fold_model import fold
@@ -160,17 +161,25 @@ def _data_remarks(
     remarks = split.gate.remarks()
     if lacks_classes(split.gate, artifact):
         remarks.append(
-            f"{split.gate.name} has {len(split.gate.classes)} classes and {artifact.name} "
-            f"{artifact.num_classes} outputs without labels, so nothing says which output is which "
-            "class: the images serve for calibration, and the gate compares INT8 with float; give "
-            "--labels to also count the accuracy"
+            Remark(
+                "{data} has {classes} classes and {model} {outputs} outputs without labels, so "
+                "nothing says which output is which class: the images serve for calibration, and "
+                "the gate compares INT8 with float; give --labels to also count the accuracy",
+                data=split.gate.name,
+                classes=len(split.gate.classes),
+                model=artifact.name,
+                outputs=artifact.num_classes,
+            )
         )
     elif split.gate.labeled:
         remarks += order_remarks(split.gate, artifact)
     if len(split.calibration) < options.images:
         remarks.append(
-            f"{options.images} calibration images were requested, "
-            f"{len(split.calibration)} are available"
+            Remark(
+                "{requested} calibration images were requested, {available} are available",
+                requested=options.images,
+                available=len(split.calibration),
+            )
         )
     return remarks
 
@@ -207,7 +216,10 @@ def _run_quantizer(
     )
     placement = options.placement
     if scheme.runs_on_board:
-        remark = f"the scheme {scheme.name} is for a board; latency on this host says nothing of it"
+        remark = Remark(
+            "the scheme {scheme} is for a board, so its latency is not measured on this host",
+            scheme=scheme.name,
+        )
         # Nor can timing here decide what should run in INT8 there.
         if placement == "fastest":
             placement = "everything"

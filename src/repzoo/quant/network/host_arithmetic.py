@@ -15,6 +15,7 @@ from typing import Any
 
 from repzoo.engines import Engine
 from repzoo.quant.network.scheme import QuantScheme
+from repzoo.remark import Remark
 
 # Names in /proc/cpuinfo of instructions that add 8-bit products in 32 bits.
 EXACT_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
@@ -36,10 +37,11 @@ def adapt_to_host(
     is_exact = scheme.weight_bits < 8 or base not in SATURATING_ENGINES
     if is_exact or scheme.runs_on_board or not saturates(facts):
         return scheme, ""
-    remark = (
-        f"this host has no VNNI, where {base} saturates sums of 8-bit products: weights are kept "
+    remark = Remark(
+        "this host has no VNNI, where {engine} saturates sums of 8-bit products: weights are kept "
         "to 7 bits, which is exact on every host. For a file of 8 bits, right for hosts with VNNI "
-        "alone, quantize with --engine onnxruntime"
+        "alone, quantize with --engine onnxruntime",
+        engine=base,
     )
     name = f"{scheme.name}, 7-bit weights"
     return replace(scheme, name=name, weight_bits=7), remark

@@ -19,6 +19,7 @@ from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
 from repzoo.measure.accuracy import EvaluationRun, logits_of
 from repzoo.quant.network.host_arithmetic import saturates
+from repzoo.remark import Remark
 
 COMPARED_IMAGES = 64
 BATCH = 16
@@ -46,11 +47,13 @@ def saturation_remark(
 
 def sentence(changed: int, images: int) -> str:
     """The remark, where saturation changes the prediction of `changed` of `images` images."""
-    return (
+    return Remark(
         "this host has no VNNI, where ONNX Runtime's default sessions saturate sums of 8-bit "
-        f"products: they change {changed} of {images} predictions of this model. What is "
-        "measured here is exact; get the same by the session option "
-        "session.x64quantprecision = 1, or by --scheme ort-cpu-7bit"
+        "products: they change {changed} of {images} predictions of this model. What is measured "
+        "here is exact; get the same by the session option session.x64quantprecision = 1, or by "
+        "--scheme ort-cpu-7bit",
+        changed=changed,
+        images=images,
     )
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from repzoo.measure.results import LatencyRatio, PairedAccuracy
+from repzoo.measure.results import (
+    ExpectedDrop,
+    LatencyRatio,
+    MeanAveragePrecision,
+    PairedAccuracy,
+)
 from repzoo.printable import signed
 from repzoo.quant.parameters import sqnr
 from repzoo.quant.parameters.sqnr import LayerSqnr
 from repzoo.quant.search.candidate import NAMED_LAYERS
 from repzoo.quant.search.verdict import CHANGED_ALLOWED, UNCHANGED, Verdict
+from repzoo.remark import Remark
 
 
 def refusal(
@@ -31,41 +37,53 @@ def refusal(
     )
 
 
-def _loss(paired: PairedAccuracy, max_drop: float) -> str:
+def _loss(paired: PairedAccuracy, max_drop: float) -> Remark:
     """What a refused model loses, and the limit that it exceeds."""
     if paired.labeled is not False and paired.drop_low > max_drop:
-        interval = _points_interval(paired.drop_low, paired.drop_high, paired.n)
-        loss = f"loses {paired.drop:.2f} points of Top-1 ({interval})"
-        return f"{loss}, above the budget of {max_drop}"
+        return _loss_of("Top-1", paired, paired.n, max_drop)
     labels = paired.multi_label
     precision = labels.mean_average_precision if labels else None
     if precision is not None and precision.drop_low > max_drop:
-        interval = _points_interval(precision.drop_low, precision.drop_high, paired.n)
-        loss = (
-            f"loses {precision.drop:.2f} points of mean average precision ({interval})"
-        )
-        return f"{loss}, above the budget of {max_drop}"
+        return _loss_of("mean average precision", precision, paired.n, max_drop)
     allowed = max_drop + CHANGED_ALLOWED
     if labels is None:
-        interval = _interval(paired.drop_low, paired.drop_high, paired.n)
-        return (
-            f"changes {paired.drop:.2f} % of the predictions ({interval}), more than the "
-            f"{allowed:g} % that pass without labels"
+        return Remark(
+            "changes {share:.2f} % of the predictions (95 % interval {low:.2f} to {high:.2f}, "
+            "{n} images), more than the {allowed:g} % that pass without labels",
+            share=paired.drop,
+            low=paired.drop_low,
+            high=paired.drop_high,
+            n=paired.n,
+            allowed=allowed,
         )
-    low, high = 100 - labels.agreement_high, 100 - labels.agreement_low
-    return (
-        f"changes {100 - labels.agreement:.2f} % of the labels with a probability above "
-        f"{labels.threshold} ({_interval(low, high, paired.n)}), more than the {allowed:g} % that "
-        "may change"
+    return Remark(
+        "changes {share:.2f} % of the labels with a probability above {threshold} (95 % interval "
+        "{low:.2f} to {high:.2f}, {n} images), more than the {allowed:g} % that may change",
+        share=100 - labels.agreement,
+        threshold=labels.threshold,
+        low=100 - labels.agreement_high,
+        high=100 - labels.agreement_low,
+        n=paired.n,
+        allowed=allowed,
     )
 
 
-def _points_interval(low: float, high: float, images: int) -> str:
-    return f"95 % interval {signed(low)} to {signed(high)}, {images} images"
-
-
-def _interval(low: float, high: float, images: int) -> str:
-    return f"95 % interval {low:.2f} to {high:.2f}, {images} images"
+def _loss_of(
+    measure: str,
+    drop: PairedAccuracy | MeanAveragePrecision,
+    images: int,
+    max_drop: float,
+) -> Remark:
+    return Remark(
+        "loses {drop:.2f} points of {measure} (95 % interval {low} to {high}, {n} images), above "
+        "the budget of {budget}",
+        drop=drop.drop,
+        measure=measure,
+        low=signed(drop.drop_low),
+        high=signed(drop.drop_high),
+        n=images,
+        budget=max_drop,
+    )
 
 
 def warnings(
@@ -77,12 +95,15 @@ def warnings(
     """What to know about a model that is written: about its accuracy first, then its latency."""
     sentences = _about_head(paired)
     if verdict is Verdict.REFUSED:
-        sentences.append(f"forced: INT8 {_loss(paired, max_drop)}")
+        sentences.append(Remark("forced: INT8 {loss}", loss=_loss(paired, max_drop)))
     elif paired.unjudged is None:
         sentences.extend(_about_drop(paired, max_drop))
     if ratio is not None and ratio.ratio_low > 1:
         sentences.append(
-            f"INT8 takes {ratio.ratio:.2f} times as long as float on this engine and host"
+            Remark(
+                "INT8 takes {ratio:.2f} times as long as float on this engine and host",
+                ratio=ratio.ratio,
+            )
         )
     return sentences
 
@@ -91,62 +112,98 @@ def _about_head(paired: PairedAccuracy) -> list[str]:
     """What was compared, where it is not the best class."""
     if paired.unjudged is not None:
         return [
-            f"the gate cannot judge this head: {paired.unjudged}. Only the error of its outputs "
-            f"was measured (signal-to-noise ratio {paired.logits_snr_db:.0f} dB)"
+            Remark(
+                "the gate cannot judge this head: {reason}. Only the error of its outputs was "
+                "measured (signal-to-noise ratio {snr:.0f} dB)",
+                reason=paired.unjudged,
+                snr=paired.logits_snr_db,
+            )
         ]
     labels = paired.multi_label
     if labels is None:
         return []
-    sentence = (
-        f"the model ends in Sigmoid (multi-label), so the gate compared each label at "
-        f"{labels.threshold}: {labels.agreement:.2f} % of the labels agree with the float model's "
-        f"(95 % interval {labels.agreement_low:.2f} to {labels.agreement_high:.2f}); "
-        f"{labels.decisions_changed:.2f} % of all decisions changed, and a label of "
-        f"{labels.images_changed:.2f} % of the images"
-    )
-    precision = labels.mean_average_precision
-    if precision is not None:
-        sentence += (
-            f"; mean average precision {precision.first:.2f} % in float, {precision.second:.2f} % "
-            f"in INT8 (95 % interval of the drop {signed(precision.drop_low)} to "
-            f"{signed(precision.drop_high)} points)"
+    return [
+        Remark(
+            "the model ends in Sigmoid (multi-label), so the gate compared each label at "
+            "{threshold}: {agreement:.2f} % of the labels agree with the float model's (95 % "
+            "interval {low:.2f} to {high:.2f}); {decisions:.2f} % of all decisions changed, and a "
+            "label of {images:.2f} % of the images{precision}",
+            threshold=labels.threshold,
+            agreement=labels.agreement,
+            low=labels.agreement_low,
+            high=labels.agreement_high,
+            decisions=labels.decisions_changed,
+            images=labels.images_changed,
+            precision=_precision(labels.mean_average_precision),
         )
-    return [sentence]
+    ]
+
+
+def _precision(precision: MeanAveragePrecision | None) -> str:
+    """The end of a sentence; "" where no labels are known."""
+    if precision is None:
+        return ""
+    return Remark(
+        "; mean average precision {first:.2f} % in float, {second:.2f} % in INT8 (95 % interval "
+        "of the drop {low} to {high} points)",
+        first=precision.first,
+        second=precision.second,
+        low=signed(precision.drop_low),
+        high=signed(precision.drop_high),
+    )
 
 
 def _about_drop(paired: PairedAccuracy, max_drop: float) -> list[str]:
     """What remains unknown of the drop of a model that passes, and what changed."""
-    sentences = []
+    sentences: list[str] = []
     is_multi_label = paired.multi_label is not None
-    if paired.labeled is False and is_multi_label:
-        sentences.append(
-            f"the images have no labels of their own; to check the budget of {max_drop} points, "
-            "give labeled images"
-        )
-    elif paired.labeled is False:
-        sentences.append(
-            f"the images have no labels: at most {paired.drop_high:.2f} points of Top-1 are lost "
-            f"({paired.drop:.2f} % of the predictions changed); to check the budget of {max_drop} "
-            "points, give labeled images"
-        )
+    if paired.labeled is False:
+        sentences.append(_without_labels(paired, max_drop))
     elif paired.drop_high > max_drop:
         sentences.append(
-            f"{paired.n} images cannot exclude a drop of up to {paired.drop_high:.2f} points "
-            f"(budget {max_drop}){_expected_drop(paired)}"
+            Remark(
+                "{n} images cannot exclude a drop of up to {drop:.2f} points (budget {budget})"
+                "{expected}",
+                n=paired.n,
+                drop=paired.drop_high,
+                budget=max_drop,
+                expected=_expected_drop(paired.expected),
+            )
         )
     if paired.same_prediction < UNCHANGED and not is_multi_label:
-        changed = 100 - paired.same_prediction
         sentences.append(
-            f"{changed:.1f} % of the predictions differ from the float model's"
+            Remark(
+                "{share:.1f} % of the predictions differ from the float model's",
+                share=100 - paired.same_prediction,
+            )
         )
     return sentences
 
 
-def _expected_drop(paired: PairedAccuracy) -> str:
-    if paired.expected is None:
+def _without_labels(paired: PairedAccuracy, max_drop: float) -> Remark:
+    if paired.multi_label is not None:
+        return Remark(
+            "the images have no labels of their own; to check the budget of {budget} points, give "
+            "labeled images",
+            budget=max_drop,
+        )
+    return Remark(
+        "the images have no labels: at most {most:.2f} points of Top-1 are lost ({share:.2f} % of "
+        "the predictions changed); to check the budget of {budget} points, give labeled images",
+        most=paired.drop_high,
+        share=paired.drop,
+        budget=max_drop,
+    )
+
+
+def _expected_drop(expected: ExpectedDrop | None) -> str:
+    """The end of a sentence; "" where the logits are not known."""
+    if expected is None:
         return ""
-    low, high = paired.expected.drop_interval()
-    return (
-        f"; expected drop on new images: {signed(paired.expected.drop)} points "
-        f"(95 % interval {signed(low)} to {signed(high)})"
+    low, high = expected.drop_interval()
+    return Remark(
+        "; expected drop on new images: {drop} points (95 % interval {low} to {high})",
+        drop=signed(expected.drop),
+        low=signed(low),
+        high=signed(high),
     )
