@@ -8,7 +8,7 @@ import pytest
 
 from repzoo.errors import InputError
 from repzoo.quant.network.scheme import (
-    RANGES,
+    RANGE_METHODS,
     QuantScheme,
     default_scheme,
     load_scheme,
@@ -31,7 +31,7 @@ def test_every_preset_is_complete() -> None:
     for name, scheme in schemes().items():
         assert scheme.name == name
         assert scheme.about
-        assert set(scheme.range_methods) <= set(RANGES)
+        assert set(scheme.range_methods) <= set(RANGE_METHODS)
         assert {"Conv", "Gemm"} <= set(scheme.quantized)
     assert load_scheme("rdk").escape == "int16"
     assert not load_scheme("per-tensor").per_channel

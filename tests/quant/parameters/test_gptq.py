@@ -10,6 +10,7 @@ import pytest
 
 from repzoo.quant.calibration.statistics import squared_output
 from repzoo.quant.parameters import gptq as rounding
+from repzoo.quant.parameters import weight_scales
 
 Float = npt.NDArray[np.float64]
 
@@ -151,7 +152,7 @@ def test_the_shared_scale_clips_weights_where_that_lowers_the_error(
 
     reaching = np.abs(weights).max() / 15
     best = min(total(reaching * factor) for factor in np.linspace(0.2, 1, 81))
-    error = total(rounding.shared_scale(weights, [narrow], [(0, inputs)], 15))
+    error = total(weight_scales.shared_scale(weights, [narrow], [(0, inputs)], 15))
     assert error <= best + 0.2 * (total(reaching) - best)
     assert best < 0.85 * total(reaching)  # there is something to win
 
@@ -160,14 +161,17 @@ def test_the_shared_scale_does_not_clip_the_weight_of_the_dominant_input() -> No
     weights, _, _ = problem(4, 1, 8, 6)
     weights[0, 2, 5] = 10 * np.abs(weights).max()
     gram = np.diag([1e-3] * 5 + [1e3])[None].astype(np.float32)
-    assert rounding.shared_scale(weights, [gram], [(0, 6)]) * 127 > 0.98 * weights.max()
+    assert (
+        weight_scales.shared_scale(weights, [gram], [(0, 6)]) * 127
+        > 0.98 * weights.max()
+    )
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-44, 1e-30, 1e30])
 def test_the_shared_scale_works_for_weights_of_any_magnitude(size: float) -> None:
     weights = problem(5, 1, 4, 5)[0] * size
     with np.errstate(all="raise", under="ignore"):
-        step = rounding.shared_scale(
+        step = weight_scales.shared_scale(
             weights, [np.eye(5, dtype=np.float32)[None]], [(0, 5)]
         )
     assert step <= np.abs(weights).max() / 127 * (1 + 1e-6)
@@ -184,7 +188,7 @@ def test_blocks_of_columns_give_the_same_shared_scale() -> None:
         np.ascontiguousarray(block_diagonal[:, a:b, a:b], np.float32)
         for a, b in ((0, 5), (5, 12))
     ]
-    scale = rounding.shared_scale(weights, parts, [(0, 5), (5, 12)], 15)
-    assert scale == rounding.shared_scale(
+    scale = weight_scales.shared_scale(weights, parts, [(0, 5), (5, 12)], 15)
+    assert scale == weight_scales.shared_scale(
         weights, [block_diagonal.astype(np.float32)], [(0, 12)], 15
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from repzoo.quant.calibration.histogram import Histogram
+from repzoo.quant.calibration.sensitivity import Sensitivity
 from repzoo.quant.network.functions import FUNCTIONS, Function, identity
-from repzoo.quant.parameters import noise, ranges, scales
+from repzoo.quant.network.scheme import RANGE_METHODS, load_scheme
+from repzoo.quant.parameters import input_alignment, noise, ranges, scales
 from repzoo.quant.parameters.scales import ActivationParameters
 
 Numbers = npt.NDArray[np.float32]
@@ -40,10 +44,18 @@ def histogram_of(values: Numbers) -> Histogram:
     return result
 
 
+def choose_bounds(
+    histogram: Histogram, method: str = "auto", sensitivity: Sensitivity | None = None
+) -> scales.Range:
+    """The range that ort-cpu gets; without a sensitivity, all channels count alike."""
+    if sensitivity is None:
+        sensitivity = Sensitivity(np.ones(len(histogram.low)))
+    scheme = load_scheme("ort-cpu")
+    return ranges.choose_range(histogram, sensitivity, method, scheme).bounds
+
+
 def activation(values: Numbers, method: str) -> ActivationParameters:
-    return scales.uint8_parameters(
-        *ranges.choose_range(histogram_of(values), np.ones(1), method)[1]
-    )
+    return scales.uint8_parameters(*choose_bounds(histogram_of(values), method))
 
 
 @given(finite, finite)
@@ -77,7 +89,7 @@ def test_uint8_parameters_of_known_ranges() -> None:
 def test_the_chosen_range_has_the_least_error_of_all_methods(seed: int) -> None:
     values = np.random.default_rng(seed).standard_t(2.5, 40_000).astype(np.float32)
     errors = {}
-    for method in (*ranges.METHODS, "mse", "auto"):
+    for method in (*RANGE_METHODS, "auto"):
         errors[method] = float(
             np.mean((quantize(values, activation(values, method)) - values) ** 2)
         )
@@ -100,7 +112,7 @@ def test_the_range_depends_on_the_cost_of_each_channel() -> None:
         parts.max(1).astype(np.float32),
     )
     narrow, wide = (
-        ranges.choose_range(histogram, np.array(cost, float))[1]
+        choose_bounds(histogram, sensitivity=Sensitivity(np.array(cost, float)))
         for cost in ([1, 1e-6], [1e-3, 1])
     )
     assert narrow[1] < 0.5 * wide[1]
@@ -112,7 +124,8 @@ def test_a_channel_without_cost_does_not_set_the_range(outlier: float) -> None:
     values[1] *= outlier
     histogram = Histogram(2)
     histogram.add(values, values.min(1), values.max(1))
-    _, (low, high) = ranges.choose_range(histogram, np.array([1.0, 0.0]))
+    sensitivity = Sensitivity(np.array([1.0, 0.0]))
+    low, high = choose_bounds(histogram, sensitivity=sensitivity)
     assert max(-low, high) <= 2 * np.abs(values[0]).max()
     assert (
         noise.quantization_noise(histogram, low, high)[0]
@@ -163,9 +176,8 @@ def test_values_that_gelu_maps_to_zero_are_clipped() -> None:
     values = np.random.default_rng(1).uniform(-40, 4, (1, 20_000)).astype(np.float32)
     histogram = Histogram(1)
     histogram.add(values, values.min(1), values.max(1))
-    low, high = ranges.choose_range(histogram, np.ones(1), function=FUNCTIONS["Gelu"])[
-        1
-    ]
+    behind_gelu = Sensitivity(np.ones(1), FUNCTIONS["Gelu"])
+    low, high = choose_bounds(histogram, sensitivity=behind_gelu)
     assert -8 < low < -2
     assert high > 3.8
 
@@ -255,7 +267,7 @@ def test_range_losses_match_the_noise_summed_over_bins(
 
 def test_mse_does_not_clip_uniform_values() -> None:
     values = np.random.default_rng(0).uniform(-1, 3, 40_000).astype(np.float32)
-    low, high = ranges.choose_range(histogram_of(values), np.ones(1), "mse")[1]
+    low, high = choose_bounds(histogram_of(values), "mse")
     assert (low, high) == pytest.approx((values.min(), values.max()), rel=0.03)
 
 
@@ -278,13 +290,13 @@ def test_percentile_excludes_outliers() -> None:
 
 @given(
     arrays.arrays(np.float32, st.integers(1, 50), elements=finite),
-    st.sampled_from([*ranges.METHODS, "mse", "auto"]),
+    st.sampled_from([*RANGE_METHODS, "auto"]),
 )
 def test_every_method_stays_within_the_observed_values(
     values: Numbers, method: str
 ) -> None:
     histogram = histogram_of(values)
-    low, high = ranges.choose_range(histogram, np.ones(1), method)[1]
+    low, high = choose_bounds(histogram, method)
     assert max(abs(low), abs(high)) <= float(np.abs(values).max())
     assert activation(values, method).scale > 0
 
@@ -365,8 +377,11 @@ def test_the_product_of_two_scales_is_a_normal_number(
 
 def test_symmetric_ranges_have_zero_point_128() -> None:
     values = np.random.default_rng(0).uniform(-1, 3, 20_000).astype(np.float32)
+    scheme = replace(
+        load_scheme("ort-minmax"), range_methods=("minmax",), activation_symmetric=True
+    )
     name, (low, high) = ranges.choose_range(
-        histogram_of(values), np.ones(1), "auto", ("minmax",), symmetric=True
+        histogram_of(values), Sensitivity(np.ones(1)), "auto", scheme
     )
     assert (name, low, high) == ("minmax", -values.max(), values.max())
     result = scales.uint8_parameters(low, high, symmetric=True)
@@ -404,7 +419,7 @@ def test_pixels_normalized_around_zero_are_aligned_with_steps() -> None:
         values, scales.uint8_parameters(*bounds)
     ) == pytest.approx(0.5, abs=0.01)
     result = scales.uint8_parameters(
-        *ranges.align_to_pixel_values(histogram, np.ones(3), bounds)
+        *input_alignment.align_to_pixel_values(histogram, np.ones(3), bounds)
     )
     assert rms_error_in_steps(values, result) < 0.3
     assert quantize(values, result) == pytest.approx(
@@ -421,7 +436,9 @@ def test_pixels_including_zero_are_represented_exactly(mean: float) -> None:
             rms_error_in_steps(
                 values,
                 scales.uint8_parameters(
-                    *ranges.align_to_pixel_values(histogram, np.ones(3), bounds)
+                    *input_alignment.align_to_pixel_values(
+                        histogram, np.ones(3), bounds
+                    )
                 ),
             )
             < 0.01
@@ -430,7 +447,7 @@ def test_pixels_including_zero_are_represented_exactly(mean: float) -> None:
 
 def test_the_range_is_not_aligned_without_a_clear_gain() -> None:
     _, histogram = pixel_histogram(0.45, (0.229, 0.224, 0.225))
-    assert ranges.align_to_pixel_values(
+    assert input_alignment.align_to_pixel_values(
         histogram, np.ones(3), ranges.minmax(histogram)
     ) == ranges.minmax(histogram)
     for values in (
@@ -439,6 +456,6 @@ def test_the_range_is_not_aligned_without_a_clear_gain() -> None:
     ):
         first = histogram_of(values)
         first.samples = values
-        assert ranges.align_to_pixel_values(
+        assert input_alignment.align_to_pixel_values(
             first, np.ones(1), ranges.minmax(first)
         ) == ranges.minmax(first)

@@ -17,7 +17,7 @@ from tests.quant.conftest import sets, small
 from repzoo.engines import engine
 from repzoo.measure import latency
 from repzoo.quant.network.scheme import load_scheme
-from repzoo.quant.parameters import compute
+from repzoo.quant.parameters import activation_ranges, compute
 from repzoo.quant.rewrites.stages import STAGES, Stage
 from repzoo.quant.search import ladder
 from repzoo.quant.search.evaluator import Evaluator
@@ -82,13 +82,13 @@ def test_ranges_are_chosen_once_for_stages_that_differ_in_rounding(
     builder = make_evaluator().builder
     everything = builder.space.starting_placements()[0]
     calls = []
-    choose_ranges = compute.choose_ranges
+    choose_ranges = activation_ranges.choose_ranges
 
-    def count_call(*arguments: object) -> compute.ChosenRanges:
+    def count_call(*arguments: object) -> activation_ranges.ChosenRanges:
         calls.append(arguments)
         return choose_ranges(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(compute, "choose_ranges", count_call)
+    monkeypatch.setattr(activation_ranges, "choose_ranges", count_call)
     builder.build(STAGES[0], with_fallback(builder, everything, ["c"]))
     builder.build(STAGES[0], everything)
     builder.build(STAGES[1], everything)

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from repzoo.quant.network.functions import Function, identity
+
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -59,7 +61,7 @@ class Histogram:
     @property
     def channel_totals(self) -> Ids:
         """Number of values counted in each channel, [C]."""
-        counted = self.counts.sum(1, dtype=np.int64)
+        counted = self.counts.sum(axis=1, dtype=np.int64)
         return np.asarray(counted + self.zeros)
 
     @property
@@ -68,17 +70,34 @@ class Histogram:
         return int(self.channel_totals.sum())
 
     @property
+    def nonzero_edge(self) -> Float:
+        """`edge`, and 1 in place of 0, [C]."""
+        return np.where(self.edge > 0, self.edge, 1.0)
+
+    @property
     def bin_widths(self) -> Float:
         """Width of each channel's bins, [C]; that of an edge of 1 for a channel of zeros alone."""
-        edge = np.where(self.edge > 0, self.edge, 1.0)
-        return edge / HALF
+        return self.nonzero_edge / HALF
+
+    @property
+    def bin_edges(self) -> Float:
+        """Where the bins begin, and where the last one ends, [C, BINS + 1]."""
+        return self._positions(np.arange(BINS + 1))
 
     @property
     def centers(self) -> Float:
         """The middle of each bin, [C, BINS]."""
-        middles = np.arange(BINS) + 0.5
-        relative = middles * (2 / BINS) - 1  # to the edge: -1..1
+        return self._positions(np.arange(BINS) + 0.5)
+
+    def _positions(self, bins: Float | Ids) -> Float:
+        """Values at positions counted in `bins` from the lowest edge, [C, n]."""
+        relative = bins * (2 / BINS) - 1  # to the edge: -1..1
         return np.asarray(relative * self.edge[:, None])
+
+    @property
+    def magnitude(self) -> Float:
+        """The largest absolute value of each channel, [C]."""
+        return np.maximum(-self.low, self.high)
 
     @property
     def mean(self) -> Float:
@@ -91,8 +110,17 @@ class Histogram:
 
         The function has the given `values` [C, BINS] in each bin, and is 0 at 0.
         """
-        total = (self.counts * values).sum(1)
-        return np.asarray(total / np.maximum(1, self.channel_totals))
+        totals = (self.counts * values).sum(axis=1)
+        # at least 1, since a channel may have no values yet
+        return np.asarray(totals / np.maximum(1, self.channel_totals))
+
+    def slopes(self, function: Function) -> Float:
+        """The mean slope of `function` over each bin, [C, BINS]."""
+        if function is identity:
+            return np.ones(self.counts.shape)
+        # the secant over the bin: a derivative at its center would miss the kinks of ReLU
+        rises = np.diff(function(self.bin_edges), axis=1)
+        return np.asarray(rises / self.bin_widths[:, None])
 
     def add(
         self,
@@ -111,8 +139,8 @@ class Histogram:
 
     def count_values(self, values: Float32) -> None:
         """Count finite `values` [C, n] that lie within the extremes."""
-        self._widen(np.maximum(-self.low, self.high))
-        self.sum += values.sum(1, dtype=np.float64)
+        self._widen(self.magnitude)
+        self.sum += values.sum(axis=1, dtype=np.float64)
         zeros = values.shape[1] - np.count_nonzero(values, axis=1)
         self.zeros += zeros
 
@@ -149,19 +177,21 @@ class Histogram:
     def _track_edge_values(self, values: Float32) -> None:
         """Count the `values` that equal their channel's edge."""
         # no value exceeds `high`, so the values of most channels need no second look
-        channels = np.flatnonzero((self.high == self.edge) & (self.edge > 0))
-        if len(channels):
-            equal = values[channels] == self.edge[channels, None]
-            self._at_edge[channels] += np.count_nonzero(equal, axis=1)
+        reaches_edge = (self.high == self.edge) & (self.edge > 0)
+        channels = np.flatnonzero(reaches_edge)
+        if not len(channels):
+            return
+        is_at_edge = values[channels] == self.edge[channels, None]
+        self._at_edge[channels] += np.count_nonzero(is_at_edge, axis=1)
 
     def _widen(self, magnitude: Float) -> None:
         """Double the edges until they reach `magnitude` [C], and merge bins accordingly."""
         edge = _round_up_to_power_of_two(magnitude)
         for channel in np.flatnonzero(edge > self.edge):
-            if self.edge[channel] > 0:
-                growth = edge[channel] / self.edge[channel]
-                _, exponent = np.frexp(growth)  # growth = 0.5 * 2**exponent
-                self._merge_bins(channel, int(exponent) - 1)
+            before = self.edge[channel]
+            if before > 0:
+                _, exponent = np.frexp(edge[channel] / before)  # = 0.5 * 2**exponent
+                self._merge_bins(channel, doublings=int(exponent) - 1)
             self.edge[channel] = edge[channel]
 
     def _merge_bins(self, channel: np.intp, doublings: int) -> None:
@@ -182,7 +212,8 @@ class Histogram:
 
     def compact(self) -> None:
         """Store the counts in the smallest integer type that holds them. Call it after counting."""
-        if self.counts.max(initial=0) <= np.iinfo(np.uint16).max:
+        largest = self.counts.max(initial=0)
+        if largest <= np.iinfo(np.uint16).max:
             self.counts = self.counts.astype(np.uint16)
 
     def rescaled(self, factors: Float) -> Histogram:

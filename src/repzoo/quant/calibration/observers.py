@@ -18,7 +18,8 @@ import numpy.typing as npt
 from repzoo.errors import InputError
 from repzoo.quant.calibration.histogram import Histogram
 from repzoo.quant.calibration.statistics import Moments
-from repzoo.quant.network.layers import Layer, im2col, sample_positions
+from repzoo.quant.network.im2col import im2col, sample_positions
+from repzoo.quant.network.layers import Layer
 
 Float32 = npt.NDArray[np.float32]
 

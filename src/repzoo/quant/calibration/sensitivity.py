@@ -35,7 +35,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from repzoo.quant.calibration.histogram import BINS
 from repzoo.quant.calibration.statistics import Statistics, signal_power
 from repzoo.quant.network.composites import find_composites
 from repzoo.quant.network.functions import FUNCTIONS, Function, identity
@@ -51,24 +50,22 @@ MIN_SQUARED_SLOPE = 0.01
 
 
 def input_sensitivity(
-    reads: Iterable[Layer],
+    layers: Iterable[Layer],
     values: Values,
     statistics: Statistics,
 ) -> Costs:
-    """The cost of noise in each activation that the layers `reads` read, [C] by tensor name.
+    """The cost of noise in each activation that one of `layers` reads, [C] by tensor name.
 
     Costs add up where several layers read the same activation. `values` are the initializers.
     """
     costs: Costs = {}
-    for layer in reads:
+    for layer in layers:
         rows = weight_rows(layer, values)
         signal = signal_power(rows, statistics.moments[layer.name])
         cost = np.zeros(layer.in_channels)
         # a layer whose output is always 0 cannot be disturbed
         if signal > 0:
-            by_column = (rows**2).sum(1)
-            by_channel = by_column.reshape(layer.in_channels, -1).sum(1)
-            cost = by_channel / signal
+            cost = layer.per_channel((rows**2).sum(axis=1)) / signal
         costs[layer.source] = costs.get(layer.source, 0.0) + cost
     return costs
 
@@ -93,11 +90,12 @@ def activation_sensitivity(
     statistics: Statistics,
 ) -> dict[str, Sensitivity]:
     """The sensitivity of every activation from which noise reaches one of the `layers`."""
-    observed = [layer for name, layer in layers.items() if name in statistics.moments]
+    observed = statistics.observed(layers)
+    values = initializer_arrays(graph.model)
+    at_inputs = input_sensitivity(observed, values, statistics)
     propagation = SensitivityPropagation(graph, layers, statistics)
-    at_inputs = input_sensitivity(observed, initializer_arrays(graph.model), statistics)
-    costs = propagation.propagate(at_inputs, at_inputs)
-    sensitivities = {}
+    costs = propagation.propagate(at_inputs, ends=at_inputs)
+    sensitivities: dict[str, Sensitivity] = {}
     for name in costs:
         sensitivity = propagation.sensitivity_of(name, costs)
         if sensitivity is not None:
@@ -126,20 +124,20 @@ class SensitivityPropagation:
         # an activation function that was exported as several nodes is passed in one step,
         # from its end to the value that it starts from
         self._composites = find_composites(graph, graph.floats)
-        self._composite_ends = {}
-        inner = set(self._layers)
+        self._composite_ends: dict[str, tuple[str, str]] = {}
+        stops = set(self._layers)
         for value, composite in self._composites.items():
             self._composite_ends[composite.output] = (value, composite.kind)
-            inner |= set(composite.nodes)
-        self._stops = inner - self._composite_ends.keys()
+            stops.update(composite.nodes)
+        self._stops = stops - self._composite_ends.keys()
+        # of each tensor: the position of the node that computes it, and that node's first input
+        self._producers: dict[str, int] = {}
         self._first_inputs: dict[str, str] = {}
-        self._producers: dict[
-            str, int
-        ] = {}  # position of the node that computes a tensor
         for position, node in enumerate(graph.nodes):
-            self._producers.update(dict.fromkeys(node.output, position))
-            if node.input:
-                self._first_inputs.update(dict.fromkeys(node.output, node.input[0]))
+            for output in node.output:
+                self._producers[output] = position
+                if node.input:
+                    self._first_inputs[output] = node.input[0]
 
     def propagate(self, at_inputs: Mapping[str, Float], ends: Collection[str]) -> Costs:
         """Costs by tensor: those `at_inputs`, [C] each, and what they imply for other tensors.
@@ -156,9 +154,10 @@ class SensitivityPropagation:
             if node.output[0] in self._stops:
                 continue
             for name, cost in self._input_costs(node, costs):
-                if name not in ends:
-                    costs[name] = costs[name] + cost if name in costs else cost
-                    queue.add(name)
+                if name in ends:
+                    continue
+                costs[name] = costs[name] + cost if name in costs else cost
+                queue.add(name)
         return costs
 
     def sensitivity_of(self, name: str, costs: Costs) -> Sensitivity | None:
@@ -169,7 +168,9 @@ class SensitivityPropagation:
         kind, end = self._function_behind(name)
         if kind in FUNCTIONS and end in costs:
             return Sensitivity(costs[end], FUNCTIONS[kind])
-        return Sensitivity(costs[name]) if name in costs else None
+        if name in costs:
+            return Sensitivity(costs[name])
+        return None
 
     def deciding_tensors(self, name: str) -> tuple[str, str]:
         """The tensors whose costs `sensitivity_of` an activation depends on."""
@@ -196,38 +197,46 @@ class SensitivityPropagation:
         self, node: onnx.NodeProto, costs: Costs
     ) -> Iterator[tuple[str, Float]]:
         """(input of `node`, its cost), given the `costs` of the node's outputs."""
-        out = node.output[0]
-        inputs = self._graph.activations(node)
+        output = node.output[0]
         if node.op_type == "Split" and axis_of(node) == 1:
-            parts = []
-            for name in node.output:
-                # no noise in an output that nothing reads costs anything
-                parts.append(costs.get(name, np.zeros(self._channels(name))))
-            yield from self._match_channels(inputs, np.concatenate(parts))
-        elif out not in costs:
-            return
-        elif out in self._composite_ends:
-            value, kind = self._composite_ends[out]
-            cost = _scale(costs[out], self._slope(kind, value))
-            yield from self._match_channels([value], cost)
-        elif node.op_type == "Concat" and axis_of(node) == 1:
-            yield from self._concat_costs(node, costs[out])
-        elif node.op_type in ("Mul", "Div"):
-            yield from self._product_costs(node, costs[out])
-        else:
-            cost = _scale(self._unflatten(node, costs[out]), self._gain(node))
-            yield from self._match_channels(inputs, cost)
+            return self._split_costs(node, costs)
+        if output not in costs:
+            return iter(())
+        cost = costs[output]
+        if output in self._composite_ends:
+            value, kind = self._composite_ends[output]
+            scaled = _scale(cost, self._squared_slope(kind, value))
+            return self._match_channels([value], scaled)
+        if node.op_type == "Concat" and axis_of(node) == 1:
+            return self._concat_costs(node, cost)
+        if node.op_type in ("Mul", "Div"):
+            return self._product_costs(node, cost)
+        scaled = _scale(self._unflatten(node, cost), self._gain(node))
+        return self._match_channels(self._graph.activations(node), scaled)
+
+    def _split_costs(
+        self, node: onnx.NodeProto, costs: Costs
+    ) -> Iterator[tuple[str, Float]]:
+        """(input, cost) of a Split of channels."""
+        parts: list[Float] = []
+        for name in node.output:
+            # noise in an output that nothing reads costs nothing
+            unread = np.zeros(self._channels(name))
+            parts.append(costs.get(name, unread))
+        inputs = self._graph.activations(node)
+        return self._match_channels(inputs, np.concatenate(parts))
 
     def _concat_costs(
         self, node: onnx.NodeProto, cost: Float
     ) -> Iterator[tuple[str, Float]]:
         """(input, cost) of a Concat of channels."""
         inputs = self._graph.activations(node)
-        ends = np.cumsum([self._channels(name) for name in node.input])
-        # without a split point, every input gets the costs of all channels
-        parts = [cost] * len(ends)
-        if ends[-1] == len(cost):  # else the width of some input is unknown
-            parts = np.split(cost, ends[:-1])
+        widths = [self._channels(name) for name in node.input]
+        if sum(widths) == len(cost):
+            parts = np.split(cost, np.cumsum(widths)[:-1])
+        else:
+            # the width of some input is unknown: every input gets the costs of all channels
+            parts = [cost] * len(widths)
         for name, part in zip(node.input, parts, strict=True):
             if name in inputs:
                 yield from self._match_channels([name], part)
@@ -279,7 +288,7 @@ class SensitivityPropagation:
     def _gain(self, node: onnx.NodeProto) -> Float | float:
         """Factor by which an operator with one input changes noise power, per channel or in all."""
         if node.op_type in FUNCTIONS:
-            return self._slope(node.op_type, node.input[0])
+            return self._squared_slope(node.op_type, node.input[0])
         if node.op_type == "AveragePool":
             for item in node.attribute:
                 if item.name == "kernel_shape":
@@ -292,24 +301,19 @@ class SensitivityPropagation:
                 return pixels_after / pixels_before
         return 1.0
 
-    def _slope(self, kind: str, name: str) -> Float | float:
+    def _squared_slope(self, kind: str, name: str) -> Float | float:
         """E[f'(x)^2] over each channel of the tensor `name`, [C], for the function `kind`."""
         if name not in self._histograms:
             return 1.0
         histogram = self._histograms[name]
-        relative = np.arange(BINS + 1) * (2 / BINS) - 1  # to the histogram's edge
-        edges = relative * histogram.edge[:, None]
-        widths = np.maximum(np.diff(edges, axis=1), np.finfo(float).tiny)
-        # secants over whole bins: a derivative at the center would miss the kinks of ReLU and Clip
-        rises = np.diff(FUNCTIONS[kind](edges), axis=1)
-        squared_slope = histogram.expectation((rises / widths) ** 2)
-        return np.maximum(squared_slope, MIN_SQUARED_SLOPE)
+        squares = histogram.slopes(FUNCTIONS[kind]) ** 2
+        return np.maximum(histogram.expectation(squares), MIN_SQUARED_SLOPE)
 
     def _power(self, name: str, channels: int) -> Float:
         """E[x^2] of a factor: [channels], or [1] where it is one number or of another width."""
         if name in self._graph.constants:
             values = self._graph.values(name).astype(np.float64)
-            power = np.square(values).reshape(-1)
+            power = np.square(values.reshape(-1))
         elif name in self._histograms:
             histogram = self._histograms[name]
             power = histogram.expectation(histogram.centers**2)

@@ -46,7 +46,7 @@ class Moments:
         # computed on demand: a second copy of all layers' Gram matrices would not fit in memory
         if self.factors is None:
             return self.stored
-        grams = []
+        grams: list[Float32] = []
         for gram, (start, end) in zip(self.stored, self.blocks, strict=True):
             factors = self.factors[:, start:end]
             grams.append(_rescale_gram(gram, factors))
@@ -85,23 +85,26 @@ class Statistics:
     images: int
     margins: Margins
 
+    def observed(self, layers: Mapping[str, Layer]) -> list[Layer]:
+        """Those of `layers` (by name) whose moments were collected."""
+        return [layer for name, layer in layers.items() if name in self.moments]
+
     def rescaled(
-        self, factors: Mapping[str, Float], reads: Iterable[Layer]
+        self, factors: Mapping[str, Float], layers: Iterable[Layer]
     ) -> Statistics:
         """The statistics as if each tensor in `factors` had been divided by its factors [C].
 
-        `reads` are the layers whose moments follow their input tensor.
+        The moments of `layers` follow their input tensor.
         """
         histograms = dict(self.histograms)
         for name, histogram in self.histograms.items():
             if name in factors:
                 histograms[name] = histogram.rescaled(factors[name])
         moments = dict(self.moments)
-        for layer in reads:
+        for layer in layers:
             if layer.source in factors and layer.name in moments:
-                before = moments[layer.name]
                 per_column = layer.per_column(factors[layer.source])
-                moments[layer.name] = before.rescaled(per_column)
+                moments[layer.name] = moments[layer.name].rescaled(per_column)
         # margins stay: the rescaled network computes the same logits
         return replace(self, histograms=histograms, moments=moments)
 
@@ -111,7 +114,7 @@ def squared_output(rows: npt.NDArray[np.floating[Any]], gram: Float32) -> Float:
     # float32 halves the time and the memory; only the last sum needs float64
     narrow = rows.astype(np.float32)
     products = (narrow @ gram) * narrow
-    return np.asarray(products.sum(2, dtype=np.float64))
+    return np.asarray(products.sum(axis=2, dtype=np.float64))
 
 
 def signal_power(rows: Float, moments: Moments) -> float:
@@ -124,8 +127,7 @@ def output_power(rows: Float, moments: Moments) -> Float:
 
     Different Gram blocks are taken to be uncorrelated.
     """
-    powers = []
+    power = np.zeros(rows.shape[:2])
     for gram, (start, end) in zip(moments.grams, moments.blocks, strict=True):
-        block = rows[:, :, start:end]
-        powers.append(squared_output(block, gram))
-    return np.asarray(sum(powers))
+        power += squared_output(rows[:, :, start:end], gram)
+    return power

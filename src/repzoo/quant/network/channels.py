@@ -72,7 +72,15 @@ def link_channels(model: onnx.ModelProto, layers: Mapping[str, Layer]) -> Channe
 
 
 class _ChannelLinks:
-    """A number for every channel of every tensor, and pairs of numbers that must be equal."""
+    """A number for every channel of every tensor, and pairs of numbers that must be equal.
+
+    Attributes:
+        view: the graph.
+        layers: those whose weights may be rewritten, by output name.
+        numbers: of each tensor's channels, [C].
+        next_number: the first that no channel has.
+        pairs: arrays of equal length; channels at the same place are tied.
+    """
 
     def __init__(self, view: GraphView, layers: Mapping[str, Layer]) -> None:
         self.view = view
@@ -83,24 +91,26 @@ class _ChannelLinks:
 
     def of(self, name: str) -> Ids:
         """The channel numbers of a tensor [C]. One of unknown width gets the fixed number [1]."""
-        numbers = self.numbers.get(name)
-        if numbers is None:
-            width = self.view.width(name)
-            end = self.next_number + width
-            numbers = np.arange(self.next_number, end)
-            if not width:
-                numbers = np.full(1, FIXED, np.int64)
-            self.numbers[name] = numbers
-            self.next_number = end
-        return numbers
+        if name not in self.numbers:
+            self.numbers[name] = self._new_numbers(self.view.width(name))
+        return self.numbers[name]
+
+    def _new_numbers(self, width: int) -> Ids:
+        """Numbers that no channel has yet, [width]; the fixed number for an unknown width of 0."""
+        if not width:
+            return np.full(1, FIXED, np.int64)
+        first = self.next_number
+        self.next_number += width
+        return np.arange(first, self.next_number)
 
     def fix(self, *names: str) -> None:
         """Forbid scaling the channels of these tensors."""
         for name in names:
-            if name and name not in self.view.constants:
-                numbers = self.of(name)
-                fixed = np.full(len(numbers), FIXED, np.int64)
-                self.pairs.append((numbers, fixed))
+            if not name or name in self.view.constants:
+                continue
+            numbers = self.of(name)
+            fixed = np.full(len(numbers), FIXED, np.int64)
+            self.pairs.append((numbers, fixed))
 
     def equate(self, first: Ids, second: Ids) -> bool:
         """Tie channels pairwise. False if there are not equally many."""
@@ -127,9 +137,9 @@ class _ChannelLinks:
     def _add_homogeneous(self, node: onnx.NodeProto) -> bool:
         """Tie the channels of a homogeneous operator. False for any other operator."""
         if self._keeps_channels(node):
+            tied = self.equate(self.of(node.input[0]), self.of(node.output[0]))
             # a second output, such as a Dropout's mask, does not scale
             has_one_output = not any(node.output[1:])
-            tied = self.equate(self.of(node.input[0]), self.of(node.output[0]))
             return tied and has_one_output
         pixels = self.view.pixels_per_channel(node)
         if pixels:
@@ -139,9 +149,11 @@ class _ChannelLinks:
             return self._add_sum(node)
         if node.op_type == "Mul":
             return self._add_gate(node)
-        if node.op_type == "Concat" and axis_of(node) == 1:
+        if axis_of(node) != 1:
+            return False
+        if node.op_type == "Concat":
             return self.equate(self._joined(node.input), self.of(node.output[0]))
-        if node.op_type == "Split" and axis_of(node) == 1:
+        if node.op_type == "Split":
             return self.equate(self._joined(node.output), self.of(node.input[0]))
         return False
 
@@ -150,7 +162,7 @@ class _ChannelLinks:
         if node.op_type == "Clip":
             # bounded on one side only, it is ReLU; ReLU6 is not homogeneous
             return self.view.clip_bounds(node) == (0, None)
-        return node.op_type in THROUGH or self.view.flattens_pixels(node)
+        return node.op_type in THROUGH or self.view.leaves_one_pixel(node)
 
     def _joined(self, names: Sequence[str]) -> Ids:
         """The channel numbers of several tensors one after another."""
@@ -176,7 +188,15 @@ class _ChannelLinks:
         return self.equate(self.of(gated), self.of(node.output[0]))
 
     def groups(self) -> ChannelGroups:
-        """The connected components of all pairs."""
+        """One label for each connected component of all pairs."""
+        components, compact = np.unique(self._least_connected(), return_inverse=True)
+        by_name: dict[str, Ids] = {}
+        for name, numbers in self.numbers.items():
+            by_name[name] = compact[numbers]
+        return ChannelGroups(by_name, len(components))
+
+    def _least_connected(self) -> Ids:
+        """The least number that each number is connected with."""
         labels: Ids = np.arange(self.next_number)
         changed = True
         # Each round carries the least number one link further, then jumps along what is known, so
@@ -191,9 +211,4 @@ class _ChannelLinks:
                     np.minimum.at(labels, side, least)
             labels = labels[labels]
             changed = bool((labels != before).any())
-
-        components, compact = np.unique(labels, return_inverse=True)
-        by_name: dict[str, Ids] = {}
-        for name, numbers in self.numbers.items():
-            by_name[name] = compact[numbers]
-        return ChannelGroups(by_name, len(components))
+        return labels

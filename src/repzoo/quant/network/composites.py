@@ -27,7 +27,7 @@ SPELLINGS = {
     ),
 }
 _ALL_SPELLINGS = list(itertools.chain.from_iterable(SPELLINGS.values()))
-OPERATORS = frozenset().union(*_ALL_SPELLINGS)
+SPELLING_OPERATORS = frozenset().union(*_ALL_SPELLINGS)
 MAX_NODES = max(counts.total() for counts in _ALL_SPELLINGS)
 
 
@@ -85,7 +85,7 @@ def _next_node(view: GraphView, region: Mapping[str, None]) -> onnx.NodeProto | 
     """A node that reads only the region and constants, and that a spelling may contain."""
     for value in region:
         for node in view.consumers.get(value, []):
-            if node.op_type not in OPERATORS or node.output[0] in region:
+            if node.op_type not in SPELLING_OPERATORS or node.output[0] in region:
                 continue
             if all(name in region for name in view.activations(node)):
                 return node

@@ -50,7 +50,8 @@ class GraphView:
             if node.op_type == "Constant":
                 constants.update(node.output)
         # Shape inference copies the model, so it gets one without weights.
-        inferred = onnx.shape_inference.infer_shapes(without_weights(self.model)).graph
+        light = without_weights(self.model)
+        inferred = onnx.shape_inference.infer_shapes(light).graph
         for item in (*inferred.input, *inferred.value_info, *inferred.output):
             tensor = item.type.tensor_type
             self.shapes[item.name] = [dim.dim_value for dim in tensor.shape.dim]
@@ -70,7 +71,11 @@ class GraphView:
     def activations(self, node: onnx.NodeProto) -> list[str]:
         """The inputs of `node` that are not constants."""
         # an optional input that is left out has the name ""
-        return [name for name in node.input if name and name not in self.constants]
+        names: list[str] = []
+        for name in node.input:
+            if name and name not in self.constants:
+                names.append(name)
+        return names
 
     def values(self, name: str) -> npt.NDArray[Any]:
         """The values of a constant."""
@@ -90,14 +95,17 @@ class GraphView:
         consumers = self.consumers.get(name, [])
         return any(node.output[0] not in nodes for node in consumers)
 
-    def flattens_pixels(self, node: onnx.NodeProto) -> bool:
-        """Whether `node` averages pixels only, or turns [N, C, 1, 1] into [N, C] or back."""
+    def leaves_one_pixel(self, node: onnx.NodeProto) -> bool:
+        """Whether `node` keeps the channels and leaves one pixel of each.
+
+        It then averages the pixels, or turns [N, C, 1, 1] into [N, C] or back.
+        """
         before = self.shape(node.input[0])
         after = self.shape(node.output[0])
         if len(before) < 2 or len(after) < 2:
             return False
         # A reshape may also fold pixels into channels: that is `pixels_per_channel`.
-        keeps_channels = before[1] == after[1] > 0
+        keeps_channels = after[1] > 0 and before[1] == after[1]
         if not keeps_channels or not _is_one_pixel(after):
             return False
         if node.op_type == "ReduceMean":
@@ -111,10 +119,10 @@ class GraphView:
         is_reshape = node.op_type in ("Flatten", "Reshape")
         if not is_reshape or len(before) <= 2 or len(after) != 2:
             return 0
+        channels, *size = before[1:]
+        pixels = math.prod(size)
         # A Reshape may also move pixels into the batch. It then has fewer columns.
-        if after[1] != math.prod(before[1:]):
-            return 0
-        return math.prod(before[2:])
+        return pixels if after[1] == channels * pixels else 0
 
     def gated_input(self, node: onnx.NodeProto) -> str:
         """The input of a Mul whose other input has one number per channel; "" if there is none.
@@ -139,18 +147,24 @@ class GraphView:
         Source: ONNX operators Clip-6 (attributes) and Clip-13 (inputs).
         """
         attributes = {item.name: item.f for item in node.attribute}
-        low_name, high_name = [*node.input[1:], "", ""][:2]
-        low = self._bound(low_name, attributes.get("min"))
-        high = self._bound(high_name, attributes.get("max"))
+        low = self._clip_bound(node, 1, attributes.get("min"))
+        high = self._clip_bound(node, 2, attributes.get("max"))
         return low, high
 
-    def _bound(self, name: str, attribute: float | None) -> float | None:
-        """A bound of a Clip: the constant input `name`, or the attribute where it has none."""
+    def _clip_bound(
+        self,
+        node: onnx.NodeProto,
+        index: int,
+        attribute: float | None,
+    ) -> float | None:
+        """The value of a Clip's input number `index`, or `attribute` where it has none."""
+        name = node.input[index] if len(node.input) > index else ""
         if not name:
             return attribute
         if name not in self.constants:
             return math.nan
-        return float(self.values(name).reshape(-1)[0])
+        values = self.values(name).reshape(-1)
+        return float(values[0])
 
 
 def _is_one_pixel(shape: Sequence[int]) -> bool:

@@ -4,8 +4,8 @@ For each group g of a layer,
 
     y[g] = rows[g] @ column[g] + bias[g]
 
-`rows` [G, O/G, K] are the weights. A column [G, K] is what one output position reads (im2col),
-with K = input channels of the group times kernel positions. Shapes use these letters:
+`rows` [G, O/G, K] are the weights. A column [G, K] is what one output position reads (im2col.py).
+Shapes use these letters, here and in all of quant/:
 
     N  images                    O  output channels of all groups
     G  groups                    K  weights per output: C/G times the kernel's size
@@ -15,7 +15,7 @@ with K = input channels of the group times kernel positions. Shapes use these le
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,10 +26,7 @@ from onnx import numpy_helper
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
-Images = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-KINDS = frozenset({"Conv", "Gemm"})
+WEIGHTED = frozenset({"Conv", "Gemm"})  # operators that can be layers
 
 
 @dataclass(frozen=True)
@@ -82,11 +79,13 @@ class Layer:
     @property
     def fan_in(self) -> int:
         """K: number of weights per output."""
-        return self.in_channels // self.groups * self.taps
+        inputs_per_group = self.in_channels // self.groups
+        return inputs_per_group * self.taps
 
     def span(self, axis: int) -> int:
         """Pixels from the first to the last that the kernel reads along a spatial axis."""
-        return (self.kernel[axis] - 1) * self.dilations[axis] + 1
+        gaps = self.kernel[axis] - 1
+        return gaps * self.dilations[axis] + 1
 
     def to_rows(self, values: Array) -> Array:
         """Weights of the initializer's shape as [G, O/G, K]."""
@@ -106,6 +105,16 @@ class Layer:
         by_group = values.reshape(self.groups, -1)
         return np.repeat(by_group, self.taps, axis=1)
 
+    def per_channel(self, values: Array) -> Array:
+        """One number per column entry [G, K] -> their sums per input channel [C]."""
+        by_channel = values.reshape(self.in_channels, -1)
+        return np.asarray(by_channel.sum(axis=1))
+
+    def taps_of(self, rows: Array) -> Array:
+        """Rows [G, O/G, K] by input channel and kernel position: [G, O/G, C/G, taps]."""
+        groups, outputs, _ = rows.shape
+        return rows.reshape(groups, outputs, -1, self.taps)
+
 
 def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
     """Every Conv and Gemm with constant float weights and bias, by output name, in graph order.
@@ -119,9 +128,10 @@ def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
             shapes[item.name] = tuple(item.dims)
     layers: dict[str, Layer] = {}
     for node in model.graph.node:
-        layer = _layer(node, shapes) if node.op_type in KINDS else None
-        if layer is not None:
-            layers[layer.name] = layer
+        if node.op_type in WEIGHTED:
+            layer = _layer(node, shapes)
+            if layer is not None:
+                layers[layer.name] = layer
     return layers
 
 
@@ -149,11 +159,13 @@ def _layer(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer
 
 def _with_gemm_attributes(layer: Layer, attributes: Mapping[str, Any]) -> Layer | None:
     """`layer` with the attributes of its Gemm; None for one that is more than a linear layer."""
-    if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
+    is_scaled = (
+        attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0
+    )
+    if is_scaled or attributes.get("transA", 0):
         return None
-    if attributes.get("transA", 0):
-        return None
-    return replace(layer, transposed=not attributes.get("transB", 0))
+    is_transposed = not attributes.get("transB", 0)
+    return replace(layer, transposed=is_transposed)
 
 
 def _with_conv_attributes(layer: Layer, attributes: Mapping[str, Any]) -> Layer | None:
@@ -173,12 +185,16 @@ def _with_conv_attributes(layer: Layer, attributes: Mapping[str, Any]) -> Layer 
 
 def initializer_arrays(model: onnx.ModelProto) -> dict[str, Array]:
     """Values of all initializers by name."""
-    return {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    arrays: dict[str, Array] = {}
+    for item in model.graph.initializer:
+        arrays[item.name] = numpy_helper.to_array(item)
+    return arrays
 
 
 def weight_rows(layer: Layer, values: Mapping[str, Array]) -> Float:
     """The layer's weights as float64 rows [G, O/G, K]. `values` are the initializers."""
-    return np.asarray(layer.to_rows(values[layer.weight]), np.float64)
+    rows = layer.to_rows(values[layer.weight])
+    return np.asarray(rows, np.float64)
 
 
 def bias_vector(layer: Layer, values: Mapping[str, Array]) -> Float:
@@ -188,127 +204,3 @@ def bias_vector(layer: Layer, values: Mapping[str, Array]) -> Float:
         bias = values[layer.bias].astype(np.float64).reshape(-1)
     # a copy: what np.broadcast_to returns is read-only
     return np.array(np.broadcast_to(bias, (layer.out_channels,)))
-
-
-def sample_positions(
-    layer: Layer,
-    activation: Images,
-    count: int,
-    random: np.random.Generator,
-) -> Ids | None:
-    """`count` random output positions of each image, flat [N, count]; None if that is all of them.
-
-    Args:
-        layer: reads `activation`.
-        activation: float32 [N, C, H, W], or [N, C] for a Gemm.
-        count: positions of each image.
-        random: draws them.
-    """
-    total = output_positions(layer, activation.shape[2:])
-    if count >= total:
-        return None
-    # One set is drawn and shifted by a random number per image. That is as uniform as drawing a
-    # set per image, and much cheaper.
-    shifts = random.integers(total, size=(len(activation), 1))
-    positions = random.choice(total, count, replace=False)
-    return np.asarray((positions + shifts) % total)
-
-
-def im2col(
-    layer: Layer,
-    activation: Images,
-    outputs: Ids | None,
-) -> Images:
-    """What the layer reads at some output positions of each image: float32 [G, K, N R].
-
-    Args:
-        layer: reads `activation`.
-        activation: float32 [N, C, H, W], or [N, C] for a Gemm.
-        outputs: flat output positions [N, R] (see `sample_positions`); None for all.
-    """
-    if activation.ndim == 2:
-        return activation.T[None]
-    images, channels, *size = activation.shape
-    if outputs is None:
-        all_positions = np.arange(output_positions(layer, size))
-        outputs = np.tile(all_positions, (images, 1))
-    positions, is_inside = _input_positions(layer, size, outputs)
-    columns = np.empty((channels, *positions.shape), np.float32)
-    pixels = activation.reshape(images, channels, -1)
-    for image in range(images):
-        columns[:, :, image] = pixels[image].take(positions[:, image], axis=1)
-    if not is_inside.all():
-        columns *= is_inside
-    return columns.reshape(layer.groups, layer.fan_in, -1)
-
-
-def _input_positions(
-    layer: Layer,
-    size: Sequence[int],
-    outputs: Ids,
-) -> tuple[Ids, Mask]:
-    """(flat input position of each kernel tap [taps, N, R], whether it is inside the image).
-
-    Positions outside of the image are 0. `outputs` [N, R] are flat output positions.
-    """
-    # Positions are computed one by one: only a few per image are needed, and a padded copy of the
-    # activation would cost more.
-    height, width = size
-    output_width = _output_sides(layer, size)[1]
-    rows = _tap_coordinates(layer, size, 0, outputs // output_width)
-    columns = _tap_coordinates(layer, size, 1, outputs % output_width)
-    row = rows[:, None]
-    column = columns[None]
-    is_inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    positions = np.where(is_inside, row * width + column, 0)
-    shape = (-1, *outputs.shape)
-    return positions.reshape(shape), is_inside.reshape(shape)
-
-
-def _tap_coordinates(
-    layer: Layer,
-    size: Sequence[int],
-    axis: int,
-    outputs: Ids,
-) -> Ids:
-    """What the kernel reads along one axis for output coordinates [N, R]: [kernel, N, R]."""
-    padding_before, _ = _padding(layer, size)[axis]
-    taps = np.arange(layer.kernel[axis]) * layer.dilations[axis] - padding_before
-    return np.asarray(taps[:, None, None] + outputs * layer.strides[axis])
-
-
-def output_positions(layer: Layer, size: Sequence[int]) -> int:
-    """Number of output positions for an activation of spatial `size`; 1 for a Gemm."""
-    return math.prod(_output_sides(layer, size)) if size else 1
-
-
-def _output_sides(layer: Layer, size: Sequence[int]) -> list[int]:
-    """Height and width of the output. Source: ONNX operator Conv."""
-    sides: list[int] = []
-    for axis, (before, after) in enumerate(_padding(layer, size)):
-        padded = size[axis] + before + after
-        sides.append((padded - layer.span(axis)) // layer.strides[axis] + 1)
-    return sides
-
-
-def _padding(layer: Layer, size: Sequence[int]) -> list[tuple[int, int]]:
-    """(before, after) of each spatial axis. Source: ONNX operator Conv, attribute auto_pad."""
-    if layer.auto_pad == "VALID":
-        return [(0, 0), (0, 0)]
-    if layer.auto_pad == "NOTSET":
-        return list(zip(layer.pads[:2], layer.pads[2:], strict=True))
-    # SAME: as many outputs as strides fit into the input, rounded up
-    paddings: list[tuple[int, int]] = []
-    for axis, side in enumerate(size):
-        stride = layer.strides[axis]
-        outputs = math.ceil(side / stride)
-        covered = (outputs - 1) * stride + layer.span(axis)
-        total = max(0, covered - side)
-        smaller = total // 2
-        larger = total - smaller
-        # SAME_UPPER puts the odd pixel after, SAME_LOWER before.
-        if layer.auto_pad == "SAME_UPPER":
-            paddings.append((smaller, larger))
-        else:
-            paddings.append((larger, smaller))
-    return paddings

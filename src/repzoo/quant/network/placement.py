@@ -17,9 +17,9 @@ import onnx
 
 from repzoo.quant.network.composites import find_composites
 from repzoo.quant.network.graph_view import GraphView
+from repzoo.quant.network.layers import WEIGHTED
 from repzoo.quant.network.scheme import DATA_MOVEMENT, POOLING, QuantScheme
 
-WEIGHTED = frozenset({"Conv", "Gemm"})
 ELEMENTWISE = frozenset({"Add", "Mul"})
 # Lower limits of channels for starting placements: narrow convolutions gain little in INT8.
 WIDTHS = (32, 64, 128)
@@ -60,12 +60,15 @@ class PlacementSpace:
         for name, item in self._view.constants.items():
             self._shapes[name] = tuple(item.dims)
         self._composites = find_composites(self._view, self._floats)
+        self.layers: list[onnx.NodeProto] = []
+        self.around: list[onnx.NodeProto] = []
+        self._sort_nodes()
+
+    def _sort_nodes(self) -> None:
+        """Fill `layers` and `around`."""
         in_composites: set[str] = set()
         for composite in self._composites.values():
             in_composites.update(composite.nodes)
-
-        self.layers: list[onnx.NodeProto] = []
-        self.around: list[onnx.NodeProto] = []
         for node in self._view.nodes:
             if self._is_layer(node):
                 self.layers.append(node)
@@ -87,9 +90,10 @@ class PlacementSpace:
 
     def _quantized_inputs(self, node: onnx.NodeProto) -> list[str]:
         """The activations that `node` reads."""
-        # further inputs of a layer are its weight and bias
-        reads = node.input[:1] if node.op_type in WEIGHTED else node.input
-        return [value for value in reads if value in self._floats]
+        inputs = list(node.input)
+        if node.op_type in WEIGHTED:
+            inputs = inputs[:1]  # the others are its weight and bias
+        return [value for value in inputs if value in self._floats]
 
     def _quantized_outputs(self, node: onnx.NodeProto) -> list[str]:
         """The activations that `node` writes, behind a fused activation function."""
@@ -97,7 +101,8 @@ class PlacementSpace:
 
     def count(self, placement: Placement) -> int:
         """Number of layers that `placement` runs in INT8."""
-        return sum(node.output[0] in placement.nodes for node in self.layers)
+        inside = _first_outputs(self.layers) & placement.nodes
+        return len(inside)
 
     def starting_placements(self) -> list[Placement]:
         """Placements to begin a search with, the most quantized first, without duplicates.
@@ -105,10 +110,7 @@ class PlacementSpace:
         Narrow and depthwise convolutions, and operators without weights, often cost more in INT8
         than they save.
         """
-        dense: list[onnx.NodeProto] = []
-        for node in self.layers:
-            if _kind(node, self._shapes) != "depthwise":
-                dense.append(node)
+        dense = [node for node in self.layers if self._kind(node) != "depthwise"]
         named = {
             "everything": [*self.layers, *self.around],
             "everything but depthwise": [*dense, *self.around],
@@ -138,8 +140,8 @@ class PlacementSpace:
         """Nodes by kind and resolution ("depthwise at 28 px"), which a search moves at once."""
         members: dict[str, set[str]] = {}
         for node in (*self.layers, *self.around):
-            name = _kind(node, self._shapes)
-            side = self._side(node.output[0])
+            name = self._kind(node)
+            side = self._height(node.output[0])
             if side > 1:
                 name = f"{name} at {side} px"
             members.setdefault(name, set()).add(node.output[0])
@@ -165,9 +167,9 @@ class PlacementSpace:
             return False
         for item in node.attribute:
             # a Gemm that scales or transposes is more than rows times column
-            if item.name in ("alpha", "beta") and item.f != 1.0:
-                return False
-            if item.name == "transA" and item.i:
+            is_scaled = item.name in ("alpha", "beta") and item.f != 1.0
+            is_transposed = item.name == "transA" and item.i
+            if is_scaled or is_transposed:
                 return False
         parameters = {value for value in node.input[1:] if value}
         return parameters <= self._shapes.keys()
@@ -186,32 +188,32 @@ class PlacementSpace:
             return False
         return activations <= self._floats.keys()
 
-    def _side(self, name: str) -> int:
+    def _height(self, name: str) -> int:
         """The height of an activation of rank 4; 0 if unknown."""
         shape = self._view.shape(name)
         return shape[2] if len(shape) == 4 else 0
 
     def _width(self, node: onnx.NodeProto) -> int:
         """The smaller of its output and input channels per group."""
-        return min(self._shapes[node.input[1]][:2], default=0)
+        channels = self._shapes[node.input[1]][:2]
+        return min(channels, default=0)
+
+    def _kind(self, node: onnx.NodeProto) -> str:
+        """A name for nodes that are likely to gain or lose alike in INT8."""
+        if node.op_type in DATA_MOVEMENT:
+            return "moving"
+        if node.op_type in POOLING:
+            return "pooling"
+        if node.op_type != "Conv":
+            return str(node.op_type)
+        # A grouped convolution counts as depthwise: it too has few weights for each value it reads.
+        for item in node.attribute:
+            if item.name == "group" and item.i > 1:
+                return "depthwise"
+        kernel = self._shapes[node.input[1]][2:]
+        return "x".join(map(str, kernel)) + " convolution"
 
 
 def _first_outputs(nodes: Iterable[onnx.NodeProto]) -> frozenset[str]:
     """The names by which placements know `nodes`."""
     return frozenset(node.output[0] for node in nodes)
-
-
-def _kind(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """A name for nodes that are likely to gain or lose alike in INT8."""
-    if node.op_type in DATA_MOVEMENT:
-        return "moving"
-    if node.op_type in POOLING:
-        return "pooling"
-    if node.op_type != "Conv":
-        return str(node.op_type)
-    # A grouped convolution counts as depthwise: it too has few weights for each value it reads.
-    for item in node.attribute:
-        if item.name == "group" and item.i > 1:
-            return "depthwise"
-    kernel = shapes[node.input[1]][2:]
-    return "x".join(map(str, kernel)) + " convolution"

@@ -14,7 +14,7 @@ from repzoo.errors import InputError
 from repzoo.plugins import unknown
 from repzoo.storage import read_bounded
 
-RANGES = ("minmax", "percentile", "mse", "entropy")
+RANGE_METHODS = ("minmax", "percentile", "mse", "entropy")
 POOLING = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean")
 DATA_MOVEMENT = ("Flatten", "Reshape", "Concat", "Split", "Transpose")
 # Operators that can be written as INT8.
@@ -37,12 +37,12 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "activation_type": ("uint8", "int8"),
     "activation_bits": (8,),
     "weight_bits": tuple(WEIGHT_MAX),
-    "ranges": RANGES,
+    "ranges": RANGE_METHODS,
     "escape": ("float", "int16"),
 }
 # Accepted elements of the fields that take several.
 ELEMENTS: dict[str, tuple[str, ...]] = {
-    "range_methods": RANGES,
+    "range_methods": RANGE_METHODS,
     "quantized": OPERATORS,
     "fused": ACTIVATIONS,
 }
@@ -57,13 +57,14 @@ class QuantScheme:
         about: one line for `repzoo list` and reports.
         engine: the engine that runs it; "" for a target that only its board runs.
         activation_type: uint8 | int8.
-        activation_symmetric: zero point in the middle (128 or 0) and values within 127 of it,
-            instead of any zero point.
+        activation_symmetric: the zero point is in the middle (128 of uint8, 0 of int8) and stored
+            values are within 127 of it. False: any zero point.
         activation_bits: 8.
         weight_bits: 8: -127..127; 7: -64..64.
         per_channel: one weight scale per output channel, else one per tensor.
-        ranges: how an activation's range is chosen first: one of range_methods.
-        range_methods: the methods of the target's own tool: minmax, percentile, mse, entropy.
+        ranges: how the ladder's first stage chooses activation ranges: one of range_methods.
+        range_methods: those of the target's own tool, which later stages choose from: some of
+            minmax, percentile, mse, entropy.
         quantized: ONNX operators that may run in INT8, out of OPERATORS.
         fused: activations that the target fuses into the layer before, out of ACTIVATIONS. Gelu,
             Swish and HardSwish may also be composites.
@@ -79,8 +80,16 @@ class QuantScheme:
     weight_bits: int = 8
     per_channel: bool = True
     ranges: str = "mse"
-    range_methods: tuple[str, ...] = RANGES
-    quantized: tuple[str, ...] = ("Conv", "Gemm", "Add", *POOLING[:3], *DATA_MOVEMENT)
+    range_methods: tuple[str, ...] = RANGE_METHODS
+    quantized: tuple[str, ...] = (
+        "Conv",
+        "Gemm",
+        "Add",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        *DATA_MOVEMENT,
+    )
     fused: tuple[str, ...] = ("Relu", "Clip")
     escape: str = "float"
 
@@ -89,21 +98,19 @@ class QuantScheme:
         for key, allowed in CHOICES.items():
             value = getattr(self, key)
             if value not in allowed:
-                self._refuse(f"{key} must be one of {_listed(allowed)}; got {value!r}")
+                self._refuse(f"{key} must be one of {_listed(allowed)}", value)
         for key, known in ELEMENTS.items():
             for value in getattr(self, key):
                 if value not in known:
-                    self._refuse(
-                        f"{key} must be some of {_listed(known)}; got {value!r}"
-                    )
+                    self._refuse(f"{key} must be some of {_listed(known)}", value)
         if self.ranges not in self.range_methods:
+            methods = _listed(self.range_methods)
             self._refuse(
-                f"ranges must be one of range_methods ({_listed(self.range_methods)}); "
-                f"got {self.ranges!r}"
+                f"ranges must be one of range_methods ({methods})", self.ranges
             )
 
-    def _refuse(self, reason: str) -> NoReturn:
-        raise InputError(f"scheme {self.name}: {reason}")
+    def _refuse(self, requirement: str, value: object) -> NoReturn:
+        raise InputError(f"scheme {self.name}: {requirement}; got {value!r}")
 
     @property
     def weight_max(self) -> int:
@@ -125,7 +132,10 @@ def schemes() -> dict[str, QuantScheme]:
     """The presets by name."""
     resource = files("repzoo.quant.network") / "schemes.toml"
     tables = tomllib.loads(resource.read_text("utf-8"))
-    return {name: _from_table(name, table) for name, table in tables.items()}
+    presets: dict[str, QuantScheme] = {}
+    for name, table in tables.items():
+        presets[name] = _from_table(name, table)
+    return presets
 
 
 def load_scheme(name: str) -> QuantScheme:
@@ -142,7 +152,7 @@ def load_scheme(name: str) -> QuantScheme:
 
 
 def default_scheme(engine_name: str) -> QuantScheme:
-    """The preset of an engine ("engine" or "engine:option"); ort-cpu for one without a preset."""
+    """The first preset of an engine ("engine" or "engine:option"); ort-cpu for one without any."""
     base = engine_name.partition(":")[0]
     for scheme in schemes().values():
         if scheme.engine == base:
@@ -156,27 +166,34 @@ def _from_file(path: Path) -> QuantScheme:
         tables = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from None
-    if len(tables) != 1 or not isinstance(next(iter(tables.values())), dict):
+    entries = list(tables.items())
+    if len(entries) != 1 or not isinstance(entries[0][1], dict):
         raise InputError(
-            f"{path} must hold one table, such as [my-board]; it has {len(tables)} entries at the "
+            f"{path} must hold one table, such as [my-board]; it has {len(entries)} entries at the "
             "top"
         )
-    name, table = next(iter(tables.items()))
+    name, table = entries[0]
     return _from_table(name, table)
 
 
 def _from_table(name: str, table: Mapping[str, Any]) -> QuantScheme:
     """A scheme from a TOML table. Values must have the types of the fields' defaults."""
-    types: dict[str, type] = {"about": str}
-    for item in fields(QuantScheme):
-        if item.default is not MISSING:
-            types[item.name] = type(item.default)
+    types = _field_types()
     values: dict[str, Any] = {"about": name}
     for key, value in table.items():
         if key not in types:
             raise InputError(f"scheme {name}: {unknown('key', key, list(types))}")
         values[key] = _converted(value, types[key], f"scheme {name}: {key}")
     return QuantScheme(name=name, **values)
+
+
+def _field_types() -> dict[str, type]:
+    """The type of each key that a table may have."""
+    types: dict[str, type] = {"about": str}
+    for item in fields(QuantScheme):
+        if item.default is not MISSING:
+            types[item.name] = type(item.default)
+    return types
 
 
 def _converted(

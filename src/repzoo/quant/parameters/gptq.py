@@ -13,38 +13,27 @@ Source: E. Frantar et al., "GPTQ", arXiv:2210.17323, algorithm 1 (the closed for
 arXiv:2208.11580). Layers with few columns are then refined by coordinate descent on the same error
 (K. Behdin et al., "QuantEase", arXiv:2309.01885, equation 9).
 
-`shared_scale` chooses the scale of a layer whose rows all share one: it weighs the error of
-clipping the largest weights against the smaller rounding error of all others, as R. Banner et al.,
-arXiv:1810.05723, section 2, do for weights of a known distribution.
+In shapes, G are groups, O rows of a group and K columns of a row, as in network/layers.py.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from repzoo.quant.calibration.statistics import squared_output
 from repzoo.quant.parameters.scales import INT8_MAX
 
 Float = npt.NDArray[np.float64]
-Float32 = npt.NDArray[np.float32]
+Gram = npt.NDArray[np.floating[Any]]
 Order = npt.NDArray[np.int64]
 
 DAMPING = 0.01  # times the mean of H's diagonal, added to it: H may be singular
 BLOCK = 64  # columns whose compensation of later columns is done in one matrix product
 DESCENT_SWEEPS = 2
-MAX_DESCENT_COLUMNS = (
-    64  # in wider layers a sweep costs more time than it gains accuracy
-)
-# Clipping thresholds tried for a shared scale, as fractions of the largest weight.
-CLIPPING_FRACTIONS = tuple(2 ** (-eighths / 8) for eighths in range(13))
-# Fraction of the noise of rounding to nearest that remains after GPTQ. Clipping noise remains
-# nearly whole.
-REMAINING_ROUNDING_NOISE = 0.5
+# In wider layers a sweep costs more time than it gains accuracy.
+MAX_DESCENT_COLUMNS = 64
 
 
 def round_to_nearest(
@@ -53,12 +42,13 @@ def round_to_nearest(
     limit: int = INT8_MAX,
 ) -> Float:
     """The nearest integers in -limit..limit, of the shape of `rows`; `scale` broadcasts to it."""
-    return np.asarray(np.clip(np.round(rows / scale), -limit, limit))
+    nearest = np.round(rows / scale)
+    return np.asarray(np.clip(nearest, -limit, limit))
 
 
 def gptq_round(
     rows: Float,
-    gram: npt.NDArray[np.floating[Any]],
+    gram: Gram,
     scale: Float,
     limit: int = INT8_MAX,
     damping: float = DAMPING,
@@ -74,16 +64,17 @@ def gptq_round(
         limit: largest integer.
         damping: added to the diagonal of H, relative to its mean.
     """
-    diagonal = np.einsum("gkk->gk", gram).astype(np.float64)
-    mean = diagonal.mean(1)
-    is_active = mean > 0
+    input_power = np.einsum("gkk->gk", gram).astype(np.float64)
+    mean_power = input_power.mean(axis=1)
+    is_active = mean_power > 0
     if not is_active.any():
         return round_to_nearest(rows, scale, limit)
+
     # the columns with the largest inputs first, while all others can still compensate
-    order = np.argsort(-diagonal, axis=1, kind="stable")
+    order = np.argsort(-input_power, axis=1, kind="stable")
     row_order = np.broadcast_to(order[:, None, :], rows.shape)
-    sorted_rows = np.take_along_axis(rows, row_order, 2)
-    divisor = np.where(is_active, mean, 1.0)
+    sorted_rows = np.take_along_axis(rows, row_order, axis=2)
+    divisor = np.where(is_active, mean_power, 1.0)
     sorted_gram = _sorted_and_damped(gram, order, divisor, damping)
 
     integers = _round_column_by_column(sorted_rows, sorted_gram, scale, limit)
@@ -91,7 +82,7 @@ def gptq_round(
         integers = _coordinate_descent(sorted_rows, sorted_gram, scale, integers, limit)
 
     result = np.empty_like(integers)
-    np.put_along_axis(result, row_order, integers, 2)
+    np.put_along_axis(result, row_order, integers, axis=2)
     if is_active.all():
         return result
     nearest = round_to_nearest(rows, scale, limit)
@@ -99,19 +90,21 @@ def gptq_round(
 
 
 def _sorted_and_damped(
-    gram: npt.NDArray[np.floating[Any]],
+    gram: Gram,
     order: Order,
-    mean: Float,
+    divisor: Float,
     damping: float,
 ) -> Float:
-    """H / mean in float64 with rows and columns in `order` [G, K], and the damping added."""
+    """H / `divisor` [G] in float64, with rows and columns in `order` [G, K] and damping added."""
     # group by group into one array: a Gram matrix is the largest thing in memory here
     result = np.empty(gram.shape)
     for group, columns in enumerate(order):
         target = result[group]
-        target[:] = gram[group].take(columns, axis=0).take(columns, axis=1)
-        target /= mean[group]
-        target[np.diag_indices(len(target))] += damping
+        sorted_rows = gram[group].take(columns, axis=0)
+        target[:] = sorted_rows.take(columns, axis=1)
+        target /= divisor[group]
+        diagonal = np.diag_indices(len(target))
+        target[diagonal] += damping
     return result
 
 
@@ -121,29 +114,48 @@ def _round_column_by_column(
     scale: Float,
     limit: int = INT8_MAX,
 ) -> Float:
-    """Algorithm 1 of the paper, in blocks of columns: integers [G, O, K]."""
+    """Algorithm 1 of the paper: integers [G, O, K]."""
     upper = _inverse_factor(gram)
     remaining = rows.copy()  # the weights with the compensation so far
     integers = np.empty_like(rows)
     columns = rows.shape[2]
-    row_scale = scale[:, :, 0]
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
-        # transposed, so that the numbers of a column are contiguous
-        block = np.ascontiguousarray(remaining[:, :, start:end].transpose(0, 2, 1))
-        errors = np.empty_like(block)
-        for k in range(end - start):
-            current = block[:, k]  # [G, O]
-            factors = upper[:, start + k, start + k : end]  # U_kj for j from k, [G, j]
-            rounded = round_to_nearest(current, row_scale, limit)
-            integers[:, :, start + k] = rounded
-            difference = current - rounded * row_scale
-            errors[:, k] = difference / factors[:, :1]
-            block[:, k + 1 :] -= factors[:, 1:, None] * errors[:, None, k]
-        # the later columns get the compensation for the whole block in one product
-        compensation = errors.transpose(0, 2, 1) @ upper[:, start:end, end:]
-        remaining[:, :, end:] -= compensation
+        own_factors = upper[:, start:end, start:end]
+        later_factors = upper[:, start:end, end:]
+        rounded, errors = _round_block(
+            remaining[:, :, start:end], own_factors, scale, limit
+        )
+        integers[:, :, start:end] = rounded
+        remaining[:, :, end:] -= errors @ later_factors
     return integers
+
+
+def _round_block(
+    rows: Float,
+    upper: Float,
+    scale: Float,
+    limit: int,
+) -> tuple[Float, Float]:
+    """Round some columns one by one: (their integers, their errors e), [G, O, k] both.
+
+    `upper` [G, k, k] is the part of U between these columns.
+    """
+    row_scale = scale[:, :, 0]
+    # transposed to [G, k, O], so that the numbers of a column are contiguous
+    remaining = np.ascontiguousarray(rows.transpose(0, 2, 1))
+    integers = np.empty_like(remaining)
+    errors = np.empty_like(remaining)
+    for k in range(remaining.shape[1]):
+        column = remaining[:, k]
+        rounded = round_to_nearest(column, row_scale, limit)
+        difference = column - rounded * row_scale
+        error = difference / upper[:, k, k, None]
+        factors = upper[:, k, k + 1 :]  # U_kj for j > k
+        remaining[:, k + 1 :] -= factors[:, :, None] * error[:, None, :]
+        integers[:, k] = rounded
+        errors[:, k] = error
+    return integers.transpose(0, 2, 1), errors.transpose(0, 2, 1)
 
 
 def _coordinate_descent(
@@ -160,8 +172,9 @@ def _coordinate_descent(
         # half the gradient of (w - s q)' H (w - s q) in s q
         gradient = (result * scale - rows) @ gram
         for k in range(rows.shape[2]):
-            current = result[:, :, k] * row_scale
+            # the error is quadratic in each column: this step leads to its minimum
             step = gradient[:, :, k] / gram[:, None, k, k]
+            current = result[:, :, k] * row_scale
             rounded = round_to_nearest(current - step, row_scale, limit)
             change = rounded * row_scale - current
             gradient += change[:, :, None] * gram[:, None, k, :]
@@ -172,72 +185,30 @@ def _coordinate_descent(
 def _inverse_factor(gram: Float) -> Float:
     """Upper triangular U [G, K, K] with U'U = inverse(gram)."""
     # Cholesky of the matrix in reverse order gives gram = V V' with V upper triangular; U = 1 / V
-    upper = np.linalg.cholesky(gram[:, ::-1, ::-1])[:, ::-1, ::-1]
-    return _inverse_upper(np.asarray(upper, np.float64))
+    reversed_gram = gram[:, ::-1, ::-1]
+    lower = np.linalg.cholesky(reversed_gram)
+    upper = np.asarray(lower[:, ::-1, ::-1], np.float64)
+    return _inverse_upper(upper)
 
 
 def _inverse_upper(upper: Float) -> Float:
-    """The inverse of upper triangular matrices [G, K, K]."""
-    # by halves: nearly all of it is matrix products, the fastest operation of BLAS
+    """The inverse of upper triangular matrices [G, K, K].
+
+    By halves, in which A and B are triangular too:
+
+        inverse of  A  C   is   1/A  -1/A C 1/B
+                    0  B         0      1/B
+    """
+    # nearly all of it is then matrix products, the fastest operation of BLAS
     size = upper.shape[1]
     if size <= BLOCK:
         return np.asarray(np.linalg.inv(upper))
     half = size // 2
     first = _inverse_upper(upper[:, :half, :half])
     last = _inverse_upper(upper[:, half:, half:])
+    product = first @ upper[:, :half, half:]
     inverse = np.zeros_like(upper)
     inverse[:, :half, :half] = first
     inverse[:, half:, half:] = last
-    corner = first @ upper[:, :half, half:]
-    inverse[:, :half, half:] = -corner @ last
+    inverse[:, :half, half:] = -product @ last
     return inverse
-
-
-def shared_scale(
-    rows: Float,
-    grams: Sequence[Float32],
-    blocks: Sequence[tuple[int, int]],
-    limit: int = INT8_MAX,
-) -> float:
-    """The one scale for all `rows` [G, O, K] that changes the outputs least; 0.0 for zero weights.
-
-    Rounding errors of different weights are taken to be independent. Clipping errors are not: they
-    are measured with the whole of `grams`, [G, k, k] for each of the column `blocks`.
-    """
-    largest = float(np.abs(rows).max(initial=0))
-    if not largest:
-        return 0.0
-    # relative to the largest weight, so that float32 holds weights of any magnitude
-    weights = (rows / largest).astype(np.float32)
-    diagonals = [np.einsum("gkk->gk", gram) for gram in grams]
-    input_power = np.concatenate(diagonals, 1)[:, None, :]
-    best_fraction = 1.0
-    least_error = math.inf
-    for fraction in CLIPPING_FRACTIONS:
-        clipped = np.clip(weights, -fraction, fraction)
-        scale = fraction / limit
-        rounding = np.round(clipped / scale) * scale - clipped
-        powers = rounding * rounding * input_power
-        rounding_error = float(powers.sum(dtype=np.float64))
-        clipping_error = _clipping_error(weights - clipped, grams, blocks)
-        error = REMAINING_ROUNDING_NOISE * rounding_error + clipping_error
-        if error < least_error:
-            best_fraction = fraction
-            least_error = error
-    return best_fraction * largest / limit
-
-
-def _clipping_error(
-    difference: Float32,
-    grams: Sequence[Float32],
-    blocks: Sequence[tuple[int, int]],
-) -> float:
-    """Squared change of the outputs if `difference` [G, O, K] is clipped off the weights."""
-    if len(difference) == 1:
-        # few rows are clipped at all; with many groups each is small already
-        difference = difference[:, difference.any((0, 2))]
-    errors = []
-    for gram, (start, end) in zip(grams, blocks, strict=True):
-        block = squared_output(difference[:, :, start:end], gram)
-        errors.append(float(block.sum()))
-    return math.fsum(errors)

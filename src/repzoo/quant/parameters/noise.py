@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from repzoo.quant.calibration.histogram import BINS, Histogram
+from repzoo.quant.calibration.histogram import BINS, HALF, Histogram
 from repzoo.quant.network.functions import Function, identity
 from repzoo.quant.parameters.scales import UINT8_STEPS, ActivationParameters
 
@@ -47,25 +47,14 @@ def quantization_noise(
 
     to_zero = (values - function(np.zeros(1))) ** 2
     # uniform error within a step, of variance step^2 / 12
-    rounding = slopes(histogram, function) ** 2 * step * step / 12
+    rounding = histogram.slopes(function) ** 2 * step * step / 12
     deviation = step / np.sqrt(12)
-    near_zero = (centers > -deviation) & (centers < deviation)
-    inside = np.where(near_zero, to_zero, rounding)
+    is_near_zero = (centers > -deviation) & (centers < deviation)
+    inside = np.where(is_near_zero, to_zero, rounding)
 
     is_clipped = (centers < low) | (centers > high)
     errors = np.where(is_clipped, clipping, inside)
     return histogram.expectation(errors)
-
-
-def slopes(histogram: Histogram, function: Function) -> Float:
-    """The mean slope of `function` over each bin, [C, BINS]."""
-    if function is identity:
-        return np.ones(histogram.counts.shape)
-    # the secant over the bin: a derivative at its center would miss the kinks of ReLU
-    width = histogram.bin_widths[:, None]
-    end = function(histogram.centers + width / 2)
-    start = function(histogram.centers - width / 2)
-    return np.asarray((end - start) / width)
 
 
 def clipping_shift(
@@ -74,9 +63,10 @@ def clipping_shift(
     high: float,
 ) -> Float:
     """Expected change of each channel's mean by clipping to low..high, [C]."""
+    low = min(low, 0.0)
+    high = max(high, 0.0)
     centers = histogram.centers
-    clipped = np.clip(centers, min(low, 0.0), max(high, 0.0))
-    return histogram.expectation(clipped - centers)
+    return histogram.expectation(np.clip(centers, low, high) - centers)
 
 
 def rounding_shift(histogram: Histogram, parameters: ActivationParameters) -> Float:
@@ -89,9 +79,10 @@ def rounding_shift(histogram: Histogram, parameters: ActivationParameters) -> Fl
         return np.zeros(len(histogram.low))
     low, high = parameters.bounds
     is_inside = (samples >= low) & (samples <= high)
-    rounded = np.round(samples / parameters.scale) * parameters.scale
-    shifts = np.where(is_inside, rounded - samples, 0.0)
-    return np.asarray(shifts.mean(1), np.float64)
+    codes = np.round(samples / parameters.scale)
+    errors = codes * parameters.scale - samples
+    shifts = np.where(is_inside, errors, 0.0)
+    return np.asarray(shifts.mean(axis=1), np.float64)
 
 
 def range_losses(
@@ -135,7 +126,7 @@ class _CumulativeSums:
         first: sum of f.
         second: sum of f^2.
         slope: sum of f'^2.
-        edge: of the histogram, [C].
+        edge: of the histogram, [C]; 1 for a channel of zeros alone.
         total: number of values of each channel with zeros, [C].
     """
 
@@ -151,17 +142,13 @@ class _CumulativeSums:
         """The sums of a histogram."""
         values = function(histogram.centers)
         counts = histogram.counts.astype(np.float64)
-        count = _cumulative(counts)
-        if function is identity:
-            slope = count
-        else:
-            slope = _cumulative(counts * slopes(histogram, function) ** 2)
+        squared_slopes = histogram.slopes(function) ** 2
         return cls(
-            count,
+            count=_cumulative(counts),
             first=_cumulative(counts * values),
             second=_cumulative(counts * values**2),
-            slope=slope,
-            edge=histogram.edge,
+            slope=_cumulative(counts * squared_slopes),
+            edge=histogram.nonzero_edge,
             total=histogram.channel_totals,
         )
 
@@ -170,11 +157,12 @@ class _CumulativeSums:
 
         `inclusive` counts a center that equals the value too.
         """
-        edge = np.where(self.edge > 0, self.edge, 1.0)
         # in bins, whose centers lie at 0, 1, 2, ...
-        position = (values / edge + 1) * (BINS / 2) - 0.5
-        count = np.floor(position) + 1 if inclusive else np.ceil(position)
-        return np.asarray(np.clip(count, 0, BINS), np.int64)
+        position = (values / self.edge + 1) * HALF - 0.5
+        count = np.ceil(position)
+        if inclusive:
+            count = np.floor(position) + 1
+        return np.clip(count, 0, BINS).astype(np.int64)
 
     def squared_slopes(self, start: Index, end: Index) -> Float:
         """Sum of f'^2 over the bins from `start` to `end`, exclusive: [R, C]."""
@@ -198,7 +186,9 @@ class _CumulativeSums:
 
 def _cumulative(values: Float) -> Float:
     """[C, BINS] -> [C, BINS + 1]: the sum of everything before each bin."""
-    return np.pad(np.cumsum(values, axis=1), ((0, 0), (1, 0)))
+    sums = np.cumsum(values, axis=1)
+    # 0 before the first bin
+    return np.pad(sums, ((0, 0), (1, 0)))
 
 
 def _difference(

@@ -29,7 +29,8 @@ from repzoo.graph.tools.onnx_edit import (
 )
 from repzoo.onnx_file import opset_of
 from repzoo.protobuf_stream import clone
-from repzoo.quant.network.placement import WEIGHTED, Placement
+from repzoo.quant.network.layers import WEIGHTED
+from repzoo.quant.network.placement import Placement
 from repzoo.quant.parameters.scales import (
     ActivationParameters,
     QuantizedWeight,

@@ -23,7 +23,10 @@ from repzoo.quant.rewrites.smooth import smooth
 class FloatModel:
     """A float graph with the statistics of its activations.
 
-    per_channel  whether the target takes one weight scale per output channel
+    Attributes:
+        model: folded, as `prepare_for_qdq` returns it.
+        statistics: of `model`.
+        per_channel: whether the target takes one weight scale per output channel.
     """
 
     model: onnx.ModelProto
@@ -38,8 +41,10 @@ Rewrite = Callable[[FloatModel], FloatModel | None]
 class Stage:
     """One stage of the ladder.
 
-    corrections  how weights are rounded and biases corrected
-    rewrites     applied to the float graph, in this order
+    Attributes:
+        name: in reports and Records.
+        corrections: how weights are rounded and biases corrected.
+        rewrites: applied to the float graph, in this order.
     """
 
     name: str
@@ -57,7 +62,7 @@ def equalize_stage(base: FloatModel) -> FloatModel:
     return replace(base, model=result.model, statistics=statistics)
 
 
-# From cheap to expensive.
+# From cheap to expensive. The first chooses ranges as the scheme asks (`QuantScheme.ranges`).
 STAGES = (
     Stage("rounding", Corrections(gptq=False)),
     Stage("gptq", Corrections()),

@@ -19,8 +19,9 @@ from repzoo.protobuf_stream import clone
 from repzoo.quant.network import layers
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
-from repzoo.quant.parameters import compute
-from repzoo.quant.parameters.compute import ChosenRanges, Corrections, QuantizationPlan
+from repzoo.quant.parameters import activation_ranges, compute
+from repzoo.quant.parameters.activation_ranges import ChosenRanges
+from repzoo.quant.parameters.compute import Corrections, QuantizationPlan
 from repzoo.quant.rewrites.stages import STAGES, FloatModel, Rewrite, Stage
 from repzoo.quant.search.calibrator import Calibrator, Inputs
 from repzoo.quant.search.rewrite_cache import RewriteCache
@@ -62,7 +63,7 @@ class Builder:
         corrections = self._corrections(stage)
         key = (stage.rewrites, placement, corrections.range_method)
         if key != self._ranges_key:
-            self._ranges = compute.choose_ranges(
+            self._ranges = activation_ranges.choose_ranges(
                 float_model.model,
                 placement,
                 float_model.statistics,

@@ -1,0 +1,112 @@
+"""A range for every activation of a placement: chosen one by one, then shared where values move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+
+from repzoo.quant.calibration.histogram import Histogram
+from repzoo.quant.calibration.sensitivity import Sensitivity, activation_sensitivity
+from repzoo.quant.calibration.statistics import Statistics
+from repzoo.quant.network.graph_view import GraphView
+from repzoo.quant.network.layers import find_layers
+from repzoo.quant.network.placement import Placement
+from repzoo.quant.network.scheme import DATA_MOVEMENT, QuantScheme
+from repzoo.quant.parameters.input_alignment import align_to_pixel_values
+from repzoo.quant.parameters.ranges import ChosenRange, choose_range
+
+ChosenRanges = Mapping[str, ChosenRange]  # of each activation
+
+
+def choose_ranges(
+    model: onnx.ModelProto,
+    placement: Placement,
+    statistics: Statistics,
+    scheme: QuantScheme,
+    method: str,
+) -> ChosenRanges:
+    """A range for every activation of `placement`. int16 activations cover all observed values.
+
+    Args:
+        model: the float model.
+        placement: what is quantized.
+        statistics: of `model`.
+        scheme: number formats of the target.
+        method: see `ranges.choose_range`.
+    """
+    graph = GraphView(model)
+    input_name = model.graph.input[0].name
+    sensitivities = activation_sensitivity(graph, find_layers(model), statistics)
+    chosen: dict[str, ChosenRange] = {}
+    for name in placement.tensors:
+        histogram = statistics.histograms[name]
+        # noise that reaches no layer counts alike in all channels
+        default = Sensitivity(np.ones(len(histogram.low)))
+        sensitivity = sensitivities.get(name, default)
+        own_method = "minmax" if name in placement.int16_tensors else method
+        chosen[name] = choose_range(histogram, sensitivity, own_method, scheme)
+        if name == input_name and own_method in ("auto", "mse"):
+            chosen[name] = _align_input_range(
+                histogram, sensitivity, chosen[name], scheme
+            )
+    return _share_ranges(graph, placement, chosen)
+
+
+def _align_input_range(
+    histogram: Histogram,
+    sensitivity: Sensitivity,
+    chosen: ChosenRange,
+    scheme: QuantScheme,
+) -> ChosenRange:
+    """`chosen`, aligned with the values of pixels where the scheme allows any range."""
+    # a vendor tool that cannot search for ranges could not reproduce this one either
+    if "mse" not in scheme.range_methods or scheme.activation_symmetric:
+        return chosen
+    aligned = align_to_pixel_values(histogram, sensitivity.cost, chosen.bounds)
+    if aligned == chosen.bounds:
+        return chosen
+    return ChosenRange(f"{chosen.method}, aligned", aligned)
+
+
+def _share_ranges(
+    graph: GraphView,
+    placement: Placement,
+    chosen: Mapping[str, ChosenRange],
+) -> ChosenRanges:
+    """`chosen` with one range on both sides of every operator that only moves data.
+
+    Values on the steps of the first range are then on those of the second, and are not rounded a
+    second time. A tensor that only a Concat reads takes the range of the Concat's output.
+    """
+    ranges = dict(chosen)
+    concats: list[onnx.NodeProto] = []
+    movers: list[onnx.NodeProto] = []
+    for node in graph.nodes:
+        if node.output[0] not in placement.nodes:
+            continue
+        if node.op_type == "Concat":
+            concats.append(node)
+        elif node.op_type in (*DATA_MOVEMENT, "MaxPool"):
+            movers.append(node)
+    # backward, so that a Concat that feeds another Concat passes on the range of the last one
+    for node in reversed(concats):
+        inputs = [name for name in node.input if graph.sole_consumer(name) is node]
+        _copy_range(ranges, node.output[0], inputs)
+    for node in movers:
+        _copy_range(ranges, node.input[0], node.output)
+    return ranges
+
+
+def _copy_range(
+    ranges: dict[str, ChosenRange],
+    source: str,
+    targets: Iterable[str],
+) -> None:
+    """Give the range of `source` to those of `targets` that have one."""
+    if source not in ranges:
+        return
+    for target in targets:
+        if target in ranges:
+            ranges[target] = ranges[source]
