@@ -97,7 +97,7 @@ class Histogram:
     @property
     def magnitude(self) -> Float:
         """The largest absolute value of each channel, [C]."""
-        return np.maximum(-self.low, self.high)
+        return np.asarray(np.maximum(-self.low, self.high))
 
     @property
     def mean(self) -> Float:

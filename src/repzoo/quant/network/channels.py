@@ -57,6 +57,13 @@ class ChannelGroups:
     labels: Mapping[str, Ids]
     count: int
 
+    def labels_of(self, name: str, width: int) -> Ids:
+        """The labels of the `width` channels of a tensor; FIXED if they are unknown."""
+        labels = self.labels.get(name)
+        if labels is None or len(labels) != width:
+            return np.full(width, FIXED)
+        return labels
+
 
 def link_channels(model: onnx.ModelProto, layers: Mapping[str, Layer]) -> ChannelGroups:
     """Label the channels of every activation of `model`.

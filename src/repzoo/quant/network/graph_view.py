@@ -174,7 +174,12 @@ def _is_one_pixel(shape: Sequence[int]) -> bool:
 
 def axis_of(node: onnx.NodeProto) -> int:
     """The axis of a Concat or Split."""
+    return integer_attribute(node, "axis", 0)
+
+
+def integer_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    """The integer attribute `name` of `node`; `default` if it has none of that name."""
     for item in node.attribute:
-        if item.name == "axis":
+        if item.name == name:
             return int(item.i)
-    return 0
+    return default

@@ -141,6 +141,8 @@ def _layer(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer
     parameters = {name for name in node.input[1:] if name}
     if source in shapes or not parameters <= shapes.keys():
         return None
+    if is_scaled_product(node):
+        return None
     layer = Layer(
         name=node.output[0],
         op=node.op_type,
@@ -157,12 +159,15 @@ def _layer(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer
     return _with_conv_attributes(layer, attributes)
 
 
+def is_scaled_product(node: onnx.NodeProto) -> bool:
+    """Whether it is a Gemm with alpha or beta other than 1."""
+    factors = [item.f for item in node.attribute if item.name in ("alpha", "beta")]
+    return any(factor != 1.0 for factor in factors)
+
+
 def _with_gemm_attributes(layer: Layer, attributes: Mapping[str, Any]) -> Layer | None:
     """`layer` with the attributes of its Gemm; None for one that is more than a linear layer."""
-    is_scaled = (
-        attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0
-    )
-    if is_scaled or attributes.get("transA", 0):
+    if attributes.get("transA", 0):
         return None
     is_transposed = not attributes.get("transB", 0)
     return replace(layer, transposed=is_transposed)

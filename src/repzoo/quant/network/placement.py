@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import onnx
 
 from repzoo.quant.network.composites import find_composites
-from repzoo.quant.network.graph_view import GraphView
-from repzoo.quant.network.layers import WEIGHTED
+from repzoo.quant.network.graph_view import GraphView, integer_attribute
+from repzoo.quant.network.layers import WEIGHTED, is_scaled_product
 from repzoo.quant.network.scheme import DATA_MOVEMENT, POOLING, QuantScheme
 
 ELEMENTWISE = frozenset({"Add", "Mul"})
@@ -165,12 +165,9 @@ class PlacementSpace:
         may_run = node.op_type in WEIGHTED and node.op_type in self.scheme.quantized
         if not may_run or node.input[0] not in self._floats:
             return False
-        for item in node.attribute:
-            # a Gemm that scales or transposes is more than rows times column
-            is_scaled = item.name in ("alpha", "beta") and item.f != 1.0
-            is_transposed = item.name == "transA" and item.i
-            if is_scaled or is_transposed:
-                return False
+        # a Gemm that scales or transposes its input is more than rows times column
+        if is_scaled_product(node) or integer_attribute(node, "transA", 0):
+            return False
         parameters = {value for value in node.input[1:] if value}
         return parameters <= self._shapes.keys()
 
@@ -207,9 +204,8 @@ class PlacementSpace:
         if node.op_type != "Conv":
             return str(node.op_type)
         # A grouped convolution counts as depthwise: it too has few weights for each value it reads.
-        for item in node.attribute:
-            if item.name == "group" and item.i > 1:
-                return "depthwise"
+        if integer_attribute(node, "group", 1) > 1:
+            return "depthwise"
         kernel = self._shapes[node.input[1]][2:]
         return "x".join(map(str, kernel)) + " convolution"
 

@@ -162,7 +162,7 @@ class _CumulativeSums:
         count = np.ceil(position)
         if inclusive:
             count = np.floor(position) + 1
-        return np.clip(count, 0, BINS).astype(np.int64)
+        return np.asarray(np.clip(count, 0, BINS), np.int64)
 
     def squared_slopes(self, start: Index, end: Index) -> Float:
         """Sum of f'^2 over the bins from `start` to `end`, exclusive: [R, C]."""

@@ -29,7 +29,8 @@ from repzoo.graph.tools.onnx_edit import (
 )
 from repzoo.onnx_file import opset_of
 from repzoo.protobuf_stream import clone
-from repzoo.quant.network.layers import WEIGHTED
+from repzoo.quant.network.graph_view import integer_attribute
+from repzoo.quant.network.layers import WEIGHTED, is_scaled_product
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.parameters.scales import (
     ActivationParameters,
@@ -81,26 +82,37 @@ def prepare_for_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
         return upgraded
     result = clone(upgraded)
     result.ir_version = max(result.ir_version, MIN_IR)
-    graph = result.graph
-    kept: list[onnx.NodeProto] = []
-    for node in graph.node:
-        if _is_tensor_constant(node):
-            values = numpy_helper.to_array(node.attribute[0].t)
-            graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
-        else:
-            kept.append(node)
-    # in one go: removing nodes one by one takes time that grows with the square of their number
-    del graph.node[:]
-    graph.node.extend(kept)
-    initializers = {item.name for item in graph.initializer}
-    inputs = [item for item in graph.input if item.name not in initializers]
-    del graph.input[:]
-    graph.input.extend(inputs)
+    _store_constants_as_initializers(result.graph)
+    _unlist_initializers(result.graph)
     return result
 
 
 def _is_tensor_constant(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Constant" and node.attribute[0].name == "value"
+    if node.op_type != "Constant":
+        return False
+    return node.attribute[0].name == "value"
+
+
+def _store_constants_as_initializers(graph: onnx.GraphProto) -> None:
+    """Replace Constant nodes by initializers of the same name."""
+    kept: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if not _is_tensor_constant(node):
+            kept.append(node)
+            continue
+        values = numpy_helper.to_array(node.attribute[0].t)
+        graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
+    # in one go: removing nodes one by one takes time that grows with the square of their number
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _unlist_initializers(graph: onnx.GraphProto) -> None:
+    """Take initializers off the list of inputs."""
+    initializers = {item.name for item in graph.initializer}
+    inputs = [item for item in graph.input if item.name not in initializers]
+    del graph.input[:]
+    graph.input.extend(inputs)
 
 
 def insert_qdq(
@@ -121,9 +133,11 @@ def insert_qdq(
         weights: integer weights by layer; those of other layers are rounded to nearest.
         signed: store activations as int8, with every integer lower by 128, and not as uint8.
     """
-    int16 = any(activations[name].bits == 16 for name in placement.tensors)
-    result = clone(upgrade_opset(model, INT16_OPSET) if int16 else model)
-    if int16:
+    has_int16 = any(activations[name].bits == 16 for name in placement.tensors)
+    if has_int16:
+        model = upgrade_opset(model, INT16_OPSET)
+    result = clone(model)
+    if has_int16:
         result.ir_version = max(result.ir_version, INT16_IR)
     graph = result.graph
     writer = _Writer(
@@ -160,15 +174,18 @@ def _quantized_node(
 ) -> list[onnx.NodeProto]:
     """A copy of `node` that reads dequantized tensors, behind the nodes that it needs in front."""
     copy = clone(node)
-    nodes = []
-    has_weights = node.op_type in WEIGHTED
-    if has_weights and node.output[0] in placement.nodes:
+    nodes: list[onnx.NodeProto] = []
+    is_layer = node.op_type in WEIGHTED
+    is_quantized = node.output[0] in placement.nodes
+    if is_layer and is_quantized:
         nodes.extend(writer.quantize_weights(copy))
     for index, name in enumerate(copy.input):
         if name in pairs:
-            copy.input[index] = pairs[name][1].output[0]
-    if has_weights and node.output[0] not in placement.nodes and node.input[0] in pairs:
-        nodes.extend(writer.separate_dequantize(copy, pairs[node.input[0]]))
+            _, dequantize = pairs[name]
+            copy.input[index] = dequantize.output[0]
+    source = node.input[0] if is_layer else ""
+    if source in pairs and not is_quantized:
+        nodes.extend(writer.separate_dequantize(copy, pairs[source]))
     nodes.append(copy)
     return nodes
 
@@ -242,9 +259,9 @@ class _Writer:
             weight = _round_to_nearest(
                 self.initializers, node, self.activations, self.per_channel
             )
-        axis = _output_axis(node)
+        name = f"{layer}:{node.input[1]}"
         node.input[1], weight_node = self._dequantized_constant(
-            f"{layer}:{node.input[1]}", weight.values, weight.scale, axis
+            name, weight.values, weight.scale, _output_axis(node)
         )
         if bias is None:
             return [weight_node]
@@ -253,8 +270,9 @@ class _Writer:
         product = input_scale * weight.scale.astype(np.float32)
         bias_scale = product.astype(np.float64)
         codes = np.round(bias / bias_scale).astype(np.int32)
+        name = f"{layer}:{node.input[2]}"
         node.input[2], bias_node = self._dequantized_constant(
-            f"{layer}:{node.input[2]}", codes, bias_scale, 0
+            name, codes, bias_scale, axis=0
         )
         return [weight_node, bias_node]
 
@@ -297,12 +315,13 @@ class _Writer:
         if channels == 1:
             return []
         quantize, dequantize = pair
-        name = f"{quantize.input[0]}:{node.output[0]}"
-        scale, zero_point = (
-            numpy_helper.to_array(self.added[item]) for item in dequantize.input[1:3]
-        )
+        source, quantized = quantize.input[0], quantize.output[0]
+        name = f"{source}:{node.output[0]}"
+        _, scale_name, zero_point_name = dequantize.input
+        scale = numpy_helper.to_array(self.added[scale_name])
+        zero_point = numpy_helper.to_array(self.added[zero_point_name])
         inputs = [
-            quantize.output[0],
+            quantized,
             self.add_initializer(f"{name}_scale", np.full(channels, scale)),
             self.add_initializer(f"{name}_zero_point", np.full(channels, zero_point)),
         ]
@@ -317,8 +336,7 @@ class _Writer:
             return 1
         if _output_axis(node) == 1:
             return weight.dims[0]
-        groups = next((item.i for item in node.attribute if item.name == "group"), 1)
-        return weight.dims[1] * groups
+        return weight.dims[1] * integer_attribute(node, "group", 1)
 
 
 def _node(
@@ -331,12 +349,11 @@ def _node(
 
 def _require_unscaled(node: onnx.NodeProto) -> None:
     """Refuse a Gemm whose product is scaled: its bias would need a scale of its own."""
-    for item in node.attribute:
-        if item.name in ("alpha", "beta") and item.f != 1.0:
-            raise InputError(
-                f"{node.name or node.output[0]}: a Gemm with alpha or beta other than 1 cannot be "
-                "quantized; fold the model first"
-            )
+    if is_scaled_product(node):
+        raise InputError(
+            f"{node.name or node.output[0]}: a Gemm with alpha or beta other than 1 cannot be "
+            "quantized; fold the model first"
+        )
 
 
 def round_weights(
@@ -380,8 +397,9 @@ def _round_to_nearest(
 
 def _output_axis(node: onnx.NodeProto) -> int:
     """The axis of output channels in a layer's weight: 1 for a Gemm without transB, else 0."""
-    transposed = any(item.name == "transB" and item.i for item in node.attribute)
-    return 1 if node.op_type == "Gemm" and not transposed else 0
+    if node.op_type != "Gemm" or integer_attribute(node, "transB", 0):
+        return 0
+    return 1
 
 
 def _bias_vector(
@@ -390,8 +408,9 @@ def _bias_vector(
     """The bias of `node`, float64 [O], or None. A Gemm may store it as a scalar or as a row."""
     if len(node.input) < 3 or not node.input[2]:
         return None
-    values = numpy_helper.to_array(initializers[node.input[2]]).astype(np.float64)
-    channels = initializers[node.input[1]].dims[_output_axis(node)]
+    values = numpy_helper.to_array(initializers[node.input[2]])
+    weight = initializers[node.input[1]]
+    channels = weight.dims[_output_axis(node)]
     # a Gemm's bias may broadcast as any shape; only one number per output channel can be int32
     last_axis = values.shape[-1:]
     is_row = last_axis in ((), (1,), (channels,))
@@ -400,4 +419,5 @@ def _bias_vector(
             f"{node.name or node.output[0]}: its bias of shape {values.shape} differs from image "
             f"to image; INT8 needs one value for each of the {channels} output channels"
         )
-    return np.broadcast_to(values.reshape(-1), (channels,))
+    flat = values.astype(np.float64).reshape(-1)
+    return np.broadcast_to(flat, (channels,))

@@ -51,7 +51,9 @@ class ActivationParameters:
         """
         steps_below_zero = INT16_MAX if self.bits == 16 else self.zero_point
         steps_above_zero = self.steps - steps_below_zero
-        return -steps_below_zero * self.scale, steps_above_zero * self.scale
+        low = -steps_below_zero * self.scale
+        high = steps_above_zero * self.scale
+        return low, high
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def uint8_parameters(
     `symmetric` gives 127 steps on either side of a zero point of 128.
     """
     if symmetric:
-        return ActivationParameters(_symmetric_scale(low, high, INT8_MAX), 128)
+        symmetric_scale = _symmetric_scale(low, high, INT8_MAX)
+        return ActivationParameters(symmetric_scale, 128)
     low = min(low, 0.0)
     high = max(high, 0.0)
     if high == low:
@@ -85,7 +88,8 @@ def uint8_parameters(
     # float32, since that is what the file stores and runtimes compute with
     step = np.float32((high - low) / UINT8_STEPS)
     scale = max(float(step), SMALLEST_SCALE)
-    zero_point = min(max(round(-low / scale), 0), UINT8_STEPS)
+    steps_below_zero = round(-low / scale)
+    zero_point = min(max(steps_below_zero, 0), UINT8_STEPS)
     return ActivationParameters(scale, zero_point)
 
 
@@ -119,23 +123,21 @@ def quantize_weight(
         axis: one scale for each slice along it; None for one scale in all.
         min_scale: no scale is smaller. A slice of zeros gets it, or 1 if it is 0.
     """
-    weights = values.astype(np.float64)
-    if axis is None:
-        largest = np.abs(weights).max(keepdims=True).reshape(-1)
-        scale_shape = [1] * weights.ndim
-    else:
-        weights = np.moveaxis(weights, axis, 0)
-        largest = np.abs(weights).reshape(len(weights), -1).max(1)
-        scale_shape = [-1, *[1] * (weights.ndim - 1)]
+    # one slice in a row
+    first = values[None] if axis is None else np.moveaxis(values, axis, 0)
+    rows = first.reshape(len(first), -1).astype(np.float64)
+    largest = np.abs(rows).max(axis=1)
     scale = usable_scale(np.maximum(largest / INT8_MAX, min_scale))
-    quantized = np.round(weights / scale.reshape(scale_shape))
-    integers = np.clip(quantized, -INT8_MAX, INT8_MAX).astype(np.int8)
-    if axis is not None:
-        integers = np.moveaxis(integers, 0, axis)
-    return QuantizedWeight(scale, integers)
+    codes = np.round(rows / scale[:, None])
+    integers = np.clip(codes, -INT8_MAX, INT8_MAX).astype(np.int8)
+    shaped = integers.reshape(first.shape)
+    if axis is None:
+        return QuantizedWeight(scale, shaped[0])
+    return QuantizedWeight(scale, np.moveaxis(shaped, 0, axis))
 
 
 def usable_scale(scale: Float) -> Float:
     """`scale` as float32 values, none below SMALLEST_SCALE; 1 in place of 0."""
-    positive = np.where(scale > 0, np.maximum(scale, SMALLEST_SCALE), 1.0)
+    bounded = np.maximum(scale, SMALLEST_SCALE)
+    positive = np.where(scale > 0, bounded, 1.0)
     return np.asarray(positive.astype(np.float32), np.float64)

@@ -49,6 +49,7 @@ from repzoo.quant.parameters.noise import quantization_noise
 from repzoo.quant.parameters.ranges import minmax
 
 Float = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
 
 MAX_CHANNELS = 5  # named in a report
 MAX_DB = 120.0  # reported for a side without noise
@@ -92,7 +93,9 @@ class LayerSqnr:
     @property
     def noise(self) -> float:
         """Noise of both sides over the signal."""
-        return float(10 ** (-self.weight_db / 10) + 10 ** (-self.activation_db / 10))
+        weight_noise = 10 ** (-self.weight_db / 10)
+        activation_noise = 10 ** (-self.activation_db / 10)
+        return float(weight_noise + activation_noise)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a JSON object."""
@@ -120,14 +123,17 @@ def layer_sqnr(plan: QuantizationPlan, statistics: Statistics) -> list[LayerSqnr
 
     `statistics` are those of the float model of `plan`.
     """
-    attribution = NoiseAttribution(plan, statistics)
-    return sorted(attribution.layers(), key=lambda layer: -layer.noise)
+    layers = NoiseAttribution(plan, statistics).layers()
+    return sorted(layers, key=lambda layer: -layer.noise)
 
 
 def noisiest_layers(layers: Sequence[LayerSqnr], limit: int = 5) -> list[LayerSqnr]:
     """The first of `layers`, worst first, and those within 6 dB of it; at most `limit`."""
+    if not layers:
+        return []
     # 6 dB are a factor of 4 in noise power
-    near = [layer for layer in layers if layer.noise >= layers[0].noise / 4]
+    least = layers[0].noise / 4
+    near = [layer for layer in layers if layer.noise >= least]
     return near[:limit]
 
 
@@ -159,14 +165,12 @@ class NoiseAttribution:
         self._statistics = statistics
         self._values = initializer_arrays(plan.model)
         layers = find_layers(plan.model)
-        self._layers: list[Layer] = []
+        self._layers = statistics.observed(layers)
         self._signals: dict[str, Float] = {}
         self._inputs: dict[str, list[_Side]] = {}
-        for name, layer in layers.items():
-            if name in statistics.moments:
-                self._layers.append(layer)
-                self._signals[name] = self._signal(layer)
-                self._inputs[name] = []
+        for layer in self._layers:
+            self._signals[layer.name] = self._signal(layer)
+            self._inputs[layer.name] = []
         for layer in self._layers:
             if layer.source in plan.activations:
                 noise = self._input_cost(layer) * self._error(layer.source)
@@ -190,9 +194,11 @@ class NoiseAttribution:
         if layer.name not in self._plan.weights:
             return self._rows(layer)
         weight = self._plan.weights[layer.name]
+        # one scale for each row, also where all rows share one
         scale = np.broadcast_to(weight.scale.reshape(-1), (layer.out_channels,))
-        scale = scale.reshape(layer.groups, -1, 1)
-        return np.asarray(layer.to_rows(weight.values) * scale, np.float64)
+        integers = layer.to_rows(weight.values)
+        rows = integers * scale.reshape(layer.groups, -1, 1)
+        return np.asarray(rows, np.float64)
 
     def _signal(self, layer: Layer) -> Float:
         """Signal of each output channel, [O]; infinite for a layer whose output is always 0."""
@@ -208,9 +214,8 @@ class NoiseAttribution:
         """Noise over signal, mean over outputs, for a unit of squared error in each input, [C]."""
         signal = self._signals[layer.name].reshape(layer.groups, -1, 1)
         squares = self._quantized_rows(layer) ** 2
-        by_column = (squares / signal).sum(1)
-        per_channel = by_column.reshape(layer.in_channels, -1).sum(1)
-        return np.asarray(per_channel / layer.out_channels)
+        by_column = (squares / signal).sum(axis=1)
+        return np.asarray(layer.per_channel(by_column) / layer.out_channels)
 
     def _error(self, tensor: str, function: Function = identity) -> Float:
         """Expected squared error of each channel of an activation, [C], behind `function`."""
@@ -226,8 +231,7 @@ class NoiseAttribution:
         noise: Float,
     ) -> None:
         """Add the noise over signal [C] of an activation to a layer's activation side."""
-        histogram = self._statistics.histograms[tensor]
-        largest = np.maximum(np.abs(histogram.low), np.abs(histogram.high))
+        largest = self._statistics.histograms[tensor].magnitude
         self._inputs[layer].append(_Side(noise, largest, tensor))
 
     def _attribute_other_activations(self, layers: Mapping[str, Layer]) -> None:
@@ -239,30 +243,34 @@ class NoiseAttribution:
             return
         graph = GraphView(self._plan.model)
         propagation = SensitivityPropagation(graph, layers, self._statistics)
-        costs: dict[str, Costs] = {}
-        # the layers that noise in a tensor reaches
-        reached: dict[str, list[str]] = {}
-        for layer in self._layers:
+        # costs of tensors by layer, and the other way: positions of the layers that have a cost
+        costs: list[Costs] = []
+        reached: dict[str, list[int]] = {}
+        for position, layer in enumerate(self._layers):
             at_input = {layer.source: self._input_cost(layer)}
-            costs[layer.name] = propagation.propagate(at_input, sources)
-            for tensor in costs[layer.name]:
-                reached.setdefault(tensor, []).append(layer.name)
-        order = {layer.name: index for index, layer in enumerate(self._layers)}
+            costs.append(propagation.propagate(at_input, ends=sources))
+            for tensor in costs[-1]:
+                reached.setdefault(tensor, []).append(position)
         for tensor in others:
-            names: set[str] = set()
+            positions: set[int] = set()
             for deciding in propagation.deciding_tensors(tensor):
-                names.update(reached.get(deciding, ()))
+                positions.update(reached.get(deciding, ()))
             noises: dict[str, Float] = {}
-            for name in sorted(names, key=order.__getitem__):
-                sensitivity = propagation.sensitivity_of(tensor, costs[name])
+            for position in sorted(positions):
+                sensitivity = propagation.sensitivity_of(tensor, costs[position])
                 if sensitivity is not None:
                     error = self._error(tensor, sensitivity.function)
-                    noises[name] = sensitivity.cost * error
+                    layer_name = self._layers[position].name
+                    noises[layer_name] = sensitivity.cost * error
             if noises:
-                worst = max(noises, key=lambda name: float(noises[name].sum()))
-                self._attribute(worst, tensor, noises[worst])
+                self._attribute_to_worst(tensor, noises)
             else:
                 self._attribute_to_producer(tensor, propagation)
+
+    def _attribute_to_worst(self, tensor: str, noises: Mapping[str, Float]) -> None:
+        """Attribute an activation to the layer in which its noise [C] is largest."""
+        worst = max(noises, key=lambda name: float(noises[name].sum()))
+        self._attribute(worst, tensor, noises[worst])
 
     def _attribute_to_producer(
         self, tensor: str, propagation: SensitivityPropagation
@@ -280,7 +288,8 @@ class NoiseAttribution:
         mean = float(signal.mean())
         if mean <= 0:
             return np.zeros(len(signal))
-        return 1 / (len(signal) * np.maximum(signal, MIN_RELATIVE_SIGNAL * mean))
+        bounded = np.maximum(signal, MIN_RELATIVE_SIGNAL * mean)
+        return np.asarray(1 / (len(signal) * bounded))
 
     def _weight_side(self, layer: Layer) -> _Side:
         """Noise from rounding the layer's weights, by output channel."""
@@ -289,8 +298,8 @@ class NoiseAttribution:
         moments = self._statistics.moments[layer.name]
         noise = output_power(difference, moments).reshape(-1)
         ratio = noise / self._signals[layer.name] / layer.out_channels
-        largest = np.abs(rows).max(2).reshape(-1)
-        return _Side(ratio, largest, layer.source)
+        largest = np.abs(rows).max(axis=2)
+        return _Side(ratio, largest.reshape(-1), layer.source)
 
     def _layer_sqnr(self, layer: Layer) -> LayerSqnr:
         """Compare both sides of a layer. The side with more noise is described in detail."""
@@ -306,12 +315,10 @@ class NoiseAttribution:
             worse = worst_input
         noise = max(weight_noise, activation_noise)
         channels, share = _noisiest_channels(worse.noise, noise)
-        quantized = self._plan.weights.get(layer.name)
-        # an outlier only hurts channels that share its scale
-        shares_scale = quantized is not None and quantized.scale.size == 1
         outliers: tuple[int, ...] = ()
         spread = 1.0
-        if side == "activation" or shares_scale:
+        # an outlier only hurts channels that share its scale
+        if side == "activation" or self._has_one_scale(layer):
             outliers, spread = _outliers(worse.largest)
         tensor = worst_input.tensor
         return LayerSqnr(
@@ -329,6 +336,11 @@ class NoiseAttribution:
             spread=spread,
         )
 
+    def _has_one_scale(self, layer: Layer) -> bool:
+        """Whether all quantized weights of a layer share a scale."""
+        weight = self._plan.weights.get(layer.name)
+        return weight is not None and weight.scale.size == 1
+
 
 def _outliers(largest: Float) -> tuple[tuple[int, ...], float]:
     """(channels with more than OUTLIER_RATIO times the median's magnitude, the highest ratio)."""
@@ -336,22 +348,31 @@ def _outliers(largest: Float) -> tuple[tuple[int, ...], float]:
     if not len(used):
         return (), 1.0
     median = float(np.median(used))
-    order = np.argsort(-largest, kind="stable")[:MAX_CHANNELS]
-    outliers = order[largest[order] > OUTLIER_RATIO * median]
-    return tuple(outliers.tolist()), float(largest.max() / median)
+    first = _largest_first(largest)
+    outliers = first[largest[first] > OUTLIER_RATIO * median]
+    spread = float(largest.max() / median)
+    return tuple(outliers.tolist()), spread
 
 
 def _noisiest_channels(noise: Float, total: float) -> tuple[tuple[int, ...], float]:
     """(the few channels with most noise, their share of `total`)."""
-    order = np.argsort(-noise, kind="stable")[:MAX_CHANNELS]
-    channels = order[noise[order] > 0].tolist()
+    first = _largest_first(noise)
+    channels = first[noise[first] > 0].tolist()
     if not channels:
         return (), 0.0
-    return tuple(channels), float(noise[channels].sum() / total)
+    share = noise[channels].sum() / total
+    return tuple(channels), float(share)
+
+
+def _largest_first(values: Float) -> Ids:
+    """Positions of the MAX_CHANNELS largest `values`, largest first."""
+    return np.argsort(-values, kind="stable")[:MAX_CHANNELS]
 
 
 def to_db(signal: float, noise: float) -> float:
     """10 log10(signal / noise), limited to -MAX_DB..MAX_DB."""
     if noise <= 0:
         return MAX_DB
-    return float(np.clip(10 * math.log10(max(signal, 1e-300) / noise), -MAX_DB, MAX_DB))
+    # a signal of 0 has no logarithm
+    ratio = max(signal, 1e-300) / noise
+    return float(np.clip(10 * math.log10(ratio), -MAX_DB, MAX_DB))

@@ -72,18 +72,6 @@ def equalize_ranges(model: onnx.ModelProto) -> EqualizedModel:
     return rescale_channels(model, layers, channels, factors)
 
 
-def labels_of(
-    channels: ChannelGroups,
-    name: str,
-    width: int,
-) -> Labels:
-    """The labels of the `width` channels of a tensor; FIXED if they are unknown."""
-    labels = channels.labels.get(name)
-    if labels is None or len(labels) != width:
-        return np.full(width, FIXED)
-    return labels
-
-
 def rescale_channels(
     model: onnx.ModelProto,
     layers: Mapping[str, Layer],
@@ -96,31 +84,23 @@ def rescale_channels(
     """
     rescaled = clone(model)
     values = initializer_arrays(model)
-    used_names = {item.name for item in model.graph.initializer}
+    names = set(values)
     nodes = {node.output[0]: node for node in rescaled.graph.node}
+
+    def store(name: str, array: Float) -> str:
+        return add_initializer(rescaled.graph, name, array.astype(np.float32), names)
+
     for name, layer in layers.items():
-        into = factors[labels_of(channels, layer.source, layer.in_channels)]
-        out = factors[labels_of(channels, name, layer.out_channels)]
+        into = factors[channels.labels_of(layer.source, layer.in_channels)]
+        out = factors[channels.labels_of(name, layer.out_channels)]
         if (into == 1).all() and (out == 1).all():
             continue
-        rows = weight_rows(layer, values) * layer.per_column(into)[:, None, :]
-        rows = rows / out.reshape(layer.groups, -1, 1)
-        weight = layer.from_rows(rows)
         node = nodes[name]
-        node.input[1] = add_initializer(
-            rescaled.graph,
-            f"{layer.weight}:{name}",
-            weight.astype(np.float32),
-            used_names,
-        )
+        weight = _rescaled_weight(layer, weight_rows(layer, values), into, out)
+        node.input[1] = store(f"{layer.weight}:{name}", weight)
         if layer.bias:
             bias = bias_vector(layer, values) / out
-            node.input[2] = add_initializer(
-                rescaled.graph,
-                f"{layer.bias}:{name}",
-                bias.astype(np.float32),
-                used_names,
-            )
+            node.input[2] = store(f"{layer.bias}:{name}", bias)
     remove_unused_initializers(rescaled.graph)
 
     changed: dict[str, Float] = {}
@@ -128,6 +108,18 @@ def rescale_channels(
         if (factors[labels] != 1).any():
             changed[name] = factors[labels]
     return EqualizedModel(rescaled, changed)
+
+
+def _rescaled_weight(
+    layer: Layer,
+    rows: Float,
+    into: Float,
+    out: Float,
+) -> Float:
+    """A layer's weights with factors `into` [C] and `out` [O], in the initializer's shape."""
+    scaled = rows * layer.per_column(into)[:, None, :]
+    scaled = scaled / out.reshape(layer.groups, -1, 1)
+    return layer.from_rows(scaled)
 
 
 class _LayerMagnitudes:
@@ -145,12 +137,11 @@ class _LayerMagnitudes:
         channels: ChannelGroups,
         rows: Float,
     ) -> None:
-        self.into = labels_of(channels, layer.source, layer.in_channels)
-        self.out = labels_of(channels, layer.name, layer.out_channels)
-        groups, outputs, _ = rows.shape
-        taps = rows.reshape(groups, outputs, -1, layer.taps)
-        self.peaks = np.abs(taps).max(3)
-        self.energy = (taps**2).sum(3)
+        self.into = channels.labels_of(layer.source, layer.in_channels)
+        self.out = channels.labels_of(layer.name, layer.out_channels)
+        taps = layer.taps_of(rows)
+        self.peaks = np.abs(taps).max(axis=3)
+        self.energy = (taps**2).sum(axis=3)
 
     def _scaled(self, sizes: Float, factors: Float) -> Float:
         """`sizes` [G, O/G, C/G] of the weights after rescaling by `factors` [labels]."""
@@ -166,8 +157,10 @@ class _LayerMagnitudes:
     ) -> None:
         """Raise `written` and `read` [labels] to this layer's largest rescaled weights."""
         sizes = self._scaled(self.peaks, factors)
-        np.maximum.at(written, self.out, sizes.max(2).reshape(-1))
-        np.maximum.at(read, self.into, sizes.max(1).reshape(-1))
+        by_output = sizes.max(axis=2)
+        by_input = sizes.max(axis=1)
+        np.maximum.at(written, self.out, by_output.reshape(-1))
+        np.maximum.at(read, self.into, by_input.reshape(-1))
 
     def add_energy(
         self,
@@ -177,8 +170,10 @@ class _LayerMagnitudes:
     ) -> None:
         """Add this layer's sums of squared rescaled weights to `written` and `read` [labels]."""
         sizes = self._scaled(self.energy, factors**2)
-        np.add.at(written, self.out, sizes.sum(2).reshape(-1))
-        np.add.at(read, self.into, sizes.sum(1).reshape(-1))
+        by_output = sizes.sum(axis=2)
+        by_input = sizes.sum(axis=1)
+        np.add.at(written, self.out, by_output.reshape(-1))
+        np.add.at(read, self.into, by_input.reshape(-1))
 
 
 _AddSizes = Callable[[_LayerMagnitudes, Float, Float, Float], None]
@@ -219,8 +214,11 @@ def _balance(
             read[labels] = 0
             for layer in layers:
                 add_sizes(layer, factors, written, read)
-            live = labels[(written[labels] > 0) & (read[labels] > 0)]
-            balanced = factors[live] * (written[live] / read[live]) ** power
+            # channels whose weights are all 0 on one side stay as they are
+            is_live = (written[labels] > 0) & (read[labels] > 0)
+            live = labels[is_live]
+            ratio = written[live] / read[live]
+            balanced = factors[live] * ratio**power
             factors[live] = np.clip(balanced, 1 / MAX_FACTOR, MAX_FACTOR)
         changes = np.abs(np.log(factors / before))
         if changes.max() < CONVERGED:
@@ -232,7 +230,8 @@ def _label_sets(magnitudes: Sequence[_LayerMagnitudes]) -> list[_LabelSet]:
     """The labels that each layer is the first to write, with all layers that they belong to."""
     touching: dict[int, list[int]] = {}  # label -> positions of the layers that have it
     for position, layer in enumerate(magnitudes):
-        for label in {*layer.into.tolist(), *layer.out.tolist()}:
+        labels = {*layer.into.tolist(), *layer.out.tolist()}
+        for label in labels:
             touching.setdefault(label, []).append(position)
 
     known: set[int] = {FIXED}
