@@ -52,9 +52,8 @@ WHOLE_BYTES = 2**26  # a model with more weights runs piece by piece
 PIECE_BYTES = 2**24  # weights of one piece
 PROBED_BYTES = 2**26  # observed activations of one batch
 MAX_BATCH = 16
-TASKS_PER_THREAD = (
-    2  # of each batch; with more, threads wait for one another more often
-)
+# Shares of a batch's observers for each thread. With more, threads wait for one another more often.
+TASKS_PER_THREAD = 2
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class CalibrationStream:
 def collect_statistics(
     model: onnx.ModelProto,
     tensors: Sequence[str],
-    reads: Sequence[Layer],
+    layers: Sequence[Layer],
     feed: CalibrationStream,
     engine: Engine,
     threads: int,
@@ -102,7 +101,7 @@ def collect_statistics(
     Args:
         model: the float model.
         tensors: activations to make histograms of.
-        reads: layers whose input moments are collected.
+        layers: those whose input moments are collected.
         feed: the images.
         engine: runs the model.
         threads: of the engine and of the observers.
@@ -113,30 +112,28 @@ def collect_statistics(
     # a dict keeps the order and is searched in constant time: a graph may have 10,000 tensors
     requested = dict.fromkeys(tensors)
     # a layer's input is observed even without a histogram, to refuse values that are not finite
-    sources = dict.fromkeys(layer.source for layer in reads)
+    sources = dict.fromkeys(layer.source for layer in layers)
     observed = requested | sources
     _check_tensors_exist(model, observed)
 
     positions = positions_per_image(feed.images)
-    histograms: list[HistogramObserver] = []
+    histogram_observers: list[HistogramObserver] = []
     for name in observed:
         enabled = name in requested
-        histograms.append(HistogramObserver(name, enabled, positions, feed.images))
-    width = gram_width(reads, initializer_bytes(model))
-    grams = [GramObserver(layer, width, feed.images) for layer in reads]
-    margins = _run(model, [*histograms, *grams], feed, engine, threads)
+        observer = HistogramObserver(name, enabled, positions, feed.images)
+        histogram_observers.append(observer)
+    width = gram_width(layers, initializer_bytes(model))
+    gram_observers = [GramObserver(layer, width, feed.images) for layer in layers]
+    observers = [*histogram_observers, *gram_observers]
+    margins = _run(model, observers, feed, engine, threads)
 
-    by_tensor: dict[str, Histogram] = {}
-    for observer in histograms:
+    histograms: dict[str, Histogram] = {}
+    for observer in histogram_observers:
         if observer.source in requested:
-            by_tensor[observer.source] = observer.histogram
-    by_layer = {observer.layer.name: observer.moments for observer in grams}
-    return Statistics(
-        histograms=by_tensor,
-        moments=by_layer,
-        images=len(margins.classes),
-        margins=margins,
-    )
+            histograms[observer.source] = observer.histogram
+    moments = {item.layer.name: item.moments for item in gram_observers}
+    images = len(margins.classes)
+    return Statistics(histograms, moments, images, margins)
 
 
 def _check_tensors_exist(model: onnx.ModelProto, names: Iterable[str]) -> None:
@@ -189,11 +186,16 @@ def _run(
                 observer.close()
             del probe  # frees its session before the next one is opened
             trim_heap()
-        head = find_head(model)
-        margins: list[Margins] = []
-        for outputs in activations:
-            logits = head.logits(outputs.reshape(len(outputs), -1))
-            margins.append(Margins.from_logits(logits))
+        return _margins(model, activations)
+
+
+def _margins(model: onnx.ModelProto, outputs: Iterable[Images]) -> Margins:
+    """The logit margins of all images, from the `outputs` of `model` for each batch."""
+    head = find_head(model)
+    margins: list[Margins] = []
+    for batch in outputs:
+        logits = head.logits(batch.reshape(len(batch), -1))
+        margins.append(Margins.from_logits(logits))
     if not margins:
         raise InputError(
             "no calibration image could be read; "
@@ -262,8 +264,7 @@ class _Probe:
         histograms: list[Observer] = []
         grams: list[Observer] = []
         for observer in self.observers:
-            is_gram = isinstance(observer, GramObserver)
-            group = grams if is_gram else histograms
+            group = grams if isinstance(observer, GramObserver) else histograms
             group.append(observer)
         # One BLAS thread for each of ours: sharing each of many small products among several
         # threads takes three times as long.
@@ -333,10 +334,11 @@ def batch_size(
         return fixed
     wanted = set(tensors)
     bytes_per_image = 0
-    graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph
-    for value in graph.value_info:
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model))
+    for value in inferred.graph.value_info:
         if value.name in wanted:
-            sides = [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
-            bytes_per_image += 4 * math.prod(sides)
+            dims = value.type.tensor_type.shape.dim[1:]
+            sides = [dim.dim_value for dim in dims]
+            bytes_per_image += 4 * math.prod(sides)  # float32
     largest = limit // max(bytes_per_image, 1)
     return min(max(largest, 1), MAX_BATCH)

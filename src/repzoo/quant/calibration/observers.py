@@ -27,9 +27,8 @@ SAMPLES = 2**13  # values of each channel behind a histogram, from all images to
 MIN_POSITIONS = 32  # of each image, however many images there are
 RAW_SAMPLES = 256  # raw values kept of each channel, from all images together
 POSITION_STRIDE = 7919  # a prime: consecutive raw samples come from distant positions
-MAX_MAGNITUDE = (
-    1e16  # of an activation: thousands of squares add up to less than float32's limit
-)
+# Of an activation: thousands of squares add up to less than float32's limit.
+MAX_MAGNITUDE = 1e16
 
 # Batches are collected until they reach these sizes, since counting has a cost for each call.
 PENDING_VALUES = 512  # per channel of a histogram
@@ -40,9 +39,7 @@ ROWS_PER_COLUMN = 4  # output positions behind a Gram matrix, for each of its co
 MIN_ROWS = 4096  # output positions behind a Gram matrix
 
 CALIBRATION_BYTES = 10**9  # memory of the whole process while it calibrates
-OTHER_BYTES = (
-    45 * 10**7
-)  # of it for libraries and one batch: neither weights nor Gram matrices
+OTHER_BYTES = 45 * 10**7  # of it for libraries and one batch
 MIN_GRAM_BYTES = 2**26  # of all Gram matrices together
 MAX_GRAM_BYTES = 2**28
 MIN_GRAM_WIDTH = 64
@@ -101,8 +98,8 @@ class HistogramObserver(Observer):
         """Observe one batch, [N, C, ...]. All of its images are sampled at the same positions."""
         flat = _flatten_positions(values)
         # reduce the contiguous axis first: three times as fast as both axes in one call
-        low = flat.min(2).min(0)
-        high = flat.max(2).max(0)
+        low = flat.min(axis=2).min(axis=0)
+        high = flat.max(axis=2).max(axis=0)
         _check_magnitude(self.source, low, high)
         if not self._enabled:
             return
@@ -114,8 +111,8 @@ class HistogramObserver(Observer):
             drawn = self._random.choice(positions, self._positions, replace=False)
             flat = flat.take(drawn, axis=2)
         self._collect_samples(flat)
-        by_channel = flat.transpose(1, 0, 2).reshape(channels, -1)
-        self._pending.append(by_channel)
+        by_channel = flat.transpose(1, 0, 2)
+        self._pending.append(by_channel.reshape(channels, -1))
         pending = sum(batch.shape[1] for batch in self._pending)
         if pending >= PENDING_VALUES:
             self._count_pending()
@@ -130,7 +127,9 @@ class HistogramObserver(Observer):
         # how many samples there must be before each image, and behind the last one
         images_before = np.arange(first, self._images + 1)
         due = images_before * RAW_SAMPLES // self._expected_images
-        numbers = np.arange(due[0], min(due[-1], RAW_SAMPLES))
+        # the numbers of the samples to draw now, and the image and position of each
+        end = min(due[-1], RAW_SAMPLES)
+        numbers = np.arange(due[0], end)
         images = np.searchsorted(due, numbers, "right") - 1
         positions = numbers * POSITION_STRIDE % flat.shape[2]
         samples = flat[images, :, positions]
@@ -168,8 +167,8 @@ class GramObserver(Observer):
     ) -> None:
         super().__init__(layer.source, f"columns of {layer.name}")
         self.layer = layer
-        channels = max(1, width // layer.taps)
-        width = channels * layer.taps
+        whole_channels = max(1, width // layer.taps)
+        width = whole_channels * layer.taps
         edges = [*range(0, layer.fan_in, width), layer.fan_in]
         self._blocks = tuple(itertools.pairwise(edges))
         self._grams: list[Float32] = []
@@ -180,7 +179,7 @@ class GramObserver(Observer):
         self._rows = 0
         wanted_rows = max(MIN_ROWS, ROWS_PER_COLUMN * layer.fan_in)
         self._positions = math.ceil(wanted_rows / max(images, 1))
-        self._max_pending = int(np.clip(width, MIN_PENDING_ROWS, MAX_PENDING_ROWS))
+        self._max_pending = min(max(width, MIN_PENDING_ROWS), MAX_PENDING_ROWS)
         self._pending: list[Float32] = []
 
     def add(self, values: Float32) -> None:
@@ -199,7 +198,7 @@ class GramObserver(Observer):
             columns = np.concatenate(self._pending, axis=2)
         self._pending.clear()
         self._rows += columns.shape[2]
-        self._sum += columns.sum(2, dtype=np.float64)
+        self._sum += columns.sum(axis=2, dtype=np.float64)
         for gram, (start, end) in zip(self._grams, self._blocks, strict=True):
             block = columns[:, start:end]
             if len(gram) == 1:
@@ -232,8 +231,8 @@ def gram_width(layers: Sequence[Layer], weight_bytes: int) -> int:
 
     A model with `weight_bytes` of weights leaves the rest of CALIBRATION_BYTES to them.
     """
-    budget = CALIBRATION_BYTES - OTHER_BYTES - weight_bytes
-    budget = int(np.clip(budget, MIN_GRAM_BYTES, MAX_GRAM_BYTES))
+    available = CALIBRATION_BYTES - OTHER_BYTES - weight_bytes
+    budget = min(max(available, MIN_GRAM_BYTES), MAX_GRAM_BYTES)
     width = max((layer.fan_in for layer in layers), default=1)
     while width > MIN_GRAM_WIDTH and _gram_bytes(layers, width) > budget:
         width //= 2
@@ -260,8 +259,8 @@ def _check_magnitude(
     high: Float32,
 ) -> None:
     """Raise InputError if the extremes [C] of the tensor `name` rule out quantization."""
-    is_finite = np.isfinite(low).all() and np.isfinite(high).all()
-    if not is_finite:
+    extremes = np.concatenate([low, high])
+    if not np.isfinite(extremes).all():
         raise InputError(
             f"the tensor {name!r} is not finite on calibration images: "
             "the float model itself overflows there; repair it before you quantize"
@@ -279,4 +278,5 @@ def _flatten_positions(values: Float32) -> Float32:
     """[N, C, ...] as [N, C, positions]. A tensor with fewer than two axes is one channel."""
     if values.ndim < 2:
         return values.reshape(1, 1, -1)
-    return values.reshape(*values.shape[:2], -1)
+    images, channels = values.shape[:2]
+    return values.reshape(images, channels, -1)
