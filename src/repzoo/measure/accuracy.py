@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.data.batches import (
+    Batch,
+    ReadImage,
     ReadReport,
     available_cores,
     batch_of,
@@ -69,9 +71,8 @@ __all__ = [
 
 BATCH = CHUNK  # images in a call of the engine
 
-LogitsByImage = dict[
-    tuple[int, int], npt.NDArray[np.float32]
-]  # (run, image) -> logits [classes]
+# (run, image) -> logits [classes]
+LogitsByImage = dict[tuple[int, int], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,8 @@ def evaluate(
 
     Raises:
         InputError: classes or an input size that do not match, preprocessing that differs, too many
-        unreadable images,
-            logits that are not finite, images that change meanwhile, a journal of another
-            evaluation, or one that cannot be written.
+            unreadable images, logits that are not finite, images that change meanwhile, a journal
+            of another evaluation, or one that cannot be written.
     """
     if logits and (journal or group.size > 1):
         raise ValueError("logits are kept only by one process without a journal")
@@ -133,9 +133,8 @@ def evaluate(
         kept_logits={} if logits else None,
     )
     header = _header(runs, dataset, preprocess)
-    group.agree(
-        header
-    )  # before any work: processes with other files would exchange nonsense
+    # Before any work: processes with other files would exchange nonsense.
+    group.agree(header)
     with contextlib.ExitStack() as stack:
         opened = None
         if journal:
@@ -181,9 +180,8 @@ def _share(
     messages = group.gather(json.dumps(sorted(table.chunks())).encode())
     known = [set(json.loads(message)) for message in messages]
     unknown = sorted(set(chunk_numbers(images)).difference(*known))
-    own = unknown[
-        group.rank :: group.size
-    ]  # in turns, so that a slow part of the data is shared
+    # In turns, so that a slow part of the data is shared.
+    own = unknown[group.rank :: group.size]
     sent_by_earlier_ranks: set[int] = set().union(*known[: group.rank])
     return own, sorted(known[group.rank] - sent_by_earlier_ranks) + own
 
@@ -286,31 +284,39 @@ class _Worker:
         for index in chunk_range(number, len(self.dataset)):
             key = self.dataset.keys[index]
             images.append((index, read_image(self.dataset, key, self.preprocess)))
-        stamps = [
-            self._stamp(index) for index, _ in images
-        ]  # after reading, see _stamp
+        # After reading, see `_stamp`.
+        stamps = [self._stamp(index) for index, _ in images]
+        top = self._best_classes(images)
+        predictions = []
+        for (index, image), stamp in zip(images, stamps, strict=True):
+            best = tuple(top.get(index, ()))
+            predictions.append(
+                ImagePrediction(index, best, image.mode, image.why, stamp)
+            )
+        return predictions
+
+    def _best_classes(
+        self, images: Sequence[tuple[int, ReadImage]]
+    ) -> dict[int, list[tuple[int, ...]]]:
+        """The best classes that each run predicts for each image that could be read, by index."""
         # A float model and one that takes bytes get the same decoded pixels.
-        batches = {}
-        for run in self.runs:
+        batches: dict[Preprocess, Batch | None] = {}
+        top: dict[int, list[tuple[int, ...]]] = {}
+        for position, run in enumerate(self.runs):
             preprocess = run.artifact.require_preprocess()
             if preprocess not in batches:
                 batches[preprocess] = batch_of(images, preprocess)
-        top: dict[int, list[tuple[int, ...]]] = {index: [] for index, _ in images}
-        for position, run in enumerate(self.runs):
-            batch = batches[run.artifact.require_preprocess()]
+            batch = batches[preprocess]
             if batch is None:  # no image of the chunk could be read
                 continue
             logits = self._logits(position, batch.inputs)
-            for index, row in zip(batch.indices, logits, strict=True):
-                if self.kept_logits is not None:
+            if self.kept_logits is not None:
+                for index, row in zip(batch.indices, logits, strict=True):
                     self.kept_logits[position, index] = row
             best = best_classes(logits, TOP).tolist()
             for index, classes in zip(batch.indices, best, strict=True):
-                top[index].append(tuple(classes))
-        return [
-            ImagePrediction(index, tuple(top[index]), image.mode, image.why, stamp)
-            for (index, image), stamp in zip(images, stamps, strict=True)
-        ]
+                top.setdefault(index, []).append(tuple(classes))
+        return top
 
     def _stamp(self, index: int) -> Stamp | None:
         """The state of an image's file, compared after the image was read.

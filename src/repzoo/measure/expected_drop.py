@@ -52,16 +52,19 @@ class Margins:
     @classmethod
     def from_logits(cls, logits: Logits) -> Margins:
         """The margins of `logits` [n, classes]."""
-        classes = np.argsort(-logits, axis=1, kind="stable")[:, :RIVALS]
-        values = np.take_along_axis(logits, classes, 1).astype(np.float64)
-        return cls(classes, values - values[:, :1])
+        order = np.argsort(-logits, axis=1, kind="stable")
+        classes = order[:, :RIVALS]
+        values = np.take_along_axis(logits, classes, 1)
+        values = values.astype(np.float64)
+        best = values[:, :1]
+        return cls(classes, values - best)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Margins]) -> Margins:
         """The margins of the images of all `parts`."""
-        classes = np.concatenate([part.classes for part in parts])
-        values = np.concatenate([part.values for part in parts])
-        return cls(classes, values)
+        classes = [part.classes for part in parts]
+        values = [part.values for part in parts]
+        return cls(np.concatenate(classes), np.concatenate(values))
 
 
 def expected_drop(
@@ -81,31 +84,40 @@ def expected_drop(
     error_rows = _evenly_spaced(len(first))
     first, second = first[error_rows], second[error_rows]
     best_classes = Margins.from_logits(first).classes
-    errors = np.take_along_axis(second.astype(np.float64) - first, best_classes, 1)
+    differences = second.astype(np.float64) - first
+    errors = np.take_along_axis(differences, best_classes, 1)
     errors = errors - errors[:, :1]
 
     margin_rows = _evenly_spaced(len(targets))
-    # [margins, errors]: the rank, before quantization, of the class that is best after it. int8,
-    # for there are up to 2048 x 2048 of them.
-    predicted = np.array(
-        [
-            (row + errors).argmax(1).astype(np.int8)
-            for row in margins.values[margin_rows]
-        ]
-    )
+    predicted = _predicted_ranks(margins.values[margin_rows], errors)
     is_target = margins.classes[margin_rows] == targets[margin_rows, None]
+    # -1 where the correct class is not among the best ones.
     target_rank = np.where(is_target.any(1), is_target.argmax(1), -1)[:, None]
 
     changed, changed_error = _percent(predicted != 0)
     was_correct = (target_rank == 0).astype(float)
-    drop, drop_error = _percent(was_correct - (predicted == target_rank))
+    is_correct = predicted == target_rank
+    drop, drop_error = _percent(was_correct - is_correct)
     return ExpectedDrop(
         changed=changed, changed_error=changed_error, drop=drop, drop_error=drop_error
     )
 
 
+def _predicted_ranks(margins: Float, errors: Float) -> npt.NDArray[np.int8]:
+    """The rank, before quantization, of the class that is best after it, [margins, errors].
+
+    Every row of `margins` [m, rivals] is paired with every row of `errors` [n, rivals].
+    """
+    # A row at a time, and int8: there are up to 2048 x 2048 pairs.
+    ranks = np.empty((len(margins), len(errors)), np.int8)
+    for index, row in enumerate(margins):
+        ranks[index] = (row + errors).argmax(1)
+    return ranks
+
+
 def _evenly_spaced(count: int) -> Index:
-    return np.linspace(0, count - 1, min(count, MAX_PAIRED)).round().astype(np.int64)
+    spaced = np.linspace(0, count - 1, min(count, MAX_PAIRED))
+    return spaced.round().astype(np.int64)
 
 
 def snr_db(first: Logits, second: Logits) -> float:
@@ -136,9 +148,9 @@ def _power_ratio_db(signal: Float, noise: Float) -> float:
     noise_power = np.square(noise).mean()
     if not signal_power:
         return 0.0
-    return float(
-        10 * np.log10(signal_power / max(noise_power, SMALLEST_NOISE * signal_power))
-    )
+    least_power = SMALLEST_NOISE * signal_power
+    ratio = signal_power / max(noise_power, least_power)
+    return float(10 * np.log10(ratio))
 
 
 def _centered(logits: Float) -> Float:
@@ -149,5 +161,7 @@ def _centered(logits: Float) -> Float:
 def _percent(cases: npt.NDArray[np.bool_] | Float) -> tuple[float, float]:
     """Mean of `cases` [margins, errors], and its standard error, in percent."""
     rows, columns = cases.shape
-    error = math.sqrt(cases.mean(1).var() / rows + cases.mean(0).var() / columns)
+    margin_variance = cases.mean(1).var() / rows
+    error_variance = cases.mean(0).var() / columns
+    error = math.sqrt(margin_variance + error_variance)
     return 100 * float(cases.mean()), 100 * error

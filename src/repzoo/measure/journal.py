@@ -28,6 +28,7 @@ from repzoo.storage import append_lines, json_text, make_folder
 CHUNK = 8
 TOP = 5  # classes that are kept of each image
 FORMAT = 1
+LENGTH_BYTES = 8  # that hold the length of the header between processes
 MAX_LINE_BYTES = 2**20
 JOURNAL = "evaluation.jsonl"
 LAST_CLASS = 2**31 - 1  # predictions are kept as int32
@@ -109,13 +110,13 @@ class PredictionTable:
     def pack(self, numbers: Sequence[int]) -> bytes:
         """The chunks `numbers` as bytes for another process; see `unpack`.
 
-        Layout: 8 bytes with the length of a JSON header, the header, int64 indices [n], and int32
-        classes [runs, n, TOP].
+        Layout: LENGTH_BYTES with the length of a JSON header, the header, int64 indices [n], and
+        int32 classes [runs, n, TOP].
         """
         images = len(self.known)
-        index_list = [
-            index for number in numbers for index in chunk_range(number, images)
-        ]
+        index_list: list[int] = []
+        for number in numbers:
+            index_list.extend(chunk_range(number, images))
         indices = np.array(index_list, np.int64)
         unusual = []
         for index in index_list:
@@ -124,16 +125,16 @@ class PredictionTable:
                 unusual.append([index, prediction.mode, prediction.why])
         header = json.dumps({"n": len(indices), "unusual": unusual}).encode()
         arrays = indices.tobytes() + self.top[:, indices].tobytes()
-        return len(header).to_bytes(8) + header + arrays
+        return len(header).to_bytes(LENGTH_BYTES) + header + arrays
 
     def unpack(self, data: bytes) -> None:
         """Enter what another process has packed."""
-        header_end = 8 + int.from_bytes(data[:8])
-        header = json.loads(data[8:header_end])
+        header_end = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES])
+        header = json.loads(data[LENGTH_BYTES:header_end])
         n = header["n"]
-        indices_end = header_end + 8 * n
-        indices = np.frombuffer(data[header_end:indices_end], np.int64)
-        classes = np.frombuffer(data[indices_end:], np.int32)
+        body = data[header_end:]
+        indices = np.frombuffer(body, np.int64, n)
+        classes = np.frombuffer(body, np.int32, offset=indices.nbytes)
         self.top[:, indices] = classes.reshape(len(self.top), n, TOP)
         self.known[indices] = True
         for index, mode, why in header["unusual"]:
@@ -153,13 +154,12 @@ class Journal:
     ) -> None:
         is_folder = path.is_dir() or not path.suffix
         self._first = path / JOURNAL if is_folder else path
-        self._path = (
-            self._first.with_name(f"{self._first.name}.{rank}") if rank else self._first
-        )
+        self._path = self._first
+        if rank:
+            self._path = self._first.with_name(f"{self._first.name}.{rank}")
+        whole = {"evaluation": FORMAT, "chunk": CHUNK, **header}
         # Through JSON and back, so that it equals what is read from a file (lists, not tuples).
-        self._header = json.loads(
-            json.dumps({"evaluation": FORMAT, "chunk": CHUNK, **header})
-        )
+        self._header = json.loads(json.dumps(whole))
         self._dataset = dataset
         self._lock: IO[bytes] | None = None
 
@@ -272,7 +272,7 @@ class Journal:
             raise InputError(
                 f"{path} is not the journal of an evaluation; give another file with --resume"
             )
-        keys = dict.fromkeys([*self._header, *header])
+        keys = [*self._header, *header]
         key = next(key for key in keys if header.get(key) != self._header.get(key))
         difference = _first_difference(header.get(key), self._header.get(key))
         raise InputError(
@@ -334,12 +334,15 @@ class Journal:
         for classes in top:
             if not 1 <= len(classes) <= TOP:
                 raise ValueError("another number of classes")
-            if not all(
-                type(item) is int and 0 <= item <= LAST_CLASS for item in classes
-            ):
+            if not all(map(_is_class, classes)):
                 raise ValueError("not a class")
         stamp = _stamp(line.get("stamp"))
         return ImagePrediction(index, top, str(line.get("mode", "RGB")), why, stamp)
+
+
+def _is_class(value: Any) -> bool:
+    # Not isinstance: bool is a subclass of int, and true is no class.
+    return type(value) is int and 0 <= value <= LAST_CLASS
 
 
 def _stamp(value: Any) -> Stamp | None:
@@ -381,10 +384,12 @@ def _loads(text: bytes, path: Path, number: int) -> Any:
 def _first_difference(old: Any, new: Any) -> str:
     """The innermost pair of values that differ, in words."""
     if isinstance(old, dict) and isinstance(new, dict):
-        key = next(key for key in [*new, *old] if old.get(key) != new.get(key))
-        return f"{key} {_first_difference(old.get(key), new.get(key))}"
+        for key in [*new, *old]:
+            if old.get(key) != new.get(key):
+                return f"{key} {_first_difference(old.get(key), new.get(key))}"
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for position, (old_item, new_item) in enumerate(zip(old, new, strict=True), 1):
+        pairs = zip(old, new, strict=True)
+        for position, (old_item, new_item) in enumerate(pairs, 1):
             if old_item != new_item:
                 return f"{position}: {_first_difference(old_item, new_item)}"
     return f"was {_shortened(old)}, now {_shortened(new)}"

@@ -28,6 +28,7 @@ from repzoo.measure.stats import Interval
 GROUPS = 20
 
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 Outputs = npt.NDArray[np.float32]
 
 
@@ -78,10 +79,9 @@ def mean_average_precision(scores: Outputs, truth: Bools) -> float:
     Source: average precision without interpolation, as in scikit-learn's
     `average_precision_score`.
     """
-    precisions = [
-        _label_precision(scores[:, label], truth[:, label])
-        for label in np.flatnonzero(truth.any(axis=0))
-    ]
+    precisions = []
+    for label in np.flatnonzero(truth.any(axis=0)):
+        precisions.append(_label_precision(scores[:, label], truth[:, label]))
     return float(np.mean(precisions)) if precisions else math.nan
 
 
@@ -91,10 +91,13 @@ def _label_precision(scores: Outputs, truth: Bools) -> float:
     ordered = scores[order]
     hits = np.cumsum(truth[order])
     # The last rank of each group of equal scores.
-    ends = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
-    precision = hits[ends] / (ends + 1)
-    recall = hits[ends] / hits[-1]
-    return float((np.diff(recall, prepend=0.0) * precision).sum())
+    changes = np.flatnonzero(np.diff(ordered))
+    ends = np.append(changes, len(ordered) - 1)
+    hits_at_ends = hits[ends]
+    precision = hits_at_ends / (ends + 1)
+    recall = hits_at_ends / hits[-1]
+    gained_recall = np.diff(recall, prepend=0.0)
+    return float((gained_recall * precision).sum())
 
 
 def _agreement(changed: Bools, first: Bools, second: Bools) -> Interval:
@@ -110,16 +113,25 @@ def _agreement(changed: Bools, first: Bools, second: Bools) -> Interval:
     if not total:
         return Interval(1.0, 0.0, 1.0)  # no label is given, so nothing is known
     share = float(disagreements.sum() / total)
-    images = len(labels)
     independent = max(1, round(total / 2))
-    residuals = disagreements - share * labels
-    variance = images / max(1, images - 1) * float((residuals**2).sum()) / total**2
+    variance = _variance_of_ratio(disagreements, labels, share)
     if variance:
         effective = round(share * (1 - share) / variance)
         independent = min(independent, max(1, effective))
-    interval = stats.wilson(round((1 - share) * independent), independent)
     value = 1 - share
-    return Interval(value, min(value, interval.low), max(value, interval.high))
+    interval = stats.wilson(round(value * independent), independent)
+    low = min(value, interval.low)
+    high = max(value, interval.high)
+    return Interval(value, low, high)
+
+
+def _variance_of_ratio(parts: Floats, wholes: Floats, ratio: float) -> float:
+    """The variance of sum(parts) / sum(wholes) = `ratio`; both have a value for each image."""
+    images = len(wholes)
+    residuals = parts - ratio * wholes
+    squares = float((residuals**2).sum())
+    correction = images / max(1, images - 1)
+    return float(correction * squares / wholes.sum() ** 2)
 
 
 def _average_precisions(
@@ -131,27 +143,39 @@ def _average_precisions(
 
     Source: P. S. Kott, "The delete-a-group jackknife", Journal of Official Statistics 17 (2001).
     """
-    values = [mean_average_precision(scores, truth) for scores in (first, second)]
-    drop = values[0] - values[1]
-    groups = np.arange(len(truth)) % GROUPS
-    drops = []
-    for group in range(min(GROUPS, len(truth))):
-        kept = groups != group
-        if not truth[kept].any():
-            continue
-        first_map = mean_average_precision(first[kept], truth[kept])
-        second_map = mean_average_precision(second[kept], truth[kept])
-        drops.append(first_map - second_map)
-    reach = math.nan
-    if len(drops) > 1:
-        count = len(drops)
-        deviations = np.array(drops) - drop
-        variance = (count - 1) / count * float((deviations**2).sum())
-        reach = stats.student(count - 1) * math.sqrt(variance)
+    first_map = mean_average_precision(first, truth)
+    second_map = mean_average_precision(second, truth)
+    drop = first_map - second_map
+    reach = _jackknife_reach(drop, _drops_without_groups(first, second, truth))
     return MeanAveragePrecision(
-        first=100 * values[0],
-        second=100 * values[1],
+        first=100 * first_map,
+        second=100 * second_map,
         drop=100 * drop,
         drop_low=100 * (drop - reach),
         drop_high=100 * (drop + reach),
     )
+
+
+def _drops_without_groups(first: Outputs, second: Outputs, truth: Bools) -> list[float]:
+    """The drop of mean average precision without each group of images in turn."""
+    groups = np.arange(len(truth)) % GROUPS
+    drops = []
+    for group in range(min(GROUPS, len(truth))):
+        kept = groups != group
+        known = truth[kept]
+        if known.any():
+            first_map = mean_average_precision(first[kept], known)
+            second_map = mean_average_precision(second[kept], known)
+            drops.append(first_map - second_map)
+    return drops
+
+
+def _jackknife_reach(drop: float, drops: list[float]) -> float:
+    """Half the 95 % interval of `drop`; NaN where there are too few groups to tell."""
+    count = len(drops)
+    if count < 2:
+        return math.nan
+    deviations = np.array(drops) - drop
+    squares = float((deviations**2).sum())
+    variance = (count - 1) / count * squares
+    return stats.student(count - 1) * math.sqrt(variance)

@@ -377,8 +377,9 @@ class PlacementTrial:
     def sentence(self) -> str:
         """The trial in words."""
         side = "in INT8" if self.int8 else "in float"
+        move = f"{self.group} ({self.nodes}) {side}"
         interval = f"{self.low:.2f} .. {self.high:.2f}"
-        return f"{self.group} ({self.nodes}) {side}: {self.ratio:.2f} of the time ({interval})"
+        return f"{move}: {self.ratio:.2f} of the time ({interval})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,8 +40,11 @@ def wilson(successes: int, n: int, z: float = Z95) -> Interval:
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"need 0 <= successes <= n and n >= 1; got {successes} of {n}")
     p = successes / n
-    center = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    square = z * z
+    shrink = 1 + square / n
+    center = (p + square / (2 * n)) / shrink
+    variance = p * (1 - p) / n + square / (4 * n * n)
+    half = z / shrink * math.sqrt(variance)
     # At the ends rounding would leave bounds just beyond 0 and 1.
     low = 0.0 if successes == 0 else center - half
     high = 1.0 if successes == n else center + half
@@ -61,15 +64,18 @@ def paired_difference(
     second = wilson(both + only_second, n)
     phi = _phi(both, only_first, only_second, neither)
     difference = (only_first - only_second) / n
-    down = _square_and_add(first.value - first.low, second.high - second.value, phi)
-    up = _square_and_add(first.high - first.value, second.value - second.low, phi)
-    return Interval(difference, max(-1.0, difference - down), min(1.0, difference + up))
+    down = _combine(first.value - first.low, second.high - second.value, phi)
+    up = _combine(first.high - first.value, second.value - second.low, phi)
+    low = max(-1.0, difference - down)
+    high = min(1.0, difference + up)
+    return Interval(difference, low, high)
 
 
-def _square_and_add(first: float, second: float, phi: float) -> float:
-    return math.sqrt(
-        max(0.0, first * first - 2 * phi * first * second + second * second)
-    )
+def _combine(first: float, second: float, phi: float) -> float:
+    """The distance of a bound from that of two proportions with the correlation `phi`."""
+    square = first * first - 2 * phi * first * second + second * second
+    # Rounding may leave it just below 0.
+    return math.sqrt(max(0.0, square))
 
 
 def _phi(a: int, b: int, c: int, d: int) -> float:
@@ -77,12 +83,16 @@ def _phi(a: int, b: int, c: int, d: int) -> float:
 
     A positive association has his continuity correction.
     """
-    product = (a + b) * (c + d) * (a + c) * (b + d)
+    rows = (a + b) * (c + d)
+    columns = (a + c) * (b + d)
+    product = rows * columns
     if product == 0:
         return 0.0
-    excess = a * d - b * c
-    corrected = max(0.0, excess - (a + b + c + d) / 2) if excess > 0 else excess
-    return corrected / math.sqrt(product)
+    n = a + b + c + d
+    excess: float = a * d - b * c
+    if excess > 0:
+        excess = max(0.0, excess - n / 2)
+    return excess / math.sqrt(product)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -97,8 +107,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
         return 1.0
     # In logarithms: the powers of two underflow from some thousand pairs on.
     log_half = n * math.log(2)
-    tail = sum(math.exp(_log_choose(n, i) - log_half) for i in range(k + 1))
-    return min(1.0, 2 * tail)
+    terms = [math.exp(_log_choose(n, i) - log_half) for i in range(k + 1)]
+    return min(1.0, 2 * sum(terms))
 
 
 def _log_choose(n: int, k: int) -> float:
@@ -180,15 +190,18 @@ def quantile_interval(rounds: Sequence[npt.NDArray[np.float64]], q: float) -> In
         raise ValueError("no samples")
     value = pooled[math.ceil(q * n) - 1]
     below = np.array([np.count_nonzero(samples <= value) for samples in rounds])
-    counts = np.array([len(samples) for samples in rounds])
+    counts = np.array(list(map(len, rounds)))
     independent = _effective_samples(below, counts)
     cdf = binomial_cdf(independent, q)
     # Binomial quantiles: how many of the independent samples lie below the bounds.
-    low, high = np.searchsorted(cdf, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    lower = pooled[max(0, math.ceil(low / independent * n) - 1)]
+    tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    low, high = np.searchsorted(cdf, tails)
+    rank = math.ceil(low / independent * n)
+    lower = pooled[max(0, rank - 1)]
     upper = math.inf
     if high < independent:
-        upper = pooled[math.ceil((high + 1) / independent * n) - 1]
+        rank = math.ceil((high + 1) / independent * n)
+        upper = pooled[rank - 1]
     return Interval(float(value), float(lower), float(upper))
 
 
@@ -207,13 +220,15 @@ def _effective_samples(
     share = below.sum() / n
     if clusters < 2 or share == 1:
         return n
-    squares = float(((below - share * counts) ** 2).sum())
+    deviations = below - share * counts
+    squares = float((deviations**2).sum())
     variance = clusters / (clusters - 1) * squares / n**2
     if not variance:
         return n
     # Few rounds know their own variance badly; Korn and Graubard's correction by Student's t.
     correction = (Z95 / student(clusters - 1)) ** 2
-    return max(1, min(n, int(share * (1 - share) / variance * correction)))
+    effective = int(share * (1 - share) / variance * correction)
+    return max(1, min(n, effective))
 
 
 def student(freedom: int) -> float:
@@ -227,15 +242,21 @@ def student(freedom: int) -> float:
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
+    point = z + first / freedom
+    point += second / freedom**2
+    point += third / freedom**3
+    return point
 
 
 def binomial_cdf(n: int, p: float) -> npt.NDArray[np.float64]:
     """P(X <= k) of `n` trials with probability `p` (0..1, ends excluded), for k = 0..n."""
     k = np.arange(1, n + 1)
-    log_choose = np.concatenate([[0.0], np.cumsum(np.log((n - k + 1) / k))])
+    # From each k to the next, the binomial coefficient grows by (n - k + 1) / k.
+    growth = np.log((n - k + 1) / k)
+    log_choose = np.concatenate([[0.0], np.cumsum(growth)])
     hits = np.arange(n + 1)
-    log_density = log_choose + hits * math.log(p) + (n - hits) * math.log1p(-p)
+    misses = n - hits
+    log_density = log_choose + hits * math.log(p) + misses * math.log1p(-p)
     cdf: npt.NDArray[np.float64] = np.cumsum(np.exp(log_density))
     return cdf
 
@@ -249,7 +270,9 @@ def overlatency_allowed(n: int, q: float, confidence: float = 0.99) -> int:
     Source: MLPerf Inference Rules, appendix "Early Stopping Criterion", with its d = 0 and
     c = 0.99.
     """
-    return max(0, int(np.searchsorted(binomial_cdf(n, 1 - q), 1 - confidence)) - 1)
+    cdf = binomial_cdf(n, 1 - q)
+    certain = int(np.searchsorted(cdf, 1 - confidence))
+    return max(0, certain - 1)
 
 
 def queries_needed(q: float, confidence: float = 0.99) -> int:
@@ -293,10 +316,14 @@ def _change(first: npt.NDArray[np.float64], rest: npt.NDArray[np.float64]) -> fl
     """Relative change of median from `first` to `rest`, 0 where the rank test does not see it."""
     m = len(first)
     n = len(rest)
-    larger = np.count_nonzero(rest[:, None] > first)
-    ties = np.count_nonzero(rest[:, None] == first)
+    column = rest[:, None]
+    larger = np.count_nonzero(column > first)
+    ties = np.count_nonzero(column == first)
     wins = larger + ties / 2
-    z = (abs(wins - m * n / 2) - 0.5) / math.sqrt(m * n * (m + n + 1) / 12)
+    deviation = math.sqrt(m * n * (m + n + 1) / 12)
+    # Half a rank is the correction for continuity.
+    z = (abs(wins - m * n / 2) - 0.5) / deviation
     if z < Z_OF_THREE:
         return 0.0
-    return float(np.median(rest) / np.median(first)) - 1
+    ratio = np.median(rest) / np.median(first)
+    return float(ratio) - 1

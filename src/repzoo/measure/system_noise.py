@@ -21,6 +21,7 @@ OTHERS = 0.10  # share of the processors' time that other processes used
 STOLEN = 0.01  # share that the hypervisor gave to other machines
 CLOCK = 0.05  # relative change of the mean clock
 
+COLUMNS = 8  # of a line of /proc/stat that are counted
 _STAT = Path("/proc/stat")
 _CPUINFO = Path("/proc/cpuinfo")
 _FREQUENCIES = Path("/sys/devices/system/cpu")
@@ -52,10 +53,10 @@ def read_counters() -> Counters:
     total = busy = stolen = 0
     for name, ticks in _processors():
         if name in usable:
-            times = _times(ticks)
-            total += times[0]
-            busy += times[1]
-            stolen += times[2]
+            own_total, own_busy, own_stolen = _times(ticks)
+            total += own_total
+            busy += own_busy
+            stolen += own_stolen
     # Without /proc/stat there may be no clock ticks to ask for either.
     unit = _ticks_per_second() if total else 1
     return Counters(
@@ -71,16 +72,21 @@ def read_counters() -> Counters:
 def between(before: Counters, after: Counters) -> dict[str, Any]:
     """Facts for a Record: the load, and who else used the processors meanwhile (shares, 0..1)."""
     total = after.total - before.total
-    others = after.busy - before.busy - (after.own - before.own)
+    own = after.own - before.own
+    others = after.busy - before.busy - own
     stolen = after.stolen - before.stolen
     return {
         "load_before": before.load,
         "load_after": after.load,
-        "used_by_others": round(max(0.0, others) / total, 4) if total > 0 else None,
-        "stolen": round(stolen / total, 4) if total > 0 else None,
+        "used_by_others": _share(max(0.0, others), total),
+        "stolen": _share(stolen, total),
         "mhz_before": before.mhz,
         "mhz_after": after.mhz,
     }
+
+
+def _share(seconds: float, total: float) -> float | None:
+    return round(seconds / total, 4) if total > 0 else None
 
 
 def sentences(facts: Mapping[str, Any]) -> list[str]:
@@ -164,10 +170,11 @@ def _times(ticks: list[int]) -> tuple[int, int, int]:
     The columns are user, nice, system, idle, iowait, irq, softirq, steal (proc(5)); old kernels
     lack the last ones.
     """
-    padded = [*ticks, *[0] * 8][:8]
-    user, nice, system, idle, iowait, irq, softirq, steal = padded
+    padded = ticks + [0] * COLUMNS
+    user, nice, system, idle, iowait, irq, softirq, steal = padded[:COLUMNS]
     busy = user + nice + system + irq + softirq
-    return busy + idle + iowait + steal, busy, steal
+    total = busy + idle + iowait + steal
+    return total, busy, steal
 
 
 def _ticks_per_second() -> int:
