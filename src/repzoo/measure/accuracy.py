@@ -377,5 +377,6 @@ def logits_of(
         # A graph may compute a scalar; the caller names the shape in its refusal.
         parts.append(np.atleast_1d(run.session.run(images)))
     outputs = np.concatenate(parts)[: len(inputs)]
-    is_row = outputs.ndim > 2 and max(outputs.shape[1:]) == math.prod(outputs.shape[1:])
+    sides = outputs.shape[1:]
+    is_row = len(sides) > 1 and max(sides) == math.prod(sides)
     return outputs.reshape(len(outputs), -1) if is_row else outputs

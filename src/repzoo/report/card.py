@@ -190,6 +190,7 @@ def render(
     context = context or CardContext()
     template = _environment().get_template("card.md.j2")
     rendered = {}
+    # One template for all languages: the same figures stand in each.
     for language, file in LANGUAGES.items():
         words = _words()[language]
         rendered[file] = template.render(
@@ -229,7 +230,6 @@ def summary(records: Sequence[Record[Any]]) -> CardFacts:
     timed = _on_engine(select(records, Latency), engine_name)
     single = _by_form([row for row in timed if row.values.setting.streams == 1])
     many = _by_form([row for row in timed if row.values.setting.streams > 1])
-    others = [name for name in _timed_engines(records) if name != engine_name]
     facts = CardFacts(
         name=quantize.artifact["name"],
         size=quantize.artifact["size"],
@@ -246,7 +246,7 @@ def summary(records: Sequence[Record[Any]]) -> CardFacts:
         latency_rows=[(str(row.artifact["form"]), row.values) for row in timed],
         rounds=len(timed[0].samples["latency_us"]) if timed else 0,
         ratios=_ratios(records, engine_name),
-        beside=[_other_engine(records, name) for name in others],
+        beside=_other_engines(records, engine_name),
         fold=fold.values,
         quantize=quantize.values,
         calibration_images=quantize.data["images"],
@@ -256,13 +256,18 @@ def summary(records: Sequence[Record[Any]]) -> CardFacts:
         worst_classes=_worst_classes(records),
         date=quantize.time[: len("2000-01-01")],
     )
+    _require_all(facts)
+    return facts
+
+
+def _require_all(facts: CardFacts) -> None:
+    """Refuse Records that lack a figure of the card."""
     _require(facts.cost, Cost, BOTH)
     _require(facts.accuracy, Accuracy, BOTH)
     _require(facts.single, Latency, ("deploy",))
     if not facts.is_for_board:
         _require(facts.single, Latency, ("int8",))
         _require(facts.ratios, LatencyRatio, ("int8",))
-    return facts
 
 
 def _worst_classes(records: Sequence[Record[Any]]) -> list[WorstClass]:
@@ -325,9 +330,8 @@ def _on_engine(records: Sequence[Record[T]], engine: str) -> list[Record[T]]:
 
 
 def _timed_engines(records: Sequence[Record[Any]]) -> list[str]:
-    return list(
-        dict.fromkeys(str(row.engine["name"]) for row in select(records, Latency))
-    )
+    names = [str(row.engine["name"]) for row in select(records, Latency)]
+    return list(dict.fromkeys(names))
 
 
 def _ratios(records: Sequence[Record[Any]], engine: str) -> dict[str, LatencyRatio]:
@@ -336,11 +340,16 @@ def _ratios(records: Sequence[Record[Any]], engine: str) -> dict[str, LatencyRat
     return {str(row.artifact["first"]["form"]): row.values for row in rows}
 
 
-def _other_engine(records: Sequence[Record[Any]], engine: str) -> OtherEngine:
-    timed = _on_engine(select(records, Latency), engine)
-    return OtherEngine(
-        timed[0].engine, _by_form(timed), _ratios(records, engine).get("int8")
-    )
+def _other_engines(records: Sequence[Record[Any]], own: str) -> list[OtherEngine]:
+    """What was timed on other engines than `own`."""
+    others = []
+    for name in _timed_engines(records):
+        if name == own:
+            continue
+        timed = _on_engine(select(records, Latency), name)
+        ratio = _ratios(records, name).get("int8")
+        others.append(OtherEngine(timed[0].engine, _by_form(timed), ratio))
+    return others
 
 
 def _shown_preprocess(preprocess: Mapping[str, Any]) -> dict[str, Any]:

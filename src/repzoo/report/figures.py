@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -29,15 +30,20 @@ Show = Callable[[float], str]
 def escape_markdown(value: object) -> str:
     """`value` as Markdown text of one line that prints as it stands, in a table too."""
     escaped = ACTIVE.sub(r"\\\g<0>", one_line(value))
-    return FIRST.sub(r"\g<0>\\" if escaped[:1].isdigit() else r"\\\g<0>", escaped)
+    # The dot after a number is escaped, since a digit cannot be.
+    starts_with_digit = escaped[:1].isdigit()
+    return FIRST.sub(r"\g<0>\\" if starts_with_digit else r"\\\g<0>", escaped)
 
 
 def code(value: object) -> str:
     """`value` as a code span, whatever backticks it holds (CommonMark 6.1)."""
     text = one_line(value)
-    longest = max(map(len, re.findall("`+", text)), default=0)
+    runs = re.findall("`+", text)
+    longest = max(map(len, runs), default=0)
+    if not longest:
+        return f"`{text}`"
     fence = "`" * (1 + longest)
-    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
+    return f"{fence} {text} {fence}"
 
 
 def millions(count: float) -> str:
@@ -95,11 +101,12 @@ def markdown_table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], omitted: str = ""
 ) -> list[str]:
     """A table as lines of Markdown, without the column that has the heading `omitted`."""
-    shown = [index for index, text in enumerate(headings) if text != omitted]
+    is_shown = [heading != omitted for heading in headings]
+    rule = ["---"] * len(headings)
     lines = []
-    for cells in (headings, ["---"] * len(headings), *rows):
-        kept = [cells[index] for index in shown]
-        lines.append("| " + " | ".join(kept) + " |")
+    for cells in (headings, rule, *rows):
+        shown = itertools.compress(cells, is_shown)
+        lines.append("| " + " | ".join(shown) + " |")
     return lines
 
 
@@ -115,5 +122,6 @@ def _significant(value: float, digits: int) -> str:
         return str(value)
     # Rounded before the digits are counted: 0.9999 is 1.00, not 1.000.
     rounded = float(f"{value:.{digits - 1}e}")
-    decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
-    return f"{rounded:.{max(0, decimals)}f}"
+    exponent = math.floor(math.log10(abs(rounded)))
+    decimals = max(0, digits - 1 - exponent)
+    return f"{rounded:.{decimals}f}"

@@ -59,18 +59,17 @@ def table(records: Sequence[Record[Any]], language: str) -> list[str]:
             "there are no Records of a quantizer comparison; "
             "make some with: python -m benchmarks.int8 MODEL=DATA"
         )
-    engines: dict[str, None] = {}
+    by_name: dict[str, None] = {}
+    measured: list[EngineComparison] = []
     for row in rows:
-        engines |= dict.fromkeys(row.values.engines)
-    headings = _headings(language, list(engines))
-    cells = [_cells(row, list(engines), language) for row in rows]
-    is_known = any(_knows_share(row.values) for row in rows)
+        by_name |= dict.fromkeys(row.values.engines)
+        measured.extend(row.values.engines.values())
+    engines = list(by_name)
+    headings = _headings(language, engines)
+    cells = [_cells(row, engines, language) for row in rows]
+    is_known = any(item.int8 for item in measured)
     omitted = "" if is_known else figures.SHARE_HEADING[language]
     return figures.markdown_table(headings, cells, omitted)
-
-
-def _knows_share(values: QuantizerComparison) -> bool:
-    return any(measured.int8 for measured in values.engines.values())
 
 
 def _newest_rows(
@@ -84,20 +83,26 @@ def _newest_rows(
         if any(_setting(row) != _setting(record) for row in rows.values()):
             rows.clear()
         rows[record.values.recipe] = record
-    return [row for rows in by_model.values() for row in rows.values()]
+    newest: list[Record[QuantizerComparison]] = []
+    for rows in by_model.values():
+        newest.extend(rows.values())
+    return newest
 
 
 def _setting(record: Record[QuantizerComparison]) -> tuple[Any, ...]:
     """What rows must share to be compared: images, kind of host, float model (by its size)."""
-    host = {key: record.host.get(key) for key in ("cpu", "cores", "int8")}
+    host = [record.host.get(key) for key in ("cpu", "cores", "int8")]
     return dict(record.data), host, record.values.float_bytes
 
 
 def _headings(language: str, engines: Sequence[str]) -> list[str]:
-    *first, ratio, drop, seconds = HEADINGS[language]
-    ratios = [ratio.format(engine=name) for name in engines]
-    drops = [drop.format(engine=name) for name in engines[1:]]
-    return [*first, *ratios, *drops, seconds]
+    *headings, ratio, drop, seconds = HEADINGS[language]
+    for name in engines:
+        headings.append(ratio.format(engine=name))
+    # The drop on the first engine is among the columns before.
+    for name in engines[1:]:
+        headings.append(drop.format(engine=name))
+    return [*headings, seconds]
 
 
 def _cells(
@@ -110,6 +115,8 @@ def _cells(
     size = REFUSED[language]
     if values.bytes:
         size = f"{values.float_bytes / 1e6:.1f} → {values.bytes / 1e6:.1f}"
+    ratios = [_latency_ratio(measured, to) for measured in by_engine]
+    drops = [_drop(measured, to) for measured in by_engine[1:]]
     return [
         figures.escape_markdown(record.artifact["name"]),
         figures.escape_markdown(values.recipe),
@@ -118,8 +125,8 @@ def _cells(
         _expected_drop(main, to),
         figures.percent(main.same_prediction) if main else figures.ABSENT,
         size,
-        *(_latency_ratio(measured, to) for measured in by_engine),
-        *(_drop(measured, to) for measured in by_engine[1:]),
+        *ratios,
+        *drops,
         f"{values.seconds:.0f}",
     ]
 

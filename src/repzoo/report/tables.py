@@ -21,7 +21,7 @@ from typing import Any
 from repzoo.errors import InputError
 from repzoo.measure import record
 from repzoo.measure.record import Record
-from repzoo.measure.results import LatencyRatio, QuantizerComparison
+from repzoo.measure.results import Latency, LatencyRatio, QuantizerComparison
 from repzoo.report import card, figures, quantizer_comparison
 from repzoo.report.card import CardFacts
 from repzoo.storage import read_bounded, write_atomically
@@ -86,20 +86,22 @@ def _job_table(records: Sequence[Record[Any]], language: str) -> list[str]:
     for row in records:
         if row.job:
             by_job.setdefault(row.job, []).append(row)
-    newest: dict[str, CardFacts] = {}
+    by_name: dict[str, CardFacts] = {}
     for rows in by_job.values():
         facts = card.summary(rows)
-        newest[facts.name] = facts  # files are append-only: the last job is the newest
+        by_name[facts.name] = facts  # files are append-only: the last job is the newest
+    newest = list(by_name.values())
     if not newest:
         raise InputError(
             "there are no Records of a job to make a table of; "
             "make some with: repzoo card MODEL --data DIR --append FILE.jsonl"
         )
-    threads = next(iter(newest.values())).client_threads
+    threads = newest[0].client_threads
     headings = [heading.format(n=threads) for heading in HEADINGS[language]]
-    cells = [_cells(facts, language) for facts in newest.values()]
-    is_unknown = all(facts.int8 is None for facts in newest.values())
-    omitted = figures.SHARE_HEADING[language] if is_unknown else ""
+    cells = [_cells(facts, language) for facts in newest]
+    # Records of older versions do not say how much runs in INT8.
+    is_known = any(facts.int8 is not None for facts in newest)
+    omitted = "" if is_known else figures.SHARE_HEADING[language]
     return figures.markdown_table(headings, cells, omitted)
 
 
@@ -109,14 +111,17 @@ def _cells(facts: CardFacts, language: str) -> list[str]:
     many = facts.many.get("int8")
     ratio = facts.ratios.get("int8")
     to = figures.TO[language]
-    forms = [form for form in ("train", "deploy") if form in cost]
+    parameters = []
+    for form in ("train", "deploy"):
+        if form in cost:
+            parameters.append(figures.millions(cost[form].parameters))
     drop = figures.interval(
         figures.points, paired.drop, paired.drop_low, paired.drop_high, to
     )
     return [
         figures.escape_markdown(f"{facts.name}, {facts.classes} classes"),
         figures.pixels(facts.size),
-        " → ".join(figures.millions(cost[form].parameters) for form in forms),
+        " → ".join(parameters),
         f"{cost['deploy'].macs / 1e6:.1f}",
         _top1(facts, "deploy", to),
         _top1(facts, "int8", to),
@@ -151,13 +156,15 @@ def _latencies(facts: CardFacts) -> str:
         by_engine[other.engine["name"]] = other.single
     shown = []
     for name, single in by_engine.items():
-        times = [
-            figures.ms(single[form].p50_ms) if form in single else figures.ABSENT
-            for form in card.BOTH
-        ]
-        prefix = f"{figures.escape_markdown(name)} " if len(by_engine) > 1 else ""
-        shown.append(prefix + " → ".join(times))
+        times = " → ".join(_p50(single.get(form)) for form in card.BOTH)
+        if len(by_engine) > 1:
+            times = f"{figures.escape_markdown(name)} {times}"
+        shown.append(times)
     return "<br>".join(shown)
+
+
+def _p50(latency: Latency | None) -> str:
+    return figures.ms(latency.p50_ms) if latency else figures.ABSENT
 
 
 def main() -> None:
