@@ -275,3 +275,21 @@ def test_a_weight_that_is_an_input(tmp_path: Path) -> None:
         "not constant (a graph input or computed)" in item.reason
         for item in verdict[1].refusals
     )
+
+
+@pytest.mark.parametrize("output", ["data", "w"])
+def test_outputs_that_need_no_node(output: str, tmp_path: Path) -> None:
+    """What would be written has no node, and no program reads such a file."""
+    source = model()
+    source.graph.output[0].name = output
+    shape = source.graph.output[0].type.tensor_type.shape
+    shape.ClearField("dim")
+    for side in {"data": (0, 3, 8, 9), "w": (4, 3, 3, 3)}[output]:
+        dim = shape.dim.add()
+        if side:
+            dim.dim_value = side
+    message = fold_file(source, tmp_path)
+    assert message == (
+        f"nothing is computed for the outputs ({output}): each is an input of the graph or a "
+        "stored constant; export the graph with the outputs that its nodes compute"
+    )

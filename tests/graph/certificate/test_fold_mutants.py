@@ -212,7 +212,7 @@ def difference_added(original: Original) -> Original:
 
 
 def pool_not_divided(original: Original) -> Original:
-    return lambda channels, kernel, *rest: algebra.scaled(
+    return lambda channels, kernel, *rest: algebra.scale_output(
         original(channels, kernel, *rest), 9.0
     )
 
@@ -376,14 +376,14 @@ def frame_read_backwards(original: Original) -> Original:
 
 MUTANTS: list[tuple[Any, str, Callable[[Original], Original]]] = [
     (algebra, "join", joined_in_reverse),
-    (algebra, "select", selected_one_off),
-    (algebra, "select", selected_from_the_end),
+    (algebra, "select_channels", selected_one_off),
+    (algebra, "select_channels", selected_from_the_end),
     (algebra, "zero_pad", pads_swapped),
     (algebra, "zero_pad", pads_transposed),
-    (algebra, "_among", placed_at_the_other_end),
-    (algebra, "_among", joined_bias_lost),
-    (algebra, "grouped", groups_put_together_wrongly),
-    (algebra, "scaled", difference_added),
+    (algebra, "_embed_outputs", placed_at_the_other_end),
+    (algebra, "_embed_outputs", joined_bias_lost),
+    (algebra, "regroup", groups_put_together_wrongly),
+    (algebra, "scale_output", difference_added),
     (algebra, "from_average_pool", pool_not_divided),
     (algebra, "from_average_pool", pool_divided_by_what_is_inside),
     (algebra, "from_batchnorm", default_epsilon),
@@ -450,8 +450,8 @@ def test_weights_that_a_caller_may_replace_are_not_proven_as_constants(
         tensor = None if value is None else onnx_ir.convenience.get_const_tensor(value)
         return None if tensor is None else tensor.numpy()
 
-    monkeypatch.setattr(layers, "stored", stored)
-    monkeypatch.setattr(tensors, "stored", stored)
+    monkeypatch.setattr(layers, "stored_values", stored)
+    monkeypatch.setattr(tensors, "stored_values", stored)
     result = fold.fold(model)
     assert [node.op_type for node in result.model.graph.node] == ["Conv"]
     with pytest.raises(CertificateError):

@@ -257,7 +257,7 @@ def test_an_added_zero_that_widens_its_operand_must_not_disappear(
     def left_operand(node: ir.Node) -> ir.Value | None:
         return node.inputs[0]
 
-    monkeypatch.setattr(eliminate, "_untouched", left_operand)
+    monkeypatch.setattr(eliminate, "_unchanged_operand", left_operand)
     assert "Add" not in operators(folding.fold(model).model)
     with pytest.raises(CertificateError):
         prove_fold(model)

@@ -18,6 +18,7 @@ from repzoo.graph.certificate import certify
 from repzoo.graph.fold import algebra
 from repzoo.graph.fold import engine as fold
 from repzoo.graph.fold.algebra import AffineMap
+from repzoo.graph.fold.geometry import Geometry
 
 Array = npt.NDArray[Any]
 Graph = Callable[..., onnx.ModelProto]
@@ -47,7 +48,7 @@ def deviation_is_variance(
 
 
 def identity_doubled(channels: int) -> Any:
-    return algebra.scaled(ORIGINAL["identity"](channels), 2.0)
+    return algebra.scale_output(ORIGINAL["identity"](channels), 2.0)
 
 
 def inner_bias_dropped(outer: AffineMap, inner: AffineMap) -> Any:
@@ -80,8 +81,8 @@ def groups_swapped(outer: AffineMap, inner: AffineMap) -> Any:
     )
 
 
-def off_center(affine: AffineMap, target: algebra.Geometry) -> Array:
-    placed: Array = ORIGINAL["_placed"](affine, target)
+def off_center(affine: AffineMap, target: Geometry) -> Array:
+    placed: Array = ORIGINAL["_fit_kernel"](affine, target)
     return np.roll(placed, 1, 2) if affine.geometry.kernel == (1, 1) else placed
 
 
@@ -93,12 +94,12 @@ def cast_to_half(outer: AffineMap, inner: AffineMap) -> Any:
 
 
 def one_branch_lost(kept: AffineMap, lost: AffineMap) -> Any:
-    return ORIGINAL["add"](kept, algebra.scaled(lost, 0.0))
+    return ORIGINAL["add"](kept, algebra.scale_output(lost, 0.0))
 
 
 ORIGINAL: dict[str, Any] = {
     name: getattr(algebra, name)
-    for name in ("from_batchnorm", "identity", "compose", "_placed", "add")
+    for name in ("from_batchnorm", "identity", "compose", "_fit_kernel", "add")
 }
 ALGEBRA_MUTANTS = [
     ("from_batchnorm", epsilon_forgotten),
@@ -111,7 +112,7 @@ ALGEBRA_MUTANTS = [
     ("compose", kernel_transposed),
     ("compose", groups_swapped),
     ("compose", cast_to_half),
-    ("_placed", off_center),
+    ("_fit_kernel", off_center),
     ("add", one_branch_lost),
 ]
 

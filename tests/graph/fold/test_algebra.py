@@ -14,7 +14,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from repzoo.graph.fold import algebra
-from repzoo.graph.fold.algebra import AffineMap, Array, Geometry, Inexact
+from repzoo.graph.fold.algebra import AffineMap, Array
+from repzoo.graph.fold.geometry import (
+    Geometry,
+    Inexact,
+    add_geometry,
+    compose_geometry,
+    join_geometry,
+)
 
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 PADS = st.tuples(*[st.integers(0, 3)] * 4) | st.just((0, 0, 0, 0))
@@ -213,7 +220,7 @@ def test_scaled_multiplies_the_output(
     affine = random_map(shape, seed)
     for image in images(6, shape.span, seed):
         assert np.array_equal(
-            direct(algebra.scaled(affine, factor), image),
+            direct(algebra.scale_output(affine, factor), image),
             factor * direct(affine, image),
         )
 
@@ -233,7 +240,7 @@ def test_fewer_groups_is_the_same_map(
             [g for g in range(1, shape.groups + 1) if shape.groups % g == 0]
         )
     )
-    fewer = algebra.grouped(affine, groups)
+    fewer = algebra.regroup(affine, groups)
     assert fewer.geometry == replace(shape, groups=groups)
     for image in images(shape.inputs, shape.span, seed):
         assert np.array_equal(direct(fewer, image), direct(affine, image))
@@ -264,7 +271,7 @@ def test_add_is_the_sum_wherever_outputs_line_up(
 ) -> None:
     first, second = (random_map(shape, seed + i) for i, shape in enumerate(pair))
     total = algebra.add(first, second)
-    assert total.geometry == algebra.add_geometry(*pair)
+    assert total.geometry == add_geometry(*pair)
     assert min(total.geometry.pads) >= 0
     for image in images(
         first.geometry.inputs,
@@ -305,15 +312,15 @@ def test_add_keeps_dilations_and_groups() -> None:
     1x3 plus 3x1 spans 3x3.
     """
     dilated = Geometry(4, 4, (3, 3), pads=(2, 2, 2, 2), dilations=(2, 2))
-    assert algebra.add_geometry(dilated, Geometry(4, 4, groups=4)) == dilated
-    assert algebra.add_geometry(Geometry(4, 4, groups=4), dilated) == dilated
+    assert add_geometry(dilated, Geometry(4, 4, groups=4)) == dilated
+    assert add_geometry(Geometry(4, 4, groups=4), dilated) == dilated
     depthwise = Geometry(4, 4, (3, 3), pads=(1, 1, 1, 1), groups=4)
-    assert algebra.add_geometry(depthwise, Geometry(4, 4, groups=4)).groups == 4
+    assert add_geometry(depthwise, Geometry(4, 4, groups=4)).groups == 4
     flat, tall = (
         Geometry(4, 4, (1, 3), pads=(0, 1, 0, 1)),
         Geometry(4, 4, (3, 1), pads=(1, 0, 1, 0)),
     )
-    assert algebra.add_geometry(flat, tall).kernel == (3, 3)
+    assert add_geometry(flat, tall).kernel == (3, 3)
 
 
 @given(pair=aligned_pairs(), outputs=CHANNELS, seed=SEEDS)
@@ -325,7 +332,7 @@ def test_join_is_one_above_the_other_wherever_outputs_line_up(
     shapes = pair[0], replace(pair[1], outputs=outputs, groups=int(groups))
     maps = [random_map(shape, seed + i) for i, shape in enumerate(shapes)]
     joined = algebra.join(*maps)
-    assert joined.geometry == algebra.join_geometry(*shapes)
+    assert joined.geometry == join_geometry(*shapes)
     smallest = [max(reach(shape)[a] for shape in shapes) for a in (0, 1)]
     for image in images(pair[0].inputs, (smallest[0], smallest[1]), seed):
         assert np.array_equal(
@@ -352,16 +359,16 @@ def test_select_takes_a_run_of_channels_and_join_puts_the_runs_back(
     count = data.draw(st.integers(1, channels - start))
     image = integers((channels, 3, 4), seed)
     assert np.array_equal(
-        direct(algebra.select(channels, start, count), image),
+        direct(algebra.select_channels(channels, start, count), image),
         image[start : start + count],
     )
     if start:
         joined = algebra.join(
-            algebra.select(channels, 0, start),
-            algebra.select(channels, start, channels - start),
+            algebra.select_channels(channels, 0, start),
+            algebra.select_channels(channels, start, channels - start),
         )
         assert np.array_equal(
-            joined.kernel, algebra.grouped(algebra.identity(channels), 1).kernel
+            joined.kernel, algebra.regroup(algebra.identity(channels), 1).kernel
         )
 
 
@@ -426,7 +433,7 @@ def test_what_is_composed_without_outer_padding_never_refuses(
         random_map(pair[1], seed + 5),
     )
     whole = algebra.compose(outer, inner)
-    assert whole.geometry == algebra.compose_geometry(outer.geometry, inner.geometry)
+    assert whole.geometry == compose_geometry(outer.geometry, inner.geometry)
     for image in images(pair[1].inputs, reach(outer.geometry, inner.geometry), seed):
         assert np.array_equal(direct(whole, image), direct(outer, direct(inner, image)))
 
@@ -456,21 +463,15 @@ def test_compose_keeps_groups_and_dilations() -> None:
     """A scale around a grouped or dilated convolution costs no weight."""
     conv = Geometry(6, 6, (3, 3), (2, 2), (2, 2, 2, 2), (2, 2), 3)
     scale = Geometry(6, 6, groups=6)
-    assert algebra.compose_geometry(scale, conv) == conv
-    assert algebra.compose_geometry(conv, scale) == conv
+    assert compose_geometry(scale, conv) == conv
+    assert compose_geometry(conv, scale) == conv
     subsample = Geometry(6, 6, strides=(2, 2), groups=6)
-    assert algebra.compose_geometry(Geometry(6, 6, (3, 3)), subsample) == Geometry(
+    assert compose_geometry(Geometry(6, 6, (3, 3)), subsample) == Geometry(
         6, 6, (3, 3), (2, 2), dilations=(2, 2)
     )
     assert (
-        algebra.compose_geometry(
-            Geometry(6, 6, groups=2), Geometry(6, 6, groups=3)
-        ).groups
-        == 1
+        compose_geometry(Geometry(6, 6, groups=2), Geometry(6, 6, groups=3)).groups == 1
     )
     assert (
-        algebra.compose_geometry(
-            Geometry(8, 8, groups=4), Geometry(8, 8, groups=2)
-        ).groups
-        == 2
+        compose_geometry(Geometry(8, 8, groups=4), Geometry(8, 8, groups=2)).groups == 2
     )

@@ -19,8 +19,8 @@ from repzoo.graph.certificate.certify import certify
 from repzoo.graph.certificate.proof import prove
 from repzoo.graph.fold import algebra
 from repzoo.graph.fold import border_constants as borders
-from repzoo.graph.fold.algebra import Inexact
 from repzoo.graph.fold.engine import fold
+from repzoo.graph.fold.geometry import Inexact
 from repzoo.graph.tools.fold_result import FoldResult
 
 Array = npt.NDArray[Any]
@@ -181,12 +181,14 @@ def test_a_map_with_a_border_composes_only_with_the_map_of_its_constants() -> No
         random.standard_normal((5, 4, 1, 1)), random.standard_normal(5)
     )
     outer = algebra.from_kernel(random.standard_normal((3, 5, 3, 3)))
-    right = algebra.compose(algebra.frame(inner.bias, (1, 1, 1, 1), 2.0**-21), inner)
+    right = algebra.compose(
+        algebra.constant_pad(inner.bias, (1, 1, 1, 1), 2.0**-21), inner
+    )
     whole = algebra.compose(outer, right)
     assert whole.geometry.pads == (1, 1, 1, 1)
     assert whole.fill is None
     np.testing.assert_allclose(whole.bias, outer.kernel.sum((2, 3)) @ inner.bias)
-    wrong = algebra.frame(inner.bias + 1e-4, (1, 1, 1, 1), 2.0**-21)
+    wrong = algebra.constant_pad(inner.bias + 1e-4, (1, 1, 1, 1), 2.0**-21)
     with pytest.raises(Inexact, match="does not give for zeros"):
         algebra.compose(wrong, inner)
     with pytest.raises(Inexact, match="constants that are not zero"):

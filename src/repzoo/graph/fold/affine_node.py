@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from repzoo.graph.fold.algebra import AffineMap, Geometry
+from repzoo.graph.fold.algebra import AffineMap
+from repzoo.graph.fold.geometry import Geometry
 from repzoo.graph.fold.tensors import node_name
 from repzoo.graph.tools.fold_result import Refusal
 

@@ -23,11 +23,13 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from repzoo.graph.fold.affine_node import AffineNode
-from repzoo.graph.fold.algebra import Array, Geometry
+from repzoo.graph.fold.algebra import Array
+from repzoo.graph.fold.geometry import Geometry
 from repzoo.graph.fold.rules import as_affine
 from repzoo.graph.fold.rules.movement import BORDER, Border
-from repzoo.graph.fold.tensors import constant, is_standard
+from repzoo.graph.fold.tensors import constant_values
 from repzoo.graph.tools.constant_folding import values_at_batch_size
+from repzoo.graph.tools.ir_facts import is_standard
 
 # A border constant was computed from the four parameters of a BatchNorm, in the number type of
 # the graph.
@@ -38,14 +40,15 @@ ROUNDOFF: dict[int, float] = {
     onnx.TensorProto.BFLOAT16: 2.0**-8,
     onnx.TensorProto.DOUBLE: 2.0**-53,
 }
-IMAGES = 2
+IMAGES = 2  # of an open batch
 LARGEST = 2**24  # elements of a framed tensor
 # Exporters write one for each of the four sides. More would take time that grows with the square.
 MOST_WRITES = 64
 
 Values = npt.NDArray[Any]
+Known = Mapping[str, onnx.TensorProto]  # values that follow from constants and sizes
 Write = tuple[Values, Values]  # indices [..., axes], and the values that go there
-Places = Mapping[ir.Node, int]  # of the nodes in the graph
+Positions = Mapping[ir.Node, int]  # of the nodes in the graph
 
 
 def mark_borders(graph: ir.Graph, model: onnx.ModelProto) -> None:
@@ -53,21 +56,19 @@ def mark_borders(graph: ir.Graph, model: onnx.ModelProto) -> None:
 
     graph  of `model`, with shapes inferred
     """
-    last_writes = []
+    writers = []
     for node in graph:
         if node.op_type == "ScatterND" and is_standard(node):
-            last_writes.append(node)
-    if not last_writes:
+            writers.append(node)
+    if not writers:
         return
     known = values_at_batch_size(model, IMAGES)
-    places = {node: place for place, node in enumerate(graph)}
-    for node in last_writes:
-        node.meta[BORDER] = _border(node, known, places)
+    positions = {node: position for position, node in enumerate(graph)}
+    for node in writers:
+        node.meta[BORDER] = _border(node, known, positions)
 
 
-def _border(
-    last: ir.Node, known: Mapping[str, onnx.TensorProto], places: Places
-) -> Border | str | None:
+def _border(last: ir.Node, known: Known, positions: Positions) -> Border | str | None:
     """The border that `last` completes, or why it is none; None if nobody would expect one."""
     writers, pad = _chain(last)
     if len(writers) > MOST_WRITES:
@@ -93,10 +94,14 @@ def _border(
             "it writes something other than one number a channel on exactly the frame of zeros, "
             "which no convolution does"
         )
-    dtype = last.outputs[0].dtype
-    roundoff = ROUNDOFF.get(0 if dtype is None else dtype.value, FLOAT32_ROUNDOFF)
-    nodes = tuple(_between(last, frame.node, places))
-    return Border(fill, BORDER_ROUNDINGS * roundoff, nodes)
+    nodes = _between(last, frame.node, positions)
+    return Border(fill, _fill_error(last.outputs[0]), tuple(nodes))
+
+
+def _fill_error(framed: ir.Value) -> float:
+    """The relative error of the constants that were written into `framed`."""
+    number_type = 0 if framed.dtype is None else framed.dtype.value
+    return BORDER_ROUNDINGS * ROUNDOFF.get(number_type, FLOAT32_ROUNDOFF)
 
 
 def _chain(last: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:
@@ -131,24 +136,24 @@ def _sides(source: ir.Value) -> tuple[int, ...]:
     return tuple(sides) if math.prod(sides) <= LARGEST else ()
 
 
-def _write(node: ir.Node, known: Mapping[str, onnx.TensorProto]) -> Write | None:
+def _write(node: ir.Node, known: Known) -> Write | None:
     """Where a ScatterND writes, and what; None if it adds, or if that is not known."""
     if node.attributes.get_string("reduction", "none") != "none":
         return None
-    indices, updates = (_values(value, known) for value in node.inputs[1:])
+    _, index_input, update_input = node.inputs
+    indices = _values(index_input, known)
+    updates = _values(update_input, known)
     if indices is None or updates is None:
         return None
     return indices.astype(np.int64), updates
 
 
-def _values(
-    value: ir.Value | None, known: Mapping[str, onnx.TensorProto]
-) -> Values | None:
+def _values(value: ir.Value | None, known: Known) -> Values | None:
     """The values of a tensor that follow from constants and sizes."""
     if value is None:
         return None
     tensor = known.get(str(value.name))
-    return constant(value) if tensor is None else numpy_helper.to_array(tensor)
+    return constant_values(value) if tensor is None else numpy_helper.to_array(tensor)
 
 
 def _fill(
@@ -167,31 +172,40 @@ def _fill(
     canvas[inside] = np.nan
     try:
         for indices, updates in writes:
-            canvas[tuple(np.moveaxis(indices, -1, 0))] = updates
+            positions = tuple(np.moveaxis(indices, -1, 0))
+            canvas[positions] = updates
     except (IndexError, ValueError):
         return None  # no runtime could do that
     if not np.array_equal(np.isnan(canvas), inside) or inside.all():
         return None
-    fill: Array = np.nanmax(canvas, (0, 2, 3))
-    return fill if np.array_equal(fill, np.nanmin(canvas, (0, 2, 3))) else None
+    largest: Array = np.nanmax(canvas, (0, 2, 3))
+    smallest = np.nanmin(canvas, (0, 2, 3))
+    return largest if np.array_equal(largest, smallest) else None
 
 
-def _between(last: ir.Node, pad: ir.Node, places: Places) -> list[ir.Node]:
+def _between(last: ir.Node, pad: ir.Node, positions: Positions) -> list[ir.Node]:
     """The nodes on the paths from `pad` to `last`, without `last`, from late to early."""
     before = {last}
     stack = [last]
     while stack:
-        for value in stack.pop().inputs:
-            node = None if value is None else value.producer()
-            if node is None or node in before:
-                continue
+        for node in _producers(stack.pop()):
             # What stands before the Pad cannot depend on it.
-            if places.get(node, -1) > places[pad]:
+            is_after_pad = positions.get(node, -1) > positions[pad]
+            if is_after_pad and node not in before:
                 before.add(node)
                 stack.append(node)
     on_path = {pad}
-    for node in sorted(before, key=places.__getitem__):
-        producers = [value.producer() for value in node.inputs if value is not None]
-        if not on_path.isdisjoint(producers):
+    for node in sorted(before, key=positions.__getitem__):
+        if not on_path.isdisjoint(_producers(node)):
             on_path.add(node)
-    return sorted(on_path - {last}, key=places.__getitem__, reverse=True)
+    return sorted(on_path - {last}, key=positions.__getitem__, reverse=True)
+
+
+def _producers(node: ir.Node) -> list[ir.Node]:
+    """The nodes that compute the inputs of `node`."""
+    producers = []
+    for value in node.inputs:
+        producer = None if value is None else value.producer()
+        if producer is not None:
+            producers.append(producer)
+    return producers

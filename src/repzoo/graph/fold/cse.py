@@ -16,7 +16,7 @@ from collections.abc import Hashable
 
 import onnx_ir as ir
 
-from repzoo.graph.fold.tensors import is_standard
+from repzoo.graph.tools.ir_facts import constant_tensor, has_subgraph, is_standard
 
 SMALL = 64  # elements of constants that are compared by value
 RANDOM = frozenset(
@@ -43,7 +43,8 @@ def eliminate_common_subexpressions(graph: ir.Graph) -> bool:
         if not _can_merge(node):
             continue
         first = first_by_content.setdefault(_content(node), node)
-        if first is node or any(value.is_graph_output() for value in node.outputs):
+        gives_output = any(value.is_graph_output() for value in node.outputs)
+        if first is node or gives_output:
             continue
         ir.convenience.replace_all_uses_with(node.outputs, first.outputs)
         graph.remove(node, safe=True)
@@ -52,11 +53,9 @@ def eliminate_common_subexpressions(graph: ir.Graph) -> bool:
 
 def _can_merge(node: ir.Node) -> bool:
     """Whether the result of `node` follows from its attributes and inputs, all easy to compare."""
-    if not is_standard(node) or node.op_type in RANDOM:
+    if not is_standard(node) or node.op_type in RANDOM or has_subgraph(node):
         return False
     for attribute in node.attributes.values():
-        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-            return False
         if attribute.type == ir.AttributeType.TENSOR and attribute.value.size > SMALL:
             return False
     return True
@@ -66,9 +65,10 @@ def _content(node: ir.Node) -> Hashable:
     """What two nodes have in common if they compute the same."""
     attributes = []
     for name, attribute in sorted(node.attributes.items()):
-        attributes.append((name, attribute.type.name, _attribute_value(attribute)))
-    inputs = tuple(_input_content(value) for value in node.inputs)
-    return node.op_type, len(node.outputs), inputs, tuple(attributes)
+        value = _attribute_value(attribute)
+        attributes.append((name, attribute.type.name, value))
+    inputs = [_input_content(value) for value in node.inputs]
+    return node.op_type, len(node.outputs), tuple(inputs), tuple(attributes)
 
 
 def _attribute_value(attribute: ir.Attr) -> Hashable:
@@ -79,12 +79,10 @@ def _attribute_value(attribute: ir.Attr) -> Hashable:
 
 def _input_content(value: ir.Value | None) -> Hashable:
     """What identifies an input: the tensor itself, or the values of a small constant."""
-    # A caller may feed another value in place of an input's default.
-    if value is None or value.is_graph_input():
-        return value
-    tensor = ir.convenience.get_const_tensor(value)
+    tensor = constant_tensor(value)
     return value if tensor is None or tensor.size > SMALL else _values(tensor)
 
 
 def _values(tensor: ir.TensorProtocol) -> Hashable:
-    return tensor.dtype.name, tuple(tensor.shape.numpy()), tensor.tobytes()
+    shape = tuple(tensor.shape.numpy())
+    return tensor.dtype.name, shape, tensor.tobytes()

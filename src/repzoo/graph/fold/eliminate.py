@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from repzoo.graph.fold.algebra import Array
-from repzoo.graph.fold.tensors import constant, is_standard
+from repzoo.graph.fold.tensors import constant_values
 from repzoo.graph.tools.constant_folding import shape_preserving_input
+from repzoo.graph.tools.ir_facts import is_standard
 
 # Elements of a constant that is read to see whether it is all zeros or ones.
 NEUTRAL_SIZE = 2**18
@@ -21,12 +21,12 @@ NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 def eliminate_identities(graph: ir.Graph) -> None:
     """Remove all such nodes of `graph`, in place. Tensors need their shapes."""
     for node in list(graph):
-        source = _passed_on(node)
+        source = _input_passed_on(node)
         if source is not None:
             _remove(graph, node, source)
 
 
-def _passed_on(node: ir.Node) -> ir.Value | None:
+def _input_passed_on(node: ir.Node) -> ir.Value | None:
     """The input that `node` passes on as it is; None if it changes it."""
     if not is_standard(node):
         return None
@@ -36,17 +36,18 @@ def _passed_on(node: ir.Node) -> ir.Value | None:
         return _input_of_same_type(node)
     if node.op_type in ("Reshape", "Transpose"):
         return shape_preserving_input(node)
-    return _untouched(node) if node.op_type in NEUTRAL else None
+    return _unchanged_operand(node) if node.op_type in NEUTRAL else None
 
 
 def _is_inactive(dropout: ir.Node) -> bool:
     """Whether a Dropout passes its input on, and nobody reads its mask."""
-    if any(output.uses() or output.is_graph_output() for output in dropout.outputs[1:]):
-        return False
+    for mask in dropout.outputs[1:]:
+        if mask.uses() or mask.is_graph_output():
+            return False
     training = dropout.inputs[2] if len(dropout.inputs) > 2 else None
     if training is None:
         return True
-    values = constant(training)
+    values = constant_values(training)
     return values is not None and not values.any()
 
 
@@ -59,7 +60,7 @@ def _input_of_same_type(cast: ir.Node) -> ir.Value | None:
     return source if target.as_int() == int(source.dtype) else None
 
 
-def _untouched(node: ir.Node) -> ir.Value | None:
+def _unchanged_operand(node: ir.Node) -> ir.Value | None:
     """The operand that arithmetic with zeros or ones leaves as it is."""
     left, right = node.inputs
     neutral = NEUTRAL[node.op_type]
@@ -73,7 +74,7 @@ def _untouched(node: ir.Node) -> ir.Value | None:
 
 def _is_neutral(operand: ir.Value | None, number: int) -> bool:
     """Whether every element of `operand` is known to be `number`."""
-    values = constant(operand)
+    values = constant_values(operand)
     if values is None or values.size > NEUTRAL_SIZE:
         return False
     return bool(np.all(values == number))
@@ -81,14 +82,15 @@ def _is_neutral(operand: ir.Value | None, number: int) -> bool:
 
 def _widens(operand: ir.Value | None, other: ir.Value | None) -> bool:
     """Whether broadcasting with the constant `operand` gives a larger tensor than `other`."""
-    values: Array | None = constant(operand)
+    values = constant_values(operand)
     if values is None or other is None:
         return True
     sides = list(other.shape or ())
-    if values.ndim > len(sides):
+    missing = len(sides) - values.ndim
+    if missing < 0:
         return True
     # Broadcasting aligns the last axes.
-    pairs = zip(values.shape[::-1], sides[::-1], strict=False)
+    pairs = zip(values.shape, sides[missing:], strict=True)
     return any(side not in (1, other_side) for side, other_side in pairs)
 
 

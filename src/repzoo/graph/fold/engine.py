@@ -20,10 +20,11 @@ import onnx_ir.passes.common as passes
 
 from repzoo.graph.fold import expression as expressions
 from repzoo.graph.fold import write
-from repzoo.graph.fold.algebra import AffineMap, Inexact
+from repzoo.graph.fold.algebra import AffineMap
 from repzoo.graph.fold.cse import eliminate_common_subexpressions
 from repzoo.graph.fold.expression import Expression
 from repzoo.graph.fold.finder import ExpressionFinder
+from repzoo.graph.fold.geometry import Inexact
 from repzoo.graph.fold.prepare import (
     order_initializers,
     prepare,
@@ -45,7 +46,8 @@ def fold(model: onnx.ModelProto, timer: Timer | None = None) -> FoldResult:
            machine
 
     Raises:
-        InputError: the graph is quantized, older than opset 7, or inconsistent.
+        InputError: the graph is quantized, older than opset 7, or inconsistent, or its outputs
+            need no node.
     """
     prepared = prepare(inline_functions(model))
     separate_shared_pools(prepared.graph, write.UsedNames(prepared.graph))
@@ -119,11 +121,7 @@ class _Sweeper:
     def _fold_at(self, root: ir.Node) -> None:
         """Replace the best expression that ends in `root`, if any qualifies."""
         candidates = self._finder.expressions(root.outputs[0])
-        # Those that save the most come first, and of these the longest.
-        ranked = sorted(
-            candidates, key=lambda item: (item.cost - item.macs, -item.size)
-        )
-        for candidate in ranked:
+        for candidate in sorted(candidates, key=_rank):
             affine = self._qualify(candidate, root)
             if affine is not None:
                 self._replace(root, candidate, affine)
@@ -157,10 +155,12 @@ class _Sweeper:
     def _replace(
         self, root: ir.Node, expression: Expression, affine: AffineMap
     ) -> None:
+        names = [node_name(node) for node in expression.nodes]
+        operators = dict.fromkeys(node.op_type for node in expression.nodes)
         record = Fold(
             output=str(root.outputs[0].name),
-            nodes=tuple(node_name(node) for node in expression.nodes),
-            kind="+".join(dict.fromkeys(node.op_type for node in expression.nodes)),
+            nodes=tuple(names),
+            kind="+".join(operators),
             macs_before=expression.macs,
             macs_after=expression.cost,
         )
@@ -183,10 +183,16 @@ class _Sweeper:
         nodes = [node for node in self.graph if node in replaced]
         # A stand-in for the source: the trial node must not count as another reader of it.
         stand_in = replace(expression, source=ir.Value(name=expression.source.name))
-        names = ("folded", "folded.weight", "folded.bias")
+        names = write.LayerNames("folded", "folded.weight", "folded.bias")
         (trial,) = write.nodes_for(stand_in, affine, output, names)
         trial.outputs[0].name = output.name
         return self.stopwatch.refusal(expression.source, nodes, trial, affine.geometry)
+
+
+def _rank(candidate: Expression) -> tuple[float, int]:
+    """Those that save the most come first, and of these the longest."""
+    saved = candidate.macs - candidate.cost
+    return -saved, -candidate.size
 
 
 def _is_worthwhile(expression: Expression, root: ir.Node) -> bool:
@@ -203,11 +209,12 @@ def _why_too_expensive(expression: Expression) -> str | None:
     """None if one node costs no more; else the reason, "" if it is not worth telling."""
     if expression.flat and expression.geometry.groups > 1:
         return "a scale and shift of [N, C] has no cheaper operator than the one that it is"
-    costs_more = expression.cost > expression.macs
-    if costs_more or expression.geometry.macs > expression.parameters:
-        several = expression.size > 1
-        return expressions.too_expensive(expression) if several else ""
-    return None
+    takes_more_macs = expression.cost > expression.macs
+    takes_more_weights = expression.geometry.macs > expression.parameters
+    if not takes_more_macs and not takes_more_weights:
+        return None
+    several = expression.size > 1
+    return expressions.too_expensive(expression) if several else ""
 
 
 def _without_border(affine: AffineMap) -> AffineMap:

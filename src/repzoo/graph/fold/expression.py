@@ -1,8 +1,8 @@
 """Expressions: pieces of a graph that compute one affine map of one tensor.
 
-An expression is built from the affine maps of single nodes (rules.py) by composition, addition
-and concatenation (algebra.py). Its geometry and costs are known at once. Its values are
-computed only if the fold decides to write it.
+An expression is built from the affine maps of single nodes (rules/) by composition, addition and
+concatenation (algebra.py). Its geometry and costs are known at once. Its values are computed only
+if the fold decides to write it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,19 @@ import onnx_ir as ir
 
 from repzoo.graph.fold import algebra
 from repzoo.graph.fold.affine_node import AffineNode
-from repzoo.graph.fold.algebra import AffineMap, Geometry
+from repzoo.graph.fold.algebra import AffineMap
+from repzoo.graph.fold.geometry import (
+    Geometry,
+    Pair,
+    add_geometry,
+    compose_geometry,
+    depthwise,
+    join_geometry,
+)
 from repzoo.graph.fold.rules import as_affine
 from repzoo.graph.fold.tensors import channels_of, rank_of
 
+# A rule for another operator may have to name it here.
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 # Operators that scale but do not shift.
 WITHOUT_SHIFT = frozenset({"MatMul", "Mul", "Div"})
@@ -90,7 +99,13 @@ class Expression:
 
 def macs_per_input_pixel(geometry: Geometry) -> float:
     """Multiply-accumulates per pixel of the input; a stride computes fewer output pixels."""
-    return geometry.macs / (geometry.strides[0] * geometry.strides[1])
+    return geometry.macs / _area(geometry.strides)
+
+
+def _area(strides: Pair) -> int:
+    """Input pixels for each output pixel."""
+    height, width = strides
+    return height * width
 
 
 # --- construction -------------------------------------------------------------------------------
@@ -103,44 +118,45 @@ def source_itself(value: ir.Value) -> Expression:
     )
 
 
-def of_node(link: AffineNode) -> Expression:
+def from_node(affine: AffineNode) -> Expression:
     """The map of one affine node. Data movement costs nothing."""
+    macs = macs_per_input_pixel(affine.geometry)
+    parameters = affine.geometry.macs
     return Expression(
-        source=link.source,
-        geometry=link.geometry,
-        own_nodes=link.nodes,
+        source=affine.source,
+        geometry=affine.geometry,
+        own_nodes=affine.nodes,
         parts=(),
-        combine=lambda _: link.build(),
-        macs=0.0 if link.moves else macs_per_input_pixel(link.geometry),
-        parameters=0 if link.moves else link.geometry.macs,
-        flat=link.flat,
-        size=len(link.nodes),
+        combine=lambda _: affine.build(),
+        macs=0.0 if affine.moves else macs,
+        parameters=0 if affine.moves else parameters,
+        flat=affine.flat,
+        size=len(affine.nodes),
     )
 
 
-def composed(outer: Expression, inner: Expression) -> Expression:
+def compose(outer: Expression, inner: Expression) -> Expression:
     """`outer`, of one node, applied to `inner`, which computes its source.
 
     Raises:
         Inexact: no single affine map equals the composition.
     """
-    geometry = algebra.compose_geometry(outer.geometry, inner.geometry)
     # Costs are per pixel of the innermost source.
-    area = inner.geometry.strides[0] * inner.geometry.strides[1]
+    outer_macs = outer.macs / _area(inner.geometry.strides)
     return Expression(
         source=inner.source,
-        geometry=geometry,
+        geometry=compose_geometry(outer.geometry, inner.geometry),
         own_nodes=(),
         parts=(outer, inner),
         combine=lambda maps: algebra.compose(maps[0], maps[1]),
-        macs=inner.macs + outer.macs / area,
+        macs=inner.macs + outer_macs,
         parameters=inner.parameters + outer.parameters,
         flat=outer.flat or inner.flat,
         size=outer.size + inner.size,
     )
 
 
-def added(node: ir.Node, left: Expression, right: Expression) -> Expression:
+def add(node: ir.Node, left: Expression, right: Expression) -> Expression:
     """The sum (or, for Sub, difference) of two expressions of one source.
 
     Raises:
@@ -149,15 +165,15 @@ def added(node: ir.Node, left: Expression, right: Expression) -> Expression:
     channels = (left if left.size else right).geometry.outputs
     left = left if left.size else _identity(left, channels)
     right = right if right.size else _identity(right, channels)
-    geometry = algebra.add_geometry(left.geometry, right.geometry)
+    geometry = add_geometry(left.geometry, right.geometry)
     sign = -1.0 if node.op_type == "Sub" else 1.0
-    own_macs = channels / (geometry.strides[0] * geometry.strides[1])
+    own_macs = channels / _area(geometry.strides)
     return Expression(
         source=left.source,
         geometry=geometry,
         own_nodes=(node,),
         parts=(left, right),
-        combine=lambda maps: algebra.add(maps[0], algebra.scaled(maps[1], sign)),
+        combine=lambda maps: algebra.add(maps[0], algebra.scale_output(maps[1], sign)),
         macs=left.macs + right.macs + own_macs,
         parameters=left.parameters + right.parameters,
         flat=left.flat or right.flat,
@@ -165,16 +181,18 @@ def added(node: ir.Node, left: Expression, right: Expression) -> Expression:
     )
 
 
-def concatenated(node: ir.Node, parts: list[Expression]) -> Expression:
+def concatenate(node: ir.Node, parts: list[Expression]) -> Expression:
     """The channels of several expressions of one source, one after another.
 
     Raises:
         Inexact: the maps do not line up.
     """
-    geometries = [part.geometry for part in parts]
+    geometry = parts[0].geometry
+    for part in parts[1:]:
+        geometry = join_geometry(geometry, part.geometry)
     return Expression(
         source=parts[0].source,
-        geometry=functools.reduce(algebra.join_geometry, geometries),
+        geometry=geometry,
         own_nodes=(node,),
         parts=tuple(parts),
         combine=lambda maps: functools.reduce(algebra.join, maps),
@@ -193,9 +211,11 @@ def as_part(expression: Expression, part: ir.Value, flat: bool) -> Expression:
 
 
 def _identity(expression: Expression, channels: int) -> Expression:
-    geometry = Geometry(channels, channels, groups=channels)
+    """The source itself, whose channels are known now."""
     return replace(
-        expression, geometry=geometry, combine=lambda _: algebra.identity(channels)
+        expression,
+        geometry=depthwise(channels),
+        combine=lambda _: algebra.identity(channels),
     )
 
 
@@ -203,7 +223,7 @@ def _identity(expression: Expression, channels: int) -> Expression:
 
 
 def is_read_only_by(value: ir.Value, readers: Collection[ir.Node]) -> bool:
-    """Whether no node but `readers`, and no caller, needs `value`."""
+    """Whether nothing but `readers` needs `value`: no other node, and no caller."""
     if value.is_graph_output():
         return False
     return all(use.node in readers for use in value.uses())
@@ -247,21 +267,20 @@ def belongs_to_layer_before(expression: Expression) -> bool:
     There it scales output channels, which per-channel weight scales absorb in quantization. In
     the layer after it would scale input channels, which they cannot.
     """
+    source = expression.source
     first_node = expression.nodes[-1]
-    producer = expression.source.producer()
-    if (
-        first_node.op_type == "Conv"
-        or producer is None
-        or producer.op_type not in WEIGHTED
-    ):
+    producer = source.producer()
+    if first_node.op_type == "Conv" or producer is None:
+        return False
+    if producer.op_type not in WEIGHTED:
         return False
     first = as_affine(first_node)
-    if not isinstance(first, AffineNode) or first.source is not expression.source:
+    if not isinstance(first, AffineNode) or first.source is not source:
         return False
     if not (first.geometry.is_pointwise and first.geometry.is_diagonal):
         return False
     has_affine_producer = isinstance(as_affine(producer), AffineNode)
-    return has_affine_producer and is_read_only_by(expression.source, {first_node})
+    return has_affine_producer and is_read_only_by(source, {first_node})
 
 
 def belongs_to_layer_after(expression: Expression, root: ir.Node) -> bool:
@@ -270,20 +289,17 @@ def belongs_to_layer_after(expression: Expression, root: ir.Node) -> bool:
     That convolution can absorb the scale, but not the shift. Once both are one node, it could
     absorb neither.
     """
-    readers = [as_affine(use.node) for use in root.outputs[0].uses()]
-    if len(readers) != 1 or not isinstance(readers[0], AffineNode):
-        return False
-    is_padded = any(readers[0].geometry.pads)
     begins_with_shift = expression.nodes[-1].op_type in ("Add", "Sub")
-    is_pointwise = expression.geometry.is_pointwise
     several_nodes = len(expression.nodes) > 1
-    return (
-        is_padded
-        and begins_with_shift
-        and several_nodes
-        and is_pointwise
-        and not has_bias(root)
-    )
+    if not begins_with_shift or not several_nodes or has_bias(root):
+        return False
+    if not expression.geometry.is_pointwise:
+        return False
+    readers = [use.node for use in root.outputs[0].uses()]
+    if len(readers) != 1:
+        return False
+    reader = as_affine(readers[0])
+    return isinstance(reader, AffineNode) and any(reader.geometry.pads)
 
 
 def has_bias(node: ir.Node) -> bool:
@@ -295,17 +311,20 @@ def has_bias(node: ir.Node) -> bool:
 
 def weight_count(node: ir.Node) -> int:
     """Number of weights of a convolution or linear layer; 0 for other nodes."""
-    if node.op_type not in WEIGHTED or node.inputs[1] is None:
+    if node.op_type not in WEIGHTED:
         return 0
-    shape = node.inputs[1].shape
-    return math.prod(shape.numpy()) if shape is not None else 0
+    weight = node.inputs[1]
+    if weight is None or weight.shape is None:
+        return 0
+    return math.prod(weight.shape.numpy())
 
 
 def too_expensive(expression: Expression) -> str:
     """The sentence that refuses an expression whose single node would cost more."""
     height, width = expression.geometry.kernel
+    weights = expression.geometry.macs
     return (
         f"one {height}x{width} convolution in place of {len(expression.nodes)} nodes would take "
-        f"{expression.cost:,.0f} MACs for each input pixel and {expression.geometry.macs:,} "
+        f"{expression.cost:,.0f} MACs for each input pixel and {weights:,} "
         f"weights; they take {expression.macs:,.0f} and {expression.parameters:,}"
     )

@@ -2,7 +2,7 @@
 
 The expressions of a tensor follow from those of the tensors before it: a chain extends each of
 them by one affine node, a sum and a concatenation combine those with the same source. There is at
-most one for each (tensor, source), and none has more than MAX_LINKS links, so that the work of a
+most one for each (tensor, source), and none has more than MOST_NODES nodes, so that the work of a
 sweep grows in proportion to the nodes. A longer chain is folded in several sweeps.
 """
 
@@ -15,14 +15,15 @@ import onnx_ir as ir
 
 from repzoo.graph.fold import expression as expressions
 from repzoo.graph.fold.affine_node import AffineNode, Answer
-from repzoo.graph.fold.algebra import Inexact
 from repzoo.graph.fold.expression import Expression
-from repzoo.graph.fold.rules import as_affine, concatenated_inputs
+from repzoo.graph.fold.geometry import Inexact
+from repzoo.graph.fold.rules import as_affine, concat_parts
 from repzoo.graph.fold.tensors import rank_of
 from repzoo.graph.tools.fold_result import Refusal
+from repzoo.graph.tools.ir_facts import is_standard
 
-# Expressions of one tensor, those with the nearest sources. A chain of more affine nodes than that
-# is in no network that we know.
+# Expressions of one tensor, those with the nearest sources. No network that we know has a chain of
+# more affine nodes.
 MOST_EXPRESSIONS = 32
 # Nodes of one expression. A Diverse Branch Block has some hundred if its borders are written by
 # ScatterND.
@@ -53,11 +54,7 @@ class ExpressionFinder:
         stack = [value]
         while stack:
             current = stack[-1]
-            missing: list[ir.Value] = []
-            if current not in self._expressions:
-                for operand in self._operands(current):
-                    if operand not in self._expressions:
-                        missing.append(operand)
+            missing = self._missing_operands(current)
             if missing:
                 stack += missing
                 continue
@@ -66,6 +63,13 @@ class ExpressionFinder:
                 self._expressions[current] = list(islice(listed, MOST_EXPRESSIONS))
             stack.pop()
         return self._expressions[value]
+
+    def _missing_operands(self, value: ir.Value) -> list[ir.Value]:
+        """The operands of `value` that must be listed before it."""
+        if value in self._expressions:
+            return []
+        operands = self._operands(value)
+        return [item for item in operands if item not in self._expressions]
 
     def forget(self, node: ir.Node) -> None:
         """Free the memory for the outputs of `node`, which are not asked for again."""
@@ -85,7 +89,7 @@ class ExpressionFinder:
             return []
         if isinstance(affine, AffineNode):
             return [affine.source] if _can_extend(affine) else []
-        parts = concatenated_inputs(node) or _summands(node)
+        parts = concat_parts(node) or _summands(node)
         return [part for part in parts if expressions.is_read_only_by(part, {node})]
 
     def _producer(self, value: ir.Value) -> ir.Node | None:
@@ -110,26 +114,26 @@ class ExpressionFinder:
         elif isinstance(affine, AffineNode):
             yield from self._chains(affine)
         else:
-            parts = concatenated_inputs(node)
+            parts = concat_parts(node)
             summands = _summands(node)
             if parts:
                 yield from self._concatenations(node, parts)
             elif summands:
                 yield from self._sums(node, *summands)
 
-    def _chains(self, link: AffineNode) -> Iterator[Expression]:
+    def _chains(self, affine: AffineNode) -> Iterator[Expression]:
         """One affine node, alone and after every expression of its source."""
-        outer = expressions.of_node(link)
+        outer = expressions.from_node(affine)
         yield outer
-        if not _can_extend(link):
+        if not _can_extend(affine):
             return
-        for inner in self._expressions[link.source]:
-            if inner.flat != link.flat or inner.size + outer.size > MOST_NODES:
+        for inner in self._expressions[affine.source]:
+            if inner.flat != affine.flat or inner.size + outer.size > MOST_NODES:
                 continue
             try:
-                yield expressions.composed(outer, inner)
+                yield expressions.compose(outer, inner)
             except Inexact as error:
-                self._refuse(link.node, str(error))
+                self._refuse(affine.node, str(error))
 
     def _sums(
         self, node: ir.Node, left_value: ir.Value, right_value: ir.Value
@@ -147,7 +151,7 @@ class ExpressionFinder:
                 if not expressions.have_same_layout(left, right):
                     continue
                 try:
-                    yield expressions.added(node, left, right)
+                    yield expressions.add(node, left, right)
                 except Inexact as error:
                     self._refuse(node, str(error))
 
@@ -158,23 +162,30 @@ class ExpressionFinder:
         if len(set(parts)) < len(parts):
             return
         flat = rank_of(node.outputs[0]) == 2
-        by_source: list[dict[ir.Value, Expression]] = []
-        for part in parts:
-            operands = self._operand(part, node)
-            fitting = [item for item in operands if not item.size or item.flat == flat]
-            by_source.append({item.source: item for item in fitting})
+        by_source = [self._largest_by_source(part, node, flat) for part in parts]
         for source in by_source[0]:
-            if not all(source in known for known in by_source):
+            if not all(source in largest for largest in by_source):
                 continue
             chosen: list[Expression] = []
-            for known, part in zip(by_source, parts, strict=True):
-                chosen.append(expressions.as_part(known[source], part, flat))
+            for largest, part in zip(by_source, parts, strict=True):
+                chosen.append(expressions.as_part(largest[source], part, flat))
             if sum(item.size for item in chosen) >= MOST_NODES:
                 continue
             try:
-                yield expressions.concatenated(node, chosen)
+                yield expressions.concatenate(node, chosen)
             except Inexact as error:
                 self._refuse(node, str(error))
+
+    def _largest_by_source(
+        self, part: ir.Value, node: ir.Node, flat: bool
+    ) -> dict[ir.Value, Expression]:
+        """The largest expression of `part`, an input of `node`, for each of its sources."""
+        largest: dict[ir.Value, Expression] = {}
+        # Short ones come first, so that longer ones of the same source replace them.
+        for item in self._operand(part, node):
+            if not item.size or item.flat == flat:
+                largest[item.source] = item
+        return largest
 
     def _operand(self, value: ir.Value, reader: ir.Node) -> list[Expression]:
         """An input of a sum or concatenation: the tensor itself, and its expressions."""
@@ -184,18 +195,19 @@ class ExpressionFinder:
         return operands
 
 
-def _can_extend(link: AffineNode) -> bool:
-    """Whether expressions of the source of `link` can take `link` in.
+def _can_extend(affine: AffineNode) -> bool:
+    """Whether expressions of the source of `affine` can take it in.
 
     A node with several outputs would still be needed for the others.
     """
-    is_only_output = len(link.node.outputs) == 1
-    return is_only_output and expressions.is_read_only_by(link.source, set(link.nodes))
+    is_only_output = len(affine.node.outputs) == 1
+    readers = set(affine.nodes)
+    return is_only_output and expressions.is_read_only_by(affine.source, readers)
 
 
 def _summands(node: ir.Node) -> list[ir.Value]:
     """The two terms of a sum or difference; none if `node` is neither."""
-    is_sum = node.op_type in ("Add", "Sub") and node.domain in ("", "ai.onnx")
+    is_sum = node.op_type in ("Add", "Sub") and is_standard(node)
     if not is_sum or len(node.inputs) != 2:
         return []
     left, right = node.inputs

@@ -1,4 +1,4 @@
-"""Camera input: bytes go straight into the graph, which normalizes and converts colors itself.
+"""Camera input: the graph takes bytes, and normalizes and converts colors itself.
 
     x[c] = sum over p of matrix[c, p] * (v[p] - origin[p])
 
@@ -156,89 +156,92 @@ class _Prefix:
 
         Each chroma value is repeated over its 2x2 pixels.
         """
-        rows, columns = height // 2, width // 2
+        rows = height // 2
+        columns = width // 2
         values = self._to_float(source)
-        luma = self._rows(values, f"{source}_y", 0, height, [0, 1, height, width])
-        chroma = self._rows(
-            values,
-            f"{source}_uv",
-            height,
-            height + rows,
-            [0, rows, columns, 2],
-        )
+        luma_rows = self._slice_rows(values, f"{source}_y", 0, height)
+        luma = self._reshape(luma_rows, f"{source}_y", [0, 1, height, width])
+        chroma_rows = self._slice_rows(values, f"{source}_uv", height, height + rows)
+        chroma = self._reshape(chroma_rows, f"{source}_uv", [0, rows, columns, 2])
         planes = self.unused(f"{source}_uv_planes")
         chroma = self.add("Transpose", [chroma], planes, perm=[0, 3, 1, 2])
-        scales = self.constant(
-            f"{source}_uv_scales", np.array([1, 1, 2, 2], np.float32)
-        )
+        wide = self._repeat_pixels(chroma, f"{source}_uv")
+        return self.add("Concat", [luma, wide], self.unused(f"{source}_planes"), axis=1)
+
+    def _repeat_pixels(self, chroma: str, name: str) -> str:
+        """[N, C, H, W] to [N, C, 2H, 2W]."""
+        scales = self.constant(f"{name}_scales", np.array([1, 1, 2, 2], np.float32))
         # Opset 11 demands a region of interest, which `nearest` does not read.
-        roi = self.constant(f"{source}_uv_roi", np.zeros(0, np.float32))
-        wide = self.add(
+        roi = self.constant(f"{name}_roi", np.zeros(0, np.float32))
+        return self.add(
             "Resize",
             [chroma, roi, scales],
-            self.unused(f"{source}_uv_wide"),
+            self.unused(f"{name}_wide"),
             mode="nearest",
             coordinate_transformation_mode="asymmetric",
             nearest_mode="floor",
         )
-        return self.add("Concat", [luma, wide], self.unused(f"{source}_planes"), axis=1)
 
     def affine(
         self, planes: str, matrix: Float, origin: Float, shifted: str, output: str
     ) -> None:
         """matrix @ (planes - origin); the difference is called `shifted`."""
-        per_channel = (1, 3, 1, 1)
-        subtracted = self.constant(
-            f"{output}_origin", origin.astype(np.float32).reshape(per_channel)
-        )
+        subtracted = self._float_constant(f"{output}_origin", origin, (1, 3, 1, 1))
         self.add("Sub", [planes, subtracted], shifted)
         diagonal = np.diag(matrix)
-        if np.array_equal(matrix, np.diag(diagonal)):
-            scale = self.constant(
-                f"{output}_scale", diagonal.astype(np.float32).reshape(per_channel)
-            )
+        is_diagonal = np.array_equal(matrix, np.diag(diagonal))
+        if is_diagonal:
+            scale = self._float_constant(f"{output}_scale", diagonal, (1, 3, 1, 1))
             self.add("Mul", [shifted, scale], output)
         else:
-            kernel = self.constant(
-                f"{output}_matrix", matrix.astype(np.float32).reshape(3, 3, 1, 1)
-            )
+            kernel = self._float_constant(f"{output}_matrix", matrix, (3, 3, 1, 1))
             self.add("Conv", [shifted, kernel], output, kernel_shape=[1, 1])
+
+    def _float_constant(
+        self, name: str, values: Float, shape: tuple[int, int, int, int]
+    ) -> str:
+        return self.constant(name, values.astype(np.float32).reshape(shape))
 
     def _to_float(self, source: str) -> str:
         output = self.unused(f"{source}_cast")
         return self.add("Cast", [source], output, to=TensorProto.FLOAT)
 
-    def _rows(
-        self, values: str, name: str, start: int, end: int, shape: list[int]
-    ) -> str:
-        """Rows `start` to `end` of [N, rows, W, 1], as a tensor of `shape`."""
+    def _slice_rows(self, values: str, name: str, start: int, end: int) -> str:
+        """Rows `start` to `end` of [N, rows, W, 1]."""
         limits = [
             self.constant(f"{name}_start", np.array([start])),
             self.constant(f"{name}_end", np.array([end])),
             self.constant(f"{name}_axis", np.array([1])),
         ]
-        rows = self.add("Slice", [values, *limits], self.unused(f"{name}_rows"))
+        return self.add("Slice", [values, *limits], self.unused(f"{name}_rows"))
+
+    def _reshape(self, values: str, name: str, shape: list[int]) -> str:
+        """`values` in `shape`, under the name `name`; 0 keeps a side."""
         target = self.constant(f"{name}_shape", np.array(shape))
-        return self.add("Reshape", [rows, target], self.unused(name))
+        return self.add("Reshape", [values, target], self.unused(name))
 
 
 def _retype_input(graph: onnx.GraphProto, name: str, preprocess: Preprocess) -> None:
     """Give the input `name` its new type; the batch stays as it was."""
     for item in graph.input:
-        if item.name == name:
-            dims = item.type.tensor_type.shape.dim
-            batch = (dims[0].dim_value or dims[0].dim_param) if dims else ""
-            shape = [batch or "N", *preprocess.input_shape]
-            item.CopyFrom(helper.make_tensor_value_info(name, TensorProto.UINT8, shape))
+        if item.name != name:
+            continue
+        dims = item.type.tensor_type.shape.dim
+        batch = (dims[0].dim_value or dims[0].dim_param) if dims else ""
+        shape = [batch or "N", *preprocess.input_shape]
+        item.CopyFrom(helper.make_tensor_value_info(name, TensorProto.UINT8, shape))
 
 
 def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
     """Let every reader of the tensor `old` read `new`, in subgraphs too."""
     for node in nodes:
-        node.input[:] = [new if name == old else name for name in node.input]
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new
         for graph in subgraphs(node):
+            outputs = {item.name for item in graph.output}
             # A tensor of the subgraph's own may have that name.
-            own = tensor_names(graph) - {item.name for item in graph.output}
+            own = tensor_names(graph) - outputs
             if old not in own:
                 _rename(graph.node, old, new)
 

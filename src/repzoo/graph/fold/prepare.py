@@ -13,9 +13,9 @@ import onnx_ir.passes.common as passes
 from repzoo.errors import InputError
 from repzoo.graph.fold.border_constants import mark_borders
 from repzoo.graph.fold.eliminate import eliminate_identities
-from repzoo.graph.fold.tensors import is_standard
 from repzoo.graph.fold.write import UsedNames
 from repzoo.graph.tools.constant_folding import fold_constants
+from repzoo.graph.tools.ir_facts import has_subgraph, is_standard
 from repzoo.graph.tools.pieces import to_ir
 from repzoo.onnx_file import opset_of
 
@@ -37,7 +37,8 @@ def prepare(model: onnx.ModelProto) -> ir.Model:
     """A copy of `model` (functions inlined) that is ready for the sweeps.
 
     Raises:
-        InputError: the graph is quantized, older than opset 7, or inconsistent.
+        InputError: the graph is quantized, older than opset 7, or inconsistent, or its outputs
+            need no node.
     """
     require_float(model, "fold the float model")
     require_opset(model, OLDEST_OPSET)
@@ -45,10 +46,11 @@ def prepare(model: onnx.ModelProto) -> ir.Model:
     fold_constants(prepared)
     eliminate_identities(prepared.graph)
     # The pass would change subgraphs too.
-    if not any(_has_subgraph(node) for node in prepared.graph):
+    if not any(has_subgraph(node) for node in prepared.graph):
         passes.IdentityEliminationPass()(prepared)
     # An unused node would count as a reader.
     passes.RemoveUnusedNodesPass()(prepared)
+    _require_nodes(prepared.graph)
     # Last, because it stores notes on nodes.
     mark_borders(prepared.graph, model)
     return prepared
@@ -84,14 +86,29 @@ def require_opset(model: onnx.ModelProto, oldest: int) -> None:
         )
 
 
+def _require_nodes(graph: ir.Graph) -> None:
+    """Refuse a graph of which no node is left: no runtime takes one without nodes.
+
+    Raises:
+        InputError: every output is an input, or a stored constant.
+    """
+    if len(graph):
+        return
+    names = ", ".join(str(value.name) for value in graph.outputs)
+    raise InputError(
+        f"nothing is computed for the outputs ({names}): each is an input of the graph or a "
+        "stored constant; export the graph with the outputs that its nodes compute"
+    )
+
+
 def order_initializers(graph: ir.Graph) -> None:
     """Order initializers by their first reader. Shape inference moves large ones to the end."""
-    read: dict[ir.Value, None] = {}
+    in_order: dict[ir.Value, None] = {}
     for node in graph:
         for value in node.inputs:
             if value is not None and value.is_initializer():
-                read[value] = None
-    for value in read:
+                in_order[value] = None
+    for value in in_order:
         del graph.initializers[str(value.name)]
         graph.register_initializer(value)
 
@@ -112,26 +129,25 @@ def separate_shared_pools(graph: ir.Graph, names: UsedNames) -> None:
         if output.is_graph_output() or not are_sums or len(uses) > MOST_COPIES:
             continue
         for use in uses[1:]:
-            copy = ir.Node(
-                node.domain,
-                node.op_type,
-                node.inputs,
-                attributes=list(node.attributes.values()),
-                version=node.version,
-                name=node.name,
-                outputs=[
-                    ir.Value(
-                        name=names.unused(str(output.name)),
-                        shape=output.shape,
-                        type=output.type,
-                    )
-                ],
-            )
+            copy = _copy(node, names)
             graph.insert_after(node, copy)
-            names.add(copy)
             use.node.replace_input_with(use.idx, copy.outputs[0])
 
 
-def _has_subgraph(node: ir.Node) -> bool:
-    graph_types = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(item.type in graph_types for item in node.attributes.values())
+def _copy(node: ir.Node, names: UsedNames) -> ir.Node:
+    """A node like `node`, which has one output, whose output has a name of its own."""
+    output = node.outputs[0]
+    new_output = ir.Value(
+        name=names.unused(str(output.name)), shape=output.shape, type=output.type
+    )
+    copy = ir.Node(
+        node.domain,
+        node.op_type,
+        node.inputs,
+        attributes=list(node.attributes.values()),
+        version=node.version,
+        name=node.name,
+        outputs=[new_output],
+    )
+    names.add(copy)
+    return copy

@@ -1,4 +1,4 @@
-"""Facts about the nodes and tensors of a graph: names, constants, ranks, sides and channels."""
+"""Facts about the tensors of a graph: constants, ranks, sides and channels."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-
-def is_standard(node: ir.Node) -> bool:
-    """Whether the operator is one of ONNX's own."""
-    return node.domain in ("", "ai.onnx")
+from repzoo.graph.tools.ir_facts import constant_tensor
 
 
 def node_name(node: ir.Node) -> str:
@@ -19,20 +16,18 @@ def node_name(node: ir.Node) -> str:
     return node.name or f"{node.op_type}({node.outputs[0].name})"
 
 
-def constant(value: ir.Value | None) -> npt.NDArray[np.float64] | None:
+def constant_values(value: ir.Value | None) -> npt.NDArray[np.float64] | None:
     """The constant `value` as float64; None if it is computed, or may be fed by a caller."""
-    values = stored(value)
+    values = stored_values(value)
     return None if values is None else np.asarray(values, np.float64)
 
 
-def stored(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """As `constant`, in the number type of the file.
+def stored_values(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """As `constant_values`, in the number type of the file.
 
-    Large weights are converted only when a fold is written.
+    For large weights, which are converted only when a fold is written.
     """
-    if value is None or value.is_graph_input():
-        return None
-    tensor = ir.convenience.get_const_tensor(value)
+    tensor = constant_tensor(value)
     return None if tensor is None else tensor.numpy()
 
 
@@ -56,7 +51,15 @@ def sides_of(value: ir.Value | None) -> tuple[int | None, int | None]:
     """Height and width of [N, C, H, W]; None for one that is not known."""
     if value is None or rank_of(value) != 4:
         return None, None
-    return int_of(value, 2) or None, int_of(value, 3) or None
+    height = int_of(value, 2)
+    width = int_of(value, 3)
+    return height or None, width or None
+
+
+def is_channel_axis(axis: int, value: ir.Value) -> bool:
+    """Whether `axis`, which may count from the end, is that of C in [N, C] or [N, C, H, W]."""
+    rank = rank_of(value)
+    return rank in (2, 4) and axis in (1, 1 - rank)
 
 
 def channel_axes(source: ir.Value, output: ir.Value) -> list[int]:
@@ -70,12 +73,13 @@ def channel_axes(source: ir.Value, output: ir.Value) -> list[int]:
         return []
     if rank != rank_of(output):
         return []
-    axes = [1] if rank in (2, 4) else []
-    if rank > 1 and rank - 1 not in axes:
-        axes.append(rank - 1)
-    # An output that is wider than the source was broadcast.
-    return [
-        axis
-        for axis in axes
-        if int_of(source, axis) and source.shape[axis] == output.shape[axis]
-    ]
+    candidates = [1] if rank in (2, 4) else []
+    if rank > 1 and rank - 1 not in candidates:
+        candidates.append(rank - 1)
+    axes = []
+    for axis in candidates:
+        # An output that is wider than the source was broadcast.
+        is_same_size = source.shape[axis] == output.shape[axis]
+        if int_of(source, axis) and is_same_size:
+            axes.append(axis)
+    return axes

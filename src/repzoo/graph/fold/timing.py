@@ -15,8 +15,9 @@ import onnx
 import onnx_ir as ir
 
 from repzoo.graph.fold.affine_node import AffineNode
-from repzoo.graph.fold.algebra import Geometry
+from repzoo.graph.fold.geometry import Geometry
 from repzoo.graph.fold.rules import as_affine
+from repzoo.graph.fold.tensors import channels_of, rank_of, sides_of
 
 WINDOWED = ("Conv", "AveragePool")
 DEFAULT_OPSET = 17  # of nodes that belong to no graph
@@ -65,8 +66,8 @@ class Stopwatch:
         shape = _image_shape(source)
         if not shape or not is_doubtful(nodes, geometry):
             return ""
-        olds = tuple((node.op_type, _geometry(node)) for node in nodes)
-        key = (shape, geometry, olds)
+        replaced = tuple((node.op_type, _geometry(node)) for node in nodes)
+        key = (shape, geometry, replaced)
         if key not in self.seen:
             before = _model(source, shape, nodes)
             self.seen[key] = self.timer(before, _model(source, shape, [new]))
@@ -74,10 +75,11 @@ class Stopwatch:
         if timing.ratio_low <= 1:
             return ""
         height, width = geometry.kernel
+        image = "x".join(map(str, shape))
         return (
             f"one {height}x{width} convolution in place of {len(nodes)} "
             f"nodes takes {timing.after_ms:.3g} ms here on "
-            f"{'x'.join(map(str, shape))}; they take {timing.before_ms:.3g} ms (ratio "
+            f"{image}; they take {timing.before_ms:.3g} ms (ratio "
             f"{timing.ratio_low:.3g} .. {timing.ratio_high:.3g})"
         )
 
@@ -87,16 +89,16 @@ def is_doubtful(nodes: Sequence[ir.Node], geometry: Geometry) -> bool:
 
     It has fewer groups than one of their convolutions and pools, or a larger window than all.
     """
-    olds: list[Geometry] = []
+    replaced: list[Geometry] = []
     for node in nodes:
         old = _geometry(node) if node.op_type in WINDOWED else None
         if old is not None:
-            olds.append(old)
-    if len(olds) < 2:
+            replaced.append(old)
+    if len(replaced) < 2:
         return False
-    has_fewer_groups = any(old.groups > geometry.groups for old in olds)
-    largest = max(old.kernel[0] * old.kernel[1] for old in olds)
-    return has_fewer_groups or geometry.kernel[0] * geometry.kernel[1] > largest
+    most_groups = max(old.groups for old in replaced)
+    largest_window = max(old.taps for old in replaced)
+    return geometry.groups < most_groups or geometry.taps > largest_window
 
 
 def _geometry(node: ir.Node) -> Geometry | None:
@@ -106,9 +108,11 @@ def _geometry(node: ir.Node) -> Geometry | None:
 
 def _image_shape(source: ir.Value) -> tuple[int, ...]:
     """[1, C, H, W]; empty if it is not known."""
-    shape = list(source.shape or ())
-    known = [side for side in shape[1:] if isinstance(side, int)]
-    return (1, *known) if len(shape) == 4 and len(known) == 3 else ()
+    channels = channels_of(source)
+    height, width = sides_of(source)
+    if rank_of(source) != 4 or not channels or height is None or width is None:
+        return ()
+    return 1, channels, height, width
 
 
 def _model(
@@ -117,11 +121,12 @@ def _model(
     """`nodes` as a model that takes one image of `shape`."""
     value_info = onnx.helper.make_tensor_value_info
     float32 = onnx.TensorProto.FLOAT
+    output = nodes[-1].outputs[0]
     graph = onnx.helper.make_graph(
         [ir.to_proto(node) for node in nodes],
         "timed",
         [value_info(str(source.name), float32, shape)],
-        [value_info(str(nodes[-1].outputs[0].name), float32, None)],
+        [value_info(str(output.name), float32, None)],
         _weights(nodes),
     )
     opset = onnx.helper.make_opsetid("", _opset(nodes))
@@ -144,7 +149,8 @@ def _weights(nodes: Sequence[ir.Node]) -> list[onnx.TensorProto]:
     for node in nodes:
         for value in node.inputs:
             tensor = None if value is None else ir.convenience.get_const_tensor(value)
-            if value is not None and tensor is not None:
-                copy = ir.Tensor(tensor.numpy(), name=value.name)
-                weights[str(value.name)] = ir.to_proto(copy)
+            if value is None or tensor is None:
+                continue
+            name = str(value.name)
+            weights[name] = ir.to_proto(ir.Tensor(tensor.numpy(), name=name))
     return list(weights.values())

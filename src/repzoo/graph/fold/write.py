@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,17 @@ from repzoo.graph.fold.tensors import node_name, rank_of
 # Arrays of at least this many bytes get memory pages of their own.
 OWN_PAGES = 2**16
 
-Names = tuple[str, str, str]  # of the node, its weight and its bias
+
+class LayerNames(NamedTuple):
+    """The names of a layer that is written."""
+
+    node: str
+    weight: str
+    bias: str
 
 
 def nodes_for(
-    expression: Expression, affine: AffineMap, like: ir.Value, names: Names
+    expression: Expression, affine: AffineMap, like: ir.Value, names: LayerNames
 ) -> list[ir.Node]:
     """The nodes that compute `affine` of the expression's source, in order.
 
@@ -29,9 +35,10 @@ def nodes_for(
     """
     dtype = like.dtype.numpy() if like.dtype is not None else np.dtype(np.float32)
     kernel = affine.kernel[:, :, 0, 0] if expression.flat else affine.kernel
-    inputs = [expression.source, _initializer(names[1], kernel.astype(dtype))]
-    if np.any(affine.bias != 0) or any(has_bias(node) for node in expression.nodes):
-        inputs.append(_initializer(names[2], affine.bias.astype(dtype)))
+    inputs = [expression.source, _initializer(names.weight, kernel.astype(dtype))]
+    had_bias = any(has_bias(node) for node in expression.nodes)
+    if had_bias or np.any(affine.bias != 0):
+        inputs.append(_initializer(names.bias, affine.bias.astype(dtype)))
     if expression.flat:
         return _linear_nodes(inputs, like, names)
     geometry = affine.geometry
@@ -43,29 +50,30 @@ def nodes_for(
         "dilations": ir.AttrInt64s("dilations", geometry.dilations),
         "group": ir.AttrInt64("group", geometry.groups),
     }
-    return [ir.node("Conv", inputs, attributes=attributes, name=names[0])]
+    return [ir.node("Conv", inputs, attributes=attributes, name=names.node)]
 
 
 def _linear_nodes(
-    inputs: list[ir.Value], like: ir.Value, names: Names
+    inputs: list[ir.Value], like: ir.Value, names: LayerNames
 ) -> list[ir.Node]:
     """The linear layer of [source, weight [O, I], bias].
 
     A Gemm for matrices. For rows with more axes a MatMul, and an Add if there is a bias.
     """
     if rank_of(like) == 2:
-        return [ir.node("Gemm", inputs, attributes={"transB": 1}, name=names[0])]
+        return [ir.node("Gemm", inputs, attributes={"transB": 1}, name=names.node)]
     source, weight, *bias = inputs
     assert weight.const_value is not None
-    transposed = _initializer(names[1], weight.const_value.numpy().T)
-    product = ir.node("MatMul", [source, transposed], name=names[0])
+    transposed = _initializer(names.weight, weight.const_value.numpy().T)
+    product = ir.node("MatMul", [source, transposed], name=names.node)
     if not bias:
         return [product]
     output = product.outputs[0]
-    output.name = f"{names[2]}.product"
+    output.name = f"{names.bias}.product"
     output.shape = like.shape
     output.type = like.type
-    return [product, ir.node("Add", [output, *bias], name=f"{names[0]}.shift")]
+    shift = ir.node("Add", [output, *bias], name=f"{names.node}.shift")
+    return [product, shift]
 
 
 @dataclass
@@ -111,16 +119,13 @@ def replace(
     names  of the tensors of `graph`; kept up to date
     """
     old = root.outputs[0]
-    nodes = nodes_for(expression, affine, old, _names(names, expression))
+    nodes = nodes_for(expression, affine, old, _choose_names(names, expression))
     new = nodes[-1].outputs[0]
     new.name = old.name
     new.shape = old.shape
     new.type = old.type
     for node in nodes:
-        for value in node.inputs[1:]:
-            if value is not None:
-                graph.initializers.pop(str(value.name), None)
-                graph.register_initializer(value)
+        _register_weights(graph, node)
     replaced = list(expression.nodes[::-1])
     ir.convenience.replace_nodes_and_values(graph, root, replaced, nodes, [old], [new])
     for node in replaced:
@@ -129,21 +134,32 @@ def replace(
         names.add(node)
 
 
-def _names(names: UsedNames, expression: Expression) -> Names:
+def _register_weights(graph: ir.Graph, node: ir.Node) -> None:
+    """Make initializers of the constants that `node` reads."""
+    for value in node.inputs[1:]:
+        if value is not None:
+            # A new weight takes the name of the old one.
+            graph.initializers.pop(str(value.name), None)
+            graph.register_initializer(value)
+
+
+def _choose_names(names: UsedNames, expression: Expression) -> LayerNames:
     """Unused names, after the layer with the most weights among the replaced nodes."""
     heaviest = max(expression.nodes, key=weight_count)
     name = node_name(heaviest)
     old = heaviest.inputs[1] if weight_count(heaviest) else None
-    weight = str(old.name) if old is not None else names.unused(f"{name}.weight")
-    bias = names.unused(weight.removesuffix(".weight") + ".folded_bias")
-    return name, weight, bias
+    weight = names.unused(f"{name}.weight") if old is None else str(old.name)
+    stem = weight.removesuffix(".weight")
+    return LayerNames(name, weight, names.unused(f"{stem}.folded_bias"))
 
 
 def _initializer(name: str, values: npt.NDArray[Any]) -> ir.Value:
     tensor = ir.Tensor(_in_own_pages(values), name=name)
-    shape = ir.Shape(values.shape)
     return ir.Value(
-        name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=name,
+        shape=ir.Shape(values.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
     )
 
 

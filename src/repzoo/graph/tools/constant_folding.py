@@ -23,14 +23,15 @@ import onnx_ir.passes.common as passes
 from onnx.reference import ReferenceEvaluator
 
 from repzoo.errors import InputError
+from repzoo.graph.tools.ir_facts import constant_tensor, is_standard
 from repzoo.graph.tools.pieces import to_ir
 from repzoo.graph.tools.symbolic_sizes import (
     Size,
     Sizes,
-    made_up,
-    same_shape,
+    have_same_shape,
+    is_made_up,
+    reshape_target,
     sizes_in,
-    target,
 )
 
 Values = npt.NDArray[Any]
@@ -40,7 +41,6 @@ Values = npt.NDArray[Any]
 SMALL = 2**18
 # The same for values that are only looked at, never written.
 LARGE = 2**22
-DEFAULT_DOMAINS = ("", "ai.onnx")
 _LAYOUT = {
     "Identity",
     "Cast",
@@ -126,7 +126,7 @@ def shape_preserving_input(node: ir.Node) -> ir.Value | None:
     if not _is_reshape(node) and not _moves_only_ones(node):
         return None
     source = node.inputs[0]
-    if source is None or not same_shape(source, node.outputs[0]):
+    if source is None or not have_same_shape(source, node.outputs[0]):
         return None
     return source
 
@@ -170,10 +170,13 @@ def _captured_log(name: str) -> Iterator[list[logging.LogRecord]]:
 
 
 def _fix_batch(graph: ir.Graph, batch: int) -> None:
+    """Set the first side of every input that leaves it open."""
     for value in graph.inputs:
-        shape = value.shape
-        if shape is not None and len(shape) and not isinstance(shape[0], int):
-            value.shape = ir.Shape((batch, *shape[1:]))
+        if value.shape is None or not len(value.shape):
+            continue
+        first, *others = value.shape
+        if not isinstance(first, int):
+            value.shape = ir.Shape((batch, *others))
 
 
 def _forget_made_up_shapes(model: ir.Model) -> None:
@@ -185,7 +188,7 @@ def _forget_made_up_shapes(model: ir.Model) -> None:
         for value in node.outputs:
             if value.shape is None or value.is_graph_output():
                 continue
-            if any(made_up(side) for side in value.shape):
+            if any(is_made_up(side) for side in value.shape):
                 value.shape = None
 
 
@@ -202,11 +205,7 @@ def _fold_until_stable(model: ir.Model, limit: int) -> dict[str, ir.TensorProtoc
 def _known(model: ir.Model, limit: int) -> dict[str, tuple[ir.Node, ir.TensorProtocol]]:
     """The known values that are no constants yet, by name, each with the node that computes it."""
     sizes = sizes_in(model.graph)
-    values: dict[ir.Value, Values] = {}
-    for value, held in sizes.items():
-        array = _as_array(value, held)
-        if array is not None:
-            values[value] = array
+    values = _known_sizes(sizes)
     values |= _reshape_targets(model, sizes)
     foldable: dict[ir.Value, ir.Node] = {}
     for node in model.graph:
@@ -222,13 +221,24 @@ def _known(model: ir.Model, limit: int) -> dict[str, tuple[ir.Node, ir.TensorPro
     return known
 
 
+def _known_sizes(sizes: Sizes) -> dict[ir.Value, Values]:
+    """The tensors of sizes of which no size is open."""
+    values: dict[ir.Value, Values] = {}
+    for value, held in sizes.items():
+        array = _as_array(value, held)
+        if array is not None:
+            values[value] = array
+    return values
+
+
 def _as_array(value: ir.Value, sizes: list[Size]) -> Values | None:
     """A tensor of sizes as an array; None if a size is open, or the shape is not known."""
     if value.is_graph_output() or value.shape is None or not value.shape.is_static():
         return None
     numbers = [size for size in sizes if isinstance(size, int)]
     shape = value.shape.numpy()
-    if len(numbers) < len(sizes) or math.prod(shape) != len(numbers):
+    has_open = len(numbers) < len(sizes)
+    if has_open or math.prod(shape) != len(numbers):
         return None
     return np.asarray(numbers, np.int64).reshape(shape)
 
@@ -241,32 +251,39 @@ def _reshape_targets(model: ir.Model, sizes: Sizes) -> dict[ir.Value, Values]:
             shapes[node.inputs[1]] = None
     targets: dict[ir.Value, Values] = {}
     for shape in shapes:
-        if shape.is_graph_output() or not _is_read_as_shape_only(shape):
-            continue
-        first, *others = [target(use.node, sizes) for use in shape.uses()]
-        if first is not None and all(other == first for other in others):
-            targets[shape] = np.asarray(first, np.int64)
+        target = _common_target(shape, sizes)
+        if target is not None:
+            targets[shape] = np.asarray(target, np.int64)
     return targets
 
 
-def _is_read_as_shape_only(value: ir.Value) -> bool:
-    return all(_is_reshape(use.node) and use.idx == 1 for use in value.uses())
+def _common_target(shape: ir.Value, sizes: Sizes) -> list[int] | None:
+    """Constants that mean the same as `shape` to all that read it; None if none do."""
+    if shape.is_graph_output():
+        return None
+    targets = []
+    for use in shape.uses():
+        if not _is_reshape(use.node) or use.idx != 1:
+            return None
+        targets.append(reshape_target(use.node, sizes))
+    first, *others = targets
+    return first if all(other == first for other in others) else None
 
 
 def _is_reshape(node: ir.Node) -> bool:
     """Whether `node` is a Reshape whose shape is an input, as since opset 5."""
-    is_standard = node.domain in DEFAULT_DOMAINS
-    return node.op_type == "Reshape" and is_standard and len(node.inputs) > 1
+    return node.op_type == "Reshape" and is_standard(node) and len(node.inputs) > 1
 
 
 def _moves_only_ones(node: ir.Node) -> bool:
     """Whether `node` is a Transpose that keeps the order of all sides other than 1."""
-    if node.op_type != "Transpose" or node.domain not in DEFAULT_DOMAINS:
+    if node.op_type != "Transpose" or not is_standard(node):
         return False
     source = node.inputs[0]
     if source is None or source.shape is None:
         return False
-    order = node.attributes.get_ints("perm", range(len(source.shape))[::-1])
+    reverse = range(len(source.shape))[::-1]
+    order = node.attributes.get_ints("perm", reverse)
     longer = [axis for axis in order if source.shape[axis] != 1]
     return longer == sorted(longer)
 
@@ -282,15 +299,17 @@ def _is_foldable(
     values, foldable  the tensors that are known, and those that will be computed with this one
     """
     output = node.outputs[0]
-    if node.op_type not in _PURE or node.domain not in DEFAULT_DOMAINS:
+    if node.op_type not in _PURE or not is_standard(node):
         return False
     if output.is_graph_output() or output.shape is None:
         return False
-    if any(other.uses() or other.is_graph_output() for other in node.outputs[1:]):
-        return False
+    for other in node.outputs[1:]:
+        if other.uses() or other.is_graph_output():
+            return False
     inputs = [value for value in node.inputs if value is not None]
     for value in inputs:
-        if value not in values and value not in foldable and not _is_constant(value):
+        is_known = value in values or value in foldable
+        if not is_known and constant_tensor(value) is None:
             return False
     if not inputs or not output.shape.is_static():
         return False
@@ -305,12 +324,6 @@ def _element_count(value: ir.Value) -> int:
     return math.prod(value.shape.numpy())
 
 
-def _is_constant(value: ir.Value) -> bool:
-    if value.is_graph_input():
-        return False
-    return ir.convenience.get_const_tensor(value) is not None
-
-
 def _compute(
     model: ir.Model,
     foldable: Mapping[ir.Value, ir.Node],
@@ -322,12 +335,7 @@ def _compute(
     """
     if not foldable:
         return {}
-    feeds: dict[str, Values] = {}
-    for node in foldable.values():
-        for value in node.inputs:
-            if value is not None and value not in foldable:
-                known = values.get(value)
-                feeds[str(value.name)] = _constant(value) if known is None else known
+    feeds = _feeds(foldable, values)
     part = _submodel(model, list(foldable), list(foldable.values()), feeds)
     # Every operator's NumPy code raises what it likes.
     try:
@@ -337,6 +345,20 @@ def _compute(
         return {}
     pairs = zip(foldable, results, strict=True)
     return {value: np.asarray(result) for value, result in pairs}
+
+
+def _feeds(
+    foldable: Mapping[ir.Value, ir.Node], values: Mapping[ir.Value, Values]
+) -> dict[str, Values]:
+    """What the `foldable` nodes read and do not compute themselves, by name."""
+    feeds: dict[str, Values] = {}
+    for node in foldable.values():
+        for value in node.inputs:
+            if value is None or value in foldable:
+                continue
+            known = values.get(value)
+            feeds[str(value.name)] = _constant(value) if known is None else known
+    return feeds
 
 
 def _submodel(
@@ -351,13 +373,12 @@ def _submodel(
     for name, array in feeds.items():
         element_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         inputs.append(value_info(name, element_type, array.shape))
-    undefined = onnx.TensorProto.UNDEFINED
-    graph = onnx.helper.make_graph(
-        [ir.to_proto(node) for node in nodes],
-        "known",
-        inputs,
-        [value_info(str(value.name), undefined, None) for value in outputs],
-    )
+    results = []
+    for value in outputs:
+        undefined = onnx.TensorProto.UNDEFINED
+        results.append(value_info(str(value.name), undefined, None))
+    protos = [ir.to_proto(node) for node in nodes]
+    graph = onnx.helper.make_graph(protos, "known", inputs, results)
     opsets = []
     for domain, version in model.opset_imports.items():
         opsets.append(onnx.helper.make_opsetid(domain, version))
@@ -365,8 +386,8 @@ def _submodel(
 
 
 def _constant(value: ir.Value) -> Values:
-    tensor = ir.convenience.get_const_tensor(value)
-    assert tensor is not None  # see _is_constant
+    tensor = constant_tensor(value)
+    assert tensor is not None  # see _is_foldable
     return np.asarray(tensor.numpy())
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from repzoo.graph.tools.ir_facts import constant_tensor, is_standard
+
 MOST = 4096  # sizes in one tensor
 
 Integers = npt.NDArray[np.int64]
@@ -44,7 +46,7 @@ def sizes_in(graph: ir.Graph) -> Sizes:
     """
     known: dict[ir.Value, list[Size]] = {}
     for node in graph:
-        if node.domain not in ("", "ai.onnx") or node.op_type not in _RULES:
+        if not is_standard(node) or node.op_type not in _RULES:
             continue
         sizes = _RULES[node.op_type](node, known)
         if sizes is not None and len(sizes) <= MOST:
@@ -52,15 +54,18 @@ def sizes_in(graph: ir.Graph) -> Sizes:
     return known
 
 
-def target(node: ir.Node, known: Sizes) -> list[int] | None:
+def reshape_target(node: ir.Node, known: Sizes) -> list[int] | None:
     """Constants that mean the same as the computed shape of `node`, a Reshape; None if none do.
 
     0 stands for the size that the tensor has on that axis already, -1 for the one size that
     follows from the others.
     """
     source = node.inputs[0]
-    shape = known.get(node.inputs[1]) if node.inputs[1] is not None else None
-    if source is None or shape is None or 0 in shape:
+    shape_input = node.inputs[1]
+    if source is None or shape_input is None:
+        return None
+    shape = known.get(shape_input)
+    if shape is None or 0 in shape:
         return None
     # With allowzero a 0 is a size of its own.
     if node.attributes.get_int("allowzero", 0) != 0:
@@ -75,14 +80,14 @@ def target(node: ir.Node, known: Sizes) -> list[int] | None:
     return constants if has_open and constants.count(-1) <= 1 else None
 
 
-def made_up(side: int | ir.SymbolicDim) -> bool:
+def is_made_up(side: int | ir.SymbolicDim) -> bool:
     """Whether shape inference had to make up a name for this side."""
     if not isinstance(side, ir.SymbolicDim):
         return False
     return side.value is None or side.value.startswith("unk__")
 
 
-def same_shape(first: ir.Value, second: ir.Value) -> bool:
+def have_same_shape(first: ir.Value, second: ir.Value) -> bool:
     """Whether two tensors with the same elements have the same shape.
 
     One side may be unknown: it follows from the others.
@@ -91,21 +96,20 @@ def same_shape(first: ir.Value, second: ir.Value) -> bool:
         return False
     if len(first.shape) != len(second.shape):
         return False
-    unequal = 0
+    unknown = 0
     for left, right in zip(first.shape, second.shape, strict=True):
         if _is_same_side(left, right):
             continue
-        if isinstance(left, int) and isinstance(right, int) and left != right:
+        are_numbers = isinstance(left, int) and isinstance(right, int)
+        if are_numbers and left != right:
             return False
-        unequal += 1
-    return unequal <= 1
+        unknown += 1
+    return unknown <= 1
 
 
 def integers(value: ir.Value | None) -> Integers | None:
     """The int64 values of the constant `value`; None if it is none, or too large for sizes."""
-    if value is None or value.is_graph_input():
-        return None
-    tensor = ir.convenience.get_const_tensor(value)
+    tensor = constant_tensor(value)
     if tensor is None or tensor.dtype != ir.DataType.INT64 or tensor.size > MOST:
         return None
     return np.asarray(tensor.numpy(), np.int64)
@@ -113,7 +117,9 @@ def integers(value: ir.Value | None) -> Integers | None:
 
 def _is_side(size: Size, tensor: ir.Value, axis: int) -> bool:
     """Whether `size` is that of `tensor` along `axis`: the same side, or one of the same name."""
-    if not isinstance(size, Open) or tensor.shape is None or axis >= len(tensor.shape):
+    if not isinstance(size, Open):
+        return False
+    if tensor.shape is None or axis >= len(tensor.shape):
         return False
     if size == Open(tensor, axis):
         return True
@@ -142,6 +148,7 @@ def _is_same_side(left: int | ir.SymbolicDim, right: int | ir.SymbolicDim) -> bo
 
 
 def _read(value: ir.Value | None, known: Sizes) -> list[Size] | None:
+    """The sizes in `value`, be it a constant or computed."""
     constants = integers(value)
     if constants is not None:
         return [int(item) for item in constants.flat]
@@ -165,9 +172,12 @@ def _gather(node: ir.Node, known: Sizes) -> list[Size] | None:
     indices = integers(node.inputs[1])
     if sizes is None or indices is None:
         return None
-    if not all(-len(sizes) <= index < len(sizes) for index in indices.flat):
-        return None
-    return [sizes[index] for index in indices.flat]
+    gathered: list[Size] = []
+    for index in indices.flat:
+        if not -len(sizes) <= index < len(sizes):
+            return None
+        gathered.append(sizes[index])
+    return gathered
 
 
 def _slice(node: ir.Node, known: Sizes) -> list[Size] | None:
@@ -178,8 +188,8 @@ def _slice(node: ir.Node, known: Sizes) -> list[Size] | None:
         return None
     start = _single(node.inputs[1])
     end = _single(node.inputs[2])
-    has_step = len(node.inputs) > 4 and node.inputs[4] is not None
-    step = _single(node.inputs[4]) if has_step else 1
+    step_input = node.inputs[4] if len(node.inputs) > 4 else None
+    step = 1 if step_input is None else _single(step_input)
     if start is None or end is None or step != 1:
         return None
     return sizes[start:end]
@@ -209,18 +219,23 @@ def _product(node: ir.Node, known: Sizes) -> list[Size] | None:
     if not left or not right:
         return None
     longest = max(len(left), len(right))
-    if len(left) not in (1, longest) or len(right) not in (1, longest):
+    if len(left) == 1:
+        left = left * longest
+    if len(right) == 1:
+        right = right * longest
+    if len(left) != len(right):
         return None
     sizes: list[Size] = []
-    for index in range(longest):
-        size = _times(left[index % len(left)], right[index % len(right)])
+    for first, second in zip(left, right, strict=True):
+        size = _multiply(first, second)
         if size is None:
             return None
         sizes.append(size)
     return sizes
 
 
-def _times(left: Size, right: Size) -> Size | None:
+def _multiply(left: Size, right: Size) -> Size | None:
+    """The product of two sizes; None if both are open."""
     if isinstance(left, int) and isinstance(right, int):
         return left * right
     if isinstance(left, Open) and isinstance(right, int):

@@ -8,12 +8,20 @@ A rule is a function from a node to an Answer. It is a list of guards and one an
 
 Rules read the graph. They never change it, and they keep no state.
 
-To add a rule, write such a function in the module of its kind (layers, per_channel, movement) and
-name it in RULES. It takes the map's values from a constructor of `algebra`, in a function that
-runs only when the fold is written. Whether a fold pays is not the rule's business: the engine
-compares costs. If the certificate does not know the operator, it needs an implementation in
-graph/certificate/operators.py, written from the ONNX specification. A test shows the rule at work,
-and one for each refusal (tests/graph/fold/test_rules_and_fold.py).
+To add a rule:
+
+1. Write such a function in the module of its kind: layers, per_channel or movement. padding.py
+   reads the attributes of windows, tensors.py the constants and shapes of inputs.
+2. Name it in RULES, under the operator that computes the result. An operator has one rule, which
+   tells its spellings apart. A pattern of several nodes is named under its last one, and lists
+   the others in `AffineNode.more` (see per_channel.reshaped_batch_normalization).
+3. Take the map's values from a constructor of `algebra`, in a function that runs only when the
+   fold is written. Whether a fold pays is not the rule's business: the engine compares costs.
+4. If the operator has weights, or scales without a shift, add it to WEIGHTED or WITHOUT_SHIFT in
+   expression.py, which say when a fold saves nodes.
+5. If the certificate does not know the operator, implement it in graph/certificate/operators.py,
+   from the ONNX specification.
+6. Test the rule at work, and each refusal: a Case in tests/graph/fold/test_rules_and_fold.py.
 """
 
 from __future__ import annotations
@@ -24,7 +32,8 @@ import onnx_ir as ir
 
 from repzoo.graph.fold.affine_node import Answer
 from repzoo.graph.fold.rules import layers, movement, per_channel
-from repzoo.graph.fold.tensors import channels_of, is_standard, rank_of
+from repzoo.graph.fold.tensors import channels_of, is_channel_axis
+from repzoo.graph.tools.ir_facts import is_standard
 
 Rule = Callable[[ir.Node], Answer]
 
@@ -38,7 +47,7 @@ RULES: dict[str, Rule] = {
     "MatMul": layers.matmul,
     "Mul": per_channel.elementwise,
     "Pad": movement.pad,
-    "Reshape": per_channel.normalized_rows,
+    "Reshape": per_channel.reshaped_batch_normalization,
     "ScatterND": movement.scatter,
     "Slice": movement.slice_channels,
     "Sub": per_channel.elementwise,
@@ -56,14 +65,12 @@ def as_affine(node: ir.Node, output: int = 0) -> Answer:
     return rule(node) if rule else None
 
 
-def concatenated_inputs(node: ir.Node) -> list[ir.Value]:
+def concat_parts(node: ir.Node) -> list[ir.Value]:
     """The tensors whose channels `node`, a Concat, joins; none if it does something else."""
     if node.op_type != "Concat" or not is_standard(node) or len(node.inputs) < 2:
         return []
-    rank = rank_of(node.outputs[0])
-    # Of a matrix, axis 1 is the last one: -1. Of images it is -3.
-    is_channel_axis = node.attributes.get_int("axis", 1) in (1, 1 - rank)
-    if rank not in (2, 4) or not is_channel_axis:
+    axis = node.attributes.get_int("axis", 1)
+    if not is_channel_axis(axis, node.outputs[0]):
         return []
     parts = []
     for value in node.inputs:

@@ -1,4 +1,4 @@
-"""Attributes of windows: what a convolution or a pool pads its image with."""
+"""The attributes of a window: what a convolution or a pool pads its image with."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from repzoo.graph.fold.geometry import Pads
 from repzoo.graph.fold.tensors import sides_of
-
-Pads = tuple[int, int, int, int]  # top, left, bottom, right
 
 UNKNOWN_PADDING = (
     "its padding depends on the size of its input (auto_pad=SAME), which is open or dilated; "
@@ -40,14 +39,18 @@ def pads_of(
     is_dilated = ints(node, "dilations", (1, 1)) != (1, 1)
     if is_dilated or len(strides) != 2 or min(strides) < 1:
         return None
-    less, more = [], []
-    for side, size, stride in zip(sides_of(source), kernel, strides, strict=True):
+    before = []
+    after = []
+    sides = zip(sides_of(source), kernel, strides, strict=True)
+    for side, size, stride in sides:
         total = _same_padding(side, size, stride)
         if total is None:
             return None
-        less.append(total // 2)
-        more.append(total - total // 2)
-    before, after = (more, less) if auto_pad == "SAME_LOWER" else (less, more)
+        less = total // 2
+        more = total - less
+        is_lower = auto_pad == "SAME_LOWER"
+        before.append(more if is_lower else less)
+        after.append(less if is_lower else more)
     return before[0], before[1], after[0], after[1]
 
 

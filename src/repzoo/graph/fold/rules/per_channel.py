@@ -7,17 +7,18 @@ import onnx_ir as ir
 
 from repzoo.graph.fold import algebra
 from repzoo.graph.fold.affine_node import AffineNode, Answer, refuse
-from repzoo.graph.fold.algebra import Array, Geometry
+from repzoo.graph.fold.algebra import Array
+from repzoo.graph.fold.geometry import Geometry, depthwise
 from repzoo.graph.fold.rules.padding import UNKNOWN_PADDING, ints, pads_of
 from repzoo.graph.fold.tensors import (
     channel_axes,
     channels_of,
-    constant,
+    constant_values,
     int_of,
-    is_standard,
     rank_of,
 )
-from repzoo.graph.tools.symbolic_sizes import same_shape
+from repzoo.graph.tools.ir_facts import is_standard
+from repzoo.graph.tools.symbolic_sizes import have_same_shape
 
 # ONNX attributes are float32, defaults too.
 DEFAULT_EPSILON = float(np.float32(1e-5))
@@ -26,7 +27,7 @@ DEFAULT_EPSILON = float(np.float32(1e-5))
 def batch_normalization(node: ir.Node) -> Answer:
     """BatchNormalization in inference mode, on [N, C] or [N, C, H, W]."""
     source, *parameters = node.inputs
-    gamma, beta, mean, variance = (constant(value) for value in parameters)
+    gamma, beta, mean, variance = (constant_values(value) for value in parameters)
     if source is None or gamma is None or beta is None:
         return refuse(node, "its statistics are not constant")
     if mean is None or variance is None:
@@ -45,16 +46,16 @@ def batch_normalization(node: ir.Node) -> Answer:
     return AffineNode(
         node,
         source,
-        _diagonal(gamma.size),
+        depthwise(gamma.size),
         build=lambda: algebra.from_batchnorm(gamma, beta, mean, variance, epsilon),
         flat=rank == 2,
     )
 
 
 def elementwise(node: ir.Node) -> Answer:
-    """Add, Sub, Mul or Div with one constant for each channel."""
-    left = constant(node.inputs[0])
-    right = constant(node.inputs[1])
+    """Add, Sub, Mul or Div with one constant for each channel, in any shape that broadcasts."""
+    left = constant_values(node.inputs[0])
+    right = constant_values(node.inputs[1])
     if left is not None and right is None:
         source, values = node.inputs[1], left
     elif right is not None and left is None:
@@ -64,24 +65,25 @@ def elementwise(node: ir.Node) -> Answer:
     constant_first = left is not None
     if source is None or (node.op_type == "Div" and constant_first):
         return None
-    axis, per_channel = _channel_values(values, source, node.outputs[0])
-    if per_channel is None:
+    channels = _broadcast_to_channels(values, source, node.outputs[0])
+    if channels is None:
         return None
+    axis, per_channel = channels
     scale, shift = _scale_and_shift(
         node.op_type, per_channel, constant_first=constant_first
     )
     return AffineNode(
         node,
         source,
-        _diagonal(per_channel.size),
+        depthwise(per_channel.size),
         build=lambda: algebra.from_scale(scale, shift),
         flat=axis == rank_of(source) - 1,
     )
 
 
-def _channel_values(
+def _broadcast_to_channels(
     values: Array, source: ir.Value, output: ir.Value
-) -> tuple[int, Array | None]:
+) -> tuple[int, Array] | None:
     """The axis of the channels, and `values` as one number for each channel.
 
     None if they vary over pixels, or widen the tensor, or the numbers are integers.
@@ -93,7 +95,7 @@ def _channel_values(
             return axis, np.broadcast_to(values, sides).reshape(-1)
         except ValueError:
             continue
-    return 0, None
+    return None
 
 
 def _scale_and_shift(
@@ -142,7 +144,7 @@ def average_pool(node: ir.Node) -> Answer:
     )
 
 
-def normalized_rows(node: ir.Node) -> Answer:
+def reshaped_batch_normalization(node: ir.Node) -> Answer:
     """A BatchNormalization of the rows of [..., C], between two changes of shape.
 
     `node` is the Reshape that restores the shape which a Flatten or Reshape had changed to [N, C].
@@ -154,12 +156,13 @@ def normalized_rows(node: ir.Node) -> Answer:
     if first is None or first.op_type not in ("Flatten", "Reshape"):
         return None
     source = first.inputs[0]
-    is_plain = is_standard(normalization)
-    affine = batch_normalization(normalization) if is_plain else None
-    if source is None or not isinstance(affine, AffineNode) or not affine.flat:
+    if source is None or not is_standard(normalization):
+        return None
+    affine = batch_normalization(normalization)
+    if not isinstance(affine, AffineNode) or not affine.flat:
         return None
     channels = int_of(source, rank_of(source) - 1)
-    is_restored = same_shape(source, node.outputs[0])
+    is_restored = have_same_shape(source, node.outputs[0])
     if not is_restored or channels != affine.geometry.inputs:
         return None
     return AffineNode(
@@ -176,7 +179,3 @@ def _producer(node: ir.Node) -> ir.Node | None:
     """The node that computes the first input."""
     first = node.inputs[0] if node.inputs else None
     return first.producer() if first is not None else None
-
-
-def _diagonal(channels: int) -> Geometry:
-    return Geometry(channels, channels, groups=channels)
