@@ -21,7 +21,8 @@ from repzoo.errors import CertificateError, InputError
 from repzoo.graph.certificate import certify, whole_graph
 from repzoo.graph.certificate.probes import PROBES
 from repzoo.graph.fold import engine as fold
-from repzoo.graph.tools.pieces import sha256_of_graph, split_model
+from repzoo.graph.tools.pieces import split_model
+from repzoo.graph.tools.skeleton import sha256_of_graph
 
 Array = npt.NDArray[Any]
 Graph = Callable[..., onnx.ModelProto]

@@ -14,7 +14,7 @@ import pytest
 
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.graph.tools.cost import count
-from repzoo.graph.tools.pieces import without_weights
+from repzoo.graph.tools.skeleton import without_weights
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.parameters import qdq_writer as qdq
 from repzoo.quant.parameters.scales import ActivationParameters

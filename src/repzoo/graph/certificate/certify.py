@@ -46,7 +46,7 @@ from repzoo.graph.certificate.whole_graph import (
 )
 from repzoo.graph.tools.cost import Cost, count
 from repzoo.graph.tools.fold_result import Fold, FoldResult, Refusal
-from repzoo.graph.tools.pieces import sha256_of_graph
+from repzoo.graph.tools.skeleton import sha256_of_graph
 
 Bytes = npt.NDArray[np.uint8]
 

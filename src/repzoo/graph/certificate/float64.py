@@ -33,7 +33,8 @@ from repzoo.graph.certificate.operators import convolve
 from repzoo.graph.certificate.proof import UNIT_ROUNDOFF
 from repzoo.graph.certificate.window import Array, UnknownExpression
 from repzoo.graph.tools.fold_result import FoldResult
-from repzoo.graph.tools.pieces import inline_functions, trim_heap
+from repzoo.graph.tools.functions import inline_functions
+from repzoo.graph.tools.pieces import trim_heap
 from repzoo.onnx_file import classifier_input
 from repzoo.protobuf_stream import clone
 

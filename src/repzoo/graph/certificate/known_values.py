@@ -26,7 +26,7 @@ from repzoo.graph.certificate.attributes import (
     integers,
     is_standard,
 )
-from repzoo.graph.tools.pieces import strip_data, without_weights
+from repzoo.graph.tools.skeleton import strip_data, without_weights
 
 Values = npt.NDArray[Any]
 Shape = tuple[int, ...]

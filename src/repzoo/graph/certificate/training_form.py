@@ -15,7 +15,8 @@ from repzoo.graph.certificate.index import TensorIndex
 from repzoo.graph.certificate.known_values import KnownValues, Shape, read_known_values
 from repzoo.graph.certificate.probes import PROBES, probe_shape, weight_of
 from repzoo.graph.certificate.window import Array
-from repzoo.graph.tools.pieces import inline_functions, without_weights
+from repzoo.graph.tools.functions import inline_functions
+from repzoo.graph.tools.skeleton import without_weights
 
 OPEN_SIDE = 3  # length of a probe along a side that is open
 

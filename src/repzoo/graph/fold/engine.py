@@ -33,7 +33,8 @@ from repzoo.graph.fold.prepare import (
 from repzoo.graph.fold.tensors import node_name
 from repzoo.graph.fold.timing import Stopwatch, Timer
 from repzoo.graph.tools.fold_result import Fold, FoldResult, Refusal
-from repzoo.graph.tools.pieces import inline_functions, to_proto
+from repzoo.graph.tools.functions import inline_functions
+from repzoo.graph.tools.ir_model import to_proto
 
 # Simplifies a graph in place. Returns whether it changed anything.
 Simplifier = Callable[[ir.Graph], bool]

@@ -16,7 +16,7 @@ from repzoo.graph.fold.eliminate import eliminate_identities
 from repzoo.graph.fold.write import UsedNames
 from repzoo.graph.tools.constant_folding import fold_constants
 from repzoo.graph.tools.ir_facts import has_subgraph, is_standard
-from repzoo.graph.tools.pieces import to_ir
+from repzoo.graph.tools.ir_model import to_ir
 from repzoo.onnx_file import opset_of
 
 QUANTIZED = frozenset(

@@ -24,7 +24,7 @@ from onnx.reference import ReferenceEvaluator
 
 from repzoo.errors import InputError
 from repzoo.graph.tools.ir_facts import constant_tensor, is_standard
-from repzoo.graph.tools.pieces import to_ir
+from repzoo.graph.tools.ir_model import to_ir
 from repzoo.graph.tools.symbolic_sizes import (
     Size,
     Sizes,

@@ -20,7 +20,8 @@ import onnx_ir.passes.common as passes
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
 from repzoo.graph.tools.constant_folding import LARGE, fold_constants
-from repzoo.graph.tools.pieces import inline_functions, to_ir
+from repzoo.graph.tools.functions import inline_functions
+from repzoo.graph.tools.ir_model import to_ir
 
 # Inputs of each operator that hold learnable values.
 _LEARNABLE: dict[str, tuple[int, ...]] = dict.fromkeys(

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import onnx
 
 from repzoo.errors import InputError
-from repzoo.graph.tools.pieces import inline_functions, without_weights
+from repzoo.graph.tools.functions import inline_functions
+from repzoo.graph.tools.skeleton import without_weights
 
 THRESHOLD = 0.5  # a label holds where its probability is above
 # How far a row of probabilities may sum from 1: float16 and INT8 outputs round each of them.

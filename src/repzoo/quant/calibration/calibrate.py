@@ -24,13 +24,8 @@ from repzoo.engines import Engine, Session
 from repzoo.engines.batches import run_padded
 from repzoo.errors import InputError
 from repzoo.graph.tools.head import find_head
-from repzoo.graph.tools.pieces import (
-    Pieces,
-    initializer_bytes,
-    split_model,
-    trim_heap,
-    without_weights,
-)
+from repzoo.graph.tools.pieces import Pieces, split_model, trim_heap
+from repzoo.graph.tools.skeleton import initializer_bytes, without_weights
 from repzoo.measure.expected_drop import Margins
 from repzoo.onnx_file import classifier_input, fixed_batch
 from repzoo.progress import Progress, silent

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from repzoo.graph.tools.pieces import without_weights
+from repzoo.graph.tools.skeleton import without_weights
 
 RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 

@@ -18,7 +18,7 @@ from repzoo.data.batches import ReadReport, batches
 from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
 from repzoo.engines.batches import run_padded
-from repzoo.graph.tools.pieces import initializer_bytes
+from repzoo.graph.tools.skeleton import initializer_bytes
 from repzoo.measure.host import host
 from repzoo.onnx_file import fixed_batch
 from repzoo.progress import Progress

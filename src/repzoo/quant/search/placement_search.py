@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from repzoo.artifact import Artifact
-from repzoo.graph.tools.pieces import initializer_bytes
+from repzoo.graph.tools.skeleton import initializer_bytes
 from repzoo.measure import latency
 from repzoo.measure.results import LatencyRatio, PlacementTrial
 from repzoo.measure.stats import Interval
