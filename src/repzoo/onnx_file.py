@@ -91,7 +91,7 @@ def sort_nodes(graph: onnx.GraphProto) -> bool:
     waiting: list[int] = []
     readers: dict[int, list[int]] = {}
     for index, node in enumerate(graph.node):
-        sources = {producers[name] for name in _names_read(node) if name in producers}
+        sources = {producers[name] for name in names_read(node) if name in producers}
         waiting.append(len(sources))
         for source in sources:
             readers.setdefault(source, []).append(index)
@@ -110,6 +110,17 @@ def sort_nodes(graph: onnx.GraphProto) -> bool:
     del graph.node[:]
     graph.node.extend(nodes)
     return True
+
+
+def names_read(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, those of its subgraphs included."""
+    yield from node.input
+    for item in node.attribute:
+        for graph in ([item.g] if item.HasField("g") else []) + list(item.graphs):
+            # A branch may hand out a tensor of the outer graph unchanged.
+            yield from (value.name for value in graph.output)
+            for inner in graph.node:
+                yield from names_read(inner)
 
 
 def unset_open_sides(model: onnx.ModelProto) -> None:
@@ -307,16 +318,6 @@ def _require_feasible_inputs(model: onnx.ModelProto, where: str) -> None:
                 f"{where} takes {sides} as {item.name!r}, more than {MAX_INPUT_ELEMENTS:,} "
                 "numbers; export it with a smaller input"
             )
-
-
-def _names_read(node: onnx.NodeProto) -> Iterator[str]:
-    """The tensors that a node reads, those of its subgraphs included."""
-    yield from node.input
-    for item in node.attribute:
-        for graph in ([item.g] if item.HasField("g") else []) + list(item.graphs):
-            yield from (value.name for value in graph.output)
-            for inner in graph.node:
-                yield from _names_read(inner)
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[Any]:

@@ -1,9 +1,9 @@
 """What a graph costs: parameters, multiply-accumulates, bytes, and what was not counted.
 
 MACs count convolutions and linear layers only, as the RepGhost counter does (a modified thop:
-"It only counts infos of convolutional and full-connected layers, without BN"); every other
+"It only counts infos of convolutional and full-connected layers, without BN"). Every other
 operator is named in `uncounted`. Parameters are learnable values: weights, biases, BatchNorm
-scale and shift; running statistics are not.
+scale and shift. Running statistics are not.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from repzoo.artifact import Artifact
 from repzoo.errors import InputError
 from repzoo.graph.tools.constant_folding import LARGE, fold_constants
 from repzoo.graph.tools.functions import inline_functions
+from repzoo.graph.tools.ir_facts import is_standard
 from repzoo.graph.tools.ir_model import to_ir
 
 # Inputs of each operator that hold learnable values.
@@ -29,7 +30,8 @@ _LEARNABLE: dict[str, tuple[int, ...]] = dict.fromkeys(
     (1, 2),
 )
 _LEARNABLE |= {"MatMul": (0, 1), "PRelu": (1,)}
-_SHAPES = frozenset(
+# Operators that compute shapes, or nothing in inference.
+_WITHOUT_ARITHMETIC = frozenset(
     {
         "Constant",
         "Shape",
@@ -44,6 +46,7 @@ _SHAPES = frozenset(
     }
 )
 _COUNTED = frozenset({"Conv", "Gemm", "MatMul"})
+# Operators that may stand between a stored weight and its layer.
 _VIEWS = frozenset(
     {
         "Identity",
@@ -83,18 +86,19 @@ def count(artifact: Artifact, size: int | None = None) -> Cost:
     Any graph is accepted. What other inputs leave open is taken as 1 on their first axis.
     """
     model = _sized(artifact, size)
-    nodes = _computing(model)
+    # Counted before sizes are inferred, for that may fold constants.
+    nodes = _without_constants(model.graph)
     operators = Counter(node.op_type for node in nodes)
     parameters = _parameters(nodes)
-    stored = sum(tensor.nbytes for tensor in _tensors(model.graph))
+    stored = sum(tensor.nbytes for tensor in _stored_tensors(model.graph))
     _infer_sizes(model)
     macs = 0
     uncounted: Counter[str] = Counter()
-    for node in _computing(model):
+    for node in _without_constants(model.graph):
         node_macs = _macs(node)
         if node_macs is not None:
             macs += node_macs
-        elif node.op_type not in _SHAPES:
+        elif node.op_type not in _WITHOUT_ARITHMETIC:
             uncounted[node.op_type] += 1
     return Cost(
         parameters=parameters,
@@ -122,8 +126,8 @@ def macs_by_node(artifact: Artifact, size: int | None = None) -> dict[str, int]:
     return macs
 
 
-def _computing(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph if node.op_type != "Constant"]
+def _without_constants(graph: ir.Graph) -> list[ir.Node]:
+    return [node for node in graph if node.op_type != "Constant"]
 
 
 def _sized(artifact: Artifact, size: int | None) -> ir.Model:
@@ -155,41 +159,56 @@ def _one_image(shape: ir.Shape, image: Sequence[int]) -> list[int | ir.SymbolicD
 def _infer_sizes(model: ir.Model) -> None:
     """Infer the shapes of all tensors, in place; behind computed sizes only where it is needed."""
     passes.ShapeInferencePass()(model)
-    layers = [node for node in model.graph if node.op_type in _COUNTED]
-    if any(_macs(node) is None for node in layers):
-        # An export with dynamic padding computes sizes by nodes, which inference does not follow.
-        with contextlib.suppress(InputError):
-            fold_constants(model, LARGE)
+    for node in model.graph:
+        if node.op_type in _COUNTED and _macs(node) is None:
+            # An export with dynamic padding computes sizes by nodes, which inference does not
+            # follow.
+            with contextlib.suppress(InputError):
+                fold_constants(model, LARGE)
+            return
 
 
 def _batch(model: ir.Model) -> int:
     """Images that the graph takes at once; its costs are for all of them."""
-    weights = model.graph.initializers
-    inputs = [item for item in model.graph.inputs if item.name not in weights]
-    if len(inputs) != 1 or inputs[0].shape is None or len(inputs[0].shape) != 4:
+    inputs = []
+    for value in model.graph.inputs:
+        if value.name not in model.graph.initializers:
+            inputs.append(value)
+    if len(inputs) != 1:
         return 1
-    batch = inputs[0].shape[0]
+    shape = inputs[0].shape
+    if shape is None or len(shape) != 4:
+        return 1
+    batch = shape[0]
     return batch if isinstance(batch, int) and batch > 0 else 1
 
 
-def _tensors(graph: ir.Graph) -> list[ir.TensorProtocol]:
+def _stored_tensors(graph: ir.Graph) -> list[ir.TensorProtocol]:
     """Every stored constant, whether an initializer or a Constant node holds it."""
-    tensors = [value.const_value for value in graph.initializers.values()]
+    values = list(graph.initializers.values())
     for node in graph:
         if node.op_type == "Constant":
-            tensors.append(ir.convenience.get_const_tensor(node.outputs[0]))
-    return [tensor for tensor in tensors if tensor is not None]
+            values.append(node.outputs[0])
+    tensors = []
+    for value in values:
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is not None:
+            tensors.append(tensor)
+    return tensors
 
 
 def _parameters(nodes: list[ir.Node]) -> int:
-    seen: dict[str, int] = {}
+    """Learnable values, each stored tensor once."""
+    sizes: dict[str, int] = {}
     for node in nodes:
         for index in _LEARNABLE.get(node.op_type, ()):
-            value = _origin(node.inputs[index]) if index < len(node.inputs) else None
-            tensor = None if value is None else ir.convenience.get_const_tensor(value)
-            if value is not None and tensor is not None:
-                seen[str(value.name)] = math.prod(tensor.shape.numpy())
-    return sum(seen.values())
+            if index >= len(node.inputs):
+                continue
+            origin = _origin(node.inputs[index])
+            tensor = None if origin is None else ir.convenience.get_const_tensor(origin)
+            if origin is not None and tensor is not None:
+                sizes[str(origin.name)] = tensor.size
+    return sum(sizes.values())
 
 
 def _origin(value: ir.Value | None) -> ir.Value | None:
@@ -203,24 +222,32 @@ def _origin(value: ir.Value | None) -> ir.Value | None:
 
 
 def _macs(node: ir.Node) -> int | None:
-    """MACs for one image; None for an operator that is not counted, or whose sizes are unknown."""
-    if node.op_type not in _COUNTED or node.domain not in ("", "ai.onnx"):
+    """MACs for all images; None for an operator not counted, or of unknown sizes."""
+    if node.op_type not in _COUNTED or not is_standard(node):
         return None
-    output = node.outputs[0].shape
-    if output is None or not output.is_static() or min(output.numpy(), default=1) < 0:
+    output = _static_sides(node.outputs[0])
+    is_transposed = node.op_type == "Gemm" and node.attributes.get_int("transA", 0)
+    weight = _static_sides(node.inputs[0 if is_transposed else 1])
+    if output is None or weight is None or min(output, default=1) < 0:
         return None
-    elements = math.prod(output.numpy())
-    index = (
-        1 if node.op_type != "Gemm" or not node.attributes.get_int("transA", 0) else 0
-    )
-    weight = node.inputs[index]
-    if weight is None or weight.shape is None or not weight.shape.is_static():
+    return math.prod(output) * _products(node, weight)
+
+
+def _static_sides(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The shape of a tensor; None if it is not known."""
+    if value is None or value.shape is None or not value.shape.is_static():
         return None
-    sides = weight.shape.numpy()
+    return value.shape.numpy()
+
+
+def _products(node: ir.Node, weight: tuple[int, ...]) -> int:
+    """Products that are summed for one element of the output.
+
+    weight  the shape of the weight of `node`
+    """
     if node.op_type == "Conv":
-        return elements * math.prod(sides[1:])
+        return math.prod(weight[1:])
     if node.op_type == "Gemm":
-        return elements * (
-            sides[1] if node.attributes.get_int("transB", 0) else sides[0]
-        )
-    return elements * (sides[-2] if len(sides) > 1 else sides[0])
+        is_transposed = node.attributes.get_int("transB", 0)
+        return weight[1] if is_transposed else weight[0]
+    return weight[-2] if len(weight) > 1 else weight[0]

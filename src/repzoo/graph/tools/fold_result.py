@@ -1,4 +1,4 @@
-"""The record of a fold: the folded model, every fold that was made, and every one that was refused.
+"""The record of a fold: the folded model, what was replaced, and what was refused.
 
 The fold writes it and the certificate reads it. It is all that the two have in common.
 """

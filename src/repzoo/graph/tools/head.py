@@ -18,7 +18,9 @@ import onnx
 
 from repzoo.errors import InputError
 from repzoo.graph.tools.functions import inline_functions
+from repzoo.graph.tools.onnx_edit import nodes_by_output
 from repzoo.graph.tools.skeleton import without_weights
+from repzoo.onnx_file import opset_of
 
 THRESHOLD = 0.5  # a label holds where its probability is above
 # How far a row of probabilities may sum from 1: float16 and INT8 outputs round each of them.
@@ -124,11 +126,11 @@ def find_head(model: onnx.ModelProto) -> Head:
         skeleton = without_weights(inline_functions(model))
     except InputError:
         skeleton = without_weights(model)
-    graph = skeleton.graph
-    if len(graph.output) != 1:
-        names = ", ".join(value.name for value in graph.output)
-        return _other(f"the graph has {len(graph.output)} outputs ({names})")
-    output = graph.output[0]
+    outputs = skeleton.graph.output
+    if len(outputs) != 1:
+        names = ", ".join(value.name for value in outputs)
+        return _other(f"the graph has {len(outputs)} outputs ({names})")
+    output = outputs[0]
     if output.type.tensor_type.elem_type not in FLOATS:
         return _other(f"the output {output.name} does not hold floating-point numbers")
     graph_walk = _GraphWalk(skeleton)
@@ -152,22 +154,15 @@ class _GraphWalk:
     """
 
     def __init__(self, skeleton: onnx.ModelProto) -> None:
-        self._producers = {
-            name: node for node in skeleton.graph.node for name in node.output
-        }
         self.shapes = _shapes(skeleton)
-        versions = [
-            item.version
-            for item in skeleton.opset_import
-            if item.domain in ("", "ai.onnx")
-        ]
-        self._opset = max(versions, default=0)
+        self._nodes = nodes_by_output(skeleton.graph)
+        self._opset = opset_of(skeleton)
 
     def classify(self, name: str, classes: int) -> Head:
         """The head whose outputs are the tensor `name`."""
-        node = self._producers.get(name)
+        node = self._nodes.get(name)
         while node is not None and node.op_type in TRANSPARENT:
-            node = self._producers.get(node.input[0])
+            node = self._nodes.get(node.input[0])
         if node is None:
             return Head(HeadKind.LOGITS, classes)
         if node.op_type == "Softmax":
@@ -196,11 +191,12 @@ class _GraphWalk:
         shape = self.shapes.get(softmax.output[0])
         if shape is None or len(shape) <= 2 or not all(shape[1:]):
             return True
-        default = 1 if self._opset < 13 else -1
-        axis = next(
-            (item.i for item in softmax.attribute if item.name == "axis"), default
-        )
-        normalized = shape[axis:] if self._opset < 13 else [shape[axis]]
+        covers_later_axes = self._opset < 13
+        axis = 1 if covers_later_axes else -1
+        for item in softmax.attribute:
+            if item.name == "axis":
+                axis = item.i
+        normalized = shape[axis:] if covers_later_axes else [shape[axis]]
         return math.prod(normalized) == math.prod(shape[1:])
 
 
@@ -214,26 +210,31 @@ def _shapes(skeleton: onnx.ModelProto) -> dict[str, list[int]]:
     for value in (*graph.value_info, *graph.output):
         tensor = value.type.tensor_type
         if tensor.HasField("shape"):
-            shapes[value.name] = [max(0, dim.dim_value) for dim in tensor.shape.dim]
+            sides = [max(0, dim.dim_value) for dim in tensor.shape.dim]
+            shapes[value.name] = sides
     return shapes
 
 
 def _is_row_per_image(shape: list[int]) -> bool:
     """Whether `shape` is [N, C], or [N, C] with axes of one element."""
-    if len(shape) < 2:
-        return False
-    return len(shape) == 2 or sum(side != 1 for side in shape[1:]) <= 1
+    if len(shape) <= 2:
+        return len(shape) == 2
+    longer = [side for side in shape[1:] if side != 1]
+    return len(longer) <= 1
 
 
 def _are_probabilities(values: Probabilities) -> bool:
     """Whether every row is nonnegative and sums to 1."""
-    sums = values.sum(axis=1)
-    return bool((values >= 0).all() and (abs(sums - 1) <= SUM_TOLERANCE).all())
+    deviations = np.abs(values.sum(axis=1) - 1)
+    return bool((values >= 0).all() and (deviations <= SUM_TOLERANCE).all())
 
 
 def _softmax(logits: Probabilities) -> Probabilities:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+    # Without the largest logit of each row, no exponential overflows.
+    largest = logits.max(axis=1, keepdims=True)
+    exponentials = np.exp(logits - largest)
+    total = exponentials.sum(axis=1, keepdims=True)
+    return np.asarray(exponentials / total)
 
 
 def _other(reason: str) -> Head:

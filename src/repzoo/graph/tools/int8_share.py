@@ -15,6 +15,7 @@ import onnx
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
 from repzoo.graph.tools.cost import macs_by_node
+from repzoo.graph.tools.onnx_edit import nodes_by_output
 
 # Index of the weight among the inputs, of layers in float or between Q/DQ pairs.
 LAYERS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
@@ -31,7 +32,14 @@ INTEGER_LAYERS = {
 VIEWS = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 EIGHT_BITS = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
 
-Layer = tuple[onnx.NodeProto, int]  # with the number of its weight's elements
+
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution or linear layer with a stored weight of `size` elements."""
+
+    node: onnx.NodeProto
+    size: int
+    is_int8: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +61,11 @@ class Int8Share:
 
     def __str__(self) -> str:
         """The share in words, such as "INT8: 1 of 96 layers, 15 % of MACs, 46 % of bytes"."""
-        shares = [f"{percent_of_share(self.bytes)} of bytes"]
+        shares = [f"{self.int8_layers} of {self.layers} layers"]
         if not math.isnan(self.macs):
-            shares.insert(0, f"{percent_of_share(self.macs)} of MACs")
-        return f"INT8: {self.int8_layers} of {self.layers} layers, {', '.join(shares)}"
+            shares.append(f"{percent_of_share(self.macs)} of MACs")
+        shares.append(f"{percent_of_share(self.bytes)} of bytes")
+        return f"INT8: {', '.join(shares)}"
 
     @property
     def is_everything(self) -> bool:
@@ -66,48 +75,57 @@ class Int8Share:
 
 def int8_share(artifact: Artifact) -> Int8Share:
     """The share of `artifact` that runs in INT8; none of it in a float model."""
-    graph = artifact.model.graph
-    types = _Types(graph)
-    layers: list[Layer] = []
-    int8: list[Layer] = []
-    for node in graph.node:
-        index = LAYERS.get(node.op_type, INTEGER_LAYERS.get(node.op_type))
-        if index is None or index >= len(node.input):
-            continue
-        size = types.stored_size(node.input[index])
-        if not size:
-            continue  # two activations that are multiplied, as in attention
-        layers.append((node, size))
-        if node.op_type in INTEGER_LAYERS or types.are_eight_bits(
-            node.input[0], node.input[index]
-        ):
-            int8.append((node, size))
+    layers = _find_layers(artifact.model.graph)
+    int8 = [layer for layer in layers if layer.is_int8]
     return Int8Share(
         layers=len(layers),
         int8_layers=len(int8),
-        macs=_macs_share(artifact, layers, int8),
-        bytes=_share(_sizes(int8), _sizes(layers)),
+        macs=_macs_share(artifact, layers),
+        bytes=_share(_total_size(int8), _total_size(layers)),
     )
 
 
-def _macs_share(
-    artifact: Artifact, layers: Sequence[Layer], int8: Sequence[Layer]
-) -> float:
-    """The share of `int8` in the arithmetic of `layers`; NaN where it cannot be counted."""
+def _find_layers(graph: onnx.GraphProto) -> list[_Layer]:
+    """The convolutions and linear layers with stored weights, in order."""
+    types = _Types(graph)
+    layers: list[_Layer] = []
+    for node in graph.node:
+        is_integer = node.op_type in INTEGER_LAYERS
+        indices = INTEGER_LAYERS if is_integer else LAYERS
+        index = indices.get(node.op_type)
+        if index is None or index >= len(node.input):
+            continue
+        weight = node.input[index]
+        size = types.stored_size(weight)
+        if not size:
+            continue  # two activations that are multiplied, as in attention
+        is_int8 = is_integer or types.are_eight_bits(node.input[0], weight)
+        layers.append(_Layer(node, size, is_int8))
+    return layers
+
+
+def _macs_share(artifact: Artifact, layers: Sequence[_Layer]) -> float:
+    """The share of INT8 in the arithmetic of `layers`; NaN where it cannot be counted."""
+    total = 0
+    int8 = 0
     try:
         macs = macs_by_node(artifact)
-        parts = [macs[node.output[0]] for node, _ in int8]
-        return _share(sum(parts), sum(macs[node.output[0]] for node, _ in layers))
+        for layer in layers:
+            layer_macs = macs[layer.node.output[0]]
+            total += layer_macs
+            if layer.is_int8:
+                int8 += layer_macs
     except (InputError, KeyError):
         # No classifier, sizes that are open, or operators on integers, which are not counted.
         return math.nan
+    return _share(int8, total)
 
 
 class _Types:
     """Which tensors of a graph are stored, and which are dequantized from 8 bits."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        self._producers = {name: node for node in graph.node for name in node.output}
+        self._nodes = nodes_by_output(graph)
         self._stored = {item.name: item for item in graph.initializer}
         for node in graph.node:
             for attribute in node.attribute:
@@ -125,7 +143,7 @@ class _Types:
         return all(self._is_eight_bits(name) for name in names)
 
     def _is_eight_bits(self, name: str) -> bool:
-        node = self._producers.get(self._origin(name, VIEWS))
+        node = self._nodes.get(self._origin(name, VIEWS))
         if node is None or node.op_type != "DequantizeLinear":
             return False
         # The type of a zero point is that of the integers; without one they are stored, or uint8.
@@ -136,15 +154,15 @@ class _Types:
 
     def _origin(self, name: str, operators: set[str]) -> str:
         """The tensor that `name` is made from by `operators` alone."""
-        node = self._producers.get(name)
+        node = self._nodes.get(name)
         while node is not None and node.op_type in operators and node.input:
             name = node.input[0]
-            node = self._producers.get(name)
+            node = self._nodes.get(name)
         return name
 
 
-def _sizes(layers: Sequence[Layer]) -> int:
-    return sum(size for _, size in layers)
+def _total_size(layers: Sequence[_Layer]) -> int:
+    return sum(layer.size for layer in layers)
 
 
 def _share(part: int, whole: int) -> float:

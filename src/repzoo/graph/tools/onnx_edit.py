@@ -1,13 +1,15 @@
-"""Small edits of ONNX graphs that several rewrites need."""
+"""Small questions and edits of ONNX graphs that several modules need."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
+
+from repzoo.onnx_file import names_read
 
 
 def add_initializer(
@@ -37,17 +39,27 @@ def unused_name(
 
 def tensor_names(graph: onnx.GraphProto) -> set[str]:
     """The names of all tensors of `graph`, those of subgraphs left out."""
-    names = {item.name for item in (*graph.input, *graph.output)}
-    names.update(item.name for item in graph.initializer)
+    names: set[str] = set()
+    for values in (graph.input, graph.output, graph.initializer):
+        names.update(item.name for item in values)
     for node in graph.node:
         names.update(node.output)
     return names
 
 
+def nodes_by_output(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """The nodes of `graph`, each under the names of all tensors that it computes."""
+    nodes: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:
+        nodes.update(dict.fromkeys(node.output, node))
+    return nodes
+
+
 def remove_unused_initializers(graph: onnx.GraphProto) -> None:
     """Remove, in place, the initializers that no node, subgraph or output reads."""
     read = {item.name for item in graph.output}
-    read.update(_names_read(graph.node))
+    for node in graph.node:
+        read.update(names_read(node))
     used = [item for item in graph.initializer if item.name in read]
     del graph.initializer[:]
     graph.initializer.extend(used)
@@ -59,12 +71,3 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         if item.HasField("g"):
             yield item.g
         yield from item.graphs
-
-
-def _names_read(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
-    for node in nodes:
-        yield from node.input
-        for graph in subgraphs(node):
-            # A branch may hand out a tensor of the outer graph unchanged.
-            yield from (item.name for item in graph.output)
-            yield from _names_read(graph.node)

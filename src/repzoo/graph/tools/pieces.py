@@ -135,7 +135,7 @@ class _Parts:
         output = self.model.graph.output[0]
         target = nodes[-1].output[0]
         piece = empty_like(self.model)
-        names, constant_nodes = self._constants_behind(_names_read(nodes))
+        names, constant_nodes = self._constants_behind(_input_names(nodes))
         for name in names:
             piece.graph.initializer.append(change(self.initializers[name]))
         piece.graph.node.extend([*constant_nodes, *nodes])
@@ -207,7 +207,7 @@ class _Parts:
     def _run_bytes(self, nodes: Sequence[onnx.NodeProto]) -> int:
         """Bytes of the constants that `nodes` read; one that is read twice counts twice."""
         total = 0
-        for name in _names_read(nodes):
+        for name in _input_names(nodes):
             initializers, constant_nodes = self._constants_behind([name])
             for item in initializers:
                 total += tensor_bytes(self.initializers[item])
@@ -241,7 +241,7 @@ def _needed_nodes(
     return kept[::-1]
 
 
-def _names_read(nodes: Iterable[onnx.NodeProto]) -> list[str]:
+def _input_names(nodes: Iterable[onnx.NodeProto]) -> list[str]:
     """The tensors that `nodes` read, each as often as it is read."""
     names: list[str] = []
     for node in nodes:
