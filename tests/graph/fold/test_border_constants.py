@@ -198,7 +198,6 @@ def test_a_map_with_a_border_composes_only_with_the_map_of_its_constants() -> No
 
 
 # --- as PyTorch code says it ------------------------------------------------------------------
-# --------------------------------
 
 
 @pytest.fixture

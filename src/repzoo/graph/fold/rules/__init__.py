@@ -17,8 +17,9 @@ To add a rule:
    the others in `AffineNode.more` (see per_channel.reshaped_batch_normalization).
 3. Take the map's values from a constructor of `algebra`, in a function that runs only when the
    fold is written. Whether a fold pays is not the rule's business: the engine compares costs.
-4. If the operator has weights, or scales without a shift, add it to WEIGHTED or WITHOUT_SHIFT in
-   expression.py, which say when a fold saves nodes.
+4. A new operator with weights, or one that scales without a shift, belongs in WEIGHTED or
+   WITHOUT_SHIFT of expression.py, which say when a fold saves nodes. One with a window belongs in
+   WINDOWED of timing.py.
 5. If the certificate does not know the operator, implement it in graph/certificate/operators.py,
    from the ONNX specification.
 6. Test the rule at work, and each refusal: a Case in tests/graph/fold/test_rules_and_fold.py.
