@@ -1,1 +1,1 @@
-"""ONNX graphs: made, folded, certified, counted."""
+"""ONNX graphs: export, folding, certificates and costs."""

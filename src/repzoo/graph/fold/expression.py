@@ -58,6 +58,11 @@ class Expression:
     size: int = 0
 
     @property
+    def is_source_itself(self) -> bool:
+        """Whether nothing is done to the source."""
+        return self.size == 0
+
+    @property
     def cost(self) -> float:
         """Multiply-accumulates per source pixel of the one node that would replace it."""
         return macs_per_input_pixel(self.geometry)
@@ -162,12 +167,13 @@ def add(node: ir.Node, left: Expression, right: Expression) -> Expression:
     Raises:
         Inexact: the two maps do not line up.
     """
-    channels = (left if left.size else right).geometry.outputs
-    left = left if left.size else _identity(left, channels)
-    right = right if right.size else _identity(right, channels)
+    if left.is_source_itself:
+        left = _identity(left, right.geometry.outputs)
+    if right.is_source_itself:
+        right = _identity(right, left.geometry.outputs)
     geometry = add_geometry(left.geometry, right.geometry)
     sign = -1.0 if node.op_type == "Sub" else 1.0
-    own_macs = channels / _area(geometry.strides)
+    own_macs = left.geometry.outputs / _area(geometry.strides)
     return Expression(
         source=left.source,
         geometry=geometry,
@@ -205,7 +211,7 @@ def concatenate(node: ir.Node, parts: list[Expression]) -> Expression:
 
 def as_part(expression: Expression, part: ir.Value, flat: bool) -> Expression:
     """`expression`, or the identity if `part` is the source itself, for a concatenation."""
-    if not expression.size:
+    if expression.is_source_itself:
         expression = _identity(expression, channels_of(part))
     return replace(expression, flat=flat)
 
@@ -245,7 +251,8 @@ def is_closed(expression: Expression, root: ir.Node) -> bool:
 
 def have_same_layout(left: Expression, right: Expression) -> bool:
     """Whether both have their channels along the same axis. The source itself fits either."""
-    return left.flat == right.flat or not left.size or not right.size
+    has_source_itself = left.is_source_itself or right.is_source_itself
+    return has_source_itself or left.flat == right.flat
 
 
 def saves_nodes(expression: Expression, root: ir.Node) -> bool:

@@ -183,7 +183,7 @@ class ExpressionFinder:
         largest: dict[ir.Value, Expression] = {}
         # Short ones come first, so that longer ones of the same source replace them.
         for item in self._operand(part, node):
-            if not item.size or item.flat == flat:
+            if item.is_source_itself or item.flat == flat:
                 largest[item.source] = item
         return largest
 

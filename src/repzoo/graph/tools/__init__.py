@@ -1,1 +1,1 @@
-"""What every user of a graph needs: reading, constant folding, shapes, costs, export."""
+"""What several layers need of graphs: reading, constant folding, sizes, costs, export."""
