@@ -176,15 +176,19 @@ def _fit_kernel(part: AffineMap, target: Geometry) -> Array:
     is_aligned = geometry.pads[:2] == target.pads[:2]
     if is_aligned and geometry.kernel == target.kernel:
         return kernel
-    taps: list[Indices] = []
-    for axis in (0, 1):
-        start = target.pads[axis] - geometry.pads[axis]
-        steps = np.arange(geometry.kernel[axis]) * geometry.dilations[axis]
-        taps.append((start + steps) // target.dilations[axis])
-    rows, columns = taps
+    rows = _taps_in(target, geometry, axis=0)
+    columns = _taps_in(target, geometry, axis=1)
     larger = np.zeros((*kernel.shape[:2], *target.kernel))
     larger[:, :, rows[:, None], columns[None, :]] = kernel
     return larger
+
+
+def _taps_in(target: Geometry, part: Geometry, axis: int) -> Indices:
+    """For each tap of `part`, the tap of `target` that reads the same pixel."""
+    start = target.pads[axis] - part.pads[axis]
+    steps = np.arange(part.kernel[axis]) * part.dilations[axis]
+    taps: Indices = (start + steps) // target.dilations[axis]
+    return taps
 
 
 def regroup(affine: AffineMap, groups: int) -> AffineMap:
@@ -192,7 +196,8 @@ def regroup(affine: AffineMap, groups: int) -> AffineMap:
     geometry = affine.geometry
     if groups == geometry.groups:
         return affine
-    merged = geometry.groups // groups  # old groups in each new one
+    # Each new group holds `merged` old ones, which read blocks of its inputs, one after another.
+    merged = geometry.groups // groups
     inputs = geometry.inputs // geometry.groups
     outputs = geometry.outputs // geometry.groups
     kernel = np.zeros((geometry.outputs, merged * inputs, *geometry.kernel))
@@ -241,6 +246,7 @@ def compose(outer: AffineMap, inner: AffineMap) -> AffineMap:
     target = compose_geometry(outer.geometry, inner.geometry)
     if any(outer.geometry.pads):
         _require_padding(outer, inner)
+    # Every tap of `outer` reads the bias of `inner`, those outside the image too.
     all_taps = outer.kernel.sum((2, 3))
     bias = outer.bias + _multiply_grouped(all_taps, inner.bias, outer.geometry)
     kernel = _compose_kernels(outer, inner, target)
@@ -282,6 +288,7 @@ def _multiply_grouped(taps: Array, vector: Array, geometry: Geometry) -> Array:
 def _compose_kernels(outer: AffineMap, inner: AffineMap, target: Geometry) -> Array:
     """The kernel of outer(inner(x)): the sum over the taps of `outer`."""
     groups = target.groups
+    # One product needs no memory for a sum.
     if outer.geometry.kernel == (1, 1) and inner.geometry.kernel == target.kernel:
         return _multiply_channels(outer, inner, groups, (0, 0))
     rows = _reached_taps(outer.geometry, inner.geometry, target, axis=0)
@@ -309,23 +316,26 @@ def _reached_taps(
 def _multiply_channels(
     outer: AffineMap, inner: AffineMap, groups: int, tap: Pair
 ) -> Array:
-    """sum over m of outer[o, m, tap] * inner[m, i, :, :], in `groups` groups.
-
-    Diagonal maps are not made dense: a depthwise layer of 1,000 channels would take a million.
-    """
+    """sum over m of outer[o, m, tap] * inner[m, i, :, :], in `groups` groups."""
     row, column = tap
-    sides = inner.geometry.kernel
-    weights = outer.kernel[:, :, row, column]
+    # Diagonal maps are not made dense: a depthwise layer of 1,000 channels would take a million
+    # numbers for each tap.
     if outer.geometry.is_diagonal:
-        return weights[:, :, None, None] * inner.kernel
+        return outer.kernel[:, :, row, column, None, None] * inner.kernel
     if inner.geometry.is_diagonal:
-        outer_groups = outer.geometry.groups
-        scales = inner.kernel.reshape(outer_groups, 1, -1, *sides)
-        blocks = weights.reshape(outer_groups, -1, weights.shape[1])
-        product = blocks[..., None, None] * scales
-        return product.reshape(*weights.shape, *sides)
+        return _multiply_by_scales(outer.kernel[:, :, row, column], outer, inner)
     outputs = outer.geometry.outputs
     left = regroup(outer, groups).kernel[:, :, row, column]
     left = left.reshape(groups, outputs // groups, -1)
     right = regroup(inner, groups).kernel.reshape(groups, left.shape[2], -1)
-    return (left @ right).reshape(outputs, -1, *sides)
+    return (left @ right).reshape(outputs, -1, *inner.geometry.kernel)
+
+
+def _multiply_by_scales(weights: Array, outer: AffineMap, inner: AffineMap) -> Array:
+    """weights [O, M / groups of `outer`] times the kernels of `inner`, which has one for each m."""
+    groups = outer.geometry.groups
+    sides = inner.geometry.kernel
+    scales = inner.kernel.reshape(groups, 1, -1, *sides)
+    blocks = weights.reshape(groups, -1, weights.shape[1])
+    product = blocks[..., None, None] * scales
+    return product.reshape(*weights.shape, *sides)

@@ -65,6 +65,7 @@ def reshape_target(node: ir.Node, known: Sizes) -> list[int] | None:
     if source is None or shape_input is None:
         return None
     shape = known.get(shape_input)
+    # A size of 0 cannot be written, for it would be read as the size of the source.
     if shape is None or 0 in shape:
         return None
     # With allowzero a 0 is a size of its own.

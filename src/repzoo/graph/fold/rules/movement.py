@@ -109,6 +109,7 @@ def split(node: ir.Node, output: int) -> Answer:
     axis = node.attributes.get_int("axis", 0)
     if source is None or not is_channel_axis(axis, source):
         return None
+    # From shapes: the sizes are an attribute, an input or left out, depending on the operator set.
     counts = [channels_of(value) for value in node.outputs]
     if not all(counts):
         return None
@@ -127,6 +128,7 @@ def slice_channels(node: ir.Node) -> Answer:
     if not is_channel_axis(axis, source) or step != 1:
         return None
     total = channels_of(source)
+    # In the place of `ends`, which may be negative or beyond the last channel.
     count = channels_of(node.outputs[0])
     if not total or not count:
         return None

@@ -63,6 +63,7 @@ def elementwise(node: ir.Node) -> Answer:
     else:
         return None  # two tensors: a sum for the finder, or a product of activations
     constant_first = left is not None
+    # A constant divided by a tensor is not affine.
     if source is None or (node.op_type == "Div" and constant_first):
         return None
     channels = _broadcast_to_channels(values, source, node.outputs[0])
