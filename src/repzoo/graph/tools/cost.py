@@ -85,7 +85,7 @@ def count(artifact: Artifact, size: int | None = None) -> Cost:
 
     Any graph is accepted. What other inputs leave open is taken as 1 on their first axis.
     """
-    model = _sized(artifact, size)
+    model = _with_sizes(artifact, size)
     # Counted before sizes are inferred, for that may fold constants.
     nodes = _without_constants(model.graph)
     operators = Counter(node.op_type for node in nodes)
@@ -115,7 +115,7 @@ def macs_by_node(artifact: Artifact, size: int | None = None) -> dict[str, int]:
 
     size  as for `count`
     """
-    model = _sized(artifact, size)
+    model = _with_sizes(artifact, size)
     _infer_sizes(model)
     batch = _batch(model)
     macs: dict[str, int] = {}
@@ -130,7 +130,7 @@ def _without_constants(graph: ir.Graph) -> list[ir.Node]:
     return [node for node in graph if node.op_type != "Constant"]
 
 
-def _sized(artifact: Artifact, size: int | None) -> ir.Model:
+def _with_sizes(artifact: Artifact, size: int | None) -> ir.Model:
     """The graph with the sizes of its inputs for one image; those of other tensors are unset."""
     model = to_ir(inline_functions(artifact.model))
     image: Sequence[int] = (3, size or 0, size or 0)
