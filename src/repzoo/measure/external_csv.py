@@ -62,23 +62,22 @@ def read_csv(lines: Sequence[str], path: Path) -> CsvResults:
         header = rows[0][1].strip().casefold()
         start = 1
     width = len(rows[-1])
-    scored: dict[str, list[tuple[float, str]]] = {}
+    scores: dict[str, dict[str, float]] = {}
     for number, row in enumerate(rows[start:], start + 1):
         if len(row) != width or width not in (2, 3):
             text = ",".join(row)[:60]
             raise InputError(f"{path} line {number} is {text!r}; expected {FORM}")
-        image, label = row[0].strip(), row[1].strip()
-        score = _score(row[2], path, number) if width == 3 else 0.0
-        classes = scored.setdefault(image, [])
-        if any(label == other for _, other in classes):
+        image = row[0].strip()
+        label = row[1].strip()
+        classes = scores.setdefault(image, {})
+        if label in classes:
             raise InputError(
                 f"{path} line {number} gives {image} the class {label!r} twice; each class of an "
                 "image may stand once"
             )
-        classes.append((score, label))
-    return CsvResults(
-        {image: _best_first(classes) for image, classes in scored.items()}, header
-    )
+        classes[label] = _score(row[2], path, number) if width == 3 else 0.0
+    best_first = {image: _best_first(classes) for image, classes in scores.items()}
+    return CsvResults(best_first, header)
 
 
 def output_indices(
@@ -98,12 +97,8 @@ def output_indices(
     by_index = {label: int(label) for label in written if _is_index(label)}
     all_names = len(by_name) == len(written) and results.header not in INDEX_HEADERS
     all_indices = len(by_index) == len(written) and results.header not in NAME_HEADERS
-    if all_names and all_indices and by_name != by_index:
-        label = next(label for label in written if by_name[label] != by_index[label])
-        raise InputError(
-            f"{path}: the class {label!r} is the name of output {by_name[label]} and the index of "
-            "another; begin the file with the line path,name or path,index"
-        )
+    if all_names and all_indices:
+        _require_agreement(by_name, by_index, path)
     if all_names:
         return by_name, True
     if all_indices:
@@ -114,6 +109,18 @@ def output_indices(
         f"{len(names)} classes, such as {', '.join(map(repr, names[:3]))}; name the classes as the "
         "data or the model does"
     )
+
+
+def _require_agreement(
+    by_name: dict[str, int], by_index: dict[str, int], path: Path
+) -> None:
+    """Refuse classes that mean one output as a name and another one as an index."""
+    for label, output in by_name.items():
+        if by_index[label] != output:
+            raise InputError(
+                f"{path}: the class {label!r} is the name of output {output} and the index of "
+                "another; begin the file with the line path,name or path,index"
+            )
 
 
 def _indices_by_name(written: Sequence[str], names: Sequence[str]) -> dict[str, int]:
@@ -149,7 +156,6 @@ def _score(text: str, path: Path, number: int) -> float:
     return value
 
 
-def _best_first(classes: list[tuple[float, str]]) -> list[str]:
+def _best_first(scores: dict[str, float]) -> list[str]:
     # Sorting is stable: without scores, all 0, the order of the lines stays.
-    ranked = sorted(classes, key=lambda item: -item[0])
-    return [label for _, label in ranked]
+    return sorted(scores, key=lambda label: -scores[label])

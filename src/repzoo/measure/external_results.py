@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,12 @@ class _Results:
     sha256: str
     by_name: bool = False
 
+    def top(self) -> npt.NDArray[np.int64]:
+        """The class ids [images, classes], best first: as many as every image has."""
+        width = min(len(result.ids) for result in self.images)
+        rows = [result.ids[:width] for result in self.images]
+        return np.array(rows, np.int64)
+
 
 def read(
     path: Path,
@@ -100,12 +107,8 @@ def read(
     else:
         results = _read_text(path, _output_names(dataset, model))
     indices = _match_images([result.image for result in results.images], dataset, path)
-    width = min(len(result.ids) for result in results.images)
-    top_as_written = np.array(
-        [result.ids[:width] for result in results.images], np.int64
-    )
-    top = top_as_written[np.argsort(indices)]
-    indices = sorted(indices)
+    top = results.top()[np.argsort(indices)]
+    images = dataset.subset(sorted(indices))
     mapping: Sequence[int]
     if model:
         mapping = class_indices(dataset, model)
@@ -113,8 +116,21 @@ def read(
         mapping = range(len(dataset.classes))
     else:
         mapping = _classes_in_order(dataset, int(top.max()), results.class_names, path)
-    keys = tuple(dataset.keys[index] for index in indices)
-    identity = {
+    predictions = Predictions(
+        identity=_identity(path, results),
+        labels=model.labels if model else dataset.classes,
+        engine={"name": "external", "version": ""},
+        data=describe_images(dataset.name, images.keys),
+        keys=images.keys,
+        targets=np.array(mapping)[list(images.targets)],
+        top=top,
+    )
+    return predictions, sorted(indices)
+
+
+def _identity(path: Path, results: _Results) -> dict[str, Any]:
+    """What identifies results in a Record, with the fields of a model's identity."""
+    return {
         "name": path.name,
         "form": "external",
         "sha256": results.sha256,
@@ -122,24 +138,13 @@ def read(
         "preprocess": None,
         "size": None,
     }
-    predictions = Predictions(
-        identity=identity,
-        labels=model.labels if model else dataset.classes,
-        engine={"name": "external", "version": ""},
-        data=describe_images(dataset.name, keys),
-        keys=keys,
-        targets=np.array([mapping[dataset.targets[index]] for index in indices]),
-        top=top,
-    )
-    return predictions, indices
 
 
 def select_images(predictions: Predictions, keys: Sequence[str]) -> Predictions:
     """`predictions` for the images `keys` only; it must have all of them."""
     position = {key: index for index, key in enumerate(predictions.keys)}
-    rows = [
-        position[key] for key in keys
-    ]  # the order of `keys`: comparisons go row by row
+    # In the order of `keys`: comparisons go row by row.
+    rows = [position[key] for key in keys]
     data = describe_images(
         predictions.data["name"], keys, predictions.data["unreadable"]
     )
@@ -265,12 +270,12 @@ def _check_images(images: Sequence[_ImageResult], path: Path) -> None:
             f"{path} has {image} {times} times: the tool appends to the file of an earlier run; "
             "remove the file and run the tool again"
         )
-    counts = Counter(len(result.ids) for result in images)
-    if len(counts) > 1:
-        short = next(result for result in images if len(result.ids) == min(counts))
+    shortest = min(images, key=lambda result: len(result.ids))
+    longest = max(images, key=lambda result: len(result.ids))
+    if len(shortest.ids) < len(longest.ids):
         raise InputError(
-            f"{path} has {len(short.ids)} lines for {short.image} and {max(counts)} for others, "
-            "so it is incomplete; run the tool again"
+            f"{path} has {len(shortest.ids)} lines for {shortest.image} and {len(longest.ids)} for "
+            "others, so it is incomplete; run the tool again"
         )
 
 
@@ -303,11 +308,10 @@ def _array_files(folder: Path) -> list[Path]:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}") from None
-    files = [
-        path
-        for path in entries
-        if path.suffix == ".npz" and not path.name.startswith(".")
-    ]
+    files = []
+    for path in entries:
+        if path.suffix == ".npz" and not path.name.startswith("."):
+            files.append(path)
     if not files:
         raise InputError(
             f"{folder} holds no .npz file; expected one for each image, with the logits as output_0"
@@ -329,16 +333,18 @@ def _images_of(files: Sequence[Path], datalist: Path | None, folder: Path) -> li
     names = [_stem(path.name) for path in files]
     if len(by_name) == len(images) and set(by_name) == set(names):
         return [by_name[name] for name in names]
-    by_number = sorted(
-        files, key=lambda path: [int(part) for part in re.findall(r"\d+", path.stem)]
-    )
-    if by_number != list(files):
+    if sorted(files, key=_numbers) != list(files):
         raise InputError(
             f"the files of {folder} sort differently by name and by number ({files[0].name}, "
             f"{files[1].name}, ...), so the order of {datalist} does not say which is which; "
             "name them with leading zeros"
         )
     return images
+
+
+def _numbers(path: Path) -> list[int]:
+    """The numbers in the name of a file."""
+    return list(map(int, re.findall(r"\d+", path.stem)))
 
 
 def _logits(data: bytes, path: Path) -> npt.NDArray[np.float32]:
@@ -425,10 +431,15 @@ def _in_same_folder(
     A folder decides where it names a class, or where several images share the name.
     """
     folder = _folder(image)
-    folders = {index: _folder(dataset.keys[index]) for index in candidates}
-    same = [index for index in candidates if folders[index] == folder]
+    same = []
+    unsorted = []
+    for index in candidates:
+        own_folder = _folder(dataset.keys[index])
+        if own_folder == folder:
+            same.append(index)
+        elif own_folder not in classes:
+            unsorted.append(index)
     if folder in classes:
-        unsorted = [index for index in candidates if folders[index] not in classes]
         return same + unsorted
     if len(candidates) > 1 and same:
         return same

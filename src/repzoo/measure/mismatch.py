@@ -7,8 +7,10 @@ variant is one row, compared with the correct one image by image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, get_args
 
 import numpy as np
@@ -145,9 +147,9 @@ def _other_ranges(base: Variant) -> Iterator[Variant]:
 def _wrong_arithmetic(base: Variant) -> Iterator[Variant]:
     document = base.numbers.document()
     # Runtimes that compute in half precision round these constants.
-    mean = tuple(float(np.float16(value)) for value in base.numbers.mean)
-    std = tuple(float(np.float16(value)) for value in base.numbers.std)
-    in_float16 = Preprocess.from_mapping({**document, "mean": mean, "std": std})
+    for key in ("mean", "std"):
+        document[key] = np.array(document[key], np.float16).astype(float).tolist()
+    in_float16 = Preprocess.from_mapping(document)
     yield replace(base, name="mean and std in float16", numbers=in_float16)
     yield from _other_ranges(base)
 
@@ -157,13 +159,11 @@ def _cameras(base: Variant) -> Iterator[Variant]:
     kinds: tuple[Yuv, ...] = get_args(Yuv)
     for yuv in kinds:
         yield replace(base, name=f"NV12 {yuv} and back", camera=(yuv, yuv))
-    for encoding in kinds:
-        for decoding in kinds:
-            pairs = zip(encoding.split("-"), decoding.split("-"), strict=True)
-            differences = sum(first != second for first, second in pairs)
-            if differences == 1:  # two mistakes at once would not say what each costs
-                name = f"NV12 {encoding} read as {decoding}"
-                yield replace(base, name=name, camera=(encoding, decoding))
+    for encoding, decoding in product(kinds, kinds):
+        # Two mistakes at once would not say what each costs.
+        if _differences(encoding, decoding) == 1:
+            name = f"NV12 {encoding} read as {decoding}"
+            yield replace(base, name=name, camera=(encoding, decoding))
     yield replace(
         base,
         name="NV21 read as NV12 (U and V swapped)",
@@ -172,13 +172,19 @@ def _cameras(base: Variant) -> Iterator[Variant]:
     )
 
 
+def _differences(first: Yuv, second: Yuv) -> int:
+    """In how many of matrix and range two kinds of NV12 differ."""
+    return sum(map(operator.ne, first.split("-"), second.split("-")))
+
+
 def _swap_chroma(buffer: Bytes) -> Bytes:
     """NV12 [..., H * 3 / 2, W, 1] with U and V swapped, which makes it NV21."""
     height = buffer.shape[-3] * 2 // 3
-    swapped = buffer.copy()
-    swapped[..., height:, 0::2, :] = buffer[..., height:, 1::2, :]
-    swapped[..., height:, 1::2, :] = buffer[..., height:, 0::2, :]
-    return swapped
+    luma, chroma = np.split(buffer, [height], axis=-3)
+    swapped = np.empty_like(chroma)
+    swapped[..., 0::2, :] = chroma[..., 1::2, :]
+    swapped[..., 1::2, :] = chroma[..., 0::2, :]
+    return np.concatenate([luma, swapped], axis=-3)
 
 
 @dataclass
@@ -187,12 +193,12 @@ class _Chunk:
 
     images   in order, as the report takes them
     indices  of those that could be read
-    top      for each variant int64 [indices, up to TOP]; empty where no image could be read
+    top      by name of the variant, int64 [indices, up to TOP]; empty where no image could be read
     """
 
     images: list[ReadImage] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
-    top: list[Classes] = field(default_factory=list)
+    top: dict[str, Classes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -207,16 +213,17 @@ class _Worker:
         chunk = _Chunk()
         by_geometry: dict[tuple[Preprocess, bool], list[Bytes]] = {}
         for index in indices:
-            image, pixels = self._read(self.dataset.keys[index])
+            image, resized_images = self._read(self.dataset.keys[index])
             chunk.images.append(image)
-            if pixels:
+            if resized_images:
                 chunk.indices.append(index)
-            for geometry, resized in pixels.items():
+            for geometry, resized in resized_images.items():
                 by_geometry.setdefault(geometry, []).append(resized)
         if chunk.indices:
             for variant in self.variants:
-                inputs = variant.to_input(np.stack(by_geometry[variant.geometry]))
-                chunk.top.append(best_classes(logits_of(self.run, inputs), TOP))
+                pixels = np.stack(by_geometry[variant.geometry])
+                logits = logits_of(self.run, variant.to_input(pixels))
+                chunk.top[variant.name] = best_classes(logits, TOP)
         return chunk
 
     def _read(self, key: str) -> tuple[ReadImage, dict[tuple[Preprocess, bool], Bytes]]:
@@ -249,59 +256,53 @@ def measure(
     """
     measured = variants(run.artifact.require_preprocess())
     mapping = np.array(class_indices(dataset, run.artifact))
-    starts = range(0, len(dataset), CHUNK)
-    ranges = [range(start, min(start + CHUNK, len(dataset))) for start in starts]
-    readable: list[int] = []
-    top: list[list[Classes]] = [[] for _ in measured]
-    chunks = map_in_order(_Worker(run, dataset, measured), ranges)
-    for indices, chunk in zip(ranges, chunks, strict=True):
+    worker = _Worker(run, dataset, measured)
+    indices: list[int] = []
+    top: dict[str, list[Classes]] = {variant.name: [] for variant in measured}
+    for chunk in _chunks(worker, progress):
         for image in chunk.images:
             report.note(image)
-        readable.extend(chunk.indices)
-        for rows, chunk_rows in zip(
-            top, chunk.top, strict=False
-        ):  # none where none was readable
-            rows.append(chunk_rows)
-        progress("mismatch", indices.stop, len(dataset))
+        indices.extend(chunk.indices)
+        for name, classes in chunk.top.items():
+            top[name].append(classes)
     report.check(dataset.name, len(dataset))
-    keys = tuple(dataset.keys[index] for index in readable)
-    data = describe_images(dataset.name, keys, len(dataset) - len(keys))
-    targets = mapping[[dataset.targets[index] for index in readable]]
+    readable = dataset.subset(indices)
+    targets = mapping[list(readable.targets)]
+    unreadable = len(dataset) - len(readable)
     predictions = []
-    for variant, rows in zip(measured, top, strict=True):
+    for name, parts in top.items():
         predictions.append(
-            _predictions(run, variant, data, keys, targets, np.concatenate(rows))
+            ModelPredictions(
+                identity={**identity_of(run.artifact), "prepared": name},
+                labels=run.artifact.labels,
+                engine={"name": run.engine.name, "version": run.engine.version()},
+                data=describe_images(dataset.name, readable.keys, unreadable),
+                keys=readable.keys,
+                targets=targets,
+                top=np.concatenate(parts),
+                artifact=run.artifact,
+            )
         )
-    correct = predictions[0]
-    wrong = zip(measured[1:], predictions[1:], strict=True)
-    return correct.record(), [
-        _compare(correct, row, variant.name) for variant, row in wrong
-    ]
+    correct, *wrong = predictions
+    return correct.record(), [_compare(correct, item) for item in wrong]
 
 
-def _predictions(
-    run: EvaluationRun,
-    variant: Variant,
-    data: Mapping[str, Any],
-    keys: tuple[str, ...],
-    targets: Classes,
-    top: Classes,
-) -> ModelPredictions:
-    return ModelPredictions(
-        identity={**identity_of(run.artifact), "prepared": variant.name},
-        labels=run.artifact.labels,
-        engine={"name": run.engine.name, "version": run.engine.version()},
-        data=data,
-        keys=keys,
-        targets=targets,
-        top=top,
-        artifact=run.artifact,
-    )
+def _chunks(worker: _Worker, progress: Progress) -> Iterator[_Chunk]:
+    """What `worker` makes of each chunk of its images, in order."""
+    images = len(worker.dataset)
+    ranges = []
+    for start in range(0, images, CHUNK):
+        ranges.append(range(start, min(start + CHUNK, images)))
+    chunks = map_in_order(worker, ranges)
+    for indices, chunk in zip(ranges, chunks, strict=True):
+        yield chunk
+        progress("mismatch", indices.stop, images)
 
 
 def _compare(
-    correct: ModelPredictions, wrong: ModelPredictions, name: str
+    correct: ModelPredictions, wrong: ModelPredictions
 ) -> Record[PairedAccuracy]:
     paired = compare(correct, wrong)
     top1 = 100 * float(wrong.correct.mean())
+    name = wrong.identity["prepared"]
     return replace(paired, values=replace(paired.values, mismatch=name, top1=top1))
