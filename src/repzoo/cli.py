@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 defect in repzoo, 2 bad input or usage, 3 certificate fail
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
 import warnings
@@ -16,15 +17,52 @@ import rich_click as click
 
 from repzoo import __version__
 from repzoo.artifact import Preprocess
-from repzoo.console.commands import catalog, jobs, measure, transform
 from repzoo.console.commands.shared import INTERRUPTED, PIPE_CLOSED
 from repzoo.errors import AssumedPreprocess, InputError, RepzooError
 from repzoo.printable import one_line
 from repzoo.settings import fields_of
 
+# Each command's module in repzoo.console.commands and its name there.
+COMMANDS = {
+    "list": ("catalog", "list_models"),
+    "info": ("catalog", "info"),
+    "engines": ("catalog", "engines"),
+    "count": ("catalog", "count"),
+    "download": ("catalog", "download"),
+    "export": ("transform", "export"),
+    "convert": ("transform", "convert"),
+    "fold": ("transform", "fold"),
+    "embed-input": ("transform", "embed_input"),
+    "quantize": ("transform", "quantize"),
+    "evaluate": ("measure", "evaluate"),
+    "bench": ("measure", "bench"),
+    "predict": ("measure", "predict"),
+    "mismatch": ("measure", "mismatch"),
+    "train": ("jobs", "train"),
+    "card": ("jobs", "card"),
+}
+
 
 class _Group(click.RichGroup):
-    """The group of all commands. It turns errors of repzoo into one sentence and an exit code."""
+    """The group of all commands. It turns errors of repzoo into one sentence and an exit code.
+
+    A command is imported when it is first asked for: `repzoo engines` need not wait for what
+    `repzoo quantize` imports.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """The names of all commands, in sorted order."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, imported; None if there is none."""
+        if cmd_name in COMMANDS and cmd_name not in self.commands:
+            module, name = COMMANDS[cmd_name]
+            imported = importlib.import_module(f"repzoo.console.commands.{module}")
+            command: click.Command = getattr(imported, name)
+            self.add_command(command)
+            _group_options(cmd_name, command)
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; leave with the exit code of the error it raises."""
@@ -64,27 +102,6 @@ def cli() -> None:
     """
 
 
-for _command in (
-    catalog.list_models,
-    catalog.info,
-    catalog.engines,
-    catalog.count,
-    catalog.download,
-    transform.export,
-    transform.convert,
-    transform.fold,
-    transform.embed_input,
-    transform.quantize,
-    measure.evaluate,
-    measure.bench,
-    measure.predict,
-    measure.mismatch,
-    jobs.train,
-    jobs.card,
-):
-    cli.add_command(_command)
-
-
 # The order of a newcomer's questions, not of the alphabet.
 COMMAND_GROUPS = {
     "The whole job": ["card"],
@@ -102,28 +119,26 @@ def _group_commands() -> None:
     ]
 
 
-def _group_options() -> None:
-    """Let `--help` list the options about images in a panel of their own."""
+def _group_options(name: str, command: click.Command) -> None:
+    """Let `--help` of a command list the options about images in a panel of their own."""
     preprocessing = [
         f"--{field.name.replace('_', '-')}" for field in fields_of(Preprocess)
     ]
-    for name, command in cli.commands.items():
-        options = [item for item in command.params if isinstance(item, click.Option)]
-        flags = [item.opts[0] for item in options]
-        if not set(preprocessing) <= set(flags):
-            continue
-        own = [flag for flag in flags if flag not in preprocessing]
-        click.rich_click.OPTION_GROUPS[f"repzoo {name}"] = [
-            {"name": "Options", "options": [*own, "--help"]},
-            {
-                "name": "Preprocessing, where the model's own is not right",
-                "options": preprocessing,
-            },
-        ]
+    options = [item for item in command.params if isinstance(item, click.Option)]
+    flags = [item.opts[0] for item in options]
+    if not set(preprocessing) <= set(flags):
+        return
+    own = [flag for flag in flags if flag not in preprocessing]
+    click.rich_click.OPTION_GROUPS[f"repzoo {name}"] = [
+        {"name": "Options", "options": [*own, "--help"]},
+        {
+            "name": "Preprocessing, where the model's own is not right",
+            "options": preprocessing,
+        },
+    ]
 
 
 _group_commands()
-_group_options()
 
 
 def _show_assumptions() -> None:

@@ -18,7 +18,8 @@ from repzoo.data.dataset import Dataset, DataSource
 from repzoo.engines import Engine, engine
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError, MissingExtra
-from repzoo.graph.tools.cost import Cost, count
+from repzoo.graph.tools.cost import count
+from repzoo.graph.tools.cost_result import Cost
 from repzoo.measure import accuracy, latency, record, sweep
 from repzoo.measure.host import host
 from repzoo.measure.record import Record, full_identity_of, identity_of

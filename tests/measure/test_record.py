@@ -19,7 +19,7 @@ from tests.sample_results import (
 )
 
 from repzoo.errors import InputError
-from repzoo.graph.tools.cost import Cost
+from repzoo.graph.tools.cost_result import Cost
 from repzoo.measure import record
 from repzoo.measure.record import Record, read_result, to_json
 from repzoo.measure.results import (

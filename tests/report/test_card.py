@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from repzoo.errors import RepzooError
-from repzoo.graph.tools.cost import Cost
+from repzoo.graph.tools.cost_result import Cost
 from repzoo.measure.record import Kind, Record, read_result, to_json
 from repzoo.measure.results import (
     Accuracy,

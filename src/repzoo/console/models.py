@@ -18,7 +18,7 @@ from repzoo.zoo.catalog import FigureSource, ModelSpec
 
 if TYPE_CHECKING:  # graph.* imports onnx-ir, which takes long
     from repzoo.graph.certificate.certify import Certificate
-    from repzoo.graph.tools.cost import Cost
+    from repzoo.graph.tools.cost_result import Cost
     from repzoo.verbs import EmbeddedInput
     from repzoo.zoo.checkpoints import Loaded
     from repzoo.zoo.download import Fetched

@@ -32,7 +32,7 @@ from typing import (
 
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
-from repzoo.graph.tools.cost import Cost
+from repzoo.graph.tools.cost_result import Cost
 from repzoo.graph.tools.int8_share import Int8Share, int8_share
 from repzoo.measure import system_noise as noise
 from repzoo.measure.host import host

@@ -14,7 +14,7 @@ import jinja2
 
 from repzoo.artifact import Preprocess, Size, size_text
 from repzoo.errors import RepzooError
-from repzoo.graph.tools.cost import Cost
+from repzoo.graph.tools.cost_result import Cost
 from repzoo.graph.tools.int8_share import Int8Share, percent_of_share
 from repzoo.measure.host import describe
 from repzoo.measure.record import RESULT_KINDS, Record, select, share_of, to_json

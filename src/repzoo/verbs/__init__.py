@@ -1,18 +1,27 @@
-"""The verbs: what the command line and `import repzoo` offer. They hold no algorithms."""
+"""The verbs: what the command line and `import repzoo` offer. They hold no algorithms.
 
-from repzoo.verbs.benchmark_models import BenchOptions, benchmark
-from repzoo.verbs.convert_checkpoint import ConvertedCheckpoint, convert
-from repzoo.verbs.embed_camera_input import EmbeddedInput, embed_input
-from repzoo.verbs.evaluate_models import EvaluateOptions, Evaluation, evaluate
-from repzoo.verbs.export_model import ExportOptions, export
-from repzoo.verbs.fold_model import fold
-from repzoo.verbs.load_model import load
-from repzoo.verbs.measure_preprocessing import Mismatches, measure_mismatch
-from repzoo.verbs.predict_images import predict
-from repzoo.verbs.prediction import ClassProbability, Prediction
-from repzoo.verbs.public_artifact import Artifact
-from repzoo.verbs.quantize_model import QuantizeOptions, quantize
-from repzoo.verbs.train_model import RecipeChanges, train
+Each name is imported on first use, since a verb need not wait for what another imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from repzoo.verbs.benchmark_models import BenchOptions, benchmark
+    from repzoo.verbs.convert_checkpoint import ConvertedCheckpoint, convert
+    from repzoo.verbs.embed_camera_input import EmbeddedInput, embed_input
+    from repzoo.verbs.evaluate_models import EvaluateOptions, Evaluation, evaluate
+    from repzoo.verbs.export_model import ExportOptions, export
+    from repzoo.verbs.fold_model import fold
+    from repzoo.verbs.load_model import load
+    from repzoo.verbs.measure_preprocessing import Mismatches, measure_mismatch
+    from repzoo.verbs.predict_images import predict
+    from repzoo.verbs.prediction import ClassProbability, Prediction
+    from repzoo.verbs.public_artifact import Artifact
+    from repzoo.verbs.quantize_model import QuantizeOptions, quantize
+    from repzoo.verbs.train_model import RecipeChanges, train
 
 __all__ = [
     "Artifact",
@@ -39,3 +48,41 @@ __all__ = [
     "quantize",
     "train",
 ]
+
+# The module of each name.
+_MODULES = {
+    "Artifact": "public_artifact",
+    "BenchOptions": "benchmark_models",
+    "ClassProbability": "prediction",
+    "ConvertedCheckpoint": "convert_checkpoint",
+    "EmbeddedInput": "embed_camera_input",
+    "EvaluateOptions": "evaluate_models",
+    "Evaluation": "evaluate_models",
+    "ExportOptions": "export_model",
+    "Mismatches": "measure_preprocessing",
+    "Prediction": "prediction",
+    "QuantizeOptions": "quantize_model",
+    "RecipeChanges": "train_model",
+    "benchmark": "benchmark_models",
+    "convert": "convert_checkpoint",
+    "embed_input": "embed_camera_input",
+    "evaluate": "evaluate_models",
+    "export": "export_model",
+    "fold": "fold_model",
+    "load": "load_model",
+    "measure_mismatch": "measure_preprocessing",
+    "predict": "predict_images",
+    "quantize": "quantize_model",
+    "train": "train_model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'repzoo.verbs' has no attribute {name!r}")
+    module = importlib.import_module(f"repzoo.verbs.{_MODULES[name]}")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

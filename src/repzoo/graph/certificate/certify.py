@@ -44,7 +44,8 @@ from repzoo.graph.certificate.whole_graph import (
     compare_graphs,
     random_inputs,
 )
-from repzoo.graph.tools.cost import Cost, count
+from repzoo.graph.tools.cost import count
+from repzoo.graph.tools.cost_result import Cost
 from repzoo.graph.tools.fold_result import Fold, FoldResult, Refusal
 from repzoo.graph.tools.skeleton import sha256_of_graph
 

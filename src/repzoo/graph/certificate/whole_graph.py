@@ -19,7 +19,7 @@ from repzoo.errors import CertificateError, InputError
 from repzoo.graph.certificate.comparison import GraphComparison, combine, compare
 from repzoo.graph.certificate.jitter import jitter, jitter_constants, layer_constants
 from repzoo.graph.certificate.proof import FLOAT32_ROUNDOFF, UNIT_ROUNDOFF
-from repzoo.graph.tools.cost import Cost
+from repzoo.graph.tools.cost_result import Cost
 from repzoo.graph.tools.pieces import split_model, trim_heap
 from repzoo.onnx_file import classifier_input, fixed_batch
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -20,6 +19,7 @@ import onnx_ir.passes.common as passes
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
 from repzoo.graph.tools.constant_folding import LARGE, fold_constants
+from repzoo.graph.tools.cost_result import Cost
 from repzoo.graph.tools.functions import inline_functions
 from repzoo.graph.tools.ir_facts import is_standard
 from repzoo.graph.tools.ir_model import to_ir
@@ -58,26 +58,6 @@ _VIEWS = frozenset(
         "QuantizeLinear",
     }
 )
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Costs for one image.
-
-    parameters  learnable values
-    macs        multiply-accumulates of convolutions and linear layers
-    bytes       size of all constants as stored
-    nodes       operators that compute (constants excluded)
-    operators   how often each occurs
-    uncounted   operators whose arithmetic is not in `macs`
-    """
-
-    parameters: int
-    macs: int
-    bytes: int
-    nodes: int
-    operators: Mapping[str, int]
-    uncounted: Mapping[str, int]
 
 
 def count(artifact: Artifact, size: int | None = None) -> Cost:

@@ -14,7 +14,6 @@ import onnx
 
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
-from repzoo.graph.tools.cost import macs_by_node
 from repzoo.graph.tools.onnx_edit import nodes_by_output
 
 # Index of the weight among the inputs, of layers in float or between Q/DQ pairs.
@@ -106,6 +105,9 @@ def _find_layers(graph: onnx.GraphProto) -> list[_Layer]:
 
 def _macs_share(artifact: Artifact, layers: Sequence[_Layer]) -> float:
     """The share of INT8 in the arithmetic of `layers`; NaN where it cannot be counted."""
+    # onnx-ir takes long to import, and whoever only shows a share needs none of it.
+    from repzoo.graph.tools.cost import macs_by_node
+
     total = 0
     int8 = 0
     try:
