@@ -41,6 +41,7 @@ NEEDS_EXTRAS = {
     "repzoo.engines.openvino",
     "repzoo.engines.mnn",
     "repzoo.quant.baselines.nncf",
+    "repzoo.quant.parameters.fake_quantization",
     "repzoo.quant.parameters.finetune",
 }
 BLOCKED = (

@@ -34,7 +34,7 @@ def build_module(model: onnx.ModelProto) -> tuple[fx.GraphModule, dict[str, fx.N
 
     The module takes the one input of the model and returns the list of its outputs. Weights are
     buffers that get_attr nodes read; who trains them replaces these nodes
-    (quant/parameters/finetune.py).
+    (quant/parameters/fake_quantization.py).
 
     Raises:
         InputError: an operator or an attribute is not known here, or the model is damaged.

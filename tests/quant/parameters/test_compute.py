@@ -20,6 +20,7 @@ from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
 from repzoo.quant.parameters import sqnr as diagnose
 from repzoo.quant.parameters.compute import Corrections
+from repzoo.quant.parameters.ranges import ChosenRange
 from repzoo.quant.rewrites import equalize
 
 COARSE = replace(load_scheme("ort-cpu"), name="coarse", weight_bits=7)
@@ -159,7 +160,9 @@ def test_the_sqnr_report_names_the_layer_and_side_that_were_broken() -> None:
     )
     worst = diagnose.layer_sqnr(weights, statistics)[0]
     assert (worst.layer, worst.side, worst.channels[0]) == ("again", "weight", 5)
-    inputs = replace(result, ranges={**result.ranges, "wise": (0.0, 0.05)})
+    inputs = replace(
+        result, ranges={**result.ranges, "wise": ChosenRange("", (0.0, 0.05))}
+    )
     worst = diagnose.layer_sqnr(inputs, statistics)[0]
     assert (worst.layer, worst.side) == ("grouped", "activation")
 
@@ -229,7 +232,9 @@ def test_noise_in_other_tensors_is_attributed_to_a_downstream_layer() -> None:
         "b": "cy",
         "data": "a",
     }.items():
-        coarse = replace(result, ranges={**result.ranges, tensor: (-500.0, 500.0)})
+        coarse = replace(
+            result, ranges={**result.ranges, tensor: ChosenRange("", (-500.0, 500.0))}
+        )
         worst = diagnose.layer_sqnr(coarse, statistics)[0]
         assert worst.layer in expected_layers
         assert (worst.side, worst.tensor) == ("activation", tensor)
@@ -251,7 +256,9 @@ def test_a_float_layer_is_listed_if_its_input_is_quantized() -> None:
     result = plan.compute_parameters(
         model, placement, statistics, load_scheme("ort-cpu"), Corrections()
     )
-    coarse = replace(result, ranges={**result.ranges, "b": (-500.0, 500.0)})
+    coarse = replace(
+        result, ranges={**result.ranges, "b": ChosenRange("", (-500.0, 500.0))}
+    )
     worst = diagnose.layer_sqnr(coarse, statistics)[0]
     assert worst.layer in ("c", "y")
     assert (worst.side, worst.tensor) == ("activation", "b")

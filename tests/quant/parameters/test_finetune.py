@@ -29,7 +29,7 @@ from repzoo.quant.network import layers
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import compute as plan
-from repzoo.quant.parameters import finetune
+from repzoo.quant.parameters import fake_quantization, finetune
 from repzoo.quant.parameters.compute import Corrections, QuantizationPlan
 from repzoo.quant.parameters.finetune import DistillationImages, FinetuneOptions
 from repzoo.quant.rewrites import stages
@@ -200,7 +200,7 @@ def test_the_student_computes_the_outputs_of_the_written_model() -> None:
     """
     model, inputs = uneven(), digits("test", 64)
     quantized, placement = make_plan(model)
-    student = finetune._Student(quantized, COARSE)
+    student = fake_quantization.FakeQuantizedModel(quantized, COARSE)
     with torch.inference_mode():
         answers = student(torch.from_numpy(inputs)).numpy()
     for item in (quantized, student.plan()):

@@ -83,11 +83,11 @@ def collect_statistics(
     model: onnx.ModelProto,
     tensors: Sequence[str],
     layers: Sequence[Layer],
-    feed: CalibrationStream,
+    stream: CalibrationStream,
     engine: Engine,
     threads: int,
 ) -> Statistics:
-    """Run the images of `feed` through `model` and collect statistics.
+    """Run the images of `stream` through `model` and collect statistics.
 
     A model with more than WHOLE_BYTES of weights runs piece by piece, since a runtime needs three
     times the memory of the weights: all images go through one piece before the next is compiled,
@@ -97,7 +97,7 @@ def collect_statistics(
         model: the float model.
         tensors: activations to make histograms of.
         layers: those whose input moments are collected.
-        feed: the images.
+        stream: the images.
         engine: runs the model.
         threads: of the engine and of the observers.
 
@@ -111,16 +111,16 @@ def collect_statistics(
     observed = requested | sources
     _check_tensors_exist(model, observed)
 
-    positions = positions_per_image(feed.images)
+    positions = positions_per_image(stream.images)
     histogram_observers: list[HistogramObserver] = []
     for name in observed:
         enabled = name in requested
-        observer = HistogramObserver(name, enabled, positions, feed.images)
+        observer = HistogramObserver(name, enabled, positions, stream.images)
         histogram_observers.append(observer)
     width = gram_width(layers, initializer_bytes(model))
-    gram_observers = [GramObserver(layer, width, feed.images) for layer in layers]
+    gram_observers = [GramObserver(layer, width, stream.images) for layer in layers]
     observers = [*histogram_observers, *gram_observers]
-    margins = _run(model, observers, feed, engine, threads)
+    margins = _run(model, observers, stream, engine, threads)
 
     histograms: dict[str, Histogram] = {}
     for observer in histogram_observers:
@@ -151,7 +151,7 @@ def _computed_tensors(model: onnx.ModelProto) -> set[str]:
 def _run(
     model: onnx.ModelProto,
     observers: Sequence[Observer],
-    feed: CalibrationStream,
+    stream: CalibrationStream,
     engine: Engine,
     threads: int,
 ) -> Margins:
@@ -161,7 +161,7 @@ def _run(
         pieces = split_model(model, PIECE_BYTES)
     available = {classifier_input(model).name}
     waiting = list(observers)
-    activations = feed.batches
+    activations = stream.batches
     index = 0
     with contextlib.ExitStack() as buffers:
         # not enumerate(): it would hold on to a piece, and its weights, until the next one
@@ -170,11 +170,12 @@ def _run(
             active, waiting = _split_by_source(waiting, available)
             # Runtimes rearrange weights for speed, which takes six times their memory. A single
             # layer much larger than a piece is compiled without that.
-            exact = len(pieces) > 1 and initializer_bytes(piece) > 2 * PIECE_BYTES
+            is_oversized = initializer_bytes(piece) > 2 * PIECE_BYTES
+            exact = len(pieces) > 1 and is_oversized
             probe = _Probe.compile(piece, active, engine, threads, exact)
             del piece  # the session has its own copy of the weights
             trim_heap()
-            inputs = feed.with_progress(activations, index, len(pieces))
+            inputs = stream.with_progress(activations, index, len(pieces))
             activations = buffers.enter_context(DiskBuffer(probe.run(inputs)))
             index += 1
             for observer in active:

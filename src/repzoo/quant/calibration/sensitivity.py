@@ -65,7 +65,8 @@ def input_sensitivity(
         cost = np.zeros(layer.in_channels)
         # a layer whose output is always 0 cannot be disturbed
         if signal > 0:
-            cost = layer.per_channel((rows**2).sum(axis=1)) / signal
+            by_column = (rows**2).sum(axis=1)
+            cost = layer.per_channel(by_column) / signal
         costs[layer.source] = costs.get(layer.source, 0.0) + cost
     return costs
 
@@ -156,7 +157,9 @@ class SensitivityPropagation:
             for name, cost in self._input_costs(node, costs):
                 if name in ends:
                     continue
-                costs[name] = costs[name] + cost if name in costs else cost
+                if name in costs:
+                    cost = costs[name] + cost
+                costs[name] = cost
                 queue.add(name)
         return costs
 
@@ -294,12 +297,15 @@ class SensitivityPropagation:
                 if item.name == "kernel_shape":
                     return 1 / math.prod(item.ints)
         if node.op_type in ("GlobalAveragePool", "ReduceMean"):
-            pixels_before = math.prod(self._graph.shape(node.input[0])[2:])
-            pixels_after = math.prod(self._graph.shape(node.output[0])[2:])
-            # 0 where a size is unknown
-            if pixels_before and pixels_after:
-                return pixels_after / pixels_before
+            before = self._pixels(node.input[0])
+            after = self._pixels(node.output[0])
+            if before and after:
+                return after / before
         return 1.0
+
+    def _pixels(self, name: str) -> int:
+        """Pixels of each channel of an activation; 0 where a size is unknown."""
+        return math.prod(self._graph.shape(name)[2:])
 
     def _squared_slope(self, kind: str, name: str) -> Float | float:
         """E[f'(x)^2] over each channel of the tensor `name`, [C], for the function `kind`."""

@@ -159,9 +159,11 @@ class _ChannelLinks:
         if axis_of(node) != 1:
             return False
         if node.op_type == "Concat":
-            return self.equate(self._joined(node.input), self.of(node.output[0]))
+            parts = self._joined(node.input)
+            return self.equate(parts, self.of(node.output[0]))
         if node.op_type == "Split":
-            return self.equate(self._joined(node.output), self.of(node.input[0]))
+            parts = self._joined(node.output)
+            return self.equate(parts, self.of(node.input[0]))
         return False
 
     def _keeps_channels(self, node: onnx.NodeProto) -> bool:

@@ -51,7 +51,8 @@ def gelu(x: Float) -> Float:
     # Beyond 10 the result is x or 0; the cube of larger numbers could overflow.
     bounded = np.clip(x, -10, 10)
     cubic = bounded + 0.044715 * bounded**3
-    phi = (1 + np.tanh(np.sqrt(2 / np.pi) * cubic)) / 2
+    tanh = np.tanh(np.sqrt(2 / np.pi) * cubic)
+    phi = (1 + tanh) / 2
     return np.asarray(x * phi)
 
 

@@ -109,6 +109,7 @@ class GraphView:
         if not keeps_channels or not _is_one_pixel(after):
             return False
         if node.op_type == "ReduceMean":
+            # with keepdims or without
             return len(before) == 4 and len(after) in (2, 4)
         return node.op_type in RESHAPING and _is_one_pixel(before)
 

@@ -105,9 +105,9 @@ def _tap_coordinates(
 ) -> Ids:
     """What the kernel reads along one axis for output coordinates [N, R]: [kernel, N, R]."""
     padding_before, _ = _padding(layer, size)[axis]
-    offsets = np.arange(layer.kernel[axis]) * layer.dilations[axis] - padding_before
-    first = outputs * layer.strides[axis]
-    return np.asarray(offsets[:, None, None] + first)
+    taps = np.arange(layer.kernel[axis]) * layer.dilations[axis]
+    first = outputs * layer.strides[axis] - padding_before
+    return np.asarray(taps[:, None, None] + first)
 
 
 def output_positions(layer: Layer, size: Sequence[int]) -> int:
@@ -132,7 +132,8 @@ def _padding(layer: Layer, size: Sequence[int]) -> list[tuple[int, int]]:
     if layer.auto_pad == "VALID":
         return [(0, 0), (0, 0)]
     if layer.auto_pad == "NOTSET":
-        return list(zip(layer.pads[:2], layer.pads[2:], strict=True))
+        begins, ends = layer.pads[:2], layer.pads[2:]
+        return list(zip(begins, ends, strict=True))
     return [_same_padding(layer, axis, side) for axis, side in enumerate(size)]
 
 

@@ -69,7 +69,9 @@ class Layer:
     @property
     def in_channels(self) -> int:
         """Number of input channels C of all groups."""
-        return self.shape[0] if self.transposed else self.shape[1] * self.groups
+        if self.transposed:
+            return self.shape[0]
+        return self.shape[1] * self.groups
 
     @property
     def taps(self) -> int:

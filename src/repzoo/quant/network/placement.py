@@ -127,14 +127,17 @@ class PlacementSpace:
     ) -> list[Placement]:
         """The placements of these nodes that hold a layer, each file once."""
         layers = _first_outputs(self.layers)
-        # Two placements with the same layers and tensors write the same file.
-        distinct: dict[tuple[frozenset[str], tuple[str, ...]], Placement] = {}
+        placements: list[Placement] = []
+        written: set[tuple[frozenset[str], tuple[str, ...]]] = set()
         for name, nodes in named.items():
             placement = self.placement(name, _first_outputs(nodes))
             layers_inside = placement.nodes & layers
-            if layers_inside:
-                distinct.setdefault((layers_inside, placement.tensors), placement)
-        return list(distinct.values())
+            # Two placements with the same layers and tensors write the same file.
+            file = (layers_inside, placement.tensors)
+            if layers_inside and file not in written:
+                placements.append(placement)
+                written.add(file)
+        return placements
 
     def groups(self) -> dict[str, frozenset[str]]:
         """Nodes by kind and resolution ("depthwise at 28 px"), which a search moves at once."""
@@ -162,8 +165,9 @@ class PlacementSpace:
 
     def _is_layer(self, node: onnx.NodeProto) -> bool:
         """Whether it is a Conv or Gemm with constant weights and bias, and nothing else."""
-        may_run = node.op_type in WEIGHTED and node.op_type in self.scheme.quantized
-        if not may_run or node.input[0] not in self._floats:
+        if node.op_type not in WEIGHTED or node.op_type not in self.scheme.quantized:
+            return False
+        if node.input[0] not in self._floats:
             return False
         # a Gemm that scales or transposes its input is more than rows times column
         if is_scaled_product(node) or integer_attribute(node, "transA", 0):

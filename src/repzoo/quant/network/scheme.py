@@ -182,8 +182,10 @@ def _from_table(name: str, table: Mapping[str, Any]) -> QuantScheme:
     values: dict[str, Any] = {"about": name}
     for key, value in table.items():
         if key not in types:
-            raise InputError(f"scheme {name}: {unknown('key', key, list(types))}")
-        values[key] = _converted(value, types[key], f"scheme {name}: {key}")
+            reason = unknown("key", key, list(types))
+            raise InputError(f"scheme {name}: {reason}")
+        where = f"scheme {name}: {key}"
+        values[key] = _converted(value, types[key], where)
     return QuantScheme(name=name, **values)
 
 

@@ -38,7 +38,6 @@ from repzoo.quant.parameters.noise import clipping_shift, rounding_shift
 from repzoo.quant.parameters.scales import (
     ActivationParameters,
     QuantizedWeight,
-    Range,
     int16_parameters,
     uint8_parameters,
 )
@@ -71,14 +70,12 @@ class QuantizationPlan:
         activations: scale and zero point by activation.
         weights: integer weights by layer.
         ranges: the range that each activation's parameters were computed from.
-        methods: how each of those ranges was chosen.
     """
 
     model: onnx.ModelProto
     activations: Mapping[str, ActivationParameters]
     weights: Mapping[str, QuantizedWeight]
-    ranges: Mapping[str, Range] = field(default_factory=dict)
-    methods: Mapping[str, str] = field(default_factory=dict)
+    ranges: ChosenRanges = field(default_factory=dict)
 
 
 def compute_parameters(
@@ -119,8 +116,7 @@ def compute_parameters(
         model=replace_biases(model, layers, biases) if biases else model,
         activations=activations,
         weights=weights,
-        ranges={name: item.bounds for name, item in chosen.items()},
-        methods={name: item.method for name, item in chosen.items()},
+        ranges=chosen,
     )
 
 
@@ -256,7 +252,8 @@ def replace_biases(
         if name not in biases:
             continue
         # a new name, since another layer may share the old initializer
-        new_name = f"{layers[name].bias or name + ':bias'}:corrected:{name}"
+        old_name = layers[name].bias or f"{name}:bias"
+        new_name = f"{old_name}:corrected:{name}"
         bias = biases[name].astype(np.float32)
         del node.input[2:]
         node.input.append(add_initializer(result.graph, new_name, bias, names))

@@ -100,21 +100,24 @@ def range_losses(
     low = np.minimum(bounds[:, :1], 0.0)  # [R, 1]
     high = np.maximum(bounds[:, 1:], 0.0)
     step = (high - low) / UINT8_STEPS
-    below = sums.bins_below(low)
-    above = sums.bins_below(high, inclusive=True)
+    start = sums.bins_below(low)
+    end = sums.bins_below(high, inclusive=True)
     # values nearer to 0 than this err least if they are rounded to 0
     near_zero = step / np.sqrt(12)
-    zero_start = np.maximum(sums.bins_below(-near_zero), below)
-    zero_end = np.minimum(sums.bins_below(near_zero, inclusive=True), above)
+    zero_start = np.maximum(sums.bins_below(-near_zero), start)
+    zero_end = np.minimum(sums.bins_below(near_zero, inclusive=True), end)
 
-    clipped_low = sums.squared_distance(0, below, function(low))
-    clipped_high = sums.squared_distance(above, BINS, function(high))
-    to_zero = sums.squared_distance(zero_start, zero_end, function(np.zeros_like(low)))
-    all_inside = sums.squared_slopes(below, above)
+    clipped_low = sums.squared_distance(0, start, function(low))
+    clipped_high = sums.squared_distance(end, BINS, function(high))
+    zero = function(np.zeros_like(low))
+    to_zero = sums.squared_distance(zero_start, zero_end, zero)
+    all_inside = sums.squared_slopes(start, end)
     rounded = all_inside - sums.squared_slopes(zero_start, zero_end)
+    rounding = rounded * step**2 / 12
     # this order of additions keeps the choice between nearly equal ranges reproducible
-    errors = (clipped_low + clipped_high) + to_zero + rounded * step**2 / 12
-    return np.asarray(errors @ (cost / np.maximum(1, sums.total)))
+    errors = (clipped_low + clipped_high) + to_zero + rounding
+    cost_of_value = cost / np.maximum(1, sums.total)
+    return np.asarray(errors @ cost_of_value)
 
 
 @dataclass(frozen=True)

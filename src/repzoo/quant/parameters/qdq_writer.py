@@ -151,7 +151,8 @@ def insert_qdq(
     )
     # all pairs before any weight: names of constants depend on the order in which they are added
     pairs = {name: writer.qdq_pair(name) for name in placement.tensors}
-    nodes: list[onnx.NodeProto] = list(pairs.get(graph.input[0].name, ()))
+    nodes: list[onnx.NodeProto] = []
+    nodes.extend(pairs.get(graph.input[0].name, ()))
     for node in graph.node:
         nodes.extend(_quantized_node(writer, node, placement, pairs))
         for name in node.output:

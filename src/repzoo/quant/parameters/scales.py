@@ -123,14 +123,16 @@ def quantize_weight(
         axis: one scale for each slice along it; None for one scale in all.
         min_scale: no scale is smaller. A slice of zeros gets it, or 1 if it is 0.
     """
-    # one slice in a row
-    first = values[None] if axis is None else np.moveaxis(values, axis, 0)
-    rows = first.reshape(len(first), -1).astype(np.float64)
+    # the slices along the first axis, then as rows
+    slices = values[None]
+    if axis is not None:
+        slices = np.moveaxis(values, axis, 0)
+    rows = slices.reshape(len(slices), -1).astype(np.float64)
     largest = np.abs(rows).max(axis=1)
     scale = usable_scale(np.maximum(largest / INT8_MAX, min_scale))
     codes = np.round(rows / scale[:, None])
     integers = np.clip(codes, -INT8_MAX, INT8_MAX).astype(np.int8)
-    shaped = integers.reshape(first.shape)
+    shaped = integers.reshape(slices.shape)
     if axis is None:
         return QuantizedWeight(scale, shaped[0])
     return QuantizedWeight(scale, np.moveaxis(shaped, 0, axis))

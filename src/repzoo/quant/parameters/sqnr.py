@@ -34,7 +34,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from repzoo.quant.calibration.sensitivity import Costs, SensitivityPropagation
+from repzoo.quant.calibration.sensitivity import (
+    Costs,
+    Sensitivity,
+    SensitivityPropagation,
+)
 from repzoo.quant.calibration.statistics import Statistics, output_power
 from repzoo.quant.network.functions import Function, identity
 from repzoo.quant.network.graph_view import GraphView
@@ -219,7 +223,7 @@ class NoiseAttribution:
 
     def _error(self, tensor: str, function: Function = identity) -> Float:
         """Expected squared error of each channel of an activation, [C], behind `function`."""
-        low, high = self._plan.ranges[tensor]
+        low, high = self._plan.ranges[tensor].bounds
         steps = self._plan.activations[tensor].steps
         histogram = self._statistics.histograms[tensor]
         return quantization_noise(histogram, low, high, steps, function)
@@ -243,14 +247,11 @@ class NoiseAttribution:
             return
         graph = GraphView(self._plan.model)
         propagation = SensitivityPropagation(graph, layers, self._statistics)
-        # costs of tensors by layer, and the other way: positions of the layers that have a cost
-        costs: list[Costs] = []
-        reached: dict[str, list[int]] = {}
-        for position, layer in enumerate(self._layers):
+        costs: list[Costs] = []  # in the order of the layers
+        for layer in self._layers:
             at_input = {layer.source: self._input_cost(layer)}
             costs.append(propagation.propagate(at_input, ends=sources))
-            for tensor in costs[-1]:
-                reached.setdefault(tensor, []).append(position)
+        reached = _positions_by_tensor(costs)
         for tensor in others:
             positions: set[int] = set()
             for deciding in propagation.deciding_tensors(tensor):
@@ -259,17 +260,21 @@ class NoiseAttribution:
             for position in sorted(positions):
                 sensitivity = propagation.sensitivity_of(tensor, costs[position])
                 if sensitivity is not None:
-                    error = self._error(tensor, sensitivity.function)
-                    layer_name = self._layers[position].name
-                    noises[layer_name] = sensitivity.cost * error
+                    name = self._layers[position].name
+                    noises[name] = self._noise(tensor, sensitivity)
             if noises:
                 self._attribute_to_worst(tensor, noises)
             else:
                 self._attribute_to_producer(tensor, propagation)
 
+    def _noise(self, tensor: str, sensitivity: Sensitivity) -> Float:
+        """Noise over signal that each channel of an activation adds to a layer, [C]."""
+        return sensitivity.cost * self._error(tensor, sensitivity.function)
+
     def _attribute_to_worst(self, tensor: str, noises: Mapping[str, Float]) -> None:
         """Attribute an activation to the layer in which its noise [C] is largest."""
-        worst = max(noises, key=lambda name: float(noises[name].sum()))
+        totals = {name: float(noise.sum()) for name, noise in noises.items()}
+        worst = max(totals, key=totals.__getitem__)
         self._attribute(worst, tensor, noises[worst])
 
     def _attribute_to_producer(
@@ -321,6 +326,7 @@ class NoiseAttribution:
         if side == "activation" or self._has_one_scale(layer):
             outliers, spread = _outliers(worse.largest)
         tensor = worst_input.tensor
+        chosen = self._plan.ranges[tensor]
         return LayerSqnr(
             layer=layer.name,
             side=side,
@@ -329,9 +335,9 @@ class NoiseAttribution:
             activation_db=to_db(1, activation_noise),
             channels=channels,
             share=share,
-            range=self._plan.ranges[tensor],
+            range=chosen.bounds,
             seen=minmax(self._statistics.histograms[tensor]),
-            method=self._plan.methods[tensor],
+            method=chosen.method,
             outliers=outliers,
             spread=spread,
         )
@@ -340,6 +346,15 @@ class NoiseAttribution:
         """Whether all quantized weights of a layer share a scale."""
         weight = self._plan.weights.get(layer.name)
         return weight is not None and weight.scale.size == 1
+
+
+def _positions_by_tensor(costs: Sequence[Costs]) -> dict[str, list[int]]:
+    """Which of `costs` each tensor has a part in."""
+    positions: dict[str, list[int]] = {}
+    for position, by_tensor in enumerate(costs):
+        for tensor in by_tensor:
+            positions.setdefault(tensor, []).append(position)
+    return positions
 
 
 def _outliers(largest: Float) -> tuple[tuple[int, ...], float]:

@@ -102,12 +102,17 @@ def rescale_channels(
             bias = bias_vector(layer, values) / out
             node.input[2] = store(f"{layer.bias}:{name}", bias)
     remove_unused_initializers(rescaled.graph)
+    return EqualizedModel(rescaled, _changed_tensors(channels, factors))
 
+
+def _changed_tensors(channels: ChannelGroups, factors: Float) -> dict[str, Float]:
+    """The factors [C] of each tensor that has any other than 1."""
     changed: dict[str, Float] = {}
     for name, labels in channels.labels.items():
-        if (factors[labels] != 1).any():
-            changed[name] = factors[labels]
-    return EqualizedModel(rescaled, changed)
+        own = factors[labels]
+        if (own != 1).any():
+            changed[name] = own
+    return changed
 
 
 def _rescaled_weight(

@@ -265,18 +265,17 @@ class LayerNoise:
     def term(self, channels: ChannelGroups, per_channel: bool) -> WeightNoise:
         """The term of this layer, with one scale for each output channel or one in all."""
         layer = self.layer
+        out = channels.labels_of(layer.name, layer.out_channels)
+        into = channels.labels_of(layer.source, layer.in_channels)
+        into = into.reshape(self.energy.shape)
+
         peaks = np.abs(layer.taps_of(self.rows)).max(axis=3)  # [G, O/G, C/G]
-        is_candidate = _are_largest(peaks, axis=1) | _are_largest(peaks, axis=2)
-        is_candidate &= peaks > 0
+        is_candidate = _may_be_largest(peaks)
         # np.nonzero returns candidates in the order of the output channels.
         group, row, column = np.nonzero(is_candidate)
         rows_per_group = peaks.shape[1]
         output = group * rows_per_group + row
         live = np.unique(output)  # output channels with any weight
-
-        out = channels.labels_of(layer.name, layer.out_channels)
-        into = channels.labels_of(layer.source, layer.in_channels)
-        into = into.reshape(self.energy.shape)
         first_candidates: Sequence[int] | Ids = [0]
         first_rows: Sequence[int] | Ids = [0]
         if per_channel:
@@ -297,6 +296,12 @@ class LayerNoise:
             input_groups=Segments.of(first_inputs, self.energy.size),
             group=live // rows_per_group,
         )
+
+
+def _may_be_largest(peaks: Float) -> npt.NDArray[np.bool_]:
+    """Which of the `peaks` [G, O/G, C/G] may become the largest of their row or of their column."""
+    is_candidate = _are_largest(peaks, axis=1) | _are_largest(peaks, axis=2)
+    return is_candidate & (peaks > 0)
 
 
 def _are_largest(peaks: Float, axis: int) -> npt.NDArray[np.bool_]:

@@ -170,13 +170,15 @@ class _Adam:
         """The change for the gradient `slope`."""
         rate = RATE * (1 - self._steps / STEPS)
         self._steps += 1
-        self._mean = MOMENTUM * self._mean + (1 - MOMENTUM) * slope
-        squared_slope = (1 - SQUARED_MOMENTUM) * slope**2
-        self._square = SQUARED_MOMENTUM * self._square + squared_slope
+        self._mean *= MOMENTUM
+        self._mean += (1 - MOMENTUM) * slope
+        self._square *= SQUARED_MOMENTUM
+        self._square += (1 - SQUARED_MOMENTUM) * slope**2
         # both averages begin at 0, which is corrected for
         unbiased = self._mean / (1 - MOMENTUM**self._steps)
-        spread = np.sqrt(self._square / (1 - SQUARED_MOMENTUM**self._steps))
-        return np.asarray(-rate * unbiased / (spread + 1e-12))
+        square = self._square / (1 - SQUARED_MOMENTUM**self._steps)
+        spread = np.sqrt(square) + 1e-12
+        return np.asarray(-rate * unbiased / spread)
 
 
 def _minimize(terms: Sequence[NoiseTerm], channels: ChannelGroups) -> Float:
