@@ -143,15 +143,16 @@ class _ChannelLinks:
 
     def _add_homogeneous(self, node: onnx.NodeProto) -> bool:
         """Tie the channels of a homogeneous operator. False for any other operator."""
+        source, output = node.input[0], node.output[0]
         if self._keeps_channels(node):
-            tied = self.equate(self.of(node.input[0]), self.of(node.output[0]))
+            tied = self.equate(self.of(source), self.of(output))
             # a second output, such as a Dropout's mask, does not scale
             has_one_output = not any(node.output[1:])
             return tied and has_one_output
         pixels = self.view.pixels_per_channel(node)
         if pixels:
-            per_pixel = np.repeat(self.of(node.input[0]), pixels)
-            return self.equate(per_pixel, self.of(node.output[0]))
+            per_pixel = np.repeat(self.of(source), pixels)
+            return self.equate(per_pixel, self.of(output))
         if node.op_type == "Add":
             return self._add_sum(node)
         if node.op_type == "Mul":
@@ -160,10 +161,10 @@ class _ChannelLinks:
             return False
         if node.op_type == "Concat":
             parts = self._joined(node.input)
-            return self.equate(parts, self.of(node.output[0]))
+            return self.equate(parts, self.of(output))
         if node.op_type == "Split":
             parts = self._joined(node.output)
-            return self.equate(parts, self.of(node.input[0]))
+            return self.equate(parts, self.of(source))
         return False
 
     def _keeps_channels(self, node: onnx.NodeProto) -> bool:
@@ -198,7 +199,8 @@ class _ChannelLinks:
 
     def groups(self) -> ChannelGroups:
         """One label for each connected component of all pairs."""
-        components, compact = np.unique(self._least_connected(), return_inverse=True)
+        least = self._least_connected()
+        components, compact = np.unique(least, return_inverse=True)
         by_name: dict[str, Ids] = {}
         for name, numbers in self.numbers.items():
             by_name[name] = compact[numbers]

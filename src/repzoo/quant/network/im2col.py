@@ -64,9 +64,10 @@ def im2col(
     pixels = activation.reshape(images, channels, -1)
     columns = np.empty((channels, *positions.shape), np.float32)
     for image in range(images):
-        columns[:, :, image] = pixels[image].take(positions[:, image], axis=1)
+        own_positions = positions[:, image]
+        columns[:, :, image] = pixels[image].take(own_positions, axis=1)
     if not is_inside.all():
-        columns *= is_inside
+        columns *= is_inside  # padding is 0
     return columns.reshape(layer.groups, layer.fan_in, -1)
 
 

@@ -64,7 +64,9 @@ class Layer:
     @property
     def out_channels(self) -> int:
         """Number of output channels O."""
-        return self.shape[1] if self.transposed else self.shape[0]
+        if self.transposed:
+            return self.shape[1]
+        return self.shape[0]
 
     @property
     def in_channels(self) -> int:
@@ -99,6 +101,7 @@ class Layer:
         """Rows [G, O/G, K] in the initializer's shape: the inverse of `to_rows`."""
         by_output = rows.reshape(self.out_channels, -1)
         if self.transposed:
+            # files hold the rows of the array one after another
             return np.ascontiguousarray(by_output.T)
         return by_output.reshape(self.shape)
 
@@ -177,6 +180,7 @@ def _with_gemm_attributes(layer: Layer, attributes: Mapping[str, Any]) -> Layer 
 
 def _with_conv_attributes(layer: Layer, attributes: Mapping[str, Any]) -> Layer | None:
     """`layer` with the attributes of its Conv; None for one that is not two-dimensional."""
+    # im2col.py knows kernels with two axes
     if len(layer.shape) != 4:
         return None
     return replace(
@@ -186,7 +190,7 @@ def _with_conv_attributes(layer: Layer, attributes: Mapping[str, Any]) -> Layer 
         strides=tuple(attributes.get("strides", layer.strides)),
         dilations=tuple(attributes.get("dilations", layer.dilations)),
         pads=tuple(attributes.get("pads", layer.pads)),
-        auto_pad=attributes.get("auto_pad", b"NOTSET").decode(),
+        auto_pad=attributes.get("auto_pad", b"NOTSET").decode(),  # onnx has bytes for strings
     )
 
 
@@ -200,6 +204,7 @@ def initializer_arrays(model: onnx.ModelProto) -> dict[str, Array]:
 
 def weight_rows(layer: Layer, values: Mapping[str, Array]) -> Float:
     """The layer's weights as float64 rows [G, O/G, K]. `values` are the initializers."""
+    # corrections are computed in float64, and rounded once when they are written
     rows = layer.to_rows(values[layer.weight])
     return np.asarray(rows, np.float64)
 
@@ -208,6 +213,7 @@ def bias_vector(layer: Layer, values: Mapping[str, Array]) -> Float:
     """The layer's bias as float64 [O]; zeros if it has none. `values` are the initializers."""
     bias = np.zeros(1)
     if layer.bias:
-        bias = values[layer.bias].astype(np.float64).reshape(-1)
+        stored = values[layer.bias].reshape(-1)  # a Gemm may store a row or a scalar
+        bias = stored.astype(np.float64)
     # a copy: what np.broadcast_to returns is read-only
     return np.array(np.broadcast_to(bias, (layer.out_channels,)))

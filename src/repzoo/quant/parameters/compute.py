@@ -110,6 +110,7 @@ def compute_parameters(
         if name not in placement.nodes:
             continue
         weights[name], bias = quantizer.quantize(layer, activations[layer.source])
+        # an uncorrected bias stays the initializer that it is
         if corrections.bias:
             biases[name] = bias
     return QuantizationPlan(
