@@ -190,7 +190,8 @@ def _with_conv_attributes(layer: Layer, attributes: Mapping[str, Any]) -> Layer 
         strides=tuple(attributes.get("strides", layer.strides)),
         dilations=tuple(attributes.get("dilations", layer.dilations)),
         pads=tuple(attributes.get("pads", layer.pads)),
-        auto_pad=attributes.get("auto_pad", b"NOTSET").decode(),  # onnx has bytes for strings
+        # onnx has bytes for strings
+        auto_pad=attributes.get("auto_pad", b"NOTSET").decode(),
     )
 
 
