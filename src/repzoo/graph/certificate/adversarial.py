@@ -55,7 +55,10 @@ class _Expression:
     @property
     def inputs(self) -> list[str]:
         """What its nodes read; a tensor that two of them read comes twice."""
-        return [name for node in self.nodes for name in node.input]
+        names: list[str] = []
+        for node in self.nodes:
+            names += node.input
+        return names
 
     @property
     def constants(self) -> dict[str, TensorProto]:
@@ -69,12 +72,13 @@ class _Expression:
     @property
     def weights(self) -> int:
         """How many numbers its nodes read."""
-        return sum(self._size(name) for name in self.inputs)
+        return sum(map(self._size, self.inputs))
 
     @property
     def fewest_channels(self) -> int:
         """The channels of its narrowest BatchNormalization."""
-        return min(self._size(node.input[1]) for node in self.batch_norms)
+        scales = [node.input[1] for node in self.batch_norms]
+        return min(map(self._size, scales))
 
     def kind(self) -> str:
         """What the expression is, apart from channel counts and values."""
@@ -168,19 +172,15 @@ def _model(
     """
     initializers = {}
     for name, tensor in expression.constants.items():
-        initializers[name] = _renamed(tensor, name)
+        initializers[name] = _copy_with_name(tensor, name)
     nodes = []
     for number, node in enumerate(expression.nodes):
         copy = clone(node)
         nodes.append(copy)
-        if node.op_type != "BatchNormalization":
-            continue
-        if not _has_border(node, expression.nodes):
+        is_norm = node.op_type == "BatchNormalization"
+        if is_norm and not _has_border(node, expression.nodes):
             hostile = _hostile_parameters(node, expression.index, first + number)
-            for index, tensor in enumerate(hostile, 1):
-                tensor.name = f"{node.input[index]}.{number}.{index - 1}"
-                initializers[tensor.name] = tensor
-                copy.input[index] = tensor.name
+            initializers |= _replace_parameters(copy, hostile, number)
     element_type = _float_type(expression.constants.values())
     value_info = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
@@ -195,30 +195,48 @@ def _model(
     )
 
 
+def _replace_parameters(
+    norm: onnx.NodeProto, parameters: Sequence[TensorProto], number: int
+) -> dict[str, TensorProto]:
+    """Let `norm`, node `number` of its model, read `parameters`, in place; these by new names."""
+    by_name = {}
+    for index, tensor in enumerate(parameters):
+        # Two BatchNorms that share a parameter get values of their own.
+        tensor.name = f"{norm.input[index + 1]}.{number}.{index}"
+        norm.input[index + 1] = tensor.name
+        by_name[tensor.name] = tensor
+    return by_name
+
+
 def _read_by(
     nodes: Iterable[onnx.NodeProto],
     initializers: Mapping[str, TensorProto],
 ) -> list[TensorProto]:
     """Those of `initializers` that a node reads."""
-    read = {name for node in nodes for name in node.input}
+    read: set[str] = set()
+    for node in nodes:
+        read.update(node.input)
     return [tensor for name, tensor in initializers.items() if name in read]
 
 
 def _float_type(tensors: Iterable[TensorProto]) -> int:
     """The element type of the first of `tensors` that is no index and no size."""
-    integers: set[int] = {TensorProto.INT64, TensorProto.INT32}
-    return next(item.data_type for item in tensors if item.data_type not in integers)
+    types = [item.data_type for item in tensors]
+    integers = (TensorProto.INT64, TensorProto.INT32)
+    return next(kind for kind in types if kind not in integers)
 
 
 def _has_border(node: onnx.NodeProto, nodes: Sequence[onnx.NodeProto]) -> bool:
     """Whether constants around the output of `node` follow from its own parameters."""
-    if not any(other.op_type == "ScatterND" for other in nodes):
-        return False
-    pads = [other for other in nodes if other.op_type == "Pad"]
-    return any(pad.input[0] == node.output[0] for pad in pads)
+    has_scatter = False
+    is_padded = False
+    for other in nodes:
+        has_scatter |= other.op_type == "ScatterND"
+        is_padded |= other.op_type == "Pad" and other.input[0] == node.output[0]
+    return has_scatter and is_padded
 
 
-def _renamed(tensor: TensorProto, name: str) -> TensorProto:
+def _copy_with_name(tensor: TensorProto, name: str) -> TensorProto:
     copy = clone(tensor)
     copy.name = name
     return copy

@@ -10,8 +10,10 @@ says nothing.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,23 +30,24 @@ from repzoo.graph.certificate.comparison import (
     compare,
 )
 from repzoo.graph.certificate.jitter import jitter, jitter_constants
-from repzoo.graph.certificate.whole_graph import coarsest_roundoff, require_finite
+from repzoo.graph.certificate.number_types import FLOATS
+from repzoo.graph.certificate.whole_graph import (
+    LOUD,
+    coarsest_roundoff,
+    require_finite,
+)
 from repzoo.graph.tools.pieces import split_model
-from repzoo.onnx_file import classifier_input, model_inputs
+from repzoo.onnx_file import IMAGE_RANK, classifier_input, model_inputs
 
 Values = npt.NDArray[Any]
 Feeds = Mapping[str, Values]
 # All outputs of a model without graph optimization, for the arrays of its inputs.
 FeedRunner = Callable[[onnx.ModelProto, Feeds], list[Values]]
 
-FLOATS = frozenset(
-    {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
-)
 # Sides that a graph leaves open. Names that occur twice get one number.
 IMAGES = 2
 IMAGE_SIDE = 224  # of [N, C, H, W]; most strides divide it
 OTHER_SIDE = 8
-LOUD = 30  # amplitude of the second group, in standard deviations of the first
 # Share of an integer output that may differ where moving the weights changes nothing.
 TIES = 1e-3
 SIZE_COLUMNS = 4  # at most, of an input that describes images
@@ -73,21 +76,22 @@ def compare_any_graphs(
         CertificateError: an output is not finite.
     """
     groups = make_inputs(before, seed)
-    jittered_model = _jittered(before, seed + 1)
+    moved_model = _copy_with_jitter(before, seed + 1)
     roundoff = coarsest_roundoff(before.graph)
     is_float = []
     for item in before.graph.output:
         is_float.append(item.type.tensor_type.elem_type in FLOATS)
     comparisons: list[Comparison] = []
     for feeds in groups:
-        expected, actual = run(before, feeds), run(after, feeds)
-        jittered = run(jittered_model, feeds)
+        expected = run(before, feeds)
+        actual = run(after, feeds)
+        moved = run(moved_model, feeds)
         for index, floats in enumerate(is_float):
-            triple = expected[index], actual[index], jittered[index]
-            if not any(values.size for values in triple):
+            output = _Output(expected[index], actual[index], moved[index])
+            if output.is_empty:
                 continue
-            require_finite(triple[:2])
-            comparisons.append(_compare_output(*triple, floats, roundoff))
+            require_finite([output.expected, output.actual])
+            comparisons.append(output.compare(floats, roundoff))
     if not comparisons:
         raise InputError(
             "the graph computes no output for random inputs, so nothing can be compared; "
@@ -96,42 +100,54 @@ def compare_any_graphs(
     return combine(comparisons, inputs=len(groups))
 
 
-def _compare_output(
-    expected: Values, actual: Values, jittered: Values, floats: bool, roundoff: float
-) -> Comparison:
-    """The comparison of one output on one group of inputs."""
-    if not expected.shape == actual.shape == jittered.shape:
-        return _of_other_shape(expected.shape != jittered.shape)
-    if floats:
-        return compare(expected, actual, jittered, roundoff, has_classes=False)
-    moved = float(np.mean(expected != jittered))
-    return Comparison(
-        error=float(np.mean(expected != actual)),
-        bound=max(SAFETY * moved, TIES),
-        magnitude=1.0,
-        spread=1.0,
-        floor=TIES,
-        agrees=np.zeros(0, bool),
-    )
+@dataclass(frozen=True)
+class _Output:
+    """One output on one group of inputs.
 
-
-def _of_other_shape(depends_on_rounding: bool) -> Comparison:
-    """The comparison of outputs of different shapes.
-
-    depends_on_rounding  whether the shape changes with a move of the weights too
+    expected  of the training form
+    actual    of the folded graph
+    moved     of the training form with every weight moved by one unit in the last place
     """
-    largest = sys.float_info.max
+
+    expected: Values
+    actual: Values
+    moved: Values
+
+    @property
+    def is_empty(self) -> bool:
+        return self.expected.size == self.actual.size == self.moved.size == 0
+
+    def compare(self, floats: bool, roundoff: float) -> Comparison:
+        """The comparison of `actual` with `expected`; `floats`: by values, else by shares."""
+        if self.expected.shape != self.moved.shape:
+            return _unitless_comparison(error=0.0, bound=sys.float_info.max)
+        if self.expected.shape != self.actual.shape:
+            return _unitless_comparison(error=sys.float_info.max, bound=0.0)
+        if floats:
+            return compare(
+                self.expected, self.actual, self.moved, roundoff, has_classes=False
+            )
+        moved = float(np.mean(self.expected != self.moved))
+        return _unitless_comparison(
+            error=float(np.mean(self.expected != self.actual)),
+            bound=max(SAFETY * moved, TIES),
+            floor=TIES,
+        )
+
+
+def _unitless_comparison(error: float, bound: float, floor: float = 0.0) -> Comparison:
+    """The comparison of outputs that have no magnitude of their own: shares, or shapes."""
     return Comparison(
-        error=0.0 if depends_on_rounding else largest,
-        bound=largest if depends_on_rounding else 0.0,
+        error=error,
+        bound=bound,
         magnitude=1.0,
         spread=1.0,
-        floor=0.0,
+        floor=floor,
         agrees=np.zeros(0, bool),
     )
 
 
-def _jittered(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+def _copy_with_jitter(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     """A copy of `model` with every weight moved by one unit in the last place."""
     random = np.random.default_rng(seed)
     (copy,) = split_model(
@@ -156,10 +172,11 @@ def make_inputs(model: onnx.ModelProto, seed: int) -> list[dict[str, Values]]:
     loud: dict[str, Values] = {}
     for item in model_inputs(model):
         shape = _shape(item, sizes)
-        values = _made_up(item, shape, random)
+        values = _random_values(item, shape, random)
         quiet[item.name] = values
-        is_loud = item.type.tensor_type.elem_type in FLOATS and len(shape) > 1
-        loud[item.name] = (LOUD * values).astype(values.dtype) if is_loud else values
+        loud[item.name] = values
+        if item.type.tensor_type.elem_type in FLOATS and len(shape) > 1:
+            loud[item.name] = (LOUD * values).astype(values.dtype)
     return [quiet, loud]
 
 
@@ -171,8 +188,9 @@ def _shape(item: onnx.ValueInfoProto, sizes: dict[str, int]) -> tuple[int, ...]:
     tensor = item.type.tensor_type
     dims = list(tensor.shape.dim)
     rank = len(dims)
+    # A scalar has no sides at all.
     usual = [IMAGES] + [OTHER_SIDE] * max(rank - 1, 0)
-    if rank == 4:
+    if rank == IMAGE_RANK:
         usual = [IMAGES, 3, IMAGE_SIDE, IMAGE_SIDE]
     shape = []
     for dim, default in zip(dims, usual[:rank], strict=True):
@@ -183,10 +201,29 @@ def _shape(item: onnx.ValueInfoProto, sizes: dict[str, int]) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _made_up(
+def _random_values(
     item: onnx.ValueInfoProto, shape: Sequence[int], random: np.random.Generator
 ) -> Values:
     """Random values of the type of an input. Integers are 0 or 1: indices of any table."""
+    _require_feasible(item, shape)
+    element = item.type.tensor_type.elem_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
+    if element == TensorProto.UINT8:
+        return random.integers(0, 256, shape, np.uint8)
+    if element not in FLOATS:
+        return np.asarray(random.integers(0, 2, shape)).astype(dtype)
+    if len(shape) < 3 and all(side <= SIZE_COLUMNS for side in shape[1:]):
+        # Beside an image these are its size or its scale, which are positive.
+        return np.asarray(random.uniform(0.5, 1.5, shape)).astype(dtype)
+    return np.asarray(random.standard_normal(shape)).astype(dtype)
+
+
+def _require_feasible(item: onnx.ValueInfoProto, shape: Sequence[int]) -> None:
+    """Refuse an input that is no tensor of numbers, or too large.
+
+    Raises:
+        InputError: says which.
+    """
     element = item.type.tensor_type.elem_type
     is_tensor = item.type.HasField("tensor_type") and element != TensorProto.STRING
     if not is_tensor or element == TensorProto.UNDEFINED:
@@ -194,19 +231,8 @@ def _made_up(
             f"the input {item.name!r} is no tensor of numbers, so no value can be made up for it "
             "and the fold cannot be checked"
         )
-    count = int(np.prod([float(side) for side in shape]))
-    if count > MOST_ELEMENTS:
+    if math.prod(shape) > MOST_ELEMENTS:
         raise InputError(
             f"the input {item.name!r} of {'x'.join(map(str, shape))} is too large to be made up "
             "for the certificate; export the graph with a smaller input"
         )
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
-    is_small = len(shape) < 3 and all(side <= SIZE_COLUMNS for side in shape[1:])
-    if element in FLOATS and is_small:
-        # Beside an image these are its size or its scale, which are positive.
-        return np.asarray(random.uniform(0.5, 1.5, shape)).astype(dtype)
-    if element in FLOATS:
-        return np.asarray(random.standard_normal(shape)).astype(dtype)
-    if element == TensorProto.UINT8:
-        return random.integers(0, 256, shape, np.uint8)
-    return np.asarray(random.integers(0, 2, shape)).astype(dtype)

@@ -1,4 +1,4 @@
-"""Certificate: how equal a folded graph is to its training form, and what that claim rests on.
+"""The certificate: how equal a folded graph is to its training form, and what that claim rests on.
 
 1. Every folded node is compared on its own with what it replaces, in float64 (proof.py). No depth
    can hide a wrong one there.
@@ -95,25 +95,28 @@ class Certificate:
 
     def to_json(self) -> dict[str, Any]:
         """A plain JSON document. Each fold has its proof; None if a later fold took its node in."""
-        proofs = {proof.output: _without(proof, "output") for proof in self.proofs}
-        folds: list[dict[str, Any]] = []
-        # Two folds may write one tensor; the proof is of the later one.
-        for fold in reversed(self.folds):
-            proof = proofs.pop(fold.output, None)
-            folds.insert(0, {**dataclasses.asdict(fold), "proof": proof})
         return {
             "equal": self.equal,
             "basis": self.basis,
             **_without(self.comparison, "equality"),
             "proven": self.proven,
             "proof_ratio": self.proof_ratio,
-            "folds": folds,
+            "folds": self._folds_with_proofs(),
             "refusals": [dataclasses.asdict(refusal) for refusal in self.refusals],
             "before": dict(self.before),
             "after": dict(self.after),
             "adversarial_cases": self.adversarial_cases,
             "float64": None if self.float64 is None else self.float64.to_json(),
         }
+
+    def _folds_with_proofs(self) -> list[dict[str, Any]]:
+        proofs = {proof.output: _without(proof, "output") for proof in self.proofs}
+        folds = []
+        # Two folds may write one tensor; the proof is of the later one.
+        for fold in reversed(self.folds):
+            proof = proofs.pop(fold.output, None)
+            folds.append({**dataclasses.asdict(fold), "proof": proof})
+        return folds[::-1]
 
     def line(self) -> str:
         """The verdict in one line."""
@@ -146,11 +149,10 @@ class InputCertificate:
 
     def to_json(self) -> dict[str, Any]:
         """A plain JSON document."""
-        comparison = _without(self.comparison, "equality")
         return {
             "equal": self.equal,
             "basis": self.basis,
-            **comparison,
+            **_without(self.comparison, "equality"),
             "proven": self.proven,
         }
 
@@ -180,7 +182,8 @@ def certify(
     result  what the fold made of `before`
     fold    the fold itself, for adversarial cases and for a comparison in float64
     run     computes the outputs of a model, without optimizing it
-    images  [n, ...], for a classifier
+    images  [n, ...] to compare on besides random ones, for a classifier
+    seed    of probes and random images
     run_feeds  the same as `run` for a graph that is no classifier: all outputs, for arrays by name
 
     Raises:
@@ -194,13 +197,13 @@ def certify(
     origin = TrainingForm.of(before.model)
     proofs = prove(origin, result.model, result.outputs, seed)
     kinds = _prove_adversarial_cases(before.model, result.model, origin, fold, seed)
+    float64 = None
     has_classes = is_classifier(before.model)
     if has_classes:
         groups = random_inputs(before, cost, images, seed)
         comparison = compare_graphs(before.model, result.model, groups, run, seed)
     else:
         comparison = compare_any_graphs(before.model, result.model, run_feeds, seed)
-    float64 = None
     if comparison.equality is Equality.INCONCLUSIVE and has_classes:
         float64 = compare_in_float64(before.model, result.model, fold, seed)
     certificate = Certificate(
@@ -215,8 +218,10 @@ def certify(
         adversarial_cases=kinds,
         float64=float64,
     )
-    differs = Equality.DIFFERENT in (comparison.equality, float64 and float64.equality)
-    if differs:
+    verdicts = [comparison.equality]
+    if float64:
+        verdicts.append(float64.equality)
+    if Equality.DIFFERENT in verdicts:
         raise CertificateError(
             f"{before.name}: the folded graph is not proven equal, so it is not written. "
             f"{certificate.line()}"
@@ -256,6 +261,7 @@ def certify_input(
 
 
 def _line(comparison: GraphComparison, basis: str, what: str = "") -> str:
+    """The verdict in one line; `what` the graph is equal to, where that is not plain."""
     if comparison.equality is Equality.INCONCLUSIVE:
         return (
             f"the outputs cannot tell whether the graph is equal{what}: {comparison.summary()}; "
@@ -301,6 +307,7 @@ def _require_one_file(name: str, cost: Cost) -> None:
 
 
 def _facts(model: onnx.ModelProto, cost: Cost) -> dict[str, Any]:
+    """`Certificate.before` or `after` for a graph."""
     return {"sha256": sha256_of_graph(model), **_without(cost, "uncounted")}
 
 

@@ -132,8 +132,10 @@ def compare(
 ) -> Comparison:
     """Compare outputs of a graph with those that were `expected` of it.
 
-    jittered  what the training form computes with each weight moved by one unit in the last place
-    roundoff  the unit roundoff of the coarsest number type among the weights
+    jittered     what the training form computes with each weight moved by one unit in the last
+                 place
+    roundoff     the unit roundoff of the coarsest number type among the weights
+    has_classes  whether the outputs are [n, classes], so that a Top-1 can be compared
 
     Raises:
         CertificateError: an output overflows when the weights move.
@@ -147,15 +149,16 @@ def compare(
             "an output overflows when a weight moves by one unit in the last place; "
             "check the weights of the model"
         )
+    agrees = np.zeros(0, bool)
+    if has_classes:
+        agrees = _same_top1(expected, actual, bound)
     return Comparison(
         error=float(np.abs(expected - actual).max()),
         bound=bound,
         magnitude=magnitude,
         spread=float(expected.max()) - float(expected.min()),
         floor=floor,
-        agrees=_same_top1(expected, actual, bound)
-        if has_classes
-        else np.zeros(0, bool),
+        agrees=agrees,
     )
 
 

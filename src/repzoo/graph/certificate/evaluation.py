@@ -13,7 +13,6 @@ from repzoo.graph.certificate.index import TensorIndex
 from repzoo.graph.certificate.operators import (
     ARITHMETIC,
     MOVES,
-    batch_normalize,
     scatter,
 )
 from repzoo.graph.certificate.window import Array, UnknownExpression
@@ -24,8 +23,8 @@ BORDER_ROUNDINGS = 8
 # certificate each compute it in the graph's number type, but not in the same order.
 COMPUTED_ROUNDINGS = 8
 
-# Their other inputs must be constants.
-WITH_ONE_OPERAND = frozenset({*MOVES, "ScatterND", "BatchNormalization"})
+# Operators whose other inputs must be constants.
+WITH_ONE_OPERAND = frozenset({*MOVES, "ScatterND"})
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ class Evaluation:
 
     index         the graph
     values        what is known so far, by tensor name
-    casts         how often folds cast a tensor that no longer exists, by its name
+    casts         how often folds rounded a tensor that no longer exists, by its name
     absolute      compute error bounds instead of values, see operators.py
-    scattered     whether constants were written into a tensor; the graph computed them in its
+    has_scatter   whether constants were written into a tensor; the graph computed them in its
                   number type
     has_computed  whether a constant was used that the graph computes
     visited       the tensors that the last evaluation read
@@ -54,7 +53,7 @@ class Evaluation:
     values: dict[str, Array]
     casts: Mapping[str, int] = field(default_factory=dict)
     absolute: bool = False
-    scattered: bool = False
+    has_scatter: bool = False
     has_computed: bool = False
     visited: set[str] = field(default_factory=set)
 
@@ -72,8 +71,9 @@ class Evaluation:
         return Evaluated(values, self._roundings())
 
     def _roundings(self) -> int:
+        """How often the graph rounds what the last evaluation read, where float64 does not."""
         roundings = sum(self.casts.get(name, 0) for name in self.visited)
-        if self.scattered:
+        if self.has_scatter:
             roundings += BORDER_ROUNDINGS
         if self.has_computed:
             roundings += COMPUTED_ROUNDINGS
@@ -85,11 +85,7 @@ class Evaluation:
         while stack:
             current = self.index.resolve(stack[-1])
             self.visited.update((stack[-1], current))
-            missing = []
-            if current not in self.values:
-                for operand in self._operand_names(current):
-                    if self.index.resolve(operand) not in self.values:
-                        missing.append(operand)
+            missing = self._missing_operands(current)
             if missing:
                 stack += missing
                 continue
@@ -97,6 +93,16 @@ class Evaluation:
                 self.values[current] = self._compute(current)
             stack.pop()
         return self.values[self.index.resolve(name)]
+
+    def _missing_operands(self, name: str) -> list[str]:
+        """The tensors that must be computed before `name`; none where it is known itself."""
+        if name in self.values:
+            return []
+        missing = []
+        for operand in self._operand_names(name):
+            if self.index.resolve(operand) not in self.values:
+                missing.append(operand)
+        return missing
 
     def _operand_names(self, name: str) -> list[str]:
         """The tensors that must have values before `name` can be computed."""
@@ -124,14 +130,9 @@ class Evaluation:
             move = MOVES[node.op_type]
             return move(node, self._first(node), self._settings(node), output)
         if node.op_type == "ScatterND":
-            self.scattered = True
+            self.has_scatter = True
             image = self._first(node)
             return scatter(node, image, self._settings(node), self.absolute)
-        if node.op_type == "BatchNormalization":
-            # The operator needs the sign of a mean and of a scale, so its parameters come as they
-            # are, also where bounds are computed.
-            inputs = [self._first(node), *self._settings(node)]
-            return batch_normalize(node, inputs, self.absolute)
         if node.op_type in ARITHMETIC:
             compute = ARITHMETIC[node.op_type]
             return compute(node, self._operands(node), self.absolute)
@@ -157,6 +158,10 @@ class Evaluation:
 
     def _operands(self, node: onnx.NodeProto) -> list[Array]:
         """All inputs. A weight stays in its number type, for the operator converts it in blocks."""
+        if node.op_type == "BatchNormalization":
+            # It needs the sign of a mean and of a scale, so its parameters come as they are, also
+            # where bounds are computed.
+            return [self._first(node), *self._settings(node)]
         names = [name for name in node.input if name]
         if node.op_type not in ("Conv", "Gemm"):
             return [self._value(name) for name in names]

@@ -29,8 +29,12 @@ from repzoo.graph.certificate.comparison import (
     compare,
 )
 from repzoo.graph.certificate.jitter import jitter, jitter_constants
+from repzoo.graph.certificate.number_types import (
+    FLOATS,
+    smallest_number,
+    unit_roundoff,
+)
 from repzoo.graph.certificate.operators import convolve
-from repzoo.graph.certificate.proof import UNIT_ROUNDOFF
 from repzoo.graph.certificate.window import Array, UnknownExpression
 from repzoo.graph.tools.fold_result import FoldResult
 from repzoo.graph.tools.functions import inline_functions
@@ -49,11 +53,8 @@ IMAGES = 2
 # Folded weights are rounded to float32 up to a few times, relative to the largest weight of their
 # layer.
 SAME_WEIGHTS = 2.0**-12
-# The smallest numbers above zero. A smaller weight of a long chain of layers vanishes.
-FLOAT16_SMALLEST = 2.0**-24
-FLOAT32_SMALLEST = 2.0**-149
 
-NARROW = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
+NARROW = FLOATS - {TensorProto.DOUBLE}
 
 VERDICTS = {
     Equality.EQUAL: "agrees",
@@ -101,7 +102,8 @@ class Float64Comparison:
             return f"the whole graph was not compared in float64: {self.reason}"
         size = "x".join(map(str, self.shape[2:]))
         verdict = VERDICTS[self.comparison.equality]
-        return f"in float64 at {size} the whole graph {verdict}: {self.comparison.summary()}"
+        summary = self.comparison.summary()
+        return f"in float64 at {size} the whole graph {verdict}: {summary}"
 
 
 class _NotComparable(Exception):
@@ -153,11 +155,13 @@ def _compare(
     _jitter_weights(wide.graph, np.random.default_rng(seed + 1))
     jittered = _run(wide, inputs)
     trim_heap()
-    comparison = compare(expected, actual, jittered, UNIT_ROUNDOFF[TensorProto.DOUBLE])
+    roundoff = unit_roundoff(TensorProto.DOUBLE)
+    comparison = compare(expected, actual, jittered, roundoff)
     return Float64Comparison(combine([comparison]), shape)
 
 
 def _jitter_weights(graph: onnx.GraphProto, random: np.random.Generator) -> None:
+    """Move every weight by one unit in the last place, in place."""
     for tensor in graph.initializer:
         tensor.CopyFrom(jitter(tensor, random))
     jitter_constants(graph, random)
@@ -234,18 +238,23 @@ def _require_same_fold(after: onnx.ModelProto, folded: onnx.ModelProto) -> None:
         raise _NotComparable("the fold in float64 makes other nodes")
     wide = {tensor.name: tensor for tensor in folded.graph.initializer}
     for tensor in after.graph.initializer:
-        if tensor.data_type not in NARROW:
-            continue
-        values = numpy_helper.to_array(tensor).astype(np.float64)
-        exact = numpy_helper.to_array(wide[tensor.name])
-        error = np.abs(values - exact).max(initial=0)
-        is_half = tensor.data_type == TensorProto.FLOAT16
-        smallest = FLOAT16_SMALLEST if is_half else FLOAT32_SMALLEST
-        if not error <= SAME_WEIGHTS * np.abs(exact).max(initial=0) + smallest:
-            raise CertificateError(
-                f"{tensor.name}: the folded weights differ from those of the fold in float64 by "
-                f"{error:.3g}, so nothing is written; this is a defect in repzoo"
-            )
+        if tensor.data_type in NARROW:
+            _require_same_weight(tensor, wide[tensor.name])
+
+
+def _require_same_weight(tensor: TensorProto, wide: TensorProto) -> None:
+    """Refuse a weight that is not its `wide` twin in float64, but for rounding."""
+    values = numpy_helper.to_array(tensor).astype(np.float64)
+    exact = numpy_helper.to_array(wide)
+    error = np.abs(values - exact).max(initial=0)
+    # A weight below the smallest number, as in a long chain of layers, vanishes.
+    smallest = smallest_number(tensor.data_type)
+    bound = SAME_WEIGHTS * np.abs(exact).max(initial=0) + smallest
+    if not error <= bound:
+        raise CertificateError(
+            f"{tensor.name}: the folded weights differ from those of the fold in float64 by "
+            f"{error:.3g}, so nothing is written; this is a defect in repzoo"
+        )
 
 
 def _structure(graph: onnx.GraphProto) -> list[object]:
@@ -253,7 +262,9 @@ def _structure(graph: onnx.GraphProto) -> list[object]:
     nodes: list[object] = []
     for node in graph.node:
         nodes.append((node.op_type, list(node.input), list(node.output)))
-    weights = [(item.name, list(item.dims)) for item in graph.initializer]
+    weights = []
+    for tensor in graph.initializer:
+        weights.append((tensor.name, list(tensor.dims)))
     return [*nodes, *sorted(weights)]
 
 

@@ -44,7 +44,7 @@ class TensorIndex:
     aliases     outputs of Reshape and Transpose that equal their input: the name of that input
     duplicates  tensors that are computed a second time: the name of the first
     shapes      as far as they are known; 0 for a side that is open
-    resolved    answers of `resolve` so far
+    resolved    answers of `resolve` so far; it fills as they are asked for
     """
 
     producers: Mapping[str, onnx.NodeProto]
@@ -82,7 +82,7 @@ class TensorIndex:
         """The tensor that `name` passes on, or computes again; itself where it does neither."""
         path = []
         while name not in self.constants and name not in self.resolved:
-            source = self._passed_on(name) or self.duplicates.get(name)
+            source = self._pass_through(name) or self.duplicates.get(name)
             if not source:
                 break
             path.append(name)
@@ -99,7 +99,7 @@ class TensorIndex:
         return None if tensor is None else numpy_helper.to_array(tensor)
 
     def values(self, name: str) -> Array | None:
-        """As `stored`, in float64."""
+        """The constant `name` in float64; None where it is not constant."""
         stored = self.stored(name)
         return None if stored is None else np.asarray(stored, np.float64)
 
@@ -170,7 +170,7 @@ class TensorIndex:
 
     # --- nodes that pass a tensor on ---
 
-    def _passed_on(self, name: str) -> str:
+    def _pass_through(self, name: str) -> str:
         """The input that the node of `name` passes on unchanged; empty where it does not."""
         node = self.producers.get(name)
         if node is None or not is_standard(node) or name != node.output[0]:
@@ -193,8 +193,8 @@ class TensorIndex:
     def _is_inference(self, dropout: onnx.NodeProto) -> bool:
         if len(dropout.input) < 3 or not dropout.input[2]:
             return True
-        training = self.values(dropout.input[2])
-        return training is not None and not training.any()
+        training_mode = self.values(dropout.input[2])
+        return training_mode is not None and not training_mode.any()
 
     def _neutral_operand(self, node: onnx.NodeProto) -> str:
         """The operand that arithmetic with zeros or ones leaves as it is; empty where none is."""
@@ -246,5 +246,7 @@ def _broadcasts_to(dims: Sequence[int], shape: Sequence[int]) -> bool:
     if len(dims) > len(shape):
         return False
     # Broadcasting aligns the last axes.
-    pairs = zip(reversed(dims), reversed(shape), strict=False)
-    return all(side in (1, wanted) for side, wanted in pairs)
+    for side, wanted in zip(reversed(dims), reversed(shape), strict=False):
+        if side not in (1, wanted):
+            return False
+    return True

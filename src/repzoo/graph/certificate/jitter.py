@@ -10,11 +10,9 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from repzoo.graph.certificate.attributes import attribute
+from repzoo.graph.certificate.number_types import FLOATS
 from repzoo.graph.certificate.operators import BLOCK
 
-FLOATS = frozenset(
-    {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
-)
 LAYERS = frozenset(
     {
         "Conv",
@@ -74,9 +72,14 @@ def _move(stored: npt.NDArray[Any], random: np.random.Generator) -> npt.NDArray[
     for start in range(0, bits.size, BLOCK):
         end = start + BLOCK
         block = bits[start:end]
+        up = _coins(block.size, random).astype(block.dtype)
         nonzero = values[start:end] != 0
-        # One random bit for each value: up or down.
-        coins = np.frombuffer(random.bytes(-(-block.size // 8)), np.uint8)
-        up = np.unpackbits(coins, count=block.size).astype(block.dtype)
         block += (2 * up - 1) * nonzero
     return values
+
+
+def _coins(count: int, random: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """So many random zeros and ones. One byte of randomness makes eight of them."""
+    count_bytes = -(-count // 8)
+    packed = np.frombuffer(random.bytes(count_bytes), np.uint8)
+    return np.unpackbits(packed, count=count)

@@ -10,7 +10,7 @@ the same both times does not depend on the open sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,9 +87,11 @@ class KnownValues:
     samples: Sequence[Sample] = ()
 
     def fixed_shape(self, name: str) -> Shape | None:
-        """The shape of a tensor whose sides are all known."""
+        """The shape of a tensor whose sides are all known; None for another."""
         shape = self.shapes.get(name)
-        return shape if shape is not None and all(shape) else None
+        if shape is None or not all(shape):
+            return None
+        return shape
 
 
 def read_known_values(model: onnx.ModelProto, batch: int | None = None) -> KnownValues:
@@ -117,26 +119,37 @@ def read_known_values(model: onnx.ModelProto, batch: int | None = None) -> Known
 
 
 def _common_values(samples: Sequence[Sample]) -> dict[str, onnx.TensorProto]:
-    first, last = samples[0].values, samples[-1].values
+    last = samples[-1].values
     common = {}
-    for name, value in first.items():
-        other = last.get(name)
-        if other is None or other.dtype != value.dtype:
-            continue
-        if np.array_equal(value, other, equal_nan=value.dtype.kind == "f"):
+    for name, value in samples[0].values.items():
+        if name in last and _is_same(value, last[name]):
             common[name] = numpy_helper.from_array(value, name)
     return common
 
 
+def _is_same(value: Values, other: Values) -> bool:
+    if other.dtype != value.dtype:
+        return False
+    is_float = value.dtype.kind == "f"
+    return np.array_equal(value, other, equal_nan=is_float)
+
+
 def _common_shapes(samples: Sequence[Sample]) -> dict[str, Shape]:
-    first, last = samples[0].shapes, samples[-1].shapes
+    last = samples[-1].shapes
     common = {}
-    for name, shape in first.items():
+    for name, shape in samples[0].shapes.items():
         other = last.get(name, ())
         if len(other) == len(shape):
-            pairs = zip(shape, other, strict=True)
-            common[name] = tuple(side if side == same else 0 for side, same in pairs)
+            common[name] = _common_sides(shape, other)
     return common
+
+
+def _common_sides(shape: Shape, other: Shape) -> Shape:
+    """`shape` with 0 for the sides in which `other` differs."""
+    sides = []
+    for side, second in zip(shape, other, strict=True):
+        sides.append(side if side == second else 0)
+    return tuple(sides)
 
 
 def _common_aliases(
@@ -173,6 +186,7 @@ def _keeps_tensor(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> bool:
 
 
 def _has_open_sizes(model: onnx.ModelProto, batch: int | None) -> bool:
+    """Whether an input leaves a side open, apart from the first ones where `batch` is known."""
     for item in model.graph.input:
         for axis, dim in enumerate(item.type.tensor_type.shape.dim):
             is_batch = axis == 0 and batch is not None
@@ -338,7 +352,7 @@ def _run(
     shell: onnx.ModelProto,
 ) -> dict[str, Values]:
     """The outputs of `node` by name; nothing where ONNX's reference cannot compute them."""
-    names = [name for name in node.output if name]
+    names = list(filter(None, node.output))
     try:
         model = _model_of(node, inputs, shell)
         with np.errstate(all="ignore"):
@@ -381,5 +395,6 @@ def _replace_nodes(graph: onnx.GraphProto, values: Mapping[str, Values]) -> None
 
 
 def _is_replaced(node: onnx.NodeProto, values: Mapping[str, Values]) -> bool:
-    names: Iterator[str] = filter(None, node.output)
-    return all(name in values for name in names)
+    """Whether all outputs of `node` are among `values`."""
+    outputs = set(node.output) - {""}
+    return outputs.issubset(values)

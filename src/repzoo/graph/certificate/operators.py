@@ -3,6 +3,10 @@
 The fold has its own arithmetic (graph/fold/algebra.py). Nothing is shared with it, so one mistake
 cannot be in both.
 
+An operator is an entry in ARITHMETIC, which computes with all of its inputs, or in MOVES, which
+moves the elements of the first one as constants say. ScatterND is apart, since what it writes has
+roundings of its own.
+
 Each operator can also compute its error bound: with `absolute` it takes the magnitude of every
 constant and adds where it would subtract. Applied to the magnitude of the input, that bounds every
 intermediate sum.
@@ -30,7 +34,8 @@ BLOCK = 2**20
 
 # --- arithmetic -----------------------------------------------------------------------------------
 
-# (node, inputs, absolute): the output
+# (node, inputs, absolute): the output. With `absolute` the inputs are magnitudes. The weight of a
+# Conv or Gemm and the parameters of a BatchNormalization come as they are.
 Arithmetic = Callable[[onnx.NodeProto, list[Stored], bool], Array]
 
 
@@ -52,8 +57,8 @@ def convolve(node: onnx.NodeProto, inputs: list[Stored], absolute: bool) -> Arra
     patches = np.stack(taps, axis=2)  # [N, C, taps, height, width]
     images, _, _, height, width = patches.shape
     # One matrix product for each group: [O, C * taps] by [C * taps, N * height * width].
-    patches = patches.transpose(1, 2, 0, 3, 4)
-    columns = patches.reshape(groups, -1, images * height * width)
+    channels_first = patches.transpose(1, 2, 0, 3, 4)
+    columns = channels_first.reshape(groups, -1, images * height * width)
     rows = weight.reshape(groups, outputs // groups, -1)
     product = multiply_blockwise(rows, columns, absolute)
     output = product.reshape(outputs, images, height, width)
@@ -81,13 +86,15 @@ def batch_normalize(node: onnx.NodeProto, inputs: list[Array], absolute: bool) -
     """Inference BatchNormalization of [N, C, ...] by scale, bias, mean and variance, each [C]."""
     image, *parameters = inputs
     # [C] becomes [C, 1, ...], which broadcasts with [N, C, ...].
-    shape = (-1, *[1] * (image.ndim - 2))
-    gamma, beta, mean, variance = (values.reshape(shape) for values in parameters)
+    ones = [1] * (image.ndim - 2)
+    columns = [values.reshape(-1, *ones) for values in parameters]
+    gamma, beta, mean, variance = columns
     # Attributes are float32, defaults too.
     epsilon = real(node, "epsilon", float(np.float32(1e-5)))
     deviation = np.sqrt(variance + epsilon)
     if absolute:
-        return np.abs(gamma) * (image + np.abs(mean)) / deviation + np.abs(beta)
+        centered = image + np.abs(mean)
+        return np.abs(gamma) * centered / deviation + np.abs(beta)
     return gamma * (image - mean) / deviation + beta
 
 
@@ -117,7 +124,8 @@ def _average_pool(node: onnx.NodeProto, inputs: list[Array], _absolute: bool) ->
     kernel = integers(node, "kernel_shape", (1, 1))
     window = Window.of(node, kernel, image.shape[2:])
     total = sum(window.taps(image))
-    if integer(node, "count_include_pad", 0) or not any(window.pads):
+    counts_pads = integer(node, "count_include_pad", 0)
+    if counts_pads or not any(window.pads):
         return np.asarray(total / math.prod(kernel))
     pixels = sum(window.taps(np.ones_like(image)))
     return np.asarray(total / pixels)
@@ -173,22 +181,24 @@ ARITHMETIC: dict[str, Arithmetic] = {
 Movement = Callable[[onnx.NodeProto, Array, list[Array], int], Array]
 
 
-def _setting(
+def _input_or_attribute(
     node: onnx.NodeProto,
     settings: list[Array],
     index: int,
     name: str,
 ) -> Array:
     """An input, or the attribute that it was in older opsets; empty where neither is there."""
-    values = _optional(settings, index)
+    values = _optional_input(settings, index)
     if values.size:
         return values
     return np.asarray(integers(node, name, ()), np.float64)
 
 
-def _optional(settings: list[Array], index: int) -> Array:
+def _optional_input(settings: list[Array], index: int) -> Array:
     """An input that may be left out; it is empty then."""
-    return settings[index] if index < len(settings) else np.zeros(0)
+    if index >= len(settings):
+        return np.zeros(0)
+    return settings[index]
 
 
 def _pad(
@@ -200,14 +210,14 @@ def _pad(
     if text(node, "mode", "constant") != "constant":
         raise UnknownExpression(node.name)
     fill = real(node, "value", 0.0)
-    number = _optional(settings, 1)
+    number = _optional_input(settings, 1)
     if number.size:
         fill = float(number.reshape(-1)[0])
-    axes = _optional(settings, 2)
+    axes = _optional_input(settings, 2)
     if not axes.size:
         axes = np.arange(image.ndim, dtype=np.float64)
     # Every axis's beginning, then every axis's end.
-    begins, ends = _setting(node, settings, 0, "pads").reshape(2, -1)
+    begins, ends = _input_or_attribute(node, settings, 0, "pads").reshape(2, -1)
     widths = [(0, 0)] * image.ndim
     for axis, begin, end in zip(axes, begins, ends, strict=True):
         widths[int(axis)] = (int(begin), int(end))
@@ -222,7 +232,7 @@ def _split(
 ) -> Array:
     axis = integer(node, "axis", 0)
     parts = len(node.output)
-    sizes = _setting(node, settings, 0, "split")
+    sizes = _input_or_attribute(node, settings, 0, "split")
     if not sizes.size:
         # Equal parts; the last is smaller where the side is no multiple.
         sizes = np.full(parts, -(-image.shape[axis] // parts))
@@ -236,10 +246,10 @@ def _slice(
     settings: list[Array],
     _output: int,
 ) -> Array:
-    starts = _setting(node, settings, 0, "starts")
-    ends = _setting(node, settings, 1, "ends")
-    axes = _setting(node, settings, 2, "axes")
-    steps = _optional(settings, 3)
+    starts = _input_or_attribute(node, settings, 0, "starts")
+    ends = _input_or_attribute(node, settings, 1, "ends")
+    axes = _input_or_attribute(node, settings, 2, "axes")
+    steps = _optional_input(settings, 3)
     if not axes.size:
         axes = np.arange(len(starts), dtype=np.float64)
     if not steps.size:
@@ -269,7 +279,7 @@ def _reshape(
 ) -> Array:
     if not settings or integer(node, "allowzero", 0):
         raise UnknownExpression(node.name)
-    target = [int(side) for side in settings[0]]
+    target = settings[0].astype(np.int64).tolist()
     shape = reshape_shape(image.shape, target)
     if shape is None:
         raise UnknownExpression(node.name)
@@ -291,7 +301,7 @@ def reshape_shape(shape: Shape, target: list[int]) -> Shape | None:
     total = math.prod(shape)
     if -1 not in sides:
         return tuple(sides) if math.prod(sides) == total else None
-    fixed = -math.prod(sides)
+    fixed = -math.prod(sides)  # without the one -1
     if fixed == 0 or total % fixed:
         return None
     sides[sides.index(-1)] = total // fixed

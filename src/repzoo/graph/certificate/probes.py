@@ -9,7 +9,6 @@ import onnx
 
 from repzoo.errors import InputError
 from repzoo.graph.certificate.attributes import integer
-from repzoo.graph.certificate.index import TensorIndex
 from repzoo.graph.certificate.operators import Stored
 from repzoo.graph.certificate.window import Array, UnknownExpression, Window
 
@@ -99,17 +98,3 @@ def _probe_sides(window: Window) -> tuple[int, int]:
         sides.append(span + stride if stride > 1 else span)
     height, width = sides
     return height + 1, width
-
-
-def weight_of(node: onnx.NodeProto, index: TensorIndex) -> Stored | None:
-    """The weight [outputs, inputs per group, ...] of a node that a fold may have written."""
-    if node.op_type not in ("Conv", "Gemm", "MatMul"):
-        return None
-    weight = index.stored(node.input[1])
-    if weight is None:
-        return None
-    if node.op_type == "MatMul":
-        return weight.T if weight.ndim == 2 else None
-    if node.op_type == "Gemm" and not integer(node, "transB", 0):
-        return weight.T
-    return weight

@@ -5,9 +5,9 @@ expression between the same two tensors of the training form and the new node bo
 probes (probes.py), borders included. The operators are written from the ONNX specification
 (operators.py). What the proof may see through, it finds out itself (known_values.py, index.py).
 
-The bound is derived. The only inexact step of a fold is the cast of kernel w and bias b to the
-number type of the graph, with unit roundoff u. So for every input x, each value of output channel o
-satisfies
+The bound is derived here and computed in bounds.py. The only inexact step of a fold is the cast of
+kernel w and bias b to the number type of the graph, with unit roundoff u. So for every input x,
+each value of output channel o satisfies
     |new - old| <= u (|w_o| * |x| + |b_o|)
 and for x ~ N(0, s), where the error is Gaussian with a standard deviation of at most u s |w_o|_2,
     |new - old| <= u (SIGMAS s |w_o|_2 + |b_o|).
@@ -27,31 +27,15 @@ import numpy as np
 import onnx
 
 from repzoo.errors import CertificateError
-from repzoo.graph.certificate.evaluation import Evaluation
+from repzoo.graph.certificate.bounds import cast_bound
+from repzoo.graph.certificate.folded_node import FoldedNode
 from repzoo.graph.certificate.index import TensorIndex
-from repzoo.graph.certificate.probes import (
-    PROBES,
-    gaussian_deviations,
-    make_probes,
-    weight_of,
-)
+from repzoo.graph.certificate.number_types import unit_roundoff
+from repzoo.graph.certificate.probes import PROBES, make_probes
 from repzoo.graph.certificate.training_form import TrainingForm
 from repzoo.graph.certificate.unchanged import changed_nodes
 from repzoo.graph.certificate.window import Array, UnknownExpression
 
-SIGMAS = 10.0  # one value in 10^23 of a Gaussian lies further from its mean
-UNIT_ROUNDOFF: dict[int, float] = {
-    onnx.TensorProto.FLOAT: 2.0**-24,
-    onnx.TensorProto.FLOAT16: 2.0**-11,
-    onnx.TensorProto.BFLOAT16: 2.0**-8,
-    onnx.TensorProto.DOUBLE: 2.0**-53,
-}
-FLOAT32_ROUNDOFF = 2.0**-24
-SMALLEST_SUBNORMAL: dict[int, float] = {
-    onnx.TensorProto.FLOAT16: 2.0**-24,
-    onnx.TensorProto.DOUBLE: 0.0,  # the proof itself has no more
-}
-SMALLEST_FLOAT32 = 2.0**-149
 # Of sums of up to some 10^4 terms in float64, relative to their absolute values.
 FLOAT64_NOISE = 2.0**-46
 
@@ -96,7 +80,8 @@ def prove(
     casts = Counter(written) - Counter(remaining)
     proofs = []
     for node in changed_nodes(after, origin, new):
-        proof = _prove_node(node, origin, new, casts, seed)
+        folded = FoldedNode.of(node, new)
+        proof = None if folded is None else _prove_node(folded, origin, casts, seed)
         ratio = math.inf if proof is None else proof.ratio
         if proof is None or not ratio <= 1:
             raise CertificateError(
@@ -109,44 +94,42 @@ def prove(
 
 
 def _prove_node(
-    node: onnx.NodeProto,
+    folded: FoldedNode,
     origin: TrainingForm,
-    new: TensorIndex,
     casts: Mapping[str, int],
     seed: int,
 ) -> Proof | None:
-    """The proof of the folded `node`; None when it is no fold, or when a value is not finite."""
-    weight = weight_of(node, new)
-    if weight is None or not np.isfinite(weight).all():
+    """The proof of a folded node; None when it is no fold, or when a value is not finite."""
+    if not np.isfinite(folded.weight).all():
         return None
     try:
-        shape = origin.probe_shape(node, new)
+        shape = origin.probe_shape(folded.node, folded.index)
         if shape is None:
             return None
         probes = make_probes(shape, np.random.default_rng(seed))
         with np.errstate(all="ignore"):
-            return _compare(node, origin, new, casts, probes)
+            return _compare(folded, origin, casts, probes)
     except UnknownExpression:
         return None
 
 
 def _compare(
-    node: onnx.NodeProto,
+    folded: FoldedNode,
     origin: TrainingForm,
-    new: TensorIndex,
     casts: Mapping[str, int],
     probes: Array,
 ) -> Proof | None:
     """The proof from all `probes` at once."""
+    node = folded.node
     target = node.output[0]
     expected = origin.evaluate(node, probes, casts)
-    actual = _evaluate_new(node, new, probes)
+    actual = folded.evaluate(probes)
     if expected.values.shape != actual.shape:
         return None
     if not np.isfinite(expected.values).all() or not np.isfinite(actual).all():
         return None
     error = np.abs(expected.values - actual)
-    bound = _cast_bound(node, new, probes, actual)
+    bound = cast_bound(folded, probes, actual)
     proof = _proof(target, expected.values, error, bound)
     if proof.ratio <= 1 and not expected.roundings:
         return proof
@@ -155,103 +138,22 @@ def _compare(
     scale = origin.evaluate(node, np.abs(probes), casts, absolute=True).values
     if not np.isfinite(scale).all():
         return None
-    relative = FLOAT64_NOISE + expected.roundings * _roundoff(node, new)
+    relative = FLOAT64_NOISE + expected.roundings * unit_roundoff(folded.element_type)
     return _proof(target, expected.values, error, bound + relative * scale)
-
-
-def _evaluate_new(
-    node: onnx.NodeProto,
-    new: TensorIndex,
-    probes: Array,
-    absolute: bool = False,
-) -> Array:
-    """What the folded `node` computes."""
-    source = new.resolve(node.input[0])
-    evaluation = Evaluation(new, {source: probes}, absolute=absolute)
-    return evaluation.evaluate(node.output[0]).values
-
-
-def _number_type(node: onnx.NodeProto, new: TensorIndex) -> int:
-    """The ONNX element type of the weight of `node`."""
-    return new.constants[new.resolve(node.input[1])].data_type
-
-
-def _roundoff(node: onnx.NodeProto, new: TensorIndex) -> float:
-    """The unit roundoff of the weight of `node`."""
-    return UNIT_ROUNDOFF.get(_number_type(node, new), FLOAT32_ROUNDOFF)
-
-
-# --- bounds ---------------------------------------------------------------------------------------
-
-
-def _cast_bound(
-    node: onnx.NodeProto,
-    new: TensorIndex,
-    probes: Array,
-    output: Array,
-) -> Array:
-    """What casting kernel and bias to the number type of the graph can change, see above."""
-    roundoff = _roundoff(node, new)
-    linear = roundoff * _evaluate_new(node, new, np.abs(probes), absolute=True)
-    gaussian = _gaussian_bound(node, new, roundoff, output)
-    bound: Array = np.minimum(linear, gaussian) + _underflow_bound(node, new, probes)
-    return bound
-
-
-def _gaussian_bound(
-    node: onnx.NodeProto,
-    new: TensorIndex,
-    roundoff: float,
-    output: Array,
-) -> Array:
-    """The bound for Gaussian probes, infinite on others; its shape broadcasts with `output`."""
-    weight = weight_of(node, new)
-    assert weight is not None  # _prove_node
-    rows = weight.reshape(len(weight), -1)
-    squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-    # The smallest float stands for 0: an infinite deviation times 0 would be NaN.
-    lengths = np.maximum(np.sqrt(squares), np.finfo(float).tiny)
-    images = len(output) // len(PROBES)
-    deviations = gaussian_deviations(images)[:, None]
-    spread = SIGMAS * deviations * lengths
-    bound: Array = roundoff * (spread + _bias_magnitude(node, new, len(weight)))
-    ones = [1] * (output.ndim - 2)
-    if node.op_type == "MatMul":
-        return bound.reshape(len(bound), *ones, -1)  # channels are the last axis
-    return bound.reshape(*bound.shape, *ones)
-
-
-def _bias_magnitude(node: onnx.NodeProto, new: TensorIndex, outputs: int) -> Array:
-    if len(node.input) < 3:
-        return np.zeros(outputs)
-    bias = new.values(node.input[2])
-    return np.zeros(outputs) if bias is None else np.abs(bias)
-
-
-def _underflow_bound(node: onnx.NodeProto, new: TensorIndex, probes: Array) -> Array:
-    """What weights below the normal range add: at most the smallest number for each."""
-    weight = weight_of(node, new)
-    assert weight is not None  # _prove_node
-    smallest = SMALLEST_SUBNORMAL.get(_number_type(node, new), SMALLEST_FLOAT32)
-    largest = np.abs(probes).reshape(len(probes), -1).max(1)
-    bound: Array = smallest * (weight[0].size * largest + 1)
-    ones = [1] * (probes.ndim - 1)
-    return bound.reshape(-1, *ones)
-
-
-# --- the proof as a document ----------------------------------------------------------------------
 
 
 def _proof(output: str, expected: Array, error: Array, bound: Array) -> Proof:
     """The proof from arrays [PROBES * images, ...]."""
-    tiny = np.finfo(float).tiny
+    tiny = np.finfo(
+        float
+    ).tiny  # no error within a bound of zero has the ratio 0, not NaN
     ratio = np.where(error == 0, 0.0, error / np.maximum(bound, tiny))
     worst = int(ratio.argmax())
-    largest = error.reshape(len(PROBES), -1).max(1)
-    magnitude = np.abs(expected).reshape(len(PROBES), -1).max(1)
+    bounds = np.broadcast_to(bound, ratio.shape)
+    largest = _largest_by_probe(error)
+    magnitude = _largest_by_probe(np.abs(expected))
     relative = np.zeros(len(PROBES))
     np.divide(largest, magnitude, out=relative, where=largest > 0)
-    bounds = np.broadcast_to(bound, ratio.shape)
     return Proof(
         output=output,
         max_abs_error=_four_digits(largest.max()),
@@ -260,6 +162,11 @@ def _proof(output: str, expected: Array, error: Array, bound: Array) -> Proof:
         bound=_four_digits(bounds.flat[worst]),
         probe=PROBES[worst * len(PROBES) // ratio.size],
     )
+
+
+def _largest_by_probe(values: Array) -> Array:
+    """The largest of the values [PROBES * images, ...] on each probe, [PROBES]."""
+    return np.asarray(values.reshape(len(PROBES), -1).max(1))
 
 
 def _four_digits(value: float) -> float:

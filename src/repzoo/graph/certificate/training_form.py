@@ -11,9 +11,10 @@ import onnx
 
 from repzoo.graph.certificate.attributes import text
 from repzoo.graph.certificate.evaluation import Evaluated, Evaluation
+from repzoo.graph.certificate.folded_node import weight_of
 from repzoo.graph.certificate.index import TensorIndex
 from repzoo.graph.certificate.known_values import KnownValues, Shape, read_known_values
-from repzoo.graph.certificate.probes import PROBES, probe_shape, weight_of
+from repzoo.graph.certificate.probes import PROBES, probe_shape
 from repzoo.graph.certificate.window import Array
 from repzoo.graph.tools.functions import inline_functions
 from repzoo.graph.tools.skeleton import without_weights
@@ -93,8 +94,8 @@ class TrainingForm:
             return None
         if node.op_type == "MatMul":
             source = self._index_for_one.resolve(node.input[0])
-            sides = self._known_for_one.shapes.get(source) or (1, 0, 0)
-            rows = (side or OPEN_SIDE for side in sides[:-1])
+            *rows, _ = self._known_for_one.shapes.get(source) or (1, 0, 0)
+            rows = [side or OPEN_SIDE for side in rows]
             return (*rows, weight.shape[1])
         source = self.index.resolve(node.input[0])
         target = self.index.resolve(node.output[0])

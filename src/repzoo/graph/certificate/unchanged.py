@@ -11,9 +11,9 @@ import onnx
 from onnx import numpy_helper
 
 from repzoo.graph.certificate.attributes import integer
+from repzoo.graph.certificate.folded_node import weight_of
 from repzoo.graph.certificate.index import TensorIndex
 from repzoo.graph.certificate.operators import reshape_shape
-from repzoo.graph.certificate.probes import weight_of
 from repzoo.graph.certificate.training_form import TrainingForm
 from repzoo.protobuf_stream import clone
 
@@ -104,7 +104,8 @@ def _is_same_tensor(was: str, now: str, old: TensorIndex, new: TensorIndex) -> b
         after = old.constants.get(old.resolve(now))
     if before is None or after is None:
         return False
-    values, others = numpy_helper.to_array(before), numpy_helper.to_array(after)
+    values = numpy_helper.to_array(before)
+    others = numpy_helper.to_array(after)
     return values.dtype == others.dtype and np.array_equal(values, others)
 
 
@@ -162,7 +163,10 @@ def _attributes(
 
 
 def _subgraphs(item: onnx.AttributeProto) -> list[onnx.GraphProto]:
-    return [item.g, *item.graphs] if item.HasField("g") else list(item.graphs)
+    graphs = list(item.graphs)
+    if item.HasField("g"):
+        graphs.append(item.g)
+    return graphs
 
 
 def _normalize(
@@ -177,11 +181,11 @@ def _normalize(
 
     outer  tensors of the subgraphs around `graph`, which keep their names
     """
-    own = {item.name for item in graph.input}
-    own.update(item.name for item in graph.initializer)
+    local = dict(outer)
+    for item in (*graph.input, *graph.initializer):
+        local[item.name] = item.name
     for node in graph.node:
-        own.update(node.output)
-    local = {**outer, **{name: name for name in own}}
+        local.update(zip(node.output, node.output, strict=True))
     for declared in (*graph.input, *graph.output):
         declared.ClearField("type")
     graph.ClearField("value_info")

@@ -18,7 +18,11 @@ from repzoo.artifact import Artifact
 from repzoo.errors import CertificateError, InputError
 from repzoo.graph.certificate.comparison import GraphComparison, combine, compare
 from repzoo.graph.certificate.jitter import jitter, jitter_constants, layer_constants
-from repzoo.graph.certificate.proof import FLOAT32_ROUNDOFF, UNIT_ROUNDOFF
+from repzoo.graph.certificate.number_types import (
+    FLOAT32_ROUNDOFF,
+    FLOATS,
+    unit_roundoff,
+)
 from repzoo.graph.tools.cost_result import Cost
 from repzoo.graph.tools.pieces import split_model, trim_heap
 from repzoo.onnx_file import classifier_input, fixed_batch
@@ -66,15 +70,19 @@ def random_inputs(
 
 
 def _image_count(cost: Cost) -> int:
+    """How many images of each random kind a graph of that cost runs on."""
     affordable = MACS_BUDGET // max(cost.macs, 1)
     return min(max(affordable, FEWEST_IMAGES), MOST_IMAGES)
 
 
 def _input_shape(source: onnx.TypeProto.Tensor, defaults: tuple[int, ...]) -> list[int]:
     """The shape of the input `source`, with `defaults` for sides that are open."""
-    dims = [dim.dim_value for dim in source.shape.dim] or [0] * len(defaults)
-    pairs = zip(dims, defaults, strict=True)
-    return [dim or default for dim, default in pairs]
+    if not source.shape.dim:
+        return list(defaults)
+    sides = []
+    for dim, default in zip(source.shape.dim, defaults, strict=True):
+        sides.append(dim.dim_value or default)
+    return sides
 
 
 def compare_graphs(
@@ -96,8 +104,10 @@ def compare_graphs(
     _require_comparable([*expected, *actual])
     jittered = _run_groups(before, groups, run, np.random.default_rng(seed + 1))
     roundoff = coarsest_roundoff(before.graph)
-    triples = zip(expected, actual, jittered, strict=True)
-    return combine([compare(*triple, roundoff) for triple in triples])
+    comparisons = []
+    for outputs in zip(expected, actual, jittered, strict=True):
+        comparisons.append(compare(*outputs, roundoff))
+    return combine(comparisons)
 
 
 def _require_comparable(outputs: Sequence[Images]) -> None:
@@ -129,8 +139,8 @@ def coarsest_roundoff(graph: onnx.GraphProto) -> float:
     """The largest unit roundoff among the number types of the weights."""
     roundoffs = []
     for tensor in (*graph.initializer, *layer_constants(graph)):
-        if tensor.data_type in UNIT_ROUNDOFF:
-            roundoffs.append(UNIT_ROUNDOFF[tensor.data_type])
+        if tensor.data_type in FLOATS:
+            roundoffs.append(unit_roundoff(tensor.data_type))
     return max(roundoffs, default=FLOAT32_ROUNDOFF)
 
 
@@ -158,10 +168,11 @@ def _run_groups(
 
 
 def _batches(groups: Sequence[Images], batch: int) -> list[Images]:
-    """All images in batches of the size that the graph takes (0: any)."""
+    """All images in batches of `batch`, the last filled with copies of the first; 0: in one."""
     images = np.concatenate(groups)
     if not batch:
         return [images]
     missing = -len(images) % batch
-    filled = np.concatenate([images, *[images[:1]] * missing])
+    copies = np.repeat(images[:1], missing, axis=0)
+    filled = np.concatenate([images, copies])
     return np.split(filled, len(filled) // batch)

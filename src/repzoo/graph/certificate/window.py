@@ -62,8 +62,10 @@ class Window:
     @property
     def spans(self) -> tuple[int, ...]:
         """Pixels from the first to the last tap of the kernel, (height, width)."""
-        pairs = zip(self.kernel, self.dilations, strict=True)
-        return tuple((size - 1) * dilation + 1 for size, dilation in pairs)
+        spans = []
+        for size, dilation in zip(self.kernel, self.dilations, strict=True):
+            spans.append((size - 1) * dilation + 1)
+        return tuple(spans)
 
     def taps(self, image: Array) -> Iterator[Array]:
         """The image [N, C, H, W] as each tap sees it [N, C, height, width], row by row."""
@@ -96,4 +98,5 @@ class Window:
         stride = self.strides[axis]
         windows = (side - self.spans[axis]) // stride + 1
         start = tap * self.dilations[axis]
-        return slice(start, start + (windows - 1) * stride + 1, stride)
+        last = start + (windows - 1) * stride
+        return slice(start, last + 1, stride)
