@@ -56,8 +56,7 @@ class Margins:
         classes = order[:, :RIVALS]
         values = np.take_along_axis(logits, classes, 1)
         values = values.astype(np.float64)
-        best = values[:, :1]
-        return cls(classes, values - best)
+        return cls(classes, np.asarray(values - values[:, :1]))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Margins]) -> Margins:

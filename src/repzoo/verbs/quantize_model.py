@@ -215,6 +215,7 @@ def _run_quantizer(
         else default_scheme(options.engine)
     )
     placement = options.placement
+    remark: str
     if scheme.runs_on_board:
         remark = Remark(
             "the scheme {scheme} is for a board, so its latency is not measured on this host",

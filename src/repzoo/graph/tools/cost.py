@@ -206,7 +206,8 @@ def _macs(node: ir.Node) -> int | None:
     if node.op_type not in _COUNTED or not is_standard(node):
         return None
     output = _static_sides(node.outputs[0])
-    is_transposed = node.op_type == "Gemm" and node.attributes.get_int("transA", 0)
+    transposed = node.attributes.get_int("transA", 0)
+    is_transposed = node.op_type == "Gemm" and transposed != 0
     weight = _static_sides(node.inputs[0 if is_transposed else 1])
     if output is None or weight is None or min(output, default=1) < 0:
         return None

@@ -87,7 +87,7 @@ class Histogram:
     @property
     def centers(self) -> Float:
         """The middle of each bin, [C, BINS]."""
-        return self._positions(np.arange(BINS) + 0.5)
+        return self._positions(np.arange(0.5, BINS))
 
     def _positions(self, bins: Float | Ids) -> Float:
         """Values at positions counted in `bins` from the lowest edge, [C, n]."""
