@@ -164,10 +164,7 @@ class ClientThreads:
             barrier.wait()
             return work(nanoseconds, starts[0])
 
-        futures = [
-            self._pool.submit(client, nanoseconds) for nanoseconds in self._nanoseconds
-        ]
-        counts = [future.result() for future in futures]
+        counts = list(self._pool.map(client, self._nanoseconds))
         return self._clock() - starts[0], counts
 
     def _call_until(self, nanoseconds: array[int], end: int, limit: int) -> int:

@@ -226,7 +226,7 @@ class _GlooGroup:
         import torch.distributed as dist
 
         with self._broken_connections_reported():
-            sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+            sizes = list(torch.zeros(self.size, 1, dtype=torch.int64))
             dist.all_gather(sizes, torch.tensor([len(data)]))
             longest = int(max(sizes))
             if longest > MAX_MESSAGE_BYTES:
@@ -236,9 +236,7 @@ class _GlooGroup:
             # all_gather wants tensors of one size.
             padded = torch.zeros(longest, dtype=torch.uint8)
             padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            received = [
-                torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)
-            ]
+            received = list(torch.empty(self.size, longest, dtype=torch.uint8))
             dist.all_gather(received, padded)
         messages = []
         for tensor, size in zip(received, sizes, strict=True):

@@ -123,9 +123,10 @@ def run(
     length = round(seconds / rounds * 1e9)
     before = noise.read_counters()
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(ClientThreads(item, clock)) for item in cases]
+        clients = _start_clients(cases, clock, stack)
         live = for_each(clients, ClientThreads.warm_up, on_error)
-        openings = openings or openings_for([client.case for client in live], seconds)
+        if openings == 0:
+            openings = openings_for([client.case for client in live], seconds)
         per_session = math.ceil(rounds / openings)
         done = 0
         while live and _needs_round(live, done, rounds):
@@ -157,7 +158,7 @@ def race(
           True, the case is left out of the following rounds
     """
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(ClientThreads(item, clock)) for item in cases]
+        clients = _start_clients(cases, clock, stack)
         live = for_each(clients, ClientThreads.warm_up, None)
         length = round(np.clip(calls / live[0].rate, *RACED_NS))
         per_session = math.ceil(rounds / openings)
@@ -188,12 +189,10 @@ def ratio(first: Case, second: Case) -> Record[LatencyRatio]:
     others = first.disturbed.get("used_by_others") or 0
     # Two files on one engine are held up alike, so these stay comparable.
     busy = others > noise.OTHERS and first.engine.name != second.engine.name
-    times = _over_sessions(
-        _quotients(first.medians_us(), second.medians_us()), first.rounds_of
-    )
-    rates = _over_sessions(
-        _quotients(first.rounds_fps, second.rounds_fps), first.rounds_of
-    )
+    time_quotients = _quotients(first.medians_us(), second.medians_us())
+    times = _over_sessions(time_quotients, first.rounds_of)
+    rate_quotients = _quotients(first.rounds_fps, second.rounds_fps)
+    rates = _over_sessions(rate_quotients, first.rounds_of)
     if first.scenario == "offline":
         faster = _faster(rates, "second", "first")
     else:
@@ -222,6 +221,13 @@ def ratio(first: Case, second: Case) -> Record[LatencyRatio]:
         "second": identity_of(second.artifact),
     }
     return Record(artifact, values, engine, host={**host(), **first.disturbed})
+
+
+def _start_clients(
+    cases: Sequence[Case], clock: Clock, stack: contextlib.ExitStack
+) -> list[ClientThreads]:
+    """The client threads of each case; they end with `stack`."""
+    return [stack.enter_context(ClientThreads(item, clock)) for item in cases]
 
 
 def _needs_round(live: Sequence[ClientThreads], done: int, rounds: int) -> bool:
@@ -255,8 +261,10 @@ def _one_round(
 
 def _ratios(second: Case, first: Case) -> list[float]:
     """Latency of `second` over that of `first` in the rounds that both have."""
-    pairs = zip(second.medians_us(), first.medians_us(), strict=False)
-    return [above / below for above, below in pairs]
+    above = second.medians_us()
+    below = first.medians_us()
+    common = min(len(above), len(below))
+    return _quotients(above[:common], below[:common])
 
 
 def _quotients(first: Sequence[float], second: Sequence[float]) -> list[float]:
@@ -270,7 +278,7 @@ def _over_sessions(ratios: Sequence[float], rounds_of: Sequence[int]) -> stats.I
         by_session.setdefault(session, []).append(value)
     if len(by_session) < OPENINGS:
         return stats.median_interval(ratios)
-    medians = [float(np.median(by_session[session])) for session in sorted(by_session)]
+    medians = [float(np.median(values)) for values in by_session.values()]
     return stats.median_interval(medians)
 
 

@@ -27,10 +27,8 @@ from repzoo.onnx_file import (
 )
 
 QUERY = 8  # images of a multi-stream query
-MLPERF = {
-    "single-stream": 0.90,
-    "multi-stream": 0.99,
-}  # the quantile that MLPerf reports
+# The quantile that MLPerf reports for a scenario.
+MLPERF = {"single-stream": 0.90, "multi-stream": 0.99}
 PERCENTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 # Fewer rounds than this show no trend; a relative change below DRIFT is none.
 LEAST_ROUNDS = 10
@@ -111,9 +109,7 @@ class Case:
             "version": self.engine.version(),
             "threads": self.threads,
         }
-        samples = [
-            [_compact(value) for value in values_us] for values_us in self.rounds_us
-        ]
+        samples = [list(map(_compact, values_us)) for values_us in self.rounds_us]
         return Record(
             identity_of(self.artifact),
             values,
@@ -226,9 +222,9 @@ def _sides(
     is_image = is_only and len(dims) == IMAGE_RANK
     # A file that says how its images are made must take what is made.
     if is_image and (artifact.preprocess is not None or not all(dims)):
-        usual = artifact.require_preprocess().input_shape
-        pairs = zip(dims[1:], usual, strict=True)
-        return (dims[0], *(dim or side for dim, side in pairs))
+        usual = (batch, *artifact.require_preprocess().input_shape)
+        pairs = zip(dims, usual, strict=True)
+        return tuple(dim or side for dim, side in pairs)
     if not all(dims) or (item.type.HasField("tensor_type") and not dims and is_only):
         raise InputError(
             f"{artifact.name} leaves sizes of its input {item.name!r} open ({dims}, 0: open); fix "
@@ -275,6 +271,5 @@ def is_steady(medians: Sequence[float]) -> bool:
 
 
 def _compact(microseconds: float) -> float | int:
-    return (
-        int(microseconds) if float(microseconds).is_integer() else float(microseconds)
-    )
+    value = float(microseconds)
+    return int(value) if value.is_integer() else value

@@ -180,8 +180,9 @@ def _object(value: Any) -> dict[str, Any]:
         prefix = entry.metadata.get(INLINE)
         if prefix is None:
             document[entry.name] = to_json(item)
-        else:
-            document |= {prefix + name: inner for name, inner in _object(item).items()}
+            continue
+        for name, inner in _object(item).items():
+            document[prefix + name] = inner
     return document
 
 
@@ -219,27 +220,26 @@ class _UnexpectedJson(Exception):
 
 
 def _read_record(document: Any) -> Record[Any]:
-    names = {"kind", *(entry.name for entry in dataclasses.fields(Record))}
-    if (
-        not isinstance(document, dict)
-        or not {"kind", "artifact", "values"} <= document.keys()
-    ):
+    required = {"kind", "artifact", "values"}
+    if not isinstance(document, dict) or not required <= document.keys():
         raise _UnexpectedJson("it is not an object with kind, artifact and values")
-    if unknown := sorted(document.keys() - names):
+    names = {entry.name for entry in dataclasses.fields(Record)}
+    unknown = sorted(document.keys() - names - {"kind"})
+    if unknown:
         raise _UnexpectedJson(f"it has an unknown field {unknown[0]!r}")
     for name in ("artifact", "values", "engine", "data", "samples", "host"):
         _read_value(dict, document.get(name, {}), name)
     for name in ("job", "time"):
         _read_value(str, document.get(name, ""), name)
-    kind, values = document.pop("kind"), document.pop("values")
+    kind = document.pop("kind")
+    values = document.pop("values")
     result_type = _result_type(kind, values)
     return Record(values=read_result(result_type, values), **document)
 
 
 def _result_type(kind: Any, values: Mapping[str, Any]) -> type:
-    if (
-        kind == "quantize"
-    ):  # one kind, two producers: the quantizer and benchmarks/int8.py
+    # One kind, two producers: the quantizer and benchmarks/int8.py.
+    if kind == "quantize":
         return QuantizerComparison if "engines" in values else QuantizeSummary
     for result_type, name in RESULT_KINDS.items():
         if name == kind:
@@ -295,7 +295,8 @@ def _read_inline(expected: Any, document: Mapping[str, Any], prefix: str) -> Any
 
 def _read_value(expected: Any, value: Any, name: str) -> Any:
     """`value` of JSON as the annotated type `expected` has it."""
-    origin, arguments = get_origin(expected), get_args(expected)
+    origin = get_origin(expected)
+    arguments = get_args(expected)
     if origin in (Union, types.UnionType):
         return None if value is None else _read_value(arguments[0], value, name)
     if expected is float and value is None:

@@ -81,12 +81,13 @@ class SweepResult:
 
     def leave_out(self, file: str, engine: str, reason: str, setting: Setting) -> None:
         """Note a case that failed, together with the same failure in other settings."""
+        new = LeftOut(file, engine, reason, (setting,))
         for index, known in enumerate(self.left_out):
-            if (known.file, known.engine, known.reason) == (file, engine, reason):
+            if replace(known, settings=new.settings) == new:
                 settings = (*known.settings, setting)
-                self.left_out[index] = LeftOut(file, engine, reason, settings)
+                self.left_out[index] = replace(known, settings=settings)
                 return
-        self.left_out.append(LeftOut(file, engine, reason, (setting,)))
+        self.left_out.append(new)
 
 
 class _Probes:
@@ -271,6 +272,7 @@ def _time_setting(
         openings=0 if len(cases) > 1 else 1,
         on_error=leave_out,
     )
+    # By identity: two cases of equal settings are not the same case.
     failed_ids = set(map(id, failed))
     timed = [case for case in cases if id(case) not in failed_ids]
     ratios = [latency.ratio(case, timed[0]) for case in timed[1:]]
@@ -313,10 +315,9 @@ def _simulation_remarks(
     timed = {(record.engine["name"], record.artifact["name"]) for record in records}
     names = []
     for runner, artifact in pairs:
-        is_simulated = artifact.form == "int8" and getattr(
-            runner, "simulates_int8", False
-        )
-        if is_simulated and (runner.name, artifact.name) in timed:
+        is_float_engine = getattr(runner, "simulates_int8", False)
+        is_timed = (runner.name, artifact.name) in timed
+        if artifact.form == "int8" and is_float_engine and is_timed:
             names.append(f"{artifact.name} on {runner.name}")
     if not names:
         return []
@@ -326,7 +327,6 @@ def _simulation_remarks(
 def _first_of(records: Iterable[Record[Latency]]) -> str:
     """The first case by file, engine and setting, and how many more there are."""
     first, *others = records
-    case = (
-        f"{first.artifact['name']} on {first.engine['name']} ({first.values.setting})"
-    )
+    name = first.artifact["name"]
+    case = f"{name} on {first.engine['name']} ({first.values.setting})"
     return f"{case} and {len(others)} more" if others else case
