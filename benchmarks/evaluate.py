@@ -25,7 +25,9 @@ that evaluates the images once, and of one that is given them 20 times: what gro
 from __future__ import annotations
 
 import argparse
+import functools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -34,6 +36,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.medians import print_median
 from repzoo import verbs
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, available_cores, map_in_order, read_image
@@ -41,7 +44,7 @@ from repzoo.data.dataset import Dataset
 from repzoo.data.preprocess import model_input
 from repzoo.data.source import open_source
 from repzoo.engines import engine
-from repzoo.measure import accuracy, stats
+from repzoo.measure import accuracy
 from repzoo.measure.journal import chunk_numbers, chunk_range
 
 REPETITIONS = 20  # of the images, for the second reading of the peak memory
@@ -63,6 +66,7 @@ def repzoo_works(artifact: Artifact, data: Dataset) -> dict[str, Work]:
     chunks = chunk_numbers(len(data))
 
     def prepare(number: int) -> np.ndarray:
+        """The model's inputs of one chunk of images."""
         images = []
         for index in chunk_range(number, len(data)):
             pixels = read_image(data, data.keys[index], preprocess).pixels
@@ -73,14 +77,17 @@ def repzoo_works(artifact: Artifact, data: Dataset) -> dict[str, Work]:
     prepared = [prepare(number) for number in chunks]
 
     def evaluate() -> object:
+        """From files to predictions."""
         return accuracy.evaluate([run], data, ReadReport())
 
     def decode() -> int:
-        return sum(len(inputs) for inputs in map_in_order(prepare, chunks))
+        """From files to inputs."""
+        return sum(map(len, map_in_order(prepare, chunks)))
 
     def infer() -> int:
+        """From inputs to logits."""
         outputs = map_in_order(lambda inputs: accuracy.logits_of(run, inputs), prepared)
-        return sum(len(logits) for logits in outputs)
+        return sum(map(len, outputs))
 
     return {"whole": evaluate, "decode": decode, "inference": infer}
 
@@ -124,6 +131,7 @@ def timm_work(artifact: Artifact, data: Dataset, images: Path) -> Work:
     session = engine("pytorch").open(artifact.model, available_cores())
 
     def evaluate() -> int:
+        """How many images are classified correctly."""
         correct = 0
         for inputs, targets in loader:
             predicted = session.run(inputs.numpy()).argmax(1)
@@ -145,13 +153,6 @@ def time_rounds(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def print_median(title: str, values: list[float]) -> None:
-    """Print the median with its interval."""
-    median = stats.median_interval(values)
-    interval = f"95 % interval {median.low:.3f} .. {median.high:.3f}"
-    print(f"{title}: {median.value:.3f} ({interval}, {len(values)} rounds)", flush=True)
-
-
 def peak_memory(model: str, images: Path, count: int, repetitions: int) -> float:
     """Peak resident MiB of a process that evaluates `count` images `repetitions` times."""
     command = [sys.executable, "-m", "benchmarks.evaluate", str(images), model]
@@ -166,10 +167,11 @@ def print_own_peak_memory(artifact: Artifact, data: Dataset) -> None:
     """Evaluate `data` and print this process's peak resident MiB."""
     run = accuracy.open_run(artifact, engine("onnxruntime"))
     accuracy.evaluate([run], data, ReadReport())
-    lines = Path("/proc/self/status").read_text().splitlines()
-    status = dict(line.split(":", 1) for line in lines)
     # Not ru_maxrss, which begins with what the parent process had.
-    print(int(status["VmHWM"].split()[0]) / 1024)
+    status = Path("/proc/self/status").read_text()
+    match = re.search(r"VmHWM:\s*(\d+) kB", status)
+    assert match
+    print(int(match[1]) / 1024)
 
 
 def compare(artifact: Artifact, data: Dataset, images: Path, rounds: int) -> None:
@@ -180,12 +182,11 @@ def compare(artifact: Artifact, data: Dataset, images: Path, rounds: int) -> Non
         print(
             f"{name}: {len(data) / np.median(values):.0f} images a second", flush=True
         )
-    whole, decode, inference, timm_seconds = (
-        np.array(seconds[name]) for name in ("whole", "decode", "inference", "timm")
-    )
-    shares = (decode + inference) / whole
+    arrays = {name: np.array(values) for name, values in seconds.items()}
+    whole = arrays["whole"]
+    shares = (arrays["decode"] + arrays["inference"]) / whole
     print_median("share of what decoding and inference allow", shares.tolist())
-    ratios = timm_seconds / whole
+    ratios = arrays["timm"] / whole
     print_median("images a second over timm's loader + PyTorch", ratios.tolist())
 
 
@@ -200,17 +201,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--repetitions", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    artifact, data = load_model(options.model), open_source(options.data).held_out()
+    artifact = load_model(options.model)
+    data = open_source(options.data).held_out()
     order = np.random.default_rng(0).permutation(len(data))
     chosen = order[: options.images].tolist()
     if options.repetitions:
         print_own_peak_memory(artifact, data.subset(chosen * options.repetitions))
         return
     compare(artifact, data.subset(chosen), options.data, options.rounds)
-    once, often = (
-        peak_memory(options.model, options.data, options.images, count)
-        for count in (1, REPETITIONS)
-    )
+    peak = functools.partial(peak_memory, options.model, options.data, options.images)
+    once = peak(1)
+    often = peak(REPETITIONS)
     print(
         f"peak memory: {once:.0f} MiB on {len(chosen)} images, {often:.0f} MiB on the same "
         f"{REPETITIONS} times: {often / once:.3f}"

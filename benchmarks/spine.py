@@ -85,6 +85,8 @@ def evaluation(photos: Path) -> None:
     paths = [photos / key for key in data.keys]
 
     class Files(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+        """The photographs with their targets, as timm's example loads them."""
+
         transform = timm.data.create_transform(**config)
 
         def __len__(self) -> int:
@@ -95,6 +97,7 @@ def evaluation(photos: Path) -> None:
             return self.transform(image), data.targets[index]
 
     def theirs() -> None:
+        """Predict every photograph."""
         with torch.inference_mode():
             for images, _ in torch.utils.data.DataLoader(Files(), 32, num_workers=2):
                 model(images).argmax(1)
@@ -112,6 +115,7 @@ def folding() -> None:
     module = timm.create_model("repvgg_a0").eval()
 
     def theirs() -> None:
+        """Fold and export."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             folded = timm.utils.reparameterize_model(module)

@@ -33,11 +33,11 @@ import timm.utils
 import torch
 from torch.utils.data import DataLoader
 
+from benchmarks.medians import print_median
 from repzoo.data.batches import available_cores
 from repzoo.data.dataset import Dataset
 from repzoo.data.source import open_source
 from repzoo.errors import RepzooError
-from repzoo.measure import stats
 from repzoo.training import models
 from repzoo.training.loop import Trainer
 from repzoo.training.models import Student
@@ -102,6 +102,7 @@ def bare(setting: Setting) -> Callable[[], object]:
     loader = _loader(setting, student)
 
     def run() -> None:
+        """One epoch."""
         module.train()
         for step, (inputs, targets) in enumerate(loader):
             inputs, shares = mix(inputs, targets)
@@ -163,19 +164,17 @@ class Cost:
 def cost_of(work: Callable[[], object]) -> Cost:
     """The cost of one call."""
     began = time.perf_counter()
-    used = sum(os.times()[:4])
+    used = processor_seconds()
     work()
-    return Cost(time.perf_counter() - began, sum(os.times()[:4]) - used)
+    used = processor_seconds() - used
+    return Cost(time.perf_counter() - began, used)
 
 
-def print_median(title: str, values: list[float]) -> None:
-    """Print the median with its interval."""
-    median = stats.median_interval(values)
-    print(
-        f"{title}: {median.value:.3f} (95 % interval {median.low:.3f} .. {median.high:.3f}, "
-        f"{len(values)} rounds)",
-        flush=True,
-    )
+def processor_seconds() -> float:
+    """What this process and its ended children have used so far."""
+    times = os.times()
+    own = times.user + times.system
+    return own + times.children_user + times.children_system
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -224,7 +223,14 @@ def main() -> None:
             cost = cost_of(loops[name](setting))
             if turn:  # the first round warms up
                 costs[name].append(cost)
-    images = len(setting.data) // setting.recipe.batch * setting.recipe.batch
+    print_costs(setting, costs)
+
+
+def print_costs(setting: Setting, costs: dict[str, list[Cost]]) -> None:
+    """Print the rate of each loop, and the two ratios."""
+    # Both loops drop the last, incomplete batch.
+    steps = len(setting.data) // setting.recipe.batch
+    images = steps * setting.recipe.batch
     for name, rows in costs.items():
         rates = [images / cost.seconds for cost in rows]
         print_median(f"{setting.model} {name}, images/s", rates)
