@@ -189,6 +189,25 @@ def fixed_batch(model: onnx.ModelProto) -> int:
     return int(dims[0].dim_value) if len(dims) == IMAGE_RANK else 0
 
 
+def has_open_sides(model: onnx.ModelProto) -> bool:
+    """Whether an input of rank 4 leaves more open than the number of images."""
+    for value in model_inputs(model):
+        dims = value.type.tensor_type.shape.dim
+        if len(dims) == IMAGE_RANK and not all(dim.dim_value > 0 for dim in dims[1:]):
+            return True
+    return False
+
+
+def foreign_operators(model: onnx.ModelProto) -> set[str]:
+    """Operators that neither ONNX nor a function of the model defines, such as FusedConv."""
+    own = {(function.domain, function.name) for function in model.functions}
+    return {
+        node.op_type
+        for node in model.graph.node
+        if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in own
+    }
+
+
 def opset_of(model: onnx.ModelProto) -> int:
     """Version of the default ONNX operator set; 0 where the model does not import it."""
     for item in model.opset_import:

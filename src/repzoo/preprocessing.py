@@ -300,11 +300,11 @@ def preprocess_of_graph(model: onnx.ModelProto, kind: str = "") -> dict[str, Any
     if stated.get("input") == "nv12":
         rows, width, _ = sides
         height, channels = rows * 2 // 3, 3
-    elif "input" in stated or _is_channels_last(sides):
+    elif "input" in stated or is_channels_last(sides):
         height, width, channels = sides
     else:
         channels, height, width = sides
-    if "input" not in stated and _is_channels_last(sides):
+    if "input" not in stated and is_channels_last(sides):
         stated["layout"] = "NHWC"
     if channels == 1:
         stated["color"] = "GRAY"
@@ -313,6 +313,6 @@ def preprocess_of_graph(model: onnx.ModelProto, kind: str = "") -> dict[str, Any
     return stated
 
 
-def _is_channels_last(sides: tuple[int, ...]) -> bool:
+def is_channels_last(sides: tuple[int, ...]) -> bool:
     """Whether the sides of a float image are [H, W, C]: only the last is a number of channels."""
     return sides[0] not in CHANNELS and sides[2] in CHANNELS

@@ -11,8 +11,10 @@ from rich.text import Text
 
 from repzoo.artifact import Artifact
 from repzoo.console.output import View, make_table
+from repzoo.data.names import enumeration
 from repzoo.engines import statuses
 from repzoo.measure import host
+from repzoo.onnx_file import foreign_operators, has_open_sides
 from repzoo.report import figures
 from repzoo.zoo.catalog import FigureSource, ModelSpec
 
@@ -253,9 +255,29 @@ def cost(model: Artifact, counted: Cost) -> View:
     """`repzoo count`."""
     table = make_table(model.name, f">{model.form} form")
     for name in ("parameters", "macs", "bytes", "nodes"):
-        table.add_row(name, f"{getattr(counted, name):,}")
+        figure = f"{getattr(counted, name):,}"
+        if name == "macs" and counted.unsized:
+            figure = f"over {figure}" if counted.macs else "unknown"
+        table.add_row(name, figure)
     uncounted = ", ".join(
         f"{number} {name}" for name, number in counted.uncounted.items()
     )
     note = f"not counted in macs: {uncounted or 'nothing'}"
-    return View(dataclasses.asdict(counted), table, note)
+    remarks = _unsized_remarks(model, counted)
+    return View(dataclasses.asdict(counted), table, note, remarks=remarks)
+
+
+def _unsized_remarks(model: Artifact, counted: Cost) -> list[str]:
+    """What the figure of MACs lacks, and what would complete it."""
+    if not counted.unsized:
+        return []
+    layers = " and ".join(
+        f"{number} {name}" for name, number in counted.unsized.items()
+    )
+    cause = "they depend on what the model computes"
+    foreign = sorted(foreign_operators(model.model))
+    if foreign:
+        cause = f"they stand behind {enumeration(foreign)}, which ONNX does not define"
+    if model.preprocess is None and has_open_sides(model.model):
+        cause = "the input leaves its height and width open; give --size"
+    return [f"macs lack {layers}, whose sizes are unknown: {cause}"]

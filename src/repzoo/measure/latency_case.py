@@ -220,8 +220,13 @@ def _sides(
     if dims:
         dims[0] = dims[0] or batch
     is_image = is_only and len(dims) == IMAGE_RANK
+    if is_image and artifact.preprocess is None and not all(dims):
+        raise InputError(
+            f"{artifact.name} leaves the size of its images open; give it with --size, such as "
+            "--size 224"
+        )
     # A file that says how its images are made must take what is made.
-    if is_image and (artifact.preprocess is not None or not all(dims)):
+    if is_image and artifact.preprocess is not None:
         usual = (batch, *artifact.require_preprocess().input_shape)
         pairs = zip(dims, usual, strict=True)
         return tuple(dim or side for dim, side in pairs)

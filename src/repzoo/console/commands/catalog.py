@@ -61,10 +61,11 @@ def engines(as_json: bool) -> None:
 def count(file: str, as_json: bool, **preprocess: Any) -> None:
     """Count parameters, MACs and bytes of FILE.onnx, and name what is not counted."""
     from repzoo.graph.tools.cost import count as count_cost
+    from repzoo.verbs.image_size import load_any_graph
 
     with Console(as_json) as console:
         console.progress("count", 0, 0)
-        model = load_file(file, **preprocess)
+        model = load_any_graph(file, **preprocess)
         counted = count_cost(model)
     console.show(views.cost(model, counted))
 

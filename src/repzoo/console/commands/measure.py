@@ -30,6 +30,7 @@ from repzoo.measure.record import Record
 from repzoo.measure.record import append as append_records
 from repzoo.progress import silent
 from repzoo.verbs.image_data import open_data_source
+from repzoo.verbs.image_size import load_any_graph
 from repzoo.verbs.model_files import load_file
 from repzoo.verbs.prediction import classify, images_below
 
@@ -109,7 +110,7 @@ def bench(
         if append:
             append_records(append, records)
 
-    artifacts = [load_file(file, **preprocess) for file in files]
+    artifacts = [load_any_graph(file, **preprocess) for file in files]
     with Console(as_json) as console:
         result = verbs.benchmark(
             artifacts, options=options, progress=console.progress, on_records=keep

@@ -19,17 +19,33 @@ import onnx_ir.passes.common as passes
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
 from repzoo.graph.tools.constant_folding import LARGE, fold_constants
-from repzoo.graph.tools.cost_result import Cost
+from repzoo.graph.tools.cost_result import COUNTED, Cost
 from repzoo.graph.tools.functions import inline_functions
 from repzoo.graph.tools.ir_facts import is_standard
 from repzoo.graph.tools.ir_model import to_ir
 
 # Inputs of each operator that hold learnable values.
-_LEARNABLE: dict[str, tuple[int, ...]] = dict.fromkeys(
-    ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization"),
-    (1, 2),
-)
-_LEARNABLE |= {"MatMul": (0, 1), "PRelu": (1,)}
+# Source: ONNX operators; DynamicQuantizeLSTM, QGemm and the fused ones are ONNX Runtime's.
+_LEARNABLE: dict[str, tuple[int, ...]] = {
+    "BatchNormalization": (1, 2),
+    "Conv": (1, 2),
+    "ConvInteger": (1,),
+    "ConvTranspose": (1, 2),
+    "DynamicQuantizeLSTM": (1, 2, 3),
+    "FusedConv": (1, 2),
+    "FusedGemm": (1, 2),
+    "GRU": (1, 2, 3),
+    "Gemm": (1, 2),
+    "LSTM": (1, 2, 3),
+    "LayerNormalization": (1, 2),
+    "MatMul": (0, 1),
+    "MatMulInteger": (0, 1),
+    "PRelu": (1,),
+    "QGemm": (3, 6),
+    "QLinearConv": (3, 8),
+    "QLinearMatMul": (0, 3),
+    "RNN": (1, 2, 3),
+}
 # Operators that compute shapes, or nothing in inference.
 _WITHOUT_ARITHMETIC = frozenset(
     {
@@ -45,7 +61,6 @@ _WITHOUT_ARITHMETIC = frozenset(
         "Dropout",
     }
 )
-_COUNTED = frozenset({"Conv", "Gemm", "MatMul"})
 # Operators that may stand between a stored weight and its layer.
 _VIEWS = frozenset(
     {
@@ -69,7 +84,7 @@ def count(artifact: Artifact, size: int | None = None) -> Cost:
     # Counted before sizes are inferred, for that may fold constants.
     nodes = _without_constants(model.graph)
     operators = Counter(node.op_type for node in nodes)
-    parameters = _parameters(nodes)
+    parameters = _parameters(model.graph)
     stored = sum(tensor.nbytes for tensor in _stored_tensors(model.graph))
     _infer_sizes(model)
     macs = 0
@@ -140,7 +155,7 @@ def _infer_sizes(model: ir.Model) -> None:
     """Infer the shapes of all tensors, in place; behind computed sizes only where it is needed."""
     passes.ShapeInferencePass()(model)
     for node in model.graph:
-        if node.op_type in _COUNTED and _macs(node) is None:
+        if node.op_type in COUNTED and _macs(node) is None:
             # An export with dynamic padding computes sizes by nodes, which inference does not
             # follow.
             with contextlib.suppress(InputError):
@@ -164,9 +179,11 @@ def _batch(model: ir.Model) -> int:
 
 
 def _stored_tensors(graph: ir.Graph) -> list[ir.TensorProtocol]:
-    """Every stored constant, whether an initializer or a Constant node holds it."""
+    """Every stored constant, of an initializer or a Constant node, those of subgraphs included."""
     values = list(graph.initializers.values())
-    for node in graph:
+    for subgraph in graph.subgraphs():
+        values += subgraph.initializers.values()
+    for node in graph.all_nodes():
         if node.op_type == "Constant":
             values.append(node.outputs[0])
     tensors = []
@@ -177,17 +194,18 @@ def _stored_tensors(graph: ir.Graph) -> list[ir.TensorProtocol]:
     return tensors
 
 
-def _parameters(nodes: list[ir.Node]) -> int:
-    """Learnable values, each stored tensor once."""
-    sizes: dict[str, int] = {}
-    for node in nodes:
+def _parameters(graph: ir.Graph) -> int:
+    """Learnable values, those of subgraphs included, each stored tensor once."""
+    # By identity: two branches may each have a tensor of the same name.
+    sizes: dict[ir.Value, int] = {}
+    for node in graph.all_nodes():
         for index in _LEARNABLE.get(node.op_type, ()):
             if index >= len(node.inputs):
                 continue
             origin = _origin(node.inputs[index])
             tensor = None if origin is None else ir.convenience.get_const_tensor(origin)
             if origin is not None and tensor is not None:
-                sizes[str(origin.name)] = tensor.size
+                sizes[origin] = tensor.size
     return sum(sizes.values())
 
 
@@ -203,12 +221,13 @@ def _origin(value: ir.Value | None) -> ir.Value | None:
 
 def _macs(node: ir.Node) -> int | None:
     """MACs for all images; None for an operator not counted, or of unknown sizes."""
-    if node.op_type not in _COUNTED or not is_standard(node):
+    if node.op_type not in COUNTED or not is_standard(node):
         return None
     output = _static_sides(node.outputs[0])
     transposed = node.attributes.get_int("transA", 0)
     is_transposed = node.op_type == "Gemm" and transposed != 0
-    weight = _static_sides(node.inputs[0 if is_transposed else 1])
+    index = 0 if is_transposed else COUNTED[node.op_type]
+    weight = _static_sides(node.inputs[index])
     if output is None or weight is None or min(output, default=1) < 0:
         return None
     return math.prod(output) * _products(node, weight)
@@ -226,7 +245,7 @@ def _products(node: ir.Node, weight: tuple[int, ...]) -> int:
 
     weight  the shape of the weight of `node`
     """
-    if node.op_type == "Conv":
+    if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
         return math.prod(weight[1:])
     if node.op_type == "Gemm":
         is_transposed = node.attributes.get_int("transB", 0)
