@@ -215,7 +215,7 @@ def _why_too_expensive(expression: Expression) -> str | None:
     if not takes_more_macs and not takes_more_weights:
         return None
     several = expression.size > 1
-    return expressions.too_expensive(expression) if several else ""
+    return expressions.explain_cost(expression) if several else ""
 
 
 def _without_border(affine: AffineMap) -> AffineMap:

@@ -326,7 +326,7 @@ def weight_count(node: ir.Node) -> int:
     return math.prod(weight.shape.numpy())
 
 
-def too_expensive(expression: Expression) -> str:
+def explain_cost(expression: Expression) -> str:
     """The sentence that refuses an expression whose single node would cost more."""
     height, width = expression.geometry.kernel
     weights = expression.geometry.macs

@@ -19,7 +19,9 @@ def node_name(node: ir.Node) -> str:
 def constant_values(value: ir.Value | None) -> npt.NDArray[np.float64] | None:
     """The constant `value` as float64; None if it is computed, or may be fed by a caller."""
     values = stored_values(value)
-    return None if values is None else np.asarray(values, np.float64)
+    if values is None:
+        return None
+    return np.asarray(values, np.float64)
 
 
 def stored_values(value: ir.Value | None) -> npt.NDArray[Any] | None:
@@ -28,23 +30,31 @@ def stored_values(value: ir.Value | None) -> npt.NDArray[Any] | None:
     For large weights, which are converted only when a fold is written.
     """
     tensor = constant_tensor(value)
-    return None if tensor is None else tensor.numpy()
+    if tensor is None:
+        return None
+    return tensor.numpy()
 
 
 def rank_of(value: ir.Value) -> int:
     """Number of axes; 0 if it is not known."""
-    return len(value.shape) if value.shape is not None else 0
+    if value.shape is None:
+        return 0
+    return len(value.shape)
 
 
 def int_of(value: ir.Value, axis: int) -> int:
     """The size along `axis`; 0 if it is not known."""
-    side = value.shape[axis] if value.shape is not None else 0
+    if value.shape is None:
+        return 0
+    side = value.shape[axis]
     return side if isinstance(side, int) else 0
 
 
 def channels_of(value: ir.Value) -> int:
     """C of a tensor [N, C] or [N, C, H, W]; 0 if it is not known, or the tensor is another."""
-    return int_of(value, 1) if rank_of(value) in (2, 4) else 0
+    if rank_of(value) not in (2, 4):
+        return 0
+    return int_of(value, 1)
 
 
 def sides_of(value: ir.Value | None) -> tuple[int | None, int | None]:

@@ -64,7 +64,7 @@ class Stopwatch:
         geometry  of `new`
         """
         shape = _image_shape(source)
-        if not shape or not is_doubtful(nodes, geometry):
+        if not shape or not may_be_slower(nodes, geometry):
             return ""
         replaced = tuple((node.op_type, _geometry(node)) for node in nodes)
         key = (shape, geometry, replaced)
@@ -84,7 +84,7 @@ class Stopwatch:
         )
 
 
-def is_doubtful(nodes: Sequence[ir.Node], geometry: Geometry) -> bool:
+def may_be_slower(nodes: Sequence[ir.Node], geometry: Geometry) -> bool:
     """Whether a node of `geometry` in place of `nodes` may be slower, with fewer multiplications.
 
     It has fewer groups than one of their convolutions and pools, or a larger window than all.

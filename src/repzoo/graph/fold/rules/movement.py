@@ -78,8 +78,8 @@ def _frame(sizes: Array, axes: Array) -> npt.NDArray[np.int_]:
     sizes  before each axis, then after each
     axes   empty for all
     """
+    padded_axes = axes.astype(int) if axes.size else np.arange(4)
     frame = np.zeros((2, 4), int)
-    padded_axes = axes.astype(int) if axes.size else slice(None)
     frame[:, padded_axes] = sizes.reshape(2, -1)
     return frame
 
