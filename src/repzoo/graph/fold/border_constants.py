@@ -170,17 +170,24 @@ def _fill(
     inside[:, :, top : top + height, left : left + width] = True
     # Pixels of the image are NaN, to see whether a write touches one.
     canvas[inside] = np.nan
+    if not _apply_writes(canvas, writes):
+        return None
+    if inside.all() or not np.array_equal(np.isnan(canvas), inside):
+        return None
+    largest: Array = np.nanmax(canvas, (0, 2, 3))
+    smallest = np.nanmin(canvas, (0, 2, 3))
+    return largest if np.array_equal(largest, smallest) else None
+
+
+def _apply_writes(canvas: Array, writes: Sequence[Write]) -> bool:
+    """Write into `canvas`, in place; whether a runtime could do that."""
     try:
         for indices, updates in writes:
             positions = tuple(np.moveaxis(indices, -1, 0))
             canvas[positions] = updates
     except (IndexError, ValueError):
-        return None  # no runtime could do that
-    if not np.array_equal(np.isnan(canvas), inside) or inside.all():
-        return None
-    largest: Array = np.nanmax(canvas, (0, 2, 3))
-    smallest = np.nanmin(canvas, (0, 2, 3))
-    return largest if np.array_equal(largest, smallest) else None
+        return False
+    return True
 
 
 def _between(last: ir.Node, pad: ir.Node, positions: Positions) -> list[ir.Node]:

@@ -70,18 +70,26 @@ class Stopwatch:
         key = (shape, geometry, replaced)
         if key not in self.seen:
             before = _model(source, shape, nodes)
-            self.seen[key] = self.timer(before, _model(source, shape, [new]))
+            after = _model(source, shape, [new])
+            self.seen[key] = self.timer(before, after)
         timing = self.seen[key]
         if timing.ratio_low <= 1:
             return ""
-        height, width = geometry.kernel
-        image = "x".join(map(str, shape))
-        return (
-            f"one {height}x{width} convolution in place of {len(nodes)} "
-            f"nodes takes {timing.after_ms:.3g} ms here on "
-            f"{image}; they take {timing.before_ms:.3g} ms (ratio "
-            f"{timing.ratio_low:.3g} .. {timing.ratio_high:.3g})"
-        )
+        return _explain(timing, shape, len(nodes), geometry)
+
+
+def _explain(
+    timing: Timing, shape: tuple[int, ...], node_count: int, geometry: Geometry
+) -> str:
+    """The sentence that refuses a fold of `node_count` nodes that was slower."""
+    height, width = geometry.kernel
+    image = "x".join(map(str, shape))
+    return (
+        f"one {height}x{width} convolution in place of {node_count} "
+        f"nodes takes {timing.after_ms:.3g} ms here on "
+        f"{image}; they take {timing.before_ms:.3g} ms (ratio "
+        f"{timing.ratio_low:.3g} .. {timing.ratio_high:.3g})"
+    )
 
 
 def may_be_slower(nodes: Sequence[ir.Node], geometry: Geometry) -> bool:

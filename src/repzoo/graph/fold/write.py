@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from repzoo.graph.fold.algebra import AffineMap
 from repzoo.graph.fold.expression import Expression, has_bias, weight_count
+from repzoo.graph.fold.geometry import Geometry
 from repzoo.graph.fold.tensors import node_name, rank_of
 
 # Arrays of at least this many bytes get memory pages of their own.
@@ -41,7 +42,11 @@ def nodes_for(
         inputs.append(_initializer(names.bias, affine.bias.astype(dtype)))
     if expression.flat:
         return _linear_nodes(inputs, like, names)
-    geometry = affine.geometry
+    return [_convolution(inputs, affine.geometry, names.node)]
+
+
+def _convolution(inputs: list[ir.Value], geometry: Geometry, name: str) -> ir.Node:
+    """The Conv of [source, weight, bias]."""
     # Typed: onnx-ir takes longer to find out the type of a value than all else here.
     attributes = {
         "kernel_shape": ir.AttrInt64s("kernel_shape", geometry.kernel),
@@ -50,7 +55,7 @@ def nodes_for(
         "dilations": ir.AttrInt64s("dilations", geometry.dilations),
         "group": ir.AttrInt64("group", geometry.groups),
     }
-    return [ir.node("Conv", inputs, attributes=attributes, name=names.node)]
+    return ir.node("Conv", inputs, attributes=attributes, name=name)
 
 
 def _linear_nodes(

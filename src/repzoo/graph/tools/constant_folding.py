@@ -311,7 +311,12 @@ def _is_foldable(
         is_known = value in values or value in foldable
         if not is_known and constant_tensor(value) is None:
             return False
-    if not inputs or not output.shape.is_static():
+    return _stays_small(output, inputs, limit)
+
+
+def _stays_small(output: ir.Value, inputs: list[ir.Value], limit: int) -> bool:
+    """Whether `output` has at most `limit` elements, or no more than one of `inputs`."""
+    if not inputs or output.shape is None or not output.shape.is_static():
         return False
     largest_input = max(map(_element_count, inputs))
     return _element_count(output) <= max(limit, largest_input)

@@ -184,6 +184,17 @@ class _Parts:
         self, names: Iterable[str]
     ) -> tuple[list[str], list[onnx.NodeProto]]:
         """(initializers, nodes in order) that the constants among `names` need."""
+        needed = self._constant_names_behind(names)
+        # By identity, because a node may have several outputs.
+        nodes: dict[int, onnx.NodeProto] = {}
+        for name, node in self.constant_nodes.items():
+            if name in needed:
+                nodes[id(node)] = node
+        initializers = [name for name in self.initializers if name in needed]
+        return initializers, list(nodes.values())
+
+    def _constant_names_behind(self, names: Iterable[str]) -> set[str]:
+        """The constants among `names`, and those that they are computed from."""
         needed: set[str] = set()
         stack = list(names)
         while stack:
@@ -196,13 +207,7 @@ class _Parts:
                 stack += node.input
             elif name in self.initializers:
                 needed.add(name)
-        # By identity, because a node may have several outputs.
-        nodes: dict[int, onnx.NodeProto] = {}
-        for name, node in self.constant_nodes.items():
-            if name in needed:
-                nodes[id(node)] = node
-        initializers = [name for name in self.initializers if name in needed]
-        return initializers, list(nodes.values())
+        return needed
 
     def _run_bytes(self, nodes: Sequence[onnx.NodeProto]) -> int:
         """Bytes of the constants that `nodes` read; one that is read twice counts twice."""

@@ -71,14 +71,16 @@ def reshape_target(node: ir.Node, known: Sizes) -> list[int] | None:
     # With allowzero a 0 is a size of its own.
     if node.attributes.get_int("allowzero", 0) != 0:
         return None
+    has_open = any(isinstance(size, Open) for size in shape)
+    if not has_open:
+        return None
     constants: list[int] = []
     for axis, size in enumerate(shape):
         if _is_side(size, source, axis):
             constants.append(0)
         else:
             constants.append(size if isinstance(size, int) else -1)
-    has_open = any(isinstance(size, Open) for size in shape)
-    return constants if has_open and constants.count(-1) <= 1 else None
+    return constants if constants.count(-1) <= 1 else None
 
 
 def is_made_up(side: int | ir.SymbolicDim) -> bool:

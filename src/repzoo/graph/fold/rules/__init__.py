@@ -10,7 +10,7 @@ Rules read the graph. They never change it, and they keep no state.
 
 To add a rule:
 
-1. Write such a function in the module of its kind: layers, per_channel or movement. padding.py
+1. Write such a function in the module of its kind: layers, per_channel or movement. windows.py
    reads the attributes of windows, tensors.py the constants and shapes of inputs.
 2. Name it in RULES, under the operator that computes the result. An operator has one rule, which
    tells its spellings apart. A pattern of several nodes is named under its last one, and lists

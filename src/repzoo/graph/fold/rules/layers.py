@@ -9,7 +9,7 @@ from repzoo.graph.fold import algebra
 from repzoo.graph.fold.affine_node import AffineNode, Answer, refuse
 from repzoo.graph.fold.algebra import AffineMap, Array
 from repzoo.graph.fold.geometry import Geometry
-from repzoo.graph.fold.rules.padding import UNKNOWN_PADDING, ints, pads_of
+from repzoo.graph.fold.rules.windows import UNKNOWN_PADDING, window_of
 from repzoo.graph.fold.tensors import constant_values, rank_of, stored_values
 from repzoo.graph.tools.fold_result import Refusal
 
@@ -31,31 +31,22 @@ def conv(node: ir.Node) -> Answer:
     if len(weight.uses()) > 1:
         return _refuse_shared(node, weight)
     outputs, inputs_per_group, *kernel = values.shape
-    pads = pads_of(node, source, kernel)
-    if pads is None:
+    window = window_of(node, source, kernel)
+    if window is None:
         return refuse(node, UNKNOWN_PADDING)
     bias = _bias(node, size=outputs)
     if bias is None:
         return refuse(node, "its bias is not constant")
     groups = node.attributes.get_int("group", 1)
-    strides = ints(node, "strides", (1, 1))
-    dilations = ints(node, "dilations", (1, 1))
     is_divisible = groups >= 1 and values.size > 0 and outputs % groups == 0
-    if not is_divisible or min(*strides, *dilations) < 1:
+    if not is_divisible or min(*window.strides, *window.dilations) < 1:
         return refuse(node, "its groups, strides or dilations mean nothing")
-    window = {"strides": strides, "dilations": dilations, "pads": pads}
-    geometry = Geometry(
-        outputs=outputs,
-        inputs=inputs_per_group * groups,
-        kernel=(kernel[0], kernel[1]),
-        groups=groups,
-        **window,  # type: ignore[arg-type]
-    )
+    geometry = window.geometry(outputs, inputs_per_group * groups, groups)
     return AffineNode(
         node,
         source,
         geometry,
-        build=lambda: algebra.from_kernel(values, bias, groups, **window),
+        build=lambda: AffineMap(geometry, np.asarray(values, np.float64), bias),
     )
 
 

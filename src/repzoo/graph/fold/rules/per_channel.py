@@ -8,8 +8,8 @@ import onnx_ir as ir
 from repzoo.graph.fold import algebra
 from repzoo.graph.fold.affine_node import AffineNode, Answer, refuse
 from repzoo.graph.fold.algebra import Array
-from repzoo.graph.fold.geometry import Geometry, depthwise
-from repzoo.graph.fold.rules.padding import UNKNOWN_PADDING, ints, pads_of
+from repzoo.graph.fold.geometry import depthwise
+from repzoo.graph.fold.rules.windows import UNKNOWN_PADDING, window_of
 from repzoo.graph.fold.tensors import (
     channel_axes,
     channels_of,
@@ -116,14 +116,14 @@ def _scale_and_shift(
 
 def average_pool(node: ir.Node) -> Answer:
     """A 2-D AveragePool that divides by the same number everywhere."""
-    kernel = ints(node, "kernel_shape", ())
     source = node.inputs[0]
+    kernel = node.attributes.get_ints("kernel_shape", ())
     if len(kernel) != 2:
         return None
-    pads = pads_of(node, source, kernel)
-    if pads is None:
+    window = window_of(node, source, kernel)
+    if window is None:
         return refuse(node, UNKNOWN_PADDING)
-    if any(pads) and not node.attributes.get_int("count_include_pad", 0):
+    if any(window.pads) and not node.attributes.get_int("count_include_pad", 0):
         return refuse(
             node,
             "it averages fewer pixels at the border (count_include_pad=0), which no convolution "
@@ -131,17 +131,17 @@ def average_pool(node: ir.Node) -> Answer:
         )
     # With ceil_mode the last window may reach beyond the padding.
     has_ceil_mode = node.attributes.get_int("ceil_mode", 0)
-    is_dilated = ints(node, "dilations", (1, 1)) != (1, 1)
     channels = channels_of(node.outputs[0])
-    if has_ceil_mode or is_dilated or source is None or not channels:
+    if has_ceil_mode or window.is_dilated or source is None or not channels:
         return None
-    strides = ints(node, "strides", (1, 1))
-    window = (kernel[0], kernel[1]), (strides[0], strides[1]), pads
+    geometry = window.geometry(channels, channels, groups=channels)
     return AffineNode(
         node,
         source,
-        Geometry(channels, channels, *window, groups=channels),
-        build=lambda: algebra.from_average_pool(channels, *window),
+        geometry,
+        build=lambda: algebra.from_average_pool(
+            channels, geometry.kernel, geometry.strides, geometry.pads
+        ),
     )
 
 
