@@ -40,6 +40,7 @@ from repzoo.graph.tools.fold_result import FoldResult
 from repzoo.graph.tools.functions import inline_functions
 from repzoo.graph.tools.pieces import trim_heap
 from repzoo.onnx_file import classifier_input
+from repzoo.printable import one_line
 from repzoo.protobuf_stream import clone
 
 Folder = Callable[[onnx.ModelProto], FoldResult]
@@ -297,7 +298,7 @@ def _run(model: onnx.ModelProto, inputs: Array) -> Outputs:
     except UnknownExpression:
         raise _NotComparable("it holds a convolution of an unusual kind") from None
     except Exception as error:  # whatever the reference raises
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error)[:100]
         raise _NotComparable(
             f"it does not run on {list(inputs.shape)} ({reason})"
         ) from None

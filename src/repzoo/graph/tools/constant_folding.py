@@ -33,6 +33,7 @@ from repzoo.graph.tools.symbolic_sizes import (
     reshape_target,
     sizes_in,
 )
+from repzoo.printable import one_line
 
 Values = npt.NDArray[Any]
 
@@ -141,7 +142,7 @@ def infer_shapes(model: ir.Model) -> None:
         passes.ShapeInferencePass()(model)
     for record in records:
         if record.exc_info:
-            reason = " ".join(str(record.exc_info[1]).split())
+            reason = one_line(record.exc_info[1])
             raise InputError(
                 "types or shapes in the graph contradict each other, so no runtime can hold to "
                 f"them: {reason}"

@@ -10,6 +10,7 @@ import onnx.inliner
 from repzoo.errors import InputError
 from repzoo.graph.tools.onnx_edit import subgraphs
 from repzoo.graph.tools.skeleton import without_weights
+from repzoo.printable import one_line
 
 # Nodes of a graph whose functions are inlined.
 MOST_INLINED = 10**5
@@ -30,10 +31,9 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
         inlined = onnx.inliner.inline_local_functions(without_weights(model))
     # ONNX's C++ raises what it likes.
     except Exception as error:
-        reason = " ".join(str(error).split())
         raise InputError(
-            f"a function of the model cannot be put in the place of its call ({reason}); export "
-            "without functions"
+            "a function of the model cannot be put in the place of its call "
+            f"({one_line(error)}); export without functions"
         ) from None
     pairs = zip(inlined.graph.initializer, model.graph.initializer, strict=True)
     for item, full in pairs:

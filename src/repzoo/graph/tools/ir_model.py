@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from repzoo.errors import InputError
 from repzoo.graph.tools.skeleton import SMALL, strip_data
+from repzoo.printable import one_line
 from repzoo.protobuf_stream import without
 
 
@@ -41,7 +42,7 @@ def _from_proto(model: onnx.ModelProto) -> ir.Model:
             if node.op_type == "Constant" and len(node.attributes) != 1:
                 raise ValueError(f"the Constant {node.name!r} has no single value")
     except (ir.serde.SerdeError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = one_line(error.__cause__ or error)
         raise InputError(
             f"the graph holds something that ONNX does not define ({reason}); export it again"
         ) from None
