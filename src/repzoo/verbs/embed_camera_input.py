@@ -61,14 +61,14 @@ def embed_input(
     # onnx-ir takes a quarter of a second to import: only verbs that rewrite graphs pay for it.
     from repzoo.graph.certificate.certify import certify_input
     from repzoo.graph.certificate.proof import prove
-    from repzoo.graph.fold import input as input_fold
+    from repzoo.graph.fold.camera_input import embed
 
     artifact = for_images(open_model(model))
     before = artifact.require_preprocess()
     after = _new_preprocess(artifact.name, before, input, yuv, order)
     matrix, origin = pixel_map(after, before.color)
     is_folded = artifact.form == "deploy"
-    embedded = input_fold.embed(artifact.model, after, matrix, origin, merge=is_folded)
+    embedded = embed(artifact.model, after, matrix, origin, merge=is_folded)
     proofs: Any = ()
     if embedded.folded:
         proofs = prove(embedded.prepended, embedded.model, embedded.folded.outputs)

@@ -7,6 +7,7 @@ import onnx
 
 from repzoo.graph.tools.onnx_edit import (
     add_initializer,
+    redirect_readers,
     remove_unused_initializers,
     tensor_names,
     unused_name,
@@ -50,3 +51,14 @@ def test_tensors_are_inputs_initializers_and_what_nodes_compute() -> None:
     graph = onnx.parser.parse_model(BRANCHES).graph
     expected = {"x", "c", "y", "s", "d", "read", "inner", "kept", "unused"}
     assert tensor_names(graph) == expected
+
+
+def test_readers_in_branches_are_redirected_and_names_of_their_own_are_not() -> None:
+    graph = onnx.parser.parse_model(BRANCHES).graph
+    redirect_readers(graph.node, "s", "z")
+    assert list(graph.node[0].output) == ["s"]
+    then_branch, else_branch = (item.g for item in graph.node[1].attribute)
+    assert list(then_branch.node[0].input) == ["z", "inner"]
+    assert [item.name for item in else_branch.output] == ["z"]
+    redirect_readers(graph.node, "t", "z")
+    assert [item.name for item in then_branch.output] == ["t"]

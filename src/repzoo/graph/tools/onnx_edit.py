@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 import numpy.typing as npt
@@ -39,8 +39,14 @@ def unused_name(
 
 def tensor_names(graph: onnx.GraphProto) -> set[str]:
     """The names of all tensors of `graph`, those of subgraphs left out."""
+    outputs = {item.name for item in graph.output}
+    return outputs | _names_defined(graph)
+
+
+def _names_defined(graph: onnx.GraphProto) -> set[str]:
+    """The tensors that `graph` takes, stores or computes; not those of a graph around it."""
     names: set[str] = set()
-    for values in (graph.input, graph.output, graph.initializer):
+    for values in (graph.input, graph.initializer):
         names.update(item.name for item in values)
     for node in graph.node:
         names.update(node.output)
@@ -53,6 +59,23 @@ def nodes_by_output(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     for node in graph.node:
         nodes.update(dict.fromkeys(node.output, node))
     return nodes
+
+
+def redirect_readers(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
+    """Let every reader of the tensor `old` read `new`, in place, in subgraphs too."""
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new
+        for graph in subgraphs(node):
+            # A tensor of the subgraph's own may have that name.
+            if old in _names_defined(graph):
+                continue
+            redirect_readers(graph.node, old, new)
+            # A branch may hand out a tensor of the outer graph unchanged.
+            for item in graph.output:
+                if item.name == old:
+                    item.name = new
 
 
 def remove_unused_initializers(graph: onnx.GraphProto) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from repzoo.graph.tools.onnx_edit import subgraphs
+from repzoo.graph.tools.onnx_edit import redirect_readers, subgraphs
 from repzoo.graph.tools.skeleton import empty_like, tensor_bytes, without_weights
 from repzoo.onnx_file import model_inputs
 from repzoo.protobuf_stream import without
@@ -139,7 +139,7 @@ class _Parts:
         for name in names:
             piece.graph.initializer.append(change(self.initializers[name]))
         piece.graph.node.extend([*constant_nodes, *nodes])
-        _rename_input(piece.graph, source, image.name)
+        redirect_readers(piece.graph.node, source, image.name)
         is_first = source == image.name
         piece.graph.input.append(image if is_first else _float_of_any_shape(image.name))
         is_last = target == output.name
@@ -252,14 +252,6 @@ def _input_names(nodes: Iterable[onnx.NodeProto]) -> list[str]:
     for node in nodes:
         names += node.input
     return names
-
-
-def _rename_input(graph: onnx.GraphProto, old: str, new: str) -> None:
-    """Let every node that reads the tensor `old` read `new`."""
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == old:
-                node.input[index] = new
 
 
 def _attribute_bytes(node: onnx.NodeProto) -> int:

@@ -20,7 +20,7 @@ from repzoo.engines import engine
 from repzoo.errors import CertificateError, InputError
 from repzoo.graph.certificate.certify import InputCertificate, certify_input
 from repzoo.graph.fold import engine as folding
-from repzoo.graph.fold.input import EmbeddedModel, embed
+from repzoo.graph.fold.camera_input import EmbeddedModel, embed
 
 Graph = Callable[..., onnx.ModelProto]
 TAIL = """

@@ -17,7 +17,6 @@ output of the first convolution, 200,704 values for 16 channels at 224 pixels, w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +32,7 @@ from repzoo.graph.fold.prepare import require_float, require_opset
 from repzoo.graph.tools.fold_result import FoldResult
 from repzoo.graph.tools.onnx_edit import (
     add_initializer,
-    subgraphs,
+    redirect_readers,
     tensor_names,
     unused_name,
 )
@@ -84,7 +83,7 @@ def embed(
     prefix = _Prefix(graph, tensor_names(graph))
     inner = prefix.unused(f"{source}_float")
     shifted = prefix.unused(f"{source}_shifted")
-    _rename(graph.node, source, inner)
+    redirect_readers(graph.node, source, inner)
     if preprocess.input == "uint8":
         planes = prefix.pixels(source)
     else:
@@ -230,20 +229,6 @@ def _retype_input(graph: onnx.GraphProto, name: str, preprocess: Preprocess) -> 
         batch = (dims[0].dim_value or dims[0].dim_param) if dims else ""
         shape = [batch or "N", *preprocess.input_shape]
         item.CopyFrom(helper.make_tensor_value_info(name, TensorProto.UINT8, shape))
-
-
-def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
-    """Let every reader of the tensor `old` read `new`, in subgraphs too."""
-    for node in nodes:
-        for index, name in enumerate(node.input):
-            if name == old:
-                node.input[index] = new
-        for graph in subgraphs(node):
-            outputs = {item.name for item in graph.output}
-            # A tensor of the subgraph's own may have that name.
-            own = tensor_names(graph) - outputs
-            if old not in own:
-                _rename(graph.node, old, new)
 
 
 def _summary(folded: FoldResult, inner: str, shifted: str) -> str:
