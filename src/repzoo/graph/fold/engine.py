@@ -127,7 +127,7 @@ class _Sweeper:
             if affine is not None:
                 self._replace(root, candidate, affine)
                 return
-        # The sweep goes on towards the inputs, so nobody asks for these again.
+        # The sweep goes on towards the inputs, so that these are not needed again.
         self._finder.forget(root)
 
     def _qualify(self, candidate: Expression, root: ir.Node) -> AffineMap | None:

@@ -33,9 +33,10 @@ Refuse = Callable[[ir.Node, str], None]
 
 
 class ExpressionFinder:
-    """The expressions of a graph that only folds change, from its outputs to its inputs.
+    """The expressions of the tensors of a graph, for one sweep from its outputs to its inputs.
 
-    Such a fold leaves the expressions of all tensors before it as they are.
+    Only folds may change the graph meanwhile. A fold leaves the expressions of all tensors before
+    it as they are, so these are listed once.
     """
 
     def __init__(self, graph: ir.Graph, refuse: Refuse) -> None:
@@ -72,7 +73,7 @@ class ExpressionFinder:
         return [item for item in operands if item not in self._expressions]
 
     def forget(self, node: ir.Node) -> None:
-        """Free the memory for the outputs of `node`, which are not asked for again."""
+        """Free the memory for the outputs of `node`, which the sweep has passed."""
         for value in node.outputs:
             self._expressions.pop(value, None)
             self._answers.pop(value, None)
@@ -93,8 +94,11 @@ class ExpressionFinder:
         return [part for part in parts if expressions.is_read_only_by(part, {node})]
 
     def _producer(self, value: ir.Value) -> ir.Node | None:
+        """The node that computes `value`, unless it is one of a graph around this one."""
         node = value.producer()
-        return node if node is not None and node.graph is self._graph else None
+        if node is None or node.graph is not self._graph:
+            return None
+        return node
 
     def _answer(self, node: ir.Node, value: ir.Value) -> Answer:
         """What the rule for `node` says of its output `value`."""
@@ -105,6 +109,7 @@ class ExpressionFinder:
     # --- the expressions of a tensor, those of its operands being known ---
 
     def _list(self, value: ir.Value) -> Iterator[Expression]:
+        """The expressions that end in `value`; refuses what cannot be part of one."""
         node = self._producer(value)
         if node is None:
             return
