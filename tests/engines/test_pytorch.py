@@ -114,6 +114,26 @@ def test_an_operator_computes_what_onnxruntime_computes(name: str) -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("coordinates", ["half_pixel", "asymmetric", "align_corners"])
+def test_a_resize_is_refused_or_right(coordinates: str, factor: int) -> None:
+    runs = 0
+    for rounding in ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil"):
+        model = graph(
+            f"s = Constant <value_floats = [1.0, 1.0, {factor}.0, {factor}.0]> ()\n"
+            f'y = Resize <coordinate_transformation_mode = "{coordinates}", '
+            f'mode = "nearest", nearest_mode = "{rounding}"> (x, , s)'
+        )
+        try:
+            actual, expected = run_both(model, INPUTS)
+        except InputError:
+            continue
+        np.testing.assert_array_equal(actual, expected)
+        runs += 1
+    # What exporters write by default runs.
+    assert runs or coordinates == "align_corners"
+
+
 @pytest.mark.parametrize(
     "name", ["repvgg_a0", "repghostnet_050", "repvit_m0_9", "fasternet_t0"]
 )

@@ -8,6 +8,7 @@ scripts and exports like any other module.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from repzoo.errors import CertificateError, InputError, MissingExtra
 from repzoo.graph.certificate.comparison import Comparison, Equality, compare
+from repzoo.graph.certificate.number_types import FLOAT32_ROUNDOFF
 from repzoo.graph.fold.engine import fold_graph
 from repzoo.graph.tools.fold_result import Fold, Refusal
 
@@ -91,6 +93,7 @@ def fold_with_log(module: Module, example: Example | None = None) -> FoldedModul
 
 
 def _inputs(module: Module, example: Example | None) -> Inputs:
+    """The tensors of `example`, or of the default that `fold` names."""
     if example is None and isinstance(module, torch.export.ExportedProgram):
         if module.example_inputs is None or module.example_inputs[1]:
             raise InputError(
@@ -108,6 +111,7 @@ def _inputs(module: Module, example: Example | None) -> Inputs:
 
 
 def _default_example(module: Any) -> torch.Tensor:
+    """A random image of the size in timm's `default_cfg`, like the weights of `module`."""
     config = getattr(module, "default_cfg", None) or {}
     size = DEFAULT_SIZE
     if isinstance(config, dict):
@@ -119,19 +123,30 @@ def _default_example(module: Any) -> torch.Tensor:
 
 
 def _fold(module: nn.Module, inputs: Inputs) -> FoldedModule:
+    """The fold of `module`, not compared with it yet."""
     traced = trace(module, inputs)
     norms = absorb_norms(traced)
     converted = FxGraph(traced)
     graph = converted.to_ir()
     folds, refusals = fold_graph(graph)
     converted.write_back(graph)
-    done = {name for item in norms for name in item.nodes}
-    reasons: dict[str, Refusal] = {}
-    for item in (*refusals, *converted.refusals):
-        if item.node not in done:
-            reasons[item.node] = item
-    written = (*norms, *converted.written(folds))
-    return FoldedModule(traced, written, tuple(reasons.values()))
+    written = (*norms, *converted.folds_in_module(folds))
+    refused = _without_folded([*refusals, *converted.refusals], norms)
+    return FoldedModule(traced, written, refused)
+
+
+def _without_folded(
+    refusals: Iterable[Refusal], folds: Iterable[Fold]
+) -> tuple[Refusal, ...]:
+    """The last refusal of each node, without the nodes that `folds` took in."""
+    folded: set[str] = set()
+    for fold in folds:
+        folded.update(fold.nodes)
+    by_node: dict[str, Refusal] = {}
+    for item in refusals:
+        if item.node not in folded:
+            by_node[item.node] = item
+    return tuple(by_node.values())
 
 
 def _compare(module: nn.Module, folded: nn.Module, inputs: Inputs) -> Comparison:
@@ -142,11 +157,16 @@ def _compare(module: nn.Module, folded: nn.Module, inputs: Inputs) -> Comparison
         actual = _rows(folded(*clones(inputs)))
         _move_weights(jittered)
         moved = _rows(jittered(*clones(inputs)))
-    dtypes = [
-        weight.dtype for weight in module.parameters() if weight.is_floating_point()
-    ]
-    roundoff = max((torch.finfo(dtype).eps / 2 for dtype in dtypes), default=2.0**-24)
-    return compare(expected, actual, moved, roundoff)
+    return compare(expected, actual, moved, _coarsest_roundoff(module))
+
+
+def _coarsest_roundoff(module: nn.Module) -> float:
+    """The largest unit roundoff among the number types of the weights."""
+    roundoffs = []
+    for weight in module.parameters():
+        if weight.is_floating_point():
+            roundoffs.append(torch.finfo(weight.dtype).eps / 2)
+    return max(roundoffs, default=FLOAT32_ROUNDOFF)
 
 
 def _move_weights(module: nn.Module) -> None:
@@ -156,9 +176,8 @@ def _move_weights(module: nn.Module) -> None:
         if not weight.is_floating_point():
             continue
         up = torch.rand(weight.shape, generator=generator) < 0.5
-        direction = torch.where(up, torch.inf, -torch.inf).to(
-            weight.device, weight.dtype
-        )
+        direction = torch.where(up, torch.inf, -torch.inf)
+        direction = direction.to(weight.device, weight.dtype)
         weight.copy_(torch.nextafter(weight, direction))
 
 
@@ -167,10 +186,13 @@ def _rows(outputs: Any) -> npt.NDArray[np.float64]:
 
     Classes and other whole numbers are left out where there are real numbers.
     """
-    tensors = [
-        item for item in pytree.tree_leaves(outputs) if isinstance(item, torch.Tensor)
-    ]
-    real = [item for item in tensors if item.is_floating_point()]
+    tensors = []
+    real = []
+    for item in pytree.tree_leaves(outputs):
+        if isinstance(item, torch.Tensor):
+            tensors.append(item)
+            if item.is_floating_point():
+                real.append(item)
     if not tensors:
         raise InputError(
             "the module returns no tensor, so nothing shows whether a folded one is equal; return "
@@ -180,6 +202,7 @@ def _rows(outputs: Any) -> npt.NDArray[np.float64]:
     for tensor in real or tensors:
         first = tensor.shape[0] if tensor.dim() else 1
         rows.append(tensor.double().reshape(first, -1).cpu().numpy())
-    if len({len(item) for item in rows}) > 1:
+    # Outputs of different first axes, such as a scalar beside logits, go into one row.
+    if len(set(map(len, rows))) > 1:
         rows = [item.reshape(1, -1) for item in rows]
     return np.concatenate(rows, axis=1)

@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from torch import Tensor, fx
 
 from repzoo.errors import InputError, first_line
-from repzoo.onnx_file import opset_of
+from repzoo.onnx_file import model_inputs, opset_of
 from repzoo.torch.operators import OPERATORS
 from repzoo.torch.windows import Window
 
@@ -60,14 +60,11 @@ class _Builder:
         self._opset = opset_of(model)
 
     def build(self) -> fx.GraphModule:
+        """The module; to be called once."""
         for item in self._model.graph.initializer:
             self._values[item.name] = _tensor(item)
-        name = next(
-            item.name
-            for item in self._model.graph.input
-            if item.name not in self._values
-        )
-        self._values[name] = self._graph.placeholder("inputs")
+        first = model_inputs(self._model)[0]
+        self._values[first.name] = self._graph.placeholder("inputs")
         for node in self._model.graph.node:
             self._add(node)
         outputs = [self._value(item.name) for item in self._model.graph.output]
@@ -75,11 +72,9 @@ class _Builder:
         return fx.GraphModule(self._root, self._graph).eval()
 
     def activations(self) -> dict[str, fx.Node]:
-        return {
-            name: value
-            for name, value in self._values.items()
-            if isinstance(value, fx.Node)
-        }
+        """The fx node of each tensor that is no constant, by its ONNX name."""
+        items = self._values.items()
+        return {name: value for name, value in items if isinstance(value, fx.Node)}
 
     def _add(self, node: onnx.NodeProto) -> None:
         function = OPERATORS.get(node.op_type)
@@ -97,16 +92,17 @@ class _Builder:
         attributes: dict[str, Any] = {}
         for item in node.attribute:
             value = onnx.helper.get_attribute_value(item)
-            attributes[item.name] = (
-                _tensor(value) if item.type == item.TENSOR else value
-            )
+            if item.type == item.TENSOR:
+                value = _tensor(value)
+            attributes[item.name] = value
         accepted = _keywords(function)
         if "opset" in accepted:
             attributes["opset"] = self._opset
         if "outputs" in accepted:
             attributes["outputs"] = len(node.output)
-        attributes.pop("training_mode", None)
-        if unknown := sorted(set(attributes) - accepted):
+        attributes.pop("training_mode", None)  # operators.py computes inference
+        unknown = sorted(set(attributes) - accepted)
+        if unknown:
             raise InputError(
                 f"{FAILED}: {node.op_type} with {unknown[0]} is not implemented"
             )
@@ -132,10 +128,10 @@ class _Builder:
         call = self._graph.call_function(function, arguments, keywords)
         if outputs == 1:
             return [call]
-        return [
-            self._graph.call_function(operator.getitem, (call, index))
-            for index in range(outputs)
-        ]
+        items = []
+        for index in range(outputs):
+            items.append(self._graph.call_function(operator.getitem, (call, index)))
+        return items
 
     def _value(self, name: str) -> Any:
         if name not in self._values:
@@ -161,11 +157,10 @@ def _keywords(function: Callable[..., Any]) -> set[str]:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:
         return set()
-    names = {
-        item.name for item in parameters if item.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    names = {item.name for item in parameters if item.kind is item.KEYWORD_ONLY}
     if "window" in names:
-        names = names - {"window"} | set(Window._fields)
+        names.remove("window")
+        names.update(Window._fields)
     return names
 
 

@@ -72,6 +72,7 @@ def _changed_input(traced: fx.GraphModule, node: fx.Node) -> fx.Node | None:
 
 
 def _ends_in_place(name: str) -> bool:
+    # torch's names of operations in place end in "_", Python's own methods in "__".
     return name.endswith("_") and not name.endswith("__")
 
 
@@ -83,12 +84,14 @@ def _is_unread(traced: fx.GraphModule, changed: fx.Node) -> bool:
 
 
 def _is_view(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the result of `node` may share memory with its input."""
     if node.op == "call_module":
         return type(_layer(traced, node)) in VIEW_LAYERS
     return node.op in ("call_method", "call_function") and _name(node) in VIEWS
 
 
 def _name(node: fx.Node) -> str:
+    """The name of the operation that `node` calls, without its namespace."""
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target._schema.name).partition("::")[2]
     return getattr(node.target, "__name__", str(node.target))
@@ -137,10 +140,7 @@ def _out_of_place(node: fx.Node) -> Any:
         substitute = name if hasattr(torch.Tensor, name) else None
     else:
         name = _name(node).removesuffix("_")
-        owners = (torch, nn.functional)
-        substitute = next(
-            (getattr(item, name) for item in owners if hasattr(item, name)), None
-        )
+        substitute = getattr(torch, name, None) or getattr(nn.functional, name, None)
     if substitute is None:
         raise InputError(
             f"{node.name} changes a tensor in place that is read elsewhere too, and torch has no "

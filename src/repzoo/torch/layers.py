@@ -75,6 +75,7 @@ def _pads(padding: Any, kernel: Any, dilations: tuple[int, ...]) -> tuple[int, .
 
 
 def _linear(arguments: Arguments, rank: int) -> Description:
+    # Gemm takes [N, C] alone; torch's linear layer takes any axes before the channels.
     if rank != 2 or not isinstance(arguments["weight"], Tensor):
         return ""
     weights = _weight_and_bias(arguments["weight"], arguments.get("bias"))
@@ -89,14 +90,16 @@ def _weight_and_bias(weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
 
 
 def _batch_norm(arguments: Arguments, rank: int) -> Description:
-    mean, variance = arguments.get("running_mean"), arguments.get("running_var")
+    mean = arguments.get("running_mean")
+    variance = arguments.get("running_var")
     if arguments.get("training"):
         return "it normalizes with the statistics of each batch; call eval() before the export"
     if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
         return "it has no running statistics, so its scale depends on the input"
     if rank not in (2, 4):
         return "only BatchNorms of [N, C] and [N, C, H, W] fold"
-    scale, shift = arguments.get("weight"), arguments.get("bias")
+    scale = arguments.get("weight")
+    shift = arguments.get("bias")
     weights = {
         "weight": torch.ones_like(mean) if scale is None else scale,
         "bias": torch.zeros_like(mean) if shift is None else shift,
@@ -123,12 +126,14 @@ def _average_pool(arguments: Arguments, rank: int) -> Description:
 
 
 def _pair(value: Any) -> tuple[int, ...]:
+    """(height, width) from what torch takes for it: a number, or a sequence of one or two."""
     if isinstance(value, int):
         return (value, value)
     items = tuple(value)
     return items * 2 if len(items) == 1 else items
 
 
+# (arguments by torch's names, axes of the input): the node
 Converter = Callable[[Arguments, int], Description]
 
 MODULES: dict[type[nn.Module], Converter] = {
@@ -222,16 +227,20 @@ def _title(layer: nn.Module) -> str:
     return title if mode == "zeros" else f"{title} with padding_mode={mode!r}"
 
 
-def describe_call(target: Any, arguments: Mapping[Any, Any], rank: int) -> Description:
+def describe_call(
+    target: Any, arguments: Mapping[int | str, Any], rank: int
+) -> Description:
     """A call of the function `target` as an ONNX node; arguments by position or by name."""
     if target not in FUNCTIONS:
         return ""
     convert, names = FUNCTIONS[target]
-    by_name = {
-        names[key] if isinstance(key, int) else key: value
-        for key, value in arguments.items()
-        if not isinstance(key, int) or key < len(names)
-    }
+    by_name: dict[str, Any] = {}
+    for key, value in arguments.items():
+        if isinstance(key, str):
+            by_name[key] = value
+        elif key < len(names):
+            by_name[names[key]] = value
+        # Arguments after these, such as cudnn_enabled, change nothing that the fold computes.
     return convert(by_name, rank)
 
 
@@ -240,18 +249,17 @@ def describe_call(target: Any, arguments: Mapping[Any, Any], rank: int) -> Descr
 
 def layer_from_ir(node: ir.Node) -> nn.Module:
     """The torch layer of a Conv or Gemm that the fold wrote."""
-    weight, *bias = (
-        torch.from_numpy(np.array(value.const_value.numpy()))
-        for value in node.inputs[1:]
-        if value is not None and value.const_value is not None
-    )
-    state = {"weight": weight, **dict(zip(("bias",), bias, strict=False))}
+    state: dict[str, Tensor] = {}
+    for name, value in zip(("weight", "bias"), node.inputs[1:], strict=False):
+        if value is not None and value.const_value is not None:
+            state[name] = torch.from_numpy(np.array(value.const_value.numpy()))
+    weight = state["weight"]
     if node.op_type == "Gemm":
         outputs, inputs = weight.shape
-        linear = nn.Linear(inputs, outputs, bool(bias), dtype=weight.dtype)
+        linear = nn.Linear(inputs, outputs, "bias" in state, dtype=weight.dtype)
         linear.load_state_dict(state)
         return linear
-    conv = _conv2d(node, weight, bool(bias))
+    conv = _conv2d(node, weight, "bias" in state)
     conv.load_state_dict(state)
     top, left, bottom, right = _ints(node, "pads")
     if (top, left) == (bottom, right):

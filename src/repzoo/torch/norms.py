@@ -8,6 +8,7 @@ section 3.2.2). torch has a function for that.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 from torch import fx, nn
@@ -20,49 +21,48 @@ from repzoo.torch.layers import can_absorb_norm
 def absorb_norms(traced: fx.GraphModule) -> list[Fold]:
     """Fold each BatchNorm that alone reads such a convolution, in place."""
     folds = []
-    calls: dict[str, int] = {}
-    for node in traced.graph.nodes:
-        if node.op == "call_module":
-            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    modules = traced.graph.find_nodes(op="call_module")
+    calls = Counter(str(node.target) for node in modules)
     for norm in list(traced.graph.nodes):
-        before = norm.all_input_nodes[0] if norm.all_input_nodes else None
-        if before is None or not _is_pair(traced, before, norm):
+        if not norm.all_input_nodes:
             continue
+        call = norm.all_input_nodes[0]
         # A layer that is called twice keeps the weights that the other call needs.
-        if calls[str(before.target)] > 1:
-            continue
-        folds.append(_absorb(traced, before, norm))
+        if _is_pair(traced, call, norm) and calls[str(call.target)] == 1:
+            folds.append(_absorb(traced, call, norm))
     traced.recompile()
     return folds
 
 
-def _is_pair(traced: fx.GraphModule, before: fx.Node, norm: fx.Node) -> bool:
-    if before.op != "call_module" or norm.op != "call_module":
+def _is_pair(traced: fx.GraphModule, call: fx.Node, norm: fx.Node) -> bool:
+    """Whether `norm` is a BatchNorm, and `call` a convolution that it alone reads."""
+    if call.op != "call_module" or norm.op != "call_module" or len(call.users) > 1:
         return False
     layer = traced.get_submodule(str(norm.target))
-    is_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    has_own_forward = type(layer).forward is not nn.modules.batchnorm._BatchNorm.forward
-    if not is_norm or has_own_forward or layer.running_mean is None:
+    base = nn.modules.batchnorm._BatchNorm
+    if not isinstance(layer, base) or layer.running_mean is None:
         return False
-    return (
-        can_absorb_norm(traced.get_submodule(str(before.target)))
-        and len(before.users) == 1
-    )
+    # A subclass may do more than normalize, as timm's norms with an activation inside do.
+    if type(layer).forward is not base.forward:
+        return False
+    return can_absorb_norm(traced.get_submodule(str(call.target)))
 
 
-def _absorb(traced: fx.GraphModule, before: fx.Node, norm: fx.Node) -> Fold:
-    conv: Any = traced.get_submodule(str(before.target))
+def _absorb(traced: fx.GraphModule, call: fx.Node, norm: fx.Node) -> Fold:
+    """Fold `norm` into the convolution that `call` calls, in place."""
+    conv: Any = traced.get_submodule(str(call.target))
     layer: Any = traced.get_submodule(str(norm.target))
     is_transposed = isinstance(conv, nn.modules.conv._ConvTransposeNd)
     folded = fuse_conv_bn_eval(conv, layer, transpose=is_transposed)
-    traced.set_submodule(str(before.target), folded)
-    norm.replace_all_uses_with(before)
+    traced.set_submodule(str(call.target), folded)
+    norm.replace_all_uses_with(call)
     traced.graph.erase_node(norm)
+    # Multiplications for each pixel of the input.
     strides = 1 if is_transposed else math.prod(conv.stride)
     macs = conv.weight.numel() / strides
     return Fold(
         output=norm.name,
-        nodes=(str(norm.target), str(before.target)),
+        nodes=(str(norm.target), str(call.target)),
         kind=f"BatchNorm+{type(conv).__name__}",
         macs_before=macs + layer.num_features / strides,
         macs_after=macs,

@@ -42,12 +42,16 @@ def gemm(
     transB: int = 0,
 ) -> Tensor:
     """Gemm."""
-    product = (a.mT if transA else a) @ (b.mT if transB else b)
+    left = a.mT if transA else a
+    right = b.mT if transB else b
+    product = left @ right
     if alpha != 1:
         product = alpha * product
     if c is None:
         return product
-    return product + (c if beta == 1 else beta * c)
+    if beta != 1:
+        c = beta * c
+    return product + c
 
 
 def batch_normalization(
@@ -78,10 +82,12 @@ def layer_normalization(
 
 def softmax(x: Tensor, *, axis: int | None = None, opset: int = 13) -> Tensor:
     """Softmax; before opset 13 over everything from `axis` on."""
+    if axis is None:
+        axis = -1 if opset >= 13 else 1
     if opset >= 13:
-        return torch.softmax(x, -1 if axis is None else axis)
-    axis = 1 if axis is None else axis
-    return torch.softmax(x.flatten(axis), -1).reshape(x.shape)
+        return torch.softmax(x, axis)
+    rows = x.flatten(axis)
+    return torch.softmax(rows, -1).reshape(x.shape)
 
 
 def clip(
@@ -156,13 +162,18 @@ def reshape(x: Tensor, shape: Any, *, allowzero: int = 0) -> Tensor:
 
 def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
     """Flatten to two dimensions."""
-    return x.flatten(1) if axis == 1 else x.reshape(math.prod(x.shape[:axis]), -1)
+    if axis == 1:
+        return x.flatten(1)
+    rows = math.prod(x.shape[:axis])
+    return x.reshape(rows, -1)
 
 
 def squeeze(x: Tensor, axes_input: Any = None, *, axes: Ints = ()) -> Tensor:
     """Squeeze; the axes were an attribute before opset 13."""
     chosen = _ints(axes if axes_input is None else axes_input)
-    return x.squeeze(tuple(chosen)) if chosen else x.squeeze()
+    if not chosen:
+        return x.squeeze()
+    return x.squeeze(tuple(chosen))
 
 
 def unsqueeze(x: Tensor, axes_input: Any = None, *, axes: Ints = ()) -> Tensor:
@@ -176,7 +187,8 @@ def unsqueeze(x: Tensor, axes_input: Any = None, *, axes: Ints = ()) -> Tensor:
 
 def transpose(x: Tensor, *, perm: Ints = ()) -> Tensor:
     """Transpose; without `perm` in reverse order."""
-    return x.permute(tuple(perm) or tuple(reversed(range(x.dim()))))
+    in_reverse = range(x.dim() - 1, -1, -1)
+    return x.permute(tuple(perm or in_reverse))
 
 
 def concat(*parts: Any, axis: int) -> Tensor:
@@ -200,7 +212,8 @@ def split(
     """Split into given sizes, or into equal parts of which the last may be smaller."""
     sizes = _ints(split if sizes_input is None else sizes_input)
     if not sizes:
-        count, length = num_outputs or outputs, x.shape[axis]
+        count = num_outputs or outputs
+        length = x.shape[axis]
         each = -(-length // count)
         sizes = [min(each, length - each * index) for index in range(count)]
     parts = torch.split(x, sizes, axis)
@@ -211,7 +224,8 @@ def slices(
     x: Tensor, starts: Any, ends: Any, axes: Any = None, steps: Any = None
 ) -> Tensor:
     """Slice, with steps of either sign."""
-    firsts, lasts = _ints(starts), _ints(ends)
+    firsts = _ints(starts)
+    lasts = _ints(ends)
     chosen = list(range(len(firsts))) if axes is None else _ints(axes)
     strides = [1] * len(firsts) if steps is None else _ints(steps)
     for first, last, axis, stride in zip(firsts, lasts, chosen, strides, strict=True):
@@ -225,11 +239,12 @@ def slices(
 
 def gather(x: Tensor, indices: Any, *, axis: int = 0) -> Tensor:
     """Gather."""
-    chosen = torch.as_tensor(indices) % x.shape[axis]
     axis %= x.dim()
+    chosen = torch.as_tensor(indices) % x.shape[axis]
+    rows = x.index_select(axis, chosen.reshape(-1))
     # torch has no index_select by a scalar; ONNX then leaves the axis out.
     shape = [*x.shape[:axis], *chosen.shape, *x.shape[axis + 1 :]]
-    return x.index_select(axis, chosen.reshape(-1)).reshape(shape)
+    return rows.reshape(shape)
 
 
 PAD_MODES = {
@@ -251,14 +266,14 @@ def pad(
 ) -> Tensor:
     """Pad; the amounts were an attribute before opset 11."""
     amounts = _ints(pads if pads_input is None else pads_input)
-    listed = range(x.dim()) if axes is None else _ints(axes)
-    chosen = [axis % x.dim() for axis in listed]
+    chosen = list(range(x.dim())) if axes is None else _ints(axes)
     by_axis = {}
     for index, axis in enumerate(chosen):
-        by_axis[axis] = (amounts[index], amounts[index + len(chosen)])
+        by_axis[axis % x.dim()] = (amounts[index], amounts[index + len(chosen)])
     order: list[int] = []  # torch begins with the last axis
     for axis in reversed(range(x.dim())):
         order += by_axis.get(axis, (0, 0))
+    # Modes other than constant take pads of the last axes only.
     while len(order) > 2 and order[-2:] == [0, 0]:
         order = order[:-2]
     kind = PAD_MODES[mode]
@@ -277,32 +292,47 @@ def resize(
     nearest_mode: bytes = b"round_prefer_floor",
 ) -> Tensor:
     """Resize by whole factors that repeats each pixel, as the chroma of NV12 needs."""
+    shape = list(x.shape)
     if sizes is not None:
         target = _ints(sizes)
     else:
-        target = [
-            round(float(scale) * side)
-            for scale, side in zip(scales, x.shape, strict=True)
-        ]
-    whole = all(new % old == 0 for new, old in zip(target, x.shape, strict=True))
-    spatial = x.dim() == 4 and list(target[:2]) == list(x.shape[:2])
-    rounds_up = (coordinate_transformation_mode, nearest_mode) == (
-        b"half_pixel",
-        b"ceil",
-    )
-    if not whole or not spatial or rounds_up or mode != b"nearest":
+        pairs = zip(scales, shape, strict=True)
+        target = [round(float(scale) * side) for scale, side in pairs]
+    is_whole = not any(new % old for new, old in zip(target, shape, strict=True))
+    is_spatial = x.dim() == 4 and target[:2] == shape[:2]
+    largest = max(new / old for new, old in zip(target, shape, strict=True))
+    repeats = _repeats_pixels(coordinate_transformation_mode, nearest_mode, largest)
+    if mode != b"nearest" or not is_whole or not is_spatial or not repeats:
         raise InputError(
-            f"Resize ({mode.decode()}) of {list(x.shape)} to {target} is not implemented; "
+            f"Resize ({mode.decode()}, {coordinate_transformation_mode.decode()}, "
+            f"{nearest_mode.decode()}) of {shape} to {target} is not implemented; "
             "use another engine"
         )
-    vertical, horizontal = target[2] // x.shape[2], target[3] // x.shape[3]
+    vertical = target[2] // shape[2]
+    horizontal = target[3] // shape[3]
     return x.repeat_interleave(vertical, 2).repeat_interleave(horizontal, 3)
+
+
+def _repeats_pixels(coordinates: bytes, rounding: bytes, factor: float) -> bool:
+    """Whether a Resize by whole factors up to `factor` repeats each pixel equally often.
+
+    ONNX specification, Resize: the coordinate of an output pixel x is (x + 0.5) / factor - 0.5
+    (half_pixel) or x / factor (asymmetric), rounded to the pixel that is copied.
+    """
+    nearest = (b"round_prefer_floor", b"round_prefer_ceil")
+    if coordinates in (b"half_pixel", b"half_pixel_symmetric", b"pytorch_half_pixel"):
+        return rounding in nearest
+    if coordinates != b"asymmetric":
+        return False
+    # 1/2 is rounded down, but 2/3 is not.
+    return rounding == b"floor" or (rounding == nearest[0] and factor <= 2)
 
 
 def cast(x: Tensor, *, to: int, saturate: int = 1) -> Tensor:
     """Cast to an ONNX element type."""
     dtype = onnx.helper.tensor_dtype_to_np_dtype(to)
-    return x.to(torch.from_numpy(np.empty(0, dtype)).dtype)
+    like = torch.from_numpy(np.empty(0, dtype))
+    return x.to(like.dtype)
 
 
 def shape_of(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
@@ -343,8 +373,10 @@ def constant_of_shape(shape: Any, *, value: Any = None) -> Tensor:
 
 def divide(a: Any, b: Any) -> Tensor:
     """Div; of integers toward zero."""
-    a, b = torch.as_tensor(a), torch.as_tensor(b)
-    return torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc")
+    a = torch.as_tensor(a)
+    b = torch.as_tensor(b)
+    rounding = None if a.is_floating_point() else "trunc"
+    return torch.div(a, b, rounding_mode=rounding)
 
 
 def p_relu(x: Tensor, slope: Tensor) -> Tensor:
@@ -387,7 +419,8 @@ def _reduction(reduce: Callable[..., Tensor]) -> Callable[..., Tensor]:
         chosen = _ints(axes if axes_input is None else axes_input)
         if not chosen and noop_with_empty_axes:
             return x
-        return reduce(x, dim=chosen or list(range(x.dim())), keepdim=bool(keepdims))
+        every = list(range(x.dim()))
+        return reduce(x, dim=chosen or every, keepdim=bool(keepdims))
 
     return reduction
 

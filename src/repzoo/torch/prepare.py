@@ -90,11 +90,9 @@ def _remove_parametrizations(layer: nn.Module) -> None:
         return
     # torch removes the weight's property from the class, which the caller's module shares.
     kind = type(layer)
-    members = {
-        name: value
-        for name, value in vars(kind).items()
-        if name not in ("__dict__", "__weakref__")
-    }
+    members = dict(vars(kind))
+    for name in ("__dict__", "__weakref__"):
+        members.pop(name, None)
     layer.__class__ = type(kind.__name__, kind.__bases__, members)
     for name in list(layer.parametrizations):  # type: ignore[arg-type]
         parametrize.remove_parametrizations(layer, name)

@@ -10,7 +10,7 @@ from torch import nn
 
 from repzoo import __version__
 from repzoo.artifact import Preprocess, Step
-from repzoo.errors import InputError
+from repzoo.errors import InputError, first_line
 from repzoo.graph.tools.export import export as export_module
 from repzoo.storage import require_writable
 from repzoo.torch.prepare import is_exported, plain_copy, unwrap
@@ -74,10 +74,10 @@ def export(
         raise
     # The exporter runs the module's own code, which may raise anything.
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
             f"torch cannot export {type(inner).__name__} on an input of 1x3x{prepared.size}x"
-            f"{prepared.size} ({reason}); check `size`, and that the module takes one tensor"
+            f"{prepared.size} ({first_line(error)}); check `size`, and that the module takes one "
+            "tensor"
         ) from error
     # Here, for the engines import this package and the verbs import the engines.
     from repzoo.verbs.public_artifact import Artifact

@@ -105,9 +105,13 @@ class FxGraph:
         _delete_unread_tensors(self.module)
         self.module.recompile()
 
-    def written(self, folds: Sequence[Fold]) -> tuple[Fold, ...]:
-        """Those of `folds` that were written."""
-        return tuple(fold for fold in folds if self.layers.intersection(fold.nodes))
+    def folds_in_module(self, folds: Sequence[Fold]) -> tuple[Fold, ...]:
+        """Those of `folds` that `write_back` wrote: they took in a convolution or linear layer."""
+        written = []
+        for fold in folds:
+            if not self.layers.isdisjoint(fold.nodes):
+                written.append(fold)
+        return tuple(written)
 
     def constant(self, name: str, tensor: torch.Tensor) -> ir.Value:
         """`tensor` as an initializer called `name`, one for all who read it."""
@@ -144,25 +148,28 @@ class FxGraph:
         inputs = node.all_input_nodes
         is_call = node.op in ("call_function", "call_method")
         if is_call and inputs and all(item in self.known for item in inputs):
-            args, kwargs = fx.node.map_arg(
-                (node.args, node.kwargs), self.known.__getitem__
-            )
-            with torch.no_grad():
-                if node.op == "call_method":
-                    self.known[node] = getattr(args[0], str(node.target))(
-                        *args[1:], **kwargs
-                    )
-                else:
-                    assert callable(node.target)
-                    self.known[node] = node.target(*args, **kwargs)
+            self.known[node] = self._call(node)
         return self.known.get(node)
 
+    def _call(self, node: fx.Node) -> Any:
+        """What a call returns whose arguments are known."""
+        signature = (node.args, node.kwargs)
+        args, kwargs = fx.node.map_arg(signature, self.known.__getitem__)
+        with torch.no_grad():
+            if node.op == "call_method":
+                owner, *rest = args
+                return getattr(owner, str(node.target))(*rest, **kwargs)
+            assert callable(node.target)
+            return node.target(*args, **kwargs)
+
     def _is_identity(self, node: fx.Node) -> bool:
+        """Whether `node` returns its input."""
         if node.op == "call_module":
             return type(self.module.get_submodule(str(node.target))) in PASS_THROUGH
         if node.op != "call_function" or node.target not in DROPOUT:
             return False
-        return node.kwargs.get("training", (*node.args, True, True, True)[2]) is False
+        training = node.args[2] if len(node.args) > 2 else True
+        return node.kwargs.get("training", training) is False
 
     def _add(self, node: fx.Node, converted: ir.Node) -> ir.Value:
         """Add the ONNX node that `node` was converted to; its output."""
@@ -183,27 +190,35 @@ class FxGraph:
         if source is None:
             return None
         rank = -1 if source.shape is None else len(source.shape)
-        name = node.name if is_function else str(node.target)
         if is_function:
-            arguments: dict[Any, Any] = dict(enumerate(node.args))
-            arguments.update(node.kwargs)
-            values = {key: self._argument(value) for key, value in arguments.items()}
-            description = describe_call(node.target, values, rank)
+            name = node.name
+            description = describe_call(node.target, self._arguments(node), rank)
         else:
+            name = str(node.target)
             description = describe_layer(self.module.get_submodule(name), rank)
         if isinstance(description, OnnxNode):
-            return self._described(node, name, source, description)
+            return self._onnx_node(node, name, source, description)
         if description:
             self.refusals.append(Refusal(name, description))
         return None
+
+    def _arguments(self, node: fx.Node) -> dict[int | str, Any]:
+        """The arguments of a function, by position or by name."""
+        arguments: dict[int | str, Any] = {}
+        for position, value in enumerate(node.args):
+            arguments[position] = self._argument(value)
+        for name, value in node.kwargs.items():
+            arguments[name] = self._argument(value)
+        return arguments
 
     def _argument(self, value: Any) -> Any:
         """An argument of a function: a weight that is known as its tensor."""
         return self.known.get(value, value) if isinstance(value, fx.Node) else value
 
-    def _described(
+    def _onnx_node(
         self, node: fx.Node, name: str, source: ir.Value, description: OnnxNode
     ) -> ir.Node:
+        """The node that `description` says, called `name`, with `source` as its input."""
         # Weights that the graph reads keep their names, so that two calls that share one show it.
         read: dict[int, ir.Value] = {}
         for item in node.all_input_nodes:
@@ -211,9 +226,8 @@ class FxGraph:
                 read[id(self.known[item])] = self.values[item]
         weights = []
         for key, tensor in description.weights.items():
-            weights.append(
-                read.get(id(tensor)) or self.constant(f"{name}.{key}", tensor)
-            )
+            value = read.get(id(tensor))
+            weights.append(value or self.constant(f"{name}.{key}", tensor))
         return ir.node(
             description.op_type,
             [source, *weights],
@@ -222,10 +236,14 @@ class FxGraph:
         )
 
     def _arithmetic(self, node: fx.Node) -> ir.Node | None:
-        kind = ARITHMETIC.get(node.target) if node.op != "call_module" else None
-        if kind is None or len(node.args) != 2 or node.kwargs:
+        """An addition, subtraction, multiplication or division of two tensors or numbers."""
+        if node.op == "call_module" or len(node.args) != 2 or node.kwargs:
             return None
-        left, right = self._operand(node, 0), self._operand(node, 1)
+        kind = ARITHMETIC.get(node.target)
+        if kind is None:
+            return None
+        left = self._operand(node, 0)
+        right = self._operand(node, 1)
         if left is None or right is None:
             return None
         return ir.node(kind, [left, right], name=node.name)
@@ -241,6 +259,7 @@ class FxGraph:
         return None
 
     def _opaque(self, node: fx.Node) -> ir.Node:
+        """A node that the fold does not look into."""
         inputs = [self.values[item] for item in node.all_input_nodes]
         return ir.Node(OPAQUE, node.name, inputs, num_outputs=1, name=node.name)
 
@@ -265,17 +284,15 @@ class FxGraph:
         target = str(node.name)
         if not _is_layer(self.module, target):
             target = f"folded_{root.name}"
-        layer = layer_from_ir(node).to(
-            _device(self.module), root.meta["tensor_meta"].dtype
-        )
+        dtype = root.meta["tensor_meta"].dtype
+        layer = layer_from_ir(node).to(_device(self.module), dtype)
         if "." in target:
             self.module.set_submodule(target, layer)
         else:
             setattr(self.module, target, layer)
         with self.module.graph.inserting_before(root):
-            call = self.module.graph.call_module(
-                target, (self.sources[str(source.name)],)
-            )
+            argument = self.sources[str(source.name)]
+            call = self.module.graph.call_module(target, (argument,))
         root.replace_all_uses_with(call)
         self.sources[str(output.name)] = call
 
@@ -291,6 +308,7 @@ class FxGraph:
 
 
 def _is_layer(module: nn.Module, target: str) -> bool:
+    """Whether `target` is the path of a layer, and not the name of a function's node."""
     try:
         return isinstance(module.get_submodule(target), nn.Conv2d | nn.Linear)
     except AttributeError:
@@ -303,6 +321,7 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def _attribute(module: nn.Module, target: str) -> torch.Tensor:
+    """The tensor, or the number, that a get_attr node reads."""
     value: Any = operator.attrgetter(target)(module)
     return value if isinstance(value, torch.Tensor) else torch.tensor(value)
 
@@ -312,12 +331,20 @@ def _delete_unread_tensors(module: fx.GraphModule) -> None:
 
     timm's norms with an activation inside are such containers.
     """
-    called = {
-        str(node.target) for node in module.graph.nodes if node.op == "call_module"
-    }
-    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    called: set[str] = set()
+    read: set[str] = set()
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            called.add(str(node.target))
+        elif node.op == "get_attr":
+            read.add(str(node.target))
     for name, _ in [*module.named_parameters(), *module.named_buffers()]:
         owner, _, own = name.rpartition(".")
-        in_called = any(f"{owner}.".startswith(f"{target}.") for target in called)
-        if name not in read and not in_called:
+        if name not in read and called.isdisjoint(_path_to(owner)):
             delattr(module.get_submodule(owner), own)
+
+
+def _path_to(name: str) -> set[str]:
+    """`name` and all modules around it: "a.b.c" is in "a.b", which is in "a"."""
+    parts = name.split(".")
+    return {".".join(parts[: index + 1]) for index in range(len(parts))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.nn import functional
 
-from repzoo.errors import InputError
+from repzoo.errors import InputError, first_line
 from repzoo.torch.inplace import remove_inplace
-from repzoo.torch.layers import is_leaf
+from repzoo.torch.layers import ATEN, is_leaf
 from repzoo.torch.prepare import is_exported, plain_copy
 
 Inputs = tuple[torch.Tensor, ...]
@@ -25,6 +25,7 @@ FORWARDS: dict[int, Callable[..., Any]] = {
     2: lambda self, x, y: self.original_forward(x, y),
     3: lambda self, x, y, z: self.original_forward(x, y, z),
 }
+# Functions that only check; torch.fx has the second in some versions.
 ASSERTIONS = (torch._assert, getattr(fx._symbolic_trace, "_assert_is_none", None))
 
 
@@ -47,20 +48,17 @@ def trace(module: nn.Module, inputs: Inputs) -> fx.GraphModule:
     except InputError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        shapes = " and ".join(str(list(item.shape)) for item in inputs)
         raise InputError(
-            f"{type(module).__name__} cannot be traced by torch.fx on an input of "
-            f"{_shapes(inputs)} ({reason}); give an `example` that it takes, or export it to ONNX "
+            f"{type(module).__name__} cannot be traced by torch.fx on an input of {shapes} "
+            f"({first_line(error)}); give an `example` that it takes, or export it to ONNX "
             "and fold that: repzoo fold"
         ) from error
     return traced.eval()
 
 
-def _shapes(inputs: Inputs) -> str:
-    return " and ".join(str(list(images.shape)) for images in inputs)
-
-
 def _graph_of(module: nn.Module) -> fx.Graph:
+    """The graph of `module`. That of an exported program is changed in place before."""
     if is_exported(module):
         assert isinstance(module, fx.GraphModule)
         # Checks of shapes that were not traced through.
@@ -159,12 +157,13 @@ def _with_class_forward(module: nn.Module, count: int) -> nn.Module:
 
 def _parameter_count(forward: Callable[..., Any]) -> int:
     """How many inputs torch.fx sees; -1 for an open number."""
-    parameters = list(inspect.signature(forward).parameters.values())[1:]
-    simple = (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    )
-    return len(parameters) if all(item.kind in simple for item in parameters) else -1
+    parameters = list(inspect.signature(forward).parameters.values())[
+        1:
+    ]  # without self
+    for item in parameters:
+        if item.kind not in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD):
+            return -1
+    return len(parameters)
 
 
 def _remove_assertions(traced: fx.GraphModule) -> None:
@@ -178,22 +177,35 @@ def _remove_assertions(traced: fx.GraphModule) -> None:
 
 def _use_functions(traced: fx.GraphModule) -> None:
     """Write the operators of decomposed export programs as the functions that they come from."""
-    aten = torch.ops.aten
     for node in list(traced.graph.nodes):
-        if node.target is aten.convolution.default and not node.args[6]:
-            node.target = aten.conv2d.default if len(node.args[3]) == 2 else node.target
-            if node.target is aten.conv2d.default:
-                node.args = (*node.args[:6], node.args[8])
-        is_first = node.target is operator.getitem and node.args[1] == 0
-        norm = node.args[0] if is_first else None
-        kind = aten._native_batch_norm_legit_no_training.default
-        if isinstance(norm, fx.Node) and norm.target is kind:
-            x, weight, bias, mean, variance, _, epsilon = norm.args
-            node.target = functional.batch_norm
-            node.args = (x, mean, variance, weight, bias)
-            node.kwargs = {"eps": epsilon}
+        if node.target is ATEN.convolution.default:
+            _use_conv2d(node)
+        elif node.target is operator.getitem:
+            _use_batch_norm(node)
     traced.graph.eliminate_dead_code()
     traced.recompile()
+
+
+def _use_conv2d(node: fx.Node) -> None:
+    """Write `aten.convolution` as conv2d, where it is one of images and not transposed."""
+    x, weight, bias, strides, pads, dilations, is_transposed, _, groups = node.args
+    if is_transposed or not isinstance(strides, Sequence) or len(strides) != 2:
+        return
+    node.target = ATEN.conv2d.default
+    node.args = (x, weight, bias, strides, pads, dilations, groups)
+
+
+def _use_batch_norm(item: fx.Node) -> None:
+    """Write `item`, the first result of a BatchNorm that returns a tuple, as batch_norm."""
+    norm, index = item.args
+    if index != 0 or not isinstance(norm, fx.Node):
+        return
+    if norm.target is not ATEN._native_batch_norm_legit_no_training.default:
+        return
+    x, weight, bias, mean, variance, _, epsilon = norm.args
+    item.target = functional.batch_norm
+    item.args = (x, mean, variance, weight, bias)
+    item.kwargs = {"eps": epsilon}
 
 
 def clones(inputs: Inputs) -> Inputs:

@@ -44,16 +44,17 @@ class Window(NamedTuple):
     def symmetric_pads(self) -> tuple[int, ...] | None:
         """The padding of each axis as torch's own operators take it; None where they cannot."""
         axes = len(self.kernel_shape)
-        before, after = self.pads[:axes], self.pads[axes:]
-        return before if before == after and not self.depends_on_size else None
+        before = self.pads[:axes]
+        after = self.pads[axes:]
+        if before != after or self.depends_on_size:
+            return None
+        return before
 
     def pad(self, x: Tensor, dilations: Ints, fill: float) -> Tensor:
         """`x` with the padding that the window asks for, of the value `fill`."""
-        pads = (
-            self._same_pads(x.shape[2:], dilations)
-            if self.depends_on_size
-            else self.pads
-        )
+        pads: Ints = self.pads
+        if self.depends_on_size:
+            pads = self._same_pads(x.shape[2:], dilations)
         if not any(pads):
             return x
         axes = len(self.kernel_shape)
@@ -63,16 +64,20 @@ class Window(NamedTuple):
         return functional.pad(x, amounts, value=fill)
 
     def _same_pads(self, lengths: Ints, dilations: Ints) -> Ints:
-        smaller, larger = [], []
+        """As many pads as make ceil(length / stride) windows fit along each axis."""
+        smaller = []
+        larger = []
         axes = zip(lengths, self.kernel_shape, self.strides, dilations, strict=True)
         for length, kernel, stride, dilation in axes:
             span = (kernel - 1) * dilation + 1
             windows = -(-length // stride)
             total = max(0, (windows - 1) * stride + span - length)
-            smaller.append(total // 2)
-            larger.append(total - total // 2)
-        upper = self.auto_pad == b"SAME_UPPER"
-        return [*smaller, *larger] if upper else [*larger, *smaller]
+            half = total // 2
+            smaller.append(half)
+            larger.append(total - half)
+        if self.auto_pad == b"SAME_UPPER":
+            return [*smaller, *larger]
+        return [*larger, *smaller]
 
 
 def conv(
