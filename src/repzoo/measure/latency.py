@@ -149,13 +149,13 @@ def race(
     rounds: int,
     calls: int,
     openings: int = 1,
-    lost: Callable[[Sequence[float]], bool] = lambda _: False,
+    lost: Callable[[Sequence[float]], bool] | None = None,
     clock: Clock = time.perf_counter_ns,
 ) -> None:
     """Time all cases for `rounds` rounds of about `calls` calls of the first case.
 
     lost  called after each round with the ratios of a case to the first so far. If it returns
-          True, the case is left out of the following rounds
+          True, the case is left out of the following rounds. None: all stay
     """
     with contextlib.ExitStack() as stack:
         clients = _start_clients(cases, clock, stack)
@@ -167,7 +167,7 @@ def race(
             first, *others = live
             live = [first]
             for other in others:
-                if not lost(_ratios(other.case, cases[0])):
+                if lost is None or not lost(_ratios(other.case, cases[0])):
                     live.append(other)
             if len(live) == 1:
                 break

@@ -159,15 +159,16 @@ def _restrict(
     plan: QuantizationPlan, float_model: onnx.ModelProto, placement: Placement
 ) -> QuantizationPlan:
     """`plan` with only what `placement` quantizes; layers in float get their own bias back."""
+    weights = {
+        name: weight for name, weight in plan.weights.items() if name in placement.nodes
+    }
+    to_float = plan.weights.keys() - weights.keys()
     float_inputs = {node.output[0]: node.input for node in float_model.graph.node}
     model = clone(plan.model)
     for node in model.graph.node:
         name = node.output[0]
         # Bias correction made up for rounding that no longer happens in this layer.
-        if name in plan.weights and name not in placement.nodes:
+        if name in to_float:
             node.input[:] = float_inputs[name]
-    weights = {
-        name: weight for name, weight in plan.weights.items() if name in placement.nodes
-    }
     activations = {name: plan.activations[name] for name in placement.tensors}
     return replace(plan, model=model, weights=weights, activations=activations)

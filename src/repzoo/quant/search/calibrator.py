@@ -84,17 +84,19 @@ class Calibrator:
         Raises:
             InputError: no image can be read, or activations are not finite.
         """
-        tensors: list[str] = []
+        tensors: dict[str, None] = {}  # a set that keeps its order
         nodes: set[str] = set()
         for placement in placements:
-            tensors.extend(placement.tensors)
+            tensors |= dict.fromkeys(placement.tensors)
             nodes |= placement.nodes
-        by_name = layers.find_layers(model)
-        observed_layers = [layer for name, layer in by_name.items() if name in nodes]
-        tensors.extend(layer.source for layer in observed_layers)
+        observed_layers = []
+        for name, layer in layers.find_layers(model).items():
+            if name in nodes:
+                observed_layers.append(layer)
+                tensors[layer.source] = None
         reader = ImageReader(self.artifact, images)
         statistics = self.observe(
-            model, list(dict.fromkeys(tensors)), observed_layers, reader, PROBED_BYTES
+            model, list(tensors), observed_layers, reader, PROBED_BYTES
         )
         reader.report.check(images.name, len(images))
         return Calibration(

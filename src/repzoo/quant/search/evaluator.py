@@ -16,7 +16,6 @@ from repzoo.quant.network.placement import Placement
 from repzoo.quant.parameters import sqnr
 from repzoo.quant.parameters.sqnr import LayerSqnr
 from repzoo.quant.rewrites.stages import Stage
-from repzoo.quant.search import gate as gating
 from repzoo.quant.search.builder import Build, Builder
 from repzoo.quant.search.calibrator import Calibrator
 from repzoo.quant.search.candidate import Candidate, CandidateModel
@@ -105,7 +104,7 @@ class Evaluator:
         build = self._build(stage, placement, origin)
         ratio = None
         if not self.builder.scheme.runs_on_board:
-            seconds = gating.BENCH_SECONDS / 2
+            seconds = self.gate.candidate_seconds
             ratio = self.gate.time_against_float([build.artifact], seconds)[0]
         return self._measure(build, TimedPlacement(placement, ratio), label, started)
 
@@ -127,12 +126,10 @@ class Evaluator:
         """The SQNR of each layer of `candidate` on a few of `images`, noisiest first."""
         float_model = self.builder.cache.get(candidate.build.stage)
         sample = images.subset(images.balanced_sample(DIAGNOSED_IMAGES, 0))
-        by_name = layers.find_layers(float_model.model)
-        observed = [
-            layer
-            for name, layer in by_name.items()
-            if name in float_model.statistics.moments
-        ]
+        observed = []
+        for name, layer in layers.find_layers(float_model.model).items():
+            if name in float_model.statistics.moments:
+                observed.append(layer)
         tensors = list(candidate.build.plan.activations)
         free_memory()
         statistics = self.calibrator.observe_again(

@@ -39,7 +39,7 @@ from repzoo.quant.search.candidate import Candidate, CandidateModel
 from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.verdict import Budget, Verdict
 
-BENCH_SECONDS = 1.0  # of timing for each model
+BENCH_SECONDS = 1.0  # of timing for the model of another quantizer
 
 
 @dataclass(frozen=True)
@@ -106,21 +106,23 @@ class Gate:
         self.progress = progress
         self.comparison = FloatComparison(artifact, images, engine, progress)
 
+    @property
+    def candidate_seconds(self) -> float:
+        """Seconds of timing for each candidate of the ladder, which tries several."""
+        return BENCH_SECONDS / 2
+
     def open_cases(self, models: Sequence[Artifact]) -> list[latency.Case]:
         """Each of `models`, ready to be timed on one thread."""
         return [latency.case(model, self.engine) for model in models]
 
     def time_against_float(
-        self, models: Sequence[Artifact], seconds: float | None = None
+        self, models: Sequence[Artifact], seconds: float
     ) -> list[LatencyRatio]:
         """The latency of each model over that of the float model.
 
-        seconds  of timing for each model; None: BENCH_SECONDS. Sessions are opened anew as often
-                 as these seconds allow.
+        seconds  of timing for each model. Sessions are opened anew as often as these allow.
         """
         cases = self.open_cases([self.artifact, *models])
-        if seconds is None:
-            seconds = BENCH_SECONDS
         # Two sessions of one file can differ by 4 %: openings=0 opens them anew in between.
         latency.run(cases, seconds, progress=self.progress, openings=0)
         float_case = cases[0]
@@ -149,7 +151,7 @@ class Gate:
         """
         started = time.perf_counter()
         paired = self.comparison.compare(quantized)
-        ratio = self.time_against_float([quantized])[0]
+        ratio = self.time_against_float([quantized], BENCH_SECONDS)[0]
         candidate = self.judge(quantizer, quantizer, paired.values, ratio, started)
         return CandidateModel(quantized, candidate), paired
 
@@ -188,10 +190,7 @@ class Gate:
             settings["gate"] = refusal
         step = Step("quantize", __version__, settings)
         quantized = self.artifact.then(best.artifact.model, step)
-        shown = tuple(
-            chosen if candidate is best.candidate else candidate
-            for candidate in candidates
-        )
+        shown = _replace_candidate(candidates, best.candidate, chosen)
         summary = summarize(shown, chosen, paired.values, verdict, context)
         record = self._record(quantized, summary, context)
         warnings = messages.warnings(
@@ -216,6 +215,15 @@ class Gate:
         }
         engine = {"name": self.engine.name, "version": self.engine.version()}
         return Record(full_identity_of(quantized), summary, engine, data)
+
+
+def _replace_candidate(
+    candidates: Sequence[Candidate], old: Candidate, new: Candidate
+) -> tuple[Candidate, ...]:
+    replaced = []
+    for candidate in candidates:
+        replaced.append(new if candidate is old else candidate)
+    return tuple(replaced)
 
 
 def summarize(

@@ -43,14 +43,18 @@ from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer
 from repzoo.quant.rewrites.stages import STAGES, FloatModel
-from repzoo.quant.search import gate as gating
 from repzoo.quant.search import placement_search
 from repzoo.quant.search.builder import Builder
 from repzoo.quant.search.calibrator import Calibrator
 from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.evaluator import BuiltCandidate, Evaluator, free_memory
 from repzoo.quant.search.fallback import rank_layers, with_fallback
-from repzoo.quant.search.gate import Gate, QuantReport, ReportContext
+from repzoo.quant.search.gate import (
+    Gate,
+    QuantReport,
+    ReportContext,
+    require_folded,
+)
 from repzoo.quant.search.placement_search import (
     PlacementRace,
     SearchResult,
@@ -102,7 +106,7 @@ def quantize(
         InputError: not a folded float model, or images that cannot be used.
         GateError: the drop of the chosen candidate is proven above the budget on the gate images.
     """
-    gating.require_folded(artifact)
+    require_folded(artifact)
     started = time.perf_counter()
     gate = Gate(artifact, split.gate, target.engine, budget, progress)
     evaluator, remarks = calibrate(gate, split, target)
@@ -111,7 +115,7 @@ def quantize(
     if target.placement == "fastest":
         search = search_placement(evaluator, search_seconds)
     else:
-        search = time_placement(evaluator, target.placement)
+        search = requested_placement(evaluator, target.placement)
     climb(evaluator, search, split, target)
     best = evaluator.best
     gate_started = time.perf_counter()
@@ -195,44 +199,45 @@ def calibrate(
 
 def search_placement(evaluator: Evaluator, seconds: float) -> SearchResult:
     """The fastest placement that is found in about `seconds`, and others that come near it."""
+    starts = evaluator.builder.space.starting_placements()
+    result = placement_search.find_fastest(
+        _race(evaluator), starts, evaluator.gate.candidate_seconds, seconds
+    )
+    free_memory()
+    return result
+
+
+def requested_placement(evaluator: Evaluator, choice: PlacementChoice) -> SearchResult:
+    """The placement called `choice`, timed against float, and no others.
+
+    It is not timed where only a board runs it.
+    """
+    space = evaluator.builder.space
+    placement = space.starting_placements()[0]  # the one with most in INT8
+    if choice == "layers":
+        layers = placement_search.layer_names(space)
+        placement = space.placement(choice, layers)
+    if evaluator.builder.scheme.runs_on_board:
+        return SearchResult(TimedPlacement(placement, None), ())
+    race = _race(evaluator)
+    started = time.perf_counter()
+    ratio = race.ratios_to_float([placement], evaluator.gate.candidate_seconds)[0]
+    free_memory()
+    seconds = round(time.perf_counter() - started, 2)
+    return SearchResult(TimedPlacement(placement, ratio), (), seconds=seconds)
+
+
+def _race(evaluator: Evaluator) -> PlacementRace:
+    """What times placements of the float model, as it is before any rewrite."""
     builder = evaluator.builder
     original = builder.cache.original
-    race = PlacementRace(
+    return PlacementRace(
         evaluator.gate,
         original.model,
         original.statistics,
         builder.scheme,
         builder.space,
     )
-    screening = gating.BENCH_SECONDS / 2
-    starts = builder.space.starting_placements()
-    result = placement_search.find_fastest(race, starts, screening, seconds)
-    free_memory()
-    return result
-
-
-def time_placement(evaluator: Evaluator, choice: PlacementChoice) -> SearchResult:
-    """The placement called `choice`, timed against float, and no others.
-
-    It is not timed where only a board runs it.
-    """
-    builder = evaluator.builder
-    original = builder.cache.original
-    space = builder.space
-    layers = placement_search.layer_names(space)
-    placement = space.starting_placements()[0]  # the one with most in INT8
-    if choice == "layers":
-        placement = space.placement(choice, layers)
-    if builder.scheme.runs_on_board:
-        return SearchResult(TimedPlacement(placement, None), ())
-    race = PlacementRace(
-        evaluator.gate, original.model, original.statistics, builder.scheme, space
-    )
-    started = time.perf_counter()
-    ratio = race.ratios_to_float([placement], gating.BENCH_SECONDS / 2)[0]
-    free_memory()
-    seconds = round(time.perf_counter() - started, 2)
-    return SearchResult(TimedPlacement(placement, ratio), (), seconds=seconds)
 
 
 def climb(
@@ -326,6 +331,7 @@ def choose_smaller_placements(
     """
 
     def size(candidate: Placement) -> tuple[int, int]:
+        """Layers in INT8, then tensors with Q/DQ pairs."""
         return space.count(candidate), len(candidate.tensors)
 
     tried = {timed.placement for timed in search.nearly_as_fast}
@@ -337,5 +343,6 @@ def choose_smaller_placements(
     smaller.reverse()  # not sort(reverse=True): the later of two equal ones comes first
     if len(smaller) <= SMALLER_PLACEMENTS:
         return smaller
-    spread = np.linspace(0, len(smaller) - 1, SMALLER_PLACEMENTS + 1)[1:]
-    return [smaller[round(position)] for position in spread.tolist()]
+    # Without the first, which is the largest.
+    positions = np.linspace(0, len(smaller) - 1, SMALLER_PLACEMENTS + 1)[1:]
+    return [smaller[round(position)] for position in positions.tolist()]

@@ -22,14 +22,11 @@ def refusal(
     name: str, layers: Sequence[LayerSqnr], paired: PairedAccuracy, max_drop: float
 ) -> str:
     """Why the model called `name` is refused, which layers are to blame, and what to do."""
-    noisiest = [
-        layer.sentence() for layer in sqnr.noisiest_layers(layers, NAMED_LAYERS)
-    ]
-    blame = (
-        f"Most quantization noise comes from {'; '.join(noisiest)}. "
-        if noisiest
-        else ""
-    )
+    blame = ""
+    noisiest = sqnr.noisiest_layers(layers, NAMED_LAYERS)
+    if noisiest:
+        sentences = [layer.sentence() for layer in noisiest]
+        blame = f"Most quantization noise comes from {'; '.join(sentences)}. "
     return (
         f"{name}: INT8 {_loss(paired, max_drop)}; nothing was written. {blame}Raise --max-drop, "
         "calibrate on images that are more like those of the check, or write the model anyway "

@@ -19,7 +19,7 @@ for all placements, and ranges are min-max here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
@@ -129,17 +129,16 @@ class PlacementRace:
 
         openings  of each session; with 1, a placement leaves the race when it cannot win it
         """
-        rounds = ROUNDS
-        leave: Callable[[Sequence[float]], bool] = cannot_win
-        if openings > 1:
-            rounds = max(ROUNDS, 2 * openings)
-            leave = _never
+        rounds = max(ROUNDS, 2 * openings)
+        lost = cannot_win if openings == 1 else None
         intervals: list[Interval] = []
         for start in range(0, len(placements), self.group_size):
             group = placements[start : start + self.group_size]
-            base_case, *cases = self._gate.open_cases(self._write_all([base, *group]))
-            latency.race([base_case, *cases], rounds, CALLS, openings, leave)
-            intervals.extend(latency.raced(case, base_case) for case in cases)
+            artifacts = self._write_all([base, *group])
+            cases = self._gate.open_cases(artifacts)
+            latency.race(cases, rounds, CALLS, openings, lost)
+            base_case = cases[0]
+            intervals.extend(latency.raced(case, base_case) for case in cases[1:])
         return intervals
 
     def _write_all(self, placements: Sequence[Placement]) -> list[Artifact]:
@@ -174,10 +173,6 @@ def cannot_win(ratios: Sequence[float]) -> bool:
     slower = sum(ratio >= 1 for ratio in ratios)
     no_gain = sum(ratio > SMALLEST_GAIN for ratio in ratios)
     return slower > 1 or no_gain > ROUNDS // 2
-
-
-def _never(ratios: Sequence[float]) -> bool:  # noqa: ARG001
-    return False
 
 
 def find_fastest(
@@ -235,8 +230,9 @@ def _time_starts(
 
     Of the fastest ones that are equally fast, the most quantized is first.
     """
-    intervals = race.ratios_to(starts[0], starts[1:])
-    ratios = [1.0, *(interval.value for interval in intervals)]
+    ratios = [1.0]
+    for interval in race.ratios_to(starts[0], starts[1:]):
+        ratios.append(interval.value)
     order = sorted(range(len(starts)), key=lambda index: ratios[index])
     finalists = _choose_finalists(race.space, starts, order, ratios)
     float_ratios = race.ratios_to_float(finalists, screening)
@@ -305,16 +301,14 @@ class _TriedMove:
 
     def to_trial(self, kept: bool) -> PlacementTrial:
         """The row of the report."""
-        move = self.move
-        ratio = self.ratio
         return PlacementTrial(
-            move.group,
-            len(move.nodes),
-            move.int8,
-            ratio.value,
-            ratio.low,
-            ratio.high,
-            kept,
+            group=self.move.group,
+            nodes=len(self.move.nodes),
+            int8=self.move.int8,
+            ratio=self.ratio.value,
+            low=self.ratio.low,
+            high=self.ratio.high,
+            kept=kept,
         )
 
 
@@ -329,7 +323,8 @@ def _improve(
     gains = [item for item in tried if item.gains]
     gains.sort(key=lambda item: item.ratio.value)
     applied, faster = _confirm(race, base, [item.move for item in gains])
-    trials.extend(item.to_trial(kept=item.move in applied) for item in tried)
+    for item in tried:
+        trials.append(item.to_trial(kept=item.move in applied))
     return faster
 
 
