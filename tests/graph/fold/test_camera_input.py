@@ -381,6 +381,18 @@ def test_what_cannot_be_embedded_is_refused_in_a_sentence(graph: Graph) -> None:
         embed_bytes(quantized, {"input": "uint8"})
 
 
+def test_an_input_that_is_also_the_output_is_refused_in_a_sentence(
+    graph: Graph,
+) -> None:
+    artifact = make_artifact(graph, "padding")
+    (source,) = artifact.model.graph.input
+    source.type.tensor_type.ClearField("shape")
+    (output,) = artifact.model.graph.output
+    output.CopyFrom(source)
+    with pytest.raises(InputError, match="gives its input back as its output"):
+        embed_bytes(artifact, {"input": "uint8"})
+
+
 def test_odd_sides_have_no_nv12() -> None:
     with pytest.raises(InputError, match="its sides must be even; got size 225"):
         Preprocess(size=225, input="nv12")

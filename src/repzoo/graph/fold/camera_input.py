@@ -104,13 +104,14 @@ def embed(
 
 
 def _require_embeddable(model: onnx.ModelProto) -> None:
+    """Refuse a graph in front of which nothing can be put."""
     require_float(model, "embed the input of the float model")
     require_opset(model, OLDEST_OPSET)
     outputs = [item.name for item in model.graph.output]
     if classifier_input(model).name in outputs:
         raise InputError(
-            "the graph gives its input back as its output, so there is nothing to embed the "
-            "input of"
+            "the graph gives its input back as its output, which would then be bytes; export the "
+            "graph with the outputs that its nodes compute"
         )
 
 
