@@ -28,6 +28,7 @@ NEEDS_EXTRAS = {
     "repzoo.torch.from_onnx",
     "repzoo.torch.inplace",
     "repzoo.torch.layers",
+    "repzoo.torch.movement",
     "repzoo.torch.norms",
     "repzoo.torch.prepare",
     "repzoo.torch.to_artifact",

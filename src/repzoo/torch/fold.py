@@ -112,14 +112,14 @@ def _inputs(module: Module, example: Example | None) -> Inputs:
 
 def _default_example(module: Any) -> torch.Tensor:
     """A random image of the size in timm's `default_cfg`, like the weights of `module`."""
-    config = getattr(module, "default_cfg", None) or {}
+    config = getattr(module, "default_cfg", None)
     size = DEFAULT_SIZE
     if isinstance(config, dict):
         size = config.get("input_size", DEFAULT_SIZE)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, *size, generator=generator)
     weights = [item for item in module.parameters() if item.is_floating_point()]
-    like = weights[0] if weights else torch.zeros(0)
-    images = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
-    return images.to(like.device, like.dtype)
+    return images.to(weights[0]) if weights else images
 
 
 def _fold(module: nn.Module, inputs: Inputs) -> FoldedModule:

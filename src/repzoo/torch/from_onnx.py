@@ -67,8 +67,10 @@ class _Builder:
         self._values[first.name] = self._graph.placeholder("inputs")
         for node in self._model.graph.node:
             self._add(node)
-        outputs = [self._value(item.name) for item in self._model.graph.output]
-        self._graph.output([self._argument(value) for value in outputs])
+        outputs = []
+        for item in self._model.graph.output:
+            outputs.append(self._argument(self._value(item.name)))
+        self._graph.output(outputs)
         return fx.GraphModule(self._root, self._graph).eval()
 
     def activations(self) -> dict[str, fx.Node]:
@@ -77,6 +79,7 @@ class _Builder:
         return {name: value for name, value in items if isinstance(value, fx.Node)}
 
     def _add(self, node: onnx.NodeProto) -> None:
+        """Add the call of the torch function for `node`, or compute it where it is constant."""
         function = OPERATORS.get(node.op_type)
         if function is None or node.domain not in ("", "ai.onnx"):
             raise InputError(f"{FAILED}: its engine knows no operator {node.op_type!r}")

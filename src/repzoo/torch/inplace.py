@@ -87,13 +87,15 @@ def _is_view(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the result of `node` may share memory with its input."""
     if node.op == "call_module":
         return type(_layer(traced, node)) in VIEW_LAYERS
-    return node.op in ("call_method", "call_function") and _name(node) in VIEWS
+    is_call = node.op in ("call_method", "call_function")
+    return is_call and _name(node) in VIEWS
 
 
 def _name(node: fx.Node) -> str:
     """The name of the operation that `node` calls, without its namespace."""
     if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target._schema.name).partition("::")[2]
+        _, _, name = str(node.target._schema.name).partition("::")
+        return name
     return getattr(node.target, "__name__", str(node.target))
 
 
@@ -131,15 +133,14 @@ def _use_new_tensor(traced: fx.GraphModule, node: fx.Node) -> None:
 def _out_of_place(node: fx.Node) -> Any:
     """The operation of the same name without the "_" at its end."""
     target: Any = node.target
+    name = _name(node).removesuffix("_")
     if isinstance(target, torch._ops.OpOverload):
         namespace = getattr(torch.ops, target.namespace)
-        packet = getattr(namespace, _name(node).removesuffix("_"), None)
+        packet = getattr(namespace, name, None)
         substitute = getattr(packet, target._overloadname, None)
     elif node.op == "call_method":
-        name = str(target).removesuffix("_")
         substitute = name if hasattr(torch.Tensor, name) else None
     else:
-        name = _name(node).removesuffix("_")
         substitute = getattr(torch, name, None) or getattr(nn.functional, name, None)
     if substitute is None:
         raise InputError(

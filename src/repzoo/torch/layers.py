@@ -224,7 +224,9 @@ def describe_layer(layer: nn.Module, rank: int) -> Description:
 def _title(layer: nn.Module) -> str:
     mode = getattr(layer, "padding_mode", "zeros")
     title = type(layer).__name__
-    return title if mode == "zeros" else f"{title} with padding_mode={mode!r}"
+    if mode == "zeros":
+        return title
+    return f"{title} with padding_mode={mode!r}"
 
 
 def describe_call(
@@ -284,4 +286,5 @@ def _conv2d(node: ir.Node, weight: Tensor, bias: bool) -> nn.Conv2d:
 
 
 def _ints(node: ir.Node, name: str) -> tuple[int, ...]:
-    return tuple(node.attributes.get_ints(name, ()) or ())
+    values = node.attributes.get_ints(name, ())
+    return tuple(values or ())

@@ -213,7 +213,9 @@ class FxGraph:
 
     def _argument(self, value: Any) -> Any:
         """An argument of a function: a weight that is known as its tensor."""
-        return self.known.get(value, value) if isinstance(value, fx.Node) else value
+        if not isinstance(value, fx.Node):
+            return value
+        return self.known.get(value, value)
 
     def _onnx_node(
         self, node: fx.Node, name: str, source: ir.Value, description: OnnxNode
@@ -316,14 +318,17 @@ def _is_layer(module: nn.Module, target: str) -> bool:
 
 
 def _device(module: nn.Module) -> torch.device:
-    tensors = [*module.parameters(), *module.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
 
 
 def _attribute(module: nn.Module, target: str) -> torch.Tensor:
     """The tensor, or the number, that a get_attr node reads."""
     value: Any = operator.attrgetter(target)(module)
-    return value if isinstance(value, torch.Tensor) else torch.tensor(value)
+    if isinstance(value, torch.Tensor):
+        return value
+    return torch.tensor(value)
 
 
 def _delete_unread_tensors(module: fx.GraphModule) -> None:
@@ -346,5 +351,8 @@ def _delete_unread_tensors(module: fx.GraphModule) -> None:
 
 def _path_to(name: str) -> set[str]:
     """`name` and all modules around it: "a.b.c" is in "a.b", which is in "a"."""
-    parts = name.split(".")
-    return {".".join(parts[: index + 1]) for index in range(len(parts))}
+    names = set()
+    while name:
+        names.add(name)
+        name, _, _ = name.rpartition(".")
+    return names

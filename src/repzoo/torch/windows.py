@@ -26,7 +26,8 @@ class Window(NamedTuple):
         kernel = tuple(attributes.pop("kernel_shape", ()))
         strides = tuple(attributes.pop("strides", ()))
         pads = tuple(attributes.pop("pads", ()))
-        return cls(kernel, strides, pads, attributes.pop("auto_pad", b"NOTSET"))
+        auto_pad = attributes.pop("auto_pad", b"NOTSET")
+        return cls(kernel, strides, pads, auto_pad)
 
     def with_kernel(self, kernel: Ints) -> Window:
         """This window for a `kernel` of that size, with ONNX's defaults."""
