@@ -10,7 +10,8 @@ import onnx
 import pytest
 
 from repzoo.artifact import Artifact
-from repzoo.graph.tools.cost import Cost, count
+from repzoo.graph.tools.cost import count
+from repzoo.graph.tools.cost_result import Cost
 
 Run = Callable[..., Any]
 

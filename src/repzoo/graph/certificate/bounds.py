@@ -46,7 +46,7 @@ def _kernel_lengths(folded: FoldedNode) -> Array:
     rows = folded.weight.reshape(len(folded.weight), -1)
     squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
     # The smallest float stands for 0: an infinite deviation times 0 would be NaN.
-    return np.maximum(np.sqrt(squares), np.finfo(float).tiny)
+    return np.asarray(np.maximum(np.sqrt(squares), np.finfo(float).tiny))
 
 
 def _underflow_bound(folded: FoldedNode, probes: Array) -> Array:

@@ -182,8 +182,9 @@ def _normalize(
     outer  tensors of the subgraphs around `graph`, which keep their names
     """
     local = dict(outer)
-    for item in (*graph.input, *graph.initializer):
-        local[item.name] = item.name
+    names = [value.name for value in graph.input]
+    names += [tensor.name for tensor in graph.initializer]
+    local.update(zip(names, names, strict=True))
     for node in graph.node:
         local.update(zip(node.output, node.output, strict=True))
     for declared in (*graph.input, *graph.output):
