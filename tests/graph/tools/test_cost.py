@@ -67,6 +67,15 @@ def test_a_network_counted_by_hand(network: Artifact) -> None:
     }
 
 
+@pytest.mark.parametrize(("transposed", "shape"), [(0, (3, 7)), (1, (7, 3))])
+def test_a_gemm_sums_over_the_side_that_both_factors_share(
+    transposed: int, shape: tuple[int, int], graph: Graph
+) -> None:
+    body = f"output = Gemm<transA = 1, transB = {transposed}>(data, w)"
+    model = graph(body, {"w": shape}, "3, 5", "5, 7")
+    assert count(Artifact(model, "gemm")).macs == 5 * 7 * 3
+
+
 @pytest.mark.parametrize("batch", ["1", "8"])
 def test_a_fixed_batch_costs_what_an_open_one_does_for_each_image(
     batch: str, graph: Graph, network: Artifact

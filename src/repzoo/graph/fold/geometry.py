@@ -212,9 +212,15 @@ def _common_groups(outer: Geometry, inner: Geometry) -> int:
 
 
 def _add_pads(outer: Pads, inner: Pads) -> Pads:
-    """Either only one of both pads, or `inner` has one tap and no stride."""
-    top, left, bottom, right = outer
-    return top + inner[0], left + inner[1], bottom + inner[2], right + inner[3]
+    """The padding of both: only one of them pads, or `inner` has one tap and no stride."""
+    outer_top, outer_left, outer_bottom, outer_right = outer
+    top, left, bottom, right = inner
+    return (
+        outer_top + top,
+        outer_left + left,
+        outer_bottom + bottom,
+        outer_right + right,
+    )
 
 
 def _multiply(first: Pair, second: Pair) -> Pair:

@@ -224,10 +224,7 @@ def _macs(node: ir.Node) -> int | None:
     if node.op_type not in COUNTED or not is_standard(node):
         return None
     output = _static_sides(node.outputs[0])
-    transposed = node.attributes.get_int("transA", 0)
-    is_transposed = node.op_type == "Gemm" and transposed != 0
-    index = 0 if is_transposed else COUNTED[node.op_type]
-    weight = _static_sides(node.inputs[index])
+    weight = _static_sides(node.inputs[COUNTED[node.op_type]])
     if output is None or weight is None or min(output, default=1) < 0:
         return None
     return math.prod(output) * _products(node, weight)

@@ -6,7 +6,9 @@ A rule is a function from a node to an Answer. It is a list of guards and one an
     Refusal     it would be affine, but for a reason that a person should hear
     None        it is something else
 
-Rules read the graph. They never change it, and they keep no state.
+Rules read the graph. They never change it, and they keep no state. Constants that nodes compute,
+such as a scale behind an Unsqueeze, are initializers before a rule sees them
+(tools/constant_folding.py, which lists the operators that it folds).
 
 To add a rule:
 
