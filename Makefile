@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: card test check lint fuzz bench bench-int8 tables weights-digits reference clean
+.PHONY: card test check lint fuzz bench bench-int8 tables weights-digits reference toolchains clean
 
 card: $(VENV)/.core
 	$(BIN)/repzoo card --output out
@@ -69,6 +69,12 @@ bench: $(VENV)/.dev
 
 tables: $(VENV)/.core
 	$(BIN)/python -m repzoo.report.tables README.md README_cn.md
+
+# Vendors' quantizers and simulators, each in an environment of its own below ~/.cache/repzoo/toolchains.
+TOOLCHAINS ?= rdk-x5 rknn
+
+toolchains: $(VENV)/.core
+	$(BIN)/repzoo toolchains $(TOOLCHAINS) --install
 
 # --- environments -----------------------------------------------------------------------------------------------------
 

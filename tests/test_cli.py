@@ -34,6 +34,8 @@ COMMANDS = [
     "export",
     "fold",
     "quantize",
+    "harden",
+    "toolchains",
     "evaluate",
     "bench",
     "predict",

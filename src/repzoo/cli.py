@@ -34,6 +34,8 @@ COMMANDS = {
     "fold": ("transform", "fold"),
     "embed-input": ("transform", "embed_input"),
     "quantize": ("transform", "quantize"),
+    "harden": ("targets", "harden"),
+    "toolchains": ("targets", "toolchains"),
     "evaluate": ("measure", "evaluate"),
     "bench": ("measure", "bench"),
     "predict": ("measure", "predict"),
@@ -107,6 +109,7 @@ COMMAND_GROUPS = {
     "The whole job": ["card"],
     "Models and weights": ["list", "info", "download", "export", "convert", "train"],
     "Fold and quantize": ["fold", "quantize", "embed-input"],
+    "Boards and their makers' tools": ["harden", "toolchains"],
     "Use and measure": ["predict", "evaluate", "bench", "count", "mismatch", "engines"],
 }
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from repzoo.verbs.evaluate_models import EvaluateOptions, Evaluation, evaluate
     from repzoo.verbs.export_model import ExportOptions, export
     from repzoo.verbs.fold_model import fold
+    from repzoo.verbs.harden_model import HardenOptions, harden
     from repzoo.verbs.load_model import load
     from repzoo.verbs.measure_preprocessing import Mismatches, measure_mismatch
     from repzoo.verbs.predict_images import predict
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from repzoo.verbs.public_artifact import Artifact
     from repzoo.verbs.quantize_model import QuantizeOptions, quantize
     from repzoo.verbs.train_model import RecipeChanges, train
+    from repzoo.verbs.vendor_toolchains import toolchains
 
 __all__ = [
     "Artifact",
@@ -32,6 +34,7 @@ __all__ = [
     "EvaluateOptions",
     "Evaluation",
     "ExportOptions",
+    "HardenOptions",
     "Mismatches",
     "Prediction",
     "QuantizeOptions",
@@ -42,10 +45,12 @@ __all__ = [
     "evaluate",
     "export",
     "fold",
+    "harden",
     "load",
     "measure_mismatch",
     "predict",
     "quantize",
+    "toolchains",
     "train",
 ]
 
@@ -59,6 +64,7 @@ _MODULES = {
     "EvaluateOptions": "evaluate_models",
     "Evaluation": "evaluate_models",
     "ExportOptions": "export_model",
+    "HardenOptions": "harden_model",
     "Mismatches": "measure_preprocessing",
     "Prediction": "prediction",
     "QuantizeOptions": "quantize_model",
@@ -69,10 +75,12 @@ _MODULES = {
     "evaluate": "evaluate_models",
     "export": "export_model",
     "fold": "fold_model",
+    "harden": "harden_model",
     "load": "load_model",
     "measure_mismatch": "measure_preprocessing",
     "predict": "predict_images",
     "quantize": "quantize_model",
+    "toolchains": "vendor_toolchains",
     "train": "train_model",
 }
 

@@ -19,6 +19,7 @@ from repzoo.verbs.prediction import ImageLike, Prediction, classify
 if TYPE_CHECKING:  # each brings a package that takes long to import, or torch
     from repzoo.graph.certificate.certify import Certificate
     from repzoo.quant.search.gate import QuantReport
+    from repzoo.quant.search.harden import HardenReport
     from repzoo.training.run import TrainResult
 
 
@@ -29,6 +30,7 @@ class Artifact(StoredArtifact):
 
     certificate  how equal the folded graph is to the training form; set by `fold`
     report       what the quantizer tried, chose and measured; set by `quantize`
+    hardening    what was put on the target's grid, the proof, and what it costs; set by `harden`
     training     the log of the training; set by `train`
 
     They are None where the verb did not run in this process. The file keeps the certificate as
@@ -37,6 +39,7 @@ class Artifact(StoredArtifact):
 
     certificate: Certificate | None = field(default=None, compare=False)
     report: QuantReport | None = field(default=None, compare=False)
+    hardening: HardenReport | None = field(default=None, compare=False)
     training: TrainResult | None = field(default=None, compare=False)
 
     @classmethod

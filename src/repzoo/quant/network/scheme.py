@@ -39,6 +39,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "weight_bits": tuple(WEIGHT_MAX),
     "ranges": RANGE_METHODS,
     "escape": ("float", "int16"),
+    "weight_rule": ("largest", "minmax", "power-of-two"),
 }
 # Accepted elements of the fields that take several.
 ELEMENTS: dict[str, tuple[str, ...]] = {
@@ -69,6 +70,11 @@ class QuantScheme:
         fused: activations that the target fuses into the layer before, out of ACTIVATIONS. Gelu,
             Swish and HardSwish may also be composites.
         escape: fallback of a layer that INT8 breaks: float | int16.
+        weight_rule: how the target's own tool rounds the weights of a float file: largest | minmax
+            | power-of-two (see parameters/weight_grid.py). `harden` puts weights on that grid.
+        opset, ir_version: the newest ONNX opset and IR version that the tool takes; 0: any.
+        batch: images at a time that the tool wants in the file; 0: any number.
+        aliases: other names of the preset.
     """
 
     name: str
@@ -92,6 +98,11 @@ class QuantScheme:
     )
     fused: tuple[str, ...] = ("Relu", "Clip")
     escape: str = "float"
+    weight_rule: str = "largest"
+    opset: int = 0
+    ir_version: int = 0
+    batch: int = 0
+    aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be written."""
@@ -144,8 +155,9 @@ def load_scheme(name: str) -> QuantScheme:
     Raises:
         InputError: an unknown name (similar ones are offered), or a file that is not a scheme.
     """
-    if name in schemes():
-        return schemes()[name]
+    for scheme in schemes().values():
+        if name in (scheme.name, *scheme.aliases):
+            return scheme
     if Path(name).suffix == ".toml":
         return _from_file(Path(name))
     raise InputError(unknown("scheme", name, schemes()))

@@ -1,0 +1,97 @@
+"""Commands for boards and their makers' tools: harden, toolchains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from repzoo import verbs
+from repzoo.console import hardened as views
+from repzoo.console import toolchains as toolchain_views
+from repzoo.console.commands.shared import (
+    FILE,
+    data_option,
+    json_option,
+    output_option,
+    require_writable_files,
+)
+from repzoo.console.options import options_of, preprocess_options, split_options
+from repzoo.console.output import Console
+from repzoo.storage import write_together
+from repzoo.verbs.image_data import open_data_source
+from repzoo.verbs.model_files import load_file, require_float
+
+
+@click.command()
+@click.argument("file")
+@output_option
+@data_option
+@click.option("--report", type=FILE, help="Also write the report to this JSON file.")
+@options_of(verbs.HardenOptions)
+@preprocess_options
+@json_option
+def harden(
+    file: str,
+    output: Path,
+    data: str,
+    report: Path | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Write FILE.onnx as a float model that the target's own tool quantizes without loss.
+
+    For tools that take no scales of others. Weights are equalized, rounded by GPTQ and put on the
+    grid that the tool will find; it then rounds each to itself. Exits with 4, and writes nothing,
+    when the drop in the target's arithmetic is proven to exceed --max-drop.
+    """
+    options, preprocess = split_options(verbs.HardenOptions, values)
+    artifact = load_file(file, **preprocess)
+    require_float(artifact)
+    require_writable_files(output, report=report)
+    with Console(as_json) as console:
+        source = open_data_source(data, unlabeled=True)
+        console.describe(source.describe_quantization())
+        result = verbs.harden(
+            artifact, source, options=options, progress=console.progress
+        )
+    assert result.hardening is not None
+    contents: list[Any] = result.files(output)
+    if report:
+        contents.append((report, Console.document(views.document(result.hardening))))
+    write_together(contents)
+    console.show(views.hardened(result.hardening, output))
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option(
+    "--install",
+    "install_missing",
+    is_flag=True,
+    help="Install NAMES that are not there, from PyPI into ~/.cache/repzoo/toolchains. Each is "
+    "its maker's, under its maker's terms.",
+)
+@click.option(
+    "--python",
+    default="",
+    metavar="PATH",
+    help="Python to make the environments from.  [default: one that fits]",
+)
+@json_option
+def toolchains(
+    names: tuple[str, ...], install_missing: bool, python: str, as_json: bool
+) -> None:
+    """Show vendors' tool chains: what is installed, and what to type for the rest.
+
+    Each has a Python environment of its own, outside of this one.
+    """
+    with Console(as_json) as console:
+        statuses = verbs.toolchains(
+            names,
+            install_missing=install_missing,
+            python=python,
+            progress=console.progress,
+        )
+    console.show(toolchain_views.toolchains(statuses))

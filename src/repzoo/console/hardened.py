@@ -1,0 +1,79 @@
+"""View of `repzoo harden`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from repzoo.console.output import View, make_table
+from repzoo.measure.record import to_json
+from repzoo.measure.results import PairedAccuracy
+from repzoo.quant.search.harden import HardenReport
+from repzoo.report import figures
+
+# Layers that a person is shown; --json has all.
+SHOWN_LAYERS = 5
+
+
+def hardened(report: HardenReport, path: Path) -> View:
+    """What was chosen, the proof, what it costs, and what the target leaves in float."""
+    proof = report.proof
+    unit = "channels" if report.target.per_channel else "channels of whole tensors"
+    shown: list[Any] = [
+        _comparisons(report),
+        f"stage: {report.stage}; {proof.layers} layers, {proof.weights:,} weights on the grid of "
+        f"{report.target.name}",
+        f"proof: rounded once more as {report.target.name} does it, all come out as the same "
+        f"integers; {proof.ends_reached} of {proof.channels} {unit} reach the end of their grid",
+        _noisiest(report),
+    ]
+    for layer in report.kept:
+        shown.append(f"{layer.op} {layer.layer} stays as it is: {layer.reason}")
+    shown.append(f"{path} written")
+    return View(document(report, path), *shown, remarks=report.warnings)
+
+
+def document(report: HardenReport, path: Path | None = None) -> dict[str, Any]:
+    """The report as JSON."""
+    proof = report.proof
+    return {
+        **({"file": str(path)} if path else {}),
+        "target": report.target.name,
+        "weight_rule": report.target.weight_rule,
+        "per_channel": report.target.per_channel,
+        "stage": report.stage,
+        "verdict": report.verdict.name.lower(),
+        "proof": {"holds": proof.holds, **to_json(proof)},
+        "in_float": to_json(report.in_float.values),
+        "predicted": to_json(report.predicted.values),
+        "layers": [layer.to_json() for layer in report.layers],
+        "kept": [to_json(layer) for layer in report.kept],
+        "stages": [to_json(item.summarize()) for item in report.candidates],
+    }
+
+
+def _comparisons(report: HardenReport) -> Any:
+    """A row for each stage in the target's arithmetic, and two for the written file."""
+    table = make_table("", ">drop", ">95 % interval", ">same %", ">dB")
+    for candidate in report.candidates:
+        table.add_row(f"INT8, {candidate.stage}", *_cells(candidate.paired))
+    table.add_row("the file in float", *_cells(report.in_float.values))
+    name = f"the file in INT8 as {report.target.name} counts"
+    table.add_row(name, *_cells(report.predicted.values))
+    return table
+
+
+def _cells(values: PairedAccuracy) -> tuple[str, str, str, str]:
+    interval = figures.span(figures.points, values.drop_low, values.drop_high)
+    noise = "" if values.logits_snr_db is None else f"{values.logits_snr_db:.0f}"
+    same = figures.percent(values.same_prediction)
+    return figures.points(values.drop), interval, same, noise
+
+
+def _noisiest(report: HardenReport) -> Any:
+    table = make_table("layers that rounding changes most", ">dB", ">groups", "kernel")
+    by_noise = sorted(report.layers, key=lambda layer: layer.weight_db)
+    for layer in by_noise[:SHOWN_LAYERS]:
+        kernel = "x".join(map(str, layer.kernel))
+        table.add_row(layer.layer, f"{layer.weight_db:.0f}", str(layer.groups), kernel)
+    return table

@@ -1,0 +1,277 @@
+"""`repzoo harden`: an ordinary float file in which a vendor's tool finds the integers chosen here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import numpy_helper
+
+pytest.importorskip(
+    "sklearn", reason="the demo extra, with the digits, is not installed"
+)
+
+from tests.quant.conftest import add, sets, small
+
+import repzoo
+from repzoo.artifact import Artifact
+from repzoo.engines import engine
+from repzoo.errors import GateError, InputError
+from repzoo.quant.network.scheme import load_scheme
+from repzoo.quant.search import harden as hardening
+from repzoo.quant.search import ladder
+from repzoo.quant.search.verdict import Budget
+
+Run = Callable[..., Any]
+Weights = npt.NDArray[np.float32]
+
+# Dense, depthwise, 1x1 with two groups, a shared weight, a linear layer, and a MatMul.
+KINDS = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3, 16, 16] data) => (float[N, 10] output) {
+    a = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (data, dense)
+    b = HardSwish (a)
+    c = Conv <pads = [1, 1, 1, 1], group = 12> (b, deep, shift)
+    d = Relu (c)
+    e = Conv (d, point)
+    f = Relu (e)
+    i = Conv (f, point)
+    j = ReduceMean <axes = [2, 3], keepdims = 0> (i)
+    k = Gemm (j, linear, offsets)
+    output = MatMul (k, last) }"""
+
+
+@functools.cache
+def kinds() -> Artifact:
+    random = np.random.default_rng(0)
+    model = onnx.parser.parse_model(KINDS)
+    tensors = {
+        "dense": random.standard_normal((12, 3, 3, 3)),
+        "deep": random.standard_normal((12, 1, 3, 3)),
+        "shift": random.standard_normal(12),
+        "point": random.standard_normal((12, 12, 1, 1)) / 3,
+        "linear": random.standard_normal((12, 10)),
+        "offsets": random.standard_normal(10),
+        "last": random.standard_normal((10, 10)),
+    }
+    tensors["dense"][3] = 0
+    tensors["deep"] *= np.exp(2 * random.standard_normal((12, 1, 1, 1)))
+    add(model, tensors)
+    return replace(small(), model=model, name="kinds")
+
+
+def target(name: str) -> ladder.Target:
+    return ladder.Target(engine("onnxruntime"), load_scheme(name))
+
+
+@functools.cache
+def hardened(name: str) -> tuple[Artifact, hardening.HardenReport]:
+    budget = Budget(max_drop=100.0)
+    return hardening.harden(kinds(), sets(), target(name), budget)
+
+
+def layers(model: onnx.ModelProto) -> dict[str, Weights]:
+    """The weights of each Conv and Gemm with a row for each output channel, by output name."""
+    values = {
+        item.name: numpy_helper.to_array(item) for item in model.graph.initializer
+    }
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            weight = values[node.input[1]]
+            transposed = any(item.name == "transB" for item in node.attribute)
+            if node.op_type == "Gemm" and not transposed:
+                weight = weight.T
+            found[node.output[0]] = weight.reshape(len(weight), -1)
+    return found
+
+
+def require_on_grid(weights: Weights) -> None:
+    """Written from the vendor's rule alone: each weight is a whole number of steps of max / 127."""
+    step = np.abs(weights).max() / np.float32(127)
+    if step:
+        codes = weights / step
+        np.testing.assert_array_equal(codes, np.round(codes))
+        assert np.abs(codes).max() == 127
+
+
+@pytest.mark.parametrize("name", ["rdk-x5", "rknn-layer"])
+def test_every_layer_lies_on_the_grid_of_the_target(name: str) -> None:
+    result, report = hardened(name)
+    by_layer = layers(result.model)
+    assert list(by_layer) == ["a", "c", "e", "i", "k"]
+    for weights in by_layer.values():
+        for unit in weights if load_scheme(name).per_channel else weights[None]:
+            require_on_grid(unit)
+    assert report.proof.holds
+    assert report.proof.weights == sum(item.size for item in by_layer.values())
+    assert [item.groups for item in report.layers] == [1, 12, 1, 1, 1]
+    assert report.layers[0].zero_channels == 1
+
+
+def test_it_is_an_ordinary_float_file_of_the_opset_that_the_target_takes() -> None:
+    result, _ = hardened("rdk-x5")
+    onnx.checker.check_model(result.model, full_check=True)
+    assert (result.opset, result.model.ir_version) == (11, 7)
+    kinds_of = {node.op_type for node in result.model.graph.node}
+    assert not kinds_of & {"QuantizeLinear", "DequantizeLinear", "HardSwish"}
+    shape = result.model.graph.input[0].type.tensor_type.shape.dim
+    assert [side.dim_value for side in shape] == [1, 3, 16, 16]
+    assert result.form == "deploy"
+    assert result.steps[-1].verb == "harden"
+    assert result.preprocess == kinds().preprocess
+
+
+def test_it_computes_what_the_float_model_computes_up_to_its_rounding() -> None:
+    result, report = hardened("rdk-x5")
+    images = np.random.default_rng(1).standard_normal((1, 3, 16, 16)).astype(np.float32)
+    expected = engine("onnxruntime").open(kinds().model, exact=True).run(images)
+    logits = engine("onnxruntime").open(result.model, exact=True).run(images)
+    difference = np.abs(logits - expected).max()
+    assert 0 < difference < 0.1 * np.abs(expected).max()
+    noise_db = report.in_float.values.logits_snr_db
+    assert noise_db is not None
+    assert noise_db > 25
+
+
+def test_what_stays_in_float_is_listed() -> None:
+    _, report = hardened("rdk-x5")
+    assert [(item.layer, item.op) for item in report.kept] == [("output", "MatMul")]
+    assert report.kept[0].reason == "rdk computes MatMul in float"
+
+
+def test_a_weight_that_moved_fails_the_proof() -> None:
+    result, report = hardened("rdk-x5")
+    model = onnx.ModelProto()
+    model.CopyFrom(result.model)
+    node = next(node for node in model.graph.node if node.output[0] == "c")
+    item = next(item for item in model.graph.initializer if item.name == node.input[1])
+    values = numpy_helper.to_array(item).copy()
+    values[5] = values[5] * np.float32(0.999)
+    values[5].reshape(-1)[0] *= np.float32(1.02)
+    item.CopyFrom(numpy_helper.from_array(values, item.name))
+    proof = hardening.prove(model, report.layers, report.target)
+    assert proof.mismatches
+    assert not proof.holds
+
+
+def test_integers_that_reach_no_end_fail_the_proof() -> None:
+    result, report = hardened("rdk-x5")
+    scheme = replace(report.target, weight_bits=7)  # a tool of another range
+    assert not hardening.prove(result.model, report.layers, scheme).holds
+
+
+def test_the_drop_is_judged() -> None:
+    with pytest.raises(GateError):
+        hardening.harden(small(), sets(), target("rdk-x5"), Budget(max_drop=-90.0))
+
+
+def test_the_public_function(tmp_path: Path) -> None:
+    result = repzoo.harden(small(), "digits", target="rdk-x5", images=64, max_drop=5)
+    assert result.hardening is not None
+    assert result.hardening.predicted.values.same_prediction > 90
+    path = tmp_path / "hard.onnx"
+    result.save(path)
+    for weights in layers(onnx.load(path)).values():
+        for row in weights:
+            require_on_grid(row)
+    with pytest.raises(InputError, match="no scheme is called 'rdkx5'; did you mean"):
+        repzoo.harden(small(), "digits", target="rdkx5")
+
+
+def test_the_command_line(run: Run, small_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "hard.onnx"
+    report = tmp_path / "report.json"
+    data = ("--data", "digits", "--images", 64, "--max-drop", 5)
+    command = ("harden", small_file, "-o", out, "--target", "rdk-x5", *data)
+    ran = run(*command, "--report", report, "--json")
+    assert ran.code == 0, ran.err
+    document = ran.document
+    assert document["proof"]["holds"] is True
+    assert document["proof"]["mismatches"] == 0
+    assert document["proof"]["ends_reached"] == document["proof"]["channels"] == 38
+    assert document["in_float"]["same_prediction"] > 97
+    assert report.is_file()
+    shown = run(*command)
+    assert "all come out as the same integers" in " ".join(shown.out.split())
+
+
+def test_a_rule_of_ones_own(run: Run, small_file: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[mine]\nweight_rule = 'power-of-two'\nopset = 13\n")
+    out = tmp_path / "hard.onnx"
+    data = ("--data", "digits", "--images", 64, "--max-drop", 50)
+    ran = run("harden", small_file, "-o", out, "--target", mine, *data, "--json")
+    assert ran.code == 0, ran.err
+    assert Artifact.read(out).opset == 13
+    for weights in layers(onnx.load(out)).values():
+        for row in weights:
+            step = 2.0 ** np.ceil(np.log2(np.abs(row).max() / 127) - 1e-9)
+            np.testing.assert_array_equal(row / step, np.round(row / step))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": "rdk-x6"}, "no scheme is called 'rdk-x6'"),
+        ({"images": 0}, "is not in the range x>=1"),
+        ({"data": "nowhere"}, "nowhere"),
+        ({"rule": "smallest"}, "weight_rule must be one of largest, minmax"),
+    ],
+)
+def test_bad_input(
+    run: Run, small_file: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    options = {"target": "rdk-x5", "images": 64, "data": "digits", **changes}
+    if "rule" in options:
+        mine = tmp_path / "mine.toml"
+        mine.write_text(f"[mine]\nweight_rule = '{options.pop('rule')}'\n")
+        options["target"] = mine
+    out = tmp_path / "hard.onnx"
+    flags = [part for key, value in options.items() for part in (f"--{key}", value)]
+    ran = run("harden", small_file, "-o", out, *flags)
+    assert ran.code == 2
+    assert words in " ".join(ran.err.split())
+    assert not out.exists()
+
+
+def test_an_operator_without_an_older_form_is_refused_before_the_work(
+    run: Run, tmp_path: Path
+) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(small().model)
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 256] flat) => (float[N, 256] normal) {
+        normal = LayerNormalization (flat, lengths_of_one) }"""
+    node = onnx.parser.parse_model(text).graph.node[0]
+    model.graph.node.insert(5, node)
+    model.graph.node[6].input[0] = "normal"
+    add(model, {"lengths_of_one": np.ones(256)})
+    path = tmp_path / "normal.onnx"
+    replace(small(), model=model).save(path)
+    out = tmp_path / "hard.onnx"
+    ran = run("harden", path, "-o", out, "--data", "digits", "--target", "rdk-x5")
+    assert ran.code == 2
+    message = "LayerNormalization normal cannot be written in ONNX opset 11"
+    assert message in " ".join(ran.err.split())
+
+
+def test_an_int8_model_is_refused(run: Run, tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 16, 16] data) => (float[N, 3] output)
+        <float step = {0.1}, uint8 zero = {0}> {
+        a = QuantizeLinear (data, step, zero)
+        b = DequantizeLinear (a, step, zero)
+        output = ReduceMean <axes = [2, 3], keepdims = 0> (b) }"""
+    path = tmp_path / "int8.onnx"
+    model = onnx.parser.parse_model(text)
+    replace(small(), model=model, labels=()).save(path)
+    ran = run("harden", path, "-o", tmp_path / "o.onnx", "--data", "digits")
+    assert ran.code == 2
+    assert "is quantized already" in ran.err
