@@ -30,7 +30,6 @@ from repzoo.measure.expected_drop import Margins
 from repzoo.onnx_file import classifier_input, fixed_batch
 from repzoo.progress import Progress, silent
 from repzoo.quant.calibration.disk_buffer import DiskBuffer
-from repzoo.quant.calibration.histogram import Histogram
 from repzoo.quant.calibration.observers import (
     GramObserver,
     HistogramObserver,
@@ -112,21 +111,17 @@ def collect_statistics(
     _check_tensors_exist(model, observed)
 
     positions = positions_per_image(stream.images)
-    histogram_observers: list[HistogramObserver] = []
+    of_tensors: dict[str, HistogramObserver] = {}
     for name in observed:
         enabled = name in requested
-        observer = HistogramObserver(name, enabled, positions, stream.images)
-        histogram_observers.append(observer)
+        of_tensors[name] = HistogramObserver(name, enabled, positions, stream.images)
     width = gram_width(layers, initializer_bytes(model))
-    gram_observers = [GramObserver(layer, width, stream.images) for layer in layers]
-    observers = [*histogram_observers, *gram_observers]
+    of_layers = [GramObserver(layer, width, stream.images) for layer in layers]
+    observers = [*of_tensors.values(), *of_layers]
     margins = _run(model, observers, stream, engine, threads)
 
-    histograms: dict[str, Histogram] = {}
-    for observer in histogram_observers:
-        if observer.source in requested:
-            histograms[observer.source] = observer.histogram
-    moments = {item.layer.name: item.moments for item in gram_observers}
+    histograms = {name: of_tensors[name].histogram for name in requested}
+    moments = {observer.layer.name: observer.moments for observer in of_layers}
     images = len(margins.classes)
     return Statistics(histograms, moments, images, margins)
 

@@ -11,6 +11,7 @@ This module needs torch: import it only when it is used.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -63,15 +64,22 @@ class FakeQuantizedModel:
             self._activations[name] = FakeQuantizedActivation(parameters)
         self._weights: dict[str, FakeQuantizedWeight] = {}
         self._biases: dict[str, FakeQuantizedBias] = {}
-        for index, (name, layer) in enumerate(self._layers.items()):
+        for name, layer in self._layers.items():
             quantized = plan.weights[name]
-            weight = FakeQuantizedWeight(quantized, layer, scheme.weight_max)
+            bias = bias_vector(layer, values)
             source = self._activations[layer.source]
-            bias = FakeQuantizedBias(bias_vector(layer, values), quantized, source)
-            self._weights[name] = weight
-            self._biases[name] = bias
-            self._replace_argument(nodes[name], 1, f"weight{index}", weight)
-            self._replace_argument(nodes[name], 2, f"bias{index}", bias)
+            self._weights[name] = FakeQuantizedWeight(
+                quantized, layer, scheme.weight_max
+            )
+            self._biases[name] = FakeQuantizedBias(bias, quantized, source)
+        self._edit_graph(nodes)
+
+    def _edit_graph(self, nodes: Mapping[str, fx.Node]) -> None:
+        """Put the rounding modules into the fx graph, whose `nodes` have ONNX tensor names."""
+        for index, name in enumerate(self._layers):
+            node = nodes[name]
+            self._replace_argument(node, 1, f"weight{index}", self._weights[name])
+            self._replace_argument(node, 2, f"bias{index}", self._biases[name])
         for index, (name, activation) in enumerate(self._activations.items()):
             self._insert_after(nodes[name], f"activation{index}", activation)
         self._module.recompile()  # fx generates the code of a graph only on request

@@ -72,21 +72,30 @@ def gptq_round(
 
     # the columns with the largest inputs first, while all others can still compensate
     order = np.argsort(-input_power, axis=1, kind="stable")
-    row_order = np.broadcast_to(order[:, None, :], rows.shape)
-    sorted_rows = np.take_along_axis(rows, row_order, axis=2)
     divisor = np.where(is_active, mean_power, 1.0)
     sorted_gram = _sorted_and_damped(gram, order, divisor, damping)
-
-    integers = _round_column_by_column(sorted_rows, sorted_gram, scale, limit)
-    if rows.shape[2] <= MAX_DESCENT_COLUMNS:
-        integers = _coordinate_descent(sorted_rows, sorted_gram, scale, integers, limit)
-
+    row_order = np.broadcast_to(order[:, None, :], rows.shape)
+    sorted_rows = np.take_along_axis(rows, row_order, axis=2)
+    integers = _round_sorted(sorted_rows, sorted_gram, scale, limit)
     result = np.empty_like(integers)
     np.put_along_axis(result, row_order, integers, axis=2)
     if is_active.all():
         return result
     nearest = round_to_nearest(rows, scale, limit)
     return np.where(is_active[:, None, None], result, nearest)
+
+
+def _round_sorted(
+    rows: Float,
+    gram: Float,
+    scale: Float,
+    limit: int,
+) -> Float:
+    """Integers [G, O, K] for sorted columns, refined where that is cheap."""
+    integers = _round_column_by_column(rows, gram, scale, limit)
+    if rows.shape[2] > MAX_DESCENT_COLUMNS:
+        return integers
+    return _coordinate_descent(rows, gram, scale, integers, limit)
 
 
 def _sorted_and_damped(
@@ -148,13 +157,11 @@ def _round_block(
     errors = np.empty_like(remaining)
     for k in range(remaining.shape[1]):
         column = remaining[:, k]
-        rounded = round_to_nearest(column, row_scale, limit)
-        difference = column - rounded * row_scale
-        error = difference / upper[:, k, k, None]
+        integers[:, k] = round_to_nearest(column, row_scale, limit)
+        difference = column - integers[:, k] * row_scale
+        errors[:, k] = difference / upper[:, k, k, None]
         factors = upper[:, k, k + 1 :]  # U_kj for j > k
-        remaining[:, k + 1 :] -= factors[:, :, None] * error[:, None, :]
-        integers[:, k] = rounded
-        errors[:, k] = error
+        remaining[:, k + 1 :] -= factors[:, :, None] * errors[:, None, k]
     return integers.transpose(0, 2, 1), errors.transpose(0, 2, 1)
 
 

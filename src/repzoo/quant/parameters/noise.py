@@ -41,20 +41,28 @@ def quantization_noise(
     high = max(high, 0.0)
     step = (high - low) / steps
     centers = histogram.centers
-    values = function(centers)
     clipped = function(np.clip(centers, low, high))
-    clipping = (clipped - values) ** 2
-
-    to_zero = (values - function(np.zeros(1))) ** 2
-    # uniform error within a step, of variance step^2 / 12
-    rounding = histogram.slopes(function) ** 2 * step * step / 12
-    deviation = step / np.sqrt(12)
-    is_near_zero = (centers > -deviation) & (centers < deviation)
-    inside = np.where(is_near_zero, to_zero, rounding)
-
+    clipping = (clipped - function(centers)) ** 2
     is_clipped = (centers < low) | (centers > high)
+    inside = _rounding_noise(histogram, step, function)
     errors = np.where(is_clipped, clipping, inside)
     return histogram.expectation(errors)
+
+
+def _rounding_noise(
+    histogram: Histogram,
+    step: float,
+    function: Function,
+) -> Float:
+    """Expected squared error of the values in each bin by rounding to a `step`, [C, BINS]."""
+    centers = histogram.centers
+    to_zero = (function(centers) - function(np.zeros(1))) ** 2
+    # uniform error within a step, of variance step^2 / 12
+    squared_slopes = histogram.slopes(function) ** 2
+    rounding = squared_slopes * step * step / 12
+    deviation = step / np.sqrt(12)
+    is_near_zero = (centers > -deviation) & (centers < deviation)
+    return np.where(is_near_zero, to_zero, rounding)
 
 
 def clipping_shift(
@@ -102,15 +110,16 @@ def range_losses(
     step = (high - low) / UINT8_STEPS
     start = sums.bins_below(low)
     end = sums.bins_below(high, inclusive=True)
+    clipped_low = sums.squared_distance(0, start, function(low))
+    clipped_high = sums.squared_distance(end, BINS, function(high))
+
     # values nearer to 0 than this err least if they are rounded to 0
     near_zero = step / np.sqrt(12)
     zero_start = np.maximum(sums.bins_below(-near_zero), start)
     zero_end = np.minimum(sums.bins_below(near_zero, inclusive=True), end)
-
-    clipped_low = sums.squared_distance(0, start, function(low))
-    clipped_high = sums.squared_distance(end, BINS, function(high))
     zero = function(np.zeros_like(low))
     to_zero = sums.squared_distance(zero_start, zero_end, zero)
+
     all_inside = sums.squared_slopes(start, end)
     rounded = all_inside - sums.squared_slopes(zero_start, zero_end)
     rounding = rounded * step**2 / 12

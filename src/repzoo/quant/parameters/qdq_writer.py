@@ -133,12 +133,8 @@ def insert_qdq(
         weights: integer weights by layer; those of other layers are rounded to nearest.
         signed: store activations as int8, with every integer lower by 128, and not as uint8.
     """
-    has_int16 = any(activations[name].bits == 16 for name in placement.tensors)
-    if has_int16:
-        model = upgrade_opset(model, INT16_OPSET)
-    result = clone(model)
-    if has_int16:
-        result.ir_version = max(result.ir_version, INT16_IR)
+    bits = {activations[name].bits for name in placement.tensors}
+    result = _int16_copy(model) if 16 in bits else clone(model)
     graph = result.graph
     writer = _Writer(
         graph,
@@ -162,6 +158,13 @@ def insert_qdq(
     remove_unused_initializers(graph)
     del graph.value_info[:]  # the types of quantized tensors have changed
     return result
+
+
+def _int16_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` whose opset has int16 activations."""
+    copy = clone(upgrade_opset(model, INT16_OPSET))
+    copy.ir_version = max(copy.ir_version, INT16_IR)
+    return copy
 
 
 _Pair = tuple[onnx.NodeProto, onnx.NodeProto]  # QuantizeLinear, DequantizeLinear
@@ -266,16 +269,25 @@ class _Writer:
         )
         if bias is None:
             return [weight_node]
+        return [weight_node, self._quantize_bias(node, bias, weight)]
+
+    def _quantize_bias(
+        self,
+        node: onnx.NodeProto,
+        bias: Float,
+        weight: QuantizedWeight,
+    ) -> onnx.NodeProto:
+        """Make `node` read its `bias` [O] as int32; the DequantizeLinear of it."""
         # rounded to float32 as runtimes compute it, then divided in float64
         input_scale = np.float32(self.activations[node.input[0]].scale)
         product = input_scale * weight.scale.astype(np.float32)
-        bias_scale = product.astype(np.float64)
-        codes = np.round(bias / bias_scale).astype(np.int32)
-        name = f"{layer}:{node.input[2]}"
-        node.input[2], bias_node = self._dequantized_constant(
-            name, codes, bias_scale, axis=0
+        scale = product.astype(np.float64)
+        codes = np.round(bias / scale).astype(np.int32)
+        name = f"{node.output[0]}:{node.input[2]}"
+        node.input[2], dequantize = self._dequantized_constant(
+            name, codes, scale, axis=0
         )
-        return [weight_node, bias_node]
+        return dequantize
 
     def _dequantized_constant(
         self,

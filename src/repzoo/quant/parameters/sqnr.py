@@ -256,24 +256,29 @@ class NoiseAttribution:
             positions: set[int] = set()
             for deciding in propagation.deciding_tensors(tensor):
                 positions.update(reached.get(deciding, ()))
-            noises: dict[str, Float] = {}
+            sensitivities: dict[str, Sensitivity] = {}
             for position in sorted(positions):
                 sensitivity = propagation.sensitivity_of(tensor, costs[position])
                 if sensitivity is not None:
-                    name = self._layers[position].name
-                    noises[name] = self._noise(tensor, sensitivity)
-            if noises:
-                self._attribute_to_worst(tensor, noises)
+                    sensitivities[self._layers[position].name] = sensitivity
+            if sensitivities:
+                self._attribute_to_worst(tensor, sensitivities)
             else:
                 self._attribute_to_producer(tensor, propagation)
 
-    def _noise(self, tensor: str, sensitivity: Sensitivity) -> Float:
-        """Noise over signal that each channel of an activation adds to a layer, [C]."""
-        return sensitivity.cost * self._error(tensor, sensitivity.function)
+    def _attribute_to_worst(
+        self, tensor: str, sensitivities: Mapping[str, Sensitivity]
+    ) -> None:
+        """Attribute an activation to the layer to which it adds most noise.
 
-    def _attribute_to_worst(self, tensor: str, noises: Mapping[str, Float]) -> None:
-        """Attribute an activation to the layer in which its noise [C] is largest."""
-        totals = {name: float(noise.sum()) for name, noise in noises.items()}
+        `sensitivities` are those of the layers, by name, in graph order.
+        """
+        noises: dict[str, Float] = {}
+        totals: dict[str, float] = {}
+        for name, sensitivity in sensitivities.items():
+            error = self._error(tensor, sensitivity.function)
+            noises[name] = sensitivity.cost * error
+            totals[name] = float(noises[name].sum())
         worst = max(totals, key=totals.__getitem__)
         self._attribute(worst, tensor, noises[worst])
 

@@ -100,11 +100,8 @@ def _noise_terms(
     weights: list[WeightNoise] = []
     for layer in observed:
         rows = weight_rows(layer, values)
-        moments = statistics.moments[layer.name]
-        power = signal_power(rows, moments)
-        if power > 0:
-            sensitivity = _output_sensitivity(layer, channels, by_label, power)
-            noise = LayerNoise(layer, rows, _input_energy(layer, moments), sensitivity)
+        noise = _layer_noise(layer, rows, statistics, channels, by_label)
+        if noise is not None:
             weights.append(noise.term(channels, per_channel))
 
     propagation = SensitivityPropagation(GraphView(model), layers, statistics)
@@ -131,6 +128,23 @@ def _sensitivity_by_label(costs: Costs, channels: ChannelGroups) -> Float:
         labels = channels.labels_of(source, len(cost))
         np.add.at(sums, labels, cost)
     return sums
+
+
+def _layer_noise(
+    layer: Layer,
+    rows: Float,
+    statistics: Statistics,
+    channels: ChannelGroups,
+    by_label: Float,
+) -> LayerNoise | None:
+    """What the noise of a layer's weights `rows` depends on; None if its output is always 0."""
+    moments = statistics.moments[layer.name]
+    power = signal_power(rows, moments)
+    if power <= 0:
+        return None
+    energy = _input_energy(layer, moments)
+    sensitivity = _output_sensitivity(layer, channels, by_label, power)
+    return LayerNoise(layer, rows, energy, sensitivity)
 
 
 def _output_sensitivity(
