@@ -17,8 +17,7 @@ from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.network.scheme import load_scheme
-from repzoo.quant.parameters import compute as plan
-from repzoo.quant.parameters import sqnr as diagnose
+from repzoo.quant.parameters import compute, sqnr
 from repzoo.quant.parameters.compute import Corrections
 from repzoo.quant.parameters.ranges import ChosenRange
 from repzoo.quant.rewrites import equalize
@@ -52,8 +51,8 @@ def test_bias_correction_restores_channel_means() -> None:
     statistics, coarse = collect(model, placement), replace(COARSE, per_channel=False)
     shifts = {}
     for bias in (False, True):
-        result = plan.write_qdq(
-            plan.compute_parameters(
+        result = compute.write_qdq(
+            compute.compute_parameters(
                 model, placement, statistics, coarse, Corrections(False, bias, "minmax")
             ),
             placement,
@@ -94,8 +93,8 @@ def test_bias_correction_includes_the_shift_of_rounding_activations() -> None:
     statistics, shifts = collect(model, placement), {}
     for kept in (statistics.histograms["b"].samples, np.zeros((16, 0), np.float32)):
         statistics.histograms["b"].samples = kept
-        result = plan.write_qdq(
-            plan.compute_parameters(
+        result = compute.write_qdq(
+            compute.compute_parameters(
                 model, placement, statistics, load_scheme("ort-cpu"), Corrections()
             ),
             placement,
@@ -112,8 +111,8 @@ def test_bias_correction_includes_the_shift_of_rounding_activations() -> None:
 def test_every_scheme_gets_its_number_formats_and_stays_accurate(name: str) -> None:
     model, scheme = net(), load_scheme(name)
     placement = candidates(model)[0]
-    result = plan.write_qdq(
-        plan.compute_parameters(
+    result = compute.write_qdq(
+        compute.compute_parameters(
             model, placement, collect(model, placement), scheme, Corrections()
         ),
         placement,
@@ -147,10 +146,10 @@ def test_the_sqnr_report_names_the_layer_and_side_that_were_broken() -> None:
     model = net()
     placement = candidates(model)[0]
     statistics = collect(model, placement)
-    result = plan.compute_parameters(
+    result = compute.compute_parameters(
         model, placement, statistics, load_scheme("ort-cpu"), Corrections()
     )
-    worst = diagnose.layer_sqnr(result, statistics)[0]
+    worst = sqnr.layer_sqnr(result, statistics)[0]
     assert min(worst.weight_db, worst.activation_db) > 30  # sound
     spoiled = result.weights["again"]
     values = spoiled.values.copy()
@@ -158,12 +157,12 @@ def test_the_sqnr_report_names_the_layer_and_side_that_were_broken() -> None:
     weights = replace(
         result, weights={**result.weights, "again": replace(spoiled, values=values)}
     )
-    worst = diagnose.layer_sqnr(weights, statistics)[0]
+    worst = sqnr.layer_sqnr(weights, statistics)[0]
     assert (worst.layer, worst.side, worst.channels[0]) == ("again", "weight", 5)
     inputs = replace(
         result, ranges={**result.ranges, "wise": ChosenRange("", (0.0, 0.05))}
     )
-    worst = diagnose.layer_sqnr(inputs, statistics)[0]
+    worst = sqnr.layer_sqnr(inputs, statistics)[0]
     assert (worst.layer, worst.side) == ("grouped", "activation")
 
 
@@ -205,7 +204,7 @@ def model_with_pooling() -> tuple[onnx.ModelProto, Placement, Statistics]:
 
 def test_data_movement_keeps_the_range_of_its_input() -> None:
     model, everything, statistics = model_with_pooling()
-    result = plan.compute_parameters(
+    result = compute.compute_parameters(
         model, everything, statistics, load_scheme("ort-cpu"), Corrections()
     )
     parameters = result.activations
@@ -218,12 +217,11 @@ def test_data_movement_keeps_the_range_of_its_input() -> None:
 def test_noise_in_other_tensors_is_attributed_to_a_downstream_layer() -> None:
     """A tensor in front of MaxPool, Flatten or Concat gets too wide a range."""
     model, everything, statistics = model_with_pooling()
-    result = plan.compute_parameters(
+    result = compute.compute_parameters(
         model, everything, statistics, load_scheme("ort-cpu"), Corrections()
     )
     assert (
-        min(layer.activation_db for layer in diagnose.layer_sqnr(result, statistics))
-        > 25
+        min(layer.activation_db for layer in sqnr.layer_sqnr(result, statistics)) > 25
     )
     for tensor, expected_layers in {
         "d": "y",
@@ -235,7 +233,7 @@ def test_noise_in_other_tensors_is_attributed_to_a_downstream_layer() -> None:
         coarse = replace(
             result, ranges={**result.ranges, tensor: ChosenRange("", (-500.0, 500.0))}
         )
-        worst = diagnose.layer_sqnr(coarse, statistics)[0]
+        worst = sqnr.layer_sqnr(coarse, statistics)[0]
         assert worst.layer in expected_layers
         assert (worst.side, worst.tensor) == ("activation", tensor)
         assert f"of {tensor}, channels" in worst.sentence()
@@ -253,16 +251,16 @@ def test_a_float_layer_is_listed_if_its_input_is_quantized() -> None:
         engine("onnxruntime"),
         1,
     )
-    result = plan.compute_parameters(
+    result = compute.compute_parameters(
         model, placement, statistics, load_scheme("ort-cpu"), Corrections()
     )
     coarse = replace(
         result, ranges={**result.ranges, "b": ChosenRange("", (-500.0, 500.0))}
     )
-    worst = diagnose.layer_sqnr(coarse, statistics)[0]
+    worst = sqnr.layer_sqnr(coarse, statistics)[0]
     assert worst.layer in ("c", "y")
     assert (worst.side, worst.tensor) == ("activation", "b")
-    assert worst.weight_db == diagnose.MAX_DB
+    assert worst.weight_db == sqnr.MAX_DB
 
 
 @pytest.mark.parametrize("name", ["ort-cpu", "per-tensor"])
@@ -295,8 +293,8 @@ def test_rescaled_channels_do_not_change_the_int8_result(name: str) -> None:
             engine("onnxruntime"),
             1,
         )
-        result = plan.write_qdq(
-            plan.compute_parameters(
+        result = compute.write_qdq(
+            compute.compute_parameters(
                 graph, placement, statistics, scheme, Corrections()
             ),
             placement,

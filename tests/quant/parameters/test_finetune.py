@@ -28,8 +28,7 @@ from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statis
 from repzoo.quant.network import layers
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import load_scheme
-from repzoo.quant.parameters import compute as plan
-from repzoo.quant.parameters import fake_quantization, finetune
+from repzoo.quant.parameters import compute, fake_quantization, finetune
 from repzoo.quant.parameters.compute import Corrections, QuantizationPlan
 from repzoo.quant.parameters.finetune import DistillationImages, FinetuneOptions
 from repzoo.quant.rewrites import stages
@@ -94,7 +93,7 @@ def make_plan(model: onnx.ModelProto) -> tuple[QuantizationPlan, Placement]:
         engine("onnxruntime"),
         1,
     )
-    return plan.compute_parameters(
+    return compute.compute_parameters(
         model, placement, statistics, COARSE, Corrections()
     ), placement
 
@@ -122,7 +121,9 @@ def test_distillation_restores_accuracy_lost_to_per_tensor_scales() -> None:
         TRAINING_IMAGES,
         FinetuneOptions(epochs=6, mirror=False),
     )
-    written = [plan.write_qdq(item, placement, COARSE) for item in (quantized, trained)]
+    written = [
+        compute.write_qdq(item, placement, COARSE) for item in (quantized, trained)
+    ]
     onnx.checker.check_model(written[1], full_check=True)
     float_logits = run(model, held_out).argmax(1)
     before, after = (
@@ -146,7 +147,7 @@ def test_distillation_does_not_harm_an_accurate_plan() -> None:
     )
     float_logits = run(model, held_out)
     before, after = (
-        snr_db(float_logits, run(plan.write_qdq(item, placement, COARSE), held_out))
+        snr_db(float_logits, run(compute.write_qdq(item, placement, COARSE), held_out))
         for item in (quantized, trained)
     )
     assert before > 20
@@ -184,7 +185,7 @@ def test_training_is_deterministic_and_keeps_the_random_state() -> None:
             options,
         )
         outputs.append(
-            plan.write_qdq(trained, placement, COARSE).SerializeToString(
+            compute.write_qdq(trained, placement, COARSE).SerializeToString(
                 deterministic=True
             )
         )
@@ -204,7 +205,7 @@ def test_the_student_computes_the_outputs_of_the_written_model() -> None:
     with torch.inference_mode():
         answers = student(torch.from_numpy(inputs)).numpy()
     for item in (quantized, student.plan()):
-        outputs = run(plan.write_qdq(item, placement, COARSE), inputs)
+        outputs = run(compute.write_qdq(item, placement, COARSE), inputs)
         assert np.abs(outputs - answers).mean() < 1e-3 * np.std(answers)
     assert np.abs(run(model, inputs) - answers).mean() > 0.2 * np.std(
         answers

@@ -15,7 +15,7 @@ from repzoo.engines import engine
 from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.network import channels, layers
 from repzoo.quant.network.scheme import load_scheme
-from repzoo.quant.parameters import compute as plan
+from repzoo.quant.parameters import compute
 from repzoo.quant.rewrites import equalize
 
 Array = npt.NDArray[np.float32]
@@ -339,9 +339,13 @@ def quantize(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         engine("onnxruntime"),
         1,
     )
-    return plan.write_qdq(
-        plan.compute_parameters(
-            equalized.model, placed, statistics, load_scheme(name), plan.Corrections()
+    return compute.write_qdq(
+        compute.compute_parameters(
+            equalized.model,
+            placed,
+            statistics,
+            load_scheme(name),
+            compute.Corrections(),
         ),
         placed,
         load_scheme(name),
@@ -365,7 +369,7 @@ def test_int8_does_not_see_that_channels_were_rescaled(seed: int, name: str) -> 
         < 1.5 * np.square(ours).mean()
         < 0.01 * np.var(expected)
     )
-    plain = plan.Corrections(gptq=False)
+    plain = compute.Corrections(gptq=False)
     twin, placed = rescale_randomly(model, seed + 5), place.candidates(model)[0]
     seen = collect_statistics(
         twin,
@@ -375,8 +379,8 @@ def test_int8_does_not_see_that_channels_were_rescaled(seed: int, name: str) -> 
         engine("onnxruntime"),
         1,
     )
-    broken = plan.write_qdq(
-        plan.compute_parameters(twin, placed, seen, load_scheme(name), plain),
+    broken = compute.write_qdq(
+        compute.compute_parameters(twin, placed, seen, load_scheme(name), plain),
         placed,
         load_scheme(name),
     )

@@ -16,7 +16,7 @@ from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statis
 from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import channels, layers
 from repzoo.quant.network.scheme import load_scheme
-from repzoo.quant.parameters import compute as plan
+from repzoo.quant.parameters import compute
 from repzoo.quant.rewrites import equalize
 from repzoo.quant.rewrites import smooth as smoothing
 from repzoo.quant.rewrites.equalize import EqualizedModel
@@ -100,13 +100,13 @@ def error(model: onnx.ModelProto, base: EqualizedModel, name: str) -> float:
     """Mean squared error of the INT8 form of `base`, on images that it was not calibrated on."""
     placed = place.candidates(model)[0]
     seen = collect(model).rescaled(base.factors, layers.find_layers(model).values())
-    parameters = plan.compute_parameters(
-        base.model, placed, seen, load_scheme(name), plan.Corrections()
+    parameters = compute.compute_parameters(
+        base.model, placed, seen, load_scheme(name), compute.Corrections()
     )
     inputs = images(4, 256)
     return float(
         np.square(
-            run(plan.write_qdq(parameters, placed, load_scheme(name)), inputs)
+            run(compute.write_qdq(parameters, placed, load_scheme(name)), inputs)
             - run(model, inputs)
         ).mean()
     )

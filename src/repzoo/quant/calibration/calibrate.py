@@ -33,6 +33,7 @@ from repzoo.quant.calibration.disk_buffer import DiskBuffer
 from repzoo.quant.calibration.observers import (
     GramObserver,
     HistogramObserver,
+    MagnitudeCheck,
     Observer,
     gram_width,
     positions_per_image,
@@ -103,32 +104,28 @@ def collect_statistics(
     Raises:
         InputError: no image, a tensor that is not finite or not in the model, or no disk space.
     """
-    # a dict keeps the order and is searched in constant time: a graph may have 10,000 tensors
-    requested = dict.fromkeys(tensors)
-    # a layer's input is observed even without a histogram, to refuse values that are not finite
-    sources = dict.fromkeys(layer.source for layer in layers)
-    observed = requested | sources
-    _check_tensors_exist(model, observed)
-
     positions = positions_per_image(stream.images)
     of_tensors: dict[str, HistogramObserver] = {}
-    for name in observed:
-        enabled = name in requested
-        of_tensors[name] = HistogramObserver(name, enabled, positions, stream.images)
+    for name in tensors:
+        of_tensors[name] = HistogramObserver(name, positions, stream.images)
+    # a layer's input is observed even without a histogram, to refuse values that are not finite
+    others = {layer.source for layer in layers} - of_tensors.keys()
+    checks = [MagnitudeCheck(name) for name in sorted(others)]
     width = gram_width(layers, initializer_bytes(model))
     of_layers = [GramObserver(layer, width, stream.images) for layer in layers]
-    observers = [*of_tensors.values(), *of_layers]
+    observers = [*of_tensors.values(), *checks, *of_layers]
+    _check_tensors_exist(model, observers)
     margins = _run(model, observers, stream, engine, threads)
 
-    histograms = {name: of_tensors[name].histogram for name in requested}
+    histograms = {name: observer.histogram for name, observer in of_tensors.items()}
     moments = {observer.layer.name: observer.moments for observer in of_layers}
     images = len(margins.classes)
     return Statistics(histograms, moments, images, margins)
 
 
-def _check_tensors_exist(model: onnx.ModelProto, names: Iterable[str]) -> None:
+def _check_tensors_exist(model: onnx.ModelProto, observers: Iterable[Observer]) -> None:
     available = _computed_tensors(model) | {classifier_input(model).name}
-    missing = set(names) - available
+    missing = {observer.source for observer in observers} - available
     if missing:
         raise InputError(
             f"the model computes no tensor {min(missing)!r}; name outputs of its nodes"
@@ -252,10 +249,10 @@ class _Probe:
 
     def run(self, batches: Iterable[Images]) -> Iterator[Images]:
         """Yield the model's output for each batch, after its observers have seen the batch."""
-        histograms: list[Observer] = []
+        others: list[Observer] = []
         grams: list[Observer] = []
         for observer in self.observers:
-            group = grams if isinstance(observer, GramObserver) else histograms
+            group = grams if isinstance(observer, GramObserver) else others
             group.append(observer)
         # One BLAS thread for each of ours: sharing each of many small products among several
         # threads takes three times as long.
@@ -268,8 +265,8 @@ class _Probe:
                 results = run_padded(self.session, inputs, self.batch)
                 tensors = dict(zip(self.outputs, results, strict=True))
                 tensors[self.source] = inputs
-                # histograms first: they refuse values that are not finite before these are summed
-                self._observe(pool, histograms, tensors)
+                # Gram matrices last: the others refuse values that are not finite
+                self._observe(pool, others, tensors)
                 self._observe(pool, grams, tensors)
                 yield tensors[self.target]
 

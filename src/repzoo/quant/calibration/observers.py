@@ -1,8 +1,8 @@
 """Observers: each watches one tensor during calibration and accumulates one kind of statistic.
 
-Both kinds look at random positions of each image, so that their cost does not grow with the image
-size, and keep a fixed amount of memory whatever the number of images. A tensor's extremes are
-taken from all of its values.
+Histograms and Gram matrices come from random positions of each image, so that their cost does not
+grow with the image size. Observers keep a fixed amount of memory whatever the number of images. A
+tensor's extremes are taken from all of its values.
 """
 
 from __future__ import annotations
@@ -68,12 +68,25 @@ class Observer:
         raise NotImplementedError
 
 
+class MagnitudeCheck(Observer):
+    """Checks that the values of a tensor can be quantized, and keeps nothing."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, name)
+
+    def add(self, values: Float32) -> None:
+        """Check one batch, [N, C, ...]."""
+        _checked_extremes(self.source, _flatten_positions(values))
+
+    def close(self) -> None:
+        """There is nothing to finish."""
+
+
 class HistogramObserver(Observer):
     """Accumulates the histogram of a tensor.
 
     Args:
         name: the tensor.
-        enabled: False to check only that the values are usable.
         positions: at most so many positions of each image are counted.
         images: expected number of images.
     """
@@ -81,13 +94,11 @@ class HistogramObserver(Observer):
     def __init__(
         self,
         name: str,
-        enabled: bool,
         positions: int,
         images: int,
     ) -> None:
         super().__init__(name, name)
         self.histogram = Histogram(0)
-        self._enabled = enabled
         self._positions = positions
         self._expected_images = max(images, 1)
         self._images = 0
@@ -97,12 +108,7 @@ class HistogramObserver(Observer):
     def add(self, values: Float32) -> None:
         """Observe one batch, [N, C, ...]. All of its images are sampled at the same positions."""
         flat = _flatten_positions(values)
-        # reduce the contiguous axis first: three times as fast as both axes in one call
-        low = flat.min(axis=2).min(axis=0)
-        high = flat.max(axis=2).max(axis=0)
-        _check_magnitude(self.source, low, high)
-        if not self._enabled:
-            return
+        low, high = _checked_extremes(self.source, flat)
         _, channels, positions = flat.shape
         if not len(self.histogram.low):
             self.histogram = Histogram(channels)
@@ -253,12 +259,15 @@ def positions_per_image(images: int) -> int:
     return max(MIN_POSITIONS, SAMPLES // max(images, 1))
 
 
-def _check_magnitude(
-    name: str,
-    low: Float32,
-    high: Float32,
-) -> None:
-    """Raise InputError if the extremes [C] of the tensor `name` rule out quantization."""
+def _checked_extremes(name: str, flat: Float32) -> tuple[Float32, Float32]:
+    """(low, high), [C] each, of the tensor `name`, [N, C, positions].
+
+    Raises:
+        InputError: they rule out quantization.
+    """
+    # reduce the contiguous axis first: three times as fast as both axes in one call
+    low = flat.min(axis=2).min(axis=0)
+    high = flat.max(axis=2).max(axis=0)
     extremes = np.concatenate([low, high])
     if not np.isfinite(extremes).all():
         raise InputError(
@@ -272,6 +281,7 @@ def _check_magnitude(
             f"{MAX_MAGNITUDE:g} can be quantized, since larger squares overflow float32; divide "
             "the weights that produce it by a factor, and multiply the next layer's by the same"
         )
+    return low, high
 
 
 def _flatten_positions(values: Float32) -> Float32:

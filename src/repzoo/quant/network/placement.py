@@ -164,7 +164,11 @@ class PlacementSpace:
         return value
 
     def _is_layer(self, node: onnx.NodeProto) -> bool:
-        """Whether it is a Conv or Gemm with constant weights and bias, and nothing else."""
+        """Whether it is a Conv or Gemm with constant weights and bias, and nothing else.
+
+        `layers.find_layers` knows fewer: no Conv with one or three spatial axes. Such a Conv may
+        run in INT8 too, but without corrections: its weights are rounded to nearest.
+        """
         if node.op_type not in WEIGHTED or node.op_type not in self.scheme.quantized:
             return False
         if node.input[0] not in self._floats:
