@@ -105,6 +105,11 @@ class Histogram:
         # at least 1, since a channel may have no values yet
         return np.asarray(self.sum / np.maximum(1, self.channel_totals))
 
+    @property
+    def power(self) -> Float:
+        """Mean square of each channel, [C]."""
+        return self.expectation(self.centers**2)
+
     def expectation(self, values: Float) -> Float:
         """Mean of a function over each channel, [C].
 

@@ -44,6 +44,7 @@ from repzoo.quant.network.layers import Layer, initializer_arrays, weight_rows
 Float = npt.NDArray[np.float64]
 Values = Mapping[str, npt.NDArray[np.float32]]
 Costs = dict[str, Float]
+InputCosts = Iterator[tuple[str, Float]]  # a node may read the same tensor twice
 # Least squared slope of an activation function. Where it is flat for all calibration images, it
 # need not be flat for the next one.
 MIN_SQUARED_SLOPE = 0.01
@@ -122,6 +123,12 @@ class SensitivityPropagation:
         self._graph = graph
         self._histograms = statistics.histograms
         self._layers = frozenset(layers)
+        self._find_ends()
+        self._index_producers()
+
+    def _find_ends(self) -> None:
+        """Find the composite activations, and the outputs of nodes that are not passed."""
+        graph = self._graph
         # an activation function that was exported as several nodes is passed in one step,
         # from its end to the value that it starts from
         self._composites = find_composites(graph, graph.floats)
@@ -131,10 +138,12 @@ class SensitivityPropagation:
             self._composite_ends[composite.output] = (value, composite.kind)
             stops.update(composite.nodes)
         self._stops = stops - self._composite_ends.keys()
-        # of each tensor: the position of the node that computes it, and that node's first input
+
+    def _index_producers(self) -> None:
+        """Note which node computes each tensor, by position, and that node's first input."""
         self._producers: dict[str, int] = {}
         self._first_inputs: dict[str, str] = {}
-        for position, node in enumerate(graph.nodes):
+        for position, node in enumerate(self._graph.nodes):
             for output in node.output:
                 self._producers[output] = position
                 if node.input:
@@ -196,9 +205,7 @@ class SensitivityPropagation:
             tensor = self._first_inputs[tensor]
         return tensor
 
-    def _input_costs(
-        self, node: onnx.NodeProto, costs: Costs
-    ) -> Iterator[tuple[str, Float]]:
+    def _input_costs(self, node: onnx.NodeProto, costs: Costs) -> InputCosts:
         """(input of `node`, its cost), given the `costs` of the node's outputs."""
         output = node.output[0]
         if node.op_type == "Split" and axis_of(node) == 1:
@@ -217,9 +224,7 @@ class SensitivityPropagation:
         scaled = _scale(self._unflatten(node, cost), self._gain(node))
         return self._match_channels(self._graph.activations(node), scaled)
 
-    def _split_costs(
-        self, node: onnx.NodeProto, costs: Costs
-    ) -> Iterator[tuple[str, Float]]:
+    def _split_costs(self, node: onnx.NodeProto, costs: Costs) -> InputCosts:
         """(input, cost) of a Split of channels."""
         parts: list[Float] = []
         for name in node.output:
@@ -229,9 +234,7 @@ class SensitivityPropagation:
         inputs = self._graph.activations(node)
         return self._match_channels(inputs, np.concatenate(parts))
 
-    def _concat_costs(
-        self, node: onnx.NodeProto, cost: Float
-    ) -> Iterator[tuple[str, Float]]:
+    def _concat_costs(self, node: onnx.NodeProto, cost: Float) -> InputCosts:
         """(input, cost) of a Concat of channels."""
         inputs = self._graph.activations(node)
         widths = [self._channels(name) for name in node.input]
@@ -244,22 +247,20 @@ class SensitivityPropagation:
             if name in inputs:
                 yield from self._match_channels([name], part)
 
-    def _product_costs(
-        self, node: onnx.NodeProto, cost: Float
-    ) -> Iterator[tuple[str, Float]]:
+    def _product_costs(self, node: onnx.NodeProto, cost: Float) -> InputCosts:
         """(input, cost) of a Mul or Div: that of each factor depends on the power of the other."""
         inputs = self._graph.activations(node)
         # both factors may be the same tensor, whose two costs then add up
         for name, other in zip(node.input, reversed(node.input), strict=True):
             power = self._power(other, len(cost))
             if node.op_type == "Div" and name == node.input[0]:
-                power = 1 / np.maximum(power, np.finfo(np.float32).tiny)
+                # a divisor may be 0 in some channel
+                divisor = np.maximum(power, np.finfo(np.float32).tiny)
+                power = 1 / divisor
             if name in inputs:
                 yield from self._match_channels([name], cost * power)
 
-    def _match_channels(
-        self, names: Iterable[str], cost: Float
-    ) -> Iterator[tuple[str, Float]]:
+    def _match_channels(self, names: Iterable[str], cost: Float) -> InputCosts:
         """(name, cost [C]) of each of `names`, C being the tensor's own number of channels.
 
         Where that differs from the length of `cost`, all channels get the mean, and a single
@@ -286,7 +287,8 @@ class SensitivityPropagation:
         pixels = self._graph.pixels_per_channel(node)
         if not pixels or len(cost) % pixels:
             return cost
-        return np.asarray(cost.reshape(-1, pixels).sum(1))
+        by_channel = cost.reshape(-1, pixels)
+        return np.asarray(by_channel.sum(axis=1))
 
     def _gain(self, node: onnx.NodeProto) -> Float | float:
         """Factor by which an operator with one input changes noise power, per channel or in all."""
@@ -304,7 +306,7 @@ class SensitivityPropagation:
         return 1.0
 
     def _pixels(self, name: str) -> int:
-        """Pixels of each channel of an activation; 0 where a size is unknown."""
+        """Pixels of each channel; 0 where a size is unknown, 1 where the rank is."""
         return math.prod(self._graph.shape(name)[2:])
 
     def _squared_slope(self, kind: str, name: str) -> Float | float:
@@ -321,8 +323,7 @@ class SensitivityPropagation:
             values = self._graph.values(name).astype(np.float64)
             power = np.square(values.reshape(-1))
         elif name in self._histograms:
-            histogram = self._histograms[name]
-            power = histogram.expectation(histogram.centers**2)
+            power = self._histograms[name].power
         else:
             power = np.ones(1)
         if len(power) not in (1, channels):

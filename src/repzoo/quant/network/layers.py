@@ -142,20 +142,14 @@ def find_layers(model: onnx.ModelProto) -> dict[str, Layer]:
 
 def _layer(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> Layer | None:
     """`node` as a layer; None if its weights are not constant or it computes something else."""
-    source = node.input[0]
-    parameters = {name for name in node.input[1:] if name}
+    source, weight, *others = node.input
+    bias = others[0] if others else ""
+    parameters = {weight, bias} - {""}
     if source in shapes or not parameters <= shapes.keys():
         return None
     if is_scaled_product(node):
         return None
-    layer = Layer(
-        name=node.output[0],
-        op=node.op_type,
-        source=source,
-        weight=node.input[1],
-        bias=node.input[2] if len(node.input) > 2 else "",
-        shape=shapes[node.input[1]],
-    )
+    layer = Layer(node.output[0], node.op_type, source, weight, bias, shapes[weight])
     attributes: dict[str, Any] = {}
     for item in node.attribute:
         attributes[item.name] = onnx.helper.get_attribute_value(item)

@@ -293,8 +293,7 @@ class NoiseAttribution:
 
     def _relative_to_own_signal(self, tensor: str) -> Float:
         """The cost of squared error relative to the activation's own signal, [C]."""
-        histogram = self._statistics.histograms[tensor]
-        signal = histogram.expectation(histogram.centers**2)
+        signal = self._statistics.histograms[tensor].power
         mean = float(signal.mean())
         if mean <= 0:
             return np.zeros(len(signal))
