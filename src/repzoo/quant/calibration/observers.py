@@ -102,7 +102,7 @@ class HistogramObserver(Observer):
         self._positions = positions
         self._expected_images = max(images, 1)
         self._images = 0
-        self._pending: list[Float32] = []
+        self._pending = _PendingColumns()
         self._samples: list[Float32] = []
 
     def add(self, values: Float32) -> None:
@@ -111,6 +111,7 @@ class HistogramObserver(Observer):
         low, high = _checked_extremes(self.source, flat)
         _, channels, positions = flat.shape
         if not len(self.histogram.low):
+            # the number of channels is known with the first batch
             self.histogram = Histogram(channels)
         self.histogram.update_extremes(low, high)
         if positions > self._positions:
@@ -118,10 +119,9 @@ class HistogramObserver(Observer):
             flat = flat.take(drawn, axis=2)
         self._collect_samples(flat)
         by_channel = flat.transpose(1, 0, 2)
-        self._pending.append(by_channel.reshape(channels, -1))
-        pending = sum(batch.shape[1] for batch in self._pending)
-        if pending >= PENDING_VALUES:
-            self._count_pending()
+        self._pending.add(by_channel.reshape(channels, -1))
+        if self._pending.count >= PENDING_VALUES:
+            self.histogram.count_values(self._pending.take())
 
     def _collect_samples(self, flat: Float32) -> None:
         """Keep a few raw values of each image of `flat` [N, C, positions].
@@ -141,15 +141,10 @@ class HistogramObserver(Observer):
         samples = flat[images, :, positions]
         self._samples.append(samples.T)
 
-    def _count_pending(self) -> None:
-        """Count the values that have been collected since the last call."""
-        self.histogram.count_values(np.concatenate(self._pending, axis=1))
-        self._pending.clear()
-
     def close(self) -> None:
         """Count what is pending, and store the counts compactly."""
-        if self._pending:
-            self._count_pending()
+        if self._pending.count:
+            self.histogram.count_values(self._pending.take())
         self.histogram.compact()
         if self._samples:
             self.histogram.samples = np.concatenate(self._samples, axis=1)
@@ -175,8 +170,7 @@ class GramObserver(Observer):
         self.layer = layer
         whole_channels = max(1, width // layer.taps)
         width = whole_channels * layer.taps
-        edges = [*range(0, layer.fan_in, width), layer.fan_in]
-        self._blocks = tuple(itertools.pairwise(edges))
+        self._blocks = _blocks(layer.fan_in, width)
         self._grams: list[Float32] = []
         for start, end in self._blocks:
             shape = (layer.groups, end - start, end - start)
@@ -186,23 +180,17 @@ class GramObserver(Observer):
         wanted_rows = max(MIN_ROWS, ROWS_PER_COLUMN * layer.fan_in)
         self._positions = math.ceil(wanted_rows / max(images, 1))
         self._max_pending = min(max(width, MIN_PENDING_ROWS), MAX_PENDING_ROWS)
-        self._pending: list[Float32] = []
+        self._pending = _PendingColumns()
 
     def add(self, values: Float32) -> None:
         """Observe one batch of the layer's input, [N, C, H, W] or [N, C]."""
         positions = sample_positions(self.layer, values, self._positions, self._random)
-        self._pending.append(im2col(self.layer, values, positions))
-        pending = sum(columns.shape[2] for columns in self._pending)
-        if pending >= self._max_pending:
-            self._sum_pending()
+        self._pending.add(im2col(self.layer, values, positions))
+        if self._pending.count >= self._max_pending:
+            self._sum_columns(self._pending.take())
 
-    def _sum_pending(self) -> None:
-        """Add the columns that have been collected since the last call to the sums."""
-        # np.concatenate would copy even a single array
-        columns = self._pending[0]
-        if len(self._pending) > 1:
-            columns = np.concatenate(self._pending, axis=2)
-        self._pending.clear()
+    def _sum_columns(self, columns: Float32) -> None:
+        """Add `columns` [G, K, n] to the sums."""
         self._rows += columns.shape[2]
         self._sum += columns.sum(axis=2, dtype=np.float64)
         for gram, (start, end) in zip(self._grams, self._blocks, strict=True):
@@ -215,8 +203,8 @@ class GramObserver(Observer):
 
     def close(self) -> None:
         """Sum what is pending, and divide by the number of columns."""
-        if self._pending:
-            self._sum_pending()
+        if self._pending.count:
+            self._sum_columns(self._pending.take())
         rows = max(self._rows, 1)
         for gram in self._grams:
             gram /= rows  # in place: Gram matrices take most of the memory
@@ -230,6 +218,39 @@ class GramObserver(Observer):
             blocks=self._blocks,
             rows=self._rows,
         )
+
+
+class _PendingColumns:
+    """Arrays that wait to be processed together, joined along their last axis.
+
+    Attributes:
+        count: length of the joined array.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._arrays: list[Float32] = []
+
+    def add(self, array: Float32) -> None:
+        """Let `array` wait."""
+        self._arrays.append(array)
+        self.count += array.shape[-1]
+
+    def take(self) -> Float32:
+        """The joined array. Nothing waits after that."""
+        arrays = self._arrays
+        self._arrays = []
+        self.count = 0
+        # np.concatenate would copy even a single array
+        if len(arrays) == 1:
+            return arrays[0]
+        return np.concatenate(arrays, axis=-1)
+
+
+def _blocks(total: int, width: int) -> tuple[tuple[int, int], ...]:
+    """(begin, end) of consecutive blocks of `width`, of which the last may be shorter."""
+    edges = [*range(0, total, width), total]
+    return tuple(itertools.pairwise(edges))
 
 
 def gram_width(layers: Sequence[Layer], weight_bytes: int) -> int:

@@ -141,11 +141,9 @@ class FakeQuantizedModel:
         activations: dict[str, ActivationParameters] = {}
         ranges: dict[str, ChosenRange] = {}
         for name, activation in self._activations.items():
-            factor = activation.factor()
-            parameters = before.activations[name]
-            scale = np.float32(parameters.scale * factor)
-            activations[name] = replace(parameters, scale=float(scale))
+            activations[name] = activation.parameters_after()
             low, high = before.ranges[name].bounds
+            factor = activation.factor()
             bounds = (low * factor, high * factor)
             ranges[name] = ChosenRange("fine-tuned", bounds)
         return replace(
@@ -235,6 +233,12 @@ class FakeQuantizedActivation(torch.nn.Module):
     def factor(self) -> float:
         """The current scale over that of the plan."""
         return math.exp(float(self.log_change.detach()))
+
+    def parameters_after(self) -> ActivationParameters:
+        """The parameters with the current scale."""
+        # float32, since that is what the file stores
+        scale = np.float32(self.parameters_before.scale * self.factor())
+        return replace(self.parameters_before, scale=float(scale))
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape -> the same shape."""

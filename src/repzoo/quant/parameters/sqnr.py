@@ -389,7 +389,7 @@ def _largest_first(values: Float) -> Ids:
 
 
 def to_db(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), limited to -MAX_DB..MAX_DB."""
+    """10 log10(signal / noise), limited to -MAX_DB..MAX_DB: JSON has no infinity."""
     if noise <= 0:
         return MAX_DB
     # a signal of 0 has no logarithm

@@ -2,7 +2,8 @@
 
 A rewrite is a pure function from a FloatModel to one that computes the same, or to None if it would
 change nothing; the ladder then skips the stage. Rewrites only scale channels, so the statistics are
-rescaled too, and one calibration pass serves all stages.
+rescaled too, and one calibration pass serves all stages. A rewrite that computes other activations
+could not carry the statistics along; the ladder has no second pass for it.
 """
 
 from __future__ import annotations
