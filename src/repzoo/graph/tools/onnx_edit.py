@@ -45,9 +45,8 @@ def tensor_names(graph: onnx.GraphProto) -> set[str]:
 
 def _names_defined(graph: onnx.GraphProto) -> set[str]:
     """The tensors that `graph` takes, stores or computes; not those of a graph around it."""
-    names: set[str] = set()
-    for values in (graph.input, graph.initializer):
-        names.update(item.name for item in values)
+    names = {item.name for item in graph.input}
+    names.update(item.name for item in graph.initializer)
     for node in graph.node:
         names.update(node.output)
     return names

@@ -123,7 +123,7 @@ class _Parts:
                 yield stretch
                 stretch = []
                 total = 0
-            stretch = [*stretch, *run]
+            stretch += run
             total += size
         yield stretch
 
