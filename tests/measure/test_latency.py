@@ -182,8 +182,8 @@ def test_a_case_that_has_lost_a_race_leaves_its_further_rounds() -> None:
     )
     assert [len(timed.rounds_us) for timed in (first, slow, odd)] == [9, 2, 9]
     assert [len(round_us) for round_us in first.rounds_us] == [3] * 9
-    assert latency.raced(slow, first) == stats.Interval(1.5, 1.5, 1.5)
-    ratio = latency.raced(odd, first)
+    assert latency.race_ratio(slow, first) == stats.Interval(1.5, 1.5, 1.5)
+    ratio = latency.race_ratio(odd, first)
     assert (ratio.value, ratio.high) == (0.5, 0.5)
     assert first.rounds_us[0].tolist() == [6000.0] * 3
 

@@ -44,7 +44,7 @@ def test_a_table_shows_the_newest_job_of_each_model(tmp_path: Path) -> None:
         tmp_path / "one.jsonl",
         [*tied_records("a", "1"), *tied_records("b|c", "2"), *tied_records("a", "3")],
     )
-    document = tables.rendered(PAGE, tmp_path, "en")
+    document = tables.render(PAGE, tmp_path, "en")
     rows = [line for line in document.splitlines() if line.startswith("|")]
     assert document.startswith("before\n")
     assert document.endswith("\nafter\n")
@@ -52,7 +52,7 @@ def test_a_table_shows_the_newest_job_of_each_model(tmp_path: Path) -> None:
     assert [row.split(",")[0] for row in rows[2:]] == ["| a", r"| b\|c"]
     facts = card.summary(tied_records("a", "3"))
     assert figures.percent(facts.accuracy["int8"].top1) in rows[2]
-    assert tables.rendered(document, tmp_path, "en") == document
+    assert tables.render(document, tmp_path, "en") == document
 
 
 def test_a_row_names_the_engines_where_there_are_several(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_row_names_the_engines_where_there_are_several(tmp_path: Path) -> None
     )
     rows = [
         line.split(" | ")
-        for line in tables.rendered(PAGE, tmp_path, "en").splitlines()
+        for line in tables.render(PAGE, tmp_path, "en").splitlines()
         if line.startswith("| ")
     ]
     column = next(index for index, head in enumerate(rows[0]) if "1 thread" in head)
@@ -80,7 +80,7 @@ def test_a_row_names_the_engines_where_there_are_several(tmp_path: Path) -> None
 def test_no_records_is_a_sentence(tmp_path: Path) -> None:
     record.append(tmp_path / "one.jsonl", job_records())  # not of a job
     with pytest.raises(InputError, match="repzoo card MODEL"):
-        tables.rendered(PAGE, tmp_path, "en")
+        tables.render(PAGE, tmp_path, "en")
 
 
 def comparison(
@@ -109,7 +109,7 @@ def test_quantizers_comparison(tmp_path: Path) -> None:
     record.append(tmp_path / "one.jsonl", [old, *new, comparison("z", "3", "repzoo")])
     rows = [
         line
-        for line in tables.rendered(PAGE, tmp_path, "en").splitlines()
+        for line in tables.render(PAGE, tmp_path, "en").splitlines()
         if line.startswith("|")
     ]
     assert rows[0].startswith(
@@ -127,7 +127,7 @@ def test_quantizers_comparison(tmp_path: Path) -> None:
     assert "5.0 → 1.4" in rows[2]
     assert "21.9" in rows[2]
     assert "refused" in rows[3]
-    assert "精度损失" in tables.rendered(PAGE, tmp_path, "zh")
+    assert "精度损失" in tables.render(PAGE, tmp_path, "zh")
 
 
 def test_quantizers_say_how_much_runs_in_int8_where_it_is_known(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_quantizers_say_how_much_runs_in_int8_where_it_is_known(tmp_path: Path) 
     }
     known = replace(known, values=replace(known.values, engines=engines))
     record.append(tmp_path / "one.jsonl", [known, comparison("a", "1", "other")])
-    lines = tables.rendered(PAGE, tmp_path, "en").splitlines()
+    lines = tables.render(PAGE, tmp_path, "en").splitlines()
     cells = [line.split(" | ")[2] for line in lines if line.startswith("| ")]
     assert cells == ["In INT8", "---", "1 of 96 layers, 15 % of MACs", "–"]
 

@@ -187,7 +187,7 @@ class _GlooGroup:
 
     def check(self) -> None:
         """See `Group.check`."""
-        with self._broken_connections_reported():
+        with self._report_broken_connections():
             failed = self._store.check([FAILED_KEY])
         if failed:
             self.gather(b"")  # the process that failed sends its error in this exchange
@@ -225,7 +225,7 @@ class _GlooGroup:
         import torch
         import torch.distributed as dist
 
-        with self._broken_connections_reported():
+        with self._report_broken_connections():
             sizes = list(torch.zeros(self.size, 1, dtype=torch.int64))
             dist.all_gather(sizes, torch.tensor([len(data)]))
             longest = int(max(sizes))
@@ -247,8 +247,8 @@ class _GlooGroup:
         return [message[1:] for message in messages]
 
     @contextlib.contextmanager
-    def _broken_connections_reported(self) -> Iterator[None]:
-        """A connection that breaks means that another process has ended."""
+    def _report_broken_connections(self) -> Iterator[None]:
+        """Raise `_LostProcess` where a connection breaks: another process has ended."""
         try:
             yield
         except RuntimeError as error:

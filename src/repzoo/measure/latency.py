@@ -74,7 +74,7 @@ __all__ = [
     "is_steady",
     "openings_for",
     "race",
-    "raced",
+    "race_ratio",
     "random_input",
     "ratio",
     "run",
@@ -86,7 +86,7 @@ ROUND_SECONDS = 0.25
 # Sessions per run: the fewest whose order statistics bound a median at 95 %.
 OPENINGS = 6
 # Shortest and longest round of a race, in nanoseconds.
-RACED_NS = (2e6, 7e7)
+RACE_ROUND_NS = (2e6, 7e7)
 
 Side = Literal["first", "second"]
 
@@ -160,7 +160,7 @@ def race(
     with contextlib.ExitStack() as stack:
         clients = _start_clients(cases, clock, stack)
         live = for_each(clients, ClientThreads.warm_up, None)
-        length = round(np.clip(calls / live[0].rate, *RACED_NS))
+        length = round(np.clip(calls / live[0].rate, *RACE_ROUND_NS))
         per_session = math.ceil(rounds / openings)
         for done in range(rounds):
             live = _one_round(live, done, per_session, length, None)
@@ -173,7 +173,7 @@ def race(
                 break
 
 
-def raced(second: Case, first: Case) -> stats.Interval:
+def race_ratio(second: Case, first: Case) -> stats.Interval:
     """Latency of `second` over that of `first` after a race."""
     return _over_sessions(_ratios(second, first), second.rounds_of)
 

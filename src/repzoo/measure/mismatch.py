@@ -7,7 +7,6 @@ variant is one row, compared with the correct one image by image.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -174,7 +173,8 @@ def _cameras(base: Variant) -> Iterator[Variant]:
 
 def _differences(first: Yuv, second: Yuv) -> int:
     """In how many of matrix and range two kinds of NV12 differ."""
-    return sum(map(operator.ne, first.split("-"), second.split("-")))
+    pairs = zip(first.split("-"), second.split("-"), strict=True)
+    return sum(left != right for left, right in pairs)
 
 
 def _swap_chroma(buffer: Bytes) -> Bytes:

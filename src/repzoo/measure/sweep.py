@@ -192,6 +192,7 @@ def remarks(records: Sequence[Record[Latency]], seconds: float) -> list[str]:
 def doubts(records: Sequence[Record[Latency]]) -> list[str]:
     """Reasons to doubt latency Records that come from the machine: trend, spread, other work."""
     sentences = []
+    # None: too few rounds to tell.
     unsteady = [record for record in records if record.values.steady is False]
     if unsteady:
         sentences.append(

@@ -62,7 +62,7 @@ HEADINGS = {
 }
 
 
-def rendered(document: str, results: Path, language: str) -> str:
+def render(document: str, results: Path, language: str) -> str:
     """`document` with every marked table rendered anew from the files of the folder `results`.
 
     Raises:
@@ -177,9 +177,7 @@ def main() -> None:
     options = parser.parse_args()
     for path in options.documents:
         old = read_bounded(path, MAX_DOCUMENT_BYTES).decode()
-        new = rendered(
-            old, path.parent / "results", "zh" if "_cn" in path.stem else "en"
-        )
+        new = render(old, path.parent / "results", "zh" if "_cn" in path.stem else "en")
         # The tests call --check, so that a table cannot disagree with the results.
         if options.check and new != old:
             sys.exit(f"{path} is stale; run: make tables")

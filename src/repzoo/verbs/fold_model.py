@@ -38,7 +38,7 @@ def fold(
     # onnx-ir takes a quarter of a second to import: only verbs that rewrite graphs pay for it.
     from repzoo.graph.certificate.certify import certify
     from repzoo.graph.fold.engine import fold as fold_graph
-    from repzoo.measure.compare import compare_latency
+    from repzoo.measure.fold_timing import compare_latency
 
     artifact = open_model(model)
     images = None

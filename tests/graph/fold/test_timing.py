@@ -17,7 +17,7 @@ from repzoo.engines import engine
 from repzoo.graph.fold.engine import fold
 from repzoo.graph.fold.timing import Timing
 from repzoo.graph.tools.fold_result import FoldResult
-from repzoo.measure.compare import compare_latency
+from repzoo.measure.fold_timing import compare_latency
 
 Array = npt.NDArray[Any]
 Graph = Callable[..., onnx.ModelProto]

@@ -61,7 +61,7 @@ class Machine(PlacementRace):
         self, int8: Mapping[str, float], pair: float = 0.5, noise: float = 0.0
     ) -> None:
         self.space = PlacementSpace(MODEL)
-        self.group_size = placement_search.LEAST_RACED
+        self.group_size = placement_search.SMALLEST_RACE
         self.races = 0
         self._int8 = int8
         self._pair = pair

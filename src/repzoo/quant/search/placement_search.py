@@ -39,9 +39,9 @@ from repzoo.quant.search.gate import Gate
 ROUNDS = 9
 CALLS = 3  # of each model in a round, about
 # Placements in one race, besides the one they are compared with. Each is a session that holds
-# the weights: with weights of RACE_BYTES or more there are fewer than MOST_RACED.
-LEAST_RACED = 4
-MOST_RACED = 12
+# the weights: with weights of RACE_BYTES or more there are fewer than LARGEST_RACE.
+SMALLEST_RACE = 4
+LARGEST_RACE = 12
 RACE_BYTES = 2**26
 # Starting placements are timed with care where they reach this share of the fastest one's speed.
 NEAR = 0.94
@@ -114,7 +114,9 @@ class PlacementRace:
             model, layer_names(space), self._parameters, scheme.per_channel
         )
         weight_bytes = max(1, initializer_bytes(gate.artifact.model))
-        self.group_size = min(max(RACE_BYTES // weight_bytes, LEAST_RACED), MOST_RACED)
+        self.group_size = min(
+            max(RACE_BYTES // weight_bytes, SMALLEST_RACE), LARGEST_RACE
+        )
 
     def ratios_to_float(
         self, placements: Sequence[Placement], seconds: float
@@ -138,7 +140,7 @@ class PlacementRace:
             cases = self._gate.open_cases(artifacts)
             latency.race(cases, rounds, CALLS, openings, lost)
             base_case = cases[0]
-            intervals.extend(latency.raced(case, base_case) for case in cases[1:])
+            intervals.extend(latency.race_ratio(case, base_case) for case in cases[1:])
         return intervals
 
     def _write_all(self, placements: Sequence[Placement]) -> list[Artifact]:
