@@ -18,6 +18,7 @@ from repzoo.external_data import all_tensors, external_tensors, load_external
 from repzoo.native_output import STDERR, STDOUT, discarded
 from repzoo.protobuf_stream import clone
 
+STANDARD_DOMAINS = ("", "ai.onnx")  # two names of ONNX's own operator set
 IMAGE_RANK = 4  # axes of a batch of images
 MAX_DEPTH = 64  # nesting of a metadata document
 MAX_INPUT_ELEMENTS = 2**29  # of one input, 2 GB in float32
@@ -204,14 +205,15 @@ def foreign_operators(model: onnx.ModelProto) -> set[str]:
     return {
         node.op_type
         for node in model.graph.node
-        if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in own
+        if node.domain not in STANDARD_DOMAINS
+        and (node.domain, node.op_type) not in own
     }
 
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Version of the default ONNX operator set; 0 where the model does not import it."""
     for item in model.opset_import:
-        if item.domain in ("", "ai.onnx"):
+        if item.domain in STANDARD_DOMAINS:
             return int(item.version)
     return 0
 

@@ -6,7 +6,6 @@ Images that cannot be read are left out, counted and named.
 from __future__ import annotations
 
 import collections
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from repzoo.artifact import Preprocess
+from repzoo.cores import available_cores
 from repzoo.data.dataset import Dataset, UnreadableImage
 from repzoo.data.image_file import file_mode, has_orientation
 from repzoo.data.preprocess import Tensor, model_input, resized_and_cropped
@@ -145,13 +145,6 @@ def batches(
                 yield from _finish(ahead.popleft(), preprocess, report)
         while ahead:
             yield from _finish(ahead.popleft(), preprocess, report)
-
-
-def available_cores() -> int:
-    """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def map_in_order(

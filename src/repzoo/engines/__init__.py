@@ -108,7 +108,11 @@ ENGINES = PluginTable(
 
 @dataclass(frozen=True)
 class _SlowImport:
-    """What is known of an engine before its runtime is imported, which takes seconds."""
+    """What is known of an engine before its runtime is imported, which takes seconds.
+
+    package  of the runtime, for its version
+    options  as the engine's own `options()` lists them
+    """
 
     package: str
     options: tuple[str, ...]

@@ -21,13 +21,13 @@ No model cache is kept on disk: CACHE_DIR stays unset.
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from typing import Any
 
 import numpy as np
 import onnx
 
+from repzoo.cores import available_cores
 from repzoo.engines import Array, Feeds
 from repzoo.engines.signature import Signature, signature_of
 from repzoo.errors import InputError
@@ -76,7 +76,7 @@ class OpenVino:
 
 def _cpu_settings(threads: int, streams: int, exact: bool) -> dict[str, Any]:
     """OpenVINO's properties for the CPU; the reasons are at the top of this file."""
-    streams = max(1, min(streams, _cores() // threads))
+    streams = max(1, min(streams, available_cores() // threads))
     settings: dict[str, Any] = {
         "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": streams * threads,
@@ -91,13 +91,6 @@ def _cpu_settings(threads: int, streams: int, exact: bool) -> dict[str, Any]:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
     return settings
-
-
-def _cores() -> int:
-    """The processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class OpenVinoSession:

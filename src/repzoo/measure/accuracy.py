@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from repzoo.artifact import Artifact, Preprocess
+from repzoo.cores import available_cores
 from repzoo.data.batches import (
     Batch,
     ReadImage,
     ReadReport,
-    available_cores,
     batch_of,
     map_in_order,
     read_image,

@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from torch import Tensor, fx
 
 from repzoo.errors import InputError, first_line
-from repzoo.onnx_file import model_inputs, opset_of
+from repzoo.onnx_file import STANDARD_DOMAINS, model_inputs, opset_of
 from repzoo.torch.operators import OPERATORS
 from repzoo.torch.windows import Window
 
@@ -81,7 +81,7 @@ class _Builder:
     def _add(self, node: onnx.NodeProto) -> None:
         """Add the call of the torch function for `node`, or compute it where it is constant."""
         function = OPERATORS.get(node.op_type)
-        if function is None or node.domain not in ("", "ai.onnx"):
+        if function is None or node.domain not in STANDARD_DOMAINS:
             raise InputError(f"{FAILED}: its engine knows no operator {node.op_type!r}")
         attributes = self._attributes(node, function)
         inputs = [self._value(name) for name in node.input]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx
 
+from repzoo.onnx_file import STANDARD_DOMAINS
+
 
 def attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto | None:
     """The attribute called `name`, or None where the node leaves it out."""
@@ -43,7 +45,7 @@ def text(node: onnx.NodeProto, name: str, default: str) -> str:
 
 def is_standard(node: onnx.NodeProto) -> bool:
     """Whether the operator is one of ONNX's own domain."""
-    return node.domain in ("", "ai.onnx")
+    return node.domain in STANDARD_DOMAINS
 
 
 def has_subgraph(node: onnx.NodeProto) -> bool:

@@ -86,13 +86,6 @@ class KnownValues:
     aliases: Mapping[str, str] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
 
-    def fixed_shape(self, name: str) -> Shape | None:
-        """The shape of a tensor whose sides are all known; None for another."""
-        shape = self.shapes.get(name)
-        if shape is None or not all(shape):
-            return None
-        return shape
-
 
 def read_known_values(model: onnx.ModelProto, batch: int | None = None) -> KnownValues:
     """What follows from the constants and sizes of `model`, which stays as it was.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from repzoo.onnx_file import STANDARD_DOMAINS
+
 
 def is_standard(node: ir.Node) -> bool:
     """Whether the operator is one of ONNX's own."""
-    return node.domain in ("", "ai.onnx")
+    return node.domain in STANDARD_DOMAINS
 
 
 def has_subgraph(node: ir.Node) -> bool:
