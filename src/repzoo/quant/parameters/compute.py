@@ -21,7 +21,7 @@ import onnx
 
 from repzoo.graph.tools.onnx_edit import add_initializer
 from repzoo.protobuf_stream import clone
-from repzoo.quant.calibration.statistics import Moments, Statistics
+from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network.layers import (
     Layer,
     bias_vector,
@@ -33,7 +33,7 @@ from repzoo.quant.network.placement import Placement
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer
 from repzoo.quant.parameters.activation_ranges import ChosenRanges, choose_ranges
-from repzoo.quant.parameters.gptq import gptq_round, round_to_nearest
+from repzoo.quant.parameters.gptq import round_rows
 from repzoo.quant.parameters.noise import clipping_shift, rounding_shift
 from repzoo.quant.parameters.scales import (
     ActivationParameters,
@@ -162,25 +162,14 @@ class _LayerQuantizer:
         # the bias has scale source.scale * scale, and must fit into int32
         min_scale = np.abs(bias) / (source.scale * qdq_writer.MAX_BIAS_CODE)
         scale = weight_scales(layer, rows, self.scheme, min_scale, moments)
-        integers = self._round(rows, moments, scale)
+        limit = self.scheme.weight_max
+        integers = round_rows(rows, moments, scale, limit, self.corrections.gptq)
         weight = pack_weights(layer, integers, scale, self.scheme)
         if self.corrections.bias:
             shift = self._input_shift(layer, source)
             quantized_rows = integers * scale
             bias = bias + bias_correction(rows, quantized_rows, moments.mean, shift)
         return weight, bias
-
-    def _round(self, rows: Float, moments: Moments, scale: Float) -> Float:
-        """Integers [G, O/G, K] for the weights `rows`, by GPTQ or to nearest."""
-        limit = self.scheme.weight_max
-        if not self.corrections.gptq:
-            return round_to_nearest(rows, scale, limit)
-        parts: list[Float] = []
-        # a wide layer has its Gram matrix in blocks, which are rounded on their own
-        for gram, (start, end) in zip(moments.grams, moments.blocks, strict=True):
-            block = rows[:, :, start:end]
-            parts.append(gptq_round(block, gram, scale, limit))
-        return np.concatenate(parts, axis=2)
 
     def _input_shift(self, layer: Layer, source: ActivationParameters) -> Float:
         """E[x'] - E[x] of the layer's columns, [G, K], by clipping and rounding its input."""

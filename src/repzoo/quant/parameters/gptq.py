@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from repzoo.quant.calibration.statistics import Moments
 from repzoo.quant.parameters.scales import INT8_MAX
 
 Float = npt.NDArray[np.float64]
@@ -44,6 +45,32 @@ def round_to_nearest(
     """The nearest integers in -limit..limit, of the shape of `rows`; `scale` broadcasts to it."""
     nearest = np.round(rows / scale)
     return np.asarray(np.clip(nearest, -limit, limit))
+
+
+def round_rows(
+    rows: Float,
+    moments: Moments,
+    scale: Float,
+    limit: int,
+    gptq: bool,
+) -> Float:
+    """Integers [G, O, K] for a layer's weights `rows`, by GPTQ or to nearest.
+
+    Args:
+        rows: weights [G, O, K].
+        moments: of the layer's input.
+        scale: [G, O, 1].
+        limit: largest integer.
+        gptq: whether to use GPTQ.
+    """
+    if not gptq:
+        return round_to_nearest(rows, scale, limit)
+    parts: list[Float] = []
+    # a wide layer has its Gram matrix in blocks, which are rounded on their own
+    for gram, (start, end) in zip(moments.grams, moments.blocks, strict=True):
+        block = rows[:, :, start:end]
+        parts.append(gptq_round(block, gram, scale, limit))
+    return np.concatenate(parts, axis=2)
 
 
 def gptq_round(

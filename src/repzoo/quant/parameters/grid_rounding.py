@@ -20,11 +20,7 @@ import numpy.typing as npt
 
 from repzoo.quant.calibration.statistics import Moments
 from repzoo.quant.network.scheme import QuantScheme
-from repzoo.quant.parameters.gptq import (
-    DAMPING,
-    gptq_round,
-    round_to_nearest,
-)
+from repzoo.quant.parameters.gptq import DAMPING, round_rows
 from repzoo.quant.parameters.weight_grid import WeightGrid, make_grid
 from repzoo.quant.parameters.weight_scales import shared_scale
 
@@ -48,14 +44,7 @@ def round_onto_grid(
     """
     grid = make_grid(rows, scheme, _clipping_limit(rows, moments, scheme))
     limit = int(max(grid.high.max(), -grid.low.min()))
-    if gptq:
-        parts = []
-        for gram, (start, end) in zip(moments.grams, moments.blocks, strict=True):
-            block = rows[:, :, start:end]
-            parts.append(gptq_round(block, gram, grid.scale, limit))
-        codes = np.concatenate(parts, axis=2)
-    else:
-        codes = round_to_nearest(rows, grid.scale, limit)
+    codes = round_rows(rows, moments, grid.scale, limit, gptq)
     codes = np.clip(codes, grid.low, grid.high)
     return reach_ends(rows, codes, grid, moments), grid
 
