@@ -158,7 +158,11 @@ def run(
             if may_lose_others:
                 able = _able_pairs(result, pairs, setting, probes)
             stage = _with_stage(progress, f"bench {index + 1} of {len(wanted)}")
-            _time_setting(result, able, setting, seconds, stage, on_records)
+            records, ratios = _time_setting(result, able, setting, seconds, stage)
+            # Before they are kept here: the caller may fail to write them.
+            on_records([*records, *ratios])
+            result.records += records
+            result.ratios += ratios
     except KeyboardInterrupt:
         if not result.records:
             raise
@@ -254,15 +258,14 @@ def _time_setting(
     setting: Setting,
     seconds: float,
     progress: Progress,
-    on_records: OnRecords,
-) -> None:
+) -> tuple[list[Record[Latency]], list[Record[LatencyRatio]]]:
+    """Latencies, and ratios to the first case; what fails is noted in `result`."""
     failed: list[Case] = []
 
     def leave_out(case: Case, error: InputError) -> None:
         """Note a case that failed while it was timed."""
         failed.append(case)
-        name, engine_name = case.artifact.name, case.engine.name
-        result.leave_out(name, engine_name, str(error), setting)
+        result.leave_out(case.artifact.name, case.engine.name, str(error), setting)
 
     cases = _open_cases(result, pairs, setting)
     records = latency.run(
@@ -277,10 +280,7 @@ def _time_setting(
     failed_ids = set(map(id, failed))
     timed = [case for case in cases if id(case) not in failed_ids]
     ratios = [latency.ratio(case, timed[0]) for case in timed[1:]]
-    records = list(map(_with_full_identity, records, timed))
-    on_records([*records, *ratios])
-    result.records += records
-    result.ratios += ratios
+    return list(map(_with_full_identity, records, timed)), ratios
 
 
 def _with_full_identity(record: Record[Latency], case: Case) -> Record[Latency]:

@@ -13,9 +13,9 @@ import numpy as np
 from repzoo.data.dataset import Dataset
 from repzoo.quant.calibration.calibrate import batch_size
 from repzoo.quant.network.placement import Placement
-from repzoo.quant.parameters.sqnr import LayerSqnr
-from repzoo.quant.search.builder import Build, Builder
+from repzoo.quant.search.builder import Builder
 from repzoo.quant.search.calibrator import Calibrator
+from repzoo.quant.search.evaluator import BuiltCandidate
 
 RANKED_LAYERS = 8  # noisiest layers, which are tried in float one at a time
 RANKING_IMAGES = 16  # on which they are tried
@@ -39,31 +39,29 @@ def with_fallback(
 def rank_layers(
     builder: Builder,
     calibrator: Calibrator,
-    build: Build,
-    placement: Placement,
-    noise: Sequence[LayerSqnr],
+    candidate: BuiltCandidate,
     images: Dataset,
 ) -> list[str]:
-    """The layers of `build`, most worth leaving in float first.
+    """The layers of `candidate`, most worth leaving in float first.
 
-    Each of the noisiest is left out of INT8 alone, and the error of the logits that then remains
-    is measured on a few `images`. The others follow in the order of `noise`: the SQNR of a layer
-    does not say how much of its noise reaches the logits, but it is free.
-
-    placement  that of `build`
-    noise      SQNR of each layer of `build`, noisiest first
+    Each of the noisiest is left out of INT8 alone, and the error of the outputs that then remains
+    is measured on a few `images`. The others follow by their SQNR: it does not say how much of a
+    layer's noise reaches the outputs, but it is free.
     """
     sample = images.subset(images.balanced_sample(RANKING_IMAGES, 0))
     float_model = builder.cache.original.model
     size = batch_size(float_model, builder.space.starting_placements()[0].tensors)
     inputs = list(calibrator.prepare("rank layers", sample, size))
-    float_logits = calibrator.run(builder.artifact.model, inputs)
-    quantized = [layer.layer for layer in noise if layer.layer in build.plan.weights]
+    float_outputs = calibrator.run(builder.artifact.model, inputs)
+    quantized = []
+    for layer in candidate.candidate.layers:  # noisiest first
+        if layer.layer in candidate.build.plan.weights:
+            quantized.append(layer.layer)
     errors: dict[str, float] = {}
     for name in quantized[:RANKED_LAYERS]:
-        smaller = with_fallback(builder, placement, [name])
-        model = builder.build_from(build, smaller).artifact.model
-        errors[name] = float(
-            np.square(calibrator.run(model, inputs) - float_logits).mean()
-        )
-    return [*sorted(errors, key=lambda name: errors[name]), *quantized[RANKED_LAYERS:]]
+        smaller = with_fallback(builder, candidate.timed.placement, [name])
+        build = builder.build_from(candidate.build, smaller)
+        difference = calibrator.run(build.artifact.model, inputs) - float_outputs
+        errors[name] = float(np.square(difference).mean())
+    ranked = sorted(errors, key=lambda name: errors[name])
+    return ranked + quantized[RANKED_LAYERS:]

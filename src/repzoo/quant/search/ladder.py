@@ -286,26 +286,18 @@ def try_fallback(
     evaluator: Evaluator, best: BuiltCandidate, split: QuantizationSplit
 ) -> None:
     """`best` with a few layers out of INT8, until one is accurate enough."""
-    noise = best.candidate.layers
-    if len(noise) <= 1:
+    if len(best.candidate.layers) <= 1:
         return  # without its only noisy layer nothing would be left in INT8
+    builder = evaluator.builder
     placement = best.timed.placement
     stage = best.build.stage
-    ranked = rank_layers(
-        evaluator.builder,
-        evaluator.calibrator,
-        best.build,
-        placement,
-        noise,
-        split.selection,
-    )
+    ranked = rank_layers(builder, evaluator.calibrator, best, split.selection)
     for count in FALLBACK_COUNTS:
         if count >= len(ranked) or evaluator.best.verdict >= Verdict.ENOUGH:
             return
-        smaller = with_fallback(evaluator.builder, placement, ranked[:count])
-        evaluator.time_and_evaluate(
-            stage, smaller, f"{stage.name}, fallback {count}", best
-        )
+        smaller = with_fallback(builder, placement, ranked[:count])
+        label = f"{stage.name}, fallback {count}"
+        evaluator.time_and_evaluate(stage, smaller, label, best)
 
 
 def try_smaller_placements(
