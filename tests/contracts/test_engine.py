@@ -179,6 +179,20 @@ def test_a_model_it_cannot_run_is_an_input_error_of_one_line(runner: Engine) -> 
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_half_precision_is_right_or_refused(runner: Engine, kind: str) -> None:
+    half = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> g ({kind}[N, 3, 8, 8] data) '
+        f"=> ({kind}[N, 3, 8, 8] output) {{ output = Relu (data) }}"
+    )
+    inputs = np.full((2, 3, 8, 8), 1.5, np.float32)
+    try:
+        outputs = runner.open(half).run(inputs)
+    except InputError:
+        return
+    np.testing.assert_array_equal(outputs, inputs)
+
+
 def test_run_all_keeps_the_models_order(runner: Engine) -> None:
     probed = model(FLOAT)
     del probed.graph.output[:]

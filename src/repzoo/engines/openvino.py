@@ -67,6 +67,7 @@ class OpenVino:
             settings = _cpu_settings(threads, streams, exact)
         try:
             graph = _core().read_model(model.SerializeToString())
+            _require_known_types(graph)
             return OpenVinoSession(graph, signature_of(model), self._device, settings)
         except RuntimeError as error:
             raise InputError(
@@ -91,6 +92,16 @@ def _cpu_settings(threads: int, streams: int, exact: bool) -> dict[str, Any]:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
     return settings
+
+
+def _require_known_types(graph: Any) -> None:
+    """Refuse bfloat16: OpenVINO hands out its bits as if they were float16."""
+    for port in (*graph.inputs, *graph.outputs):
+        if port.element_type == ov.Type.bf16:
+            raise InputError(
+                "openvino cannot run this model: it takes or gives bfloat16, which OpenVINO "
+                "misreads; export it in float32 or float16"
+            )
 
 
 class OpenVinoSession:
