@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,7 @@ def test_fold(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -
     assert all({"node", "reason"} <= set(refusal) for refusal in document["refusals"])
     assert document["before"]["parameters"] > document["after"]["parameters"]
     del document["data"]
+    assert document.pop("remarks") == []
     assert json.loads(certificate.read_text()) == document
     artifact = Artifact.read(output)
     assert (artifact.form, artifact.steps[-1].verb, artifact.labels) == (
@@ -559,6 +561,36 @@ def test_a_long_command_prints_a_line_for_each_stage(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "calibrate: 0 of 20\nfold: ...\n"
+
+
+def test_a_stage_that_is_over_is_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "QUIET_SECONDS", 0.0)
+    with output.Console(as_json=True) as console:
+        for epoch in ("epoch 1/2: loss 0.5", "epoch 2/2: loss 0.4"):
+            console.progress("training (images)", 8, 16)
+            console.progress(epoch, 8, 8)
+    assert capsys.readouterr().err.splitlines() == [
+        "training (images): 8 of 16",
+        "epoch 1/2: loss 0.5",
+        "epoch 2/2: loss 0.4",
+    ]
+
+
+def test_an_epoch_and_a_stage_of_quantization_have_a_line_each(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    model_file: Path,
+    digits_folder: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(output, "QUIET_SECONDS", 0.0)
+    quick = ("--images", 16, "--search", 0, "--force", "--placement", "everything")
+    files = (model_file, "-o", tmp_path / "o.onnx", "--data", digits_folder)
+    ran = run("quantize", *files, *quick)
+    assert ran.code == 0, ran.err
+    assert re.search(r"^rounding: [\d.]+ % of the predictions unchanged", ran.err, re.M)
 
 
 def test_a_short_command_prints_no_progress(

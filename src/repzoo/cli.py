@@ -17,8 +17,14 @@ import rich_click as click
 
 from repzoo import __version__
 from repzoo.artifact import Preprocess
-from repzoo.console.commands.shared import INTERRUPTED, PIPE_CLOSED
-from repzoo.errors import AssumedPreprocess, InputError, RepzooError
+from repzoo.console.output import assumptions
+from repzoo.errors import (
+    INTERRUPTED,
+    PIPE_CLOSED,
+    AssumedPreprocess,
+    InputError,
+    RepzooError,
+)
 from repzoo.printable import one_line
 from repzoo.settings import fields_of
 
@@ -147,7 +153,6 @@ _group_commands()
 def _show_assumptions() -> None:
     """Print what was assumed about preprocessing as notes on stderr, each once."""
     others = warnings.showwarning
-    seen: set[str] = set()
 
     def show(
         message: Warning | str,
@@ -158,11 +163,12 @@ def _show_assumptions() -> None:
         line: str | None = None,
     ) -> None:
         """Print the warning; the arguments are those of warnings.showwarning."""
+        text = str(message)
         if not issubclass(category, AssumedPreprocess):
             others(message, category, filename, lineno, file, line)
-        elif str(message) not in seen:
-            seen.add(str(message))
-            click.echo(f"note: {message}", err=True)
+        elif text not in assumptions():
+            assumptions().append(text)
+            click.echo(f"note: {text}", err=True)
 
     warnings.simplefilter("always", AssumedPreprocess)
     warnings.showwarning = show

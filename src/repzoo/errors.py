@@ -9,6 +9,10 @@ RepzooError                 exit 1  a defect in repzoo if it is none of the foll
 
 from __future__ import annotations
 
+# Exit codes as shells give them: 128 + the signal.
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
 
 class RepzooError(Exception):
     """Base class of all errors that repzoo raises on purpose."""

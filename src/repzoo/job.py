@@ -99,8 +99,6 @@ def run(
     progress("fold and certify", 0, 0)
     deploy = verbs.fold(artifact, calibration, engine=engine_name)
     int8 = verbs.quantize(deploy, source, options=options.quantize, progress=progress)
-    assert deploy.certificate is not None
-    assert int8.report is not None
     evaluated = verbs.evaluate(
         [deploy, int8],
         evaluation,
@@ -108,26 +106,19 @@ def run(
         engine=engine_name,
         progress=progress,
     )
-    artifacts: dict[str, Artifact] = {
-        artifact.form: artifact,
-        "deploy": deploy,
-        "int8": int8,
-    }
-    certificate = deploy.certificate.to_json()
+    artifacts: dict[str, Artifact] = {artifact.form: artifact}
+    artifacts.update(deploy=deploy, int8=int8)
+    assert int8.report is not None
     timed = dict(artifacts)
     if int8.report.chosen.ratio is None:
         del timed["int8"]  # only a board runs it, and its time here would mislead
     timings, left_out = _time_all(timed, options, progress)
-    records: list[Record[Any]] = [
-        *(_cost(model) for model in artifacts.values()),
-        Record(identity_of(deploy), _fold_summary(certificate)),
+    measured = [
         int8.report.record,
         *evaluated.runs,
         evaluated.paired[1],  # the first compares the float model with itself
         *timings,
     ]
-    # A random name, not the file's hash: the same file may be judged on other images or hosts.
-    job_id = uuid.uuid4().hex[:JOB_ID_LENGTH]
     training = _training(artifact, evaluation)
     remarks = [
         *_training_remarks(training, evaluation),
@@ -136,14 +127,30 @@ def run(
         *left_out,
         *sweep.doubts(record.select(timings, Latency)),
     ]
+    assert deploy.certificate is not None
+    certificate = deploy.certificate.to_json()
     return JobResult(
         artifacts,
-        tuple(replace(item, job=job_id) for item in records),
+        _in_order(artifacts, certificate, measured),
         certificate,
         # The gate and the evaluation may both remark on the same broken image.
         tuple(dict.fromkeys(remarks)),
         training,
     )
+
+
+def _in_order(
+    artifacts: Mapping[str, Artifact],
+    certificate: Mapping[str, Any],
+    measured: Sequence[Record[Any]],
+) -> tuple[Record[Any], ...]:
+    """All Records of the job: costs, the fold, what was measured."""
+    records: list[Record[Any]] = [_cost(model) for model in artifacts.values()]
+    fold = Record(identity_of(artifacts["deploy"]), _fold_summary(certificate))
+    records += [fold, *measured]
+    # A random name, not the file's hash: the same file may be judged on other images or hosts.
+    job_id = uuid.uuid4().hex[:JOB_ID_LENGTH]
+    return tuple(replace(item, job=job_id) for item in records)
 
 
 def write(result: JobResult, output: Path, command: str = "") -> list[Path]:

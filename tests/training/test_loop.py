@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("timm", reason="the torch extra is not installed")
@@ -32,7 +32,7 @@ from repzoo.training.loop import Trainer
 from repzoo.training.options import Running
 from repzoo.training.recipe import Recipe, recipe, recipes
 from repzoo.training.run import train
-from repzoo.training.training_images import TrainingImages
+from repzoo.training.training_images import Share, TrainingImages
 
 # The smallest network of timm with RepVGG's blocks: it starts, trains and exports in a second.
 MODEL = "test_byobnet"
@@ -92,7 +92,8 @@ class Killed(BaseException):
 
 def kill_in_epoch(number: int) -> Progress:
     def progress(stage: str, done: int, total: int) -> None:  # noqa: ARG001
-        if stage.startswith(f"epoch {number}/") and done == 2 * 8:
+        steps = (number - 1) * 3 + 2  # of three in an epoch
+        if stage == "training (images)" and done == steps * 8:
             raise Killed
 
     return progress
@@ -373,3 +374,31 @@ def test_every_recipe_is_complete() -> None:
 def test_settings_that_cannot_train_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="recipe short"):
         SHORT.changed(**change)
+
+
+def lying_picture(key: str) -> Image.Image:
+    """A picture whose EXIF tag says that it lies on its side."""
+    image = picture(key)
+    image.getexif()[ExifTags.Base.Orientation] = 6
+    return image
+
+
+def upright_picture(key: str) -> Image.Image:
+    """The same picture, turned as the tag says."""
+    return picture(key).transpose(Image.Transpose.ROTATE_270)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "load"), [("apply", upright_picture), ("ignore", picture)]
+)
+def test_training_images_are_turned_where_the_preprocessing_says_so(
+    orientation: Literal["apply", "ignore"], load: Callable[[str], Image.Image]
+) -> None:
+    preprocess = replace(PREPROCESS, orientation=orientation)
+    lying = TrainingImages(pictures(8, 0, lying_picture), preprocess)
+    expected = TrainingImages(pictures(8, 0, load), PREPROCESS)
+    batches = []
+    for images in (lying, expected):
+        parts = images.parts(SHORT, 0, Share())
+        batches.append(next(iter(images.loader(SHORT, 32, 0, parts, 0)))[0])
+    assert torch.equal(*batches)

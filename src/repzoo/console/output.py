@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import rich.console
@@ -20,15 +20,19 @@ from repzoo.storage import json_text
 # A command that takes longer says what it does, and says so again while a stage goes on.
 QUIET_SECONDS = 2.0
 REPEAT_SECONDS = 60.0
+# Where click keeps what was assumed about preprocessing during the command that runs.
+ASSUMPTIONS = "repzoo.assumptions"
 
 
 class View:
     """A result in both forms: `document` for --json, `shown` (text and tables) for a person.
 
-    remarks  sentences that go to stderr in either case
+    remarks  sentences that go to stderr in either case, and into the document as "remarks"
     """
 
-    def __init__(self, document: Any, *shown: Any, remarks: Sequence[str] = ()) -> None:
+    def __init__(
+        self, document: Mapping[str, Any], *shown: Any, remarks: Sequence[str] = ()
+    ) -> None:
         self.document = document
         self.shown = shown
         self.remarks = tuple(remarks)
@@ -58,8 +62,8 @@ class _StageLines:
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._stage = ""
-        self._count = ""
-        self._printed: float | None = None  # when the stage was last printed
+        self._line = ""
+        self._printed: dict[str, float] = {}  # when each stage was last printed
         self._lock = threading.Lock()
         # A stage may report nothing until it ends.
         self._timer = threading.Timer(QUIET_SECONDS, self._print_if_due)
@@ -69,10 +73,11 @@ class _StageLines:
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Note the progress, and print it if it is due."""
         with self._lock:
-            if stage != self._stage:
-                self._stage = stage
-                self._printed = None
-            self._count = f"{done} of {total}" if total else "..."
+            self._stage = stage
+            self._line = f"{stage}: {done} of {total}" if total else f"{stage}: ..."
+            # Of a stage that is over when it is first shown, its name says all.
+            if 0 < total == done and stage not in self._printed:
+                self._line = stage
         self._print_if_due()
 
     def close(self) -> None:
@@ -84,10 +89,11 @@ class _StageLines:
         with self._lock:
             if not self._stage or now - self._started < QUIET_SECONDS:
                 return
-            if self._printed is not None and now - self._printed < REPEAT_SECONDS:
+            printed = self._printed.get(self._stage)
+            if printed is not None and now - printed < REPEAT_SECONDS:
                 return
-            self._printed = now
-            click.echo(f"{self._stage}: {self._count}", err=True)
+            self._printed[self._stage] = now
+            click.echo(self._line, err=True)
 
 
 class Console:
@@ -136,6 +142,10 @@ class Console:
             self._lines(stage, done, total)
         if self._bars is None:
             return
+        if stage not in self._tasks and 0 < total == done:
+            # It is over: a line stays, while a bar for every epoch would fill the screen.
+            self._err.print(rich.text.Text(stage))
+            return
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(
                 stage, total=total or None, completed=done
@@ -143,8 +153,14 @@ class Console:
         self._bars.update(self._tasks[stage], completed=done, total=total or None)
 
     def describe(self, data: DataDescription) -> None:
-        """Let `show` say what the data set of this command was taken for."""
+        """Say what the data set of this command was taken for, now and in the document.
+
+        Now, because a command that ends with an error after this says it too.
+        """
         self._data = data
+        # Through the console that draws the bars, which would otherwise overwrite the line.
+        line = rich.text.Text(f"data: {one_line(data)}")
+        self._err.print(line, soft_wrap=True)
 
     @staticmethod
     def document(value: Any) -> str:
@@ -160,17 +176,27 @@ class Console:
                 self._out.print(
                     printable(item, keep="\n") if isinstance(item, str) else item
                 )
-        if self._data is not None:
-            click.echo(f"data: {one_line(self._data)}", err=True)
         for remark in view.remarks:
             click.echo(f"note: {one_line(remark)}", err=True)
 
-    def _complete(self, view: View) -> Any:
-        """The document of `view`, with the data set that was read."""
-        if self._data is None:
-            return view.document
-        own = view.document.get("data", {})
-        return {**view.document, "data": {**self._data.to_json(), **own}}
+    def _complete(self, view: View) -> dict[str, Any]:
+        """The document of `view`, with all remarks and the data set that was read."""
+        document = dict(view.document)
+        own = document.get("remarks", [])
+        remarks = [*own, *view.remarks, *assumptions()]
+        document["remarks"] = list(dict.fromkeys(remarks))
+        if self._data is not None:
+            document["data"] = {**self._data.to_json(), **document.get("data", {})}
+        return document
+
+
+def assumptions() -> list[str]:
+    """What the command that runs has assumed about preprocessing so far; a caller may add to it."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return []
+    listed: list[str] = context.meta.setdefault(ASSUMPTIONS, [])
+    return listed
 
 
 class _Table(Table):

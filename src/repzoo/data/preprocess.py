@@ -61,7 +61,7 @@ def resized_and_cropped(image: Image.Image, preprocess: Preprocess) -> Bytes:
     Raises:
         UnreadableImage: so long and narrow that resizing would make more than MAX_RESIZED pixels.
     """
-    image = to_rgb(_oriented(image, preprocess))
+    image = to_rgb(oriented(image, preprocess))
     target = _target_size(image.size, preprocess)
     if target[0] * target[1] > MAX_RESIZED:
         raise UnreadableImage(
@@ -81,7 +81,7 @@ def resized_without_antialiasing(image: Image.Image, preprocess: Preprocess) -> 
 
     Each pixel is interpolated from its four nearest neighbors, however much the image shrinks.
     """
-    image = _oriented(image, preprocess)
+    image = oriented(image, preprocess)
     source = np.asarray(to_rgb(image), np.float32)
     width, height = _target_size(image.size, preprocess)
     above, below, row_share = _neighbors(source.shape[0], height, preprocess.height)
@@ -180,7 +180,8 @@ def pixel_map(preprocess: Preprocess, color: Color) -> tuple[Float, Float]:
     return (scaled if color == preprocess.color else scaled[::-1]), origin
 
 
-def _oriented(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+def oriented(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """`image`, upright where `preprocess` applies the EXIF orientation tag."""
     return upright(image) if preprocess.orientation == "apply" else image
 
 

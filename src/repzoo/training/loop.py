@@ -173,6 +173,8 @@ class Trainer:
         self.step = 0
         self.total = 0.0
         self._by_one(self._save)
+        images = self.steps * self.recipe.batch
+        progress(_summary(line, self.recipe.epochs), images, images)
 
     def _steps(self, epoch: int, progress: Progress) -> None:
         seed = self.running.seed * 100_003 + epoch
@@ -185,17 +187,14 @@ class Trainer:
         for step in range(self.step, self.steps):
             self.total += self._update(epoch, step, seed, loader)
             self.step = step + 1
-            self._report(epoch, progress)
+            done = (epoch * self.steps + self.step) * self.recipe.batch
+            progress("training (images)", done, self._all_images())
             if self.step < self.steps and self._is_save_due():
                 self._save()
 
-    def _report(self, epoch: int, progress: Progress) -> None:
-        epochs = self.recipe.epochs
-        batch = self.recipe.batch
-        stage = f"epoch {epoch + 1}/{epochs} (images)"
-        progress(stage, self.step * batch, self.steps * batch)
-        done = epoch * self.steps + self.step
-        progress("training (images)", done * batch, epochs * self.steps * batch)
+    def _all_images(self) -> int:
+        """Images that the steps of all epochs take."""
+        return self.recipe.epochs * self.steps * self.recipe.batch
 
     def _is_save_due(self) -> bool:
         """Whether process 0 should save within the epoch."""
@@ -353,6 +352,15 @@ def top1(
     report.check(dataset.name, len(dataset))
     correct, count = crew.sums(correct, count)
     return 100 * correct / count
+
+
+def _summary(line: Epoch, epochs: int) -> str:
+    """What an epoch reached, in a line."""
+    facts = [f"loss {line.loss:.4f}"]
+    if not math.isnan(line.validation_top1):
+        facts.append(f"held-out Top-1 {line.validation_top1:.2f} %")
+    facts.append(f"{line.images_per_second:.0f} images/s")
+    return f"epoch {line.epoch + 1}/{epochs}: {', '.join(facts)}"
 
 
 def _freeze_all_but(module: torch.nn.Module, heads: list[torch.nn.Module]) -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from repzoo.artifact import Preprocess
 from repzoo.data.dataset import Dataset
+from repzoo.data.preprocess import oriented
 from repzoo.errors import InputError
 from repzoo.training.recipe import Recipe
 
@@ -71,9 +72,8 @@ class TrainingImages:
         workers: int,
     ) -> DataLoader[Any]:
         """Batches of (float32 [n, 3, size, size], int64 [n]), one for each of `parts`."""
-        images = _Augmented(
-            self.dataset, _augmentation(recipe, self.preprocess, size), seed
-        )
+        transform = _augmentation(recipe, self.preprocess, size)
+        images = _Augmented(self.dataset, self.preprocess, transform, seed)
         context = _context(self.dataset) if workers else None
         return DataLoader(
             images,
@@ -122,16 +122,19 @@ def _order(count: int, repeats: int, seed: int) -> list[int]:
 
 
 class _Augmented(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-    def __init__(self, dataset: Dataset, transform: Any, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, preprocess: Preprocess, transform: Any, seed: int
+    ) -> None:
         self.dataset = dataset
+        self.preprocess = preprocess
         self.transform = transform
         self.seed = seed
 
     def __getitem__(self, placed: Placed) -> tuple[torch.Tensor, int]:
         position, index = placed
         seed_everything(self.seed * 2**24 + position)
-        image = self.dataset.load(self.dataset.keys[index]).convert("RGB")
-        return self.transform(image), self.dataset.targets[index]
+        image = oriented(self.dataset.load(self.dataset.keys[index]), self.preprocess)
+        return self.transform(image.convert("RGB")), self.dataset.targets[index]
 
 
 def _augmentation(recipe: Recipe, preprocess: Preprocess, size: int) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repzoo.artifact import Orientation
 from repzoo.data.dataset import DataSource
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.progress import Progress, silent
@@ -57,6 +58,11 @@ class RecipeChanges:
     size: int | None = setting(
         None, help="Input size in pixels, instead of the recipe's.", range=at_least(32)
     )
+    orientation: Orientation | None = setting(
+        None,
+        help="EXIF orientation tag of training and held-out images: ignored (the default), or "
+        "applied.",
+    )
 
     def __post_init__(self) -> None:
         """Refuse values outside the accepted ranges."""
@@ -65,7 +71,11 @@ class RecipeChanges:
     def apply(self, recipe: Recipe) -> Recipe:
         """`recipe` with these values."""
         changes = dataclasses.asdict(self)
-        size = changes.pop("size")
+        preprocess = dict(recipe.preprocess)
+        for name in ("size", "orientation"):
+            value = changes.pop(name)
+            if value is not None:
+                preprocess[name] = value
         if self.distill == "none":
             changes["distill"] = ""
         # Phases of a recipe are shares of its length: a warm-up of 5 epochs out of 300 must not
@@ -74,10 +84,7 @@ class RecipeChanges:
             share = self.epochs / recipe.epochs
             for phase in PHASES:
                 changes[phase] = round(getattr(recipe, phase) * share)
-        recipe = recipe.changed(**changes)
-        if size is None:
-            return recipe
-        return recipe.changed(preprocess={**recipe.preprocess, "size": size})
+        return recipe.changed(**changes, preprocess=preprocess)
 
 
 def train(

@@ -68,7 +68,8 @@ def train(
         console = Console(as_json)
         # Of several processes the first shows its progress and writes.
         is_first = not group.rank
-        console.describe(open_source(data).describe_training())
+        if is_first:
+            console.describe(open_source(data).describe_training())
         with console if is_first else contextlib.nullcontext():
             artifact = verbs.train(
                 model,

@@ -15,7 +15,6 @@ from repzoo.console import evaluations, results
 from repzoo.console.bench import bench as bench_view
 from repzoo.console.commands.shared import (
     FILE,
-    INTERRUPTED,
     append_option,
     data_option,
     engine_option,
@@ -26,6 +25,7 @@ from repzoo.console.commands.shared import (
 from repzoo.console.options import options_of, preprocess_options, split_options
 from repzoo.console.output import Console
 from repzoo.data.batches import ReadReport
+from repzoo.errors import INTERRUPTED
 from repzoo.measure.record import Record
 from repzoo.measure.record import append as append_records
 from repzoo.progress import silent
@@ -70,9 +70,10 @@ def evaluate(
         require_writable_files(append=append)
         console = Console(as_json)
         source = open_data_source(data, unlabeled=against is not None)
-        console.describe(source.describe_evaluation(part))
         # Of several processes the first shows its progress and writes.
         is_first = not group.rank
+        if is_first:
+            console.describe(source.describe_evaluation(part))
         with console if is_first else contextlib.nullcontext():
             result = verbs.evaluate(
                 artifacts,

@@ -9,9 +9,6 @@ import rich_click as click
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.storage import require_different, require_writable
 
-# Exit codes as shells give them: 128 + the signal.
-INTERRUPTED = 130
-PIPE_CLOSED = 141
 FILE = click.Path(path_type=Path)
 DATA_HELP = (
     "Images: a folder with one subfolder for each class, or with such folders below train, "

@@ -160,6 +160,9 @@ class Evaluator:
             label, timed.placement.name, paired.values, timed.ratio, started
         )
         candidate = replace(candidate, layers=noise)
+        same = f"{candidate.paired.same_prediction:.1f} % of the predictions unchanged"
+        line = f"{label}: {same}, {candidate.seconds:.1f} s"
+        self.gate.progress(line, 1, 1)
         free_memory()
         built = BuiltCandidate(build.artifact, candidate, build, timed)
         # Only the measurements of a candidate are kept, unless it is the best: its model, plan and
