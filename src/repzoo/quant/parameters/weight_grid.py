@@ -25,6 +25,7 @@ from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters.scales import usable_scale
 
 Float = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 # Bits of a scale's significand. Times a code of 8 bits they make the 24 of a float32, so that every
 # weight on the grid is stored exactly.
@@ -73,7 +74,11 @@ def make_grid(
 ) -> WeightGrid:
     """The grid for the float weights `rows` [G, O/G, K].
 
-    largest  magnitude from which on the weights of a whole tensor are clipped; None: nothing is
+    Args:
+        rows: the weights.
+        scheme: how the target's tool rounds them.
+        largest: magnitude from which on the weights of a whole tensor are clipped; None: nothing
+            is.
     """
     if scheme.weight_rule == "minmax":
         return _minmax_grid(rows, scheme)
@@ -114,33 +119,48 @@ def exact_scale(scale: Float) -> Float:
     return np.asarray(np.ldexp(whole, exponent - SCALE_BITS))
 
 
-def requantize(
-    rows: npt.NDArray[np.float32], scheme: QuantScheme
-) -> tuple[Float, Float]:
+def requantize(rows: Float32, scheme: QuantScheme) -> tuple[Float, Float]:
     """(codes [G, O/G, K], scale [G, O/G, 1]) as the target's tool finds them in float `rows`.
 
     In float32, as such tools compute. It shares nothing with `make_grid` but the rules.
     """
     shape = (-1, rows.shape[2]) if scheme.per_channel else (1, -1)
     units = np.asarray(rows, np.float32).reshape(shape)
+    requantize_units = _requantize_symmetric
     if scheme.weight_rule == "minmax":
-        steps = np.float32(2**scheme.weight_bits - 1)
-        low = np.minimum(units.min(1, keepdims=True), np.float32(0))
-        high = np.maximum(units.max(1, keepdims=True), np.float32(0))
-        scale = _nonzero((high - low) / steps)
-        zero_point = np.round(-low / scale)
-        codes = np.clip(np.round(units / scale) + zero_point, 0, steps) - zero_point
-    else:
-        limit = np.float32(scheme.weight_max)
-        scale = _nonzero(np.abs(units).max(1, keepdims=True) / limit)
-        if scheme.weight_rule == "power-of-two":
-            scale = np.exp2(np.ceil(np.log2(scale)))
-        codes = np.clip(np.round(units / scale), -limit, limit)
-    scales = np.broadcast_to(scale, units.shape).reshape(rows.shape)[:, :, :1]
-    return codes.reshape(rows.shape).astype(np.float64), scales.astype(np.float64)
+        requantize_units = _requantize_minmax
+    codes, scale = requantize_units(units, scheme)
+    # one scale for each weight, of which those of a row are alike
+    scales = np.broadcast_to(scale, units.shape).reshape(rows.shape)
+    codes = codes.reshape(rows.shape)
+    return codes.astype(np.float64), scales[:, :, :1].astype(np.float64)
 
 
-def _nonzero(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _requantize_minmax(units: Float32, scheme: QuantScheme) -> tuple[Float32, Float32]:
+    """(codes, scale [units, 1]) of `units` [units, K] with a zero point."""
+    steps = np.float32(2**scheme.weight_bits - 1)
+    low = np.minimum(units.min(axis=1, keepdims=True), np.float32(0))
+    high = np.maximum(units.max(axis=1, keepdims=True), np.float32(0))
+    scale = _nonzero((high - low) / steps)
+    zero_point = np.round(-low / scale)
+    stored = np.clip(np.round(units / scale) + zero_point, 0, steps)
+    return stored - zero_point, scale
+
+
+def _requantize_symmetric(
+    units: Float32, scheme: QuantScheme
+) -> tuple[Float32, Float32]:
+    """(codes, scale [units, 1]) of `units` [units, K] without a zero point."""
+    limit = np.float32(scheme.weight_max)
+    largest = np.abs(units).max(axis=1, keepdims=True)
+    scale = _nonzero(largest / limit)
+    if scheme.weight_rule == "power-of-two":
+        scale = np.exp2(np.ceil(np.log2(scale)))
+    codes = np.round(units / scale)
+    return np.clip(codes, -limit, limit), scale
+
+
+def _nonzero(scale: Float32) -> Float32:
     """`scale` with 1 in place of 0: of weights that are all 0 any scale will do."""
     return np.where(scale > 0, scale, np.float32(1))
 
