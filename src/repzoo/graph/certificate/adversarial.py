@@ -96,13 +96,18 @@ class _Expression:
         return repr(lines)
 
     def _size(self, name: str) -> int:
+        """How many numbers a constant has; 0 for another tensor."""
         tensor = self.index.constants.get(name)
-        return 0 if tensor is None else math.prod(tensor.dims)
+        if tensor is None:
+            return 0
+        return math.prod(tensor.dims)
 
     def _kernel_sides(self, name: str) -> list[int]:
         """The sides of a constant that are no channel counts."""
         tensor = self.index.constants.get(name)
-        return [] if tensor is None else list(tensor.dims[2:])
+        if tensor is None:
+            return []
+        return list(tensor.dims[2:])
 
 
 def _attributes(node: onnx.NodeProto) -> list[tuple[str, bytes]]:

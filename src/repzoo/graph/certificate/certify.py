@@ -63,8 +63,8 @@ class Certificate:
     proofs             one for each of them; a proof covers the folds that a later fold took in
     adversarial_cases  kinds of expressions that were also folded with adversarial BatchNorms
     float64            the whole graph in float64, where the comparison of the outputs cannot tell
-    before             SHA-256 (of the graph without metadata, see pieces.sha256_of_graph) and cost
-                       of the training form
+    before             SHA-256 (of the graph without metadata, see skeleton.sha256_of_graph) and
+                       cost of the training form
     after              the same of the deploy form
     """
 
@@ -85,13 +85,21 @@ class Certificate:
         return self.comparison.equal
 
     @property
+    def differs(self) -> bool:
+        """Whether a comparison of the whole graphs shows that they differ."""
+        if self.float64 and self.float64.equality is Equality.DIFFERENT:
+            return True
+        return self.comparison.equality is Equality.DIFFERENT
+
+    @property
     def basis(self) -> str:
         """What the claim rests on, in one sentence."""
         nodes = _proven_nodes(self.proven)
         if self.comparison.equality is not Equality.INCONCLUSIVE:
             return f"{nodes}, and the outputs of the whole graphs were compared"
-        whole = f"; {self.float64.sentence()}" if self.float64 else ""
-        return f"{nodes}{whole}"
+        if self.float64 is None:
+            return nodes
+        return f"{nodes}; {self.float64.sentence()}"
 
     def to_json(self) -> dict[str, Any]:
         """A plain JSON document. Each fold has its proof; None if a later fold took its node in."""
@@ -184,7 +192,8 @@ def certify(
     run     computes the outputs of a model, without optimizing it
     images  [n, ...] to compare on besides random ones, for a classifier
     seed    of probes and random images
-    run_feeds  the same as `run` for a graph that is no classifier: all outputs, for arrays by name
+
+    run_feeds  in place of `run` for a graph that is no classifier: all outputs, for arrays by name
 
     Raises:
         CertificateError: a folded node or the whole graph differs by more than its bound, or an
@@ -198,14 +207,13 @@ def certify(
     proofs = prove(origin, result.model, result.outputs, seed)
     kinds = _prove_adversarial_cases(before.model, result.model, origin, fold, seed)
     float64 = None
-    has_classes = is_classifier(before.model)
-    if has_classes:
+    if is_classifier(before.model):
         groups = random_inputs(before, cost, images, seed)
         comparison = compare_graphs(before.model, result.model, groups, run, seed)
+        if comparison.equality is Equality.INCONCLUSIVE:
+            float64 = compare_in_float64(before.model, result.model, fold, seed)
     else:
         comparison = compare_any_graphs(before.model, result.model, run_feeds, seed)
-    if comparison.equality is Equality.INCONCLUSIVE and has_classes:
-        float64 = compare_in_float64(before.model, result.model, fold, seed)
     certificate = Certificate(
         comparison=comparison,
         proven=len(proofs),
@@ -218,10 +226,7 @@ def certify(
         adversarial_cases=kinds,
         float64=float64,
     )
-    verdicts = [comparison.equality]
-    if float64:
-        verdicts.append(float64.equality)
-    if Equality.DIFFERENT in verdicts:
+    if certificate.differs:
         raise CertificateError(
             f"{before.name}: the folded graph is not proven equal, so it is not written. "
             f"{certificate.line()}"

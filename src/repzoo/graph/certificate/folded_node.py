@@ -31,7 +31,9 @@ class FoldedNode:
     def of(cls, node: onnx.NodeProto, index: TensorIndex) -> FoldedNode | None:
         """`node` with its weight; None if it is none that a fold writes."""
         weight = weight_of(node, index)
-        return None if weight is None else cls(node, index, weight)
+        if weight is None:
+            return None
+        return cls(node, index, weight)
 
     @property
     def element_type(self) -> int:
@@ -41,10 +43,11 @@ class FoldedNode:
 
     def bias_magnitude(self) -> Array:
         """The magnitude of the bias, [outputs]; zeros where there is none."""
-        bias = None
         if len(self.node.input) > 2:
             bias = self.index.values(self.node.input[2])
-        return np.zeros(len(self.weight)) if bias is None else np.abs(bias)
+            if bias is not None:
+                return np.abs(bias)
+        return np.zeros(len(self.weight))
 
     def evaluate(self, probes: Array, absolute: bool = False) -> Array:
         """What the node computes on `probes`; for `absolute` see operators.py."""

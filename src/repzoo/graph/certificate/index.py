@@ -96,12 +96,16 @@ class TensorIndex:
     def stored(self, name: str) -> Stored | None:
         """The constant `name` in the number type of the file; None where it is not constant."""
         tensor = self.constants.get(self.resolve(name))
-        return None if tensor is None else numpy_helper.to_array(tensor)
+        if tensor is None:
+            return None
+        return numpy_helper.to_array(tensor)
 
     def values(self, name: str) -> Array | None:
         """The constant `name` in float64; None where it is not constant."""
         stored = self.stored(name)
-        return None if stored is None else np.asarray(stored, np.float64)
+        if stored is None:
+            return None
+        return np.asarray(stored, np.float64)
 
     # --- the nodes between two tensors ---
 

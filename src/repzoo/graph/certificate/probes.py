@@ -52,8 +52,8 @@ def gaussian_deviations(images: int) -> Array:
 
     It is infinite for a probe that is not Gaussian around zero.
     """
-    by_probe = {"noise": 1.0, "large amplitude": LARGE_AMPLITUDE}
-    deviations = [by_probe.get(probe, math.inf) for probe in PROBES]
+    gaussian = {"noise": 1.0, "large amplitude": LARGE_AMPLITUDE}
+    deviations = [gaussian.get(probe, math.inf) for probe in PROBES]
     return np.repeat(deviations, images)
 
 
