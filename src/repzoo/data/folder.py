@@ -1,4 +1,5 @@
-"""Class folders on disk as a data set; `layout` says which layouts are read.
+"""Class folders on disk as a data set; `layout` says which layouts are read, and `label_files`
+which tables of labels take the place of class folders.
 
 Every file that Pillow can read is an image, at any depth below its class folder.
 
@@ -18,6 +19,7 @@ from PIL import Image
 from repzoo.data.dataset import GONE, SORTED, Dataset, DataSource, Stamp
 from repzoo.data.description import WHOLE
 from repzoo.data.image_file import load_image
+from repzoo.data.label_files import TABLES, SeveralLabels, labeled_layout
 from repzoo.data.layout import ClassFiles, Layout, find_layout
 from repzoo.data.names import TRAIN, are_indices, match_names, part_role
 from repzoo.data.tree import Folder, read_tree
@@ -38,11 +40,12 @@ def read(root: Path) -> DataSource:
     """
     root = _with_name(root)
     tree = read_tree(root)
-    layout = find_layout(tree)
+    labeled = labeled_layout(root, tree)
+    layout = labeled or find_layout(tree)
     _require_two_classes(root, sorted(layout.classes()))
     empty = layout.empty_classes()
     layout.pass_over("folder", "without images", empty)
-    layout.pass_over("file", "that Pillow cannot read", _other_files(tree))
+    layout.pass_over("file", "that Pillow cannot read", _other_files(tree, labeled))
 
     classes, order = _class_order(root, layout)
     parts: dict[str, Dataset] = {}
@@ -61,16 +64,25 @@ def read_unlabeled(root: Path) -> DataSource | None:
     root = _with_name(root)
     tree = read_tree(root)
     images = list(tree.all_images())
-    if not images or len(find_layout(tree).classes()) >= 2:
+    if not images or _has_labels(root, tree):
         return None
     # "?" is a placeholder class: a Dataset without labels has no classes and targets of 0.
     part = _dataset(root, WHOLE, ["?"], {"?": images}, ordered=False)
     layout = Layout(tree, {})
-    layout.pass_over("file", "that Pillow cannot read", _other_files(tree))
+    layout.pass_over("file", "that Pillow cannot read", _other_files(tree, None))
     passed_over = tuple(layout.passed_over)
     return DataSource(
         root.name, {WHOLE: part.without_labels()}, passed_over=passed_over
     )
+
+
+def _has_labels(root: Path, tree: Folder) -> bool:
+    try:
+        if labeled_layout(root, tree) is not None:
+            return True
+    except SeveralLabels:
+        return False  # the images serve without labels
+    return len(find_layout(tree).classes()) >= 2
 
 
 # Functions of the module and not lambdas: a Dataset is pickled for worker processes.
@@ -98,8 +110,9 @@ def _with_name(root: Path) -> Path:
     return root.resolve() if root.name in ("", "..") else root
 
 
-def _other_files(tree: Folder) -> list[str]:
-    return [path for path in tree.all_others() if Path(path).name != ORDER_FILE]
+def _other_files(tree: Folder, labeled: Layout | None) -> list[str]:
+    known = (ORDER_FILE, *TABLES) if labeled else (ORDER_FILE,)
+    return [path for path in tree.all_others() if Path(path).name not in known]
 
 
 def _require_two_classes(root: Path, classes: list[str]) -> None:

@@ -53,6 +53,11 @@ class Layout:
         names = {name for files in self.parts.values() for name in files}
         return sorted(names - self.classes())
 
+    def sort_parts(self) -> None:
+        """Put the parts in order: training, validation, test."""
+        by_role = sorted(self.parts, key=_role_order)
+        self.parts = {name: self.parts[name] for name in by_role}
+
     def rename_classes(self, names: dict[str, str]) -> None:
         """Rename the classes in `names`; those that get the same name become one class."""
         for part, files in self.parts.items():
@@ -96,8 +101,7 @@ def _with_parts(top: Folder) -> Layout:
             outside += [folder.key(image) for image in folder.images]
         else:
             outside += folder.all_images()
-    by_role = sorted(layout.parts, key=_role_order)
-    layout.parts = {name: layout.parts[name] for name in by_role}
+    layout.sort_parts()
     layout.pass_over("image", "in no class folder of a part", outside)
     return layout
 
@@ -111,9 +115,7 @@ def _turned_around(top: Folder) -> Layout | None:
             return None
         for part, images in parts.items():
             layout.parts.setdefault(part, {})[name] = list(images.all_images())
-    layout.parts = dict(
-        sorted(layout.parts.items(), key=lambda item: _role_order(item[0]))
-    )
+    layout.sort_parts()
     layout.pass_over("image", "in no class folder", map(top.key, top.images))
     return layout if layout.parts else None
 

@@ -14,7 +14,9 @@ DATA_HELP = (
     "Images: a folder with one subfolder for each class, or with such folders below train, "
     "validation (val, valid, dev) and test; the ImageNet validation folder; or `digits`. Classes "
     "are in sorted order, folders called 0 to n - 1 in numeric order. A file classes.tsv in the "
-    "folder, with a class folder's name at the start of each line, sets the order of the outputs."
+    "folder, with a class folder's name at the start of each line, sets the order of the outputs. "
+    "Labels may also stand in metadata.csv or metadata.jsonl (file_name, label), or in Roboflow's "
+    "_classes.csv."
 )
 
 output_option = click.option(
