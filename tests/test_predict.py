@@ -118,11 +118,19 @@ def test_where_no_label_holds_the_best_is_shown_as_such(
     )
 
 
-def test_one_sigmoid_is_one_label(run: Run, red: Path, tmp_path: Path) -> None:
+def test_one_sigmoid_decides_between_two_classes(
+    run: Run, red: Path, tmp_path: Path
+) -> None:
     weight = [[-3.0], [0.0], [1.0]]
     model = colors_model(tmp_path / "m.onnx", "Sigmoid", weight=weight)
-    (row,) = predict(run, model, red)
-    assert row["probability"] == pytest.approx(1 / (1 + np.exp(3)))
+    first, second = predict(run, model, red)
+    probability = 1 / (1 + np.exp(3))
+    assert (first["class"], second["class"]) == ("0", "1")
+    assert first["probability"] == pytest.approx(1 - probability)
+    assert second["probability"] == pytest.approx(probability)
+    assert (
+        "read as the probability of its second class" in run("predict", model, red).err
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -135,7 +135,8 @@ class Artifact:
         sha256 = digest_with(data, parsed.data_files)
         metadata = _metadata_of(parsed.model, where)
         artifact = cls(parsed.model, name, sha256=sha256, **metadata)
-        if artifact.labels and artifact.num_classes not in (0, len(artifact.labels)):
+        labels = len(artifact.labels)
+        if labels and not labels_fit(labels, artifact.num_classes):
             raise InputError(
                 f"{where} has {len(artifact.labels)} labels for {artifact.num_classes} outputs; "
                 "export it again"
@@ -256,6 +257,14 @@ class Artifact:
         if self.steps:
             documents["steps"] = [dataclasses.asdict(step) for step in self.steps]
         return {**documents, **self.extras}
+
+
+def labels_fit(labels: int, outputs: int) -> bool:
+    """Whether so many labels name so many outputs, 0 of which are an unknown number.
+
+    A single output may be the probability of the second of two classes.
+    """
+    return outputs in (0, labels) or (outputs, labels) == (1, 2)
 
 
 def _metadata_of(model: onnx.ModelProto, where: str) -> dict[str, Any]:

@@ -251,7 +251,9 @@ def test_labels_match_as_people_read_them() -> None:
 def test_numbers_of_outputs_may_lack_some() -> None:
     assert indices(("1", "7"), (), 10) == [1, 7]
     assert indices(("1", "7"), (), 2) == [0, 1]
-    with pytest.raises(InputError, match=r"2 classes, but .* 5 outputs and no labels"):
+    with pytest.raises(
+        InputError, match=r"2 classes, but .* tells 5 apart and has no labels"
+    ):
         indices(("1", "7"), (), 5)
 
 

@@ -7,6 +7,7 @@ returns.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from repzoo.data.dataset import GONE, Dataset, Stamp
 from repzoo.engines import Engine, Session
 from repzoo.engines.batches import pad_batch
 from repzoo.errors import InputError
+from repzoo.graph.tools.head import Head, find_head
 from repzoo.measure.class_mapping import class_indices, output_labels
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.measure.journal import (
@@ -82,6 +84,11 @@ class EvaluationRun:
     artifact: Artifact
     engine: Engine
     session: Session
+
+    @functools.cached_property
+    def head(self) -> Head:
+        """What the outputs mean; found once, as it takes a pass over the graph."""
+        return find_head(self.artifact.model)
 
 
 def open_run(artifact: Artifact, engine: Engine, threads: int = 1) -> EvaluationRun:
@@ -364,7 +371,7 @@ def logits_of(
     """Logits of `inputs`, float32 [n, classes], computed in batches of one fixed size.
 
     The size is the model's own where it is fixed, else `batch`. Outputs [n, classes, 1, 1] lose
-    their axes of one element.
+    their axes of one element, and the single probability of two classes becomes those of both.
 
     The last batch is padded with zeros. Runtimes choose kernels by shape; with one shape only, the
     logits of an image do not depend on what else is asked of the session, and nothing is compiled
@@ -379,4 +386,6 @@ def logits_of(
     outputs = np.concatenate(parts)[: len(inputs)]
     sides = outputs.shape[1:]
     is_row = len(sides) > 1 and max(sides) == math.prod(sides)
-    return outputs.reshape(len(outputs), -1) if is_row else outputs
+    if is_row:
+        outputs = outputs.reshape(len(outputs), -1)
+    return run.head.by_class(outputs) if outputs.shape[1:] == (1,) else outputs

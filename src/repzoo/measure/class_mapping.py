@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset
 from repzoo.data.names import are_numbers, enumeration, match_names
 from repzoo.errors import InputError
-from repzoo.graph.tools.head import Head, HeadKind, find_head
+from repzoo.graph.tools.head import THRESHOLD, Head, HeadKind, find_head
 from repzoo.remark import Remark
+
+Model = TypeVar("Model", bound=Artifact)
 
 SYNSET = re.compile(r"^n\d{8}\b")  # a WordNet id, as ImageNet names its folders
 
@@ -31,11 +34,14 @@ def class_indices(dataset: Dataset, artifact: Artifact) -> list[int]:
         InputError: neither names nor counts match, or a class is named by a label that the model
         has twice.
     """
-    labels, classes = artifact.labels, dataset.classes
+    labels, classes = class_labels(artifact), dataset.classes
     by_name = _indices_by_name(labels)
     matches = match_names(classes, list(by_name))
     if labels and len(matches) == len(classes):
         return [_only_index(by_name, matches[name], artifact) for name in classes]
+    if len(artifact.labels) == 1 and len(labels) == len(classes) and len(matches) == 1:
+        # The label of a single probability names one folder; the other folder is the rest.
+        return [int(name in matches) for name in classes]
     # Two different lists of names may be of the same length: position alone is no evidence.
     outputs = _count_outputs(artifact)
     if outputs == len(classes) and (not labels or dataset.ordered):
@@ -61,26 +67,43 @@ def require_classes(artifact: Artifact) -> Head:
 
 
 def head_remarks(artifact: Artifact) -> list[str]:
-    """What to know about Top-1 of a model whose labels do not exclude each other."""
+    """What to know about Top-1 where the outputs are not one for each class."""
     if not find_head(artifact.model).is_multi_label:
-        return []
+        return binary_remarks(artifact)
     return [
         f"{artifact.name} ends in Sigmoid, so several labels may hold for an image; Top-1 asks "
         "only for the most probable one"
     ]
 
 
-def lacks_classes(dataset: Dataset, artifact: Artifact) -> bool:
-    """Whether the data has fewer classes than a model without labels, so nothing says which.
+def binary_remarks(artifact: Artifact) -> list[str]:
+    """How a single probability was read; nothing for other heads."""
+    if find_head(artifact.model).kind is not HeadKind.BINARY:
+        return []
+    first, second = class_labels(artifact) or ("0", "1")
+    return [
+        Remark(
+            "{model} has a single output, read as the probability of its second class: above "
+            "{threshold} it says {second}, else {first}",
+            model=artifact.name,
+            threshold=THRESHOLD,
+            second=second,
+            first=first,
+        )
+    ]
 
-    A model of one output has no classes to count either.
+
+def lacks_classes(dataset: Dataset, artifact: Artifact) -> bool:
+    """Whether the data has other classes than a model without labels, so nothing says which.
+
+    A model of one output that is no probability has no classes to count either.
 
     Such images still serve for calibration, and to compare two forms of the model.
     """
     if artifact.labels or not dataset.labeled or _names_outputs(dataset, artifact):
         return False
     outputs = _count_outputs(artifact)
-    return len(dataset.classes) < outputs or outputs == 1
+    return len(dataset.classes) != outputs or outputs == 1
 
 
 def with_output_classes(dataset: Dataset, artifact: Artifact) -> Dataset:
@@ -97,8 +120,18 @@ def with_output_classes(dataset: Dataset, artifact: Artifact) -> Dataset:
 def output_labels(dataset: Dataset, artifact: Artifact) -> tuple[str, ...]:
     """The model's labels; without them the data's classes where there are as many as outputs."""
     if artifact.labels or len(dataset.classes) != _count_outputs(artifact):
-        return artifact.labels
+        return class_labels(artifact)
     return dataset.classes
+
+
+def with_folder_names(artifact: Model, images: Dataset) -> Model:
+    """`artifact` with the names of the folders as its labels, where it has none.
+
+    Not where the order of the folders is in doubt: a label in the file is believed.
+    """
+    if artifact.labels or order_remarks(images, artifact):
+        return artifact
+    return replace(artifact, labels=output_labels(images, artifact))
 
 
 def order_remarks(dataset: Dataset, artifact: Artifact) -> list[str]:
@@ -130,7 +163,18 @@ def order_remarks(dataset: Dataset, artifact: Artifact) -> list[str]:
 
 
 def _count_outputs(artifact: Artifact) -> int:
+    """Classes of the outputs: a single probability tells two apart."""
+    if artifact.num_classes == 1:
+        return max(1, find_head(artifact.model).classes)
     return artifact.num_classes or len(artifact.labels)
+
+
+def class_labels(artifact: Artifact) -> tuple[str, ...]:
+    """The labels of the classes; where one label names a single probability, also its opposite."""
+    labels = artifact.labels
+    if len(labels) == 1 and _count_outputs(artifact) == 2:
+        return f"not {labels[0]}", labels[0]
+    return labels
 
 
 def _names_outputs(dataset: Dataset, artifact: Artifact) -> bool:
@@ -162,14 +206,16 @@ def _mismatch(dataset: Dataset, artifact: Artifact, matches: dict[str, str]) -> 
     if not artifact.labels:
         count = len(dataset.classes)
         return (
-            f"{dataset.name} has {count} classes, but {artifact.name} has {outputs} outputs and no "
-            "labels, so nothing says which output is which class; give --labels with a file that "
-            f"names the outputs, one a line, or {listed}"
+            f"{dataset.name} has {count} classes, but {artifact.name} tells {outputs} apart and "
+            "has no labels, so nothing says which output is which class; give --labels with a file "
+            f"that names the outputs, one a line, or {listed}. To compare two forms of the model "
+            "by what they predict, give --against"
         )
+    labels = class_labels(artifact)
     unknown = next((name for name in dataset.classes if name not in matches), "")
     return (
         f"the classes of {dataset.name} ({len(dataset.classes)}, such as {unknown!r}) are not "
-        f"those of {artifact.name} ({outputs}, such as {artifact.labels[0]!r}); name the folders "
+        f"those of {artifact.name} ({outputs}, such as {labels[0]!r}); name the folders "
         f"by the model's labels, or {listed}"
     )
 

@@ -24,6 +24,7 @@ from repzoo.measure.class_mapping import (
     lacks_classes,
     order_remarks,
     require_classes,
+    with_folder_names,
     with_output_classes,
 )
 from repzoo.measure.distributed import ALONE, Group
@@ -180,7 +181,10 @@ def evaluate(
         remarks += external_results.coverage_remarks(images, external.indices)
         images = images.subset(external.indices)
     if known:
-        remarks += [*order_remarks(images, known[0]), *head_remarks(known[0])]
+        remarks += [
+            *order_remarks(images, known[0]),
+            *head_remarks(with_folder_names(known[0], images)),
+        ]
 
     runs = _Runs()
     own_indices = runs.indices_of(artifacts, options.engine)

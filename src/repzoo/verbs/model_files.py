@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from repzoo.artifact import Artifact as StoredArtifact
-from repzoo.artifact import Preprocess
+from repzoo.artifact import Preprocess, labels_fit
 from repzoo.errors import InputError
 from repzoo.plugins import unknown
 from repzoo.preprocessing import require_input_fits
@@ -108,7 +108,7 @@ def with_labels(model: StoredArtifact, labels: Path | Sequence[str]) -> StoredAr
         InputError: another number of names than of outputs, or an unreadable file.
     """
     names = read_labels(labels) if isinstance(labels, Path) else list(labels)
-    if model.num_classes not in (0, len(names)):
+    if not labels_fit(len(names), model.num_classes):
         where = f"{labels} has" if isinstance(labels, Path) else "labels has"
         raise InputError(
             f"{where} {len(names)} names for the {model.num_classes} outputs of {model.name}; "

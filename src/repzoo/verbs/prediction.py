@@ -23,7 +23,7 @@ from repzoo.data.tree import read_tree
 from repzoo.errors import InputError
 from repzoo.graph.tools.head import THRESHOLD, Head
 from repzoo.measure.accuracy import BATCH, EvaluationRun, best_classes, logits_of
-from repzoo.measure.class_mapping import require_classes
+from repzoo.measure.class_mapping import class_labels, require_classes
 from repzoo.measure.host import host
 from repzoo.verbs.assumed_preprocess import for_images
 
@@ -216,4 +216,5 @@ def _open_image(image: Any) -> Image.Image:
 
 
 def _label(model: StoredArtifact, index: int) -> str:
-    return model.labels[index] if index < len(model.labels) else str(index)
+    labels = class_labels(model)
+    return labels[index] if index < len(labels) else str(index)

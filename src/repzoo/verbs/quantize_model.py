@@ -8,14 +8,15 @@ from typing import Any
 
 from repzoo import engines
 from repzoo.artifact import Artifact as StoredArtifact
-from repzoo.data.dataset import Dataset, DataSource, QuantizationSplit
+from repzoo.data.dataset import DataSource, QuantizationSplit
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.errors import InputError
 from repzoo.measure.class_mapping import (
+    binary_remarks,
     class_indices,
     lacks_classes,
     order_remarks,
-    output_labels,
+    with_folder_names,
 )
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
@@ -138,20 +139,10 @@ def quantize(
     if split.gate.labeled:
         # Refuses classes that the model does not have.
         class_indices(split.gate, artifact)
-        artifact = _with_folder_names(artifact, split.gate)
+        artifact = with_folder_names(artifact, split.gate)
     int8, report = _run_quantizer(artifact, split, options, progress)
     report = replace(report, warnings=(*remarks, *report.warnings))
     return Artifact.wrap(int8, certificate=artifact.certificate, report=report)
-
-
-def _with_folder_names(model: Artifact, images: Dataset) -> Artifact:
-    """`model` with the names of the folders as its labels, where it has none.
-
-    Not where the order of the folders is in doubt: a label in the file is believed.
-    """
-    if model.labels or order_remarks(images, model):
-        return model
-    return replace(model, labels=output_labels(images, model))
 
 
 def _data_remarks(
@@ -173,6 +164,7 @@ def _data_remarks(
         )
     elif split.gate.labeled:
         remarks += order_remarks(split.gate, artifact)
+    remarks += binary_remarks(with_folder_names(artifact, split.gate))
     if len(split.calibration) < options.images:
         remarks.append(
             Remark(

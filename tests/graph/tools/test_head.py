@@ -82,7 +82,7 @@ def test_one_output_needs_a_sigmoid(graph: Graph) -> None:
     weights = {"w": (4, 1)}
     sigmoid = graph(BODY + "output = Sigmoid(z)", weights, output="N, 1")
     logit = graph(BODY + "output = Identity(z)", weights, output="N, 1")
-    assert find_head(sigmoid) == Head(HeadKind.SIGMOID, 1)
+    assert find_head(sigmoid) == Head(HeadKind.BINARY, 2)
     assert "may be a logit" in find_head(logit).reason
 
 

@@ -26,6 +26,7 @@ from repzoo.console.options import options_of, preprocess_options, split_options
 from repzoo.console.output import Console
 from repzoo.data.batches import ReadReport
 from repzoo.errors import INTERRUPTED
+from repzoo.measure.class_mapping import binary_remarks
 from repzoo.measure.record import Record
 from repzoo.measure.record import append as append_records
 from repzoo.progress import silent
@@ -157,7 +158,8 @@ def predict(
         has_folder = any(path.is_dir() for path in images)
         report = ReadReport()
         predictions = classify(model, paths, top, engine, report, has_folder)
-    console.show(results.predictions(predictions, [*remarks, *report.sentences()]))
+    remarks += [*binary_remarks(model), *report.sentences()]
+    console.show(results.predictions(predictions, remarks))
 
 
 def _expand_folders(paths: Sequence[Path], remarks: list[str]) -> list[Path]:

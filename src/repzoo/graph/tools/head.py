@@ -2,7 +2,8 @@
 
 The last operator tells. A graph that ends in Softmax gives probabilities of classes that exclude
 each other. One that ends in Sigmoid gives a probability for each label, and several labels may
-hold for an image. A graph without either gives logits, whose softmax are the probabilities.
+hold for an image. A single Sigmoid decides between two classes. A graph without either gives
+logits, whose softmax are the probabilities.
 """
 
 from __future__ import annotations
@@ -58,12 +59,14 @@ class HeadKind(enum.Enum):
              whose softmax is the same
     SOFTMAX  one probability for each class; they sum to 1
     SIGMOID  one probability for each label; several labels may hold for an image, or none
+    BINARY   one probability, that of the second of two classes that exclude each other
     OTHER    not the head of a classifier; `Head.reason` says why
     """
 
     LOGITS = "logits"
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
+    BINARY = "binary"
     OTHER = "other"
 
 
@@ -71,7 +74,7 @@ class HeadKind(enum.Enum):
 class Head:
     """The head of one graph.
 
-    classes  outputs of one image; 0 where the graph does not say
+    classes  outputs of one image, of BINARY 2; 0 where the graph does not say
     reason   for OTHER: why it is no classifier's head, as a clause; "" otherwise
     """
 
@@ -83,6 +86,12 @@ class Head:
     def is_multi_label(self) -> bool:
         """Whether each output is a label of its own, which holds above THRESHOLD."""
         return self.kind is HeadKind.SIGMOID
+
+    def by_class(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """`outputs` as float32 [n, classes]: the single one of BINARY becomes those of both."""
+        if self.kind is HeadKind.BINARY and outputs.shape[1:] == (1,):
+            return np.hstack([1 - outputs, outputs])
+        return outputs
 
     def probabilities(self, outputs: Outputs) -> Probabilities:
         """Probabilities float64 [n, classes] from the graph's outputs [n, classes].
@@ -110,11 +119,13 @@ class Head:
         """
         if self.kind is HeadKind.OTHER:
             return outputs
-        values = np.asarray(outputs, np.float64)
+        values = np.asarray(self.by_class(outputs), np.float64)
         if self.kind is HeadKind.SIGMOID:
             values = np.clip(values, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
             return np.asarray(np.log(values) - np.log1p(-values), np.float32)
-        if self.kind is HeadKind.SOFTMAX or _are_probabilities(values):
+        if self.kind in (HeadKind.SOFTMAX, HeadKind.BINARY) or _are_probabilities(
+            values
+        ):
             logarithms = np.log(np.maximum(values, SMALLEST_PROBABILITY))
             return np.asarray(logarithms, np.float32)
         return outputs
@@ -140,6 +151,8 @@ def find_head(model: onnx.ModelProto) -> Head:
         return _other(f"the output {output.name} is [{sides}], not [N, classes]")
     classes = math.prod(shape[1:]) if shape else 0
     head = graph_walk.classify(output.name, classes)
+    if head.kind is HeadKind.SIGMOID and classes == 1:
+        return Head(HeadKind.BINARY, 2)
     if head.kind is HeadKind.LOGITS and classes == 1:
         return _other(
             "the only output has no Sigmoid, so it may be a logit or a measured quantity"

@@ -59,7 +59,9 @@ class FloatComparison:
         self.report = ReadReport()  # images that could not be read
         self.head = find_head(artifact.model)
         classes = artifact.num_classes or DEFAULT_CLASSES
-        has_classes = self.head.kind in (HeadKind.LOGITS, HeadKind.SOFTMAX)
+        has_classes = (
+            not self.head.is_multi_label and self.head.kind is not HeadKind.OTHER
+        )
         # Of any other head the best output alone says nothing.
         self._keeps_logits = not has_classes or len(images) * classes <= MAX_LOGITS
         self._more_margins: list[tuple[Margins, npt.NDArray[np.int64]]] = []
