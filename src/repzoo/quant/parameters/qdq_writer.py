@@ -11,6 +11,7 @@ Source: ONNX operators QuantizeLinear-13 and -21, DequantizeLinear-13 and -21; O
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -425,12 +426,18 @@ def _bias_vector(
     weight = initializers[node.input[1]]
     channels = weight.dims[_output_axis(node)]
     # a Gemm's bias may broadcast as any shape; only one number per output channel can be int32
-    last_axis = values.shape[-1:]
-    is_row = last_axis in ((), (1,), (channels,))
-    if not is_row or values.size not in (1, channels):
+    if not _is_row(values.shape, channels):
         raise InputError(
             f"{node.name or node.output[0]}: its bias of shape {values.shape} differs from image "
             f"to image; INT8 needs one value for each of the {channels} output channels"
         )
     flat = values.astype(np.float64).reshape(-1)
     return np.broadcast_to(flat, (channels,))
+
+
+def _is_row(shape: tuple[int, ...], channels: int) -> bool:
+    """Whether a tensor of this shape holds one number, or one for each of `channels`."""
+    last_axis = shape[-1:]
+    if last_axis not in ((), (1,), (channels,)):
+        return False
+    return math.prod(shape) in (1, channels)

@@ -125,6 +125,18 @@ def entropy(pooled: PooledHistogram) -> Range:
     largest = max(-pooled.low, pooled.high)
     if not len(pooled.values) or largest <= 0:
         return full_range(pooled)
+    counts = _magnitude_counts(pooled, largest)
+    # two bins per level at least: with fewer, most levels would have a bin of their own
+    least = 2 * ENTROPY_LEVELS
+    ends = np.linspace(least, ENTROPY_BINS, ENTROPY_CANDIDATES).astype(int)
+    divergences = [_divergence(counts, end) for end in ends]
+    best = ends[int(np.argmin(divergences))]
+    reach = largest * (best / ENTROPY_BINS)
+    return max(pooled.low, -reach), min(pooled.high, reach)
+
+
+def _magnitude_counts(pooled: PooledHistogram, largest: float) -> Float:
+    """How many values have magnitudes in each of ENTROPY_BINS bins over 0..`largest`."""
     # a bin's center may lie beyond the largest value, outside of np.histogram's range
     magnitudes = np.minimum(np.abs(pooled.values), largest)
     counts, _ = np.histogram(
@@ -133,13 +145,7 @@ def entropy(pooled: PooledHistogram) -> Range:
         range=(0.0, largest),
         weights=pooled.counts,
     )
-    # two bins per level at least: with fewer, most levels would have a bin of their own
-    least = 2 * ENTROPY_LEVELS
-    ends = np.linspace(least, ENTROPY_BINS, ENTROPY_CANDIDATES).astype(int)
-    divergences = [_divergence(counts, end) for end in ends]
-    best = ends[int(np.argmin(divergences))]
-    reach = largest * (best / ENTROPY_BINS)
-    return max(pooled.low, -reach), min(pooled.high, reach)
+    return np.asarray(counts, np.float64)
 
 
 def _divergence(counts: Float, end: int) -> float:

@@ -86,10 +86,6 @@ def rescale_channels(
     values = initializer_arrays(model)
     names = set(values)
     nodes = {node.output[0]: node for node in rescaled.graph.node}
-
-    def store(name: str, array: Float) -> str:
-        return add_initializer(rescaled.graph, name, array.astype(np.float32), names)
-
     for name, layer in layers.items():
         into = factors[channels.labels_of(layer.source, layer.in_channels)]
         out = factors[channels.labels_of(name, layer.out_channels)]
@@ -97,10 +93,20 @@ def rescale_channels(
             continue
         node = nodes[name]
         weight = _rescaled_weight(layer, weight_rows(layer, values), into, out)
-        node.input[1] = store(f"{layer.weight}:{name}", weight)
+        node.input[1] = add_initializer(
+            rescaled.graph,
+            f"{layer.weight}:{name}",
+            weight.astype(np.float32),
+            names,
+        )
         if layer.bias:
             bias = bias_vector(layer, values) / out
-            node.input[2] = store(f"{layer.bias}:{name}", bias)
+            node.input[2] = add_initializer(
+                rescaled.graph,
+                f"{layer.bias}:{name}",
+                bias.astype(np.float32),
+                names,
+            )
     remove_unused_initializers(rescaled.graph)
     return EqualizedModel(rescaled, _changed_tensors(channels, factors))
 
