@@ -228,7 +228,7 @@ def compare(
     assert second.logits is not None
     paired = accuracy.compare(first, second).values
     # A model that ends in Softmax has the same figures as without it.
-    head = find_head(first.artifact.model)
+    head = find_head(first.artifact.model).refine(first.logits)
     first_logits = head.logits(first.logits)
     second_logits = head.logits(second.logits)
     margins = Margins.from_logits(first_logits)

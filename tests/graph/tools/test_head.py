@@ -110,11 +110,21 @@ def test_logits_are_the_same_with_and_without_a_softmax() -> None:
     softmax = Head(HeadKind.SOFTMAX, 7)
     assert plain.logits(logits) is logits
     probabilities = plain.probabilities(logits).astype(np.float32)
-    for head in (softmax, plain):  # the second: a softmax that was written out
+    # The second: a softmax that was written out.
+    for head in (softmax, plain.refine(probabilities)):
         again = head.logits(probabilities)
         np.testing.assert_allclose(
             again - again[:, :1], logits - logits[:, :1], atol=1e-4
         )
+
+
+def test_float_outputs_tell_a_softmax_that_was_written_out() -> None:
+    """Rounded to 8 bits, the same probabilities no longer sum to 1."""
+    probabilities = np.full((2, 3), 1 / 3, np.float32)
+    head = Head(HeadKind.LOGITS, 3)
+    assert head.refine(probabilities).kind is HeadKind.SOFTMAX
+    assert head.refine(np.round(probabilities * 255) / 256).kind is HeadKind.LOGITS
+    assert head.refine(np.ones((2, 3))).kind is HeadKind.LOGITS
 
 
 def test_logits_of_sigmoids_are_their_log_odds() -> None:

@@ -198,7 +198,7 @@ def labels(agreement: float, drop_low: float | None = None) -> LabelAgreement:
         (93.6, -1.0, Verdict.REFUSED),
     ],
 )
-def test_known_labels_are_judged_by_precision_and_by_what_changed(
+def test_known_labels_are_refine_precision_and_by_what_changed(
     agreement: float, drop_low: float, expected: Verdict
 ) -> None:
     multi_label = labels(agreement, drop_low)
@@ -214,7 +214,7 @@ def test_a_worse_best_class_is_refused_however_well_labels_agree() -> None:
     ("snr_db", "expected"),
     [(31, Verdict.HOLDS), (25, Verdict.ENOUGH), (5, Verdict.UNCLEAR)],
 )
-def test_outputs_of_unknown_meaning_are_judged_by_their_error_and_never_refused(
+def test_outputs_of_unknown_meaning_are_refine_their_error_and_never_refused(
     snr_db: float, expected: Verdict
 ) -> None:
     paired = replace(paired_accuracy(changed=200, lost=200), logits_snr_db=snr_db)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -106,26 +106,33 @@ class Head:
         values = np.asarray(outputs, np.float64)
         if self.kind is HeadKind.OTHER:
             raise InputError(f"these outputs are no classes: {self.reason}")
-        if self.kind is HeadKind.LOGITS and not _are_probabilities(values):
+        if self.refine(values).kind is HeadKind.LOGITS:
             return _softmax(values)
         return values
 
+    def refine(self, outputs: Outputs) -> Head:
+        """This head, or SOFTMAX where every row of the float model's `outputs` sums to 1.
+
+        The graph may have written a softmax out, or average several. The outputs of an INT8 model
+        do not tell: rounding changes their sums.
+        """
+        values = np.asarray(outputs, np.float64)
+        if self.kind is HeadKind.LOGITS and _are_probabilities(values):
+            return replace(self, kind=HeadKind.SOFTMAX)
+        return self
+
     def logits(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Logits float32 [n, classes] from the graph's outputs [n, classes].
+        """Logits float32 [n, classes] from the graph's outputs [n, classes], by the kind of head.
 
         Those of a softmax are known up to a constant of each image. A probability of 0 counts as
         SMALLEST_PROBABILITY, and one of 1 as that less than 1 where the head is a sigmoid. Outputs
         that are logits, or of a head that is no classifier's, stay as they are.
         """
-        if self.kind is HeadKind.OTHER:
-            return outputs
         values = np.asarray(self.by_class(outputs), np.float64)
         if self.kind is HeadKind.SIGMOID:
             values = np.clip(values, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
             return np.asarray(np.log(values) - np.log1p(-values), np.float32)
-        if self.kind in (HeadKind.SOFTMAX, HeadKind.BINARY) or _are_probabilities(
-            values
-        ):
+        if self.kind in (HeadKind.SOFTMAX, HeadKind.BINARY):
             logarithms = np.log(np.maximum(values, SMALLEST_PROBABILITY))
             return np.asarray(logarithms, np.float32)
         return outputs

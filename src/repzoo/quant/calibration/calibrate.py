@@ -182,7 +182,8 @@ def _margins(model: onnx.ModelProto, outputs: Iterable[Images]) -> Margins:
     head = find_head(model)
     margins: list[Margins] = []
     for batch in outputs:
-        logits = head.logits(batch.reshape(len(batch), -1))
+        rows = batch.reshape(len(batch), -1)
+        logits = head.refine(rows).logits(rows)
         margins.append(Margins.from_logits(logits))
     if not margins:
         raise InputError(

@@ -125,8 +125,9 @@ class FloatComparison:
         assert second.logits is not None
         # Not of probabilities: their errors are large where margins are narrow and hardly there
         # where they are wide, and the expected drop pairs every margin with every error.
-        first_logits = self.head.logits(first.logits)
-        second_logits = self.head.logits(second.logits)
+        head = self.head.refine(first.logits)
+        first_logits = head.logits(first.logits)
+        second_logits = head.logits(second.logits)
         margins = [Margins.from_logits(first_logits)]
         targets = [first.targets]
         for more_margins, more_targets in self._more_margins:
