@@ -36,6 +36,7 @@ COMMANDS = [
     "fold",
     "quantize",
     "harden",
+    "pack",
     "toolchains",
     "evaluate",
     "bench",

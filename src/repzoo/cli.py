@@ -41,6 +41,7 @@ COMMANDS = {
     "embed-input": ("transform", "embed_input"),
     "quantize": ("transform", "quantize"),
     "harden": ("targets", "harden"),
+    "pack": ("targets", "pack"),
     "toolchains": ("targets", "toolchains"),
     "evaluate": ("measure", "evaluate"),
     "bench": ("measure", "bench"),
@@ -115,7 +116,7 @@ COMMAND_GROUPS = {
     "The whole job": ["card"],
     "Models and weights": ["list", "info", "download", "export", "convert", "train"],
     "Fold and quantize": ["fold", "quantize", "embed-input"],
-    "Boards and their makers' tools": ["harden", "toolchains"],
+    "Boards and their makers' tools": ["harden", "pack", "toolchains"],
     "Use and measure": ["predict", "evaluate", "bench", "count", "mismatch", "engines"],
 }
 

@@ -1,4 +1,4 @@
-"""View of `repzoo harden`."""
+"""Views of `repzoo harden` and `repzoo pack`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from repzoo.measure.record import to_json
 from repzoo.measure.results import PairedAccuracy
 from repzoo.quant.search.harden import HardenReport
 from repzoo.report import figures
+from repzoo.verbs.pack_model import Pack
 
 # Layers that a person is shown; --json has all.
 SHOWN_LAYERS = 5
@@ -77,3 +78,18 @@ def _noisiest(report: HardenReport) -> Any:
         kernel = "x".join(map(str, layer.kernel))
         table.add_row(layer.layer, f"{layer.weight_db:.0f}", str(layer.groups), kernel)
     return table
+
+
+def packed(pack: Pack) -> View:
+    """`repzoo pack`."""
+    report = pack.model.hardening
+    shown: list[Any] = [_comparisons(report)] if report else []
+    shown.append(f"{pack.folder}: {len(pack.files)} files")
+    steps = [name for name in pack.files if name.endswith(".sh")]
+    shown.append(f"next: {', '.join(steps)}")
+    result = {
+        "folder": str(pack.folder),
+        "files": list(pack.files),
+        **({"hardening": document(report)} if report else {}),
+    }
+    return View(result, *shown, remarks=report.warnings if report else ())

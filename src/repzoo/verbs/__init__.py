@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from repzoo.verbs.harden_model import HardenOptions, harden
     from repzoo.verbs.load_model import load
     from repzoo.verbs.measure_preprocessing import Mismatches, measure_mismatch
+    from repzoo.verbs.pack_model import Pack, PackOptions, pack
     from repzoo.verbs.predict_images import predict
     from repzoo.verbs.prediction import ClassProbability, Prediction
     from repzoo.verbs.public_artifact import Artifact
@@ -36,6 +37,8 @@ __all__ = [
     "ExportOptions",
     "HardenOptions",
     "Mismatches",
+    "Pack",
+    "PackOptions",
     "Prediction",
     "QuantizeOptions",
     "RecipeChanges",
@@ -48,6 +51,7 @@ __all__ = [
     "harden",
     "load",
     "measure_mismatch",
+    "pack",
     "predict",
     "quantize",
     "toolchains",
@@ -66,6 +70,8 @@ _MODULES = {
     "ExportOptions": "export_model",
     "HardenOptions": "harden_model",
     "Mismatches": "measure_preprocessing",
+    "Pack": "pack_model",
+    "PackOptions": "pack_model",
     "Prediction": "prediction",
     "QuantizeOptions": "quantize_model",
     "RecipeChanges": "train_model",
@@ -78,6 +84,7 @@ _MODULES = {
     "harden": "harden_model",
     "load": "load_model",
     "measure_mismatch": "measure_preprocessing",
+    "pack": "pack_model",
     "predict": "predict_images",
     "quantize": "quantize_model",
     "toolchains": "vendor_toolchains",

@@ -1,4 +1,4 @@
-"""Commands for boards and their makers' tools: harden, toolchains."""
+"""Commands for boards and their makers' tools: harden, pack, toolchains."""
 
 from __future__ import annotations
 
@@ -62,6 +62,35 @@ def harden(
         contents.append((report, Console.document(views.document(result.hardening))))
     write_together(contents)
     console.show(views.hardened(result.hardening, output))
+
+
+@click.command()
+@click.argument("file")
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    required=True,
+    help="Folder to write; it must be empty.",
+)
+@data_option
+@options_of(verbs.PackOptions)
+@preprocess_options
+@json_option
+def pack(file: str, output: Path, data: str, as_json: bool, **values: Any) -> None:
+    """Write a folder with all that a vendor's tool chain needs to put FILE.onnx on its board.
+
+    The model as the tool wants it (see `repzoo harden`), its configuration, calibration images,
+    numbered steps, labels, a README in English and Chinese, and a manifest with hashes.
+    """
+    options, preprocess = split_options(verbs.PackOptions, values)
+    artifact = load_file(file, **preprocess)
+    with Console(as_json) as console:
+        source = open_data_source(data, unlabeled=True)
+        written = verbs.pack(
+            artifact, source, output, options=options, progress=console.progress
+        )
+    console.show(views.packed(written))
 
 
 @click.command()

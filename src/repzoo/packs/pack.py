@@ -1,0 +1,174 @@
+"""What every pack has in common: its parts, and how its folder is written.
+
+A target is a class with `name`, `scheme`, `check` and `files`, one line in `TARGETS`, or an entry
+point `repzoo.packs` of another package.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from repzoo import __version__
+from repzoo.artifact import Artifact
+from repzoo.data.batches import ReadReport, batches
+from repzoo.data.dataset import Dataset
+from repzoo.errors import InputError
+from repzoo.plugins import Plugin, PluginTable
+from repzoo.storage import (
+    json_text,
+    make_folder,
+    require_writable_folder,
+    sha256_of_file,
+)
+
+MANIFEST = "manifest.json"
+BATCH = 32  # images that are prepared at once
+PackFile = tuple[str, bytes | str]  # path below the pack's folder, content
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Accuracy in percent, for the README; None where it is not known.
+
+    Attributes:
+        images: number that it was measured on.
+        float_top1: of the float model.
+        predicted_top1: in the target's arithmetic, a prediction.
+        same_prediction: share of predictions that stay, predicted.
+    """
+
+    images: int = 0
+    float_top1: float | None = None
+    predicted_top1: float | None = None
+    same_prediction: float | None = None
+
+
+@dataclass(frozen=True)
+class PackJob:
+    """What a pack is made from.
+
+    Attributes:
+        artifact: the float model as the target takes it.
+        images: calibration images.
+        figures: what is known of its accuracy.
+    """
+
+    artifact: Artifact
+    images: Dataset
+    figures: Figures = Figures()
+
+
+class PackTarget(Protocol):
+    """A vendor's tool chain.
+
+    name    of the target
+    scheme  of quant/network/schemes.toml, by which models are hardened for it
+    """
+
+    name: str
+    scheme: str
+
+    def check(self, artifact: Artifact) -> None:
+        """Refuse, before the work, a model that the target cannot take."""
+
+    def files(self, job: PackJob) -> Iterator[PackFile]:
+        """The files of the pack; calibration images one at a time."""
+
+
+TARGETS = PluginTable(
+    "pack target", "repzoo.packs", {"rdk-x5": Plugin("repzoo.packs.rdk_x5:RdkX5")}
+)
+
+
+def file_name(name: str) -> str:
+    """A model's name as a file name that means nothing to a shell or to YAML."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".-")
+    return plain or "model"
+
+
+def pixel_images(job: PackJob) -> Iterator[npt.NDArray[np.uint8]]:
+    """The calibration images as the model sees them, uint8 [channels, height, width].
+
+    In the model's channel order, before normalization.
+
+    Raises:
+        InputError: no image can be read.
+    """
+    preprocess = job.artifact.require_preprocess()
+    mean = np.array(preprocess.mean).reshape(-1, 1, 1)
+    std = np.array(preprocess.std).reshape(-1, 1, 1)
+    report = ReadReport()
+    for batch in batches(job.images, preprocess, BATCH, report):
+        inputs = np.asarray(batch.inputs)
+        if preprocess.layout == "NHWC":
+            inputs = inputs.transpose(0, 3, 1, 2)
+        pixels = np.round((inputs * std + mean) * 255)
+        yield from np.clip(pixels, 0, 255).astype(np.uint8)
+    report.check(job.images.name, len(job.images))
+
+
+def require_free(folder: Path) -> None:
+    """Refuse a folder that holds something already, or cannot be written.
+
+    Raises:
+        InputError: says which.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"{folder} exists already and is not an empty folder; give another with -o"
+        )
+    require_writable_folder(folder.parent)
+
+
+def write_pack(target: PackTarget, job: PackJob, folder: Path) -> list[str]:
+    """Write the pack into `folder`, which appears only when it is complete; its files.
+
+    Raises:
+        InputError: as `require_free`, what the target refuses, or a full disk.
+    """
+    require_free(folder)
+    make_folder(folder.parent)
+    with tempfile.TemporaryDirectory(prefix=".repzoo.", dir=folder.parent) as aside:
+        root = Path(aside) / folder.name
+        hashes: dict[str, str] = {}
+        try:
+            for name, content in target.files(job):
+                path = root / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                data = content.encode() if isinstance(content, str) else content
+                path.write_bytes(data)
+                if path.suffix == ".sh":
+                    path.chmod(0o755)
+                hashes[name] = sha256_of_file(path)
+            (root / MANIFEST).write_text(_manifest(target, job, hashes), "utf-8")
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be written: {error.strerror or error}; free room or give "
+                "another place"
+            ) from None
+        if folder.exists():
+            folder.rmdir()  # it is empty
+        shutil.move(root, folder)
+    return [*hashes, MANIFEST]
+
+
+def _manifest(target: PackTarget, job: PackJob, hashes: dict[str, str]) -> str:
+    document = {
+        "target": target.name,
+        "repzoo": __version__,
+        "model": job.artifact.name,
+        "model_sha256": job.artifact.sha256,
+        "steps": [step.verb for step in job.artifact.steps],
+        "calibration": {"data": job.images.name, "images": len(job.images)},
+        "files": hashes,
+    }
+    return json_text(document, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,121 @@
+"""The verb `pack`: a folder with all that a vendor's tool chain needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repzoo.data.dataset import DataSource
+from repzoo.packs.pack import (
+    TARGETS,
+    Figures,
+    PackJob,
+    PackTarget,
+    require_free,
+    write_pack,
+)
+from repzoo.progress import Progress, silent
+from repzoo.settings import at_least, merge_keywords, same_setting, setting, validate
+from repzoo.verbs.assumed_preprocess import for_images
+from repzoo.verbs.harden_model import HardenOptions, harden
+from repzoo.verbs.image_data import open_data_source
+from repzoo.verbs.model_files import ModelLike, open_model, require_float
+from repzoo.verbs.public_artifact import Artifact
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """Settings of `pack`."""
+
+    target: str = setting("rdk-x5", help="Tool chain that the pack is for: rdk-x5.")
+    calibration: int = setting(
+        100, help="Images in the pack for the tool's calibration.", range=at_least(1)
+    )
+    max_drop: float = same_setting(HardenOptions, "max_drop")
+    images: int = same_setting(HardenOptions, "images")
+    force: bool = same_setting(HardenOptions, "force")
+    seed: int = same_setting(HardenOptions, "seed")
+
+    def __post_init__(self) -> None:
+        """Refuse values that are not accepted, and unknown targets."""
+        validate(self)
+        TARGETS.load(self.target)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What `pack` wrote.
+
+    folder  of the pack
+    files   paths below it
+    model   the model in it
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    model: Artifact
+
+
+def pack(
+    model: ModelLike,
+    data: str | Path | DataSource,
+    output: str | Path,
+    *,
+    options: PackOptions | None = None,
+    progress: Progress = silent,
+    **settings: Any,
+) -> Pack:
+    """Write the folder `output` with all that a vendor's tool chain needs.
+
+    The model is hardened for the target first, unless its last step did that.
+
+    data      as for `harden`; calibration images are taken from the same part
+    settings  fields of PackOptions, such as `calibration=200`
+
+    Raises:
+        InputError: a model that the target cannot take, a folder that is not empty, or as `harden`.
+        GateError: see `harden`.
+    """
+    options = merge_keywords(PackOptions, options, settings)
+    target: PackTarget = TARGETS.load(options.target)()
+    artifact = for_images(open_model(model))
+    require_float(artifact)
+    target.check(artifact)
+    require_free(Path(output))
+    source = open_data_source(data, unlabeled=True)
+    if not _is_hardened(artifact):
+        artifact = harden(
+            artifact,
+            source,
+            options=HardenOptions(
+                target=target.scheme,
+                max_drop=options.max_drop,
+                images=options.images,
+                force=options.force,
+                seed=options.seed,
+            ),
+            progress=progress,
+        )
+    split = source.split_for_quantization(options.images, options.seed)
+    chosen = split.calibration.balanced_sample(options.calibration, options.seed)
+    job = PackJob(artifact, split.calibration.subset(chosen), _figures(artifact))
+    files = write_pack(target, job, Path(output))
+    return Pack(Path(output), tuple(files), artifact)
+
+
+def _is_hardened(artifact: Artifact) -> bool:
+    return bool(artifact.steps) and artifact.steps[-1].verb == "harden"
+
+
+def _figures(artifact: Artifact) -> Figures:
+    """What hardening measured, where it ran just now."""
+    if artifact.hardening is None:
+        return Figures()
+    predicted = artifact.hardening.predicted.values
+    return Figures(
+        images=predicted.n,
+        float_top1=predicted.first_top1,
+        predicted_top1=predicted.top1,
+        same_prediction=predicted.same_prediction,
+    )
