@@ -40,7 +40,7 @@ def harden(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Write FILE.onnx as a float model that the target's own tool quantizes without loss.
+    """Write FILE.onnx as a float model whose weights the target's own tool rounds to themselves.
 
     For tools that take no scales of others. Weights are equalized, rounded by GPTQ and put on the
     grid that the tool will find; it then rounds each to itself. Exits with 4, and writes nothing,
