@@ -67,10 +67,8 @@ class _Builder:
         self._values[first.name] = self._graph.placeholder("inputs")
         for node in self._model.graph.node:
             self._add(node)
-        outputs = []
-        for item in self._model.graph.output:
-            outputs.append(self._argument(self._value(item.name)))
-        self._graph.output(outputs)
+        names = [value.name for value in self._model.graph.output]
+        self._graph.output([self._argument(self._value(name)) for name in names])
         return fx.GraphModule(self._root, self._graph).eval()
 
     def activations(self) -> dict[str, fx.Node]:
