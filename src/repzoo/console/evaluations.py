@@ -10,7 +10,7 @@ from rich.table import Table
 from repzoo import verbs
 from repzoo.console.output import View, make_table
 from repzoo.measure.record import Record, to_json
-from repzoo.measure.results import Accuracy, PairedAccuracy
+from repzoo.measure.results import Accuracy, LabelAgreement, PairedAccuracy
 from repzoo.report import figures
 
 # Rows that a person is shown; --json has all.
@@ -127,13 +127,39 @@ def _comparison(record: Record[PairedAccuracy], is_named: bool) -> list[Any]:
         f"of {values.needed_drop:g} points, these {values.n:,} detect one of {values.visible:.2f} "
         f"points (power {100 * (values.power or 0):.0f} %)"
     )
+    shown: list[Any] = [sentence, detection]
+    if values.multi_label is not None:
+        shown.append(_labels_line(values.multi_label))
     flips = record.samples["flips"]
     if not flips:
-        return [sentence, detection]
-    shown: list[Any] = [sentence, detection, _flips_table(flips)]
+        return shown
+    shown.append(_flips_table(flips))
     if len(flips) > SHOWN_FLIPS:
         shown.append(f"... and {len(flips) - SHOWN_FLIPS} more (--json lists them)")
     return shown
+
+
+def _labels_line(labels: LabelAgreement) -> str:
+    """Two multi-label models compared label by label."""
+    if not labels.is_known:
+        return f"label by label: no output of either model is above {labels.threshold}"
+    interval = figures.span(
+        figures.percent, labels.agreement_low, labels.agreement_high
+    )
+    line = (
+        f"label by label: {figures.percent(labels.agreement)} % agreement (95 % interval "
+        f"{interval}) on {labels.given} labels above {labels.threshold}, lost {labels.lost}, "
+        f"gained {labels.gained}"
+    )
+    precision = labels.mean_average_precision
+    if precision is None:
+        return line
+    span = figures.span(figures.points, precision.drop_low, precision.drop_high)
+    return (
+        f"{line}; mean average precision {figures.percent(precision.first)} and "
+        f"{figures.percent(precision.second)} %, drop {figures.points(precision.drop)} points "
+        f"(95 % interval {span})"
+    )
 
 
 def _flips_table(flips: Sequence[Mapping[str, Any]]) -> Table:

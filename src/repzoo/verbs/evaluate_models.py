@@ -33,6 +33,11 @@ from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.progress import Progress, silent
 from repzoo.settings import above, merge_keywords, setting, validate
 from repzoo.verbs.assumed_preprocess import for_images
+from repzoo.verbs.evaluate_labels import (
+    add_labels,
+    needs_outputs,
+    precision_remarks,
+)
 from repzoo.verbs.image_data import DataLike, open_dataset
 from repzoo.verbs.model_files import ModelLike, open_model, open_models
 
@@ -192,8 +197,16 @@ def evaluate(
     report = ReadReport()
     predictions: Sequence[Predictions] = ()
     if runs.runs:
+        # A journal and other processes carry classes alone.
+        is_alone = not options.resume and group.size == 1
         predictions = accuracy.evaluate(
-            runs.runs, images, report, progress, options.resume, group
+            runs.runs,
+            images,
+            report,
+            progress,
+            options.resume,
+            group,
+            logits=is_alone and needs_outputs(runs.runs, len(images)),
         )
     results = external.in_order_of(predictions)
     if by_reference:
@@ -201,20 +214,26 @@ def evaluate(
         targets = predictions[reference_indices[0]].top[:, 0]
         predictions = _with_targets(predictions, targets)
         results = _with_targets(results, targets)
+    if not by_reference:
+        remarks += precision_remarks(predictions)
     own = [predictions[index] for index in own_indices]
     reference = [predictions[index] for index in reference_indices]
     return Evaluation(
         tuple(item.record() for item in (*own, *results)),
-        _compare_all(_pairs(own, results, reference), options.drop),
+        _compare_all(_pairs(own, results, reference), options.drop, not by_reference),
         (*remarks, *report.sentences()),
         tuple(item.record() for item in reference),
     )
 
 
 def _compare_all(
-    pairs: Sequence[tuple[Predictions, Predictions]], drop: float
+    pairs: Sequence[tuple[Predictions, Predictions]], drop: float, labeled: bool
 ) -> tuple[Record[PairedAccuracy], ...]:
-    return tuple(accuracy.compare(first, second, drop=drop) for first, second in pairs)
+    records = []
+    for pair in pairs:
+        record = accuracy.compare(*pair, drop=drop)
+        records.append(add_labels(record, pair, labeled))
+    return tuple(records)
 
 
 def _says_classes(images: Dataset, reference: StoredArtifact) -> bool:
