@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from repzoo.console.evaluations import paired_line
 from repzoo.console.output import View, make_table
 from repzoo.measure.record import select, share_of, to_json
-from repzoo.measure.results import LatencyRatio, PairedAccuracy
+from repzoo.measure.results import Latency, LatencyRatio, PairedAccuracy
 from repzoo.quant.search.gate import QuantReport
 from repzoo.report import card as cards
 from repzoo.report import figures
@@ -183,22 +183,24 @@ def _card_table(facts: cards.CardFacts) -> Table:
     size = figures.pixels(facts.size)
     table.add_row("size (pixels)", size, size)
     table.add_row("classes", str(facts.classes), str(facts.classes))
-    table.add_row(
-        "parameters (M)", *(figures.millions(cost.parameters) for cost in costs)
-    )
-    table.add_row("weights (kB)", *(f"{cost.bytes / 1000:.0f}" for cost in costs))
-    table.add_row(
-        f"Top-1 % (n = {facts.paired.n})",
-        *(figures.percent(item.top1) for item in accuracies),
-    )
+    _add(table, "parameters (M)", costs, lambda cost: figures.millions(cost.parameters))
+    _add(table, "weights (kB)", costs, lambda cost: f"{cost.bytes / 1000:.0f}")
+    top1 = f"Top-1 % (n = {facts.paired.n})"
+    _add(table, top1, accuracies, lambda item: figures.percent(item.top1))
     if facts.has_top5:
-        table.add_row("Top-5 %", *(figures.percent(item.top5) for item in accuracies))
-    table.add_row(
-        "latency, 1 thread (ms)", *(figures.ms(item.p50_ms) for item in single)
-    )
-    clients = facts.client_threads
-    table.add_row(
-        f"latency, {clients} threads (ms)", *(figures.ms(item.p50_ms) for item in many)
-    )
-    table.add_row("frame rate (FPS)", *(figures.rate(item.fps) for item in many))
+        _add(table, "Top-5 %", accuracies, lambda item: figures.percent(item.top5))
+    _add(table, "latency, 1 thread (ms)", single, _p50)
+    _add(table, f"latency, {facts.client_threads} threads (ms)", many, _p50)
+    _add(table, "frame rate (FPS)", many, lambda item: figures.rate(item.fps))
     return table
+
+
+def _add(
+    table: Table, name: str, forms: Sequence[Any], show: Callable[[Any], str]
+) -> None:
+    """A row of the card's table: a cell for each of `forms`."""
+    table.add_row(name, *map(show, forms))
+
+
+def _p50(latency: Latency) -> str:
+    return figures.ms(latency.p50_ms)

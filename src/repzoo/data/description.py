@@ -76,9 +76,9 @@ class DataDescription:
 
     def __str__(self) -> str:
         """One line for a person."""
-        used = [part for part in self.parts if part.use != NOT_USED]
-        unused = [part for part in self.parts if part.use == NOT_USED]
-        parts = ", ".join(map(str, [*used, *unused]))
+        # Sorting keeps the order otherwise: what is used comes first.
+        by_use = sorted(self.parts, key=lambda part: part.use == NOT_USED)
+        parts = ", ".join(map(str, by_use))
         if self.classes:
             listed = enumeration(self.classes)
             classes = f"{len(self.classes)} classes {self.order}: {listed}"

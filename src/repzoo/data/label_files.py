@@ -74,17 +74,24 @@ def labeled_layout(root: Path, tree: Folder) -> Layout | None:
             "names are relative to the table's folder"
         )
     _require_no_contradiction(root, names, labels)
+    layout = _divided(tree, labels)
+    unlisted = [path for path in images if path not in labels.by_image]
+    layout.pass_over("image", f"not listed in {names}", unlisted)
+    layout.pass_over("file", f"listed in {names} but no image here", labels.absent)
+    return layout
+
+
+def _divided(tree: Folder, labels: _Labels) -> Layout:
+    """The labeled images by part and class."""
     layout = Layout(tree, {})
     for path, label in labels.by_image.items():
         files = layout.parts.setdefault(_part_of(path), {})
         files.setdefault(label, []).append(path)
+    # Beside parts, images in none of them would be a part that nobody asked for.
     if len(layout.parts) > 1:
         outside = layout.parts.pop(WHOLE, {})
         layout.pass_over("image", "in no part", chain(*outside.values()))
         layout.sort_parts()
-    unlisted = [path for path in images if path not in labels.by_image]
-    layout.pass_over("image", f"not listed in {names}", unlisted)
-    layout.pass_over("file", f"listed in {names} but no image here", labels.absent)
     return layout
 
 
@@ -164,9 +171,14 @@ def _whole_rows(header: list[str], lines: Iterable[list[str]]) -> Iterator[list[
 
 
 def _json_rows(text: str) -> list[Row] | None:
-    documents = [json.loads(line) for line in text.splitlines() if line.strip()]
-    if not all(isinstance(document, dict) for document in documents):
-        raise ValueError("a line is no JSON object")
+    documents: list[dict[str, object]] = []
+    for line in text.splitlines():
+        if not line.strip():
+            continue
+        document = json.loads(line)
+        if not isinstance(document, dict):
+            raise ValueError("a line is no JSON object")
+        documents.append(document)
     if not any(LABEL in document for document in documents):
         return None
     rows = []
