@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tests.conftest import PROCESS_SECONDS
 
 import repzoo
@@ -183,3 +184,24 @@ def test_the_package_is_typed_and_carries_its_data() -> None:
         "report/words.toml",
     ):
         assert (SOURCE / name).is_file()
+
+
+@pytest.mark.parametrize("command", ["--help", "engines", "list"])
+def test_what_answers_at_once_imports_nothing_slow(command: str) -> None:
+    """onnx-ir imports SymPy, which takes longer than all else that these commands need."""
+    code = f"""if True:
+        import contextlib, sys
+        from repzoo.cli import main
+        with contextlib.suppress(SystemExit):
+            main([{command!r}])
+        slow = {{"onnx_ir", "sympy", "torch", "timm"}} & set(sys.modules)
+        sys.exit(f"imported: {{sorted(slow)}}" if slow else 0)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=PROCESS_SECONDS,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr

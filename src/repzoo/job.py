@@ -18,7 +18,6 @@ from repzoo.data.dataset import Dataset, DataSource
 from repzoo.engines import Engine, engine
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError, MissingExtra
-from repzoo.graph.tools.cost import count
 from repzoo.graph.tools.cost_result import Cost
 from repzoo.measure import accuracy, latency, record, sweep
 from repzoo.measure.host import host
@@ -235,6 +234,9 @@ def _training_remarks(training: Training, evaluation: Dataset) -> list[str]:
 
 
 def _cost(artifact: Artifact) -> Record[Cost]:
+    # onnx-ir takes long to import, and `repzoo --help` reads only the options of this module.
+    from repzoo.graph.tools.cost import count
+
     return Record(full_identity_of(artifact), count(artifact))
 
 
