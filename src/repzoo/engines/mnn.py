@@ -46,7 +46,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from repzoo.engines import Array, Feeds
-from repzoo.engines.signature import signature_of
+from repzoo.engines.signature import require_one_input, signature_of
 from repzoo.errors import InputError
 from repzoo.native_output import STDOUT, discarded
 from repzoo.privacy import unreported
@@ -79,6 +79,7 @@ class Mnn:
         streams: int = 1,
     ) -> MnnSession:
         """See `engines.Engine.open`. `exact` changes nothing: arithmetic is always float32."""
+        require_one_input(model, self.name)
         session = MnnSession(model, _convert(model), threads)
         session.load()
         return session

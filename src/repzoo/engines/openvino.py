@@ -29,7 +29,7 @@ import onnx
 
 from repzoo.cores import available_cores
 from repzoo.engines import Array, Feeds
-from repzoo.engines.signature import Signature, signature_of
+from repzoo.engines.signature import Signature, require_one_input, signature_of
 from repzoo.errors import InputError
 from repzoo.privacy import unreported
 
@@ -62,6 +62,7 @@ class OpenVino:
         streams: int = 1,
     ) -> OpenVinoSession:
         """See `engines.Engine.open`."""
+        require_one_input(model, self.name)
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if self._device == "CPU":
             settings = _cpu_settings(threads, streams, exact)

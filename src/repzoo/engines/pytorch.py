@@ -18,7 +18,7 @@ import onnx
 import torch
 
 from repzoo.engines import Array, Feeds
-from repzoo.engines.signature import Signature, signature_of
+from repzoo.engines.signature import Signature, require_one_input, signature_of
 from repzoo.errors import InputError, first_line
 from repzoo.torch.from_onnx import build_module
 
@@ -50,6 +50,7 @@ class PyTorch:
         streams: int = 1,
     ) -> PyTorchSession:
         """See `engines.Engine.open`."""
+        require_one_input(model, self.name)
         signature = signature_of(model)
         module: Any
         module, _ = build_module(model)

@@ -22,6 +22,20 @@ FLOAT_KINDS = "fV"  # NumPy's kinds of its own floats and of ml_dtypes' bfloat16
 NUMBER_KINDS = "iub" + FLOAT_KINDS
 
 
+def require_one_input(model: onnx.ModelProto, engine: str) -> None:
+    """Refuse several inputs before a runtime does, whose sentences do not say why.
+
+    Raises:
+        InputError: `model` takes more than one input, or none.
+    """
+    names = [item.name for item in model_inputs(model)]
+    if len(names) != 1:
+        raise InputError(
+            f"{engine} runs graphs with one input here; this one takes {len(names)} "
+            f"({', '.join(names)}); use onnxruntime"
+        )
+
+
 @dataclass(frozen=True)
 class Signature:
     """What the first input of a model takes.
