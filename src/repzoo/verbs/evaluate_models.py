@@ -175,7 +175,7 @@ def evaluate(
 
     images = open_dataset(data, part, unlabeled=bool(references))
     remarks = images.remarks()
-    by_reference = references and not _says_classes(images, references[0])
+    by_reference = bool(references) and not _says_classes(images, references[0])
     if by_reference:
         remarks.append(_agreement_remark(images, references[0]))
         images = _labeled_by(images, references[0])
@@ -195,26 +195,14 @@ def evaluate(
     own_indices = runs.indices_of(artifacts, options.engine)
     reference_indices = runs.indices_of(references, options.engine)
     report = ReadReport()
-    predictions: Sequence[Predictions] = ()
-    if runs.runs:
-        # A journal and other processes carry classes alone.
-        is_alone = not options.resume and group.size == 1
-        predictions = accuracy.evaluate(
-            runs.runs,
-            images,
-            report,
-            progress,
-            options.resume,
-            group,
-            logits=is_alone and needs_outputs(runs.runs, len(images)),
-        )
+    predictions = _predict(runs.runs, images, options.resume, report, progress, group)
     results = external.in_order_of(predictions)
     if by_reference:
         # Without labels, the float model's predictions take their place.
         targets = predictions[reference_indices[0]].top[:, 0]
         predictions = _with_targets(predictions, targets)
         results = _with_targets(results, targets)
-    if not by_reference:
+    else:
         remarks += precision_remarks(predictions)
     own = [predictions[index] for index in own_indices]
     reference = [predictions[index] for index in reference_indices]
@@ -223,6 +211,30 @@ def evaluate(
         _compare_all(_pairs(own, results, reference), options.drop, not by_reference),
         (*remarks, *report.sentences()),
         tuple(item.record() for item in reference),
+    )
+
+
+def _predict(
+    runs: Sequence[EvaluationRun],
+    images: Dataset,
+    journal: Path | None,
+    report: ReadReport,
+    progress: Progress,
+    group: Group,
+) -> Sequence[Predictions]:
+    """The predictions of each run for all images; none without a run."""
+    if not runs:
+        return ()
+    # A journal and other processes carry classes alone.
+    is_alone = not journal and group.size == 1
+    return accuracy.evaluate(
+        runs,
+        images,
+        report,
+        progress,
+        journal,
+        group,
+        logits=is_alone and needs_outputs(runs, len(images)),
     )
 
 
