@@ -40,11 +40,11 @@ def harden(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Write FILE.onnx as a float model whose weights the target's own tool rounds to themselves.
+    """Prepare FILE.onnx for a vendor's own quantizer: a float model whose weights it keeps.
 
-    For tools that take no scales of others. Weights are equalized, rounded by GPTQ and put on the
-    grid that the tool will find; it then rounds each to itself. Exits with 4, and writes nothing,
-    when the drop in the target's arithmetic is proven to exceed --max-drop.
+    Most vendors' tools compute all scales themselves. Here weights are equalized and rounded by
+    GPTQ first, to values that the tool's own rounding returns unchanged. Exits with 4, and writes
+    nothing, when the drop in the target's arithmetic is proven to exceed --max-drop.
     """
     options, preprocess = split_options(verbs.HardenOptions, values)
     artifact = load_file(file, **preprocess)
