@@ -264,6 +264,7 @@ def test_export(run: Run, tmp_path: Path) -> None:
         "form": "train",
         "opset": 17,
         "classes": 3,
+        "remarks": [],
         "sha256": artifact.sha256,
     }
     assert artifact.labels == ("cat", "狗", "bird")
