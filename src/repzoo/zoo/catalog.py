@@ -235,6 +235,7 @@ def parse(text: str) -> Catalog:
             unknown name.
     """
     try:
+        # Decimal keeps the digits as printed: the last one says how precise a figure is.
         document = tomllib.loads(text, parse_float=Decimal)
     except tomllib.TOMLDecodeError as error:
         raise RepzooError(f"the catalog is not TOML: {error}") from None
@@ -260,6 +261,7 @@ def _model(
     key = str(table.get("family", ""))
     family = families.get(key, {})
     _only(family, ("paper", "repository", "preprocess"), f"family {key}")
+    # A model states only what differs from its family.
     preprocess = {**family.get("preprocess", {}), **table.get("preprocess", {})}
     merged = {**family, **table, "preprocess": preprocess}
     return _record(ModelSpec, _with_figures(merged, known), _label(table))
@@ -285,6 +287,7 @@ def _figure(
     figure = _record(Figure, table, f"a figure of {where}")
     if figure.source not in known:
         raise RepzooError(unknown(f"source (in {where})", figure.source, dict(known)))
+    # A misspelled name in `wrong` would leave the refuted figure unmarked.
     absent = [name for name in figure.wrong if name not in table]
     if absent:
         raise RepzooError(
@@ -311,7 +314,9 @@ def _record(kind: type[Record], table: Mapping[str, Any], where: str) -> Record:
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
     """`value` of a TOML file as the field type `kind`."""
+    # A bool is an int in Python: `top1 = true` must not be read as 1.
     is_integer = isinstance(value, int) and not isinstance(value, bool)
+    # Decimals are for printed figures; preprocessing computes with floats.
     if kind is Preprocess and isinstance(value, dict):
         return Preprocess.from_mapping(
             {key: _float(item) for key, item in value.items()}
@@ -362,6 +367,7 @@ def _check(catalog: Catalog) -> None:
         _one_of(source.rounding, ROUNDINGS, f"rounding of source {key}")
     for row in catalog.checkpoints.values():
         _one_of(row.variant, tuple(catalog.models), f"variant of {row.name}")
+        # Messages and `export` take what stands before the dot for the catalog model.
         if row.name.partition(".")[0] != row.variant:
             raise RepzooError(
                 f"checkpoint {row.name!r} must be called {row.variant}.<tag>"
@@ -385,4 +391,5 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in known.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    # JSON has no Decimal.
     return float(value) if isinstance(value, Decimal) else value

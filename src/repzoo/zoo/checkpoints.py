@@ -104,6 +104,7 @@ def load(path: Path, model: str, options: CheckpointOptions | None = None) -> Lo
         classes=options.num_classes or classes,
         two_heads=weights.two_heads,
         state=state,
+        # `_as_float32` makes the same remark for each tensor.
         remarks=tuple(dict.fromkeys(remarks)),
     )
 
@@ -126,6 +127,7 @@ def locate(checkpoint: str | Path) -> Path:
         save = _safetensors_writer()
         path.write_bytes(save(_exported_weights(artifact.model)))
 
+    # The cache outlives this version of repzoo, and the next one may ship other weights.
     return cached_file(
         "checkpoints", f"{name}.{artifact.sha256[:16]}.safetensors", write
     )
@@ -157,6 +159,7 @@ def module_of(loaded: Loaded) -> torch.nn.Module:
     """The torch module of these weights, in their form, in evaluation mode."""
     module = _build_on_meta(loaded.model, loaded.form, loaded.classes, loaded.two_heads)
     state = {name: torch.from_numpy(value) for name, value in loaded.state.items()}
+    # The module is on the meta device: it has no memory to copy into, so its tensors are replaced.
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval()
 
@@ -206,7 +209,9 @@ def _build_on_meta(
     model: str, form: str, classes: int, two_heads: bool
 ) -> torch.nn.Module:
     is_repvit = catalog.spec(model).family == "repvit"
+    # Only RepViT has a second head; timm's other models do not know the argument.
     heads = {"distillation": two_heads} if is_repvit else {}
+    # Only names and shapes are wanted: the tensors of RepVGG-B3 alone would take 493 MB.
     with torch.device("meta"):
         module = families.build(model, classes, **heads)
         return families.deploy_form(module) if form == "deploy" else module
@@ -285,6 +290,7 @@ def _new_last_layer(weights: RenamedWeights, target: Shapes, seed: int) -> Table
         if not _is_last_layer(weights, name) or name.endswith(COUNTER):
             continue
         values[name] = _initial_values(shape, random)
+        # A new BatchNorm changes nothing: as in torch, its scale and variance are 1.
         if name.endswith(("bn.weight", "running_var")):
             values[name] = np.ones(shape, np.float32)
     return values
@@ -352,6 +358,7 @@ def _as_float32(
         )
     if kind != "float32":
         remarks.append(f"weights of type {kind} became float32")
+    # Checked after the cast: what float64 holds may be infinite in float32.
     converted = np.array(value, np.float32, order="C")
     if not np.isfinite(converted).all():
         raise InputError(
@@ -380,6 +387,7 @@ def _with_new_head(
     renewed: Table = {}
     for name, shape in target.items():
         layer, _, parameter = name.rpartition(".")
+        # RepViT's BatchNorm before this layer is of features, not of classes: it stays.
         is_head = layer in heads and parameter in ("weight", "bias")
         renewed[name] = _initial_values(shape, random) if is_head else state[name]
     return renewed

@@ -8,8 +8,7 @@ Needs no torch. Nothing in a file is executed. The kind is detected from the con
 - a bare pickle of NumPy arrays, such as Paddle's `.pdparams`.
 
 Other files are refused with advice: compressed files, TorchScript archives, tar files of torch
-before
-0.1.10, web pages saved as weights, Git LFS pointers, truncated files.
+before 0.1.10, web pages saved as weights, Git LFS pointers, truncated files.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ MAX_BYTES = 16 * 2**30
 
 Table = dict[str, npt.NDArray[Any]]
 
+# The format is little-endian on every host. BF16 is handled apart, since NumPy has no such type.
 _SAFETENSORS_TYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -87,6 +87,7 @@ def read(path: Path) -> Contents:
     with path.open("rb") as file:
         # The mapping outlives this function: arrays refer to it.
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    # A tar archive has its magic farthest from the start, within the first block of 512 bytes.
     _refuse_other_formats(path, mapped[:512])
     try:
         return _read_mapped(path, mapped)
@@ -110,6 +111,7 @@ def _refuse_other_formats(path: Path, head: bytes) -> None:
     for magic, description in _OTHER_FORMATS:
         if head.startswith(magic):
             raise InputError(f"{path} is {description}")
+    # A web page may begin with a byte-order mark and blank lines.
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise InputError(
@@ -125,6 +127,7 @@ def _refuse_other_formats(path: Path, head: bytes) -> None:
 
 
 def _read_mapped(path: Path, mapped: mmap.mmap) -> Contents:
+    # Its name counts too: a truncated file is then called that, and not an unknown format.
     if path.suffix == ".safetensors" or _is_safetensors(mapped):
         return Contents("safetensors", {"": _read_safetensors(mapped)})
     if mapped[:2] == b"PK":
@@ -171,8 +174,10 @@ def _find_tables(
             arrays[key] = array
         elif not _is_paddle_remark(key, value):
             has_other_values = True
+    # A dict with anything else in it is what a trainer wrote around the tables.
     if arrays and not has_other_values:
         yield where, arrays
+    # `model_ema.module` is the deepest table that a known trainer writes.
     elif len(where) < 2:
         for key, value in data.items():
             if isinstance(key, str):

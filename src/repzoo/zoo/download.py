@@ -208,6 +208,7 @@ def fetch(
         file=target,
         bytes=target.stat().st_size,
         sha256=sha256,
+        # Of the hub's files a hash is known only where an answer stated it.
         verified=weights.hash_source if weights.sha256 or stated else "",
         status="resumed" if resumed_bytes else "downloaded",
     )
@@ -239,6 +240,7 @@ def resolve(checkpoint: str | Path, progress: Progress = silent) -> Path:
 
 def _file_name(url: str) -> str:
     name = unquote(urlsplit(url).path.rpartition("/")[2])
+    # The name becomes a file in the cache: no folder, no leading dot.
     if not re.fullmatch(r"[\w][\w.+=-]{0,200}", name):
         raise InputError(
             f"the address {url} does not end in a plain file name; fetch it with another program"
@@ -289,11 +291,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                 f"{req.full_url} leads to {newurl[:200]}, which is not followed: only http and "
                 "https are, and never from https to http"
             )
+        # The hub states the hash in its redirect, not where the file is then fetched.
         self.stated = _linked_hash(headers) or self.stated
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _linked_hash(headers: http.client.HTTPMessage) -> str:
+    # The SHA-256 of a large file, but Git's own, shorter hash of a small one.
     tag = (headers.get("X-Linked-ETag") or "").strip('"')
     return tag if _HASH.fullmatch(tag) else ""
 
@@ -316,6 +320,8 @@ def _transfer_with_retries(
     for _ in range(TRIES):
         try:
             return _transfer(weights, part, progress)
+        # These may pass on a second try; an answer such as 404 or a full disk will not. All but
+        # the first are OSErrors, so the widest clause comes last.
         except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
             broken = error
         except urllib.error.HTTPError as error:
@@ -344,6 +350,7 @@ def _transfer(
         (hash that the hub states or "", bytes that an earlier transfer had left)
     """
     redirects = _Redirects()
+    # Offsets and lengths count the bytes of the file, so the server must not compress them.
     headers = {"User-Agent": f"repzoo/{__version__}", "Accept-Encoding": "identity"}
     request = urllib.request.Request(_address(weights), headers=headers)
     offset, etag = _resumable(weights, part)
@@ -358,12 +365,14 @@ def _transfer(
             raise
         # 416, range not satisfiable: the part is longer than the file, so it is of another file.
         part.unlink(missing_ok=True)
+        # As for a broken connection: the next try starts at the first byte.
         raise ConnectionError("the server has fewer bytes than were kept") from None
     with answer:
         stated = _linked_hash(answer.headers) or redirects.stated
         start = _start_of(answer, offset)
         total = _total_bytes(weights, answer, start)
         facts = {"url": weights.url, "etag": answer.headers.get("ETag", "")}
+        # Before the bytes: without these facts a part is never continued, see `_resumable`.
         _facts_file(part).write_text(json.dumps(facts), encoding="utf-8")
         _append(weights, answer, part, (start, total), progress)
     return stated, start
@@ -385,6 +394,7 @@ def _resumable(weights: PublishedWeights, part: Path) -> tuple[int, str]:
 
 def _start_of(answer: Any, offset: int) -> int:
     """Where the answer's bytes begin: `offset`, or 0 if the server sends the whole file."""
+    # 206: partial content. A changed file comes whole, with 200 (RFC 9110, section 13.1.5).
     if answer.status != 206:
         return 0
     match = re.fullmatch(
@@ -404,6 +414,7 @@ def _total_bytes(weights: PublishedWeights, answer: Any, start: int) -> int:
         raise InputError(
             f"{weights.url} answered with a web page, not a file (log-in? quota?); fetch it by hand"
         )
+    # Without a length, a transfer that breaks off would look complete.
     if not length.isdecimal():
         raise InputError(
             f"{weights.url} does not say how long its file is; fetch it by hand"
@@ -437,6 +448,7 @@ def _append(
             progress(f"fetch {weights.name}", done, total)
         file.truncate(done)
         file.flush()
+        # Before the rename: after a power cut the name must not stand for a file without content.
         os.fsync(file.fileno())
 
 

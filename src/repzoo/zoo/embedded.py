@@ -24,6 +24,7 @@ from repzoo.storage import write_atomically
 from repzoo.zoo import catalog
 
 MAX_BYTES = 64 * 2**20  # decompressed
+# That of half precision, with the leading bit that is not stored.
 MANTISSA_BITS = 11
 
 
@@ -56,6 +57,7 @@ def unpacked(packed: bytes, where: str) -> bytes:
     Raises:
         RepzooError: damaged, truncated or too large: the installation is broken.
     """
+    # A damaged header may ask for gigabytes; preset 9, which `pack` uses, needs 65 MiB.
     unpacker = lzma.LZMADecompressor(memlimit=256 * 2**20)
     try:
         data = unpacker.decompress(packed, MAX_BYTES)

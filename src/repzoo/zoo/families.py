@@ -98,6 +98,7 @@ def _offline_if_unreachable() -> Iterator[None]:
 
     By itself it would try five times for each file.
     """
+    # The client reads the environment once, when it is imported, but this constant at each call.
     constants: Any = importlib.import_module("huggingface_hub.constants")
     before = constants.HF_HUB_OFFLINE
     try:
@@ -139,6 +140,7 @@ def _merge_shapes(block: Any) -> None:
         branch.padding,
         groups=branch.groups,
     )
+    # What timm's own merging deletes, so that the tensors left are those of its deploy form.
     for name in ("conv_kxk", "conv_1x1", "identity", "drop_path"):
         delattr(block, name)
 
@@ -171,6 +173,7 @@ def _repvgg_b_grouped(width: float, last_width: float, groups: int) -> Builder:
     """RepVGG-B with 4, 6, 16, 1 blocks. Even layers of each stage have `groups` groups."""
 
     def group_size(channels: int, index: int) -> int:
+        # timm asks for the channels of a group, not for the groups; 0: no groups.
         return channels // groups if index % 2 else 0
 
     depths = (4, 6, 16, 1)
@@ -214,6 +217,7 @@ def _repvggplus_l2pse(**kwargs: Any) -> nn.Module:
         if isinstance(block, RepVggBlock):
             channels = block.conv_kxk.conv.out_channels
             block.attn = _ReluThenSE(channels, rd_channels=channels // 4)
+            # Its ReLU is part of `_ReluThenSE`.
             block.act = nn.Identity()
     return model
 
@@ -255,6 +259,7 @@ def _add_plain_identity(model: nn.Module) -> None:
 
 def _drop_identity_shortcuts(model: nn.Module) -> None:
     """Replace blocks with an identity shortcut by the chain of their parts, same names."""
+    # As a list, since the loop changes the tree that it walks.
     for name, block in list(model.named_modules()):
         if isinstance(block, RepGhostBottleneck) and len(block.shortcut) == 0:
             parts = OrderedDict(ghost1=block.ghost1, se=block.se, ghost2=block.ghost2)

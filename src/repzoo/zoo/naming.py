@@ -23,6 +23,7 @@ from repzoo.plugins import unknown
 from repzoo.settings import at_least, setting, validate
 from repzoo.zoo.containers import Contents, Table
 
+# Where trainers keep averaged and plain weights. Of several tables in a file the first counts.
 EMA_TABLES = (
     "state_dict_ema",
     "model_ema",
@@ -31,6 +32,7 @@ EMA_TABLES = (
     "model_ema.module",
 )
 TABLES = ("", "state_dict", "model", "model_state_dict", "net", "network", "params")
+# Of data parallel, of Lightning, and of torch.compile.
 PREFIXES = ("module.", "model.", "_orig_mod.")
 # How deep the model may lie in a table that holds other modules too, such as a loss or a teacher.
 MAX_DEPTH = 3
@@ -46,6 +48,7 @@ HEAD_MARKS = ("^linear\\.weight$", "^head\\.fc\\.weight$", "^classifier\\.", "^h
 HEADS = {
     "repvgg": ("head.fc",),
     "repghost": ("classifier",),
+    # Two heads in training form, averaged into the last one in deploy form.
     "repvit": ("head.head.l", "head.head_dist.l", "head"),
     "fasternet": ("classifier",),
 }
@@ -331,6 +334,7 @@ def _numbered(table: Table, scheme: NamingScheme) -> dict[str, tuple[str, Any]]:
     if scheme.blocks is None:
         return {key: (key, value) for key, value in table.items()}
     index, downsample = scheme.blocks
+    # Block 0 is the stem, whose name the rules change.
     numbers = _matched_numbers(index, table) - {0}
     positions = _stage_positions(sorted(numbers), _matched_numbers(downsample, table))
     numbered: dict[str, tuple[str, Any]] = {}

@@ -70,6 +70,7 @@ class Reading(Protocol):
 
 
 _BF16 = np.dtype(ml_dtypes.bfloat16)
+# Little-endian, as torch stores them; `torch_files` handles the files that say otherwise.
 _STORAGE = {
     "Float": np.dtype("<f4"),
     "Double": np.dtype("<f8"),
@@ -161,6 +162,7 @@ def admitted(name: str) -> str:
     """
     module, _, attribute = name.partition(" ")
     dotted = f"{module}.{attribute}"
+    # A name with dots would be looked up within an allowed class.
     if "." not in attribute:
         if module == "torch" and attribute.endswith("Storage"):
             storage_dtype(dotted)
@@ -170,7 +172,9 @@ def admitted(name: str) -> str:
         if module == "torch" and attribute in _TORCH_DTYPES:
             return dotted
         if any(
-            module == name or module.startswith(f"{name}.") for name in INERT_PACKAGES
+            # With the dot: a module called `addict_evil` is no part of addict.
+            module == name or module.startswith(f"{name}.")
+            for name in INERT_PACKAGES
         ):
             return dotted
     raise Refused(
@@ -210,6 +214,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 def _tuple(reading: Reading, items: Any = ()) -> tuple[Any, ...]:
     if not isinstance(items, tuple | list):
         raise ValueError("a tuple of no items")
+    # One remembered list can be copied many times: a small file could fill the memory.
     reading.spend(len(items))
     return tuple(items)
 
@@ -232,6 +237,7 @@ def _table(reading: Reading, items: Any = ()) -> dict[Any, Any]:
 
 
 def _default_table(_reading: Reading, _factory: Any = None) -> dict[Any, Any]:
+    # Its items follow in steps of their own, and the factory of missing items is never called.
     return {}
 
 
@@ -272,6 +278,7 @@ class DType:
             or state[1] not in ("<", ">", "|", "=")
         ):
             raise Refused("an array whose element type is not plain")
+        # The description of a subarray, then names and fields of records (numpy.dtype.__reduce__).
         if any(part is not None for part in state[2:5]):
             raise Refused("an array whose elements are records")
         self.dtype = self.dtype.newbyteorder(">" if state[1] == ">" else "<")
@@ -288,6 +295,7 @@ def _dtype(_reading: Reading, code: Any, *_flags: Any) -> DType:
 
 
 def _blank(_reading: Reading, kind: Any, _shape: Any, _code: Any) -> Array:
+    # Shape and type are placeholders here: NumPy sends the true ones with the state.
     if not isinstance(kind, Global) or kind.name != "numpy.ndarray":
         raise Refused("an array of a class of its own")
     return Array()
@@ -344,6 +352,7 @@ def _tensor(
     if not is_count(offset) or len(sides) != len(steps):
         raise Refused("a tensor whose offset or strides are not counts")
     count = math.prod(sides)
+    # Of no elements there is no last one whose position could be checked.
     if not count:
         return Array(np.empty(sides, elements.dtype))
     reach = sum((side - 1) * step for side, step in zip(sides, steps, strict=True))

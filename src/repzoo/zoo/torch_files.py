@@ -24,6 +24,7 @@ from repzoo.zoo.unpickle import unpickle
 
 MAX_PICKLE_BYTES = 256 * 2**20  # of data.pkl, which holds names and shapes only
 MAX_ENTRIES = 200_000
+# MAGIC_NUMBER and PROTOCOL_VERSION of torch/serialization.py.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
@@ -55,6 +56,7 @@ def read_zip(path: Path, mapped: mmap.mmap) -> Any:
     with _open_zip(path, mapped) as archive:
         root = _root_folder(archive)
         names = archive.namelist()
+        # Older versions of torch do not write it; their files are taken for little-endian.
         byteorder = f"{root}byteorder"
         is_big_endian = byteorder in names and archive.read(byteorder) == b"big"
         if archive.getinfo(f"{root}data.pkl").file_size > MAX_PICKLE_BYTES:
@@ -97,6 +99,7 @@ def _refuse_programs(archive: zipfile.ZipFile) -> None:
 def _require_safe_entries(archive: zipfile.ZipFile, length: int) -> None:
     entries = archive.infolist()
     names = {entry.filename for entry in entries}
+    # Readers differ in which of two entries of one name they take.
     if len(entries) > MAX_ENTRIES or len(names) < len(entries):
         raise Refused("its zip archive has an entry twice, or too many")
     for entry in entries:
@@ -111,6 +114,7 @@ def _require_safe_entries(archive: zipfile.ZipFile, length: int) -> None:
                 f"its zip entry {name[:80]!r} is compressed or encrypted, which PyTorch never "
                 "writes"
             )
+    # Entries that overlap would be read many times over, however small the file is.
     if sum(entry.file_size for entry in entries) > length:
         raise Refused("its zip entries claim more bytes than the file has")
 
@@ -151,6 +155,7 @@ def _read_entry(
     archive: zipfile.ZipFile, root: str, reference: StorageRef, is_big_endian: bool
 ) -> Elements:
     name = f"{root}data/{reference.key}"
+    # The key comes from the file and becomes part of a path in the archive.
     if not reference.key.isalnum() or name not in archive.NameToInfo:
         raise Refused(
             f"it refers to the storage {reference.key[:40]!r}, which it does not have"
@@ -172,6 +177,7 @@ def is_legacy(mapped: mmap.mmap) -> bool:
     """Whether the file begins with the magic number of the older format."""
     mapped.seek(0)
     try:
+        # The magic number is a pickle of its own, of one integer with ten bytes.
         return bool(unpickle(io.BytesIO(mapped[:64]), 64) == LEGACY_MAGIC)
     except Refused:
         return False

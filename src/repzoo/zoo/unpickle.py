@@ -112,6 +112,7 @@ class _Machine:
 
     def __init__(self, length: int, storages: Storages | None) -> None:
         self._stack: list[Any] = []
+        # A dict, since a file may name any index: a list would have to be as long as the largest.
         self._memo: dict[int, Any] = {}
         # Bytes of text that may still be copied, and elements that may be listed again.
         self._budget = length + COPY_ALLOWANCE
@@ -185,6 +186,7 @@ class _Machine:
     def set_items(self, items: list[Any]) -> None:
         """Add `items` (key, value, key, value, ...) to the dict on top of the stack."""
         target = self._stack[-1]
+        # What a settings object holds is dropped with it.
         if isinstance(target, Opaque):
             return
         if not isinstance(target, dict) or len(items) % 2:
@@ -327,6 +329,7 @@ _ACTIONS: dict[str, Callable[[_Machine], None]] = {
     "POP": lambda machine: machine.drop(),
     "POP_MARK": lambda machine: machine.drop_marked(),
     "EMPTY_LIST": lambda machine: machine.push([]),
+    # Sets stand in settings only. As lists they cost no hashing.
     "EMPTY_SET": lambda machine: machine.push([]),
     "EMPTY_DICT": lambda machine: machine.push({}),
     "EMPTY_TUPLE": lambda machine: machine.push(()),
