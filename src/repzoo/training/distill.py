@@ -36,6 +36,7 @@ class Classification(torch.nn.Module):
         return cross_entropy(
             logits,
             targets,
+            # Of mixed images the mixing has smoothed the shares already.
             label_smoothing=0.0 if targets.is_floating_point() else self.smoothing,
         )
 
@@ -73,6 +74,7 @@ def _task(
     teacher: torch.nn.Module,
     criterion: Any,
 ) -> Any:
+    # timm's tasks look behind DistributedDataParallel for the network's attributes.
     own = (
         student.module
         if isinstance(student, torch.nn.parallel.DistributedDataParallel)
@@ -100,6 +102,7 @@ def _task(
         return TokenDistillationTask(
             student, wrapped, distill_type=recipe.distill, **options
         )
+    # timm distills into a single head by soft labels only.
     return (LogitDistillationTask if recipe.distill == "soft" else _HardTask)(
         student, wrapped, **options
     )
@@ -147,6 +150,7 @@ class OnnxTeacher(torch.nn.Module):
             )
         self.pretrained_cfg: Any = {"mean": prepared.mean, "std": prepared.std}
         self._size = prepared.height
+        # No more threads than torch has: several training processes may share this host.
         self._session = engine(engine_name).open(
             artifact.model, min(available_cores(), torch.get_num_threads())
         )

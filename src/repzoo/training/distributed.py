@@ -37,6 +37,7 @@ class Crew:
 
     def __init__(self, group: Group, device: str) -> None:
         self.group, self.device = group, _device(device)
+        # Tensors on GPUs go by nccl. Bytes and counts stay with gloo, by which the processes met.
         self._channel: Any = (
             dist.new_group(backend="nccl")
             if group.size > 1 and self.device.type == "cuda"
@@ -56,6 +57,7 @@ class Crew:
             )
         for layer in module.modules():
             if isinstance(layer, _BatchNorm):
+                # In place: tensors keep their names, timm's subclasses their activation.
                 layer.__class__ = type(
                     f"Synced{type(layer).__name__}", (_Synced, type(layer)), {}
                 )
@@ -81,6 +83,7 @@ class Crew:
             return data
         size = torch.tensor([len(data)])
         dist.broadcast(size, 0)
+        # As a bytearray: torch wants memory that may be written.
         bytes_ = (
             torch.frombuffer(bytearray(data), dtype=torch.uint8)
             if data and not self.group.rank
@@ -100,6 +103,7 @@ class Crew:
             yield
         except RuntimeError as error:
             if self.group.size == 1 or not (
+                # gloo raises plain RuntimeErrors, which only their text tells from a defect.
                 isinstance(error, dist.DistError) or "gloo" in str(error).lower()
             ):
                 raise
@@ -135,6 +139,7 @@ def _device(name: str) -> torch.device:
     ):
         raise InputError(f"the device {name} is not there; give --device cpu, or auto")
     if device.type == "cuda" and device.index is None:
+        # torchrun numbers the processes of a host; each takes a GPU of its own.
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK") or 0))
         torch.cuda.set_device(device)
     return device
@@ -148,6 +153,7 @@ class _Synced(_BatchNorm):
         if not self.training:
             return super().forward(x)
         normalized, own = _over_all(self, x), cast(Any, self)
+        # timm's BatchNormAct2d also drops and activates.
         return cast(
             torch.Tensor,
             own.act(own.drop(normalized)) if hasattr(self, "act") else normalized,
@@ -161,6 +167,7 @@ def _over_all(layer: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
     axes = [axis for axis in range(x.ndim) if axis != 1]
     shape = [1, -1, *[1] * (x.ndim - 2)]
     count = x.numel() // x.shape[1] * dist.get_world_size()
+    # Under autocast x has 16 bits, too few for sums over all images.
     wide = x.float()
     mean = _summed(wide.sum(axes)) / count
     centered = wide - mean.view(shape)
@@ -172,12 +179,14 @@ def _over_all(layer: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
     ):
         with torch.no_grad():
             layer.num_batches_tracked += 1
+            # A momentum of None means the mean of all batches so far (torch.nn.BatchNorm2d).
             share = (
                 layer.momentum
                 if layer.momentum is not None
                 else 1 / float(layer.num_batches_tracked)
             )
             layer.running_mean.lerp_(mean.detach(), share)
+            # torch normalizes by the biased variance, and keeps the unbiased one.
             layer.running_var.lerp_(var.detach() * count / max(1, count - 1), share)
     normalized: torch.Tensor = centered * torch.rsqrt(var + layer.eps).view(shape)
     if layer.affine:

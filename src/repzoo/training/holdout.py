@@ -78,12 +78,14 @@ def require_classes(
     Raises:
         InputError: one class for all images.
     """
+    # Folders are read class by class, so the first images may all be of one.
     sample = images.subset(images.balanced_sample(SAMPLE, seed=0))
     guesses: set[int] = set()
     with torch.inference_mode():
         for batch in batches(sample, preprocess, 64, ReadReport()):
             logits = module(torch.from_numpy(batch.inputs))
             guesses.update(logits.argmax(1).tolist())
+    # Where all images are of one class, predicting it for all is right.
     if len(guesses) != 1 or len(set(sample.targets)) < 2:
         return []
     sentence = (

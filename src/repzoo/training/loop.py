@@ -77,6 +77,8 @@ class Trainer:
         self.heads = head_of(module) if recipe.trainable == "head" else []
         if self.heads:
             _freeze_all_but(module, self.heads)
+        # A copy, made before `joined` changes BatchNorms in place. The decay is warmed up, or the
+        # random weights of the beginning would stay in the average for thousands of steps.
         self.ema = timm.utils.ModelEmaV3(
             module, decay=recipe.ema_decay, use_warmup=True
         )
@@ -125,6 +127,7 @@ class Trainer:
         """
         with self.crew.watched(), contextlib.ExitStack() as stack:
             self._resume()
+            # Of several processes each has its number from `Crew`.
             if self.share.size == 1:
                 self.threads = self.threads or self._choose_threads()
                 stack.enter_context(num_threads(self.threads))
@@ -164,6 +167,7 @@ class Trainer:
             lr=float(self.optimizer.param_groups[0]["lr"]),
             loss=self.total / self.steps,
             validation_top1=score,
+            # A resumed epoch begins at a later step.
             images_per_second=(self.steps - first_step)
             * self.recipe.batch
             / training_seconds,
@@ -177,6 +181,7 @@ class Trainer:
         progress(_summary(line, self.recipe.epochs), images, images)
 
     def _steps(self, epoch: int, progress: Progress) -> None:
+        # More than any number of epochs, so that runs of different seeds share none.
         seed = self.running.seed * 100_003 + epoch
         size = self.recipe.size_at(epoch, self.images.preprocess.height)
         parts = self.images.parts(self.recipe, seed, self.share, self.step)
@@ -189,6 +194,7 @@ class Trainer:
             self.step = step + 1
             done = (epoch * self.steps + self.step) * self.recipe.batch
             progress("training (images)", done, self._all_images())
+            # After the last step `_epoch` saves, with its line in the log.
             if self.step < self.steps and self._is_save_due():
                 self._save()
 
@@ -202,6 +208,7 @@ class Trainer:
         return self.share.rank == 0 and 0 < interval < time.monotonic() - self.saved
 
     def _training_mode(self) -> None:
+        # A linear probe also leaves the statistics of BatchNorms as they are.
         self.joined.train(not self.heads)
         for head in self.heads:
             head.train()
@@ -232,6 +239,7 @@ class Trainer:
                 "lower --lr and another -o"
             )
         if self.recipe.clip:
+            # The limit is one of gradients, not of gradients times the scale of float16.
             self.scaler.unscale_(self.optimizer)
             parameters = self._clipped_parameters()
             timm.utils.dispatch_clip_grad(
@@ -309,6 +317,7 @@ class Trainer:
         self.saved = time.monotonic()
 
     def _resume(self) -> None:
+        # Other processes may run on hosts without this folder.
         own = state.read(self.output) if self.share.rank == 0 else b""
         data = self.crew.spread(own)
         self.crew.group.agree({"settings or data": self._fingerprint()})
@@ -322,6 +331,7 @@ class Trainer:
         self.log = [Epoch(*line) for line in saved["log"]]
         self.step = saved["step"]
         self.total = saved["total"]
+        # Earlier versions did not save it.
         self.threads = saved.get("threads", 0)
 
 
@@ -379,6 +389,7 @@ def _require_whole_batches(
             "give a smaller --batch"
         )
     shares = group.size * running.accumulate
+    # timm's Mixup pairs the images of a part, so their number must be even.
     if recipe.batch % (2 * shares):
         raise InputError(
             f"a batch of {recipe.batch} images cannot be shared by {group.size} process(es) in "

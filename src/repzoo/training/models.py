@@ -46,6 +46,7 @@ def student(model: str, classes: int, recipe: Recipe, options: TrainOptions) -> 
     """
     _require_weights(recipe, options)
     settings: dict[str, Any] = {"drop_rate": recipe.drop_rate}
+    # Models without stochastic depth do not know the argument.
     if recipe.drop_path:
         settings["drop_path_rate"] = recipe.drop_path
     in_catalog = model in {spec.name for spec in catalog.models()}
@@ -105,6 +106,7 @@ def head_of(module: torch.nn.Module) -> list[torch.nn.Module]:
         heads = module.get_classifier()  # type: ignore[operator]
     else:
         heads = list(module.children())[-1]
+    # RepViT has two.
     return list(heads) if isinstance(heads, tuple | list) else [heads]
 
 

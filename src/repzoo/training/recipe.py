@@ -121,6 +121,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
+        # Even, since timm's Mixup pairs the images of a batch.
         if self.epochs < 1 or self.batch < 2 or self.batch % 2 or not self.lr > 0:
             raise InputError(
                 f"recipe {self.name}: epochs >= 1, an even batch >= 2 and lr > 0 are needed; got "
@@ -155,6 +156,7 @@ class Recipe:
     def for_model(self, model: str) -> Recipe:
         """This recipe with its changes for the catalog model `model`."""
         changes = self.per_model.get(model, {})
+        # Emptied: `training.run` asks again, which must not undo changes from the command line.
         return dataclasses.replace(self, **{**changes, "per_model": {}})
 
     @property

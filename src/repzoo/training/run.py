@@ -98,9 +98,11 @@ def train(
         )
     if not group.rank:
         steps = trainer.steps * recipe.epochs
+        # Even the images that it was trained on show a network that has learned nothing.
         judged = images if held_out is None else held_out
         remarks += require_classes(best, judged, student.preprocess, steps)
     name = f"{model}.{source.name}"
+    # In every process, since each returns the whole result.
     artifact = export(
         best,
         name,

@@ -66,6 +66,7 @@ def save_weights(folder: Path, module: torch.nn.Module) -> None:
     from safetensors.torch import save as safetensors
 
     state = {
+        # safetensors refuses tensors in channels-last order.
         name: value.detach().cpu().contiguous()
         for name, value in module.state_dict().items()
     }
@@ -88,6 +89,7 @@ def read(folder: Path) -> bytes:
                 f"{path} has more than {MAX_STATE_BYTES:,} bytes, which no state has; remove it to "
                 "start again"
             )
+        # The sign keeps an empty file, which is damaged, apart from none.
         return b"+" + path.read_bytes()
     except FileNotFoundError:
         return b""
@@ -146,6 +148,7 @@ class Board:
         """Write one epoch."""
         for key in ("lr", "loss", "images_per_second", "validation_top1"):
             value = getattr(line, key)
+            # An epoch without validation has no Top-1.
             if not math.isnan(value):
                 self._writer.add_scalar(key, value, line.epoch)
         self._writer.flush()

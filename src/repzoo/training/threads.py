@@ -49,6 +49,7 @@ def fastest(module: torch.nn.Module, shape: Sequence[int], most: int) -> int:
 
 def _step_seconds(module: torch.nn.Module, shape: Sequence[int], count: int) -> float:
     """Seconds of the fastest forward and backward pass with `count` threads."""
+    # A copy, since a training step changes gradients and BatchNorm's statistics.
     trial = copy.deepcopy(module).train()
     images = torch.zeros(IMAGES, *shape)
     times: list[float] = []

@@ -60,7 +60,9 @@ class TrainingImages:
         each = recipe.batch // share.accumulate
         starts = range(first * recipe.batch, self.steps(recipe) * recipe.batch, each)
         return [
-            order[start : start + each][share.rank :: share.size] for start in starts
+            # In turns, so that copies that `repeats` puts side by side go to different processes.
+            order[start : start + each][share.rank :: share.size]
+            for start in starts
         ]
 
     def loader(
@@ -114,6 +116,7 @@ def _order(count: int, repeats: int, seed: int) -> list[int]:
         return torch.randperm(
             count, generator=torch.Generator().manual_seed(seed)
         ).tolist()
+    # timm would round the length of an epoch down to a multiple of 256 images.
     sampler = RepeatAugSampler(
         range(count), num_replicas=1, rank=0, num_repeats=repeats, selected_round=0
     )
@@ -132,6 +135,7 @@ class _Augmented(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, placed: Placed) -> tuple[torch.Tensor, int]:
         position, index = placed
+        # More than the images of any epoch, so that no two epochs draw the same numbers.
         seed_everything(self.seed * 2**24 + position)
         image = oriented(self.dataset.load(self.dataset.keys[index]), self.preprocess)
         return self.transform(image.convert("RGB")), self.dataset.targets[index]
@@ -146,6 +150,7 @@ def _augmentation(recipe: Recipe, preprocess: Preprocess, size: int) -> Any:
         auto_augment=recipe.auto_augment or None,
         re_prob=recipe.erase,
         re_mode="pixel",
+        # timm jitters colors by default; no recipe asks for it.
         color_jitter=None,
         interpolation=preprocess.interpolation,
         mean=preprocess.mean,
@@ -168,6 +173,7 @@ def mixing(recipe: Recipe, classes: int) -> Any:
 def seed_everything(seed: int) -> None:
     """Seed the three generators that torch, timm and torchvision draw from."""
     random.seed(seed)
+    # NumPy's seeds have 32 bits.
     np.random.seed(seed % 2**32)
     # torch.manual_seed would format a stack trace while CUDA is not initialized, which took a fifth
     # of an image's time in workers.

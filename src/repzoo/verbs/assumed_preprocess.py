@@ -29,6 +29,7 @@ def for_images(model: Model) -> Model:
     """
     known = model if model.preprocess else assume_preprocess(model, {})
     if known.assumed:
+        # Of its own class: the command line shows it as a note, Python code can filter it.
         warnings.warn(_assumptions(known), AssumedPreprocess, stacklevel=2)
     return known
 
@@ -41,6 +42,7 @@ def assume_preprocess(model: Model, options: Mapping[str, Any]) -> Model:
             contradicts it.
     """
     model.input_name  # noqa: B018  raises for a graph that is not a classifier
+    # Only the user knows whether bytes of one channel are a gray image or NV12.
     stated = preprocess_of_graph(model.model, str(options.get("input", "")))
     if "size" not in options and "size" not in stated:
         raise InputError(
@@ -82,6 +84,7 @@ def _assumptions(model: Artifact) -> str:
         value = getattr(model.preprocess, name)
         words.append(ASSUMABLE[name].format(value))
     if {"mean", "std"} <= set(assumed):
+        # ASSUMABLE, whose order the words have, begins with these two.
         words[:2] = ["mean and std of ImageNet"]
     options = ", ".join(f"--{name.replace('_', '-')}" for name in assumed)
     return f"{model.name}: {words[0]} assumed{_also(words[1:])}; {options} state them"

@@ -81,6 +81,7 @@ def benchmark(
         options.scenario,
         options.threads,
         options.streams,
+        # A graph with a fixed batch runs with no other.
         options.batch or _fixed_batches(opened),
     )
     return sweep.run(

@@ -66,6 +66,7 @@ def convert(
         MissingExtra: torch, timm or safetensors is not installed.
     """
     options = merge_keywords(CheckpointOptions, options, settings)
+    # The file itself is read without torch; the shapes to compare with come from its models.
     with needs_torch("convert"):
         from repzoo.zoo import checkpoints
 

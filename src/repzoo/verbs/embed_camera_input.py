@@ -67,6 +67,7 @@ def embed_input(
     before = artifact.require_preprocess()
     after = _new_preprocess(artifact.name, before, input, yuv, order)
     matrix, origin = pixel_map(after, before.color)
+    # A training form must still fold, so nothing is merged into its first layer.
     is_folded = artifact.form == "deploy"
     embedded = embed(artifact.model, after, matrix, origin, merge=is_folded)
     proofs: Any = ()
@@ -118,6 +119,7 @@ def _new_preprocess(
         values["yuv"] = yuv
     if order and order != before.color:
         values["color"] = order
+        # Mean and std are in the order of `color`.
         values["mean"] = before.mean[::-1]
         values["std"] = before.std[::-1]
     return Preprocess.from_mapping(values)

@@ -46,6 +46,7 @@ def precision_remarks(predictions: Sequence[Predictions]) -> list[Remark]:
     """The mean average precision of each model whose outputs were kept, on labeled images."""
     remarks = []
     for item in predictions:
+        # Results of other tools hold the best classes, not the outputs of all labels.
         if not isinstance(item, ModelPredictions) or item.logits is None:
             continue
         truth = np.zeros(item.logits.shape, np.bool_)

@@ -182,6 +182,7 @@ def evaluate(
         for artifact in artifacts:
             _require_same_order(artifact, references[0])
     external = _read_external(options, images, known[0] if known else None, progress)
+    # A board may have run a part only, and comparisons need the same images.
     if external.results and len(external.indices) < len(images):
         remarks += external_results.coverage_remarks(images, external.indices)
         images = images.subset(external.indices)
@@ -198,7 +199,8 @@ def evaluate(
     predictions = _predict(runs.runs, images, options.resume, report, progress, group)
     results = external.in_order_of(predictions)
     if by_reference:
-        # Without labels, the float model's predictions take their place.
+        # Without labels, the float model's predictions take their place: for all rows those on
+        # the first engine, so that all are counted alike.
         targets = predictions[reference_indices[0]].top[:, 0]
         predictions = _with_targets(predictions, targets)
         results = _with_targets(results, targets)
@@ -311,6 +313,7 @@ def _is_same_model(first: StoredArtifact, second: StoredArtifact) -> bool:
     """Whether both are the same file, with the same name, preprocessing and labels."""
     if first is second:
         return True
+    # Models that never were files have no hash.
     if first.sha256 != second.sha256 or not first.sha256:
         return False
     described = [
@@ -374,8 +377,10 @@ def _pairs(
         first, *others = [*own, *external]
         return [(first, second) for second in others]
     pairs = [
+        # The engines repeat for each model.
         (references[index % len(references)], second)
         for index, second in enumerate(own)
     ]
+    # The result of another tool belongs to none of the engines.
     pairs.extend((references[0], second) for second in external)
     return pairs

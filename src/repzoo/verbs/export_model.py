@@ -123,6 +123,7 @@ def _load_embedded(
     refused = [
         name
         for name, value in asdict(options).items()
+        # A finished graph can still be folded.
         if name != "form" and value != usual[name]
     ]
     if labels:

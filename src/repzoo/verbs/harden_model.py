@@ -76,6 +76,7 @@ def harden(
         artifact = fold(artifact)
     split = source.split_for_quantization(options.images, options.seed)
     remarks = split.gate.remarks()
+    # Nothing then says which output is which class, but agreement with float can be counted.
     if lacks_classes(split.gate, artifact):
         split = split.without_labels()
     if split.gate.labeled:

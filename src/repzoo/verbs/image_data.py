@@ -56,6 +56,7 @@ def open_dataset(
             raise InputError(f"{data.name} is one part already; leave out part={parts}")
         return data
     source = open_data_source(data, unlabeled)
+    # Images that a model was trained on would flatter it.
     return source.join(*parts) if parts else source.held_out()
 
 

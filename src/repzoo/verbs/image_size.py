@@ -29,6 +29,7 @@ def load_any_graph(
     """
     model = load_file(source, labels)
     stated = {name for name, value in preprocess.items() if value is not None}
+    # A classifier has a preprocessing that the size belongs to, and must agree with.
     if stated != {"size"} or _is_classifier(model.model):
         return with_preprocess(model, preprocess)
     sized = _with_size(model.model, preprocess["size"], model.name)
@@ -50,6 +51,7 @@ def _with_size(model: onnx.ModelProto, size: Size, name: str) -> onnx.ModelProto
     is_changed = False
     for value in model_inputs(sized):
         dims = value.type.tensor_type.shape.dim
+        # Detectors may also take inputs that are no images.
         if len(dims) != IMAGE_RANK:
             continue
         is_last = is_channels_last(tuple(dim.dim_value for dim in dims[1:]))

@@ -51,6 +51,7 @@ def load(source: ModelLike, *, model: str = "", **preprocess: Any) -> Artifact:
 
 def _is_catalog_model(source: str | Path) -> bool:
     names = {row.name for row in catalog.models()}
+    # A user's file may be called like a catalog model.
     return str(source) in names and not Path(source).exists()
 
 
@@ -63,5 +64,6 @@ def _from_checkpoint(path: Path, model: str, preprocess: dict[str, Any]) -> Arti
     with needs_torch("loading a checkpoint"):
         from repzoo.zoo import checkpoints
 
+        # `export` would take the catalog's number of classes where none is given.
         num_classes = checkpoints.load(path, model).classes
     return export(model, checkpoint=path, num_classes=num_classes, **preprocess)

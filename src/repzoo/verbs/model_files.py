@@ -82,6 +82,7 @@ def load_file(
             f"{path} is a checkpoint, not a model; export it first: "
             f"repzoo export MODEL --checkpoint {path} -o model.onnx"
         )
+    # By its suffix too: the error for a missing file should name the file, not similar models.
     if path.suffix == ".onnx" or path.exists():
         model = StoredArtifact.read(path)
     elif name in embedded.names():
@@ -179,6 +180,7 @@ def _from_proto(model: onnx.ModelProto) -> Artifact:
     except ValueError as error:  # protobuf cannot write more than 2 GiB
         raise InputError(f"the ONNX model cannot be serialized: {error}") from None
     name = model.graph.name or "model"
+    # Through bytes, so that it is checked as a file is, and the caller's model is never changed.
     return Artifact.wrap(StoredArtifact.from_bytes(data, name, where="the ONNX model"))
 
 

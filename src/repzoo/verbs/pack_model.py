@@ -81,6 +81,7 @@ def pack(
     target: PackTarget = TARGETS.load(options.target)()
     artifact = for_images(open_model(model))
     require_float(artifact)
+    # Both before hardening, which takes minutes.
     target.check(artifact)
     require_free(Path(output))
     source = open_data_source(data, unlabeled=True)
@@ -97,6 +98,7 @@ def pack(
             ),
             progress=progress,
         )
+    # The same split as for `harden`: the tool must not calibrate on images that judge the model.
     split = source.split_for_quantization(options.images, options.seed)
     chosen = split.calibration.balanced_sample(options.calibration, options.seed)
     job = PackJob(artifact, split.calibration.subset(chosen), _figures(artifact))
@@ -105,6 +107,7 @@ def pack(
 
 
 def _is_hardened(artifact: Artifact) -> bool:
+    # A step after it may have moved weights off the grid.
     return bool(artifact.steps) and artifact.steps[-1].verb == "harden"
 
 

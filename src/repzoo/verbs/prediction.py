@@ -178,6 +178,7 @@ def _prediction(
     probabilities: npt.NDArray[np.float64],
     top: int,
 ) -> Prediction:
+    # All classes: of a multi-label model, more than `top` may be above the threshold.
     order = best_classes(probabilities[None], len(probabilities))[0].tolist()
     ranked = []
     for index in order:
@@ -191,6 +192,7 @@ def _prediction(
 
 def _open_image(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
+        # Pillow itself would clip pixels of 16 bits.
         return to_8_bits(image)
     if isinstance(image, str | Path):
         path = Path(image)

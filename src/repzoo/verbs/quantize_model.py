@@ -217,6 +217,7 @@ def _run_quantizer(
         if placement == "fastest":
             placement = "everything"
     else:
+        # x86 without VNNI saturates where weights have 8 bits (docs/decisions/11-exact-int8.md).
         scheme, remark = adapt_to_host(scheme, runner, host())
     target = ladder.Target(
         engine=runner,
@@ -227,6 +228,7 @@ def _run_quantizer(
         finetune_epochs=options.finetune_epochs,
     )
     int8, report = ladder.quantize(model, split, target, budget, progress)
+    # Both speak of hosts without VNNI: one is enough.
     remark = remark or saturation_remark(int8, split.gate, runner, host())
     if remark:
         report = replace(report, warnings=(remark, *report.warnings))

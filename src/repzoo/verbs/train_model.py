@@ -121,8 +121,10 @@ def train(
     changed_recipe = recipe_changes.apply(load_recipe(name).for_model(model))
     source = open_data_source(data)
     folder = Path(output) if output else Path("runs") / f"{model}.{source.name}"
+    # Of several processes only the first writes.
     if not group.rank:
         require_writable_folder(folder)
+    # After the checks, which need no torch and answer at once.
     with needs_torch("training"):
         from repzoo.training.run import train as run_training
     running = Running(output=folder, **dataclasses.asdict(options))
