@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from repzoo.privacy import silence_onnxruntime
 
 __version__ = "0.1.0"
+# Before anything below imports ONNX Runtime, which starts to report as it is imported.
 silence_onnxruntime()
 
 if TYPE_CHECKING:

@@ -182,6 +182,7 @@ class Artifact:
         path = Path(path)
         files = self.files(path)
         write_together(files)
+        # The pieces are made again: to keep them would hold a second copy of the weights.
         digest = sha256_of(piece for _, pieces in self.files(path) for piece in pieces)
         return replace(self, name=path.stem, sha256=digest)
 
@@ -200,6 +201,7 @@ class Artifact:
     @property
     def form(self) -> Form:
         """int8 if it holds QuantizeLinear, train if a BatchNormalization is left, else deploy."""
+        # From the graph, since files of other tools have no history.
         kinds = {node.op_type for node in self.model.graph.node}
         if "QuantizeLinear" in kinds:
             return "int8"
@@ -260,7 +262,7 @@ class Artifact:
 
 
 def labels_fit(labels: int, outputs: int) -> bool:
-    """Whether so many labels name so many outputs, 0 of which are an unknown number.
+    """Whether that many `labels` can name that many `outputs`; 0: their number is unknown.
 
     A single output may be the probability of the second of two classes.
     """
@@ -293,6 +295,7 @@ def _metadata_of(model: onnx.ModelProto, where: str) -> dict[str, Any]:
             "assumed": tuple(map(str, assumed)),
             "extras": documents,
         }
+    # Where a step or the preprocessing is no JSON object.
     except (TypeError, AttributeError):
         raise wrong_shape from None
     except InputError as error:

@@ -42,7 +42,7 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def load_external(model: onnx.ModelProto, folder: Path, where: str) -> list[Path]:
-    """Read all external weights into `model`, in place; the files they were in, by name.
+    """Read all external weights into `model`, in place. Returns their files, sorted by name.
 
     Raises:
         InputError: a file that is absent or not within `folder`, or that is too short; a tensor
@@ -134,6 +134,7 @@ class _Place:
         return file.read(self.length)
 
     def _number(self, text: str, key: str) -> int:
+        # 19 digits hold the size of any file; int() has its own error for very long texts.
         if not (text.isascii() and text.isdigit() and len(text) < 20):
             raise InputError(
                 f"{self._what} has the {key} {text[:40]!r} in its external data, which is no "
@@ -183,6 +184,7 @@ def _byte_size(tensor: onnx.TensorProto, what: str) -> int:
             f"{what} is of a type that cannot be in another file; export the model again"
         )
     elements = math.prod(tensor.dims)
+    # NumPy has a whole byte for each of these elements; ONNX packs them.
     bits = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
     return -(-elements * bits.get(dtype.name, 8 * dtype.itemsize) // 8)
 

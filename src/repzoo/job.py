@@ -163,6 +163,7 @@ def write(result: JobResult, output: Path, command: str = "") -> list[Path]:
     is_new = not output.exists()
     make_folder(output)
     try:
+        # In the folder itself: a rename is only one step within a file system.
         with tempfile.TemporaryDirectory(prefix=".part-", dir=output) as temporary:
             written = _write_all(result, Path(temporary), command)
             return [path.replace(output / path.name) for path in written]
@@ -216,6 +217,7 @@ def _training(artifact: Artifact, evaluation: Dataset) -> Training:
             names[str(step.settings["data"])] = None
     if not names:
         return Training()
+    # What is taken out of a data set is called NAME minus calibration, NAME selection and so on.
     is_evaluated = any(evaluation.name.startswith(name) for name in names)
     return Training("these" if is_evaluated else "named", tuple(names))
 

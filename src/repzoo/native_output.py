@@ -19,7 +19,7 @@ _REDIRECTION = threading.RLock()
 
 @contextlib.contextmanager
 def discarded(*descriptors: int) -> Iterator[None]:
-    """Send what is written to `descriptors` nowhere. One that is closed is left alone."""
+    """Discard what is written to `descriptors`. A closed one is left alone."""
     with _REDIRECTION, contextlib.ExitStack() as stack:
         if sys.stdout is not None:
             sys.stdout.flush()

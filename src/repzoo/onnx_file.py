@@ -80,7 +80,7 @@ def parse(data: bytes, where: str, path: Path | None = None) -> ParsedFile:
 
 
 def sort_nodes(graph: onnx.GraphProto) -> bool:
-    """Sort the nodes, in place, so that each follows those it reads; whether that moved any.
+    """Sort the nodes in place, so that each follows those it reads. Returns whether any moved.
 
     Converters to float16 append their Casts at the end of the list. The order stays as it is where
     it is right, and where there is none: a cycle is left to the checker. Kahn's algorithm.
@@ -99,6 +99,7 @@ def sort_nodes(graph: onnx.GraphProto) -> bool:
     ready = [index for index, count in enumerate(waiting) if not count]
     order: list[int] = []
     while ready:
+        # The smallest first, which keeps the file's order wherever the graph leaves a choice.
         index = heapq.heappop(ready)
         order.append(index)
         for reader in readers.get(index, ()):
@@ -136,6 +137,7 @@ def unset_open_sides(model: onnx.ModelProto) -> None:
         for axis, dim in enumerate(dims):
             if dim.HasField("dim_value") and dim.dim_value <= 0:
                 dim.ClearField("dim_value")
+                # Of several inputs, the first sides need not be one number.
                 if axis == 0 and len(inputs) == 1:
                     dim.dim_param = "N"
     for value in graph.value_info:
@@ -278,7 +280,7 @@ def _checker_problem(data: bytes | str) -> str:
 def _load_external_data(
     model: onnx.ModelProto, where: str, path: Path | None
 ) -> tuple[Path, ...]:
-    """Read the weights that are in other files, in place; these files."""
+    """Read the weights that are in other files, in place. Returns those files."""
     if not external_tensors(model):
         return ()
     if path is None:

@@ -256,6 +256,7 @@ def require_input_fits(
     tensor = classifier_input(model).type.tensor_type
     expected_types = FLOATS if preprocess.input == "float" else BYTES
     expected = preprocess.input_shape
+    # Where the graph states no shape, any will do.
     sides = [dim.dim_value for dim in tensor.shape.dim][1:] or [0, 0, 0]
     pairs = list(zip(sides, expected, strict=True))
     is_type = tensor.elem_type in expected_types

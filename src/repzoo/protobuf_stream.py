@@ -74,6 +74,7 @@ def _part(
 
 
 def _set(message: Message, name: str, value: object) -> None:
+    # protobuf refuses assignments to messages and lists.
     if isinstance(value, Message):
         getattr(message, name).CopyFrom(value)
     elif isinstance(value, str | bytes | int | float):

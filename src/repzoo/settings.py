@@ -270,7 +270,7 @@ def _accepts_elements(
 def _repeated_value(hint: Any, value: Any) -> str:
     """A value that a tuple of any length holds twice, as text; "" if there is none.
 
-    One that were dropped silently would look as if it had been measured twice.
+    If it were dropped silently, it would look as if it had been measured twice.
     """
     elements = element_types(alternatives(hint)[0])
     if elements is None or elements[-1] is not Ellipsis:

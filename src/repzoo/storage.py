@@ -133,6 +133,7 @@ def written_aside(path: Path) -> Iterator[Path]:
         os.close(handle)
         aside = Path(name)
         yield aside
+        # mkstemp makes files that only their owner may read.
         aside.chmod(0o666 & ~_umask())
         aside.replace(path)
     except OSError as error:
@@ -143,7 +144,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Delete what processes of this machine that were killed left half-written in `folder`."""
+    """Delete half-written files in `folder` whose writers, processes of this machine, are dead."""
     for part in folder.glob(f"{ASIDE_PREFIX}*{ASIDE_SUFFIX}"):
         writer = part.name.removeprefix(ASIDE_PREFIX).partition(".")[0]
         host, _, process = writer.rpartition("-")
@@ -258,6 +259,7 @@ def append_lines(path: Path, lines: list[str]) -> None:
             text = _missing_line_end(file, size) + "".join(
                 f"{line}\n" for line in lines
             )
+            # An unbuffered write may take a part of it only.
             data = memoryview(text.encode())
             written = 0
             try:
@@ -298,6 +300,7 @@ def _fill(path: Path, data: Data) -> None:
     with path.open("wb") as file:
         file.writelines(pieces)
         file.flush()
+        # Before the rename: after a power cut the name must not stand for a file without content.
         os.fsync(file.fileno())
 
 
@@ -308,6 +311,7 @@ def _unwritable(path: Path, error: OSError) -> InputError:
 
 
 def _umask() -> int:
+    # There is no other way to ask for it.
     current = os.umask(0)
     os.umask(current)
     return current
@@ -337,6 +341,7 @@ def cached_file(kind: str, name: str, make: Callable[[Path], None]) -> Path:
             with written_aside(path) as aside:
                 make(aside)
         except InputError as error:
+            # Where `make` itself refuses, its sentence says what to do.
             if isinstance(error.__context__, OSError):
                 raise InputError(
                     f"the cache {path.parent} cannot be written; set REPZOO_CACHE to a folder with "
@@ -351,6 +356,7 @@ def cached_file(kind: str, name: str, make: Callable[[Path], None]) -> Path:
 
 def _trim(newest: Path) -> None:
     """Delete the least recently used files beside `newest` until CACHE_BYTES hold the rest."""
+    # Names with a dot in front are files that are being written.
     files = list(newest.parent.glob("[!.]*"))
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
     total = 0

@@ -86,6 +86,7 @@ def _document(result: SweepResult) -> dict[str, Any]:
 
 def _int8_lines(records: Sequence[Record[Latency]]) -> list[str]:
     """How much of each quantized file runs in INT8, once for each file."""
+    # A file has a case for each setting, but its share does not depend on them.
     lines: dict[str, None] = {}
     for record in records:
         share = share_of(record.artifact)
@@ -102,6 +103,7 @@ def _early_stopping_lines(records: Sequence[Record[Latency]]) -> list[str]:
         if stopping is None:
             continue
         figure = f"needs more than {record.values.samples} queries"
+        # From too few queries MLPerf gives no estimate.
         if stopping.ms:
             figure = f"{figures.ms(stopping.ms)} ms"
         case = f"{record.artifact['name']} on {record.engine['name']}"

@@ -67,6 +67,7 @@ def _run_documents(runs: Sequence[Record[Accuracy]]) -> list[dict[str, Any]]:
 
 def _accuracy_table(result: verbs.Evaluation) -> Table:
     """A row for each run; the model that others are compared with comes first."""
+    # A float model may be among the files too, and is listed once.
     references = [record for record in result.against if record not in result.runs]
     runs = [*references, *result.runs]
     has_engines = len({record.engine["name"] for record in runs}) > 1
@@ -109,6 +110,7 @@ def _worst_classes(runs: Sequence[Record[Accuracy]]) -> Table | None:
 
 def _class_top1(run: Record[Accuracy], index: int) -> str:
     """Top-1 of the class `index` in `run`; "-" where it has no image."""
+    # By its index: each run lists its own worst class first.
     for row in run.samples["classes"]:
         if row["index"] == index:
             return figures.percent(row["top1"])

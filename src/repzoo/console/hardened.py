@@ -19,6 +19,7 @@ SHOWN_LAYERS = 5
 def hardened(report: HardenReport, path: Path) -> View:
     """What was chosen, the proof, what it costs, and what the target leaves in float."""
     proof = report.proof
+    # Most tools take their scale from the largest weight: at the end, they find this very grid.
     unit = "channels" if report.target.per_channel else "channels of whole tensors"
     shown: list[Any] = [
         _comparisons(report),
@@ -85,6 +86,7 @@ def packed(pack: Pack) -> View:
     report = pack.model.hardening
     shown: list[Any] = [_comparisons(report)] if report else []
     shown.append(f"{pack.folder}: {len(pack.files)} files")
+    # Scripts are numbered in the order of their use.
     steps = [name for name in pack.files if name.endswith(".sh")]
     shown.append(f"next: {', '.join(steps)}")
     result = {

@@ -186,6 +186,7 @@ def downloaded(fetched: Sequence[Fetched], failed: Sequence[str]) -> View:
         table.add_row(item.name, item.status, f"{item.bytes / 1e6:.1f}", verified)
         rows.append({**dataclasses.asdict(item), "file": str(item.file)})
     shown = [table, *(str(item.file) for item in fetched)] if fetched else []
+    # The command ends with the first failure as its error.
     return View({"files": rows, "failed": list(failed)}, *shown, remarks=failed[1:])
 
 
@@ -215,6 +216,7 @@ def certificate(proof: Certificate, path: Path, verbose: bool = False) -> View:
     document = proof.to_json()
     written = f"{path} written"
     lines = _refusals(proof) if verbose else []
+    # Without a fold, nodes that change nothing may still have been removed.
     if not proof.folds and proof.before["nodes"] == proof.after["nodes"]:
         return View(document, "nothing to fold", *lines, proof.line(), written)
     sizes = make_table("", ">before", ">after")

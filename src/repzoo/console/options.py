@@ -220,6 +220,7 @@ class _Parsed(click.ParamType[Any]):
     ) -> Any:
         """The value in the text `value`."""
         try:
+            # click also converts defaults, which are values already.
             return self._parse(value) if isinstance(value, str) else value
         except ValueError as error:
             self.fail(str(error), param, ctx)

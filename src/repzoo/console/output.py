@@ -64,9 +64,11 @@ class _StageLines:
         self._stage = ""
         self._line = ""
         self._printed: dict[str, float] = {}  # when each stage was last printed
+        # The timer below reports from a thread of its own.
         self._lock = threading.Lock()
         # A stage may report nothing until it ends.
         self._timer = threading.Timer(QUIET_SECONDS, self._print_if_due)
+        # A command that has failed must not wait for it.
         self._timer.daemon = True
         self._timer.start()
 
@@ -147,6 +149,7 @@ class Console:
             self._err.print(rich.text.Text(stage))
             return
         if stage not in self._tasks:
+            # Where the total is unknown, rich shows a moving bar for None.
             self._tasks[stage] = self._bars.add_task(
                 stage, total=total or None, completed=done
             )
@@ -216,6 +219,7 @@ def make_table(*columns: str) -> Table:
         table.add_column(
             printable(column.removeprefix(">")),
             justify="right" if is_number else "left",
+            # Folded, not cut: half a path names nothing.
             overflow="fold",
             no_wrap=is_number,
         )

@@ -29,6 +29,7 @@ def quantized(report: QuantReport, path: Path) -> View:
     shown: list[Any] = [_candidates(report)]
     shown.append(_accuracy_line(report.paired.values))
     data = report.record.data
+    # Another quantizer makes one model, so nothing is selected.
     if data["selection_images"]:
         shown.append(
             f"ranges set by {data['images']} images; candidates compared on "
@@ -56,6 +57,7 @@ def _candidates(report: QuantReport) -> Table:
     )
     for candidate in report.candidates:
         mark = "" if candidate.verdict.passes else "refused"
+        # By identity: several candidates may have its placement.
         if candidate is report.chosen:
             mark = "chosen"
         figures = _drop_cells(candidate.paired)

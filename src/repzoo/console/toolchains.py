@@ -20,6 +20,7 @@ def toolchains(statuses: Sequence[Status]) -> View:
             lines.append(f"{item.recipe.name}: {item.folder}")
         else:
             lines.append(f"{item.recipe.name}: {item.install_command}")
+        # Each tool is its maker's: whoever installs it should have seen the terms.
         lines.append(f"  terms: {item.recipe.terms}")
     document = {"toolchains": [_document(item) for item in statuses]}
     return View(document, table, *lines)

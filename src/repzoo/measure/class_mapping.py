@@ -94,9 +94,10 @@ def binary_remarks(artifact: Artifact) -> list[str]:
 
 
 def lacks_classes(dataset: Dataset, artifact: Artifact) -> bool:
-    """Whether the data has other classes than a model without labels, so nothing says which.
+    """Whether nothing says which output is which class of the data.
 
-    A model of one output that is no probability has no classes to count either.
+    That is so for a model without labels whose number of outputs differs from that of the classes,
+    and for a single output that is no probability.
 
     Such images still serve for calibration, and to compare two forms of the model.
     """
@@ -127,7 +128,7 @@ def output_labels(dataset: Dataset, artifact: Artifact) -> tuple[str, ...]:
 def with_folder_names(artifact: Model, images: Dataset) -> Model:
     """`artifact` with the names of the folders as its labels, where it has none.
 
-    Not where the order of the folders is in doubt: a label in the file is believed.
+    Not where the order of the folders is in doubt, since labels in a file are trusted.
     """
     if artifact.labels or order_remarks(images, artifact):
         return artifact
@@ -224,6 +225,7 @@ def _indices_by_name(labels: Sequence[str]) -> dict[str, list[int]]:
     """Output indices of each label, and of the WordNet id that it begins with."""
     by_name: dict[str, list[int]] = {}
     for index, label in enumerate(labels):
+        # A set, since a label may be a WordNet id and no more.
         for name in {label, *SYNSET.findall(label)}:
             by_name.setdefault(name, []).append(index)
     return by_name

@@ -126,6 +126,7 @@ def _require_agreement(
 def _indices_by_name(written: Sequence[str], names: Sequence[str]) -> dict[str, int]:
     """The index of the name that each written class means, where it is one name only."""
     counts = Counter(names)
+    # A name that two outputs share says nothing: ImageNet has two called "crane".
     exact = {name: index for index, name in enumerate(names) if counts[name] == 1}
     by_key = unique_by_key(names)
     indices = {}
@@ -141,6 +142,7 @@ def _is_index(label: str) -> bool:
 
 
 def _delimiter(line: str) -> str:
+    # The most frequent, since a path or a label may hold one of the others.
     return max(DELIMITERS, key=line.count)
 
 

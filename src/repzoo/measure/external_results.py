@@ -310,6 +310,7 @@ def _array_files(folder: Path) -> list[Path]:
         raise InputError(f"{folder} cannot be read: {error.strerror}") from None
     files = []
     for path in entries:
+        # A copy from another system may bring along files such as ._a.npz.
         if path.suffix == ".npz" and not path.name.startswith("."):
             files.append(path)
     if not files:
@@ -437,6 +438,7 @@ def _in_same_folder(
         own_folder = _folder(dataset.keys[index])
         if own_folder == folder:
             same.append(index)
+        # The tool may have seen class folders where the data lies in one folder.
         elif own_folder not in classes:
             unsorted.append(index)
     if folder in classes:
@@ -463,6 +465,7 @@ def _classes_in_order(
     """The data's classes, in order, as the model's outputs; refused if anything contradicts it."""
     classes = dataset.classes
     are_synsets = all(SYNSET.fullmatch(name) for name in classes)
+    # The order of some of ImageNet's folders is not that of a model's 1,000 outputs.
     is_part_of_imagenet = (
         are_synsets and len(classes) != IMAGENET_CLASSES and not dataset.ordered
     )

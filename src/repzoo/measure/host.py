@@ -48,6 +48,7 @@ def host() -> dict[str, Any]:
     threads   environment variables that overrule a session's threads
     """
     info = _cpuinfo()
+    # x86 first, then Arm, which names its fields otherwise.
     flags = set((info.get("flags") or info.get("Features") or "").split())
     name = info.get("model name") or info.get("Model")
     cores = os.cpu_count() or 1

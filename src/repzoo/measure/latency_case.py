@@ -277,4 +277,5 @@ def is_steady(medians: Sequence[float]) -> bool:
 
 def _compact(microseconds: float) -> float | int:
     value = float(microseconds)
+    # Shorter in Records, which hold every sample.
     return int(value) if value.is_integer() else value

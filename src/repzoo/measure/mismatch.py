@@ -236,6 +236,7 @@ class _Worker:
                     pixels[variant.geometry] = variant.resize(image)
         except UnreadableImage as error:
             why = str(error)
+            # Some of these messages begin with the image, some do not.
             return ReadImage(why=why if why.startswith(key) else f"{key}: {why}"), {}
         return ReadImage(mode=mode_of(image)), pixels
 

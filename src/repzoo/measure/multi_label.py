@@ -113,6 +113,7 @@ def _agreement(changed: Bools, first: Bools, second: Bools) -> Interval:
     if not total:
         return Interval(1.0, 0.0, 1.0)  # no label is given, so nothing is known
     share = float(disagreements.sum() / total)
+    # Half: the labels of both models were added up.
     independent = max(1, round(total / 2))
     variance = _variance_of_ratio(disagreements, labels, share)
     if variance:
@@ -120,6 +121,7 @@ def _agreement(changed: Bools, first: Bools, second: Bools) -> Interval:
         independent = min(independent, max(1, effective))
     value = 1 - share
     interval = stats.wilson(round(value * independent), independent)
+    # The counts were rounded, which must not put the value itself outside.
     low = min(value, interval.low)
     high = max(value, interval.high)
     return Interval(value, low, high)
@@ -158,6 +160,7 @@ def _average_precisions(
 
 def _drops_without_groups(first: Outputs, second: Outputs, truth: Bools) -> list[float]:
     """The drop of mean average precision without each group of images in turn."""
+    # In turns: folders are read class by class, and each group needs images of all.
     groups = np.arange(len(truth)) % GROUPS
     drops = []
     for group in range(min(GROUPS, len(truth))):

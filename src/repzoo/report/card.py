@@ -242,6 +242,7 @@ def summary(records: Sequence[Record[Any]]) -> CardFacts:
         flips=len(paired.samples["flips"]),
         data_name=paired.data["name"],
         single=single,
+        # On one core a job times one client only.
         many=many or single,
         latency_rows=[(str(row.artifact["form"]), row.values) for row in timed],
         rounds=len(timed[0].samples["latency_us"]) if timed else 0,

@@ -43,6 +43,7 @@ def code(value: object) -> str:
     if not longest:
         return f"`{text}`"
     fence = "`" * (1 + longest)
+    # CommonMark strips one space at each end, which keeps the fence off a backtick of the text.
     return f"{fence} {text} {fence}"
 
 

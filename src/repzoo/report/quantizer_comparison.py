@@ -82,6 +82,7 @@ def _newest_rows(
         # Figures of other images or of another CPU cannot be compared row by row.
         if any(_setting(row) != _setting(record) for row in rows.values()):
             rows.clear()
+        # In a dict, a quantizer that was run again keeps its place.
         rows[record.values.recipe] = record
     newest: list[Record[QuantizerComparison]] = []
     for rows in by_model.values():

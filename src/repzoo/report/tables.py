@@ -78,12 +78,14 @@ def render(document: str, results: Path, language: str) -> str:
             lines = _job_table(records, language)
         return match.group(1) + "\n".join(lines) + "\n" + match.group(3)
 
+    # By a function, since a label may hold what `sub` reads as a reference to a group.
     return MARKED.sub(render_match, document)
 
 
 def _job_table(records: Sequence[Record[Any]], language: str) -> list[str]:
     by_job: dict[str, list[Record[Any]]] = {}
     for row in records:
+        # Rows without one are of single commands, such as `evaluate --append`.
         if row.job:
             by_job.setdefault(row.job, []).append(row)
     by_name: dict[str, CardFacts] = {}

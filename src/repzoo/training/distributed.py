@@ -78,7 +78,7 @@ class Crew:
         return [sum(column) for column in zip(*gathered, strict=True)]
 
     def spread(self, data: bytes) -> bytes:
-        """What process 0 calls this with, in every process."""
+        """The `data` of process 0, in every process."""
         if self.group.size == 1:
             return data
         size = torch.tensor([len(data)])
@@ -98,7 +98,7 @@ class Crew:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """A connection that breaks is another process's end, and no defect."""
+        """Report a broken connection as what it is: another process has ended."""
         try:
             yield
         except RuntimeError as error:
@@ -195,7 +195,7 @@ def _over_all(layer: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; each one's gradient is the sum of what all of them want of it."""
+    """The sum over all processes. Its gradient is the sum of the gradients in all of them."""
 
     @staticmethod
     def forward(_ctx: Any, value: torch.Tensor) -> torch.Tensor:
@@ -217,7 +217,7 @@ def _summed(value: torch.Tensor) -> torch.Tensor:
 
 
 def _distributed(module: torch.nn.Module, **more: Any) -> torch.nn.Module:
-    """Buffers are not sent around: they are the same everywhere, as the batch statistics are."""
+    """DistributedDataParallel that sends no buffers: equal batch statistics keep them equal."""
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", FutureWarning

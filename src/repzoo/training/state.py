@@ -74,14 +74,14 @@ def save_weights(folder: Path, module: torch.nn.Module) -> None:
 
 
 def save_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write what the run is, for people: nothing reads it again."""
+    """Write the settings of the run, for people only: nothing reads them again."""
     write_atomically(
         folder / SETTINGS, json.dumps(settings, indent=1, default=str) + "\n"
     )
 
 
 def read(folder: Path) -> bytes:
-    """A plus sign and the bytes of the state, b"" where there is none."""
+    """The bytes of the state behind a plus sign; b"" where there is none."""
     path = folder / STATE
     try:
         if path.stat().st_size > MAX_STATE_BYTES:

@@ -116,7 +116,7 @@ class NamingScheme:
     ema_first: bool = False
 
     def recognizes(self, keys: Iterable[str], headless: bool = False) -> bool:
-        """Whether each mark matches one of `keys`; `headless`: marks of the last layer aside."""
+        """Whether each mark matches one of `keys`; `headless` skips marks of the last layer."""
         known = list(keys)
         marks = [
             mark for mark in self.marks if not (headless and mark.pattern in HEAD_MARKS)

@@ -220,7 +220,7 @@ class _Machine:
     # Globals and what is made of them: by name only
 
     def global_(self, name: str) -> None:
-        """Push a mark for the allowed global "module name"."""
+        """Push the name of the allowed global "module name", not the object."""
         self._stack.append(Global(admitted(name)))
 
     def stack_global(self) -> None:

@@ -41,6 +41,7 @@ def info(model: str, as_json: bool) -> None:
     from repzoo.zoo import catalog
 
     console = Console(as_json)
+    # Names in the catalog have no dot; weights that ship and files have one.
     if "." in model or Path(model).exists():
         console.show(views.artifact(load_file(model)))
     else:
@@ -60,6 +61,7 @@ def engines(as_json: bool) -> None:
 @json_option
 def count(file: str, as_json: bool, **preprocess: Any) -> None:
     """Count parameters, MACs and bytes of FILE.onnx, and name what is not counted."""
+    # It imports onnx-ir, for which the other commands here need not wait.
     from repzoo.graph.tools.cost import count as count_cost
     from repzoo.verbs.image_size import load_any_graph
 
@@ -95,6 +97,7 @@ def download(
     rows = [row for name in names for row in downloads.matching(name, sha256)]
     with Console(as_json) as console:
         done, failed = downloads.fetch_all(rows, output, console.progress)
+    # Before the error: what did arrive is there, and is shown.
     console.show(views.downloaded(done, failed))
     if failed:
         raise InputError(

@@ -89,6 +89,7 @@ def train(
 @click.argument("model", required=False)
 @click.option(
     "--data",
+    # With the embedded model of digits, `repzoo card` alone shows the whole job.
     default="digits",
     show_default=True,
     help=DATA_HELP,
@@ -120,6 +121,7 @@ def card(
     """
     quantize_options, values = split_options(verbs.QuantizeOptions, values)
     options, preprocess = split_options(job.JobOptions, values)
+    # A field that holds settings itself has no option: its own fields have them.
     options = replace(options, quantize=quantize_options)
     source = open_source(data)
     artifact = load_file(model or embedded_for(source.classes), **preprocess)
@@ -129,6 +131,7 @@ def card(
     with Console(as_json) as console:
         console.describe(source.describe_quantization())
         result = job.run(artifact, source, options, console.progress)
+    # For the card, whose reader may type it again.
     command = shlex.join(["repzoo", *sys.argv[1:]])
     files = job.write(result, output, command)
     if append:

@@ -70,6 +70,7 @@ def evaluate(
         reference = load_file(against, **preprocess) if against else None
         require_writable_files(append=append)
         console = Console(as_json)
+        # Without labels, only a comparison with a float model says anything.
         source = open_data_source(data, unlabeled=against is not None)
         # Of several processes the first shows its progress and writes.
         is_first = not group.rank
@@ -157,6 +158,7 @@ def predict(
         # A broken image is an error where it was named itself, and a remark within a folder.
         has_folder = any(path.is_dir() for path in images)
         report = ReadReport()
+        # `verbs.predict` neither reports on the images nor leaves broken ones out.
         predictions = classify(model, paths, top, engine, report, has_folder)
     remarks += [*binary_remarks(model), *report.sentences()]
     console.show(results.predictions(predictions, remarks))

@@ -60,6 +60,7 @@ def harden(
     contents: list[Any] = result.files(output)
     if report:
         contents.append((report, Console.document(views.document(result.hardening))))
+    # At once: a failure must not leave the model beside the report of an earlier run.
     write_together(contents)
     console.show(views.hardened(result.hardening, output))
 

@@ -68,6 +68,7 @@ def convert(
     """
     options, _ = split_options(CheckpointOptions, values)
     require_writable_files(output)
+    # Before the work, which may begin with a download.
     require_safetensors(output)
     with Console(as_json) as console:
         console.progress("convert", 0, 0)
@@ -105,6 +106,7 @@ def fold(
     with Console(as_json) as console:
         console.progress("fold and certify", 0, 0)
         if data is not None:
+            # Labels do not matter: the two graphs are compared with each other.
             data = open_data_source(data, unlabeled=True)
             console.describe(data.describe_evaluation(use=CERTIFICATE_USE))
         folded = verbs.fold(artifact, data, timed=timed)
@@ -112,6 +114,7 @@ def fold(
     contents: list[Any] = folded.files(output)
     if certificate:
         contents.append((certificate, Console.document(folded.certificate.to_json())))
+    # At once: a failure must not leave the model beside the certificate of an earlier run.
     write_together(contents)
     console.show(views.certificate(folded.certificate, output, verbose))
 
@@ -135,6 +138,7 @@ def embed_input(file: str, output: Path, as_json: bool, **values: Any) -> None:
     """
     names = ("order", "data", "engine", "yuv")
     settings = {name: values.pop(name) for name in names}
+    # No input is called so: the verb refuses it, and says which there are.
     kind = values.pop("input") or "nothing"
     artifact = load_file(file, **values)
     require_writable_files(output)
