@@ -12,10 +12,9 @@ What they do by default, read from their sources (the versions of constraints.tx
   absent, the environment says CI, or the user opted out.
 - nncf 3.4: each entry point sends its name and settings in the same way.
 - MNN 3.6: `import MNN.tools` runs `pip install -U aliyun-log-python-sdk` if that package is
-missing, and
-  fetches credentials from a server of Alibaba. `mnnconvert` and `mnnquant` then send machine
-  id, system, version, the model's id, its size and all arguments. `import MNN` does not. repzoo
-  calls the C extension below those tools (engines/mnn.py) and never imports them.
+  missing, and fetches credentials from a server of Alibaba. `mnnconvert` and `mnnquant` then send
+  machine id, system, version, the model's id, its size and all arguments. `import MNN` does not.
+  repzoo calls the C extension below those tools (engines/mnn.py) and never imports them.
 
 `unreported` blocks the reporting modules while a runtime is imported. Each runtime then uses
 its own stub.

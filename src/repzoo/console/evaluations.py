@@ -51,6 +51,7 @@ def _document(result: verbs.Evaluation) -> dict[str, Any]:
         }
         paired.append({**sides, **to_json(comparison.values), **comparison.samples})
     if paired:
+        # Most evaluations have one comparison, which is then read without an index.
         document["paired"] = paired[0]
         document["all_paired"] = paired
     return document

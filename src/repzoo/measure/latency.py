@@ -125,6 +125,7 @@ def run(
     with contextlib.ExitStack() as stack:
         clients = _start_clients(cases, clock, stack)
         live = for_each(clients, ClientThreads.warm_up, on_error)
+        # After the warm-up, whose first calls count as opening: engines compile in them.
         if openings == 0:
             openings = openings_for([client.case for client in live], seconds)
         per_session = math.ceil(rounds / openings)
@@ -254,6 +255,7 @@ def _one_round(
     """
     if done and done % per_session == 0:
         live = for_each(live, ClientThreads.reopen, on_error)
+    # In turns, so that no case is always timed right after the same other one.
     ordered = live if done % 2 == 0 else live[::-1]
     survivors = for_each(ordered, lambda client: client.time_round(length), on_error)
     return [client for client in live if client in survivors]

@@ -75,10 +75,10 @@ class Record(Generic[ResultT_co]):
     values    the result; its type is one of RESULT_KINDS
     engine    name and version
     data      the images, see `predictions.describe_images`
-    samples  raw measurements from which `values` were derived; units are in the names
-             (`latency_us`)
-    job      ties together the Records of one run of the whole job; empty for a measurement of its
-             own
+    samples   raw measurements from which `values` were derived; units are in the names
+              (`latency_us`)
+    job       ties together the Records of one run of the whole job; empty for a measurement of its
+              own
     """
 
     artifact: Mapping[str, Any]

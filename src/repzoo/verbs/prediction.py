@@ -89,6 +89,7 @@ def classify(
     head = require_classes(model)
     engine = engines.engine(engine_name)
     session = engine.open(model.model, host()["affinity"])
+    # Not `open_run`, whose sessions have one thread: here one batch after another takes all cores.
     run = EvaluationRun(model, engine, session)
     predictions: list[Prediction] = []
     reader = _Reader(preprocess, report or ReadReport(), skip_unreadable)
@@ -157,6 +158,7 @@ def _probabilities(
     run: EvaluationRun, head: Head, inputs: Tensor
 ) -> npt.NDArray[np.float64]:
     """Probabilities [n, classes] of `inputs`."""
+    # Not padded to a full batch: most calls are for one image.
     outputs = logits_of(run, inputs, batch=len(inputs))
     if outputs.ndim != 2 or len(outputs) != len(inputs) or not outputs.size:
         raise InputError(

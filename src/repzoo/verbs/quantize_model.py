@@ -223,6 +223,7 @@ def _run_quantizer(
         engine=runner,
         scheme=scheme,
         placement=placement,
+        # Where the placement was asked for by name, all of it stays in INT8.
         may_fall_back=placement != options.placement,
         search_seconds=options.search,
         finetune_epochs=options.finetune_epochs,

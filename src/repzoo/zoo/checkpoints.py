@@ -124,6 +124,7 @@ def locate(checkpoint: str | Path) -> Path:
     artifact = embedded.read(name)
 
     def write(path: Path) -> None:
+        """Write the weights as .safetensors."""
         save = _safetensors_writer()
         path.write_bytes(save(_exported_weights(artifact.model)))
 

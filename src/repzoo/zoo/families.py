@@ -173,7 +173,7 @@ def _repvgg_b_grouped(width: float, last_width: float, groups: int) -> Builder:
     """RepVGG-B with 4, 6, 16, 1 blocks. Even layers of each stage have `groups` groups."""
 
     def group_size(channels: int, index: int) -> int:
-        # timm asks for the channels of a group, not for the groups; 0: no groups.
+        """What timm asks for: the channels of a group, not the number of groups; 0: no groups."""
         return channels // groups if index % 2 else 0
 
     depths = (4, 6, 16, 1)
@@ -181,6 +181,7 @@ def _repvgg_b_grouped(width: float, last_width: float, groups: int) -> Builder:
     stages = _rep_stages(depths, widths, group_size)
 
     def grouped(**kwargs: Any) -> nn.Module:
+        """The network, in its training form."""
         return _typed(
             ByobNet(ByoModelCfg(blocks=stages, stem_type="rep", stem_chs=64), **kwargs)
         )
@@ -239,6 +240,7 @@ def _repghost_ablation(edit: Callable[[nn.Module], None], reparam: bool) -> Buil
     """
 
     def ablated(**kwargs: Any) -> nn.Module:
+        """The changed network, in its training form."""
         model = _typed(timm.create_model("repghostnet_050", reparam=reparam, **kwargs))
         edit(model)
         return model

@@ -312,6 +312,7 @@ def _choose_table(names: list[str], scheme: NamingScheme, ema: bool) -> str:
     prefers_averaged = ema and scheme.ema_first
 
     def rank(name: str) -> tuple[bool, int]:
+        """Least is best: the preferred kind of weights, then the order of the lists."""
         is_averaged = name in EMA_TABLES or _is_averaged_module(name)
         order = EMA_TABLES if is_averaged else TABLES
         position = order.index(name) if name in order else len(order)

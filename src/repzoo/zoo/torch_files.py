@@ -199,6 +199,7 @@ def read_legacy(mapped: mmap.mmap) -> Any:
     references: dict[str, StorageRef] = {}
 
     def placeholder(reference: StorageRef) -> Elements:
+        """Zeros in place of the elements, which come later in the file."""
         references[reference.key] = reference
         # A broadcast zero takes no memory, whatever count the file claims.
         return np.broadcast_to(np.zeros((), reference.dtype), reference.count)
