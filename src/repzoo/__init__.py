@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 # Before anything below imports ONNX Runtime, which starts to report as it is imported.
 silence_onnxruntime()
 
+# For type checkers and editors, which do not see what `__getattr__` imports.
 if TYPE_CHECKING:
     from repzoo import torch
     from repzoo.artifact import Preprocess, Step

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# For type checkers and editors, which do not see what `__getattr__` imports.
 if TYPE_CHECKING:
     from repzoo.verbs.benchmark_models import BenchOptions, benchmark
     from repzoo.verbs.convert_checkpoint import ConvertedCheckpoint, convert

@@ -65,6 +65,7 @@ def fold(
         "refusals": len(result.refusals),
     }
     if timed:
+        # The result then depends on it.
         settings["timed"] = engine
     step = Step("fold", __version__, settings)
     folded = artifact.then(result.model, step, certificate=certificate.to_json())

@@ -21,6 +21,7 @@ from repzoo.verbs.public_artifact import Artifact
 from repzoo.zoo import catalog, embedded
 
 ModelLike = StoredArtifact | str | Path | onnx.ModelProto
+# .ckpt is Lightning's, .bin Hugging Face's, .pdparams Paddle's; PyTorch users write the others.
 CHECKPOINT_SUFFIXES = (
     ".pth",
     ".pt",
@@ -37,6 +38,7 @@ def open_models(models: ModelLike | Sequence[ModelLike]) -> list[Artifact]:
     """The models of a list or tuple, or the single one; each as `open_model` accepts it."""
     if isinstance(models, list | tuple):
         return [open_model(model) for model in models]
+    # A type checker does not conclude that what is no list is a single model.
     single: Any = models
     return [open_model(single)]
 
