@@ -610,6 +610,26 @@ def test_a_process_whose_reader_closes_the_pipe_is_silent() -> None:
     assert (process.returncode, process.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize("verb", ["bench", "predict", "count", "evaluate", "quantize"])
+def test_an_input_of_a_type_that_onnx_does_not_know_is_refused(
+    verb: str,
+    refused: Callable[..., str],
+    model_file: Path,
+    digits_folder: Path,
+    tmp_path: Path,
+) -> None:
+    model = onnx.load(model_file)
+    model.graph.input[0].type.tensor_type.elem_type = 99
+    path = tmp_path / "odd.onnx"
+    onnx.save(model, path)
+    arguments = {
+        "predict": [next(digits_folder.glob("*/*.png"))],
+        "evaluate": ["--data", digits_folder],
+        "quantize": ["--data", digits_folder, "-o", "{out}"],
+    }
+    assert "99" in refused(verb, path, *arguments.get(verb, []))
+
+
 def test_a_process_prints_names_that_its_encoding_lacks(
     digits_folder: Path, tmp_path: Path, model_file: Path
 ) -> None:

@@ -270,8 +270,8 @@ def require_input_fits(
             f"preprocessing makes {size_text(preprocess.size)}; give "
             f"--size {size if isinstance(size, int) else size_text(size)}, or export it again"
         )
-    element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-    expected_element = onnx.TensorProto.DataType.Name(expected_types[0]).lower()
+    element = _type_name(tensor.elem_type)
+    expected_element = _type_name(expected_types[0])
     shape = ", ".join(str(side) if side else "?" for side in sides)
     expected_shape = ", ".join(map(str, expected))
     raise InputError(
@@ -279,6 +279,12 @@ def require_input_fits(
         f"[N, {expected_shape}] ({preprocess.input}); give --input, --size, --color and --layout "
         "as the file wants them (repzoo embed-input changes what a file wants)"
     )
+
+
+def _type_name(element: int) -> str:
+    """The name of a type in TensorProto; of one that ONNX does not know, its number."""
+    known = onnx.TensorProto.DataType.DESCRIPTOR.values_by_number
+    return known[element].name.lower() if element in known else f"type {element}"
 
 
 def preprocess_of_graph(model: onnx.ModelProto, kind: str = "") -> dict[str, Any]:
