@@ -185,8 +185,8 @@ def quantized(
         "20",
         "--max-drop",
         "-100",
-        "--search",
-        "0",
+        "--placement",  # without a search for others
+        "everything",
         "--force",
         "--json",
     ]

@@ -517,8 +517,8 @@ def test_a_model_above_the_budget_is_not_written(
         20,
         "--max-drop",
         -100,
-        "--search",
-        0,
+        "--placement",  # without a search for others
+        "everything",
     )
     assert (ran.code, ran.out) == (4, "")
     # What the images were taken for may be the very reason.

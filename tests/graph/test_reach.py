@@ -246,6 +246,10 @@ def export_model(aged: Any) -> Callable[[str], Artifact]:
     return export_aged
 
 
+# The longest to export. Others test attention too.
+LONG = {"efficientvit_m0", "levit_128s"}
+
+
 @pytest.mark.parametrize("name", SLIM)
 def test_other_networks_fold_at_least_as_far_as_with_onnxslim(
     name: str,
@@ -254,6 +258,8 @@ def test_other_networks_fold_at_least_as_far_as_with_onnxslim(
 ) -> None:
     if name in GOLDEN and not request.config.getoption("--all-variants"):
         pytest.skip("test_golden.py folds it; run with --all-variants")
+    if name in LONG and not request.config.getoption("--all-variants"):
+        pytest.skip("takes long; run with --all-variants")
     folded = verbs.fold(export_model(name))
     certificate = folded.certificate
     assert certificate is not None
