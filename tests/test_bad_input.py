@@ -622,7 +622,7 @@ def test_an_input_of_a_type_that_onnx_does_not_know_is_refused(
     model.graph.input[0].type.tensor_type.elem_type = 99
     path = tmp_path / "odd.onnx"
     onnx.save(model, path)
-    arguments = {
+    arguments: dict[str, list[object]] = {
         "predict": [next(digits_folder.glob("*/*.png"))],
         "evaluate": ["--data", digits_folder],
         "quantize": ["--data", digits_folder, "-o", "{out}"],
