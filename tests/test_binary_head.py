@@ -90,6 +90,15 @@ def test_one_label_names_the_second_class(
     assert names == ["red", "not red"]
 
 
+def test_predict_asks_for_the_class_that_the_output_stands_for(
+    run: Run, red_or_blue: Path, tmp_path: Path
+) -> None:
+    image = folders(tmp_path / "data", red=2) / "red" / "1.png"
+    ran = run("predict", red_or_blue, image)
+    assert (ran.code, ran.out) == (2, "")
+    assert "nothing says which class that is; give --labels FILE" in ran.err
+
+
 def test_two_labels_name_both_classes(
     run: Run, red_or_blue: Path, tmp_path: Path
 ) -> None:

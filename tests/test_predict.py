@@ -123,14 +123,15 @@ def test_one_sigmoid_decides_between_two_classes(
 ) -> None:
     weight = [[-3.0], [0.0], [1.0]]
     model = colors_model(tmp_path / "m.onnx", "Sigmoid", weight=weight)
-    first, second = predict(run, model, red)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("other\nblue")
+    ran = run("predict", model, red, "--labels", labels, "--json")
+    first, second = ran.document["predictions"][0]["top"]
     probability = 1 / (1 + np.exp(3))
-    assert (first["class"], second["class"]) == ("0", "1")
+    assert (first["class"], second["class"]) == ("other", "blue")
     assert first["probability"] == pytest.approx(1 - probability)
     assert second["probability"] == pytest.approx(probability)
-    assert (
-        "read as the probability of its second class" in run("predict", model, red).err
-    )
+    assert "read as the probability of its second class" in ran.err
 
 
 @pytest.mark.parametrize("batch", [1, 3])

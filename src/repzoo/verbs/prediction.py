@@ -21,7 +21,7 @@ from repzoo.data.image_file import load_image, to_8_bits
 from repzoo.data.preprocess import Tensor, prepare
 from repzoo.data.tree import read_tree
 from repzoo.errors import InputError
-from repzoo.graph.tools.head import THRESHOLD, Head
+from repzoo.graph.tools.head import THRESHOLD, Head, HeadKind
 from repzoo.measure.accuracy import BATCH, EvaluationRun, best_classes, logits_of
 from repzoo.measure.class_mapping import class_labels, require_classes
 from repzoo.measure.host import host
@@ -87,6 +87,12 @@ def classify(
     model = for_images(model)
     preprocess = model.require_preprocess()
     head = require_classes(model)
+    if head.kind is HeadKind.BINARY and not model.labels:
+        raise InputError(
+            f"{model.name} has a single output, the probability of one class, and nothing says "
+            "which class that is; give --labels FILE with its name in a line, or with two lines, "
+            "the name of the other class first"
+        )
     engine = engines.engine(engine_name)
     session = engine.open(model.model, host()["affinity"])
     # Not `open_run`, whose sessions have one thread: here one batch after another takes all cores.
