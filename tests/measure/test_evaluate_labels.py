@@ -84,3 +84,18 @@ def test_without_labels_there_is_agreement_and_no_precision(
     assert "mean_average_precision" not in labels
     assert "does not say which output" in ran.err
     assert "mean average precision" not in ran.err
+
+
+def test_where_only_top1_is_compared_a_remark_says_what_the_labels_take(
+    run: Run, colors: Path, tmp_path: Path
+) -> None:
+    first = multi_label(tmp_path / "first.onnx", 0.5, 0.5, 0.5)
+    arguments = ("evaluate", first, "--against", first, "--data", colors, "--json")
+    complete, resumed = (
+        run(*arguments),
+        run(*arguments, "--resume", tmp_path / "j.jsonl"),
+    )
+    remark = "was not compared label by label; that takes one process without --resume"
+    assert remark not in complete.err
+    assert remark in resumed.err
+    assert "multi_label" not in resumed.document["paired"]

@@ -61,3 +61,21 @@ def precision_remarks(predictions: Sequence[Predictions]) -> list[Remark]:
             )
         )
     return remarks
+
+
+def top1_only_remarks(
+    runs: Sequence[EvaluationRun], predictions: Sequence[Predictions]
+) -> list[Remark]:
+    """The multi-label models that only Top-1 is known of, since their outputs were not kept."""
+    remarks = []
+    for run, item in zip(runs, predictions, strict=True):
+        is_kept = isinstance(item, ModelPredictions) and item.logits is not None
+        if run.head.is_multi_label and not is_kept:
+            remarks.append(
+                Remark(
+                    "{model} was not compared label by label; that takes one process without "
+                    "--resume, only multi-label models, and outputs of at most 256 MB",
+                    model=run.artifact.name,
+                )
+            )
+    return remarks

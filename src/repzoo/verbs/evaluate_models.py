@@ -37,6 +37,7 @@ from repzoo.verbs.evaluate_labels import (
     add_labels,
     needs_outputs,
     precision_remarks,
+    top1_only_remarks,
 )
 from repzoo.verbs.image_data import DataLike, open_dataset
 from repzoo.verbs.model_files import ModelLike, open_model, open_models
@@ -211,7 +212,7 @@ def evaluate(
     return Evaluation(
         tuple(item.record() for item in (*own, *results)),
         _compare_all(_pairs(own, results, reference), options.drop, not by_reference),
-        (*remarks, *report.sentences()),
+        (*remarks, *top1_only_remarks(runs.runs, predictions), *report.sentences()),
         tuple(item.record() for item in reference),
     )
 
