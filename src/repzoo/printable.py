@@ -1,7 +1,8 @@
-"""Text of others, such as labels, paths and model names, made safe to print; and signed numbers."""
+"""Text of others, such as labels, paths and model names, made safe to print; signed numbers."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 # Control and format characters, unpaired surrogates, and separators of lines and paragraphs. Among
@@ -10,6 +11,10 @@ UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 MINUS = "\N{MINUS SIGN}"
 # Format characters that scripts and emoji are written with.
 JOINERS = "\u200c\u200d"
+# Characters that Markdown, or the HTML in it, would not print as they stand.
+ACTIVE = re.compile(r"[\\|*`\[\]<>~&$]|(?<!\w)_|_(?!\w)|#+$")
+# What makes a heading, a list or a quotation of a line that begins with it.
+FIRST = re.compile(r"^(?:[#+=-]|\d+(?=[.)](?:\s|$)))")
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -26,6 +31,26 @@ def printable(text: str, keep: str = "") -> str:
 def one_line(value: object) -> str:
     """`value` as printable text in which every run of white space is one space."""
     return printable(" ".join(str(value).split()))
+
+
+def escape_markdown(value: object) -> str:
+    """`value` as Markdown text of one line that prints as it stands, in a table too."""
+    escaped = ACTIVE.sub(r"\\\g<0>", one_line(value))
+    # The dot after a number is escaped, since a digit cannot be.
+    starts_with_digit = escaped[:1].isdigit()
+    return FIRST.sub(r"\g<0>\\" if starts_with_digit else r"\\\g<0>", escaped)
+
+
+def code_span(value: object) -> str:
+    """`value` as a code span, whatever backticks it holds (CommonMark 6.1)."""
+    text = one_line(value)
+    runs = re.findall("`+", text)
+    longest = max(map(len, runs), default=0)
+    if not longest:
+        return f"`{text}`"
+    fence = "`" * (1 + longest)
+    # CommonMark strips one space at each end, which keeps the fence off a backtick of the text.
+    return f"{fence} {text} {fence}"
 
 
 def signed(value: float) -> str:

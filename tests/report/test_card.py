@@ -29,7 +29,7 @@ from repzoo.measure.results import (
     QuantizeSummary,
     Setting,
 )
-from repzoo.printable import MINUS
+from repzoo.printable import MINUS, code_span, escape_markdown
 from repzoo.report import card, figures
 
 HOST = {"cpu": "Some CPU", "int8": ["avx2", "avx512_vnni"], "cores": 2}
@@ -414,10 +414,10 @@ def test_names_cannot_break_the_card() -> None:
 
 def test_an_ordinary_name_is_left_as_it_is() -> None:
     assert (
-        figures.escape_markdown("repghostnet_050.digits (v1) #2")
+        escape_markdown("repghostnet_050.digits (v1) #2")
         == "repghostnet_050.digits (v1) #2"
     )
-    assert figures.code("digits[test]") == "`digits[test]`"
+    assert code_span("digits[test]") == "`digits[test]`"
 
 
 @pytest.mark.parametrize("index", range(len(records())))

@@ -1,12 +1,11 @@
 """What every pack has in common: its parts, and how its folder is written.
 
 A target is a class with `name`, `scheme`, `check` and `files`, one line in `TARGETS`, or an entry
-point `repzoo.packs` of another package.
+point `repzoo.packs` of another package. What the files of several targets share is in parts.py.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -60,11 +59,13 @@ class PackJob:
         artifact: the float model as the target takes it.
         images: calibration images.
         figures: what is known of its accuracy.
+        fallback: nodes that stay out of INT8, by their names in the packed ONNX.
     """
 
     artifact: Artifact
     images: Dataset
     figures: Figures = Figures()
+    fallback: tuple[str, ...] = ()
 
 
 class PackTarget(Protocol):
@@ -85,14 +86,12 @@ class PackTarget(Protocol):
 
 
 TARGETS = PluginTable(
-    "pack target", "repzoo.packs", {"rdk-x5": Plugin("repzoo.packs.rdk_x5:RdkX5")}
+    "pack target",
+    "repzoo.packs",
+    {
+        "rdk-x5": Plugin("repzoo.packs.rdk_x5:RdkX5"),
+    },
 )
-
-
-def file_name(name: str) -> str:
-    """A model's name as a file name that means nothing to a shell or to YAML."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".-")
-    return plain or "model"
 
 
 def pixel_images(job: PackJob) -> Iterator[npt.NDArray[np.uint8]]:

@@ -9,14 +9,20 @@ needs even sides. Source: D-Robotics' guide of the tool chain, ptq_process.md.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.resources import files as package_files
 
-import jinja2
 import numpy as np
 
-from repzoo.artifact import Artifact, Preprocess
+from repzoo.artifact import Artifact
 from repzoo.errors import InputError
-from repzoo.packs.pack import PackFile, PackJob, file_name, pixel_images
+from repzoo.packs.pack import PackFile, PackJob, pixel_images
+from repzoo.packs.parts import (
+    Step,
+    file_name,
+    label_files,
+    readme_files,
+    sides,
+    step_files,
+)
 
 CALIBRATION = "calibration_data_rgb_f32"
 MAX_OPSET = 11
@@ -63,7 +69,7 @@ class RdkX5:
             InputError: names it, and what to do.
         """
         preprocess = artifact.require_preprocess()
-        height, width = _sides(preprocess)
+        height, width = sides(preprocess)
         if preprocess.input != "float":
             raise InputError(
                 f"{artifact.name} takes {preprocess.input} images; hb_mapper puts the camera "
@@ -89,21 +95,16 @@ class RdkX5:
         for number, pixels in enumerate(pixel_images(job)):
             data = pixels.astype(np.float32).tobytes()
             yield f"{CALIBRATION}/{number:04d}.rgb", data
-        for name, command in _steps(artifact):
-            yield (
-                name,
-                f'#!/usr/bin/env bash\nset -euo pipefail\ncd "$(dirname "$0")"\n{command}\n',
-            )
-        if artifact.labels:
-            yield "labels.txt", "".join(f"{label}\n" for label in artifact.labels)
-        for file, language in (("README.md", "en"), ("README_cn.md", "zh")):
-            yield file, _readme(job, language)
+        steps = _steps(artifact)
+        yield from step_files(steps)
+        yield from label_files(job)
+        yield from readme_files(job, "rdk_x5", steps, calibration=CALIBRATION)
 
 
 def yaml_text(artifact: Artifact) -> str:
     """hb_mapper's configuration, computed from the model's preprocessing."""
     preprocess = artifact.require_preprocess()
-    height, width = _sides(preprocess)
+    height, width = sides(preprocess)
     gray = preprocess.color == "GRAY"
     return YAML.format(
         name=file_name(artifact.name),
@@ -122,43 +123,26 @@ def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:.8g}" for value in values)
 
 
-def _sides(preprocess: Preprocess) -> tuple[int, int]:
-    size = preprocess.size
-    return (size, size) if isinstance(size, int) else size
-
-
-def _steps(artifact: Artifact) -> list[tuple[str, str]]:
-    """(file name, command) of each step, in order."""
+def _steps(artifact: Artifact) -> list[Step]:
     name = file_name(artifact.name)
     return [
-        (
-            "01_check.sh",
+        Step(
+            "check",
+            "Show which operators run on the BPU",
+            "查看哪些算子在 BPU 上运行",
             f"hb_mapper checker --model-type onnx --march bayes-e --model {name}.onnx",
         ),
-        ("02_build.sh", f"hb_mapper makertbin --model-type onnx --config {name}.yaml"),
-        (
-            "03_perf_on_board.sh",
-            "hrt_model_exec perf --model_file model_output/*.bin --thread_num 1 "
-            "--frame_count 200\n"
-            "hrt_model_exec perf --model_file model_output/*.bin --thread_num 4 "
-            "--frame_count 800",
+        Step(
+            "build",
+            "Quantize and compile; model_output/ then holds the .bin",
+            "量化并编译；.bin 在 model_output/ 中",
+            f"hb_mapper makertbin --model-type onnx --config {name}.yaml",
+        ),
+        Step(
+            "perf_on_board",
+            "On the board: latency with one thread, frame rate with four",
+            "在板端运行：单线程延迟，四线程帧率",
+            "hrt_model_exec perf --model_file model_output/*.bin --thread_num 1 --frame_count 200\n"
+            "hrt_model_exec perf --model_file model_output/*.bin --thread_num 4 --frame_count 800",
         ),
     ]
-
-
-def _readme(job: PackJob, language: str) -> str:
-    resource = package_files("repzoo.packs") / "templates" / f"rdk_x5.{language}.md.j2"
-    template = jinja2.Template(resource.read_text("utf-8"), keep_trailing_newline=True)
-    preprocess = job.artifact.require_preprocess()
-    height, width = _sides(preprocess)
-    text: str = template.render(
-        name=file_name(job.artifact.name),
-        height=height,
-        width=width,
-        classes=job.artifact.num_classes,
-        images=len(job.images),
-        data=job.images.name,
-        figures=job.figures,
-        calibration=CALIBRATION,
-    )
-    return text

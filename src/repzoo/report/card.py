@@ -26,7 +26,7 @@ from repzoo.measure.results import (
     PairedAccuracy,
     QuantizeSummary,
 )
-from repzoo.printable import one_line
+from repzoo.printable import code_span, escape_markdown, one_line
 from repzoo.report import figures
 from repzoo.report.translation import translate
 from repzoo.storage import json_text
@@ -385,9 +385,7 @@ def _environment() -> jinja2.Environment:
         autoescape=False,  # the output is Markdown; `plain` and `code` escape it
         trim_blocks=False,
     )
-    environment.filters.update(
-        plain=figures.escape_markdown, code=figures.code, line=one_line
-    )
+    environment.filters.update(plain=escape_markdown, code=code_span, line=one_line)
     for function in (
         figures.millions,
         figures.percent,

@@ -4,47 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Sequence
 
 from repzoo.graph.tools.int8_share import Int8Share, percent_of_share
-from repzoo.printable import one_line, signed
+from repzoo.printable import signed
 
 TO = {"en": "to", "zh": "至"}  # between the ends of an interval
 SHARE = {
     "en": "{int8} of {layers} layers, {macs} of MACs",
     "zh": "{int8}/{layers} 层，{macs} 乘加",
 }
-# Characters that Markdown, or the HTML in it, would not print as they stand.
-ACTIVE = re.compile(r"[\\|*`\[\]<>~&$]|(?<!\w)_|_(?!\w)|#+$")
-# What makes a heading, a list or a quotation of a line that begins with it.
-FIRST = re.compile(r"^(?:[#+=-]|\d+(?=[.)](?:\s|$)))")
-
 ABSENT = "–"  # in a cell of a table whose figure is not known
 # The column of tables that is left out where no Record says how much runs in INT8.
 SHARE_HEADING = {"en": "In INT8", "zh": "INT8 部分"}
 
 Show = Callable[[float], str]
-
-
-def escape_markdown(value: object) -> str:
-    """`value` as Markdown text of one line that prints as it stands, in a table too."""
-    escaped = ACTIVE.sub(r"\\\g<0>", one_line(value))
-    # The dot after a number is escaped, since a digit cannot be.
-    starts_with_digit = escaped[:1].isdigit()
-    return FIRST.sub(r"\g<0>\\" if starts_with_digit else r"\\\g<0>", escaped)
-
-
-def code(value: object) -> str:
-    """`value` as a code span, whatever backticks it holds (CommonMark 6.1)."""
-    text = one_line(value)
-    runs = re.findall("`+", text)
-    longest = max(map(len, runs), default=0)
-    if not longest:
-        return f"`{text}`"
-    fence = "`" * (1 + longest)
-    # CommonMark strips one space at each end, which keeps the fence off a backtick of the text.
-    return f"{fence} {text} {fence}"
 
 
 def millions(count: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from repzoo.errors import InputError
 from repzoo.measure.record import Record, select
 from repzoo.measure.results import EngineComparison, QuantizerComparison
+from repzoo.printable import escape_markdown
 from repzoo.report import figures
 
 HEADINGS = {
@@ -119,8 +120,8 @@ def _cells(
     ratios = [_latency_ratio(measured, to) for measured in by_engine]
     drops = [_drop(measured, to) for measured in by_engine[1:]]
     return [
-        figures.escape_markdown(record.artifact["name"]),
-        figures.escape_markdown(values.recipe),
+        escape_markdown(record.artifact["name"]),
+        escape_markdown(values.recipe),
         figures.int8_share(main.int8 if main else None, language),
         f"{_drop(main, to)}, n = {main.n}" if main else figures.ABSENT,
         _expected_drop(main, to),

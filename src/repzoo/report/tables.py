@@ -22,6 +22,7 @@ from repzoo.errors import InputError
 from repzoo.measure import record
 from repzoo.measure.record import Record
 from repzoo.measure.results import Latency, LatencyRatio, QuantizerComparison
+from repzoo.printable import escape_markdown
 from repzoo.report import card, figures, quantizer_comparison
 from repzoo.report.card import CardFacts
 from repzoo.storage import read_bounded, write_atomically
@@ -121,7 +122,7 @@ def _cells(facts: CardFacts, language: str) -> list[str]:
         figures.points, paired.drop, paired.drop_low, paired.drop_high, to
     )
     return [
-        figures.escape_markdown(f"{facts.name}, {facts.classes} classes"),
+        escape_markdown(f"{facts.name}, {facts.classes} classes"),
         figures.pixels(facts.size),
         " → ".join(parameters),
         f"{cost['deploy'].macs / 1e6:.1f}",
@@ -160,7 +161,7 @@ def _latencies(facts: CardFacts) -> str:
     for name, single in by_engine.items():
         times = " → ".join(_p50(single.get(form)) for form in card.BOTH)
         if len(by_engine) > 1:
-            times = f"{figures.escape_markdown(name)} {times}"
+            times = f"{escape_markdown(name)} {times}"
         shown.append(times)
     return "<br>".join(shown)
 

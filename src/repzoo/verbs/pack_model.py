@@ -28,7 +28,9 @@ from repzoo.verbs.public_artifact import Artifact
 class PackOptions:
     """Settings of `pack`."""
 
-    target: str = setting("rdk-x5", help="Tool chain that the pack is for: rdk-x5.")
+    target: str = setting(
+        "rdk-x5", help=f"Tool chain that the pack is for: {', '.join(TARGETS.names())}."
+    )
     calibration: int = setting(
         100, help="Images in the pack for the tool's calibration.", range=at_least(1)
     )

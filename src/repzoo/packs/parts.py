@@ -1,0 +1,160 @@
+"""Parts that packs share: shell steps, labels and READMEs."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+from typing import Any
+
+import jinja2
+
+from repzoo.artifact import Preprocess
+from repzoo.graph.tools.cost import count
+from repzoo.packs.pack import PackFile, PackJob
+from repzoo.printable import code_span, escape_markdown, one_line
+
+SHELL_HEAD = """\
+#!/usr/bin/env bash
+# {about}
+set -euo pipefail
+cd "$(dirname "$0")"
+"""
+LANGUAGES = {"en": "README.md", "zh": "README_cn.md"}
+UNKNOWN = {"en": "not known", "zh": "未知"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A numbered shell script of a pack.
+
+    Attributes:
+        name: what it does, such as "build"; a part of the file's name.
+        about: a line for people, in the script and in the README.
+        about_zh: the same in Chinese.
+        commands: what it runs, in the pack's folder.
+    """
+
+    name: str
+    about: str
+    about_zh: str
+    commands: str
+
+
+def step_files(steps: Sequence[Step]) -> Iterator[PackFile]:
+    """The scripts `01_NAME.sh`, `02_NAME.sh` and so on, executable by bash."""
+    for number, step in enumerate(steps, 1):
+        head = SHELL_HEAD.format(about=one_line(step.about))
+        yield script_name(number, step), f"{head}{step.commands.rstrip()}\n"
+
+
+def script_name(number: int, step: Step) -> str:
+    """The file name of a step, counted from 1."""
+    return f"{number:02d}_{step.name}.sh"
+
+
+def quoted(*words: object) -> str:
+    """`words` as arguments for bash."""
+    return shlex.join(map(str, words))
+
+
+def label_files(job: PackJob) -> Iterator[PackFile]:
+    """`labels.txt`, a label a line, where the model has labels."""
+    labels = job.artifact.labels
+    if labels:
+        yield "labels.txt", "".join(f"{one_line(label)}\n" for label in labels)
+
+
+def sides(preprocess: Preprocess) -> tuple[int, int]:
+    """(height, width) of the model's input."""
+    size = preprocess.size
+    return (size, size) if isinstance(size, int) else size
+
+
+def file_name(name: str) -> str:
+    """A model's name as a file name that means nothing to a shell or to YAML."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".-")
+    return plain or "model"
+
+
+def readme_files(
+    job: PackJob, target: str, steps: Sequence[Step], **values: Any
+) -> Iterator[PackFile]:
+    """README.md and README_cn.md from the built-in templates `TARGET.en.md.j2`, `TARGET.zh.md.j2`.
+
+    Args:
+        job: what the pack is made from.
+        target: name of the templates.
+        steps: shell steps of the pack; the templates list them.
+        values: further names for the templates.
+    """
+    folder = package_files("repzoo.packs") / "templates"
+    for language in LANGUAGES:
+        template = (folder / f"{target}.{language}.md.j2").read_text("utf-8")
+        yield (
+            LANGUAGES[language],
+            render_readme(job, language, template, steps, **values),
+        )
+
+
+def render_readme(
+    job: PackJob,
+    language: str,
+    template: str,
+    steps: Sequence[Step],
+    **values: Any,
+) -> str:
+    """A README from the text of a Jinja template, which may extend `readme.en.md.j2`.
+
+    That one has the sections introduction, performance, files, deployment and quantization, with a
+    block for each. It knows `name`, `height`, `width`, `classes`, `millions` (parameters), `images`
+    and `data` of the calibration, `figures`, `fallback`, `scripts` (pairs of file name and what it
+    does) and `values`; the filters `plain` and `code` make text of others safe for Markdown.
+    """
+    height, width = sides(job.artifact.require_preprocess())
+    about = "about_zh" if language == "zh" else "about"
+    scripts: list[tuple[str, str]] = []
+    for number, step in enumerate(steps, 1):
+        scripts.append((script_name(number, step), getattr(step, about)))
+    text: str = (
+        _environment()
+        .from_string(template)
+        .render(
+            name=file_name(job.artifact.name),
+            height=height,
+            width=width,
+            classes=job.artifact.num_classes,
+            millions=count(job.artifact).parameters / 1e6,
+            images=len(job.images),
+            data=job.images.name,
+            figures=job.figures,
+            fallback=job.fallback,
+            scripts=scripts,
+            known=functools.partial(_percent, language),
+            **values,
+        )
+    )
+    return text
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("repzoo.packs"),
+        undefined=jinja2.StrictUndefined,  # a name that is missing is an error, not a gap
+        autoescape=False,  # the output is Markdown; `plain` and `code` escape it
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(plain=escape_markdown, code=code_span)
+    return environment
+
+
+def _percent(language: str, value: float | None) -> str:
+    if value is None:
+        return UNKNOWN[language]
+    return f"{value:.2f}"
