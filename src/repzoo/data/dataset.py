@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -39,6 +40,7 @@ class Dataset:
     stamp     key -> Stamp of the image file, or GONE; None if the images are not files
     labeled   False for images without labels: `classes` is empty and every target is 0
     training  True if some of the images are of a part for training
+    path      key -> the image file; None if the images are not files
     """
 
     name: str
@@ -50,6 +52,7 @@ class Dataset:
     stamp: Callable[[str], Stamp] | None = None
     labeled: bool = True
     training: bool = False
+    path: Callable[[str], Path] | None = None
 
     def __len__(self) -> int:
         """Number of images."""

@@ -91,6 +91,11 @@ def load_under(root: Path, key: str) -> Image.Image:
     return load_image(root / key)
 
 
+def path_under(root: Path, key: str) -> Path:
+    """`Dataset.path` for files below `root`."""
+    return root / key
+
+
 def stamp_under(root: Path, key: str) -> Stamp:
     """`Dataset.stamp` for files below `root`."""
     return stamp_of(root / key)
@@ -185,4 +190,5 @@ def _dataset(
         ordered=ordered,
         stamp=partial(stamp_under, root),
         training=role == TRAIN,
+        path=partial(path_under, root),
     )

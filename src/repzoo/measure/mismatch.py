@@ -63,7 +63,7 @@ class Variant:
     swapped: bool = False
 
     @property
-    def geometry(self) -> tuple[Preprocess, bool]:
+    def geometry(self) -> tuple[object, ...]:
         """What the pixels depend on: variants of one geometry share them."""
         return self.picture, self.antialiased
 
@@ -211,7 +211,7 @@ class _Worker:
 
     def __call__(self, indices: range) -> _Chunk:
         chunk = _Chunk()
-        by_geometry: dict[tuple[Preprocess, bool], list[Bytes]] = {}
+        by_geometry: dict[tuple[object, ...], list[Bytes]] = {}
         for index in indices:
             image, resized_images = self._read(self.dataset.keys[index])
             chunk.images.append(image)
@@ -226,7 +226,7 @@ class _Worker:
                 chunk.top[variant.name] = best_classes(logits, TOP)
         return chunk
 
-    def _read(self, key: str) -> tuple[ReadImage, dict[tuple[Preprocess, bool], Bytes]]:
+    def _read(self, key: str) -> tuple[ReadImage, dict[tuple[object, ...], Bytes]]:
         """The image as the report takes it, and its pixels by geometry; none if unreadable."""
         try:
             image = self.dataset.load(key)
@@ -252,10 +252,26 @@ def measure(
     The name of a wrong variant is in `values.mismatch`.
 
     Raises:
+        InputError: as `predict`.
+    """
+    measured = variants(run.artifact.require_preprocess())
+    correct, *wrong = predict(run, dataset, measured, report, progress)
+    return correct.record(), [compare_variants(correct, item) for item in wrong]
+
+
+def predict(
+    run: EvaluationRun,
+    dataset: Dataset,
+    measured: Sequence[Variant],
+    report: ReadReport,
+    progress: Progress = silent,
+) -> list[ModelPredictions]:
+    """What the model predicts for images that are prepared in each way, on the same images.
+
+    Raises:
         InputError: classes that do not match, too many unreadable images, or logits that are not
             finite.
     """
-    measured = variants(run.artifact.require_preprocess())
     mapping = np.array(class_indices(dataset, run.artifact))
     worker = _Worker(run, dataset, measured)
     indices: list[int] = []
@@ -284,8 +300,7 @@ def measure(
                 artifact=run.artifact,
             )
         )
-    correct, *wrong = predictions
-    return correct.record(), [_compare(correct, item) for item in wrong]
+    return predictions
 
 
 def _chunks(worker: _Worker, progress: Progress) -> Iterator[_Chunk]:
@@ -300,9 +315,10 @@ def _chunks(worker: _Worker, progress: Progress) -> Iterator[_Chunk]:
         progress("mismatch", indices.stop, images)
 
 
-def _compare(
+def compare_variants(
     correct: ModelPredictions, wrong: ModelPredictions
 ) -> Record[PairedAccuracy]:
+    """The paired comparison; its values name the wrong variant, and its own Top-1."""
     paired = compare(correct, wrong)
     top1 = 100 * float(wrong.correct.mean())
     name = wrong.identity["prepared"]

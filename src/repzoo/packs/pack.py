@@ -60,12 +60,16 @@ class PackJob:
         images: calibration images.
         figures: what is known of its accuracy.
         fallback: nodes that stay out of INT8, by their names in the packed ONNX.
+        gate: the images that judged the model, for evaluation in the vendor's tool.
+        seed: of every choice of images.
     """
 
     artifact: Artifact
     images: Dataset
     figures: Figures = Figures()
     fallback: tuple[str, ...] = ()
+    gate: Dataset | None = None
+    seed: int = 0
 
 
 class PackTarget(Protocol):

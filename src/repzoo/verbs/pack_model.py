@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repzoo.data.dataset import DataSource
+from repzoo.data.dataset import Dataset, DataSource
+from repzoo.errors import InputError
+from repzoo.measure.class_mapping import with_folder_names
 from repzoo.packs.pack import (
     TARGETS,
     Figures,
@@ -76,17 +78,22 @@ def pack(
     settings  fields of PackOptions, such as `calibration=200`
 
     Raises:
-        InputError: a model that the target cannot take, a folder that is not empty, or as `harden`.
+        InputError: a model that the target cannot take, too few images, a folder that is not
+            empty, or as `harden`.
         GateError: see `harden`.
     """
     options = merge_keywords(PackOptions, options, settings)
     target: PackTarget = TARGETS.load(options.target)()
     artifact = for_images(open_model(model))
     require_float(artifact)
-    # Both before hardening, which takes minutes.
-    target.check(artifact)
-    require_free(Path(output))
     source = open_data_source(data, unlabeled=True)
+    # The same split as for `harden`: the tool must not calibrate on images that judge the model.
+    split = source.split_for_quantization(options.images, options.seed)
+    artifact = with_folder_names(artifact, split.gate)
+    # All before hardening, which takes minutes.
+    target.check(artifact)
+    _require_images(split.calibration, options)
+    require_free(Path(output))
     if not _is_hardened(artifact):
         artifact = harden(
             artifact,
@@ -100,12 +107,27 @@ def pack(
             ),
             progress=progress,
         )
-    # The same split as for `harden`: the tool must not calibrate on images that judge the model.
-    split = source.split_for_quantization(options.images, options.seed)
     chosen = split.calibration.balanced_sample(options.calibration, options.seed)
-    job = PackJob(artifact, split.calibration.subset(chosen), _figures(artifact))
+    job = PackJob(
+        artifact,
+        split.calibration.subset(chosen),
+        _figures(artifact),
+        gate=split.gate,
+        seed=options.seed,
+    )
     files = write_pack(target, job, Path(output))
     return Pack(Path(output), tuple(files), artifact)
+
+
+def _require_images(calibration: Dataset, options: PackOptions) -> None:
+    """Refuse to write fewer calibration images than were asked for."""
+    available = len(calibration)
+    if options.calibration > available:
+        more = " (--images limits them)" if available == options.images else ""
+        raise InputError(
+            f"{calibration.name} has {available} images for calibration{more}, and --calibration "
+            f"asks for {options.calibration}; give --calibration {available}, or more images"
+        )
 
 
 def _is_hardened(artifact: Artifact) -> bool:
