@@ -21,6 +21,12 @@ from tests.sample_results import (
 from repzoo.errors import InputError
 from repzoo.graph.tools.cost_result import Cost
 from repzoo.measure import record
+from repzoo.measure.board import (
+    BoardAccuracy,
+    BoardLatency,
+    BoardSimilarity,
+    NodeSimilarity,
+)
 from repzoo.measure.record import Record, read_result, to_json
 from repzoo.measure.results import (
     Accuracy,
@@ -126,6 +132,31 @@ EXAMPLES: list[Any] = [
         max_drop=0.3,
         placement_trials=(PlacementTrial("Conv 7x7", 3, True, 0.9, 0.85, 0.95, True),),
         stages={"calibrate": 1.5},
+    ),
+    BoardLatency(
+        target="rdk-x5",
+        source="board log",
+        threads=4,
+        latency_ms=4.5,
+        min_ms=1.0,
+        max_ms=5.0,
+        percentiles_ms={"p99": 4.75},
+        fps=880.0,
+        frames=200,
+        ddr_bytes=1024,
+        memory_bytes=4096,
+        accelerator_nodes=119,
+        cpu_nodes=1,
+    ),
+    BoardLatency(target="rdk-x5", source="compiler estimate", fps=880.0),
+    BoardAccuracy(
+        target="vastai", source="board log", precision="int8", top1=70.5, top5=90.0
+    ),
+    BoardSimilarity(
+        target="rdk-x5",
+        calibration="max",
+        outputs=(NodeSimilarity(name="output", cosine=0.99, l1=0.5),),
+        nodes=(NodeSimilarity(name="conv", device="CPU", threshold=1.5),),
     ),
     QuantizerComparison(
         recipe="nncf-default",

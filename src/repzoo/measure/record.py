@@ -35,6 +35,7 @@ from repzoo.errors import InputError
 from repzoo.graph.tools.cost_result import Cost
 from repzoo.graph.tools.int8_share import Int8Share, int8_share
 from repzoo.measure import system_noise as noise
+from repzoo.measure.board import BoardAccuracy, BoardLatency, BoardSimilarity
 from repzoo.measure.host import host
 from repzoo.measure.results import (
     FORMERLY,
@@ -49,7 +50,18 @@ from repzoo.measure.results import (
 )
 from repzoo.storage import append_lines, json_text, read_bounded
 
-Kind = Literal["cost", "fold", "quantize", "accuracy", "paired", "latency", "ratio"]
+Kind = Literal[
+    "cost",
+    "fold",
+    "quantize",
+    "accuracy",
+    "paired",
+    "latency",
+    "ratio",
+    "board_latency",
+    "board_accuracy",
+    "board_similarity",
+]
 MAX_RECORDS_BYTES = 256 * 2**20
 
 RESULT_KINDS: dict[type, Kind] = {
@@ -61,6 +73,9 @@ RESULT_KINDS: dict[type, Kind] = {
     PairedAccuracy: "paired",
     Latency: "latency",
     LatencyRatio: "ratio",
+    BoardLatency: "board_latency",
+    BoardAccuracy: "board_accuracy",
+    BoardSimilarity: "board_similarity",
 }
 
 T = TypeVar("T")
