@@ -2,7 +2,8 @@
 
 A sweep visits all nodes from the outputs to the inputs. For each node it lists the expressions
 that end there (finder.py): the affine maps of single nodes, their compositions, sums and
-concatenations. An expression is replaced by one Conv or Gemm if the map is exact, costs no more
+concatenations. Nodes that runtimes fuse into one kernel, such as those of GELU, are left alone
+(fused.py). An expression is replaced by one Conv or Gemm if the map is exact, costs no more
 multiply-accumulates and no more weights, and has no intermediate result that others read.
 Expressions that save the most are tried first. Sweeps repeat until nothing changes, so a folded
 graph folds to itself. Every expression that is not replaced leaves a Refusal with a reason.
@@ -24,6 +25,7 @@ from repzoo.graph.fold.algebra import AffineMap
 from repzoo.graph.fold.cse import eliminate_common_subexpressions
 from repzoo.graph.fold.expression import Expression
 from repzoo.graph.fold.finder import ExpressionFinder
+from repzoo.graph.fold.fused import fused_nodes
 from repzoo.graph.fold.geometry import Inexact
 from repzoo.graph.fold.prepare import (
     order_initializers,
@@ -96,12 +98,14 @@ class _Sweeper:
 
     def __post_init__(self) -> None:
         self._names = write.UsedNames(self.graph)
-        self._finder = ExpressionFinder(self.graph, self._refuse)
+        # Once: what the fold leaves of a composite is the composite.
+        self._fused = fused_nodes(self.graph)
+        self._finder = ExpressionFinder(self.graph, self._refuse, self._fused)
 
     def sweep(self) -> bool:
         """One pass from the outputs to the inputs. Returns whether anything was folded."""
         self.refusals = {}
-        self._finder = ExpressionFinder(self.graph, self._refuse)
+        self._finder = ExpressionFinder(self.graph, self._refuse, self._fused)
         count = len(self.folds)
         for node in reversed(list(self.graph)):
             # An earlier fold of this sweep may have removed the node.

@@ -8,7 +8,7 @@ sweep grows in proportion to the nodes. A longer chain is folded in several swee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 
 import onnx_ir as ir
@@ -39,9 +39,14 @@ class ExpressionFinder:
     it as they are, so these are listed once.
     """
 
-    def __init__(self, graph: ir.Graph, refuse: Refuse) -> None:
-        """refuse  is called with a node and the reason why it is not part of an expression."""
+    def __init__(
+        self, graph: ir.Graph, refuse: Refuse, fused: Collection[ir.Node] = ()
+    ) -> None:
+        """refuse  is called with a node and the reason why it is not part of an expression.
+        fused   nodes that runtimes fuse into one kernel: none is part of an expression
+        """
         self._graph = graph
+        self._fused = fused
         self._refuse = refuse
         self._expressions: dict[ir.Value, list[Expression]] = {}
         self._answers: dict[ir.Value, Answer] = {}
@@ -94,9 +99,9 @@ class ExpressionFinder:
         return [part for part in parts if expressions.is_read_only_by(part, {node})]
 
     def _producer(self, value: ir.Value) -> ir.Node | None:
-        """The node that computes `value`, unless it is one of a graph around this one."""
+        """The node that computes `value`, unless it is fused, or one of a graph around this one."""
         node = value.producer()
-        if node is None or node.graph is not self._graph:
+        if node is None or node.graph is not self._graph or node in self._fused:
             return None
         return node
 

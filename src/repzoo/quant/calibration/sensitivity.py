@@ -36,7 +36,6 @@ import numpy.typing as npt
 import onnx
 
 from repzoo.quant.calibration.statistics import Statistics, signal_power
-from repzoo.quant.network.composites import find_composites
 from repzoo.quant.network.functions import FUNCTIONS, Function, identity
 from repzoo.quant.network.graph_view import GraphView, axis_of
 from repzoo.quant.network.layers import Layer, initializer_arrays, weight_rows
@@ -131,7 +130,7 @@ class SensitivityPropagation:
         graph = self._graph
         # an activation function that was exported as several nodes is passed in one step,
         # from its end to the value that it starts from
-        self._composites = find_composites(graph, graph.floats)
+        self._composites = graph.composite_activations()
         self._composite_ends: dict[str, tuple[str, str]] = {}
         stops = set(self._layers)
         for value, composite in self._composites.items():

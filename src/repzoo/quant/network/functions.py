@@ -56,7 +56,7 @@ def gelu(x: Float) -> Float:
     return np.asarray(x * phi)
 
 
-# By ONNX operator, or by kind of composite activation (composites.py).
+# By ONNX operator, or by kind of composite activation (graph/tools/composites.py).
 FUNCTIONS: dict[str, Function] = {
     "Relu": relu,
     "Sigmoid": sigmoid,

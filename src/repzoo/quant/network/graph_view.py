@@ -10,8 +10,11 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from repzoo.graph.tools.composites import Composite, Operation, find_composites
 from repzoo.graph.tools.skeleton import without_weights
 
+# Activation functions that may be composites and that quantization passes in one step.
+ACTIVATIONS = ("Gelu", "Swish", "HardSwish")
 RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 
@@ -76,6 +79,27 @@ class GraphView:
             if name and name not in self.constants:
                 names.append(name)
         return names
+
+    def composite_activations(self) -> dict[str, Composite]:
+        """The composite activations, by the float tensor that they alone read."""
+        operations: list[Operation] = []
+        for node in self.nodes:
+            operations.append(self._operation(node))
+        found = find_composites(operations, self.outputs, ACTIVATIONS)
+        return {
+            name: composite
+            for name, composite in found.items()
+            if composite.is_sole_reader and name in self.floats
+        }
+
+    def _operation(self, node: onnx.NodeProto) -> Operation:
+        """`node` as the search for composites sees it."""
+        inputs = tuple(self.activations(node))
+        constants = [
+            self.constants[name] for name in node.input if name in self.constants
+        ]
+        has_vector = any(math.prod(item.dims) > 1 for item in constants)
+        return Operation(node.op_type, inputs, tuple(node.output), has_vector)
 
     def values(self, name: str) -> npt.NDArray[Any]:
         """The values of a constant."""

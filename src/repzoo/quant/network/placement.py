@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import onnx
 
-from repzoo.quant.network.composites import find_composites
 from repzoo.quant.network.graph_view import GraphView, integer_attribute
 from repzoo.quant.network.layers import WEIGHTED, is_scaled_product
 from repzoo.quant.network.scheme import DATA_MOVEMENT, POOLING, QuantScheme
@@ -59,7 +58,7 @@ class PlacementSpace:
         self._shapes: dict[str, tuple[int, ...]] = {}
         for name, item in self._view.constants.items():
             self._shapes[name] = tuple(item.dims)
-        self._composites = find_composites(self._view, self._floats)
+        self._composites = self._view.composite_activations()
         self.layers: list[onnx.NodeProto] = []
         self.around: list[onnx.NodeProto] = []
         self._sort_nodes()
