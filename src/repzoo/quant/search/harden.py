@@ -47,6 +47,7 @@ from repzoo.quant.parameters import compute, qdq_writer, weight_grid
 from repzoo.quant.parameters.grid_rounding import round_onto_grid
 from repzoo.quant.parameters.noise import clipping_shift, rounding_shift
 from repzoo.quant.parameters.scales import ActivationParameters
+from repzoo.quant.parameters.stored_activations import as_settings
 from repzoo.quant.rewrites.stages import STAGES, FloatModel
 from repzoo.quant.search import gate as gating
 from repzoo.quant.search import ladder, messages
@@ -221,6 +222,7 @@ def _step(evaluator: Evaluator, best: BuiltCandidate) -> Step:
         "per_channel": scheme.per_channel,
         "stage": best.candidate.stage,
         "calibration_images": evaluator.builder.cache.original.statistics.images,
+        **as_settings(best.build.plan.activations),
     }
     return Step("harden", __version__, settings)
 
