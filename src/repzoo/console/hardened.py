@@ -94,4 +94,5 @@ def packed(pack: Pack) -> View:
         "files": list(pack.files),
         **({"hardening": document(report)} if report else {}),
     }
-    return View(result, *shown, remarks=report.warnings if report else ())
+    remarks = (*(report.warnings if report else ()), *pack.remarks)
+    return View(result, *shown, remarks=remarks)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -62,6 +62,7 @@ class PackJob:
         fallback: nodes that stay out of INT8, by their names in the packed ONNX.
         gate: the images that judged the model, for evaluation in the vendor's tool.
         seed: of every choice of images.
+        remarks: what the target has to say to the user; it adds them while it writes the files.
     """
 
     artifact: Artifact
@@ -70,6 +71,7 @@ class PackJob:
     fallback: tuple[str, ...] = ()
     gate: Dataset | None = None
     seed: int = 0
+    remarks: list[str] = field(default_factory=list)
 
 
 class PackTarget(Protocol):
@@ -94,6 +96,7 @@ TARGETS = PluginTable(
     "repzoo.packs",
     {
         "rdk-x5": Plugin("repzoo.packs.rdk_x5:RdkX5"),
+        "vastai": Plugin("repzoo.packs.vastai:Vastai"),
     },
 )
 

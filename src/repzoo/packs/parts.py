@@ -140,6 +140,12 @@ def render_readme(
     return text
 
 
+def render(template: str, **values: Any) -> str:
+    """The text of a built-in template; names that it lacks are an error."""
+    text: str = _environment().get_template(template).render(**values)
+    return text
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(

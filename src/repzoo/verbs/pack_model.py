@@ -51,14 +51,16 @@ class PackOptions:
 class Pack:
     """What `pack` wrote.
 
-    folder  of the pack
-    files   paths below it
-    model   the model in it
+    folder   of the pack
+    files    paths below it
+    model    the model in it
+    remarks  sentences of the target about it
     """
 
     folder: Path
     files: tuple[str, ...]
     model: Artifact
+    remarks: tuple[str, ...] = ()
 
 
 def pack(
@@ -116,7 +118,7 @@ def pack(
         seed=options.seed,
     )
     files = write_pack(target, job, Path(output))
-    return Pack(Path(output), tuple(files), artifact)
+    return Pack(Path(output), tuple(files), artifact, tuple(job.remarks))
 
 
 def _require_images(calibration: Dataset, options: PackOptions) -> None:

@@ -1,0 +1,438 @@
+"""The pack for Vastai's VA cards: what vamc, classification.py and vamp need.
+
+vamc compiles the ONNX file to float16 or, with a few images, to int8. On the card the images pass
+through its own operator (vdsp.py), then the network. Nothing of this tool chain is public but the
+files of VastModelZOO, and its keys and names are taken from there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx
+
+from repzoo.artifact import Artifact, Preprocess
+from repzoo.errors import InputError
+from repzoo.graph.tools.cost import count
+from repzoo.graph.tools.head import HeadKind, find_head
+from repzoo.graph.tools.onnx_edit import nodes_by_output, redirect_readers, tensor_names
+from repzoo.measure.class_mapping import require_classes
+from repzoo.packs import vastai_images, vdsp
+from repzoo.packs.pack import PackFile, PackJob
+from repzoo.packs.parts import (
+    Step,
+    file_name,
+    label_files,
+    quoted,
+    readme_files,
+    render,
+    step_files,
+)
+from repzoo.packs.vastai_images import (
+    CalibrationImages,
+    EvaluationImages,
+    calibration_images,
+    evaluation_images,
+)
+from repzoo.packs.vdsp import CardLoss
+from repzoo.protobuf_stream import clone
+from repzoo.quant.network.scheme import load_scheme
+from repzoo.storage import json_text
+from repzoo.zoo.catalog import ModelSpec, models
+
+SCHEME = "vastai"
+INPUT = "input"  # nearly all public files call it so
+MAX_OPSET = 11
+PRECISIONS = ("fp16", "int8")
+TOP = (
+    5  # classification.py writes so many lines an image, whatever the number of classes
+)
+# Our names of range methods -> calibrate_mode.
+CALIBRATE_MODES = {
+    "minmax": "max",
+    "percentile": "percentile",
+    "mse": "mse",
+    "entropy": "kl_divergence",
+}
+ZOO = ': "${VASTMODELZOO:?set it to a checkout of github.com/Vastai/VastModelZOO}"'
+
+
+class Vastai:
+    """The target `vastai`."""
+
+    name = "vastai"
+    scheme = SCHEME
+
+    def check(self, artifact: Artifact) -> None:
+        """Refuse what vamc, the card's image operator or classification.py cannot take.
+
+        Raises:
+            InputError: names it, and what to do.
+        """
+        preprocess = artifact.require_preprocess()
+        if preprocess.input != "float":
+            raise InputError(
+                f"{artifact.name} takes {preprocess.input} images; the card normalizes by itself: "
+                "give the model from before repzoo embed-input"
+            )
+        if preprocess.layout != "NCHW":
+            raise InputError(
+                f"{artifact.name} takes {preprocess.layout} images; the card's operator makes "
+                "NCHW only: export it with channels first"
+            )
+        if preprocess.color == "GRAY":
+            raise InputError(
+                f"{artifact.name} takes gray images; the card's operator makes three channels "
+                "only: train or export it for RGB"
+            )
+        if require_classes(artifact).kind is HeadKind.BINARY:
+            raise InputError(
+                f"{artifact.name} has a single output; Vastai's scripts expect one output for each "
+                "class: export it with two"
+            )
+        if not artifact.labels:
+            raise InputError(
+                f"{artifact.name} has no labels, and classification.py prints one for each output; "
+                "give --labels with a file that names the outputs, one a line"
+            )
+        vdsp.normalization(preprocess).in_half()  # refuses what float16 cannot hold
+
+    def files(self, job: PackJob) -> Iterator[PackFile]:
+        """The model, configurations, images, arrays, steps, labels and READMEs."""
+        artifact = job.artifact
+        if artifact.opset > MAX_OPSET:
+            raise InputError(
+                f"{artifact.name} has opset {artifact.opset}; VastModelZOO's classifiers "
+                f"have opset 10 or {MAX_OPSET}: use repzoo harden --target vastai first"
+            )
+        content = _content(job)
+        name = content.name
+        yield f"{name}.onnx", content.model.to_bytes()
+        for precision in PRECISIONS:
+            yield f"{name}_{precision}.yaml", yaml_text(content, precision)
+        parameters = vdsp.parameters(content.preprocess, content.kernel)
+        yield parameters_file(name), json_text(parameters, indent=4) + "\n"
+        yield from content.calibration.files(content.preprocess)
+        if content.evaluation:
+            yield from content.evaluation.files(content.preprocess)
+        listed = steps(content)
+        yield from step_files(listed)
+        yield from label_files(job)
+        yield from readme_files(job, "vastai", listed, **_facts(content))
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a pack is written from.
+
+    Attributes:
+        name: of the model, as a file name.
+        model: the packed one.
+        preprocess: its preprocessing.
+        calibration: images for vamc.
+        kernel: the card's filter.
+        evaluation: images for the card; None where no image judged the model.
+        loss: what the card's preprocessing costs; None where it was not measured.
+        skipped: indices of convolutions that stay out of int8.
+        not_skipped: other nodes that should stay out of it, which vamc cannot be told.
+    """
+
+    name: str
+    model: Artifact
+    preprocess: Preprocess
+    calibration: CalibrationImages
+    kernel: str = vdsp.DEFAULT_KERNEL
+    evaluation: EvaluationImages | None = None
+    loss: CardLoss | None = None
+    skipped: tuple[int, ...] = ()
+    not_skipped: tuple[str, ...] = ()
+
+
+def _content(job: PackJob) -> Content:
+    """Choose images and filter, and measure."""
+    artifact = job.artifact
+    preprocess = artifact.require_preprocess()
+    skipped, not_skipped = split_fallback(artifact.model.graph, job.fallback)
+    content = Content(
+        name=file_name(artifact.name),
+        model=with_input_name(artifact, INPUT),
+        preprocess=preprocess,
+        calibration=calibration_images(job.images, preprocess),
+        kernel=vdsp.choose_kernel(artifact, job.images),
+        skipped=skipped,
+        not_skipped=not_skipped,
+    )
+    if job.gate is None:
+        return content
+    judged = job.gate.subset(job.gate.balanced_sample(vdsp.MEASURED, job.seed))
+    loss = vdsp.measure_loss(artifact, judged, content.kernel)
+    job.remarks.append(loss_sentence(artifact.name, loss))
+    evaluation = evaluation_images(job.gate, artifact, job.seed)
+    return replace(content, loss=loss, evaluation=evaluation)
+
+
+def loss_sentence(name: str, loss: CardLoss) -> str:
+    """What the user must know of the card's preprocessing."""
+    card = loss.card
+    if not loss.labeled:
+        return (
+            f"{name}: the card prepares images in its own way; {card.same_prediction:.2f} % of "
+            f"the predictions on {card.n} images stay (float, {loss.kernel})"
+        )
+    text = (
+        f"{name}: the card prepares images in its own way, which changes Top-1 on {card.n} images "
+        f"from {loss.model.top1:.2f} to {card.top1:.2f} % (float, {loss.kernel})"
+    )
+    if loss.cropped is None:
+        return text
+    return f"{text}; with images that are cropped to a square first it is {loss.cropped.top1:.2f} %"
+
+
+def with_input_name(artifact: Artifact, name: str) -> Artifact:
+    """`artifact` with its input called `name`; as it is where another tensor has that name."""
+    old = artifact.input_name
+    if old == name or name in tensor_names(artifact.model.graph):
+        return artifact
+    model = clone(artifact.model)
+    for value in model.graph.input:
+        if value.name == old:
+            value.name = name
+    redirect_readers(model.graph.node, old, name)
+    return replace(artifact, model=model)
+
+
+def convolutions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The Conv nodes in the order in which TVM's quantizer, and so skip_conv_layers, counts them.
+
+    That is depth first from the output: the inputs of a node before itself, the first input first.
+    It is the order of the file for a plain chain, but not where branches meet.
+
+    Source: relay.quantize of Apache TVM (QuantizeContext.check_to_skip), which vamc is made from.
+    """
+    producers = nodes_by_output(graph)
+    order: list[onnx.NodeProto] = []
+    seen: set[str] = set()
+    pending = [(item.name, False) for item in reversed(graph.output)]
+    while pending:
+        tensor, are_inputs_done = pending.pop()
+        node = producers.get(tensor)
+        if node is None:
+            continue
+        if are_inputs_done:
+            order.append(node)
+        elif node.output[0] not in seen:
+            seen.add(node.output[0])
+            pending.append((tensor, True))
+            pending.extend((name, False) for name in reversed(node.input))
+    return [node for node in order if node.op_type == "Conv"]
+
+
+def split_fallback(
+    graph: onnx.GraphProto, names: Sequence[str]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """(indices of the convolutions among `names`, the other names)."""
+    indices: dict[str, int] = {}
+    for index, node in enumerate(convolutions(graph)):
+        indices[node.name] = indices[node.output[0]] = index
+    skipped = sorted({indices[name] for name in names if name in indices})
+    others = [name for name in names if name not in indices]
+    return tuple(skipped), tuple(others)
+
+
+def yaml_text(content: Content, precision: str) -> str:
+    """vamc's configuration for "fp16" or "int8", computed from the model's preprocessing."""
+    preprocess = content.preprocess
+    form = vdsp.normalization(preprocess)
+    return render(
+        "vastai.yaml.j2",
+        name=content.name,
+        dtype=precision,
+        input_name=content.model.input_name,
+        height=preprocess.height,
+        width=preprocess.width,
+        resized=vdsp.resized_sides(preprocess),
+        calibrate_mode=CALIBRATE_MODES[load_scheme(SCHEME).ranges],
+        skipped=content.skipped,
+        softmax=find_head(content.model.model).kind is HeadKind.LOGITS,
+        calibration=vastai_images.CALIBRATION,
+        suffix=content.calibration.suffix,
+        images=len(content.calibration.images),
+        bgr=preprocess.color == "BGR",
+        mean=form.mean,
+        std=form.std,
+        div255=form.largest == 1,
+    )
+
+
+def parameters_file(name: str) -> str:
+    """Name of the vdsp_params file."""
+    return f"{name}-vdsp_params.json"
+
+
+def steps(content: Content) -> list[Step]:
+    """The numbered scripts."""
+    name, evaluation = content.name, content.evaluation
+    listed = [
+        Step(
+            "check",
+            "Show the model, and evaluate it in float where the images have classes",
+            "查看模型；图片带类别时评估其浮点精度",
+            _check_commands(content),
+        )
+    ]
+    for precision in PRECISIONS:
+        listed.append(
+            Step(
+                f"build_{precision}",
+                f"Compile to {precision}: deploy_weights/{name}_{precision}/",
+                f"编译为 {precision}：deploy_weights/{name}_{precision}/",
+                f"vamc compile {name}_{precision}.yaml",
+            )
+        )
+    if evaluation and content.model.num_classes >= TOP:
+        listed += [
+            Step(
+                "inference",
+                "On the card: classification.py writes runstream_output/*.txt",
+                "在加速卡上运行：classification.py 写出 runstream_output/*.txt",
+                _inference_commands(content),
+            ),
+            Step(
+                "evaluate",
+                "Accuracy on the card, image by image against the float model",
+                "加速卡上的精度，与浮点模型逐图比较",
+                _evaluate_command(content, ["runstream_output/{}.txt"]),
+            ),
+        ]
+    listed.append(
+        Step(
+            "perf",
+            "Frames per second and latency on the card",
+            "加速卡上的帧率与延迟",
+            _each_precision(_vamp(content, "-i", 8, "-p", 1, "-b", 2)),
+        )
+    )
+    if evaluation:
+        listed.append(
+            Step(
+                "evaluate_vamp",
+                "Accuracy on the card by vamp: the same as by classification.py",
+                "用 vamp 测试精度，与 classification.py 效果一致",
+                _vamp_accuracy_commands(content),
+            )
+        )
+    return listed
+
+
+def _check_commands(content: Content) -> str:
+    commands = [f"repzoo info {content.name}.onnx"]
+    if content.evaluation and content.evaluation.labeled:
+        commands.append(_evaluate_command(content, []))
+    return "\n".join(commands)
+
+
+def _each_precision(*commands: str) -> str:
+    """A loop over both precisions, as "$precision"."""
+    body = "\n".join(f"  {line}" for line in commands)
+    return f"for precision in {' '.join(PRECISIONS)}; do\n{body}\ndone"
+
+
+def _inference_commands(content: Content) -> str:
+    script = '"$VASTMODELZOO/cv/classification/common/vsx/classification.py"'
+    arguments = quoted(
+        *("--infer_mode", "sync"),
+        *("--file_path", f"./{vastai_images.EVALUATION}"),
+        *("--vdsp_params_info", f"./{parameters_file(content.name)}"),
+        *("--label_txt", "./labels.txt"),
+        *("--save_dir", "./runstream_output"),
+        *("--device_id", 0),
+    )
+    loop = _each_precision(
+        "# The script appends to the results of an earlier run.",
+        'rm -f "runstream_output/$precision.txt"',
+        f"python {script} {arguments} \\",
+        f'  --model_prefix_path "deploy_weights/{content.name}_$precision/mod" \\',
+        '  --save_result_txt "$precision.txt"',
+    )
+    return f"{ZOO}\n{loop}"
+
+
+def _vamp(content: Content, *arguments: object) -> str:
+    """vamp on the model of "$precision"."""
+    shape = f"[3,{content.preprocess.height},{content.preprocess.width}]"
+    rest = quoted(
+        *("--vdsp_params", f"./{parameters_file(content.name)}"),
+        *arguments,
+        *("-s", shape),
+    )
+    return f'vamp -m "deploy_weights/{content.name}_$precision/mod" {rest}'
+
+
+def _vamp_accuracy_commands(content: Content) -> str:
+    # One instance and one image at a time: results then come in the order of the list.
+    run = _vamp(content, "-i", 1, "-p", 1, "-b", 1, "--datalist", "npz_absolute.txt")
+    evaluate = _evaluate_command(content, ["vamp_output_{}"])
+    return "\n".join(
+        [
+            "# vamp wants absolute paths.",
+            'while IFS= read -r line; do printf \'%s/%s\\n\' "$PWD" "$line"; done \\',
+            f"  < {vastai_images.DATALIST} > npz_absolute.txt",
+            _each_precision(
+                'rm -rf "vamp_output_$precision"',
+                'mkdir "vamp_output_$precision"',
+                f'{run} --path_output "vamp_output_$precision"',
+            ),
+            f"{evaluate} --datalist npz_absolute.txt",
+        ]
+    )
+
+
+def _evaluate_command(content: Content, results: Sequence[str]) -> str:
+    """`repzoo evaluate` with the float model and `results`, patterns of a precision."""
+    words = ["repzoo", "evaluate", f"{content.name}.onnx"]
+    if content.evaluation and not content.evaluation.labeled:
+        # Without classes, the float model's predictions take their place.
+        words.insert(2, "--against")
+    words += ["--data", vastai_images.EVALUATION]
+    for pattern in results:
+        for precision in PRECISIONS:
+            words += ["--result", pattern.format(precision)]
+    return quoted(*words)
+
+
+def _facts(content: Content) -> dict[str, Any]:
+    """What the READMEs say beside what all packs say."""
+    cost = count(content.model)
+    labels = Counter(content.model.labels)
+    return {
+        "billions": cost.macs / 1e9,
+        "operators": cost.operators,
+        "preprocess": content.preprocess,
+        "resized": vdsp.resized_sides(content.preprocess),
+        "head": find_head(content.model.model).kind.value,
+        "kernel": content.kernel,
+        "loss": content.loss,
+        "skipped": content.skipped,
+        "not_skipped": content.not_skipped,
+        "repeated": [label for label, times in labels.items() if times > 1],
+        "history": content.model.steps,
+        "origin": _origin(content.model),
+        "suffix": content.calibration.suffix,
+        "calibrated": len(content.calibration.images),
+        "evaluation": content.evaluation,
+        "top": TOP,
+        "vdsp": parameters_file(content.name),
+    }
+
+
+def _origin(artifact: Artifact) -> ModelSpec | None:
+    """The model's row in the catalog, if its history names one."""
+    known = {row.name: row for row in models()}
+    for step in artifact.steps:
+        row = known.get(str(step.settings.get("model", "")).partition(".")[0])
+        if row is not None:
+            return row
+    return None
