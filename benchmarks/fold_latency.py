@@ -1,0 +1,130 @@
+"""Latency of repzoo's fold over that of timm's own reparameterization, engine by engine.
+
+    python -m benchmarks.fold_latency [MODEL ...] [--engine onnxruntime,openvino,mnn]
+        [--seconds 4] [--results results/fold_latency.jsonl]
+
+MODEL is a name of the catalog, or of any model of timm (default: four of the catalog). Both files
+come from one module with random weights: timm's by `reparameterize_model` and torch's exporter,
+which fuses BatchNorms; repzoo's by its own export of the training form and its fold. They run with
+one thread and batch 1 in the same interleaved rounds. A ratio below 1 means that repzoo's is
+faster. Each line is also appended to the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import timm
+import torch
+from timm.models import reparameterize_model
+
+from repzoo import verbs
+from repzoo.artifact import Artifact, Preprocess, Step
+from repzoo.errors import InputError
+from repzoo.graph.tools.export import export
+from repzoo.measure import record
+from repzoo.measure.results import LatencyRatio
+from repzoo.verbs.public_artifact import Artifact as PublicArtifact
+from repzoo.zoo import catalog, families
+
+MODELS = ("repvgg_a0", "repghostnet_100", "repvit_m0_9", "fasternet_t0")
+ENGINES = "onnxruntime,openvino,mnn"
+CLASSES = 1000
+
+
+def build(name: str) -> tuple[torch.nn.Module, Preprocess]:
+    """The training form in evaluation mode with random statistics, and its preprocessing."""
+    torch.manual_seed(0)
+    try:
+        preprocess = catalog.spec(name).preprocess
+        module = families.build(name, CLASSES)
+    except InputError:
+        module = timm.create_model(name, num_classes=CLASSES)
+        preprocess = Preprocess(size=module.pretrained_cfg["input_size"][-1])
+    for part in module.modules():
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+            torch.nn.init.uniform_(part.running_var, 0.5, 1.5)
+            torch.nn.init.normal_(part.running_mean, 0.0, 0.1)
+    return module.eval(), preprocess
+
+
+def by_timm(name: str, module: torch.nn.Module, preprocess: Preprocess) -> Artifact:
+    """timm's fold of `module`, as torch's exporter writes it."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        folded = reparameterize_model(module)
+        torch.onnx.export(
+            folded,
+            (torch.zeros(1, *preprocess.input_shape),),
+            buffer,
+            dynamo=False,
+            opset_version=17,
+            input_names=["data"],
+            output_names=["output"],
+        )
+    model = onnx.load_from_string(buffer.getvalue())
+    return Artifact(model, f"{name} by timm", preprocess, ())
+
+
+def by_repzoo(
+    name: str, module: torch.nn.Module, preprocess: Preprocess
+) -> PublicArtifact:
+    """repzoo's fold of `module`, with a fixed batch as timm's file has one."""
+    exported = export(
+        module,
+        name,
+        preprocess,
+        (),
+        Step("export", "benchmark"),
+        dynamic_batch=False,
+    )
+    return verbs.fold(PublicArtifact.wrap(exported))
+
+
+def compare(name: str, engines: tuple[str, ...], seconds: float, path: Path) -> None:
+    """Time both files of one model on all engines; print and store the ratios."""
+    module, preprocess = build(name)
+    theirs = PublicArtifact.wrap(by_timm(name, module, preprocess))
+    ours = by_repzoo(name, module, preprocess)
+    ours = replace(ours, name=f"{name} by repzoo")
+    for engine in engines:
+        result = verbs.benchmark([theirs, ours], engine=engine, seconds=seconds)
+        record.append(path, [*result.records, *result.ratios])
+        times = [item.values.p50_ms for item in result.records]
+        for item in result.ratios:
+            print(_line(name, engine, item.values, times), flush=True)
+        for left_out in result.left_out:
+            print(f"{name:28} {engine:12} left out: {left_out.reason}", flush=True)
+
+
+def _line(name: str, engine: str, values: LatencyRatio, times: list[float]) -> str:
+    shown = " -> ".join(f"{value:.2f}" for value in times)
+    interval = f"({values.ratio_low:.3f} to {values.ratio_high:.3f})"
+    return f"{name:28} {engine:12} {shown:>16} ms  {values.ratio:.3f} {interval}"
+
+
+def main() -> None:
+    """Read the arguments; compare one model after another."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", default=list(MODELS), metavar="MODEL")
+    parser.add_argument("--engine", default=ENGINES)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument(
+        "--results", type=Path, default=Path("results/fold_latency.jsonl")
+    )
+    options = parser.parse_args()
+    for name in options.models:
+        engines = tuple(options.engine.split(","))
+        compare(name, engines, options.seconds, options.results)
+
+
+if __name__ == "__main__":
+    main()
