@@ -38,6 +38,7 @@ COMMANDS = [
     "harden",
     "pack",
     "toolchains",
+    "import",
     "evaluate",
     "bench",
     "predict",

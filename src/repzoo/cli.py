@@ -43,6 +43,7 @@ COMMANDS = {
     "harden": ("targets", "harden"),
     "pack": ("targets", "pack"),
     "toolchains": ("targets", "toolchains"),
+    "import": ("targets", "import_logs"),
     "evaluate": ("measure", "evaluate"),
     "bench": ("measure", "bench"),
     "predict": ("measure", "predict"),
@@ -116,7 +117,7 @@ COMMAND_GROUPS = {
     "The whole job": ["card"],
     "Models and weights": ["list", "info", "download", "export", "convert", "train"],
     "Fold and quantize": ["fold", "quantize", "embed-input"],
-    "Boards and their makers' tools": ["harden", "pack", "toolchains"],
+    "Boards and their makers' tools": ["harden", "pack", "toolchains", "import"],
     "Use and measure": ["predict", "evaluate", "bench", "count", "mismatch", "engines"],
 }
 

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from repzoo.verbs.export_model import ExportOptions, export
     from repzoo.verbs.fold_model import fold
     from repzoo.verbs.harden_model import HardenOptions, harden
+    from repzoo.verbs.import_board_logs import (
+        ImportedLogs,
+        ImportOptions,
+        import_logs,
+    )
     from repzoo.verbs.load_model import load
     from repzoo.verbs.measure_preprocessing import Mismatches, measure_mismatch
     from repzoo.verbs.pack_model import Pack, PackOptions, pack
@@ -37,6 +42,8 @@ __all__ = [
     "Evaluation",
     "ExportOptions",
     "HardenOptions",
+    "ImportOptions",
+    "ImportedLogs",
     "Mismatches",
     "Pack",
     "PackOptions",
@@ -50,6 +57,7 @@ __all__ = [
     "export",
     "fold",
     "harden",
+    "import_logs",
     "load",
     "measure_mismatch",
     "pack",
@@ -70,6 +78,8 @@ _MODULES = {
     "Evaluation": "evaluate_models",
     "ExportOptions": "export_model",
     "HardenOptions": "harden_model",
+    "ImportOptions": "import_board_logs",
+    "ImportedLogs": "import_board_logs",
     "Mismatches": "measure_preprocessing",
     "Pack": "pack_model",
     "PackOptions": "pack_model",
@@ -83,6 +93,7 @@ _MODULES = {
     "export": "export_model",
     "fold": "fold_model",
     "harden": "harden_model",
+    "import_logs": "import_board_logs",
     "load": "load_model",
     "measure_mismatch": "measure_preprocessing",
     "pack": "pack_model",

@@ -1,4 +1,4 @@
-"""Commands for boards and their makers' tools: harden, pack, toolchains."""
+"""Commands for boards and their makers' tools: harden, pack, toolchains, import."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import rich_click as click
 
 from repzoo import verbs
+from repzoo.console import board_logs as log_views
 from repzoo.console import hardened as views
 from repzoo.console import toolchains as toolchain_views
 from repzoo.console.commands.shared import (
     FILE,
+    append_option,
     data_option,
     json_option,
     output_option,
@@ -19,8 +21,11 @@ from repzoo.console.commands.shared import (
 )
 from repzoo.console.options import options_of, preprocess_options, split_options
 from repzoo.console.output import Console
+from repzoo.errors import InputError
+from repzoo.measure.record import append as append_records
 from repzoo.storage import write_together
 from repzoo.verbs.image_data import open_data_source
+from repzoo.verbs.image_size import load_any_graph
 from repzoo.verbs.model_files import load_file, require_float
 
 
@@ -125,3 +130,42 @@ def toolchains(
             progress=console.progress,
         )
     console.show(toolchain_views.toolchains(statuses))
+
+
+@click.command("import")
+@click.argument("logs", nargs=-1, required=True, type=FILE)
+@click.option(
+    "--model",
+    metavar="FILE",
+    help="ONNX that was compiled: logs of another model are refused.  [default: the model as the "
+    "log names it]",
+)
+@append_option
+@options_of(verbs.ImportOptions)
+@json_option
+def import_logs(
+    logs: tuple[Path, ...],
+    model: str | None,
+    append: Path | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Read LOGS of a board or of a vendor's tool: latency, accuracy, similarity of every node.
+
+    hb_mapper (checker, makertbin), quant_info.json, main_graph_subgraph_0.json or .html;
+    hrt_model_exec perf; Vastai's eval_topk and profiles; rknn-toolkit2's accuracy_analysis,
+    eval_perf and eval_memory; Sophgo's model_deploy, run_calibration and bmrt_test. Results for
+    each image, such as result.txt, belong to repzoo evaluate --result.
+    """
+    options = verbs.ImportOptions(**values)
+    require_writable_files(append=append)
+    artifact = load_any_graph(model) if model else None
+    imported = verbs.import_logs(logs, artifact, options=options)
+    if append and not imported.records:
+        raise InputError(
+            f"{logs[0]} holds no figures to append"
+            + "".join(f"; {remark}" for remark in imported.remarks[:1])
+        )
+    if append:
+        append_records(append, imported.records)
+    Console(as_json).show(log_views.imported(imported))

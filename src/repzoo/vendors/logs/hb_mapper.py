@@ -18,8 +18,9 @@ from repzoo.vendors.logs.text import (
     NUMBER,
     PROGRESS,
     count_of,
-    file_name,
+    last_part,
     lines_of,
+    milliseconds_of,
     number_of,
     unreadable,
 )
@@ -57,7 +58,6 @@ DISTANCES = (
     "L2 Distance",
     "Chebyshev Distance",
 )
-PER_SECOND = {"us": 1_000_000, "ms": 1000, "s": 1}
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,7 @@ class _Reader:
         self._name = name
         self._first = first
         self._lines = lines
+        self._last = max((i for i, line in enumerate(lines) if line), default=-1)
         is_checker = any(
             "model checking" in line or "hb_mapper_checker" in line for line in lines
         )
@@ -273,14 +274,14 @@ class _Reader:
             if not match:
                 raise ValueError
             fps = number_of(match["fps"]) or 0.0
-            latency = number_of(match["latency"]) or 0.0
+            latency_ms = milliseconds_of(match["latency"], match["unit"])
             ddr_bytes = count_of(match["ddr"])
-            if fps <= 0 or latency <= 0 or ddr_bytes < 0:
+            if fps <= 0 or not latency_ms:
                 raise ValueError
         except ValueError:
             expected = "FPS=…, latency = … us, DDR = … bytes"
             raise self._unreadable(index, expected) from None
-        return Estimate(fps, latency * 1000 / PER_SECOND[match["unit"]], ddr_bytes)
+        return Estimate(fps, latency_ms, ddr_bytes)
 
     def _read_nodes(self, index: int) -> int:
         """Read the table of nodes from line `index`; returns the index of the line after it."""
@@ -290,6 +291,8 @@ class _Reader:
             line = self._lines[index]
             if OUTPUTS in line or CONVERTED in line:
                 return index
+            if index == self._last:
+                break
             if columns is None and line.split()[:2] == ["Node", "ON"]:
                 columns = _columns_of(line, COLUMNS)
             elif columns is not None and not _is_between_rows(line):
@@ -330,6 +333,8 @@ class _Reader:
             line = self._lines[index]
             if TIMESTAMP.match(line):
                 return index
+            if index == self._last:
+                break
             if columns is None and line.split()[:1] == ["Output"]:
                 columns = _columns_of(line, DISTANCES)
             elif columns and not _is_between_rows(line):
@@ -379,7 +384,7 @@ class _Reader:
 def _read_setting(log: HbMapperLog, message: str) -> None:
     """What the run worked on and how, from a message that says so."""
     if message.startswith(("Using onnx model file:", "onnx_model ")):
-        log.model = file_name(message.partition(":")[2])
+        log.model = last_part(message.partition(":")[2])
     elif message.startswith("output_model_file_prefix"):
         log.prefix = message.partition(":")[2].strip()[:MAX_NAME]
     elif message.startswith("The specified model compilation architecture:"):

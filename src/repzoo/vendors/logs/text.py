@@ -23,8 +23,10 @@ PLAIN.update(dict.fromkeys((0xFEFF, 0x200B), None))  # type: ignore[arg-type]
 # A number as any locale writes it: with a decimal point or comma, perhaps with separators.
 NUMBER = r"[-+]?\d(?:[\d.,]*\d)?(?:[eE][-+]?\d+)?"
 PROGRESS = re.compile(r"\d{1,3}\s?%")
-ABSENT = {"", "-", "--", "nan", "none", "null", "n/a"}
+# "inf" is what tools print for a ratio to zero: no figure either.
+ABSENT = {"", "-", "--", "nan", "none", "null", "n/a", "inf", "-inf"}
 MAX_NAME = 300
+MILLISECONDS = {"us": 0.001, "μs": 0.001, "µs": 0.001, "ms": 1.0, "s": 1000.0}
 
 
 def lines_of(data: bytes) -> list[str]:
@@ -70,6 +72,19 @@ def number_of(text: str) -> float | None:
     return value
 
 
+def milliseconds_of(text: str, unit: str) -> float:
+    """A time in milliseconds; `unit` is a key of MILLISECONDS.
+
+    Raises:
+        ValueError: `text` is no number, or it is negative.
+    """
+    value = number_of(text)
+    if value is None or value < 0:
+        raise ValueError(f"{text!r} is not a time")
+    # Rounded, since 307.6 us are not 0.30760000000000004 ms.
+    return round(value * MILLISECONDS[unit], 9)
+
+
 def count_of(text: str) -> int:
     """The whole number that `text` is; every point and comma in it separates thousands.
 
@@ -90,7 +105,7 @@ def _with_point(text: str) -> str:
     return f"{whole}.{text[last + 1 :]}"
 
 
-def file_name(path: str) -> str:
+def last_part(path: str) -> str:
     """The last part of a path as Linux or Windows writes it: folders are the log writer's own."""
     return PurePosixPath(path.strip().replace("\\", "/")).name[:MAX_NAME]
 
