@@ -10,11 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from repzoo.artifact import Artifact, Step
+from repzoo.artifact import Artifact
 from repzoo.errors import InputError
 from repzoo.quant.parameters.activation_qdq import insert_activation_qdq
 from repzoo.quant.parameters.scales import ActivationParameters
-from repzoo.quant.parameters.stored_activations import as_settings, read_activations
+from repzoo.quant.parameters.stored_activations import as_document, read_activations
 
 MODEL = """<ir_version: 7, opset_import: ["" : 11]>
     g (float[1, 4] data) => (float[1, 4] output)
@@ -58,23 +58,27 @@ def test_names_that_are_in_use_are_not_taken() -> None:
     run(insert_activation_qdq(model, {"data": 0.1}))
 
 
-def artifact(settings: dict[str, Any]) -> Artifact:
+def artifact(ranges: Any) -> Artifact:
     model = onnx.parser.parse_model(MODEL)
-    return Artifact(model, "tiny", steps=(Step("harden", "0", settings),))
+    return Artifact(model, "tiny", extras={"activations": ranges})
 
 
 def test_scales_survive_the_file() -> None:
-    activations = {"data": ActivationParameters(float(np.float32(0.1)), 128)}
-    stored = artifact(as_settings(activations))
+    random = np.random.default_rng(0)
+    activations = {"none": ActivationParameters(1.0, 0)}
+    for zero_point in range(0, 256, 5):
+        scale = float(np.float32(np.exp(random.normal(0, 9))))
+        activations[str(zero_point)] = ActivationParameters(scale, zero_point)
+    stored = artifact(as_document(activations))
     again = Artifact.from_bytes(stored.to_bytes(), "again")
     assert read_activations(again) == activations
-    assert read_activations(replace(again, steps=())) == {}
+    assert read_activations(replace(again, extras={})) == {}
 
 
-NO_SCALES: list[Any] = [1, ["1", 2], [float("nan"), 0], [1], [0, 0], [1, 256], [1, 0.5]]
+NO_RANGES: list[Any] = [1, ["1", 2], [float("nan"), 0], [1], [0, 0], [1, 2], [-2, -1]]
 
 
-@pytest.mark.parametrize("damaged", [[1], *({"data": item} for item in NO_SCALES)])
-def test_damaged_scales_are_refused(damaged: Any) -> None:
+@pytest.mark.parametrize("damaged", [[1], *({"data": item} for item in NO_RANGES)])
+def test_damaged_ranges_are_refused(damaged: Any) -> None:
     with pytest.raises(InputError, match="damaged; run repzoo harden again"):
-        read_activations(artifact({"activations": damaged}))
+        read_activations(artifact(damaged))

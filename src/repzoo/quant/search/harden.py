@@ -47,7 +47,7 @@ from repzoo.quant.parameters import compute, qdq_writer, weight_grid
 from repzoo.quant.parameters.grid_rounding import round_onto_grid
 from repzoo.quant.parameters.noise import clipping_shift, rounding_shift
 from repzoo.quant.parameters.scales import ActivationParameters
-from repzoo.quant.parameters.stored_activations import as_settings
+from repzoo.quant.parameters.stored_activations import KEY, as_document
 from repzoo.quant.rewrites.stages import STAGES, FloatModel
 from repzoo.quant.search import gate as gating
 from repzoo.quant.search import ladder, messages
@@ -195,7 +195,8 @@ def harden(
         raise GateError(
             messages.refusal(artifact.name, layers, predicted.values, budget.max_drop)
         )
-    result = artifact.then(hardened.model, _step(evaluator, best))
+    ranges = {KEY: as_document(best.build.plan.activations)}
+    result = artifact.then(hardened.model, _step(evaluator, best), **ranges)
     in_float = gate.comparison.compare(result)
     remarks += gate.comparison.report.sentences()
     report = HardenReport(
@@ -222,7 +223,6 @@ def _step(evaluator: Evaluator, best: BuiltCandidate) -> Step:
         "per_channel": scheme.per_channel,
         "stage": best.candidate.stage,
         "calibration_images": evaluator.builder.cache.original.statistics.images,
-        **as_settings(best.build.plan.activations),
     }
     return Step("harden", __version__, settings)
 
