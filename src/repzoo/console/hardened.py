@@ -23,12 +23,15 @@ def hardened(report: HardenReport, path: Path) -> View:
     unit = "channels" if report.target.per_channel else "channels of whole tensors"
     shown: list[Any] = [
         _comparisons(report),
-        f"stage: {report.stage}; {proof.layers} layers, {proof.weights:,} weights on the grid of "
+        f"stage: {report.stage}, ranges as {report.target.name} chooses them: {report.ranges}; "
+        f"{proof.layers} layers, {proof.weights:,} weights on the grid of "
         f"{report.target.name}",
         f"proof: rounded once more as {report.target.name} does it, all come out as the same "
         f"integers; {proof.ends_reached} of {proof.channels} {unit} reach the end of their grid",
         _noisiest(report),
     ]
+    if report.fallback:
+        shown.append(_fallback(report))
     for layer in report.kept:
         shown.append(f"{layer.op} {layer.layer} stays as it is: {layer.reason}")
     shown.append(f"{path} written")
@@ -44,12 +47,14 @@ def document(report: HardenReport, path: Path | None = None) -> dict[str, Any]:
         "weight_rule": report.target.weight_rule,
         "per_channel": report.target.per_channel,
         "stage": report.stage,
+        "ranges": report.ranges,
         "verdict": report.verdict.name.lower(),
         "proof": {"holds": proof.holds, **to_json(proof)},
         "in_float": to_json(report.in_float.values),
         "predicted": to_json(report.predicted.values),
         "layers": [layer.to_json() for layer in report.layers],
         "kept": [to_json(layer) for layer in report.kept],
+        "fallback": [to_json(layer) for layer in report.fallback],
         "stages": [to_json(item.summarize()) for item in report.candidates],
     }
 
@@ -78,6 +83,15 @@ def _noisiest(report: HardenReport) -> Any:
     for layer in by_noise[:SHOWN_LAYERS]:
         kernel = "x".join(map(str, layer.kernel))
         table.add_row(layer.layer, f"{layer.weight_db:.0f}", str(layer.groups), kernel)
+    return table
+
+
+def _fallback(report: HardenReport) -> Any:
+    """The layers that the target should keep out of INT8, which packs write in its words."""
+    precision = report.fallback[0].precision
+    table = make_table(f"layers to keep in {precision}", ">gain alone, dB")
+    for layer in report.fallback:
+        table.add_row(layer.node, f"{layer.gain_db:.1f}")
     return table
 
 

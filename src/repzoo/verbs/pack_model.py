@@ -114,6 +114,7 @@ def pack(
         artifact,
         split.calibration.subset(chosen),
         _figures(artifact),
+        _fallback(artifact),
         gate=split.gate,
         seed=options.seed,
     )
@@ -135,6 +136,14 @@ def _require_images(calibration: Dataset, options: PackOptions) -> None:
 def _is_hardened(artifact: Artifact) -> bool:
     # A step after it may have moved weights off the grid.
     return bool(artifact.steps) and artifact.steps[-1].verb == "harden"
+
+
+def _fallback(artifact: Artifact) -> tuple[str, ...]:
+    """The nodes that hardening wants out of INT8, from the file's history."""
+    names = artifact.steps[-1].settings.get("fallback", [])
+    nodes = {node.name for node in artifact.model.graph.node}
+    # The history is in the file, which may come from anywhere.
+    return tuple(name for name in names if name in nodes)
 
 
 def _figures(artifact: Artifact) -> Figures:

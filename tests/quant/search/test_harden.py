@@ -25,8 +25,8 @@ from repzoo.artifact import Artifact
 from repzoo.engines import engine
 from repzoo.errors import GateError, InputError
 from repzoo.quant.network.scheme import load_scheme
+from repzoo.quant.search import grid_proof, ladder
 from repzoo.quant.search import harden as hardening
-from repzoo.quant.search import ladder
 from repzoo.quant.search.verdict import Budget
 
 Run = Callable[..., Any]
@@ -156,7 +156,7 @@ def test_a_weight_that_moved_fails_the_proof() -> None:
     values[5] = values[5] * np.float32(0.999)
     values[5].reshape(-1)[0] *= np.float32(1.02)
     item.CopyFrom(numpy_helper.from_array(values, item.name))
-    proof = hardening.prove(model, report.layers, report.target)
+    proof = grid_proof.prove(model, report.layers, report.target)
     assert proof.mismatches
     assert not proof.holds
 
@@ -164,7 +164,7 @@ def test_a_weight_that_moved_fails_the_proof() -> None:
 def test_integers_that_reach_no_end_fail_the_proof() -> None:
     result, report = hardened("rdk-x5")
     scheme = replace(report.target, weight_bits=7)  # a tool of another range
-    assert not hardening.prove(result.model, report.layers, scheme).holds
+    assert not grid_proof.prove(result.model, report.layers, scheme).holds
 
 
 def test_the_drop_is_judged() -> None:

@@ -44,6 +44,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 # Accepted elements of the fields that take several.
 ELEMENTS: dict[str, tuple[str, ...]] = {
     "range_methods": RANGE_METHODS,
+    "searched_ranges": RANGE_METHODS,
     "quantized": OPERATORS,
     "fused": ACTIVATIONS,
 }
@@ -66,6 +67,8 @@ class QuantScheme:
         ranges: how the ladder's first stage chooses activation ranges: one of range_methods.
         range_methods: those of the target's own tool, which later stages choose from: some of
             minmax, percentile, mse, entropy.
+        searched_ranges: the methods that the tool's default flow tries on the whole model, of which
+            it keeps the best; none: it always chooses ranges as `ranges` says.
         quantized: ONNX operators that may run in INT8, out of OPERATORS.
         fused: activations that the target fuses into the layer before, out of ACTIVATIONS. Gelu,
             Swish and HardSwish may also be composites.
@@ -87,6 +90,7 @@ class QuantScheme:
     per_channel: bool = True
     ranges: str = "mse"
     range_methods: tuple[str, ...] = RANGE_METHODS
+    searched_ranges: tuple[str, ...] = ()
     quantized: tuple[str, ...] = (
         "Conv",
         "Gemm",

@@ -100,7 +100,7 @@ def compute_parameters(
         chosen = choose_ranges(
             model, placement, statistics, scheme, corrections.range_method
         )
-    activations = _activation_parameters(placement, scheme, chosen)
+    activations = activation_parameters(placement, scheme, chosen)
     values = initializer_arrays(model)
     quantizer = _LayerQuantizer(values, statistics, scheme, corrections)
     layers = find_layers(model)
@@ -121,7 +121,7 @@ def compute_parameters(
     )
 
 
-def _activation_parameters(
+def activation_parameters(
     placement: Placement, scheme: QuantScheme, chosen: ChosenRanges
 ) -> dict[str, ActivationParameters]:
     """Scale and zero point of each activation, from its range."""

@@ -62,11 +62,12 @@ class QuantizedWeight:
 
     Attributes:
         scale: one for each slice along the output axis [O], or one for all [1].
-        values: integers of the weight's shape.
+        values: integers of the weight's shape; int16 where a grid has a zero point, which they are
+            without.
     """
 
     scale: Float
-    values: npt.NDArray[np.int8]
+    values: npt.NDArray[np.int8] | npt.NDArray[np.int16]
 
 
 def uint8_parameters(

@@ -1,0 +1,242 @@
+"""Chooses weights for a target's own tool, as that tool will run them.
+
+A tool chooses one method of calibration for the whole model (`QuantScheme.searched_ranges`), not a
+range for each activation as the ladder does. So each stage is simulated with every method, the one
+with the least error of the logits stands for the tool's choice, and stages are compared under it.
+All operators that the scheme lists are quantized in the simulation.
+
+A simulation is not the tool itself. A stage therefore has to win by MIN_GAIN_DB over those before
+it, and rounding to nearest, what the tool does by itself, comes first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from repzoo import __version__
+from repzoo.artifact import Step
+from repzoo.data.dataset import Dataset
+from repzoo.quant.calibration.calibrate import batch_size
+from repzoo.quant.network.placement import Placement
+from repzoo.quant.network.scheme import QuantScheme
+from repzoo.quant.parameters import sqnr
+from repzoo.quant.parameters.compute import Corrections, QuantizationPlan
+from repzoo.quant.parameters.scales import ActivationParameters
+from repzoo.quant.rewrites.stages import STAGES, Stage
+from repzoo.quant.search.builder import Build
+from repzoo.quant.search.candidate import Candidate
+from repzoo.quant.search.evaluator import BuiltCandidate, Evaluator, free_memory
+from repzoo.quant.search.fallback import RANKED_LAYERS, with_fallback
+from repzoo.quant.search.on_grid import OnGrid, put_on_grid
+from repzoo.quant.search.placement_search import TimedPlacement
+from repzoo.quant.search.verdict import Verdict
+
+NEAREST = Stage("nearest", Corrections(gptq=False, bias=False))
+# The ladder's stages on the grid. Its first differs from NEAREST in biases only.
+GRID_STAGES = (NEAREST, *STAGES[1:])
+# Gain of a stage on the logits that a simulation can be trusted with.
+MIN_GAIN_DB = 0.5
+# A layer whose input, in more bits, gains this much adds half of all noise.
+DOMINANT_DB = 3.0
+FALLBACK_COUNTS = (1, 2, 3, 5, 8)  # layers out of INT8, one candidate each
+OWN_RANGES = (
+    "mse"  # of activations where the tool takes scales: any range can be written
+)
+SAMPLED_IMAGES = 32  # selection images on which ranges and layers are compared
+
+
+@dataclass(frozen=True)
+class FallbackLayer:
+    """A layer that the target should keep out of INT8.
+
+    Attributes:
+        layer: its name (its output).
+        node: the name of its node in the file.
+        precision: what it falls back to: float or int16.
+        gain_db: of the logits' SQNR, if it alone falls back.
+    """
+
+    layer: str
+    node: str
+    precision: str
+    gain_db: float
+
+    def with_node(self, node: str) -> FallbackLayer:
+        """The same layer as a node of this name."""
+        return replace(self, node=node)
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """Weights with the ranges that the tool is expected to choose.
+
+    Attributes:
+        on_grid: the weights.
+        method: how the tool chooses ranges.
+        fallback: layers out of INT8, most gain first.
+        built: the simulated model, measured on the selection images.
+    """
+
+    on_grid: OnGrid
+    method: str
+    fallback: tuple[FallbackLayer, ...]
+    built: BuiltCandidate
+
+    @property
+    def snr_db(self) -> float:
+        """Of the logits, on the selection images."""
+        return self.built.candidate.paired.logits_snr_db or 0.0
+
+    def own_scales(self, scheme: QuantScheme) -> Mapping[str, ActivationParameters]:
+        """Scales of activations for a tool that takes them: each chosen on its own."""
+        placement = self.built.timed.placement
+        return self.on_grid.plan(placement, OWN_RANGES, scheme).activations
+
+
+class ToolSearch:
+    """Tries stages and fallbacks in a target's arithmetic.
+
+    candidates  the measurements of all, in the order in which they were tried
+    """
+
+    def __init__(self, evaluator: Evaluator, selection: Dataset) -> None:
+        self._evaluator = evaluator
+        self._builder = evaluator.builder
+        self._scheme = evaluator.builder.scheme
+        self._placement = evaluator.builder.space.starting_placements()[0]
+        self.candidates: list[Candidate] = []
+        count = min(SAMPLED_IMAGES, len(selection))
+        sample = selection.subset(selection.balanced_sample(count, 0))
+        original = evaluator.builder.cache.original.model
+        size = batch_size(original, self._placement.tensors)
+        calibrator = evaluator.calibrator
+        self._inputs = list(calibrator.prepare("choose ranges", sample, size))
+        artifact = evaluator.builder.artifact
+        self._outputs = calibrator.run(artifact.model, self._inputs)
+
+    def choose(self) -> ToolChoice:
+        """The best stage, with layers out of INT8 where that is worth it."""
+        best: ToolChoice | None = None
+        for index, stage in enumerate(GRID_STAGES):
+            if self._evaluator.changes(stage):
+                choice = self._try_stage(stage)
+                if best is None or choice.snr_db >= best.snr_db + MIN_GAIN_DB:
+                    best = choice
+            self._builder.cache.keep_only(list(GRID_STAGES[index + 1 :]))
+        assert best is not None
+        return self._fall_back(best)
+
+    def _try_stage(self, stage: Stage) -> ToolChoice:
+        """`stage` on the grid, with the ranges of the least error."""
+        started = time.perf_counter()
+        float_model = self._builder.cache.get(stage)
+        on_grid = put_on_grid(stage, float_model, self._placement, self._scheme)
+        free_memory()
+        plans: dict[str, QuantizationPlan] = {}
+        errors: dict[str, float] = {}
+        methods = self._scheme.searched_ranges or (self._scheme.ranges,)
+        for method in methods:
+            plans[method] = on_grid.plan(self._placement, method, self._scheme)
+            if len(methods) > 1:
+                errors[method] = self._error(
+                    self._simulate(on_grid, plans[method], self._placement)
+                )
+        best = min(errors, key=errors.__getitem__, default=methods[0])
+        label = f"{stage.name}, {best}"
+        built = self._measure(on_grid, plans[best], self._placement, label, started)
+        return ToolChoice(on_grid, best, (), built)
+
+    def _simulate(
+        self, on_grid: OnGrid, plan: QuantizationPlan, placement: Placement
+    ) -> onnx.ModelProto:
+        return on_grid.simulate(plan, placement, self._scheme)
+
+    def _error(self, model: onnx.ModelProto) -> float:
+        """Mean squared error of the logits of `model` on the sample."""
+        outputs = self._evaluator.calibrator.run(model, self._inputs)
+        free_memory()
+        return float(np.square(outputs - self._outputs).mean())
+
+    def _measure(
+        self,
+        on_grid: OnGrid,
+        plan: QuantizationPlan,
+        placement: Placement,
+        label: str,
+        started: float,
+    ) -> BuiltCandidate:
+        """Measure the simulated model on the selection images; `started` is perf_counter()."""
+        model = self._simulate(on_grid, plan, placement)
+        artifact = self._builder.artifact.then(model, Step("harden", __version__))
+        paired = self._evaluator.comparison.compare(artifact)
+        gate = self._evaluator.gate
+        candidate = gate.judge(label, placement.name, paired.values, None, started)
+        noise = sqnr.layer_sqnr(plan, on_grid.float_model.statistics)
+        candidate = replace(candidate, layers=tuple(noise))
+        self.candidates.append(candidate)
+        free_memory()
+        same = f"{paired.values.same_prediction:.1f} % of the predictions unchanged"
+        gate.progress(f"{label}: {same}, {candidate.seconds:.1f} s", 1, 1)
+        build = Build(artifact, on_grid.stage, plan)
+        return BuiltCandidate(
+            artifact, candidate, build, TimedPlacement(placement, None)
+        )
+
+    def _fall_back(self, best: ToolChoice) -> ToolChoice:
+        """`best` with the fewest layers out of INT8 that are enough; itself where none is needed.
+
+        Where not even the most are enough, with the most, if they gain anything.
+        """
+        verdict = best.built.verdict
+        if verdict >= Verdict.HOLDS:
+            return best
+        ranked = self._rank(best)
+        if not ranked:
+            return best
+        if verdict >= Verdict.ENOUGH and ranked[0].gain_db < DOMINANT_DB:
+            return best
+        choice = best
+        for count in FALLBACK_COUNTS:
+            # without its only noisy layers nothing would be left in INT8
+            if count > len(ranked):
+                break
+            choice = self._without(best, ranked[:count])
+            if choice.built.verdict >= Verdict.ENOUGH:
+                return choice
+        return choice if choice.snr_db > best.snr_db + MIN_GAIN_DB else best
+
+    def _rank(self, best: ToolChoice) -> list[FallbackLayer]:
+        """The noisiest layers of `best`, those first that gain most by leaving INT8 alone."""
+        on_grid_layers = {layer.layer for layer in best.on_grid.layers}
+        noisiest: list[str] = []
+        for noisy in best.built.candidate.layers:
+            if noisy.layer in on_grid_layers:
+                noisiest.append(noisy.layer)
+        if len(noisiest) < 2:
+            return []
+        before = self._error(best.built.artifact.model)
+        ranked: list[FallbackLayer] = []
+        for name in noisiest[:RANKED_LAYERS]:
+            placement = with_fallback(self._builder, self._placement, [name])
+            plan = best.on_grid.plan(placement, best.method, self._scheme)
+            error = self._error(self._simulate(best.on_grid, plan, placement))
+            gain = 10 * np.log10(max(before, 1e-30) / max(error, 1e-30))
+            layer = FallbackLayer(name, "", self._scheme.escape, round(float(gain), 1))
+            ranked.append(layer)
+        ranked.sort(key=lambda layer: -layer.gain_db)
+        return [layer for layer in ranked if layer.gain_db > 0]
+
+    def _without(self, best: ToolChoice, layers: Sequence[FallbackLayer]) -> ToolChoice:
+        """`best` with `layers` out of INT8, measured."""
+        started = time.perf_counter()
+        names = [layer.layer for layer in layers]
+        placement = with_fallback(self._builder, self._placement, names)
+        plan = best.on_grid.plan(placement, best.method, self._scheme)
+        label = f"{best.built.candidate.stage}, {len(names)} in {self._scheme.escape}"
+        built = self._measure(best.on_grid, plan, placement, label, started)
+        return replace(best, fallback=tuple(layers), built=built)
