@@ -57,7 +57,7 @@ __all__ = [
 
 MAX_MODEL_BYTES = 2**31 - 1  # protobuf's own limit for one message
 _PREFIX = "repzoo."
-Form = Literal["train", "deploy", "int8"]
+Form = Literal["train", "deploy", "int8", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -200,12 +200,19 @@ class Artifact:
 
     @property
     def form(self) -> Form:
-        """int8 if it holds QuantizeLinear, train if a BatchNormalization is left, else deploy."""
+        """What the graph shows.
+
+        int8 if it holds QuantizeLinear, train if a BatchNormalization is left, fp16 or bf16 if a
+        layer's weights are in that type, else deploy.
+        """
         # From the graph, since files of other tools have no history.
         kinds = {node.op_type for node in self.model.graph.node}
         if "QuantizeLinear" in kinds:
             return "int8"
-        return "train" if "BatchNormalization" in kinds else "deploy"
+        if "BatchNormalization" in kinds:
+            return "train"
+        half = onnx_file.half_precision(self.model)
+        return half or "deploy"
 
     @property
     def opset(self) -> int:

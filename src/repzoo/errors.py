@@ -2,7 +2,8 @@
 
 RepzooError                 exit 1  a defect in repzoo if it is none of the following
 ├── InputError              exit 2  bad input or usage
-│   └── MissingExtra        exit 2  an optional dependency is not installed
+│   ├── MissingExtra        exit 2  an optional dependency is not installed
+│   └── NotFinite           exit 2  a model's outputs are NaN or infinite
 ├── CertificateError        exit 3  the folded graph is not proven equal
 └── GateError               exit 4  an accuracy or latency budget is not met
 """
@@ -39,6 +40,10 @@ class MissingExtra(InputError):
             f"pip install 'repzoo[{extra}]'"
         )
         self.extra = extra
+
+
+class NotFinite(InputError):
+    """A model gives outputs that are NaN or infinite, so it has no accuracy."""
 
 
 class CertificateError(RepzooError):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import heapq
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
@@ -218,6 +218,28 @@ def opset_of(model: onnx.ModelProto) -> int:
         if item.domain in STANDARD_DOMAINS:
             return int(item.version)
     return 0
+
+
+# Operators whose weights say in which precision a network computes.
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_HALF: Mapping[int, Literal["fp16", "bf16"]] = {
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+}
+
+
+def half_precision(model: onnx.ModelProto) -> Literal["", "fp16", "bf16"]:
+    """The half-precision type in which layers of `model` compute; "" where they do not.
+
+    Weights that a Cast turns into float32 are only stored in half precision.
+    """
+    types = {item.name: item.data_type for item in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in WEIGHTED:
+            for name in node.input:
+                if types.get(name) in _HALF:
+                    return _HALF[types[name]]
+    return ""
 
 
 def class_count(model: onnx.ModelProto) -> int:

@@ -11,7 +11,7 @@ from rich.table import Table
 from repzoo.console.evaluations import paired_line
 from repzoo.console.output import View, make_table
 from repzoo.measure.record import select, share_of, to_json
-from repzoo.measure.results import Latency, LatencyRatio, PairedAccuracy
+from repzoo.measure.results import HalfSummary, Latency, LatencyRatio, PairedAccuracy
 from repzoo.quant.search.gate import QuantReport
 from repzoo.report import card as cards
 from repzoo.report import figures
@@ -22,12 +22,15 @@ if TYPE_CHECKING:  # it imports what takes long
 # Rows that a person is shown; --json has all.
 SHOWN_LAYERS = 8
 SHOWN_CHANNELS = 3
+SHOWN_KEPT = 12
 
 
 def quantized(report: QuantReport, path: Path) -> View:
     """`repzoo quantize`."""
+    half = report.record.values.half
+    precision = half.precision.upper() if half else "INT8"
     shown: list[Any] = [_candidates(report)]
-    shown.append(_accuracy_line(report.paired.values))
+    shown.append(_accuracy_line(report.paired.values, precision))
     data = report.record.data
     # Another quantizer makes one model, so nothing is selected.
     if data["selection_images"]:
@@ -39,15 +42,44 @@ def quantized(report: QuantReport, path: Path) -> View:
     if report.chosen.layers:
         shown.append(_noisiest_layers(report))
     share = share_of(report.record.artifact)
-    shown.append(str(share))
-    shown.extend(_placement_lines(report))
+    if half:
+        shown.extend(_half_lines(half))
+    else:
+        shown.append(str(share))
+    shown.extend(_placement_lines(report, precision))
     shown.append(f"{path} written")
     document = {
         "file": str(path),
         **to_json(report.record.values),
-        "int8": to_json(share),
     }
+    if share is not None:
+        document["int8"] = to_json(share)
     return View(document, *shown, remarks=report.warnings)
+
+
+def _half_lines(half: HalfSummary) -> list[Any]:
+    """How the file does on the engine and in exact arithmetic, and what stays in float32."""
+    lines: list[Any] = []
+    for where, values in (
+        (f"in {half.precision.upper()} arithmetic", half.in_arithmetic),
+        ("the file on this engine", half.on_engine),
+    ):
+        same = figures.percent(values.same_prediction)
+        line = f"{where}: {same} % of the predictions unchanged"
+        if values.logits_snr_db is not None:
+            line += (
+                f", signal-to-noise ratio of the logits {values.logits_snr_db:.0f} dB"
+            )
+        lines.append(line)
+    if half.kept:
+        table = make_table("in float32", "operator", "why")
+        for item in half.kept[:SHOWN_KEPT]:
+            table.add_row(item["node"], item["op"], item["reason"])
+        lines.append(table)
+    hidden = len(half.kept) - SHOWN_KEPT
+    if hidden > 0:
+        lines.append(f"and {hidden} more in float32; --json has all")
+    return lines
 
 
 def _candidates(report: QuantReport) -> Table:
@@ -67,14 +99,14 @@ def _candidates(report: QuantReport) -> Table:
     return table
 
 
-def _accuracy_line(values: PairedAccuracy) -> str:
-    """Accuracy in float and in INT8 on the gate images, as far as it is known."""
+def _accuracy_line(values: PairedAccuracy, precision: str = "INT8") -> str:
+    """Accuracy in float and in `precision` on the gate images, as far as it is known."""
     span = figures.span(figures.points, values.drop_low, values.drop_high)
     if values.top1 is not None and values.first_top1 is not None:
         return (
             f"Top-1 on the {values.n} gate images: float {figures.percent(values.first_top1)} %, "
-            f"INT8 {figures.percent(values.top1)} %, drop {figures.points(values.drop)} points "
-            f"(95 % interval {span})"
+            f"{precision} {figures.percent(values.top1)} %, drop {figures.points(values.drop)} "
+            f"points (95 % interval {span})"
         )
     what = "labels" if values.multi_label else "predictions"
     return (
@@ -106,11 +138,11 @@ def _noisiest_layers(report: QuantReport) -> Table:
     return table
 
 
-def _placement_lines(report: QuantReport) -> list[str]:
-    """What runs in INT8, its latency over that of float, and why other nodes stay in float."""
+def _placement_lines(report: QuantReport, precision: str) -> list[str]:
+    """What runs in `precision`, its latency over float's, and why other nodes stay in float."""
     placement = f"placement: {report.chosen.placement}"
     if report.chosen.ratio is not None:
-        placement += f"; {_latency_ratio(report.chosen.ratio)}"
+        placement += f"; {_latency_ratio(report.chosen.ratio, precision)}"
     lines = [placement]
     reasons = []
     for trial in report.record.values.placement_trials or ():
@@ -123,9 +155,10 @@ def _placement_lines(report: QuantReport) -> list[str]:
     return lines
 
 
-def _latency_ratio(values: LatencyRatio) -> str:
+def _latency_ratio(values: LatencyRatio, precision: str = "INT8") -> str:
     interval = figures.span(figures.ratio_of, values.ratio_low, values.ratio_high)
-    return f"INT8 / float latency {figures.ratio_of(values.ratio)} (95 % interval {interval})"
+    ratio = figures.ratio_of(values.ratio)
+    return f"{precision} / float latency {ratio} (95 % interval {interval})"
 
 
 def card(result: JobResult, files: Sequence[Path]) -> View:

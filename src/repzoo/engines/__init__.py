@@ -65,6 +65,7 @@ class Engine(Protocol):
                               class is then also called with one of them as its only argument
     with_default_precision()  the engine as others run it, where repzoo opens sessions with settings
                               that make sums of 8-bit products exact
+    computes_bfloat16()       whether this machine has bfloat16 arithmetic that the engine uses
 
     name  as in ENGINES, with the option where there is one: "openvino:GPU"
     """

@@ -54,6 +54,11 @@ class OpenVino:
         """The release and the build."""
         return str(ov.get_version())
 
+    def computes_bfloat16(self) -> bool:
+        """See `engines.Engine`. Of CPUs, those with AVX512_BF16 or AMX."""
+        listed = _core().get_property(self._device, "OPTIMIZATION_CAPABILITIES")
+        return "BF16" in listed
+
     def open(
         self,
         model: onnx.ModelProto,

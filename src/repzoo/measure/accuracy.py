@@ -31,7 +31,7 @@ from repzoo.data.batches import (
 from repzoo.data.dataset import GONE, Dataset, Stamp
 from repzoo.engines import Engine, Session
 from repzoo.engines.batches import pad_batch
-from repzoo.errors import InputError
+from repzoo.errors import InputError, NotFinite
 from repzoo.graph.tools.head import Head, find_head
 from repzoo.measure.class_mapping import class_indices, output_labels
 from repzoo.measure.distributed import ALONE, Group
@@ -358,7 +358,7 @@ class _Worker:
                 "those of its outputs: export it again"
             )
         if not np.isfinite(logits).all():
-            raise InputError(
+            raise NotFinite(
                 f"{run.artifact.name} gives outputs that are not finite (NaN or overflow) on "
                 f"{run.engine.name}, so it has no accuracy; check its weights and its preprocessing"
             )

@@ -383,6 +383,27 @@ class PlacementTrial:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HalfSummary:
+    """What is known of a model in half precision besides its figures.
+
+    precision      fp16 or bf16; `operators` compute in it
+    kept           operators that stay in float32: node, op, cause and reason of each
+    weights        other than 0; `subnormal` of them have fewer digits in float16, `zeroed` none
+    in_arithmetic  against float where every value is rounded to it, whatever the engine does
+    on_engine      the file against float on the engine
+    """
+
+    precision: str
+    operators: int
+    kept: tuple[Mapping[str, Any], ...]
+    weights: int
+    subnormal: int
+    zeroed: int
+    in_arithmetic: PairedAccuracy
+    on_engine: PairedAccuracy
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuantizeSummary:
     """What quantizing one model gave: the candidate that was chosen, measured on the gate's images.
 
@@ -400,6 +421,7 @@ class QuantizeSummary:
     stages             seconds that calibration, placement and gate took
     float_top1, top1   Top-1 of the float and the INT8 model in percent; None without labels
     multi_label, unjudged  as in PairedAccuracy
+    half               of a model in half precision; None for INT8
     """
 
     drop: float
@@ -427,6 +449,7 @@ class QuantizeSummary:
     top1: float | None = None
     multi_label: LabelAgreement | None = None
     unjudged: str | None = None
+    half: HalfSummary | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def embed_input(
     after = _new_preprocess(artifact.name, before, input, yuv, order)
     matrix, origin = pixel_map(after, before.color)
     # A training form must still fold, so nothing is merged into its first layer.
-    is_folded = artifact.form == "deploy"
+    is_folded = artifact.form != "train"
     embedded = embed(artifact.model, after, matrix, origin, merge=is_folded)
     proofs: Any = ()
     if embedded.folded:

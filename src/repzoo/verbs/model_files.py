@@ -165,11 +165,16 @@ def embedded_for(classes: Sequence[str]) -> str:
 
 
 def require_float(model: StoredArtifact) -> None:
-    """Refuse an INT8 model where a float one is needed.
+    """Refuse a model in INT8 or in half precision where a float one is needed.
 
     Raises:
         InputError: `model` is quantized.
     """
+    if model.form in ("fp16", "bf16"):
+        raise InputError(
+            f"{model.name} is in half precision ({model.form}); give the float32 model it was made "
+            "from"
+        )
     if model.form == "int8":
         raise InputError(
             f"{model.name} is quantized already; give the float model it was made from"

@@ -1,10 +1,10 @@
-"""The verb `quantize`: the INT8 form of a model, under an accuracy budget."""
+"""The verb `quantize`: a model in INT8, or in half precision, under an accuracy budget."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from repzoo import engines
 from repzoo.artifact import Artifact as StoredArtifact
@@ -23,7 +23,7 @@ from repzoo.progress import Progress, silent
 from repzoo.quant.baselines import registry as baselines
 from repzoo.quant.network.host_arithmetic import adapt_to_host
 from repzoo.quant.network.scheme import default_scheme, load_scheme
-from repzoo.quant.search import ladder
+from repzoo.quant.search import half_model, ladder
 from repzoo.quant.search.default_sessions import saturation_remark
 from repzoo.quant.search.gate import QuantReport
 from repzoo.quant.search.verdict import Budget
@@ -36,11 +36,19 @@ from repzoo.verbs.model_files import ModelLike, open_model, require_float
 from repzoo.verbs.optional_torch import needs_torch
 from repzoo.verbs.public_artifact import Artifact
 
+Precision = Literal["int8", "fp16", "bf16"]
+INT8_SETTINGS = ("scheme", "recipe", "placement", "search", "finetune_epochs")
+
 
 @dataclass(frozen=True)
 class QuantizeOptions:
     """Settings of `quantize`. A scheme of "" is the engine's own."""
 
+    precision: Precision = setting(
+        "int8",
+        help="Number format: int8; fp16, where operators that float16 would spoil stay in "
+        "float32; or bf16.",
+    )
     engine: str = setting(DEFAULT_ENGINE, help="Engine that will run the INT8 model.")
     scheme: str = setting(
         "",
@@ -82,6 +90,8 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         """Refuse settings that only repzoo's own quantizer has together with another one."""
         validate(self)
+        if self.precision != "int8":
+            self._require_defaults()
         if self.recipe == baselines.OWN:
             return
         if self.finetune_epochs:
@@ -100,6 +110,17 @@ class QuantizeOptions:
                 f"leave out the scheme {self.scheme}, or the recipe {self.recipe}"
             )
 
+    def _require_defaults(self) -> None:
+        """Refuse settings of integers together with half precision."""
+        for name in INT8_SETTINGS:
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                option = "--" + name.replace("_", "-")
+                raise InputError(
+                    f"{name} ({option}) is a setting of INT8; leave it out, or the precision "
+                    f"{self.precision}"
+                )
+
 
 def quantize(
     model: ModelLike,
@@ -111,7 +132,8 @@ def quantize(
 ) -> Artifact:
     """Quantize a model to INT8; the result's `report` says what was tried, chosen and measured.
 
-    A training form is folded first.
+    A training form is folded first. With precision="fp16" or "bf16" the result is an ordinary ONNX
+    file with half-precision weights and activations, and float32 inputs and outputs.
 
     data      labeled images, or a folder of unlabeled ones: a folder, a name, or a DataSource.
               One part sets the ranges, one chooses the best candidate, the rest judges it: see
@@ -194,9 +216,13 @@ def _run_quantizer(
     options: QuantizeOptions,
     progress: Progress,
 ) -> tuple[StoredArtifact, QuantReport]:
-    """(the INT8 model, its report), from repzoo's own quantizer or from the named baseline."""
+    """(the model, its report), from repzoo's own quantizer or from the named baseline."""
     budget = Budget(options.max_drop, options.force)
     runner = engines.engine(options.engine)
+    if options.precision != "int8":
+        return half_model.quantize(
+            model, split, runner, options.precision, budget, progress
+        )
     if options.recipe != baselines.OWN:
         return baselines.quantize(
             model, split, runner, options.recipe, budget, progress

@@ -169,7 +169,7 @@ def quantize(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Quantize FILE.onnx to INT8. A training form is folded first.
+    """Quantize FILE.onnx to INT8, or --precision fp16. A training form is folded first.
 
     Exits with 4, and writes nothing, when the accuracy drop is proven to exceed --max-drop.
     """

@@ -114,8 +114,7 @@ def collect_statistics(
     width = gram_width(layers, initializer_bytes(model))
     of_layers = [GramObserver(layer, width, stream.images) for layer in layers]
     observers = [*of_tensors.values(), *checks, *of_layers]
-    _check_tensors_exist(model, observers)
-    margins = _run(model, observers, stream, engine, threads)
+    margins = run_observers(model, observers, stream, engine, threads)
 
     histograms = {name: observer.histogram for name, observer in of_tensors.items()}
     moments = {observer.layer.name: observer.moments for observer in of_layers}
@@ -140,14 +139,19 @@ def _computed_tensors(model: onnx.ModelProto) -> set[str]:
     return names
 
 
-def _run(
+def run_observers(
     model: onnx.ModelProto,
     observers: Sequence[Observer],
     stream: CalibrationStream,
     engine: Engine,
     threads: int,
 ) -> Margins:
-    """Show every tensor of `model` to its observers, piece by piece; the margins of the logits."""
+    """Show every tensor of `model` to its observers, piece by piece; the margins of the logits.
+
+    Raises:
+        InputError: see `collect_statistics`.
+    """
+    _check_tensors_exist(model, observers)
     pieces: Pieces | list[onnx.ModelProto] = [model]
     if initializer_bytes(model) > WHOLE_BYTES:
         pieces = split_model(model, PIECE_BYTES)

@@ -76,7 +76,7 @@ class MagnitudeCheck(Observer):
 
     def add(self, values: Float32) -> None:
         """Check one batch, [N, C, ...]."""
-        _checked_extremes(self.source, _flatten_positions(values))
+        checked_extremes(self.source, flatten_positions(values))
 
     def close(self) -> None:
         """There is nothing to finish."""
@@ -107,8 +107,8 @@ class HistogramObserver(Observer):
 
     def add(self, values: Float32) -> None:
         """Observe one batch, [N, C, ...]. All of its images are sampled at the same positions."""
-        flat = _flatten_positions(values)
-        low, high = _checked_extremes(self.source, flat)
+        flat = flatten_positions(values)
+        low, high = checked_extremes(self.source, flat)
         _, channels, positions = flat.shape
         if not len(self.histogram.low):
             # the number of channels is known with the first batch
@@ -280,7 +280,7 @@ def positions_per_image(images: int) -> int:
     return max(MIN_POSITIONS, SAMPLES // max(images, 1))
 
 
-def _checked_extremes(name: str, flat: Float32) -> tuple[Float32, Float32]:
+def checked_extremes(name: str, flat: Float32) -> tuple[Float32, Float32]:
     """(low, high), [C] each, of the tensor `name`, [N, C, positions].
 
     Raises:
@@ -305,7 +305,7 @@ def _checked_extremes(name: str, flat: Float32) -> tuple[Float32, Float32]:
     return low, high
 
 
-def _flatten_positions(values: Float32) -> Float32:
+def flatten_positions(values: Float32) -> Float32:
     """[N, C, ...] as [N, C, positions]. A tensor with fewer than two axes is one channel."""
     if values.ndim < 2:
         return values.reshape(1, 1, -1)

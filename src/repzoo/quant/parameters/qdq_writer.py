@@ -63,7 +63,7 @@ def upgrade_opset(model: onnx.ModelProto, version: int = MIN_OPSET) -> onnx.Mode
         return onnx.version_converter.convert_version(model, version)
     except Exception as error:
         raise InputError(
-            f"INT8 needs opset {version}; this graph has opset {current}, and onnx cannot convert "
+            f"this needs opset {version}; the graph has opset {current}, and onnx cannot convert "
             f"it ({first_line(error)}); export the model again with opset {version} or newer"
         ) from None
 

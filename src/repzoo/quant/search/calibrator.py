@@ -19,6 +19,7 @@ from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
 from repzoo.engines.batches import run_padded
 from repzoo.graph.tools.skeleton import initializer_bytes
+from repzoo.measure.expected_drop import Margins
 from repzoo.measure.host import host
 from repzoo.onnx_file import fixed_batch
 from repzoo.progress import Progress
@@ -27,7 +28,9 @@ from repzoo.quant.calibration.calibrate import (
     CalibrationStream,
     batch_size,
     collect_statistics,
+    run_observers,
 )
+from repzoo.quant.calibration.observers import Observer
 from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network.layers import Layer
@@ -140,6 +143,15 @@ class Calibrator:
             self.engine,
             self.threads,
         )
+
+    def run_observers(
+        self, model: onnx.ModelProto, observers: Sequence[Observer], reader: ImageReader
+    ) -> Margins:
+        """Show the images of `reader` to `observers` of tensors of `model`; the logits' margins."""
+        observed = [observer.source for observer in observers]
+        inputs = reader.read(batch_size(model, observed, PROBED_BYTES))
+        stream = CalibrationStream(inputs, len(reader.images), self.progress)
+        return run_observers(model, observers, stream, self.engine, self.threads)
 
     def prepare(self, phase: str, images: Dataset, size: int) -> Iterator[Inputs]:
         """The prepared `images`, `size` at a time; progress is shown under the name `phase`."""

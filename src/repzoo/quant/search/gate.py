@@ -99,7 +99,10 @@ class Gate:
         engine: Engine,
         budget: Budget,
         progress: Progress = silent,
+        precision: str = "INT8",
     ) -> None:
+        """`precision` is what the models that it judges are called."""
+        self.precision = precision
         self.artifact = artifact
         self.engine = engine
         self.budget = budget
@@ -183,7 +186,11 @@ class Gate:
         if verdict is Verdict.REFUSED:
             chosen = replace(chosen, layers=diagnose() or chosen.layers)
             refusal = messages.refusal(
-                self.artifact.name, chosen.layers, paired.values, self.budget.max_drop
+                self.artifact.name,
+                chosen.layers,
+                paired.values,
+                self.budget.max_drop,
+                self.precision,
             )
             if not self.budget.force:
                 raise GateError(refusal)
@@ -194,7 +201,11 @@ class Gate:
         summary = summarize(shown, chosen, paired.values, verdict, context)
         record = self._record(quantized, summary, context)
         warnings = messages.warnings(
-            chosen.ratio, paired.values, verdict, self.budget.max_drop
+            chosen.ratio,
+            paired.values,
+            verdict,
+            self.budget.max_drop,
+            self.precision,
         )
         # An image that cannot be read may be reported by more than one pass.
         remarks = (*context.remarks, *self.comparison.report.sentences(), *warnings)

@@ -128,7 +128,7 @@ def quantize(
     remarks += evaluator.comparison.report.sentences()
     context = ReportContext(
         _step_settings(evaluator, target, budget),
-        _describe_images(split),
+        describe_images(split),
         budget,
         remarks,
         started,
@@ -156,7 +156,8 @@ def _step_settings(
     }
 
 
-def _describe_images(split: QuantizationSplit) -> dict[str, Any]:
+def describe_images(split: QuantizationSplit) -> dict[str, Any]:
+    """Names and counts of the images that a report states."""
     return {
         "calibration": split.calibration.name,
         "images": len(split.calibration),

@@ -19,7 +19,11 @@ from repzoo.remark import Remark
 
 
 def refusal(
-    name: str, layers: Sequence[LayerSqnr], paired: PairedAccuracy, max_drop: float
+    name: str,
+    layers: Sequence[LayerSqnr],
+    paired: PairedAccuracy,
+    max_drop: float,
+    precision: str = "INT8",
 ) -> str:
     """Why the model called `name` is refused, which layers are to blame, and what to do."""
     blame = ""
@@ -28,9 +32,9 @@ def refusal(
         sentences = [layer.sentence() for layer in noisiest]
         blame = f"Most quantization noise comes from {'; '.join(sentences)}. "
     return (
-        f"{name}: INT8 {_loss(paired, max_drop)}; nothing was written. {blame}Raise --max-drop, "
-        "calibrate on images that are more like those of the check, or write the model anyway "
-        "with --force"
+        f"{name}: {precision} {_loss(paired, max_drop)}; nothing was written. {blame}Raise "
+        "--max-drop, calibrate on images that are more like those of the check, or write the "
+        "model anyway with --force"
     )
 
 
@@ -88,17 +92,22 @@ def warnings(
     paired: PairedAccuracy,
     verdict: Verdict,
     max_drop: float,
+    precision: str = "INT8",
 ) -> list[str]:
     """What to know about a model that is written: about its accuracy first, then its latency."""
     sentences = _about_head(paired)
     if verdict is Verdict.REFUSED:
-        sentences.append(Remark("forced: INT8 {loss}", loss=_loss(paired, max_drop)))
+        loss = _loss(paired, max_drop)
+        sentences.append(
+            Remark("forced: {precision} {loss}", precision=precision, loss=loss)
+        )
     elif paired.unjudged is None:
         sentences.extend(_about_drop(paired, max_drop))
     if ratio is not None and ratio.ratio_low > 1:
         sentences.append(
             Remark(
-                "INT8 takes {ratio:.2f} times as long as float on this engine and host",
+                "{precision} takes {ratio:.2f} times as long as float on this engine and host",
+                precision=precision,
                 ratio=ratio.ratio,
             )
         )
