@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ImportOptions,
         import_logs,
     )
+    from repzoo.verbs.lint_files import check_pack
     from repzoo.verbs.load_model import load
     from repzoo.verbs.measure_preprocessing import Mismatches, measure_mismatch
     from repzoo.verbs.pack_model import Pack, PackOptions, pack
@@ -51,6 +52,7 @@ __all__ = [
     "QuantizeOptions",
     "RecipeChanges",
     "benchmark",
+    "check_pack",
     "convert",
     "embed_input",
     "evaluate",
@@ -87,6 +89,7 @@ _MODULES = {
     "QuantizeOptions": "quantize_model",
     "RecipeChanges": "train_model",
     "benchmark": "benchmark_models",
+    "check_pack": "lint_files",
     "convert": "convert_checkpoint",
     "embed_input": "embed_camera_input",
     "evaluate": "evaluate_models",

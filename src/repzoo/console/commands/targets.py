@@ -10,8 +10,10 @@ import rich_click as click
 from repzoo import verbs
 from repzoo.console import board_logs as log_views
 from repzoo.console import hardened as views
+from repzoo.console import lint as lint_views
 from repzoo.console import toolchains as toolchain_views
 from repzoo.console.commands.shared import (
+    DATA_HELP,
     FILE,
     append_option,
     data_option,
@@ -21,7 +23,7 @@ from repzoo.console.commands.shared import (
 )
 from repzoo.console.options import options_of, preprocess_options, split_options
 from repzoo.console.output import Console
-from repzoo.errors import InputError
+from repzoo.errors import GateError, InputError
 from repzoo.measure.record import append as append_records
 from repzoo.storage import write_together
 from repzoo.verbs.image_data import open_data_source
@@ -71,25 +73,57 @@ def harden(
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", required=False)
+@click.option("-o", "--output", type=FILE, help="Folder to write; it must be empty.")
 @click.option(
-    "-o",
-    "--output",
+    "--check",
     type=FILE,
-    required=True,
-    help="Folder to write; it must be empty.",
+    metavar="PATH",
+    help="Write nothing: say what is wrong in a pack, in a vendor's configuration or in "
+    "calibration files.",
 )
-@data_option
+@click.option(
+    "--model",
+    metavar="FILE",
+    help="With --check: the model that PATH is for.  [default: the one it names]",
+)
+@click.option(
+    "--data",
+    help=f"{DATA_HELP} With --check: measure what mistakes cost.",
+)
 @options_of(verbs.PackOptions)
 @preprocess_options
 @json_option
-def pack(file: str, output: Path, data: str, as_json: bool, **values: Any) -> None:
+def pack(
+    file: str | None,
+    output: Path | None,
+    check: Path | None,
+    model: str | None,
+    data: str | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Write a folder with all that a vendor's tool chain needs to put FILE.onnx on its board.
 
     The model as the tool wants it (see `repzoo harden`), its configuration, calibration images,
     numbered steps, labels, a README in English and Chinese, and a manifest with hashes.
+
+    With --check PATH, check such a folder or a vendor's own file instead. Exits with 4 where there
+    are errors.
     """
     options, preprocess = split_options(verbs.PackOptions, values)
+    if check is not None:
+        if output is not None or (file is not None and model is not None):
+            raise click.UsageError(
+                "--check writes nothing: leave out -o, and give one model."
+            )
+        _check(check, model or file, data, preprocess, as_json)
+        return
+    if file is None or output is None or data is None:
+        missing = "FILE" if file is None else "-o" if output is None else "--data"
+        raise click.UsageError(f"Missing {missing}; or give --check PATH.")
+    if model is not None:
+        raise click.UsageError("--model is for --check; the model to pack is FILE.")
     artifact = load_file(file, **preprocess)
     with Console(as_json) as console:
         source = open_data_source(data, unlabeled=True)
@@ -97,6 +131,32 @@ def pack(file: str, output: Path, data: str, as_json: bool, **values: Any) -> No
             artifact, source, output, options=options, progress=console.progress
         )
     console.show(views.packed(written))
+
+
+def _check(
+    path: Path,
+    model: str | None,
+    data: str | None,
+    preprocess: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Show what is wrong; leave with 2 for files that cannot be read, 4 for errors."""
+    artifact = load_file(model, **preprocess) if model is not None else None
+    stated = [name for name, value in preprocess.items() if value is not None]
+    if artifact is None and stated:
+        raise click.UsageError(
+            f"--{stated[0].replace('_', '-')} says how the model's images are prepared; give "
+            "--model too."
+        )
+    with Console(as_json) as console:
+        report = verbs.check_pack(path, artifact, data, progress=console.progress)
+    console.show(lint_views.findings(report))
+    unreadable = [item for item in report.findings if item.code == "unreadable"]
+    if unreadable:
+        raise InputError(unreadable[0].message)
+    errors = report.count("error")
+    if errors:
+        raise GateError(f"{path} has {errors} {'error' if errors == 1 else 'errors'}")
 
 
 @click.command()

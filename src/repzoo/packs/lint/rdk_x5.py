@@ -1,0 +1,618 @@
+"""Rules for hb_mapper's configuration (RDK X5, bayes-e).
+
+The tool computes (x - mean_value) * scale_value of pixels 0..255, so mean_value = 255 mean and
+scale_value = 1 / (255 std). Source: D-Robotics' guide ptq_process.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from repzoo.packs.lint import calibration, graph, schema
+from repzoo.packs.lint.common import (
+    Spelling,
+    beside,
+    color_finding,
+    named_files,
+    normalization_findings,
+    reciprocal,
+)
+from repzoo.packs.lint.document import Document
+from repzoo.packs.lint.facts import ModelFacts, Workspace
+from repzoo.packs.lint.finding import Finding, Mistake
+from repzoo.packs.lint.normalization import Normalization
+
+MODEL, INPUT = "model_parameters", "input_parameters"
+CALIBRATION, COMPILER = "calibration_parameters", "compiler_parameters"
+GROUPS = (MODEL, INPUT, CALIBRATION, COMPILER)
+MARCH = "bayes-e"
+SMALL_FACTOR = 1 / 20  # of pixels 0..255 to values that networks take
+BOARDS = {"bernoulli2": "the RDK X3", "bayes": "the RDK Ultra"}
+EVEN_SIDES = ("nv12", "yuv444")
+LIMITS = graph.Limits(
+    "hb_mapper",
+    (10, 11),
+    7,
+    32,
+    "repzoo harden MODEL.onnx -o out.onnx --data DIR --target rdk-x5",
+)
+# Of norm_type: which of mean_value and scale_value the tool then uses.
+USES = {
+    "no_preprocess": (False, False),
+    "data_mean": (True, False),
+    "data_scale": (False, True),
+    "data_mean_and_scale": (True, True),
+}
+NODE_KEYS = re.compile(r"ON|OutputType|InputType\d*")
+SPELLING = Spelling(
+    (INPUT, "mean_value"),
+    (INPUT, "scale_value"),
+    write_std=reciprocal,
+    formula="mean_value = 255 mean, scale_value = 1 / (255 std)",
+)
+
+
+def is_configuration(value: Any) -> bool:
+    """Whether parsed YAML is meant for hb_mapper, misspelled groups included."""
+    if not isinstance(value, dict):
+        return False
+    words = {"model", "input", "calibration", "compiler"}
+    return any(
+        str(key).lower().startswith(tuple(words)) and "param" in str(key).lower()
+        for key in value
+    )
+
+
+def lint(document: Document, workspace: Workspace) -> Iterator[Finding]:
+    """All findings in a configuration, and in the calibration folder that it names."""
+    yield from schema.check(document, "rdk_x5")
+    yield from schema.unknown_groups(document, "rdk_x5")
+    for rule in RULES:
+        yield from rule(document, workspace)
+    yield from _calibration_files(document, workspace)
+    if workspace.model:
+        yield from graph.check(workspace.model, LIMITS)
+        yield from graph.cpu_operators(workspace.model, _on_bpu(document))
+
+
+def _march(document: Document, workspace: Workspace) -> Iterator[Finding]:
+    march = document.text(MODEL, "march")
+    if march not in BOARDS:
+        return
+    # A configuration by itself may be meant for that board.
+    is_for_x5 = workspace.is_pack or workspace.model is not None
+    yield document.finding(
+        "march" if is_for_x5 else "other-board",
+        f"march is {march}, which is {BOARDS[march]}; the RDK X5 loads {MARCH} only",
+        MODEL,
+        "march",
+        fix=f"march: '{MARCH}'",
+    )
+
+
+def _files(document: Document, workspace: Workspace) -> Iterator[Finding]:
+    named = [((MODEL, "onnx_model"), document.text(MODEL, "onnx_model"))]
+    if document.text(CALIBRATION, "calibration_type") not in ("load", "skip"):
+        for name in document.text(CALIBRATION, "cal_data_dir").split(";"):
+            named.append(((CALIBRATION, "cal_data_dir"), name.strip()))
+    named = [(keys, name) for keys, name in named if name]
+    yield from named_files(document, workspace, named)
+    if not any(document.text(MODEL, key) for key in ("onnx_model", "caffe_model")):
+        yield document.finding(
+            "missing-key",
+            "onnx_model is missing; the tool needs a model",
+            MODEL,
+            "onnx_model",
+            fix="onnx_model: './MODEL.onnx'",
+        )
+
+
+def _inputs(document: Document) -> int:
+    """Number of inputs that the configuration describes."""
+    return max(1, len(document.text(INPUT, "input_type_train").split(";")))
+
+
+def _color_of(document: Document) -> str:
+    color = document.text(INPUT, "input_type_train").upper()
+    return color if color in ("RGB", "BGR", "GRAY") else ""
+
+
+def _color(document: Document, workspace: Workspace) -> Iterator[Finding]:
+    model = workspace.model
+    wanted = model.preprocess.color.lower() if model and model.preprocess else ""
+    yield from color_finding(
+        document,
+        model,
+        _color_of(document),
+        INPUT,
+        "input_type_train",
+        fix=f"input_type_train: '{wanted}'",
+    )
+
+
+def _layout(document: Document, workspace: Workspace) -> Iterator[Finding]:
+    model, layout = workspace.model, document.text(INPUT, "input_layout_train")
+    if model is None or len(model.inputs) != 1:
+        return
+    shape = next(iter(model.inputs.values()))
+    if len(shape) != 4 or layout not in ("NCHW", "NHWC"):
+        return
+    is_last = shape[1] not in (1, 3) and shape[3] in (1, 3)
+    stated = "NHWC" if is_last else "NCHW"
+    if stated != layout:
+        yield document.finding(
+            "layout",
+            f"input_layout_train is {layout}, but the model's input is "
+            f"{_sides(shape)}, which is {stated}",
+            INPUT,
+            "input_layout_train",
+            fix=f"input_layout_train: '{stated}'",
+        )
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return "x".join(str(side) if side else "?" for side in shape)
+
+
+def _normalization(document: Document, workspace: Workspace) -> Iterator[Finding]:
+    kind = document.text(INPUT, "norm_type")
+    if kind not in USES or _inputs(document) > 1 or not _is_image(document):
+        return
+    uses_mean, uses_scale = USES[kind]
+    yield from _unused(document, "mean_value", uses_mean, kind)
+    yield from _unused(document, "scale_value", uses_scale, kind)
+    mean = schema.parse_numbers(document.get(INPUT, "mean_value")) or [()]
+    scale = schema.parse_numbers(document.get(INPUT, "scale_value")) or [()]
+    if (uses_mean and not mean[0]) or (uses_scale and not scale[0]):
+        return
+    if uses_scale and 0 in scale[0]:
+        yield document.finding(
+            "wrong-scale",
+            "scale_value is 0, which erases a channel",
+            INPUT,
+            "scale_value",
+        )
+        return
+    found = Normalization(
+        mean[0] if uses_mean else (0.0,),
+        tuple(1 / value for value in scale[0]) if uses_scale else (1.0,),
+    )
+    yield from normalization_findings(
+        document, workspace.model, found, _color_of(document), SPELLING
+    )
+    yield from _twice(document, workspace, found)
+
+
+def _is_image(document: Document) -> bool:
+    return document.text(INPUT, "input_type_train") != "featuremap"
+
+
+def _unused(
+    document: Document, key: str, is_used: bool, kind: str
+) -> Iterator[Finding]:
+    value = document.text(INPUT, key)
+    if is_used and not value:
+        yield document.finding(
+            "missing-key",
+            f"norm_type is {kind}, which needs {key}",
+            INPUT,
+            key,
+            fix=f"{key}:",
+        )
+    elif value and not is_used and value.strip("0. "):
+        yield document.finding(
+            "unused-value",
+            f"{key} is given, but norm_type {kind} does not use it",
+            INPUT,
+            key,
+            fix=f"norm_type: 'data_mean_and_scale', or delete {key}",
+        )
+
+
+def _twice(
+    document: Document, workspace: Workspace, found: Normalization
+) -> Iterator[Finding]:
+    if workspace.model is None:
+        return
+    inside = graph.normalization_in_graph(workspace.model)
+    subtracts = inside.subtracts and any(found.mean)
+    # Pixels that are divided by about 255 twice.
+    scales = inside.factor < SMALL_FACTOR and 1 / min(found.std) < SMALL_FACTOR
+    if not subtracts and not scales:
+        return
+    yield document.finding(
+        "normalized-twice",
+        f"the graph begins with {inside.nodes}, which normalizes, and norm_type "
+        f"{document.text(INPUT, 'norm_type')} makes the tool normalize in front of it as well",
+        INPUT,
+        "norm_type",
+        fix="norm_type: 'no_preprocess', or export the model without these nodes",
+    )
+
+
+def _shape(document: Document, workspace: Workspace) -> Iterator[Finding]:
+    model = workspace.model
+    if model is None:
+        return
+    names = _parts(document.text(INPUT, "input_name"))
+    for name in names:
+        if name not in model.inputs:
+            yield document.finding(
+                "input-name",
+                f"input_name is {name}; the model's input is called {', '.join(model.inputs)}",
+                INPUT,
+                "input_name",
+                fix="input_name: '', or the model's name",
+            )
+    shapes = _parts(document.text(INPUT, "input_shape"))
+    if not shapes or len(shapes) != len(model.inputs):
+        return
+    for text, stated in zip(shapes, model.inputs.values(), strict=True):
+        sides = tuple(int(side) for side in re.findall(r"\d+", text))
+        pairs = list(zip(sides, stated, strict=False))
+        differs = len(sides) != len(stated) or any(b not in (0, a) for a, b in pairs)
+        if differs:
+            yield document.finding(
+                "input-shape",
+                f"input_shape is {text}, but the model's input is {_sides(stated)}",
+                INPUT,
+                "input_shape",
+                fix=f"input_shape: '{_sides(stated)}'",
+            )
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(";") if part.strip()]
+
+
+def input_sides(document: Document, model: ModelFacts | None) -> tuple[int, ...]:
+    """(channels, height, width) of the one input; () where they are not known."""
+    shape: tuple[int, ...] = ()
+    text = document.text(INPUT, "input_shape")
+    if model and len(model.inputs) == 1:
+        shape = next(iter(model.inputs.values()))
+    elif text and ";" not in text:
+        shape = tuple(int(side) for side in re.findall(r"\d{1,6}", text))
+    if len(shape) != 4 or 0 in shape[1:]:
+        return ()
+    is_last = document.text(INPUT, "input_layout_train") == "NHWC"
+    if model:
+        is_last = shape[1] not in (1, 3)
+    return (shape[3], shape[1], shape[2]) if is_last else shape[1:]
+
+
+def _camera(document: Document, workspace: Workspace) -> Iterator[Finding]:
+    runtime = document.text(INPUT, "input_type_rt")
+    sides = input_sides(document, workspace.model)
+    if runtime in EVEN_SIDES and sides and (sides[1] % 2 or sides[2] % 2):
+        yield document.finding(
+            "odd-sides",
+            f"input_type_rt is {runtime}, but the input has {sides[1]}x{sides[2]} pixels; NV12 "
+            "has one color for 2x2 pixels, so sides must be even",
+            INPUT,
+            "input_type_rt",
+            fix="export the model at an even --size, or input_type_rt: 'rgb'",
+        )
+    train = document.text(INPUT, "input_type_train")
+    if train == "gray" and runtime not in ("gray", "nv12", ""):
+        yield document.finding(
+            "input-type",
+            f"input_type_rt is {runtime}, but the model takes gray images",
+            INPUT,
+            "input_type_rt",
+            fix="input_type_rt: 'gray'",
+        )
+    if (train == "featuremap") != (runtime == "featuremap") and train and runtime:
+        yield document.finding(
+            "input-type",
+            f"input_type_rt is {runtime} and input_type_train is {train}; a featuremap is not "
+            "converted, so both must be",
+            INPUT,
+            "input_type_rt",
+        )
+    yield from _range(document, workspace, runtime)
+
+
+def _range(document: Document, workspace: Workspace, runtime: str) -> Iterator[Finding]:
+    space = document.text(INPUT, "input_space_and_range")
+    if space != "bt601_video":
+        return
+    if runtime != "nv12":
+        yield document.finding(
+            "space-and-range",
+            f"input_space_and_range is {space}, which is for nv12 only; input_type_rt is "
+            f"{runtime}",
+            INPUT,
+            "input_space_and_range",
+            fix="input_space_and_range: 'regular'",
+        )
+        return
+    yield document.finding(
+        "limited-range",
+        "input_space_and_range is bt601_video: luma 16..235. NV12 that OpenCV or a JPEG decoder "
+        "makes has 0..255",
+        INPUT,
+        "input_space_and_range",
+        fix="input_space_and_range: 'regular', unless the camera gives 16..235",
+        mistake=_limited(workspace),
+    )
+
+
+def _limited(workspace: Workspace) -> Mistake | None:
+    """Pixels of 0..255 taken for 16..235: every pixel becomes (x - 16) * 255 / 219."""
+    preprocess = workspace.preprocess
+    if preprocess is None:
+        return None
+    factor = 219 / 255
+    mean = [value * factor + 16 / 255 for value in preprocess.mean]
+    std = [value * factor for value in preprocess.std]
+    document = {**preprocess.document(), "mean": mean, "std": std}
+    return Mistake(type(preprocess).from_mapping(document), preprocess)
+
+
+def _method(document: Document, workspace: Workspace) -> Iterator[Finding]:
+    kind = document.text(CALIBRATION, "calibration_type")
+    folder = document.text(CALIBRATION, "cal_data_dir")
+    if kind in ("load", "skip") and folder:
+        yield document.finding(
+            "load-with-data",
+            f"calibration_type is {kind}, which reads no images; cal_data_dir is not used",
+            CALIBRATION,
+            "cal_data_dir",
+            fix="delete cal_data_dir",
+        )
+    if kind not in ("load", "skip") and not folder:
+        yield document.finding(
+            "missing-key",
+            f"calibration_type is {kind or 'default'}, which needs images: cal_data_dir is "
+            "missing",
+            CALIBRATION,
+            "cal_data_dir",
+            fix="cal_data_dir: './calibration_data_rgb_f32'",
+        )
+    if document.text(CALIBRATION, "max_percentile") and kind not in ("max", ""):
+        yield document.finding(
+            "unused-value",
+            f"max_percentile is for calibration_type max; it is {kind}",
+            CALIBRATION,
+            "max_percentile",
+            fix="calibration_type: 'max', or delete max_percentile",
+        )
+    yield from _scales(document, workspace, kind)
+
+
+def _scales(document: Document, workspace: Workspace, kind: str) -> Iterator[Finding]:
+    if workspace.model is None:
+        return
+    if kind == "load" and not workspace.model.is_quantized:
+        yield document.finding(
+            "load-without-scales",
+            "calibration_type is load, but the model holds no QuantizeLinear to load scales from",
+            CALIBRATION,
+            "calibration_type",
+            fix="calibration_type: 'default', or pack the model with its scales",
+        )
+    if kind != "load" and workspace.model.is_quantized:
+        yield document.finding(
+            "scales-not-loaded",
+            f"the model holds QuantizeLinear, but calibration_type is {kind or 'default'}, which "
+            "computes scales anew",
+            CALIBRATION,
+            "calibration_type",
+            fix="calibration_type: 'load'",
+        )
+
+
+def _on_bpu(document: Document) -> set[str]:
+    names = set(_parts(document.text(CALIBRATION, "run_on_bpu")))
+    nodes = document.get(MODEL, "node_info")
+    if isinstance(nodes, dict):
+        for name, value in nodes.items():
+            if isinstance(value, dict) and value.get("ON") == "BPU":
+                names.add(name)
+    return names
+
+
+def _nodes(document: Document, workspace: Workspace) -> Iterator[Finding]:
+    nodes = document.get(MODEL, "node_info")
+    if isinstance(nodes, dict):
+        for name, value in nodes.items():
+            yield from _node(document, name, value)
+            yield from _known_node(document, workspace, name, MODEL, "node_info", name)
+    elif isinstance(nodes, str):
+        yield from _int16_text(document, nodes)
+    for group, key in (
+        (CALIBRATION, "run_on_cpu"),
+        (CALIBRATION, "run_on_bpu"),
+        (MODEL, "remove_node_name"),
+        (MODEL, "output_nodes"),
+    ):
+        for name in _parts(document.text(group, key)):
+            yield from _known_node(document, workspace, name, group, key)
+
+
+def _node(document: Document, name: str, value: Any) -> Iterator[Finding]:
+    keys = (MODEL, "node_info", name)
+    if not isinstance(value, dict):
+        yield document.finding(
+            "node-info",
+            f"node_info of {name} is {value!r}; expected keys such as 'OutputType'",
+            *keys,
+            fix="{'ON': 'BPU', 'InputType': 'int16', 'OutputType': 'int16'}",
+        )
+        return
+    for key, item in value.items():
+        accepted = ("BPU", "CPU") if key == "ON" else ("int8", "int16")
+        if not NODE_KEYS.fullmatch(str(key)):
+            message = (
+                f"{key} of {name} is not a key; expected ON, InputType0 or OutputType"
+            )
+        elif item not in accepted:
+            message = f"{key} of {name} is {item!r}; expected {' or '.join(accepted)}"
+        else:
+            continue
+        yield document.finding("node-info", message, *keys, str(key))
+
+
+def _int16_text(document: Document, text: str) -> Iterator[Finding]:
+    for part in _parts(text):
+        name, _, kind = part.rpartition(":")
+        if not name or kind.strip() not in ("int8", "int16"):
+            yield document.finding(
+                "node-info",
+                f"node_info has {part!r}; expected NODE:int16, with ; between nodes",
+                MODEL,
+                "node_info",
+            )
+
+
+def _known_node(
+    document: Document, workspace: Workspace, name: str, *keys: str
+) -> Iterator[Finding]:
+    model = workspace.model
+    if model is None or name in model.node_names:
+        return
+    # The tool splits and renames some nodes, such as Gemm to a convolution and its reshapes.
+    parents = [node for node in model.node_names if node and name.startswith(node)]
+    if parents:
+        return
+    near = _nearest(name, model)
+    yield document.finding(
+        "unknown-node",
+        f"{keys[1]} names the node {name}, which the model does not have"
+        + (f"; did you mean {near}?" if near else ""),
+        *keys,
+        fix=near,
+    )
+
+
+def _nearest(name: str, model: ModelFacts) -> str:
+    near = difflib.get_close_matches(name, sorted(model.node_names), n=1, cutoff=0.7)
+    return near[0] if near else ""
+
+
+def _removed(document: Document, _: Workspace) -> Iterator[Finding]:
+    kinds = _parts(document.text(MODEL, "remove_node_type"))
+    keys = (MODEL, "remove_node_type")
+    if len(set(kinds)) < len(kinds):
+        yield document.finding(
+            "remove-order", "remove_node_type names a type twice", *keys
+        )
+    inner = [
+        kind for kind in ("Transpose", "Cast", "Reshape", "Softmax") if kind in kinds
+    ]
+    if "Dequantize" in kinds and inner:
+        first = min(kinds.index(kind) for kind in inner)
+        if kinds.index("Dequantize") > first:
+            yield document.finding(
+                "remove-order",
+                f"types are removed in the order given, at the ends only: {kinds[first]} comes "
+                "before Dequantize, and stays where a Dequantize lies outside of it",
+                *keys,
+                fix=f"remove_node_type: '{';'.join(_ordered(kinds))}'",
+            )
+
+
+def _ordered(kinds: list[str]) -> list[str]:
+    order = ["Quantize", "Dequantize", "Transpose", "Cast", "Reshape", "Softmax"]
+    ranked = {kind: place for place, kind in enumerate(order)}
+    return sorted(dict.fromkeys(kinds), key=lambda kind: ranked.get(kind, len(order)))
+
+
+def _compiler(document: Document, _: Workspace) -> Iterator[Finding]:
+    level = document.text(COMPILER, "optimize_level")
+    if level in ("O0", "O1", "O2"):
+        yield document.finding(
+            "optimize-level",
+            f"optimize_level is {level}; the model on the board is slower than with O3",
+            COMPILER,
+            "optimize_level",
+            fix="optimize_level: 'O3'",
+        )
+    mode = document.text(COMPILER, "compile_mode")
+    factor = document.text(COMPILER, "balance_factor")
+    if (mode == "balance") != bool(factor):
+        yield document.finding(
+            "balance-factor",
+            "compile_mode balance and balance_factor belong together; one of them is missing",
+            COMPILER,
+            "compile_mode" if factor else "balance_factor",
+            fix="compile_mode: 'latency', without balance_factor",
+        )
+
+
+def _data_type(document: Document, _: Workspace) -> Iterator[Finding]:
+    folder = document.text(CALIBRATION, "cal_data_dir").rstrip("/")
+    stated = document.text(CALIBRATION, "cal_data_type")
+    if not folder or ";" in folder:
+        return
+    implied = "float32" if folder.endswith("_f32") else "uint8"
+    if stated in ("float32", "uint8") and folder.endswith("_f32") and stated != implied:
+        yield document.finding(
+            "calibration-type",
+            f"cal_data_type is {stated}, but the folder {folder} ends in _f32, which stands for "
+            "float32",
+            CALIBRATION,
+            "cal_data_type",
+            fix=f"cal_data_type: '{implied}'",
+        )
+    elif not stated and beside(document, folder) is None:
+        yield document.finding(
+            "calibration-type-implied",
+            f"cal_data_type is missing, so the tool takes {implied} from the name of the folder "
+            f"{folder} (_f32 is float32, any other uint8)",
+            CALIBRATION,
+            "cal_data_type",
+            fix=f"cal_data_type: '{implied}'",
+        )
+
+
+def data_type(document: Document) -> str:
+    """The type of calibration files, as the tool would read them."""
+    stated = document.text(CALIBRATION, "cal_data_type")
+    if stated in calibration.ITEM_BYTES:
+        return stated
+    folder = document.text(CALIBRATION, "cal_data_dir").rstrip("/")
+    return "float32" if folder.endswith("_f32") else "uint8"
+
+
+def _calibration_files(document: Document, workspace: Workspace) -> Iterator[Finding]:
+    name = document.text(CALIBRATION, "cal_data_dir")
+    folder = beside(document, name) if name and ";" not in name else None
+    is_raw = document.get(CALIBRATION, "preprocess_on") is not True
+    if folder is None or not folder.is_dir() or not is_raw:
+        return
+    sides = input_sides(document, workspace.model)
+    source = (
+        f"from the input of {workspace.model.shown}"
+        if workspace.model
+        else ("from input_shape")
+    )
+    expected = calibration.Expected(
+        (sides[0], sides[1], sides[2]) if sides else None,
+        data_type(document),
+        _color_of(document),
+        source,
+    )
+    yield from calibration.check(
+        folder, workspace.shown(folder), expected, workspace.images
+    )
+
+
+RULES = (
+    _march,
+    _files,
+    _color,
+    _layout,
+    _normalization,
+    _shape,
+    _camera,
+    _method,
+    _nodes,
+    _removed,
+    _compiler,
+    _data_type,
+)
