@@ -76,11 +76,12 @@ def test_the_board_prepares_images_bit_for_bit_as_repzoo(
 
 def test_a_rectangle_and_gray() -> None:
     rectangle = Preprocess((24, 40), "short", 0.8)
-    for size in ((90, 50), (50, 90)):
-        image = picture(*size)
+    image = picture(50, 90)
+    wide = picture(90, 50)
+    for shape in (wide, image):
         np.testing.assert_array_equal(
-            board.resize_and_crop(np.asarray(image), settings(rectangle)),
-            resized_and_cropped(image, rectangle),
+            board.resize_and_crop(np.asarray(shape), settings(rectangle)),
+            resized_and_cropped(shape, rectangle),
         )
     plain = replace(rectangle, color="GRAY", input="uint8")
     tensor = board.model_input(np.asarray(image)[..., ::-1], settings(plain))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from tests.vendors.hb_mapper_log import NODES, hb_mapper_log
 
@@ -78,7 +80,9 @@ def _full_width(text: str) -> str:
         (lambda text: hb_mapper_log("other.onnx", fps="1.0") + text, "utf-8"),
     ],
 )
-def test_other_forms_of_the_same_log_say_the_same(change, encoding: str) -> None:
+def test_other_forms_of_the_same_log_say_the_same(
+    change: Callable[[str], str], encoding: str
+) -> None:
     assert parse(change(LOG), encoding) == parse(LOG)
 
 

@@ -120,7 +120,7 @@ def _identity(
 
 def _with_interval(accuracy: BoardAccuracy, images: int) -> BoardAccuracy:
     """The accuracy with intervals, now that the number of images is known."""
-    bounds: dict[str, float] = {}
+    bounds: dict[str, Any] = {}
     for name, percent in (("top1", accuracy.top1), ("top5", accuracy.top5)):
         if percent is None:
             continue

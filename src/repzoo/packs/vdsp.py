@@ -63,7 +63,8 @@ class Normalization:
             InputError: float16 cannot hold them.
         """
         with np.errstate(over="ignore"):
-            mean, std = np.float16(self.mean), np.float16(self.std)
+            mean = np.array(self.mean, np.float16)
+            std = np.array(self.std, np.float16)
         scale = np.array(self.std)
         mean_error = np.abs(mean - np.array(self.mean))
         limit = HALF_PRECISION * np.maximum(np.abs(self.mean), scale)
@@ -163,6 +164,11 @@ def centrally_cropped(image: Image.Image, height: int, width: int) -> Image.Imag
     return image.crop((left, top, left + columns, top + rows))
 
 
+def _three(values: Sequence[float], largest: float) -> tuple[float, float, float]:
+    first, second, third = (value / largest for value in values)
+    return first, second, third
+
+
 def card_variant(
     preprocess: Preprocess, kernel: str, cropped: bool = False
 ) -> CardVariant:
@@ -175,8 +181,8 @@ def card_variant(
     mean, std = form.in_half()
     numbers = replace(
         preprocess,
-        mean=tuple(value / form.largest for value in mean),
-        std=tuple(value / form.largest for value in std),
+        mean=_three(mean, form.largest),
+        std=_three(std, form.largest),
     )
     name = f"{kernel}, cropped" if cropped else kernel
     return CardVariant(name, picture, numbers, KERNELS[kernel], cropped=cropped)

@@ -207,7 +207,8 @@ def resize(
 
 def _nearest(side: int, target: int) -> npt.NDArray[np.int64]:
     positions = np.floor((np.arange(target) + 0.5) * (side / target))
-    return np.minimum(positions, side - 1).astype(np.int64)
+    nearest: npt.NDArray[np.int64] = np.minimum(positions, side - 1).astype(np.int64)
+    return nearest
 
 
 def _resize_rows(pixels: Bytes, target: int, interpolation: str) -> Bytes:
@@ -218,7 +219,8 @@ def _resize_rows(pixels: Bytes, target: int, interpolation: str) -> Bytes:
         # Beyond the last row the weight is 0.
         rows = pixels[np.minimum(starts + tap, pixels.shape[0] - 1)]
         sums += rows * weights[:, tap, None, None]
-    return np.clip(sums >> PRECISION, 0, 255).astype(np.uint8)
+    rounded: Bytes = np.clip(sums >> PRECISION, 0, 255).astype(np.uint8)
+    return rounded
 
 
 def filter_weights(
@@ -286,7 +288,8 @@ def nv12(pixels: Bytes) -> Bytes:
     blocks = planes[..., 1:].reshape(height // 2, 2, width // 2, 2, 2)
     chroma = blocks.mean((1, 3)).reshape(height // 2, width)
     rows = np.concatenate([planes[..., 0], chroma])
-    return np.clip(np.rint(rows), 0, 255).astype(np.uint8)
+    rounded: Bytes = np.clip(np.rint(rows), 0, 255).astype(np.uint8)
+    return rounded
 
 
 def gray(pixels: Bytes) -> Bytes:

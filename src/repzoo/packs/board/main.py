@@ -23,24 +23,19 @@ library: Any = importlib.import_module("classifier")
 def arguments() -> argparse.Namespace:
     """The command line; every option has a default that works in the pack."""
     parser = argparse.ArgumentParser(description="Classify images on an RDK X5.")
-    text = {"type": str}
+    parser.add_argument("--config", default=str(HERE / "model.json"), help="Settings.")
     parser.add_argument(
-        "--config", **text, default=str(HERE / "model.json"), help="Settings."
+        "--label-file", default=str(HERE / "labels.txt"), help="Class names."
+    )
+    parser.add_argument("--test-img", default=str(HERE / "sample.png"), help="Image.")
+    parser.add_argument(
+        "--img-save-path", default="result.png", help="Image with the classes."
     )
     parser.add_argument(
-        "--label-file", **text, default=str(HERE / "labels.txt"), help="Class names."
+        "--image-dir", default="", help="Classify all images below this folder."
     )
     parser.add_argument(
-        "--test-img", **text, default=str(HERE / "sample.png"), help="Image."
-    )
-    parser.add_argument(
-        "--img-save-path", **text, default="result.png", help="Image with the classes."
-    )
-    parser.add_argument(
-        "--image-dir", **text, default="", help="Classify all images below this folder."
-    )
-    parser.add_argument(
-        "--result-path", **text, default="result.txt", help="Result of --image-dir."
+        "--result-path", default="result.txt", help="Result of --image-dir."
     )
     parser.add_argument("--topk", type=int, default=5, help="Number of classes.")
     parser.add_argument("--priority", type=int, default=0, help="Priority, 0 to 255.")
