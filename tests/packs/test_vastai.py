@@ -295,6 +295,27 @@ def test_results_of_the_card_are_read_from_the_pack(
         assert float_run["top1"] == half["top1"] == int8["top1"] > 50
 
 
+def test_without_classes_the_float_model_says_what_is_right(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = sets().gate.subset(range(4)).without_labels()
+    job = packs.PackJob(opset_11(), sets().calibration.subset(range(2)), gate=gate)
+    packs.write_pack(Vastai(), job, tmp_path / "pack")
+    monkeypatch.chdir(tmp_path / "pack")
+    lines = []
+    for path, logits in logits_of_card(Path()):
+        for rank, index in enumerate(np.argsort(-logits)[:5]):
+            lines.append(
+                f"./{path}: Relay top-{rank} id: {index}, prob: 0.5, class name: {index}"
+            )
+    Path("runstream_output").mkdir()
+    for precision in ("fp16", "int8"):
+        Path(f"runstream_output/{precision}.txt").write_text("\n".join(lines))
+    ran = run(*arguments_of(Path("05_evaluate.sh")), "--json")
+    assert ran.code == 0, ran.err
+    assert [item["top1"] for item in ran.document["runs"]] == [100, 100]
+
+
 def photographs(
     root: Path, photograph: Callable[..., Image.Image], **options: Any
 ) -> Dataset:

@@ -15,7 +15,7 @@ import jinja2
 from repzoo.artifact import Preprocess
 from repzoo.graph.tools.cost import count
 from repzoo.packs.pack import PackFile, PackJob
-from repzoo.printable import code_span, escape_markdown, one_line
+from repzoo.printable import code_span, escape_markdown, one_line, signed
 
 SHELL_HEAD = """\
 #!/usr/bin/env bash
@@ -156,7 +156,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(plain=escape_markdown, code=code_span)
+    environment.filters.update(plain=escape_markdown, code=code_span, signed=signed)
     return environment
 
 

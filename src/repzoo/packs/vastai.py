@@ -21,12 +21,10 @@ from repzoo.graph.tools.head import HeadKind, find_head
 from repzoo.graph.tools.onnx_edit import nodes_by_output, redirect_readers, tensor_names
 from repzoo.measure.class_mapping import require_classes
 from repzoo.packs import vastai_images, vdsp
-from repzoo.packs.pack import PackFile, PackJob
+from repzoo.packs.pack import Figures, PackFile, PackJob
 from repzoo.packs.parts import (
-    Step,
     file_name,
     label_files,
-    quoted,
     readme_files,
     render,
     step_files,
@@ -37,6 +35,7 @@ from repzoo.packs.vastai_images import (
     calibration_images,
     evaluation_images,
 )
+from repzoo.packs.vastai_steps import PRECISIONS, TOP, CardSteps, parameters_file
 from repzoo.packs.vdsp import CardLoss
 from repzoo.protobuf_stream import clone
 from repzoo.quant.network.scheme import load_scheme
@@ -46,10 +45,6 @@ from repzoo.zoo.catalog import ModelSpec, models
 SCHEME = "vastai"
 INPUT = "input"  # nearly all public files call it so
 MAX_OPSET = 11
-PRECISIONS = ("fp16", "int8")
-TOP = (
-    5  # classification.py writes so many lines an image, whatever the number of classes
-)
 # Our names of range methods -> calibrate_mode.
 CALIBRATE_MODES = {
     "minmax": "max",
@@ -57,7 +52,6 @@ CALIBRATE_MODES = {
     "mse": "mse",
     "entropy": "kl_divergence",
 }
-ZOO = ': "${VASTMODELZOO:?set it to a checkout of github.com/Vastai/VastModelZOO}"'
 
 
 class Vastai:
@@ -118,10 +112,15 @@ class Vastai:
         yield from content.calibration.files(content.preprocess)
         if content.evaluation:
             yield from content.evaluation.files(content.preprocess)
-        listed = steps(content)
+        listed = CardSteps(
+            name,
+            content.preprocess,
+            content.evaluation,
+            has_classes=content.model.num_classes >= TOP,
+        ).all()
         yield from step_files(listed)
         yield from label_files(job)
-        yield from readme_files(job, "vastai", listed, **_facts(content))
+        yield from readme_files(job, "vastai", listed, **_facts(content, job.figures))
 
 
 @dataclass(frozen=True)
@@ -267,147 +266,30 @@ def yaml_text(content: Content, precision: str) -> str:
     )
 
 
-def parameters_file(name: str) -> str:
-    """Name of the vdsp_params file."""
-    return f"{name}-vdsp_params.json"
+def _float_row(figures: Figures, loss: CardLoss | None) -> dict[str, Any]:
+    """Accuracy of the float model, on the images of the int8 row where that is known."""
+    measured = loss.model if loss and loss.labeled else None
+    if not figures.images and measured is None:
+        return {"float_top1": None, "float_top5": None, "float_images": ""}
+    if measured is None or figures.images not in (0, measured.n):
+        return {
+            "float_top1": figures.float_top1,
+            "float_top5": None,
+            "float_images": figures.images,
+        }
+    return {
+        "float_top1": measured.top1,
+        "float_top5": measured.top5,
+        "float_images": measured.n,
+    }
 
 
-def steps(content: Content) -> list[Step]:
-    """The numbered scripts."""
-    name, evaluation = content.name, content.evaluation
-    listed = [
-        Step(
-            "check",
-            "Show the model, and evaluate it in float where the images have classes",
-            "查看模型；图片带类别时评估其浮点精度",
-            _check_commands(content),
-        )
-    ]
-    for precision in PRECISIONS:
-        listed.append(
-            Step(
-                f"build_{precision}",
-                f"Compile to {precision}: deploy_weights/{name}_{precision}/",
-                f"编译为 {precision}：deploy_weights/{name}_{precision}/",
-                f"vamc compile {name}_{precision}.yaml",
-            )
-        )
-    if evaluation and content.model.num_classes >= TOP:
-        listed += [
-            Step(
-                "inference",
-                "On the card: classification.py writes runstream_output/*.txt",
-                "在加速卡上运行：classification.py 写出 runstream_output/*.txt",
-                _inference_commands(content),
-            ),
-            Step(
-                "evaluate",
-                "Accuracy on the card, image by image against the float model",
-                "加速卡上的精度，与浮点模型逐图比较",
-                _evaluate_command(content, ["runstream_output/{}.txt"]),
-            ),
-        ]
-    listed.append(
-        Step(
-            "perf",
-            "Frames per second and latency on the card",
-            "加速卡上的帧率与延迟",
-            _each_precision(_vamp(content, "-i", 8, "-p", 1, "-b", 2)),
-        )
-    )
-    if evaluation:
-        listed.append(
-            Step(
-                "evaluate_vamp",
-                "Accuracy on the card by vamp: the same as by classification.py",
-                "用 vamp 测试精度，与 classification.py 效果一致",
-                _vamp_accuracy_commands(content),
-            )
-        )
-    return listed
-
-
-def _check_commands(content: Content) -> str:
-    commands = [f"repzoo info {content.name}.onnx"]
-    if content.evaluation and content.evaluation.labeled:
-        commands.append(_evaluate_command(content, []))
-    return "\n".join(commands)
-
-
-def _each_precision(*commands: str) -> str:
-    """A loop over both precisions, as "$precision"."""
-    body = "\n".join(f"  {line}" for line in commands)
-    return f"for precision in {' '.join(PRECISIONS)}; do\n{body}\ndone"
-
-
-def _inference_commands(content: Content) -> str:
-    script = '"$VASTMODELZOO/cv/classification/common/vsx/classification.py"'
-    arguments = quoted(
-        *("--infer_mode", "sync"),
-        *("--file_path", f"./{vastai_images.EVALUATION}"),
-        *("--vdsp_params_info", f"./{parameters_file(content.name)}"),
-        *("--label_txt", "./labels.txt"),
-        *("--save_dir", "./runstream_output"),
-        *("--device_id", 0),
-    )
-    loop = _each_precision(
-        "# The script appends to the results of an earlier run.",
-        'rm -f "runstream_output/$precision.txt"',
-        f"python {script} {arguments} \\",
-        f'  --model_prefix_path "deploy_weights/{content.name}_$precision/mod" \\',
-        '  --save_result_txt "$precision.txt"',
-    )
-    return f"{ZOO}\n{loop}"
-
-
-def _vamp(content: Content, *arguments: object) -> str:
-    """vamp on the model of "$precision"."""
-    shape = f"[3,{content.preprocess.height},{content.preprocess.width}]"
-    rest = quoted(
-        *("--vdsp_params", f"./{parameters_file(content.name)}"),
-        *arguments,
-        *("-s", shape),
-    )
-    return f'vamp -m "deploy_weights/{content.name}_$precision/mod" {rest}'
-
-
-def _vamp_accuracy_commands(content: Content) -> str:
-    # One instance and one image at a time: results then come in the order of the list.
-    run = _vamp(content, "-i", 1, "-p", 1, "-b", 1, "--datalist", "npz_absolute.txt")
-    evaluate = _evaluate_command(content, ["vamp_output_{}"])
-    return "\n".join(
-        [
-            "# vamp wants absolute paths.",
-            'while IFS= read -r line; do printf \'%s/%s\\n\' "$PWD" "$line"; done \\',
-            f"  < {vastai_images.DATALIST} > npz_absolute.txt",
-            _each_precision(
-                'rm -rf "vamp_output_$precision"',
-                'mkdir "vamp_output_$precision"',
-                f'{run} --path_output "vamp_output_$precision"',
-            ),
-            f"{evaluate} --datalist npz_absolute.txt",
-        ]
-    )
-
-
-def _evaluate_command(content: Content, results: Sequence[str]) -> str:
-    """`repzoo evaluate` with the float model and `results`, patterns of a precision."""
-    words = ["repzoo", "evaluate", f"{content.name}.onnx"]
-    if content.evaluation and not content.evaluation.labeled:
-        # Without classes, the float model's predictions take their place.
-        words.insert(2, "--against")
-    words += ["--data", vastai_images.EVALUATION]
-    for pattern in results:
-        for precision in PRECISIONS:
-            words += ["--result", pattern.format(precision)]
-    return quoted(*words)
-
-
-def _facts(content: Content) -> dict[str, Any]:
+def _facts(content: Content, figures: Figures) -> dict[str, Any]:
     """What the READMEs say beside what all packs say."""
     cost = count(content.model)
     labels = Counter(content.model.labels)
     return {
+        **_float_row(figures, content.loss),
         "billions": cost.macs / 1e9,
         "operators": cost.operators,
         "preprocess": content.preprocess,
