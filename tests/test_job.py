@@ -8,16 +8,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.conftest import Run
+from tests.sample_results import paired_accuracy
 
 from repzoo import job, verbs
 from repzoo.artifact import Step
 from repzoo.data.source import open_source
 from repzoo.engines import ENGINES
 from repzoo.errors import InputError
+from repzoo.measure import record
+from repzoo.measure.board import BoardLatency
 from repzoo.measure.client_threads import ClientThreads
 from repzoo.measure.host import host
 from repzoo.plugins import Plugin
@@ -120,6 +124,34 @@ def test_other_engines_are_timed_in_the_same_rounds_and_failures_are_remarked(
     )
     page = card.render(result.records, result.remarks)["card.md"]
     assert "| pytorch |" in page
+
+
+def test_a_card_for_a_board_has_its_records_and_the_hardened_model(
+    digits_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = verbs.load("repghostnet_050.digits")
+    predicted = record.Record({}, paired_accuracy(0.5, top1=97.5))
+    report = SimpleNamespace(predicted=predicted, warnings=("a warning of harden",))
+    hardened = verbs.Artifact.wrap(model, hardening=report)
+    monkeypatch.setattr(verbs, "harden", lambda *_, **__: hardened)
+    estimate = BoardLatency(
+        target="rdk-x5", source="compiler estimate", latency_ms=0.25, fps=4000.0
+    )
+    rows = [record.Record({"name": "board"}, estimate, {"name": "hb_mapper"})]
+    options = dataclasses.replace(QUICK, target="rdk-x5")
+    result = job.run(model, open_source(digits_folder), options, board_records=rows)
+    assert result.board is not None
+    assert result.board.estimate == estimate
+    assert "a warning of harden" in result.remarks
+    assert any("of board; they were taken" in remark for remark in result.remarks)
+    files = {path.name: path for path in job.write(result, tmp_path / "out")}
+    assert "repghostnet_050.digits.rdk-x5.onnx" in files
+    page = files["card.md"].read_text("utf-8")
+    assert "97.50 (prediction) | 0.250 (estimate) | – | 4000 (estimate) |" in page
+    # What is of a board is no measurement of this host, and stays out of its Records.
+    assert not {row.kind for row in result.records} & {"board_latency"}
+    with pytest.raises(InputError, match="say which with --target"):
+        job.run(model, open_source(digits_folder), QUICK, board_records=rows)
 
 
 def test_an_unknown_engine_is_refused_before_the_work(run: Run, tmp_path: Path) -> None:

@@ -24,8 +24,10 @@ from repzoo.measure.host import host
 from repzoo.measure.record import Record, full_identity_of, identity_of
 from repzoo.measure.results import FoldSummary, Latency, LatencyRatio
 from repzoo.progress import Progress, silent
+from repzoo.quant.network.scheme import load_scheme
 from repzoo.remark import Remark
 from repzoo.report import card
+from repzoo.report.board import BoardFacts, board_facts, select_board
 from repzoo.report.card import BOTH, CardContext, CardFile, Training
 from repzoo.settings import above, at_least, setting, validate
 from repzoo.storage import json_text, make_folder, write_together
@@ -52,10 +54,17 @@ class JobOptions:
         (),
         help="Engines to also time the float and the INT8 model on, in the same rounds.",
     )
+    target: str = setting(
+        "",
+        help="Board to add a table for, such as rdk-x5: accuracy in its arithmetic, and what "
+        "--records say of it.",
+    )
 
     def __post_init__(self) -> None:
-        """Refuse values outside the accepted ranges."""
+        """Refuse values outside the accepted ranges, and unknown boards."""
         validate(self)
+        if self.target:
+            load_scheme(self.target)
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,8 @@ class JobResult:
     """What the job made: artifacts by form, Records in order, the certificate, and remarks.
 
     training  what is known of the images that the model was trained on
+    board     what is known of the model on a board; None where none was asked for
+    hardened  the model that its maker's quantizer is to be given; None likewise
     """
 
     artifacts: Mapping[str, Artifact]
@@ -70,6 +81,8 @@ class JobResult:
     certificate: Mapping[str, Any]
     remarks: tuple[str, ...]
     training: Training = field(default_factory=Training)
+    board: BoardFacts | None = None
+    hardened: Artifact | None = None
 
 
 def run(
@@ -77,11 +90,15 @@ def run(
     source: DataSource,
     options: JobOptions | None = None,
     progress: Progress = silent,
+    board_records: Sequence[Record[Any]] = (),
 ) -> JobResult:
     """Do the job on a float `artifact`, in training or deploy form, with the images of `source`.
 
+    board_records  what was measured or estimated for the board `options.target`
+
     Raises:
-        InputError: see `verbs.fold`, `quantize` and `evaluate`.
+        InputError: see `verbs.fold`, `quantize` and `evaluate`; board Records without a board, or
+            of another model.
         CertificateError: see `verbs.fold`.
         GateError: see `verbs.quantize`.
     """
@@ -90,6 +107,7 @@ def run(
     artifact = for_images(artifact)
     engine_name = options.quantize.engine
     _extra_engines(options)  # refuses an unknown name before the work
+    of_board, noted = _of_board(board_records, options, artifact)
     calibration, evaluation = source.calibration_split(
         options.quantize.images, options.quantize.seed
     )
@@ -118,10 +136,13 @@ def run(
         evaluated.paired[1],  # the first compares the float model with itself
         *timings,
     ]
+    hardened, facts, warnings = _harden(deploy, source, options, of_board, progress)
     training = _training(artifact, evaluation)
     remarks = [
         *_training_remarks(training, evaluation),
         *int8.report.warnings,
+        *noted,
+        *warnings,
         *evaluated.remarks,
         *left_out,
         *sweep.doubts(record.select(timings, Latency)),
@@ -135,7 +156,49 @@ def run(
         # The gate and the evaluation may both remark on the same broken image.
         tuple(dict.fromkeys(remarks)),
         training,
+        facts,
+        hardened,
     )
+
+
+def _of_board(
+    records: Sequence[Record[Any]], options: JobOptions, artifact: Artifact
+) -> tuple[list[Record[Any]], list[str]]:
+    """(the Records of the board, remarks); refused before the work where they are of no use."""
+    if not records:
+        return [], []
+    if not options.target:
+        raise InputError(
+            "--records are of a board; say which with --target, such as rdk-x5"
+        )
+    return select_board(records, options.target, identity_of(artifact))
+
+
+def _harden(
+    deploy: Artifact,
+    source: DataSource,
+    options: JobOptions,
+    records: Sequence[Record[Any]],
+    progress: Progress,
+) -> tuple[Artifact | None, BoardFacts | None, tuple[str, ...]]:
+    """(the hardened model, what is known of it on the board, remarks); Nones without a board."""
+    if not options.target:
+        return None, None, ()
+    hardened = verbs.harden(
+        deploy,
+        source,
+        target=options.target,
+        images=options.quantize.images,
+        max_drop=options.quantize.max_drop,
+        seed=options.quantize.seed,
+        # The card shows the drop, whatever it is; `repzoo harden` refuses it.
+        force=True,
+        progress=progress,
+    )
+    report = hardened.hardening
+    assert report is not None
+    facts = board_facts(records, options.target, report.predicted)
+    return hardened, facts, report.warnings
 
 
 def _in_order(
@@ -181,6 +244,9 @@ def _write_all(result: JobResult, folder: Path, command: str) -> list[Path]:
     name = int8.name
     for form, artifact in result.artifacts.items():
         write_together(artifact.files(folder / f"{name}.{form}.onnx"))
+    if result.board and result.hardened:
+        path = folder / f"{name}.{result.board.target}.onnx"
+        write_together(result.hardened.files(path))
     lines = [record.line(item) + "\n" for item in result.records]
     texts = {
         "certificate.json": json_text(result.certificate, indent=1),
@@ -194,6 +260,7 @@ def _write_all(result: JobResult, folder: Path, command: str) -> list[Path]:
         labels=int8.labels,
         command=command,
         files=tuple(_card_file(path) for path in sorted(folder.iterdir())),
+        board=result.board,
     )
     cards = card.render(result.records, result.remarks, context)
     for file_name, text in cards.items():

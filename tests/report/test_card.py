@@ -474,7 +474,9 @@ def test_card_json_has_the_same_values_unrounded_and_is_json() -> None:
 
 def test_both_languages_have_the_words_that_the_template_uses_and_no_others() -> None:
     words = card._words()
-    template = (files("repzoo.report") / "templates" / "card.md.j2").read_text("utf-8")
+    folder = files("repzoo.report") / "templates"
+    pages = ("card.md.j2", "board.md.j2")
+    template = "".join((folder / page).read_text("utf-8") for page in pages)
     used = set(re.findall(r"\bt\.(\w+)", template))
     assert set(words["en"]) == set(words["zh"]) == used
     for key in used - {"forms", "host_topics"}:

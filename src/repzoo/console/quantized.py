@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from repzoo.console.board_card import board_table
 from repzoo.console.evaluations import paired_line
 from repzoo.console.output import View, make_table
 from repzoo.measure.record import select, share_of, to_json
@@ -187,9 +188,11 @@ def card(result: JobResult, files: Sequence[Path]) -> View:
         "files": [str(path) for path in files],
         "remarks": list(result.remarks),
     }
-    return View(
-        document, _card_table(facts), *lines, f"card: {written}", remarks=result.remarks
-    )
+    tables = [_card_table(facts)]
+    if result.board:
+        tables.append(board_table(facts, result.board))
+        document["board"] = to_json(result.board)
+    return View(document, *tables, *lines, f"card: {written}", remarks=result.remarks)
 
 
 def _training_line(training: cards.Training, data_name: str) -> str:

@@ -28,6 +28,7 @@ from repzoo.measure.results import (
 )
 from repzoo.printable import code_span, escape_markdown, one_line
 from repzoo.report import figures
+from repzoo.report.board import BoardFacts
 from repzoo.report.translation import translate
 from repzoo.storage import json_text
 
@@ -102,12 +103,14 @@ class CardContext:
     labels   of the outputs, in order; empty where the model does not say
     command  that made the card; "" where it was not made by a command
     files    beside the card
+    board    what is known of the model on a board; None where the card is not for one
     """
 
     training: Training = field(default_factory=Training)
     labels: tuple[str, ...] = ()
     command: str = ""
     files: tuple[CardFile, ...] = ()
+    board: BoardFacts | None = None
 
 
 @dataclass(frozen=True)

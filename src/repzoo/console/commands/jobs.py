@@ -26,6 +26,7 @@ from repzoo.console.options import options_of, preprocess_options, split_options
 from repzoo.console.output import Console
 from repzoo.data.source import open_source
 from repzoo.measure.record import append as append_records
+from repzoo.measure.record import read as read_records
 from repzoo.progress import silent
 from repzoo.storage import require_writable_folder
 from repzoo.training.options import TrainOptions
@@ -103,6 +104,15 @@ def train(
     help="Folder for the card and its files.",
 )
 @append_option
+@click.option(
+    "--records",
+    "record_files",
+    multiple=True,
+    type=FILE,
+    metavar="FILE",
+    help="Records of --target from repzoo import, evaluate --engine or pack --compile. May be "
+    "given several times.",
+)
 @options_of(job.JobOptions)
 @options_of(verbs.QuantizeOptions)
 @preprocess_options
@@ -112,6 +122,7 @@ def card(
     data: str,
     output: Path,
     append: Path | None,
+    record_files: tuple[Path, ...],
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -128,9 +139,10 @@ def card(
     require_float(artifact)
     require_writable_folder(output)
     require_writable_files(append=append)
+    records = [row for file in record_files for row in read_records(file)]
     with Console(as_json) as console:
         console.describe(source.describe_quantization())
-        result = job.run(artifact, source, options, console.progress)
+        result = job.run(artifact, source, options, console.progress, records)
     # For the card, whose reader may type it again.
     command = shlex.join(["repzoo", *sys.argv[1:]])
     files = job.write(result, output, command)
