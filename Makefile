@@ -67,8 +67,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.harness
 	$(BIN)/python -m benchmarks.evaluate $(DATA)
 
-tables: $(VENV)/.core
+tables: $(VENV)/.dev
 	$(BIN)/python -m repzoo.report.tables README.md README_cn.md
+	$(BIN)/python -m repzoo.report.charts docs/figures
 
 # Vendors' quantizers and simulators, each in an environment of its own below ~/.cache/repzoo/toolchains.
 TOOLCHAINS ?= rdk-x5 rknn

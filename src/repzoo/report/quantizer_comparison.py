@@ -54,7 +54,7 @@ def table(records: Sequence[Record[Any]], language: str) -> list[str]:
     Raises:
         InputError: there is no Record of a quantizer comparison.
     """
-    rows = _newest_rows(select(records, QuantizerComparison))
+    rows = newest_rows(records)
     if not rows:
         raise InputError(
             "there are no Records of a quantizer comparison; "
@@ -73,12 +73,12 @@ def table(records: Sequence[Record[Any]], language: str) -> list[str]:
     return figures.markdown_table(headings, cells, omitted)
 
 
-def _newest_rows(
-    records: Sequence[Record[QuantizerComparison]],
+def newest_rows(
+    records: Sequence[Record[Any]],
 ) -> list[Record[QuantizerComparison]]:
     """The last row of each model and quantizer; another setting replaces all rows of its model."""
     by_model: dict[str, dict[str, Record[QuantizerComparison]]] = {}
-    for record in records:
+    for record in select(records, QuantizerComparison):
         rows = by_model.setdefault(str(record.artifact["name"]), {})
         # Figures of other images or of another CPU cannot be compared row by row.
         if any(_setting(row) != _setting(record) for row in rows.values()):

@@ -83,7 +83,12 @@ def render(document: str, results: Path, language: str) -> str:
     return MARKED.sub(render_match, document)
 
 
-def _job_table(records: Sequence[Record[Any]], language: str) -> list[str]:
+def newest_jobs(records: Sequence[Record[Any]]) -> list[CardFacts]:
+    """The newest job of each model, in the order in which the models came first.
+
+    Raises:
+        InputError: there is none.
+    """
     by_job: dict[str, list[Record[Any]]] = {}
     for row in records:
         # Rows without one are of single commands, such as `evaluate --append`.
@@ -99,6 +104,11 @@ def _job_table(records: Sequence[Record[Any]], language: str) -> list[str]:
             "there are no Records of a job to make a table of; "
             "make some with: repzoo card MODEL --data DIR --append FILE.jsonl"
         )
+    return newest
+
+
+def _job_table(records: Sequence[Record[Any]], language: str) -> list[str]:
+    newest = newest_jobs(records)
     threads = newest[0].client_threads
     headings = [heading.format(n=threads) for heading in HEADINGS[language]]
     cells = [_cells(facts, language) for facts in newest]
