@@ -66,6 +66,7 @@ class HardenReport:
         predicted: the same, with the file in the target's arithmetic and `fallback` out of INT8: a
             prediction.
         verdict: of the budget, on `predicted`.
+        simulated: the model of `predicted`, which any engine runs.
         warnings: sentences for the user.
     """
 
@@ -80,6 +81,7 @@ class HardenReport:
     in_float: Record[PairedAccuracy]
     predicted: Record[PairedAccuracy]
     verdict: Verdict
+    simulated: Artifact
     warnings: tuple[str, ...] = ()
 
 
@@ -133,6 +135,7 @@ def harden(
         in_float=in_float,
         predicted=predicted,
         verdict=verdict,
+        simulated=best.built.artifact,
         warnings=tuple(dict.fromkeys(remarks)),
     )
     return result, report

@@ -112,7 +112,10 @@ class OnGrid:
             model, placement, statistics, scheme, method
         )
         activations = compute.activation_parameters(placement, scheme, ranges)
-        return QuantizationPlan(model, activations, self.weights, ranges)
+        weights = {
+            name: item for name, item in self.weights.items() if name in placement.nodes
+        }
+        return QuantizationPlan(model, activations, weights, ranges)
 
     def simulate(
         self, plan: QuantizationPlan, placement: Placement, scheme: QuantScheme
