@@ -195,8 +195,8 @@ def test_a_prediction_on_both_runtimes(config: board.Config) -> None:
     assert probability + rest == pytest.approx(1)
     assert probability == pytest.approx(1 / (1 + np.exp(-2 * 127 / 32)))
     assert classifier.predict(0 * bright, 1)[0][0] == 0
-    assert [classifier.name(index) for index in (1, 7)] == ["b", "class 7"]
-    drawn = board.draw(bright, [(1, 0.5)], classifier)
+    assert [config.name(index) for index in (1, 7)] == ["b", "class 7"]
+    drawn = board.draw(bright, [(1, 0.5)], config)
     assert (drawn != bright).any()
     assert bright.all()
 

@@ -1,59 +1,48 @@
-"""The pack for D-Robotics' RDK X5 (bayes-e): what hb_mapper and hrt_model_exec need.
+"""The pack for D-Robotics' RDK X5 (bayes-e): what hb_mapper, the board and its notebook need.
 
-hb_mapper normalizes by (x - mean_value) * scale_value of pixels 0..255, so mean_value = 255 mean
-and scale_value = 1 / (255 std). Its calibration files hold float32 pixels [channels, height, width]
-before normalization, in the channel order of training. On the board the camera gives NV12, which
-needs even sides. Source: D-Robotics' guide of the tool chain, ptq_process.md.
+The model comes in two forms. In the first, hb_mapper calibrates activations by itself and rounds
+each weight to itself, since they lie on its grid. In the second, Q/DQ pairs hold the scales that
+`repzoo harden` chose, which hb_mapper takes as they are (`calibration_type: load`).
+
+The folder has the layout of D-Robotics' model zoo; rdk_x5_samples.py adds its newer one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import onnx
 
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
+from repzoo.graph.tools.cost import count
+from repzoo.graph.tools.onnx_edit import unused_name
+from repzoo.packs import board_files
+from repzoo.packs import rdk_x5_yaml as configuration
+from repzoo.packs.families import catalog_row, family_words
 from repzoo.packs.pack import PackFile, PackJob, pixel_images
 from repzoo.packs.parts import (
     Step,
     file_name,
     label_files,
     readme_files,
+    script_name,
     sides,
     step_files,
 )
+from repzoo.packs.rdk_x5_notebook import notebook
+from repzoo.packs.rdk_x5_samples import sample_files
+from repzoo.packs.rdk_x5_steps import steps
+from repzoo.packs.rdk_x5_yaml import yaml_text
+from repzoo.protobuf_stream import clone
+from repzoo.quant.parameters.activation_qdq import insert_activation_qdq
+from repzoo.quant.parameters.stored_activations import read_activations
 
-CALIBRATION = "calibration_data_rgb_f32"
 MAX_OPSET = 11
-YAML = """\
-model_parameters:
-  onnx_model: './{name}.onnx'
-  march: 'bayes-e'
-  layer_out_dump: False
-  working_dir: './model_output'
-  output_model_file_prefix: '{name}_{height}x{width}_{runtime}'
-
-input_parameters:
-  input_name: ''
-  input_type_rt: '{runtime}'
-  input_type_train: '{color}'
-  input_layout_train: '{layout}'
-  input_shape: ''
-  norm_type: 'data_mean_and_scale'
-  mean_value: '{mean}'
-  scale_value: '{scale}'
-
-calibration_parameters:
-  cal_data_dir: './{calibration}'
-  cal_data_type: 'float32'
-  calibration_type: 'default'
-
-compiler_parameters:
-  compile_mode: 'latency'
-  debug: False
-  optimize_level: 'O3'
-"""
+MAX_OUTPUTS = 32
 
 
 class RdkX5:
@@ -80,69 +69,140 @@ class RdkX5:
                 f"{artifact.name} takes {height}x{width} pixels; NV12 needs even sides: export it "
                 "with another --size"
             )
+        outputs = len(artifact.model.graph.output)
+        if outputs > MAX_OUTPUTS:
+            raise InputError(
+                f"{artifact.name} has {outputs} outputs; hb_mapper takes at most {MAX_OUTPUTS}: "
+                "export it with the output of its classes alone"
+            )
 
     def files(self, job: PackJob) -> Iterator[PackFile]:
         """The model, its configuration, calibration files, steps, labels and READMEs."""
-        artifact = job.artifact
-        if artifact.opset > MAX_OPSET:
+        if job.artifact.opset > MAX_OPSET:
             raise InputError(
-                f"{artifact.name} has opset {artifact.opset}; hb_mapper takes opset 10 or 11: use "
-                "repzoo harden --target rdk-x5 first"
+                f"{job.artifact.name} has opset {job.artifact.opset}; hb_mapper takes opset 10 or "
+                "11: use repzoo harden --target rdk-x5 first"
             )
-        name = file_name(artifact.name)
-        yield f"{name}.onnx", artifact.to_bytes()
-        yield f"{name}.yaml", yaml_text(artifact)
-        for number, pixels in enumerate(pixel_images(job)):
-            data = pixels.astype(np.float32).tobytes()
-            yield f"{CALIBRATION}/{number:04d}.rgb", data
-        steps = _steps(artifact)
-        yield from step_files(steps)
+        content = _content(job)
+        yield from _model_files(content)
+        yield from _calibration_files(job, content)
+        yield from board_files.program_files(content.artifact)
+        yield "sample.png", content.sample
+        listed = steps(content.artifact, content.scales is not None)
+        yield from step_files(listed)
         yield from label_files(job)
-        yield from readme_files(job, "rdk_x5", steps, calibration=CALIBRATION)
+        yield f"test_{content.name}.ipynb", notebook(content.artifact)
+        facts = _facts(content, listed)
+        yield from readme_files(job, "rdk_x5", listed, **facts)
+        facts |= _sample_facts(job, content)
+        yield from sample_files(
+            content.artifact, content.sample, content.fallback, facts
+        )
 
 
-def yaml_text(artifact: Artifact) -> str:
-    """hb_mapper's configuration, computed from the model's preprocessing."""
-    preprocess = artifact.require_preprocess()
-    height, width = sides(preprocess)
-    gray = preprocess.color == "GRAY"
-    return YAML.format(
+@dataclass(frozen=True)
+class Content:
+    """What a pack is written from.
+
+    Attributes:
+        artifact: the packed model, all of its nodes with names.
+        name: of the model, as a file name.
+        fallback: names of the nodes that compute in int16.
+        scales: of activations, for the form that brings its own; None where none are known, or
+            where layers compute in int16, which opset 11 cannot express.
+        sample: an image for the notebook, as PNG.
+    """
+
+    artifact: Artifact
+    name: str
+    fallback: tuple[str, ...]
+    scales: dict[str, float] | None
+    sample: bytes
+
+
+def _content(job: PackJob) -> Content:
+    artifact = replace(job.artifact, model=_with_names(job.artifact.model))
+    fallback = configuration.fallback_names(artifact.model, job.fallback)
+    activations = read_activations(artifact)
+    scales = {name: item.scale for name, item in activations.items()}
+    return Content(
+        artifact=artifact,
         name=file_name(artifact.name),
-        height=height,
-        width=width,
-        runtime="gray" if gray else "nv12",
-        color=preprocess.color.lower(),
-        layout=preprocess.layout,
-        mean=_numbers([255 * value for value in preprocess.mean]),
-        scale=_numbers([1 / (255 * value) for value in preprocess.std]),
-        calibration=CALIBRATION,
+        fallback=tuple(fallback),
+        scales=None if fallback or not scales else scales,
+        sample=board_files.sample_image(job.images, artifact.require_preprocess()),
     )
 
 
-def _numbers(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.8g}" for value in values)
+def _with_names(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with a name for each node: hb_mapper's logs and `node_info` go by them."""
+    if all(node.name for node in model.graph.node):
+        return model
+    result = clone(model)
+    used = {node.name for node in result.graph.node}
+    for node in result.graph.node:
+        if not node.name:
+            node.name = unused_name(f"{node.op_type}_{node.output[0]}", used)
+            used.add(node.name)
+    return result
 
 
-def _steps(artifact: Artifact) -> list[Step]:
-    name = file_name(artifact.name)
-    return [
-        Step(
-            "check",
-            "Show which operators run on the BPU",
-            "查看哪些算子在 BPU 上运行",
-            f"hb_mapper checker --model-type onnx --march bayes-e --model {name}.onnx",
-        ),
-        Step(
-            "build",
-            "Quantize and compile; model_output/ then holds the .bin",
-            "量化并编译；.bin 在 model_output/ 中",
-            f"hb_mapper makertbin --model-type onnx --config {name}.yaml",
-        ),
-        Step(
-            "perf_on_board",
-            "On the board: latency with one thread, frame rate with four",
-            "在板端运行：单线程延迟，四线程帧率",
-            "hrt_model_exec perf --model_file model_output/*.bin --thread_num 1 --frame_count 200\n"
-            "hrt_model_exec perf --model_file model_output/*.bin --thread_num 4 --frame_count 800",
-        ),
-    ]
+def _model_files(content: Content) -> Iterator[PackFile]:
+    """Each form of the model with its configuration."""
+    artifact, fallback = content.artifact, content.fallback
+    yield f"{content.name}.onnx", artifact.to_bytes()
+    yield f"{content.name}.yaml", yaml_text(artifact, fallback)
+    if content.scales is not None:
+        model = insert_activation_qdq(artifact.model, content.scales)
+        name = f"{content.name}{configuration.LOAD}"
+        yield f"{name}.onnx", replace(artifact, model=model).to_bytes()
+        yield f"{name}.yaml", configuration.load_yaml_text(artifact)
+
+
+def _calibration_files(job: PackJob, content: Content) -> Iterator[PackFile]:
+    folder = configuration.calibration_folder(content.artifact)
+    channels_last = content.artifact.require_preprocess().layout == "NHWC"
+    for number, pixels in enumerate(pixel_images(job)):
+        values = pixels.transpose(1, 2, 0) if channels_last else pixels
+        yield f"{folder}/{number:04d}.rgb", values.astype(np.float32).tobytes()
+
+
+def _facts(content: Content, listed: Sequence[Step]) -> dict[str, Any]:
+    """What the READMEs say of this target."""
+    artifact = content.artifact
+    origin = catalog_row(artifact)
+    scripts: dict[str, str] = {}
+    for number, step in enumerate(listed, 1):
+        scripts[step.name] = script_name(number, step)
+    return {
+        "origin": origin,
+        "words": family_words()[origin.family] if origin else {},
+        "calibration": configuration.calibration_folder(artifact),
+        "load": content.scales is not None,
+        "binary": configuration.binary_path(artifact),
+        "runtime": configuration.runtime_type(artifact),
+        "preprocess": artifact.require_preprocess(),
+        "probabilities": board_files.gives_probabilities(artifact),
+        "history": artifact.steps,
+        "script_of": scripts,
+    }
+
+
+def _sample_facts(job: PackJob, content: Content) -> dict[str, Any]:
+    """What the READMEs of the newer layout say beside `_facts`."""
+    height, width = sides(content.artifact.require_preprocess())
+    figures = job.figures
+    return {
+        "name": content.name,
+        "height": height,
+        "width": width,
+        "classes": content.artifact.num_classes,
+        "millions": count(content.artifact).parameters / 1e6,
+        "binary_name": configuration.prefix(content.artifact) + ".bin",
+        "float_top1": _percent(figures.float_top1),
+        "predicted_top1": _percent(figures.predicted_top1),
+    }
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -82,6 +82,10 @@ class Config:
             names = Path(labels).read_text("utf-8").splitlines()
         return cls(model_path=str(model_path), labels=tuple(names), **values)
 
+    def name(self, index: int) -> str:
+        """The name of a class."""
+        return self.labels[index] if index < len(self.labels) else f"class {index}"
+
 
 class Classifier:
     """A compiled model with its preprocessing."""
@@ -106,9 +110,7 @@ class Classifier:
 
     def post_process(self, outputs: Float, top: int = 5) -> list[tuple[int, float]]:
         """The `top` classes with their probabilities, best first."""
-        probabilities = outputs if self.config.probabilities else softmax(outputs)
-        order = np.argsort(-probabilities, kind="stable")[:top]
-        return [(int(index), float(probabilities[index])) for index in order]
+        return best_classes(outputs, self.config, top)
 
     def predict(self, image: Bytes, top: int = 5) -> list[tuple[int, float]]:
         """The `top` classes of a BGR image, with their probabilities."""
@@ -118,10 +120,14 @@ class Classifier:
         """As `predict`."""
         return self.predict(image, top)
 
-    def name(self, index: int) -> str:
-        """The name of a class."""
-        labels = self.config.labels
-        return labels[index] if index < len(labels) else f"class {index}"
+
+def best_classes(
+    outputs: Float, config: Config, top: int = 5
+) -> list[tuple[int, float]]:
+    """The `top` classes with their probabilities, best first, from outputs [classes]."""
+    probabilities = outputs if config.probabilities else softmax(outputs)
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return [(int(index), float(probabilities[index])) for index in order]
 
 
 def softmax(outputs: Float) -> Float:
@@ -383,12 +389,12 @@ def image_paths(folder: str | Path) -> Iterator[Path]:
 
 
 def result_lines(
-    path: str | Path, best: Sequence[tuple[int, float]], classifier: Classifier
+    path: str | Path, best: Sequence[tuple[int, float]], config: Config
 ) -> str:
     """A line for each class of `best`, as `repzoo evaluate --result` reads it."""
     lines: list[str] = []
     for rank, (index, probability) in enumerate(best, 1):
-        name = " ".join(classifier.name(index).split())
+        name = " ".join(config.name(index).split())
         lines.append(
             f"{path}: Relay top-{rank} id: {index}, prob: {probability:.8f}, "
             f"class name: {name}\n"
@@ -396,16 +402,14 @@ def result_lines(
     return "".join(lines)
 
 
-def draw(
-    image: Bytes, best: Sequence[tuple[int, float]], classifier: Classifier
-) -> Bytes:
+def draw(image: Bytes, best: Sequence[tuple[int, float]], config: Config) -> Bytes:
     """A copy of a BGR image with the best classes written on it."""
     cv2: Any = importlib.import_module("cv2")
     picture = image.copy()
     size = max(min(image.shape[:2]) / 500, 0.4)
     font = cv2.FONT_HERSHEY_SIMPLEX
     for row, (index, probability) in enumerate(best, 1):
-        text = f"{classifier.name(index)}: {100 * probability:.1f} %"
+        text = f"{config.name(index)}: {100 * probability:.1f} %"
         place = (int(10 * size), int(32 * size * row))
         # A dark outline keeps the text readable on bright pictures.
         for color, thickness in (((0, 0, 0), 4 * size), ((255, 255, 255), 1.5 * size)):

@@ -61,7 +61,7 @@ def classify_folder(
                 unreadable += 1
                 continue
             best = classifier.predict(image, top)
-            file.write(library.result_lines(path, best, classifier))
+            file.write(library.result_lines(path, best, classifier.config))
             images += 1
     aside.replace(result_path)
     return images, unreadable
@@ -82,9 +82,9 @@ def main() -> None:
     image = library.read_image(options.test_img, config.orientation)
     best = classifier.predict(image, options.topk)
     for rank, (index, probability) in enumerate(best, 1):
-        print(f"{rank}. {classifier.name(index)} ({index}): {probability:.4f}")
+        print(f"{rank}. {config.name(index)} ({index}): {probability:.4f}")
     cv2: Any = importlib.import_module("cv2")
-    cv2.imwrite(options.img_save_path, library.draw(image, best, classifier))
+    cv2.imwrite(options.img_save_path, library.draw(image, best, config))
     print(f"The picture is in {options.img_save_path}")
 
 
