@@ -42,7 +42,6 @@ from repzoo.quant.parameters.activation_qdq import insert_activation_qdq
 from repzoo.quant.parameters.stored_activations import read_activations
 
 MAX_OPSET = 11
-MAX_OUTPUTS = 32
 
 
 class RdkX5:
@@ -68,12 +67,6 @@ class RdkX5:
             raise InputError(
                 f"{artifact.name} takes {height}x{width} pixels; NV12 needs even sides: export it "
                 "with another --size"
-            )
-        outputs = len(artifact.model.graph.output)
-        if outputs > MAX_OUTPUTS:
-            raise InputError(
-                f"{artifact.name} has {outputs} outputs; hb_mapper takes at most {MAX_OUTPUTS}: "
-                "export it with the output of its classes alone"
             )
 
     def files(self, job: PackJob) -> Iterator[PackFile]:

@@ -68,9 +68,7 @@ def notebook(artifact: Artifact) -> str:
         _code("!grep Mem /proc/meminfo", tags=[BOARD]),
         _text("## Settings"),
         _code(IMPORTS),
-        _text(
-            "## Load", f"The compiled model is {code_span(binary_path(artifact))}."
-        ),
+        _text("## Load", f"The compiled model is {code_span(binary_path(artifact))}."),
         _code(LOAD),
         _text(
             "## Input",
