@@ -81,7 +81,7 @@ BROKEN = [
     ("net.yaml", "layer_out_dump: False", "layer_out_dump: 'no'", "wrong-type", "True or False"),
     ("net.yaml", "'O3'", "'O0'", "optimize-level", "slower"),
     ("net.yaml", "'O3'", "'O4'", "unknown-value", "O0, O1, O2, O3"),
-    ("net.yaml", "'latency'", "'balance'", "balance-factor", "belong together"),
+    ("net.yaml", "'latency'", "'balance'", "missing-key", "balance_factor"),
     ("net.yaml", "optimize_level", "core_num: 4\n  optimize_level", "wrong-type", "1 to 2"),
     ("net.yaml", "calibration_type: 'default'", "calibration_type: 'load'", "load-without-scales", "QuantizeLinear"),
     ("net.yaml", "calibration_type: 'default'", "calibration_type: 'load'", "load-with-data", "cal_data_dir"),
@@ -96,6 +96,10 @@ BROKEN = [
     ("net.yaml", "march:", "remove_node_name: 'end'\n  march:", "unknown-node", "end"),
     ("net.yaml", "march:", "remove_node_type: 'Quantize;Reshape;Dequantize'\n  march:", "remove-order", "Quantize;Dequantize;Reshape"),
     ("net.yaml", "march:", "remove_node_type: 'Conv'\n  march:", "unknown-value", "Quantize"),
+    ("net.yaml", "'nv12'", "'rgb'", "missing-key", "input_layout_rt"),
+    ("net.yaml", "optimize_level", "jobs: '4'\n  optimize_level", "wrong-type", "without quotes"),
+    ("net.yaml", "optimize_level", "balance_factor: 5\n  optimize_level", "unused-value", "compile_mode balance"),
+    ("net.yaml", "  optimize_level: 'O3'\n", "", "optimize-level", "stands for O0"),
     ("vamc.yaml", "0.485, 0.456, 0.406", "123.675, 116.28, 103.53", "wrong-mean", "multiplied by 255 twice"),
     ("vamc.yaml", "0.406]", "0.406], div255: False", "wrong-mean", "0..1"),
     ("vamc.yaml", "{type: ToTensor}", "{type: ToTensor}\n  - {type: CvtColor, code: COLOR_RGB2BGR}", "color-order", "takes RGB"),
@@ -230,9 +234,12 @@ def test_branches_that_a_fold_merges_are_named(tmp_path: Path) -> None:
     )
     report = check(tmp_path, "net.yaml", samples.X5, branches)
     (found,) = [item for item in report.findings if item.code == "unmerged-branches"]
-    assert "first" in found.message
+    assert (
+        "1 sums of parallel branches and 0 BatchNormalizations are left, such as sum"
+        in found.message
+    )
     assert "repzoo fold" in found.fix
-    assert "2 convolutions become 1" in found.cost
+    assert "2 convolutions, 1 after it" in found.cost
     normalized = graph(
         f"{CONV.format('a', 'data')} [norm] output = BatchNormalization "
         "(a, ones, ones, ones, ones)"
@@ -305,7 +312,7 @@ def test_odd_sides_and_nv12(tmp_path: Path) -> None:
     odd = Artifact(model, "net", replace(samples.IMAGENET, size=9))
     text = samples.X5.replace("1x3x8x8", "1x3x9x9")
     assert serious(check(tmp_path, "net.yaml", text, odd)) == {"odd-sides"}
-    rgb = text.replace("'nv12'", "'rgb'")
+    rgb = text.replace("'nv12'", "'rgb'\n  input_layout_rt: 'NHWC'")
     assert not serious(check(tmp_path, "net.yaml", rgb, odd))
 
 

@@ -79,8 +79,13 @@ def normalization_findings(
             )
         return
     expected = normalization.expected_for(model.preprocess, color)
+    own = normalization.expected_for(model.preprocess)
+    if not any(normalization.differences(found, own)):
+        return  # right for the model; a wrong order of channels is a finding of its own
     for item in normalization.differences(found, expected):
-        yield _difference(document, model, expected, item, spelling)
+        # What to write is in the model's order, for the same reason.
+        right = own.mean if item.part == "mean" else own.std
+        yield _difference(document, model, expected, item, spelling, right)
 
 
 def _difference(
@@ -89,6 +94,7 @@ def _difference(
     expected: Normalization,
     item: normalization.Difference,
     spelling: Spelling,
+    right: Values,
 ) -> Finding:
     is_mean = item.part == "mean"
     keys = spelling.mean if is_mean else spelling.std
@@ -98,10 +104,10 @@ def _difference(
     formula = f"; {spelling.formula}" if spelling.formula else ""
     return document.finding(
         "wrong-mean" if is_mean else "wrong-scale",
-        f"{keys[-1]} is {write(item.found)}, expected {write(item.expected)} "
+        f"{keys[-1]} is {write(item.found)}, expected {write(right)} "
         f"({model.source}{formula}){reason}",
         *keys,
-        fix=f"{keys[-1]}: {write(item.expected)}",
+        fix=f"{keys[-1]}: {write(right)}",
         mistake=arithmetic(model, alone),
     )
 

@@ -123,25 +123,29 @@ def unmerged_branches(model: ModelFacts) -> Iterator[Finding]:
     result = model.folded
     if result is None:
         return
-    merged: list[str] = []
-    for item in result.folds:
-        merged += [name for name in item.nodes if name in model.node_names]
+    merged = {name for item in result.folds for name in item.nodes}
     before, after = len(model.graph.node), len(result.model.graph.node)
-    by_name = {node.name: node for node in model.graph.node}
-    branches = [name for name in merged if by_name[name].op_type in LINEAR | SUMS]
-    if not branches or after >= before:
+    sums: list[str] = []
+    normalizations: list[str] = []
+    for node in model.graph.node:
+        # As the fold names nodes that have no name.
+        name = node.name or f"{node.op_type}({node.output[0]})"
+        if name in merged and node.op_type in SUMS:
+            sums.append(name)
+        if name in merged and node.op_type == "BatchNormalization":
+            normalizations.append(name)
+    if after >= before or not sums + normalizations:
         return
-    convolutions = model.operators["Conv"]
     left = sum(node.op_type == "Conv" for node in result.model.graph.node)
-    normalizations = model.operators["BatchNormalization"]
     yield Finding(
         "unmerged-branches",
-        f"{len(branches)} nodes are branches or BatchNormalizations that one convolution each "
-        f"can replace, among them {_names(branches)}; the tool quantizes each by itself",
+        f"{len(sums)} sums of parallel branches and {len(normalizations)} BatchNormalizations "
+        f"are left, such as {_names([*sums[:2], *normalizations])}; a fold merges them, and the "
+        "tool quantizes each by itself",
         fix=f"repzoo fold {model.shown} -o folded.onnx",
         file=model.shown,
-        cost=f"{before} nodes become {after}: {convolutions} convolutions become {left}, "
-        f"{normalizations} BatchNormalizations go",
+        cost=f"{before} nodes, {after} after the fold; {model.operators['Conv']} convolutions, "
+        f"{left} after it",
     )
 
 

@@ -23,7 +23,7 @@ from repzoo.packs.lint.common import (
 from repzoo.packs.lint.document import Document
 from repzoo.packs.lint.facts import ModelFacts, Workspace
 from repzoo.packs.lint.finding import Finding, Mistake
-from repzoo.packs.lint.normalization import Normalization
+from repzoo.packs.lint.normalization import Normalization, expected_for, numbers
 
 MODEL, INPUT = "model_parameters", "input_parameters"
 CALIBRATION, COMPILER = "calibration_parameters", "compiler_parameters"
@@ -122,14 +122,17 @@ def _color_of(document: Document) -> str:
 
 def _color(document: Document, workspace: Workspace) -> Iterator[Finding]:
     model = workspace.model
-    wanted = model.preprocess.color.lower() if model and model.preprocess else ""
+    fix = ""
+    if model and model.preprocess:
+        preprocess = model.preprocess
+        right = expected_for(preprocess)
+        # All three, or the numbers would be those of the other order.
+        fix = (
+            f"input_type_train: '{preprocess.color.lower()}', with mean_value: "
+            f"'{numbers(right.mean)}' and scale_value: '{reciprocal(right.std)}'"
+        )
     yield from color_finding(
-        document,
-        model,
-        _color_of(document),
-        INPUT,
-        "input_type_train",
-        fix=f"input_type_train: '{wanted}'",
+        document, model, _color_of(document), INPUT, "input_type_train", fix=fix
     )
 
 
@@ -294,7 +297,15 @@ def _camera(document: Document, workspace: Workspace) -> Iterator[Finding]:
             "has one color for 2x2 pixels, so sides must be even",
             INPUT,
             "input_type_rt",
-            fix="export the model at an even --size, or input_type_rt: 'rgb'",
+            fix="export the model at an even --size, or input_type_rt: 'rgb' with input_layout_rt",
+        )
+    if runtime and runtime != "nv12" and not document.text(INPUT, "input_layout_rt"):
+        yield document.finding(
+            "missing-key",
+            f"input_type_rt is {runtime}, which needs input_layout_rt",
+            INPUT,
+            "input_layout_rt",
+            fix="input_layout_rt: 'NHWC', as cameras give it, or 'NCHW'",
         )
     train = document.text(INPUT, "input_type_train")
     if train == "gray" and runtime not in ("gray", "nv12", ""):
@@ -524,23 +535,32 @@ def _ordered(kinds: list[str]) -> list[str]:
 
 def _compiler(document: Document, _: Workspace) -> Iterator[Finding]:
     level = document.text(COMPILER, "optimize_level")
-    if level in ("O0", "O1", "O2"):
+    if level in ("", "O0", "O1", "O2"):
+        stated = f"is {level}" if level else "is missing, which stands for O0"
         yield document.finding(
             "optimize-level",
-            f"optimize_level is {level}; the model on the board is slower than with O3",
+            f"optimize_level {stated}; the model on the board is slower than with O3",
             COMPILER,
             "optimize_level",
             fix="optimize_level: 'O3'",
         )
     mode = document.text(COMPILER, "compile_mode")
     factor = document.text(COMPILER, "balance_factor")
-    if (mode == "balance") != bool(factor):
+    if mode == "balance" and not factor:
         yield document.finding(
-            "balance-factor",
-            "compile_mode balance and balance_factor belong together; one of them is missing",
+            "missing-key",
+            "compile_mode is balance, which needs balance_factor (0 is bandwidth, 100 latency)",
             COMPILER,
-            "compile_mode" if factor else "balance_factor",
-            fix="compile_mode: 'latency', without balance_factor",
+            "balance_factor",
+            fix="compile_mode: 'latency', or balance_factor: 50",
+        )
+    elif factor and mode != "balance":
+        yield document.finding(
+            "unused-value",
+            f"balance_factor is for compile_mode balance; it is {mode or 'latency'}",
+            COMPILER,
+            "balance_factor",
+            fix="delete balance_factor",
         )
 
 
@@ -585,6 +605,8 @@ def _calibration_files(document: Document, workspace: Workspace) -> Iterator[Fin
     is_raw = document.get(CALIBRATION, "preprocess_on") is not True
     if folder is None or not folder.is_dir() or not is_raw:
         return
+    if document.text(CALIBRATION, "cal_data_type") not in ("", *calibration.ITEM_BYTES):
+        return  # feature maps of integers
     sides = input_sides(document, workspace.model)
     source = (
         f"from the input of {workspace.model.shown}"

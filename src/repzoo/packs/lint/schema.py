@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files as package_files
 from typing import Any
 
@@ -176,31 +176,42 @@ def _not_accepted(
 def _type_problem(rule: Table, value: Any) -> str:
     """What was expected instead of `value`; "" where it fits."""
     kind = rule["type"]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind == "text" and isinstance(value, dict | list | bool):
-        return "a text"
-    if kind == "boolean" and not isinstance(value, bool):
-        return "True or False, without quotes"
-    if kind == "map" and not isinstance(value, dict):
-        return "keys below it"
-    if kind == "integer" and not _is_integer(value):
-        return "a whole number, without quotes"
-    if kind == "number" and not is_number:
-        return "a number"
-    if kind == "numbers" and parse_numbers(value) is None:
-        return "numbers with blanks between them"
-    if kind in ("integer", "number") and is_number:
-        low, high = rule.get("low", value), rule.get("high", value)
-        if not low <= value <= high:
+    accepts, expected = TYPES[kind]
+    if not accepts(value):
+        return expected
+    if kind in ("integer", "number", "count"):
+        number = float(value)
+        low, high = rule.get("low", number), rule.get("high", number)
+        if not low <= number <= high:
             return f"{low} to {high}" if "high" in rule else f"at least {low}"
     return ""
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_integer(value: Any) -> bool:
-    # hb_mapper takes the text of a number for some of these.
-    if isinstance(value, str):
-        return value.strip().isdigit()
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+# Of each type: what it accepts, and how messages name it.
+TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "any": (lambda _: True, ""),
+    "boolean": (
+        lambda value: isinstance(value, bool),
+        "True or False, without quotes",
+    ),
+    "count": (lambda value: str(value).strip().isdigit(), "a whole number"),
+    "integer": (_is_integer, "a whole number, without quotes"),
+    "map": (lambda value: isinstance(value, dict), "keys below it"),
+    "number": (_is_number, "a number"),
+    "numbers": (
+        lambda value: parse_numbers(value) is not None,
+        "numbers with blanks between them",
+    ),
+    "text": (lambda value: not isinstance(value, dict | list | bool), "a text"),
+}
 
 
 def parse_numbers(value: Any) -> list[tuple[float, ...]] | None:
