@@ -23,7 +23,7 @@ pytest.importorskip(
 from tests.quant.conftest import sets, small
 
 import repzoo
-from repzoo.artifact import Artifact, Preprocess
+from repzoo.artifact import Artifact, Preprocess, Step
 from repzoo.data.dataset import Dataset
 from repzoo.data.preprocess import prepare
 from repzoo.data.source import open_source
@@ -175,6 +175,14 @@ def test_the_public_configuration_of_repvgg() -> None:
     assert document == YAML
     half = yaml.safe_load(vastai.yaml_text(content(), "fp16"))
     assert (half["name"], half["backend"]["dtype"]) == ("official_repvgg_fp16", "fp16")
+
+
+def test_the_range_method_that_hardening_chose() -> None:
+    step = Step("harden", "0", {"target": "vastai", "ranges": "entropy"})
+    artifact = replace(opset_11(), steps=(step,))
+    text = vastai.yaml_text(content(model=artifact), "int8")
+    quantize = yaml.safe_load(text)["backend"]["quantize"]
+    assert quantize["calibrate_mode"] == "kl_divergence"
 
 
 def test_bgr_and_pixels_of_0_to_255_in_the_configuration() -> None:

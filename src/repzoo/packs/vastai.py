@@ -15,11 +15,12 @@ from typing import Any
 import onnx
 
 from repzoo.artifact import Artifact, Preprocess
+from repzoo.data.dataset import Dataset, QuantizationSplit
 from repzoo.errors import InputError
 from repzoo.graph.tools.cost import count
 from repzoo.graph.tools.head import HeadKind, find_head
 from repzoo.graph.tools.onnx_edit import nodes_by_output, redirect_readers, tensor_names
-from repzoo.measure.class_mapping import require_classes
+from repzoo.measure.class_mapping import lacks_classes, require_classes
 from repzoo.packs import vastai_images, vdsp
 from repzoo.packs.pack import Figures, PackFile, PackJob
 from repzoo.packs.parts import (
@@ -39,6 +40,7 @@ from repzoo.packs.vastai_steps import PRECISIONS, TOP, CardSteps, parameters_fil
 from repzoo.packs.vdsp import CardLoss
 from repzoo.protobuf_stream import clone
 from repzoo.quant.network.scheme import load_scheme
+from repzoo.quant.search.half_model import Float16Prediction, predict_float16
 from repzoo.storage import json_text
 from repzoo.zoo.catalog import ModelSpec, models
 
@@ -135,6 +137,7 @@ class Content:
         kernel: the card's filter.
         evaluation: images for the card; None where no image judged the model.
         loss: what the card's preprocessing costs; None where it was not measured.
+        half: what to expect of fp16; None where it was not measured.
         skipped: indices of convolutions that stay out of int8.
         not_skipped: other nodes that should stay out of it, which vamc cannot be told.
     """
@@ -146,6 +149,7 @@ class Content:
     kernel: str = vdsp.DEFAULT_KERNEL
     evaluation: EvaluationImages | None = None
     loss: CardLoss | None = None
+    half: Float16Prediction | None = None
     skipped: tuple[int, ...] = ()
     not_skipped: tuple[str, ...] = ()
 
@@ -169,8 +173,23 @@ def _content(job: PackJob) -> Content:
     judged = job.gate.subset(job.gate.balanced_sample(vdsp.MEASURED, job.seed))
     loss = vdsp.measure_loss(artifact, judged, content.kernel)
     job.remarks.append(loss_sentence(artifact.name, loss))
-    evaluation = evaluation_images(job.gate, artifact, job.seed)
-    return replace(content, loss=loss, evaluation=evaluation)
+    return replace(
+        content,
+        loss=loss,
+        half=_predict_half(artifact, job.images, judged),
+        evaluation=evaluation_images(job.gate, artifact, job.seed),
+    )
+
+
+def _predict_half(
+    artifact: Artifact, calibration: Dataset, judged: Dataset
+) -> Float16Prediction:
+    """What vamc's fp16 does to the packed model; it converts all without a look at ranges."""
+    # Nothing is chosen here, so that no images are needed to choose by.
+    split = QuantizationSplit(calibration, calibration, judged)
+    if lacks_classes(judged, artifact):
+        split = split.without_labels()
+    return predict_float16(artifact, split)
 
 
 def loss_sentence(name: str, loss: CardLoss) -> str:
@@ -253,7 +272,7 @@ def yaml_text(content: Content, precision: str) -> str:
         height=preprocess.height,
         width=preprocess.width,
         resized=vdsp.resized_sides(preprocess),
-        calibrate_mode=CALIBRATE_MODES[load_scheme(SCHEME).ranges],
+        calibrate_mode=calibrate_mode(content.model),
         skipped=content.skipped,
         softmax=find_head(content.model.model).kind is HeadKind.LOGITS,
         calibration=vastai_images.CALIBRATION,
@@ -264,6 +283,15 @@ def yaml_text(content: Content, precision: str) -> str:
         std=form.std,
         div255=form.largest == 1,
     )
+
+
+def calibrate_mode(artifact: Artifact) -> str:
+    """How vamc should choose activation ranges: as hardening found best, else by its usual way."""
+    method = load_scheme(SCHEME).ranges
+    for step in artifact.steps:
+        if step.verb == "harden" and step.settings.get("ranges") in CALIBRATE_MODES:
+            method = step.settings["ranges"]
+    return CALIBRATE_MODES[method]
 
 
 def _float_row(figures: Figures, loss: CardLoss | None) -> dict[str, Any]:
@@ -296,6 +324,9 @@ def _facts(content: Content, figures: Figures) -> dict[str, Any]:
         "resized": vdsp.resized_sides(content.preprocess),
         "head": find_head(content.model.model).kind.value,
         "kernel": content.kernel,
+        "calibrate_mode": calibrate_mode(content.model),
+        "half": content.half.paired if content.half else None,
+        "overflowing": _overflowing(content.half),
         "loss": content.loss,
         "skipped": content.skipped,
         "not_skipped": content.not_skipped,
@@ -308,6 +339,13 @@ def _facts(content: Content, figures: Figures) -> dict[str, Any]:
         "top": TOP,
         "vdsp": parameters_file(content.name),
     }
+
+
+def _overflowing(half: Float16Prediction | None) -> list[str]:
+    """The operators that float16 breaks, by their first outputs."""
+    if half is None:
+        return []
+    return [item.node for item in half.analysis.because("overflow", "noise")]
 
 
 def _origin(artifact: Artifact) -> ModelSpec | None:
