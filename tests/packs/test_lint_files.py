@@ -258,7 +258,15 @@ def test_costs_are_measured_where_images_are(tmp_path: Path) -> None:
     assert "40 images)" in found.cost
 
 
-@pytest.mark.parametrize("name", [n for n in TARGETS.names() if "." not in n])
+# What is quantized already has no configuration that could be wrong.
+CONFIGURED = [
+    name
+    for name in TARGETS.names()
+    if getattr(TARGETS.load(name), "form", "float") == "float"
+]
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
 def test_our_own_packs_are_clean(tmp_path: Path, name: str) -> None:
     """What each target of ours writes has no error and no warning but the card's squash."""
     target = TARGETS.load(name)()

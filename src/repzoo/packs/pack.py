@@ -1,15 +1,16 @@
 """What every pack has in common: its parts, and how its folder is written.
 
 A target is a class with `name`, `scheme`, `check` and `files`, one line in `TARGETS`, or an entry
-point `repzoo.packs` of another package. What the files of several targets share is in parts.py.
+point `repzoo.packs` of another package. What the files of several targets share is in parts.py,
+what no target takes in limits.py, and activation ranges in ranges.py. docs/packs.md adds one.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,8 @@ from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
 from repzoo.data.dataset import Dataset
 from repzoo.errors import InputError
-from repzoo.plugins import Plugin, PluginTable
+from repzoo.packs.limits import require_opset
+from repzoo.plugins import Plugin, PluginTable, unknown
 from repzoo.storage import (
     json_text,
     make_folder,
@@ -79,6 +81,10 @@ class PackTarget(Protocol):
 
     name    of the target
     scheme  of quant/network/schemes.toml, by which models are hardened for it
+
+    A class whose targets differ by an option, as in "qdq:tensorrt", takes it as its one argument
+    and lists what is accepted by a static method `options`. One whose tool takes quantized files
+    has `form = "int8"`; its `scheme` then says how models are quantized.
     """
 
     name: str
@@ -97,8 +103,29 @@ TARGETS = PluginTable(
     {
         "rdk-x5": Plugin("repzoo.packs.rdk_x5:RdkX5"),
         "vastai": Plugin("repzoo.packs.vastai:Vastai"),
+        "rknn": Plugin("repzoo.packs.rknn:Rknn"),
+        "hailo": Plugin("repzoo.packs.hailo:Hailo"),
+        "qdq": Plugin("repzoo.packs.qdq:Qdq"),
     },
 )
+
+
+def open_target(name: str) -> PackTarget:
+    """The target called "name" or "name:option".
+
+    Raises:
+        InputError: there is none, or it has no such option.
+    """
+    base, colon, option = name.partition(":")
+    target: Callable[..., PackTarget] = TARGETS.load(base)
+    if not colon:
+        return target()
+    options: list[str] = getattr(target, "options", list)()
+    if not options:
+        raise InputError(f"the pack target {base} has no options; give {base} alone")
+    if option not in options:
+        raise InputError(unknown(f"option of {base}", option, options))
+    return target(option)
 
 
 def pixel_images(job: PackJob) -> Iterator[npt.NDArray[np.uint8]]:
@@ -109,16 +136,11 @@ def pixel_images(job: PackJob) -> Iterator[npt.NDArray[np.uint8]]:
     Raises:
         InputError: no image can be read.
     """
-    preprocess = job.artifact.require_preprocess()
-    mean = np.array(preprocess.mean).reshape(-1, 1, 1)
-    std = np.array(preprocess.std).reshape(-1, 1, 1)
+    # A model with uint8 input would take the pixels as they are: no rounding can go wrong.
+    preprocess = replace(job.artifact.require_preprocess(), input="uint8")
     report = ReadReport()
     for batch in batches(job.images, preprocess, BATCH, report):
-        inputs = np.asarray(batch.inputs)
-        if preprocess.layout == "NHWC":
-            inputs = inputs.transpose(0, 3, 1, 2)
-        pixels = np.round((inputs * std + mean) * 255)
-        yield from np.clip(pixels, 0, 255).astype(np.uint8)
+        yield from np.asarray(batch.inputs).transpose(0, 3, 1, 2)
     report.check(job.images.name, len(job.images))
 
 
@@ -141,6 +163,7 @@ def write_pack(target: PackTarget, job: PackJob, folder: Path) -> list[str]:
     Raises:
         InputError: as `require_free`, what the target refuses, or a full disk.
     """
+    require_opset(job.artifact, target.name, target.scheme)
     require_free(folder)
     make_folder(folder.parent)
     with tempfile.TemporaryDirectory(prefix=".repzoo.", dir=folder.parent) as aside:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import functools
+import io
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from typing import Any
 
 import jinja2
+import numpy as np
+import numpy.typing as npt
+import onnx
+from PIL import Image
 
 from repzoo.artifact import Preprocess
+from repzoo.errors import InputError
 from repzoo.graph.tools.cost import count
 from repzoo.packs.pack import PackFile, PackJob
 from repzoo.printable import code_span, escape_markdown, one_line, signed
+from repzoo.storage import json_text
 
 SHELL_HEAD = """\
 #!/usr/bin/env bash
@@ -61,6 +68,32 @@ def quoted(*words: object) -> str:
     return shlex.join(map(str, words))
 
 
+def yaml_blocks(document: Mapping[str, object], indent: int = 0) -> str:
+    """YAML in blocks, whose keys are plain words; values are written as JSON, a part of YAML 1.2.
+
+    So no name can end its line or become another type.
+    """
+    lines: list[str] = []
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            lines.append(f"{' ' * indent}{key}:\n{yaml_blocks(value, indent + 2)}")
+        else:
+            lines.append(f"{' ' * indent}{key}: {json_text(value)}\n")
+    return "".join(lines)
+
+
+def png(pixels: npt.NDArray[np.uint8], color: str) -> bytes:
+    """An image [channels, height, width] in the order of `color` as a PNG file, without loss."""
+    channels_last = pixels.transpose(1, 2, 0)
+    if color == "BGR":
+        channels_last = channels_last[..., ::-1]
+    if color == "GRAY":
+        channels_last = channels_last[..., 0]
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(channels_last)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def label_files(job: PackJob) -> Iterator[PackFile]:
     """`labels.txt`, a label a line, where the model has labels."""
     labels = job.artifact.labels
@@ -68,10 +101,45 @@ def label_files(job: PackJob) -> Iterator[PackFile]:
         yield "labels.txt", "".join(f"{one_line(label)}\n" for label in labels)
 
 
+def fallback_nodes(job: PackJob) -> list[onnx.NodeProto]:
+    """The nodes that stay out of INT8, in graph order.
+
+    Raises:
+        InputError: the model has no node of one of these names.
+    """
+    names = set(job.fallback)
+    nodes: list[onnx.NodeProto] = []
+    for node in job.artifact.model.graph.node:
+        if names & {node.name, *node.output}:
+            nodes.append(node)
+            names -= {node.name, *node.output}
+    if names:
+        raise InputError(
+            f"{job.artifact.name} has no node called {min(names)}, which was to stay out of INT8"
+        )
+    return nodes
+
+
 def sides(preprocess: Preprocess) -> tuple[int, int]:
     """(height, width) of the model's input."""
     size = preprocess.size
     return (size, size) if isinstance(size, int) else size
+
+
+def pixel_mean(preprocess: Preprocess) -> list[float]:
+    """Mean of each channel of the input, in units of pixels 0..255."""
+    return _of_channels(preprocess, preprocess.mean)
+
+
+def pixel_std(preprocess: Preprocess) -> list[float]:
+    """Standard deviation of each channel of the input, in units of pixels 0..255."""
+    return _of_channels(preprocess, preprocess.std)
+
+
+def _of_channels(preprocess: Preprocess, values: Sequence[float]) -> list[float]:
+    if preprocess.color == "GRAY":  # one channel has the average, see Preprocess
+        values = [sum(values) / len(values)]
+    return [255 * value for value in values]
 
 
 def file_name(name: str) -> str:
@@ -141,7 +209,10 @@ def render_readme(
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of a built-in template; names that it lacks are an error."""
+    """The text of a built-in template; names that it lacks are an error.
+
+    The filter `literal` writes texts, numbers and lists as Python does.
+    """
     text: str = _environment().get_template(template).render(**values)
     return text
 
@@ -156,7 +227,9 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(plain=escape_markdown, code=code_span, signed=signed)
+    environment.filters.update(
+        plain=escape_markdown, code=code_span, signed=signed, literal=ascii
+    )
     return environment
 
 

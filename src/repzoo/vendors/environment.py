@@ -116,6 +116,8 @@ def install(recipe: Recipe, python: str = "", progress: Progress = silent) -> St
         output = _run(recipe, _pip_command(folder, step), INSTALL_SECONDS)
         with log.open("a", encoding="utf-8") as file:
             file.write(output)
+    for name in recipe.remove:
+        (folder / name).unlink(missing_ok=True)
     progress(f"install {recipe.name}", steps - 1, steps)
     version = check(recipe)
     write_atomically(folder / NOTE, f"{version}\n")

@@ -39,6 +39,7 @@ class Recipe:
         version: what it must print.
         terms: what its makers say about its use.
         gigabytes: disk space that it takes.
+        remove: files of the wheels that keep them from working, by paths in the environment.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Recipe:
     version: str
     terms: str
     gigabytes: float
+    remove: tuple[str, ...] = ()
 
 
 @functools.cache
@@ -83,4 +85,5 @@ def _from_table(name: str, table: Mapping[str, Any]) -> Recipe:
         version=table["version"],
         terms=table["terms"],
         gigabytes=float(table["gigabytes"]),
+        remove=tuple(table.get("remove", ())),
     )

@@ -6,24 +6,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from repzoo.artifact import Artifact as StoredArtifact
 from repzoo.data.dataset import Dataset, DataSource
 from repzoo.errors import InputError
 from repzoo.measure.class_mapping import with_folder_names
+from repzoo.packs.limits import require_packable
 from repzoo.packs.pack import (
     TARGETS,
     Figures,
     PackJob,
     PackTarget,
+    open_target,
     require_free,
     write_pack,
 )
 from repzoo.progress import Progress, silent
+from repzoo.quant.network.scheme import load_scheme
 from repzoo.settings import at_least, merge_keywords, same_setting, setting, validate
 from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.harden_model import HardenOptions, harden
 from repzoo.verbs.image_data import open_data_source
 from repzoo.verbs.model_files import ModelLike, open_model, require_float
 from repzoo.verbs.public_artifact import Artifact
+from repzoo.verbs.quantize_model import QuantizeOptions, quantize
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,9 @@ class PackOptions:
     """Settings of `pack`."""
 
     target: str = setting(
-        "rdk-x5", help=f"Tool chain that the pack is for: {', '.join(TARGETS.names())}."
+        "rdk-x5",
+        help=f"Tool chain that the pack is for: {', '.join(TARGETS.names())}. Some have options: "
+        "rknn:layer; qdq:tensorrt, qdq:qnn, qdq:stm32n6, qdq:axera.",
     )
     calibration: int = setting(
         100, help="Images in the pack for the tool's calibration.", range=at_least(1)
@@ -44,7 +51,7 @@ class PackOptions:
     def __post_init__(self) -> None:
         """Refuse values that are not accepted, and unknown targets."""
         validate(self)
-        TARGETS.load(self.target)
+        open_target(self.target)
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,8 @@ def pack(
 ) -> Pack:
     """Write the folder `output` with all that a vendor's tool chain needs.
 
-    The model is hardened for the target first, unless its last step did that.
+    The model is hardened for the target first, unless its last step did that. For a target that
+    takes INT8 files it is quantized instead.
 
     data      as for `harden`; calibration images are taken from the same part
     settings  fields of PackOptions, such as `calibration=200`
@@ -85,7 +93,7 @@ def pack(
         GateError: see `harden`.
     """
     options = merge_keywords(PackOptions, options, settings)
-    target: PackTarget = TARGETS.load(options.target)()
+    target = open_target(options.target)
     artifact = for_images(open_model(model))
     require_float(artifact)
     source = open_data_source(data, unlabeled=True)
@@ -93,22 +101,11 @@ def pack(
     split = source.split_for_quantization(options.images, options.seed)
     artifact = with_folder_names(artifact, split.gate)
     # All before hardening, which takes minutes.
+    require_packable(artifact)
     target.check(artifact)
     _require_images(split.calibration, options)
     require_free(Path(output))
-    if not _is_hardened(artifact):
-        artifact = harden(
-            artifact,
-            source,
-            options=HardenOptions(
-                target=target.scheme,
-                max_drop=options.max_drop,
-                images=options.images,
-                force=options.force,
-                seed=options.seed,
-            ),
-            progress=progress,
-        )
+    artifact = _prepared(artifact, target, source, options, progress)
     chosen = split.calibration.balanced_sample(options.calibration, options.seed)
     job = PackJob(
         artifact,
@@ -133,7 +130,33 @@ def _require_images(calibration: Dataset, options: PackOptions) -> None:
         )
 
 
-def _is_hardened(artifact: Artifact) -> bool:
+def _prepared(
+    artifact: StoredArtifact,
+    target: PackTarget,
+    source: DataSource,
+    options: PackOptions,
+    progress: Progress,
+) -> Artifact:
+    """The model in the form that the target takes.
+
+    Raises:
+        InputError: it was hardened for another grid.
+        GateError: the drop is proven to be above the budget.
+    """
+    shared: dict[str, Any] = {}
+    for name in ("max_drop", "images", "force", "seed"):
+        shared[name] = getattr(options, name)
+    if getattr(target, "form", "float") == "int8":
+        quantizing = QuantizeOptions(scheme=target.scheme, **shared)
+        return quantize(artifact, source, options=quantizing, progress=progress)
+    if _is_hardened(artifact):
+        _require_same_grid(artifact, target)
+        return Artifact.wrap(artifact)
+    hardening = HardenOptions(target=target.scheme, **shared)
+    return harden(artifact, source, options=hardening, progress=progress)
+
+
+def _is_hardened(artifact: StoredArtifact) -> bool:
     # A step after it may have moved weights off the grid.
     return bool(artifact.steps) and artifact.steps[-1].verb == "harden"
 
@@ -146,11 +169,28 @@ def _fallback(artifact: Artifact) -> tuple[str, ...]:
     return tuple(name for name in names if name in nodes)
 
 
+def _require_same_grid(artifact: StoredArtifact, target: PackTarget) -> None:
+    """Refuse a model whose weights lie on the grid of a tool that rounds them otherwise."""
+    scheme = load_scheme(target.scheme)
+    settings = artifact.steps[-1].settings
+    for key in ("weight_rule", "per_channel"):
+        expected = getattr(scheme, key)
+        if settings.get(key, expected) != expected:
+            raise InputError(
+                f"{artifact.name} was hardened for {settings.get('target')}, which rounds weights "
+                f"otherwise than {target.name} ({key} {settings[key]}, not {expected}); give the "
+                "model from before repzoo harden"
+            )
+
+
 def _figures(artifact: Artifact) -> Figures:
-    """What hardening measured, where it ran just now."""
-    if artifact.hardening is None:
+    """What was measured in the target's arithmetic, where that was just now."""
+    if artifact.report is not None:
+        predicted = artifact.report.paired.values
+    elif artifact.hardening is not None:
+        predicted = artifact.hardening.predicted.values
+    else:
         return Figures()
-    predicted = artifact.hardening.predicted.values
     return Figures(
         images=predicted.n,
         float_top1=predicted.first_top1,

@@ -77,4 +77,14 @@ def test_a_scheme_of_ones_own(tmp_path: Path) -> None:
 
 def test_a_scheme_without_an_engine_is_for_a_board() -> None:
     boards = [scheme.name for scheme in schemes().values() if scheme.runs_on_board]
-    assert boards == ["rdk", "vastai", "rknn", "rknn-layer", "sophgo"]
+    assert boards == [
+        "rdk",
+        "vastai",
+        "rknn",
+        "rknn-layer",
+        "sophgo",
+        "hailo",
+        "tensorrt",
+        "qnn",
+        "stm32n6",
+    ]

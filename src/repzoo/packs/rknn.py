@@ -1,0 +1,165 @@
+"""The pack for Rockchip's RK35xx: what rknn-toolkit2 needs.
+
+The tool normalizes by (x - mean_values) / std_values of pixels 0..255. It reads calibration images
+as RGB, which `quant_img_RGB2BGR` turns for models of the other order (both seen in version 2.5.0,
+on images with a dark blue channel). Files of numpy are taken as they are, [1, height, width,
+channels].
+
+Our activation ranges go in by hybrid quantization: its step 1 writes the ranges that the tool chose
+into `*.quantization.cfg`, and its step 2 compiles with those that the file has by then. It obeys
+`min` and `max`, and refuses a file in which `scale` was changed (2.5.0).
+Source: Rockchip's API of rknn-toolkit2; its examples/mobilenet/python.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from repzoo.artifact import Artifact
+from repzoo.packs.pack import PackFile, PackJob, pixel_images
+from repzoo.packs.parts import (
+    Step,
+    fallback_nodes,
+    file_name,
+    label_files,
+    pixel_mean,
+    pixel_std,
+    png,
+    readme_files,
+    render,
+    sides,
+    step_files,
+)
+from repzoo.packs.ranges import activation_ranges
+from repzoo.storage import json_text
+
+CALIBRATION = "calibration"
+METHODS = {"": "channel", "layer": "layer"}
+
+
+class Rknn:
+    """The target `rknn`; "rknn:layer" has one scale for each weight tensor."""
+
+    name = "rknn"
+
+    def __init__(self, option: str = "") -> None:
+        self.method = METHODS[option]
+        self.scheme = "rknn-layer" if option else "rknn"
+
+    @staticmethod
+    def options() -> list[str]:
+        """What may stand behind the colon."""
+        return [option for option in METHODS if option]
+
+    def check(self, artifact: Artifact) -> None:
+        """Nothing that other targets take is refused."""
+
+    def files(self, job: PackJob) -> Iterator[PackFile]:
+        """The model, its configuration, ranges, calibration images, steps, labels and READMEs."""
+        artifact = job.artifact
+        name = file_name(artifact.name)
+        yield f"{name}.onnx", artifact.to_bytes()
+        names: list[str] = []
+        for number, pixels in enumerate(pixel_images(job)):
+            image, data = image_file(pixels, artifact.require_preprocess().color)
+            names.append(f"{CALIBRATION}/{number:04d}.{image}")
+            yield names[-1], data
+        yield "dataset.txt", "".join(f"{line}\n" for line in names)
+        yield f"{name}.ranges.cfg", ranges_text(job)
+        yield "convert.py", program_text(artifact, self.method)
+        steps = _steps()
+        yield from step_files(steps)
+        yield from label_files(job)
+        yield from readme_files(
+            job,
+            "rknn",
+            steps,
+            calibration=CALIBRATION,
+            ranges=len(activation_ranges(artifact)),
+        )
+
+
+def program_text(artifact: Artifact, method: str) -> str:
+    """convert.py: the calls of rknn-toolkit2, with all numbers in it."""
+    preprocess = artifact.require_preprocess()
+    height, width = sides(preprocess)
+    mean = pixel_mean(preprocess)
+    shape = [1, len(mean), height, width]
+    if preprocess.layout == "NHWC":
+        shape = [1, height, width, len(mean)]
+    name = file_name(artifact.name)
+    return render(
+        "rknn_convert.py.j2",
+        model=f"{name}.onnx",
+        ranges=f"{name}.ranges.cfg",
+        output=f"{name}.rknn",
+        input=artifact.input_name,
+        shape=shape,
+        mean=mean,
+        std=pixel_std(preprocess),
+        swapped=preprocess.color == "BGR",
+        method=method,
+    )
+
+
+def image_file(pixels: npt.NDArray[np.uint8], color: str) -> tuple[str, bytes]:
+    """(suffix, content) of one calibration image [channels, height, width], without loss."""
+    if color != "GRAY":
+        return "png", png(pixels, color)
+    # The tool reads every image file as three channels.
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(pixels.transpose(1, 2, 0))[None])
+    return "npy", buffer.getvalue()
+
+
+def ranges_text(job: PackJob) -> str:
+    """Ranges and float16 layers in the form of hybrid quantization's file.
+
+    YAML, of which JSON is a part: names need no quoting of their own.
+    """
+    parameters: dict[str, object] = {}
+    for tensor, item in activation_ranges(job.artifact).items():
+        parameters[tensor] = {
+            "qtype": "asym",
+            "qmethod": "layer",
+            "dtype": "int8",
+            "min": [item.bounds[0]],
+            "max": [item.bounds[1]],
+        }
+    layers = {node.output[0]: "float16" for node in fallback_nodes(job)}
+    document = {"custom_quantize_layers": layers, "quantize_parameters": parameters}
+    return json_text(document, indent=1) + "\n"
+
+
+def _steps() -> list[Step]:
+    platform = '--platform "${PLATFORM:-rk3588}"'
+    return [
+        Step(
+            "build",
+            "Quantize with the tool's own calibration, and compile",
+            "用工具自带的校准进行量化并编译",
+            f"python convert.py build {platform}",
+        ),
+        Step(
+            "build_with_ranges",
+            "The same with the activation ranges of repzoo, and with its float16 layers",
+            "同上，但使用 repzoo 的激活范围和 float16 层",
+            f"python convert.py ranges {platform}",
+        ),
+        Step(
+            "accuracy",
+            "Error of each layer, on the simulator",
+            "在模拟器上分析每一层的误差",
+            f"python convert.py accuracy {platform}",
+        ),
+        Step(
+            "perf_on_board",
+            "Latency and memory on a board that is connected by adb",
+            "在通过 adb 连接的开发板上测量延迟和内存",
+            f"python convert.py perf {platform}",
+        ),
+    ]
