@@ -28,7 +28,7 @@ from repzoo.quant.network.scheme import load_scheme
 from repzoo.remark import Remark
 from repzoo.report import card
 from repzoo.report.board import BoardFacts, board_facts, select_board
-from repzoo.report.card import BOTH, CardContext, CardFile, Training
+from repzoo.report.card import BOTH, HALF, CardContext, CardFile, Training
 from repzoo.settings import above, at_least, setting, validate
 from repzoo.storage import json_text, make_folder, write_together
 from repzoo.verbs.assumed_preprocess import for_images
@@ -115,32 +115,34 @@ def run(
     accuracy.class_indices(evaluation, artifact)
     progress("fold and certify", 0, 0)
     deploy = verbs.fold(artifact, calibration, engine=engine_name)
-    int8 = verbs.quantize(deploy, source, options=options.quantize, progress=progress)
+    quantized = _quantize_all(deploy, source, options.quantize, progress)
+    int8 = quantized["int8"]
     evaluated = verbs.evaluate(
-        [deploy, int8],
+        [deploy, *quantized.values()],
         evaluation,
         against=deploy,
         engine=engine_name,
         progress=progress,
     )
     artifacts: dict[str, Artifact] = {artifact.form: artifact}
-    artifacts.update(deploy=deploy, int8=int8)
+    artifacts.update(deploy=deploy, **quantized)
     assert int8.report is not None
     timed = dict(artifacts)
     if int8.report.chosen.ratio is None:
         del timed["int8"]  # only a board runs it, and its time here would mislead
     timings, left_out = _time_all(timed, options, progress)
+    reports = [model.report for model in quantized.values() if model.report]
     measured = [
-        int8.report.record,
+        *(report.record for report in reports),
         *evaluated.runs,
-        evaluated.paired[1],  # the first compares the float model with itself
+        *evaluated.paired[1:],  # the first compares the float model with itself
         *timings,
     ]
     hardened, facts, warnings = _harden(deploy, source, options, of_board, progress)
     training = _training(artifact, evaluation)
     remarks = [
         *_training_remarks(training, evaluation),
-        *int8.report.warnings,
+        *(warning for report in reports for warning in report.warnings),
         *noted,
         *warnings,
         *evaluated.remarks,
@@ -199,6 +201,25 @@ def _harden(
     assert report is not None
     facts = board_facts(records, options.target, report.predicted)
     return hardened, facts, report.warnings
+
+
+def _quantize_all(
+    deploy: verbs.Artifact,
+    source: DataSource,
+    options: verbs.QuantizeOptions,
+    progress: Progress,
+) -> dict[str, verbs.Artifact]:
+    """The INT8 model, and the one in half precision where that was asked for too, by form."""
+    int8 = replace(options, precision="int8")
+    quantized = {
+        "int8": verbs.quantize(deploy, source, options=int8, progress=progress)
+    }
+    if options.precision != "int8":
+        half = options.without_int8_settings()
+        quantized[options.precision] = verbs.quantize(
+            deploy, source, options=half, progress=progress
+        )
+    return quantized
 
 
 def _in_order(
@@ -325,12 +346,13 @@ def _time_all(
     """
     runner = engine(options.quantize.engine)
     clients = options.streams or host()["affinity"]
-    shipped = {form: artifacts[form] for form in BOTH if form in artifacts}
+    shipped = {form: model for form, model in artifacts.items() if form != "train"}
     single = {form: latency.case(model, runner) for form, model in artifacts.items()}
     many = []
     if clients > 1:
         many = [latency.case(model, runner, clients) for model in shipped.values()]
-    extra, left_out = _extra_cases(shipped, options)
+    compared = {form: artifacts[form] for form in BOTH if form in artifacts}
+    extra, left_out = _extra_cases(compared, options)
 
     def leave_out(case: latency.Case, error: InputError) -> None:
         """Note a case that failed while it was timed."""
@@ -348,6 +370,9 @@ def _time_all(
     )
     if "int8" in single:
         records.append(latency.ratio(single["int8"], single["deploy"]))
+    for form in HALF:
+        if form in single:
+            records.append(latency.ratio(single[form], single["deploy"]))
     if "train" in single:
         records.append(latency.ratio(single["deploy"], single["train"]))
     records.extend(_extra_ratios(extra))

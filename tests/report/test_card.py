@@ -23,6 +23,7 @@ from repzoo.measure.results import (
     CandidateSummary,
     FoldSummary,
     GraphSummary,
+    HalfSummary,
     Latency,
     LatencyRatio,
     PairedAccuracy,
@@ -30,6 +31,7 @@ from repzoo.measure.results import (
     Setting,
 )
 from repzoo.printable import MINUS, code_span, escape_markdown
+from repzoo.remark import Remark
 from repzoo.report import card, figures
 
 HOST = {"cpu": "Some CPU", "int8": ["avx2", "avx512_vnni"], "cores": 2}
@@ -202,6 +204,61 @@ def records(name: str = "net.digits", placement: str = "dense") -> list[Record[A
         ratio_record("int8", 0.51),
         ratio_record("deploy", 0.61),
     ]
+
+
+def half_records() -> list[Record[Any]]:
+    """What the job adds where half precision was asked for too."""
+    paired = PairedAccuracy(n=720, p_value=0.456, **numbers(303, *DROP))  # type: ignore[arg-type]
+    reason = Remark(
+        "its output reaches {largest:.3g}; float16 ends at 65504", largest=7e4
+    )
+    half = HalfSummary(
+        precision="fp16",
+        operators=41,
+        kept=(
+            {"node": "odd|name", "op": "Conv", "cause": "overflow", "reason": reason},
+        ),
+        weights=9,
+        subnormal=2,
+        zeroed=1,
+        in_arithmetic=paired,
+        on_engine=paired,
+    )
+    summary = dataclasses.replace(quantize_summary("41 of 42"), half=half)
+    models = {"first": identity("deploy"), "second": identity("fp16")}
+    return [
+        cost("fp16", 500),
+        Record(identity("fp16"), summary, ORT, {"images": 256}, host=HOST),
+        accuracy("fp16", 310),
+        Record(models, paired, data={"name": "digits"}, samples={"flips": []}),
+        latency_record("fp16", 1, 331),
+        latency_record("fp16", 2, 351),
+        ratio_record("fp16", 0.37),
+    ]
+
+
+def all_rows(text: str) -> list[list[str]]:
+    return [row for table in tables(text) for row in table]
+
+
+def test_a_model_in_half_precision_is_one_more_row() -> None:
+    rows = [*records(), *half_records()]
+    english, chinese = (card.render(rows, [])[name] for name in card.LANGUAGES.values())
+    assert shapes(english) == shapes(chinese)
+    for text in (english, chinese):
+        assert "| FP16 | 310.00 |" in text
+        assert "## FP16" in text
+        assert ["odd|name", "Conv"] in [row[:2] for row in all_rows(text)]
+        assert "303.00" in text
+    assert "FP16 / float | 0.37" in english
+    assert "its output reaches 7e+04; float16 ends at 65504" in english
+    assert "其输出达到 7e+04" in chinese
+    facts = card.summary(rows)
+    assert facts.half is not None
+    assert (facts.half.form, facts.quantize.placement) == ("fp16", "dense")
+    # Of its Records each is needed.
+    with pytest.raises(RepzooError, match="a card needs"):
+        card.summary(rows[:-6])
 
 
 def leaf_values(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -487,7 +544,7 @@ def test_both_languages_have_the_words_that_the_template_uses_and_no_others() ->
     assert (
         set(words["en"]["forms"])
         == set(words["zh"]["forms"])
-        == {"train", "deploy", "int8"}
+        == {"train", *card.BOTH, *card.HALF}
     )
 
 

@@ -175,8 +175,11 @@ def card(result: JobResult, files: Sequence[Path]) -> View:
         _training_line(result.training, facts.data_name),
         paired_line(select(result.records, PairedAccuracy)[0]),
     ]
-    if "int8" in facts.ratios:
-        lines.append(_latency_ratio(facts.ratios["int8"]))
+    for form in facts.accuracy_forms:
+        if form in facts.ratios and form != "deploy":
+            lines.append(_latency_ratio(facts.ratios[form], form.upper()))
+    if facts.half is not None:
+        lines += _half_lines(facts.half.summary)
     lines += [
         f"fold: {fold.before.nodes} nodes -> {fold.after.nodes}, "
         f"largest error {fold.max_abs_error:.2g} (bound {fold.bound:.2g})",
@@ -211,16 +214,18 @@ def _training_line(training: cards.Training, data_name: str) -> str:
 
 
 def _card_table(facts: cards.CardFacts) -> Table:
-    table = make_table(facts.name, ">float", ">INT8")
-    forms = ("deploy", "int8")
+    forms = facts.accuracy_forms
+    table = make_table(
+        facts.name, ">float", *(f">{form.upper()}" for form in forms[1:])
+    )
     costs = [facts.cost[form] for form in forms]
     accuracies = [facts.accuracy[form] for form in forms]
     # The INT8 model has no latency where only a board runs it.
-    single = [facts.single[form] for form in forms if form in facts.single]
-    many = [facts.many[form] for form in forms if form in facts.many]
+    single = [facts.single.get(form) for form in forms]
+    many = [facts.many.get(form) for form in forms]
     size = figures.pixels(facts.size)
-    table.add_row("size (pixels)", size, size)
-    table.add_row("classes", str(facts.classes), str(facts.classes))
+    table.add_row("size (pixels)", *[size] * len(forms))
+    table.add_row("classes", *[str(facts.classes)] * len(forms))
     _add(table, "parameters (M)", costs, lambda cost: figures.millions(cost.parameters))
     _add(table, "weights (kB)", costs, lambda cost: f"{cost.bytes / 1000:.0f}")
     top1 = f"Top-1 % (n = {facts.paired.n})"
@@ -236,8 +241,8 @@ def _card_table(facts: cards.CardFacts) -> Table:
 def _add(
     table: Table, name: str, forms: Sequence[Any], show: Callable[[Any], str]
 ) -> None:
-    """A row of the card's table: a cell for each of `forms`."""
-    table.add_row(name, *map(show, forms))
+    """A row of the card's table: a cell for each of `forms`, empty for None."""
+    table.add_row(name, *("" if form is None else show(form) for form in forms))
 
 
 def _p50(latency: Latency) -> str:

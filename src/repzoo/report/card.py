@@ -21,6 +21,7 @@ from repzoo.measure.record import RESULT_KINDS, Record, select, share_of, to_jso
 from repzoo.measure.results import (
     Accuracy,
     FoldSummary,
+    HalfSummary,
     Latency,
     LatencyRatio,
     PairedAccuracy,
@@ -34,6 +35,7 @@ from repzoo.storage import json_text
 
 LANGUAGES = {"en": "card.md", "zh": "card_cn.md"}
 BOTH = ("deploy", "int8")  # the forms that a card compares
+HALF = ("fp16", "bf16")  # forms that it shows beside them where they were asked for
 # Latency over float from which on the float model serves as well.
 GAIN_LIMIT = 0.95
 WORST_CLASSES = 5
@@ -89,6 +91,25 @@ class Training:
 
 
 @dataclass(frozen=True)
+class HalfFacts:
+    """The model in half precision, for which a card shows one more row.
+
+    form     fp16 or bf16
+    summary  what computes in it, and what does not
+    paired   against float on the images of the card
+    """
+
+    form: str
+    summary: HalfSummary
+    paired: PairedAccuracy
+
+    @property
+    def type_name(self) -> str:
+        """The number type, as NumPy calls it."""
+        return {"fp16": "float16", "bf16": "bfloat16"}[self.form]
+
+
+@dataclass(frozen=True)
 class CardFile:
     """A file beside the card; `sha256` is that of its bytes."""
 
@@ -117,7 +138,7 @@ class CardContext:
 class CardFacts:
     """All that a card says, picked from the Records of one job.
 
-    A form is `train`, `deploy` or `int8`.
+    A form is `train`, `deploy`, `int8`, `fp16` or `bf16`.
 
     int8          how much of it runs in INT8; None in Records that do not say
     preprocess    fields of Preprocess, and `to`: the side in pixels before the crop
@@ -130,6 +151,7 @@ class CardFacts:
     ratios        latency ratio by the form that is compared: `int8` over deploy, `deploy` over
                   train; without `int8` where only a board runs it
     beside        the other engines
+    half          the model in half precision; None where it was not asked for
     """
 
     name: str
@@ -155,11 +177,17 @@ class CardFacts:
     host: Mapping[str, Any]
     worst_classes: Sequence[WorstClass]
     date: str
+    half: HalfFacts | None = None
 
     @property
     def has_top5(self) -> bool:
         """Whether Top-5 says anything."""
         return self.classes >= MIN_TOP5_CLASSES
+
+    @property
+    def accuracy_forms(self) -> tuple[str, ...]:
+        """The forms whose accuracy is compared."""
+        return BOTH if self.half is None else (*BOTH, self.half.form)
 
     @property
     def float_serves(self) -> bool:
@@ -206,6 +234,8 @@ def render(
             float_serves=facts.float_serves,
             is_for_board=facts.is_for_board,
             shown_labels=SHOWN_LABELS,
+            accuracy_forms=facts.accuracy_forms,
+            in_float32=_kept(facts, language),
             **vars(context),
             **vars(facts),
         )
@@ -225,10 +255,11 @@ def summary(records: Sequence[Record[Any]]) -> CardFacts:
     Raises:
         RepzooError: a Record that the card needs is not among them.
     """
+    half, others = _split_half(records)
     # Exactly one of each: with the Records of two jobs a card would mix their figures.
-    paired = _only(records, PairedAccuracy)
-    fold = _only(records, FoldSummary)
-    quantize = _only(records, QuantizeSummary)
+    paired = _only(others, PairedAccuracy)
+    fold = _only(others, FoldSummary)
+    quantize = _only(others, QuantizeSummary)
     engine_name = quantize.engine["name"]
     timed = _on_engine(select(records, Latency), engine_name)
     single = _by_form([row for row in timed if row.values.setting.streams == 1])
@@ -259,9 +290,40 @@ def summary(records: Sequence[Record[Any]]) -> CardFacts:
         host=timed[0].host if timed else quantize.host,
         worst_classes=_worst_classes(records),
         date=quantize.time[: len("2000-01-01")],
+        half=_half_facts(half) if half else None,
     )
     _require_all(facts)
     return facts
+
+
+def _split_half(
+    records: Sequence[Record[Any]],
+) -> tuple[list[Record[Any]], list[Record[Any]]]:
+    """(Records of the model in half precision, all others)."""
+    half: list[Record[Any]] = []
+    others: list[Record[Any]] = []
+    for record in records:
+        models = [record.artifact, *record.artifact.values()]
+        forms = [item.get("form") for item in models if isinstance(item, Mapping)]
+        group = half if any(form in HALF for form in forms) else others
+        group.append(record)
+    return half, others
+
+
+def _half_facts(records: Sequence[Record[Any]]) -> HalfFacts:
+    """What a card says of the model in half precision, from its Records."""
+    quantize = _only(records, QuantizeSummary)
+    form = str(quantize.artifact["form"])
+    _require(_by_form(select(records, Cost)), Cost, (form,))
+    _require(_by_form(select(records, Accuracy)), Accuracy, (form,))
+    _require(_by_form(select(records, Latency)), Latency, (form,))
+    if quantize.values.half is None:
+        raise RepzooError(f"a card needs to know what computes in {form}")
+    return HalfFacts(
+        form=form,
+        summary=quantize.values.half,
+        paired=_only(records, PairedAccuracy).values,
+    )
 
 
 def _require_all(facts: CardFacts) -> None:
@@ -296,6 +358,14 @@ def _worst_classes(records: Sequence[Record[Any]]) -> list[WorstClass]:
             )
         )
     return worst
+
+
+def _kept(facts: CardFacts, language: str) -> list[dict[str, str]]:
+    """The operators that stay in float32 in the half-precision model, and why."""
+    kept = []
+    for item in facts.half.summary.kept if facts.half else ():
+        kept.append({**item, "reason": translate(item["reason"], language)})
+    return kept
 
 
 def _host_facts(host: Mapping[str, Any], language: str) -> dict[str, str]:

@@ -90,8 +90,6 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         """Refuse settings that only repzoo's own quantizer has together with another one."""
         validate(self)
-        if self.precision != "int8":
-            self._require_defaults()
         if self.recipe == baselines.OWN:
             return
         if self.finetune_epochs:
@@ -110,8 +108,16 @@ class QuantizeOptions:
                 f"leave out the scheme {self.scheme}, or the recipe {self.recipe}"
             )
 
-    def _require_defaults(self) -> None:
-        """Refuse settings of integers together with half precision."""
+    def without_int8_settings(self) -> QuantizeOptions:
+        """These settings with those of INT8 at their defaults."""
+        fields = self.__dataclass_fields__
+        defaults = {name: fields[name].default for name in INT8_SETTINGS}
+        return replace(self, **defaults)
+
+    def require_consistent(self) -> None:
+        """Refuse settings of INT8 together with half precision; a card makes both."""
+        if self.precision == "int8":
+            return
         for name in INT8_SETTINGS:
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default:
@@ -146,6 +152,7 @@ def quantize(
         GateError: the drop is proven to be above the budget.
     """
     options = merge_keywords(QuantizeOptions, options, settings)
+    options.require_consistent()
     artifact = for_images(open_model(model))
     require_float(artifact)
     # Before the work, which takes minutes.

@@ -107,7 +107,7 @@ def test_a_range_near_the_end_of_float16_is_named_on_both_sides() -> None:
     found = analysis(body, IMAGES, up=2e4, down=1 / 2e4)
     kept = {item.node: item.reason for item in found.because("overflow")}
     assert set(kept) == {"big", "s"}
-    assert kept["big"] == "its output big reaches 4e+04; float16 ends at 65504"
+    assert kept["big"] == "its output reaches 4e+04; float16 ends at 65504"
     assert found.because("noise") == ()
 
 

@@ -160,6 +160,23 @@ def test_int8_files_and_settings_of_int8_are_refused(
     assert "is quantized already; give the float model" in refused.err
 
 
+def test_a_card_shows_int8_and_float16_beside_float(
+    run: Run, small_file: Path, tmp_path: Path
+) -> None:
+    output = ("-o", tmp_path / "card", "--precision", "fp16", "--scheme", "vastai")
+    data = ("--data", "digits", "--images", 32, "--seconds", 0.2, "--force")
+    ran = run("card", small_file, *output, *data, "--json")
+    assert ran.code == 0, ran.err
+    document = ran.document
+    assert document["half"]["form"] == "fp16"
+    assert {"deploy", "int8", "fp16"} <= document["accuracy"].keys()
+    assert document["cost"]["fp16"]["bytes"] == document["cost"]["deploy"]["bytes"] / 2
+    # INT8 is for a board here; float16 was timed.
+    assert document["ratios"].keys() == {"fp16"}
+    assert (tmp_path / "card" / "small.fp16.onnx").is_file()
+    assert "## FP16" in (tmp_path / "card" / "card_cn.md").read_text("utf-8")
+
+
 def test_bfloat16_needs_an_engine_that_computes_in_it(
     run: Run, small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

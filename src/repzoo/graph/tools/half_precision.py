@@ -38,6 +38,7 @@ from repzoo.graph.tools.onnx_edit import (
 from repzoo.graph.tools.skeleton import without_weights
 from repzoo.onnx_file import names_read, opset_of
 from repzoo.protobuf_stream import without
+from repzoo.remark import Remark
 
 Array = npt.NDArray[Any]
 HalfName = Literal["float16", "bfloat16"]
@@ -176,22 +177,24 @@ def _half_form(
 ) -> _Form:
     """What the schema of `node` says."""
     if any(True for _ in subgraphs(node)):
-        return _Form(reason="it holds subgraphs")
+        return _Form(reason=Remark("it holds subgraphs"))
     if node.domain not in ("", "ai.onnx"):
-        return _Form(reason=f"it is of the domain {node.domain}")
+        foreign = Remark("it is of the domain {domain}", domain=node.domain)
+        return _Form(reason=foreign)
     if node.op_type in TYPE_BY_ATTRIBUTE:
-        return _Form(reason="its type is that of its attributes")
+        return _Form(reason=Remark("its type is that of its attributes"))
     if node.op_type == "Cast":
         return _cast_form(node, types)
     schema = onnx.defs.get_schema(node.op_type, opset, "")
     if any(_is_sequence(formal) for formal in schema.outputs):
-        return _Form(reason="its output is a sequence")
+        return _Form(reason=Remark("its output is a sequence"))
     inputs = _half_inputs(node, types, schema, half)
     if inputs:
         return _Form(frozenset(inputs), _half_outputs(node, types, schema, inputs))
     if all(name in types for name in node.input if name):
-        return _Form(reason=f"opset {opset} has it in float32 only")
-    return _Form(reason="the type of its input is unknown")
+        only = Remark("opset {opset} has it in float32 only", opset=opset)
+        return _Form(reason=only)
+    return _Form(reason=Remark("the type of its input is unknown"))
 
 
 def _half_inputs(

@@ -146,17 +146,32 @@ class Float16Observers:
         self, node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]
     ) -> str:
         """Why `node` overflows in float16; "" if it does not."""
-        for what, names in (("input", node.input), ("output", node.output)):
-            for name in names:
-                if name in self.ranges:
-                    largest = self.ranges[name].largest
-                    if largest * HEADROOM > FLOAT16.largest:
-                        return _out_of_range(what, name, largest)
-                elif name in constants and node.op_type not in BOUNDED:
-                    largest = _largest(constants[name])
-                    if largest > FLOAT16.largest:
-                        return _out_of_range("constant", name, largest)
+        for name in node.output:
+            if self._is_out_of_range(name):
+                return Remark(
+                    "its output reaches {largest:.3g}; float16 ends at 65504",
+                    largest=self.ranges[name].largest,
+                )
+        for name in node.input:
+            if self._is_out_of_range(name):
+                return Remark(
+                    "its input {name} reaches {largest:.3g}; float16 ends at 65504",
+                    name=name,
+                    largest=self.ranges[name].largest,
+                )
+            if name in constants and node.op_type not in BOUNDED:
+                largest = _largest(constants[name])
+                if largest > FLOAT16.largest:
+                    return Remark(
+                        "its constant {name} reaches {largest:.3g}; float16 ends at 65504",
+                        name=name,
+                        largest=largest,
+                    )
         return ""
+
+    def _is_out_of_range(self, name: str) -> bool:
+        known = self.ranges.get(name)
+        return known is not None and known.largest * HEADROOM > FLOAT16.largest
 
     def _loss(
         self,
@@ -193,15 +208,6 @@ def _observable(model: onnx.ModelProto, plan: HalfPlan) -> list[str]:
         if name_of(node) in plan.inputs:
             used.update(dict.fromkeys([*node.input, *node.output]))
     return [name for name in used if name in plan.floats]
-
-
-def _out_of_range(what: str, name: str, largest: float) -> Remark:
-    return Remark(
-        "its {what} {name} reaches {largest:.3g}; float16 ends at 65504",
-        what=what,
-        name=name,
-        largest=largest,
-    )
 
 
 def _about_constant(name: str, ratio: float) -> Remark:

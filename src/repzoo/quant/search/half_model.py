@@ -299,7 +299,7 @@ class _Ladder:
                 return best
             more = []
             for name in analysis.ranked[:count]:
-                reason = "the model loses too much while it is in float16"
+                reason = Remark("the model loses too much while it is in float16")
                 kind = operators[name].op_type
                 more.append(KeptOperator(name, kind, "accuracy", reason))
             label = f"{count} noisy operators in float32"
