@@ -26,7 +26,8 @@ import repzoo
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
 from repzoo.packs import pack as packs
-from repzoo.packs.rdk_x5 import RdkX5, yaml_text
+from repzoo.packs.rdk_x5 import RdkX5
+from repzoo.packs.rdk_x5_yaml import yaml_text
 
 Run = Callable[..., Any]
 KEYS = [

@@ -105,7 +105,7 @@ def select_board(
             f"--engine {target} or repzoo pack --compile, each with --append"
         )
     names = sorted({_name_of(record) for record in own})
-    remarks = []
+    remarks: list[str] = []
     if model["name"] in names:
         own = [record for record in own if _name_of(record) == model["name"]]
     elif len(names) > 1:

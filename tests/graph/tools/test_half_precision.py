@@ -75,7 +75,7 @@ CHAIN = "{ a = Add (x, b)\n c = Mul (a, a)\n y = Sub (c, x) }"
 
 
 def test_the_rounded_graph_computes_what_numpy_computes_in_float16() -> None:
-    bias = np.float32([0.1, 1e-9, 3.0, 300.0])
+    bias = np.array([0.1, 1e-9, 3.0, 300.0], np.float32)
     model = graph(CHAIN, b=bias)
     inputs = images()
     x, b = inputs.astype(np.float16), bias.astype(np.float16)
@@ -88,7 +88,7 @@ def test_the_rounded_graph_computes_what_numpy_computes_in_float16() -> None:
 
 
 def test_bfloat16_has_the_range_of_float32() -> None:
-    bias = np.float32([0.1, 1e-9, 3.0, 300.0])
+    bias = np.array([0.1, 1e-9, 3.0, 300.0], np.float32)
     model = graph(CHAIN, opset=22, b=bias)
     rounded = write_rounded(model, plan_half(model, half=BFLOAT16))
     outputs = run(rounded, images())
@@ -179,7 +179,7 @@ BRANCHES = """{ r = Relu (x)
 
 
 def test_subgraphs_stay_in_float32_and_read_a_cast() -> None:
-    model = graph(BRANCHES, w=SQUARE, zero=np.float32(0))
+    model = graph(BRANCHES, w=SQUARE, zero=np.array(0, np.float32))
     plan = plan_half(model)
     assert plan.unsupported == {"b": "it holds subgraphs"}
     written = half(model)
@@ -194,7 +194,7 @@ def test_what_a_schema_has_in_float32_only_stays() -> None:
         g (float[1, 2, 4, 4] x) => (float[1, 2, 8, 8] y) {
         y = Resize <mode = "nearest"> (x, , scales) }"""
     model = onnx.parser.parse_model(body)
-    scales = numpy_helper.from_array(np.float32([1, 1, 2, 2]), "scales")
+    scales = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
     model.graph.initializer.append(scales)
     written = half(model)
     assert written.graph.node[1].input[2] == "scales"
@@ -204,7 +204,7 @@ def test_what_a_schema_has_in_float32_only_stays() -> None:
 def test_sizes_are_computed_as_they_were() -> None:
     body = """{ s = Shape (x) f = Cast <to = 1> (s) g = Mul (f, two) i = Cast <to = 7> (g)
         e = Expand (x, i) y = Relu (e) }"""
-    model = graph(body, out="float[M, K]", two=np.float32([1, 1]))
+    model = graph(body, out="float[M, K]", two=np.array([1, 1], np.float32))
     written = half(model)
     assert types(written)["g"] == TensorProto.FLOAT
     inputs = RANDOM.standard_normal((2051, 4)).astype(np.float32)
@@ -229,14 +229,16 @@ def test_a_cameras_bytes_become_float16_at_once() -> None:
 
 
 def test_bounds_beyond_the_range_are_the_ends_of_it() -> None:
-    largest = np.float32(np.finfo(np.float32).max)
-    model = graph("{ y = Clip (x, low, high) }", low=np.float32(0), high=largest)
+    largest = np.array(np.finfo(np.float32).max, np.float32)
+    model = graph(
+        "{ y = Clip (x, low, high) }", low=np.array(0, np.float32), high=largest
+    )
     inputs = images()
     np.testing.assert_allclose(
         run(half(model), inputs), np.maximum(inputs, 0), atol=1e-3
     )
     # Infinity stays what it is: masks of attention hold it.
-    endless = FLOAT16.round(np.float32([np.inf, -np.inf, 1e6]))
+    endless = FLOAT16.round(np.array([np.inf, -np.inf, 1e6], np.float32))
     assert endless.tolist() == [np.inf, -np.inf, 65504.0]
 
 

@@ -55,7 +55,7 @@ def test_a_dot_product_rounds_after_each_term() -> None:
 )
 def test_small_sums_are_right(kind: Any, row: list[float], exact: Any) -> None:
     reduction = Reduction(kind)
-    rows = np.float32([row])
+    rows = np.array([row], np.float32)
     np.testing.assert_allclose(reduction.exact(rows)[..., 0], exact)
     np.testing.assert_allclose(reduction.in_float16(rows)[..., 0], exact)
 
@@ -68,7 +68,7 @@ def test_squares_overflow_inside_a_normalization() -> None:
     assert noise_db(exact, reduction.in_float16(rows)) < 1
 
 
-def analysis(body: str, inputs: Array, **constants: Array) -> Float16Analysis:
+def analysis(body: str, inputs: Array, **constants: float | Array) -> Float16Analysis:
     model = onnx.parser.parse_model(body)
     for name, values in constants.items():
         item = numpy_helper.from_array(np.asarray(values, np.float32), name)

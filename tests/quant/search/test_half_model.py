@@ -194,6 +194,7 @@ def test_bfloat16_needs_an_engine_that_computes_in_it(
         small_model.small(), small_model.sets(), openvino(), "bf16", Budget(10.0)
     )
     assert (converted.form, converted.opset) == ("bf16", 22)
+    assert report.record.values.half is not None
     assert report.record.values.half.kept == ()
     assert report.paired.values.same_prediction > 90
 

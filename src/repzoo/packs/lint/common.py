@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -162,7 +162,9 @@ def resize_finding(
 
 
 def named_files(
-    document: Document, workspace: Workspace, files: list[tuple[tuple[str, ...], str]]
+    document: Document,
+    workspace: Workspace,
+    files: Sequence[tuple[tuple[str, ...], str]],
 ) -> Iterator[Finding]:
     """Files and folders that a configuration names, by their keys.
 

@@ -38,6 +38,8 @@ def with_costs(
     costs: dict[Mistake, str] = {}
     for mistake, predictions in zip(mistakes, others, strict=True):
         values = mismatch.compare_variants(first, predictions).values
+        if values.top1 is None:
+            continue  # nothing says what the images show
         costs[mistake] = (
             f"Top-1 {values.top1 + values.drop:.1f} % becomes {values.top1:.1f} % "
             f"({signed(-values.drop)} points, 95 % {signed(-values.drop_high)} to "

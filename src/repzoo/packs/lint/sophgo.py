@@ -88,7 +88,7 @@ def read_steps(path: Path, shown: str) -> tuple[Document, list[Step]]:
                 steps.append(Step(tool, _options(words[place + 1 :]), number))
                 break
     value = {step.tool: dict(step.options) for step in steps}
-    lines = {(step.tool,): step.line for step in steps}
+    lines: dict[tuple[str, ...], int] = {(step.tool,): step.line for step in steps}
     return Document(path, shown, value, lines), steps
 
 

@@ -163,7 +163,7 @@ class ReducedAxes:
     def rows(self, values: Float32) -> Float32:
         """The numbers that are reduced together, [rows, terms]."""
         if self.window:
-            inside = tuple(slice(side) for side in self.window)
+            inside: list[Any] = [slice(side) for side in self.window]
             values = values[(..., *inside)]
         axes = tuple(axis % values.ndim for axis in self.axes)
         if self.onward:
