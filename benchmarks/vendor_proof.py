@@ -1,7 +1,7 @@
 """What closed quantizers make of a model: as folded, and with its weights on their grid.
 
-    python -m benchmarks.vendor_proof MODEL=DATA [MODEL=DATA ...] [--tool NAME ...] [--images 300]
-        [--calibration 50] [--results results/vendor_proof.jsonl] [--work FOLDER]
+    python -m benchmarks.vendor_proof MODEL=DATA [MODEL=DATA ...] [--tool NAME ...] [--variant NAME ...]
+        [--images 300] [--calibration 50] [--results results/vendor_proof.jsonl] [--work FOLDER]
     python -m benchmarks.vendor_proof --table
 
 Each vendor's tool runs with its unchanged default flow, on the same calibration images, and its own
@@ -355,9 +355,11 @@ def forms(case: Case, missing: Missing, scheme: str, run: Callable[..., Any]) ->
         yield "folded", run(for_tool(case.folded, scheme).model), {}
     if missing("on grid") or missing("predicted"):
         artifact = hardened(case, case.folded, scheme, "folded")
-        yield "on grid", run(for_tool(artifact, scheme).model), {}
         path = case.work / f"folded.{scheme}.simulated.onnx"
-        yield "predicted", run_own(case, Artifact.read(path)), {}
+        if missing("predicted"):
+            yield "predicted", run_own(case, Artifact.read(path)), {}
+        if missing("on grid"):
+            yield "on grid", run(for_tool(artifact, scheme).model), {}
     if missing("rescaled"):
         other = rescaled(case.folded)
         yield "rescaled", run(for_tool(other, scheme).model), {}
@@ -441,7 +443,8 @@ def measure(name: str, data: str, options: argparse.Namespace) -> None:
     for tool in options.tool or TOOLS:
 
         def missing(variant: str, tool: str = tool) -> bool:
-            return (case.folded.name, tool, variant) not in known
+            wanted = variant in (options.variant or VARIANTS)
+            return wanted and (case.folded.name, tool, variant) not in known
 
         started = time.perf_counter()
         try:
@@ -505,6 +508,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("pairs", nargs="*", metavar="MODEL=DATA")
     parser.add_argument("--tool", action="append", choices=TOOLS, help="default: all")
+    parser.add_argument(
+        "--variant", action="append", choices=VARIANTS, help="default: all"
+    )
     parser.add_argument("--images", type=int, default=300, help="that judge")
     parser.add_argument("--calibration", type=int, default=50, help="images")
     parser.add_argument("--table", action="store_true", help="print the rows, and end")
