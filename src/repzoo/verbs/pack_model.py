@@ -106,7 +106,7 @@ def pack(
     _require_images(split.calibration, options)
     require_free(Path(output))
     artifact = _prepared(artifact, target, source, options, progress)
-    chosen = split.calibration.balanced_sample(options.calibration, options.seed)
+    chosen = calibration_images(artifact, split.calibration, options)
     job = PackJob(
         artifact,
         split.calibration.subset(chosen),
@@ -117,6 +117,19 @@ def pack(
     )
     files = write_pack(target, job, Path(output))
     return Pack(Path(output), tuple(files), artifact, tuple(job.remarks))
+
+
+def calibration_images(
+    artifact: Artifact, images: Dataset, options: PackOptions
+) -> list[int]:
+    """Indices of the tool's calibration images, the one first that it compares methods on."""
+    chosen = list(images.balanced_sample(options.calibration, options.seed))
+    first = artifact.hardening.first_image if artifact.hardening else ""
+    if first not in images.keys:
+        return chosen
+    index = images.keys.index(first)
+    others = [other for other in chosen if other != index]
+    return [index, *others[: options.calibration - 1]]
 
 
 def _require_images(calibration: Dataset, options: PackOptions) -> None:

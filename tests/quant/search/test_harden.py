@@ -34,6 +34,8 @@ from repzoo.quant.search.gate import Gate
 from repzoo.quant.search.on_grid import put_on_grid
 from repzoo.quant.search.tool_search import GRID_STAGES, NEAREST
 from repzoo.quant.search.verdict import Budget, Verdict
+from repzoo.verbs import pack_model
+from repzoo.verbs.public_artifact import Artifact as PublicArtifact
 
 Run = Callable[..., Any]
 Weights = npt.NDArray[np.float32]
@@ -236,6 +238,22 @@ def test_a_tool_that_searches_ranges_is_simulated_with_the_best() -> None:
     ]
     _, other = hardened("rknn-layer")
     assert other.ranges == "minmax"
+    # hb_mapper compares methods on the first calibration image alone
+    assert report.first_image in sets().calibration.keys
+    assert other.first_image == ""
+
+
+def test_a_pack_puts_the_image_first_on_which_the_best_ranges_win() -> None:
+    images = sets().calibration
+    result, report = hardened("rdk-x5")
+    artifact = PublicArtifact.wrap(result, hardening=report)
+    options = repzoo.PackOptions(calibration=16)
+    chosen = pack_model.calibration_images(artifact, images, options)
+    assert images.keys[chosen[0]] == report.first_image
+    assert len(set(chosen)) == len(chosen) == 16
+    plain = PublicArtifact.wrap(result)
+    usual = pack_model.calibration_images(plain, images, options)
+    assert set(chosen[1:]) <= set(usual)
 
 
 @functools.cache

@@ -67,6 +67,8 @@ class HardenReport:
             prediction.
         verdict: of the budget, on `predicted`.
         simulated: the model of `predicted`, which any engine runs.
+        first_image: key of the calibration image that a tool should see first, since some compare
+            methods on that one alone; "" where the target's has one method.
         warnings: sentences for the user.
     """
 
@@ -82,6 +84,7 @@ class HardenReport:
     predicted: Record[PairedAccuracy]
     verdict: Verdict
     simulated: Artifact
+    first_image: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -105,7 +108,7 @@ def harden(
     limit_version(artifact.model, scheme.opset, scheme.ir_version)
     gate = Gate(artifact, split.gate, target.engine, budget, progress)
     evaluator, remarks = ladder.calibrate(gate, split, target)
-    search = ToolSearch(evaluator, split.selection)
+    search = ToolSearch(evaluator, split.calibration)
     best = search.choose()
     predicted = gate.comparison.compare(best.built.artifact)
     verdict = budget.judge(predicted.values)
@@ -136,6 +139,7 @@ def harden(
         predicted=predicted,
         verdict=verdict,
         simulated=best.built.artifact,
+        first_image=best.first_image,
         warnings=tuple(dict.fromkeys(remarks)),
     )
     return result, report

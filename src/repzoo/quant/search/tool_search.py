@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from repzoo import __version__
@@ -36,6 +37,7 @@ from repzoo.quant.search.on_grid import OnGrid, put_on_grid
 from repzoo.quant.search.placement_search import TimedPlacement
 from repzoo.quant.search.verdict import Verdict
 
+Outputs = npt.NDArray[np.float32]  # logits [n, classes]
 NEAREST = Stage("nearest", Corrections(gptq=False, bias=False))
 # The ladder's stages on the grid. Its first differs from NEAREST in biases only.
 GRID_STAGES = (NEAREST, *STAGES[1:])
@@ -47,7 +49,7 @@ FALLBACK_COUNTS = (1, 2, 3, 5, 8)  # layers out of INT8, one candidate each
 OWN_RANGES = (
     "mse"  # of activations where the tool takes scales: any range can be written
 )
-SAMPLED_IMAGES = 32  # selection images on which ranges and layers are compared
+SAMPLED_IMAGES = 32  # calibration images on which ranges and layers are compared
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,14 @@ class ToolChoice:
         method: how the tool chooses ranges.
         fallback: layers out of INT8, most gain first.
         built: the simulated model, measured on the selection images.
+        first_image: key of the calibration image on which `method` wins most clearly.
     """
 
     on_grid: OnGrid
     method: str
     fallback: tuple[FallbackLayer, ...]
     built: BuiltCandidate
+    first_image: str = ""
 
     @property
     def snr_db(self) -> float:
@@ -104,18 +108,20 @@ class ToolSearch:
     candidates  the measurements of all, in the order in which they were tried
     """
 
-    def __init__(self, evaluator: Evaluator, selection: Dataset) -> None:
+    def __init__(self, evaluator: Evaluator, calibration: Dataset) -> None:
         self._evaluator = evaluator
         self._builder = evaluator.builder
         self._scheme = evaluator.builder.scheme
         self._placement = evaluator.builder.space.starting_placements()[0]
         self.candidates: list[Candidate] = []
-        count = min(SAMPLED_IMAGES, len(selection))
-        sample = selection.subset(selection.balanced_sample(count, 0))
+        count = min(SAMPLED_IMAGES, len(calibration))
+        # Those of calibration: it is on them that a tool compares methods.
+        sample = calibration.subset(calibration.balanced_sample(count, 0))
         original = evaluator.builder.cache.original.model
         size = batch_size(original, self._placement.tensors)
         calibrator = evaluator.calibrator
         self._inputs = list(calibrator.prepare("choose ranges", sample, size))
+        self._keys = sample.keys
         artifact = evaluator.builder.artifact
         self._outputs = calibrator.run(artifact.model, self._inputs)
 
@@ -138,28 +144,43 @@ class ToolSearch:
         on_grid = put_on_grid(stage, float_model, self._placement, self._scheme)
         free_memory()
         plans: dict[str, QuantizationPlan] = {}
-        errors: dict[str, float] = {}
+        outputs: dict[str, Outputs] = {}
         methods = self._scheme.searched_ranges or (self._scheme.ranges,)
         for method in methods:
             plans[method] = on_grid.plan(self._placement, method, self._scheme)
             if len(methods) > 1:
-                errors[method] = self._error(
-                    self._simulate(on_grid, plans[method], self._placement)
-                )
-        best = min(errors, key=errors.__getitem__, default=methods[0])
+                model = self._simulate(on_grid, plans[method], self._placement)
+                outputs[method] = self._run(model)
+        best = min(outputs, key=lambda name: self._error(outputs[name]), default="")
+        best = best or methods[0]
         label = f"{stage.name}, {best}"
         built = self._measure(on_grid, plans[best], self._placement, label, started)
-        return ToolChoice(on_grid, best, (), built)
+        return ToolChoice(on_grid, best, (), built, self._first_image(best, outputs))
+
+    def _first_image(self, best: str, outputs: Mapping[str, Outputs]) -> str:
+        """The key of the image on which the outputs of `best` beat those of the others most."""
+        others = [name for name in outputs if name != best]
+        # an image that cannot be read has no outputs
+        if not others or len(self._outputs) != len(self._keys):
+            return ""
+        own = cosines(outputs[best], self._outputs)
+        rivals = [cosines(outputs[name], self._outputs) for name in others]
+        lead = own - np.max(rivals, axis=0)
+        return self._keys[int(np.argmax(lead))]
 
     def _simulate(
         self, on_grid: OnGrid, plan: QuantizationPlan, placement: Placement
     ) -> onnx.ModelProto:
         return on_grid.simulate(plan, placement, self._scheme)
 
-    def _error(self, model: onnx.ModelProto) -> float:
-        """Mean squared error of the logits of `model` on the sample."""
+    def _run(self, model: onnx.ModelProto) -> Outputs:
+        """The logits of `model` on the sample."""
         outputs = self._evaluator.calibrator.run(model, self._inputs)
         free_memory()
+        return outputs
+
+    def _error(self, outputs: Outputs) -> float:
+        """Mean squared error of logits on the sample."""
         return float(np.square(outputs - self._outputs).mean())
 
     def _measure(
@@ -219,12 +240,13 @@ class ToolSearch:
                 noisiest.append(noisy.layer)
         if len(noisiest) < 2:
             return []
-        before = self._error(best.built.artifact.model)
+        before = self._error(self._run(best.built.artifact.model))
         ranked: list[FallbackLayer] = []
         for name in noisiest[:RANKED_LAYERS]:
             placement = with_fallback(self._builder, self._placement, [name])
             plan = best.on_grid.plan(placement, best.method, self._scheme)
-            error = self._error(self._simulate(best.on_grid, plan, placement))
+            model = self._simulate(best.on_grid, plan, placement)
+            error = self._error(self._run(model))
             gain = 10 * np.log10(max(before, 1e-30) / max(error, 1e-30))
             layer = FallbackLayer(name, "", self._scheme.escape, round(float(gain), 1))
             ranked.append(layer)
@@ -240,3 +262,11 @@ class ToolSearch:
         label = f"{best.built.candidate.stage}, {len(names)} in {self._scheme.escape}"
         built = self._measure(best.on_grid, plan, placement, label, started)
         return replace(best, fallback=tuple(layers), built=built)
+
+
+def cosines(first: Outputs, second: Outputs) -> npt.NDArray[np.float64]:
+    """The cosine similarity of each row, by which tools compare methods."""
+    a = first.astype(np.float64)
+    b = second.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray((a * b).sum(axis=1) / np.maximum(lengths, 1e-30))
