@@ -31,6 +31,7 @@ from repzoo.graph.tools.older_opset import limit_version
 from repzoo.packs import pack as packs
 from repzoo.packs import vastai, vastai_images, vdsp
 from repzoo.packs.vastai import Vastai
+from repzoo.packs.vastai_steps import CardSteps
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
@@ -158,7 +159,7 @@ YAML = {
 def content(preprocess: Preprocess = IMAGENET, **changes: Any) -> vastai.Content:
     images = sets().calibration
     fifty = images.subset([index % len(images) for index in range(50)])
-    values = {
+    values: dict[str, Any] = {
         "name": "official_repvgg",
         "model": vastai.with_input_name(opset_11(), "input"),
         "preprocess": preprocess,
@@ -333,6 +334,23 @@ def photographs(
         path.parent.mkdir(parents=True, exist_ok=True)
         photograph(41, 27, number).save(path, "JPEG", **options)
     return open_source(str(root)).join("all")
+
+
+def test_large_images_are_fewer(
+    tmp_path: Path,
+    photograph: Callable[..., Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = photographs(tmp_path, photograph).without_labels()
+    monkeypatch.setattr(vastai_images, "MAX_ARRAY_BYTES", 3 * 41 * 27 * 5)
+    assert len(vastai_images.evaluation_images(images, small(), 0).images) == 5
+
+
+def test_classification_py_is_not_used_for_fewer_classes_than_it_prints() -> None:
+    evaluation = vastai_images.EvaluationImages(sets().gate, ("images",))
+    for has_classes in (False, True):
+        steps = CardSteps("m", IMAGENET, evaluation, has_classes).all()
+        assert ("inference" in [step.name for step in steps]) == has_classes
 
 
 def test_original_files_are_copied_unless_opencv_would_turn_them(

@@ -289,8 +289,10 @@ def calibrate_mode(artifact: Artifact) -> str:
     """How vamc should choose activation ranges: as hardening found best, else by its usual way."""
     method = load_scheme(SCHEME).ranges
     for step in artifact.steps:
-        if step.verb == "harden" and step.settings.get("ranges") in CALIBRATE_MODES:
-            method = step.settings["ranges"]
+        # The history is in the file, which may come from anywhere, or from another target.
+        chosen = step.settings.get("ranges")
+        if step.settings.get("target") == SCHEME and str(chosen) in CALIBRATE_MODES:
+            method = str(chosen)
     return CALIBRATE_MODES[method]
 
 
