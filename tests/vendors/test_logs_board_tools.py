@@ -313,6 +313,10 @@ def test_logs_that_are_no_good(log: str, message: str, tmp_path: Path) -> None:
 def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     with path.open("wb") as file:
-        file.truncate(text.MAX_LOG_BYTES + 1)
+        file.truncate(text.MAX_FILE_BYTES + 1)
     with pytest.raises(InputError, match="at most"):
+        read_log(path)
+    with path.open("r+b") as file:
+        file.truncate(text.MAX_LOG_BYTES + 1)
+    with pytest.raises(InputError, match="give the part with the result"):
         read_log(path)

@@ -41,8 +41,9 @@ PREFIX = re.compile(
     r"^\S+ \S+ +(?:file: .*? line No: ?\d+ ?|(?P<level>[A-Z]{4,8})\b:? ?)"
 )
 VERSION = re.compile(r"\b(hb_mapper|hbdk|horizon_nn) version\s*:?\s*(\d[\w.]*)")
+# Of a row whose columns are one blank apart.
 ROW = re.compile(
-    r"^\s*(?P<name>\S.*?)\s+(?P<device>BPU|CPU)\s+(?P<subgraph>id\(\d+\)|--)\s+(?P<rest>\S.*)$"
+    r"^(?P<name>\S.*?) (?P<device>BPU|CPU) (?P<subgraph>id\(\d+\)|--) (?P<rest>\S.*)$"
 )
 ESTIMATE = re.compile(
     rf"FPS\s*=\s*(?P<fps>{NUMBER})\s*,\s*latency\s*=\s*(?P<latency>{NUMBER})\s*(?P<unit>us|ms|s)\b"
@@ -305,7 +306,7 @@ class _Reader:
         raise self._cut("nodes", len(self._log.nodes))
 
     def _node(self, line: str, columns: Sequence[str], index: int) -> Node:
-        row = ROW.match(line)
+        row = ROW.match(" ".join(line.split()))
         rest = row["rest"].split() if row else []
         if row is None or len(rest) != 1 + len(columns):
             names = ", ".join(("Node", "ON", "Subgraph", "Type", *columns))
@@ -415,7 +416,7 @@ def _is_between_rows(line: str) -> bool:
 
 def _is_progress(text: str) -> bool:
     # A node's name may hold a percent sign; its row also has a device.
-    return bool(PROGRESS.search(text)) and ROW.match(text) is None
+    return bool(PROGRESS.search(text)) and ROW.match(" ".join(text.split())) is None
 
 
 def _unless_absent(text: str) -> str:

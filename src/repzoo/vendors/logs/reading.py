@@ -17,7 +17,7 @@ from repzoo.vendors.logs import (
     sophgo,
     vastai,
 )
-from repzoo.vendors.logs.text import MAX_LOG_BYTES, lines_of
+from repzoo.vendors.logs.text import MAX_FILE_BYTES, MAX_LOG_BYTES, lines_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def read_log(path: Path) -> VendorLog:
         InputError: no such file, one that is too large, of no tool that is known here, cut or
             damaged.
     """
-    data = read_bounded(path, MAX_LOG_BYTES)
+    data = read_bounded(path, MAX_FILE_BYTES)
     name = path.name
     document = hb_reports.json_of(data)
     if hb_reports.is_subgraph(document):
@@ -85,6 +85,11 @@ def read_log(path: Path) -> VendorLog:
     if hb_reports.is_quant_info(document):
         info = hb_reports.parse_quant_info(document, name)
         return VendorLog(path, sha256_of(data), "hb_mapper", "rdk-x5", info)
+    if len(data) > MAX_LOG_BYTES:
+        raise InputError(
+            f"{path} has {len(data):,} bytes; logs of at most {MAX_LOG_BYTES:,} are read: give the "
+            "part with the result"
+        )
     lines = lines_of(data)
     for kind in TEXT_LOGS:
         if kind.is_log(lines):

@@ -24,15 +24,12 @@ PAIR = rf"(?:{NUMBER}|nan|-?inf)\s*\|\s*(?:{NUMBER}|nan|-?inf)"
 ROW = re.compile(
     rf"{COMMENT}\[(?P<op>[^\]]+)\]\s+(?P<name>\S.*?)(?P<pairs>(?:\s+{PAIR})*)\s*\*?$"
 )
-TIME = re.compile(
-    rf"\bTotal\s+(?:Operator\s+Elapsed\s+(?:Per\s+Frame\s+)?)?Time\s*\(us\)\s*:\s*(?P<time>{NUMBER})",
-    re.IGNORECASE,
-)
-TIME_LABEL = re.compile(
-    r"\bTotal\s+(?:Operator\s+Elapsed\b.*|Time)\s*\(us\)\s*:", re.IGNORECASE
-)
+LABEL = r"\bTotal\s+(?:Operator\s+Elapsed\s+(?:Per\s+Frame\s+)?)?Time\s*\(us\)\s*:"
+TIME = re.compile(rf"{LABEL}\s*(?P<time>{NUMBER})", re.IGNORECASE)
+TIME_LABEL = re.compile(LABEL, re.IGNORECASE)
 TRAFFIC = re.compile(
-    rf"\bTotal\s+Memory\s+(?:Read/Write|RW).*?Size\s*\(KB\)\s*:\s*(?P<size>{NUMBER})",
+    rf"\bTotal\s+Memory\s+(?:Read/Write|RW)\s+(?:Per\s+Frame\s*)?Size\s*\(KB\)\s*:"
+    rf"\s*(?P<size>{NUMBER})",
     re.IGNORECASE,
 )
 FPS = re.compile(rf"^\s*FPS\s*:\s*(?P<fps>{NUMBER})", re.IGNORECASE)

@@ -38,7 +38,8 @@ TABLE_ROW = re.compile(
 )
 SAMPLES = re.compile(r"^#\s*sample number\s*:\s*(\d+)")
 LAUNCH = re.compile(
-    rf"net\[(?P<net>[^\]]*)\].*launch total time is\s+(?P<time>{NUMBER})\s*(?P<unit>us|ms|s)\b"
+    rf"net\[(?P<net>[^\[\]]*)\].{{0,40}}?launch total time is"
+    rf"\s+(?P<time>{NUMBER})\s*(?P<unit>us|ms|s)\b"
 )
 CALCULATE = re.compile(rf"calculate\s+time\(s\)\s*:\s*(?P<time>{NUMBER})")
 

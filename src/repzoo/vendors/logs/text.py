@@ -9,9 +9,11 @@ from pathlib import PurePosixPath
 
 from repzoo.errors import InputError
 
-MAX_LOG_BYTES = 64 * 2**20
-# Tools print arrays in lines of any length; what is read here stands in short ones.
-MAX_LINE = 4000
+MAX_FILE_BYTES = 64 * 2**20  # hbdk's .html of a large model
+MAX_LOG_BYTES = 16 * 2**20
+# Tools print arrays in lines of any length; what is read here stands in short ones. Patterns take
+# time that may grow with the square of it.
+MAX_LINE = 1000
 # Sequences of ECMA-48 (colors, cursor movements) and of terminals (titles).
 ANSI = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])"
