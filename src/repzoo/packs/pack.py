@@ -104,6 +104,7 @@ TARGETS = PluginTable(
         "rdk-x5": Plugin("repzoo.packs.rdk_x5:RdkX5"),
         "vastai": Plugin("repzoo.packs.vastai:Vastai"),
         "rknn": Plugin("repzoo.packs.rknn:Rknn"),
+        "sophgo": Plugin("repzoo.packs.sophgo:Sophgo"),
         "hailo": Plugin("repzoo.packs.hailo:Hailo"),
         "qdq": Plugin("repzoo.packs.qdq:Qdq"),
     },
