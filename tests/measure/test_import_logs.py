@@ -174,6 +174,17 @@ def test_a_log_of_the_right_model_is_taken(
     assert repzoo.import_logs(write(LOG), tiny).records
 
 
+def test_a_log_without_names_is_taken_for_the_model_with_a_remark(
+    write: Callable[..., Path], tiny: onnx.ModelProto
+) -> None:
+    model = repzoo.Artifact.wrap(replace(repzoo.load(tiny), name="other"))
+    perf = write(board_logs.PERF)
+    (remark,) = repzoo.import_logs(perf, model).remarks
+    assert remark == "a.log does not say that it is of other; it was taken for it"
+    called_so = repzoo.Artifact.wrap(replace(model, name="Tiny"))
+    assert not repzoo.import_logs(perf, called_so).remarks
+
+
 # The command
 
 

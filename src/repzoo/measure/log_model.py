@@ -11,6 +11,7 @@ import onnx
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
 from repzoo.onnx_file import model_inputs
+from repzoo.remark import Remark
 from repzoo.vendors.logs.hb_mapper import HbMapperLog
 from repzoo.vendors.logs.hb_reports import QuantInfo
 from repzoo.vendors.logs.hrt_model_exec import HrtLog
@@ -27,25 +28,25 @@ MIN_END = 8
 
 @dataclass(frozen=True)
 class _Names:
-    """What a log says of its model: names of nodes or tensors, shapes by name."""
+    """What a log says of its model: its file, names of nodes or tensors, shapes by name."""
 
+    file: str = ""
     nodes: tuple[str, ...] = ()
     inputs: tuple[tuple[str, Shape], ...] = ()
     outputs: tuple[tuple[str, Shape], ...] = ()
 
 
-def require_same_model(log: VendorLog, model: Artifact) -> None:
+def require_same_model(log: VendorLog, model: Artifact) -> list[str]:
     """Refuse a log whose names or shapes are not those of `model`.
 
-    A log that says neither, such as that of `hrt_model_exec perf`, is taken for the model's.
+    A log that says neither, such as that of `hrt_model_exec perf`, is taken for the model's. Then
+    a remark says so, unless the log has a file of the model's name.
 
     Raises:
         InputError: says what differs.
     """
     read = _READERS.get(type(log.content))
-    if read is None:
-        return
-    names = read(log.content)
+    names = read(log.content) if read else _Names()
     sides = (
         ("input", names.inputs, model_inputs(model.model)),
         ("output", names.outputs, model.model.graph.output),
@@ -58,6 +59,16 @@ def require_same_model(log: VendorLog, model: Artifact) -> None:
                 f"{model.name} is {_text(own)}; give --model the ONNX that was compiled"
             )
     _require_known_names(log, names.nodes, model)
+    says_names = names.nodes or names.inputs or names.outputs
+    if says_names or _letters(model.name) in _letters(names.file):
+        return []
+    return [
+        Remark(
+            "{log} does not say that it is of {model}; it was taken for it",
+            log=log.path.name,
+            model=model.name,
+        )
+    ]
 
 
 def output_names(model: onnx.ModelProto) -> list[str]:
@@ -85,6 +96,11 @@ def _require_known_names(
         f"{log.path.name} is of another model: {model.name} has {len(found)} of its {len(names)} "
         f"nodes, and not {unknown[:80]!r}; give --model the ONNX that was compiled"
     )
+
+
+def _letters(name: str) -> str:
+    """Letters and digits of a name: packs put others in place of the rest, and sizes behind."""
+    return "".join(character for character in name.casefold() if character.isalnum())
 
 
 def _is_known(name: str, known: Iterable[str]) -> bool:
@@ -148,6 +164,7 @@ def _of_quant_info(info: QuantInfo) -> _Names:
 
 def _of_hrt(log: HrtLog) -> _Names:
     return _Names(
+        file=log.model,
         inputs=tuple((tensor.name, tensor.shape) for tensor in log.inputs),
         outputs=tuple((tensor.name, tensor.shape) for tensor in log.outputs),
     )
@@ -161,7 +178,8 @@ def _of_sophgo(log: SophgoLog) -> _Names:
     names = [row.name for row in log.thresholds]
     for comparison in log.comparisons:
         names += [tensor.name for tensor in comparison.tensors]
-    return _Names(nodes=tuple(names))
+    file = log.launches[0].network if log.launches else ""
+    return _Names(file=file, nodes=tuple(names))
 
 
 _READERS: dict[type, Callable[[Any], _Names]] = {

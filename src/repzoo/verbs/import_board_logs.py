@@ -82,7 +82,7 @@ def import_logs(
         if log.sha256 in {other.sha256 for other in read}:
             raise InputError(f"{path} is there twice; give every log once")
         if artifact is not None:
-            require_same_model(log, artifact)
+            remarks += require_same_model(log, artifact)
         found, noted = board_records(
             log, artifact, options.target, options.images or None
         )

@@ -180,28 +180,20 @@ class _Reader:
             raise ValueError("no row")
         if PROGRESS.search(row["name"]):
             return
-        figures = [
-            number_of(text) for text in re.split(r"[\s|]+", row["pairs"].strip())
-        ]
-        if len(figures) not in (1, 2, 4, 6, 8):
-            raise ValueError("an odd number of figures")
-        figures = (figures if row["pairs"] else []) + [None] * 6
-        cosine, euclid, alone, euclid_alone, board, board_euclid = figures[:6]
-        for value in (cosine, alone, board):
-            if value is not None and abs(value) > 1.001:
-                raise ValueError("not a cosine")
-        self._log.layers.append(
-            LayerError(
-                row["op"][:MAX_NAME],
-                row["name"][:MAX_NAME],
-                cosine,
-                euclid,
-                alone,
-                euclid_alone,
-                board,
-                board_euclid,
-            )
+        cosine, euclid, alone, euclid_alone, board, board_euclid = _figures(
+            row["pairs"]
         )
+        layer = LayerError(
+            op=row["op"][:MAX_NAME],
+            name=row["name"][:MAX_NAME],
+            cosine=cosine,
+            euclid=euclid,
+            cosine_alone=alone,
+            euclid_alone=euclid_alone,
+            board_cosine=board,
+            board_euclid=board_euclid,
+        )
+        self._log.layers.append(layer)
         if len(self._log.layers) > MAX_NODES:
             raise InputError(
                 f"{self._name} has more than {MAX_NODES:,} layers; no model has that"
@@ -235,3 +227,22 @@ class _Reader:
             npu_nodes=len(self._devices) - cpu if has_table else None,
             cpu_nodes=cpu if has_table else None,
         )
+
+
+def _figures(pairs: str) -> list[float | None]:
+    """The first six figures of a row: three pairs of cosine similarity and Euclidean distance.
+
+    A fourth pair compares the board with the simulator, which says nothing of quantization.
+
+    Raises:
+        ValueError: a pair is not whole, or a cosine similarity is beyond 1.
+    """
+    figures = [number_of(text) for text in re.split(r"[\s|]+", pairs.strip()) if text]
+    if len(figures) % 2 or len(figures) > 8:
+        raise ValueError("not in pairs")
+    padded = (figures + [None] * 6)[:6]
+    for cosine in padded[::2]:
+        # Float32 sums may exceed 1 by their rounding.
+        if cosine is not None and abs(cosine) > 1.001:
+            raise ValueError("not a cosine similarity")
+    return padded
