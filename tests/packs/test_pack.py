@@ -131,7 +131,7 @@ def test_configuration_and_calibration_files_make_the_input_that_the_model_expec
     scale = np.array(values["scale_value"].split(), float).reshape(3, 1, 1)
     expected = next(iter(batches(images, preprocess, 3, ReadReport()))).inputs
     for number in range(3):
-        data = files[f"calibration_data_rgb_f32/{number:04d}.rgb"]
+        data = files[f"calibration_data_bgr_f32/{number:04d}.rgb"]
         assert isinstance(data, bytes)
         assert len(data) == 4 * 3 * 16 * 16
         pixels = np.frombuffer(data, np.float32).reshape(3, 16, 16)

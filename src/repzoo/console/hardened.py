@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,8 @@ def packed(pack: Pack) -> View:
     report = pack.model.hardening
     shown: list[Any] = [_comparisons(report)] if report else []
     shown.append(f"{pack.folder}: {len(pack.files)} files")
-    # Scripts are numbered in the order of their use.
-    steps = [name for name in pack.files if name.endswith(".sh")]
+    # Scripts are numbered in the order of their use; those in folders are not steps.
+    steps = [name for name in pack.files if re.fullmatch(r"[^/]+\.sh", name)]
     shown.append(f"next: {', '.join(steps)}")
     result = {
         "folder": str(pack.folder),

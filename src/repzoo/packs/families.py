@@ -14,7 +14,7 @@ from repzoo.zoo.catalog import ModelSpec, models
 
 @functools.cache
 def family_words() -> Mapping[str, Mapping[str, Any]]:
-    """Sentences on each family: about, about_zh, features, features_zh."""
+    """Sentences on each family: paper (its title), about, about_zh, features, features_zh."""
     text = (package_files("repzoo.packs") / "families.toml").read_text("utf-8")
     return tomllib.loads(text)
 

@@ -26,6 +26,7 @@ from repzoo.packs.families import catalog_row, family_words
 from repzoo.packs.pack import PackFile, PackJob, pixel_images
 from repzoo.packs.parts import (
     Step,
+    fallback_nodes,
     file_name,
     label_files,
     readme_files,
@@ -33,15 +34,13 @@ from repzoo.packs.parts import (
     sides,
     step_files,
 )
+from repzoo.packs.ranges import activation_ranges
 from repzoo.packs.rdk_x5_notebook import notebook
 from repzoo.packs.rdk_x5_samples import sample_files
 from repzoo.packs.rdk_x5_steps import steps
 from repzoo.packs.rdk_x5_yaml import yaml_text
 from repzoo.protobuf_stream import clone
 from repzoo.quant.parameters.activation_qdq import insert_activation_qdq
-from repzoo.quant.parameters.stored_activations import read_activations
-
-MAX_OPSET = 11
 
 
 class RdkX5:
@@ -51,18 +50,13 @@ class RdkX5:
     scheme = "rdk-x5"
 
     def check(self, artifact: Artifact) -> None:
-        """Refuse what hb_mapper or NV12 cannot take.
+        """Refuse what NV12 cannot take; limits.py refuses what no board takes.
 
         Raises:
             InputError: names it, and what to do.
         """
         preprocess = artifact.require_preprocess()
         height, width = sides(preprocess)
-        if preprocess.input != "float":
-            raise InputError(
-                f"{artifact.name} takes {preprocess.input} images; hb_mapper puts the camera "
-                "format in front by itself: give the model from before repzoo embed-input"
-            )
         if preprocess.color != "GRAY" and (height % 2 or width % 2):
             raise InputError(
                 f"{artifact.name} takes {height}x{width} pixels; NV12 needs even sides: export it "
@@ -71,11 +65,6 @@ class RdkX5:
 
     def files(self, job: PackJob) -> Iterator[PackFile]:
         """The model, its configuration, calibration files, steps, labels and READMEs."""
-        if job.artifact.opset > MAX_OPSET:
-            raise InputError(
-                f"{job.artifact.name} has opset {job.artifact.opset}; hb_mapper takes opset 10 or "
-                "11: use repzoo harden --target rdk-x5 first"
-            )
         content = _content(job)
         yield from _model_files(content)
         yield from _calibration_files(job, content)
@@ -115,9 +104,10 @@ class Content:
 
 def _content(job: PackJob) -> Content:
     artifact = replace(job.artifact, model=_with_names(job.artifact.model))
-    fallback = configuration.fallback_names(artifact.model, job.fallback)
-    activations = read_activations(artifact)
-    scales = {name: item.scale for name, item in activations.items()}
+    fallback = [node.name for node in fallback_nodes(replace(job, artifact=artifact))]
+    scales: dict[str, float] = {}
+    for name, parameters in activation_ranges(artifact).items():
+        scales[name] = parameters.scale
     return Content(
         artifact=artifact,
         name=file_name(artifact.name),

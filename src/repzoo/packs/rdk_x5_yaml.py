@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import onnx
-
 from repzoo.artifact import Artifact
-from repzoo.packs.parts import file_name, render, sides
+from repzoo.packs.parts import file_name, pixel_mean, pixel_std, render, sides
 from repzoo.storage import json_text
 
 WORKING_DIR = "model_output"
@@ -73,9 +71,6 @@ def load_yaml_text(
 
 def _yaml(artifact: Artifact, fallback: Iterable[str], root: str, load: bool) -> str:
     preprocess = artifact.require_preprocess()
-    mean, std = list(preprocess.mean), list(preprocess.std)
-    if preprocess.color == "GRAY":  # one channel has the average, see Preprocess
-        mean, std = [sum(mean) / 3], [sum(std) / 3]
     suffix = LOAD if load else ""
     purpose = "hb_mapper calibrates the activations"
     if load:
@@ -94,21 +89,11 @@ def _yaml(artifact: Artifact, fallback: Iterable[str], root: str, load: bool) ->
         runtime=runtime_type(artifact),
         color=preprocess.color.lower(),
         layout=preprocess.layout,
-        mean=_numbers([255 * value for value in mean]),
-        scale=_numbers([1 / (255 * value) for value in std]),
+        mean=_numbers(pixel_mean(preprocess)),
+        scale=_numbers([1 / value for value in pixel_std(preprocess)]),
         calibration="" if load else calibration_folder(artifact),
     )
 
 
 def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:.8g}" for value in values)
-
-
-def fallback_names(model: onnx.ModelProto, fallback: Iterable[str]) -> list[str]:
-    """The names of the nodes in `fallback`, which may name them by an output, in graph order."""
-    wanted = set(fallback)
-    names: list[str] = []
-    for node in model.graph.node:
-        if node.name and wanted & {node.name, *node.output}:
-            names.append(node.name)
-    return names

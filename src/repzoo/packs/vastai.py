@@ -22,6 +22,7 @@ from repzoo.graph.tools.head import HeadKind, find_head
 from repzoo.graph.tools.onnx_edit import nodes_by_output, redirect_readers, tensor_names
 from repzoo.measure.class_mapping import lacks_classes, require_classes
 from repzoo.packs import vastai_images, vdsp
+from repzoo.packs.families import catalog_row
 from repzoo.packs.pack import Figures, PackFile, PackJob
 from repzoo.packs.parts import (
     file_name,
@@ -42,7 +43,6 @@ from repzoo.protobuf_stream import clone
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.search.half_model import Float16Prediction, predict_float16
 from repzoo.storage import json_text
-from repzoo.zoo.catalog import ModelSpec, models
 
 SCHEME = "vastai"
 INPUT = "input"  # nearly all public files call it so
@@ -334,7 +334,7 @@ def _facts(content: Content, figures: Figures) -> dict[str, Any]:
         "not_skipped": content.not_skipped,
         "repeated": [label for label, times in labels.items() if times > 1],
         "history": content.model.steps,
-        "origin": _origin(content.model),
+        "origin": catalog_row(content.model),
         "suffix": content.calibration.suffix,
         "calibrated": len(content.calibration.images),
         "evaluation": content.evaluation,
@@ -348,13 +348,3 @@ def _overflowing(half: Float16Prediction | None) -> list[str]:
     if half is None:
         return []
     return [item.node for item in half.analysis.because("overflow", "noise")]
-
-
-def _origin(artifact: Artifact) -> ModelSpec | None:
-    """The model's row in the catalog, if its history names one."""
-    known = {row.name: row for row in models()}
-    for step in artifact.steps:
-        row = known.get(str(step.settings.get("model", "")).partition(".")[0])
-        if row is not None:
-            return row
-    return None
