@@ -66,7 +66,7 @@ def _comparisons(report: HardenReport) -> Any:
     for candidate in report.candidates:
         table.add_row(f"INT8, {candidate.stage}", *_cells(candidate.paired))
     table.add_row("the file in float", *_cells(report.in_float.values))
-    name = f"the file in INT8 as {report.target.name} counts"
+    name = f"the file in INT8 as {report.target.name} computes"
     table.add_row(name, *_cells(report.predicted.values))
     return table
 

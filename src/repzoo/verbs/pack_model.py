@@ -177,8 +177,10 @@ def _is_hardened(artifact: StoredArtifact) -> bool:
 def _fallback(artifact: Artifact) -> tuple[str, ...]:
     """The nodes that hardening wants out of INT8, from the file's history."""
     names = artifact.steps[-1].settings.get("fallback", [])
-    nodes = {node.name for node in artifact.model.graph.node}
     # The history is in the file, which may come from anywhere.
+    if not isinstance(names, list):
+        return ()
+    nodes = [node.name for node in artifact.model.graph.node]
     return tuple(name for name in names if name in nodes)
 
 
