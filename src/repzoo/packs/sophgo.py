@@ -118,7 +118,7 @@ def transform_command(artifact: Artifact) -> str:
     if preprocess.layout == "NHWC":
         shape = [1, height, width, len(mean)]
     return quoted(
-        "model_transform.py",
+        "model_transform",
         *("--model_name", name),
         *("--model_def", f"{name}.onnx"),
         *("--input_shapes", str([shape]).replace(" ", "")),
@@ -137,7 +137,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _deploy(name: str, precision: str, table: str, qtable: bool, suffix: str) -> str:
-    words = ["model_deploy.py", "--mlir", f"{name}.mlir", "--quantize", precision]
+    words = ["model_deploy", "--mlir", f"{name}.mlir", "--quantize", precision]
     if table:
         words += ["--calibration_table", table]
     if qtable:
@@ -155,7 +155,7 @@ def _steps(job: PackJob) -> list[Step]:
     has_layers = bool(quantize_table(job))
     tool, ours = f"{name}_cali_table", f"{name}_merged_table"
     calibrate = quoted(
-        "run_calibration.py",
+        "run_calibration",
         f"{name}.mlir",
         *("--dataset", CALIBRATION),
         *("--input_num", len(job.images)),
