@@ -30,6 +30,7 @@ class Limits:
         ir_version: newest accepted version of the file format; 0: any.
         outputs: most outputs; 0: any number.
         command: what makes a file that it takes.
+        fixed_batch: whether an open batch is refused too.
     """
 
     tool: str
@@ -37,12 +38,16 @@ class Limits:
     ir_version: int = 0
     outputs: int = 0
     command: str = ""
+    fixed_batch: bool = False
 
 
-def check(model: ModelFacts, limits: Limits) -> Iterator[Finding]:
-    """All findings that need the model only."""
+def check(
+    model: ModelFacts, limits: Limits, *, states_shape: bool = False
+) -> Iterator[Finding]:
+    """All findings that need the model only; `states_shape`: the configuration closes its sides."""
     yield from _versions(model, limits)
-    yield from _shapes(model, limits)
+    if not states_shape:
+        yield from _shapes(model, limits)
     yield from _outputs(model, limits)
     yield from unmerged_branches(model)
 
@@ -73,13 +78,15 @@ def _versions(model: ModelFacts, limits: Limits) -> Iterator[Finding]:
 
 def _shapes(model: ModelFacts, limits: Limits) -> Iterator[Finding]:
     for name, shape in model.inputs.items():
-        if len(shape) == 4 and 0 in shape[1:]:
+        if 0 in (shape if limits.fixed_batch else shape[1:]):
             yield _finding(
                 model,
                 "dynamic-shape",
                 f"input {name} leaves sides open ({_sides(shape)}); {limits.tool} compiles for "
                 "fixed sides",
-                f"repzoo export MODEL --size 224 -o {model.shown}",
+                "input_shape: '1x3x224x224' or the like, or export the model with fixed sides"
+                if limits.fixed_batch
+                else "export the model with fixed sides",
             )
         elif shape and shape[0] > 1:
             yield _finding(

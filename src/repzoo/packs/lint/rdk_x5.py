@@ -6,28 +6,35 @@ scale_value = 1 / (255 std). Source: D-Robotics' guide ptq_process.md.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from repzoo.packs.lint import calibration, graph, schema
+from repzoo.packs.lint import graph, rdk_x5_calibration, rdk_x5_nodes, schema
 from repzoo.packs.lint.common import (
     Spelling,
-    beside,
     color_finding,
     named_files,
     normalization_findings,
     reciprocal,
 )
 from repzoo.packs.lint.document import Document
-from repzoo.packs.lint.facts import ModelFacts, Workspace
+from repzoo.packs.lint.facts import Workspace
 from repzoo.packs.lint.finding import Finding, Mistake
 from repzoo.packs.lint.normalization import Normalization, expected_for, numbers
+from repzoo.packs.lint.rdk_x5_values import (
+    CALIBRATION,
+    COMPILER,
+    INPUT,
+    MODEL,
+    color_of,
+    input_sides,
+    number_of_inputs,
+    parts,
+    sides_text,
+    takes_images,
+)
 
-MODEL, INPUT = "model_parameters", "input_parameters"
-CALIBRATION, COMPILER = "calibration_parameters", "compiler_parameters"
-GROUPS = (MODEL, INPUT, CALIBRATION, COMPILER)
 MARCH = "bayes-e"
 SMALL_FACTOR = 1 / 20  # of pixels 0..255 to values that networks take
 BOARDS = {"bernoulli2": "the RDK X3", "bayes": "the RDK Ultra"}
@@ -38,6 +45,7 @@ LIMITS = graph.Limits(
     7,
     32,
     "repzoo harden MODEL.onnx -o out.onnx --data DIR --target rdk-x5",
+    fixed_batch=True,
 )
 # Of norm_type: which of mean_value and scale_value the tool then uses.
 USES = {
@@ -46,7 +54,6 @@ USES = {
     "data_scale": (False, True),
     "data_mean_and_scale": (True, True),
 }
-NODE_KEYS = re.compile(r"ON|OutputType|InputType\d*")
 SPELLING = Spelling(
     (INPUT, "mean_value"),
     (INPUT, "scale_value"),
@@ -59,11 +66,9 @@ def is_configuration(value: Any) -> bool:
     """Whether parsed YAML is meant for hb_mapper, misspelled groups included."""
     if not isinstance(value, dict):
         return False
-    words = {"model", "input", "calibration", "compiler"}
-    return any(
-        str(key).lower().startswith(tuple(words)) and "param" in str(key).lower()
-        for key in value
-    )
+    words = ("model", "input", "calibration", "compiler")
+    keys = [str(key).lower() for key in value]
+    return any(key.startswith(words) and "param" in key for key in keys)
 
 
 def lint(document: Document, workspace: Workspace) -> Iterator[Finding]:
@@ -72,10 +77,11 @@ def lint(document: Document, workspace: Workspace) -> Iterator[Finding]:
     yield from schema.unknown_groups(document, "rdk_x5")
     for rule in RULES:
         yield from rule(document, workspace)
-    yield from _calibration_files(document, workspace)
+    yield from rdk_x5_calibration.calibration_files(document, workspace)
     if workspace.model:
-        yield from graph.check(workspace.model, LIMITS)
-        yield from graph.cpu_operators(workspace.model, _on_bpu(document))
+        stated = bool(document.text(INPUT, "input_shape"))
+        yield from graph.check(workspace.model, LIMITS, states_shape=stated)
+        yield from graph.cpu_operators(workspace.model, rdk_x5_nodes.on_bpu(document))
 
 
 def _march(document: Document, workspace: Workspace) -> Iterator[Finding]:
@@ -110,16 +116,6 @@ def _files(document: Document, workspace: Workspace) -> Iterator[Finding]:
         )
 
 
-def _inputs(document: Document) -> int:
-    """Number of inputs that the configuration describes."""
-    return max(1, len(document.text(INPUT, "input_type_train").split(";")))
-
-
-def _color_of(document: Document) -> str:
-    color = document.text(INPUT, "input_type_train").upper()
-    return color if color in ("RGB", "BGR", "GRAY") else ""
-
-
 def _color(document: Document, workspace: Workspace) -> Iterator[Finding]:
     model = workspace.model
     fix = ""
@@ -132,7 +128,7 @@ def _color(document: Document, workspace: Workspace) -> Iterator[Finding]:
             f"'{numbers(right.mean)}' and scale_value: '{reciprocal(right.std)}'"
         )
     yield from color_finding(
-        document, model, _color_of(document), INPUT, "input_type_train", fix=fix
+        document, model, color_of(document), INPUT, "input_type_train", fix=fix
     )
 
 
@@ -149,20 +145,16 @@ def _layout(document: Document, workspace: Workspace) -> Iterator[Finding]:
         yield document.finding(
             "layout",
             f"input_layout_train is {layout}, but the model's input is "
-            f"{_sides(shape)}, which is {stated}",
+            f"{sides_text(shape)}, which is {stated}",
             INPUT,
             "input_layout_train",
             fix=f"input_layout_train: '{stated}'",
         )
 
 
-def _sides(shape: Sequence[int]) -> str:
-    return "x".join(str(side) if side else "?" for side in shape)
-
-
 def _normalization(document: Document, workspace: Workspace) -> Iterator[Finding]:
     kind = document.text(INPUT, "norm_type")
-    if kind not in USES or _inputs(document) > 1 or not _is_image(document):
+    if kind not in USES or number_of_inputs(document) > 1 or not takes_images(document):
         return
     uses_mean, uses_scale = USES[kind]
     yield from _unused(document, "mean_value", uses_mean, kind)
@@ -184,13 +176,9 @@ def _normalization(document: Document, workspace: Workspace) -> Iterator[Finding
         tuple(1 / value for value in scale[0]) if uses_scale else (1.0,),
     )
     yield from normalization_findings(
-        document, workspace.model, found, _color_of(document), SPELLING
+        document, workspace.model, found, color_of(document), SPELLING
     )
     yield from _twice(document, workspace, found)
-
-
-def _is_image(document: Document) -> bool:
-    return document.text(INPUT, "input_type_train") != "featuremap"
 
 
 def _unused(
@@ -240,7 +228,7 @@ def _shape(document: Document, workspace: Workspace) -> Iterator[Finding]:
     model = workspace.model
     if model is None:
         return
-    names = _parts(document.text(INPUT, "input_name"))
+    names = parts(document.text(INPUT, "input_name"))
     for name in names:
         if name not in model.inputs:
             yield document.finding(
@@ -250,7 +238,7 @@ def _shape(document: Document, workspace: Workspace) -> Iterator[Finding]:
                 "input_name",
                 fix="input_name: '', or the model's name",
             )
-    shapes = _parts(document.text(INPUT, "input_shape"))
+    shapes = parts(document.text(INPUT, "input_shape"))
     if not shapes or len(shapes) != len(model.inputs):
         return
     for text, stated in zip(shapes, model.inputs.values(), strict=True):
@@ -260,31 +248,11 @@ def _shape(document: Document, workspace: Workspace) -> Iterator[Finding]:
         if differs:
             yield document.finding(
                 "input-shape",
-                f"input_shape is {text}, but the model's input is {_sides(stated)}",
+                f"input_shape is {text}, but the model's input is {sides_text(stated)}",
                 INPUT,
                 "input_shape",
-                fix=f"input_shape: '{_sides(stated)}'",
+                fix=f"input_shape: '{sides_text(stated)}'",
             )
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(";") if part.strip()]
-
-
-def input_sides(document: Document, model: ModelFacts | None) -> tuple[int, ...]:
-    """(channels, height, width) of the one input; () where they are not known."""
-    shape: tuple[int, ...] = ()
-    text = document.text(INPUT, "input_shape")
-    if model and len(model.inputs) == 1:
-        shape = next(iter(model.inputs.values()))
-    elif text and ";" not in text:
-        shape = tuple(int(side) for side in re.findall(r"\d{1,6}", text))
-    if len(shape) != 4 or 0 in shape[1:]:
-        return ()
-    is_last = document.text(INPUT, "input_layout_train") == "NHWC"
-    if model:
-        is_last = shape[1] not in (1, 3)
-    return (shape[3], shape[1], shape[2]) if is_last else shape[1:]
 
 
 def _camera(document: Document, workspace: Workspace) -> Iterator[Finding]:
@@ -364,175 +332,6 @@ def _limited(workspace: Workspace) -> Mistake | None:
     return Mistake(type(preprocess).from_mapping(document), preprocess)
 
 
-def _method(document: Document, workspace: Workspace) -> Iterator[Finding]:
-    kind = document.text(CALIBRATION, "calibration_type")
-    folder = document.text(CALIBRATION, "cal_data_dir")
-    if kind in ("load", "skip") and folder:
-        yield document.finding(
-            "load-with-data",
-            f"calibration_type is {kind}, which reads no images; cal_data_dir is not used",
-            CALIBRATION,
-            "cal_data_dir",
-            fix="delete cal_data_dir",
-        )
-    if kind not in ("load", "skip") and not folder:
-        yield document.finding(
-            "missing-key",
-            f"calibration_type is {kind or 'default'}, which needs images: cal_data_dir is "
-            "missing",
-            CALIBRATION,
-            "cal_data_dir",
-            fix="cal_data_dir: './calibration_data_rgb_f32'",
-        )
-    if document.text(CALIBRATION, "max_percentile") and kind not in ("max", ""):
-        yield document.finding(
-            "unused-value",
-            f"max_percentile is for calibration_type max; it is {kind}",
-            CALIBRATION,
-            "max_percentile",
-            fix="calibration_type: 'max', or delete max_percentile",
-        )
-    yield from _scales(document, workspace, kind)
-
-
-def _scales(document: Document, workspace: Workspace, kind: str) -> Iterator[Finding]:
-    if workspace.model is None:
-        return
-    if kind == "load" and not workspace.model.is_quantized:
-        yield document.finding(
-            "load-without-scales",
-            "calibration_type is load, but the model holds no QuantizeLinear to load scales from",
-            CALIBRATION,
-            "calibration_type",
-            fix="calibration_type: 'default', or pack the model with its scales",
-        )
-    if kind != "load" and workspace.model.is_quantized:
-        yield document.finding(
-            "scales-not-loaded",
-            f"the model holds QuantizeLinear, but calibration_type is {kind or 'default'}, which "
-            "computes scales anew",
-            CALIBRATION,
-            "calibration_type",
-            fix="calibration_type: 'load'",
-        )
-
-
-def _on_bpu(document: Document) -> set[str]:
-    names = set(_parts(document.text(CALIBRATION, "run_on_bpu")))
-    nodes = document.get(MODEL, "node_info")
-    if isinstance(nodes, dict):
-        for name, value in nodes.items():
-            if isinstance(value, dict) and value.get("ON") == "BPU":
-                names.add(name)
-    return names
-
-
-def _nodes(document: Document, workspace: Workspace) -> Iterator[Finding]:
-    nodes = document.get(MODEL, "node_info")
-    if isinstance(nodes, dict):
-        for name, value in nodes.items():
-            yield from _node(document, name, value)
-            yield from _known_node(document, workspace, name, MODEL, "node_info", name)
-    elif isinstance(nodes, str):
-        yield from _int16_text(document, nodes)
-    for group, key in (
-        (CALIBRATION, "run_on_cpu"),
-        (CALIBRATION, "run_on_bpu"),
-        (MODEL, "remove_node_name"),
-        (MODEL, "output_nodes"),
-    ):
-        for name in _parts(document.text(group, key)):
-            yield from _known_node(document, workspace, name, group, key)
-
-
-def _node(document: Document, name: str, value: Any) -> Iterator[Finding]:
-    keys = (MODEL, "node_info", name)
-    if not isinstance(value, dict):
-        yield document.finding(
-            "node-info",
-            f"node_info of {name} is {value!r}; expected keys such as 'OutputType'",
-            *keys,
-            fix="{'ON': 'BPU', 'InputType': 'int16', 'OutputType': 'int16'}",
-        )
-        return
-    for key, item in value.items():
-        accepted = ("BPU", "CPU") if key == "ON" else ("int8", "int16")
-        if not NODE_KEYS.fullmatch(str(key)):
-            message = (
-                f"{key} of {name} is not a key; expected ON, InputType0 or OutputType"
-            )
-        elif item not in accepted:
-            message = f"{key} of {name} is {item!r}; expected {' or '.join(accepted)}"
-        else:
-            continue
-        yield document.finding("node-info", message, *keys, str(key))
-
-
-def _int16_text(document: Document, text: str) -> Iterator[Finding]:
-    for part in _parts(text):
-        name, _, kind = part.rpartition(":")
-        if not name or kind.strip() not in ("int8", "int16"):
-            yield document.finding(
-                "node-info",
-                f"node_info has {part!r}; expected NODE:int16, with ; between nodes",
-                MODEL,
-                "node_info",
-            )
-
-
-def _known_node(
-    document: Document, workspace: Workspace, name: str, *keys: str
-) -> Iterator[Finding]:
-    model = workspace.model
-    if model is None or name in model.node_names:
-        return
-    # The tool splits and renames some nodes, such as Gemm to a convolution and its reshapes.
-    parents = [node for node in model.node_names if node and name.startswith(node)]
-    if parents:
-        return
-    near = _nearest(name, model)
-    yield document.finding(
-        "unknown-node",
-        f"{keys[1]} names the node {name}, which the model does not have"
-        + (f"; did you mean {near}?" if near else ""),
-        *keys,
-        fix=near,
-    )
-
-
-def _nearest(name: str, model: ModelFacts) -> str:
-    near = difflib.get_close_matches(name, sorted(model.node_names), n=1, cutoff=0.7)
-    return near[0] if near else ""
-
-
-def _removed(document: Document, _: Workspace) -> Iterator[Finding]:
-    kinds = _parts(document.text(MODEL, "remove_node_type"))
-    keys = (MODEL, "remove_node_type")
-    if len(set(kinds)) < len(kinds):
-        yield document.finding(
-            "remove-order", "remove_node_type names a type twice", *keys
-        )
-    inner = [
-        kind for kind in ("Transpose", "Cast", "Reshape", "Softmax") if kind in kinds
-    ]
-    if "Dequantize" in kinds and inner:
-        first = min(kinds.index(kind) for kind in inner)
-        if kinds.index("Dequantize") > first:
-            yield document.finding(
-                "remove-order",
-                f"types are removed in the order given, at the ends only: {kinds[first]} comes "
-                "before Dequantize, and stays where a Dequantize lies outside of it",
-                *keys,
-                fix=f"remove_node_type: '{';'.join(_ordered(kinds))}'",
-            )
-
-
-def _ordered(kinds: list[str]) -> list[str]:
-    order = ["Quantize", "Dequantize", "Transpose", "Cast", "Reshape", "Softmax"]
-    ranked = {kind: place for place, kind in enumerate(order)}
-    return sorted(dict.fromkeys(kinds), key=lambda kind: ranked.get(kind, len(order)))
-
-
 def _compiler(document: Document, _: Workspace) -> Iterator[Finding]:
     level = document.text(COMPILER, "optimize_level")
     if level in ("", "O0", "O1", "O2"):
@@ -564,66 +363,6 @@ def _compiler(document: Document, _: Workspace) -> Iterator[Finding]:
         )
 
 
-def _data_type(document: Document, _: Workspace) -> Iterator[Finding]:
-    folder = document.text(CALIBRATION, "cal_data_dir").rstrip("/")
-    stated = document.text(CALIBRATION, "cal_data_type")
-    if not folder or ";" in folder:
-        return
-    implied = "float32" if folder.endswith("_f32") else "uint8"
-    if stated in ("float32", "uint8") and folder.endswith("_f32") and stated != implied:
-        yield document.finding(
-            "calibration-type",
-            f"cal_data_type is {stated}, but the folder {folder} ends in _f32, which stands for "
-            "float32",
-            CALIBRATION,
-            "cal_data_type",
-            fix=f"cal_data_type: '{implied}'",
-        )
-    elif not stated and beside(document, folder) is None:
-        yield document.finding(
-            "calibration-type-implied",
-            f"cal_data_type is missing, so the tool takes {implied} from the name of the folder "
-            f"{folder} (_f32 is float32, any other uint8)",
-            CALIBRATION,
-            "cal_data_type",
-            fix=f"cal_data_type: '{implied}'",
-        )
-
-
-def data_type(document: Document) -> str:
-    """The type of calibration files, as the tool would read them."""
-    stated = document.text(CALIBRATION, "cal_data_type")
-    if stated in calibration.ITEM_BYTES:
-        return stated
-    folder = document.text(CALIBRATION, "cal_data_dir").rstrip("/")
-    return "float32" if folder.endswith("_f32") else "uint8"
-
-
-def _calibration_files(document: Document, workspace: Workspace) -> Iterator[Finding]:
-    name = document.text(CALIBRATION, "cal_data_dir")
-    folder = beside(document, name) if name and ";" not in name else None
-    is_raw = document.get(CALIBRATION, "preprocess_on") is not True
-    if folder is None or not folder.is_dir() or not is_raw:
-        return
-    if document.text(CALIBRATION, "cal_data_type") not in ("", *calibration.ITEM_BYTES):
-        return  # feature maps of integers
-    sides = input_sides(document, workspace.model)
-    source = (
-        f"from the input of {workspace.model.shown}"
-        if workspace.model
-        else ("from input_shape")
-    )
-    expected = calibration.Expected(
-        (sides[0], sides[1], sides[2]) if sides else None,
-        data_type(document),
-        _color_of(document),
-        source,
-    )
-    yield from calibration.check(
-        folder, workspace.shown(folder), expected, workspace.images
-    )
-
-
 RULES = (
     _march,
     _files,
@@ -632,9 +371,9 @@ RULES = (
     _normalization,
     _shape,
     _camera,
-    _method,
-    _nodes,
-    _removed,
+    rdk_x5_calibration.method,
+    rdk_x5_nodes.node_rules,
+    rdk_x5_nodes.removed_nodes,
     _compiler,
-    _data_type,
+    rdk_x5_calibration.stated_type,
 )

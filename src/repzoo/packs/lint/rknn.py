@@ -18,6 +18,7 @@ from repzoo.packs.lint.calibration import MIN_FILES, SOURCES
 from repzoo.packs.lint.common import (
     Spelling,
     beside,
+    color_finding,
     named_files,
     normalization_findings,
 )
@@ -72,7 +73,6 @@ SPELLING = Spelling(
     ("config", "std_values"),
     formula="mean_values = 255 mean, std_values = 255 std",
 )
-NAME = ast.Name | ast.Attribute
 
 
 @dataclass
@@ -240,6 +240,21 @@ def _normalization(document: Document, workspace: Workspace) -> Iterator[Finding
     yield from normalization_findings(
         document, workspace.model, Normalization(rows[0], rows[1]), color, SPELLING
     )
+    yield from _color(document, workspace)
+
+
+def _color(document: Document, workspace: Workspace) -> Iterator[Finding]:
+    """Calibration images are read as RGB; quant_img_RGB2BGR turns them for models of BGR."""
+    stated = document.get("config", "quant_img_RGB2BGR")
+    key = ("config", "quant_img_RGB2BGR")
+    if stated is None and "quant_img_RGB2BGR" in document.value["config"]:
+        return  # computed, so it cannot be read
+    preprocess = workspace.preprocess
+    if preprocess and preprocess.color in ("RGB", "BGR"):
+        is_bgr = preprocess.color == "BGR"
+        color = "BGR" if stated is True else "RGB"
+        fix = f"quant_img_RGB2BGR={is_bgr}"
+        yield from color_finding(document, workspace.model, color, *key, fix=fix)
 
 
 def _shape(document: Document, calls: Calls, workspace: Workspace) -> Iterator[Finding]:

@@ -29,7 +29,7 @@ from repzoo.packs.lint.document import (
 )
 from repzoo.packs.lint.facts import ModelFacts, Workspace
 from repzoo.packs.lint.finding import Finding, in_order
-from repzoo.packs.pack import TARGETS
+from repzoo.packs.pack import MANIFEST, TARGETS
 
 MAX_FILES = 20_000
 YAML, JSON = (".yaml", ".yml"), (".json",)
@@ -100,8 +100,8 @@ def find(path: Path) -> Found:
             found.unreadable.append(
                 Finding("unreadable", str(error).replace(str(file), shown), file=shown)
             )
-    is_calibration = path.is_dir() and _is_calibration(path)
-    if not found.lints and not found.unreadable and not is_calibration:
+    is_folder = path.is_dir() and (_is_calibration(path) or (path / MANIFEST).is_file())
+    if not found.lints and not found.unreadable and not is_folder:
         raise InputError(
             f"{path} holds nothing that repzoo can check; expected {KNOWN}"
         )
@@ -199,7 +199,8 @@ def check(
         folder.STEP.fullmatch(item.name) for item in root.glob("*.sh")
     )
     is_pack = bool(manifest) or steps
-    model = models.get("")
+    # Files without a model of their own are compared with any: a pack has one, in several forms.
+    model = models.get("") or next(iter(models.values()), None)
     photographs = tuple(images)
     workspace = Workspace(root, model, is_pack, photographs)
     findings = list(found.unreadable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,12 @@ from repzoo.packs.lint.normalization import (
 from repzoo.packs.lint.vastai import Prepared, geometry, plain_numbers, prepared
 
 CONFIG = "OpConfig"
+KINDS = (
+    "FUSION_OP_RGB_RESIZE_CVTCOLOR_CROP_NORM_TENSOR",
+    "FUSION_OP_RGB_RESIZE_CVTCOLOR_NORM_TENSOR",
+    "FUSION_OP_RGB_LETTERBOX_CVTCOLOR_NORM_TENSOR",
+    "FUSION_OP_RGB_LETTERBOX_CVTCOLOR_NORM_TENSOR_EXT",
+)
 
 
 def is_operator(value: Any) -> bool:
@@ -74,6 +81,22 @@ def _sizes(config: Mapping[str, Any], prefix: str) -> tuple[int, ...]:
     if isinstance(height, int) and isinstance(width, int):
         return (height, width)
     return ()
+
+
+def _kind(document: Document, _: Workspace) -> Iterator[Finding]:
+    kind = document.text("OpType")
+    near = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.9)
+    if not kind:
+        yield document.finding(
+            "missing-key", "OpType is missing", "OpType", fix=f"OpType: {KINDS[0]}"
+        )
+    elif near and kind not in KINDS:
+        yield document.finding(
+            "unknown-value",
+            f"OpType is {kind}; did you mean {near[0]}?",
+            "OpType",
+            fix=f"OpType: {near[0]}",
+        )
 
 
 def _normalization(document: Document, workspace: Workspace) -> Iterator[Finding]:
@@ -257,6 +280,7 @@ def pairs(
 
 
 RULES = (
+    _kind,
     _normalization,
     _rounding,
     _crop,
