@@ -165,6 +165,21 @@ def test_a_profile_keeps_the_percentiles_that_are_printed() -> None:
     }
 
 
+def test_the_model_alone_is_told_from_the_whole_call() -> None:
+    whole = board_logs.PROFILE.replace("  latency (us)", "  e2e latency (us)")
+    whole = whole.replace("instances:", "instances in each device:")
+    alone = "  model latency (us):\n    avg latency: 1500\n    p50 latency: 1400\n"
+    profile = parse(
+        vastai, whole.replace("  queue size", "  samples: 1024\n  queue size") + alone
+    )
+    (read,) = profile.profiles
+    assert (read.instances, read.samples) == (8, 1024)
+    assert read.latencies_ms["avg"] == 6.4
+    assert read.model_ms == {"avg": 1.5, "p50": 1.4}
+    (only,) = parse(vastai, "throughput (qps): 5\n" + alone).profiles
+    assert only.latencies_ms["avg"] == 1.5
+
+
 # rknn-toolkit2
 
 

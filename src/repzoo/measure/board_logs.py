@@ -309,6 +309,7 @@ def _vastai_latency(profile: Profile, target: str) -> BoardLatency:
         max_ms=times.get("max"),
         percentiles_ms=percentiles or None,
         fps=profile.throughput,
+        frames=profile.samples,
     )
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from repzoo.errors import InputError
 from repzoo.vendors.logs.text import (
-    MILLISECONDS,
     NUMBER,
     count_of,
     lines_of,
@@ -30,12 +29,18 @@ PRECISION = re.compile(r"^\W*(fp16|bf16|int8|fp32)\W*$", re.IGNORECASE)
 THROUGHPUT = re.compile(
     rf"throughput\s*\((?:qps|fps)\)\s*:\s*({NUMBER})", re.IGNORECASE
 )
-LATENCY_UNIT = re.compile(r"^\W*latency\s*\((\w+)\)\s*:", re.IGNORECASE)
+# vamp prints two lists: of the whole call ("e2e") and of the model alone.
+SECTION = re.compile(
+    r"^\W*(?P<part>e2e|model)?\s*latency\s*\((?P<unit>\w+)\)\s*:", re.IGNORECASE
+)
 LATENCY = re.compile(
     rf"\b(avg|average|min|max|p\d+(?:\.\d+)?)\s+latency\s*:\s*({NUMBER})", re.IGNORECASE
 )
+SAMPLES = re.compile(rf"^\W*samples\s*:\s*({NUMBER})", re.IGNORECASE)
 BATCH = re.compile(rf"\bbatch size\s*:\s*({NUMBER})", re.IGNORECASE)
-INSTANCES = re.compile(rf"\bnumber of instances\s*:\s*({NUMBER})", re.IGNORECASE)
+INSTANCES = re.compile(
+    rf"\bnumber of instances(?: in each device)?\s*:\s*({NUMBER})", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,17 @@ class Profile:
         instances: that ran at once; None where it is not printed.
         batch: images in a call.
         throughput: images a second.
+        samples: calls that were timed; None where it is not printed.
         latencies_ms: of calls by name: "avg", "min", "max", "p50" and so on.
+        model_ms: the same of the model alone, where that is printed beside the whole call.
     """
 
     throughput: float = 0.0
     instances: int | None = None
     batch: int = 1
+    samples: int | None = None
     latencies_ms: dict[str, float] = field(default_factory=dict)
+    model_ms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -110,6 +119,7 @@ class _Reader:
         self._log = VastaiLog()
         self._precision = ""
         self._unit = "us"
+        self._part = ""
         self._next = Profile()  # what is printed before the throughput
 
     def add(self, line: str) -> None:
@@ -130,18 +140,24 @@ class _Reader:
             self._next.throughput = number_of(throughput[1]) or 0.0
             self._log.profiles.append(self._next)
             self._next = Profile()
-        unit = LATENCY_UNIT.match(line)
-        if unit:
-            self._unit = unit[1] if unit[1] in MILLISECONDS else ""
+        samples = SAMPLES.match(line)
+        if samples:
+            self._next.samples = count_of(samples[1])
+        section = SECTION.match(line)
+        if section:
+            self._unit = section["unit"]
+            self._part = (section["part"] or "").casefold()
         latency = LATENCY.search(line)
         if latency and self._log.profiles:
             kind = latency[1].casefold().replace("average", "avg")
-            time = milliseconds_of(latency[2], self._unit)
-            self._log.profiles[-1].latencies_ms[kind] = time
+            profile = self._log.profiles[-1]
+            times = profile.model_ms if self._part == "model" else profile.latencies_ms
+            times[kind] = milliseconds_of(latency[2], self._unit)
 
     def finish(self, name: str) -> VastaiLog:
         """The log, when all lines are read."""
         for profile in self._log.profiles:
+            profile.latencies_ms = profile.latencies_ms or profile.model_ms
             if profile.throughput <= 0 or "avg" not in profile.latencies_ms:
                 raise InputError(
                     f"{name} has a throughput without an average latency; copy the whole log"
