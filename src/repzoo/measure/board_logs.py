@@ -120,15 +120,19 @@ def _identity(
 
 def _with_interval(accuracy: BoardAccuracy, images: int) -> BoardAccuracy:
     """The accuracy with intervals, now that the number of images is known."""
-    bounds: dict[str, Any] = {}
-    for name, percent in (("top1", accuracy.top1), ("top5", accuracy.top5)):
-        if percent is None:
-            continue
-        # The script rounds: the count next to its percentage is the one it had.
-        interval = wilson(round(percent / 100 * images), images)
-        bounds[f"{name}_low"] = 100 * interval.low
-        bounds[f"{name}_high"] = 100 * interval.high
-    return replace(accuracy, n=images, **bounds)
+    top1_low, top1_high = _interval(accuracy.top1, images)
+    completed = replace(accuracy, n=images, top1_low=top1_low, top1_high=top1_high)
+    if accuracy.top5 is None:
+        return completed
+    top5_low, top5_high = _interval(accuracy.top5, images)
+    return replace(completed, top5_low=top5_low, top5_high=top5_high)
+
+
+def _interval(percent: float, images: int) -> tuple[float, float]:
+    """95 % interval of a percentage of `images`, in percent."""
+    # The script rounds: the count next to its percentage is the one that it had.
+    interval = wilson(round(percent / 100 * images), images)
+    return 100 * interval.low, 100 * interval.high
 
 
 def _with_outputs(

@@ -49,7 +49,7 @@ def require_same_model(log: VendorLog, model: Artifact) -> list[str]:
     names = read(log.content) if read else _Names()
     sides = (
         ("input", names.inputs, model_inputs(model.model)),
-        ("output", names.outputs, model.model.graph.output),
+        ("output", names.outputs, list(model.model.graph.output)),
     )
     for side, stated, values in sides:
         own = [(value.name, _shape(value)) for value in values]
@@ -86,14 +86,14 @@ def _require_known_names(
     known = {node.name for node in graph.node if node.name}
     for node in graph.node:
         known.update(node.output)
-    found = [name for name in names if _is_known(name, known)]
+    shared = [name for name in names if _is_known(name, known)]
     # Where nodes have no names of their own, tools number them in their own way.
     has_names = any(node.name for node in graph.node)
-    if not names or not has_names or len(found) >= KNOWN_SHARE * len(names):
+    if not names or not has_names or len(shared) >= KNOWN_SHARE * len(names):
         return
     unknown = next(name for name in names if not _is_known(name, known))
     raise InputError(
-        f"{log.path.name} is of another model: {model.name} has {len(found)} of its {len(names)} "
+        f"{log.path.name} is of another model: {model.name} has {len(shared)} of its {len(names)} "
         f"nodes, and not {unknown[:80]!r}; give --model the ONNX that was compiled"
     )
 

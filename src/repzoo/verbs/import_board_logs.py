@@ -83,10 +83,10 @@ def import_logs(
             raise InputError(f"{path} is there twice; give every log once")
         if artifact is not None:
             remarks += require_same_model(log, artifact)
-        found, noted = board_records(
+        results, noted = board_records(
             log, artifact, options.target, options.images or None
         )
         read.append(log)
-        records += found
+        records += results
         remarks += noted
     return ImportedLogs(tuple(read), tuple(records), tuple(remarks))

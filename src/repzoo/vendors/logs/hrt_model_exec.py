@@ -149,9 +149,9 @@ class _Reader:
             ("builder", BUILDER),
             ("model", FILE),
         ):
-            found = pattern.search(line)
-            if found:
-                setattr(self._log, name, last_part(found.group(1)))
+            match = pattern.search(line)
+            if match:
+                setattr(self._log, name, last_part(match.group(1)))
 
     def _add_tensor(self, line: str) -> None:
         tensor = TENSOR.match(line)
@@ -174,12 +174,15 @@ class _Reader:
 
     def _add_figures(self, line: str) -> None:
         numbers = self._numbers
-        # Every 200 frames the tool prints the fastest and the slowest call.
-        for key, pattern, worst in (("min", FASTEST, min), ("max", SLOWEST, max)):
-            call = pattern.search(line)
-            if call:
-                time = milliseconds_of(call["value"], call["unit"])
-                numbers[key] = worst(numbers.get(key, time), time)
+        # The tool prints these every 200 frames.
+        fastest = FASTEST.search(line)
+        if fastest:
+            time = milliseconds_of(fastest["value"], fastest["unit"])
+            numbers["min"] = min(numbers.get("min", time), time)
+        slowest = SLOWEST.search(line)
+        if slowest:
+            time = milliseconds_of(slowest["value"], slowest["unit"])
+            numbers["max"] = max(numbers.get("max", time), time)
         if CONDITION.search(line):
             self._is_open = True
         for key, pattern in (("threads", THREADS), ("frames", FRAMES)):

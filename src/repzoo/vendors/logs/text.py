@@ -19,9 +19,9 @@ ANSI = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])"
 )
 # Full-width forms of ASCII, and the spaces that Chinese text, Word and web pages hold.
-PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+PLAIN: dict[int, int | None] = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 PLAIN.update(dict.fromkeys((0x3000, 0xA0, 0x202F, 0x2009), 0x20))
-PLAIN.update(dict.fromkeys((0xFEFF, 0x200B), None))  # type: ignore[arg-type]
+PLAIN.update(dict.fromkeys((0xFEFF, 0x200B)))  # nothing in their place
 # A number as any locale writes it: with a decimal point or comma, perhaps with separators.
 NUMBER = r"[-+]?\d(?:[\d.,]*\d)?(?:[eE][-+]?\d+)?"
 PROGRESS = re.compile(r"\d{1,3}\s?%")
