@@ -244,6 +244,14 @@ def test_bad_logs_end_with_one_sentence(
     assert not out.exists()
 
 
+def test_model_info_is_shown(run: Run, write: Callable[..., Path]) -> None:
+    path = write(board_logs.MODEL_INFO)
+    shown = " ".join(run("import", path).out.split())
+    assert "tiny_nv12.bin: input data 1x3x32x32 HB_DNN_IMG_TYPE_NV12;" in shown
+    (log,) = run("import", path, "--json").document["logs"]
+    assert log["outputs"][0]["shape"] == [1, 10, 1, 1]
+
+
 def test_names_from_a_log_do_not_steer_the_terminal(
     run: Run, write: Callable[..., Path]
 ) -> None:

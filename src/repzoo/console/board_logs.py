@@ -12,8 +12,10 @@ from repzoo.measure.board import (
     BoardSimilarity,
     NodeSimilarity,
 )
-from repzoo.measure.record import Record
+from repzoo.measure.record import Record, to_json
 from repzoo.report import figures
+from repzoo.vendors.logs.hrt_model_exec import HrtLog
+from repzoo.vendors.logs.reading import VendorLog
 from repzoo.verbs.import_board_logs import ImportedLogs
 
 # Nodes that a person is shown; --json has all.
@@ -26,21 +28,34 @@ def imported(result: ImportedLogs) -> View:
     shown: list[Any] = []
     for log in result.logs:
         shown.append(f"{log.path.name}: {log.tool}, SHA-256 {log.sha256[:12]}")
+        if isinstance(log.content, HrtLog) and log.content.inputs:
+            shown.append(f"  {_model_info(log.content)}")
         for record in result.records:
             if record.data["sha256"] == log.sha256:
                 shown += _record(record)
     document = {
-        "logs": [
-            {
-                "file": str(log.path),
-                "sha256": log.sha256,
-                "tool": log.tool,
-            }
-            for log in result.logs
-        ],
+        "logs": [_log_document(log) for log in result.logs],
         "records": [record.to_json() for record in result.records],
     }
     return View(document, *shown, remarks=result.remarks)
+
+
+def _log_document(log: VendorLog) -> dict[str, Any]:
+    document = {"file": str(log.path), "sha256": log.sha256, "tool": log.tool}
+    if isinstance(log.content, HrtLog):
+        # Of a log of model_info alone there is no Record.
+        document |= to_json(log.content)
+    return document
+
+
+def _model_info(log: HrtLog) -> str:
+    """Inputs and outputs of the .bin in a line."""
+    parts = []
+    for name, tensors in (("input", log.inputs), ("output", log.outputs)):
+        for tensor in tensors[:SHOWN_NODES]:
+            sizes = "x".join(map(str, tensor.shape))
+            parts.append(f"{name} {tensor.name} {sizes} {tensor.type}")
+    return f"{log.model}: {'; '.join(parts)}"
 
 
 def _record(record: Record[Any]) -> list[Any]:
