@@ -130,6 +130,9 @@ def test_prediction_and_vendor_are_compared_where_both_are_known() -> None:
     assert facts.difference == pytest.approx(-0.21)
     assert "Predicted drop minus this drop: −0.21 points." in page(facts)
     assert board_facts(ALL[2:], "rdk-x5", PREDICTED).difference is None
+    # Without a comparison image by image.
+    accuracy_only = board_facts(ALL[:1], "rdk-x5", PREDICTED)
+    assert "Predicted Top-1 minus the maker's: +0.23 points" in page(accuracy_only)
 
 
 def test_the_last_figure_counts_and_most_threads_are_shown() -> None:

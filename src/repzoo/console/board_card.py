@@ -25,6 +25,9 @@ def board_table(card: CardFacts, board: BoardFacts) -> Table:
     if board.difference is not None:
         difference = figures.points(board.difference)
         table.add_row("predicted drop - the maker's", difference, "points")
+    elif board.top1_difference is not None:
+        difference = figures.points(board.top1_difference)
+        table.add_row("predicted Top-1 - the maker's", difference, "points")
     table.add_row("latency, 1 thread (ms)", *_single(board))
     many = board.many
     threads = f"{many.threads}" if many else "several"

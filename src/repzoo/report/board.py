@@ -65,6 +65,20 @@ class BoardFacts:
         return self.predicted.drop - self.paired.drop
 
     @property
+    def top1_difference(self) -> float | None:
+        """Predicted Top-1 less the vendor's, in points; None where one of them is not known.
+
+        The two may be of other images; `difference` is of image by image comparisons.
+        """
+        if (
+            self.measured is None
+            or self.predicted is None
+            or self.predicted.top1 is None
+        ):
+            return None
+        return self.predicted.top1 - self.measured.top1
+
+    @property
     def output_cosine(self) -> float | None:
         """The lowest cosine similarity of an output; None where no log has one."""
         outputs = self.similarity.outputs if self.similarity else ()
