@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from repzoo.errors import InputError
 from repzoo.measure.board import BoardAccuracy, BoardLatency, BoardSimilarity
 from repzoo.measure.record import Record, select
 from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.remark import Remark
+
+T = TypeVar("T")
 
 BOARD_RESULTS = (BoardLatency, BoardAccuracy, BoardSimilarity)
 
@@ -149,41 +151,55 @@ def board_facts(
 
     predicted  the hardened model in the target's arithmetic
     """
-    measured = [
-        row for row in select(records, Accuracy) if row.engine["name"] == target
-    ]
-    paired = [
-        row.values
-        for row in select(records, PairedAccuracy)
-        if row.engine["name"] == target and row.values.mismatch is None
-    ]
-    latencies = [row.values for row in select(records, BoardLatency)]
-    logged = [row for row in latencies if row.source == "board log" and row.fps]
-    timed = [row for row in latencies if row.source == "board log" and row.latency_ms]
-    similarities = [row.values for row in select(records, BoardSimilarity)]
+    measured = _last(_on_engine(select(records, Accuracy), target))
+    latencies = _values(records, BoardLatency)
+    logged = [row for row in latencies if row.source == "board log"]
+    estimates = [row for row in latencies if row.source == "compiler estimate"]
+    similarities = _values(records, BoardSimilarity)
+    by_tool = [row for row in similarities if row.source == "vendor tool"]
     return BoardFacts(
         target=target,
         predicted=predicted.values if predicted else None,
-        measured=measured[-1].values if measured else None,
-        paired=paired[-1] if paired else None,
-        engine=measured[-1].engine if measured else None,
-        single=_last(row for row in timed if row.threads in (None, 1)),
+        measured=measured.values if measured else None,
+        paired=_paired(records, target),
+        engine=measured.engine if measured else None,
+        single=_single_thread(logged),
         many=_most_threads(logged),
-        estimate=_last(row for row in latencies if row.source == "compiler estimate"),
-        accuracies=tuple(row.values for row in select(records, BoardAccuracy)),
-        similarity=_last(row for row in similarities if row.source == "vendor tool"),
+        estimate=_last(estimates),
+        accuracies=tuple(_values(records, BoardAccuracy)),
+        similarity=_last(by_tool),
         sources=tuple(_sources(records)),
     )
 
 
-def _last(values: Iterable[Any]) -> Any:
-    rows = list(values)
+def _values(records: Sequence[Record[Any]], result_type: type[T]) -> list[T]:
+    return [record.values for record in select(records, result_type)]
+
+
+def _on_engine(records: Sequence[Record[T]], engine: str) -> list[Record[T]]:
+    return [record for record in records if record.engine.get("name") == engine]
+
+
+def _paired(records: Sequence[Record[Any]], target: str) -> PairedAccuracy | None:
+    """The last comparison on the target; those of preprocessing mistakes are left out."""
+    rows = _on_engine(select(records, PairedAccuracy), target)
+    return _last([row.values for row in rows if row.values.mismatch is None])
+
+
+def _last(rows: Sequence[T]) -> T | None:
     return rows[-1] if rows else None
 
 
+def _single_thread(rows: Sequence[BoardLatency]) -> BoardLatency | None:
+    """The last with one thread; a tool that does not say how many uses one."""
+    timed = [row for row in rows if row.latency_ms is not None]
+    return _last([row for row in timed if row.threads in (None, 1)])
+
+
 def _most_threads(rows: Sequence[BoardLatency]) -> BoardLatency | None:
-    several = [row for row in rows if (row.threads or 1) > 1]
-    # The last of those with as many threads: logs are imported again when the board improves.
+    """The last of those with the most threads, where that is more than one."""
+    several = [row for row in rows if row.fps and (row.threads or 1) > 1]
+    # `max` keeps the first of equals: logs are imported again when the board's software improves.
     return max(reversed(several), key=lambda row: row.threads or 1, default=None)
 
 
