@@ -229,8 +229,9 @@ def _target_of(record: Record[Any]) -> str:
 
 def _identity_of(record: Record[Any]) -> Mapping[str, Any]:
     """The model that a Record is of; of a comparison the second, which is the vendor's."""
-    second: Mapping[str, Any] = record.artifact.get("second", record.artifact)
-    return second
+    second = record.artifact.get("second")
+    # Records may come from anywhere, and reading them does not look into this field.
+    return second if isinstance(second, Mapping) else record.artifact
 
 
 def _name_of(record: Record[Any]) -> str:
