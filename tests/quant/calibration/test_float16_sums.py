@@ -111,16 +111,22 @@ def test_a_range_near_the_end_of_float16_is_named_on_both_sides() -> None:
     assert found.because("noise") == ()
 
 
-def test_weights_below_float16_are_counted_and_their_layer_is_named() -> None:
-    weight = RANDOM.standard_normal((4, 4, 1, 1)) * 1e-7
+def test_weights_below_float16_are_counted_or_their_layer_is_named() -> None:
+    weight = RANDOM.standard_normal((4, 4, 1, 1))
     body = (
         HEAD
         + """{ q = MaxPool <kernel_shape = [8, 8], strides = [8, 8]> (x)
         c = Conv (q, w) p = GlobalAveragePool (c) y = Flatten (p) }"""
     )
-    found = analysis(body, IMAGES, w=weight)
-    kept = found.because("noise")[0]
+    tiny = analysis(body, IMAGES, w=weight * 1e-7)
+    kept = tiny.because("noise")[0]
     assert kept.node == "c"
     assert "its constant w keeps" in kept.reason
-    assert found.weights.weights == found.weights.subnormal == 16
-    assert found.weights.zeroed == int((np.abs(weight) <= 2.0**-25).sum())
+    # A layer that stays in float32 keeps its weights.
+    assert tiny.weights.weights == 0
+    weight[0, 0] = 1e-4
+    small = analysis(body, IMAGES, w=weight * 1e-4)
+    assert "c" not in {item.node for item in small.kept}
+    found = small.weights
+    subnormal = int((np.abs(weight * 1e-4) < 2.0**-14).sum())
+    assert (found.weights, found.subnormal, found.zeroed) == (16, subnormal, 1)

@@ -6,7 +6,7 @@ float16 overflows, or loses its small terms. A weight far below 1 loses its digi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,7 +67,7 @@ class KeptOperator:
 
 @dataclass(frozen=True)
 class RoundedWeights:
-    """What rounding to float16 does to the weights.
+    """What rounding to float16 does to the weights of operators that compute in it.
 
     weights    other than 0
     subnormal  of them below 6.1e-5, where float16 has fewer digits, and some hardware has 0
@@ -85,7 +85,7 @@ class Float16Analysis:
 
     kept     operators that overflow, that lose too much, or that have no float16 form
     ranked   all others that compute in float16, noisiest first
-    weights  of all constants
+    weights  of these others
     """
 
     kept: tuple[KeptOperator, ...]
@@ -140,7 +140,18 @@ class Float16Observers:
         ranked = sorted(
             (name for name in noise if name not in names), key=noise.__getitem__
         )
-        return Float16Analysis(tuple(kept), tuple(ranked), _rounded(constants.values()))
+        weights = _rounded(self._constants_of(set(ranked), constants))
+        return Float16Analysis(tuple(kept), tuple(ranked), weights)
+
+    def _constants_of(
+        self, nodes: Collection[str], constants: Mapping[str, onnx.TensorProto]
+    ) -> list[onnx.TensorProto]:
+        """What `nodes` read of `constants`, each once."""
+        read: dict[str, None] = {}
+        for node in self.model.graph.node:
+            if name_of(node) in nodes:
+                read.update(dict.fromkeys(node.input))
+        return [constants[name] for name in read if name in constants]
 
     def _overflow(
         self, node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]

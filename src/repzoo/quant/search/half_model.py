@@ -418,8 +418,9 @@ def _remarks(
     if ratio is not None and ratio.ratio_high > NO_GAIN:
         remarks.append(
             Remark(
-                "{precision} gains no time on {engine} and this host (latency {ratio:.2f} of "
-                "float's), where it only halves the file; it is for hardware that computes in it",
+                "on {engine} and this host {precision} was not measured to gain time (latency "
+                "{ratio:.2f} of float's): it makes the file smaller, and is for hardware that "
+                "computes in it",
                 precision=summary.precision.upper(),
                 ratio=ratio.ratio,
                 engine=engine_name,
