@@ -47,6 +47,7 @@ from repzoo.storage import json_text
 SCHEME = "vastai"
 INPUT = "input"  # nearly all public files call it so
 MAX_OPSET = 11
+HALF_CALIBRATION, HALF_IMAGES = 64, 256  # images that float16 is predicted on
 # Our names of range methods -> calibrate_mode.
 CALIBRATE_MODES = {
     "minmax": "max",
@@ -176,17 +177,20 @@ def _content(job: PackJob) -> Content:
     return replace(
         content,
         loss=loss,
-        half=_predict_half(artifact, job.images, judged),
+        half=_predict_half(artifact, job.images, judged, job.seed),
         evaluation=evaluation_images(job.gate, artifact, job.seed),
     )
 
 
 def _predict_half(
-    artifact: Artifact, calibration: Dataset, judged: Dataset
+    artifact: Artifact, calibration: Dataset, judged: Dataset, seed: int
 ) -> Float16Prediction:
     """What vamc's fp16 does to the packed model; it converts all without a look at ranges."""
+    # float16 changes few predictions, so that few images are enough to see that it does not.
+    seen = calibration.subset(calibration.balanced_sample(HALF_CALIBRATION, seed))
+    compared = judged.subset(judged.balanced_sample(HALF_IMAGES, seed))
     # Nothing is chosen here, so that no images are needed to choose by.
-    split = QuantizationSplit(calibration, calibration, judged)
+    split = QuantizationSplit(seen, seen, compared)
     if lacks_classes(judged, artifact):
         split = split.without_labels()
     return predict_float16(artifact, split)
@@ -296,22 +300,23 @@ def calibrate_mode(artifact: Artifact) -> str:
     return CALIBRATE_MODES[method]
 
 
-def _float_row(figures: Figures, loss: CardLoss | None) -> dict[str, Any]:
-    """Accuracy of the float model, on the images of the int8 row where that is known."""
-    measured = loss.model if loss and loss.labeled else None
-    if not figures.images and measured is None:
-        return {"float_top1": None, "float_top5": None, "float_images": ""}
-    if measured is None or figures.images not in (0, measured.n):
-        return {
-            "float_top1": figures.float_top1,
-            "float_top5": None,
-            "float_images": figures.images,
-        }
-    return {
-        "float_top1": measured.top1,
-        "float_top5": measured.top5,
-        "float_images": measured.n,
+def _rows(content: Content, figures: Figures) -> dict[str, dict[str, Any]]:
+    """The figures of the performance table: by row top1, top5, drop and images, as far as known."""
+    loss, half = content.loss, content.half.paired if content.half else None
+    rows: dict[str, dict[str, Any]] = {
+        "float": {"top1": figures.float_top1, "images": figures.images},
+        "fp16": {},
+        "int8": {"top1": figures.predicted_top1, "images": figures.images},
     }
+    if loss and loss.labeled:
+        model = loss.model
+        rows["float"] = {"top1": model.top1, "top5": model.top5, "images": model.n}
+    if half:
+        drop = half.drop if half.labeled else None
+        rows["fp16"] = {"top1": half.top1, "drop": drop, "images": half.n}
+    if figures.float_top1 is not None and figures.predicted_top1 is not None:
+        rows["int8"]["drop"] = figures.float_top1 - figures.predicted_top1
+    return rows
 
 
 def _facts(content: Content, figures: Figures) -> dict[str, Any]:
@@ -319,7 +324,7 @@ def _facts(content: Content, figures: Figures) -> dict[str, Any]:
     cost = count(content.model)
     labels = Counter(content.model.labels)
     return {
-        **_float_row(figures, content.loss),
+        "rows": _rows(content, figures),
         "billions": cost.macs / 1e9,
         "operators": cost.operators,
         "preprocess": content.preprocess,
