@@ -155,8 +155,14 @@ def test_a_log_of_another_board_is_refused(write: Callable[..., Path]) -> None:
         (hb_mapper_log(classes=1000), "its output is 'logits' 1x1000"),
         (hb_mapper_log(input_name="images"), "its input is 'images'"),
         (board_logs.MODEL_INFO.replace("1,10,1,1", "1,1000,1,1"), "its output is"),
-        (board_logs.ACCURACY_ANALYSIS, "has 0 of its 2 nodes, and not 'conv/scale'"),
-        (board_logs.CALIBRATION_TABLE.replace("data ", "x "), "has 0 of its 2 nodes"),
+        (
+            board_logs.ACCURACY_ANALYSIS,
+            "of its 2 nodes tiny has 0; 'conv/scale' is not",
+        ),
+        (
+            board_logs.CALIBRATION_TABLE.replace("data ", "x "),
+            "of its 2 nodes tiny has 0",
+        ),
     ],
 )
 def test_a_log_of_another_model_is_refused(
@@ -225,6 +231,11 @@ def test_the_command_says_what_is_an_estimate(
         (board_logs.RATES, ("--images", "-1"), "--images"),
         (LOG, ("--target", "rdk-x3"), "is of rdk-x5 (march bayes-e), not of rdk-x3"),
         (board_logs.MODEL_INFO, ("--append", "{out}"), "holds no figures to append"),
+        (
+            board_logs.RUN_CALIBRATION,
+            ("--append", "{out}"),
+            "into its calibration table",
+        ),
         (LOG, ("--model", "absent.onnx"), "absent.onnx"),
     ],
 )

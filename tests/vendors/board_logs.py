@@ -120,7 +120,15 @@ npz compare PASSED.
 npz compare PASSED.
 """
 
+RUN_CALIBRATION = """\
+TPU-MLIR v1.30.2-20260831
+input_num = 40, ref = 40
+activation_collect_and_calc_th for sample: 7:  20%|##        | 8/40 [00:00<00:01, 21.75it/s]
+"""
+
 CALIBRATION_TABLE = """\
+# mlir version: v1.30.2-20260831 cali version 1.0
+# quantization threshold calculation method: ['kl']
 # genetated time: 2026-03-04 05:06:07.890
 # histogram number: 2048
 # sample number: 100

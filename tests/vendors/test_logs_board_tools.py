@@ -224,7 +224,7 @@ def test_the_quantized_model_is_compared_with_the_float_model() -> None:
 
 def test_a_calibration_table() -> None:
     log = parse(sophgo, board_logs.CALIBRATION_TABLE)
-    assert log.samples == 100
+    assert (log.version, log.method, log.samples) == ("v1.30.2-20260831", "kl", 100)
     assert log.thresholds == [
         Threshold("data", 1.000008, 0.0, 1.000008),
         Threshold("relu_Relu", 56.5, -102.5830231, 97.6811752),

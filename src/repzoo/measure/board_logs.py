@@ -384,7 +384,9 @@ def _of_sophgo(log: SophgoLog, target: str) -> LogResults:
     for row in log.thresholds:
         nodes.append(NodeSimilarity(name=row.name, threshold=row.threshold))
     if nodes:
-        values.append(BoardSimilarity(target=target, nodes=tuple(nodes)))
+        values.append(
+            BoardSimilarity(target=target, calibration=log.method, nodes=tuple(nodes))
+        )
     times = [launch.latency_ms for launch in log.launches]
     if times:
         several = len(times) > 1
@@ -405,8 +407,16 @@ def _of_sophgo(log: SophgoLog, target: str) -> LogResults:
                 "its comparisons are of float models; model_deploy compares a quantized one"
             )
         )
+    elif not values:
+        remarks.append(
+            Remark(
+                "it holds no figures; run_calibration writes them into its calibration table"
+            )
+        )
     network = log.launches[0].network if log.launches else ""
-    return LogResults(model=network, values=tuple(values), remarks=tuple(remarks))
+    return LogResults(
+        version=log.version, model=network, values=tuple(values), remarks=tuple(remarks)
+    )
 
 
 _CONVERTERS: dict[type, Callable[[Any, str], LogResults]] = {

@@ -93,8 +93,9 @@ def _require_known_names(
         return
     unknown = next(name for name in names if not _is_known(name, known))
     raise InputError(
-        f"{log.path.name} is of another model: {model.name} has {len(shared)} of its {len(names)} "
-        f"nodes, and not {unknown[:80]!r}; give --model the ONNX that was compiled"
+        f"{log.path.name} is of another model: of its {len(names)} nodes {model.name} has "
+        f"{len(shared)}; {unknown[:80]!r} is not among them; give --model the ONNX that "
+        "was compiled"
     )
 
 

@@ -36,6 +36,8 @@ TABLE = re.compile(r"^#\s*op_name\s+threshold\s+min\s+max")
 TABLE_ROW = re.compile(
     rf"^(?P<name>\S+)\s+(?P<threshold>{NUMBER})\s+(?P<min>{NUMBER})\s+(?P<max>{NUMBER})$"
 )
+VERSION = re.compile(r"(?:^TPU-MLIR|^SOPHGO Toolchain|# mlir version:)\s*(v[\w.-]+)")
+METHOD = re.compile(r"^#\s*quantization threshold calculation method\s*:\s*\[?'?(\w+)")
 SAMPLES = re.compile(r"^#\s*sample number\s*:\s*(\d+)")
 LAUNCH = re.compile(
     rf"net\[(?P<net>[^\[\]]*)\].{{0,40}}?launch total time is"
@@ -100,9 +102,13 @@ class SophgoLog:
     """All that a log says.
 
     Attributes:
+        version: of tpu-mlir; "" where the log does not say.
+        method: by which the thresholds were chosen, such as "kl"; "" where it does not say.
         samples: calibration images that the table is from; None where it does not say.
     """
 
+    version: str = ""
+    method: str = ""
     comparisons: list[Comparison] = field(default_factory=list)
     thresholds: list[Threshold] = field(default_factory=list)
     samples: int | None = None
@@ -129,6 +135,7 @@ def is_log(lines: Sequence[str]) -> bool:
         or "launch total time is" in line
         or CALCULATE.search(line)
         or TENSOR.match(line)
+        or VERSION.match(line)
         for line in lines
     )
 
@@ -170,6 +177,10 @@ class _Reader:
     def add(self, line: str) -> None:
         """Read one line."""
         self._add_comparison(line)
+        for name, pattern in (("version", VERSION), ("method", METHOD)):
+            setting = pattern.match(line)
+            if setting:
+                setattr(self._log, name, setting[1])
         samples = SAMPLES.match(line)
         if samples:
             self._log.samples = int(samples[1])
