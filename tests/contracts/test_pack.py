@@ -248,6 +248,35 @@ def test_odd_names_do_no_harm(target: PackTarget, tmp_path: Path) -> None:
             subprocess.run(["bash", "-n", script], check=True)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("qdq")])
+def test_gray_models_have_one_mean(name: str, tmp_path: Path) -> None:
+    target = open_target(name)
+    model = onnx.parser.parse_model(FLOAT.replace("[1, 3, 16", "[1, 1, 16"))
+    model.graph.initializer.extend(
+        [
+            tensor("w", np.ones((8, 1, 3, 3))),
+            tensor("b", np.zeros(8)),
+            tensor("v", np.ones((10, 8))),
+            tensor("c", np.zeros(10)),
+        ]
+    )
+    preprocess = replace(PREPROCESS, color="GRAY")
+    job = job_for(target, model=model, preprocess=preprocess)
+    try:
+        target.check(job.artifact)
+    except repzoo.InputError as error:
+        pytest.skip(str(error))
+    write_pack(target, job, tmp_path / "pack")
+    texts = [
+        data
+        for path, data in contents(tmp_path / "pack").items()
+        if path.endswith((".sh", ".yaml", ".alls", ".py", ".json"))
+    ]
+    # One channel has the average of the three values.
+    assert any(re.search(rb"\b114\.49[45]", text) for text in texts)
+    assert not any(b"123.675" in text for text in texts)
+
+
 def test_a_pack_is_whole_or_not_there(target: PackTarget, tmp_path: Path) -> None:
     class Broken:
         name, scheme, check = target.name, target.scheme, target.check
@@ -341,14 +370,12 @@ def test_options_of_targets() -> None:
         open_target("hailo:8l")
 
 
-def test_a_grid_of_another_tool(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["rknn:layer", "sophgo"])
+def test_a_model_that_was_hardened_for_a_tool_that_rounds_otherwise(
+    name: str, tmp_path: Path
+) -> None:
     settings = {"target": "rknn", "per_channel": True, "weight_rule": "largest"}
     artifact = artifact_for(open_target("rknn"), steps=(Step("harden", "0", settings),))
     with pytest.raises(repzoo.InputError, match="hardened for rknn, which rounds"):
-        repzoo.pack(
-            artifact,
-            "digits",
-            tmp_path / "pack",
-            target="rknn:layer",
-            calibration=10,
-        )
+        repzoo.pack(artifact, "digits", tmp_path / "pack", target=name, calibration=10)
+    assert not list(tmp_path.iterdir())

@@ -157,7 +157,7 @@ def test_rknn_has_arrays_for_gray_models() -> None:
     kind, data = rknn.image_file(np.zeros((1, 4, 6), np.uint8), "GRAY")
     assert kind == "npy"
     assert data.startswith(b"\x93NUMPY")
-    assert b"(1, 4, 6, 1)" in data
+    assert b"(1, 1, 4, 6)" in data
 
 
 def test_sophgo_normalizes_as_its_guide_does() -> None:

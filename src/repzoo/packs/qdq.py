@@ -24,6 +24,7 @@ from onnx import numpy_helper
 
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
+from repzoo.graph.tools.int8_share import int8_share
 from repzoo.graph.tools.onnx_edit import remove_unused_initializers
 from repzoo.packs.pack import BATCH, PackFile, PackJob, pixel_images
 from repzoo.packs.parts import (
@@ -126,7 +127,14 @@ class Qdq:
         steps = _steps(self.option, name)
         yield from step_files(steps)
         yield from label_files(job)
-        yield from readme_files(job, "qdq", steps, tool=self.tool, option=self.option)
+        yield from readme_files(
+            job,
+            "qdq",
+            steps,
+            tool=self.tool,
+            option=self.option,
+            share=int8_share(artifact),
+        )
 
 
 def with_float_biases(model: onnx.ModelProto) -> onnx.ModelProto:

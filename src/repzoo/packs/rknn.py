@@ -1,9 +1,8 @@
 """The pack for Rockchip's RK35xx: what rknn-toolkit2 needs.
 
 The tool normalizes by (x - mean_values) / std_values of pixels 0..255. It reads calibration images
-as RGB, which `quant_img_RGB2BGR` turns for models of the other order (both seen in version 2.5.0,
-on images with a dark blue channel). Files of numpy are taken as they are, [1, height, width,
-channels].
+as RGB, which `quant_img_RGB2BGR` turns for models of the other order; files of numpy must be
+[1, channels, height, width]. All of this was seen in version 2.5.0, by the ranges that it found.
 
 Our activation ranges go in by hybrid quantization: its step 1 writes the ranges that the tool chose
 into `*.quantization.cfg`, and its step 2 compiles with those that the file has by then. It obeys
@@ -112,7 +111,7 @@ def image_file(pixels: npt.NDArray[np.uint8], color: str) -> tuple[str, bytes]:
         return "png", png(pixels, color)
     # The tool reads every image file as three channels.
     buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(pixels.transpose(1, 2, 0))[None])
+    np.save(buffer, pixels[None])
     return "npy", buffer.getvalue()
 
 

@@ -21,7 +21,7 @@ from repzoo.packs.pack import (
     write_pack,
 )
 from repzoo.progress import Progress, silent
-from repzoo.quant.network.scheme import load_scheme
+from repzoo.quant.network.scheme import load_scheme, schemes
 from repzoo.settings import at_least, merge_keywords, same_setting, setting, validate
 from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.harden_model import HardenOptions, harden
@@ -185,14 +185,17 @@ def _fallback(artifact: Artifact) -> tuple[str, ...]:
 
 
 def _require_same_grid(artifact: StoredArtifact, target: PackTarget) -> None:
-    """Refuse a model whose weights lie on the grid of a tool that rounds them otherwise."""
+    """Refuse a model whose weights or ranges were chosen for a tool that rounds otherwise."""
     scheme = load_scheme(target.scheme)
-    settings = artifact.steps[-1].settings
-    for key in ("weight_rule", "per_channel"):
+    settings = dict(artifact.steps[-1].settings)
+    hardened_for = schemes().get(str(settings.get("target")))
+    if hardened_for is not None:
+        settings["activation_symmetric"] = hardened_for.activation_symmetric
+    for key in ("weight_rule", "per_channel", "activation_symmetric"):
         expected = getattr(scheme, key)
         if settings.get(key, expected) != expected:
             raise InputError(
-                f"{artifact.name} was hardened for {settings.get('target')}, which rounds weights "
+                f"{artifact.name} was hardened for {settings.get('target')}, which rounds "
                 f"otherwise than {target.name} ({key} {settings[key]}, not {expected}); give the "
                 "model from before repzoo harden"
             )
