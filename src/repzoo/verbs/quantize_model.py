@@ -111,7 +111,9 @@ class QuantizeOptions:
     def without_int8_settings(self) -> QuantizeOptions:
         """These settings with those of INT8 at their defaults."""
         fields = self.__dataclass_fields__
-        defaults = {name: fields[name].default for name in INT8_SETTINGS}
+        defaults: dict[str, Any] = {}
+        for name in INT8_SETTINGS:
+            defaults[name] = fields[name].default
         return replace(self, **defaults)
 
     def require_consistent(self) -> None:
