@@ -105,9 +105,7 @@ class Content:
 def _content(job: PackJob) -> Content:
     artifact = replace(job.artifact, model=_with_names(job.artifact.model))
     fallback = [node.name for node in fallback_nodes(replace(job, artifact=artifact))]
-    scales: dict[str, float] = {}
-    for name, parameters in activation_ranges(artifact).items():
-        scales[name] = parameters.scale
+    scales = own_scales(artifact)
     return Content(
         artifact=artifact,
         name=file_name(artifact.name),
@@ -115,6 +113,21 @@ def _content(job: PackJob) -> Content:
         scales=None if fallback or not scales else scales,
         sample=board_files.sample_image(job.images, artifact.require_preprocess()),
     )
+
+
+def own_scales(artifact: Artifact) -> dict[str, float]:
+    """The scale of each activation whose range the file states, as hb_mapper can use them.
+
+    A global average pool keeps the scale of its input: the BPU writes its output so, and with
+    another scale it would round once more, in a step of its own.
+    """
+    scales: dict[str, float] = {}
+    for name, parameters in activation_ranges(artifact).items():
+        scales[name] = parameters.scale
+    for node in artifact.model.graph.node:
+        if node.op_type == "GlobalAveragePool" and node.input[0] in scales:
+            scales[node.output[0]] = scales[node.input[0]]
+    return scales
 
 
 def _with_names(model: onnx.ModelProto) -> onnx.ModelProto:
