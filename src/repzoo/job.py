@@ -132,12 +132,9 @@ def run(
         del timed["int8"]  # only a board runs it, and its time here would mislead
     timings, left_out = _time_all(timed, options, progress)
     reports = [model.report for model in quantized.values() if model.report]
-    measured = [
-        *(report.record for report in reports),
-        *evaluated.runs,
-        *evaluated.paired[1:],  # the first compares the float model with itself
-        *timings,
-    ]
+    records = [report.record for report in reports]
+    # The first pair is the float model with itself.
+    measured = [*records, *evaluated.runs, *evaluated.paired[1:], *timings]
     hardened, facts, warnings = _harden(deploy, source, options, of_board, progress)
     training = _training(artifact, evaluation)
     remarks = [

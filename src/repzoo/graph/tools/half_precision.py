@@ -304,6 +304,7 @@ class _Writer:
                 copy.input[index] = self.read_half(tensor)
             elif tensor:
                 copy.input[index] = self.read_float(tensor)
+        # What a subgraph reads from around it is no input of its node.
         for tensor in _captured(node):
             redirect_readers([copy], tensor, self.read_float(tensor))
         self.nodes.append(copy)

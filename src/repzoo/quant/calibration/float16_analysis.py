@@ -128,6 +128,7 @@ class Float16Observers:
                 kept.append(KeptOperator(name, node.op_type, "unsupported", reason))
             if name not in self.plan.inputs:
                 continue
+            # One reason is enough, and what overflows has no noise to speak of.
             overflow = self._overflow(node, constants)
             if overflow:
                 kept.append(KeptOperator(name, node.op_type, "overflow", overflow))

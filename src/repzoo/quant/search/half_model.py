@@ -25,6 +25,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import onnx
 
@@ -216,19 +217,9 @@ def quantize(
     summary = _summarize(precision, measured, best, in_arithmetic, on_engine)
     remarks = [*measured.remarks, *ladder.remarks]
     remarks += _remarks(summary, best.candidate.ratio, runner.name)
-    context = ReportContext(
-        {
-            "precision": precision,
-            "float32": [item.to_json() for item in best.kept],
-            "calibration_images": len(measured.images),
-            **asdict(budget),
-        },
-        describe_images(split),
-        budget,
-        remarks,
-        started,
-        phases=phases,
-    )
+    settings = _step_settings(summary, len(measured.images), budget)
+    images = describe_images(split)
+    context = ReportContext(settings, images, budget, remarks, started, phases=phases)
     paired = _worse(budget, in_arithmetic, on_engine)
     converted, report = gate.conclude(best, ladder.candidates, paired, context)
     record = report.record
@@ -248,6 +239,16 @@ def _require_bfloat16(runner: Engine) -> None:
             f"{runner.name} has no bfloat16 arithmetic on this host; it takes --engine openvino "
             "and a processor with AVX512_BF16 or AMX; use --precision fp16"
         )
+
+
+def _step_settings(summary: HalfSummary, images: int, budget: Budget) -> dict[str, Any]:
+    """What the model's history says of how it was converted."""
+    return {
+        "precision": summary.precision,
+        "float32": list(summary.kept),
+        "calibration_images": images,
+        **asdict(budget),
+    }
 
 
 class _Ladder:
@@ -282,6 +283,7 @@ class _Ladder:
             "lossy sums in float32": analysis.kept,
         }
         best: HalfCandidate | None = None
+        # Where nothing overflows, two steps are the same graph.
         tried: set[frozenset[str]] = set()
         for label, kept in steps.items():
             if names_of(kept) not in tried:
@@ -303,6 +305,7 @@ class _Ladder:
                 kind = operators[name].op_type
                 more.append(KeptOperator(name, kind, "accuracy", reason))
             label = f"{count} noisy operators in float32"
+            # More in float32 costs time on the hardware, so only a better model is taken.
             candidate = self._try(label, (*analysis.kept, *more))
             if candidate is not None and candidate.rank > best.rank:
                 best = candidate
