@@ -96,6 +96,9 @@ BROKEN = [
     ("net.yaml", "march:", "remove_node_name: 'end'\n  march:", "unknown-node", "end"),
     ("net.yaml", "march:", "remove_node_type: 'Quantize;Reshape;Dequantize'\n  march:", "remove-order", "Quantize;Dequantize;Reshape"),
     ("net.yaml", "march:", "remove_node_type: 'Conv'\n  march:", "unknown-value", "Quantize"),
+    ("net.yaml", "'123.675 116.28 103.53'", "'123.675;116.28;103.53'", "value-count", "between inputs"),
+    ("net.yaml", "  norm_type: 'data_mean_and_scale'\n", "", "wrong-scale", "not scaled at all"),
+    ("net.yaml", "1x3x8x8", "1,3,8,8", "wrong-type", "with x between"),
     ("net.yaml", "'nv12'", "'rgb'", "missing-key", "input_layout_rt"),
     ("net.yaml", "optimize_level", "jobs: '4'\n  optimize_level", "wrong-type", "without quotes"),
     ("net.yaml", "optimize_level", "balance_factor: 5\n  optimize_level", "unused-value", "compile_mode balance"),
@@ -336,6 +339,21 @@ def test_too_many_outputs_and_scales_that_are_not_loaded(tmp_path: Path) -> None
         tmp_path, "net.yaml", samples.X5, replace(samples.artifact(), model=model)
     )
     assert "scales-not-loaded" in serious(report)
+
+
+def test_the_filter_of_the_card(tmp_path: Path) -> None:
+    cubic = replace(samples.IMAGENET, interpolation="bicubic")
+    model = replace(samples.artifact(), preprocess=cubic)
+    report = check(tmp_path, "vdsp.json", samples.VDSP, model)
+    assert "interpolation" in {item.code for item in report.findings}
+
+
+def test_constants_that_half_precision_rounds(tmp_path: Path) -> None:
+    text = samples.VDSP.replace("0.485107421875", "0.485")
+    report = check(tmp_path, "vdsp.json", text)
+    assert not serious(report)
+    (found,) = [item for item in report.findings if item.code == "half-precision"]
+    assert "0.485107421875" in found.fix
 
 
 def test_calibration_and_run_time_that_differ(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from repzoo.packs.lint.rdk_x5_values import (
 )
 
 MARCH = "bayes-e"
+SHAPE = re.compile(r"\d{1,6}(x\d{1,6})+")
 SMALL_FACTOR = 1 / 20  # of pixels 0..255 to values that networks take
 BOARDS = {"bernoulli2": "the RDK X3", "bayes": "the RDK Ultra"}
 EVEN_SIDES = ("nv12", "yuv444")
@@ -153,7 +154,8 @@ def _layout(document: Document, workspace: Workspace) -> Iterator[Finding]:
 
 
 def _normalization(document: Document, workspace: Workspace) -> Iterator[Finding]:
-    kind = document.text(INPUT, "norm_type")
+    # Where it is missing, the tool does nothing.
+    kind = document.text(INPUT, "norm_type") or "no_preprocess"
     if kind not in USES or number_of_inputs(document) > 1 or not takes_images(document):
         return
     uses_mean, uses_scale = USES[kind]
@@ -161,6 +163,15 @@ def _normalization(document: Document, workspace: Workspace) -> Iterator[Finding
     yield from _unused(document, "scale_value", uses_scale, kind)
     mean = schema.parse_numbers(document.get(INPUT, "mean_value")) or [()]
     scale = schema.parse_numbers(document.get(INPUT, "scale_value")) or [()]
+    if len(mean) > 1 or len(scale) > 1:
+        yield document.finding(
+            "value-count",
+            "mean_value or scale_value has values for several inputs; ; stands between inputs, "
+            "blanks stand between channels",
+            INPUT,
+            "mean_value" if len(mean) > 1 else "scale_value",
+        )
+        return
     if (uses_mean and not mean[0]) or (uses_scale and not scale[0]):
         return
     if uses_scale and 0 in scale[0]:
@@ -239,6 +250,16 @@ def _shape(document: Document, workspace: Workspace) -> Iterator[Finding]:
                 fix="input_name: '', or the model's name",
             )
     shapes = parts(document.text(INPUT, "input_shape"))
+    for text in shapes:
+        if not SHAPE.fullmatch(text):
+            yield document.finding(
+                "wrong-type",
+                f"input_shape is {text}; expected sides with x between them",
+                INPUT,
+                "input_shape",
+                fix="input_shape: '1x3x224x224'",
+            )
+            return
     if not shapes or len(shapes) != len(model.inputs):
         return
     for text, stated in zip(shapes, model.inputs.values(), strict=True):

@@ -87,8 +87,7 @@ def _known_node(
     if model is None or name in model.node_names:
         return
     # The tool splits and renames some nodes, such as Gemm to a convolution and its reshapes.
-    parents = [node for node in model.node_names if node and name.startswith(node)]
-    if parents:
+    if any(node and name.startswith(f"{node}_") for node in model.node_names):
         return
     near = _nearest(name, model)
     yield document.finding(

@@ -225,6 +225,21 @@ def _squash(
     )
 
 
+def _filter(document: Document, workspace: Workspace) -> Iterator[Finding]:
+    """The card resizes bilinearly, whatever the model was evaluated with."""
+    preprocess = workspace.preprocess
+    if preprocess is None or preprocess.interpolation == "bilinear":
+        return
+    geometry_of_card = replace(preprocess, interpolation="bilinear")
+    yield document.finding(
+        "interpolation",
+        f"the card resizes bilinearly; the model was made for {preprocess.interpolation}",
+        CONFIG,
+        "ResizeType",
+        mistake=Mistake(preprocess, geometry_of_card),
+    )
+
+
 def disagreements(
     document: Document, vdsp: Document, workspace: Workspace
 ) -> Iterator[Finding]:
@@ -286,4 +301,5 @@ RULES = (
     _crop,
     _pitch,
     _geometry,
+    _filter,
 )
