@@ -257,6 +257,8 @@ def disagreements(
                 "Mean" if item.part == "mean" else "Std",
                 fix="make both files say the same",
             )
+    if _stem(document) != _stem(vdsp):
+        return  # one of several sizes, which a shared configuration is edited for
     for what, here, there in (
         ("resized to", second.resize, first.resize),
         ("cropped to", second.crop, first.crop),
@@ -271,27 +273,26 @@ def disagreements(
             )
 
 
-def same_model(first: str, second: str) -> bool:
-    """Whether two file names begin with the same source, such as official or timm."""
-    return _stem(first) == _stem(second) != ""
-
-
-def _stem(name: str) -> str:
-    plain = name.lower().replace("-vdsp_params", "").replace("_", "-")
-    return plain.rsplit(".", 1)[0]
-
-
 def pairs(
     documents: Sequence[Document], vdsps: Sequence[Document]
 ) -> Iterator[tuple[Document, Document]]:
-    """The files that belong together: the only ones of a folder, or those of the same name."""
+    """The files that belong together: the only ones, or those whose names begin alike.
+
+    In the vendor's zoo, official_repvgg.yaml goes with official-repvgg_a0-vdsp_params.json.
+    """
     if len(documents) == len(vdsps) == 1:
         yield documents[0], vdsps[0]
         return
-    for document in documents:
-        for vdsp in vdsps:
-            if same_model(document.path.name, vdsp.path.name):
-                yield document, vdsp
+    for vdsp in vdsps:
+        stem = _stem(vdsp)
+        own = [item for item in documents if stem.startswith(_stem(item))]
+        if own:
+            yield max(own, key=lambda item: len(_stem(item))), vdsp
+
+
+def _stem(document: Document) -> str:
+    plain = document.path.stem.lower().replace("-vdsp_params", "").replace("_", "-")
+    return plain.removesuffix("-int8").removesuffix("-fp16")
 
 
 RULES = (
