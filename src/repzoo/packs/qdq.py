@@ -68,6 +68,64 @@ print(*classes, sep="\\n")
 """
 
 
+BUILD = ("Compile", "编译")
+PERF = ("On the device: latency", "在设备上测量延迟")
+# MODEL stands for the name of the model's file: braces mean something to bash.
+STEPS = {
+    "tensorrt": (
+        Step(
+            "build",
+            *BUILD,
+            "trtexec --onnx=MODEL.onnx --int8 --saveEngine=MODEL.engine",
+        ),
+        Step(
+            "perf_on_device", *PERF, "trtexec --loadEngine=MODEL.engine --useSpinWait"
+        ),
+    ),
+    "qnn": (
+        Step(
+            "run_on_device",
+            "On the device: the class of each of the images, by ONNX Runtime's QNN provider",
+            "在设备上：用 ONNX Runtime 的 QNN 后端输出每张图片的类别",
+            "python run_qnn.py MODEL.onnx",
+        ),
+    ),
+    "stm32n6": (
+        Step(
+            "check",
+            "Show memory and operators",
+            "查看内存和算子",
+            "stedgeai analyze --model MODEL.onnx --target stm32n6 --st-neural-art",
+        ),
+        Step(
+            "build",
+            *BUILD,
+            "stedgeai generate --model MODEL.onnx --target stm32n6 --st-neural-art",
+        ),
+        Step(
+            "evaluate_on_board",
+            "On the board: outputs and time against ONNX Runtime",
+            "在板端运行：与 ONNX Runtime 比较输出和时间",
+            "stedgeai validate --model MODEL.onnx --target stm32n6 --mode target "
+            f"--valinput {INPUTS}",
+        ),
+    ),
+    "axera": (
+        Step(
+            "build",
+            *BUILD,
+            "pulsar2 build --input MODEL.onnx --config config.json --output_dir output "
+            '--target_hardware "${HARDWARE:-AX650}"',
+        ),
+        Step(
+            "perf_on_board",
+            *PERF,
+            "ax_run_model -m output/compiled.axmodel -w 10 -r 100",
+        ),
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Tool:
     """One of the tools.
@@ -222,63 +280,8 @@ def _archive(job: PackJob) -> bytes:
 
 
 def _steps(option: str, name: str) -> list[Step]:
-    model = f"{name}.onnx"
-    build = ("Compile", "编译")
-    perf = ("On the device: latency", "在设备上测量延迟")
-    commands = {
-        "tensorrt": [
-            Step(
-                "build",
-                *build,
-                f"trtexec --onnx={model} --int8 --saveEngine={name}.engine",
-            ),
-            Step(
-                "perf_on_device",
-                *perf,
-                f"trtexec --loadEngine={name}.engine --useSpinWait",
-            ),
-        ],
-        "qnn": [
-            Step(
-                "run_on_device",
-                "On the device: the class of each of the images, by ONNX Runtime's QNN provider",
-                "在设备上：用 ONNX Runtime 的 QNN 后端输出每张图片的类别",
-                f"python run_qnn.py {model}",
-            ),
-        ],
-        "stm32n6": [
-            Step(
-                "check",
-                "Show memory and operators",
-                "查看内存和算子",
-                f"stedgeai analyze --model {model} --target stm32n6 --st-neural-art",
-            ),
-            Step(
-                "build",
-                *build,
-                f"stedgeai generate --model {model} --target stm32n6 --st-neural-art",
-            ),
-            Step(
-                "evaluate_on_board",
-                "On the board: outputs and time against ONNX Runtime",
-                "在板端运行：与 ONNX Runtime 比较输出和时间",
-                f"stedgeai validate --model {model} --target stm32n6 --mode target "
-                f"--valinput {INPUTS}",
-            ),
-        ],
-        "axera": [
-            Step(
-                "build",
-                *build,
-                f"pulsar2 build --input {model} --config config.json --output_dir output "
-                '--target_hardware "${HARDWARE:-AX650}"',
-            ),
-            Step(
-                "perf_on_board",
-                "On the board: latency",
-                "在板端运行：测量延迟",
-                "ax_run_model -m output/compiled.axmodel -w 10 -r 100",
-            ),
-        ],
-    }
-    return commands[option]
+    """The steps of a tool, for the model `name`."""
+    steps: list[Step] = []
+    for step in STEPS[option]:
+        steps.append(replace(step, commands=step.commands.replace("MODEL", name)))
+    return steps
