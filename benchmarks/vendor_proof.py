@@ -337,10 +337,11 @@ def compare_thresholds(folder: Path, steps: dict[str, float]) -> dict[str, int]:
     """How many of the tool's thresholds are 127 times our scale to the last digit of float32."""
     model = onnx.load(folder / "out" / "m_calibrated_model.onnx")
     ours = {np.float32(127 * np.float32(step)) for step in steps.values()}
-    constants = {item.name for item in model.graph.initializer}
+    # The pixels have a scale of the tool's own.
+    skipped = {item.name for item in (*model.graph.initializer, *model.graph.input)}
     theirs = []
     for node in model.graph.node:
-        if node.op_type != "HzCalibration" or node.input[0] in constants:
+        if node.op_type != "HzCalibration" or node.input[0] in skipped:
             continue
         values = {item.name: list(item.floats) for item in node.attribute}
         if len(values.get("thresholds", ())) == 1:
@@ -472,13 +473,13 @@ def table(path: Path) -> str:
     """The rows of `path` in Markdown, the last of equal ones."""
     rows = {key_of(row): row.values for row in read_results(path)}
     lines = [
-        "| Model | Tool | Model that the tool was given | Drop (95 % interval) | Same % | dB |",
-        "|---|---|---|---|---|---|",
+        "| Model | Tool | Given to the tool | Images | Drop (95 % interval) | Same % | dB |",
+        "|---|---|---|---|---|---|---|",
     ]
     for (model, tool, variant), values in sorted(rows.items(), key=order):
         interval = f"{values.drop_low:.1f} .. {values.drop_high:.1f}"
         lines.append(
-            f"| {model} | {tool} | {variant} | {values.drop:.2f} ({interval}) | "
+            f"| {model} | {tool} | {variant} | {values.n} | {values.drop:.2f} ({interval}) | "
             f"{values.same_prediction:.1f} | {values.logits_snr_db:.1f} |"
         )
     return "\n".join(lines) + "\n"
