@@ -297,7 +297,7 @@ def _camera(document: Document, workspace: Workspace) -> Iterator[Finding]:
             fix="input_layout_rt: 'NHWC', as cameras give it, or 'NCHW'",
         )
     train = document.text(INPUT, "input_type_train")
-    if train == "gray" and runtime not in ("gray", "nv12", ""):
+    if train == "gray" and runtime not in ("gray", ""):
         yield document.finding(
             "input-type",
             f"input_type_rt is {runtime}, but the model takes gray images",
