@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -385,3 +387,38 @@ def test_every_code_has_a_severity_and_a_word() -> None:
     for code, entry in codes().items():
         assert entry["severity"] in SEVERITIES, code
         assert entry["about"], code
+
+
+DAMAGE = [
+    "null",
+    "[]",
+    "{}",
+    "-1",
+    "1e400",
+    "true",
+    "[1, 2]",
+    "{a: 1}",
+    "0",
+    ".inf",
+    "- x",
+]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_damaged_files_end_in_findings_or_one_sentence(
+    tmp_path: Path, name: str
+) -> None:
+    for seed in range(25):
+        random = np.random.default_rng(seed)
+        lines = KINDS[name].split("\n")
+        line = int(random.integers(len(lines)))
+        word = str(random.choice(DAMAGE))
+        damaged = [
+            f"{lines[line].split(':')[0]}: {word}",
+            lines[line] * 2,
+            lines[line][: len(lines[line]) // 2],
+            re.sub(r"[\d.]+", word, lines[line], count=1),
+        ]
+        lines[line] = damaged[seed % len(damaged)]
+        with contextlib.suppress(repzoo.InputError):
+            check(tmp_path, name, "\n".join(lines))

@@ -84,7 +84,8 @@ class PackTarget(Protocol):
 
     A class whose targets differ by an option, as in "qdq:tensorrt", takes it as its one argument
     and lists what is accepted by a static method `options`. One whose tool takes quantized files
-    has `form = "int8"`; its `scheme` then says how models are quantized.
+    has `form = "int8"`; its `scheme` then says how models are quantized. An optional method
+    `lint(folder)` gives findings of `packs/lint/finding.py` for `repzoo pack --check`.
     """
 
     name: str

@@ -16,7 +16,7 @@ from repzoo.packs.lint.document import Document, read_text
 from repzoo.packs.lint.facts import Workspace
 from repzoo.packs.lint.finding import Finding
 from repzoo.packs.lint.normalization import Normalization, Values
-from repzoo.packs.lint.rknn import plain_value
+from repzoo.packs.lint.rknn import parse_python, plain_value
 
 CALL = re.compile(r"^\s*(?:([A-Za-z_][\w/]*)\s*=\s*)?([a-z_0-9]+)\((.*)\)\s*;?\s*$")
 PARAMETERS = ("parser", "normalization_params")
@@ -91,10 +91,9 @@ def _expected(workspace: Workspace) -> str:
 
 
 def _rows(text: str) -> tuple[Values, Values] | None:
-    try:
-        call = ast.parse(f"f({text})", mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+    tree = parse_python(f"f({text})")
+    statement = tree.body[0] if tree and len(tree.body) == 1 else None
+    call = statement.value if isinstance(statement, ast.Expr) else None
     if not isinstance(call, ast.Call) or len(call.args) < 2:
         return None
     rows: list[Values] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,10 +102,9 @@ def read_script(path: Path, shown: str) -> tuple[Document, Calls]:
     Raises:
         Unreadable: not Python.
     """
-    try:
-        tree = ast.parse(read_text(path))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise Unreadable(f"{path} is not valid Python") from None
+    tree = parse_python(read_text(path))
+    if tree is None:
+        raise Unreadable(f"{path} is not valid Python")
     calls = Calls()
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
@@ -116,6 +116,16 @@ def read_script(path: Path, shown: str) -> tuple[Document, Calls]:
             calls.repeated.add(method)
         calls.arguments[method] = _arguments(node, method, calls)
     return Document(path, shown, calls.arguments, calls.lines), calls
+
+
+def parse_python(text: str) -> ast.Module | None:
+    """The syntax tree of a program, which is not run; None where it is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # about code of others
+            return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
 
 
 def _arguments(node: ast.Call, method: str, calls: Calls) -> dict[str, Any]:

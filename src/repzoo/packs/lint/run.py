@@ -241,9 +241,10 @@ def _calibration_alone(workspace: Workspace) -> Iterator[Finding]:
 
 def _of_plugin(root: Path, manifest: dict[str, Any]) -> Iterator[Finding]:
     """Findings of the target's own `lint`, an optional member of the target's class."""
-    name = manifest.get("target")
-    if not isinstance(name, str) or name not in TARGETS.names():
+    name, _, option = str(manifest.get("target", "")).partition(":")
+    if name not in TARGETS.names():
         return
-    lint = getattr(TARGETS.load(name)(), "lint", None)
-    if lint is not None:
-        yield from lint(root)
+    kind = TARGETS.load(name)
+    if hasattr(kind, "lint"):
+        target = kind(option) if option else kind()
+        yield from target.lint(root)
