@@ -134,7 +134,7 @@ def test_changed_and_missing_files_of_a_pack(tmp_path: Path) -> None:
     messages = {item.code: item.message for item in found if item.file}
     assert set(messages) == {"changed-file", "missing-file", "labels"}
     gone = " ".join(item.message for item in found)
-    assert "gone.txt, ../up.txt are gone" in gone
+    assert "gone: gone.txt, ../up.txt" in gone
     assert "other.yaml" in gone
     assert "3 lines, but the model has 2 outputs" in messages["labels"]
 

@@ -51,13 +51,13 @@ def _manifest(workspace: Workspace) -> Iterator[Finding]:
         elif sha256_of_file(path) != digest:
             changed.append(name)
     for code, names, words in (
-        ("missing-file", missing, "are gone"),
-        ("changed-file", changed, "have other content than when the pack was written"),
+        ("missing-file", missing, "gone"),
+        ("changed-file", changed, "changed since the pack was written"),
     ):
         if names:
             yield Finding(
                 code,
-                f"{_names(names)} {words} (hashes in {MANIFEST})",
+                f"{words}: {_names(names)} (by the hashes in {MANIFEST})",
                 "write the pack again, or accept your changes by deleting the line in the "
                 "manifest",
                 MANIFEST,
