@@ -86,7 +86,7 @@ def test_a_rectangle_and_gray() -> None:
     plain = replace(rectangle, color="GRAY", input="uint8")
     tensor = board.model_input(np.asarray(image)[..., ::-1], settings(plain))
     pixels = resized_and_cropped(image, plain)
-    np.testing.assert_array_equal(tensor[0, 0], model_input(pixels, plain)[..., 0])
+    np.testing.assert_array_equal(tensor[0], model_input(pixels, plain))
 
 
 def test_known_colors() -> None:

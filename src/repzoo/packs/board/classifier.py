@@ -153,7 +153,7 @@ def read_image(path: str | Path, orientation: str = "ignore") -> Bytes:
 
 
 def model_input(image: Bytes, config: Config) -> Bytes:
-    """BGR uint8 [H, W, 3] as NV12 uint8 [1, height * 3 / 2, width, 1]; gray [1, 1, height, width].
+    """BGR uint8 [H, W, 3] as NV12 uint8 [1, height * 3 / 2, width, 1]; gray [1, height, width, 1].
 
     Raises:
         ValueError: an array of another shape or type.
@@ -164,7 +164,7 @@ def model_input(image: Bytes, config: Config) -> Bytes:
         )
     pixels = resize_and_crop(np.ascontiguousarray(image[..., ::-1]), config)
     if config.gray:
-        return gray(pixels)[None, None]
+        return gray(pixels)[None, :, :, None]
     return nv12(pixels)[None, :, :, None]
 
 

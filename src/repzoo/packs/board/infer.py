@@ -28,7 +28,7 @@ OFFSET = 128
 def quantized_input(tensor: Bytes, gray: bool) -> Bytes:
     """The board's input as the quantized model takes it: NV12 as YUV 4:4:4 [1, H, W, 3]."""
     if gray:
-        return tensor.transpose(0, 2, 3, 1)
+        return tensor
     rows = tensor.shape[1] * 2 // 3
     luma = tensor[:, :rows]
     chroma = tensor[:, rows:, :, 0].reshape(1, rows // 2, -1, 2)
