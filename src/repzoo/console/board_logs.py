@@ -32,7 +32,7 @@ def imported(result: ImportedLogs) -> View:
             shown.append(f"  {_model_info(log.content)}")
         for record in result.records:
             if record.data["sha256"] == log.sha256:
-                shown += _record(record)
+                shown += record_lines(record)
     document = {
         "logs": [_log_document(log) for log in result.logs],
         "records": [record.to_json() for record in result.records],
@@ -58,7 +58,8 @@ def _model_info(log: HrtLog) -> str:
     return f"{log.model}: {'; '.join(parts)}"
 
 
-def _record(record: Record[Any]) -> list[Any]:
+def record_lines(record: Record[Any]) -> list[Any]:
+    """A Record of a board or a vendor's tool: a sentence, and small tables."""
     values = record.values
     head = f"  {values.target}, {values.source}:"
     if isinstance(values, BoardLatency):

@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from repzoo.console.board_logs import record_lines
 from repzoo.console.output import View, make_table
 from repzoo.measure.record import to_json
 from repzoo.measure.results import PairedAccuracy
 from repzoo.quant.search.harden import HardenReport
 from repzoo.report import figures
+from repzoo.verbs.pack_compilation import Compilation
 from repzoo.verbs.pack_model import Pack
 
 # Layers that a person is shown; --json has all.
@@ -109,5 +111,41 @@ def packed(pack: Pack) -> View:
         "files": list(pack.files),
         **({"hardening": document(report)} if report else {}),
     }
+    if pack.compiled:
+        shown += _compiled_lines(pack.compiled)
+        result["compiled"] = _compiled_document(pack.compiled)
     remarks = (*(report.warnings if report else ()), *pack.remarks)
     return View(result, *shown, remarks=remarks)
+
+
+def compiled(compilation: Compilation) -> View:
+    """`repzoo pack FOLDER --compile`."""
+    document = {
+        "folder": str(compilation.folder),
+        "compiled": _compiled_document(compilation),
+    }
+    shown = _compiled_lines(compilation)
+    return View(document, *shown, remarks=compilation.remarks)
+
+
+def _compiled_lines(compilation: Compilation) -> list[Any]:
+    shown: list[Any] = [
+        f"compiled by the tool chain {compilation.target} {compilation.version}: "
+        f"{compilation.binary}"
+    ]
+    for record in compilation.records:
+        shown += record_lines(record)
+    shown.append(
+        f"measure it: repzoo evaluate {compilation.folder} --engine {compilation.target} "
+        "--data DIR --against FLOAT.onnx"
+    )
+    return shown
+
+
+def _compiled_document(compilation: Compilation) -> dict[str, Any]:
+    return {
+        "version": compilation.version,
+        "binary": str(compilation.binary),
+        "simulated": str(compilation.simulated),
+        "records": [record.to_json() for record in compilation.records],
+    }

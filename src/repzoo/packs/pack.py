@@ -86,6 +86,8 @@ class PackTarget(Protocol):
     and lists what is accepted by a static method `options`. One whose tool takes quantized files
     has `form = "int8"`; its `scheme` then says how models are quantized. An optional method
     `lint(folder)` gives findings of `packs/lint/finding.py` for `repzoo pack --check`.
+
+    A target whose tool chain repzoo can run has also a member `compiler`; see compile.py.
     """
 
     name: str

@@ -22,6 +22,7 @@ from repzoo.graph.tools.cost import count
 from repzoo.graph.tools.onnx_edit import unused_name
 from repzoo.packs import board_files
 from repzoo.packs import rdk_x5_yaml as configuration
+from repzoo.packs.compile_rdk_x5 import RdkX5Compiler
 from repzoo.packs.families import catalog_row, family_words
 from repzoo.packs.pack import PackFile, PackJob, pixel_images
 from repzoo.packs.parts import (
@@ -48,6 +49,7 @@ class RdkX5:
 
     name = "rdk-x5"
     scheme = "rdk-x5"
+    compiler = RdkX5Compiler()
 
     def check(self, artifact: Artifact) -> None:
         """Refuse what NV12 cannot take; limits.py refuses what no board takes.

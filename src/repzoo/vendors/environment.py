@@ -162,6 +162,16 @@ def run(
     return _run(recipe, [str(program), *command[1:]], seconds, working_folder)
 
 
+def program_of(recipe: Recipe, name: str) -> str:
+    """The path of a program in a tool chain's environment."""
+    return str(_programs(folder_of(recipe)) / name)
+
+
+def variables_of(recipe: Recipe) -> dict[str, str]:
+    """The environment variables for programs of a tool chain."""
+    return _environment(_programs(folder_of(recipe)))
+
+
 def find_python(recipe: Recipe, python: str = "") -> str:
     """An interpreter of a version that the tool chain's wheels are made for.
 

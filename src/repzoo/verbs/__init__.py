@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from repzoo.verbs.lint_files import check_pack
     from repzoo.verbs.load_model import load
     from repzoo.verbs.measure_preprocessing import Mismatches, measure_mismatch
+    from repzoo.verbs.pack_compilation import Compilation, compile_pack
     from repzoo.verbs.pack_model import Pack, PackOptions, pack
     from repzoo.verbs.predict_images import predict
     from repzoo.verbs.prediction import ClassProbability, Prediction
@@ -37,6 +38,7 @@ __all__ = [
     "Artifact",
     "BenchOptions",
     "ClassProbability",
+    "Compilation",
     "ConvertedCheckpoint",
     "EmbeddedInput",
     "EvaluateOptions",
@@ -53,6 +55,7 @@ __all__ = [
     "RecipeChanges",
     "benchmark",
     "check_pack",
+    "compile_pack",
     "convert",
     "embed_input",
     "evaluate",
@@ -74,6 +77,7 @@ _MODULES = {
     "Artifact": "public_artifact",
     "BenchOptions": "benchmark_models",
     "ClassProbability": "prediction",
+    "Compilation": "pack_compilation",
     "ConvertedCheckpoint": "convert_checkpoint",
     "EmbeddedInput": "embed_camera_input",
     "EvaluateOptions": "evaluate_models",
@@ -90,6 +94,7 @@ _MODULES = {
     "RecipeChanges": "train_model",
     "benchmark": "benchmark_models",
     "check_pack": "lint_files",
+    "compile_pack": "pack_compilation",
     "convert": "convert_checkpoint",
     "embed_input": "embed_camera_input",
     "evaluate": "evaluate_models",

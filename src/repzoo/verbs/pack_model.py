@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from repzoo.artifact import Artifact as StoredArtifact
 from repzoo.data.dataset import Dataset, DataSource
 from repzoo.errors import InputError
 from repzoo.measure.class_mapping import with_folder_names
+from repzoo.packs.compile import compiler_of
 from repzoo.packs.limits import require_packable
 from repzoo.packs.pack import (
     TARGETS,
@@ -22,11 +24,20 @@ from repzoo.packs.pack import (
 )
 from repzoo.progress import Progress, silent
 from repzoo.quant.network.scheme import load_scheme, schemes
-from repzoo.settings import at_least, merge_keywords, same_setting, setting, validate
+from repzoo.settings import (
+    above,
+    at_least,
+    merge_keywords,
+    same_setting,
+    setting,
+    validate,
+)
+from repzoo.storage import make_folder
 from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.harden_model import HardenOptions, harden
 from repzoo.verbs.image_data import open_data_source
 from repzoo.verbs.model_files import ModelLike, open_model, require_float
+from repzoo.verbs.pack_compilation import MINUTES, Compilation, compile_pack
 from repzoo.verbs.public_artifact import Artifact
 from repzoo.verbs.quantize_model import QuantizeOptions, quantize
 
@@ -47,6 +58,14 @@ class PackOptions:
     images: int = same_setting(HardenOptions, "images")
     force: bool = same_setting(HardenOptions, "force")
     seed: int = same_setting(HardenOptions, "seed")
+    compile: bool = setting(
+        False,
+        help="Also run the tool chain (see repzoo toolchains): the pack then holds the compiled "
+        "model, and repzoo evaluate --engine TARGET measures it.",
+    )
+    compile_minutes: float = setting(
+        MINUTES, help="End the tool chain after this long.", range=above(0)
+    )
 
     def __post_init__(self) -> None:
         """Refuse values that are not accepted, and unknown targets."""
@@ -62,12 +81,14 @@ class Pack:
     files    paths below it
     model    the model in it
     remarks  sentences of the target about it
+    compiled what its tool chain made of it, with `compile=True`
     """
 
     folder: Path
     files: tuple[str, ...]
     model: Artifact
     remarks: tuple[str, ...] = ()
+    compiled: Compilation | None = None
 
 
 def pack(
@@ -103,6 +124,8 @@ def pack(
     # All before hardening, which takes minutes.
     require_packable(artifact)
     target.check(artifact)
+    if options.compile:
+        compiler_of(options.target)
     _require_images(split.calibration, options)
     require_free(Path(output))
     artifact = _prepared(artifact, target, source, options, progress)
@@ -115,8 +138,20 @@ def pack(
         gate=split.gate,
         seed=options.seed,
     )
-    files = write_pack(target, job, Path(output))
-    return Pack(Path(output), tuple(files), artifact, tuple(job.remarks))
+    folder = Path(output)
+    if not options.compile:
+        files = write_pack(target, job, folder)
+        return Pack(folder, tuple(files), artifact, tuple(job.remarks))
+    make_folder(folder.parent)
+    # Aside: when the tool chain fails, nothing is left in `folder`.
+    with tempfile.TemporaryDirectory(prefix=".repzoo.", dir=folder.parent) as aside:
+        uncompiled = Path(aside) / folder.name
+        files = write_pack(target, job, uncompiled)
+        compiled = compile_pack(
+            uncompiled, folder, minutes=options.compile_minutes, progress=progress
+        )
+    remarks = (*job.remarks, *compiled.remarks)
+    return Pack(folder, tuple(files), artifact, remarks, compiled)
 
 
 def calibration_images(

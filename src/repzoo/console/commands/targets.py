@@ -91,6 +91,7 @@ def harden(
     "--data",
     help=f"{DATA_HELP} With --check: measure what mistakes cost.",
 )
+@append_option
 @options_of(verbs.PackOptions)
 @preprocess_options
 @json_option
@@ -100,6 +101,7 @@ def pack(
     check: Path | None,
     model: str | None,
     data: str | None,
+    append: Path | None,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -110,6 +112,9 @@ def pack(
 
     With --check PATH, check such a folder or a vendor's own file instead. Exits with 4 where there
     are errors.
+
+    With --compile the tool chain runs at once; `repzoo pack FOLDER --compile` runs it on a pack
+    that is there already. --append keeps the compiler's estimates and the similarity of each node.
     """
     options, preprocess = split_options(verbs.PackOptions, values)
     if check is not None:
@@ -118,6 +123,12 @@ def pack(
                 "--check writes nothing: leave out -o, and give one model."
             )
         _check(check, model or file, data, preprocess, as_json)
+        return
+    require_writable_files(append=append)
+    if append and not options.compile:
+        raise InputError("--append keeps what the tool chain says; give --compile too")
+    if file is not None and Path(file).is_dir():
+        _compile_folder(Path(file), output, options, append, as_json)
         return
     if file is None or output is None or data is None:
         missing = "FILE" if file is None else "-o" if output is None else "--data"
@@ -130,6 +141,10 @@ def pack(
         written = verbs.pack(
             artifact, source, output, options=options, progress=console.progress
         )
+    if append and written.compiled:
+        append_records(append, written.compiled.records)
+    if append and written.compiled:
+        append_records(append, written.compiled.records)
     console.show(views.packed(written))
 
 
@@ -157,6 +172,27 @@ def _check(
     errors = report.count("error")
     if errors:
         raise GateError(f"{path} has {errors} {'error' if errors == 1 else 'errors'}")
+
+
+def _compile_folder(
+    folder: Path,
+    output: Path | None,
+    options: verbs.PackOptions,
+    append: Path | None,
+    as_json: bool,
+) -> None:
+    """`repzoo pack FOLDER --compile`."""
+    if not options.compile:
+        raise InputError(
+            f"{folder} is a folder, not a model; to run the tool chain of a pack, add --compile"
+        )
+    with Console(as_json) as console:
+        compiled = verbs.compile_pack(
+            folder, output, minutes=options.compile_minutes, progress=console.progress
+        )
+    if append:
+        append_records(append, compiled.records)
+    console.show(views.compiled(compiled))
 
 
 @click.command()
