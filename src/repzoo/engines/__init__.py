@@ -67,6 +67,10 @@ class Engine(Protocol):
                               that make sums of 8-bit products exact
     computes_bfloat16()       whether this machine has bfloat16 arithmetic that the engine uses
 
+    open_pack(path, preprocess, streams)  a Session of what a vendor's tool chain compiled, for an
+                              engine that runs nothing else: its `open` refuses. `path` is the
+                              vendor's quantized model, `preprocess` that of the pack's float model
+
     name  as in ENGINES, with the option where there is one: "openvino:GPU"
     """
 
@@ -103,6 +107,7 @@ ENGINES = PluginTable(
         "openvino": Plugin("repzoo.engines.openvino:OpenVino", "openvino"),
         "pytorch": Plugin("repzoo.engines.pytorch:PyTorch", "torch"),
         "reference": Plugin("repzoo.engines.reference:Reference"),
+        "rdk-x5": Plugin("repzoo.engines.rdk_x5:RdkX5"),
     },
 )
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from repzoo import engines
 from repzoo.artifact import Artifact as StoredArtifact
+from repzoo.cores import available_cores
 from repzoo.data.batches import ReadReport
 from repzoo.data.dataset import Dataset
 from repzoo.engines import DEFAULT_ENGINE, Engine
@@ -30,6 +31,7 @@ from repzoo.measure.class_mapping import (
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.measure.record import Record
 from repzoo.measure.results import Accuracy, PairedAccuracy
+from repzoo.packs.compile import read_compiled
 from repzoo.progress import Progress, silent
 from repzoo.settings import above, merge_keywords, setting, validate
 from repzoo.verbs.assumed_preprocess import for_images
@@ -195,7 +197,11 @@ def evaluate(
 
     runs = _Runs()
     own_indices = runs.indices_of(artifacts, options.engine)
-    reference_indices = runs.indices_of(references, options.engine)
+    # The float model runs in float where an engine runs compiled packs alone.
+    float_engines = [
+        DEFAULT_ENGINE if _runs_packs(name) else name for name in options.engine
+    ]
+    reference_indices = runs.indices_of(references, float_engines)
     report = ReadReport()
     predictions = _predict(runs.runs, images, options.resume, report, progress, group)
     results = external.in_order_of(predictions)
@@ -306,8 +312,30 @@ class _Runs:
         for index, run in enumerate(self.runs):
             if run.engine is engine and _is_same_model(run.artifact, artifact):
                 return index
-        self.runs.append(accuracy.open_run(artifact, engine))
+        self.runs.append(_open_run(artifact, engine))
         return len(self.runs) - 1
+
+
+def _runs_packs(engine_name: str) -> bool:
+    base, _, _ = engine_name.partition(":")
+    return hasattr(engines.ENGINES.load(base), "open_pack")
+
+
+def _open_run(artifact: StoredArtifact, engine: Engine) -> EvaluationRun:
+    """The run of a model, or of the vendor's own quantized model in a pack."""
+    folder = getattr(artifact, "pack", None)
+    if folder is None or not hasattr(engine, "open_pack"):
+        return accuracy.open_run(artifact, engine)
+    pack = read_compiled(folder)
+    if pack.target.partition(":")[0] != engine.name:
+        raise InputError(
+            f"{folder} is a pack for {pack.target}, which the engine {engine.name} cannot run"
+        )
+    path = folder / pack.products.simulated
+    session = engine.open_pack(
+        path, artifact.require_preprocess(), streams=available_cores()
+    )
+    return EvaluationRun(artifact, engine, session)
 
 
 def _is_same_model(first: StoredArtifact, second: StoredArtifact) -> bool:

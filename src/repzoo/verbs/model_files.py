@@ -12,6 +12,8 @@ import onnx
 from repzoo.artifact import Artifact as StoredArtifact
 from repzoo.artifact import Preprocess, labels_fit
 from repzoo.errors import InputError
+from repzoo.packs.compile import packed_model
+from repzoo.packs.pack import MANIFEST
 from repzoo.plugins import unknown
 from repzoo.preprocessing import require_input_fits
 from repzoo.settings import fields_of
@@ -84,16 +86,20 @@ def load_file(
             f"{path} is a checkpoint, not a model; export it first: "
             f"repzoo export MODEL --checkpoint {path} -o model.onnx"
         )
+    if path.is_dir() and (path / MANIFEST).is_file():
+        # The float model; engines of vendors run what was compiled from it.
+        model = load_file(packed_model(path), labels, **preprocess)
+        return replace(model, pack=path)
     # By its suffix too: the error for a missing file should name the file, not similar models.
     if path.suffix == ".onnx" or path.exists():
-        model = StoredArtifact.read(path)
+        stored = StoredArtifact.read(path)
     elif name in embedded.names():
-        model = embedded.read(name)
+        stored = embedded.read(name)
     else:
         raise InputError(_why_not_found(name))
     if labels is not None:
-        model = with_labels(model, labels)
-    return with_preprocess(model, preprocess)
+        stored = with_labels(stored, labels)
+    return with_preprocess(stored, preprocess)
 
 
 def read_labels(path: Path) -> list[str]:

@@ -33,6 +33,8 @@ class Artifact(StoredArtifact):
     hardening    what was put on the target's grid, the proof, and what it costs; set by `harden`
     training     the log of the training; set by `train`
 
+    pack         folder of a vendor's pack that it was read from
+
     They are None where the verb did not run in this process. The file keeps the certificate as
     `extras["certificate"]` and every step's settings as `steps`.
     """
@@ -41,6 +43,7 @@ class Artifact(StoredArtifact):
     report: QuantReport | None = field(default=None, compare=False)
     hardening: HardenReport | None = field(default=None, compare=False)
     training: TrainResult | None = field(default=None, compare=False)
+    pack: Path | None = field(default=None, compare=False)
 
     @classmethod
     def wrap(cls, model: StoredArtifact, **results: Any) -> Self:

@@ -1,0 +1,103 @@
+"""The engine rdk-x5 with a small program in the place of the vendor's runtime."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from tests.packs.toolchain import install_toolchain, write_program
+
+from repzoo.artifact import Preprocess
+from repzoo.data import nv12
+from repzoo.engines import engine
+from repzoo.engines.rdk_x5 import RdkX5, pixels_of, repeated
+from repzoo.errors import InputError
+from repzoo.vendors import worker
+
+RUNTIME = """
+import os, signal, sys, time
+import numpy as np
+class HB_ONNXRuntime:
+    input_names = ["data"]
+    def __init__(self, model_file):
+        print("a line on stdout", flush=True)
+    def run_direct(self, names, feeds):
+        image = feeds["data"]
+        assert image.dtype == np.int8
+        if image[0, 0, 0, 0] == 127: os.kill(os.getpid(), signal.SIGSEGV)
+        if image[0, 0, 0, 0] == 126: time.sleep(60)
+        if image[0, 0, 0, 0] == 125: raise ValueError("odd image")
+        return [image.astype(np.float32).mean((1, 2)).reshape(1, 1, 1, -1)]
+"""
+PREPROCESS = Preprocess(4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1))
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A quantized model that takes RGB, and a tool chain that runs it."""
+    monkeypatch.setenv("REPZOO_CACHE", str(tmp_path / "cache"))
+    programs = install_toolchain("rdk-x5")
+    (tmp_path / "horizon_tc_ui.py").write_text(RUNTIME)
+    script = f'PYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"'
+    write_program(programs / "python", script)
+    node = onnx.helper.make_node(
+        "HzSQuantizedPreprocess", ["data"], ["y"], input_type="RGB_128"
+    )
+    tensor = onnx.helper.make_tensor_value_info("data", 3, [1, 4, 4, 3])
+    path = tmp_path / "m_quantized_model.onnx"
+    onnx.save(
+        onnx.helper.make_model(onnx.helper.make_graph([node], "g", [tensor], [])), path
+    )
+    return path
+
+
+def normalized(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    values = (pixels / 255 - np.array(PREPROCESS.mean)) / np.array(PREPROCESS.std)
+    return values.astype(np.float32).transpose(0, 3, 1, 2)
+
+
+def test_pixels_arrive_and_answers_come_back(opened: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 250, (3, 4, 4, 3), np.uint8)
+    session = RdkX5().open_pack(opened, PREPROCESS)
+    logits = session.run(normalized(pixels))
+    expected = (pixels.astype(np.float64) - 128).mean((1, 2))
+    np.testing.assert_allclose(logits, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(255, r"crashed \(SIGSEGV\)"), (254, "did not answer"), (253, "odd image")],
+)
+def test_a_runtime_that_fails_is_one_sentence(
+    opened: Path, monkeypatch: pytest.MonkeyPatch, value: int, words: str
+) -> None:
+    session = RdkX5().open_pack(opened, PREPROCESS)
+    monkeypatch.setattr(worker, "RUN_SECONDS", 0.5)
+    monkeypatch.setattr(worker, "RUN_SECONDS_AN_IMAGE", 0.0)
+    with pytest.raises(InputError, match=words):
+        session.run(normalized(np.full((1, 4, 4, 3), value, np.uint8)))
+
+
+def test_a_plain_model_is_refused_with_what_to_type() -> None:
+    with pytest.raises(InputError, match="--compile, then give the folder PACK"):
+        engine("rdk-x5").open(onnx.ModelProto())
+
+
+def test_nv12_is_spread_over_the_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), np.uint8)
+    buffer = nv12.from_rgb(pixels, "bt601-full")
+    planes = repeated(buffer)
+    np.testing.assert_array_equal(planes[..., :1], buffer[:, :4])
+    matrix, origin = nv12.decoding("bt601-full")
+    rgb = (planes - origin) @ matrix.T
+    np.testing.assert_allclose(rgb, nv12.to_rgb(buffer, "bt601-full"), atol=1e-9)
+
+
+def test_pixels_are_those_that_were_normalized() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
+    np.testing.assert_array_equal(pixels_of(normalized(pixels), PREPROCESS), pixels)
