@@ -25,6 +25,9 @@ from repzoo.vendors.worker import Workers
 
 PREPROCESS = "HzSQuantizedPreprocess"
 YUV = "YUV_BT601_FULL_RANGE_128"
+PREDICTION = (
+    "without the tool chain, repzoo harden --target rdk-x5 predicts the accuracy"
+)
 PIXELS = {"RGB": "RGB_128", "BGR": "BGR_128"}
 
 
@@ -50,8 +53,8 @@ class RdkX5:
         """Refuse: the board's integers are in what hb_mapper made, not in `model`."""
         raise InputError(
             "the engine rdk-x5 runs packs that hb_mapper compiled; make one with: repzoo pack "
-            "MODEL.onnx -o PACK --target rdk-x5 --data DIR --compile, then give the folder PACK. "
-            "Without the tool chain, repzoo harden --target rdk-x5 predicts the accuracy"
+            "MODEL.onnx -o PACK --target rdk-x5 --data DIR --compile, then give the folder PACK; "
+            f"{PREDICTION}"
         )
 
     def open_pack(
@@ -59,7 +62,10 @@ class RdkX5:
     ) -> RdkX5Session:
         """See `engines.Engine`."""
         recipe = find_recipe(self.name)
-        require_installed(recipe)
+        try:
+            require_installed(recipe)
+        except InputError as error:
+            raise InputError(f"{error}; {PREDICTION}") from None
         model = onnx.load(path, load_external_data=False)
         return RdkX5Session(
             Workers(recipe, path, streams), preprocess, *_format_of(model)
