@@ -68,7 +68,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.evaluate $(DATA)
 
 tables: $(VENV)/.dev
-	$(BIN)/python -m repzoo.report.tables README.md README_cn.md
+	$(BIN)/python -m repzoo.report.tables docs/results.md docs/results_cn.md
 	$(BIN)/python -m repzoo.report.charts docs/figures
 
 # Vendors' quantizers and simulators, each in an environment of its own below ~/.cache/repzoo/toolchains.

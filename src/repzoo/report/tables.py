@@ -1,12 +1,12 @@
 """Tables in documents, rendered from the Records in results/.
 
 A document marks the place of a table with `<!-- table: NAME -->` and `<!-- end -->`, where NAME is
-a file of the folder results/ beside the document, without its `.jsonl`. Records of jobs make a
+a file of the folder results/, without its `.jsonl`. Records of jobs make a
 table with a row for each model, from its newest job; Records of benchmarks/int8.py make one with a
 row for each quantizer (quantizer_comparison.py).
 
-`python -m repzoo.report.tables README.md README_cn.md` renders the tables; with --check it only
-compares.
+`python -m repzoo.report.tables docs/results.md docs/results_cn.md` renders the tables; with --check
+it only compares.
 """
 
 from __future__ import annotations
@@ -187,10 +187,13 @@ def main() -> None:
     parser.add_argument(
         "--check", action="store_true", help="compare only, and write nothing"
     )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of the Records"
+    )
     options = parser.parse_args()
     for path in options.documents:
         old = read_bounded(path, MAX_DOCUMENT_BYTES).decode()
-        new = render(old, path.parent / "results", "zh" if "_cn" in path.stem else "en")
+        new = render(old, options.results, "zh" if "_cn" in path.stem else "en")
         # The tests call --check, so that a table cannot disagree with the results.
         if options.check and new != old:
             sys.exit(f"{path} is stale; run: make tables")
