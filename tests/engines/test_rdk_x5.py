@@ -58,7 +58,8 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def normalized(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     values = (pixels / 255 - np.array(PREPROCESS.mean)) / np.array(PREPROCESS.std)
-    return values.astype(np.float32).transpose(0, 3, 1, 2)
+    planes: npt.NDArray[Any] = values.astype(np.float32).transpose(0, 3, 1, 2)
+    return planes
 
 
 def test_pixels_arrive_and_answers_come_back(opened: Path) -> None:

@@ -113,7 +113,8 @@ def pixels_of(inputs: Array, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
     if preprocess.layout != "NHWC":
         inputs = inputs.transpose(0, 2, 3, 1)
     values = (inputs * np.array(preprocess.std) + np.array(preprocess.mean)) * 255
-    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+    pixels: npt.NDArray[np.uint8] = np.clip(np.round(values), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def repeated(buffer: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

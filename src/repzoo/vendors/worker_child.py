@@ -11,7 +11,7 @@ import io
 import os
 import struct
 import sys
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -19,14 +19,14 @@ HEADER = "<cQ"
 MAX_BYTES = 2**31
 
 
-def write_message(stream: BinaryIO, kind: bytes, content: bytes = b"") -> None:
+def write_message(stream: IO[bytes], kind: bytes, content: bytes = b"") -> None:
     """Write one message."""
     stream.write(struct.pack(HEADER, kind, len(content)))
     stream.write(content)
     stream.flush()
 
 
-def read_message(stream: BinaryIO) -> tuple[bytes, bytes]:
+def read_message(stream: IO[bytes]) -> tuple[bytes, bytes]:
     """(kind, content) of the next message; kind b"" at the end of the stream.
 
     Raises:
