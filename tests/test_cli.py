@@ -31,6 +31,7 @@ COMMANDS = [
     "mismatch",
     "list",
     "info",
+    "match",
     "engines",
     "export",
     "fold",

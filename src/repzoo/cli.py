@@ -32,6 +32,7 @@ from repzoo.settings import fields_of
 COMMANDS = {
     "list": ("catalog", "list_models"),
     "info": ("catalog", "info"),
+    "match": ("match", "match"),
     "engines": ("catalog", "engines"),
     "count": ("catalog", "count"),
     "download": ("catalog", "download"),
@@ -115,7 +116,15 @@ def cli() -> None:
 # The order of a newcomer's questions, not of the alphabet.
 COMMAND_GROUPS = {
     "The whole job": ["card"],
-    "Models and weights": ["list", "info", "download", "export", "convert", "train"],
+    "Models and weights": [
+        "list",
+        "info",
+        "match",
+        "download",
+        "export",
+        "convert",
+        "train",
+    ],
     "Fold and quantize": ["fold", "quantize", "embed-input"],
     "Boards and their makers' tools": ["harden", "pack", "toolchains", "import"],
     "Use and measure": ["predict", "evaluate", "bench", "count", "mismatch", "engines"],

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from repzoo.verbs.lint_files import check_pack
     from repzoo.verbs.load_model import load
+    from repzoo.verbs.match_models import Match, MatchOptions, match
     from repzoo.verbs.measure_preprocessing import Mismatches, measure_mismatch
     from repzoo.verbs.pack_compilation import Compilation, compile_pack
     from repzoo.verbs.pack_model import Pack, PackOptions, pack
@@ -47,6 +48,8 @@ __all__ = [
     "HardenOptions",
     "ImportOptions",
     "ImportedLogs",
+    "Match",
+    "MatchOptions",
     "Mismatches",
     "Pack",
     "PackOptions",
@@ -64,6 +67,7 @@ __all__ = [
     "harden",
     "import_logs",
     "load",
+    "match",
     "measure_mismatch",
     "pack",
     "predict",
@@ -86,6 +90,8 @@ _MODULES = {
     "HardenOptions": "harden_model",
     "ImportOptions": "import_board_logs",
     "ImportedLogs": "import_board_logs",
+    "Match": "match_models",
+    "MatchOptions": "match_models",
     "Mismatches": "measure_preprocessing",
     "Pack": "pack_model",
     "PackOptions": "pack_model",
@@ -103,6 +109,7 @@ _MODULES = {
     "harden": "harden_model",
     "import_logs": "import_board_logs",
     "load": "load_model",
+    "match": "match_models",
     "measure_mismatch": "measure_preprocessing",
     "pack": "pack_model",
     "predict": "predict_images",

@@ -37,6 +37,7 @@ FLOP_COUNTS = {
     "mmpretrain": "convolutions and the inputs of average pools; without the classifier",
 }
 ROUNDINGS = ("nearest", "down", "either")
+PRECISIONS = ("float32", "int8")
 _SCALE = {"": 0, "K": 3, "M": 6, "G": 9}
 
 Record = TypeVar("Record")
@@ -50,6 +51,9 @@ class FigureSource:
     parameters  what its parameter column counts: a key of PARAMETER_COUNTS, or "" without one
     flops       what its FLOPs column counts: a key of FLOP_COUNTS, or "" without one
     rounding    "nearest", "down", or "either" if its table mixes both
+    host        device that its latencies are of, as `repzoo match --host` takes it; "" without any
+    precision   number format that the device runs: of PRECISIONS, or "" without `host`
+    saturating_threads  threads behind `latency_multithread_ms`; 0 without such figures
     conditions  under which the figures hold, one sentence each
     """
 
@@ -59,6 +63,9 @@ class FigureSource:
     parameters: str = ""
     flops: str = ""
     rounding: str = "nearest"
+    host: str = ""
+    precision: str = ""
+    saturating_threads: int = 0
     conditions: tuple[str, ...] = ()
 
 
@@ -365,6 +372,8 @@ def _check(catalog: Catalog) -> None:
         )
         _one_of(source.flops, ("", *FLOP_COUNTS), f"flops of source {key}")
         _one_of(source.rounding, ROUNDINGS, f"rounding of source {key}")
+        precisions = PRECISIONS if source.host else ("",)
+        _one_of(source.precision, precisions, f"precision of source {key}")
     for row in catalog.checkpoints.values():
         _one_of(row.variant, tuple(catalog.models), f"variant of {row.name}")
         # Messages and `export` take what stands before the dot for the catalog model.
