@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from repzoo.errors import MissingExtra
 from repzoo.measure import record
-from repzoo.measure.record import Record
+from repzoo.measure.record import Record, select
+from repzoo.measure.results import PairedAccuracy
 from repzoo.report import tables
 from repzoo.report.card import CardFacts
 from repzoo.report.quantizer_comparison import newest_rows
@@ -35,12 +36,20 @@ SHOWN_QUANTIZERS = {
     "ort-static-per-tensor": "ONNX Runtime, per tensor",
     "nncf-default": "NNCF",
 }
+# Variants of vendor_proof that it shows, of one vendor's quantizer.
+VENDOR_TOOL = "rdk-x5"
+SHOWN_VARIANTS = {
+    "folded": "RDK X5's tool",
+    "on grid": "RDK X5's tool, after harden",
+}
 FIRST_ENGINE = "onnxruntime"
+FORMS = {"deploy": "float", "int8": "INT8"}
 
 
 def quantizers(
     records: Sequence[Record[Any]],
     models: Sequence[str] = (),
+    vendor: Sequence[Record[Any]] = (),
     engine: str = FIRST_ENGINE,
 ) -> Spec:
     """Top-1 of each quantizer's INT8 model as a bar with its interval; a line is the float model.
@@ -48,103 +57,104 @@ def quantizers(
     Args:
         records: those of benchmarks/int8.py.
         models: names to show, in order; empty: all.
-        engine: whose figures are shown.
+        vendor: those of benchmarks/vendor_proof.py, of which the RDK X5's tool is shown.
+        engine: whose figures of `records` are shown.
     """
-    rows: list[dict[str, Any]] = []
-    for row in newest_rows(records):
-        name = str(row.artifact["name"])
-        measured = row.values.engines.get(engine)
-        label = SHOWN_QUANTIZERS.get(row.values.recipe)
-        if measured is None or label is None or (models and name not in models):
-            continue
-        rows.append(
-            {
-                "model": name,
-                "quantizer": label,
-                "float": measured.float_top1,
-                "int8": measured.float_top1 - measured.drop,
-                "low": measured.float_top1 - measured.drop_high,
-                "high": measured.float_top1 - measured.drop_low,
-                "own": row.values.recipe == OWN,
-            }
-        )
-    order = list(SHOWN_QUANTIZERS.values())
-    x: Spec = {"field": "quantizer", "type": "nominal", "sort": order, "title": None}
-    x["axis"] = {"labelAngle": -30}
-    scale = {"domain": [0, 100]}
-    y = {"type": "quantitative", "title": "Top-1 (%)", "scale": scale}
-    color = {
-        "condition": {"test": "datum.own", "value": BLUE},
-        "value": ORANGE,
+    rows = list(_quantizer_rows(records, engine))
+    # Only what was judged on the same images may stand beside it.
+    floats = {(row["model"], round(row["float"], 2)) for row in rows}
+    for row in _vendor_rows(vendor):
+        if (row["model"], round(row["float"], 2)) in floats:
+            rows.append(row)
+    if models:
+        rows = [row for row in rows if row["model"] in models]
+    facet = {
+        "field": "model",
+        "sort": list(models) or None,
+        "title": "Top-1 in INT8 (bars) and in float (dashed)",
     }
-    layers = [
-        {
-            "mark": {"type": "bar", "width": {"band": 0.7}},
-            "encoding": {"x": x, "y": {**y, "field": "int8"}, "color": color},
-        },
-        {
-            "mark": "rule",
-            "encoding": {
-                "x": x,
-                "y": {**y, "field": "low"},
-                "y2": {"field": "high"},
-            },
-        },
-        {
-            "mark": {"type": "rule", "strokeDash": [4, 3], "color": GRAY},
-            "encoding": {"y": {**y, "field": "float", "aggregate": "max"}},
-        },
-        {
-            "mark": {"type": "text", "dy": -8, "fontSize": 11},
-            "encoding": {
-                "x": x,
-                "y": {**y, "field": "high"},
-                "text": {"field": "int8", "format": ".1f"},
-            },
-        },
-    ]
     return {
         "$schema": SCHEMA,
         "data": {"values": rows},
-        "facet": {
-            "column": {
-                "field": "model",
-                "sort": list(models) or None,
-                "title": "INT8 (bars) and float (dashed)",
-            }
-        },
-        "spec": {"width": 220, "height": 200, "layer": layers},
+        "facet": {"column": facet},
+        "spec": {"width": 260, "height": 200, "layer": _bar_layers()},
     }
+
+
+def _quantizer_rows(
+    records: Sequence[Record[Any]], engine: str
+) -> Iterator[dict[str, Any]]:
+    for row in newest_rows(records):
+        measured = row.values.engines.get(engine)
+        label = SHOWN_QUANTIZERS.get(row.values.recipe)
+        if measured is None or label is None:
+            continue
+        yield {
+            "model": str(row.artifact["name"]),
+            "quantizer": label,
+            "float": measured.float_top1,
+            "int8": measured.float_top1 - measured.drop,
+            "low": measured.float_top1 - measured.drop_high,
+            "high": measured.float_top1 - measured.drop_low,
+            "own": row.values.recipe == OWN,
+        }
+
+
+def _vendor_rows(records: Sequence[Record[Any]]) -> Iterator[dict[str, Any]]:
+    for row in select(records, PairedAccuracy):
+        second = row.artifact["second"]
+        label = SHOWN_VARIANTS.get(second.get("variant", ""))
+        values = row.values
+        is_shown = row.engine["second"]["name"] == VENDOR_TOOL and label is not None
+        if not is_shown or values.first_top1 is None:
+            continue
+        yield {
+            "model": second["name"],
+            "quantizer": label,
+            "float": values.first_top1,
+            "int8": values.first_top1 - values.drop,
+            "low": values.first_top1 - values.drop_high,
+            "high": values.first_top1 - values.drop_low,
+            "own": second["variant"] == "on grid",
+        }
+
+
+def _bar_layers() -> list[Spec]:
+    """Bars, their intervals, the float model's line, and figures above the bars."""
+    order = [*SHOWN_QUANTIZERS.values(), *SHOWN_VARIANTS.values()]
+    x: Spec = {"field": "quantizer", "type": "nominal", "sort": order, "title": None}
+    x["axis"] = {"labelAngle": -30}
+    y: Spec = {"type": "quantitative", "title": "Top-1 (%)"}
+    y["scale"] = {"domain": [0, 100]}
+    color = {"condition": {"test": "datum.own", "value": BLUE}, "value": ORANGE}
+    bars = {"x": x, "y": {**y, "field": "int8"}, "color": color}
+    intervals = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}}
+    line = {"y": {**y, "field": "float", "aggregate": "max"}}
+    text = {"field": "int8", "format": ".1f"}
+    dashed = {"type": "rule", "strokeDash": [4, 3], "color": GRAY}
+    figure = {"type": "text", "dy": -8, "fontSize": 11}
+    return [
+        {"mark": {"type": "bar", "width": {"band": 0.7}}, "encoding": bars},
+        {"mark": "rule", "encoding": intervals},
+        {"mark": dashed, "encoding": line},
+        {
+            "mark": figure,
+            "encoding": {"x": x, "y": {**y, "field": "high"}, "text": text},
+        },
+    ]
 
 
 def latency_and_accuracy(jobs: Sequence[CardFacts]) -> Spec:
     """Float and INT8 of each model: median latency of one image against Top-1."""
     points: list[dict[str, Any]] = []
     for facts in jobs:
-        for form, label in (("deploy", "float"), ("int8", "INT8")):
-            if form not in facts.single or form not in facts.accuracy:
-                continue
-            points.append(
-                {
-                    "model": facts.name.partition(".")[0],
-                    "form": label,
-                    "ms": facts.single[form].p50_ms,
-                    "top1": facts.accuracy[form].top1,
-                }
-            )
-    x = {
-        "field": "ms",
-        "type": "quantitative",
-        "title": "latency of one image, one thread (ms)",
-        "scale": {"zero": True},
-    }
-    y = {
-        "field": "top1",
-        "type": "quantitative",
-        "title": "Top-1 (%)",
-        "scale": {"zero": False, "padding": 16},
-    }
-    forms = {"domain": ["float", "INT8"], "range": [ORANGE, BLUE]}
+        points.extend(_points(facts))
+    x: Spec = {"field": "ms", "type": "quantitative", "scale": {"zero": True}}
+    x["title"] = "latency of one image, one thread (ms)"
+    y: Spec = {"field": "top1", "type": "quantitative", "title": "Top-1 (%)"}
+    y["scale"] = {"zero": False, "padding": 16}
+    pair = {"type": "line", "color": GRAY, "strokeDash": [2, 2]}
+    name = {"type": "text", "dy": 16, "fontSize": 11}
     return {
         "$schema": SCHEMA,
         "width": 480,
@@ -152,31 +162,42 @@ def latency_and_accuracy(jobs: Sequence[CardFacts]) -> Spec:
         "data": {"values": points},
         "layer": [
             {
-                "mark": {"type": "line", "color": GRAY, "strokeDash": [2, 2]},
+                "mark": pair,
                 "encoding": {"x": x, "y": y, "detail": {"field": "model"}},
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 70},
-                "encoding": {
-                    "x": x,
-                    "y": y,
-                    "color": {"field": "form", "title": None, "scale": forms},
-                    "shape": {
-                        "field": "form",
-                        "title": None,
-                        "scale": {"domain": forms["domain"]},
-                    },
-                    "tooltip": [
-                        {"field": name} for name in ("model", "form", "ms", "top1")
-                    ],
-                },
+                "encoding": {"x": x, "y": y, **_form_encoding()},
             },
             {
                 "transform": [{"filter": "datum.form == 'INT8'"}],
-                "mark": {"type": "text", "dy": 16, "fontSize": 11},
+                "mark": name,
                 "encoding": {"x": x, "y": y, "text": {"field": "model"}},
             },
         ],
+    }
+
+
+def _points(facts: CardFacts) -> Iterator[dict[str, Any]]:
+    for form, label in FORMS.items():
+        if form in facts.single and form in facts.accuracy:
+            yield {
+                "model": facts.name.partition(".")[0],
+                "form": label,
+                "ms": facts.single[form].p50_ms,
+                "top1": facts.accuracy[form].top1,
+            }
+
+
+def _form_encoding() -> Spec:
+    """Color and shape of float and INT8, in one legend, and what a page shows of a point."""
+    labels = list(FORMS.values())
+    scale = {"domain": labels, "range": [ORANGE, BLUE]}
+    shown = ("model", "form", "ms", "top1")
+    return {
+        "color": {"field": "form", "title": None, "scale": scale},
+        "shape": {"field": "form", "title": None, "scale": {"domain": labels}},
+        "tooltip": [{"field": name} for name in shown],
     }
 
 
@@ -215,7 +236,11 @@ def readme_charts(results: Path) -> dict[str, Spec]:
     models = ("repvgg_a0.clothing", "efficientnet_lite0")
     jobs = tables.newest_jobs(record.read(results / "clothing.jsonl"))
     return {
-        "int8-accuracy": quantizers(record.read(results / "int8.jsonl"), models),
+        "int8-accuracy": quantizers(
+            record.read(results / "int8.jsonl"),
+            models,
+            record.read(results / "vendor_proof.jsonl"),
+        ),
         "latency-accuracy": latency_and_accuracy(jobs),
     }
 
