@@ -50,12 +50,18 @@ class _Notes:
             return shown
         text = _rests_on(candidate, name, evidence)
         if text not in self._marks:
-            self._marks[text] = MARKS[len(self._marks) % len(MARKS)]
+            self._marks[text] = _mark(len(self._marks))
         return f"{shown} {self._marks[text]}"
 
     def lines(self) -> list[str]:
         """The footnotes, in the order of their letters."""
         return [f"{mark}: {text}" for text, mark in self._marks.items()]
+
+
+def _mark(number: int) -> str:
+    """The letters a to z, then aa, ab, and so on."""
+    rounds, place = divmod(number, len(MARKS))
+    return (_mark(rounds - 1) if rounds else "") + MARKS[place]
 
 
 def _rests_on(candidate: MatchCandidate, name: str, evidence: Evidence) -> str:

@@ -7,48 +7,27 @@ among published ones the best. Figures that the catalog knows to be wrong do not
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from repzoo.artifact import Size, size_text
-from repzoo.engines import DEFAULT_ENGINE
-from repzoo.graph.tools.cost_result import Cost
-from repzoo.measure.board import BoardAccuracy, BoardLatency
-from repzoo.measure.match_hosts import THIS, MatchHost, machine_of
+from repzoo.measure.match_hosts import THIS, MatchHost
+from repzoo.measure.match_records import (
+    PARAMETER_BYTES,
+    Key,
+    Measurements,
+    Wanted,
+    image_size,
+    in_time_order,
+    model_name,
+    read_measurements,
+)
 from repzoo.measure.matching import Basis, Evidence, MatchCandidate
 from repzoo.measure.record import Record, select
-from repzoo.measure.results import Accuracy, Latency
+from repzoo.measure.results import Accuracy
 from repzoo.zoo import catalog
 from repzoo.zoo.catalog import Figure, FigureSource, ModelSpec
-
-PRECISIONS = {"deploy": "float32", "int8": "int8", "fp16": "fp16", "bf16": "bf16"}
-PARAMETER_BYTES = {"float32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-# Scenarios whose latency is that of a single call.
-SINGLE_CALLS = ("closed-loop", "single-stream")
-
-Key = tuple[str, str, str]  # model, precision, size
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Which figures count.
-
-    Attributes:
-        engine: of measurements on machines; devices have their own.
-        threads: of a session, or threads that call a board at once.
-        size: of the image in pixels; None: each model's own.
-        families: of the catalog; empty: all.
-        images: SHA-256 of the images that Top-1 must be measured on, as Records have it; "":
-            ImageNet's, as published.
-    """
-
-    engine: str = DEFAULT_ENGINE
-    threads: int = 1
-    size: int | None = None
-    families: tuple[str, ...] = ()
-    images: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,16 +45,6 @@ class _Model:
     scale: float = 1.0
 
 
-@dataclass
-class _Measurements:
-    """Figures of Records by model, precision and size."""
-
-    latencies: dict[Key, Evidence] = field(default_factory=dict)
-    accuracies: dict[Key, Evidence] = field(default_factory=dict)
-    parameters: dict[Key, int] = field(default_factory=dict)
-    macs: dict[Key, int] = field(default_factory=dict)
-
-
 def match_candidates(
     hosts: Sequence[MatchHost], records: Sequence[Record[Any]], wanted: Wanted
 ) -> list[MatchCandidate]:
@@ -86,30 +55,16 @@ def match_candidates(
         records: measured figures; those that are not finite are passed over.
         wanted: which figures count.
     """
-    records = _in_time_order(records)
+    records = in_time_order(records)
     candidates: list[MatchCandidate] = []
     for host in hosts:
-        measured = _measurements(host, records, wanted)
+        measured = read_measurements(host, records, wanted)
         for model in _models(records, wanted):
             for precision in _precisions(model, host, measured):
                 candidate = _candidate(model, precision, host, measured, wanted)
                 if _is_worth_listing(candidate, host, len(hosts)):
                     candidates.append(candidate)
     return candidates
-
-
-def unusable_records(records: Iterable[Record[Any]]) -> int:
-    """How many of `records` hold a latency or an accuracy that cannot be one, such as NaN."""
-    count = 0
-    for record in records:
-        values = record.values
-        if isinstance(values, Latency):
-            count += not _is_positive(values.p50_ms)
-        elif isinstance(values, BoardLatency) and values.latency_ms is not None:
-            count += not _is_positive(values.latency_ms)
-        elif isinstance(values, Accuracy | BoardAccuracy):
-            count += not _is_percent(values.top1)
-    return count
 
 
 def _is_worth_listing(
@@ -121,11 +76,6 @@ def _is_worth_listing(
     if number_of_hosts > 1:
         return False
     return host.name == THIS or (host.machine is None and candidate.top1 is not None)
-
-
-def _in_time_order(records: Iterable[Record[Any]]) -> list[Record[Any]]:
-    """The Records, oldest first; those of the same time stay in the order of their files."""
-    return sorted(records, key=lambda record: record.time)
 
 
 def _models(records: Sequence[Record[Any]], wanted: Wanted) -> list[_Model]:
@@ -148,8 +98,8 @@ def _measured_models(records: Sequence[Record[Any]], wanted: Wanted) -> list[_Mo
     specs = {spec.name: spec for spec in catalog.models()}
     models: dict[tuple[str, str], _Model] = {}
     for record in select(records, Accuracy):
-        name = _name(record)
-        size = _size(record)
+        name = model_name(record, wanted)
+        size = image_size(record)
         spec = specs.get(name.partition(".")[0])
         is_wanted = wanted.size is None or size == size_text(wanted.size)
         if wanted.families and (spec is None or spec.family not in wanted.families):
@@ -161,7 +111,7 @@ def _measured_models(records: Sequence[Record[Any]], wanted: Wanted) -> list[_Mo
 
 
 def _precisions(
-    model: _Model, host: MatchHost, measured: _Measurements
+    model: _Model, host: MatchHost, measured: Measurements
 ) -> tuple[str, ...]:
     """The number formats of `model` that are worth a row on `host`."""
     figures = {**measured.latencies, **measured.accuracies}
@@ -182,7 +132,7 @@ def _candidate(
     model: _Model,
     precision: str,
     host: MatchHost,
-    measured: _Measurements,
+    measured: Measurements,
     wanted: Wanted,
 ) -> MatchCandidate:
     key = (model.name, precision, model.size)
@@ -202,175 +152,6 @@ def _candidate(
         _weights(model, key, measured),
         _macs(model, key, measured),
     )
-
-
-# Records
-
-
-def _measurements(
-    host: MatchHost, records: Sequence[Record[Any]], wanted: Wanted
-) -> _Measurements:
-    """The figures of `records` that were measured on `host` as `wanted` says."""
-    measured = _Measurements()
-    for record in records:
-        values = record.values
-        if isinstance(values, Latency):
-            _add_latency(measured, record, host, wanted)
-        elif isinstance(values, BoardLatency):
-            _add_board_latency(measured, record, host, wanted)
-        elif isinstance(values, Accuracy):
-            _add_accuracy(measured, record, host, wanted)
-        elif isinstance(values, BoardAccuracy):
-            _add_board_accuracy(measured, record, host, wanted)
-        elif isinstance(values, Cost):
-            _add_cost(measured, record)
-    return measured
-
-
-def _add_latency(
-    measured: _Measurements, record: Record[Latency], host: MatchHost, wanted: Wanted
-) -> None:
-    setting = record.values.setting
-    is_single = setting.scenario in SINGLE_CALLS and setting.streams == 1
-    if not is_single or setting.batch != 1 or setting.threads != wanted.threads:
-        return
-    if host.machine is None or machine_of(record.host) != host.machine:
-        return
-    key = _key(record, wanted)
-    milliseconds = record.values.p50_ms
-    if record.engine.get("name") != wanted.engine or not _is_positive(milliseconds):
-        return
-    if key is not None:
-        basis = _where(host)
-        measured.latencies[key] = Evidence(milliseconds, basis, host.name)
-
-
-def _add_board_latency(
-    measured: _Measurements,
-    record: Record[BoardLatency],
-    host: MatchHost,
-    wanted: Wanted,
-) -> None:
-    values = record.values
-    if values.target != host.name or values.batch != 1:
-        return
-    if values.threads not in (None, wanted.threads):
-        return
-    if values.latency_ms is None or not _is_positive(values.latency_ms):
-        return
-    basis = _board_basis(values.source)
-    for key in _board_keys(record, wanted):
-        known = measured.latencies.get(key)
-        # A compiler's estimate never replaces what a board measured.
-        if known is None or basis == "board log" or known.basis == basis:
-            measured.latencies[key] = Evidence(values.latency_ms, basis, host.name)
-
-
-def _add_accuracy(
-    measured: _Measurements, record: Record[Accuracy], host: MatchHost, wanted: Wanted
-) -> None:
-    # Without images of the user's, only figures on ImageNet count: see `_published_top1`.
-    if not wanted.images or record.data.get("sha256") != wanted.images:
-        return
-    key = _key(record, wanted)
-    if key is None or not _is_percent(record.values.top1):
-        return
-    is_here = machine_of(record.host) == host.machine and host.name == THIS
-    basis: Basis = "measured here" if is_here else "measured elsewhere"
-    source = f"{record.data.get('name', '')}, {record.values.n} images"
-    measured.accuracies[key] = Evidence(record.values.top1, basis, source)
-
-
-def _add_board_accuracy(
-    measured: _Measurements,
-    record: Record[BoardAccuracy],
-    host: MatchHost,
-    wanted: Wanted,
-) -> None:
-    values = record.values
-    if values.target != host.name or not _is_percent(values.top1):
-        return
-    # A log does not say which images it is of. A model of ImageNet's classes was run on ImageNet.
-    if wanted.images or record.artifact.get("classes") != 1000:
-        return
-    images = "an unknown number of" if values.n is None else str(values.n)
-    evidence = Evidence(
-        values.top1, _board_basis(values.source), f"{host.name}, {images} images"
-    )
-    for key in _board_keys(record, wanted):
-        measured.accuracies[key] = evidence
-
-
-def _add_cost(measured: _Measurements, record: Record[Cost]) -> None:
-    form = record.artifact.get("form")
-    precision = PRECISIONS.get(form) if isinstance(form, str) else None
-    if precision is None:
-        return
-    key = (_name(record), precision, _size(record))
-    # The INT8 graph holds scales and zero points besides; parameters are those of the float one.
-    if precision == "float32":
-        for other in PARAMETER_BYTES:
-            measured.parameters[key[0], other, key[2]] = record.values.parameters
-            measured.macs[key[0], other, key[2]] = record.values.macs
-
-
-def _key(record: Record[Any], wanted: Wanted) -> Key | None:
-    """Model, precision and size of a Record; None of a form or class count that does not count."""
-    form = record.artifact.get("form")
-    precision = PRECISIONS.get(form) if isinstance(form, str) else None
-    if precision is None:
-        return None
-    # Models of ImageNet are compared; a head of other classes has another size and accuracy.
-    if not wanted.images and record.artifact.get("classes") != 1000:
-        return None
-    return _name(record), precision, _size(record)
-
-
-def _board_keys(record: Record[Any], wanted: Wanted) -> list[Key]:
-    """What a board's Record is about. It may lack the size: it is then the model's own."""
-    if record.artifact.get("classes") not in (None, 1000) and not wanted.images:
-        return []
-    name = _name(record)
-    size = _size(record)
-    if not size:
-        specs = {spec.name: spec for spec in catalog.models()}
-        if name not in specs:
-            return []
-        size = size_text(specs[name].preprocess.size)
-    # What a board's tools compile is INT8 unless they say otherwise.
-    precision = getattr(record.values, "precision", "") or "int8"
-    return [(name, precision, size)]
-
-
-def _name(record: Record[Any]) -> str:
-    return str(record.artifact.get("name", ""))
-
-
-def _size(record: Record[Any]) -> str:
-    size = record.artifact.get("size")
-    if isinstance(size, int):
-        return size_text(size)
-    is_pair = isinstance(size, list | tuple) and len(size) == 2
-    return size_text((size[0], size[1])) if is_pair else ""
-
-
-def _where(host: MatchHost) -> Basis:
-    return "measured here" if host.name == THIS else "measured elsewhere"
-
-
-def _board_basis(source: str) -> Basis:
-    return "board log" if source == "board log" else "vendor's estimate"
-
-
-def _is_positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0
-
-
-def _is_percent(value: float) -> bool:
-    return math.isfinite(value) and 0 <= value <= 100
-
-
-# The catalog
 
 
 def _sources_of(host: MatchHost) -> Mapping[str, FigureSource]:
@@ -442,7 +223,7 @@ def _published(figure: Figure, name: str, source: FigureSource) -> Evidence:
     return Evidence(float(getattr(figure, name)), basis, f"{source.title}{setting}")
 
 
-def _weights(model: _Model, key: Key, measured: _Measurements) -> Evidence | None:
+def _weights(model: _Model, key: Key, measured: Measurements) -> Evidence | None:
     parameters = measured.parameters.get(key)
     if model.spec is not None:
         parameters = model.spec.parameters_deploy
@@ -451,7 +232,7 @@ def _weights(model: _Model, key: Key, measured: _Measurements) -> Evidence | Non
     return Evidence(parameters * PARAMETER_BYTES[key[1]] / 1e6, "counted", key[1])
 
 
-def _macs(model: _Model, key: Key, measured: _Measurements) -> Evidence | None:
+def _macs(model: _Model, key: Key, measured: Measurements) -> Evidence | None:
     if model.spec is not None and model.scale == 1:
         return Evidence(float(model.spec.macs), "counted")
     if key in measured.macs:

@@ -226,6 +226,11 @@ def _comparison_remarks(shown: Sequence[MatchCandidate]) -> list[str]:
             "the Top-1 of INT8 rows is that of the float model, since no INT8 accuracy is known: "
             "repzoo quantize --max-drop bounds what INT8 loses"
         )
+    if "published for the board" in bases:
+        remarks.append(
+            "Top-1 that is published for a board may rest on a few hundred images, which leaves 4 "
+            "points open to each side; repzoo info MODEL has the conditions"
+        )
     is_on_board = bases & {"published for the board", "board log"}
     if is_on_board and bases - {"published for the board", "board log"}:
         remarks.append(

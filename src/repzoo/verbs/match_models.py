@@ -12,8 +12,13 @@ from repzoo.data.dataset import DataSource
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.errors import InputError, MissingExtra
 from repzoo.measure import record as records_file
-from repzoo.measure.match_figures import Wanted, match_candidates, unusable_records
+from repzoo.measure.match_figures import match_candidates
 from repzoo.measure.match_hosts import THIS, MatchHost, find_hosts, timed_devices
+from repzoo.measure.match_records import (
+    IMAGENET_CLASSES,
+    Wanted,
+    unusable_records,
+)
 from repzoo.measure.matching import (
     Limits,
     Match,
@@ -241,11 +246,16 @@ def _record_remarks(
             f"{unusable} of {len(records)} Records hold a latency or an accuracy that is not a "
             "number of its kind; they are passed over"
         )
-    names = {str(record.artifact.get("name", "")) for record in records}
-    if data is None and any("." in name for name in names):
+    others = 0
+    for record in records:
+        others += record.artifact.get("classes", IMAGENET_CLASSES) not in (
+            None,
+            IMAGENET_CLASSES,
+        )
+    if data is None and others:
         remarks.append(
-            "Records of models with weights of their own are passed over, since their Top-1 is not "
-            "on ImageNet; --data DIR chooses among them"
+            f"{others} of {len(records)} Records are of models with other classes than ImageNet's "
+            "and are passed over; --data DIR chooses among those models"
         )
     return remarks
 
