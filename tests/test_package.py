@@ -167,7 +167,10 @@ def test_what_needs_an_extra_says_what_to_type(
 
 
 def test_nothing_prints_outside_the_command_line() -> None:
+    board = SOURCE / "packs" / "board"  # programs that packs carry to a board
     for path in SOURCE.rglob("*.py"):
+        if path.is_relative_to(board):
+            continue
         calls = [
             node
             for node in ast.walk(ast.parse(path.read_text("utf-8")))
