@@ -46,6 +46,7 @@ COMMANDS = [
     "count",
     "train",
     "card",
+    "page",
 ]
 
 

@@ -51,6 +51,7 @@ COMMANDS = {
     "mismatch": ("measure", "mismatch"),
     "train": ("jobs", "train"),
     "card": ("jobs", "card"),
+    "page": ("jobs", "page"),
 }
 
 
@@ -115,7 +116,7 @@ def cli() -> None:
 
 # The order of a newcomer's questions, not of the alphabet.
 COMMAND_GROUPS = {
-    "The whole job": ["card"],
+    "The whole job": ["card", "page"],
     "Models and weights": [
         "list",
         "info",

@@ -1,4 +1,4 @@
-"""Views of results: mismatch, predict, train."""
+"""Views of results: mismatch, predict, train, page."""
 
 from __future__ import annotations
 
@@ -95,3 +95,16 @@ def trained(result: TrainResult) -> View:
     return View(
         document, table, f"{artifact.name}: trained and written", remarks=result.remarks
     )
+
+
+def page(written: verbs.Page) -> View:
+    """`repzoo page`."""
+    document = {
+        "path": str(written.path),
+        "bytes": written.bytes,
+        "models": written.models,
+        "rows": written.rows,
+    }
+    size = f"{written.bytes / 1e6:.2f} MB"
+    counts = f"models: {written.models}, rows: {written.rows}, {size}"
+    return View(document, f"{written.path}\n{counts}", remarks=written.remarks)

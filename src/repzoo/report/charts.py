@@ -2,7 +2,7 @@
 
 A specification is plain data: a page draws it in the browser, and `svg` draws the same one here.
 `python -m repzoo.report.charts docs/figures` renders those of the README from results/.
-Source: the Vega-Lite 5 documentation.
+Source: the Vega-Lite 6 documentation.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from repzoo.measure.results import PairedAccuracy
 from repzoo.report import tables
 from repzoo.report.card import CardFacts
 from repzoo.report.quantizer_comparison import newest_rows
-from repzoo.storage import write_atomically
+from repzoo.storage import cached_file, write_atomically
 
 Spec = dict[str, Any]
 
-SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
-VERSION = "5.20"  # of Vega-Lite, as vl-convert names it
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+VERSION = "6.4"  # of Vega-Lite, as vl-convert names it
 # Distinct for readers who are color-blind, and on white and dark paper (Okabe and Ito).
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#888888"
 OWN = "repzoo"
@@ -199,6 +199,25 @@ def _form_encoding() -> Spec:
         "shape": {"field": "form", "title": None, "scale": {"domain": labels}},
         "tooltip": [{"field": name} for name in shown],
     }
+
+
+def browser_bundle() -> str:
+    """Vega, Vega-Lite and vega-embed as one JavaScript, which sets `window.vegaEmbed`.
+
+    It is made once and kept in the cache, since that takes seconds.
+
+    Raises:
+        MissingExtra: vl-convert is not installed.
+    """
+    converter = _converter()
+
+    def make(path: Path) -> None:
+        """Write the bundle."""
+        bundle: str = converter.javascript_bundle(vl_version=VERSION)
+        path.write_text(bundle, "utf-8")
+
+    name = f"vega-lite-{VERSION}-{converter.__version__}.js"
+    return cached_file("charts", name, make).read_text("utf-8")
 
 
 def svg(spec: Spec) -> str:

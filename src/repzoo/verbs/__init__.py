@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from repzoo.verbs.prediction import ClassProbability, Prediction
     from repzoo.verbs.public_artifact import Artifact
     from repzoo.verbs.quantize_model import QuantizeOptions, quantize
+    from repzoo.verbs.render_page import Page, page
     from repzoo.verbs.train_model import RecipeChanges, train
     from repzoo.verbs.vendor_toolchains import toolchains
 
@@ -53,6 +54,7 @@ __all__ = [
     "Mismatches",
     "Pack",
     "PackOptions",
+    "Page",
     "Prediction",
     "QuantizeOptions",
     "RecipeChanges",
@@ -70,6 +72,7 @@ __all__ = [
     "match",
     "measure_mismatch",
     "pack",
+    "page",
     "predict",
     "quantize",
     "toolchains",
@@ -95,6 +98,7 @@ _MODULES = {
     "Mismatches": "measure_preprocessing",
     "Pack": "pack_model",
     "PackOptions": "pack_model",
+    "Page": "render_page",
     "Prediction": "prediction",
     "QuantizeOptions": "quantize_model",
     "RecipeChanges": "train_model",
@@ -112,6 +116,7 @@ _MODULES = {
     "match": "match_models",
     "measure_mismatch": "measure_preprocessing",
     "pack": "pack_model",
+    "page": "render_page",
     "predict": "predict_images",
     "quantize": "quantize_model",
     "toolchains": "vendor_toolchains",

@@ -1,4 +1,4 @@
-"""Commands that run for long: train, card."""
+"""Commands that run for long, and the page of their results: train, card, page."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from repzoo.console.commands.shared import (
     append_option,
     data_option,
     json_option,
+    output_option,
     require_writable_files,
 )
 from repzoo.console.options import options_of, preprocess_options, split_options
@@ -149,3 +150,17 @@ def card(
     if append:
         append_records(append, result.records)
     console.show(views.card(result, files))
+
+
+@click.command()
+@click.argument("records", nargs=-1, required=True, type=FILE)
+@output_option
+@json_option
+def page(records: tuple[Path, ...], output: Path, as_json: bool) -> None:
+    """Write one HTML file of RECORDS: accuracy against latency, a table, all on each model.
+
+    RECORDS are .jsonl files, such as those of repzoo card --append. The file needs no network.
+    """
+    with Console(as_json) as console:
+        written = verbs.page(records, output, progress=console.progress)
+    console.show(results.page(written))

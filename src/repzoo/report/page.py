@@ -1,0 +1,277 @@
+"""The page: all models of some Records in one HTML file that asks for nothing from a network.
+
+Names, labels and reasons in Records are of others. They stand in the file as JSON only, in which
+no "<" is left, and the page shows them as text. A Content-Security-Policy admits the page's own
+scripts by their hashes, and no address at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Literal
+
+import jinja2
+
+from repzoo.errors import InputError, MissingExtra
+from repzoo.measure.record import Record, select
+from repzoo.measure.results import QuantizerComparison
+from repzoo.report import charts, page_details, page_rows
+from repzoo.report.page_rows import PRECISIONS, Row
+from repzoo.storage import finite, json_text
+
+# interactive: drawn in the browser, with 0.9 MB of Vega; picture: drawn here; table: none.
+Drawing = Literal["interactive", "picture", "table"]
+LANGUAGES = ("en", "zh")
+MEASURES = ("ms", "mb", "macs")
+CHOICES = ("family", "engine", "host", "threads", "precision")
+LIMITS = ("max_ms", "min_top1", "max_mb")
+NUMBERS = ("top1", "ms", "ratio", "mb", "macs")
+COLUMNS = (
+    "model",
+    "family",
+    "precision",
+    "quantizer",
+    "engine",
+    "threads",
+    *NUMBERS,
+    "images",
+    "host",
+    "source",
+)
+MAX_BYTES = 1_500_000
+
+Text = dict[str, str]
+
+
+@dataclass(frozen=True)
+class RenderedPage:
+    """The page and what is in it.
+
+    remarks  sentences on what was left out, as the page has them, in English
+    """
+
+    html: str
+    rows: int
+    models: int
+    remarks: tuple[str, ...]
+
+
+def render(
+    records: Sequence[Record[Any]], drawing: Drawing = "interactive"
+) -> RenderedPage:
+    """The page of `records`.
+
+    Without vl-convert it is the table alone, whatever `drawing` asks for.
+
+    Raises:
+        InputError: no Record holds a figure of a model.
+    """
+    newest = page_rows.newest_runs(records)
+    rows = page_rows.table_rows(newest)
+    if not rows:
+        raise InputError(
+            "no Record holds an accuracy or a latency of a model; make some with: "
+            "repzoo card MODEL --data DIR --append FILE.jsonl"
+        )
+    hosts = page_rows.host_names(newest)
+    measures = [name for name in MEASURES if _has_points(rows, name)]
+    bundle, picture, remarks = _drawn(rows, measures, drawing)
+    notes = [*_notes(records, newest, rows), *remarks]
+    models = _models(newest, hosts)
+    data = {
+        "words": words(),
+        "fields": list(vars(rows[0])),
+        "rows": [list(vars(row).values()) for row in rows],
+        "columns": _columns(rows),
+        "choices": CHOICES,
+        "measures": measures or MEASURES[:1],
+        "sort": "-top1" if _has(rows, "top1") else "ms",
+        "colors": charts.COLORS,
+        "models": models,
+        "charts": _charts(measures, precisions(rows)) if bundle else {},
+        "notes": notes,
+    }
+    html = _html(data, bundle, picture, measures)
+    sentences = [note["en"] for note in notes]
+    size = len(html.encode())
+    if size > MAX_BYTES:
+        sentences.append(
+            f"the page has {size / 1e6:.1f} MB; give fewer Records for a smaller one"
+        )
+    return RenderedPage(html, len(rows), len(models), tuple(sentences))
+
+
+@functools.cache
+def words() -> dict[str, dict[str, str]]:
+    """The words of the page by language and key."""
+    return tomllib.loads((files("repzoo.report") / "page.toml").read_text("utf-8"))
+
+
+def _sentence(key: str, **fields: Any) -> Text:
+    """The sentence `key` in every language."""
+    return {name: words()[name][key].format(**fields) for name in LANGUAGES}
+
+
+def _has(rows: Sequence[Row], name: str) -> bool:
+    return any(getattr(row, name) not in (None, "") for row in rows)
+
+
+def _has_points(rows: Sequence[Row], measure: str) -> bool:
+    """Whether a row has both figures of a chart."""
+    return _has([row for row in rows if row.top1 is not None], measure)
+
+
+def precisions(rows: Sequence[Row]) -> list[str]:
+    """The precisions that a chart of `rows` shows, float first: the order of their colors."""
+    drawn = [row for row in rows if row.top1 is not None and (row.ms or row.mb)]
+    present = {row.precision for row in drawn}
+    known = [PRECISIONS[form] for form in ("deploy", "int8", "fp16", "bf16", "train")]
+    others = sorted(present - set(known))
+    return [name for name in (*known, *others) if name in present]
+
+
+def _columns(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The columns that any row has a figure for."""
+    shown = [name for name in COLUMNS if _has(rows, name)]
+    return [{"name": name, "number": name in NUMBERS} for name in shown]
+
+
+def _notes(
+    records: Sequence[Record[Any]],
+    newest: Sequence[Record[Any]],
+    rows: Sequence[Row],
+) -> list[Text]:
+    """What a reader must know of the rows."""
+    notes: list[Text] = []
+    names = sorted({row.host for row in rows})
+    if len(names) > 1:
+        notes.append(_sentence("two_hosts", n=len(names), hosts="; ".join(names)))
+    left = len(records) - len(newest)
+    if left:
+        notes.append(_sentence("older", all=len(records), left=left))
+    if not _has(rows, "ms"):
+        notes.append(_sentence("no_time"))
+    if not _has(rows, "top1"):
+        notes.append(_sentence("no_accuracy"))
+    if select(newest, QuantizerComparison):
+        notes.append(_sentence("compared_note"))
+    return notes
+
+
+def _models(
+    records: Sequence[Record[Any]], hosts: Mapping[tuple[str, ...], str]
+) -> list[dict[str, Any]]:
+    by_name: dict[str, list[Record[Any]]] = {}
+    for record in records:
+        by_name.setdefault(page_rows.model_name(record), []).append(record)
+    models = []
+    for name, own in by_name.items():
+        models.append({"name": name, "sections": page_details.sections(own, hosts)})
+    return models
+
+
+def _drawn(
+    rows: Sequence[Row], measures: Sequence[str], drawing: Drawing
+) -> tuple[str, str, list[Text]]:
+    """(JavaScript that draws the charts, address of a picture, remarks)."""
+    if drawing == "table" or not measures:
+        return "", "", []
+    try:
+        if drawing == "interactive":
+            return charts.browser_bundle(), "", []
+        drawn = charts.svg(picture_spec(rows, measures[0]))
+    except MissingExtra:
+        return "", "", [_sentence("no_chart")]
+    # As an image, an SVG can run nothing.
+    encoded = base64.b64encode(drawn.encode()).decode()
+    return "", f"data:image/svg+xml;base64,{encoded}", []
+
+
+def picture_spec(rows: Sequence[Row], measure: str) -> charts.Spec:
+    """The chart of the page with its data, in English, for `charts.svg` and `charts.png`."""
+    values = []
+    for row in rows:
+        if getattr(row, measure) is not None and row.top1 is not None:
+            values.append({**vars(row), "front": None})
+    spec = charts.trade_off(measure, words()["en"], precisions(rows))
+    return {**spec, "width": 640, "data": {"values": values}}
+
+
+def _charts(
+    measures: Sequence[str], shown: Sequence[str]
+) -> dict[str, dict[str, charts.Spec]]:
+    """The specifications of the page by language and name."""
+    specs: dict[str, dict[str, charts.Spec]] = {}
+    for language in LANGUAGES:
+        titles = words()[language]
+        own = {name: charts.trade_off(name, titles, shown) for name in measures}
+        own["layer_noise"] = charts.layer_noise(
+            titles["layer_snr"], titles["layer_index"]
+        )
+        specs[language] = own
+    return specs
+
+
+def _html(
+    data: Mapping[str, Any], bundle: str, picture: str, measures: Sequence[str]
+) -> str:
+    own = _template("page_views.js") + _template("page.js")
+    scripts = [_inline(text) for text in (bundle, own) if text]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("repzoo.report"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        title=words()["en"]["title"],
+        words=words()["en"],
+        policy=_policy(scripts),
+        style=_template("page.css"),
+        data=_json(data),
+        scripts=scripts,
+        picture=picture,
+        has_chart=bool(bundle),
+        choices=CHOICES,
+        limits=LIMITS,
+        measures=measures,
+    )
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """A Content-Security-Policy that admits `scripts`, and no network."""
+    hashes = []
+    for text in scripts:
+        digest = hashlib.sha256(text.encode()).digest()
+        hashes.append(f"'sha256-{base64.b64encode(digest).decode()}'")
+    rules = (
+        "default-src 'none'",
+        f"script-src {' '.join(hashes)}",
+        # Vega sets styles of its own on what it draws.
+        "style-src 'unsafe-inline'",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    )
+    return "; ".join(rules)
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    """`data` as JSON that cannot end the element that it stands in (HTML, 4.12.1.3)."""
+    text = json_text(finite(data), ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _inline(script: str) -> str:
+    """`script` as it may stand in HTML, where these two would be read as markup."""
+    return script.replace("</script", "<\\/script").replace("<!--", "\\x3C!--")
+
+
+def _template(name: str) -> str:
+    return (files("repzoo.report") / "templates" / name).read_text("utf-8")
