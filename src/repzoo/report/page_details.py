@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from repzoo.graph.tools.cost_result import Cost
-from repzoo.graph.tools.int8_share import percent_of_share
+from repzoo.graph.tools.int8_share import Int8Share, percent_of_share
 from repzoo.measure.board import BoardAccuracy, BoardLatency, BoardSimilarity
 from repzoo.measure.record import Record, select, share_of
 from repzoo.measure.results import (
@@ -28,7 +28,7 @@ from repzoo.measure.results import (
 )
 from repzoo.printable import one_line
 from repzoo.report import figures
-from repzoo.report.page_rows import PRECISIONS, host_key, setting_text
+from repzoo.report.page_rows import PRECISIONS, host_key, part_of, setting_text
 from repzoo.report.translation import translate
 
 Cell = str | dict[str, str]
@@ -99,9 +99,9 @@ def _float_and_int8(records: Sequence[Record[Any]], _hosts: Hosts) -> Section:
     """Every model against the float model on the same images."""
     rows: list[list[Cell]] = []
     for record in select(records, PairedAccuracy):
-        second = record.artifact["second"]
-        engine = record.engine.get("second", record.engine)
-        name = str(second.get("variant") or PRECISIONS.get(second["form"], ""))
+        second = part_of(record.artifact, "second")
+        engine = part_of(record.engine, "second") or record.engine
+        name = str(second.get("variant") or _form(second))
         rows.append([one_line(name), _engine(engine), *_paired(record.values)])
     for comparison in select(records, QuantizerComparison):
         for engine_name, values in comparison.values.engines.items():
@@ -179,10 +179,10 @@ def _ratios(records: Sequence[Record[Any]], hosts: Hosts) -> Section:
     rows: list[list[Cell]] = []
     for record in select(records, LatencyRatio):
         values = record.values
-        pair = (_form(record.artifact["first"]), _form(record.artifact["second"]))
+        sides = [part_of(record.artifact, side) for side in ("first", "second")]
         rows.append(
             [
-                " / ".join(pair),
+                " / ".join(map(_form, sides)),
                 _engine(record.engine),
                 hosts[host_key(record)],
                 setting_text(values.setting),
@@ -285,23 +285,27 @@ def _placement(records: Sequence[Record[Any]], _hosts: Hosts) -> Section:
 def _in_float(records: Sequence[Record[Any]], _hosts: Hosts) -> Section:
     """What does not run in INT8 or half precision, and why."""
     rows: list[list[Cell]] = []
-    for record in records:
-        if isinstance(record.values, QuantizeSummary):
-            rows += _share(record) + _kept_in_float(record.values)
+    for record in select(records, QuantizeSummary):
+        name = f"{_form(record.artifact)}, {record.values.placement}"
+        rows += _share(name, share_of(record.artifact))
+        rows += _kept_in_float(record.values)
+    for comparison in select(records, QuantizerComparison):
+        for engine, measured in comparison.values.engines.items():
+            rows += _share(f"{comparison.values.recipe}, {engine}", measured.int8)
     return _table(("what", "why"), rows)
 
 
-def _share(record: Record[QuantizeSummary]) -> list[list[Cell]]:
-    share = share_of(record.artifact)
+def _share(name: str, share: Int8Share | None) -> list[list[Cell]]:
     if share is None:
         return []
-    layers = f"{share.layers - share.int8_layers} / {share.layers}"
-    macs = "" if math.isnan(share.macs) else percent_of_share(1 - share.macs)
-    return [
-        [word("layers_in_float"), layers],
-        [word("macs_in_float"), macs],
-        [word("placement"), one_line(record.values.placement)],
-    ]
+    layers = share.layers - share.int8_layers
+    english = f"{layers} of {share.layers} layers in float"
+    chinese = f"{share.layers} 层中有 {layers} 层为浮点"
+    if not math.isnan(share.macs):
+        macs = percent_of_share(1 - share.macs)
+        english += f", {macs} of MACs"
+        chinese += f"，占乘加的 {macs}"
+    return [[one_line(name), {"en": english, "zh": chinese}]]
 
 
 def _kept_in_float(values: QuantizeSummary) -> list[list[Cell]]:
@@ -405,11 +409,11 @@ def _classes(records: Sequence[Record[Any]], _hosts: Hosts) -> Section:
         if record.artifact.get("form") != "int8":
             continue
         for item in list(record.samples.get("classes", ()))[:5]:
-            top1 = _interval(
-                figures.percent, item["top1"], item["top1_low"], item["top1_high"]
-            )
+            ends = item.get("top1_low"), item.get("top1_high")
+            top1 = _interval(figures.percent, item.get("top1"), *ends)
             mistaken = one_line(item.get("taken_for") or "")
-            rows.append([one_line(item["class"]), str(item["n"]), top1, mistaken])
+            label, n = one_line(item.get("class", "")), _number(item.get("n"))
+            rows.append([label, n, top1, mistaken])
     return _table(("class", "n", "top1", "taken_for"), rows)
 
 

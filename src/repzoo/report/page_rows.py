@@ -25,6 +25,7 @@ from repzoo.measure.results import (
     QuantizerComparison,
     Setting,
 )
+from repzoo.printable import one_line
 from repzoo.report.quantizer_comparison import newest_rows
 from repzoo.zoo import catalog
 
@@ -171,9 +172,15 @@ def table_rows(records: Sequence[Record[Any]]) -> list[Row]:
 def model_name(record: Record[Any]) -> str:
     """The name of the Record's model, or of the second of two."""
     artifact = record.artifact
-    if "name" not in artifact and isinstance(artifact.get("second"), Mapping):
-        artifact = artifact["second"]
-    return str(artifact.get("name", ""))
+    if "name" not in artifact:
+        artifact = part_of(artifact, "second")
+    return one_line(artifact.get("name", ""))
+
+
+def part_of(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The object at `key` of a Record; empty where there is none."""
+    inner = value.get(key)
+    return inner if isinstance(inner, Mapping) else {}
 
 
 def host_key(record: Record[Any]) -> tuple[str, ...]:
@@ -264,7 +271,8 @@ def _judged(record: Record[Any], hosts: Mapping[tuple[str, ...], str]) -> _Part:
     figures: dict[str, Any] = {"n": values.n, "top1": values.top1}
     images = str(record.data.get("name", ""))
     if isinstance(values, PairedAccuracy):
-        figures["quantizer"] = str(record.artifact["second"].get("variant", ""))
+        second = part_of(record.artifact, "second")
+        figures["quantizer"] = str(second.get("variant", ""))
         return _part(record, hosts[host_key(record)], figures, images, is_board=True)
     figures |= {"top1_low": values.top1_low, "top1_high": values.top1_high}
     if isinstance(values, BoardAccuracy):
@@ -281,8 +289,8 @@ def _part(
     is_board: bool = False,
 ) -> _Part:
     paired = isinstance(record.values, PairedAccuracy)
-    artifact = record.artifact["second"] if paired else record.artifact
-    engine = record.engine["second"] if paired else record.engine
+    artifact = part_of(record.artifact, "second") if paired else record.artifact
+    engine = part_of(record.engine, "second") if paired else record.engine
     form = str(artifact.get("form", ""))
     # A maker's tool makes a model of its own from the file that it is given.
     precision = "" if is_board and form != "int8" else PRECISIONS.get(form, form)
@@ -363,16 +371,18 @@ def _join(
         family=family_of(fields["model"]),
         **fields,
     )
-    return _without_nan(row)
+    return _printable(row)
 
 
-def _without_nan(row: Row) -> Row:
-    """`row` with None for what was not finite when it was written."""
-    unknown = {}
+def _printable(row: Row) -> Row:
+    """`row` with None for what was not finite, and with text that prints as it stands."""
+    changed: dict[str, Any] = {}
     for name, value in vars(row).items():
         if isinstance(value, float) and not math.isfinite(value):
-            unknown[name] = None
-    return dataclasses.replace(row, **unknown)
+            changed[name] = None
+        elif isinstance(value, str):
+            changed[name] = one_line(value)
+    return dataclasses.replace(row, **changed)
 
 
 def _ratios(
@@ -381,7 +391,8 @@ def _ratios(
     """Latency over the float model's by file, engine, host and setting."""
     ratios: dict[Any, LatencyRatio] = {}
     for record in select(records, LatencyRatio):
-        first, second = record.artifact["first"], record.artifact["second"]
+        first = part_of(record.artifact, "first")
+        second = part_of(record.artifact, "second")
         # Two engines with one file, or a fold, are no question of precision.
         if second.get("form") != "deploy" or first.get("form") in ("deploy", "train"):
             continue
@@ -413,7 +424,7 @@ def _compared(
                 date=record.time[: len("2000-01-01")],
             )
             rows += _float_and_int8(common, record, measured)
-    return [_without_nan(row) for row in rows]
+    return [_printable(row) for row in rows]
 
 
 def _float_and_int8(
