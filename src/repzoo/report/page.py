@@ -21,7 +21,7 @@ import jinja2
 from repzoo.errors import InputError, MissingExtra
 from repzoo.measure.record import Record, select
 from repzoo.measure.results import QuantizerComparison
-from repzoo.report import charts, page_details, page_rows
+from repzoo.report import charts, page_charts, page_details, page_rows
 from repzoo.report.page_rows import PRECISIONS, Row
 from repzoo.storage import finite, json_text
 
@@ -92,7 +92,7 @@ def render(
         "choices": CHOICES,
         "measures": measures or MEASURES[:1],
         "sort": "-top1" if _has(rows, "top1") else "ms",
-        "colors": charts.COLORS,
+        "colors": page_charts.COLORS,
         "models": models,
         "charts": _charts(measures, precisions(rows)) if bundle else {},
         "notes": notes,
@@ -199,7 +199,7 @@ def picture_spec(rows: Sequence[Row], measure: str) -> charts.Spec:
     for row in rows:
         if getattr(row, measure) is not None and row.top1 is not None:
             values.append({**vars(row), "front": None})
-    spec = charts.trade_off(measure, words()["en"], precisions(rows))
+    spec = page_charts.trade_off(measure, words()["en"], precisions(rows))
     return {**spec, "width": 640, "data": {"values": values}}
 
 
@@ -210,8 +210,8 @@ def _charts(
     specs: dict[str, dict[str, charts.Spec]] = {}
     for language in LANGUAGES:
         titles = words()[language]
-        own = {name: charts.trade_off(name, titles, shown) for name in measures}
-        own["layer_noise"] = charts.layer_noise(
+        own = {name: page_charts.trade_off(name, titles, shown) for name in measures}
+        own["layer_noise"] = page_charts.layer_noise(
             titles["layer_snr"], titles["layer_index"]
         )
         specs[language] = own

@@ -11,7 +11,17 @@ from repzoo.report.charts import GRAY, ORANGE, SCHEMA, Spec
 
 # Distinct for readers who are color-blind, on white and on dark paper (after Okabe and Ito).
 COLORS = (ORANGE, "#0090D8", "#009E73", "#CC79A7", "#B38600", GRAY)
-TOOLTIP = ("model", "precision", "quantizer", "engine", "host", "threads", "ms", "top1", "mb")
+TOOLTIP = (
+    "model",
+    "precision",
+    "quantizer",
+    "engine",
+    "host",
+    "threads",
+    "ms",
+    "top1",
+    "mb",
+)
 
 
 def trade_off(
