@@ -209,8 +209,9 @@ def image_size(record: Record[Any]) -> str:
     size = record.artifact.get("size")
     if isinstance(size, int):
         return size_text(size)
-    is_pair = isinstance(size, list | tuple) and len(size) == 2
-    return size_text((size[0], size[1])) if is_pair else ""
+    if isinstance(size, list | tuple) and len(size) == 2:
+        return size_text((size[0], size[1]))
+    return ""
 
 
 def _where(host: MatchHost) -> Basis:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 # For type checkers and editors, which do not see what `__getattr__` imports.
 if TYPE_CHECKING:
+    from repzoo.measure.matching import Match
     from repzoo.verbs.benchmark_models import BenchOptions, benchmark
     from repzoo.verbs.convert_checkpoint import ConvertedCheckpoint, convert
     from repzoo.verbs.embed_camera_input import EmbeddedInput, embed_input
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     )
     from repzoo.verbs.lint_files import check_pack
     from repzoo.verbs.load_model import load
-    from repzoo.verbs.match_models import Match, MatchOptions, match
+    from repzoo.verbs.match_models import MatchOptions, match
     from repzoo.verbs.measure_preprocessing import Mismatches, measure_mismatch
     from repzoo.verbs.pack_compilation import Compilation, compile_pack
     from repzoo.verbs.pack_model import Pack, PackOptions, pack
