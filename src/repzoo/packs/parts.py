@@ -17,9 +17,8 @@ import numpy.typing as npt
 import onnx
 from PIL import Image
 
-from repzoo.artifact import Preprocess
+from repzoo.artifact import Artifact, Preprocess
 from repzoo.errors import InputError
-from repzoo.graph.tools.cost import count
 from repzoo.packs.pack import PackFile, PackJob
 from repzoo.printable import code_span, escape_markdown, one_line, signed
 from repzoo.storage import json_text
@@ -195,7 +194,7 @@ def render_readme(
             height=height,
             width=width,
             classes=job.artifact.num_classes,
-            millions=count(job.artifact).parameters / 1e6,
+            millions=_parameters(job.artifact) / 1e6,
             images=len(job.images),
             data=job.images.name,
             figures=job.figures,
@@ -237,3 +236,10 @@ def _percent(language: str, value: float | None) -> str:
     if value is None:
         return UNKNOWN[language]
     return f"{value:.2f}"
+
+
+def _parameters(artifact: Artifact) -> int:
+    # Here, since commands load this module and counting imports onnx-ir, which takes a second.
+    from repzoo.graph.tools.cost import count
+
+    return count(artifact).parameters

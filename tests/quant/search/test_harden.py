@@ -275,7 +275,7 @@ def one_wide_channel() -> Artifact:
     return replace(small(), model=model, name="wide")
 
 
-@pytest.mark.parametrize("name", ["rdk-x5", "vastai"])
+@pytest.mark.parametrize("name", ["rdk-x5", "rknn"])
 def test_layers_that_int8_breaks_are_named(name: str) -> None:
     budget = Budget(max_drop=100.0)
     result, report = hardening.harden(one_wide_channel(), sets(), target(name), budget)
