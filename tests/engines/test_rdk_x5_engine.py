@@ -15,7 +15,8 @@ from tests.packs.toolchain import install_toolchain, write_program
 from repzoo.artifact import Preprocess
 from repzoo.data import nv12
 from repzoo.engines import engine
-from repzoo.engines.rdk_x5 import RdkX5, pixels_of, repeated
+from repzoo.engines.pixels import pixels_of
+from repzoo.engines.rdk_x5 import RdkX5, repeated
 from repzoo.errors import InputError
 from repzoo.vendors import worker
 

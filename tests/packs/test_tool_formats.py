@@ -23,7 +23,7 @@ pytest.importorskip(
 from tests.contracts.test_pack import PREPROCESS, artifact_for, job_for
 
 import repzoo
-from repzoo.packs import hailo, qdq, rknn, sophgo
+from repzoo.packs import hailo, qdq, rknn, rknn_program, sophgo
 from repzoo.packs.pack import PackJob, open_target
 
 # What the toolkit's calls do, without the toolkit: each is noted, and step 1 writes a table.
@@ -145,8 +145,10 @@ def test_a_call_of_rknn_that_fails_is_named(rknn_folder: Path) -> None:
 def test_rknn_turns_images_for_a_model_of_the_other_order() -> None:
     swapped = replace(PREPROCESS, color="BGR")
     job = job_for(open_target("rknn"), preprocess=swapped)
-    assert "quant_img_RGB2BGR=True" in rknn.program_text(job.artifact, "layer")
-    assert "quantized_method='layer'" in rknn.program_text(job.artifact, "layer")
+    assert "quant_img_RGB2BGR=True" in rknn_program.program_text(job.artifact, "layer")
+    assert "quantized_method='layer'" in rknn_program.program_text(
+        job.artifact, "layer"
+    )
     files = files_of("rknn", job)
     other = files_of("rknn", job_for(open_target("rknn")))
     # The tool reads RGB and turns it: the files themselves show the true colors.

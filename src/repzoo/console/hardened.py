@@ -135,9 +135,10 @@ def _compiled_lines(compilation: Compilation) -> list[Any]:
     ]
     for record in compilation.records:
         shown += record_lines(record)
+    engine, _, _ = compilation.target.partition(":")
     shown.append(
-        f"measure it: repzoo evaluate {compilation.folder} --engine {compilation.target} "
-        "--data DIR --against FLOAT.onnx"
+        f"measure it: repzoo evaluate {compilation.folder} --engine {engine} --data DIR "
+        "--against FLOAT.onnx"
     )
     return shown
 

@@ -9,6 +9,7 @@ A name may have an option after a colon: `onnxruntime:CUDAExecutionProvider`, `o
 
 signature  what a model takes, and whether an array fits; for every engine to use
 batches    runs of fewer images than the batch that a file fixes
+pixels     what was normalized, for models that normalize by themselves
 limits     bounds on memory and time, for ONNX Runtime
 probe      one run in a child process, which may crash or hang
 """
@@ -108,6 +109,7 @@ ENGINES = PluginTable(
         "pytorch": Plugin("repzoo.engines.pytorch:PyTorch", "torch"),
         "reference": Plugin("repzoo.engines.reference:Reference"),
         "rdk-x5": Plugin("repzoo.engines.rdk_x5:RdkX5"),
+        "rknn": Plugin("repzoo.engines.rknn:Rknn"),
     },
 )
 

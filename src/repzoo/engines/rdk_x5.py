@@ -18,6 +18,7 @@ import onnx
 from repzoo.artifact import Preprocess
 from repzoo.data import nv12
 from repzoo.engines import Array
+from repzoo.engines.pixels import pixels_of
 from repzoo.errors import InputError
 from repzoo.vendors.environment import require_installed
 from repzoo.vendors.recipes import find_recipe
@@ -106,15 +107,6 @@ class RdkX5Session:
             f"the compiled model takes {self._kind or 'an unknown format'}, which repzoo cannot "
             f"make of {color} images; it makes RGB, BGR and NV12"
         )
-
-
-def pixels_of(inputs: Array, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
-    """The pixels [N, H, W, channels] that were normalized to `inputs`."""
-    if preprocess.layout != "NHWC":
-        inputs = inputs.transpose(0, 2, 3, 1)
-    values = (inputs * np.array(preprocess.std) + np.array(preprocess.mean)) * 255
-    pixels: npt.NDArray[np.uint8] = np.clip(np.round(values), 0, 255).astype(np.uint8)
-    return pixels
 
 
 def repeated(buffer: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

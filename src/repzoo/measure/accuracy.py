@@ -10,8 +10,8 @@ import contextlib
 import functools
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,20 @@ LogitsByImage = dict[tuple[int, int], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """One model to evaluate: `session` runs `artifact`."""
+    """One model to evaluate: `session` runs `artifact`.
+
+    compiled  of a pack that a vendor's tool chain compiled: what the Record says of the files
+    """
 
     artifact: Artifact
     engine: Engine
     session: Session
+    compiled: Mapping[str, str] = field(default_factory=dict)
+
+    def engine_facts(self) -> dict[str, str]:
+        """What ran the model, for Records and journals."""
+        version = self.engine.version()
+        return {"name": self.engine.name, "version": version, **self.compiled}
 
     @functools.cached_property
     def head(self) -> Head:
@@ -215,7 +224,7 @@ def _predictions(
             ModelPredictions(
                 identity=identity_of(run.artifact),
                 labels=output_labels(dataset, run.artifact),
-                engine={"name": run.engine.name, "version": run.engine.version()},
+                engine=run.engine_facts(),
                 data=data,
                 keys=keys,
                 targets=np.array(indices[number])[targets],
@@ -249,6 +258,7 @@ def _header(
             "sha256": run.artifact.sha256 or sha256_of(run.artifact.to_bytes()),
             "engine": run.engine.name,
             "version": run.engine.version(),
+            **run.compiled,
         }
         rows.append(row)
     images = zip(dataset.keys, dataset.targets, strict=True)

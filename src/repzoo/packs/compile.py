@@ -73,6 +73,7 @@ class CompiledPack:
         model: the float ONNX in it.
         products: what the tool made.
         sha256: of `products.simulated`.
+        binary_sha256: of `products.binary`.
     """
 
     folder: Path
@@ -81,6 +82,7 @@ class CompiledPack:
     model: Path
     products: Products
     sha256: str
+    binary_sha256: str
 
     @property
     def logs(self) -> list[Path]:
@@ -207,29 +209,34 @@ def read_compiled(folder: Path) -> CompiledPack:
             str(compiled["binary"]),
             tuple(map(str, compiled["logs"])),
         )
-        version, digest = str(compiled["version"]), str(compiled["sha256"])
+        version = str(compiled["version"])
+        digests: dict[str, str] = {}
+        for name in (products.simulated, products.binary):
+            digests[name] = str(compiled["files"][name])
     except (KeyError, TypeError):
         raise InputError(
             f"{folder / MANIFEST} is damaged; type: repzoo pack {folder} --compile"
         ) from None
     _require_inside(folder, (products.simulated, products.binary, *products.logs))
-    if sha256_of_file(folder / products.simulated) != digest:
-        raise InputError(
-            f"{folder / products.simulated} was changed since it was compiled; type: repzoo pack "
-            f"{folder} --compile"
-        )
+    for name, digest in digests.items():
+        if sha256_of_file(folder / name) != digest:
+            raise InputError(
+                f"{folder / name} was changed since it was compiled; type: repzoo pack {folder} "
+                "--compile"
+            )
     return CompiledPack(
         folder,
         str(manifest["target"]),
         version,
         packed_model(folder),
         products,
-        digest,
+        digests[products.simulated],
+        digests[products.binary],
     )
 
 
 def _is_compiled_here(target: str) -> bool:
-    return hasattr(TARGETS.load(target), "compiler")
+    return hasattr(TARGETS.load(target)(), "compiler")
 
 
 def _runner(

@@ -19,21 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from repzoo.artifact import Artifact
+from repzoo.packs.compile_rknn import RknnCompiler
 from repzoo.packs.pack import PackFile, PackJob, pixel_images
 from repzoo.packs.parts import (
     Step,
     fallback_nodes,
     file_name,
     label_files,
-    pixel_mean,
-    pixel_std,
     png,
     readme_files,
-    render,
-    sides,
     step_files,
 )
 from repzoo.packs.ranges import activation_ranges
+from repzoo.packs.rknn_program import DATASET, PROGRAM, program_text
 from repzoo.storage import json_text
 
 CALIBRATION = "calibration"
@@ -43,11 +41,11 @@ METHODS = {"": "channel", "layer": "layer"}
 class Rknn:
     """The target `rknn`; "rknn:layer" has one scale for each weight tensor."""
 
-    name = "rknn"
-
     def __init__(self, option: str = "") -> None:
+        self.name = f"rknn:{option}" if option else "rknn"
         self.method = METHODS[option]
         self.scheme = "rknn-layer" if option else "rknn"
+        self.compiler = RknnCompiler(self.method)
 
     @staticmethod
     def options() -> list[str]:
@@ -67,9 +65,9 @@ class Rknn:
             image, data = image_file(pixels, artifact.require_preprocess().color)
             names.append(f"{CALIBRATION}/{number:04d}.{image}")
             yield names[-1], data
-        yield "dataset.txt", "".join(f"{line}\n" for line in names)
+        yield DATASET, "".join(f"{line}\n" for line in names)
         yield f"{name}.ranges.cfg", ranges_text(job)
-        yield "convert.py", program_text(artifact, self.method)
+        yield PROGRAM, program_text(artifact, self.method)
         steps = _steps()
         yield from step_files(steps)
         yield from label_files(job)
@@ -80,29 +78,6 @@ class Rknn:
             calibration=CALIBRATION,
             ranges=len(activation_ranges(artifact)),
         )
-
-
-def program_text(artifact: Artifact, method: str) -> str:
-    """convert.py: the calls of rknn-toolkit2, with all numbers in it."""
-    preprocess = artifact.require_preprocess()
-    height, width = sides(preprocess)
-    mean = pixel_mean(preprocess)
-    shape = [1, len(mean), height, width]
-    if preprocess.layout == "NHWC":
-        shape = [1, height, width, len(mean)]
-    name = file_name(artifact.name)
-    return render(
-        "rknn_convert.py.j2",
-        model=f"{name}.onnx",
-        ranges=f"{name}.ranges.cfg",
-        output=f"{name}.rknn",
-        input=artifact.input_name,
-        shape=shape,
-        mean=mean,
-        std=pixel_std(preprocess),
-        swapped=preprocess.color == "BGR",
-        method=method,
-    )
 
 
 def image_file(pixels: npt.NDArray[np.uint8], color: str) -> tuple[str, bytes]:

@@ -50,7 +50,7 @@ class Status:
     @property
     def install_command(self) -> str:
         """What to type."""
-        return f"repzoo toolchains {self.recipe.name} --install"
+        return install_command(self.recipe)
 
 
 def folder_of(recipe: Recipe) -> Path:
@@ -58,14 +58,24 @@ def folder_of(recipe: Recipe) -> Path:
     return cache_folder() / "toolchains" / recipe.name
 
 
-def status(recipe: Recipe) -> Status:
-    """What is there of a tool chain. Nothing of it is run."""
-    folder = folder_of(recipe)
+def install_command(recipe: Recipe) -> str:
+    """What to type to install a tool chain."""
+    return f"repzoo toolchains {recipe.name} --install"
+
+
+def installed_version(recipe: Recipe) -> str:
+    """What the check printed when it last worked; "" where nothing is installed."""
     try:
-        version = (folder / NOTE).read_text("utf-8").strip()
+        return (folder_of(recipe) / NOTE).read_text("utf-8").strip()
     except OSError:
-        return Status(recipe, folder, "")
-    return Status(recipe, folder, version, _folder_bytes(folder))
+        return ""
+
+
+def status(recipe: Recipe) -> Status:
+    """What is there of a tool chain. Nothing of it is run; its size takes a second or more."""
+    folder = folder_of(recipe)
+    version = installed_version(recipe)
+    return Status(recipe, folder, version, _folder_bytes(folder) if version else 0)
 
 
 def require_installed(recipe: Recipe) -> Path:
@@ -74,18 +84,18 @@ def require_installed(recipe: Recipe) -> Path:
     Raises:
         InputError: it is not installed, or in another version; the message says what to type.
     """
-    found = status(recipe)
-    if not found.installed:
+    version = installed_version(recipe)
+    if not version:
         raise InputError(
-            f"the tool chain {recipe.name} is not installed; type: {found.install_command} "
+            f"the tool chain {recipe.name} is not installed; type: {install_command(recipe)} "
             f"(about {recipe.gigabytes:g} GB; {recipe.terms})"
         )
-    if recipe.version not in found.version:
+    if recipe.version not in version:
         raise InputError(
-            f"the tool chain {recipe.name} is installed in version {found.version}; expected "
-            f"{recipe.version}; type: {found.install_command}"
+            f"the tool chain {recipe.name} is installed in version {version}; expected "
+            f"{recipe.version}; type: {install_command(recipe)}"
         )
-    return found.folder
+    return folder_of(recipe)
 
 
 def install(recipe: Recipe, python: str = "", progress: Progress = silent) -> Status:
@@ -136,7 +146,7 @@ def check(recipe: Recipe) -> str:
     if recipe.version not in lines[-1]:
         raise InputError(
             f"the tool chain {recipe.name} says {lines[-1]!r} where version {recipe.version} was "
-            f"expected; type: {status(recipe).install_command}"
+            f"expected; type: {install_command(recipe)}"
         )
     return lines[-1]
 
@@ -271,7 +281,7 @@ def _run(
     except OSError as error:
         raise InputError(
             f"the tool chain {recipe.name} cannot be run ({error.strerror}: {command[0]}); type: "
-            f"{status(recipe).install_command}"
+            f"{install_command(recipe)}"
         ) from None
     output = ran.stdout.decode(errors="replace")
     if ran.returncode:

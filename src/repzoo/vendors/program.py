@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from repzoo.errors import InputError
-from repzoo.vendors.environment import program_of, status, variables_of
+from repzoo.vendors.environment import install_command, program_of, variables_of
 from repzoo.vendors.recipes import Recipe
 
 POLL_SECONDS = 0.5
@@ -91,7 +91,7 @@ def start(
     except OSError as error:
         raise InputError(
             f"the tool chain {recipe.name} cannot be run ({error.strerror}: {program}); type: "
-            f"{status(recipe).install_command}"
+            f"{install_command(recipe)}"
         ) from None
 
 

@@ -11,6 +11,7 @@ import io
 import os
 import struct
 import sys
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -80,7 +81,27 @@ class RdkX5:
         return np.stack(rows)
 
 
-MODELS = {"rdk-x5": RdkX5}
+class Rknn:
+    """Rockchip's simulator, after the tool has built the model again from a pack's build.json."""
+
+    def __init__(self, path: str) -> None:
+        # A program of this folder, which is no package here.
+        child = importlib.import_module("rknn_child")
+        self._tool = child.open_tool(Path(path))
+        child.require(self._tool.init_runtime(), "init_runtime")
+
+    def run(self, array: Any) -> Any:
+        """uint8 images [height, width, channels] one at a time, to float32 [N, outputs]."""
+        rows = []
+        for image in array:
+            outputs = self._tool.inference(inputs=[image[None]], data_format=["nhwc"])
+            if outputs is None:
+                raise RuntimeError("inference gave no outputs")
+            rows.append(np.asarray(outputs[0], np.float32).reshape(-1))
+        return np.stack(rows)
+
+
+MODELS = {"rdk-x5": RdkX5, "rknn": Rknn}
 
 
 def main(name: str, path: str) -> None:

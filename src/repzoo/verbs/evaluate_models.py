@@ -335,7 +335,8 @@ def _open_run(artifact: StoredArtifact, engine: Engine) -> EvaluationRun:
     session = engine.open_pack(
         path, artifact.require_preprocess(), streams=available_cores()
     )
-    return EvaluationRun(artifact, engine, session)
+    compiled = {"simulated_sha256": pack.sha256, "binary_sha256": pack.binary_sha256}
+    return EvaluationRun(artifact, engine, session, compiled)
 
 
 def _is_same_model(first: StoredArtifact, second: StoredArtifact) -> bool:
@@ -345,9 +346,11 @@ def _is_same_model(first: StoredArtifact, second: StoredArtifact) -> bool:
     # Models that never were files have no hash.
     if first.sha256 != second.sha256 or not first.sha256:
         return False
-    described = [
-        (model.name, model.preprocess, model.labels) for model in (first, second)
-    ]
+    described = []
+    for model in (first, second):
+        # Of one float model, two packs may hold what different settings made.
+        pack = getattr(model, "pack", None)
+        described.append((model.name, model.preprocess, model.labels, pack))
     return described[0] == described[1]
 
 

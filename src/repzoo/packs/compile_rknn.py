@@ -1,0 +1,106 @@
+"""rknn-toolkit2 on a pack for Rockchip's NPUs.
+
+The pack's convert.py is a program, and nothing in a pack is run: the same calls are made by
+vendors/rknn_child.py, with the settings of the packed model. It is the tool's own calibration, as
+in the step `build`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from repzoo.artifact import Artifact
+from repzoo.errors import InputError
+from repzoo.packs.compile import OUTPUT, Products, Run, packed_model
+from repzoo.packs.rknn_program import DATASET, PROGRAM, arguments_of, program_text
+from repzoo.storage import read_bounded
+from repzoo.vendors import rknn_child
+from repzoo.vendors.recipes import find_recipe
+from repzoo.vendors.rknn_build import RknnBuild, hashes_of, require_names
+
+PLATFORM = "rk3588"  # as the pack's steps without PLATFORM
+MAX_TEXT = 2**20
+WORK = f"{OUTPUT}/work"
+BUILD = f"{OUTPUT}/build.json"
+ANALYSIS = f"{OUTPUT}/error_analysis.txt"
+STAGES = {
+    "repzoo: load": "load",
+    "repzoo: quantize": "quantize and compile",
+    "repzoo: export": "export",
+    "repzoo: analyze": "compare the layers",
+}
+
+
+class RknnCompiler:
+    """See `compile.Compiler`."""
+
+    toolchain = "rknn"
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+
+    def build(self, folder: Path, run: Run) -> Products:
+        """See `compile.Compiler.build`."""
+        model = packed_model(folder)
+        artifact = Artifact.read(model)
+        _require_own_program(folder, artifact, self.method)
+        build = self._build_of(folder, model.name, artifact)
+        work = folder / WORK
+        work.mkdir(parents=True)
+        build.write(folder / BUILD)
+        binary = f"{OUTPUT}/{model.stem}.rknn"
+        # Absolute: the program works in the folder that receives the tool's files.
+        child = Path(rknn_child.__file__).resolve()
+        paths = [child, *(folder / name for name in (BUILD, binary, ANALYSIS, WORK))]
+        run(["python", *map(str, paths)], STAGES)
+        shutil.rmtree(work)
+        for name in (binary, ANALYSIS):
+            if not (folder / name).is_file():
+                raise InputError(
+                    f"rknn-toolkit2 ended without an error, and did not write {name}"
+                )
+        return Products(BUILD, binary, (ANALYSIS,))
+
+    def _build_of(self, folder: Path, model: str, artifact: Artifact) -> RknnBuild:
+        text = read_bounded(folder / DATASET, MAX_TEXT).decode("utf-8", "replace")
+        images = tuple(text.split("\n")[:-1])
+        require_names(DATASET, model, images)
+        if not images:
+            raise InputError(f"{DATASET} names no calibration image")
+        hashes = hashes_of(folder, (model, *images))
+        for name in images:
+            _require_plain_array(folder / name)
+        return RknnBuild(
+            version=find_recipe(self.toolchain).version,
+            model=model,
+            method=self.method,
+            platform=PLATFORM,
+            images=images,
+            hashes=hashes,
+            **arguments_of(artifact),
+        )
+
+
+def _require_own_program(folder: Path, artifact: Artifact, method: str) -> None:
+    """Refuse a convert.py that was changed: repzoo would not do what it says."""
+    text = read_bounded(folder / PROGRAM, MAX_TEXT).decode("utf-8", "replace")
+    if text != program_text(artifact, method):
+        raise InputError(
+            f"{PROGRAM} is not as this repzoo writes it, and --compile runs no program of a pack; "
+            "run its steps yourself, or write the pack again with repzoo pack"
+        )
+
+
+def _require_plain_array(path: Path) -> None:
+    """Refuse NumPy files with Python objects, which run code when they are read."""
+    if path.suffix != ".npy":
+        return
+    try:
+        np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError):
+        raise InputError(
+            f"calibration/{path.name} is no array of numbers; write the pack again with repzoo pack"
+        ) from None

@@ -1,0 +1,180 @@
+"""`repzoo pack --compile` and `evaluate --engine rknn` with a module in the toolkit's place."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip(
+    "sklearn", reason="the demo extra, with the digits, is not installed"
+)
+
+from tests.packs.toolchain import install_rknn, opset_11, write_small_pack
+
+from repzoo.engines import engine
+from repzoo.engines.rknn import Rknn as Engine
+from repzoo.errors import InputError
+from repzoo.packs.compile import Compiler, compile_pack
+from repzoo.packs.pack import open_target
+from repzoo.storage import sha256_of_file
+
+Run = Callable[..., Any]
+FILES = ("build.json", "compile.log", "error_analysis.txt", "tiny.rknn")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REPZOO_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    # The tool splits the lines of dataset.txt at blanks.
+    return write_small_pack(open_target("rknn:layer"), tmp_path / "my pack")
+
+
+@pytest.fixture
+def compiled(folder: Path, tmp_path: Path) -> Path:
+    install_rknn(tmp_path)
+    compile_pack(folder, folder, minutes=1)
+    return folder
+
+
+def test_a_pack_is_compiled_and_measured(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    install_rknn(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    ran = run("pack", folder, "--compile", "--append", rows, "--json")
+    assert ran.code == 0, ran.err
+    assert sorted(path.name for path in (folder / "model_output").iterdir()) == [*FILES]
+    (record,) = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert record["kind"] == "board_similarity"
+    assert record["values"]["nodes"][1]["cosine"] == pytest.approx(0.991)
+    build = json.loads((folder / "model_output" / "build.json").read_text())
+    assert build["method"] == "layer"
+    assert build["mean"] == [127.5, 127.5, 127.5]
+
+    model = folder / "tiny.onnx"
+    ran = run(
+        *("evaluate", folder, "--engine", "rknn", "--data", "digits", "--part", "test"),
+        *("--against", model, "--append", rows, "--json"),
+    )
+    assert ran.code == 0, ran.err
+    facts = [json.loads(line)["engine"] for line in rows.read_text().splitlines()]
+    binary = sha256_of_file(folder / "model_output" / "tiny.rknn")
+    assert facts[1]["version"] == "2.5.0"
+    assert facts[1]["binary_sha256"] == binary
+
+
+@pytest.mark.parametrize(
+    ("fault", "minutes", "words"),
+    [
+        ("operator", 1, "failed with 1: ValueError: operator Odd is not supported"),
+        ("code", 1, "RuntimeError: build returned -1"),
+        ("crash", 1, "crashed (SIGSEGV)"),
+        ("hang", 0.01, "did not end within 0.01 minutes"),
+        ("nothing", 1, "did not write model_output/tiny.rknn"),
+    ],
+)
+def test_a_tool_that_fails_leaves_the_pack_as_it_was(
+    run: Run, folder: Path, tmp_path: Path, fault: str, minutes: float, words: str
+) -> None:
+    install_rknn(tmp_path, fault)
+    before = sorted(folder.rglob("*"))
+    ran = run("pack", folder, "--compile", "--compile-minutes", minutes)
+    assert ran.code == 2
+    assert words in " ".join(ran.err.split())
+    assert sorted(folder.rglob("*")) == before
+
+
+def write_objects(folder: Path) -> None:
+    (folder / "calibration" / "0.npy").write_bytes(pickle.dumps(opset_11))
+    (folder / "dataset.txt").write_text("calibration/0.npy\n")
+
+
+DAMAGE: list[tuple[Callable[[Path], object], str]] = [
+    (lambda p: (p / "dataset.txt").write_text("/etc/passwd\n"), "'/etc/passwd'"),
+    (lambda p: (p / "dataset.txt").write_text("calibration/x.png\n"), "no file of the"),
+    (lambda p: (p / "dataset.txt").write_text(""), "names no calibration image"),
+    (lambda p: (p / "convert.py").write_text("exit()"), "not as this repzoo writes it"),
+    (write_objects, "is no array of numbers"),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGE)
+def test_a_pack_that_the_tool_must_not_get(
+    run: Run,
+    folder: Path,
+    tmp_path: Path,
+    damage: Callable[[Path], object],
+    words: str,
+) -> None:
+    install_rknn(tmp_path)
+    damage(folder)
+    ran = run("pack", folder, "--compile")
+    assert ran.code == 2
+    assert words in " ".join(ran.err.split())
+
+
+def test_the_simulator_gets_pixels(compiled: Path) -> None:
+    preprocess = opset_11().require_preprocess()
+    path = compiled / "model_output" / "build.json"
+    session = Engine().open_pack(path, preprocess)
+    pixels = np.random.default_rng(0).integers(0, 250, (2, 16, 16, 3), np.uint8)
+    normalized = ((pixels / 255 - 0.5) / 0.5).astype(np.float32).transpose(0, 3, 1, 2)
+    means = normalized.mean((2, 3))
+    np.testing.assert_allclose(session.run(normalized)[:, :3], means, atol=1e-6)
+    with pytest.raises(InputError, match="inference gave no outputs"):
+        session.run(np.ones((1, 3, 16, 16), np.float32))
+    with pytest.raises(InputError, match=r"crashed \(SIGSEGV\)"):
+        session.run(np.full((1, 3, 16, 16), 127 / 127.5, np.float32) - 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("tiny.onnx", b"other", "was changed since it was compiled"),
+        ("calibration/0000.png", b"other", "was changed since it was compiled"),
+        ("model_output/build.json", b"{}", "is damaged"),
+    ],
+)
+def test_another_model_is_not_simulated_in_its_place(
+    compiled: Path, name: str, content: bytes, words: str
+) -> None:
+    (compiled / name).write_bytes(content)
+    path = compiled / "model_output" / "build.json"
+    with pytest.raises(InputError, match=words):
+        Engine().open_pack(path, opset_11().require_preprocess())
+
+
+def test_a_build_of_another_version_or_place_is_refused(compiled: Path) -> None:
+    path = compiled / "model_output" / "build.json"
+    text = path.read_text()
+    for old, new, words in (
+        ('"2.5.0"', '"2.4.0"', "is of rknn-toolkit2 2.4.0"),
+        ('"tiny.onnx",', '"../tiny.onnx",', "no file of a pack"),
+        ('"layer"', '"odd"', "is damaged"),
+    ):
+        path.write_text(text.replace(old, new))
+        with pytest.raises(InputError, match=words):
+            Engine().open_pack(path, opset_11().require_preprocess())
+
+
+def test_a_plain_model_is_refused_with_what_to_type() -> None:
+    with pytest.raises(InputError, match="--compile, then give the folder PACK"):
+        engine("rknn").open(opset_11().model)
+
+
+def test_both_methods_have_a_compiler() -> None:
+    for name, method in (("rknn", "channel"), ("rknn:layer", "layer")):
+        target: Any = open_target(name)
+        compiler: Compiler = target.compiler
+        assert compiler.toolchain == "rknn"
+        assert target.compiler.method == method
