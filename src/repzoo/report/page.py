@@ -23,7 +23,7 @@ from repzoo.measure.record import Record, select
 from repzoo.measure.results import QuantizerComparison
 from repzoo.report import charts, page_charts, page_details, page_rows
 from repzoo.report.page_rows import PRECISIONS, Row
-from repzoo.storage import finite, json_text
+from repzoo.storage import json_text
 
 # interactive: drawn in the browser, with 0.9 MB of Vega; picture: drawn here; table: none.
 Drawing = Literal["interactive", "picture", "table"]
@@ -264,7 +264,7 @@ def _policy(scripts: Sequence[str]) -> str:
 
 def _json(data: Mapping[str, Any]) -> str:
     """`data` as JSON that cannot end the element that it stands in (HTML, 4.12.1.3)."""
-    text = json_text(finite(data), ensure_ascii=False, separators=(",", ":"))
+    text = json_text(data, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
 

@@ -11,7 +11,8 @@ const dialog = document.getElementById("model");
 const system = matchMedia("(prefers-color-scheme: dark)");
 const order = new Intl.Collator("en", { numeric: true });
 const defaults = { lang: "en", theme: "", x: page.measures[0], sort: page.sort, model: "" };
-const texts = new Map(); // the cells of every row; made once, since making them takes longest
+const texts = new Map(); // the lines of rows; made once, since making them takes longest
+let most = 200; // lines that are drawn: of thousands a browser takes seconds for each sort
 let state = new URLSearchParams(location.hash.slice(1));
 
 const get = (key) => state.get(key) ?? defaults[key] ?? "";
@@ -70,13 +71,14 @@ function tableRow(row) {
   return line;
 }
 
-function passes(row) {
-  const limit = (name, test) => filters[name].value === "" || test(Number(filters[name].value));
-  return page.choices.every((name) => !filters[name].value || row[name] === filters[name].value)
-    && row.model.toLowerCase().includes(filters.q.value.trim().toLowerCase())
-    && limit("max_ms", (most) => row.ms !== null && row.ms <= most)
-    && limit("min_top1", (least) => row.top1 !== null && row.top1 >= least)
-    && limit("max_mb", (most) => row.mb !== null && row.mb <= most);
+function selected() { // the rows that pass all filters, in the order of the table
+  const chosen = Object.fromEntries(new FormData(filters));
+  const choices = page.choices.filter((name) => chosen[name]);
+  const part = chosen.q.trim().toLowerCase();
+  const isWithin = (value, limit, sign) => limit === "" || (value !== null && sign * value <= sign * Number(limit));
+  return sorted(rows.filter((row) => choices.every((name) => row[name] === chosen[name])
+    && row.model.toLowerCase().includes(part) && isWithin(row.ms, chosen.max_ms, 1)
+    && isWithin(row.top1, chosen.min_top1, -1) && isWithin(row.mb, chosen.max_mb, 1)));
 }
 
 function sorted(shown) {
@@ -90,9 +92,11 @@ function sorted(shown) {
 }
 
 function showTable() {
-  const shown = sorted(rows.filter(passes));
-  const lines = shown.map((row) => texts.get(row) ?? texts.set(row, tableRow(row)).get(row));
+  const shown = selected();
+  const lines = shown.slice(0, most).map((row) => texts.get(row) ?? texts.set(row, tableRow(row)).get(row));
   body.replaceChildren(...lines);
+  byId("more").hidden = lines.length === shown.length;
+  byId("more").textContent = word("more").replace("{left}", shown.length - lines.length);
   byId("count").textContent = word("count").replace("{shown}", shown.length).replace("{all}", rows.length);
   for (const heading of document.querySelectorAll("#table thead th")) {
     const direction = { [heading.dataset.name]: "ascending", ["-" + heading.dataset.name]: "descending" };
@@ -130,8 +134,11 @@ function showWords() {
 function show() {
   document.documentElement.dataset.theme = get("theme") || (system.matches ? "dark" : "light");
   showWords();
-  for (const control of filters.elements) if (control.name && control.value !== get(control.name)) control.value = get(control.name);
-  // An address may name what is not offered.
+  // An address may name what is not offered, or a limit that is no number.
+  for (const control of filters.elements) {
+    const value = control.type === "number" && !Number.isFinite(Number(get(control.name))) ? "" : get(control.name);
+    if (control.name && control.value !== value) control.value = value;
+  }
   for (const name of page.choices) if (filters[name].selectedIndex < 0) filters[name].value = "";
   showChart(showTable());
   showModel();
@@ -168,13 +175,14 @@ body.onclick = (event) => {
   event.preventDefault();
   set({ model: event.target.textContent }, true);
 };
+byId("more").onclick = () => { most += 1000; show(); };
 byId("close").onclick = () => dialog.close();
 dialog.onclose = () => get("model") && set({ model: "" });
 byId("csv").onclick = () => {
-  const lines = sorted(rows.filter(passes)).map((row) => page.fields.map((name) => csvCell(row[name])).join(","));
+  const lines = selected().map((row) => page.fields.map((name) => csvCell(row[name])).join(","));
   save("models.csv", "text/csv", [page.fields.join(","), ...lines].join("\r\n") + "\r\n");
 };
-byId("json").onclick = () => save("models.json", "application/json", JSON.stringify(sorted(rows.filter(passes)), null, 1));
+byId("json").onclick = () => save("models.json", "application/json", JSON.stringify(selected(), null, 1));
 addEventListener("keydown", (event) => {
   if (event.key !== "/" || dialog.open || /INPUT|SELECT/.test(event.target.tagName)) return;
   event.preventDefault();

@@ -20,7 +20,8 @@ async function draw(place, chart, values, onClick) {
   const [ink, line] = ["--ink", "--line"].map((name) => style.getPropertyValue(name).trim());
   const axis = { labelColor: ink, titleColor: ink, gridColor: line, domainColor: line, tickColor: line };
   const legend = { labelColor: ink, symbolStrokeColor: ink, symbolFillColor: ink, symbolOpacity: 1, orient: "top" };
-  const config = { background: "transparent", axis, legend, view: { stroke: line }, range: { category: page.colors } };
+  // Of the points the table says more: a reader of the screen hears of the chart as one picture.
+  const config = { aria: false, background: "transparent", axis, legend, view: { stroke: line }, range: { category: page.colors } };
   const isDark = document.documentElement.dataset.theme === "dark";
   // With `ast` Vega interprets its expressions: the page forbids to run text as code.
   const options = { actions: false, ast: true, renderer: "svg", config, tooltip: { theme: isDark ? "dark" : "light" } };
@@ -37,7 +38,8 @@ function showChart(shown) {
   byId("x").value = x;
   const points = shown.filter((row) => row[x] !== null && row.top1 !== null).map((row) => ({ ...row }));
   // Sorting the table changes no point.
-  const wanted = JSON.stringify([x, get("lang"), document.documentElement.dataset.theme, rows.map(passes)]);
+  const chosen = Object.fromEntries(new FormData(filters));
+  const wanted = JSON.stringify([x, get("lang"), document.documentElement.dataset.theme, chosen]);
   if (wanted === drawn) return;
   drawn = wanted;
   markFronts(points, x);
