@@ -1,14 +1,15 @@
 # make card    the whole job on the embedded model; the card lands in out/
 # make test    all tests        make check    lint, types, layers, then the tests with coverage
 # make fuzz    the property tests at random: ROUNDS=10 rounds, then GRAPHS=5000 random graphs
-# Both install what they need into .venv, at the versions of constraints.txt. PYTHON is any Python 3.11 or newer.
+# make docs    the documentation site in build/site: open build/site/index.html, no server needed
+# All install what they need into .venv, at the versions of constraints.txt. PYTHON is any Python 3.11 or newer.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: card test check lint fuzz bench bench-int8 tables weights-digits reference toolchains clean
+.PHONY: card test check lint fuzz bench bench-int8 tables docs weights-digits reference toolchains clean
 
 card: $(VENV)/.core
 	$(BIN)/repzoo card --output out
@@ -25,8 +26,8 @@ check: lint
 	$(PYTEST) --cov=repzoo --cov-report=term:skip-covered
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -71,6 +72,10 @@ tables: $(VENV)/.dev
 	$(BIN)/python -m repzoo.report.tables docs/results.md docs/results_cn.md
 	$(BIN)/python -m repzoo.report.charts docs/figures
 
+# Strict: a link or an anchor that leads nowhere ends the build. The theme's notice on MkDocs 2 is no finding.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 # Vendors' quantizers and simulators, each in an environment of its own below ~/.cache/repzoo/toolchains.
 TOOLCHAINS ?= rdk-x5 rknn
 
@@ -88,6 +93,11 @@ $(VENV)/.core: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.core
 	$(PIP) 'pip>=25.1'
 	$(PIP) --editable '.[all]' --group dev
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	$(PIP) 'pip>=25.1'
+	$(PIP) --group docs
 	touch $@
 
 clean:

@@ -1,0 +1,36 @@
+"""What MkDocs calls while it builds the site: the reference from the code, and links."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from docs.site import links, reference  # noqa: E402
+
+
+def on_files(files: Files, *, config: Any) -> Files:
+    """Add the documents beside docs/."""
+    for source, path in links.ROOT_PAGES.items():
+        text = (ROOT / source).read_text("utf-8")
+        page = File.generated(config, path, content=links.for_site(text, source))
+        files.append(page)
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
+    """The text of a page: of the reference from the code, of others with the site's links."""
+    path = page.file.src_uri
+    if path in reference.PAGES:
+        return reference.PAGES[path]()
+    if path in links.ROOT_PAGES.values():
+        return markdown
+    # The mark that tests/test_snippets.py reads; to MkDocs such a line starts no code block.
+    text = markdown.replace("\n```python no-run\n", "\n```python\n")
+    return links.for_site(text, "docs/" + path)
