@@ -26,7 +26,7 @@ from repzoo.measure.results import FoldSummary, Latency, LatencyRatio
 from repzoo.progress import Progress, silent
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.remark import Remark
-from repzoo.report import card
+from repzoo.report import card, page
 from repzoo.report.board import BoardFacts, board_facts, select_board
 from repzoo.report.card import BOTH, HALF, CardContext, CardFile, Training
 from repzoo.settings import above, at_least, setting, validate
@@ -281,7 +281,8 @@ def _write_all(result: JobResult, folder: Path, command: str) -> list[Path]:
         board=result.board,
     )
     cards = card.render(result.records, result.remarks, context)
-    for file_name, text in cards.items():
+    pictures = page.card_files(result.records)
+    for file_name, text in {**cards, **pictures}.items():
         (folder / file_name).write_text(text, "utf-8")
     return sorted(folder.iterdir())
 

@@ -365,6 +365,17 @@ def test_a_picture_has_the_points_of_the_table() -> None:
     assert len(rendered.html) < 200_000
 
 
+def test_a_card_has_a_page_and_a_chart_only_where_they_can_be_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("vl_convert")
+    files = page.card_files([timed(), judged()])
+    assert sorted(files) == ["card.html", "chart.svg"]
+    assert files["chart.svg"].startswith("<svg")
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    assert page.card_files([timed(), judged()]) == {}
+
+
 def test_nothing_to_show_is_an_error() -> None:
     with pytest.raises(InputError, match="repzoo card"):
         page.render([], "table")

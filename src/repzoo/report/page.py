@@ -107,6 +107,22 @@ def render(
     return RenderedPage(html, len(rows), len(models), tuple(sentences))
 
 
+def card_files(records: Sequence[Record[Any]]) -> dict[str, str]:
+    """`card.html` and `chart.svg` of one job by name.
+
+    Without vl-convert, which draws them, there are none.
+    """
+    rows = page_rows.table_rows(page_rows.newest_runs(records))
+    measures = [name for name in MEASURES if _has_points(rows, name)]
+    if not measures:
+        return {}
+    try:
+        drawn = charts.svg(picture_spec(rows, measures[0]))
+    except MissingExtra:
+        return {}
+    return {"card.html": render(records, "picture").html, "chart.svg": drawn}
+
+
 @functools.cache
 def words() -> dict[str, dict[str, str]]:
     """The words of the page by language and key."""

@@ -436,9 +436,17 @@ def _provenance(records: Sequence[Record[Any]], hosts: Hosts) -> Section:
             add("images", name, data.get("sha256") or "")
     for record in records:
         add("host", hosts[host_key(record)], _software(record.host))
-    for record in records:
-        add("run", record.time, record.job)
+    for job, times in _times(records).items():
+        add("run", " … ".join(dict.fromkeys([min(times), max(times)])), job)
     return _table(("what", "name", "detail"), list(rows.values()))
+
+
+def _times(records: Sequence[Record[Any]]) -> dict[str, list[str]]:
+    """When the Records of each job were made."""
+    times: dict[str, list[str]] = {}
+    for record in records:
+        times.setdefault(record.job, []).append(record.time)
+    return times
 
 
 def _artifacts(record: Record[Any]) -> list[Mapping[str, Any]]:
