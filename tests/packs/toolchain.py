@@ -81,7 +81,13 @@ class RKNN:
         if FAULT == "hang": time.sleep(60)
         for name in Path(dataset).read_text().split():
             assert Path(name).stat().st_size
-        return -1 if FAULT == "code" else 0
+        return 0
+    def hybrid_quantization_step1(self, dataset):
+        Path("model.quantization.cfg").write_text("custom_quantize_layers: {{}}\\n")
+        return 0
+    def hybrid_quantization_step2(self, model_input, data_input, model_quantization_cfg):
+        print(Path(model_quantization_cfg).read_text())
+        return 0
     def export_rknn(self, path):
         if FAULT != "nothing": Path(path).write_text("binary")
         return 0

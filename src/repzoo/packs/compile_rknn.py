@@ -2,11 +2,12 @@
 
 The pack's convert.py is a program, and nothing in a pack is run: the same calls are made by
 vendors/rknn_child.py, with the settings of the packed model. It is the tool's own calibration, as
-in the step `build`.
+in the step `build`; layers that the pack wants in float16 are so by hybrid quantization.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -73,15 +74,30 @@ class RknnCompiler:
         hashes = hashes_of(folder, (model, *images))
         for name in images:
             _require_plain_array(folder / name)
+        model_ranges = (folder / model).with_suffix(".ranges.cfg")
         return RknnBuild(
             version=find_recipe(self.toolchain).version,
             model=model,
             method=self.method,
             platform=PLATFORM,
             images=images,
+            float_layers=_float_layers(model_ranges),
             hashes=hashes,
             **arguments_of(artifact),
         )
+
+
+def _float_layers(ranges: Path) -> tuple[str, ...]:
+    """The layers that the ranges file of the pack names, all of them in float16."""
+    try:
+        layers = json.loads(read_bounded(ranges, MAX_TEXT))["custom_quantize_layers"]
+        if set(layers.values()) <= {"float16"}:
+            return tuple(layers)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise InputError(
+        f"{ranges.name} is not as repzoo writes it; write the pack again with repzoo pack"
+    )
 
 
 def _require_own_program(folder: Path, artifact: Artifact, method: str) -> None:

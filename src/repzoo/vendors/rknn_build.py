@@ -38,6 +38,7 @@ class RknnBuild:
         method: one weight scale per "channel" or per "layer".
         platform: the chip, such as rk3588.
         images: calibration images.
+        float_layers: output tensors of the layers in float16.
         hashes: SHA-256 of the model and of every image.
     """
 
@@ -51,6 +52,7 @@ class RknnBuild:
     method: str
     platform: str
     images: tuple[str, ...]
+    float_layers: tuple[str, ...]
     hashes: Mapping[str, str]
 
     def write(self, path: Path) -> None:
@@ -125,6 +127,7 @@ def _parse(document: Any) -> RknnBuild:
         method=str(document["method"]),
         platform=str(document["platform"]),
         images=tuple(map(str, document["images"])),
+        float_layers=tuple(map(str, document["float_layers"])),
         hashes=dict(document["hashes"]),
     )
     if build.method not in METHODS or not build.images:

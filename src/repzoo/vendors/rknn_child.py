@@ -20,6 +20,7 @@ from typing import Any
 ANALYSIS = "snapshot"  # folder in which the tool dumps every layer
 MODEL, DATASET = "model.onnx", "dataset.txt"
 IMAGES = "images"
+NO_LAYERS = "custom_quantize_layers: {}"
 
 
 def open_tool(build_file: Path) -> Any:
@@ -38,6 +39,21 @@ def open_tool(build_file: Path) -> Any:
         names.append(f"{IMAGES}/{number:05d}{Path(image).suffix}")
         Path(names[-1]).symlink_to(folder / image)
     Path(DATASET).write_text("".join(f"{name}\n" for name in names), "utf-8")
+    tool = configured(build)
+    say("load")
+    code = tool.load_onnx(
+        model=MODEL, inputs=[build["input"]], input_size_list=[build["shape"]]
+    )
+    require(code, "load_onnx")
+    say("quantize")
+    if build["float_layers"]:
+        return with_float_layers(tool, build)
+    require(tool.build(do_quantization=True, dataset=DATASET), "build")
+    return tool
+
+
+def configured(build: Any) -> Any:
+    """The tool with the settings of a build."""
     tool = importlib.import_module("rknn.api").RKNN(verbose=False)
     tool.config(
         mean_values=[build["mean"]],
@@ -47,14 +63,31 @@ def open_tool(build_file: Path) -> Any:
         quantized_method=build["method"],
         target_platform=build["platform"],
     )
-    say("load")
-    code = tool.load_onnx(
-        model=MODEL, inputs=[build["input"]], input_size_list=[build["shape"]]
-    )
-    require(code, "load_onnx")
-    say("quantize")
-    require(tool.build(do_quantization=True, dataset=DATASET), "build")
     return tool
+
+
+def with_float_layers(tool: Any, build: Any) -> Any:
+    """The tool after hybrid quantization: its own ranges, some layers in float16."""
+    code = tool.hybrid_quantization_step1(dataset=DATASET)
+    require(code, "hybrid_quantization_step1")
+    stem = Path(MODEL).stem
+    table = Path(f"{stem}.quantization.cfg")
+    text = table.read_text("utf-8")
+    if text.count(NO_LAYERS) != 1:
+        raise RuntimeError(f"{table} has no line {NO_LAYERS}")
+    # YAML, of which JSON is a part.
+    layers = json.dumps(dict.fromkeys(build["float_layers"], "float16"))
+    text = text.replace(NO_LAYERS, f"custom_quantize_layers: {layers}")
+    table.write_text(text, "utf-8")
+    second = configured(build)
+    code = second.hybrid_quantization_step2(
+        model_input=f"{stem}.model",
+        data_input=f"{stem}.data",
+        model_quantization_cfg=str(table),
+    )
+    require(code, "hybrid_quantization_step2")
+    tool.release()
+    return second
 
 
 def require(code: Any, action: str) -> None:
