@@ -34,3 +34,10 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     # The mark that tests/test_snippets.py reads; to MkDocs such a line starts no code block.
     text = markdown.replace("\n```python no-run\n", "\n```python\n")
     return links.for_site(text, "docs/" + path)
+
+
+def on_post_page(output: str, *, page: Page, **_: Any) -> str:
+    """The language of Chinese pages, which browsers and screen readers go by."""
+    if page.file.src_uri.endswith("_cn.md"):
+        return output.replace('<html lang="en"', '<html lang="zh-Hans"', 1)
+    return output

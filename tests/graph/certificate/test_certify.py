@@ -40,6 +40,9 @@ def test_certificate_of_a_correct_fold_states_errors_costs_and_proofs(
     assert 0 < certificate.comparison.max_abs_error <= certificate.comparison.bound
     assert certificate.comparison.top1_agreement == 1
     assert certificate.comparison.inputs == 8
+    text = str(certificate)  # what print() shows must not list every fold
+    assert text.startswith("equal: largest error ")
+    assert "each of the 4 folded nodes" in text
     assert certificate.before["operators"]["BatchNormalization"] == 6
     assert certificate.after["operators"] == {
         "Conv": 3,

@@ -101,6 +101,11 @@ class Certificate:
             return nodes
         return f"{nodes}; {self.float64.sentence()}"
 
+    def __str__(self) -> str:
+        """The verdict, what was measured, and what it rests on, in one sentence."""
+        words = {True: "equal", False: "not equal", None: "outputs cannot tell"}
+        return f"{words[self.equal]}: {self.comparison.summary()}; {self.basis}"
+
     def to_json(self) -> dict[str, Any]:
         """A plain JSON document. Each fold has its proof; None if a later fold took its node in."""
         return {
