@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 from docs.site.markdown import code, docstring, escape, from_docstring, table
@@ -132,7 +132,7 @@ def _settings(kind: Any) -> tuple[Field, ...]:
     if not dataclasses.is_dataclass(kind):
         return ()
     has_settings = any(field.metadata for field in dataclasses.fields(kind))
-    return fields_of(kind) if has_settings else ()
+    return fields_of(cast(type[Any], kind)) if has_settings else ()
 
 
 def _entry(name: str, value: Any) -> str:

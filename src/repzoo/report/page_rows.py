@@ -149,15 +149,16 @@ def table_rows(records: Sequence[Record[Any]]) -> list[Row]:
     timed = [_timed(row, hosts) for row in records if _is_timed(row)]
     judged = [_judged(row, hosts) for row in records if _is_judged(row)]
     costs: dict[str, Cost] = {}
-    for row in select(records, Cost):
-        costs[_identity(row.artifact)] = row.values
+    for counted in select(records, Cost):
+        costs[_identity(counted.artifact)] = counted.values
     ratios = _ratios(records, hosts)
     rows: dict[tuple[str, ...], Row] = {}
     used: set[int] = set()
     for part in timed:
         beside = _nearest(part, judged)
         used.update(id(other.record) for other in beside if _is_same_run(part, other))
-        for accuracy in beside or [None]:
+        accuracies: list[_Part | None] = [*beside] or [None]
+        for accuracy in accuracies:
             row = _join(part, accuracy, costs, ratios)
             rows[row.key] = row
     for part in judged:

@@ -101,7 +101,7 @@ class Rknn:
         return np.stack(rows)
 
 
-MODELS = {"rdk-x5": RdkX5, "rknn": Rknn}
+MODELS: dict[str, type[Any]] = {"rdk-x5": RdkX5, "rknn": Rknn}
 
 
 def main(name: str, path: str) -> None:
