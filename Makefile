@@ -69,7 +69,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.evaluate $(DATA)
 
 tables: $(VENV)/.dev
-	$(BIN)/python -m repzoo.report.tables docs/results.md docs/results_cn.md
+	$(BIN)/python -m repzoo.report.tables docs/results.md docs/results_cn.md docs/boards.md
 	$(BIN)/python -m repzoo.report.charts docs/figures
 
 # Strict: a link or an anchor that leads nowhere ends the build. The theme's notice on MkDocs 2 is no finding.

@@ -3,10 +3,11 @@
 A document marks the place of a table with `<!-- table: NAME -->` and `<!-- end -->`, where NAME is
 a file of the folder results/, without its `.jsonl`. Records of jobs make a
 table with a row for each model, from its newest job; Records of benchmarks/int8.py make one with a
-row for each quantizer (quantizer_comparison.py).
+row for each quantizer (quantizer_comparison.py), and those of benchmarks/boards.py one of compiled
+models beside published figures (compiled_boards.py).
 
-`python -m repzoo.report.tables docs/results.md docs/results_cn.md` renders the tables; with --check
-it only compares.
+`python -m repzoo.report.tables docs/results.md docs/boards.md` renders the tables; with --check it
+only compares.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from repzoo.measure import record
 from repzoo.measure.record import Record
 from repzoo.measure.results import Latency, LatencyRatio, QuantizerComparison
 from repzoo.printable import escape_markdown
-from repzoo.report import card, figures, quantizer_comparison
+from repzoo.report import card, compiled_boards, figures, quantizer_comparison
 from repzoo.report.card import CardFacts
 from repzoo.storage import read_bounded, write_atomically
 
@@ -73,7 +74,9 @@ def render(document: str, results: Path, language: str) -> str:
     def render_match(match: re.Match[str]) -> str:
         """The marks with the table between them."""
         records = record.read(results / f"{match['name']}.jsonl")
-        if record.select(records, QuantizerComparison):
+        if compiled_boards.is_compilation(records):
+            lines = compiled_boards.table(records)
+        elif record.select(records, QuantizerComparison):
             lines = quantizer_comparison.table(records, language)
         else:
             lines = _job_table(records, language)
