@@ -145,7 +145,8 @@ def table(records: Sequence[Record[Any]]) -> list[str]:
         raise InputError("no model is compiled yet; type: python -m benchmarks.boards")
     cells = [_compared_cells(row, figure) for row, figure in compared]
     lines = figures.markdown_table(HEADINGS, cells)
-    lines += ["", *_correlations(compared)]
+    for paragraph in _correlations(compared):
+        lines += ["", paragraph]
     if missing:
         lines += ["", f"Not compiled yet: {', '.join(missing)}."]
     return lines + _variants(rows)
@@ -206,7 +207,9 @@ def _correlations(
             words.append(
                 f"{name} of {len(pairs)} models: Pearson {pearson:.3f}, of ranks {ranked:.3f}"
             )
-    return [f"Correlation of estimated and published {'; '.join(words)}."] * bool(words)
+    if not words:
+        return []
+    return [f"Correlation of estimated and published {'; '.join(words)}."]
 
 
 def correlation(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
