@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.sample_results import latency, latency_ratio
+from PIL import Image
+from tests.sample_results import latency, latency_ratio, paired_accuracy
 
 import repzoo
 from repzoo.errors import InputError
@@ -374,6 +376,38 @@ def test_a_card_has_a_page_and_a_chart_only_where_they_can_be_drawn(
     assert files["chart.svg"].startswith("<svg")
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     assert page.card_files([timed(), judged()]) == {}
+
+
+def flipped(*keys: str) -> Record[Any]:
+    """Two models that answer the images `keys` differently."""
+    pair = {"first": identity(form="deploy"), "second": identity()}
+    flips = [{"key": key, "first": 0, "second": 1, "target": 0} for key in keys]
+    return Record(pair, paired_accuracy(), {"name": "ort"}, samples={"flips": flips})
+
+
+def test_images_that_are_answered_differently_are_shown_from_the_folder_only(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    folder, output = tmp_path / "photos", tmp_path / "page.html"
+    folder.mkdir()
+    Image.new("RGB", (300, 200), "red").save(folder / "a.png")
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "secret.png")
+    (folder / "text.png").write_text("no image")
+    source = tmp_path / "r.jsonl"
+    keys = ("a.png", "../secret.png", str(tmp_path / "secret.png"), "text.png", "b.png")
+    record.append(source, [timed(), judged(), flipped(*keys)])
+    ran = run("page", source, "-o", output, "--images", folder)
+    assert ran.code == 0
+    assert "4 of 5 images" in ran.err
+    [model] = Parsed(output.read_text("utf-8")).data["models"]
+    [section] = [item for item in model["sections"] if item["title"] == "flips"]
+    assert [bool(address) for address in section["images"]] == [True] + [False] * 4
+    pixels = base64.b64decode(section["images"][0].partition(",")[2])
+    assert Image.open(io.BytesIO(pixels)).size == (96, 64)
+    ran = run("page", source, "-o", output, "--images", tmp_path / "none")
+    assert ran.code == 2
+    assert "no folder" in ran.err
 
 
 def test_nothing_to_show_is_an_error() -> None:

@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
@@ -23,6 +24,7 @@ from repzoo.measure.record import Record, select
 from repzoo.measure.results import QuantizerComparison
 from repzoo.report import charts, page_charts, page_details, page_rows
 from repzoo.report.page_rows import PRECISIONS, Row
+from repzoo.report.thumbnails import thumbnail
 from repzoo.storage import json_text
 
 # interactive: drawn in the browser, with 0.9 MB of Vega; picture: drawn here; table: none.
@@ -44,7 +46,8 @@ COLUMNS = (
     "host",
     "source",
 )
-MAX_BYTES = 1_500_000
+MAX_BYTES = 1_500_000  # without pictures
+MAX_PICTURES = 24  # of a model
 
 Text = dict[str, str]
 
@@ -63,11 +66,15 @@ class RenderedPage:
 
 
 def render(
-    records: Sequence[Record[Any]], drawing: Drawing = "interactive"
+    records: Sequence[Record[Any]],
+    drawing: Drawing = "interactive",
+    images: Path | None = None,
 ) -> RenderedPage:
     """The page of `records`.
 
     Without vl-convert it is the table alone, whatever `drawing` asks for.
+
+    images  folder of the images that were evaluated, to show those that are answered differently
 
     Raises:
         InputError: no Record holds a figure of a model.
@@ -84,6 +91,10 @@ def render(
     bundle, picture, remarks = _drawn(rows, measures, drawing)
     notes = [*_notes(records, newest, rows), *remarks]
     models = _models(newest, hosts)
+    pictures = _add_pictures(models, images) if images else []
+    missing = pictures.count("")
+    if missing:
+        notes.append(_sentence("no_pictures", missing=missing, all=len(pictures)))
     data = {
         "words": words(),
         "fields": list(vars(rows[0])),
@@ -99,7 +110,7 @@ def render(
     }
     html = _html(data, bundle, picture, measures)
     sentences = [note["en"] for note in notes]
-    size = len(html.encode())
+    size = len(html.encode()) - sum(map(len, pictures))
     if size > MAX_BYTES:
         sentences.append(
             f"the page has {size / 1e6:.1f} MB; give fewer Records for a smaller one"
@@ -190,6 +201,18 @@ def _models(
     for name, own in by_name.items():
         models.append({"name": name, "sections": page_details.sections(own, hosts)})
     return models
+
+
+def _add_pictures(models: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
+    """Add the images that a section names, as `images`; all of them, "" for those not found."""
+    added: list[str] = []
+    for model in models:
+        for section in model["sections"]:
+            if section["title"] == "flips":
+                keys = [row[0] for row in section.get("rows", ())[:MAX_PICTURES]]
+                section["images"] = [thumbnail(folder, key) for key in keys]
+                added += section["images"]
+    return added
 
 
 def _drawn(

@@ -83,6 +83,8 @@ def _frame(height: int) -> Spec:
         "width": "container",
         "height": height,
         "autosize": {"type": "fit", "contains": "padding"},
+        # As strong as the points: those of an interval's mark would be pale.
+        "config": {"legend": {"symbolOpacity": 1}},
     }
 
 

@@ -35,6 +35,7 @@ def page(
     records: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
+    images: str | Path | None = None,
     progress: Progress = silent,
 ) -> Page:
     """Write one HTML file of Records: a chart, a table to sort and filter, all on each model.
@@ -43,20 +44,25 @@ def page(
 
     records  files of Records, such as `repzoo card --append` writes
     output   file to write
+    images   folder of the images that were evaluated: small pictures of those that two models
+             answer differently are then in the page
 
     Raises:
-        InputError: a file that holds no Records, or a place that cannot be written.
+        InputError: a file that holds no Records, no such folder, or a place that cannot be written.
     """
     paths = [records] if isinstance(records, str | Path) else list(records)
     path = Path(output)
     require_writable(path)
+    folder = None if images is None else Path(images)
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"{folder} is no folder; --images takes the one of the images")
     rows: list[Record[Any]] = []
     for file in map(Path, paths):
         if file.resolve() == path.resolve():
             raise InputError(f"{path} holds the Records; give another file with -o")
         rows += read(file)
     progress("page", 0, 0)
-    rendered = report.render(rows)
+    rendered = report.render(rows, images=folder)
     content = rendered.html.encode()
     write_atomically(path, content)
     return Page(path, len(content), rendered.models, rendered.rows, rendered.remarks)

@@ -155,12 +155,21 @@ def card(
 @click.command()
 @click.argument("records", nargs=-1, required=True, type=FILE)
 @output_option
+@click.option(
+    "--images",
+    type=FILE,
+    metavar="DIR",
+    help="Folder of the images that were evaluated: the page then shows those that float and "
+    "INT8 answer differently.",
+)
 @json_option
-def page(records: tuple[Path, ...], output: Path, as_json: bool) -> None:
+def page(
+    records: tuple[Path, ...], output: Path, images: Path | None, as_json: bool
+) -> None:
     """Write one HTML file of RECORDS: accuracy against latency, a table, all on each model.
 
     RECORDS are .jsonl files, such as those of repzoo card --append. The file needs no network.
     """
     with Console(as_json) as console:
-        written = verbs.page(records, output, progress=console.progress)
+        written = verbs.page(records, output, images=images, progress=console.progress)
     console.show(results.page(written))

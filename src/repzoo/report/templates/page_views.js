@@ -62,11 +62,13 @@ function showSection(place, section) {
   const head = add(add(table, "thead"), "tr");
   for (const name of section.head) add(head, "th", word(name), { scope: "col" });
   const lines = add(table, "tbody");
-  for (const cells of section.rows) {
+  for (const [index, cells] of section.rows.entries()) {
     const line = add(lines, "tr");
     for (const text of cells.map(cellText)) {
       add(line, "td", text, { dir: "auto", class: text.length > 32 ? "wide" : "short" });
     }
+    const picture = section.images?.[index];
+    if (picture) add(line.firstChild, "img", "", { src: picture, alt: "" });
   }
   if (section.note) add(place, "p", cellText(section.note), { class: "note" });
 }
