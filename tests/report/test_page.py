@@ -247,6 +247,14 @@ def test_of_jobs_only_the_newest_of_a_model_on_a_host_is_kept() -> None:
     assert any("2 are of older runs" in remark for remark in rendered.remarks)
 
 
+def test_a_record_that_is_in_two_files_is_shown_once() -> None:
+    records = [timed(), judged()]
+    rendered = page.render([*records, *records], "table")
+    assert rendered == page.render(records, "table")
+    assert not rendered.remarks
+    assert "There is no chart" not in rendered.html.partition("<script")[0]
+
+
 def test_hosts_of_one_name_are_told_apart() -> None:
     records = [timed(), timed(host={**HOST, "int8": ["avx512_vnni"]}), timed()]
     names = page_rows.host_names(records)

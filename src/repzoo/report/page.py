@@ -79,6 +79,7 @@ def render(
     Raises:
         InputError: no Record holds a figure of a model.
     """
+    records = page_rows.each_once(records)
     newest = page_rows.newest_runs(records)
     rows = page_rows.table_rows(newest)
     if not rows:
@@ -108,7 +109,7 @@ def render(
         "charts": _charts(measures, precisions(rows)) if bundle else {},
         "notes": notes,
     }
-    html = _html(data, bundle, picture, measures)
+    html = _html(data, bundle, picture, measures, is_missing=bool(remarks))
     sentences = [note["en"] for note in notes]
     size = len(html.encode()) - sum(map(len, pictures))
     if size > MAX_BYTES:
@@ -258,7 +259,11 @@ def _charts(
 
 
 def _html(
-    data: Mapping[str, Any], bundle: str, picture: str, measures: Sequence[str]
+    data: Mapping[str, Any],
+    bundle: str,
+    picture: str,
+    measures: Sequence[str],
+    is_missing: bool,
 ) -> str:
     own = _template("page_views.js") + _template("page.js")
     scripts = [_inline(text) for text in (bundle, own) if text]
@@ -277,6 +282,7 @@ def _html(
         scripts=scripts,
         picture=picture,
         has_chart=bool(bundle),
+        is_missing=is_missing,
         choices=CHOICES,
         limits=LIMITS,
         measures=measures,

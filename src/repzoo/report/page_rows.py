@@ -15,7 +15,7 @@ from typing import Any
 from repzoo.graph.tools.cost_result import Cost
 from repzoo.measure.board import BoardAccuracy, BoardLatency
 from repzoo.measure.host import describe
-from repzoo.measure.record import Record, select
+from repzoo.measure.record import Record, line, select
 from repzoo.measure.results import (
     Accuracy,
     EngineComparison,
@@ -113,6 +113,12 @@ class _Part:
     is_board: bool
     figures: Mapping[str, Any]
     images: str = ""
+
+
+def each_once(records: Sequence[Record[Any]]) -> list[Record[Any]]:
+    """`records` without copies: a job's may be in its folder and where they were appended."""
+    distinct = {line(row): row for row in records}
+    return list(distinct.values())
 
 
 def newest_runs(records: Sequence[Record[Any]]) -> list[Record[Any]]:
