@@ -36,22 +36,46 @@ def choose_ranges(
         scheme: number formats of the target.
         method: see `ranges.choose_range`.
     """
-    graph = GraphView(model)
-    input_name = model.graph.input[0].name
-    sensitivities = activation_sensitivity(graph, find_layers(model), statistics)
-    chosen: dict[str, ChosenRange] = {}
-    for name in placement.tensors:
-        histogram = statistics.histograms[name]
+    return RangeChooser(model, statistics, scheme).choose(placement, method)
+
+
+class RangeChooser:
+    """`choose_ranges` for several placements and methods on one float model.
+
+    What does not depend on them is computed once: the sensitivities take most of the time.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, statistics: Statistics, scheme: QuantScheme
+    ) -> None:
+        self._statistics = statistics
+        self._scheme = scheme
+        self._graph = GraphView(model)
+        self._input_name = model.graph.input[0].name
+        layers = find_layers(model)
+        self._sensitivities = activation_sensitivity(self._graph, layers, statistics)
+        self._chosen: dict[tuple[str, str], ChosenRange] = {}  # (tensor, method)
+
+    def choose(self, placement: Placement, method: str) -> ChosenRanges:
+        """See `choose_ranges`."""
+        chosen: dict[str, ChosenRange] = {}
+        for name in placement.tensors:
+            own_method = "minmax" if name in placement.int16_tensors else method
+            key = (name, own_method)
+            if key not in self._chosen:
+                self._chosen[key] = self._choose_one(name, own_method)
+            chosen[name] = self._chosen[key]
+        return _share_ranges(self._graph, placement, chosen)
+
+    def _choose_one(self, name: str, method: str) -> ChosenRange:
+        histogram = self._statistics.histograms[name]
         # noise that reaches no layer counts alike in all channels
         default = Sensitivity(np.ones(len(histogram.low)))
-        sensitivity = sensitivities.get(name, default)
-        own_method = "minmax" if name in placement.int16_tensors else method
-        chosen[name] = choose_range(histogram, sensitivity, own_method, scheme)
-        if name == input_name and own_method in ("auto", "mse"):
-            chosen[name] = _align_input_range(
-                histogram, sensitivity, chosen[name], scheme
-            )
-    return _share_ranges(graph, placement, chosen)
+        sensitivity = self._sensitivities.get(name, default)
+        chosen = choose_range(histogram, sensitivity, method, self._scheme)
+        if name == self._input_name and method in ("auto", "mse"):
+            return _align_input_range(histogram, sensitivity, chosen, self._scheme)
+        return chosen
 
 
 def _align_input_range(

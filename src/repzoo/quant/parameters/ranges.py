@@ -73,6 +73,13 @@ class PooledHistogram:
     widths: Float
 
     @classmethod
+    def extremes_of(cls, histogram: Histogram) -> PooledHistogram:
+        """The extremes of `histogram` without its values."""
+        low, high = minmax(histogram)
+        nothing = np.zeros(0)
+        return cls(low, high, nothing, nothing, nothing)
+
+    @classmethod
     def of(cls, histogram: Histogram) -> PooledHistogram:
         """Pool the channels of `histogram`."""
         filled = histogram.counts > 0
@@ -180,6 +187,8 @@ METHODS: dict[str, Callable[[PooledHistogram], Range]] = {
     "percentile 99.99": narrow_percentile,
     "entropy": entropy,
 }
+# Those that look at more than the extremes.
+POOLED_METHODS = frozenset({"percentile", "entropy"})
 
 
 def choose_range(
@@ -214,8 +223,11 @@ def _candidate_ranges(
     symmetric: bool,
 ) -> list[ChosenRange]:
     """Everything that `methods` propose."""
-    pooled = PooledHistogram.of(histogram)
     candidates: list[ChosenRange] = []
+    # the extremes need no pooled bins, whose sorting takes most of the time
+    pooled = PooledHistogram.extremes_of(histogram)
+    if not POOLED_METHODS.isdisjoint(methods):
+        pooled = PooledHistogram.of(histogram)
     for name, range_of in METHODS.items():
         method = name.split()[0]
         if method in methods:

@@ -154,42 +154,57 @@ class _LayerMagnitudes:
         self.peaks = np.abs(taps).max(axis=3)
         self.energy = (taps**2).sum(axis=3)
 
-    def _scaled(self, sizes: Float, factors: Float) -> Float:
-        """`sizes` [G, O/G, C/G] of the weights after rescaling by `factors` [labels]."""
-        into = factors[self.into].reshape(len(sizes), 1, -1)
-        out = factors[self.out].reshape(len(sizes), -1, 1)
-        return np.asarray(sizes * into / out)
+    def _scaled(self, sizes: Float, into: Float, out: Float) -> Float:
+        """`sizes` [G, O/G, C/G] of the weights after rescaling by factors `into` [C], `out` [O]."""
+        scaled = sizes * into.reshape(len(sizes), 1, -1)
+        scaled /= out.reshape(len(sizes), -1, 1)
+        return scaled
 
     def add_peaks(
-        self,
-        factors: Float,
-        written: Float,
-        read: Float,
+        self, factors: Float, written: Float | None, read: Float | None
     ) -> None:
         """Raise `written` and `read` [labels] to this layer's largest rescaled weights."""
-        sizes = self._scaled(self.peaks, factors)
-        by_output = sizes.max(axis=2)
-        by_input = sizes.max(axis=1)
-        np.maximum.at(written, self.out, by_output.reshape(-1))
-        np.maximum.at(read, self.into, by_input.reshape(-1))
+        sizes = self._scaled(self.peaks, factors[self.into], factors[self.out])
+        if written is not None:
+            by_output = sizes.max(axis=2)
+            np.maximum.at(written, self.out, by_output.reshape(-1))
+        if read is not None:
+            by_input = sizes.max(axis=1)
+            np.maximum.at(read, self.into, by_input.reshape(-1))
 
     def add_energy(
-        self,
-        factors: Float,
-        written: Float,
-        read: Float,
+        self, factors: Float, written: Float | None, read: Float | None
     ) -> None:
         """Add this layer's sums of squared rescaled weights to `written` and `read` [labels]."""
-        sizes = self._scaled(self.energy, factors**2)
-        by_output = sizes.sum(axis=2)
-        by_input = sizes.sum(axis=1)
-        np.add.at(written, self.out, by_output.reshape(-1))
-        np.add.at(read, self.into, by_input.reshape(-1))
+        into = factors[self.into] ** 2
+        out = factors[self.out] ** 2
+        sizes = self._scaled(self.energy, into, out)
+        if written is not None:
+            by_output = sizes.sum(axis=2)
+            np.add.at(written, self.out, by_output.reshape(-1))
+        if read is not None:
+            by_input = sizes.sum(axis=1)
+            np.add.at(read, self.into, by_input.reshape(-1))
 
 
-_AddSizes = Callable[[_LayerMagnitudes, Float, Float, Float], None]
+@dataclass(frozen=True)
+class _Member:
+    """A layer that has labels of a set.
+
+    Attributes:
+        layer: the layer.
+        writes, reads: whether its outputs or its inputs have them. The other side is not summed,
+            which takes most of the time.
+    """
+
+    layer: _LayerMagnitudes
+    writes: bool
+    reads: bool
+
+
+_AddSizes = Callable[[_LayerMagnitudes, Float, Float | None, Float | None], None]
 # Labels that are balanced together, and the layers that they belong to.
-_LabelSet = tuple[Labels, list[_LayerMagnitudes]]
+_LabelSet = tuple[Labels, list[_Member]]
 
 
 def _balancing_factors(
@@ -219,12 +234,14 @@ def _balance(
     read = np.zeros(len(factors))
     for _ in range(MAX_ROUNDS):
         before = factors.copy()
-        for labels, layers in label_sets:
+        for labels, members in label_sets:
             # only these entries are read below
             written[labels] = 0
             read[labels] = 0
-            for layer in layers:
-                add_sizes(layer, factors, written, read)
+            for member in members:
+                into_written = written if member.writes else None
+                into_read = read if member.reads else None
+                add_sizes(member.layer, factors, into_written, into_read)
             # channels whose weights are all 0 on one side stay as they are
             is_live = (written[labels] > 0) & (read[labels] > 0)
             live = labels[is_live]
@@ -255,6 +272,11 @@ def _label_sets(magnitudes: Sequence[_LayerMagnitudes]) -> list[_LabelSet]:
         positions: set[int] = set()
         for label in fresh:
             positions.update(touching[label])
-        layers = [magnitudes[position] for position in sorted(positions)]
-        label_sets.append((np.array(sorted(fresh), np.int64), layers))
+        members: list[_Member] = []
+        for position in sorted(positions):
+            other = magnitudes[position]
+            writes = not fresh.isdisjoint(other.out.tolist())
+            reads = not fresh.isdisjoint(other.into.tolist())
+            members.append(_Member(other, writes, reads))
+        label_sets.append((np.array(sorted(fresh), np.int64), members))
     return label_sets

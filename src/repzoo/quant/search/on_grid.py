@@ -31,7 +31,8 @@ from repzoo.quant.network.layers import (
 )
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.network.scheme import QuantScheme
-from repzoo.quant.parameters import activation_ranges, compute, qdq_writer
+from repzoo.quant.parameters import compute, qdq_writer
+from repzoo.quant.parameters.activation_ranges import RangeChooser
 from repzoo.quant.parameters.compute import QuantizationPlan
 from repzoo.quant.parameters.grid_rounding import round_onto_grid
 from repzoo.quant.parameters.scales import QuantizedWeight
@@ -93,6 +94,7 @@ class OnGrid:
         model: float, on the grid, biases corrected.
         layers: those on the grid, in graph order.
         weights: their integers, by layer.
+        ranges: chooses those of activations, for several methods and placements.
     """
 
     stage: Stage
@@ -101,21 +103,18 @@ class OnGrid:
     model: onnx.ModelProto
     layers: tuple[HardenedLayer, ...]
     weights: Mapping[str, QuantizedWeight]
+    ranges: RangeChooser
 
     def plan(
         self, placement: Placement, method: str, scheme: QuantScheme
     ) -> QuantizationPlan:
         """The parameters with which the target runs `placement`, with ranges by `method`."""
-        model = self.float_model.model
-        statistics = self.float_model.statistics
-        ranges = activation_ranges.choose_ranges(
-            model, placement, statistics, scheme, method
-        )
+        ranges = self.ranges.choose(placement, method)
         activations = compute.activation_parameters(placement, scheme, ranges)
         weights = {
             name: item for name, item in self.weights.items() if name in placement.nodes
         }
-        return QuantizationPlan(model, activations, weights, ranges)
+        return QuantizationPlan(self.float_model.model, activations, weights, ranges)
 
     def simulate(
         self, plan: QuantizationPlan, placement: Placement, scheme: QuantScheme
@@ -162,7 +161,10 @@ def put_on_grid(
     model = _replace_weights(source, on_grid)
     if biases:
         model = compute.replace_biases(model, layers, biases)
-    return OnGrid(stage, placement, float_model, model, tuple(hardened), weights)
+    ranges = RangeChooser(source, float_model.statistics, scheme)
+    return OnGrid(
+        stage, placement, float_model, model, tuple(hardened), weights, ranges
+    )
 
 
 @dataclass(frozen=True)
