@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from PIL import Image
 from tests.packs.toolchain import install_toolchain, write_program
 
 from repzoo.artifact import Preprocess
 from repzoo.data import nv12
+from repzoo.data.preprocess import prepare
 from repzoo.engines import engine
 from repzoo.engines.pixels import pixels_of
 from repzoo.engines.rdk_x5 import RdkX5, repeated
@@ -100,6 +103,10 @@ def test_nv12_is_spread_over_the_pixels() -> None:
     np.testing.assert_allclose(rgb, nv12.to_rgb(buffer, "bt601-full"), atol=1e-9)
 
 
-def test_pixels_are_those_that_were_normalized() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
-    np.testing.assert_array_equal(pixels_of(normalized(pixels), PREPROCESS), pixels)
+@pytest.mark.parametrize("color", ["RGB", "GRAY"])
+def test_pixels_are_those_that_were_normalized(color: Any) -> None:
+    preprocess = replace(PREPROCESS, color=color)
+    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5)
+    as_bytes = prepare(image, replace(preprocess, input="uint8"))
+    inputs = prepare(image, preprocess)[None]
+    np.testing.assert_array_equal(pixels_of(inputs, preprocess), as_bytes[None])

@@ -104,6 +104,12 @@ class Rknn:
 MODELS: dict[str, type[Any]] = {"rdk-x5": RdkX5, "rknn": Rknn}
 
 
+def reason(error: Exception) -> str:
+    """An exception in one line: rknn-toolkit2's texts are whole tracebacks, the reason last."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1]}"
+
+
 def main(name: str, path: str) -> None:
     """Open the model, then answer every array with an array or an error."""
     # What the tool prints must not get between the messages.
@@ -113,7 +119,7 @@ def main(name: str, path: str) -> None:
     try:
         model = MODELS[name](path)
     except Exception as error:
-        write_message(answers, b"e", repr(error).encode())
+        write_message(answers, b"e", reason(error).encode())
         raise
     write_message(answers, b"r")
     while True:
@@ -123,7 +129,7 @@ def main(name: str, path: str) -> None:
         try:
             write_message(answers, b"a", pack_array(model.run(unpack_array(content))))
         except Exception as error:
-            write_message(answers, b"e", repr(error).encode())
+            write_message(answers, b"e", reason(error).encode())
 
 
 if __name__ == "__main__":
