@@ -34,7 +34,7 @@ HEADINGS = (
     "Estimated FPS",
     "Published latency, 1 thread (ms)",
     "Published FPS, 4 threads",
-    "Published / estimated latency",
+    "Published − estimated latency (ms)",
 )
 VARIANT_HEADINGS = (
     "Model",
@@ -154,13 +154,12 @@ def table(records: Sequence[Record[Any]]) -> list[str]:
 
 def _compared_cells(row: CompiledRow, figure: PublishedFigures) -> list[str]:
     estimated = row.estimate.latency_ms
-    ratio = figure.latency_ms / estimated if estimated else None
     return [
         escape_markdown(row.model),
         *_estimate_cells(row),
         f"{figure.latency_ms:.2f}",
         figures.rate(figure.fps),
-        figures.ABSENT if ratio is None else figures.ratio_of(ratio),
+        figures.ABSENT if estimated is None else f"{figure.latency_ms - estimated:.2f}",
     ]
 
 
