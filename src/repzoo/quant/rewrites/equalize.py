@@ -158,7 +158,7 @@ class _LayerMagnitudes:
         """`sizes` [G, O/G, C/G] of the weights after rescaling by factors `into` [C], `out` [O]."""
         scaled = sizes * into.reshape(len(sizes), 1, -1)
         scaled /= out.reshape(len(sizes), -1, 1)
-        return scaled
+        return np.asarray(scaled)
 
     def add_peaks(
         self, factors: Float, written: Float | None, read: Float | None

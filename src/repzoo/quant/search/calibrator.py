@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 
 from repzoo.artifact import Artifact
-from repzoo.data.batches import ReadReport, batches
+from repzoo.data.batches import ReadReport, batches, map_in_order
 from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
 from repzoo.engines.batches import run_padded
@@ -163,7 +163,11 @@ class Calibrator:
 
     def run(self, model: onnx.ModelProto, batches: Sequence[Inputs]) -> Inputs:
         """The logits [n, classes] of `model` on all `batches`."""
-        session = self.engine.open(model, self.threads)
+        # A batch for each thread: threads that share a batch wait for one another in every node.
+        session = self.engine.open(model, 1, streams=self.threads)
         batch = fixed_batch(model)
-        outputs = [run_padded(session, inputs, batch)[0] for inputs in batches]
-        return np.concatenate(outputs)
+
+        def logits(inputs: Inputs) -> Inputs:
+            return run_padded(session, inputs, batch)[0]
+
+        return np.concatenate(list(map_in_order(logits, batches, self.threads)))
