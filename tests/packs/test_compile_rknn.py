@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,16 @@ def test_another_model_is_not_simulated_in_its_place(compiled: Path) -> None:
 def test_a_plain_model_is_refused_with_what_to_type() -> None:
     with pytest.raises(InputError, match="--compile, then give the folder PACK"):
         engine("rknn").open(opset_11().model)
+
+
+def test_channels_last_are_refused_before_the_work() -> None:
+    artifact = opset_11()
+    last = replace(artifact.require_preprocess(), layout="NHWC")
+    model = copy.deepcopy(artifact.model)
+    sides = model.graph.input[0].type.tensor_type.shape.dim
+    sides[1].dim_value, sides[3].dim_value = 16, 3
+    with pytest.raises(InputError, match="second axis"):
+        open_target("rknn").check(replace(artifact, model=model, preprocess=last))
 
 
 def test_both_methods_have_a_compiler() -> None:

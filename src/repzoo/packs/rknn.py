@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repzoo.artifact import Artifact
+from repzoo.errors import InputError
 from repzoo.packs.compile_rknn import RknnCompiler
 from repzoo.packs.pack import PackFile, PackJob, pixel_images
 from repzoo.packs.parts import (
@@ -53,7 +54,12 @@ class Rknn:
         return [option for option in METHODS if option]
 
     def check(self, artifact: Artifact) -> None:
-        """Nothing that other targets take is refused."""
+        """Refuse channels last: the tool wants one mean for each row of such images (2.5.0)."""
+        if artifact.require_preprocess().layout == "NHWC":
+            raise InputError(
+                f"{artifact.name} takes images with channels last, and rknn-toolkit2 normalizes "
+                "along the second axis; give a model whose input is [1, channels, height, width]"
+            )
 
     def files(self, job: PackJob) -> Iterator[PackFile]:
         """The model, its configuration, ranges, calibration images, steps, labels and READMEs."""

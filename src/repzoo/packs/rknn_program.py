@@ -20,12 +20,9 @@ def arguments_of(artifact: Artifact) -> dict[str, Any]:
     preprocess = artifact.require_preprocess()
     height, width = sides(preprocess)
     mean = pixel_mean(preprocess)
-    shape = [1, len(mean), height, width]
-    if preprocess.layout == "NHWC":
-        shape = [1, height, width, len(mean)]
     return {
         "input": artifact.input_name,
-        "shape": tuple(shape),
+        "shape": (1, len(mean), height, width),
         "mean": tuple(mean),
         "std": tuple(pixel_std(preprocess)),
         "swapped": preprocess.color == "BGR",
