@@ -77,7 +77,8 @@ def quantizers(
         "$schema": SCHEMA,
         "data": {"values": rows},
         "facet": {"column": facet},
-        "spec": {"width": 260, "height": 200, "layer": _bar_layers()},
+        "spec": {"width": {"step": 44}, "height": 200, "layer": _bar_layers()},
+        "resolve": {"scale": {"x": "independent"}},  # not every tool ran every model
     }
 
 
