@@ -68,7 +68,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
             executable_path=paths[0], args=["--no-sandbox"] if is_root else []
         )
         tab = chromium.new_page(accept_downloads=True)
-        tab.set_default_timeout(10_000)
+        tab.set_default_timeout(240_000)  # a loaded machine is slow, not wrong
         yield Browser(tab, file.as_uri())
         chromium.close()
 
