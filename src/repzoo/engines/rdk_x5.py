@@ -18,55 +18,27 @@ import onnx
 from repzoo.artifact import Preprocess
 from repzoo.data import nv12
 from repzoo.engines import Array
+from repzoo.engines.compiled_pack import CompiledPackEngine
 from repzoo.engines.pixels import pixels_of
 from repzoo.errors import InputError
-from repzoo.vendors.environment import require_installed
-from repzoo.vendors.recipes import find_recipe
 from repzoo.vendors.worker import Workers
 
 PREPROCESS = "HzSQuantizedPreprocess"
 YUV = "YUV_BT601_FULL_RANGE_128"
-PREDICTION = (
-    "without the tool chain, repzoo harden --target rdk-x5 predicts the accuracy"
-)
 PIXELS = {"RGB": "RGB_128", "BGR": "BGR_128"}
 
 
-class RdkX5:
+class RdkX5(CompiledPackEngine):
     """The `rdk-x5` engine."""
 
     name = "rdk-x5"
-    simulates_int8 = True
-
-    def version(self) -> str:
-        """Of hb_mapper."""
-        recipe = find_recipe(self.name)
-        require_installed(recipe)
-        return recipe.version
-
-    def open(
-        self,
-        model: onnx.ModelProto,
-        threads: int = 1,
-        exact: bool = False,
-        streams: int = 1,
-    ) -> RdkX5Session:
-        """Refuse: the board's integers are in what hb_mapper made, not in `model`."""
-        raise InputError(
-            "the engine rdk-x5 runs packs that hb_mapper compiled; make one with: repzoo pack "
-            "MODEL.onnx -o PACK --target rdk-x5 --data DIR --compile, then give the folder PACK; "
-            f"{PREDICTION}"
-        )
+    tool = "hb_mapper"
 
     def open_pack(
         self, path: Path, preprocess: Preprocess, streams: int = 1
     ) -> RdkX5Session:
         """See `engines.Engine`."""
-        recipe = find_recipe(self.name)
-        try:
-            require_installed(recipe)
-        except InputError as error:
-            raise InputError(f"{error}; {PREDICTION}") from None
+        recipe = self.installed()
         model = onnx.load(path, load_external_data=False)
         return RdkX5Session(
             Workers(recipe, path, streams), preprocess, *_format_of(model)

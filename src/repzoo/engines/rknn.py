@@ -12,55 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from repzoo.artifact import Preprocess
 from repzoo.engines import Array
+from repzoo.engines.compiled_pack import CompiledPackEngine
 from repzoo.engines.pixels import pixels_of
 from repzoo.errors import InputError
-from repzoo.vendors.environment import require_installed
-from repzoo.vendors.recipes import find_recipe
 from repzoo.vendors.rknn_build import AGAIN, read_build
 from repzoo.vendors.worker import Workers
 
-PREDICTION = "without the tool chain, repzoo harden --target rknn predicts the accuracy"
 
-
-class Rknn:
+class Rknn(CompiledPackEngine):
     """The `rknn` engine."""
 
     name = "rknn"
-    simulates_int8 = True
-
-    def version(self) -> str:
-        """Of rknn-toolkit2."""
-        recipe = find_recipe(self.name)
-        require_installed(recipe)
-        return recipe.version
-
-    def open(
-        self,
-        model: onnx.ModelProto,
-        threads: int = 1,
-        exact: bool = False,
-        streams: int = 1,
-    ) -> RknnSession:
-        """Refuse: the calibration images are in the pack, not in `model`."""
-        raise InputError(
-            "the engine rknn runs packs that rknn-toolkit2 compiled; make one with: repzoo pack "
-            "MODEL.onnx -o PACK --target rknn --data DIR --compile, then give the folder PACK; "
-            f"{PREDICTION}"
-        )
+    tool = "rknn-toolkit2"
 
     def open_pack(
         self, path: Path, preprocess: Preprocess, streams: int = 1
     ) -> RknnSession:
         """See `engines.Engine`."""
-        recipe = find_recipe(self.name)
-        try:
-            require_installed(recipe)
-        except InputError as error:
-            raise InputError(f"{error}; {PREDICTION}") from None
+        recipe = self.installed()
         build = read_build(path)
         if build.version != recipe.version:
             raise InputError(

@@ -197,11 +197,7 @@ def evaluate(
 
     runs = _Runs()
     own_indices = runs.indices_of(artifacts, options.engine)
-    # The float model runs in float where an engine runs compiled packs alone.
-    float_engines = [
-        DEFAULT_ENGINE if _runs_packs(name) else name for name in options.engine
-    ]
-    reference_indices = runs.indices_of(references, float_engines)
+    reference_indices = runs.indices_of(references, _float_engines(options.engine))
     report = ReadReport()
     predictions = _predict(runs.runs, images, options.resume, report, progress, group)
     results = external.in_order_of(predictions)
@@ -314,6 +310,11 @@ class _Runs:
                 return index
         self.runs.append(_open_run(artifact, engine))
         return len(self.runs) - 1
+
+
+def _float_engines(names: Sequence[str]) -> list[str]:
+    """Where the float model runs: in float where an engine runs compiled packs alone."""
+    return [DEFAULT_ENGINE if _runs_packs(name) else name for name in names]
 
 
 def _runs_packs(engine_name: str) -> bool:
