@@ -116,7 +116,6 @@ def run(
     progress("fold and certify", 0, 0)
     deploy = verbs.fold(artifact, calibration, engine=engine_name)
     quantized = _quantize_all(deploy, source, options.quantize, progress)
-    int8 = quantized["int8"]
     evaluated = verbs.evaluate(
         [deploy, *quantized.values()],
         evaluation,
@@ -126,10 +125,7 @@ def run(
     )
     artifacts: dict[str, Artifact] = {artifact.form: artifact}
     artifacts.update(deploy=deploy, **quantized)
-    assert int8.report is not None
-    timed = dict(artifacts)
-    if int8.report.chosen.ratio is None:
-        del timed["int8"]  # only a board runs it, and its time here would mislead
+    timed = _without_untimed(artifacts, quantized["int8"])
     timings, left_out = _time_all(timed, options, progress)
     reports = [model.report for model in quantized.values() if model.report]
     records = [report.record for report in reports]
@@ -158,6 +154,17 @@ def run(
         facts,
         hardened,
     )
+
+
+def _without_untimed(
+    artifacts: Mapping[str, Artifact], int8: verbs.Artifact
+) -> dict[str, Artifact]:
+    """`artifacts`, without INT8 where only a board runs it: its time here would mislead."""
+    timed = dict(artifacts)
+    assert int8.report is not None
+    if int8.report.chosen.ratio is None:
+        del timed["int8"]
+    return timed
 
 
 def _of_board(
