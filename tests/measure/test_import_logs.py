@@ -146,6 +146,11 @@ def test_a_log_of_another_board_is_refused(write: Callable[..., Path]) -> None:
     assert repzoo.import_logs(x3).records[0].values.target == "rdk-x3"
     with pytest.raises(InputError, match="is of rdk-x3"):
         repzoo.import_logs(x3, target="rdk-x5")
+    unknown = write(LOG.replace("bayes-e", "nash-e"))
+    with pytest.raises(InputError, match="is of march nash-e, and repzoo knows bayes"):
+        repzoo.import_logs(unknown)
+    (first, *_) = repzoo.import_logs(unknown, target="rdk-s100").records
+    assert first.values.target == "rdk-s100"
 
 
 @pytest.mark.parametrize(
@@ -191,6 +196,18 @@ def test_a_log_without_names_is_taken_for_the_model_with_a_remark(
     assert not repzoo.import_logs(perf, called_so).remarks
 
 
+def test_where_no_names_can_be_compared_a_remark_says_so(
+    write: Callable[..., Path], tiny: onnx.ModelProto
+) -> None:
+    unnamed = onnx.ModelProto()
+    unnamed.CopyFrom(tiny)
+    for node in unnamed.graph.node:
+        node.name = ""
+    table = write(board_logs.CALIBRATION_TABLE)
+    (remark,) = repzoo.import_logs(table, unnamed).remarks
+    assert "does not say that it is of" in remark
+
+
 # The command
 
 
@@ -229,6 +246,7 @@ def test_the_command_says_what_is_an_estimate(
         (LOG.replace("End Model Convert", ""), (), "did not finish"),
         ("hello", (), "is no log that repzoo reads"),
         (board_logs.RATES, ("--images", "-1"), "--images"),
+        (board_logs.PERF, ("--images", "500"), "no log has one"),
         (LOG, ("--target", "rdk-x3"), "is of rdk-x5 (march bayes-e), not of rdk-x3"),
         (board_logs.MODEL_INFO, ("--append", "{out}"), "holds no figures to append"),
         (

@@ -205,7 +205,16 @@ def test_eval_perf_and_eval_memory() -> None:
     assert log.performance == [Performance(0.75, None, 12800, 1, 2)]
     assert log.memory_bytes == 2 * 2**20
     short = parse(rknn, "Total Time(us): 5,000.0\nFPS: 200.0\n")
-    assert short.performance == [Performance(5.0, 200.0, None, None, None)]
+    assert short.performance == [Performance(5.0, 200.0)]
+
+
+def test_each_run_of_eval_perf_has_its_own_operators() -> None:
+    second = board_logs.EVAL_PERF.replace("Time(us): 750", "Time(us): 800")
+    log = parse(rknn, board_logs.EVAL_PERF + second)
+    assert log.performance == [
+        Performance(0.75, None, 12800, 1, 2),
+        Performance(0.8, None, 12800, 1, 2),
+    ]
 
 
 # Sophgo
@@ -309,6 +318,8 @@ def test_numbers_of_every_locale(shown: str, value: float | None) -> None:
         (board_logs.MODEL_DEPLOY.replace("0.999750", "good"), "expected figures as model"),
         (board_logs.CALIBRATION_TABLE.replace("56.5", "wide"), "expected figures"),
         (board_logs.BMRT_TEST.replace("1000 us", "soon"), "expected figures as model"),
+        (board_logs.BMRT_TEST.replace("tiny", "big", 1), "of several networks, 'big' and 'tiny'"),
+        (board_logs.PERF.replace("tiny_nv12", "big") + board_logs.PERF, "is of two models"),
         (json.dumps(SUBGRAPH).replace("307.6", '"soon"'), "is not as hbdk writes it"),
         (json.dumps(SUBGRAPH).replace("3251.4", "-1"), "is not as hbdk writes it"),
         (json.dumps(QUANT_INFO).replace("[127.0]", "7"), "what hb_mapper does not write"),

@@ -64,13 +64,14 @@ def board_records(
 ) -> tuple[list[Record[Any]], list[str]]:
     """(Records of what a log says, remarks).
 
-    Attributes:
+    Args:
+        log: as `read_log` gives it.
         model: that the log is of; None: what the log itself says identifies it.
         target: of a log that does not say its own.
         images: that a printed accuracy was measured on.
 
     Raises:
-        InputError: a run that failed, or a log of another target.
+        InputError: a run that failed, or a log of another target or of an unknown one.
     """
     convert = _CONVERTERS[type(log.content)]
     results = convert(log.content, _target(log, target))
@@ -99,6 +100,11 @@ def _target(log: VendorLog, target: str) -> str:
     if own and target and own != target:
         raise InputError(
             f"{log.path.name} is of {own} (march {march}), not of {target}; leave --target out"
+        )
+    if march and not own and not target:
+        raise InputError(
+            f"{log.path.name} is of march {march}, and repzoo knows {', '.join(MARCHES)}; name the "
+            "board with --target"
         )
     return own or target or log.target
 

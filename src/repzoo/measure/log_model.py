@@ -39,8 +39,9 @@ class _Names:
 def require_same_model(log: VendorLog, model: Artifact) -> list[str]:
     """Refuse a log whose names or shapes are not those of `model`.
 
-    A log that says neither, such as that of `hrt_model_exec perf`, is taken for the model's. Then
-    a remark says so, unless the log has a file of the model's name.
+    A log that says neither, such as that of `hrt_model_exec perf`, is taken for the model's. So is
+    one whose names cannot be compared, since the model's nodes have none. Then a remark says so,
+    unless the log has a file of the model's name.
 
     Raises:
         InputError: says what differs.
@@ -58,9 +59,9 @@ def require_same_model(log: VendorLog, model: Artifact) -> list[str]:
                 f"{log.path.name} is of another model: its {side} is {_text(stated)}, that of "
                 f"{model.name} is {_text(own)}; give --model the ONNX that was compiled"
             )
-    _require_known_names(log, names.nodes, model)
-    says_names = names.nodes or names.inputs or names.outputs
-    if says_names or _letters(model.name) in _letters(names.file):
+    has_known_names = _require_known_names(log, names.nodes, model)
+    is_compared = has_known_names or names.inputs or names.outputs
+    if is_compared or _letters(model.name) in _letters(names.file):
         return []
     return [
         Remark(
@@ -78,7 +79,8 @@ def output_names(model: onnx.ModelProto) -> list[str]:
 
 def _require_known_names(
     log: VendorLog, stated: Sequence[str], model: Artifact
-) -> None:
+) -> bool:
+    """Whether there were names to compare; those of another model are refused."""
     graph = model.model.graph
     # Any two models may share these, such as "data" and "output".
     common = {value.name for value in (*graph.input, *graph.output)}
@@ -89,8 +91,10 @@ def _require_known_names(
     shared = [name for name in names if _is_known(name, known)]
     # Where nodes have no names of their own, tools number them in their own way.
     has_names = any(node.name for node in graph.node)
-    if not names or not has_names or len(shared) >= KNOWN_SHARE * len(names):
-        return
+    if not names or not has_names:
+        return False
+    if len(shared) >= KNOWN_SHARE * len(names):
+        return True
     unknown = next(name for name in names if not _is_known(name, known))
     raise InputError(
         f"{log.path.name} is of another model: of its {len(names)} nodes {model.name} has "

@@ -165,13 +165,13 @@ def _figures(model: _Model, name: str) -> list[tuple[Figure, FigureSource]]:
     if model.spec is None:
         return []
     own = model.spec.preprocess.size
-    found: list[tuple[Figure, FigureSource]] = []
+    figures: list[tuple[Figure, FigureSource]] = []
     for figure in model.spec.figures:
         size = size_text(figure.size or own)
         if getattr(figure, name) is None or name in figure.wrong or size != model.size:
             continue
-        found.append((figure, catalog.sources()[figure.source]))
-    return found
+        figures.append((figure, catalog.sources()[figure.source]))
+    return figures
 
 
 def _published_latency(

@@ -73,14 +73,14 @@ def find_hosts(name: str, records: Iterable[Record[Any]]) -> list[MatchHost]:
             return [device]
     alike = [item for item in machines if name.casefold() in item.name.casefold()]
     exact = [item for item in machines if item.name == name]
-    found = exact or alike
-    if len(found) == 1:
-        return found
-    if found:
-        names = "; ".join(item.name for item in found)
+    matching = exact or alike
+    if len(matching) == 1:
+        return matching
+    if matching:
+        names = "; ".join(item.name for item in matching)
         raise InputError(
-            f"the Records are of {len(found)} hosts that {name!r} names ({names}); their latencies "
-            "are not comparable: give more of one host's name, or the Records of one host"
+            f"the Records are of {len(matching)} hosts that {name!r} names ({names}); their "
+            "latencies are not comparable: give more of one host's name, or the Records of one host"
         )
     known = [THIS, ANY, *(item.name for item in (*devices, *machines))]
     raise InputError(unknown("host", name, known))

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from repzoo.errors import InputError
+from repzoo.measure.board import BoardAccuracy
 from repzoo.measure.board_logs import board_records
 from repzoo.measure.log_model import require_same_model
-from repzoo.measure.record import Record
+from repzoo.measure.record import Record, select
 from repzoo.settings import at_least, merge_keywords, setting, validate
 from repzoo.vendors.logs.reading import VendorLog, read_log
 from repzoo.verbs.model_files import ModelLike, open_model
@@ -69,7 +70,7 @@ def import_logs(
 
     Raises:
         InputError: a file that is no such log, is cut or damaged, is of another model or board, or
-            of a run that failed.
+            of a run that failed; images without an accuracy.
     """
     options = merge_keywords(ImportOptions, options, settings)
     paths = [logs] if isinstance(logs, str | Path) else list(logs)
@@ -89,4 +90,9 @@ def import_logs(
         read.append(log)
         records += results
         remarks += noted
+    if options.images and not select(records, BoardAccuracy):
+        raise InputError(
+            "the images (--images) are those of a printed accuracy, and no log has one; leave them "
+            "out"
+        )
     return ImportedLogs(tuple(read), tuple(records), tuple(remarks))

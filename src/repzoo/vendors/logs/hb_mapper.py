@@ -186,7 +186,7 @@ def is_log(lines: Sequence[str]) -> bool:
 def parse(data: bytes, name: str) -> HbMapperLog:
     """The last run of hb_mapper in a log.
 
-    Attributes:
+    Args:
         data: content of the log.
         name: of the file, for errors.
 

@@ -105,7 +105,7 @@ def parse(data: bytes, name: str) -> HrtLog:
 
     Raises:
         InputError: not such a log, a run that ends before its result, or a line that is not as the
-            tool writes it.
+            tool writes it, or runs of several models.
     """
     lines = lines_of(data)
     if not is_log(lines):
@@ -144,14 +144,22 @@ class _Reader:
         return self._log
 
     def _add_version(self, line: str) -> None:
-        for name, pattern in (
-            ("runtime", RUNTIME),
-            ("builder", BUILDER),
-            ("model", FILE),
-        ):
+        for name, pattern in (("runtime", RUNTIME), ("builder", BUILDER)):
             match = pattern.search(line)
             if match:
                 setattr(self._log, name, last_part(match.group(1)))
+        file = FILE.search(line)
+        if file:
+            self._set_model(last_part(file.group(1)))
+
+    def _set_model(self, model: str) -> None:
+        # Results would go to the wrong model.
+        if self._log.model not in ("", model):
+            raise InputError(
+                f"{self._name} is of two models, {self._log.model[:80]!r} and {model[:80]!r}; give "
+                "the runs of each model as a file of their own"
+            )
+        self._log.model = model
 
     def _add_tensor(self, line: str) -> None:
         tensor = TENSOR.match(line)

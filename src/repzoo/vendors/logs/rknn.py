@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from repzoo.errors import InputError
 from repzoo.vendors.logs.text import (
@@ -79,10 +80,10 @@ class Performance:
     """
 
     latency_ms: float
-    fps: float | None
-    traffic_bytes: int | None
-    npu_nodes: int | None
-    cpu_nodes: int | None
+    fps: float | None = None
+    traffic_bytes: int | None = None
+    npu_nodes: int | None = None
+    cpu_nodes: int | None = None
 
 
 @dataclass
@@ -135,10 +136,7 @@ class _Reader:
         self._name = name
         self._log = RknnLog()
         self._in_table = False
-        self._devices: list[str] = []
-        self._times: list[float] = []
-        self._fps: float | None = None
-        self._traffic: int | None = None
+        self._devices: list[str] = []  # of the table above the next time
 
     def add(self, line: str) -> None:
         """Read one line."""
@@ -163,10 +161,6 @@ class _Reader:
             raise InputError(
                 f"{self._name} has a table without rows; copy the whole log"
             )
-        for index, time in enumerate(self._times):
-            # The lines beside the time belong to the last one: with perf_debug there is only one.
-            is_last = index == len(self._times) - 1
-            log.performance.append(self._performance(time, is_last))
         return log
 
     def _add_row(self, line: str) -> None:
@@ -207,26 +201,30 @@ class _Reader:
             time = TIME.search(line)
             if time is None:
                 raise ValueError("a time that cannot be read")
-            self._times.append(milliseconds_of(time["time"], "us"))
+            self._begin_run(milliseconds_of(time["time"], "us"))
         fps = FPS.match(line)
         if fps:
-            self._fps = number_of(fps["fps"])
+            self._complete_run(fps=number_of(fps["fps"]))
         traffic = TRAFFIC.search(line)
         if traffic:
-            self._traffic = round((number_of(traffic["size"]) or 0.0) * 1024)
+            size = number_of(traffic["size"]) or 0.0
+            self._complete_run(traffic_bytes=round(size * 1024))
 
-    def _performance(self, time: float, is_last: bool) -> Performance:
-        if not is_last:
-            return Performance(time, None, None, None, None)
+    def _begin_run(self, latency_ms: float) -> None:
         cpu = self._devices.count("CPU")
         has_table = bool(self._devices)
-        return Performance(
-            latency_ms=time,
-            fps=self._fps,
-            traffic_bytes=self._traffic,
+        run = Performance(
+            latency_ms=latency_ms,
             npu_nodes=len(self._devices) - cpu if has_table else None,
             cpu_nodes=cpu if has_table else None,
         )
+        self._log.performance.append(run)
+        self._devices.clear()
+
+    def _complete_run(self, **figures: Any) -> None:
+        # The tool prints the time first, then these.
+        if self._log.performance:
+            self._log.performance[-1] = replace(self._log.performance[-1], **figures)
 
 
 def _figures(pairs: str) -> list[float | None]:

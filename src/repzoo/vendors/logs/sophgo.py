@@ -144,7 +144,8 @@ def parse(data: bytes, name: str) -> SophgoLog:
     """Comparisons, thresholds and times in a log; `name` is of the file.
 
     Raises:
-        InputError: none of them is there, or a line is not as the tools write it.
+        InputError: none of them is there, a line is not as the tools write it, or times of several
+            networks.
     """
     lines = lines_of(data)
     if not is_log(lines):
@@ -209,6 +210,13 @@ class _Reader:
         # The sum over all launches of a run; where these are there, it says nothing new.
         if not log.launches:
             log.launches = [Launch("", time) for time in self._calculated]
+        networks = sorted({launch.network for launch in log.launches})
+        if len(networks) > 1:
+            # Their times would become one average.
+            raise InputError(
+                f"{self._name} is of several networks, {networks[0]!r} and {networks[1]!r} among "
+                "them; give the runs of each network as a file of their own"
+            )
         if self._in_table and not log.thresholds:
             raise InputError(f"{self._name} has a calibration table without rows")
         if self._comparison is not None:

@@ -115,7 +115,7 @@ def last_part(path: str) -> str:
 def unreadable(name: str, number: int, line: str, expected: str) -> InputError:
     """The error for a line that is not as the tool writes it.
 
-    Attributes:
+    Args:
         name: of the log.
         number: of the line, from 1.
         expected: what should stand there.
