@@ -39,7 +39,7 @@ from repzoo.quant.search.candidate import Candidate, CandidateModel
 from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.verdict import Budget, Verdict
 
-BENCH_SECONDS = 1.0  # of timing for the model of another quantizer
+BENCH_SECONDS = 1.0  # of timing for a model that is timed once
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,10 @@ class Gate:
         float_case = cases[0]
         return [latency.ratio(case, float_case).values for case in cases[1:]]
 
+    def time_once(self, model: Artifact) -> LatencyRatio:
+        """The latency of `model`, which no search timed, over that of the float model."""
+        return self.time_against_float([model], BENCH_SECONDS)[0]
+
     def judge(
         self,
         stage: str,
@@ -154,7 +158,7 @@ class Gate:
         """
         started = time.perf_counter()
         paired = self.comparison.compare(quantized)
-        ratio = self.time_against_float([quantized], BENCH_SECONDS)[0]
+        ratio = self.time_once(quantized)
         candidate = self.judge(quantizer, quantizer, paired.values, ratio, started)
         return CandidateModel(quantized, candidate), paired
 

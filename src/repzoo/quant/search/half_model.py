@@ -60,7 +60,6 @@ from repzoo.quant.search.candidate import Candidate, CandidateModel
 from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.evaluator import free_memory
 from repzoo.quant.search.gate import (
-    BENCH_SECONDS,
     Gate,
     QuantReport,
     ReportContext,
@@ -334,7 +333,7 @@ class _Ladder:
 
     def time(self, best: HalfCandidate) -> HalfCandidate:
         """`best` with the latency of its file over the float model's, on the engine."""
-        ratio = self.gate.time_against_float([best.artifact], BENCH_SECONDS)[0]
+        ratio = self.gate.time_once(best.artifact)
         timed = replace(best.candidate, ratio=ratio)
         self.candidates[self.candidates.index(best.candidate)] = timed
         return replace(best, candidate=timed)
