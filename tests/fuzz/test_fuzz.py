@@ -135,7 +135,7 @@ def test_changed_onnx_files(folder: Path, random: Random) -> None:
         require_answer(command, *runs[command], "--json")
 
 
-SCHEMES = ("ort-cpu", "ort-cpu-7bit", "per-tensor", "mnn", "rdk", "vastai")
+SCHEMES = ("ort-cpu", "ort-cpu-7bit", "per-tensor", "mnn", "rdk-x5", "vastai")
 
 
 # Quantizing takes ten times as long as anything else, so it has a test and a budget of its own.

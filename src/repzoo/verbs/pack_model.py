@@ -23,7 +23,7 @@ from repzoo.packs.pack import (
     write_pack,
 )
 from repzoo.progress import Progress, silent
-from repzoo.quant.network.scheme import load_scheme, schemes
+from repzoo.quant.network.scheme import find_preset, load_scheme
 from repzoo.settings import (
     above,
     at_least,
@@ -223,7 +223,7 @@ def _require_same_grid(artifact: StoredArtifact, target: PackTarget) -> None:
     """Refuse a model whose weights or ranges were chosen for a tool that rounds otherwise."""
     scheme = load_scheme(target.scheme)
     settings = dict(artifact.steps[-1].settings)
-    hardened_for = schemes().get(str(settings.get("target")))
+    hardened_for = find_preset(str(settings.get("target")))
     if hardened_for is not None:
         settings["activation_symmetric"] = hardened_for.activation_symmetric
     for key in ("weight_rule", "per_channel", "activation_symmetric"):

@@ -52,7 +52,7 @@ class QuantizeOptions:
     engine: str = setting(DEFAULT_ENGINE, help="Engine that will run the INT8 model.")
     scheme: str = setting(
         "",
-        help="Quantization scheme: ort-cpu, openvino-cpu, mnn, rdk, vastai, per-tensor, ... "
+        help="Quantization scheme: ort-cpu, openvino-cpu, mnn, rdk-x5, vastai, per-tensor, ... "
         "or FILE.toml.  [default: the engine's]",
     )
     recipe: str = setting(

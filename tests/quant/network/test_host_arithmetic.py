@@ -202,7 +202,7 @@ def test_the_remedy_is_chosen_by_the_hosts_instructions_and_the_engine() -> None
 
 
 def test_a_scheme_for_a_board_does_not_depend_on_this_host() -> None:
-    for name in ("rdk", "vastai"):
+    for name in ("rdk-x5", "vastai"):
         scheme = load_scheme(name)
         for runner in ("openvino", "onnxruntime"):
             assert adapt_to_host(scheme, Named(runner), AVX2) == (scheme, "")
@@ -247,7 +247,7 @@ def test_quantize_keeps_to_7_bits_where_the_engine_would_saturate(
     assert "7 bits" in remarks[0]
 
 
-@pytest.mark.parametrize("scheme", ["rdk", "vastai"])
+@pytest.mark.parametrize("scheme", ["rdk-x5", "vastai"])
 def test_a_scheme_for_a_board_places_all_that_the_board_runs(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

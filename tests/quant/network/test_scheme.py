@@ -25,7 +25,7 @@ def test_each_engine_has_its_scheme() -> None:
 
 
 def test_every_preset_is_complete() -> None:
-    assert {"ort-cpu", "openvino-cpu", "mnn", "rdk", "vastai", "per-tensor"} <= set(
+    assert {"ort-cpu", "openvino-cpu", "mnn", "rdk-x5", "vastai", "per-tensor"} <= set(
         schemes()
     )
     for name, scheme in schemes().items():
@@ -33,7 +33,8 @@ def test_every_preset_is_complete() -> None:
         assert scheme.about
         assert set(scheme.range_methods) <= set(RANGE_METHODS)
         assert {"Conv", "Gemm"} <= set(scheme.quantized)
-    assert load_scheme("rdk").escape == "int16"
+    assert load_scheme("rdk-x5").escape == "int16"
+    assert load_scheme("rdk") is load_scheme("rdk-x5")  # its older name
     assert not load_scheme("per-tensor").per_channel
 
 
@@ -78,7 +79,7 @@ def test_a_scheme_of_ones_own(tmp_path: Path) -> None:
 def test_a_scheme_without_an_engine_is_for_a_board() -> None:
     boards = [scheme.name for scheme in schemes().values() if scheme.runs_on_board]
     assert boards == [
-        "rdk",
+        "rdk-x5",
         "vastai",
         "rknn",
         "rknn-layer",

@@ -106,7 +106,7 @@ def test_bias_correction_includes_the_shift_of_rounding_activations() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ort-cpu", "per-tensor", "ort-cpu-7bit", "mnn", "rdk", "vastai"]
+    "name", ["ort-cpu", "per-tensor", "ort-cpu-7bit", "mnn", "rdk-x5", "vastai"]
 )
 def test_every_scheme_gets_its_number_formats_and_stays_accurate(name: str) -> None:
     model, scheme = net(), load_scheme(name)

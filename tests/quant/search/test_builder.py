@@ -67,7 +67,7 @@ def test_parameters_that_the_first_build_lacks_are_computed() -> None:
 
 
 def test_16_bit_activations_are_computed_anew() -> None:
-    builder = make_evaluator("rdk").builder
+    builder = make_evaluator("rdk-x5").builder
     everything = builder.space.starting_placements()[0]
     wide = with_fallback(builder, everything, ["c"])
     assert wide.int16_tensors

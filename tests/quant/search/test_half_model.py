@@ -145,7 +145,7 @@ def test_int8_files_and_settings_of_int8_are_refused(
 ) -> None:
     place = ("-o", tmp_path / "o.onnx", "--data", "digits")
     mixed = run(
-        "quantize", small_file, *place, "--precision", "fp16", "--scheme", "rdk"
+        "quantize", small_file, *place, "--precision", "fp16", "--scheme", "rdk-x5"
     )
     assert mixed.code == 2
     assert "scheme (--scheme) is a setting of INT8; leave it out" in mixed.err

@@ -175,8 +175,8 @@ def test_what_stays_in_float_is_listed() -> None:
     _, report = hardened("rdk-x5")
     kept = [(item.layer, item.op, item.reason) for item in report.kept]
     assert kept == [
-        ("u", "ConvTranspose", "rdk computes ConvTranspose in float"),
-        ("output", "MatMul", "rdk computes MatMul in float"),
+        ("u", "ConvTranspose", "rdk-x5 computes ConvTranspose in float"),
+        ("output", "MatMul", "rdk-x5 computes MatMul in float"),
     ]
 
 

@@ -36,7 +36,7 @@ def images(count: int = 32, size: int = 16) -> Images:
 
 
 def quantize(
-    model: onnx.ModelProto, names: list[str], scheme: str = "rdk"
+    model: onnx.ModelProto, names: list[str], scheme: str = "rdk-x5"
 ) -> tuple[QuantizationPlan, onnx.ModelProto]:
     """(plan, QDQ model) of `model` with int16 activations for the layers `names`."""
     space = PlacementSpace(model)
@@ -59,7 +59,7 @@ def model() -> onnx.ModelProto:
     return qdq_writer.prepare_for_qdq(small().model)
 
 
-@pytest.mark.parametrize("scheme", ["rdk", "ort-cpu"])
+@pytest.mark.parametrize("scheme", ["rdk-x5", "ort-cpu"])
 def test_engines_agree_on_a_valid_model(scheme: str) -> None:
     _, quantized = quantize(model(), ["c"], scheme)
     onnx.checker.check_model(quantized, full_check=True)
@@ -69,7 +69,7 @@ def test_engines_agree_on_a_valid_model(scheme: str) -> None:
         for node in quantized.graph.node
         if node.op_type == "QuantizeLinear"
     }
-    narrow = onnx.TensorProto.INT8 if scheme == "rdk" else onnx.TensorProto.UINT8
+    narrow = onnx.TensorProto.INT8 if scheme == "rdk-x5" else onnx.TensorProto.UINT8
     assert by_tensor == {
         "data": narrow,
         "b": onnx.TensorProto.INT16,

@@ -36,7 +36,7 @@ def test_for_a_board_nothing_is_timed_on_this_host(
     run: Run, small_file: Path, tmp_path: Path
 ) -> None:
     files = (small_file, "-o", tmp_path / "o.onnx", "--data", "digits")
-    options = ("--images", 64, "--scheme", "rdk", "--force", "--json")
+    options = ("--images", 64, "--scheme", "rdk-x5", "--force", "--json")
     ran = run("quantize", *files, *options)
     assert ran.code == 0, ran.err
     assert ran.document["latency_ratio"] is None

@@ -153,15 +153,23 @@ def schemes() -> dict[str, QuantScheme]:
     return presets
 
 
+def find_preset(name: str) -> QuantScheme | None:
+    """The preset with this name or alias; None if there is none."""
+    for scheme in schemes().values():
+        if name in (scheme.name, *scheme.aliases):
+            return scheme
+    return None
+
+
 def load_scheme(name: str) -> QuantScheme:
     """The preset `name`, or the one table of the TOML file `name`.
 
     Raises:
         InputError: an unknown name (similar ones are offered), or a file that is not a scheme.
     """
-    for scheme in schemes().values():
-        if name in (scheme.name, *scheme.aliases):
-            return scheme
+    preset = find_preset(name)
+    if preset is not None:
+        return preset
     if Path(name).suffix == ".toml":
         return _from_file(Path(name))
     raise InputError(unknown("scheme", name, schemes()))
