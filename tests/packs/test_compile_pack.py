@@ -103,6 +103,20 @@ def test_a_tool_that_fails_leaves_the_pack_as_it_was(
     assert folder.with_name("pack.compile.log").is_file()
 
 
+def test_a_new_pack_is_compiled_at_once(
+    run: Run, small_model: Path, tmp_path: Path
+) -> None:
+    programs = install_toolchain("rdk-x5")
+    write_program(programs / "hb_mapper", mapper_script(opset_11()))
+    output, rows = tmp_path / "new", tmp_path / "rows.jsonl"
+    data = ("--data", "digits", "--images", 64, "--calibration", 2)
+    ran = run("pack", small_model, "-o", output, *data, "--compile", "--append", rows)
+    assert ran.code == 0, ran.err
+    assert json.loads((output / "manifest.json").read_text())["compiled"]
+    lines = rows.read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 2
+
+
 def test_a_new_pack_is_not_left_half_made(
     run: Run, small_model: Path, tmp_path: Path
 ) -> None:

@@ -143,8 +143,6 @@ def pack(
         )
     if append and written.compiled:
         append_records(append, written.compiled.records)
-    if append and written.compiled:
-        append_records(append, written.compiled.records)
     console.show(views.packed(written))
 
 
