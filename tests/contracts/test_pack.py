@@ -224,6 +224,49 @@ def test_calibration_data_and_configuration_make_the_input_of_the_model(
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_channels_last_are_refused_at_once_or_prepared_as_the_model_wants_them(
+    name: str, tmp_path: Path
+) -> None:
+    target = open_target(name)
+    preprocess = replace(PREPROCESS, layout="NHWC")
+    model = channels_last(artifact_for(target).model)
+    job = job_for(target, model=model, preprocess=preprocess)
+    refusal = refusal_of(target, job.artifact)
+    if refusal:
+        assert "channels last (NHWC)" in refusal
+        return
+    write_pack(target, job, tmp_path / "pack")
+    actual = READERS[name.partition(":")[0]](tmp_path / "pack")
+    expected = next(iter(batches(job.images, preprocess, IMAGES, ReadReport()))).inputs
+    assert actual.shape == expected.shape == (IMAGES, 16, 16, 3)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
+
+
+def refusal_of(target: PackTarget, artifact: Artifact) -> str:
+    try:
+        target.check(artifact)
+    except repzoo.InputError as error:
+        return str(error)
+    return ""
+
+
+def channels_last(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with an input [N, 16, 16, 3] that it transposes."""
+    last = onnx.ModelProto()
+    last.CopyFrom(model)
+    graph = last.graph
+    sides = graph.input[0].type.tensor_type.shape.dim
+    sides[1].dim_value, sides[3].dim_value = 16, 3
+    graph.input[0].name = "images"
+    first = onnx.helper.make_node(
+        "Transpose", ["images"], ["data"], "first", perm=[0, 3, 1, 2]
+    )
+    graph.node.insert(0, first)
+    onnx.checker.check_model(last, full_check=True)
+    return last
+
+
 def test_the_same_bytes_twice(target: PackTarget, folder: Path, tmp_path: Path) -> None:
     write_pack(target, job_for(target), tmp_path / "again")
     assert contents(tmp_path / "again") == contents(folder)
@@ -262,10 +305,9 @@ def test_gray_models_have_one_mean(name: str, tmp_path: Path) -> None:
     )
     preprocess = replace(PREPROCESS, color="GRAY")
     job = job_for(target, model=model, preprocess=preprocess)
-    try:
-        target.check(job.artifact)
-    except repzoo.InputError as error:
-        pytest.skip(str(error))
+    refusal = refusal_of(target, job.artifact)
+    if refusal:
+        pytest.skip(refusal)
     write_pack(target, job, tmp_path / "pack")
     texts = [
         data
@@ -304,6 +346,10 @@ def changed(old: str, new: str) -> Artifact:
 
 
 OPEN = changed("float[1, 3, 16, 16]", "float[1, 3, H, W]")
+OPEN_LAST = replace(
+    changed("float[1, 3, 16, 16]", "float[1, H, W, 3]"),
+    preprocess=replace(PREPROCESS, layout="NHWC"),
+)
 RUN_TIME = changed(
     "live = Relu (stem)", "live = Relu (stem)\n    found = NonZero (live)"
 )
@@ -315,6 +361,7 @@ STRANGE.model.opset_import.append(onnx.helper.make_opsetid("my.shop", 1))
     ("model", "words"),
     [
         (OPEN, "--input_name data --input_shape 1,3,16,16"),
+        (OPEN_LAST, "--input_name data --input_shape 1,16,16,3"),
         (RUN_TIME, r"the operator NonZero \(found\).*--no-dynamic-batch"),
         (STRANGE, r"the operator Relu \(live\) of my.shop.*--opset 11"),
     ],

@@ -1,5 +1,5 @@
 """The calibration data of a pack, normalized as its configuration says: what the tool feeds to the
-model, float32 [images, 3, height, width].
+model, float32 [images, 3, height, width], or channels last where the configuration says so.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ def rdk_x5(folder: Path) -> Float:
     (data,) = re.findall(r"cal_data_dir: '([^']*)'", text)
     files = sorted((folder / data).iterdir())
     pixels = np.stack([np.fromfile(path, np.float32) for path in files])
+    if "input_layout_train: 'NHWC'" in text:
+        pixels = pixels.reshape(-1, 16, 16, 3)
+        return normalized(pixels, mean, 1 / scale, "NHWC")
     pixels = pixels.reshape(-1, 3, 16, 16)
     return np.asarray((pixels - mean[:, None, None]) * scale[:, None, None], np.float32)
 
@@ -53,8 +56,10 @@ def sophgo(folder: Path) -> Float:
         for option in ("--mean", "--scale")
     )
     assert words[words.index("--pixel_format") + 1] == "rgb"
+    layout = words[words.index("--channel_format") + 1].upper()
     files = sorted((folder / "calibration").iterdir())
-    return normalized(np.stack([image(path) for path in files]), mean, 1 / scale)
+    pixels = np.stack([image(path) for path in files])
+    return normalized(pixels, mean, 1 / scale, layout)
 
 
 def hailo(folder: Path) -> Float:
@@ -83,8 +88,12 @@ def axera(folder: Path) -> Float:
             file = archive.extractfile(member)
             assert file is not None
             images.append(np.asarray(Image.open(io.BytesIO(file.read()))))
+    (processor,) = document["input_processors"]
     return normalized(
-        np.stack(images), settings["calibration_mean"], settings["calibration_std"]
+        np.stack(images),
+        settings["calibration_mean"],
+        settings["calibration_std"],
+        processor["tensor_layout"],
     )
 
 
@@ -94,10 +103,13 @@ def image(path: Path) -> npt.NDArray[np.uint8]:
         return np.asarray(opened)
 
 
-def normalized(pixels: npt.NDArray[np.uint8], mean: Any, std: Any) -> Float:
-    """(pixels - mean) / std of [n, height, width, 3], channels first."""
+def normalized(
+    pixels: npt.NDArray[Any], mean: Any, std: Any, layout: str = "NCHW"
+) -> Float:
+    """(pixels - mean) / std of [n, height, width, 3], in the order of axes `layout`."""
     values = (pixels - np.asarray(mean)) / np.asarray(std)
-    return np.asarray(values.transpose(0, 3, 1, 2), np.float32)
+    axes = (0, 1, 2, 3) if layout == "NHWC" else (0, 3, 1, 2)
+    return np.asarray(values.transpose(axes), np.float32)
 
 
 READERS: dict[str, Callable[[Path], Float]] = {

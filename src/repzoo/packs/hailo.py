@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from repzoo.artifact import Artifact
+from repzoo.packs.limits import require_channels_first
 from repzoo.packs.pack import PackFile, PackJob, pixel_images
 from repzoo.packs.parts import (
     Step,
@@ -43,7 +44,11 @@ class Hailo:
     scheme = "hailo"
 
     def check(self, artifact: Artifact) -> None:
-        """Nothing that other targets take is refused."""
+        """Refuse channels last, of which the public files of the model zoo have no example."""
+        require_channels_first(
+            artifact,
+            "this pack tells Hailo's parser nothing of the layout of an ONNX input",
+        )
 
     def files(self, job: PackJob) -> Iterator[PackFile]:
         """The model, configuration, model script, calibration set, steps, labels and READMEs."""

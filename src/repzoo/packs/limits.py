@@ -41,6 +41,23 @@ def require_opset(artifact: Artifact, target: str, scheme: str) -> None:
         )
 
 
+def require_channels_first(artifact: Artifact, reason: str) -> None:
+    """Refuse a model whose input is [N, height, width, channels].
+
+    Args:
+        artifact: the model.
+        reason: what the tool does with such an input.
+
+    Raises:
+        InputError: with the reason, and what to do.
+    """
+    if artifact.require_preprocess().layout == "NHWC":
+        raise InputError(
+            f"{artifact.name} takes images with channels last (NHWC), and {reason}; export it with "
+            "an input [N, channels, height, width]"
+        )
+
+
 def _require_float_input(artifact: Artifact) -> None:
     preprocess = artifact.require_preprocess()
     if preprocess.input != "float":
@@ -56,8 +73,7 @@ def _require_fixed_size(artifact: Artifact) -> None:
     sides = value.type.tensor_type.shape.dim
     open_sides = [side.dim_param or "?" for side in sides[1:] if not side.dim_value]
     if open_sides:
-        preprocess = artifact.require_preprocess()
-        shape = f"1,{len(preprocess.mean)},{preprocess.height},{preprocess.width}"
+        shape = ",".join(map(str, (1, *artifact.require_preprocess().input_shape)))
         raise InputError(
             f"{artifact.name} leaves the size of its input open ({', '.join(open_sides)}), and "
             "boards need it fixed: python -m onnxruntime.tools.make_dynamic_shape_fixed "

@@ -141,7 +141,10 @@ def pixel_images(job: PackJob) -> Iterator[npt.NDArray[np.uint8]]:
         InputError: no image can be read.
     """
     # A model with uint8 input would take the pixels as they are: no rounding can go wrong.
-    preprocess = replace(job.artifact.require_preprocess(), input="uint8")
+    # It has one layout only.
+    preprocess = replace(
+        job.artifact.require_preprocess(), input="uint8", layout="NCHW"
+    )
     report = ReadReport()
     for batch in batches(job.images, preprocess, BATCH, report):
         yield from np.asarray(batch.inputs).transpose(0, 3, 1, 2)

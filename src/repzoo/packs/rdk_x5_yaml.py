@@ -1,9 +1,9 @@
 """hb_mapper's configurations of one model: calibrated by the tool, or with the scales of the file.
 
 hb_mapper normalizes by (x - mean_value) * scale_value of pixels 0..255, so mean_value = 255 mean
-and scale_value = 1 / (255 std). Its calibration files hold float32 pixels [channels, height, width]
-before normalization, in the channel order of training. On the board the camera gives NV12, which
-needs even sides. Source: D-Robotics' guide of the tool chain, ptq_process.md.
+and scale_value = 1 / (255 std). Its calibration files hold float32 pixels before normalization, in
+the layout and the channel order of training. On the board the camera gives NV12, which needs even
+sides. Source: D-Robotics' guide of the tool chain, ptq_process.md.
 """
 
 from __future__ import annotations

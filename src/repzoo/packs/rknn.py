@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from repzoo.artifact import Artifact
-from repzoo.errors import InputError
 from repzoo.packs.compile_rknn import RknnCompiler
+from repzoo.packs.limits import require_channels_first
 from repzoo.packs.pack import PackFile, PackJob, pixel_images
 from repzoo.packs.parts import (
     Step,
@@ -55,11 +55,9 @@ class Rknn:
 
     def check(self, artifact: Artifact) -> None:
         """Refuse channels last: the tool wants one mean for each row of such images (2.5.0)."""
-        if artifact.require_preprocess().layout == "NHWC":
-            raise InputError(
-                f"{artifact.name} takes images with channels last, and rknn-toolkit2 normalizes "
-                "along the second axis; give a model whose input is [1, channels, height, width]"
-            )
+        require_channels_first(
+            artifact, "rknn-toolkit2 normalizes along the second axis"
+        )
 
     def files(self, job: PackJob) -> Iterator[PackFile]:
         """The model, its configuration, ranges, calibration images, steps, labels and READMEs."""

@@ -23,6 +23,7 @@ from repzoo.graph.tools.onnx_edit import nodes_by_output, redirect_readers, tens
 from repzoo.measure.class_mapping import lacks_classes, require_classes
 from repzoo.packs import vastai_images, vdsp
 from repzoo.packs.families import catalog_row
+from repzoo.packs.limits import require_channels_first
 from repzoo.packs.pack import Figures, PackFile, PackJob
 from repzoo.packs.parts import (
     file_name,
@@ -75,11 +76,7 @@ class Vastai:
                 f"{artifact.name} takes {preprocess.input} images; the card normalizes by itself: "
                 "give the model from before repzoo embed-input"
             )
-        if preprocess.layout != "NCHW":
-            raise InputError(
-                f"{artifact.name} takes {preprocess.layout} images; the card's operator makes "
-                "NCHW only: export it with channels first"
-            )
+        require_channels_first(artifact, "the card's operator makes NCHW only")
         if preprocess.color == "GRAY":
             raise InputError(
                 f"{artifact.name} takes gray images; the card's operator makes three channels "
