@@ -17,6 +17,7 @@ from tests.quant.conftest import sets
 import repzoo
 from repzoo.artifact import Artifact
 from repzoo.data.source import open_source
+from repzoo.errors import InputError
 from repzoo.packs import pack as packs
 from repzoo.packs.lint.finding import Finding
 from repzoo.packs.pack import TARGETS
@@ -73,6 +74,16 @@ def test_few_and_no_calibration_files(tmp_path: Path) -> None:
     for path in (tmp_path / "calibration_data_rgb_f32").iterdir():
         path.unlink()
     assert codes(tmp_path) == {"calibration-empty"}
+
+
+def test_calibration_files_with_a_header(tmp_path: Path) -> None:
+    samples.write_x5(tmp_path)
+    folder = tmp_path / "calibration_data_rgb_f32"
+    for path in folder.iterdir():
+        pixels = np.frombuffer(path.read_bytes(), np.float32)
+        np.save(path.with_suffix(".npy"), pixels)
+        path.unlink()
+    assert codes(tmp_path) == {"calibration-size"}
 
 
 def test_a_calibration_folder_by_itself(tmp_path: Path) -> None:
@@ -157,6 +168,7 @@ def test_a_target_of_others_brings_its_own_lint(
     assert codes(tmp_path) == {"missing-file"}
 
 
+BIG = "9" * 400
 DEEP = "a: " + "[" * 5000
 ALIASES = "a0: &a0 [x, x]\n" + "".join(
     f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 12)
@@ -176,6 +188,9 @@ ALIASES = "a0: &a0 [x, x]\n" + "".join(
         ("x.yaml", "#" * 2**19, "bytes; at most"),
         ("x.json", '{"OpConfig": {', "is not valid JSON"),
         ("x.json", '{"OpConfig": {"CropX": NaN}}', "is not a number"),
+        ("x.json", '{"OpConfig": {"CropX": ' + BIG + "}}", "is too large"),
+        ("x.json", '{"OpConfig":' * 800 + "1" + "}" * 800, "nests too deeply"),
+        ("x.yaml", "a: " + BIG, "is too large"),
         ("x.py", "rknn.config( load_onnx", "is not valid Python"),
         ("x.yaml", "a: 1", "holds nothing that repzoo can check"),
         ("x.txt", "a", "holds nothing that repzoo can check"),
@@ -189,6 +204,26 @@ def test_what_cannot_be_read(
     assert ran.code == 2
     assert words in " ".join(ran.err.split())
     assert len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("mean", [BIG, "+".join("1" * 700)])
+def test_numbers_of_a_script_that_are_not_read(
+    run: Run, tmp_path: Path, mean: str
+) -> None:
+    script = f"r.config(mean_values=[[{mean}, 1, 1]])\nr.load_onnx('rknn')\n"
+    (tmp_path / "x.py").write_text(script)
+    assert run("pack", "--check", tmp_path / "x.py").code == 0
+    (tmp_path / "x.alls").write_text(f"normalization1 = normalization([{mean}], [1])\n")
+    assert codes(tmp_path / "x.alls") == {"wrong-type"}
+
+
+def test_a_folder_of_very_many_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples.write_x5(tmp_path)
+    monkeypatch.setattr("repzoo.packs.lint.run.MAX_FILES", 5)
+    with pytest.raises(InputError, match="more than 5 files"):
+        repzoo.check_pack(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ BROKEN = [
     ("net.yaml", "  optimize_level: 'O3'\n", "", "optimize-level", "stands for O0"),
     ("vamc.yaml", "0.485, 0.456, 0.406", "123.675, 116.28, 103.53", "wrong-mean", "multiplied by 255 twice"),
     ("vamc.yaml", "0.406]", "0.406], div255: False", "wrong-mean", "0..1"),
-    ("vamc.yaml", "{type: ToTensor}", "{type: ToTensor}\n  - {type: CvtColor, code: COLOR_RGB2BGR}", "color-order", "takes RGB"),
+    ("vamc.yaml", "{type: ToTensor}", "{type: ToTensor}\n  - {type: CvtColor, code: COLOR_RGB2BGR}", "color-order", "delete the step CvtColor"),
     ("vamc.yaml", "[1, 3, 8, 8]", "[1, 3, 9, 9]", "input-shape", "[1, 3, 8, 8]"),
     ("vamc.yaml", "{data:", "{input:", "input-name", "data"),
     ("vamc.yaml", "calibrate_mode:", "alibrate_mode:", "misspelled-key", "calibrate_mode"),

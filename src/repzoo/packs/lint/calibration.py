@@ -58,7 +58,7 @@ class Expected:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The calibration files, in order; at most MAX_FILES are listed twice over."""
+    """The calibration files, in order; listing stops at ten times MAX_FILES."""
     paths: list[Path] = []
     for path in folder.iterdir():
         if path.is_file() and not path.name.startswith("."):
@@ -85,8 +85,10 @@ def check(
     if not paths:
         return
     yield from _identical(paths, shown)
-    if any(path.suffix in HEADED for path in paths):
-        return  # of NumPy, with a header
+    headed = [path for path in paths if path.suffix in HEADED]
+    if headed:
+        yield _with_header(headed, shown)
+        return  # values would be read at the wrong places
     sizes = _sizes(paths, shown, expected)
     yield from sizes
     if sizes or expected.shape is None:
@@ -119,6 +121,17 @@ def _count(paths: list[Path], shown: str) -> Iterator[Finding]:
             SOURCES,
             shown,
         )
+
+
+def _with_header(paths: list[Path], shown: str) -> Finding:
+    """hb_mapper reads every file as raw values, whatever its name."""
+    return Finding(
+        "calibration-size",
+        f"{len(paths)} files are NumPy's, such as {paths[0].name}; the tool reads raw values and "
+        "takes the header for pixels",
+        "write raw values: np.load(FILE).tofile(FILE.bin)",
+        shown,
+    )
 
 
 def _sizes(paths: list[Path], shown: str, expected: Expected) -> list[Finding]:

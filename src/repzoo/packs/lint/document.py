@@ -22,6 +22,8 @@ from repzoo.storage import read_bounded
 MAX_BYTES = 2**17  # configurations of vendors' zoos have at most 20 kB
 MAX_VALUES = 20_000
 MAX_DEPTH = 50
+# Rules compute with float, which larger whole numbers would overflow.
+MAX_INTEGER = 2**63 - 1
 Keys = tuple[str, ...]
 
 
@@ -116,10 +118,7 @@ def read_yaml(path: Path, shown: str = "") -> Document:
     Raises:
         Unreadable: not YAML, several documents, tags of Python objects, too many values.
     """
-    text = read_text(path)
-    # PyYAML takes seconds to give up on such a text.
-    if _brackets(text) > MAX_DEPTH:
-        raise Unreadable(f"{path} nests too deeply; expected a few levels")
+    text = _shallow_text(path)
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
@@ -145,7 +144,7 @@ def read_json(path: Path, shown: str = "") -> Document:
     Raises:
         Unreadable: not JSON.
     """
-    text = read_text(path)
+    text = _shallow_text(path)
     repeated: list[tuple[Keys, bool]] = []
 
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -157,7 +156,12 @@ def read_json(path: Path, shown: str = "") -> Document:
         return values
 
     try:
-        value = json.loads(text, object_pairs_hook=mapping, parse_constant=_refuse)
+        value = json.loads(
+            text,
+            object_pairs_hook=mapping,
+            parse_int=_integer,
+            parse_constant=_refuse,
+        )
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"{path} is not valid JSON: {first_line(error)}") from None
     lines: dict[Keys, int] = {}
@@ -168,6 +172,17 @@ def read_json(path: Path, shown: str = "") -> Document:
     return Document(path, shown or str(path), value, lines, tuple(repeated))
 
 
+def _shallow_text(path: Path) -> str:
+    """The text of a file; one that nests deeply is refused before it is parsed.
+
+    PyYAML takes seconds to give up on it, and what walks the values would run out of stack.
+    """
+    text = read_text(path)
+    if _brackets(text) > MAX_DEPTH:
+        raise Unreadable(f"{path} nests too deeply; expected a few levels")
+    return text
+
+
 def _brackets(text: str) -> int:
     """The most brackets that are open at once, those in quoted texts included."""
     depth = deepest = 0
@@ -175,6 +190,13 @@ def _brackets(text: str) -> int:
         depth += 1 if sign in "[{" else -1
         deepest = max(deepest, depth)
     return deepest
+
+
+def _integer(text: str) -> int:
+    number = int(text)
+    if abs(number) > MAX_INTEGER:
+        raise ValueError(f"a whole number of {len(text)} digits is too large")
+    return number
 
 
 def _refuse(constant: str) -> float:
@@ -246,12 +268,18 @@ class _NodeReader:
             return node.value
         self._require_plain(node, "int", "float", "bool", "null")
         try:
-            return self.loader.yaml_constructors[node.tag](self.loader, node)
+            value = self.loader.yaml_constructors[node.tag](self.loader, node)
         except (ValueError, KeyError, yaml.YAMLError):
             raise Unreadable(
                 f"{self.path} has the value {node.value[:40]!r}, which is no {kind}, line "
                 f"{node.start_mark.line + 1}"
             ) from None
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            raise Unreadable(
+                f"{self.path} has a whole number that is too large, line "
+                f"{node.start_mark.line + 1}"
+            )
+        return value
 
     def _require_plain(self, node: yaml.Node, *kinds: str) -> None:
         if node.tag.removeprefix("tag:yaml.org,2002:") not in kinds:

@@ -18,7 +18,7 @@ from repzoo.packs.lint.finding import Finding
 from repzoo.packs.lint.normalization import Normalization, Values
 from repzoo.packs.lint.rknn import parse_python, plain_value
 
-CALL = re.compile(r"^\s*(?:([A-Za-z_][\w/]*)\s*=\s*)?([a-z_0-9]+)\((.*)\)\s*;?\s*$")
+CALL = re.compile(r"^\s*(?:[A-Za-z_][\w/]*\s*=\s*)?([a-z_0-9]+)\((.*)\)\s*;?\s*$")
 PARAMETERS = ("parser", "normalization_params")
 MAX_SCRIPT = 2**23  # scripts of large networks list every layer
 MIN_CALIBRATION = 16  # some networks of Hailo's zoo take so few
@@ -38,11 +38,8 @@ def read_alls(path: Path, shown: str) -> Document:
     for number, line in enumerate(read_text(path, MAX_SCRIPT).splitlines(), 1):
         match = CALL.match(line)
         if match and not line.lstrip().startswith("#"):
-            name, command, arguments = match.groups()
-            key = name if command == "normalization" and name else command
-            value.setdefault(
-                key if command != "normalization" else "normalization", arguments
-            )
+            command, arguments = match.groups()
+            value.setdefault(command, arguments)
             lines.setdefault((command,), number)
     return Document(path, shown, value, lines)
 

@@ -23,7 +23,7 @@ from repzoo.packs.lint.common import (
     named_files,
     normalization_findings,
 )
-from repzoo.packs.lint.document import Document, Unreadable, read_text
+from repzoo.packs.lint.document import MAX_INTEGER, Document, Unreadable, read_text
 from repzoo.packs.lint.facts import Workspace
 from repzoo.packs.lint.finding import Finding
 from repzoo.packs.lint.normalization import Normalization, Values
@@ -141,12 +141,20 @@ def _arguments(node: ast.Call, method: str, calls: Calls) -> dict[str, Any]:
 
 def plain_value(node: ast.expr) -> Any:
     """A number, text or list written in Python; None where it is computed."""
+    try:
+        return _value(node)
+    except RecursionError:
+        return None  # a sum of hundreds of terms, which no configuration has
+
+
+def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Constant):
-        return node.value
+        is_too_large = isinstance(node.value, int) and abs(node.value) > MAX_INTEGER
+        return None if is_too_large else node.value
     if isinstance(node, ast.List | ast.Tuple):
-        return [plain_value(item) for item in node.elts]
+        return [_value(item) for item in node.elts]
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = plain_value(node.operand)
+        value = _value(node.operand)
         return -value if isinstance(value, int | float) else None
     if isinstance(node, ast.BinOp):
         return _arithmetic(node)
@@ -154,7 +162,7 @@ def plain_value(node: ast.expr) -> Any:
 
 
 def _arithmetic(node: ast.BinOp) -> float | None:
-    left, right = plain_value(node.left), plain_value(node.right)
+    left, right = _value(node.left), _value(node.right)
     if not isinstance(left, int | float) or not isinstance(right, int | float):
         return None
     try:

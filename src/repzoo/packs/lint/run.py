@@ -83,8 +83,8 @@ def find(path: Path) -> Found:
     """The files below `path` that have rules.
 
     Raises:
-        InputError: no such path, a single file that is none of the known kinds, or that cannot be
-            parsed.
+        InputError: no such path, more than MAX_FILES files, a single file that is none of the
+            known kinds, or that cannot be parsed.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist; expected {KNOWN}")
@@ -113,8 +113,13 @@ def _candidates(path: Path) -> Iterator[Path]:
         yield path
         return
     # Bounded before they are sorted: a disk may lie below a folder.
-    files = sorted(itertools.islice(path.rglob("*"), MAX_FILES))
-    for file in files:
+    files = list(itertools.islice(path.rglob("*"), MAX_FILES + 1))
+    if len(files) > MAX_FILES:
+        raise InputError(
+            f"{path} holds more than {MAX_FILES} files; name the folder of one pack, or a "
+            "configuration by itself"
+        )
+    for file in sorted(files):
         if file.suffix.lower() in SUFFIXES and file.is_file():
             yield file
 

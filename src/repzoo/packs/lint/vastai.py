@@ -312,9 +312,10 @@ def _process(document: Document, workspace: Workspace) -> Iterator[Finding]:
             color or _own_color(workspace),
             spelling,
         )
-        yield from color_finding(
-            document, workspace.model, here.color, *keys, fix="type: CvtColor"
-        )
+        fix = "{type: CvtColor, code: COLOR_RGB2BGR}"
+        if here.color == "BGR":
+            fix = "delete the step CvtColor"
+        yield from color_finding(document, workspace.model, here.color, *keys, fix=fix)
     yield from geometry(document, workspace, here, keys, ("size", "crop_size"))
 
 
