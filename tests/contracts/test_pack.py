@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 pytest.importorskip(
     "sklearn", reason="the demo extra, with the digits, is not installed"
@@ -28,6 +29,7 @@ from tests.quant.conftest import sets
 import repzoo
 from repzoo.artifact import Artifact, Preprocess, Step
 from repzoo.data.batches import ReadReport, batches
+from repzoo.data.dataset import UnreadableImage
 from repzoo.packs.limits import require_packable
 from repzoo.packs.pack import (
     TARGETS,
@@ -241,6 +243,36 @@ def test_channels_last_are_refused_at_once_or_prepared_as_the_model_wants_them(
     expected = next(iter(batches(job.images, preprocess, IMAGES, ReadReport()))).inputs
     assert actual.shape == expected.shape == (IMAGES, 16, 16, 3)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "words"),
+    [
+        ("hailo", "net.alls", "calibset_size=119"),
+        ("sophgo", "02_calibrate.sh", "--input_num 119"),
+        ("qdq:axera", "config.json", '"calibration_size": 119'),
+    ],
+)
+def test_an_unreadable_image_is_named_and_counted_nowhere(
+    name: str, file: str, words: str, tmp_path: Path
+) -> None:
+    target = open_target(name)
+    job = job_for(target)
+    readable = job.images
+    keys = ("broken.png", *readable.keys[:1] * 119)
+
+    def load(key: str) -> Image.Image:
+        if key == "broken.png":
+            raise UnreadableImage("broken.png is cut off")
+        return readable.load(key)
+
+    images = replace(readable, keys=keys, targets=(0,) * 120, load=load)
+    job = replace(job, images=images)
+    write_pack(target, job, tmp_path / "pack")
+    assert job.remarks == ["left out: broken.png is cut off"]
+    assert words in (tmp_path / "pack" / file).read_text()
+    manifest = json.loads((tmp_path / "pack" / "manifest.json").read_text())
+    assert manifest["calibration"]["images"] == 119
 
 
 def refusal_of(target: PackTarget, artifact: Artifact) -> str:

@@ -12,9 +12,8 @@ import PIL
 from PIL import Image
 
 from repzoo.artifact import Artifact, Preprocess
-from repzoo.data.dataset import Dataset, UnreadableImage
+from repzoo.data.dataset import Dataset
 from repzoo.data.preprocess import oriented, to_rgb
-from repzoo.errors import InputError
 from repzoo.graph.tools.head import HeadKind, find_head
 from repzoo.packs.pack import PackFile
 from repzoo.packs.rdk_x5_yaml import binary_path
@@ -25,22 +24,13 @@ PROGRAMS = ("classifier.py", "main.py", "infer.py")
 
 
 def sample_image(images: Dataset, preprocess: Preprocess) -> bytes:
-    """The first of `images` that can be read, as PNG with at most SAMPLE_SIDE pixels a side.
-
-    Raises:
-        InputError: no image can be read.
-    """
-    for key in images.keys:
-        try:
-            image = to_rgb(oriented(images.load(key), preprocess))
-        except UnreadableImage:
-            continue
-        image.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE), Image.Resampling.LANCZOS)
-        data = io.BytesIO()
-        # Only the pixels: what a camera notes of place and time does not belong in a pack.
-        Image.fromarray(np.asarray(image)).save(data, "PNG")
-        return data.getvalue()
-    raise InputError(f"{images.name}: no image can be read")
+    """The first of `images`, as PNG with at most SAMPLE_SIDE pixels a side."""
+    image = to_rgb(oriented(images.load(images.keys[0]), preprocess))
+    image.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    # Only the pixels: what a camera notes of place and time does not belong in a pack.
+    Image.fromarray(np.asarray(image)).save(data, "PNG")
+    return data.getvalue()
 
 
 def program_files(artifact: Artifact) -> Iterator[PackFile]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from repzoo import __version__
 from repzoo.artifact import Artifact
-from repzoo.data.batches import ReadReport, batches
+from repzoo.data.batches import ReadReport, batches, readable_indices
 from repzoo.data.dataset import Dataset
 from repzoo.errors import InputError
 from repzoo.packs.limits import require_opset
@@ -59,7 +59,7 @@ class PackJob:
 
     Attributes:
         artifact: the float model as the target takes it.
-        images: calibration images.
+        images: calibration images; `write_pack` leaves out those that cannot be read.
         figures: what is known of its accuracy.
         fallback: nodes that stay out of INT8, by their names in the packed ONNX.
         gate: the images that judged the model, for evaluation in the vendor's tool.
@@ -151,6 +151,17 @@ def pixel_images(job: PackJob) -> Iterator[npt.NDArray[np.uint8]]:
     report.check(job.images.name, len(job.images))
 
 
+def readable_images(images: Dataset, report: ReadReport) -> Dataset:
+    """The images that decode: a broken one would stop the vendor's tool.
+
+    Raises:
+        InputError: more than 1 % do not.
+    """
+    indices = readable_indices(images, report)
+    report.check(images.name, len(images))
+    return images.subset(indices)
+
+
 def require_free(folder: Path) -> None:
     """Refuse a folder that holds something already, or cannot be written.
 
@@ -168,10 +179,15 @@ def write_pack(target: PackTarget, job: PackJob, folder: Path) -> list[str]:
     """Write the pack into `folder`, which appears only when it is complete; its files.
 
     Raises:
-        InputError: as `require_free`, what the target refuses, or a full disk.
+        InputError: as `require_free` and `readable_images`, what the target refuses, or a full
+            disk.
     """
     require_opset(job.artifact, target.name, target.scheme)
     require_free(folder)
+    report = ReadReport()
+    # First, so that the number in configurations, READMEs and the manifest is that of the files.
+    job = replace(job, images=readable_images(job.images, report))
+    job.remarks.extend(report.sentences())
     make_folder(folder.parent)
     with tempfile.TemporaryDirectory(prefix=".repzoo.", dir=folder.parent) as aside:
         root = Path(aside) / folder.name

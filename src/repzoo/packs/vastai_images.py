@@ -18,14 +18,14 @@ import numpy as np
 from PIL import Image
 
 from repzoo.artifact import Artifact, Preprocess
-from repzoo.data.batches import ReadReport, readable_indices
+from repzoo.data.batches import ReadReport
 from repzoo.data.dataset import Dataset
 from repzoo.data.folder import ORDER_FILE
 from repzoo.data.image_file import has_orientation
 from repzoo.data.names import part_role
 from repzoo.data.preprocess import oriented, to_rgb
 from repzoo.measure.class_mapping import class_indices, lacks_classes
-from repzoo.packs.pack import PackFile
+from repzoo.packs.pack import PackFile, readable_images
 from repzoo.storage import read_bounded
 
 CALIBRATION = "calibration"
@@ -47,7 +47,7 @@ class CalibrationImages:
     """The calibration images of a pack.
 
     Attributes:
-        images: those that can be read.
+        images: of the pack.
         suffix: of all their files, without a dot.
     """
 
@@ -65,29 +65,11 @@ class CalibrationImages:
 
 
 def calibration_images(images: Dataset, preprocess: Preprocess) -> CalibrationImages:
-    """The readable ones of `images`.
-
-    Raises:
-        InputError: too many cannot be read.
-    """
-    readable = readable_images(images)
-    # vamc takes one suffix.
-    for key in readable.keys:
-        if _plain_jpeg(readable, key, preprocess) is None:
-            return CalibrationImages(readable, PNG)
-    return CalibrationImages(readable, JPEG)
-
-
-def readable_images(images: Dataset) -> Dataset:
-    """The images that decode: a broken one would stop the vendor's tool.
-
-    Raises:
-        InputError: more than 1 % do not.
-    """
-    report = ReadReport()
-    indices = readable_indices(images, report)
-    report.check(images.name, len(images))
-    return images.subset(indices)
+    """All of `images` with one suffix, since vamc takes one."""
+    for key in images.keys:
+        if _plain_jpeg(images, key, preprocess) is None:
+            return CalibrationImages(images, PNG)
+    return CalibrationImages(images, JPEG)
 
 
 @dataclass(frozen=True)
@@ -135,7 +117,9 @@ def evaluation_images(gate: Dataset, artifact: Artifact, seed: int) -> Evaluatio
         InputError: classes that are not the model's.
     """
     count = min(MAX_EVALUATION, len(gate), _affordable(gate, seed))
-    images = readable_images(gate.subset(gate.balanced_sample(count, seed)))
+    images = readable_images(
+        gate.subset(gate.balanced_sample(count, seed)), ReadReport()
+    )
     if not gate.labeled or lacks_classes(gate, artifact):
         return EvaluationImages(images.without_labels(), ("images",))
     indices = class_indices(gate, artifact)
@@ -166,7 +150,7 @@ def _affordable(images: Dataset, seed: int) -> int:
     """How many arrays of such images fit into MAX_ARRAY_BYTES; at least 2."""
     keys = images.subset(images.balanced_sample(SAMPLED, seed))
     sizes = []
-    for key in readable_images(keys).keys:
+    for key in readable_images(keys, ReadReport()).keys:
         image = images.load(key)
         sizes.append(3 * image.width * image.height)
     return max(2, int(MAX_ARRAY_BYTES / np.mean(sizes)))
