@@ -17,15 +17,12 @@ not measured again.
     rescaled            the folded model with random factors for its channels: the same function
     rescaled, on grid   what `repzoo harden` makes of that
 
-The tool chains are those of `repzoo toolchains`. The programs that run in their environments are
-rdk_x5_worker.py and rknn_worker.py.
+The tool chains are those of `repzoo toolchains`; their models run on the engines of their names.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -43,13 +40,20 @@ from repzoo.artifact import Artifact, Step
 from repzoo.data.batches import ReadReport, batches
 from repzoo.data.dataset import Dataset
 from repzoo.data.source import open_source
-from repzoo.engines import engine
+from repzoo.engines import Session, engine
+from repzoo.engines.pixels import pixels_of
+from repzoo.engines.rdk_x5 import RdkX5
+from repzoo.engines.rknn import Rknn
 from repzoo.errors import RepzooError
 from repzoo.measure import accuracy, record
 from repzoo.measure.expected_drop import snr_db
 from repzoo.measure.predictions import ModelPredictions, best_classes
 from repzoo.measure.record import Record
 from repzoo.measure.results import PairedAccuracy
+from repzoo.packs.compile import OUTPUT
+from repzoo.packs.compile_rknn import PLATFORM
+from repzoo.packs.rknn import CALIBRATION, image_file
+from repzoo.packs.rknn_program import arguments_of
 from repzoo.quant.baselines import registry
 from repzoo.quant.network.channels import FIXED, link_channels
 from repzoo.quant.network.layers import find_layers
@@ -59,7 +63,9 @@ from repzoo.quant.parameters.qdq_writer import prepare_for_qdq
 from repzoo.quant.parameters.stored_activations import read_activations
 from repzoo.quant.rewrites.equalize import rescale_channels
 from repzoo.quant.search.harden import as_target_takes_it
-from repzoo.vendors import environment, recipes
+from repzoo.storage import make_folder
+from repzoo.vendors import program, recipes
+from repzoo.vendors.rknn_build import RknnBuild, hashes_of
 
 Pixels = npt.NDArray[np.uint8]  # [n, 3, H, W]
 HARDENING_IMAGES = 100
@@ -116,15 +122,12 @@ class Case:
         return mean, [255 * value for value in preprocess.std]
 
 
-def pixels_of(artifact: Artifact, images: Dataset) -> Pixels:
+def read_pixels(artifact: Artifact, images: Dataset) -> Pixels:
     """`images` as the model sees them, before normalization."""
     preprocess = artifact.require_preprocess()
-    mean = np.array(preprocess.mean).reshape(-1, 1, 1)
-    std = np.array(preprocess.std).reshape(-1, 1, 1)
     parts: list[Pixels] = []
     for batch in batches(images, preprocess, 32, ReadReport()):
-        values = np.round((batch.inputs * std + mean) * 255)
-        parts.append(np.clip(values, 0, 255).astype(np.uint8))
+        parts.append(pixels_of(batch.inputs, preprocess).transpose(0, 3, 1, 2))
     return np.concatenate(parts)
 
 
@@ -145,9 +148,9 @@ def open_case(name: str, data: str, options: argparse.Namespace) -> Case:
     return Case(
         folded,
         data,
-        pixels_of(folded, calibration),
+        read_pixels(folded, calibration),
         calibration,
-        pixels_of(folded, gate),
+        read_pixels(folded, gate),
         reference,
         work,
     )
@@ -218,60 +221,32 @@ def run_rdk_x5(
     images.mkdir()
     for number, pixels in enumerate(case.calibration):
         pixels.astype(np.float32).tofile(images / f"{number:04d}.rgb")
-    programs = environment.folder_of(recipes.find_recipe("rdk-x5")) / "bin"
     command = ["hb_mapper", "makertbin", "--model-type", "onnx"]
     quantized = folder / "out" / "m_quantized_model.onnx"
-    run_until(quantized, [*command, "--config", "config.yaml"], folder, programs)
+    run_until(quantized, [*command, "--config", "config.yaml"], folder)
     if not quantized.exists():
         raise RepzooError(f"hb_mapper wrote no quantized model; see {folder}/log.txt")
-    return run_worker(case, programs, "rdk_x5_worker.py", [str(quantized)]), folder
+    session = RdkX5().open_pack(quantized, case.folded.require_preprocess())
+    return logits_of(case, session), folder
 
 
-def run_until(path: Path, command: Sequence[str], folder: Path, programs: Path) -> None:
-    """Run `command` until it has written `path` and begun to compile, or ends."""
-    paths = f"{programs}:{os.environ['PATH']}"
+def run_until(path: Path, command: Sequence[str], folder: Path) -> None:
+    """Run hb_mapper until it has written `path` and begun to compile, or ends."""
     log = folder / "log.txt"
     end = time.monotonic() + TOOL_SECONDS
+    recipe = recipes.find_recipe("rdk-x5")
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [str(programs / command[0]), *command[1:]],
-            cwd=folder,
-            env={**os.environ, "PATH": paths, "PYTHONPATH": ""},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+        process = program.start(
+            recipe, command, folder, output, stdin=subprocess.DEVNULL
         )
-        # Compiling takes longest, and says nothing of accuracy.
-        while process.poll() is None and time.monotonic() < end:
-            if path.exists() and b"Start to compile" in log.read_bytes():
-                break
-            time.sleep(1)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def run_worker(
-    case: Case, programs: Path, worker: str, arguments: Sequence[str]
-) -> npt.NDArray[np.float32]:
-    """The logits that `worker` computes in a tool chain's environment."""
-    images = case.work / "images.npy"
-    output = case.work / "logits.npy"
-    output.unlink(missing_ok=True)
-    np.save(images, case.images)
-    path = Path(__file__).parent / worker
-    command = [str(programs / "python"), str(path), *arguments, images, output]
-    environ = {**os.environ, "PYTHONPATH": ""}
-    with (case.work / "worker.log").open("wb") as log:
-        subprocess.run(
-            command,
-            env=environ,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            timeout=2 * TOOL_SECONDS,
-            check=True,
-        )
-    return np.asarray(np.load(output), np.float32)
+        try:
+            # Compiling takes longest, and says nothing of accuracy.
+            while process.poll() is None and time.monotonic() < end:
+                if path.exists() and b"Start to compile" in log.read_bytes():
+                    break
+                time.sleep(1)
+        finally:
+            program.end(process)
 
 
 def run_rknn(
@@ -280,19 +255,45 @@ def run_rknn(
     """The logits of rknn-toolkit2's simulator, weights by `method` (channel or layer)."""
     folder = fresh_folder(case, f"rknn-{method}")
     onnx.save(model, folder / "model.onnx")
-    np.save(folder / "calibration.npy", case.calibration)
-    mean, std = case.normalization
-    programs = environment.folder_of(recipes.find_recipe("rknn")) / "bin"
-    arguments = [str(folder), method, numbers(mean), numbers(std)]
-    return run_worker(case, programs, "rknn_worker.py", arguments)
+    names = write_calibration(case, folder)
+    build = RknnBuild(
+        version=recipes.find_recipe("rknn").version,
+        model="model.onnx",
+        method=method,
+        platform=PLATFORM,
+        images=names,
+        float_layers=(),
+        hashes=hashes_of(folder, ("model.onnx", *names)),
+        **arguments_of(case.folded),
+    )
+    path = make_folder(folder / OUTPUT) / "build.json"
+    build.write(path)
+    session = Rknn().open_pack(path, case.folded.require_preprocess())
+    return logits_of(case, session)
+
+
+def write_calibration(case: Case, folder: Path) -> tuple[str, ...]:
+    """Write the calibration images as a pack has them; their names below `folder`."""
+    color = case.folded.require_preprocess().color
+    make_folder(folder / CALIBRATION)
+    names: list[str] = []
+    for number, pixels in enumerate(case.calibration):
+        suffix, content = image_file(pixels, color)
+        names.append(f"{CALIBRATION}/{number:04d}.{suffix}")
+        (folder / names[-1]).write_bytes(content)
+    return tuple(names)
 
 
 def run_own(case: Case, artifact: Artifact) -> npt.NDArray[np.float32]:
     """The logits of an ONNX model on ONNX Runtime."""
+    return logits_of(case, engine("onnxruntime").open(artifact.model, exact=True))
+
+
+def logits_of(case: Case, session: Session) -> npt.NDArray[np.float32]:
+    """The logits [n, classes] of the images that judge."""
     preprocess = case.folded.require_preprocess()
     mean = np.array(preprocess.mean, np.float32).reshape(-1, 1, 1)
     std = np.array(preprocess.std, np.float32).reshape(-1, 1, 1)
-    session = engine("onnxruntime").open(artifact.model, exact=True)
     rows = []
     for pixels in case.images:
         inputs = ((pixels / np.float32(255) - mean) / std)[None].astype(np.float32)
@@ -460,7 +461,7 @@ def measure(name: str, data: str, options: argparse.Namespace) -> None:
                     flush=True,
                 )
                 started = time.perf_counter()
-        except (RepzooError, subprocess.SubprocessError) as error:
+        except RepzooError as error:
             print(f"{case.folded.name} {tool}: {error}", flush=True)
 
 
