@@ -80,9 +80,8 @@ def harden(
     if lacks_classes(split.gate, artifact):
         split = split.without_labels()
     if split.gate.labeled:
-        class_indices(
-            split.gate, artifact
-        )  # refuses classes that the model does not have
+        # Refuses classes that the model does not have.
+        class_indices(split.gate, artifact)
     # No engine here computes as a board does: only number formats matter, and this one is exact.
     target = ladder.Target(engines.engine(DEFAULT_ENGINE), load_scheme(options.target))
     budget = Budget(options.max_drop, options.force)

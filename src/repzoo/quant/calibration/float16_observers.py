@@ -33,9 +33,8 @@ from repzoo.quant.network.layers import Layer, find_layers
 Float32 = npt.NDArray[np.float32]
 
 NOISE_IMAGES = 8
-POSITIONS = (
-    4  # output positions of each image on which the sums of a layer are computed
-)
+# Output positions of each image on which the sums of a layer are computed.
+POSITIONS = 4
 ROWS = 32  # output channels of a layer, or rows of a reduction, that are computed
 # Terms from which on a running sum in float16 can lose more than INT8 would.
 MIN_TERMS = 32

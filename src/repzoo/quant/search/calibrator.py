@@ -6,7 +6,8 @@ rescales channels carries them along (rewrites/stages.py), so no stage needs a p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -160,6 +161,23 @@ class Calibrator:
             yield inputs
             done += len(inputs)
             self.progress(phase, done, len(images))
+
+    def prepare_sample(
+        self,
+        phase: str,
+        images: Dataset,
+        model: onnx.ModelProto,
+        tensors: Iterable[str],
+    ) -> list[Inputs]:
+        """A few prepared `images` for `run`, which may run many forms of the float `model`.
+
+        tensors  its activations that are quantized
+        """
+        size = batch_size(model, tensors)
+        if not fixed_batch(model):
+            # As many batches as threads: a thread without one would wait.
+            size = min(size, math.ceil(len(images) / self.threads))
+        return list(self.prepare(phase, images, size))
 
     def run(self, model: onnx.ModelProto, batches: Sequence[Inputs]) -> Inputs:
         """The logits [n, classes] of `model` on all `batches`."""

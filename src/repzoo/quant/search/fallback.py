@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 
 from repzoo.data.dataset import Dataset
-from repzoo.quant.calibration.calibrate import batch_size
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.search.builder import Builder
 from repzoo.quant.search.calibrator import Calibrator
@@ -50,8 +49,8 @@ def rank_layers(
     """
     sample = images.subset(images.balanced_sample(RANKING_IMAGES, 0))
     float_model = builder.cache.original.model
-    size = batch_size(float_model, builder.space.starting_placements()[0].tensors)
-    inputs = list(calibrator.prepare("rank layers", sample, size))
+    tensors = builder.space.starting_placements()[0].tensors
+    inputs = calibrator.prepare_sample("rank layers", sample, float_model, tensors)
     float_outputs = calibrator.run(builder.artifact.model, inputs)
     quantized = []
     for layer in candidate.candidate.layers:  # noisiest first

@@ -22,7 +22,6 @@ import onnx
 from repzoo import __version__
 from repzoo.artifact import Step
 from repzoo.data.dataset import Dataset
-from repzoo.quant.calibration.calibrate import batch_size
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import sqnr
@@ -46,9 +45,8 @@ MIN_GAIN_DB = 0.5
 # A layer whose input, in more bits, gains this much adds half of all noise.
 DOMINANT_DB = 3.0
 FALLBACK_COUNTS = (1, 2, 3, 5, 8)  # layers out of INT8, one candidate each
-OWN_RANGES = (
-    "mse"  # of activations where the tool takes scales: any range can be written
-)
+# How ranges of activations are chosen where the tool takes scales: any range can be written.
+OWN_RANGES = "mse"
 SAMPLED_IMAGES = 32  # calibration images on which ranges and layers are compared
 
 
@@ -118,9 +116,10 @@ class ToolSearch:
         # Those of calibration: it is on them that a tool compares methods.
         sample = calibration.subset(calibration.balanced_sample(count, 0))
         original = evaluator.builder.cache.original.model
-        size = batch_size(original, self._placement.tensors)
         calibrator = evaluator.calibrator
-        self._inputs = list(calibrator.prepare("choose ranges", sample, size))
+        self._inputs = calibrator.prepare_sample(
+            "choose ranges", sample, original, self._placement.tensors
+        )
         self._keys = sample.keys
         artifact = evaluator.builder.artifact
         self._outputs = calibrator.run(artifact.model, self._inputs)
