@@ -19,7 +19,9 @@ from repzoo.packs.lint.finding import Finding
 
 MIN_FILES = 20  # vendors ask for about 100; below 20 D-Robotics' script warns
 MAX_FILES = 1000
-READ_FILES = 64  # whose values are looked at, spread over the folder
+READ_FILES = (
+    64  # whose values are looked at, spread over the folder: reading all takes long
+)
 MAX_FILE_BYTES = 2**28
 HEADED = (".npy", ".npz")
 ITEM_BYTES = {"float32": 4, "uint8": 1}
@@ -30,6 +32,11 @@ BLOCKS = 8
 LEAST_FLOAT, LARGEST_FLOAT = 1e-12, 1e5  # of values that anyone would calibrate with
 
 Pixels = npt.NDArray[np.float32]
+
+
+def dtype_by_name(folder: str) -> str:
+    """The type that hb_mapper takes from a folder's name where cal_data_type is missing."""
+    return "float32" if folder.rstrip("/").endswith("_f32") else "uint8"
 
 
 @dataclass(frozen=True)
@@ -274,12 +281,15 @@ def _values(images: list[Pixels], shown: str) -> Iterator[Finding]:
             SOURCES,
             shown,
         )
+    # No photograph has only levels 0 and 1; the rest is for rounding.
     elif high <= 1.001 and low >= 0:
         yield _normalized(low, high, "pixels divided by 255 already", shown)
+    # (x - mean) / std of any usual std stays within a few units; pixels do not.
     elif low < -0.5 and high < 16:
         yield _normalized(
             low, high, "normalized already, and the tool does it again", shown
         )
+    # Half a level beyond 0..255 is rounding.
     elif low < -0.5 or high > 255.5:
         yield Finding(
             "calibration-values",

@@ -168,7 +168,8 @@ def named_files(
 ) -> Iterator[Finding]:
     """Files and folders that a configuration names, by their keys.
 
-    Where none of them is there the configuration was moved by itself, which is no fault.
+    Where none of them is there the configuration was moved by itself, which is no fault. Empty
+    names and placeholders such as /path/to are passed over.
     """
     missing: list[tuple[tuple[str, ...], str]] = []
     is_alone = not workspace.is_pack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,19 @@ from repzoo.errors import InputError
 from repzoo.graph.fold.engine import fold
 from repzoo.graph.tools.fold_result import FoldResult
 from repzoo.onnx_file import class_count, model_inputs, opset_of
+
+
+def sides_text(shape: Sequence[int]) -> str:
+    """Sides such as 1x3x224x224, with ? for an open one."""
+    return "x".join(str(side) if side else "?" for side in shape)
+
+
+def fits(sides: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether stated sides are those of the model, whose open sides (0) take any."""
+    if len(sides) != len(shape):
+        return False
+    pairs = zip(sides, shape, strict=True)
+    return all(own in (0, side) for side, own in pairs)
 
 
 @dataclass(frozen=True)

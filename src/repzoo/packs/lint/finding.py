@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from repzoo.artifact import Preprocess
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,13 @@ def codes() -> dict[str, dict[str, Any]]:
     """Every code with its severity and what it stands for."""
     text = (package_files("repzoo.packs.lint") / "codes.toml").read_text("utf-8")
     return tomllib.loads(text)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(names[:SHOWN_NAMES])
+    more = len(names) - SHOWN_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from repzoo.packs.lint.document import Unreadable, read_json, read_text
 from repzoo.packs.lint.facts import Workspace
-from repzoo.packs.lint.finding import Finding
+from repzoo.packs.lint.finding import Finding, some_of
 from repzoo.packs.pack import MANIFEST
 from repzoo.storage import read_lines, sha256_of_file
 
 STEP = re.compile(r"\d\d_\w+\.sh")
-SHOWN_FILES = 3
 # Files that a step reads, by the end of their names; others may be outputs of a step before.
 INPUTS = (".onnx", ".yaml", ".yml", ".json", ".txt", ".py", ".alls")
+
+PATTERN_SIGNS = set("$*?[{=")  # of variables, globs and assignments
+# --mlir and --model are inputs of some tools too; a file that is only read is then not missed.
+WRITTEN = re.compile(
+    r"(?:>>?|--?(?:o|output|result|save\w*|text_path|path_output|calibration_table|"
+    r"mlir|model|quantize_table)[ =])\s*['\"]?([\w./+-]+)"
+)
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
@@ -32,9 +38,11 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 def check(workspace: Workspace) -> Iterator[Finding]:
     """All findings that no configuration explains."""
     yield from _manifest(workspace)
-    for path in sorted(workspace.folder.glob("*.sh")):
+    scripts = sorted(workspace.folder.glob("*.sh"))
+    written = _written(scripts)
+    for path in scripts:
         if STEP.fullmatch(path.name):
-            yield from _step(path, workspace)
+            yield from _step(path, written, workspace)
     yield from _labels(workspace)
 
 
@@ -57,22 +65,15 @@ def _manifest(workspace: Workspace) -> Iterator[Finding]:
         if names:
             yield Finding(
                 code,
-                f"{words}: {_names(names)} (by the hashes in {MANIFEST})",
+                f"{words}: {some_of(names)} (by the hashes in {MANIFEST})",
                 "write the pack again, or accept your changes by deleting the line in the "
                 "manifest",
                 MANIFEST,
             )
 
 
-def _names(names: list[str]) -> str:
-    shown = ", ".join(names[:SHOWN_FILES])
-    more = len(names) - SHOWN_FILES
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _step(path: Path, workspace: Workspace) -> Iterator[Finding]:
-    """Files that a step reads and that are not there; files that another step writes are none."""
-    written = _written(workspace.folder)
+def _step(path: Path, written: set[str], workspace: Workspace) -> Iterator[Finding]:
+    """Files that a step reads and that neither are there nor are `written` by a step."""
     try:
         text = read_text(path)
     except Unreadable:
@@ -81,18 +82,11 @@ def _step(path: Path, workspace: Workspace) -> Iterator[Finding]:
         try:
             words = shlex.split(line, comments=True)
         except ValueError:
-            continue
+            continue  # a quote that ends on another line
         for word in words:
             name = word.removeprefix("./")
-            is_plain = not any(
-                sign in name for sign in "$*?[{="
-            ) and not name.startswith("-")
-            if not is_plain or not name.endswith(INPUTS) or Path(name).is_absolute():
-                continue
-            if (
-                not (workspace.folder / name).exists()
-                and Path(name).name not in written
-            ):
+            is_missing = not (workspace.folder / name).exists()
+            if _is_input(name) and Path(name).name not in written and is_missing:
                 yield Finding(
                     "missing-file",
                     f"the step names {name}, which is not there",
@@ -101,19 +95,22 @@ def _step(path: Path, workspace: Workspace) -> Iterator[Finding]:
                 )
 
 
-def _written(folder: Path) -> set[str]:
-    """Names behind options and redirections that write, in all steps."""
+def _is_input(name: str) -> bool:
+    """Whether a word of a step is the name of a file below the pack, and no pattern or option."""
+    if name.startswith("-") or Path(name).is_absolute():
+        return False
+    return name.endswith(INPUTS) and not set(name) & PATTERN_SIGNS
+
+
+def _written(scripts: Sequence[Path]) -> set[str]:
+    """Names behind options and redirections that write, in all scripts."""
     names: set[str] = set()
-    for path in sorted(folder.glob("*.sh")):
+    for path in scripts:
         try:
             text = read_text(path)
         except Unreadable:
             continue
-        pattern = (
-            r"(?:>>?|--?(?:o|output|result|save\w*|text_path|path_output|calibration_table|"
-            r"mlir|model|quantize_table)[ =])\s*['\"]?([\w./+-]+)"
-        )
-        names |= {Path(name).name for name in re.findall(pattern, text)}
+        names |= {Path(name).name for name in WRITTEN.findall(text)}
     return names
 
 

@@ -12,12 +12,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from repzoo.packs.lint.facts import ModelFacts
-from repzoo.packs.lint.finding import Finding
+from repzoo.packs.lint.facts import ModelFacts, sides_text
+from repzoo.packs.lint.finding import Finding, some_of
 
 LINEAR = {"Conv", "BatchNormalization", "Gemm"}
 SUMS = {"Add", "Sum"}
-SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def _shapes(model: ModelFacts, limits: Limits) -> Iterator[Finding]:
             yield _finding(
                 model,
                 "dynamic-shape",
-                f"input {name} leaves sides open ({_sides(shape)}); {limits.tool} compiles for "
+                f"input {name} leaves sides open ({sides_text(shape)}); {limits.tool} compiles for "
                 "fixed sides",
                 "input_shape: '1x3x224x224' or the like, or export the model with fixed sides"
                 if limits.fixed_batch
@@ -96,10 +95,6 @@ def _shapes(model: ModelFacts, limits: Limits) -> Iterator[Finding]:
                 "itself",
                 "export the model with a batch of 1",
             )
-
-
-def _sides(shape: tuple[int, ...]) -> str:
-    return "x".join(str(side) if side else "?" for side in shape)
 
 
 def _outputs(model: ModelFacts, limits: Limits) -> Iterator[Finding]:
@@ -147,7 +142,7 @@ def unmerged_branches(model: ModelFacts) -> Iterator[Finding]:
     yield Finding(
         "unmerged-branches",
         f"{len(sums)} sums of parallel branches and {len(normalizations)} BatchNormalizations "
-        f"are left, such as {_names([*sums[:2], *normalizations])}; a fold merges them, and the "
+        f"are left, such as {some_of([*sums[:2], *normalizations])}; a fold merges them, and the "
         "tool quantizes each by itself",
         fix=f"repzoo fold {model.shown} -o folded.onnx",
         file=model.shown,
@@ -176,15 +171,6 @@ def _source(model: ModelFacts, tensor: str) -> str:
             break
         tensor = node.input[0]
     return tensor
-
-
-def _names(names: list[str]) -> str:
-    shown = ", ".join(names[:SHOWN_NAMES])
-    return (
-        shown
-        if len(names) <= SHOWN_NAMES
-        else f"{shown} and {len(names) - SHOWN_NAMES} more"
-    )
 
 
 @functools.cache
@@ -224,7 +210,7 @@ def _cpu_finding(
 ) -> Finding:
     return Finding(
         "cpu-operator",
-        f"{operator} runs on the CPU: {_names(nodes)}",
+        f"{operator} runs on the CPU: {some_of(nodes)}",
         fix=fix,
         file=model.shown,
         cost=f"the network is cut {len(nodes)} times, with a copy to the CPU and back each",

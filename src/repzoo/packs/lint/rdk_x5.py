@@ -19,7 +19,7 @@ from repzoo.packs.lint.common import (
     reciprocal,
 )
 from repzoo.packs.lint.document import Document
-from repzoo.packs.lint.facts import Workspace
+from repzoo.packs.lint.facts import Workspace, fits, sides_text
 from repzoo.packs.lint.finding import Finding, Mistake
 from repzoo.packs.lint.normalization import Normalization, expected_for, numbers
 from repzoo.packs.lint.rdk_x5_values import (
@@ -31,7 +31,6 @@ from repzoo.packs.lint.rdk_x5_values import (
     input_sides,
     number_of_inputs,
     parts,
-    sides_text,
     takes_images,
 )
 
@@ -105,7 +104,6 @@ def _files(document: Document, workspace: Workspace) -> Iterator[Finding]:
     if document.text(CALIBRATION, "calibration_type") not in ("load", "skip"):
         for name in document.text(CALIBRATION, "cal_data_dir").split(";"):
             named.append(((CALIBRATION, "cal_data_dir"), name.strip()))
-    named = [(keys, name) for keys, name in named if name]
     yield from named_files(document, workspace, named)
     if not any(document.text(MODEL, key) for key in ("onnx_model", "caffe_model")):
         yield document.finding(
@@ -264,9 +262,7 @@ def _shape(document: Document, workspace: Workspace) -> Iterator[Finding]:
         return
     for text, stated in zip(shapes, model.inputs.values(), strict=True):
         sides = tuple(int(side) for side in re.findall(r"\d+", text))
-        pairs = list(zip(sides, stated, strict=False))
-        differs = len(sides) != len(stated) or any(b not in (0, a) for a, b in pairs)
-        if differs:
+        if not fits(sides, stated):
             yield document.finding(
                 "input-shape",
                 f"input_shape is {text}, but the model's input is {sides_text(stated)}",
@@ -359,7 +355,7 @@ def _compiler(document: Document, _: Workspace) -> Iterator[Finding]:
         stated = f"is {level}" if level else "is missing, which stands for O0"
         yield document.finding(
             "optimize-level",
-            f"optimize_level {stated}; the model on the board is slower than with O3",
+            f"optimize_level {stated}; the compiler may make slower code than with O3",
             COMPILER,
             "optimize_level",
             fix="optimize_level: 'O3'",

@@ -73,8 +73,9 @@ def stated_type(document: Document, _: Workspace) -> Iterator[Finding]:
     stated = document.text(CALIBRATION, "cal_data_type")
     if not folder or ";" in folder:
         return
-    implied = "float32" if folder.endswith("_f32") else "uint8"
-    if stated in ("float32", "uint8") and folder.endswith("_f32") and stated != implied:
+    implied = calibration.dtype_by_name(folder)
+    # Only the ending states a type; without it the folder contradicts nothing.
+    if stated == "uint8" and implied == "float32":
         yield document.finding(
             "calibration-type",
             f"cal_data_type is {stated}, but the folder {folder} ends in _f32, which stands for "
@@ -99,8 +100,7 @@ def _data_type(document: Document) -> str:
     stated = document.text(CALIBRATION, "cal_data_type")
     if stated in calibration.ITEM_BYTES:
         return stated
-    folder = document.text(CALIBRATION, "cal_data_dir").rstrip("/")
-    return "float32" if folder.endswith("_f32") else "uint8"
+    return calibration.dtype_by_name(document.text(CALIBRATION, "cal_data_dir"))
 
 
 def calibration_files(document: Document, workspace: Workspace) -> Iterator[Finding]:
@@ -116,7 +116,7 @@ def calibration_files(document: Document, workspace: Workspace) -> Iterator[Find
     source = (
         f"from the input of {workspace.model.shown}"
         if workspace.model
-        else ("from input_shape")
+        else "from input_shape"
     )
     expected = calibration.Expected(
         (sides[0], sides[1], sides[2]) if sides else None,

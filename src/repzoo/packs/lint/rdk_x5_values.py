@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from repzoo.packs.lint.document import Document
 from repzoo.packs.lint.facts import ModelFacts
@@ -16,11 +15,6 @@ def color_of(document: Document) -> str:
     """RGB, BGR or GRAY; "" for another input."""
     color = document.text(INPUT, "input_type_train").upper()
     return color if color in ("RGB", "BGR", "GRAY") else ""
-
-
-def sides_text(shape: Sequence[int]) -> str:
-    """Sides as hb_mapper writes them, such as 1x3x224x224."""
-    return "x".join(str(side) if side else "?" for side in shape)
 
 
 def parts(text: str) -> list[str]:

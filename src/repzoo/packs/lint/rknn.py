@@ -24,7 +24,7 @@ from repzoo.packs.lint.common import (
     normalization_findings,
 )
 from repzoo.packs.lint.document import MAX_INTEGER, Document, Unreadable, read_text
-from repzoo.packs.lint.facts import Workspace
+from repzoo.packs.lint.facts import Workspace, fits
 from repzoo.packs.lint.finding import Finding
 from repzoo.packs.lint.normalization import Normalization, Values
 from repzoo.plugins import unknown
@@ -292,9 +292,8 @@ def _shape(document: Document, calls: Calls, workspace: Workspace) -> Iterator[F
     stated = next(iter(model.inputs.values()))
     if not isinstance(sizes, list) or len(sizes) != 1 or not isinstance(sizes[0], list):
         return
-    if len(sizes[0]) == len(stated) and any(
-        b not in (0, a) for a, b in zip(sizes[0], stated, strict=True)
-    ):
+    # Scripts for the first toolkit leave out the batch.
+    if len(sizes[0]) == len(stated) and not fits(sizes[0], stated):
         yield document.finding(
             "input-shape",
             f"input_size_list is {sizes}, but the model's input is {list(stated)}",

@@ -237,7 +237,7 @@ def _calibration_alone(workspace: Workspace) -> Iterator[Finding]:
         shape = (preprocess.channels, preprocess.height, preprocess.width)
     expected = calibration.Expected(
         shape,
-        "float32" if root.name.endswith("_f32") else "uint8",
+        calibration.dtype_by_name(root.name),
         preprocess.color if preprocess else "",
         model.source if model else "by the folder's name",
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repzoo.packs.lint import graph, schema
+from repzoo.packs.lint.calibration import MIN_FILES
 from repzoo.packs.lint.common import (
     Spelling,
     beside,
@@ -22,7 +23,7 @@ from repzoo.packs.lint.common import (
     reciprocal,
 )
 from repzoo.packs.lint.document import Document, read_text
-from repzoo.packs.lint.facts import Workspace
+from repzoo.packs.lint.facts import Workspace, fits
 from repzoo.packs.lint.finding import Finding
 from repzoo.packs.lint.normalization import Normalization, Values, numbers
 
@@ -185,7 +186,7 @@ def _transform(
     yield from _shape(document, step, workspace)
     yield from _geometry(document, step, workspace)
     named = [((tool, "model_def"), options.get("model_def", ""))]
-    yield from named_files(document, workspace, [item for item in named if item[1]])
+    yield from named_files(document, workspace, named)
 
 
 def _commas(values: Values) -> str:
@@ -207,19 +208,14 @@ def _shape(document: Document, step: Step, workspace: Workspace) -> Iterator[Fin
         return
     sides = tuple(int(side) for side in re.findall(r"\d{1,6}", text))
     stated = tuple(side for shape in model.inputs.values() for side in shape)
-    differs = len(sides) != len(stated) or any(
-        b not in (0, a) for a, b in zip(sides, stated, strict=True)
-    )
-    if differs:
-        shapes = [list(shape) for shape in model.inputs.values()]
+    if not fits(sides, stated):
+        shapes = str([list(shape) for shape in model.inputs.values()])
         yield document.finding(
             "input-shape",
             f"--input_shapes is {text}, but the model's input is {shapes}",
             step.tool,
             "input_shapes",
-            fix=f"--input_shapes {shapes}".replace(" ", "").replace(
-                "shapes[", "shapes ["
-            ),
+            fix="--input_shapes " + shapes.replace(" ", ""),
         )
 
 
@@ -276,10 +272,10 @@ def _deploy(document: Document, step: Step) -> Iterator[Finding]:
 def _calibration(document: Document, step: Step) -> Iterator[Finding]:
     number = step.options.get("input_num", "")
     dataset = step.options.get("dataset", "")
-    if number.isdigit() and int(number) < 20:
+    if number.isdigit() and int(number) < MIN_FILES:
         yield document.finding(
             "calibration-few",
-            f"--input_num is {number}; expected at least 20",
+            f"--input_num is {number}; expected at least {MIN_FILES}",
             step.tool,
             "input_num",
             fix="--input_num 100",

@@ -14,6 +14,7 @@ import numpy as np
 
 from repzoo.artifact import Preprocess
 from repzoo.packs.lint import graph, schema
+from repzoo.packs.lint.calibration import MIN_FILES
 from repzoo.packs.lint.common import (
     Spelling,
     beside,
@@ -24,7 +25,7 @@ from repzoo.packs.lint.common import (
     resize_finding,
 )
 from repzoo.packs.lint.document import Document
-from repzoo.packs.lint.facts import ModelFacts, Workspace
+from repzoo.packs.lint.facts import ModelFacts, Workspace, fits
 from repzoo.packs.lint.finding import Finding
 from repzoo.packs.lint.normalization import (
     LEVELS,
@@ -46,7 +47,6 @@ OPERATIONS = (
     "LetterBox",
     "Pad",
 )
-MIN_IMAGES = 20
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,10 @@ def _precision(document: Document, _: Workspace) -> Iterator[Finding]:
 def _images(document: Document, _: Workspace) -> Iterator[Finding]:
     number = document.get("dataset", "sampler", "get_data_num")
     keys = ("dataset", "sampler", "get_data_num")
-    if isinstance(number, int) and 0 < number < MIN_IMAGES:
+    if isinstance(number, int) and 0 < number < MIN_FILES:
         yield document.finding(
             "calibration-few",
-            f"get_data_num is {number}; expected at least {MIN_IMAGES}. Ranges from so few "
+            f"get_data_num is {number}; expected at least {MIN_FILES}. Ranges from so few "
             "images clip what others need",
             *keys,
             fix="get_data_num: 100",
@@ -178,7 +178,7 @@ def _files(document: Document, workspace: Workspace) -> Iterator[Finding]:
     ]
     if document.text("frontend", "type") != "onnx":
         named = named[1:]
-    yield from named_files(document, workspace, [item for item in named if item[1]])
+    yield from named_files(document, workspace, named)
 
 
 def _shape(document: Document, workspace: Workspace) -> Iterator[Finding]:
@@ -199,10 +199,7 @@ def _shape(document: Document, workspace: Workspace) -> Iterator[Finding]:
             continue
         stated = model.inputs[name]
         sides = tuple(shape) if isinstance(shape, list) else ()
-        same = len(sides) == len(stated) and all(
-            b in (0, a) for a, b in zip(sides, stated, strict=True)
-        )
-        if not same:
+        if not fits(sides, stated):
             yield document.finding(
                 "input-shape",
                 f"frontend.shape.{name} is {list(sides)}, but the model's input is "

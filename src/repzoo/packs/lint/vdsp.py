@@ -165,6 +165,7 @@ def _crop(document: Document, _: Workspace) -> Iterator[Finding]:
         middle = (resized - size) / 2
         if crop < 0 or crop + size > resized:
             message = f"Crop{axis} {crop} + Oimage{side} {size} is beyond Resize{side} {resized}"
+        # Tools round an odd margin to either side.
         elif abs(crop - middle) > 1:
             message = (
                 f"Crop{axis} is {crop}; the middle is (Resize{side} - Oimage{side}) / 2 = "
