@@ -9,9 +9,8 @@ Source: hailo_model_zoo, cfg/{base,networks,alls/generic} and docs.
 
 from __future__ import annotations
 
-import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,13 +21,12 @@ from repzoo.packs.parts import (
     Step,
     fallback_nodes,
     file_name,
-    label_files,
+    npy,
+    numbers,
     pixel_mean,
     pixel_std,
     quoted,
-    readme_files,
-    sides,
-    step_files,
+    shared_files,
     yaml_blocks,
 )
 from repzoo.quant.network.layers import find_layers
@@ -58,19 +56,15 @@ class Hailo:
         yield f"{name}.yaml", yaml_blocks(configuration(artifact))
         yield f"{name}.alls", script_text(job)
         images = [pixels.transpose(1, 2, 0) for pixels in pixel_images(job)]
-        buffer = io.BytesIO()
-        np.save(buffer, np.stack(images))
-        yield CALIBRATION, buffer.getvalue()
+        yield CALIBRATION, npy(np.stack(images))
         steps = _steps(artifact)
-        yield from step_files(steps)
-        yield from label_files(job)
-        yield from readme_files(job, "hailo", steps, calibration=CALIBRATION)
+        yield from shared_files(job, "hailo", steps, calibration=CALIBRATION)
 
 
 def configuration(artifact: Artifact) -> dict[str, object]:
     """The network's YAML of the model zoo."""
     preprocess = artifact.require_preprocess()
-    height, width = sides(preprocess)
+    height, width = preprocess.height, preprocess.width
     name = file_name(artifact.name)
     mean, std = pixel_mean(preprocess), pixel_std(preprocess)
     return {
@@ -105,8 +99,8 @@ def configuration(artifact: Artifact) -> dict[str, object]:
 def script_text(job: PackJob) -> str:
     """The model script: normalization, and how the compiler quantizes."""
     preprocess = job.artifact.require_preprocess()
-    mean = _numbers(pixel_mean(preprocess))
-    std = _numbers(pixel_std(preprocess))
+    mean = numbers(pixel_mean(preprocess), ", ")
+    std = numbers(pixel_std(preprocess), ", ")
     lines = [
         f"normalization1 = normalization([{mean}], [{std}])",
         "model_optimization_flavor(optimization_level=1, compression_level=0)",
@@ -139,10 +133,6 @@ def layer_names(job: PackJob) -> list[str]:
         if output in fallback:
             names.append(f"{kind}{numbers[kind]}")
     return names
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.8g}" for value in values)
 
 
 def _steps(artifact: Artifact) -> list[Step]:

@@ -1,4 +1,4 @@
-"""Parts that packs share: shell steps, labels and READMEs."""
+"""Parts that packs share: shell steps, labels, READMEs, numbers and images as files."""
 
 from __future__ import annotations
 
@@ -93,6 +93,13 @@ def png(pixels: npt.NDArray[np.uint8], color: str) -> bytes:
     return buffer.getvalue()
 
 
+def npy(values: npt.NDArray[Any]) -> bytes:
+    """An array as an .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
 def label_files(job: PackJob) -> Iterator[PackFile]:
     """`labels.txt`, a label a line, where the model has labels."""
     labels = job.artifact.labels
@@ -119,12 +126,6 @@ def fallback_nodes(job: PackJob) -> list[onnx.NodeProto]:
     return nodes
 
 
-def sides(preprocess: Preprocess) -> tuple[int, int]:
-    """(height, width) of the model's input."""
-    size = preprocess.size
-    return (size, size) if isinstance(size, int) else size
-
-
 def pixel_mean(preprocess: Preprocess) -> list[float]:
     """Mean of each channel of the input, in units of pixels 0..255."""
     return _of_channels(preprocess, preprocess.mean)
@@ -133,6 +134,11 @@ def pixel_mean(preprocess: Preprocess) -> list[float]:
 def pixel_std(preprocess: Preprocess) -> list[float]:
     """Standard deviation of each channel of the input, in units of pixels 0..255."""
     return _of_channels(preprocess, preprocess.std)
+
+
+def numbers(values: Sequence[float], separator: str) -> str:
+    """`values` in a line, with 8 digits: about as many as a float32 has."""
+    return separator.join(f"{value:.8g}" for value in values)
 
 
 def _of_channels(preprocess: Preprocess, values: Sequence[float]) -> list[float]:
@@ -147,17 +153,19 @@ def file_name(name: str) -> str:
     return plain or "model"
 
 
-def readme_files(
+def shared_files(
     job: PackJob, target: str, steps: Sequence[Step], **values: Any
 ) -> Iterator[PackFile]:
-    """README.md and README_cn.md from the built-in templates `TARGET.en.md.j2`, `TARGET.zh.md.j2`.
+    """What every pack has: the steps, the labels, README.md and README_cn.md.
 
     Args:
         job: what the pack is made from.
-        target: name of the templates.
+        target: name of the READMEs' templates, `TARGET.en.md.j2` and `TARGET.zh.md.j2`.
         steps: shell steps of the pack; the templates list them.
         values: further names for the templates.
     """
+    yield from step_files(steps)
+    yield from label_files(job)
     folder = package_files("repzoo.packs") / "templates"
     for language in LANGUAGES:
         template = (folder / f"{target}.{language}.md.j2").read_text("utf-8")
@@ -181,7 +189,7 @@ def render_readme(
     and `data` of the calibration, `figures`, `fallback`, `scripts` (pairs of file name and what it
     does) and `values`; the filters `plain` and `code` make text of others safe for Markdown.
     """
-    height, width = sides(job.artifact.require_preprocess())
+    preprocess = job.artifact.require_preprocess()
     about = "about_zh" if language == "zh" else "about"
     scripts: list[tuple[str, str]] = []
     for number, step in enumerate(steps, 1):
@@ -191,8 +199,8 @@ def render_readme(
         .from_string(template)
         .render(
             name=file_name(job.artifact.name),
-            height=height,
-            width=width,
+            height=preprocess.height,
+            width=preprocess.width,
             classes=job.artifact.num_classes,
             millions=_parameters(job.artifact) / 1e6,
             images=len(job.images),

@@ -30,12 +30,11 @@ from repzoo.packs.pack import BATCH, PackFile, PackJob, pixel_images
 from repzoo.packs.parts import (
     Step,
     file_name,
-    label_files,
+    npy,
     pixel_mean,
     pixel_std,
     png,
-    readme_files,
-    step_files,
+    shared_files,
 )
 from repzoo.protobuf_stream import clone
 from repzoo.quant.network.scheme import load_scheme
@@ -183,9 +182,7 @@ class Qdq:
         if self.option == "qnn":
             yield "run_qnn.py", RUN_QNN
         steps = _steps(self.option, name)
-        yield from step_files(steps)
-        yield from label_files(job)
-        yield from readme_files(
+        yield from shared_files(
             job,
             "qdq",
             steps,
@@ -261,9 +258,7 @@ def _inputs(job: PackJob) -> bytes:
     for batch in batches(job.images, preprocess, BATCH, report):
         tensors.append(np.asarray(batch.inputs, np.float32))
     report.check(job.images.name, len(job.images))
-    buffer = io.BytesIO()
-    np.save(buffer, np.concatenate(tensors))
-    return buffer.getvalue()
+    return npy(np.concatenate(tensors))
 
 
 def _archive(job: PackJob) -> bytes:

@@ -29,11 +29,8 @@ from repzoo.packs.parts import (
     Step,
     fallback_nodes,
     file_name,
-    label_files,
-    readme_files,
     script_name,
-    sides,
-    step_files,
+    shared_files,
 )
 from repzoo.packs.ranges import activation_ranges
 from repzoo.packs.rdk_x5_notebook import notebook
@@ -58,7 +55,7 @@ class RdkX5:
             InputError: names it, and what to do.
         """
         preprocess = artifact.require_preprocess()
-        height, width = sides(preprocess)
+        height, width = preprocess.height, preprocess.width
         if preprocess.color != "GRAY" and (height % 2 or width % 2):
             raise InputError(
                 f"{artifact.name} takes {height}x{width} pixels; NV12 needs even sides: export it "
@@ -73,11 +70,9 @@ class RdkX5:
         yield from board_files.program_files(content.artifact)
         yield "sample.png", content.sample
         listed = steps(content.artifact, content.scales is not None)
-        yield from step_files(listed)
-        yield from label_files(job)
         yield f"test_{content.name}.ipynb", notebook(content.artifact)
         facts = _facts(content, listed)
-        yield from readme_files(job, "rdk_x5", listed, **facts)
+        yield from shared_files(job, "rdk_x5", listed, **facts)
         facts |= _sample_facts(job, content)
         yield from sample_files(
             content.artifact, content.sample, content.fallback, facts
@@ -188,12 +183,12 @@ def _facts(content: Content, listed: Sequence[Step]) -> dict[str, Any]:
 
 def _sample_facts(job: PackJob, content: Content) -> dict[str, Any]:
     """What the READMEs of the newer layout say beside `_facts`."""
-    height, width = sides(content.artifact.require_preprocess())
+    preprocess = content.artifact.require_preprocess()
     figures = job.figures
     return {
         "name": content.name,
-        "height": height,
-        "width": width,
+        "height": preprocess.height,
+        "width": preprocess.width,
         "classes": content.artifact.num_classes,
         "millions": count(content.artifact).parameters / 1e6,
         "binary_name": configuration.prefix(content.artifact) + ".bin",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from repzoo.artifact import Artifact
-from repzoo.packs.parts import file_name, quoted, sides
+from repzoo.packs.parts import file_name, quoted
 from repzoo.packs.rdk_x5_yaml import binary_path, runtime_type
 from repzoo.printable import code_span
 from repzoo.storage import json_text
@@ -57,12 +57,13 @@ Path("result.txt").write_text(result_lines("sample.png", best, config), encoding
 def notebook(artifact: Artifact) -> str:
     """The notebook as JSON text."""
     name = code_span(file_name(artifact.name))
-    height, width = sides(artifact.require_preprocess())
+    preprocess = artifact.require_preprocess()
+    size = f"{preprocess.height}x{preprocess.width}"
     runtime = runtime_type(artifact)
     cells = [
         _text(
             f"# {name} on the RDK X5",
-            f"It classifies an image of {height}x{width} pixels ({runtime}) on the BPU. Copy the "
+            f"It classifies an image of {size} pixels ({runtime}) on the BPU. Copy the "
             "whole folder to the board, with the compiled model, and open this notebook there.",
         ),
         _code("!grep Mem /proc/meminfo", tags=[BOARD]),

@@ -8,10 +8,10 @@ sides. Source: D-Robotics' guide of the tool chain, ptq_process.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from repzoo.artifact import Artifact
-from repzoo.packs.parts import file_name, pixel_mean, pixel_std, render, sides
+from repzoo.packs.parts import file_name, numbers, pixel_mean, pixel_std, render
 from repzoo.storage import json_text
 
 WORKING_DIR = "model_output"
@@ -32,9 +32,9 @@ def calibration_folder(artifact: Artifact) -> str:
 
 def prefix(artifact: Artifact, suffix: str = "") -> str:
     """What the names of hb_mapper's results begin with."""
-    height, width = sides(artifact.require_preprocess())
+    preprocess = artifact.require_preprocess()
     name = file_name(artifact.name) + suffix
-    return f"{name}_{height}x{width}_{runtime_type(artifact)}"
+    return f"{name}_{preprocess.height}x{preprocess.width}_{runtime_type(artifact)}"
 
 
 def binary_path(artifact: Artifact, suffix: str = "") -> str:
@@ -89,11 +89,7 @@ def _yaml(artifact: Artifact, fallback: Iterable[str], root: str, load: bool) ->
         runtime=runtime_type(artifact),
         color=preprocess.color.lower(),
         layout=preprocess.layout,
-        mean=_numbers(pixel_mean(preprocess)),
-        scale=_numbers([1 / value for value in pixel_std(preprocess)]),
+        mean=numbers(pixel_mean(preprocess), " "),
+        scale=numbers([1 / value for value in pixel_std(preprocess)], " "),
         calibration="" if load else calibration_folder(artifact),
     )
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.8g}" for value in values)

@@ -12,7 +12,6 @@ Source: Rockchip's API of rknn-toolkit2; its examples/mobilenet/python.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,10 +25,9 @@ from repzoo.packs.parts import (
     Step,
     fallback_nodes,
     file_name,
-    label_files,
+    npy,
     png,
-    readme_files,
-    step_files,
+    shared_files,
 )
 from repzoo.packs.ranges import activation_ranges
 from repzoo.packs.rknn_program import DATASET, PROGRAM, program_text
@@ -73,9 +71,7 @@ class Rknn:
         yield f"{name}.ranges.cfg", ranges_text(job)
         yield PROGRAM, program_text(artifact, self.method)
         steps = _steps()
-        yield from step_files(steps)
-        yield from label_files(job)
-        yield from readme_files(
+        yield from shared_files(
             job,
             "rknn",
             steps,
@@ -89,9 +85,7 @@ def image_file(pixels: npt.NDArray[np.uint8], color: str) -> tuple[str, bytes]:
     if color != "GRAY":
         return "png", png(pixels, color)
     # The tool reads every image file as three channels.
-    buffer = io.BytesIO()
-    np.save(buffer, pixels[None])
-    return "npy", buffer.getvalue()
+    return "npy", npy(pixels[None])
 
 
 def ranges_text(job: PackJob) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from repzoo.artifact import Artifact
-from repzoo.packs.parts import file_name, pixel_mean, pixel_std, render, sides
+from repzoo.packs.parts import file_name, pixel_mean, pixel_std, render
 
 PROGRAM = "convert.py"
 DATASET = "dataset.txt"
@@ -18,12 +18,10 @@ def arguments_of(artifact: Artifact) -> dict[str, Any]:
     channel order, `swapped` whether that is BGR.
     """
     preprocess = artifact.require_preprocess()
-    height, width = sides(preprocess)
-    mean = pixel_mean(preprocess)
     return {
         "input": artifact.input_name,
-        "shape": (1, len(mean), height, width),
-        "mean": tuple(mean),
+        "shape": (1, *preprocess.input_shape),
+        "mean": tuple(pixel_mean(preprocess)),
         "std": tuple(pixel_std(preprocess)),
         "swapped": preprocess.color == "BGR",
     }

@@ -12,7 +12,7 @@ Source: Sophgo, "TPU-MLIR Quick Start", chapters on model_transform, run_calibra
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from repzoo.artifact import Artifact
 from repzoo.packs.pack import PackFile, PackJob, pixel_images
@@ -20,15 +20,13 @@ from repzoo.packs.parts import (
     Step,
     fallback_nodes,
     file_name,
-    label_files,
+    numbers,
     pixel_mean,
     pixel_std,
     png,
     quoted,
-    readme_files,
     render,
-    sides,
-    step_files,
+    shared_files,
 )
 from repzoo.packs.ranges import activation_ranges
 from repzoo.quant.parameters.scales import INT8_MAX
@@ -61,9 +59,7 @@ class Sophgo:
         if layers:
             yield f"{name}_qtable", layers
         steps = _steps(job)
-        yield from step_files(steps)
-        yield from label_files(job)
-        yield from readme_files(
+        yield from shared_files(
             job,
             "sophgo",
             steps,
@@ -111,29 +107,22 @@ def quantize_table(job: PackJob) -> str:
 def transform_command(artifact: Artifact) -> str:
     """The call of model_transform, with normalization from the model's preprocessing."""
     preprocess = artifact.require_preprocess()
-    height, width = sides(preprocess)
     name = file_name(artifact.name)
     mean, std = pixel_mean(preprocess), pixel_std(preprocess)
-    shape = [1, len(mean), height, width]
-    if preprocess.layout == "NHWC":
-        shape = [1, height, width, len(mean)]
+    shape = [1, *preprocess.input_shape]
     return quoted(
         "model_transform",
         *("--model_name", name),
         *("--model_def", f"{name}.onnx"),
         *("--input_shapes", str([shape]).replace(" ", "")),
-        *("--mean", _numbers(mean)),
-        *("--scale", _numbers([1 / value for value in std])),
+        *("--mean", numbers(mean, ",")),
+        *("--scale", numbers([1 / value for value in std], ",")),
         *("--pixel_format", preprocess.color.lower()),
         *("--channel_format", preprocess.layout.lower()),
         *("--test_input", f"{CALIBRATION}/0000.png"),
         *("--test_result", f"{name}_top.npz"),
         *("--mlir", f"{name}.mlir"),
     )
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ",".join(f"{value:.8g}" for value in values)
 
 
 def _deploy(name: str, precision: str, table: str, qtable: bool, suffix: str) -> str:

@@ -27,10 +27,8 @@ from repzoo.packs.limits import require_channels_first
 from repzoo.packs.pack import Figures, PackFile, PackJob
 from repzoo.packs.parts import (
     file_name,
-    label_files,
-    readme_files,
     render,
-    step_files,
+    shared_files,
 )
 from repzoo.packs.vastai_images import (
     CalibrationImages,
@@ -118,9 +116,7 @@ class Vastai:
             content.evaluation,
             has_classes=content.model.num_classes >= TOP,
         ).all()
-        yield from step_files(listed)
-        yield from label_files(job)
-        yield from readme_files(job, "vastai", listed, **_facts(content, job.figures))
+        yield from shared_files(job, "vastai", listed, **_facts(content, job.figures))
 
 
 @dataclass(frozen=True)
