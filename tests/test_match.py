@@ -219,6 +219,8 @@ def test_a_host_of_records_is_named_by_a_part_of_its_name(tmp_path: Path) -> Non
     assert best.latency_ms is not None
     assert best.latency_ms.basis == "measured elsewhere"
     assert best.latency_ms.source == "Cortex-A76, 4 CPUs (asimddp)"
+    other = repzoo.match(path, max_ms=8, host="cortex", engine="mnn")
+    assert "on mnn with 1 thread is known; those of another engine" in other.remarks[0]
 
 
 def test_a_board_log_replaces_the_published_figure_and_an_estimate_does_not(

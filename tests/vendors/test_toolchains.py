@@ -12,7 +12,7 @@ import pytest
 
 import repzoo
 from repzoo.errors import InputError
-from repzoo.vendors import environment
+from repzoo.vendors import environment, program
 from repzoo.vendors.recipes import Recipe, recipes
 
 Run = Callable[..., Any]
@@ -108,6 +108,28 @@ def test_what_hangs_is_ended() -> None:
     sleep = ["python", "-c", "import time; time.sleep(600)"]
     with pytest.raises(InputError, match="did not end within 0 s"):
         environment.run(recipe, sleep, 0.3)
+
+
+def test_who_watches_a_log_sees_whole_lines_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "POLL_SECONDS", 0.01)
+    recipe = toy()
+    environment.install(recipe, sys.executable)
+    code = (
+        "import time\n"
+        "for part in ('load', 'ing\\n', 'build', 'ing\\n', 'end\\n'):\n"
+        "    print(part, end='', flush=True)\n"
+        "    time.sleep(0.05)\n"
+    )
+    log = tmp_path / "tool.log"
+    seen: list[str] = []
+    program.run_logged(
+        recipe, ["python", "-c", code], tmp_path, log, 60, watch=seen.append
+    )
+    assert log.read_text() == "loading\nbuilding\nend\n"
+    assert all(text.endswith("\n") for text in seen if text)
+    assert log.read_text().startswith("".join(seen))
 
 
 def test_every_recipe_pins_its_tool() -> None:

@@ -57,9 +57,10 @@ def match_candidates(
     """
     records = in_time_order(records)
     candidates: list[MatchCandidate] = []
+    models = _models(records, wanted)
     for host in hosts:
         measured = read_measurements(host, records, wanted)
-        for model in _models(records, wanted):
+        for model in models:
             for precision in _precisions(model, host, measured):
                 candidate = _candidate(model, precision, host, measured, wanted)
                 if _is_worth_listing(candidate, host, len(hosts)):

@@ -182,6 +182,14 @@ def variables_of(recipe: Recipe) -> dict[str, str]:
     return _environment(_programs(folder_of(recipe)))
 
 
+def cannot_run(recipe: Recipe, program: str, error: OSError) -> InputError:
+    """The error for a program of a tool chain that the system does not start."""
+    return InputError(
+        f"the tool chain {recipe.name} cannot be run ({error.strerror}: {program}); type: "
+        f"{install_command(recipe)}"
+    )
+
+
 def find_python(recipe: Recipe, python: str = "") -> str:
     """An interpreter of a version that the tool chain's wheels are made for.
 
@@ -279,10 +287,7 @@ def _run(
             f"{recipe.name}: {Path(command[0]).name} did not end within {seconds:.0f} s"
         ) from None
     except OSError as error:
-        raise InputError(
-            f"the tool chain {recipe.name} cannot be run ({error.strerror}: {command[0]}); type: "
-            f"{install_command(recipe)}"
-        ) from None
+        raise cannot_run(recipe, command[0], error) from None
     output = ran.stdout.decode(errors="replace")
     if ran.returncode:
         lines = output.strip().splitlines() or ["it printed nothing"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from repzoo.errors import InputError
-from repzoo.vendors.environment import install_command, program_of, variables_of
+from repzoo.vendors.environment import cannot_run, program_of, variables_of
 from repzoo.vendors.recipes import Recipe
 
 POLL_SECONDS = 0.5
@@ -41,7 +41,7 @@ def run_logged(
         folder: where it runs.
         log: file that its output is appended to.
         seconds: after which it is ended.
-        watch: called now and then with what was printed since the last call.
+        watch: called now and then with the lines that were printed since the last call.
 
     Raises:
         InputError: it cannot be started, crashes, fails or does not end in time; names `log`.
@@ -89,10 +89,7 @@ def start(
             **pipes,
         )
     except OSError as error:
-        raise InputError(
-            f"the tool chain {recipe.name} cannot be run ({error.strerror}: {program}); type: "
-            f"{install_command(recipe)}"
-        ) from None
+        raise cannot_run(recipe, program, error) from None
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -113,7 +110,7 @@ def how_it_ended(code: int) -> str:
 def complaint(log: Path) -> str:
     """The line of a log that says most likely why a program failed."""
     lines: list[str] = []
-    for line in _tail(log, 0).splitlines():
+    for line in _tail(log).splitlines():
         if line.strip():
             lines.append(line.strip()[-MAX_LINE:])
     for word in COMPLAINTS:
@@ -137,14 +134,25 @@ def _wait(
             process.wait(POLL_SECONDS)
             return True
         if watch:
-            watch(_tail(log, seen))
-            seen = log.stat().st_size
+            lines = _whole_lines(log, seen)
+            watch(lines.decode(errors="replace"))
+            seen += len(lines)
     return False
 
 
-def _tail(log: Path, start: int) -> str:
-    """What was written after byte `start`, at most the last TAIL_BYTES."""
+def _whole_lines(log: Path, start: int) -> bytes:
+    """The lines after byte `start` that are complete, at most TAIL_BYTES of them."""
+    with log.open("rb") as file:
+        file.seek(start)
+        data = file.read(TAIL_BYTES)
+    if len(data) == TAIL_BYTES and b"\n" not in data:
+        return data  # a line that never ends must not hide those after it
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _tail(log: Path) -> str:
+    """The last TAIL_BYTES of a log."""
     with log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(start, size - TAIL_BYTES))
+        file.seek(max(0, size - TAIL_BYTES))
         return file.read(TAIL_BYTES).decode(errors="replace")

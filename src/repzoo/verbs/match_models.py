@@ -155,7 +155,7 @@ class MatchOptions:
 
 
 def _ignore(_records: Sequence[Record[Any]]) -> None:
-    """A `on_records` that does nothing."""
+    """An `on_records` that does nothing."""
 
 
 def match(
@@ -274,8 +274,14 @@ def _latency_remarks(
             "no latency on this machine is known; --measure takes them, --records FILE reads "
             f"them, and --host uses those of {', '.join(timed_devices())}"
         ]
+    threads = f"{wanted.threads} thread{'' if wanted.threads == 1 else 's'}"
+    if hosts[0].machine is not None:
+        return [
+            f"no latency of {hosts[0].name} on {wanted.engine} with {threads} is known; those of "
+            "another engine (--engine) or number of threads (--threads) may be"
+        ]
     return [
-        f"no latency of {options.host} with {wanted.threads} threads is known; other numbers of "
+        f"no latency of {options.host} with {threads} is known; those of another number of "
         "threads (--threads) may be"
     ]
 
