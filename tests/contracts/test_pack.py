@@ -382,6 +382,10 @@ OPEN_LAST = replace(
     changed("float[1, 3, 16, 16]", "float[1, H, W, 3]"),
     preprocess=replace(PREPROCESS, layout="NHWC"),
 )
+BYTES = replace(
+    changed("float[1, 3, 16, 16]", "uint8[1, 16, 16, 3]"),
+    preprocess=replace(PREPROCESS, input="uint8"),
+)
 RUN_TIME = changed(
     "live = Relu (stem)", "live = Relu (stem)\n    found = NonZero (live)"
 )
@@ -393,6 +397,7 @@ STRANGE.model.opset_import.append(onnx.helper.make_opsetid("my.shop", 1))
     ("model", "words"),
     [
         (OPEN, "--input_name data --input_shape 1,3,16,16"),
+        (BYTES, "takes uint8 images.*before repzoo embed-input"),
         (OPEN_LAST, "--input_name data --input_shape 1,16,16,3"),
         (RUN_TIME, r"the operator NonZero \(found\).*--no-dynamic-batch"),
         (STRANGE, r"the operator Relu \(live\) of my.shop.*--opset 11"),

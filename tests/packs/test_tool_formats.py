@@ -71,6 +71,20 @@ def fallback_job(name: str) -> PackJob:
     return replace(job, fallback=("stem",))
 
 
+def test_a_layer_that_tpu_mlir_cannot_name_is_not_lost_in_silence() -> None:
+    job = fallback_job("sophgo")
+    model = onnx.ModelProto()
+    model.CopyFrom(job.artifact.model)
+    stem, live = model.graph.node[:2]
+    stem.name, stem.output[0], live.input[0] = "stem", "stem 1", "stem 1"
+    job = replace(job, artifact=replace(job.artifact, model=model))
+    files = files_of("sophgo", job)
+    assert "net_qtable" not in files
+    assert "stem should compute in F16, but will compute in INT8" in job.remarks[0]
+    for name in ("03_build_int8.sh", "README.md", "README_cn.md"):
+        assert "qtable" not in files[name]
+
+
 def files_of(name: str, job: PackJob) -> dict[str, Any]:
     return dict(open_target(name).files(job))
 

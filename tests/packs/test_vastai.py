@@ -433,10 +433,6 @@ def test_numbers_are_rounded_to_float16_as_on_the_card() -> None:
             {"preprocess": replace(IMAGENET, size=16, color="GRAY")},
             "three channels only",
         ),
-        (
-            {"preprocess": replace(IMAGENET, size=16, input="uint8")},
-            "before repzoo embed-input",
-        ),
     ],
 )
 def test_models_that_the_card_cannot_take(

@@ -102,9 +102,14 @@ def npy(values: npt.NDArray[Any]) -> bytes:
 
 def label_files(job: PackJob) -> Iterator[PackFile]:
     """`labels.txt`, a label a line, where the model has labels."""
-    labels = job.artifact.labels
-    if labels:
-        yield "labels.txt", "".join(f"{one_line(label)}\n" for label in labels)
+    text = labels_text(job.artifact)
+    if text:
+        yield "labels.txt", text
+
+
+def labels_text(artifact: Artifact) -> str:
+    """A label a line; "" for a model without labels."""
+    return "".join(f"{one_line(label)}\n" for label in artifact.labels)
 
 
 def fallback_nodes(job: PackJob) -> list[onnx.NodeProto]:

@@ -18,7 +18,14 @@ from repzoo.artifact import Artifact
 from repzoo.packs import rdk_x5_yaml as configuration
 from repzoo.packs.board_files import program, settings_text
 from repzoo.packs.pack import PackFile
-from repzoo.packs.parts import LANGUAGES, SHELL_HEAD, file_name, quoted, render
+from repzoo.packs.parts import (
+    LANGUAGES,
+    SHELL_HEAD,
+    file_name,
+    labels_text,
+    quoted,
+    render,
+)
 
 FOLDER = "samples/vision"
 ROOT = "../../../../"  # from conversion/ to the pack's folder
@@ -66,9 +73,7 @@ def sample_files(
         yield f"{folder}/conversion/{name}{configuration.LOAD}.yaml", text
     yield from _runtime_files(artifact, f"{folder}/runtime/python")
     yield f"{folder}/test_data/sample.png", sample
-    labels = artifact.labels
-    lines = "".join(" ".join(label.split()) + "\n" for label in labels)
-    yield f"{folder}/test_data/labels.txt", lines
+    yield f"{folder}/test_data/labels.txt", labels_text(artifact)
     built = ROOT.removesuffix("/") + "/" + configuration.binary_path(artifact)
     head = SHELL_HEAD.format(about="Fetch the compiled model")
     copy = COPY.format(built=quoted(built))

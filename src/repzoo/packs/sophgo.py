@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from repzoo.artifact import Artifact
 from repzoo.packs.pack import PackFile, PackJob, pixel_images
@@ -46,6 +47,7 @@ class Sophgo:
 
     def files(self, job: PackJob) -> Iterator[PackFile]:
         """The model, images, thresholds, F16 layers, steps, labels and READMEs."""
+        job = without_nameless_layers(job)
         artifact = job.artifact
         name = file_name(artifact.name)
         yield f"{name}.onnx", artifact.to_bytes()
@@ -58,7 +60,7 @@ class Sophgo:
         layers = quantize_table(job)
         if layers:
             yield f"{name}_qtable", layers
-        steps = _steps(job)
+        steps = _steps(job, bool(layers))
         yield from shared_files(
             job,
             "sophgo",
@@ -92,13 +94,29 @@ def table_lines(artifact: Artifact) -> list[str]:
     return lines
 
 
+def without_nameless_layers(job: PackJob) -> PackJob:
+    """`job` without the layers in F16 that the tool's tables cannot name; a remark names them."""
+    names = op_names(job.artifact)
+    kept: list[str] = []
+    lost: list[str] = []
+    for node in fallback_nodes(job):
+        layers = kept if node.output[0] in names else lost
+        layers.append(node.name or node.output[0])
+    if not lost:
+        return job
+    job.remarks.append(
+        f"{job.artifact.name}: {', '.join(lost)} should compute in F16, but will compute in INT8: "
+        "names in tpu-mlir's tables have no blanks; rename their outputs to change that"
+    )
+    return replace(job, fallback=tuple(kept))
+
+
 def quantize_table(job: PackJob) -> str:
     """The layers in F16, a line each; "" where there are none."""
     names = op_names(job.artifact)
     lines: list[str] = []
     for node in fallback_nodes(job):
-        if node.output[0] in names:
-            lines.append(f"{names[node.output[0]]} F16\n")
+        lines.append(f"{names[node.output[0]]} F16\n")
     if not lines:
         return ""
     return "# op_name quantize_mode\n" + "".join(lines)
@@ -139,9 +157,8 @@ def _deploy(name: str, precision: str, table: str, qtable: bool, suffix: str) ->
     return f"{quoted(*words)} {PROCESSOR}"
 
 
-def _steps(job: PackJob) -> list[Step]:
+def _steps(job: PackJob, has_layers: bool) -> list[Step]:
     name = file_name(job.artifact.name)
-    has_layers = bool(quantize_table(job))
     tool, ours = f"{name}_cali_table", f"{name}_merged_table"
     calibrate = quoted(
         "run_calibration",

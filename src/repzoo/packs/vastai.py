@@ -45,7 +45,6 @@ from repzoo.storage import json_text
 
 SCHEME = "vastai"
 INPUT = "input"  # nearly all public files call it so
-MAX_OPSET = 11
 HALF_CALIBRATION, HALF_IMAGES = 64, 256  # images that float16 is predicted on
 # Our names of range methods -> calibrate_mode.
 CALIBRATE_MODES = {
@@ -69,11 +68,6 @@ class Vastai:
             InputError: names it, and what to do.
         """
         preprocess = artifact.require_preprocess()
-        if preprocess.input != "float":
-            raise InputError(
-                f"{artifact.name} takes {preprocess.input} images; the card normalizes by itself: "
-                "give the model from before repzoo embed-input"
-            )
         require_channels_first(artifact, "the card's operator makes NCHW only")
         if preprocess.color == "GRAY":
             raise InputError(
@@ -94,12 +88,6 @@ class Vastai:
 
     def files(self, job: PackJob) -> Iterator[PackFile]:
         """The model, configurations, images, arrays, steps, labels and READMEs."""
-        artifact = job.artifact
-        if artifact.opset > MAX_OPSET:
-            raise InputError(
-                f"{artifact.name} has opset {artifact.opset}; VastModelZOO's classifiers "
-                f"have opset 10 or {MAX_OPSET}: use repzoo harden --target vastai first"
-            )
         content = _content(job)
         name = content.name
         yield f"{name}.onnx", content.model.to_bytes()
