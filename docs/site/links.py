@@ -48,7 +48,7 @@ def for_site(text: str, source: str) -> str:
     Files that are no pages are on GitHub. Pages are linked relatively, also where the text names
     them by their address on GitHub: the site works offline.
     """
-    here = ROOT_PAGES.get(source, source.removeprefix("docs/"))
+    folder = posixpath.dirname(_page(source)) or "."
 
     def adapt(match: re.Match[str]) -> str:
         """The target of one link."""
@@ -59,10 +59,8 @@ def for_site(text: str, source: str) -> str:
             return match["target"]
         else:
             path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
-        page = ROOT_PAGES.get(path, path.removeprefix("docs/"))
         if path not in ROOT_PAGES and not path.startswith("docs/"):
             return REPOSITORY + path + mark + anchor
-        folder = posixpath.dirname(here) or "."
-        return posixpath.relpath(page, folder) + mark + anchor
+        return posixpath.relpath(_page(path), folder) + mark + anchor
 
     return _LINK.sub(adapt, text)

@@ -151,6 +151,8 @@ BROKEN = [
     ("net.alls", "[123.675, 116.28, 103.53]", "[0.485, 0.456, 0.406]", "wrong-mean", "0..1"),
     ("net.alls", "57.375]", "0]", "wrong-type", "std of 0"),
     ("net.alls", "calibset_size=64", "calibset_size=8", "calibration-few", "at least"),
+    ("hailo.yaml", "info:", "parser: {normalization_params: {mean_list: [a], std_list: [1]}}\ninfo:", "wrong-type", "mean_list"),
+    ("hailo.yaml", "info:", "parser: {normalization_params: {mean_list: [0.5], std_list: [1]}}\ninfo:", "wrong-mean", "123.675"),
     ("hailo.yaml", "8x8x3", "9x9x3", "input-shape", "8x8x3"),
     ("hailo.yaml", "{network_name: net}", "{}", "missing-key", "network_name"),
 ]  # fmt: skip

@@ -49,7 +49,7 @@ def in_unit(values: Values) -> str:
 def normalization_findings(
     document: Document,
     model: ModelFacts | None,
-    found: Normalization,
+    actual: Normalization,
     color: str,
     spelling: Spelling,
 ) -> Iterator[Finding]:
@@ -58,20 +58,20 @@ def normalization_findings(
     Args:
         document: the configuration.
         model: facts of the model, if there is one.
-        found: what the configuration makes the tool compute.
+        actual: what the configuration makes the tool compute.
         color: order of the channels in the configuration, "" for the model's.
         spelling: how the tool writes it.
     """
-    if len(found.mean) not in (1, 3) or len(found.std) not in (1, 3):
+    if len(actual.mean) not in (1, 3) or len(actual.std) not in (1, 3):
         yield document.finding(
             "value-count",
-            f"{len(found.mean)} means and {len(found.std)} scales; expected one for each of the "
+            f"{len(actual.mean)} means and {len(actual.std)} scales; expected one for each of the "
             "channels, or one for all",
             *spelling.mean,
         )
         return
     if model is None or model.preprocess is None:
-        doubt, mean = normalization.suspicion(found, color)
+        doubt, mean = normalization.suspicion(actual, color)
         if doubt:
             fix = f"{spelling.mean[-1]}: {spelling.write_mean(mean)}" if mean else ""
             yield document.finding(
@@ -80,9 +80,9 @@ def normalization_findings(
         return
     expected = normalization.expected_for(model.preprocess, color)
     own = normalization.expected_for(model.preprocess)
-    if not any(normalization.differences(found, own)):
+    if not any(normalization.differences(actual, own)):
         return  # right for the model; a wrong order of channels is a finding of its own
-    for item in normalization.differences(found, expected):
+    for item in normalization.differences(actual, expected):
         # What to write is in the model's order, for the same reason.
         right = own.mean if item.part == "mean" else own.std
         yield _difference(document, model, expected, item, spelling, right)
@@ -99,12 +99,12 @@ def _difference(
     is_mean = item.part == "mean"
     keys = spelling.mean if is_mean else spelling.std
     write = spelling.write_mean if is_mean else spelling.write_std
-    alone = replace(expected, **{"mean" if is_mean else "std": item.found})
+    alone = replace(expected, **{"mean" if is_mean else "std": item.actual})
     reason = f": {item.reason}" if item.reason else ""
     formula = f"; {spelling.formula}" if spelling.formula else ""
     return document.finding(
         "wrong-mean" if is_mean else "wrong-scale",
-        f"{keys[-1]} is {write(item.found)}, expected {write(right)} "
+        f"{keys[-1]} is {write(item.actual)}, expected {write(right)} "
         f"({model.source}{formula}){reason}",
         *keys,
         fix=f"{keys[-1]}: {write(right)}",
@@ -113,10 +113,10 @@ def _difference(
 
 
 def arithmetic(
-    model: ModelFacts, found: Normalization, color: str = ""
+    model: ModelFacts, actual: Normalization, color: str = ""
 ) -> Mistake | None:
     """The mistake of a normalization alone; None where no image could be prepared so."""
-    preprocess = normalization.as_preprocess(model, found, color)
+    preprocess = normalization.as_preprocess(model, actual, color)
     if preprocess is None or model.preprocess is None:
         return None
     return Mistake(preprocess, model.preprocess)

@@ -101,13 +101,13 @@ class ModelFacts:
     @functools.cached_property
     def weights(self) -> dict[str, onnx.TensorProto]:
         """Constants of the graph by name, those of Constant nodes too."""
-        found = {item.name: item for item in self.graph.initializer}
+        constants = {item.name: item for item in self.graph.initializer}
         for node in self.graph.node:
             if node.op_type == "Constant":
                 for item in node.attribute:
                     if item.name == "value":
-                        found[node.output[0]] = item.t
-        return found
+                        constants[node.output[0]] = item.t
+        return constants
 
     @functools.cached_property
     def folded(self) -> FoldResult | None:

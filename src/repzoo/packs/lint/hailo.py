@@ -17,6 +17,7 @@ from repzoo.packs.lint.facts import Workspace
 from repzoo.packs.lint.finding import Finding
 from repzoo.packs.lint.normalization import Normalization, Values
 from repzoo.packs.lint.rknn import parse_python, plain_value
+from repzoo.packs.lint.schema import number_row
 
 CALL = re.compile(r"^\s*(?:[A-Za-z_][\w/]*\s*=\s*)?([a-z_0-9]+)\((.*)\)\s*;?\s*$")
 PARAMETERS = ("parser", "normalization_params")
@@ -93,15 +94,10 @@ def _rows(text: str) -> tuple[Values, Values] | None:
     call = statement.value if isinstance(statement, ast.Expr) else None
     if not isinstance(call, ast.Call) or len(call.args) < 2:
         return None
-    rows: list[Values] = []
-    for node in call.args[:2]:
-        value = plain_value(node)
-        if not isinstance(value, list) or not value:
-            return None
-        if not all(isinstance(item, int | float) for item in value):
-            return None
-        rows.append(tuple(map(float, value)))
-    return None if 0 in rows[1] else (rows[0], rows[1])
+    mean, std = (number_row(plain_value(node)) for node in call.args[:2])
+    if mean is None or std is None or 0 in std:
+        return None
+    return mean, std
 
 
 def lint(document: Document, workspace: Workspace) -> Iterator[Finding]:
@@ -127,16 +123,20 @@ def _parameters(document: Document, workspace: Workspace) -> Iterator[Finding]:
     values = document.get(*PARAMETERS)
     if not isinstance(values, dict):
         return
-    mean, std = values.get("mean_list"), values.get("std_list")
-    rows = []
-    for row in (mean, std):
-        is_row = isinstance(row, list) and all(isinstance(v, int | float) for v in row)
-        rows.append(tuple(map(float, row)) if is_row and row else None)
-    if rows[0] is None or rows[1] is None or 0 in rows[1]:
+    if not values.get("mean_list") or not values.get("std_list"):
+        return  # the model script normalizes, or the program
+    mean, std = number_row(values["mean_list"]), number_row(values["std_list"])
+    if mean is None or std is None or 0 in std:
+        yield document.finding(
+            "wrong-type",
+            "mean_list and std_list need numbers, and no std of 0",
+            *PARAMETERS,
+            "mean_list" if mean is None else "std_list",
+        )
         return
     spelling = Spelling((*PARAMETERS, "mean_list"), (*PARAMETERS, "std_list"))
     yield from normalization_findings(
-        document, workspace.model, Normalization(rows[0], rows[1]), "", spelling
+        document, workspace.model, Normalization(mean, std), "", spelling
     )
 
 

@@ -45,13 +45,13 @@ class Difference:
 
     Attributes:
         part: "mean" or "scale".
-        found: values in units of 0..255 (of std, for the scale).
+        actual: values in units of 0..255 (of std, for the scale).
         expected: the same of the model.
         reason: the mix-up that explains it; "" where none does.
     """
 
     part: str
-    found: Values
+    actual: Values
     expected: Values
     reason: str
 
@@ -70,12 +70,12 @@ def expected_for(preprocess: Preprocess, color: str = "") -> Normalization:
     return Normalization(tuple(mean), tuple(std))
 
 
-def differences(found: Normalization, expected: Normalization) -> Iterator[Difference]:
-    """Where `found` moves the input by more than half a pixel level."""
-    mean = _for_channels(found.mean, len(expected.mean))
+def differences(actual: Normalization, expected: Normalization) -> Iterator[Difference]:
+    """Where `actual` moves the input by more than half a pixel level."""
+    mean = _for_channels(actual.mean, len(expected.mean))
     if not _is_same_mean(mean, expected.mean):
         yield Difference("mean", mean, expected.mean, explain_mean(mean, expected.mean))
-    std = _for_channels(found.std, len(expected.std))
+    std = _for_channels(actual.std, len(expected.std))
     if not _is_same_std(std, expected.std):
         yield Difference("scale", std, expected.std, explain_std(std, expected.std))
 
@@ -89,26 +89,26 @@ def _for_channels(values: Values, channels: int) -> Values:
     return values
 
 
-def _is_same_mean(found: Sequence[float], expected: Sequence[float]) -> bool:
-    if len(found) != len(expected):
+def _is_same_mean(actual: Sequence[float], expected: Sequence[float]) -> bool:
+    if len(actual) != len(expected):
         return False
-    return all(abs(a - b) <= HALF_LEVEL for a, b in zip(found, expected, strict=True))
+    return all(abs(a - b) <= HALF_LEVEL for a, b in zip(actual, expected, strict=True))
 
 
-def _is_same_std(found: Sequence[float], expected: Sequence[float]) -> bool:
+def _is_same_std(actual: Sequence[float], expected: Sequence[float]) -> bool:
     # A std that is off by this ratio moves white, 255 levels from black, by half a level.
-    return _within(found, expected, HALF_LEVEL / LEVELS)
+    return _within(actual, expected, HALF_LEVEL / LEVELS)
 
 
-def _within(found: Sequence[float], expected: Sequence[float], limit: float) -> bool:
-    if len(found) != len(expected):
+def _within(actual: Sequence[float], expected: Sequence[float], limit: float) -> bool:
+    if len(actual) != len(expected):
         return False
-    pairs = zip(found, expected, strict=True)
+    pairs = zip(actual, expected, strict=True)
     return all(abs(a - b) <= limit * max(abs(b), 1e-12) for a, b in pairs)
 
 
-def explain_mean(found: Values, expected: Values) -> str:
-    """The mix-up that turns `expected` into `found`; "" for none."""
+def explain_mean(actual: Values, expected: Values) -> str:
+    """The mix-up that turns `expected` into `actual`; "" for none."""
     spellings: list[tuple[str, Callable[[float], float]]] = [
         ("in units of 0..1, but the tool subtracts it from pixels 0..255", _unit),
         ("multiplied by 255 twice", lambda value: value * LEVELS),
@@ -116,13 +116,13 @@ def explain_mean(found: Values, expected: Values) -> str:
     ]
     for reason, spelling in spellings:
         values = tuple(map(spelling, expected))
-        if any(values) and _within(found, values, SAME_RATIO):
+        if any(values) and _within(actual, values, SAME_RATIO):
             return reason
-    return _order_or_known(found, expected, "mean")
+    return _order_or_known(actual, expected, "mean")
 
 
-def explain_std(found: Values, expected: Values) -> str:
-    """The mix-up that turns the divisor `expected` into `found`; "" for none."""
+def explain_std(actual: Values, expected: Values) -> str:
+    """The mix-up that turns the divisor `expected` into `actual`; "" for none."""
     spellings: list[tuple[str, Callable[[float], float]]] = [
         ("std where its reciprocal was due, or the reverse", lambda value: 1 / value),
         ("std in units of 0..1, without the factor 255", _unit),
@@ -139,35 +139,35 @@ def explain_std(found: Values, expected: Values) -> str:
         ("pixels are not scaled at all", lambda _: 1.0),
     ]
     for reason, spelling in spellings:
-        if _within(found, tuple(map(spelling, expected)), SAME_RATIO):
+        if _within(actual, tuple(map(spelling, expected)), SAME_RATIO):
             return reason
-    return _order_or_known(found, expected, "std")
+    return _order_or_known(actual, expected, "std")
 
 
 def _unit(value: float) -> float:
     return value / LEVELS
 
 
-def _order_or_known(found: Values, expected: Values, part: str) -> str:
-    if _is_reversed(found, expected):
+def _order_or_known(actual: Values, expected: Values, part: str) -> str:
+    if _is_reversed(actual, expected):
         return "channels in reverse order (BGR for RGB)"
-    if _is_shuffled(found, expected):
+    if _is_shuffled(actual, expected):
         return "channels in an order that is neither RGB nor BGR"
     for item in known():
         for values in (tuple(item[part]), tuple(reversed(item[part]))):
-            if _within(found, values, SAME_RATIO):
+            if _within(actual, values, SAME_RATIO):
                 return f"that is {item['name']}, which this model does not have"
     return ""
 
 
-def _is_reversed(found: Values, expected: Values) -> bool:
+def _is_reversed(actual: Values, expected: Values) -> bool:
     reverse = tuple(reversed(expected))
-    return reverse != expected and _within(found, reverse, SAME_RATIO)
+    return reverse != expected and _within(actual, reverse, SAME_RATIO)
 
 
-def _is_shuffled(found: Values, expected: Values) -> bool:
+def _is_shuffled(actual: Values, expected: Values) -> bool:
     orders = itertools.permutations(expected)
-    return any(_within(found, order, SAME_CHANNEL_RATIO) for order in orders)
+    return any(_within(actual, order, SAME_CHANNEL_RATIO) for order in orders)
 
 
 @functools.cache
@@ -178,35 +178,35 @@ def known() -> list[dict[str, Any]]:
     return items
 
 
-def suspicion(found: Normalization, color: str) -> tuple[str, Values]:
+def suspicion(actual: Normalization, color: str) -> tuple[str, Values]:
     """What no model is known to want, judged without a model, and the mean to write instead.
 
     Args:
-        found: the normalization.
+        actual: the normalization.
         color: RGB, BGR, or "" where the order of the channels is not known.
 
     Returns:
         a sentence, "" for nothing; the mean is () where it cannot be guessed.
     """
-    if any(0 < abs(value) <= 1 for value in found.mean):
+    if any(0 < abs(value) <= 1 for value in actual.mean):
         sentence = (
-            f"a mean of {numbers(found.mean)} subtracts at most one level of pixels 0..255; it is "
+            f"a mean of {numbers(actual.mean)} subtracts at most one level of pixels 0..255; it is "
             "in units of 0..1, or meant for pixels that are divided already"
         )
         # x / 127.5 - 1 written as (x - 1) / 127.5, and means in units of 0..1.
-        is_one = set(found.mean) == {1.0}
-        factor = found.std if is_one else (LEVELS,) * len(found.mean)
-        if len(factor) != len(found.mean):
+        is_one = set(actual.mean) == {1.0}
+        factor = actual.std if is_one else (LEVELS,) * len(actual.mean)
+        if len(factor) != len(actual.mean):
             return sentence, ()
-        pairs = zip(found.mean, factor, strict=True)
+        pairs = zip(actual.mean, factor, strict=True)
         return sentence, tuple(mean * value for mean, value in pairs)
-    if any(0 < value < 1 for value in found.std):
-        factors = numbers([1 / value for value in found.std])
+    if any(0 < value < 1 for value in actual.std):
+        factors = numbers([1 / value for value in actual.std])
         return (
             f"pixels 0..255 are multiplied by {factors}; std stands where its reciprocal is due, "
             "or in units of 0..1"
         ), ()
-    return _wrong_order(found.mean, color)
+    return _wrong_order(actual.mean, color)
 
 
 def _wrong_order(mean: Values, color: str) -> tuple[str, Values]:
@@ -237,13 +237,13 @@ def numbers(values: Sequence[float]) -> str:
 
 
 def as_preprocess(
-    model: ModelFacts, found: Normalization, color: str
+    model: ModelFacts, actual: Normalization, color: str
 ) -> Preprocess | None:
     """The model's preprocessing with the arithmetic of a configuration, to measure its cost."""
-    if model.preprocess is None or len(found.mean) not in (1, 3):
+    if model.preprocess is None or len(actual.mean) not in (1, 3):
         return None
-    mean = [value / LEVELS for value in _for_channels(found.mean, 3)]
-    std = [value / LEVELS for value in _for_channels(found.std, 3)]
+    mean = [value / LEVELS for value in _for_channels(actual.mean, 3)]
+    std = [value / LEVELS for value in _for_channels(actual.std, 3)]
     changes = {"mean": mean, "std": std, **({"color": color} if color else {})}
     try:
         return Preprocess.from_mapping({**model.preprocess.document(), **changes})

@@ -180,14 +180,14 @@ def _normalization(document: Document, workspace: Workspace) -> Iterator[Finding
             "scale_value",
         )
         return
-    found = Normalization(
+    actual = Normalization(
         mean[0] if uses_mean else (0.0,),
         tuple(1 / value for value in scale[0]) if uses_scale else (1.0,),
     )
     yield from normalization_findings(
-        document, workspace.model, found, color_of(document), SPELLING
+        document, workspace.model, actual, color_of(document), SPELLING
     )
-    yield from _twice(document, workspace, found)
+    yield from _twice(document, workspace, actual)
 
 
 def _unused(
@@ -213,14 +213,14 @@ def _unused(
 
 
 def _twice(
-    document: Document, workspace: Workspace, found: Normalization
+    document: Document, workspace: Workspace, actual: Normalization
 ) -> Iterator[Finding]:
     if workspace.model is None:
         return
     inside = graph.normalization_in_graph(workspace.model)
-    subtracts = inside.subtracts and any(found.mean)
+    subtracts = inside.subtracts and any(actual.mean)
     # Pixels that are divided by about 255 twice.
-    scales = inside.factor < SMALL_FACTOR and 1 / min(found.std) < SMALL_FACTOR
+    scales = inside.factor < SMALL_FACTOR and 1 / min(actual.std) < SMALL_FACTOR
     if not subtracts and not scales:
         return
     yield document.finding(

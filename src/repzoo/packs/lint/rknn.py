@@ -27,6 +27,7 @@ from repzoo.packs.lint.document import MAX_INTEGER, Document, Unreadable, read_t
 from repzoo.packs.lint.facts import Workspace, fits
 from repzoo.packs.lint.finding import Finding
 from repzoo.packs.lint.normalization import Normalization, Values
+from repzoo.packs.lint.schema import number_row
 from repzoo.plugins import unknown
 from repzoo.storage import read_lines
 
@@ -232,11 +233,7 @@ def _row(value: Any) -> Values | None:
     """The one list in [[a, b, c]], or [a, b, c]."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
         value = value[0]
-    if not isinstance(value, list) or not value:
-        return None
-    if not all(isinstance(item, int | float) for item in value):
-        return None
-    return tuple(map(float, value))
+    return number_row(value)
 
 
 def _normalization(document: Document, workspace: Workspace) -> Iterator[Finding]:

@@ -234,6 +234,13 @@ def parse_numbers(value: Any) -> list[tuple[float, ...]] | None:
     return inputs
 
 
+def number_row(value: Any) -> tuple[float, ...] | None:
+    """The numbers of a list that is not empty; None for anything else."""
+    if not isinstance(value, list) or not value or not all(map(_is_number, value)):
+        return None
+    return tuple(map(float, value))
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

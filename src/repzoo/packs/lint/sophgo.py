@@ -151,8 +151,8 @@ def _transform(
             "pixel_format",
         )
         color = ""
-    found = _normalization(options)
-    if found is None:
+    actual = _normalization(options)
+    if actual is None:
         yield document.finding(
             "wrong-type",
             "--mean and --scale need numbers with commas between them, and no scale of 0",
@@ -170,7 +170,7 @@ def _transform(
     # Without mean and scale the tool leaves pixels as they are, which a float test may want.
     if workspace.preprocess or "mean" in options:
         yield from normalization_findings(
-            document, workspace.model, found, color, spelling
+            document, workspace.model, actual, color, spelling
         )
     if "pixel_format" in options or workspace.preprocess:
         preprocess = workspace.preprocess

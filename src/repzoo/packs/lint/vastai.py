@@ -54,13 +54,13 @@ class Prepared:
     """How one of the two files prepares images.
 
     Attributes:
-        found: the normalization; None where the file has none to judge.
+        normalization: of pixels 0..255; None where the file has none to judge.
         color: RGB or BGR; "" where it cannot be told.
         resize: (height, width) after resizing; () where there is no resize.
         crop: (height, width) after cropping.
     """
 
-    found: Normalization | None
+    normalization: Normalization | None
     color: str
     resize: tuple[int, ...]
     crop: tuple[int, ...]
@@ -212,11 +212,11 @@ def _shape(document: Document, workspace: Workspace) -> Iterator[Finding]:
 def operations(document: Document) -> dict[str, Mapping[str, Any]]:
     """The steps of process_ops by type, in order."""
     steps = document.get("dataset", "process_ops")
-    found: dict[str, Mapping[str, Any]] = {}
+    by_type: dict[str, Mapping[str, Any]] = {}
     for step in steps if isinstance(steps, list) else []:
         if isinstance(step, dict):
-            found[str(step.get("type"))] = step
-    return found
+            by_type[str(step.get("type"))] = step
+    return by_type
 
 
 def _pair(value: Any) -> tuple[int, ...]:
@@ -234,10 +234,7 @@ def _pair(value: Any) -> tuple[int, ...]:
 
 def plain_numbers(value: Any) -> Values | None:
     """Numbers of a list, or of one number."""
-    row = value if isinstance(value, list) else [value]
-    if not row or not all(isinstance(v, int | float) for v in row):
-        return None
-    return tuple(float(v) for v in row)
+    return schema.number_row(value if isinstance(value, list) else [value])
 
 
 def prepared(document: Document) -> Prepared:
@@ -291,7 +288,7 @@ def _process(document: Document, workspace: Workspace) -> Iterator[Finding]:
         )
         return
     here = prepared(document)
-    if here.found:
+    if here.normalization:
         raw = step.get("div255") is False if step else False
         spelling = Spelling(
             (*keys, "mean"),
@@ -305,7 +302,7 @@ def _process(document: Document, workspace: Workspace) -> Iterator[Finding]:
         yield from normalization_findings(
             document,
             workspace.model,
-            here.found,
+            here.normalization,
             color or _own_color(workspace),
             spelling,
         )

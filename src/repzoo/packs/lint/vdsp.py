@@ -56,21 +56,23 @@ def prepared_at_run_time(document: Document) -> Prepared:
     kind = document.text(CONFIG, "NormaType")
     mean = plain_numbers(config.get("Mean", 0.0))
     std = plain_numbers(config.get("Std", 1.0))
-    found: Normalization | None = None
+    normalization: Normalization | None = None
     if kind == "DIV255":
-        found = Normalization((0.0,), (LEVELS,))
+        normalization = Normalization((0.0,), (LEVELS,))
     elif kind == "EQUAL":
-        found = Normalization((0.0,), (1.0,))
+        normalization = Normalization((0.0,), (1.0,))
     elif kind == "DIV1275_MINUSONE":
-        found = Normalization((LEVELS / 2,), (LEVELS / 2,))
+        normalization = Normalization((LEVELS / 2,), (LEVELS / 2,))
     elif mean and std and 0 not in std and kind in _FACTORS:
         factor = _FACTORS[kind]
-        found = Normalization(
+        normalization = Normalization(
             tuple(factor * value for value in mean),
             tuple(factor * value for value in std),
         )
     color = "BGR" if document.text(CONFIG, "ColorCvtCode") == "RGB2BGR" else "RGB"
-    return Prepared(found, color, _sizes(config, "Resize"), _sizes(config, "Oimage"))
+    return Prepared(
+        normalization, color, _sizes(config, "Resize"), _sizes(config, "Oimage")
+    )
 
 
 _FACTORS = {"DIV255_MINUSMEAN_DIVSTD": LEVELS, "MINUSMEAN_DIVSTD": 1.0}
@@ -102,7 +104,7 @@ def _kind(document: Document, _: Workspace) -> Iterator[Finding]:
 def _normalization(document: Document, workspace: Workspace) -> Iterator[Finding]:
     here = prepared_at_run_time(document)
     kind = document.text(CONFIG, "NormaType")
-    if here.found is None:
+    if here.normalization is None:
         if kind in _FACTORS:
             yield document.finding(
                 "wrong-type",
@@ -121,7 +123,7 @@ def _normalization(document: Document, workspace: Workspace) -> Iterator[Finding
     if document.text(CONFIG, "ColorCvtCode") != "RGB2BGR" and workspace.preprocess:
         color = ""
     yield from normalization_findings(
-        document, workspace.model, here.found, color, spelling
+        document, workspace.model, here.normalization, color, spelling
     )
     fix = "ColorCvtCode: RGB2BGR"
     if here.color == "BGR":
@@ -248,11 +250,11 @@ def disagreements(
     if workspace.preprocess is not None:
         return  # both are compared with the model
     first, second = prepared(document), prepared_at_run_time(vdsp)
-    if first.found and second.found:
-        for item in differences(second.found, first.found):
+    if first.normalization and second.normalization:
+        for item in differences(second.normalization, first.normalization):
             yield vdsp.finding(
                 "configurations-differ",
-                f"the {item.part} at run time is {numbers(item.found)}, for calibration "
+                f"the {item.part} at run time is {numbers(item.actual)}, for calibration "
                 f"{numbers(item.expected)} ({document.shown}; units of pixels 0..255)",
                 CONFIG,
                 "Mean" if item.part == "mean" else "Std",
