@@ -48,6 +48,7 @@ def test_the_table_shows_estimates_beside_published_figures(tmp_path: Path) -> N
         *compiled("repghostnet_100", 9.0),
         *compiled("repghostnet_100", 0.62, cpu=2),  # the newest counts
         *compiled("fasternet_t0", 0.5),
+        *compiled("repghostnet_100", 0.8, "another"),
         *compiled("repghostnet_100", 0.7, TRAINING),
     ]
     record.append(tmp_path / "boards.jsonl", rows)
@@ -60,10 +61,11 @@ def test_the_table_shows_estimates_beside_published_figures(tmp_path: Path) -> N
     assert "latency of 3 models: Pearson 0.9" in document
     assert document.count("of ranks 1.000") == 2
     assert "Not compiled yet: repvit_m0_9, " in document
-    variants = document[document.index("| Model | Variant |") :].splitlines()[2:4]
+    variants = document[document.index("| Model | Variant |") :].splitlines()[2:5]
     assert [line.split(" | ")[:2] for line in variants] == [
         ["| repghostnet_100", TRAINING],
         ["| repghostnet_100", FOLDED],
+        ["| repghostnet_100", "another"],
     ]
     assert tables.render(document, tmp_path, "en") == document
 

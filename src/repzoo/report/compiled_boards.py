@@ -104,25 +104,22 @@ def rows_of(records: Sequence[Record[Any]]) -> dict[Key, CompiledRow]:
     return rows
 
 
-def published(model: str) -> PublishedFigures | None:
-    """What D-Robotics published of a model of the catalog; None: nothing."""
-    for figure in catalog.spec(model).figures:
-        is_measured = figure.latency_1thread_ms is not None and figure.fps is not None
-        if figure.source.startswith(PUBLISHER) and is_measured:
-            return PublishedFigures(
-                float(figure.latency_1thread_ms or 0), float(figure.fps or 0)
-            )
-    return None
+def published_figures() -> dict[str, PublishedFigures]:
+    """What D-Robotics published of the catalog's models, the fastest first."""
+    by_model: dict[str, PublishedFigures] = {}
+    for spec in catalog.models():
+        for figure in spec.figures:
+            latency, rate = figure.latency_1thread_ms, figure.fps
+            is_publisher = figure.source.startswith(PUBLISHER)
+            if is_publisher and latency is not None and rate is not None:
+                measured = PublishedFigures(float(latency), float(rate))
+                by_model.setdefault(spec.name, measured)
+    return dict(sorted(by_model.items(), key=lambda item: item[1].latency_ms))
 
 
 def published_models() -> list[str]:
     """The models of the catalog that D-Robotics published figures of, the fastest first."""
-    latencies: dict[str, float] = {}
-    for spec in catalog.models():
-        figure = published(spec.name)
-        if figure is not None:
-            latencies[spec.name] = figure.latency_ms
-    return sorted(latencies, key=lambda name: latencies[name])
+    return list(published_figures())
 
 
 def table(records: Sequence[Record[Any]]) -> list[str]:
@@ -134,13 +131,12 @@ def table(records: Sequence[Record[Any]]) -> list[str]:
     rows = rows_of(records)
     compared: list[tuple[CompiledRow, PublishedFigures]] = []
     missing: list[str] = []
-    for model in published_models():
-        figure = published(model)
+    for model, figure in published_figures().items():
         row = rows.get((model, FOLDED))
-        if figure is not None and row is not None:
-            compared.append((row, figure))
-        else:
+        if row is None:
             missing.append(model)
+        else:
+            compared.append((row, figure))
     if not compared:
         raise InputError("no model is compiled yet; type: python -m benchmarks.boards")
     cells = [_compared_cells(row, figure) for row, figure in compared]
@@ -241,10 +237,16 @@ def _variants(rows: Mapping[Key, CompiledRow]) -> list[str]:
         variants = [row for key, row in rows.items() if key[0] == model]
         if {row.variant for row in variants} <= {FOLDED}:
             continue
-        order = (TRAINING, INT16, FOLDED, O3)
-        for row in sorted(variants, key=lambda row: order.index(row.variant)):
+        for row in sorted(variants, key=_place):
             words = [escape_markdown(row.model), escape_markdown(row.variant)]
             cells.append([*words, *_estimate_cells(row), row.level])
     if not cells:
         return []
     return ["", *figures.markdown_table(VARIANT_HEADINGS, cells)]
+
+
+def _place(row: CompiledRow) -> tuple[int, str]:
+    """Where a row stands among those of its model; variants that are not known come last."""
+    order = (TRAINING, INT16, FOLDED, O3)
+    known = order.index(row.variant) if row.variant in order else len(order)
+    return known, row.variant
