@@ -29,7 +29,7 @@ def graph(
     body: str, output: str = "float[N, 8, H, W] y", channels: int = 8
 ) -> onnx.ModelProto:
     model = onnx.parser.parse_model(
-        f"""<ir_version: 8, opset_import: ["" : 17]> g (float[N, {channels}, 8, 8] x) => ({output}) {{ {body} }}"""
+        f"""<ir_version: 8, opset_import: ["" : 18]> g (float[N, {channels}, 8, 8] x) => ({output}) {{ {body} }}"""
     )
     read = {name for node in model.graph.node for name in node.input}
     model.graph.initializer.extend(
@@ -219,3 +219,49 @@ def test_a_placement_by_hand_quantizes_what_its_nodes_touch() -> None:
     assert placement(model, "last", ["c"]).tensors == ("r",)
     assert placement(model, "first", ["a"]).tensors == ("x", "r")
     assert placement(model, "none", []).tensors == ()
+
+
+MOVED = (
+    "s, t = Split <axis = 1, num_outputs = 2> (x)"
+    " c = Concat <axis = 1> (t, s)"
+    " p = MaxPool <kernel_shape = [2, 2]> (c)"
+    " y = Conv <pads = [1, 1, 1, 1]> (p, w, b)"
+)
+
+
+def test_without_output_pairs_only_what_is_computed_with_has_a_pair() -> None:
+    """The second convolution writes float, and so does a sum that stays in float."""
+    model = graph(
+        "a = Conv <pads = [1, 1, 1, 1]> (x, w) b2 = Conv <pads = [1, 1, 1, 1]> (a, w)"
+        " y = Mul (a, b2)"
+    )
+    space = PlacementSpace(model, load_scheme("openvino-cpu"))
+    assert space.placement("layers", {"a", "b2"}).tensors == ("x", "a")
+
+
+def test_without_output_pairs_the_pair_stands_before_moves() -> None:
+    space = PlacementSpace(graph(MOVED), load_scheme("openvino-cpu"))
+    placement = space.placement("all", {"s", "c", "p", "y"})
+    assert placement.tensors == ("x",)
+    assert placement.moved == (("p", "x"),)
+    assert placement.quantized == ("x", "p")
+
+
+def test_without_output_pairs_a_move_in_float_has_its_pair_behind_it() -> None:
+    space = PlacementSpace(graph(MOVED), load_scheme("openvino-cpu"))
+    assert space.placement("no pooling", {"s", "c", "y"}).tensors == ("p",)
+    assert space.placement("no split", {"c", "p", "y"}).tensors == ("t", "s")
+
+
+def test_many_diamonds_of_moves_are_followed_once_each() -> None:
+    """40 of them have 2 ** 40 paths."""
+    body = ""
+    before = "x"
+    for index in range(40):
+        body += f"s{index}, t{index} = Split <axis = 1, num_outputs = 2> ({before})"
+        body += f" c{index} = Concat <axis = 1> (s{index}, t{index})"
+        before = f"c{index}"
+    model = graph(f"{body} y = Conv <pads = [1, 1, 1, 1]> ({before}, w)")
+    space = PlacementSpace(model, load_scheme("openvino-cpu"))
+    moves = {f"{letter}{index}" for letter in "sc" for index in range(40)}
+    assert space.placement("all", {*moves, "y"}).tensors == ("x",)

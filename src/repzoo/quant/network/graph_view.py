@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from repzoo.graph.tools.composites import Composite, Operation, find_composites
 from repzoo.graph.tools.skeleton import without_weights
+from repzoo.quant.network.scheme import MOVES
 
 # Activation functions that may be composites and that quantization passes in one step.
 ACTIVATIONS = ("Gelu", "Swish", "HardSwish")
@@ -27,6 +28,7 @@ class GraphView:
         constants: initializers by name, as stored.
         consumers: of each tensor: the nodes that read it. A node that reads it twice is there
             twice.
+        producers: of each activation but the graph inputs: the node that writes it.
         shapes: of activations where they are known; an unknown size is 0.
         floats: float32 activations in graph order (keys only). Shapes and indices, which a graph
             may compute too, are not among them.
@@ -38,7 +40,9 @@ class GraphView:
         self.outputs = {value.name for value in model.graph.output}
         self.constants = {item.name: item for item in model.graph.initializer}
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        self.producers: dict[str, onnx.NodeProto] = {}
         for node in self.nodes:
+            self.producers.update(dict.fromkeys(node.output, node))
             for name in node.input:
                 self.consumers.setdefault(name, []).append(node)
 
@@ -111,6 +115,25 @@ class GraphView:
         if len(consumers) != 1 or name in self.outputs:
             return None
         return consumers[0]
+
+    def before_moves(self, name: str, nodes: Collection[str]) -> list[str]:
+        """`name`, or the tensors whose values those of `nodes` that move data move into it."""
+        sources: dict[str, None] = {}
+        seen: set[str] = set()
+        pending = [name]
+        while pending:
+            value = pending.pop()
+            if value in seen:
+                continue
+            seen.add(value)
+            node = self.producers.get(value)
+            if node is None or node.op_type not in MOVES or node.output[0] not in nodes:
+                sources[value] = None
+            elif node.op_type == "Concat":
+                pending.extend(reversed(node.input))
+            else:
+                pending.append(node.input[0])
+        return list(sources)
 
     def has_consumer_outside(self, name: str, nodes: Collection[str]) -> bool:
         """Whether a node other than `nodes` (by first output), or the caller, reads a tensor."""

@@ -4,6 +4,10 @@ A Placement is data: the nodes that run in INT8. The tensors follow from it: wha
 reads, and what it writes after the activation that the target fuses into it (ReLU; on some
 targets also GELU and hard-swish).
 
+Some targets need no pair behind an INT8 operator (`output_pairs` of the scheme is off). Then only
+what computing nodes read is quantized. A node that moves data passes integers on: the pair of
+what it moves stands in front of it.
+
 The scheme says which operators may run in INT8 (`quantized`) and which activations are fused
 (`fused`). The nodes of a composite activation never run in INT8.
 """
@@ -17,7 +21,7 @@ import onnx
 
 from repzoo.quant.network.graph_view import GraphView, integer_attribute
 from repzoo.quant.network.layers import WEIGHTED, is_scaled_product
-from repzoo.quant.network.scheme import DATA_MOVEMENT, POOLING, QuantScheme
+from repzoo.quant.network.scheme import DATA_MOVEMENT, MOVES, POOLING, QuantScheme
 
 ELEMENTWISE = frozenset({"Add", "Mul"})
 # Lower limits of channels for starting placements: narrow convolutions gain little in INT8.
@@ -34,12 +38,19 @@ class Placement:
         nodes: first outputs of the nodes that run in INT8.
         tensors: activations with a Q/DQ pair, in graph order.
         int16_tensors: those of `tensors` that take 16 bits.
+        moved: (activation in INT8 without a pair, one of `tensors` whose pair serves it).
     """
 
     name: str
     nodes: frozenset[str]
     tensors: tuple[str, ...]
     int16_tensors: frozenset[str] = frozenset()
+    moved: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """All activations in INT8, with a pair of their own or without."""
+        return (*self.tensors, *(name for name, _ in self.moved))
 
 
 class PlacementSpace:
@@ -79,13 +90,33 @@ class PlacementSpace:
         chosen = frozenset(nodes)
         # a dict keeps the order in which the tensors come up
         tensors: dict[str, None] = {}
+        moved: dict[str, str] = {}
         for node in self._view.nodes:
             if node.output[0] in chosen:
-                tensors.update(dict.fromkeys(self._quantized_inputs(node)))
-                tensors.update(dict.fromkeys(self._quantized_outputs(node)))
+                tensors.update(dict.fromkeys(self._pairs_of(node, chosen, moved)))
         # the caller reads graph outputs, and wants them in float
         inner = [value for value in tensors if value not in self._view.outputs]
-        return Placement(name, chosen, tuple(inner))
+        return Placement(name, chosen, tuple(inner), moved=tuple(moved.items()))
+
+    def _pairs_of(
+        self, node: onnx.NodeProto, chosen: frozenset[str], moved: dict[str, str]
+    ) -> list[str]:
+        """The tensors that `node`, one of the `chosen` that run in INT8, needs pairs on.
+
+        What it reads behind nodes that move data is added to `moved`.
+        """
+        inputs = self._quantized_inputs(node)
+        if self.scheme.output_pairs:
+            return inputs + self._quantized_outputs(node)
+        if node.op_type in MOVES:
+            return []  # whoever reads what it moves asks for the pair
+        names: list[str] = []
+        for value in inputs:
+            sources = self._view.before_moves(value, chosen)
+            if sources != [value]:
+                moved[value] = sources[0]
+            names.extend(sources)
+        return names
 
     def _quantized_inputs(self, node: onnx.NodeProto) -> list[str]:
         """The activations that `node` reads."""

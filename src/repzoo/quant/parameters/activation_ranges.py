@@ -27,7 +27,7 @@ def choose_ranges(
     scheme: QuantScheme,
     method: str,
 ) -> ChosenRanges:
-    """A range for every activation of `placement`. int16 activations cover all observed values.
+    """A range for every activation that `placement` quantizes. int16 activations cover all observed values.
 
     Args:
         model: the float model.
@@ -102,7 +102,8 @@ def _share_ranges(
     """`chosen` with one range on both sides of every operator that only moves data.
 
     Values on the steps of the first range are then on those of the second, and are not rounded a
-    second time. A tensor that only a Concat reads takes the range of the Concat's output.
+    second time. A tensor that only a Concat reads takes the range of the Concat's output. Where
+    that has no pair of its own, all that the Concat joins takes one range that covers them.
     """
     ranges = dict(chosen)
     concats: list[onnx.NodeProto] = []
@@ -116,11 +117,31 @@ def _share_ranges(
             movers.append(node)
     # backward, so that a Concat that feeds another Concat passes on the range of the last one
     for node in reversed(concats):
+        if node.output[0] not in ranges:
+            _join_ranges(ranges, graph.before_moves(node.output[0], placement.nodes))
+            continue
         inputs = [name for name in node.input if graph.sole_consumer(name) is node]
         _copy_range(ranges, node.output[0], inputs)
     for node in movers:
         _copy_range(ranges, node.input[0], node.output)
+    for name, source in placement.moved:
+        ranges[name] = ranges[source]
     return ranges
+
+
+def _join_ranges(ranges: dict[str, ChosenRange], names: Iterable[str]) -> None:
+    """Give those of `names` that have a range the smallest one that covers all of theirs."""
+    joined = [name for name in names if name in ranges]
+    if len(joined) < 2:
+        return
+    bounds = [ranges[name].bounds for name in joined]
+    low = min(low for low, _ in bounds)
+    high = max(high for _, high in bounds)
+    for name in joined:
+        method = ranges[name].method
+        if ranges[name].bounds != (low, high):
+            method = f"{method}, joined"
+        ranges[name] = ChosenRange(method, (low, high))
 
 
 def _copy_range(

@@ -70,12 +70,14 @@ class QuantizationPlan:
         activations: scale and zero point by activation.
         weights: integer weights by layer.
         ranges: the range that each activation's parameters were computed from.
+        moved: of activations without a pair: the one whose pair serves them (Placement.moved).
     """
 
     model: onnx.ModelProto
     activations: Mapping[str, ActivationParameters]
     weights: Mapping[str, QuantizedWeight]
     ranges: ChosenRanges = field(default_factory=dict)
+    moved: Mapping[str, str] = field(default_factory=dict)
 
 
 def compute_parameters(
@@ -118,6 +120,7 @@ def compute_parameters(
         activations=activations,
         weights=weights,
         ranges=chosen,
+        moved=dict(placement.moved),
     )
 
 

@@ -61,13 +61,14 @@ class FakeQuantizedModel:
         self._layers = {name: layers[name] for name in plan.weights}
         self._activations: dict[str, FakeQuantizedActivation] = {}
         for name, parameters in plan.activations.items():
-            self._activations[name] = FakeQuantizedActivation(parameters)
+            if name not in plan.moved:
+                self._activations[name] = FakeQuantizedActivation(parameters)
         self._weights: dict[str, FakeQuantizedWeight] = {}
         self._biases: dict[str, FakeQuantizedBias] = {}
         for name, layer in self._layers.items():
             quantized = plan.weights[name]
             bias = bias_vector(layer, values)
-            source = self._activations[layer.source]
+            source = self._activations[plan.moved.get(layer.source, layer.source)]
             self._weights[name] = FakeQuantizedWeight(
                 quantized, layer, scheme.weight_max
             )
@@ -146,6 +147,9 @@ class FakeQuantizedModel:
             factor = activation.factor()
             bounds = (low * factor, high * factor)
             ranges[name] = ChosenRange("fine-tuned", bounds)
+        for name, source_name in before.moved.items():
+            activations[name] = activations[source_name]
+            ranges[name] = ranges[source_name]
         return replace(
             before,
             model=replace_biases(before.model, self._layers, biases),

@@ -176,7 +176,7 @@ class NoiseAttribution:
             self._signals[layer.name] = self._signal(layer)
             self._inputs[layer.name] = []
         for layer in self._layers:
-            if layer.source in plan.activations:
+            if layer.source in plan.activations and layer.source not in plan.moved:
                 noise = self._input_cost(layer) * self._error(layer.source)
                 self._attribute(layer.name, layer.source, noise)
         self._attribute_other_activations(layers)
@@ -241,8 +241,10 @@ class NoiseAttribution:
     def _attribute_other_activations(self, layers: Mapping[str, Layer]) -> None:
         """Attribute the activations that no layer reads."""
         # a tensor that a layer reads has been attributed to that layer already
-        sources = {layer.source for layer in self._layers}
-        others = [name for name in self._plan.activations if name not in sources]
+        moved = self._plan.moved
+        sources = {layer.source for layer in self._layers} - moved.keys()
+        known = sources | moved.keys()
+        others = [name for name in self._plan.activations if name not in known]
         if not others:
             return
         graph = GraphView(self._plan.model)

@@ -152,7 +152,7 @@ def _has_parameters(
     quantized_layers = placement.nodes & layers.find_layers(float_model.model).keys()
     if not quantized_layers <= plan.weights.keys():
         return False
-    return set(placement.tensors) <= plan.activations.keys()
+    return set(placement.quantized) <= plan.activations.keys()
 
 
 def _restrict(
@@ -170,5 +170,11 @@ def _restrict(
         # Bias correction made up for rounding that no longer happens in this layer.
         if name in to_float:
             node.input[:] = float_inputs[name]
-    activations = {name: plan.activations[name] for name in placement.tensors}
-    return replace(plan, model=model, weights=weights, activations=activations)
+    activations = {name: plan.activations[name] for name in placement.quantized}
+    return replace(
+        plan,
+        model=model,
+        weights=weights,
+        activations=activations,
+        moved=dict(placement.moved),
+    )
