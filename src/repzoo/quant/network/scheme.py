@@ -74,8 +74,8 @@ class QuantScheme:
         quantized: ONNX operators that may run in INT8, out of OPERATORS.
         fused: activations that the target fuses into the layer before, out of ACTIVATIONS. Gelu,
             Swish and HardSwish may also be composites.
-        output_pairs: an INT8 operator needs a Q/DQ pair behind it too. False: the target computes it
-            in INT8 and writes float where no INT8 operator reads the result.
+        output_pairs: an INT8 operator needs a Q/DQ pair behind it too. False: the target computes
+            it in INT8 and writes float where no INT8 operator reads the result.
         escape: fallback of a layer that INT8 breaks: float | int16.
         weight_rule: how the target's own tool rounds the weights of a float file: largest | minmax
             | power-of-two (see parameters/weight_grid.py). `harden` puts weights on that grid.

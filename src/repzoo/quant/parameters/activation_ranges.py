@@ -27,7 +27,7 @@ def choose_ranges(
     scheme: QuantScheme,
     method: str,
 ) -> ChosenRanges:
-    """A range for every activation that `placement` quantizes. int16 activations cover all observed values.
+    """A range for every activation that `placement` quantizes; of int16, all observed values.
 
     Args:
         model: the float model.
