@@ -48,6 +48,7 @@ COMMANDS = [
     "train",
     "card",
     "page",
+    "demo",
 ]
 
 

@@ -52,6 +52,7 @@ COMMANDS = {
     "train": ("jobs", "train"),
     "card": ("jobs", "card"),
     "page": ("jobs", "page"),
+    "demo": ("jobs", "demo"),
 }
 
 
@@ -116,7 +117,7 @@ def cli() -> None:
 
 # The order of a newcomer's questions, not of the alphabet.
 COMMAND_GROUPS = {
-    "The whole job": ["card", "page"],
+    "The whole job": ["card", "page", "demo"],
     "Models and weights": [
         "list",
         "info",

@@ -5,54 +5,43 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.report.chromium import Tab, chromium
 from tests.report.test_page import HOSTILE, judged, timed
 
 from repzoo.report import page
 
-NAMES = ("Chromium", "chromium", "chromium-browser", "google-chrome")
 FORMULA = "=1+1"
 MODELS = {"net_a": (2.0, 80.0), "net_b": (1.0, 75.0), "net_c": (4.0, 79.0)}
 
 
 class Browser:
-    """One tab, what it asked for, and what it complained of."""
+    """A tab that shows one page."""
 
-    def __init__(self, tab: Any, address: str) -> None:
-        self.tab = tab
+    def __init__(self, tab: Tab, address: str) -> None:
+        self.complaints = tab.complaints
+        self.addresses = tab.addresses
         self.address = address
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
-        tab.on("request", lambda request: self.requests.append(request.url))
-        tab.on("console", lambda message: self.complaints.append(message.text))
-        tab.on("pageerror", lambda error: self.complaints.append(str(error)))
-        tab.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        self._tab = tab
 
     def open(self, selection: str = "") -> Any:
         """The page with `selection` in its address."""
-        self.tab.goto("about:blank")
-        self.tab.goto(f"{self.address}#{selection}")
-        return self.tab
+        return self._tab.open(self.address, selection)
 
     def names(self) -> list[str]:
         """The models of the table, from top to bottom."""
-        texts: list[str] = self.tab.locator("#table tbody th").all_text_contents()
+        rows = self._tab.tab.locator("#table tbody th")
+        texts: list[str] = rows.all_text_contents()
         return texts
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    playwright = pytest.importorskip("playwright.sync_api")
     pytest.importorskip("vl_convert")
-    paths = [path for path in map(shutil.which, NAMES) if path]
-    if not paths:
-        pytest.skip("Chromium is not installed; on Debian: apt-get install chromium")
     records: list[Any] = []
     for name, (ms, top1) in MODELS.items():
         records += [timed(name, ms), judged(name, top1)]
@@ -61,16 +50,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     records += [timed(HOSTILE, 5.0), judged(HOSTILE)]
     file = tmp_path_factory.mktemp("page") / "page.html"
     file.write_text(page.render(records).html, "utf-8")
-    with playwright.sync_playwright() as started:
-        # Chromium's own sandbox refuses to start as root, as which containers run.
-        is_root = hasattr(os, "getuid") and os.getuid() == 0
-        chromium = started.chromium.launch(
-            executable_path=paths[0], args=["--no-sandbox"] if is_root else []
-        )
-        tab = chromium.new_page(accept_downloads=True)
-        tab.set_default_timeout(240_000)  # a loaded machine is slow, not wrong
+    with chromium() as tab:
         yield Browser(tab, file.as_uri())
-        chromium.close()
 
 
 def test_headings_sort_and_what_is_not_known_comes_last(browser: Browser) -> None:
@@ -161,8 +142,7 @@ def test_nothing_was_asked_for_and_nothing_was_complained_of(browser: Browser) -
     tab.locator("#table tbody a").click()
     tab.locator("#chart svg").wait_for()
     assert not tab.locator("img").count()
-    addresses = [url for url in browser.requests if not url.startswith("blob:")]
-    assert {url.partition("#")[0] for url in addresses} == {browser.address}
+    assert browser.addresses() == {browser.address}
     assert not browser.complaints
     size = Path(browser.address.removeprefix("file://")).stat().st_size
     assert size < page.MAX_BYTES

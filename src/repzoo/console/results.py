@@ -1,4 +1,4 @@
-"""Views of results: mismatch, predict, train, page."""
+"""Views of results: mismatch, predict, train, page, demo."""
 
 from __future__ import annotations
 
@@ -108,3 +108,14 @@ def page(written: verbs.Page) -> View:
     size = f"{written.bytes / 1e6:.2f} MB"
     counts = f"models: {written.models}, rows: {written.rows}, {size}"
     return View(document, f"{written.path}\n{counts}", remarks=written.remarks)
+
+
+def demo(written: verbs.Demo) -> View:
+    """`repzoo demo`."""
+    document = {
+        "path": str(written.path),
+        "bytes": written.bytes,
+        "runtime": written.runtime,
+    }
+    size = f"{written.bytes / 1e6:.2f} MB, with {written.runtime}"
+    return View(document, f"{written.path}\n{size}; open it in a browser")

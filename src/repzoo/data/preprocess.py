@@ -97,7 +97,7 @@ def normalized(pixels: Bytes, preprocess: Preprocess) -> npt.NDArray[np.float32]
     The channels are those of `preprocess.color`, in its order; NHWC gives [..., H, W, C].
     """
     pixels = _in_color(pixels, preprocess.color)
-    mean, std = _statistics(preprocess)
+    mean, std = statistics(preprocess)
     if preprocess.layout == "NHWC":
         scaled = pixels.astype(np.float32, order="C")
     else:
@@ -133,7 +133,7 @@ def _in_color(pixels: Bytes, color: Color) -> Bytes:
     return np.asarray(luma[..., None], np.uint8)
 
 
-def _statistics(
+def statistics(
     preprocess: Preprocess,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """(mean, std) of each channel; of one channel their averages, as timm's in_chans=1."""

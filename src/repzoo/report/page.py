@@ -1,15 +1,9 @@
-"""The page: all models of some Records in one HTML file that asks for nothing from a network.
-
-Names, labels and reasons in Records are of others. They stand in the file as JSON only, in which
-no "<" is left, and the page shows them as text. A Content-Security-Policy admits the page's own
-scripts by their hashes, and no address at all.
-"""
+"""The page: all models of some Records in one HTML file."""
 
 from __future__ import annotations
 
 import base64
 import functools
-import hashlib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +11,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
-
 from repzoo.errors import InputError, MissingExtra
 from repzoo.measure.record import Record, select
 from repzoo.measure.results import QuantizerComparison
-from repzoo.report import charts, page_charts, page_details, page_rows
+from repzoo.report import charts, html_file, page_charts, page_details, page_rows
+from repzoo.report.html_file import LANGUAGES
 from repzoo.report.page_rows import PRECISIONS, Row
 from repzoo.report.thumbnails import thumbnail
-from repzoo.storage import json_text
 
 # interactive: drawn in the browser, with 0.9 MB of Vega; picture: drawn here; table: none.
 Drawing = Literal["interactive", "picture", "table"]
-LANGUAGES = ("en", "zh")
 MEASURES = ("ms", "mb", "macs")
 CHOICES = ("family", "engine", "host", "threads", "precision")
 LIMITS = ("max_ms", "min_top1", "max_mb")
@@ -265,20 +256,20 @@ def _html(
     measures: Sequence[str],
     is_missing: bool,
 ) -> str:
-    own = _template("page_views.js") + _template("page.js")
-    scripts = [_inline(text) for text in (bundle, own) if text]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("repzoo.report"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    own = [html_file.read_template(name) for name in ("page_views.js", "page.js")]
+    scripts = []
+    for text in (bundle, "".join(own)):
+        if text:
+            scripts.append(html_file.inline_script(text))
+    # Vega sets styles of its own on what it draws.
+    policy = html_file.policy(scripts, style_src="'unsafe-inline'", img_src="data:")
+    return html_file.render(
+        "page.html.j2",
         title=words()["en"]["title"],
         words=words()["en"],
-        policy=_policy(scripts),
-        style=_template("page.css"),
-        data=_json(data),
+        policy=policy,
+        style=html_file.read_template("page.css"),
+        data=html_file.json_element(data),
         scripts=scripts,
         picture=picture,
         has_chart=bool(bundle),
@@ -287,36 +278,3 @@ def _html(
         limits=LIMITS,
         measures=measures,
     )
-
-
-def _policy(scripts: Sequence[str]) -> str:
-    """A Content-Security-Policy that admits `scripts`, and no network."""
-    hashes = []
-    for text in scripts:
-        digest = hashlib.sha256(text.encode()).digest()
-        hashes.append(f"'sha256-{base64.b64encode(digest).decode()}'")
-    rules = (
-        "default-src 'none'",
-        f"script-src {' '.join(hashes)}",
-        # Vega sets styles of its own on what it draws.
-        "style-src 'unsafe-inline'",
-        "img-src data:",
-        "base-uri 'none'",
-        "form-action 'none'",
-    )
-    return "; ".join(rules)
-
-
-def _json(data: Mapping[str, Any]) -> str:
-    """`data` as JSON that cannot end the element that it stands in (HTML, 4.12.1.3)."""
-    text = json_text(data, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")
-
-
-def _inline(script: str) -> str:
-    """`script` as it may stand in HTML, where these two would be read as markup."""
-    return script.replace("</script", "<\\/script").replace("<!--", "\\x3C!--")
-
-
-def _template(name: str) -> str:
-    return (files("repzoo.report") / "templates" / name).read_text("utf-8")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from repzoo.verbs.prediction import ClassProbability, Prediction
     from repzoo.verbs.public_artifact import Artifact
     from repzoo.verbs.quantize_model import QuantizeOptions, quantize
+    from repzoo.verbs.render_demo import Demo, demo
     from repzoo.verbs.render_page import Page, page
     from repzoo.verbs.train_model import RecipeChanges, train
     from repzoo.verbs.vendor_toolchains import toolchains
@@ -43,6 +44,7 @@ __all__ = [
     "ClassProbability",
     "Compilation",
     "ConvertedCheckpoint",
+    "Demo",
     "EmbeddedInput",
     "EvaluateOptions",
     "Evaluation",
@@ -63,6 +65,7 @@ __all__ = [
     "check_pack",
     "compile_pack",
     "convert",
+    "demo",
     "embed_input",
     "evaluate",
     "export",
@@ -87,6 +90,7 @@ _MODULES = {
     "ClassProbability": "prediction",
     "Compilation": "pack_compilation",
     "ConvertedCheckpoint": "convert_checkpoint",
+    "Demo": "render_demo",
     "EmbeddedInput": "embed_camera_input",
     "EvaluateOptions": "evaluate_models",
     "Evaluation": "evaluate_models",
@@ -107,6 +111,7 @@ _MODULES = {
     "check_pack": "lint_files",
     "compile_pack": "pack_compilation",
     "convert": "convert_checkpoint",
+    "demo": "render_demo",
     "embed_input": "embed_camera_input",
     "evaluate": "evaluate_models",
     "export": "export_model",

@@ -1,4 +1,4 @@
-"""Commands that run for long, and the page of their results: train, card, page."""
+"""Commands that run for long, and pages to look at: train, card, page, demo."""
 
 from __future__ import annotations
 
@@ -173,3 +173,20 @@ def page(
     with Console(as_json) as console:
         written = verbs.page(records, output, images=images, progress=console.progress)
     console.show(results.page(written))
+
+
+@click.command()
+@click.argument("file")
+@output_option
+@preprocess_options
+@json_option
+def demo(file: str, output: Path, as_json: bool, **preprocess: Any) -> None:
+    """Write one HTML file in which the model FILE classifies pictures, in a browser.
+
+    It takes pictures and the camera, prepares them as Python does, and needs no network: the model
+    and onnxruntime-web are in it. npm fetches the latter the first time.
+    """
+    model = load_file(file, **preprocess)
+    with Console(as_json) as console:
+        written = verbs.demo(model, output, progress=console.progress)
+    console.show(results.demo(written))
