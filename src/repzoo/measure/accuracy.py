@@ -82,12 +82,14 @@ class EvaluationRun:
     """One model to evaluate: `session` runs `artifact`.
 
     compiled  of a pack that a vendor's tool chain compiled: what the Record says of the files
+    batch     images in a call of the engine, at most CHUNK
     """
 
     artifact: Artifact
     engine: Engine
     session: Session
     compiled: Mapping[str, str] = field(default_factory=dict)
+    batch: int = BATCH
 
     def engine_facts(self) -> dict[str, str]:
         """What ran the model, for Records and journals."""
@@ -100,13 +102,15 @@ class EvaluationRun:
         return find_head(self.artifact.model)
 
 
-def open_run(artifact: Artifact, engine: Engine, threads: int = 1) -> EvaluationRun:
-    """Compile `artifact` on `engine`.
+def open_run(
+    artifact: Artifact, engine: Engine, threads: int = 1, batch: int = BATCH
+) -> EvaluationRun:
+    """Compile `artifact` on `engine`; `batch` as in EvaluationRun.
 
     One thread is right here: `evaluate` calls the session from one thread for each core.
     """
     session = engine.open(artifact.model, threads, streams=available_cores())
-    return EvaluationRun(artifact, engine, session)
+    return EvaluationRun(artifact, engine, session, batch=batch)
 
 
 def evaluate(
@@ -359,7 +363,7 @@ class _Worker:
         self, position: int, inputs: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
         run, largest = self.runs[position], self.largest_indices[position]
-        logits = logits_of(run, inputs)
+        logits = logits_of(run, inputs, run.batch)
         rows = len(inputs)
         if logits.ndim != 2 or logits.shape[0] != rows or logits.shape[1] <= largest:
             raise InputError(

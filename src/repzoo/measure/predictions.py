@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repzoo.artifact import Artifact
+from repzoo.data.dataset import Dataset
 from repzoo.errors import InputError
 from repzoo.measure import stats
 from repzoo.measure.record import Record, full_identity_of
@@ -102,6 +103,24 @@ class ModelPredictions(Predictions):
 
     artifact: Artifact
     logits: npt.NDArray[np.float32] | None = None
+
+    def of_images(
+        self, images: Dataset, targets: npt.NDArray[np.int64]
+    ) -> ModelPredictions:
+        """The same predictions for `images`, which are some of its own.
+
+        targets  int [n]: the correct output index of each
+        """
+        positions = {key: position for position, key in enumerate(self.keys)}
+        chosen = [positions[key] for key in images.keys]
+        return replace(
+            self,
+            keys=images.keys,
+            data=describe_images(images.name, images.keys),
+            targets=targets,
+            top=self.top[chosen],
+            logits=None if self.logits is None else self.logits[chosen],
+        )
 
     def record(self) -> Record[Accuracy]:
         """As of all predictions; of an INT8 model it says how much of it runs in INT8."""

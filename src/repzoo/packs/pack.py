@@ -22,6 +22,7 @@ from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches, readable_indices
 from repzoo.data.dataset import Dataset
 from repzoo.errors import InputError
+from repzoo.measure.predictions import ModelPredictions
 from repzoo.packs.limits import require_opset
 from repzoo.plugins import Plugin, PluginTable, unknown
 from repzoo.storage import (
@@ -63,6 +64,7 @@ class PackJob:
         figures: what is known of its accuracy.
         fallback: nodes that stay out of INT8, by their names in the packed ONNX.
         gate: the images that judged the model, for evaluation in the vendor's tool.
+        predictions: of the model in float on these, where they are known already.
         seed: of every choice of images.
         remarks: what the target has to say to the user; it adds them while it writes the files.
     """
@@ -72,6 +74,7 @@ class PackJob:
     figures: Figures = Figures()
     fallback: tuple[str, ...] = ()
     gate: Dataset | None = None
+    predictions: ModelPredictions | None = None
     seed: int = 0
     remarks: list[str] = field(default_factory=list)
 

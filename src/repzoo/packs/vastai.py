@@ -153,28 +153,27 @@ def _content(job: PackJob) -> Content:
     if job.gate is None:
         return content
     judged = job.gate.subset(job.gate.balanced_sample(vdsp.MEASURED, job.seed))
-    loss = vdsp.measure_loss(artifact, judged, content.kernel)
+    loss = vdsp.measure_loss(artifact, judged, content.kernel, job.predictions)
     job.remarks.append(loss_sentence(artifact.name, loss))
     return replace(
         content,
         loss=loss,
-        half=_predict_half(artifact, job.images, judged, job.seed),
+        half=_predict_half(job, judged),
         evaluation=evaluation_images(job.gate, artifact, job.seed),
     )
 
 
-def _predict_half(
-    artifact: Artifact, calibration: Dataset, judged: Dataset, seed: int
-) -> Float16Prediction:
+def _predict_half(job: PackJob, judged: Dataset) -> Float16Prediction:
     """What vamc's fp16 does to the packed model; it converts all without a look at ranges."""
+    artifact, calibration = job.artifact, job.images
     # float16 changes few predictions, so that few images are enough to see that it does not.
-    seen = calibration.subset(calibration.balanced_sample(HALF_CALIBRATION, seed))
-    compared = judged.subset(judged.balanced_sample(HALF_IMAGES, seed))
+    seen = calibration.subset(calibration.balanced_sample(HALF_CALIBRATION, job.seed))
+    compared = judged.subset(judged.balanced_sample(HALF_IMAGES, job.seed))
     # Nothing is chosen here, so that no images are needed to choose by.
     split = QuantizationSplit(seen, seen, compared)
     if lacks_classes(judged, artifact):
         split = split.without_labels()
-    return predict_float16(artifact, split)
+    return predict_float16(artifact, split, known=job.predictions)
 
 
 def loss_sentence(name: str, loss: CardLoss) -> str:

@@ -220,8 +220,20 @@ def choose_kernel(artifact: Artifact, images: Dataset) -> str:
     return list(KERNELS)[int(np.argmax(agreement))]
 
 
-def measure_loss(artifact: Artifact, images: Dataset, kernel: str) -> CardLoss:
+def measure_loss(
+    artifact: Artifact,
+    images: Dataset,
+    kernel: str,
+    known: ModelPredictions | None = None,
+) -> CardLoss:
     """The loss on `images`.
+
+    Args:
+        artifact: the float model.
+        images: that show it.
+        kernel: the ResizeType.
+        known: predictions with the model's own preprocessing, which are used where `images` are
+            among theirs.
 
     Raises:
         InputError: too many unreadable images, or classes that do not match.
@@ -231,7 +243,7 @@ def measure_loss(artifact: Artifact, images: Dataset, kernel: str) -> CardLoss:
     cards = [card_variant(preprocess, kernel)]
     if preprocess.resize == "short":
         cards.append(card_variant(preprocess, kernel, cropped=True))
-    correct, *others = _predict(run, images, cards)
+    correct, *others = _predict(run, images, cards, known)
     losses = [compare_variants(correct, item).values for item in others]
     return CardLoss(
         kernel=kernel,
@@ -243,7 +255,10 @@ def measure_loss(artifact: Artifact, images: Dataset, kernel: str) -> CardLoss:
 
 
 def _predict(
-    run: EvaluationRun, images: Dataset, cards: Sequence[CardVariant]
+    run: EvaluationRun,
+    images: Dataset,
+    cards: Sequence[CardVariant],
+    known: ModelPredictions | None = None,
 ) -> list[ModelPredictions]:
     """Predictions with the model's own preprocessing first, then with each of `cards`.
 
@@ -254,7 +269,14 @@ def _predict(
     is_labeled = images.labeled and not lacks_classes(images, run.artifact)
     if not is_labeled:
         images = with_output_classes(images, run.artifact)
-    results = predict(run, images, [base, *cards], ReadReport())
+    if known is not None and set(images.keys) <= set(known.keys):
+        results = predict(run, images, cards, ReadReport())
+        # Without what could not be read.
+        readable = images.subset([images.keys.index(key) for key in results[0].keys])
+        as_known = known.of_images(readable, results[0].targets)
+        results.insert(0, replace(as_known, data=results[0].data))
+    else:
+        results = predict(run, images, [base, *cards], ReadReport())
     if is_labeled:
         return results
     targets = results[0].top[:, 0]

@@ -136,6 +136,7 @@ def pack(
         _figures(artifact),
         _fallback(artifact),
         gate=split.gate,
+        predictions=artifact.hardening.predictions if artifact.hardening else None,
         seed=options.seed,
     )
     folder = Path(output)

@@ -46,7 +46,7 @@ def with_ending(ending: str, weights: dict[str, np.ndarray]) -> Artifact:
 def multi_label(shift: float = 0.0) -> Artifact:
     """Each label holds on about half of the images, and on a few less with a positive `shift`."""
     logits = FloatComparison(small(), sets().gate, engine("onnxruntime"))
-    predictions, _ = logits._predict(small())
+    (predictions,) = logits.predict([small()])
     assert predictions.logits is not None
     medians = np.median(predictions.logits, axis=0)
     ending = """t = Sub(z, shift)

@@ -48,6 +48,7 @@ class RangeChooser:
     def __init__(
         self, model: onnx.ModelProto, statistics: Statistics, scheme: QuantScheme
     ) -> None:
+        self.model = model
         self._statistics = statistics
         self._scheme = scheme
         self._graph = GraphView(model)

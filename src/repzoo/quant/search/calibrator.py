@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import onnx
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches, map_in_order
 from repzoo.data.dataset import Dataset
-from repzoo.engines import Engine
+from repzoo.engines import Engine, Session
 from repzoo.engines.batches import run_padded
 from repzoo.graph.tools.skeleton import initializer_bytes
 from repzoo.measure.expected_drop import Margins
@@ -25,6 +26,7 @@ from repzoo.measure.host import host
 from repzoo.onnx_file import fixed_batch
 from repzoo.progress import Progress
 from repzoo.quant.calibration.calibrate import (
+    MAX_BATCH,
     PROBED_BYTES,
     CalibrationStream,
     batch_size,
@@ -168,12 +170,14 @@ class Calibrator:
         images: Dataset,
         model: onnx.ModelProto,
         tensors: Iterable[str],
+        limit: int = MAX_BATCH,
     ) -> list[Inputs]:
         """A few prepared `images` for `run`, which may run many forms of the float `model`.
 
         tensors  its activations that are quantized
+        limit    images in a batch, at most
         """
-        size = batch_size(model, tensors)
+        size = min(batch_size(model, tensors), limit)
         if not fixed_batch(model):
             # As many batches as threads: a thread without one would wait.
             size = min(size, math.ceil(len(images) / self.threads))
@@ -181,11 +185,24 @@ class Calibrator:
 
     def run(self, model: onnx.ModelProto, batches: Sequence[Inputs]) -> Inputs:
         """The logits [n, classes] of `model` on all `batches`."""
-        # A batch for each thread: threads that share a batch wait for one another in every node.
-        session = self.engine.open(model, 1, streams=self.threads)
-        batch = fixed_batch(model)
+        (outputs,) = self.run_each([model], batches)
+        return outputs
 
-        def logits(inputs: Inputs) -> Inputs:
-            return run_padded(session, inputs, batch)[0]
+    def run_each(
+        self, models: Iterable[onnx.ModelProto], batches: Sequence[Inputs]
+    ) -> Iterator[Inputs]:
+        """The logits [n, classes] of each of `models` on all `batches`."""
 
-        return np.concatenate(list(map_in_order(logits, batches, self.threads)))
+        def opened(model: onnx.ModelProto) -> tuple[Session, int]:
+            # A batch for each thread: threads that share one wait for one another in every node.
+            session = self.engine.open(model, 1, streams=self.threads)
+            return session, fixed_batch(model)
+
+        # Compiling takes one core: the next model is compiled while this one runs.
+        for session, batch in map_in_order(opened, models, 1):
+            run = partial(_logits, session, batch)
+            yield np.concatenate(list(map_in_order(run, batches, self.threads)))
+
+
+def _logits(session: Session, batch: int, inputs: Inputs) -> Inputs:
+    return run_padded(session, inputs, batch)[0]

@@ -7,6 +7,7 @@ but the error of the outputs, and the result says so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -49,9 +50,12 @@ class FloatComparison:
         images: Dataset,
         engine: Engine,
         progress: Progress = silent,
+        batch: int = accuracy.BATCH,
     ) -> None:
+        """`batch` is the number of images in a call of the engine, at most `accuracy.BATCH`."""
         self.artifact = artifact
         self.images = images
+        self.batch = batch
         if not images.labeled:
             self.images = with_output_classes(images, artifact)
         self.engine = engine
@@ -69,7 +73,12 @@ class FloatComparison:
 
     def compare(self, quantized: Artifact) -> Record[PairedAccuracy]:
         """`quantized` against the float model, image by image, by what the head means."""
-        first, second = self._predict(quantized)
+        return self.pair(self.predict([quantized])[0])
+
+    def pair(self, second: accuracy.ModelPredictions) -> Record[PairedAccuracy]:
+        """As `compare`, of what `predict` returned."""
+        first = self._float
+        assert first is not None
         if not self.images.labeled:
             # The float model's predictions take the place of labels.
             targets = first.top[:, 0]
@@ -99,12 +108,15 @@ class FloatComparison:
             targets = margins.classes[:, 0]
         self._more_margins.append((margins, targets))
 
-    def _predict(
-        self, quantized: Artifact
-    ) -> tuple[accuracy.ModelPredictions, accuracy.ModelPredictions]:
-        """(predictions of the float model, predictions of `quantized`) on all images."""
-        artifacts = [quantized] if self._float else [self.artifact, quantized]
-        runs = [accuracy.open_run(artifact, self.engine) for artifact in artifacts]
+    def predict(self, models: Sequence[Artifact]) -> list[accuracy.ModelPredictions]:
+        """What each of `models` predicts; every image is read once for all of them.
+
+        The float model runs along where it has not run yet.
+        """
+        artifacts = [*models] if self._float else [self.artifact, *models]
+        runs: list[accuracy.EvaluationRun] = []
+        for artifact in artifacts:
+            runs.append(accuracy.open_run(artifact, self.engine, batch=self.batch))
         # What cannot be read is reported once, not for every model.
         report = ReadReport() if self._float else self.report
         predictions = accuracy.evaluate(
@@ -112,7 +124,15 @@ class FloatComparison:
         )
         if self._float is None:
             self._float = predictions[0]
-        return self._float, predictions[-1]
+        return predictions[-len(models) :]
+
+    def know_float(self, predictions: accuracy.ModelPredictions) -> None:
+        """Take the float model's `predictions` from before, if they are of all of these images."""
+        has_logits = predictions.logits is not None or not self._keeps_logits
+        if has_logits and set(self.images.keys) <= set(predictions.keys):
+            indices = np.array(accuracy.class_indices(self.images, self.artifact))
+            targets = indices[list(self.images.targets)]
+            self._float = predictions.of_images(self.images, targets)
 
     def _add_expected_drop(
         self,

@@ -24,6 +24,7 @@ from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
 from repzoo.errors import GateError, InputError
 from repzoo.measure import latency
+from repzoo.measure.accuracy import BATCH
 from repzoo.measure.record import Record, full_identity_of
 from repzoo.measure.results import (
     LatencyRatio,
@@ -100,14 +101,15 @@ class Gate:
         budget: Budget,
         progress: Progress = silent,
         precision: str = "INT8",
+        batch: int = BATCH,
     ) -> None:
-        """`precision` is what the models that it judges are called."""
+        """See FloatComparison; `precision` is what the models that it judges are called."""
         self.precision = precision
         self.artifact = artifact
         self.engine = engine
         self.budget = budget
         self.progress = progress
-        self.comparison = FloatComparison(artifact, images, engine, progress)
+        self.comparison = FloatComparison(artifact, images, engine, progress, batch)
 
     @property
     def candidate_seconds(self) -> float:

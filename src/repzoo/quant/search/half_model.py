@@ -45,6 +45,7 @@ from repzoo.graph.tools.half_precision import (
     write_rounded,
 )
 from repzoo.measure.expected_drop import Margins
+from repzoo.measure.predictions import ModelPredictions
 from repzoo.measure.record import Record
 from repzoo.measure.results import HalfSummary, LatencyRatio, PairedAccuracy
 from repzoo.progress import Progress, silent
@@ -144,11 +145,16 @@ def measure(
 
 
 def predict_float16(
-    artifact: Artifact, split: QuantizationSplit, progress: Progress = silent
+    artifact: Artifact,
+    split: QuantizationSplit,
+    progress: Progress = silent,
+    known: ModelPredictions | None = None,
 ) -> Float16Prediction:
     """Which operators of the folded float `artifact` overflow in float16, and the drop of it all.
 
     Vendors' compilers cast to float16 by themselves, without a look at ranges.
+
+    known  predictions of `artifact` on images among which are those of the gate
 
     Raises:
         InputError: not a folded float model, or images that cannot be used.
@@ -157,6 +163,8 @@ def predict_float16(
     runner = engine(DEFAULT_ENGINE)
     measured = measure(artifact, split.calibration, runner, progress)
     comparison = FloatComparison(artifact, split.gate, runner, progress)
+    if known is not None:
+        comparison.know_float(known)
     comparison.add_margins(measured.images, measured.margins)
     rounded = write_rounded(measured.model, plan_half(measured.model))
     paired = _compare(comparison, _unfinished(artifact, rounded))

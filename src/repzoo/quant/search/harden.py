@@ -27,6 +27,7 @@ from repzoo.artifact import Artifact, Step
 from repzoo.data.dataset import QuantizationSplit
 from repzoo.errors import GateError
 from repzoo.graph.tools.older_opset import limit_version
+from repzoo.measure.predictions import ModelPredictions
 from repzoo.measure.record import Record
 from repzoo.measure.results import PairedAccuracy
 from repzoo.progress import Progress, silent
@@ -45,7 +46,12 @@ from repzoo.quant.search.grid_proof import (
     require_proof,
 )
 from repzoo.quant.search.on_grid import HardenedLayer
-from repzoo.quant.search.tool_search import FallbackLayer, ToolChoice, ToolSearch
+from repzoo.quant.search.tool_search import (
+    SIMULATED_BATCH,
+    FallbackLayer,
+    ToolChoice,
+    ToolSearch,
+)
 from repzoo.quant.search.verdict import Budget, Verdict
 
 
@@ -67,6 +73,7 @@ class HardenReport:
             prediction.
         verdict: of the budget, on `predicted`.
         simulated: the model of `predicted`, which any engine runs.
+        predictions: of the written file in float, on the gate images.
         first_image: key of the calibration image that a tool should see first, since some compare
             methods on that one alone; "" where the target's has one method.
         warnings: sentences for the user.
@@ -84,6 +91,7 @@ class HardenReport:
     predicted: Record[PairedAccuracy]
     verdict: Verdict
     simulated: Artifact
+    predictions: ModelPredictions
     first_image: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -106,24 +114,27 @@ def harden(
     scheme = target.scheme
     # Before the work: it may refuse an operator.
     limit_version(artifact.model, scheme.opset, scheme.ir_version)
-    gate = Gate(artifact, split.gate, target.engine, budget, progress)
+    gate = Gate(
+        artifact, split.gate, target.engine, budget, progress, batch=SIMULATED_BATCH
+    )
     evaluator, remarks = ladder.calibrate(gate, split, target)
     search = ToolSearch(evaluator, split.calibration)
     best = search.choose()
-    predicted = gate.comparison.compare(best.built.artifact)
-    verdict = budget.judge(predicted.values)
-    if verdict is Verdict.REFUSED and not budget.force:
-        layers = evaluator.diagnose(best.built, split.gate)
-        raise GateError(
-            messages.refusal(artifact.name, layers, predicted.values, budget.max_drop)
-        )
     free_memory()
     model = as_target_takes_it(best.on_grid.model, scheme)
     fallback = with_node_names(model, best.fallback)
     images = evaluator.builder.cache.original.statistics.images
     scales = {KEY: as_document(best.own_scales(scheme))}
     result = artifact.then(model, _step(best, fallback, scheme, images), **scales)
-    in_float = gate.comparison.compare(result)
+    # Together, so that every image is read once.
+    simulated, written = gate.comparison.predict([best.built.artifact, result])
+    predicted = gate.comparison.pair(simulated)
+    verdict = budget.judge(predicted.values)
+    if verdict is Verdict.REFUSED and not budget.force:
+        layers = evaluator.diagnose(best.built, split.gate)
+        raise GateError(
+            messages.refusal(artifact.name, layers, predicted.values, budget.max_drop)
+        )
     remarks += gate.comparison.report.sentences()
     layers_on_grid = best.on_grid.layers
     report = HardenReport(
@@ -135,10 +146,11 @@ def harden(
         kept=kept_layers(model, layers_on_grid, scheme),
         fallback=fallback,
         proof=require_proof(result.name, model, layers_on_grid, scheme),
-        in_float=in_float,
+        in_float=gate.comparison.pair(written),
         predicted=predicted,
         verdict=verdict,
         simulated=best.built.artifact,
+        predictions=written,
         first_image=best.first_image,
         warnings=tuple(dict.fromkeys(remarks)),
     )

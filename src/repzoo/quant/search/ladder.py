@@ -190,7 +190,11 @@ def calibrate(
     free_memory()
     statistics = calibration.statistics
     comparison = FloatComparison(
-        artifact, split.selection, target.engine, gate.progress
+        artifact,
+        split.selection,
+        target.engine,
+        gate.progress,
+        gate.comparison.batch,
     )
     comparison.add_margins(calibration.images, statistics.margins)
     original = FloatModel(model, statistics, per_channel=target.scheme.per_channel)

@@ -138,9 +138,17 @@ class OnGrid:
 
 
 def put_on_grid(
-    stage: Stage, float_model: FloatModel, placement: Placement, scheme: QuantScheme
+    stage: Stage,
+    float_model: FloatModel,
+    placement: Placement,
+    scheme: QuantScheme,
+    ranges: RangeChooser | None = None,
 ) -> OnGrid:
-    """All layers of `placement` on the grid of `scheme`, the others as they are."""
+    """All layers of `placement` on the grid of `scheme`, the others as they are.
+
+    ranges  of `float_model`; None: a new one. Stages with the same float model may share one, which
+            keeps what it has chosen
+    """
     source = float_model.model
     values = initializer_arrays(source)
     on_grid: dict[str, npt.NDArray[np.float32]] = {}
@@ -161,7 +169,7 @@ def put_on_grid(
     model = _replace_weights(source, on_grid)
     if biases:
         model = compute.replace_biases(model, layers, biases)
-    ranges = RangeChooser(source, float_model.statistics, scheme)
+    ranges = ranges or RangeChooser(source, float_model.statistics, scheme)
     return OnGrid(
         stage, placement, float_model, model, tuple(hardened), weights, ranges
     )
