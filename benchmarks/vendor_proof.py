@@ -51,8 +51,7 @@ from repzoo.measure.predictions import ModelPredictions, best_classes
 from repzoo.measure.record import Record
 from repzoo.measure.results import PairedAccuracy
 from repzoo.packs.compile import OUTPUT
-from repzoo.packs.compile_rknn import PLATFORM
-from repzoo.packs.rknn import CALIBRATION, image_file
+from repzoo.packs.rknn import CALIBRATION, CHIPS, image_file
 from repzoo.packs.rknn_program import arguments_of
 from repzoo.quant.baselines import registry
 from repzoo.quant.network.channels import FIXED, link_channels
@@ -260,7 +259,7 @@ def run_rknn(
         version=recipes.find_recipe("rknn").version,
         model="model.onnx",
         method=method,
-        platform=PLATFORM,
+        platform=CHIPS[0],
         images=names,
         float_layers=(),
         hashes=hashes_of(folder, ("model.onnx", *names)),

@@ -159,9 +159,11 @@ def test_a_call_of_rknn_that_fails_is_named(rknn_folder: Path) -> None:
 def test_rknn_turns_images_for_a_model_of_the_other_order() -> None:
     swapped = replace(PREPROCESS, color="BGR")
     job = job_for(open_target("rknn"), preprocess=swapped)
-    assert "quant_img_RGB2BGR=True" in rknn_program.program_text(job.artifact, "layer")
+    assert "quant_img_RGB2BGR=True" in rknn_program.program_text(
+        job.artifact, "layer", "rk3588"
+    )
     assert "quantized_method='layer'" in rknn_program.program_text(
-        job.artifact, "layer"
+        job.artifact, "layer", "rk3566"
     )
     files = files_of("rknn", job)
     other = files_of("rknn", job_for(open_target("rknn")))

@@ -24,6 +24,8 @@ def hardened(report: HardenReport, path: Path) -> View:
     proof = report.proof
     # Most tools take their scale from the largest weight: at the end, they find this very grid.
     unit = "channels" if report.target.per_channel else "channels of whole tensors"
+    if not report.layers:
+        return _unchanged(report, path)
     shown: list[Any] = [
         _comparisons(report),
         f"stage: {report.stage}, ranges as {report.target.name} chooses them: {report.ranges}; "
@@ -39,6 +41,18 @@ def hardened(report: HardenReport, path: Path) -> View:
         shown.append(f"{layer.op} {layer.layer} stays as it is: {layer.reason}")
     shown.append(f"{path} written")
     return View(document(report, path), *shown, remarks=report.warnings)
+
+
+def _unchanged(report: HardenReport, path: Path) -> View:
+    """The view of a file whose weights the tool rounds best by itself."""
+    return View(
+        document(report, path),
+        _comparisons(report),
+        f"{report.target.name} itself does best with the weights as they are, on the images that "
+        "judged; so the file has them unchanged",
+        f"{path} written",
+        remarks=report.warnings,
+    )
 
 
 def document(report: HardenReport, path: Path | None = None) -> dict[str, Any]:
@@ -59,6 +73,7 @@ def document(report: HardenReport, path: Path | None = None) -> dict[str, Any]:
         "kept": [to_json(layer) for layer in report.kept],
         "fallback": [to_json(layer) for layer in report.fallback],
         "stages": [to_json(item.summarize()) for item in report.candidates],
+        "in_tool": [to_json(trial) for trial in report.trials],
     }
 
 
@@ -67,6 +82,9 @@ def _comparisons(report: HardenReport) -> Any:
     table = make_table("", ">drop", ">95 % interval", ">same %", ">dB")
     for candidate in report.candidates:
         table.add_row(f"INT8, {candidate.stage}", *_cells(candidate.paired))
+    for trial in report.trials:
+        name = f"in {report.target.name} itself, {trial.stage}"
+        table.add_row(name, *_cells(trial.paired))
     table.add_row("the file in float", *_cells(report.in_float.values))
     name = f"the file in INT8 as {report.target.name} computes"
     table.add_row(name, *_cells(report.predicted.values))

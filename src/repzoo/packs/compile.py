@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,8 +27,15 @@ from repzoo.vendors.recipes import Recipe, find_recipe
 OUTPUT = "model_output"  # folder of the pack with all that the tool made
 TOOL_LOG = f"{OUTPUT}/compile.log"
 MAX_MANIFEST = 2**24
-# (command, {text in its output: what it then does})
-Run = Callable[[Sequence[str], Mapping[str, str]], None]
+
+
+class Run(Protocol):
+    """Runs one command of a tool."""
+
+    def __call__(
+        self, command: Sequence[str], stages: Mapping[str, str], until: str = ""
+    ) -> None:
+        """`stages`: {text in its output: what it then does}; it is ended when it prints `until`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,13 @@ class Compiler(Protocol):
 
         Raises:
             InputError: a pack that the tool cannot be trusted with, or output that is not there.
+        """
+
+    def quantize(self, folder: Path, run: Run) -> str:
+        """Make only what the simulator opens, as `Products.simulated` names it.
+
+        Raises:
+            InputError: as `build`.
         """
 
 
@@ -154,6 +168,20 @@ def compile_pack(
     return read_compiled(folder)
 
 
+def quantize_pack(
+    folder: Path, log: Path, minutes: float, progress: Progress = silent
+) -> Path:
+    """Only quantize the pack in `folder`, in it; the file that the simulator opens.
+
+    Raises:
+        InputError: as `compile_pack`; the tool's output is then in `log`.
+    """
+    compiler = compiler_of(str(read_manifest(folder)["target"]))
+    recipe = find_recipe(compiler.toolchain)
+    run = _runner(recipe, folder, log, minutes, progress)
+    return folder / compiler.quantize(folder, run)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a pack.
 
@@ -242,17 +270,18 @@ def _is_compiled_here(target: str) -> bool:
 def _runner(
     recipe: Recipe, root: Path, log: Path, minutes: float, progress: Progress
 ) -> Run:
-    def run(command: Sequence[str], stages: Mapping[str, str]) -> None:
+    def run(command: Sequence[str], stages: Mapping[str, str], until: str = "") -> None:
         """Run one command of the tool."""
 
-        def watch(text: str) -> None:
-            """Tell the stage that the newest lines begin."""
+        def watch(text: str) -> bool:
+            """Tell the stage that the newest lines begin; whether the tool has done enough."""
             newest = ""
             for line in text.splitlines():
                 for marker, stage in stages.items():
                     newest = stage if marker in line else newest
             shown["stage"] = newest or shown["stage"]
             progress(f"{recipe.name}: {shown['stage']}", 0, 0)
+            return bool(until) and until in text
 
         shown = {"stage": command[0]}
         run_logged(recipe, command, root, log, 60 * minutes, watch)

@@ -14,12 +14,15 @@ from repzoo.packs.compile import OUTPUT, TOOL_LOG, Products, Run, packed_model
 from repzoo.storage import read_bounded
 
 MAX_YAML = 2**20
+COMMAND = ("hb_mapper", "makertbin", "--model-type", "onnx", "--config")
+QUANTIZED = "*_quantized_model.onnx"
+COMPILES = "Start to compile the model"  # printed when QUANTIZED is written
 STAGES = {
     "Start to prepare the onnx model": "prepare",
     "Start to optimize the onnx model": "optimize",
     "Start to calibrate the model": "calibrate",
     "Start to quantize the model": "quantize",
-    "Start to compile the model": "compile",
+    COMPILES: "compile",
 }
 PATHS = ("onnx_model", "working_dir", "cal_data_dir")
 INSIDE = r"\s*:\s*'\./([A-Za-z0-9_][A-Za-z0-9._-]*)'\s*$"
@@ -34,12 +37,18 @@ class RdkX5Compiler:
         """See `compile.Compiler.build`."""
         configuration = packed_model(folder).with_suffix(".yaml")
         require_harmless(configuration)
-        command = ("hb_mapper", "makertbin", "--model-type", "onnx", "--config")
-        run([*command, configuration.name], STAGES)
+        run([*COMMAND, configuration.name], STAGES)
         # The same as its standard output, with the messages for its makers.
         (folder / "hb_mapper_makertbin.log").unlink(missing_ok=True)
-        quantized = _only(folder, "*_quantized_model.onnx")
+        quantized = _only(folder, QUANTIZED)
         return Products(quantized, _only(folder, "*.bin"), (TOOL_LOG,))
+
+    def quantize(self, folder: Path, run: Run) -> str:
+        """See `compile.Compiler.quantize`: makertbin until it begins to compile."""
+        configuration = packed_model(folder).with_suffix(".yaml")
+        require_harmless(configuration)
+        run([*COMMAND, configuration.name], STAGES, COMPILES)
+        return _only(folder, QUANTIZED)
 
 
 def require_harmless(path: Path) -> None:

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from repzoo.artifact import Artifact
 from repzoo.errors import InputError
-from repzoo.packs.compile import OUTPUT, Products, Run, packed_model
+from repzoo.packs.compile import OUTPUT, Products, Run, packed_model, read_manifest
 from repzoo.packs.rknn_program import DATASET, PROGRAM, arguments_of, program_text
-from repzoo.storage import read_bounded
+from repzoo.storage import make_folder, read_bounded
 from repzoo.vendors import rknn_child
 from repzoo.vendors.recipes import find_recipe
 from repzoo.vendors.rknn_build import RknnBuild, hashes_of, require_names
 
-PLATFORM = "rk3588"  # as the pack's steps without PLATFORM
 MAX_TEXT = 2**20
 WORK = f"{OUTPUT}/work"
 BUILD = f"{OUTPUT}/build.json"
@@ -40,19 +40,16 @@ class RknnCompiler:
 
     toolchain = "rknn"
 
-    def __init__(self, method: str) -> None:
+    def __init__(self, method: str, chips: Sequence[str]) -> None:
         self.method = method
+        self.chips = chips
 
     def build(self, folder: Path, run: Run) -> Products:
         """See `compile.Compiler.build`."""
-        model = packed_model(folder)
-        artifact = Artifact.read(model)
-        _require_own_program(folder, artifact, self.method)
-        build = self._build_of(folder, model.name, artifact)
+        self.quantize(folder, run)
         work = folder / WORK
-        work.mkdir(parents=True)
-        build.write(folder / BUILD)
-        binary = f"{OUTPUT}/{model.stem}.rknn"
+        work.mkdir()
+        binary = f"{OUTPUT}/{packed_model(folder).stem}.rknn"
         # Absolute: the program works in the folder that receives the tool's files.
         child = Path(rknn_child.__file__).resolve()
         paths = [child, *(folder / name for name in (BUILD, binary, ANALYSIS, WORK))]
@@ -65,7 +62,31 @@ class RknnCompiler:
                 )
         return Products(BUILD, binary, (ANALYSIS,))
 
-    def _build_of(self, folder: Path, model: str, artifact: Artifact) -> RknnBuild:
+    def quantize(self, folder: Path, run: Run) -> str:
+        """See `compile.Compiler.quantize`."""
+        del run  # the simulator's process quantizes by itself
+        model = packed_model(folder)
+        artifact = Artifact.read(model)
+        chip = self._chip_of(folder)
+        _require_own_program(folder, artifact, self.method, chip)
+        build = self._build_of(folder, model.name, artifact, chip)
+        make_folder(folder / OUTPUT)
+        build.write(folder / BUILD)
+        return BUILD
+
+    def _chip_of(self, folder: Path) -> str:
+        """The chip that a pack is for."""
+        chip = read_manifest(folder).get("chip", self.chips[0])
+        if chip not in self.chips:
+            raise InputError(
+                f"{folder} is for the chip {str(chip)[:40]!r}, and rknn-toolkit2 compiles for "
+                f"{', '.join(self.chips)}; write the pack again with repzoo pack --chip"
+            )
+        return str(chip)
+
+    def _build_of(
+        self, folder: Path, model: str, artifact: Artifact, chip: str
+    ) -> RknnBuild:
         text = read_bounded(folder / DATASET, MAX_TEXT).decode("utf-8", "replace")
         images = tuple(text.split("\n")[:-1])
         require_names(DATASET, model, images)
@@ -79,7 +100,7 @@ class RknnCompiler:
             version=find_recipe(self.toolchain).version,
             model=model,
             method=self.method,
-            platform=PLATFORM,
+            platform=chip,
             images=images,
             float_layers=_float_layers(model_ranges),
             hashes=hashes,
@@ -100,10 +121,12 @@ def _float_layers(ranges: Path) -> tuple[str, ...]:
     )
 
 
-def _require_own_program(folder: Path, artifact: Artifact, method: str) -> None:
+def _require_own_program(
+    folder: Path, artifact: Artifact, method: str, chip: str
+) -> None:
     """Refuse a convert.py that was changed: repzoo would not do what it says."""
     text = read_bounded(folder / PROGRAM, MAX_TEXT).decode("utf-8", "replace")
-    if text != program_text(artifact, method):
+    if text != program_text(artifact, method, chip):
         raise InputError(
             f"{PROGRAM} is not as this repzoo writes it, and --compile runs no program of a pack; "
             "run its steps yourself, or write the pack again with repzoo pack"

@@ -66,6 +66,7 @@ class PackJob:
         gate: the images that judged the model, for evaluation in the vendor's tool.
         predictions: of the model in float on these, where they are known already.
         seed: of every choice of images.
+        chip: that the tool compiles for, one of the target's `chips`; "" for its first.
         remarks: what the target has to say to the user; it adds them while it writes the files.
     """
 
@@ -76,6 +77,7 @@ class PackJob:
     gate: Dataset | None = None
     predictions: ModelPredictions | None = None
     seed: int = 0
+    chip: str = ""
     remarks: list[str] = field(default_factory=list)
 
 
@@ -89,6 +91,8 @@ class PackTarget(Protocol):
     and lists what is accepted by a static method `options`. One whose tool takes quantized files
     has `form = "int8"`; its `scheme` then says how models are quantized. An optional method
     `lint(folder)` gives findings of `packs/lint/finding.py` for `repzoo pack --check`.
+
+    One whose tool compiles for several chips lists them in `chips`, the usual one first.
 
     A target whose tool chain repzoo can run has also a member `compiler`; see compile.py.
     """
@@ -133,6 +137,21 @@ def open_target(name: str) -> PackTarget:
     if option not in options:
         raise InputError(unknown(f"option of {base}", option, options))
     return target(option)
+
+
+def require_chip(target: PackTarget, chip: str) -> None:
+    """Refuse a chip that the tool chain does not compile for; "" is the usual one.
+
+    Raises:
+        InputError: says which there are.
+    """
+    chips: tuple[str, ...] = getattr(target, "chips", ())
+    if chip and not chips:
+        raise InputError(
+            f"the pack target {target.name} compiles for one chip only; leave --chip out"
+        )
+    if chip and chip not in chips:
+        raise InputError(unknown(f"chip of {target.name}", chip, chips))
 
 
 def pixel_images(job: PackJob) -> Iterator[npt.NDArray[np.uint8]]:
@@ -186,6 +205,7 @@ def write_pack(target: PackTarget, job: PackJob, folder: Path) -> list[str]:
             disk.
     """
     require_opset(job.artifact, target.name, target.scheme)
+    require_chip(target, job.chip)
     require_free(folder)
     report = ReadReport()
     # First, so that the number in configurations, READMEs and the manifest is that of the files.
@@ -223,6 +243,7 @@ def _manifest(target: PackTarget, job: PackJob, hashes: dict[str, str]) -> str:
         "model": job.artifact.name,
         "model_sha256": job.artifact.sha256,
         "steps": [step.verb for step in job.artifact.steps],
+        **({"chip": job.chip} if job.chip else {}),
         "calibration": {"data": job.images.name, "images": len(job.images)},
         "files": hashes,
     }

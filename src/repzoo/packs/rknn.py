@@ -35,6 +35,11 @@ from repzoo.storage import json_text
 
 CALIBRATION = "calibration"
 METHODS = {"": "channel", "layer": "layer"}
+# What rknn-toolkit2 2.5.0 takes as target_platform, the usual one first.
+CHIPS = (
+    *("rk3588", "rk3588s", "rk3576", "rk3568", "rk3566", "rk3562", "rk2118"),
+    *("rv1103", "rv1103b", "rv1106", "rv1106b", "rv1126b"),
+)
 
 
 class Rknn:
@@ -44,7 +49,8 @@ class Rknn:
         self.name = f"rknn:{option}" if option else "rknn"
         self.method = METHODS[option]
         self.scheme = "rknn-layer" if option else "rknn"
-        self.compiler = RknnCompiler(self.method)
+        self.chips = CHIPS
+        self.compiler = RknnCompiler(self.method, CHIPS)
 
     @staticmethod
     def options() -> list[str]:
@@ -69,14 +75,16 @@ class Rknn:
             yield names[-1], data
         yield DATASET, "".join(f"{line}\n" for line in names)
         yield f"{name}.ranges.cfg", ranges_text(job)
-        yield PROGRAM, program_text(artifact, self.method)
-        steps = _steps()
+        chip = job.chip or CHIPS[0]
+        yield PROGRAM, program_text(artifact, self.method, chip)
+        steps = _steps(chip)
         yield from shared_files(
             job,
             "rknn",
             steps,
             calibration=CALIBRATION,
             ranges=len(activation_ranges(artifact)),
+            chip=chip,
         )
 
 
@@ -107,8 +115,8 @@ def ranges_text(job: PackJob) -> str:
     return json_text(document, indent=1) + "\n"
 
 
-def _steps() -> list[Step]:
-    platform = '--platform "${PLATFORM:-rk3588}"'
+def _steps(chip: str) -> list[Step]:
+    platform = f'--platform "${{PLATFORM:-{chip}}}"'
     return [
         Step(
             "build",

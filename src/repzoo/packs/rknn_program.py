@@ -27,8 +27,8 @@ def arguments_of(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def program_text(artifact: Artifact, method: str) -> str:
-    """convert.py, with all numbers in it."""
+def program_text(artifact: Artifact, method: str, chip: str) -> str:
+    """convert.py, with all numbers in it; it compiles for `chip` unless it is told another."""
     name = file_name(artifact.name)
     arguments = arguments_of(artifact)
     for key in ("shape", "mean", "std"):
@@ -39,5 +39,6 @@ def program_text(artifact: Artifact, method: str) -> str:
         ranges=f"{name}.ranges.cfg",
         output=f"{name}.rknn",
         method=method,
+        chip=chip,
         **arguments,
     )

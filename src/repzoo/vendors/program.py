@@ -31,7 +31,7 @@ def run_logged(
     folder: Path,
     log: Path,
     seconds: float,
-    watch: Callable[[str], None] | None = None,
+    watch: Callable[[str], bool] | None = None,
 ) -> None:
     """Run a program of a tool chain's environment; all that it prints goes to `log`.
 
@@ -41,7 +41,8 @@ def run_logged(
         folder: where it runs.
         log: file that its output is appended to.
         seconds: after which it is ended.
-        watch: called now and then with the lines that were printed since the last call.
+        watch: called now and then with the lines that were printed since the last call; True
+            says that it has done enough, and it is ended.
 
     Raises:
         InputError: it cannot be started, crashes, fails or does not end in time; names `log`.
@@ -50,9 +51,12 @@ def run_logged(
         process = start(recipe, command, folder, output, stdin=subprocess.DEVNULL)
         try:
             ended = _wait(process, log, seconds, watch)
+            is_enough = ended and process.poll() is None
         finally:
             end(process)
     name = command[0]
+    if is_enough:
+        return
     if not ended:
         raise InputError(
             f"{recipe.name}: {name} did not end within {seconds / 60:.3g} minutes; its output is "
@@ -124,9 +128,9 @@ def _wait(
     process: subprocess.Popen[bytes],
     log: Path,
     seconds: float,
-    watch: Callable[[str], None] | None,
+    watch: Callable[[str], bool] | None,
 ) -> bool:
-    """Whether it ended in time."""
+    """Whether it ended, or has done enough, in time."""
     deadline = time.monotonic() + seconds
     seen = log.stat().st_size
     while time.monotonic() < deadline:
@@ -135,8 +139,9 @@ def _wait(
             return True
         if watch:
             lines = _whole_lines(log, seen)
-            watch(lines.decode(errors="replace"))
             seen += len(lines)
+            if watch(lines.decode(errors="replace")):
+                return True
     return False
 
 

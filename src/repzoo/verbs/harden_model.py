@@ -10,6 +10,7 @@ from repzoo import engines
 from repzoo.data.dataset import DataSource
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.measure.class_mapping import class_indices, lacks_classes
+from repzoo.packs.judge import PackJudge, ToolImages, find_tool
 from repzoo.progress import Progress, silent
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.search import harden as hardening
@@ -22,6 +23,9 @@ from repzoo.verbs.image_data import open_data_source
 from repzoo.verbs.model_files import ModelLike, open_model, require_float
 from repzoo.verbs.public_artifact import Artifact
 from repzoo.verbs.quantize_model import QuantizeOptions
+
+JUDGES = ("simulation", "tool")
+CALIBRATION = 100  # images for a tool, as many as a pack has
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ class HardenOptions:
     images: int = setting(256, help="Number of calibration images.", range=at_least(1))
     force: bool = same_setting(QuantizeOptions, "force")
     seed: int = setting(0, help="Seed of every random choice.", range=at_least(0))
+    judge: str = setting(
+        "simulation",
+        choices=JUDGES,
+        help="What chooses among the ways to round weights: a simulation of the target, or the "
+        "tool itself (rdk-x5, rknn; see repzoo toolchains), which takes minutes.",
+    )
 
     def __post_init__(self) -> None:
         """Refuse values that are not accepted, and unknown targets."""
@@ -68,6 +78,19 @@ def harden(
         GateError: the drop in the target's arithmetic is proven to be above the budget.
     """
     options = merge_keywords(HardenOptions, options, settings)
+    return harden_for(model, data, options, progress)
+
+
+def harden_for(
+    model: ModelLike,
+    data: str | Path | DataSource,
+    options: HardenOptions,
+    progress: Progress,
+    calibration: int = CALIBRATION,
+) -> Artifact:
+    """See `harden`; `calibration` images are given to a tool that is the judge."""
+    # Before the work, which takes minutes.
+    tool = find_tool(options.target) if options.judge == "tool" else None
     artifact = for_images(open_model(model))
     require_float(artifact)
     artifact.require_preprocess()
@@ -85,6 +108,13 @@ def harden(
     # No engine here computes as a board does: only number formats matter, and this one is exact.
     target = ladder.Target(engines.engine(DEFAULT_ENGINE), load_scheme(options.target))
     budget = Budget(options.max_drop, options.force)
-    hardened, report = hardening.harden(artifact, split, target, budget, progress)
+    judge = None
+    if tool is not None:
+        chosen = split.calibration.balanced_sample(calibration, options.seed)
+        images = ToolImages(split.calibration, tuple(chosen), split.selection)
+        judge = PackJudge(tool, artifact, images, options.seed, progress)
+    hardened, report = hardening.harden(
+        artifact, split, target, budget, progress, judge
+    )
     report = replace(report, warnings=(*remarks, *report.warnings))
     return Artifact.wrap(hardened, certificate=artifact.certificate, hardening=report)

@@ -12,6 +12,7 @@ from repzoo.data.dataset import Dataset, DataSource
 from repzoo.errors import InputError
 from repzoo.measure.class_mapping import with_folder_names
 from repzoo.packs.compile import compiler_of
+from repzoo.packs.judge import first_before_others
 from repzoo.packs.limits import require_packable
 from repzoo.packs.pack import (
     TARGETS,
@@ -19,6 +20,7 @@ from repzoo.packs.pack import (
     PackJob,
     PackTarget,
     open_target,
+    require_chip,
     require_free,
     write_pack,
 )
@@ -34,7 +36,7 @@ from repzoo.settings import (
 )
 from repzoo.storage import make_folder
 from repzoo.verbs.assumed_preprocess import for_images
-from repzoo.verbs.harden_model import HardenOptions, harden
+from repzoo.verbs.harden_model import JUDGES, HardenOptions, harden_for
 from repzoo.verbs.image_data import open_data_source
 from repzoo.verbs.model_files import ModelLike, open_model, require_float
 from repzoo.verbs.pack_compilation import MINUTES, Compilation, compile_pack
@@ -58,6 +60,16 @@ class PackOptions:
     images: int = same_setting(HardenOptions, "images")
     force: bool = same_setting(HardenOptions, "force")
     seed: int = same_setting(HardenOptions, "seed")
+    judge: str = setting(
+        "auto",
+        choices=("auto", *JUDGES),
+        help="What chooses how weights are rounded, as for repzoo harden; auto: with --compile the "
+        "tool itself.",
+    )
+    chip: str = setting(
+        "",
+        help="Chip that the tool compiles for, such as rk3566 for rknn.  [default: the usual one]",
+    )
     compile: bool = setting(
         False,
         help="Also run the tool chain (see repzoo toolchains): the pack then holds the compiled "
@@ -70,7 +82,7 @@ class PackOptions:
     def __post_init__(self) -> None:
         """Refuse values that are not accepted, and unknown targets."""
         validate(self)
-        open_target(self.target)
+        require_chip(open_target(self.target), self.chip)
 
 
 @dataclass(frozen=True)
@@ -138,6 +150,7 @@ def pack(
         gate=split.gate,
         predictions=artifact.hardening.predictions if artifact.hardening else None,
         seed=options.seed,
+        chip=options.chip,
     )
     folder = Path(output)
     if not options.compile:
@@ -159,13 +172,9 @@ def calibration_images(
     artifact: Artifact, images: Dataset, options: PackOptions
 ) -> list[int]:
     """Indices of the tool's calibration images, the one first that it compares methods on."""
-    chosen = list(images.balanced_sample(options.calibration, options.seed))
+    chosen = images.balanced_sample(options.calibration, options.seed)
     first = artifact.hardening.first_image if artifact.hardening else ""
-    if first not in images.keys:
-        return chosen
-    index = images.keys.index(first)
-    others = [other for other in chosen if other != index]
-    return [index, *others[: options.calibration - 1]]
+    return first_before_others(images, tuple(chosen), first)
 
 
 def _require_images(calibration: Dataset, options: PackOptions) -> None:
@@ -201,8 +210,11 @@ def _prepared(
     if _is_hardened(artifact):
         _require_same_grid(artifact, target)
         return Artifact.wrap(artifact)
-    hardening = HardenOptions(target=target.scheme, **shared)
-    return harden(artifact, source, options=hardening, progress=progress)
+    judge = options.judge
+    if judge == "auto":
+        judge = "tool" if options.compile else "simulation"
+    hardening = HardenOptions(target=target.scheme, judge=judge, **shared)
+    return harden_for(artifact, source, hardening, progress, options.calibration)
 
 
 def _is_hardened(artifact: StoredArtifact) -> bool:
@@ -238,16 +250,36 @@ def _require_same_grid(artifact: StoredArtifact, target: PackTarget) -> None:
 
 
 def _figures(artifact: Artifact) -> Figures:
-    """What was measured in the target's arithmetic, where that was just now."""
+    """What was measured in the target's arithmetic, now or when the file was hardened."""
     if artifact.report is not None:
         predicted = artifact.report.paired.values
     elif artifact.hardening is not None:
         predicted = artifact.hardening.predicted.values
     else:
-        return Figures()
+        return _earlier_figures(artifact)
     return Figures(
         images=predicted.n,
         float_top1=predicted.first_top1,
         predicted_top1=predicted.top1,
         same_prediction=predicted.same_prediction,
     )
+
+
+def _earlier_figures(artifact: Artifact) -> Figures:
+    """What the file's history says of an earlier hardening."""
+    known = artifact.steps[-1].settings.get("predicted")
+    # The history is in the file, which may come from anywhere.
+    if not isinstance(known, dict) or not isinstance(known.get("images"), int):
+        return Figures()
+    return Figures(
+        images=known["images"],
+        float_top1=_percentage(known.get("float_top1")),
+        predicted_top1=_percentage(known.get("top1")),
+        same_prediction=_percentage(known.get("same_prediction")),
+    )
+
+
+def _percentage(value: Any) -> float | None:
+    if isinstance(value, int | float) and 0 <= value <= 100:
+        return float(value)
+    return None

@@ -184,6 +184,10 @@ def _compile_folder(
         raise InputError(
             f"{folder} is a folder, not a model; to run the tool chain of a pack, add --compile"
         )
+    if options.chip:
+        raise InputError(
+            f"{folder} says for which chip it is; write a pack for {options.chip} with --chip"
+        )
     with Console(as_json) as console:
         compiled = verbs.compile_pack(
             folder, output, minutes=options.compile_minutes, progress=console.progress

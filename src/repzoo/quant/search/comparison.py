@@ -114,6 +114,8 @@ class FloatComparison:
         The float model runs along where it has not run yet.
         """
         artifacts = [*models] if self._float else [self.artifact, *models]
+        if not artifacts:
+            return []
         runs: list[accuracy.EvaluationRun] = []
         for artifact in artifacts:
             runs.append(accuracy.open_run(artifact, self.engine, batch=self.batch))
@@ -124,7 +126,7 @@ class FloatComparison:
         )
         if self._float is None:
             self._float = predictions[0]
-        return predictions[-len(models) :]
+        return predictions[len(predictions) - len(models) :]
 
     def know_float(self, predictions: accuracy.ModelPredictions) -> None:
         """Take the float model's `predictions` from before, if they are of all of these images."""

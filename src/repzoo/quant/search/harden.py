@@ -18,7 +18,8 @@ correction then survive a tool that has none of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx
 
@@ -28,7 +29,7 @@ from repzoo.data.dataset import QuantizationSplit
 from repzoo.errors import GateError
 from repzoo.graph.tools.older_opset import limit_version
 from repzoo.measure.predictions import ModelPredictions
-from repzoo.measure.record import Record
+from repzoo.measure.record import Record, identity_of
 from repzoo.measure.results import PairedAccuracy
 from repzoo.progress import Progress, silent
 from repzoo.protobuf_stream import clone
@@ -46,6 +47,7 @@ from repzoo.quant.search.grid_proof import (
     require_proof,
 )
 from repzoo.quant.search.on_grid import HardenedLayer
+from repzoo.quant.search.tool_judge import ToolComparison, ToolJudge, ToolTrial
 from repzoo.quant.search.tool_search import (
     SIMULATED_BATCH,
     FallbackLayer,
@@ -76,6 +78,7 @@ class HardenReport:
         predictions: of the written file in float, on the gate images.
         first_image: key of the calibration image that a tool should see first, since some compare
             methods on that one alone; "" where the target's has one method.
+        trials: the stages in the target's own tool, where it chose among them.
         warnings: sentences for the user.
     """
 
@@ -93,6 +96,7 @@ class HardenReport:
     simulated: Artifact
     predictions: ModelPredictions
     first_image: str = ""
+    trials: tuple[ToolTrial, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -102,8 +106,11 @@ def harden(
     target: ladder.Target,
     budget: Budget,
     progress: Progress = silent,
+    judge: ToolJudge | None = None,
 ) -> tuple[Artifact, HardenReport]:
     """The float-on-grid form of the folded float `artifact`, with the report.
+
+    judge  the target's own tool, which then chooses among the stages; None: a simulation of it does
 
     Raises:
         InputError: not a folded float model, images that cannot be used, or an operator that the
@@ -119,15 +126,15 @@ def harden(
     )
     evaluator, remarks = ladder.calibrate(gate, split, target)
     search = ToolSearch(evaluator, split.calibration)
-    best = search.choose()
+    write = partial(_written, artifact, scheme)
+    in_tool = ToolComparison(judge, write, progress) if judge else None
+    best = search.choose(in_tool.pick if in_tool else None)
     free_memory()
-    model = as_target_takes_it(best.on_grid.model, scheme)
+    unfinished = write(best)
+    model = unfinished.model
     fallback = with_node_names(model, best.fallback)
-    images = evaluator.builder.cache.original.statistics.images
-    scales = {KEY: as_document(best.own_scales(scheme))}
-    result = artifact.then(model, _step(best, fallback, scheme, images), **scales)
     # Together, so that every image is read once.
-    simulated, written = gate.comparison.predict([best.built.artifact, result])
+    simulated, written = gate.comparison.predict([best.built.artifact, unfinished])
     predicted = gate.comparison.pair(simulated)
     verdict = budget.judge(predicted.values)
     if verdict is Verdict.REFUSED and not budget.force:
@@ -136,14 +143,18 @@ def harden(
             messages.refusal(artifact.name, layers, predicted.values, budget.max_drop)
         )
     remarks += gate.comparison.report.sentences()
-    layers_on_grid = best.on_grid.layers
+    layers_on_grid = () if best.as_it_is else best.on_grid.layers
+    images = evaluator.builder.cache.original.statistics.images
+    step = _step(best, fallback, scheme, images, predicted.values)
+    result = artifact.then(model, step, **{KEY: unfinished.extras[KEY]})
+    written = replace(written, artifact=result, identity=identity_of(result))
     report = HardenReport(
         target=scheme,
-        stage=best.on_grid.stage.name,
+        stage=best.stage_name,
         ranges=best.method,
         candidates=tuple(search.candidates),
         layers=layers_on_grid,
-        kept=kept_layers(model, layers_on_grid, scheme),
+        kept=() if best.as_it_is else kept_layers(model, layers_on_grid, scheme),
         fallback=fallback,
         proof=require_proof(result.name, model, layers_on_grid, scheme),
         in_float=gate.comparison.pair(written),
@@ -152,9 +163,18 @@ def harden(
         simulated=best.built.artifact,
         predictions=written,
         first_image=best.first_image,
+        trials=tuple(in_tool.trials) if in_tool else (),
         warnings=tuple(dict.fromkeys(remarks)),
     )
     return result, report
+
+
+def _written(artifact: Artifact, scheme: QuantScheme, choice: ToolChoice) -> Artifact:
+    """The file of a choice, with our scales of activations; `artifact` is the folded model."""
+    source = artifact.model if choice.as_it_is else choice.on_grid.model
+    scales = {KEY: as_document(choice.own_scales(scheme))}
+    model = as_target_takes_it(source, scheme)
+    return artifact.then(model, Step("harden", __version__), **scales)
 
 
 def _step(
@@ -162,16 +182,23 @@ def _step(
     fallback: Sequence[FallbackLayer],
     scheme: QuantScheme,
     images: int,
+    predicted: PairedAccuracy,
 ) -> Step:
-    """What the file's history says of how it was hardened."""
+    """What the file's history says of how it was hardened, and of what to expect."""
     settings = {
         "target": scheme.name,
         "weight_rule": scheme.weight_rule,
         "per_channel": scheme.per_channel,
-        "stage": best.on_grid.stage.name,
+        "stage": best.stage_name,
         "ranges": best.method,
         "fallback": [layer.node for layer in fallback],
         "calibration_images": images,
+        "predicted": {
+            "images": predicted.n,
+            "float_top1": predicted.first_top1,
+            "top1": predicted.top1,
+            "same_prediction": predicted.same_prediction,
+        },
     }
     return Step("harden", __version__, settings)
 

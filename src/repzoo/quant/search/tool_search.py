@@ -12,13 +12,14 @@ it, and rounding to nearest, what the tool does by itself, comes first.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+from threadpoolctl import threadpool_limits
 
 from repzoo import __version__
 from repzoo.artifact import Step
@@ -40,6 +41,7 @@ from repzoo.quant.search.placement_search import TimedPlacement
 from repzoo.quant.search.verdict import Verdict
 
 Outputs = npt.NDArray[np.float32]  # logits [n, classes]
+AS_IT_IS = "as it is"
 NEAREST = Stage("nearest", Corrections(gptq=False, bias=False))
 # The ladder's stages on the grid. Its first differs from NEAREST in biases only.
 GRID_STAGES = (NEAREST, *STAGES[1:])
@@ -87,6 +89,7 @@ class ToolChoice:
         fallback: layers out of INT8, most gain first.
         built: the simulated model, measured on the selection images.
         first_image: key of the calibration image on which `method` wins most clearly.
+        as_it_is: the written file keeps the weights of the folded model, and the tool rounds them.
     """
 
     on_grid: OnGrid
@@ -94,6 +97,12 @@ class ToolChoice:
     fallback: tuple[FallbackLayer, ...]
     built: BuiltCandidate
     first_image: str = ""
+    as_it_is: bool = False
+
+    @property
+    def stage_name(self) -> str:
+        """Of the weights in the written file."""
+        return AS_IT_IS if self.as_it_is else self.on_grid.stage.name
 
     @property
     def snr_db(self) -> float:
@@ -121,6 +130,9 @@ class PlannedStage:
     seconds: float
 
 
+Pick = Callable[[Sequence[ToolChoice]], ToolChoice]
+
+
 class ToolSearch:
     """Tries stages and fallbacks in a target's arithmetic.
 
@@ -146,17 +158,21 @@ class ToolSearch:
         artifact = evaluator.builder.artifact
         self._outputs = calibrator.run(artifact.model, self._inputs)
 
-    def choose(self) -> ToolChoice:
-        """The best stage, with layers out of INT8 where that is worth it."""
-        best: ToolChoice | None = None
-        # Weights are rounded by one core: those of the next stage while this one is measured.
-        for planned in map_in_order(self._plan_stage, GRID_STAGES, 1):
-            if planned is None:
-                continue
-            choice = self._try_stage(planned)
-            if best is None or choice.snr_db >= best.snr_db + MIN_GAIN_DB:
-                best = choice
-        assert best is not None
+    def choose(self, pick: Pick | None = None) -> ToolChoice:
+        """The best stage, with layers out of INT8 where that is worth it.
+
+        pick  chooses among all stages; None: the simulation does
+        """
+        choices: list[ToolChoice] = []
+        # Weights are rounded by one core, those of the next stage while this one is measured on
+        # all cores: more threads of BLAS would wait for these.
+        with threadpool_limits(1, "blas"):
+            for planned in map_in_order(self._plan_stage, GRID_STAGES, 1):
+                if planned is not None:
+                    choices.append(self._try_stage(planned))
+                if pick is None:
+                    choices = [_best_simulated(choices)]
+        best = pick(choices) if pick else choices[0]
         return self._fall_back(best)
 
     def _plan_stage(self, stage: Stage) -> PlannedStage | None:
@@ -321,6 +337,14 @@ class ToolSearch:
         label = f"{best.built.candidate.stage}, {len(names)} in {self._scheme.escape}"
         built = self._measure(best.on_grid, plan, placement, label, started)
         return replace(best, fallback=tuple(layers), built=built)
+
+
+def _best_simulated(choices: Sequence[ToolChoice]) -> ToolChoice:
+    best = choices[0]
+    for choice in choices[1:]:
+        if choice.snr_db >= best.snr_db + MIN_GAIN_DB:
+            best = choice
+    return best
 
 
 def cosines(first: Outputs, second: Outputs) -> npt.NDArray[np.float64]:
