@@ -24,6 +24,7 @@ from tests.packs.toolchain import (
 )
 
 from repzoo.artifact import Step
+from repzoo.packs.compile import quantize_pack
 from repzoo.packs.rdk_x5 import RdkX5
 
 Run = Callable[..., Any]
@@ -101,6 +102,19 @@ def test_a_tool_that_fails_leaves_the_pack_as_it_was(
     assert state(folder) == before
     assert not list(folder.parent.glob(".repzoo*"))
     assert folder.with_name("pack.compile.log").is_file()
+
+
+def test_a_pack_is_quantized_without_being_compiled(
+    folder: Path, tmp_path: Path
+) -> None:
+    script = f"""{mapper_script(opset_11())}
+echo Start to compile the model
+sleep 60"""
+    write_program(install_toolchain("rdk-x5") / "hb_mapper", script)
+    began = time.monotonic()
+    path = quantize_pack(folder, tmp_path / "log", minutes=1)
+    assert time.monotonic() - began < 30
+    assert path.read_text() == "quantized\n"
 
 
 def test_a_new_pack_is_compiled_at_once(

@@ -19,12 +19,13 @@ pytest.importorskip(
 )
 
 from tests.packs.toolchain import install_rknn, opset_11, write_small_pack
+from tests.quant.conftest import sets
 
 from repzoo.engines import engine
 from repzoo.engines.rknn import Rknn as Engine
 from repzoo.errors import InputError
 from repzoo.packs.compile import Compiler, compile_pack
-from repzoo.packs.pack import open_target
+from repzoo.packs.pack import PackJob, open_target, write_pack
 from repzoo.storage import sha256_of_file
 
 Run = Callable[..., Any]
@@ -192,3 +193,62 @@ def test_both_methods_have_a_compiler() -> None:
         compiler: Compiler = target.compiler
         assert compiler.toolchain == "rknn"
         assert target.compiler.method == method
+
+
+def test_a_pack_is_for_a_chip(run: Run, tmp_path: Path) -> None:
+    install_rknn(tmp_path)
+    folder = tmp_path / "chip"
+    target = open_target("rknn")
+    images = sets().calibration.subset(range(2))
+    write_pack(target, PackJob(opset_11(), images, chip="rk3566"), folder)
+    assert "default='rk3566'" in (folder / "convert.py").read_text()
+    assert "PLATFORM:-rk3566" in (folder / "01_build.sh").read_text()
+    ran = run("pack", folder, "--compile")
+    assert ran.code == 0, ran.err
+    build = json.loads((folder / "model_output" / "build.json").read_text())
+    assert build["platform"] == "rk3566"
+
+    ran = run("pack", folder, "--compile", "--chip", "rk3588")
+    assert ran.code == 2
+    assert "says for which chip it is" in ran.err
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "chip": "rk1"}))
+    ran = run("pack", folder, "--compile")
+    assert ran.code == 2
+    assert "is for the chip 'rk1'" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("target", "chip", "words"),
+    [
+        ("rknn", "rk3599", "rk3588"),
+        ("rdk-x5", "x3", "compiles for one chip only"),
+    ],
+)
+def test_a_chip_that_a_tool_does_not_know(
+    run: Run, tmp_path: Path, target: str, chip: str, words: str
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(opset_11().to_bytes())
+    ran = run(
+        *("pack", tmp_path / "model.onnx", "-o", tmp_path / "out", "--data", "digits"),
+        *("--target", target, "--chip", chip),
+    )
+    assert ran.code == 2
+    assert words in ran.err
+
+
+def test_the_tool_judges_candidates(run: Run, tmp_path: Path) -> None:
+    install_rknn(tmp_path)
+    model, output = tmp_path / "small.onnx", tmp_path / "hard.onnx"
+    model.write_bytes(opset_11().to_bytes())
+    command = ("harden", model, "-o", output, "--data", "digits", "--images", 32)
+    ran = run(*command, "--target", "rknn", "--judge", "tool", "--force", "--json")
+    assert ran.code == 0, ran.err
+    # Whatever it is given, this tool answers the same: then the weights stay.
+    assert ran.document["stage"] == "as it is"
+    assert len(ran.document["in_tool"]) >= 3
+    assert output.exists()
+
+    ran = run(*command, "--target", "vastai", "--judge", "tool")
+    assert ran.code == 2
+    assert "cannot run the tool of vastai, only those of rdk-x5, rknn" in ran.err

@@ -82,7 +82,7 @@ class PackOptions:
     def __post_init__(self) -> None:
         """Refuse values that are not accepted, and unknown targets."""
         validate(self)
-        require_chip(open_target(self.target), self.chip)
+        open_target(self.target)
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ def pack(
     """
     options = merge_keywords(PackOptions, options, settings)
     target = open_target(options.target)
+    require_chip(target, options.chip)
     artifact = for_images(open_model(model))
     require_float(artifact)
     source = open_data_source(data, unlabeled=True)

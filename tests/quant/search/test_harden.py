@@ -25,6 +25,7 @@ from repzoo.artifact import Artifact
 from repzoo.console import hardened as views
 from repzoo.engines import engine
 from repzoo.errors import GateError, InputError
+from repzoo.measure.results import PairedAccuracy
 from repzoo.quant.network.scheme import QuantScheme, load_scheme
 from repzoo.quant.rewrites.stages import Stage
 from repzoo.quant.search import grid_proof, ladder
@@ -411,3 +412,59 @@ def test_an_int8_model_is_refused(run: Run, tmp_path: Path) -> None:
     ran = run("harden", path, "-o", tmp_path / "o.onnx", "--data", "digits")
     assert ran.code == 2
     assert "is quantized already" in ran.err
+
+
+class Judge:
+    """A tool that likes the candidates as `snr_db` says, in the order in which it gets them."""
+
+    def __init__(self, *snr_db: float) -> None:
+        self.candidates: list[Artifact] = []
+        self._snr_db = snr_db
+
+    def compare(self, candidate: Artifact, first_image: str) -> PairedAccuracy:
+        assert first_image in {"", *sets().calibration.keys}
+        snr_db = self._snr_db[len(self.candidates)]
+        self.candidates.append(candidate)
+        return replace(hardened("rdk-x5")[1].predicted.values, logits_snr_db=snr_db)
+
+
+def judged(judge: Judge) -> tuple[Artifact, hardening.HardenReport]:
+    budget = Budget(max_drop=100.0)
+    return hardening.harden(kinds(), sets(), target("rdk-x5"), budget, judge=judge)
+
+
+def test_the_tool_itself_chooses_the_stage() -> None:
+    judge = Judge(20.0, 19.0, 31.0, 30.0)
+    result, report = judged(judge)
+    names = [trial.stage for trial in report.trials]
+    assert names == ["as it is", "nearest", "gptq", "equalized"]
+    assert report.stage == "gptq"
+    assert result.steps[-1].settings["stage"] == "gptq"
+    chosen = layers(judge.candidates[2].model)
+    for name, weights in layers(result.model).items():
+        np.testing.assert_array_equal(weights, chosen[name])
+    shown = views.document(report)["in_tool"]
+    assert [row["paired"]["logits_snr_db"] for row in shown] == [20, 19, 31, 30]
+
+
+def test_weights_stay_where_the_tool_does_best_by_itself(tmp_path: Path) -> None:
+    result, report = judged(Judge(25.0, 25.0, 24.0, 20.0))
+    assert report.stage == "as it is"
+    assert report.layers == ()
+    before = layers(kinds().model)
+    for name, weights in layers(result.model).items():
+        np.testing.assert_array_equal(weights, before[name])
+    text = " ".join(map(str, views.hardened(report, tmp_path / "a.onnx").shown))
+    assert "does best with the weights as they are" in text
+
+
+def test_a_file_keeps_what_was_predicted_of_it() -> None:
+    result, report = hardened("rdk-x5")
+    figures = pack_model._figures(PublicArtifact.wrap(result))
+    values = report.predicted.values
+    assert figures.images == values.n
+    assert figures.predicted_top1 == values.top1
+    assert figures.same_prediction == values.same_prediction
+    step = replace(result.steps[-1], settings={"predicted": {"images": "many"}})
+    damaged = replace(result, steps=(step,))
+    assert pack_model._figures(PublicArtifact.wrap(damaged)).images == 0
