@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -351,7 +352,8 @@ def test_the_table_fits_eighty_columns_and_names_what_figures_rest_on(
     assert ran.err.startswith("note: Top-1 that is published for a board")
     assert max(map(len, ran.out.splitlines())) <= 80
     assert "published for the board, D-Robotics RDK model zoo" in ran.out
-    assert "next: repzoo export repvit_m1_0" in ran.out
+    if importlib.util.find_spec("timm"):
+        assert ran.err.splitlines()[-1].startswith("next: repzoo export repvit_m1_0 ")
 
 
 def test_where_nothing_fits_the_nearest_is_shown_and_the_code_is_4(

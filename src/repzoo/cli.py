@@ -17,7 +17,7 @@ import rich_click as click
 
 from repzoo import __version__
 from repzoo.artifact import Preprocess
-from repzoo.console.output import assumptions
+from repzoo.console.output import QUIET, assumptions, is_quiet, print_aside
 from repzoo.errors import (
     INTERRUPTED,
     PIPE_CLOSED,
@@ -53,7 +53,25 @@ COMMANDS = {
     "card": ("jobs", "card"),
     "page": ("jobs", "page"),
     "demo": ("jobs", "demo"),
+    "completion": ("completion", "completion"),
 }
+
+
+def _set_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:
+    # The contexts of a command and of its group share `meta`.
+    if value:
+        context.meta[QUIET] = True
+
+
+QUIET_OPTION = click.Option(
+    ["-q", "--quiet"],
+    is_flag=True,
+    expose_value=False,
+    callback=_set_quiet,
+    # Before an option whose callback may already print a note.
+    is_eager=True,
+    help="Print no progress, notes or summary: only errors, and a result that is in no file.",
+)
 
 
 class _Group(click.RichGroup):
@@ -73,6 +91,7 @@ class _Group(click.RichGroup):
             module, name = COMMANDS[cmd_name]
             imported = importlib.import_module(f"repzoo.console.commands.{module}")
             command: click.Command = getattr(imported, name)
+            command.params.append(QUIET_OPTION)
             self.add_command(command)
             _group_options(cmd_name, command)
         return super().get_command(ctx, cmd_name)
@@ -104,6 +123,7 @@ class _Group(click.RichGroup):
 
 @click.group(
     cls=_Group,
+    params=[QUIET_OPTION],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="repzoo")
@@ -130,6 +150,7 @@ COMMAND_GROUPS = {
     "Fold and quantize": ["fold", "quantize", "embed-input"],
     "Boards and their makers' tools": ["harden", "pack", "toolchains", "import"],
     "Use and measure": ["predict", "evaluate", "bench", "count", "mismatch", "engines"],
+    "The shell": ["completion"],
 }
 
 
@@ -181,7 +202,8 @@ def _show_assumptions() -> None:
             others(message, category, filename, lineno, file, line)
         elif text not in assumptions():
             assumptions().append(text)
-            click.echo(f"note: {text}", err=True)
+            if not is_quiet():
+                print_aside(f"note: {text}")
 
     warnings.simplefilter("always", AssumedPreprocess)
     warnings.showwarning = show

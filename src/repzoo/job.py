@@ -113,8 +113,7 @@ def run(
     )
     # Refuses classes that the model does not have, before the work.
     accuracy.class_indices(evaluation, artifact)
-    progress("fold and certify", 0, 0)
-    deploy = verbs.fold(artifact, calibration, engine=engine_name)
+    deploy = verbs.fold(artifact, calibration, engine=engine_name, progress=progress)
     quantized = _quantize_all(deploy, source, options.quantize, progress)
     evaluated = verbs.evaluate(
         [deploy, *quantized.values()],

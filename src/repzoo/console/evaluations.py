@@ -14,8 +14,8 @@ from repzoo.measure.results import Accuracy, LabelAgreement, PairedAccuracy
 from repzoo.report import figures
 
 # Rows that a person is shown; --json has all.
-SHOWN_CLASSES = 5
-SHOWN_FLIPS = 5
+SHOWN_CLASSES = 3
+SHOWN_FLIPS = 3
 
 
 def evaluation(result: verbs.Evaluation) -> View:

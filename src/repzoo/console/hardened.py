@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 from repzoo.console.board_logs import record_lines
-from repzoo.console.output import View, make_table
+from repzoo.console.output import Summary, make_table
 from repzoo.measure.record import to_json
 from repzoo.measure.results import PairedAccuracy
 from repzoo.quant.search.harden import HardenReport
@@ -15,11 +16,14 @@ from repzoo.report import figures
 from repzoo.verbs.pack_compilation import Compilation
 from repzoo.verbs.pack_model import Pack
 
-# Layers that a person is shown; --json has all.
-SHOWN_LAYERS = 5
+# Rows that a person is shown; --json has all.
+SHOWN_CANDIDATES = 5
+SHOWN_LAYERS = 3
+SHOWN_KEPT = 3
+SHOWN_FALLBACK = 5
 
 
-def hardened(report: HardenReport, path: Path) -> View:
+def hardened(report: HardenReport, path: Path) -> Summary:
     """What was chosen, the proof, what it costs, and what the target leaves in float."""
     proof = report.proof
     # Most tools take their scale from the largest weight: at the end, they find this very grid.
@@ -37,10 +41,13 @@ def hardened(report: HardenReport, path: Path) -> View:
     ]
     if report.fallback:
         shown.append(_fallback(report))
-    for layer in report.kept:
+    for layer in report.kept[:SHOWN_KEPT]:
         shown.append(f"{layer.op} {layer.layer} stays as it is: {layer.reason}")
+    hidden = len(report.kept) - SHOWN_KEPT
+    if hidden > 0:
+        shown.append(f"and {hidden} more stay as they are; --json has all")
     shown.append(f"{path} written")
-    return View(document(report, path), *shown, remarks=report.warnings)
+    return Summary(document(report, path), *shown, remarks=report.warnings)
 
 
 def _unchanged(report: HardenReport, path: Path) -> View:
@@ -80,7 +87,11 @@ def document(report: HardenReport, path: Path | None = None) -> dict[str, Any]:
 def _comparisons(report: HardenReport) -> Any:
     """A row for each stage in the target's arithmetic, and two for the written file."""
     table = make_table("", ">drop", ">95 % interval", ">same %", ">dB")
-    for candidate in report.candidates:
+    shown = report.candidates[-SHOWN_CANDIDATES:]
+    hidden = len(report.candidates) - len(shown)
+    if hidden:
+        table.add_row(f"{hidden} before (--json has all)")
+    for candidate in shown:
         table.add_row(f"INT8, {candidate.stage}", *_cells(candidate.paired))
     for trial in report.trials:
         name = f"in {report.target.name} itself, {trial.stage}"
@@ -111,19 +122,22 @@ def _fallback(report: HardenReport) -> Any:
     """The layers that the target should keep out of INT8, which packs write in its words."""
     precision = report.fallback[0].precision
     table = make_table(f"layers to keep in {precision}", ">gain alone, dB")
-    for layer in report.fallback:
+    for layer in report.fallback[:SHOWN_FALLBACK]:
         table.add_row(layer.node, f"{layer.gain_db:.1f}")
+    hidden = len(report.fallback) - SHOWN_FALLBACK
+    if hidden > 0:
+        table.add_row(f"and {hidden} more (--json has all)")
     return table
 
 
-def packed(pack: Pack) -> View:
+def packed(pack: Pack) -> Summary:
     """`repzoo pack`."""
     report = pack.model.hardening
     shown: list[Any] = [_comparisons(report)] if report else []
     shown.append(f"{pack.folder}: {len(pack.files)} files")
     # Scripts are numbered in the order of their use; those in folders are not steps.
     steps = [name for name in pack.files if re.fullmatch(r"[^/]+\.sh", name)]
-    shown.append(f"next: {', '.join(steps)}")
+    shown.append(f"steps: {', '.join(steps)}")
     result = {
         "folder": str(pack.folder),
         "files": list(pack.files),
@@ -133,17 +147,22 @@ def packed(pack: Pack) -> View:
         shown += _compiled_lines(pack.compiled)
         result["compiled"] = _compiled_document(pack.compiled)
     remarks = (*(report.warnings if report else ()), *pack.remarks)
-    return View(result, *shown, remarks=remarks)
+    return Summary(result, *shown, remarks=remarks)
 
 
-def compiled(compilation: Compilation) -> View:
+def compiled(compilation: Compilation) -> Summary:
     """`repzoo pack FOLDER --compile`."""
     document = {
         "folder": str(compilation.folder),
         "compiled": _compiled_document(compilation),
     }
     shown = _compiled_lines(compilation)
-    return View(document, *shown, remarks=compilation.remarks)
+    engine = compilation.target.partition(":")[0]
+    shown.append(
+        f"measure it: repzoo evaluate {shlex.quote(str(compilation.folder))} --engine {engine} "
+        "--data DIR --against FLOAT.onnx"
+    )
+    return Summary(document, *shown, remarks=compilation.remarks)
 
 
 def _compiled_lines(compilation: Compilation) -> list[Any]:
@@ -153,11 +172,6 @@ def _compiled_lines(compilation: Compilation) -> list[Any]:
     ]
     for record in compilation.records:
         shown += record_lines(record)
-    engine, _, _ = compilation.target.partition(":")
-    shown.append(
-        f"measure it: repzoo evaluate {compilation.folder} --engine {engine} --data DIR "
-        "--against FLOAT.onnx"
-    )
     return shown
 
 

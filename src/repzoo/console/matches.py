@@ -19,9 +19,8 @@ from repzoo.measure.matching import (
     unknown_figures,
 )
 from repzoo.report import figures
-from repzoo.zoo import catalog
 
-SHOWN = 15  # rows of a table; --json has all
+SHOWN = 8  # rows of a table; --json has all
 MARKS = "abcdefghijklmnopqrstuvwxyz"
 UNITS = {"top1": "points", "latency_ms": "ms", "weights_mb": "MB", "macs": "M MACs"}
 NAMES = {"top1": "Top-1", "latency_ms": "ms", "weights_mb": "MB", "macs": "MACs M"}
@@ -91,7 +90,6 @@ def match(result: Match) -> View:
         shown.append(
             f"{len(result.unknown)} more may fit, but figures are missing (--json lists them)"
         )
-    shown += _next_step(result)
     return View(_document(result), *shown, remarks=result.remarks)
 
 
@@ -190,15 +188,6 @@ def _misses(misses: Sequence[Miss]) -> str:
         by = miss.by / 1e6 if miss.figure == "macs" else miss.by
         parts.append(f"{by:.3g} {UNITS[miss.figure]}")
     return ", ".join(parts)
-
-
-def _next_step(result: Match) -> list[str]:
-    """What to type next, for a model of the catalog."""
-    best = result.best
-    if best is None or best.model not in {spec.name for spec in catalog.models()}:
-        return []
-    name = best.model
-    return [f"next: repzoo export {name} --pretrained --form deploy -o {name}.onnx"]
 
 
 def _document(result: Match) -> dict[str, Any]:

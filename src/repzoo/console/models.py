@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from repzoo.artifact import Artifact
-from repzoo.console.output import View, make_table
+from repzoo.console.output import Summary, View, make_table
 from repzoo.data.names import enumeration
 from repzoo.engines import statuses
 from repzoo.measure import host
@@ -155,7 +155,7 @@ def written(model: Artifact, path: Path) -> View:
     summary = (
         f"{path}: {model.form} form, opset {model.opset}, {model.num_classes} classes"
     )
-    return View(document, summary, remarks=remarks)
+    return Summary(document, summary, remarks=remarks)
 
 
 def converted(weights: Loaded, path: Path, sha256: str) -> View:
@@ -174,7 +174,7 @@ def converted(weights: Loaded, path: Path, sha256: str) -> View:
         f"{path}: {weights.model}, {len(weights.state)} tensors, {weights.classes} classes; "
         f"from {weights.source}"
     )
-    return View(document, summary, remarks=weights.remarks)
+    return Summary(document, summary, remarks=weights.remarks)
 
 
 def downloaded(fetched: Sequence[Fetched], failed: Sequence[str]) -> View:
@@ -205,7 +205,7 @@ def embedded_input(embedded: EmbeddedInput, model: Artifact, path: Path) -> View
     colors = preprocess.yuv if preprocess.input == "nv12" else preprocess.color
     shape = ", ".join(map(str, preprocess.input_shape))
     summary = f"{path}: takes {preprocess.input} [N, {shape}], {colors}"
-    return View(document, summary, embedded.summary, embedded.certificate.line())
+    return Summary(document, summary, embedded.summary, embedded.certificate.line())
 
 
 def certificate(proof: Certificate, path: Path, verbose: bool = False) -> View:
@@ -218,12 +218,12 @@ def certificate(proof: Certificate, path: Path, verbose: bool = False) -> View:
     lines = _refusals(proof) if verbose else []
     # Without a fold, nodes that change nothing may still have been removed.
     if not proof.folds and proof.before["nodes"] == proof.after["nodes"]:
-        return View(document, "nothing to fold", *lines, proof.line(), written)
+        return Summary(document, "nothing to fold", *lines, proof.line(), written)
     sizes = make_table("", ">before", ">after")
     for name in ("nodes", "parameters", "macs", "bytes"):
         sizes.add_row(name, f"{proof.before[name]:,}", f"{proof.after[name]:,}")
     folds = _folds(proof) if verbose else _fold_counts(proof)
-    return View(document, folds, *lines, sizes, proof.line(), written)
+    return Summary(document, folds, *lines, sizes, proof.line(), written)
 
 
 def _fold_counts(proof: Certificate) -> str:

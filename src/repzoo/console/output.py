@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-import time
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import rich.console
-import rich.progress
 import rich.text
 import rich_click as click
 from rich.table import Table
 
+from repzoo.console import stages
 from repzoo.data.description import DataDescription
 from repzoo.printable import one_line, printable
 from repzoo.storage import json_text
@@ -22,6 +21,8 @@ QUIET_SECONDS = 2.0
 REPEAT_SECONDS = 60.0
 # Where click keeps what was assumed about preprocessing during the command that runs.
 ASSUMPTIONS = "repzoo.assumptions"
+# Where it keeps that --quiet was given.
+QUIET = "repzoo.quiet"
 
 
 class View:
@@ -38,64 +39,14 @@ class View:
         self.remarks = tuple(remarks)
 
 
+class Summary(View):
+    """What sums up a result that is in files; --quiet leaves `shown` out."""
+
+
 class _Console(rich.console.Console):
     def on_broken_pipe(self) -> None:
         """Leave a closed pipe to the command line; rich would exit with 1."""
         raise BrokenPipeError
-
-
-class _Rate(rich.progress.ProgressColumn):
-    """Units per second, such as images."""
-
-    def render(self, task: rich.progress.Task) -> rich.text.Text:
-        """The rate, or nothing while it is unknown."""
-        return rich.text.Text(f"{task.speed:.0f}/s" if task.speed else "")
-
-
-class _StageLines:
-    """Progress where stderr is no terminal: a line for each stage of a command that takes long.
-
-    A command that ends within QUIET_SECONDS prints nothing. A stage that goes on is repeated
-    every REPEAT_SECONDS, so that a log shows a command that is alive.
-    """
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._stage = ""
-        self._line = ""
-        self._printed: dict[str, float] = {}  # when each stage was last printed
-        # The timer below reports from a thread of its own.
-        self._lock = threading.Lock()
-        # A stage may report nothing until it ends.
-        self._timer = threading.Timer(QUIET_SECONDS, self._print_if_due)
-        # A command that has failed must not wait for it.
-        self._timer.daemon = True
-        self._timer.start()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Note the progress, and print it if it is due."""
-        with self._lock:
-            self._stage = stage
-            self._line = f"{stage}: {done} of {total}" if total else f"{stage}: ..."
-            # Of a stage that is over when it is first shown, its name says all.
-            if 0 < total == done and stage not in self._printed:
-                self._line = stage
-        self._print_if_due()
-
-    def close(self) -> None:
-        """Print nothing more."""
-        self._timer.cancel()
-
-    def _print_if_due(self) -> None:
-        now = time.monotonic()
-        with self._lock:
-            if not self._stage or now - self._started < QUIET_SECONDS:
-                return
-            printed = self._printed.get(self._stage)
-            if printed is not None and now - printed < REPEAT_SECONDS:
-                return
-            self._printed[self._stage] = now
-            click.echo(self._line, err=True)
 
 
 class Console:
@@ -106,54 +57,34 @@ class Console:
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
+        self._quiet = is_quiet()
         # No markup and no emoji: a class may be called "[red]" or ":cat:".
         self._out = _Console(highlight=False, markup=False, emoji=False)
-        self._err = rich.console.Console(stderr=True, highlight=False)
-        self._bars: rich.progress.Progress | None = None
-        self._tasks: dict[str, rich.progress.TaskID] = {}
-        self._lines: _StageLines | None = None
+        self._err = _stderr()
+        self._stages: stages.Bars | stages.Lines | None = None
         self._data: DataDescription | None = None
 
     def __enter__(self) -> Self:
         """Start to show progress."""
-        if not self._err.is_terminal:
-            self._lines = _StageLines()
+        if self._quiet:
             return self
-        self._bars = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            _Rate(),
-            rich.progress.TimeRemainingColumn(),
-            console=self._err,
-            transient=True,
-        )
-        self._bars.start()
+        # A terminal without cursor movement can show no bars.
+        if _is_terminal(self._err) and not self._err.is_dumb_terminal:
+            self._stages = stages.Bars(self._err)
+        else:
+            self._stages = stages.Lines(QUIET_SECONDS, REPEAT_SECONDS)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Clear the bars; print no more lines."""
-        if self._bars:
-            self._bars.stop()
-        if self._lines:
-            self._lines.close()
+        if self._stages is not None:
+            self._stages.close()
+            self._stages = None
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """A repzoo.progress.Progress with one bar, or one line, for each stage."""
-        if self._lines:
-            self._lines(stage, done, total)
-        if self._bars is None:
-            return
-        if stage not in self._tasks and 0 < total == done:
-            # It is over: a line stays, while a bar for every epoch would fill the screen.
-            self._err.print(rich.text.Text(stage))
-            return
-        if stage not in self._tasks:
-            # Where the total is unknown, rich shows a moving bar for None.
-            self._tasks[stage] = self._bars.add_task(
-                stage, total=total or None, completed=done
-            )
-        self._bars.update(self._tasks[stage], completed=done, total=total or None)
+        if self._stages is not None:
+            self._stages(stage, done, total)
 
     def describe(self, data: DataDescription) -> None:
         """Say what the data set of this command was taken for, now and in the document.
@@ -161,9 +92,21 @@ class Console:
         Now, because a command that ends with an error after this says it too.
         """
         self._data = data
-        # Through the console that draws the bars, which would otherwise overwrite the line.
-        line = rich.text.Text(f"data: {one_line(data)}")
-        self._err.print(line, soft_wrap=True)
+        if not self._quiet:
+            # Through the console that draws the bars, which would otherwise overwrite the line.
+            print_aside(f"data: {one_line(data)}", self._err)
+
+    def suggest(self, command: Sequence[str] | None) -> None:
+        """Print what to type next, quoted for a shell; nothing with --json or --quiet.
+
+        A command with characters that a terminal would obey is not printed.
+        """
+        if command is None or self._as_json or self._quiet:
+            return
+        line = shlex.join(command)
+        if printable(line) == line:
+            # Unwrapped: a line break in it would end the command when it is pasted.
+            click.echo(f"next: {line}", err=True)
 
     @staticmethod
     def document(value: Any) -> str:
@@ -174,13 +117,15 @@ class Console:
         """Print `view`: with --json its document, else what a person reads; remarks to stderr."""
         if self._as_json:
             click.echo(self.document(self._complete(view)), nl=False)
-        else:
+        elif not (self._quiet and isinstance(view, Summary)):
             for item in view.shown:
                 self._out.print(
                     printable(item, keep="\n") if isinstance(item, str) else item
                 )
+        if self._quiet:
+            return
         for remark in view.remarks:
-            click.echo(f"note: {one_line(remark)}", err=True)
+            print_aside(f"note: {one_line(remark)}", self._err)
 
     def _complete(self, view: View) -> dict[str, Any]:
         """The document of `view`, with all remarks and the data set that was read."""
@@ -200,6 +145,27 @@ def assumptions() -> list[str]:
         return []
     listed: list[str] = context.meta.setdefault(ASSUMPTIONS, [])
     return listed
+
+
+def print_aside(line: str, console: rich.console.Console | None = None) -> None:
+    """Print a line on stderr. On a terminal it breaks between words, elsewhere not at all."""
+    console = console or _stderr()
+    console.print(rich.text.Text(line), soft_wrap=not _is_terminal(console))
+
+
+def _stderr() -> rich.console.Console:
+    return _Console(stderr=True, highlight=False)
+
+
+def _is_terminal(console: rich.console.Console) -> bool:
+    # With FORCE_COLOR rich takes a log file for a terminal, which bars would fill.
+    return console.is_terminal and console.file.isatty()
+
+
+def is_quiet() -> bool:
+    """Whether the command that runs was given --quiet."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(QUIET))
 
 
 class _Table(Table):

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from repzoo.console.board_card import board_table
 from repzoo.console.evaluations import paired_line
-from repzoo.console.output import View, make_table
+from repzoo.console.output import Summary, View, make_table
 from repzoo.measure.record import select, share_of, to_json
 from repzoo.measure.results import HalfSummary, Latency, LatencyRatio, PairedAccuracy
+from repzoo.quant.search.candidate import Candidate
 from repzoo.quant.search.gate import QuantReport
 from repzoo.report import card as cards
 from repzoo.report import figures
@@ -21,9 +22,10 @@ if TYPE_CHECKING:  # it imports what takes long
     from repzoo.job import JobResult
 
 # Rows that a person is shown; --json has all.
-SHOWN_LAYERS = 8
+SHOWN_CANDIDATES = 6
+SHOWN_LAYERS = 3
 SHOWN_CHANNELS = 3
-SHOWN_KEPT = 12
+SHOWN_KEPT = 5
 
 
 def quantized(report: QuantReport, path: Path) -> View:
@@ -55,7 +57,7 @@ def quantized(report: QuantReport, path: Path) -> View:
     }
     if share is not None:
         document["int8"] = to_json(share)
-    return View(document, *shown, remarks=report.warnings)
+    return Summary(document, *shown, remarks=report.warnings)
 
 
 def _half_lines(half: HalfSummary) -> list[Any]:
@@ -88,16 +90,28 @@ def _candidates(report: QuantReport) -> Table:
     table = make_table(
         "stage", ">drop", ">95 % interval", ">same %", ">expected", ">dB", ">s", ""
     )
-    for candidate in report.candidates:
+    candidates = _shown_candidates(report)
+    for candidate in candidates:
         mark = "" if candidate.verdict.passes else "refused"
         # By identity: several candidates may have its placement.
         if candidate is report.chosen:
             mark = "chosen"
         figures = _drop_cells(candidate.paired)
         table.add_row(candidate.stage, *figures, f"{candidate.seconds:.1f}", mark)
+    hidden = len(report.candidates) - len(candidates)
+    if hidden:
+        table.add_row(f"{hidden} more")
     verdict = "gate" if report.passes else "gate: refused"
     table.add_row(verdict, *_drop_cells(report.paired.values), "", "")
     return table
+
+
+def _shown_candidates(report: QuantReport) -> list[Candidate]:
+    """The candidates of a table that leaves room for the rest: the chosen one, and the last."""
+    last = report.candidates[-SHOWN_CANDIDATES:]
+    if any(candidate is report.chosen for candidate in last):
+        return list(last)
+    return [report.chosen, *last[1:]]
 
 
 def _accuracy_line(values: PairedAccuracy, precision: str = "INT8") -> str:
@@ -195,7 +209,9 @@ def card(result: JobResult, files: Sequence[Path]) -> View:
     if result.board:
         tables.append(board_table(facts, result.board))
         document["board"] = to_json(result.board)
-    return View(document, *tables, *lines, f"card: {written}", remarks=result.remarks)
+    return Summary(
+        document, *tables, *lines, f"card: {written}", remarks=result.remarks
+    )
 
 
 def _training_line(training: cards.Training, data_name: str) -> str:

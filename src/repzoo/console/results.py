@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from repzoo import verbs
-from repzoo.console.output import View, make_table
+from repzoo.console.output import Summary, View, make_table
 from repzoo.graph.tools.head import THRESHOLD
-from repzoo.measure.record import to_json
+from repzoo.measure.record import Record, to_json
+from repzoo.measure.results import PairedAccuracy
 from repzoo.report import figures
 
 if TYPE_CHECKING:  # it imports torch
     from repzoo.training.run import TrainResult
 
-SHOWN_EPOCHS = 5  # that a person is shown; --json has all
+# Rows that a person is shown; --json has all.
+SHOWN_EPOCHS = 5
+SHOWN_MISTAKES = 11
 
 
 def mismatches(result: verbs.Mismatches) -> View:
@@ -24,7 +27,8 @@ def mismatches(result: verbs.Mismatches) -> View:
     table = make_table("preprocessing", ">Top-1 %", ">drop", ">95 % interval", ">p")
     right = result.right.values
     table.add_row("the model's own", figures.percent(right.top1), "", "", "")
-    for record in result.wrong:
+    shown = _largest_drops(result)
+    for record in shown:
         values = record.values
         assert values.top1 is not None  # a mismatch row has it
         interval = figures.span(figures.points, values.drop_low, values.drop_high)
@@ -44,7 +48,18 @@ def mismatches(result: verbs.Mismatches) -> View:
         f"{right.n} images, the same in every row. Drop: Top-1 points below the first row. "
         "p: McNemar's exact test."
     )
+    hidden = len(result.wrong) - len(shown)
+    if hidden:
+        note = f"{hidden} mistakes that cost less are left out (--json has all). {note}"
     return View(document, table, note, remarks=result.remarks)
+
+
+def _largest_drops(result: verbs.Mismatches) -> list[Record[PairedAccuracy]]:
+    """The mistakes that cost most, in their usual order."""
+    by_drop = sorted(result.wrong, key=lambda record: -record.values.drop)
+    # By identity: two mistakes may cost the same.
+    kept = set(map(id, by_drop[:SHOWN_MISTAKES]))
+    return [record for record in result.wrong if id(record) in kept]
 
 
 def predictions(
@@ -92,7 +107,7 @@ def trained(result: TrainResult) -> View:
         "sha256": artifact.sha256,
         "epochs": [dataclasses.asdict(epoch) for epoch in result.log],
     }
-    return View(
+    return Summary(
         document, table, f"{artifact.name}: trained and written", remarks=result.remarks
     )
 
@@ -107,7 +122,8 @@ def page(written: verbs.Page) -> View:
     }
     size = f"{written.bytes / 1e6:.2f} MB"
     counts = f"models: {written.models}, rows: {written.rows}, {size}"
-    return View(document, f"{written.path}\n{counts}", remarks=written.remarks)
+    lines = (str(written.path), counts, f"open {written.path} in a browser")
+    return Summary(document, *lines, remarks=written.remarks)
 
 
 def demo(written: verbs.Demo) -> View:
@@ -118,4 +134,4 @@ def demo(written: verbs.Demo) -> View:
         "runtime": written.runtime,
     }
     size = f"{written.bytes / 1e6:.2f} MB, with {written.runtime}"
-    return View(document, f"{written.path}\n{size}; open it in a browser")
+    return Summary(document, f"{written.path}\n{size}; open it in a browser")

@@ -177,6 +177,9 @@ def _fill(
     images = len(worker.dataset)
     own_chunks, chunks_to_send = _share(table, images, group)
     done = int(table.known.sum())
+    if done < images:
+        # The first chunk may take long.
+        progress("evaluate", done, images)
     for chunk in map_in_order(worker, own_chunks, group.threads(available_cores())):
         if journal:
             journal.append(chunk)

@@ -124,6 +124,7 @@ def run(
     before = noise.read_counters()
     with contextlib.ExitStack() as stack:
         clients = _start_clients(cases, clock, stack)
+        progress("bench", 0, rounds)
         live = for_each(clients, ClientThreads.warm_up, on_error)
         # After the warm-up, whose first calls count as opening: engines compile in them.
         if openings == 0:

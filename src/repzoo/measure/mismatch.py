@@ -306,6 +306,7 @@ def predict(
 def _chunks(worker: _Worker, progress: Progress) -> Iterator[_Chunk]:
     """What `worker` makes of each chunk of its images, in order."""
     images = len(worker.dataset)
+    progress("mismatch", 0, images)
     ranges = []
     for start in range(0, images, CHUNK):
         ranges.append(range(start, min(start + CHUNK, images)))

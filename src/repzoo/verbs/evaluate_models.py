@@ -209,6 +209,7 @@ def evaluate(
         results = _with_targets(results, targets)
     else:
         remarks += precision_remarks(predictions)
+    progress("compare", 0, 0)
     own = [predictions[index] for index in own_indices]
     reference = [predictions[index] for index in reference_indices]
     return Evaluation(

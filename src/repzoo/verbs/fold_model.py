@@ -11,6 +11,7 @@ from repzoo import __version__, engines
 from repzoo.artifact import Step
 from repzoo.engines import DEFAULT_ENGINE, Array, Feeds
 from repzoo.measure.host import host
+from repzoo.progress import Progress, silent
 from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.image_data import DataLike, first_images, open_dataset
 from repzoo.verbs.model_files import ModelLike, open_model
@@ -23,6 +24,7 @@ def fold(
     *,
     engine: str = DEFAULT_ENGINE,
     timed: bool = False,
+    progress: Progress = silent,
 ) -> Artifact:
     """Fold a model into its deploy form; the result's `certificate` says how equal both are.
 
@@ -51,6 +53,7 @@ def fold(
         if timed
         else None
     )
+    progress("fold", 0, 0)
     result = fold_graph(artifact.model, timer)
     certificate = certify(
         artifact,
@@ -59,6 +62,7 @@ def fold(
         exact_runner(engine),
         images,
         run_feeds=_exact_feed_runner(engine),
+        progress=progress,
     )
     settings: dict[str, Any] = {
         "folds": len(result.folds),

@@ -96,7 +96,7 @@ def harden_for(
     artifact.require_preprocess()
     source = open_data_source(data, unlabeled=True)
     if artifact.form == "train":
-        artifact = fold(artifact)
+        artifact = fold(artifact, progress=progress)
     split = source.split_for_quantization(options.images, options.seed)
     remarks = split.gate.remarks()
     # Nothing then says which output is which class, but agreement with float can be counted.

@@ -25,6 +25,7 @@ from repzoo.graph.tools.head import THRESHOLD, Head, HeadKind
 from repzoo.measure.accuracy import BATCH, EvaluationRun, best_classes, logits_of
 from repzoo.measure.class_mapping import class_labels, require_classes
 from repzoo.measure.host import host
+from repzoo.progress import Progress, silent
 from repzoo.verbs.assumed_preprocess import for_images
 
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
@@ -71,6 +72,7 @@ def classify(
     engine_name: str,
     report: ReadReport | None = None,
     skip_unreadable: bool = False,
+    progress: Progress = silent,
 ) -> list[Prediction]:
     """The `top` classes of each image.
 
@@ -99,7 +101,7 @@ def classify(
     run = EvaluationRun(model, engine, session)
     predictions: list[Prediction] = []
     reader = _Reader(preprocess, report or ReadReport(), skip_unreadable)
-    for names, inputs in reader.batches(images):
+    for names, inputs in reader.batches(images, progress):
         probabilities = _probabilities(run, head, inputs)
         for name, row in zip(names, probabilities, strict=True):
             predictions.append(_prediction(model, head, name, row, top))
@@ -132,9 +134,10 @@ class _Reader:
     skip_unreadable: bool
 
     def batches(
-        self, images: Sequence[ImageLike]
+        self, images: Sequence[ImageLike], progress: Progress
     ) -> Iterator[tuple[list[str], Tensor]]:
         """(names, input tensor) of up to BATCH images at a time."""
+        progress("predict", 0, len(images))
         for start in range(0, len(images), BATCH):
             names = []
             tensors = []
@@ -145,6 +148,7 @@ class _Reader:
                     tensors.append(tensor)
             if tensors:
                 yield names, np.stack(tensors)
+            progress("predict", min(start + BATCH, len(images)), len(images))
 
     def _read(self, image: ImageLike) -> Tensor | None:
         """The input of one image; None where it cannot be read and is left out."""

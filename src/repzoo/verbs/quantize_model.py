@@ -162,7 +162,7 @@ def quantize(
     _check_names(options)
     source = open_data_source(data, unlabeled=True)
     if artifact.form == "train":
-        artifact = fold(artifact)
+        artifact = fold(artifact, progress=progress)
     split = source.split_for_quantization(options.images, options.seed)
     remarks = _data_remarks(split, artifact, options)
     if lacks_classes(split.gate, artifact):

@@ -8,7 +8,8 @@ from typing import Any
 import rich_click as click
 
 from repzoo.console import models as views
-from repzoo.console.commands.shared import FILE, json_option
+from repzoo.console import next_step
+from repzoo.console.commands.shared import FILE, MODEL, json_option
 from repzoo.console.options import preprocess_options
 from repzoo.console.output import Console
 from repzoo.errors import InputError
@@ -34,7 +35,7 @@ def list_models(pattern: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @json_option
 def info(model: str, as_json: bool) -> None:
     """Describe MODEL: a catalog name, an embedded model or an ONNX file."""
@@ -56,7 +57,7 @@ def engines(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", type=MODEL)
 @preprocess_options
 @json_option
 def count(file: str, as_json: bool, **preprocess: Any) -> None:
@@ -99,6 +100,8 @@ def download(
         done, failed = downloads.fetch_all(rows, output, console.progress)
     # Before the error: what did arrive is there, and is shown.
     console.show(views.downloaded(done, failed))
+    if len(rows) == len(done) == 1:
+        console.suggest(next_step.after_download(rows[0].model, done[0].file))
     if failed:
         raise InputError(
             f"{len(failed)} of {len(rows)} could not be fetched. {failed[0]}"

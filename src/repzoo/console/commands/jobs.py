@@ -12,11 +12,13 @@ from typing import Any
 import rich_click as click
 
 from repzoo import job, verbs
+from repzoo.console import next_step, results
 from repzoo.console import quantized as views
-from repzoo.console import results
 from repzoo.console.commands.shared import (
+    DATA,
     DATA_HELP,
     FILE,
+    MODEL,
     append_option,
     data_option,
     json_option,
@@ -35,7 +37,7 @@ from repzoo.verbs.model_files import embedded_for, load_file, require_float
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @data_option
 @click.option(
     "-o",
@@ -85,12 +87,14 @@ def train(
     if is_first:
         assert artifact.training is not None
         console.show(results.trained(artifact.training))
+        console.suggest(next_step.after_train(artifact, output, data))
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", type=MODEL, required=False)
 @click.option(
     "--data",
+    type=DATA,
     # With the embedded model of digits, `repzoo card` alone shows the whole job.
     default="digits",
     show_default=True,
@@ -150,6 +154,7 @@ def card(
     if append:
         append_records(append, result.records)
     console.show(views.card(result, files))
+    console.suggest(next_step.after_card(output, append))
 
 
 @click.command()

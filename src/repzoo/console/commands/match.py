@@ -12,8 +12,9 @@ from typing import Any
 import rich_click as click
 
 from repzoo import verbs
-from repzoo.console import matches
+from repzoo.console import matches, next_step
 from repzoo.console.commands.shared import (
+    DATA,
     FILE,
     append_option,
     json_option,
@@ -36,6 +37,7 @@ from repzoo.measure.record import append as append_records
 )
 @click.option(
     "--data",
+    type=DATA,
     help="Folder of labeled images: choose among the models whose Top-1 on its held-out images is "
     "in --records.  [default: published Top-1 on ImageNet]",
 )
@@ -75,5 +77,6 @@ def match(
             on_records=keep,
         )
     console.show(matches.match(result))
+    console.suggest(next_step.after_match(result))
     if not result.fits:
         raise GateError(matches.summary_of_failure(result))

@@ -11,10 +11,11 @@ from typing import Any
 import rich_click as click
 
 from repzoo import verbs
-from repzoo.console import evaluations, results
+from repzoo.console import evaluations, next_step, results
 from repzoo.console.bench import bench as bench_view
 from repzoo.console.commands.shared import (
     FILE,
+    MODEL,
     append_option,
     data_option,
     engine_option,
@@ -37,11 +38,12 @@ from repzoo.verbs.prediction import classify, images_below
 
 
 @click.command()
-@click.argument("files", nargs=-1)
+@click.argument("files", type=MODEL, nargs=-1)
 @data_option
 @part_option
 @click.option(
     "--against",
+    type=MODEL,
     help="Float model to compare every other with, image by image.  [default: the first of FILES]",
 )
 @append_option
@@ -90,10 +92,13 @@ def evaluate(
             append_records(append, [*result.runs, *result.paired])
     if is_first:
         console.show(evaluations.evaluation(result))
+        console.suggest(
+            next_step.after_evaluate(files, against, options, append, preprocess)
+        )
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True)
+@click.argument("files", type=MODEL, nargs=-1, required=True)
 @options_of(verbs.BenchOptions)
 @append_option
 @preprocess_options
@@ -119,13 +124,14 @@ def bench(
             artifacts, options=options, progress=console.progress, on_records=keep
         )
     console.show(bench_view(result))
+    console.suggest(next_step.after_records(append))
     # What was measured is shown and kept; a script must still see that it is not all.
     if result.interrupted:
         sys.exit(INTERRUPTED)
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", type=MODEL)
 @click.argument("images", nargs=-1, required=True, type=FILE)
 @click.option(
     "--top",
@@ -153,13 +159,14 @@ def predict(
     remarks: list[str] = []
     with Console(as_json) as console:
         paths = _expand_folders(images, remarks)
-        console.progress(f"predict {len(paths)} images", 0, 0)
         model = load_file(file, **preprocess)
         # A broken image is an error where it was named itself, and a remark within a folder.
         has_folder = any(path.is_dir() for path in images)
         report = ReadReport()
         # `verbs.predict` neither reports on the images nor leaves broken ones out.
-        predictions = classify(model, paths, top, engine, report, has_folder)
+        predictions = classify(
+            model, paths, top, engine, report, has_folder, console.progress
+        )
     remarks += [*binary_remarks(model), *report.sentences()]
     console.show(results.predictions(predictions, remarks))
 
@@ -179,7 +186,7 @@ def _expand_folders(paths: Sequence[Path], remarks: list[str]) -> list[Path]:
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", type=MODEL)
 @data_option
 @part_option
 @append_option
@@ -206,3 +213,4 @@ def mismatch(
     if append:
         append_records(append, [result.right, *result.wrong])
     console.show(results.mismatches(result))
+    console.suggest(next_step.after_records(append))

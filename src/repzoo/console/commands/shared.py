@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import rich_click as click
+from click.shell_completion import CompletionItem
+from click.types import StringParamType
 
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.storage import require_different, require_writable
@@ -19,16 +21,56 @@ DATA_HELP = (
     "_classes.csv."
 )
 
+
+class _ModelName(StringParamType):
+    """A model file, or the name of a model of the zoo."""
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Names that begin with what was typed, else files."""
+        # Only here: no command needs the catalog before it runs.
+        from repzoo.zoo import catalog, embedded
+
+        names = [*embedded.names(), *(row.name for row in catalog.models())]
+        matching = [name for name in names if name.startswith(incomplete)]
+        if incomplete and matching:
+            return [CompletionItem(name) for name in matching]
+        return [CompletionItem(incomplete, type="file")]
+
+
+class _DataName(StringParamType):
+    """A folder of images, or `digits`."""
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """The name of the embedded data where it begins so, else folders."""
+        if incomplete and "digits".startswith(incomplete):
+            return [CompletionItem("digits")]
+        return [CompletionItem(incomplete, type="dir")]
+
+
+MODEL = _ModelName()
+DATA = _DataName()
+
 output_option = click.option(
     "-o", "--output", type=FILE, required=True, help="File to write."
 )
 data_option = click.option(
     "--data",
+    type=DATA,
     required=True,
     help=DATA_HELP,
 )
 certificate_data_option = click.option(
-    "--data", help="Also certify on images of this folder, or on `digits`."
+    "--data", type=DATA, help="Also certify on images of this folder, or on `digits`."
 )
 part_option = click.option(
     "--part",

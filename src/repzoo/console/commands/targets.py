@@ -11,10 +11,13 @@ from repzoo import verbs
 from repzoo.console import board_logs as log_views
 from repzoo.console import hardened as views
 from repzoo.console import lint as lint_views
+from repzoo.console import next_step
 from repzoo.console import toolchains as toolchain_views
 from repzoo.console.commands.shared import (
+    DATA,
     DATA_HELP,
     FILE,
+    MODEL,
     append_option,
     data_option,
     json_option,
@@ -32,7 +35,7 @@ from repzoo.verbs.model_files import load_file, require_float
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", type=MODEL)
 @output_option
 @data_option
 @click.option("--report", type=FILE, help="Also write the report to this JSON file.")
@@ -70,10 +73,11 @@ def harden(
     # At once: a failure must not leave the model beside the report of an earlier run.
     write_together(contents)
     console.show(views.hardened(result.hardening, output))
+    console.suggest(next_step.after_harden(result, output, options.target, data))
 
 
 @click.command()
-@click.argument("file", required=False)
+@click.argument("file", type=MODEL, required=False)
 @click.option("-o", "--output", type=FILE, help="Folder to write; it must be empty.")
 @click.option(
     "--check",
@@ -84,11 +88,13 @@ def harden(
 )
 @click.option(
     "--model",
+    type=MODEL,
     metavar="FILE",
     help="With --check: the model that PATH is for.  [default: the one it names]",
 )
 @click.option(
     "--data",
+    type=DATA,
     help=f"{DATA_HELP} With --check: measure what mistakes cost.",
 )
 @append_option
@@ -138,12 +144,14 @@ def pack(
     artifact = load_file(file, **preprocess)
     with Console(as_json) as console:
         source = open_data_source(data, unlabeled=True)
+        console.describe(source.describe_quantization())
         written = verbs.pack(
             artifact, source, output, options=options, progress=console.progress
         )
     if append and written.compiled:
         append_records(append, written.compiled.records)
     console.show(views.packed(written))
+    console.suggest(next_step.after_pack(file, written, data, options, preprocess))
 
 
 def _check(
@@ -234,6 +242,7 @@ def toolchains(
 @click.argument("logs", nargs=-1, required=True, type=FILE)
 @click.option(
     "--model",
+    type=MODEL,
     metavar="FILE",
     help="ONNX that was compiled: logs of another model are refused.  [default: the model as the "
     "log names it]",
@@ -266,4 +275,6 @@ def import_logs(
         )
     if append:
         append_records(append, imported.records)
-    Console(as_json).show(log_views.imported(imported))
+    console = Console(as_json)
+    console.show(log_views.imported(imported))
+    console.suggest(next_step.after_records(append))

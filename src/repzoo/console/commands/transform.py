@@ -9,9 +9,11 @@ import rich_click as click
 
 from repzoo import verbs
 from repzoo.console import models as views
+from repzoo.console import next_step
 from repzoo.console import quantized as quantized_views
 from repzoo.console.commands.shared import (
     FILE,
+    MODEL,
     certificate_data_option,
     data_option,
     engine_option,
@@ -31,7 +33,7 @@ CERTIFICATE_USE = f"the first {CERTIFICATE_IMAGES} certified on"
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @output_option
 @options_of(verbs.ExportOptions)
 @preprocess_options
@@ -48,12 +50,16 @@ def export(
         artifact = verbs.export(model, labels=names, options=options, **preprocess)
         written = artifact.save(output)
     console.show(views.written(written, output))
+    console.suggest(next_step.after_export(written, output))
 
 
 @click.command()
 @click.argument("checkpoint")
 @click.option(
-    "--model", required=True, help="Catalog model that the weights belong to."
+    "--model",
+    type=MODEL,
+    required=True,
+    help="Catalog model that the weights belong to.",
 )
 @output_option
 @options_of(CheckpointOptions)
@@ -75,10 +81,11 @@ def convert(
         converted = verbs.convert(checkpoint, model, options=options)
         converted.save(output)
     console.show(views.converted(converted.weights, output, converted.sha256))
+    console.suggest(next_step.after_convert(model, output))
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", type=MODEL)
 @output_option
 @click.option(
     "--certificate", type=FILE, help="Also write the certificate to this JSON file."
@@ -98,18 +105,19 @@ def fold(
 
     FILE.onnx is any float graph, with inputs and outputs of any number, rank and type.
     """
-    data = values.pop("data")
+    data_name = values.pop("data")
     timed = values.pop("timed")
     verbose = values.pop("verbose")
     artifact = load_file(file, **values)
     require_writable_files(output, certificate=certificate)
     with Console(as_json) as console:
-        console.progress("fold and certify", 0, 0)
-        if data is not None:
+        console.progress("fold", 0, 0)
+        data = None
+        if data_name is not None:
             # Labels do not matter: the two graphs are compared with each other.
-            data = open_data_source(data, unlabeled=True)
+            data = open_data_source(data_name, unlabeled=True)
             console.describe(data.describe_evaluation(use=CERTIFICATE_USE))
-        folded = verbs.fold(artifact, data, timed=timed)
+        folded = verbs.fold(artifact, data, timed=timed, progress=console.progress)
     assert folded.certificate is not None
     contents: list[Any] = folded.files(output)
     if certificate:
@@ -117,10 +125,11 @@ def fold(
     # At once: a failure must not leave the model beside the certificate of an earlier run.
     write_together(contents)
     console.show(views.certificate(folded.certificate, output, verbose))
+    console.suggest(next_step.after_fold(file, folded, output, data_name, values))
 
 
 @click.command("embed-input")
-@click.argument("file")
+@click.argument("file", type=MODEL)
 @output_option
 @click.option(
     "--order",
@@ -151,10 +160,11 @@ def embed_input(file: str, output: Path, as_json: bool, **values: Any) -> None:
         embedded = verbs.embed_input(artifact, kind, **settings)
         written = embedded.artifact.save(output)
     console.show(views.embedded_input(embedded, written, output))
+    console.suggest(next_step.after_writing(output))
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", type=MODEL)
 @output_option
 @data_option
 @click.option("--report", type=FILE, help="Also write the report to this JSON file.")
@@ -189,3 +199,6 @@ def quantize(
         contents.append((report, Console.document(int8.report.record.to_json())))
     write_together(contents)
     console.show(quantized_views.quantized(int8.report, output))
+    console.suggest(
+        next_step.after_quantize(file, output, data, options.engine, preprocess)
+    )

@@ -48,6 +48,7 @@ from repzoo.graph.tools.cost import count
 from repzoo.graph.tools.cost_result import Cost
 from repzoo.graph.tools.fold_result import Fold, FoldResult, Refusal
 from repzoo.graph.tools.skeleton import sha256_of_graph
+from repzoo.progress import Progress, silent
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -181,7 +182,7 @@ def _cannot_run(_: onnx.ModelProto, feeds: Feeds) -> list[Any]:
     )
 
 
-def certify(
+def certify(  # noqa: PLR0913
     before: Artifact,
     result: FoldResult,
     fold: Folder,
@@ -189,6 +190,7 @@ def certify(
     images: Images | None = None,
     seed: int = 0,
     run_feeds: FeedRunner = _cannot_run,
+    progress: Progress = silent,
 ) -> Certificate:
     """Compare `before` with its fold, node by node and as a whole.
 
@@ -199,6 +201,7 @@ def certify(
     seed    of probes and random images
 
     run_feeds  in place of `run` for a graph that is no classifier: all outputs, for arrays by name
+    progress   is told of the nodes that are proven, and of the runs that are compared
 
     Raises:
         CertificateError: a folded node or the whole graph differs by more than its bound, or an
@@ -209,15 +212,18 @@ def certify(
     folded_cost = count(dataclasses.replace(before, model=result.model))
     _require_one_file(before.name, folded_cost)
     origin = TrainingForm.of(before.model)
-    proofs = prove(origin, result.model, result.outputs, seed)
+    proofs = prove(origin, result.model, result.outputs, seed, progress)
     kinds = _prove_adversarial_cases(before.model, result.model, origin, fold, seed)
     float64 = None
     if is_classifier(before.model):
         groups = random_inputs(before, cost, images, seed)
-        comparison = compare_graphs(before.model, result.model, groups, run, seed)
+        comparison = compare_graphs(
+            before.model, result.model, groups, run, seed, progress=progress
+        )
         if comparison.equality is Equality.INCONCLUSIVE:
             float64 = compare_in_float64(before.model, result.model, fold, seed)
     else:
+        progress("compare outputs", 0, 0)
         comparison = compare_any_graphs(before.model, result.model, run_feeds, seed)
     certificate = Certificate(
         comparison=comparison,

@@ -35,6 +35,7 @@ from repzoo.graph.certificate.probes import PROBES, make_probes
 from repzoo.graph.certificate.training_form import TrainingForm
 from repzoo.graph.certificate.unchanged import changed_nodes
 from repzoo.graph.certificate.window import Array, UnknownExpression
+from repzoo.progress import Progress, silent, tracked
 
 # Of sums of up to some 10^4 terms in float64, relative to their absolute values.
 FLOAT64_NOISE = 2.0**-46
@@ -64,6 +65,7 @@ def prove(
     after: onnx.ModelProto,
     written: Collection[str],
     seed: int = 0,
+    progress: Progress = silent,
 ) -> tuple[Proof, ...]:
     """A proof for every node of `after` that `before` does not have.
 
@@ -79,7 +81,8 @@ def prove(
     remaining = {name for node in after.graph.node for name in node.output}
     casts = Counter(written) - Counter(remaining)
     proofs = []
-    for node in changed_nodes(after, origin, new):
+    nodes = list(changed_nodes(after, origin, new))
+    for node in tracked(nodes, "prove folded nodes", len(nodes), progress):
         folded = FoldedNode.of(node, new)
         proof = None if folded is None else _prove_node(folded, origin, casts, seed)
         ratio = math.inf if proof is None else proof.ratio

@@ -26,6 +26,7 @@ from repzoo.graph.certificate.number_types import (
 from repzoo.graph.tools.cost_result import Cost
 from repzoo.graph.tools.pieces import split_model, trim_heap
 from repzoo.onnx_file import classifier_input, fixed_batch
+from repzoo.progress import Progress, silent
 
 Images = npt.NDArray[Any]  # float32, or uint8 for a model that takes bytes
 Runner = Callable[[onnx.ModelProto, Images], Images]  # exact: no graph optimization
@@ -92,6 +93,7 @@ def compare_graphs(
     run: Runner,
     seed: int,
     after_groups: Sequence[Images] | None = None,
+    progress: Progress = silent,
 ) -> GraphComparison:
     """Compare `before` on `groups` with `after` on `after_groups`, by default the same.
 
@@ -99,10 +101,15 @@ def compare_graphs(
         InputError: a graph computes no output.
         CertificateError: an output is not finite.
     """
+    stage = "compare outputs"
+    progress(stage, 0, 3)
     expected = _run_groups(before, groups, run)
+    progress(stage, 1, 3)
     actual = _run_groups(after, after_groups or groups, run)
+    progress(stage, 2, 3)
     _require_comparable([*expected, *actual])
     jittered = _run_groups(before, groups, run, np.random.default_rng(seed + 1))
+    progress(stage, 3, 3)
     roundoff = coarsest_roundoff(before.graph)
     comparisons = []
     for outputs in zip(expected, actual, jittered, strict=True):

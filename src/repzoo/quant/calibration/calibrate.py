@@ -73,6 +73,7 @@ class CalibrationStream:
     ) -> Iterator[Images]:
         """Yield `batches` and report progress, for piece number `piece` of `pieces`."""
         done = piece * self.images
+        self.progress("calibrate", done, pieces * self.images)
         for batch in batches:
             yield batch
             done += len(batch)

@@ -159,6 +159,7 @@ class Calibrator:
     def prepare(self, phase: str, images: Dataset, size: int) -> Iterator[Inputs]:
         """The prepared `images`, `size` at a time; progress is shown under the name `phase`."""
         done = 0
+        self.progress(phase, done, len(images))
         for inputs in ImageReader(self.artifact, images).read(size):
             yield inputs
             done += len(inputs)
