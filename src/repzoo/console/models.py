@@ -98,6 +98,8 @@ def artifact(model: Artifact) -> View:
         "sha256": model.sha256,
     }
     shown = dict(facts)
+    shown["preprocess"] = _pairs(preprocess) if preprocess else "not stated"
+    shown["steps"] = [f"{step.verb} ({_pairs(step.settings)})" for step in model.steps]
     if model.form == "int8":
         # A file that is INT8 by name may keep most of its layers in float.
         from repzoo.graph.tools.int8_share import int8_share
