@@ -181,7 +181,7 @@ def page(
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", type=MODEL)
 @output_option
 @preprocess_options
 @json_option
