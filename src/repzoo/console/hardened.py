@@ -50,9 +50,9 @@ def hardened(report: HardenReport, path: Path) -> Summary:
     return Summary(document(report, path), *shown, remarks=report.warnings)
 
 
-def _unchanged(report: HardenReport, path: Path) -> View:
+def _unchanged(report: HardenReport, path: Path) -> Summary:
     """The view of a file whose weights the tool rounds best by itself."""
-    return View(
+    return Summary(
         document(report, path),
         _comparisons(report),
         f"{report.target.name} itself does best with the weights as they are, on the images that "
