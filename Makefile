@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: card test check lint fuzz bench bench-int8 tables docs weights-digits reference toolchains clean
+.PHONY: card test check lint fuzz bench bench-int8 bench-peers tables docs weights-digits reference toolchains clean
 
 card: $(VENV)/.core
 	$(BIN)/repzoo card --output out
@@ -62,6 +62,12 @@ INT8 ?= repghostnet_050.clothing=$(DATA) $(if $(REPVGG),$(REPVGG)=$(DATA)) effic
 
 bench-int8: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.int8 $(INT8)
+
+# repzoo beside other tools: latencies of models in one interleaved run each (see benchmarks/peers.py).
+PEERS ?= repvgg_a0 repghostnet_100 repvit_m0_9 fasternet_t0
+
+bench-peers: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.peers $(PEERS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.spine

@@ -13,78 +13,17 @@ faster. Each line is also appended to the results.
 from __future__ import annotations
 
 import argparse
-import io
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
-import timm
-import torch
-from timm.models import reparameterize_model
-
+from benchmarks.models import build, by_repzoo, by_timm
 from repzoo import verbs
-from repzoo.artifact import Artifact, Preprocess, Step
-from repzoo.errors import InputError
-from repzoo.graph.tools.export import export
 from repzoo.measure import record
 from repzoo.measure.results import LatencyRatio
 from repzoo.verbs.public_artifact import Artifact as PublicArtifact
-from repzoo.zoo import catalog, families
 
 MODELS = ("repvgg_a0", "repghostnet_100", "repvit_m0_9", "fasternet_t0")
 ENGINES = "onnxruntime,openvino,mnn"
-CLASSES = 1000
-
-
-def build(name: str) -> tuple[torch.nn.Module, Preprocess]:
-    """The training form in evaluation mode with random statistics, and its preprocessing."""
-    torch.manual_seed(0)
-    try:
-        preprocess = catalog.spec(name).preprocess
-        module = families.build(name, CLASSES)
-    except InputError:
-        module = timm.create_model(name, num_classes=CLASSES)
-        preprocess = Preprocess(size=module.pretrained_cfg["input_size"][-1])
-    for part in module.modules():
-        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
-            torch.nn.init.uniform_(part.running_var, 0.5, 1.5)
-            torch.nn.init.normal_(part.running_mean, 0.0, 0.1)
-    return module.eval(), preprocess
-
-
-def by_timm(name: str, module: torch.nn.Module, preprocess: Preprocess) -> Artifact:
-    """timm's fold of `module`, as torch's exporter writes it."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        folded = reparameterize_model(module)
-        torch.onnx.export(
-            folded,
-            (torch.zeros(1, *preprocess.input_shape),),
-            buffer,
-            dynamo=False,
-            opset_version=17,
-            input_names=["data"],
-            output_names=["output"],
-        )
-    model = onnx.load_from_string(buffer.getvalue())
-    return Artifact(model, f"{name} by timm", preprocess, ())
-
-
-def by_repzoo(
-    name: str, module: torch.nn.Module, preprocess: Preprocess
-) -> PublicArtifact:
-    """repzoo's fold of `module`, with a fixed batch as timm's file has one."""
-    exported = export(
-        module,
-        name,
-        preprocess,
-        (),
-        Step("export", "benchmark"),
-        dynamic_batch=False,
-    )
-    return verbs.fold(PublicArtifact.wrap(exported))
 
 
 def compare(name: str, engines: tuple[str, ...], seconds: float, path: Path) -> None:

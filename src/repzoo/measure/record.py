@@ -37,6 +37,7 @@ from repzoo.graph.tools.int8_share import Int8Share, int8_share
 from repzoo.measure import system_noise as noise
 from repzoo.measure.board import BoardAccuracy, BoardLatency, BoardSimilarity
 from repzoo.measure.host import host
+from repzoo.measure.peer_latency import PeerLatency
 from repzoo.measure.results import (
     FORMERLY,
     INLINE,
@@ -61,6 +62,7 @@ Kind = Literal[
     "board_latency",
     "board_accuracy",
     "board_similarity",
+    "peer",
 ]
 MAX_RECORDS_BYTES = 256 * 2**20
 
@@ -76,6 +78,7 @@ RESULT_KINDS: dict[type, Kind] = {
     BoardLatency: "board_latency",
     BoardAccuracy: "board_accuracy",
     BoardSimilarity: "board_similarity",
+    PeerLatency: "peer",
 }
 
 T = TypeVar("T")

@@ -3,8 +3,9 @@
 A document marks the place of a table with `<!-- table: NAME -->` and `<!-- end -->`, where NAME is
 a file of the folder results/, without its `.jsonl`. Records of jobs make a
 table with a row for each model, from its newest job; Records of benchmarks/int8.py make one with a
-row for each quantizer (quantizer_comparison.py), and those of benchmarks/boards.py one of compiled
-models beside published figures (compiled_boards.py).
+row for each quantizer (quantizer_comparison.py), those of benchmarks/boards.py one of compiled
+models beside published figures (compiled_boards.py), and those of benchmarks/peers.py one for each
+model beside other tools (peers.py).
 
 `python -m repzoo.report.tables docs/results.md docs/boards.md` renders the tables; with --check it
 only compares.
@@ -21,10 +22,17 @@ from typing import Any
 
 from repzoo.errors import InputError
 from repzoo.measure import record
+from repzoo.measure.peer_latency import PeerLatency
 from repzoo.measure.record import Record
 from repzoo.measure.results import Latency, LatencyRatio, QuantizerComparison
 from repzoo.printable import escape_markdown
-from repzoo.report import card, compiled_boards, figures, quantizer_comparison
+from repzoo.report import (
+    card,
+    compiled_boards,
+    figures,
+    peers,
+    quantizer_comparison,
+)
 from repzoo.report.card import CardFacts
 from repzoo.storage import read_bounded, write_atomically
 
@@ -76,6 +84,8 @@ def render(document: str, results: Path, language: str) -> str:
         records = record.read(results / f"{match['name']}.jsonl")
         if compiled_boards.is_compilation(records):
             lines = compiled_boards.table(records)
+        elif record.select(records, PeerLatency):
+            lines = peers.table(records, language)
         elif record.select(records, QuantizerComparison):
             lines = quantizer_comparison.table(records, language)
         else:

@@ -1,0 +1,151 @@
+"""The peak of this processor: its clock, and its multiply-accumulates (MACs) per cycle.
+
+Both are measured, since tables of processors tell neither a virtual machine's clock nor what it
+shares with its neighbors. Loops of a few instructions run for some milliseconds each; of many such
+bursts the fastest counts, because an interruption only lengthens one.
+
+- *Clock*: additions of which each needs the result of the one before. One takes a cycle on every
+  x86 processor.
+- *MACs per cycle*: independent VPDPBUSD (VNNI, four 8-bit products in each 32-bit lane) where the
+  host has it, else independent fused multiply-adds (FMA) in float32, in the widest registers.
+
+The loops are machine code in memory of this process, because no compiler may be there. Only x86-64
+has them; elsewhere nothing is known of the peak.
+
+Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2 (encodings).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from repzoo.measure.host import host
+from repzoo.quant.network.host_arithmetic import EXACT_FLAGS
+
+ADDS = 64  # in one turn of the loop
+ACCUMULATORS = 12  # independent sums: more than latency x units of any processor needs
+BURST_SECONDS = 0.002
+BURSTS = 40
+FIRST_TURNS = 1000
+
+ADD = bytes.fromhex("4801d0")  # add rax, rdx
+CLEAR = bytes.fromhex("c5fc77")  # vzeroall
+END_OF_TURN = bytes.fromhex("48ffcf0f85")  # dec rdi; jnz to the distance that follows
+RETURN = bytes.fromhex("c3")
+JUMP_BYTES = 4
+# Registers 14 and 15 are multiplied; the destination is in the last byte and the second.
+VEX = (bytes.fromhex("c4c20d"), bytes.fromhex("c4420d"))
+EVEX = (bytes.fromhex("62d20d48"), bytes.fromhex("62520d48"))
+FMA, DOT = 0xB8, 0x50  # vfmadd231ps, vpdpbusd
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What one core can do at most.
+
+    clock_ghz       billions of cycles a second
+    macs_per_cycle  multiply-accumulates
+    instruction     "VNNI" or "FMA"
+    """
+
+    clock_ghz: float
+    macs_per_cycle: float
+    instruction: str
+
+    @property
+    def macs_per_second(self) -> float:
+        """Multiply-accumulates of one core."""
+        return self.clock_ghz * 1e9 * self.macs_per_cycle
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """The instruction that sets the peak.
+
+    name        as in `Peak`
+    prefixes    of its encoding, for destinations 0..7 and 8..15
+    opcode      its byte
+    macs        of one instruction
+    """
+
+    name: str
+    prefixes: tuple[bytes, bytes]
+    opcode: int
+    macs: int
+
+    def code(self) -> bytes:
+        """One instruction for each accumulator."""
+        encoded = bytearray()
+        for register in range(ACCUMULATORS):
+            operands = 0xC0 | (register % 8) << 3 | 7
+            encoded += self.prefixes[register // 8]
+            encoded += bytes([self.opcode, operands])
+        return bytes(encoded)
+
+
+def multiplier(flags: Collection[str]) -> Multiplier | None:
+    """The widest multiplier of a processor with these `flags` (those of measure.host)."""
+    if "avx512_vnni" in flags:
+        return Multiplier("VNNI", EVEX, DOT, 64)
+    if "avx_vnni" in flags:
+        return Multiplier("VNNI", VEX, DOT, 32)
+    if "avx512f" in flags:
+        return Multiplier("FMA", EVEX, FMA, 16)
+    if "avx2" in flags:
+        return Multiplier("FMA", VEX, FMA, 8)
+    return None
+
+
+def measure() -> Peak | None:
+    """The peak of one core; None where it is not known how to measure it."""
+    widest = multiplier(host()["int8"])
+    # Windows wants some of the registers preserved.
+    is_known = platform.machine() == "x86_64" and platform.system() != "Windows"
+    if widest is None or not is_known:
+        return None
+    try:
+        clock = ADDS * _turns_per_second(b"", ADD * ADDS)
+        turns = _turns_per_second(CLEAR, widest.code())
+    except OSError:  # a system that lets no process write code for itself
+        return None
+    macs_per_second = turns * ACCUMULATORS * widest.macs
+    return Peak(clock / 1e9, macs_per_second / clock, widest.name)
+
+
+def has_vnni() -> bool:
+    """Whether this host adds 8-bit products in 32 bits."""
+    return not EXACT_FLAGS.isdisjoint(host()["int8"])
+
+
+def loop(before: bytes, body: bytes) -> bytes:
+    """Machine code that runs `body` as often as its first argument says, after `before`."""
+    length = len(body) + len(END_OF_TURN) + JUMP_BYTES
+    distance = (-length).to_bytes(JUMP_BYTES, "little", signed=True)
+    return before + body + END_OF_TURN + distance + before + RETURN
+
+
+def _turns_per_second(before: bytes, body: bytes) -> float:
+    """The most turns a second of the loop over `body`."""
+    code = loop(before, body)
+    with mmap.mmap(
+        -1, len(code), prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+    ) as memory:
+        memory.write(code)
+        address = ctypes.c_char.from_buffer(memory)
+        run = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(ctypes.addressof(address))
+        seconds = _seconds_of(run, FIRST_TURNS)
+        turns = max(FIRST_TURNS, round(FIRST_TURNS * BURST_SECONDS / seconds))
+        fastest = min(_seconds_of(run, turns) for _ in range(BURSTS))
+        del address, run  # the memory cannot be unmapped while something points to it
+    return turns / fastest
+
+
+def _seconds_of(run: ctypes._CFuncPtr, turns: int) -> float:
+    began = time.perf_counter_ns()
+    run(turns)
+    return (time.perf_counter_ns() - began) / 1e9

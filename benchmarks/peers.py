@@ -1,0 +1,386 @@
+"""repzoo beside other tools on the same model, all timed in the same interleaved rounds.
+
+    python -m benchmarks.peers MODEL [MODEL ...] [--step build|quantize|time ...]
+        [--threads 1,2] [--batch 1,8] [--data DIR] [--images 256] [--search-seconds S]
+        [--seconds 2.5] [--work runs/peers] [--renew] [--results results/peers.jsonl]
+
+MODEL is a name of the catalog, of any model of timm, or an ONNX file. A named model is trained for
+a moment on images that a program draws (models.py, textures.py), so that INT8 has an accuracy to
+lose; --data gives other images, which an ONNX file needs. The steps:
+
+    build     the float files, and the INT8 files of ONNX Runtime's static quantizer and of NNCF
+    quantize  repzoo's INT8 files, one for each engine, as `repzoo quantize` makes them
+    time      all files, in one run for each number of threads and each batch
+
+Files that are there are not made again, without --renew. Each run appends Records, one for each
+contender: its latency, its ratio to the fastest peer with the interval, its share of the
+processor's peak (peak.py), and the kind of host. What cannot be timed has a Record with the reason.
+
+On hosts without VNNI, 8-bit weights clip in ONNX Runtime's default sessions and on OpenVINO: their
+kernels add products in 16 bits (quant/network/host_arithmetic.py). Such rows are marked, the
+session of ONNX Runtime that is exact is timed beside the default one, and repzoo's own rows count
+only where they are exact. repzoo's INT8 is not timed on MNN and PyTorch, which compute it in float.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from benchmarks import peak, peer_files
+from benchmarks.peer_files import FLOAT, OWN_FLOAT, ModelFolder, own_int8
+from repzoo.engines import Engine, engine
+from repzoo.engines.pytorch import PyTorchSession
+from repzoo.engines.signature import signature_of
+from repzoo.errors import InputError
+from repzoo.graph.tools.cost import count
+from repzoo.measure import latency, record
+from repzoo.measure.host import host
+from repzoo.measure.latency_case import Case
+from repzoo.measure.peer_latency import PeerLatency
+from repzoo.measure.record import Record, identity_of
+from repzoo.measure.results import LatencyRatio, Setting
+from repzoo.quant.network.host_arithmetic import saturates
+from repzoo.report import peers
+
+STEPS = ("build", "quantize", "time")
+EXACT = "exact"  # the session of ONNX Runtime
+COMPILERS = ("c++", "g++", "clang++")
+COMPILE = "pytorch:compile"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is timed.
+
+    name     in tables
+    file     of the model's folder
+    engine   its name; `pytorch` runs timm's own module
+    session  EXACT for ONNX Runtime as repzoo opens it; "" for default sessions
+    own      whether repzoo made the file
+    """
+
+    name: str
+    file: str
+    engine: str
+    session: str = ""
+    own: bool = False
+
+
+CONTENDERS = (
+    Contender("timm", FLOAT, "pytorch"),
+    Contender("timm", FLOAT, COMPILE),
+    Contender("float", FLOAT, "onnxruntime"),
+    Contender("float", FLOAT, "openvino"),
+    Contender("float", FLOAT, "mnn"),
+    Contender("ORT static", "ort-static", "onnxruntime"),
+    Contender("ORT static", "ort-static", "onnxruntime", EXACT),
+    Contender("ORT static", "ort-static", "openvino"),
+    Contender("NNCF", "nncf-default", "openvino"),
+    Contender("repzoo float", OWN_FLOAT, "onnxruntime", own=True),
+    Contender("repzoo float", OWN_FLOAT, "openvino", own=True),
+    Contender("repzoo float", OWN_FLOAT, "mnn", own=True),
+    Contender("repzoo INT8", own_int8("onnxruntime"), "onnxruntime", own=True),
+    Contender("repzoo INT8", own_int8("onnxruntime"), "onnxruntime", EXACT, own=True),
+    Contender("repzoo INT8", own_int8("openvino"), "openvino", own=True),
+)
+
+
+class TimmEngine:
+    """timm's own module as an engine, whatever model it is asked to open.
+
+    torch.compile works once: a session that is opened anew would only compile the same again.
+    """
+
+    def __init__(self, name: str, module: torch.nn.Module) -> None:
+        self.name = name
+        if name == COMPILE:
+            if not any(map(shutil.which, COMPILERS)):
+                raise InputError("torch.compile needs a C++ compiler; there is none")
+            options: dict[str, Any] = {"freezing": True, "compile_threads": 1}
+            module = torch.compile(module, dynamic=False, options=options)
+        self._module = module
+
+    def version(self) -> str:
+        """The version of PyTorch."""
+        return str(torch.__version__)
+
+    def open(
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
+    ) -> PyTorchSession:
+        """See `engines.Engine.open`."""
+        return PyTorchSession(
+            lambda inputs: [self._module(inputs)],
+            signature_of(model),
+            threads,
+            self.name,
+        )
+
+
+@dataclass
+class Entry:
+    """A contender in one run: its case, or the reason why it has none."""
+
+    contender: Contender
+    exact: bool = True
+    case: Case | None = None
+    reason: str = ""
+
+
+def open_engine(contender: Contender, folder: ModelFolder) -> Engine:
+    """The engine of a contender, with the session that it names.
+
+    Raises:
+        InputError: there is none for this model.
+    """
+    if contender.engine.startswith("pytorch"):
+        return TimmEngine(contender.engine, peer_files.deploy_module(folder))
+    runner = engine(contender.engine)
+    if contender.engine == "onnxruntime" and contender.session != EXACT:
+        default: Engine = runner.with_default_precision()  # type: ignore[attr-defined]
+        return default
+    return runner
+
+
+def is_exact(contender: Contender, model: onnx.ModelProto) -> bool:
+    """Whether the contender's sums of 8-bit products cannot saturate on this host."""
+    if contender.session == EXACT or not saturates(host()):
+        return True
+    return not peer_files.has_8_bit_weights(model)
+
+
+def open_entry(contender: Contender, folder: ModelFolder, setting: Setting) -> Entry:
+    """The contender with a session, or with the reason why there is none."""
+    try:
+        runner = open_engine(contender, folder)
+        artifact = folder.read(contender.file)
+        artifact = replace(
+            peer_files.with_batch(artifact, setting.batch), name=folder.name
+        )
+        case = latency.case(
+            artifact, runner, threads=setting.threads, batch=setting.batch
+        )
+    except InputError as error:
+        return Entry(contender, reason=str(error))
+    return Entry(contender, is_exact(contender, artifact.model), case)
+
+
+def contenders() -> list[Contender]:
+    """All that differ on this host: where nothing saturates, every session is exact."""
+    if saturates(host()):
+        return list(CONTENDERS)
+    return [item for item in CONTENDERS if item.session != EXACT]
+
+
+def time_model(
+    folder: ModelFolder, setting: Setting, options: argparse.Namespace
+) -> list[Record[PeerLatency]]:
+    """Time all contenders of one model in one setting; a Record for each."""
+    entries = [open_entry(item, folder, setting) for item in contenders()]
+
+    def leave_out(case: Case, error: InputError) -> None:
+        """Note why a session failed."""
+        for entry in entries:
+            if entry.case is case:
+                entry.case, entry.reason = None, str(error)
+
+    limit = peak.measure()
+    cases = [entry.case for entry in entries if entry.case]
+    latency.run(cases, options.seconds, openings=options.openings, on_error=leave_out)
+    macs = count(folder.read(FLOAT)).macs
+    data = {
+        "images": options.data or "textures",
+        "calibration_images": options.images,
+        "search_seconds": options.search_seconds,
+    }
+    return rows_of(entries, setting, macs, limit, data)
+
+
+def rows_of(
+    entries: Sequence[Entry],
+    setting: Setting,
+    macs: int,
+    limit: peak.Peak | None,
+    data: dict[str, Any],
+) -> list[Record[PeerLatency]]:
+    """The Records of one run.
+
+    limit  the peak of one core; None where it is not known
+    """
+    job = uuid.uuid4().hex[:12]
+    best = fastest([entry for entry in entries if not entry.contender.own])
+    exact = fastest(
+        [entry for entry in entries if not entry.contender.own and entry.exact]
+    )
+    rows = []
+    for entry in entries:
+        contender = entry.contender
+        facts = {"name": contender.engine, "threads": setting.threads}
+        if contender.session:
+            facts["session"] = contender.session
+        values = PeerLatency(
+            setting=setting,
+            contender=contender.name,
+            own=contender.own,
+            exact=entry.exact,
+            reason=entry.reason,
+            macs=macs,
+        )
+        row = Record(
+            {"name": name_of(entries)},
+            values,
+            facts,
+            data,
+            host={**host(), **host_facts(limit)},
+            job=job,
+        )
+        rows.append(with_times(row, entry, (best, exact), limit))
+    return rows
+
+
+def with_times(
+    row: Record[PeerLatency],
+    entry: Entry,
+    compared: tuple[Case | None, Case | None],
+    limit: peak.Peak | None,
+) -> Record[PeerLatency]:
+    """`row` with what was timed.
+
+    compared  the fastest peer and the fastest exact one
+    """
+    case = entry.case
+    if case is None:
+        return row
+    timed = case.record()
+    best, exact = compared
+    values = replace(
+        row.values,
+        latency=timed.values,
+        peak_share=peak_share(row.values, timed.values.p50_ms, limit),
+        ratio=ratio_to(case, best),
+        exact_ratio=ratio_to(case, exact),
+    )
+    return replace(
+        row,
+        artifact=identity_of(case.artifact),
+        values=values,
+        engine={**row.engine, "version": case.engine.version()},
+        # The medians of rounds reproduce the ratios; every call would be a hundred times as much.
+        samples={"round_median_us": case.medians_us(), "session": case.rounds_of},
+        host={**row.host, **case.disturbed},
+    )
+
+
+def name_of(entries: Sequence[Entry]) -> str:
+    """The model's name, as the cases of this run have it."""
+    return next(entry.case.artifact.name for entry in entries if entry.case)
+
+
+def fastest(entries: Sequence[Entry]) -> Case | None:
+    """The case with the lowest median latency; None where none was timed."""
+    cases = [entry.case for entry in entries if entry.case]
+    return min(cases, key=lambda case: case.record().values.p50_ms, default=None)
+
+
+def ratio_to(case: Case, other: Case | None) -> LatencyRatio | None:
+    """Latency of `case` over that of `other`; None for the case itself."""
+    if other is None or other is case:
+        return None
+    return latency.ratio(case, other).values
+
+
+def peak_share(
+    values: PeerLatency, milliseconds: float, limit: peak.Peak | None
+) -> float | None:
+    """MACs a second over the peak of as many cores as threads, 0..1; None without a peak.
+
+    milliseconds  of one call, which computes a whole batch
+    """
+    if limit is None:
+        return None
+    rate = values.macs * values.setting.batch / (milliseconds / 1000)
+    return rate / (limit.macs_per_second * values.setting.threads)
+
+
+def host_facts(limit: peak.Peak | None) -> dict[str, Any]:
+    """The kind of host, and its peak where it is known."""
+    facts: dict[str, Any] = {"vnni": peak.has_vnni()}
+    if limit is not None:
+        facts["clock_ghz"] = round(limit.clock_ghz, 3)
+        facts["macs_per_cycle"] = round(limit.macs_per_cycle, 2)
+        facts["peak"] = limit.instruction
+    return facts
+
+
+def numbers(text: str) -> list[int]:
+    """The positive numbers of an option such as "1,2"."""
+    values = [int(part) for part in text.split(",")]
+    if min(values) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a number must be at least 1")
+    return values
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument(
+        "--step", action="append", choices=STEPS, help="may be repeated; default: all"
+    )
+    parser.add_argument("--threads", type=numbers, default=[1])
+    parser.add_argument("--batch", type=numbers, default=[1])
+    parser.add_argument("--data", default="", help="images, instead of drawn ones")
+    parser.add_argument("--images", type=int, default=256, help="that calibrate")
+    parser.add_argument("--search-seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=2.5, help="for each contender")
+    parser.add_argument("--openings", type=int, default=latency.OPENINGS)
+    parser.add_argument("--work", type=Path, default=Path("runs/peers"))
+    parser.add_argument("--renew", action="store_true", help="make all files anew")
+    parser.add_argument("--results", type=Path, default=Path("results/peers.jsonl"))
+    return parser.parse_args()
+
+
+def run_model(name: str, options: argparse.Namespace) -> None:
+    """The steps of one model."""
+    folder = peer_files.open_folder(options.work, name)
+    making = peer_files.Setting(
+        options.data, options.images, options.search_seconds, options.renew
+    )
+    steps = options.step or STEPS
+    if "build" in steps:
+        peer_files.build(folder, making)
+    if "quantize" in steps:
+        peer_files.quantize(folder, making)
+    if "time" not in steps:
+        return
+    for threads in options.threads:
+        for batch in options.batch:
+            setting = Setting(threads=threads, batch=batch)
+            rows = time_model(folder, setting, options)
+            record.append(options.results, rows)
+            print("\n".join(peers.table(rows, "en")), flush=True)
+
+
+def main() -> None:
+    """Run the steps of one model after another."""
+    options = parse_arguments()
+    for name in options.models:
+        run_model(name, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The result of benchmarks/peers.py: one contender beside others on the same model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from repzoo.measure.results import Latency, LatencyRatio, Setting, inline
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerLatency:
+    """One contender, timed in the same interleaved rounds as all others of its job.
+
+    setting      threads and batch
+    contender    what was timed, such as "NNCF"
+    own          whether repzoo made the file
+    exact        False where this host's kernels saturate sums of the file's 8-bit products
+    reason       why there is no latency; empty where there is one
+    macs         multiply-accumulates of one image, the same for all contenders
+    latency      None where there is a `reason`
+    peak_share   MACs a second over the peak of as many cores as threads, 0..1; None where the
+                 peak is not known
+    ratio        latency over that of the fastest peer; None for that peer itself
+    exact_ratio  the same, over the fastest of the exact peers
+    """
+
+    setting: Setting = field(metadata=inline())
+    contender: str
+    own: bool
+    exact: bool = True
+    reason: str = ""
+    macs: int
+    latency: Latency | None = None
+    peak_share: float | None = None
+    ratio: LatencyRatio | None = None
+    exact_ratio: LatencyRatio | None = None

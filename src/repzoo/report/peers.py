@@ -1,0 +1,246 @@
+"""The tables of benchmarks/peers.py: repzoo beside other tools, on each kind of host.
+
+A run is what one job timed: one model in one setting. The newest run of each host, model and
+setting is shown, with one thread and a batch of 1 row by row. A summary has a line for every run,
+and the geometric mean over the models of each setting.
+"""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from repzoo.errors import InputError
+from repzoo.measure.peer_latency import PeerLatency
+from repzoo.measure.record import Record, select
+from repzoo.measure.results import LatencyRatio, Setting
+from repzoo.printable import escape_markdown
+from repzoo.report import figures
+
+WIDTH = 80  # columns of a line of Markdown
+SHOWN_ROW_BY_ROW = Setting()
+WORDS: Mapping[str, Mapping[str, str]] = {
+    "en": {
+        "contender": "What",
+        "engine": "Engine",
+        "ms": "ms",
+        "ratio": "÷ best peer",
+        "peak": "Of peak",
+        "model": "Model",
+        "setting": "Threads, batch",
+        "own": "repzoo ÷ best peer",
+        "own_exact": "÷ best exact peer",
+        "clips": ", clips",
+        "best": "best peer",
+        "mean": "geometric mean",
+        "with": "with VNNI",
+        "without": "without VNNI",
+        "left_out": "Not timed:",
+        "host": "{cpu}, {vnni}",
+        "host_with_peak": "{cpu}, {vnni}, {clock:.1f} GHz, {macs:.0f} {unit} MACs a cycle",
+    },
+    "zh": {
+        "contender": "对象",
+        "engine": "引擎",
+        "ms": "毫秒",
+        "ratio": "÷ 最快同类",
+        "peak": "占峰值",
+        "model": "模型",
+        "setting": "线程, 批",
+        "own": "repzoo ÷ 最快同类",
+        "own_exact": "÷ 最快精确同类",
+        "clips": "，截断",
+        "best": "最快同类",
+        "mean": "几何平均",
+        "with": "有 VNNI",
+        "without": "无 VNNI",
+        "left_out": "未计时：",
+        "host": "{cpu}，{vnni}",
+        "host_with_peak": "{cpu}，{vnni}，{clock:.1f} GHz，每周期 {macs:.0f} 次 {unit} 乘加",
+    },
+}
+Row = Record[PeerLatency]
+Host = tuple[str, bool]  # processor, whether it has VNNI
+
+
+@dataclass(frozen=True)
+class Run:
+    """The rows of one job: a model in a setting on a host."""
+
+    host: Host
+    model: str
+    setting: Setting
+    rows: tuple[Row, ...]
+
+    def timed(self) -> list[Row]:
+        """The rows with a latency, the fastest first."""
+        return sorted(filter(_is_timed, self.rows), key=p50_ms)
+
+    def own_best(self) -> Row | None:
+        """repzoo's fastest row, an exact one where there is one; None where none was timed."""
+        own = [row for row in self.timed() if row.values.own]
+        exact = [row for row in own if row.values.exact]
+        return next(iter(exact or own), None)
+
+
+def table(records: Sequence[Record[Any]], language: str) -> list[str]:
+    """Lines of Markdown: for each host its models row by row, then the summary.
+
+    Raises:
+        InputError: no row has a latency.
+    """
+    runs = newest_runs(select(records, PeerLatency))
+    words = WORDS[language]
+    by_host: dict[Host, list[Run]] = {}
+    for run in runs:
+        by_host.setdefault(run.host, []).append(run)
+    lines: list[str] = []
+    for of_host in by_host.values():
+        lines += [f"**{_describe_host(of_host, words)}**", ""]
+        lines += [*_summary(of_host, words, language), ""]
+        for run in of_host:
+            if run.setting == SHOWN_ROW_BY_ROW:
+                lines += _row_by_row(run, words, language)
+    return lines[:-1]
+
+
+def newest_runs(rows: Sequence[Row]) -> list[Run]:
+    """The newest run of each host, model and setting, in the order in which they came first.
+
+    Raises:
+        InputError: no row has a latency.
+    """
+    jobs: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        key = (_host_of(row), row.artifact["name"], row.values.setting, row.job)
+        jobs.setdefault(key, []).append(row)
+    runs: dict[tuple[Any, ...], Run] = {}
+    for (host, model, setting, _), of_job in jobs.items():
+        run = Run(host, str(model), setting, tuple(of_job))
+        if run.timed():
+            # Files are append-only: the last job is the newest.
+            runs[host, model, setting] = run
+    if not runs:
+        raise InputError(
+            "nothing was timed yet; type: python -m benchmarks.peers MODEL"
+        )
+    return list(runs.values())
+
+
+def p50_ms(row: Row) -> float:
+    """The median latency of a row that has one."""
+    assert row.values.latency
+    return row.values.latency.p50_ms
+
+
+def geometric_mean(ratios: Sequence[LatencyRatio | None]) -> float | None:
+    """The geometric mean of the ratios that are known; None where none is."""
+    known = [item.ratio for item in ratios if item is not None]
+    return statistics.geometric_mean(known) if known else None
+
+
+def _is_timed(row: Row) -> bool:
+    return row.values.latency is not None
+
+
+def _host_of(row: Row) -> Host:
+    return str(row.host.get("cpu", "")), bool(row.host.get("vnni"))
+
+
+def _describe_host(runs: Sequence[Run], words: Mapping[str, str]) -> str:
+    """The host of `runs`, with the peak as the last of them measured it."""
+    facts = runs[-1].rows[-1].host
+    vnni = words["with" if facts.get("vnni") else "without"]
+    cpu = escape_markdown(str(facts.get("cpu", "")))
+    if not facts.get("clock_ghz"):
+        return words["host"].format(cpu=cpu, vnni=vnni)
+    return words["host_with_peak"].format(
+        cpu=cpu,
+        vnni=vnni,
+        clock=facts["clock_ghz"],
+        macs=facts["macs_per_cycle"],
+        unit=escape_markdown(str(facts["peak"])),
+    )
+
+
+def _summary(runs: Sequence[Run], words: Mapping[str, str], language: str) -> list[str]:
+    headings = [words[name] for name in ("model", "setting", "own", "own_exact")]
+    cells: list[list[str]] = []
+    by_setting: dict[Setting, list[PeerLatency]] = {}
+    for run in runs:
+        best = run.own_best()
+        if best is None:
+            continue
+        by_setting.setdefault(run.setting, []).append(best.values)
+        cells.append(
+            [
+                escape_markdown(run.model),
+                _threads_and_batch(run.setting),
+                _ratio(best.values.ratio, language),
+                _ratio(best.values.exact_ratio, language),
+            ]
+        )
+    for setting, values in by_setting.items():
+        means = (
+            geometric_mean([item.ratio for item in values]),
+            geometric_mean([item.exact_ratio for item in values]),
+        )
+        shown = [figures.ABSENT if mean is None else f"{mean:.2f}" for mean in means]
+        cells.append([words["mean"], _threads_and_batch(setting), *shown])
+    return figures.markdown_table(headings, cells)
+
+
+def _threads_and_batch(setting: Setting) -> str:
+    return f"{setting.threads}, {setting.batch}"
+
+
+def _row_by_row(run: Run, words: Mapping[str, str], language: str) -> list[str]:
+    headings = [words[name] for name in ("contender", "engine", "ms", "ratio", "peak")]
+    cells = []
+    for row in run.timed():
+        share = row.values.peak_share
+        cells.append(
+            [
+                escape_markdown(row.values.contender) + _clips(row.values, words),
+                _engine(row),
+                figures.ms(p50_ms(row)),
+                _ratio(row.values.ratio, language, words["best"]),
+                figures.ABSENT if share is None else f"{share:.0%}".replace("%", " %"),
+            ]
+        )
+    lines = [f"**{escape_markdown(run.model)}**", ""]
+    lines += [*figures.markdown_table(headings, cells), ""]
+    for row in run.rows:
+        if not _is_timed(row):
+            lines += [*_left_out(row, words), ""]
+    return lines
+
+
+def _clips(values: PeerLatency, words: Mapping[str, str]) -> str:
+    return "" if values.exact else words["clips"]
+
+
+def _engine(row: Row) -> str:
+    session = row.engine.get("session")
+    name = str(row.engine.get("name", ""))
+    return escape_markdown(f"{name}, {session}" if session else name)
+
+
+def _ratio(
+    ratio: LatencyRatio | None, language: str, absent: str = figures.ABSENT
+) -> str:
+    if ratio is None:
+        return absent
+    to = figures.TO[language]
+    return figures.interval(
+        figures.ratio_of, ratio.ratio, ratio.ratio_low, ratio.ratio_high, to
+    )
+
+
+def _left_out(row: Row, words: Mapping[str, str]) -> list[str]:
+    name = f"{escape_markdown(row.values.contender)}, {_engine(row)}"
+    text = f"{words['left_out']} {name}: {escape_markdown(row.values.reason)}"
+    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
