@@ -508,8 +508,12 @@ def test_card_writes_its_files_and_nothing_else_and_appends(
         "certificate.json",
         "records.jsonl",
     ]
+    expected.append("card.html")
     if importlib.util.find_spec("vl_convert"):
-        expected += ["card.html", "chart.svg"]
+        expected += ["chart.svg", "layers.svg"]
+        assert "![Accuracy against latency](chart.svg)" in (
+            output / "card.md"
+        ).read_text("utf-8")
     assert sorted(item.name for item in output.iterdir()) == sorted(expected)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["all.jsonl", "out"]
     assert sorted(Path(file).name for file in ran.document["files"]) == sorted(expected)

@@ -278,6 +278,7 @@ def _write_all(result: JobResult, folder: Path, command: str) -> list[Path]:
     }
     for file_name, text in texts.items():
         (folder / file_name).write_text(text, "utf-8")
+    pictures = page.card_files(result.records)
     # Of the files as they are: a graph or an artifact in memory may have other hashes.
     context = CardContext(
         training=result.training,
@@ -285,9 +286,9 @@ def _write_all(result: JobResult, folder: Path, command: str) -> list[Path]:
         command=command,
         files=tuple(_card_file(path) for path in sorted(folder.iterdir())),
         board=result.board,
+        pictures=tuple(sorted(pictures)),
     )
     cards = card.render(result.records, result.remarks, context)
-    pictures = page.card_files(result.records)
     for file_name, text in {**cards, **pictures}.items():
         (folder / file_name).write_text(text, "utf-8")
     return sorted(folder.iterdir())

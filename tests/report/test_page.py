@@ -375,7 +375,7 @@ def test_a_picture_has_the_points_of_the_table() -> None:
     assert len(rendered.html) < 200_000
 
 
-def test_a_card_has_a_page_and_a_chart_only_where_they_can_be_drawn(
+def test_a_card_has_a_page_and_charts_only_where_they_can_be_drawn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("vl_convert")
@@ -383,7 +383,10 @@ def test_a_card_has_a_page_and_a_chart_only_where_they_can_be_drawn(
     assert sorted(files) == ["card.html", "chart.svg"]
     assert files["chart.svg"].startswith("<svg")
     monkeypatch.setitem(sys.modules, "vl_convert", None)
-    assert page.card_files([timed(), judged()]) == {}
+    files = page.card_files([timed(), judged()])
+    assert list(files) == ["card.html"]
+    assert "There is no chart" in files["card.html"]
+    assert page.card_files([timed()]) == {}
 
 
 def flipped(*keys: str) -> Record[Any]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from repzoo.console.board_card import board_table
 from repzoo.console.evaluations import paired_line
 from repzoo.console.output import Summary, View, make_table
+from repzoo.errors import MissingExtra
 from repzoo.measure.record import select, share_of, to_json
 from repzoo.measure.results import HalfSummary, Latency, LatencyRatio, PairedAccuracy
 from repzoo.quant.search.candidate import Candidate
@@ -209,9 +210,10 @@ def card(result: JobResult, files: Sequence[Path]) -> View:
     if result.board:
         tables.append(board_table(facts, result.board))
         document["board"] = to_json(result.board)
-    return Summary(
-        document, *tables, *lines, f"card: {written}", remarks=result.remarks
-    )
+    remarks = list(result.remarks)
+    if not any(path.suffix == ".svg" for path in files):
+        remarks.append(str(MissingExtra("drawing the charts of the card", "page")))
+    return Summary(document, *tables, *lines, f"card: {written}", remarks=remarks)
 
 
 def _training_line(training: cards.Training, data_name: str) -> str:

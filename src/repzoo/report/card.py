@@ -125,6 +125,7 @@ class CardContext:
     command  that made the card; "" where it was not made by a command
     files    beside the card
     board    what is known of the model on a board; None where the card is not for one
+    pictures names of the files beside the card to look at, as `page.card_files` makes them
     """
 
     training: Training = field(default_factory=Training)
@@ -132,6 +133,7 @@ class CardContext:
     command: str = ""
     files: tuple[CardFile, ...] = ()
     board: BoardFacts | None = None
+    pictures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

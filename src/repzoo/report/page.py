@@ -14,7 +14,14 @@ from typing import Any, Literal
 from repzoo.errors import InputError, MissingExtra
 from repzoo.measure.record import Record, select
 from repzoo.measure.results import QuantizerComparison
-from repzoo.report import charts, html_file, page_charts, page_details, page_rows
+from repzoo.report import (
+    charts,
+    html_file,
+    page_charts,
+    page_details,
+    page_quantized,
+    page_rows,
+)
 from repzoo.report.html_file import LANGUAGES
 from repzoo.report.page_rows import PRECISIONS, Row
 from repzoo.report.thumbnails import thumbnail
@@ -111,19 +118,29 @@ def render(
 
 
 def card_files(records: Sequence[Record[Any]]) -> dict[str, str]:
-    """`card.html` and `chart.svg` of one job by name.
+    """What to look at beside the card of one job, by file name.
 
-    Without vl-convert, which draws them, there are none.
+    card.html   the page of its Records
+    chart.svg   accuracy against latency or size
+    layers.svg  quantization noise by layer
+
+    Without vl-convert there is the page alone, and a sentence in it that says so.
     """
     rows = page_rows.table_rows(page_rows.newest_runs(records))
     measures = [name for name in MEASURES if _has_points(rows, name)]
     if not measures:
         return {}
+    files = {"card.html": render(records, "picture").html}
+    specs = {"chart.svg": picture_spec(rows, measures[0])}
+    noise = page_quantized.noise(records, {})
+    if noise.get("rows"):
+        specs["layers.svg"] = _noise_spec(noise["values"])
     try:
-        drawn = charts.svg(picture_spec(rows, measures[0]))
+        for name, spec in specs.items():
+            files[name] = charts.svg(spec)
     except MissingExtra:
-        return {}
-    return {"card.html": render(records, "picture").html, "chart.svg": drawn}
+        return files
+    return files
 
 
 @functools.cache
@@ -232,6 +249,14 @@ def picture_spec(rows: Sequence[Row], measure: str) -> charts.Spec:
             values.append({**vars(row), "front": None})
     spec = page_charts.trade_off(measure, words()["en"], precisions(rows))
     return {**spec, "width": 640, "data": {"values": values}}
+
+
+def _noise_spec(values: Sequence[Mapping[str, Any]]) -> charts.Spec:
+    """The chart of the noise of each layer with its data, in English."""
+    titles = words()["en"]
+    spec = page_charts.layer_noise(titles["layer_snr"], titles["layer_index"])
+    named = [{**value, "side": titles[value["side"]]} for value in values]
+    return {**spec, "width": 640, "data": {"values": named}}
 
 
 def _charts(
