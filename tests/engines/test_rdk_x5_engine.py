@@ -16,10 +16,10 @@ from tests.packs.toolchain import install_toolchain, write_program
 
 from repzoo.artifact import Preprocess
 from repzoo.data import nv12
-from repzoo.data.preprocess import prepare
+from repzoo.data.preprocess import model_input, prepare
 from repzoo.engines import engine
 from repzoo.engines.pixels import pixels_of
-from repzoo.engines.rdk_x5 import RdkX5, repeated
+from repzoo.engines.rdk_x5 import YUV, RdkX5, RdkX5Session, repeated
 from repzoo.errors import InputError
 from repzoo.vendors import worker
 
@@ -110,3 +110,19 @@ def test_pixels_are_those_that_were_normalized(color: Any) -> None:
     as_bytes = prepare(image, replace(preprocess, input="uint8"))
     inputs = prepare(image, preprocess)[None]
     np.testing.assert_array_equal(pixels_of(inputs, preprocess), as_bytes[None])
+
+
+def test_colors_that_nv12_loses_are_known() -> None:
+    workers: Any = None
+    red_and_blue = np.zeros((1, 4, 4, 3), np.uint8)
+    red_and_blue[:, :, ::2, 0] = red_and_blue[:, :, 1::2, 2] = 200
+    inputs = model_input(red_and_blue, PREPROCESS)
+    as_rgb = RdkX5Session(workers, PREPROCESS, "RGB_128", True)
+    np.testing.assert_array_equal(as_rgb.carried(inputs), inputs)
+    as_nv12 = RdkX5Session(workers, PREPROCESS, YUV, True)
+    carried = pixels_of(as_nv12.carried(inputs), PREPROCESS).astype(int)
+    # A pair of columns shares its color, and keeps its own luma.
+    assert abs(carried - red_and_blue).max() > 50
+    gray = np.full((1, 4, 4, 3), 77, np.uint8)
+    same = as_nv12.carried(model_input(gray, PREPROCESS))
+    assert (pixels_of(same, PREPROCESS) == 77).all()

@@ -95,7 +95,8 @@ def _comparisons(report: HardenReport) -> Any:
         table.add_row(f"INT8, {candidate.stage}", *_cells(candidate.paired))
     for trial in report.trials:
         name = f"in {report.target.name} itself, {trial.stage}"
-        table.add_row(name, *_cells(trial.paired))
+        same = figures.percent(trial.figures.same_prediction)
+        table.add_row(name, "", "", same, f"{trial.figures.snr_db:.0f}")
     table.add_row("the file in float", *_cells(report.in_float.values))
     name = f"the file in INT8 as {report.target.name} computes"
     table.add_row(name, *_cells(report.predicted.values))

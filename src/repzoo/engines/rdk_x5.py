@@ -17,6 +17,7 @@ import onnx
 
 from repzoo.artifact import Preprocess
 from repzoo.data import nv12
+from repzoo.data.preprocess import model_input
 from repzoo.engines import Array
 from repzoo.engines.compiled_pack import CompiledPackEngine
 from repzoo.engines.pixels import pixels_of
@@ -67,6 +68,18 @@ class RdkX5Session:
     def run_all(self, inputs: Any) -> list[Array]:
         """See `engines.Session.run_all`; a classifier has one output."""
         return [self.run(inputs)]
+
+    def carried(self, inputs: Array) -> Array:
+        """`inputs` as the run-time format hands them to the network: NV12 has fewer colors.
+
+        What quantizing costs is the difference from float on these.
+        """
+        if self._kind != YUV:
+            return inputs
+        pixels = pixels_of(inputs, self._preprocess)
+        rgb = pixels if self._preprocess.color == "RGB" else pixels[..., ::-1]
+        decoded = nv12.to_rgb8(nv12.from_rgb(rgb, "bt601-full"), "bt601-full")
+        return np.asarray(model_input(decoded, self._preprocess))
 
     def _in_runtime_format(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         color = self._preprocess.color

@@ -9,21 +9,28 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from repzoo import engines
 from repzoo.artifact import Artifact
 from repzoo.cores import available_cores
-from repzoo.data.batches import ReadReport
+from repzoo.data.batches import ReadReport, batches, map_in_order
 from repzoo.data.dataset import Dataset
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.errors import InputError
-from repzoo.measure.accuracy import EvaluationRun, evaluate
-from repzoo.measure.results import PairedAccuracy
+from repzoo.graph.tools.head import find_head
+from repzoo.measure.accuracy import logits_of, open_run
+from repzoo.measure.expected_drop import snr_db
 from repzoo.packs.compile import compiler_of, quantize_pack
 from repzoo.packs.pack import TARGETS, PackJob, PackTarget, open_target, write_pack
 from repzoo.progress import Progress
-from repzoo.quant.search.comparison import FloatComparison
+from repzoo.quant.search.tool_judge import ToolFigures
 
+Inputs = npt.NDArray[np.float32]
+BATCH = 8
 JUDGED_IMAGES = 64  # vendors' simulators take up to a second an image
 MINUTES = 30.0
 
@@ -88,6 +95,10 @@ def _targets() -> list[PackTarget]:
     return targets
 
 
+def _unchanged(inputs: Inputs) -> Inputs:
+    return inputs
+
+
 class PackJudge:
     """See `quant.search.tool_judge.ToolJudge`."""
 
@@ -107,12 +118,14 @@ class PackJudge:
         self._engine = engines.engine(compiler_of(target.name).toolchain)
         chosen = images.judged.balanced_sample(JUDGED_IMAGES, seed)
         judged = images.judged.subset(chosen)
-        self._comparison = FloatComparison(
-            artifact, judged, engines.engine(DEFAULT_ENGINE), progress
-        )
-        self._comparison.predict([])  # the float model, once
+        preprocess = artifact.require_preprocess()
+        self._inputs: list[Inputs] = []
+        for batch in batches(judged, preprocess, BATCH, ReadReport()):
+            self._inputs.append(batch.inputs)
+        self._float = open_run(artifact, engines.engine(DEFAULT_ENGINE))
+        self._head = find_head(artifact.model)
 
-    def compare(self, candidate: Artifact, first_image: str) -> PairedAccuracy:
+    def compare(self, candidate: Artifact, first_image: str) -> ToolFigures:
         """See `ToolJudge.compare`."""
         with tempfile.TemporaryDirectory(prefix="repzoo.") as aside:
             folder = Path(aside) / "pack"
@@ -123,15 +136,24 @@ class PackJudge:
             session = self._engine.open_pack(
                 path, candidate.require_preprocess(), streams=available_cores()
             )
-            run = EvaluationRun(candidate, self._engine, session)
-            (predictions,) = evaluate(
-                [run],
-                self._comparison.images,
-                ReadReport(),
-                self._progress,
-                logits=True,
-            )
-        return self._comparison.pair(predictions).values
+            return self._measure(session)
+
+    def _measure(self, session: Any) -> ToolFigures:
+        """The tool's model against float, on the pixels that reach both."""
+        # Formats of cameras lose colors, of which quantizing is innocent.
+        carried = getattr(session, "carried", _unchanged)
+
+        def logits(inputs: Inputs) -> tuple[Inputs, Inputs]:
+            return logits_of(self._float, carried(inputs)), session.run(inputs)
+
+        pairs = list(map_in_order(logits, self._inputs))
+        in_float = np.concatenate([first for first, _ in pairs])
+        in_tool = np.concatenate([second for _, second in pairs])
+        in_tool = in_tool.reshape(in_float.shape)
+        head = self._head.refine(in_float)
+        first, second = head.logits(in_float), head.logits(in_tool)
+        same = float((first.argmax(1) == second.argmax(1)).mean()) * 100
+        return ToolFigures(len(first), same, snr_db(first, second))
 
     def _quantize(self, folder: Path) -> Path:
         """What the tool's simulator opens; the tool's log stays where it fails."""

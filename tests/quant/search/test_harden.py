@@ -25,7 +25,6 @@ from repzoo.artifact import Artifact
 from repzoo.console import hardened as views
 from repzoo.engines import engine
 from repzoo.errors import GateError, InputError
-from repzoo.measure.results import PairedAccuracy
 from repzoo.quant.network.scheme import QuantScheme, load_scheme
 from repzoo.quant.rewrites.stages import Stage
 from repzoo.quant.search import grid_proof, ladder
@@ -33,6 +32,7 @@ from repzoo.quant.search import harden as hardening
 from repzoo.quant.search.evaluator import Evaluator
 from repzoo.quant.search.gate import Gate
 from repzoo.quant.search.on_grid import put_on_grid
+from repzoo.quant.search.tool_judge import ToolFigures
 from repzoo.quant.search.tool_search import GRID_STAGES, NEAREST
 from repzoo.quant.search.verdict import Budget, Verdict
 from repzoo.verbs import pack_model
@@ -421,11 +421,11 @@ class Judge:
         self.candidates: list[Artifact] = []
         self._snr_db = snr_db
 
-    def compare(self, candidate: Artifact, first_image: str) -> PairedAccuracy:
+    def compare(self, candidate: Artifact, first_image: str) -> ToolFigures:
         assert first_image in {"", *sets().calibration.keys}
         snr_db = self._snr_db[len(self.candidates)]
         self.candidates.append(candidate)
-        return replace(hardened("rdk-x5")[1].predicted.values, logits_snr_db=snr_db)
+        return ToolFigures(8, 90.0, snr_db)
 
 
 def judged(judge: Judge) -> tuple[Artifact, hardening.HardenReport]:
@@ -444,7 +444,7 @@ def test_the_tool_itself_chooses_the_stage() -> None:
     for name, weights in layers(result.model).items():
         np.testing.assert_array_equal(weights, chosen[name])
     shown = views.document(report)["in_tool"]
-    assert [row["paired"]["logits_snr_db"] for row in shown] == [20, 19, 31, 30]
+    assert [row["figures"]["snr_db"] for row in shown] == [20, 19, 31, 30]
 
 
 def test_weights_stay_where_the_tool_does_best_by_itself(tmp_path: Path) -> None:

@@ -14,16 +14,30 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from repzoo.artifact import Artifact
-from repzoo.measure.results import PairedAccuracy
 from repzoo.progress import Progress
 from repzoo.quant.search.tool_search import ToolChoice
+
+
+@dataclass(frozen=True)
+class ToolFigures:
+    """What the tool's quantized model predicts, against the float model on the same pixels.
+
+    Attributes:
+        images: number of them.
+        same_prediction: share of predictions that stay, in percent.
+        snr_db: of the logits.
+    """
+
+    images: int
+    same_prediction: float
+    snr_db: float
 
 
 class ToolJudge(Protocol):
     """A vendor's own quantizer."""
 
-    def compare(self, candidate: Artifact, first_image: str) -> PairedAccuracy:
-        """What the tool makes of `candidate`, against the float model.
+    def compare(self, candidate: Artifact, first_image: str) -> ToolFigures:
+        """What the tool makes of `candidate`.
 
         first_image  key of the calibration image that the tool sees first; "" for any
 
@@ -38,18 +52,13 @@ class ToolTrial:
 
     Attributes:
         stage: of its weights, as `ToolChoice.stage_name`.
-        paired: the tool's quantized model against float.
+        figures: of the tool's quantized model.
         seconds: that this took.
     """
 
     stage: str
-    paired: PairedAccuracy
+    figures: ToolFigures
     seconds: float
-
-    @property
-    def snr_db(self) -> float:
-        """Of the logits."""
-        return self.paired.logits_snr_db or 0.0
 
 
 class ToolComparison:
@@ -78,18 +87,19 @@ class ToolComparison:
         best_trial = self._try(best)
         for choice in choices:
             trial = self._try(choice)
-            if trial.snr_db > best_trial.snr_db:
+            if trial.figures.snr_db > best_trial.figures.snr_db:
                 best, best_trial = choice, trial
         return best
 
     def _try(self, choice: ToolChoice) -> ToolTrial:
         started = time.perf_counter()
-        paired = self._judge.compare(self._as_file(choice), choice.first_image)
-        trial = ToolTrial(choice.stage_name, paired, time.perf_counter() - started)
+        figures = self._judge.compare(self._as_file(choice), choice.first_image)
+        seconds = round(time.perf_counter() - started, 1)
+        trial = ToolTrial(choice.stage_name, figures, seconds)
         self.trials.append(trial)
         line = (
-            f"in the tool, {trial.stage}: {paired.same_prediction:.1f} % of the predictions "
-            f"unchanged, {trial.snr_db:.1f} dB, {trial.seconds:.0f} s"
+            f"in the tool, {trial.stage}: {figures.same_prediction:.1f} % of the predictions "
+            f"unchanged, {figures.snr_db:.1f} dB, {seconds:.0f} s"
         )
         self._progress(line, 1, 1)
         return trial

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -131,6 +132,8 @@ class PlannedStage:
 
 
 Pick = Callable[[Sequence[ToolChoice]], ToolChoice]
+# Whether a stage's rewrites change anything; made in the background.
+Changing = dict[Stage, Future[bool]]
 
 
 class ToolSearch:
@@ -166,37 +169,40 @@ class ToolSearch:
         choices: list[ToolChoice] = []
         # Weights are rounded by one core, those of the next stage while this one is measured on
         # all cores: more threads of BLAS would wait for these.
-        with threadpool_limits(1, "blas"):
-            for planned in map_in_order(self._plan_stage, GRID_STAGES, 1):
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(1) as pool:
+            # Rewrites take longest, and need nothing of the stages before.
+            changing: Changing = {}
+            for stage in GRID_STAGES:
+                if stage.rewrites:
+                    changing[stage] = pool.submit(self._evaluator.changes, stage)
+            plan = partial(self._plan_stage, changing)
+            for planned in map_in_order(plan, GRID_STAGES, 1):
                 if planned is not None:
                     choices.append(self._try_stage(planned))
                 if pick is None:
                     choices = [_best_simulated(choices)]
+        self._builder.cache.keep_only(())
         best = pick(choices) if pick else choices[0]
         return self._fall_back(best)
 
-    def _plan_stage(self, stage: Stage) -> PlannedStage | None:
+    def _plan_stage(self, changing: Changing, stage: Stage) -> PlannedStage | None:
         """`stage` on the grid; None where it would change nothing."""
+        if stage in changing and not changing[stage].result():
+            return None
         started = time.perf_counter()
-        planned: PlannedStage | None = None
-        if self._evaluator.changes(stage):
-            float_model = self._builder.cache.get(stage)
-            on_grid = put_on_grid(
-                stage,
-                float_model,
-                self._placement,
-                self._scheme,
-                self._range_chooser(float_model),
-            )
-            free_memory()
-            plans: dict[str, QuantizationPlan] = {}
-            for method in self._scheme.searched_ranges or (self._scheme.ranges,):
-                plans[method] = on_grid.plan(self._placement, method, self._scheme)
-            seconds = time.perf_counter() - started
-            planned = PlannedStage(on_grid, plans, seconds)
-        later = GRID_STAGES[GRID_STAGES.index(stage) + 1 :]
-        self._builder.cache.keep_only(later)
-        return planned
+        float_model = self._builder.cache.get(stage)
+        on_grid = put_on_grid(
+            stage,
+            float_model,
+            self._placement,
+            self._scheme,
+            self._range_chooser(float_model),
+        )
+        free_memory()
+        plans: dict[str, QuantizationPlan] = {}
+        for method in self._scheme.searched_ranges or (self._scheme.ranges,):
+            plans[method] = on_grid.plan(self._placement, method, self._scheme)
+        return PlannedStage(on_grid, plans, time.perf_counter() - started)
 
     def _range_chooser(self, float_model: FloatModel) -> RangeChooser:
         """That of the last stage, where its float model was the same one."""
