@@ -41,9 +41,10 @@ from repzoo.errors import RepzooError
 from repzoo.graph.tools.head import find_head
 from repzoo.graph.tools.int8_share import int8_share
 from repzoo.measure import accuracy, latency, record
+from repzoo.measure.comparison_results import EngineComparison, QuantizerComparison
 from repzoo.measure.expected_drop import Margins, expected_drop, snr_db
 from repzoo.measure.record import Record, identity_of
-from repzoo.measure.results import EngineComparison, LatencyRatio, QuantizerComparison
+from repzoo.measure.results import LatencyRatio
 from repzoo.quant.baselines import registry
 from repzoo.verbs import QuantizeOptions
 

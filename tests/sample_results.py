@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from repzoo.measure.comparison_results import EngineComparison
 from repzoo.measure.results import (
-    EngineComparison,
     ExpectedDrop,
     Latency,
     LatencyRatio,

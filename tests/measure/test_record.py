@@ -27,6 +27,7 @@ from repzoo.measure.board import (
     BoardSimilarity,
     NodeSimilarity,
 )
+from repzoo.measure.comparison_results import QuantizerComparison
 from repzoo.measure.record import Record, read_result, to_json
 from repzoo.measure.results import (
     Accuracy,
@@ -39,7 +40,6 @@ from repzoo.measure.results import (
     LatencyRatio,
     PairedAccuracy,
     PlacementTrial,
-    QuantizerComparison,
     QuantizeSummary,
     Setting,
 )

@@ -9,8 +9,8 @@ from tests.report.test_card import cost
 from tests.sample_results import engine_comparison
 
 from repzoo.errors import InputError
+from repzoo.measure.comparison_results import QuantizerComparison
 from repzoo.measure.record import Record
-from repzoo.measure.results import QuantizerComparison
 from repzoo.report.quantizer_comparison import table
 
 HOST = {"cpu": "some", "cores": 2, "int8": ["avx2"], "load": 0.1}

@@ -19,7 +19,7 @@ from tests.sample_results import engine_comparison
 from repzoo.errors import InputError
 from repzoo.graph.tools.int8_share import Int8Share
 from repzoo.measure import record
-from repzoo.measure.results import QuantizerComparison
+from repzoo.measure.comparison_results import QuantizerComparison
 from repzoo.report import card, figures, tables
 
 PAGE = "before\n<!-- table: one -->\nold\n<!-- end -->\nafter\n"

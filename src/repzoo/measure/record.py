@@ -36,6 +36,7 @@ from repzoo.graph.tools.cost_result import Cost
 from repzoo.graph.tools.int8_share import Int8Share, int8_share
 from repzoo.measure import system_noise as noise
 from repzoo.measure.board import BoardAccuracy, BoardLatency, BoardSimilarity
+from repzoo.measure.comparison_results import QuantizerComparison
 from repzoo.measure.host import host
 from repzoo.measure.peer_latency import PeerLatency
 from repzoo.measure.results import (
@@ -46,7 +47,6 @@ from repzoo.measure.results import (
     Latency,
     LatencyRatio,
     PairedAccuracy,
-    QuantizerComparison,
     QuantizeSummary,
 )
 from repzoo.storage import append_lines, json_text, read_bounded

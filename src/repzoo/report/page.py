@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from repzoo.errors import InputError, MissingExtra
+from repzoo.measure.comparison_results import QuantizerComparison
 from repzoo.measure.record import Record, select
-from repzoo.measure.results import QuantizerComparison
 from repzoo.report import (
     charts,
     html_file,

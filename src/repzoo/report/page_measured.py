@@ -7,6 +7,7 @@ from typing import Any
 
 from repzoo.graph.tools.cost_result import Cost
 from repzoo.measure.board import BoardAccuracy, BoardLatency
+from repzoo.measure.comparison_results import QuantizerComparison
 from repzoo.measure.record import Record, select
 from repzoo.measure.results import (
     Accuracy,
@@ -14,7 +15,6 @@ from repzoo.measure.results import (
     Latency,
     LatencyRatio,
     PairedAccuracy,
-    QuantizerComparison,
 )
 from repzoo.printable import one_line
 from repzoo.report import figures

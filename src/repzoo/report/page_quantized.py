@@ -8,11 +8,11 @@ from typing import Any
 
 from repzoo.graph.tools.int8_share import Int8Share, percent_of_share
 from repzoo.measure.board import BoardSimilarity
+from repzoo.measure.comparison_results import QuantizerComparison
 from repzoo.measure.record import Record, select, share_of
 from repzoo.measure.results import (
     CandidateSummary,
     FoldSummary,
-    QuantizerComparison,
     QuantizeSummary,
 )
 from repzoo.printable import one_line

@@ -14,15 +14,14 @@ from typing import Any
 
 from repzoo.graph.tools.cost_result import Cost
 from repzoo.measure.board import BoardAccuracy, BoardLatency
+from repzoo.measure.comparison_results import EngineComparison, QuantizerComparison
 from repzoo.measure.host import describe
 from repzoo.measure.record import Record, line, select
 from repzoo.measure.results import (
     Accuracy,
-    EngineComparison,
     Latency,
     LatencyRatio,
     PairedAccuracy,
-    QuantizerComparison,
     Setting,
 )
 from repzoo.printable import one_line

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from repzoo.errors import InputError
+from repzoo.measure.comparison_results import EngineComparison, QuantizerComparison
 from repzoo.measure.record import Record, select
-from repzoo.measure.results import EngineComparison, QuantizerComparison
 from repzoo.printable import escape_markdown
 from repzoo.report import figures
 

@@ -22,9 +22,10 @@ from typing import Any
 
 from repzoo.errors import InputError
 from repzoo.measure import record
+from repzoo.measure.comparison_results import QuantizerComparison
 from repzoo.measure.peer_latency import PeerLatency
 from repzoo.measure.record import Record
-from repzoo.measure.results import Latency, LatencyRatio, QuantizerComparison
+from repzoo.measure.results import Latency, LatencyRatio
 from repzoo.printable import escape_markdown
 from repzoo.report import (
     card,

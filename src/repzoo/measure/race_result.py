@@ -1,0 +1,68 @@
+"""Result of a race: float and INT8 on several engines, timed in the same interleaved rounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Objective = Literal["latency", "throughput", "size"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceEntry:
+    """One form of a model on one engine.
+
+    engine, version  the runtime
+    form             deploy (float) or int8
+    bytes            size of the file; None where there is none
+    p50_ms, fps      median latency of a call and images a second; None where it was not timed
+    ratio            time of an image over that of the fastest float: below 1 is faster. Of
+                     throughput it is that float's images a second over those of this entry
+    drop             Top-1 points lost against float on the gate images; None for float
+    verdict          the gate's, as in QuantizeSummary; None for float
+    placement        name of the Q/DQ placement; None for float
+    problem          why it is not in the race; "" for one that is
+    """
+
+    engine: str
+    version: str
+    form: Literal["deploy", "int8"]
+    bytes: int | None = None
+    p50_ms: float | None = None
+    fps: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    drop: float | None = None
+    verdict: str | None = None
+    placement: str | None = None
+    problem: str = ""
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it ran in the race."""
+        return self.ratio is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceSummary:
+    """A race with its winner.
+
+    clients  threads that called each session at once
+    entries  all that could have won, winner or not
+    winner   index in `entries`
+    reason   why it won, in a sentence
+    busy     other processes used the machine, which holds engines up unequally
+    """
+
+    objective: Objective
+    clients: int
+    entries: tuple[RaceEntry, ...]
+    winner: int
+    reason: str
+    busy: bool = False
+
+    @property
+    def chosen(self) -> RaceEntry:
+        """The entry that won."""
+        return self.entries[self.winner]
