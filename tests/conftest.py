@@ -76,6 +76,19 @@ def _no_progress_lines() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_race_of_engines() -> Iterator[None]:
+    """Which engine is fastest depends on the machine, so `auto` is ONNX Runtime here.
+
+    tests/quant/search/test_engine_race.py holds races.
+    """
+    from repzoo.verbs import quantize_model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantize_model, "is_race", lambda _: False)
+        yield
+
+
 Run = Callable[..., Ran]
 Photograph = Callable[..., Image.Image]
 

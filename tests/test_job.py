@@ -154,6 +154,21 @@ def test_a_card_for_a_board_has_its_records_and_the_hardened_model(
         job.run(model, open_source(digits_folder), QUICK, board_records=rows)
 
 
+def test_a_card_shows_int8_where_the_race_handed_out_float(
+    digits_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, model = open_source(digits_folder), verbs.load("repghostnet_050.digits")
+    deploy = verbs.fold(model)
+    int8 = verbs.quantize(deploy, source, options=QUICK.quantize)
+    assert int8.report is not None
+    report = dataclasses.replace(int8.report, int8=int8)
+    handed_out = verbs.Artifact.wrap(deploy, report=report)
+    monkeypatch.setattr(verbs, "quantize", lambda *_, **__: handed_out)
+    result = job.run(model, source, QUICK)
+    forms = {name: artifact.form for name, artifact in result.artifacts.items()}
+    assert forms == {"train": "train", "deploy": "deploy", "int8": "int8"}
+
+
 def test_an_unknown_engine_is_refused_before_the_work(run: Run, tmp_path: Path) -> None:
     ended = run(
         "card",

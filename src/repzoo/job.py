@@ -33,13 +33,14 @@ from repzoo.settings import above, at_least, setting, validate
 from repzoo.storage import json_text, make_folder, write_together
 from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.model_files import require_float
+from repzoo.verbs.quantize_targets import own_engine
 
 JOB_ID_LENGTH = 12
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """Settings of the job. The engine of `quantize` also evaluates and times."""
+    """Settings of the job. The engine of the INT8 model also evaluates and times."""
 
     quantize: verbs.QuantizeOptions = field(default_factory=verbs.QuantizeOptions)
     streams: int = setting(
@@ -105,7 +106,7 @@ def run(
     options = options or JobOptions()
     require_float(artifact)
     artifact = for_images(artifact)
-    engine_name = options.quantize.engine
+    engine_name = own_engine(options.quantize)
     _extra_engines(options)  # refuses an unknown name before the work
     of_board, noted = _of_board(board_records, options, artifact)
     calibration, evaluation = source.calibration_split(
@@ -115,6 +116,11 @@ def run(
     accuracy.class_indices(evaluation, artifact)
     deploy = verbs.fold(artifact, calibration, engine=engine_name, progress=progress)
     quantized = _quantize_all(deploy, source, options.quantize, progress)
+    # The one that won the race, where there was a race.
+    report = quantized["int8"].report
+    assert report is not None
+    engine_name = report.record.engine["name"]
+    options = replace(options, quantize=replace(options.quantize, engine=engine_name))
     evaluated = verbs.evaluate(
         [deploy, *quantized.values()],
         evaluation,
@@ -215,14 +221,31 @@ def _quantize_all(
     """The INT8 model, and the one in half precision where that was asked for too, by form."""
     int8 = replace(options, precision="int8")
     quantized = {
-        "int8": verbs.quantize(deploy, source, options=int8, progress=progress)
+        "int8": _int8_of(
+            verbs.quantize(deploy, source, options=int8, progress=progress)
+        )
     }
     if options.precision != "int8":
-        half = options.without_int8_settings()
+        report = quantized["int8"].report
+        assert report is not None
+        # On the engine of the card.
+        half = replace(
+            options.without_int8_settings(), engine=report.record.engine["name"]
+        )
         quantized[options.precision] = verbs.quantize(
             deploy, source, options=half, progress=progress
         )
     return quantized
+
+
+def _int8_of(chosen: verbs.Artifact) -> verbs.Artifact:
+    """The INT8 model; a card shows it beside float even where the race handed out float."""
+    assert chosen.report is not None
+    if chosen.report.int8 is None:
+        return chosen
+    return verbs.Artifact.wrap(
+        chosen.report.int8, certificate=chosen.certificate, report=chosen.report
+    )
 
 
 def _in_order(
@@ -349,7 +372,7 @@ def _time_all(
     All forms are timed on one thread, the two that ship also by many clients and on the other
     engines. All cases are interleaved, so that the rows of a card may be compared.
     """
-    runner = engine(options.quantize.engine)
+    runner = engine(own_engine(options.quantize))
     clients = options.streams or host()["affinity"]
     shipped = {form: model for form, model in artifacts.items() if form != "train"}
     single = {form: latency.case(model, runner) for form, model in artifacts.items()}
@@ -412,7 +435,7 @@ def _extra_engines(options: JobOptions) -> tuple[list[Engine], list[str]]:
             )
         else:
             runners[runner.name] = runner
-    runners.pop(engine(options.quantize.engine).name, None)
+    runners.pop(engine(own_engine(options.quantize)).name, None)
     return list(runners.values()), left_out
 
 

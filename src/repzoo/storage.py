@@ -9,8 +9,10 @@ import json
 import math
 import os
 import platform
+import shutil
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -226,6 +228,43 @@ def require_writable_folder(path: Path, option: str = "-o") -> None:
             f"the folder {path} cannot be written: {error.strerror or error}; give another with "
             f"{option}"
         ) from None
+
+
+def require_empty_folder(path: Path, option: str) -> None:
+    """Like `require_writable_folder`, for a folder that must not hold anything yet.
+
+    Files of an earlier run would look like those of this one.
+    """
+    require_writable_folder(path, option)
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(
+            f"the folder {path} is not empty; give a new or an empty one with {option}"
+        )
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, option: str) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` at the end; after an error nothing is left of it.
+
+    path  see `require_empty_folder`
+
+    Raises:
+        InputError: it cannot be written, or is no longer empty.
+    """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    make_folder(aside)
+    try:
+        yield aside
+        try:
+            # Onto an empty folder this is one step.
+            aside.replace(path)
+        except OSError as error:
+            raise InputError(
+                f"the folder {path} cannot be written: {error.strerror or error}; give another "
+                f"with {option}"
+            ) from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def require_different(paths: Iterable[Path]) -> None:

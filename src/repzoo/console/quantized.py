@@ -12,12 +12,14 @@ from repzoo.console.board_card import board_table
 from repzoo.console.evaluations import paired_line
 from repzoo.console.output import Summary, View, make_table
 from repzoo.errors import MissingExtra
+from repzoo.measure.race_result import RaceSummary
 from repzoo.measure.record import select, share_of, to_json
 from repzoo.measure.results import HalfSummary, Latency, LatencyRatio, PairedAccuracy
 from repzoo.quant.search.candidate import Candidate
 from repzoo.quant.search.gate import QuantReport
 from repzoo.report import card as cards
 from repzoo.report import figures
+from repzoo.report.race import race_cells
 
 if TYPE_CHECKING:  # it imports what takes long
     from repzoo.job import JobResult
@@ -51,14 +53,50 @@ def quantized(report: QuantReport, path: Path) -> View:
     else:
         shown.append(str(share))
     shown.extend(_placement_lines(report, precision))
-    shown.append(f"{path} written")
+    race = report.record.values.race
+    if race is not None:
+        shown += _race_lines(race)
+    is_float = report.int8 is not None
+    what = "written: the float model, not INT8" if is_float else "written"
+    shown.append(f"{path} {what}")
     document = {
         "file": str(path),
+        "form": "deploy" if is_float else str(report.record.artifact["form"]),
         **to_json(report.record.values),
     }
     if share is not None:
         document["int8"] = to_json(share)
     return Summary(document, *shown, remarks=report.warnings)
+
+
+def _race_lines(race: RaceSummary) -> list[Any]:
+    """The race, and why INT8 won; why float did is a remark."""
+    lines: list[Any] = [_race_table(race)]
+    if race.chosen.form == "int8":
+        lines.append(race.reason)
+    return lines
+
+
+def _race_table(race: RaceSummary) -> Table:
+    """A row for each engine and form; of the one that won, that it did."""
+    clients = f", {race.clients} clients" if race.clients > 1 else ""
+    table = make_table(
+        f"race{clients}",
+        "form",
+        ">ms",
+        ">FPS",
+        ">/ float",
+        ">95 % interval",
+        ">drop",
+        "",
+    )
+    for entry in race.entries:
+        cells = race_cells(entry)
+        mark = entry.problem or (entry.verdict or "")
+        if entry is race.chosen:
+            mark = "chosen"
+        table.add_row(entry.engine, *cells, mark)
+    return table
 
 
 def _half_lines(half: HalfSummary) -> list[Any]:
@@ -206,7 +244,10 @@ def card(result: JobResult, files: Sequence[Path]) -> View:
         "files": [str(path) for path in files],
         "remarks": list(result.remarks),
     }
-    tables = [_card_table(facts)]
+    tables: list[Any] = [_card_table(facts)]
+    race = facts.quantize.race
+    if race is not None:
+        tables += _race_lines(race)
     if result.board:
         tables.append(board_table(facts, result.board))
         document["board"] = to_json(result.board)

@@ -30,6 +30,7 @@ from repzoo.measure.results import (
 from repzoo.printable import code_span, escape_markdown, one_line
 from repzoo.report import figures
 from repzoo.report.board import BoardFacts
+from repzoo.report.race import race_cells
 from repzoo.report.translation import translate
 from repzoo.storage import json_text
 
@@ -238,6 +239,8 @@ def render(
             shown_labels=SHOWN_LABELS,
             accuracy_forms=facts.accuracy_forms,
             in_float32=_kept(facts, language),
+            race=facts.quantize.race,
+            race_reason=_race_reason(facts, language),
             **vars(context),
             **vars(facts),
         )
@@ -370,6 +373,12 @@ def _kept(facts: CardFacts, language: str) -> list[dict[str, str]]:
     return kept
 
 
+def _race_reason(facts: CardFacts, language: str) -> str:
+    """Why the winner of the race won; "" without a race."""
+    race = facts.quantize.race
+    return translate(race.reason, language) if race else ""
+
+
 def _host_facts(host: Mapping[str, Any], language: str) -> dict[str, str]:
     """The facts of the host as a person reads them, by topic."""
     described = describe(host)
@@ -471,6 +480,7 @@ def _environment() -> jinja2.Environment:
         figures.rate,
         figures.ratio_of,
         figures.span,
+        race_cells,
     ):
         environment.globals[function.__name__] = function
     return environment

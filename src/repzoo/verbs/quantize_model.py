@@ -9,7 +9,6 @@ from typing import Any, Literal
 from repzoo import engines
 from repzoo.artifact import Artifact as StoredArtifact
 from repzoo.data.dataset import DataSource, QuantizationSplit
-from repzoo.engines import DEFAULT_ENGINE
 from repzoo.errors import InputError
 from repzoo.measure.class_mapping import (
     binary_remarks,
@@ -19,25 +18,42 @@ from repzoo.measure.class_mapping import (
     with_folder_names,
 )
 from repzoo.measure.host import host
+from repzoo.measure.race_result import Objective
+from repzoo.plugins import unknown
 from repzoo.progress import Progress, silent
 from repzoo.quant.baselines import registry as baselines
-from repzoo.quant.network.host_arithmetic import adapt_to_host
-from repzoo.quant.network.scheme import default_scheme, load_scheme
+from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.search import half_model, ladder
 from repzoo.quant.search.default_sessions import saturation_remark
+from repzoo.quant.search.engine_race import AUTO
 from repzoo.quant.search.gate import QuantReport
 from repzoo.quant.search.verdict import Budget
 from repzoo.remark import Remark
 from repzoo.settings import FINITE, at_least, merge_keywords, setting, validate
+from repzoo.storage import require_empty_folder
 from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.fold_model import fold
 from repzoo.verbs.image_data import open_data_source
 from repzoo.verbs.model_files import ModelLike, open_model, require_float
 from repzoo.verbs.optional_torch import needs_torch
 from repzoo.verbs.public_artifact import Artifact
+from repzoo.verbs.quantize_targets import (
+    hold_race,
+    is_race,
+    own_engine,
+    target_for,
+)
 
 Precision = Literal["int8", "fp16", "bf16"]
-INT8_SETTINGS = ("scheme", "recipe", "placement", "search", "finetune_epochs")
+INT8_SETTINGS = (
+    "scheme",
+    "recipe",
+    "placement",
+    "search",
+    "finetune_epochs",
+    "objective",
+    "pareto",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,22 @@ class QuantizeOptions:
         help="Number format: int8; fp16, where operators that float16 would spoil stay in "
         "float32; or bf16.",
     )
-    engine: str = setting(DEFAULT_ENGINE, help="Engine that will run the INT8 model.")
+    engine: str = setting(
+        AUTO,
+        help="Engine that will run the model. auto: the fastest of the installed engines, in INT8 "
+        "or in float, by one race (onnxruntime for a --scheme, another --recipe, or half "
+        "precision).",
+    )
+    objective: Objective = setting(
+        "latency",
+        help="What is best: the least latency of a call, the most images a second with all cores "
+        "as clients, or the smallest file that passes the gate.",
+    )
+    pareto: Path | None = setting(
+        None,
+        help="Also write the frontier of latency, drop and size to this new folder: its files, a "
+        "table, Records and a chart.",
+    )
     scheme: str = setting(
         "",
         help="Quantization scheme: ort-cpu, openvino-cpu, mnn, rdk-x5, vastai, per-tensor, ... "
@@ -92,6 +123,11 @@ class QuantizeOptions:
         validate(self)
         if self.recipe == baselines.OWN:
             return
+        if self.pareto is not None or self.objective != "latency":
+            raise InputError(
+                f"the quantizer {self.recipe} makes one model, which leaves nothing to choose; "
+                f"leave out pareto and objective, or the recipe {self.recipe}"
+            )
         if self.finetune_epochs:
             raise InputError(
                 "only repzoo's own quantizer fine-tunes; "
@@ -140,6 +176,10 @@ def quantize(
 ) -> Artifact:
     """Quantize a model to INT8; the result's `report` says what was tried, chosen and measured.
 
+    With engine="auto" it is made for the fastest of the installed engines. Where float on one of
+    them is faster than every INT8 model, the float model is returned, and `report.int8` has the
+    INT8 model. An engine that is named gets INT8, however fast that is.
+
     A training form is folded first. With precision="fp16" or "bf16" the result is an ordinary ONNX
     file with half-precision weights and activations, and float32 inputs and outputs.
 
@@ -171,9 +211,12 @@ def quantize(
         # Refuses classes that the model does not have.
         class_indices(split.gate, artifact)
         artifact = with_folder_names(artifact, split.gate)
-    int8, report = _run_quantizer(artifact, split, options, progress)
+    if is_race(options):
+        chosen, report = hold_race(artifact, split, options, progress)
+    else:
+        chosen, report = _run_quantizer(artifact, split, options, progress)
     report = replace(report, warnings=(*remarks, *report.warnings))
-    return Artifact.wrap(int8, certificate=artifact.certificate, report=report)
+    return Artifact.wrap(chosen, certificate=artifact.certificate, report=report)
 
 
 def _data_remarks(
@@ -208,15 +251,40 @@ def _data_remarks(
 
 
 def _check_names(options: QuantizeOptions) -> None:
-    """Refuse unknown or uninstalled engines, schemes and quantizers."""
-    engines.engine(options.engine)
-    if options.scheme:
-        load_scheme(options.scheme)
+    """Refuse unknown or uninstalled engines, schemes and quantizers, and a used folder."""
+    _require_engine(options)
+    if options.scheme and load_scheme(options.scheme).runs_on_board:
+        _refuse_timing(options)
+    if options.pareto is not None:
+        require_empty_folder(options.pareto, "--pareto")
     if options.recipe != baselines.OWN:
         baselines.load_quantizer(options.recipe)
     if options.finetune_epochs:
         with needs_torch("fine-tuning"):
             from repzoo.quant.parameters import finetune  # noqa: F401
+
+
+def _require_engine(options: QuantizeOptions) -> None:
+    """Refuse an engine that is unknown, or that is not installed."""
+    name = own_engine(options)
+    known = engines.ENGINES.names()
+    if name.partition(":")[0] not in known:
+        raise InputError(unknown("engine", name, [AUTO, *known]))
+    engines.engine(name)
+
+
+def _refuse_timing(options: QuantizeOptions) -> None:
+    """Refuse settings that need latencies, which this host does not have of a board."""
+    timed = {
+        "pareto": options.pareto is not None,
+        "objective": options.objective == "throughput",
+    }
+    for name, is_set in timed.items():
+        if is_set:
+            raise InputError(
+                f"the scheme {options.scheme} is for a board, whose latency is not measured on "
+                f"this host; leave out {name} (--{name}), or the scheme"
+            )
 
 
 def _run_quantizer(
@@ -227,7 +295,7 @@ def _run_quantizer(
 ) -> tuple[StoredArtifact, QuantReport]:
     """(the model, its report), from repzoo's own quantizer or from the named baseline."""
     budget = Budget(options.max_drop, options.force)
-    runner = engines.engine(options.engine)
+    runner = engines.engine(own_engine(options))
     if options.precision != "int8":
         return half_model.quantize(
             model, split, runner, options.precision, budget, progress
@@ -236,33 +304,7 @@ def _run_quantizer(
         return baselines.quantize(
             model, split, runner, options.recipe, budget, progress
         )
-    scheme = (
-        load_scheme(options.scheme)
-        if options.scheme
-        else default_scheme(options.engine)
-    )
-    placement = options.placement
-    remark: str
-    if scheme.runs_on_board:
-        remark = Remark(
-            "the scheme {scheme} is for a board, so its latency is not measured on this host",
-            scheme=scheme.name,
-        )
-        # Nor can timing here decide what should run in INT8 there.
-        if placement == "fastest":
-            placement = "everything"
-    else:
-        # x86 without VNNI saturates where weights have 8 bits (docs/decisions/11-exact-int8.md).
-        scheme, remark = adapt_to_host(scheme, runner, host())
-    target = ladder.Target(
-        engine=runner,
-        scheme=scheme,
-        placement=placement,
-        # Where the placement was asked for by name, all of it stays in INT8.
-        may_fall_back=placement != options.placement,
-        search_seconds=options.search,
-        finetune_epochs=options.finetune_epochs,
-    )
+    target, remark = target_for(runner, options)
     int8, report = ladder.quantize(model, split, target, budget, progress)
     # Both speak of hosts without VNNI: one is enough.
     remark = remark or saturation_remark(int8, split.gate, runner, host())

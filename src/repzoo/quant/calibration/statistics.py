@@ -89,6 +89,12 @@ class Statistics:
         """Those of `layers` (by name) whose moments were collected."""
         return [layer for name, layer in layers.items() if name in self.moments]
 
+    def restricted(self, tensors: Iterable[str], layers: Iterable[Layer]) -> Statistics:
+        """Those of `tensors` and of the inputs of `layers` alone."""
+        histograms = {name: self.histograms[name] for name in tensors}
+        moments = {layer.name: self.moments[layer.name] for layer in layers}
+        return replace(self, histograms=histograms, moments=moments)
+
     def rescaled(
         self, factors: Mapping[str, Float], layers: Iterable[Layer]
     ) -> Statistics:

@@ -56,6 +56,23 @@ class Calibration:
     remarks: list[str]
 
 
+def observed_by(
+    model: onnx.ModelProto, placements: Sequence[Placement]
+) -> tuple[list[str], list[Layer]]:
+    """(tensors, layers) whose statistics any of `placements` of `model` needs."""
+    tensors: dict[str, None] = {}  # a set that keeps its order
+    nodes: set[str] = set()
+    for placement in placements:
+        tensors |= dict.fromkeys(placement.tensors)
+        nodes |= placement.nodes
+    observed_layers = []
+    for name, layer in layers.find_layers(model).items():
+        if name in nodes:
+            observed_layers.append(layer)
+            tensors[layer.source] = None
+    return list(tensors), observed_layers
+
+
 @dataclass
 class ImageReader:
     """Prepares the images of one pass, and keeps track of which could be read."""
@@ -90,20 +107,9 @@ class Calibrator:
         Raises:
             InputError: no image can be read, or activations are not finite.
         """
-        tensors: dict[str, None] = {}  # a set that keeps its order
-        nodes: set[str] = set()
-        for placement in placements:
-            tensors |= dict.fromkeys(placement.tensors)
-            nodes |= placement.nodes
-        observed_layers = []
-        for name, layer in layers.find_layers(model).items():
-            if name in nodes:
-                observed_layers.append(layer)
-                tensors[layer.source] = None
+        tensors, observed_layers = observed_by(model, placements)
         reader = ImageReader(self.artifact, images)
-        statistics = self.observe(
-            model, list(tensors), observed_layers, reader, PROBED_BYTES
-        )
+        statistics = self.observe(model, tensors, observed_layers, reader, PROBED_BYTES)
         reader.report.check(images.name, len(images))
         return Calibration(
             statistics, images.subset(reader.indices), reader.report.sentences()

@@ -7,10 +7,14 @@ allocator keeps their pages: together these would take more than the calibration
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset
 from repzoo.graph.tools.pieces import trim_heap
+from repzoo.measure.record import Record
+from repzoo.measure.results import PairedAccuracy
 from repzoo.quant.network import layers
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.parameters import sqnr
@@ -24,6 +28,8 @@ from repzoo.quant.search.gate import Gate
 from repzoo.quant.search.placement_search import TimedPlacement
 from repzoo.quant.search.verdict import Verdict
 
+# Takes a candidate, its model, and the Record of its comparison with float.
+Keep = Callable[[Candidate, Artifact, Record[PairedAccuracy]], None]
 DIAGNOSED_IMAGES = 64  # gate images on which the noise of a refused model is measured
 
 
@@ -45,6 +51,7 @@ class Evaluator:
 
     candidates  the measurements of all, in the order in which they were tried
     best        the best so far, with its model. The models of all others are let go at once.
+    keep        called with every candidate and its model, before that is let go; None: nothing is
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class Evaluator:
         self.builder = builder
         self.calibrator = calibrator
         self.candidates: list[Candidate] = []
+        self.keep: Keep | None = None
         self._best: BuiltCandidate | None = None
 
     @property
@@ -164,6 +172,8 @@ class Evaluator:
         line = f"{label}: {same}, {candidate.seconds:.1f} s"
         self.gate.progress(line, 1, 1)
         free_memory()
+        if self.keep is not None:
+            self.keep(candidate, build.artifact, paired)
         built = BuiltCandidate(build.artifact, candidate, build, timed)
         # Only the measurements of a candidate are kept, unless it is the best: its model, plan and
         # weights would add up over a dozen candidates.

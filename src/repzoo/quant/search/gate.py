@@ -75,6 +75,7 @@ class QuantReport:
     verdict     the gate's verdict, from `paired`
     record      the Record of the whole quantization
     warnings    sentences for the user
+    int8        the INT8 model that all of this is about, where a race handed out float instead
     """
 
     chosen: Candidate
@@ -83,11 +84,20 @@ class QuantReport:
     verdict: Verdict
     record: Record[QuantizeSummary]
     warnings: tuple[str, ...] = ()
+    int8: Artifact | None = None
 
     @property
     def passes(self) -> bool:
         """Whether the gate let the model pass without force."""
         return self.verdict.passes
+
+
+class Refusal(GateError):
+    """What the gate says of a model that it refuses; `paired` is that model against float."""
+
+    def __init__(self, message: str, paired: PairedAccuracy) -> None:
+        super().__init__(message)
+        self.paired = paired
 
 
 class Gate:
@@ -105,6 +115,7 @@ class Gate:
     ) -> None:
         """See FloatComparison; `precision` is what the models that it judges are called."""
         self.precision = precision
+        self.clients = 1  # threads that call a session at once while it is timed
         self.artifact = artifact
         self.engine = engine
         self.budget = budget
@@ -117,8 +128,8 @@ class Gate:
         return BENCH_SECONDS / 2
 
     def open_cases(self, models: Sequence[Artifact]) -> list[latency.Case]:
-        """Each of `models`, ready to be timed on one thread."""
-        return [latency.case(model, self.engine) for model in models]
+        """Each of `models`, ready to be timed; each client has one thread."""
+        return [latency.case(model, self.engine, self.clients) for model in models]
 
     def time_against_float(
         self, models: Sequence[Artifact], seconds: float
@@ -180,7 +191,7 @@ class Gate:
                   refuses: calibration images that mislead also mislead about the noise.
 
         Raises:
-            GateError: the drop is proven above the budget, and `force` is off.
+            Refusal: the drop is proven above the budget, and `force` is off.
         """
         verdict = self.budget.judge(paired.values)
         chosen = best.candidate
@@ -199,7 +210,7 @@ class Gate:
                 self.precision,
             )
             if not self.budget.force:
-                raise GateError(refusal)
+                raise Refusal(refusal, paired.values)
             settings["gate"] = refusal
         step = Step("quantize", __version__, settings)
         quantized = self.artifact.then(best.artifact.model, step)

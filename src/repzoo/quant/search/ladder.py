@@ -22,6 +22,9 @@ The strategy, deterministic for the same images and placement:
 Where no placement is faster than float beyond noise, the fastest one is used with a warning: INT8
 is still smaller.
 
+Several engines share one calibration pass (`share_calibration`), since statistics are the float
+model's; each has a ladder of its own (engine_race.py).
+
 A placement that the user asked for (`Target.placement`) is not searched, and stays: steps 1 and 5
 are left out.
 """
@@ -29,13 +32,15 @@ are left out.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 
 from repzoo.artifact import Artifact
-from repzoo.data.dataset import QuantizationSplit
+from repzoo.data.dataset import Dataset, QuantizationSplit
 from repzoo.engines import Engine
 from repzoo.errors import InputError
 from repzoo.progress import Progress, silent
@@ -45,9 +50,14 @@ from repzoo.quant.parameters import qdq_writer
 from repzoo.quant.rewrites.stages import STAGES, FloatModel
 from repzoo.quant.search import placement_search
 from repzoo.quant.search.builder import Builder
-from repzoo.quant.search.calibrator import Calibrator
+from repzoo.quant.search.calibrator import Calibration, Calibrator, observed_by
 from repzoo.quant.search.comparison import FloatComparison
-from repzoo.quant.search.evaluator import BuiltCandidate, Evaluator, free_memory
+from repzoo.quant.search.evaluator import (
+    BuiltCandidate,
+    Evaluator,
+    Keep,
+    free_memory,
+)
 from repzoo.quant.search.fallback import rank_layers, with_fallback
 from repzoo.quant.search.gate import (
     Gate,
@@ -78,6 +88,7 @@ class Target:
     search_seconds   the most that the placement search may take; it never takes more than half
                      the time of calibration
     finetune_epochs  epochs of distillation where no correction is enough; needs torch
+    clients          threads that call a session at once while it is timed
     placement        which nodes run in INT8. fastest: those that make the model fastest on
                      `engine`, by timing. layers: all convolutions and linear layers. everything:
                      also all other operators that the scheme knows in INT8
@@ -91,6 +102,19 @@ class Target:
     finetune_epochs: int = 0
     placement: PlacementChoice = "fastest"
     may_fall_back: bool = False
+    clients: int = 1
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What several ladders of one float model share. Each part may be absent.
+
+    calibration  see `share_calibration`
+    keep         is called with each candidate and its model, which are let go otherwise
+    """
+
+    calibration: SharedCalibration | None = None
+    keep: Keep | None = None
 
 
 def quantize(
@@ -99,18 +123,26 @@ def quantize(
     target: Target,
     budget: Budget,
     progress: Progress = silent,
+    sharing: Sharing | None = None,
 ) -> tuple[Artifact, QuantReport]:
     """The INT8 artifact of the folded float `artifact`, with the report.
+
+    sharing  with the ladders of other engines
 
     Raises:
         InputError: not a folded float model, or images that cannot be used.
         GateError: the drop of the chosen candidate is proven above the budget on the gate images.
     """
     require_folded(artifact)
+    sharing = sharing or Sharing()
     started = time.perf_counter()
     gate = Gate(artifact, split.gate, target.engine, budget, progress)
-    evaluator, remarks = calibrate(gate, split, target)
+    gate.clients = target.clients
+    evaluator, remarks = calibrate(gate, split, target, sharing.calibration)
+    evaluator.keep = sharing.keep
     calibrate_seconds = time.perf_counter() - started
+    if sharing.calibration is not None:
+        calibrate_seconds = sharing.calibration.seconds
     search_seconds = min(target.search_seconds, calibrate_seconds / 2)
     if target.placement == "fastest":
         search = search_placement(evaluator, search_seconds)
@@ -150,6 +182,7 @@ def _step_settings(
     """What the model's history says of how it was quantized."""
     statistics = evaluator.builder.cache.original.statistics
     return {
+        "engine": target.engine.name,
         "scheme": asdict(target.scheme),
         "calibration_images": statistics.images,
         **asdict(budget),
@@ -165,10 +198,75 @@ def describe_images(split: QuantizationSplit) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class SharedCalibration:
+    """One calibration pass for the schemes of several engines.
+
+    model    the float graph, as `prepare_for_qdq` returns it
+    seconds  that the pass took
+    """
+
+    model: onnx.ModelProto
+    calibration: Calibration
+    seconds: float
+
+    def for_placements(self, starts: Sequence[Placement]) -> Calibration:
+        """What one scheme needs, whose starting placements are `starts`.
+
+        Nothing else: equalization weighs every tensor that has a histogram.
+        """
+        tensors, layers = observed_by(self.model, starts)
+        statistics = self.calibration.statistics.restricted(tensors, layers)
+        return replace(self.calibration, statistics=statistics)
+
+
+def share_calibration(
+    artifact: Artifact,
+    images: Dataset,
+    schemes: Sequence[QuantScheme],
+    engine: Engine,
+    progress: Progress = silent,
+) -> SharedCalibration:
+    """The statistics of the float `artifact` for all that any of `schemes` quantizes.
+
+    Raises:
+        InputError: see `calibrate`.
+    """
+    require_folded(artifact)
+    started = time.perf_counter()
+    model = qdq_writer.prepare_for_qdq(artifact.model)
+    starts: list[Placement] = []
+    for scheme in schemes:
+        starts += starting_placements(artifact, PlacementSpace(model, scheme))
+    free_memory()
+    calibrator = Calibrator(artifact, engine, progress)
+    calibration = calibrator.calibrate(model, images, starts)
+    free_memory()
+    return SharedCalibration(model, calibration, time.perf_counter() - started)
+
+
+def starting_placements(artifact: Artifact, space: PlacementSpace) -> list[Placement]:
+    """Where the search of `artifact` starts.
+
+    Raises:
+        InputError: the model has no layer to quantize.
+    """
+    starts = space.starting_placements()
+    if not starts:
+        raise InputError(
+            f"{artifact.name} has no convolution or linear layer with constant weights, so there "
+            "is nothing to quantize"
+        )
+    return starts
+
+
 def calibrate(
-    gate: Gate, split: QuantizationSplit, target: Target
+    gate: Gate,
+    split: QuantizationSplit,
+    target: Target,
+    shared: SharedCalibration | None = None,
 ) -> tuple[Evaluator, list[str]]:
-    """Run the calibration pass.
+    """Run the calibration pass, unless it is `shared`.
 
     Returns what builds and measures candidates from its statistics, and remarks on the images.
 
@@ -176,18 +274,14 @@ def calibrate(
         InputError: the model has no layer to quantize, or no image can be read.
     """
     artifact = gate.artifact
-    model = qdq_writer.prepare_for_qdq(artifact.model)
-    space = PlacementSpace(model, target.scheme)
-    starts = space.starting_placements()
-    if not starts:
-        raise InputError(
-            f"{artifact.name} has no convolution or linear layer with constant weights, so there "
-            "is nothing to quantize"
+    if shared is None:
+        shared = share_calibration(
+            artifact, split.calibration, [target.scheme], target.engine, gate.progress
         )
-    free_memory()
+    model = shared.model
+    space = PlacementSpace(model, target.scheme)
     calibrator = Calibrator(artifact, target.engine, gate.progress)
-    calibration = calibrator.calibrate(model, split.calibration, starts)
-    free_memory()
+    calibration = shared.for_placements(starting_placements(artifact, space))
     statistics = calibration.statistics
     comparison = FloatComparison(
         artifact,

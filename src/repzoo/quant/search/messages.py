@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from repzoo.measure.race_result import RaceEntry
 from repzoo.measure.results import (
     ExpectedDrop,
     LatencyRatio,
@@ -112,6 +113,54 @@ def warnings(
             )
         )
     return sentences
+
+
+def int8_wins(int8: RaceEntry, fastest_float: RaceEntry) -> Remark:
+    """Why INT8 wins the race of engines."""
+    assert int8.ratio is not None
+    assert int8.ratio_low is not None
+    if int8.ratio_low > 1:
+        return Remark(
+            "INT8 on {engine} was asked for; it takes {ratio:.2f} times as long as float on "
+            "{float_engine}",
+            engine=int8.engine,
+            ratio=int8.ratio,
+            float_engine=fastest_float.engine,
+        )
+    return Remark(
+        "INT8 on {engine} takes {ratio:.2f} of the time of the fastest float, which is on "
+        "{float_engine} (95 % interval {low:.2f} to {high:.2f})",
+        engine=int8.engine,
+        ratio=int8.ratio,
+        float_engine=fastest_float.engine,
+        low=int8.ratio_low,
+        high=int8.ratio_high,
+    )
+
+
+def float_wins(fastest_float: RaceEntry, int8: RaceEntry) -> Remark:
+    """Why float wins the race of engines, and how to get INT8 all the same."""
+    return Remark(
+        "INT8 cannot win here: its fastest, on {engine}, takes {ratio:.2f} times as long as float "
+        "on {float_engine} (95 % interval {low:.2f} to {high:.2f}), so float on {float_engine} is "
+        "handed out; for INT8 all the same, give --engine {engine}, or --objective size",
+        engine=int8.engine,
+        ratio=int8.ratio,
+        float_engine=fastest_float.engine,
+        low=int8.ratio_low,
+        high=int8.ratio_high,
+    )
+
+
+def smallest_wins(entry: RaceEntry) -> Remark:
+    """Why an entry wins the race for the smallest file."""
+    form = "INT8" if entry.form == "int8" else "float"
+    return Remark(
+        "{form} on {engine} is the smallest file that passes the gate: {bytes} bytes",
+        form=form,
+        engine=entry.engine,
+        bytes=entry.bytes,
+    )
 
 
 def _about_head(paired: PairedAccuracy) -> list[str]:

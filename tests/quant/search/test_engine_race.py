@@ -1,0 +1,348 @@
+"""The race of engines and forms: who wins, what is written, and what is left out.
+
+Its timings are made up: which engine is fastest depends on the machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip(
+    "sklearn", reason="the demo extra, with the digits, is not installed"
+)
+
+from tests.conftest import Run
+from tests.quant.conftest import sets, small
+
+from repzoo import verbs
+from repzoo.artifact import Artifact
+from repzoo.engines import engine
+from repzoo.engines.onnxruntime import OnnxRuntime
+from repzoo.errors import GateError, InputError
+from repzoo.measure import latency, record
+from repzoo.measure.race_result import RaceEntry
+from repzoo.measure.results import LatencyRatio, PairedAccuracy, QuantizeSummary
+from repzoo.quant.network.scheme import load_scheme
+from repzoo.quant.search import engine_race, ladder
+from repzoo.quant.search.engine_race import Contest, choose
+from repzoo.quant.search.gate import Refusal
+from repzoo.quant.search.ladder import Target
+from repzoo.quant.search.verdict import Budget
+from repzoo.verbs import quantize_model, quantize_targets
+
+Ratios = dict[tuple[str, str], float]
+
+
+def entry(
+    name: str, form: Any, ratio: float | None, size: int = 100, **fields: Any
+) -> RaceEntry:
+    """An entry whose interval reaches 5 % to either side."""
+    timed = {}
+    if ratio is not None:
+        timed = {
+            "ratio": ratio,
+            "ratio_low": ratio * 0.95,
+            "ratio_high": ratio * 1.05,
+        }
+    return RaceEntry(engine=name, version="1", form=form, bytes=size, **timed, **fields)
+
+
+FLOATS = [entry("ort", "deploy", 1.0, 400), entry("ov", "deploy", 1.3, 400)]
+
+
+@pytest.mark.parametrize(
+    ("int8", "objective", "expected"),
+    [
+        # The fastest INT8, on whatever engine.
+        ([("ort", 0.9, 100), ("ov", 0.7, 90)], "latency", ("ov", "int8")),
+        # Slower than float within noise: INT8, being smaller.
+        ([("ort", 1.04, 100), ("ov", 1.2, 90)], "latency", ("ort", "int8")),
+        # Faster than its own engine's float, and yet slower than the other one's.
+        ([("ov", 1.2, 90)], "latency", ("ort", "deploy")),
+        ([("ort", 1.2, 100)], "throughput", ("ort", "deploy")),
+        ([("ort", 0.7, 100), ("ov", 1.2, 90)], "size", ("ov", "int8")),
+        # Of equally small files the faster.
+        ([("ort", 1.4, 90), ("ov", 1.2, 90)], "size", ("ov", "int8")),
+        # Nothing is gained where INT8 is no smaller either.
+        ([("ort", 0.9, 500)], "size", ("ort", "deploy")),
+    ],
+)
+def test_the_winner(int8: Any, objective: Any, expected: tuple[str, str]) -> None:
+    entries = [*FLOATS]
+    for name, ratio, size in int8:
+        entries.append(entry(name, "int8", ratio, size, verdict="holds"))
+    winner, reason = choose(entries, objective, hands_out_float=True)
+    chosen = entries[winner]
+    assert (chosen.engine, chosen.form) == expected
+    assert chosen.engine in reason
+    # Where an engine was named, INT8 is what was asked for.
+    winner, _ = choose(entries, objective, hands_out_float=False)
+    assert entries[winner].form == "int8"
+
+
+def test_what_the_gate_refuses_does_not_win_unless_nothing_else_is_left() -> None:
+    refused = entry("ov", "int8", 0.5, verdict="refused")
+    passing = entry("ort", "int8", 0.9, verdict="within")
+    winner, _ = choose([*FLOATS, refused, passing], "latency", hands_out_float=True)
+    assert winner == 3
+    untimed = entry("ov", "int8", None, problem="refused by the gate")
+    winner, _ = choose([*FLOATS, untimed, passing], "latency", hands_out_float=True)
+    assert winner == 3
+    winner, _ = choose([*FLOATS, refused], "latency", hands_out_float=True)
+    assert winner == 2
+
+
+class Other(OnnxRuntime):
+    """A second engine, for which no package is needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "other"
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> Ratios:
+    """Time over that of float on onnxruntime, by engine and form."""
+    ratios: Ratios = {
+        ("onnxruntime", "deploy"): 1.0,
+        ("onnxruntime", "int8"): 0.9,
+        ("other", "deploy"): 1.2,
+        ("other", "int8"): 0.6,
+    }
+
+    def ratio(first: latency.Case, second: latency.Case) -> Any:
+        key = (first.engine.name, first.artifact.form)
+        value = ratios[key] / ratios[second.engine.name, second.artifact.form]
+        real = measured(first, second)
+        values = replace(real.values, ratio=value, ratio_low=value, ratio_high=value)
+        return replace(real, values=values)
+
+    measured = latency.ratio
+    monkeypatch.setattr(latency, "ratio", ratio)
+
+    def cost(timing: record.Record[Any], _: object) -> float:
+        return ratios[timing.engine["name"], "deploy"]
+
+    monkeypatch.setattr(engine_race, "_cost", cost)
+    return ratios
+
+
+def contest(*names: str, **changes: Any) -> Contest:
+    """Engines called `names`, with all in INT8."""
+    runners = {"onnxruntime": engine("onnxruntime"), "other": Other()}
+    scheme = load_scheme("ort-cpu")
+    targets = []
+    for name in names:
+        targets.append(Target(runners[name], scheme, placement="everything"))
+    return replace(Contest(tuple(targets)), **changes)
+
+
+@pytest.mark.usefixtures("made_up")
+def test_the_fastest_engine_gets_the_file_which_says_so() -> None:
+    result = engine_race.quantize(
+        small(), sets(), contest("onnxruntime", "other"), Budget(5)
+    )
+    race = result.summary
+    rows = [(row.engine, row.form, row.ratio) for row in race.entries]
+    assert rows == [
+        ("onnxruntime", "deploy", 1.0),
+        ("other", "deploy", 1.2),
+        ("onnxruntime", "int8", 0.9),
+        ("other", "int8", 0.6),
+    ]
+    assert race.chosen is race.entries[3]
+    assert result.chosen is result.int8
+    assert result.chosen.form == "int8"
+    assert result.chosen.steps[-1].settings["engine"] == "other"
+    assert result.report.record.engine["name"] == "other"
+    assert result.report.int8 is None
+    for row in race.entries:
+        is_int8 = row.form == "int8"
+        assert (row.drop is not None) == is_int8
+        assert (row.verdict is not None) == is_int8
+        assert row.bytes
+        assert row.p50_ms
+    # As a Record is read again.
+    document = json.loads(json.dumps(record.to_json(result.report.record.values)))
+    assert record.read_result(QuantizeSummary, document).race == race
+
+
+def test_float_is_handed_out_where_int8_cannot_win(made_up: Ratios) -> None:
+    made_up["onnxruntime", "int8"] = 1.5
+    float_only = contest("onnxruntime", float_only=(Other(),))
+    made_up["other", "deploy"] = 0.8
+    result = engine_race.quantize(small(), sets(), float_only, Budget(5))
+    assert result.chosen.form == "deploy"
+    assert result.chosen.model == small().model
+    last = result.chosen.steps[-1]
+    assert (last.verb, last.settings["engine"]) == ("choose", "other")
+    assert result.report.int8 is result.int8
+    assert result.int8.form == "int8"
+    remark = result.report.warnings[0]
+    assert "float on other is handed out" in remark
+    assert "--engine onnxruntime, or --objective size" in remark
+
+
+@pytest.mark.usefixtures("made_up")
+def test_an_engine_whose_int8_is_refused_or_fails_is_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = ladder.quantize
+
+    def failing(error: Exception) -> Callable[..., Any]:
+        def quantize(artifact: Artifact, split: Any, target: Target, *rest: Any) -> Any:
+            if target.engine.name == "other":
+                raise error
+            return original(artifact, split, target, *rest)
+
+        return quantize
+
+    paired = PairedAccuracy(
+        n=100, drop=9.0, drop_low=7.0, drop_high=11.0, p_value=0.0, same_prediction=90.0
+    )
+    both = contest("onnxruntime", "other")
+    monkeypatch.setattr(ladder, "quantize", failing(Refusal("too much", paired)))
+    race = engine_race.quantize(small(), sets(), both, Budget(5)).summary
+    assert race.chosen is race.entries[2]
+    refused = race.entries[3]
+    assert (refused.verdict, refused.drop, refused.ratio) == ("refused", 9.0, None)
+    assert refused.problem == "refused by the gate"
+    alone = contest("other")
+    with pytest.raises(GateError, match="too much"):
+        engine_race.quantize(small(), sets(), alone, Budget(5))
+    monkeypatch.setattr(ladder, "quantize", failing(InputError("cannot run it")))
+    with pytest.raises(InputError, match="cannot run it"):
+        engine_race.quantize(small(), sets(), alone, Budget(5))
+
+
+def test_engines_that_cannot_run_the_model_do_not_race(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def crash(*_: object) -> None:
+        raise InputError("the engine other crashed (signal SIGSEGV)")
+
+    monkeypatch.setattr(engine_race, "probe", crash)
+    runners = [engine("onnxruntime"), Other()]
+    usable, remarks = engine_race.usable_engines(small(), runners)
+    assert [runner.name for runner in usable] == ["onnxruntime"]
+    assert remarks == [
+        "other is not in the race of engines: the engine other crashed (signal SIGSEGV)"
+    ]
+
+
+def test_installed_engines_are_those_with_a_scheme_the_default_first() -> None:
+    names = [runner.name for runner in engine_race.installed_engines()]
+    assert names[0] == "onnxruntime"
+    assert set(names) <= {"onnxruntime", "openvino", "mnn"}
+    assert engine_race.computes_int8(engine("onnxruntime"))
+    assert not engine_race.computes_int8(engine("reference"))
+
+
+def test_a_shared_calibration_gives_each_scheme_what_its_own_would() -> None:
+    images = sets().calibration.subset(range(16))
+    runner = engine("onnxruntime")
+    schemes = [load_scheme("ort-cpu"), load_scheme("openvino-cpu")]
+    shared = ladder.share_calibration(small(), images, schemes, runner)
+    for scheme in schemes:
+        own = ladder.share_calibration(small(), images, [scheme], runner)
+        space = ladder.PlacementSpace(own.model, scheme)
+        starts = ladder.starting_placements(small(), space)
+        first = shared.for_placements(starts).statistics
+        second = own.calibration.statistics
+        assert first.histograms.keys() == second.histograms.keys()
+        assert first.moments.keys() == second.moments.keys()
+
+
+@pytest.fixture
+def races(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo tests/conftest.py, which turns races off."""
+    monkeypatch.setattr(quantize_model, "is_race", quantize_targets.is_race)
+    monkeypatch.setattr(
+        engine_race, "installed_engines", lambda: [engine("onnxruntime")]
+    )
+
+
+QUICK = ("--data", "digits", "--images", 32, "--max-drop", 5, "--search", 0)
+
+
+@pytest.mark.usefixtures("races")
+def test_auto_writes_the_float_model_and_says_so(
+    run: Run, small_file: Path, tmp_path: Path, made_up: Ratios
+) -> None:
+    made_up["onnxruntime", "int8"] = 1.5
+    output = tmp_path / "out.onnx"
+    frontier = tmp_path / "frontier"
+    ran = run("quantize", small_file, "-o", output, *QUICK, "--pareto", frontier)
+    assert ran.code == 0, ran.err
+    shown = " ".join(ran.out.split())
+    assert "written: the float model, not INT8" in shown
+    assert "float on onnxruntime is handed out" in ran.err
+    written = Artifact.read(output)
+    assert written.form == "deploy"
+    assert written.steps[-1].settings["engine"] == "onnxruntime"
+    table = (frontier / "pareto.md").read_text("utf-8")
+    rows = record.read(frontier / "records.jsonl")
+    files = {path.name for path in frontier.glob("*.onnx")}
+    assert {"latency", "paired"} <= {row.kind for row in rows}
+    assert files
+    for name in files:
+        assert f"`{name}`" in table
+        Artifact.read(frontier / name)
+
+
+@pytest.mark.usefixtures("races")
+def test_an_engine_that_is_named_gets_int8_by_any_objective(
+    made_up: Ratios, small_file: Path
+) -> None:
+    made_up["onnxruntime", "int8"] = 1.5
+    options = {"images": 32, "max_drop": 5.0, "search": 0.0, "engine": "onnxruntime"}
+    for objective in ("throughput", "size"):
+        int8 = verbs.quantize(small_file, "digits", objective=objective, **options)
+        assert int8.form == "int8"
+        assert int8.report is not None
+        assert int8.report.record.values.race is None
+        ratio = int8.report.chosen.ratio
+        assert isinstance(ratio, LatencyRatio)
+        if objective == "size":
+            assert int8.report.chosen.placement == "everything"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--objective", "speed"), "objective"),
+        (("--engine", "autoo"), "did you mean auto?"),
+        (("--pareto", "p", "--scheme", "rdk-x5"), "leave out pareto (--pareto)"),
+        (
+            ("--objective", "throughput", "--scheme", "rdk-x5"),
+            "leave out objective (--objective)",
+        ),
+        (("--pareto", "p", "--precision", "fp16"), "pareto (--pareto) is a setting"),
+        (("--objective", "size", "--recipe", "ort-static"), "leave out pareto and"),
+        (("--pareto", "full"), "is not empty"),
+        (("--pareto", "file"), "is a file"),
+    ],
+)
+def test_bad_input_is_refused_before_the_work(
+    run: Run,
+    small_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "old.onnx").touch()
+    (tmp_path / "file").touch()
+    ran = run("quantize", small_file, "-o", "o.onnx", "--data", "digits", *options)
+    assert ran.code == 2
+    assert message in " ".join(ran.err.split())
+    assert not (tmp_path / "o.onnx").exists()
+    assert not (tmp_path / "p").exists()
