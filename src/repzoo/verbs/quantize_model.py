@@ -178,7 +178,7 @@ def quantize(
 
     With engine="auto" it is made for the fastest of the installed engines. Where float on one of
     them is faster than every INT8 model, the float model is returned, and `report.int8` has the
-    INT8 model. An engine that is named gets INT8, however fast that is.
+    INT8 model. An engine or a placement that is named gets INT8, however fast that is.
 
     A training form is folded first. With precision="fp16" or "bf16" the result is an ordinary ONNX
     file with half-precision weights and activations, and float32 inputs and outputs.

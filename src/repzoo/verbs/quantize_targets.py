@@ -106,7 +106,11 @@ def _contest(model: Artifact, options: QuantizeOptions) -> tuple[Contest, list[s
         seconds = options.search / len(int8_runners)
         targets.append(replace(target, search_seconds=seconds))
     float_only = [runner for runner in runners if runner not in int8_runners]
-    contest = Contest(tuple(targets), tuple(float_only), options.objective, is_choice)
+    # Who asks for a placement by name wants INT8.
+    hands_out_float = is_choice and options.placement == "fastest"
+    contest = Contest(
+        tuple(targets), tuple(float_only), options.objective, hands_out_float
+    )
     return contest, remarks
 
 

@@ -182,7 +182,7 @@ def quantize(
     """Quantize FILE.onnx to INT8, or --precision fp16. A training form is folded first.
 
     Of the installed engines, the fastest gets the file. Where no INT8 model is as fast as float,
-    the file is the float model, unless an --engine is named.
+    the file is the float model, unless an --engine or a --placement is named.
 
     Exits with 4, and writes nothing, when the accuracy drop is proven to exceed --max-drop.
     """
