@@ -203,5 +203,7 @@ def quantize(
     write_together(contents)
     console.show(quantized_views.quantized(int8.report, output))
     console.suggest(
-        next_step.after_quantize(file, output, data, options.engine, preprocess)
+        next_step.after_quantize(
+            file, output, data, int8.report.engine_name, preprocess
+        )
     )

@@ -91,6 +91,12 @@ class QuantReport:
         """Whether the gate let the model pass without force."""
         return self.verdict.passes
 
+    @property
+    def engine_name(self) -> str:
+        """The engine that the written model is for."""
+        race = self.record.values.race
+        return race.chosen.engine if race else str(self.record.engine["name"])
+
 
 class Refusal(GateError):
     """What the gate says of a model that it refuses; `paired` is that model against float."""
