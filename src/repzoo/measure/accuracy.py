@@ -10,8 +10,8 @@ import contextlib
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,23 +78,39 @@ LogitsByImage = dict[tuple[int, int], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
+class PackIdentity:
+    """The files that a vendor's tool chain compiled from the artifact that is evaluated.
+
+    simulated_sha256  what the vendor's simulator runs
+    binary_sha256     what the board runs
+    """
+
+    simulated_sha256: str
+    binary_sha256: str
+
+
+@dataclass(frozen=True)
 class EvaluationRun:
     """One model to evaluate: `session` runs `artifact`.
 
-    compiled  of a pack that a vendor's tool chain compiled: what the Record says of the files
+    compiled  of a pack that a vendor's tool chain compiled; None: the engine runs `artifact` itself
     batch     images in a call of the engine, at most CHUNK
     """
 
     artifact: Artifact
     engine: Engine
     session: Session
-    compiled: Mapping[str, str] = field(default_factory=dict)
+    compiled: PackIdentity | None = None
     batch: int = BATCH
 
     def engine_facts(self) -> dict[str, str]:
         """What ran the model, for Records and journals."""
         version = self.engine.version()
-        return {"name": self.engine.name, "version": version, **self.compiled}
+        return {"name": self.engine.name, "version": version, **self.pack_facts()}
+
+    def pack_facts(self) -> dict[str, str]:
+        """The hashes of `compiled`, by name; none where it is None."""
+        return asdict(self.compiled) if self.compiled else {}
 
     @functools.cached_property
     def head(self) -> Head:
@@ -265,7 +281,7 @@ def _header(
             "sha256": run.artifact.sha256 or sha256_of(run.artifact.to_bytes()),
             "engine": run.engine.name,
             "version": run.engine.version(),
-            **run.compiled,
+            **run.pack_facts(),
         }
         rows.append(row)
     images = zip(dataset.keys, dataset.targets, strict=True)

@@ -19,7 +19,7 @@ from repzoo.data.dataset import Dataset
 from repzoo.engines import DEFAULT_ENGINE, Engine
 from repzoo.errors import InputError
 from repzoo.measure import accuracy, external_results
-from repzoo.measure.accuracy import EvaluationRun, Predictions
+from repzoo.measure.accuracy import EvaluationRun, PackIdentity, Predictions
 from repzoo.measure.class_mapping import (
     head_remarks,
     lacks_classes,
@@ -337,7 +337,7 @@ def _open_run(artifact: StoredArtifact, engine: Engine) -> EvaluationRun:
     session = engine.open_pack(
         path, artifact.require_preprocess(), streams=available_cores()
     )
-    compiled = {"simulated_sha256": pack.sha256, "binary_sha256": pack.binary_sha256}
+    compiled = PackIdentity(pack.sha256, pack.binary_sha256)
     return EvaluationRun(artifact, engine, session, compiled)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import rich_click as click
 from click.shell_completion import CompletionItem
 from click.types import StringParamType
 
+from repzoo import verbs
+from repzoo.console.output import Console
 from repzoo.engines import DEFAULT_ENGINE
-from repzoo.storage import require_different, require_writable
+from repzoo.storage import require_different, require_writable, write_together
 
 FILE = click.Path(path_type=Path)
 DATA_HELP = (
@@ -93,6 +96,19 @@ json_option = click.option(
     is_flag=True,
     help="Print one JSON document on stdout, nothing else.",
 )
+
+
+def write_with_report(
+    model: verbs.Artifact, output: Path, report: Path | None, document: Any
+) -> None:
+    """Write `model`, and `document` as JSON where a report was asked for.
+
+    At once: a failure must not leave the model beside the report of an earlier run.
+    """
+    contents: list[Any] = model.files(output)
+    if report:
+        contents.append((report, Console.document(document)))
+    write_together(contents)
 
 
 def require_writable_files(output: Path | None = None, **others: Path | None) -> None:

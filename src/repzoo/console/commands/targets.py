@@ -23,12 +23,12 @@ from repzoo.console.commands.shared import (
     json_option,
     output_option,
     require_writable_files,
+    write_with_report,
 )
 from repzoo.console.options import options_of, preprocess_options, split_options
 from repzoo.console.output import Console
 from repzoo.errors import GateError, InputError
 from repzoo.measure.record import append as append_records
-from repzoo.storage import write_together
 from repzoo.verbs.image_data import open_data_source
 from repzoo.verbs.image_size import load_any_graph
 from repzoo.verbs.model_files import load_file, require_float
@@ -67,11 +67,8 @@ def harden(
             artifact, source, options=options, progress=console.progress
         )
     assert result.hardening is not None
-    contents: list[Any] = result.files(output)
-    if report:
-        contents.append((report, Console.document(views.document(result.hardening))))
-    # At once: a failure must not leave the model beside the report of an earlier run.
-    write_together(contents)
+    document = views.document(result.hardening)
+    write_with_report(result, output, report, document)
     console.show(views.hardened(result.hardening, output))
     console.suggest(next_step.after_harden(result, output, options.target, data))
 

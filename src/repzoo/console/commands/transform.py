@@ -20,10 +20,10 @@ from repzoo.console.commands.shared import (
     json_option,
     output_option,
     require_writable_files,
+    write_with_report,
 )
 from repzoo.console.options import options_of, preprocess_options, split_options
 from repzoo.console.output import Console
-from repzoo.storage import write_together
 from repzoo.verbs.convert_checkpoint import require_safetensors
 from repzoo.verbs.image_data import CERTIFICATE_IMAGES, open_data_source
 from repzoo.verbs.model_files import load_file, read_labels, require_float
@@ -119,11 +119,7 @@ def fold(
             console.describe(data.describe_evaluation(use=CERTIFICATE_USE))
         folded = verbs.fold(artifact, data, timed=timed, progress=console.progress)
     assert folded.certificate is not None
-    contents: list[Any] = folded.files(output)
-    if certificate:
-        contents.append((certificate, Console.document(folded.certificate.to_json())))
-    # At once: a failure must not leave the model beside the certificate of an earlier run.
-    write_together(contents)
+    write_with_report(folded, output, certificate, folded.certificate.to_json())
     console.show(views.certificate(folded.certificate, output, verbose))
     console.suggest(next_step.after_fold(file, folded, output, data_name, values))
 
@@ -197,10 +193,7 @@ def quantize(
             artifact, source, options=options, progress=console.progress
         )
     assert int8.report is not None
-    contents: list[Any] = int8.files(output)
-    if report:
-        contents.append((report, Console.document(int8.report.record.to_json())))
-    write_together(contents)
+    write_with_report(int8, output, report, int8.report.record.to_json())
     console.show(quantized_views.quantized(int8.report, output))
     console.suggest(
         next_step.after_quantize(
