@@ -83,8 +83,9 @@ def _frame(height: int) -> Spec:
         "width": "container",
         "height": height,
         "autosize": {"type": "fit", "contains": "padding"},
-        # As strong as the points: those of an interval's mark would be pale.
-        "config": {"legend": {"symbolOpacity": 1}},
+        # As strong as the points: those of an interval's mark would be pale. On top, since
+        # beside the plot a long name would be cut.
+        "config": {"legend": {"symbolOpacity": 1, "orient": "top"}},
     }
 
 

@@ -19,7 +19,8 @@ async function draw(place, chart, values, onClick) {
   const style = getComputedStyle(document.documentElement);
   const [ink, line] = ["--ink", "--line"].map((name) => style.getPropertyValue(name).trim());
   const axis = { labelColor: ink, titleColor: ink, gridColor: line, domainColor: line, tickColor: line };
-  const legend = { labelColor: ink, symbolStrokeColor: ink, symbolFillColor: ink, symbolOpacity: 1, orient: "top" };
+  const legend = { labelColor: ink, symbolStrokeColor: ink, symbolFillColor: ink, symbolOpacity: 1, orient: "top",
+    columns: place.clientWidth < 500 ? 1 : 0 }; // on a phone one below the other
   // Of the points the table says more: a reader of the screen hears of the chart as one picture.
   const config = { aria: false, background: "transparent", axis, legend, view: { stroke: line }, range: { category: page.colors } };
   const isDark = document.documentElement.dataset.theme === "dark";
