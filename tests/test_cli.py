@@ -49,6 +49,7 @@ COMMANDS = [
     "card",
     "page",
     "demo",
+    "push",
     "completion",
 ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -53,6 +54,7 @@ COMMANDS = {
     "card": ("jobs", "card"),
     "page": ("jobs", "page"),
     "demo": ("jobs", "demo"),
+    "push": ("hub", "push"),
     "completion": ("completion", "completion"),
 }
 
@@ -61,6 +63,8 @@ def _set_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:
     # The contexts of a command and of its group share `meta`.
     if value:
         context.meta[QUIET] = True
+        # Read when huggingface_hub is imported.
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 QUIET_OPTION = click.Option(
@@ -137,7 +141,7 @@ def cli() -> None:
 
 # The order of a newcomer's questions, not of the alphabet.
 COMMAND_GROUPS = {
-    "The whole job": ["card", "page", "demo"],
+    "The whole job": ["card", "page", "demo", "push"],
     "Models and weights": [
         "list",
         "info",

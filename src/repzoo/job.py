@@ -262,10 +262,13 @@ def _in_order(
     return tuple(replace(item, job=job_id) for item in records)
 
 
-def write(result: JobResult, output: Path, command: str = "") -> list[Path]:
+def write(
+    result: JobResult, output: Path, command: str = "", license_id: str = ""
+) -> list[Path]:
     """Write artifacts, certificate, Records and cards to the folder `output`: all, or none.
 
-    command  that did the job, for the card
+    command     that did the job, for the card
+    license_id  of the model, as Hugging Face's list has it; "" where it is not known
 
     Raises:
         InputError: the folder is read-only or full.
@@ -275,7 +278,7 @@ def write(result: JobResult, output: Path, command: str = "") -> list[Path]:
     try:
         # In the folder itself: a rename is only one step within a file system.
         with tempfile.TemporaryDirectory(prefix=".part-", dir=output) as temporary:
-            written = _write_all(result, Path(temporary), command)
+            written = _write_all(result, Path(temporary), command, license_id)
             return [path.replace(output / path.name) for path in written]
     except OSError as error:
         if is_new:
@@ -286,7 +289,9 @@ def write(result: JobResult, output: Path, command: str = "") -> list[Path]:
         ) from None
 
 
-def _write_all(result: JobResult, folder: Path, command: str) -> list[Path]:
+def _write_all(
+    result: JobResult, folder: Path, command: str, license_id: str
+) -> list[Path]:
     int8 = result.artifacts["int8"]
     name = int8.name
     for form, artifact in result.artifacts.items():
@@ -310,6 +315,7 @@ def _write_all(result: JobResult, folder: Path, command: str) -> list[Path]:
         files=tuple(_card_file(path) for path in sorted(folder.iterdir())),
         board=result.board,
         pictures=tuple(sorted(pictures)),
+        license=license_id,
     )
     cards = card.render(result.records, result.remarks, context)
     for file_name, text in {**cards, **pictures}.items():

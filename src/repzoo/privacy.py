@@ -15,6 +15,9 @@ What they do by default, read from their sources (the versions of constraints.tx
   missing, and fetches credentials from a server of Alibaba. `mnnconvert` and `mnnquant` then send
   machine id, system, version, the model's id, its size and all arguments. `import MNN` does not.
   repzoo calls the C extension below those tools (engines/mnn.py) and never imports them.
+- huggingface_hub 2.4: names the version of torch and the agent that runs it in every request, and
+  asks for a list of agents once a day. `HF_HUB_DISABLE_TELEMETRY=1` before the import ends both;
+  zoo/hub.py sets it.
 
 `unreported` blocks the reporting modules while a runtime is imported. Each runtime then uses
 its own stub.

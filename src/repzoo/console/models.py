@@ -97,6 +97,8 @@ def artifact(model: Artifact) -> View:
         "steps": [dataclasses.asdict(step) for step in model.steps],
         "sha256": model.sha256,
     }
+    if getattr(model, "origin", ""):
+        facts["origin"] = model.origin
     shown = dict(facts)
     shown["preprocess"] = _pairs(preprocess) if preprocess else "not stated"
     shown["steps"] = [f"{step.verb} ({_pairs(step.settings)})" for step in model.steps]

@@ -123,7 +123,7 @@ def after_harden(hardened: Artifact, path: Path, target: str, data: str) -> Comm
     output = path.with_name(f"{path.stem}.pack")
     command = ["repzoo", "pack", _path(path), "--target", target]
     command += ["--data", _path(data), "-o", _path(output)]
-    images = int(hardened.steps[-1].settings["calibration_images"])
+    images = int(hardened.steps[-1].settings.get("calibration_images", PACK_IMAGES))
     if images < PACK_IMAGES:
         command += ["--calibration", str(images)]
     return command

@@ -132,7 +132,7 @@ def identity_of(artifact: Artifact) -> dict[str, Any]:
     preprocess = (
         dataclasses.asdict(artifact.preprocess) if artifact.preprocess else None
     )
-    return {
+    identity = {
         "name": artifact.name,
         "form": artifact.form,
         "sha256": artifact.sha256,
@@ -140,6 +140,9 @@ def identity_of(artifact: Artifact) -> dict[str, Any]:
         "preprocess": preprocess,
         "size": preprocess["size"] if preprocess else None,
     }
+    # Of a model that was fetched: the repository, the file and the commit.
+    origin = getattr(artifact, "origin", "")
+    return {**identity, "origin": origin} if origin else identity
 
 
 def full_identity_of(artifact: Artifact) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from repzoo.measure.results import (
 from repzoo.printable import code_span, escape_markdown, one_line
 from repzoo.report import figures
 from repzoo.report.board import BoardFacts
+from repzoo.report.front_matter import front_matter
 from repzoo.report.race import race_cells
 from repzoo.report.translation import translate
 from repzoo.storage import json_text
@@ -127,6 +128,7 @@ class CardContext:
     files    beside the card
     board    what is known of the model on a board; None where the card is not for one
     pictures names of the files beside the card to look at, as `page.card_files` makes them
+    license  of the model, as Hugging Face's list has it; "" where it is not known
     """
 
     training: Training = field(default_factory=Training)
@@ -135,6 +137,7 @@ class CardContext:
     files: tuple[CardFile, ...] = ()
     board: BoardFacts | None = None
     pictures: tuple[str, ...] = ()
+    license: str = ""
 
 
 @dataclass(frozen=True)
@@ -224,10 +227,11 @@ def render(
     context = context or CardContext()
     template = _environment().get_template("card.md.j2")
     rendered = {}
+    metadata = front_matter(facts, context.license)
     # One template for all languages: the same figures stand in each.
     for language, file in LANGUAGES.items():
         words = _words()[language]
-        rendered[file] = template.render(
+        body = template.render(
             language=language,
             t=words,
             remarks=[translate(remark, language) for remark in remarks],
@@ -244,6 +248,7 @@ def render(
             **vars(context),
             **vars(facts),
         )
+        rendered[file] = metadata + body
     document = {
         **facts.to_json(),
         **to_json(context),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from repzoo.verbs.predict_images import predict
     from repzoo.verbs.prediction import ClassProbability, Prediction
     from repzoo.verbs.public_artifact import Artifact
+    from repzoo.verbs.push_model import Pushed, push
     from repzoo.verbs.quantize_model import QuantizeOptions, quantize
     from repzoo.verbs.render_demo import Demo, demo
     from repzoo.verbs.render_page import Page, page
@@ -59,6 +60,7 @@ __all__ = [
     "PackOptions",
     "Page",
     "Prediction",
+    "Pushed",
     "QuantizeOptions",
     "RecipeChanges",
     "benchmark",
@@ -78,6 +80,7 @@ __all__ = [
     "pack",
     "page",
     "predict",
+    "push",
     "quantize",
     "toolchains",
     "train",
@@ -105,6 +108,7 @@ _MODULES = {
     "PackOptions": "pack_model",
     "Page": "render_page",
     "Prediction": "prediction",
+    "Pushed": "push_model",
     "QuantizeOptions": "quantize_model",
     "RecipeChanges": "train_model",
     "benchmark": "benchmark_models",
@@ -124,6 +128,7 @@ _MODULES = {
     "pack": "pack_model",
     "page": "render_page",
     "predict": "predict_images",
+    "push": "push_model",
     "quantize": "quantize_model",
     "toolchains": "vendor_toolchains",
     "train": "train_model",

@@ -20,7 +20,7 @@ from repzoo.settings import fields_of
 from repzoo.storage import read_lines
 from repzoo.verbs.assumed_preprocess import assume_preprocess
 from repzoo.verbs.public_artifact import Artifact
-from repzoo.zoo import catalog, embedded
+from repzoo.zoo import catalog, embedded, hub
 
 ModelLike = StoredArtifact | str | Path | onnx.ModelProto
 # .ckpt is Lightning's, .bin Hugging Face's, .pdparams Paddle's; PyTorch users write the others.
@@ -70,7 +70,8 @@ def load_file(
     labels: Path | Sequence[str] | None = None,
     **preprocess: Any,
 ) -> Artifact:
-    """The model in an ONNX file, or an embedded one such as `repghostnet_050.digits`.
+    """The model in an ONNX file, an embedded one such as `repghostnet_050.digits`, or one on
+    Hugging Face: `hf:owner/name[/file.onnx][@revision]`.
 
     labels      names of the outputs in order, or a text file with one a line; None leaves the
                 file's own
@@ -81,6 +82,10 @@ def load_file(
             another number of labels than outputs.
     """
     name, path = str(source), Path(source)
+    if hub.is_hub_name(name):
+        fetched = hub.fetch(name)
+        model = load_file(fetched.path, labels, **preprocess)
+        return replace(model, origin=fetched.origin)
     if is_checkpoint(path):
         raise InputError(
             f"{path} is a checkpoint, not a model; export it first: "

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from PIL import Image
 
 from repzoo.artifact import Artifact as StoredArtifact
-from repzoo.artifact import size_text
+from repzoo.artifact import Step, size_text
 from repzoo.engines import DEFAULT_ENGINE
 from repzoo.verbs.prediction import ImageLike, Prediction, classify
 
@@ -34,6 +35,7 @@ class Artifact(StoredArtifact):
     training     the log of the training; set by `train`
 
     pack         folder of a vendor's pack that it was read from
+    origin       where it was fetched from: hf:owner/name/file@commit
 
     They are None where the verb did not run in this process. The file keeps the certificate as
     `extras["certificate"]` and every step's settings as `steps`.
@@ -44,12 +46,22 @@ class Artifact(StoredArtifact):
     hardening: HardenReport | None = field(default=None, compare=False)
     training: TrainResult | None = field(default=None, compare=False)
     pack: Path | None = field(default=None, compare=False)
+    origin: str = field(default="", compare=False)
 
     @classmethod
     def wrap(cls, model: StoredArtifact, **results: Any) -> Self:
         """The public form of `model`, with the verbs' `results` by field name."""
         values = {item.name: getattr(model, item.name) for item in fields(model)}
         return cls(**{**values, **results})
+
+    def then(self, model: onnx.ModelProto, step: Step, **extras: Any) -> Self:
+        """The artifact with a new graph and `step` added to its history, with the origin in it."""
+        if not self.origin:
+            return super().then(model, step, **extras)
+        settings = {**step.settings, "origin": self.origin}
+        changed = super().then(model, replace(step, settings=settings), **extras)
+        # One step has it: those after it come from a file of this machine.
+        return replace(changed, origin="")
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a Sequence[str]; the first wins

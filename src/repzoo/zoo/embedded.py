@@ -24,6 +24,7 @@ from repzoo.storage import write_atomically
 from repzoo.zoo import catalog
 
 MAX_BYTES = 64 * 2**20  # decompressed
+LICENSE = "apache-2.0"  # of the package, which the weights are a part of
 # That of half precision, with the leading bit that is not stored.
 MANTISSA_BITS = 11
 

@@ -15,6 +15,7 @@ from repzoo.console.output import Console
 from repzoo.errors import InputError
 from repzoo.plugins import unknown
 from repzoo.verbs.model_files import load_file
+from repzoo.zoo.hub import is_hub_name
 
 
 @click.command("list")
@@ -43,7 +44,7 @@ def info(model: str, as_json: bool) -> None:
 
     console = Console(as_json)
     # Names in the catalog have no dot; weights that ship and files have one.
-    if "." in model or Path(model).exists():
+    if "." in model or is_hub_name(model) or Path(model).exists():
         console.show(views.artifact(load_file(model)))
     else:
         console.show(views.spec(catalog.spec(model), catalog.sources()))

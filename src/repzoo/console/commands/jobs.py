@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -34,6 +35,7 @@ from repzoo.progress import silent
 from repzoo.storage import require_writable_folder
 from repzoo.training.options import TrainOptions
 from repzoo.verbs.model_files import embedded_for, load_file, require_float
+from repzoo.zoo import embedded
 
 
 @click.command()
@@ -90,6 +92,15 @@ def train(
         console.suggest(next_step.after_train(artifact, output, data))
 
 
+def _license(_: click.Context, __: click.Parameter, value: str) -> str:
+    # It becomes part of the card's YAML, which Hugging Face refuses with other characters.
+    if value and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}", value):
+        raise click.BadParameter(
+            f"{value!r} is no identifier of a license; expected one such as apache-2.0"
+        )
+    return value
+
+
 @click.command()
 @click.argument("model", type=MODEL, required=False)
 @click.option(
@@ -118,6 +129,15 @@ def train(
     help="Records of --target from repzoo import, evaluate --engine or pack --compile. May be "
     "given several times.",
 )
+@click.option(
+    "--license",
+    "license_id",
+    default="",
+    metavar="ID",
+    callback=_license,
+    help="License of the model for its model card, as Hugging Face lists it, such as "
+    "apache-2.0.  [default: that of the embedded weights, else unknown]",
+)
 @options_of(job.JobOptions)
 @options_of(verbs.QuantizeOptions)
 @preprocess_options
@@ -128,6 +148,7 @@ def card(
     output: Path,
     append: Path | None,
     record_files: tuple[Path, ...],
+    license_id: str,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -140,7 +161,8 @@ def card(
     # A field that holds settings itself has no option: its own fields have them.
     options = replace(options, quantize=quantize_options)
     source = open_source(data)
-    artifact = load_file(model or embedded_for(source.classes), **preprocess)
+    name = model or embedded_for(source.classes)
+    artifact = load_file(name, **preprocess)
     require_float(artifact)
     require_writable_folder(output)
     require_writable_files(append=append)
@@ -150,7 +172,9 @@ def card(
         result = job.run(artifact, source, options, console.progress, records)
     # For the card, whose reader may type it again.
     command = shlex.join(["repzoo", *sys.argv[1:]])
-    files = job.write(result, output, command)
+    if not license_id and name in embedded.names():
+        license_id = embedded.LICENSE
+    files = job.write(result, output, command, license_id)
     if append:
         append_records(append, result.records)
     console.show(views.card(result, files))
