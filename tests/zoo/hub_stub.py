@@ -22,6 +22,7 @@ class Stub:
     sizes      sizes that it states instead of the real ones
     revisions  that it knows, besides COMMIT
     raw        bytes that it answers to every question about the repository instead
+    etag       that it states instead of a file's hash
     """
 
     def __init__(self) -> None:
@@ -29,6 +30,7 @@ class Stub:
         self.sizes: dict[str, int | None] = {}
         self.revisions = {"main", "v1"}
         self.raw: bytes | None = None
+        self.etag = ""
         self.requests: list[str] = []
         self.address = ""
         self.created: dict[str, Any] = {}
@@ -110,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
             return
         headers = {
-            "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+            "ETag": f'"{self.stub.etag or hashlib.sha256(data).hexdigest()}"',
             "X-Repo-Commit": COMMIT,
         }
         self._send(200, data, headers, with_body)

@@ -140,6 +140,14 @@ def test_a_file_of_another_size_than_stated_is_not_used(server: Stub) -> None:
         hub.fetch("hf:owner/name")
 
 
+def test_a_hash_that_is_a_path_is_refused(server: Stub, tmp_path: Path) -> None:
+    server.files["m.onnx"] = b"abc"
+    server.etag = "../../../../escaped"
+    with pytest.raises(InputError, match="names no hash"):
+        hub.fetch("hf:owner/name")
+    assert not list(tmp_path.rglob("escaped*"))
+
+
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"id": 3, "sha": "x"}', b"\xff"])
 def test_nonsense_of_a_server_is_a_sentence(server: Stub, raw: bytes) -> None:
     server.raw = raw

@@ -287,22 +287,30 @@ def _fetch(wanted: HubName, listing: _Listing, file: str) -> HubFile:
     if listing.folder is not None:
         return HubFile(wanted, file, listing.commit, listing.folder / file)
     hub = _library()
+    # The commit, not the branch: another may be pushed meanwhile.
+    place = {"revision": listing.commit, "endpoint": endpoint()}
     with _reachable(), _sentences(wanted):
-        path = hub.hf_hub_download(
-            wanted.repository,
-            file,
-            # The commit, not the branch: another may be pushed meanwhile.
-            revision=listing.commit,
-            cache_dir=_cache(),
-            endpoint=endpoint(),
-        )
-    actual = Path(path).stat().st_size
-    if actual != listing.sizes[file]:
-        raise InputError(
-            f"{wanted.repository}/{file} has {actual:,} bytes; {endpoint()} stated "
-            f"{listing.sizes[file]:,}, so it is not used"
-        )
+        url = hub.hf_hub_url(wanted.repository, file, **place)
+        headers = hub.get_hf_file_metadata(url)
+        _require_stated(wanted, listing, file, headers.size)
+        # The library takes it for the name of a file in the cache.
+        if not re.fullmatch(r"[\w-]{1,128}", str(headers.etag), re.ASCII):
+            raise InputError(f"{wanted.repository}/{file}: {endpoint()} names no hash")
+        path = hub.hf_hub_download(wanted.repository, file, cache_dir=_cache(), **place)
+    _require_stated(wanted, listing, file, Path(path).stat().st_size)
     return HubFile(wanted, file, listing.commit, Path(path))
+
+
+def _require_stated(
+    wanted: HubName, listing: _Listing, file: str, actual: int | None
+) -> None:
+    """Refuse a file of another size than the listing states, which is within the limit."""
+    stated = listing.sizes[file]
+    if actual != stated:
+        raise InputError(
+            f"{wanted.repository}/{file} has {actual} bytes, and the list of files states "
+            f"{stated}; it is not used"
+        )
 
 
 def _require_safe(wanted: HubName, file: str, size: int | None) -> None:
