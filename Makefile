@@ -16,8 +16,10 @@ card: $(VENV)/.core
 
 # One worker per core, each with one thread: with more, the threads of one wait for those of another
 # (measured: three times the processor time in training). A worker that has finished takes over
-# tests of another, so that no core idles while a long file runs.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist worksteal
+# tests of another, so that no core idles while a long file runs. Compiled files are kept even where
+# PYTHONDONTWRITEBYTECODE is set, as in containers: else each of the many processes that tests start
+# compiles all of repzoo again (half a second each).
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist worksteal
 
 test: $(VENV)/.dev
 	$(PYTEST)

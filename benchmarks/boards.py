@@ -17,8 +17,7 @@ Variants beside the folded models:
 
     training form  with its branches and BatchNorms, as the vendor's script exports RepGhost
     int16          the two nodes of a GELU that the vendor's YAML keeps in int16
-    folded, O3     compiled at `optimize_level: O3`, as the vendor does. All others are at O2,
-                   which takes a fourth of the time
+    folded, O3     compiled at `optimize_level: O3`, as the vendor does. All others are at O2
 
 The published figures are those of the catalog; report/compiled_boards.py writes the table.
 """

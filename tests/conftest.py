@@ -19,11 +19,13 @@ import onnx
 import pytest
 from hypothesis import settings
 from PIL import Image
+from tests.small_model import small_training_form
 
 from repzoo import cli
 from repzoo.artifact import Artifact
 from repzoo.console import output
 from repzoo.data import digits
+from repzoo.quant.search import gate
 from repzoo.zoo import embedded
 
 MODEL = "repghostnet_050.digits"
@@ -89,6 +91,14 @@ def _no_race_of_engines() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _brief_timings() -> Iterator[None]:
+    """The gate times each model; no test depends on how long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "BENCH_SECONDS", 0.02)
+        yield
+
+
 Run = Callable[..., Ran]
 Photograph = Callable[..., Image.Image]
 
@@ -151,6 +161,15 @@ def model_file(trained: Artifact, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
+def small_training_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training form of three layers, for what needs no real network; do not change it."""
+    pytest.importorskip("sklearn", reason="the demo extra is not installed")
+    path = tmp_path_factory.mktemp("small") / "small.onnx"
+    small_training_form().save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def foreign_file(trained: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same graph without any metadata, as another exporter would leave it."""
     model = onnx.ModelProto()
@@ -186,23 +205,23 @@ class Quantized:
 
 @pytest.fixture(scope="session")
 def quantized(
-    model_file: Path, digits_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    small_training_file: Path,
+    digits_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Quantized:
-    """`trained` folded and quantized by the command line, its gate forced."""
+    """A small training form, folded and quantized by the command line, its gate forced."""
     folder = tmp_path_factory.mktemp("int8")
     file, report = folder / "int8.onnx", folder / "report.json"
-    options = [
+    files = [small_training_file, "-o", file, "--report", report]
+    options: list[object] = [
         "--data",
-        str(digits_folder),
+        digits_folder,
         "--images",
-        "20",
-        "--max-drop",
-        "-100",
-        "--placement",  # without a search for others
-        "everything",
+        20,
         "--force",
         "--json",
     ]
+    options += ["--max-drop", -100, "--placement", "everything"]  # without a search
     out, err = io.StringIO(), io.StringIO()
     quiet = contextlib.ExitStack()
     for manager in (
@@ -212,17 +231,7 @@ def quantized(
     ):
         quiet.enter_context(manager)
     with quiet, pytest.raises(SystemExit) as ended:
-        cli.main(
-            [
-                "quantize",
-                str(model_file),
-                "-o",
-                str(file),
-                "--report",
-                str(report),
-                *options,
-            ]
-        )
+        cli.main(["quantize", *map(str, files), *map(str, options)])
     assert isinstance(ended.value.code, int)
     return Quantized(
         file, report, Ran(ended.value.code, out.getvalue(), err.getvalue())
@@ -231,5 +240,5 @@ def quantized(
 
 @pytest.fixture(scope="session")
 def int8_file(quantized: Quantized) -> Path:
-    """An INT8 model; do not change it."""
+    """An INT8 model of 16 px; do not change it."""
     return quantized.file

@@ -503,28 +503,18 @@ def test_no_model_is_written_when_its_certificate_cannot_be(
 
 
 def test_a_model_above_the_budget_is_not_written(
-    run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
+    run: Run, small_training_file: Path, digits_folder: Path, tmp_path: Path
 ) -> None:
     """A negative budget demands a gain, and a gain of 100 points is impossible."""
-    output = tmp_path / "out" / "int8.onnx"
-    files = [model_file, "-o", output, "--report", tmp_path / "out" / "report.json"]
-    ran = run(
-        "quantize",
-        *files,
-        "--data",
-        digits_folder,
-        "--images",
-        20,
-        "--max-drop",
-        -100,
-        "--placement",  # without a search for others
-        "everything",
-    )
+    output, report = tmp_path / "out" / "int8.onnx", tmp_path / "out" / "report.json"
+    files = [small_training_file, "-o", output, "--report", report]
+    options = ["--images", 20, "--max-drop", -100, "--placement", "everything"]
+    ran = run("quantize", *files, "--data", digits_folder, *options)
     assert (ran.code, ran.out) == (4, "")
     # What the images were taken for may be the very reason.
     described, sentence = ran.err.splitlines()
     assert described.startswith("data: numbers: 200 images (calibration and gate)")
-    assert sentence.startswith("repzoo: digits: INT8 loses ")
+    assert sentence.startswith("repzoo: small: INT8 loses ")
     assert not output.parent.exists()
 
 

@@ -21,6 +21,7 @@ from repzoo import __version__, job
 from repzoo.artifact import Artifact
 from repzoo.cli import COMMAND_GROUPS, cli
 from repzoo.console import output
+from repzoo.errors import InputError
 from repzoo.measure import record
 from repzoo.zoo import catalog, embedded
 
@@ -187,7 +188,13 @@ def test_count(run: Run, model_file: Path) -> None:
 # Transforming
 
 
-def test_fold(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -> None:
+def test_fold(
+    run: Run,
+    model_file: Path,
+    small_training_file: Path,
+    digits_folder: Path,
+    tmp_path: Path,
+) -> None:
     output, certificate = (
         tmp_path / "new" / "deploy.onnx",
         tmp_path / "certificate.json",
@@ -229,7 +236,7 @@ def test_fold(run: Run, model_file: Path, digits_folder: Path, tmp_path: Path) -
         "deploy.onnx",
         "new",
     ]
-    assert fits(run("fold", model_file, "-o", tmp_path / "d.onnx").out)
+    assert fits(run("fold", small_training_file, "-o", tmp_path / "d.onnx").out)
 
 
 def test_quantize(quantized: Any) -> None:
@@ -313,14 +320,14 @@ def test_an_embedded_model_cannot_be_exported_with_other_settings(
 
 
 def test_evaluate(
-    run: Run, model_file: Path, int8_file: Path, digits_folder: Path
+    run: Run, small_training_file: Path, int8_file: Path, digits_folder: Path
 ) -> None:
     ran = run(
         "evaluate",
-        model_file,
+        small_training_file,
         int8_file,
         "--against",
-        model_file,
+        small_training_file,
         "--data",
         digits_folder,
         "--json",
@@ -329,28 +336,36 @@ def test_evaluate(
     assert ran.err.startswith("data: numbers: 200 images (evaluated); 10 classes")
     first, second = ran.document["runs"]
     assert (first["file"], first["engine"], first["n"]) == (
-        "digits",
+        "small",
         "onnxruntime",
         200,
     )
     for row in (first, second):
         assert 0 <= row["top1_low"] <= row["top1"] <= row["top1_high"] <= 100
         assert row["top1"] <= row["top5"] <= 100
-    assert first["top1"] > 90  # the embedded model on digits that it has not seen
     same, changed = ran.document["all_paired"]
     assert ran.document["paired"] == same
     assert (same["drop"], same["flips"], same["p_value"]) == (0, [], 1)
     assert changed["drop"] == pytest.approx(first["top1"] - second["top1"])
     assert changed["drop_low"] <= changed["drop"] <= changed["drop_high"]
     assert fits(
-        run("evaluate", model_file, "--against", int8_file, "--data", digits_folder).out
+        run(
+            "evaluate",
+            small_training_file,
+            "--against",
+            int8_file,
+            "--data",
+            digits_folder,
+        ).out
     )
 
 
 def test_evaluate_takes_parts(run: Run, model_file: Path) -> None:
     pytest.importorskip("sklearn", reason="the demo extra is not installed")
     ran = run("evaluate", model_file, "--data", "digits", "--part", "test", "--json")
-    assert ran.document["runs"][0]["n"] == 360
+    (row,) = ran.document["runs"]
+    assert row["n"] == 360
+    assert row["top1"] > 90  # the embedded model on digits that it has not seen
 
 
 def test_bench(run: Run, model_file: Path, int8_file: Path) -> None:
@@ -469,7 +484,11 @@ def test_train(run: Run, tmp_path: Path) -> None:
 
 
 def test_card_writes_its_files_and_nothing_else_and_appends(
-    run: Run, digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    small_training_file: Path,
+    digits_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done: list[job.JobResult] = []
     do = job.run
@@ -486,6 +505,7 @@ def test_card_writes_its_files_and_nothing_else_and_appends(
     log.write_text("")
     command = [
         "card",
+        small_training_file,
         "--data",
         digits_folder,
         "-o",
@@ -495,12 +515,12 @@ def test_card_writes_its_files_and_nothing_else_and_appends(
         "--images",
         20,
         "--seconds",
-        0.5,
+        0.05,
         "--force",
     ]
     ran = run(*command, "--json")
     assert ran.code == 0, ran.err
-    name = "repghostnet_050.digits"
+    name = "small"
     expected = [f"{name}.{form}.onnx" for form in ("train", "deploy", "int8")]
     expected += [
         "card.json",
@@ -540,6 +560,21 @@ def test_card_writes_its_files_and_nothing_else_and_appends(
     assert fits(shown.out)
     assert len(record.read(log)) == 2 * len(kinds)
     assert len(done) == 2
+
+
+def test_card_without_a_model_is_that_of_the_embedded_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn", reason="the demo extra is not installed")
+    names: list[str] = []
+
+    def stop(model: Artifact, *_: object) -> None:
+        names.append(model.name)
+        raise InputError("stopped")
+
+    monkeypatch.setattr(job, "run", stop)
+    assert run("card", "-o", tmp_path / "out").code == 2
+    assert names == ["repghostnet_050.digits"]
 
 
 def test_a_label_cannot_steer_the_terminal(
@@ -599,13 +634,13 @@ def test_a_stage_that_is_over_is_a_line_of_its_own(
 def test_an_epoch_and_a_stage_of_quantization_have_a_line_each(
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
-    model_file: Path,
+    small_training_file: Path,
     digits_folder: Path,
     tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(output, "QUIET_SECONDS", 0.0)
     quick = ("--images", 16, "--search", 0, "--force", "--placement", "everything")
-    files = (model_file, "-o", tmp_path / "o.onnx", "--data", digits_folder)
+    files = (small_training_file, "-o", tmp_path / "o.onnx", "--data", digits_folder)
     ran = run("quantize", *files, *quick)
     assert ran.code == 0, ran.err
     assert re.search(r"^rounding: [\d.]+ % of the predictions unchanged", ran.err, re.M)

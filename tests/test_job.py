@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.conftest import Run
 from tests.sample_results import paired_accuracy
+from tests.small_model import small_training_form
 
 from repzoo import job, verbs
 from repzoo.artifact import Step
@@ -28,7 +29,13 @@ from repzoo.plugins import Plugin
 from repzoo.report import card
 from repzoo.verbs import QuantizeOptions
 
-QUICK = job.JobOptions(QuantizeOptions(images=20, search=0, force=True), seconds=0.2)
+QUICK = job.JobOptions(QuantizeOptions(images=20, search=0, force=True), seconds=0.05)
+
+
+def small_model() -> verbs.Artifact:
+    """In training form."""
+    pytest.importorskip("sklearn", reason="the demo extra is not installed")
+    return verbs.Artifact.wrap(small_training_form())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,7 +63,7 @@ def test_a_remark_says_that_the_model_was_trained_on_these_images(
 ) -> None:
     source = open_source(digits_folder)
     name = source.join(*source.parts).name
-    model = verbs.load("repghostnet_050.digits")
+    model = small_model()
     train = Step("train", "0", {"data": name})
     trained = dataclasses.replace(model, steps=(*model.steps, train))
     first = job.run(model, source, QUICK)
@@ -79,9 +86,7 @@ def test_other_engines_are_timed_in_the_same_rounds_and_failures_are_remarked(
         QUICK,
         time_on=("onnxruntime", "pytorch", "openvino:CPU", "openvino:cpu", "absent"),
     )
-    result = job.run(
-        verbs.load("repghostnet_050.digits"), open_source(digits_folder), options
-    )
+    result = job.run(small_model(), open_source(digits_folder), options)
     timed = [
         (record.engine["name"], record.artifact["form"])
         for record in result.records
@@ -129,7 +134,7 @@ def test_other_engines_are_timed_in_the_same_rounds_and_failures_are_remarked(
 def test_a_card_for_a_board_has_its_records_and_the_hardened_model(
     digits_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    model = verbs.load("repghostnet_050.digits")
+    model = small_model()
     predicted = record.Record({}, paired_accuracy(0.5, top1=97.5))
     report = SimpleNamespace(predicted=predicted, warnings=("a warning of harden",))
     hardened = verbs.Artifact.wrap(model, hardening=report)
@@ -145,7 +150,7 @@ def test_a_card_for_a_board_has_its_records_and_the_hardened_model(
     assert "a warning of harden" in result.remarks
     assert any("of board; they were taken" in remark for remark in result.remarks)
     files = {path.name: path for path in job.write(result, tmp_path / "out")}
-    assert "repghostnet_050.digits.rdk-x5.onnx" in files
+    assert "small.rdk-x5.onnx" in files
     page = files["card.md"].read_text("utf-8")
     assert "97.50 (prediction) | 0.250 (estimate) | – | 4000 (estimate) |" in page
     # What is of a board is no measurement of this host, and stays out of its Records.
@@ -188,7 +193,7 @@ def test_a_failing_engine_is_left_out_unless_it_is_the_cards_own(
     digits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of another engine: its case is left out; of the record that the card is about: no card."""
-    source, model = open_source(digits_folder), verbs.load("repghostnet_050.digits")
+    source, model = open_source(digits_folder), small_model()
     failing = {"name": "openvino"}
 
     def broken(clients: ClientThreads, _nanoseconds: int) -> None:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -158,12 +159,17 @@ def test_quiet_still_shows_errors(run: Run, tmp_path: Path) -> None:
 
 
 def test_each_suggestion_leads_to_the_next(
-    run: Run, int8_file: Path, digits_folder: Path, tmp_path: Path
+    run: Run,
+    small_training_file: Path,
+    int8_file: Path,
+    digits_folder: Path,
+    tmp_path: Path,
 ) -> None:
     model = tmp_path / "it's a model.onnx"
     folded = tmp_path / "it's a model.deploy.onnx"
     fold = suggestion(run("export", "repghostnet_050.digits", "-o", model).err)
     assert fold == ["fold", str(model), "-o", str(folded)]
+    shutil.copy(small_training_file, model)  # that of `int8_file`
     output = tmp_path / "it's a model.int8.onnx"
     data = ["--data", str(digits_folder)]
     quantize = suggestion(run(*fold, *data).err)

@@ -24,7 +24,7 @@ pytest.importorskip(
 )
 
 from tests.packs.calibration_readers import READERS
-from tests.quant.conftest import sets
+from tests.small_model import sets
 
 import repzoo
 from repzoo.artifact import Artifact, Preprocess, Step

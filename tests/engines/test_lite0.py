@@ -1,11 +1,12 @@
 """EfficientNet-Lite0 with its ImageNet weights on photographs, on every engine.
 
-Every fourth of 1,000 photographs is used. Top-1 of 250 images has a standard deviation of 2 points;
-engines compared on the same images have none.
+PyTorch predicts 59 of the 63 photographs used right: one of every sixteen. Its two largest logits
+are at least 0.46 apart, so engines, which differ by thousandths, predict the same.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,31 +19,38 @@ from repzoo.data.dataset import Dataset
 from repzoo.engines import ENGINES, Array, engine
 from repzoo.errors import MissingExtra
 
-# The others take minutes for 250 images. They are compared with PyTorch's logits on fewer.
+# The others are slow. All are compared with PyTorch's logits on fewer images.
 FAST = ("onnxruntime", "openvino", "mnn")
-LOGITS_IMAGES = {"reference": 2}  # by engine, where fewer than 20
-STRIDE = 4
-PYTORCH_TOP1 = 88.0  # percent, on all 1,000 images
+LOGITS_IMAGES = {"reference": 2}  # by engine, where fewer than 8
+STRIDE = 16
+PYTORCH_CORRECT = 59
 
-pytestmark = pytest.mark.timeout(900)  # half a minute on two free cores
+pytestmark = pytest.mark.timeout(900)  # some seconds on a free core
 
 
 def sample() -> Dataset:
     return lite0.sample().subset(range(0, 1000, STRIDE))
 
 
-def prepared_images(count: int) -> Array:
-    images = lite0.sample().subset(range(0, 1000, 1000 // count))
-    read = batches(images, lite0.PREPROCESS, 32, ReadReport())
+@functools.cache
+def prepared_images() -> Array:
+    images = lite0.sample().subset(range(0, 1000, 125))
+    read = batches(images, lite0.PREPROCESS, 8, ReadReport())
     return np.concatenate([batch.inputs for batch in read])
+
+
+@functools.cache
+def logits_of_pytorch() -> Array:
+    import torch
+
+    with torch.inference_mode():
+        output: Array = lite0.module()(torch.from_numpy(prepared_images())).numpy()
+    return output
 
 
 @pytest.fixture(scope="module")
 def logits() -> Mapping[str, Array]:
-    """The folded model's logits [250, 1000] on each fast engine.
-
-    Every photograph is decoded once, and 40 are held at a time.
-    """
+    """The folded model's logits [63, 1000] on each fast engine; each photograph decoded once."""
     folded = verbs.fold(lite0.artifact()).model
     sessions = {}
     for name in FAST:
@@ -51,23 +59,23 @@ def logits() -> Mapping[str, Array]:
         except MissingExtra:
             continue
     parts: dict[str, list[Array]] = {name: [] for name in sessions}
-    for batch in batches(sample(), lite0.PREPROCESS, 40, ReadReport()):
+    for batch in batches(sample(), lite0.PREPROCESS, 32, ReadReport()):
         for name, session in sessions.items():
             parts[name].append(session.run(batch.inputs))
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-@pytest.mark.parametrize("name", FAST)
-def test_top1_equals_that_of_pytorch(logits: Mapping[str, Array], name: str) -> None:
-    if name not in logits:
-        pytest.skip(f"{name} is not installed")
+def test_top1_equals_that_of_pytorch(logits: Mapping[str, Array]) -> None:
     labels = lite0.artifact().labels
     data = sample()
     targets = [labels.index(data.classes[target]) for target in data.targets]
-    assert len(targets) == 250
-    predictions = logits[name].argmax(1)
-    assert 100 * np.mean(predictions == targets) == pytest.approx(PYTORCH_TOP1, abs=4)
-    assert np.mean(predictions == logits["onnxruntime"].argmax(1)) >= 0.995
+    for name, values in logits.items():
+        predictions = values.argmax(1)
+        # Another JPEG decoder may move a photograph over the edge.
+        assert abs(np.count_nonzero(predictions == targets) - PYTORCH_CORRECT) <= 1
+        np.testing.assert_array_equal(
+            predictions, logits["onnxruntime"].argmax(1), name
+        )
 
 
 RUN_MODELS = [name for name in ENGINES.names() if name not in ("rdk-x5", "rknn")]
@@ -75,17 +83,14 @@ RUN_MODELS = [name for name in ENGINES.names() if name not in ("rdk-x5", "rknn")
 
 @pytest.mark.parametrize("name", RUN_MODELS)
 def test_logits_agree_with_those_of_pytorch(name: str) -> None:
-    module = lite0.module()
-    inputs = prepared_images(LOGITS_IMAGES.get(name, 20))
-    import torch
-
-    with torch.inference_mode():
-        expected = module(torch.from_numpy(inputs)).numpy()
+    artifact = lite0.artifact()
     try:
         runner = engine(name)
     except MissingExtra as error:
         pytest.skip(str(error))
-    logits = runner.open(lite0.artifact().model, 2).run(inputs)
+    count = LOGITS_IMAGES.get(name, 8)
+    logits = runner.open(artifact.model, 2).run(prepared_images()[:count])
+    expected = logits_of_pytorch()[:count]
     assert np.abs(logits - expected).max() <= 1e-3 * np.ptp(expected)
 
 

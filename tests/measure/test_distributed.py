@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conftest import PROCESS_SECONDS
+from tests.forked import Ended, Task, as_torchrun, run_groups
 
 from repzoo.measure import distributed
 
@@ -34,37 +34,25 @@ def copy_some(source: Path, target: Path, count: int) -> Path:
     return target
 
 
-def run_together(
-    commands: Sequence[Sequence[object]],
-) -> list[subprocess.CompletedProcess[str]]:
-    """One process for each command, which find each other as those that torchrun starts."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {
-        **os.environ,
-        "WORLD_SIZE": str(len(commands)),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-    }
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "repzoo", *map(str, command)],
-            env={**shared, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, command in enumerate(commands)
-    ]
-    done = []
-    for process in started:
-        out, err = process.communicate(timeout=PROCESS_SECONDS)
-        done.append(
-            subprocess.CompletedProcess(process.args, process.returncode, out, err)
-        )
-    return done
+@pytest.fixture(scope="module")
+def ended(
+    model_file: Path, digits_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[list[Ended]]:
+    """Groups of processes: more than images, one that fails, two with different images."""
+    folder = tmp_path_factory.mktemp("groups")
+    two = copy_some(digits_folder, folder / "two", 2)
+    numbers = copy_some(digits_folder, folder / "numbers", 30)
+    absent = folder / "absent"
+    groups: list[list[Task]] = []
+    for data in ([two] * 3, [digits_folder, absent], [digits_folder, numbers]):
+        tasks: list[Task] = []
+        for images in data:
+            command = ("evaluate", model_file, "--data", images, "--json")
+            tasks.append(Task([*map(str, command)]))
+        groups.append(as_torchrun(tasks))
+    modules = ["torch.distributed", "repzoo.engines.onnxruntime"]
+    modules += ["repzoo.console.commands.measure", "repzoo.verbs.evaluate_models"]
+    return run_groups(groups, modules, folder)
 
 
 def test_two_processes_give_the_result_of_one_and_one_can_resume_their_journal(
@@ -107,21 +95,17 @@ def test_two_processes_give_the_result_of_one_and_one_can_resume_their_journal(
 
 
 def test_more_processes_than_images(
-    run: Run, model_file: Path, digits_folder: Path, tmp_path: Path
+    run: Run,
+    ended: list[list[Ended]],
+    model_file: Path,
+    digits_folder: Path,
+    tmp_path: Path,
 ) -> None:
     data = copy_some(digits_folder, tmp_path / "two", 2)
-    command = ("evaluate", model_file, "--data", data, "--json")
-    first, second, third = run_together([command] * 3)
-    assert [process.returncode for process in (first, second, third)] == [0, 0, 0], (
-        first.stderr
-    )
-    assert first.stdout == run(*command).out
-    assert (second.stdout, second.stderr, third.stdout, third.stderr) == (
-        "",
-        "",
-        "",
-        "",
-    )
+    first, second, third = ended[0]
+    assert [process.code for process in ended[0]] == [0, 0, 0], first.err
+    assert first.out == run("evaluate", model_file, "--data", data, "--json").out
+    assert (second.out, second.err, third.out, third.err) == ("", "", "", "")
 
 
 @pytest.mark.parametrize(
@@ -159,27 +143,19 @@ def test_a_wrong_environment_is_refused_in_one_sentence(
 
 
 def test_a_failure_in_one_process_ends_all_and_is_printed_once(
-    model_file: Path, digits_folder: Path, tmp_path: Path
+    ended: list[list[Ended]],
 ) -> None:
-    good = ("evaluate", model_file, "--data", digits_folder)
-    first, second = run_together(
-        [good, ("evaluate", model_file, "--data", tmp_path / "absent")]
-    )
-    assert (first.returncode, second.returncode) == (2, 2)
-    described, sentence = first.stderr.splitlines()
+    first, second = ended[1]
+    assert (first.code, second.code) == (2, 2)
+    described, sentence = first.err.splitlines()
     assert described.startswith("data: ")
-    assert f"the folder {tmp_path / 'absent'} does not exist" in sentence
-    assert (first.stdout, second.stdout, second.stderr) == ("", "", "")
+    assert re.search(r"the folder \S+/absent does not exist", sentence)
+    assert (first.out, second.out, second.err) == ("", "", "")
 
 
-def test_processes_with_different_images_are_refused(
-    model_file: Path, digits_folder: Path, tmp_path: Path
-) -> None:
-    data = copy_some(digits_folder, tmp_path / "numbers", 30)
-    first, second = run_together(
-        [("evaluate", model_file, "--data", folder) for folder in (digits_folder, data)]
-    )
-    assert (first.returncode, second.returncode) == (2, 2)
-    assert "process 1 of 2 on" in first.stderr
-    assert "has other data than process 0" in first.stderr
-    assert second.stderr == ""
+def test_processes_with_different_images_are_refused(ended: list[list[Ended]]) -> None:
+    first, second = ended[2]
+    assert (first.code, second.code) == (2, 2)
+    assert "process 1 of 2 on" in first.err
+    assert "has other data than process 0" in first.err
+    assert second.err == ""

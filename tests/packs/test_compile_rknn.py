@@ -19,7 +19,7 @@ pytest.importorskip(
 )
 
 from tests.packs.toolchain import install_rknn, opset_11, write_small_pack
-from tests.quant.conftest import sets
+from tests.small_model import sets
 
 from repzoo.engines import engine
 from repzoo.engines.rknn import Rknn as Engine

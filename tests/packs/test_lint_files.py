@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.packs import lint_samples as samples
-from tests.quant.conftest import sets
+from tests.small_model import sets
 
 import repzoo
 from repzoo.artifact import Artifact

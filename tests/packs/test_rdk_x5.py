@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ pytest.importorskip(
 )
 
 from tests.packs.test_rdk_x5_board import FakeModel, fake_opencv
-from tests.quant.conftest import sets, small
+from tests.small_model import sets, small
 
 from repzoo.artifact import Artifact, Step
 from repzoo.data.nv12 import from_rgb, to_rgb
@@ -205,6 +206,18 @@ def test_shell_steps_are_valid_and_name_files_that_are_there(folder: Path) -> No
         )
         assert ran.returncode == 2
         assert "is not there" in ran.stderr
+
+
+def test_texts_name_only_steps_that_are_there(packable: Artifact) -> None:
+    layer = packable.model.graph.node[0].output[0]
+    for fallback in ((), (layer,)):  # a layer in int16 takes the step build_load away
+        files = files_of(packable, fallback=fallback)
+        named: set[str] = set()
+        for content in files.values():
+            text = content if isinstance(content, str) else ""
+            named |= set(re.findall(r"\b\d\d_\w+\.sh\b", text))
+        assert "02_build.sh" in named
+        assert named <= files.keys()
 
 
 def test_readmes_say_what_is_known(folder: Path) -> None:

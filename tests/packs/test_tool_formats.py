@@ -270,7 +270,7 @@ def test_tensorrt_gets_float_biases_of_the_same_values() -> None:
 
 
 def test_tensorrt_is_quantized_without_zero_points(tmp_path: Path) -> None:
-    from tests.quant.conftest import small
+    from tests.small_model import small
 
     written = repzoo.pack(
         small(),

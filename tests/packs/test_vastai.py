@@ -20,7 +20,7 @@ pytest.importorskip(
     "sklearn", reason="the demo extra, with the digits, is not installed"
 )
 
-from tests.quant.conftest import sets, small
+from tests.small_model import sets, small
 
 import repzoo
 from repzoo.artifact import Artifact, Preprocess, Step

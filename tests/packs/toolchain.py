@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from tests.quant.conftest import sets, small
+from tests.small_model import sets, small
 from tests.vendors.hb_mapper_log import hb_mapper_log
 
 from repzoo.artifact import Artifact

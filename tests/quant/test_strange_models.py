@@ -18,7 +18,7 @@ pytest.importorskip(
     "sklearn", reason="the demo extra, with the digits, is not installed"
 )
 
-from tests.quant.conftest import small
+from tests.small_model import small, small_training_form
 
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches
@@ -242,46 +242,19 @@ def test_a_quantized_model_is_refused_with_or_without_metadata(
     assert "quanti" in ran.err
 
 
-def plain_model(folded: bool) -> onnx.ModelProto:
-    """The small model; unless `folded`, with a BatchNormalization after the first convolution."""
-    model = onnx.ModelProto()
-    model.CopyFrom(small().model)
-    if not folded:
-        random = np.random.default_rng(1)
-        parameters = {
-            "gamma": random.uniform(0.8, 1.2, 12),
-            "beta": random.normal(0, 0.05, 12),
-            "mean": random.normal(0, 0.05, 12),
-            "variance": random.uniform(0.8, 1.2, 12),
-        }
-        for name, value in parameters.items():
-            model.graph.initializer.append(
-                numpy_helper.from_array(value.astype(np.float32), name)
-            )
-        norm = onnx.helper.make_node(
-            "BatchNormalization", ["a", *parameters], ["normal"]
-        )
-        model.graph.node.insert(1, norm)
-        relu = model.graph.node[2]
-        assert relu.op_type == "Relu"
-        relu.input[0] = "normal"
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("make", [small, small_training_form])
 def test_foreign_graphs_are_quantized_whether_folded_or_not(
-    quantize: Callable[..., Any], tmp_path: Path, folded: bool
+    quantize: Callable[..., Any], tmp_path: Path, make: Make
 ) -> None:
     foreign = tmp_path / "foreign.onnx"
-    foreign.write_bytes(plain_model(folded).SerializeToString())
+    foreign.write_bytes(make().model.SerializeToString())
     own = small().require_preprocess()
     colors = ("--mean", *own.mean, "--std", *own.std, "--color", "RGB")
     ran = quantize(foreign, *preprocessing(), *colors)
     assert ran.code == 0, ran.err
     operators = {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
     assert "BatchNormalization" not in operators
-    require_agreement(tmp_path, replace(small(), model=plain_model(folded)))
+    require_agreement(tmp_path, make())
 
 
 # Calibration images

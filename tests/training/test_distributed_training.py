@@ -5,12 +5,8 @@ as a whole one does.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +19,8 @@ pytest.importorskip("timm", reason="the torch extra is not installed")
 
 import torch
 from safetensors.torch import load_file
-from tests.conftest import PROCESS_SECONDS, Run
+from tests.conftest import Run
+from tests.forked import Ended, Task, as_torchrun, free_port, run_groups
 from tests.training.test_loop import (
     MODEL,
     PREPROCESS,
@@ -86,66 +83,61 @@ def command(data: Path, output: Path, *more: object) -> list[str]:
     return ["train", MODEL, *map(str, options), *map(str, more)]
 
 
-def environment(**more: object) -> dict[str, str]:
-    settings = {key: str(value) for key, value in more.items()}
-    return {**os.environ, "OMP_NUM_THREADS": "1", **settings}
+# Trains `train_still`, and then a model by the command line.
+TWICE = """
+import os, pathlib, sys
+from repzoo import cli
+from tests.training.test_distributed_training import train_still
+train_still(pathlib.Path(sys.argv[1]))
+os.environ['MASTER_PORT'] = sys.argv[2]
+cli.main(sys.argv[3:])
+"""
 
+# Ends itself as the system would end it, after the second step of the second epoch.
+KILLED = """
+import os, signal, sys
+from repzoo import cli
+from repzoo.training import state
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+saves, save = [], state.save
+
+def save_and_die(folder, values):
+    save(folder, values)
+    saves.append(values)
+    if len(saves) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+state.save = save_and_die
+cli.main(sys.argv[1:])
+"""
+
+SAVE_OFTEN = ("--epochs", 2, "--save-minutes", 1e-9, "--device", "cpu")
 
 
 @dataclass(frozen=True)
-class Pair:
-    """What two processes did: `codes`, `out` and `err` of each, and the folder of their runs."""
+class Processes:
+    """What two processes did together and what one did that was killed; their folder."""
 
-    codes: list[int]
-    out: list[str]
-    err: list[str]
+    pair: list[Ended]
+    killed: Ended
     folder: Path
 
 
 @pytest.fixture(scope="module")
-def pair(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Two processes that train `train_still` and then a model by the command line.
-
-    They do both, because starting them takes most of the time.
-    """
-    folder = tmp_path_factory.mktemp("pair")
+def processes(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Processes:
+    """All processes at once, because importing torch and timm takes most of the time."""
+    folder = tmp_path_factory.mktemp("processes")
     arguments = command(data, folder / "cli", "--epochs", 1, "--batch", 24)
-    script = (
-        "import os, pathlib, sys\n"
-        "from repzoo import cli\n"
-        "from tests.training.test_distributed_training import train_still\n"
-        "train_still(pathlib.Path(sys.argv[1]))\n"
-        "os.environ['MASTER_PORT'] = sys.argv[2]\n"
-        "cli.main(sys.argv[3:])\n"
-    )
-    ports = [free_port(), free_port()]
-    started = []
-    for rank in range(2):
-        variables = environment(
-            RANK=rank,
-            LOCAL_RANK=rank,
-            WORLD_SIZE=2,
-            LOCAL_WORLD_SIZE=2,
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=ports[0],
-        )
-        still = str(folder / "still")
-        program = [sys.executable, "-c", script, still, str(ports[1]), *arguments]
-        started.append(
-            subprocess.Popen(program, env=variables, stdout=-1, stderr=-1, text=True)
-        )
-    texts = [process.communicate(timeout=PROCESS_SECONDS) for process in started]
-    codes = [process.returncode for process in started]
-    return Pair(codes, [out for out, _ in texts], [err for _, err in texts], folder)
+    twice = Task([str(folder / "still"), str(free_port()), *arguments], TWICE)
+    killed = Task(command(data, folder / "broken", *SAVE_OFTEN), KILLED)
+    modules = ["torch.distributed", "torch.onnx", "timm", "repzoo.training.run"]
+    modules += ["repzoo.verbs", "tests.training.test_distributed_training"]
+    ended = run_groups([as_torchrun([twice] * 2), [killed]], modules, folder)
+    return Processes(ended[0], ended[1][0], folder)
 
 
 def test_two_processes_train_as_one(
-    data: Path, pair: Pair, run: Run, tmp_path: Path
+    data: Path, processes: Processes, run: Run, tmp_path: Path
 ) -> None:
     """The same images in one batch, and the statistics of both: what differs is the order of
     sums in float32.
@@ -153,21 +145,22 @@ def test_two_processes_train_as_one(
     The loss comes of some 20 layers, each with a relative rounding error of eps = 1.2e-7 times
     the root of its fan-in (at most 30): 20 * 30 * eps = 7e-5.
     """
-    assert pair.codes == [0, 0], pair.err
+    first, second = processes.pair
+    assert (first.code, second.code) == (0, 0), first.err + second.err
     single = run(
         *command(data, tmp_path / "one", "--epochs", 1, "--batch", 24)
     ).document
-    assert pair.out[1] == ""  # only the first prints a result
-    document = json.loads(pair.out[0])
+    assert second.out == ""  # only the first prints a result
+    document = json.loads(first.out)
     assert document["epochs"][0]["loss"] == pytest.approx(
         single["epochs"][0]["loss"], rel=2e-4
     )
     weights = [
         load_file(path / state.WEIGHTS)
-        for path in (tmp_path / "one", pair.folder / "cli")
+        for path in (tmp_path / "one", processes.folder / "cli")
     ]
     assert weights[0].keys() == weights[1].keys()
-    settings = json.loads((pair.folder / "cli" / state.SETTINGS).read_text())
+    settings = json.loads((processes.folder / "cli" / state.SETTINGS).read_text())
     assert settings["processes"] == 2
 
 
@@ -194,7 +187,7 @@ def train_still(output: Path) -> None:
 
 
 def test_gradients_of_many_steps_are_those_of_one_process(
-    pair: Pair, tmp_path: Path
+    processes: Processes, tmp_path: Path
 ) -> None:
     """Six steps of SGD: what the weights moved by is the sum of the gradients, of batch
     statistics over both processes too.
@@ -205,7 +198,7 @@ def test_gradients_of_many_steps_are_those_of_one_process(
     train_still(tmp_path)
     single, two = (
         torch.load(folder / state.STATE, weights_only=True)["module"]
-        for folder in (tmp_path, pair.folder / "still")
+        for folder in (tmp_path, processes.folder / "still")
     )
     before = still_network().state_dict()
     moved: dict[str, float] = {}
@@ -218,46 +211,19 @@ def test_gradients_of_many_steps_are_those_of_one_process(
     assert min(moved[key] for key in trained) > 1e-3
 
 
-# Ends itself as the system would end it, after the second step of the second epoch.
-KILLED = """
-import os, signal, sys
-from repzoo import cli
-from repzoo.training import state
-
-saves, save = [], state.save
-
-def save_and_die(folder, values):
-    save(folder, values)
-    saves.append(values)
-    if len(saves) == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-state.save = save_and_die
-cli.main(sys.argv[1:])
-"""
-
-
 def test_killed_it_goes_on_to_the_very_same_weights(
-    data: Path, run: Run, tmp_path: Path
+    data: Path, processes: Processes, run: Run, tmp_path: Path
 ) -> None:
     """SIGKILL within the second epoch of three steps, where each step is saved."""
-    more = ("--epochs", 2, "--save-minutes", 1e-9, "--device", "cpu")
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *command(data, broken, *more)],
-        env=environment(),
-        capture_output=True,
-        timeout=PROCESS_SECONDS,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    straight, broken = tmp_path / "straight", processes.folder / "broken"
+    assert processes.killed.code == -signal.SIGKILL, processes.killed.err
     assert not (broken / state.WEIGHTS).exists()
     # One thread here too: more of them add in another order.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for folder in (straight, broken):
-            assert run(*command(data, folder, *more)).code == 0
+            assert run(*command(data, folder, *SAVE_OFTEN)).code == 0
     finally:
         torch.set_num_threads(threads)
     weights = [(folder / state.WEIGHTS).read_bytes() for folder in (straight, broken)]

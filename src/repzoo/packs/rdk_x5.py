@@ -70,8 +70,9 @@ class RdkX5:
         yield from board_files.program_files(content.artifact)
         yield "sample.png", content.sample
         listed = steps(content.artifact, content.scales is not None)
-        yield f"test_{content.name}.ipynb", notebook(content.artifact)
         facts = _facts(content, listed)
+        on_board = facts["script_of"]["evaluate_on_board"]
+        yield f"test_{content.name}.ipynb", notebook(content.artifact, on_board)
         yield from shared_files(job, "rdk_x5", listed, **facts)
         facts |= _sample_facts(job, content)
         yield from sample_files(

@@ -54,8 +54,8 @@ Path("result.txt").write_text(result_lines("sample.png", best, config), encoding
 """
 
 
-def notebook(artifact: Artifact) -> str:
-    """The notebook as JSON text."""
+def notebook(artifact: Artifact, evaluation: str) -> str:
+    """The notebook as JSON text; `evaluation` is the script that classifies a whole folder."""
     name = code_span(file_name(artifact.name))
     preprocess = artifact.require_preprocess()
     size = f"{preprocess.height}x{preprocess.width}"
@@ -85,8 +85,8 @@ def notebook(artifact: Artifact) -> str:
         _code(DRAW),
         _text(
             "## Result",
-            "In the format that `repzoo evaluate --result` reads. `07_evaluate_on_board.sh` "
-            "writes a whole folder of images.",
+            f"In the format that `repzoo evaluate --result` reads. `{evaluation}` writes that "
+            "of a whole folder of images.",
         ),
         _code(LINES),
         _text(

@@ -321,7 +321,6 @@ def _facts(content: Content, figures: Figures) -> dict[str, Any]:
         "history": content.model.steps,
         "origin": catalog_row(content.model),
         "suffix": content.calibration.suffix,
-        "calibrated": len(content.calibration.images),
         "evaluation": content.evaluation,
         "top": TOP,
         "vdsp": parameters_file(content.name),

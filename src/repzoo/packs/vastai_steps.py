@@ -10,9 +10,8 @@ from repzoo.packs.parts import Step, quoted
 from repzoo.packs.vastai_images import DATALIST, EVALUATION, EvaluationImages
 
 PRECISIONS = ("fp16", "int8")
-TOP = (
-    5  # classification.py writes so many lines an image, whatever the number of classes
-)
+# classification.py writes so many lines an image, whatever the number of classes.
+TOP = 5
 ZOO = ': "${VASTMODELZOO:?set it to a checkout of github.com/Vastai/VastModelZOO}"'
 ABSOLUTE = "npz_absolute.txt"
 

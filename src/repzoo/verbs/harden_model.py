@@ -9,7 +9,6 @@ from typing import Any
 from repzoo import engines
 from repzoo.data.dataset import DataSource
 from repzoo.engines import DEFAULT_ENGINE
-from repzoo.measure.class_mapping import class_indices, lacks_classes
 from repzoo.packs.judge import PackJudge, ToolImages, find_tool
 from repzoo.progress import Progress, silent
 from repzoo.quant.network.scheme import load_scheme
@@ -22,6 +21,7 @@ from repzoo.verbs.fold_model import fold
 from repzoo.verbs.image_data import open_data_source
 from repzoo.verbs.model_files import ModelLike, open_model, require_float
 from repzoo.verbs.public_artifact import Artifact
+from repzoo.verbs.quantization_images import split_images
 from repzoo.verbs.quantize_model import QuantizeOptions
 
 JUDGES = ("simulation", "tool")
@@ -97,14 +97,7 @@ def harden_for(
     source = open_data_source(data, unlabeled=True)
     if artifact.form == "train":
         artifact = fold(artifact, progress=progress)
-    split = source.split_for_quantization(options.images, options.seed)
-    remarks = split.gate.remarks()
-    # Nothing then says which output is which class, but agreement with float can be counted.
-    if lacks_classes(split.gate, artifact):
-        split = split.without_labels()
-    if split.gate.labeled:
-        # Refuses classes that the model does not have.
-        class_indices(split.gate, artifact)
+    split, remarks = split_images(source, artifact, options.images, options.seed)
     # No engine here computes as a board does: only number formats matter, and this one is exact.
     target = ladder.Target(engines.engine(DEFAULT_ENGINE), load_scheme(options.target))
     budget = Budget(options.max_drop, options.force)

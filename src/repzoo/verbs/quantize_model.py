@@ -10,13 +10,7 @@ from repzoo import engines
 from repzoo.artifact import Artifact as StoredArtifact
 from repzoo.data.dataset import DataSource, QuantizationSplit
 from repzoo.errors import InputError
-from repzoo.measure.class_mapping import (
-    binary_remarks,
-    class_indices,
-    lacks_classes,
-    order_remarks,
-    with_folder_names,
-)
+from repzoo.measure.class_mapping import with_folder_names
 from repzoo.measure.host import host
 from repzoo.measure.race_result import Objective
 from repzoo.plugins import unknown
@@ -28,7 +22,6 @@ from repzoo.quant.search.default_sessions import saturation_remark
 from repzoo.quant.search.engine_race import AUTO
 from repzoo.quant.search.gate import QuantReport
 from repzoo.quant.search.verdict import Budget
-from repzoo.remark import Remark
 from repzoo.settings import FINITE, at_least, merge_keywords, setting, validate
 from repzoo.storage import require_empty_folder
 from repzoo.verbs.assumed_preprocess import for_images
@@ -37,6 +30,7 @@ from repzoo.verbs.image_data import open_data_source
 from repzoo.verbs.model_files import ModelLike, open_model, require_float
 from repzoo.verbs.optional_torch import needs_torch
 from repzoo.verbs.public_artifact import Artifact
+from repzoo.verbs.quantization_images import split_images
 from repzoo.verbs.quantize_targets import (
     hold_race,
     is_race,
@@ -203,13 +197,8 @@ def quantize(
     source = open_data_source(data, unlabeled=True)
     if artifact.form == "train":
         artifact = fold(artifact, progress=progress)
-    split = source.split_for_quantization(options.images, options.seed)
-    remarks = _data_remarks(split, artifact, options)
-    if lacks_classes(split.gate, artifact):
-        split = split.without_labels()
+    split, remarks = split_images(source, artifact, options.images, options.seed)
     if split.gate.labeled:
-        # Refuses classes that the model does not have.
-        class_indices(split.gate, artifact)
         artifact = with_folder_names(artifact, split.gate)
     if is_race(options):
         chosen, report = hold_race(artifact, split, options, progress)
@@ -217,37 +206,6 @@ def quantize(
         chosen, report = _run_quantizer(artifact, split, options, progress)
     report = replace(report, warnings=(*remarks, *report.warnings))
     return Artifact.wrap(chosen, certificate=artifact.certificate, report=report)
-
-
-def _data_remarks(
-    split: QuantizationSplit, artifact: StoredArtifact, options: QuantizeOptions
-) -> list[str]:
-    """What to know about the images before the gate's judgment is believed."""
-    remarks = split.gate.remarks()
-    if lacks_classes(split.gate, artifact):
-        remarks.append(
-            Remark(
-                "{data} has {classes} classes and {model} {outputs} outputs without labels, so "
-                "nothing says which output is which class: the images serve for calibration, and "
-                "the gate compares INT8 with float; give --labels to also count the accuracy",
-                data=split.gate.name,
-                classes=len(split.gate.classes),
-                model=artifact.name,
-                outputs=artifact.num_classes,
-            )
-        )
-    elif split.gate.labeled:
-        remarks += order_remarks(split.gate, artifact)
-    remarks += binary_remarks(with_folder_names(artifact, split.gate))
-    if len(split.calibration) < options.images:
-        remarks.append(
-            Remark(
-                "{requested} calibration images were requested, {available} are available",
-                requested=options.images,
-                available=len(split.calibration),
-            )
-        )
-    return remarks
 
 
 def _check_names(options: QuantizeOptions) -> None:

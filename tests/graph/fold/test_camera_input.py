@@ -179,12 +179,9 @@ def test_every_opset(graph: Graph, opset: int, contract: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["repvgg_a0", "repghostnet_050", "repvit_m0_9", "fasternet_t0"]
+    "name", ["repvgg_a0", "repghostnet_050", "repvit_m0_6", "fasternet_t0"]
 )
-@pytest.mark.parametrize("contract", CONTRACTS[1::2], ids=IDS[1::2])
-def test_the_zoos_families(
-    aged: Callable[[Any], Any], name: str, contract: dict[str, Any]
-) -> None:
+def test_the_zoos_families(aged: Callable[[Any], Any], name: str) -> None:
     """Embedded before the fold or after it, the graph is the same, and the padded stem has kept
     its scale but no shift.
     """
@@ -201,16 +198,17 @@ def test_the_zoos_families(
         Step("build", "0"),
     )
     deploy = dataclasses.replace(artifact, model=folding.fold(artifact.model).model)
-    late, wanted = embed_bytes(deploy, contract)
-    assert certify_bytes(deploy, late.model, wanted).equal
-    early, _ = embed_bytes(artifact, contract, merge=False)
-    assert early.model is early.prepended
-    folded = folding.fold(early.model).model
-    assert [node.op_type for node in folded.graph.node] == [
-        node.op_type for node in late.model.graph.node
-    ]
-    assert certify_bytes(artifact, folded, wanted).equal
-    assert SAID["none" if name == "fasternet_t0" else "padded"] in late.summary
+    for contract in CONTRACTS[1::2]:
+        late, wanted = embed_bytes(deploy, contract)
+        assert certify_bytes(deploy, late.model, wanted).equal
+        assert SAID["none" if name == "fasternet_t0" else "padded"] in late.summary
+        early, _ = embed_bytes(artifact, contract, merge=False)
+        assert early.model is early.prepended
+        folded = folding.fold(early.model).model
+        assert [node.op_type for node in folded.graph.node] == [
+            node.op_type for node in late.model.graph.node
+        ]
+        assert certify_bytes(artifact, folded, wanted).equal
 
 
 # Mutants: each is a mistake that people make, and the certificate must name none of them equal

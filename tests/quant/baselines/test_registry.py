@@ -21,7 +21,7 @@ pytest.importorskip(
     "sklearn", reason="the demo extra, with the digits, is not installed"
 )
 
-from tests.quant.conftest import small
+from tests.small_model import small
 
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from PIL import Image
-from tests.quant.conftest import small
+from tests.small_model import small
 
 from repzoo import verbs
 from repzoo.artifact import Artifact, Preprocess

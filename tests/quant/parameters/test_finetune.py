@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import numpy_helper
-from tests.quant.conftest import small
+from tests.small_model import small
 
 pytest.importorskip("torch", reason="the torch extra is not installed")
 

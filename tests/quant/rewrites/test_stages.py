@@ -14,7 +14,7 @@ pytest.importorskip(
     "sklearn", reason="the demo extra, with the digits, is not installed"
 )
 
-from tests.quant.conftest import add, sets, small
+from tests.small_model import add, sets, small
 
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches

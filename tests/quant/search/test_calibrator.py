@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from tests.quant.conftest import sets, small
+from tests.small_model import sets, small
 
 from repzoo.engines import engine
 from repzoo.errors import InputError

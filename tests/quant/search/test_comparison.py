@@ -14,7 +14,7 @@ pytest.importorskip(
     "sklearn", reason="the demo extra, with the digits, is not installed"
 )
 
-from tests.quant.conftest import sets, small
+from tests.small_model import sets, small
 
 from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset

@@ -18,7 +18,7 @@ pytest.importorskip(
 )
 
 from tests.conftest import Run
-from tests.quant.conftest import sets, small
+from tests.small_model import sets, small
 
 from repzoo import verbs
 from repzoo.artifact import Artifact

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tests.quant import conftest as small_model
+from tests import small_model
 
 import repzoo
 from repzoo.artifact import Artifact
@@ -105,10 +105,10 @@ def test_a_drop_above_the_budget_is_refused() -> None:
 
 
 def test_the_command_and_those_that_read_its_file(
-    run: Run, small_file: Path, tmp_path: Path
+    run: Run, small_file: Path, digit_folders: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "half.onnx"
-    options = ("--data", "digits", "--images", 64, "--precision", "fp16")
+    options = ("--data", digit_folders, "--images", 64, "--precision", "fp16")
     ran = run("quantize", small_file, "-o", output, *options, "--max-drop", 5)
     assert ran.code == 0, ran.err
     assert "in FP16 arithmetic" in ran.out
@@ -128,7 +128,7 @@ def test_the_command_and_those_that_read_its_file(
         before["parameters"],
     )
     assert after["bytes"] == before["bytes"] / 2
-    against = ("--data", "digits", "--against", small_file, "--json")
+    against = ("--data", digit_folders, "--against", small_file, "--json")
     paired = run("evaluate", output, *against).document["paired"]
     assert paired["same_prediction"] > 98
     assert run("bench", output, "--seconds", 0.1, "--json").code == 0
@@ -164,7 +164,7 @@ def test_a_card_shows_int8_and_float16_beside_float(
     run: Run, small_file: Path, tmp_path: Path
 ) -> None:
     output = ("-o", tmp_path / "card", "--precision", "fp16", "--scheme", "vastai")
-    data = ("--data", "digits", "--images", 32, "--seconds", 0.2, "--force")
+    data = ("--data", "digits", "--images", 32, "--seconds", 0.05, "--force")
     ran = run("card", small_file, *output, *data, "--json")
     assert ran.code == 0, ran.err
     document = ran.document

@@ -18,7 +18,7 @@ pytest.importorskip(
     "sklearn", reason="the demo extra, with the digits, is not installed"
 )
 
-from tests.quant.conftest import add, sets, small
+from tests.small_model import add, few_digits, sets, small
 
 import repzoo
 from repzoo.artifact import Artifact
@@ -320,8 +320,11 @@ def test_the_drop_is_judged() -> None:
 
 
 def test_the_public_function(tmp_path: Path) -> None:
-    result = repzoo.harden(small(), "digits", target="rdk-x5", images=64, max_drop=5)
+    data = few_digits()
+    result = repzoo.harden(small(), data, target="rdk-x5", images=500, max_drop=5)
     assert result.hardening is not None
+    few = "500 calibration images were requested, 120 are available"
+    assert few in result.hardening.warnings
     assert result.hardening.predicted.values.same_prediction > 90
     path = tmp_path / "hard.onnx"
     result.save(path)
@@ -332,10 +335,12 @@ def test_the_public_function(tmp_path: Path) -> None:
         repzoo.harden(small(), "digits", target="rdkx5")
 
 
-def test_the_command_line(run: Run, small_file: Path, tmp_path: Path) -> None:
+def test_the_command_line(
+    run: Run, small_file: Path, digit_folders: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "hard.onnx"
     report = tmp_path / "report.json"
-    data = ("--data", "digits", "--images", 64, "--max-drop", 5)
+    data = ("--data", digit_folders, "--images", 64, "--max-drop", 5)
     mine = tmp_path / "mine.toml"
     mine.write_text("[mine]\nweight_rule = 'power-of-two'\nopset = 13\n")
     command = ("harden", small_file, "-o", out, "--target", mine, *data)

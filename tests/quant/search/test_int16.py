@@ -14,7 +14,7 @@ pytest.importorskip(
     "sklearn", reason="the demo extra, with the digits, is not installed"
 )
 
-from tests.quant.conftest import small
+from tests.small_model import small
 
 from repzoo.engines import engine
 from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics

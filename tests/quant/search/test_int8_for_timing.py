@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.quant.conftest import small
+from tests.small_model import small
 
 from repzoo.artifact import Artifact
 from repzoo.engines import engine

@@ -18,7 +18,7 @@ pytest.importorskip(
     "sklearn", reason="the demo extra, with the digits, is not installed"
 )
 
-from tests.quant.conftest import small
+from tests.small_model import small
 
 from repzoo.data.batches import ReadReport, batches
 from repzoo.data.source import open_source
