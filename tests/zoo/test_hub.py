@@ -277,6 +277,15 @@ def test_a_card_without_a_license_is_remarked(
     assert pushed.remarks[0].startswith("there is no card.md")
 
 
+def test_a_push_without_a_network_is_a_sentence(
+    run: Run, server: Stub, card_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    ran = run("push", card_folder, "owner/name")
+    assert (ran.code, ran.out, server.requests) == (2, "", [])
+    assert "http://127.0.0.1:9 is not reached, so nothing is uploaded" in ran.err
+
+
 def test_what_cannot_be_pushed_is_a_sentence(
     run: Run, server: Stub, card_folder: Path, tmp_path: Path
 ) -> None:

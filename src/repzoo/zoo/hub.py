@@ -161,7 +161,8 @@ def push(
         hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
         for name, path in files.items()
     ]
-    with _reachable(), _sentences(HubName(repository, revision=revision)):
+    unreached = "so nothing is uploaded; check the network"
+    with _reachable(), _sentences(HubName(repository, revision=revision), unreached):
         api.create_repo(repository, private=private, exist_ok=True)
         if revision:
             api.create_branch(repository, branch=revision, exist_ok=True)
@@ -349,8 +350,11 @@ def _reachable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sentences(wanted: HubName) -> Iterator[None]:
-    """Turn the errors of huggingface_hub into sentences."""
+def _sentences(wanted: HubName, unreached: str = "") -> Iterator[None]:
+    """Turn the errors of huggingface_hub into sentences; `unreached` ends that of no network."""
+    unreached = unreached or (
+        f"and {wanted.repository} is not in the cache; check the network, or give the model's file"
+    )
     errors = _library().errors
     # The HTTP client is another one in each major version of huggingface_hub.
     transport_error = errors.HfHubHTTPError.__bases__[0]
@@ -374,10 +378,7 @@ def _sentences(wanted: HubName) -> Iterator[None]:
             f"{where}: the server answered {status}: {one_line(first_line(error))[:200]}{advice}"
         ) from None
     except (errors.LocalEntryNotFoundError, ConnectionError, transport_error):
-        raise _Unreachable(
-            f"{endpoint()} is not reached, and {wanted.repository} is not in the cache; check the "
-            "network, or give the model's file"
-        ) from None
+        raise _Unreachable(f"{endpoint()} is not reached, {unreached}") from None
     # What the library raises where an answer is not what it expects.
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise InputError(
