@@ -43,7 +43,7 @@ def entry(
     name: str, form: Any, ratio: float | None, size: int = 100, **fields: Any
 ) -> RaceEntry:
     """An entry whose interval reaches 5 % to either side."""
-    timed = {}
+    timed: dict[str, Any] = {}
     if ratio is not None:
         timed = {
             "ratio": ratio,
