@@ -1,18 +1,22 @@
 """Latency of repzoo's fold over that of timm's own reparameterization, engine by engine.
 
     python -m benchmarks.fold_latency [MODEL ...] [--engine onnxruntime,openvino,mnn]
-        [--seconds 4] [--results results/fold_latency.jsonl]
+        [--seconds 4] [--results results/fold_latency.jsonl] [--work FOLDER] [--build]
 
 MODEL is a name of the catalog, or of any model of timm (default: four of the catalog). Both files
 come from one module with random weights: timm's by `reparameterize_model` and torch's exporter,
 which fuses BatchNorms; repzoo's by its own export of the training form and its fold. They run with
 one thread and batch 1 in the same interleaved rounds. A ratio below 1 means that repzoo's is
 faster. Each line is also appended to the results.
+
+--work keeps the files in a folder and uses those that are there. With --build they are only made,
+so that a quiet machine is needed for the timing alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,15 +30,27 @@ MODELS = ("repvgg_a0", "repghostnet_100", "repvit_m0_9", "fasternet_t0")
 ENGINES = "onnxruntime,openvino,mnn"
 
 
-def compare(name: str, engines: tuple[str, ...], seconds: float, path: Path) -> None:
+def pair(name: str, folder: Path) -> list[PublicArtifact]:
+    """Both files of a model, from `folder` where they are there already."""
+    paths = [folder / f"{name}.timm.onnx", folder / f"{name}.repzoo.onnx"]
+    if not all(path.is_file() for path in paths):
+        module, preprocess = build(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        PublicArtifact.wrap(by_timm(name, module, preprocess)).save(paths[0])
+        ours = by_repzoo(name, module, preprocess)
+        replace(ours, name=f"{name} by repzoo").save(paths[1])
+    return [verbs.load(path) for path in paths]
+
+
+def compare(
+    files: list[PublicArtifact], engines: tuple[str, ...], seconds: float, path: Path
+) -> None:
     """Time both files of one model on all engines; print and store the ratios."""
-    module, preprocess = build(name)
-    theirs = PublicArtifact.wrap(by_timm(name, module, preprocess))
-    ours = by_repzoo(name, module, preprocess)
-    ours = replace(ours, name=f"{name} by repzoo")
+    name = files[0].name
     for engine in engines:
-        result = verbs.benchmark([theirs, ours], engine=engine, seconds=seconds)
-        record.append(path, [*result.records, *result.ratios])
+        result = verbs.benchmark(files, engine=engine, seconds=seconds)
+        # Of the rounds only the ratio is kept, to keep the file small.
+        record.append(path, result.ratios)
         times = [item.values.p50_ms for item in result.records]
         for item in result.ratios:
             print(_line(name, engine, item.values, times), flush=True)
@@ -59,10 +75,15 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, default=Path("results/fold_latency.jsonl")
     )
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--build", action="store_true")
     options = parser.parse_args()
-    for name in options.models:
-        engines = tuple(options.engine.split(","))
-        compare(name, engines, options.seconds, options.results)
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in options.models:
+            files = pair(name, options.work or Path(temporary))
+            if not options.build:
+                engines = tuple(options.engine.split(","))
+                compare(files, engines, options.seconds, options.results)
 
 
 if __name__ == "__main__":

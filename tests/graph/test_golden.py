@@ -7,6 +7,7 @@ To change the record on purpose, write it anew and read the diff:
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import Counter
@@ -18,6 +19,8 @@ import pytest
 
 pytest.importorskip("torch", reason="the torch extra is not installed")
 pytest.importorskip("timm", reason="the torch extra is not installed")
+
+from tests.executed_graphs import by_onnxruntime, by_openvino
 
 from repzoo.artifact import Step
 from repzoo.graph.fold.engine import fold
@@ -55,25 +58,49 @@ def summary(result: FoldResult) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def folded(name: str) -> FoldResult:
+    preprocess = replace(catalog.spec(name).preprocess, size=32)
+    module = families.seeded(name, 10, 0)
+    return fold(export(module, name, preprocess, (), Step("build", "0")).model)
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_the_fold_is_as_recorded(name: str, request: pytest.FixtureRequest) -> None:
     is_large = SIZES[name] >= LARGE and name != SMALLEST_REPVGG
     if is_large and not request.config.getoption("--all-variants"):
         pytest.skip("large; run with --all-variants")
-    preprocess = replace(catalog.spec(name).preprocess, size=32)
-    actual = summary(
-        fold(
-            export(
-                families.seeded(name, 10, 0), name, preprocess, (), Step("build", "0")
-            ).model
-        )
-    )
+    actual = summary(folded(name))
     path = GOLDEN / f"{name}.json"
     if request.config.getoption("--remake-golden"):
         path.write_text(json.dumps(actual, indent=1) + "\n")
     assert actual == json.loads(path.read_text()), (
         "run with --remake-golden if this is meant, and read the diff"
     )
+
+
+# The smallest of each family: how many GELUs it has, and the kernels that may stand beside
+# convolutions in ONNX Runtime and OpenVINO.
+ONNXRUNTIME = {"Conv", "Gelu", "Gemm", "GlobalAveragePool", "ReorderInput"}
+ONNXRUNTIME |= {"ReorderOutput", "Flatten", "ReduceMean"}
+OPENVINO = {"Convolution", "FullyConnected", "Input", "Output", "Reduce"}
+OPENVINO |= {"Reorder", "Reshape", "Const"}
+EXECUTED: dict[str, tuple[int, set[str], set[str]]] = {
+    "repvgg_a0": (0, set(), set()),
+    "repghostnet_050": (0, {"Mul"}, {"Math", "Eltwise", "Subgraph"}),
+    "repvit_m0_6": (18, {"Add", "Mul"}, {"Eltwise", "Subgraph"}),
+    "fasternet_t0": (14, {"Concat", "Split"}, {"Concatenation", "Split"}),
+}
+
+
+@pytest.mark.parametrize("name", EXECUTED)
+def test_engines_fuse_every_function_of_a_family(name: str, tmp_path: Path) -> None:
+    gelus, more_kernels, more_kinds = EXECUTED[name]
+    model = folded(name).model
+    kernels = by_onnxruntime(model, tmp_path)
+    assert kernels["Gelu"] == gelus
+    assert set(kernels) <= ONNXRUNTIME | more_kernels
+    assert set(by_openvino(model)) <= OPENVINO | more_kinds
 
 
 def test_every_model_has_a_small_record() -> None:

@@ -12,6 +12,7 @@ pytest.importorskip("timm", reason="the torch extra is not installed")
 
 from repzoo.artifact import Step
 from repzoo.graph.certificate.proof import prove
+from repzoo.graph.certificate.respelled import apply_respellings
 from repzoo.graph.fold.engine import fold
 from repzoo.graph.tools.cost import count
 from repzoo.graph.tools.export import export
@@ -41,7 +42,8 @@ def test_parameters_and_macs_of_both_forms_match_the_catalog(
     assert (before.parameters, before.macs) == (row.parameters_train, row.macs_train)
     assert (after.parameters, after.macs) == (row.parameters_deploy, row.macs)
     assert "BatchNormalization" not in after.operators
-    assert len(prove(exported.model, result.model, result.outputs)) == len(result.folds)
+    respelled = apply_respellings(exported.model, result.respellings)
+    assert len(prove(respelled, result.model, result.outputs)) == len(result.folds)
 
 
 def test_an_untrained_variant_has_the_same_counts() -> None:

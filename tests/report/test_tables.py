@@ -20,6 +20,7 @@ from repzoo.errors import InputError
 from repzoo.graph.tools.int8_share import Int8Share
 from repzoo.measure import record
 from repzoo.measure.comparison_results import QuantizerComparison
+from repzoo.measure.results import LatencyRatio
 from repzoo.report import card, figures, tables
 
 PAGE = "before\n<!-- table: one -->\nold\n<!-- end -->\nafter\n"
@@ -159,3 +160,36 @@ def test_the_documents_of_this_repository_are_not_stale() -> None:
     ]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_folds_beside_timms_have_a_column_for_each_engine(tmp_path: Path) -> None:
+    (job_ratio,) = record.select(job_records(), LatencyRatio)[:1]
+    rows: list[record.Record[Any]] = []
+    for name, engine, ratio in (
+        ("a|b", "onnxruntime", 1.02),
+        ("a|b", "openvino", 0.93),
+        ("c", "openvino", 0.95),
+        ("a|b", "onnxruntime", 0.91),
+    ):
+        sides = {
+            "first": {"name": f"{name} by repzoo"},
+            "second": {"name": f"{name} by timm"},
+        }
+        values = replace(job_ratio.values, ratio=ratio, ratio_low=0.9, ratio_high=1.1)
+        rows.append(
+            replace(
+                job_ratio,
+                job="",
+                artifact=sides,
+                values=values,
+                engine={"name": engine, "version": "1"},
+            )
+        )
+    record.append(tmp_path / "one.jsonl", rows)
+    lines = tables.render(PAGE, tmp_path, "en").splitlines()
+    shown = [line for line in lines if line.startswith("|")]
+    assert shown[0] == "| Model | onnxruntime | openvino |"
+    assert shown[2:] == [
+        r"| a\|b | 0.91 (0.90 to 1.10) | 0.93 (0.90 to 1.10) |",
+        "| c | – | 0.95 (0.90 to 1.10) |",
+    ]

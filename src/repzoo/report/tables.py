@@ -4,8 +4,9 @@ A document marks the place of a table with `<!-- table: NAME -->` and `<!-- end 
 a file of the folder results/, without its `.jsonl`. Records of jobs make a
 table with a row for each model, from its newest job; Records of benchmarks/int8.py make one with a
 row for each quantizer (quantizer_comparison.py), those of benchmarks/boards.py one of compiled
-models beside published figures (compiled_boards.py), and those of benchmarks/peers.py one for each
-model beside other tools (peers.py).
+models beside published figures (compiled_boards.py), those of benchmarks/peers.py one for each
+model beside other tools (peers.py), and those of benchmarks/fold_latency.py one of folds beside
+timm's (fold_latency.py).
 
 `python -m repzoo.report.tables docs/results.md docs/boards.md` renders the tables; with --check it
 only compares.
@@ -31,6 +32,7 @@ from repzoo.report import (
     card,
     compiled_boards,
     figures,
+    fold_latency,
     peers,
     quantizer_comparison,
 )
@@ -87,6 +89,8 @@ def render(document: str, results: Path, language: str) -> str:
             lines = compiled_boards.table(records)
         elif record.select(records, PeerLatency):
             lines = peers.table(records, language)
+        elif fold_latency.is_fold_latency(records):
+            lines = fold_latency.table(records, language)
         elif record.select(records, QuantizerComparison):
             lines = quantizer_comparison.table(records, language)
         else:

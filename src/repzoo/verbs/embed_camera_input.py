@@ -61,6 +61,7 @@ def embed_input(
     # onnx-ir takes a quarter of a second to import: only verbs that rewrite graphs pay for it.
     from repzoo.graph.certificate.certify import certify_input
     from repzoo.graph.certificate.proof import prove
+    from repzoo.graph.certificate.respelled import apply_respellings
     from repzoo.graph.fold.camera_input import embed
 
     artifact = for_images(open_model(model))
@@ -72,7 +73,8 @@ def embed_input(
     embedded = embed(artifact.model, after, matrix, origin, merge=is_folded)
     proofs: Any = ()
     if embedded.folded:
-        proofs = prove(embedded.prepended, embedded.model, embedded.folded.outputs)
+        prepended = apply_respellings(embedded.prepended, embedded.folded.respellings)
+        proofs = prove(prepended, embedded.model, embedded.folded.outputs)
     pairs = [
         (_float_input(buffer, after, before), buffer)
         for buffer in _test_buffers(after, data)

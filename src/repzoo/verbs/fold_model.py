@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +11,17 @@ import onnx
 
 from repzoo import __version__, engines
 from repzoo.artifact import Step
-from repzoo.engines import DEFAULT_ENGINE, Array, Feeds
+from repzoo.engines import DEFAULT_ENGINE, Array, Engine, Feeds
+from repzoo.errors import InputError
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
 from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.image_data import DataLike, first_images, open_dataset
 from repzoo.verbs.model_files import ModelLike, open_model
 from repzoo.verbs.public_artifact import Artifact
+
+# A folded file is not for one engine alone.
+TIMED_ENGINES = ("onnxruntime", "openvino", "mnn")
 
 
 def fold(
@@ -30,8 +36,9 @@ def fold(
 
     data    images to certify on besides random ones: a folder, a name, or a data set
     engine  runs both graphs for the certificate
-    timed   refuse folds that make the graph slower on this machine; otherwise only MACs and
-            weights decide, and the result is the same everywhere
+    timed   refuse folds that make the graph slower on this machine, on `engine` or on one of
+            TIMED_ENGINES that is installed; otherwise only MACs and weights decide, and the
+            result is the same everywhere
 
     Raises:
         InputError: the graph is quantized, or `data` is given and it is not a classifier.
@@ -40,19 +47,15 @@ def fold(
     # onnx-ir takes a quarter of a second to import: only verbs that rewrite graphs pay for it.
     from repzoo.graph.certificate.certify import certify
     from repzoo.graph.fold.engine import fold as fold_graph
-    from repzoo.measure.fold_timing import compare_latency
+    from repzoo.measure.fold_timing import compare_on_engines
 
     artifact = open_model(model)
     images = None
     if data is not None:
         preprocess = for_images(artifact).require_preprocess()
         images = first_images(open_dataset(data, unlabeled=True), preprocess)
-    runner = engines.engine(engine)
-    timer = (
-        (lambda before, after: compare_latency(before, after, runner))
-        if timed
-        else None
-    )
+    runners = _engines_to_time(engine) if timed else []
+    timer = functools.partial(compare_on_engines, engines=runners) if timed else None
     progress("fold", 0, 0)
     result = fold_graph(artifact.model, timer)
     certificate = certify(
@@ -70,10 +73,21 @@ def fold(
     }
     if timed:
         # The result then depends on it.
-        settings["timed"] = engine
+        settings["timed"] = ", ".join(runner.name for runner in runners)
     step = Step("fold", __version__, settings)
     folded = artifact.then(result.model, step, certificate=certificate.to_json())
     return Artifact.wrap(folded, certificate=certificate)
+
+
+def _engines_to_time(chosen: str) -> list[Engine]:
+    """The chosen engine, and those of TIMED_ENGINES that are installed."""
+    runners = [engines.engine(chosen)]
+    for name in TIMED_ENGINES:
+        if name == runners[0].name:
+            continue
+        with contextlib.suppress(InputError):
+            runners.append(engines.engine(name))
+    return runners
 
 
 def exact_runner(engine_name: str) -> Callable[[onnx.ModelProto, Array], Array]:

@@ -4,6 +4,8 @@ word.
 
 from __future__ import annotations
 
+import functools
+import types
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +16,11 @@ import onnx
 import pytest
 
 from repzoo.engines import engine
+from repzoo.errors import InputError
 from repzoo.graph.fold.engine import fold
 from repzoo.graph.fold.timing import Timing
 from repzoo.graph.tools.fold_result import FoldResult
+from repzoo.measure import fold_timing
 from repzoo.measure.fold_timing import compare_latency
 
 Array = npt.NDArray[Any]
@@ -136,3 +140,24 @@ def test_a_real_engine_times_both(graph: Graph) -> None:
     )
     slower = [refusal for refusal in result.refusals if " ms " in refusal.reason]
     assert bool(slower) == any(timing.ratio_low > 1 for timing in timings)
+
+
+def test_the_engine_that_loses_most_decides(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ratios = {"onnxruntime": 0.8, "openvino": 1.2, "mnn": None}
+
+    def compare(_before: Any, _after: Any, runner: Any) -> Timing:
+        ratio = ratios[runner.name]
+        if ratio is None:
+            raise InputError("its converter failed")
+        return Timing(1.0, ratio, ratio, ratio, runner.name)
+
+    monkeypatch.setattr(fold_timing, "compare_latency", compare)
+    runners = [types.SimpleNamespace(name=name) for name in ratios]
+    timer = functools.partial(fold_timing.compare_on_engines, engines=runners)
+    result = fold(graph(TWICE, WEIGHTS), timer)
+    sentences = [item.reason for item in result.refusals if " ms " in item.reason]
+    assert "takes 1.2 ms in openvino on 1x4x9x10; they take 1 ms" in sentences[0]
+    with pytest.raises(InputError, match="its converter failed"):
+        fold_timing.compare_on_engines(result.model, result.model, runners[2:])

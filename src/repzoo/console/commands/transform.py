@@ -93,7 +93,7 @@ def convert(
 @certificate_data_option
 @click.option(
     "--timed/--no-timed",
-    help="Also refuse folds that run slower on this machine; the result then depends on it.",
+    help="Also refuse folds that an engine runs slower here; the result then depends on it.",
 )
 @click.option("--verbose", is_flag=True, help="List every fold and every refusal.")
 @preprocess_options

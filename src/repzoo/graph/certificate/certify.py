@@ -1,7 +1,8 @@
 """The certificate: how equal a folded graph is to its training form, and what that claim rests on.
 
 1. Every folded node is compared on its own with what it replaces, in float64 (proof.py). No depth
-   can hide a wrong one there.
+   can hide a wrong one there. Functions that were written in other operators are compared before
+   that (respelled.py).
 2. Each kind of folded expression is folded again with adversarial BatchNorms in place of its own
    (adversarial.py). An error that the numbers of this model hide shows there.
 3. Both graphs run, without runtime optimizations, on random images and on real ones where given
@@ -37,6 +38,7 @@ from repzoo.graph.certificate.float64 import (
     compare_in_float64,
 )
 from repzoo.graph.certificate.proof import Proof, prove
+from repzoo.graph.certificate.respelled import apply_respellings
 from repzoo.graph.certificate.training_form import TrainingForm
 from repzoo.graph.certificate.whole_graph import (
     Images,
@@ -211,9 +213,10 @@ def certify(  # noqa: PLR0913
     cost = count(before)
     folded_cost = count(dataclasses.replace(before, model=result.model))
     _require_one_file(before.name, folded_cost)
-    origin = TrainingForm.of(before.model)
+    respelled = apply_respellings(before.model, result.respellings)
+    origin = TrainingForm.of(respelled)
     proofs = prove(origin, result.model, result.outputs, seed, progress)
-    kinds = _prove_adversarial_cases(before.model, result.model, origin, fold, seed)
+    kinds = _prove_adversarial_cases(respelled, result.model, origin, fold, seed)
     float64 = None
     if is_classifier(before.model):
         groups = random_inputs(before, cost, images, seed)
@@ -305,7 +308,8 @@ def _prove_adversarial_cases(
     for kind, case in adversarial_cases(before, after, origin):
         folded = fold(case)
         try:
-            prove(case, folded.model, folded.outputs, seed)
+            respelled = apply_respellings(case, folded.respellings)
+            prove(respelled, folded.model, folded.outputs, seed)
         except CertificateError as error:
             raise CertificateError(
                 f"with adversarial BatchNorm parameters, {error}"

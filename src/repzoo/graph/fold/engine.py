@@ -32,6 +32,7 @@ from repzoo.graph.fold.prepare import (
     prepare,
     separate_shared_pools,
 )
+from repzoo.graph.fold.spelling import respell
 from repzoo.graph.fold.tensors import node_name
 from repzoo.graph.fold.timing import Stopwatch, Timer
 from repzoo.graph.tools.fold_result import Fold, FoldResult, Refusal
@@ -53,6 +54,7 @@ def fold(model: onnx.ModelProto, timer: Timer | None = None) -> FoldResult:
             need no node.
     """
     prepared = prepare(inline_functions(model))
+    respellings = respell(prepared.graph)
     separate_shared_pools(prepared.graph, write.UsedNames(prepared.graph))
     folds, refusals = fold_graph(prepared.graph, timer, eliminate_common_subexpressions)
     passes.RemoveUnusedNodesPass()(prepared)
@@ -61,7 +63,7 @@ def fold(model: onnx.ModelProto, timer: Timer | None = None) -> FoldResult:
     folded = to_proto(prepared)
     folded.metadata_props.clear()
     folded.metadata_props.extend(model.metadata_props)
-    return FoldResult(folded, folds, refusals)
+    return FoldResult(folded, folds, refusals, respellings)
 
 
 def fold_graph(

@@ -31,12 +31,14 @@ class Timing:
     after_ms    of the new node
     ratio_low   lower end of the interval of after / before; noise widens the interval
     ratio_high  upper end
+    engine      that ran them
     """
 
     before_ms: float
     after_ms: float
     ratio_low: float
     ratio_high: float
+    engine: str = ""
 
 
 # Each model has one input of a fixed shape.
@@ -84,9 +86,10 @@ def _explain(
     """The sentence that refuses a fold of `node_count` nodes that was slower."""
     height, width = geometry.kernel
     image = "x".join(map(str, shape))
+    where = f"in {timing.engine}" if timing.engine else "here"
     return (
         f"one {height}x{width} convolution in place of {node_count} "
-        f"nodes takes {timing.after_ms:.3g} ms here on "
+        f"nodes takes {timing.after_ms:.3g} ms {where} on "
         f"{image}; they take {timing.before_ms:.3g} ms (ratio "
         f"{timing.ratio_low:.3g} .. {timing.ratio_high:.3g})"
     )

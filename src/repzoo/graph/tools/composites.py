@@ -2,8 +2,8 @@
 
 Opset 20 has Gelu, opset 14 HardSwish, opset 17 LayerNormalization and opset 24 Swish. Exporters to
 older opsets write them in simpler operators, for example GELU as Div, Erf, Add, Mul, Mul. Runtimes
-fuse exactly these nodes into one kernel again. So the fold must not take a node out of them, and
-the tensors between them are never quantized.
+fuse exactly these nodes into one kernel again. So the fold must not take a node out of them. Of
+activation functions, the tensors between the nodes are never quantized.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from dataclasses import dataclass
 
 # How often each operator occurs in a spelling, for every known spelling of a function.
 SPELLINGS = {
-    "Gelu": (Counter(Div=1, Erf=1, Add=1, Mul=2), Counter(Erf=1, Add=1, Mul=3)),
+    "Gelu": (
+        Counter(Div=1, Erf=1, Add=1, Mul=2),
+        Counter(Div=2, Erf=1, Add=1, Mul=1),
+        Counter(Erf=1, Add=1, Mul=3),
+    ),
     # The approximation by tanh; a power may be written as two products.
     "GeluTanh": (
         Counter(Pow=1, Mul=4, Add=2, Tanh=1),
@@ -38,6 +42,8 @@ SPELLINGS = {
 WITH_VECTORS = ("LayerNorm",)
 # Functions that read their argument once. All others use it twice: a half of a sigmoid is no swish.
 WITH_ONE_READER = ("HardSigmoid",)
+# A scale, a shift and a Clip: the layer before takes in the first two, which is better still.
+WITHOUT_CLIP_AT_END = ("HardSigmoid",)
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,11 @@ def _composite_of(graph: _Graph, name: str, kind: str) -> Composite | None:
         output = node.outputs[0]
         nodes.append(output)
         region[output] = None
-        if counts in spellings and _is_closed(graph, region, kind):
+        if node.kind == "Clip" and kind in WITHOUT_CLIP_AT_END:
+            is_complete = False
+        else:
+            is_complete = counts in spellings
+        if is_complete and _is_closed(graph, region, kind):
             is_sole_reader = not graph.is_read_outside(name, region)
             return Composite(kind, tuple(nodes), output, is_sole_reader)
     return None

@@ -37,12 +37,29 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Respelling:
+    """A function of one tensor that was written in other operators, before all folds.
+
+    source     the tensor that it is a function of
+    output     the tensor that it computes
+    nodes      the new ones, in order
+    constants  that only these read
+    """
+
+    source: str
+    output: str
+    nodes: tuple[onnx.NodeProto, ...]
+    constants: tuple[onnx.TensorProto, ...]
+
+
+@dataclass(frozen=True)
 class FoldResult:
     """A folded model with what was done and what was refused, in graph order."""
 
     model: onnx.ModelProto
     folds: tuple[Fold, ...]
     refusals: tuple[Refusal, ...]
+    respellings: tuple[Respelling, ...] = ()
 
     @property
     def outputs(self) -> list[str]:
