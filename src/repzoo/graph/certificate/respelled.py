@@ -55,12 +55,12 @@ def apply_respellings(
     by_output = {item.output: item for item in respellings}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        item = by_output.get(node.output[0]) if node.output else None
-        if item is None:
+        respelling = by_output.get(node.output[0]) if node.output else None
+        if respelling is None:
             nodes.append(node)
             continue
-        nodes += item.nodes
-        model.graph.initializer.extend(item.constants)
+        nodes += respelling.nodes
+        model.graph.initializer.extend(respelling.constants)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return model

@@ -111,8 +111,8 @@ class _Function:
         """A new node; numbers among its inputs become constants. Its output."""
         operands: list[ir.Value] = []
         for item in inputs:
-            is_tensor = isinstance(item, ir.Value)
-            operands.append(item if is_tensor else self.number(item))
+            operand = item if isinstance(item, ir.Value) else self.number(item)
+            operands.append(operand)
         number = len(self.steps)
         node = ir.node(
             operator,
@@ -196,8 +196,9 @@ def _source(nodes: list[ir.Node]) -> ir.Value | None:
     sources: list[ir.Value] = []
     for node in nodes:
         for value in node.inputs:
-            is_outer = value is not None and value not in inner
-            if is_outer and constant_values(value) is None and value not in sources:
+            if value is None or value in inner or value in sources:
+                continue
+            if constant_values(value) is None:
                 sources.append(value)
     return sources[0] if len(sources) == 1 else None
 
