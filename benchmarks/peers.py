@@ -1,6 +1,6 @@
 """repzoo beside other tools on the same model, all timed in the same interleaved rounds.
 
-    python -m benchmarks.peers MODEL [MODEL ...] [--step build|quantize|time ...]
+    python -m benchmarks.peers MODEL [MODEL ...] [--step STEP ...]
         [--threads 1,2] [--batch 1,8] [--data DIR] [--images 256] [--search-seconds S]
         [--seconds 2.5] [--work runs/peers] [--renew] [--results results/peers.jsonl]
 
@@ -9,6 +9,7 @@ a moment on images that a program draws (models.py, textures.py), so that INT8 h
 lose; --data gives other images, which an ONNX file needs. The steps:
 
     build     the float files, and the INT8 files of ONNX Runtime's static quantizer and of NNCF
+    compile   fill torch.compile's cache, which takes more than a minute
     quantize  repzoo's INT8 files, one for each engine, as `repzoo quantize` makes them
     time      all files, in one run for each number of threads and each batch
 
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -51,7 +53,7 @@ from repzoo.measure.results import LatencyRatio, Setting
 from repzoo.quant.network.host_arithmetic import saturates
 from repzoo.report import peers
 
-STEPS = ("build", "quantize", "time")
+STEPS = ("build", "compile", "quantize", "time")
 EXACT = "exact"  # the session of ONNX Runtime
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE = "pytorch:compile"
@@ -177,6 +179,15 @@ def open_entry(contender: Contender, folder: ModelFolder, setting: Setting) -> E
     return Entry(contender, is_exact(contender, artifact.model), case)
 
 
+def fill_compile_cache(folder: ModelFolder) -> None:
+    """Let torch.compile work once, so that the timing run finds its kernels in the cache."""
+    for contender in CONTENDERS:
+        if contender.engine == COMPILE:
+            entry = open_entry(contender, folder, Setting())
+            if entry.case:
+                entry.case.session.run(entry.case.inputs)
+
+
 def contenders() -> list[Contender]:
     """All that differ on this host: where nothing saturates, every session is exact."""
     if saturates(host()):
@@ -198,7 +209,9 @@ def time_model(
 
     limit = peak.measure()
     cases = [entry.case for entry in entries if entry.case]
+    began = time.perf_counter()
     latency.run(cases, options.seconds, openings=options.openings, on_error=leave_out)
+    print(f"{folder.name}: timed in {time.perf_counter() - began:.0f} s", flush=True)
     macs = count(folder.read(FLOAT)).macs
     data = {
         "images": options.data or "textures",
@@ -363,6 +376,8 @@ def run_model(name: str, options: argparse.Namespace) -> None:
     steps = options.step or STEPS
     if "build" in steps:
         peer_files.build(folder, making)
+    if "compile" in steps:
+        fill_compile_cache(folder)
     if "quantize" in steps:
         peer_files.quantize(folder, making)
     if "time" not in steps:
