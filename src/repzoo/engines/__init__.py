@@ -8,6 +8,7 @@ A name may have an option after a colon: `onnxruntime:CUDAExecutionProvider`, `o
 `pytorch:compile`.
 
 signature  what a model takes, and whether an array fits; for every engine to use
+executed   what a runtime executes for a graph, operator by operator
 batches    runs of fewer images than the batch that a file fixes
 pixels     what was normalized, for models that normalize by themselves
 limits     bounds on memory and time, for ONNX Runtime
@@ -68,6 +69,8 @@ class Engine(Protocol):
                               that make sums of 8-bit products exact
     computes_bfloat16()       whether this machine has bfloat16 arithmetic that the engine uses
 
+    profile(model, inputs, runs)  what it executes for `model` on one thread and how long each of
+                              its operators takes, as a list of executed.ExecutedOperator
     open_pack(path, preprocess, streams)  a Session of what a vendor's tool chain compiled, for an
                               engine that runs nothing else: its `open` refuses. `path` is the
                               vendor's quantized model, `preprocess` that of the pack's float model

@@ -14,7 +14,8 @@ import onnx.numpy_helper
 import onnxruntime as ort
 
 from repzoo import protobuf_stream as wire
-from repzoo.engines import Array, Feeds
+from repzoo.engines import Array, Feeds, onnxruntime_profile
+from repzoo.engines.executed import ExecutedOperator
 from repzoo.engines.limits import (
     LOOP_SECONDS,
     LOOPS,
@@ -93,6 +94,20 @@ class OnnxRuntime:
                 "onnxruntime"
             )
         return OnnxRuntimeSession(session, signature_of(model), shared, operators)
+
+    def profile(
+        self, model: onnx.ModelProto, inputs: Array, runs: int
+    ) -> list[ExecutedOperator]:
+        """See `engines.Engine`."""
+        options = _session_options(1, False, self._exact_products)
+        try:
+            return onnxruntime_profile.profile(
+                model, options, self._provider, inputs, runs
+            )
+        except Exception as error:
+            raise InputError(
+                f"onnxruntime cannot profile this model: {_reason(error)}"
+            ) from None
 
 
 class OnnxRuntimeSession:

@@ -28,7 +28,8 @@ import numpy as np
 import onnx
 
 from repzoo.cores import available_cores
-from repzoo.engines import Array, Feeds
+from repzoo.engines import Array, Feeds, openvino_profile
+from repzoo.engines.executed import ExecutedOperator, LabeledModel
 from repzoo.engines.signature import Signature, require_one_input, signature_of
 from repzoo.errors import InputError
 from repzoo.privacy import unreported
@@ -78,6 +79,24 @@ class OpenVino:
         except RuntimeError as error:
             raise InputError(
                 f"openvino cannot compile this model: {_reason(error)}"
+            ) from None
+
+    def profile(
+        self, model: onnx.ModelProto, inputs: Array, runs: int
+    ) -> list[ExecutedOperator]:
+        """See `engines.Engine`."""
+        labeled = LabeledModel(model)
+        settings = {"PERF_COUNT": True}
+        if self._device == "CPU":
+            settings |= _cpu_settings(threads=1, streams=1, exact=False)
+        try:
+            graph = _core().read_model(labeled.model.SerializeToString())
+            graph.reshape(list(inputs.shape))
+            compiled = _core().compile_model(graph, self._device, settings)
+            return openvino_profile.profile(compiled, labeled, inputs, runs)
+        except RuntimeError as error:
+            raise InputError(
+                f"openvino cannot profile this model: {_reason(error)}"
             ) from None
 
 

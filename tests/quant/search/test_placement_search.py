@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.quant.network.test_placement import graph
 
+from repzoo.engines.executed import ExecutedOperator
 from repzoo.measure import stats
 from repzoo.measure.results import LatencyRatio, Setting
 from repzoo.measure.stats import Interval
@@ -74,6 +76,9 @@ class Machine(PlacementRace):
             factor = self._int8.get(name, 1.0) if name in placement.nodes else 1.0
             total += cost * factor
         return total
+
+    def profile(self, placement: Placement | None) -> list[ExecutedOperator] | None:
+        return None
 
     def _ratio(self, first: float, second: float) -> Interval:
         noise = 1 + self._noise * self._random.uniform(-1, 1, 9)
@@ -272,3 +277,92 @@ def test_slower_placements_and_those_with_as_many_layers_in_int8_are_not_reporte
     # "layers" is as fast as the best here, with all layers in INT8.
     same = Machine({**costs, "s": 1.0, "p": 1.0, "f": 1.0}, pair=0.0)
     assert search(same).nearly_as_fast == ()
+
+
+# The nodes that read each tensor, by the node that writes it; "" is the caller.
+READERS = {
+    "": ["a"],
+    "a": ["c"],
+    "c": ["d"],
+    "d": ["e", "s"],
+    "e": ["s"],
+    "s": ["p"],
+    "p": ["f"],
+    "f": ["y"],
+    "y": [""],
+}
+
+
+class ProfiledMachine(Machine):
+    """A machine that tells what each node and each conversion costs.
+
+    pair  cost of each tensor that one side writes and the other reads
+    """
+
+    def conversions(self, inside: frozenset[str]) -> int:
+        changing = 0
+        for writer, readers in READERS.items():
+            sides = {reader in inside for reader in readers}
+            changing += sides != {writer in inside}
+        return changing
+
+    def node_costs(self, inside: frozenset[str]) -> dict[str, float]:
+        costs = {}
+        for name, cost in FLOAT.items():
+            factor = self._int8.get(name, 1.0) if name in inside else 1.0
+            costs[name] = cost * factor
+        return costs
+
+    def cost(self, placement: Placement) -> float:
+        conversions = self._pair * self.conversions(placement.nodes)
+        return conversions + sum(self.node_costs(placement.nodes).values())
+
+    def profile(self, placement: Placement | None) -> list[ExecutedOperator]:
+        inside = placement.nodes if placement else frozenset()
+        operators = []
+        for name, cost in self.node_costs(inside).items():
+            operators.append(ExecutedOperator("Node", "", (name,), cost))
+        conversions = self._pair * self.conversions(inside)
+        operators.append(ExecutedOperator("Quantize", "", (), conversions))
+        return operators
+
+
+def every_placement(space: PlacementSpace) -> Iterator[Placement]:
+    """All that have a layer in INT8."""
+    for size in range(1, len(FLOAT) + 1):
+        for nodes in itertools.combinations(FLOAT, size):
+            if LAYERS.intersection(nodes):
+                yield space.placement("any", nodes)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.sampled_from([0.3, 0.9, 1.5, 3.0]), min_size=8, max_size=8))
+def test_the_cheapest_placement_by_profile_is_the_cheapest_of_all(
+    factors: list[float],
+) -> None:
+    machine = ProfiledMachine(dict(zip(FLOAT, factors, strict=True)), pair=0.0)
+    costs = map(machine.cost, every_placement(machine.space))
+    starts = machine.space.starting_placements()
+    found = placement_search.cheapest_by_profile(machine, starts)
+    if min(factors[node] for node in (0, 1, 2, 3, 7)) > 1:
+        # no layer gains: a start with one layer is as good as it gets
+        assert not found
+    else:
+        assert min(map(machine.cost, [*starts, *found])) == pytest.approx(min(costs))
+
+
+def test_a_lone_gain_is_not_worth_its_conversions() -> None:
+    """`e` gains 3 in INT8; two conversions cost 4. No start has it right, the profile does."""
+    costs = {"a": 0.5, "c": 0.5, "d": 2.0, "e": 0.9, "s": 1.0, "p": 1.0, "y": 1.0}
+    machine = ProfiledMachine(costs, pair=2.0)
+    starts = machine.space.starting_placements()
+    found = placement_search.cheapest_by_profile(machine, starts)
+    assert found[0].nodes & LAYERS == {"a", "c"}
+    best = min(map(machine.cost, every_placement(machine.space)))
+    assert machine.cost(found[0]) == pytest.approx(best)
+
+
+def test_an_engine_without_profiles_is_searched_all_the_same() -> None:
+    machine = Machine({"c": 0.3})
+    assert placement_search.cheapest_by_profile(machine, []) == []
+    assert search(machine).best.placement.nodes >= {"c"}

@@ -14,6 +14,7 @@ The scheme says which operators may run in INT8 (`quantized`) and which activati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -182,6 +183,42 @@ class PlacementSpace:
         for name, outputs in members.items():
             groups[name] = frozenset(outputs)
         return groups
+
+    def read(self, node: onnx.NodeProto) -> list[str]:
+        """The activations that `node`, one of the space, reads."""
+        return self._quantized_inputs(node)
+
+    def written(self, node: onnx.NodeProto) -> str:
+        """The activation that `node`, one of the space, writes, behind a fused function."""
+        return self._after_fusion(node.output[0])
+
+    def writes(self, name: str) -> bool:
+        """Whether `name` is the first output of a node of the float model."""
+        return name in self._view.producers
+
+    def readers(self, name: str) -> list[str]:
+        """First outputs of the nodes that read an activation; "" for the caller."""
+        names = [node.output[0] for node in self._view.consumers.get(name, [])]
+        return [*names, ""] if name in self._view.outputs else names
+
+    def sources(self, name: str) -> list[str]:
+        """First outputs of the nodes that write what the node of `name` reads."""
+        node = self._view.producers.get(name)
+        writers = (
+            [self._view.producers.get(value) for value in node.input] if node else []
+        )
+        return [writer.output[0] for writer in writers if writer is not None]
+
+    def elements(self, name: str) -> int:
+        """Numbers in an activation for one image; an unknown side counts as 1."""
+        return math.prod(max(1, side) for side in self._view.shape(name))
+
+    def signature(self, node: onnx.NodeProto) -> str:
+        """The same for nodes that cost the same: operator, attributes, weights and shapes."""
+        weights = [self._shapes.get(name, ()) for name in node.input[1:2]]
+        shapes = [self._view.shape(name) for name in (*node.input[:1], *node.output)]
+        attributes = sorted(str(item) for item in node.attribute)
+        return f"{node.op_type} {weights} {shapes} {attributes}"
 
     def _after_fusion(self, value: str) -> str:
         """`value`, or the output of the activation that the target fuses into its layer."""

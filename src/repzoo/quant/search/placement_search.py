@@ -1,13 +1,17 @@
 """Finds the placement of Q/DQ pairs that runs fastest, by timing on the target engine.
 
-1. The starting placements (network/placement.py) are timed in turns against the most quantized
+1. The starting placements (network/placement.py) are profiled on the engine, operator by operator
+   (node_costs.py). From what each node costs in INT8 and in float, and what a change between both
+   costs, the cheapest placements follow; they are starting placements too. An engine without
+   profiles does without.
+2. The starting placements are timed in turns against the most quantized
    one. Those that come near the fastest, and the least quantized of these, are then timed in turns
    with the float model, over several openings of their sessions.
-2. Groups of like nodes, by kind and resolution, change sides one at a time: out of INT8 where they
+3. Groups of like nodes, by kind and resolution, change sides one at a time: out of INT8 where they
    are in it, into it where they are not. Each change is timed against the placement as it is.
-3. The changes that are faster beyond noise (the whole interval of the ratio is below 1) are applied
+4. The changes that are faster beyond noise (the whole interval of the ratio is below 1) are applied
    together, or the best of them alone, whichever is faster in a second race, again beyond noise.
-   Steps 2 and 3 repeat until no group gains or the time is up.
+   Steps 3 and 4 repeat until no group gains or the time is up.
 
 So the placement only ever gets faster, and a group whose change makes no difference stays where it
 is. A placement that can no longer win its race leaves it at once: most do after a few rounds.
@@ -25,6 +29,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from repzoo.artifact import Artifact
+from repzoo.engines.executed import ExecutedOperator
 from repzoo.graph.tools.skeleton import initializer_bytes
 from repzoo.measure import latency
 from repzoo.measure.results import LatencyRatio, PlacementTrial
@@ -34,6 +39,7 @@ from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer, ranges, scales
 from repzoo.quant.search.gate import Gate
+from repzoo.quant.search.node_costs import NodeCosts
 
 # Rounds of each race: the 95 % interval of a median of 9 is from the 2nd to the 8th.
 ROUNDS = 9
@@ -46,6 +52,10 @@ RACE_BYTES = 2**26
 # Starting placements are timed with care where they reach this share of the fastest one's speed.
 NEAR = 0.94
 FINALISTS = 3  # of these, at most
+PROFILED_RUNS = 12
+# Cheapest placements are computed as if conversions cost so many times what profiles say: within a
+# mixed model they differ from where they were seen.
+CONVERSION_FACTORS = (0.5, 1.0, 2.0)
 # A smaller gain may be due to where a session's memory happens to lie (see measure/latency.py).
 SMALLEST_GAIN = 0.98
 
@@ -118,6 +128,22 @@ class PlacementRace:
             max(RACE_BYTES // weight_bytes, SMALLEST_RACE), LARGEST_RACE
         )
 
+    def profile(self, placement: Placement | None) -> list[ExecutedOperator] | None:
+        """What the engine executes for `placement` (None: for the float model).
+
+        None where the engine has no profiles.
+        """
+        profile = getattr(self._gate.engine, "profile", None)
+        if profile is None:
+            return None
+        model = self._model
+        if placement is not None:
+            model = self._write_all([placement])[0].model
+        shape = (1, *self._gate.artifact.require_preprocess().input_shape)
+        inputs = latency.random_input(model, shape, seed=0)
+        operators: list[ExecutedOperator] = profile(model, inputs, PROFILED_RUNS)
+        return operators
+
     def ratios_to_float(
         self, placements: Sequence[Placement], seconds: float
     ) -> list[LatencyRatio]:
@@ -186,6 +212,7 @@ def find_fastest(
     seconds    after which no further trial begins, not counting the timing of `starts`
     """
     started = time.perf_counter()
+    starts = [*starts, *cheapest_by_profile(race, starts)]
     timed, slower = _time_starts(race, starts, screening)
     deadline = time.perf_counter() + seconds
     first = timed[0].placement
@@ -209,6 +236,37 @@ def find_fastest(
         round(time.perf_counter() - started, 2),
         _nearly_as_fast(race.space, best, timed),
     )
+
+
+def cheapest_by_profile(
+    race: PlacementRace, starts: Sequence[Placement]
+) -> list[Placement]:
+    """The placements that are cheapest by the engine's profiles, none of which is in `starts`.
+
+    The second time, the profile of the cheapest one is known too: there, nodes and conversions are
+    seen next to those that they will stand next to.
+    """
+    operators = race.profile(None)
+    if operators is None:
+        return []
+    costs = NodeCosts(race.space)
+    costs.add(None, operators)
+    for start in starts:
+        costs.add(start, race.profile(start) or ())
+    cheapest: dict[frozenset[str], Placement] = {}
+    known = {start.nodes for start in starts}
+    layers = set(layer_names(race.space))
+    for factors in ((1.0,), CONVERSION_FACTORS):
+        for factor in factors:
+            nodes = costs.cheapest(factor)
+            if nodes in known or not nodes & layers:
+                continue
+            known.add(nodes)
+            name = f"cheapest by profile, conversions x {factor:g}"
+            cheapest[nodes] = race.space.placement(name, nodes)
+            if factors == (1.0,):
+                costs.add(cheapest[nodes], race.profile(cheapest[nodes]) or ())
+    return list(cheapest.values())
 
 
 def _nearly_as_fast(

@@ -1,0 +1,71 @@
+"""Profiles of ONNX Runtime, from the trace that a session writes.
+
+A fused operator has the name of a node, to which ONNX Runtime may append something, or that of the
+tensor that it writes, with `_nchwc` behind it.
+
+Source: ONNX Runtime, "Profiling tools": events of category Node, `dur` in microseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+
+from repzoo.engines import Array
+from repzoo.engines.executed import ExecutedOperator, LabeledModel
+
+WARM_UP_RUNS = 3
+KERNEL = "_kernel_time"
+BLOCKED = "_nchwc"  # behind the name of a tensor in blocks of channels
+
+
+def profile(
+    model: onnx.ModelProto,
+    options: ort.SessionOptions,
+    provider: str,
+    inputs: Array,
+    runs: int,
+) -> list[ExecutedOperator]:
+    """What a session with these `options` executes for `model`, in its order."""
+    labeled = LabeledModel(model)
+    with tempfile.TemporaryDirectory() as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(
+            labeled.model.SerializeToString(), options, providers=[provider]
+        )
+        feeds = {session.get_inputs()[0].name: inputs}
+        for _ in range(WARM_UP_RUNS + runs):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    operators: list[ExecutedOperator] = []
+    for name, (kind, durations) in _kernels(events).items():
+        nodes = labeled.nodes_in([name.removesuffix(BLOCKED)])
+        operators.append(ExecutedOperator(kind, "", nodes, float(min(durations))))
+    return operators
+
+
+def _kernels(
+    events: list[Mapping[str, Any]],
+) -> dict[str, tuple[str, list[float]]]:
+    """(operator, microseconds of each run) of what ran after the warm-up, by the operator's name.
+
+    What depends on constants alone runs while the session is made.
+    """
+    starts = [event["ts"] for event in events if event["name"] == "model_run"]
+    measured_from = sorted(starts)[WARM_UP_RUNS]
+    kernels: dict[str, tuple[str, list[float]]] = {}
+    for event in events:
+        is_kernel = event["cat"] == "Node" and event["name"].endswith(KERNEL)
+        if not is_kernel or event["ts"] < measured_from:
+            continue
+        name = event["name"].removesuffix(KERNEL)
+        _, durations = kernels.setdefault(name, (event["args"]["op_name"], []))
+        durations.append(float(event["dur"]))
+    return kernels
