@@ -17,6 +17,9 @@ from tests.conftest import PROCESS_SECONDS
 
 from repzoo.engines import ENGINES, Array, Engine, engine, options
 from repzoo.errors import InputError, MissingExtra, RepzooError
+from repzoo.quant.network.placement import PlacementSpace
+from repzoo.quant.parameters import qdq_writer
+from repzoo.quant.search.node_costs import NodeCosts
 
 FLOAT = """<ir_version: 8, opset_import: ["" : 17]>
     g (float[N, 3, 8, 8] data) => (float[N, 5] output)
@@ -209,6 +212,28 @@ def test_run_all_keeps_the_models_order(runner: Engine) -> None:
     assert [output.shape for output in outputs] == [output.shape for output in expected]
     for output, wanted in zip(outputs, expected, strict=True):
         np.testing.assert_allclose(output, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", [FLOAT, QDQ], ids=["float", "qdq"])
+def test_a_profile_names_the_nodes_of_every_layer(runner: Engine, text: str) -> None:
+    """Whatever was fused into them: the convolutions and the Gemm take time, each once."""
+    profile = getattr(runner, "profile", None)
+    if profile is None:
+        pytest.skip(f"{runner.name} has no profiles")
+    operators = profile(model(text, reach=63), images(1), 3)
+    parsed = onnx.parser.parse_model(text).graph
+    layers = {
+        node.output[0] for node in parsed.node if node.op_type in ("Conv", "Gemm")
+    }
+    costs = NodeCosts(PlacementSpace(qdq_writer.prepare_for_qdq(model(FLOAT))))
+    if text == FLOAT:
+        costs.add(None, operators)
+        assert all(costs.cost(name, int8=False) is not None for name in layers)
+    named = [name for operator in operators for name in operator.nodes]
+    assert {"stem", "live"}.intersection(named)
+    assert "output" in named
+    assert len(set(named)) == len(named)
+    assert min(operator.microseconds for operator in operators) > 0
 
 
 def test_initializers_among_the_inputs_are_no_inputs(runner: Engine) -> None:

@@ -96,7 +96,7 @@ class QuantizeOptions:
         help="What runs in INT8: what makes the model fastest on the engine (by timing), all "
         "convolutions and linear layers, or everything that the scheme knows in INT8.",
     )
-    # The search also ends after half the time that calibration took.
+    # The search also ends after the time that calibration took.
     search: float = setting(
         ladder.SEARCH_SECONDS,
         help="Time limit of the search for the fastest Q/DQ placement, in seconds.",

@@ -33,7 +33,7 @@ from repzoo.quant.parameters.compute import Corrections, QuantizationPlan
 from repzoo.quant.parameters.finetune import DistillationImages, FinetuneOptions
 from repzoo.quant.rewrites import stages
 from repzoo.quant.search import gate as gating
-from repzoo.quant.search import ladder
+from repzoo.quant.search import ladder, placement_search
 from repzoo.quant.search.ladder import Target
 from repzoo.quant.search.verdict import Budget
 
@@ -245,6 +245,7 @@ def test_the_ladder_trains_only_on_request_and_if_corrections_are_not_enough(
     monkeypatch.setattr(ladder, "FALLBACK_COUNTS", ())
     everything = place.candidates(uneven())[:1]
     monkeypatch.setattr(PlacementSpace, "starting_placements", lambda _: everything)
+    monkeypatch.setattr(placement_search, "profile_costs", lambda *_: None)
     images = open_source("digits").split_for_quantization(256, 0)
     split = replace(images, gate=images.gate.subset(range(0, len(images.gate), 2)))
     drops = {}

@@ -98,6 +98,8 @@ def keep_only_placements(
     monkeypatch: pytest.MonkeyPatch, choose: Callable[[PlacementSpace], list[Any]]
 ) -> None:
     monkeypatch.setattr(PlacementSpace, "starting_placements", choose)
+    # the engine's profile would add more
+    monkeypatch.setattr(placement_search, "profile_costs", lambda *_: None)
 
 
 def test_a_good_model_passes_and_says_what_was_done() -> None:

@@ -343,7 +343,9 @@ def test_the_cheapest_placement_by_profile_is_the_cheapest_of_all(
     machine = ProfiledMachine(dict(zip(FLOAT, factors, strict=True)), pair=0.0)
     costs = map(machine.cost, every_placement(machine.space))
     starts = machine.space.starting_placements()
-    found = placement_search.cheapest_by_profile(machine, starts)
+    profiled = placement_search.profile_costs(machine, starts)
+    assert profiled is not None
+    found = placement_search.cheapest_by_profile(machine, profiled, starts)
     if min(factors[node] for node in (0, 1, 2, 3, 7)) > 1:
         # no layer gains: a start with one layer is as good as it gets
         assert not found
@@ -356,7 +358,9 @@ def test_a_lone_gain_is_not_worth_its_conversions() -> None:
     costs = {"a": 0.5, "c": 0.5, "d": 2.0, "e": 0.9, "s": 1.0, "p": 1.0, "y": 1.0}
     machine = ProfiledMachine(costs, pair=2.0)
     starts = machine.space.starting_placements()
-    found = placement_search.cheapest_by_profile(machine, starts)
+    profiled = placement_search.profile_costs(machine, starts)
+    assert profiled is not None
+    found = placement_search.cheapest_by_profile(machine, profiled, starts)
     assert found[0].nodes & LAYERS == {"a", "c"}
     best = min(map(machine.cost, every_placement(machine.space)))
     assert machine.cost(found[0]) == pytest.approx(best)
@@ -364,5 +368,6 @@ def test_a_lone_gain_is_not_worth_its_conversions() -> None:
 
 def test_an_engine_without_profiles_is_searched_all_the_same() -> None:
     machine = Machine({"c": 0.3})
-    assert placement_search.cheapest_by_profile(machine, []) == []
+    starts = machine.space.starting_placements()
+    assert placement_search.choose_starts(machine, starts) == (starts, [])
     assert search(machine).best.placement.nodes >= {"c"}

@@ -76,7 +76,7 @@ from repzoo.quant.search.verdict import Budget, Verdict
 FALLBACK_COUNTS = (1, 3, 8)  # layers that leave INT8, one candidate each
 # Placements with less in INT8 that are tried for accuracy, at most.
 SMALLER_PLACEMENTS = 3
-SEARCH_SECONDS = 30.0
+SEARCH_SECONDS = 60.0
 
 PlacementChoice = Literal["fastest", "layers", "everything"]
 
@@ -85,8 +85,8 @@ PlacementChoice = Literal["fastest", "layers", "everything"]
 class Target:
     """What the INT8 model is made for, and how hard the ladder tries.
 
-    search_seconds   the most that the placement search may take; it never takes more than half
-                     the time of calibration
+    search_seconds   after which the placement search tries no further change; it ends before
+                     where nothing gains, and after as long as calibration took
     finetune_epochs  epochs of distillation where no correction is enough; needs torch
     clients          threads that call a session at once while it is timed
     placement        which nodes run in INT8. fastest: those that make the model fastest on
@@ -143,7 +143,7 @@ def quantize(
     calibrate_seconds = time.perf_counter() - started
     if sharing.calibration is not None:
         calibrate_seconds = sharing.calibration.seconds
-    search_seconds = min(target.search_seconds, calibrate_seconds / 2)
+    search_seconds = min(target.search_seconds, calibrate_seconds)
     if target.placement == "fastest":
         search = search_placement(evaluator, search_seconds)
     else:

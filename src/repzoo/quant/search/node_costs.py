@@ -95,6 +95,17 @@ class NodeCosts:
             return Conversions(0.0, slope)
         return Conversions(float(fitted[0]), float(fitted[1]))
 
+    def total(self, placement: Placement) -> float:
+        """Microseconds of what placements differ in; a node that no profile has counts nothing."""
+        conversions = self.conversions()
+        total = 0.0
+        for name in self._units:
+            total += self.cost(name, name in placement.nodes) or 0.0
+        for tensor in self._tensors():
+            if tensor.changes(placement.nodes):
+                total += conversions.cost(tensor.elements)
+        return total
+
     def cheapest(self, conversion_factor: float = 1.0) -> frozenset[str]:
         """The nodes in INT8 of the cheapest placement, if conversions cost that many times more."""
         tensors = list(self._tensors())

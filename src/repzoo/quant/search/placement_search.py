@@ -26,6 +26,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
 
 from repzoo.artifact import Artifact
@@ -53,6 +54,8 @@ RACE_BYTES = 2**26
 NEAR = 0.94
 FINALISTS = 3  # of these, at most
 PROFILED_RUNS = 12
+PROFILED_STARTS = 4
+TIMED_STARTS = 6  # besides the first, where there are profiles
 # Cheapest placements are computed as if conversions cost so many times what profiles say: within a
 # mixed model they differ from where they were seen.
 CONVERSION_FACTORS = (0.5, 1.0, 2.0)
@@ -212,7 +215,7 @@ def find_fastest(
     seconds    after which no further trial begins, not counting the timing of `starts`
     """
     started = time.perf_counter()
-    starts = [*starts, *cheapest_by_profile(race, starts)]
+    starts, skipped = choose_starts(race, starts)
     timed, slower = _time_starts(race, starts, screening)
     deadline = time.perf_counter() + seconds
     first = timed[0].placement
@@ -231,28 +234,56 @@ def find_fastest(
     others = [candidate.placement for candidate in timed[1:]]
     return SearchResult(
         best,
-        (*others, *slower),
+        (*others, *slower, *skipped),
         tuple(trials),
         round(time.perf_counter() - started, 2),
         _nearly_as_fast(race.space, best, timed),
     )
 
 
-def cheapest_by_profile(
+def choose_starts(
     race: PlacementRace, starts: Sequence[Placement]
+) -> tuple[list[Placement], list[Placement]]:
+    """(the placements to time, those that are not worth it, the cheapest first).
+
+    Without profiles, all of `starts` are timed. With them, the first of `starts` is, and of the
+    others and those that are cheapest by profile as many as are cheap: opening a session takes
+    longer than timing it.
+    """
+    costs = profile_costs(race, starts)
+    if costs is None:
+        return list(starts), []
+    others = [*starts[1:], *cheapest_by_profile(race, costs, starts)]
+    others.sort(key=costs.total)
+    return [starts[0], *others[:TIMED_STARTS]], others[TIMED_STARTS:]
+
+
+def profile_costs(race: PlacementRace, starts: Sequence[Placement]) -> NodeCosts | None:
+    """What nodes and conversions cost, from profiles of the float model and of some of `starts`.
+
+    None where the engine has no profiles.
+    """
+    operators = race.profile(None)
+    if operators is None:
+        return None
+    costs = NodeCosts(race.space)
+    costs.add(None, operators)
+    # From most to least in INT8: they differ in their conversions.
+    positions = np.linspace(0, len(starts) - 1, PROFILED_STARTS).round()
+    for position in dict.fromkeys(positions.astype(int).tolist()):
+        start = starts[position]
+        costs.add(start, race.profile(start) or ())
+    return costs
+
+
+def cheapest_by_profile(
+    race: PlacementRace, costs: NodeCosts, starts: Sequence[Placement]
 ) -> list[Placement]:
-    """The placements that are cheapest by the engine's profiles, none of which is in `starts`.
+    """The placements that are cheapest by `costs`, none of which is in `starts`.
 
     The second time, the profile of the cheapest one is known too: there, nodes and conversions are
     seen next to those that they will stand next to.
     """
-    operators = race.profile(None)
-    if operators is None:
-        return []
-    costs = NodeCosts(race.space)
-    costs.add(None, operators)
-    for start in starts:
-        costs.add(start, race.profile(start) or ())
     cheapest: dict[frozenset[str], Placement] = {}
     known = {start.nodes for start in starts}
     layers = set(layer_names(race.space))
