@@ -81,6 +81,11 @@ def size_text(size: Size | Sequence[int]) -> str:
     return f"{height}x{width}"
 
 
+# Of timm's data config, those that from_timm needs.
+TIMM_FIELDS = ("input_size", "crop_pct", "interpolation", "mean", "std")
+TIMM_RESIZES: dict[str, Resize] = {"center": "short", "squash": "squash"}
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """How an image becomes the model's input tensor.
@@ -212,6 +217,37 @@ class Preprocess:
             for key, value in values.items()
             if _INPUT_DEFAULTS.get(key) != value
         }
+
+    @classmethod
+    def from_timm(cls, config: Mapping[str, Any]) -> Self:
+        """Preprocessing as timm describes it, from `timm.data.resolve_model_data_config(model)`.
+
+        Raises:
+            InputError: no such description, or a value that is not accepted.
+        """
+        missing = [name for name in TIMM_FIELDS if name not in config]
+        if missing:
+            raise InputError(
+                f"timm's data config has no {missing[0]!r}; give what "
+                "timm.data.resolve_model_data_config(model) returns"
+            )
+        mode = config.get("crop_mode", "center")
+        if mode not in TIMM_RESIZES:
+            raise InputError(
+                f"crop_mode {mode!r} of timm's data config is not supported; expected "
+                f"{' or '.join(TIMM_RESIZES)}"
+            )
+        _, height, width = config["input_size"]
+        return cls.from_mapping(
+            {
+                "size": height if height == width else (height, width),
+                "resize": TIMM_RESIZES[mode],
+                "crop_fraction": config["crop_pct"],
+                "interpolation": config["interpolation"],
+                "mean": config["mean"],
+                "std": config["std"],
+            }
+        )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:

@@ -1,7 +1,8 @@
-"""Text of others, such as labels, paths and model names, made safe to print; signed numbers."""
+"""Text of others, such as labels, paths and model names, made safe to print; numbers."""
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 
@@ -56,6 +57,17 @@ def code_span(value: object) -> str:
 def signed(value: float) -> str:
     """`value` with a sign and two decimals; 0.00 has none."""
     return f"{value:+.2f}".replace("-", MINUS) if abs(value) >= 0.005 else "0.00"
+
+
+def significant(value: float, digits: int) -> str:
+    """`value` with so many significant digits, and never an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return str(value)
+    # Rounded before the digits are counted: 0.9999 is 1.00, not 1.000.
+    rounded = float(f"{value:.{digits - 1}e}")
+    exponent = math.floor(math.log10(abs(rounded)))
+    decimals = max(0, digits - 1 - exponent)
+    return f"{rounded:.{decimals}f}"
 
 
 def _escape(character: str) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from repzoo.console.output import View, make_table
 from repzoo.measure.record import Record, share_of, to_json
 from repzoo.measure.results import Latency, LatencyRatio
+from repzoo.measure.sentences import ratio_sentence
 from repzoo.measure.sweep import SweepResult
 from repzoo.report import figures
 
@@ -140,29 +141,10 @@ def _comparison_lines(ratios: Sequence[Record[LatencyRatio]]) -> list[str]:
 
 
 def _comparison(record: Record[LatencyRatio], with_engines: bool) -> str:
-    """The ratio of times, or for offline of images a second, with its interval."""
+    """The ratio of both sides in a sentence, with its interval."""
     sides = _sides(record)
     first, second = sides["first"], sides["second"]
     if with_engines:
         first += f" on {sides['first_engine']}"
         second += f" on {sides['second_engine']}"
-    values = record.values
-    # Offline has no latency of its own: all images are there at the start.
-    if values.setting.scenario == "offline":
-        claim = (
-            f"{first} does {values.fps_ratio:.3f} times the images a second of {second}"
-        )
-        interval = f"{values.fps_ratio_low:.3f} .. {values.fps_ratio_high:.3f}"
-    else:
-        claim = f"{first} takes {values.ratio:.3f} times as long as {second}"
-        interval = f"{values.ratio_low:.3f} .. {values.ratio_high:.3f}"
-    return f"{claim} (95 % interval {interval}): {_verdict(values)}"
-
-
-def _verdict(values: LatencyRatio) -> str:
-    """Which side is faster, where the interval excludes 1."""
-    if values.faster is not None:
-        return "faster" if values.faster == "first" else "slower"
-    if values.busy:
-        return "the machine was too busy to say which engine is faster"
-    return "which is faster is not decided"
+    return ratio_sentence(record.values, first, second)

@@ -11,6 +11,7 @@ from repzoo import verbs
 from repzoo.console.output import View, make_table
 from repzoo.measure.record import Record, to_json
 from repzoo.measure.results import Accuracy, LabelAgreement, PairedAccuracy
+from repzoo.measure.sentences import drop_clause
 from repzoo.report import figures
 
 # Rows that a person is shown; --json has all.
@@ -32,12 +33,8 @@ def evaluation(result: verbs.Evaluation) -> View:
 def paired_line(record: Record[PairedAccuracy]) -> str:
     """The drop of a paired Record in a sentence."""
     values = record.values
-    interval = figures.span(figures.points, values.drop_low, values.drop_high)
-    return (
-        f"drop {figures.points(values.drop)} points (95 % interval {interval}, "
-        f"p = {values.p_value:.3g}), "
-        f"{len(record.samples['flips'])} of {values.n} predictions changed"
-    )
+    changed = len(record.samples["flips"])
+    return f"{drop_clause(values)}, {changed} of {values.n} predictions changed"
 
 
 def _document(result: verbs.Evaluation) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def findings(report: LintReport) -> View:
         for item in report.findings:
             table.add_row(item.severity, _text(item))
         shown.append(table)
-    shown.append(_summary(report))
+    shown.append(report.sentence())
     if not report.models:
         shown.append(
             "without a model: give --model to compare mean, scale, color and size"
@@ -54,16 +54,3 @@ def _text(item: Finding) -> rich.text.Text:
 def _is_text(fix: str) -> bool:
     """Whether a fix is what to write, such as `march: 'bayes-e'`, and no sentence."""
     return ":" in fix.split(" ")[0] or fix.startswith(("repzoo ", "--"))
-
-
-def _summary(report: LintReport) -> str:
-    words: list[str] = []
-    for severity in SEVERITIES:
-        number = report.count(severity)
-        if number:
-            words.append(f"{number} {severity}{'' if number == 1 else 's'}")
-    checked = f"{len(report.files)} configurations"
-    if len(report.files) == 1:
-        checked = report.files[0]
-    against = f" against {', '.join(report.models)}" if report.models else ""
-    return f"{checked}{against}: {', '.join(words) or 'nothing is wrong'}"

@@ -15,6 +15,7 @@ from repzoo.errors import MissingExtra
 from repzoo.measure.race_result import RaceSummary
 from repzoo.measure.record import select, share_of, to_json
 from repzoo.measure.results import HalfSummary, Latency, LatencyRatio, PairedAccuracy
+from repzoo.measure.sentences import gate_sentence
 from repzoo.quant.search.candidate import Candidate
 from repzoo.quant.search.gate import QuantReport
 from repzoo.report import card as cards
@@ -34,9 +35,9 @@ SHOWN_KEPT = 5
 def quantized(report: QuantReport, path: Path) -> View:
     """`repzoo quantize`."""
     half = report.record.values.half
-    precision = half.precision.upper() if half else "INT8"
+    precision = report.precision
     shown: list[Any] = [_candidates(report)]
-    shown.append(_accuracy_line(report.paired.values, precision))
+    shown.append(gate_sentence(report.paired.values, precision))
     data = report.record.data
     # Another quantizer makes one model, so nothing is selected.
     if data["selection_images"]:
@@ -151,22 +152,6 @@ def _shown_candidates(report: QuantReport) -> list[Candidate]:
     if any(candidate is report.chosen for candidate in last):
         return list(last)
     return [report.chosen, *last[1:]]
-
-
-def _accuracy_line(values: PairedAccuracy, precision: str = "INT8") -> str:
-    """Accuracy in float and in `precision` on the gate images, as far as it is known."""
-    span = figures.span(figures.points, values.drop_low, values.drop_high)
-    if values.top1 is not None and values.first_top1 is not None:
-        return (
-            f"Top-1 on the {values.n} gate images: float {figures.percent(values.first_top1)} %, "
-            f"{precision} {figures.percent(values.top1)} %, drop {figures.points(values.drop)} "
-            f"points (95 % interval {span})"
-        )
-    what = "labels" if values.multi_label else "predictions"
-    return (
-        f"no labels, so no Top-1; {figures.percent(values.same_prediction)} % of the {what} on "
-        f"the {values.n} gate images are the float model's"
-    )
 
 
 def _drop_cells(values: PairedAccuracy) -> tuple[str, str, str, str, str]:

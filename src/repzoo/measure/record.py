@@ -49,6 +49,7 @@ from repzoo.measure.results import (
     PairedAccuracy,
     QuantizeSummary,
 )
+from repzoo.measure.sentences import sentence
 from repzoo.storage import append_lines, json_text, read_bounded
 
 Kind = Literal[
@@ -85,7 +86,7 @@ T = TypeVar("T")
 ResultT_co = TypeVar("ResultT_co", covariant=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Record(Generic[ResultT_co]):
     """What was measured, on what, where and when.
 
@@ -117,9 +118,24 @@ class Record(Generic[ResultT_co]):
         """The name of the result's type in files."""
         return RESULT_KINDS[type(self.values)]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of the model, or of both; with their forms where the names are the same."""
+        sides = [self.artifact.get(side) for side in ("first", "second")]
+        models = [side for side in sides if side] or [self.artifact]
+        names = [str(model.get("name", "")) for model in models]
+        if len(set(names)) == len(names):
+            return tuple(names)
+        return tuple(f"{model.get('name')} ({model.get('form')})" for model in models)
+
     def to_json(self) -> dict[str, Any]:
         """The JSON object that stands in files."""
         return {"kind": self.kind, **to_json(self)}
+
+    def __repr__(self) -> str:
+        """One line; all that it holds, host and samples among it, is in `to_json`."""
+        text = sentence(self.values, *self.names) or ", ".join(self.names)
+        return f"<Record {self.kind}: {text}>"
 
 
 def select(records: Iterable[Record[Any]], result_type: type[T]) -> list[Record[T]]:

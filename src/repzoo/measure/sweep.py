@@ -28,8 +28,11 @@ from repzoo.measure import system_noise as noise
 from repzoo.measure.latency import Case
 from repzoo.measure.record import Record, full_identity_of
 from repzoo.measure.results import Latency, LatencyRatio, Scenario, Setting
+from repzoo.measure.sentences import sentence
+from repzoo.printable import significant
 from repzoo.progress import Progress, silent
 from repzoo.remark import Remark
+from repzoo.summary import Summarized, Summary, Table
 
 # Spread of the per-round medians above which the machine, not the model, makes the difference.
 SPREAD = 0.05
@@ -66,7 +69,7 @@ class LeftOut:
 
 
 @dataclass
-class SweepResult:
+class SweepResult(Summarized):
     """What a sweep measured.
 
     ratios   of each file and engine over the first of the same setting
@@ -88,6 +91,21 @@ class SweepResult:
                 self.left_out[index] = replace(known, settings=settings)
                 return
         self.left_out.append(new)
+
+    def _summary(self) -> Summary:
+        """A row for each case, a sentence for each comparison, and the remarks."""
+        rows = []
+        for record in self.records:
+            values = record.values
+            figures = (values.p50_ms, values.p90_ms, values.p99_ms, values.fps)
+            model = [*record.names, str(record.artifact.get("form", ""))]
+            cells = [*model, str(record.engine["name"]), str(values.setting)]
+            rows.append([*cells, *[significant(figure, 3) for figure in figures]])
+        case = ["model", "form", "engine", "setting"]
+        headings = [*case, ">p50 ms", ">p90", ">p99", ">FPS"]
+        sentences = [sentence(record.values, *record.names) for record in self.ratios]
+        notes = [f"note: {remark}" for remark in [*self.left_out, *self.remarks]]
+        return Summary([Table(headings, rows)], [*sentences, *notes])
 
 
 class _Probes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,43 @@ def png(spec: Spec, scale: float = 2.0) -> bytes:
         json.dumps(spec), vl_version=VERSION, scale=scale
     )
     return drawn
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart. Jupyter draws it where the extra `page` is installed.
+
+    spec  in Vega-Lite, for other tools
+    """
+
+    spec: Spec
+
+    def svg(self) -> str:
+        """The chart as SVG.
+
+        Raises:
+            MissingExtra: vl-convert is not installed.
+        """
+        return svg(self.spec)
+
+    def png(self, scale: float = 1.5) -> bytes:
+        """The chart as PNG, `scale` pixels for each unit.
+
+        Raises:
+            MissingExtra: vl-convert is not installed.
+        """
+        return png(self.spec, scale)
+
+    def __repr__(self) -> str:
+        """What to do with it; the specification would fill the screen."""
+        return "<Chart: .svg() and .png() draw it>"
+
+    def _repr_png_(self) -> bytes | None:
+        """The chart as Jupyter shows it; without vl-convert its `repr` is shown."""
+        try:
+            return self.png()
+        except MissingExtra:
+            return None
 
 
 def _converter() -> Any:

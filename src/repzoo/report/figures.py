@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 
 from repzoo.graph.tools.int8_share import Int8Share, percent_of_share
-from repzoo.printable import signed
+from repzoo.printable import signed, significant
 
 TO = {"en": "to", "zh": "至"}  # between the ends of an interval
 SHARE = {
@@ -38,12 +37,12 @@ def points(value: float) -> str:
 
 def ms(value: float) -> str:
     """Milliseconds with three significant digits."""
-    return _significant(value, 3)
+    return significant(value, 3)
 
 
 def rate(value: float) -> str:
     """Images a second with three significant digits, without a thousands separator."""
-    return _significant(value, 3)
+    return significant(value, 3)
 
 
 def ratio_of(value: float) -> str:
@@ -90,13 +89,3 @@ def pixels(size: object) -> str:
     if isinstance(size, list | tuple):
         return "x".join(map(str, size))
     return f"{size}x{size}"
-
-
-def _significant(value: float, digits: int) -> str:
-    if value == 0 or not math.isfinite(value):
-        return str(value)
-    # Rounded before the digits are counted: 0.9999 is 1.00, not 1.000.
-    rounded = float(f"{value:.{digits - 1}e}")
-    exponent = math.floor(math.log10(abs(rounded)))
-    decimals = max(0, digits - 1 - exponent)
-    return f"{rounded:.{decimals}f}"

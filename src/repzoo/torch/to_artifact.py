@@ -12,6 +12,7 @@ from repzoo import __version__
 from repzoo.artifact import Preprocess, Step
 from repzoo.errors import InputError, first_line
 from repzoo.graph.tools.export import export as export_module
+from repzoo.settings import merge_keywords
 from repzoo.storage import require_writable
 from repzoo.torch.prepare import is_exported, plain_copy, unwrap
 
@@ -26,7 +27,8 @@ def export(
     labels: Sequence[str] = (),
     opset: int = 17,
     dynamic_batch: bool = True,
-    **preprocess: Any,
+    preprocess: Preprocess | None = None,
+    **settings: Any,
 ) -> Artifact:
     """Write `module` as an ONNX file in training form, and return it as an Artifact.
 
@@ -38,7 +40,9 @@ def export(
     labels         class names in the order of the outputs
     opset          11..20
     dynamic_batch  leave N open, or fix it at 1
-    preprocess     fields of Preprocess: `size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)`;
+    preprocess     how images were prepared for the module; for a timm model:
+                   `Preprocess.from_timm(timm.data.resolve_model_data_config(module))`
+    settings       its fields instead: `size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)`;
                    ImageNet's values where they are left out
 
     Raises:
@@ -47,7 +51,7 @@ def export(
     """
     target = Path(path)
     require_writable(target)
-    prepared = Preprocess.from_mapping(preprocess)
+    prepared = merge_keywords(Preprocess, preprocess, settings)
     if prepared.input != "float":
         raise InputError(
             f"a module takes floats, so it cannot be exported with input={prepared.input!r}; "

@@ -125,13 +125,7 @@ def _preprocess(model: str, in_catalog: bool, recipe: Recipe) -> Preprocess:
     else:
         pretrained = timm.get_pretrained_cfg(model, allow_unregistered=False)
         config = timm.data.resolve_data_config(pretrained.to_dict())
-        values = {
-            "size": config["input_size"][-1],
-            "crop_fraction": config["crop_pct"],
-            "interpolation": config["interpolation"],
-            "mean": tuple(config["mean"]),
-            "std": tuple(config["std"]),
-        }
+        values = asdict(Preprocess.from_timm(config))
     return Preprocess.from_mapping({**values, **recipe.preprocess})
 
 

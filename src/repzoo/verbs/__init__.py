@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from repzoo.measure.matching import Match
     from repzoo.verbs.benchmark_models import BenchOptions, benchmark
     from repzoo.verbs.convert_checkpoint import ConvertedCheckpoint, convert
+    from repzoo.verbs.draw_chart import Chart, chart
     from repzoo.verbs.embed_camera_input import EmbeddedInput, embed_input
     from repzoo.verbs.evaluate_models import EvaluateOptions, Evaluation, evaluate
     from repzoo.verbs.export_model import ExportOptions, export
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Artifact",
     "BenchOptions",
+    "Chart",
     "ClassProbability",
     "Compilation",
     "ConvertedCheckpoint",
@@ -64,6 +66,7 @@ __all__ = [
     "QuantizeOptions",
     "RecipeChanges",
     "benchmark",
+    "chart",
     "check_pack",
     "compile_pack",
     "convert",
@@ -90,6 +93,7 @@ __all__ = [
 _MODULES = {
     "Artifact": "public_artifact",
     "BenchOptions": "benchmark_models",
+    "Chart": "draw_chart",
     "ClassProbability": "prediction",
     "Compilation": "pack_compilation",
     "ConvertedCheckpoint": "convert_checkpoint",
@@ -112,6 +116,7 @@ _MODULES = {
     "QuantizeOptions": "quantize_model",
     "RecipeChanges": "train_model",
     "benchmark": "benchmark_models",
+    "chart": "draw_chart",
     "check_pack": "lint_files",
     "compile_pack": "pack_compilation",
     "convert": "convert_checkpoint",

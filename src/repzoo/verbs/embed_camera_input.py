@@ -37,6 +37,10 @@ class EmbeddedInput:
     summary: str
     certificate: InputCertificate
 
+    def __str__(self) -> str:
+        """What is equal, and where the arithmetic is now."""
+        return f"{self.certificate.line()}\n{self.summary}"
+
 
 def embed_input(
     model: ModelLike,

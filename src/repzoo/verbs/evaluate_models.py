@@ -31,9 +31,12 @@ from repzoo.measure.class_mapping import (
 from repzoo.measure.distributed import ALONE, Group
 from repzoo.measure.record import Record
 from repzoo.measure.results import Accuracy, PairedAccuracy
+from repzoo.measure.sentences import sentence
 from repzoo.packs.compile import read_compiled
 from repzoo.progress import Progress, silent
+from repzoo.report import figures
 from repzoo.settings import above, merge_keywords, setting, validate
+from repzoo.summary import Summarized, Summary, Table
 from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.evaluate_labels import (
     add_labels,
@@ -45,6 +48,7 @@ from repzoo.verbs.image_data import DataLike, open_dataset
 from repzoo.verbs.model_files import ModelLike, open_model, open_models
 
 Result = TypeVar("Result")
+SHOWN_FLIPS = 5  # images of a printed evaluation; the Record has all
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Summarized):
     """Accuracy of every model, and its paired comparisons.
 
     runs     one accuracy Record for each model and engine, then one for each external result
@@ -117,6 +121,33 @@ class Evaluation:
             InputError: there is no comparison, or there are several.
         """
         return _only(self.paired, "comparison", "paired[i].values.drop").drop
+
+    def _summary(self) -> Summary:
+        """A row for each model, a sentence for each comparison, and the remarks."""
+        rows = []
+        for record in (*self.against, *self.runs):
+            values = record.values
+            interval = figures.span(figures.percent, values.top1_low, values.top1_high)
+            top1, top5 = figures.percent(values.top1), figures.percent(values.top5)
+            model = [*record.names, str(record.artifact.get("form", ""))]
+            cells = [str(record.engine["name"]), str(values.n), top1, interval, top5]
+            rows.append([*model, *cells])
+        measures = [">n", ">Top-1 %", ">95 % interval", ">Top-5 %"]
+        headings = ["model", "form", "engine", *measures]
+        sentences = [sentence(record.values, *record.names) for record in self.paired]
+        notes = [f"note: {remark}" for remark in self.remarks]
+        flips = [_flips(record) for record in self.paired if record.samples["flips"]]
+        return Summary([Table(headings, rows), *flips], [*sentences, *notes])
+
+
+def _flips(record: Record[PairedAccuracy]) -> Table:
+    """The first images that the two models of a comparison answer differently."""
+    rows = []
+    for flip in record.samples["flips"][:SHOWN_FLIPS]:
+        labels = (flip["target_label"], flip["first_label"], flip["second_label"])
+        rows.append([str(flip["key"]), *map(str, labels)])
+    first, second = record.names
+    return Table(["image", "is", f"{first} says", f"{second} says"], rows)
 
 
 def _only(records: Sequence[Record[Result]], noun: str, path: str) -> Result:

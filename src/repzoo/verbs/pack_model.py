@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from repzoo.packs.pack import (
 )
 from repzoo.progress import Progress, silent
 from repzoo.quant.network.scheme import find_preset, load_scheme
+from repzoo.report.figures import percent
 from repzoo.settings import (
     above,
     at_least,
@@ -35,6 +37,7 @@ from repzoo.settings import (
     validate,
 )
 from repzoo.storage import make_folder
+from repzoo.summary import Summarized, Summary, Table
 from repzoo.verbs.assumed_preprocess import for_images
 from repzoo.verbs.harden_model import JUDGES, HardenOptions, harden_for
 from repzoo.verbs.image_data import open_data_source
@@ -42,6 +45,8 @@ from repzoo.verbs.model_files import ModelLike, open_model, require_float
 from repzoo.verbs.pack_compilation import MINUTES, Compilation, compile_pack
 from repzoo.verbs.public_artifact import Artifact
 from repzoo.verbs.quantize_model import QuantizeOptions, quantize
+
+STEP = re.compile(r"\d\d_\w+\.sh")  # a script of the pack, to be run in order
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class PackOptions:
 
 
 @dataclass(frozen=True)
-class Pack:
+class Pack(Summarized):
     """What `pack` wrote.
 
     folder   of the pack
@@ -101,6 +106,22 @@ class Pack:
     model: Artifact
     remarks: tuple[str, ...] = ()
     compiled: Compilation | None = None
+
+    def _summary(self) -> Summary:
+        """Accuracy in float and as the target computes, then the steps to run."""
+        figures = _figures(self.model)
+        rows = []
+        for name, top1 in (
+            ("float", figures.float_top1),
+            ("as the target computes, predicted", figures.predicted_top1),
+        ):
+            if top1 is not None:
+                rows.append([name, str(figures.images), percent(top1)])
+        tables = [Table(["model", ">n", ">Top-1 %"], rows)] if rows else []
+        steps = [name for name in self.files if STEP.fullmatch(name)]
+        lines = [f"{self.folder}: {len(self.files)} files; next: {', '.join(steps)}"]
+        notes = [f"note: {remark}" for remark in self.remarks]
+        return Summary(tables, [*lines, *notes])
 
 
 def pack(

@@ -26,6 +26,7 @@ from repzoo.measure.accuracy import BATCH, EvaluationRun, best_classes, logits_o
 from repzoo.measure.class_mapping import class_labels, require_classes
 from repzoo.measure.host import host
 from repzoo.progress import Progress, silent
+from repzoo.summary import Summarized, Summary, Table
 from repzoo.verbs.assumed_preprocess import for_images
 
 ImageLike = str | Path | Image.Image | npt.NDArray[np.uint8]
@@ -40,7 +41,7 @@ class ClassProbability:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(Summarized):
     """The most probable classes of one image, best first.
 
     image   the path of its file; "" for an image in memory
@@ -63,6 +64,11 @@ class Prediction:
     def probability(self) -> float:
         """The probability of the most probable class."""
         return self.top[0].probability
+
+    def _summary(self) -> Summary:
+        """A row for each class."""
+        rows = [[item.label, f"{100 * item.probability:.1f}"] for item in self.top]
+        return Summary([Table(["class", ">%"], rows)])
 
 
 def classify(
@@ -153,7 +159,7 @@ class _Reader:
     def _read(self, image: ImageLike) -> Tensor | None:
         """The input of one image; None where it cannot be read and is left out."""
         try:
-            opened = _open_image(image)
+            opened = open_image(image)
             tensor = prepare(opened, self.preprocess)
         except UnreadableImage as error:
             if not self.skip_unreadable:
@@ -202,7 +208,12 @@ def _prediction(
     return Prediction(name, tuple(ranked[:top]), labels)
 
 
-def _open_image(image: Any) -> Image.Image:
+def open_image(image: Any) -> Image.Image:
+    """An image that is given in any of the forms of ImageLike.
+
+    Raises:
+        InputError: no such file, a folder, or an array that is not uint8 [height, width, 3].
+    """
     if isinstance(image, Image.Image):
         # Pillow itself would clip pixels of 16 bits.
         return to_8_bits(image)

@@ -14,8 +14,9 @@ from PIL import Image
 
 from repzoo.artifact import Artifact as StoredArtifact
 from repzoo.artifact import Step, size_text
+from repzoo.data.preprocess import prepare
 from repzoo.engines import DEFAULT_ENGINE
-from repzoo.verbs.prediction import ImageLike, Prediction, classify
+from repzoo.verbs.prediction import ImageLike, Prediction, classify, open_image
 
 if TYPE_CHECKING:  # each brings a package that takes long to import, or torch
     from repzoo.graph.certificate.certify import Certificate
@@ -97,6 +98,17 @@ class Artifact(StoredArtifact):
             return classify(self, images, top, engine)
         single: Any = images
         return classify(self, [single], top, engine)[0]
+
+    def prepare(self, image: ImageLike) -> npt.NDArray[Any]:
+        """The graph's input for one image, [1, ...], to run the file without repzoo.
+
+        image  path, PIL image, or uint8 array [height, width, 3] in RGB order
+
+        Raises:
+            InputError: a missing or broken image, or a model without preprocessing.
+        """
+        tensor = prepare(open_image(image), self.require_preprocess())
+        return np.asarray(tensor[None])
 
     def __repr__(self) -> str:
         """A short description; the graph itself would fill the screen."""

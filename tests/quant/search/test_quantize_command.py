@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from repzoo.console import quantized as views
 from repzoo.measure.results import PairedAccuracy
+from repzoo.measure.sentences import gate_sentence
 
 Run = Callable[..., Any]
 
@@ -67,7 +67,7 @@ def test_without_labels_the_share_of_equal_predictions_is_printed() -> None:
         same_prediction=98.5,
         labeled=False,
     )
-    line = views._accuracy_line(values)
+    line = gate_sentence(values, "INT8")
     assert "no labels, so no Top-1; 98.50 % of the predictions" in line
 
 

@@ -51,6 +51,7 @@ from repzoo.graph.tools.cost_result import Cost
 from repzoo.graph.tools.fold_result import Fold, FoldResult, Refusal
 from repzoo.graph.tools.skeleton import sha256_of_graph
 from repzoo.progress import Progress, silent
+from repzoo.summary import Summary, Table
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -124,6 +125,14 @@ class Certificate:
             "adversarial_cases": self.adversarial_cases,
             "float64": None if self.float64 is None else self.float64.to_json(),
         }
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: costs before and after, and the verdict."""
+        rows = []
+        for key in ("nodes", "parameters", "macs"):
+            cells = [f"{side[key]:,}" for side in (self.before, self.after)]
+            rows.append([key, *cells])
+        return Summary([Table(["", ">before", ">after"], rows)], [str(self)]).html()
 
     def _folds_with_proofs(self) -> list[dict[str, Any]]:
         proofs = {proof.output: _without(proof, "output") for proof in self.proofs}

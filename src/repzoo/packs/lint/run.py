@@ -28,8 +28,9 @@ from repzoo.packs.lint.document import (
     read_yaml,
 )
 from repzoo.packs.lint.facts import ModelFacts, Workspace
-from repzoo.packs.lint.finding import Finding, in_order
+from repzoo.packs.lint.finding import SEVERITIES, Finding, in_order
 from repzoo.packs.pack import MANIFEST, TARGETS
+from repzoo.summary import Summarized, Summary, Table
 
 MAX_FILES = 20_000
 YAML, JSON = (".yaml", ".yml"), (".json",)
@@ -59,7 +60,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class LintReport:
+class LintReport(Summarized):
     """What was found.
 
     Attributes:
@@ -77,6 +78,28 @@ class LintReport:
     def count(self, severity: str) -> int:
         """Number of findings of a severity."""
         return sum(item.severity == severity for item in self.findings)
+
+    def _summary(self) -> Summary:
+        """A row for each finding, and what was checked."""
+        rows = []
+        for item in self.findings:
+            rows.append([item.severity, item.place, item.message, item.cost, item.fix])
+        headings = ["", "where", "finding", "costs", "write instead"]
+        tables = [Table(headings, rows)] if rows else []
+        return Summary(tables, [self.sentence()])
+
+    def sentence(self) -> str:
+        """What was checked against what, and how much is wrong."""
+        counts: list[str] = []
+        for severity in SEVERITIES:
+            number = self.count(severity)
+            if number:
+                counts.append(f"{number} {severity}{'' if number == 1 else 's'}")
+        checked = f"{len(self.files)} configurations"
+        if len(self.files) == 1:
+            checked = self.files[0]
+        against = f" against {', '.join(self.models)}" if self.models else ""
+        return f"{checked}{against}: {', '.join(counts) or 'nothing is wrong'}"
 
 
 def find(path: Path) -> Found:

@@ -25,13 +25,15 @@ from repzoo.engines import Engine
 from repzoo.errors import GateError, InputError
 from repzoo.measure import latency
 from repzoo.measure.accuracy import BATCH
-from repzoo.measure.record import Record, full_identity_of
+from repzoo.measure.record import Record, full_identity_of, share_of
 from repzoo.measure.results import (
     LatencyRatio,
     PairedAccuracy,
     PlacementTrial,
     QuantizeSummary,
 )
+from repzoo.measure.sentences import gate_sentence
+from repzoo.printable import signed
 from repzoo.progress import Progress, silent
 from repzoo.quant.parameters import sqnr
 from repzoo.quant.parameters.sqnr import LayerSqnr
@@ -39,8 +41,11 @@ from repzoo.quant.search import messages
 from repzoo.quant.search.candidate import Candidate, CandidateModel
 from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.verdict import Budget, Verdict
+from repzoo.summary import Summarized, Summary, Table
 
 BENCH_SECONDS = 1.0  # of timing for a model that is timed once
+SHOWN_LAYERS = 5  # of the noisiest, in a report that is printed
+SHOWN_CHANNELS = 3
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class ReportContext:
 
 
 @dataclass(frozen=True)
-class QuantReport:
+class QuantReport(Summarized):
     """What was tried, what was chosen, and what the gate says of it.
 
     chosen      the candidate that was written, as measured on the selection images
@@ -96,6 +101,55 @@ class QuantReport:
         """The engine that the written model is for."""
         race = self.record.values.race
         return race.chosen.engine if race else str(self.record.engine["name"])
+
+    @property
+    def precision(self) -> str:
+        """The number format as people write it: INT8, FP16 or BF16."""
+        half = self.record.values.half
+        return half.precision.upper() if half else "INT8"
+
+    def _summary(self) -> Summary:
+        """The candidates and the noisiest layers; then accuracy, what is in INT8, and notes."""
+        tables = [self._candidate_table()]
+        rows = []
+        # Where nothing is wrong no layer is to blame, and the list would mislead.
+        shown = () if self.verdict is Verdict.HOLDS else self.chosen.layers
+        for layer in shown[:SHOWN_LAYERS]:
+            channels = ", ".join(map(str, layer.channels[:SHOWN_CHANNELS]))
+            sides = (f"{layer.weight_db:.0f}", f"{layer.activation_db:.0f}")
+            rows.append([layer.layer, *sides, layer.side, channels])
+        headings = [
+            "noisiest layers",
+            ">weights dB",
+            ">input dB",
+            "worst side",
+            "channels",
+        ]
+        lines = [gate_sentence(self.paired.values, self.precision)]
+        share = share_of(self.record.artifact)
+        if share is not None:
+            lines.append(str(share))
+        lines.append(
+            f"made by: {self.chosen.stage}; placement: {self.chosen.placement}"
+        )
+        notes = [f"note: {warning}" for warning in self.warnings]
+        if rows:
+            tables.append(Table(headings, rows))
+        return Summary(tables, [*lines, *notes])
+
+    def _candidate_table(self) -> Table:
+        """A row for each candidate, on the images that candidates are compared on."""
+        rows = []
+        for candidate in self.candidates:
+            paired = candidate.paired
+            interval = f"{signed(paired.drop_low)} to {signed(paired.drop_high)}"
+            figures = [signed(paired.drop), interval, f"{paired.same_prediction:.2f}"]
+            mark = "" if candidate.verdict.passes else "refused"
+            if candidate is self.chosen:
+                mark = "chosen"
+            rows.append([candidate.stage, *figures, mark])
+        headings = ["tried", ">drop", ">95 % interval", ">same prediction %", ""]
+        return Table(headings, rows)
 
 
 class Refusal(GateError):
