@@ -2,6 +2,7 @@
 # make test    all tests        make check    lint, types, layers, then the tests with coverage
 # make fuzz    the property tests at random: ROUNDS=10 rounds, then GRAPHS=5000 random graphs
 # make docs    the documentation site in build/site: open build/site/index.html, no server needed
+# make tutorials    runs the notebooks below docs/tutorials and keeps their outputs
 # All install what they need into .venv, at the versions of constraints.txt. PYTHON is any Python 3.11 or newer.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: card test check lint fuzz bench bench-int8 bench-peers tables docs weights-digits reference toolchains clean
+.PHONY: card test check lint fuzz bench bench-int8 bench-peers tables docs tutorials weights-digits reference toolchains clean
 
 card: $(VENV)/.core
 	$(BIN)/repzoo card --output out
@@ -83,6 +84,13 @@ tables: $(VENV)/.dev
 # Strict: a link or an anchor that leads nowhere ends the build. The theme's notice on MkDocs 2 is no finding.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# A tutorial is edited in Jupyter, or as text; of boards, in docs/site/boards.toml.
+NOTEBOOKS ?=
+
+tutorials: $(VENV)/.dev
+	$(BIN)/python -m docs.site.board_notebooks
+	$(BIN)/python -m docs.site.notebooks $(NOTEBOOKS)
 
 # Vendors' quantizers and simulators, each in an environment of its own below ~/.cache/repzoo/toolchains.
 TOOLCHAINS ?= rdk-x5 rknn

@@ -67,6 +67,9 @@ def test_a_target_in_a_code_block_is_no_link() -> None:
         ("CONTRIBUTING.md", "docs/packs.md", "packs.md"),
         ("CONTRIBUTING.md", links.REPOSITORY + "docs/faq.md", "faq.md"),
         ("docs/faq.md", "../src/repzoo/cli.py", links.REPOSITORY + "src/repzoo/cli.py"),
+        ("docs/faq.md", "tutorials/a.ipynb", "tutorials/a.md"),
+        ("docs/tutorials/a.ipynb", "a.ipynb", "a.ipynb"),
+        ("docs/tutorials/a.ipynb", links.REPOSITORY + "docs/faq.md", "../faq.md"),
         ("docs/faq.md", "https://onnx.ai/", "https://onnx.ai/"),
         ("docs/faq.md", "#here", "#here"),
     ],
@@ -86,7 +89,10 @@ def navigation(entry: Any) -> list[str]:
 def test_the_navigation_names_every_page_once() -> None:
     configuration = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
     inside = [path.removeprefix("docs/") for path in documents() if path[:5] == "docs/"]
-    expected = [*inside, *links.ROOT_PAGES.values()]
+    notebooks = []
+    for path in (ROOT / "docs").rglob("*.ipynb"):
+        notebooks.append(path.relative_to(ROOT / "docs").with_suffix(".md").as_posix())
+    expected = [*inside, *notebooks, *links.ROOT_PAGES.values()]
     assert sorted(navigation(configuration["nav"])) == sorted(expected)
 
 

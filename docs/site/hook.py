@@ -1,4 +1,4 @@
-"""What MkDocs calls while it builds the site: the reference from the code, and links."""
+"""What MkDocs calls while it builds the site: the reference, the tutorials, and links."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from docs.site import links, reference  # noqa: E402
+from docs.site import links, reference, tutorials  # noqa: E402
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Add the documents beside docs/."""
+    """Add the documents beside docs/, and a page for each notebook."""
+    for path, content in tutorials.pages().items():
+        files.append(File.generated(config, path, content=content))
     for source, path in links.ROOT_PAGES.items():
         text = (ROOT / source).read_text("utf-8")
         page = File.generated(config, path, content=links.for_site(text, source))
@@ -29,7 +31,8 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     path = page.file.src_uri
     if path in reference.PAGES:
         return reference.PAGES[path]()
-    if path in links.ROOT_PAGES.values():
+    # Those that `on_files` adds have the site's links already.
+    if path in links.ROOT_PAGES.values() or path.startswith(tutorials.FOLDER):
         return markdown
     # The mark that tests/test_snippets.py reads; to MkDocs such a line starts no code block.
     text = markdown.replace("\n```python no-run\n", "\n```python\n")

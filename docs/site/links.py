@@ -13,6 +13,7 @@ _ALIASES = (
 )
 # Documents beside docs/ that are pages of the site.
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+NOTEBOOK = ".ipynb"
 _FENCE = re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<=\]\()(?P<target>[^)\s]+)(?=\))")
 
@@ -42,6 +43,12 @@ def _page(path: str) -> str:
     return ROOT_PAGES.get(path, path.removeprefix("docs/"))
 
 
+def _page_of_notebook(path: str, source: str) -> str:
+    """The page that shows a notebook, where a link from another document leads to one."""
+    is_linked = path.endswith(NOTEBOOK) and path != source
+    return path.removesuffix(NOTEBOOK) + ".md" if is_linked else path
+
+
 def for_site(text: str, source: str) -> str:
     """`text` of the document `source` (path in the repository) with links as the site needs them.
 
@@ -61,6 +68,7 @@ def for_site(text: str, source: str) -> str:
             path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         if path not in ROOT_PAGES and not path.startswith("docs/"):
             return REPOSITORY + path + mark + anchor
-        return posixpath.relpath(_page(path), folder) + mark + anchor
+        page = _page(_page_of_notebook(path, source))
+        return posixpath.relpath(page, folder) + mark + anchor
 
     return _LINK.sub(adapt, text)
