@@ -27,6 +27,7 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 from PIL import Image
+from traitlets.config import Config
 
 from repzoo.storage import write_atomically
 
@@ -100,8 +101,11 @@ class Kernel:
 @contextlib.contextmanager
 def kernel() -> Iterator[Kernel]:
     """A kernel, until the block ends."""
+    # Not TCP, which other users of the machine could read.
+    config = Config({"KernelManager": {"transport": "ipc"}})
+    empty = nbformat.v4.new_notebook()
     client = NotebookClient(
-        nbformat.v4.new_notebook(), timeout=TIMEOUT, kernel_name="python3"
+        empty, config=config, timeout=TIMEOUT, kernel_name="python3"
     )
     with client.setup_kernel(env={**os.environ, "PYTHONWARNINGS": QUIET}):
         yield Kernel(client)
