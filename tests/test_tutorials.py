@@ -95,7 +95,7 @@ def stream(text: str, name: str = "stdout") -> nbformat.NotebookNode:
 
 
 def test_paths_and_lines_of_one_machine_are_left_out() -> None:
-    text = "/tmp/x/my.onnx written\nINT8 takes 0.8 times as long\nno VNNI here\nend\n"
+    text = "/tmp/x/my.onnx written\nINT8 takes 0.8 times as long as float\nno VNNI here\nend\n"
     (output,) = notebooks.kept(cell_with(stream(text)), "/tmp/x")
     assert output["text"] == "my.onnx written\nend\n"
 

@@ -83,10 +83,10 @@ class Kernel:
             CellExecutionError: a cell raised an exception.
             ValueError: a cell wrote to stderr.
         """
-        self._client.nb = notebook
         with tempfile.TemporaryDirectory(prefix="tutorial-") as folder:
             shutil.copy(MODEL, folder)
             self._execute(f"%reset -f\n%cd -q {folder}")
+            self._client.nb = notebook
             for index, cell in enumerate(notebook.cells):
                 if cell.cell_type == "code":
                     self._client.execute_cell(cell, index)
@@ -95,7 +95,9 @@ class Kernel:
         clean(notebook)
 
     def _execute(self, code: str) -> None:
-        self._client.execute_cell(nbformat.v4.new_code_cell(code), 0)
+        cell = nbformat.v4.new_code_cell(code)
+        self._client.nb = nbformat.v4.new_notebook(cells=[cell])
+        self._client.execute_cell(cell, 0)
 
 
 @contextlib.contextmanager
