@@ -77,9 +77,7 @@ def test_each_board_has_the_notebook_that_its_texts_make() -> None:
     for target, text in texts.items():
         kept = notebooks.read(notebooks.FOLDER / "boards" / f"{target}.ipynb")
         made = board_notebooks.notebook(target, text)
-        assert [cell.source for cell in kept.cells] == [
-            cell.source for cell in made.cells
-        ]
+        assert board_notebooks.sources(kept) == board_notebooks.sources(made)
 
 
 # --- what is kept of outputs ----------------------------------------------------------

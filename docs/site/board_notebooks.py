@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from docs.site.notebooks import FOLDER, MACHINE, Cell, Notebook, clean
+from docs.site.notebooks import FOLDER, MACHINE, Cell, Notebook, clean, read
 
 from repzoo.storage import write_atomically
 
@@ -32,9 +32,7 @@ makes that file."""
 PACK = """import repzoo
 
 folded = repzoo.fold("block.onnx")
-pack = repzoo.pack(
-    folded, "digits", "pack", target="{target}", calibration=20, images=64
-)
+pack = repzoo.pack(folded, "digits", "pack", target="{target}", calibration=20, images=64)
 pack"""
 PREDICTED = """\
 The second row is a prediction: repzoo computes on this PC in the number formats of the target.
@@ -49,8 +47,10 @@ def between(name, start, end):
 
 
 print({show})"""
-CHANGE = """file = pack.folder / "{file}"
-file.write_text(file.read_text().replace({old!r}, {new!r}))
+CHANGE = """right = "{old}"
+wrong = "{new}"
+file = pack.folder / "{file}"
+file.write_text(file.read_text().replace(right, wrong))
 repzoo.check_pack(pack.folder, data="digits")"""
 CHECKED = """\
 `repzoo pack --check pack --data digits` does the same on the command line, for files of your own
@@ -71,6 +71,11 @@ def notebook(target: str, text: Mapping[str, str]) -> Notebook:
     made = nbformat.v4.new_notebook(cells=list(_cells(target, text)))
     clean(made)
     return made
+
+
+def sources(made: Notebook) -> list[str]:
+    """The text of each cell."""
+    return [cell.source for cell in made.cells]
 
 
 def _cells(target: str, text: Mapping[str, str]) -> Iterator[Cell]:
@@ -111,10 +116,13 @@ def _code(source: str, *tags: str) -> Cell:
 
 
 def main() -> None:
-    """Write the notebooks of all targets."""
+    """Write the notebooks of all targets whose cells have changed."""
     for target, text in texts().items():
         path = BOARDS / f"{target}.ipynb"
-        write_atomically(path, nbformat.writes(notebook(target, text)) + "\n")
+        made = notebook(target, text)
+        # The outputs of the others stay.
+        if not path.exists() or sources(read(path)) != sources(made):
+            write_atomically(path, nbformat.writes(made) + "\n")
 
 
 if __name__ == "__main__":
