@@ -124,6 +124,7 @@ def test_html_is_kept_without_the_repr_beside_it() -> None:
         ("machine", "Top-1 −1e-06 %", True),
         ("machine", "Top-5  9.5 %", True),
         ("machine", "Top-1  9.5 points", False),
+        ("search", "tried gptq", True),
     ],
 )
 def test_numbers_of_a_machine_are_not_compared_but_words_are(

@@ -6,6 +6,7 @@ A cell may have a tag:
 
 timing   its figures are those of one machine at one moment: no output of it is kept
 machine  its last digits depend on the processor: words are compared, numbers are not
+search   what a search tries depends on the processor: that it prints anything is compared
 
 A figure or a picture is compared by its kind alone, since fonts differ.
 """
@@ -37,7 +38,7 @@ TIMEOUT = 120  # seconds of a cell
 COLORS = 32  # of a picture
 # tqdm, which timm imports, asks for widgets that nothing here uses.
 QUIET = "ignore:IProgress not found"
-TIMING, MACHINE = "timing", "machine"
+TIMING, MACHINE, SEARCH = "timing", "machine", "search"
 # The best form of an output first. A text beside HTML is the whole `repr`, host and all.
 KINDS = ("image/png", "text/html", "text/markdown", "text/plain")
 # Lines that are printed on some machines only.
@@ -172,19 +173,21 @@ def comparable(notebook: Notebook) -> list[list[str]]:
     cells = []
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            is_exact = MACHINE not in tags_of(cell)
-            cells.append([_comparable(output, is_exact) for output in cell.outputs])
+            tags = tags_of(cell)
+            cells.append([_comparable(output, tags) for output in cell.outputs])
     return cells
 
 
-def _comparable(output: Any, is_exact: bool) -> str:
+def _comparable(output: Any, tags: list[str]) -> str:
     if output.output_type == "stream":
         text = output.text
     else:
         ((kind, text),) = output.data.items()
         if kind.startswith("image/"):
             return str(kind)
-    if is_exact:
+    if SEARCH in tags:
+        return str(output.output_type)
+    if MACHINE not in tags:
         return str(text)
     # Columns are as wide as their numbers.
     return re.sub(r"\s+", " ", NUMBER.sub("#", text))
