@@ -38,6 +38,7 @@ from repzoo.measure.results import (
     GraphSummary,
     Latency,
     LatencyRatio,
+    OperatorTime,
     PairedAccuracy,
     PlacementTrial,
     QuantizeSummary,
@@ -132,6 +133,7 @@ EXAMPLES: list[Any] = [
         max_drop=0.3,
         placement_trials=(PlacementTrial("Conv 7x7", 3, True, 0.9, 0.85, 0.95, True),),
         stages={"calibrate": 1.5},
+        operators=(OperatorTime("int8", "Reorder jit_uni_I8", 12.5, 0.05, True),),
     ),
     BoardLatency(
         target="rdk-x5",

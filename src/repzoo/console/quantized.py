@@ -191,6 +191,11 @@ def _placement_lines(report: QuantReport, precision: str) -> list[str]:
             reasons.append(f"{trial.group} ({trial.nodes}) {side}: {ratio} of the time")
     if reasons:
         lines.append(f"by timing on this engine: {'; '.join(reasons)}")
+    operators = report.record.values.operators or ()
+    converting = [item for item in operators if item.is_conversion]
+    in_int8 = [item.share for item in converting if item.form == "int8"]
+    if operators:
+        lines.append(f"time in conversions: {100 * sum(in_int8):.0f} % of INT8")
     return lines
 
 

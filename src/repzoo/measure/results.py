@@ -403,6 +403,24 @@ class HalfSummary:
     on_engine: PairedAccuracy
 
 
+@dataclass(frozen=True)
+class OperatorTime:
+    """The time of one kind of operator, as the engine executes it.
+
+    form           float | int8: the model
+    kind           the engine's name and kernel
+    microseconds   in one run on one thread
+    share          of the time of all operators, 0..1
+    is_conversion  whether it only quantizes, dequantizes, converts or reorders
+    """
+
+    form: str
+    kind: str
+    microseconds: float
+    share: float
+    is_conversion: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuantizeSummary:
     """What quantizing one model gave: the candidate that was chosen, measured on the gate's images.
@@ -422,6 +440,7 @@ class QuantizeSummary:
     float_top1, top1   Top-1 of the float and the INT8 model in percent; None without labels
     multi_label, unjudged  as in PairedAccuracy
     half               of a model in half precision; None for INT8
+    operators          time by kind of operator; None where the engine has no profiles
     race               of engines and forms; None where none was held
     """
 
@@ -451,4 +470,5 @@ class QuantizeSummary:
     multi_label: LabelAgreement | None = None
     unjudged: str | None = None
     half: HalfSummary | None = None
+    operators: tuple[OperatorTime, ...] | None = None
     race: RaceSummary | None = None

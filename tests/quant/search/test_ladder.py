@@ -121,6 +121,14 @@ def test_a_good_model_passes_and_says_what_was_done() -> None:
         for key in ("images", "selection_images", "gate_images")
     }
     assert counts == {"images": 64, "selection_images": 64, "gate_images": 180}
+    operators = report.record.values.operators
+    assert operators is not None
+    for form in ("float", "int8"):
+        shares = [item.share for item in operators if item.form == form]
+        assert 0.97 < sum(shares) <= 1.01, form
+    kinds = {item.kind for item in operators if item.is_conversion}
+    assert "QuantizeLinear" in kinds
+    assert any(item.kind.startswith("QLinearConv") for item in operators)
     onnx.checker.check_model(quantized.model, full_check=True)
     runs = [
         accuracy.open_run(artifact, engine("onnxruntime"), 1)

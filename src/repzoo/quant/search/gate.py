@@ -28,6 +28,7 @@ from repzoo.measure.accuracy import BATCH
 from repzoo.measure.record import Record, full_identity_of, share_of
 from repzoo.measure.results import (
     LatencyRatio,
+    OperatorTime,
     PairedAccuracy,
     PlacementTrial,
     QuantizeSummary,
@@ -58,6 +59,7 @@ class ReportContext:
     remarks   on the images and on what could not be tried
     started   time.perf_counter() when the work began
     trials    moves that the placement search timed; None where there was no search
+    operators  time by kind of operator, where the engine has profiles
     phases    seconds that calibration, placement search and gate took, where there are these
     """
 
@@ -68,6 +70,7 @@ class ReportContext:
     started: float
     trials: tuple[PlacementTrial, ...] | None = None
     phases: Mapping[str, float] | None = None
+    operators: tuple[OperatorTime, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -346,6 +349,7 @@ def summarize(
         layers=tuple(layer.to_json() for layer in chosen.layers),
         max_drop=context.budget.max_drop,
         placement_trials=context.trials,
+        operators=context.operators,
         stages=context.phases,
         float_top1=paired.first_top1,
         top1=paired.top1,

@@ -43,6 +43,7 @@ from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset, QuantizationSplit
 from repzoo.engines import Engine
 from repzoo.errors import InputError
+from repzoo.measure.results import OperatorTime
 from repzoo.progress import Progress, silent
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
@@ -65,6 +66,7 @@ from repzoo.quant.search.gate import (
     ReportContext,
     require_folded,
 )
+from repzoo.quant.search.operator_times import operator_times
 from repzoo.quant.search.placement_search import (
     PlacementRace,
     SearchResult,
@@ -166,6 +168,7 @@ def quantize(
         started,
         search.trials,
         phases,
+        _operator_times(evaluator, best),
     )
     return gate.conclude(
         best,
@@ -174,6 +177,16 @@ def quantize(
         context,
         lambda: evaluator.diagnose(best, split.gate),
     )
+
+
+def _operator_times(
+    evaluator: Evaluator, best: BuiltCandidate
+) -> tuple[OperatorTime, ...] | None:
+    """Of the float model and of `best`; None where only a board runs it."""
+    if evaluator.builder.scheme.runs_on_board:
+        return None
+    gate = evaluator.gate
+    return operator_times(gate.engine, gate.artifact, best.artifact)
 
 
 def _step_settings(

@@ -1,0 +1,56 @@
+"""The time that each kind of operator takes in the float and in the INT8 model, for reports."""
+
+from __future__ import annotations
+
+from repzoo.artifact import Artifact
+from repzoo.engines import Engine
+from repzoo.engines.executed import ExecutedOperator, time_by_kind
+from repzoo.errors import InputError
+from repzoo.measure import latency
+from repzoo.measure.results import OperatorTime
+
+RUNS = 12
+SMALLEST_SHARE = 0.001  # of the time; less is not listed
+
+
+def operator_times(
+    engine: Engine, float_model: Artifact, int8_model: Artifact
+) -> tuple[OperatorTime, ...] | None:
+    """Of both models on one thread, each from the longest to the shortest.
+
+    None where the engine has no profiles.
+    """
+    profile = getattr(engine, "profile", None)
+    if profile is None:
+        return None
+    times: list[OperatorTime] = []
+    for form, artifact in (("float", float_model), ("int8", int8_model)):
+        shape = (1, *float_model.require_preprocess().input_shape)
+        inputs = latency.random_input(artifact.model, shape, seed=0)
+        try:
+            operators = profile(artifact.model, inputs, RUNS)
+        except InputError:
+            return None  # a report is worth having without it
+        times.extend(_listed(form, operators))
+    return tuple(times)
+
+
+def _listed(form: str, operators: list[ExecutedOperator]) -> list[OperatorTime]:
+    conversions = [item for item in operators if item.is_conversion]
+    others = [item for item in operators if not item.is_conversion]
+    total = sum(item.microseconds for item in operators)
+    times: list[OperatorTime] = []
+    for group, is_conversion in ((others, False), (conversions, True)):
+        for kind, microseconds in time_by_kind(group).items():
+            share = microseconds / total
+            if share >= SMALLEST_SHARE:
+                times.append(
+                    OperatorTime(
+                        form,
+                        kind,
+                        round(microseconds, 1),
+                        round(share, 4),
+                        is_conversion,
+                    )
+                )
+    return times
