@@ -28,6 +28,7 @@ from repzoo.measure.board import (
     NodeSimilarity,
 )
 from repzoo.measure.comparison_results import QuantizerComparison
+from repzoo.measure.peer_latency import PeerLatency
 from repzoo.measure.record import Record, read_result, to_json
 from repzoo.measure.results import (
     Accuracy,
@@ -87,6 +88,16 @@ EXAMPLES: list[Any] = [
         **{f"p{rank}_{end}_ms": 2.0 for rank in (90, 99) for end in ("low", "high")},
     ),
     replace(latency_ratio(0.5), fps_ratio=2.0, fps_ratio_low=1.5, fps_ratio_high=2.5),
+    PeerLatency(
+        setting=Setting("closed-loop", 1, 1, 1),
+        contender="NNCF",
+        own=False,
+        exact=False,
+        macs=1_000_000,
+        latency=latency(2.0),
+        peak_share=0.25,
+        ratio=RATIO,
+    ),
     FoldSummary(
         equal=None,
         max_abs_error=0.5,
