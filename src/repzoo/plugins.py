@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -93,7 +93,7 @@ def _is_other_package_missing(error: Exception) -> bool:
     return (error.name or "").split(".")[0] != "repzoo"
 
 
-def unknown(kind: str, name: str, known: Mapping[str, Any] | list[str]) -> str:
+def unknown(kind: str, name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
     """The error message for an unknown `name`.
 
     It offers names that are spelled alike, and lists all known ones where they are few.

@@ -74,6 +74,7 @@ def test_rows_of_a_run_compare_with_the_fastest_peer_and_the_fastest_exact_one()
 def test_a_file_for_another_batch_computes_every_image() -> None:
     eight = peer_files.with_batch(artifact(), 8)
     inputs = latency.inputs_for(eight)
+    assert isinstance(inputs, np.ndarray)
     outputs = engine("onnxruntime").open(eight.model).run(inputs)
     assert outputs.shape == (8, 3)
     np.testing.assert_allclose(outputs, inputs.mean((2, 3)), rtol=1e-4, atol=1e-6)

@@ -49,8 +49,8 @@ def tiny(
         helper.make_node("Neg", ["mean"], ["negative"]),
         helper.make_node("Concat", ["mean", "negative"], ["y"], axis=1),
     ]
-    shape = ["n", *own.input_shape]
-    classes = ["n", 2 * channels]
+    shape: list[str | int] = ["n", *own.input_shape]
+    classes: list[str | int] = ["n", 2 * channels]
     graph = helper.make_graph(
         nodes,
         "tiny",

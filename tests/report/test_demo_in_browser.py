@@ -88,7 +88,7 @@ def labels(page: Any) -> list[str]:
 # --- the bits of the input -----------------------------------------------------------
 
 MEANS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     **{
         f"{name} short": ({"interpolation": name}, (97, 61))
         for name in ("nearest", "bilinear", "bicubic", "lanczos")
@@ -127,7 +127,8 @@ def test_the_input_has_the_bits_of_python(
     fields, (width, height) = CASES[case]
     is_float = "input" not in fields
     element = TensorProto.FLOAT if is_float else TensorProto.UINT8
-    artifact = tiny(element=element, **{"size": 24, "crop_fraction": 0.875, **fields})
+    preprocess = {"size": 24, "crop_fraction": 0.875, **fields}
+    artifact = tiny(element=element, **preprocess)
     image = photograph(width, height, seed=3)
     rgba = base64.b64encode(image.convert("RGBA").tobytes()).decode()
     values = opened.evaluate(

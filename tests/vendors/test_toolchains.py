@@ -124,9 +124,12 @@ def test_who_watches_a_log_sees_whole_lines_once(
     )
     log = tmp_path / "tool.log"
     seen: list[str] = []
-    program.run_logged(
-        recipe, ["python", "-c", code], tmp_path, log, 60, watch=seen.append
-    )
+
+    def watch(lines: str) -> bool:
+        seen.append(lines)
+        return False
+
+    program.run_logged(recipe, ["python", "-c", code], tmp_path, log, 60, watch=watch)
     assert log.read_text() == "loading\nbuilding\nend\n"
     assert all(text.endswith("\n") for text in seen if text)
     assert log.read_text().startswith("".join(seen))

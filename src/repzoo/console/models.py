@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from repzoo.artifact import Artifact
+from repzoo.artifact import Artifact as StoredArtifact
 from repzoo.console.output import Summary, View, make_table
 from repzoo.data.names import enumeration
 from repzoo.engines import statuses
@@ -21,7 +21,7 @@ from repzoo.zoo.catalog import FigureSource, ModelSpec
 if TYPE_CHECKING:  # graph.* imports onnx-ir, which takes long
     from repzoo.graph.certificate.certify import Certificate
     from repzoo.graph.tools.cost_result import Cost
-    from repzoo.verbs import EmbeddedInput
+    from repzoo.verbs import Artifact, EmbeddedInput
     from repzoo.zoo.checkpoints import Loaded
     from repzoo.zoo.download import Fetched
 
@@ -97,7 +97,7 @@ def artifact(model: Artifact) -> View:
         "steps": [dataclasses.asdict(step) for step in model.steps],
         "sha256": model.sha256,
     }
-    if getattr(model, "origin", ""):
+    if model.origin:
         facts["origin"] = model.origin
     shown = dict(facts)
     shown["preprocess"] = _pairs(preprocess) if preprocess else "not stated"
@@ -142,7 +142,7 @@ def engines() -> View:
     return View({"engines": rows, "host": facts}, table, *lines)
 
 
-def written(model: Artifact, path: Path) -> View:
+def written(model: StoredArtifact, path: Path) -> View:
     """A model file that was written."""
     document = {
         "file": str(path),
@@ -194,7 +194,7 @@ def downloaded(fetched: Sequence[Fetched], failed: Sequence[str]) -> View:
     return View({"files": rows, "failed": list(failed)}, *shown, remarks=failed[1:])
 
 
-def embedded_input(embedded: EmbeddedInput, model: Artifact, path: Path) -> View:
+def embedded_input(embedded: EmbeddedInput, model: StoredArtifact, path: Path) -> View:
     """`repzoo embed-input`."""
     preprocess = model.require_preprocess()
     document = {
@@ -257,7 +257,7 @@ def _refusals(proof: Certificate) -> list[str]:
     return lines
 
 
-def cost(model: Artifact, counted: Cost) -> View:
+def cost(model: StoredArtifact, counted: Cost) -> View:
     """`repzoo count`."""
     table = make_table(model.name, f">{model.form} form")
     for name in ("parameters", "macs", "bytes", "nodes"):
@@ -273,7 +273,7 @@ def cost(model: Artifact, counted: Cost) -> View:
     return View(dataclasses.asdict(counted), table, note, remarks=remarks)
 
 
-def _unsized_remarks(model: Artifact, counted: Cost) -> list[str]:
+def _unsized_remarks(model: StoredArtifact, counted: Cost) -> list[str]:
     """What the figure of MACs lacks, and what would complete it."""
     if not counted.unsized:
         return []

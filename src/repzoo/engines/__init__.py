@@ -22,13 +22,15 @@ import importlib.metadata
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeGuard
 
 import numpy.typing as npt
 import onnx
 
 from repzoo.errors import InputError
 from repzoo.plugins import Plugin, PluginTable
+from repzoo.preprocessing import Preprocess
 
 # float32, or uint8 for the input of a model that takes bytes.
 Array = npt.NDArray[Any]
@@ -71,9 +73,7 @@ class Engine(Protocol):
 
     profile(model, inputs, runs)  what it executes for `model` on one thread and how long each of
                               its operators takes, as a list of executed.ExecutedOperator
-    open_pack(path, preprocess, streams)  a Session of what a vendor's tool chain compiled, for an
-                              engine that runs nothing else: its `open` refuses. `path` is the
-                              vendor's quantized model, `preprocess` that of the pack's float model
+    open_pack(path, preprocess, streams)  see PackEngine
 
     name  as in ENGINES, with the option where there is one: "openvino:GPU"
     """
@@ -98,6 +98,27 @@ class Engine(Protocol):
 
         Raises:
             InputError: the runtime cannot run the model; the message says why.
+        """
+
+
+class PackEngine(Engine, Protocol):
+    """An engine that runs what a vendor's tool chain compiled, and nothing else.
+
+    Its `open` refuses every model. Sessions may have `carried(inputs)`: the inputs as they reach
+    the model, where a camera's format loses colors.
+    """
+
+    def open_pack(
+        self, path: Path, preprocess: Preprocess, streams: int = 1
+    ) -> Session:
+        """Open a compiled model.
+
+        path        of the vendor's quantized model
+        preprocess  of the pack's float model
+        streams     clients that will call at once
+
+        Raises:
+            InputError: the tool chain is not installed or cannot run the file.
         """
 
 
@@ -179,6 +200,11 @@ def engine(name: str) -> Engine:
         arguments.append(_find_option(base, text, options(base)))
     instance: Engine = engine_class(*arguments)
     return instance
+
+
+def runs_packs(runner: Engine) -> TypeGuard[PackEngine]:
+    """Whether an engine runs what a vendor's tool chain compiled, and nothing else."""
+    return hasattr(runner, "open_pack")
 
 
 def options(name: str) -> list[str]:

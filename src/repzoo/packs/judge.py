@@ -115,7 +115,12 @@ class PackJudge:
         self._images = images
         self._seed = seed
         self._progress = progress
-        self._engine = engines.engine(compiler_of(target.name).toolchain)
+        engine = engines.engine(compiler_of(target.name).toolchain)
+        if not engines.runs_packs(engine):
+            raise InputError(
+                f"the engine {engine.name} does not run compiled packs; leave --judge tool out"
+            )
+        self._engine = engine
         chosen = images.judged.balanced_sample(JUDGED_IMAGES, seed)
         judged = images.judged.subset(chosen)
         preprocess = artifact.require_preprocess()

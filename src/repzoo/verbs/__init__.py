@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 # For type checkers and editors, which do not see what `__getattr__` imports.
 if TYPE_CHECKING:
     from repzoo.measure.matching import Match
+    from repzoo.report.charts import Chart
     from repzoo.verbs.benchmark_models import BenchOptions, benchmark
     from repzoo.verbs.convert_checkpoint import ConvertedCheckpoint, convert
-    from repzoo.verbs.draw_chart import Chart, chart
+    from repzoo.verbs.draw_chart import chart
     from repzoo.verbs.embed_camera_input import EmbeddedInput, embed_input
     from repzoo.verbs.evaluate_models import EvaluateOptions, Evaluation, evaluate
     from repzoo.verbs.export_model import ExportOptions, export

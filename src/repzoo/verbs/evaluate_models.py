@@ -357,7 +357,7 @@ def _runs_packs(engine_name: str) -> bool:
 def _open_run(artifact: StoredArtifact, engine: Engine) -> EvaluationRun:
     """The run of a model, or of the vendor's own quantized model in a pack."""
     folder = getattr(artifact, "pack", None)
-    if folder is None or not hasattr(engine, "open_pack"):
+    if folder is None or not engines.runs_packs(engine):
         return accuracy.open_run(artifact, engine)
     pack = read_compiled(folder)
     if pack.target.partition(":")[0] != engine.name:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -156,7 +157,7 @@ def test_the_mean_over_the_image_is_a_pool(
     prove(apply_respellings(before, result.respellings), result.model, result.outputs)
 
 
-def respelling(operator: str, **attributes: object) -> Respelling:
+def respelling(operator: str, **attributes: Any) -> Respelling:
     node = onnx.helper.make_node(operator, ["t"], ["u"], **attributes)
     return Respelling("t", "u", (node,), ())
 
@@ -171,7 +172,7 @@ def respelling(operator: str, **attributes: object) -> Respelling:
     ],
 )
 def test_the_certificate_refuses_another_function(
-    graph: Graph, operator: str, attributes: dict[str, object]
+    graph: Graph, operator: str, attributes: dict[str, Any]
 ) -> None:
     opset, body, _ = SPELLINGS["GELU, opset 20"]
     before = between_layers(graph, body, opset)

@@ -28,6 +28,7 @@ from repzoo.errors import GateError, InputError
 from repzoo.measure import latency, record
 from repzoo.measure.race_result import RaceEntry
 from repzoo.measure.results import LatencyRatio, PairedAccuracy, QuantizeSummary
+from repzoo.quant.network.placement import PlacementSpace
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.search import engine_race, ladder
 from repzoo.quant.search.engine_race import Contest, choose
@@ -251,7 +252,7 @@ def test_a_shared_calibration_gives_each_scheme_what_its_own_would() -> None:
     shared = ladder.share_calibration(small(), images, schemes, runner)
     for scheme in schemes:
         own = ladder.share_calibration(small(), images, [scheme], runner)
-        space = ladder.PlacementSpace(own.model, scheme)
+        space = PlacementSpace(own.model, scheme)
         starts = ladder.starting_placements(small(), space)
         first = shared.for_placements(starts).statistics
         second = own.calibration.statistics
@@ -301,7 +302,12 @@ def test_an_engine_that_is_named_gets_int8_by_any_objective(
     made_up: Ratios, small_file: Path
 ) -> None:
     made_up["onnxruntime", "int8"] = 1.5
-    options = {"images": 32, "max_drop": 5.0, "search": 0.0, "engine": "onnxruntime"}
+    options: dict[str, Any] = {
+        "images": 32,
+        "max_drop": 5.0,
+        "search": 0.0,
+        "engine": "onnxruntime",
+    }
     for objective in ("throughput", "size"):
         int8 = verbs.quantize(small_file, "digits", objective=objective, **options)
         assert int8.form == "int8"

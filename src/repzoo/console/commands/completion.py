@@ -17,7 +17,8 @@ SHELLS = ("bash", "zsh", "fish")
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
 @json_option
-def completion(shell: str, as_json: bool) -> None:
+@click.pass_context
+def completion(context: click.Context, shell: str, as_json: bool) -> None:
     """Print the script with which SHELL completes the words of repzoo.
 
     bash: add  eval "$(repzoo completion bash)"  to ~/.bashrc
@@ -28,7 +29,7 @@ def completion(shell: str, as_json: bool) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None  # click has all of SHELLS
-    group = click.get_current_context().find_root().command
+    group = context.find_root().command
     script = kind(group, {}, PROGRAM, VARIABLE).source()
     if as_json:
         Console(as_json).show(View({"shell": shell, "script": script}))

@@ -90,12 +90,14 @@ def _require_equal(item: Respelling, origin: TrainingForm) -> None:
         ) from None
     roundoff = unit_roundoff(_element_type(item))
     bound = ROUNDINGS * roundoff * (np.abs(probes).max() if probes.ndim == 4 else 1)
-    error = np.abs(expected - actual)
+    difference = np.abs(expected - actual)
     if probes.ndim == 1:
-        error = error / (1 + np.abs(probes))
-    if not error.max() <= bound:
+        difference = difference / (1 + np.abs(probes))
+    largest = difference.max()
+    # A comparison with NaN is false, and NaN must be refused.
+    if not largest <= bound:
         raise CertificateError(
-            f"{item.output}: written in other operators it differs by {error.max():.3g}, so "
+            f"{item.output}: written in other operators it differs by {largest:.3g}, so "
             "nothing is written; this is a defect in repzoo"
         )
 
