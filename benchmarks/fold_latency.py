@@ -39,14 +39,17 @@ def pair(name: str, folder: Path) -> list[PublicArtifact]:
         PublicArtifact.wrap(by_timm(name, module, preprocess)).save(paths[0])
         ours = by_repzoo(name, module, preprocess)
         replace(ours, name=f"{name} by repzoo").save(paths[1])
-    return [verbs.load(path) for path in paths]
+    # A loaded file is called after its path; the table looks for these names.
+    names = (f"{name} by timm", f"{name} by repzoo")
+    loaded = zip(paths, names, strict=True)
+    return [replace(verbs.load(path), name=new) for path, new in loaded]
 
 
 def compare(
     files: list[PublicArtifact], engines: tuple[str, ...], seconds: float, path: Path
 ) -> None:
     """Time both files of one model on all engines; print and store the ratios."""
-    name = files[0].name
+    name = files[0].name.removesuffix(" by timm")
     for engine in engines:
         result = verbs.benchmark(files, engine=engine, seconds=seconds)
         # Of the rounds only the ratio is kept, to keep the file small.
