@@ -48,11 +48,17 @@ Targets = npt.NDArray[np.int64]  # class of each image, below CLASSES
 
 
 def create(name: str) -> tuple[torch.nn.Module, Preprocess]:
-    """The training form of a model of the catalog or of timm, and its preprocessing."""
+    """The training form of a model of the catalog or of timm, and its preprocessing.
+
+    Raises:
+        InputError: neither has a model of this name.
+    """
     torch.manual_seed(SEED)
     try:
         return families.build(name, CLASSES), catalog.spec(name).preprocess
     except InputError:
+        if not timm.is_model(name):
+            raise
         module = timm.create_model(name, num_classes=CLASSES)
         size = module.pretrained_cfg["input_size"][-1]
         return module, Preprocess(size=size)

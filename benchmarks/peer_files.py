@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from timm.models import reparameterize_model
 
 from benchmarks import models, textures
 from repzoo import __version__, verbs
@@ -98,25 +98,24 @@ class ModelFolder:
 
 def open_folder(work: Path, model: str) -> ModelFolder:
     """The folder of `model` below `work`."""
-    name = Path(model).stem if model.endswith(".onnx") else model
-    return ModelFolder(model, make_folder(work / name))
+    folder = ModelFolder(model, work)
+    return replace(folder, path=make_folder(work / folder.name))
 
 
 def build(folder: ModelFolder, setting: Setting) -> None:
     """Make the float files and the INT8 files of other quantizers that are missing."""
-    if setting.renew or not folder.file(OWN_FLOAT).exists():
-        make_floats = _floats_of_file if folder.is_file else _floats_of_name
-        _timed(f"{folder.name}: float files", lambda: make_floats(folder, setting))
+    _make_once(folder, FLOAT, setting, partial(_float, folder, setting))
+    _make_once(folder, OWN_FLOAT, setting, partial(_own_float, folder, setting))
     for name in PEERS:
-        make = lambda name=name: _quantize_by_peer(folder, setting, name)  # noqa: E731
-        _make_once(folder, name, setting, make)
+        make = partial(_quantize_by_peer, folder, setting, name)
+        _make_if_possible(folder, name, setting, make)
 
 
 def quantize(folder: ModelFolder, setting: Setting) -> None:
     """Make repzoo's INT8 files that are missing, one for each engine."""
     for engine in OWN_ENGINES:
-        make = lambda engine=engine: _quantize_own(folder, setting, engine)  # noqa: E731
-        _make_once(folder, own_int8(engine), setting, make)
+        make = partial(_quantize_own, folder, setting, engine)
+        _make_if_possible(folder, own_int8(engine), setting, make)
 
 
 def own_int8(engine: str) -> str:
@@ -124,18 +123,17 @@ def own_int8(engine: str) -> str:
     return f"repzoo-{engine}"
 
 
-def deploy_module(folder: ModelFolder) -> torch.nn.Module:
-    """timm's reparameterized module, with the weights that all files have.
+def trained_module(folder: ModelFolder) -> tuple[torch.nn.Module, Preprocess]:
+    """The training form with the weights that all files have, and its preprocessing.
 
     Raises:
         InputError: the model is an ONNX file.
     """
     if folder.is_file:
         raise InputError("an ONNX file has no PyTorch module")
-    module, _ = models.create(folder.model)
+    module, preprocess = models.create(folder.model)
     module.load_state_dict(torch.load(folder.path / MODULE, weights_only=True))
-    deploy: torch.nn.Module = reparameterize_model(module.eval())
-    return deploy
+    return module.eval(), preprocess
 
 
 def with_batch(artifact: Artifact, batch: int) -> Artifact:
@@ -171,8 +169,10 @@ def has_8_bit_weights(model: onnx.ModelProto) -> bool:
     return False
 
 
-def _floats_of_name(folder: ModelFolder, setting: Setting) -> None:
-    """Train a model of the catalog or of timm for a moment; write its folds by timm and repzoo."""
+def _float(folder: ModelFolder, setting: Setting) -> Artifact:
+    """The user's file as it is, or timm's fold of a model that is trained for a moment here."""
+    if folder.is_file:
+        return verbs.load(folder.model)
     module, preprocess = models.create(folder.model)
     source = setting.source()
     images, targets = _arrays(source, preprocess)
@@ -180,24 +180,23 @@ def _floats_of_name(folder: ModelFolder, setting: Setting) -> None:
     models.set_statistics(module, images[:STATISTICS_IMAGES])
     models.fit_head(module, images, targets)
     torch.save(module.state_dict(), folder.path / MODULE)
-    labels = labels_for(source.classes)
-    models.by_timm(folder.name, module, preprocess, labels).save(folder.file(FLOAT))
-    own = models.by_repzoo(folder.name, module, preprocess, labels)
-    own.save(folder.file(OWN_FLOAT))
+    return models.by_timm(folder.name, module, preprocess, labels_for(source.classes))
+
+
+def _own_float(folder: ModelFolder, setting: Setting) -> Artifact:
+    """repzoo's fold of the same."""
+    if folder.is_file:
+        artifact = verbs.load(folder.model)
+        return verbs.fold(artifact) if artifact.form == "train" else artifact
+    module, preprocess = trained_module(folder)
+    labels = labels_for(setting.source().classes)
+    return models.by_repzoo(folder.name, module, preprocess, labels)
 
 
 def labels_for(classes: Sequence[str]) -> tuple[str, ...]:
     """A label for each of the model's outputs; those without images are called by their number."""
     others = [f"unused {index}" for index in range(len(classes), models.CLASSES)]
     return (*classes, *others)
-
-
-def _floats_of_file(folder: ModelFolder, setting: Setting) -> None:
-    """The user's file as it is, and as repzoo folds it."""
-    artifact = verbs.load(folder.model)
-    own = verbs.fold(artifact) if artifact.form == "train" else artifact
-    artifact.save(folder.file(FLOAT))
-    own.save(folder.file(OWN_FLOAT))
 
 
 def _arrays(
@@ -245,22 +244,24 @@ def _quantize_own(folder: ModelFolder, setting: Setting, engine: str) -> Artifac
     return int8
 
 
-def _make_once(
+def _make_if_possible(
     folder: ModelFolder, name: str, setting: Setting, make: Callable[[], Artifact]
 ) -> None:
-    """Write the file `name` unless it is there; say why where that is impossible."""
-    path = folder.file(name)
-    if path.exists() and not setting.renew:
-        return
-    path.unlink(missing_ok=True)
+    """As `_make_once`; a quantizer's refusal is printed, and others go on."""
     try:
-        _timed(f"{folder.name}: {name}", lambda: make().save(path))
+        _make_once(folder, name, setting, make)
     except RepzooError as error:
         print(f"{folder.name}: {name}: {error}", flush=True)
 
 
-def _timed(title: str, work: Callable[[], object]) -> None:
-    """Do `work`, and print how long it took."""
+def _make_once(
+    folder: ModelFolder, name: str, setting: Setting, make: Callable[[], Artifact]
+) -> None:
+    """Write the file `name` unless it is there."""
+    path = folder.file(name)
+    if path.exists() and not setting.renew:
+        return
+    path.unlink(missing_ok=True)
     began = time.perf_counter()
-    work()
-    print(f"{title}: {time.perf_counter() - began:.0f} s", flush=True)
+    make().save(path)
+    print(f"{folder.name}: {name}: {time.perf_counter() - began:.0f} s", flush=True)

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -36,13 +37,14 @@ from typing import Any
 
 import onnx
 import torch
+from timm.models import reparameterize_model
 
 from benchmarks import peak, peer_files
 from benchmarks.peer_files import FLOAT, OWN_FLOAT, ModelFolder, own_int8
 from repzoo.engines import Engine, engine
 from repzoo.engines.pytorch import PyTorchSession
 from repzoo.engines.signature import signature_of
-from repzoo.errors import InputError
+from repzoo.errors import InputError, RepzooError
 from repzoo.graph.tools.cost import count
 from repzoo.measure import latency, record
 from repzoo.measure.host import host
@@ -148,7 +150,8 @@ def open_engine(contender: Contender, folder: ModelFolder) -> Engine:
         InputError: there is none for this model.
     """
     if contender.engine.startswith("pytorch"):
-        return TimmEngine(contender.engine, peer_files.deploy_module(folder))
+        module, _ = peer_files.trained_module(folder)
+        return TimmEngine(contender.engine, reparameterize_model(module))
     runner = engine(contender.engine)
     if contender.engine == "onnxruntime" and contender.session != EXACT:
         default: Engine = runner.with_default_precision()  # type: ignore[attr-defined]
@@ -209,6 +212,8 @@ def time_model(
 
     limit = peak.measure()
     cases = [entry.case for entry in entries if entry.case]
+    if not cases:
+        raise InputError(f"nothing of {folder.name} can be timed: {entries[-1].reason}")
     began = time.perf_counter()
     latency.run(cases, options.seconds, openings=options.openings, on_error=leave_out)
     print(f"{folder.name}: timed in {time.perf_counter() - began:.0f} s", flush=True)
@@ -393,8 +398,11 @@ def run_model(name: str, options: argparse.Namespace) -> None:
 def main() -> None:
     """Run the steps of one model after another."""
     options = parse_arguments()
-    for name in options.models:
-        run_model(name, options)
+    try:
+        for name in options.models:
+            run_model(name, options)
+    except RepzooError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
