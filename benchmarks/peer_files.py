@@ -235,7 +235,7 @@ def _quantize_own(folder: ModelFolder, setting: Setting, engine: str) -> Artifac
     int8 = verbs.quantize(artifact, setting.source(), options=options)
     report = int8.report
     assert report is not None
-    paired = report.paired
+    paired = report.paired.values
     print(
         f"    {report.chosen.stage} {report.chosen.placement}: drop {paired.drop:.2f}, "
         f"{paired.same_prediction:.1f} % unchanged",
