@@ -32,7 +32,7 @@ OWN_FLOAT = "repzoo"
 PEERS = ("ort-static", "nncf-default")
 OWN_ENGINES = ("onnxruntime", "openvino")  # those that compute INT8
 STATISTICS_IMAGES = 64
-HEAD_IMAGES = 320
+HEAD_IMAGES = 640
 TRAINING = "train"
 LARGEST_EXACT_WEIGHT = 64  # see quant/network/host_arithmetic.py
 

@@ -11,6 +11,7 @@ lose; --data gives other images, which an ONNX file needs. The steps:
     build     the float files, and the INT8 files of ONNX Runtime's static quantizer and of NNCF
     compile   fill torch.compile's cache, which takes more than a minute
     quantize  repzoo's INT8 files, one for each engine, as `repzoo quantize` makes them
+    judge     the predictions of all INT8 files beside those of float, each on its engine
     time      all files, in one run for each number of threads and each batch
 
 Files that are there are not made again, without --renew. Each run appends Records, one for each
@@ -20,12 +21,13 @@ processor's peak (peak.py), and the kind of host. What cannot be timed has a Rec
 On hosts without VNNI, 8-bit weights clip in ONNX Runtime's default sessions and on OpenVINO: their
 kernels add products in 16 bits (quant/network/host_arithmetic.py). Such rows are marked, the
 session of ONNX Runtime that is exact is timed beside the default one, and repzoo's own rows count
-only where they are exact. repzoo's INT8 is not timed on MNN and PyTorch, which compute it in float.
+only where they are exact. Nor do they count where repzoo's gate refuses the file. repzoo's INT8 is not timed on MNN and PyTorch, which compute it in float.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import time
@@ -39,26 +41,30 @@ import onnx
 import torch
 from timm.models import reparameterize_model
 
-from benchmarks import peak, peer_files
+from benchmarks import models, peak, peer_files
 from benchmarks.peer_files import FLOAT, OWN_FLOAT, ModelFolder, own_int8
+from repzoo.data.batches import ReadReport
 from repzoo.engines import Engine, engine
 from repzoo.engines.pytorch import PyTorchSession
 from repzoo.engines.signature import signature_of
 from repzoo.errors import InputError, RepzooError
 from repzoo.graph.tools.cost import count
-from repzoo.measure import latency, record
+from repzoo.measure import accuracy, latency, record
 from repzoo.measure.host import host
 from repzoo.measure.latency_case import Case
 from repzoo.measure.peer_latency import PeerLatency
 from repzoo.measure.record import Record, identity_of
 from repzoo.measure.results import LatencyRatio, Setting
 from repzoo.quant.network.host_arithmetic import saturates
+from repzoo.quant.search.verdict import Budget
 from repzoo.report import peers
+from repzoo.storage import json_text, write_atomically
 
-STEPS = ("build", "compile", "quantize", "time")
+STEPS = ("build", "compile", "quantize", "judge", "time")
 EXACT = "exact"  # the session of ONNX Runtime
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE = "pytorch:compile"
+JUDGED = "judged.json"
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,11 @@ class Contender:
     engine: str
     session: str = ""
     own: bool = False
+
+    @property
+    def key(self) -> str:
+        """What no other contender has."""
+        return " ".join(filter(None, (self.file, self.engine, self.session)))
 
 
 CONTENDERS = (
@@ -191,6 +202,43 @@ def fill_compile_cache(folder: ModelFolder) -> None:
                 entry.case.session.run(entry.case.inputs)
 
 
+def judge(folder: ModelFolder, making: peer_files.Setting) -> None:
+    """Compare the predictions of every INT8 file with those of its float file; keep the figures."""
+    split = making.source().split_for_quantization(making.images, models.SEED)
+    judged = {}
+    for contender in contenders():
+        is_float = contender.file in (FLOAT, OWN_FLOAT)
+        if is_float or not folder.file(contender.file).exists():
+            continue
+        runner = open_engine(contender, folder)
+        original = folder.read(OWN_FLOAT if contender.own else FLOAT)
+        pair = [original, folder.read(contender.file)]
+        runs = [accuracy.open_run(model, runner) for model in pair]
+        first, second = accuracy.evaluate(runs, split.gate, ReadReport(), logits=True)
+        paired = accuracy.compare(first, second).values
+        refused = not Budget().judge(paired).passes
+        judged[contender.key] = {
+            "drop": paired.drop,
+            "same": paired.same_prediction,
+            "refused": refused,
+        }
+        print(
+            f"{folder.name}: {contender.key}: drop {paired.drop:.2f}, "
+            f"{paired.same_prediction:.1f} % unchanged{', refused' if refused else ''}",
+            flush=True,
+        )
+    write_atomically(folder.path / JUDGED, json_text(judged).encode())
+
+
+def read_judged(folder: ModelFolder) -> dict[str, dict[str, Any]]:
+    """The figures of `judge` by contender; none where it was not run."""
+    path = folder.path / JUDGED
+    if not path.exists():
+        return {}
+    figures: dict[str, dict[str, Any]] = json.loads(path.read_bytes())
+    return figures
+
+
 def contenders() -> list[Contender]:
     """All that differ on this host: where nothing saturates, every session is exact."""
     if saturates(host()):
@@ -223,7 +271,12 @@ def time_model(
         "calibration_images": options.images,
         "search_seconds": options.search_seconds,
     }
-    return rows_of(entries, setting, macs, limit, data)
+    rows = rows_of(entries, setting, macs, limit, data)
+    judged = read_judged(folder)
+    return [
+        replace(row, values=replace(row.values, **judged.get(entry.contender.key, {})))
+        for row, entry in zip(rows, entries, strict=True)
+    ]
 
 
 def rows_of(
@@ -385,6 +438,8 @@ def run_model(name: str, options: argparse.Namespace) -> None:
         fill_compile_cache(folder)
     if "quantize" in steps:
         peer_files.quantize(folder, making)
+    if "judge" in steps:
+        judge(folder, making)
     if "time" not in steps:
         return
     for threads in options.threads:

@@ -91,18 +91,21 @@ def test_rows_are_sorted_by_latency_and_say_which_peer_is_the_best() -> None:
         row("a", "float", 12.0, 1.2),
         row("a", "NNCF", 10.0, None, exact=False),
     )
-    first = lines.index("| NNCF, clips | openvino | 10.0 | best peer | 50 % |")
+    first = lines.index("| NNCF | openvino, clips | 10.0 | best peer | 50 % | – |")
     assert lines[first + 1].startswith("| float | openvino | 12.0 | 1.20 (1.19 to")
 
 
-def test_a_clipping_file_of_our_own_counts_only_where_no_other_is_exact() -> None:
-    rows = [
-        row("a", "NNCF", 10.0, None),
+def test_files_of_our_own_count_where_they_are_exact_and_pass_the_gate() -> None:
+    lines = lines_of(
+        row("a", "NNCF", 10.0, None, same=97.25),
+        row("a", "repzoo INT8", 7.0, 0.7, same=65.2, refused=True),
         row("a", "repzoo INT8", 8.0, 0.8, exact=False),
+        row("a", "repzoo INT8", 9.0, 0.9, same=100.0, refused=False),
         row("a", "repzoo float", 12.0, 1.2),
-    ]
-    assert any(line.startswith("| a | 1, 1 | 1.20") for line in lines_of(*rows))
-    assert any(line.startswith("| a | 1, 1 | 0.80") for line in lines_of(*rows[:2]))
+    )
+    assert any(line.startswith("| a | 1, 1 | 0.90") for line in lines)
+    shown = [line.split(" | ")[-1] for line in lines if "50 %" in line]
+    assert shown == ["✗ 65 |", "– |", "100 |", "97.2 |", "– |"]
 
 
 def test_the_newest_run_of_each_host_and_setting_is_shown() -> None:
@@ -136,8 +139,18 @@ def test_what_was_not_timed_is_said_with_the_reason() -> None:
 def test_the_table_has_at_most_80_columns(tmp_path: Path) -> None:
     longest = {"name": "onnxruntime", "session": "exact"}
     rows = [
-        row("mobilenetv4_conv_small", "repzoo INT8", 12.3, 1.02, exact=False),
-        row("mobilenetv4_conv_small", "repzoo float", 12.3, 10.02, engine=longest),
+        row(
+            "mobilenetv4_conv_small", "repzoo INT8", 12.3, 1.02, exact=False, same=99.5
+        ),
+        row("mobilenetv4_conv_small", "repzoo INT8", 9.9, 1.02, same=9.5, refused=True),
+        row(
+            "mobilenetv4_conv_small",
+            "repzoo float",
+            12.3,
+            1.02,
+            engine=longest,
+            same=100.0,
+        ),
         row("mobilenetv4_conv_small", "ORT static", 12.3, 1.02, engine=longest),
         row(
             "mobilenetv4_conv_small", "timm", 1.0, None, latency=None, reason="x " * 90
@@ -153,4 +166,4 @@ def test_the_table_has_at_most_80_columns(tmp_path: Path) -> None:
 def test_names_cannot_break_the_table() -> None:
     lines = lines_of(row("a|b", "NNCF|x", 10.0, None, engine={"name": "c|d"}))
     rows = [line for line in lines if line.startswith("|") and "50 %" in line]
-    assert rows == [r"| NNCF\|x | c\|d | 10.0 | best peer | 50 % |"]
+    assert rows == [r"| NNCF\|x | c\|d | 10.0 | best peer | 50 % | – |"]

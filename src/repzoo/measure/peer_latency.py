@@ -22,6 +22,9 @@ class PeerLatency:
                  peak is not known
     ratio        latency over that of the fastest peer; None for that peer itself
     exact_ratio  the same, over the fastest of the exact peers
+    drop         points of Top-1 that an INT8 file loses on its engine; None for float
+    same         percent of predictions that it leaves as float has them
+    refused      whether repzoo's gate would refuse the INT8 file
     """
 
     setting: Setting = field(metadata=inline())
@@ -34,3 +37,6 @@ class PeerLatency:
     peak_share: float | None = None
     ratio: LatencyRatio | None = None
     exact_ratio: LatencyRatio | None = None
+    drop: float | None = None
+    same: float | None = None
+    refused: bool | None = None

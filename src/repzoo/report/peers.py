@@ -28,12 +28,13 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "engine": "Engine",
         "ms": "ms",
         "ratio": "÷ best peer",
-        "peak": "Of peak",
+        "peak": "Peak",
+        "same": "Same",
         "model": "Model",
         "setting": "Threads, batch",
         "own": "repzoo ÷ best peer",
         "own_exact": "÷ best exact peer",
-        "clips": ", clips",
+        "clips": "clips",
         "best": "best peer",
         "mean": "geometric mean",
         "with": "with VNNI",
@@ -48,11 +49,12 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "ms": "毫秒",
         "ratio": "÷ 最快同类",
         "peak": "占峰值",
+        "same": "不变",
         "model": "模型",
         "setting": "线程, 批",
         "own": "repzoo ÷ 最快同类",
         "own_exact": "÷ 最快精确同类",
-        "clips": "，截断",
+        "clips": "截断",
         "best": "最快同类",
         "mean": "几何平均",
         "with": "有 VNNI",
@@ -80,10 +82,12 @@ class Run:
         return sorted(filter(_is_timed, self.rows), key=p50_ms)
 
     def own_best(self) -> Row | None:
-        """repzoo's fastest row, an exact one where there is one; None where none was timed."""
-        own = [row for row in self.timed() if row.values.own]
-        exact = [row for row in own if row.values.exact]
-        return next(iter(exact or own), None)
+        """repzoo's fastest row that is exact and not refused by its gate; None without one."""
+        for row in self.timed():
+            values = row.values
+            if values.own and values.exact and not values.refused:
+                return row
+        return None
 
 
 def table(records: Sequence[Record[Any]], language: str) -> list[str]:
@@ -198,17 +202,19 @@ def _threads_and_batch(setting: Setting) -> str:
 
 
 def _row_by_row(run: Run, words: Mapping[str, str], language: str) -> list[str]:
-    headings = [words[name] for name in ("contender", "engine", "ms", "ratio", "peak")]
+    columns = ("contender", "engine", "ms", "ratio", "peak", "same")
+    headings = [words[name] for name in columns]
     cells = []
     for row in run.timed():
         share = row.values.peak_share
         cells.append(
             [
-                escape_markdown(row.values.contender) + _clips(row.values, words),
-                _engine(row),
+                escape_markdown(row.values.contender),
+                _engine(row, words),
                 figures.ms(p50_ms(row)),
                 _ratio(row.values.ratio, language, words["best"]),
-                figures.ABSENT if share is None else f"{share:.0%}".replace("%", " %"),
+                figures.ABSENT if share is None else f"{100 * share:.0f} %",
+                _same(row.values),
             ]
         )
     lines = [f"**{escape_markdown(run.model)}**", ""]
@@ -219,13 +225,22 @@ def _row_by_row(run: Run, words: Mapping[str, str], language: str) -> list[str]:
     return lines
 
 
-def _clips(values: PeerLatency, words: Mapping[str, str]) -> str:
-    return "" if values.exact else words["clips"]
+def _same(values: PeerLatency) -> str:
+    """Percent of unchanged predictions, with a cross where the gate would refuse the file."""
+    if values.same is None:
+        return figures.ABSENT
+    if values.refused:
+        return f"✗ {values.same:.0f}"
+    # Four characters at most, for the width of the table.
+    return "100" if values.same == 100 else f"{values.same:.1f}"
 
 
-def _engine(row: Row) -> str:
-    session = row.engine.get("session")
+def _engine(row: Row, words: Mapping[str, str]) -> str:
+    """The engine, and whether its session is exact or clips where both are known here."""
     name = str(row.engine.get("name", ""))
+    session = row.engine.get("session")
+    if not row.values.exact:
+        session = words["clips"]
     return escape_markdown(f"{name}, {session}" if session else name)
 
 
@@ -241,6 +256,6 @@ def _ratio(
 
 
 def _left_out(row: Row, words: Mapping[str, str]) -> list[str]:
-    name = f"{escape_markdown(row.values.contender)}, {_engine(row)}"
+    name = f"{escape_markdown(row.values.contender)}, {_engine(row, words)}"
     text = f"{words['left_out']} {name}: {escape_markdown(row.values.reason)}"
     return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
