@@ -9,6 +9,9 @@ bursts the fastest counts, because an interruption only lengthens one.
 - *MACs per cycle*: independent VPDPBUSD (VNNI, four 8-bit products in each 32-bit lane) where the
   host has it, else independent fused multiply-adds (FMA) in float32, in the widest registers.
 
+The clock of a shared host changes while a benchmark runs. So the second loop is also an engine,
+`PeakEngine`, which runs in the same interleaved rounds as what is compared with the peak.
+
 The loops are machine code in memory of this process, because no compiler may be there. Only x86-64
 has them; elsewhere nothing is known of the peak.
 
@@ -23,8 +26,15 @@ import platform
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import onnx
+
+from repzoo.artifact import Artifact
+from repzoo.engines import Array
 from repzoo.measure.host import host
+from repzoo.measure.latency_case import Case
 from repzoo.quant.network.host_arithmetic import EXACT_FLAGS
 
 ADDS = 64  # in one turn of the loop
@@ -32,6 +42,8 @@ ACCUMULATORS = 12  # independent sums: more than latency x units of any processo
 BURST_SECONDS = 0.002
 BURSTS = 40
 FIRST_TURNS = 1000
+CALL_SECONDS = 0.001  # of one call of PeakEngine
+NOTHING = np.zeros(0, np.float32)
 
 ADD = bytes.fromhex("4801d0")  # add rax, rdx
 CLEAR = bytes.fromhex("c5fc77")  # vzeroall
@@ -78,6 +90,11 @@ class Multiplier:
     opcode: int
     macs: int
 
+    @property
+    def macs_of_turn(self) -> int:
+        """Of one turn of the loop over `code`."""
+        return ACCUMULATORS * self.macs
+
     def code(self) -> bytes:
         """One instruction for each accumulator."""
         encoded = bytearray()
@@ -101,19 +118,25 @@ def multiplier(flags: Collection[str]) -> Multiplier | None:
     return None
 
 
+def known_multiplier() -> Multiplier | None:
+    """The multiplier of this host; None where it is not known, or its loop cannot run."""
+    # Windows wants some of the registers preserved.
+    if platform.machine() != "x86_64" or platform.system() == "Windows":
+        return None
+    return multiplier(host()["int8"])
+
+
 def measure() -> Peak | None:
     """The peak of one core; None where it is not known how to measure it."""
-    widest = multiplier(host()["int8"])
-    # Windows wants some of the registers preserved.
-    is_known = platform.machine() == "x86_64" and platform.system() != "Windows"
-    if widest is None or not is_known:
+    widest = known_multiplier()
+    if widest is None:
         return None
     try:
-        clock = ADDS * _turns_per_second(b"", ADD * ADDS)
-        turns = _turns_per_second(CLEAR, widest.code())
+        clock = ADDS * Loop(b"", ADD * ADDS).turns_per_second()
+        turns = Loop(CLEAR, widest.code()).turns_per_second()
     except OSError:  # a system that lets no process write code for itself
         return None
-    macs_per_second = turns * ACCUMULATORS * widest.macs
+    macs_per_second = turns * widest.macs_of_turn
     return Peak(clock / 1e9, macs_per_second / clock, widest.name)
 
 
@@ -129,23 +152,91 @@ def loop(before: bytes, body: bytes) -> bytes:
     return before + body + END_OF_TURN + distance + before + RETURN
 
 
-def _turns_per_second(before: bytes, body: bytes) -> float:
-    """The most turns a second of the loop over `body`."""
-    code = loop(before, body)
-    with mmap.mmap(
-        -1, len(code), prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
-    ) as memory:
-        memory.write(code)
-        address = ctypes.c_char.from_buffer(memory)
-        run = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(ctypes.addressof(address))
-        seconds = _seconds_of(run, FIRST_TURNS)
-        turns = max(FIRST_TURNS, round(FIRST_TURNS * BURST_SECONDS / seconds))
-        fastest = min(_seconds_of(run, turns) for _ in range(BURSTS))
-        del address, run  # the memory cannot be unmapped while something points to it
-    return turns / fastest
+class Loop:
+    """A loop in machine code, in memory of its own.
+
+    Raises:
+        OSError: the system lets no process write code for itself.
+    """
+
+    def __init__(self, before: bytes, body: bytes) -> None:
+        """`body` is repeated, `before` is not."""
+        code = loop(before, body)
+        access = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+        self._memory = mmap.mmap(-1, len(code), prot=access)
+        self._memory.write(code)
+        # It keeps the memory mapped.
+        self._start = ctypes.c_char.from_buffer(self._memory)
+        function = ctypes.CFUNCTYPE(None, ctypes.c_uint64)
+        self.run = function(ctypes.addressof(self._start))
+
+    def seconds(self, turns: int) -> float:
+        """How long `turns` of the loop take."""
+        began = time.perf_counter_ns()
+        self.run(turns)
+        return (time.perf_counter_ns() - began) / 1e9
+
+    def turns_per_second(self) -> float:
+        """The most of many bursts."""
+        turns = self.turns_in(BURST_SECONDS)
+        fastest = min(self.seconds(turns) for _ in range(BURSTS))
+        return turns / fastest
+
+    def turns_in(self, seconds: float) -> int:
+        """About how many turns take `seconds`."""
+        return max(
+            FIRST_TURNS, round(FIRST_TURNS * seconds / self.seconds(FIRST_TURNS))
+        )
 
 
-def _seconds_of(run: ctypes._CFuncPtr, turns: int) -> float:
-    began = time.perf_counter_ns()
-    run(turns)
-    return (time.perf_counter_ns() - began) / 1e9
+class PeakEngine:
+    """The peak of one core as an engine, whatever model it is asked to open.
+
+    Every call runs the same number of MACs, `macs`.
+
+    Raises:
+        OSError: as `Loop`.
+    """
+
+    name = "peak"
+
+    def __init__(self, widest: Multiplier) -> None:
+        self._loop = Loop(CLEAR, widest.code())
+        self._turns = self._loop.turns_in(CALL_SECONDS)
+        self.macs = self._turns * widest.macs_of_turn
+
+    def version(self) -> str:
+        """None that matters."""
+        return ""
+
+    def open(
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
+    ) -> PeakEngine:
+        """See `engines.Engine.open`."""
+        return self
+
+    def run(self, inputs: Any) -> Array:
+        """See `engines.Session.run`; it computes nothing."""
+        self._loop.run(self._turns)
+        return NOTHING
+
+    def run_all(self, inputs: Any) -> list[Array]:
+        """See `engines.Session.run_all`."""
+        return [self.run(inputs)]
+
+
+def case() -> Case | None:
+    """The peak as a case to time with others; None where it is not known."""
+    widest = known_multiplier()
+    if widest is None:
+        return None
+    try:
+        engine = PeakEngine(widest)
+    except OSError:
+        return None
+    artifact = Artifact(onnx.ModelProto(), engine.name)
+    return Case(artifact=artifact, engine=engine, session=engine, inputs=NOTHING)

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import time
@@ -37,6 +38,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from timm.models import reparameterize_model
@@ -152,6 +154,7 @@ class Entry:
     exact: bool = True
     case: Case | None = None
     reason: str = ""
+    ms: float = math.inf  # see PeerLatency
 
 
 def open_engine(contender: Contender, folder: ModelFolder) -> Engine:
@@ -258,12 +261,19 @@ def time_model(
             if entry.case is case:
                 entry.case, entry.reason = None, str(error)
 
-    limit = peak.measure()
+    limit = peak.case()
     cases = [entry.case for entry in entries if entry.case]
     if not cases:
         raise InputError(f"nothing of {folder.name} can be timed: {entries[-1].reason}")
     began = time.perf_counter()
-    latency.run(cases, options.seconds, openings=options.openings, on_error=leave_out)
+    beside = [limit] if limit else []
+    latency.run(
+        [*cases, *beside],
+        options.seconds,
+        openings=options.openings,
+        on_error=leave_out,
+    )
+    set_comparable(entries)
     print(f"{folder.name}: timed in {time.perf_counter() - began:.0f} s", flush=True)
     macs = count(folder.read(FLOAT)).macs
     data = {
@@ -283,13 +293,14 @@ def rows_of(
     entries: Sequence[Entry],
     setting: Setting,
     macs: int,
-    limit: peak.Peak | None,
+    limit: Case | None,
     data: dict[str, Any],
 ) -> list[Record[PeerLatency]]:
     """The Records of one run.
 
-    limit  the peak of one core; None where it is not known
+    limit  the peak, timed in the same rounds; None where it is not known
     """
+    facts_of_host = {**host(), **host_facts()}
     job = uuid.uuid4().hex[:12]
     best = fastest([entry for entry in entries if not entry.contender.own])
     exact = fastest(
@@ -314,7 +325,7 @@ def rows_of(
             values,
             facts,
             data,
-            host={**host(), **host_facts(limit)},
+            host=facts_of_host,
             job=job,
         )
         rows.append(with_times(row, entry, (best, exact), limit))
@@ -325,7 +336,7 @@ def with_times(
     row: Record[PeerLatency],
     entry: Entry,
     compared: tuple[Case | None, Case | None],
-    limit: peak.Peak | None,
+    limit: Case | None,
 ) -> Record[PeerLatency]:
     """`row` with what was timed.
 
@@ -339,7 +350,8 @@ def with_times(
     values = replace(
         row.values,
         latency=timed.values,
-        peak_share=peak_share(row.values, timed.values.p50_ms, limit),
+        ms=entry.ms,
+        peak_share=peak_share(row.values, case, limit),
         ratio=ratio_to(case, best),
         exact_ratio=ratio_to(case, exact),
     )
@@ -359,10 +371,31 @@ def name_of(entries: Sequence[Entry]) -> str:
     return next(entry.case.artifact.name for entry in entries if entry.case)
 
 
+def set_comparable(entries: Sequence[Entry]) -> None:
+    """Set `ms` of all that were timed."""
+    timed = [entry for entry in entries if entry.case]
+    medians = [entry.case.medians_us() for entry in timed if entry.case]
+    for entry, ms in zip(timed, comparable_ms(medians), strict=True):
+        entry.ms = ms
+
+
+def comparable_ms(medians_us: Sequence[Sequence[float]]) -> list[float]:
+    """The latency of each case without the host's changes of speed; see PeerLatency.
+
+    medians_us  of each case, the median of each round
+    """
+    milliseconds = np.array(medians_us) / 1000
+    slowness = np.exp(np.log(milliseconds).mean(axis=0))
+    relative = np.median(milliseconds / slowness, axis=1)
+    values: list[float] = (relative * np.median(slowness)).tolist()
+    return values
+
+
 def fastest(entries: Sequence[Entry]) -> Case | None:
-    """The case with the lowest median latency; None where none was timed."""
-    cases = [entry.case for entry in entries if entry.case]
-    return min(cases, key=lambda case: case.record().values.p50_ms, default=None)
+    """The case with the lowest latency; None where none was timed."""
+    timed = [entry for entry in entries if entry.case]
+    best = min(timed, key=lambda entry: entry.ms, default=None)
+    return best.case if best else None
 
 
 def ratio_to(case: Case, other: Case | None) -> LatencyRatio | None:
@@ -372,22 +405,23 @@ def ratio_to(case: Case, other: Case | None) -> LatencyRatio | None:
     return latency.ratio(case, other).values
 
 
-def peak_share(
-    values: PeerLatency, milliseconds: float, limit: peak.Peak | None
-) -> float | None:
+def peak_share(values: PeerLatency, case: Case, limit: Case | None) -> float | None:
     """MACs a second over the peak of as many cores as threads, 0..1; None without a peak.
 
-    milliseconds  of one call, which computes a whole batch
+    limit  the peak of one core, timed in the same rounds: both have the clock of their round
     """
     if limit is None:
         return None
-    rate = values.macs * values.setting.batch / (milliseconds / 1000)
-    return rate / (limit.macs_per_second * values.setting.threads)
+    macs = values.macs * values.setting.batch / values.setting.threads
+    rates = macs / np.array(case.medians_us())
+    limits = limit.engine.macs / np.array(limit.medians_us())  # type: ignore[attr-defined]
+    return float(np.median(rates / limits))
 
 
-def host_facts(limit: peak.Peak | None) -> dict[str, Any]:
+def host_facts() -> dict[str, Any]:
     """The kind of host, and its peak where it is known."""
     facts: dict[str, Any] = {"vnni": peak.has_vnni()}
+    limit = peak.measure()
     if limit is not None:
         facts["clock_ghz"] = round(limit.clock_ghz, 3)
         facts["macs_per_cycle"] = round(limit.macs_per_cycle, 2)

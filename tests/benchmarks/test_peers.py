@@ -34,14 +34,29 @@ def case(microseconds: list[float]) -> latency.Case:
     return timed
 
 
-def test_the_share_of_the_peak() -> None:
-    limit = peak.Peak(clock_ghz=2.0, macs_per_cycle=16.0, instruction="FMA")
+def test_the_share_of_the_peak_is_taken_within_each_round() -> None:
     values = PeerLatency(
-        setting=Setting(threads=2, batch=8), contender="x", own=False, macs=10**9
+        setting=Setting(threads=2, batch=8), contender="x", own=False, macs=10**6
     )
-    # 8e9 MACs in 0.5 s, of 2 cores * 2e9 cycles * 16.
-    assert peers.peak_share(values, 500.0, limit) == pytest.approx(0.25)
-    assert peers.peak_share(values, 500.0, None) is None
+    limit = peak.case()
+    if limit is None:
+        pytest.skip("the peak of this host is not known")
+    macs = limit.engine.macs  # type: ignore[attr-defined]
+    # The host halves its clock in the second round.
+    limit.rounds_us = [np.array([1.0]), np.array([2.0]), np.array([1.0])]
+    timed = case([100.0, 200.0, 100.0])
+    expected = 8 * 10**6 / 100 / 2 / macs
+    assert peers.peak_share(values, timed, limit) == pytest.approx(expected)
+    assert peers.peak_share(values, timed, None) is None
+
+
+def test_a_change_of_clock_does_not_change_the_order() -> None:
+    # The second case is always 10 % slower, but was lucky in one more round.
+    first = [10_000.0, 10_000.0, 20_000.0, 20_000.0, 20_000.0]
+    second = [11_000.0, 11_000.0, 22_000.0, 22_000.0, 22_000.0]
+    second[2] = 11_000.0
+    one, other = peers.comparable_ms([first, second])
+    assert other / one == pytest.approx(1.1)
 
 
 def test_rows_of_a_run_compare_with_the_fastest_peer_and_the_fastest_exact_one() -> (
@@ -58,6 +73,7 @@ def test_rows_of_a_run_compare_with_the_fastest_peer_and_the_fastest_exact_one()
         entry("own", True, True, 150.0),
         left_out,
     ]
+    peers.set_comparable(entries)
     rows = peers.rows_of(entries, Setting(), 1000, None, {"images": "some"})
     clipping, exact, own, gone = (row.values for row in rows)
     assert clipping.ratio is None
@@ -140,6 +156,15 @@ def test_machine_code_of_the_loops() -> None:
     # Two bytes of body, then `dec rdi; jnz` back over both: 2 + 3 + 6 bytes.
     loop = peak.loop(b"", b"\x90\x90")
     assert loop == bytes.fromhex("909048ffcf0f85f5ffffffc3")
+
+
+def test_the_loop_of_the_peak_is_an_engine() -> None:
+    limit = peak.case()
+    if limit is None:
+        pytest.skip("the peak of this host is not known")
+    latency.run([limit], 0.01, rounds=2)
+    assert min(limit.medians_us()) > 0
+    assert limit.engine.macs > 0  # type: ignore[attr-defined]
 
 
 def test_the_peak_of_this_host_is_measured_or_unknown() -> None:

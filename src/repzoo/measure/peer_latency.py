@@ -18,6 +18,9 @@ class PeerLatency:
     reason       why there is no latency; empty where there is one
     macs         multiply-accumulates of one image, the same for all contenders
     latency      None where there is a `reason`
+    ms           the latency to compare: median over the rounds, each divided by how slow the host
+                 was in it (the geometric mean of all contenders), times its median. On a shared
+                 host whose clock changes, percentiles of all calls are of different clocks
     peak_share   MACs a second over the peak of as many cores as threads, 0..1; None where the
                  peak is not known
     ratio        latency over that of the fastest peer; None for that peer itself
@@ -34,6 +37,7 @@ class PeerLatency:
     reason: str = ""
     macs: int
     latency: Latency | None = None
+    ms: float | None = None
     peak_share: float | None = None
     ratio: LatencyRatio | None = None
     exact_ratio: LatencyRatio | None = None

@@ -79,7 +79,7 @@ class Run:
 
     def timed(self) -> list[Row]:
         """The rows with a latency, the fastest first."""
-        return sorted(filter(_is_timed, self.rows), key=p50_ms)
+        return sorted(filter(_is_timed, self.rows), key=latency_ms)
 
     def own_best(self) -> Row | None:
         """repzoo's fastest row that is exact and not refused by its gate; None without one."""
@@ -134,10 +134,10 @@ def newest_runs(rows: Sequence[Row]) -> list[Run]:
     return list(runs.values())
 
 
-def p50_ms(row: Row) -> float:
-    """The median latency of a row that has one."""
-    assert row.values.latency
-    return row.values.latency.p50_ms
+def latency_ms(row: Row) -> float:
+    """The latency to compare, of a row that has one."""
+    assert row.values.ms is not None
+    return row.values.ms
 
 
 def geometric_mean(ratios: Sequence[LatencyRatio | None]) -> float | None:
@@ -147,7 +147,7 @@ def geometric_mean(ratios: Sequence[LatencyRatio | None]) -> float | None:
 
 
 def _is_timed(row: Row) -> bool:
-    return row.values.latency is not None
+    return row.values.ms is not None
 
 
 def _host_of(row: Row) -> Host:
@@ -211,7 +211,7 @@ def _row_by_row(run: Run, words: Mapping[str, str], language: str) -> list[str]:
             [
                 escape_markdown(row.values.contender),
                 _engine(row, words),
-                figures.ms(p50_ms(row)),
+                figures.ms(latency_ms(row)),
                 _ratio(row.values.ratio, language, words["best"]),
                 figures.ABSENT if share is None else f"{100 * share:.0f} %",
                 _same(row.values),
