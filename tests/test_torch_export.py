@@ -51,7 +51,7 @@ def test_the_file_says_what_the_module_says(tmp_path: Path) -> None:
     [
         ({"labels": ["cat"]}, "1 labels were given for a model with 3 outputs"),
         ({"size": 2}, "torch cannot export Sequential on an input of 1x3x2x2"),
-        ({"sizes": 16}, "unknown preprocess field 'sizes'"),
+        ({"sizes": 16}, "no setting of Preprocess is called 'sizes'"),
         ({"input": "uint8"}, "use repzoo.embed_input"),
     ],
 )
