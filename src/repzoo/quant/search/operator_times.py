@@ -38,7 +38,8 @@ def operator_times(
 def _listed(form: str, operators: list[ExecutedOperator]) -> list[OperatorTime]:
     conversions = [item for item in operators if item.is_conversion]
     others = [item for item in operators if not item.is_conversion]
-    total = sum(item.microseconds for item in operators)
+    # never 0: a runtime may count whole microseconds, and a small model may take none
+    total = max(1.0, sum(item.microseconds for item in operators))
     times: list[OperatorTime] = []
     for group, is_conversion in ((others, False), (conversions, True)):
         for kind, microseconds in time_by_kind(group).items():
