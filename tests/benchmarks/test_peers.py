@@ -41,7 +41,7 @@ def test_the_share_of_the_peak_is_taken_within_each_round() -> None:
     limit = peak.case()
     if limit is None:
         pytest.skip("the peak of this host is not known")
-    macs = limit.engine.macs  # type: ignore[attr-defined]
+    macs = limit.engine.macs
     # The host halves its clock in the second round.
     limit.rounds_us = [np.array([1.0]), np.array([2.0]), np.array([1.0])]
     timed = case([100.0, 200.0, 100.0])
@@ -164,7 +164,7 @@ def test_the_loop_of_the_peak_is_an_engine() -> None:
         pytest.skip("the peak of this host is not known")
     latency.run([limit], 0.01, rounds=2)
     assert min(limit.medians_us()) > 0
-    assert limit.engine.macs > 0  # type: ignore[attr-defined]
+    assert limit.engine.macs > 0
 
 
 def test_the_peak_of_this_host_is_measured_or_unknown() -> None:
