@@ -153,9 +153,8 @@ class NodeCosts:
         for name in nodes:
             if name in self._units:
                 return name
-        for name in self._before(nodes[0]) if nodes else ():
-            return name
-        return ""
+        before = self._before(nodes[0]) if nodes else []
+        return before[0] if before else ""
 
     def _before(self, name: str) -> list[str]:
         """The nearest nodes of the space behind which `name` is computed, the nearest first."""

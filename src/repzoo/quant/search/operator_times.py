@@ -25,9 +25,8 @@ def operator_times(
         return None
     times: list[OperatorTime] = []
     for form, artifact in (("float", float_model), ("int8", int8_model)):
-        shape = (1, *float_model.require_preprocess().input_shape)
-        inputs = latency.random_input(artifact.model, shape, seed=0)
         try:
+            inputs = latency.inputs_for(artifact)
             operators = profile(artifact.model, inputs, RUNS)
         except InputError:
             return None  # a report is worth having without it

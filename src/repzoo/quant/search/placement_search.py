@@ -22,6 +22,7 @@ for all placements, and ranges are min-max here.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ import onnx
 
 from repzoo.artifact import Artifact
 from repzoo.engines.executed import ExecutedOperator
+from repzoo.errors import InputError
 from repzoo.graph.tools.skeleton import initializer_bytes
 from repzoo.measure import latency
 from repzoo.measure.results import LatencyRatio, PlacementTrial
@@ -134,7 +136,7 @@ class PlacementRace:
     def profile(self, placement: Placement | None) -> list[ExecutedOperator] | None:
         """What the engine executes for `placement` (None: for the float model).
 
-        None where the engine has no profiles.
+        None where the engine has no profiles, or cannot profile this model.
         """
         profile = getattr(self._gate.engine, "profile", None)
         if profile is None:
@@ -142,10 +144,10 @@ class PlacementRace:
         model = self._model
         if placement is not None:
             model = self._write_all([placement])[0].model
-        shape = (1, *self._gate.artifact.require_preprocess().input_shape)
-        inputs = latency.random_input(model, shape, seed=0)
-        operators: list[ExecutedOperator] = profile(model, inputs, PROFILED_RUNS)
-        return operators
+        inputs = latency.inputs_for(self._gate.artifact)
+        with contextlib.suppress(InputError):
+            return list(profile(model, inputs, PROFILED_RUNS))
+        return None
 
     def ratios_to_float(
         self, placements: Sequence[Placement], seconds: float
@@ -246,9 +248,8 @@ def choose_starts(
 ) -> tuple[list[Placement], list[Placement]]:
     """(the placements to time, those that are not worth it, the cheapest first).
 
-    Without profiles, all of `starts` are timed. With them, the first of `starts` is, and of the
-    others and those that are cheapest by profile as many as are cheap: opening a session takes
-    longer than timing it.
+    Without profiles, all of `starts` are timed. With them, the first is, and the cheapest of all
+    others: opening a session takes longer than timing it.
     """
     costs = profile_costs(race, starts)
     if costs is None:
@@ -271,8 +272,7 @@ def profile_costs(race: PlacementRace, starts: Sequence[Placement]) -> NodeCosts
     # From most to least in INT8: they differ in their conversions.
     positions = np.linspace(0, len(starts) - 1, PROFILED_STARTS).round()
     for position in dict.fromkeys(positions.astype(int).tolist()):
-        start = starts[position]
-        costs.add(start, race.profile(start) or ())
+        _add_profile(race, costs, starts[position])
     return costs
 
 
@@ -296,8 +296,15 @@ def cheapest_by_profile(
             name = f"cheapest by profile, conversions x {factor:g}"
             cheapest[nodes] = race.space.placement(name, nodes)
             if factors == (1.0,):
-                costs.add(cheapest[nodes], race.profile(cheapest[nodes]) or ())
+                _add_profile(race, costs, cheapest[nodes])
     return list(cheapest.values())
+
+
+def _add_profile(race: PlacementRace, costs: NodeCosts, placement: Placement) -> None:
+    """Add what the engine executes for `placement`, if it can tell."""
+    operators = race.profile(placement)
+    if operators is not None:
+        costs.add(placement, operators)
 
 
 def _nearly_as_fast(
